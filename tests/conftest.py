@@ -1,0 +1,45 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Every test starts from the same known state and leaves none behind."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+import pyro
+import pytest
+import torch
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs an accelerator where there is none."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="no accelerator"))
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """A seed that depends on the test's name only, so that runs repeat and order does not matter."""
+    return zlib.crc32(request.node.nodeid.split("/")[-1].encode()) % 2**31
+
+
+@pytest.fixture(autouse=True)
+def clean_state(seed: int) -> Iterator[None]:
+    """Seed all generators, compute in float64, and put back what a test may have changed."""
+    default_dtype = torch.get_default_dtype()
+    pyro_validation = pyro.settings.get("validate_poutine")
+    dist_validation = torch.distributions.Distribution._validate_args
+    torch.set_default_dtype(torch.float64)
+    pyro.clear_param_store()
+    pyro.set_rng_seed(seed)
+    np.random.seed(seed)
+    yield
+    pyro.clear_param_store()
+    torch.set_default_dtype(default_dtype)
+    pyro.settings.set(validate_poutine=pyro_validation)
+    torch.distributions.Distribution.set_default_validate_args(dist_validation)
