@@ -1,2 +1,36 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
+"""Everything that is a Pyro TransformModule: the hierarchical flow and its parts."""
+
+from pyro_neuralrg.transforms.base import LatticeTransform
+from pyro_neuralrg.transforms.bijectors import (
+    BIJECTORS,
+    Bijector,
+    BlockFactory,
+    LayerFactory,
+    Neighbour,
+    Place,
+    RealNVP,
+)
+from pyro_neuralrg.transforms.coupling import AffineCouplings, neighbour_coupling, realnvp_block
+from pyro_neuralrg.transforms.fourier import FourierLayer
+from pyro_neuralrg.transforms.hierarchical import HierarchicalFlow, hierarchical_flow
+from pyro_neuralrg.transforms.monotone import MonotoneMap
+
+__all__ = [
+    "BIJECTORS",
+    "AffineCouplings",
+    "Bijector",
+    "BlockFactory",
+    "FourierLayer",
+    "HierarchicalFlow",
+    "LatticeTransform",
+    "LayerFactory",
+    "MonotoneMap",
+    "Neighbour",
+    "Place",
+    "RealNVP",
+    "hierarchical_flow",
+    "neighbour_coupling",
+    "realnvp_block",
+]

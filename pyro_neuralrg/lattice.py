@@ -1,0 +1,299 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Lattice shapes, block partitions and circuits, as data.
+
+A *circuit* is a list of layers, finest first. A *layer* covers the lattice of one scale with blocks of neighbouring sites; sites
+that find no partner along an axis form thinner blocks there, and single sites pass on untouched. Nothing here
+touches a tensor: :mod:`pyro_neuralrg.transforms.partition` turns these data into reshapes and rolls.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import operator
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+__all__ = [
+    "BOUNDARIES",
+    "CIRCUITS",
+    "Circuit",
+    "Layer",
+    "Region",
+    "Segment",
+    "check_boundary",
+    "check_shape",
+    "make_circuit",
+]
+
+CIRCUITS = ("mera", "tree", "brickwork")
+BOUNDARIES = ("periodic", "open")
+MAX_DIM = 3
+
+
+def check_shape(shape: Iterable[int]) -> tuple[int, ...]:
+    """Return ``shape`` as a tuple of one to three positive integers.
+
+    Raises:
+        TypeError: if ``shape`` is not a sequence of integers.
+        ValueError: if it is empty, has more than three sides, or a side below one.
+
+    Example:
+        >>> check_shape([8, 5])
+        (8, 5)
+    """
+    accepted = f"accepted: one to {MAX_DIM} integers >= 1, such as (16, 16)"
+    if isinstance(shape, str):
+        raise TypeError(f"shape must be a sequence of integers, not {shape!r}; {accepted}")
+    try:
+        sides = tuple(operator.index(side) for side in shape)
+    except TypeError:
+        raise TypeError(
+            f"shape must be a sequence of integers, not {shape!r}; {accepted}"
+        ) from None
+    if any(isinstance(side, bool) for side in shape):
+        raise TypeError(f"shape must be a sequence of integers, not {shape!r}; {accepted}")
+    if not 1 <= len(sides) <= MAX_DIM or min(sides) < 1:
+        raise ValueError(f"shape is {sides}; {accepted}")
+    return sides
+
+
+def check_boundary(boundary: str) -> str:
+    """Return ``boundary`` if it is "periodic" or "open", else raise a ValueError.
+
+    Example:
+        >>> check_boundary("open")
+        'open'
+    """
+    if boundary not in BOUNDARIES:
+        raise ValueError(f"boundary is {boundary!r}; accepted: {', '.join(BOUNDARIES)}")
+    return boundary
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of one axis: ``count`` blocks of ``block`` sites each, beginning at site ``start``."""
+
+    start: int
+    count: int
+    block: int
+
+    @property
+    def stop(self) -> int:
+        """The first site behind the segment."""
+        return self.start + self.count * self.block
+
+
+@dataclass(frozen=True)
+class Region:
+    """A rectangle of equal blocks: one segment per axis.
+
+    Attributes:
+        segments: the stretch of each axis, length d.
+    """
+
+    segments: tuple[Segment, ...]
+
+    @property
+    def count(self) -> tuple[int, ...]:
+        """Number of blocks along each axis."""
+        return tuple(segment.count for segment in self.segments)
+
+    @property
+    def block(self) -> tuple[int, ...]:
+        """Number of sites of one block along each axis."""
+        return tuple(segment.block for segment in self.segments)
+
+    @property
+    def size(self) -> int:
+        """Number of sites of one block."""
+        return math.prod(self.block)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of blocks on the lattice of one scale.
+
+    Attributes:
+        kind: "decimator" (the first site of each block goes on to the next scale) or "disentangler" (all stay).
+        scale: k, 0 is the finest.
+        shape: lattice shape at this scale.
+        shift: how far the lattice is rolled back along each axis before it is cut into blocks (periodic).
+        axes: the segments of each axis, in order, covering it without gaps.
+    """
+
+    kind: str
+    scale: int
+    shape: tuple[int, ...]
+    shift: tuple[int, ...]
+    axes: tuple[tuple[Segment, ...], ...]
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        """All rectangles of equal blocks, last axis fastest."""
+        return tuple(Region(segments) for segments in itertools.product(*self.axes))
+
+    @property
+    def coarse_shape(self) -> tuple[int, ...]:
+        """Number of blocks along each axis: the lattice shape of the next scale behind a decimator."""
+        return tuple(sum(segment.count for segment in axis) for axis in self.axes)
+
+    @property
+    def active_regions(self) -> tuple[Region, ...]:
+        """The regions whose blocks have at least two sites, so that there is something to do."""
+        return tuple(region for region in self.regions if region.size > 1)
+
+
+@dataclass(frozen=True)
+class Circuit:
+    """The arrangement of layers of a hierarchical flow, finest first.
+
+    Attributes:
+        name: "mera", "tree" or "brickwork".
+        shape: lattice shape of the field.
+        block: block side b.
+        boundary: "periodic" or "open".
+        layers: from the finest to the coarsest; renormalization runs through them in this order.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    block: int
+    boundary: str
+    layers: tuple[Layer, ...]
+
+    @property
+    def depth(self) -> int:
+        """Number of scales at which the circuit acts (number of layers for "brickwork")."""
+        if self.name == "brickwork":
+            return len(self.layers)
+        return 1 + max((layer.scale for layer in self.layers), default=-1)
+
+
+def _cut_axis(side: int, block: int, offset: int) -> tuple[Segment, ...]:
+    """Cut an axis into blocks from ``offset`` on; what is left over at either end stays as single sites."""
+    count = (side - offset) // block
+    stop = offset + count * block
+    pieces = (Segment(0, offset, 1), Segment(offset, count, block), Segment(stop, side - stop, 1))
+    return tuple(piece for piece in pieces if piece.count)
+
+
+def _layer(
+    kind: str, scale: int, shape: tuple[int, ...], block: int, shifted: bool, boundary: str
+) -> Layer:
+    """A block layer; a shifted one is displaced by half a block along every axis that has room for it.
+
+    A periodic axis with a single block, shifted, would hold the same sites again, and an open one has no second block:
+    such an axis is left unshifted.
+    """
+    sides = tuple(min(block, side) for side in shape)
+    offsets = tuple(
+        side // 2 if shifted and length > side else 0
+        for side, length in zip(sides, shape, strict=True)
+    )
+    rolled = boundary == "periodic"
+    return Layer(
+        kind=kind,
+        scale=scale,
+        shape=shape,
+        shift=offsets if rolled else (0,) * len(shape),
+        axes=tuple(
+            _cut_axis(length, side, 0 if rolled else offset)
+            for length, side, offset in zip(shape, sides, offsets, strict=True)
+        ),
+    )
+
+
+def _scale_layers(
+    scale: int, shape: tuple[int, ...], block: int, boundary: str, disentangle: bool
+) -> list[Layer]:
+    """The disentangler (where it would not act on the decimator's own blocks again) and the decimator."""
+    decimator = _layer("decimator", scale, shape, block, False, boundary)
+    disentangler = _layer("disentangler", scale, shape, block, True, boundary)
+    redundant = (disentangler.shift, disentangler.axes) == (decimator.shift, decimator.axes)
+    if disentangle and not redundant and disentangler.active_regions:
+        return [disentangler, decimator]
+    return [decimator]
+
+
+def make_circuit(
+    name: str,
+    shape: Iterable[int],
+    *,
+    block: int = 2,
+    depth: int | None = None,
+    boundary: str = "periodic",
+) -> Circuit:
+    """Build a circuit as data (paper Fig. 1; supplement for the brickwork, there called TEBD).
+
+    * ``mera``: a disentangler and a decimator at each scale, until one site is left or ``depth`` scales are done.
+      The disentangler is shifted by half a block along every axis with more than one block. Where no axis is shifted
+      (the top layer of a 2^n lattice) it would act on the decimator's own sites: it is left out there, since a deeper
+      bijector in the decimator does the same. Sites behind a truncated depth remain independent normals.
+    * ``tree``: decimators only.
+    * ``brickwork``: ``depth`` disentanglers on the finest lattice, alternately unshifted and shifted.
+
+    Args:
+        name: one of ``CIRCUITS``.
+        shape: lattice shape, d = 1, 2 or 3 sides >= 1.
+        block: block side b >= 2; an axis shorter than b forms blocks of its own length.
+        depth: number of scales (``mera``, ``tree``; default: all) or of layers (``brickwork``; default: as many as let
+            the light cone of a site span the lattice, at least two).
+        boundary: "periodic" or "open" (an open shifted layer leaves half a block out at the edges).
+
+    Raises:
+        TypeError: if ``shape``, ``block`` or ``depth`` are not integers.
+        ValueError: if a name is unknown or a number out of range.
+
+    Example:
+        >>> [(layer.kind, layer.shape) for layer in make_circuit("mera", (4, 4)).layers]
+        [('disentangler', (4, 4)), ('decimator', (4, 4)), ('decimator', (2, 2))]
+    """
+    sides = check_shape(shape)
+    check_boundary(boundary)
+    if name not in CIRCUITS:
+        raise ValueError(f"circuit is {name!r}; accepted: {', '.join(CIRCUITS)}")
+    block = _check_integer("block", block, 2)
+    depth = None if depth is None else _check_integer("depth", depth, 0)
+    if name == "brickwork":
+        layers = _brickwork_layers(sides, block, depth, boundary)
+    else:
+        layers = _hierarchical_layers(sides, block, depth, boundary, disentangle=name == "mera")
+    return Circuit(name=name, shape=sides, block=block, boundary=boundary, layers=tuple(layers))
+
+
+def _check_integer(argument: str, value: int, least: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(
+            f"{argument} must be an integer >= {least}, not {value!r} of type {type(value).__name__}"
+        ) from None
+    if isinstance(value, bool) or number < least:
+        raise ValueError(f"{argument} is {value!r}; accepted: an integer >= {least}")
+    return number
+
+
+def _hierarchical_layers(
+    shape: tuple[int, ...], block: int, depth: int | None, boundary: str, disentangle: bool
+) -> list[Layer]:
+    layers: list[Layer] = []
+    scale = 0
+    while max(shape) > 1 and (depth is None or scale < depth):
+        layers += _scale_layers(scale, shape, block, boundary, disentangle)
+        shape = layers[-1].coarse_shape
+        scale += 1
+    return layers
+
+
+def _brickwork_layers(
+    shape: tuple[int, ...], block: int, depth: int | None, boundary: str
+) -> list[Layer]:
+    if max(shape) == 1:
+        return []
+    if depth is None:
+        depth = max(2, math.ceil(max(shape) / block))
+    return [
+        _layer("disentangler", 0, shape, block, index % 2 == 1, boundary) for index in range(depth)
+    ]

@@ -1,0 +1,301 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""What acts on the blocks of a layer, as exchangeable factories.
+
+A factory is a frozen dataclass with one method, ``build(place) -> LatticeTransform`` of event shape ``(size, *count)``: all blocks of
+one region of one layer at once. To add one, write the dataclass here, put it into ``BIJECTORS`` and add a line to
+``tests/transforms/registry.py``. A user's own block (any callable ``size -> TransformModule`` of event shape ``(size,)``, such as
+Pyro's ``affine_coupling`` or ``spline_coupling``) or layer (``(size, count) -> TransformModule``) needs no new class.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+from pyro.distributions.torch_transform import TransformModule
+from torch import Tensor, nn
+
+from pyro_neuralrg.transforms.base import LatticeTransform
+from pyro_neuralrg.transforms.coupling import neighbour_coupling, realnvp_block
+
+__all__ = [
+    "BIJECTORS",
+    "Bijector",
+    "BlockFactory",
+    "LayerFactory",
+    "Neighbour",
+    "Place",
+    "RealNVP",
+    "as_bijector",
+]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a bijector is to act.
+
+    Attributes:
+        block: sites of a block along each axis.
+        count: blocks along each axis.
+        odd: the bijector must commute with x -> -x.
+        boundary: "periodic" or "open".
+        per_block: each block has weights of its own.
+    """
+
+    block: tuple[int, ...]
+    count: tuple[int, ...]
+    odd: bool
+    boundary: str
+    per_block: bool
+
+    @property
+    def size(self) -> int:
+        """Number of sites of a block."""
+        return math.prod(self.block)
+
+
+class Bijector(Protocol):
+    """A factory of layer transforms."""
+
+    def build(self, place: Place) -> LatticeTransform:
+        """Return a transform of event shape ``(place.size, *place.count)``."""
+        ...
+
+
+@dataclass(frozen=True)
+class RealNVP:
+    """The paper's block: see :func:`~pyro_neuralrg.transforms.coupling.realnvp_block`."""
+
+    name: ClassVar[str] = "realnvp"
+    layers: int = 10
+    hidden: tuple[int, ...] = (10, 10, 10)
+    activation: str = "elu"
+
+    def build(self, place: Place) -> LatticeTransform:
+        """One Real NVP shared by all blocks, or one for each."""
+
+        def block(size: int) -> TransformModule:
+            return realnvp_block(
+                size,
+                layers=self.layers,
+                hidden=self.hidden,
+                activation=self.activation,
+                odd=place.odd,
+            )
+
+        return _Blockwise(place, block)
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """Couplings that see the neighbouring blocks: see :func:`~pyro_neuralrg.transforms.coupling.neighbour_coupling`."""
+
+    name: ClassVar[str] = "neighbour"
+    layers: int = 8
+    hidden: tuple[int, ...] = (24,)
+
+    def build(self, place: Place) -> LatticeTransform:
+        """Couplings shared by all blocks."""
+        _refuse_per_block(place, self.name)
+        return neighbour_coupling(
+            place.block,
+            place.count,
+            layers=self.layers,
+            hidden=self.hidden,
+            odd=place.odd,
+            boundary=place.boundary,
+        )
+
+
+@dataclass(frozen=True)
+class BlockFactory:
+    """A user's block: ``factory(size)`` returns a TransformModule of event shape ``(size,)``."""
+
+    factory: Callable[[int], TransformModule]
+
+    def build(self, place: Place) -> LatticeTransform:
+        """The block, shared by all blocks of the region or copied for each."""
+        _refuse_odd(place)
+        return _Blockwise(place, self.factory)
+
+
+@dataclass(frozen=True)
+class LayerFactory:
+    """A user's layer: ``factory(size, count)`` returns a TransformModule of event shape ``(size, *count)``."""
+
+    factory: Callable[[int, tuple[int, ...]], TransformModule]
+
+    def build(self, place: Place) -> LatticeTransform:
+        """The layer."""
+        _refuse_per_block(place, "a layer factory")
+        _refuse_odd(place)
+        transform = _check_module(self.factory(place.size, place.count), 1 + len(place.count))
+        return _Foreign((place.size, *place.count), transform)
+
+
+BIJECTORS: dict[str, type[RealNVP] | type[Neighbour]] = {
+    RealNVP.name: RealNVP,
+    Neighbour.name: Neighbour,
+}
+
+
+def as_bijector(bijector: Any) -> Bijector:
+    """Turn a name, a mapping with a name and options, a factory dataclass or a callable ``size -> TransformModule`` into a factory.
+
+    Raises:
+        ValueError: if the name is unknown.
+        TypeError: if it is none of these.
+
+    Example:
+        >>> as_bijector("realnvp")
+        RealNVP(layers=10, hidden=(10, 10, 10), activation='elu')
+    """
+    names = ", ".join(BIJECTORS)
+    if isinstance(bijector, Mapping):
+        options = {k: tuple(v) if isinstance(v, list) else v for k, v in bijector.items()}
+        return _by_name(options.pop("name", None), options)
+    if isinstance(bijector, str):
+        return _by_name(bijector, {})
+    if hasattr(bijector, "build"):
+        return bijector
+    if callable(bijector):
+        return BlockFactory(bijector)
+    raise TypeError(
+        f"bijector is {bijector!r}; accepted: one of {names}, a factory such as RealNVP(layers=4), "
+        "or a callable size -> TransformModule"
+    )
+
+
+def _by_name(name: Any, options: dict[str, Any]) -> Bijector:
+    if name not in BIJECTORS:
+        raise ValueError(f"bijector is {name!r}; accepted: {', '.join(BIJECTORS)}")
+    known = {field.name for field in dataclasses.fields(BIJECTORS[name])}
+    if not set(options) <= known:
+        raise ValueError(
+            f"bijector {name!r} has options {sorted(options)}; accepted: {sorted(known)}"
+        )
+    return BIJECTORS[name](**options)
+
+
+def bijector_config(bijector: Bijector) -> dict[str, Any]:
+    """A factory as JSON data.
+
+    Raises:
+        ValueError: if it is not one of ``BIJECTORS``.
+    """
+    if type(bijector) not in BIJECTORS.values():
+        raise ValueError(
+            f"bijector {bijector!r} cannot be written as JSON; accepted: {', '.join(BIJECTORS)}. "
+            "A flow of your own blocks is saved by its state_dict() and built again by your code"
+        )
+    return {"name": bijector.name, **dataclasses.asdict(bijector)}  # type: ignore[attr-defined,call-overload]
+
+
+def _refuse_per_block(place: Place, what: str) -> None:
+    if place.per_block:
+        raise ValueError(
+            f"weights is 'block', but {what} acts on all blocks of a layer at once; "
+            "accepted: 'scale' or 'shared', or a block bijector such as 'realnvp'"
+        )
+
+
+def _refuse_odd(place: Place) -> None:
+    if place.odd:
+        raise ValueError(
+            "odd is True, but whether your own bijector commutes with x -> -x is not known; "
+            f"accepted: odd=False, or one of {', '.join(BIJECTORS)}. "
+            "SymmetrizedFlow makes the density even for any flow"
+        )
+
+
+def _check_module(transform: Any, event_dim: int) -> TransformModule:
+    if not isinstance(transform, TransformModule):
+        raise TypeError(
+            f"the bijector factory returned {type(transform).__name__}; accepted: a TransformModule"
+        )
+    if transform.domain.event_dim > event_dim:
+        raise ValueError(
+            f"the bijector factory returned a transform of event_dim {transform.domain.event_dim}; "
+            f"accepted: at most {event_dim}"
+        )
+    return transform
+
+
+class _Foreign(LatticeTransform):
+    """Any TransformModule, batch on its left, under our batch-last contract."""
+
+    def __init__(self, event_shape: tuple[int, ...], transform: TransformModule) -> None:
+        super().__init__(event_shape)
+        self.transform = transform
+
+    def generate(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """z to x."""
+        z = h.movedim(-1, 0).contiguous()
+        x = self.transform(z)
+        ladj = self._ladj(z, x)
+        self._drop_cache()
+        return x.movedim(0, -1), ladj
+
+    def renormalize(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """x to z."""
+        x = h.movedim(-1, 0).contiguous()
+        z = self.transform.inv(x)
+        ladj = self._ladj(z, x)
+        self._drop_cache()
+        return z.movedim(0, -1), ladj
+
+    def _ladj(self, z: Tensor, x: Tensor) -> Tensor:
+        ladj = self.transform.log_abs_det_jacobian(z, x)
+        extra = len(self.event_shape) - self.transform.domain.event_dim
+        if ladj.dim() == 1 + extra and extra:  # an elementwise transform: sum what it leaves open
+            ladj = ladj.flatten(1).sum(-1)
+        return ladj.expand(z.shape[:1])  # some of Pyro's return the shape () for a constant
+
+    def _drop_cache(self) -> None:
+        """Forget non-leaf tensors, which would make the flow impossible to copy and stale after a step."""
+        for module in self.transform.modules():
+            for name in module.__dict__:
+                if name == "_cached_x_y":
+                    module.__dict__[name] = (None, None)
+                elif name.startswith("_cached"):
+                    module.__dict__[name] = None
+
+
+class _Blockwise(LatticeTransform):
+    """A block bijector on every block of a region: one for all, or one each."""
+
+    def __init__(self, place: Place, factory: Callable[[int], TransformModule]) -> None:
+        super().__init__((place.size, *place.count))
+        copies = math.prod(place.count) if place.per_block else 1
+        self.blocks = nn.ModuleList(self._adapt(factory(place.size)) for _ in range(copies))
+
+    def _adapt(self, transform: Any) -> LatticeTransform:
+        size = self.event_shape[0]
+        if isinstance(transform, LatticeTransform) and transform.event_shape == (size,):
+            return transform
+        return _Foreign((size,), _check_module(transform, 1))
+
+    def generate(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """z to x."""
+        return self._each(h, "generate")
+
+    def renormalize(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """x to z."""
+        return self._each(h, "renormalize")
+
+    def _each(self, h: Tensor, direction: str) -> tuple[Tensor, Tensor]:
+        size, batch = h.shape[0], h.shape[-1]
+        if len(self.blocks) == 1:
+            out, ladj = getattr(self.blocks[0], direction)(h.reshape(size, -1))
+            return out.reshape(h.shape), ladj.reshape(-1, batch).sum(0)
+        pairs = [
+            getattr(block, direction)(piece)
+            for block, piece in zip(self.blocks, h.reshape(size, -1, batch).unbind(1), strict=True)
+        ]
+        out = torch.stack([piece for piece, _ in pairs], dim=1)
+        return out.reshape(h.shape), torch.stack([ladj for _, ladj in pairs]).sum(0)

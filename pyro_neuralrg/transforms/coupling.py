@@ -1,0 +1,173 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Affine couplings: one half of a block's sites scales and shifts the other."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pyro_neuralrg.transforms.base import LatticeTransform
+from pyro_neuralrg.transforms.networks import ACTIVATIONS, BlockNetwork, NeighbourNetwork
+
+__all__ = ["AffineCouplings", "neighbour_coupling", "realnvp_block"]
+
+Half = tuple[list[int], list[int]]
+
+
+class AffineCouplings(LatticeTransform):
+    r"""A stack of affine couplings on the leading dimension (the sites of a block).
+
+    With u the sites held fixed and v the others, :math:`v' = e^{s(u)} v + t(u)` and
+    :math:`\ln|\det| = \sum s(u)` (Dinh, Sohl-Dickstein & Bengio, "Density estimation using Real NVP", 2017, Eq. 7-8). A network sees and
+    moves only the sites it should: no work is spent on masked entries.
+
+    Args:
+        event_shape: ``(size,)`` for one block, or ``(size, *count)`` for all blocks of a layer.
+        halves: for each coupling the sites held fixed and the sites moved.
+        networks: for each coupling a module of :mod:`pyro_neuralrg.transforms.networks`.
+    """
+
+    def __init__(
+        self, event_shape: tuple[int, ...], halves: Sequence[Half], networks: Sequence[nn.Module]
+    ) -> None:
+        super().__init__(event_shape)
+        self.halves = list(halves)
+        self.networks = nn.ModuleList(networks)
+
+    def generate(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """z to x."""
+        rows = list(h.unbind(0))
+        ladj = h.new_zeros(h.shape[-1])
+        for (fixed, moved), network in zip(self.halves, self.networks, strict=True):
+            shift, log_scale = network(_stack(rows, fixed))
+            _put(rows, moved, torch.addcmul(shift, _stack(rows, moved), log_scale.exp()))
+            ladj = ladj + log_scale.flatten(0, -2).sum(0)
+        return torch.stack(rows), ladj
+
+    def renormalize(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """x to z."""
+        rows = list(h.unbind(0))
+        ladj = h.new_zeros(h.shape[-1])
+        pairs = zip(self.halves, self.networks, strict=True)
+        for (fixed, moved), network in reversed(list(pairs)):
+            shift, log_scale = network(_stack(rows, fixed))
+            _put(rows, moved, (_stack(rows, moved) - shift) * (-log_scale).exp())
+            ladj = ladj + log_scale.flatten(0, -2).sum(0)
+        return torch.stack(rows), ladj
+
+
+def _stack(rows: list[Tensor], sites: list[int]) -> Tensor:
+    return torch.stack([rows[site] for site in sites])
+
+
+def _put(rows: list[Tensor], sites: list[int], values: Tensor) -> None:
+    for site, value in zip(sites, values.unbind(0), strict=True):
+        rows[site] = value
+
+
+def realnvp_block(
+    size: int,
+    *,
+    layers: int = 10,
+    hidden: Sequence[int] = (10, 10, 10),
+    activation: str = "elu",
+    odd: bool = False,
+) -> AffineCouplings:
+    """The paper's block: Real NVP on the sites of one block, event shape ``(size,)`` (paper, supplement).
+
+    The two halves of the checkerboard are moved in turn.
+
+    Args:
+        size: number of sites of the block, at least two.
+        layers: number of couplings (paper: 10).
+        hidden: widths of the hidden layers of the s- and t-networks (paper: 10, 10, 10).
+        activation: one of ``networks.ACTIVATIONS`` (paper: "elu").
+        odd: make the block commute with x -> -x.
+
+    Raises:
+        ValueError: if a number is out of range or the activation is unknown.
+
+    Example:
+        >>> realnvp_block(4)(torch.zeros(7, 4)).shape
+        torch.Size([7, 4])
+    """
+    if size < 2:
+        raise ValueError(f"size is {size}; accepted: a block of at least two sites")
+    _check_network(layers, hidden)
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation is {activation!r}; accepted: {', '.join(ACTIVATIONS)}")
+    # in a block of 2^d sites, row-major, the parity of the set bits is the checkerboard
+    halves = _in_turn([[site.bit_count() % 2 == 0 for site in range(size)]], layers)
+    networks = [BlockNetwork(len(u), len(v), hidden, activation, odd) for u, v in halves]
+    return AffineCouplings((size,), halves, networks)
+
+
+def neighbour_coupling(
+    block: Sequence[int],
+    count: Sequence[int],
+    *,
+    layers: int = 8,
+    hidden: Sequence[int] = (24,),
+    odd: bool = True,
+    boundary: str = "periodic",
+) -> AffineCouplings:
+    """Couplings on all blocks of a layer whose networks see the neighbouring blocks, event shape ``(size, *count)``.
+
+    The halves are the checkerboard, then the rows and columns of the block, each moved in turn.
+
+    Args:
+        block: sites of a block along each axis.
+        count: blocks along each axis.
+        layers: number of couplings.
+        hidden: widths of the hidden layers, at least one.
+        odd: the map commutes with x -> -x.
+        boundary: "periodic" or "open".
+
+    Raises:
+        ValueError: if a number is out of range.
+
+    Example:
+        >>> neighbour_coupling((2, 2), (4, 4))(torch.zeros(7, 4, 4, 4)).shape
+        torch.Size([7, 4, 4, 4])
+    """
+    _check_network(layers, hidden)
+    if not hidden:
+        raise ValueError("hidden is empty; accepted: at least one layer width")
+    halves = _in_turn(_block_masks(block), layers)
+    networks = [
+        NeighbourNetwork(len(u), len(v), len(count), hidden, odd, boundary) for u, v in halves
+    ]
+    return AffineCouplings((math.prod(block), *count), halves, networks)
+
+
+def _check_network(layers: int, hidden: Sequence[int]) -> None:
+    if layers < 1:
+        raise ValueError(f"layers is {layers}; accepted: at least one coupling")
+    if any(width < 1 for width in hidden):
+        raise ValueError(f"hidden is {tuple(hidden)}; accepted: widths of at least one")
+
+
+def _block_masks(block: Sequence[int]) -> list[list[bool]]:
+    """The ways to halve a block: checkerboard first, then along each axis."""
+    sites = list(itertools.product(*(range(side) for side in block)))
+    masks = [[sum(site) % 2 == 0 for site in sites]]
+    for axis in range(len(block)):
+        masks.append([site[axis] % 2 == 0 for site in sites])
+    halving = [mask for mask in masks if any(mask) and not all(mask)]
+    return [mask for index, mask in enumerate(halving) if mask not in halving[:index]]
+
+
+def _in_turn(masks: list[list[bool]], layers: int) -> list[Half]:
+    """Use each mask twice, the second time with the halves exchanged, until all layers have one."""
+    halves = []
+    for layer in range(layers):
+        mask = masks[(layer // 2) % len(masks)]
+        first = [site for site, held in enumerate(mask) if held]
+        second = [site for site, held in enumerate(mask) if not held]
+        halves.append((first, second) if layer % 2 == 0 else (second, first))
+    return halves

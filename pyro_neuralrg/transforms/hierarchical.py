@@ -1,0 +1,273 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""The hierarchical flow: a circuit of block bijectors as one change of variables x = g(z) (paper Fig. 1, Eq. 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyro_neuralrg.lattice import Circuit, Layer, make_circuit
+from pyro_neuralrg.transforms.base import LatticeTransform
+from pyro_neuralrg.transforms.bijectors import Bijector, Place, as_bijector, bijector_config
+from pyro_neuralrg.transforms.fourier import FourierLayer
+from pyro_neuralrg.transforms.monotone import MonotoneMap
+from pyro_neuralrg.transforms.partition import cut, join, split_coarse, tile
+
+__all__ = ["WEIGHTS", "HierarchicalFlow", "hierarchical_flow"]
+
+WEIGHTS = ("scale", "block", "shared")
+
+
+class HierarchicalFlow(LatticeTransform):
+    r"""x = g(z) from independent normals z to a lattice field x; ``flow.inv`` is the renormalization flow.
+
+    With p the standard normal density, :math:`\ln q(x) = \ln p(z) - \ln|\det \partial x/\partial z|` (paper Eq. 1), exactly:
+
+    >>> flow = hierarchical_flow((4, 4))
+    >>> z = torch.randn(10, 4, 4)
+    >>> x, ladj = flow.forward_and_ladj(z)
+    >>> log_q = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum((-1, -2)) - ladj
+
+    Latents have the shape of the field: the variable kept by a block sits on the block's first site, so that scale k lives on the sublattice of
+    spacing b^k. Build one with :func:`hierarchical_flow`.
+
+    Args:
+        circuit: the arrangement of the layers.
+        bijector: factory of what acts on the blocks.
+        weights: "scale", "block" or "shared".
+        odd: g(-z) = -g(z), so that q(x) = q(-x) exactly.
+        monotone_steps: steps of the monotone map on the variables each decimator keeps; 0 for none.
+        spectrum: eigenvalues for a fixed Gaussian layer next to the field, or None.
+    """
+
+    def __init__(
+        self,
+        circuit: Circuit,
+        bijector: Bijector,
+        *,
+        weights: str = "scale",
+        odd: bool = False,
+        monotone_steps: int = 0,
+        spectrum: Tensor | None = None,
+    ) -> None:
+        super().__init__(circuit.shape)
+        self.circuit = circuit
+        self.bijector = bijector
+        self.weights = weights
+        self.odd = odd
+        self.monotone_steps = monotone_steps
+        shared: dict[Any, nn.Module] = {}
+        self.layers = nn.ModuleList(self._build_layer(layer, shared) for layer in circuit.layers)
+        self.coarse_maps = nn.ModuleDict(
+            {
+                str(index): self._build_coarse_map(layer, shared)
+                for index, layer in enumerate(circuit.layers)
+                if layer.kind == "decimator" and monotone_steps
+            }
+        )
+        self.gaussian = None if spectrum is None else FourierLayer(spectrum, circuit.boundary)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The lattice shape, which is the event shape of x and of z."""
+        return self.circuit.shape
+
+    # The flow ------------------------------------------------------------------------------------------------------
+
+    def generate(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """z to x, coarse to fine, batch-last."""
+        h, ladj = self._generate_from(0, h)
+        if self.gaussian is not None:
+            h, more = self.gaussian.generate(h)
+            ladj = ladj + more
+        return h, ladj
+
+    def renormalize(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """x to z, fine to coarse, batch-last."""
+        ladj = h.new_zeros(h.shape[-1])
+        if self.gaussian is not None:
+            h, ladj = self.gaussian.renormalize(h)
+        h, more = self._renormalize_from(0, h)
+        return h, ladj + more
+
+    def _generate_from(self, index: int, h: Tensor) -> tuple[Tensor, Tensor]:
+        """Generate the field of the scale of layer ``index`` from its latents: first all that is coarser, then the layer."""
+        if index == len(self.layers):
+            return h, h.new_zeros(h.shape[-1])
+        layer = self.circuit.layers[index]
+        if layer.kind == "disentangler":
+            h, ladj = self._generate_from(index + 1, h)
+            blocks = cut(h, layer)
+        else:
+            blocks = cut(h, layer)
+            kept, ladj = self._generate_from(index + 1, tile([b[0] for b in blocks], layer))
+            if str(index) in self.coarse_maps:
+                kept, more = self.coarse_maps[str(index)].generate(kept)
+                ladj = ladj + more
+            blocks = _exchange_kept(blocks, kept, layer)
+        blocks, more = self._each_region(index, blocks, "generate")
+        return join(blocks, layer), ladj + more
+
+    def _renormalize_from(self, index: int, h: Tensor) -> tuple[Tensor, Tensor]:
+        """Undo :meth:`_generate_from`: the layer, then all that is coarser."""
+        if index == len(self.layers):
+            return h, h.new_zeros(h.shape[-1])
+        layer = self.circuit.layers[index]
+        blocks, ladj = self._each_region(index, cut(h, layer), "renormalize")
+        if layer.kind == "disentangler":
+            h, more = self._renormalize_from(index + 1, join(blocks, layer))
+            return h, ladj + more
+        kept = tile([block[0] for block in blocks], layer)
+        if str(index) in self.coarse_maps:
+            kept, more = self.coarse_maps[str(index)].renormalize(kept)
+            ladj = ladj + more
+        kept, more = self._renormalize_from(index + 1, kept)
+        return join(_exchange_kept(blocks, kept, layer), layer), ladj + more
+
+    def _each_region(
+        self, index: int, blocks: list[Tensor], direction: str
+    ) -> tuple[list[Tensor], Tensor]:
+        ladj = blocks[0].new_zeros(blocks[0].shape[-1])
+        done = []
+        for block, transform in zip(blocks, self.layers[index], strict=True):
+            if isinstance(transform, LatticeTransform):
+                block, more = getattr(transform, direction)(block)
+                ladj = ladj + more
+            done.append(block)
+        return done, ladj
+
+    # Construction --------------------------------------------------------------------------------------------------
+
+    def _build_layer(self, layer: Layer, shared: dict[Any, nn.Module]) -> nn.ModuleList:
+        """One transform per region; single sites pass through an identity."""
+        modules: list[nn.Module] = []
+        for region in layer.regions:
+            place = Place(
+                region.block, region.count, self.odd, self.circuit.boundary, self.weights == "block"
+            )
+            if region.size == 1:
+                modules.append(nn.Identity())
+                continue
+            transform: nn.Module = self.bijector.build(place)
+            if self.weights == "shared":
+                _share_parameters(
+                    transform, shared.setdefault((layer.kind, region.block), transform)
+                )
+            modules.append(transform)
+        return nn.ModuleList(modules)
+
+    def _build_coarse_map(self, layer: Layer, shared: dict[Any, nn.Module]) -> nn.Module:
+        transform: nn.Module = MonotoneMap(layer.coarse_shape, self.monotone_steps, self.odd)
+        if self.weights == "shared":
+            _share_parameters(transform, shared.setdefault("coarse", transform))
+        return transform
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Everything that :meth:`from_config` needs to build this flow again, as JSON data; tensors are in ``state_dict()``.
+
+        Raises:
+            ValueError: if the blocks come from a factory that is not ours.
+        """
+        return {
+            "shape": list(self.shape),
+            "circuit": self.circuit.name,
+            "block": self.circuit.block,
+            "depth": self.circuit.depth,
+            "boundary": self.circuit.boundary,
+            "bijector": bijector_config(self.bijector),
+            "weights": self.weights,
+            "odd": self.odd,
+            "monotone_steps": self.monotone_steps,
+            "spectrum": self.gaussian is not None,
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> HierarchicalFlow:
+        """Build a flow of the shape and kind that ``config`` names; load its weights with ``load_state_dict``."""
+        options = dict(config)
+        shape = options.pop("shape")
+        if options.pop("spectrum"):
+            options["spectrum"] = torch.ones(tuple(shape), dtype=torch.get_default_dtype())
+        return hierarchical_flow(shape, **options)
+
+
+def _exchange_kept(blocks: list[Tensor], kept: Tensor, layer: Layer) -> list[Tensor]:
+    """Put the field of kept sites back onto the first site of each block."""
+    return [
+        torch.cat([piece.unsqueeze(0), block[1:]])
+        for block, piece in zip(blocks, split_coarse(kept, layer), strict=True)
+    ]
+
+
+def _share_parameters(transform: nn.Module, source: nn.Module) -> None:
+    """Let ``transform`` hold the very parameters of ``source``, a module of the same structure."""
+    for mine, theirs in zip(transform.modules(), source.modules(), strict=True):
+        for name in mine._parameters:
+            mine._parameters[name] = theirs._parameters[name]
+
+
+def hierarchical_flow(
+    shape: Iterable[int],
+    circuit: str = "mera",
+    *,
+    bijector: Any = "neighbour",
+    block: int = 2,
+    depth: int | None = None,
+    boundary: str = "periodic",
+    weights: str = "scale",
+    odd: bool = False,
+    monotone_steps: int = 8,
+    spectrum: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> HierarchicalFlow:
+    """Build a :class:`HierarchicalFlow`. What it may know of its target is ``odd`` and ``spectrum``; ``target.flow()`` fills both in.
+
+    Args:
+        shape: lattice shape, one to three sides >= 1.
+        circuit: "mera", "tree" or "brickwork"; see :func:`~pyro_neuralrg.lattice.make_circuit`.
+        bijector: "neighbour" (couplings that see the neighbouring blocks), "realnvp" (the paper's block), a factory of
+            :mod:`~pyro_neuralrg.transforms.bijectors` such as ``RealNVP(layers=4)``, or a callable ``size -> TransformModule``.
+        block: block side b.
+        depth: number of scales, or of layers of a brickwork; default: all.
+        boundary: "periodic" or "open".
+        weights: one set per "scale" (and layer), per "block", or "shared" by all scales (paper, note [53]).
+        odd: g(-z) = -g(z), for targets with the symmetry x -> -x.
+        monotone_steps: tanh steps of the monotone map on the coarse variables of each scale; 0 for none.
+        spectrum: eigenvalues of the Gaussian part's covariance (see :class:`~pyro_neuralrg.transforms.fourier.FourierLayer`), or None.
+        dtype: of the parameters; torch's default dtype if None.
+
+    Raises:
+        TypeError, ValueError: naming the argument, the value seen and what is accepted.
+
+    Example:
+        >>> flow = hierarchical_flow((8, 8), odd=True)
+        >>> flow(torch.randn(3, 8, 8)).shape
+        torch.Size([3, 8, 8])
+    """
+    if weights not in WEIGHTS:
+        raise ValueError(f"weights is {weights!r}; accepted: {', '.join(WEIGHTS)}")
+    if (
+        isinstance(monotone_steps, bool)
+        or not isinstance(monotone_steps, int)
+        or monotone_steps < 0
+    ):
+        raise ValueError(f"monotone_steps is {monotone_steps!r}; accepted: an integer >= 0")
+    arrangement = make_circuit(circuit, shape, block=block, depth=depth, boundary=boundary)
+    if spectrum is not None and tuple(spectrum.shape) != arrangement.shape:
+        raise ValueError(
+            f"spectrum has shape {tuple(spectrum.shape)}; accepted: the lattice shape {arrangement.shape}"
+        )
+    flow = HierarchicalFlow(
+        arrangement,
+        as_bijector(bijector),
+        weights=weights,
+        odd=odd,
+        monotone_steps=monotone_steps,
+        spectrum=spectrum,
+    )
+    return flow.to(dtype if dtype is not None else torch.get_default_dtype())

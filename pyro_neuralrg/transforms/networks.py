@@ -1,0 +1,142 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Networks of the couplings: from the sites held fixed to a shift and a log-scale for the others.
+
+A network maps a batch-last tensor ``(inputs, ..., n)`` to ``(shift, log_scale)``, each ``(outputs, ..., n)``. An *odd* one has an odd shift and an
+even log-scale, so that a coupling built on it commutes with x -> -x.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["ACTIVATIONS", "BlockNetwork", "NeighbourNetwork"]
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "elu": nn.functional.elu,
+    "relu": torch.relu,
+    "silu": nn.functional.silu,
+    "softplus": nn.functional.softplus,
+    "tanh": torch.tanh,
+}
+LOG_SCALE_BOUND = 2.0
+SMALL = 1e-2  # weights of the last layer at the start: couplings begin close to the identity
+
+
+class BlockNetwork(nn.Module):
+    """The paper's pair of s- and t-networks on one block, evaluated together; s ends in a scaled tanh.
+
+    Args:
+        inputs: number of sites held fixed.
+        outputs: number of sites to move.
+        hidden: widths of the hidden layers.
+        activation: one of ``ACTIVATIONS``.
+        odd: evaluate at u and -u and keep the odd part of the shift, the even part of the log-scale.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, hidden: Sequence[int], activation: str, odd: bool
+    ) -> None:
+        super().__init__()
+        widths = [inputs, *hidden, outputs]
+        self.odd = odd
+        self.activation = ACTIVATIONS[activation]
+        self.weights = nn.ParameterList(
+            nn.Parameter(torch.empty(2, after, before).uniform_(-1, 1) / math.sqrt(before))
+            for before, after in itertools.pairwise(widths)
+        )
+        self.biases = nn.ParameterList(
+            nn.Parameter(torch.zeros(2, after, 1)) for after in widths[1:]
+        )
+        with torch.no_grad():
+            self.weights[-1].mul_(SMALL)
+        self.log_scale_bound = nn.Parameter(torch.ones(outputs, 1))
+
+    def forward(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Map ``(inputs, n)`` to a shift and a log-scale of shape ``(outputs, n)``."""
+        if not self.odd:
+            return self._evaluate(u)
+        shift, log_scale = self._evaluate(torch.cat([u, -u], dim=-1))
+        (up, down), (scale_up, scale_down) = shift.chunk(2, -1), log_scale.chunk(2, -1)
+        return 0.5 * (up - down), 0.5 * (scale_up + scale_down)
+
+    def _evaluate(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        h = u.expand(2, *u.shape)
+        for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
+            h = self.activation(torch.baddbmm(bias, weight, h))
+        log_scale, shift = torch.baddbmm(self.biases[-1], self.weights[-1], h).unbind(0)
+        return shift, self.log_scale_bound * torch.tanh(log_scale)
+
+
+class NeighbourNetwork(nn.Module):
+    """A convolution over the 3^d neighbouring blocks, pointwise layers, then a shift and a log-scale.
+
+    With ``odd`` there are no biases before the nonlinearities (tanh): the hidden units h are odd functions of the input, the shift is linear in
+    h and the log-scale in h^2.
+
+    Args:
+        inputs: number of sites of a block held fixed.
+        outputs: number of sites to move.
+        dim: lattice dimension d.
+        hidden: widths of the hidden layers.
+        odd: as above.
+        boundary: "periodic" wraps around, "open" sees zeros outside.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        dim: int,
+        hidden: Sequence[int],
+        odd: bool,
+        boundary: str,
+    ) -> None:
+        super().__init__()
+        self.odd = odd
+        self.boundary = boundary
+        self.offsets = list(itertools.product((0, 1, -1), repeat=dim))
+        widths = [inputs * len(self.offsets), *hidden]
+        self.weights = nn.ParameterList(
+            nn.Parameter(torch.randn(after, before) / math.sqrt(before))
+            for before, after in itertools.pairwise(widths)
+        )
+        small = SMALL / math.sqrt(widths[-1])
+        self.shift = nn.Parameter(small * torch.randn(outputs, widths[-1]))
+        self.log_scale = nn.Parameter(small * torch.randn(outputs, widths[-1]))
+        self.log_scale_bias = nn.Parameter(torch.zeros(outputs, 1))
+        biases = [] if odd else [*hidden, outputs]
+        self.biases = nn.ParameterList(nn.Parameter(torch.zeros(width, 1)) for width in biases)
+
+    def forward(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Map ``(inputs, *count, n)`` to a shift and a log-scale of shape ``(outputs, *count, n)``."""
+        sites = u.shape[1:]
+        h = self._neighbours(u).flatten(1)
+        for index, weight in enumerate(self.weights):
+            h = weight @ h if self.odd else torch.addmm(self.biases[index], weight, h)
+            h = torch.tanh(h)
+        shift = self.shift @ h
+        if not self.odd:
+            shift = shift + self.biases[-1]
+        log_scale = torch.addmm(self.log_scale_bias, self.log_scale, h * h if self.odd else h)
+        log_scale = LOG_SCALE_BOUND * torch.tanh(log_scale / LOG_SCALE_BOUND)
+        return shift.unflatten(1, sites), log_scale.unflatten(1, sites)
+
+    def _neighbours(self, u: Tensor) -> Tensor:
+        """All 3^d neighbouring blocks' values side by side: ``(inputs * 3^d, *count, n)``."""
+        axes = tuple(range(1, u.dim() - 1))
+        if self.boundary == "periodic":
+            return torch.cat([u.roll(offset, axes) for offset in self.offsets])
+        padded = nn.functional.pad(u, (0, 0) + (1, 1) * len(axes))
+        pieces = []
+        for offset in self.offsets:
+            piece = padded
+            for axis, step in zip(axes, offset, strict=True):
+                piece = piece.narrow(axis, 1 + step, u.shape[axis])
+            pieces.append(piece)
+        return torch.cat(pieces)
