@@ -1,0 +1,212 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Figures of a run: training and samplers against the exact lines, and configurations.
+
+Each function draws on the given Axes, or on those of a new :class:`matplotlib.figure.Figure`
+(no pyplot, so no global state and no display), and returns the Axes;
+``axes.figure.savefig(path)`` writes it. Colours are those of Okabe and Ito (2008), which readers
+with any kind of colour vision tell apart; curves differ in line style as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+__all__ = ["configurations", "free_energy", "structure_factor"]
+
+BLUE, VERMILION, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
+COLOURS = (BLUE, VERMILION, GREEN, "#CC79A7", "#E69F00")
+STYLES = ("-", "--", "-.", ":", "-")
+SMOOTHING = 50  # training steps in the running median of the loss
+
+Array = npt.NDArray[np.float64]
+
+
+def free_energy(
+    loss: npt.ArrayLike,
+    *,
+    standard_error: npt.ArrayLike | None = None,
+    annealing_steps: int = 0,
+    exact: float | None = None,
+    estimate: tuple[float, float] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    r"""Training loss against the exact free energy.
+
+    Args:
+        loss: Loss of each training step in nats, shape ``(steps,)``.
+        standard_error: Its standard error in nats, same shape; drawn as a band.
+        annealing_steps: The first steps, taken at a higher temperature: their loss bounds another
+            free energy, so they are shaded and left out of the vertical range.
+        exact: The exact :math:`-\ln Z` in nats; None where it is not known.
+        estimate: Importance-sampling estimate and its standard error after training, in nats.
+        ax: Axes to draw on; None makes a new figure.
+
+    Returns:
+        The Axes.
+
+    Raises:
+        ValueError: The loss is empty or not one-dimensional.
+
+    >>> free_energy([3.0, 2.0, 1.5], exact=1.0).get_ylabel()
+    'free energy $-\\ln Z$ (nats)'
+    """
+    values = np.asarray(loss, dtype=np.float64)
+    if values.ndim != 1 or values.size == 0:
+        raise ValueError(f"loss has shape {values.shape}; accepted: (steps,) with steps >= 1")
+    ax = _axes(ax)
+    steps = np.arange(1, values.size + 1)
+    ax.plot(steps, values, color=BLUE, alpha=0.3, linewidth=0.6)
+    smooth = _running_median(values, SMOOTHING)
+    ax.plot(steps, smooth, color=BLUE, linewidth=1.6, label=r"loss $\geq -\ln Z$")
+    if standard_error is not None:
+        error = np.asarray(standard_error, dtype=np.float64)
+        ax.fill_between(steps, smooth - error, smooth + error, color=BLUE, alpha=0.25, linewidth=0)
+    if annealing_steps > 0:
+        end = min(annealing_steps, values.size)
+        ax.axvspan(1, end, color=GREY, alpha=0.12, linewidth=0, label="higher temperature")
+    if estimate is not None:
+        ax.errorbar(
+            [values.size], [estimate[0]], yerr=[estimate[1]],
+            color=VERMILION, marker="o", markersize=4, capsize=3, linestyle="none",
+            label="importance sampling",
+        )  # fmt: skip
+    if exact is not None:
+        ax.axhline(exact, color="black", linestyle="--", linewidth=1.2, label="exact")
+    _free_energy_range(ax, values, annealing_steps, exact)
+    ax.set_xlabel("training step")
+    ax.set_ylabel(r"free energy $-\ln Z$ (nats)")
+    ax.legend(frameon=False)
+    return ax
+
+
+def structure_factor(
+    draws: Mapping[str, npt.ArrayLike], *, exact: float | None = None, ax: Axes | None = None
+) -> Axes:
+    """Running means of the structure factor, one curve per sampler, against the exact value.
+
+    The band is one standard error: the scatter of the running mean from chain to chain, divided by
+    the square root of their number, so it needs no estimate of the autocorrelation.
+
+    Args:
+        draws: For each sampler's name the structure factor of every draw, shape
+            ``(chains, draws)``.
+        exact: The exact value; None where it is not known.
+        ax: Axes to draw on; None makes a new figure.
+
+    Returns:
+        The Axes.
+
+    Raises:
+        ValueError: An entry is empty or not two-dimensional.
+
+    >>> structure_factor({"latent": [[0.5, 0.6], [0.7, 0.4]]}, exact=0.55).get_xlabel()
+    'draws per chain'
+    """
+    ax = _axes(ax)
+    for index, (name, values) in enumerate(draws.items()):
+        colour, style = COLOURS[index % len(COLOURS)], STYLES[index % len(STYLES)]
+        mean, error = _running_mean(name, values)
+        steps = np.arange(1, mean.size + 1)
+        ax.plot(steps, mean, color=colour, linestyle=style, linewidth=1.6, label=name)
+        ax.fill_between(steps, mean - error, mean + error, color=colour, alpha=0.25, linewidth=0)
+    if exact is not None:
+        ax.axhline(exact, color="black", linestyle=(0, (5, 2)), linewidth=1.2, label="exact")
+    ax.set_ylim(bottom=0.0)
+    ax.set_xlabel("draws per chain")
+    ax.set_ylabel(r"structure factor $\langle (\sum_i s_i)^2 \rangle / N^2$")
+    ax.legend(frameon=False)
+    return ax
+
+
+def configurations(
+    fields: Mapping[str, npt.ArrayLike], *, count: int = 4, figure: Figure | None = None
+) -> npt.NDArray[Any]:
+    """Fields of several samplers, one row of panels per sampler, all on one colour scale.
+
+    A one-dimensional lattice is drawn as a stripe, of a three-dimensional one the middle layer.
+
+    Args:
+        fields: For each sampler's name an array of fields, shape ``(number,) + shape``.
+        count: How many fields of each to draw.
+        figure: Figure to draw on; None makes a new one.
+
+    Returns:
+        The Axes, an array of shape ``(samplers, count)``.
+
+    Raises:
+        ValueError: There is no sampler, ``count`` is not positive, or an entry holds fewer than
+            ``count`` fields or fields of more than three dimensions.
+
+    >>> configurations({"latent": np.ones((4, 8, 8))}, count=2).shape
+    (1, 2)
+    """
+    if not fields or count < 1:
+        raise ValueError(f"got {len(fields)} samplers and count {count}; accepted: >= 1 of each")
+    pictures = {name: _pictures(name, values, count) for name, values in fields.items()}
+    if figure is None:
+        figure = Figure(figsize=(2.0 * count + 1.2, 2.2 * len(pictures)), layout="constrained")
+    axes = figure.subplots(len(pictures), count, squeeze=False)
+    limit = max(float(np.quantile(np.abs(p), 0.99)) for p in pictures.values()) or 1.0
+    for row, (name, panels) in zip(axes, pictures.items(), strict=True):
+        for ax, panel in zip(row, panels, strict=True):
+            image = ax.imshow(panel, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="equal")
+            ax.set_xticks([])
+            ax.set_yticks([])
+        row[0].set_ylabel(name)
+    figure.colorbar(image, ax=axes, label="field $x$ (dimensionless)", shrink=0.8, extend="both")
+    return axes
+
+
+def _axes(ax: Axes | None) -> Axes:
+    return Figure(figsize=(6.0, 4.0), layout="constrained").subplots() if ax is None else ax
+
+
+def _running_median(values: Array, window: int) -> Array:
+    """The median of the last ``window`` values, of fewer at the start."""
+    starts = [max(0, end - window) for end in range(1, values.size + 1)]
+    return np.array([np.median(values[start : i + 1]) for i, start in enumerate(starts)])
+
+
+def _free_energy_range(ax: Axes, values: Array, annealing_steps: int, exact: float | None) -> None:
+    """Show the end of training: the first steps would squeeze everything else into a line."""
+    shown = values[min(annealing_steps, values.size - 1) :]
+    shown = shown[np.isfinite(shown)]
+    if shown.size == 0:
+        return
+    top = float(np.quantile(shown, 0.9))
+    bottom = float(shown.min()) if exact is None else min(exact, float(shown.min()))
+    margin = 0.15 * max(top - bottom, 1e-3)
+    ax.set_ylim(bottom - margin, top + margin)
+
+
+def _running_mean(name: str, values: npt.ArrayLike) -> tuple[Array, Array]:
+    """Mean over chains of each chain's running mean, and its standard error (0 for one chain)."""
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 2 or array.size == 0:
+        raise ValueError(f"draws[{name!r}] has shape {array.shape}; accepted: (chains, draws)")
+    running = np.cumsum(array, axis=1) / np.arange(1, array.shape[1] + 1)
+    chains = array.shape[0]
+    scatter = running.std(axis=0, ddof=1) if chains > 1 else np.zeros(array.shape[1])
+    return running.mean(axis=0), scatter / np.sqrt(chains)
+
+
+def _pictures(name: str, values: npt.ArrayLike, count: int) -> Sequence[Array]:
+    """Two-dimensional pictures of the first ``count`` fields."""
+    array = np.asarray(values, dtype=np.float64)
+    if not 2 <= array.ndim <= 4 or array.shape[0] < count:
+        raise ValueError(
+            f"fields[{name!r}] has shape {array.shape}; accepted: at least {count} fields of a "
+            "lattice with 1 to 3 dimensions"
+        )
+    if array.ndim == 2:
+        return list(array[:count, None, :])
+    if array.ndim == 4:
+        return list(array[:count, :, :, array.shape[3] // 2])
+    return list(array[:count])

@@ -1,0 +1,56 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Every example in a docstring, and every Python block of the README, runs as printed."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import pyro_neuralrg
+
+MODULES = [
+    info.name
+    for info in pkgutil.walk_packages(pyro_neuralrg.__path__, f"{pyro_neuralrg.__name__}.")
+    if not info.name.endswith("__main__")
+]
+README = Path(pyro_neuralrg.__file__).parents[1] / "README.md"
+OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+
+
+@pytest.fixture
+def as_a_reader(clean_state: None) -> None:
+    """A reader types the examples into a fresh interpreter, whose default is float32."""
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("as_a_reader")
+@pytest.mark.parametrize("module", MODULES)
+def test_docstring_examples(module: str) -> None:
+    report: list[str] = []
+    runner = doctest.DocTestRunner(optionflags=OPTIONS)
+    for example in doctest.DocTestFinder().find(importlib.import_module(module)):
+        runner.run(example, out=report.append)
+    assert runner.summarize(verbose=False).failed == 0, "".join(report)
+
+
+def readme_blocks() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("as_a_reader")
+def test_readme_examples() -> None:
+    """The blocks run in order, in one namespace, with fewer steps than a reader takes."""
+    blocks = readme_blocks()
+    assert blocks
+    namespace: dict[str, object] = {}
+    for block in blocks:
+        shorter = re.sub(r"(range\(|num_samples=|warmup_steps=)\d+", r"\g<1>5", block)
+        exec(compile(shorter, str(README), "exec"), namespace)

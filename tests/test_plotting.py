@@ -1,0 +1,101 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Figures show the numbers they were given, and need neither a display nor pyplot."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+
+from pyro_neuralrg import plotting
+
+
+def line(ax, label):
+    return next(found for found in ax.get_lines() if found.get_label() == label)
+
+
+def test_free_energy_draws_exact_line_and_estimate() -> None:
+    loss = 10.0 + np.exp(-np.arange(200) / 30.0)
+    ax = plotting.free_energy(loss, exact=9.8, estimate=(9.81, 0.02), annealing_steps=40)
+    assert np.allclose(line(ax, "exact").get_ydata(), 9.8)
+    bottom, top = ax.get_ylim()
+    assert bottom < 9.8 < loss[-1] < top
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert "importance sampling" in labels
+    assert "higher temperature" in labels
+    assert "nats" in ax.get_ylabel()
+
+
+def test_free_energy_without_exact_value_has_no_exact_line() -> None:
+    ax = plotting.free_energy([3.0, 2.0, np.nan], standard_error=[0.1, 0.1, 0.1])
+    assert "exact" not in [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+@pytest.mark.parametrize("loss", [[], [[1.0]]])
+def test_free_energy_rejects_other_shapes(loss: list) -> None:
+    with pytest.raises(ValueError, match="loss has shape"):
+        plotting.free_energy(loss)
+
+
+def test_structure_factor_ends_at_the_mean_with_its_standard_error() -> None:
+    values = np.random.default_rng(0).uniform(size=(16, 100))
+    ax = plotting.structure_factor({"latent": values, "physical": values[:1]}, exact=0.5)
+    assert line(ax, "latent").get_ydata()[-1] == pytest.approx(values.mean())
+    band = ax.collections[0].get_paths()[0].vertices
+    at_end = band[band[:, 0] == 100.0][:, 1]
+    width = np.ptp(at_end) / 2
+    assert width == pytest.approx(values.mean(axis=1).std(ddof=1) / 4.0)
+    assert np.allclose(line(ax, "exact").get_ydata(), 0.5)
+
+
+@pytest.mark.parametrize("values", [[0.5, 0.6], np.empty((2, 0))])
+def test_structure_factor_rejects_other_shapes(values: object) -> None:
+    with pytest.raises(ValueError, match="accepted: \\(chains, draws\\)"):
+        plotting.structure_factor({"latent": values})
+
+
+@pytest.mark.parametrize("shape", [(8,), (8, 4), (1, 1), (4, 4, 3)])
+def test_configurations_share_one_scale(shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(1)
+    fields = {"latent": rng.normal(size=(5, *shape)), "physical": np.zeros((4, *shape))}
+    axes = plotting.configurations(fields, count=3)
+    assert axes.shape == (2, 3)
+    limits = {ax.images[0].get_clim() for ax in axes.flat}
+    assert len(limits) == 1
+    low, high = limits.pop()
+    assert low == -high < 0
+
+
+def test_configurations_reject_too_few_fields() -> None:
+    with pytest.raises(ValueError, match=r"fields\['latent'\] has shape \(2, 4, 4\)"):
+        plotting.configurations({"latent": np.zeros((2, 4, 4))}, count=3)
+    with pytest.raises(ValueError, match="got 0 samplers"):
+        plotting.configurations({})
+
+
+def test_draws_on_the_axes_given_and_writes_a_png(tmp_path: Path) -> None:
+    figure = Figure()
+    ax = figure.subplots()
+    assert plotting.free_energy([1.0, 0.5], ax=ax) is ax
+    ax.figure.savefig(tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_curves_differ_in_lightness_or_style() -> None:
+    """Two curves that only differ in hue cannot be told apart by every reader or on paper."""
+    lightness = [sum(to_rgb(colour)) / 3 for colour in plotting.COLOURS]
+    pairs = list(zip(lightness, plotting.STYLES, strict=True))
+    assert all(
+        abs(a - c) > 0.05 or b != d for i, (a, b) in enumerate(pairs) for c, d in pairs[i + 1 :]
+    )
+
+
+def test_pyplot_is_not_imported_by_plotting() -> None:
+    source = Path(sys.modules[plotting.__name__].__file__).read_text(encoding="utf-8")
+    assert "import matplotlib.pyplot" not in source
+    assert "pyplot as" not in source
