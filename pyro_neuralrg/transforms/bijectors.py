@@ -262,7 +262,7 @@ class _Foreign(LatticeTransform):
             for name in module.__dict__:
                 if name == "_cached_x_y":
                     module.__dict__[name] = (None, None)
-                elif name.startswith("_cached"):
+                elif name.startswith("_cache") and isinstance(module.__dict__[name], Tensor):
                     module.__dict__[name] = None
 
 

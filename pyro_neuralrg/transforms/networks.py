@@ -100,8 +100,7 @@ class NeighbourNetwork(nn.Module):
         super().__init__()
         self.odd = odd
         self.boundary = boundary
-        self.offsets = list(itertools.product((0, 1, -1), repeat=dim))
-        widths = [inputs * len(self.offsets), *hidden]
+        widths = [inputs * 3**dim, *hidden]
         self.weights = nn.ParameterList(
             nn.Parameter(torch.randn(after, before) / math.sqrt(before))
             for before, after in itertools.pairwise(widths)
@@ -128,15 +127,12 @@ class NeighbourNetwork(nn.Module):
         return shift.unflatten(1, sites), log_scale.unflatten(1, sites)
 
     def _neighbours(self, u: Tensor) -> Tensor:
-        """All 3^d neighbouring blocks' values side by side: ``(inputs * 3^d, *count, n)``."""
-        axes = tuple(range(1, u.dim() - 1))
-        if self.boundary == "periodic":
-            return torch.cat([u.roll(offset, axes) for offset in self.offsets])
-        padded = nn.functional.pad(u, (0, 0) + (1, 1) * len(axes))
-        pieces = []
-        for offset in self.offsets:
-            piece = padded
-            for axis, step in zip(axes, offset, strict=True):
-                piece = piece.narrow(axis, 1 + step, u.shape[axis])
-            pieces.append(piece)
-        return torch.cat(pieces)
+        """All 3^d neighbouring blocks' values, one axis after the other: ``(3^d * inputs, *count, n)``."""
+        for axis in range(1, u.dim() - 1):
+            count = u.shape[axis]
+            first, last = u.narrow(axis, 0, 1), u.narrow(axis, count - 1, 1)
+            if self.boundary == "open":
+                first, last = torch.zeros_like(first), torch.zeros_like(last)
+            padded = torch.cat([last, u, first], dim=axis)
+            u = torch.cat([padded.narrow(axis, step, count) for step in range(3)])
+        return u
