@@ -43,3 +43,9 @@ def clean_state(seed: int) -> Iterator[None]:
     torch.set_default_dtype(default_dtype)
     pyro.settings.set(validate_poutine=pyro_validation)
     torch.distributions.Distribution.set_default_validate_args(dist_validation)
+
+
+@pytest.fixture
+def as_a_reader(clean_state: None) -> None:
+    """A reader types examples into a fresh interpreter, whose default is float32."""
+    torch.set_default_dtype(torch.float32)

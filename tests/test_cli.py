@@ -1,0 +1,273 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""The command line, end to end on lattices small enough to be quick, and its answers to bad input."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import arviz
+import pytest
+import torch
+
+import pyro_neuralrg
+from pyro_neuralrg.cli import main
+
+ROOT = Path(pyro_neuralrg.__file__).parents[1]
+FILES = {
+    "report.json",
+    "flow.pt",
+    "samples.nc",
+    "free_energy.png",
+    "structure_factor.png",
+    "configurations.png",
+}
+QUICK = ["--steps", "4", "--batch", "16", "--chains", "3", "--draws", "10"]
+
+
+def run(tmp_path: Path, *arguments: str) -> dict:
+    assert main(["ising", *QUICK, "--out", str(tmp_path), *arguments]) == 0
+    return json.loads((tmp_path / "report.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One quick run of the command, as a user makes it."""
+    out = tmp_path_factory.mktemp("ising")
+    command = [sys.executable, "-m", "pyro_neuralrg", "ising", "--shape", "4", "4"]
+    result = subprocess.run(
+        [*command, *QUICK, "--out", str(out)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    (out / "stdout.txt").write_text(result.stdout)
+    assert result.returncode == 0, result.stderr
+    assert "Traceback" not in result.stderr
+    assert "FutureWarning" not in result.stderr
+    return out
+
+
+def test_writes_every_file_and_nothing_else(quick: Path) -> None:
+    assert {path.name for path in quick.iterdir()} == FILES | {"stdout.txt"}
+
+
+def test_report_has_every_key(quick: Path) -> None:
+    report = json.loads((quick / "report.json").read_text())
+    assert report["shape"] == [4, 4]
+    assert report["temperature"] == pytest.approx(2.0 / math.log(1.0 + math.sqrt(2.0)))
+    assert {"seed", "versions"} <= set(report)
+    assert set(report["free_energy"]) >= {
+        "exact",
+        "variational",
+        "variational_se",
+        "gap",
+        "relative_error",
+        "importance",
+        "importance_se",
+        "ess",
+    }
+    for sampler in ("latent", "physical"):
+        assert set(report["sampling"][sampler]) >= {
+            "structure_factor",
+            "mcse",
+            "rhat",
+            "ess_bulk",
+            "gradient_evaluations",
+            "seconds",
+        }
+    assert set(report["training"]) >= {"steps", "batch", "seconds", "parameters"}
+    assert report["training"]["steps"] == 4
+
+
+def test_report_is_consistent(quick: Path) -> None:
+    report = json.loads((quick / "report.json").read_text())
+    energy = report["free_energy"]
+    assert energy["gap"] == pytest.approx(energy["variational"] - energy["exact"])
+    assert energy["relative_error"] == pytest.approx(energy["gap"] / abs(energy["exact"]))
+    assert 0.0 < energy["ess"] <= 1.0
+    assert energy["gap"] > 0.0
+    assert abs(energy["importance"] - energy["exact"]) < energy["gap"]
+    assert 0.0 < report["sampling"]["exact_structure_factor"] < 1.0
+
+
+def test_exact_values_are_those_of_brute_force(quick: Path) -> None:
+    """All 2^16 states: the structure factor directly, ln Z of the dual through its Gaussian part."""
+    report = json.loads((quick / "report.json").read_text())
+    bits = torch.arange(2**16)[:, None] >> torch.arange(16)
+    spins = (1.0 - 2.0 * (bits & 1)).view(-1, 4, 4)
+    bonds = (spins * (spins.roll(1, -1) + spins.roll(1, -2))).sum((-1, -2))
+    weights = torch.softmax(bonds / report["temperature"], 0)
+    expected = (weights * spins.sum((-1, -2)) ** 2).sum() / 16**2
+    assert report["sampling"]["exact_structure_factor"] == pytest.approx(float(expected), rel=1e-9)
+
+
+def test_table_says_what_the_report_says(quick: Path) -> None:
+    text = (quick / "stdout.txt").read_text()
+    report = json.loads((quick / "report.json").read_text())
+    for value in (
+        f"{report['free_energy']['exact']:.6f}",
+        f"{report['free_energy']['variational']:.4f}",
+        f"{report['free_energy']['importance']:.4f}",
+        f"{report['sampling']['latent']['structure_factor']:.5f}",
+        f"{report['sampling']['physical']['structure_factor']:.5f}",
+        f"{report['sampling']['exact_structure_factor']:.6f}",
+    ):
+        assert value in text
+
+
+def test_flow_is_loaded_again(quick: Path) -> None:
+    loaded = pyro_neuralrg.load(quick / "flow.pt")
+    assert loaded.flow.shape == (4, 4)
+    assert next(loaded.flow.parameters()).dtype == torch.float32
+
+
+def test_samples_are_physical_fields(quick: Path) -> None:
+    idata = arviz.from_netcdf(str(quick / "samples.nc"))
+    assert idata.posterior["x"].dims == ("chain", "draw", "row", "col")
+    assert idata.posterior["x"].shape == (3, 10, 4, 4)
+
+
+def test_figures_are_pictures(quick: Path) -> None:
+    for path in quick.glob("*.png"):
+        assert path.read_bytes().startswith(b"\x89PNG"), path
+
+
+def test_same_seed_same_report(tmp_path: Path) -> None:
+    first = run(tmp_path / "a", "--shape", "4", "--dtype", "float64")
+    second = run(tmp_path / "b", "--shape", "4", "--dtype", "float64")
+    other = run(tmp_path / "c", "--shape", "4", "--dtype", "float64", "--seed", "1")
+    for one in (first, second, other):
+        del one["training"]["seconds"]
+        for sampler in ("latent", "physical"):
+            del one["sampling"][sampler]["seconds"], one["sampling"][sampler]["ess_per_second"]
+    assert first == second
+    assert first["free_energy"]["variational"] != other["free_energy"]["variational"]
+
+
+@pytest.mark.parametrize("shape", ["5", "3 2", "2 2 3", "1 1"])
+def test_other_lattices(shape: str, tmp_path: Path) -> None:
+    report = run(tmp_path, "--shape", *shape.split(), "--temperature", "3.0")
+    assert {path.name for path in tmp_path.iterdir()} == FILES
+    assert report["free_energy"]["exact"] is not None
+
+
+def test_where_no_exact_value_is_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = run(tmp_path, "--shape", "5", "5", "5", "--steps", "2", "--draws", "4")
+    energy = report["free_energy"]
+    assert energy["exact"] is None
+    assert energy["gap"] is None
+    assert energy["relative_error"] is None
+    assert energy["importance"] is not None
+    assert "unknown" in capsys.readouterr().out
+
+
+BAD = {
+    "empty shape": (["--shape"], "--shape"),
+    "negative side": (["--shape", "-4", "4"], "shape"),
+    "side 0": (["--shape", "0", "4"], "shape"),
+    "four dimensions": (["--shape", "2", "2", "2", "2"], "shape"),
+    "not an integer": (["--shape", "4.5", "4"], "shape"),
+    "temperature 0": (["--temperature", "0"], "temperature"),
+    "temperature NaN": (["--temperature", "nan"], "temperature"),
+    "temperature infinite": (["--temperature", "inf"], "temperature"),
+    "temperature a word": (["--temperature", "hot"], "temperature"),
+    "no steps": (["--steps", "0"], "steps"),
+    "no batch": (["--batch", "0"], "batch"),
+    "no chains": (["--chains", "0"], "chains"),
+    "no draws": (["--draws", "-1"], "draws"),
+    "seed": (["--seed", "-1"], "seed"),
+    "device": (["--device", "abacus"], "device"),
+    "dtype": (["--dtype", "int64"], "dtype"),
+    "option": (["--temprature", "1"], "temprature"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_exit_code_2(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments, word = BAD[case]
+    with pytest.raises(SystemExit) as stop:
+        main(["ising", "--out", str(tmp_path / "out"), *arguments])
+    assert stop.value.code == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert error.count("\n") == 1
+    assert "error:" in error
+    assert word in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_out_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    occupied = tmp_path / "file"
+    occupied.write_text("mine")
+    with pytest.raises(SystemExit) as stop:
+        main(["ising", *QUICK, "--out", str(occupied)])
+    assert stop.value.code == 2
+    assert "--out" in capsys.readouterr().err
+    assert occupied.read_text() == "mine"
+
+
+def test_no_device_of_that_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["ising", *QUICK, "--device", "cuda:99", "--out", str(tmp_path / "out")])
+    assert stop.value.code == 2
+    assert "device" in capsys.readouterr().err
+
+
+def test_help_names_every_option_and_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["ising", "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for option in (
+        "shape", "temperature", "steps", "batch", "chains", "draws", "seed", "device", "dtype",
+        "out",
+    ):  # fmt: skip
+        assert f"--{option}" in text
+    assert "neuralrg-output" in text
+
+
+def test_interrupted_run_is_saved(tmp_path: Path) -> None:
+    """Ctrl-C in the middle of a training that would take hours."""
+    arguments = ["--shape", "4", "4", "--steps", "1000000", "--batch", "8", "--out", str(tmp_path)]
+    environment = dict(os.environ, PYTHONUNBUFFERED="1")
+    with subprocess.Popen(
+        [sys.executable, "-m", "pyro_neuralrg", "ising", *arguments],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        wait_for_training(process)
+        process.send_signal(signal.SIGINT)
+        out, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert "Traceback" not in error
+    assert "free energy" in out
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["stopped"] == "interrupted"
+    assert 0 < report["training"]["steps"] < 1_000_000
+    assert report["sampling"]["latent"] is None
+    assert pyro_neuralrg.load(tmp_path / "flow.pt").flow.shape == (4, 4)
+    assert not list(tmp_path.glob(".*"))
+
+
+def wait_for_training(process: subprocess.Popen[str]) -> None:
+    """Read the progress bar until it shows the first steps."""
+    assert process.stderr is not None
+    seen, deadline = "", time.monotonic() + 60
+    while "ESS" not in seen:
+        assert time.monotonic() < deadline, seen
+        assert process.poll() is None, seen
+        seen += process.stderr.read(1)
