@@ -1,0 +1,259 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Any Pyro model as a target for many chains at once, and the choice of target for whatever a kernel is given."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions.torch_transform import TransformModule
+from pyro.infer.mcmc.util import initialize_model
+from pyro.poutine.reparam_messenger import ReparamHandler
+from torch import Tensor
+
+from pyro_neuralrg.infer.mcmc.target import EnergyTarget, LatentTarget, Target
+from pyro_neuralrg.infer.reparam import FlowReparam
+from pyro_neuralrg.potentials.base import LatticePotential
+
+__all__ = ["ModelTarget", "as_target"]
+
+
+class ModelTarget(Target):
+    """A Pyro model, vectorised over chains by ``torch.func.vmap``.
+
+    Constrained sites are sampled unconstrained, as by Pyro's HMC. A model that ``vmap`` cannot take (data-dependent
+    branches, in-place writes through masks as in Pyro's spline transforms) is evaluated chain after chain, with a warning:
+    the same draws, more slowly. Argument validation is off inside the evaluations only.
+
+    Args:
+        model: a Pyro program without data subsampling.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, torch
+        >>> target = ModelTarget(lambda: pyro.sample("tau", dist.LogNormal(0.0, 1.0))).setup()
+        >>> target.energy(torch.zeros(3, 1)).shape
+        torch.Size([3])
+    """
+
+    def __init__(self, model: Callable[..., Any]) -> None:
+        self.model = model
+        self.sites = {}
+        self.lattices = {}
+        self._args: tuple[Any, ...] = ()
+        self._kwargs: dict[str, Any] = {}
+        self._vectorised = True
+
+    def setup(self, *args: Any, **kwargs: Any) -> ModelTarget:
+        """Run the model once with its arguments to see its sites."""
+        target = ModelTarget(self.model)
+        target._args, target._kwargs = args, kwargs
+        with torch.random.fork_rng(), poutine.block():
+            _, potential_fn, transforms, trace = initialize_model(
+                self.model, args, kwargs, initial_params={}
+            )
+        target._transforms = transforms
+        discrete = any(
+            node["fn"].has_enumerate_support for _, node in trace.iter_stochastic_nodes()
+        )
+        target._potential_fn = potential_fn if discrete else target._log_joint_energy
+        target._read_sites(trace)
+        target._try_vmap()
+        return target
+
+    def same_as(self, other: Target) -> bool:
+        """See :class:`Target`."""
+        return isinstance(other, ModelTarget) and (
+            (self.model, self._args, self._kwargs) == (other.model, other._args, other._kwargs)
+        )
+
+    def _read_sites(self, trace: Any) -> None:
+        values = {name: self._transforms[name](trace.nodes[name]["value"]) for name in self._transforms}
+        if not values:
+            raise ValueError("model has no continuous latent site; accepted: at least one")
+        self.sites = {name: tuple(value.shape) for name, value in values.items()}
+        example = next(iter(values.values()))
+        self.dtype, self.device = example.dtype, example.device
+        #: physical name and reparameteriser of each latent site
+        self._flow_sites: dict[str, tuple[str, FlowReparam]] = {}
+        for name in self.sites:
+            known = trace.nodes[name]["infer"].get("flow_site")
+            if known is not None:
+                self._flow_sites[name] = known
+                event_dim = trace.nodes[known[0]]["fn"].event_dim
+                shape = self.sites[name]
+                if event_dim == len(shape):
+                    self.lattices[known[0]] = shape
+        if list(self._flow_sites) == list(self.sites) and len(self.sites) == 1:
+            self.flow = next(iter(self._flow_sites.values()))[1].flow
+
+    def _log_joint_energy(self, params: dict[str, Tensor]) -> Tensor:
+        """-ln p(model) of one chain, as Pyro's potential_fn without the enumeration, which vmap does not take."""
+        values = {name: self._transforms[name].inv(value) for name, value in params.items()}
+        model = poutine.trace(poutine.condition(self.model, values))
+        log_joint = model.get_trace(*self._args, **self._kwargs).log_prob_sum()
+        for name, transform in self._transforms.items():
+            log_joint = log_joint - transform.log_abs_det_jacobian(values[name], params[name]).sum()
+        return -log_joint
+
+    # Energies ------------------------------------------------------------------------------------------------------
+
+    def energy(self, positions: Tensor) -> Tensor:
+        """See :class:`Target`."""
+        params = self._params(positions)
+        with pyro.validation_enabled(False), torch.no_grad():
+            if self._vectorised:
+                return torch.func.vmap(self._potential_fn)(params).double()
+            return torch.stack([self._potential_fn(one) for one in _each(params)]).double()
+
+    def energy_and_grad(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """See :class:`Target`."""
+        params = self._params(positions)
+        evaluate = torch.func.grad_and_value(self._potential_fn)
+        with pyro.validation_enabled(False):
+            if self._vectorised:
+                gradients, energy = torch.func.vmap(evaluate)(params)
+            else:
+                gradients, energy = self._one_by_one(params)
+        flat = [gradients[name].reshape(len(positions), -1) for name in self.sites]
+        return energy.detach().double(), torch.cat(flat, -1).detach()
+
+    def _one_by_one(self, params: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        gradients: dict[str, list[Tensor]] = {name: [] for name in params}
+        energies = []
+        for one in _each(params):
+            leaves = {name: value.detach().requires_grad_() for name, value in one.items()}
+            with torch.enable_grad():
+                energy = self._potential_fn(leaves)
+            for name, gradient in zip(
+                leaves, torch.autograd.grad(energy, list(leaves.values())), strict=True
+            ):
+                gradients[name].append(gradient)
+            energies.append(energy.detach())
+        return {name: torch.stack(value) for name, value in gradients.items()}, torch.stack(energies)
+
+    def _try_vmap(self) -> None:
+        """Find out, at two points, whether the model can be vectorised; fall back with a warning."""
+        points = torch.zeros(2, self.dim, dtype=self.dtype, device=self.device)
+        try:
+            self.energy_and_grad(points)
+        except Exception as error:  # whatever vmap or the model raises inside vmap
+            self._vectorised = False
+            self.energy_and_grad(points)  # an error of the model itself comes out here
+            warnings.warn(
+                "the model cannot be vectorised by torch.func.vmap, its chains are evaluated one after another, which is "
+                f"slow; the reason: {type(error).__name__}: {str(error).splitlines()[0]}",
+                stacklevel=4,
+            )
+
+    def _params(self, positions: Tensor) -> dict[str, Tensor]:
+        if not self.sites:
+            raise ValueError("the model has not been set up; call target.setup(*args) or kernel.setup(*args) first")
+        return self.unpack(positions)
+
+    # Sites ---------------------------------------------------------------------------------------------------------
+
+    def physical(self, positions: Tensor) -> dict[str, Tensor]:
+        """See :class:`Target`."""
+        values = {}
+        with torch.no_grad(), pyro.validation_enabled(False):
+            for name, value in self.unpack(positions).items():
+                if name in self._flow_sites:
+                    site, reparam = self._flow_sites[name]
+                    values[site] = reparam.transform_sample(value)
+                else:
+                    values[name] = self._transforms[name].inv(value)
+        return values
+
+    def latent(self, positions: Tensor) -> dict[str, Tensor]:
+        """See :class:`Target`."""
+        return {name: value for name, value in self.unpack(positions).items() if name in self._flow_sites}
+
+    def initial(self, chains: int, generator: torch.Generator) -> Tensor:
+        """Draws of the prior, by running the model once per chain."""
+        seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
+        starts = []
+        with torch.random.fork_rng(), poutine.block(), torch.no_grad():
+            torch.manual_seed(seed)
+            for _ in range(chains):
+                trace = poutine.trace(self.model).get_trace(*self._args, **self._kwargs)
+                values = [
+                    self._transforms[name](trace.nodes[name]["value"]).reshape(-1) for name in self.sites
+                ]
+                starts.append(torch.cat(values))
+        return torch.stack(starts)
+
+    def modules(self) -> list[torch.nn.Module]:
+        """See :class:`Target`."""
+        flows: list[torch.nn.Module] = [reparam.flow for _, reparam in self._flow_sites.values()]
+        return flows + ([self.model] if isinstance(self.model, torch.nn.Module) else [])
+
+
+def as_target(
+    target: Target | LatticePotential | Callable[..., Any],
+    *,
+    shape: tuple[int, ...] | None = None,
+    flow: TransformModule | None = None,
+) -> Target:
+    """Return the fastest target that samples what is given.
+
+    Args:
+        target: a :class:`Target`; a LatticePotential; a batched energy, with ``shape``; or a Pyro model. The model (or
+            ``potential_fn``) of a LatticePotential, also reparameterised by
+            ``poutine.reparam(potential.model, {"x": FlowReparam(flow)})``, is recognised and evaluated directly.
+        shape: lattice shape of a plain batched energy.
+        flow: sample the potential or energy in this flow's latent space.
+
+    Raises:
+        TypeError: if it is none of these.
+        ValueError: if shapes do not fit, or ``flow`` is given for a model (use ``poutine.reparam``).
+    """
+    if isinstance(target, Target):
+        if shape is not None or flow is not None:
+            raise ValueError("shape and flow are for energies; a Target has its own")
+        return target
+    if not isinstance(target, LatticePotential) and shape is None:
+        recognised = _recognise(target)
+        if recognised is not None:
+            target, known_flow = recognised
+            flow = _only_one(flow, known_flow)
+    if isinstance(target, LatticePotential) or (callable(target) and shape is not None):
+        return EnergyTarget(target, shape) if flow is None else LatentTarget(target, flow, shape)
+    if not callable(target):
+        raise TypeError(
+            f"target is a {type(target).__name__}; accepted: a LatticePotential, a Pyro model, a Target, or a batched "
+            "energy with shape=..."
+        )
+    if flow is not None:
+        raise ValueError("flow is for a potential or energy; use poutine.reparam(model, {site: FlowReparam(flow)})")
+    return ModelTarget(target)
+
+
+def _only_one(given: TransformModule | None, known: TransformModule | None) -> TransformModule | None:
+    if given is not None and known is not None and given is not known:
+        raise ValueError("flow is given twice: by poutine.reparam and by flow=...; accepted: once")
+    return known if given is None else given
+
+
+def _recognise(
+    model: Callable[..., Any],
+) -> tuple[LatticePotential, TransformModule | None] | None:
+    """The potential (and flow) behind ``potential.model``, reparameterised or not, if it is the one of LatticePotential."""
+    if isinstance(model, ReparamHandler):
+        config = model.msngr.config
+        inner = _recognise(model.fn)
+        if inner is None or inner[1] is not None or not isinstance(config, dict) or set(config) != {"x"}:
+            return None
+        reparam = config["x"]
+        return (inner[0], reparam.flow) if type(reparam) is FlowReparam else None
+    owner = getattr(model, "__self__", None)
+    if not inspect.ismethod(model) or not isinstance(owner, LatticePotential):
+        return None
+    if model.__func__ in (LatticePotential.model, LatticePotential.potential_fn):
+        return owner, None
+    return None

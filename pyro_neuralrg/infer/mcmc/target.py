@@ -1,0 +1,292 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""What a kernel samples: the energy of many chains at once, over flat unconstrained positions."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from pyro.distributions.torch_transform import TransformModule
+from torch import Tensor
+
+from pyro_neuralrg.infer.reparam import (
+    FlowReparam,
+    flow_dtype_and_device,
+    forward_and_ladj,
+    inverse_and_ladj,
+)
+from pyro_neuralrg.lattice import check_shape
+from pyro_neuralrg.potentials.base import LatticePotential
+
+__all__ = ["EnergyTarget", "LatentTarget", "Target"]
+
+
+class Target(ABC):
+    """An unnormalised density ``exp(-energy)`` over positions of shape ``(chains, dim)``.
+
+    A position is the concatenation of the *unconstrained* values of all ``sites``, each flattened. The energies of
+    different chains must not depend on each other: gradients of all chains come from one autograd call.
+
+    Attributes:
+        sites: unconstrained shape of each sampled site, by name, in the order they are concatenated.
+        lattices: lattice shape of each physical site that is a field on a lattice, by name.
+        flow: the flow in whose latent space *all* of the position lives, or None.
+        lattice_potential: the potential behind the target, if there is one.
+        dtype: of positions.
+        device: of positions.
+    """
+
+    sites: dict[str, tuple[int, ...]]
+    lattices: dict[str, tuple[int, ...]]
+    flow: TransformModule | None = None
+    lattice_potential: LatticePotential | None = None
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def dim(self) -> int:
+        """Length of a position."""
+        return sum(math.prod(shape) for shape in self.sites.values())
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Shape of the only site, or ``(dim,)`` if there are several."""
+        shapes = list(self.sites.values())
+        return shapes[0] if len(shapes) == 1 else (self.dim,)
+
+    def setup(self, *args: Any, **kwargs: Any) -> Target:
+        """Return the target for these arguments of the model; only Pyro models take any."""
+        if args or kwargs:
+            raise TypeError(f"arguments of run() are for Pyro models; {type(self).__name__} takes none")
+        return self
+
+    @abstractmethod
+    def energy(self, positions: Tensor) -> Tensor:
+        """-ln of the unnormalised density of each chain (nats, float64, ``(chains,)``), without gradients."""
+
+    @abstractmethod
+    def energy_and_grad(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, and its gradient of shape ``(chains, dim)`` in the dtype of positions."""
+
+    @abstractmethod
+    def physical(self, positions: Tensor) -> dict[str, Tensor]:
+        """The model's own sites, shape ``batch_shape + site shape``, of positions ``batch_shape + (dim,)``."""
+
+    def latent(self, positions: Tensor) -> dict[str, Tensor]:
+        """Latent sites ``z`` of the flows involved, likewise; empty in physical space."""
+        return {}
+
+    @abstractmethod
+    def initial(self, chains: int, generator: torch.Generator) -> Tensor:
+        """Draw starting positions, shape ``(chains, dim)``: of the prior, or of the flow in a latent space."""
+
+    def modules(self) -> list[torch.nn.Module]:
+        """Modules to be frozen while sampling."""
+        return []
+
+    def same_as(self, other: Target) -> bool:
+        """Whether the other one is the same density over the same positions."""
+        return self is other
+
+    def pack(self, params: Mapping[str, Tensor], chains: int) -> Tensor:
+        """Make positions of given unconstrained values.
+
+        Args:
+            params: for each site, shape ``(chains,) + site shape``.
+            chains: number of chains.
+
+        Raises:
+            ValueError: if a site is missing, unknown or of another shape.
+        """
+        if set(params) != set(self.sites):
+            raise ValueError(f"initial_params has sites {sorted(params)}; accepted: {sorted(self.sites)}")
+        flat = []
+        for name, shape in self.sites.items():
+            value = torch.as_tensor(params[name])
+            if tuple(value.shape) != (chains, *shape):
+                raise ValueError(
+                    f"initial_params[{name!r}] has shape {tuple(value.shape)}; accepted: {(chains, *shape)}, "
+                    "one start per chain"
+                )
+            flat.append(value.detach().to(dtype=self.dtype, device=self.device).reshape(chains, -1))
+        return torch.cat(flat, -1)
+
+    def unpack(self, positions: Tensor) -> dict[str, Tensor]:
+        """Cut positions ``batch_shape + (dim,)`` into unconstrained values ``batch_shape + site shape``."""
+        sizes = [math.prod(shape) for shape in self.sites.values()]
+        parts = positions.split(sizes, -1)
+        return {
+            name: part.reshape(*positions.shape[:-1], *shape)
+            for (name, shape), part in zip(self.sites.items(), parts, strict=True)
+        }
+
+
+class EnergyTarget(Target):
+    """A batched energy of one field, in physical space.
+
+    Args:
+        energy: a LatticePotential, or a callable of a field ``(chains,) + shape`` to nats of shape ``(chains,)``,
+            differentiable.
+        shape: of the field; None takes the potential's.
+        name: of the site.
+        dtype: of positions; torch's default if None.
+        device: of positions; the potential's or torch's default if None.
+
+    Raises:
+        ValueError: if there is no shape; later, if the energy has another shape than ``(chains,)``.
+    """
+
+    def __init__(
+        self,
+        energy: LatticePotential | Callable[[Tensor], Tensor],
+        shape: tuple[int, ...] | None = None,
+        *,
+        name: str = "x",
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        if isinstance(energy, LatticePotential):
+            self.lattice_potential = energy
+            if shape is not None and tuple(shape) != tuple(energy.shape):
+                raise ValueError(f"shape is {tuple(shape)}; accepted: the potential's {tuple(energy.shape)}")
+            shape = energy.shape
+            device = getattr(energy, "device", None) if device is None else device
+            self._energy: Callable[[Tensor], Tensor] = energy.energy
+        else:
+            self._energy = energy
+        if shape is None:
+            raise ValueError("shape is None; accepted: the lattice shape of the field that the energy takes")
+        self.shape = check_shape(shape)
+        self.name = name
+        self.sites = {name: self.shape}
+        self.lattices = {name: self.shape}
+        empty = torch.empty(0, dtype=dtype, device=device)
+        self.dtype, self.device = empty.dtype, empty.device
+
+    def energy(self, positions: Tensor) -> Tensor:
+        """See :class:`Target`."""
+        with torch.no_grad():
+            return self._evaluate(positions)
+
+    def energy_and_grad(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """See :class:`Target`."""
+        return _by_one_autograd_call(self._evaluate, positions)
+
+    def physical(self, positions: Tensor) -> dict[str, Tensor]:
+        """See :class:`Target`."""
+        return self.unpack(positions)
+
+    def initial(self, chains: int, generator: torch.Generator) -> Tensor:
+        """Standard normals, a lattice model's masked prior."""
+        return torch.randn(chains, self.dim, generator=generator, dtype=self.dtype, device=self.device)
+
+    def same_as(self, other: Target) -> bool:
+        """See :class:`Target`."""
+        return type(self) is type(other) and self._source() == other._source()  # type: ignore[attr-defined]
+
+    def _source(self) -> tuple[Any, ...]:
+        return self._energy, self.shape, self.name, self.dtype, self.device, id(self.flow)
+
+    def _evaluate(self, positions: Tensor) -> Tensor:
+        return self._checked(self._energy(positions.reshape(-1, *self.shape)), len(positions))
+
+    def _checked(self, energy: Tensor, chains: int) -> Tensor:
+        if not isinstance(energy, Tensor) or tuple(energy.shape) != (chains,):
+            seen = tuple(energy.shape) if isinstance(energy, Tensor) else type(energy).__name__
+            raise ValueError(
+                f"energy returned {seen} for {chains} chains; accepted: shape ({chains},), one number per chain "
+                "(a sum over the chains would be one chain in the product space)"
+            )
+        return energy.double()
+
+
+class LatentTarget(EnergyTarget):
+    r"""The same field in the latent space of a flow: :math:`U(z) = E(g(z)) - \ln|\det \partial g/\partial z|` (paper Eq. 6).
+
+    Args:
+        energy: as for :class:`EnergyTarget`.
+        flow: ``x = flow(z)``, of the field's shape; positions are its latents, in its dtype and on its device.
+        shape: of the field, for a plain energy.
+        name: of the physical site; the latent one is ``{name}_latent``.
+
+    Raises:
+        ValueError: if the flow's shape is not the field's.
+    """
+
+    flow: TransformModule
+
+    def __init__(
+        self,
+        energy: LatticePotential | Callable[[Tensor], Tensor],
+        flow: TransformModule,
+        shape: tuple[int, ...] | None = None,
+        *,
+        name: str = "x",
+    ) -> None:
+        FlowReparam(flow)  # one check, one message, of what a flow is
+        dtype, device = flow_dtype_and_device(flow)
+        super().__init__(energy, shape, name=name, dtype=dtype, device=device)
+        flow_shape = tuple(getattr(flow, "shape", self.shape))
+        if flow_shape != self.shape or flow.domain.event_dim > len(self.shape):
+            raise ValueError(f"flow has shape {flow_shape}, the energy's field {self.shape}; accepted: equal ones")
+        self.flow = flow
+        self.sites = {f"{name}_latent": self.shape}
+
+    def physical(self, positions: Tensor) -> dict[str, Tensor]:
+        """See :class:`Target`."""
+        z = positions.reshape(-1, *self.shape)
+        with torch.no_grad():
+            x = forward_and_ladj(self.flow, z, len(self.shape))[0]
+        return {self.name: x.reshape(*positions.shape[:-1], *self.shape)}
+
+    def latent(self, positions: Tensor) -> dict[str, Tensor]:
+        """See :class:`Target`."""
+        return self.unpack(positions)
+
+    def pack(self, params: Mapping[str, Tensor], chains: int) -> Tensor:
+        """As for any target, or from the physical field ``{name: x}``, renormalized by the flow."""
+        if set(params) == {self.name}:
+            x = EnergyTarget(
+                self._energy, self.shape, name=self.name, dtype=self.dtype, device=self.device
+            ).pack(params, chains)
+            with torch.no_grad():
+                z = inverse_and_ladj(self.flow, x.reshape(-1, *self.shape), len(self.shape))[0]
+            params = {f"{self.name}_latent": z}
+        return super().pack(params, chains)
+
+    def modules(self) -> list[torch.nn.Module]:
+        """See :class:`Target`."""
+        return [self.flow]
+
+    def _evaluate(self, positions: Tensor) -> Tensor:
+        x, ladj = forward_and_ladj(self.flow, positions.reshape(-1, *self.shape), len(self.shape))
+        return self._checked(self._energy(x), len(positions)) - ladj.double()
+
+
+def _by_one_autograd_call(
+    energy_of: Callable[[Tensor], Tensor], positions: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Energies and their gradients; the chains do not meet, so the gradient of the sum is each chain's own."""
+    with torch.enable_grad():
+        leaf = positions.detach().requires_grad_()
+        energy = energy_of(leaf)
+        (gradient,) = torch.autograd.grad(energy.sum(), leaf)
+    return energy.detach(), gradient
+
+
+@contextmanager
+def frozen(modules: list[torch.nn.Module]) -> Iterator[None]:
+    """Keep the modules' parameters out of autograd meanwhile."""
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
