@@ -1,0 +1,157 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Operators that are diagonal in the modes of the lattice, in O(N log N).
+
+On a periodic lattice the modes are plane waves, on an open one products of sines, ``sin(pi j k / (n + 1))``
+with j, k = 1 .. n along each axis. A *spectrum* is a tensor of the lattice's shape that holds one real
+eigenvalue per mode: in FFT order and even under k -> -k ("periodic"), or in the order k = 1 .. n ("open").
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pyro_neuralrg.lattice import check_boundary, check_shape
+
+__all__ = ["apply_spectrum", "neighbour_spectrum", "quadratic_form"]
+
+
+def apply_spectrum(x: Tensor, spectrum: Tensor, boundary: str = "periodic") -> Tensor:
+    r"""Apply the operator with the given eigenvalues, :math:`F^{-1} \lambda F x`.
+
+    Args:
+        x: fields, any batch shape followed by the lattice's shape, of a floating dtype.
+        spectrum: eigenvalues :math:`\lambda`, of the lattice's shape; used in x's precision.
+        boundary: "periodic" or "open".
+
+    Returns:
+        A tensor of x's shape and dtype.
+
+    Raises:
+        ValueError: if the last sides of x are not those of the spectrum, or the boundary is unknown.
+
+    Example:
+        >>> x = torch.eye(4)[0]  # the matrix of nearest neighbours on a ring of four sites, its first row
+        >>> apply_spectrum(x, neighbour_spectrum((4,), (1.0,))).round().abs()
+        tensor([0., 1., 0., 1.])
+    """
+    _check_field(x, spectrum)
+    h = _computable(x)
+    eigenvalues = spectrum.to(dtype=h.dtype)
+    if check_boundary(boundary) == "open":
+        dims = range(-spectrum.dim(), 0)
+        return _sine_transform(_sine_transform(h, dims) * eigenvalues, dims).to(x.dtype)
+    dim = tuple(range(-spectrum.dim(), 0))
+    waves = torch.fft.rfftn(h, dim=dim) * _half(eigenvalues)
+    return torch.fft.irfftn(waves, s=spectrum.shape, dim=dim).to(x.dtype)
+
+
+def quadratic_form(x: Tensor, spectrum: Tensor, boundary: str = "periodic") -> Tensor:
+    r"""The form :math:`x^T A x` of the operator A with the given eigenvalues, by Parseval's theorem.
+
+    Args:
+        x: fields, any batch shape followed by the lattice's shape, of a floating dtype.
+        spectrum: eigenvalues of A, of the lattice's shape.
+        boundary: "periodic" or "open".
+
+    Returns:
+        A tensor of the batch shape, in x's dtype.
+
+    Raises:
+        ValueError: as :func:`apply_spectrum`.
+
+    Example:
+        >>> quadratic_form(torch.ones(4), neighbour_spectrum((4,), (1.0,)))  # two neighbours for each of four sites
+        tensor(8.)
+    """
+    _check_field(x, spectrum)
+    h = _computable(x)
+    eigenvalues = spectrum.to(dtype=h.dtype)
+    dim = tuple(range(-spectrum.dim(), 0))
+    if check_boundary(boundary) == "open":
+        return (_sine_transform(h, dim).square() * eigenvalues).sum(dim).to(x.dtype)
+    waves = torch.view_as_real(torch.fft.rfftn(h, dim=dim, norm="ortho"))
+    weights = (_half(eigenvalues) * _multiplicity(spectrum.shape[-1], h)).unsqueeze(-1)
+    return (waves.square() * weights).sum((*(d - 1 for d in dim), -1)).to(x.dtype)
+
+
+def neighbour_spectrum(
+    shape: Sequence[int], couplings: Sequence[float], boundary: str = "periodic"
+) -> Tensor:
+    r"""Eigenvalues of the matrix that has ``couplings[axis]`` for each bond of nearest neighbours along an axis.
+
+    :math:`\sum_a 2 c_a \cos k_a` with :math:`k = 2 \pi m / n` (periodic) or :math:`k = \pi m / (n +
+    1)` (open). A periodic side of 2 has two bonds between its sites, a side of 1 has none.
+
+    Args:
+        shape: lattice shape.
+        couplings: one number per axis.
+        boundary: "periodic" or "open".
+
+    Returns:
+        A float64 tensor of the lattice's shape, on the CPU.
+
+    Example:
+        >>> neighbour_spectrum((2, 1), (0.5, 7.0))[:, 0]
+        tensor([ 1., -1.], dtype=torch.float64)
+    """
+    sides = check_shape(shape)
+    check_boundary(boundary)
+    total = torch.zeros(sides, dtype=torch.float64)
+    for axis, (side, coupling) in enumerate(zip(sides, couplings, strict=True)):
+        if side == 1:
+            continue
+        if boundary == "periodic":
+            # cos(k) of min(m, n - m): exactly even under k -> -k
+            m = torch.arange(side, dtype=torch.float64)
+            angle = 2 * math.pi * torch.minimum(m, side - m) / side
+        else:
+            angle = math.pi * torch.arange(1, side + 1, dtype=torch.float64) / (side + 1)
+        along = [side if other == axis else 1 for other in range(len(sides))]
+        total = total + (2 * coupling * angle.cos()).reshape(along)
+    return total
+
+
+def _half(spectrum: Tensor) -> Tensor:
+    """The part of a periodic spectrum that belongs to the modes of a real FFT."""
+    return spectrum[..., : spectrum.shape[-1] // 2 + 1]
+
+
+def _multiplicity(side: int, like: Tensor) -> Tensor:
+    """How often each mode of a real FFT stands in the full one: 1 for k = 0 and k = n / 2, else 2."""
+    weights = like.new_full((side // 2 + 1,), 2.0)
+    weights[0] = 1.0
+    if side % 2 == 0:
+        weights[-1] = 1.0
+    return weights
+
+
+def _sine_transform(x: Tensor, dims: Sequence[int]) -> Tensor:
+    r"""Orthonormal sine transform (DST-I), its own inverse, along each of ``dims``.
+
+    :math:`y_k = \sqrt{2/(n+1)} \sum_j x_j \sin(\pi jk/(n+1))`: the imaginary part of the FFT of x
+    padded with zeros to 2 (n + 1) entries.
+    """
+    for dim in dims:
+        side = x.shape[dim]
+        padded = torch.nn.functional.pad(x.movedim(dim, -1), (1, 0))
+        waves = torch.fft.rfft(padded, n=2 * (side + 1), dim=-1).imag[..., 1 : side + 1]
+        x = (waves * -math.sqrt(2 / (side + 1))).movedim(-1, dim)
+    return x
+
+
+def _computable(x: Tensor) -> Tensor:
+    """The field in a precision that has Fourier transforms: float32 for what is shorter."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _check_field(x: Tensor, spectrum: Tensor) -> None:
+    if x.dim() < spectrum.dim() or x.shape[x.dim() - spectrum.dim() :] != spectrum.shape:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}; accepted: any batch shape followed by the spectrum's, "
+            f"{tuple(spectrum.shape)}"
+        )
