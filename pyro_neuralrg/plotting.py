@@ -63,7 +63,9 @@ def free_energy(
     ax = _axes(ax)
     steps = np.arange(1, values.size + 1)
     ax.plot(steps, values, color=BLUE, alpha=0.3, linewidth=0.6)
-    smooth = _running_median(values, SMOOTHING)
+    smooth = np.concatenate(
+        [_running_median(phase) for phase in np.split(values, [annealing_steps])]
+    )
     ax.plot(steps, smooth, color=BLUE, linewidth=1.6, label=r"loss $\geq -\ln Z$")
     if standard_error is not None:
         error = np.asarray(standard_error, dtype=np.float64)
@@ -168,10 +170,11 @@ def _axes(ax: Axes | None) -> Axes:
     return Figure(figsize=(6.0, 4.0), layout="constrained").subplots() if ax is None else ax
 
 
-def _running_median(values: Array, window: int) -> Array:
-    """The median of the last ``window`` values, of fewer at the start."""
-    starts = [max(0, end - window) for end in range(1, values.size + 1)]
-    return np.array([np.median(values[start : i + 1]) for i, start in enumerate(starts)])
+def _running_median(values: Array) -> Array:
+    """The median of the steps around each step."""
+    half = SMOOTHING // 2
+    windows = [values[max(0, i - half) : i + half + 1] for i in range(values.size)]
+    return np.array([np.median(window) for window in windows])
 
 
 def _free_energy_range(ax: Axes, values: Array, annealing_steps: int, exact: float | None) -> None:

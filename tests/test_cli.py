@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""The command line, end to end on lattices small enough to be quick, and its answers to bad input."""
+"""The command line, end to end on lattices small enough to be quick, and under bad input."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_report_is_consistent(quick: Path) -> None:
 
 
 def test_exact_values_are_those_of_brute_force(quick: Path) -> None:
-    """All 2^16 states: the structure factor directly, ln Z of the dual through its Gaussian part."""
+    """The structure factor from all 2^16 states."""
     report = json.loads((quick / "report.json").read_text())
     bits = torch.arange(2**16)[:, None] >> torch.arange(16)
     spins = (1.0 - 2.0 * (bits & 1)).view(-1, 4, 4)

@@ -1,0 +1,135 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: arguments in, one line per error and an exit code out.
+
+Exit codes: 0 done; 1 stopped early by a failure, with what there was saved; 2 bad input, nothing
+written; 130 interrupted (Ctrl-C), with what there was saved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn, TextIO
+
+from pyro_neuralrg import __version__
+from pyro_neuralrg.experiment import Experiment, Settings
+from pyro_neuralrg.report import Output, table
+
+__all__ = ["build_parser", "main"]
+
+DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_INPUT, f"{self.prog}: error: {message}\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The arguments of ``neuralrg``."""
+    parser = _Parser(
+        prog="neuralrg",
+        description="Neural network renormalization group: free energies and samples of lattices.",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_ising(commands)
+    return parser
+
+
+def _add_ising(commands: argparse._SubParsersAction[_Parser]) -> None:
+    ising = commands.add_parser(
+        "ising",
+        help="train on the Ising model, estimate its free energy, sample it in the latent space",
+        description=(
+            "Train a flow on the dual field of the Ising model, estimate -ln Z, and sample the "
+            "structure factor in the latent and in the physical space from the same start, each "
+            "beside the exact value. Writes report.json, flow.pt, samples.nc, free_energy.png, "
+            "structure_factor.png and configurations.png. Ctrl-C ends with what is there, saved."
+        ),
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    new = Settings()
+    add = ising.add_argument
+    add("--shape", type=int, nargs="+", default=list(new.shape), metavar="L",
+        help="sides of the periodic lattice, one to three")  # fmt: skip
+    add("--temperature", type=float, default=new.temperature, metavar="T",
+        help="in J/k_B; the default is the critical temperature of the square lattice")  # fmt: skip
+    add("--steps", type=int, metavar="N", default=argparse.SUPPRESS,
+        help="training steps (default: from the shape)")  # fmt: skip
+    add("--batch", type=int, metavar="N", default=argparse.SUPPRESS,
+        help="fields per training step (default: from the shape)")  # fmt: skip
+    add("--chains", type=int, metavar="N", default=new.chains,
+        help="chains of each sampler")  # fmt: skip
+    add("--draws", type=int, metavar="N", default=new.draws,
+        help="kept draws per chain, after as many warm-up draws")  # fmt: skip
+    add("--seed", type=int, default=new.seed, help="of training and sampling")
+    add("--device", default=new.device, help="where torch computes: cpu, cuda, cuda:1, ...")
+    add("--dtype", default=new.dtype, choices=["float32", "float64"],
+        help="of the flow and of the fields")  # fmt: skip
+    add("--out", type=Path, default=Path("neuralrg-output"), metavar="DIR",
+        help="folder for what is written; made if it is missing")  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: Without the program's name; None takes those of the process.
+
+    Returns:
+        The exit code, as the module says.
+    """
+    parser = build_parser()
+    options = vars(parser.parse_args(arguments))
+    options.pop("command")
+    out = options.pop("out")
+    options["shape"] = tuple(options["shape"])
+    with warnings.catch_warnings():
+        warnings.showwarning = _one_line
+        try:
+            experiment = Experiment.prepare(Settings(**options))
+            output = Output.prepare(out)
+        except (TypeError, ValueError, OSError) as error:
+            parser.error(" ".join(str(error).split()))
+        except KeyboardInterrupt:
+            return INTERRUPTED
+        return _run(experiment, output)
+
+
+def _run(experiment: Experiment, output: Output) -> int:
+    """Run the stages, save what there is however they end, and print the table."""
+    try:
+        results = experiment.run(on_trained=output.write_flow)
+        output.write(results)
+    except KeyboardInterrupt:
+        sys.stderr.write("neuralrg: interrupted\n")
+        return INTERRUPTED
+    except OSError as error:
+        sys.stderr.write(f"neuralrg: error: cannot write to {output.folder}: {error}\n")
+        return FAILED
+    sys.stdout.write(f"{table(results)}\n\nwritten to {output.folder}: {output.names()}\n")
+    if results.stopped == "interrupted":
+        sys.stderr.write("neuralrg: interrupted; what was there is saved\n")
+        return INTERRUPTED
+    if results.stopped:
+        sys.stderr.write(f"neuralrg: stopped early: {results.stopped}; what was there is saved\n")
+        return FAILED
+    return DONE
+
+
+def _one_line(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    sys.stderr.write(f"neuralrg: warning: {' '.join(str(message).split())}\n")

@@ -1,0 +1,286 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""The main job on the Ising model: train a flow, estimate -ln Z, sample with it and without it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pyro_neuralrg.diagnostics import Summary, summarise, to_arviz
+from pyro_neuralrg.infer import FitResult, FreeEnergyEstimate, estimate, fit
+from pyro_neuralrg.infer.mcmc import (
+    HMC,
+    Cycle,
+    EnergyTarget,
+    IndependenceMetropolis,
+    Kernel,
+    VectorizedMCMC,
+)
+from pyro_neuralrg.observables import structure_factor
+from pyro_neuralrg.potentials import CRITICAL_TEMPERATURE, IsingDual
+from pyro_neuralrg.transforms import HierarchicalFlow
+
+__all__ = ["Exact", "Experiment", "Results", "Sampling", "Settings"]
+
+ESTIMATE_SAMPLES = 20_000
+ESTIMATE_BATCH = 1000
+LATENT_STEPS = 5  # leapfrog steps between two jumps
+PHYSICAL_STEPS = 10  # leapfrog steps of a trajectory, as in the paper
+PICTURED = 4  # fields kept for the figure
+LEAST = {"steps": 1, "batch": 2, "chains": 2, "draws": 4}  # R-hat splits chains and compares them
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is to be done.
+
+    Attributes:
+        shape: Sides of the periodic lattice.
+        temperature: In J/k_B.
+        steps: Training steps; None: from the shape.
+        batch: Fields per training step; None: from the shape.
+        chains: Chains of each sampler.
+        draws: Kept draws per chain, after as many for warm-up.
+        seed: Of training, estimates and sampling.
+        device: Where torch computes.
+        dtype: "float32" or "float64".
+    """
+
+    shape: tuple[int, ...] = (8, 8)
+    temperature: float = CRITICAL_TEMPERATURE
+    steps: int | None = None
+    batch: int | None = None
+    chains: int = 64
+    draws: int = 500
+    seed: int = 0
+    device: str = "cpu"
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What one sampler found.
+
+    Attributes:
+        structure_factor: Of every kept draw, shape ``(chains, draws)``.
+        summary: Its mean, Monte Carlo standard error, R-hat and bulk effective sample size.
+        acceptance_rate: Mean over draws and chains.
+        gradient_evaluations: For the kept draws, summed over chains; a jump counts as one.
+        seconds: Wall time of the kept draws.
+        last_fields: Last fields of the first chains, shape ``(number,) + shape``.
+        interrupted: Ctrl-C cut the draws short.
+        idata: The run in ArviZ's form.
+    """
+
+    structure_factor: npt.NDArray[np.float64]
+    summary: Summary
+    acceptance_rate: float
+    gradient_evaluations: int
+    seconds: float
+    last_fields: npt.NDArray[np.float64]
+    interrupted: bool
+    idata: Any = field(repr=False)
+
+
+class Exact(NamedTuple):
+    """An exact value, or why it is not known.
+
+    Attributes:
+        value: The value; None where it is not known.
+        reason: Why it is not known; empty where it is.
+    """
+
+    value: float | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Results:
+    """What there is at the end, however it came.
+
+    Attributes:
+        settings: What was asked for.
+        training: The result of :func:`~pyro_neuralrg.infer.fit`.
+        parameters: Trained numbers of the flow.
+        exact_free_energy: -ln Z of the dual field in nats.
+        exact_structure_factor: E[(sum s)^2] / N^2.
+        estimate: Free energies from samples of the flow; None if it did not come to that.
+        samplers: "latent" and "physical", those that drew anything.
+        stopped: Why the run ended early, "interrupted" for Ctrl-C; empty if it did not.
+    """
+
+    settings: Settings
+    training: FitResult
+    parameters: int
+    exact_free_energy: Exact
+    exact_structure_factor: Exact
+    estimate: FreeEnergyEstimate | None
+    samplers: dict[str, Sampling]
+    stopped: str
+
+    @property
+    def gap(self) -> float | None:
+        """Variational bound minus exact free energy, KL(q || pi/Z) in nats; None if unknown."""
+        if self.exact_free_energy.value is None or self.estimate is None:
+            return None
+        return self.estimate.variational - self.exact_free_energy.value
+
+    @property
+    def relative_error(self) -> float | None:
+        """The gap as a fraction of |ln Z|; None if unknown."""
+        exact = self.exact_free_energy.value
+        return None if self.gap is None or not exact else self.gap / abs(exact)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Target and flow, checked and ready to run; make one with :meth:`prepare`."""
+
+    settings: Settings
+    target: IsingDual
+    flow: HierarchicalFlow
+
+    @classmethod
+    def prepare(cls, settings: Settings) -> Experiment:
+        """Check every setting and build target and flow, the flow from ``settings.seed``.
+
+        Raises:
+            ValueError, TypeError: A setting is not accepted; the message names it.
+        """
+        for name, least in LEAST.items():
+            value = getattr(settings, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} is {value}; accepted: an integer >= {least}")
+        if not 0 <= settings.seed < 2**63:
+            raise ValueError(f"seed is {settings.seed}; accepted: an integer from 0 to 2^63 - 1")
+        device = _device(settings.device)
+        target = IsingDual(settings.shape, temperature=settings.temperature).to(device)
+        with torch.random.fork_rng(_generators(device)):
+            torch.manual_seed(settings.seed)
+            flow = target.flow(dtype=getattr(torch, settings.dtype)).to(device)
+        return cls(settings, target, flow)
+
+    def run(self, on_trained: Callable[[HierarchicalFlow], object] | None = None) -> Results:
+        """Train, estimate, sample. Ctrl-C ends it with what there is.
+
+        Args:
+            on_trained: Called with the flow as soon as it is trained, however training ended.
+        """
+        exact_free_energy = _exact(lambda: -self.target.log_partition())
+        exact_structure_factor = _exact(self.target.exact_structure_factor)
+        training = self.train()
+        if on_trained is not None:
+            on_trained(self.flow)
+        found: FreeEnergyEstimate | None = None
+        samplers: dict[str, Sampling] = {}
+        stopped = "interrupted" if training.interrupted else training.stopped or ""
+        try:
+            found = self.estimate()
+            for name in () if stopped else ("latent", "physical"):
+                samplers[name] = self.sample(name)
+                if samplers[name].interrupted:
+                    raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            stopped = "interrupted"
+        return Results(
+            settings=self.settings,
+            training=training,
+            parameters=sum(p.numel() for p in self.flow.parameters()),
+            exact_free_energy=exact_free_energy,
+            exact_structure_factor=exact_structure_factor,
+            estimate=found,
+            samplers=samplers,
+            stopped=stopped,
+        )
+
+    def train(self) -> FitResult:
+        """Train the flow, with steps and batch from the shape where they are not set."""
+        settings = self.settings
+        return fit(
+            self.target,
+            self.flow,
+            steps=settings.steps,
+            batch=settings.batch,
+            seed=settings.seed,
+        )
+
+    def estimate(self) -> FreeEnergyEstimate:
+        """Estimate -ln Z from samples of the flow."""
+        with torch.random.fork_rng(_generators(self.target.device)):
+            torch.manual_seed(self.settings.seed + 1)
+            return estimate(self.target, self.flow, ESTIMATE_SAMPLES, ESTIMATE_BATCH)
+
+    def sample(self, space: str) -> Sampling:
+        """Sample in the "latent" space (HMC and jumps) or in the "physical" one (HMC)."""
+        mcmc = VectorizedMCMC(
+            self._kernel(space),
+            num_samples=self.settings.draws,
+            num_chains=self.settings.chains,
+            initial_params={"x": self._start()},
+            seed=self.settings.seed,
+        )
+        mcmc.run()
+        return _summarise(mcmc, self.target.shape)
+
+    def _kernel(self, space: str) -> Kernel:
+        if space == "latent":
+            local = HMC(self.target, num_steps=LATENT_STEPS, flow=self.flow)
+            return Cycle(local, IndependenceMetropolis(self.flow))
+        dtype, device = getattr(torch, self.settings.dtype), self.target.device
+        return HMC(EnergyTarget(self.target, dtype=dtype, device=device), num_steps=PHYSICAL_STEPS)
+
+    def _start(self) -> Tensor:
+        """White noise, far from equilibrium and the same for both samplers."""
+        generator = torch.Generator().manual_seed(self.settings.seed)
+        return torch.randn(self.settings.chains, *self.target.shape, generator=generator)
+
+
+def _summarise(mcmc: VectorizedMCMC, shape: tuple[int, ...]) -> Sampling:
+    fields = mcmc.get_samples(group_by_chain=True)["x"]
+    values = structure_factor(fields, shape).double().cpu().numpy()
+    return Sampling(
+        structure_factor=values,
+        summary=summarise(values),
+        acceptance_rate=float(mcmc.sample_stats["acceptance_rate"].mean()),
+        gradient_evaluations=int(mcmc.gradient_evaluations.draws),
+        seconds=mcmc.seconds.draws,
+        last_fields=fields[:PICTURED, -1].double().cpu().numpy(),
+        interrupted=mcmc.interrupted,
+        idata=to_arviz(mcmc),
+    )
+
+
+def _exact(value: Callable[[], float]) -> Exact:
+    try:
+        return Exact(value(), "")
+    except NotImplementedError as error:
+        return Exact(None, str(error))
+
+
+def _generators(device: torch.device) -> list[torch.device]:
+    """The devices whose random state is to be put back."""
+    return [device] if device.type == "cuda" else []
+
+
+def _device(name: str) -> torch.device:
+    """The device of this name, if torch can compute there.
+
+    Raises:
+        ValueError: It cannot.
+    """
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"device is {name!r}; accepted: cpu, or an accelerator that torch finds here ({reason})"
+        ) from None
+    return device

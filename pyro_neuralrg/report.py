@@ -1,0 +1,254 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""What a run leaves behind: the table, report.json, the flow, the samples and the figures.
+
+Every file is written under a temporary name beside its place and then renamed, so that a run that
+dies leaves whole files only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import platform
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from pyro_neuralrg import __version__, plotting
+from pyro_neuralrg.experiment import Exact, Results, Sampling
+from pyro_neuralrg.infer import save
+from pyro_neuralrg.transforms import HierarchicalFlow
+
+__all__ = ["Output", "as_json", "table"]
+
+FIGURE_SIZE = (6.4, 4.2)
+PACKAGES = ("torch", "pyro-ppl", "numpy", "scipy", "arviz", "matplotlib")
+
+
+@dataclass
+class Output:
+    """The folder that a run writes to.
+
+    Attributes:
+        folder: Where the files are.
+        written: Names of the files of this run, in the order of writing.
+    """
+
+    folder: Path
+    written: list[str] = field(default_factory=list)
+
+    @classmethod
+    def prepare(cls, folder: Path) -> Output:
+        """Make the folder and see that it can be written, before any work is done.
+
+        Raises:
+            OSError: It cannot; the message names the argument and the folder.
+        """
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            reason = error.strerror or error
+            raise OSError(
+                f"argument --out: {folder}: {reason}; accepted: a writable folder"
+            ) from None
+        return cls(folder)
+
+    def names(self) -> str:
+        """The files of this run, for a reader."""
+        return ", ".join(self.written)
+
+    def write_flow(self, flow: HierarchicalFlow) -> None:
+        """Save the trained flow, as soon as there is one: ``pyro_neuralrg.load`` reads it."""
+        self._write("flow.pt", lambda path: save(path, flow))
+
+    def write(self, results: Results) -> None:
+        """Write all else that the results hold."""
+        self._write_figures(results)
+        samples = results.samplers.get("latent")
+        if samples is not None:
+            self._write("samples.nc", lambda path: _write_netcdf(path, samples))
+        report = as_json(results) | {"files": [*self.written, "report.json"]}
+        text = json.dumps(report, indent=2, allow_nan=False) + "\n"
+        self._write("report.json", lambda path: path.write_text(text, encoding="utf-8"))
+
+    def _write_figures(self, results: Results) -> None:
+        history, found = results.training.history, results.estimate
+        if len(history) == 0:
+            return
+        figure = Figure(figsize=FIGURE_SIZE, layout="constrained")
+        plotting.free_energy(
+            history.free_energy,
+            standard_error=history.free_energy_se,
+            annealing_steps=int((history.temperature_factor > 1.0).sum()),
+            exact=results.exact_free_energy.value,
+            estimate=None if found is None else (found.importance, found.importance_se),
+            ax=figure.subplots(),
+        ).set_title(title(results))
+        self._write_png("free_energy.png", figure)
+        if not results.samplers:
+            return
+        figure = Figure(figsize=FIGURE_SIZE, layout="constrained")
+        plotting.structure_factor(
+            {name: run.structure_factor for name, run in results.samplers.items()},
+            exact=results.exact_structure_factor.value,
+            ax=figure.subplots(),
+        ).set_title(title(results))
+        self._write_png("structure_factor.png", figure)
+        fields = {name: run.last_fields for name, run in results.samplers.items()}
+        count = min(len(values) for values in fields.values())
+        figure = Figure(figsize=(2.0 * count + 1.2, 2.2 * len(fields)), layout="constrained")
+        plotting.configurations(fields, count=count, figure=figure)
+        self._write_png("configurations.png", figure)
+
+    def _write_png(self, name: str, figure: Figure) -> None:
+        self._write(name, lambda path: figure.savefig(path, dpi=150))
+
+    def _write(self, name: str, write: Callable[[Path], object]) -> None:
+        """Write under a temporary name, then rename."""
+        path = self.folder / name
+        temporary = self.folder / f".{path.stem}-{os.getpid()}{path.suffix}"
+        try:
+            write(temporary)
+            temporary.replace(path)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                temporary.unlink()
+        self.written.append(name)
+
+
+def _write_netcdf(path: Path, run: Sampling) -> None:
+    run.idata.to_netcdf(str(path), engine="h5netcdf")
+
+
+def title(results: Results) -> str:
+    """The model in one line: lattice and temperature."""
+    sides = " x ".join(map(str, results.settings.shape))
+    return f"Ising model {sides}, T = {results.settings.temperature:.6g} J/k$_B$"
+
+
+def as_json(results: Results) -> dict[str, Any]:
+    """The report: what is not known, or was not reached, is None.
+
+    Free energies are in nats, ``ess`` of the free energy is a fraction of the samples,
+    ``ess_bulk`` counts effective draws over all chains.
+    """
+    settings = results.settings
+    return {
+        "shape": list(settings.shape),
+        "temperature": settings.temperature,
+        "seed": settings.seed,
+        "device": settings.device,
+        "dtype": settings.dtype,
+        "stopped": results.stopped or None,
+        "free_energy": _free_energy(results),
+        "sampling": {
+            "exact_structure_factor": results.exact_structure_factor.value,
+            "latent": _sampler(results.samplers.get("latent")),
+            "physical": _sampler(results.samplers.get("physical")),
+        },
+        "training": {
+            "steps": results.training.steps,
+            "batch": results.training.batch,
+            "seconds": results.training.seconds,
+            "parameters": results.parameters,
+        },
+        "versions": _versions(),
+    }
+
+
+def _free_energy(results: Results) -> dict[str, float | int | None]:
+    found = results.estimate
+    return {
+        "exact": results.exact_free_energy.value,
+        "variational": found and _finite(found.variational),
+        "variational_se": found and _finite(found.variational_se),
+        "gap": results.gap,
+        "relative_error": results.relative_error,
+        "importance": found and _finite(found.importance),
+        "importance_se": found and _finite(found.importance_se),
+        "ess": found and _finite(found.ess),
+        "num_samples": found and found.num_samples,
+    }
+
+
+def _sampler(run: Sampling | None) -> dict[str, float | int | None] | None:
+    if run is None:
+        return None
+    return {
+        "structure_factor": _finite(run.summary.mean),
+        "mcse": _finite(run.summary.mcse),
+        "rhat": _finite(run.summary.rhat),
+        "ess_bulk": _finite(run.summary.ess_bulk),
+        "ess_per_gradient": _finite(run.summary.ess_bulk / run.gradient_evaluations),
+        "ess_per_second": _finite(run.summary.ess_bulk / run.seconds),
+        "acceptance_rate": _finite(run.acceptance_rate),
+        "gradient_evaluations": run.gradient_evaluations,
+        "seconds": run.seconds,
+    }
+
+
+def _finite(value: float | int) -> float | int | None:
+    """The value, or None for what JSON cannot say."""
+    return value if math.isfinite(value) else None
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "pyro_neuralrg": __version__}
+    return found | {name: metadata.version(name) for name in PACKAGES}
+
+
+def table(results: Results) -> str:
+    """The results as one table of text."""
+    settings, training = results.settings, results.training
+    head = [
+        f"{title(results).replace('$_B$', '_B')}, seed {settings.seed}, {settings.dtype} on "
+        f"{settings.device}",
+        f"trained {training.steps} steps of {training.batch} in {training.seconds:.0f} s, "
+        f"{results.parameters} parameters",
+    ]
+    return "\n".join([*head, "", *_free_energy_rows(results), "", *_sampling_rows(results)])
+
+
+def _free_energy_rows(results: Results) -> list[str]:
+    found = results.estimate
+    rows = ["free energy -ln Z (nats)", f"  {'exact':<22}{_exact(results.exact_free_energy)}"]
+    if found is None:
+        return [*rows, "  not estimated"]
+    bound = f"  {'variational bound':<22}{found.variational:.4f} +- {found.variational_se:.4f}"
+    if results.gap is not None:
+        bound += f"   gap {results.gap:.4f}"
+    if results.relative_error is not None:
+        bound += f"   relative error {results.relative_error:.2e}"
+    weighted = f"  {'importance sampling':<22}{found.importance:.4f} +- {found.importance_se:.4f}"
+    return [*rows, bound, f"{weighted}   ESS {100 * found.ess:.1f} % of {found.num_samples}"]
+
+
+def _sampling_rows(results: Results) -> list[str]:
+    columns = ("value", "MCSE", "R-hat", "bulk ESS", "ESS/gradient", "ESS/s")
+    rows = ["structure factor <(sum_i s_i)^2>/N^2", " " * 12 + "".join(f"{c:>14}" for c in columns)]
+    rows.append(f"  {'exact':<10}{_exact(results.exact_structure_factor):>14}")
+    for name, run in results.samplers.items():
+        cells = (
+            f"{run.summary.mean:.5f}",
+            f"{run.summary.mcse:.5f}",
+            f"{run.summary.rhat:.4f}",
+            f"{run.summary.ess_bulk:.0f}",
+            f"{run.summary.ess_bulk / run.gradient_evaluations:.2e}",
+            f"{run.summary.ess_bulk / run.seconds:.1f}",
+        )
+        rows.append(f"  {name:<10}" + "".join(f"{cell:>14}" for cell in cells))
+    return rows if results.samplers else [*rows, "  not sampled"]
+
+
+def _exact(exact: Exact) -> str:
+    return f"unknown ({exact.reason})" if exact.value is None else f"{exact.value:.6f}"
