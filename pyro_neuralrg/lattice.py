@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lattice shapes, block partitions and circuits, as data.
 
-A *circuit* is a list of layers, finest first. A *layer* covers the lattice of one scale with blocks of neighbouring sites; sites
-that find no partner along an axis form thinner blocks there, and single sites pass on untouched. Nothing here
-touches a tensor: :mod:`pyro_neuralrg.transforms.partition` turns these data into reshapes and rolls.
+A *circuit* is a list of layers, finest first. A *layer* covers the lattice of one scale with blocks
+of neighbouring sites; sites that find no partner along an axis form thinner blocks there, and
+single sites pass on untouched. Nothing here touches a tensor:
+:mod:`pyro_neuralrg.transforms.partition` turns these data into reshapes and rolls.
 """
 
 from __future__ import annotations
@@ -44,16 +45,16 @@ def check_shape(shape: Iterable[int]) -> tuple[int, ...]:
         (8, 5)
     """
     accepted = f"accepted: one to {MAX_DIM} integers >= 1, such as (16, 16)"
-    if isinstance(shape, str):
-        raise TypeError(f"shape must be a sequence of integers, not {shape!r}; {accepted}")
+    refusal = f"shape must be a sequence of integers, not {shape!r}; {accepted}"
+    if isinstance(shape, str | bytes):
+        raise TypeError(refusal)
     try:
-        sides = tuple(operator.index(side) for side in shape)
+        given = tuple(shape)
+        sides = tuple(operator.index(side) for side in given)
     except TypeError:
-        raise TypeError(
-            f"shape must be a sequence of integers, not {shape!r}; {accepted}"
-        ) from None
-    if any(isinstance(side, bool) for side in shape):
-        raise TypeError(f"shape must be a sequence of integers, not {shape!r}; {accepted}")
+        raise TypeError(refusal) from None
+    if any(isinstance(side, bool) for side in given):
+        raise TypeError(refusal)
     if not 1 <= len(sides) <= MAX_DIM or min(sides) < 1:
         raise ValueError(f"shape is {sides}; {accepted}")
     return sides
@@ -73,7 +74,7 @@ def check_boundary(boundary: str) -> str:
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of one axis: ``count`` blocks of ``block`` sites each, beginning at site ``start``."""
+    """A stretch of one axis: ``count`` blocks of ``block`` sites, beginning at site ``start``."""
 
     start: int
     count: int
@@ -116,10 +117,12 @@ class Layer:
     """One layer of blocks on the lattice of one scale.
 
     Attributes:
-        kind: "decimator" (the first site of each block goes on to the next scale) or "disentangler" (all stay).
+        kind: "decimator" (the first site of each block goes on to the next scale) or "disentangler"
+            (all stay).
         scale: k, 0 is the finest.
         shape: lattice shape at this scale.
-        shift: how far the lattice is rolled back along each axis before it is cut into blocks (periodic).
+        shift: how far the lattice is rolled back along each axis before it is cut into blocks
+            (periodic).
         axes: the segments of each axis, in order, covering it without gaps.
     """
 
@@ -136,7 +139,7 @@ class Layer:
 
     @property
     def coarse_shape(self) -> tuple[int, ...]:
-        """Number of blocks along each axis: the lattice shape of the next scale behind a decimator."""
+        """Number of blocks along each axis: behind a decimator, the shape of the next scale."""
         return tuple(sum(segment.count for segment in axis) for axis in self.axes)
 
     @property
@@ -172,7 +175,7 @@ class Circuit:
 
 
 def _cut_axis(side: int, block: int, offset: int) -> tuple[Segment, ...]:
-    """Cut an axis into blocks from ``offset`` on; what is left over at either end stays as single sites."""
+    """Cut an axis into blocks from ``offset`` on; the rest at either end stays as single sites."""
     count = (side - offset) // block
     stop = offset + count * block
     pieces = (Segment(0, offset, 1), Segment(offset, count, block), Segment(stop, side - stop, 1))
@@ -182,10 +185,10 @@ def _cut_axis(side: int, block: int, offset: int) -> tuple[Segment, ...]:
 def _layer(
     kind: str, scale: int, shape: tuple[int, ...], block: int, shifted: bool, boundary: str
 ) -> Layer:
-    """A block layer; a shifted one is displaced by half a block along every axis that has room for it.
+    """A block layer; a shifted one is displaced by half a block along every axis with room for it.
 
-    A periodic axis with a single block, shifted, would hold the same sites again, and an open one has no second block:
-    such an axis is left unshifted.
+    A periodic axis with a single block, shifted, would hold the same sites again, and an open one
+    has no second block: such an axis is left unshifted.
     """
     sides = tuple(min(block, side) for side in shape)
     offsets = tuple(
@@ -208,7 +211,7 @@ def _layer(
 def _scale_layers(
     scale: int, shape: tuple[int, ...], block: int, boundary: str, disentangle: bool
 ) -> list[Layer]:
-    """The disentangler (where it would not act on the decimator's own blocks again) and the decimator."""
+    """The disentangler, unless it would act on the decimator's own blocks, and the decimator."""
     decimator = _layer("decimator", scale, shape, block, False, boundary)
     disentangler = _layer("disentangler", scale, shape, block, True, boundary)
     redundant = (disentangler.shift, disentangler.axes) == (decimator.shift, decimator.axes)
@@ -227,19 +230,22 @@ def make_circuit(
 ) -> Circuit:
     """Build a circuit as data (paper Fig. 1; supplement for the brickwork, there called TEBD).
 
-    * ``mera``: a disentangler and a decimator at each scale, until one site is left or ``depth`` scales are done.
-      The disentangler is shifted by half a block along every axis with more than one block. Where no axis is shifted
-      (the top layer of a 2^n lattice) it would act on the decimator's own sites: it is left out there, since a deeper
-      bijector in the decimator does the same. Sites behind a truncated depth remain independent normals.
+    * ``mera``: a disentangler and a decimator at each scale, until one site is left or ``depth``
+      scales are done. The disentangler is shifted by half a block along every axis with more than
+      one block. Where no axis is shifted (the top layer of a 2^n lattice) it would act on the
+      decimator's own sites: it is left out there, since a deeper bijector in the decimator does the
+      same. Sites behind a truncated depth remain independent normals.
     * ``tree``: decimators only.
-    * ``brickwork``: ``depth`` disentanglers on the finest lattice, alternately unshifted and shifted.
+    * ``brickwork``: ``depth`` disentanglers on the finest lattice, alternately unshifted and
+      shifted.
 
     Args:
         name: one of ``CIRCUITS``.
         shape: lattice shape, d = 1, 2 or 3 sides >= 1.
         block: block side b >= 2; an axis shorter than b forms blocks of its own length.
-        depth: number of scales (``mera``, ``tree``; default: all) or of layers (``brickwork``; default: as many as let
-            the light cone of a site span the lattice, at least two).
+        depth: number of scales (``mera``, ``tree``; default: all) or of layers (``brickwork``;
+            default: as many as let the light cone of a site in the middle span the lattice, at
+            least two).
         boundary: "periodic" or "open" (an open shifted layer leaves half a block out at the edges).
 
     Raises:
@@ -264,13 +270,14 @@ def make_circuit(
 
 
 def _check_integer(argument: str, value: int, least: int) -> int:
+    number: int | None
     try:
         number = operator.index(value)
     except TypeError:
-        raise TypeError(
-            f"{argument} must be an integer >= {least}, not {value!r} of type {type(value).__name__}"
-        ) from None
-    if isinstance(value, bool) or number < least:
+        number = None
+    if number is None or isinstance(value, bool):
+        raise TypeError(f"{argument} is {value!r}; accepted: an integer >= {least}")
+    if number < least:
         raise ValueError(f"{argument} is {value!r}; accepted: an integer >= {least}")
     return number
 

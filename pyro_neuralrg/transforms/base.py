@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""The one base of all our transforms: value and log-determinant in one pass, any batch shape, a cache that cannot lie."""
+"""The base of all our transforms: value and log-determinant in one pass, and an honest cache."""
 
 from __future__ import annotations
 
@@ -17,27 +17,35 @@ __all__ = ["LatticeTransform"]
 
 
 class _Pass(NamedTuple):
-    """One evaluated pair x = g(z), with what it depended on."""
+    """One evaluated pair x = g(z), which of the two it began with, and what it depended on.
+
+    The state is that of ``tensors`` after the evaluation; they are held so that no id returns.
+    """
 
     z: Tensor
     x: Tensor
     ladj: Tensor
-    key: tuple[int, ...]
+    given: Tensor
+    tensors: tuple[Tensor, ...]
+    state: tuple[Any, ...]
 
 
 class LatticeTransform(TransformModule):
-    """A bijection of real tensors of event shape ``event_shape`` that yields value and log-determinant together.
+    """A bijection of real tensors of ``event_shape``, value and log-determinant in one pass.
 
     To write another one, define on *batch-last* tensors ``event_shape + (batch,)``
 
     * ``generate(h) -> (h, ladj)``: z to x, with ``ladj = ln |det dx/dz|`` of shape ``(batch,)``;
-    * ``renormalize(h) -> (h, ladj)``: x to z, with the *same* ``ladj = ln |det dx/dz|`` (not its negative);
+    * ``renormalize(h) -> (h, ladj)``: x to z, with the *same* ``ladj = ln |det dx/dz|`` (not its
+      negative);
 
     create parameters in ``__init__``, and add a line to ``tests/transforms/registry.py``.
 
-    The last evaluated pair is remembered, so that ``log_prob`` of a fresh sample costs nothing. It is used again only for the very
-    same tensors, unchanged parameters and the same grad mode, and it is dropped by ``copy.deepcopy``, pickling,
-    ``.to(...)`` and ``clear_cache()``.
+    The last evaluated pair is remembered, so that ``log_prob`` of a fresh sample costs nothing: the
+    latent found there is the very tensor that the sample came from. The pair is used again only for
+    the same tensors, unchanged themselves and with unchanged parameters and buffers, in the same
+    grad mode; an evaluation in the same direction is always made anew (its graph may have been
+    spent by a backward pass). Copies, pickles and ``.to(...)`` drop it, as ``clear_cache()`` does.
     """
 
     bijective = True
@@ -56,7 +64,7 @@ class LatticeTransform(TransformModule):
         """Batch-last x to (z, ladj); see the class docstring."""
         raise NotImplementedError(f"{type(self).__name__} does not define renormalize(h)")
 
-    # The public interface, Pyro's and ours ---------------------------------------------------------------------
+    # The public interface, Pyro's and ours
 
     @constraints.dependent_property(is_discrete=False)
     def domain(self) -> constraints.Constraint:
@@ -69,10 +77,16 @@ class LatticeTransform(TransformModule):
         return constraints.independent(constraints.real, len(self.event_shape))
 
     def forward_and_ladj(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``x = g(z)`` of shape ``batch_shape + event_shape`` and ``ladj = ln |det dx/dz|`` of ``batch_shape``.
+        """Return ``x = g(z)`` and ``ladj = ln |det dx/dz|``.
+
+        Args:
+            z: shape ``batch_shape + event_shape``, any batch shape, in the transform's dtype.
+
+        Returns:
+            x of the shape of z, and ladj of shape ``batch_shape``.
 
         Raises:
-            TypeError, ValueError: if ``z`` is not a floating tensor of that shape.
+            TypeError, ValueError: if ``z`` is not such a tensor.
         """
         batch_shape = self._check("z", z)
         x, ladj = self.generate(pack(z, len(self.event_shape)))
@@ -81,17 +95,23 @@ class LatticeTransform(TransformModule):
     def inverse_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``z = g^-1(x)`` and the same ``ladj = ln |det dx/dz|`` at that point.
 
+        Args:
+            x: shape ``batch_shape + event_shape``, any batch shape, in the transform's dtype.
+
+        Returns:
+            z of the shape of x, and ladj of shape ``batch_shape``.
+
         Raises:
-            TypeError, ValueError: if ``x`` is not a floating tensor of shape ``batch_shape + event_shape``.
+            TypeError, ValueError: if ``x`` is not such a tensor.
         """
         batch_shape = self._check("x", x)
         z, ladj = self.renormalize(pack(x, len(self.event_shape)))
         return unpack(z, batch_shape), ladj.reshape(batch_shape)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """ln |det dy/dx| for ``y = self(x)``, of batch shape (torch's argument names: x in, y out)."""
-        known = self._recall()
-        if known is not None and known.z is x and known.x is y:
+        """ln |det dy/dx| for ``y = self(x)``, of batch shape (torch's names: x in, y out)."""
+        known = self._pass
+        if known is not None and known.z is x and known.x is y and self._is_current(known):
             return known.ladj
         return self.forward_and_ladj(x)[1]
 
@@ -100,34 +120,32 @@ class LatticeTransform(TransformModule):
         self._pass = None
 
     def _call(self, x: Tensor) -> Tensor:
-        known = self._recall()
-        if known is not None and known.z is x:
+        known = self._pass
+        if known is not None and known.z is x and known.given is not x and self._is_current(known):
             return known.x
         y, ladj = self.forward_and_ladj(x)
-        self._remember(x, y, ladj)
+        self._remember(x, y, ladj, given=x)
         return y
 
     def _inverse(self, y: Tensor) -> Tensor:
-        known = self._recall()
-        if known is not None and known.x is y:
+        known = self._pass
+        if known is not None and known.x is y and known.given is not y and self._is_current(known):
             return known.z
         x, ladj = self.inverse_and_ladj(y)
-        self._remember(x, y, ladj)
+        self._remember(x, y, ladj, given=y)
         return x
 
-    # What keeps the cache honest -----------------------------------------------------------------------------------
+    # What keeps the cache honest
 
-    def _key(self, z: Tensor, x: Tensor) -> tuple[int, ...]:
-        version = sum(tensor._version for tensor in self.parameters())
-        return version, z._version, x._version, torch.is_grad_enabled()
+    def _remember(self, z: Tensor, x: Tensor, ladj: Tensor, given: Tensor) -> None:
+        tensors = (z, x, *self.parameters(), *self.buffers())
+        if any(tensor.is_inference() for tensor in tensors):  # these count no versions
+            self._pass = None
+        else:
+            self._pass = _Pass(z, x, ladj, given, tensors, _state(tensors))
 
-    def _remember(self, z: Tensor, x: Tensor, ladj: Tensor) -> None:
-        tracked = not (z.is_inference() or x.is_inference())  # inference tensors count no versions
-        self._pass = _Pass(z, x, ladj, self._key(z, x)) if tracked else None
-
-    def _recall(self) -> _Pass | None:
-        known = self._pass
-        return known if known is not None and known.key == self._key(known.z, known.x) else None
+    def _is_current(self, known: _Pass) -> bool:
+        return known.state == _state((known.z, known.x, *self.parameters(), *self.buffers()))
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
@@ -143,19 +161,31 @@ class LatticeTransform(TransformModule):
         return self
 
     def _check(self, name: str, value: Tensor) -> torch.Size:
+        """The batch shape of an argument that fits the transform; see the public methods."""
         if not isinstance(value, Tensor) or not value.is_floating_point():
             seen = value.dtype if isinstance(value, Tensor) else type(value).__name__
-            raise TypeError(f"{name} must be a floating tensor, not {seen}")
+            raise TypeError(f"{name} is {seen}; accepted: a floating tensor")
         split = value.dim() - len(self.event_shape)
         if split < 0 or tuple(value.shape[split:]) != self.event_shape:
             raise ValueError(
-                f"{name} has shape {tuple(value.shape)}; accepted: any batch shape followed by {self.event_shape}"
+                f"{name} has shape {tuple(value.shape)}; "
+                f"accepted: any batch shape followed by {self.event_shape}"
             )
-        for parameter in self.parameters():
-            if parameter.device != value.device:
-                raise ValueError(
-                    f"{name} is on device {value.device}, the transform on {parameter.device}; "
-                    "move one with .to(device)"
-                )
-            break
+        parameter = next(self.parameters(), None)
+        if parameter is not None and parameter.device != value.device:
+            raise ValueError(
+                f"{name} is on device {value.device}; accepted: {parameter.device}, where the "
+                "transform is (move one with .to(device))"
+            )
+        if parameter is not None and parameter.dtype != value.dtype:
+            raise TypeError(
+                f"{name} is {value.dtype}; accepted: {parameter.dtype}, as the transform "
+                "(convert one with .to(dtype))"
+            )
         return value.shape[:split]
+
+
+def _state(tensors: tuple[Tensor, ...]) -> tuple[Any, ...]:
+    """Equal for equal tensors with equal contents, in the same grad mode."""
+    marks = tuple((id(tensor), tensor._version, tensor.requires_grad) for tensor in tensors)
+    return torch.is_grad_enabled(), marks

@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.lattice import check_boundary
+from pyro_neuralrg.lattice import check_boundary, check_shape
 from pyro_neuralrg.spectral import apply_spectrum
 from pyro_neuralrg.transforms.base import LatticeTransform
 
@@ -17,15 +17,18 @@ __all__ = ["FourierLayer"]
 class FourierLayer(LatticeTransform):
     r"""Colour white noise with a given spectrum: :math:`x = F^{-1} \sqrt{\lambda} F z`, O(N log N).
 
-    With the spectrum of a free field the layer alone is that field's exact sampler. It has no parameters: the spectrum is a buffer.
+    With the spectrum of a free field the layer alone is that field's exact sampler. It has no
+    parameters: the spectrum is a buffer.
 
     Args:
-        spectrum: eigenvalues of the covariance, positive, of the lattice's shape: in FFT order and even under k -> -k for a
-            periodic lattice, in the order of the sine transform's modes (k = 1 .. n) for an open one.
+        spectrum: eigenvalues of the covariance, positive, of the lattice's shape: in FFT order and
+            even under k -> -k for a periodic lattice, in the order of the sine transform's modes
+            (k = 1 .. n) for an open one.
         boundary: "periodic" or "open".
 
     Raises:
-        ValueError: if the spectrum is not positive and finite.
+        TypeError: if the spectrum is not a floating tensor.
+        ValueError: if it is not positive and finite or, on a periodic lattice, not even.
 
     Example:
         >>> layer = FourierLayer(torch.full((4, 4), 4.0))
@@ -36,12 +39,10 @@ class FourierLayer(LatticeTransform):
     scale: Tensor
 
     def __init__(self, spectrum: Tensor, boundary: str = "periodic") -> None:
-        super().__init__(tuple(spectrum.shape))
-        if not bool((torch.isfinite(spectrum) & (spectrum > 0)).all()):
-            raise ValueError(
-                f"spectrum has entries down to {float(spectrum.min())}; accepted: positive and finite eigenvalues"
-            )
-        self.boundary = check_boundary(boundary)
+        check_boundary(boundary)
+        _check_spectrum(spectrum, boundary)
+        super().__init__(check_shape(spectrum.shape))
+        self.boundary = boundary
         self.register_buffer("scale", spectrum.detach().sqrt().clone())
 
     def generate(self, h: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,3 +58,20 @@ class FourierLayer(LatticeTransform):
 
     def _ladj(self, h: Tensor) -> Tensor:
         return self.scale.log().sum().to(h.dtype).expand(h.shape[-1])
+
+
+def _check_spectrum(spectrum: Tensor, boundary: str) -> None:
+    if not isinstance(spectrum, Tensor) or not spectrum.is_floating_point():
+        seen = spectrum.dtype if isinstance(spectrum, Tensor) else type(spectrum).__name__
+        raise TypeError(f"spectrum is {seen}; accepted: a floating tensor")
+    usable = torch.isfinite(spectrum) & (spectrum > 0)
+    if not bool(usable.all()):
+        worst = float(spectrum[~usable][0])
+        raise ValueError(f"spectrum has an entry {worst}; accepted: positive, finite eigenvalues")
+    axes = tuple(range(spectrum.dim()))
+    mirrored = spectrum.flip(axes).roll((1,) * len(axes), axes)  # k -> -k
+    if boundary == "periodic" and not torch.allclose(spectrum, mirrored, atol=0.0):
+        raise ValueError(
+            "spectrum is not even under k -> -k; accepted: for a periodic lattice, the "
+            "eigenvalues of a real symmetric translation-invariant matrix"
+        )

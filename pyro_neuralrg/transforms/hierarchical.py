@@ -1,11 +1,11 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""The hierarchical flow: a circuit of block bijectors as one change of variables x = g(z) (paper Fig. 1, Eq. 1)."""
+"""The hierarchical flow: a circuit of block bijectors as one change of variables x = g(z)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,17 +23,20 @@ WEIGHTS = ("scale", "block", "shared")
 
 
 class HierarchicalFlow(LatticeTransform):
-    r"""x = g(z) from independent normals z to a lattice field x; ``flow.inv`` is the renormalization flow.
+    r"""x = g(z) from independent normals z to a lattice field x (paper Fig. 1); back: ``flow.inv``.
 
-    With p the standard normal density, :math:`\ln q(x) = \ln p(z) - \ln|\det \partial x/\partial z|` (paper Eq. 1), exactly:
+    With p the standard normal density, and exactly (paper Eq. 1),
+
+    .. math:: \ln q(x) = \ln p(z) - \ln|\det \partial x/\partial z|
 
     >>> flow = hierarchical_flow((4, 4))
     >>> z = torch.randn(10, 4, 4)
     >>> x, ladj = flow.forward_and_ladj(z)
     >>> log_q = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum((-1, -2)) - ladj
 
-    Latents have the shape of the field: the variable kept by a block sits on the block's first site, so that scale k lives on the sublattice of
-    spacing b^k. Build one with :func:`hierarchical_flow`.
+    Latents have the shape of the field: the variable kept by a block sits on the block's first
+    site, so that scale k lives on the sublattice of spacing b^k. Build one with
+    :func:`hierarchical_flow`.
 
     Args:
         circuit: the arrangement of the layers.
@@ -76,7 +79,7 @@ class HierarchicalFlow(LatticeTransform):
         """The lattice shape, which is the event shape of x and of z."""
         return self.circuit.shape
 
-    # The flow ------------------------------------------------------------------------------------------------------
+    # The flow
 
     def generate(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """z to x, coarse to fine, batch-last."""
@@ -95,7 +98,7 @@ class HierarchicalFlow(LatticeTransform):
         return h, ladj + more
 
     def _generate_from(self, index: int, h: Tensor) -> tuple[Tensor, Tensor]:
-        """Generate the field of the scale of layer ``index`` from its latents: first all that is coarser, then the layer."""
+        """The field at layer ``index`` from its latents: first what is coarser, then the layer."""
         if index == len(self.layers):
             return h, h.new_zeros(h.shape[-1])
         layer = self.circuit.layers[index]
@@ -105,8 +108,9 @@ class HierarchicalFlow(LatticeTransform):
         else:
             blocks = cut(h, layer)
             kept, ladj = self._generate_from(index + 1, tile([b[0] for b in blocks], layer))
-            if str(index) in self.coarse_maps:
-                kept, more = self.coarse_maps[str(index)].generate(kept)
+            coarse_map = self._coarse_map(index)
+            if coarse_map is not None:
+                kept, more = coarse_map.generate(kept)
                 ladj = ladj + more
             blocks = _exchange_kept(blocks, kept, layer)
         blocks, more = self._each_region(index, blocks, "generate")
@@ -122,25 +126,33 @@ class HierarchicalFlow(LatticeTransform):
             h, more = self._renormalize_from(index + 1, join(blocks, layer))
             return h, ladj + more
         kept = tile([block[0] for block in blocks], layer)
-        if str(index) in self.coarse_maps:
-            kept, more = self.coarse_maps[str(index)].renormalize(kept)
+        coarse_map = self._coarse_map(index)
+        if coarse_map is not None:
+            kept, more = coarse_map.renormalize(kept)
             ladj = ladj + more
         kept, more = self._renormalize_from(index + 1, kept)
         return join(_exchange_kept(blocks, kept, layer), layer), ladj + more
 
+    def _coarse_map(self, index: int) -> LatticeTransform | None:
+        """What acts on the variables that layer ``index`` keeps, if anything."""
+        found = self.coarse_maps[str(index)] if str(index) in self.coarse_maps else None
+        return cast("LatticeTransform | None", found)
+
     def _each_region(
         self, index: int, blocks: list[Tensor], direction: str
     ) -> tuple[list[Tensor], Tensor]:
+        """Let each region's transform generate or renormalize its blocks."""
         ladj = blocks[0].new_zeros(blocks[0].shape[-1])
         done = []
-        for block, transform in zip(blocks, self.layers[index], strict=True):
+        transforms = cast("nn.ModuleList", self.layers[index])
+        for block, transform in zip(blocks, transforms, strict=True):
             if isinstance(transform, LatticeTransform):
                 block, more = getattr(transform, direction)(block)
                 ladj = ladj + more
             done.append(block)
         return done, ladj
 
-    # Construction --------------------------------------------------------------------------------------------------
+    # Construction
 
     def _build_layer(self, layer: Layer, shared: dict[Any, nn.Module]) -> nn.ModuleList:
         """One transform per region; single sites pass through an identity."""
@@ -168,7 +180,9 @@ class HierarchicalFlow(LatticeTransform):
 
     @property
     def config(self) -> dict[str, Any]:
-        """Everything that :meth:`from_config` needs to build this flow again, as JSON data; tensors are in ``state_dict()``.
+        """What :meth:`from_config` needs to build this flow again, as JSON data.
+
+        Tensors, and with them the dtype, are in ``state_dict()``.
 
         Raises:
             ValueError: if the blocks come from a factory that is not ours.
@@ -188,7 +202,7 @@ class HierarchicalFlow(LatticeTransform):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> HierarchicalFlow:
-        """Build a flow of the shape and kind that ``config`` names; load its weights with ``load_state_dict``."""
+        """Build the flow that ``config`` names; load its weights with ``load_state_dict``."""
         options = dict(config)
         shape = options.pop("shape")
         if options.pop("spectrum"):
@@ -225,20 +239,26 @@ def hierarchical_flow(
     spectrum: Tensor | None = None,
     dtype: torch.dtype | None = None,
 ) -> HierarchicalFlow:
-    """Build a :class:`HierarchicalFlow`. What it may know of its target is ``odd`` and ``spectrum``; ``target.flow()`` fills both in.
+    """Build a :class:`HierarchicalFlow`.
+
+    What it may know of its target is ``odd`` and ``spectrum``; ``target.flow()`` fills both in.
 
     Args:
         shape: lattice shape, one to three sides >= 1.
         circuit: "mera", "tree" or "brickwork"; see :func:`~pyro_neuralrg.lattice.make_circuit`.
-        bijector: "neighbour" (couplings that see the neighbouring blocks), "realnvp" (the paper's block), a factory of
-            :mod:`~pyro_neuralrg.transforms.bijectors` such as ``RealNVP(layers=4)``, or a callable ``size -> TransformModule``.
+        bijector: "neighbour" (couplings that see the neighbouring blocks), "realnvp" (the paper's
+            block), a factory of :mod:`~pyro_neuralrg.transforms.bijectors` such as
+            ``RealNVP(layers=4)``, or a callable ``size -> TransformModule``.
         block: block side b.
         depth: number of scales, or of layers of a brickwork; default: all.
         boundary: "periodic" or "open".
-        weights: one set per "scale" (and layer), per "block", or "shared" by all scales (paper, note [53]).
+        weights: one set per "scale" (and layer), per "block", or "shared" by all scales (paper,
+            note [53]).
         odd: g(-z) = -g(z), for targets with the symmetry x -> -x.
-        monotone_steps: tanh steps of the monotone map on the coarse variables of each scale; 0 for none.
-        spectrum: eigenvalues of the Gaussian part's covariance (see :class:`~pyro_neuralrg.transforms.fourier.FourierLayer`), or None.
+        monotone_steps: tanh steps of the monotone map on the variables that each decimator keeps;
+            0 for none.
+        spectrum: eigenvalues of the Gaussian part's covariance (see
+            :class:`~pyro_neuralrg.transforms.fourier.FourierLayer`), or None.
         dtype: of the parameters; torch's default dtype if None.
 
     Raises:
@@ -258,9 +278,10 @@ def hierarchical_flow(
     ):
         raise ValueError(f"monotone_steps is {monotone_steps!r}; accepted: an integer >= 0")
     arrangement = make_circuit(circuit, shape, block=block, depth=depth, boundary=boundary)
-    if spectrum is not None and tuple(spectrum.shape) != arrangement.shape:
+    if isinstance(spectrum, Tensor) and tuple(spectrum.shape) != arrangement.shape:
         raise ValueError(
-            f"spectrum has shape {tuple(spectrum.shape)}; accepted: the lattice shape {arrangement.shape}"
+            f"spectrum has shape {tuple(spectrum.shape)}; "
+            f"accepted: the lattice shape {arrangement.shape}"
         )
     flow = HierarchicalFlow(
         arrangement,

@@ -1,8 +1,10 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""A one-dimensional odd monotone map, for the coarse variables that turn bimodal in the ordered phase."""
+"""A monotone map of one variable, for coarse variables that turn bimodal in the ordered phase."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +18,14 @@ _INVERSE_STEPS = 60
 
 
 class MonotoneMap(LatticeTransform):
-    r"""The same monotone map on every entry: a line plus steps,
+    r"""The same monotone map on every entry: a line plus steps.
 
-    .. math:: f(y) = e^a y + \sum_i \frac{w_i}{2} [\tanh(b_i (y - c_i)) + \tanh(b_i (y + c_i))] (+ shift)
+    .. math:: f(y) = e^a y + \sum_i \frac{w_i}{2} [\tanh(b_i (y - c_i)) + \tanh(b_i (y + c_i))]
 
-    with all w_i, b_i > 0: smooth, increasing, and odd when ``odd`` (else each step stands alone and a shift is learned).
-    A narrow pair of steps around zero turns one hump into two. The inverse is a bracketed Newton iteration, differentiable through
-    the implicit function theorem.
+    with all w_i, b_i > 0: smooth, increasing and odd. Without ``odd`` each step stands alone,
+    :math:`w_i \tanh(b_i (y - c_i))`, and a shift is learned. A narrow pair of steps around zero
+    turns one hump into two. The inverse is a bracketed Newton iteration; its first and second
+    derivatives are those of the implicit function theorem.
 
     Args:
         event_shape: shape of the tensors it acts on; the map is shared by all entries.
@@ -54,11 +57,10 @@ class MonotoneMap(LatticeTransform):
     def renormalize(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """x to z."""
         with torch.no_grad():
-            root = self._solve(h)
-        x, slope = self._map(root)
-        z = (
-            root - (x - h) / slope.detach()
-        )  # one Newton step: the value is kept, the derivative is dz/dx
+            z = self._solve(h)
+        for _ in range(2):  # each Newton step makes one more derivative of z exact
+            x, slope = self._map(z)
+            z = z - (x - h) / slope.detach()
         _, slope = self._map(z)
         return z, slope.log().flatten(0, -2).sum(0)
 
@@ -75,7 +77,10 @@ class MonotoneMap(LatticeTransform):
         return (x if self.shift is None else x + self.shift), slope
 
     def _solve(self, x: Tensor) -> Tensor:
-        """Newton's iteration kept inside a shrinking bracket (the steps add at most the sum of their weights)."""
+        """Newton's iteration kept inside a shrinking bracket, to half of the digits.
+
+        The bracket: the steps add at most the sum of their weights.
+        """
         reach = F.softplus(self.raw_weight).sum()
         middle = x if self.shift is None else x - self.shift
         lower = (middle - reach) * (-self.log_slope).exp()
@@ -88,8 +93,17 @@ class MonotoneMap(LatticeTransform):
             upper = torch.where(excess >= 0, y, upper)
             newton = y - excess / slope
             inside = (newton > lower) & (newton < upper)
-            step = torch.where(inside, newton, 0.5 * (lower + upper))
-            if bool((step - y).abs().max() <= 4 * torch.finfo(y.dtype).eps * (1 + y.abs().max())):
-                return step
-            y = step
+            previous, y = y, torch.where(inside, newton, 0.5 * (lower + upper))
+            if _is_settled(previous, y):
+                break
         return y
+
+
+def _is_settled(previous: Tensor, y: Tensor) -> bool:
+    """Whether the last step left half of the digits alone; Newton's next step doubles them."""
+    precision = 0.1 * math.sqrt(torch.finfo(y.dtype).eps)
+    settled = ((y - previous).abs() <= precision * (1 + y.abs())).all()
+    try:
+        return bool(settled)
+    except RuntimeError:  # inside vmap no value can be read: all steps are taken
+        return False

@@ -1,14 +1,15 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Cutting a lattice field into blocks and putting it together again, by rolls, slices and reshapes alone.
+"""Cutting a lattice field into blocks and putting it together, by rolls, slices and reshapes.
 
-Tensors are *batch-last* here: a field is ``(*shape, batch)``, the blocks of a region are ``(size, *count, batch)``.
-Shifts and slices of a lattice then move whole contiguous runs, and a network that acts on the leading dimension is
-one matrix product.
+Tensors are *batch-last* here: a field is ``(*shape, batch)``, the blocks of a region are
+``(size, *count, batch)``. Shifts and slices of a lattice then move whole contiguous runs, and a
+network that acts on the leading dimension is one matrix product.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -16,22 +17,22 @@ from torch import Tensor
 
 from pyro_neuralrg.lattice import Layer, Region
 
-__all__ = ["cut", "join", "pack", "unpack"]
+__all__ = ["cut", "join", "pack", "split_coarse", "tile", "unpack"]
 
 
 def pack(x: Tensor, event_dim: int) -> Tensor:
-    """Move all batch dimensions on the left into one on the right: ``batch + event -> event + (prod(batch),)``."""
-    event = x.shape[x.dim() - event_dim :]
-    return x.reshape(-1, *event).movedim(0, -1).contiguous()
+    """Move all batch dimensions into one on the right: ``batch + event -> event + (n,)``."""
+    batch, event = x.shape[: x.dim() - event_dim], x.shape[x.dim() - event_dim :]
+    return x.reshape(math.prod(batch), *event).movedim(0, -1).contiguous()
 
 
 def unpack(h: Tensor, batch_shape: Sequence[int]) -> Tensor:
-    """Undo :func:`pack`: ``event + (prod(batch_shape),) -> batch_shape + event``, contiguous."""
+    """Undo :func:`pack`: ``event + (n,) -> batch_shape + event``."""
     return h.movedim(-1, 0).reshape(*batch_shape, *h.shape[:-1])
 
 
 def cut(h: Tensor, layer: Layer) -> list[Tensor]:
-    """Cut a field ``(*shape, batch)`` into one tensor ``(size, *count, batch)`` per region of the layer."""
+    """Cut a field ``(*shape, batch)`` into one tensor ``(size, *count, batch)`` per region."""
     h = _roll(h, layer.shift, -1)
     return [_to_blocks(h, region) for region in layer.regions]
 
@@ -56,7 +57,7 @@ def tile(fields: Sequence[Tensor], layer: Layer) -> Tensor:
 
 
 def split_coarse(h: Tensor, layer: Layer) -> list[Tensor]:
-    """Cut the field of kept sites ``(*coarse_shape, batch)`` into its regions ``(*count, batch)``."""
+    """Cut the kept sites ``(*coarse_shape, batch)`` into the regions ``(*count, batch)``."""
     fields = [h]
     for axis, segments in enumerate(layer.axes):
         if len(segments) > 1:
