@@ -23,6 +23,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from pyro_neuralrg import __version__, plotting
+from pyro_neuralrg.diagnostics import save_tree
 from pyro_neuralrg.experiment import Exact, Results, Sampling
 from pyro_neuralrg.infer import save
 from pyro_neuralrg.transforms import HierarchicalFlow
@@ -76,7 +77,7 @@ class Output:
         self._write_figures(results)
         samples = results.samplers.get("latent")
         if samples is not None:
-            self._write("samples.nc", lambda path: _write_netcdf(path, samples))
+            self._write("samples.nc", lambda path: save_tree(samples.idata, path))
         report = as_json(results) | {"files": [*self.written, "report.json"]}
         text = json.dumps(report, indent=2, allow_nan=False) + "\n"
         self._write("report.json", lambda path: path.write_text(text, encoding="utf-8"))
@@ -124,10 +125,6 @@ class Output:
             with contextlib.suppress(FileNotFoundError):
                 temporary.unlink()
         self.written.append(name)
-
-
-def _write_netcdf(path: Path, run: Sampling) -> None:
-    run.idata.to_netcdf(str(path), engine="h5netcdf")
 
 
 def title(results: Results) -> str:

@@ -34,8 +34,9 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 LIBRARY = set(MAY_IMPORT)
 MAY_IMPORT[""] = LIBRARY  # the package itself: its public names
-MAY_IMPORT["report"] = LIBRARY | {""}  # the root for its version only
-MAY_IMPORT["cli"] = LIBRARY | {"", "report"}
+MAY_IMPORT["experiment"] = LIBRARY
+MAY_IMPORT["report"] = LIBRARY | {"experiment", ""}  # the root for its version only
+MAY_IMPORT["cli"] = {"experiment", "report", ""}
 MAY_IMPORT["__main__"] = {"cli"}
 
 GLOBAL_SETTERS = {
