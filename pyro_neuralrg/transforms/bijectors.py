@@ -2,23 +2,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """What acts on the blocks of a layer, as exchangeable factories.
 
-A factory is a frozen dataclass with one method, ``build(place) -> LatticeTransform`` of event shape ``(size, *count)``: all blocks of
-one region of one layer at once. To add one, write the dataclass here, put it into ``BIJECTORS`` and add a line to
-``tests/transforms/registry.py``. A user's own block (any callable ``size -> TransformModule`` of event shape ``(size,)``, such as
-Pyro's ``affine_coupling`` or ``spline_coupling``) or layer (``(size, count) -> TransformModule``) needs no new class.
+A factory is a frozen dataclass with one method, ``build(place) -> LatticeTransform`` of event shape
+``(size, *count)``: all blocks of one region of one layer at once. To add one, write the dataclass
+here, put it into ``BIJECTORS`` and add a line to ``tests/transforms/registry.py``. A user's own
+block (any callable ``size -> TransformModule`` of event shape ``(size,)``, such as Pyro's
+``affine_coupling`` or ``spline_coupling``) or layer (``(size, count) -> TransformModule``) needs no
+new class.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import torch
 from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor, nn
+from torch.distributions import Transform
 
 from pyro_neuralrg.transforms.base import LatticeTransform
 from pyro_neuralrg.transforms.coupling import neighbour_coupling, realnvp_block
@@ -93,7 +96,10 @@ class RealNVP:
 
 @dataclass(frozen=True)
 class Neighbour:
-    """Couplings that see the neighbouring blocks: see :func:`~pyro_neuralrg.transforms.coupling.neighbour_coupling`."""
+    """Couplings that see the neighbouring blocks.
+
+    See :func:`~pyro_neuralrg.transforms.coupling.neighbour_coupling`.
+    """
 
     name: ClassVar[str] = "neighbour"
     layers: int = 8
@@ -126,7 +132,7 @@ class BlockFactory:
 
 @dataclass(frozen=True)
 class LayerFactory:
-    """A user's layer: ``factory(size, count)`` returns a TransformModule of event shape ``(size, *count)``."""
+    """A user's layer: ``factory(size, count)`` returns one of event shape ``(size, *count)``."""
 
     factory: Callable[[int, tuple[int, ...]], TransformModule]
 
@@ -145,10 +151,14 @@ BIJECTORS: dict[str, type[RealNVP] | type[Neighbour]] = {
 
 
 def as_bijector(bijector: Any) -> Bijector:
-    """Turn a name, a mapping with a name and options, a factory dataclass or a callable ``size -> TransformModule`` into a factory.
+    """Turn what a user may give as ``bijector`` into a factory.
+
+    Args:
+        bijector: a name, a mapping of a name and options, a factory, or a callable
+            ``size -> TransformModule``.
 
     Raises:
-        ValueError: if the name is unknown.
+        ValueError: if the name or an option is unknown.
         TypeError: if it is none of these.
 
     Example:
@@ -161,9 +171,9 @@ def as_bijector(bijector: Any) -> Bijector:
         return _by_name(options.pop("name", None), options)
     if isinstance(bijector, str):
         return _by_name(bijector, {})
-    if hasattr(bijector, "build"):
+    if hasattr(bijector, "build") and not isinstance(bijector, type):
         return bijector
-    if callable(bijector):
+    if callable(bijector) and not isinstance(bijector, Transform):
         return BlockFactory(bijector)
     raise TypeError(
         f"bijector is {bijector!r}; accepted: one of {names}, a factory such as RealNVP(layers=4), "
@@ -213,8 +223,9 @@ def _refuse_odd(place: Place) -> None:
         )
 
 
-def _check_module(transform: Any, event_dim: int) -> TransformModule:
-    if not isinstance(transform, TransformModule):
+def _check_module(transform: Any, event_dim: int) -> Any:
+    # a ComposeTransformModule is a transform and a module, but no TransformModule
+    if not (isinstance(transform, Transform) and isinstance(transform, nn.Module)):
         raise TypeError(
             f"the bijector factory returned {type(transform).__name__}; accepted: a TransformModule"
         )
@@ -222,6 +233,11 @@ def _check_module(transform: Any, event_dim: int) -> TransformModule:
         raise ValueError(
             f"the bijector factory returned a transform of event_dim {transform.domain.event_dim}; "
             f"accepted: at most {event_dim}"
+        )
+    if not transform.bijective:
+        raise ValueError(
+            f"the bijector factory returned {type(transform).__name__}, which is not bijective; "
+            "accepted: a bijective TransformModule"
         )
     return transform
 
@@ -251,19 +267,28 @@ class _Foreign(LatticeTransform):
 
     def _ladj(self, z: Tensor, x: Tensor) -> Tensor:
         ladj = self.transform.log_abs_det_jacobian(z, x)
-        extra = len(self.event_shape) - self.transform.domain.event_dim
-        if ladj.dim() == 1 + extra and extra:  # an elementwise transform: sum what it leaves open
-            ladj = ladj.flatten(1).sum(-1)
-        return ladj.expand(z.shape[:1])  # some of Pyro's return the shape () for a constant
+        # Sum over what a transform of fewer event dimensions leaves open; some of Pyro's transforms
+        # return the shape () for a constant, which counts once for each.
+        open_shape = z.shape[: z.dim() - self.transform.domain.event_dim]
+        return ladj.expand(open_shape).reshape(z.shape[0], math.prod(open_shape[1:])).sum(-1)
 
     def _drop_cache(self) -> None:
-        """Forget non-leaf tensors, which would make the flow impossible to copy and stale after a step."""
-        for module in self.transform.modules():
-            for name in module.__dict__:
+        """Forget non-leaf tensors: with them the flow could not be copied, and could go stale."""
+        for part in _parts(self.transform):
+            for name, value in part.__dict__.items():
                 if name == "_cached_x_y":
-                    module.__dict__[name] = (None, None)
-                elif name.startswith("_cache") and isinstance(module.__dict__[name], Tensor):
-                    module.__dict__[name] = None
+                    part.__dict__[name] = (None, None)
+                elif name.startswith("_cache") and isinstance(value, Tensor):
+                    part.__dict__[name] = None
+
+
+def _parts(transform: Transform) -> Iterator[Any]:
+    """A transform, the modules inside it and, for a composition, those that are no modules too."""
+    yield transform
+    if isinstance(transform, nn.Module):
+        yield from transform.modules()
+    for part in getattr(transform, "parts", ()):
+        yield from _parts(part)
 
 
 class _Blockwise(LatticeTransform):
@@ -290,12 +315,14 @@ class _Blockwise(LatticeTransform):
 
     def _each(self, h: Tensor, direction: str) -> tuple[Tensor, Tensor]:
         size, batch = h.shape[0], h.shape[-1]
+        count = math.prod(h.shape[1:-1])
         if len(self.blocks) == 1:
-            out, ladj = getattr(self.blocks[0], direction)(h.reshape(size, -1))
-            return out.reshape(h.shape), ladj.reshape(-1, batch).sum(0)
+            out, ladj = getattr(self.blocks[0], direction)(h.reshape(size, count * batch))
+            return out.reshape(h.shape), ladj.reshape(count, batch).sum(0)
+        pieces = h.reshape(size, count, batch).unbind(1)
         pairs = [
             getattr(block, direction)(piece)
-            for block, piece in zip(self.blocks, h.reshape(size, -1, batch).unbind(1), strict=True)
+            for block, piece in zip(self.blocks, pieces, strict=True)
         ]
         out = torch.stack([piece for piece, _ in pairs], dim=1)
         return out.reshape(h.shape), torch.stack([ladj for _, ladj in pairs]).sum(0)

@@ -23,8 +23,9 @@ class AffineCouplings(LatticeTransform):
     r"""A stack of affine couplings on the leading dimension (the sites of a block).
 
     With u the sites held fixed and v the others, :math:`v' = e^{s(u)} v + t(u)` and
-    :math:`\ln|\det| = \sum s(u)` (Dinh, Sohl-Dickstein & Bengio, "Density estimation using Real NVP", 2017, Eq. 7-8). A network sees and
-    moves only the sites it should: no work is spent on masked entries.
+    :math:`\ln|\det| = \sum s(u)` (Dinh, Sohl-Dickstein & Bengio, "Density estimation using Real
+    NVP", 2017, Eq. 7-8). A network sees and moves only the sites it should: no work is spent on
+    masked entries.
 
     Args:
         event_shape: ``(size,)`` for one block, or ``(size, *count)`` for all blocks of a layer.
@@ -78,9 +79,9 @@ def realnvp_block(
     activation: str = "elu",
     odd: bool = False,
 ) -> AffineCouplings:
-    """The paper's block: Real NVP on the sites of one block, event shape ``(size,)`` (paper, supplement).
+    """The paper's block: Real NVP on the sites of one block, event shape ``(size,)``.
 
-    The two halves of the checkerboard are moved in turn.
+    The two halves of the checkerboard are moved in turn (paper, supplement).
 
     Args:
         size: number of sites of the block, at least two.
@@ -116,9 +117,10 @@ def neighbour_coupling(
     odd: bool = True,
     boundary: str = "periodic",
 ) -> AffineCouplings:
-    """Couplings on all blocks of a layer whose networks see the neighbouring blocks, event shape ``(size, *count)``.
+    """Couplings on all blocks of a layer, event shape ``(size, *count)``, that see neighbours.
 
-    The halves are the checkerboard, then the rows and columns of the block, each moved in turn.
+    Their networks take in the neighbouring blocks. The halves are the checkerboard, then the rows
+    and columns of the block, each moved in turn.
 
     Args:
         block: sites of a block along each axis.

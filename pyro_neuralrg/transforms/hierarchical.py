@@ -135,8 +135,9 @@ class HierarchicalFlow(LatticeTransform):
 
     def _coarse_map(self, index: int) -> LatticeTransform | None:
         """What acts on the variables that layer ``index`` keeps, if anything."""
-        found = self.coarse_maps[str(index)] if str(index) in self.coarse_maps else None
-        return cast("LatticeTransform | None", found)
+        if str(index) not in self.coarse_maps:
+            return None
+        return cast("LatticeTransform", self.coarse_maps[str(index)])
 
     def _each_region(
         self, index: int, blocks: list[Tensor], direction: str

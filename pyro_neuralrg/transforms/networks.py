@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Networks of the couplings: from the sites held fixed to a shift and a log-scale for the others.
 
-A network maps a batch-last tensor ``(inputs, ..., n)`` to ``(shift, log_scale)``, each ``(outputs, ..., n)``. An *odd* one has an odd shift and an
-even log-scale, so that a coupling built on it commutes with x -> -x.
+A network maps a batch-last tensor ``(inputs, ..., n)`` to ``(shift, log_scale)``, each
+``(outputs, ..., n)``. An *odd* one has an odd shift and an even log-scale, so that a coupling built
+on it commutes with x -> -x.
 """
 
 from __future__ import annotations
@@ -29,14 +30,15 @@ SMALL = 1e-2  # weights of the last layer at the start: couplings begin close to
 
 
 class BlockNetwork(nn.Module):
-    """The paper's pair of s- and t-networks on one block, evaluated together; s ends in a scaled tanh.
+    """The paper's s- and t-networks on one block, evaluated together; s ends in a scaled tanh.
 
     Args:
         inputs: number of sites held fixed.
         outputs: number of sites to move.
         hidden: widths of the hidden layers.
         activation: one of ``ACTIVATIONS``.
-        odd: evaluate at u and -u and keep the odd part of the shift, the even part of the log-scale.
+        odd: evaluate at u and -u and keep the odd part of the shift, the even part of the
+            log-scale.
     """
 
     def __init__(
@@ -74,10 +76,10 @@ class BlockNetwork(nn.Module):
 
 
 class NeighbourNetwork(nn.Module):
-    """A convolution over the 3^d neighbouring blocks, pointwise layers, then a shift and a log-scale.
+    """A convolution over the 3^d neighbouring blocks, pointwise layers, shift and log-scale.
 
-    With ``odd`` there are no biases before the nonlinearities (tanh): the hidden units h are odd functions of the input, the shift is linear in
-    h and the log-scale in h^2.
+    With ``odd`` there are no biases before the nonlinearities (tanh): the hidden units h are odd
+    functions of the input, the shift is linear in h and the log-scale in h^2.
 
     Args:
         inputs: number of sites of a block held fixed.
@@ -113,7 +115,7 @@ class NeighbourNetwork(nn.Module):
         self.biases = nn.ParameterList(nn.Parameter(torch.zeros(width, 1)) for width in biases)
 
     def forward(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Map ``(inputs, *count, n)`` to a shift and a log-scale of shape ``(outputs, *count, n)``."""
+        """Map ``(inputs, *count, n)`` to shift and log-scale, each ``(outputs, *count, n)``."""
         sites = u.shape[1:]
         h = self._neighbours(u).flatten(1)
         for index, weight in enumerate(self.weights):
@@ -127,7 +129,7 @@ class NeighbourNetwork(nn.Module):
         return shift.unflatten(1, sites), log_scale.unflatten(1, sites)
 
     def _neighbours(self, u: Tensor) -> Tensor:
-        """All 3^d neighbouring blocks' values, one axis after the other: ``(3^d * inputs, *count, n)``."""
+        """All 3^d neighbouring blocks' values, axis by axis: ``(3^d * inputs, *count, n)``."""
         for axis in range(1, u.dim() - 1):
             count = u.shape[axis]
             first, last = u.narrow(axis, 0, 1), u.narrow(axis, count - 1, 1)
