@@ -1,2 +1,9 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
+"""Probability distributions over lattice fields built from flows."""
+
+from pyro_neuralrg.distributions.flow import flow_distribution
+from pyro_neuralrg.distributions.symmetrized import SymmetrizedFlow
+from pyro_neuralrg.distributions.symmetry import LatticeSymmetry, symmetry_group
+
+__all__ = ["LatticeSymmetry", "SymmetrizedFlow", "flow_distribution", "symmetry_group"]

@@ -1,2 +1,27 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
+"""Training, free energies and sampling."""
+
+from pyro_neuralrg.infer.checkpoint import Loaded, load, save
+from pyro_neuralrg.infer.fit import FitResult, fit
+from pyro_neuralrg.infer.free_energy import FreeEnergyEstimate, estimate
+from pyro_neuralrg.infer.guides import FlowGuide
+from pyro_neuralrg.infer.history import History, TrainingStep
+from pyro_neuralrg.infer.pdd import PDD
+from pyro_neuralrg.infer.schedule import Schedule, default_schedule
+
+__all__ = [
+    "PDD",
+    "FitResult",
+    "FlowGuide",
+    "FreeEnergyEstimate",
+    "History",
+    "Loaded",
+    "Schedule",
+    "TrainingStep",
+    "default_schedule",
+    "estimate",
+    "fit",
+    "load",
+    "save",
+]

@@ -1,0 +1,103 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""The density of a flow: ln q(x) = ln N(z; 0, 1) - ladj with z = flow.inv(x)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_transform import TransformModule
+from torch import Tensor
+
+__all__ = ["flow_distribution", "forward_and_ladj", "inverse_and_ladj", "standard_normal"]
+
+
+def flow_distribution(flow: Any, shape: Sequence[int] | None = None) -> Any:
+    r"""The distribution q of ``x = flow(z)`` with independent standard normals z.
+
+    .. math:: \ln q(x) = \ln N(z; 0, 1) - \ln|\det \partial x / \partial z|, \quad z = g^{-1}(x)
+
+    (paper Eq. 2). Parameters of the flow receive gradients through both ``rsample`` and
+    ``log_prob``.
+
+    Args:
+        flow: a TransformModule, for example a HierarchicalFlow.
+        shape: event shape; only needed for a flow that has no ``shape`` attribute.
+
+    Returns:
+        A Pyro ``TransformedDistribution`` with batch shape ``()`` and event shape ``shape``, in the
+        dtype and on the device of the flow's parameters.
+
+    Raises:
+        TypeError: if ``flow`` is not a TransformModule (``flow.inv`` has no parameters to train).
+
+    Example:
+        >>> from pyro.distributions.transforms import AffineTransform
+        >>> class Scale(AffineTransform, TransformModule):
+        ...     pass
+        >>> q = flow_distribution(Scale(0.0, 2.0, event_dim=2), shape=(4, 4))
+        >>> q.rsample((3,)).shape, q.log_prob(torch.zeros(3, 4, 4)).shape
+        (torch.Size([3, 4, 4]), torch.Size([3]))
+    """
+    check_flow(flow)
+    return dist.TransformedDistribution(standard_normal(flow, event_shape(flow, shape)), [flow])
+
+
+def check_flow(flow: Any) -> None:
+    """Raise TypeError unless ``flow`` is a transform that is also a module."""
+    if not isinstance(flow, TransformModule):
+        hint = ""
+        if isinstance(flow, torch.distributions.Transform):
+            hint = " (a transform's .inv holds no parameters: pass the transform itself)"
+        raise TypeError(f"flow is a {type(flow).__name__}; accepted: a Pyro TransformModule{hint}")
+
+
+def event_shape(flow: Any, shape: Sequence[int] | None = None) -> tuple[int, ...]:
+    """The lattice shape of a flow: its own, or ``shape`` where it has none.
+
+    Raises:
+        ValueError: if neither is known, or if they differ.
+    """
+    own = getattr(flow, "shape", None)
+    if own is None and shape is None:
+        raise ValueError(
+            f"shape is None, and {type(flow).__name__} has no attribute shape; accepted: the event "
+            "shape"
+        )
+    if own is not None and shape is not None and tuple(own) != tuple(shape):
+        raise ValueError(f"shape is {tuple(shape)}; accepted: the flow's own shape {tuple(own)}")
+    return tuple(own) if own is not None else tuple(shape or ())
+
+
+def standard_normal(flow: Any, shape: tuple[int, ...]) -> Any:
+    """N(0, 1) per site, as one event of ``shape``, in the flow's dtype and on its device."""
+    zero = torch.zeros((), **tensor_options(flow))
+    return dist.Normal(zero, torch.ones_like(zero)).expand(shape).to_event(len(shape))
+
+
+def tensor_options(flow: Any) -> dict[str, Any]:
+    """Arguments ``dtype`` and ``device`` as those of the flow's first floating tensor, if any."""
+    for tensor in itertools.chain(flow.parameters(), flow.buffers()):
+        if tensor.is_floating_point():
+            return {"dtype": tensor.dtype, "device": tensor.device}
+    return {"dtype": torch.get_default_dtype(), "device": torch.device("cpu")}
+
+
+def forward_and_ladj(flow: Any, z: Tensor) -> tuple[Tensor, Tensor]:
+    """``x = flow(z)`` and ``ln |det dx/dz|``, in one pass where the flow offers it."""
+    if hasattr(flow, "forward_and_ladj"):
+        return flow.forward_and_ladj(z)
+    x = flow(z)
+    return x, flow.log_abs_det_jacobian(z, x)
+
+
+def inverse_and_ladj(flow: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """``z = flow.inv(x)`` and ``ln |det dx/dz|``, in one pass where the flow offers it."""
+    if hasattr(flow, "inverse_and_ladj"):
+        return flow.inverse_and_ladj(x)
+    z = flow.inv(x)
+    return z, flow.log_abs_det_jacobian(z, x)

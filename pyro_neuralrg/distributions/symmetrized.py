@@ -1,0 +1,203 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""A flow's density averaged over a finite symmetry group, exactly."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_neuralrg.distributions.flow import (
+    check_flow,
+    event_shape,
+    forward_and_ladj,
+    inverse_and_ladj,
+    standard_normal,
+)
+from pyro_neuralrg.distributions.symmetry import (
+    LatticeSymmetry,
+    check_group,
+    sources,
+    symmetry_group,
+)
+
+__all__ = ["SymmetrizedFlow"]
+
+
+class _Draw(NamedTuple):
+    """The last sample, and what its density needs: x = g x0 for some g."""
+
+    x: Tensor
+    x0: Tensor
+    log_q0: Tensor
+    key: tuple[Any, ...]
+
+
+class SymmetrizedFlow(TorchDistribution):
+    r"""The mixture of a flow's density q0 over a finite group G that acts on the field.
+
+    .. math:: q(x) = \frac{1}{|G|} \sum_{g \in G} q_0(g^{-1} x), \qquad q(gx) = q(x)
+
+    A sample is ``x = g flow(z)`` with g uniform in G. Its density needs q0 on the orbit of x, which
+    is the orbit of ``flow(z)``: the log-determinant of the generating pass serves the identity, so
+    that a sample with its density costs |G| - 1 inverse passes and not |G| + 1. ``log_prob`` of the
+    sample drawn last takes that short cut by itself. The choice of g does not depend on the
+    parameters, so that the reparameterised gradient is unbiased.
+
+    Args:
+        flow: a TransformModule on lattice fields.
+        elements: the group elements; default: the spin flip Z2. See
+            :func:`~pyro_neuralrg.distributions.symmetry_group`.
+        shape: event shape, only for a flow that has no ``shape`` attribute.
+        orbit_chunk: group elements evaluated in one inverse pass; bounds the memory when no
+            gradient is taken.
+
+    Raises:
+        TypeError: if ``flow`` is not a TransformModule.
+        ValueError: if ``elements`` is not a group on this lattice.
+
+    Example:
+        >>> from pyro_neuralrg.transforms import hierarchical_flow
+        >>> q = SymmetrizedFlow(hierarchical_flow((4, 4)))
+        >>> x, log_q = q.rsample_and_log_prob((5,))
+        >>> torch.allclose(q.log_prob(-x), log_q, atol=1e-4)
+        True
+    """
+
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
+    has_rsample = True
+
+    def __init__(
+        self,
+        flow: Any,
+        elements: Sequence[LatticeSymmetry] | None = None,
+        *,
+        shape: Sequence[int] | None = None,
+        orbit_chunk: int = 8,
+        validate_args: bool | None = None,
+    ) -> None:
+        check_flow(flow)
+        lattice = event_shape(flow, shape)
+        elements = symmetry_group(lattice) if elements is None else tuple(elements)
+        check_group(elements, lattice)
+        if orbit_chunk < 1:
+            raise ValueError(f"orbit_chunk is {orbit_chunk}; accepted: an integer >= 1")
+        self.flow = flow
+        self.elements = elements
+        self.orbit_chunk = orbit_chunk
+        self._orbit = _orbit_representatives(elements, lattice, bool(getattr(flow, "odd", False)))
+        self._signs = torch.tensor([element.sign for element in elements])
+        moves = any(element.moves_sites for element in elements)
+        self._sources = torch.stack([sources(g, lattice) for g in elements]) if moves else None
+        self._draw: _Draw | None = None
+        super().__init__(torch.Size(), torch.Size(lattice), validate_args=validate_args)
+
+    @constraints.dependent_property(is_discrete=False)
+    def support(self) -> constraints.Constraint:
+        """Real fields."""
+        return constraints.independent(constraints.real, len(self.event_shape))
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> SymmetrizedFlow:
+        """The same distribution with another batch shape."""
+        new = self._get_checked_instance(SymmetrizedFlow, _instance)
+        for name in ("flow", "elements", "orbit_chunk", "_orbit", "_signs", "_sources"):
+            setattr(new, name, getattr(self, name))
+        new._draw = None
+        super(SymmetrizedFlow, new).__init__(
+            torch.Size(batch_shape), self.event_shape, validate_args=False
+        )
+        new._validate_args = self._validate_args
+        return new
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw differentiable fields of shape ``sample_shape + batch_shape + shape``."""
+        base = standard_normal(self.flow, tuple(self.event_shape))
+        z = base.rsample(torch.Size(sample_shape) + self.batch_shape)
+        x0, ladj = forward_and_ladj(self.flow, z)
+        x = self._act(x0)
+        self._remember(x, x0, base.log_prob(z) - ladj)
+        return x
+
+    def rsample_and_log_prob(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+        """Draw fields and return them with ln q, at the cost of |G| passes in all."""
+        x = self.rsample(sample_shape)
+        return x, self.log_prob(x)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """ln q(value) in nats, of the batch shape of ``value``."""
+        if self._validate_args:
+            self._validate_sample(value)
+        draw = self._recall(value)
+        if draw is None:
+            terms = self._log_orbit(value, self._orbit)
+        else:
+            terms = [draw.log_q0.unsqueeze(0), *self._log_orbit(draw.x0, self._orbit[1:])]
+        log_q = terms[0] if len(terms) == 1 else torch.cat(terms)
+        return log_q.logsumexp(0) - math.log(len(self._orbit))
+
+    def clear_cache(self) -> None:
+        """Forget the last sample."""
+        self._draw = None
+
+    def _log_orbit(self, x: Tensor, elements: Sequence[LatticeSymmetry]) -> list[Tensor]:
+        """ln q0(g x) for all g, in pieces of shape ``(elements of the piece,) + batch_shape``."""
+        base = standard_normal(self.flow, tuple(self.event_shape))
+        terms = []
+        for start in range(0, len(elements), self.orbit_chunk):
+            piece = elements[start : start + self.orbit_chunk]
+            z, ladj = inverse_and_ladj(self.flow, torch.stack([g(x) for g in piece]))
+            terms.append(base.log_prob(z) - ladj)
+        return terms
+
+    def _act(self, x: Tensor) -> Tensor:
+        """Apply an independent, uniformly drawn group element to every field of the batch."""
+        if len(self.elements) == 1:
+            return x
+        dims = len(self.event_shape)
+        batch = x.shape[: x.dim() - dims]
+        chosen = torch.randint(len(self.elements), batch, device=x.device)
+        signs = self._signs.to(x.device, x.dtype)[chosen]
+        if self._sources is not None:
+            x = x.flatten(-dims).gather(-1, self._sources.to(x.device)[chosen]).reshape(x.shape)
+        return x * signs.reshape(batch + (1,) * dims)
+
+    def _key(self, x: Tensor) -> tuple[Any, ...]:
+        versions = tuple(p._version for p in self.flow.parameters() if not p.is_inference())
+        return x._version, torch.is_grad_enabled(), versions
+
+    def _remember(self, x: Tensor, x0: Tensor, log_q0: Tensor) -> None:
+        # Inference tensors count no versions, so that nobody could tell whether they are still the
+        # same.
+        self._draw = None if x.is_inference() else _Draw(x, x0, log_q0, self._key(x))
+
+    def _recall(self, value: Tensor) -> _Draw | None:
+        draw = self._draw
+        if draw is None or draw.x is not value or draw.key != self._key(value):
+            return None
+        return draw
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_draw": None}
+
+
+def _orbit_representatives(
+    elements: Sequence[LatticeSymmetry], shape: tuple[int, ...], odd: bool
+) -> tuple[LatticeSymmetry, ...]:
+    """The elements whose densities differ, the identity first.
+
+    For an odd flow q0(-x) = q0(x): g and -g count the same, and every class has as many members as
+    any other.
+    """
+    kept: dict[tuple[int, ...], LatticeSymmetry] = {}
+    for element in elements:
+        sign = 1 if odd else element.sign
+        kept.setdefault((sign, *sources(element, shape).tolist()), element)
+    sites = range(torch.Size(shape).numel())
+    identity = kept.pop((1, *sites))
+    return (identity, *kept.values())

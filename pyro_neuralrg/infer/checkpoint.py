@@ -1,0 +1,154 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Trained flows in one file: JSON configuration and tensors, no code."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from pyro_neuralrg.transforms.hierarchical import HierarchicalFlow
+
+__all__ = ["Loaded", "load", "save"]
+
+FORMAT = "pyro_neuralrg.flow"
+VERSION = 1
+
+
+class Loaded(NamedTuple):
+    """Contents of a file of :func:`save`.
+
+    Attributes:
+        flow: the flow, with its weights, in its dtype.
+        optimizer_state: for ``fit(..., optimizer_state=...)``, or None.
+        metadata: what was given to :func:`save`, else an empty dictionary.
+    """
+
+    flow: HierarchicalFlow
+    optimizer_state: dict[str, Any] | None
+    metadata: dict[str, Any]
+
+
+def save(
+    path: str | os.PathLike[str],
+    flow: HierarchicalFlow,
+    *,
+    optimizer: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a flow to ``path``, completely or not at all.
+
+    Args:
+        path: file to write; an existing one is replaced.
+        flow: a HierarchicalFlow (for a SymmetrizedFlow or a guide: its ``.flow``).
+        optimizer: ``FitResult.optimizer_state``, so that a training can go on later.
+        metadata: JSON data to keep beside the flow (shape, temperature, seed, ...).
+
+    Raises:
+        TypeError: if ``flow`` is something else.
+        ValueError: if ``metadata`` is not JSON data or ``flow`` has blocks from a user's own
+            factory.
+        OSError: if ``path`` cannot be written.
+    """
+    if not isinstance(flow, HierarchicalFlow):
+        raise TypeError(
+            f"flow is a {type(flow).__name__}; accepted: a HierarchicalFlow (the .flow of a guide)"
+        )
+    try:
+        described = json.dumps(dict(metadata or {}))
+    except TypeError as error:
+        raise ValueError(
+            f"metadata is not JSON data ({error}); accepted: numbers, strings, lists, dicts"
+        ) from None
+    weights = flow.state_dict()
+    payload = {
+        "format": FORMAT,
+        "version": VERSION,
+        "config": json.dumps(flow.config),
+        "dtype": _dtype_name(flow),
+        "state_dict": {name: tensor.detach() for name, tensor in weights.items()},
+        "optimizer": None if optimizer is None else dict(optimizer),
+        "metadata": described,
+    }
+    _write(Path(path), payload)
+
+
+def load(path: str | os.PathLike[str], map_location: Any = "cpu") -> Loaded:
+    """Read a file of :func:`save`; never executes code from it.
+
+    Args:
+        path: the file.
+        map_location: device of the flow.
+
+    Raises:
+        FileNotFoundError, OSError: if there is no such file, or it cannot be read.
+        ValueError: if the file is corrupt, of another version, or holds anything but tensors and
+            plain data.
+    """
+    payload = _read(Path(path), map_location)
+    try:
+        flow = HierarchicalFlow.from_config(json.loads(payload["config"]))
+        flow = flow.to(dtype=getattr(torch, payload["dtype"]), device=map_location)
+        flow.load_state_dict(payload["state_dict"])
+        metadata = json.loads(payload["metadata"])
+    except Exception as error:
+        raise ValueError(
+            f"{os.fspath(path)} holds a flow that cannot be built ({_one_line(error)}); "
+            f"accepted: a file of pyro_neuralrg.save, version {VERSION}"
+        ) from None
+    return Loaded(flow, payload["optimizer"], metadata)
+
+
+def _write(path: Path, payload: dict[str, Any]) -> None:
+    """Write under a temporary name in the same folder, then rename."""
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            torch.save(payload, stream)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def _read(path: Path, map_location: Any) -> dict[str, Any]:
+    """The contents, checked for format and version."""
+    accepted = f"accepted: a file of pyro_neuralrg.save, version {VERSION}"
+    with path.open("rb") as stream:
+        try:
+            payload = torch.load(stream, map_location=map_location, weights_only=True)
+        except Exception as error:
+            raise ValueError(
+                f"{path} is corrupt or holds more than tensors and plain data "
+                f"({_one_line(error)}); {accepted}"
+            ) from None
+    if not isinstance(payload, dict) or payload.get("format") != FORMAT:
+        raise ValueError(f"{path} is not a saved flow; {accepted}")
+    if payload.get("version") != VERSION:
+        raise ValueError(f"{path} has version {payload.get('version')!r}; {accepted}")
+    missing = {"config", "dtype", "state_dict", "optimizer", "metadata"} - set(payload)
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(sorted(missing))}; {accepted}")
+    return payload
+
+
+def _dtype_name(flow: HierarchicalFlow) -> str:
+    """Name of the dtype of the flow's parameters, such as "float64"."""
+    for tensor in flow.state_dict().values():
+        if tensor.is_floating_point():
+            return str(tensor.dtype).removeprefix("torch.")
+    return str(torch.get_default_dtype()).removeprefix("torch.")
+
+
+def _one_line(error: Exception) -> str:
+    """The first line of an error's message."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__

@@ -1,0 +1,151 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Free energies from samples of a flow: variational bound and importance-sampling estimate."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_neuralrg.distributions.flow import flow_distribution
+
+__all__ = ["FreeEnergyEstimate", "estimate", "from_log_weights", "log_weights"]
+
+FEW_EFFECTIVE_SAMPLES = 10
+"""Below this number the error bar of the importance estimate means little."""
+
+
+class FreeEnergyEstimate(NamedTuple):
+    """Two estimates of -ln Z from the same log-weights, all energies in nats.
+
+    Attributes:
+        variational: mean of ln q - ln pi, at least -ln Z in expectation (paper Eq. 4).
+        variational_se: its standard error.
+        importance: -ln of the mean weight; consistent, biased by about half its squared standard
+            error.
+        importance_se: its standard error (delta method).
+        ess: Kish effective sample size as a fraction of ``num_samples``, between 0 and 1.
+        num_samples: samples of q.
+    """
+
+    variational: float
+    variational_se: float
+    importance: float
+    importance_se: float
+    ess: float
+    num_samples: int
+
+
+def estimate(
+    target: Any, q: Any, num_samples: int = 10_000, batch_size: int = 1000
+) -> FreeEnergyEstimate:
+    r"""Estimate the free energy -ln Z of ``target`` from samples of ``q``.
+
+    With :math:`w = \pi(x) / q(x)`, x ~ q: :math:`-E[\ln w] \ge -\ln Z` and :math:`-\ln E[w] = -\ln
+    Z`.
+
+    Args:
+        target: a LatticePotential, or a batched energy function ``x -> -ln pi(x)``.
+        q: a flow, a FlowGuide, a SymmetrizedFlow or another distribution over fields.
+        num_samples: samples of q.
+        batch_size: samples in memory at a time.
+
+    Raises:
+        ValueError: if a size is not a positive integer or the energy has the wrong shape or is NaN.
+
+    Warns:
+        UserWarning: if fewer than ten effective samples stand behind the importance estimate.
+
+    Example:
+        >>> gaussian = torch.distributions.Independent(torch.distributions.Normal(torch.zeros(2),
+        1.0), 1)
+        >>> found = estimate(lambda x: 0.5 * x.square().sum(-1), gaussian, num_samples=100)
+        >>> round(found.importance, 4), round(found.ess, 4)  # -ln(2 pi)
+        (-1.8379, 1.0)
+    """
+    found = from_log_weights(log_weights(target, q, num_samples, batch_size))
+    effective = found.ess * found.num_samples
+    if effective < FEW_EFFECTIVE_SAMPLES:
+        warnings.warn(
+            f"the importance estimate rests on {effective:.1f} effective samples of {num_samples}: "
+            "neither it nor its error bar can be trusted; train longer or draw more samples",
+            stacklevel=2,
+        )
+    return found
+
+
+def log_weights(target: Any, q: Any, num_samples: int, batch_size: int = 1000) -> Tensor:
+    """``ln pi(x) - ln q(x)`` of samples x ~ q, float64 on the CPU, shape ``(num_samples,)``."""
+    for name, value in (("num_samples", num_samples), ("batch_size", batch_size)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} is {value!r}; accepted: an integer >= 1")
+    energy = _energy_function(target)
+    density = _distribution(q)
+    pieces = []
+    with torch.no_grad():
+        for start in range(0, num_samples, batch_size):
+            size = min(batch_size, num_samples - start)
+            x = density.sample((size,))
+            minus_log_pi, log_q = energy(x), density.log_prob(x)
+            if minus_log_pi.shape != log_q.shape:
+                raise ValueError(
+                    f"target's energy has shape {tuple(minus_log_pi.shape)} for {size} fields; "
+                    f"accepted: {tuple(log_q.shape)}"
+                )
+            pieces.append((-minus_log_pi.double() - log_q.double()).cpu())
+    return torch.cat(pieces)
+
+
+def from_log_weights(weights: Tensor) -> FreeEnergyEstimate:
+    """Both estimates from the log-weights ``ln pi(x) - ln q(x)`` of independent samples x ~ q.
+
+    ``weights`` has shape ``(num_samples,)``. The delta method gives
+    Var(-ln mean w) = Var(w) / (n mean(w)^2), which is (1/ess - 1) / (n - 1) in terms of the Kish
+    fraction ess = (sum w)^2 / (n sum w^2). With a single sample the standard errors are NaN.
+
+    Raises:
+        ValueError: if a log-weight is NaN.
+    """
+    weights = weights.detach().reshape(-1).double()
+    number = weights.numel()
+    if bool(weights.isnan().any()):
+        raise ValueError(
+            f"{int(weights.isnan().sum())} of {number} log-weights are NaN; accepted: an energy "
+            "and a density that are numbers for every field"
+        )
+    log_sum = float(weights.logsumexp(0))
+    log_sum_of_squares = float((2.0 * weights).logsumexp(0))
+    ess = math.exp(min(0.0, 2.0 * log_sum - log_sum_of_squares - math.log(number)))
+    several = number > 1
+    return FreeEnergyEstimate(
+        variational=-float(weights.mean()),
+        variational_se=float(weights.std()) / math.sqrt(number) if several else math.nan,
+        importance=math.log(number) - log_sum,
+        importance_se=math.sqrt(max(0.0, 1.0 / ess - 1.0) / (number - 1)) if several else math.nan,
+        ess=ess,
+        num_samples=number,
+    )
+
+
+def _energy_function(target: Any) -> Callable[[Tensor], Tensor]:
+    energy = getattr(target, "energy", target)
+    if not callable(energy):
+        raise TypeError(
+            f"target is a {type(target).__name__}; accepted: a LatticePotential or an energy "
+            "function"
+        )
+    return energy
+
+
+def _distribution(q: Any) -> Any:
+    """The distribution behind a flow, a guide or a distribution."""
+    if isinstance(q, torch.distributions.Distribution):
+        return q
+    if isinstance(getattr(q, "distribution", None), Callable):  # type: ignore[arg-type]
+        return q.distribution()
+    return flow_distribution(q)

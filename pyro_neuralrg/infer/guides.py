@@ -1,0 +1,95 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""A guide that draws one lattice field from a flow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyro
+from pyro.distributions import TransformedDistribution
+from pyro.distributions.torch_transform import TransformModule
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+from pyro_neuralrg.distributions.flow import check_flow, event_shape, flow_distribution
+from pyro_neuralrg.distributions.symmetrized import SymmetrizedFlow
+
+__all__ = ["FlowGuide"]
+
+
+class FlowGuide(PyroModule):
+    """Guide with one sample site, whose distribution is a flow (or its symmetrisation).
+
+    The flow is a submodule, so that its parameters are trained by ``SVI`` as well as by plain torch
+    optimisers over ``guide.parameters()``; ``.to``, ``copy.deepcopy`` and pickling work as for
+    every module.
+
+    Args:
+        flow: a TransformModule on lattice fields, a SymmetrizedFlow, or a TransformedDistribution
+            of TransformModules.
+        name: the sample site.
+        shape: event shape, only for a flow that has no ``shape`` attribute.
+
+    Raises:
+        TypeError: if ``flow`` is something else; in particular ``flow.inv``, which holds no
+            parameters.
+
+    Example:
+        >>> import torch
+        >>> from pyro_neuralrg.transforms import hierarchical_flow
+        >>> guide = FlowGuide(hierarchical_flow((4, 4)))
+        >>> guide().shape
+        torch.Size([4, 4])
+    """
+
+    def __init__(self, flow: Any, name: str = "x", shape: Sequence[int] | None = None) -> None:
+        super().__init__(f"{name}_guide")
+        self.site = name
+        self._density: Any = None
+        if isinstance(flow, SymmetrizedFlow):
+            self.flow = flow.flow
+            self._density = flow
+        elif isinstance(flow, TransformedDistribution):
+            for transform in flow.transforms:
+                check_flow(transform)
+            self.flow = nn.ModuleList(flow.transforms)
+            self._density = flow
+        else:
+            check_flow(flow)
+            self.flow = flow
+            self.shape = event_shape(flow, shape)
+
+    def distribution(self) -> Any:
+        """The distribution q of the sample site; registers nothing with Pyro."""
+        if isinstance(self._density, SymmetrizedFlow):
+            return self._density
+        flow = self._modules["flow"]
+        if isinstance(flow, TransformModule):
+            return flow_distribution(flow, self.shape)
+        return self._density
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Register the flow's parameters with Pyro and sample the site.
+
+        The arguments are those of the model and are not used.
+
+        Raises:
+            ValueError: if Pyro's parameter store holds other tensors under this guide's names.
+        """
+        self._register()
+        return pyro.sample(self.site, self.distribution())
+
+    def _register(self) -> None:
+        """``pyro.module``, but never silently training another guide's parameters."""
+        for name, parameter in self._modules["flow"].named_parameters():  # type: ignore[union-attr]
+            if not parameter.requires_grad:
+                continue
+            registered = pyro.param(f"{self._pyro_name}.flow$$${name}", parameter)
+            if registered is not parameter:
+                raise ValueError(
+                    f"name is {self.site!r}, and Pyro's parameter store already holds parameters "
+                    "of another FlowGuide under it; accepted: another name, or an empty store "
+                    "(pyro.clear_param_store() or pyro.get_param_store().scope())"
+                )

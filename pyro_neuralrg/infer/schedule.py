@@ -1,0 +1,83 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""How long, with how many samples, at which learning rate and temperature a flow is trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+__all__ = ["Anneal", "Schedule", "default_schedule", "learning_rate_factor", "temperature_factor"]
+
+WARMUP_STEPS = 100
+"""Steps of the linear rise of the learning rate, but never more than a tenth of all steps."""
+
+FINAL_RATE = 0.01
+"""Last learning rate of the cosine, as a fraction of the largest one."""
+
+TEMPERATURE_LEVELS = 100
+"""Temperatures that cooling passes through; each one is a target to be set up."""
+
+
+class Schedule(NamedTuple):
+    """Defaults of a training.
+
+    Attributes:
+        steps: optimiser steps.
+        batch: samples per step.
+        learning_rate: largest learning rate of Adam.
+    """
+
+    steps: int
+    batch: int
+    learning_rate: float
+
+
+class Anneal(NamedTuple):
+    """Cooling: training starts at ``start`` times the temperature, where q is close to the target.
+
+    Attributes:
+        start: factor of the temperature at the first step.
+        fraction: part of the steps after which the factor is 1.
+    """
+
+    start: float
+    fraction: float
+
+
+def default_schedule(shape: Sequence[int]) -> Schedule:
+    """The defaults of :func:`~pyro_neuralrg.infer.fit.fit` for a lattice of this shape.
+
+    Example:
+        >>> default_schedule((8, 8)).batch
+        256
+    """
+    sites = math.prod(shape)
+    steps = round(1500 * math.sqrt(max(1.0, sites / 64)))
+    return Schedule(steps=steps, batch=256, learning_rate=4e-3)
+
+
+def learning_rate_factor(step: int, steps: int) -> float:
+    """Linear warm-up, then half a cosine down to ``FINAL_RATE``; relative to the largest rate."""
+    warmup = max(1, min(WARMUP_STEPS, steps // 10))
+    progress = step / max(1, steps)
+    cosine = FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1.0 + math.cos(math.pi * progress))
+    return min(1.0, (step + 1) / warmup) * cosine
+
+
+def temperature_factor(step: int, steps: int, anneal: Anneal | None) -> float:
+    """Factor of the temperature at ``step``: linear from ``start`` to 1, in equal stairs.
+
+    Example:
+        >>> [temperature_factor(step, 4, Anneal(1.5, 0.5)) for step in range(4)]
+        [1.5, 1.25, 1.0, 1.0]
+    """
+    if anneal is None:
+        return 1.0
+    cooling = round(anneal.fraction * steps)
+    if step >= cooling:
+        return 1.0
+    levels = min(TEMPERATURE_LEVELS, cooling)
+    level = step * levels // cooling
+    return anneal.start + (1.0 - anneal.start) * level / levels

@@ -1,0 +1,223 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from pyro.distributions.torch_transform import TransformModule
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_neuralrg.distributions import (
+    LatticeSymmetry,
+    SymmetrizedFlow,
+    flow_distribution,
+    symmetry_group,
+)
+
+Make = Callable[..., Any]
+
+
+class Affine(TransformModule):
+    """x = loc + exp(log_scale) z: densities of its symmetrisations are known by hand."""
+
+    bijective = True
+    domain = codomain = constraints.independent(constraints.real, 1)
+
+    def __init__(self, loc: list[float], scale: list[float]) -> None:
+        super().__init__()
+        self.loc = torch.nn.Parameter(torch.tensor(loc))
+        self.log_scale = torch.nn.Parameter(torch.tensor(scale).log())
+        self.shape = (len(loc),)
+        self.passes = 0
+
+    def _call(self, z: Tensor) -> Tensor:
+        self.passes += 1
+        return self.loc + self.log_scale.exp() * z
+
+    def _inverse(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        return (x - self.loc) * (-self.log_scale).exp()
+
+    def log_abs_det_jacobian(self, z: Tensor, x: Tensor) -> Tensor:
+        return self.log_scale.sum().expand(z.shape[:-1])
+
+
+GROUPS = {
+    "Z2": {},
+    "translations": {"spin_flips": False, "translation_step": 1},
+    "point": {"spin_flips": False, "point_symmetries": True},
+    "all": {"translation_step": 1, "point_symmetries": True},
+}
+
+
+@pytest.mark.parametrize("odd", [False, True])
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("shape", [(3,), (2, 2), (2, 3)], ids=str)
+def test_log_prob_is_the_mean_over_the_group(
+    jittered: Make, shape: tuple[int, ...], group: str, odd: bool
+) -> None:
+    flow = jittered(shape, odd=odd)
+    elements = symmetry_group(shape, **GROUPS[group])
+    q = SymmetrizedFlow(flow, elements, orbit_chunk=3)
+    x = torch.randn(4, *shape)
+    base = flow_distribution(flow)
+    terms = base.log_prob(torch.stack([g(x) for g in elements]))
+    expected = terms.logsumexp(0) - math.log(len(elements))
+    torch.testing.assert_close(q.log_prob(x), expected)
+    for g in elements:
+        torch.testing.assert_close(q.log_prob(g(x)), expected)
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_combined_pass_agrees_with_a_fresh_density(jittered: Make, group: str) -> None:
+    q = SymmetrizedFlow(jittered((2, 2)), symmetry_group((2, 2), **GROUPS[group]))
+    x, log_q = q.rsample_and_log_prob((6,))
+    torch.testing.assert_close(log_q, q.log_prob(x.clone()))
+    again = q.log_prob(x)
+    torch.testing.assert_close(again, log_q)
+
+
+def test_number_of_passes() -> None:
+    """A sample with its density costs |G| passes: one forward, |G| - 1 inverse."""
+    flow = Affine([0.3, -0.2, 0.9], [0.5, 1.0, 2.0])
+    q = SymmetrizedFlow(flow, symmetry_group((3,), translation_step=1), orbit_chunk=1)
+    q.rsample_and_log_prob((5,))
+    assert flow.passes == len(q.elements) == 6
+
+
+@pytest.mark.parametrize("side", [1, 2])
+def test_density_integrates_to_one(jittered: Make, side: int) -> None:
+    q = SymmetrizedFlow(jittered((side,)), symmetry_group((side,), translation_step=1))
+    axis = torch.linspace(-12.0, 12.0, 161)
+    grid = torch.cartesian_prod(*[axis] * side).reshape(-1, side)
+    cell = float(axis[1] - axis[0]) ** side
+    total = q.log_prob(grid).exp().sum().item() * cell
+    assert abs(total - 1.0) < 1e-4
+
+
+def test_mixture_by_hand() -> None:
+    q = SymmetrizedFlow(Affine([1.5], [0.7]))
+    x = torch.linspace(-4, 4, 9).unsqueeze(-1)
+    normal = torch.distributions.Normal
+    expected = 0.5 * (normal(1.5, 0.7).log_prob(x).exp() + normal(-1.5, 0.7).log_prob(x).exp())
+    torch.testing.assert_close(q.log_prob(x).exp(), expected.squeeze(-1))
+
+
+def test_samples_follow_the_density() -> None:
+    """First and second moments of the mixture, within five standard errors."""
+    q = SymmetrizedFlow(
+        Affine([1.0, -0.5], [0.5, 1.5]), symmetry_group((2,), spin_flips=False, translation_step=1)
+    )
+    n = 40_000
+    x = q.sample((n,))
+    mean, second = 0.25, (1.0 + 0.25 + 0.25 + 2.25) / 2
+    for values, exact in ((x[:, 0], mean), (x[:, 1], mean), (x[:, 0] ** 2, second)):
+        assert abs(values.mean() - exact) < 5 * values.std() / n**0.5
+    product = x[:, 0] * x[:, 1]
+    assert abs(product.mean() + 0.5) < 5 * product.std() / n**0.5
+
+
+def test_gradient_of_expectations_is_reparameterised() -> None:
+    """E[x^2] = loc^2 + scale^2, so that its derivatives are 2 loc and 2 scale^2."""
+    flow = Affine([0.8], [0.6])
+    q = SymmetrizedFlow(flow)
+    n = 200_000
+    x = q.rsample((n,))
+    gradients = torch.autograd.grad(x.square().mean(), [flow.loc, flow.log_scale])
+    for found, exact in zip(gradients, (2 * 0.8, 2 * 0.36), strict=True):
+        assert abs(found.item() - exact) < 5 * 3.0 / n**0.5
+
+
+def test_gradient_of_the_entropy(jittered: Make) -> None:
+    """The derivative of E[ln q] by quadrature, within five standard errors."""
+    flow = Affine([0.8], [0.6])
+    q = SymmetrizedFlow(flow)
+    grid = torch.linspace(-6, 6, 4001).unsqueeze(-1)
+    log_q = q.log_prob(grid)
+    exact = torch.autograd.grad((log_q.exp() * log_q).sum() * 12 / 4000, [flow.loc, flow.log_scale])
+    batches = []
+    for _ in range(50):
+        _, log_q = q.rsample_and_log_prob((2000,))
+        batches.append(torch.stack(torch.autograd.grad(log_q.mean(), [flow.loc, flow.log_scale])))
+    found = torch.stack(batches).squeeze(-1)
+    error = (found.mean(0) - torch.cat(exact)).abs()
+    assert (error < 5 * found.std(0) / 50**0.5).all()
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_gradient_of_the_density(jittered: Make, group: str) -> None:
+    """The combined pass and the mean over the group have the same gradient in every parameter."""
+    flow = jittered((2, 2))
+    elements = symmetry_group((2, 2), **GROUPS[group])
+    q = SymmetrizedFlow(flow, elements)
+    torch.manual_seed(3)
+    x, log_q = q.rsample_and_log_prob((3,))
+    parameters = list(flow.parameters())
+    fast = torch.autograd.grad(log_q.sum(), parameters, allow_unused=True)
+    torch.manual_seed(3)
+    x = q.rsample((3,))
+    base = flow_distribution(flow)
+    slow_log_q = base.log_prob(torch.stack([g(x) for g in elements])).logsumexp(0)
+    slow = torch.autograd.grad(slow_log_q.sum(), parameters, allow_unused=True)
+    for a, b in zip(fast, slow, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_sample_is_not_recognised_after_a_change(jittered: Make) -> None:
+    flow = Affine([0.8, 0.1], [0.6, 1.0])
+    q = SymmetrizedFlow(flow)
+    with torch.no_grad():
+        x = q.sample((3,))
+        before = q.log_prob(x)
+        flow.loc.add_(1.0)
+        after = q.log_prob(x)
+    torch.testing.assert_close(after, SymmetrizedFlow(flow).log_prob(x))
+    assert (before - after).abs().min() > 1e-3
+    # A sample drawn without gradients still gives ln q a gradient in the parameters.
+    assert torch.autograd.grad(q.log_prob(x).sum(), flow.loc)[0].abs().sum() > 0
+    with torch.no_grad():
+        x = q.sample((3,))
+        x.add_(0.5)
+        torch.testing.assert_close(q.log_prob(x), SymmetrizedFlow(flow).log_prob(x))
+
+
+def test_expand_copy_pickle(jittered: Make) -> None:
+    q = SymmetrizedFlow(jittered((2, 2)), symmetry_group((2, 2), point_symmetries=True))
+    wide = q.expand((3,))
+    assert wide.batch_shape == (3,)
+    x = wide.rsample((2,))
+    assert x.shape == (2, 3, 2, 2)
+    torch.testing.assert_close(wide.log_prob(x), q.log_prob(x.clone()))
+    for clone in (copy.deepcopy(wide), pickle.loads(pickle.dumps(wide))):
+        torch.testing.assert_close(clone.log_prob(x), wide.log_prob(x))
+
+
+def test_float32_and_trivial_group(jittered: Make) -> None:
+    one = (LatticeSymmetry.identity(2),)
+    flow = jittered((2, 3), dtype=torch.float32)
+    q = SymmetrizedFlow(flow, one)
+    x, log_q = q.rsample_and_log_prob((4,))
+    assert x.dtype == log_q.dtype == torch.float32
+    torch.testing.assert_close(log_q, flow_distribution(flow).log_prob(x.clone()))
+    with torch.inference_mode():
+        q.rsample_and_log_prob((2,))
+    q.clear_cache()
+
+
+def test_wrong_arguments(jittered: Make) -> None:
+    flow = jittered((4,))
+    with pytest.raises(TypeError, match="TransformModule"):
+        SymmetrizedFlow(flow.inv)
+    with pytest.raises(ValueError, match="not closed"):
+        SymmetrizedFlow(flow, symmetry_group((4,), translation_step=1)[:3])
+    with pytest.raises(ValueError, match="orbit_chunk is 0"):
+        SymmetrizedFlow(flow, orbit_chunk=0)
+    with pytest.raises(ValueError, match="support"):
+        SymmetrizedFlow(flow, validate_args=True).log_prob(torch.full((4,), float("nan")))

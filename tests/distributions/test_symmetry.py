@@ -1,0 +1,104 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pyro_neuralrg.distributions.symmetry import (
+    LatticeSymmetry,
+    check_group,
+    point_group,
+    product_group,
+    spin_flip,
+    symmetry_group,
+    translations,
+)
+
+SHAPES = [(5,), (2,), (4, 4), (3, 5), (2, 4), (1, 6), (1, 1), (2, 2, 2), (3, 3, 2)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_compose_acts_as_one_after_the_other(shape: tuple[int, ...]) -> None:
+    """compose is what rolling, flipping and permuting twice do, for every pair."""
+    group = symmetry_group(shape, translation_step=1, point_symmetries=True)
+    x = torch.randn(2, *shape)
+    for _ in range(100):
+        i, j = torch.randint(len(group), (2,)).tolist()
+        torch.testing.assert_close(group[i].compose(group[j], shape)(x), group[i](group[j](x)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [
+        ((4, 4), 2 * 16 * 8),
+        ((3, 5), 2 * 15 * 4),
+        ((5,), 2 * 5 * 2),
+        ((2, 2), 2 * 4 * 2),
+        ((1, 1), 2),
+    ],
+    ids=str,
+)
+def test_full_group(shape: tuple[int, ...], size: int) -> None:
+    """Order of the full group; a reflection of a side of 2 is a translation and counts once."""
+    group = symmetry_group(shape, translation_step=1, point_symmetries=True)
+    assert len(group) == size
+    check_group(group, shape)
+
+
+def test_point_groups() -> None:
+    assert len(point_group((3, 3))) == 8
+    assert len(point_group((3, 4))) == 4
+    assert len(point_group((3, 3, 3))) == 48
+
+
+def test_sublattice_translations() -> None:
+    group = translations((4, 6), step=2)
+    assert len(group) == 6
+    check_group(group, (4, 6))
+    with pytest.raises(ValueError, match="step is 3; accepted: a divisor"):
+        translations((4, 6), step=3)
+
+
+def test_quarter_turn_by_hand() -> None:
+    x = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    turn = LatticeSymmetry(shift=(0, 0), axes=(1, 0), flips=(False, True))
+    torch.testing.assert_close(turn(x), torch.tensor([[3.0, 1.0], [4.0, 2.0]]))
+    flip = LatticeSymmetry(shift=(1, 0), axes=(0, 1), flips=(False, False), sign=-1)
+    torch.testing.assert_close(flip(x), torch.tensor([[-3.0, -4.0], [-1.0, -2.0]]))
+
+
+def test_not_a_group() -> None:
+    shape = (4, 4)
+    one = LatticeSymmetry.identity(2)
+    step = LatticeSymmetry((1, 0), (0, 1), (False, False))
+    with pytest.raises(
+        ValueError, match=r"not closed under composition and inverse: .*shift=\(1, 0\)"
+    ):
+        check_group((one, step), shape)
+    with pytest.raises(ValueError, match="lacks the identity"):
+        check_group(spin_flip(shape)[1:], shape)
+    with pytest.raises(ValueError, match="repeats"):
+        check_group((one, one), shape)
+    with pytest.raises(ValueError, match="empty"):
+        check_group((), shape)
+    with pytest.raises(ValueError, match="permutations of equal sides"):
+        check_group((one, LatticeSymmetry((0, 0), (1, 0), (False, False))), (2, 4))
+    # Z2 twisted with a translation is a group although -1 is not in it.
+    twisted = LatticeSymmetry((2, 0), (0, 1), (False, False), sign=-1)
+    check_group((one, twisted), shape)
+    assert len(product_group(shape, (one, twisted), spin_flip(shape))) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"sign": 2}, "sign is 2; accepted"),
+        ({"axes": (0, 0)}, "axes is"),
+        ({"flips": (True,)}, "flips is"),
+    ],
+)
+def test_bad_elements(options: dict[str, object], match: str) -> None:
+    good = {"shift": (0, 0), "axes": (0, 1), "flips": (False, False), "sign": 1}
+    with pytest.raises(ValueError, match=match):
+        LatticeSymmetry(**{**good, **options})  # type: ignore[arg-type]

@@ -1,0 +1,180 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pyro_neuralrg.infer import fit, load, save
+from pyro_neuralrg.infer.checkpoint import VERSION
+from pyro_neuralrg.transforms import hierarchical_flow
+
+FLOWS: dict[str, dict[str, Any]] = {
+    "default": {"shape": (4, 4)},
+    "odd with spectrum": {"shape": (4, 6), "odd": True, "spectrum": "random"},
+    "tree 1-d": {"shape": (5,), "circuit": "tree", "bijector": "realnvp"},
+    "float32": {"shape": (2, 2), "dtype": torch.float32},
+    "shared": {"shape": (4, 4), "weights": "shared", "monotone_steps": 0},
+}
+
+
+def make(name: str) -> Any:
+    options = dict(FLOWS[name])
+    shape = options.pop("shape")
+    if options.get("spectrum") == "random":
+        spectrum = torch.rand(shape) + 0.5
+        reverse = [torch.arange(n).neg() % n for n in shape]
+        mirrored = spectrum[reverse[0]][:, reverse[1]]
+        options["spectrum"] = spectrum + mirrored
+    flow = hierarchical_flow(shape, **options)
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return flow
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_samples_are_equal_before_and_after(tmp_path: Path, name: str) -> None:
+    flow = make(name)
+    path = tmp_path / "flow.pt"
+    save(path, flow, metadata={"temperature": 2.5, "shape": [4, 4]})
+    loaded = load(path)
+    assert loaded.metadata == {"temperature": 2.5, "shape": [4, 4]}
+    assert loaded.optimizer_state is None
+    z = torch.randn(3, *flow.shape, dtype=next(flow.parameters()).dtype)
+    x, ladj = flow.forward_and_ladj(z)
+    again, ladj_again = loaded.flow.forward_and_ladj(z)
+    torch.testing.assert_close(again, x, rtol=0, atol=0)
+    torch.testing.assert_close(ladj_again, ladj, rtol=0, atol=0)
+    assert os.listdir(tmp_path) == ["flow.pt"]
+
+
+def test_saved_whatever_the_default_dtype(tmp_path: Path) -> None:
+    path = tmp_path / "flow.pt"
+    flow = make("odd with spectrum")
+    save(path, flow)
+    torch.set_default_dtype(torch.float32)
+    loaded = load(path).flow
+    torch.testing.assert_close(loaded.state_dict(), flow.state_dict(), rtol=0, atol=0)
+
+
+def test_training_goes_on(tmp_path: Path, target: Any) -> None:
+    flow = hierarchical_flow((2, 2))
+    options: dict[str, Any] = {"steps": 6, "batch": 4, "lr": 0.01, "progress": False, "seed": 0}
+    first = fit(target, flow, callback=lambda step: step.step == 2, **options)
+    path = tmp_path / "flow.pt"
+    save(path, flow, optimizer=first.optimizer_state)
+    fit(target, flow, optimizer_state=first.optimizer_state, start_step=3, **options)
+    loaded = load(path)
+    fit(target, loaded.flow, optimizer_state=loaded.optimizer_state, start_step=3, **options)
+    torch.testing.assert_close(loaded.flow.state_dict(), flow.state_dict(), rtol=0, atol=0)
+
+
+class Runs:
+    """A pickle that would run code."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.system, (f"touch {self.path}",)
+
+
+def test_code_is_never_run(tmp_path: Path) -> None:
+    evidence = tmp_path / "ran"
+    for name, write in (
+        ("pickle.pt", lambda p: p.write_bytes(pickle.dumps(Runs(evidence)))),
+        ("torch.pt", lambda p: torch.save({"format": Runs(evidence)}, p)),
+    ):
+        path = tmp_path / name
+        write(path)
+        with pytest.raises(
+            ValueError, match=f"{name} is corrupt or holds more than tensors"
+        ) as info:
+            load(path)
+        assert "\n" not in str(info.value)
+        assert not evidence.exists()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"nonsense", b"PK\x03\x04 cut off"], ids=["empty", "text", "cut"]
+)
+def test_corrupt(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "flow.pt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"flow\.pt is corrupt .*; accepted: a file of") as info:
+        load(path)
+    assert "\n" not in str(info.value)
+
+
+def test_cut_off_file(tmp_path: Path) -> None:
+    path = tmp_path / "flow.pt"
+    save(path, make("default"))
+    path.write_bytes(path.read_bytes()[:-3000])
+    with pytest.raises(ValueError, match="is corrupt"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"version": VERSION + 1}, f"has version {VERSION + 1}; accepted: .* version {VERSION}"),
+        ({"format": "other"}, "is not a saved flow"),
+        ({"config": None}, "holds a flow that cannot be built"),
+        ({"config": '{"shape": [4]}'}, "holds a flow that cannot be built"),
+        ({"config": '{"shape": [4, 4], "spectrum": false, "circuit": "ring"}'}, "ring"),
+        ({"state_dict": {}}, "cannot be built"),
+        ({"dtype": "int64"}, "cannot be built"),
+        ({"metadata": "{"}, "cannot be built"),
+    ],
+    ids=str,
+)
+def test_altered_files(tmp_path: Path, change: dict[str, Any], match: str) -> None:
+    path = tmp_path / "flow.pt"
+    save(path, make("default"))
+    payload = torch.load(path, weights_only=True)
+    torch.save({**payload, **change}, path)
+    with pytest.raises(ValueError, match=match) as info:
+        load(path)
+    assert str(path) in str(info.value)
+    assert "\n" not in str(info.value)
+
+
+def test_missing_entries(tmp_path: Path) -> None:
+    path = tmp_path / "flow.pt"
+    torch.save({"format": "pyro_neuralrg.flow", "version": VERSION}, path)
+    with pytest.raises(ValueError, match="lacks config, dtype, metadata, optimizer, state_dict"):
+        load(path)
+    with pytest.raises(FileNotFoundError):
+        load(tmp_path / "none.pt")
+
+
+def test_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "flow.pt"
+    save(path, make("default"))
+    before = path.read_bytes()
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save(path, make("default"))
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["flow.pt"]
+
+
+def test_what_cannot_be_saved(tmp_path: Path, flow: Any) -> None:
+    path = tmp_path / "flow.pt"
+    with pytest.raises(TypeError, match="flow is a ScaleFlow; accepted: a HierarchicalFlow"):
+        save(path, flow)
+    with pytest.raises(ValueError, match="metadata is not JSON data"):
+        save(path, make("default"), metadata={"flow": flow})
+    with pytest.raises(OSError, match="nowhere"):
+        save(tmp_path / "nowhere" / "flow.pt", make("default"))
+    assert os.listdir(tmp_path) == []

@@ -1,0 +1,285 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch.distributions import constraints
+
+from pyro_neuralrg.distributions import SymmetrizedFlow
+from pyro_neuralrg.infer import FlowGuide, TrainingStep, fit
+from pyro_neuralrg.infer.optimizer import GuardedAdam
+from pyro_neuralrg.infer.schedule import (
+    Anneal,
+    default_schedule,
+    learning_rate_factor,
+    temperature_factor,
+)
+
+QUICK: dict[str, Any] = {"steps": 30, "batch": 16, "lr": 0.05, "progress": False}
+
+
+def state(flow: Any) -> torch.Tensor:
+    return torch.cat([p.detach().reshape(-1).clone() for p in flow.parameters()])
+
+
+def test_reaches_the_exact_free_energy(target: Any) -> None:
+    result = fit(target, steps=300, batch=32, lr=0.05, progress=False, seed=1)
+    history = result.history
+    assert result.stopped is None
+    assert not result.interrupted
+    assert result.steps == len(history) == 300
+    # The family contains the target: the bound is tight and the weights are all equal.
+    assert history.free_energy[-1] == pytest.approx(-target.log_partition(), abs=1e-2)
+    assert history.ess[-1] > 0.98
+    assert history.free_energy_se[-1] < 0.05
+    assert (np.diff(history.seconds) >= 0).all()
+    torch.testing.assert_close(result.flow.loc, torch.ones(2, 2), atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["flow", "guide", "symmetrized", "guide of symmetrized"])
+def test_every_kind_of_flow(target: Any, flow: Any, kind: str) -> None:
+    given = {
+        "flow": flow,
+        "guide": FlowGuide(flow),
+        "symmetrized": SymmetrizedFlow(flow),
+        "guide of symmetrized": FlowGuide(SymmetrizedFlow(flow)),
+    }[kind]
+    before = state(flow)
+    result = fit(target, given, anneal=None, **QUICK)
+    assert result.flow is given
+    assert (state(flow) != before).all()
+    assert result.history.free_energy[-5:].mean() < result.history.free_energy[:5].mean()
+    assert not pyro.get_param_store().keys()
+
+
+def test_model_and_guide_with_their_own_parameters() -> None:
+    def model() -> None:
+        x = pyro.sample("x", dist.Normal(0.0, pyro.param("prior", torch.tensor(2.0))))
+        pyro.sample("y", dist.Normal(x, 1.0), obs=torch.tensor(3.0))
+
+    def guide() -> None:
+        scale = pyro.param("scale", torch.tensor(1.0), constraint=constraints.positive)
+        pyro.sample("x", dist.Normal(pyro.param("loc", torch.tensor(0.0)), scale))
+
+    result = fit(model, guide, **QUICK)
+    store = pyro.get_param_store()
+    assert store["loc"] != 0.0
+    assert store["prior"] != 2.0
+    assert set(result.history.temperature_factor) == {1.0}
+    with pytest.raises(ValueError, match="steps, batch or lr is None"):
+        fit(model, guide, progress=False)
+
+
+def test_seed_decides_everything_and_leaks_nothing(target: Any) -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    first = fit(target, seed=3, **QUICK)
+    torch.testing.assert_close(torch.rand(3), expected)
+    second = fit(target, seed=3, **QUICK)
+    np.testing.assert_array_equal(first.history.free_energy, second.history.free_energy)
+    other = fit(target, seed=4, **QUICK)
+    assert (first.history.free_energy != other.history.free_energy).any()
+
+
+def test_cooling(target: Any, flow: Any) -> None:
+    seen = []
+    heated = type(target).heated
+    try:
+        type(target).heated = lambda self, f: seen.append(f) or heated(self, f)  # type: ignore[func-returns-value]
+        history = fit(target, flow, anneal=(2.0, 0.5), **QUICK).history
+    finally:
+        type(target).heated = heated
+    assert history.temperature_factor[0] == 2.0
+    assert (np.diff(history.temperature_factor) <= 0).all()
+    assert (history.temperature_factor[15:] == 1.0).all()
+    assert seen == sorted(set(seen), reverse=True)
+    history = fit(target, flow, anneal=None, **QUICK).history
+    assert (history.temperature_factor == 1.0).all()
+
+
+def test_going_on_is_the_same_as_not_stopping(target: Any) -> None:
+    """Moments, schedule and temperature go on where they were; only the noise is drawn anew."""
+    samples = [torch.randn(16, 2, 2) for _ in range(30)]
+
+    class Replay(type(target.flow())):  # type: ignore[misc]
+        def __init__(self, start: int) -> None:
+            super().__init__((2, 2))
+            self.calls = start
+
+        def _call(self, z: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            return super()._call(samples[self.calls - 1])
+
+        def _inverse(self, x: torch.Tensor) -> torch.Tensor:
+            return super()._inverse(x)
+
+    whole = Replay(0)
+    fit(target, whole, **QUICK)
+    half = Replay(0)
+    stopped = fit(target, half, callback=lambda step: step.step == 11, **QUICK)
+    assert stopped.steps == 12
+    assert stopped.stopped == "the callback stopped it after step 11"
+    result = fit(target, half, optimizer_state=stopped.optimizer_state, start_step=12, **QUICK)
+    assert result.steps == 18
+    assert list(result.history.step) == list(range(12, 30))
+    torch.testing.assert_close(state(half), state(whole))
+
+
+def test_wrong_optimizer_state(target: Any, flow: Any) -> None:
+    other = fit(type(target)((3,)), None, **QUICK).optimizer_state
+    with pytest.raises(ValueError, match=r"optimizer_state is of 6 parameters; accepted: .* 8"):
+        fit(target, flow, optimizer_state=other, **QUICK)
+    with pytest.raises(ValueError, match="optimizer_state is not the state of an earlier fit"):
+        fit(target, flow, optimizer_state={"lr": 1}, **QUICK)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_stops_with_the_last_finite_state(target: Any, flow: Any, value: float) -> None:
+    states: list[torch.Tensor] = []
+    energy = type(target).energy
+
+    class Breaking(type(target)):  # type: ignore[misc]
+        def energy(self, x: torch.Tensor) -> torch.Tensor:
+            states.append(state(flow))
+            return energy(self, x) + (value if len(states) > 10 else 0.0)
+
+    with pytest.warns(UserWarning, match="training stopped: the loss at step 10 is (nan|inf)"):
+        result = fit(Breaking(), flow, anneal=None, **QUICK)
+    assert result.stopped == f"the loss at step 10 is {value}"
+    assert result.steps == 10
+    assert np.isfinite(result.history.free_energy).all()
+    # States at steps 0..9 gave finite losses: the last of them is back.
+    torch.testing.assert_close(state(flow), states[9], rtol=0, atol=0)
+    assert (states[10] != states[9]).all()
+
+
+def test_stops_at_a_gradient_that_is_not_finite(target: Any, flow: Any) -> None:
+    calls = []
+    energy = type(target).energy
+
+    class Kinked(type(target)):  # type: ignore[misc]
+        def energy(self, x: torch.Tensor) -> torch.Tensor:
+            calls.append(1)
+            kink = (x - x.detach()).flatten(-2).sum(-1).abs().sqrt()  # value 0, slope infinite
+            return energy(self, x) + (kink if len(calls) > 5 else 0.0)
+
+    with pytest.warns(UserWarning, match="the gradient at step 5 is not finite"):
+        result = fit(Kinked(), flow, anneal=None, **QUICK)
+    assert result.stopped == "the gradient at step 5 is not finite"
+    assert torch.isfinite(state(flow)).all()
+
+
+def test_first_loss_not_finite(target: Any, flow: Any) -> None:
+    class Broken(type(target)):  # type: ignore[misc]
+        def energy(self, x: torch.Tensor) -> torch.Tensor:
+            return x.flatten(-2).sum(-1) * math.nan
+
+    with pytest.raises(ValueError, match="target or flow gives a loss of nan at the first step"):
+        fit(Broken(), flow, anneal=None, **QUICK)
+
+
+def test_interrupt_keeps_what_is_there(target: Any, flow: Any) -> None:
+    def interrupt(step: TrainingStep) -> None:
+        if step.step == 4:
+            raise KeyboardInterrupt
+
+    before = state(flow)
+    result = fit(target, flow, callback=interrupt, **QUICK)
+    assert result.interrupted
+    assert result.stopped == "interrupted at step 5"
+    assert result.steps == 5
+    assert (state(flow) != before).all()
+
+
+def test_average_of_the_last_steps(target: Any, flow: Any) -> None:
+    states = []
+    fit(target, flow, average=0.2, callback=lambda _: states.append(state(flow)), **QUICK)
+    torch.testing.assert_close(state(flow), torch.stack(states[-6:]).mean(0))
+
+
+def test_path_gradient_trains(target: Any, flow: Any) -> None:
+    result = fit(target, flow, path_gradient=True, steps=200, batch=16, lr=0.05, progress=False)
+    assert result.history.free_energy[-1] == pytest.approx(-target.log_partition(), abs=1e-3)
+    assert result.history.ess[-1] > 0.999
+
+
+def test_progress_bar(target: Any, flow: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    fit(target, flow, **{**QUICK, "progress": True})
+    shown = capsys.readouterr().err
+    assert "30/30" in shown
+    assert "ESS" in shown
+
+
+def test_history_as_table(target: Any, flow: Any) -> None:
+    table = fit(target, flow, **QUICK).history.as_dict()
+    assert list(table) == list(TrainingStep._fields)
+    assert {column.shape for column in table.values()} == {(30,)}
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"steps": 0}, "steps is 0"),
+        ({"batch": 1}, "batch is 1"),
+        ({"lr": -1.0}, "lr is -1.0"),
+        ({"lr": math.nan}, "lr is nan"),
+        ({"clip": 0.0}, "clip is 0.0"),
+        ({"average": 2.0}, "average is 2.0"),
+        ({"anneal": (0.0, 0.5)}, r"anneal is \(0.0, 0.5\)"),
+        ({"start_step": -1}, "start_step is -1"),
+    ],
+)
+def test_bad_options(target: Any, flow: Any, options: dict[str, Any], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        fit(target, flow, **{**QUICK, **options})
+
+
+def test_bad_flows(target: Any, flow: Any) -> None:
+    with pytest.raises(TypeError, match=r"\.inv holds no parameters"):
+        fit(target, flow.inv, **QUICK)
+    with pytest.raises(TypeError, match="flow is a str"):
+        fit(target, "mera", **QUICK)
+    with pytest.raises(ValueError, match="no parameters to train"):
+        fit(target, flow.requires_grad_(False), **QUICK)
+    with pytest.raises(ValueError, match="flow is None, and target"):
+        fit(target.model, None, **QUICK)
+
+
+def test_schedules() -> None:
+    rates = [learning_rate_factor(step, 1000) for step in range(1000)]
+    assert rates[0] == pytest.approx(0.01)
+    assert max(rates) == pytest.approx(rates[99], rel=1e-3)
+    assert rates[-1] < 0.02
+    assert all(0 < rate <= 1 for rate in rates)
+    assert temperature_factor(0, 10, Anneal(1.5, 0.0)) == 1.0
+    assert default_schedule((16, 16)).steps > default_schedule((8, 8)).steps
+
+
+def test_clipping_and_adam_against_torch() -> None:
+    """One vector or many tensors: the very steps of torch.optim.Adam with clip_grad_norm_."""
+    ours = [torch.randn(3, requires_grad=True), torch.randn(2, 2, requires_grad=True)]
+    theirs = [p.detach().clone().requires_grad_() for p in ours]
+    guarded = GuardedAdam(ours, 0.1, clip=0.5)
+    adam = torch.optim.Adam(theirs, lr=0.1)
+    for _ in range(5):
+        for parameters in (ours, theirs):
+            loss = sum((p**4).sum() for p in parameters)
+            loss.backward()  # type: ignore[union-attr]
+        torch.nn.utils.clip_grad_norm_(theirs, 0.5)
+        guarded(set(ours))
+        adam.step()
+        adam.zero_grad()
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+    with pytest.raises(ValueError, match="made 1 parameters after training began"):
+        guarded({torch.zeros(1, requires_grad=True)})
+    with pytest.raises(ValueError, match="parameters are none"):
+        GuardedAdam([], 0.1)

@@ -1,0 +1,104 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from typing import Any
+
+import pyro
+import pytest
+import torch
+from pyro.infer import SVI
+
+from pyro_neuralrg.distributions import SymmetrizedFlow, flow_distribution
+from pyro_neuralrg.infer import PDD, FlowGuide
+from pyro_neuralrg.transforms import hierarchical_flow
+
+
+def train(target: Any, guide: FlowGuide, steps: int = 2) -> None:
+    loss = PDD(num_particles=4, vectorize_particles=True)
+    svi = SVI(target.model, guide, pyro.optim.Adam({"lr": 0.1}), loss=loss)
+    for _ in range(steps):
+        svi.step()
+
+
+def test_parameters_are_trained(target: Any, flow: Any) -> None:
+    guide = FlowGuide(flow)
+    before = [p.clone() for p in flow.parameters()]
+    train(target, guide)
+    assert all((a != b).all() for a, b in zip(before, flow.parameters(), strict=True))
+    assert set(pyro.get_param_store().keys()) == {
+        "x_guide.flow$$$loc",
+        "x_guide.flow$$$log_scale",
+    }
+
+
+def test_site_and_arguments(flow: Any) -> None:
+    trace = pyro.poutine.trace(FlowGuide(flow, name="phi")).get_trace(1, key=2)
+    assert trace.nodes["phi"]["value"].shape == (2, 2)
+
+
+@pytest.mark.parametrize("kind", ["symmetrized", "distribution"])
+def test_other_densities(target: Any, flow: Any, kind: str) -> None:
+    q = SymmetrizedFlow(flow) if kind == "symmetrized" else flow_distribution(flow)
+    guide = FlowGuide(q)
+    assert {id(p) for p in guide.parameters()} == {id(p) for p in flow.parameters()}
+    before = flow.loc.clone()
+    train(target, guide)
+    assert (flow.loc != before).any()
+    assert guide.distribution() is q
+
+
+def test_two_guides_of_one_name_are_not_silently_confused(target: Any, flow: Any) -> None:
+    train(target, FlowGuide(flow))
+    other = FlowGuide(copy.deepcopy(flow))
+    with pytest.raises(ValueError, match="already holds parameters of another FlowGuide"):
+        other()
+    with pyro.get_param_store().scope():
+        other()
+    with pyro.settings.context(module_local_params=True):
+        FlowGuide(copy.deepcopy(flow))()
+
+
+@pytest.mark.parametrize("symmetrized", [False, True])
+def test_copies_after_training(target: Any, symmetrized: bool) -> None:
+    flow = hierarchical_flow((2, 2))
+    guide = FlowGuide(SymmetrizedFlow(flow) if symmetrized else flow)
+    train(target, guide)
+    x = torch.randn(3, 2, 2)
+    expected = guide.distribution().log_prob(x)
+    for clone in (copy.deepcopy(guide), pickle.loads(pickle.dumps(guide))):
+        torch.testing.assert_close(clone.distribution().log_prob(x), expected)
+        # The copy is one whole: its density follows its own parameters, not the original's.
+        with torch.no_grad():
+            for parameter in clone.parameters():
+                parameter.add_(0.1)
+        assert (clone.distribution().log_prob(x) != expected).any()
+        torch.testing.assert_close(guide.distribution().log_prob(x), expected)
+    stream = io.BytesIO()
+    torch.save(guide.state_dict(), stream)
+    stream.seek(0)
+    guide.load_state_dict(torch.load(stream, weights_only=True))
+
+
+def test_dtype_follows_the_module(flow: Any) -> None:
+    guide = FlowGuide(flow).to(torch.float32)
+    assert guide().dtype == torch.float32
+    assert guide.double()().dtype == torch.float64
+
+
+def test_frozen_parameters_are_not_registered(flow: Any) -> None:
+    flow.loc.requires_grad_(False)
+    FlowGuide(flow)()
+    assert list(pyro.get_param_store().keys()) == ["x_guide.flow$$$log_scale"]
+
+
+def test_wrong_flow(flow: Any) -> None:
+    with pytest.raises(TypeError, match=r"\.inv holds no parameters"):
+        FlowGuide(flow.inv)
+    with pytest.raises(TypeError, match="accepted: a Pyro TransformModule"):
+        FlowGuide(torch.nn.Linear(2, 2))
+    with pytest.raises(TypeError, match="accepted: a Pyro TransformModule"):
+        FlowGuide(pyro.distributions.Normal(0.0, 1.0))
