@@ -1,7 +1,38 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Neural network renormalization group for lattice models and Pyro programs."""
+"""Neural network renormalization group for lattice models and Pyro programs.
+
+Learn an invertible, hierarchical change of variables for a lattice model, read its free energy with
+an error bar, and sample it in the latent space (Li and Wang, PRL 121, 260601, 2018).
+"""
+
+from pyro_neuralrg.diagnostics import to_arviz
+from pyro_neuralrg.distributions import SymmetrizedFlow
+from pyro_neuralrg.infer import PDD, FlowGuide, fit, load, save
+from pyro_neuralrg.infer.mcmc import HMC, Cycle, IndependenceMetropolis, VectorizedMCMC
+from pyro_neuralrg.infer.reparam import FlowReparam
+from pyro_neuralrg.potentials import FreeField, IsingDual, LatticePotential
+from pyro_neuralrg.transforms import HierarchicalFlow, hierarchical_flow
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__"]
+__all__ = [
+    "HMC",
+    "PDD",
+    "Cycle",
+    "FlowGuide",
+    "FlowReparam",
+    "FreeField",
+    "HierarchicalFlow",
+    "IndependenceMetropolis",
+    "IsingDual",
+    "LatticePotential",
+    "SymmetrizedFlow",
+    "VectorizedMCMC",
+    "__version__",
+    "fit",
+    "hierarchical_flow",
+    "load",
+    "save",
+    "to_arviz",
+]

@@ -164,6 +164,11 @@ class Experiment:
         with torch.random.fork_rng(_generators(device)):
             torch.manual_seed(settings.seed)
             flow = target.flow(dtype=getattr(torch, settings.dtype)).to(device)
+        if not any(True for _ in flow.parameters()):
+            raise ValueError(
+                f"shape is {settings.shape}, which leaves a flow nothing to learn; "
+                "accepted: at least two sites"
+            )
         return cls(settings, target, flow)
 
     def run(self, on_trained: Callable[[HierarchicalFlow], object] | None = None) -> Results:
