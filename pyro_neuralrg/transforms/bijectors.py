@@ -251,6 +251,8 @@ class _Foreign(LatticeTransform):
 
     def generate(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """z to x."""
+        if h.shape[-1] == 0:  # which some of Pyro's transforms refuse
+            return h, h.new_zeros(0)
         z = h.movedim(-1, 0).contiguous()
         x = self.transform(z)
         ladj = self._ladj(z, x)
@@ -259,6 +261,8 @@ class _Foreign(LatticeTransform):
 
     def renormalize(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """x to z."""
+        if h.shape[-1] == 0:
+            return h, h.new_zeros(0)
         x = h.movedim(-1, 0).contiguous()
         z = self.transform.inv(x)
         ladj = self._ladj(z, x)

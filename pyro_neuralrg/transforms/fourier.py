@@ -54,6 +54,8 @@ class FourierLayer(LatticeTransform):
         return self._apply_scale(h, self.scale.reciprocal()), self._ladj(h)
 
     def _apply_scale(self, h: Tensor, scale: Tensor) -> Tensor:
+        if h.shape[-1] == 0:  # torch's FFT refuses empty tensors
+            return h
         return apply_spectrum(h.movedim(-1, 0), scale.to(h.dtype), self.boundary).movedim(0, -1)
 
     def _ladj(self, h: Tensor) -> Tensor:

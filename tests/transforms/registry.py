@@ -1,0 +1,305 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Named transforms: a new bijector, circuit or option adds one line here and gets every law."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pyro.distributions.transforms as pyro_transforms
+import torch
+from pyro.distributions.torch_transform import TransformModule
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from pyro_neuralrg.transforms import (
+    FourierLayer,
+    LatticeTransform,
+    LayerFactory,
+    MonotoneMap,
+    Neighbour,
+    RealNVP,
+    hierarchical_flow,
+    neighbour_coupling,
+    realnvp_block,
+)
+
+NEIGHBOUR = Neighbour(layers=3, hidden=(5,))
+REALNVP = RealNVP(layers=3, hidden=(5, 4))
+# Pyro sums the series of the matrix exponential to order 8 by default: an error of its own. With 20
+# terms there is none left.
+TRUNCATED_SERIES = 2e-4
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One transform under the laws.
+
+    Attributes:
+        shape: its event shape.
+        make: constructor, in torch's default dtype.
+        odd: it commutes with x -> -x.
+        ours: built of our own parts, so that vmap works.
+        starts_near_identity: as our own bijectors do when nothing colours the noise.
+        is_flow: a HierarchicalFlow.
+        exactness: allowed error of value and log-determinant in float64.
+        spread: how far the laws move the parameters from their start.
+    """
+
+    shape: tuple[int, ...]
+    make: Callable[..., LatticeTransform]
+    odd: bool = False
+    ours: bool = True
+    starts_near_identity: bool = True
+    is_flow: bool = False
+    exactness: float = 1e-10
+    spread: float = 0.25
+
+
+def flow(shape: tuple[int, ...], circuit: str = "mera", **options: Any) -> Entry:
+    """A hierarchical flow of small networks."""
+    options = {"bijector": NEIGHBOUR, "monotone_steps": 2, **options}
+    make = functools.partial(hierarchical_flow, shape, circuit, **options)
+    coloured = "spectrum" in options
+    if coloured:
+        make = functools.partial(coloured_flow, shape, circuit, **options)
+    return Entry(
+        shape,
+        make,
+        odd=options.get("odd", False),
+        starts_near_identity=not coloured,
+        is_flow=True,
+    )
+
+
+def foreign(
+    shape: tuple[int, ...], bijector: Any, *, exactness: float = 1e-10, **options: Any
+) -> Entry:
+    """A hierarchical flow of blocks from elsewhere."""
+    make = functools.partial(
+        hierarchical_flow, shape, bijector=bijector, monotone_steps=0, **options
+    )
+    return Entry(
+        shape, make, ours=False, starts_near_identity=False, is_flow=True, exactness=exactness
+    )
+
+
+def part(shape: tuple[int, ...], make: Callable[..., LatticeTransform], **traits: Any) -> Entry:
+    """A single part of a flow."""
+    return Entry(shape, make, **traits)
+
+
+def free_spectrum(shape: tuple[int, ...], boundary: str = "periodic") -> Tensor:
+    """Eigenvalues of (1 - Laplacian / 2)^-1, which differ from mode to mode."""
+    total = torch.ones(shape, dtype=torch.float64)
+    for axis, side in enumerate(shape):
+        if boundary == "periodic":
+            momentum = 2 * math.pi * torch.arange(side, dtype=torch.float64) / side
+        else:
+            momentum = math.pi * torch.arange(1, side + 1, dtype=torch.float64) / (side + 1)
+        along = [1] * len(shape)
+        along[axis] = side
+        total = total + (1 - momentum.cos()).reshape(along)
+    return total.reciprocal()
+
+
+def coloured_flow(
+    shape: tuple[int, ...], circuit: str, *, spectrum: str, **options: Any
+) -> LatticeTransform:
+    return hierarchical_flow(
+        shape, circuit, boundary=spectrum, spectrum=free_spectrum(shape, spectrum), **options
+    )
+
+
+def fourier_layer(shape: tuple[int, ...], boundary: str) -> LatticeTransform:
+    return FourierLayer(free_spectrum(shape, boundary).to(torch.get_default_dtype()), boundary)
+
+
+def two_couplings(size: int) -> nn.Module:
+    """A block of several of Pyro's transforms, one of them without parameters."""
+    return pyro_transforms.ComposeTransformModule(
+        [
+            pyro_transforms.affine_coupling(size, hidden_dims=[5]),
+            pyro_transforms.Permute(torch.arange(size - 1, -1, -1)),
+            pyro_transforms.affine_coupling(size, hidden_dims=[5]),
+        ]
+    )
+
+
+class Scale(TransformModule):
+    """An elementwise transform: event_dim 0, a log-determinant for each entry."""
+
+    domain = codomain = constraints.real
+    bijective = True
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.zeros(size))
+
+    def _call(self, x: Tensor) -> Tensor:
+        return x * self.log_scale.exp()
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return y * (-self.log_scale).exp()
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.log_scale.expand(x.shape)
+
+
+def mix_last_axis(size: int, count: tuple[int, ...]) -> TransformModule:
+    """A layer of fewer event dimensions than (size, *count), with a log-determinant of shape ()."""
+    return pyro_transforms.matrix_exponential(count[-1], iterations=20)
+
+
+def mix_sites(size: int, count: tuple[int, ...]) -> TransformModule:
+    """A layer that mixes the sites of all blocks alike, event shape (size, rows, columns)."""
+    return pyro_transforms.generalized_channel_permute(channels=size)
+
+
+def wide_layer(size: int, count: tuple[int, ...]) -> TransformModule:
+    """One of our own transforms as a user's layer."""
+    return neighbour_coupling((size,) + (1,) * (len(count) - 1), count, layers=2, hidden=(4,))
+
+
+small_coupling = functools.partial(pyro_transforms.affine_coupling, hidden_dims=[5])
+small_spline = functools.partial(pyro_transforms.spline_coupling, hidden_dims=[5], count_bins=3)
+long_exponential = functools.partial(pyro_transforms.matrix_exponential, iterations=20)
+
+
+def couplings(block: tuple[int, ...], count: tuple[int, ...], **options: Any) -> Entry:
+    make = functools.partial(
+        neighbour_coupling, block, count, **{"layers": 4, "hidden": (5,), **options}
+    )
+    return part((math.prod(block), *count), make, odd=options.get("odd", True))
+
+
+def paper_block(size: int, **options: Any) -> Entry:
+    make = functools.partial(realnvp_block, size, **{"layers": 4, "hidden": (5, 4), **options})
+    return part((size,), make, odd=options.get("odd", False))
+
+
+def monotone(shape: tuple[int, ...], *, steps: int, odd: bool) -> Entry:
+    return part(shape, functools.partial(MonotoneMap, shape, steps=steps, odd=odd), odd=odd)
+
+
+def fourier(shape: tuple[int, ...], boundary: str) -> Entry:
+    make = functools.partial(fourier_layer, shape, boundary)
+    return part(shape, make, odd=True, starts_near_identity=False)
+
+
+ENTRIES: dict[str, Entry] = {
+    # circuits, dimensions, shapes
+    "defaults": Entry(
+        (4, 4), functools.partial(hierarchical_flow, (4, 4)), is_flow=True, spread=0.1
+    ),
+    "mera-1d": flow((8,)),
+    "mera-2d": flow((4, 4)),
+    "mera-3d": flow((2, 4, 2)),
+    "mera-1d-prime": flow((7,)),
+    "mera-2d-odd-sides": flow((3, 5)),
+    "mera-3d-odd-sides": flow((3, 2, 3)),
+    "mera-rectangle": flow((2, 6)),
+    "mera-two-sites": flow((2,)),
+    "mera-1d-open": flow((6,), boundary="open"),
+    "mera-2d-open": flow((4, 3), boundary="open"),
+    "tree-1d-odd-side": flow((5,), "tree"),
+    "tree-2d": flow((4, 4), "tree"),
+    "tree-3d-open": flow((2, 3, 2), "tree", boundary="open"),
+    "tree-two-sites": flow((1, 2), "tree"),
+    "brickwork-1d": flow((6,), "brickwork"),
+    "brickwork-2d": flow((4, 4), "brickwork", depth=3),
+    "brickwork-3d-open": flow((2, 3, 2), "brickwork", boundary="open"),
+    "brickwork-two-sites": flow((2,), "brickwork", depth=1),
+    "side-1": flow((1,)),
+    "side-1-2d": flow((1, 1), "brickwork"),
+    "side-1-row": flow((1, 4)),
+    "side-1-column": flow((5, 1), boundary="open"),
+    "side-1-3d": flow((1, 3, 1), "tree"),
+    "block-side-3": flow((6, 3), block=3),
+    "block-side-3-rest": flow((4, 5), block=3),
+    "block-side-3-1d-open": flow((8,), block=3, boundary="open"),
+    "block-side-4-brickwork": flow((8,), "brickwork", block=4),
+    "block-wider-than-lattice": flow((3,), block=5),
+    "truncated": flow((4, 4), depth=1),
+    "depth-0": flow((3, 2), depth=0),
+    # options
+    "odd": flow((4, 4), odd=True),
+    "odd-with-spectrum": flow((4, 4), odd=True, spectrum="periodic"),
+    "odd-open-with-spectrum": flow((3, 4), odd=True, spectrum="open"),
+    "odd-two-sites": flow((2,), odd=True, monotone_steps=3),
+    "spectrum-3d": flow((2, 3, 2), spectrum="periodic"),
+    "spectrum-side-1": flow((1,), spectrum="periodic"),
+    "no-monotone": flow((4, 4), monotone_steps=0),
+    "shared-weights": flow((8,), weights="shared"),
+    "shared-weights-2d": flow((4, 5), weights="shared", odd=True),
+    "two-hidden-layers": flow((4,), bijector=Neighbour(layers=2, hidden=(4, 3))),
+    # the paper's block
+    "realnvp": flow((4, 4), bijector=REALNVP),
+    "realnvp-defaults": flow((2, 2), bijector="realnvp"),
+    "realnvp-odd": flow((4, 4), bijector=REALNVP, odd=True),
+    "realnvp-per-block": flow((4, 4), bijector=REALNVP, weights="block"),
+    "realnvp-per-block-odd-side": flow((5,), bijector=REALNVP, weights="block", odd=True),
+    "realnvp-shared": flow((2, 4), bijector=REALNVP, weights="shared"),
+    "realnvp-3d": flow((2, 2, 3), bijector=REALNVP),
+    "realnvp-tanh": flow((4,), bijector=RealNVP(layers=2, hidden=(4,), activation="tanh")),
+    "realnvp-relu": flow((4,), bijector=RealNVP(layers=2, hidden=(9,), activation="relu")),
+    "realnvp-silu-odd": flow(
+        (4,), bijector=RealNVP(layers=2, hidden=(4,), activation="silu"), odd=True
+    ),
+    "realnvp-softplus": flow((4,), bijector=RealNVP(layers=2, hidden=(4,), activation="softplus")),
+    "realnvp-linear": flow((4,), bijector=RealNVP(layers=2, hidden=())),
+    # blocks and layers from elsewhere
+    "pyro-affine-coupling": foreign((4, 4), small_coupling),
+    "pyro-affine-coupling-per-block": foreign((4, 2), small_coupling, weights="block"),
+    "pyro-affine-coupling-shared": foreign((4, 4), small_coupling, weights="shared"),
+    "pyro-affine-coupling-two-sites": foreign((2,), small_coupling),
+    "pyro-composed": foreign((2, 4), two_couplings),
+    "pyro-householder": foreign((4, 4), pyro_transforms.Householder),
+    "pyro-matrix-exponential": foreign(
+        (4, 4), pyro_transforms.matrix_exponential, exactness=TRUNCATED_SERIES
+    ),
+    "pyro-matrix-exponential-20-terms": foreign((2, 3), long_exponential),
+    "pyro-spline-coupling": foreign((4, 4), small_spline),
+    "elementwise-block": foreign((3, 3), Scale),
+    "layer-factory": foreign((4, 4), LayerFactory(wide_layer)),
+    "layer-factory-channels": foreign((4, 4), LayerFactory(mix_sites)),
+    "layer-factory-last-axis": foreign((4, 6), LayerFactory(mix_last_axis)),
+    # single parts
+    "fourier-1d": fourier((5,), "periodic"),
+    "fourier-2d": fourier((4, 3), "periodic"),
+    "fourier-3d": fourier((2, 3, 4), "periodic"),
+    "fourier-open-1d": fourier((4,), "open"),
+    "fourier-open-2d": fourier((3, 4), "open"),
+    "fourier-open-3d": fourier((2, 1, 3), "open"),
+    "monotone-odd": monotone((2, 3), steps=3, odd=True),
+    "monotone": monotone((2, 3), steps=3, odd=False),
+    "monotone-odd-one-site": monotone((1,), steps=4, odd=True),
+    "monotone-one-site": monotone((1,), steps=1, odd=False),
+    "neighbour-coupling-1d": couplings((2,), (4,), odd=False),
+    "neighbour-coupling-2d": couplings((2, 2), (3, 2)),
+    "neighbour-coupling-2d-one-block": couplings((2, 2), (1, 1), odd=False),
+    "neighbour-coupling-3d": couplings((1, 2, 2), (2, 1, 2), odd=False),
+    "neighbour-coupling-open": couplings((3,), (3,), boundary="open"),
+    "realnvp-block-2": paper_block(2),
+    "realnvp-block-3-odd": paper_block(3, odd=True),
+    "realnvp-block-4": paper_block(4),
+    "realnvp-block-8-odd": paper_block(8, odd=True),
+}
+
+
+def perturbed(name: str) -> LatticeTransform:
+    """The named transform away from its start, where a wrong log-determinant could hide."""
+    transform = ENTRIES[name].make()
+    with torch.no_grad():
+        for parameter in transform.parameters():
+            parameter.add_(ENTRIES[name].spread * torch.randn_like(parameter))
+    return transform
+
+
+def latents(name: str, *batch: int) -> Tensor:
+    """Standard normals of the named transform's event shape."""
+    return torch.randn(*batch, *ENTRIES[name].shape)
