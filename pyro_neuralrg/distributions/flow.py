@@ -36,10 +36,8 @@ def flow_distribution(flow: Any, shape: Sequence[int] | None = None) -> Any:
         TypeError: if ``flow`` is not a TransformModule (``flow.inv`` has no parameters to train).
 
     Example:
-        >>> from pyro.distributions.transforms import AffineTransform
-        >>> class Scale(AffineTransform, TransformModule):
-        ...     pass
-        >>> q = flow_distribution(Scale(0.0, 2.0, event_dim=2), shape=(4, 4))
+        >>> from pyro_neuralrg.transforms import hierarchical_flow
+        >>> q = flow_distribution(hierarchical_flow((4, 4)))
         >>> q.rsample((3,)).shape, q.log_prob(torch.zeros(3, 4, 4)).shape
         (torch.Size([3, 4, 4]), torch.Size([3]))
     """

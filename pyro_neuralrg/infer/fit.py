@@ -115,7 +115,7 @@ def fit(
     """
     _check(steps, batch, lr, clip, average, start_step)
     cooling = _check_anneal(anneal) if hasattr(target, "heated") else None
-    with _seeded(seed, target, flow), contextlib.ExitStack() as stack:
+    with _seeded(seed), contextlib.ExitStack() as stack:
         if flow is None:
             flow = _default_flow(target)
         guide = _guide(flow)
@@ -362,7 +362,7 @@ def _shape(target: Any, flow: Any, given: tuple[Any, ...]) -> tuple[int, ...]:
 
 
 @contextlib.contextmanager
-def _seeded(seed: int | None, target: Any, flow: Any) -> Iterator[None]:
+def _seeded(seed: int | None) -> Iterator[None]:
     """Seed torch inside and put its random state back afterwards; nothing for None."""
     if seed is None:
         yield

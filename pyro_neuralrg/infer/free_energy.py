@@ -62,9 +62,9 @@ def estimate(
         UserWarning: if fewer than ten effective samples stand behind the importance estimate.
 
     Example:
-        >>> gaussian = torch.distributions.Independent(torch.distributions.Normal(torch.zeros(2),
-        1.0), 1)
-        >>> found = estimate(lambda x: 0.5 * x.square().sum(-1), gaussian, num_samples=100)
+        >>> from torch.distributions import Independent, Normal
+        >>> q = Independent(Normal(torch.zeros(2), 1.0), 1)
+        >>> found = estimate(lambda x: 0.5 * x.square().sum(-1), q, num_samples=100)
         >>> round(found.importance, 4), round(found.ess, 4)  # -ln(2 pi)
         (-1.8379, 1.0)
     """

@@ -52,8 +52,8 @@ class PDD(ELBO):
         ...     pyro.sample("x", dist.Normal(1.0, 1.0))
         >>> def guide():
         ...     pyro.sample("x", dist.Normal(pyro.param("loc", torch.tensor(1.0)), 1.0))
-        >>> PDD(num_particles=8, vectorize_particles=True).loss(model, guide)
-        0.0
+        >>> abs(PDD(num_particles=8, vectorize_particles=True).loss(model, guide)) < 1e-6
+        True
     """
 
     def __init__(
