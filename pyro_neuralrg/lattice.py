@@ -3,8 +3,8 @@
 """Lattice shapes, block partitions and circuits, as data.
 
 A *circuit* is a list of layers, finest first. A *layer* covers the lattice of one scale with blocks
-of neighbouring sites; sites that find no partner along an axis form thinner blocks there, and
-single sites pass on untouched. Nothing here touches a tensor:
+of neighbouring sites; what is left over along an axis forms thinner blocks, and single sites pass
+on untouched. Nothing here touches a tensor:
 :mod:`pyro_neuralrg.transforms.partition` turns these data into reshapes and rolls.
 """
 
@@ -175,11 +175,11 @@ class Circuit:
 
 
 def _cut_axis(side: int, block: int, offset: int) -> tuple[Segment, ...]:
-    """Cut an axis into blocks from ``offset`` on; the rest at either end stays as single sites."""
+    """Cut an axis into blocks from ``offset`` on; the rest at either end is a thinner block."""
     count = (side - offset) // block
     stop = offset + count * block
-    pieces = (Segment(0, offset, 1), Segment(offset, count, block), Segment(stop, side - stop, 1))
-    return tuple(piece for piece in pieces if piece.count)
+    pieces = (Segment(0, 1, offset), Segment(offset, count, block), Segment(stop, 1, side - stop))
+    return tuple(piece for piece in pieces if piece.count and piece.block)
 
 
 def _layer(
@@ -215,7 +215,7 @@ def _scale_layers(
     decimator = _layer("decimator", scale, shape, block, False, boundary)
     disentangler = _layer("disentangler", scale, shape, block, True, boundary)
     redundant = (disentangler.shift, disentangler.axes) == (decimator.shift, decimator.axes)
-    if disentangle and not redundant and disentangler.active_regions:
+    if disentangle and not redundant:
         return [disentangler, decimator]
     return [decimator]
 
@@ -244,9 +244,9 @@ def make_circuit(
         shape: lattice shape, d = 1, 2 or 3 sides >= 1.
         block: block side b >= 2; an axis shorter than b forms blocks of its own length.
         depth: number of scales (``mera``, ``tree``; default: all) or of layers (``brickwork``;
-            default: as many as let the light cone of a site in the middle span the lattice, at
-            least two).
-        boundary: "periodic" or "open" (an open shifted layer leaves half a block out at the edges).
+            default: largest side / b, at least two; on a periodic lattice of whole blocks just
+            as many as let the light cone of every site span it).
+        boundary: "periodic" or "open" (an open shifted layer has thinner blocks at the edges).
 
     Raises:
         TypeError: if ``shape``, ``block`` or ``depth`` are not integers.

@@ -1,0 +1,376 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Lattices and circuits as data: every site in one block, and the light cones of the circuits."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pyro_neuralrg.lattice import (
+    BOUNDARIES,
+    CIRCUITS,
+    Circuit,
+    Layer,
+    Segment,
+    check_boundary,
+    check_shape,
+    make_circuit,
+)
+
+Site = tuple[int, ...]
+
+SHAPES = [
+    (1,),
+    (2,),
+    (5,),
+    (8,),
+    (13,),
+    (1, 1),
+    (1, 6),
+    (4, 4),
+    (3, 7),
+    (6, 9),
+    (2, 3, 4),
+    (5, 1, 2),
+]
+BLOCKS = [2, 3, 4]
+
+
+def circuits(name: str, shape: Site) -> list[Circuit]:
+    return [
+        make_circuit(name, shape, block=block, boundary=boundary)
+        for block, boundary in itertools.product(BLOCKS, BOUNDARIES)
+    ]
+
+
+def every_circuit(test: Callable[[Circuit], None]) -> Callable[..., None]:
+    """Run a test on all names, shapes, block sides and boundaries."""
+
+    @pytest.mark.parametrize("name", CIRCUITS)
+    @pytest.mark.parametrize("shape", SHAPES)
+    def run(name: str, shape: Site) -> None:
+        for circuit in circuits(name, shape):
+            test(circuit)
+
+    return run
+
+
+def blocks_of(layer: Layer) -> list[list[Site]]:
+    """The sites of each block of a layer, first site first, on the lattice as it is."""
+    along = []
+    for segments in layer.axes:
+        runs = [
+            range(start, start + segment.block)
+            for segment in segments
+            for start in range(segment.start, segment.stop, segment.block)
+        ]
+        along.append(runs)
+    return [
+        [
+            tuple(
+                (place + shift) % side
+                for place, shift, side in zip(site, layer.shift, layer.shape, strict=True)
+            )
+            for site in itertools.product(*runs)
+        ]
+        for runs in itertools.product(*along)
+    ]
+
+
+def cone(circuit: Circuit, site: Site) -> tuple[list[set[Site]], int]:
+    """The sites of each layer that a field site depends on, and how many are left at the end."""
+    here = {site}
+    sets = []
+    for layer in circuit.layers:
+        touched = [block for block in blocks_of(layer) if here & set(block)]
+        here = set().union(*touched)
+        sets.append(here)
+        if layer.kind == "decimator":
+            first = {block[0]: index for index, block in enumerate(blocks_of(layer))}
+            places = list(itertools.product(*map(range, layer.coarse_shape)))
+            here = {places[first[block[0]]] for block in touched}
+    return sets, len(here)
+
+
+# regions
+
+
+@every_circuit
+def test_each_site_lies_in_exactly_one_block(circuit: Circuit) -> None:
+    for layer in circuit.layers:
+        sites = [site for block in blocks_of(layer) for site in block]
+        assert sorted(sites) == list(itertools.product(*map(range, layer.shape)))
+        assert sum(math.prod(r.count) * r.size for r in layer.regions) == math.prod(layer.shape)
+        assert len(blocks_of(layer)) == math.prod(layer.coarse_shape)
+        for axis, segments in enumerate(layer.axes):
+            assert segments[0].start == 0
+            assert segments[-1].stop == layer.shape[axis]
+            assert all(a.stop == b.start for a, b in itertools.pairwise(segments))
+
+
+@every_circuit
+def test_blocks_are_at_most_a_block_wide(circuit: Circuit) -> None:
+    for layer in circuit.layers:
+        for region in layer.regions:
+            assert max(region.block) <= circuit.block
+            assert region in layer.active_regions or region.size == 1
+        assert layer.active_regions, "a layer with nothing to do"
+
+
+@every_circuit
+def test_scales_follow_one_another(circuit: Circuit) -> None:
+    """Each decimator hands its kept sites to the next scale, down to a single site."""
+    shape, scale = circuit.shape, 0
+    for layer in circuit.layers:
+        assert (layer.scale, layer.shape) == (scale, shape)
+        if layer.kind == "decimator":
+            shape, scale = layer.coarse_shape, scale + 1
+    if circuit.name != "brickwork":
+        assert math.prod(shape) == 1
+        assert circuit.depth == scale
+
+
+# small circuits, by hand
+
+
+def kinds(circuit: Circuit) -> list[tuple[str, Site]]:
+    return [(layer.kind, layer.shape) for layer in circuit.layers]
+
+
+def test_mera_of_four_sites_by_hand() -> None:
+    first, second, third = make_circuit("mera", (4,)).layers
+    assert [layer.kind for layer in (first, second, third)] == [
+        "disentangler",
+        "decimator",
+        "decimator",
+    ]
+    assert blocks_of(first) == [[(1,), (2,)], [(3,), (0,)]]
+    assert blocks_of(second) == [[(0,), (1,)], [(2,), (3,)]]
+    assert third.shape == (2,)
+    assert blocks_of(third) == [[(0,), (1,)]]
+
+
+def test_open_mera_of_five_sites_by_hand() -> None:
+    circuit = make_circuit("mera", (5,), boundary="open")
+    assert kinds(circuit) == [
+        ("disentangler", (5,)),
+        ("decimator", (5,)),
+        ("disentangler", (3,)),
+        ("decimator", (3,)),
+        ("decimator", (2,)),
+    ]
+    assert blocks_of(circuit.layers[0]) == [[(0,)], [(1,), (2,)], [(3,), (4,)]]
+    assert blocks_of(circuit.layers[1]) == [[(0,), (1,)], [(2,), (3,)], [(4,)]]
+    assert blocks_of(circuit.layers[2]) == [[(0,)], [(1,), (2,)]]
+    assert circuit.layers[1].axes == ((Segment(0, 2, 2), Segment(4, 1, 1)),)
+
+
+def test_what_is_left_over_forms_a_thinner_block() -> None:
+    closed = make_circuit("mera", (8,), block=3)
+    assert blocks_of(closed.layers[0]) == [[(1,), (2,), (3,)], [(4,), (5,), (6,)], [(7,), (0,)]]
+    assert blocks_of(closed.layers[1]) == [[(0,), (1,), (2,)], [(3,), (4,), (5,)], [(6,), (7,)]]
+    edges = make_circuit("mera", (5,), block=4, boundary="open")
+    assert blocks_of(edges.layers[0]) == [[(0,), (1,)], [(2,), (3,), (4,)]]
+
+
+def test_tree_of_a_rectangle_by_hand() -> None:
+    circuit = make_circuit("tree", (2, 3))
+    assert kinds(circuit) == [("decimator", (2, 3)), ("decimator", (1, 2))]
+    assert blocks_of(circuit.layers[0]) == [
+        [(0, 0), (0, 1), (1, 0), (1, 1)],
+        [(0, 2), (1, 2)],
+    ]
+    assert blocks_of(circuit.layers[1]) == [[(0, 0), (0, 1)]]
+    assert circuit.depth == 2
+
+
+def test_brickwork_of_a_square_by_hand() -> None:
+    circuit = make_circuit("brickwork", (4, 4))
+    assert [layer.shift for layer in circuit.layers] == [(0, 0), (1, 1)]
+    assert circuit.depth == 2
+    assert blocks_of(circuit.layers[1])[-1] == [(3, 3), (3, 0), (0, 3), (0, 0)]
+
+
+def test_side_one_has_no_layers() -> None:
+    for name in CIRCUITS:
+        assert make_circuit(name, (1, 1)).layers == ()
+        assert make_circuit(name, (1, 1)).depth == 0
+
+
+def test_sides_of_one_are_passed_over() -> None:
+    assert make_circuit("mera", (1, 4)).layers[0].shift == (0, 1)
+    assert blocks_of(make_circuit("tree", (1, 2)).layers[0]) == [[(0, 0), (0, 1)]]
+
+
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+def test_top_layer_has_a_disentangler_only_where_it_acts_on_other_sites(boundary: str) -> None:
+    """The top of a 2^n lattice is one block: shifted, it would be the decimator's own block."""
+    square = make_circuit("mera", (8, 8), boundary=boundary)
+    assert kinds(square)[-1] == ("decimator", (2, 2))
+    assert [shape for kind, shape in kinds(square) if kind == "disentangler"] == [(8, 8), (4, 4)]
+    row = make_circuit("mera", (2, 4), boundary=boundary)
+    assert kinds(row)[:2] == [("disentangler", (2, 4)), ("decimator", (2, 4))]
+    assert row.layers[0].axes[0] == (Segment(0, 1, 2),)
+    for circuit in (square, row):
+        for one, next_one in itertools.pairwise(circuit.layers):
+            if (one.kind, next_one.kind) == ("disentangler", "decimator"):
+                blocks = [
+                    {frozenset(b) for b in blocks_of(x) if len(b) > 1} for x in (one, next_one)
+                ]
+                assert blocks[0] != blocks[1]
+
+
+def test_truncated_depth() -> None:
+    assert kinds(make_circuit("mera", (8, 8), depth=1)) == [
+        ("disentangler", (8, 8)),
+        ("decimator", (8, 8)),
+    ]
+    assert make_circuit("tree", (8,), depth=0).layers == ()
+    assert make_circuit("tree", (8,), depth=9).depth == 3
+    assert [make_circuit("brickwork", (8,), depth=d).depth for d in (0, 1, 5)] == [0, 1, 5]
+
+
+# light cones
+
+
+@pytest.mark.parametrize("name", ["mera", "tree"])
+@pytest.mark.parametrize("shape", [(8,), (7,), (4, 4), (3, 5), (2, 3, 4)])
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+def test_every_cone_reaches_the_top(name: str, shape: Site, boundary: str) -> None:
+    circuit = make_circuit(name, shape, boundary=boundary)
+    for site in itertools.product(*map(range, shape)):
+        sets, left = cone(circuit, site)
+        assert all(sets)
+        assert left == 1
+
+
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+def test_mera_cones_have_bounded_width(boundary: str) -> None:
+    """Six sites at most in one dimension, at any scale: the reason why a mera is cheap."""
+    circuit = make_circuit("mera", (64,), boundary=boundary)
+    for site in range(64):
+        sets, _ = cone(circuit, (site,))
+        assert max(map(len, sets)) <= 6
+
+
+def test_tree_cones_hold_one_block_per_scale() -> None:
+    circuit = make_circuit("tree", (8, 8))
+    for site in itertools.product(range(8), range(8)):
+        assert [len(s) for s in cone(circuit, site)[0]] == [4, 4, 4]
+
+
+def test_neighbours_across_a_tree_boundary_meet_only_at_the_top() -> None:
+    """What the disentanglers are for: in the mera sites 3 and 4 of eight share a block at once."""
+    tree, mera = (make_circuit(name, (8,)) for name in ("tree", "mera"))
+    assert any({(3,), (4,)} <= set(block) for block in blocks_of(mera.layers[0]))
+    shared = [
+        len(left & right)
+        for left, right in zip(cone(tree, (3,))[0], cone(tree, (4,))[0], strict=True)
+    ]
+    assert shared == [0, 0, 2]
+
+
+@pytest.mark.parametrize(
+    ("shape", "block"),
+    [((4,), 2), ((8,), 2), ((9,), 3), ((12,), 4), ((4, 4), 2), ((8, 8), 2), ((4, 4, 4), 2)],
+)
+def test_default_brickwork_just_spans_a_periodic_lattice(shape: Site, block: int) -> None:
+    circuit = make_circuit("brickwork", shape, block=block)
+    for site in itertools.product(*map(range, shape)):
+        assert len(cone(circuit, site)[0][-1]) == math.prod(shape)
+    shorter = make_circuit("brickwork", shape, block=block, depth=circuit.depth - 1)
+    assert len(cone(shorter, (0,) * len(shape))[0][-1]) < math.prod(shape)
+
+
+# bad input
+
+
+@pytest.mark.parametrize(
+    "shape", [(3, 4), [3, 4], np.array([3, 4]), torch.Size((3, 4)), range(3, 5)]
+)
+def test_shapes_of_any_sequence_of_integers(shape: Any) -> None:
+    checked = check_shape(shape)
+    assert checked == (3, 4)
+    assert all(type(side) is int for side in checked)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (4, 0), (-1,), (4, -4), (2, 2, 2, 2), []])
+def test_shapes_out_of_range(shape: Any) -> None:
+    with pytest.raises(ValueError, match=r"shape is .*accepted: one to 3 integers >= 1"):
+        make_circuit("mera", shape)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        8,
+        None,
+        "8",
+        "88",
+        b"88",
+        (8.0,),
+        (4, 2.5),
+        ("8",),
+        (True, 4),
+        (4, False),
+        ((4, 4),),
+        (None,),
+    ],
+)
+def test_shapes_that_are_no_integers(shape: Any) -> None:
+    with pytest.raises(TypeError, match=r"shape must be a sequence of integers, not .*accepted"):
+        make_circuit("mera", shape)
+
+
+def test_a_generator_does_not_smuggle_in_a_bool() -> None:
+    with pytest.raises(TypeError, match="shape must be"):
+        check_shape(side for side in (4, True))
+
+
+@pytest.mark.parametrize("name", ["MERA", "tebd", "", None, 3])
+def test_unknown_circuits(name: Any) -> None:
+    with pytest.raises(ValueError, match=r"circuit is .*accepted: mera, tree, brickwork"):
+        make_circuit(name, (4,))
+
+
+@pytest.mark.parametrize("boundary", ["closed", None, True])
+def test_unknown_boundaries(boundary: Any) -> None:
+    with pytest.raises(ValueError, match=r"boundary is .*accepted: periodic, open"):
+        make_circuit("mera", (4,), boundary=boundary)
+    with pytest.raises(ValueError, match=r"boundary is .*accepted: periodic, open"):
+        check_boundary(boundary)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"block": 1}, ValueError, r"block is 1; accepted: an integer >= 2"),
+        ({"block": -2}, ValueError, r"block is -2; accepted: an integer >= 2"),
+        ({"block": 2.0}, TypeError, r"block is 2\.0; accepted: an integer >= 2"),
+        ({"block": True}, TypeError, r"block is True; accepted: an integer >= 2"),
+        ({"block": "2"}, TypeError, r"block is '2'; accepted: an integer >= 2"),
+        ({"block": None}, TypeError, r"block is None; accepted: an integer >= 2"),
+        ({"depth": -1}, ValueError, r"depth is -1; accepted: an integer >= 0"),
+        ({"depth": 1.5}, TypeError, r"depth is 1\.5; accepted: an integer >= 0"),
+        ({"depth": False}, TypeError, r"depth is False; accepted: an integer >= 0"),
+    ],
+)
+@pytest.mark.parametrize("name", CIRCUITS)
+def test_block_and_depth_out_of_range(
+    name: str, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        make_circuit(name, (4, 4), **options)
+
+
+def test_numpy_integers_are_integers() -> None:
+    circuit = make_circuit("mera", (4,), block=np.int64(2), depth=np.int64(1))
+    assert circuit == make_circuit("mera", (4,), block=2, depth=1)
+    assert type(circuit.block) is int
