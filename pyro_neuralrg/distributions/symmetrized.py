@@ -168,7 +168,9 @@ class SymmetrizedFlow(TorchDistribution):
         return x * signs.reshape(batch + (1,) * dims)
 
     def _key(self, x: Tensor) -> tuple[Any, ...]:
-        versions = tuple(p._version for p in self.flow.parameters() if not p.is_inference())
+        versions = tuple(
+            (p._version, p.requires_grad) for p in self.flow.parameters() if not p.is_inference()
+        )
         return x._version, torch.is_grad_enabled(), versions
 
     def _remember(self, x: Tensor, x0: Tensor, log_q0: Tensor) -> None:
