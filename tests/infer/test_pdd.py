@@ -143,7 +143,8 @@ def test_path_gradient_vanishes_at_the_optimum(
     target: Any, flow: Any, symmetrized: bool, cache_size: int
 ) -> None:
     """Where q is the target the gradient of every single sample is zero; the plain one is not."""
-    flow._cache_size = cache_size  # torch's own cache, which must not recognise the sample
+    # torch's own cache must not recognise the sample
+    flow._cache_size, flow._cached_x_y = cache_size, (None, None)
     flow.set_exact(target)
     guide = FlowGuide(flow)
     model = target.model
