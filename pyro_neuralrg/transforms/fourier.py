@@ -41,7 +41,7 @@ class FourierLayer(LatticeTransform):
     def __init__(self, spectrum: Tensor, boundary: str = "periodic") -> None:
         check_boundary(boundary)
         _check_spectrum(spectrum, boundary)
-        super().__init__(check_shape(spectrum.shape))
+        super().__init__(tuple(spectrum.shape))
         self.boundary = boundary
         self.register_buffer("scale", spectrum.detach().sqrt().clone())
 
@@ -66,6 +66,7 @@ def _check_spectrum(spectrum: Tensor, boundary: str) -> None:
     if not isinstance(spectrum, Tensor) or not spectrum.is_floating_point():
         seen = spectrum.dtype if isinstance(spectrum, Tensor) else type(spectrum).__name__
         raise TypeError(f"spectrum is {seen}; accepted: a floating tensor")
+    check_shape(spectrum.shape)
     usable = torch.isfinite(spectrum) & (spectrum > 0)
     if not bool(usable.all()):
         worst = float(spectrum[~usable][0])

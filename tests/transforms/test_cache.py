@@ -1,0 +1,224 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""The remembered pair: free where it may be used, forgotten where anything has changed."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+
+from pyro_neuralrg.transforms import LatticeTransform
+from tests.transforms.registry import ENTRIES, latents, perturbed
+
+# one entry for each way in which a transform holds its tensors
+NAMES = [
+    "odd-with-spectrum",
+    "realnvp-per-block",
+    "shared-weights",
+    "pyro-affine-coupling",
+    "pyro-composed",
+    "pyro-matrix-exponential",
+    "pyro-spline-coupling",
+    "layer-factory-channels",
+    "neighbour-coupling-2d",
+    "realnvp-block-4",
+    "monotone",
+    "fourier-2d",
+]
+TRAINED = [name for name in NAMES if name != "fourier-2d"]
+
+
+def evaluations(transform: LatticeTransform, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A list that grows with every real pass through the transform."""
+    passes: list[str] = []
+    for direction in ("generate", "renormalize"):
+        original = getattr(transform, direction)
+
+        def counted(h: Tensor, direction: str = direction, original=original):  # type: ignore[no-untyped-def]
+            passes.append(direction)
+            return original(h)
+
+        monkeypatch.setattr(transform, direction, counted)
+    return passes
+
+
+def step(transform: LatticeTransform) -> None:
+    optimizer = torch.optim.SGD(transform.parameters(), lr=0.1)
+    for parameter in transform.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def agrees_with_a_fresh_copy(transform: LatticeTransform, z: Tensor, x: Tensor) -> None:
+    """All public ways give what a transform that has seen nothing gives."""
+    exactness = {"rtol": 1e-10, "atol": 1e-10}
+    fresh = copy.deepcopy(transform)
+    expected, ladj = fresh.forward_and_ladj(z)
+    torch.testing.assert_close(transform.log_abs_det_jacobian(z, x), ladj, **exactness)
+    torch.testing.assert_close(transform(z), expected, **exactness)
+    torch.testing.assert_close(transform.inv(x), fresh.inverse_and_ladj(x)[0], **exactness)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_log_prob_of_a_fresh_sample_is_free(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    transform, z = perturbed(name), latents(name, 3)
+    passes = evaluations(transform, monkeypatch)
+    x = transform(z)
+    assert transform.inv(x) is z
+    transform.log_abs_det_jacobian(z, x)
+    transform.inv.log_abs_det_jacobian(x, z)
+    assert passes == ["generate"]
+    z = transform.inv(latents(name))
+    transform(z)
+    assert passes == ["generate", "renormalize"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_other_tensors_are_evaluated(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    transform, z = perturbed(name), latents(name, 3)
+    x = transform(z)
+    passes = evaluations(transform, monkeypatch)
+    transform.inv(x.clone())
+    assert passes == ["renormalize"]
+    agrees_with_a_fresh_copy(transform, latents(name, 3), x)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_an_optimiser_step_is_seen(name: str) -> None:
+    transform, z = perturbed(name), latents(name, 3)
+    x = transform(z)
+    ladj = transform.log_abs_det_jacobian(z, x).detach()
+    step(transform)
+    assert not torch.equal(transform(z), x)
+    if not name.startswith("layer-factory"):
+        assert not torch.equal(transform.log_abs_det_jacobian(z, transform(z)), ladj)
+    agrees_with_a_fresh_copy(transform, z, x.detach())
+    back = transform.inv(x.detach())
+    step(transform)
+    agrees_with_a_fresh_copy(transform, back.detach(), x.detach())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_change_in_place_is_seen(name: str) -> None:
+    transform, z = perturbed(name), latents(name, 3)
+    with torch.no_grad():
+        x = transform(z)
+        z.add_(1.0)
+        assert not torch.allclose(transform(z), x)
+        x = transform(z)
+        z.add_(1.0)
+        agrees_with_a_fresh_copy(transform, z, x)
+        x = transform(z)
+        x.mul_(0.5)
+        agrees_with_a_fresh_copy(transform, z, x)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_replaced_parameters_are_seen(name: str) -> None:
+    transform, z = perturbed(name), latents(name, 3)
+    x = transform(z)
+    other = {k: v.detach() + 0.3 for k, v in transform.named_parameters()}
+    expected = torch.func.functional_call(copy.deepcopy(transform), other, (z,))
+    torch.testing.assert_close(torch.func.functional_call(transform, other, (z,)), expected)
+    torch.testing.assert_close(transform(z), x)
+    transform.load_state_dict({**transform.state_dict(), **other})
+    torch.testing.assert_close(transform(z), expected)
+    state = {k: v.clone() - 0.1 for k, v in transform.state_dict().items() if k in other}
+    transform.load_state_dict({**transform.state_dict(), **state}, assign=True)
+    agrees_with_a_fresh_copy(transform, z, x.detach())
+
+
+def test_a_changed_buffer_is_seen() -> None:
+    transform, z = perturbed("fourier-2d"), latents("fourier-2d")
+    x = transform(z)
+    state = {name: 2 * tensor for name, tensor in transform.state_dict().items()}
+    transform.load_state_dict(state)
+    torch.testing.assert_close(transform.inv(x), z / 2)
+    torch.testing.assert_close(transform(z), 2 * x)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_conversion_is_seen(name: str) -> None:
+    transform, z = perturbed(name), latents(name, 3)
+    x = transform(z)
+    transform.to(torch.float32).to(torch.float64)
+    assert torch.equal(transform(z), copy.deepcopy(transform)(z))
+    transform.clear_cache()
+    assert transform.inv(x) is not z
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_do_not_depend_on_what_was_remembered(name: str) -> None:
+    """Evaluated without gradients first: the graph is there when it is asked for."""
+    transform, z = perturbed(name), latents(name, 3)
+    with torch.no_grad():
+        x = transform(z)
+    z.requires_grad_()
+    for _ in range(2):  # the second time the first graph has been spent
+        (gradient,) = torch.autograd.grad(transform(z).square().sum(), z)
+    fresh = copy.deepcopy(transform)
+    (expected,) = torch.autograd.grad(fresh(z).square().sum(), z)
+    torch.testing.assert_close(gradient, expected)
+
+    x.requires_grad_()
+    for _ in range(2):
+        latent = transform.inv(x)
+        log_q = transform.log_abs_det_jacobian(latent, x) + latent.square().sum()
+        (gradient,) = torch.autograd.grad(log_q.sum(), x)
+    latent, ladj = fresh.inverse_and_ladj(x)
+    (expected,) = torch.autograd.grad((ladj + latent.square().sum()).sum(), x)
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_frozen_and_thawed_parameters() -> None:
+    transform, z = perturbed("mera-2d"), latents("mera-2d", 3)
+    transform.requires_grad_(False)
+    x = transform(z)
+    transform.requires_grad_(True)
+    assert transform.log_abs_det_jacobian(z, x).requires_grad
+    transform.requires_grad_(False)
+    assert not transform.log_abs_det_jacobian(z, transform(z)).requires_grad
+
+
+def test_a_fresh_leaf_of_a_frozen_flow() -> None:
+    transform, z = perturbed("mera-2d"), latents("mera-2d", 3)
+    transform.requires_grad_(False)
+    x = transform(z).requires_grad_()
+    (gradient,) = torch.autograd.grad(transform.inv(x).sum(), x)
+    assert bool(gradient.isfinite().all())
+
+
+def test_no_trace_of_vmap_is_left() -> None:
+    transform, z = perturbed("mera-2d"), latents("mera-2d", 3)
+    expected, ladj = transform.forward_and_ladj(z)
+    assert torch.allclose(torch.func.vmap(lambda one: transform(one))(z), expected)
+    assert torch.allclose(transform(z), expected)
+    assert torch.allclose(transform.inv(transform(z)), z)
+    torch.func.grad(lambda one: transform(one).sum())(z[0])
+    copied = copy.deepcopy(transform)
+    assert torch.allclose(copied.log_abs_det_jacobian(z, copied(z)), ladj)
+    assert torch.allclose(transform.log_abs_det_jacobian(z, transform(z)), ladj)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_inference_mode(name: str) -> None:
+    transform, z = perturbed(name), latents(name, 3)
+    with torch.inference_mode():
+        x = transform(z)
+        transform.log_abs_det_jacobian(transform.inv(x), x)
+        inner = latents(name, 3)
+        transform(inner)
+        inner.add_(1.0)  # counts no version
+        close_to = copy.deepcopy(transform)(inner)
+        assert torch.allclose(transform(inner), close_to)
+    assert torch.allclose(transform(z), x)
+
+
+def test_with_cache_is_the_same_module() -> None:
+    transform = ENTRIES["mera-2d"].make()
+    assert transform.with_cache(1) is transform
+    assert transform.with_cache(0) is transform

@@ -1,0 +1,63 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""The Gaussian layer against dense matrices, and the spectra that it refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from pyro_neuralrg.transforms import FourierLayer
+from tests.transforms.registry import free_spectrum
+
+
+@pytest.mark.parametrize("boundary", ["periodic", "open"])
+@pytest.mark.parametrize("shape", [(5,), (4, 3), (2, 3, 2)])
+def test_covariance_is_the_lattice_propagator(boundary: str, shape: tuple[int, ...]) -> None:
+    """Cov(x) = (1 - Laplacian / 2)^-1, the matrix inverted as it stands."""
+    layer = FourierLayer(free_spectrum(shape, boundary), boundary)
+    sites = layer.scale.numel()
+    rows = layer(torch.eye(sites).reshape(sites, *shape)).reshape(sites, sites)
+    precision = (1 + len(shape)) * torch.eye(sites)
+    numbers = torch.arange(sites).reshape(shape)
+    for axis, side in enumerate(shape):
+        ends = side if boundary == "periodic" else side - 1
+        here = numbers.narrow(axis, 0, ends).flatten()
+        there = numbers.roll(-1, axis).narrow(axis, 0, ends).flatten()
+        for one, other in zip(here.tolist(), there.tolist(), strict=True):
+            precision[one, other] -= 0.5
+            precision[other, one] -= 0.5
+    torch.testing.assert_close(rows.T @ rows, torch.linalg.inv(precision))
+
+
+def test_the_callers_spectrum_is_copied() -> None:
+    spectrum = torch.full((4,), 4.0)
+    layer = FourierLayer(spectrum)
+    spectrum.fill_(1.0)
+    torch.testing.assert_close(layer(torch.ones(4)), torch.full((4,), 2.0))
+
+
+@pytest.mark.parametrize(
+    ("spectrum", "error", "message"),
+    [
+        (torch.tensor([1.0, 0.0, 1.0]), ValueError, r"an entry 0\.0; accepted: positive, finite"),
+        (torch.tensor([1.0, -2.0, -2.0]), ValueError, r"an entry -2\.0; accepted: positive"),
+        (torch.tensor([1.0, float("nan"), 1.0]), ValueError, r"an entry nan; accepted: positive"),
+        (torch.tensor([1.0, float("inf"), 1.0]), ValueError, r"an entry inf; accepted: positive"),
+        (torch.tensor([1.0, 2.0, 3.0]), ValueError, r"not even under k -> -k; accepted"),
+        (torch.tensor([1, 1, 1]), TypeError, r"spectrum is torch\.int64; accepted: a floating"),
+        ([1.0, 1.0], TypeError, r"spectrum is list; accepted: a floating tensor"),
+        (torch.tensor(1.0), ValueError, r"shape is \(\); accepted"),
+    ],
+)
+def test_bad_spectra(spectrum: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        FourierLayer(spectrum)
+
+
+def test_an_open_spectrum_need_not_be_even() -> None:
+    assert FourierLayer(torch.tensor([1.0, 2.0, 3.0]), "open").event_shape == (3,)
+    with pytest.raises(ValueError, match="boundary is 'closed'; accepted: periodic, open"):
+        FourierLayer(torch.ones(3), "closed")

@@ -1,0 +1,271 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""The hierarchical flow: what depends on what, which weights are shared, and what it refuses."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pyro.distributions.transforms as pyro_transforms
+import pytest
+import torch
+from torch import Tensor
+
+from pyro_neuralrg.lattice import Circuit
+from pyro_neuralrg.transforms import (
+    HierarchicalFlow,
+    LayerFactory,
+    RealNVP,
+    hierarchical_flow,
+    neighbour_coupling,
+)
+from tests.transforms.registry import free_spectrum
+
+Site = tuple[int, ...]
+BLOCKS = RealNVP(layers=4, hidden=(6,))
+
+
+def perturb(flow: HierarchicalFlow) -> HierarchicalFlow:
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.add_(0.4 * torch.randn_like(parameter))
+    return flow
+
+
+def dependence(flow: HierarchicalFlow) -> Tensor:
+    """Matrix of the latents (columns) that each field site (rows) depends on."""
+    z = torch.randn(flow.shape)
+    sites = z.numel()
+    copies = z.expand(sites, *z.shape).clone().requires_grad_()
+    x = flow.forward_and_ladj(copies)[0].reshape(sites, sites)
+    (rows,) = torch.autograd.grad(x.diagonal().sum(), copies)
+    return rows.reshape(sites, sites) != 0
+
+
+def follow_axis(circuit: Circuit, site: int) -> set[int]:
+    """The latents that a field site of a one-dimensional circuit depends on, from the data."""
+    here, original = {site}, list(range(circuit.shape[0]))
+    latents: set[int] = set()
+    for layer in circuit.layers:
+        side, shift = layer.shape[0], layer.shift[0]
+        blocks = [
+            [(start + step + shift) % side for step in range(segment.block)]
+            for segment in layer.axes[0]
+            for start in range(segment.start, segment.stop, segment.block)
+        ]
+        touched = [block for block in blocks if here & set(block)]
+        here = {at for block in touched for at in block}
+        if layer.kind == "decimator":
+            kept = [block[0] for block in blocks]
+            latents |= {original[at] for at in here if at not in kept}
+            here = {kept.index(block[0]) for block in touched}
+            original = [original[at] for at in kept]
+    return latents | {original[at] for at in here}
+
+
+@pytest.mark.parametrize("circuit", ["mera", "tree", "brickwork"])
+@pytest.mark.parametrize("boundary", ["periodic", "open"])
+@pytest.mark.parametrize(("side", "block"), [(8, 2), (7, 2), (16, 2), (9, 3), (8, 3)])
+def test_a_site_depends_on_its_light_cone(
+    circuit: str, boundary: str, side: int, block: int
+) -> None:
+    flow = hierarchical_flow(
+        (side,), circuit, bijector=BLOCKS, boundary=boundary, block=block, odd=False
+    )
+    found = dependence(perturb(flow))
+    for site in range(side):
+        expected = torch.zeros(side, dtype=torch.bool)
+        expected[list(follow_axis(flow.circuit, site))] = True
+        assert torch.equal(found[site], expected)
+
+
+@pytest.mark.parametrize("circuit", ["mera", "tree"])
+@pytest.mark.parametrize("shape", [(8,), (4, 4), (3, 5), (2, 3, 4)])
+def test_the_coarsest_latent_reaches_every_site(circuit: str, shape: Site) -> None:
+    found = dependence(perturb(hierarchical_flow(shape, circuit, bijector=BLOCKS)))
+    assert bool(found[:, 0].all())
+
+
+def test_scale_k_lives_on_the_sublattice_of_spacing_two_to_the_k() -> None:
+    """The reach of a latent grows with its scale."""
+    found = dependence(perturb(hierarchical_flow((8, 8), "tree", bijector=BLOCKS)))
+    for row, column in itertools.product(range(8), range(8)):
+        spacing = max(s for s in (1, 2, 4, 8) if row % s == 0 and column % s == 0)
+        reach = {1: 4, 2: 16, 4: 64, 8: 64}[spacing]
+        assert int(found[:, 8 * row + column].sum()) == reach
+
+
+def test_latents_behind_a_truncated_depth_stay_normal() -> None:
+    flow = hierarchical_flow((4, 4), depth=0)
+    z = torch.randn(3, 4, 4)
+    x, ladj = flow.forward_and_ladj(z)
+    assert torch.equal(x, z)
+    assert torch.equal(ladj, torch.zeros(3))
+
+
+@pytest.mark.parametrize("boundary", ["periodic", "open"])
+def test_the_spectrum_alone_is_the_free_field(boundary: str) -> None:
+    """Cov(x) has the given eigenvalues, and ladj is half the sum of their logarithms."""
+    spectrum = free_spectrum((3, 4), boundary)
+    flow = hierarchical_flow((3, 4), depth=0, spectrum=spectrum, boundary=boundary)
+    rows = flow(torch.eye(12).reshape(12, 3, 4)).reshape(12, 12)
+    eigenvalues = torch.linalg.eigvalsh(rows.T @ rows)
+    torch.testing.assert_close(eigenvalues, spectrum.flatten().sort().values)
+    _, ladj = flow.forward_and_ladj(torch.randn(3, 4))
+    torch.testing.assert_close(ladj, 0.5 * spectrum.log().sum())
+
+
+# weights
+
+
+def count(**options: Any) -> int:
+    flow = hierarchical_flow((8, 8), bijector=BLOCKS, monotone_steps=2, **options)
+    return sum(parameter.numel() for parameter in flow.parameters())
+
+
+def test_number_of_weights() -> None:
+    """Of 8 x 8: five layers of 16 + 16, 4 + 4 and 1 blocks; three maps on coarse variables."""
+    coarse = sum(
+        p.numel() for p in hierarchical_flow((2, 2), monotone_steps=2).coarse_maps.parameters()
+    )
+    one = count(depth=1) - coarse
+    assert one % 2 == 0
+    assert count() == 5 * (one // 2) + 3 * coarse
+    assert count(weights="block") == (16 + 16 + 4 + 4 + 1) * (one // 2) + 3 * coarse
+    assert count(weights="shared") == one + coarse
+
+
+def test_blocks_of_their_own_differ() -> None:
+    shared = perturb(hierarchical_flow((4,), "brickwork", depth=1, bijector=BLOCKS))
+    own = perturb(hierarchical_flow((4,), "brickwork", depth=1, bijector=BLOCKS, weights="block"))
+    z = torch.randn(2).repeat(2)
+    first, second = shared(z).reshape(2, 2)
+    torch.testing.assert_close(first, second)
+    first, second = own(z).reshape(2, 2)
+    assert not torch.allclose(first, second)
+
+
+def test_shared_weights_stay_shared_through_copies_and_training() -> None:
+    flow = hierarchical_flow((8,), weights="shared")
+    before = sum(p.numel() for p in flow.parameters())
+    flow.load_state_dict(flow.state_dict())
+    assert sum(p.numel() for p in flow.float().parameters()) == before
+    tops = [layer[0].networks[0].shift for layer in flow.layers if len(layer) == 1]
+    assert len({id(top) for top in tops}) < len(tops)
+
+
+def test_a_periodic_flow_on_blocks_is_equivariant_under_their_translations() -> None:
+    flow = perturb(hierarchical_flow((8, 8), depth=1))
+    z = torch.randn(3, 8, 8)
+    x, ladj = flow.forward_and_ladj(z)
+    moved, same = flow.forward_and_ladj(z.roll((2, 4), (1, 2)))
+    torch.testing.assert_close(moved, x.roll((2, 4), (1, 2)))
+    torch.testing.assert_close(same, ladj)
+
+
+def test_brickwork_has_no_coarse_maps_and_zero_steps_none() -> None:
+    assert not hierarchical_flow((4, 4), "brickwork").coarse_maps
+    assert not hierarchical_flow((4, 4), monotone_steps=0).coarse_maps
+
+
+# configurations
+
+
+def test_a_flow_of_foreign_blocks_has_no_configuration() -> None:
+    for bijector in (pyro_transforms.affine_coupling, LayerFactory(lambda size, count: None)):
+        flow = hierarchical_flow((1,), bijector=bijector)
+        with pytest.raises(
+            ValueError, match=r"cannot be written as JSON; accepted: realnvp, neigh"
+        ):
+            _ = flow.config
+
+
+def test_configuration_names_every_option() -> None:
+    options: dict[str, Any] = {
+        "bijector": {"name": "realnvp", "layers": 2, "hidden": [3, 4], "activation": "tanh"},
+        "block": 3,
+        "depth": 1,
+        "boundary": "open",
+        "weights": "block",
+        "odd": True,
+        "monotone_steps": 5,
+    }
+    config = hierarchical_flow((4, 5), "tree", **options).config
+    hidden = config["bijector"]["hidden"]
+    config["bijector"]["hidden"] = list(hidden)
+    assert config == {"shape": [4, 5], "circuit": "tree", "spectrum": False, **options}
+
+
+# bad input
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"shape": ()}, ValueError, r"shape is \(\); accepted"),
+        ({"shape": (4.0,)}, TypeError, r"shape must be a sequence of integers, not \(4\.0,\)"),
+        ({"circuit": "merra"}, ValueError, r"circuit is 'merra'; accepted: mera, tree, brick"),
+        ({"bijector": "nvp"}, ValueError, r"bijector is 'nvp'; accepted: realnvp, neighbour"),
+        ({"bijector": {"layers": 2}}, ValueError, r"bijector is None; accepted: realnvp"),
+        ({"bijector": {"name": "realnvp", "depth": 2}}, ValueError, r"options \['depth'\]; accept"),
+        ({"bijector": 3}, TypeError, r"bijector is 3; accepted: one of realnvp, neighbour"),
+        ({"bijector": pyro_transforms.Permute(torch.arange(4))}, TypeError, r"accepted: one of"),
+        ({"bijector": RealNVP(layers=0)}, ValueError, r"layers is 0; accepted: at least one"),
+        ({"bijector": RealNVP(hidden=(0,))}, ValueError, r"hidden is \(0,\); accepted"),
+        ({"bijector": RealNVP(activation="gelu")}, ValueError, r"activation is 'gelu'; accepted"),
+        ({"bijector": {"name": "neighbour", "hidden": []}}, ValueError, r"hidden is empty; acc"),
+        ({"weights": "site"}, ValueError, r"weights is 'site'; accepted: scale, block, shared"),
+        ({"weights": "block"}, ValueError, r"weights is 'block', but neighbour acts on all blocks"),
+        ({"boundary": "closed"}, ValueError, r"boundary is 'closed'; accepted: periodic, open"),
+        ({"block": 1}, ValueError, r"block is 1; accepted: an integer >= 2"),
+        ({"depth": -1}, ValueError, r"depth is -1; accepted: an integer >= 0"),
+        ({"monotone_steps": -1}, ValueError, r"monotone_steps is -1; accepted: an integer >= 0"),
+        ({"monotone_steps": 1.5}, ValueError, r"monotone_steps is 1\.5; accepted: an integer"),
+        (
+            {"spectrum": torch.ones(4)},
+            ValueError,
+            r"spectrum has shape \(4,\); accepted: .*\(4, 4\)",
+        ),
+        ({"spectrum": torch.zeros(4, 4)}, ValueError, r"spectrum has an entry 0\.0; accepted: pos"),
+        ({"spectrum": [1.0]}, TypeError, r"spectrum is list; accepted: a floating tensor"),
+        (
+            {"bijector": pyro_transforms.affine_coupling, "odd": True},
+            ValueError,
+            r"odd is True, but whether your own bijector commutes with .*accepted: odd=False",
+        ),
+        (
+            {"bijector": LayerFactory(neighbour_coupling), "weights": "block"},
+            ValueError,
+            r"weights is 'block', but a layer factory acts on all blocks",
+        ),
+    ],
+)
+def test_bad_options(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        hierarchical_flow(**{"shape": (4, 4), **options})
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        (torch.zeros(4, 5), ValueError, r"has shape \(4, 5\); accepted: any batch shape followed"),
+        (torch.zeros(4), ValueError, r"has shape \(4,\); accepted: any batch shape followed by"),
+        (torch.zeros(4, 4, 1), ValueError, r"has shape \(4, 4, 1\); accepted"),
+        (torch.zeros(4, 4, dtype=torch.long), TypeError, r"is torch\.int64; accepted: a floating"),
+        (torch.zeros(4, 4, dtype=torch.bool), TypeError, r"is torch\.bool; accepted: a floating"),
+        (torch.zeros(4, 4, dtype=torch.cfloat), TypeError, r"is torch\.complex64; accepted: a f"),
+        (
+            torch.zeros(4, 4, dtype=torch.float32),
+            TypeError,
+            r"is torch\.float32; accepted: torch\.f",
+        ),
+        (torch.zeros(4, 4, device="meta"), ValueError, r"is on device meta; accepted: cpu"),
+        ([[0.0] * 4] * 4, TypeError, r"is list; accepted: a floating tensor"),
+    ],
+)
+def test_bad_fields(value: Any, error: type[Exception], message: str) -> None:
+    flow = hierarchical_flow((4, 4))
+    for name, use in (("z", flow), ("x", flow.inv)):
+        with pytest.raises(error, match=f"^{name} {message}"):
+            use(value)
