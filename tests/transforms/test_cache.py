@@ -132,6 +132,15 @@ def test_replaced_parameters_are_seen(name: str) -> None:
     agrees_with_a_fresh_copy(transform, z, x.detach())
 
 
+def test_another_parameter_in_the_place_of_one_is_seen() -> None:
+    """Both are new tensors, which no one has changed."""
+    transform, z = ENTRIES["monotone"].make(), latents("monotone", 3)
+    x = transform(z)
+    transform.centre = torch.nn.Parameter(transform.centre.detach() + 1.0)
+    assert transform.inv(x) is not z
+    agrees_with_a_fresh_copy(transform, z, x.detach())
+
+
 def test_a_changed_buffer_is_seen() -> None:
     transform, z = perturbed("fourier-2d"), latents("fourier-2d")
     x = transform(z)
@@ -146,7 +155,9 @@ def test_a_conversion_is_seen(name: str) -> None:
     transform, z = perturbed(name), latents(name, 3)
     x = transform(z)
     transform.to(torch.float32).to(torch.float64)
-    assert torch.equal(transform(z), copy.deepcopy(transform)(z))
+    assert transform.inv(x) is not z
+    x = transform(z)
+    assert torch.equal(x, copy.deepcopy(transform)(z))
     transform.clear_cache()
     assert transform.inv(x) is not z
 

@@ -227,6 +227,18 @@ def test_dtype_argument(name: str) -> None:
     assert x.dtype == ladj.dtype == torch.float32
 
 
+@pytest.mark.gpu
+@every
+@both_ways
+def test_an_accelerator_gives_the_same(name: str, direction: str) -> None:
+    transform, at = perturbed(name), latents(name, 3)
+    out, ladj = getattr(transform, direction)(at)
+    moved, moved_ladj = getattr(transform.to("cuda"), direction)(at.to("cuda"))
+    assert moved.device.type == moved_ladj.device.type == "cuda"
+    close(moved.cpu(), out, 1e-9)
+    close(moved_ladj.cpu(), ladj, 1e-9)
+
+
 # copies and files
 
 
@@ -320,7 +332,7 @@ def test_pyro_program(name: str) -> None:
     not any(map(shutil.which, ("cc", "gcc", "clang", "cl"))), reason="no C compiler"
 )
 @pytest.mark.filterwarnings("ignore")  # the compiler's own, none of them about our code
-@pytest.mark.parametrize("name", ["mera-2d-odd-sides", "odd-with-spectrum", "realnvp-odd"])
+@pytest.mark.parametrize("name", ["mera-1d-prime", "odd-two-sites", "realnvp-per-block-odd-side"])
 def test_compiled_forward(name: str) -> None:
     transform, z = perturbed(name), latents(name, 5)
     compiled = torch.compile(transform.forward_and_ladj)
