@@ -6,17 +6,26 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from pyro_neuralrg.transforms.base import LatticeTransform
-from pyro_neuralrg.transforms.networks import ACTIVATIONS, BlockNetwork, NeighbourNetwork
+from pyro_neuralrg.transforms.compiled import Stack, couple, is_worthwhile
+from pyro_neuralrg.transforms.networks import (
+    ACTIVATIONS,
+    BlockNetwork,
+    NeighbourNetwork,
+    pack_weights,
+    with_weights,
+)
 
 __all__ = ["AffineCouplings", "neighbour_coupling", "realnvp_block"]
 
 Half = tuple[list[int], list[int]]
+Network = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class AffineCouplings(LatticeTransform):
@@ -31,35 +40,61 @@ class AffineCouplings(LatticeTransform):
         event_shape: ``(size,)`` for one block, or ``(size, *count)`` for all blocks of a layer.
         halves: for each coupling the sites held fixed and the sites moved.
         networks: for each coupling a module of :mod:`pyro_neuralrg.transforms.networks`.
+        stack: what :mod:`~pyro_neuralrg.transforms.compiled` wants to know, if it can serve them.
     """
 
     def __init__(
-        self, event_shape: tuple[int, ...], halves: Sequence[Half], networks: Sequence[nn.Module]
+        self,
+        event_shape: tuple[int, ...],
+        halves: Sequence[Half],
+        networks: Sequence[nn.Module],
+        stack: Stack | None = None,
     ) -> None:
         super().__init__(event_shape)
         self.halves = list(halves)
         self.networks = nn.ModuleList(networks)
+        self.stack = stack
 
     def generate(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """z to x."""
+        if self.stack is not None and is_worthwhile(h):
+            return self._couple_compiled(h, self.stack, True)
+        return self._generate(h, self.networks)
+
+    def renormalize(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """x to z."""
+        if self.stack is not None and is_worthwhile(h):
+            return self._couple_compiled(h, self.stack, False)
+        return self._renormalize(h, self.networks)
+
+    def _generate(self, h: Tensor, networks: Iterable[Network]) -> tuple[Tensor, Tensor]:
         rows = list(h.unbind(0))
         ladj = h.new_zeros(h.shape[-1])
-        for (fixed, moved), network in zip(self.halves, self.networks, strict=True):
+        for (fixed, moved), network in zip(self.halves, networks, strict=True):
             shift, log_scale = network(_stack(rows, fixed))
             _put(rows, moved, torch.addcmul(shift, _stack(rows, moved), log_scale.exp()))
             ladj = ladj + log_scale.flatten(0, -2).sum(0)
         return torch.stack(rows), ladj
 
-    def renormalize(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        """x to z."""
+    def _renormalize(self, h: Tensor, networks: Iterable[Network]) -> tuple[Tensor, Tensor]:
         rows = list(h.unbind(0))
         ladj = h.new_zeros(h.shape[-1])
-        pairs = zip(self.halves, self.networks, strict=True)
+        pairs = zip(self.halves, networks, strict=True)
         for (fixed, moved), network in reversed(list(pairs)):
             shift, log_scale = network(_stack(rows, fixed))
             _put(rows, moved, (_stack(rows, moved) - shift) * (-log_scale).exp())
             ladj = ladj + log_scale.flatten(0, -2).sum(0)
         return torch.stack(rows), ladj
+
+    def _couple_compiled(self, h: Tensor, stack: Stack, generate: bool) -> tuple[Tensor, Tensor]:
+        block_networks = [cast("BlockNetwork", network) for network in self.networks]
+
+        def plain(h: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+            networks = map(with_weights, block_networks, weights)
+            return (self._generate if generate else self._renormalize)(h, networks)
+
+        weights = torch.stack([pack_weights(network) for network in block_networks])
+        return couple(h, weights, stack, generate, plain)
 
 
 def _stack(rows: list[Tensor], sites: list[int]) -> Tensor:
@@ -105,7 +140,11 @@ def realnvp_block(
     # in a block of 2^d sites, row-major, the parity of the set bits is the checkerboard
     halves = _in_turn([[site.bit_count() % 2 == 0 for site in range(size)]], layers)
     networks = [BlockNetwork(len(u), len(v), hidden, activation, odd) for u, v in halves]
-    return AffineCouplings((size,), halves, networks)
+    even = size % 4 == 0 and bool(hidden) and len(set(hidden)) == 1 and hidden[0] % 2 == 0
+    stack = None
+    if activation == "elu" and not odd and even:  # what the compiled loops are written for
+        stack = Stack(halves[0], hidden[0], len(hidden))
+    return AffineCouplings((size,), halves, networks, stack)
 
 
 def neighbour_coupling(

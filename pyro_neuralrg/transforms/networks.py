@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ACTIVATIONS", "BlockNetwork", "NeighbourNetwork"]
+__all__ = ["ACTIVATIONS", "BlockNetwork", "NeighbourNetwork", "pack_weights", "with_weights"]
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "elu": nn.functional.elu,
@@ -69,10 +69,31 @@ class BlockNetwork(nn.Module):
 
     def _evaluate(self, u: Tensor) -> tuple[Tensor, Tensor]:
         h = u.expand(2, *u.shape)
-        for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
+        layers = list(zip(self.weights, self.biases, strict=True))
+        for weight, bias in layers[:-1]:
             h = self.activation(torch.baddbmm(bias, weight, h))
-        log_scale, shift = torch.baddbmm(self.biases[-1], self.weights[-1], h).unbind(0)
+        weight, bias = layers[-1]
+        log_scale, shift = torch.baddbmm(bias, weight, h).unbind(0)
         return shift, self.log_scale_bound * torch.tanh(log_scale)
+
+
+def pack_weights(network: BlockNetwork) -> Tensor:
+    """All parameters of a network in one row: weights, biases, the factors of the tanh."""
+    parameters = (*network.weights, *network.biases, network.log_scale_bound)
+    return torch.cat([parameter.flatten() for parameter in parameters])
+
+
+def with_weights(network: BlockNetwork, row: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """The network as a function of u, with the parameters that ``row`` holds packed."""
+    layers = range(len(network.weights))
+    names = [f"{kind}.{layer}" for kind in ("weights", "biases") for layer in layers]
+    shapes = [network.get_parameter(name).shape for name in (*names, "log_scale_bound")]
+    pieces = row.split([shape.numel() for shape in shapes])
+    parameters = {
+        name: piece.reshape(shape)
+        for name, piece, shape in zip((*names, "log_scale_bound"), pieces, shapes, strict=True)
+    }
+    return lambda u: torch.func.functional_call(network, parameters, (u,))
 
 
 class NeighbourNetwork(nn.Module):

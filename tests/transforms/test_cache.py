@@ -195,6 +195,13 @@ def test_frozen_and_thawed_parameters() -> None:
     assert not transform.log_abs_det_jacobian(z, transform(z)).requires_grad
 
 
+def test_a_log_determinant_without_its_graph_is_not_given_out() -> None:
+    transform, z = perturbed("mera-2d"), latents("mera-2d", 3)
+    with torch.no_grad():
+        x = transform(z)
+    assert transform.log_abs_det_jacobian(z, x).requires_grad
+
+
 def test_a_fresh_leaf_of_a_frozen_flow() -> None:
     transform, z = perturbed("mera-2d"), latents("mera-2d", 3)
     transform.requires_grad_(False)
