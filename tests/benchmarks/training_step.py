@@ -1,0 +1,119 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""One training step at the paper's set-up, ours against the straightforward version.
+
+L = 16, batch 512, 10 couplings of 3 hidden layers of 10 on 2 x 2 blocks, Adam 1e-3, float32, and
+the same weights, hence the same ln q, which is checked first. Once with the plain density, once
+with that of the mixture over x -> -x. The two versions take turns; the table has medians.
+
+    python tests/benchmarks/training_step.py [--threads 2] [--repeats 9]
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_neuralrg import IsingDual, SymmetrizedFlow, hierarchical_flow
+from pyro_neuralrg.distributions import flow_distribution
+from pyro_neuralrg.infer.optimizer import GuardedAdam
+from pyro_neuralrg.transforms import HierarchicalFlow
+from tests.benchmarks.straightforward import StraightforwardFlow, straightforward_copy
+
+SIDE, BATCH, LEARNING_RATE = 16, 512, 1e-3
+
+
+def paper_flow(dtype: torch.dtype = torch.float32) -> HierarchicalFlow:
+    """The paper's flow with weights that are not those of the start."""
+    flow = hierarchical_flow((SIDE, SIDE), bijector="realnvp", monotone_steps=0, dtype=dtype)
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.add_(0.03 * torch.randn_like(parameter))
+    return flow
+
+
+def density(flow: HierarchicalFlow, symmetrized: bool) -> Any:
+    return SymmetrizedFlow(flow) if symmetrized else flow_distribution(flow)
+
+
+def largest_difference(dtype: torch.dtype, symmetrized: bool) -> float:
+    """Of ln q, relative, between the two versions on a batch of our samples."""
+    flow = paper_flow(dtype)
+    theirs = straightforward_copy(flow)
+    with torch.no_grad():
+        x = flow(torch.randn(BATCH, SIDE, SIDE, dtype=dtype)).clone()
+        ours = density(flow, symmetrized).log_prob(x)
+        other = theirs.symmetrized_log_prob(x) if symmetrized else theirs.log_prob(x)
+    return float(((ours - other) / other).abs().max())
+
+
+def our_step(flow: HierarchicalFlow, target: IsingDual, symmetrized: bool) -> Callable[[], None]:
+    optimizer = GuardedAdam(flow.parameters(), LEARNING_RATE)
+    q = density(flow, symmetrized)
+
+    def step() -> None:
+        x = q.rsample((BATCH,))
+        pdd(q.log_prob(x), target, x).backward()
+        optimizer(flow.parameters())
+
+    return step
+
+
+def their_step(
+    flow: StraightforwardFlow, target: IsingDual, symmetrized: bool
+) -> Callable[[], None]:
+    optimizer = torch.optim.Adam(flow.parameters(), LEARNING_RATE)
+    sample = flow.symmetrized_sample if symmetrized else flow.sample
+
+    def step() -> None:
+        optimizer.zero_grad()
+        x, log_q = sample(BATCH)
+        pdd(log_q, target, x).backward()
+        optimizer.step()
+
+    return step
+
+
+def pdd(log_q: Tensor, target: IsingDual, x: Tensor) -> Tensor:
+    return (log_q + target.energy(x)).mean()
+
+
+def seconds(step: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--repeats", type=int, default=9)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    print(f"L = {SIDE}, batch {BATCH}, {arguments.threads} threads, torch {torch.__version__}")
+    for symmetrized in (False, True):
+        name = "symmetrised" if symmetrized else "plain"
+        for dtype in (torch.float32, torch.float64):
+            print(f"{name}: ln q differs by {largest_difference(dtype, symmetrized):.1e} ({dtype})")
+        flow, target = paper_flow(), IsingDual((SIDE, SIDE))
+        ours = our_step(flow, target, symmetrized)
+        theirs = their_step(straightforward_copy(flow), target, symmetrized)
+        ours(), theirs()  # compile, allocate
+        times = [(seconds(ours), seconds(theirs)) for _ in range(arguments.repeats)]
+        one, other = (statistics.median(column) for column in zip(*times, strict=True))
+        ratios = sorted(b / a for a, b in times)
+        print(
+            f"{name}: {1e3 * one:.0f} ms against {1e3 * other:.0f} ms: {other / one:.1f} times as "
+            f"fast (single pairs {ratios[0]:.1f} to {ratios[-1]:.1f})"
+        )
+
+
+if __name__ == "__main__":
+    main()
