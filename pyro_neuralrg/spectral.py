@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Operators that are diagonal in the modes of the lattice, in O(N log N).
 
-On a periodic lattice the modes are plane waves, on an open one products of sines, ``sin(pi j k / (n + 1))``
-with j, k = 1 .. n along each axis. A *spectrum* is a tensor of the lattice's shape that holds one real
-eigenvalue per mode: in FFT order and even under k -> -k ("periodic"), or in the order k = 1 .. n ("open").
+On a periodic lattice the modes are plane waves, on an open one products of sines, ``sin(pi j k / (n
++ 1))`` with j, k = 1 .. n along each axis. A *spectrum* is a tensor of the lattice's shape that
+holds one real eigenvalue per mode: in FFT order and even under k -> -k ("periodic"), or in the
+order k = 1 .. n ("open").
 """
 
 from __future__ import annotations
@@ -32,17 +33,21 @@ def apply_spectrum(x: Tensor, spectrum: Tensor, boundary: str = "periodic") -> T
         A tensor of x's shape and dtype.
 
     Raises:
-        ValueError: if the last sides of x are not those of the spectrum, or the boundary is unknown.
+        ValueError: if the last sides of x are not those of the spectrum, or the boundary is
+            unknown.
 
     Example:
-        >>> x = torch.eye(4)[0]  # the matrix of nearest neighbours on a ring of four sites, its first row
+        >>> x = torch.eye(4)[0]  # its neighbours on a ring of four sites:
         >>> apply_spectrum(x, neighbour_spectrum((4,), (1.0,))).round().abs()
         tensor([0., 1., 0., 1.])
     """
     _check_field(x, spectrum)
+    check_boundary(boundary)
+    if x.numel() == 0:  # there is no FFT of nothing
+        return x.clone()
     h = _computable(x)
     eigenvalues = spectrum.to(dtype=h.dtype)
-    if check_boundary(boundary) == "open":
+    if boundary == "open":
         dims = range(-spectrum.dim(), 0)
         return _sine_transform(_sine_transform(h, dims) * eigenvalues, dims).to(x.dtype)
     dim = tuple(range(-spectrum.dim(), 0))
@@ -51,7 +56,9 @@ def apply_spectrum(x: Tensor, spectrum: Tensor, boundary: str = "periodic") -> T
 
 
 def quadratic_form(x: Tensor, spectrum: Tensor, boundary: str = "periodic") -> Tensor:
-    r"""The form :math:`x^T A x` of the operator A with the given eigenvalues, by Parseval's theorem.
+    r"""The form :math:`x^T A x` of the operator A with the given eigenvalues, in one transform.
+
+    By Parseval's theorem, without going back.
 
     Args:
         x: fields, any batch shape followed by the lattice's shape, of a floating dtype.
@@ -65,14 +72,17 @@ def quadratic_form(x: Tensor, spectrum: Tensor, boundary: str = "periodic") -> T
         ValueError: as :func:`apply_spectrum`.
 
     Example:
-        >>> quadratic_form(torch.ones(4), neighbour_spectrum((4,), (1.0,)))  # two neighbours for each of four sites
+        >>> quadratic_form(torch.ones(4), neighbour_spectrum((4,), (1.0,)))  # two neighbours each
         tensor(8.)
     """
     _check_field(x, spectrum)
+    check_boundary(boundary)
+    dim = tuple(range(-spectrum.dim(), 0))
+    if x.numel() == 0:  # there is no FFT of nothing
+        return x.sum(dim)
     h = _computable(x)
     eigenvalues = spectrum.to(dtype=h.dtype)
-    dim = tuple(range(-spectrum.dim(), 0))
-    if check_boundary(boundary) == "open":
+    if boundary == "open":
         return (_sine_transform(h, dim).square() * eigenvalues).sum(dim).to(x.dtype)
     waves = torch.view_as_real(torch.fft.rfftn(h, dim=dim, norm="ortho"))
     weights = (_half(eigenvalues) * _multiplicity(spectrum.shape[-1], h)).unsqueeze(-1)
@@ -82,7 +92,7 @@ def quadratic_form(x: Tensor, spectrum: Tensor, boundary: str = "periodic") -> T
 def neighbour_spectrum(
     shape: Sequence[int], couplings: Sequence[float], boundary: str = "periodic"
 ) -> Tensor:
-    r"""Eigenvalues of the matrix that has ``couplings[axis]`` for each bond of nearest neighbours along an axis.
+    r"""Eigenvalues of the matrix of nearest neighbours, with ``couplings[axis]`` for each bond.
 
     :math:`\sum_a 2 c_a \cos k_a` with :math:`k = 2 \pi m / n` (periodic) or :math:`k = \pi m / (n +
     1)` (open). A periodic side of 2 has two bonds between its sites, a side of 1 has none.
@@ -122,7 +132,7 @@ def _half(spectrum: Tensor) -> Tensor:
 
 
 def _multiplicity(side: int, like: Tensor) -> Tensor:
-    """How often each mode of a real FFT stands in the full one: 1 for k = 0 and k = n / 2, else 2."""
+    """How often each mode of a real FFT stands in the full one: 1 for k = 0, n / 2, else 2."""
     weights = like.new_full((side // 2 + 1,), 2.0)
     weights[0] = 1.0
     if side % 2 == 0:

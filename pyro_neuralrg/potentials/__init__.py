@@ -1,2 +1,11 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
+"""Targets: energies of fields on a lattice, with exact references where they are known."""
+
+from __future__ import annotations
+
+from pyro_neuralrg.potentials.base import LatticePotential
+from pyro_neuralrg.potentials.free_field import FreeField
+from pyro_neuralrg.potentials.ising import CRITICAL_TEMPERATURE, IsingDual
+
+__all__ = ["CRITICAL_TEMPERATURE", "FreeField", "IsingDual", "LatticePotential"]

@@ -1,0 +1,300 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""What a target is: an energy of fields on a lattice, also as a Pyro program."""
+
+from __future__ import annotations
+
+import copy
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pyro_neuralrg.lattice import check_boundary, check_shape
+from pyro_neuralrg.potentials.arguments import check_positive
+from pyro_neuralrg.transforms import HierarchicalFlow, hierarchical_flow
+
+__all__ = ["LatticePotential"]
+
+AnyPotential = TypeVar("AnyPotential", bound="LatticePotential")
+
+
+class LatticePotential(ABC):
+    r"""An unnormalised density :math:`\pi(x) = e^{-\text{energy}(x)}` of fields x on a lattice.
+
+    To write another one, call ``super().__init__`` and define
+
+    * ``energy(x)``: x of shape ``batch + shape`` (any batch, also none) to nats of shape ``batch``,
+      computed in the dtype and on the device of x, without in-place writes or branches on values,
+      so that ``vmap`` works. Call ``self.check_field(x)`` first.
+    * where they are known: ``log_partition``, ``sample_reference``, ``heated``. Leave out the
+      others.
+
+    Numbers that the energy needs are registered with ``self._register(name, tensor)`` in float64
+    and read with ``self._constant(name, x)``, which has the dtype and the device of x. Add a line
+    to ``tests/potentials/registry.py``: it gets every law. For one energy of your own there is
+    :meth:`from_energy`.
+
+    Args:
+        shape: lattice shape, one to three sides >= 1.
+        boundary: "periodic" or "open".
+        even: energy(x) == energy(-x).
+        spectrum: eigenvalues of the covariance of the Gaussian part, if there is one: of the
+            lattice's shape, in the order that :mod:`pyro_neuralrg.spectral` describes.
+
+    Attributes:
+        shape: lattice shape.
+        boundary: "periodic" or "open".
+        even: as above.
+        spectrum: as above, float64 on the CPU, or None.
+        device: of the fields it takes; see :meth:`to`.
+
+    Raises:
+        TypeError, ValueError: naming the argument, the value seen and what is accepted.
+    """
+
+    def __init__(
+        self,
+        shape: Iterable[int],
+        boundary: str = "periodic",
+        *,
+        even: bool = False,
+        spectrum: Tensor | None = None,
+    ) -> None:
+        self.shape = check_shape(shape)
+        self.boundary = check_boundary(boundary)
+        self.even = even
+        self.spectrum = None if spectrum is None else _check_spectrum(spectrum, self.shape)
+        self.device = torch.device("cpu")
+        self._constants: dict[str, dict[torch.dtype, Tensor]] = {}
+
+    @abstractmethod
+    def energy(self, x: Tensor) -> Tensor:
+        """-ln pi(x) in nats.
+
+        Args:
+            x: fields, shape ``batch + shape``, of any floating dtype.
+
+        Returns:
+            A tensor of the batch shape, in x's dtype.
+
+        Raises:
+            TypeError: if x is no tensor of a floating dtype.
+            ValueError: if x has another shape or is on another device.
+        """
+
+    def potential_fn(self, params: Mapping[str, Tensor]) -> Tensor:
+        """The energy of ``params["x"]``, for Pyro's ``HMC`` and ``NUTS``.
+
+        Raises:
+            ValueError: if there is no site "x".
+        """
+        if "x" not in params:
+            raise ValueError(f"params has the sites {sorted(params)}; accepted: a mapping with 'x'")
+        return self.energy(params["x"])
+
+    def model(self) -> Tensor:
+        """A Pyro program whose log-density of the site "x" is ``-energy(x)``.
+
+        Returns:
+            The field, shape ``batch + shape``, in torch's default dtype.
+        """
+        zero = torch.zeros((), device=self.device)
+        flat = dist.Normal(zero, 1.0).expand(self.shape).to_event(len(self.shape)).mask(False)
+        x = pyro.sample("x", flat)
+        pyro.factor("energy_factor", -self.energy(x))
+        return x
+
+    def log_partition(self) -> float:
+        """Ln Z, the log of the integral of exp(-energy(x)) over all fields, exactly (nats).
+
+        Raises:
+            NotImplementedError: if it is not known, with the reason.
+        """
+        raise NotImplementedError(f"log_partition: no exact ln Z is known for {self!r}")
+
+    def sample_reference(self, n: int, seed: int | None = None) -> Tensor:
+        """Draw fields from pi / Z independently of any flow, shape ``(n,) + shape``.
+
+        Raises:
+            NotImplementedError: if there is no such sampler.
+        """
+        raise NotImplementedError(f"sample_reference: no reference sampler is known for {self!r}")
+
+    def heated(self, factor: float) -> LatticePotential:
+        """The same model at ``factor`` times its temperature: here the energy divided by it.
+
+        Raises:
+            ValueError: if the factor is not a positive number.
+        """
+        return _Heated(self, check_positive("factor", factor))
+
+    def flow(self, **options: Any) -> HierarchicalFlow:
+        """Build a flow that knows this target's shape, boundary, spectrum and symmetry.
+
+        Args:
+            **options: of :func:`~pyro_neuralrg.transforms.hierarchical_flow`; they take precedence.
+        """
+        known = {"boundary": self.boundary, "spectrum": self.spectrum, "odd": self.even}
+        return hierarchical_flow(self.shape, **{**known, **options})
+
+    def to(self: AnyPotential, device: torch.device | str) -> AnyPotential:
+        """The same potential for fields on another device (itself if it is there already)."""
+        where = torch.empty(0, device=device).device
+        if where == self.device:
+            return self
+        moved = copy.copy(self)
+        moved.device = where
+        moved._constants = {}
+        for name, values in self._constants.items():
+            moved._register(name, values[torch.float64].cpu())
+        return moved
+
+    def check_field(self, x: Tensor) -> None:
+        """Raise if x is not a field of this lattice.
+
+        Raises:
+            TypeError: if x is no tensor of a floating dtype.
+            ValueError: if x has another shape or is on another device.
+        """
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x is a {type(x).__name__}; accepted: a tensor of a floating dtype")
+        if not x.is_floating_point():
+            raise TypeError(f"x has dtype {x.dtype}; accepted: a floating dtype")
+        if x.dim() < len(self.shape) or x.shape[x.dim() - len(self.shape) :] != self.shape:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}; accepted: any batch shape followed by the "
+                f"lattice's, {self.shape}"
+            )
+        if x.device != self.device:
+            raise ValueError(
+                f"x is on the device {x.device}; accepted: {self.device}, where the potential is "
+                f"(move it with potential.to({str(x.device)!r}))"
+            )
+
+    def _register(self, name: str, value: Tensor) -> None:
+        """Keep a constant in both usual precisions.
+
+        Not cast at first use: under vmap or inference mode that would keep a tensor of that mode.
+        """
+        exact = value.detach().to(self.device, torch.float64)
+        self._constants[name] = {torch.float64: exact, torch.float32: exact.float()}
+
+    def _constant(self, name: str, like: Tensor) -> Tensor:
+        """A registered constant in the dtype of ``like``."""
+        known = self._constants[name]
+        return known[like.dtype] if like.dtype in known else known[torch.float32].to(like.dtype)
+
+    def __repr__(self) -> str:
+        boundary = "" if self.boundary == "periodic" else f", boundary={self.boundary!r}"
+        return f"{type(self).__name__.lstrip('_')}({self.shape}{boundary})"
+
+    @staticmethod
+    def from_energy(
+        shape: Iterable[int],
+        fn: Callable[[Tensor], Tensor],
+        *,
+        even: bool = False,
+        boundary: str = "periodic",
+        spectrum: Tensor | None = None,
+        device: torch.device | str = "cpu",
+    ) -> LatticePotential:
+        """Make a potential of an energy function, which is tried once on random fields.
+
+        Args:
+            shape: lattice shape.
+            fn: energy in nats: takes fields ``(batch,) + shape``, returns ``(batch,)``.
+            even: fn(x) == fn(-x).
+            boundary: "periodic" or "open"; tells the flow where neighbours are.
+            spectrum: eigenvalues of the covariance of a Gaussian part, or None.
+            device: of the fields that fn takes.
+
+        Raises:
+            TypeError: if fn is not callable or returns no tensor of a floating dtype.
+            ValueError: if fn returns another shape, NaN, or is not even though ``even`` says so.
+
+        Example:
+            >>> target = LatticePotential.from_energy((4, 4), lambda x: x.pow(4).sum((-1, -2)))
+            >>> target.energy(torch.ones(7, 4, 4)).shape
+            torch.Size([7])
+        """
+        return _EnergyFunction(shape, fn, boundary, even=even, spectrum=spectrum).tried_on(device)
+
+
+class _EnergyFunction(LatticePotential):
+    """A potential whose energy is a user's function of fields ``(batch,) + shape``."""
+
+    def __init__(
+        self, shape: Iterable[int], fn: Callable[[Tensor], Tensor], boundary: str, **options: Any
+    ) -> None:
+        super().__init__(shape, boundary, **options)
+        if not callable(fn):
+            raise TypeError(f"fn is {fn!r}; accepted: a function of fields that returns nats")
+        self.fn = fn
+
+    def energy(self, x: Tensor) -> Tensor:
+        self.check_field(x)
+        batch = x.shape[: x.dim() - len(self.shape)]
+        nats = self.fn(x.reshape(math.prod(batch), *self.shape))
+        if not isinstance(nats, Tensor) or not nats.is_floating_point():
+            seen = nats.dtype if isinstance(nats, Tensor) else type(nats).__name__
+            raise TypeError(f"fn returned {seen}; accepted: a tensor of a floating dtype")
+        if nats.shape != (math.prod(batch),):
+            raise ValueError(
+                f"fn returned shape {tuple(nats.shape)} for fields of shape "
+                f"{(math.prod(batch), *self.shape)}; accepted: one number per field, "
+                f"{(math.prod(batch),)}"
+            )
+        return nats.reshape(batch)
+
+    def tried_on(self, device: torch.device | str) -> LatticePotential:
+        """Self on a device, after a trial.
+
+        With more fields than any side has sites, so that no wrong shape passes by chance.
+        """
+        moved = self.to(device)
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(max(self.shape) + 1, *self.shape, generator=generator).to(moved.device)
+        nats = moved.energy(x).detach()
+        if bool(nats.isnan().any()):
+            raise ValueError("fn returned NaN for a field of standard normals; accepted: energies")
+        if self.even and not torch.allclose(nats, moved.energy(-x).detach(), rtol=1e-3, atol=1e-3):
+            raise ValueError(
+                "even is True, but fn(x) != fn(-x); accepted: even=False, or an even fn"
+            )
+        return moved
+
+
+class _Heated(LatticePotential):
+    """A potential's energy divided by a factor."""
+
+    def __init__(self, cold: LatticePotential, factor: float) -> None:
+        spectrum = None if cold.spectrum is None else factor * cold.spectrum
+        super().__init__(cold.shape, cold.boundary, even=cold.even, spectrum=spectrum)
+        self.cold = cold
+        self.factor = factor
+        self.device = cold.device
+
+    def energy(self, x: Tensor) -> Tensor:
+        return self.cold.energy(x) / self.factor
+
+    def to(self, device: torch.device | str) -> _Heated:
+        moved = self.cold.to(device)
+        return self if moved is self.cold else _Heated(moved, self.factor)
+
+
+def _check_spectrum(spectrum: Tensor, shape: tuple[int, ...]) -> Tensor:
+    if not isinstance(spectrum, Tensor) or tuple(spectrum.shape) != shape:
+        seen = tuple(spectrum.shape) if isinstance(spectrum, Tensor) else type(spectrum).__name__
+        raise ValueError(f"spectrum is {seen}; accepted: a tensor of the lattice's shape, {shape}")
+    exact = spectrum.detach().to("cpu", torch.float64)
+    if not bool((torch.isfinite(exact) & (exact > 0)).all()):
+        raise ValueError(
+            f"spectrum has entries down to {float(exact.min())}; accepted: positive and finite ones"
+        )
+    return exact

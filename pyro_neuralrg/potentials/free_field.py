@@ -1,0 +1,116 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""The free field: a Gaussian target of which everything is known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from pyro_neuralrg.lattice import check_boundary, check_shape
+from pyro_neuralrg.potentials.arguments import check_count, check_finite, generator_of
+from pyro_neuralrg.potentials.base import LatticePotential
+from pyro_neuralrg.spectral import apply_spectrum, neighbour_spectrum
+
+__all__ = ["FreeField"]
+
+
+class FreeField(LatticePotential):
+    r"""The free field, energy :math:`\frac12\sum_x |\nabla\phi|^2 + \frac{m^2}{2}\sum_x\phi^2`.
+
+    With lattice differences along every bond; the covariance has the eigenvalues
+    :math:`1/(m^2 + \sum_a 2(1 - \cos k_a))`. The open lattice is held at zero outside: both edges
+    of an axis have a bond to a site with :math:`\phi = 0`.
+
+    Args:
+        shape: lattice shape, one to three sides >= 1.
+        mass: m, in units of the inverse lattice spacing: > 0 on a periodic lattice (there the mean
+            would be free), >= 0 on an open one.
+        boundary: "periodic" or "open".
+
+    Raises:
+        TypeError, ValueError: naming the argument, the value seen and what is accepted.
+
+    Example:
+        >>> target = FreeField((8, 8), mass=0.5)
+        >>> x = target.sample_reference(10)
+        >>> target.energy(x).shape
+        torch.Size([10])
+    """
+
+    spectrum: Tensor
+
+    def __init__(self, shape: Iterable[int], mass: float = 1.0, boundary: str = "periodic") -> None:
+        sides = check_shape(shape)
+        self.mass = check_finite("mass", mass)
+        if self.mass < 0 or (self.mass == 0 and check_boundary(boundary) == "periodic"):
+            raise ValueError(
+                f"mass is {self.mass}; accepted: a number > 0, or >= 0 with boundary='open'"
+            )
+        # each axis has two bonds per site, but a periodic side of 1 has none
+        degree = 2 * sum(side > 1 or boundary == "open" for side in sides)
+        precision = self.mass**2 + degree + neighbour_spectrum(sides, [-1.0] * len(sides), boundary)
+        super().__init__(sides, boundary, even=True, spectrum=1 / precision)
+
+    def energy(self, x: Tensor) -> Tensor:
+        """See :class:`LatticePotential`."""
+        self.check_field(x)
+        total = self.mass**2 * x.square().sum(tuple(range(-len(self.shape), 0)))
+        for axis in range(-len(self.shape), 0):
+            total = total + self._squared_differences(x, axis)
+        return total / 2
+
+    def _squared_differences(self, x: Tensor, axis: int) -> Tensor:
+        """Sum over the bonds along an axis, shape: batch."""
+        if self.boundary == "periodic":
+            difference = x.roll(-1, axis) - x
+        else:
+            edge = torch.zeros_like(x.narrow(axis, 0, 1))
+            difference = torch.cat([edge, x], axis) - torch.cat([x, edge], axis)
+        return difference.square().sum(tuple(range(-len(self.shape), 0)))
+
+    def log_partition(self) -> float:
+        r"""Exact :math:`\ln Z = \frac N2\ln 2\pi + \frac12\ln\det\text{Cov}` (nats)."""
+        sites = self.spectrum.numel()
+        return 0.5 * (sites * math.log(2 * math.pi) + float(self.spectrum.log().sum()))
+
+    def sample_reference(self, n: int, seed: int | None = None) -> Tensor:
+        """Draw independent fields, exactly, shape ``(n,) + shape``, in torch's default dtype.
+
+        Args:
+            n: number of fields.
+            seed: of the random numbers; None continues torch's own.
+        """
+        generator = generator_of(seed)
+        noise = torch.randn(check_count("n", n), *self.shape, generator=generator)
+        return apply_spectrum(noise, self.spectrum.sqrt(), self.boundary).to(self.device)
+
+    def correlations(self, site: Sequence[int] | None = None) -> Tensor:
+        """Exact covariance of one site's field with that of every site, shape ``shape``, float64.
+
+        Args:
+            site: position, one integer >= 0 per axis; default: the origin.
+
+        Raises:
+            ValueError: if there is no such site.
+        """
+        origin = (0,) * len(self.shape)
+        position = origin if site is None else _check_site(site, self.shape)
+        delta = torch.zeros(self.shape, dtype=torch.float64)
+        delta[position] = 1.0
+        return apply_spectrum(delta, self.spectrum, self.boundary)
+
+    def __repr__(self) -> str:
+        return f"FreeField({self.shape}, mass={self.mass:g}, boundary={self.boundary!r})"
+
+
+def _check_site(site: Sequence[int], shape: tuple[int, ...]) -> tuple[int, ...]:
+    position = tuple(site)
+    if len(position) != len(shape) or not all(
+        isinstance(at, int) and 0 <= at < side for at, side in zip(position, shape, strict=True)
+    ):
+        raise ValueError(f"site is {position}; accepted: a position on the lattice {shape}")
+    return position

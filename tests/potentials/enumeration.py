@@ -1,0 +1,70 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""The Ising model by enumeration of its spins, bond by bond, independent of the package."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pyro_neuralrg.potentials import IsingDual
+
+
+def bond_matrix(shape: tuple[int, ...], bonds: tuple[float, ...], boundary: str) -> Tensor:
+    """K with K_ij = K of the axis for each bond of nearest neighbours."""
+    sites = list(itertools.product(*map(range, shape)))
+    matrix = torch.zeros(len(sites), len(sites), dtype=torch.float64)
+    for site, (axis, bond) in itertools.product(sites, enumerate(bonds)):
+        if shape[axis] == 1 or (boundary == "open" and site[axis] + 1 == shape[axis]):
+            continue
+        step = [int(a == axis) for a in range(len(shape))]
+        other = tuple((s + d) % n for s, d, n in zip(site, step, shape, strict=True))
+        matrix[sites.index(site), sites.index(other)] += bond
+        matrix[sites.index(other), sites.index(site)] += bond
+    return matrix
+
+
+@dataclass(frozen=True)
+class Ising:
+    """All states of a small Ising model.
+
+    Attributes:
+        spins: every configuration, shape ``(2^N, N)``.
+        log_weight: of each, s.K.s / 2 + h.s / T.
+        matrix: K, shape ``(N, N)``.
+    """
+
+    spins: Tensor
+    log_weight: Tensor
+    matrix: Tensor
+
+    @staticmethod
+    def of(potential: IsingDual) -> Ising:
+        bonds = tuple(coupling / potential.temperature for coupling in potential.couplings)
+        matrix = bond_matrix(potential.shape, bonds, potential.boundary)
+        sites = torch.arange(math.prod(potential.shape))
+        spins = 2.0 * ((torch.arange(2 ** len(sites))[:, None] >> sites) & 1).double() - 1
+        log_weight = ((spins @ matrix) * spins).sum(1) / 2
+        if potential.field is not None:
+            log_weight = log_weight + spins @ potential.field.flatten() / potential.temperature
+        return Ising(spins, log_weight, matrix)
+
+    @property
+    def log_partition(self) -> float:
+        return float(self.log_weight.logsumexp(0))
+
+    @property
+    def probability(self) -> Tensor:
+        return self.log_weight.softmax(0)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.probability @ self.spins
+
+    @property
+    def second_moment(self) -> Tensor:
+        return self.spins.T @ (self.probability[:, None] * self.spins)

@@ -1,0 +1,82 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Every potential, by name: one line gives it every law of test_laws.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pyro_neuralrg.potentials import FreeField, IsingDual, LatticePotential
+
+
+@dataclass(frozen=True)
+class Case:
+    """A potential under test.
+
+    Attributes:
+        build: makes it.
+        symmetries: names in ``SYMMETRIES`` under which its energy does not change.
+        exact: it knows its ln Z and draws reference samples.
+    """
+
+    build: Callable[[], LatticePotential]
+    symmetries: tuple[str, ...] = ()
+    exact: bool = True
+
+
+SYMMETRIES: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "even": lambda x, dim: -x,
+    "translation": lambda x, dim: x.roll(tuple(range(1, dim + 1)), tuple(range(-dim, 0))),
+    "reflection": lambda x, dim: x.flip(-dim),
+    "exchange of axes": lambda x, dim: x.transpose(-1, -2),
+}
+
+TORUS = ("even", "translation", "reflection")
+OPEN = ("even", "reflection")
+
+
+def quartic(x: Tensor) -> Tensor:
+    """A user's energy: a double well with gradient terms."""
+    differences = (x.roll(1, -1) - x).square() + (x.roll(1, -2) - x).square()
+    return (differences / 2 + (x.square() - 1).square()).sum((-1, -2))
+
+
+POTENTIALS: dict[str, Case] = {
+    "ising 2-d critical": Case(lambda: IsingDual((4, 4)), (*TORUS, "exchange of axes")),
+    "ising 2-d hot, odd sides": Case(lambda: IsingDual((3, 5), 4.0), TORUS),
+    "ising 2-d cold": Case(lambda: IsingDual((3, 4), 1.2), TORUS),
+    "ising 2-d anisotropic": Case(lambda: IsingDual((4, 3), 2.0, (0.5, -1.2)), TORUS),
+    "ising 2-d side 2": Case(lambda: IsingDual((2, 4), 3.0), TORUS),
+    "ising 2-d side 1": Case(lambda: IsingDual((1, 6), 1.5), TORUS),
+    "ising 2-d open": Case(lambda: IsingDual((4, 3), 1.8, boundary="open"), OPEN),
+    "ising 2-d field": Case(
+        lambda: IsingDual((3, 4), 2.5, field=0.3), ("translation", "reflection")
+    ),
+    "ising 2-d field per site, open": Case(
+        lambda: IsingDual((3, 3), 2.0, (1.0, -0.4), torch.linspace(-1, 1, 9).reshape(3, 3), "open")
+    ),
+    "ising 1-d": Case(lambda: IsingDual((7,), 1.0), TORUS),
+    "ising 1-d open": Case(lambda: IsingDual((6,), 0.8, (-1.0,), boundary="open"), OPEN),
+    "ising 3-d": Case(lambda: IsingDual((2, 3, 2), 4.5), TORUS),
+    "ising 3-d open": Case(lambda: IsingDual((2, 2, 3), 4.5, boundary="open"), OPEN),
+    "free field 1-d": Case(lambda: FreeField((6,), 0.5), TORUS),
+    "free field 2-d": Case(lambda: FreeField((5, 5), 1.0), (*TORUS, "exchange of axes")),
+    "free field 2-d side 2 and 1": Case(lambda: FreeField((2, 1), 0.7), TORUS),
+    "free field 2-d open, massless": Case(lambda: FreeField((4, 3), 0.0, "open"), OPEN),
+    "free field 3-d": Case(lambda: FreeField((2, 3, 4), 0.3), TORUS),
+    "user's energy": Case(
+        lambda: LatticePotential.from_energy((4, 4), quartic, even=True),
+        (*TORUS, "exchange of axes"),
+        exact=False,
+    ),
+    "heated user's energy": Case(
+        lambda: LatticePotential.from_energy((4, 5), quartic, even=True).heated(1.5),
+        TORUS,
+        exact=False,
+    ),
+    "heated ising": Case(lambda: IsingDual((4, 4), field=-0.2).heated(1.5), TORUS[1:]),
+}

@@ -1,0 +1,144 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""A user's own energy, and what the base class does for it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pyro
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import MCMC, NUTS
+from torch import Tensor
+
+from pyro_neuralrg.potentials import FreeField, LatticePotential
+
+
+def gaussian(x: Tensor) -> Tensor:
+    return x.square().sum((-1, -2)) / 2
+
+
+@pytest.mark.parametrize(
+    ("fn", "error", "message"),
+    [
+        (lambda x: x.square().sum(), ValueError, r"fn returned shape \(\) for fields of shape"),
+        (lambda x: x.square().sum(-1), ValueError, r"fn returned shape \(\d, 3\).*accepted"),
+        (lambda x: x.square().sum((0, 1)), ValueError, r"fn returned shape \(4,\).*accepted"),
+        (lambda x: x.square().sum((0, 2)), ValueError, r"fn returned shape \(3,\).*accepted"),
+        (lambda x: x.log().sum((-1, -2)), ValueError, "fn returned NaN.*accepted"),
+        (lambda x: (x > 0).sum((-1, -2)), TypeError, "fn returned torch.int64; accepted"),
+        (lambda x: 1.0, TypeError, "fn returned float; accepted: a tensor"),
+        (3, TypeError, "fn is 3; accepted: a function"),
+    ],
+)
+def test_bad_energies_are_named(fn: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        LatticePotential.from_energy((3, 4), fn)
+
+
+def test_false_claim_of_evenness_is_named() -> None:
+    with pytest.raises(ValueError, match="even is True, but"):
+        LatticePotential.from_energy((3, 4), lambda x: gaussian(x - 1), even=True)
+
+
+def test_energy_that_turns_wrong_later_is_named() -> None:
+    shapes = iter([slice(None), slice(1, None)])
+    potential = LatticePotential.from_energy((3, 4), lambda x: gaussian(x)[next(shapes)])
+    with pytest.raises(ValueError, match=r"fn returned shape \(4,\).*accepted.*\(5,\)"):
+        potential.energy(torch.zeros(5, 3, 4))
+
+
+@pytest.mark.parametrize(
+    ("spectrum", "message"),
+    [
+        (torch.ones(4, 3), r"spectrum is \(4, 3\); accepted.*\(3, 4\)"),
+        (torch.zeros(3, 4), r"spectrum has entries down to 0\.0; accepted"),
+        (torch.full((3, 4), math.nan), "spectrum has entries down to nan; accepted"),
+        ([1.0], "spectrum is list; accepted: a tensor"),
+    ],
+)
+def test_bad_spectrum_is_named(spectrum: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LatticePotential.from_energy((3, 4), gaussian, spectrum=spectrum)
+
+
+def test_trial_leaves_the_random_numbers_alone() -> None:
+    state = torch.random.get_rng_state()
+    LatticePotential.from_energy((3, 4), gaussian, even=True)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_energy_may_be_infinite() -> None:
+    wall = LatticePotential.from_energy(
+        (3, 4), lambda x: torch.where((x > -1).all(-1).all(-1), gaussian(x), math.inf)
+    )
+    assert wall.energy(torch.full((3, 4), -2.0)) == math.inf
+
+
+def test_a_subclass_needs_one_method() -> None:
+    class Gaussian(LatticePotential):
+        def energy(self, x: Tensor) -> Tensor:
+            self.check_field(x)
+            return gaussian(x)
+
+    potential = Gaussian((3, 4), even=True)
+    assert float(potential.energy(torch.ones(3, 4))) == 6
+    assert float(potential.heated(2.0).energy(torch.ones(3, 4))) == 3
+    assert potential.flow().odd
+    with pytest.raises(NotImplementedError, match=r"for Gaussian\(\(3, 4\)\)"):
+        potential.log_partition()
+
+
+def test_heated_spectrum_is_that_of_the_hotter_field() -> None:
+    potential = FreeField((4, 4), 0.7)
+    hot = potential.heated(2.0)
+    assert hot.spectrum is not None
+    torch.testing.assert_close(hot.spectrum, 2 * potential.spectrum)
+
+
+def test_constants_follow_the_field_s_precision() -> None:
+    class Weighted(LatticePotential):
+        def __init__(self) -> None:
+            super().__init__((3,))
+            self._register("weight", torch.tensor([1.0, 2.0, 3.0]) / 3)
+
+        def energy(self, x: Tensor) -> Tensor:
+            self.check_field(x)
+            return (x.square() * self._constant("weight", x)).sum(-1)
+
+    potential = Weighted()
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        assert potential._constant("weight", torch.zeros(3, dtype=dtype)).dtype == dtype
+    moved = potential.to("meta")
+    assert moved._constant("weight", torch.zeros(3)).device.type == "meta"
+    assert potential.device.type == "cpu"
+
+
+def test_model_runs_in_the_default_dtype(as_a_reader: None) -> None:
+    x = poutine.trace(FreeField((4, 4)).model).get_trace().nodes["x"]["value"]
+    assert x.dtype == torch.float32
+
+
+@pytest.mark.parametrize("how", ["model", "potential_fn"])
+def test_pyro_samples_it(how: str) -> None:
+    """Pyro's own NUTS takes the model and the potential function, and finds the variance."""
+    potential = FreeField((2, 2), 1.0)
+    options: dict[str, Any] = {"jit_compile": False, "max_tree_depth": 4}
+    if how == "model":
+        kernel = NUTS(potential.model, **options)
+        start = None
+    else:
+        kernel = NUTS(potential_fn=potential.potential_fn, **options)
+        start = {"x": torch.zeros(2, 2)}
+    pyro.set_rng_seed(0)
+    mcmc = MCMC(
+        kernel, num_samples=300, warmup_steps=100, initial_params=start, disable_progbar=True
+    )
+    mcmc.run()
+    squares = mcmc.get_samples()["x"].square().mean((-1, -2))
+    error = float(squares.std()) / math.sqrt(300 / 4)  # at least one effective draw in four
+    exact = float(potential.correlations()[0, 0])
+    assert abs(float(squares.mean()) - exact) < 4 * error

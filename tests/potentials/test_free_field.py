@@ -1,0 +1,109 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""The free field against the multivariate normal of its dense matrix."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch.distributions import MultivariateNormal
+
+from pyro_neuralrg.potentials import FreeField
+from pyro_neuralrg.spectral import apply_spectrum
+from tests.potentials.registry import POTENTIALS
+
+FREE = {
+    name: case.build for name, case in POTENTIALS.items() if isinstance(case.build(), FreeField)
+}
+every_free_field = pytest.mark.parametrize("name", FREE)
+
+
+def free(name: str) -> tuple[FreeField, MultivariateNormal]:
+    """The field, and the normal distribution whose precision is the Hessian of its energy."""
+    potential = FREE[name]()
+    assert isinstance(potential, FreeField)
+    sites = math.prod(potential.shape)
+    unit = torch.eye(sites).reshape(sites, *potential.shape)
+    hessian = torch.func.vmap(torch.func.grad(potential.energy))(unit).reshape(sites, sites)
+    return potential, MultivariateNormal(torch.zeros(sites), precision_matrix=hessian)
+
+
+@every_free_field
+def test_spectrum_is_that_of_the_energy(name: str) -> None:
+    potential, normal = free(name)
+    x = torch.randn(3, *potential.shape)
+    covariance = apply_spectrum(x, potential.spectrum, potential.boundary)
+    expected = x.flatten(1) @ normal.covariance_matrix
+    torch.testing.assert_close(covariance.flatten(1), expected)
+
+
+@every_free_field
+def test_density_is_the_normal_one(name: str) -> None:
+    potential, normal = free(name)
+    x = torch.randn(5, *potential.shape)
+    log_prob = -potential.energy(x) - potential.log_partition()
+    torch.testing.assert_close(log_prob, normal.log_prob(x.flatten(1)))
+
+
+@every_free_field
+def test_correlations_are_the_covariance(name: str) -> None:
+    potential, normal = free(name)
+    row = normal.covariance_matrix[0].reshape(potential.shape)
+    torch.testing.assert_close(potential.correlations(), row)
+    last = [side - 1 for side in potential.shape]
+    row = normal.covariance_matrix[-1].reshape(potential.shape)
+    torch.testing.assert_close(potential.correlations(last), row)
+
+
+@every_free_field
+def test_reference_samples_have_the_exact_covariance(name: str) -> None:
+    potential, normal = free(name)
+    n = 5000
+    x = potential.sample_reference(n).flatten(1)
+    assert float((x.mean(0) / (x.std(0) / math.sqrt(n))).abs().max()) < 4.5
+    products = (x[:, :, None] * x[:, None, :]).flatten(1)
+    error = products.std(0) / math.sqrt(n)
+    deviation = (products.mean(0) - normal.covariance_matrix.flatten()) / error
+    assert float(deviation.abs().max()) < 4.5
+
+
+def test_one_site_is_an_oscillator() -> None:
+    """A periodic side of 1 has no bond; an open one has two, to zero."""
+    x = torch.tensor([3.0])
+    assert float(FreeField((1,), 2.0).energy(x)) == pytest.approx(18.0)
+    assert float(FreeField((1,), 2.0, "open").energy(x)) == pytest.approx(27.0)
+    expected = 0.5 * math.log(2 * math.pi / 4)
+    assert FreeField((1,), 2.0).log_partition() == pytest.approx(expected)
+
+
+def test_constant_field_has_only_mass() -> None:
+    energy = FreeField((4, 6, 2), 0.5).energy(torch.full((4, 6, 2), 2.0))
+    assert float(energy) == pytest.approx(48 * 0.5**2 * 2.0**2 / 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"mass": 0.0}, ValueError, r"mass is 0\.0; accepted: a number > 0, or >= 0 with boundary"),
+        ({"mass": -1.0}, ValueError, r"mass is -1\.0; accepted"),
+        ({"mass": -1.0, "boundary": "open"}, ValueError, r"mass is -1\.0; accepted"),
+        ({"mass": math.nan}, ValueError, "mass is nan; accepted"),
+        ({"mass": "heavy"}, TypeError, "mass is 'heavy'; accepted"),
+        ({"shape": ()}, ValueError, "shape is"),
+        ({"boundary": "twisted"}, ValueError, "boundary is 'twisted'"),
+    ],
+)
+def test_bad_arguments_are_named(
+    options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        FreeField(**{"shape": (4, 4), **options})
+
+
+@pytest.mark.parametrize("site", [(1,), (4, 0), (0, -5), (0.5, 0)])
+def test_bad_site_is_named(site: Any) -> None:
+    with pytest.raises((ValueError, TypeError), match=r"site is .*accepted"):
+        FreeField((4, 4)).correlations(site)

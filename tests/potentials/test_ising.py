@@ -1,0 +1,311 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""The dual of the Ising model against enumeration, quadrature and known values."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import MultivariateNormal
+
+from pyro_neuralrg.potentials import CRITICAL_TEMPERATURE, IsingDual
+from pyro_neuralrg.potentials.ising import logcosh
+from tests.potentials.enumeration import Ising
+from tests.potentials.registry import POTENTIALS
+
+SMALL = {
+    name: case.build
+    for name, case in POTENTIALS.items()
+    if isinstance(case.build(), IsingDual) and math.prod(case.build().shape) <= 16
+}
+every_small_model = pytest.mark.parametrize("name", SMALL)
+
+
+@functools.cache
+def small(name: str) -> tuple[IsingDual, Ising]:
+    potential = SMALL[name]()
+    assert isinstance(potential, IsingDual)
+    return potential, Ising.of(potential)
+
+
+def gaussian_part(potential: IsingDual, ising: Ising) -> Tensor:
+    """K + alpha I."""
+    return ising.matrix + potential.alpha * torch.eye(len(ising.matrix))
+
+
+@every_small_model
+def test_lowest_eigenvalue_is_a_tenth(name: str) -> None:
+    potential, ising = small(name)
+    eigenvalues = torch.linalg.eigvalsh(gaussian_part(potential, ising))
+    assert float(eigenvalues[0]) == pytest.approx(0.1)
+    torch.testing.assert_close(potential.spectrum.flatten().sort().values, eigenvalues)
+
+
+@every_small_model
+def test_density_is_the_normalised_mixture_over_all_spins(name: str) -> None:
+    """exp(-energy(x) - ln Z) = sum_s p(s) N(x; K' s, K'), manifestly of integral one, at any x."""
+    potential, ising = small(name)
+    covariance = gaussian_part(potential, ising)
+    x = 2 * torch.randn(3, *potential.shape)
+    noise = x.flatten(1)[:, None] - ising.spins @ covariance
+    given_spins = MultivariateNormal(torch.zeros(len(covariance)), covariance)
+    log_prob = given_spins.log_prob(noise) + ising.probability.log()
+    expected = -potential.energy(x) - potential.log_partition()
+    torch.testing.assert_close(expected, log_prob.logsumexp(1), rtol=1e-10, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"shape": (1,)},
+        {"shape": (1,), "field": 0.7},
+        {"shape": (2,)},
+        {"shape": (2,), "boundary": "open", "couplings": (-1.0,)},
+        {"shape": (3,), "field": (0.5, -0.2, 0.1)},
+        {"shape": (1, 3), "boundary": "open"},
+    ],
+    ids=str,
+)
+def test_log_partition_is_the_integral(options: dict[str, Any]) -> None:
+    """The trapezoidal rule, whose error is exponentially small for such a density."""
+    potential = IsingDual(temperature=2.0, **options)
+    sites = math.prod(potential.shape)
+    axis = torch.arange(-12.0, 12.0, 0.25)
+    x = torch.cartesian_prod(*[axis] * sites).reshape(-1, *potential.shape)
+    integral = float((-potential.energy(x)).logsumexp(0)) + sites * math.log(0.25)
+    assert potential.log_partition() == pytest.approx(integral, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("side", "log_partition", "structure_factor", "internal_energy"),
+    [
+        (8, 148.655016, 0.6469116, -1.4915891),
+        (16, 592.875740, 0.5454172, -1.4530649),
+        (32, 2369.587091, 0.4589750, -1.4336585),
+    ],
+)
+def test_known_values_at_the_critical_temperature(
+    side: int, log_partition: float, structure_factor: float, internal_energy: float
+) -> None:
+    target = IsingDual((side, side))
+    assert target.temperature == CRITICAL_TEMPERATURE
+    assert target.log_partition() == pytest.approx(log_partition, abs=5e-7)
+    assert target.exact_internal_energy() == pytest.approx(internal_energy, abs=5e-8)
+    assert target.exact_structure_factor() == pytest.approx(structure_factor, abs=5e-8)
+
+
+@every_small_model
+def test_exact_values_agree_with_enumeration(name: str) -> None:
+    potential, ising = small(name)
+    sites = math.prod(potential.shape)
+    energy = -ising.log_weight * potential.temperature
+    mean = float(ising.probability @ energy)
+    variance = float(ising.probability @ (energy - mean) ** 2)
+    assert potential.exact_internal_energy() == pytest.approx(mean / sites, rel=1e-6, abs=1e-9)
+    assert potential.exact_specific_heat() == pytest.approx(
+        variance / sites / potential.temperature**2, rel=1e-5, abs=1e-7
+    )
+
+
+@every_small_model
+def test_exact_correlations_agree_with_enumeration(name: str) -> None:
+    potential, ising = small(name)
+    if potential.boundary == "open" or potential.field is not None:
+        with pytest.raises(NotImplementedError):
+            potential.exact_correlations()
+        with pytest.raises(NotImplementedError):
+            potential.exact_field_correlations()
+        return
+    spins = ising.second_moment[0].reshape(potential.shape)
+    np.testing.assert_allclose(potential.exact_correlations(), spins, atol=1e-9)
+    covariance = gaussian_part(potential, ising)
+    field = covariance + covariance @ ising.second_moment @ covariance
+    np.testing.assert_allclose(
+        potential.exact_field_correlations(), field[0].reshape(potential.shape), atol=1e-9
+    )
+    assert potential.exact_structure_factor() == pytest.approx(float(ising.second_moment.mean()))
+
+
+@every_small_model
+def test_reference_samples_have_the_exact_mean_and_covariance(name: str) -> None:
+    """Mean K' <s>, second moment K' + K' <s s> K'; each from a chain of its own."""
+    potential, ising = small(name)
+    n = 2000
+    x = potential.sample_reference(n).flatten(1)
+    covariance = gaussian_part(potential, ising)
+    _within_errors(x, covariance @ ising.mean)
+    products = (x[:, :, None] * x[:, None, :]).flatten(1)
+    exact = covariance + covariance @ ising.second_moment @ covariance
+    _within_errors(products, exact.flatten())
+
+
+@every_small_model
+def test_spins_of_reference_samples_have_the_exact_moments(name: str) -> None:
+    potential, ising = small(name)
+    spins = potential.sample_spins(potential.sample_reference(2000)).flatten(1)
+    assert set(spins.unique().tolist()) <= {-1.0, 1.0}
+    _within_errors(spins, ising.mean)
+    upper = torch.triu_indices(spins.shape[1], spins.shape[1], 1)
+    products = spins[:, upper[0]] * spins[:, upper[1]]
+    _within_errors(products, ising.second_moment[upper[0], upper[1]])
+
+
+def _within_errors(samples: Tensor, exact: Tensor) -> None:
+    """Means of independent samples, 4.5 standard errors for each of up to 225 of them."""
+    error = samples.std(0) / math.sqrt(len(samples))
+    deviation = (samples.mean(0) - exact).abs()
+    # the error bar of a spin that hardly ever flips is not known from its samples
+    assert float((deviation / error.clamp_min(1 / len(samples))).max()) < 4.5
+
+
+def test_spins_given_a_field() -> None:
+    h = torch.tensor([0.5, -1.0, 0.0, 2.0])
+    potential = IsingDual((4,), 2.0, field=h)
+    x = torch.tensor([0.3, -0.2, 1.0, -2.0])
+    spins = potential.sample_spins(x.expand(20_000, 4))
+    exact = torch.tanh(x + h / 2.0)
+    error = ((1 - exact**2) / 20_000).sqrt()
+    assert float(((spins.mean(0) - exact) / error).abs().max()) < 4.5
+
+
+def test_spins_keep_dtype_and_follow_the_seed() -> None:
+    potential = IsingDual((4, 4))
+    x = torch.randn(2, 4, 4, dtype=torch.float32)
+    one, two = potential.sample_spins(x, seed=3), potential.sample_spins(x, seed=3)
+    assert one.dtype == torch.float32
+    assert torch.equal(one, two)
+    torch.manual_seed(0)
+    three, four = potential.sample_spins(x), potential.sample_spins(x)
+    assert not torch.equal(three, four)
+    with pytest.raises(ValueError, match="x has shape"):
+        potential.sample_spins(torch.zeros(3))
+
+
+def test_structure_factor_of_reference_samples_at_criticality() -> None:
+    potential = IsingDual((8, 8))
+    spins = potential.sample_spins(potential.sample_reference(1000))
+    squared = spins.mean((-1, -2)) ** 2
+    error = float(squared.std()) / math.sqrt(1000)
+    assert abs(float(squared.mean()) - 0.6469116) < 4 * error
+
+
+@pytest.mark.slow
+def test_thinned_chains_give_the_exact_structure_factor() -> None:
+    """Many configurations per chain: the error comes from the means of independent chains."""
+    potential = IsingDual((16, 16))
+    chains = 2**16 // 16**2
+    spins = potential.sample_spins(potential.sample_reference(10 * chains))
+    squared = (spins.mean((-1, -2)) ** 2).reshape(10, chains)
+    error = float(squared.mean(0).std()) / math.sqrt(chains)
+    assert abs(float(squared.mean()) - 0.5454172) < 4 * error
+    # and successive configurations of a chain are nearly independent
+    centred = squared - squared.mean()
+    autocorrelation = float((centred[1:] * centred[:-1]).mean() / centred.square().mean())
+    assert abs(autocorrelation) < 0.1
+
+
+@pytest.mark.parametrize("side", [64, 1024])
+@pytest.mark.parametrize("temperature", [1.5, CRITICAL_TEMPERATURE, 3.5])
+def test_large_lattices_are_stable(side: int, temperature: float) -> None:
+    """A constant field has one mode; ln Z per site is near that of the largest known lattice."""
+    potential = IsingDual((side, side), temperature)
+    value, sites = 0.7, side**2
+    expected = sites * (
+        value**2 / 2 / (4 / temperature + potential.alpha) - math.log(math.cosh(value))
+    )
+    energy = potential.energy(torch.full((side, side), value))
+    assert float(energy) == pytest.approx(expected, rel=1e-12)
+    reference = IsingDual((32, 32), temperature).log_partition() / 32**2
+    assert potential.log_partition() / sites == pytest.approx(reference, abs=2e-3)
+
+
+def test_logcosh() -> None:
+    x = torch.tensor([0.0, 1e-8, 0.5, -3.0, 20.0, 1e4, -1e30])
+    expected = [0, 5e-17, *(math.log(math.cosh(v)) for v in (0.5, 3.0, 20.0)), 1e4 - math.log(2)]
+    torch.testing.assert_close(logcosh(x)[:-1], torch.tensor(expected), rtol=1e-14, atol=2e-16)
+    assert float(logcosh(x)[-1]) == 1e30
+    assert torch.equal(logcosh(x), logcosh(-x))
+    x.requires_grad_()
+    (slope,) = torch.autograd.grad(logcosh(x).sum(), x)
+    torch.testing.assert_close(slope, x.detach().tanh(), rtol=1e-12, atol=2e-16)
+    assert logcosh(torch.tensor(1e30, dtype=torch.float32)).isfinite()
+
+
+def test_energy_is_the_formula() -> None:
+    """Eq. 7 with a dense matrix."""
+    potential = IsingDual((3, 4), 1.7, (1.0, -0.5), 0.4 * torch.randn(3, 4))
+    assert potential.field is not None
+    inverse = torch.linalg.inv(gaussian_part(potential, Ising.of(potential)))
+    x = torch.randn(12)
+    shifted = x + potential.field.flatten() / 1.7
+    expected = x @ inverse @ x / 2 - shifted.cosh().log().sum()
+    torch.testing.assert_close(potential.energy(x.reshape(3, 4)), expected)
+
+
+def test_heated_is_the_model_at_the_higher_temperature() -> None:
+    potential = IsingDual((4, 3), 2.0, (1.0, -0.5), 0.3, "open")
+    hot = potential.heated(1.5)
+    x = torch.randn(5, 4, 3)
+    same = IsingDual((4, 3), 3.0, (1.0, -0.5), 0.3, "open")
+    torch.testing.assert_close(hot.energy(x), same.energy(x))
+    assert isinstance(hot, IsingDual)
+    assert hot.temperature == 3.0
+
+
+@pytest.mark.parametrize("field", [0.0, np.zeros((4, 4)), None])
+def test_a_zero_field_is_none(field: Any) -> None:
+    potential = IsingDual((4, 4), field=field)
+    assert potential.field is None
+    assert potential.even
+
+
+@pytest.mark.parametrize(
+    "field", [0.5, np.float32(0.5), np.full((2, 2), 0.5), torch.full((2, 2), 0.5), [[0.5] * 2] * 2]
+)
+def test_fields_of_any_kind(field: Any) -> None:
+    potential = IsingDual((2, 2), field=field)
+    assert potential.field is not None
+    torch.testing.assert_close(potential.field, torch.full((2, 2), 0.5, dtype=torch.float64))
+    assert not potential.even
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"shape": ()}, ValueError, "shape is"),
+        ({"shape": (4, -1)}, ValueError, "shape is"),
+        ({"shape": (4, 0)}, ValueError, "shape is"),
+        ({"shape": (2, 2, 2, 2)}, ValueError, "shape is"),
+        ({"shape": (4.0, 4)}, TypeError, "shape must be"),
+        ({"shape": "44"}, TypeError, "shape must be"),
+        ({"temperature": 0.0}, ValueError, r"temperature is 0\.0; accepted: a finite number > 0"),
+        ({"temperature": -1}, ValueError, r"temperature is -1\.0; accepted"),
+        ({"temperature": math.nan}, ValueError, "temperature is nan; accepted"),
+        ({"temperature": math.inf}, ValueError, "temperature is inf; accepted"),
+        ({"temperature": "hot"}, TypeError, "temperature is 'hot'; accepted"),
+        ({"temperature": None}, TypeError, "temperature is None; accepted"),
+        ({"couplings": (1.0,)}, ValueError, r"couplings has 1 entries.*accepted: 2 finite numbers"),
+        ({"couplings": (1.0, math.nan)}, ValueError, r"couplings\[1\] is nan; accepted"),
+        ({"couplings": (math.inf, 1)}, ValueError, r"couplings\[0\] is inf; accepted"),
+        ({"couplings": 1.0}, TypeError, r"couplings is 1\.0; accepted: 2 finite numbers"),
+        ({"couplings": "ab"}, TypeError, r"couplings\[0\] is 'a'; accepted"),
+        ({"field": torch.zeros(3, 4)}, ValueError, r"field has shape \(3, 4\).*accepted.*\(4, 4\)"),
+        ({"field": math.nan}, ValueError, "field has entries that are not finite; accepted"),
+        ({"field": [[0.0, 1.0], [2.0]]}, TypeError, "field is .*accepted"),
+        ({"field": "up"}, TypeError, "field is 'up'; accepted"),
+        ({"field": 1j}, TypeError, "field is .*accepted"),
+        ({"boundary": "twisted"}, ValueError, "boundary is 'twisted'; accepted: periodic, open"),
+        ({"boundary": None}, ValueError, "boundary is None; accepted: periodic, open"),
+    ],
+)
+def test_bad_arguments_are_named(
+    options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        IsingDual(**{"shape": (4, 4), **options})

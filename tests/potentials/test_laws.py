@@ -1,0 +1,270 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Laws that hold for every potential of the registry."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+
+import pyro
+import pytest
+import torch
+from pyro import poutine
+
+from pyro_neuralrg.potentials import LatticePotential
+from tests.potentials.registry import POTENTIALS, SYMMETRIES
+
+BATCHES = [(), (1,), (5,), (2, 0), (2, 1, 3)]
+CASES = [pytest.param(case.build(), id=name) for name, case in POTENTIALS.items()]
+EXACT = [pytest.param(case.build(), id=name) for name, case in POTENTIALS.items() if case.exact]
+
+every_potential = pytest.mark.parametrize("potential", CASES)
+
+
+@every_potential
+def test_force_is_the_finite_difference_of_the_energy(potential: LatticePotential) -> None:
+    x = 1.5 * torch.randn(potential.shape)
+    x.requires_grad_()
+    (force,) = torch.autograd.grad(potential.energy(x), x)
+    step = 1e-5
+    moves = step * torch.eye(x.numel()).reshape(-1, *potential.shape)
+    with torch.no_grad():
+        slope = (potential.energy(x + moves) - potential.energy(x - moves)) / (2 * step)
+    torch.testing.assert_close(force.flatten(), slope, rtol=1e-6, atol=1e-7)
+
+
+@every_potential
+def test_second_derivatives_exist_everywhere(potential: LatticePotential) -> None:
+    """Also at x = 0, where |x| has none."""
+    sites = math.prod(potential.shape)
+    for x in (torch.zeros(potential.shape), torch.randn(potential.shape)):
+        hessian = torch.func.jacrev(torch.func.grad(potential.energy))(x).reshape(sites, sites)
+        moves = 1e-5 * torch.eye(sites).reshape(-1, *potential.shape)
+        force = torch.func.vmap(torch.func.grad(potential.energy))
+        slope = (force(x + moves) - force(x - moves)).reshape(sites, sites) / 2e-5
+        torch.testing.assert_close(hessian, slope, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "symmetry"),
+    [(name, symmetry) for name, case in POTENTIALS.items() for symmetry in case.symmetries],
+)
+def test_energy_has_the_declared_symmetries(name: str, symmetry: str) -> None:
+    potential = POTENTIALS[name].build()
+    x = 2 * torch.randn(20, *potential.shape)
+    moved = SYMMETRIES[symmetry](x, len(potential.shape))
+    torch.testing.assert_close(potential.energy(moved), potential.energy(x), rtol=1e-12, atol=1e-11)
+
+
+@every_potential
+def test_even_is_true_exactly_if_the_energy_is(potential: LatticePotential) -> None:
+    x = torch.randn(20, *potential.shape)
+    same = torch.allclose(potential.energy(x), potential.energy(-x), rtol=1e-10)
+    assert potential.even == same
+
+
+@every_potential
+def test_float32_agrees_with_float64(potential: LatticePotential) -> None:
+    x = 2 * torch.randn(20, *potential.shape)
+    energy = potential.energy(x.float())
+    assert energy.dtype == torch.float32
+    exact = potential.energy(x)
+    assert exact.dtype == torch.float64
+    torch.testing.assert_close(energy.double(), exact, rtol=1e-5, atol=2e-5 * float(exact.std()))
+
+
+@every_potential
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_short_precision_is_computed_in_its_own_dtype(
+    potential: LatticePotential, dtype: torch.dtype
+) -> None:
+    x = torch.randn(20, *potential.shape).to(dtype)
+    energy = potential.energy(x)
+    assert energy.dtype == dtype
+    exact = potential.energy(x.double())
+    assert float((energy - exact).abs().max() / exact.abs().max()) < 0.1
+
+
+@every_potential
+@pytest.mark.parametrize("batch", BATCHES, ids=str)
+def test_any_batch_shape_on_the_left(potential: LatticePotential, batch: tuple[int, ...]) -> None:
+    x = torch.randn(*batch, *potential.shape)
+    energy = potential.energy(x)
+    assert energy.shape == batch
+    fields = x.reshape(-1, *potential.shape)
+    one_by_one = [potential.energy(field) for field in fields]
+    if one_by_one:
+        torch.testing.assert_close(energy.flatten(), torch.stack(one_by_one))
+
+
+@every_potential
+def test_batched_and_vmapped_forces_agree(potential: LatticePotential) -> None:
+    x = torch.randn(4, *potential.shape, requires_grad=True)
+    energy = potential.energy(x)
+    (force,) = torch.autograd.grad(energy.sum(), x)
+    per_chain = torch.func.vmap(torch.func.grad_and_value(potential.energy))
+    mapped_force, mapped_energy = per_chain(x.detach())
+    torch.testing.assert_close(mapped_energy, energy.detach())
+    torch.testing.assert_close(mapped_force, force)
+    again = potential.energy(x)  # nothing of the transform was kept
+    torch.testing.assert_close(torch.autograd.grad(again.sum(), x)[0], force)
+
+
+@every_potential
+def test_energy_in_inference_mode_leaves_nothing_behind(potential: LatticePotential) -> None:
+    fresh = copy.deepcopy(potential)
+    x = torch.randn(4, *potential.shape, dtype=torch.float32)
+    with torch.inference_mode():
+        fresh.energy(x)
+    assert torch.autograd.grad(fresh.energy(x.requires_grad_()).sum(), x)[0].isfinite().all()
+
+
+@every_potential
+def test_energy_of_large_fields_is_finite(potential: LatticePotential) -> None:
+    for size in (1e2, 1e4):
+        x = size * torch.randn(4, *potential.shape, requires_grad=True)
+        energy = potential.energy(x)
+        assert energy.isfinite().all()
+        assert torch.autograd.grad(energy.sum(), x)[0].isfinite().all()
+
+
+@every_potential
+def test_wrong_fields_are_named(potential: LatticePotential) -> None:
+    shape = potential.shape
+    accepted = rf"accepted.*{'.*'.join(str(side) for side in shape)}"
+    for wrong in ((*shape[:-1], shape[-1] + 1), shape[1:], (*shape, 11)):
+        with pytest.raises(ValueError, match=f"x has shape .*{accepted}"):
+            potential.energy(torch.zeros(wrong))
+    for dtype in (torch.int64, torch.bool, torch.complex128):
+        with pytest.raises(TypeError, match=rf"x has dtype {dtype}.*accepted: a floating dtype"):
+            potential.energy(torch.zeros(shape, dtype=dtype))
+    with pytest.raises(ValueError, match=r"x is on the device meta.*accepted: cpu"):
+        potential.energy(torch.zeros(shape, device="meta"))
+    with pytest.raises(TypeError, match=r"x is a ndarray.*accepted: a tensor"):
+        potential.energy(torch.zeros(shape).numpy())  # type: ignore[arg-type]
+
+
+@every_potential
+def test_potential_fn_and_model_agree_with_the_energy(potential: LatticePotential) -> None:
+    trace = poutine.trace(potential.model).get_trace()
+    x = trace.nodes["x"]["value"]
+    assert x.shape == potential.shape
+    assert x.dtype == torch.get_default_dtype()
+    energy = potential.energy(x)
+    torch.testing.assert_close(potential.potential_fn({"x": x}), energy)
+    assert float(trace.log_prob_sum()) == pytest.approx(-float(energy), rel=1e-12)
+
+
+@every_potential
+def test_model_under_a_plate_has_a_batch_of_fields(potential: LatticePotential) -> None:
+    with pyro.plate("particles", 3):
+        trace = poutine.trace(potential.model).get_trace()
+    trace.compute_log_prob()
+    x = trace.nodes["x"]["value"]
+    assert x.shape == (3, *potential.shape)
+    torch.testing.assert_close(trace.nodes["energy_factor"]["log_prob"], -potential.energy(x))
+    assert float(trace.nodes["x"]["log_prob"].sum()) == 0
+
+
+@every_potential
+def test_potential_fn_without_x_is_named(potential: LatticePotential) -> None:
+    with pytest.raises(ValueError, match=r"params has the sites \['y'\].*accepted"):
+        potential.potential_fn({"y": torch.zeros(potential.shape)})
+
+
+@every_potential
+def test_copies_are_the_same_potential(potential: LatticePotential) -> None:
+    x = torch.randn(3, *potential.shape)
+    for twin in (copy.deepcopy(potential), pickle.loads(pickle.dumps(potential))):
+        torch.testing.assert_close(twin.energy(x), potential.energy(x), rtol=0, atol=0)
+        assert (twin.shape, twin.boundary, twin.even) == (
+            potential.shape,
+            potential.boundary,
+            potential.even,
+        )
+        assert repr(twin) == repr(potential)
+
+
+@every_potential
+def test_heating_by_one_changes_nothing_and_by_more_flattens(potential: LatticePotential) -> None:
+    x = torch.randn(3, *potential.shape)
+    torch.testing.assert_close(potential.heated(1.0).energy(x), potential.energy(x))
+    hot = potential.heated(2.0)
+    assert (hot.shape, hot.boundary, hot.even) == (
+        potential.shape,
+        potential.boundary,
+        potential.even,
+    )
+    for factor in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match=r"factor is .*accepted"):
+            potential.heated(factor)
+
+
+@every_potential
+def test_to_its_own_device_is_itself(potential: LatticePotential) -> None:
+    assert potential.to("cpu") is potential
+
+
+@pytest.mark.gpu
+@every_potential
+def test_moves_to_an_accelerator(potential: LatticePotential) -> None:
+    x = torch.randn(3, *potential.shape)
+    there = potential.to("cuda")
+    assert potential.device.type == "cpu"
+    torch.testing.assert_close(there.energy(x.cuda()).cpu(), potential.energy(x))
+    with pytest.raises(ValueError, match=r"x is on the device cpu; accepted: cuda:0"):
+        there.energy(x)
+    assert there.heated(2.0).device.type == "cuda"
+    assert poutine.trace(there.model).get_trace().nodes["x"]["value"].is_cuda
+    if potential.spectrum is not None:
+        torch.testing.assert_close(there.to("cpu").energy(x), potential.energy(x))
+
+
+@every_potential
+def test_flow_knows_shape_and_symmetry(potential: LatticePotential) -> None:
+    flow = potential.flow()
+    assert flow.shape == potential.shape
+    assert flow.odd == potential.even
+    z = torch.randn(2, *potential.shape)
+    assert potential.energy(flow(z)).shape == (2,)
+    assert potential.flow(odd=False, circuit="tree").odd is False
+
+
+@pytest.mark.parametrize("potential", EXACT)
+def test_reference_samples_repeat_with_their_seed(potential: LatticePotential) -> None:
+    x = potential.sample_reference(3, seed=5)
+    assert x.shape == (3, *potential.shape)
+    assert x.dtype == torch.get_default_dtype()
+    torch.testing.assert_close(potential.sample_reference(3, seed=5), x, rtol=0, atol=0)
+    torch.manual_seed(1)
+    one, two = potential.sample_reference(3), potential.sample_reference(3)
+    assert not torch.equal(one, two)
+    torch.manual_seed(1)
+    assert torch.equal(potential.sample_reference(3), one)
+    for n in (0, -1):
+        with pytest.raises(ValueError, match=f"n is {n}; accepted: an integer >= 1"):
+            potential.sample_reference(n)
+    with pytest.raises(TypeError, match=r"n is 2\.5; accepted"):
+        potential.sample_reference(2.5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("potential", EXACT)
+def test_reference_samples_obey_the_virial_theorem(potential: LatticePotential) -> None:
+    """E[x . dE/dx] = N for the density exp(-E), whatever its normalisation."""
+    n = 2000
+    x = potential.sample_reference(n, seed=1).requires_grad_()
+    (force,) = torch.autograd.grad(potential.energy(x).sum(), x)
+    virial = (x * force).detach().flatten(1).sum(1) - math.prod(potential.shape)
+    assert abs(float(virial.mean())) < 4.5 * float(virial.std()) / math.sqrt(n)
+
+
+@pytest.mark.parametrize(
+    "potential", [case for case in CASES if not POTENTIALS[str(case.id)].exact]
+)
+def test_what_is_not_known_says_so(potential: LatticePotential) -> None:
+    with pytest.raises(NotImplementedError, match="no exact ln Z is known"):
+        potential.log_partition()
+    with pytest.raises(NotImplementedError, match="no reference sampler is known"):
+        potential.sample_reference(3)

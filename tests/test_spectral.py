@@ -1,0 +1,138 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Operators that are diagonal in the lattice's modes, against dense matrices."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from pyro_neuralrg.spectral import apply_spectrum, neighbour_spectrum, quadratic_form
+
+SHAPES = [(1,), (2,), (5,), (8,), (4, 6), (3, 5), (1, 4), (7, 2), (2, 3, 4), (2, 1, 3)]
+BOUNDARIES = ["periodic", "open"]
+COUPLINGS = (0.3, -0.7, 0.5)
+
+
+def neighbour_matrix(shape: tuple[int, ...], couplings: tuple[float, ...], boundary: str) -> Tensor:
+    """The matrix of bonds, one bond at a time."""
+    sites = list(itertools.product(*map(range, shape)))
+    matrix = torch.zeros(len(sites), len(sites))
+    for site, (axis, coupling) in itertools.product(sites, enumerate(couplings)):
+        inside = site[axis] + 1 < shape[axis]
+        if shape[axis] == 1 or (boundary == "open" and not inside):
+            continue
+        moved = list(site)
+        moved[axis] = (site[axis] + 1) % shape[axis]
+        other = tuple(moved)
+        matrix[sites.index(site), sites.index(other)] += coupling
+        matrix[sites.index(other), sites.index(site)] += coupling
+    return matrix
+
+
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_neighbour_spectrum_diagonalises_the_matrix_of_bonds(
+    shape: tuple[int, ...], boundary: str
+) -> None:
+    sites = math.prod(shape)
+    couplings = COUPLINGS[: len(shape)]
+    spectrum = neighbour_spectrum(shape, couplings, boundary)
+    dense = apply_spectrum(torch.eye(sites).reshape(sites, *shape), spectrum, boundary)
+    expected = neighbour_matrix(shape, couplings, boundary)
+    torch.testing.assert_close(dense.reshape(sites, sites), expected, atol=1e-13, rtol=0)
+
+
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_quadratic_form_is_the_form_of_the_operator(shape: tuple[int, ...], boundary: str) -> None:
+    spectrum = 3 + neighbour_spectrum(shape, COUPLINGS[: len(shape)], boundary)
+    x = torch.randn(2, 3, *shape, requires_grad=True)
+    form = quadratic_form(x, spectrum, boundary)
+    applied = apply_spectrum(x, spectrum, boundary)
+    torch.testing.assert_close(form, (x * applied).flatten(2).sum(-1))
+    (gradient,) = torch.autograd.grad(form.sum(), x)
+    torch.testing.assert_close(gradient, 2 * applied)
+
+
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_inverse_spectrum_is_the_inverse_operator(shape: tuple[int, ...], boundary: str) -> None:
+    spectrum = 4 + neighbour_spectrum(shape, COUPLINGS[: len(shape)], boundary)
+    x = torch.randn(3, *shape)
+    there = apply_spectrum(x, spectrum, boundary)
+    torch.testing.assert_close(apply_spectrum(there, 1 / spectrum, boundary), x)
+
+
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+@pytest.mark.parametrize("batch", [(), (1,), (0,), (2, 3)])
+def test_any_batch_shape(batch: tuple[int, ...], boundary: str) -> None:
+    spectrum = neighbour_spectrum((4, 3), (1.0, 1.0), boundary)
+    x = torch.randn(*batch, 4, 3)
+    applied = apply_spectrum(x, spectrum, boundary)
+    form = quadratic_form(x, spectrum, boundary)
+    assert applied.shape == x.shape
+    assert form.shape == batch
+    one_by_one = [apply_spectrum(field, spectrum, boundary) for field in x.reshape(-1, 4, 3)]
+    if one_by_one:
+        torch.testing.assert_close(applied, torch.stack(one_by_one).reshape(x.shape))
+
+
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+def test_under_vmap_and_double_differentiation(boundary: str) -> None:
+    spectrum = 4 + neighbour_spectrum((4, 3), (1.0, -1.0), boundary)
+    x = torch.randn(5, 4, 3)
+    energy = torch.func.grad_and_value(lambda y: quadratic_form(y, spectrum, boundary))
+    gradient, value = torch.func.vmap(energy)(x)
+    torch.testing.assert_close(value, quadratic_form(x, spectrum, boundary))
+    torch.testing.assert_close(gradient, 2 * apply_spectrum(x, spectrum, boundary))
+    x.requires_grad_()
+    assert torch.autograd.gradcheck(lambda y: apply_spectrum(y, spectrum, boundary), x)
+    assert torch.autograd.gradgradcheck(lambda y: quadratic_form(y, spectrum, boundary), x)
+
+
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [(torch.float32, 1e-5), (torch.bfloat16, 3e-2), (torch.float16, 3e-3)],
+)
+def test_computes_in_the_precision_of_x(
+    dtype: torch.dtype, tolerance: float, boundary: str
+) -> None:
+    spectrum = 4 + neighbour_spectrum((4, 5), (1.0, -1.0), boundary)
+    x = torch.randn(3, 4, 5)
+    for function in (apply_spectrum, quadratic_form):
+        result = function(x.to(dtype), spectrum, boundary)
+        assert result.dtype == dtype
+        expected = function(x, spectrum, boundary)
+        assert float((result - expected).abs().max() / expected.abs().max()) < tolerance
+
+
+def test_spectrum_of_a_periodic_lattice_is_exactly_even() -> None:
+    spectrum = neighbour_spectrum((7, 6), (0.3, 0.4))
+    assert torch.equal(spectrum, spectrum.flip(0, 1).roll((1, 1), (0, 1)))
+
+
+def test_cost_grows_as_the_number_of_sites() -> None:
+    """No matrix of N x N entries: a field of 512 x 512 sites is transformed."""
+    spectrum = 5 + neighbour_spectrum((512, 512), (1.0, 1.0))
+    assert float(quadratic_form(torch.ones(512, 512), spectrum)) == pytest.approx(9 * 512**2)
+
+
+@pytest.mark.parametrize("function", [apply_spectrum, quadratic_form])
+@pytest.mark.parametrize("shape", [(3,), (4, 4), (3, 4), ()])
+def test_wrong_shape_is_named(function: object, shape: tuple[int, ...]) -> None:
+    assert callable(function)
+    with pytest.raises(ValueError, match=r"x has shape .*accepted.*\(4, 3\)"):
+        function(torch.zeros(shape), torch.ones(4, 3))
+
+
+@pytest.mark.parametrize("function", [apply_spectrum, quadratic_form])
+def test_unknown_boundary_is_named(function: object) -> None:
+    assert callable(function)
+    with pytest.raises(ValueError, match="boundary is 'twisted'"):
+        function(torch.zeros(4, 3), torch.ones(4, 3), "twisted")
