@@ -114,12 +114,14 @@ def _lattice(
 def _site_fields(field: ArrayLike | None, shape: tuple[int, ...]) -> NDArray[np.float64]:
     accepted = f"accepted: a finite number, or one per site, of shape {shape}"
     try:
-        fields = np.broadcast_to(np.asarray(0.0 if field is None else field, dtype=float), shape)
+        fields = np.asarray(0.0 if field is None else field, dtype=float)
     except (TypeError, ValueError):
         raise ValueError(f"field is {field!r}; {accepted}") from None
+    if fields.shape not in ((), shape):
+        raise ValueError(f"field has shape {fields.shape}; {accepted}")
     if not np.isfinite(fields).all():
         raise ValueError(f"field has entries that are not finite; {accepted}")
-    return fields
+    return np.broadcast_to(fields, shape)
 
 
 def _beta(temperature: float) -> Tensor:
