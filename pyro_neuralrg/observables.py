@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Observables of lattice configurations: batched, torch in, torch out, differentiable.
 
-The dual field gives each spin's exact conditional mean, E[s_i | x] = tanh(x_i + h_i / T), independently of the other spins. The
-estimators that take ``x`` average over the spins with it (Rao-Blackwell): the same mean as from sampled spins, less variance.
+The dual field gives each spin's exact conditional mean, E[s_i | x] = tanh(x_i + h_i / T),
+independently of the other spins. The estimators that take ``x`` average over the spins with it
+(Rao-Blackwell): the same mean as from sampled spins, less variance.
 """
 
 from __future__ import annotations
@@ -64,10 +65,13 @@ def internal_energy(
     field: float | Tensor = 0.0,
     boundary: str = "periodic",
 ) -> Tensor:
-    r"""Energy per site of the Ising Hamiltonian, :math:`H = -\sum_{<ij>} J_{ij} s_i s_j - \sum_i h_i s_i`, in units of J.
+    r"""Energy per site of the Ising Hamiltonian, in units of J.
 
-    It is linear in each spin, so conditional means ``spin_mean(x)`` in place of spins give the Rao-Blackwellised estimator.
-    A periodic side of 2 counts both bonds of a pair, a side of 1 has none.
+    :math:`H = -\sum_{<ij>} J_{ij} s_i s_j - \sum_i h_i s_i`.
+
+    It is linear in each spin, so conditional means ``spin_mean(x)`` in place of spins give the
+    Rao-Blackwellised estimator. A periodic side of 2 counts both bonds of a pair, a side of 1 has
+    none.
 
     Args:
         spins: shape ``batch_shape + shape``.
@@ -93,7 +97,9 @@ def internal_energy(
     total = -(_checked(spins, sides, "spins") * field).reshape(*_batch(spins, sides), size).sum(-1)
     strengths = [1.0] * len(sides) if couplings is None else [float(value) for value in couplings]
     if len(strengths) != len(sides):
-        raise ValueError(f"couplings has {len(strengths)} entries; accepted: {len(sides)}, one per axis")
+        raise ValueError(
+            f"couplings has {len(strengths)} entries; accepted: {len(sides)}, one per axis"
+        )
     for axis, (side, strength) in enumerate(zip(sides, strengths, strict=True)):
         if side == 1:
             continue
@@ -125,7 +131,14 @@ def spin_mean(x: Tensor, bias: float | Tensor = 0.0) -> Tensor:
 
 
 def spin_structure_factor(spins: Tensor, shape: Iterable[int]) -> Tensor:
-    """Uniform structure factor of sampled spins, :math:`(\\sum_i s_i)^2 / N^2`; shape ``batch_shape``.
+    r"""Uniform structure factor of sampled spins, :math:`(\sum_i s_i)^2 / N^2`.
+
+    Args:
+        spins: or any field, shape ``batch_shape + shape``.
+        shape: of the lattice.
+
+    Returns:
+        Shape ``batch_shape``.
 
     Example:
         >>> import torch
@@ -136,10 +149,11 @@ def spin_structure_factor(spins: Tensor, shape: Iterable[int]) -> Tensor:
 
 
 def structure_factor(x: Tensor, shape: Iterable[int], bias: float | Tensor = 0.0) -> Tensor:
-    r"""Uniform structure factor E[(sum s)^2 | x] / N^2 from the dual field, averaged exactly over the spins.
+    r"""Uniform structure factor of the spins from the dual field x, E[(sum s)^2 | x] / N^2.
 
-    With :math:`t = \tanh(x + h/T)` and independent spins given x,
-    :math:`(\overline{t})^2 - \sum_i t_i^2 / N^2 + 1/N` (paper Fig. 3): a spin's square is 1, not :math:`t_i^2`.
+    With :math:`t = \tanh(x + h/T)` and independent spins given x, averaged over exactly,
+    :math:`(\overline{t})^2 - \sum_i t_i^2 / N^2 + 1/N` (paper Fig. 3): a spin's square is 1, not
+    :math:`t_i^2`.
 
     Args:
         x: dual field, shape ``batch_shape + shape``.

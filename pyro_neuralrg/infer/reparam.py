@@ -21,40 +21,46 @@ __all__ = ["FlowReparam", "flow_dtype_and_device", "forward_and_ladj", "inverse_
 
 
 class FlowReparam(Reparam):
-    r"""Replace a site ``name`` by ``{name}_latent`` ~ N(0, 1) and the deterministic ``name = flow(z)``.
+    r"""Replace a site ``name`` by ``{name}_latent`` ~ N(0, 1), with ``name = flow(z)`` computed.
 
     The density of the reparameterised program in ``z`` is exactly
 
-    .. math:: \tilde p(z) = p(x = g(z)) \, |\det \partial g / \partial z|    \qquad \text{(paper Eq. 6)}
+    .. math:: \tilde p(z) = p(x = g(z)) \, |\det \partial g / \partial z|    \qquad \text{(paper Eq.
+    6)}
 
-    whatever the flow: a perfect flow makes it a standard normal, a poor one leaves it as hard as it was. The standard normal
-    of the latent site is what is drawn when nothing else sets the value; it carries no density of its own. Pyro's
-    ``HMC``, ``NUTS`` and ``SVI`` as well as :class:`~pyro_neuralrg.infer.mcmc.VectorizedMCMC` run on the result. The
-    flow is used as it is and not trained: it is not registered in the parameter store.
+    whatever the flow: a perfect flow makes it a standard normal, a poor one leaves it as hard as it
+    was. The standard normal of the latent site is what is drawn when nothing else sets the value;
+    it carries no density of its own. Pyro's ``HMC``, ``NUTS`` and ``SVI`` as well as
+    :class:`~pyro_neuralrg.infer.mcmc.VectorizedMCMC` run on the result. The flow is used as it is
+    and not trained: it is not registered in the parameter store.
 
-    A site may stand inside plates (batch dimensions on the left) and its distribution may be masked, as in
-    :meth:`~pyro_neuralrg.potentials.LatticePotential.model`. An observed site stays as it is. The handlers
-    ``poutine.mask`` and ``poutine.scale`` act on the *whole* site, log-determinant included, as for every reparameteriser of
-    Pyro; to leave out a prior alone, mask its distribution (``fn.mask(False)``).
+    A site may stand inside plates (batch dimensions on the left) and its distribution may be
+    masked, as in :meth:`~pyro_neuralrg.potentials.LatticePotential.model`. An observed site stays
+    as it is. The handlers ``poutine.mask`` and ``poutine.scale`` act on the *whole* site,
+    log-determinant included, as for every reparameteriser of Pyro; to leave out a prior alone, mask
+    its distribution (``fn.mask(False)``).
 
     Args:
-        flow: a bijective TransformModule of real tensors, ``x = flow(z)``; usually a ``HierarchicalFlow`` of the site's
-            event shape. A flow of fewer event dimensions acts on the rightmost ones.
+        flow: a bijective TransformModule of real tensors, ``x = flow(z)``; usually a
+            ``HierarchicalFlow`` of the site's event shape. A flow of fewer event dimensions acts on
+            the rightmost ones.
 
     Raises:
         TypeError: if ``flow`` is not a TransformModule (``flow.inv`` is none).
-        ValueError: when the program runs, if the site's event shape is not the flow's or its support is not the real line.
+        ValueError: when the program runs, if the site's event shape is not the flow's or its
+            support is not the real line.
 
     References:
-        Li & Wang, "Neural Network Renormalization Group", PRL 121, 260601 (2018); Hoffman et al., "NeuTra-lizing Bad
-        Geometry in Hamiltonian Monte Carlo Using Neural Transport" (2019).
+        Li & Wang, "Neural Network Renormalization Group", PRL 121, 260601 (2018); Hoffman et al.,
+        "NeuTra-lizing Bad Geometry in Hamiltonian Monte Carlo Using Neural Transport" (2019).
 
     Example:
         >>> import pyro, pyro.distributions as dist, torch
         >>> flow = dist.transforms.AffineCoupling(1, torch.nn.Linear(1, 2))
         >>> def model():
         ...     return pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-        >>> trace = pyro.poutine.trace(pyro.poutine.reparam(model, {"x": FlowReparam(flow)})).get_trace()
+        >>> latent = pyro.poutine.reparam(model, {"x": FlowReparam(flow)})
+        >>> trace = pyro.poutine.trace(latent).get_trace()
         >>> [name for name, site in trace.nodes.items() if site["type"] == "sample"]
         ['x_latent', 'x']
     """
@@ -62,7 +68,8 @@ class FlowReparam(Reparam):
     def __init__(self, flow: TransformModule) -> None:
         if not isinstance(flow, TransformModule):
             raise TypeError(
-                f"flow is a {type(flow).__name__}; accepted: a pyro TransformModule x = flow(z) (flow.inv is not one)"
+                f"flow is a {type(flow).__name__}; accepted: a pyro TransformModule "
+                "x = flow(z) (flow.inv is not one)"
             )
         self.flow = flow
 
@@ -74,8 +81,9 @@ class FlowReparam(Reparam):
         self._check_site(name, fn)
         if poutine.get_mask() is False and torch.is_grad_enabled():
             warnings.warn(
-                f"site {name!r} stands under poutine.mask(mask=False), which hides the flow's log-determinant too; "
-                "to leave out the prior alone, mask its distribution: fn.mask(False)",
+                f"site {name!r} stands under poutine.mask(mask=False), which hides the "
+                "flow's log-determinant too; to leave out the prior alone, mask its distribution: "
+                "fn.mask(False)",
                 stacklevel=2,
             )
         if value is not None:  # an initial value, not data: keep it, and find its latent
@@ -104,13 +112,15 @@ class FlowReparam(Reparam):
         event_shape = tuple(fn.event_shape)
         if shape is not None and event_shape != tuple(shape):
             raise ValueError(
-                f"site {name!r} has event shape {event_shape} (batch shape {tuple(fn.batch_shape)}), the flow "
-                f"{tuple(shape)}; accepted: equal ones (.to_event({len(shape)}) turns batch into event dimensions)"
+                f"site {name!r} has event shape {event_shape} (batch shape "
+                f"{tuple(fn.batch_shape)}), "
+                f"the flow {tuple(shape)}; accepted: equal ones (.to_event({len(shape)}) turns "
+                "batch into event dimensions)"
             )
         if fn.event_dim < self.flow.domain.event_dim:
             raise ValueError(
-                f"site {name!r} has {fn.event_dim} event dimensions, the flow {self.flow.domain.event_dim}; "
-                f"accepted: at least as many (.to_event({self.flow.domain.event_dim - fn.event_dim}))"
+                f"site {name!r} has {fn.event_dim} event dimensions, the flow "
+                f"{self.flow.domain.event_dim}; accepted: at least as many (use .to_event)"
             )
         support = fn.support
         while isinstance(support, constraints.independent):
@@ -122,20 +132,22 @@ class FlowReparam(Reparam):
         dtype, device = flow_dtype_and_device(self.flow)
         zero = torch.zeros((), dtype=dtype, device=device)
         normal = dist.Normal(zero, zero + 1).expand(fn.batch_shape + fn.event_shape)
+        # "is_observed" keeps an initial value from counting as data; "flow_site" tells whoever
+        # reads the trace how latent values become physical ones.
+        infer: Any = {"is_observed": False, "flow_site": (name, self)}
         return pyro.sample(
             f"{name}_latent",
             normal.to_event(fn.event_dim).mask(False),
             obs=initial,
-            # "is_observed" keeps an initial value from counting as data; "flow_site" tells whoever reads the
-            # trace how latent values become physical ones.
-            infer={"is_observed": False, "flow_site": (name, self)},
+            infer=infer,
         )
 
 
-def forward_and_ladj(flow: TransformModule, z: Tensor, event_dim: int) -> tuple[Tensor, Tensor]:
+def forward_and_ladj(flow: Any, z: Tensor, event_dim: int) -> tuple[Tensor, Tensor]:
     """Return ``x = flow(z)`` and ln |det dx/dz| over the ``event_dim`` rightmost dimensions.
 
-    Works for any TransformModule: a log-determinant that is constant or of fewer event dimensions gets the batch shape.
+    Works for any TransformModule: a log-determinant that is constant or of fewer event dimensions
+    gets the batch shape.
     """
     if hasattr(flow, "forward_and_ladj"):
         x, ladj = flow.forward_and_ladj(z)
@@ -145,7 +157,7 @@ def forward_and_ladj(flow: TransformModule, z: Tensor, event_dim: int) -> tuple[
     return x, _to_batch(ladj, flow, z, event_dim)
 
 
-def inverse_and_ladj(flow: TransformModule, x: Tensor, event_dim: int) -> tuple[Tensor, Tensor]:
+def inverse_and_ladj(flow: Any, x: Tensor, event_dim: int) -> tuple[Tensor, Tensor]:
     """Return ``z = flow.inv(x)`` and the same ln |det dx/dz| as :func:`forward_and_ladj`."""
     if hasattr(flow, "inverse_and_ladj"):
         z, ladj = flow.inverse_and_ladj(x)
@@ -156,7 +168,7 @@ def inverse_and_ladj(flow: TransformModule, x: Tensor, event_dim: int) -> tuple[
 
 
 def flow_dtype_and_device(flow: TransformModule) -> tuple[torch.dtype, torch.device]:
-    """Return where the flow computes: the place of its first floating parameter or buffer, else torch's defaults."""
+    """Return those of the flow's first floating parameter or buffer, else torch's defaults."""
     for tensor in (*flow.parameters(), *flow.buffers()):
         if tensor.is_floating_point():
             return tensor.dtype, tensor.device

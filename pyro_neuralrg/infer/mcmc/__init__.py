@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Markov chains over a batch: kernels as states and infos, adaptation outside of them, and a runner."""
+"""Markov chains over a batch: kernels as states and infos, adaptation beside them, a runner."""
 
 from pyro_neuralrg.infer.mcmc.adaptation import Adaptation
 from pyro_neuralrg.infer.mcmc.base import ChainState, Kernel, StepInfo

@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Warm-up: what step size and mass the kernels get before the draws begin; the kernels know nothing of it."""
+"""Warm-up: the step size and mass of kernels, which know nothing of it, before the draws."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ class Adaptation:
     """What is adapted during warm-up.
 
     Attributes:
-        target_acceptance: mean acceptance probability over the chains that the step size aims at, in (0, 1).
+        target_acceptance: mean acceptance probability over the chains that the step size aims at,
+            in (0, 1).
         step_size: adapt the step size, shared by the chains, by dual averaging.
-        mass: adapt a diagonal mass to the variances pooled over chains and over windows of doubling length.
+        mass: adapt a diagonal mass to the variances pooled over chains and over windows of doubling
+            length.
     """
 
     target_acceptance: float = 0.8
@@ -31,11 +33,15 @@ class Adaptation:
 
     def __post_init__(self) -> None:
         if not 0 < self.target_acceptance < 1:
-            raise ValueError(f"target_acceptance is {self.target_acceptance}; accepted: a number in (0, 1)")
+            raise ValueError(
+                f"target_acceptance is {self.target_acceptance}; accepted: a number in (0, 1)"
+            )
 
 
 class DualAveraging:
-    """Step size whose mean acceptance tends to a target (Hoffman & Gelman, "The No-U-Turn Sampler", 2014, section 3.2).
+    """Step size whose mean acceptance tends to a target.
+
+    Hoffman & Gelman, "The No-U-Turn Sampler" (2014), section 3.2.
 
     Args:
         step_size: where to begin; the first trials go ten times higher.
@@ -94,12 +100,17 @@ class PooledVariance:
             return
         total = self._count + chains
         shift = mean - self._mean
-        self._sum_of_squares = self._sum_of_squares + squares + shift.square() * (self._count * chains / total)
+        self._sum_of_squares = (
+            self._sum_of_squares + squares + shift.square() * (self._count * chains / total)
+        )
         self._mean = self._mean + shift * (chains / total)
         self._count = total
 
     def regularised(self) -> Tensor | None:
-        """The variance, shrunk towards 1e-3 by five pseudo-observations as in Stan; None of fewer than two values."""
+        """The variance, shrunk towards 1e-3 by five pseudo-observations as in Stan.
+
+        None of fewer than two values.
+        """
         if self._sum_of_squares is None or self._count < 2:
             return None
         variance = self._sum_of_squares / (self._count - 1)
@@ -128,11 +139,13 @@ class Warmup:
         self._variance = PooledVariance()
 
     def begin(self, state: ChainState, generator: torch.Generator) -> int:
-        """Find the order of magnitude of each step size; return the gradient evaluations per chain this took."""
+        """Find the order of magnitude of each step size; return the gradients per chain spent."""
         evaluations = 0
         for name, average in self._averages.items():
             member = self.kernel.members[name]
-            step_size, cost = _rough_step_size(member, state, generator, self._adaptation.target_acceptance)
+            step_size, cost = _rough_step_size(
+                member, state, generator, self._adaptation.target_acceptance
+            )
             average.restart(step_size)
             evaluations += cost
         self._tune({name: average.step_size for name, average in self._averages.items()})
@@ -177,7 +190,9 @@ class Warmup:
 
 
 def _window_ends(steps: int) -> list[int]:
-    """Where windows of the mass begin and end: 15 % without, doubling windows, 10 % for the step size alone.
+    """Where windows of the mass begin and end.
+
+    The first 15 % adapt without it, then come windows of doubling length, then 10 % more without.
 
     >>> _window_ends(200)
     [30, 55, 105, 180]
@@ -194,7 +209,7 @@ def _window_ends(steps: int) -> list[int]:
 def _rough_step_size(
     kernel: Kernel, state: ChainState, generator: torch.Generator, target_acceptance: float
 ) -> tuple[float, int]:
-    """Double or halve the step size until the mean acceptance of one step of the kernel crosses the target."""
+    """Double or halve the step size until the acceptance of one step crosses the target."""
     size = kernel.step_size
     if size is None:
         raise ValueError(f"kernel {kernel.name!r} has no step size")

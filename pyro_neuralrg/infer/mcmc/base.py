@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""What a kernel is: ``init(positions) -> state``, ``step(state) -> (state, info)``, over a batch of chains."""
+"""What a kernel is: ``init(positions) -> state``, ``step(state) -> (state, info)``."""
 
 from __future__ import annotations
 
@@ -43,8 +43,10 @@ class StepInfo(NamedTuple):
     Attributes:
         acceptance_rate: acceptance probability of each chain's proposal, shape ``(chains,)``.
         accepted: whether it was accepted, bool, shape ``(chains,)``.
-        diverging: whether the proposal's energy was not finite, or far off (bool, shape ``(chains,)``).
-        hamiltonian: energy of the new position plus kinetic energy, if the kernel has momenta (nats, shape ``(chains,)``).
+        diverging: whether the proposal's energy was not finite, or far off (bool, shape
+            ``(chains,)``).
+        hamiltonian: energy of the new position plus kinetic energy, if the kernel has momenta
+            (nats, shape ``(chains,)``).
         n_steps: leapfrog steps, the same for every chain; 0 for a kernel without.
         gradient_evaluations: per chain; a jump counts as one.
         parts: for a composed kernel, the info of each member by its name; empty else.
@@ -64,16 +66,19 @@ class StepInfo(NamedTuple):
 
 
 class Kernel(ABC):
-    """A Markov transition that leaves ``exp(-energy)`` of its target invariant, for many chains at once.
+    """A Markov transition of many chains at once, leaving ``exp(-energy)`` of its target invariant.
 
-    To write another one: derive, define ``step`` (draw random numbers from ``generator`` only, let no chain
-    affect another, reject what is not finite), set ``name`` and whether the state must carry ``needs_gradient``, and add a
-    line to ``tests/infer/mcmc/registry.py``: the laws there check that exact samples stay exact. A kernel with a step size or mass
-    to be adapted accepts them in ``tuned``. Adaptation itself lives in :mod:`pyro_neuralrg.infer.mcmc.adaptation`.
+    To write another one: derive, define ``step`` (draw random numbers from ``generator`` only, let
+    no chain affect another, reject what is not finite), set ``name`` and whether the state must
+    carry ``needs_gradient``, and add a line to ``tests/infer/mcmc/registry.py``: the laws there
+    check that exact samples stay exact. A kernel with a step size or mass to be adapted accepts
+    them in ``tuned``. Adaptation itself lives in :mod:`pyro_neuralrg.infer.mcmc.adaptation`.
 
     Args:
-        target: a :class:`Target` or what :func:`as_target` makes one of; None if a :class:`Cycle` is to supply it.
-        shape: lattice shape, if ``target`` is a plain batched energy ``(chains,) + shape -> (chains,)``.
+        target: a :class:`Target` or what :func:`as_target` makes one of; None if a :class:`Cycle`
+            is to supply it.
+        shape: lattice shape, if ``target`` is a plain batched energy
+            ``(chains,) + shape -> (chains,)``.
         flow: sample in the latent space of this flow instead of the physical one.
     """
 
@@ -95,7 +100,9 @@ class Kernel(ABC):
     def target(self) -> Target:
         """The target, once known."""
         if self._target is None:
-            raise ValueError(f"target of {type(self).__name__} is None; give one, or use it in a Cycle")
+            raise ValueError(
+                f"target of {type(self).__name__} is None; give one, or use it in a Cycle"
+            )
         return self._target
 
     def on(self: AnyKernel, target: Target) -> AnyKernel:
@@ -145,7 +152,8 @@ def metropolis(
     Args:
         state: current state.
         proposal: proposed state.
-        log_ratio: ln of the Metropolis-Hastings ratio, shape ``(chains,)``; a chain whose ratio is not finite rejects.
+        log_ratio: ln of the Metropolis-Hastings ratio, shape ``(chains,)``; a chain whose ratio is
+            not finite rejects.
         generator: source of the uniform numbers.
 
     Returns:

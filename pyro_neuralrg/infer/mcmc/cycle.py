@@ -16,11 +16,12 @@ __all__ = ["Cycle"]
 
 
 class Cycle(Kernel):
-    """One step of each kernel in turn, on one target: ``Cycle(HMC(latent), IndependenceMetropolis(flow))``.
+    """One step of each kernel in turn: ``Cycle(HMC(latent), IndependenceMetropolis(flow))``.
 
-    Local moves repair what the flow misses, jumps go where local moves do not. Each member leaves the target invariant, so does
-    their product. The info of a step holds each member's own in ``parts`` (``"hmc"``, ``"jump"``; numbered if a name comes
-    twice), and in itself the mean acceptance, any divergence, sums of the costs, and the last Hamiltonian with a momentum.
+    Local moves repair what the flow misses, jumps go where local moves do not. Each member leaves
+    the target invariant, so does their product. The info of a step holds each member's own in
+    ``parts`` (``"hmc"``, ``"jump"``; numbered if a name comes twice), and in itself the mean
+    acceptance, any divergence, sums of the costs, and the last Hamiltonian with a momentum.
 
     Args:
         *kernels: at least one; those without a target get the first one found.
@@ -49,7 +50,8 @@ class Cycle(Kernel):
         for other in targets[1:]:
             if not other.same_as(targets[0]):
                 raise ValueError(
-                    "the kernels have different targets; accepted: one, made by as_target(...) and given to each"
+                    "the kernels have different targets; accepted: one, made by as_target(...) "
+                    "and given to each"
                 )
         super().__init__(targets[0])
         self._members: dict[str, Kernel] = {}

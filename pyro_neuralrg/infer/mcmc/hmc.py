@@ -19,19 +19,22 @@ DIVERGENCE_THRESHOLD = 1000.0
 
 
 class HMC(Kernel):
-    """Hamiltonian Monte Carlo with a fixed or jittered number of leapfrog steps (Duane et al. 1987, Neal 2011).
+    """Hamiltonian Monte Carlo with a fixed or jittered number of leapfrog steps.
 
-    All chains take the same number of steps of the same size; each accepts or rejects by itself. Momenta are drawn from
-    N(0, M) with M the inverse of ``inverse_mass``, the identity by default. A step costs as many gradient evaluations as
-    it has leapfrog steps.
+    Duane et al. (1987); Neal, "MCMC using Hamiltonian dynamics" (2011).
+
+    All chains take the same number of steps of the same size; each accepts or rejects by itself.
+    Momenta are drawn from N(0, M) with M the inverse of ``inverse_mass``, the identity by default.
+    A step costs as many gradient evaluations as it has leapfrog steps.
 
     Args:
-        target: a ``LatticePotential``, a Pyro model (also one under ``poutine.reparam``), a :class:`Target`, or a batched energy
-            with ``shape``.
+        target: a ``LatticePotential``, a Pyro model (also one under ``poutine.reparam``), a
+            :class:`Target`, or a batched energy with ``shape``.
         step_size: leapfrog step, > 0.
         num_steps: mean number of leapfrog steps a trajectory, >= 1.
-        jitter: in [0, 1): each trajectory draws its number of steps, shared by the chains, uniformly from the integers within
-            ``num_steps * (1 - jitter)`` and ``num_steps * (1 + jitter)``; guards against trajectories of one period.
+        jitter: in [0, 1): each trajectory draws its number of steps, shared by the chains,
+            uniformly from the integers within ``num_steps * (1 - jitter)`` and
+            ``num_steps * (1 + jitter)``; guards against trajectories of one period.
         inverse_mass: diagonal of the inverse mass, shape ``(dim,)``; None for ones.
         shape: lattice shape of a plain energy.
         flow: sample in the latent space of this flow.
@@ -87,12 +90,15 @@ class HMC(Kernel):
             state = self.init(state.position)
             evaluations += 1
         inverse_mass = self._inverse_mass(state.position)
-        momentum = torch.randn(
-            state.position.shape,
-            generator=generator,
-            dtype=state.position.dtype,
-            device=state.position.device,
-        ) / inverse_mass.sqrt()
+        momentum = (
+            torch.randn(
+                state.position.shape,
+                generator=generator,
+                dtype=state.position.dtype,
+                device=state.position.device,
+            )
+            / inverse_mass.sqrt()
+        )
         before = state.energy + _kinetic_energy(momentum, inverse_mass)
         proposal, momentum = self._leapfrog(state, momentum, inverse_mass, n_steps)
         after = proposal.energy + _kinetic_energy(momentum, inverse_mass)
@@ -132,7 +138,9 @@ class HMC(Kernel):
         if self.inverse_mass is None:
             return position.new_ones(dim)
         if tuple(self.inverse_mass.shape) != (dim,):
-            raise ValueError(f"inverse_mass has shape {tuple(self.inverse_mass.shape)}; accepted: ({dim},)")
+            raise ValueError(
+                f"inverse_mass has shape {tuple(self.inverse_mass.shape)}; accepted: ({dim},)"
+            )
         return self.inverse_mass.to(position)
 
 

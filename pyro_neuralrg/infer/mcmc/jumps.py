@@ -25,10 +25,11 @@ __all__ = ["IndependenceMetropolis"]
 class IndependenceMetropolis(Kernel):
     r"""Metropolis-Hastings with proposals drawn from the flow, independent of where the chain is.
 
-    With log-weights :math:`\ln w = \ln \pi(x) - \ln q(x)`, in float64, a proposal is accepted with probability
-    :math:`\min(1, w' / w)`. In the latent space of the same flow the proposals are standard normal; in physical space
-    they are ``x = flow(z)``, and the density of the present position costs one inverse pass. Jumps between modes cost no more than any other;
-    how many are accepted is what the flow's quality decides. A jump counts as one gradient evaluation.
+    With log-weights :math:`\ln w = \ln \pi(x) - \ln q(x)`, in float64, a proposal is accepted with
+    probability :math:`\min(1, w' / w)`. In the latent space of the same flow the proposals are
+    standard normal; in physical space they are ``x = flow(z)``, and the density of the present
+    position costs one inverse pass. Jumps between modes cost no more than any other; how many are
+    accepted is what the flow's quality decides. A jump counts as one gradient evaluation.
 
     Args:
         flow: the proposal, ``x = flow(z)``, exactly invertible.
@@ -36,17 +37,19 @@ class IndependenceMetropolis(Kernel):
         shape: lattice shape of a plain energy.
 
     Raises:
-        ValueError: if the flow's shape is not the target's, or the target lives in the latent space of another flow.
+        ValueError: if the flow's shape is not the target's, or the target lives in the latent space
+            of another flow.
 
     References:
-        Albergo, Kanwar, Shanahan, "Flow-based generative models for Markov chain Monte Carlo in lattice field theory",
-        PRD 100, 034515 (2019).
+        Albergo, Kanwar, Shanahan, "Flow-based generative models for Markov chain Monte Carlo in
+        lattice field theory", PRD 100, 034515 (2019).
 
     Example:
         >>> import torch
         >>> from pyro_neuralrg.transforms import hierarchical_flow
         >>> flow = hierarchical_flow((2, 2))
-        >>> jump = IndependenceMetropolis(flow, lambda x: 0.5 * x.square().sum((-1, -2)), shape=(2, 2))
+        >>> energy = lambda x: 0.5 * x.square().sum((-1, -2))
+        >>> jump = IndependenceMetropolis(flow, energy, shape=(2, 2))
         >>> state, info = jump.step(jump.init(torch.zeros(5, 4)))
         >>> info.gradient_evaluations
         1
@@ -82,7 +85,9 @@ class IndependenceMetropolis(Kernel):
         else:
             proposal = ChainState(position, *self.target.energy_and_grad(position))
         log_ratio = (state.energy + log_q) - (proposal.energy + log_q_new)
-        if proposal.gradient is not None:  # a gradient that is not finite would poison the moves to come
+        if (
+            proposal.gradient is not None
+        ):  # a gradient that is not finite would poison the moves to come
             healthy = torch.isfinite(proposal.gradient).all(-1)
             log_ratio = torch.where(healthy, log_ratio, torch.full_like(log_ratio, -math.inf))
         new, probability, accepted = metropolis(state, proposal, log_ratio, generator)
@@ -119,10 +124,15 @@ class IndependenceMetropolis(Kernel):
     def _check(self) -> None:
         target: Target = self.target
         if self._is_latent and target.flow is not self.flow:
-            raise ValueError("flow is not the one whose latent space the target lives in; accepted: the same object")
+            raise ValueError(
+                "flow is not the one whose latent space the target lives in; accepted: that one"
+            )
         shape = getattr(self.flow, "shape", target.event_shape)
         if tuple(shape) != tuple(target.event_shape):
-            raise ValueError(f"flow has shape {tuple(shape)}, the target {target.event_shape}; accepted: equal ones")
+            raise ValueError(
+                f"flow has shape {tuple(shape)}, the target {target.event_shape}; "
+                "accepted: equal ones"
+            )
 
 
 def _log_normal(z: Tensor) -> Tensor:

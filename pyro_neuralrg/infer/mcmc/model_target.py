@@ -1,12 +1,12 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Any Pyro model as a target for many chains at once, and the choice of target for whatever a kernel is given."""
+"""Any Pyro model as a target, and the choice of target for whatever a kernel is given."""
 
 from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyro
@@ -27,9 +27,10 @@ __all__ = ["ModelTarget", "as_target"]
 class ModelTarget(Target):
     """A Pyro model, vectorised over chains by ``torch.func.vmap``.
 
-    Constrained sites are sampled unconstrained, as by Pyro's HMC. A model that ``vmap`` cannot take (data-dependent
-    branches, in-place writes through masks as in Pyro's spline transforms) is evaluated chain after chain, with a warning:
-    the same draws, more slowly. Argument validation is off inside the evaluations only.
+    Constrained sites are sampled unconstrained, as by Pyro's HMC. A model that ``vmap`` cannot take
+    (data-dependent branches, in-place writes through masks as in Pyro's spline transforms) is
+    evaluated chain after chain, with a warning: the same draws, more slowly. Argument validation is
+    off inside the evaluations only.
 
     Args:
         model: a Pyro program without data subsampling.
@@ -45,6 +46,9 @@ class ModelTarget(Target):
         self.model = model
         self.sites = {}
         self.lattices = {}
+        self._transforms: dict[str, Any] = {}
+        self._flow_sites: dict[str, tuple[str, FlowReparam]] = {}  # by latent site
+        self._potential_fn: Callable[[dict[str, Tensor]], Tensor] = self._log_joint_energy
         self._args: tuple[Any, ...] = ()
         self._kwargs: dict[str, Any] = {}
         self._vectorised = True
@@ -73,35 +77,34 @@ class ModelTarget(Target):
         )
 
     def _read_sites(self, trace: Any) -> None:
-        values = {name: self._transforms[name](trace.nodes[name]["value"]) for name in self._transforms}
+        values = {
+            name: self._transforms[name](trace.nodes[name]["value"]) for name in self._transforms
+        }
         if not values:
             raise ValueError("model has no continuous latent site; accepted: at least one")
         self.sites = {name: tuple(value.shape) for name, value in values.items()}
         example = next(iter(values.values()))
         self.dtype, self.device = example.dtype, example.device
-        #: physical name and reparameteriser of each latent site
-        self._flow_sites: dict[str, tuple[str, FlowReparam]] = {}
         for name in self.sites:
             known = trace.nodes[name]["infer"].get("flow_site")
             if known is not None:
                 self._flow_sites[name] = known
                 event_dim = trace.nodes[known[0]]["fn"].event_dim
                 shape = self.sites[name]
-                if event_dim == len(shape):
-                    self.lattices[known[0]] = shape
+                self.lattices[known[0]] = shape[len(shape) - event_dim :]
         if list(self._flow_sites) == list(self.sites) and len(self.sites) == 1:
             self.flow = next(iter(self._flow_sites.values()))[1].flow
 
     def _log_joint_energy(self, params: dict[str, Tensor]) -> Tensor:
-        """-ln p(model) of one chain, as Pyro's potential_fn without the enumeration, which vmap does not take."""
+        """As Pyro's potential_fn, but without the enumeration, which vmap does not take."""
         values = {name: self._transforms[name].inv(value) for name, value in params.items()}
         model = poutine.trace(poutine.condition(self.model, values))
-        log_joint = model.get_trace(*self._args, **self._kwargs).log_prob_sum()
+        log_joint: Any = model.get_trace(*self._args, **self._kwargs).log_prob_sum()
         for name, transform in self._transforms.items():
             log_joint = log_joint - transform.log_abs_det_jacobian(values[name], params[name]).sum()
         return -log_joint
 
-    # Energies ------------------------------------------------------------------------------------------------------
+    # Energies -------------------------------------------------------------------------------------
 
     def energy(self, positions: Tensor) -> Tensor:
         """See :class:`Target`."""
@@ -135,10 +138,12 @@ class ModelTarget(Target):
             ):
                 gradients[name].append(gradient)
             energies.append(energy.detach())
-        return {name: torch.stack(value) for name, value in gradients.items()}, torch.stack(energies)
+        return {name: torch.stack(value) for name, value in gradients.items()}, torch.stack(
+            energies
+        )
 
     def _try_vmap(self) -> None:
-        """Find out, at two points, whether the model can be vectorised; fall back with a warning."""
+        """Find out, at two points, whether vmap takes the model; fall back with a warning."""
         points = torch.zeros(2, self.dim, dtype=self.dtype, device=self.device)
         try:
             self.energy_and_grad(points)
@@ -146,17 +151,20 @@ class ModelTarget(Target):
             self._vectorised = False
             self.energy_and_grad(points)  # an error of the model itself comes out here
             warnings.warn(
-                "the model cannot be vectorised by torch.func.vmap, its chains are evaluated one after another, which is "
-                f"slow; the reason: {type(error).__name__}: {str(error).splitlines()[0]}",
+                "the model cannot be vectorised by torch.func.vmap; its chains are evaluated one "
+                f"after another, which is slow; the reason: {type(error).__name__}: "
+                f"{str(error).splitlines()[0]}",
                 stacklevel=4,
             )
 
     def _params(self, positions: Tensor) -> dict[str, Tensor]:
         if not self.sites:
-            raise ValueError("the model has not been set up; call target.setup(*args) or kernel.setup(*args) first")
+            raise ValueError(
+                "the model has not been set up; call target = target.setup(*args) first"
+            )
         return self.unpack(positions)
 
-    # Sites ---------------------------------------------------------------------------------------------------------
+    # Sites ----------------------------------------------------------------------------------------
 
     def physical(self, positions: Tensor) -> dict[str, Tensor]:
         """See :class:`Target`."""
@@ -172,7 +180,14 @@ class ModelTarget(Target):
 
     def latent(self, positions: Tensor) -> dict[str, Tensor]:
         """See :class:`Target`."""
-        return {name: value for name, value in self.unpack(positions).items() if name in self._flow_sites}
+        return {
+            name: value
+            for name, value in self.unpack(positions).items()
+            if name in self._flow_sites
+        }
+
+    def _unconstrain(self, name: str, value: Tensor) -> Tensor:
+        return self._transforms[name](value)
 
     def initial(self, chains: int, generator: torch.Generator) -> Tensor:
         """Draws of the prior, by running the model once per chain."""
@@ -183,7 +198,8 @@ class ModelTarget(Target):
             for _ in range(chains):
                 trace = poutine.trace(self.model).get_trace(*self._args, **self._kwargs)
                 values = [
-                    self._transforms[name](trace.nodes[name]["value"]).reshape(-1) for name in self.sites
+                    self._transforms[name](trace.nodes[name]["value"]).reshape(-1)
+                    for name in self.sites
                 ]
                 starts.append(torch.cat(values))
         return torch.stack(starts)
@@ -192,6 +208,12 @@ class ModelTarget(Target):
         """See :class:`Target`."""
         flows: list[torch.nn.Module] = [reparam.flow for _, reparam in self._flow_sites.values()]
         return flows + ([self.model] if isinstance(self.model, torch.nn.Module) else [])
+
+
+def _each(params: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """The values of one chain after another."""
+    for values in zip(*params.values(), strict=True):
+        yield dict(zip(params, values, strict=True))
 
 
 def as_target(
@@ -203,15 +225,17 @@ def as_target(
     """Return the fastest target that samples what is given.
 
     Args:
-        target: a :class:`Target`; a LatticePotential; a batched energy, with ``shape``; or a Pyro model. The model (or
-            ``potential_fn``) of a LatticePotential, also reparameterised by
-            ``poutine.reparam(potential.model, {"x": FlowReparam(flow)})``, is recognised and evaluated directly.
+        target: a :class:`Target`; a LatticePotential; a batched energy, with ``shape``; or a Pyro
+            model. The model (or ``potential_fn``) of a LatticePotential, also reparameterised by
+            ``poutine.reparam(potential.model, {"x": FlowReparam(flow)})``, is recognised and
+            evaluated directly.
         shape: lattice shape of a plain batched energy.
         flow: sample the potential or energy in this flow's latent space.
 
     Raises:
         TypeError: if it is none of these.
-        ValueError: if shapes do not fit, or ``flow`` is given for a model (use ``poutine.reparam``).
+        ValueError: if shapes do not fit, or ``flow`` is given for a model (use
+            ``poutine.reparam``).
     """
     if isinstance(target, Target):
         if shape is not None or flow is not None:
@@ -226,15 +250,20 @@ def as_target(
         return EnergyTarget(target, shape) if flow is None else LatentTarget(target, flow, shape)
     if not callable(target):
         raise TypeError(
-            f"target is a {type(target).__name__}; accepted: a LatticePotential, a Pyro model, a Target, or a batched "
-            "energy with shape=..."
+            f"target is a {type(target).__name__}; accepted: a LatticePotential, a Pyro model, a "
+            "Target, or a batched energy with shape=..."
         )
     if flow is not None:
-        raise ValueError("flow is for a potential or energy; use poutine.reparam(model, {site: FlowReparam(flow)})")
+        raise ValueError(
+            "flow is for a potential or energy; for a model use "
+            "poutine.reparam(model, {site: FlowReparam(flow)})"
+        )
     return ModelTarget(target)
 
 
-def _only_one(given: TransformModule | None, known: TransformModule | None) -> TransformModule | None:
+def _only_one(
+    given: TransformModule | None, known: TransformModule | None
+) -> TransformModule | None:
     if given is not None and known is not None and given is not known:
         raise ValueError("flow is given twice: by poutine.reparam and by flow=...; accepted: once")
     return known if given is None else given
@@ -243,11 +272,16 @@ def _only_one(given: TransformModule | None, known: TransformModule | None) -> T
 def _recognise(
     model: Callable[..., Any],
 ) -> tuple[LatticePotential, TransformModule | None] | None:
-    """The potential (and flow) behind ``potential.model``, reparameterised or not, if it is the one of LatticePotential."""
+    """The potential (and flow) behind its own ``model``, reparameterised or not, if it is one."""
     if isinstance(model, ReparamHandler):
         config = model.msngr.config
         inner = _recognise(model.fn)
-        if inner is None or inner[1] is not None or not isinstance(config, dict) or set(config) != {"x"}:
+        if (
+            inner is None
+            or inner[1] is not None
+            or not isinstance(config, dict)
+            or set(config) != {"x"}
+        ):
             return None
         reparam = config["x"]
         return (inner[0], reparam.flow) if type(reparam) is FlowReparam else None

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -40,17 +40,19 @@ class Cost(NamedTuple):
 class VectorizedMCMC:
     """Run a kernel over many chains at once.
 
-    All random numbers come from one generator seeded here: the same seed gives the same draws on the same machine, and torch's
-    global generator is left alone (but for one number drawn from it if ``seed`` is None). Flows are frozen meanwhile. An
-    interrupt (Ctrl-C) during the draws keeps those made so far.
+    All random numbers come from one generator seeded here: the same seed gives the same draws on
+    the same machine, and torch's global generator is left alone (but for one number drawn from it
+    if ``seed`` is None). Flows are frozen meanwhile. An interrupt (Ctrl-C) during the draws keeps
+    those made so far.
 
     Args:
         kernel: what to run; adapted during warm-up as ``adaptation`` says, then fixed.
         num_samples: draws to keep of each chain, >= 1.
         warmup_steps: steps before the draws, >= 0; ``num_samples`` if None, as in Pyro.
         num_chains: chains, >= 1.
-        initial_params: where the chains start, unconstrained as in Pyro: for each site a tensor ``(num_chains,) + site shape``. A
-            target in the latent space of a flow accepts the physical field instead. None: the target's own, random.
+        initial_params: where the chains start, unconstrained as in Pyro: for each site a tensor
+            ``(num_chains,) + site shape``. A target in the latent space of a flow accepts the
+            physical field instead. None: the target's own, random.
         thinning: steps per kept draw, >= 1.
         seed: of all random numbers.
         progress: show a progress bar.
@@ -63,7 +65,8 @@ class VectorizedMCMC:
         seconds: :class:`Cost`, wall-clock.
 
     Raises:
-        ValueError: if a number is out of range, the initial parameters do not fit, or a chain has no finite starting energy.
+        ValueError: if a number is out of range, the initial parameters do not fit, or a chain has
+            no finite starting energy.
 
     Example:
         >>> import torch
@@ -89,7 +92,9 @@ class VectorizedMCMC:
         adaptation: Adaptation | None = None,
     ) -> None:
         if not isinstance(kernel, Kernel):
-            raise TypeError(f"kernel is a {type(kernel).__name__}; accepted: a kernel of pyro_neuralrg.infer.mcmc")
+            raise TypeError(
+                f"kernel is a {type(kernel).__name__}; accepted: a kernel of infer.mcmc"
+            )
         self.kernel = kernel
         self.num_samples = _integer("num_samples", num_samples, 1)
         self.warmup_steps = (
@@ -119,7 +124,9 @@ class VectorizedMCMC:
         self.kernel = self.kernel.on(target)
         self.interrupted, self._samples = False, None
         generator = torch.Generator(target.device).manual_seed(self.seed)
-        bar = tqdm(total=self.warmup_steps + self.num_samples, disable=not self.progress, leave=True)
+        bar = tqdm(
+            total=self.warmup_steps + self.num_samples, disable=not self.progress, leave=True
+        )
         with frozen(target.modules()), bar:
             state = self._start(target, generator)
             state = self._warm_up(state, generator, bar)
@@ -132,8 +139,8 @@ class VectorizedMCMC:
             group_by_chain: keep chains apart.
 
         Returns:
-            For each site ``(chains * draws,) + site shape``, or ``(chains, draws) + site shape``; physical sites under their own
-            names, latent ones under ``{name}_latent``.
+            For each site ``(chains * draws,) + site shape``, or ``(chains, draws) + site shape``;
+            physical sites under their own names, latent ones under ``{name}_latent``.
         """
         positions = self.positions
         if self._samples is None:
@@ -159,14 +166,17 @@ class VectorizedMCMC:
     def sample_stats(self) -> dict[str, Tensor]:
         """Per draw, shape ``(chains, draws)``, under ArviZ's names.
 
-        ``lp`` (ln of the density of the position, nats), ``energy`` (the Hamiltonian), ``acceptance_rate``, ``step_size``, ``n_steps``,
-        ``diverging``; with thinning, means, sums or any over the steps of a draw. A composed kernel adds
-        ``acceptance_rate_{member}``.
+        ``lp`` (ln of the density of the position, nats), ``energy`` (the Hamiltonian),
+        ``acceptance_rate``, ``step_size``, ``n_steps``, ``diverging``; with thinning, means, sums
+        or any over the steps of a draw. A composed kernel adds ``acceptance_rate_{member}``.
         """
         return dict(self._stats)
 
     def diagnostics(self) -> dict[str, Any]:
-        """Return n_eff and R-hat of each site, divergences and acceptance of each chain, as Pyro's MCMC does."""
+        """Return n_eff and R-hat of each site, divergences and acceptance of each chain.
+
+        In the form of Pyro's ``MCMC.diagnostics``.
+        """
         result: dict[str, Any] = dict(site_diagnostics(self.get_samples(group_by_chain=True)))
         diverging, acceptance = self._stats["diverging"], self._stats["acceptance_rate"]
         result["divergences"] = {
@@ -178,7 +188,7 @@ class VectorizedMCMC:
         }
         return result
 
-    # The phases ----------------------------------------------------------------------------------------------------
+    # The phases -----------------------------------------------------------------------------------
 
     def _start(self, target: Target, generator: torch.Generator) -> ChainState:
         if self.initial_params is not None:
@@ -193,10 +203,13 @@ class VectorizedMCMC:
                 state = self.kernel.init(torch.where(bad.unsqueeze(-1), fresh, state.position))
         bad = _not_finite(state)
         if bool(bad.any()):
-            seen = {chain: float(state.energy[chain]) for chain in bad.nonzero().flatten().tolist()[:8]}
+            seen = {
+                chain: float(state.energy[chain]) for chain in bad.nonzero().flatten().tolist()[:8]
+            }
             raise ValueError(
-                f"the initial energy or gradient of {int(bad.sum())} of {self.num_chains} chains is not finite (energies {seen} by "
-                "chain); accepted: initial_params of finite energy"
+                f"the initial energy or gradient of {int(bad.sum())} of {self.num_chains} chains "
+                f"is not finite (energies by chain: {seen}); accepted: "
+                "initial_params of finite energy"
             )
         return state
 
@@ -248,21 +261,21 @@ class VectorizedMCMC:
 def _statistics(kernel: Kernel, state: ChainState, infos: list[StepInfo]) -> dict[str, Tensor]:
     """One row of sample_stats, each of shape ``(chains,)``, of the steps that make one draw."""
 
-    def mean(rate: Callable[[StepInfo], Tensor]) -> Tensor:
-        return rate(infos[0]) if len(infos) == 1 else torch.stack([rate(i) for i in infos]).mean(0)
+    def mean(rates: list[Tensor]) -> Tensor:
+        return torch.stack(rates).mean(0)
 
     energy = state.energy
     sizes = [m.step_size for m in kernel.members.values() if m.step_size is not None]
     row = {
         "lp": -energy,
         "energy": infos[-1].hamiltonian,
-        "acceptance_rate": mean(lambda info: info.acceptance_rate),
+        "acceptance_rate": mean([info.acceptance_rate for info in infos]),
         "step_size": torch.full_like(energy, sizes[0] if sizes else float("nan")),
         "n_steps": torch.full_like(energy, sum(info.n_steps for info in infos), dtype=torch.int64),
         "diverging": torch.stack([info.diverging for info in infos]).any(0),
     }
     for name in infos[0].parts:
-        row[f"acceptance_rate_{name}"] = mean(lambda info, name=name: info.part(name).acceptance_rate)  # type: ignore[misc]
+        row[f"acceptance_rate_{name}"] = mean([info.parts[name].acceptance_rate for info in infos])
     return row
 
 

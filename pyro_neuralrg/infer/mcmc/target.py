@@ -29,11 +29,13 @@ __all__ = ["EnergyTarget", "LatentTarget", "Target"]
 class Target(ABC):
     """An unnormalised density ``exp(-energy)`` over positions of shape ``(chains, dim)``.
 
-    A position is the concatenation of the *unconstrained* values of all ``sites``, each flattened. The energies of
-    different chains must not depend on each other: gradients of all chains come from one autograd call.
+    A position is the concatenation of the *unconstrained* values of all ``sites``, each flattened.
+    The energies of different chains must not depend on each other: gradients of all chains come
+    from one autograd call.
 
     Attributes:
-        sites: unconstrained shape of each sampled site, by name, in the order they are concatenated.
+        sites: unconstrained shape of each sampled site, by name, in the order they are
+            concatenated.
         lattices: lattice shape of each physical site that is a field on a lattice, by name.
         flow: the flow in whose latent space *all* of the position lives, or None.
         lattice_potential: the potential behind the target, if there is one.
@@ -62,12 +64,14 @@ class Target(ABC):
     def setup(self, *args: Any, **kwargs: Any) -> Target:
         """Return the target for these arguments of the model; only Pyro models take any."""
         if args or kwargs:
-            raise TypeError(f"arguments of run() are for Pyro models; {type(self).__name__} takes none")
+            raise TypeError(
+                f"arguments of run() are for Pyro models; {type(self).__name__} takes none"
+            )
         return self
 
     @abstractmethod
     def energy(self, positions: Tensor) -> Tensor:
-        """-ln of the unnormalised density of each chain (nats, float64, ``(chains,)``), without gradients."""
+        """-ln of the unnormalised density of each chain: nats, float64, shape ``(chains,)``."""
 
     @abstractmethod
     def energy_and_grad(self, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -75,7 +79,7 @@ class Target(ABC):
 
     @abstractmethod
     def physical(self, positions: Tensor) -> dict[str, Tensor]:
-        """The model's own sites, shape ``batch_shape + site shape``, of positions ``batch_shape + (dim,)``."""
+        """The model's own sites, ``batch_shape + site shape``, of such positions."""
 
     def latent(self, positions: Tensor) -> dict[str, Tensor]:
         """Latent sites ``z`` of the flows involved, likewise; empty in physical space."""
@@ -83,7 +87,7 @@ class Target(ABC):
 
     @abstractmethod
     def initial(self, chains: int, generator: torch.Generator) -> Tensor:
-        """Draw starting positions, shape ``(chains, dim)``: of the prior, or of the flow in a latent space."""
+        """Draw starts ``(chains, dim)`` of the prior, or of the flow in a latent space."""
 
     def modules(self) -> list[torch.nn.Module]:
         """Modules to be frozen while sampling."""
@@ -104,20 +108,33 @@ class Target(ABC):
             ValueError: if a site is missing, unknown or of another shape.
         """
         if set(params) != set(self.sites):
-            raise ValueError(f"initial_params has sites {sorted(params)}; accepted: {sorted(self.sites)}")
+            raise ValueError(
+                f"initial_params has sites {sorted(params)}; accepted: {sorted(self.sites)}"
+            )
         flat = []
         for name, shape in self.sites.items():
             value = torch.as_tensor(params[name])
             if tuple(value.shape) != (chains, *shape):
                 raise ValueError(
-                    f"initial_params[{name!r}] has shape {tuple(value.shape)}; accepted: {(chains, *shape)}, "
-                    "one start per chain"
+                    f"initial_params[{name!r}] has shape {tuple(value.shape)}; "
+                    f"accepted: {(chains, *shape)}, one start per chain"
                 )
             flat.append(value.detach().to(dtype=self.dtype, device=self.device).reshape(chains, -1))
         return torch.cat(flat, -1)
 
+    def from_constrained(self, samples: Mapping[str, Tensor]) -> Tensor:
+        """Make positions of the sites' own values, ``batch_shape + site shape`` each."""
+        flat = []
+        for name, shape in self.sites.items():
+            value = self._unconstrain(name, samples[name])
+            flat.append(value.reshape(*value.shape[: value.dim() - len(shape)], -1))
+        return torch.cat(flat, -1)
+
+    def _unconstrain(self, name: str, value: Tensor) -> Tensor:
+        return value
+
     def unpack(self, positions: Tensor) -> dict[str, Tensor]:
-        """Cut positions ``batch_shape + (dim,)`` into unconstrained values ``batch_shape + site shape``."""
+        """Cut positions into unconstrained values, ``batch_shape + site shape`` each."""
         sizes = [math.prod(shape) for shape in self.sites.values()]
         parts = positions.split(sizes, -1)
         return {
@@ -130,8 +147,8 @@ class EnergyTarget(Target):
     """A batched energy of one field, in physical space.
 
     Args:
-        energy: a LatticePotential, or a callable of a field ``(chains,) + shape`` to nats of shape ``(chains,)``,
-            differentiable.
+        energy: a LatticePotential, or a callable of a field ``(chains,) + shape`` to nats of shape
+            ``(chains,)``, differentiable.
         shape: of the field; None takes the potential's.
         name: of the site.
         dtype: of positions; torch's default if None.
@@ -153,14 +170,18 @@ class EnergyTarget(Target):
         if isinstance(energy, LatticePotential):
             self.lattice_potential = energy
             if shape is not None and tuple(shape) != tuple(energy.shape):
-                raise ValueError(f"shape is {tuple(shape)}; accepted: the potential's {tuple(energy.shape)}")
+                raise ValueError(
+                    f"shape is {tuple(shape)}; accepted: the potential's {tuple(energy.shape)}"
+                )
             shape = energy.shape
             device = getattr(energy, "device", None) if device is None else device
             self._energy: Callable[[Tensor], Tensor] = energy.energy
         else:
             self._energy = energy
         if shape is None:
-            raise ValueError("shape is None; accepted: the lattice shape of the field that the energy takes")
+            raise ValueError(
+                "shape is None; accepted: the lattice shape of the field that the energy takes"
+            )
         self.shape = check_shape(shape)
         self.name = name
         self.sites = {name: self.shape}
@@ -183,11 +204,13 @@ class EnergyTarget(Target):
 
     def initial(self, chains: int, generator: torch.Generator) -> Tensor:
         """Standard normals, a lattice model's masked prior."""
-        return torch.randn(chains, self.dim, generator=generator, dtype=self.dtype, device=self.device)
+        return torch.randn(
+            chains, self.dim, generator=generator, dtype=self.dtype, device=self.device
+        )
 
     def same_as(self, other: Target) -> bool:
         """See :class:`Target`."""
-        return type(self) is type(other) and self._source() == other._source()  # type: ignore[attr-defined]
+        return isinstance(other, type(self)) and self._source() == other._source()
 
     def _source(self) -> tuple[Any, ...]:
         return self._energy, self.shape, self.name, self.dtype, self.device, id(self.flow)
@@ -199,18 +222,21 @@ class EnergyTarget(Target):
         if not isinstance(energy, Tensor) or tuple(energy.shape) != (chains,):
             seen = tuple(energy.shape) if isinstance(energy, Tensor) else type(energy).__name__
             raise ValueError(
-                f"energy returned {seen} for {chains} chains; accepted: shape ({chains},), one number per chain "
-                "(a sum over the chains would be one chain in the product space)"
+                f"energy returned {seen} for {chains} chains; accepted: shape ({chains},), "
+                "one number per chain (a sum over chains makes them one chain in a product space)"
             )
         return energy.double()
 
 
 class LatentTarget(EnergyTarget):
-    r"""The same field in the latent space of a flow: :math:`U(z) = E(g(z)) - \ln|\det \partial g/\partial z|` (paper Eq. 6).
+    r"""The same field in the latent space of a flow (paper Eq. 6).
+
+    Its energy is :math:`U(z) = E(g(z)) - \ln|\det \partial g/\partial z|`.
 
     Args:
         energy: as for :class:`EnergyTarget`.
-        flow: ``x = flow(z)``, of the field's shape; positions are its latents, in its dtype and on its device.
+        flow: ``x = flow(z)``, of the field's shape; positions are its latents, in its dtype and on
+            its device.
         shape: of the field, for a plain energy.
         name: of the physical site; the latent one is ``{name}_latent``.
 
@@ -233,7 +259,9 @@ class LatentTarget(EnergyTarget):
         super().__init__(energy, shape, name=name, dtype=dtype, device=device)
         flow_shape = tuple(getattr(flow, "shape", self.shape))
         if flow_shape != self.shape or flow.domain.event_dim > len(self.shape):
-            raise ValueError(f"flow has shape {flow_shape}, the energy's field {self.shape}; accepted: equal ones")
+            raise ValueError(
+                f"flow has shape {flow_shape}, the field {self.shape}; accepted: equal ones"
+            )
         self.flow = flow
         self.sites = {f"{name}_latent": self.shape}
 
@@ -271,7 +299,7 @@ class LatentTarget(EnergyTarget):
 def _by_one_autograd_call(
     energy_of: Callable[[Tensor], Tensor], positions: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Energies and their gradients; the chains do not meet, so the gradient of the sum is each chain's own."""
+    """Energies and gradients; chains do not meet, so the gradient of the sum is each one's own."""
     with torch.enable_grad():
         leaf = positions.detach().requires_grad_()
         energy = energy_of(leaf)

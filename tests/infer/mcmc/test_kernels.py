@@ -1,0 +1,250 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Laws of every kernel, and what each does with numbers that are not finite."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from pyro_neuralrg.infer.mcmc import (
+    HMC,
+    Cycle,
+    EnergyTarget,
+    IndependenceMetropolis,
+    Kernel,
+    LatentTarget,
+    as_target,
+)
+from pyro_neuralrg.infer.mcmc.jumps import _log_normal
+from tests.infer.mcmc.registry import KERNELS, TARGETS, ExactTarget, ToyFlow, flow_for
+
+CHAINS, STEPS = 4000, 12
+
+
+def moments(x: Tensor) -> Tensor:
+    """First and second moments, and the squared mean, of fields ``(..., chains) + shape``."""
+    flat = x.flatten(2)
+    return torch.cat(
+        [flat, flat.square(), flat[..., :-1] * flat[..., 1:], flat.mean(-1, keepdim=True) ** 2], -1
+    )
+
+
+def deviations(kernel: Kernel, target: ExactTarget) -> Tensor:
+    """How far moments of chains started from exact samples drift, in standard errors.
+
+    Chains are independent, so each one's mean over the steps, less its start, has a known standard
+    error. The start is a control variate: its own fluctuations drop out of the difference.
+    """
+    start = target.sample(CHAINS)
+    name = next(iter(kernel.target.sites))
+    if kernel.target.flow is not None:
+        start_positions = kernel.target.pack({"x": start}, CHAINS)
+    else:
+        start_positions = kernel.target.pack({name: start}, CHAINS)
+    state = kernel.init(start_positions)
+    generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
+    visited = []
+    for _ in range(STEPS):
+        state, info = kernel.step(state, generator)
+        visited.append(kernel.target.physical(state.position)["x"])
+    assert 0.01 < float(info.acceptance_rate.mean()) < 0.999, "neither all nor nothing is accepted"
+    drift = moments(torch.stack(visited)).mean(0) - moments(start.unsqueeze(0))[0]
+    return drift.mean(0) / (drift.std(0) / math.sqrt(CHAINS))
+
+
+def tolerance(count: int) -> float:
+    """Standard errors that one of ``count`` normal deviates exceeds once in 10^5 runs."""
+    return float(torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor(1 - 0.5e-5 / count)))
+
+
+@pytest.mark.parametrize("target_name", TARGETS)
+@pytest.mark.parametrize("kernel_name", KERNELS)
+def test_exact_samples_stay_exact(kernel_name: str, target_name: str) -> None:
+    target = TARGETS[target_name]()
+    found = deviations(KERNELS[kernel_name](target), target)
+    assert found.abs().max() < tolerance(len(found))
+
+
+class Broken:
+    """Kernels and targets with one sign or term wrong: the law above must notice every one."""
+
+    class NoJacobian(LatentTarget):
+        def _evaluate(self, positions: Tensor) -> Tensor:
+            return self._energy(self.flow(positions.reshape(-1, *self.shape))).double()
+
+    class FlippedJacobian(LatentTarget):
+        def _evaluate(self, positions: Tensor) -> Tensor:
+            z = positions.reshape(-1, *self.shape)
+            x = self.flow(z)
+            return (self._energy(x) + self.flow.log_abs_det_jacobian(z, x)).double()
+
+    class FlippedWeight(IndependenceMetropolis):
+        def _log_q(self, position: Tensor) -> Tensor:
+            return -super()._log_q(position)
+
+    class WeightWithoutFlow(IndependenceMetropolis):
+        def _log_q(self, position: Tensor) -> Tensor:
+            return _log_normal(position)
+
+        def _propose(
+            self, like: Tensor, generator: torch.Generator | None
+        ) -> tuple[Tensor, Tensor]:
+            position, _ = super()._propose(like, generator)
+            return position, _log_normal(position)
+
+    class AlwaysAccept(HMC):
+        def step(self, state, generator=None):  # type: ignore[no-untyped-def]
+            momentum = torch.randn(state.position.shape, generator=generator)
+            proposal, _ = self._leapfrog(
+                state, momentum, torch.ones(state.position.shape[-1]), self.num_steps
+            )
+            _, info = super().step(state, generator)
+            return proposal, info
+
+
+@pytest.mark.parametrize(
+    "broken",
+    ["NoJacobian", "FlippedJacobian", "FlippedWeight", "WeightWithoutFlow", "AlwaysAccept"],
+)
+def test_the_law_notices(broken: str) -> None:
+    target = TARGETS["correlated Gaussian"]()
+    flow = flow_for(target)
+    kernel: Kernel
+    if "Jacobian" in broken:
+        latent = getattr(Broken, broken)(target.energy, flow, target.shape)
+        kernel = HMC(latent, step_size=0.25, num_steps=4)
+    elif "Weight" in broken:
+        kernel = getattr(Broken, broken)(flow, target.energy, shape=target.shape)
+    else:
+        kernel = Broken.AlwaysAccept(
+            target.energy, shape=target.shape, step_size=target.step_size, num_steps=3
+        ).tuned(step_size=0.35)
+    found = deviations(kernel, target)
+    assert found.abs().max() > tolerance(len(found))
+
+
+@pytest.mark.parametrize("kernel_name", KERNELS)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_bad_energy_rejects_and_leaves_other_chains_alone(kernel_name: str, bad: float) -> None:
+    good = TARGETS["correlated Gaussian"]()
+
+    def energy(x: Tensor) -> Tensor:
+        """Bad everywhere to the right of where the chains start."""
+        return torch.where(x[..., 0] > 1.0, torch.full_like(x[..., 0], bad), good.energy(x))
+
+    kernel = KERNELS[kernel_name](good._replace(energy=energy))
+    start = 0.1 * torch.randn(200, kernel.target.dim)
+    state = kernel.init(start)
+    diverged = torch.zeros(200, dtype=torch.bool)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(10):
+        before = state
+        state, info = kernel.step(state, generator)
+        diverged |= info.diverging
+        x = kernel.target.physical(state.position)["x"]
+        assert torch.isfinite(state.energy).all()
+        assert (x[..., 0] <= 1.0).all()
+        if not info.parts:
+            assert (info.acceptance_rate[info.diverging] == 0).all()
+            assert torch.equal(state.position[info.diverging], before.position[info.diverging])
+        if state.gradient is not None:
+            assert torch.isfinite(state.gradient).all()
+    assert 0 < diverged.sum() < 200
+
+
+@pytest.mark.parametrize("kernel_name", KERNELS)
+def test_chains_do_not_meet(kernel_name: str) -> None:
+    """The move of one chain does not depend on where the others are."""
+    kernel = KERNELS[kernel_name](TARGETS["correlated Gaussian"]())
+    start = torch.randn(8, kernel.target.dim)
+    moved = start.clone()
+    moved[4:] += 0.3
+    ends = [
+        kernel.step(kernel.init(s), torch.Generator().manual_seed(3))[0].position[:4]
+        for s in (start, moved)
+    ]
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-12, atol=1e-12)
+
+
+def test_leapfrog_is_exact_mechanics() -> None:
+    """A harmonic oscillator goes round: error of second order in the step, and time reverses."""
+    kernel = HMC(lambda x: 0.5 * x.square().sum(-1), shape=(1,), step_size=0.01, num_steps=100)
+    state = kernel.init(torch.tensor([[1.0]]))
+    mass = torch.ones(1)
+    end, momentum = kernel._leapfrog(state, torch.tensor([[0.5]]), mass, 100)
+    exact = torch.cos(torch.tensor(1.0)) + 0.5 * torch.sin(torch.tensor(1.0))
+    torch.testing.assert_close(end.position, exact.reshape(1, 1), rtol=0, atol=1e-4)
+    back, _ = kernel._leapfrog(end, -momentum, mass, 100)
+    torch.testing.assert_close(back.position, state.position, rtol=0, atol=1e-12)
+
+
+def test_gradient_evaluations_are_those_made() -> None:
+    calls = []
+
+    def energy(x: Tensor) -> Tensor:
+        calls.append(len(x))
+        return 0.5 * x.square().sum((-1, -2))
+
+    flow = ToyFlow((2, 2))
+    target = LatentTarget(energy, flow, (2, 2))
+    kernel = Cycle(HMC(target, num_steps=7), IndependenceMetropolis(flow))
+    state = kernel.init(torch.zeros(3, 4))
+    calls.clear()
+    _, info = kernel.step(state)
+    assert info.gradient_evaluations == len(calls) == 8
+    assert info.parts["hmc"].n_steps == info.n_steps == 7
+
+
+def test_jumps_of_a_perfect_flow_are_always_accepted() -> None:
+    flow = ToyFlow((2, 3))
+
+    def energy(x: Tensor) -> Tensor:
+        z = flow.inv(x)
+        return 0.5 * z.square().sum((-1, -2)) + flow.log_abs_det_jacobian(z, x)
+
+    for jump in (
+        IndependenceMetropolis(flow, energy, shape=(2, 3)),
+        IndependenceMetropolis(flow, LatentTarget(energy, flow, (2, 3))),
+    ):
+        _, info = jump.step(jump.init(torch.randn(20, 6)))
+        torch.testing.assert_close(info.acceptance_rate, torch.ones(20), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"step_size": 0.0}, "step_size"),
+        ({"step_size": math.nan}, "step_size"),
+        ({"num_steps": 0}, "num_steps"),
+        ({"jitter": 1.0}, "jitter"),
+        ({"inverse_mass": torch.zeros(2)}, "inverse_mass"),
+    ],
+)
+def test_hmc_names_a_bad_argument(options: dict[str, float], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        HMC(lambda x: x.sum(-1), shape=(2,), **options)
+
+
+def test_bad_compositions() -> None:
+    energy = TARGETS["bimodal"]().energy
+    one, two = (as_target(e, shape=(2,)) for e in (energy, lambda x: x.square().sum(-1)))
+    with pytest.raises(ValueError, match="different targets"):
+        Cycle(HMC(one), HMC(two))
+    with pytest.raises(ValueError, match="at least one"):
+        Cycle()
+    with pytest.raises(ValueError, match="target"):
+        Cycle(IndependenceMetropolis(ToyFlow((2,))))
+    with pytest.raises(TypeError, match="kernels"):
+        Cycle(energy)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="flow has shape"):
+        IndependenceMetropolis(ToyFlow((3,)), one).init(torch.zeros(1, 2))
+    latent = LatentTarget(energy, ToyFlow((2,)), (2,))
+    with pytest.raises(ValueError, match="latent space"):
+        Cycle(HMC(latent), IndependenceMetropolis(ToyFlow((2,)))).init(torch.zeros(1, 2))
+    with pytest.raises(TypeError, match=r"flow\.inv"):
+        IndependenceMetropolis(ToyFlow((2,)).inv, one)  # type: ignore[arg-type]
+    assert list(Cycle(HMC(EnergyTarget(energy, (2,))), HMC(one)).members) == ["hmc", "hmc_2"]
