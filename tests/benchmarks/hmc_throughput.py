@@ -15,9 +15,8 @@ import statistics
 import time
 
 import pyro
+import pyro.infer
 import torch
-from pyro.infer import HMC as PyroHMC
-from pyro.infer import MCMC
 
 from pyro_neuralrg import HMC, IsingDual, VectorizedMCMC
 
@@ -39,14 +38,14 @@ def ours(target: IsingDual, seed: int) -> float:
 def theirs(target: IsingDual, seed: int) -> float:
     """Draws per second of one chain, and so of any number one after another."""
     pyro.set_rng_seed(seed)
-    kernel = PyroHMC(
+    kernel = pyro.infer.HMC(
         potential_fn=target.potential_fn,
         step_size=STEP_SIZE,
         num_steps=STEPS,
         adapt_step_size=False,
         adapt_mass_matrix=False,
     )
-    mcmc = MCMC(
+    mcmc = pyro.infer.MCMC(
         kernel,
         num_samples=THEIR_DRAWS,
         warmup_steps=0,

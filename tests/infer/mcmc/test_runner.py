@@ -1,0 +1,317 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""The runner: what it keeps, what it adapts, what it leaves alone, what it refuses."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_neuralrg import (
+    HMC,
+    Cycle,
+    FlowReparam,
+    FreeField,
+    IndependenceMetropolis,
+    IsingDual,
+    VectorizedMCMC,
+    hierarchical_flow,
+)
+from pyro_neuralrg.infer.mcmc import Adaptation, ModelTarget
+from pyro_neuralrg.infer.mcmc.base import ChainState
+from tests.infer.mcmc.registry import KERNELS, TARGETS, ToyFlow
+
+
+def run(kernel: Any, num_samples: int = 20, **options: Any) -> VectorizedMCMC:
+    settings = {"warmup_steps": 5, "num_chains": 6, "seed": 0, "progress": False} | options
+    mcmc = VectorizedMCMC(kernel, num_samples, **settings)
+    mcmc.run()
+    return mcmc
+
+
+def standard_errors(values: Tensor, expected: float) -> float:
+    """Of the mean over independent chains; values of shape (chains, draws)."""
+    means = values.mean(1)
+    return abs(float((means.mean() - expected) / (means.std() / math.sqrt(len(means)))))
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_one_seed_one_result(name: str) -> None:
+    kernel = KERNELS[name](TARGETS["free field"]())
+    state = torch.random.get_rng_state()
+    one, again, other = (run(kernel, seed=seed) for seed in (3, 3, 4))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert torch.equal(one.positions, again.positions)
+    assert not torch.equal(one.positions, other.positions)
+
+
+def test_shapes_and_groups() -> None:
+    flow = ToyFlow((2, 3))
+    mcmc = run(Cycle(HMC(FreeField((2, 3), 0.8), flow=flow), IndependenceMetropolis(flow)), 7)
+    grouped, flat = mcmc.get_samples(group_by_chain=True), mcmc.get_samples()
+    assert {name: tuple(value.shape) for name, value in grouped.items()} == {
+        "x": (6, 7, 2, 3),
+        "x_latent": (6, 7, 2, 3),
+    }
+    for name, value in flat.items():
+        assert torch.equal(value, grouped[name].flatten(0, 1))
+    torch.testing.assert_close(flow(grouped["x_latent"]), grouped["x"])
+    assert {tuple(value.shape) for value in mcmc.sample_stats.values()} == {(6, 7)}
+    assert set(mcmc.sample_stats) == {
+        "lp",
+        "energy",
+        "acceptance_rate",
+        "step_size",
+        "n_steps",
+        "diverging",
+        "acceptance_rate_hmc",
+        "acceptance_rate_jump",
+    }
+
+
+def test_lp_is_the_density_of_the_position() -> None:
+    flow, potential = ToyFlow((2, 3)), FreeField((2, 3), 0.8)
+    for mcmc, ladj_of in (
+        (run(HMC(potential)), lambda z: torch.zeros(())),
+        (run(HMC(potential, flow=flow)), lambda z: flow.log_abs_det_jacobian(z, flow(z))),
+    ):
+        samples = mcmc.get_samples(group_by_chain=True)
+        expected = -potential.energy(samples["x"])
+        if "x_latent" in samples:
+            expected = expected + ladj_of(samples["x_latent"])
+        torch.testing.assert_close(mcmc.sample_stats["lp"], expected.detach())
+
+
+def test_flow_is_frozen_meanwhile_and_thawed_after() -> None:
+    potential, flow = FreeField((2, 3), 0.8), ToyFlow((2, 3))
+    before = {name: value.clone() for name, value in flow.state_dict().items()}
+    seen = []
+
+    def energy(x: Tensor) -> Tensor:
+        seen.append([parameter.requires_grad for parameter in flow.parameters()])
+        return potential.energy(x)
+
+    run(HMC(energy, shape=(2, 3), flow=flow))
+    assert seen
+    assert not any(flag for flags in seen for flag in flags)
+    assert all(parameter.requires_grad for parameter in flow.parameters())
+    assert all(torch.equal(before[name], value) for name, value in flow.state_dict().items())
+    assert all(parameter.grad is None for parameter in flow.parameters())
+
+
+def test_step_size_reaches_the_target_acceptance() -> None:
+    for goal in (0.6, 0.9):
+        mcmc = run(
+            HMC(TARGETS["free field"]().energy, shape=(2, 3), step_size=7.0, num_steps=3),
+            100,
+            warmup_steps=200,
+            num_chains=64,
+            adaptation=Adaptation(target_acceptance=goal),
+        )
+        rates = mcmc.sample_stats["acceptance_rate"]
+        assert float(rates.mean()) == pytest.approx(goal, abs=0.04)
+        assert len(mcmc.sample_stats["step_size"].unique()) == 1
+
+
+def test_mass_adapts_to_the_widths() -> None:
+    scale = torch.tensor([0.1, 1.0, 10.0])
+    kernel = HMC(lambda x: 0.5 * (x / scale).square().sum(-1), shape=(3,), num_steps=5)
+    adapted = run(
+        kernel, 10, warmup_steps=400, num_chains=64, adaptation=Adaptation(mass=True)
+    ).kernel
+    assert adapted.inverse_mass is not None
+    ratio = adapted.inverse_mass / scale.square()
+    assert float(ratio.max() / ratio.min()) < 2.0
+
+
+def test_without_adaptation_nothing_changes() -> None:
+    kernel = HMC(TARGETS["free field"]().energy, shape=(2, 3), step_size=0.123)
+    for mcmc in (
+        run(kernel, warmup_steps=0),
+        run(kernel, adaptation=Adaptation(step_size=False)),
+    ):
+        assert isinstance(mcmc.kernel, HMC)
+        assert mcmc.kernel.step_size == 0.123
+        assert float(mcmc.sample_stats["step_size"].min()) == 0.123
+
+
+def test_thinning_keeps_every_nth_draw() -> None:
+    kernel = KERNELS["hmc"](TARGETS["free field"]())
+    options = {"adaptation": Adaptation(step_size=False)}
+    every, thin = run(kernel, 12, **options), run(kernel, 4, thinning=3, **options)
+    assert torch.equal(every.positions[:, 2::3], thin.positions)
+    assert every.gradient_evaluations.draws == thin.gradient_evaluations.draws == 12 * 3 * 6
+    assert int(thin.sample_stats["n_steps"][0, 0]) == 9
+
+
+def test_physical_starts_of_a_latent_run() -> None:
+    flow = ToyFlow((2, 3))
+    x = torch.randn(6, 2, 3)
+    kernel = HMC(FreeField((2, 3), 0.8), step_size=1e-9, num_steps=1, flow=flow)
+    mcmc = run(
+        kernel, 1, warmup_steps=0, initial_params={"x": x}, adaptation=Adaptation(step_size=False)
+    )
+    torch.testing.assert_close(mcmc.get_samples()["x"], x, atol=1e-6, rtol=0)
+
+
+def normal_model(data: Tensor) -> None:
+    mean = pyro.sample("mean", dist.Normal(0.0, 2.0))
+    scale = pyro.sample("scale", dist.LogNormal(0.0, 0.5))
+    with pyro.plate("data", len(data)):
+        pyro.sample("obs", dist.Normal(mean, scale), obs=data)
+
+
+def test_model_posterior_is_that_of_a_grid() -> None:
+    """Constrained sites, arguments and data: against numerical integration."""
+    data = torch.tensor([0.3, 1.1, -0.4, 2.0, 0.9])
+    mean, log_scale = torch.linspace(-4, 4, 401), torch.linspace(-2.5, 2.5, 401)
+    m, s = torch.meshgrid(mean, log_scale.exp(), indexing="ij")
+    log_p = dist.Normal(0.0, 2.0).log_prob(m) + dist.Normal(0.0, 0.5).log_prob(s.log())
+    log_p = log_p + dist.Normal(m[..., None], s[..., None]).log_prob(data).sum(-1)
+    weights = log_p.flatten().softmax(0).reshape(m.shape)
+    mcmc = VectorizedMCMC(
+        HMC(normal_model, num_steps=5), 200, 200, num_chains=64, seed=1, progress=False
+    )
+    mcmc.run(data)
+    samples = mcmc.get_samples(group_by_chain=True)
+    assert standard_errors(samples["mean"], float((weights * m).sum())) < 4
+    assert standard_errors(samples["scale"], float((weights * s).sum())) < 4
+
+
+@pytest.mark.parametrize("space", ["physical", "latent"])
+def test_ising_structure_factor(space: str) -> None:
+    """4 x 4 at 3 J / k_B, in both spaces, against the exact value."""
+    target = IsingDual((4, 4), 3.0)
+    kernel: Any = HMC(target, num_steps=12)
+    if space == "latent":
+        flow = target.flow()
+        kernel = Cycle(HMC(target, num_steps=3, flow=flow), IndependenceMetropolis(flow))
+    mcmc = run(kernel, 50, warmup_steps=40, num_chains=64)
+    spins = mcmc.get_samples(group_by_chain=True)["x"].tanh().flatten(2)
+    values = spins.mean(-1).square() - spins.square().mean(-1) / 16 + 1 / 16
+    assert standard_errors(values, target.exact_structure_factor()) < 4
+
+
+def test_model_of_a_potential_is_the_potential() -> None:
+    """The reparameterised model, the plain target and vmap of the model: one energy."""
+    target, flow = IsingDual((2, 3), 2.0), ToyFlow((2, 3))
+    latent = poutine.reparam(target.model, {"x": FlowReparam(flow)})
+    direct, by_model = HMC(target, flow=flow).target, ModelTarget(latent).setup()
+    recognised = HMC(latent).target
+    assert type(recognised) is type(direct)
+    z = torch.randn(5, 6)
+    for one, two, three in zip(
+        direct.energy_and_grad(z),
+        by_model.energy_and_grad(z),
+        recognised.energy_and_grad(z),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, two)
+        torch.testing.assert_close(one, three)
+
+
+def test_a_model_that_vmap_cannot_take_is_run_chain_by_chain() -> None:
+    def model() -> None:
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        if float(x.detach()) > 100:  # depends on a value
+            pyro.factor("never", x)
+
+    with pytest.warns(UserWarning, match="cannot be vectorised"):
+        mcmc = run(HMC(model, num_steps=3), 100, warmup_steps=50)
+    assert standard_errors(mcmc.get_samples(group_by_chain=True)["x"], 0.0) < 5
+
+
+def test_interrupt_keeps_what_there_is() -> None:
+    calls = 0
+
+    def energy(x: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 40:
+            raise KeyboardInterrupt
+        return 0.5 * x.square().sum(-1)
+
+    mcmc = run(
+        HMC(energy, shape=(2,), num_steps=1),
+        100,
+        warmup_steps=0,
+        adaptation=Adaptation(step_size=False),
+    )
+    assert mcmc.interrupted
+    assert mcmc.get_samples(group_by_chain=True)["x"].shape[:2] == (6, 38)
+    assert mcmc.sample_stats["lp"].shape == (6, 38)
+
+
+def test_diagnostics_in_the_form_of_pyros() -> None:
+    mcmc = run(KERNELS["hmc"](TARGETS["free field"]()), 50)
+    found = mcmc.diagnostics()
+    assert set(found["x"]) == {"n_eff", "r_hat"}
+    assert set(found["divergences"]) == set(found["acceptance rate"])
+    assert found["divergences"]["chain 0"] == []
+
+
+def energy_of_one(x: Tensor) -> Tensor:
+    return 0.5 * x.square().sum(-1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_samples": 0}, r"num_samples is 0; accepted: an integer >= 1"),
+        ({"num_samples": 2.5}, r"num_samples is 2.5; accepted"),
+        ({"num_chains": -1}, r"num_chains is -1; accepted"),
+        ({"warmup_steps": -1}, r"warmup_steps is -1; accepted"),
+        ({"thinning": 0}, r"thinning is 0; accepted"),
+        ({"seed": -1}, r"seed is -1; accepted"),
+        ({"initial_params": {"x": torch.zeros(5, 2)}}, r"shape \(5, 2\); accepted: \(6, 2\)"),
+        ({"initial_params": {"y": torch.zeros(6, 2)}}, r"sites \['y'\]; accepted: \['x'\]"),
+        ({"initial_params": {"x": torch.full((6, 2), math.nan)}}, r"of 6 of 6 chains"),
+    ],
+)
+def test_bad_arguments(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        run(HMC(energy_of_one, shape=(2,)), **({"num_samples": 2} | options))
+
+
+@pytest.mark.parametrize(
+    ("energy", "message"),
+    [
+        (lambda x: 0.5 * x.square().sum(), r"energy returned \(\) for 6 chains"),
+        (lambda x: 0.5 * x.square(), r"energy returned \(6, 2\) for 6 chains"),
+        (lambda x: 1.0, r"energy returned float for 6 chains"),
+    ],
+)
+def test_bad_energies(energy: Callable[[Tensor], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        run(HMC(energy, shape=(2,)))
+
+
+def test_bad_targets() -> None:
+    with pytest.raises(TypeError, match=r"kernel is a int"):
+        VectorizedMCMC(3, 10)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"target is a int"):
+        HMC(3)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"flow has shape \(4, 4\), the field \(2, 3\)"):
+        HMC(FreeField((2, 3), 1.0), flow=hierarchical_flow((4, 4)))
+    with pytest.raises(ValueError, match=r"no continuous latent site"):
+        run(HMC(lambda: pyro.sample("x", dist.Bernoulli(0.5))))
+    with pytest.raises(RuntimeError, match="call run"):
+        VectorizedMCMC(HMC(energy_of_one, shape=(2,)), 10).get_samples()
+    with pytest.raises(TypeError, match="takes none"):
+        VectorizedMCMC(HMC(energy_of_one, shape=(2,)), 10, progress=False).run(3)
+
+
+def test_nothing_is_warned_of_in_a_plain_run() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        state = run(KERNELS["hmc"](TARGETS["free field"]())).kernel.init(torch.zeros(1, 6))
+    assert isinstance(state, ChainState)

@@ -1,0 +1,159 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""FlowReparam under Pyro's own handlers and samplers (paper Eq. 6)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import HMC, MCMC, NUTS
+from pyro.infer.mcmc.util import initialize_model
+from torch import Tensor
+
+from pyro_neuralrg import FlowReparam, FreeField, IsingDual, hierarchical_flow
+from tests.infer.mcmc.registry import ToyFlow
+
+
+def perturbed_flow(shape: tuple[int, ...], **options: Any) -> Any:
+    flow = hierarchical_flow(shape, **options)
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return flow
+
+
+def latent_energy(model: Any) -> Any:
+    return initialize_model(model, initial_params={})[1]
+
+
+def test_energy_is_that_of_equation_six() -> None:
+    target, flow = IsingDual((3, 4), 2.0), perturbed_flow((3, 4))
+    potential = latent_energy(poutine.reparam(target.model, {"x": FlowReparam(flow)}))
+    for z in torch.randn(3, 3, 4):
+        x, ladj = flow.forward_and_ladj(z)
+        found = potential({"x_latent": z})
+        torch.testing.assert_close(found, target.energy(x) - ladj, rtol=1e-12, atol=1e-12)
+
+
+def test_prior_and_likelihood_keep_their_density() -> None:
+    flow, data = perturbed_flow((2, 2)), torch.randn(2, 2)
+
+    def model() -> None:
+        x = pyro.sample("x", dist.Normal(torch.ones(2, 2), 0.5).to_event(2))
+        pyro.sample("data", dist.Normal(x, 1.0).to_event(2), obs=data)
+
+    potential = latent_energy(poutine.reparam(model, {"x": FlowReparam(flow)}))
+    z = torch.randn(2, 2)
+    x, ladj = flow.forward_and_ladj(z)
+    log_joint = dist.Normal(1.0, 0.5).log_prob(x).sum() + dist.Normal(x, 1.0).log_prob(data).sum()
+    torch.testing.assert_close(potential({"x_latent": z}), -(log_joint + ladj))
+
+
+def test_a_batch_of_sites_in_a_plate() -> None:
+    flow = perturbed_flow((2, 2))
+
+    def model() -> Tensor:
+        with pyro.plate("fields", 3):
+            return pyro.sample("x", dist.Normal(torch.zeros(2, 2), 1.0).to_event(2))
+
+    trace = poutine.trace(poutine.reparam(model, {"x": FlowReparam(flow)})).get_trace()
+    z, x = trace.nodes["x_latent"]["value"], trace.nodes["x"]["value"]
+    assert z.shape == x.shape == (3, 2, 2)
+    trace.compute_log_prob()
+    _, ladj = flow.forward_and_ladj(z)
+    expected = dist.Normal(0.0, 1.0).log_prob(x).sum((-1, -2)) + ladj
+    torch.testing.assert_close(trace.nodes["x"]["log_prob"], expected)
+
+
+def test_transform_sample_is_the_flow() -> None:
+    flow = perturbed_flow((2, 2))
+    z = torch.randn(4, 5, 2, 2)
+    x = FlowReparam(flow).transform_sample(z)
+    torch.testing.assert_close(x, flow(z).detach())
+    assert not x.requires_grad
+
+
+def test_an_observed_site_stays_as_it_is() -> None:
+    data = torch.zeros(2, 2)
+
+    def model() -> None:
+        pyro.sample("x", dist.Normal(torch.zeros(2, 2), 1.0).to_event(2), obs=data)
+
+    trace = poutine.trace(
+        poutine.reparam(model, {"x": FlowReparam(perturbed_flow((2, 2)))})
+    ).get_trace()
+    assert "x_latent" not in trace.nodes
+    assert float(trace.log_prob_sum()) == pytest.approx(-2 * math.log(2 * math.pi))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", [HMC, NUTS])
+def test_pyros_samplers_find_the_free_field(kernel: Any) -> None:
+    """Second moments of a free field, from Pyro's kernels in the latent space of some flow."""
+    target, flow = FreeField((2, 2), 0.9), ToyFlow((2, 2))
+    latent = poutine.reparam(target.model, {"x": FlowReparam(flow)})
+    options = {"num_steps": 8} if kernel is HMC else {}
+    mcmc = MCMC(kernel(latent, **options), num_samples=800, warmup_steps=100, disable_progbar=True)
+    mcmc.run()
+    z = mcmc.get_samples()["x_latent"]
+    x = FlowReparam(flow).transform_sample(z)
+    exact = target.sample_reference(200_000)
+    for observable in (lambda x: x.mean((-1, -2)).square(), lambda x: x.square().mean((-1, -2))):
+        values, reference = observable(x), observable(exact)
+        ess = float(pyro.ops.stats.effective_sample_size(values.reshape(1, -1), 0, 1))
+        error = float(values.std()) / math.sqrt(max(ess, 10.0))
+        assert abs(float(values.mean() - reference.mean())) < 4 * error
+
+
+def test_a_short_run_of_pyros_nuts_on_the_ising_dual() -> None:
+    target = IsingDual((2, 2))
+    flow = target.flow()
+    latent = poutine.reparam(target.model, {"x": FlowReparam(flow)})
+    mcmc = MCMC(NUTS(latent, max_tree_depth=3), 5, warmup_steps=5, disable_progbar=True)
+    mcmc.run()
+    assert mcmc.get_samples()["x_latent"].shape == (5, 2, 2)
+    assert all(parameter.grad is None for parameter in flow.parameters())
+    assert len(pyro.get_param_store()) == 0
+
+
+def sample_of(distribution: Any) -> Any:
+    return lambda: pyro.sample("x", distribution)
+
+
+@pytest.mark.parametrize(
+    ("distribution", "message"),
+    [
+        (dist.Normal(torch.zeros(3, 2), 1.0).to_event(2), r"event shape \(3, 2\).*flow \(2, 2\)"),
+        (dist.Normal(torch.zeros(2, 2), 1.0), r"event shape \(\).*to_event\(2\)"),
+        (dist.LogNormal(torch.zeros(2, 2), 1.0).to_event(2), r"support .*accepted: the real line"),
+    ],
+)
+def test_sites_that_do_not_fit(distribution: Any, message: str) -> None:
+    model = poutine.reparam(sample_of(distribution), {"x": FlowReparam(hierarchical_flow((2, 2)))})
+    with pytest.raises(ValueError, match=message):
+        model()
+
+
+def test_bad_flows() -> None:
+    flow = hierarchical_flow((2, 2))
+    for bad in (flow.inv, lambda z: z, None):
+        with pytest.raises(TypeError, match=r"accepted: a pyro TransformModule"):
+            FlowReparam(bad)  # type: ignore[arg-type]
+
+
+def test_a_mask_that_hides_the_log_determinant_is_warned_of() -> None:
+    model = poutine.mask(
+        poutine.reparam(
+            sample_of(dist.Normal(torch.zeros(2, 2), 1.0).to_event(2)),
+            {"x": FlowReparam(hierarchical_flow((2, 2)))},
+        ),
+        mask=False,
+    )
+    with pytest.warns(UserWarning, match=r"fn\.mask\(False\)"):
+        model()
