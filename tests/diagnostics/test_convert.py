@@ -1,0 +1,184 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""What ArviZ gets of a run, ours or Pyro's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import HMC as PyroHMC  # noqa: N811
+from pyro.infer import MCMC, NUTS
+from torch import Tensor
+
+from pyro_neuralrg import (
+    HMC,
+    Cycle,
+    FlowReparam,
+    FreeField,
+    IndependenceMetropolis,
+    IsingDual,
+    VectorizedMCMC,
+    to_arviz,
+)
+from pyro_neuralrg import observables as obs
+from tests.infer.mcmc.registry import ToyFlow
+
+STATS = {"lp", "energy", "acceptance_rate", "step_size", "n_steps", "diverging"}
+
+
+def run(kernel: Any, draws: int = 6, chains: int = 3) -> VectorizedMCMC:
+    mcmc = VectorizedMCMC(kernel, draws, warmup_steps=3, num_chains=chains, seed=0, progress=False)
+    mcmc.run()
+    return mcmc
+
+
+def run_pyro(kernel: Any, draws: int = 6, **options: Any) -> MCMC:
+    mcmc = MCMC(kernel, num_samples=draws, warmup_steps=3, disable_progbar=True, **options)
+    mcmc.run()
+    return mcmc
+
+
+@pytest.mark.parametrize(
+    ("shape", "dims"),
+    [((5,), ("site",)), ((2, 3), ("row", "col")), ((2, 1, 2), ("row", "col", "layer"))],
+)
+@pytest.mark.parametrize("latent", [False, True])
+def test_dimensions(shape: tuple[int, ...], dims: tuple[str, ...], latent: bool) -> None:
+    flow = ToyFlow(shape) if latent else None
+    mcmc = run(HMC(FreeField(shape, 0.8), flow=flow))
+    idata = to_arviz(mcmc)
+    assert idata.posterior["x"].dims == ("chain", "draw", *dims)
+    assert idata.posterior["x"].shape == (3, 6, *shape)
+    samples = mcmc.get_samples(group_by_chain=True)
+    np.testing.assert_array_equal(idata.posterior["x"], samples["x"])
+    assert ("unconstrained_posterior" in idata.groups()) == latent
+    if latent:
+        z = idata.unconstrained_posterior["x_latent"]
+        assert z.dims == ("chain", "draw", *dims)
+        np.testing.assert_array_equal(z, samples["x_latent"])
+
+
+def test_sample_stats_of_a_cycle() -> None:
+    flow = ToyFlow((2, 2))
+    mcmc = run(Cycle(HMC(FreeField((2, 2), 0.8), flow=flow), IndependenceMetropolis(flow)))
+    stats = to_arviz(mcmc).sample_stats
+    assert set(stats.data_vars) == STATS | {"acceptance_rate_hmc", "acceptance_rate_jump"}
+    for name, values in mcmc.sample_stats.items():
+        assert stats[name].dims == ("chain", "draw")
+        np.testing.assert_array_equal(stats[name], values)
+    assert stats["diverging"].dtype == bool
+    assert stats.attrs["gradient_evaluations"] == mcmc.gradient_evaluations.draws
+    assert stats.attrs["seed"] == 0
+
+
+def test_default_observables_of_the_ising_dual() -> None:
+    """Those of the spins averaged given the field, with the external field in them."""
+    target = IsingDual((2, 3), 2.0, (1.0, 0.5), field=0.7, boundary="open")
+    posterior = to_arviz(run(HMC(target))).posterior
+    x = torch.from_numpy(np.asarray(posterior["x"]))
+    expected = {
+        "energy": target.energy(x),
+        "magnetisation": (x + 0.35).tanh().mean((-1, -2)),
+        "structure_factor": obs.structure_factor(x, (2, 3), 0.35),
+        "internal_energy": obs.internal_energy((x + 0.35).tanh(), (2, 3), (1.0, 0.5), 0.7, "open"),
+    }
+    assert set(posterior.data_vars) == {"x", *expected}
+    for name, values in expected.items():
+        np.testing.assert_allclose(posterior[name], values)
+
+
+def test_default_observables_of_a_field() -> None:
+    target = FreeField((2, 2), 0.8)
+    posterior = to_arviz(run(HMC(target))).posterior
+    x = torch.from_numpy(np.asarray(posterior["x"]))
+    np.testing.assert_allclose(posterior["energy"], target.energy(x))
+    np.testing.assert_allclose(posterior["magnetisation"], x.mean((-1, -2)))
+    np.testing.assert_allclose(posterior["structure_factor"], x.mean((-1, -2)) ** 2)
+
+
+def test_own_observables() -> None:
+    mcmc = run(HMC(FreeField((2, 2), 0.8)))
+    posterior = to_arviz(mcmc, {"corner": lambda x: x[..., 0, 0]}).posterior
+    assert set(posterior.data_vars) == {"x", "corner"}
+    np.testing.assert_array_equal(posterior["corner"], posterior["x"][..., 0, 0])
+    assert set(to_arviz(mcmc, {}).posterior.data_vars) == {"x"}
+    with pytest.raises(ValueError, match=r"observables has 'x'"):
+        to_arviz(mcmc, {"x": lambda x: x[..., 0, 0]})
+    with pytest.raises(ValueError, match=r"observables\['site'\] returned \(18, 2, 2\)"):
+        to_arviz(mcmc, {"site": lambda x: x})
+
+
+def test_pyros_run_in_the_latent_space() -> None:
+    """Eq. 6 by Pyro: the posterior is x, the latents are apart, lp is that of z."""
+    target, flow = FreeField((2, 3), 0.8), ToyFlow((2, 3))
+    mcmc = run_pyro(NUTS(poutine.reparam(target.model, {"x": FlowReparam(flow)})))
+    idata = to_arviz(mcmc)
+    z = mcmc.get_samples(group_by_chain=True)["x_latent"]
+    assert idata.posterior["x"].dims == ("chain", "draw", "row", "col")
+    np.testing.assert_array_equal(idata.unconstrained_posterior["x_latent"], z)
+    x = flow(z).detach()
+    np.testing.assert_allclose(idata.posterior["x"], x)
+    expected = -target.energy(x) + flow.log_abs_det_jacobian(z, x).detach()
+    np.testing.assert_allclose(idata.sample_stats["lp"], expected, rtol=1e-6)
+    assert idata.sample_stats["diverging"].shape == (1, 6)
+    assert {"energy", "magnetisation", "structure_factor"} < set(idata.posterior.data_vars)
+
+
+@pytest.mark.parametrize("of", ["potential_fn", "model"])
+def test_pyros_run_in_the_physical_space(of: str) -> None:
+    target = IsingDual((2, 3), 3.0)
+    options = {} if of == "model" else {"initial_params": {"x": torch.zeros(2, 3)}}
+    kernel = PyroHMC(**{of: getattr(target, of)}, num_steps=3)
+    mcmc = run_pyro(kernel, **options)
+    idata = to_arviz(mcmc)
+    x = mcmc.get_samples(group_by_chain=True)["x"]
+    np.testing.assert_allclose(idata.posterior["x"], x)
+    np.testing.assert_allclose(idata.sample_stats["lp"], -target.energy(x))
+    np.testing.assert_allclose(idata.posterior["structure_factor"], obs.structure_factor(x, (2, 3)))
+    assert "unconstrained_posterior" not in idata.groups()
+
+
+def test_pyros_divergences_are_found() -> None:
+    target = FreeField((2, 2), 0.8)
+    kernel = PyroHMC(
+        potential_fn=target.potential_fn, step_size=1e4, num_steps=1, adapt_step_size=False
+    )
+    idata = to_arviz(run_pyro(kernel, initial_params={"x": torch.ones(2, 2)}))
+    assert bool(np.asarray(idata.sample_stats["diverging"]).all())
+
+
+def test_a_model_with_a_constrained_site_beside_the_field() -> None:
+    def model() -> None:
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 0.3))
+        pyro.sample("f", dist.Normal(torch.zeros(2, 2), scale).to_event(2))
+
+    latent = poutine.reparam(model, {"f": FlowReparam(ToyFlow((2, 2)))})
+    ours, pyros = to_arviz(run(HMC(latent, num_steps=3)), {}), to_arviz(run_pyro(NUTS(latent)), {})
+    for idata in (ours, pyros):
+        assert idata.posterior["f"].dims == ("chain", "draw", "row", "col")
+        assert idata.posterior["scale"].dims == ("chain", "draw")
+        assert float(idata.posterior["scale"].min()) > 0
+        assert "f_latent" in idata.unconstrained_posterior
+        assert "scale" not in idata.unconstrained_posterior
+
+
+@pytest.mark.parametrize("bad", [None, {"x": 1}])
+def test_bad_runs(bad: Any) -> None:
+    with pytest.raises(TypeError, match=r"accepted: a VectorizedMCMC or pyro\.infer\.MCMC"):
+        to_arviz(bad)
+
+
+def test_observables_need_a_field() -> None:
+    def model() -> Tensor:
+        return pyro.sample("mean", dist.Normal(0.0, 1.0))
+
+    mcmc = run(HMC(model, num_steps=2))
+    assert set(to_arviz(mcmc).posterior.data_vars) == {"mean"}
+    with pytest.raises(ValueError, match=r"exactly one lattice field"):
+        to_arviz(mcmc, {"corner": lambda x: x})
