@@ -68,23 +68,21 @@ class AffineCouplings(LatticeTransform):
         return self._renormalize(h, self.networks)
 
     def _generate(self, h: Tensor, networks: Iterable[Network]) -> tuple[Tensor, Tensor]:
-        rows = list(h.unbind(0))
-        ladj = h.new_zeros(h.shape[-1])
+        rows, log_scales = list(h.unbind(0)), []
         for (fixed, moved), network in zip(self.halves, networks, strict=True):
             shift, log_scale = network(_stack(rows, fixed))
-            _put(rows, moved, torch.addcmul(shift, _stack(rows, moved), log_scale.exp()))
-            ladj = ladj + log_scale.flatten(0, -2).sum(0)
-        return torch.stack(rows), ladj
+            _put(rows, moved, _stack(rows, moved) * log_scale.exp() + shift)
+            log_scales.append(log_scale)
+        return torch.stack(rows), torch.cat(log_scales).flatten(0, -2).sum(0)
 
     def _renormalize(self, h: Tensor, networks: Iterable[Network]) -> tuple[Tensor, Tensor]:
-        rows = list(h.unbind(0))
-        ladj = h.new_zeros(h.shape[-1])
+        rows, log_scales = list(h.unbind(0)), []
         pairs = zip(self.halves, networks, strict=True)
         for (fixed, moved), network in reversed(list(pairs)):
             shift, log_scale = network(_stack(rows, fixed))
             _put(rows, moved, (_stack(rows, moved) - shift) * (-log_scale).exp())
-            ladj = ladj + log_scale.flatten(0, -2).sum(0)
-        return torch.stack(rows), ladj
+            log_scales.append(log_scale)
+        return torch.stack(rows), torch.cat(log_scales).flatten(0, -2).sum(0)
 
     def _couple_compiled(self, h: Tensor, stack: Stack, generate: bool) -> tuple[Tensor, Tensor]:
         block_networks = [cast("BlockNetwork", network) for network in self.networks]
@@ -180,9 +178,7 @@ def neighbour_coupling(
     if not hidden:
         raise ValueError("hidden is empty; accepted: at least one layer width")
     halves = _in_turn(_block_masks(block), layers)
-    networks = [
-        NeighbourNetwork(len(u), len(v), len(count), hidden, odd, boundary) for u, v in halves
-    ]
+    networks = [NeighbourNetwork(len(u), len(v), count, hidden, odd, boundary) for u, v in halves]
     return AffineCouplings((math.prod(block), *count), halves, networks)
 
 

@@ -105,17 +105,19 @@ class NeighbourNetwork(nn.Module):
     Args:
         inputs: number of sites of a block held fixed.
         outputs: number of sites to move.
-        dim: lattice dimension d.
+        count: blocks along each axis.
         hidden: widths of the hidden layers.
         odd: as above.
         boundary: "periodic" wraps around, "open" sees zeros outside.
     """
 
+    merge: Tensor | None
+
     def __init__(
         self,
         inputs: int,
         outputs: int,
-        dim: int,
+        count: Sequence[int],
         hidden: Sequence[int],
         odd: bool,
         boundary: str,
@@ -123,7 +125,8 @@ class NeighbourNetwork(nn.Module):
         super().__init__()
         self.odd = odd
         self.boundary = boundary
-        widths = [inputs * 3**dim, *hidden]
+        self.register_buffer("merge", _merging(inputs, count, boundary), persistent=False)
+        widths = [inputs * 3 ** len(count), *hidden]
         self.weights = nn.ParameterList(
             nn.Parameter(torch.randn(after, before) / math.sqrt(before))
             for before, after in itertools.pairwise(widths)
@@ -140,22 +143,48 @@ class NeighbourNetwork(nn.Module):
         sites = u.shape[1:]
         h = self._neighbours(u).flatten(1)
         for index, weight in enumerate(self.weights):
+            if index == 0 and self.merge is not None:
+                weight = weight @ self.merge
             h = weight @ h if self.odd else torch.addmm(self.biases[index], weight, h)
             h = torch.tanh(h)
         shift = self.shift @ h
         if not self.odd:
             shift = shift + self.biases[-1]
         log_scale = torch.addmm(self.log_scale_bias, self.log_scale, h * h if self.odd else h)
-        log_scale = LOG_SCALE_BOUND * torch.tanh(log_scale / LOG_SCALE_BOUND)
+        log_scale = LOG_SCALE_BOUND * torch.tanh(log_scale)
         return shift.unflatten(1, sites), log_scale.unflatten(1, sites)
 
     def _neighbours(self, u: Tensor) -> Tensor:
-        """All 3^d neighbouring blocks' values, axis by axis: ``(3^d * inputs, *count, n)``."""
+        """The distinct values of neighbouring blocks, ``(inputs * number, *count, n)``."""
         for axis in range(1, u.dim() - 1):
-            count = u.shape[axis]
-            first, last = u.narrow(axis, 0, 1), u.narrow(axis, count - 1, 1)
+            side = u.shape[axis]
+            if side == 1:
+                continue
             if self.boundary == "open":
-                first, last = torch.zeros_like(first), torch.zeros_like(last)
-            padded = torch.cat([last, u, first], dim=axis)
-            u = torch.cat([padded.narrow(axis, step, count) for step in range(3)])
+                outside = torch.zeros_like(u.narrow(axis, 0, 1))
+                before = torch.cat([outside, u.narrow(axis, 0, side - 1)], dim=axis)
+                after = torch.cat([u.narrow(axis, 1, side - 1), outside], dim=axis)
+                u = torch.cat([before, u, after])
+            elif side == 2:
+                u = torch.cat([u, u.roll(1, axis)])
+            else:
+                u = torch.cat([u.roll(1, axis), u, u.roll(-1, axis)])
         return u
+
+
+def _merging(inputs: int, count: Sequence[int], boundary: str) -> Tensor | None:
+    """Adds up the columns of weights whose neighbours are one and the same, or outside; or None.
+
+    The weights have one column for each of the 3^d neighbours on lattices of any size, so that
+    layers of different scales can share them.
+    """
+    kept = torch.eye(inputs)
+    for side in count:
+        if side == 1:
+            axis = torch.tensor([[0.0], [1.0], [0.0]]) if boundary == "open" else torch.ones(3, 1)
+        elif side == 2 and boundary == "periodic":
+            axis = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
+        else:
+            axis = torch.eye(3)
+        kept = torch.kron(axis, kept)
+    return None if kept.shape[0] == kept.shape[1] else kept
