@@ -68,7 +68,7 @@ def _add_ising(commands: argparse._SubParsersAction[_Parser]) -> None:
     add("--chains", type=int, metavar="N", default=new.chains,
         help="chains of each sampler")  # fmt: skip
     add("--draws", type=int, metavar="N", default=new.draws,
-        help="kept draws per chain, after half as many for warm-up")  # fmt: skip
+        help="kept draws per chain, after as many for warm-up, at most 200")  # fmt: skip
     add("--seed", type=int, default=new.seed, help="of training and sampling")
     add("--device", default=new.device, help="where torch computes: cpu, cuda, cuda:1, ...")
     add("--dtype", default=new.dtype, choices=["float32", "float64"],

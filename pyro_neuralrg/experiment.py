@@ -33,6 +33,7 @@ ESTIMATE_BATCH = 1000
 LATENT_STEPS = 2  # leapfrog steps of a latent draw
 JUMPS = 2  # and jumps after them: cheaper, and what moves the collective variables
 PHYSICAL_STEPS = 10  # leapfrog steps of a trajectory, as in the paper
+WARMUP = 200  # draws, at most
 PICTURED = 4  # fields kept for the figure
 LEAST = {"steps": 1, "batch": 2, "chains": 1, "draws": 1}
 
@@ -47,7 +48,7 @@ class Settings:
         steps: Training steps; None: from the shape.
         batch: Fields per training step; None: from the shape.
         chains: Chains of each sampler.
-        draws: Kept draws per chain, after half as many for warm-up.
+        draws: Kept draws per chain, after as many for warm-up, but at most 200.
         seed: Of training, estimates and sampling.
         device: Where torch computes.
         dtype: "float32" or "float64".
@@ -57,8 +58,8 @@ class Settings:
     temperature: float = CRITICAL_TEMPERATURE
     steps: int | None = None
     batch: int | None = None
-    chains: int = 64
-    draws: int = 500
+    chains: int = 32
+    draws: int = 700
     seed: int = 0
     device: str = "cpu"
     dtype: str = "float32"
@@ -227,7 +228,7 @@ class Experiment:
         mcmc = VectorizedMCMC(
             self._kernel(space),
             num_samples=self.settings.draws,
-            warmup_steps=(self.settings.draws + 1) // 2,
+            warmup_steps=min(self.settings.draws, WARMUP),
             num_chains=self.settings.chains,
             initial_params={"x": self._start()},
             seed=self.settings.seed,

@@ -153,6 +153,7 @@ def test_same_seed_same_report(tmp_path: Path) -> None:
     assert first["free_energy"]["variational"] != other["free_energy"]["variational"]
 
 
+@pytest.mark.filterwarnings("ignore:the importance estimate rests on:UserWarning")
 @pytest.mark.parametrize("shape", ["5", "3 2", "2 2 3", "2 1"])
 def test_other_lattices(shape: str, tmp_path: Path) -> None:
     report = run(tmp_path, "--shape", *shape.split(), "--temperature", "3.0")

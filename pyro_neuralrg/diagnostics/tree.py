@@ -144,7 +144,12 @@ def _is_tree(az: Any) -> bool:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without numpy's complaints about constant series: NaNs in the result tell as much."""
+    """Without complaints about what is meant.
+
+    Numpy's about constant series (NaNs in the result tell as much), and ArviZ's about more chains
+    than draws: the dimensions of a batch of chains are in their places.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
+        warnings.filterwarnings("ignore", "More chains", UserWarning)
         yield

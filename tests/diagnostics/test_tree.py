@@ -85,6 +85,10 @@ def test_constant_series_warn_of_nothing() -> None:
     assert math.isnan(summarise(np.ones((4, 100))).rhat)
 
 
+def test_more_chains_than_draws_warn_of_nothing() -> None:
+    assert make_tree({"posterior": {"x": np.zeros((64, 5))}}).posterior["x"].shape == (64, 5)
+
+
 def test_bad_shapes() -> None:
     with pytest.raises(ValueError, match=r"values has shape \(10,\); accepted: \(chains, draws\)"):
         summarise(np.zeros(10))

@@ -193,9 +193,10 @@ def _window_ends(steps: int) -> list[int]:
     """Where windows of the mass begin and end.
 
     The first 15 % adapt without it, then come windows of doubling length, then 10 % more without.
+    As in Stan, a window after which the next one would not fit takes the rest as well.
 
     >>> _window_ends(200)
-    [30, 55, 105, 180]
+    [30, 55, 180]
     """
     start, stop = round(0.15 * steps), round(0.9 * steps)
     length = max(1, min(25, (stop - start) // 2))
