@@ -5,7 +5,7 @@
 The same 16 x 16 dual Ising potential at Tc, the same step size and number of leapfrog steps, no
 adaptation, float64. The two take turns; medians, and the ratio of the medians.
 
-    python tests/benchmarks/hmc_throughput.py [--repeats 5]
+    python -m tests.benchmarks.hmc_throughput [--repeats 5]
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 Every case runs in a process of its own; the figure is the highest resident memory during the step
 above the resident memory just before it (Linux). The batch is 64 everywhere.
 
-    python tests/benchmarks/memory.py
+    python -m tests.benchmarks.memory
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ L = 16, batch 512, 10 couplings of 3 hidden layers of 10 on 2 x 2 blocks, Adam 1
 the same weights, hence the same ln q, which is checked first. Once with the plain density, once
 with that of the mixture over x -> -x. The two versions take turns; the table has medians.
 
-    python tests/benchmarks/training_step.py [--threads 2] [--repeats 9]
+    python -m tests.benchmarks.training_step [--threads 2] [--repeats 9]
 """
 
 from __future__ import annotations
