@@ -12,16 +12,16 @@ from pyro_neuralrg.transforms.bijectors import (
     Place,
     RealNVP,
 )
-from pyro_neuralrg.transforms.coupling import AffineCouplings, neighbour_coupling, realnvp_block
+from pyro_neuralrg.transforms.coupling import Couplings, neighbour_coupling, realnvp_block
 from pyro_neuralrg.transforms.fourier import FourierLayer
 from pyro_neuralrg.transforms.hierarchical import HierarchicalFlow, hierarchical_flow
 from pyro_neuralrg.transforms.monotone import MonotoneMap
 
 __all__ = [
     "BIJECTORS",
-    "AffineCouplings",
     "Bijector",
     "BlockFactory",
+    "Couplings",
     "FourierLayer",
     "HierarchicalFlow",
     "LatticeTransform",

@@ -104,6 +104,7 @@ class Neighbour:
     name: ClassVar[str] = "neighbour"
     layers: int = 8
     hidden: tuple[int, ...] = (24,)
+    steps: int = 1
 
     def build(self, place: Place) -> LatticeTransform:
         """Couplings shared by all blocks."""
@@ -113,6 +114,7 @@ class Neighbour:
             place.count,
             layers=self.layers,
             hidden=self.hidden,
+            steps=self.steps,
             odd=place.odd,
             boundary=place.boundary,
         )

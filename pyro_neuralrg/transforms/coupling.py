@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Affine couplings: one half of a block's sites scales and shifts the other."""
+"""Couplings: one half of a block's sites decides what is done to each site of the other."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pyro_neuralrg.transforms.base import LatticeTransform
 from pyro_neuralrg.transforms.compiled import Stack, couple, is_worthwhile
+from pyro_neuralrg.transforms.elementwise import Elementwise
 from pyro_neuralrg.transforms.networks import (
     ACTIVATIONS,
     BlockNetwork,
@@ -22,19 +23,20 @@ from pyro_neuralrg.transforms.networks import (
     with_weights,
 )
 
-__all__ = ["AffineCouplings", "neighbour_coupling", "realnvp_block"]
+__all__ = ["Couplings", "neighbour_coupling", "realnvp_block"]
 
 Half = tuple[list[int], list[int]]
-Network = Callable[[Tensor], tuple[Tensor, Tensor]]
+Network = Callable[[Tensor], Elementwise]
 
 
-class AffineCouplings(LatticeTransform):
-    r"""A stack of affine couplings on the leading dimension (the sites of a block).
+class Couplings(LatticeTransform):
+    r"""A stack of couplings on the leading dimension (the sites of a block).
 
-    With u the sites held fixed and v the others, :math:`v' = e^{s(u)} v + t(u)` and
-    :math:`\ln|\det| = \sum s(u)` (Dinh, Sohl-Dickstein & Bengio, "Density estimation using Real
-    NVP", 2017, Eq. 7-8). A network sees and moves only the sites it should: no work is spent on
-    masked entries.
+    With u the sites held fixed and v the others, :math:`v' = f_u(v)` entry by entry with an
+    increasing f, and :math:`\ln|\det| = \sum \ln f_u'(v)`. Affine ones have :math:`f_u(v) =
+    e^{s(u)} v + t(u)` (Dinh, Sohl-Dickstein & Bengio, "Density estimation using Real NVP", 2017,
+    Eq. 7-8), others steps besides (:class:`~pyro_neuralrg.transforms.elementwise.AffineSteps`). A
+    network sees and moves only the sites it should: no work is spent on masked entries.
 
     Args:
         event_shape: ``(size,)`` for one block, or ``(size, *count)`` for all blocks of a layer.
@@ -68,21 +70,21 @@ class AffineCouplings(LatticeTransform):
         return self._renormalize(h, self.networks)
 
     def _generate(self, h: Tensor, networks: Iterable[Network]) -> tuple[Tensor, Tensor]:
-        rows, log_scales = list(h.unbind(0)), []
+        rows, log_slopes = list(h.unbind(0)), []
         for (fixed, moved), network in zip(self.halves, networks, strict=True):
-            shift, log_scale = network(_stack(rows, fixed))
-            _put(rows, moved, _stack(rows, moved) * log_scale.exp() + shift)
-            log_scales.append(log_scale)
-        return torch.stack(rows), torch.cat(log_scales).flatten(0, -2).sum(0)
+            values, log_slope = network(_stack(rows, fixed)).generate(_stack(rows, moved))
+            _put(rows, moved, values)
+            log_slopes.append(log_slope)
+        return torch.stack(rows), torch.cat(log_slopes).flatten(0, -2).sum(0)
 
     def _renormalize(self, h: Tensor, networks: Iterable[Network]) -> tuple[Tensor, Tensor]:
-        rows, log_scales = list(h.unbind(0)), []
+        rows, log_slopes = list(h.unbind(0)), []
         pairs = zip(self.halves, networks, strict=True)
         for (fixed, moved), network in reversed(list(pairs)):
-            shift, log_scale = network(_stack(rows, fixed))
-            _put(rows, moved, (_stack(rows, moved) - shift) * (-log_scale).exp())
-            log_scales.append(log_scale)
-        return torch.stack(rows), torch.cat(log_scales).flatten(0, -2).sum(0)
+            values, log_slope = network(_stack(rows, fixed)).renormalize(_stack(rows, moved))
+            _put(rows, moved, values)
+            log_slopes.append(log_slope)
+        return torch.stack(rows), torch.cat(log_slopes).flatten(0, -2).sum(0)
 
     def _couple_compiled(self, h: Tensor, stack: Stack, generate: bool) -> tuple[Tensor, Tensor]:
         block_networks = [cast("BlockNetwork", network) for network in self.networks]
@@ -111,7 +113,7 @@ def realnvp_block(
     hidden: Sequence[int] = (10, 10, 10),
     activation: str = "elu",
     odd: bool = False,
-) -> AffineCouplings:
+) -> Couplings:
     """The paper's block: Real NVP on the sites of one block, event shape ``(size,)``.
 
     The two halves of the checkerboard are moved in turn (paper, supplement).
@@ -142,7 +144,7 @@ def realnvp_block(
     stack = None
     if activation == "elu" and not odd and even:  # what the compiled loops are written for
         stack = Stack(halves[0], hidden[0], len(hidden))
-    return AffineCouplings((size,), halves, networks, stack)
+    return Couplings((size,), halves, networks, stack)
 
 
 def neighbour_coupling(
@@ -151,12 +153,14 @@ def neighbour_coupling(
     *,
     layers: int = 8,
     hidden: Sequence[int] = (24,),
+    steps: int = 1,
     odd: bool = True,
     boundary: str = "periodic",
-) -> AffineCouplings:
+) -> Couplings:
     """Couplings on all blocks of a layer, event shape ``(size, *count)``, that see neighbours.
 
-    Their networks take in the neighbouring blocks. The halves are the checkerboard, then the rows
+    Their networks take in the neighbouring blocks, and what they do to a site has steps: a site of
+    a magnet, given its neighbours, is up or down. The halves are the checkerboard, then the rows
     and columns of the block, each moved in turn.
 
     Args:
@@ -164,6 +168,7 @@ def neighbour_coupling(
         count: blocks along each axis.
         layers: number of couplings.
         hidden: widths of the hidden layers, at least one.
+        steps: tanh steps of each coupling beside its line; 0 for affine couplings.
         odd: the map commutes with x -> -x.
         boundary: "periodic" or "open".
 
@@ -177,9 +182,13 @@ def neighbour_coupling(
     _check_network(layers, hidden)
     if not hidden:
         raise ValueError("hidden is empty; accepted: at least one layer width")
+    if steps < 0:
+        raise ValueError(f"steps is {steps}; accepted: an integer >= 0")
     halves = _in_turn(_block_masks(block), layers)
-    networks = [NeighbourNetwork(len(u), len(v), count, hidden, odd, boundary) for u, v in halves]
-    return AffineCouplings((math.prod(block), *count), halves, networks)
+    networks = [
+        NeighbourNetwork(len(u), len(v), count, hidden, steps, odd, boundary) for u, v in halves
+    ]
+    return Couplings((math.prod(block), *count), halves, networks)
 
 
 def _check_network(layers: int, hidden: Sequence[int]) -> None:

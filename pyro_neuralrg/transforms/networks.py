@@ -1,10 +1,10 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Networks of the couplings: from the sites held fixed to a shift and a log-scale for the others.
+"""Networks of the couplings: from the sites held fixed to a map for each of the others.
 
-A network maps a batch-last tensor ``(inputs, ..., n)`` to ``(shift, log_scale)``, each
-``(outputs, ..., n)``. An *odd* one has an odd shift and an even log-scale, so that a coupling built
-on it commutes with x -> -x.
+A network maps a batch-last tensor ``(inputs, ..., n)`` to an increasing map
+(:mod:`~pyro_neuralrg.transforms.elementwise`) of tensors ``(outputs, ..., n)``. An *odd* one has an
+odd shift and an even log-scale, so that a coupling built on it commutes with x -> -x.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pyro_neuralrg.transforms.elementwise import Affine, AffineSteps, Elementwise
 
 __all__ = ["ACTIVATIONS", "BlockNetwork", "NeighbourNetwork", "pack_weights", "with_weights"]
 
@@ -27,6 +30,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 LOG_SCALE_BOUND = 2.0
 SMALL = 1e-2  # weights of the last layer at the start: couplings begin close to the identity
+FLAT = -5.0  # of the steps at the start: heights of softplus(-5) = 0.007
 
 
 class BlockNetwork(nn.Module):
@@ -59,13 +63,13 @@ class BlockNetwork(nn.Module):
             self.weights[-1].mul_(SMALL)
         self.log_scale_bound = nn.Parameter(torch.ones(outputs, 1))
 
-    def forward(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Map ``(inputs, n)`` to a shift and a log-scale of shape ``(outputs, n)``."""
+    def forward(self, u: Tensor) -> Affine:
+        """Map ``(inputs, n)`` to affine maps of tensors ``(outputs, n)``."""
         if not self.odd:
-            return self._evaluate(u)
+            return Affine(*self._evaluate(u))
         shift, log_scale = self._evaluate(torch.cat([u, -u], dim=-1))
         (up, down), (scale_up, scale_down) = shift.chunk(2, -1), log_scale.chunk(2, -1)
-        return 0.5 * (up - down), 0.5 * (scale_up + scale_down)
+        return Affine(0.5 * (up - down), 0.5 * (scale_up + scale_down))
 
     def _evaluate(self, u: Tensor) -> tuple[Tensor, Tensor]:
         h = u.expand(2, *u.shape)
@@ -83,7 +87,7 @@ def pack_weights(network: BlockNetwork) -> Tensor:
     return torch.cat([parameter.flatten() for parameter in parameters])
 
 
-def with_weights(network: BlockNetwork, row: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+def with_weights(network: BlockNetwork, row: Tensor) -> Callable[[Tensor], Affine]:
     """The network as a function of u, with the parameters that ``row`` holds packed."""
     layers = range(len(network.weights))
     names = [f"{kind}.{layer}" for kind in ("weights", "biases") for layer in layers]
@@ -97,16 +101,18 @@ def with_weights(network: BlockNetwork, row: Tensor) -> Callable[[Tensor], tuple
 
 
 class NeighbourNetwork(nn.Module):
-    """A convolution over the 3^d neighbouring blocks, pointwise layers, shift and log-scale.
+    """A convolution over the 3^d neighbouring blocks, pointwise layers, parameters of a map.
 
     With ``odd`` there are no biases before the nonlinearities (tanh): the hidden units h are odd
-    functions of the input, the shift is linear in h and the log-scale in h^2.
+    functions of the input. Shift and centres of steps are linear in h, log-scale and heights are
+    functions of h^2; the widths of steps are learned constants.
 
     Args:
         inputs: number of sites of a block held fixed.
         outputs: number of sites to move.
         count: blocks along each axis.
         hidden: widths of the hidden layers.
+        steps: tanh steps of the map, 0 for an affine one.
         odd: as above.
         boundary: "periodic" wraps around, "open" sees zeros outside.
     """
@@ -119,6 +125,7 @@ class NeighbourNetwork(nn.Module):
         outputs: int,
         count: Sequence[int],
         hidden: Sequence[int],
+        steps: int,
         odd: bool,
         boundary: str,
     ) -> None:
@@ -131,28 +138,39 @@ class NeighbourNetwork(nn.Module):
             nn.Parameter(torch.randn(after, before) / math.sqrt(before))
             for before, after in itertools.pairwise(widths)
         )
-        small = SMALL / math.sqrt(widths[-1])
-        self.shift = nn.Parameter(small * torch.randn(outputs, widths[-1]))
-        self.log_scale = nn.Parameter(small * torch.randn(outputs, widths[-1]))
-        self.log_scale_bias = nn.Parameter(torch.zeros(outputs, 1))
-        biases = [] if odd else [*hidden, outputs]
+        small, heads = SMALL / math.sqrt(widths[-1]), (1 + steps) * outputs
+        self.place = nn.Parameter(small * torch.randn(heads, widths[-1]))  # shift, centres
+        self.form = nn.Parameter(small * torch.randn(heads, widths[-1]))  # log-scale, heights
+        flat = torch.full((steps * outputs, 1), FLAT)
+        self.form_bias = nn.Parameter(torch.cat([torch.zeros(outputs, 1), flat]))
+        self.raw_width = nn.Parameter(torch.zeros(steps, outputs)) if steps else None
+        biases = [] if odd else [*hidden, heads]
         self.biases = nn.ParameterList(nn.Parameter(torch.zeros(width, 1)) for width in biases)
 
-    def forward(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Map ``(inputs, *count, n)`` to shift and log-scale, each ``(outputs, *count, n)``."""
-        sites = u.shape[1:]
+    def forward(self, u: Tensor) -> Elementwise:
+        """Map ``(inputs, *count, n)`` to maps of tensors ``(outputs, *count, n)``."""
+        h = self._hidden(u)
+        place = self.place @ h if self.odd else torch.addmm(self.biases[-1], self.place, h)
+        form = torch.addmm(self.form_bias, self.form, h * h if self.odd else h)
+        steps = 0 if self.raw_width is None else len(self.raw_width)
+        shift, *centres = place.unflatten(1, u.shape[1:]).chunk(1 + steps)
+        log_scale, *heights = form.unflatten(1, u.shape[1:]).chunk(1 + steps)
+        log_scale = LOG_SCALE_BOUND * torch.tanh(log_scale)
+        if self.raw_width is None:
+            return Affine(shift, log_scale)
+        width = F.softplus(self.raw_width).reshape(*self.raw_width.shape, *[1] * (u.dim() - 1))
+        return AffineSteps(
+            shift, log_scale, F.softplus(torch.stack(heights)), torch.stack(centres), width
+        )
+
+    def _hidden(self, u: Tensor) -> Tensor:
+        """The last hidden layer, ``(width, sites * n)``."""
         h = self._neighbours(u).flatten(1)
         for index, weight in enumerate(self.weights):
             if index == 0 and self.merge is not None:
                 weight = weight @ self.merge
-            h = weight @ h if self.odd else torch.addmm(self.biases[index], weight, h)
-            h = torch.tanh(h)
-        shift = self.shift @ h
-        if not self.odd:
-            shift = shift + self.biases[-1]
-        log_scale = torch.addmm(self.log_scale_bias, self.log_scale, h * h if self.odd else h)
-        log_scale = LOG_SCALE_BOUND * torch.tanh(log_scale)
-        return shift.unflatten(1, sites), log_scale.unflatten(1, sites)
+            h = torch.tanh(weight @ h if self.odd else torch.addmm(self.biases[index], weight, h))
+        return h
 
     def _neighbours(self, u: Tensor) -> Tensor:
         """The distinct values of neighbouring blocks, ``(inputs * number, *count, n)``."""

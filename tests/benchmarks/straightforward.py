@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pyro_neuralrg.transforms import AffineCouplings, HierarchicalFlow
+from pyro_neuralrg.transforms import Couplings, HierarchicalFlow
 from pyro_neuralrg.transforms.networks import BlockNetwork
 
 
@@ -170,7 +170,7 @@ def straightforward_copy(flow: HierarchicalFlow) -> StraightforwardFlow:
     return StraightforwardFlow(blocks, rows, columns, side)
 
 
-def _masked_copy(couplings: AffineCouplings) -> MaskedRealNVP:
+def _masked_copy(couplings: Couplings) -> MaskedRealNVP:
     size = couplings.event_shape[0]
     hidden = [weight.shape[1] for weight in couplings.networks[0].weights[:-1]]
     example = couplings.networks[0].weights[0]

@@ -151,7 +151,7 @@ def test_shared_weights_stay_shared_through_copies_and_training() -> None:
     before = sum(p.numel() for p in flow.parameters())
     flow.load_state_dict(flow.state_dict())
     assert sum(p.numel() for p in flow.float().parameters()) == before
-    tops = [layer[0].networks[0].shift for layer in flow.layers if len(layer) == 1]
+    tops = [layer[0].networks[0].place for layer in flow.layers if len(layer) == 1]
     assert len({id(top) for top in tops}) < len(tops)
 
 

@@ -108,7 +108,7 @@ def test_own_bijectors_start_close_to_the_identity(name: str) -> None:
 @pytest.mark.parametrize("name", [n for n in NAMES if math.prod(ENTRIES[n].shape) <= 2])
 def test_density_integrates_to_one(name: str) -> None:
     sites = math.prod(ENTRIES[name].shape)
-    line = torch.linspace(-12.0, 12.0, {1: 4001, 2: 501}[sites])
+    line = torch.linspace(-24.0, 24.0, {1: 4001, 2: 801}[sites])
     grid = torch.cartesian_prod(*[line] * sites).reshape(-1, *ENTRIES[name].shape)
     with torch.no_grad():
         z, ladj = perturbed(name).inverse_and_ladj(grid)
