@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["MIN_COLUMNS", "Stack", "couple", "is_worthwhile"]
 
 MIN_COLUMNS = 512
+PIECES_PER_THREAD = 4  # tenths of a millisecond of work; waking a thread takes hundredths
 DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
 
 
@@ -199,11 +201,20 @@ class _Run:
         return self.join(grads, self.begin, columns), torch.from_numpy(sums)
 
 
-def _in_threads(work: Callable[[slice], Any], pieces: int) -> Sequence[Any]:
+def _in_threads(work: Callable[[slice], Any], pieces: int) -> list[Any]:
     """Share the pieces among torch's number of threads; the kernels let go of Python's lock."""
-    count = min(torch.get_num_threads(), pieces)
-    if count == 1:
-        return [work(slice(0, pieces))]
+    count = max(1, min(torch.get_num_threads(), pieces // PIECES_PER_THREAD))
     cuts = [pieces * index // count for index in range(count + 1)]
-    with ThreadPoolExecutor(count) as pool:
-        return list(pool.map(work, map(slice, cuts, cuts[1:])))
+    mine, *others = map(slice, cuts, cuts[1:])
+    if not others:
+        return [work(mine)]
+    waiting = [_pool().submit(work, part) for part in others]
+    return [work(mine), *(future.result() for future in waiting)]
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    """Threads are started when first needed, and once."""
+    if hasattr(os, "register_at_fork"):  # a forked process has none of its parent's threads
+        os.register_at_fork(after_in_child=_pool.cache_clear)
+    return ThreadPoolExecutor(os.cpu_count())

@@ -19,7 +19,6 @@ from pyro_neuralrg.transforms.networks import (
     ACTIVATIONS,
     BlockNetwork,
     NeighbourNetwork,
-    pack_weights,
     with_weights,
 )
 
@@ -93,7 +92,7 @@ class Couplings(LatticeTransform):
             networks = map(with_weights, block_networks, weights)
             return (self._generate if generate else self._renormalize)(h, networks)
 
-        weights = torch.stack([pack_weights(network) for network in block_networks])
+        weights = torch.stack([network.packed for network in block_networks])
         return couple(h, weights, stack, generate, plain)
 
 

@@ -3,8 +3,8 @@
 """Compiled loops of a stack of Real NVP couplings with ELU networks, both ways and their gradients.
 
 The columns (blocks times batch) are independent. ``LANES`` of them at a time run through all
-couplings of the stack, so that everything a network computes stays in the processor's first-level
-cache, in a layout where the innermost loop over the lanes becomes vector instructions: array
+couplings of the stack, so that everything a network computes stays in the processor's caches, in a
+layout where the innermost loop over the lanes becomes vector instructions: array
 ``[unit * LANES + lane]``. The backward loop evaluates each network again instead of reading its
 activations from memory.
 
@@ -30,11 +30,12 @@ import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
+from numpy.polynomial import Chebyshev, Polynomial
 
 __all__ = ["LANES", "Kernels", "Sizes", "build_kernels"]
 
 Dtype = Any  # np.float32 or np.float64
-LANES = 128
+LANES = 256
 # sums may be reordered, multiplications fused with additions; NaN and infinity keep their meaning
 OPTIONS = {
     "fastmath": {"contract", "reassoc", "nsz", "arcp"},
@@ -115,40 +116,88 @@ def build_kernels(dtype: Dtype, sizes: Sizes) -> Kernels:
 
 @intrinsic
 def _power_of_two(typing_context: Any, r: Any) -> Any:
-    """2^k from r = k + 1.5 * 2^mantissa, whose lowest bits hold the integer k."""
+    """2^k from the r = k + :attr:`Exponential.rounder` that adding the rounder to a number made."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        bits, mantissa, bias = (32, 23, 127) if r is types.float32 else (64, 52, 1023)
+        bits, mantissa = (32, 23) if r is types.float32 else (64, 52)
         integer = ir.IntType(bits)
-        exponent = builder.add(builder.bitcast(arguments[0], integer), ir.Constant(integer, bias))
+        exponent = builder.bitcast(arguments[0], integer)
         shifted = builder.shl(exponent, ir.Constant(integer, mantissa))
         return builder.bitcast(shifted, context.get_value_type(r))
 
     return r(r), codegen
 
 
+def _choice(comparison: str) -> Any:
+    """x if it compares so with y, else y, as one instruction; y if one of them is NaN."""
+
+    @intrinsic
+    def choose(typing_context: Any, x: Any, y: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return builder.select(builder.fcmp_ordered(comparison, *arguments), *arguments)
+
+        return x(x, x), codegen
+
+    return choose
+
+
+_larger, _smaller = _choice(">"), _choice("<")
+
+
+class Exponential(NamedTuple):
+    """Numbers for e^x = 2^k 2^g with k the integer nearest to x / ln 2 and |g| <= 1/2.
+
+    Attributes:
+        limit: of |x|, where 2^k stays a normal number.
+        rounder: so large that a sum with it is rounded to an integer, whose lowest bits are those
+            of k plus the bias of the exponent.
+        series: 2^g as a polynomial in g, highest power first, to rounding.
+    """
+
+    limit: Any
+    rounder: Any
+    series: tuple[Any, ...]
+
+
+def _exponential(dtype: Dtype) -> Exponential:
+    mantissa, bias, degree, limit = (23, 127, 6, 87) if dtype is np.float32 else (52, 1023, 11, 700)
+    # (2^g - 1) / g by its Taylor series, economised in Chebyshev polynomials; so 2^0 is exactly 1
+    taylor = [math.log(2.0) ** k / math.factorial(k) for k in range(1, 25)]
+    chebyshev = Polynomial(taylor).convert(domain=[-0.5, 0.5], kind=Chebyshev)
+    powers = chebyshev.truncate(degree).convert(domain=[-1, 1], kind=Polynomial).coef
+    series = (*powers[::-1], 1.0)
+    return Exponential(dtype(limit), dtype(1.5 * 2**mantissa + bias), tuple(map(dtype, series)))
+
+
 @functools.cache
 def _build_exp(dtype: Dtype) -> Any:
-    """e^x to rounding, as 2^k times a Taylor series; clamped where it would leave the normals."""
-    single = dtype is np.float32
-    log2_e, ln_2 = dtype(math.log2(math.e)), dtype(math.log(2.0))
-    rounder = dtype(1.5 * 2.0 ** (23 if single else 52))
-    limit = dtype(87.0 if single else 700.0)
-    degree = 7 if single else 13
-    series = tuple(dtype(1.0 / math.factorial(k)) for k in range(degree, -1, -1))
+    """e^x to rounding, clamped where 2^k would leave the normals; and elu(x) = max(x, e^x - 1)."""
+    limit, rounder, series = _exponential(dtype)
+    log2_e, zero, one = dtype(math.log2(math.e)), dtype(0), dtype(1)
+    length = len(series)
 
     # no reordering of sums here: it would undo the rounding
     @njit(**{**OPTIONS, "fastmath": {"contract"}})
-    def exp(x):  # type: ignore[no-untyped-def]
-        y = min(max(x, -limit), limit) * log2_e
-        r = y + rounder
-        g = (y - (r - rounder)) * ln_2
+    def split(x):  # type: ignore[no-untyped-def]
+        r = x * log2_e + rounder
+        g = x * log2_e - (r - rounder)
         value = series[0]
-        for k in range(1, degree + 1):
+        for k in range(1, length):
             value = value * g + series[k]
-        return value * _power_of_two(r)
+        return value, _power_of_two(r)
 
-    return exp
+    # x stands second where NaN is to stay NaN
+    @njit(**OPTIONS)
+    def exp(x):  # type: ignore[no-untyped-def]
+        value, scale = split(_larger(-limit, _smaller(limit, x)))
+        return value * scale
+
+    @njit(**OPTIONS)
+    def elu(x):  # type: ignore[no-untyped-def]
+        value, scale = split(_larger(-limit, _smaller(zero, x)))
+        return _larger(x, value * scale - one)
+
+    return exp, elu
 
 
 # One layer
@@ -211,13 +260,19 @@ def _build_layer_gradient(dtype: Dtype, outputs: int, inputs: int) -> Any:
     return weight_gradient, unit_gradient
 
 
-@njit(**OPTIONS)
-def _add_sums(g, total, rows):  # type: ignore[no-untyped-def]
-    for i in range(rows):
-        value = g[i * LANES]
-        for lane in range(1, LANES):
-            value += g[i * LANES + lane]
-        total[i] += value
+def _build_add_sums(dtype: Dtype) -> Any:
+    """Add the sum of each row of g to ``total``."""
+    zero = dtype(0)
+
+    @njit(**OPTIONS)
+    def add_sums(g, total, rows):  # type: ignore[no-untyped-def]
+        for i in range(rows):
+            value = zero
+            for lane in range(LANES):
+                value += g[i * LANES + lane]
+            total[i] += value
+
+    return add_sums
 
 
 # The networks
@@ -227,32 +282,30 @@ def _build_network(dtype: Dtype, sizes: Sizes) -> Any:
     """Fill ``y`` with all hidden units, ``out`` with tanh (s) and shift, ``(2, half)``."""
     half, width, depth = sizes
     bias, middle, last, last_bias = sizes.bias, sizes.middle, sizes.last, sizes.last_bias
-    exp = _build_exp(dtype)
+    exp, elu = _build_exp(dtype)
     first_layer = _build_layer(width, half)
     middle_layer = _build_layer(width, width)
     last_layer = _build_layer(half, width)
-    zero, one, two = dtype(0), dtype(1), dtype(2)
+    one, two = dtype(1), dtype(2)
     rows = width * LANES
 
     @njit(**OPTIONS)
-    def elu(y):  # type: ignore[no-untyped-def]
+    def activate(y):  # type: ignore[no-untyped-def]
         for entry in range(2 * rows):
-            x = y[entry]
-            below = exp(min(x, zero)) - one
-            y[entry] = below if x <= zero else x
+            y[entry] = elu(y[entry])
 
     @njit(**OPTIONS)
     def network(w, u, y, out):  # type: ignore[no-untyped-def]
         for net in range(2):
             first_layer(w[net * width * half :], w[bias + net * width :], u, y[net * rows :])
-        elu(y)
+        activate(y)
         for index in range(2, 2 * depth):
             matrix = w[middle + (index - 2) * width * width :]
             middle_layer(
                 matrix, w[bias + index * width :], y[(index - 2) * rows :], y[index * rows :]
             )
             if index % 2 == 1:
-                elu(y[(index - 1) * rows :])
+                activate(y[(index - 1) * rows :])
         for net in range(2):
             units = y[(2 * depth - 2 + net) * rows :]
             last_layer(
@@ -270,7 +323,7 @@ def _build_network(dtype: Dtype, sizes: Sizes) -> Any:
 def _build_advance(dtype: Dtype, sizes: Sizes, network: Any) -> Any:
     half, width, depth = sizes
     bound = sizes.bound
-    exp = _build_exp(dtype)
+    exp, _ = _build_exp(dtype)
 
     @njit(**OPTIONS)
     def couple(w, out, moved, result, ladj, generate):  # type: ignore[no-untyped-def]
@@ -301,7 +354,8 @@ def _build_advance(dtype: Dtype, sizes: Sizes, network: Any) -> Any:
 
 def _build_head(dtype: Dtype, sizes: Sizes) -> Any:
     """From the gradient of a result to those of the moved half (in place) and the output."""
-    half, bound, exp = sizes.half, sizes.bound, _build_exp(dtype)
+    half, bound = sizes.half, sizes.bound
+    exp, _ = _build_exp(dtype)
     zero, one = dtype(0), dtype(1)
 
     @njit(**OPTIONS)
@@ -349,7 +403,7 @@ def _build_network_gradient(dtype: Dtype, sizes: Sizes) -> Any:
     """Take the gradient ``g`` of the output through the layers, back to the half held fixed."""
     half, width, depth = sizes
     bias, middle, last, last_bias = sizes.bias, sizes.middle, sizes.last, sizes.last_bias
-    tail = _build_tail(dtype, sizes)
+    tail, add_sums = _build_tail(dtype, sizes), _build_add_sums(dtype)
     first_weights, _ = _build_layer_gradient(dtype, 2 * width, half)
     middle_weights, middle_units = _build_layer_gradient(dtype, width, width)
     last_weights, last_units = _build_layer_gradient(dtype, half, width)
@@ -357,7 +411,7 @@ def _build_network_gradient(dtype: Dtype, sizes: Sizes) -> Any:
 
     @njit(**OPTIONS)
     def network_gradient(w, u, y, g, hidden, total, grad_held):  # type: ignore[no-untyped-def]
-        _add_sums(g, total[last_bias:], 2 * half)
+        add_sums(g, total[last_bias:], 2 * half)
         for net in range(2):
             index = 2 * depth - 2 + net
             grad, units = g[net * half * LANES :], y[index * rows :]
@@ -368,7 +422,7 @@ def _build_network_gradient(dtype: Dtype, sizes: Sizes) -> Any:
             grad, units = hidden[index * rows :], y[(index - 2) * rows :]
             middle_weights(grad, units, total[start:])
             middle_units(w[start:], grad, units, hidden[(index - 2) * rows :])
-        _add_sums(hidden, total[bias:], 2 * depth * width)
+        add_sums(hidden, total[bias:], 2 * depth * width)
         first_weights(hidden, u, total)
         tail(w, hidden, grad_held)
 

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from pyro_neuralrg.transforms.elementwise import Affine, AffineSteps, Elementwise
 
-__all__ = ["ACTIVATIONS", "BlockNetwork", "NeighbourNetwork", "pack_weights", "with_weights"]
+__all__ = ["ACTIVATIONS", "BlockNetwork", "NeighbourNetwork", "with_weights"]
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "elu": nn.functional.elu,
@@ -43,25 +43,51 @@ class BlockNetwork(nn.Module):
         activation: one of ``ACTIVATIONS``.
         odd: evaluate at u and -u and keep the odd part of the shift, the even part of the
             log-scale.
+
+    All parameters are one vector, ``packed``: a flow has so many small networks that the handling
+    of separate matrices and biases would cost more than the networks.
     """
 
     def __init__(
         self, inputs: int, outputs: int, hidden: Sequence[int], activation: str, odd: bool
     ) -> None:
         super().__init__()
-        widths = [inputs, *hidden, outputs]
         self.odd = odd
         self.activation = ACTIVATIONS[activation]
-        self.weights = nn.ParameterList(
-            nn.Parameter(torch.empty(2, after, before).uniform_(-1, 1) / math.sqrt(before))
-            for before, after in itertools.pairwise(widths)
-        )
-        self.biases = nn.ParameterList(
-            nn.Parameter(torch.zeros(2, after, 1)) for after in widths[1:]
-        )
+        self._layers = list(itertools.pairwise([inputs, *hidden, outputs]))
+        size = sum(shape.numel() for shape in self._shapes())
+        self.packed = nn.Parameter(torch.zeros(size))
         with torch.no_grad():
+            for weight, (before, _) in zip(self.weights, self._layers, strict=True):
+                weight.uniform_(-1, 1).div_(math.sqrt(before))
             self.weights[-1].mul_(SMALL)
-        self.log_scale_bound = nn.Parameter(torch.ones(outputs, 1))
+            self.log_scale_bound.fill_(1.0)
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """For each layer the matrices of s and t, ``(2, after, before)``, as views."""
+        return self._views()[: len(self._layers)]
+
+    @property
+    def biases(self) -> list[Tensor]:
+        """For each layer the biases of s and t, ``(2, after, 1)``, as views."""
+        return self._views()[len(self._layers) : -1]
+
+    @property
+    def log_scale_bound(self) -> Tensor:
+        """The factors of the scaled tanh, ``(outputs, 1)``, as a view."""
+        return self._views()[-1]
+
+    def _shapes(self) -> list[torch.Size]:
+        """Of weights, biases and the factors of the tanh: the order in which they are packed."""
+        weights = [(2, after, before) for before, after in self._layers]
+        biases = [(2, after, 1) for _, after in self._layers]
+        return [torch.Size(shape) for shape in (*weights, *biases, (self._layers[-1][1], 1))]
+
+    def _views(self) -> list[Tensor]:
+        shapes = self._shapes()
+        pieces = self.packed.split([shape.numel() for shape in shapes])
+        return [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
 
     def forward(self, u: Tensor) -> Affine:
         """Map ``(inputs, n)`` to affine maps of tensors ``(outputs, n)``."""
@@ -73,31 +99,18 @@ class BlockNetwork(nn.Module):
 
     def _evaluate(self, u: Tensor) -> tuple[Tensor, Tensor]:
         h = u.expand(2, *u.shape)
-        layers = list(zip(self.weights, self.biases, strict=True))
-        for weight, bias in layers[:-1]:
-            h = self.activation(torch.baddbmm(bias, weight, h))
-        weight, bias = layers[-1]
+        *views, bound = self._views()
+        depth = len(self._layers)
+        *hidden, (weight, bias) = zip(views[:depth], views[depth:], strict=True)
+        for matrix, offset in hidden:
+            h = self.activation(torch.baddbmm(offset, matrix, h))
         log_scale, shift = torch.baddbmm(bias, weight, h).unbind(0)
-        return shift, self.log_scale_bound * torch.tanh(log_scale)
-
-
-def pack_weights(network: BlockNetwork) -> Tensor:
-    """All parameters of a network in one row: weights, biases, the factors of the tanh."""
-    parameters = (*network.weights, *network.biases, network.log_scale_bound)
-    return torch.cat([parameter.flatten() for parameter in parameters])
+        return shift, bound * torch.tanh(log_scale)
 
 
 def with_weights(network: BlockNetwork, row: Tensor) -> Callable[[Tensor], Affine]:
-    """The network as a function of u, with the parameters that ``row`` holds packed."""
-    layers = range(len(network.weights))
-    names = [f"{kind}.{layer}" for kind in ("weights", "biases") for layer in layers]
-    shapes = [network.get_parameter(name).shape for name in (*names, "log_scale_bound")]
-    pieces = row.split([shape.numel() for shape in shapes])
-    parameters = {
-        name: piece.reshape(shape)
-        for name, piece, shape in zip((*names, "log_scale_bound"), pieces, shapes, strict=True)
-    }
-    return lambda u: torch.func.functional_call(network, parameters, (u,))
+    """The network as a function of u, with ``row`` in the place of its packed parameters."""
+    return lambda u: torch.func.functional_call(network, {"packed": row}, (u,))
 
 
 class NeighbourNetwork(nn.Module):
