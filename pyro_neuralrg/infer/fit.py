@@ -30,6 +30,7 @@ from pyro_neuralrg.infer.schedule import (
     learning_rate_factor,
     temperature_factor,
 )
+from pyro_neuralrg.potentials.base import LatticePotential
 
 __all__ = ["FitResult", "fit"]
 
@@ -136,6 +137,8 @@ def fit(
             anneal=cooling,
             average=average,
         )
+        if isinstance(target, LatticePotential):
+            target.try_energy(like=training.optimizer.parameters[0])
         if optimizer_state is not None:
             training.optimizer.set_state(optimizer_state)
         bar = stack.enter_context(
