@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -137,8 +138,54 @@ def test_wrong_optimizer_state(target: Any, flow: Any) -> None:
     other = fit(type(target)((3,)), None, **QUICK).optimizer_state
     with pytest.raises(ValueError, match=r"optimizer_state is of 6 parameters; accepted: .* 8"):
         fit(target, flow, optimizer_state=other, **QUICK)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"lr": 1},
+        {"state": {}},
+        {"state": {0: {"exp_avg": 3}}},
+        {"state": {0: {"exp_avg": 3}}, "param_groups": []},
+        {"state": {0: {"step": 1, "exp_avg": torch.zeros(8)}}, "param_groups": []},
+        {"state": {1: {}}, "param_groups": []},
+        "adam",
+    ],
+    ids=str,
+)
+def test_what_is_no_optimizer_state(target: Any, flow: Any, bad: Any) -> None:
     with pytest.raises(ValueError, match="optimizer_state is not the state of an earlier fit"):
-        fit(target, flow, optimizer_state={"lr": 1}, **QUICK)
+        fit(target, flow, optimizer_state=bad, **QUICK)
+
+
+def test_a_saved_state_is_not_touched_by_going_on(target: Any, flow: Any) -> None:
+    saved = fit(target, flow, **QUICK).optimizer_state
+    before = copy.deepcopy(saved)
+    again = fit(target, flow, optimizer_state=saved, **QUICK).optimizer_state
+    torch.testing.assert_close(saved, before, rtol=0, atol=0)
+    assert not torch.equal(again["state"][0]["exp_avg"], before["state"][0]["exp_avg"])
+
+
+def test_states_of_the_optimizer_are_copies_and_keep_the_present_rate() -> None:
+    parameter = torch.ones(3, requires_grad=True)
+    one, other = GuardedAdam([parameter], 0.1), GuardedAdam([parameter], 0.1)
+
+    def step(optimizer: GuardedAdam) -> None:
+        parameter.grad = torch.ones(3)
+        optimizer({parameter})
+
+    step(one)
+    state = one.get_state()
+    kept = copy.deepcopy(state)
+    step(one)
+    torch.testing.assert_close(state, kept, rtol=0, atol=0)
+    other.learning_rate = 0.03
+    other.set_state(state)
+    assert other.learning_rate == 0.03
+    step(other)
+    torch.testing.assert_close(state, kept, rtol=0, atol=0)
+    other.set_state(GuardedAdam([parameter], 0.1).get_state())  # of no step yet
+    assert not other.get_state()["state"]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
