@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pyro_neuralrg.distributions.flow import flow_distribution
+from pyro_neuralrg.infer.arguments import check_integer
 
 __all__ = ["FreeEnergyEstimate", "estimate", "from_log_weights", "log_weights"]
 
@@ -82,8 +83,7 @@ def estimate(
 def log_weights(target: Any, q: Any, num_samples: int, batch_size: int = 1000) -> Tensor:
     """``ln pi(x) - ln q(x)`` of samples x ~ q, float64 on the CPU, shape ``(num_samples,)``."""
     for name, value in (("num_samples", num_samples), ("batch_size", batch_size)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} is {value!r}; accepted: an integer >= 1")
+        check_integer(name, value, 1)
     energy = _energy_function(target)
     density = _distribution(q)
     pieces = []

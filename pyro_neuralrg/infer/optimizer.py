@@ -82,8 +82,7 @@ class GuardedAdam(PyroOptim):
                 for p in self.parameters
             ]
         )
-        for parameter in self.parameters:
-            parameter.grad = None
+        self.clear_gradients()
         norm = float(gradient.norm())
         self.failed = not math.isfinite(norm) or (self.guard is not None and not self.guard())
         if self.failed:
@@ -93,6 +92,11 @@ class GuardedAdam(PyroOptim):
         self._vector.grad = gradient.mul_(min(1.0, self.clip / max(norm, 1e-12)))
         self._adam.step()
         torch._foreach_copy_(self.parameters, self._pieces)
+
+    def clear_gradients(self) -> None:
+        """Forget the gradients that the parameters hold."""
+        for parameter in self.parameters:
+            parameter.grad = None
 
     @torch.no_grad()
     def undo(self) -> None:

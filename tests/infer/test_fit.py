@@ -208,6 +208,20 @@ def test_stops_with_the_last_finite_state(target: Any, flow: Any, value: float) 
     assert (states[10] != states[9]).all()
 
 
+def test_an_average_with_bad_parameters_is_not_the_result(target: Any, flow: Any) -> None:
+    """The energy is NaN after ten steps: the average would hold the step that led there."""
+    states: list[torch.Tensor] = []
+
+    class Breaking(type(target)):  # type: ignore[misc]
+        def energy(self, x: torch.Tensor) -> torch.Tensor:
+            states.append(state(flow))
+            return super().energy(x) + (math.nan if len(states) > 10 else 0.0)
+
+    with pytest.warns(UserWarning, match="the last finite parameters are kept"):
+        fit(Breaking(), flow, anneal=None, average=1.0, **QUICK)
+    torch.testing.assert_close(state(flow), states[9], rtol=0, atol=0)
+
+
 def test_stops_at_a_gradient_that_is_not_finite(target: Any, flow: Any) -> None:
     calls = []
     energy = type(target).energy
@@ -282,11 +296,39 @@ def test_history_as_table(target: Any, flow: Any) -> None:
         ({"average": 2.0}, "average is 2.0"),
         ({"anneal": (0.0, 0.5)}, r"anneal is \(0.0, 0.5\)"),
         ({"start_step": -1}, "start_step is -1"),
+        ({"start_step": 30}, "start_step is 30; accepted: an integer below steps, 30"),
+        ({"anneal": 3}, "anneal is 3; accepted"),
+        ({"anneal": (1.5, "a")}, r"anneal is \(1.5, 'a'\); accepted"),
+        ({"anneal": (1.5, 1.1)}, "anneal is"),
+        ({"lr": "a"}, "lr is 'a'; accepted"),
+        ({"average": None}, "average is None; accepted"),
+        ({"steps": "a"}, "steps is 'a'; accepted: an integer >= 1"),
+        ({"start_step": None}, "start_step is None; accepted"),
+        ({"seed": -1}, "seed is -1; accepted: an integer from 0"),
+        ({"seed": 1.5}, "seed is 1.5; accepted"),
+        ({"seed": 2**65}, f"seed is {2**65}; accepted"),
     ],
 )
 def test_bad_options(target: Any, flow: Any, options: dict[str, Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         fit(target, flow, **{**QUICK, **options})
+
+
+def test_numpy_integers_are_integers(target: Any, flow: Any) -> None:
+    options = {"steps": np.int64(3), "batch": np.int32(4), "start_step": np.int8(1)}
+    result = fit(
+        target, flow, seed=np.int64(2), anneal=(np.float32(1.5), 1), progress=False, **options
+    )
+    assert (result.steps, result.batch) == (2, 4)
+
+
+def test_gradients_from_before_are_not_used(target: Any) -> None:
+    flows = [target.flow(), target.flow()]
+    for parameter in flows[1].parameters():
+        parameter.grad = torch.full_like(parameter, 1e3)
+    for flow in flows:
+        fit(target, flow, seed=0, **QUICK)
+    torch.testing.assert_close(state(flows[0]), state(flows[1]), rtol=0, atol=0)
 
 
 def test_bad_flows(target: Any, flow: Any) -> None:
