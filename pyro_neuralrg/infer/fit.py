@@ -31,6 +31,7 @@ from pyro_neuralrg.infer.schedule import (
     learning_rate_factor,
     temperature_factor,
 )
+from pyro_neuralrg.interrupts import deferred_interrupts
 from pyro_neuralrg.potentials.base import LatticePotential
 
 __all__ = ["FitResult", "fit"]
@@ -216,11 +217,13 @@ class _Training:
         except KeyboardInterrupt:
             self.interrupted = True
             self.stopped = f"interrupted at step {start + len(self.records)}"
-        self.seconds = time.perf_counter() - begin
-        if self.records:
-            bar.set_postfix_str(_figures(self.records[-1]))
-        if self.average is not None:
-            self.optimizer.assign(self.average)
+        with deferred_interrupts() as pressed:
+            self.seconds = time.perf_counter() - begin
+            if self.records:
+                bar.set_postfix_str(_figures(self.records[-1]))
+            if self.average is not None:
+                self.optimizer.assign(self.average)
+        self.interrupted = self.interrupted or bool(pressed)
 
     def result(self, flow: Any) -> FitResult:
         """What came out."""

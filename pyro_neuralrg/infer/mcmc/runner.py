@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from pyro_neuralrg.infer.mcmc.adaptation import Adaptation, Warmup
 from pyro_neuralrg.infer.mcmc.base import ChainState, Kernel, StepInfo
 from pyro_neuralrg.infer.mcmc.target import Target, frozen
+from pyro_neuralrg.interrupts import deferred_interrupts
 
 __all__ = ["Cost", "VectorizedMCMC"]
 
@@ -247,15 +248,18 @@ class VectorizedMCMC:
             self.interrupted = True
             if not stats:
                 raise
-        draws = min(len(positions), len(stats))
-        self._positions = torch.stack(positions[:draws], 1)
-        self._stats = {
-            name: torch.stack([row[name] for row in stats[:draws]], 1).cpu() for name in stats[0]
-        }
-        self.gradient_evaluations = self.gradient_evaluations._replace(
-            draws=evaluations * self.num_chains
-        )
-        self.seconds = self.seconds._replace(draws=time.perf_counter() - began)
+        with deferred_interrupts() as pressed:
+            draws = min(len(positions), len(stats))
+            self._positions = torch.stack(positions[:draws], 1)
+            self._stats = {
+                name: torch.stack([row[name] for row in stats[:draws]], 1).cpu()
+                for name in stats[0]
+            }
+            self.gradient_evaluations = self.gradient_evaluations._replace(
+                draws=evaluations * self.num_chains
+            )
+            self.seconds = self.seconds._replace(draws=time.perf_counter() - began)
+        self.interrupted = self.interrupted or bool(pressed)
 
 
 def _statistics(kernel: Kernel, state: ChainState, infos: list[StepInfo]) -> dict[str, Tensor]:
