@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import signal
 from typing import Any
 
 import numpy as np
@@ -372,3 +373,18 @@ def test_clipping_and_adam_against_torch() -> None:
         guarded({torch.zeros(1, requires_grad=True)})
     with pytest.raises(ValueError, match="parameters are none"):
         GuardedAdam([], 0.1)
+
+
+def test_ctrl_c_after_the_last_step_keeps_the_average(
+    target: Any, flow: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assign, states = GuardedAdam.assign, []
+
+    def pressed(self: GuardedAdam, vector: torch.Tensor) -> None:
+        signal.raise_signal(signal.SIGINT)
+        assign(self, vector)
+
+    monkeypatch.setattr(GuardedAdam, "assign", pressed)
+    result = fit(target, flow, average=0.2, callback=lambda _: states.append(state(flow)), **QUICK)
+    assert result.interrupted
+    torch.testing.assert_close(state(flow), torch.stack(states[-6:]).mean(0))
