@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import NoReturn, TextIO
 
 from pyro_neuralrg import __version__
-from pyro_neuralrg.experiment import Experiment, Settings
+from pyro_neuralrg.experiment import FAILURES, Experiment, Settings, one_line
+from pyro_neuralrg.interrupts import deferred_interrupts
 from pyro_neuralrg.report import Output, table
 
 __all__ = ["build_parser", "main"]
@@ -50,8 +51,9 @@ def _add_ising(commands: argparse._SubParsersAction[_Parser]) -> None:
         description=(
             "Train a flow on the dual field of the Ising model, estimate -ln Z, and sample the "
             "structure factor in the latent and in the physical space from the same start, each "
-            "beside the exact value. Writes report.json, flow.pt, samples.nc, free_energy.png, "
-            "structure_factor.png and configurations.png. Ctrl-C ends with what is there, saved."
+            "beside the exact value. Writes report.json, flow.pt, samples.nc (the latent sampler's "
+            "run), free_energy.png, structure_factor.png and configurations.png, and removes those "
+            "of an earlier run. Ctrl-C ends with what is there, saved."
         ),
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -96,8 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             experiment = Experiment.prepare(Settings(**options))
             output = Output.prepare(out)
-        except (TypeError, ValueError, OSError) as error:
-            parser.error(" ".join(str(error).split()))
+        except (*FAILURES, OSError) as error:
+            parser.error(one_line(error))
         except KeyboardInterrupt:
             return INTERRUPTED
         return _run(experiment, output)
@@ -107,21 +109,32 @@ def _run(experiment: Experiment, output: Output) -> int:
     """Run the stages, save what there is however they end, and print the table."""
     try:
         results = experiment.run(on_trained=output.write_flow)
-        output.write(results)
+        with deferred_interrupts() as pressed:
+            sys.stdout.write(f"{table(results)}\n\n")
+            output.write(results)
+            sys.stdout.write(f"written to {output.folder}: {output.names()}\n")
     except KeyboardInterrupt:
         sys.stderr.write("neuralrg: interrupted\n")
         return INTERRUPTED
     except OSError as error:
-        sys.stderr.write(f"neuralrg: error: cannot write to {output.folder}: {error}\n")
+        sys.stderr.write(
+            f"neuralrg: error: cannot write to {output.folder}: {one_line(error)}{_kept(output)}\n"
+        )
         return FAILED
-    sys.stdout.write(f"{table(results)}\n\nwritten to {output.folder}: {output.names()}\n")
-    if results.stopped == "interrupted":
+    except FAILURES as error:
+        sys.stderr.write(f"neuralrg: error: {one_line(error)}{_kept(output)}\n")
+        return FAILED
+    if results.stopped == "interrupted" or pressed:
         sys.stderr.write("neuralrg: interrupted; what was there is saved\n")
         return INTERRUPTED
     if results.stopped:
         sys.stderr.write(f"neuralrg: stopped early: {results.stopped}; what was there is saved\n")
         return FAILED
     return DONE
+
+
+def _kept(output: Output) -> str:
+    return f"; saved: {output.names()}" if output.written else ""
 
 
 def _one_line(

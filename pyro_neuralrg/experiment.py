@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pyro_neuralrg.diagnostics import Summary, summarise, to_arviz
-from pyro_neuralrg.infer import FitResult, FreeEnergyEstimate, estimate, fit
+from pyro_neuralrg.infer import FitResult, FreeEnergyEstimate, default_schedule, estimate, fit
 from pyro_neuralrg.infer.mcmc import (
     HMC,
     Cycle,
@@ -23,10 +25,12 @@ from pyro_neuralrg.infer.mcmc import (
     Kernel,
     VectorizedMCMC,
 )
+from pyro_neuralrg.interrupts import deferred_interrupts
+from pyro_neuralrg.lattice import check_shape
 from pyro_neuralrg.potentials import CRITICAL_TEMPERATURE, IsingDual
 from pyro_neuralrg.transforms import HierarchicalFlow
 
-__all__ = ["Exact", "Experiment", "Results", "Sampling", "Settings"]
+__all__ = ["FAILURES", "Exact", "Experiment", "Results", "Sampling", "Settings", "one_line"]
 
 ESTIMATE_SAMPLES = 20_000
 ESTIMATE_BATCH = 1000
@@ -36,6 +40,9 @@ PHYSICAL_STEPS = 10  # leapfrog steps of a trajectory, as in the paper
 WARMUP = 200  # draws, at most
 PICTURED = 4  # fields kept for the figure
 LEAST = {"steps": 1, "batch": 2, "chains": 1, "draws": 1}
+MOST = 2**31 - 1  # of each of them
+FAILURES = (ValueError, TypeError, ArithmeticError, RuntimeError, MemoryError)
+"""What a stage may raise: a target that is not finite, numbers out of range, no more memory."""
 
 
 @dataclass(frozen=True)
@@ -157,11 +164,12 @@ class Experiment:
         """
         for name, least in LEAST.items():
             value = getattr(settings, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} is {value}; accepted: an integer >= {least}")
+            if value is not None and not least <= value <= MOST:
+                raise ValueError(f"{name} is {value}; accepted: an integer from {least} to {MOST}")
         if not 0 <= settings.seed < 2**63:
             raise ValueError(f"seed is {settings.seed}; accepted: an integer from 0 to 2^63 - 1")
         device = _device(settings.device)
+        _check_memory(settings, device)
         target = IsingDual(settings.shape, temperature=settings.temperature).to(device)
         with torch.random.fork_rng(_generators(device)):
             torch.manual_seed(settings.seed)
@@ -178,15 +186,21 @@ class Experiment:
 
         Args:
             on_trained: Called with the flow as soon as it is trained, however training ended.
+
+        Raises:
+            ValueError, RuntimeError, ...: The training could not begin. A later stage that fails
+                ends the run with what there is, and ``stopped`` says why.
         """
         exact_free_energy = _exact(lambda: -self.target.log_partition())
         exact_structure_factor = _exact(self.target.exact_structure_factor)
         training = self.train()
-        if on_trained is not None:
-            on_trained(self.flow)
+        with deferred_interrupts() as pressed:
+            if on_trained is not None:
+                on_trained(self.flow)
         found: FreeEnergyEstimate | None = None
         samplers: dict[str, Sampling] = {}
-        stopped = "interrupted" if training.interrupted else training.stopped or ""
+        interrupted = training.interrupted or bool(pressed)
+        stopped = "interrupted" if interrupted else training.stopped or ""
         try:
             found = self.estimate()
             for name in () if stopped else ("latent", "physical"):
@@ -195,6 +209,8 @@ class Experiment:
                     raise KeyboardInterrupt
         except KeyboardInterrupt:
             stopped = "interrupted"
+        except FAILURES as error:
+            stopped = stopped or one_line(error)
         return Results(
             settings=self.settings,
             training=training,
@@ -234,7 +250,9 @@ class Experiment:
             seed=self.settings.seed,
         )
         mcmc.run()
-        return _sampling(mcmc)
+        with deferred_interrupts() as pressed:
+            found = _sampling(mcmc)
+        return replace(found, interrupted=found.interrupted or bool(pressed))
 
     def _kernel(self, space: str) -> Kernel:
         if space == "latent":
@@ -267,9 +285,17 @@ def _sampling(mcmc: VectorizedMCMC) -> Sampling:
 
 def _exact(value: Callable[[], float]) -> Exact:
     try:
-        return Exact(value(), "")
-    except NotImplementedError as error:
-        return Exact(None, str(error))
+        found = float(value())
+    except FAILURES as error:  # NotImplementedError is a RuntimeError
+        return Exact(None, one_line(error))
+    if not math.isfinite(found):
+        return Exact(None, f"the exact formula gives {found} here")
+    return Exact(found, "")
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message in one line; its kind, if it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _generators(device: torch.device) -> list[torch.device]:
@@ -285,10 +311,47 @@ def _device(name: str) -> torch.device:
     """
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
+        float(torch.zeros(1, device=device).sum())  # a "meta" tensor, say, has no numbers
+    except Exception as error:  # whatever its backend raises
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
             f"device is {name!r}; accepted: cpu, or an accelerator that torch finds here ({reason})"
         ) from None
     return device
+
+
+def _check_memory(settings: Settings, device: torch.device) -> None:
+    """Refuse what cannot be held, before anything tries.
+
+    Raises:
+        ValueError: The fields of one training step, or those that are kept of one sampler, take
+            more memory than there is; the message names the settings.
+    """
+    size = 8 if settings.dtype == "float64" else 4
+    field_bytes = size * math.prod(check_shape(settings.shape))
+    batch = default_schedule(settings.shape).batch if settings.batch is None else settings.batch
+    memory = _memory(device)
+    for others, count in (
+        ("", 1),
+        (f" and batch is {batch}", batch),
+        (
+            f", chains is {settings.chains} and draws is {settings.draws}",
+            settings.chains * settings.draws,
+        ),
+    ):
+        if count * field_bytes > memory:
+            seen = f"shape is {settings.shape}{others}"
+            raise ValueError(
+                f"{seen}: that makes fields of {count * field_bytes:.2g} bytes; accepted: what "
+                f"fits into the {memory:.2g} bytes of memory here"
+            )
+
+
+def _memory(device: torch.device) -> float:
+    """Bytes of memory there are, infinite where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return math.inf

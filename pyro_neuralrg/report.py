@@ -31,6 +31,14 @@ from pyro_neuralrg.transforms import HierarchicalFlow
 __all__ = ["Output", "as_json", "table"]
 
 FIGURE_SIZE = (6.4, 4.2)
+FILES = (
+    "report.json",
+    "flow.pt",
+    "samples.nc",
+    "free_energy.png",
+    "structure_factor.png",
+    "configurations.png",
+)
 PACKAGES = ("torch", "pyro-ppl", "numpy", "scipy", "arviz", "matplotlib")
 
 
@@ -57,6 +65,9 @@ class Output:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
                 pass
+            for name in FILES:
+                if (folder / name).is_dir():
+                    raise OSError(f"{name} in it is a folder")
         except OSError as error:
             reason = error.strerror or error
             raise OSError(
@@ -69,18 +80,22 @@ class Output:
         return ", ".join(self.written)
 
     def write_flow(self, flow: HierarchicalFlow) -> None:
-        """Save the trained flow, as soon as there is one: ``pyro_neuralrg.load`` reads it."""
+        """Save the trained flow, as soon as there is one: ``pyro_neuralrg.load`` reads it.
+
+        The files of an earlier run are removed first: no folder holds files of two runs.
+        """
+        for name in FILES:
+            (self.folder / name).unlink(missing_ok=True)
         self._write("flow.pt", lambda path: save(path, flow))
 
     def write(self, results: Results) -> None:
-        """Write all else that the results hold."""
-        self._write_figures(results)
+        """Write all else that the results hold, the report first."""
+        text = json.dumps(as_json(results), indent=2, allow_nan=False) + "\n"
+        self._write("report.json", lambda path: path.write_text(text, encoding="utf-8"))
         samples = results.samplers.get("latent")
         if samples is not None:
             self._write("samples.nc", lambda path: save_tree(samples.idata, path))
-        report = as_json(results) | {"files": [*self.written, "report.json"]}
-        text = json.dumps(report, indent=2, allow_nan=False) + "\n"
-        self._write("report.json", lambda path: path.write_text(text, encoding="utf-8"))
+        self._write_figures(results)
 
     def _write_figures(self, results: Results) -> None:
         history, found = results.training.history, results.estimate
@@ -134,13 +149,13 @@ def title(results: Results) -> str:
 
 
 def as_json(results: Results) -> dict[str, Any]:
-    """The report: what is not known, or was not reached, is None.
+    """The report: what is not known, not finite, or was not reached, is None.
 
     Free energies are in nats, ``ess`` of the free energy is a fraction of the samples,
     ``ess_bulk`` counts effective draws over all chains.
     """
     settings = results.settings
-    return {
+    report = {
         "shape": list(settings.shape),
         "temperature": settings.temperature,
         "seed": settings.seed,
@@ -161,19 +176,20 @@ def as_json(results: Results) -> dict[str, Any]:
         },
         "versions": _versions(),
     }
+    return _plain(report)
 
 
 def _free_energy(results: Results) -> dict[str, float | int | None]:
     found = results.estimate
     return {
         "exact": results.exact_free_energy.value,
-        "variational": found and _finite(found.variational),
-        "variational_se": found and _finite(found.variational_se),
+        "variational": found and found.variational,
+        "variational_se": found and found.variational_se,
         "gap": results.gap,
         "relative_error": results.relative_error,
-        "importance": found and _finite(found.importance),
-        "importance_se": found and _finite(found.importance_se),
-        "ess": found and _finite(found.ess),
+        "importance": found and found.importance,
+        "importance_se": found and found.importance_se,
+        "ess": found and found.ess,
         "num_samples": found and found.num_samples,
     }
 
@@ -182,21 +198,23 @@ def _sampler(run: Sampling | None) -> dict[str, float | int | None] | None:
     if run is None:
         return None
     return {
-        "structure_factor": _finite(run.summary.mean),
-        "mcse": _finite(run.summary.mcse),
-        "rhat": _finite(run.summary.rhat),
-        "ess_bulk": _finite(run.summary.ess_bulk),
-        "ess_per_gradient": _finite(run.summary.ess_bulk / run.gradient_evaluations),
-        "ess_per_second": _finite(run.summary.ess_bulk / run.seconds),
-        "acceptance_rate": _finite(run.acceptance_rate),
+        "structure_factor": run.summary.mean,
+        "mcse": run.summary.mcse,
+        "rhat": run.summary.rhat,
+        "ess_bulk": run.summary.ess_bulk,
+        "ess_per_gradient": run.summary.ess_bulk / run.gradient_evaluations,
+        "ess_per_second": run.summary.ess_bulk / run.seconds,
+        "acceptance_rate": run.acceptance_rate,
         "gradient_evaluations": run.gradient_evaluations,
         "seconds": run.seconds,
     }
 
 
-def _finite(value: float | int) -> float | int | None:
-    """The value, or None for what JSON cannot say."""
-    return value if math.isfinite(value) else None
+def _plain(value: Any) -> Any:
+    """The same tree with None for numbers that JSON cannot say."""
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _versions() -> dict[str, str]:

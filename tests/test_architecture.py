@@ -22,13 +22,14 @@ NAME = pyro_neuralrg.__name__
 
 # What each part may import from; parts without a line here are unknown and fail.
 MAY_IMPORT: dict[str, set[str]] = {
+    "interrupts": set(),
     "lattice": set(),
     "spectral": {"lattice"},
     "transforms": {"lattice", "spectral"},
     "distributions": {"lattice", "transforms"},
     "potentials": {"lattice", "spectral", "transforms"},
     "observables": {"lattice"},
-    "infer": {"lattice", "spectral", "transforms", "distributions", "potentials"},
+    "infer": {"interrupts", "lattice", "spectral", "transforms", "distributions", "potentials"},
     "diagnostics": {"lattice", "infer", "observables"},
     "plotting": {"observables", "infer", "diagnostics"},
 }
@@ -36,7 +37,7 @@ LIBRARY = set(MAY_IMPORT)
 MAY_IMPORT[""] = LIBRARY  # the package itself: its public names
 MAY_IMPORT["experiment"] = LIBRARY
 MAY_IMPORT["report"] = LIBRARY | {"experiment", ""}  # the root for its version only
-MAY_IMPORT["cli"] = {"experiment", "report", ""}
+MAY_IMPORT["cli"] = {"experiment", "interrupts", "report", ""}
 MAY_IMPORT["__main__"] = {"cli"}
 
 GLOBAL_SETTERS = {

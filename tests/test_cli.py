@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import arviz
@@ -18,7 +19,11 @@ import pytest
 import torch
 
 import pyro_neuralrg
+from pyro_neuralrg import IsingDual
 from pyro_neuralrg.cli import main
+from pyro_neuralrg.experiment import Experiment
+from pyro_neuralrg.infer import FreeEnergyEstimate
+from pyro_neuralrg.report import Output
 
 ROOT = Path(pyro_neuralrg.__file__).parents[1]
 FILES = {
@@ -189,6 +194,18 @@ BAD = {
     "no draws": (["--draws", "-1"], "draws"),
     "seed": (["--seed", "-1"], "seed"),
     "device": (["--device", "abacus"], "device"),
+    "device without numbers": (["--device", "meta"], "device"),
+    "device without a backend": (["--device", "hpu"], "device"),
+    "device of nobody": (["--device", "privateuseone"], "device"),
+    "a side beyond integers": (["--shape", "99999999999999999999", "2"], "shape"),
+    "too large to hold": (["--shape", "10000000", "10000000"], "shape"),
+    "too many chains to hold": (["--chains", "1000000000"], "chains"),
+    "a batch too large to hold": (["--batch", "2000000000"], "batch"),
+    "chains beyond integers": (["--chains", str(10**30)], "chains"),
+    "batch beyond integers": (["--batch", str(10**30)], "batch"),
+    "draws beyond integers": (["--draws", str(10**30)], "draws"),
+    "steps beyond floats": (["--steps", str(10**400)], "steps"),
+    "temperature next to 0": (["--temperature", "1e-300"], "spectrum"),
     "dtype": (["--dtype", "int64"], "dtype"),
     "option": (["--temprature", "1"], "temprature"),
 }
@@ -218,6 +235,128 @@ def test_out_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert stop.value.code == 2
     assert "--out" in capsys.readouterr().err
     assert occupied.read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_out_with_a_folder_in_the_way(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(SystemExit) as stop:
+        main(["ising", *QUICK, "--out", str(tmp_path)])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"{name} in it is a folder" in error
+    assert "--out" in error
+
+
+def nan_after(calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the energy be NaN from one call on."""
+    energy, seen = IsingDual.energy, []
+
+    def breaking(self: IsingDual, x: torch.Tensor) -> torch.Tensor:
+        seen.append(1)
+        return energy(self, x) + (math.nan if len(seen) > calls else 0.0)
+
+    monkeypatch.setattr(IsingDual, "energy", breaking)
+
+
+def one_error(capsys: pytest.CaptureFixture[str]) -> str:
+    """The lines on stderr that are no progress bars; one of them."""
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("neuralrg:")]
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+@pytest.mark.filterwarnings("ignore:training stopped:UserWarning")
+def test_a_training_that_meets_nan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The last finite flow and its report are saved; a report of an earlier run is not kept."""
+    (tmp_path / "samples.nc").write_text("of an earlier run")
+    nan_after(3, monkeypatch)
+    assert main(["ising", *QUICK, "--shape", "2", "2", "--out", str(tmp_path)]) == 1
+    assert "stopped early: the loss at step 2 is nan" in one_error(capsys)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["stopped"] == "the loss at step 2 is nan"
+    assert report["training"]["steps"] == 2
+    assert report["free_energy"]["variational"] is None
+    assert report["free_energy"]["exact"] is not None
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "flow.pt", "report.json", "free_energy.png",
+    }  # fmt: skip
+    flow = pyro_neuralrg.load(tmp_path / "flow.pt").flow
+    assert all(bool(torch.isfinite(p).all()) for p in flow.parameters())
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("a\nb"), RuntimeError("a b"), MemoryError("a b"), OverflowError("a b")]
+)
+@pytest.mark.parametrize("stage", ["train", "estimate", "sample"])
+def test_a_stage_that_fails(
+    stage: str,
+    error: Exception,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Experiment, stage, fail)
+    arguments = ["ising", *QUICK, "--shape", "2", "2", "--out", str(tmp_path)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert main(arguments) == 1
+    assert "a b" in one_error(capsys)
+    saved = {path.name for path in tmp_path.iterdir()}
+    assert saved == (set() if stage == "train" else {"flow.pt", "report.json", "free_energy.png"})
+
+
+def test_a_report_of_numbers_that_are_not_finite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nothing = FreeEnergyEstimate(math.inf, math.nan, math.inf, math.nan, 0.0, 20)
+    monkeypatch.setattr(Experiment, "estimate", lambda _: nothing)
+    monkeypatch.setattr(IsingDual, "log_partition", lambda _: math.nan)
+    monkeypatch.setattr(IsingDual, "exact_structure_factor", lambda _: -math.inf)
+    report = run(tmp_path, "--shape", "2", "2")
+    assert {path.name for path in tmp_path.iterdir()} == FILES
+    energy = report["free_energy"]
+    assert energy == dict.fromkeys(energy) | {"ess": 0.0, "num_samples": 20}
+    assert report["sampling"]["exact_structure_factor"] is None
+    out = capsys.readouterr().out
+    assert "unknown (the exact formula gives nan here)" in out
+    assert "unknown (the exact formula gives -inf here)" in out
+
+
+def test_the_report_does_not_wait_for_the_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("no ink")
+
+    monkeypatch.setattr(Output, "_write_figures", fail)
+    assert main(["ising", *QUICK, "--shape", "2", "2", "--out", str(tmp_path)]) == 1
+    assert one_error(capsys).endswith("no ink; saved: flow.pt, report.json, samples.nc")
+    assert json.loads((tmp_path / "report.json").read_text())["shape"] == [2, 2]
+
+
+def test_ctrl_c_while_writing_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write = Output._write
+
+    def pressed(self: Output, *arguments: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+        write(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Output, "_write", pressed)
+    assert main(["ising", *QUICK, "--shape", "2", "2", "--out", str(tmp_path)]) == 130
+    assert "interrupted; what was there is saved" in one_error(capsys)
+    assert {"flow.pt", "report.json", "free_energy.png"} == {p.name for p in tmp_path.iterdir()}
+    assert json.loads((tmp_path / "report.json").read_text())["stopped"] == "interrupted"
 
 
 def test_no_device_of_that_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from pyro.infer import MCMC
+from pyro.infer import HMC, MCMC, NUTS
 from torch import Tensor
 
 from pyro_neuralrg import observables as obs
@@ -54,9 +54,14 @@ def to_arviz(
         * ``unconstrained_posterior``: latent sites ``{name}_latent`` of the flows, if there are
           any;
         * ``sample_stats``: lp, energy (the Hamiltonian), acceptance_rate, step_size, n_steps,
-          diverging; of Pyro's MCMC, which keeps no more, lp and diverging.
+          diverging; of Pyro's MCMC, which keeps no more of each draw, lp and diverging.
+
+        and the attributes ``sampler``, ``warmup_steps`` and what else is known of the run as a
+        whole; of Pyro's, ``acceptance_rate`` (of each chain) and, if it ran a single chain,
+        ``step_size`` and (HMC) ``n_steps``, the same for all its draws.
 
     Raises:
+        RuntimeError: if ``mcmc`` has not been run.
         TypeError: if ``mcmc`` is neither.
         ValueError: if an observable has the name of a site or the wrong shape, or is asked for
             where no field is known.
@@ -139,8 +144,10 @@ def _of_vectorized(mcmc: VectorizedMCMC) -> _Run:
 
 
 def _of_pyro(mcmc: MCMC) -> _Run:
+    if mcmc._samples is None:
+        raise RuntimeError("there are no draws; call run() first")
     samples = mcmc.get_samples(group_by_chain=True)
-    attrs = {"sampler": type(mcmc.kernel).__name__, "warmup_steps": mcmc.warmup_steps}
+    attrs = _pyro_attrs(mcmc)
     first = next(iter(samples.values()))
     stats = {"diverging": torch.zeros(first.shape[:2], dtype=torch.bool)}
     kept: Any = mcmc._diagnostics
@@ -166,6 +173,20 @@ def _of_pyro(mcmc: MCMC) -> _Run:
     return _Run(
         physical, latent, {"lp": lp.unflatten(0, positions.shape[:2])} | stats, attrs, target
     )
+
+
+def _pyro_attrs(mcmc: MCMC) -> dict[str, Any]:
+    """What Pyro knows of a run as a whole: its kernels keep no acceptance of single draws."""
+    kernel: Any = mcmc.kernel
+    attrs: dict[str, Any] = {"sampler": type(kernel).__name__, "warmup_steps": mcmc.warmup_steps}
+    kept: Any = mcmc._diagnostics
+    if all("acceptance rate" in (diagnostics or {}) for diagnostics in kept):
+        attrs["acceptance_rate"] = [float(known["acceptance rate"]) for known in kept]
+    if mcmc.num_chains == 1 and isinstance(kernel, HMC):  # several ran as copies, now gone
+        attrs["step_size"] = float(kernel.step_size)
+        if not isinstance(kernel, NUTS):
+            attrs["n_steps"] = int(kernel.num_steps)
+    return attrs
 
 
 def _evaluate(functions: Mapping[str, Observable], run: _Run) -> dict[str, Tensor]:

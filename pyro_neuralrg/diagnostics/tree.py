@@ -23,6 +23,9 @@ __all__ = ["Summary", "make_tree", "save_tree", "summarise"]
 #: ArviZ splits chains and needs two draws of each half.
 MIN_DRAWS = 4
 
+#: How the complaint begins in ArviZ 0.x and in 1.x.
+MORE_CHAINS_THAN_DRAWS = ("More chains", "Found chain dimension to be longer than draw dimension")
+
 
 class Summary(NamedTuple):
     """What is said of the mean of one series.
@@ -151,5 +154,6 @@ def _quiet() -> Iterator[None]:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        warnings.filterwarnings("ignore", "More chains", UserWarning)
+        for text in MORE_CHAINS_THAN_DRAWS:
+            warnings.filterwarnings("ignore", text, UserWarning)
         yield

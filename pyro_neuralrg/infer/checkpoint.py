@@ -5,21 +5,33 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from pyro_neuralrg.transforms.hierarchical import HierarchicalFlow
 
 __all__ = ["Loaded", "load", "save"]
 
 FORMAT = "pyro_neuralrg.flow"
-VERSION = 1
+VERSION = 2
+
+#: What a file holds beside its format and version, and of which types.
+ENTRIES: dict[str, tuple[type, ...]] = {
+    "config": (str,),
+    "dtype": (str,),
+    "state_dict": (dict,),
+    "optimizer": (dict, type(None)),
+    "metadata": (str,),
+    "sha256": (str,),
+}
 
 
 class Loaded(NamedTuple):
@@ -68,15 +80,14 @@ def save(
             f"metadata is not JSON data ({error}); accepted: numbers, strings, lists, dicts"
         ) from None
     weights = flow.state_dict()
-    payload = {
-        "format": FORMAT,
-        "version": VERSION,
+    contents = {
         "config": json.dumps(flow.config),
         "dtype": _dtype_name(flow),
         "state_dict": {name: tensor.detach() for name, tensor in weights.items()},
         "optimizer": None if optimizer is None else dict(optimizer),
         "metadata": described,
     }
+    payload = {"format": FORMAT, "version": VERSION, **contents, "sha256": checksum(contents)}
     _write(Path(path), payload)
 
 
@@ -90,14 +101,15 @@ def load(path: str | os.PathLike[str], map_location: Any = "cpu") -> Loaded:
     Raises:
         FileNotFoundError, OSError: if there is no such file, or it cannot be read.
         ValueError: if the file is corrupt, of another version, or holds anything but tensors and
-            plain data.
+            plain data; if torch does not find the device.
     """
-    payload = _read(Path(path), map_location)
+    device = _device(map_location)
+    payload = _read(Path(path))
     try:
         flow = HierarchicalFlow.from_config(json.loads(payload["config"]))
-        flow = flow.to(dtype=getattr(torch, payload["dtype"]), device=map_location)
+        flow = flow.to(dtype=getattr(torch, payload["dtype"]), device=device)
         flow.load_state_dict(payload["state_dict"])
-        metadata = json.loads(payload["metadata"])
+        metadata = dict(json.loads(payload["metadata"]))
     except Exception as error:
         raise ValueError(
             f"{os.fspath(path)} holds a flow that cannot be built ({_one_line(error)}); "
@@ -107,10 +119,13 @@ def load(path: str | os.PathLike[str], map_location: Any = "cpu") -> Loaded:
 
 
 def _write(path: Path, payload: dict[str, Any]) -> None:
-    """Write under a temporary name in the same folder, then rename."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    """Write under a temporary name in the same folder, then rename.
+
+    Opened as any other file, not by ``tempfile``, so that it gets the permissions of one.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        with os.fdopen(handle, "wb") as stream:
+        with temporary.open("xb") as stream:
             torch.save(payload, stream)
         os.replace(temporary, path)
     except BaseException:
@@ -119,25 +134,65 @@ def _write(path: Path, payload: dict[str, Any]) -> None:
         raise
 
 
-def _read(path: Path, map_location: Any) -> dict[str, Any]:
-    """The contents, checked for format and version."""
+def _read(path: Path) -> dict[str, Any]:
+    """The contents, checked for format, version, types and checksum."""
     accepted = f"accepted: a file of pyro_neuralrg.save, version {VERSION}"
     with path.open("rb") as stream:
         try:
-            payload = torch.load(stream, map_location=map_location, weights_only=True)
+            payload = torch.load(stream, map_location="cpu", weights_only=True)
         except Exception as error:
             raise ValueError(
                 f"{path} is corrupt or holds more than tensors and plain data "
                 f"({_one_line(error)}); {accepted}"
             ) from None
-    if not isinstance(payload, dict) or payload.get("format") != FORMAT:
+    known = payload.get("format") if isinstance(payload, dict) else None
+    if not isinstance(known, str) or known != FORMAT:
         raise ValueError(f"{path} is not a saved flow; {accepted}")
-    if payload.get("version") != VERSION:
-        raise ValueError(f"{path} has version {payload.get('version')!r}; {accepted}")
-    missing = {"config", "dtype", "state_dict", "optimizer", "metadata"} - set(payload)
+    version = payload.get("version")
+    if type(version) is not int or version != VERSION:
+        raise ValueError(f"{path} has version {str(version)[:40]}; {accepted}")
+    missing = set(ENTRIES) - set(payload)
     if missing:
         raise ValueError(f"{path} lacks {', '.join(sorted(missing))}; {accepted}")
+    for name, types in ENTRIES.items():
+        if not isinstance(payload[name], types):
+            seen = type(payload[name]).__name__
+            raise ValueError(f"{path} is corrupt: its {name} is a {seen}; {accepted}")
+    if payload["sha256"] != checksum({name: payload[name] for name in ENTRIES if name != "sha256"}):
+        raise ValueError(f"{path} is corrupt: its checksum is not that of its contents; {accepted}")
     return payload
+
+
+def checksum(value: Any) -> str:
+    """SHA-256 over plain data and tensors, down to their bytes.
+
+    Torch's own reader does not check those.
+    """
+    found = hashlib.sha256()
+    if isinstance(value, Mapping):
+        for key, entry in value.items():
+            found.update(f"{key!r}: {checksum(entry)}".encode())
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            found.update(checksum(entry).encode())
+    elif isinstance(value, Tensor):
+        plain = value.detach().cpu().contiguous()
+        found.update(f"{plain.dtype} {tuple(plain.shape)}".encode())
+        found.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
+    else:
+        found.update(f"{type(value).__name__} {value!r}".encode())
+    return found.hexdigest()
+
+
+def _device(map_location: Any) -> torch.device:
+    """The device, if torch finds it."""
+    try:
+        return torch.empty(0, device=map_location).device
+    except Exception as error:  # whatever its backend raises
+        raise ValueError(
+            f"map_location is {map_location!r}; accepted: a device that torch finds here "
+            f"({_one_line(error)})"
+        ) from None
 
 
 def _dtype_name(flow: HierarchicalFlow) -> str:

@@ -19,6 +19,7 @@ from pyro.infer import SVI
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from pyro_neuralrg.infer.arguments import LARGEST_SEED, check_integer, check_number
 from pyro_neuralrg.infer.free_energy import from_log_weights
 from pyro_neuralrg.infer.guides import FlowGuide
 from pyro_neuralrg.infer.history import History, TrainingStep
@@ -30,8 +31,13 @@ from pyro_neuralrg.infer.schedule import (
     learning_rate_factor,
     temperature_factor,
 )
+from pyro_neuralrg.interrupts import deferred_interrupts
+from pyro_neuralrg.potentials.base import LatticePotential
 
 __all__ = ["FitResult", "fit"]
+
+FRACTION = (math.nextafter(0.0, -1.0), math.nextafter(1.0, 2.0))
+"""Between these lie 0, 1 and all numbers between them."""
 
 BAR_SECONDS = 0.2
 """The progress bar shows new figures this often."""
@@ -113,8 +119,8 @@ def fit(
     Warns:
         UserWarning: if training stopped at a loss or gradient that is not finite.
     """
-    _check(steps, batch, lr, clip, average, start_step)
-    cooling = _check_anneal(anneal) if hasattr(target, "heated") else None
+    _check(steps, batch, lr, clip, average, start_step, seed)
+    cooling = _check_anneal(anneal)
     with _seeded(seed), contextlib.ExitStack() as stack:
         if flow is None:
             flow = _default_flow(target)
@@ -124,7 +130,7 @@ def fit(
             target=target,
             guide=guide,
             elbo=_QuietPDD(
-                num_particles=schedule.batch if batch is None else batch,
+                num_particles=schedule.batch if batch is None else int(batch),
                 max_plate_nesting=_plates(target, guide),
                 vectorize_particles=True,
                 path_gradient=path_gradient,
@@ -132,10 +138,16 @@ def fit(
             optimizer=GuardedAdam(
                 _trainable(target, guide), schedule.learning_rate if lr is None else lr, clip
             ),
-            steps=schedule.steps if steps is None else steps,
-            anneal=cooling,
+            steps=schedule.steps if steps is None else int(steps),
+            anneal=cooling if hasattr(target, "heated") else None,
             average=average,
         )
+        if start_step >= training.steps:
+            raise ValueError(
+                f"start_step is {start_step}; accepted: an integer below steps, {training.steps}"
+            )
+        if isinstance(target, LatticePotential):
+            target.try_energy(like=training.optimizer.parameters[0])
         if optimizer_state is not None:
             training.optimizer.set_state(optimizer_state)
         bar = stack.enter_context(
@@ -189,6 +201,7 @@ class _Training:
         """Take the steps from ``start`` on, until the end or a reason to stop."""
         begin = time.perf_counter()
         shown = 0.0
+        self.optimizer.clear_gradients()  # of whatever was done with the flow before
         try:
             for step in range(start, self.steps):
                 if not self._step(step, begin):
@@ -204,11 +217,13 @@ class _Training:
         except KeyboardInterrupt:
             self.interrupted = True
             self.stopped = f"interrupted at step {start + len(self.records)}"
-        self.seconds = time.perf_counter() - begin
-        if self.records:
-            bar.set_postfix_str(_figures(self.records[-1]))
-        if self.average is not None:
-            self.optimizer.assign(self.average)
+        with deferred_interrupts() as pressed:
+            self.seconds = time.perf_counter() - begin
+            if self.records:
+                bar.set_postfix_str(_figures(self.records[-1]))
+            if self.average is not None:
+                self.optimizer.assign(self.average)
+        self.interrupted = self.interrupted or bool(pressed)
 
     def result(self, flow: Any) -> FitResult:
         """What came out."""
@@ -270,6 +285,7 @@ class _Training:
         else:
             self.stopped = f"the loss at step {step} is {loss}"
             self.optimizer.undo()
+        self.average = None  # which holds the parameters that were bad
         warnings.warn(
             f"training stopped: {self.stopped}; the last finite parameters are kept", stacklevel=5
         )
@@ -369,7 +385,7 @@ def _seeded(seed: int | None) -> Iterator[None]:
         return
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
+        torch.manual_seed(int(seed))
         yield
 
 
@@ -380,33 +396,34 @@ def _check(
     clip: float | None,
     average: float,
     start_step: int,
+    seed: int | None,
 ) -> None:
-    for name, value, least in (
-        ("steps", steps, 1),
-        ("batch", batch, 2),
-        ("start_step", start_step, 0),
-    ):
-        if value is not None and (
-            isinstance(value, bool) or not isinstance(value, int) or value < least
-        ):
-            raise ValueError(f"{name} is {value!r}; accepted: an integer >= {least}")
+    for name, value, least in (("steps", steps, 1), ("batch", batch, 2)):
+        if value is not None:
+            check_integer(name, value, least)
+    check_integer("start_step", start_step, 0)
+    if seed is not None:
+        check_integer("seed", seed, 0, LARGEST_SEED)
     for name, rate in (("lr", lr), ("clip", clip)):
-        if rate is not None and not 0.0 < rate < math.inf:
-            raise ValueError(f"{name} is {rate!r}; accepted: a positive number or None")
-    if not 0.0 <= average <= 1.0:
-        raise ValueError(f"average is {average!r}; accepted: a fraction between 0 and 1")
+        if rate is not None:
+            check_number(name, rate, 0.0, math.inf, "a positive number or None")
+    check_number("average", average, *FRACTION, "a fraction between 0 and 1")
 
 
 def _check_anneal(anneal: tuple[float, float] | None) -> Anneal | None:
     if anneal is None:
         return None
-    start, fraction = anneal
-    if not (0.0 < start < math.inf and 0.0 <= fraction <= 1.0):
+    try:
+        start, fraction = anneal
+        return Anneal(
+            check_number("start", start, 0.0, math.inf, ""),
+            check_number("fraction", fraction, *FRACTION, ""),
+        )
+    except (TypeError, ValueError):
         raise ValueError(
             f"anneal is {anneal!r}; accepted: (temperature factor > 0, fraction of the steps) or "
             "None"
-        )
-    return Anneal(start, fraction)
+        ) from None
 
 
 def _figures(record: TrainingStep) -> str:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pyro_neuralrg.distributions.flow import flow_distribution
+from pyro_neuralrg.infer.arguments import check_integer
 
 __all__ = ["FreeEnergyEstimate", "estimate", "from_log_weights", "log_weights"]
 
@@ -82,8 +83,7 @@ def estimate(
 def log_weights(target: Any, q: Any, num_samples: int, batch_size: int = 1000) -> Tensor:
     """``ln pi(x) - ln q(x)`` of samples x ~ q, float64 on the CPU, shape ``(num_samples,)``."""
     for name, value in (("num_samples", num_samples), ("batch_size", batch_size)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} is {value!r}; accepted: an integer >= 1")
+        check_integer(name, value, 1)
     energy = _energy_function(target)
     density = _distribution(q)
     pieces = []
@@ -106,30 +106,43 @@ def from_log_weights(weights: Tensor) -> FreeEnergyEstimate:
 
     ``weights`` has shape ``(num_samples,)``. The delta method gives
     Var(-ln mean w) = Var(w) / (n mean(w)^2), which is (1/ess - 1) / (n - 1) in terms of the Kish
-    fraction ess = (sum w)^2 / (n sum w^2). With a single sample the standard errors are NaN.
+    fraction ess = (sum w)^2 / (n sum w^2). With a single sample the standard errors are NaN. A
+    sample of weight zero (an infinite energy) makes the variational bound infinite; if all are of
+    weight zero the ess is zero and the importance estimate infinite, with errors that are NaN.
 
     Raises:
-        ValueError: if a log-weight is NaN.
+        ValueError: if there is no log-weight, or one is NaN or plus infinity.
     """
     weights = weights.detach().reshape(-1).double()
     number = weights.numel()
-    if bool(weights.isnan().any()):
-        raise ValueError(
-            f"{int(weights.isnan().sum())} of {number} log-weights are NaN; accepted: an energy "
-            "and a density that are numbers for every field"
-        )
+    _check_log_weights(weights)
     log_sum = float(weights.logsumexp(0))
     log_sum_of_squares = float((2.0 * weights).logsumexp(0))
-    ess = math.exp(min(0.0, 2.0 * log_sum - log_sum_of_squares - math.log(number)))
-    several = number > 1
+    some_weight, several = log_sum > -math.inf, number > 1
+    ess, importance_se = 0.0, math.nan
+    if some_weight:
+        ess = math.exp(min(0.0, 2.0 * log_sum - log_sum_of_squares - math.log(number)))
+    if some_weight and several:
+        importance_se = math.sqrt(max(0.0, 1.0 / ess - 1.0) / (number - 1))
     return FreeEnergyEstimate(
         variational=-float(weights.mean()),
         variational_se=float(weights.std()) / math.sqrt(number) if several else math.nan,
         importance=math.log(number) - log_sum,
-        importance_se=math.sqrt(max(0.0, 1.0 / ess - 1.0) / (number - 1)) if several else math.nan,
+        importance_se=importance_se,
         ess=ess,
         num_samples=number,
     )
+
+
+def _check_log_weights(weights: Tensor) -> None:
+    if weights.numel() == 0:
+        raise ValueError("weights is empty; accepted: at least one log-weight")
+    for name, bad in (("NaN", weights.isnan()), ("infinite", weights == math.inf)):
+        if bool(bad.any()):
+            raise ValueError(
+                f"{int(bad.sum())} of {weights.numel()} log-weights are {name}; accepted: an "
+                "energy and a density that are numbers for every field (an energy may be +inf)"
+            )
 
 
 def _energy_function(target: Any) -> Callable[[Tensor], Tensor]:

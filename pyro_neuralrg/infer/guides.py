@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyro
@@ -12,6 +13,7 @@ from pyro.distributions import TransformedDistribution
 from pyro.distributions.torch_transform import TransformModule
 from pyro.nn import PyroModule
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from pyro_neuralrg.distributions.flow import check_flow, event_shape, flow_distribution
 from pyro_neuralrg.distributions.symmetrized import SymmetrizedFlow
@@ -24,7 +26,8 @@ class FlowGuide(PyroModule):
 
     The flow is a submodule, so that its parameters are trained by ``SVI`` as well as by plain torch
     optimisers over ``guide.parameters()``; ``.to``, ``copy.deepcopy`` and pickling work as for
-    every module.
+    every module. A copy has the name of its original: to call both in one session, give the copy a
+    parameter store of its own (``pyro.get_param_store().scope()``), or clear the store between.
 
     Args:
         flow: a TransformModule on lattice fields, a SymmetrizedFlow, or a TransformedDistribution
@@ -61,6 +64,13 @@ class FlowGuide(PyroModule):
             self.flow = flow
             self.shape = event_shape(flow, shape)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> FlowGuide:
+        """``.to``, ``.double`` and the like, also of a distribution's base."""
+        super()._apply(fn, *args, **kwargs)
+        if isinstance(self._density, TransformedDistribution):
+            self._density.base_dist = _moved(self._density.base_dist, fn)
+        return self
+
     def distribution(self) -> Any:
         """The distribution q of the sample site; registers nothing with Pyro."""
         if isinstance(self._density, SymmetrizedFlow):
@@ -93,3 +103,14 @@ class FlowGuide(PyroModule):
                     "of another FlowGuide under it; accepted: another name, or an empty store "
                     "(pyro.clear_param_store() or pyro.get_param_store().scope())"
                 )
+
+
+def _moved(density: Distribution, fn: Callable[[Tensor], Tensor]) -> Distribution:
+    """The same distribution with ``fn`` of all its tensors."""
+    moved = copy.copy(density)
+    for name, value in vars(density).items():
+        if isinstance(value, Tensor):
+            setattr(moved, name, fn(value))
+        elif isinstance(value, Distribution):
+            setattr(moved, name, _moved(value, fn))
+    return moved

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -81,8 +82,7 @@ class GuardedAdam(PyroOptim):
                 for p in self.parameters
             ]
         )
-        for parameter in self.parameters:
-            parameter.grad = None
+        self.clear_gradients()
         norm = float(gradient.norm())
         self.failed = not math.isfinite(norm) or (self.guard is not None and not self.guard())
         if self.failed:
@@ -92,6 +92,11 @@ class GuardedAdam(PyroOptim):
         self._vector.grad = gradient.mul_(min(1.0, self.clip / max(norm, 1e-12)))
         self._adam.step()
         torch._foreach_copy_(self.parameters, self._pieces)
+
+    def clear_gradients(self) -> None:
+        """Forget the gradients that the parameters hold."""
+        for parameter in self.parameters:
+            parameter.grad = None
 
     @torch.no_grad()
     def undo(self) -> None:
@@ -111,31 +116,31 @@ class GuardedAdam(PyroOptim):
 
     def get_state(self) -> dict[str, Any]:
         """Adam's state as plain tensors and numbers."""
-        return self._adam.state_dict()
+        return copy.deepcopy(self._adam.state_dict())
 
     def set_state(self, state_dict: dict[str, Any]) -> None:
-        """Continue from a state of :meth:`get_state`.
+        """Continue from the moments of a state of :meth:`get_state`, at the present learning rate.
 
         Raises:
             ValueError: if it is not such a state, or belongs to a flow of another size.
         """
         size = self._vector.numel()
         try:
-            moments = [entry["exp_avg"] for entry in state_dict["state"].values()]
-        except (TypeError, KeyError, AttributeError):
+            sizes = _moment_sizes(state_dict)
+        except (TypeError, KeyError, AttributeError, ValueError, RuntimeError):
             raise ValueError(
                 "optimizer_state is not the state of an earlier fit; accepted: "
                 "FitResult.optimizer_state"
             ) from None
-        for moment in moments:
-            if moment.numel() != size:
-                raise ValueError(
-                    f"optimizer_state is of {moment.numel()} parameters; accepted: the state for "
-                    f"this flow's {size}"
-                )
-        rate = self.learning_rate
-        self._adam.load_state_dict(state_dict)
-        self.learning_rate = rate
+        for found in sizes - {size}:
+            raise ValueError(
+                f"optimizer_state is of {found} parameters; accepted: the state for "
+                f"this flow's {size}"
+            )
+        present = self._adam.state_dict()["param_groups"]
+        self._adam.load_state_dict(
+            {"state": copy.deepcopy(state_dict["state"]), "param_groups": present}
+        )
 
     def _join(self) -> Tensor:
         return torch.cat([parameter.detach().reshape(-1) for parameter in self.parameters])
@@ -152,3 +157,16 @@ class GuardedAdam(PyroOptim):
                 f"the model or guide made {unknown} parameters after training began; accepted: "
                 "programs that create all their parameters when first run"
             )
+
+
+def _moment_sizes(state_dict: dict[str, Any]) -> set[int]:
+    """Lengths of the moment vectors; raises if it is not the state of one Adam of one vector."""
+    if set(state_dict) != {"state", "param_groups"} or not set(state_dict["state"]) <= {0}:
+        raise KeyError("state, param_groups")
+    sizes = set()
+    for entry in state_dict["state"].values():
+        float(entry["step"])
+        for name in ("exp_avg", "exp_avg_sq"):
+            (number,) = entry[name].shape
+            sizes.add(number)
+    return sizes

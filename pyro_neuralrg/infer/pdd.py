@@ -16,6 +16,8 @@ from pyro.infer.util import is_validation_enabled
 from pyro.util import check_if_enumerated, warn_if_inf, warn_if_nan
 from torch import Tensor
 
+from pyro_neuralrg.infer.arguments import check_integer
+
 __all__ = ["PDD"]
 
 
@@ -64,14 +66,8 @@ class PDD(ELBO):
         path_gradient: bool = False,
         retain_graph: bool | None = None,
     ) -> None:
-        if (
-            isinstance(num_particles, bool)
-            or not isinstance(num_particles, int)
-            or num_particles < 1
-        ):
-            raise ValueError(f"num_particles is {num_particles!r}; accepted: an integer >= 1")
         super().__init__(
-            num_particles=num_particles,
+            num_particles=check_integer("num_particles", num_particles, 1),
             max_plate_nesting=max_plate_nesting,
             vectorize_particles=vectorize_particles,
             retain_graph=retain_graph,
@@ -107,6 +103,17 @@ class PDD(ELBO):
             if surrogate.requires_grad:
                 surrogate.backward(retain_graph=self.retain_graph)
         return self._report(log_weights)
+
+    def _guess_max_plate_nesting(
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        """Run both once to see their plates, without using up random numbers."""
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
+            super()._guess_max_plate_nesting(model, guide, args, kwargs)
 
     def _get_trace(
         self,

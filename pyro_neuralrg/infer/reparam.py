@@ -56,7 +56,7 @@ class FlowReparam(Reparam):
 
     Example:
         >>> import pyro, pyro.distributions as dist, torch
-        >>> flow = dist.transforms.AffineCoupling(1, torch.nn.Linear(1, 2))
+        >>> flow = dist.transforms.affine_coupling(2)
         >>> def model():
         ...     return pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1))
         >>> latent = pyro.poutine.reparam(model, {"x": FlowReparam(flow)})

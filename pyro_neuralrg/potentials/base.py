@@ -92,23 +92,46 @@ class LatticePotential(ABC):
         """The energy of ``params["x"]``, for Pyro's ``HMC`` and ``NUTS``.
 
         Raises:
-            ValueError: if there is no site "x".
+            ValueError: if there is no site "x", or the energy has the wrong shape.
         """
         if "x" not in params:
             raise ValueError(f"params has the sites {sorted(params)}; accepted: a mapping with 'x'")
-        return self.energy(params["x"])
+        return self._checked_energy(params["x"])
 
     def model(self) -> Tensor:
         """A Pyro program whose log-density of the site "x" is ``-energy(x)``.
 
         Returns:
             The field, shape ``batch + shape``, in torch's default dtype.
+
+        Raises:
+            ValueError: if the energy is not one number per field.
         """
         zero = torch.zeros((), device=self.device)
         flat = dist.Normal(zero, 1.0).expand(self.shape).to_event(len(self.shape)).mask(False)
         x = pyro.sample("x", flat)
-        pyro.factor("energy_factor", -self.energy(x))
+        pyro.factor("energy_factor", -self._checked_energy(x))
         return x
+
+    def try_energy(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Evaluate the energy once on fields of standard normals, to see what it returns.
+
+        On more fields than any side has sites, so that no wrong shape passes by chance.
+
+        Args:
+            like: a tensor whose dtype the fields are to have.
+
+        Returns:
+            The fields, shape ``(max(shape) + 1,) + shape``, and their energies.
+
+        Raises:
+            ValueError: if the energy is not one number per field.
+        """
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(max(self.shape) + 1, *self.shape, generator=generator)
+        x = x.to(self.device, like.dtype)
+        with torch.no_grad():
+            return x, self._checked_energy(x)
 
     def log_partition(self) -> float:
         """Ln Z, the log of the integral of exp(-energy(x)) over all fields, exactly (nats).
@@ -176,6 +199,18 @@ class LatticePotential(ABC):
                 f"x is on the device {x.device}; accepted: {self.device}, where the potential is "
                 f"(move it with potential.to({str(x.device)!r}))"
             )
+
+    def _checked_energy(self, x: Tensor) -> Tensor:
+        """The energy, or an error if it is not one number per field."""
+        nats = self.energy(x)
+        batch = tuple(x.shape[: x.dim() - len(self.shape)])
+        if not isinstance(nats, Tensor) or tuple(nats.shape) != batch:
+            seen = f"shape {tuple(nats.shape)}" if isinstance(nats, Tensor) else repr(nats)
+            raise ValueError(
+                f"energy of {self!r} returned {seen} for fields of shape {tuple(x.shape)}; "
+                f"accepted: one number per field, a tensor of shape {batch}"
+            )
+        return nats
 
     def _register(self, name: str, value: Tensor) -> None:
         """Keep a constant in both usual precisions.
@@ -253,14 +288,9 @@ class _EnergyFunction(LatticePotential):
         return nats.reshape(batch)
 
     def tried_on(self, device: torch.device | str) -> LatticePotential:
-        """Self on a device, after a trial.
-
-        With more fields than any side has sites, so that no wrong shape passes by chance.
-        """
+        """Self on a device, after a trial."""
         moved = self.to(device)
-        generator = torch.Generator().manual_seed(0)
-        x = torch.randn(max(self.shape) + 1, *self.shape, generator=generator).to(moved.device)
-        nats = moved.energy(x).detach()
+        x, nats = moved.try_energy(like=torch.empty(0))
         if bool(nats.isnan().any()):
             raise ValueError("fn returned NaN for a field of standard normals; accepted: energies")
         if self.even and not torch.allclose(nats, moved.energy(-x).detach(), rtol=1e-3, atol=1e-3):

@@ -144,6 +144,25 @@ def test_pyros_run_in_the_physical_space(of: str) -> None:
     assert not hasattr(idata, "unconstrained_posterior")
 
 
+@pytest.mark.parametrize("kind", [PyroHMC, NUTS])
+def test_what_pyro_knows_of_a_run(kind: Any) -> None:
+    """The acceptance of each chain, and the step size that its draws share."""
+    kernel = kind(FreeField((2, 2), 0.8).model)
+    mcmc = run_pyro(kernel, draws=8)
+    idata = to_arviz(mcmc)
+    attrs = idata.sample_stats.attrs
+    assert np.asarray(attrs["acceptance_rate"]) == mcmc.diagnostics()["acceptance rate"]["chain 0"]
+    assert attrs["step_size"] == kernel.step_size > 0
+    assert ("n_steps" in attrs) == (kind is PyroHMC)
+    if kind is PyroHMC:
+        assert attrs["n_steps"] == kernel.num_steps
+
+
+def test_pyros_run_must_have_run() -> None:
+    with pytest.raises(RuntimeError, match=r"there are no draws; call run\(\) first"):
+        to_arviz(MCMC(NUTS(FreeField((2, 2), 0.8).model), 3))
+
+
 def test_pyros_divergences_are_found() -> None:
     target = FreeField((2, 2), 0.8)
     kernel = PyroHMC(

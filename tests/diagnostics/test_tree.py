@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 
 import arviz
@@ -14,6 +15,7 @@ import torch
 import xarray
 
 from pyro_neuralrg.diagnostics import make_tree, save_tree, summarise
+from pyro_neuralrg.diagnostics.tree import _quiet
 
 
 def autoregressive(correlation: float, chains: int, draws: int) -> np.ndarray:
@@ -87,6 +89,23 @@ def test_constant_series_warn_of_nothing() -> None:
 
 def test_more_chains_than_draws_warn_of_nothing() -> None:
     assert make_tree({"posterior": {"x": np.zeros((64, 5))}}).posterior["x"].shape == (64, 5)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "More chains (64) than draws (5). Passed array should have shape (chains, draws, *shape)",
+        "Found chain dimension to be longer than draw dimension. Check `sample_dims` is correct.",
+    ],
+    ids=["0.x", "1.x"],
+)
+def test_the_complaint_of_either_arviz_is_quiet(text: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with _quiet():
+            warnings.warn(text, UserWarning, stacklevel=1)
+    with pytest.warns(UserWarning, match="another"), _quiet():
+        warnings.warn("another", UserWarning, stacklevel=1)
 
 
 def test_bad_shapes() -> None:

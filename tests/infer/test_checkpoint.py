@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pyro_neuralrg.infer import fit, load, save
-from pyro_neuralrg.infer.checkpoint import VERSION
+from pyro_neuralrg.infer.checkpoint import VERSION, checksum
 from pyro_neuralrg.transforms import hierarchical_flow
 
 FLOWS: dict[str, dict[str, Any]] = {
@@ -125,30 +125,84 @@ def test_cut_off_file(tmp_path: Path) -> None:
     [
         ({"version": VERSION + 1}, f"has version {VERSION + 1}; accepted: .* version {VERSION}"),
         ({"format": "other"}, "is not a saved flow"),
-        ({"config": None}, "holds a flow that cannot be built"),
+        ({"config": None}, "is corrupt: its config is a NoneType"),
         ({"config": '{"shape": [4]}'}, "holds a flow that cannot be built"),
         ({"config": '{"shape": [4, 4], "spectrum": false, "circuit": "ring"}'}, "ring"),
         ({"state_dict": {}}, "cannot be built"),
         ({"dtype": "int64"}, "cannot be built"),
         ({"metadata": "{"}, "cannot be built"),
+        ({"metadata": "3"}, "cannot be built"),
+        ({"metadata": {"a": 1}}, "is corrupt: its metadata is a dict"),
+        ({"optimizer": 3}, "is corrupt: its optimizer is a int"),
+        ({"version": torch.ones(2)}, "has version tensor"),
+        ({"version": "2"}, "has version 2"),
+        ({"format": torch.ones(2)}, "is not a saved flow"),
     ],
     ids=str,
 )
 def test_altered_files(tmp_path: Path, change: dict[str, Any], match: str) -> None:
     path = tmp_path / "flow.pt"
     save(path, make("default"))
-    payload = torch.load(path, weights_only=True)
-    torch.save({**payload, **change}, path)
+    payload = {**torch.load(path, weights_only=True), **change}
+    contents = ("config", "dtype", "state_dict", "optimizer", "metadata")
+    payload["sha256"] = checksum({name: payload[name] for name in contents})
+    torch.save(payload, path)
     with pytest.raises(ValueError, match=match) as info:
         load(path)
     assert str(path) in str(info.value)
     assert "\n" not in str(info.value)
 
 
+def test_flipped_bits_are_never_loaded_unnoticed(tmp_path: Path, target: Any) -> None:
+    """Torch's reader checks no checksum: a weight would change silently."""
+    flow, path = hierarchical_flow((2, 2)), tmp_path / "flow.pt"
+    trained = fit(target, flow, steps=2, batch=4, progress=False, seed=0)
+    metadata = {"temperature": 2.5}
+    save(path, flow, optimizer=trained.optimizer_state, metadata=metadata)
+    whole, noticed = path.read_bytes(), 0
+    for place in torch.randint(8 * len(whole), (60,)).tolist():
+        damaged = bytearray(whole)
+        damaged[place // 8] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        try:
+            loaded = load(path)
+        except ValueError:
+            noticed += 1
+            continue
+        assert loaded.metadata == metadata
+        torch.testing.assert_close(loaded.flow.state_dict(), flow.state_dict(), rtol=0, atol=0)
+        torch.testing.assert_close(loaded.optimizer_state, trained.optimizer_state, rtol=0, atol=0)
+    assert noticed > 10
+
+
+def test_a_changed_weight_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "flow.pt"
+    save(path, make("default"))
+    payload = torch.load(path, weights_only=True)
+    next(iter(payload["state_dict"].values())).view(-1)[0] += 1e-12
+    torch.save(payload, path)
+    with pytest.raises(ValueError, match="its checksum is not that of its contents"):
+        load(path)
+
+
+@pytest.mark.parametrize("device", ["abacus", "cuda:99"])
+def test_devices_that_are_not_there(tmp_path: Path, device: str) -> None:
+    path = tmp_path / "flow.pt"
+    save(path, make("default"))
+    with pytest.raises(ValueError, match=f"map_location is '{device}'; accepted: a device"):
+        load(path, map_location=device)
+
+
+def test_the_file_has_the_permissions_of_any_other(tmp_path: Path) -> None:
+    save(tmp_path / "flow.pt", make("default"))
+    (tmp_path / "other").write_text("")
+    assert (tmp_path / "flow.pt").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
 def test_missing_entries(tmp_path: Path) -> None:
     path = tmp_path / "flow.pt"
     torch.save({"format": "pyro_neuralrg.flow", "version": VERSION}, path)
-    with pytest.raises(ValueError, match="lacks config, dtype, metadata, optimizer, state_dict"):
+    with pytest.raises(ValueError, match="lacks config, dtype, metadata, optimizer, sha256, state"):
         load(path)
     with pytest.raises(FileNotFoundError):
         load(tmp_path / "none.pt")

@@ -2,7 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import copy
 import math
+import signal
 from typing import Any
 
 import numpy as np
@@ -137,8 +139,54 @@ def test_wrong_optimizer_state(target: Any, flow: Any) -> None:
     other = fit(type(target)((3,)), None, **QUICK).optimizer_state
     with pytest.raises(ValueError, match=r"optimizer_state is of 6 parameters; accepted: .* 8"):
         fit(target, flow, optimizer_state=other, **QUICK)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"lr": 1},
+        {"state": {}},
+        {"state": {0: {"exp_avg": 3}}},
+        {"state": {0: {"exp_avg": 3}}, "param_groups": []},
+        {"state": {0: {"step": 1, "exp_avg": torch.zeros(8)}}, "param_groups": []},
+        {"state": {1: {}}, "param_groups": []},
+        "adam",
+    ],
+    ids=str,
+)
+def test_what_is_no_optimizer_state(target: Any, flow: Any, bad: Any) -> None:
     with pytest.raises(ValueError, match="optimizer_state is not the state of an earlier fit"):
-        fit(target, flow, optimizer_state={"lr": 1}, **QUICK)
+        fit(target, flow, optimizer_state=bad, **QUICK)
+
+
+def test_a_saved_state_is_not_touched_by_going_on(target: Any, flow: Any) -> None:
+    saved = fit(target, flow, **QUICK).optimizer_state
+    before = copy.deepcopy(saved)
+    again = fit(target, flow, optimizer_state=saved, **QUICK).optimizer_state
+    torch.testing.assert_close(saved, before, rtol=0, atol=0)
+    assert not torch.equal(again["state"][0]["exp_avg"], before["state"][0]["exp_avg"])
+
+
+def test_states_of_the_optimizer_are_copies_and_keep_the_present_rate() -> None:
+    parameter = torch.ones(3, requires_grad=True)
+    one, other = GuardedAdam([parameter], 0.1), GuardedAdam([parameter], 0.1)
+
+    def step(optimizer: GuardedAdam) -> None:
+        parameter.grad = torch.ones(3)
+        optimizer({parameter})
+
+    step(one)
+    state = one.get_state()
+    kept = copy.deepcopy(state)
+    step(one)
+    torch.testing.assert_close(state, kept, rtol=0, atol=0)
+    other.learning_rate = 0.03
+    other.set_state(state)
+    assert other.learning_rate == 0.03
+    step(other)
+    torch.testing.assert_close(state, kept, rtol=0, atol=0)
+    other.set_state(GuardedAdam([parameter], 0.1).get_state())  # of no step yet
+    assert not other.get_state()["state"]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -159,6 +207,20 @@ def test_stops_with_the_last_finite_state(target: Any, flow: Any, value: float) 
     # States at steps 0..9 gave finite losses: the last of them is back.
     torch.testing.assert_close(state(flow), states[9], rtol=0, atol=0)
     assert (states[10] != states[9]).all()
+
+
+def test_an_average_with_bad_parameters_is_not_the_result(target: Any, flow: Any) -> None:
+    """The energy is NaN after ten steps: the average would hold the step that led there."""
+    states: list[torch.Tensor] = []
+
+    class Breaking(type(target)):  # type: ignore[misc]
+        def energy(self, x: torch.Tensor) -> torch.Tensor:
+            states.append(state(flow))
+            return super().energy(x) + (math.nan if len(states) > 10 else 0.0)
+
+    with pytest.warns(UserWarning, match="the last finite parameters are kept"):
+        fit(Breaking(), flow, anneal=None, average=1.0, **QUICK)
+    torch.testing.assert_close(state(flow), states[9], rtol=0, atol=0)
 
 
 def test_stops_at_a_gradient_that_is_not_finite(target: Any, flow: Any) -> None:
@@ -235,11 +297,39 @@ def test_history_as_table(target: Any, flow: Any) -> None:
         ({"average": 2.0}, "average is 2.0"),
         ({"anneal": (0.0, 0.5)}, r"anneal is \(0.0, 0.5\)"),
         ({"start_step": -1}, "start_step is -1"),
+        ({"start_step": 30}, "start_step is 30; accepted: an integer below steps, 30"),
+        ({"anneal": 3}, "anneal is 3; accepted"),
+        ({"anneal": (1.5, "a")}, r"anneal is \(1.5, 'a'\); accepted"),
+        ({"anneal": (1.5, 1.1)}, "anneal is"),
+        ({"lr": "a"}, "lr is 'a'; accepted"),
+        ({"average": None}, "average is None; accepted"),
+        ({"steps": "a"}, "steps is 'a'; accepted: an integer >= 1"),
+        ({"start_step": None}, "start_step is None; accepted"),
+        ({"seed": -1}, "seed is -1; accepted: an integer from 0"),
+        ({"seed": 1.5}, "seed is 1.5; accepted"),
+        ({"seed": 2**65}, f"seed is {2**65}; accepted"),
     ],
 )
 def test_bad_options(target: Any, flow: Any, options: dict[str, Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         fit(target, flow, **{**QUICK, **options})
+
+
+def test_numpy_integers_are_integers(target: Any, flow: Any) -> None:
+    options = {"steps": np.int64(3), "batch": np.int32(4), "start_step": np.int8(1)}
+    result = fit(
+        target, flow, seed=np.int64(2), anneal=(np.float32(1.5), 1), progress=False, **options
+    )
+    assert (result.steps, result.batch) == (2, 4)
+
+
+def test_gradients_from_before_are_not_used(target: Any) -> None:
+    flows = [target.flow(), target.flow()]
+    for parameter in flows[1].parameters():
+        parameter.grad = torch.full_like(parameter, 1e3)
+    for flow in flows:
+        fit(target, flow, seed=0, **QUICK)
+    torch.testing.assert_close(state(flows[0]), state(flows[1]), rtol=0, atol=0)
 
 
 def test_bad_flows(target: Any, flow: Any) -> None:
@@ -283,3 +373,18 @@ def test_clipping_and_adam_against_torch() -> None:
         guarded({torch.zeros(1, requires_grad=True)})
     with pytest.raises(ValueError, match="parameters are none"):
         GuardedAdam([], 0.1)
+
+
+def test_ctrl_c_after_the_last_step_keeps_the_average(
+    target: Any, flow: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assign, states = GuardedAdam.assign, []
+
+    def pressed(self: GuardedAdam, vector: torch.Tensor) -> None:
+        signal.raise_signal(signal.SIGINT)
+        assign(self, vector)
+
+    monkeypatch.setattr(GuardedAdam, "assign", pressed)
+    result = fit(target, flow, average=0.2, callback=lambda _: states.append(state(flow)), **QUICK)
+    assert result.interrupted
+    torch.testing.assert_close(state(flow), torch.stack(states[-6:]).mean(0))

@@ -102,6 +102,47 @@ def test_warns_of_few_effective_samples() -> None:
         estimate(lambda x: 50.0 * energy(x), proposal(4.0), num_samples=50)
 
 
+@pytest.mark.parametrize(("number", "warns"), [(9, True), (11, False)])
+def test_ten_effective_samples_are_enough(
+    number: int, warns: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Equal weights: every sample counts."""
+    monkeypatch.setattr(
+        "pyro_neuralrg.infer.free_energy.log_weights", lambda *_: torch.zeros(number)
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        estimate(energy, proposal(), num_samples=number)
+    assert bool(caught) == warns
+
+
+def test_weights_of_zero() -> None:
+    """Fields of infinite energy: the importance estimate leaves them out, the bound does not."""
+    some = from_log_weights(torch.tensor([0.0, 0.0, -math.inf, -math.inf]))
+    assert some.variational == math.inf
+    assert some.importance == pytest.approx(math.log(2.0))
+    assert some.ess == pytest.approx(0.5)
+    assert some.importance_se == pytest.approx(math.sqrt(1.0 / 3.0))
+    none = from_log_weights(torch.full((4,), -math.inf))
+    assert (none.variational, none.importance, none.ess) == (math.inf, math.inf, 0.0)
+    assert math.isnan(none.importance_se)
+    assert math.isnan(none.variational_se)
+
+
+@pytest.mark.parametrize(
+    ("weights", "match"),
+    [
+        (torch.tensor([0.0, math.inf]), "1 of 2 log-weights are infinite; accepted"),
+        (torch.full((3,), math.inf), "3 of 3 log-weights are infinite; accepted"),
+        (torch.tensor([math.nan, 0.0]), "1 of 2 log-weights are NaN; accepted"),
+        (torch.zeros(0), "weights is empty; accepted"),
+    ],
+)
+def test_bad_log_weights(weights: Tensor, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        from_log_weights(weights)
+
+
 @pytest.mark.parametrize("name", ["num_samples", "batch_size"])
 @pytest.mark.parametrize("value", [0, 1.5, True])
 def test_bad_sizes(name: str, value: Any) -> None:

@@ -89,6 +89,21 @@ def test_dtype_follows_the_module(flow: Any) -> None:
     assert guide.double()().dtype == torch.float64
 
 
+def test_the_base_of_a_distribution_follows_the_module(flow: Any) -> None:
+    """Normals of their own loc and scale, and ones behind several wrappers."""
+    base = pyro.distributions.Normal(torch.full((2, 2), 0.5), 2.0).to_event(2)
+    q = pyro.distributions.TransformedDistribution(base, [flow])
+    guide = FlowGuide(q).float()
+    assert guide().dtype == torch.float32
+    assert guide.distribution() is q
+    x = torch.zeros(2, 2)
+    before = guide.distribution().log_prob(x.float()).double()
+    guide.double()
+    assert guide().dtype == torch.float64
+    torch.testing.assert_close(guide.distribution().log_prob(x), before, rtol=1e-5, atol=1e-5)
+    assert FlowGuide(q).to("meta").distribution().base_dist.base_dist.loc.device.type == "meta"
+
+
 def test_frozen_parameters_are_not_registered(flow: Any) -> None:
     flow.loc.requires_grad_(False)
     FlowGuide(flow)()

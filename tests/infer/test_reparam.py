@@ -13,6 +13,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import HMC, MCMC, NUTS
+from pyro.infer.autoguide.initialization import InitMessenger, init_to_value
 from pyro.infer.mcmc.util import initialize_model
 from torch import Tensor
 
@@ -69,6 +70,32 @@ def test_a_batch_of_sites_in_a_plate() -> None:
     _, ladj = flow.forward_and_ladj(z)
     expected = dist.Normal(0.0, 1.0).log_prob(x).sum((-1, -2)) + ladj
     torch.testing.assert_close(trace.nodes["x"]["log_prob"], expected)
+
+
+def test_an_initial_value_has_the_density_of_equation_six() -> None:
+    """InitMessenger sets x: its latent is found, the log-determinant keeps its sign."""
+    flow, x = perturbed_flow((2, 2)), torch.randn(2, 2)
+    prior = dist.Normal(torch.zeros(2, 2), 1.0).to_event(2)
+    started = InitMessenger(init_to_value(values={"x": x}))(sample_of(prior))
+    trace = poutine.trace(poutine.reparam(started, {"x": FlowReparam(flow)})).get_trace()
+    trace.compute_log_prob()
+    z = trace.nodes["x_latent"]["value"]
+    again, ladj = flow.forward_and_ladj(z)
+    assert abs(float(ladj.detach())) > 1e-3
+    torch.testing.assert_close(again, x)
+    torch.testing.assert_close(trace.nodes["x"]["value"], x)
+    torch.testing.assert_close(trace.nodes["x"]["log_prob"], prior.log_prob(x) + ladj)
+
+
+def test_a_flow_of_fewer_dimensions_acts_on_the_rightmost_ones() -> None:
+    """Its log-determinants, one per row, are summed over the rows of the site."""
+    flow = dist.transforms.affine_coupling(3)
+    prior = dist.Normal(torch.zeros(2, 3), 1.0).to_event(2)
+    potential = latent_energy(poutine.reparam(sample_of(prior), {"x": FlowReparam(flow)}))
+    z = torch.randn(2, 3)
+    jacobian = torch.autograd.functional.jacobian(flow, z).reshape(6, 6)
+    expected = -prior.log_prob(flow(z)) - torch.linalg.slogdet(jacobian).logabsdet
+    torch.testing.assert_close(potential({"x_latent": z}), expected)
 
 
 def test_transform_sample_is_the_flow() -> None:

@@ -14,7 +14,9 @@ from pyro import poutine
 from pyro.infer import MCMC, NUTS
 from torch import Tensor
 
+from pyro_neuralrg.infer import fit
 from pyro_neuralrg.potentials import FreeField, LatticePotential
+from pyro_neuralrg.transforms import hierarchical_flow
 
 
 def gaussian(x: Tensor) -> Tensor:
@@ -142,3 +144,40 @@ def test_pyro_samples_it(how: str) -> None:
     error = float(squares.std()) / math.sqrt(300 / 4)  # at least one effective draw in four
     exact = float(potential.correlations()[0, 0])
     assert abs(float(squares.mean()) - exact) < 4 * error
+
+
+@pytest.mark.parametrize(
+    ("energy", "seen"),
+    [
+        (lambda x: gaussian(x).sum(), r"shape \(\)"),
+        (lambda x: x.square().sum(-1), r"shape \(5, 3\)"),
+        (lambda x: 1.0, "1.0"),
+    ],
+    ids=["scalar", "one sum too few", "float"],
+)
+def test_a_subclass_of_the_wrong_shape_is_named(energy: Any, seen: str) -> None:
+    """A scalar would broadcast over the batch and train to a wrong free energy."""
+
+    class Wrong(LatticePotential):
+        def energy(self, x: Tensor) -> Tensor:
+            return energy(x)
+
+    potential = Wrong((3, 4))
+    message = rf"energy of Wrong\(\(3, 4\)\) returned {seen} .*accepted: one number per field"
+    with pytest.raises(ValueError, match=message):
+        potential.potential_fn({"x": torch.zeros(5, 3, 4)})
+    with pytest.raises(ValueError, match="accepted: one number per field"), pyro.plate("p", 5):
+        poutine.condition(potential.model, {"x": torch.zeros(5, 3, 4)})()
+    with pytest.raises(ValueError, match="accepted: one number per field"):
+        fit(potential, hierarchical_flow((3, 4)), steps=2, batch=4, progress=False)
+
+
+def test_training_tries_a_shape_that_fits_by_chance() -> None:
+    """A sum over the wrong axes of as many fields as there are sites on a side."""
+
+    class Wrong(LatticePotential):
+        def energy(self, x: Tensor) -> Tensor:
+            return x.square().sum((0, -1))
+
+    with pytest.raises(ValueError, match=r"returned shape \(3,\) for fields of shape \(5, 3, 4\)"):
+        fit(Wrong((3, 4)), hierarchical_flow((3, 4)), steps=2, batch=3, progress=False)

@@ -10,14 +10,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyro_neuralrg.infer.arguments import check_number
 from pyro_neuralrg.infer.mcmc.base import ChainState, Kernel, StepInfo
 
 __all__ = ["Adaptation", "Warmup"]
+
+MIN_STEPS = 10
+"""Fewer steps tell less of a step size, or of a mass, than the rough guess at the beginning."""
 
 
 @dataclass(frozen=True)
 class Adaptation:
     """What is adapted during warm-up.
+
+    A warm-up of fewer than ten steps only finds the order of magnitude of the step size; the mass
+    needs ten steps of positions and ten more for the step size that belongs to it.
 
     Attributes:
         target_acceptance: mean acceptance probability over the chains that the step size aims at,
@@ -32,10 +39,7 @@ class Adaptation:
     mass: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.target_acceptance < 1:
-            raise ValueError(
-                f"target_acceptance is {self.target_acceptance}; accepted: a number in (0, 1)"
-            )
+        check_number("target_acceptance", self.target_acceptance, 0, 1, "a number in (0, 1)")
 
 
 class DualAveraging:
@@ -129,6 +133,7 @@ class Warmup:
     def __init__(self, kernel: Kernel, adaptation: Adaptation, steps: int) -> None:
         self.kernel = kernel
         self._adaptation = adaptation
+        self._averaging = steps >= MIN_STEPS
         self._averages = {
             name: DualAveraging(member.step_size, adaptation.target_acceptance)
             for name, member in kernel.members.items()
@@ -153,7 +158,7 @@ class Warmup:
 
     def update(self, index: int, state: ChainState, info: StepInfo) -> None:
         """Take in the ``index``-th warm-up step."""
-        for name, average in self._averages.items():
+        for name, average in self._averages.items() if self._averaging else ():
             average.update(float(info.part(name).acceptance_rate.mean()))
         sizes = {name: average.step_size for name, average in self._averages.items()}
         if self._window_ends and index >= self._window_start:
@@ -171,12 +176,15 @@ class Warmup:
     def _set_mass(self, state: ChainState) -> None:
         variance = self._variance.regularised()
         self._variance = PooledVariance()
-        if variance is None or not bool(torch.isfinite(variance).all()):
+        if variance is None:
+            return
+        variance = variance.to(state.position)
+        if not bool((torch.isfinite(variance) & (variance > 0)).all()):
             return
         members = self.kernel.members
         for name in members:
             if members[name].step_size is not None:
-                members[name] = members[name].tuned(inverse_mass=variance.to(state.position))
+                members[name] = members[name].tuned(inverse_mass=variance)
         self.kernel = self.kernel.with_members(members)
         for average in self._averages.values():
             average.restart(average.average)
@@ -192,25 +200,31 @@ class Warmup:
 def _window_ends(steps: int) -> list[int]:
     """Where windows of the mass begin and end.
 
-    The first 15 % adapt without it, then come windows of doubling length, then 10 % more without.
-    As in Stan, a window after which the next one would not fit takes the rest as well.
+    The first 15 % adapt without it, then come windows of doubling length, then 10 % more without,
+    but at least ``MIN_STEPS``; no windows where that leaves fewer than ``MIN_STEPS`` for them. As
+    in Stan, a window after which the next one would not fit takes the rest as well.
 
     >>> _window_ends(200)
     [30, 55, 180]
+    >>> _window_ends(20)
+    []
     """
-    start, stop = round(0.15 * steps), round(0.9 * steps)
+    start, stop = round(0.15 * steps), min(round(0.9 * steps), steps - MIN_STEPS)
     length = max(1, min(25, (stop - start) // 2))
     ends = [start]
     while ends[-1] + 3 * length < stop:
         ends.append(ends[-1] + length)
         length *= 2
-    return [*ends, stop] if stop > start else []
+    return [*ends, stop] if stop - start >= MIN_STEPS else []
 
 
 def _rough_step_size(
     kernel: Kernel, state: ChainState, generator: torch.Generator, target_acceptance: float
 ) -> tuple[float, int]:
-    """Double or halve the step size until the acceptance of one step crosses the target."""
+    """Double or halve the step size until the acceptance of one step crosses the target.
+
+    Returns the largest size tried whose acceptance was above the target, and the gradients spent.
+    """
     size = kernel.step_size
     if size is None:
         raise ValueError(f"kernel {kernel.name!r} has no step size")
@@ -223,6 +237,6 @@ def _rough_step_size(
         if direction == 0:
             direction = 1 if higher else -1
         elif (direction == 1) != higher:
-            break
+            return (size / 2 if direction == 1 else size), evaluations
         size *= 2.0**direction
     return size, evaluations

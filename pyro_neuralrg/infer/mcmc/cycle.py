@@ -21,7 +21,8 @@ class Cycle(Kernel):
     Local moves repair what the flow misses, jumps go where local moves do not. Each member leaves
     the target invariant, so does their product. The info of a step holds each member's own in
     ``parts`` (``"hmc"``, ``"jump"``; numbered if a name comes twice), and in itself the mean
-    acceptance, any divergence, sums of the costs, and the last Hamiltonian with a momentum.
+    acceptance, any divergence, sums of the costs, and as Hamiltonian the energy of the new position
+    and the last kinetic one.
 
     Args:
         *kernels: at least one; those without a target get the first one found.
@@ -86,15 +87,17 @@ class Cycle(Kernel):
     ) -> tuple[ChainState, StepInfo]:
         """One step of each member."""
         parts = {}
+        kinetic = torch.zeros_like(state.energy)  # of the last momentum
         for name, member in self._members.items():
             state, parts[name] = member.step(state, generator)
+            if parts[name].n_steps:
+                kinetic = parts[name].hamiltonian - state.energy
         infos = list(parts.values())
-        with_momentum = [info for info in infos if info.n_steps] or infos
         return state, StepInfo(
             acceptance_rate=torch.stack([info.acceptance_rate for info in infos]).mean(0),
             accepted=torch.stack([info.accepted for info in infos]).any(0),
             diverging=torch.stack([info.diverging for info in infos]).any(0),
-            hamiltonian=with_momentum[-1].hamiltonian,
+            hamiltonian=state.energy + kinetic,
             n_steps=sum(info.n_steps for info in infos),
             gradient_evaluations=sum(info.gradient_evaluations for info in infos),
             parts=parts,

@@ -10,12 +10,15 @@ import torch
 from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor
 
+from pyro_neuralrg.infer.arguments import check_integer, check_number
 from pyro_neuralrg.infer.mcmc.base import ChainState, Kernel, StepInfo, TargetLike, metropolis
 
 __all__ = ["HMC"]
 
 #: An energy error (nats) beyond which a trajectory counts as divergent, as in Stan and Pyro.
 DIVERGENCE_THRESHOLD = 1000.0
+
+TINY = math.nextafter(0.0, 1.0)
 
 
 class HMC(Kernel):
@@ -67,18 +70,10 @@ class HMC(Kernel):
         flow: TransformModule | None = None,
     ) -> None:
         super().__init__(target, shape=shape, flow=flow)
-        if not (step_size > 0 and math.isfinite(step_size)):
-            raise ValueError(f"step_size is {step_size}; accepted: a finite number > 0")
-        if num_steps < 1 or int(num_steps) != num_steps:
-            raise ValueError(f"num_steps is {num_steps}; accepted: an integer >= 1")
-        if not 0 <= jitter < 1:
-            raise ValueError(f"jitter is {jitter}; accepted: a number in [0, 1)")
-        if inverse_mass is not None and not bool((inverse_mass > 0).all()):
-            raise ValueError("inverse_mass has entries <= 0 or NaN; accepted: positive ones")
-        self.step_size = float(step_size)
-        self.num_steps = int(num_steps)
-        self.jitter = float(jitter)
-        self.inverse_mass = inverse_mass
+        self.step_size = check_number("step_size", step_size, 0, math.inf, "a finite number > 0")
+        self.num_steps = check_integer("num_steps", num_steps, 1)
+        self.jitter = check_number("jitter", jitter, -TINY, 1, "a number in [0, 1)")
+        self.inverse_mass = None if inverse_mass is None else _check_mass(inverse_mass)
 
     def step(
         self, state: ChainState, generator: torch.Generator | None = None
@@ -142,6 +137,20 @@ class HMC(Kernel):
                 f"inverse_mass has shape {tuple(self.inverse_mass.shape)}; accepted: ({dim},)"
             )
         return self.inverse_mass.to(position)
+
+
+def _check_mass(inverse_mass: Tensor) -> Tensor:
+    if not isinstance(inverse_mass, Tensor) or inverse_mass.dim() != 1:
+        raise ValueError(
+            f"inverse_mass is {inverse_mass!r}; accepted: a tensor of shape (dim,), or None"
+        )
+    bad = ~(torch.isfinite(inverse_mass) & (inverse_mass > 0))
+    if bool(bad.any()):
+        raise ValueError(
+            f"inverse_mass has entries such as {float(inverse_mass[bad][0])}; accepted: finite "
+            "ones > 0"
+        )
+    return inverse_mass
 
 
 def _kinetic_energy(momentum: Tensor, inverse_mass: Tensor) -> Tensor:

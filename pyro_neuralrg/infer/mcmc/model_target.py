@@ -47,7 +47,7 @@ class ModelTarget(Target):
         self.sites = {}
         self.lattices = {}
         self._transforms: dict[str, Any] = {}
-        self._flow_sites: dict[str, tuple[str, FlowReparam]] = {}  # by latent site
+        self._reparams: dict[str, tuple[str, FlowReparam]] = {}  # by latent site
         self._potential_fn: Callable[[dict[str, Tensor]], Tensor] = self._log_joint_energy
         self._args: tuple[Any, ...] = ()
         self._kwargs: dict[str, Any] = {}
@@ -88,12 +88,13 @@ class ModelTarget(Target):
         for name in self.sites:
             known = trace.nodes[name]["infer"].get("flow_site")
             if known is not None:
-                self._flow_sites[name] = known
+                self._reparams[name] = known
+                self.flow_sites = {**self.flow_sites, name: (known[0], known[1].flow)}
                 event_dim = trace.nodes[known[0]]["fn"].event_dim
                 shape = self.sites[name]
                 self.lattices[known[0]] = shape[len(shape) - event_dim :]
-        if list(self._flow_sites) == list(self.sites) and len(self.sites) == 1:
-            self.flow = next(iter(self._flow_sites.values()))[1].flow
+        if list(self._reparams) == list(self.sites) and len(self.sites) == 1:
+            self.flow = next(iter(self._reparams.values()))[1].flow
 
     def _log_joint_energy(self, params: dict[str, Tensor]) -> Tensor:
         """As Pyro's potential_fn, but without the enumeration, which vmap does not take."""
@@ -171,8 +172,8 @@ class ModelTarget(Target):
         values = {}
         with torch.no_grad(), pyro.validation_enabled(False):
             for name, value in self.unpack(positions).items():
-                if name in self._flow_sites:
-                    site, reparam = self._flow_sites[name]
+                if name in self._reparams:
+                    site, reparam = self._reparams[name]
                     values[site] = reparam.transform_sample(value)
                 else:
                     values[name] = self._transforms[name].inv(value)
@@ -181,9 +182,7 @@ class ModelTarget(Target):
     def latent(self, positions: Tensor) -> dict[str, Tensor]:
         """See :class:`Target`."""
         return {
-            name: value
-            for name, value in self.unpack(positions).items()
-            if name in self._flow_sites
+            name: value for name, value in self.unpack(positions).items() if name in self._reparams
         }
 
     def _unconstrain(self, name: str, value: Tensor) -> Tensor:
@@ -206,7 +205,7 @@ class ModelTarget(Target):
 
     def modules(self) -> list[torch.nn.Module]:
         """See :class:`Target`."""
-        flows: list[torch.nn.Module] = [reparam.flow for _, reparam in self._flow_sites.values()]
+        flows: list[torch.nn.Module] = [reparam.flow for _, reparam in self._reparams.values()]
         return flows + ([self.model] if isinstance(self.model, torch.nn.Module) else [])
 
 

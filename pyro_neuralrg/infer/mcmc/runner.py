@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -13,14 +14,18 @@ from pyro.infer.mcmc.util import diagnostics as site_diagnostics
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from pyro_neuralrg.infer.arguments import LARGEST_SEED, check_integer
 from pyro_neuralrg.infer.mcmc.adaptation import Adaptation, Warmup
 from pyro_neuralrg.infer.mcmc.base import ChainState, Kernel, StepInfo
 from pyro_neuralrg.infer.mcmc.target import Target, frozen
+from pyro_neuralrg.interrupts import deferred_interrupts
 
 __all__ = ["Cost", "VectorizedMCMC"]
 
 #: How often random starts of chains whose energy is not finite are drawn anew.
 MAX_RESTARTS = 10
+#: R-hat splits chains and needs two draws of each half.
+MIN_DRAWS = 4
 #: Positions mapped to physical space at once.
 PHYSICAL_BATCH = 1024
 
@@ -95,15 +100,19 @@ class VectorizedMCMC:
             raise TypeError(
                 f"kernel is a {type(kernel).__name__}; accepted: a kernel of infer.mcmc"
             )
-        self.kernel = kernel
-        self.num_samples = _integer("num_samples", num_samples, 1)
+        self.kernel = self._given = kernel
+        self.num_samples = check_integer("num_samples", num_samples, 1)
         self.warmup_steps = (
-            self.num_samples if warmup_steps is None else _integer("warmup_steps", warmup_steps, 0)
+            self.num_samples
+            if warmup_steps is None
+            else check_integer("warmup_steps", warmup_steps, 0)
         )
-        self.num_chains = _integer("num_chains", num_chains, 1)
-        self.thinning = _integer("thinning", thinning, 1)
+        self.num_chains = check_integer("num_chains", num_chains, 1)
+        self.thinning = check_integer("thinning", thinning, 1)
         self.initial_params = initial_params
-        self.seed = int(torch.randint(2**31, ())) if seed is None else _integer("seed", seed, 0)
+        if seed is None:
+            seed = int(torch.randint(2**31, ()))
+        self.seed = check_integer("seed", seed, 0, LARGEST_SEED)
         self.progress = progress
         self.adaptation = Adaptation() if adaptation is None else adaptation
         self.interrupted = False
@@ -114,14 +123,14 @@ class VectorizedMCMC:
         self._samples: dict[str, Tensor] | None = None
 
     def run(self, *args: Any, **kwargs: Any) -> None:
-        """Warm up and draw.
+        """Warm up and draw; each run begins anew, with the kernel as it was given.
 
         Args:
             *args: arguments of the Pyro model, if the target is one.
             **kwargs: likewise.
         """
-        target = self.kernel.target.setup(*args, **kwargs)
-        self.kernel = self.kernel.on(target)
+        target = self._given.target.setup(*args, **kwargs)
+        self.kernel = self._given.on(target)
         self.interrupted, self._samples = False, None
         generator = torch.Generator(target.device).manual_seed(self.seed)
         bar = tqdm(
@@ -175,9 +184,15 @@ class VectorizedMCMC:
     def diagnostics(self) -> dict[str, Any]:
         """Return n_eff and R-hat of each site, divergences and acceptance of each chain.
 
-        In the form of Pyro's ``MCMC.diagnostics``.
+        In the form of Pyro's ``MCMC.diagnostics``; n_eff and R-hat are NaN of fewer than four
+        draws, of which nothing can be told.
         """
-        result: dict[str, Any] = dict(site_diagnostics(self.get_samples(group_by_chain=True)))
+        samples = self.get_samples(group_by_chain=True)
+        if self.positions.shape[1] >= MIN_DRAWS:
+            result: dict[str, Any] = dict(site_diagnostics(samples))
+        else:
+            unknown = {name: torch.full_like(x[0, 0], math.nan) for name, x in samples.items()}
+            result = {name: {"n_eff": nan, "r_hat": nan} for name, nan in unknown.items()}
         diverging, acceptance = self._stats["diverging"], self._stats["acceptance_rate"]
         result["divergences"] = {
             f"chain {chain}": diverging[chain].nonzero().flatten().tolist()
@@ -247,15 +262,18 @@ class VectorizedMCMC:
             self.interrupted = True
             if not stats:
                 raise
-        draws = min(len(positions), len(stats))
-        self._positions = torch.stack(positions[:draws], 1)
-        self._stats = {
-            name: torch.stack([row[name] for row in stats[:draws]], 1).cpu() for name in stats[0]
-        }
-        self.gradient_evaluations = self.gradient_evaluations._replace(
-            draws=evaluations * self.num_chains
-        )
-        self.seconds = self.seconds._replace(draws=time.perf_counter() - began)
+        with deferred_interrupts() as pressed:
+            draws = min(len(positions), len(stats))
+            self._positions = torch.stack(positions[:draws], 1)
+            self._stats = {
+                name: torch.stack([row[name] for row in stats[:draws]], 1).cpu()
+                for name in stats[0]
+            }
+            self.gradient_evaluations = self.gradient_evaluations._replace(
+                draws=evaluations * self.num_chains
+            )
+            self.seconds = self.seconds._replace(draws=time.perf_counter() - began)
+        self.interrupted = self.interrupted or bool(pressed)
 
 
 def _statistics(kernel: Kernel, state: ChainState, infos: list[StepInfo]) -> dict[str, Tensor]:
@@ -294,9 +312,3 @@ def _show(bar: Any, phase: str, kernel: Kernel, info: StepInfo) -> None:
             shown[f"step size {name}"] = f"{member.step_size:.3g}"
     bar.set_postfix(shown, refresh=False)
     bar.update()
-
-
-def _integer(name: str, value: int, least: int) -> int:
-    if isinstance(value, bool) or int(value) != value or value < least:
-        raise ValueError(f"{name} is {value!r}; accepted: an integer >= {least}")
-    return int(value)

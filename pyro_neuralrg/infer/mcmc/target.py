@@ -37,6 +37,7 @@ class Target(ABC):
         sites: unconstrained shape of each sampled site, by name, in the order they are
             concatenated.
         lattices: lattice shape of each physical site that is a field on a lattice, by name.
+        flow_sites: by latent site ``z``, the physical site of a flow and the flow.
         flow: the flow in whose latent space *all* of the position lives, or None.
         lattice_potential: the potential behind the target, if there is one.
         dtype: of positions.
@@ -45,6 +46,7 @@ class Target(ABC):
 
     sites: dict[str, tuple[int, ...]]
     lattices: dict[str, tuple[int, ...]]
+    flow_sites: Mapping[str, tuple[str, TransformModule]] = {}
     flow: TransformModule | None = None
     lattice_potential: LatticePotential | None = None
     dtype: torch.dtype
@@ -101,26 +103,39 @@ class Target(ABC):
         """Make positions of given unconstrained values.
 
         Args:
-            params: for each site, shape ``(chains,) + site shape``.
+            params: for each site, shape ``(chains,) + site shape``; for a latent site of a flow
+                either z under its own name or the physical field, renormalized by the flow.
             chains: number of chains.
 
         Raises:
             ValueError: if a site is missing, unknown or of another shape.
         """
-        if set(params) != set(self.sites):
+        given = {name: name for name in self.sites}
+        for name, (field, _) in self.flow_sites.items():
+            given[name] = name if name in params else field
+        if set(params) != set(given.values()):
+            fields = sorted(site for site, _ in self.flow_sites.values())
             raise ValueError(
                 f"initial_params has sites {sorted(params)}; accepted: {sorted(self.sites)}"
+                + (f" (or the fields {fields} for the latent ones)" if fields else "")
             )
-        flat = []
-        for name, shape in self.sites.items():
-            value = torch.as_tensor(params[name])
-            if tuple(value.shape) != (chains, *shape):
-                raise ValueError(
-                    f"initial_params[{name!r}] has shape {tuple(value.shape)}; "
-                    f"accepted: {(chains, *shape)}, one start per chain"
-                )
-            flat.append(value.detach().to(dtype=self.dtype, device=self.device).reshape(chains, -1))
-        return torch.cat(flat, -1)
+        starts = [self._start(name, given[name], params, chains) for name in self.sites]
+        return torch.cat(starts, -1)
+
+    def _start(self, name: str, given: str, params: Mapping[str, Tensor], chains: int) -> Tensor:
+        """The start of one site, flattened, from the value of the same site or of its field."""
+        value, accepted = torch.as_tensor(params[given]), (chains, *self.sites[name])
+        if tuple(value.shape) != accepted:
+            raise ValueError(
+                f"initial_params[{given!r}] has shape {tuple(value.shape)}; "
+                f"accepted: {accepted}, one start per chain"
+            )
+        value = value.detach().to(dtype=self.dtype, device=self.device)
+        if given != name:
+            flow = self.flow_sites[name][1]
+            with torch.no_grad():
+                value = inverse_and_ladj(flow, value, flow.domain.event_dim)[0]
+        return value.reshape(chains, -1)
 
     def from_constrained(self, samples: Mapping[str, Tensor]) -> Tensor:
         """Make positions of the sites' own values, ``batch_shape + site shape`` each."""
@@ -264,6 +279,7 @@ class LatentTarget(EnergyTarget):
             )
         self.flow = flow
         self.sites = {f"{name}_latent": self.shape}
+        self.flow_sites = {f"{name}_latent": (name, flow)}
 
     def physical(self, positions: Tensor) -> dict[str, Tensor]:
         """See :class:`Target`."""
@@ -275,17 +291,6 @@ class LatentTarget(EnergyTarget):
     def latent(self, positions: Tensor) -> dict[str, Tensor]:
         """See :class:`Target`."""
         return self.unpack(positions)
-
-    def pack(self, params: Mapping[str, Tensor], chains: int) -> Tensor:
-        """As for any target, or from the physical field ``{name: x}``, renormalized by the flow."""
-        if set(params) == {self.name}:
-            x = EnergyTarget(
-                self._energy, self.shape, name=self.name, dtype=self.dtype, device=self.device
-            ).pack(params, chains)
-            with torch.no_grad():
-                z = inverse_and_ladj(self.flow, x.reshape(-1, *self.shape), len(self.shape))[0]
-            params = {f"{self.name}_latent": z}
-        return super().pack(params, chains)
 
     def modules(self) -> list[torch.nn.Module]:
         """See :class:`Target`."""

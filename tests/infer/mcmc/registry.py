@@ -130,6 +130,13 @@ def ising_dual() -> ExactTarget:
     return ExactTarget(potential.energy, (2, 2), sample, 0.6)
 
 
+def kinked(x: Tensor) -> Tensor:
+    """Normal, but of infinite slope (and finite energy) wherever the first coordinate is > 0."""
+    first = x[..., 0]
+    root = torch.where(first > 0, first - first.detach(), 1.0).sqrt()  # 0 there, of infinite slope
+    return 0.5 * x.square().sum(-1) + root
+
+
 TARGETS: dict[str, Callable[[], ExactTarget]] = {
     "correlated Gaussian": correlated_gaussian,
     "bimodal": bimodal,

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from pyro_neuralrg.infer.mcmc import (
     as_target,
 )
 from pyro_neuralrg.infer.mcmc.jumps import _log_normal
-from tests.infer.mcmc.registry import KERNELS, TARGETS, ExactTarget, ToyFlow, flow_for
+from tests.infer.mcmc.registry import KERNELS, TARGETS, ExactTarget, ToyFlow, flow_for, kinked
 
 CHAINS, STEPS = 4000, 12
 
@@ -221,11 +222,20 @@ def test_jumps_of_a_perfect_flow_are_always_accepted() -> None:
         ({"step_size": math.nan}, "step_size"),
         ({"num_steps": 0}, "num_steps"),
         ({"jitter": 1.0}, "jitter"),
+        ({"step_size": "a"}, "step_size is 'a'"),
+        ({"num_steps": math.nan}, "num_steps is nan"),
+        ({"num_steps": "a"}, "num_steps is 'a'"),
+        ({"num_steps": 2.5}, "num_steps is 2.5"),
+        ({"jitter": None}, "jitter is None"),
+        ({"jitter": -0.1}, "jitter is -0.1"),
         ({"inverse_mass": torch.zeros(2)}, "inverse_mass"),
+        ({"inverse_mass": 2.0}, "inverse_mass is 2.0"),
+        ({"inverse_mass": torch.tensor([1.0, math.inf])}, "inverse_mass has entries such as inf"),
+        ({"inverse_mass": torch.tensor([1.0, math.nan])}, "inverse_mass has entries such as nan"),
     ],
 )
 def test_hmc_names_a_bad_argument(options: dict[str, float], named: str) -> None:
-    with pytest.raises(ValueError, match=named):
+    with pytest.raises(ValueError, match=rf"{named}.*; accepted"):
         HMC(lambda x: x.sum(-1), shape=(2,), **options)
 
 
@@ -248,3 +258,91 @@ def test_bad_compositions() -> None:
     with pytest.raises(TypeError, match=r"flow\.inv"):
         IndependenceMetropolis(ToyFlow((2,)).inv, one)  # type: ignore[arg-type]
     assert list(Cycle(HMC(EnergyTarget(energy, (2,))), HMC(one)).members) == ["hmc", "hmc_2"]
+
+
+def test_numpy_integers_are_integers() -> None:
+    kernel = HMC(lambda x: x.sum(-1), shape=(2,), num_steps=np.int64(3), step_size=np.float32(0.5))
+    assert (kernel.num_steps, kernel.step_size) == (3, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("cliff", "diverges"), [(999.0, False), (1001.0, True), (-1001.0, False), (-math.inf, True)]
+)
+def test_a_trajectory_diverges_uphill_by_a_thousand_nats(cliff: float, diverges: bool) -> None:
+    """Free motion over a cliff of known height: the kinetic energy does not change."""
+
+    def energy(x: Tensor) -> Tensor:
+        return (0.0 * x).sum(-1) + torch.where(x[..., 0].abs() > 1e-6, cliff, 0.0)
+
+    kernel = HMC(energy, shape=(1,), step_size=1.0, num_steps=2)
+    _, info = kernel.step(kernel.init(torch.zeros(20, 1)), torch.Generator().manual_seed(0))
+    assert info.diverging.tolist() == [diverges] * 20
+
+
+def test_jitter_draws_every_number_within_its_bounds() -> None:
+    kernel = HMC(lambda x: x.square().sum(-1), shape=(1,), num_steps=4, jitter=0.5)
+    generator = torch.Generator().manual_seed(0)
+    assert {kernel._draw_num_steps(generator) for _ in range(300)} == {2, 3, 4, 5, 6}
+    nearly_all = HMC(lambda x: x.square().sum(-1), shape=(1,), num_steps=2, jitter=0.99)
+    assert {nearly_all._draw_num_steps(generator) for _ in range(300)} == {1, 2, 3}
+
+
+def test_the_hamiltonian_is_that_of_the_draw() -> None:
+    """Accepted or not: the energy of the new position plus the kinetic one that belongs to it."""
+    target = TARGETS["correlated Gaussian"]()
+    inverse_mass = torch.linspace(0.7, 1.4, 5)
+    kernel = HMC(target.energy, shape=(5,), step_size=0.6, num_steps=3, inverse_mass=inverse_mass)
+    state = kernel.init(target.sample(200))
+    new, info = kernel.step(state, torch.Generator().manual_seed(5))
+    momentum = torch.randn(200, 5, generator=torch.Generator().manual_seed(5))
+    momentum = momentum / inverse_mass.sqrt()
+    end, last = kernel._leapfrog(state, momentum, inverse_mass, 3)
+    before = target.energy(state.position) + 0.5 * (momentum.square() * inverse_mass).sum(-1)
+    after = target.energy(end.position) + 0.5 * (last.square() * inverse_mass).sum(-1)
+    assert 0 < int(info.accepted.sum()) < 200
+    torch.testing.assert_close(info.hamiltonian, torch.where(info.accepted, after, before))
+    torch.testing.assert_close(info.acceptance_rate, (before - after).clamp(max=0).exp())
+    assert torch.equal(new.position[info.accepted], end.position[info.accepted])
+
+
+def test_a_jump_has_no_kinetic_energy() -> None:
+    target = TARGETS["correlated Gaussian"]()
+    jump = KERNELS["jump"](target)
+    state, info = jump.step(jump.init(target.sample(100)), torch.Generator().manual_seed(0))
+    torch.testing.assert_close(info.hamiltonian, target.energy(state.position))
+
+
+def test_jumps_do_not_land_where_the_gradient_is_not_finite() -> None:
+    """A finite energy of infinite slope would poison the moves to come."""
+    flow = ToyFlow((2,), 1.0)
+    jump = IndependenceMetropolis(flow, kinked, shape=(2,))
+    state = HMC(kinked, shape=(2,)).init(torch.full((100, 2), -0.1))
+    new, info = jump.step(state, torch.Generator().manual_seed(0))
+    assert new.gradient is not None
+    assert torch.isfinite(new.gradient).all()
+    assert 0 < int(info.diverging.sum()) < 100
+    assert not (info.accepted & info.diverging).any()
+
+
+def test_what_a_cycle_says_of_its_members() -> None:
+    target = TARGETS["correlated Gaussian"]()
+    flow = flow_for(target)
+    local = HMC(target.energy, shape=(5,), step_size=0.6, num_steps=3)
+    cycle = Cycle(local, IndependenceMetropolis(flow), IndependenceMetropolis(flow))
+    state = cycle.init(target.sample(300))
+    generator = torch.Generator().manual_seed(2)
+    after_hmc, hmc = local.step(state, torch.Generator().manual_seed(2))
+    state, info = cycle.step(state, generator)
+    parts = list(info.parts.values())
+    assert list(info.parts) == ["hmc", "jump", "jump_2"]
+    rates = torch.stack([part.acceptance_rate for part in parts])
+    torch.testing.assert_close(info.acceptance_rate, rates.mean(0))
+    accepted = parts[0].accepted | parts[1].accepted | parts[2].accepted
+    assert torch.equal(info.accepted, accepted)
+    assert not torch.equal(accepted, parts[0].accepted)
+    # The kinetic energy is that of the trajectory, the energy that of where the jumps ended.
+    kinetic = hmc.hamiltonian - after_hmc.energy
+    torch.testing.assert_close(info.hamiltonian, target.energy(state.position) + kinetic)
+    jumps = Cycle(*[IndependenceMetropolis(flow, target.energy, shape=(5,))] * 2)
+    state, info = jumps.step(jumps.init(target.sample(10)), generator)
+    torch.testing.assert_close(info.hamiltonian, target.energy(state.position))

@@ -5,10 +5,13 @@
 from __future__ import annotations
 
 import math
+import signal
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -27,8 +30,10 @@ from pyro_neuralrg import (
     hierarchical_flow,
 )
 from pyro_neuralrg.infer.mcmc import Adaptation, ModelTarget
+from pyro_neuralrg.infer.mcmc import runner as runner_module
 from pyro_neuralrg.infer.mcmc.base import ChainState
-from tests.infer.mcmc.registry import KERNELS, TARGETS, ToyFlow
+from pyro_neuralrg.interrupts import deferred_interrupts
+from tests.infer.mcmc.registry import KERNELS, TARGETS, ToyFlow, kinked
 
 
 def run(kernel: Any, num_samples: int = 20, **options: Any) -> VectorizedMCMC:
@@ -268,6 +273,11 @@ def energy_of_one(x: Tensor) -> Tensor:
     [
         ({"num_samples": 0}, r"num_samples is 0; accepted: an integer >= 1"),
         ({"num_samples": 2.5}, r"num_samples is 2.5; accepted"),
+        ({"num_samples": "a"}, r"num_samples is 'a'; accepted"),
+        ({"num_samples": None}, r"num_samples is None; accepted"),
+        ({"num_samples": math.nan}, r"num_samples is nan; accepted"),
+        ({"num_samples": True}, r"num_samples is True; accepted"),
+        ({"seed": 2**65}, rf"seed is {2**65}; accepted: an integer from 0"),
         ({"num_chains": -1}, r"num_chains is -1; accepted"),
         ({"warmup_steps": -1}, r"warmup_steps is -1; accepted"),
         ({"thinning": 0}, r"thinning is 0; accepted"),
@@ -315,3 +325,97 @@ def test_nothing_is_warned_of_in_a_plain_run() -> None:
         warnings.simplefilter("error")
         state = run(KERNELS["hmc"](TARGETS["free field"]())).kernel.init(torch.zeros(1, 6))
     assert isinstance(state, ChainState)
+
+
+def test_numpy_integers_are_integers() -> None:
+    options = {"warmup_steps": np.int64(2), "num_chains": np.int32(3), "seed": np.int64(1)}
+    assert run(HMC(energy_of_one, shape=(2,)), np.int64(4), **options).positions.shape == (3, 4, 2)
+
+
+def test_a_second_run_is_the_first_one_again() -> None:
+    mcmc = run(HMC(energy_of_one, shape=(2,), num_steps=2), warmup_steps=30)
+    first = mcmc.positions
+    mcmc.run()
+    assert torch.equal(mcmc.positions, first)
+
+
+@pytest.mark.parametrize("name", ["cycle", "latent cycle", "hmc"])
+def test_the_hamiltonian_of_a_draw_is_not_below_its_energy(name: str) -> None:
+    stats = run(KERNELS[name](TARGETS["free field"]()), 30).sample_stats
+    assert (stats["energy"] >= -stats["lp"]).all()
+
+
+@pytest.mark.parametrize("draws", [1, 3])
+def test_few_draws_tell_nothing_of_convergence(draws: int) -> None:
+    found = run(KERNELS["latent hmc"](TARGETS["free field"]()), draws).diagnostics()
+    for site in ("x", "x_latent"):
+        assert found[site]["n_eff"].shape == found[site]["r_hat"].shape == (2, 3)
+        assert found[site]["n_eff"].isnan().all()
+        assert found[site]["r_hat"].isnan().all()
+    assert set(found["acceptance rate"]) == {f"chain {chain}" for chain in range(6)}
+
+
+def test_ctrl_c_after_the_last_draw_keeps_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def pressed_within() -> Iterator[list[int]]:
+        with deferred_interrupts() as pressed:
+            signal.raise_signal(signal.SIGINT)
+            yield pressed
+
+    monkeypatch.setattr(runner_module, "deferred_interrupts", pressed_within)
+    mcmc = run(HMC(energy_of_one, shape=(2,)), 4)
+    assert mcmc.interrupted
+    assert mcmc.positions.shape == (6, 4, 2)
+
+
+@pytest.mark.parametrize("broken", ["energy", "gradient"])
+def test_bad_starts_are_drawn_anew_and_good_ones_kept(broken: str) -> None:
+    def infinite(x: Tensor) -> Tensor:
+        return torch.where(x[..., 0] > 0, math.inf, energy_of_one(x))
+
+    energy = infinite if broken == "energy" else kinked
+    kernel = HMC(energy, shape=(2,), step_size=1e-9, num_steps=1)
+    mcmc = VectorizedMCMC(kernel, 1, 0, num_chains=40, seed=3, progress=False)
+    generator = torch.Generator().manual_seed(3)
+    first = kernel.target.initial(40, torch.Generator().manual_seed(3))
+    state = mcmc._start(kernel.target, generator)
+    good = first[:, 0] <= 0
+    assert 5 < int(good.sum()) < 35
+    assert (state.position[:, 0] <= 0).all()
+    assert state.gradient is not None
+    assert torch.isfinite(state.gradient).all()
+    assert torch.equal(state.position[good], first[good])
+
+
+def test_starts_that_never_become_finite_are_named() -> None:
+    calls = []
+
+    def energy(x: Tensor) -> Tensor:
+        calls.append(len(x))
+        return x.square().sum(-1) + math.inf
+
+    with pytest.raises(ValueError, match="of 6 of 6 chains is not finite"):
+        run(HMC(energy, shape=(2,)))
+    assert len(calls) == 1 + runner_module.MAX_RESTARTS
+
+
+def test_physical_starts_of_a_reparameterised_model() -> None:
+    """The field itself, beside a site of the model that stays as Pyro has it."""
+    flow = ToyFlow((2, 2))
+
+    def model() -> None:
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 0.3))
+        pyro.sample("f", dist.Normal(torch.zeros(2, 2), scale).to_event(2))
+
+    kernel = HMC(poutine.reparam(model, {"f": FlowReparam(flow)}), step_size=1e-9, num_steps=1)
+    options = {"warmup_steps": 0, "adaptation": Adaptation(step_size=False)}
+    x, log_scale = torch.randn(6, 2, 2), torch.randn(6)
+    for start in ({"f": x}, {"f_latent": flow.inv(x).detach()}):
+        mcmc = run(kernel, 1, initial_params=start | {"scale": log_scale}, **options)
+        samples = mcmc.get_samples()
+        torch.testing.assert_close(samples["f"], x, atol=1e-6, rtol=0)
+        torch.testing.assert_close(samples["scale"], log_scale.exp(), atol=1e-6, rtol=0)
+    with pytest.raises(ValueError, match=r"initial_params\['f'\] has shape \(5, 2, 2\)"):
+        run(kernel, 1, initial_params={"f": x[:5], "scale": log_scale}, **options)
+    with pytest.raises(ValueError, match=r"or the fields \['f'\] for the latent ones"):
+        run(kernel, 1, initial_params={"f": x}, **options)
