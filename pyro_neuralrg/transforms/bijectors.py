@@ -104,7 +104,7 @@ class Neighbour:
     name: ClassVar[str] = "neighbour"
     layers: int = 8
     hidden: tuple[int, ...] = (24,)
-    steps: int = 1
+    steps: int = 2
 
     def build(self, place: Place) -> LatticeTransform:
         """Couplings shared by all blocks."""

@@ -152,7 +152,7 @@ def neighbour_coupling(
     *,
     layers: int = 8,
     hidden: Sequence[int] = (24,),
-    steps: int = 1,
+    steps: int = 2,
     odd: bool = True,
     boundary: str = "periodic",
 ) -> Couplings:

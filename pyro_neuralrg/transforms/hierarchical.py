@@ -236,7 +236,7 @@ def hierarchical_flow(
     boundary: str = "periodic",
     weights: str = "scale",
     odd: bool = False,
-    monotone_steps: int = 8,
+    monotone_steps: int = 0,
     spectrum: Tensor | None = None,
     dtype: torch.dtype | None = None,
 ) -> HierarchicalFlow:

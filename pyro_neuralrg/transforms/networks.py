@@ -30,7 +30,11 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 LOG_SCALE_BOUND = 2.0
 SMALL = 1e-2  # weights of the last layer at the start: couplings begin close to the identity
-FLAT = -5.0  # of the steps at the start: heights of softplus(-5) = 0.007
+# Of steps at the start, the heights of one map added up.
+STEP_HEIGHT, STEP_WIDTH = 0.03, 0.7
+# Flat steps would learn slowly. Gap at L = 8, Tc after 1600 steps: 0.093 nats without, 0.070 with a
+# gain of 4, 0.057 of 10.
+HEIGHT_GAIN = 10.0
 
 
 class BlockNetwork(nn.Module):
@@ -154,9 +158,12 @@ class NeighbourNetwork(nn.Module):
         small, heads = SMALL / math.sqrt(widths[-1]), (1 + steps) * outputs
         self.place = nn.Parameter(small * torch.randn(heads, widths[-1]))  # shift, centres
         self.form = nn.Parameter(small * torch.randn(heads, widths[-1]))  # log-scale, heights
-        flat = torch.full((steps * outputs, 1), FLAT)
-        self.form_bias = nn.Parameter(torch.cat([torch.zeros(outputs, 1), flat]))
-        self.raw_width = nn.Parameter(torch.zeros(steps, outputs)) if steps else None
+        log_scale = math.log(1 - STEP_HEIGHT * STEP_WIDTH) if steps else 0.0  # slopes add up to 1
+        bias = torch.full((heads, 1), math.atanh(log_scale / LOG_SCALE_BOUND))
+        bias[outputs:] = _inverse_softplus(STEP_HEIGHT / max(1, steps)) / HEIGHT_GAIN
+        self.form_bias = nn.Parameter(bias)
+        width = torch.full((steps, outputs), _inverse_softplus(STEP_WIDTH))
+        self.raw_width = nn.Parameter(width) if steps else None
         biases = [] if odd else [*hidden, heads]
         self.biases = nn.ParameterList(nn.Parameter(torch.zeros(width, 1)) for width in biases)
 
@@ -171,10 +178,9 @@ class NeighbourNetwork(nn.Module):
         log_scale = LOG_SCALE_BOUND * torch.tanh(log_scale)
         if self.raw_width is None:
             return Affine(shift, log_scale)
+        height = F.softplus(HEIGHT_GAIN * torch.stack(heights))
         width = F.softplus(self.raw_width).reshape(*self.raw_width.shape, *[1] * (u.dim() - 1))
-        return AffineSteps(
-            shift, log_scale, F.softplus(torch.stack(heights)), torch.stack(centres), width
-        )
+        return AffineSteps(shift, log_scale, height, torch.stack(centres), width)
 
     def _hidden(self, u: Tensor) -> Tensor:
         """The last hidden layer, ``(width, sites * n)``."""
@@ -201,6 +207,10 @@ class NeighbourNetwork(nn.Module):
             else:
                 u = torch.cat([u.roll(1, axis), u, u.roll(-1, axis)])
         return u
+
+
+def _inverse_softplus(value: float) -> float:
+    return math.log(math.expm1(value))
 
 
 def _merging(inputs: int, count: Sequence[int], boundary: str) -> Tensor | None:

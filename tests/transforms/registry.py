@@ -33,6 +33,8 @@ REALNVP = RealNVP(layers=3, hidden=(5, 4))
 # Pyro sums the series of the matrix exponential to order 8 by default: an error of its own. With 20
 # terms there is none left.
 TRUNCATED_SERIES = 2e-4
+# The heights of steps answer ten times as much to their parameters as anything else.
+STEPPED_SPREAD = 0.1
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ def flow(shape: tuple[int, ...], circuit: str = "mera", **options: Any) -> Entry
         odd=options.get("odd", False),
         starts_near_identity=not coloured,
         is_flow=True,
+        spread=0.25 if isinstance(options["bijector"], RealNVP) else STEPPED_SPREAD,
     )
 
 
@@ -174,7 +177,8 @@ def couplings(block: tuple[int, ...], count: tuple[int, ...], **options: Any) ->
     make = functools.partial(
         neighbour_coupling, block, count, **{"layers": 4, "hidden": (5,), **options}
     )
-    return part((math.prod(block), *count), make, odd=options.get("odd", True))
+    odd = options.get("odd", True)
+    return part((math.prod(block), *count), make, odd=odd, spread=STEPPED_SPREAD)
 
 
 def paper_block(size: int, **options: Any) -> Entry:
@@ -194,7 +198,7 @@ def fourier(shape: tuple[int, ...], boundary: str) -> Entry:
 ENTRIES: dict[str, Entry] = {
     # circuits, dimensions, shapes
     "defaults": Entry(
-        (4, 4), functools.partial(hierarchical_flow, (4, 4)), is_flow=True, spread=0.1
+        (4, 4), functools.partial(hierarchical_flow, (4, 4)), is_flow=True, spread=0.03
     ),
     "mera-1d": flow((8,)),
     "mera-2d": flow((4, 4)),

@@ -165,8 +165,9 @@ def test_a_periodic_flow_on_blocks_is_equivariant_under_their_translations() -> 
 
 
 def test_brickwork_has_no_coarse_maps_and_zero_steps_none() -> None:
-    assert not hierarchical_flow((4, 4), "brickwork").coarse_maps
+    assert not hierarchical_flow((4, 4), "brickwork", monotone_steps=2).coarse_maps
     assert not hierarchical_flow((4, 4), monotone_steps=0).coarse_maps
+    assert len(hierarchical_flow((4, 4), monotone_steps=2).coarse_maps) == 2
 
 
 # configurations
