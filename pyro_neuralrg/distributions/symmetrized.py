@@ -18,6 +18,7 @@ from pyro_neuralrg.distributions.flow import (
     event_shape,
     forward_and_ladj,
     inverse_and_ladj,
+    log_prob_of_nothing,
     standard_normal,
 )
 from pyro_neuralrg.distributions.symmetry import (
@@ -26,6 +27,7 @@ from pyro_neuralrg.distributions.symmetry import (
     sources,
     symmetry_group,
 )
+from pyro_neuralrg.transforms.base import Snapshot
 
 __all__ = ["SymmetrizedFlow"]
 
@@ -36,7 +38,7 @@ class _Draw(NamedTuple):
     x: Tensor
     x0: Tensor
     log_q0: Tensor
-    key: tuple[Any, ...]
+    snapshot: Snapshot
 
 
 class SymmetrizedFlow(TorchDistribution):
@@ -47,8 +49,11 @@ class SymmetrizedFlow(TorchDistribution):
     A sample is ``x = g flow(z)`` with g uniform in G. Its density needs q0 on the orbit of x, which
     is the orbit of ``flow(z)``: the log-determinant of the generating pass serves the identity, so
     that a sample with its density costs |G| - 1 inverse passes and not |G| + 1. ``log_prob`` of the
-    sample drawn last takes that short cut by itself. The choice of g does not depend on the
-    parameters, so that the reparameterised gradient is unbiased.
+    sample drawn last takes that short cut by itself, once, and as long as nothing has changed (with
+    the limits of :class:`~pyro_neuralrg.transforms.LatticeTransform`). It goes through ``flow(z)``
+    and not through the sample x: for the gradient of ln q with respect to a drawn x take
+    ``log_prob`` at ``x.clone()``, or at ``x.detach().requires_grad_()``. The choice of g does not
+    depend on the parameters, so that the reparameterised gradient is unbiased.
 
     Args:
         flow: a TransformModule on lattice fields.
@@ -130,7 +135,9 @@ class SymmetrizedFlow(TorchDistribution):
         return x, self.log_prob(x)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """ln q(value) in nats, of the batch shape of ``value``."""
+        """ln q(value) in nats, of the batch shape of ``value`` with that of the distribution."""
+        if value.numel() == 0:
+            return log_prob_of_nothing(self, value)
         if self._validate_args:
             self._validate_sample(value)
         draw = self._recall(value)
@@ -139,7 +146,8 @@ class SymmetrizedFlow(TorchDistribution):
         else:
             terms = [draw.log_q0.unsqueeze(0), *self._log_orbit(draw.x0, self._orbit[1:])]
         log_q = terms[0] if len(terms) == 1 else torch.cat(terms)
-        return log_q.logsumexp(0) - math.log(len(self._orbit))
+        log_q = log_q.logsumexp(0) - math.log(len(self._orbit))
+        return log_q.expand(torch.broadcast_shapes(log_q.shape, self.batch_shape))
 
     def clear_cache(self) -> None:
         """Forget the last sample."""
@@ -167,22 +175,18 @@ class SymmetrizedFlow(TorchDistribution):
             x = x.flatten(-dims).gather(-1, self._sources.to(x.device)[chosen]).reshape(x.shape)
         return x * signs.reshape(batch + (1,) * dims)
 
-    def _key(self, x: Tensor) -> tuple[Any, ...]:
-        versions = tuple(
-            (p._version, p.requires_grad) for p in self.flow.parameters() if not p.is_inference()
-        )
-        return x._version, torch.is_grad_enabled(), versions
-
     def _remember(self, x: Tensor, x0: Tensor, log_q0: Tensor) -> None:
-        # Inference tensors count no versions, so that nobody could tell whether they are still the
-        # same.
-        self._draw = None if x.is_inference() else _Draw(x, x0, log_q0, self._key(x))
+        if torch.compiler.is_compiling():
+            return
+        snapshot = Snapshot(self.flow, (x, x0), (x0, log_q0))
+        self._draw = _Draw(x, x0, log_q0, snapshot)
 
     def _recall(self, value: Tensor) -> _Draw | None:
-        draw = self._draw
-        if draw is None or draw.x is not value or draw.key != self._key(value):
+        """What is known of ``value``, if it was drawn last; it is told once."""
+        if torch.compiler.is_compiling() or self._draw is None or self._draw.x is not value:
             return None
-        return draw
+        draw, self._draw = self._draw, None
+        return draw if draw.snapshot.holds(self.flow, (draw.x, draw.x0)) else None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_draw": None}
