@@ -4,8 +4,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -24,10 +25,11 @@ from pyro_neuralrg.distributions.flow import (
 from pyro_neuralrg.distributions.symmetry import (
     LatticeSymmetry,
     check_group,
-    sources,
+    distinct,
+    source_table,
     symmetry_group,
 )
-from pyro_neuralrg.transforms.base import Snapshot
+from pyro_neuralrg.transforms.base import Snapshot, as_integer
 
 __all__ = ["SymmetrizedFlow"]
 
@@ -64,8 +66,9 @@ class SymmetrizedFlow(TorchDistribution):
             gradient is taken.
 
     Raises:
-        TypeError: if ``flow`` is not a TransformModule.
-        ValueError: if ``elements`` is not a group on this lattice.
+        TypeError: if ``flow`` is not a TransformModule, or ``elements`` or ``orbit_chunk`` of
+            another type.
+        ValueError: if ``elements`` is not a group on this lattice, or ``orbit_chunk`` below 1.
 
     Example:
         >>> from pyro_neuralrg.transforms import hierarchical_flow
@@ -89,17 +92,15 @@ class SymmetrizedFlow(TorchDistribution):
     ) -> None:
         check_flow(flow)
         lattice = event_shape(flow, shape)
-        elements = symmetry_group(lattice) if elements is None else tuple(elements)
+        elements = symmetry_group(lattice) if elements is None else _as_elements(elements)
         check_group(elements, lattice)
-        if orbit_chunk < 1:
-            raise ValueError(f"orbit_chunk is {orbit_chunk}; accepted: an integer >= 1")
         self.flow = flow
         self.elements = elements
-        self.orbit_chunk = orbit_chunk
+        self.orbit_chunk = _check_chunk(orbit_chunk)
         self._orbit = _orbit_representatives(elements, lattice, bool(getattr(flow, "odd", False)))
         self._signs = torch.tensor([element.sign for element in elements])
         moves = any(element.moves_sites for element in elements)
-        self._sources = torch.stack([sources(g, lattice) for g in elements]) if moves else None
+        self._sources = source_table(elements, lattice) if moves else None
         self._draw: _Draw | None = None
         super().__init__(torch.Size(), torch.Size(lattice), validate_args=validate_args)
 
@@ -192,6 +193,23 @@ class SymmetrizedFlow(TorchDistribution):
         return {**self.__dict__, "_draw": None}
 
 
+def _as_elements(elements: Any) -> tuple[LatticeSymmetry, ...]:
+    if not isinstance(elements, Iterable):
+        raise TypeError(
+            f"elements is {elements!r}; accepted: a group of LatticeSymmetry, from symmetry_group"
+        )
+    return tuple(elements)
+
+
+def _check_chunk(orbit_chunk: Any) -> int:
+    size = as_integer(orbit_chunk)
+    if size is None:
+        raise TypeError(f"orbit_chunk is {orbit_chunk!r}; accepted: an integer >= 1")
+    if size < 1:
+        raise ValueError(f"orbit_chunk is {orbit_chunk}; accepted: an integer >= 1")
+    return size
+
+
 def _orbit_representatives(
     elements: Sequence[LatticeSymmetry], shape: tuple[int, ...], odd: bool
 ) -> tuple[LatticeSymmetry, ...]:
@@ -200,10 +218,6 @@ def _orbit_representatives(
     For an odd flow q0(-x) = q0(x): g and -g count the same, and every class has as many members as
     any other.
     """
-    kept: dict[tuple[int, ...], LatticeSymmetry] = {}
-    for element in elements:
-        sign = 1 if odd else element.sign
-        kept.setdefault((sign, *sources(element, shape).tolist()), element)
-    sites = range(torch.Size(shape).numel())
-    identity = kept.pop((1, *sites))
-    return (identity, *kept.values())
+    one = LatticeSymmetry.identity(len(shape))
+    signed = [dataclasses.replace(g, sign=1) for g in elements] if odd else elements
+    return distinct((one, *signed), shape)
