@@ -223,6 +223,8 @@ class LatticeTransform(TransformModule):
                 f"{name} has shape {tuple(value.shape)}; "
                 f"accepted: any batch shape followed by {self.event_shape}"
             )
+        if torch.compiler.is_compiling():  # which cannot go through the parameters
+            return value.shape[:split]
         parameter = next(self.parameters(), None)
         if parameter is not None and parameter.device != value.device:
             raise ValueError(
