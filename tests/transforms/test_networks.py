@@ -26,7 +26,7 @@ def network(count: tuple[int, ...], boundary: str, odd: bool) -> NeighbourNetwor
 
 
 def convolved(made: NeighbourNetwork, u: Tensor) -> Tensor:
-    """The last hidden layer by torch's own convolution, ``(inputs, rows, columns)`` to ``(width, ...)``.
+    """The last hidden layer by torch's convolution, from ``(inputs, rows, columns)``.
 
     The first matrix has one column for each neighbour (row, column, input), the last axis first.
     """
