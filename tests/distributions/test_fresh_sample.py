@@ -20,6 +20,7 @@ from pyro.optim.dct_adam import DCTAdam
 from torch import Tensor
 
 from pyro_neuralrg.distributions import SymmetrizedFlow, flow_distribution
+from pyro_neuralrg.distributions.flow import forward_and_ladj
 from pyro_neuralrg.infer import PDD, FlowGuide
 from pyro_neuralrg.transforms import LatticeTransform, hierarchical_flow
 from tests.distributions.test_symmetrized import Affine
@@ -121,6 +122,66 @@ def test_after_parameters_from_a_vector(
             q.log_prob(x)
         for _ in range(2):  # the second may lie where the first did
             move_by_vector(flow)
+        is_honest(q, x)
+
+
+@any_flow
+@either
+def test_a_scored_sample_is_forgotten(jittered: Make, kind: str, source: str) -> None:
+    """Written to ``.data`` with no gradient at all: the sample has been used, and is evaluated."""
+    flow = FLOWS[source](jittered)
+    q = DISTRIBUTIONS[kind](flow)
+    with torch.no_grad():
+        x = q.sample((3,))
+        q.log_prob(x)
+        for parameter in flow.parameters():
+            parameter.data.add_(0.1)
+        is_honest(q, x)
+
+
+@any_flow
+@either
+def test_after_new_data_at_an_old_address(jittered: Make, kind: str, source: str) -> None:
+    """What is replaced is freed, so that the next of its size would lie there."""
+    flow = FLOWS[source](jittered)
+    q = DISTRIBUTIONS[kind](flow)
+    with torch.no_grad():
+        for _ in range(3):
+            x = q.sample((3,))
+            for _ in range(2):
+                for parameter in flow.parameters():
+                    parameter.data = parameter.data + 0.05
+            is_honest(q, x)
+
+
+@any_flow
+@either
+def test_after_a_new_gradient_in_the_place_of_an_old(
+    jittered: Make, kind: str, source: str
+) -> None:
+    flow = FLOWS[source](jittered)
+    q, step = DISTRIBUTIONS[kind](flow), ClippedAdam(flow.parameters(), lr=0.1)
+    latents = torch.randn(3, *q.event_shape)
+    for _ in range(4):
+        flow(latents).square().mean().backward()
+        with torch.no_grad():
+            drawn = q.sample((3,))
+        step.zero_grad()
+        forward_and_ladj(flow, latents)[0].square().mean().backward()
+        step.step()
+        step.zero_grad()
+        with torch.no_grad():
+            is_honest(q, drawn)
+
+
+@any_flow
+@either
+def test_in_inference_mode(jittered: Make, kind: str, source: str) -> None:
+    """Its tensors count no versions: nobody could tell that they have changed."""
+    q = DISTRIBUTIONS[kind](FLOWS[source](jittered))
+    with torch.inference_mode():
+        x = q.sample((3,))
+        x.add_(0.5)
         is_honest(q, x)
 
 
