@@ -148,8 +148,8 @@ def test_after_new_data_at_an_old_address(jittered: Make, kind: str, source: str
     with torch.no_grad():
         for _ in range(3):
             x = q.sample((3,))
-            for _ in range(2):
-                for parameter in flow.parameters():
+            for parameter in flow.parameters():
+                for _ in range(2):
                     parameter.data = parameter.data + 0.05
             is_honest(q, x)
 
