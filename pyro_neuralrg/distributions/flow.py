@@ -13,7 +13,15 @@ import torch
 from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor
 
-__all__ = ["flow_distribution", "forward_and_ladj", "inverse_and_ladj", "standard_normal"]
+__all__ = [
+    "FlowDistribution",
+    "StandardNormal",
+    "flow_distribution",
+    "forward_and_ladj",
+    "inverse_and_ladj",
+    "log_prob_of_nothing",
+    "standard_normal",
+]
 
 
 def flow_distribution(flow: Any, shape: Sequence[int] | None = None) -> Any:
@@ -22,7 +30,8 @@ def flow_distribution(flow: Any, shape: Sequence[int] | None = None) -> Any:
     .. math:: \ln q(x) = \ln N(z; 0, 1) - \ln|\det \partial x / \partial z|, \quad z = g^{-1}(x)
 
     (paper Eq. 2). Parameters of the flow receive gradients through both ``rsample`` and
-    ``log_prob``.
+    ``log_prob``. Of a fresh sample the latter goes through its z, at no cost: for the gradient with
+    respect to a drawn x take ``log_prob`` at ``x.clone()``, or at ``x.detach().requires_grad_()``.
 
     Args:
         flow: a TransformModule, for example a HierarchicalFlow.
@@ -42,7 +51,42 @@ def flow_distribution(flow: Any, shape: Sequence[int] | None = None) -> Any:
         (torch.Size([3, 4, 4]), torch.Size([3]))
     """
     check_flow(flow)
-    return dist.TransformedDistribution(standard_normal(flow, event_shape(flow, shape)), [flow])
+    return FlowDistribution(standard_normal(flow, event_shape(flow, shape)), [flow])
+
+
+class FlowDistribution(dist.TransformedDistribution):
+    """Pyro's, for batches of any size: torch's own fails where there is no field at all."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """ln q(value) in nats."""
+        if value.numel() == 0:
+            return log_prob_of_nothing(self, value)
+        return super().log_prob(value)
+
+
+class StandardNormal(dist.Independent):
+    """Pyro's Independent, for batches of any size."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """ln N(value; 0, 1) in nats."""
+        if value.numel() == 0:
+            return log_prob_of_nothing(self, value)
+        return super().log_prob(value)
+
+
+def log_prob_of_nothing(distribution: Any, value: Tensor) -> Tensor:
+    """The empty tensor that ``distribution.log_prob`` owes to an empty batch.
+
+    Raises:
+        ValueError: if ``value`` is not such a batch.
+    """
+    split = value.dim() - len(distribution.event_shape)
+    if split < 0 or value.shape[split:] != distribution.event_shape:
+        raise ValueError(
+            f"value has shape {tuple(value.shape)}; "
+            f"accepted: any batch shape followed by {tuple(distribution.event_shape)}"
+        )
+    return value.new_zeros(torch.broadcast_shapes(value.shape[:split], distribution.batch_shape))
 
 
 def check_flow(flow: Any) -> None:
@@ -74,7 +118,7 @@ def event_shape(flow: Any, shape: Sequence[int] | None = None) -> tuple[int, ...
 def standard_normal(flow: Any, shape: tuple[int, ...]) -> Any:
     """N(0, 1) per site, as one event of ``shape``, in the flow's dtype and on its device."""
     zero = torch.zeros((), **tensor_options(flow))
-    return dist.Normal(zero, torch.ones_like(zero)).expand(shape).to_event(len(shape))
+    return StandardNormal(dist.Normal(zero, torch.ones_like(zero)).expand(shape), len(shape))
 
 
 def tensor_options(flow: Any) -> dict[str, Any]:

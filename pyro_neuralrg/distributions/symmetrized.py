@@ -4,8 +4,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -18,14 +19,17 @@ from pyro_neuralrg.distributions.flow import (
     event_shape,
     forward_and_ladj,
     inverse_and_ladj,
+    log_prob_of_nothing,
     standard_normal,
 )
 from pyro_neuralrg.distributions.symmetry import (
     LatticeSymmetry,
     check_group,
-    sources,
+    distinct,
+    source_table,
     symmetry_group,
 )
+from pyro_neuralrg.transforms.base import Snapshot, as_integer
 
 __all__ = ["SymmetrizedFlow"]
 
@@ -36,7 +40,7 @@ class _Draw(NamedTuple):
     x: Tensor
     x0: Tensor
     log_q0: Tensor
-    key: tuple[Any, ...]
+    snapshot: Snapshot
 
 
 class SymmetrizedFlow(TorchDistribution):
@@ -47,8 +51,11 @@ class SymmetrizedFlow(TorchDistribution):
     A sample is ``x = g flow(z)`` with g uniform in G. Its density needs q0 on the orbit of x, which
     is the orbit of ``flow(z)``: the log-determinant of the generating pass serves the identity, so
     that a sample with its density costs |G| - 1 inverse passes and not |G| + 1. ``log_prob`` of the
-    sample drawn last takes that short cut by itself. The choice of g does not depend on the
-    parameters, so that the reparameterised gradient is unbiased.
+    sample drawn last takes that short cut by itself, once, and as long as nothing has changed (with
+    the limits of :class:`~pyro_neuralrg.transforms.LatticeTransform`). It goes through ``flow(z)``
+    and not through the sample x: for the gradient of ln q with respect to a drawn x take
+    ``log_prob`` at ``x.clone()``, or at ``x.detach().requires_grad_()``. The choice of g does not
+    depend on the parameters, so that the reparameterised gradient is unbiased.
 
     Args:
         flow: a TransformModule on lattice fields.
@@ -59,8 +66,9 @@ class SymmetrizedFlow(TorchDistribution):
             gradient is taken.
 
     Raises:
-        TypeError: if ``flow`` is not a TransformModule.
-        ValueError: if ``elements`` is not a group on this lattice.
+        TypeError: if ``flow`` is not a TransformModule, or ``elements`` or ``orbit_chunk`` of
+            another type.
+        ValueError: if ``elements`` is not a group on this lattice, or ``orbit_chunk`` below 1.
 
     Example:
         >>> from pyro_neuralrg.transforms import hierarchical_flow
@@ -84,17 +92,15 @@ class SymmetrizedFlow(TorchDistribution):
     ) -> None:
         check_flow(flow)
         lattice = event_shape(flow, shape)
-        elements = symmetry_group(lattice) if elements is None else tuple(elements)
+        elements = symmetry_group(lattice) if elements is None else _as_elements(elements)
         check_group(elements, lattice)
-        if orbit_chunk < 1:
-            raise ValueError(f"orbit_chunk is {orbit_chunk}; accepted: an integer >= 1")
         self.flow = flow
         self.elements = elements
-        self.orbit_chunk = orbit_chunk
+        self.orbit_chunk = _check_chunk(orbit_chunk)
         self._orbit = _orbit_representatives(elements, lattice, bool(getattr(flow, "odd", False)))
         self._signs = torch.tensor([element.sign for element in elements])
         moves = any(element.moves_sites for element in elements)
-        self._sources = torch.stack([sources(g, lattice) for g in elements]) if moves else None
+        self._sources = source_table(elements, lattice) if moves else None
         self._draw: _Draw | None = None
         super().__init__(torch.Size(), torch.Size(lattice), validate_args=validate_args)
 
@@ -130,7 +136,9 @@ class SymmetrizedFlow(TorchDistribution):
         return x, self.log_prob(x)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """ln q(value) in nats, of the batch shape of ``value``."""
+        """ln q(value) in nats, of the batch shape of ``value`` with that of the distribution."""
+        if value.numel() == 0:
+            return log_prob_of_nothing(self, value)
         if self._validate_args:
             self._validate_sample(value)
         draw = self._recall(value)
@@ -139,7 +147,8 @@ class SymmetrizedFlow(TorchDistribution):
         else:
             terms = [draw.log_q0.unsqueeze(0), *self._log_orbit(draw.x0, self._orbit[1:])]
         log_q = terms[0] if len(terms) == 1 else torch.cat(terms)
-        return log_q.logsumexp(0) - math.log(len(self._orbit))
+        log_q = log_q.logsumexp(0) - math.log(len(self._orbit))
+        return log_q.expand(torch.broadcast_shapes(log_q.shape, self.batch_shape))
 
     def clear_cache(self) -> None:
         """Forget the last sample."""
@@ -167,25 +176,38 @@ class SymmetrizedFlow(TorchDistribution):
             x = x.flatten(-dims).gather(-1, self._sources.to(x.device)[chosen]).reshape(x.shape)
         return x * signs.reshape(batch + (1,) * dims)
 
-    def _key(self, x: Tensor) -> tuple[Any, ...]:
-        versions = tuple(
-            (p._version, p.requires_grad) for p in self.flow.parameters() if not p.is_inference()
-        )
-        return x._version, torch.is_grad_enabled(), versions
-
     def _remember(self, x: Tensor, x0: Tensor, log_q0: Tensor) -> None:
-        # Inference tensors count no versions, so that nobody could tell whether they are still the
-        # same.
-        self._draw = None if x.is_inference() else _Draw(x, x0, log_q0, self._key(x))
+        if torch.compiler.is_compiling():
+            return
+        snapshot = Snapshot(self.flow, (x, x0), (x0, log_q0))
+        self._draw = _Draw(x, x0, log_q0, snapshot)
 
     def _recall(self, value: Tensor) -> _Draw | None:
-        draw = self._draw
-        if draw is None or draw.x is not value or draw.key != self._key(value):
+        """What is known of ``value``, if it was drawn last; it is told once."""
+        if torch.compiler.is_compiling() or self._draw is None or self._draw.x is not value:
             return None
-        return draw
+        draw, self._draw = self._draw, None
+        return draw if draw.snapshot.holds(self.flow, (draw.x, draw.x0)) else None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_draw": None}
+
+
+def _as_elements(elements: Any) -> tuple[LatticeSymmetry, ...]:
+    if not isinstance(elements, Iterable):
+        raise TypeError(
+            f"elements is {elements!r}; accepted: a group of LatticeSymmetry, from symmetry_group"
+        )
+    return tuple(elements)
+
+
+def _check_chunk(orbit_chunk: Any) -> int:
+    size = as_integer(orbit_chunk)
+    if size is None:
+        raise TypeError(f"orbit_chunk is {orbit_chunk!r}; accepted: an integer >= 1")
+    if size < 1:
+        raise ValueError(f"orbit_chunk is {orbit_chunk}; accepted: an integer >= 1")
+    return size
 
 
 def _orbit_representatives(
@@ -196,10 +218,6 @@ def _orbit_representatives(
     For an odd flow q0(-x) = q0(x): g and -g count the same, and every class has as many members as
     any other.
     """
-    kept: dict[tuple[int, ...], LatticeSymmetry] = {}
-    for element in elements:
-        sign = 1 if odd else element.sign
-        kept.setdefault((sign, *sources(element, shape).tolist()), element)
-    sites = range(torch.Size(shape).numel())
-    identity = kept.pop((1, *sites))
-    return (identity, *kept.values())
+    one = LatticeSymmetry.identity(len(shape))
+    signed = [dataclasses.replace(g, sign=1) for g in elements] if odd else elements
+    return distinct((one, *signed), shape)

@@ -21,6 +21,8 @@ __all__ = [
     "translations",
 ]
 
+Action = tuple[int, ...]
+
 
 @dataclass(frozen=True)
 class LatticeSymmetry:
@@ -101,22 +103,55 @@ class LatticeSymmetry:
 
 def sources(element: LatticeSymmetry, shape: Sequence[int]) -> Tensor:
     """Flat site indices p with ``(g x)[i] = sign * x[p[i]]``, of shape ``(sites,)``."""
-    sites = torch.arange(int(torch.Size(shape).numel())).reshape(tuple(shape))
-    moved = LatticeSymmetry(element.shift, element.axes, element.flips)(sites)
-    if moved.shape != sites.shape:
+    return source_table([element], shape)[0]
+
+
+def source_table(elements: Sequence[LatticeSymmetry], shape: Sequence[int]) -> Tensor:
+    """The :func:`sources` of every element, of shape ``(elements, sites)``."""
+    axes = torch.tensor([element.axes for element in elements])
+    shifts = torch.tensor([element.shift for element in elements])
+    flips = torch.tensor([element.flips for element in elements])
+    sides, strides = torch.tensor(tuple(shape)), torch.tensor(_strides(shape))
+    exchanged = (sides[axes] != sides).any(1).nonzero()
+    if len(exchanged):
         raise ValueError(
-            f"axes is {element.axes}; accepted: permutations of equal sides of {tuple(shape)}"
+            f"axes is {elements[int(exchanged[0])].axes}; "
+            f"accepted: permutations of equal sides of {tuple(shape)}"
         )
-    return moved.reshape(-1)
+    table = torch.zeros(len(elements), 1, dtype=torch.long)
+    for axis, side in enumerate(shape):
+        at = (torch.arange(side) - shifts[:, axis, None]) % side
+        at = torch.where(flips[:, axis, None], side - 1 - at, at)
+        along = at * strides[axes[:, axis], None]
+        table = (table[:, :, None] + along[:, None, :]).flatten(1)
+    return table
 
 
-def _distinct(
+def _strides(shape: Sequence[int]) -> list[int]:
+    """By how much the flat index grows along each axis."""
+    return [int(torch.Size(shape[axis + 1 :]).numel()) for axis in range(len(shape))]
+
+
+def _frame(shape: Sequence[int]) -> Tensor:
+    """The origin and its next site along each axis: where they come from fixes an isometry."""
+    steps = [s for s, side in zip(_strides(shape), shape, strict=True) if side > 1]
+    return torch.tensor([0, *steps])
+
+
+def _actions(elements: Sequence[LatticeSymmetry], table: Tensor, frame: Tensor) -> list[Action]:
+    """For each element what it does, as data that are equal for elements that act alike."""
+    signs = [element.sign for element in elements]
+    return [(s, *row) for s, row in zip(signs, table[:, frame].tolist(), strict=True)]
+
+
+def distinct(
     elements: Sequence[LatticeSymmetry], shape: Sequence[int]
 ) -> tuple[LatticeSymmetry, ...]:
     """Drop elements that act like an earlier one (a side of 2 is reversed by a shift of 1, say)."""
-    seen: dict[tuple[int, ...], LatticeSymmetry] = {}
-    for element in elements:
-        seen.setdefault((element.sign, *sources(element, shape).tolist()), element)
+    seen: dict[Action, LatticeSymmetry] = {}
+    actions = _actions(elements, source_table(elements, shape), _frame(shape))
+    for action, element in zip(actions, elements, strict=True):
+        seen.setdefault(action, element)
     return tuple(seen.values())
 
 
@@ -149,7 +184,7 @@ def point_group(shape: Sequence[int]) -> tuple[LatticeSymmetry, ...]:
         for axes in permutations
         for flips in itertools.product((False, True), repeat=dims)
     ]
-    return _distinct(elements, shape)
+    return distinct(elements, shape)
 
 
 def product_group(
@@ -158,7 +193,7 @@ def product_group(
     right: Sequence[LatticeSymmetry],
 ) -> tuple[LatticeSymmetry, ...]:
     """The distinct products g o h: a group if one of the two normalises the other, as ours do."""
-    return _distinct([g.compose(h, shape) for g in left for h in right], shape)
+    return distinct([g.compose(h, shape) for g in left for h in right], shape)
 
 
 def symmetry_group(
@@ -194,37 +229,66 @@ def symmetry_group(
 
 
 def check_group(elements: Sequence[LatticeSymmetry], shape: Sequence[int]) -> None:
-    """Check the group axioms on a lattice of ``shape``; cost |G|^2, not |G|^2 N.
+    """Check the group axioms on a lattice of ``shape``; cost |G| (N + ln |G|).
+
+    A finite set with the identity, all of whose members are products of some of them, is a group if
+    products with those generators stay within it.
 
     Raises:
+        TypeError: if ``elements`` is not a sequence of LatticeSymmetry.
         ValueError: if ``elements`` is empty, repeats an element, lacks the identity, or is not
             closed under composition (a finite set that is closed holds its inverses).
     """
-    if not elements:
-        raise ValueError("elements is empty; accepted: a finite group, at least the identity")
+    _check_elements(elements, shape)
+    table, frame = source_table(elements, shape), _frame(shape)
+    index = {action: at for at, action in enumerate(_actions(elements, table, frame))}
+    if len(index) < len(elements):
+        raise ValueError("elements repeats an element; accepted: every group element once")
+    identity = index.get((1, *frame.tolist()))
+    if identity is None:
+        raise ValueError("elements lacks the identity; accepted: a group")
+    generators: list[list[int]] = []
+    reached = {identity}
+    for at, element in enumerate(elements):
+        if at not in reached:  # then it doubles, at least, what is reached
+            # first h, then g: (g h x)[i] = x[p_h[p_g[i]]]
+            images = _actions(elements, table, table[at, frame])
+            products = [(element.sign * sign, *image) for sign, *image in images]
+            generators.append(_find(products, index, elements, element))
+            reached = _reachable(reached, generators)
+
+
+def _check_elements(elements: Sequence[LatticeSymmetry], shape: Sequence[int]) -> None:
     for element in elements:
+        if not isinstance(element, LatticeSymmetry):
+            raise TypeError(f"elements has {element!r}; accepted: elements LatticeSymmetry(...)")
         if len(element.shift) != len(shape):
             raise ValueError(f"elements has {element}; accepted: elements for shape {tuple(shape)}")
-    table = torch.stack([sources(element, shape) for element in elements])
-    signs = torch.tensor([element.sign for element in elements])
-    # An isometry is fixed by where the origin and its nearest neighbour along each axis come from.
-    strides = [int(torch.Size(shape[axis + 1 :]).numel()) for axis in range(len(shape))]
-    frame = torch.tensor([0] + [s for s, side in zip(strides, shape, strict=True) if side > 1])
-    # images[h, g]: first h, then g, since (g h x)[i] = x[p_h[p_g[i]]].
-    images = table[:, table[:, frame]]
-    present = {(int(s), *row.tolist()) for s, row in zip(signs, table[:, frame], strict=True)}
-    if len(present) < len(elements):
-        raise ValueError("elements repeats an element; accepted: every group element once")
-    identity = (1, *frame.tolist())
-    if identity not in present:
-        raise ValueError("elements lacks the identity; accepted: a group")
-    products = torch.cat([(signs[:, None] * signs)[..., None], images], -1)
-    unique, where = torch.unique(products.flatten(0, 1), dim=0, return_inverse=True)
-    for index, row in enumerate(unique.tolist()):
-        if tuple(row) not in present:
-            first, second = divmod(int((where == index).nonzero()[0]), len(elements))
+    if not elements:
+        raise ValueError("elements is empty; accepted: a finite group, at least the identity")
+
+
+def _find(
+    products: list[Action],
+    index: dict[Action, int],
+    elements: Sequence[LatticeSymmetry],
+    second: LatticeSymmetry,
+) -> list[int]:
+    """Where in ``elements`` each product with ``second`` is."""
+    for first, product in zip(elements, products, strict=True):
+        if product not in index:
             raise ValueError(
                 "elements is not closed under composition and inverse: "
-                f"{elements[first]} followed by {elements[second]} is not among them; "
+                f"{first} followed by {second} is not among them; "
                 "accepted: a group"
             )
+    return [index[product] for product in products]
+
+
+def _reachable(reached: set[int], generators: list[list[int]]) -> set[int]:
+    """All that products with the generators lead to from ``reached``."""
+    found, new = set(reached), set(reached)
+    while new:
+        new = {products[at] for products in generators for at in new} - found
+        found |= new
+    return found

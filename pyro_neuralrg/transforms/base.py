@@ -4,11 +4,14 @@
 
 from __future__ import annotations
 
+import operator
+import threading
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from pyro.distributions.torch_transform import TransformModule
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyro_neuralrg.transforms.partition import pack, unpack
@@ -16,18 +19,52 @@ from pyro_neuralrg.transforms.partition import pack, unpack
 __all__ = ["LatticeTransform"]
 
 
+class Snapshot:
+    """What a result of a module depended on, so as to tell later whether the result still holds.
+
+    It does as long as the tensors named here and the module's parameters and buffers are the same,
+    unchanged and in the same grad mode, no backward pass has gone through the result, and none has
+    reached a parameter's ``grad``. The last two matter because many optimisers, Pyro's own among
+    them, write to ``parameter.data``, which leaves no mark on the parameter itself.
+
+    Args:
+        module: what computed the result.
+        tensors: what the result belongs to.
+        results: whose graphs are watched.
+    """
+
+    def __init__(
+        self, module: nn.Module, tensors: Sequence[Tensor], results: Sequence[Tensor]
+    ) -> None:
+        parts = _parts(module)
+        # held, so that neither an id nor an address returns
+        self._held = tensors, [(part, _gradient(part), part.detach()) for part in parts]
+        self._state = _state(tensors, parts)
+        self._spent = threading.Event()
+        spend = self._spent.set  # not a method of this object: the graph must not hold its tensors
+        for result in results:
+            if result.grad_fn is not None:
+                result.grad_fn.register_prehook(lambda _: spend())
+
+    def holds(self, module: nn.Module, tensors: Sequence[Tensor]) -> bool:
+        """Whether all is as it was, for the same module and tensors."""
+        if self._state is None or self._spent.is_set():
+            return False
+        return self._state == _state(tensors, _parts(module))
+
+
 class _Pass(NamedTuple):
     """One evaluated pair x = g(z), which of the two it began with, and what it depended on.
 
-    The state is that of ``tensors`` after the evaluation; they are held so that no id returns.
+    Once the other of the two has been given out, it is only good for its log-determinant.
     """
 
     z: Tensor
     x: Tensor
     ladj: Tensor
     given: Tensor
-    tensors: tuple[Tensor, ...]
-    state: tuple[Any, ...]
+    snapshot: Snapshot
+    given_out: bool = False
 
 
 class LatticeTransform(TransformModule):
@@ -42,10 +79,17 @@ class LatticeTransform(TransformModule):
     create parameters in ``__init__``, and add a line to ``tests/transforms/registry.py``.
 
     The last evaluated pair is remembered, so that ``log_prob`` of a fresh sample costs nothing: the
-    latent found there is the very tensor that the sample came from. The pair is used again only for
-    the same tensors, unchanged themselves and with unchanged parameters and buffers, in the same
-    grad mode; an evaluation in the same direction is always made anew (its graph may have been
-    spent by a backward pass). Copies, pickles and ``.to(...)`` drop it, as ``clear_cache()`` does.
+    latent found there is the very tensor that the sample came from. The pair is used once, and only
+    for the same tensors, unchanged themselves and with unchanged parameters and buffers, in the
+    same grad mode, before any backward pass; an evaluation in the same direction is always made
+    anew (its graph may have been spent). Copies, pickles and ``.to(...)`` drop it, as
+    ``clear_cache()`` does; compiled code does without it.
+
+    Two limits. Parameters written through ``parameter.data`` between a sample and its first
+    ``log_prob``, with no backward pass in between, are not noticed: call ``clear_cache()``. And
+    ``log_prob`` of the very tensor that was drawn goes through the latent, not through the tensor,
+    so that autograd finds no way from it to the tensor: for the gradient with respect to a drawn
+    ``x`` take ``log_prob`` at ``x.clone()``, or at ``x.detach().requires_grad_()``.
     """
 
     bijective = True
@@ -121,7 +165,7 @@ class LatticeTransform(TransformModule):
 
     def _call(self, x: Tensor) -> Tensor:
         known = self._pass
-        if known is not None and known.z is x and known.given is not x and self._is_current(known):
+        if known is not None and known.z is x and self._gives_out(known, x):
             return known.x
         y, ladj = self.forward_and_ladj(x)
         self._remember(x, y, ladj, given=x)
@@ -129,7 +173,7 @@ class LatticeTransform(TransformModule):
 
     def _inverse(self, y: Tensor) -> Tensor:
         known = self._pass
-        if known is not None and known.x is y and known.given is not y and self._is_current(known):
+        if known is not None and known.x is y and self._gives_out(known, y):
             return known.z
         x, ladj = self.inverse_and_ladj(y)
         self._remember(x, y, ladj, given=y)
@@ -138,14 +182,22 @@ class LatticeTransform(TransformModule):
     # What keeps the cache honest
 
     def _remember(self, z: Tensor, x: Tensor, ladj: Tensor, given: Tensor) -> None:
-        tensors = (z, x, *self.parameters(), *self.buffers())
-        if any(tensor.is_inference() for tensor in tensors):  # these count no versions
-            self._pass = None
-        else:
-            self._pass = _Pass(z, x, ladj, given, tensors, _state(tensors))
+        if torch.compiler.is_compiling():
+            return
+        result = z if given is x else x
+        self._pass = _Pass(z, x, ladj, given, Snapshot(self, (z, x), (result, ladj)))
+
+    def _gives_out(self, known: _Pass, argument: Tensor) -> bool:
+        """Whether the pair may serve an evaluation at ``argument``; it does so once."""
+        if known.given_out or known.given is argument or not self._is_current(known):
+            return False
+        self._pass = known._replace(given_out=True)
+        return True
 
     def _is_current(self, known: _Pass) -> bool:
-        return known.state == _state((known.z, known.x, *self.parameters(), *self.buffers()))
+        if torch.compiler.is_compiling():
+            return False
+        return known.snapshot.holds(self, (known.z, known.x))
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
@@ -171,6 +223,8 @@ class LatticeTransform(TransformModule):
                 f"{name} has shape {tuple(value.shape)}; "
                 f"accepted: any batch shape followed by {self.event_shape}"
             )
+        if torch.compiler.is_compiling():  # which cannot go through the parameters
+            return value.shape[:split]
         parameter = next(self.parameters(), None)
         if parameter is not None and parameter.device != value.device:
             raise ValueError(
@@ -185,7 +239,44 @@ class LatticeTransform(TransformModule):
         return value.shape[:split]
 
 
-def _state(tensors: tuple[Tensor, ...]) -> tuple[Any, ...]:
-    """Equal for equal tensors with equal contents, in the same grad mode."""
-    marks = tuple((id(tensor), tensor._version, tensor.requires_grad) for tensor in tensors)
-    return torch.is_grad_enabled(), marks
+def _parts(module: nn.Module) -> tuple[Tensor, ...]:
+    return *module.parameters(), *module.buffers()
+
+
+def _state(tensors: Sequence[Tensor], parts: Sequence[Tensor]) -> tuple[Any, ...] | None:
+    """Equal for equal tensors with equal contents, in the same grad mode; None if none can tell."""
+    if any(tensor.is_inference() for tensor in (*tensors, *parts)):  # these count no versions
+        return None
+    gradients = [grad for grad in map(_gradient, parts) if grad is not None]
+    marks = tuple(_mark(tensor) for tensor in (*tensors, *parts, *gradients))
+    return torch.is_grad_enabled(), marks, tuple(_address(part) for part in parts)
+
+
+def _mark(tensor: Tensor) -> tuple[int, int, bool]:
+    return id(tensor), tensor._version, tensor.requires_grad
+
+
+def _gradient(tensor: Tensor) -> Tensor | None:
+    """What backward passes have left on a leaf."""
+    return tensor.grad if tensor.is_leaf else None
+
+
+def _address(tensor: Tensor) -> int | None:
+    """Where the values lie: new after ``tensor.data = ...``, which counts as no new version."""
+    try:
+        return tensor.data_ptr()
+    except RuntimeError:  # inside vmap, where no data can be replaced
+        return None
+
+
+def as_integer(value: Any) -> int | None:
+    """An argument as an int, of any integer type, NumPy's for one; None if it is no integer.
+
+    Example:
+        >>> as_integer(2), as_integer(2.5), as_integer(True)
+        (2, None, None)
+    """
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None

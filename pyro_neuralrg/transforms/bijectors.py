@@ -23,7 +23,7 @@ from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor, nn
 from torch.distributions import Transform
 
-from pyro_neuralrg.transforms.base import LatticeTransform
+from pyro_neuralrg.transforms.base import LatticeTransform, as_integer
 from pyro_neuralrg.transforms.coupling import neighbour_coupling, realnvp_block
 
 __all__ = [
@@ -168,12 +168,17 @@ def as_bijector(bijector: Any) -> Bijector:
         RealNVP(layers=10, hidden=(10, 10, 10), activation='elu')
     """
     names = ", ".join(BIJECTORS)
+    if isinstance(bijector, type) and hasattr(bijector, "build"):
+        raise TypeError(
+            f"bijector is the class {bijector.__name__}; accepted: a factory made of it, "
+            f"{bijector.__name__}(...), or one of {names}"
+        )
     if isinstance(bijector, Mapping):
         options = {k: tuple(v) if isinstance(v, list) else v for k, v in bijector.items()}
         return _by_name(options.pop("name", None), options)
     if isinstance(bijector, str):
         return _by_name(bijector, {})
-    if hasattr(bijector, "build") and not isinstance(bijector, type):
+    if hasattr(bijector, "build"):
         return bijector
     if callable(bijector) and not isinstance(bijector, Transform):
         return BlockFactory(bijector)
@@ -205,7 +210,16 @@ def bijector_config(bijector: Bijector) -> dict[str, Any]:
             f"bijector {bijector!r} cannot be written as JSON; accepted: {', '.join(BIJECTORS)}. "
             "A flow of your own blocks is saved by its state_dict() and built again by your code"
         )
-    return {"name": bijector.name, **dataclasses.asdict(bijector)}  # type: ignore[attr-defined,call-overload]
+    options = dataclasses.asdict(bijector)  # type: ignore[call-overload]
+    return {"name": bijector.name, **{key: _plain(value) for key, value in options.items()}}  # type: ignore[attr-defined]
+
+
+def _plain(value: Any) -> Any:
+    """An option without integers of other libraries, which JSON does not know."""
+    if isinstance(value, list | tuple):
+        return type(value)(_plain(entry) for entry in value)
+    number = as_integer(value)
+    return value if number is None else number
 
 
 def _refuse_per_block(place: Place, what: str) -> None:

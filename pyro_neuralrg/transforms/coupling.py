@@ -7,12 +7,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from pyro_neuralrg.transforms.base import LatticeTransform
+from pyro_neuralrg.transforms.base import LatticeTransform, as_integer
 from pyro_neuralrg.transforms.compiled import Stack, couple, is_worthwhile
 from pyro_neuralrg.transforms.elementwise import Elementwise
 from pyro_neuralrg.transforms.networks import (
@@ -125,6 +125,7 @@ def realnvp_block(
         odd: make the block commute with x -> -x.
 
     Raises:
+        TypeError: if a number is no integer.
         ValueError: if a number is out of range or the activation is unknown.
 
     Example:
@@ -133,7 +134,7 @@ def realnvp_block(
     """
     if size < 2:
         raise ValueError(f"size is {size}; accepted: a block of at least two sites")
-    _check_network(layers, hidden)
+    layers, hidden = _check_network(layers, hidden)
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation is {activation!r}; accepted: {', '.join(ACTIVATIONS)}")
     # in a block of 2^d sites, row-major, the parity of the set bits is the checkerboard
@@ -172,17 +173,17 @@ def neighbour_coupling(
         boundary: "periodic" or "open".
 
     Raises:
+        TypeError: if a number is no integer.
         ValueError: if a number is out of range.
 
     Example:
         >>> neighbour_coupling((2, 2), (4, 4))(torch.zeros(7, 4, 4, 4)).shape
         torch.Size([7, 4, 4, 4])
     """
-    _check_network(layers, hidden)
+    layers, hidden = _check_network(layers, hidden)
     if not hidden:
         raise ValueError("hidden is empty; accepted: at least one layer width")
-    if steps < 0:
-        raise ValueError(f"steps is {steps}; accepted: an integer >= 0")
+    steps = _check_steps(steps)
     halves = _in_turn(_block_masks(block), layers)
     networks = [
         NeighbourNetwork(len(u), len(v), count, hidden, steps, odd, boundary) for u, v in halves
@@ -190,11 +191,29 @@ def neighbour_coupling(
     return Couplings((math.prod(block), *count), halves, networks)
 
 
-def _check_network(layers: int, hidden: Sequence[int]) -> None:
-    if layers < 1:
-        raise ValueError(f"layers is {layers}; accepted: at least one coupling")
-    if any(width < 1 for width in hidden):
-        raise ValueError(f"hidden is {tuple(hidden)}; accepted: widths of at least one")
+def _check_network(layers: Any, hidden: Any) -> tuple[int, tuple[int, ...]]:
+    """Both as plain integers."""
+    number = as_integer(layers)
+    if number is None:
+        raise TypeError(f"layers is {layers!r}; accepted: at least one coupling, an integer")
+    if number < 1:
+        raise ValueError(f"layers is {number}; accepted: at least one coupling")
+    given = tuple(hidden) if isinstance(hidden, Iterable) else (None,)
+    widths = tuple(width for width in map(as_integer, given) if width is not None)
+    if len(widths) < len(given):
+        raise TypeError(f"hidden is {hidden!r}; accepted: a tuple of integers >= 1, one a layer")
+    if any(width < 1 for width in widths):
+        raise ValueError(f"hidden is {widths}; accepted: widths of at least one")
+    return number, widths
+
+
+def _check_steps(steps: Any) -> int:
+    number = as_integer(steps)
+    if number is None:
+        raise TypeError(f"steps is {steps!r}; accepted: an integer >= 0")
+    if number < 0:
+        raise ValueError(f"steps is {number}; accepted: an integer >= 0")
+    return number
 
 
 def _block_masks(block: Sequence[int]) -> list[list[bool]]:

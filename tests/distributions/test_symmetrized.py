@@ -36,6 +36,7 @@ class Affine(TransformModule):
         self.loc = torch.nn.Parameter(torch.tensor(loc))
         self.log_scale = torch.nn.Parameter(torch.tensor(scale).log())
         self.shape = (len(loc),)
+        self.odd = False
         self.passes = 0
 
     def _call(self, z: Tensor) -> Tensor:
@@ -85,12 +86,49 @@ def test_combined_pass_agrees_with_a_fresh_density(jittered: Make, group: str) -
     torch.testing.assert_close(again, log_q)
 
 
-def test_number_of_passes() -> None:
-    """A sample with its density costs |G| passes: one forward, |G| - 1 inverse."""
-    flow = Affine([0.3, -0.2, 0.9], [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("odd", [False, True])
+def test_number_of_passes(odd: bool) -> None:
+    """A sample with its density costs |G| passes: one forward, |G| - 1 inverse.
+
+    An odd flow needs half of them: g and -g count the same.
+    """
+    flow = Affine([0.0] * 3 if odd else [0.3, -0.2, 0.9], [0.5, 1.0, 2.0])
+    flow.odd = odd
     q = SymmetrizedFlow(flow, symmetry_group((3,), translation_step=1), orbit_chunk=1)
     q.rsample_and_log_prob((5,))
-    assert flow.passes == len(q.elements) == 6
+    assert len(q.elements) == 6
+    assert flow.passes == (3 if odd else 6)
+
+
+def test_an_odd_flow_whose_group_pairs_the_sign_with_a_shift() -> None:
+    """Where -1 is not a member by itself, no two elements count the same."""
+    flow = Affine([0.0] * 2, [0.5, 2.0])
+    one = LatticeSymmetry.identity(1)
+    twisted = LatticeSymmetry((1,), (0,), (False,), sign=-1)
+    x = torch.randn(4, 2)
+    expected = SymmetrizedFlow(flow, (one, twisted)).log_prob(x)
+    flow.odd = True
+    q = SymmetrizedFlow(flow, (twisted, one), orbit_chunk=1)
+    torch.testing.assert_close(q.log_prob(x), expected)
+    x, log_q = q.rsample_and_log_prob((4,))
+    torch.testing.assert_close(q.log_prob(x.clone()), log_q)
+
+
+@pytest.mark.parametrize("translated", [False, True])
+def test_samples_have_either_sign(translated: bool) -> None:
+    """Within five standard errors: mean zero, half of the fields negative, whatever their shift."""
+    flow = Affine([1.0, 3.0], [0.01, 0.01]) if translated else Affine([1.0], [0.5])
+    step = 1 if translated else None
+    q = SymmetrizedFlow(flow, symmetry_group(flow.shape, translation_step=step))
+    n = 10_000
+    x = q.sample((n,))
+    assert (x.mean(0).abs() < 5 * x.std(0) / n**0.5).all()
+    assert ((x < 0).double().mean(0) - 0.5).abs().max() < 5 * 0.5 / n**0.5
+    if translated:  # each of the four arrangements, as often as any other
+        for sign in (-1, 1):
+            for first in (1.0, 3.0):
+                found = ((x[:, 0] * sign - first).abs() < 0.5).double().mean()
+                assert abs(found - 0.25) < 5 * (0.25 * 0.75 / n) ** 0.5
 
 
 @pytest.mark.parametrize("side", [1, 2])
@@ -221,5 +259,13 @@ def test_wrong_arguments(jittered: Make) -> None:
         SymmetrizedFlow(flow, symmetry_group((4,), translation_step=1)[:3])
     with pytest.raises(ValueError, match="orbit_chunk is 0"):
         SymmetrizedFlow(flow, orbit_chunk=0)
+    with pytest.raises(TypeError, match=r"orbit_chunk is 2\.5; accepted: an integer"):
+        SymmetrizedFlow(flow, orbit_chunk=2.5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="elements is 3; accepted: a group of LatticeSymmetry"):
+        SymmetrizedFlow(flow, 3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="elements has 'x'; accepted: elements LatticeSymmetry"):
+        SymmetrizedFlow(flow, "x")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="elements is empty"):
+        SymmetrizedFlow(flow, ())
     with pytest.raises(ValueError, match="support"):
         SymmetrizedFlow(flow, validate_args=True).log_prob(torch.full((4,), float("nan")))

@@ -2,6 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import itertools
+import time
+
 import pytest
 import torch
 
@@ -10,6 +13,7 @@ from pyro_neuralrg.distributions.symmetry import (
     check_group,
     point_group,
     product_group,
+    source_table,
     spin_flip,
     symmetry_group,
     translations,
@@ -26,6 +30,53 @@ def test_compose_acts_as_one_after_the_other(shape: tuple[int, ...]) -> None:
     for _ in range(100):
         i, j = torch.randint(len(group), (2,)).tolist()
         torch.testing.assert_close(group[i].compose(group[j], shape)(x), group[i](group[j](x)))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_where_sites_come_from(shape: tuple[int, ...]) -> None:
+    """The table is what rolling, flipping and permuting does to the numbers of the sites."""
+    group = symmetry_group(shape, translation_step=1, point_symmetries=True)
+    sites = torch.arange(torch.Size(shape).numel()).reshape(shape)
+    for element, found in zip(group, source_table(group, shape), strict=True):
+        assert torch.equal(found, (element.sign * element(sites)).flatten())
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 2), (1, 4), (2, 3)], ids=str)
+def test_groups_are_told_from_other_sets(shape: tuple[int, ...]) -> None:
+    """By brute force: every product of two members, for random sets and their products."""
+    everything = symmetry_group(shape, translation_step=1, point_symmetries=True)
+    sites = torch.arange(1, 1 + torch.Size(shape).numel()).reshape(shape)
+    verdicts = set()
+    for _ in range(40):
+        size = int(torch.randint(1, 4, ()))
+        chosen = [everything[int(at)] for at in torch.randperm(len(everything))[:size]]
+        chosen = list(dict.fromkeys((everything[0], *chosen)))
+        for some in (chosen, product_group(shape, chosen, chosen)):
+            members = {tuple(g(sites).flatten().tolist()) for g in some}
+            products = {
+                tuple(g(h(sites)).flatten().tolist()) for g, h in itertools.product(some, some)
+            }
+            verdicts.add(products == members)
+            if products == members:
+                check_group(some, shape)
+            else:
+                with pytest.raises(ValueError, match="not closed under composition"):
+                    check_group(some, shape)
+    assert verdicts == {True, False}
+
+
+def test_large_groups_are_checked_quickly() -> None:
+    """4096 elements: a table of all products would have 16 million entries."""
+    shape = (16, 16)
+    start = time.perf_counter()
+    group = symmetry_group(shape, translation_step=1, point_symmetries=True)
+    assert len(group) == 4096
+    check_group(group, shape)
+    check_group(group[::-1], shape)
+    for wrong in (group[:-1], group[: len(group) // 2 + 1]):
+        with pytest.raises(ValueError, match="not closed"):
+            check_group(wrong, shape)
+    assert time.perf_counter() - start < 2.0
 
 
 @pytest.mark.parametrize(

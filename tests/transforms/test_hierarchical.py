@@ -5,8 +5,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 from typing import Any
 
+import numpy as np
 import pyro.distributions.transforms as pyro_transforms
 import pytest
 import torch
@@ -16,6 +18,7 @@ from pyro_neuralrg.lattice import Circuit
 from pyro_neuralrg.transforms import (
     HierarchicalFlow,
     LayerFactory,
+    Neighbour,
     RealNVP,
     hierarchical_flow,
     neighbour_coupling,
@@ -198,6 +201,27 @@ def test_configuration_names_every_option() -> None:
     assert config == {"shape": [4, 5], "circuit": "tree", "spectrum": False, **options}
 
 
+@pytest.mark.parametrize(
+    "bijector",
+    [
+        RealNVP(layers=np.int64(2), hidden=(np.int32(3), np.int64(4))),
+        Neighbour(layers=np.int64(2), hidden=[np.int64(3)], steps=np.int8(1)),
+    ],
+)
+def test_integers_of_numpy_are_integers(bijector: Any) -> None:
+    flow = hierarchical_flow(
+        np.array([4, 4]),
+        block=np.int64(2),
+        depth=np.int64(1),
+        monotone_steps=np.int64(2),
+        bijector=bijector,
+    )
+    again = HierarchicalFlow.from_config(json.loads(json.dumps(flow.config)))
+    again.load_state_dict(flow.state_dict())
+    z = torch.randn(3, 4, 4)
+    assert torch.equal(again(z), flow(z))
+
+
 # bad input
 
 
@@ -216,6 +240,26 @@ def test_configuration_names_every_option() -> None:
         ({"bijector": RealNVP(hidden=(0,))}, ValueError, r"hidden is \(0,\); accepted"),
         ({"bijector": RealNVP(activation="gelu")}, ValueError, r"activation is 'gelu'; accepted"),
         ({"bijector": {"name": "neighbour", "hidden": []}}, ValueError, r"hidden is empty; acc"),
+        ({"bijector": RealNVP(layers=2.5)}, TypeError, r"layers is 2\.5; accepted: .* an integer"),
+        ({"bijector": RealNVP(layers="a")}, TypeError, r"layers is 'a'; accepted: at least one"),
+        ({"bijector": RealNVP(layers=True)}, TypeError, r"layers is True; accepted: at least one"),
+        ({"bijector": RealNVP(hidden=10)}, TypeError, r"hidden is 10; accepted: a tuple of integ"),
+        ({"bijector": RealNVP(hidden="10")}, TypeError, r"hidden is '10'; accepted: a tuple of i"),
+        (
+            {"bijector": Neighbour(hidden=(2.5,))},
+            TypeError,
+            r"hidden is \(2\.5,\); accepted: a tup",
+        ),
+        (
+            {"bijector": Neighbour(steps=1.5)},
+            TypeError,
+            r"steps is 1\.5; accepted: an integer >= 0",
+        ),
+        ({"bijector": Neighbour(steps=-1)}, ValueError, r"steps is -1; accepted: an integer >= 0"),
+        ({"bijector": RealNVP}, TypeError, r"bijector is the class RealNVP; accepted: a factory"),
+        ({"odd": "no"}, TypeError, r"odd is 'no'; accepted: True or False"),
+        ({"dtype": "float32"}, TypeError, r"dtype is 'float32'; accepted: a floating dtype"),
+        ({"dtype": torch.int64}, TypeError, r"dtype is torch\.int64; accepted: a floating dtype"),
         ({"weights": "site"}, ValueError, r"weights is 'site'; accepted: scale, block, shared"),
         ({"weights": "block"}, ValueError, r"weights is 'block', but neighbour acts on all blocks"),
         ({"boundary": "closed"}, ValueError, r"boundary is 'closed'; accepted: periodic, open"),

@@ -1,0 +1,338 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""ln q of a fresh sample is free once, and never that of a flow that has changed since."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import SVI
+from pyro.optim.adagrad_rmsprop import AdagradRMSProp
+from pyro.optim.clipped_adam import ClippedAdam
+from pyro.optim.dct_adam import DCTAdam
+from torch import Tensor
+
+from pyro_neuralrg.distributions import SymmetrizedFlow, flow_distribution
+from pyro_neuralrg.distributions.flow import forward_and_ladj
+from pyro_neuralrg.infer import PDD, FlowGuide
+from pyro_neuralrg.transforms import LatticeTransform, hierarchical_flow
+from tests.distributions.test_symmetrized import Affine
+from tests.transforms.registry import free_spectrum
+from tests.transforms.test_cache import evaluations
+
+Make = Callable[..., Any]
+
+DISTRIBUTIONS: dict[str, Callable[[Any], Any]] = {
+    "plain": flow_distribution,
+    "symmetrized": SymmetrizedFlow,
+}
+OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "ClippedAdam": ClippedAdam,
+    "AdagradRMSProp": lambda parameters, lr: AdagradRMSProp(parameters, eta=lr),
+    "DCTAdam": DCTAdam,
+    "SGD": torch.optim.SGD,
+}
+FLOWS: dict[str, Callable[[Make], Any]] = {
+    "own": lambda jittered: jittered((2, 2)),
+    "foreign": lambda jittered: Affine([0.3, -0.2, 0.9], [0.5, 1.0, 2.0]),
+}
+
+either = pytest.mark.parametrize("kind", DISTRIBUTIONS)
+any_optimiser = pytest.mark.parametrize("optimiser", OPTIMISERS)
+any_flow = pytest.mark.parametrize("source", FLOWS)
+
+
+def is_honest(q: Any, x: Tensor) -> None:
+    """ln q(x) is that of the same values in a tensor that nobody has seen."""
+    fresh = x.detach().clone()
+    torch.testing.assert_close(q.log_prob(x), q.log_prob(fresh), rtol=1e-9, atol=1e-9)
+
+
+def move_by_vector(flow: Any) -> None:
+    """As optimisers do that know nothing of gradients."""
+    parameters = list(flow.parameters())
+    vector = torch.nn.utils.parameters_to_vector(parameters).detach()
+    torch.nn.utils.vector_to_parameters(vector + 0.1, parameters)
+
+
+@any_flow
+@any_optimiser
+@either
+def test_after_a_training_step(jittered: Make, kind: str, optimiser: str, source: str) -> None:
+    flow = FLOWS[source](jittered)
+    q, step = DISTRIBUTIONS[kind](flow), OPTIMISERS[optimiser](flow.parameters(), lr=0.1)
+    x = q.rsample((3,))
+    log_q = q.log_prob(x)
+    (log_q + x.square().flatten(1).sum(1)).mean().backward()
+    step.step()
+    is_honest(q, x)
+    assert (q.log_prob(x) - log_q).abs().min() > 1e-4
+
+
+@any_flow
+@any_optimiser
+@either
+def test_after_a_step_whose_loss_had_no_density(
+    jittered: Make, kind: str, optimiser: str, source: str
+) -> None:
+    flow = FLOWS[source](jittered)
+    q, step = DISTRIBUTIONS[kind](flow), OPTIMISERS[optimiser](flow.parameters(), lr=0.1)
+    x = q.rsample((3,))
+    x.square().sum().backward()
+    step.step()
+    step.zero_grad()
+    is_honest(q, x)
+
+
+@any_optimiser
+@either
+def test_after_training_through_another_object(jittered: Make, kind: str, optimiser: str) -> None:
+    flow = jittered((2, 2))
+    step = OPTIMISERS[optimiser](flow.parameters(), lr=0.1)
+    q = DISTRIBUTIONS[kind](flow)
+    with torch.no_grad():
+        x = q.sample((3,))
+    for _ in range(2):
+        step.zero_grad()
+        flow.forward_and_ladj(torch.randn(3, 2, 2))[0].square().mean().backward()
+        step.step()
+    with torch.no_grad():
+        is_honest(q, x)
+
+
+@any_flow
+@pytest.mark.parametrize("scored", [False, True])
+@pytest.mark.parametrize("gradients", [False, True])
+@either
+def test_after_parameters_from_a_vector(
+    jittered: Make, kind: str, gradients: bool, scored: bool, source: str
+) -> None:
+    flow = FLOWS[source](jittered)
+    q = DISTRIBUTIONS[kind](flow)
+    with torch.set_grad_enabled(gradients):
+        x = q.rsample((3,))
+        if scored:
+            q.log_prob(x)
+        for _ in range(2):  # the second may lie where the first did
+            move_by_vector(flow)
+        is_honest(q, x)
+
+
+@any_flow
+@either
+def test_a_scored_sample_is_forgotten(jittered: Make, kind: str, source: str) -> None:
+    """Written to ``.data`` with no gradient at all: the sample has been used, and is evaluated."""
+    flow = FLOWS[source](jittered)
+    q = DISTRIBUTIONS[kind](flow)
+    with torch.no_grad():
+        x = q.sample((3,))
+        q.log_prob(x)
+        for parameter in flow.parameters():
+            parameter.data.add_(0.1)
+        is_honest(q, x)
+
+
+@any_flow
+@either
+def test_after_new_data_at_an_old_address(jittered: Make, kind: str, source: str) -> None:
+    """What is replaced is freed, so that the next of its size would lie there."""
+    flow = FLOWS[source](jittered)
+    q = DISTRIBUTIONS[kind](flow)
+    with torch.no_grad():
+        for _ in range(3):
+            x = q.sample((3,))
+            for parameter in flow.parameters():
+                for _ in range(2):
+                    parameter.data = parameter.data + 0.05
+            is_honest(q, x)
+
+
+@any_flow
+@either
+def test_after_a_new_gradient_in_the_place_of_an_old(
+    jittered: Make, kind: str, source: str
+) -> None:
+    flow = FLOWS[source](jittered)
+    q, step = DISTRIBUTIONS[kind](flow), ClippedAdam(flow.parameters(), lr=0.1)
+    latents = torch.randn(3, *q.event_shape)
+    for _ in range(4):
+        flow(latents).square().mean().backward()
+        with torch.no_grad():
+            drawn = q.sample((3,))
+        step.zero_grad()
+        forward_and_ladj(flow, latents)[0].square().mean().backward()
+        step.step()
+        step.zero_grad()
+        with torch.no_grad():
+            is_honest(q, drawn)
+
+
+@any_flow
+@either
+def test_in_inference_mode(jittered: Make, kind: str, source: str) -> None:
+    """Its tensors count no versions: nobody could tell that they have changed."""
+    q = DISTRIBUTIONS[kind](FLOWS[source](jittered))
+    with torch.inference_mode():
+        x = q.sample((3,))
+        x.add_(0.5)
+        is_honest(q, x)
+
+
+@any_flow
+@either
+def test_after_a_step_by_hand(jittered: Make, kind: str, source: str) -> None:
+    """Gradients that no parameter keeps, written to ``.data``: seen by the graph alone."""
+    flow = FLOWS[source](jittered)
+    q, parameters = DISTRIBUTIONS[kind](flow), list(flow.parameters())
+    x = q.rsample((3,))
+    gradients = torch.autograd.grad(x.square().sum(), parameters, allow_unused=True)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if gradient is not None:
+            parameter.data.sub_(0.1 * gradient)
+    is_honest(q, x)
+
+
+@any_flow
+@either
+def test_after_other_parameters_were_assigned(jittered: Make, kind: str, source: str) -> None:
+    flow = FLOWS[source](jittered)
+    q = DISTRIBUTIONS[kind](flow)
+    x = q.rsample((3,))
+    flow.load_state_dict({k: v + 0.1 for k, v in flow.state_dict().items()}, assign=True)
+    is_honest(q, x)
+
+
+@either
+def test_after_a_buffer_was_changed(kind: str) -> None:
+    flow = hierarchical_flow((4,), spectrum=free_spectrum((4,)))
+    q = DISTRIBUTIONS[kind](flow)
+    x = q.rsample((3,))
+    with torch.no_grad():
+        for buffer in flow.gaussian.buffers():
+            buffer.mul_(2.0)
+    is_honest(q, x)
+
+
+@any_flow
+@either
+def test_after_a_conversion(jittered: Make, kind: str, source: str) -> None:
+    """To float32 and back: the same parameters, rounded."""
+    flow = FLOWS[source](jittered)
+    q = DISTRIBUTIONS[kind](flow)
+    with torch.no_grad():
+        x = q.rsample((3,))
+        flow.to(torch.float32).to(torch.float64)
+        is_honest(q, x)
+        found = q.log_prob(x)
+        assert torch.equal(found, q.log_prob(x.clone()))
+
+
+@either
+def test_a_sample_and_one_density_cost_one_pass(
+    jittered: Make, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flow = jittered((2, 2), odd=True)  # so that Z2 needs no further element
+    q = DISTRIBUTIONS[kind](flow)
+    passes = evaluations(flow, monkeypatch)
+    step = torch.optim.SGD(flow.parameters(), lr=0.01)
+    for count in range(1, 4):
+        x = q.rsample((3,))
+        q.log_prob(x).mean().backward()  # with gradients left over from the last step
+        step.step()
+        assert passes == ["generate"] * count
+    q.log_prob(x)
+    assert passes[3:] == ["renormalize"]
+
+
+@pytest.mark.parametrize("vectorize", [False, True])
+@either
+def test_training_by_pdd_costs_one_pass_a_draw(
+    jittered: Make, kind: str, vectorize: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flow = jittered((2, 2), odd=True)
+
+    def model() -> None:
+        pyro.sample("x", dist.Normal(0.0, 1.0).expand((2, 2)).to_event(2))
+
+    guide = FlowGuide(flow if kind == "plain" else SymmetrizedFlow(flow))
+    loss = PDD(num_particles=3, vectorize_particles=vectorize, max_plate_nesting=0)
+    svi = SVI(model, guide, pyro.optim.ClippedAdam({"lr": 0.01}), loss=loss)
+    passes = evaluations(flow, monkeypatch)
+    for _ in range(2):
+        svi.step()
+    assert passes == ["generate"] * (2 if vectorize else 6)
+
+
+@either
+def test_the_graph_does_not_keep_the_sample_alive(jittered: Make, kind: str) -> None:
+    flow = jittered((2, 2))
+    q = DISTRIBUTIONS[kind](flow)
+    gc.disable()
+    try:
+        x = q.rsample((3,))
+        gone = weakref.ref(x)
+        q.log_prob(x).sum().backward()
+        flow.clear_cache()
+        q.clear_cache()
+        del x
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+@any_flow
+@either
+def test_gradient_with_respect_to_a_drawn_field(jittered: Make, kind: str, source: str) -> None:
+    """Refused for the very tensor, whose density does not go through it; right for a copy."""
+    q = DISTRIBUTIONS[kind](FLOWS[source](jittered))
+    if kind == "symmetrized" or source == "own":
+        x = q.rsample((3,))
+        with pytest.raises(RuntimeError, match="not have been used in the graph"):
+            torch.autograd.grad(q.log_prob(x).sum(), x)
+    x = q.rsample((3,))
+    leaf = x.detach().requires_grad_()
+    (found,) = torch.autograd.grad(q.log_prob(x.clone()).sum(), x)
+    (expected,) = torch.autograd.grad(q.log_prob(leaf).sum(), leaf)
+    torch.testing.assert_close(found, expected)
+    with torch.no_grad():
+        x = q.sample((3,))
+    x.requires_grad_()
+    (found,) = torch.autograd.grad(q.log_prob(x).sum(), x)
+    leaf = x.detach().clone().requires_grad_()
+    (expected,) = torch.autograd.grad(q.log_prob(leaf).sum(), leaf)
+    torch.testing.assert_close(found, expected)
+
+
+@either
+def test_no_field_at_all(jittered: Make, kind: str) -> None:
+    q = DISTRIBUTIONS[kind](jittered((2, 2)))
+    x = q.rsample((0,))
+    assert x.shape == (0, 2, 2)
+    assert q.log_prob(x).shape == (0,)
+    assert q.log_prob(torch.zeros(3, 0, 2, 2)).shape == (3, 0)
+    assert q.expand((0,)).rsample((5,)).shape == (5, 0, 2, 2)
+    assert q.expand((3, 1)).log_prob(torch.zeros(0, 2, 2)).shape == (3, 0)
+    with pytest.raises(ValueError, match=r"value has shape \(0, 2, 3\); accepted"):
+        q.log_prob(torch.zeros(0, 2, 3))
+
+
+@either
+def test_batch_shape_of_one_field_under_many(jittered: Make, kind: str) -> None:
+    q = DISTRIBUTIONS[kind](jittered((4, 4)))
+    x = torch.randn(4, 4)
+    torch.testing.assert_close(q.expand((2,)).log_prob(x), q.log_prob(x).expand(2))
+    assert q.expand((2, 1)).log_prob(torch.randn(3, 4, 4)).shape == (2, 3)
+
+
+def test_the_flow_remembers_nothing_of_compiled_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    flow: LatticeTransform = hierarchical_flow((2, 2))
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    z = torch.randn(3, 2, 2)
+    assert flow.inv(flow(z)) is not z

@@ -1,0 +1,93 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Lines plus steps, inverted wherever the steps are, in few evaluations and in compiled code."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pyro_neuralrg.transforms import MonotoneMap
+from pyro_neuralrg.transforms.elementwise import COMPILED_STEPS, AffineSteps
+
+
+def random_steps(number: int, height: float, width: float) -> AffineSteps:
+    """A map of its own for each of 20000 entries."""
+    entries = 20_000
+    return AffineSteps(
+        shift=torch.randn(entries),
+        log_scale=torch.randn(entries),
+        height=height * torch.rand(number, entries),
+        centre=2 * torch.randn(number, entries),
+        width=width * torch.rand(number, entries),
+    )
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("number", [1, 8])
+@pytest.mark.parametrize(
+    ("height", "width"), [(0.01, 1.0), (1.0, 1.0), (2.0, 3.0), (10.0, 10.0), (10.0, 50.0)]
+)
+def test_inverted_whatever_the_steps(
+    number: int, height: float, width: float, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Newton's steps between flat and steep parts must not go to and fro."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiled)
+    steps = random_steps(number, height, width)
+    v = 3 * torch.randn(20_000)
+    x, log_slope = steps.generate(v)
+    back, log_slope_back = steps.renormalize(x)
+    torch.testing.assert_close(back, v, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(log_slope_back, log_slope, rtol=1e-8, atol=1e-8)
+
+
+def evaluations(steps: AffineSteps, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Of the map, in one inversion."""
+    count = 0
+    x, _ = steps.generate(3 * torch.randn(20_000))
+    original = AffineSteps._evaluate
+
+    def counted(self: AffineSteps, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        nonlocal count
+        count += 1
+        return original(self, v)
+
+    monkeypatch.setattr(AffineSteps, "_evaluate", counted)
+    steps.renormalize(x)
+    return count
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "most"), [(0.01, 1.0, 10), (0.1, 1.0, 15), (100.0, 100.0, COMPILED_STEPS)]
+)
+def test_few_evaluations(
+    height: float, width: float, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Entries that have settled stay, and compiled code takes enough steps for all."""
+    assert evaluations(random_steps(3, height, width), monkeypatch) <= most
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own, none of them about our code
+def test_one_graph_for_compilers() -> None:
+    transform = MonotoneMap((3,), steps=2)
+    x = torch.randn(5, 3)
+    compiled = torch.compile(transform.inverse_and_ladj, fullgraph=True, backend="eager")
+    pairs = zip(compiled(x), transform.inverse_and_ladj(x), strict=True)
+    for mine, theirs in pairs:
+        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
+    torch._dynamo.reset()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_density_and_sample() -> None:
+    transform = MonotoneMap((3,), steps=2)
+
+    def density(z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = transform(z)
+        return x, transform.log_abs_det_jacobian(z, x)
+
+    z = torch.randn(5, 3)
+    compiled = torch.compile(density, backend="eager")
+    for mine, theirs in zip(compiled(z), transform.forward_and_ladj(z), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
+    torch._dynamo.reset()
