@@ -22,6 +22,8 @@ from pyro_neuralrg.potentials.exact.transfer import (
     MAX_SECTION_OPEN,
     MAX_SECTION_PERIODIC,
     cross_section,
+    reaches_correlations,
+    transfer_correlations,
     transfer_log_partition,
 )
 
@@ -32,9 +34,6 @@ __all__ = [
     "specific_heat",
     "structure_factor",
 ]
-
-MAX_SECTION_GRADIENT = 7
-"""Spins of a cross-section up to which correlations are differentiated from the transfer matrix."""
 
 
 @dataclass(frozen=True)
@@ -249,6 +248,8 @@ def correlations(
 def _plane_correlations(lattice: _Lattice, beta: float) -> NDArray[np.float64]:
     shape = (lattice.shape[0], lattice.shape[1])
     if 0.0 not in lattice.couplings:
+        if lattice._frustrated() and reaches_correlations(shape):
+            return _transfer_correlations(lattice, beta)
         return torus_correlations(shape, beta * np.array(lattice.couplings))
     axis = 0 if lattice.couplings[1] == 0.0 else 1
     table = np.zeros(shape)
@@ -258,28 +259,31 @@ def _plane_correlations(lattice: _Lattice, beta: float) -> NDArray[np.float64]:
 
 
 def _ring_correlations(length: int, coupling: float) -> NDArray[np.float64]:
-    """(t^r + t^(n-r)) / (1 + t^n) with t = tanh K."""
-    tangent, distance = math.tanh(coupling), np.arange(length)
+    """(t^r + t^(n-r)) / (1 + t^n) with t = tanh K.
+
+    On an odd antiferromagnetic ring numerator and denominator vanish at low temperature: there
+    their common factor 1 - |t| is divided out.
+    """
     if length == 1:
         return np.ones(1)
-    return (tangent**distance + tangent ** (length - distance)) / (1 + tangent**length)
+    distance = np.arange(length)
+    near, size = np.minimum(distance, length - distance), abs(math.tanh(coupling))
+    signs = (math.copysign(1.0, coupling)) ** near
+    if coupling >= 0 or length % 2 == 0:
+        return signs * (size**near + size ** (length - near)) / (1 + size**length)
+    sums = np.concatenate([[0.0], np.cumsum(size**distance)])  # 1 + |t| + ... + |t|^(m - 1)
+    return signs * size**near * sums[length - 2 * near] / sums[length]
 
 
 def _transfer_correlations(lattice: _Lattice, beta: float) -> NDArray[np.float64]:
-    """<s_r> given s_0 = +1, which is <s_0 s_r> as s -> -s is a symmetry: derivatives in fields."""
-    if cross_section(lattice.shape) > MAX_SECTION_GRADIENT:
+    if not reaches_correlations(lattice.shape):
         raise NotImplementedError(
             f"correlations of the periodic lattice {lattice.shape} are not known exactly: "
             "accepted are one and two dimensions, and at most "
-            f"{MAX_SECTION_GRADIENT} spins across the longest side"
+            f"{MAX_SECTION_PERIODIC} spins across the longest side (fewer if that is very long)"
         )
-    fields = torch.zeros(lattice.shape, dtype=torch.float64, requires_grad=True)
     couplings = beta * torch.tensor(lattice.couplings, dtype=torch.float64)
-    log_z = transfer_log_partition(
-        lattice.shape, couplings, fields, lattice.boundary, first_spin_up=True
-    )
-    (gradient,) = torch.autograd.grad(log_z, fields)
-    return gradient.numpy()
+    return transfer_correlations(lattice.shape, couplings).numpy()
 
 
 def structure_factor(
