@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from pyro_neuralrg.lattice import check_boundary, check_shape
+from pyro_neuralrg.potentials.arguments import check_finite, check_positive
 from pyro_neuralrg.potentials.exact.correlations import torus_correlations
 from pyro_neuralrg.potentials.exact.torus import kaufman_log_partition, ring_log_partition
 from pyro_neuralrg.potentials.exact.transfer import (
@@ -76,6 +77,13 @@ class _Lattice:
         pairs = zip(self.shape, self.couplings, strict=True)
         return any(coupling < 0 and side % 2 for side, coupling in pairs)
 
+    def _sums_correlations(self) -> bool:
+        """The structure factor is the mean of correlations that are known."""
+        if len(self.shape) > 2 or self.boundary == "open" or self.has_field:
+            return False
+        slow = self._frustrated() and not reaches_correlations(self.shape)
+        return not slow or cross_section(self.shape) > MAX_SECTION_PERIODIC
+
     def _require_transfer(self) -> None:
         section = cross_section(self.shape)
         limit = MAX_SECTION_OPEN if self.boundary == "open" else MAX_SECTION_PERIODIC
@@ -96,9 +104,7 @@ def _lattice(
     field: ArrayLike | None,
 ) -> _Lattice:
     sides = check_shape(shape)
-    values = (1.0,) * len(sides) if couplings is None else tuple(float(j) for j in couplings)
-    if len(values) != len(sides) or not all(math.isfinite(j) for j in values):
-        raise ValueError(f"couplings is {values}; accepted: one finite J for each side of {sides}")
+    values = _couplings(couplings, sides)
     fields = _site_fields(field, sides)
     kept = [axis for axis, side in enumerate(sides) if side > 1] or [0]
     shape_kept = tuple(sides[axis] for axis in kept)
@@ -123,10 +129,24 @@ def _site_fields(field: ArrayLike | None, shape: tuple[int, ...]) -> NDArray[np.
     return np.broadcast_to(fields, shape)
 
 
+def _couplings(couplings: Iterable[float] | None, shape: tuple[int, ...]) -> tuple[float, ...]:
+    if couplings is None:
+        return (1.0,) * len(shape)
+    accepted = f"accepted: one finite J for each side of {shape}"
+    try:
+        values = tuple(couplings)
+    except TypeError:
+        raise TypeError(f"couplings is {couplings!r}; {accepted}") from None
+    if len(values) != len(shape):
+        raise ValueError(f"couplings is {couplings!r}; {accepted}")
+    try:
+        return tuple(check_finite("couplings", value) for value in values)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"couplings is {couplings!r}; {accepted}") from None
+
+
 def _beta(temperature: float) -> Tensor:
-    if not (temperature > 0 and math.isfinite(temperature)):
-        raise ValueError(f"temperature is {temperature}; accepted: a finite number > 0 (J / k_B)")
-    return torch.tensor(1.0 / float(temperature), dtype=torch.float64)
+    return torch.tensor(1.0 / check_positive("temperature", temperature), dtype=torch.float64)
 
 
 def log_partition(
@@ -201,7 +221,7 @@ def specific_heat(
     lattice = _lattice(shape, couplings, boundary, field)
     beta = _beta(temperature)
     second = _derivative(_derivative(lattice.log_partition))(beta)
-    return (beta**2 * second).item() / lattice.sites
+    return (beta * (beta * second)).item() / lattice.sites
 
 
 def correlations(
@@ -213,7 +233,8 @@ def correlations(
     """<s_0 s_r> on the periodic lattice without field, an array of shape ``shape``.
 
     Rings in closed form, two-dimensional tori by Pfaffians (below, at and above Tc), narrow
-    lattices of three dimensions by the transfer matrix.
+    lattices that are frustrated or have three dimensions by the transfer matrix. The Pfaffians of
+    wide frustrated tori cancel at low temperature, which is refused.
 
     Args:
         shape: as for :func:`log_partition`.
@@ -304,8 +325,7 @@ def structure_factor(
         0.646912
     """
     lattice = _lattice(shape, couplings, boundary, field)
-    flat = len(lattice.shape) <= 2
-    if flat and lattice.boundary == "periodic" and not lattice.has_field:
+    if lattice._sums_correlations():
         return float(correlations(shape, temperature, couplings, boundary).mean())
     lattice._require_transfer()
     of_field: Callable[[Tensor], Tensor] = functools.partial(
