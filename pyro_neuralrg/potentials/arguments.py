@@ -35,7 +35,7 @@ def check_finite(name: str, value: float, accepted: str = "a finite number") -> 
         raise TypeError(f"{name} is {value!r}; accepted: {accepted}")
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"{name} is {value!r}; accepted: {accepted}") from None
     except OverflowError:
         number = math.inf

@@ -146,7 +146,12 @@ def _couplings(couplings: Iterable[float] | None, shape: tuple[int, ...]) -> tup
 
 
 def _beta(temperature: float) -> Tensor:
-    return torch.tensor(1.0 / check_positive("temperature", temperature), dtype=torch.float64)
+    beta = 1.0 / check_positive("temperature", temperature)
+    if math.isinf(beta):
+        raise ValueError(
+            f"temperature is {temperature}; accepted: a finite number > 0, as is 1 / T"
+        )
+    return torch.tensor(beta, dtype=torch.float64)
 
 
 def log_partition(
