@@ -84,12 +84,12 @@ class _Lattice:
         slow = self._frustrated() and not reaches_correlations(self.shape)
         return not slow or cross_section(self.shape) > MAX_SECTION_PERIODIC
 
-    def _require_transfer(self) -> None:
+    def _require_transfer(self, what: str = "ln Z") -> None:
         section = cross_section(self.shape)
         limit = MAX_SECTION_OPEN if self.boundary == "open" else MAX_SECTION_PERIODIC
         if section > limit:
             raise NotImplementedError(
-                f"ln Z of the {self.boundary} Ising lattice {self.shape}"
+                f"{what} of the {self.boundary} Ising lattice {self.shape}"
                 f"{' in a field' if self.has_field else ''} is not known exactly: accepted are "
                 "periodic lattices of one or two dimensions without field and frustration, and any "
                 f"with at most "
@@ -332,7 +332,7 @@ def structure_factor(
     lattice = _lattice(shape, couplings, boundary, field)
     if lattice._sums_correlations():
         return float(correlations(shape, temperature, couplings, boundary).mean())
-    lattice._require_transfer()
+    lattice._require_transfer("the structure factor")
     of_field: Callable[[Tensor], Tensor] = functools.partial(
         lattice.log_partition, _beta(temperature)
     )
