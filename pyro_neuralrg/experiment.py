@@ -28,6 +28,7 @@ from pyro_neuralrg.infer.mcmc import (
 from pyro_neuralrg.interrupts import deferred_interrupts
 from pyro_neuralrg.lattice import check_shape
 from pyro_neuralrg.potentials import CRITICAL_TEMPERATURE, IsingDual
+from pyro_neuralrg.potentials.cluster import MonteCarlo
 from pyro_neuralrg.transforms import HierarchicalFlow
 
 __all__ = ["FAILURES", "Exact", "Experiment", "Results", "Sampling", "Settings", "one_line"]
@@ -38,6 +39,8 @@ LATENT_STEPS = 2  # leapfrog steps of a latent draw
 JUMPS = 2  # and jumps after them: cheaper, and what moves the collective variables
 PHYSICAL_STEPS = 10  # leapfrog steps of a trajectory, as in the paper
 WARMUP = 200  # draws, at most
+REFERENCE_SITES = 2**22  # of all configurations of the cluster Monte Carlo: seconds
+REFERENCE_LEAST = 64  # configurations, whatever the lattice
 PICTURED = 4  # fields kept for the figure
 LEAST = {"steps": 1, "batch": 2, "chains": 1, "draws": 1}
 MOST = 2**31 - 1  # of each of them
@@ -119,6 +122,8 @@ class Results:
         parameters: Trained numbers of the flow.
         exact_free_energy: -ln Z of the dual field in nats.
         exact_structure_factor: E[(sum s)^2] / N^2.
+        reference_structure_factor: The same by cluster Monte Carlo with its standard error, where
+            the exact value is not known; None where it is, or if it did not come to that.
         estimate: Free energies from samples of the flow; None if it did not come to that.
         samplers: "latent" and "physical", those that drew anything.
         stopped: Why the run ended early, "interrupted" for Ctrl-C; empty if it did not.
@@ -129,6 +134,7 @@ class Results:
     parameters: int
     exact_free_energy: Exact
     exact_structure_factor: Exact
+    reference_structure_factor: MonteCarlo | None
     estimate: FreeEnergyEstimate | None
     samplers: dict[str, Sampling]
     stopped: str
@@ -198,11 +204,14 @@ class Experiment:
             if on_trained is not None:
                 on_trained(self.flow)
         found: FreeEnergyEstimate | None = None
+        reference: MonteCarlo | None = None
         samplers: dict[str, Sampling] = {}
         interrupted = training.interrupted or bool(pressed)
         stopped = "interrupted" if interrupted else training.stopped or ""
         try:
             found = self.estimate()
+            if exact_structure_factor.value is None and not stopped:
+                reference = self.reference()
             for name in () if stopped else ("latent", "physical"):
                 samplers[name] = self.sample(name)
                 if samplers[name].interrupted:
@@ -217,6 +226,7 @@ class Experiment:
             parameters=sum(p.numel() for p in self.flow.parameters()),
             exact_free_energy=exact_free_energy,
             exact_structure_factor=exact_structure_factor,
+            reference_structure_factor=reference,
             estimate=found,
             samplers=samplers,
             stopped=stopped,
@@ -238,6 +248,11 @@ class Experiment:
         with torch.random.fork_rng(_generators(self.target.device)):
             torch.manual_seed(self.settings.seed + 1)
             return estimate(self.target, self.flow, ESTIMATE_SAMPLES, ESTIMATE_BATCH)
+
+    def reference(self) -> MonteCarlo:
+        """The structure factor by cluster Monte Carlo of the spins, without the flow."""
+        n = max(REFERENCE_LEAST, REFERENCE_SITES // self.target.spectrum.numel())
+        return self.target.reference_structure_factor(n, self.settings.seed)
 
     def sample(self, space: str) -> Sampling:
         """Sample in the "latent" space (HMC and jumps) or in the "physical" one (HMC)."""

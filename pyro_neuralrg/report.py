@@ -20,12 +20,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pyro_neuralrg import __version__, plotting
 from pyro_neuralrg.diagnostics import save_tree
 from pyro_neuralrg.experiment import Exact, Results, Sampling
 from pyro_neuralrg.infer import save
+from pyro_neuralrg.potentials.cluster import MonteCarlo
 from pyro_neuralrg.transforms import HierarchicalFlow
 
 __all__ = ["Output", "as_json", "table"]
@@ -114,11 +116,14 @@ class Output:
         if not results.samplers:
             return
         figure = Figure(figsize=FIGURE_SIZE, layout="constrained")
-        plotting.structure_factor(
+        ax = plotting.structure_factor(
             {name: run.structure_factor for name, run in results.samplers.items()},
             exact=results.exact_structure_factor.value,
             ax=figure.subplots(),
-        ).set_title(title(results))
+        )
+        ax.set_title(title(results))
+        if results.reference_structure_factor is not None:
+            _draw_reference(ax, results.reference_structure_factor)
         self._write_png("structure_factor.png", figure)
         fields = {name: run.last_fields for name, run in results.samplers.items()}
         count = min(len(values) for values in fields.values())
@@ -148,13 +153,20 @@ def title(results: Results) -> str:
     return f"Ising model {sides}, T = {results.settings.temperature:.6g} J/k$_B$"
 
 
+def _draw_reference(ax: Axes, reference: MonteCarlo) -> None:
+    """The band of one standard error in the place of the exact line."""
+    mean, error = reference
+    ax.axhspan(mean - error, mean + error, color="black", alpha=0.3, label="cluster Monte Carlo")
+    ax.legend(frameon=False)
+
+
 def as_json(results: Results) -> dict[str, Any]:
     """The report: what is not known, not finite, or was not reached, is None.
 
     Free energies are in nats, ``ess`` of the free energy is a fraction of the samples,
     ``ess_bulk`` counts effective draws over all chains.
     """
-    settings = results.settings
+    settings, reference = results.settings, results.reference_structure_factor
     report = {
         "shape": list(settings.shape),
         "temperature": settings.temperature,
@@ -165,6 +177,8 @@ def as_json(results: Results) -> dict[str, Any]:
         "free_energy": _free_energy(results),
         "sampling": {
             "exact_structure_factor": results.exact_structure_factor.value,
+            "reference_structure_factor": reference and reference.mean,
+            "reference_structure_factor_se": reference and reference.standard_error,
             "latent": _sampler(results.samplers.get("latent")),
             "physical": _sampler(results.samplers.get("physical")),
         },
@@ -252,6 +266,9 @@ def _sampling_rows(results: Results) -> list[str]:
     columns = ("value", "MCSE", "R-hat", "bulk ESS", "ESS/gradient", "ESS/s")
     rows = ["structure factor <(sum_i s_i)^2>/N^2", " " * 12 + "".join(f"{c:>14}" for c in columns)]
     rows.append(f"  {'exact':<10}{_exact(results.exact_structure_factor):>14}")
+    if results.reference_structure_factor is not None:
+        mean, error = results.reference_structure_factor
+        rows.append(f"  {'cluster Monte Carlo':<22}{mean:.5f} +- {error:.5f}")
     for name, run in results.samplers.items():
         cells = (
             f"{run.summary.mean:.5f}",

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +14,9 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from pyro_neuralrg.lattice import check_boundary, check_shape
+from pyro_neuralrg.potentials.arguments import check_count
 
-__all__ = ["swendsen_wang"]
+__all__ = ["MonteCarlo", "structure_factor", "swendsen_wang"]
 
 Spins = NDArray[np.int8]
 
@@ -24,6 +25,7 @@ Spins = NDArray[np.int8]
 WARMUP_SWEEPS = 100
 SWEEPS_BETWEEN = 15
 SITES_AT_ONCE = 2**16
+LEAST_CHAINS = 32  # for an error bar
 
 
 def swendsen_wang(
@@ -85,6 +87,60 @@ def swendsen_wang(
             spins = _sweep(spins, left, right, strength, h, rng)
         rounds.append(spins)
     return np.concatenate(rounds)[:n].reshape(n, *sides)
+
+
+class MonteCarlo(NamedTuple):
+    """A mean over Monte Carlo configurations.
+
+    Attributes:
+        mean: the estimate.
+        standard_error: of the mean, from the scatter of independent chains.
+    """
+
+    mean: float
+    standard_error: float
+
+
+def structure_factor(
+    shape: Sequence[int],
+    bonds: Sequence[float],
+    n: int,
+    *,
+    boundary: str = "periodic",
+    field: NDArray[Any] | None = None,
+    seed: int = 0,
+) -> MonteCarlo:
+    r"""Uniform structure factor :math:`E[(\sum_i s_i)^2] / N^2` by :func:`swendsen_wang`.
+
+    From at least 32 chains that share nothing (as many as fit 65536 sites, if these are more; ``n``
+    if that is less), of equal length and ``n`` configurations or a few more in all. The standard
+    error is the scatter of the chains' means over the square root of their number, so that no
+    autocorrelation time is needed; with 32 chains it is itself known to 13 %. It knows nothing of
+    what all chains miss alike: where clusters do not help (frustrated or in opposing fields, cold)
+    100 sweeps may be too few to reach equilibrium.
+
+    Args:
+        shape: lattice shape.
+        bonds: as for :func:`swendsen_wang`.
+        n: number of configurations, at least 2.
+        boundary: "periodic" or "open".
+        field: h / T of each site, or None.
+        seed: of the random numbers.
+
+    Example:
+        >>> found = structure_factor((8, 8), (0.44, 0.44), 320)
+        >>> abs(found.mean - 0.643) < 4 * found.standard_error
+        True
+    """
+    sites = math.prod(check_shape(shape))
+    chains = min(check_count("n", n, least=2), max(LEAST_CHAINS, SITES_AT_ONCE // sites))
+    rounds = -(-n // chains)
+    spins = swendsen_wang(
+        shape, bonds, rounds * chains, boundary=boundary, field=field, seed=seed, chains=chains
+    )
+    magnetisation = spins.reshape(rounds, chains, sites).mean(2, dtype=np.float64)
+    means = np.square(magnetisation).mean(0)
+    return MonteCarlo(float(means.mean()), float(means.std(ddof=1) / math.sqrt(chains)))
 
 
 def _bonds(

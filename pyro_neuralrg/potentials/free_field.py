@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from pyro_neuralrg.lattice import check_boundary, check_shape
 from pyro_neuralrg.potentials.arguments import check_count, check_finite, generator_of
 from pyro_neuralrg.potentials.base import LatticePotential
-from pyro_neuralrg.spectral import apply_spectrum, neighbour_spectrum
+from pyro_neuralrg.spectral import apply_spectrum
 
 __all__ = ["FreeField"]
 
@@ -22,7 +23,7 @@ class FreeField(LatticePotential):
     r"""The free field, energy :math:`\frac12\sum_x |\nabla\phi|^2 + \frac{m^2}{2}\sum_x\phi^2`.
 
     With lattice differences along every bond; the covariance has the eigenvalues
-    :math:`1/(m^2 + \sum_a 2(1 - \cos k_a))`. The open lattice is held at zero outside: both edges
+    :math:`1/(m^2 + \sum_a 4\sin^2(k_a / 2))`. The open lattice is held at zero outside: both edges
     of an axis have a bond to a site with :math:`\phi = 0`.
 
     Args:
@@ -50,9 +51,7 @@ class FreeField(LatticePotential):
             raise ValueError(
                 f"mass is {self.mass}; accepted: a number > 0, or >= 0 with boundary='open'"
             )
-        # each axis has two bonds per site, but a periodic side of 1 has none
-        degree = 2 * sum(side > 1 or boundary == "open" for side in sides)
-        precision = self.mass**2 + degree + neighbour_spectrum(sides, [-1.0] * len(sides), boundary)
+        precision = self.mass**2 + _laplacian(sides, check_boundary(boundary))
         super().__init__(sides, boundary, even=True, spectrum=1 / precision)
 
     def energy(self, x: Tensor) -> Tensor:
@@ -95,7 +94,7 @@ class FreeField(LatticePotential):
             site: position, one integer >= 0 per axis; default: the origin.
 
         Raises:
-            ValueError: if there is no such site.
+            TypeError, ValueError: if there is no such site.
         """
         origin = (0,) * len(self.shape)
         position = origin if site is None else _check_site(site, self.shape)
@@ -107,10 +106,32 @@ class FreeField(LatticePotential):
         return f"FreeField({self.shape}, mass={self.mass:g}, boundary={self.boundary!r})"
 
 
+def _laplacian(shape: tuple[int, ...], boundary: str) -> Tensor:
+    r"""Eigenvalues :math:`\sum_a 4\sin^2(k_a / 2)`: unlike 2 - 2 cos k without cancellation.
+
+    In the order of :mod:`pyro_neuralrg.spectral`: k = 2 pi m / n (periodic, a side of 1 has k = 0)
+    or k = pi m / (n + 1) with m = 1 .. n (open).
+    """
+    total = torch.zeros(shape, dtype=torch.float64)
+    for axis, side in enumerate(shape):
+        m = torch.arange(side, dtype=torch.float64)
+        if boundary == "periodic":
+            half = math.pi * torch.minimum(m, side - m) / side  # exactly even under k -> -k
+        else:
+            half = math.pi * (m + 1) / (2 * (side + 1))
+        along = [side if other == axis else 1 for other in range(len(shape))]
+        total = total + (4 * half.sin() ** 2).reshape(along)
+    return total
+
+
 def _check_site(site: Sequence[int], shape: tuple[int, ...]) -> tuple[int, ...]:
-    position = tuple(site)
+    accepted = f"accepted: a position on the lattice {shape}, one integer per axis"
+    try:
+        position = tuple(operator.index(at) for at in site)
+    except TypeError:
+        raise TypeError(f"site is {site!r}; {accepted}") from None
     if len(position) != len(shape) or not all(
-        isinstance(at, int) and 0 <= at < side for at, side in zip(position, shape, strict=True)
+        0 <= at < side for at, side in zip(position, shape, strict=True)
     ):
-        raise ValueError(f"site is {position}; accepted: a position on the lattice {shape}")
+        raise ValueError(f"site is {position}; {accepted}")
     return position

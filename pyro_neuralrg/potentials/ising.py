@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from pyro_neuralrg.lattice import check_boundary, check_shape
-from pyro_neuralrg.potentials import exact
+from pyro_neuralrg.potentials import cluster, exact
 from pyro_neuralrg.potentials.arguments import (
     check_count,
     check_finite,
@@ -22,7 +22,7 @@ from pyro_neuralrg.potentials.arguments import (
     generator_of,
 )
 from pyro_neuralrg.potentials.base import LatticePotential
-from pyro_neuralrg.potentials.cluster import swendsen_wang
+from pyro_neuralrg.potentials.cluster import MonteCarlo, swendsen_wang
 from pyro_neuralrg.spectral import apply_spectrum, neighbour_spectrum, quadratic_form
 
 __all__ = ["CRITICAL_TEMPERATURE", "IsingDual"]
@@ -161,8 +161,8 @@ class IsingDual(LatticePotential):
             self._bonds,
             check_count("n", n),
             boundary=self.boundary,
-            field=None if self.field is None else (self.field / self.temperature).numpy(),
-            seed=int(torch.randint(2**62, (), generator=generator)),
+            field=self._cluster_field(),
+            seed=_numpy_seed(generator),
         )
         s = torch.from_numpy(spins).to(torch.get_default_dtype())
         noise = torch.randn(s.shape, generator=generator)
@@ -222,14 +222,44 @@ class IsingDual(LatticePotential):
         return exact.correlations(self.shape, self.temperature, self.couplings, self.boundary)
 
     def exact_structure_factor(self) -> float:
-        """Exact uniform structure factor of the spins, E[(sum_i s_i)^2] / N^2 (no field).
+        """Exact uniform structure factor of the spins, E[(sum_i s_i)^2] / N^2.
 
         Raises:
-            NotImplementedError: where no exact method is in reach.
+            NotImplementedError: where no exact method is in reach; then
+                :meth:`reference_structure_factor` is.
         """
-        self._need_no_field("exact_structure_factor")
         return float(
-            exact.structure_factor(self.shape, self.temperature, self.couplings, self.boundary)
+            exact.structure_factor(
+                self.shape, self.temperature, self.couplings, self.boundary, self._exact_field()
+            )
+        )
+
+    def reference_structure_factor(self, n: int, seed: int | None = None) -> MonteCarlo:
+        """Uniform structure factor of the spins by cluster Monte Carlo, with its standard error.
+
+        Independent of any flow, and of any lattice size: what to compare with where
+        :meth:`exact_structure_factor` does not reach. The error comes from the scatter of
+        independent chains, see :func:`pyro_neuralrg.potentials.cluster.structure_factor`.
+
+        Args:
+            n: number of spin configurations, at least 2.
+            seed: of the random numbers; None continues torch's own.
+
+        Returns:
+            The named tuple ``(mean, standard_error)``.
+
+        Example:
+            >>> mean, error = IsingDual((6, 6, 6), temperature=4.5).reference_structure_factor(320)
+            >>> error < 0.1 * mean
+            True
+        """
+        return cluster.structure_factor(
+            self.shape,
+            self._bonds,
+            check_count("n", n, least=2),
+            boundary=self.boundary,
+            field=self._cluster_field(),
+            seed=_numpy_seed(generator_of(seed)),
         )
 
     def exact_field_correlations(self) -> NDArray[np.float64]:
@@ -249,6 +279,10 @@ class IsingDual(LatticePotential):
 
     def _exact_field(self) -> NDArray[np.float64] | None:
         return None if self.field is None else self.field.numpy()
+
+    def _cluster_field(self) -> NDArray[np.float64] | None:
+        """h / T of each site."""
+        return None if self.field is None else (self.field / self.temperature).numpy()
 
     def _need_no_field(self, what: str) -> None:
         if self.field is not None:
@@ -278,6 +312,10 @@ class IsingDual(LatticePotential):
             f"IsingDual({self.shape}, temperature={self.temperature:.9g}, "
             f"couplings={self.couplings}{field}, boundary={self.boundary!r})"
         )
+
+
+def _numpy_seed(generator: torch.Generator) -> int:
+    return int(torch.randint(2**62, (), generator=generator))
 
 
 def logcosh(x: Tensor) -> Tensor:

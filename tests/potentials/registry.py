@@ -67,6 +67,8 @@ POTENTIALS: dict[str, Case] = {
     "free field 2-d": Case(lambda: FreeField((5, 5), 1.0), (*TORUS, "exchange of axes")),
     "free field 2-d side 2 and 1": Case(lambda: FreeField((2, 1), 0.7), TORUS),
     "free field 2-d open, massless": Case(lambda: FreeField((4, 3), 0.0, "open"), OPEN),
+    "free field 2-d open, side 1": Case(lambda: FreeField((1, 4), 0.5, "open"), OPEN),
+    "free field 1-d open, one site": Case(lambda: FreeField((1,), 0.5, "open"), OPEN),
     "free field 3-d": Case(lambda: FreeField((2, 3, 4), 0.3), TORUS),
     "user's energy": Case(
         lambda: LatticePotential.from_energy((4, 4), quartic, even=True),

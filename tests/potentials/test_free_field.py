@@ -4,9 +4,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.distributions import MultivariateNormal
@@ -103,7 +105,28 @@ def test_bad_arguments_are_named(
         FreeField(**{"shape": (4, 4), **options})
 
 
-@pytest.mark.parametrize("site", [(1,), (4, 0), (0, -5), (0.5, 0)])
+@pytest.mark.parametrize("mass", [1.0, 1e-3, 1e-7, 1e-12])
+@pytest.mark.parametrize("shape", [(6, 6), (7,), (2, 3, 4)], ids=str)
+def test_small_mass_keeps_its_digits(shape: tuple[int, ...], mass: float) -> None:
+    """The zero mode has m^2 to all digits, and no rounding of the others is added to it."""
+    value = FreeField(shape, mass).log_partition()
+    waves = itertools.product(*(range(side) for side in shape))
+    precision = [
+        sum(4 * math.sin(math.pi * m / side) ** 2 for m, side in zip(wave, shape, strict=True))
+        for wave in waves
+    ]
+    expected = sum(0.5 * math.log(2 * math.pi / (mass**2 + p)) for p in precision)
+    assert value == pytest.approx(expected, abs=1e-11)
+    assert float(FreeField(shape, mass).spectrum.flatten()[0]) == pytest.approx(mass**-2)
+
+
+def test_correlations_of_a_site_given_by_numpy() -> None:
+    potential = FreeField((3, 4))
+    site = np.array([2, 1])
+    torch.testing.assert_close(potential.correlations(site), potential.correlations((2, 1)))
+
+
+@pytest.mark.parametrize("site", [3, (1,), (4, 0), (0, -5), (0.5, 0), "ab"])
 def test_bad_site_is_named(site: Any) -> None:
     with pytest.raises((ValueError, TypeError), match=r"site is .*accepted"):
         FreeField((4, 4)).correlations(site)

@@ -129,7 +129,18 @@ def test_exact_correlations_agree_with_enumeration(name: str) -> None:
     np.testing.assert_allclose(
         potential.exact_field_correlations(), field[0].reshape(potential.shape), atol=1e-9
     )
+
+
+@every_small_model
+def test_exact_structure_factor_agrees_with_enumeration(name: str) -> None:
+    """In a field and with open boundaries too."""
+    potential, ising = small(name)
     assert potential.exact_structure_factor() == pytest.approx(float(ising.second_moment.mean()))
+
+
+def test_structure_factor_out_of_reach_is_said() -> None:
+    with pytest.raises(NotImplementedError, match=r"structure factor .*in a field is not known"):
+        IsingDual((16, 16), field=0.1).exact_structure_factor()
 
 
 @every_small_model
@@ -286,7 +297,7 @@ def test_fields_of_any_kind(field: Any) -> None:
         ({"shape": "44"}, TypeError, "shape must be"),
         ({"temperature": 0.0}, ValueError, r"temperature is 0\.0; accepted: a finite number > 0"),
         ({"temperature": -1}, ValueError, r"temperature is -1\.0; accepted"),
-        ({"temperature": math.nan}, ValueError, "temperature is nan; accepted"),
+        ({"temperature": math.nan}, ValueError, "temperature is nan; accepted: .* number > 0"),
         ({"temperature": math.inf}, ValueError, "temperature is inf; accepted"),
         ({"temperature": "hot"}, TypeError, "temperature is 'hot'; accepted"),
         ({"temperature": None}, TypeError, "temperature is None; accepted"),
@@ -309,3 +320,34 @@ def test_bad_arguments_are_named(
 ) -> None:
     with pytest.raises(error, match=message):
         IsingDual(**{"shape": (4, 4), **options})
+
+
+def test_seeds_and_counts() -> None:
+    potential, x = IsingDual((2, 3)), torch.zeros(2, 3)
+    assert potential.sample_reference(np.int64(3), np.int64(1)).shape == (3, 2, 3)
+    torch.testing.assert_close(
+        potential.sample_reference(2, np.uint8(7)), potential.sample_reference(2, 7)
+    )
+    assert potential.sample_spins(x, 2**64 - 1).shape == (2, 3)
+    for seed in (-1, 2**64):
+        with pytest.raises(ValueError, match=f"seed is {seed}; accepted: an integer >= 0 and <="):
+            potential.sample_spins(x, seed)
+    for wrong in (True, 1.0, "1"):
+        with pytest.raises(TypeError, match=r"seed is .*; accepted: an integer"):
+            potential.sample_reference(2, wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("temperature", [1e-9, 1e-3, 0.05, 1e6, 1e12])
+def test_exact_values_at_any_temperature(temperature: float) -> None:
+    """No overflow, no cancellation; what is logarithmic stays so."""
+    for shape, couplings in (((4, 4), (1.0, -1.0)), ((3, 5), (-1.0, -1.0)), ((5,), (-1.0,))):
+        potential = IsingDual(shape, temperature, couplings)
+        values = (
+            potential.log_partition(),
+            potential.exact_internal_energy(),
+            potential.exact_specific_heat(),
+            potential.exact_structure_factor(),
+            float(potential.exact_field_correlations()[(0,) * len(shape)]),
+        )
+        assert all(map(math.isfinite, values))
+        assert 0 <= values[3] <= 1

@@ -16,12 +16,15 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from pyro_neuralrg.lattice import check_boundary, check_shape
+from pyro_neuralrg.potentials.arguments import check_finite, check_positive
 from pyro_neuralrg.potentials.exact.correlations import torus_correlations
 from pyro_neuralrg.potentials.exact.torus import kaufman_log_partition, ring_log_partition
 from pyro_neuralrg.potentials.exact.transfer import (
     MAX_SECTION_OPEN,
     MAX_SECTION_PERIODIC,
     cross_section,
+    reaches_correlations,
+    transfer_correlations,
     transfer_log_partition,
 )
 
@@ -32,9 +35,6 @@ __all__ = [
     "specific_heat",
     "structure_factor",
 ]
-
-MAX_SECTION_GRADIENT = 7
-"""Spins of a cross-section up to which correlations are differentiated from the transfer matrix."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +77,19 @@ class _Lattice:
         pairs = zip(self.shape, self.couplings, strict=True)
         return any(coupling < 0 and side % 2 for side, coupling in pairs)
 
-    def _require_transfer(self) -> None:
+    def _sums_correlations(self) -> bool:
+        """The structure factor is the mean of correlations that are known."""
+        if len(self.shape) > 2 or self.boundary == "open" or self.has_field:
+            return False
+        slow = self._frustrated() and not reaches_correlations(self.shape)
+        return not slow or cross_section(self.shape) > MAX_SECTION_PERIODIC
+
+    def _require_transfer(self, what: str = "ln Z") -> None:
         section = cross_section(self.shape)
         limit = MAX_SECTION_OPEN if self.boundary == "open" else MAX_SECTION_PERIODIC
         if section > limit:
             raise NotImplementedError(
-                f"ln Z of the {self.boundary} Ising lattice {self.shape}"
+                f"{what} of the {self.boundary} Ising lattice {self.shape}"
                 f"{' in a field' if self.has_field else ''} is not known exactly: accepted are "
                 "periodic lattices of one or two dimensions without field and frustration, and any "
                 f"with at most "
@@ -97,9 +104,7 @@ def _lattice(
     field: ArrayLike | None,
 ) -> _Lattice:
     sides = check_shape(shape)
-    values = (1.0,) * len(sides) if couplings is None else tuple(float(j) for j in couplings)
-    if len(values) != len(sides) or not all(math.isfinite(j) for j in values):
-        raise ValueError(f"couplings is {values}; accepted: one finite J for each side of {sides}")
+    values = _couplings(couplings, sides)
     fields = _site_fields(field, sides)
     kept = [axis for axis, side in enumerate(sides) if side > 1] or [0]
     shape_kept = tuple(sides[axis] for axis in kept)
@@ -124,10 +129,29 @@ def _site_fields(field: ArrayLike | None, shape: tuple[int, ...]) -> NDArray[np.
     return np.broadcast_to(fields, shape)
 
 
+def _couplings(couplings: Iterable[float] | None, shape: tuple[int, ...]) -> tuple[float, ...]:
+    if couplings is None:
+        return (1.0,) * len(shape)
+    accepted = f"accepted: one finite J for each side of {shape}"
+    try:
+        values = tuple(couplings)
+    except TypeError:
+        raise TypeError(f"couplings is {couplings!r}; {accepted}") from None
+    if len(values) != len(shape):
+        raise ValueError(f"couplings is {couplings!r}; {accepted}")
+    try:
+        return tuple(check_finite("couplings", value) for value in values)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"couplings is {couplings!r}; {accepted}") from None
+
+
 def _beta(temperature: float) -> Tensor:
-    if not (temperature > 0 and math.isfinite(temperature)):
-        raise ValueError(f"temperature is {temperature}; accepted: a finite number > 0 (J / k_B)")
-    return torch.tensor(1.0 / float(temperature), dtype=torch.float64)
+    beta = 1.0 / check_positive("temperature", temperature)
+    if math.isinf(beta):
+        raise ValueError(
+            f"temperature is {temperature}; accepted: a finite number > 0, as is 1 / T"
+        )
+    return torch.tensor(beta, dtype=torch.float64)
 
 
 def log_partition(
@@ -202,7 +226,7 @@ def specific_heat(
     lattice = _lattice(shape, couplings, boundary, field)
     beta = _beta(temperature)
     second = _derivative(_derivative(lattice.log_partition))(beta)
-    return (beta**2 * second).item() / lattice.sites
+    return (beta * (beta * second)).item() / lattice.sites
 
 
 def correlations(
@@ -214,7 +238,8 @@ def correlations(
     """<s_0 s_r> on the periodic lattice without field, an array of shape ``shape``.
 
     Rings in closed form, two-dimensional tori by Pfaffians (below, at and above Tc), narrow
-    lattices of three dimensions by the transfer matrix.
+    lattices that are frustrated or have three dimensions by the transfer matrix. The Pfaffians of
+    wide frustrated tori cancel at low temperature, which is refused.
 
     Args:
         shape: as for :func:`log_partition`.
@@ -249,6 +274,8 @@ def correlations(
 def _plane_correlations(lattice: _Lattice, beta: float) -> NDArray[np.float64]:
     shape = (lattice.shape[0], lattice.shape[1])
     if 0.0 not in lattice.couplings:
+        if lattice._frustrated() and reaches_correlations(shape):
+            return _transfer_correlations(lattice, beta)
         return torus_correlations(shape, beta * np.array(lattice.couplings))
     axis = 0 if lattice.couplings[1] == 0.0 else 1
     table = np.zeros(shape)
@@ -258,28 +285,31 @@ def _plane_correlations(lattice: _Lattice, beta: float) -> NDArray[np.float64]:
 
 
 def _ring_correlations(length: int, coupling: float) -> NDArray[np.float64]:
-    """(t^r + t^(n-r)) / (1 + t^n) with t = tanh K."""
-    tangent, distance = math.tanh(coupling), np.arange(length)
+    """(t^r + t^(n-r)) / (1 + t^n) with t = tanh K.
+
+    On an odd antiferromagnetic ring numerator and denominator vanish at low temperature: there
+    their common factor 1 - |t| is divided out.
+    """
     if length == 1:
         return np.ones(1)
-    return (tangent**distance + tangent ** (length - distance)) / (1 + tangent**length)
+    distance = np.arange(length)
+    near, size = np.minimum(distance, length - distance), abs(math.tanh(coupling))
+    signs = (math.copysign(1.0, coupling)) ** near
+    if coupling >= 0 or length % 2 == 0:
+        return signs * (size**near + size ** (length - near)) / (1 + size**length)
+    sums = np.concatenate([[0.0], np.cumsum(size**distance)])  # 1 + |t| + ... + |t|^(m - 1)
+    return signs * size**near * sums[length - 2 * near] / sums[length]
 
 
 def _transfer_correlations(lattice: _Lattice, beta: float) -> NDArray[np.float64]:
-    """<s_r> given s_0 = +1, which is <s_0 s_r> as s -> -s is a symmetry: derivatives in fields."""
-    if cross_section(lattice.shape) > MAX_SECTION_GRADIENT:
+    if not reaches_correlations(lattice.shape):
         raise NotImplementedError(
             f"correlations of the periodic lattice {lattice.shape} are not known exactly: "
             "accepted are one and two dimensions, and at most "
-            f"{MAX_SECTION_GRADIENT} spins across the longest side"
+            f"{MAX_SECTION_PERIODIC} spins across the longest side (fewer if that is very long)"
         )
-    fields = torch.zeros(lattice.shape, dtype=torch.float64, requires_grad=True)
     couplings = beta * torch.tensor(lattice.couplings, dtype=torch.float64)
-    log_z = transfer_log_partition(
-        lattice.shape, couplings, fields, lattice.boundary, first_spin_up=True
-    )
-    (gradient,) = torch.autograd.grad(log_z, fields)
-    return gradient.numpy()
+    return transfer_correlations(lattice.shape, couplings).numpy()
 
 
 def structure_factor(
@@ -300,10 +330,9 @@ def structure_factor(
         0.646912
     """
     lattice = _lattice(shape, couplings, boundary, field)
-    flat = len(lattice.shape) <= 2
-    if flat and lattice.boundary == "periodic" and not lattice.has_field:
+    if lattice._sums_correlations():
         return float(correlations(shape, temperature, couplings, boundary).mean())
-    lattice._require_transfer()
+    lattice._require_transfer("the structure factor")
     of_field: Callable[[Tensor], Tensor] = functools.partial(
         lattice.log_partition, _beta(temperature)
     )

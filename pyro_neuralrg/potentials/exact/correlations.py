@@ -33,32 +33,58 @@ ZERO_MODE = 1e-9
 NUDGE = 1e-6
 """Their relative distance; correlations of a finite lattice are smooth: the error is squared."""
 
+CANCELLED = 1e-6
+"""Z over the sum of its sectors' sizes, below which too few digits of the difference are left."""
+
 
 def torus_correlations(
     shape: tuple[int, int], couplings: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """<s_0 s_r> for all displacements r, an array of shape ``shape``.
 
+    Antiferromagnetic bonds along an even side are gauged to ferromagnetic ones: every other spin
+    changes its name, and the correlations their sign.
+
     Args:
         shape: both sides at least 2.
-        couplings: K_0, K_1 = J_0 / T, J_1 / T, not zero, of either sign. The four sectors cancel
-            in frustrated lattices at low temperature, where digits are lost.
+        couplings: K_0, K_1 = J_0 / T, J_1 / T, not zero, of either sign.
+
+    Raises:
+        NotImplementedError: for a frustrated lattice (antiferromagnetic along an odd side) so cold
+            that its four sectors cancel.
     """
+    gauged, table_signs = np.array(couplings, dtype=float), np.ones(shape)
+    for axis, side in enumerate(shape):
+        if couplings[axis] < 0 and side % 2 == 0:
+            gauged[axis] *= -1
+            staggered = (-1.0) ** np.arange(side)
+            table_signs = table_signs * (staggered[:, None] if axis == 0 else staggered)
+    return table_signs * _gauged_correlations(shape, gauged)
+
+
+def _gauged_correlations(
+    shape: tuple[int, int], couplings: NDArray[np.float64]
+) -> NDArray[np.float64]:
     if _distance_from_zero_mode(shape, couplings) < ZERO_MODE:
-        low = torus_correlations(shape, couplings * (1 + NUDGE))
-        high = torus_correlations(shape, couplings * (1 - NUDGE))
+        low = _gauged_correlations(shape, couplings * (1 + NUDGE))
+        high = _gauged_correlations(shape, couplings * (1 - NUDGE))
         return 0.5 * (low + high)
-    tangents = np.tanh(couplings)
-    sectors = [_Sector(shape, tangents, *sector) for sector in SECTORS]
+    sectors = [_Sector(shape, couplings, *sector) for sector in SECTORS]
     top = max(sector.log_pfaffian for sector in sectors)
     weights = [s.sign * math.exp(s.log_pfaffian - top) for s in sectors]
     norm = sum(weights)
+    if norm < CANCELLED * sum(map(abs, weights)):
+        raise NotImplementedError(
+            f"correlations of the frustrated periodic Ising lattice {shape} at K = J / T = "
+            f"{couplings.tolist()} are not known exactly: the Pfaffians cancel at low temperature; "
+            "accepted are higher temperatures, and lattices in reach of the transfer matrix"
+        )
     table = np.empty(shape)
     for row, column in itertools.product(*(range(side // 2 + 1) for side in shape)):
         value = 1.0
         if row or column:
             terms = [w * s.path_ratio(row, column) for w, s in zip(weights, sectors, strict=True)]
-            value = sum(terms) / norm * tangents[0] ** row * tangents[1] ** column
+            value = sum(terms) / norm
         for i, j in itertools.product((row, -row), (column, -column)):
             table[i, j] = value
     return table
@@ -106,12 +132,13 @@ class _Sector:
     def __init__(
         self,
         shape: tuple[int, int],
-        tangents: NDArray[np.float64],
+        couplings: NDArray[np.float64],
         first: int,
         second: int,
         sign: float,
     ) -> None:
         k0, k1 = np.meshgrid(_momenta(shape[0], first), _momenta(shape[1], second), indexing="ij")
+        tangents = np.tanh(couplings)
         symbol = _symbol(tangents, k0, k1)
         self.log_pfaffian = 0.5 * float(np.linalg.slogdet(symbol)[1].sum())
         for momentum in _self_conjugate(shape, (first, second)):
@@ -120,6 +147,8 @@ class _Sector:
         self.sign = sign
         self._shape = shape
         self._tangents = tangents
+        size = np.exp(-np.abs(couplings))
+        self._scales = 2 * size / (1 + size**2)  # sqrt(1 - t^2) = 1 / cosh K
         inverse = np.linalg.inv(symbol).reshape(*shape, 16)
         reach = [np.arange(-(side // 2), side // 2 + 1) for side in shape]
         waves = [
@@ -130,26 +159,23 @@ class _Sector:
         self._propagator = table.real.reshape(len(reach[0]), len(reach[1]), 4, 4)
 
     def path_ratio(self, rows: int, columns: int) -> float:
-        """Pf A' / Pf A with t -> 1/t on a path: ``rows`` bonds along axis 0, then ``columns``."""
-        sites, kinds, changes = [], [], []
-        for row in range(rows):
-            sites += [(row, 0), (row + 1, 0)]
-            kinds += [U, D]
-            changes.append(1 / self._tangents[0] - self._tangents[0])
-        for column in range(columns):
-            sites += [(rows, column), (rows, column + 1)]
-            kinds += [R, L]
-            changes.append(1 / self._tangents[1] - self._tangents[1])
+        """Pf A' / Pf A with t -> 1/t on a path, times the t of its bonds.
+
+        The path has ``rows`` bonds along axis 0, then ``columns`` along axis 1. With the factors t
+        nothing is divided by t, nor by the change 1/t - t, which vanishes at low temperature.
+        """
+        sites = [(row + end, 0) for row in range(rows) for end in (0, 1)]
+        sites += [(rows, column + end) for column in range(columns) for end in (0, 1)]
+        kind = np.array([U, D] * rows + [R, L] * columns)
+        axis = np.repeat([0, 1], [2 * rows, 2 * columns])
         place = np.array(sites)
-        kind = np.array(kinds)
         shift = place[None] - place[:, None] + np.array([side // 2 for side in self._shape])
-        matrix = self._propagator[shift[..., 0], shift[..., 1], kind[:, None], kind[None]].copy()
-        for bond, change in enumerate(changes):
-            matrix[2 * bond, 2 * bond + 1] -= 1 / change
-            matrix[2 * bond + 1, 2 * bond] += 1 / change
-        scale = np.repeat(np.sqrt(np.abs(changes)), 2)
-        sign = math.prod(-math.copysign(1.0, change) for change in changes)
-        return sign * _pfaffian(matrix * np.outer(scale, scale))
+        matrix = self._propagator[shift[..., 0], shift[..., 1], kind[:, None], kind[None]]
+        matrix = matrix * np.outer(self._scales[axis], self._scales[axis])
+        first = np.arange(0, len(kind), 2)
+        matrix[first, first + 1] -= self._tangents[axis[first]]
+        matrix[first + 1, first] += self._tangents[axis[first]]
+        return (-1.0) ** len(first) * _pfaffian(matrix)
 
 
 def _pfaffian(matrix: NDArray[np.float64]) -> float:

@@ -1,6 +1,10 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Kaufman's partition function of the two-dimensional torus, in logarithms throughout."""
+r"""Partition functions of the ring and of the two-dimensional torus, in logarithms throughout.
+
+Every term is written so that nothing overflows, underflows into a logarithm or cancels at any
+temperature: the derivatives in the inverse temperature are as good as the values.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,9 @@ import torch
 from torch import Tensor
 
 __all__ = ["kaufman_log_partition", "ring_log_partition"]
+
+WARM = 0.5
+"""Below this K, 1 - tanh(K)^n is computed as it stands; above, from the small 1 - tanh K."""
 
 
 def ring_log_partition(length: int, coupling: Tensor) -> Tensor:
@@ -21,7 +28,19 @@ def ring_log_partition(length: int, coupling: Tensor) -> Tensor:
     """
     if length == 1:
         return 0.0 * coupling + math.log(2.0)
-    return length * _log_2cosh(coupling) + torch.log1p(torch.tanh(coupling) ** length)
+    free = length * (_log_cosh(coupling) + math.log(2.0))
+    if length % 2 == 0 or float(coupling) >= 0:
+        return free + torch.log1p(torch.tanh(coupling) ** length)
+    return free + _frustration(-coupling, length)
+
+
+def _frustration(coupling: Tensor, length: int) -> Tensor:
+    """ln(1 - tanh(K)^n), K > 0; (1 - t)(1 + t + ... + t^(n - 1)) where 1 - t^n would cancel."""
+    tangent = torch.tanh(coupling)
+    if float(coupling) < WARM:
+        return torch.log1p(-(tangent**length))
+    log_complement = math.log(2.0) - 2 * coupling - torch.log1p(torch.exp(-2 * coupling))
+    return log_complement + torch.log(_geometric_sum(tangent, length))
 
 
 def kaufman_log_partition(shape: tuple[int, int], couplings: Tensor) -> Tensor:
@@ -35,7 +54,10 @@ def kaufman_log_partition(shape: tuple[int, int], couplings: Tensor) -> Tensor:
         \qquad \gamma_0 = 2K_1 + \ln\tanh K_0 .
 
     gamma_0 is signed: negative above Tc, where the last product is then negative, and zero at Tc,
-    where it vanishes.
+    where it vanishes. What is large is factored out by hand: (2 cosh K_0 cosh K_1)^{ML} above Tc,
+    exp(ML (K_0 + K_1)) below, and the rest is a function of (tanh K_0, tanh K_1), or below Tc the
+    same function of (exp(-2 K_1), exp(-2 K_0)): the duality of H. A. Kramers and G. H. Wannier.
+    Values, energies and specific heats so keep their digits from T -> 0 to T -> infinity.
 
     Args:
         shape: (M, L), both sides at least 2.
@@ -43,43 +65,71 @@ def kaufman_log_partition(shape: tuple[int, int], couplings: Tensor) -> Tensor:
 
     References:
         B. Kaufman, Phys. Rev. 76, 1232 (1949), Eq. 68.
+        H. A. Kramers and G. H. Wannier, Phys. Rev. 60, 252 (1941).
+    """
+    sites = math.prod(shape)
+    k0, k1 = couplings.unbind()
+    if float(2 * k1 + _log_tanh(k0)) > 0:
+        small, complement = (torch.exp(-2 * k1), torch.exp(-2 * k0)), -torch.expm1(-2 * k0)
+        return sites * (k0 + k1) + _log_sectors(shape, *small, complement, zero_mode=1.0)
+    factor = math.log(2.0) + _log_cosh(k0) + _log_cosh(k1)
+    small = (torch.tanh(k0), torch.tanh(k1))
+    complement = 2 * torch.exp(-2 * k1) / (1 + torch.exp(-2 * k1))
+    return sites * factor + _log_sectors(shape, *small, complement, zero_mode=-1.0)
+
+
+def _log_sectors(
+    shape: tuple[int, int], u: Tensor, v: Tensor, complement: Tensor, zero_mode: float
+) -> Tensor:
+    r"""Logarithm of half the sum of Kaufman's four products over what is factored out.
+
+    With :math:`P_l = |1 - v e^{i\phi}|^2`, :math:`\phi = \pi l / L`, :math:`\prod_l P_l = (1 \pm
+    v^L)^2` over the odd and the even modes, and :math:`e^{\gamma_l} = P_l (1 + \delta_l) / [u (1 -
+    v^2)]` defines a small :math:`\delta_l` without cancellation.
+
+    Args:
+        shape: (M, L).
+        u: tanh K_0 or exp(-2 K_1).
+        v: tanh K_1 or exp(-2 K_0), with u (1 + v) <= 1 - v.
+        complement: 1 - v.
+        zero_mode: sign of the last product.
     """
     rows, columns = shape
-    k0, k1 = couplings.unbind()
-    log_tanh = torch.log(-torch.expm1(-2 * k0)) - torch.log1p(torch.exp(-2 * k0))
-    gamma_zero = 2 * k1 + log_tanh
-    # ln(2 sinh 2K), without overflow
-    log_sinh0, log_sinh1 = (2 * k + torch.log(-torch.expm1(-4 * k)) for k in (k0, k1))
-    mode = torch.arange(2 * columns, dtype=torch.float64)
-    # cosh(gamma) - 1, free of cancellation
-    excess = 2 * torch.sinh(gamma_zero / 2) ** 2 + 2 * torch.exp(log_sinh1 - log_sinh0) * (
-        torch.sin(math.pi * mode[1:] / (2 * columns)) ** 2
-    )
-    gamma = 2 * torch.asinh(torch.sqrt(excess / 2))  # of the modes 1, 2, ...
-    odd, even = 0.5 * rows * gamma[0::2], 0.5 * rows * gamma[1::2]
-    # the zero mode apart: with a = M gamma_0 / 2, one analytic branch on either side of a = 0
-    a = 0.5 * rows * gamma_zero
-    above = a >= 0
-    size = torch.where(above, a, -a)
-    fraction = torch.where(above, -torch.expm1(-2 * size), torch.expm1(-2 * size))
-    logs = torch.stack(
-        [
-            _log_2cosh(odd).sum(),
-            _log_2sinh(odd).sum(),
-            _log_2cosh(even).sum() + size + torch.log1p(torch.exp(-2 * size)),
-            _log_2sinh(even).sum() + size,
-        ]
-    )
-    factors = torch.stack([torch.ones_like(fraction)] * 3 + [fraction])
-    top = logs.max().detach()
-    total = top + torch.log((factors * torch.exp(logs - top)).sum())
-    return total - math.log(2.0) + 0.5 * rows * columns * log_sinh0
+    angle = math.pi * torch.arange(1, 2 * columns, dtype=torch.float64) / columns
+    half = 4 * v * torch.sin(angle / 2) ** 2
+    below, above = complement**2 + half, (1 + v) ** 2 - half
+    gap = below - u**2 * above
+    delta = 8 * (u * v * torch.sin(angle)) ** 2
+    delta = delta / (below * (torch.sqrt(gap**2 + 2 * delta) + gap))
+    decay = (u * complement * (1 + v) / (below * (1 + delta))) ** rows  # exp(-M gamma)
+    decay_zero = (u * (1 + v) / complement) ** rows
+    odd, even = slice(0, None, 2), slice(1, None, 2)
+    grown = 0.5 * rows * torch.log1p(delta)
+    wound = v**columns
+    unwound = torch.log(complement * _geometric_sum(v, columns))  # ln(1 - v^L)
+    first = rows * torch.log1p(wound) + (grown + torch.log1p(decay))[odd].sum()
+    second = (torch.log1p(-decay) - torch.log1p(decay))[odd].sum()
+    third = rows * unwound + grown[even].sum() - first
+    fourth = third + torch.log1p(-decay)[even].sum()
+    third = third + torch.log1p(decay)[even].sum() + torch.log1p(decay_zero)
+    # the mode of gamma_0 in the last product, plus one: what is left of it where it is near -1
+    last = decay_zero if zero_mode < 0 else 2 - decay_zero
+    rest = torch.expm1(second) + torch.expm1(third) + (last - 1) * torch.expm1(fourth) + last
+    return first + torch.log1p(0.5 * rest)
 
 
-def _log_2cosh(x: Tensor) -> Tensor:
-    size = torch.where(x >= 0, x, -x)
-    return size + torch.log1p(torch.exp(-2 * size))
+def _geometric_sum(ratio: Tensor, count: int) -> Tensor:
+    """1 + r + ... + r^(n - 1)."""
+    return (ratio ** torch.arange(count, dtype=torch.float64)).sum()
 
 
-def _log_2sinh(x: Tensor) -> Tensor:
-    return x + torch.log(-torch.expm1(-2 * x))
+def _log_tanh(x: Tensor) -> Tensor:
+    return torch.log(-torch.expm1(-2 * x)) - torch.log1p(torch.exp(-2 * x))
+
+
+def _log_cosh(x: Tensor) -> Tensor:
+    """Ln cosh x, with derivatives that keep their digits at small and at large x."""
+    if float(x.abs()) < 1:
+        return -0.5 * torch.log1p(-(torch.tanh(x) ** 2))
+    size = x if float(x) >= 0 else -x
+    return size + torch.log1p(torch.exp(-2 * size)) - math.log(2.0)

@@ -1,6 +1,10 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""The transfer matrix of lattices with a small cross-section: any dimension, boundary and field."""
+"""The transfer matrix of lattices with a small cross-section: any dimension, boundary and field.
+
+All sums are of positive terms and carried as logarithms, so that nothing cancels, overflows or
+vanishes at low temperature, frustrated or not.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,14 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["MAX_SECTION_OPEN", "MAX_SECTION_PERIODIC", "cross_section", "transfer_log_partition"]
+__all__ = [
+    "MAX_SECTION_OPEN",
+    "MAX_SECTION_PERIODIC",
+    "cross_section",
+    "reaches_correlations",
+    "transfer_correlations",
+    "transfer_log_partition",
+]
 
 MAX_SECTION_PERIODIC = 10
 """Spins of a cross-section of a periodic lattice: the matrix has 4^W entries."""
@@ -17,18 +28,23 @@ MAX_SECTION_PERIODIC = 10
 MAX_SECTION_OPEN = 18
 """Spins of a cross-section of an open lattice: the vector has 2^W entries."""
 
+MAX_POWERS = 2**25
+"""Entries of all powers of the matrix together, kept for correlations: a quarter of a gigabyte."""
+
 
 def cross_section(shape: tuple[int, ...]) -> int:
     """Number of spins of a layer across the longest side."""
     return math.prod(shape) // max(shape)
 
 
+def reaches_correlations(shape: tuple[int, ...]) -> bool:
+    """Whether :func:`transfer_correlations` takes the lattice."""
+    width = cross_section(shape)
+    return width <= MAX_SECTION_PERIODIC and max(shape) * 4**width <= MAX_POWERS
+
+
 def transfer_log_partition(
-    shape: tuple[int, ...],
-    couplings: Tensor,
-    fields: Tensor,
-    boundary: str,
-    first_spin_up: bool = False,
+    shape: tuple[int, ...], couplings: Tensor, fields: Tensor, boundary: str
 ) -> Tensor:
     r"""ln Z by multiplying layer after layer, along the longest side, spin by spin.
 
@@ -40,22 +56,56 @@ def transfer_log_partition(
         couplings: K_a = J_a / T of each axis, float64.
         fields: h_i / T, float64 of the lattice's shape.
         boundary: "periodic" or "open".
-        first_spin_up: sum over configurations with s_0 = +1 only.
     """
-    long = shape.index(max(shape))
-    length, section = shape[long], shape[:long] + shape[long + 1 :]
-    across = torch.cat([couplings[:long], couplings[long + 1 :]])
-    width = math.prod(section)
-    spins = _configurations(width)
-    inside = _layer_weights(spins, section, across, boundary)
-    layers = torch.movedim(fields, long, 0).reshape(length, width) @ spins.T + inside
-    if first_spin_up:
-        closed = torch.where(spins[:, 0] > 0, 0.0, -math.inf).to(layers)
-        layers = torch.cat([layers[:1] + closed, layers[1:]])
-    bond = _bond_matrix(couplings[long])
+    spins, inside, long = _layers(shape, couplings, boundary)
+    along, length = couplings[long], shape[long]
+    layers = torch.movedim(fields, long, 0).reshape(length, -1) @ spins.T + inside
     if boundary == "open" or length == 1:
-        return _open_product(layers, bond, width)
-    return _closed_product(layers, bond, width)
+        state = layers[0]
+        for layer in layers[1:]:
+            state = _through_bonds(state, along) + layer
+        return _log_sum(state)
+    bonds = along * (spins @ spins.T)
+    state = bonds + layers[0] + layers[1][:, None]
+    for layer in layers[2:]:
+        state = _through_bonds(state, along) + layer[:, None]
+    return _log_sum((state + bonds).reshape(-1))
+
+
+def transfer_correlations(shape: tuple[int, ...], couplings: Tensor) -> Tensor:
+    r"""<s_0 s_r> of the periodic lattice without field, a tensor of shape ``shape``.
+
+    From the probability :math:`\propto (T^r)_{ij} (T^{n-r})_{ji}` of the states i, j of two layers
+    at the distance r.
+
+    Args:
+        shape: lattice shape, at least two layers, that :func:`reaches_correlations`.
+        couplings: K_a = J_a / T of each axis, float64.
+    """
+    spins, inside, long = _layers(shape, couplings, "periodic")
+    along, length = couplings[long], shape[long]
+    powers = [along * (spins @ spins.T) + inside[:, None]]
+    for _ in range(length - 2):
+        powers.append(_through_bonds(powers[-1], along) + inside[:, None])
+    table = torch.empty(length, spins.shape[1], dtype=torch.float64)
+    for distance in range(1, length // 2 + 1):
+        log_weight = powers[distance - 1] + powers[length - distance - 1].T
+        probability = torch.softmax(log_weight.reshape(-1), 0).reshape(log_weight.shape)
+        if distance == 1:
+            table[0] = (probability.sum(1) * spins[:, 0]) @ spins
+        table[distance] = (probability @ spins[:, 0]) @ spins
+        table[length - distance] = table[distance]
+    section = shape[:long] + shape[long + 1 :]
+    return torch.movedim(table.reshape(length, *section), 0, long)
+
+
+def _layers(shape: tuple[int, ...], couplings: Tensor, boundary: str) -> tuple[Tensor, Tensor, int]:
+    """States of a layer, the sum of K s s' within each, and the axis that the layers follow."""
+    long = shape.index(max(shape))
+    section = shape[:long] + shape[long + 1 :]
+    across = torch.cat([couplings[:long], couplings[long + 1 :]])
+    spins = _configurations(math.prod(section))
+    return spins, _layer_weights(spins, section, across, boundary), long
 
 
 def _configurations(width: int) -> Tensor:
@@ -82,50 +132,28 @@ def _layer_weights(
     return total
 
 
-def _bond_matrix(coupling: Tensor) -> Tensor:
-    """exp(K s s') / exp(|K|), shape ``(2, 2)``; the factor is added back as a logarithm."""
-    size = coupling.abs()
-    same, other = torch.exp(coupling - size), torch.exp(-coupling - size)
-    return torch.stack([torch.stack([same, other]), torch.stack([other, same])])
-
-
-def _through_bonds(state: Tensor, bond: Tensor, width: int) -> Tensor:
+def _through_bonds(state: Tensor, coupling: Tensor) -> Tensor:
     """Multiply the 2^W rows by the bonds to the next layer, one spin at a time."""
     shape = state.shape
-    for spin in range(width):
-        state = state.reshape(2**spin, 2, -1)
-        state = torch.einsum("ab,lbr->lar", bond, state)
+    for spin in range(shape[0].bit_length() - 1):
+        up, down = state.reshape(2**spin, 2, -1).unbind(1)
+        same, other = (
+            _log_add(up + coupling, down - coupling),
+            _log_add(up - coupling, down + coupling),
+        )
+        state = torch.stack([same, other], 1)
     return state.reshape(shape)
 
 
-def _log_bond(bond: Tensor) -> Tensor:
-    """|K| back from the matrix whose larger entry was scaled to one."""
-    low = torch.minimum(bond[0, 0], bond[0, 1])
-    return -0.5 * torch.log(low)
+def _log_add(one: Tensor, two: Tensor) -> Tensor:
+    """ln(e^a + e^b); unlike torch.logaddexp with second derivatives that are finite everywhere."""
+    first = one >= two
+    high, low = torch.where(first, one, two), torch.where(first, two, one)
+    return high + torch.log1p(torch.exp(low - high))
 
 
-def _open_product(layers: Tensor, bond: Tensor, width: int) -> Tensor:
-    top = layers[0].max().detach()
-    state, log_scale = torch.exp(layers[0] - top), top
-    for layer in layers[1:]:
-        state, log_scale = _next(state, layer, bond, width, log_scale)
-    bonds = width * (len(layers) - 1)
-    return log_scale + bonds * _log_bond(bond) + torch.log(state.sum())
-
-
-def _closed_product(layers: Tensor, bond: Tensor, width: int) -> Tensor:
-    top = layers[0].max().detach()
-    state, log_scale = torch.diag(torch.exp(layers[0] - top)), top
-    for layer in layers[1:]:
-        state, log_scale = _next(state, layer[:, None], bond, width, log_scale)
-    trace = torch.diagonal(_through_bonds(state, bond, width)).sum()
-    return log_scale + width * len(layers) * _log_bond(bond) + torch.log(trace)
-
-
-def _next(
-    state: Tensor, layer: Tensor, bond: Tensor, width: int, log_scale: Tensor
-) -> tuple[Tensor, Tensor]:
-    top = layer.max().detach()
-    state = _through_bonds(state, bond, width) * torch.exp(layer - top)
-    largest = state.max().detach()
-    return state / largest, log_scale + top + torch.log(largest)
+def _log_sum(logs: Tensor) -> Tensor:
+    """ln of the sum of 2^n terms, in pairs: the variances in its second derivatives add up."""
+    while len(logs) > 1:
+        logs = _log_add(logs[: len(logs) // 2], logs[len(logs) // 2 :])
+    return logs[0]
