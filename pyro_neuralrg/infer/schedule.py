@@ -54,8 +54,8 @@ def default_schedule(shape: Sequence[int]) -> Schedule:
         256
     """
     sites = math.prod(shape)
-    steps = round(1600 * math.sqrt(max(1.0, sites / 64)))
-    return Schedule(steps=steps, batch=256, learning_rate=4e-3)
+    steps = round(2000 * math.sqrt(max(1.0, sites / 64)))
+    return Schedule(steps=steps, batch=256, learning_rate=8e-3)
 
 
 def learning_rate_factor(step: int, steps: int) -> float:
