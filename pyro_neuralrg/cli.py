@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out = options.pop("out")
     options["shape"] = tuple(options["shape"])
     with warnings.catch_warnings():
-        warnings.showwarning = _one_line
+        warnings.showwarning = _show_warning
         try:
             experiment = Experiment.prepare(Settings(**options))
             output = Output.prepare(out)
@@ -110,9 +110,7 @@ def _run(experiment: Experiment, output: Output) -> int:
     try:
         results = experiment.run(on_trained=output.write_flow)
         with deferred_interrupts() as pressed:
-            sys.stdout.write(f"{table(results)}\n\n")
             output.write(results)
-            sys.stdout.write(f"written to {output.folder}: {output.names()}\n")
     except KeyboardInterrupt:
         sys.stderr.write("neuralrg: interrupted\n")
         return INTERRUPTED
@@ -124,6 +122,7 @@ def _run(experiment: Experiment, output: Output) -> int:
     except FAILURES as error:
         sys.stderr.write(f"neuralrg: error: {one_line(error)}{_kept(output)}\n")
         return FAILED
+    sys.stdout.write(f"{table(results)}\n\nwritten to {output.folder}: {output.names()}\n")
     if results.stopped == "interrupted" or pressed:
         sys.stderr.write("neuralrg: interrupted; what was there is saved\n")
         return INTERRUPTED
@@ -137,7 +136,7 @@ def _kept(output: Output) -> str:
     return f"; saved: {output.names()}" if output.written else ""
 
 
-def _one_line(
+def _show_warning(
     message: Warning | str,
     category: type[Warning],
     filename: str,

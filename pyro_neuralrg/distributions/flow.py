@@ -11,6 +11,7 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_transform import TransformModule
+from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 
 __all__ = [
@@ -117,29 +118,45 @@ def event_shape(flow: Any, shape: Sequence[int] | None = None) -> tuple[int, ...
 
 def standard_normal(flow: Any, shape: tuple[int, ...]) -> Any:
     """N(0, 1) per site, as one event of ``shape``, in the flow's dtype and on its device."""
-    zero = torch.zeros((), **tensor_options(flow))
+    dtype, device = flow_dtype_and_device(flow)
+    zero = torch.zeros((), dtype=dtype, device=device)
     return StandardNormal(dist.Normal(zero, torch.ones_like(zero)).expand(shape), len(shape))
 
 
-def tensor_options(flow: Any) -> dict[str, Any]:
-    """Arguments ``dtype`` and ``device`` as those of the flow's first floating tensor, if any."""
+def flow_dtype_and_device(flow: Any) -> tuple[torch.dtype, torch.device]:
+    """Those of the flow's first floating parameter or buffer, else torch's defaults."""
     for tensor in itertools.chain(flow.parameters(), flow.buffers()):
         if tensor.is_floating_point():
-            return {"dtype": tensor.dtype, "device": tensor.device}
-    return {"dtype": torch.get_default_dtype(), "device": torch.device("cpu")}
+            return tensor.dtype, tensor.device
+    empty = torch.empty(0)
+    return empty.dtype, empty.device
 
 
-def forward_and_ladj(flow: Any, z: Tensor) -> tuple[Tensor, Tensor]:
-    """``x = flow(z)`` and ``ln |det dx/dz|``, in one pass where the flow offers it."""
+def forward_and_ladj(flow: Any, z: Tensor, event_dim: int) -> tuple[Tensor, Tensor]:
+    """``x = flow(z)`` and ln |det dx/dz| over the ``event_dim`` rightmost dimensions.
+
+    In one pass where the flow offers it. Works for any TransformModule: a log-determinant that is
+    constant or of fewer event dimensions gets the batch shape.
+    """
     if hasattr(flow, "forward_and_ladj"):
-        return flow.forward_and_ladj(z)
-    x = flow(z)
-    return x, flow.log_abs_det_jacobian(z, x)
+        x, ladj = flow.forward_and_ladj(z)
+    else:
+        x = flow(z)
+        ladj = flow.log_abs_det_jacobian(z, x)
+    return x, _to_batch(ladj, flow, z, event_dim)
 
 
-def inverse_and_ladj(flow: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    """``z = flow.inv(x)`` and ``ln |det dx/dz|``, in one pass where the flow offers it."""
+def inverse_and_ladj(flow: Any, x: Tensor, event_dim: int) -> tuple[Tensor, Tensor]:
+    """``z = flow.inv(x)`` and the same ln |det dx/dz| as :func:`forward_and_ladj`."""
     if hasattr(flow, "inverse_and_ladj"):
-        return flow.inverse_and_ladj(x)
-    z = flow.inv(x)
-    return z, flow.log_abs_det_jacobian(z, x)
+        z, ladj = flow.inverse_and_ladj(x)
+    else:
+        z = flow.inv(x)
+        ladj = flow.log_abs_det_jacobian(z, x)
+    return z, _to_batch(ladj, flow, x, event_dim)
+
+
+def _to_batch(ladj: Tensor, flow: Any, value: Tensor, event_dim: int) -> Tensor:
+    flow_event_dim = flow.domain.event_dim
+    shape = value.shape[: value.dim() - flow_event_dim]
+    return sum_rightmost(ladj.expand(shape), event_dim - flow_event_dim)

@@ -125,7 +125,7 @@ class SymmetrizedFlow(TorchDistribution):
         """Draw differentiable fields of shape ``sample_shape + batch_shape + shape``."""
         base = standard_normal(self.flow, tuple(self.event_shape))
         z = base.rsample(torch.Size(sample_shape) + self.batch_shape)
-        x0, ladj = forward_and_ladj(self.flow, z)
+        x0, ladj = forward_and_ladj(self.flow, z, len(self.event_shape))
         x = self._act(x0)
         self._remember(x, x0, base.log_prob(z) - ladj)
         return x
@@ -160,7 +160,9 @@ class SymmetrizedFlow(TorchDistribution):
         terms = []
         for start in range(0, len(elements), self.orbit_chunk):
             piece = elements[start : start + self.orbit_chunk]
-            z, ladj = inverse_and_ladj(self.flow, torch.stack([g(x) for g in piece]))
+            z, ladj = inverse_and_ladj(
+                self.flow, torch.stack([g(x) for g in piece]), len(self.event_shape)
+            )
             terms.append(base.log_prob(z) - ladj)
         return terms
 

@@ -285,7 +285,7 @@ class _Training:
         else:
             self.stopped = f"the loss at step {step} is {loss}"
             self.optimizer.undo()
-        self.average = None  # which holds the parameters that were bad
+            self.average = None  # which holds the parameters that were bad
         warnings.warn(
             f"training stopped: {self.stopped}; the last finite parameters are kept", stacklevel=5
         )

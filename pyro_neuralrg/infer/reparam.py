@@ -12,12 +12,17 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions.torch_transform import TransformModule
-from pyro.distributions.util import sum_rightmost
 from pyro.infer.reparam.reparam import Reparam
 from torch import Tensor
 from torch.distributions import constraints
 
-__all__ = ["FlowReparam", "flow_dtype_and_device", "forward_and_ladj", "inverse_and_ladj"]
+from pyro_neuralrg.distributions.flow import (
+    flow_dtype_and_device,
+    forward_and_ladj,
+    inverse_and_ladj,
+)
+
+__all__ = ["FlowReparam"]
 
 
 class FlowReparam(Reparam):
@@ -141,42 +146,3 @@ class FlowReparam(Reparam):
             obs=initial,
             infer=infer,
         )
-
-
-def forward_and_ladj(flow: Any, z: Tensor, event_dim: int) -> tuple[Tensor, Tensor]:
-    """Return ``x = flow(z)`` and ln |det dx/dz| over the ``event_dim`` rightmost dimensions.
-
-    Works for any TransformModule: a log-determinant that is constant or of fewer event dimensions
-    gets the batch shape.
-    """
-    if hasattr(flow, "forward_and_ladj"):
-        x, ladj = flow.forward_and_ladj(z)
-    else:
-        x = flow(z)
-        ladj = flow.log_abs_det_jacobian(z, x)
-    return x, _to_batch(ladj, flow, z, event_dim)
-
-
-def inverse_and_ladj(flow: Any, x: Tensor, event_dim: int) -> tuple[Tensor, Tensor]:
-    """Return ``z = flow.inv(x)`` and the same ln |det dx/dz| as :func:`forward_and_ladj`."""
-    if hasattr(flow, "inverse_and_ladj"):
-        z, ladj = flow.inverse_and_ladj(x)
-    else:
-        z = flow.inv(x)
-        ladj = flow.log_abs_det_jacobian(z, x)
-    return z, _to_batch(ladj, flow, x, event_dim)
-
-
-def flow_dtype_and_device(flow: TransformModule) -> tuple[torch.dtype, torch.device]:
-    """Return those of the flow's first floating parameter or buffer, else torch's defaults."""
-    for tensor in (*flow.parameters(), *flow.buffers()):
-        if tensor.is_floating_point():
-            return tensor.dtype, tensor.device
-    empty = torch.empty(0)
-    return empty.dtype, empty.device
-
-
-def _to_batch(ladj: Tensor, flow: TransformModule, value: Tensor, event_dim: int) -> Tensor:
-    flow_event_dim = flow.domain.event_dim
-    shape = value.shape[: value.dim() - flow_event_dim]
-    return sum_rightmost(ladj.expand(shape), event_dim - flow_event_dim)

@@ -107,12 +107,13 @@ class _Couple(torch.autograd.Function):
         h, weights, states = ctx.saved_tensors
         if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
             with torch.enable_grad():
-                if not h.requires_grad:
-                    h = h.detach().requires_grad_()
-                results = ctx.plain(h, weights)
+                inputs = [
+                    t if t.requires_grad else t.detach().requires_grad_() for t in (h, weights)
+                ]
+                results = ctx.plain(*inputs)
             found = torch.autograd.grad(
                 results,
-                (h, weights),
+                inputs,
                 grads,
                 create_graph=torch.is_grad_enabled(),
                 allow_unused=True,

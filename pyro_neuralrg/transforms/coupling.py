@@ -115,7 +115,8 @@ def realnvp_block(
 ) -> Couplings:
     """The paper's block: Real NVP on the sites of one block, event shape ``(size,)``.
 
-    The two halves of the checkerboard are moved in turn (paper, supplement).
+    The two halves of the checkerboard are moved in turn (paper, supplement): the parities of the
+    sites' binary digits, which is the checkerboard of a block of 2^d sites.
 
     Args:
         size: number of sites of the block, at least two.
@@ -154,7 +155,7 @@ def neighbour_coupling(
     layers: int = 8,
     hidden: Sequence[int] = (24,),
     steps: int = 2,
-    odd: bool = True,
+    odd: bool = False,
     boundary: str = "periodic",
 ) -> Couplings:
     """Couplings on all blocks of a layer, event shape ``(size, *count)``, that see neighbours.

@@ -57,14 +57,14 @@ class AffineSteps(NamedTuple):
         log_scale: s.
         height: a_k, steps on the leading dimension.
         centre: c_k, likewise.
-        width: b_k, the inverse widths of the steps, likewise.
+        steepness: b_k, likewise.
     """
 
     shift: Tensor
     log_scale: Tensor
     height: Tensor
     centre: Tensor
-    width: Tensor
+    steepness: Tensor
 
     def generate(self, v: Tensor) -> tuple[Tensor, Tensor]:
         """V to x."""
@@ -82,9 +82,9 @@ class AffineSteps(NamedTuple):
         return v, slope.log()
 
     def _evaluate(self, v: Tensor) -> tuple[Tensor, Tensor]:
-        rise = torch.tanh(self.width * (v - self.centre))
+        rise = torch.tanh(self.steepness * (v - self.centre))
         scale = self.log_scale.exp()
-        slope = scale + (self.height * self.width * (1 - rise * rise)).sum(0)
+        slope = scale + (self.height * self.steepness * (1 - rise * rise)).sum(0)
         return scale * v + self.shift + (self.height * rise).sum(0), slope
 
     def _solve(self, x: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ class MonotoneMap(LatticeTransform):
         self.odd = odd
         self.log_slope = nn.Parameter(torch.zeros(()))
         self.raw_weight = nn.Parameter(torch.full((steps,), -5.0))
-        self.raw_width = nn.Parameter(torch.zeros(steps))
+        self.raw_steepness = nn.Parameter(torch.zeros(steps))
         span = torch.linspace(0.0, 2.0, steps) if odd else torch.linspace(-2.0, 2.0, steps)
         self.centre = nn.Parameter(span)
         self.shift = None if odd else nn.Parameter(torch.zeros(()))
@@ -57,10 +57,12 @@ class MonotoneMap(LatticeTransform):
 
     def _map(self) -> AffineSteps:
         """The map with its steps on a leading dimension, each in both places if it is odd."""
-        height, width = F.softplus(self.raw_weight), F.softplus(self.raw_width)
-        steps = torch.stack([height, self.centre, width])
+        height, steepness = F.softplus(self.raw_weight), F.softplus(self.raw_steepness)
+        steps = torch.stack([height, self.centre, steepness])
         if self.odd:
-            halves = [torch.stack([0.5 * height, c, width]) for c in (self.centre, -self.centre)]
+            halves = [
+                torch.stack([0.5 * height, c, steepness]) for c in (self.centre, -self.centre)
+            ]
             steps = torch.cat(halves, dim=1)
         shift = torch.zeros_like(self.log_slope) if self.shift is None else self.shift
         behind = [1] * (len(self.event_shape) + 1)

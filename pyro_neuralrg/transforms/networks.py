@@ -31,7 +31,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 LOG_SCALE_BOUND = 2.0
 SMALL = 1e-2  # weights of the last layer at the start: couplings begin close to the identity
 # Of steps at the start, the heights of one map added up.
-STEP_HEIGHT, STEP_WIDTH = 0.03, 0.7
+STEP_HEIGHT, STEP_STEEPNESS = 0.03, 0.7
 # Flat steps would learn slowly. Gap at L = 8, Tc after 1600 steps: 0.093 nats without, 0.070 with a
 # gain of 4, 0.057 of 10.
 HEIGHT_GAIN = 10.0
@@ -122,7 +122,7 @@ class NeighbourNetwork(nn.Module):
 
     With ``odd`` there are no biases before the nonlinearities (tanh): the hidden units h are odd
     functions of the input. Shift and centres of steps are linear in h, log-scale and heights are
-    functions of h^2; the widths of steps are learned constants.
+    functions of h^2; the steepness of each step is a learned constant.
 
     Args:
         inputs: number of sites of a block held fixed.
@@ -158,12 +158,14 @@ class NeighbourNetwork(nn.Module):
         small, heads = SMALL / math.sqrt(widths[-1]), (1 + steps) * outputs
         self.place = nn.Parameter(small * torch.randn(heads, widths[-1]))  # shift, centres
         self.form = nn.Parameter(small * torch.randn(heads, widths[-1]))  # log-scale, heights
-        log_scale = math.log(1 - STEP_HEIGHT * STEP_WIDTH) if steps else 0.0  # slopes add up to 1
+        log_scale = (
+            math.log(1 - STEP_HEIGHT * STEP_STEEPNESS) if steps else 0.0
+        )  # slopes add up to 1
         bias = torch.full((heads, 1), math.atanh(log_scale / LOG_SCALE_BOUND))
         bias[outputs:] = _inverse_softplus(STEP_HEIGHT / max(1, steps)) / HEIGHT_GAIN
         self.form_bias = nn.Parameter(bias)
-        width = torch.full((steps, outputs), _inverse_softplus(STEP_WIDTH))
-        self.raw_width = nn.Parameter(width) if steps else None
+        steepness = torch.full((steps, outputs), _inverse_softplus(STEP_STEEPNESS))
+        self.raw_steepness = nn.Parameter(steepness) if steps else None
         biases = [] if odd else [*hidden, heads]
         self.biases = nn.ParameterList(nn.Parameter(torch.zeros(width, 1)) for width in biases)
 
@@ -172,15 +174,16 @@ class NeighbourNetwork(nn.Module):
         h = self._hidden(u)
         place = self.place @ h if self.odd else torch.addmm(self.biases[-1], self.place, h)
         form = torch.addmm(self.form_bias, self.form, h * h if self.odd else h)
-        steps = 0 if self.raw_width is None else len(self.raw_width)
+        steps = 0 if self.raw_steepness is None else len(self.raw_steepness)
         shift, *centres = place.unflatten(1, u.shape[1:]).chunk(1 + steps)
         log_scale, *heights = form.unflatten(1, u.shape[1:]).chunk(1 + steps)
         log_scale = LOG_SCALE_BOUND * torch.tanh(log_scale)
-        if self.raw_width is None:
+        if self.raw_steepness is None:
             return Affine(shift, log_scale)
         height = F.softplus(HEIGHT_GAIN * torch.stack(heights))
-        width = F.softplus(self.raw_width).reshape(*self.raw_width.shape, *[1] * (u.dim() - 1))
-        return AffineSteps(shift, log_scale, height, torch.stack(centres), width)
+        ones = [1] * (u.dim() - 1)
+        steepness = F.softplus(self.raw_steepness).reshape(*self.raw_steepness.shape, *ones)
+        return AffineSteps(shift, log_scale, height, torch.stack(centres), steepness)
 
     def _hidden(self, u: Tensor) -> Tensor:
         """The last hidden layer, ``(width, sites * n)``."""

@@ -167,7 +167,7 @@ def test_after_a_new_gradient_in_the_place_of_an_old(
         with torch.no_grad():
             drawn = q.sample((3,))
         step.zero_grad()
-        forward_and_ladj(flow, latents)[0].square().mean().backward()
+        forward_and_ladj(flow, latents, len(q.event_shape))[0].square().mean().backward()
         step.step()
         step.zero_grad()
         with torch.no_grad():

@@ -175,7 +175,7 @@ long_exponential = functools.partial(pyro_transforms.matrix_exponential, iterati
 
 def couplings(block: tuple[int, ...], count: tuple[int, ...], **options: Any) -> Entry:
     make = functools.partial(
-        neighbour_coupling, block, count, **{"layers": 4, "hidden": (5,), **options}
+        neighbour_coupling, block, count, **{"layers": 4, "hidden": (5,), "odd": True, **options}
     )
     odd = options.get("odd", True)
     return part((math.prod(block), *count), make, odd=odd, spread=STEPPED_SPREAD)

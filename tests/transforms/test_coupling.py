@@ -89,6 +89,18 @@ def test_gradients_of_gradients(name: str, direction: str) -> None:
 
 
 @both_ways
+def test_gradients_of_gradients_with_frozen_weights(direction: str) -> None:
+    transform, at = prepared("paper")
+    transform.requires_grad_(False)
+    at.requires_grad_()
+    results = []
+    for evaluate in (getattr(transform, direction), lambda at: by_parts(transform, direction, at)):
+        (force,) = torch.autograd.grad(scalar(*evaluate(at)), at, create_graph=True)
+        results.append(torch.autograd.grad(force.square().sum(), at)[0])
+    torch.testing.assert_close(*results, rtol=1e-8, atol=1e-8)
+
+
+@both_ways
 def test_gradients_where_only_one_result_or_one_input_counts(direction: str) -> None:
     transform, at = prepared("paper")
     for which in (0, 1):

@@ -19,7 +19,7 @@ def random_steps(number: int, height: float, width: float) -> AffineSteps:
         log_scale=torch.randn(entries),
         height=height * torch.rand(number, entries),
         centre=2 * torch.randn(number, entries),
-        width=width * torch.rand(number, entries),
+        steepness=width * torch.rand(number, entries),
     )
 
 

@@ -16,7 +16,7 @@ def steep(odd: bool) -> MonotoneMap:
     with torch.no_grad():
         transform.log_slope.fill_(-3.0)
         transform.raw_weight.copy_(torch.tensor([3.0, 1.0, 4.0]))
-        transform.raw_width.copy_(torch.tensor([30.0, 12.0, 0.1]))
+        transform.raw_steepness.copy_(torch.tensor([30.0, 12.0, 0.1]))
         transform.centre.copy_(torch.tensor([0.05, 1.5, -3.0]))
     return transform
 
@@ -48,7 +48,7 @@ def test_a_pair_of_steps_turns_one_hump_into_two() -> None:
     transform = MonotoneMap((1,), steps=1)
     with torch.no_grad():
         transform.raw_weight.fill_(4.0)
-        transform.raw_width.fill_(3.0)
+        transform.raw_steepness.fill_(3.0)
     x = torch.tensor([[-4.0], [0.0], [4.0]])
     z, ladj = transform.inverse_and_ladj(x)
     log_q = -0.5 * z.square().sum(-1) - ladj

@@ -10,14 +10,14 @@ import torch
 from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor
 
-from pyro_neuralrg.infer.mcmc.base import ChainState, Kernel, StepInfo, TargetLike, metropolis
-from pyro_neuralrg.infer.mcmc.target import Target
-from pyro_neuralrg.infer.reparam import (
-    FlowReparam,
+from pyro_neuralrg.distributions.flow import (
     flow_dtype_and_device,
     forward_and_ladj,
     inverse_and_ladj,
 )
+from pyro_neuralrg.infer.mcmc.base import ChainState, Kernel, StepInfo, TargetLike, metropolis
+from pyro_neuralrg.infer.mcmc.target import Target
+from pyro_neuralrg.infer.reparam import FlowReparam
 
 __all__ = ["IndependenceMetropolis"]
 

@@ -115,12 +115,7 @@ class VectorizedMCMC:
         self.seed = check_integer("seed", seed, 0, LARGEST_SEED)
         self.progress = progress
         self.adaptation = Adaptation() if adaptation is None else adaptation
-        self.interrupted = False
-        self.gradient_evaluations = Cost(0, 0)
-        self.seconds = Cost(0.0, 0.0)
-        self._positions: Tensor | None = None
-        self._stats: dict[str, Tensor] = {}
-        self._samples: dict[str, Tensor] | None = None
+        self._forget()
 
     def run(self, *args: Any, **kwargs: Any) -> None:
         """Warm up and draw; each run begins anew, with the kernel as it was given.
@@ -131,7 +126,7 @@ class VectorizedMCMC:
         """
         target = self._given.target.setup(*args, **kwargs)
         self.kernel = self._given.on(target)
-        self.interrupted, self._samples = False, None
+        self._forget()
         generator = torch.Generator(target.device).manual_seed(self.seed)
         bar = tqdm(
             total=self.warmup_steps + self.num_samples, disable=not self.progress, leave=True
@@ -140,6 +135,15 @@ class VectorizedMCMC:
             state = self._start(target, generator)
             state = self._warm_up(state, generator, bar)
             self._draw(state, generator, bar)
+
+    def _forget(self) -> None:
+        """Be as before any run."""
+        self.interrupted = False
+        self.gradient_evaluations = Cost(0, 0)
+        self.seconds = Cost(0.0, 0.0)
+        self._positions: Tensor | None = None
+        self._stats: dict[str, Tensor] = {}
+        self._samples: dict[str, Tensor] | None = None
 
     def get_samples(self, group_by_chain: bool = False) -> dict[str, Tensor]:
         """Return the draws of the model's own sites and of the flows' latent sites.

@@ -14,12 +14,12 @@ import torch
 from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor
 
-from pyro_neuralrg.infer.reparam import (
-    FlowReparam,
+from pyro_neuralrg.distributions.flow import (
     flow_dtype_and_device,
     forward_and_ladj,
     inverse_and_ladj,
 )
+from pyro_neuralrg.infer.reparam import FlowReparam
 from pyro_neuralrg.lattice import check_shape
 from pyro_neuralrg.potentials.base import LatticePotential
 

@@ -339,6 +339,21 @@ def test_a_second_run_is_the_first_one_again() -> None:
     assert torch.equal(mcmc.positions, first)
 
 
+def test_a_second_run_that_dies_in_warm_up_leaves_no_draws_of_the_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    mcmc = run(HMC(energy_of_one, shape=(2,), num_steps=2), warmup_steps=3)
+    monkeypatch.setattr(mcmc, "_warm_up", die)
+    with pytest.raises(KeyboardInterrupt):
+        mcmc.run()
+    assert mcmc.gradient_evaluations.total == 0
+    with pytest.raises(RuntimeError, match=r"call run\(\) first"):
+        mcmc.get_samples()
+
+
 @pytest.mark.parametrize("name", ["cycle", "latent cycle", "hmc"])
 def test_the_hamiltonian_of_a_draw_is_not_below_its_energy(name: str) -> None:
     stats = run(KERNELS[name](TARGETS["free field"]()), 30).sample_stats
