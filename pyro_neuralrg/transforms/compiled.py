@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["MIN_COLUMNS", "Stack", "couple", "is_worthwhile"]
 
 MIN_COLUMNS = 512
-PIECES_PER_THREAD = 4  # tenths of a millisecond of work; waking a thread takes hundredths
+PIECES_PER_THREAD = 2  # tenths of a millisecond of work; waking a thread takes hundredths
 DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
 
 

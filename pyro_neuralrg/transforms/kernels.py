@@ -3,15 +3,15 @@
 """Compiled loops of a stack of Real NVP couplings with ELU networks, both ways and their gradients.
 
 The columns (blocks times batch) are independent. ``LANES`` of them at a time run through all
-couplings of the stack, so that everything a network computes stays in the processor's caches, in a
-layout where the innermost loop over the lanes becomes vector instructions: array
-``[unit * LANES + lane]``. The backward loop evaluates each network again instead of reading its
-activations from memory.
+couplings of the stack, one network after the other, so that everything a network computes stays in
+the processor's caches, in a layout where the innermost loop over the lanes becomes vector
+instructions: array ``[unit * LANES + lane]``. The backward loop evaluates each network again
+instead of reading its activations from memory, and writes their gradients over them.
 
 Arrays of the compiled functions:
 
 * ``weights`` (couplings, :attr:`Sizes.stride`): one row for each coupling, as :class:`Sizes` lays
-  it out, the s-network before the t-network;
+  it out, the s-network before the t-network; inside, in the units of :func:`_hidden_units`;
 * ``states`` (pieces, couplings + 2, half * LANES): step j makes state j + 2, the half it moves,
   from state j and state j + 1, the half it holds fixed;
 * ``order``: the coupling of each step.
@@ -29,13 +29,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
+from numba.core import cgutils
 from numba.extending import intrinsic
+from numba.np.arrayobj import make_array
 from numpy.polynomial import Chebyshev, Polynomial
 
 __all__ = ["LANES", "Kernels", "Sizes", "build_kernels"]
 
 Dtype = Any  # np.float32 or np.float64
-LANES = 256
+LANES = 512
 # sums may be reordered, multiplications fused with additions; NaN and infinity keep their meaning
 OPTIONS = {
     "fastmath": {"contract", "reassoc", "nsz", "arcp"},
@@ -107,8 +109,32 @@ class Kernels(NamedTuple):
 @functools.cache
 def build_kernels(dtype: Dtype, sizes: Sizes) -> Kernels:
     """The kernels for ``np.float32`` or ``np.float64``; a first call takes seconds to compile."""
-    network = _build_network(dtype, sizes)
-    return Kernels(_build_advance(dtype, sizes, network), _build_pull_back(dtype, sizes, network))
+    units, scale = _build_units(dtype, sizes), _hidden_units(dtype, sizes)
+    scaled_advance = _build_advance(dtype, sizes, units)
+    scaled_pull_back = _build_pull_back(dtype, sizes, units)
+
+    def advance(weights: Any, *others: Any) -> None:
+        scaled_advance(weights * scale, *others)
+
+    def pull_back(weights: Any, *others: Any) -> None:
+        *arrays, sums = others
+        scaled_sums = np.zeros_like(sums)
+        scaled_pull_back(weights * scale, *arrays, scaled_sums)
+        sums += scaled_sums * scale
+
+    return Kernels(advance, pull_back)
+
+
+def _hidden_units(dtype: Dtype, sizes: Sizes) -> Any:
+    """Factors of a row of weights that give the hidden units, before and after elu, over ln 2.
+
+    Then elu needs a power of 2 instead of e, without a multiplication.
+    """
+    scale = np.ones(sizes.stride)
+    scale[: sizes.middle] /= math.log(2.0)
+    scale[sizes.last : sizes.bias] *= math.log(2.0)
+    scale[sizes.bias : sizes.last_bias] /= math.log(2.0)
+    return scale.astype(dtype)
 
 
 # Elementwise
@@ -126,6 +152,19 @@ def _power_of_two(typing_context: Any, r: Any) -> Any:
         return builder.bitcast(shifted, context.get_value_type(r))
 
     return r(r), codegen
+
+
+@intrinsic
+def _view(typing_context: Any, array: Any, start: Any) -> Any:
+    """array[start:] of one that outlives it: without counting references, which takes time."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        view = make_array(array)(context, builder, arguments[0])
+        view.data = builder.gep(view.data, [arguments[1]])
+        view.meminfo = cgutils.get_null_value(view.meminfo.type)
+        return view._getvalue()
+
+    return array(array, types.intp), codegen
 
 
 def _choice(comparison: str) -> Any:
@@ -152,11 +191,13 @@ class Exponential(NamedTuple):
         rounder: so large that a sum with it is rounded to an integer, whose lowest bits are those
             of k plus the bias of the exponent.
         series: 2^g as a polynomial in g, highest power first, to rounding.
+        elu_series: the same of 2^g / ln 2; in single precision one degree less.
     """
 
     limit: Any
     rounder: Any
     series: tuple[Any, ...]
+    elu_series: tuple[Any, ...]
 
 
 def _exponential(dtype: Dtype) -> Exponential:
@@ -166,36 +207,48 @@ def _exponential(dtype: Dtype) -> Exponential:
     chebyshev = Polynomial(taylor).convert(domain=[-0.5, 0.5], kind=Chebyshev)
     powers = chebyshev.truncate(degree).convert(domain=[-1, 1], kind=Polynomial).coef
     series = (*powers[::-1], 1.0)
-    return Exponential(dtype(limit), dtype(1.5 * 2**mantissa + bias), tuple(map(dtype, series)))
+    # not exact in 0, where nothing depends on it, and so with fewer powers
+    degree = 5 if dtype is np.float32 else 11
+    elu = Chebyshev.interpolate(lambda g: 2.0**g / math.log(2.0), degree, domain=[-0.5, 0.5])
+    elu_series = elu.convert(domain=[-1, 1], kind=Polynomial).coef[::-1]
+    rounder = dtype(1.5 * 2**mantissa + bias)
+    return Exponential(
+        dtype(limit), rounder, tuple(map(dtype, series)), tuple(map(dtype, elu_series))
+    )
 
 
 @functools.cache
 def _build_exp(dtype: Dtype) -> Any:
-    """e^x to rounding, clamped where 2^k would leave the normals; and elu(x) = max(x, e^x - 1)."""
-    limit, rounder, series = _exponential(dtype)
-    log2_e, zero, one = dtype(math.log2(math.e)), dtype(0), dtype(1)
-    length = len(series)
+    """e^x to rounding, clamped where 2^k would leave the normals; and elu(x ln 2) / ln 2.
+
+    The latter is elu(x) = max(x, e^x - 1) in the units of :func:`_hidden_units`; in single
+    precision to 1.3e-7 of them.
+    """
+    limit, rounder, series, elu_series = _exponential(dtype)
+    log2_e, zero = dtype(math.log2(math.e)), dtype(0)
+    elu_limit = dtype(limit * log2_e)
 
     # no reordering of sums here: it would undo the rounding
     @njit(**{**OPTIONS, "fastmath": {"contract"}})
-    def split(x):  # type: ignore[no-untyped-def]
+    def exp(x):  # type: ignore[no-untyped-def]
+        # x stands second where NaN is to stay NaN
+        x = _larger(-limit, _smaller(limit, x))
         r = x * log2_e + rounder
         g = x * log2_e - (r - rounder)
         value = series[0]
-        for k in range(1, length):
+        for k in range(1, len(series)):
             value = value * g + series[k]
-        return value, _power_of_two(r)
+        return value * _power_of_two(r)
 
-    # x stands second where NaN is to stay NaN
-    @njit(**OPTIONS)
-    def exp(x):  # type: ignore[no-untyped-def]
-        value, scale = split(_larger(-limit, _smaller(limit, x)))
-        return value * scale
-
-    @njit(**OPTIONS)
+    @njit(**{**OPTIONS, "fastmath": {"contract"}})
     def elu(x):  # type: ignore[no-untyped-def]
-        value, scale = split(_larger(-limit, _smaller(zero, x)))
-        return _larger(x, value * scale - one)
+        clamped = _larger(-elu_limit, _smaller(zero, x))
+        r = clamped + rounder
+        g = clamped - (r - rounder)
+        value = elu_series[0]
+        for k in range(1, len(elu_series)):
+            value = value * g + elu_series[k]
+        return _larger(x, value * _power_of_two(r) - log2_e)
 
     return exp, elu
 
@@ -204,7 +257,7 @@ def _build_exp(dtype: Dtype) -> Any:
 
 
 @functools.cache
-def _build_layer(outputs: int, inputs: int) -> Any:
+def _build_layer(dtype: Dtype, outputs: int, inputs: int) -> Any:
     """out = w x + b; two rows at once, so that each load of x serves twice."""
 
     @njit(**OPTIONS)
@@ -223,41 +276,95 @@ def _build_layer(outputs: int, inputs: int) -> Any:
 
 
 @functools.cache
-def _build_layer_gradient(dtype: Dtype, outputs: int, inputs: int) -> Any:
-    """Gradients g of w y + b, with y = elu(x): add those of w to ``total``, write that of x."""
-    zero, one = dtype(0), dtype(1)
+def _build_weight_gradient(dtype: Dtype, outputs: int, inputs: int) -> Any:
+    """Add the gradient of w, from g of w y + b, to ``total``: all products of rows of g and y.
+
+    Blocks of 2 x 5 sums need few loads for each product; single rows are what is left of 5.
+    """
+    if inputs % 5 and outputs % 5 == 0:  # g and y exchanged
+        rows, columns, row_stride, column_stride = inputs, outputs, 1, inputs
+    else:
+        rows, columns, row_stride, column_stride = outputs, inputs, inputs, 1
+    whole = columns - columns % 5
+    zero = dtype(0)
+
+    @njit(**OPTIONS)
+    def products(a, b, total):  # type: ignore[no-untyped-def]
+        for i in range(0, rows, 2):
+            for k in range(0, whole, 5):
+                s00, s01, s02, s03, s04 = zero, zero, zero, zero, zero
+                s10, s11, s12, s13, s14 = zero, zero, zero, zero, zero
+                for lane in range(LANES):
+                    a0, a1 = a[i * LANES + lane], a[(i + 1) * LANES + lane]
+                    b0, b1 = b[k * LANES + lane], b[(k + 1) * LANES + lane]
+                    b2, b3 = b[(k + 2) * LANES + lane], b[(k + 3) * LANES + lane]
+                    b4 = b[(k + 4) * LANES + lane]
+                    s00 += a0 * b0
+                    s01 += a0 * b1
+                    s02 += a0 * b2
+                    s03 += a0 * b3
+                    s04 += a0 * b4
+                    s10 += a1 * b0
+                    s11 += a1 * b1
+                    s12 += a1 * b2
+                    s13 += a1 * b3
+                    s14 += a1 * b4
+                upper = i * row_stride + k * column_stride
+                total[upper] += s00
+                total[upper + column_stride] += s01
+                total[upper + 2 * column_stride] += s02
+                total[upper + 3 * column_stride] += s03
+                total[upper + 4 * column_stride] += s04
+                lower = upper + row_stride
+                total[lower] += s10
+                total[lower + column_stride] += s11
+                total[lower + 2 * column_stride] += s12
+                total[lower + 3 * column_stride] += s13
+                total[lower + 4 * column_stride] += s14
+            for k in range(whole, columns):
+                s0, s1 = zero, zero
+                for lane in range(LANES):
+                    s0 += a[i * LANES + lane] * b[k * LANES + lane]
+                    s1 += a[(i + 1) * LANES + lane] * b[k * LANES + lane]
+                total[i * row_stride + k * column_stride] += s0
+                total[(i + 1) * row_stride + k * column_stride] += s1
 
     @njit(**OPTIONS)
     def weight_gradient(g, y, total):  # type: ignore[no-untyped-def]
-        for i in range(0, outputs, 2):
-            for k in range(0, inputs, 2):
-                s00, s01, s10, s11 = zero, zero, zero, zero
-                for lane in range(LANES):
-                    g0, g1 = g[i * LANES + lane], g[(i + 1) * LANES + lane]
-                    y0, y1 = y[k * LANES + lane], y[(k + 1) * LANES + lane]
-                    s00 += g0 * y0
-                    s01 += g0 * y1
-                    s10 += g1 * y0
-                    s11 += g1 * y1
-                total[i * inputs + k] += s00
-                total[i * inputs + k + 1] += s01
-                total[(i + 1) * inputs + k] += s10
-                total[(i + 1) * inputs + k + 1] += s11
+        if column_stride == 1:
+            products(g, y, total)
+        else:
+            products(y, g, total)
+
+    return weight_gradient
+
+
+@functools.cache
+def _build_unit_gradient(dtype: Dtype, outputs: int, inputs: int) -> Any:
+    """From g of w y + b, with y = elu(x), the gradient of x over y; add its sums to ``total``."""
+    zero, one, ln_2 = dtype(0), dtype(1), dtype(math.log(2.0))
 
     @njit(**OPTIONS)
-    def unit_gradient(w, g, y, out):  # type: ignore[no-untyped-def]
+    def unit_gradient(w, g, y, total):  # type: ignore[no-untyped-def]
         for k in range(0, inputs, 2):
+            upper_sum, lower_sum = zero, zero
             for lane in range(LANES):
                 upper, lower = zero, zero
                 for i in range(outputs):
                     value = g[i * LANES + lane]
                     upper += w[i * inputs + k] * value
                     lower += w[i * inputs + k + 1] * value
-                # the slope of elu from its value: min(y + 1, 1)
-                out[k * LANES + lane] = upper * min(y[k * LANES + lane] + one, one)
-                out[(k + 1) * LANES + lane] = lower * min(y[(k + 1) * LANES + lane] + one, one)
+                # the slope of elu from its value
+                upper *= _smaller(one, y[k * LANES + lane] * ln_2 + one)
+                lower *= _smaller(one, y[(k + 1) * LANES + lane] * ln_2 + one)
+                y[k * LANES + lane] = upper
+                y[(k + 1) * LANES + lane] = lower
+                upper_sum += upper
+                lower_sum += lower
+            total[k] += upper_sum
+            total[k + 1] += lower_sum
 
-    return weight_gradient, unit_gradient
+    return unit_gradient
 
 
 def _build_add_sums(dtype: Dtype) -> Any:
@@ -278,52 +385,67 @@ def _build_add_sums(dtype: Dtype) -> Any:
 # The networks
 
 
-def _build_network(dtype: Dtype, sizes: Sizes) -> Any:
-    """Fill ``y`` with all hidden units, ``out`` with tanh (s) and shift, ``(2, half)``."""
+def _build_units(dtype: Dtype, sizes: Sizes) -> Any:
+    """Fill ``y`` (depth, width, LANES) with the hidden units of one network."""
     half, width, depth = sizes
-    bias, middle, last, last_bias = sizes.bias, sizes.middle, sizes.last, sizes.last_bias
-    exp, elu = _build_exp(dtype)
-    first_layer = _build_layer(width, half)
-    middle_layer = _build_layer(width, width)
-    last_layer = _build_layer(half, width)
-    one, two = dtype(1), dtype(2)
+    bias, middle = sizes.bias, sizes.middle
+    first_layer = _build_layer(dtype, width, half)
+    middle_layer = _build_layer(dtype, width, width)
+    _, elu = _build_exp(dtype)
     rows = width * LANES
 
     @njit(**OPTIONS)
     def activate(y):  # type: ignore[no-untyped-def]
-        for entry in range(2 * rows):
+        for entry in range(rows):
             y[entry] = elu(y[entry])
 
     @njit(**OPTIONS)
-    def network(w, u, y, out):  # type: ignore[no-untyped-def]
-        for net in range(2):
-            first_layer(w[net * width * half :], w[bias + net * width :], u, y[net * rows :])
+    def units(w, net, u, y):  # type: ignore[no-untyped-def]
+        first_layer(_view(w, net * width * half), _view(w, bias + net * width), u, y)
         activate(y)
-        for index in range(2, 2 * depth):
-            matrix = w[middle + (index - 2) * width * width :]
-            middle_layer(
-                matrix, w[bias + index * width :], y[(index - 2) * rows :], y[index * rows :]
-            )
-            if index % 2 == 1:
-                activate(y[(index - 1) * rows :])
-        for net in range(2):
-            units = y[(2 * depth - 2 + net) * rows :]
-            last_layer(
-                w[last + net * half * width :],
-                w[last_bias + net * half :],
-                units,
-                out[net * half * LANES :],
-            )
-        for entry in range(half * LANES):
+        for index in range(1, depth):
+            matrix = _view(w, middle + (2 * (index - 1) + net) * width * width)
+            biases = _view(w, bias + (2 * index + net) * width)
+            middle_layer(matrix, biases, _view(y, (index - 1) * rows), _view(y, index * rows))
+            activate(_view(y, index * rows))
+
+    return units
+
+
+def _build_output(dtype: Dtype, sizes: Sizes) -> Any:
+    """From the hidden units ``y`` of one network to its output, (half, LANES)."""
+    half, width, depth = sizes
+    last, last_bias = sizes.last, sizes.last_bias
+    last_layer = _build_layer(dtype, half, width)
+    last_units = (depth - 1) * width * LANES
+
+    @njit(**OPTIONS)
+    def output(w, net, y, out):  # type: ignore[no-untyped-def]
+        matrix, biases = _view(w, last + net * half * width), _view(w, last_bias + net * half)
+        last_layer(matrix, biases, _view(y, last_units), out)
+
+    return output
+
+
+def _build_squash(dtype: Dtype, sizes: Sizes) -> Any:
+    """tanh, in place."""
+    exp, _ = _build_exp(dtype)
+    one, two = dtype(1), dtype(2)
+    entries = sizes.half * LANES
+
+    @njit(**OPTIONS)
+    def squash(out):  # type: ignore[no-untyped-def]
+        for entry in range(entries):
             out[entry] = two / (one + exp(-two * out[entry])) - one
 
-    return network
+    return squash
 
 
-def _build_advance(dtype: Dtype, sizes: Sizes, network: Any) -> Any:
+def _build_advance(dtype: Dtype, sizes: Sizes, units: Any) -> Any:
     half, width, depth = sizes
     bound = sizes.bound
     exp, _ = _build_exp(dtype)
+    output, squash = _build_output(dtype, sizes), _build_squash(dtype, sizes)
 
     @njit(**OPTIONS)
     def couple(w, out, moved, result, ladj, generate):  # type: ignore[no-untyped-def]
@@ -339,14 +461,17 @@ def _build_advance(dtype: Dtype, sizes: Sizes, network: Any) -> Any:
 
     @njit(**OPTIONS)
     def advance(weights, order, generate, states, ladj):  # type: ignore[no-untyped-def]
-        y = np.empty(2 * depth * width * LANES, weights.dtype)
+        y = np.empty(depth * width * LANES, weights.dtype)
         out = np.empty(2 * half * LANES, weights.dtype)
         for piece in range(states.shape[0]):
             state = states[piece]
             ladj[piece][:] = 0
             for step in range(order.shape[0]):
-                w = weights[order[step]]
-                network(w, state[step + 1], y, out)
+                w, held = weights[order[step]], state[step + 1]
+                for net in range(2):
+                    units(w, net, held, y)
+                    output(w, net, y, _view(out, net * half * LANES))
+                squash(out)
                 couple(w, out, state[step], state[step + 2], ladj[piece], generate)
 
     return advance
@@ -389,48 +514,58 @@ def _build_tail(dtype: Dtype, sizes: Sizes) -> Any:
 
     @njit(**OPTIONS)
     def tail(w, g, grad_held):  # type: ignore[no-untyped-def]
-        for k in range(half):
+        for k in range(0, half, 2):
             for lane in range(LANES):
-                value = zero
-                for i in range(2 * width):
-                    value += w[i * half + k] * g[i * LANES + lane]
-                grad_held[k * LANES + lane] += value
+                upper, lower = zero, zero
+                for i in range(width):
+                    value = g[i * LANES + lane]
+                    upper += w[i * half + k] * value
+                    lower += w[i * half + k + 1] * value
+                grad_held[k * LANES + lane] += upper
+                grad_held[(k + 1) * LANES + lane] += lower
 
     return tail
 
 
 def _build_network_gradient(dtype: Dtype, sizes: Sizes) -> Any:
-    """Take the gradient ``g`` of the output through the layers, back to the half held fixed."""
+    """Take the gradient ``g`` of one network's output back to the half held fixed.
+
+    The gradients of the hidden units are written over them.
+    """
     half, width, depth = sizes
     bias, middle, last, last_bias = sizes.bias, sizes.middle, sizes.last, sizes.last_bias
     tail, add_sums = _build_tail(dtype, sizes), _build_add_sums(dtype)
-    first_weights, _ = _build_layer_gradient(dtype, 2 * width, half)
-    middle_weights, middle_units = _build_layer_gradient(dtype, width, width)
-    last_weights, last_units = _build_layer_gradient(dtype, half, width)
+    first_weights = _build_weight_gradient(dtype, width, half)
+    middle_weights = _build_weight_gradient(dtype, width, width)
+    last_weights = _build_weight_gradient(dtype, half, width)
+    middle_units = _build_unit_gradient(dtype, width, width)
+    last_units = _build_unit_gradient(dtype, half, width)
     rows = width * LANES
 
     @njit(**OPTIONS)
-    def network_gradient(w, u, y, g, hidden, total, grad_held):  # type: ignore[no-untyped-def]
-        add_sums(g, total[last_bias:], 2 * half)
-        for net in range(2):
-            index = 2 * depth - 2 + net
-            grad, units = g[net * half * LANES :], y[index * rows :]
-            last_weights(grad, units, total[last + net * half * width :])
-            last_units(w[last + net * half * width :], grad, units, hidden[index * rows :])
-        for index in range(2 * depth - 1, 1, -1):
-            start = middle + (index - 2) * width * width
-            grad, units = hidden[index * rows :], y[(index - 2) * rows :]
-            middle_weights(grad, units, total[start:])
-            middle_units(w[start:], grad, units, hidden[(index - 2) * rows :])
-        add_sums(hidden, total[bias:], 2 * depth * width)
-        first_weights(hidden, u, total)
-        tail(w, hidden, grad_held)
+    def network_gradient(w, net, u, y, g, total, grad_held):  # type: ignore[no-untyped-def]
+        add_sums(g, _view(total, last_bias + net * half), half)
+        start, index = last + net * half * width, depth - 1
+        biases = bias + (2 * index + net) * width
+        top = _view(y, index * rows)
+        last_weights(g, top, _view(total, start))
+        last_units(_view(w, start), g, top, _view(total, biases))
+        for index in range(depth - 2, -1, -1):
+            start = middle + (2 * index + net) * width * width
+            biases = bias + (2 * index + net) * width
+            grad, below = _view(y, (index + 1) * rows), _view(y, index * rows)
+            middle_weights(grad, below, _view(total, start))
+            middle_units(_view(w, start), grad, below, _view(total, biases))
+        start = net * width * half
+        first_weights(y, u, _view(total, start))
+        tail(_view(w, start), y, grad_held)
 
     return network_gradient
 
 
-def _build_pull_back(dtype: Dtype, sizes: Sizes, network: Any) -> Any:
+def _build_pull_back(dtype: Dtype, sizes: Sizes, units: Any) -> Any:
     half, width, depth = sizes
+    output, squash = _build_output(dtype, sizes), _build_squash(dtype, sizes)
     head = _build_head(dtype, sizes)
     network_gradient = _build_network_gradient(dtype, sizes)
 
@@ -438,10 +573,9 @@ def _build_pull_back(dtype: Dtype, sizes: Sizes, network: Any) -> Any:
     def pull_back(  # type: ignore[no-untyped-def]
         weights, order, generate, states, grad_ladj, grads, sums
     ):
-        y = np.empty(2 * depth * width * LANES, weights.dtype)
-        hidden = np.empty_like(y)
-        out = np.empty(2 * half * LANES, weights.dtype)
-        grad = np.empty_like(out)
+        y = np.empty(depth * width * LANES, weights.dtype)
+        out = np.empty(half * LANES, weights.dtype)
+        grad = np.empty(2 * half * LANES, weights.dtype)
         steps = order.shape[0]
         for piece in range(states.shape[0]):
             state = states[piece]
@@ -450,8 +584,15 @@ def _build_pull_back(dtype: Dtype, sizes: Sizes, network: Any) -> Any:
                 held, moved, result = state[step + 1], state[step], state[step + 2]
                 grad_held = grads[piece, (steps - step + 1) % 2]
                 grad_result = grads[piece, (steps - step) % 2]
-                network(w, held, y, out)
-                head(w, out, moved, result, grad_result, grad_ladj[piece], grad, total, generate)
-                network_gradient(w, held, y, grad, hidden, total, grad_held)
+                for net in range(2):
+                    units(w, net, held, y)
+                    if net == 0:
+                        output(w, net, y, out)
+                        squash(out)
+                        # of what the t-network shifts by, the gradient needs no value
+                        ladj = grad_ladj[piece]
+                        head(w, out, moved, result, grad_result, ladj, grad, total, generate)
+                    g = _view(grad, net * half * LANES)
+                    network_gradient(w, net, held, y, g, total, grad_held)
 
     return pull_back
