@@ -13,15 +13,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from pyro_neuralrg.arguments import check_integer, check_number
 from pyro_neuralrg.lattice import check_boundary, check_shape
 from pyro_neuralrg.potentials import cluster, exact
-from pyro_neuralrg.potentials.arguments import (
-    check_count,
-    check_finite,
-    check_positive,
-    generator_of,
-)
-from pyro_neuralrg.potentials.base import LatticePotential
+from pyro_neuralrg.potentials.base import LatticePotential, generator_of
 from pyro_neuralrg.potentials.cluster import MonteCarlo, swendsen_wang
 from pyro_neuralrg.spectral import apply_spectrum, neighbour_spectrum, quadratic_form
 
@@ -86,7 +81,7 @@ class IsingDual(LatticePotential):
         boundary: str = "periodic",
     ) -> None:
         sides = check_shape(shape)
-        self.temperature = check_positive("temperature", temperature)
+        self.temperature = check_number("temperature", temperature, "a finite number > 0", above=0)
         self.couplings = _check_couplings(couplings, len(sides))
         self.field = _check_external_field(field, sides)
         neighbours = neighbour_spectrum(sides, self._bonds, check_boundary(boundary))
@@ -159,7 +154,7 @@ class IsingDual(LatticePotential):
         spins = swendsen_wang(
             self.shape,
             self._bonds,
-            check_count("n", n),
+            check_integer("n", n, 1),
             boundary=self.boundary,
             field=self._cluster_field(),
             seed=_numpy_seed(generator),
@@ -256,7 +251,7 @@ class IsingDual(LatticePotential):
         return cluster.structure_factor(
             self.shape,
             self._bonds,
-            check_count("n", n, least=2),
+            check_integer("n", n, 2),
             boundary=self.boundary,
             field=self._cluster_field(),
             seed=_numpy_seed(generator_of(seed)),
@@ -299,7 +294,7 @@ class IsingDual(LatticePotential):
         """
         hot = IsingDual(
             self.shape,
-            self.temperature * check_positive("factor", factor),
+            self.temperature * check_number("factor", factor, "a finite number > 0", above=0),
             self.couplings,
             self.field,
             self.boundary,
@@ -338,7 +333,7 @@ def _check_couplings(couplings: Sequence[float] | None, dim: int) -> tuple[float
         raise TypeError(f"couplings is {couplings!r}; {accepted}") from None
     if len(values) != dim:
         raise ValueError(f"couplings has {len(values)} entries, {couplings!r}; {accepted}")
-    return tuple(check_finite(f"couplings[{i}]", value) for i, value in enumerate(values))
+    return tuple(check_number(f"couplings[{i}]", value) for i, value in enumerate(values))
 
 
 def _check_external_field(

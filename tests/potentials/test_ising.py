@@ -296,7 +296,7 @@ def test_fields_of_any_kind(field: Any) -> None:
         ({"shape": (4.0, 4)}, TypeError, "shape must be"),
         ({"shape": "44"}, TypeError, "shape must be"),
         ({"temperature": 0.0}, ValueError, r"temperature is 0\.0; accepted: a finite number > 0"),
-        ({"temperature": -1}, ValueError, r"temperature is -1\.0; accepted"),
+        ({"temperature": -1}, ValueError, "temperature is -1; accepted"),
         ({"temperature": math.nan}, ValueError, "temperature is nan; accepted: .* number > 0"),
         ({"temperature": math.inf}, ValueError, "temperature is inf; accepted"),
         ({"temperature": "hot"}, TypeError, "temperature is 'hot'; accepted"),
@@ -328,9 +328,9 @@ def test_seeds_and_counts() -> None:
     torch.testing.assert_close(
         potential.sample_reference(2, np.uint8(7)), potential.sample_reference(2, 7)
     )
-    assert potential.sample_spins(x, 2**64 - 1).shape == (2, 3)
-    for seed in (-1, 2**64):
-        with pytest.raises(ValueError, match=f"seed is {seed}; accepted: an integer >= 0 and <="):
+    assert potential.sample_spins(x, 2**63 - 1).shape == (2, 3)
+    for seed in (-1, 2**63):
+        with pytest.raises(ValueError, match=f"seed is {seed}; accepted: an integer from 0 to"):
             potential.sample_spins(x, seed)
     for wrong in (True, 1.0, "1"):
         with pytest.raises(TypeError, match=r"seed is .*; accepted: an integer"):

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from pyro_neuralrg.arguments import check_number
 from pyro_neuralrg.lattice import check_boundary, check_shape
-from pyro_neuralrg.potentials.arguments import check_finite, check_positive
 from pyro_neuralrg.potentials.exact.correlations import torus_correlations
 from pyro_neuralrg.potentials.exact.torus import kaufman_log_partition, ring_log_partition
 from pyro_neuralrg.potentials.exact.transfer import (
@@ -132,21 +132,18 @@ def _site_fields(field: ArrayLike | None, shape: tuple[int, ...]) -> NDArray[np.
 def _couplings(couplings: Iterable[float] | None, shape: tuple[int, ...]) -> tuple[float, ...]:
     if couplings is None:
         return (1.0,) * len(shape)
-    accepted = f"accepted: one finite J for each side of {shape}"
+    accepted = f"one finite J for each side of {shape}"
     try:
         values = tuple(couplings)
     except TypeError:
-        raise TypeError(f"couplings is {couplings!r}; {accepted}") from None
+        raise TypeError(f"couplings is {couplings!r}; accepted: {accepted}") from None
     if len(values) != len(shape):
-        raise ValueError(f"couplings is {couplings!r}; {accepted}")
-    try:
-        return tuple(check_finite("couplings", value) for value in values)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"couplings is {couplings!r}; {accepted}") from None
+        raise ValueError(f"couplings is {couplings!r}; accepted: {accepted}")
+    return tuple(check_number("couplings", value, accepted, given=couplings) for value in values)
 
 
 def _beta(temperature: float) -> Tensor:
-    beta = 1.0 / check_positive("temperature", temperature)
+    beta = 1.0 / check_number("temperature", temperature, "a finite number > 0", above=0)
     if math.isinf(beta):
         raise ValueError(
             f"temperature is {temperature}; accepted: a finite number > 0, as is 1 / T"
