@@ -52,7 +52,7 @@ def test_bounds_of_numbers(
     for value in inside:
         assert check_number("x", value, **bounds) == value
     for value in outside:
-        with pytest.raises(ValueError, match="^x is .*; accepted: a finite number$"):
+        with pytest.raises(ValueError, match=r"^x is .*; accepted: a finite number$"):
             check_number("x", value, **bounds)
 
 

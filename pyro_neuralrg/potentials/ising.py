@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from pyro_neuralrg.lattice import check_boundary, check_shape
 from pyro_neuralrg.potentials import cluster, exact
 from pyro_neuralrg.potentials.base import LatticePotential, generator_of
 from pyro_neuralrg.potentials.cluster import MonteCarlo, swendsen_wang
+from pyro_neuralrg.potentials.exact.api import check_couplings, check_site_field
 from pyro_neuralrg.spectral import apply_spectrum, neighbour_spectrum, quadratic_form
 
 __all__ = ["CRITICAL_TEMPERATURE", "IsingDual"]
@@ -82,8 +82,8 @@ class IsingDual(LatticePotential):
     ) -> None:
         sides = check_shape(shape)
         self.temperature = check_number("temperature", temperature, "a finite number > 0", above=0)
-        self.couplings = _check_couplings(couplings, len(sides))
-        self.field = _check_external_field(field, sides)
+        self.couplings = check_couplings(couplings, sides)
+        self.field = check_site_field(field, sides)
         neighbours = neighbour_spectrum(sides, self._bonds, check_boundary(boundary))
         self.alpha = LOWEST_EIGENVALUE - float(neighbours.min())
         super().__init__(sides, boundary, even=self.field is None, spectrum=neighbours + self.alpha)
@@ -321,38 +321,3 @@ def logcosh(x: Tensor) -> Tensor:
         tensor([ 0.0000, 99.3069])
     """
     return torch.logaddexp(x, -x) - math.log(2)
-
-
-def _check_couplings(couplings: Sequence[float] | None, dim: int) -> tuple[float, ...]:
-    if couplings is None:
-        return (1.0,) * dim
-    accepted = f"accepted: {dim} finite numbers, one J per axis"
-    try:
-        values = tuple(couplings)
-    except TypeError:
-        raise TypeError(f"couplings is {couplings!r}; {accepted}") from None
-    if len(values) != dim:
-        raise ValueError(f"couplings has {len(values)} entries, {couplings!r}; {accepted}")
-    return tuple(check_number(f"couplings[{i}]", value) for i, value in enumerate(values))
-
-
-def _check_external_field(
-    field: ArrayLike | Tensor | None, shape: tuple[int, ...]
-) -> Tensor | None:
-    """The field of each site in float64, or None if it is zero everywhere."""
-    if field is None:
-        return None
-    accepted = f"accepted: a finite number, or one per site, of shape {shape}"
-    try:
-        value: Any = field.detach().cpu() if isinstance(field, Tensor) else np.asarray(field)
-        tensor = torch.as_tensor(value)
-        if tensor.is_complex():
-            raise TypeError
-        values = tensor.to(torch.float64)
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"field is {field!r}; {accepted}") from None
-    if tuple(values.shape) not in ((), shape):
-        raise ValueError(f"field has shape {tuple(values.shape)}; {accepted}")
-    if not bool(torch.isfinite(values).all()):
-        raise ValueError(f"field has entries that are not finite; {accepted}")
-    return values.expand(shape).clone() if bool(values.any()) else None
