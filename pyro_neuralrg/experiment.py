@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pyro_neuralrg.arguments import LARGEST_SEED, check_integer
 from pyro_neuralrg.diagnostics import Summary, summarise, to_arviz
 from pyro_neuralrg.infer import FitResult, FreeEnergyEstimate, default_schedule, estimate, fit
 from pyro_neuralrg.infer.mcmc import (
@@ -170,10 +171,9 @@ class Experiment:
         """
         for name, least in LEAST.items():
             value = getattr(settings, name)
-            if value is not None and not least <= value <= MOST:
-                raise ValueError(f"{name} is {value}; accepted: an integer from {least} to {MOST}")
-        if not 0 <= settings.seed < 2**63:
-            raise ValueError(f"seed is {settings.seed}; accepted: an integer from 0 to 2^63 - 1")
+            if value is not None:
+                check_integer(name, value, least, MOST)
+        check_integer("seed", settings.seed, 0, LARGEST_SEED)
         device = _device(settings.device)
         _check_memory(settings, device)
         target = IsingDual(settings.shape, temperature=settings.temperature).to(device)

@@ -16,6 +16,8 @@ import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from pyro_neuralrg.arguments import check_integer
+
 __all__ = [
     "BOUNDARIES",
     "CIRCUITS",
@@ -260,26 +262,13 @@ def make_circuit(
     check_boundary(boundary)
     if name not in CIRCUITS:
         raise ValueError(f"circuit is {name!r}; accepted: {', '.join(CIRCUITS)}")
-    block = _check_integer("block", block, 2)
-    depth = None if depth is None else _check_integer("depth", depth, 0)
+    block = check_integer("block", block, 2)
+    depth = None if depth is None else check_integer("depth", depth, 0)
     if name == "brickwork":
         layers = _brickwork_layers(sides, block, depth, boundary)
     else:
         layers = _hierarchical_layers(sides, block, depth, boundary, disentangle=name == "mera")
     return Circuit(name=name, shape=sides, block=block, boundary=boundary, layers=tuple(layers))
-
-
-def _check_integer(argument: str, value: int, least: int) -> int:
-    number: int | None
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or isinstance(value, bool):
-        raise TypeError(f"{argument} is {value!r}; accepted: an integer >= {least}")
-    if number < least:
-        raise ValueError(f"{argument} is {value!r}; accepted: an integer >= {least}")
-    return number
 
 
 def _hierarchical_layers(

@@ -22,14 +22,23 @@ NAME = pyro_neuralrg.__name__
 
 # What each part may import from; parts without a line here are unknown and fail.
 MAY_IMPORT: dict[str, set[str]] = {
+    "arguments": set(),
     "interrupts": set(),
-    "lattice": set(),
+    "lattice": {"arguments"},
     "spectral": {"lattice"},
-    "transforms": {"lattice", "spectral"},
-    "distributions": {"lattice", "transforms"},
-    "potentials": {"lattice", "spectral", "transforms"},
+    "transforms": {"arguments", "lattice", "spectral"},
+    "distributions": {"arguments", "lattice", "transforms"},
+    "potentials": {"arguments", "lattice", "spectral", "transforms"},
     "observables": {"lattice"},
-    "infer": {"interrupts", "lattice", "spectral", "transforms", "distributions", "potentials"},
+    "infer": {
+        "arguments",
+        "interrupts",
+        "lattice",
+        "spectral",
+        "transforms",
+        "distributions",
+        "potentials",
+    },
     "diagnostics": {"lattice", "infer", "observables"},
     "plotting": {"observables", "infer", "diagnostics"},
 }

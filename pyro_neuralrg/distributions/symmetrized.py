@@ -14,6 +14,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_neuralrg.arguments import check_integer
 from pyro_neuralrg.distributions.flow import (
     check_flow,
     event_shape,
@@ -29,7 +30,7 @@ from pyro_neuralrg.distributions.symmetry import (
     source_table,
     symmetry_group,
 )
-from pyro_neuralrg.transforms.base import Snapshot, as_integer
+from pyro_neuralrg.transforms.base import Snapshot
 
 __all__ = ["SymmetrizedFlow"]
 
@@ -96,7 +97,7 @@ class SymmetrizedFlow(TorchDistribution):
         check_group(elements, lattice)
         self.flow = flow
         self.elements = elements
-        self.orbit_chunk = _check_chunk(orbit_chunk)
+        self.orbit_chunk = check_integer("orbit_chunk", orbit_chunk, 1)
         self._orbit = _orbit_representatives(elements, lattice, bool(getattr(flow, "odd", False)))
         self._signs = torch.tensor([element.sign for element in elements])
         moves = any(element.moves_sites for element in elements)
@@ -201,15 +202,6 @@ def _as_elements(elements: Any) -> tuple[LatticeSymmetry, ...]:
             f"elements is {elements!r}; accepted: a group of LatticeSymmetry, from symmetry_group"
         )
     return tuple(elements)
-
-
-def _check_chunk(orbit_chunk: Any) -> int:
-    size = as_integer(orbit_chunk)
-    if size is None:
-        raise TypeError(f"orbit_chunk is {orbit_chunk!r}; accepted: an integer >= 1")
-    if size < 1:
-        raise ValueError(f"orbit_chunk is {orbit_chunk}; accepted: an integer >= 1")
-    return size
 
 
 def _orbit_representatives(

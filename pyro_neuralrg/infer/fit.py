@@ -19,7 +19,7 @@ from pyro.infer import SVI
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_neuralrg.infer.arguments import LARGEST_SEED, check_integer, check_number
+from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, check_number
 from pyro_neuralrg.infer.free_energy import from_log_weights
 from pyro_neuralrg.infer.guides import FlowGuide
 from pyro_neuralrg.infer.history import History, TrainingStep
@@ -35,9 +35,6 @@ from pyro_neuralrg.interrupts import deferred_interrupts
 from pyro_neuralrg.potentials.base import LatticePotential
 
 __all__ = ["FitResult", "fit"]
-
-FRACTION = (math.nextafter(0.0, -1.0), math.nextafter(1.0, 2.0))
-"""Between these lie 0, 1 and all numbers between them."""
 
 BAR_SECONDS = 0.2
 """The progress bar shows new figures this often."""
@@ -406,24 +403,22 @@ def _check(
         check_integer("seed", seed, 0, LARGEST_SEED)
     for name, rate in (("lr", lr), ("clip", clip)):
         if rate is not None:
-            check_number(name, rate, 0.0, math.inf, "a positive number or None")
-    check_number("average", average, *FRACTION, "a fraction between 0 and 1")
+            check_number(name, rate, "a positive number or None", above=0)
+    check_number("average", average, "a fraction between 0 and 1", least=0, most=1)
 
 
 def _check_anneal(anneal: tuple[float, float] | None) -> Anneal | None:
     if anneal is None:
         return None
+    accepted = "(temperature factor > 0, fraction of the steps) or None"
     try:
         start, fraction = anneal
-        return Anneal(
-            check_number("start", start, 0.0, math.inf, ""),
-            check_number("fraction", fraction, *FRACTION, ""),
-        )
-    except (TypeError, ValueError):
-        raise ValueError(
-            f"anneal is {anneal!r}; accepted: (temperature factor > 0, fraction of the steps) or "
-            "None"
-        ) from None
+    except (TypeError, ValueError) as error:  # no pair
+        raise type(error)(f"anneal is {anneal!r}; accepted: {accepted}") from None
+    return Anneal(
+        check_number("anneal", start, accepted, above=0, given=anneal),
+        check_number("anneal", fraction, accepted, least=0, most=1, given=anneal),
+    )
 
 
 def _figures(record: TrainingStep) -> str:

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_neuralrg.arguments import check_integer
 from pyro_neuralrg.distributions.flow import flow_distribution
-from pyro_neuralrg.infer.arguments import check_integer
 
 __all__ = ["FreeEnergyEstimate", "estimate", "from_log_weights", "log_weights"]
 
@@ -57,7 +57,8 @@ def estimate(
         batch_size: samples in memory at a time.
 
     Raises:
-        ValueError: if a size is not a positive integer or the energy has the wrong shape or is NaN.
+        TypeError: if a size is no integer.
+        ValueError: if a size is below 1, or the energy has the wrong shape or is NaN.
 
     Warns:
         UserWarning: if fewer than ten effective samples stand behind the importance estimate.

@@ -16,7 +16,7 @@ from pyro.infer.util import is_validation_enabled
 from pyro.util import check_if_enumerated, warn_if_inf, warn_if_nan
 from torch import Tensor
 
-from pyro_neuralrg.infer.arguments import check_integer
+from pyro_neuralrg.arguments import check_integer
 
 __all__ = ["PDD"]
 

@@ -15,8 +15,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, check_number
 from pyro_neuralrg.lattice import check_boundary, check_shape
-from pyro_neuralrg.potentials.arguments import check_positive
 from pyro_neuralrg.transforms import HierarchicalFlow, hierarchical_flow
 
 __all__ = ["LatticePotential"]
@@ -155,7 +155,7 @@ class LatticePotential(ABC):
         Raises:
             ValueError: if the factor is not a positive number.
         """
-        return _Heated(self, check_positive("factor", factor))
+        return _Heated(self, check_number("factor", factor, "a finite number > 0", above=0))
 
     def flow(self, **options: Any) -> HierarchicalFlow:
         """Build a flow that knows this target's shape, boundary, spectrum and symmetry.
@@ -328,3 +328,10 @@ def _check_spectrum(spectrum: Tensor, shape: tuple[int, ...]) -> Tensor:
             f"spectrum has entries down to {float(exact.min())}; accepted: positive and finite ones"
         )
     return exact
+
+
+def generator_of(seed: int | None) -> torch.Generator:
+    """A generator of random numbers on the CPU: of a seed, or continuing torch's own for None."""
+    if seed is None:
+        seed = int(torch.randint(2**62, ()))
+    return torch.Generator().manual_seed(check_integer("seed", seed, 0, LARGEST_SEED))

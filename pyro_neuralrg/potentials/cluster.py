@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from pyro_neuralrg.arguments import check_integer
 from pyro_neuralrg.lattice import check_boundary, check_shape
-from pyro_neuralrg.potentials.arguments import check_count
 
 __all__ = ["MonteCarlo", "structure_factor", "swendsen_wang"]
 
@@ -133,7 +133,7 @@ def structure_factor(
         True
     """
     sites = math.prod(check_shape(shape))
-    chains = min(check_count("n", n, least=2), max(LEAST_CHAINS, SITES_AT_ONCE // sites))
+    chains = min(check_integer("n", n, 2), max(LEAST_CHAINS, SITES_AT_ONCE // sites))
     rounds = -(-n // chains)
     spins = swendsen_wang(
         shape, bonds, rounds * chains, boundary=boundary, field=field, seed=seed, chains=chains

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from pyro_neuralrg.arguments import check_integer, check_number
 from pyro_neuralrg.lattice import check_boundary, check_shape
-from pyro_neuralrg.potentials.arguments import check_count, check_finite, generator_of
-from pyro_neuralrg.potentials.base import LatticePotential
+from pyro_neuralrg.potentials.base import LatticePotential, generator_of
 from pyro_neuralrg.spectral import apply_spectrum
 
 __all__ = ["FreeField"]
@@ -46,7 +46,7 @@ class FreeField(LatticePotential):
 
     def __init__(self, shape: Iterable[int], mass: float = 1.0, boundary: str = "periodic") -> None:
         sides = check_shape(shape)
-        self.mass = check_finite("mass", mass)
+        self.mass = check_number("mass", mass)
         if self.mass < 0 or (self.mass == 0 and check_boundary(boundary) == "periodic"):
             raise ValueError(
                 f"mass is {self.mass}; accepted: a number > 0, or >= 0 with boundary='open'"
@@ -84,7 +84,7 @@ class FreeField(LatticePotential):
             seed: of the random numbers; None continues torch's own.
         """
         generator = generator_of(seed)
-        noise = torch.randn(check_count("n", n), *self.shape, generator=generator)
+        noise = torch.randn(check_integer("n", n, 1), *self.shape, generator=generator)
         return apply_spectrum(noise, self.spectrum.sqrt(), self.boundary).to(self.device)
 
     def correlations(self, site: Sequence[int] | None = None) -> Tensor:

@@ -6,23 +6,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from pyro_neuralrg.arguments import check_integer, check_number
 from pyro_neuralrg.lattice import check_boundary, check_shape
 from pyro_neuralrg.potentials import cluster, exact
-from pyro_neuralrg.potentials.arguments import (
-    check_count,
-    check_finite,
-    check_positive,
-    generator_of,
-)
-from pyro_neuralrg.potentials.base import LatticePotential
+from pyro_neuralrg.potentials.base import LatticePotential, generator_of
 from pyro_neuralrg.potentials.cluster import MonteCarlo, swendsen_wang
+from pyro_neuralrg.potentials.exact.api import check_couplings, check_site_field
 from pyro_neuralrg.spectral import apply_spectrum, neighbour_spectrum, quadratic_form
 
 __all__ = ["CRITICAL_TEMPERATURE", "IsingDual"]
@@ -86,9 +81,9 @@ class IsingDual(LatticePotential):
         boundary: str = "periodic",
     ) -> None:
         sides = check_shape(shape)
-        self.temperature = check_positive("temperature", temperature)
-        self.couplings = _check_couplings(couplings, len(sides))
-        self.field = _check_external_field(field, sides)
+        self.temperature = check_number("temperature", temperature, "a finite number > 0", above=0)
+        self.couplings = check_couplings(couplings, sides)
+        self.field = check_site_field(field, sides)
         neighbours = neighbour_spectrum(sides, self._bonds, check_boundary(boundary))
         self.alpha = LOWEST_EIGENVALUE - float(neighbours.min())
         super().__init__(sides, boundary, even=self.field is None, spectrum=neighbours + self.alpha)
@@ -159,7 +154,7 @@ class IsingDual(LatticePotential):
         spins = swendsen_wang(
             self.shape,
             self._bonds,
-            check_count("n", n),
+            check_integer("n", n, 1),
             boundary=self.boundary,
             field=self._cluster_field(),
             seed=_numpy_seed(generator),
@@ -256,7 +251,7 @@ class IsingDual(LatticePotential):
         return cluster.structure_factor(
             self.shape,
             self._bonds,
-            check_count("n", n, least=2),
+            check_integer("n", n, 2),
             boundary=self.boundary,
             field=self._cluster_field(),
             seed=_numpy_seed(generator_of(seed)),
@@ -299,7 +294,7 @@ class IsingDual(LatticePotential):
         """
         hot = IsingDual(
             self.shape,
-            self.temperature * check_positive("factor", factor),
+            self.temperature * check_number("factor", factor, "a finite number > 0", above=0),
             self.couplings,
             self.field,
             self.boundary,
@@ -326,38 +321,3 @@ def logcosh(x: Tensor) -> Tensor:
         tensor([ 0.0000, 99.3069])
     """
     return torch.logaddexp(x, -x) - math.log(2)
-
-
-def _check_couplings(couplings: Sequence[float] | None, dim: int) -> tuple[float, ...]:
-    if couplings is None:
-        return (1.0,) * dim
-    accepted = f"accepted: {dim} finite numbers, one J per axis"
-    try:
-        values = tuple(couplings)
-    except TypeError:
-        raise TypeError(f"couplings is {couplings!r}; {accepted}") from None
-    if len(values) != dim:
-        raise ValueError(f"couplings has {len(values)} entries, {couplings!r}; {accepted}")
-    return tuple(check_finite(f"couplings[{i}]", value) for i, value in enumerate(values))
-
-
-def _check_external_field(
-    field: ArrayLike | Tensor | None, shape: tuple[int, ...]
-) -> Tensor | None:
-    """The field of each site in float64, or None if it is zero everywhere."""
-    if field is None:
-        return None
-    accepted = f"accepted: a finite number, or one per site, of shape {shape}"
-    try:
-        value: Any = field.detach().cpu() if isinstance(field, Tensor) else np.asarray(field)
-        tensor = torch.as_tensor(value)
-        if tensor.is_complex():
-            raise TypeError
-        values = tensor.to(torch.float64)
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"field is {field!r}; {accepted}") from None
-    if tuple(values.shape) not in ((), shape):
-        raise ValueError(f"field has shape {tuple(values.shape)}; {accepted}")
-    if not bool(torch.isfinite(values).all()):
-        raise ValueError(f"field has entries that are not finite; {accepted}")
-    return values.expand(shape).clone() if bool(values.any()) else None

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import operator
 import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -268,17 +267,4 @@ def _address(tensor: Tensor) -> int | None:
     try:
         return tensor.data_ptr()
     except RuntimeError:  # inside vmap, where no data can be replaced
-        return None
-
-
-def as_integer(value: Any) -> int | None:
-    """An argument as an int, of any integer type, NumPy's for one; None if it is no integer.
-
-    Example:
-        >>> as_integer(2), as_integer(2.5), as_integer(True)
-        (2, None, None)
-    """
-    try:
-        return None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
         return None

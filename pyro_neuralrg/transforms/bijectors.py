@@ -23,7 +23,8 @@ from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor, nn
 from torch.distributions import Transform
 
-from pyro_neuralrg.transforms.base import LatticeTransform, as_integer
+from pyro_neuralrg.arguments import as_integer
+from pyro_neuralrg.transforms.base import LatticeTransform
 from pyro_neuralrg.transforms.coupling import neighbour_coupling, realnvp_block
 
 __all__ = [

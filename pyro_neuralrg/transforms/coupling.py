@@ -12,7 +12,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from pyro_neuralrg.transforms.base import LatticeTransform, as_integer
+from pyro_neuralrg.arguments import as_integer, check_integer
+from pyro_neuralrg.transforms.base import LatticeTransform
 from pyro_neuralrg.transforms.compiled import Stack, couple, is_worthwhile
 from pyro_neuralrg.transforms.elementwise import Elementwise
 from pyro_neuralrg.transforms.networks import (
@@ -184,7 +185,7 @@ def neighbour_coupling(
     layers, hidden = _check_network(layers, hidden)
     if not hidden:
         raise ValueError("hidden is empty; accepted: at least one layer width")
-    steps = _check_steps(steps)
+    steps = check_integer("steps", steps, 0)
     halves = _in_turn(_block_masks(block), layers)
     networks = [
         NeighbourNetwork(len(u), len(v), count, hidden, steps, odd, boundary) for u, v in halves
@@ -194,11 +195,7 @@ def neighbour_coupling(
 
 def _check_network(layers: Any, hidden: Any) -> tuple[int, tuple[int, ...]]:
     """Both as plain integers."""
-    number = as_integer(layers)
-    if number is None:
-        raise TypeError(f"layers is {layers!r}; accepted: at least one coupling, an integer")
-    if number < 1:
-        raise ValueError(f"layers is {number}; accepted: at least one coupling")
+    number = check_integer("layers", layers, 1, accepted="at least one coupling, an integer")
     given = tuple(hidden) if isinstance(hidden, Iterable) else (None,)
     widths = tuple(width for width in map(as_integer, given) if width is not None)
     if len(widths) < len(given):
@@ -206,15 +203,6 @@ def _check_network(layers: Any, hidden: Any) -> tuple[int, tuple[int, ...]]:
     if any(width < 1 for width in widths):
         raise ValueError(f"hidden is {widths}; accepted: widths of at least one")
     return number, widths
-
-
-def _check_steps(steps: Any) -> int:
-    number = as_integer(steps)
-    if number is None:
-        raise TypeError(f"steps is {steps!r}; accepted: an integer >= 0")
-    if number < 0:
-        raise ValueError(f"steps is {number}; accepted: an integer >= 0")
-    return number
 
 
 def _block_masks(block: Sequence[int]) -> list[list[bool]]:

@@ -10,8 +10,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from pyro_neuralrg.arguments import check_integer
 from pyro_neuralrg.lattice import Circuit, Layer, make_circuit
-from pyro_neuralrg.transforms.base import LatticeTransform, as_integer
+from pyro_neuralrg.transforms.base import LatticeTransform
 from pyro_neuralrg.transforms.bijectors import Bijector, Place, as_bijector, bijector_config
 from pyro_neuralrg.transforms.fourier import FourierLayer
 from pyro_neuralrg.transforms.monotone import MonotoneMap
@@ -272,9 +273,7 @@ def hierarchical_flow(
     """
     if weights not in WEIGHTS:
         raise ValueError(f"weights is {weights!r}; accepted: {', '.join(WEIGHTS)}")
-    number = as_integer(monotone_steps)
-    if number is None or number < 0:
-        raise ValueError(f"monotone_steps is {monotone_steps!r}; accepted: an integer >= 0")
+    monotone_steps = check_integer("monotone_steps", monotone_steps, 0)
     if not isinstance(odd, bool):
         raise TypeError(f"odd is {odd!r}; accepted: True or False")
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
@@ -290,7 +289,7 @@ def hierarchical_flow(
         as_bijector(bijector),
         weights=weights,
         odd=odd,
-        monotone_steps=number,
+        monotone_steps=monotone_steps,
         spectrum=spectrum,
     )
     return flow.to(dtype if dtype is not None else torch.get_default_dtype())

@@ -298,20 +298,30 @@ def test_history_as_table(target: Any, flow: Any) -> None:
         ({"anneal": (0.0, 0.5)}, r"anneal is \(0.0, 0.5\)"),
         ({"start_step": -1}, "start_step is -1"),
         ({"start_step": 30}, "start_step is 30; accepted: an integer below steps, 30"),
-        ({"anneal": 3}, "anneal is 3; accepted"),
-        ({"anneal": (1.5, "a")}, r"anneal is \(1.5, 'a'\); accepted"),
         ({"anneal": (1.5, 1.1)}, "anneal is"),
-        ({"lr": "a"}, "lr is 'a'; accepted"),
-        ({"average": None}, "average is None; accepted"),
-        ({"steps": "a"}, "steps is 'a'; accepted: an integer >= 1"),
-        ({"start_step": None}, "start_step is None; accepted"),
         ({"seed": -1}, "seed is -1; accepted: an integer from 0"),
-        ({"seed": 1.5}, "seed is 1.5; accepted"),
         ({"seed": 2**65}, f"seed is {2**65}; accepted"),
     ],
 )
 def test_bad_options(target: Any, flow: Any, options: dict[str, Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):
+        fit(target, flow, **{**QUICK, **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"anneal": 3}, "anneal is 3; accepted"),
+        ({"anneal": (1.5, "a")}, r"anneal is \(1.5, 'a'\); accepted"),
+        ({"lr": "a"}, "lr is 'a'; accepted"),
+        ({"average": None}, "average is None; accepted"),
+        ({"steps": "a"}, "steps is 'a'; accepted: an integer >= 1"),
+        ({"start_step": None}, "start_step is None; accepted"),
+        ({"seed": 1.5}, "seed is 1.5; accepted"),
+    ],
+)
+def test_options_of_wrong_type(target: Any, flow: Any, options: dict[str, Any], match: str) -> None:
+    with pytest.raises(TypeError, match=match):
         fit(target, flow, **{**QUICK, **options})
 
 

@@ -144,9 +144,9 @@ def test_bad_log_weights(weights: Tensor, match: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["num_samples", "batch_size"])
-@pytest.mark.parametrize("value", [0, 1.5, True])
-def test_bad_sizes(name: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=f"{name} is {value}; accepted"):
+@pytest.mark.parametrize(("value", "error"), [(0, ValueError), (1.5, TypeError), (True, TypeError)])
+def test_bad_sizes(name: str, value: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match=f"{name} is {value}; accepted"):
         estimate(energy, proposal(), **{name: value})
 
 

@@ -263,7 +263,9 @@ def test_warns_of_losses_that_are_not_finite(value: float) -> None:
     assert any("Encountered" in str(w.message) and "loss" in str(w.message) for w in caught)
 
 
-@pytest.mark.parametrize("value", [0, -1, 2.5, True])
-def test_bad_num_particles(value: Any) -> None:
-    with pytest.raises(ValueError, match=r"num_particles is .*; accepted: an integer >= 1"):
+@pytest.mark.parametrize(
+    ("value", "error"), [(0, ValueError), (-1, ValueError), (2.5, TypeError), (True, TypeError)]
+)
+def test_bad_num_particles(value: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match=r"num_particles is .*; accepted: an integer >= 1"):
         PDD(num_particles=value)

@@ -296,16 +296,16 @@ def test_fields_of_any_kind(field: Any) -> None:
         ({"shape": (4.0, 4)}, TypeError, "shape must be"),
         ({"shape": "44"}, TypeError, "shape must be"),
         ({"temperature": 0.0}, ValueError, r"temperature is 0\.0; accepted: a finite number > 0"),
-        ({"temperature": -1}, ValueError, r"temperature is -1\.0; accepted"),
+        ({"temperature": -1}, ValueError, "temperature is -1; accepted"),
         ({"temperature": math.nan}, ValueError, "temperature is nan; accepted: .* number > 0"),
         ({"temperature": math.inf}, ValueError, "temperature is inf; accepted"),
         ({"temperature": "hot"}, TypeError, "temperature is 'hot'; accepted"),
         ({"temperature": None}, TypeError, "temperature is None; accepted"),
-        ({"couplings": (1.0,)}, ValueError, r"couplings has 1 entries.*accepted: 2 finite numbers"),
-        ({"couplings": (1.0, math.nan)}, ValueError, r"couplings\[1\] is nan; accepted"),
-        ({"couplings": (math.inf, 1)}, ValueError, r"couplings\[0\] is inf; accepted"),
-        ({"couplings": 1.0}, TypeError, r"couplings is 1\.0; accepted: 2 finite numbers"),
-        ({"couplings": "ab"}, TypeError, r"couplings\[0\] is 'a'; accepted"),
+        ({"couplings": (1.0,)}, ValueError, r"couplings is \(1\.0,\); accepted: one finite J"),
+        ({"couplings": (1.0, math.nan)}, ValueError, r"couplings is \(1\.0, nan\); accepted"),
+        ({"couplings": (math.inf, 1)}, ValueError, r"couplings is \(inf, 1\); accepted"),
+        ({"couplings": 1.0}, TypeError, r"couplings is 1\.0; accepted: one finite J for"),
+        ({"couplings": "ab"}, TypeError, "couplings is 'ab'; accepted"),
         ({"field": torch.zeros(3, 4)}, ValueError, r"field has shape \(3, 4\).*accepted.*\(4, 4\)"),
         ({"field": math.nan}, ValueError, "field has entries that are not finite; accepted"),
         ({"field": [[0.0, 1.0], [2.0]]}, TypeError, "field is .*accepted"),
@@ -328,9 +328,9 @@ def test_seeds_and_counts() -> None:
     torch.testing.assert_close(
         potential.sample_reference(2, np.uint8(7)), potential.sample_reference(2, 7)
     )
-    assert potential.sample_spins(x, 2**64 - 1).shape == (2, 3)
-    for seed in (-1, 2**64):
-        with pytest.raises(ValueError, match=f"seed is {seed}; accepted: an integer >= 0 and <="):
+    assert potential.sample_spins(x, 2**63 - 1).shape == (2, 3)
+    for seed in (-1, 2**63):
+        with pytest.raises(ValueError, match=f"seed is {seed}; accepted: an integer from 0 to"):
             potential.sample_spins(x, seed)
     for wrong in (True, 1.0, "1"):
         with pytest.raises(TypeError, match=r"seed is .*; accepted: an integer"):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.infer.arguments import check_number
+from pyro_neuralrg.arguments import check_number
 from pyro_neuralrg.infer.mcmc.base import ChainState, Kernel, StepInfo
 
 __all__ = ["Adaptation", "Warmup"]
@@ -39,7 +39,9 @@ class Adaptation:
     mass: bool = False
 
     def __post_init__(self) -> None:
-        check_number("target_acceptance", self.target_acceptance, 0, 1, "a number in (0, 1)")
+        check_number(
+            "target_acceptance", self.target_acceptance, "a number in (0, 1)", above=0, below=1
+        )
 
 
 class DualAveraging:

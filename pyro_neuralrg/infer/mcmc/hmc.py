@@ -10,15 +10,13 @@ import torch
 from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor
 
-from pyro_neuralrg.infer.arguments import check_integer, check_number
+from pyro_neuralrg.arguments import check_integer, check_number
 from pyro_neuralrg.infer.mcmc.base import ChainState, Kernel, StepInfo, TargetLike, metropolis
 
 __all__ = ["HMC"]
 
 #: An energy error (nats) beyond which a trajectory counts as divergent, as in Stan and Pyro.
 DIVERGENCE_THRESHOLD = 1000.0
-
-TINY = math.nextafter(0.0, 1.0)
 
 
 class HMC(Kernel):
@@ -43,7 +41,8 @@ class HMC(Kernel):
         flow: sample in the latent space of this flow.
 
     Raises:
-        ValueError: if a number is outside its range, or what :func:`as_target` raises.
+        TypeError, ValueError: if a number is none or outside its range, or what :func:`as_target`
+            raises.
 
     Example:
         >>> import torch
@@ -70,9 +69,9 @@ class HMC(Kernel):
         flow: TransformModule | None = None,
     ) -> None:
         super().__init__(target, shape=shape, flow=flow)
-        self.step_size = check_number("step_size", step_size, 0, math.inf, "a finite number > 0")
+        self.step_size = check_number("step_size", step_size, "a finite number > 0", above=0)
         self.num_steps = check_integer("num_steps", num_steps, 1)
-        self.jitter = check_number("jitter", jitter, -TINY, 1, "a number in [0, 1)")
+        self.jitter = check_number("jitter", jitter, "a number in [0, 1)", least=0, below=1)
         self.inverse_mass = None if inverse_mass is None else _check_mass(inverse_mass)
 
     def step(

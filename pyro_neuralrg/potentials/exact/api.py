@@ -15,8 +15,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from pyro_neuralrg.arguments import check_number
 from pyro_neuralrg.lattice import check_boundary, check_shape
-from pyro_neuralrg.potentials.arguments import check_finite, check_positive
 from pyro_neuralrg.potentials.exact.correlations import torus_correlations
 from pyro_neuralrg.potentials.exact.torus import kaufman_log_partition, ring_log_partition
 from pyro_neuralrg.potentials.exact.transfer import (
@@ -104,49 +104,65 @@ def _lattice(
     field: ArrayLike | None,
 ) -> _Lattice:
     sides = check_shape(shape)
-    values = _couplings(couplings, sides)
-    fields = _site_fields(field, sides)
+    values = check_couplings(couplings, sides)
+    fields = check_site_field(field, sides)
+    if fields is None:
+        fields = torch.zeros(sides, dtype=torch.float64)
     kept = [axis for axis, side in enumerate(sides) if side > 1] or [0]
     shape_kept = tuple(sides[axis] for axis in kept)
     return _Lattice(
         shape_kept,
         tuple(values[axis] for axis in kept),
         check_boundary(boundary),
-        torch.tensor(fields.reshape(shape_kept), dtype=torch.float64),
+        fields.reshape(shape_kept),
     )
 
 
-def _site_fields(field: ArrayLike | None, shape: tuple[int, ...]) -> NDArray[np.float64]:
-    accepted = f"accepted: a finite number, or one per site, of shape {shape}"
-    try:
-        fields = np.asarray(0.0 if field is None else field, dtype=float)
-    except (TypeError, ValueError):
-        raise ValueError(f"field is {field!r}; {accepted}") from None
-    if fields.shape not in ((), shape):
-        raise ValueError(f"field has shape {fields.shape}; {accepted}")
-    if not np.isfinite(fields).all():
-        raise ValueError(f"field has entries that are not finite; {accepted}")
-    return np.broadcast_to(fields, shape)
+def check_couplings(couplings: Iterable[float] | None, shape: tuple[int, ...]) -> tuple[float, ...]:
+    """J of each axis; 1 each for None.
 
-
-def _couplings(couplings: Iterable[float] | None, shape: tuple[int, ...]) -> tuple[float, ...]:
+    Raises:
+        TypeError, ValueError: naming the argument, the value seen and what is accepted.
+    """
     if couplings is None:
         return (1.0,) * len(shape)
-    accepted = f"accepted: one finite J for each side of {shape}"
+    accepted = f"one finite J for each side of {shape}"
     try:
         values = tuple(couplings)
     except TypeError:
-        raise TypeError(f"couplings is {couplings!r}; {accepted}") from None
+        raise TypeError(f"couplings is {couplings!r}; accepted: {accepted}") from None
     if len(values) != len(shape):
-        raise ValueError(f"couplings is {couplings!r}; {accepted}")
+        raise ValueError(f"couplings is {couplings!r}; accepted: {accepted}")
+    return tuple(check_number("couplings", value, accepted, given=couplings) for value in values)
+
+
+def check_site_field(field: ArrayLike | Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
+    """The field of each site in float64, or None if it is zero everywhere.
+
+    Raises:
+        TypeError, ValueError: naming the argument, the value seen and what is accepted.
+    """
+    if field is None:
+        return None
+    accepted = f"accepted: a finite number, or one per site, of shape {shape}"
     try:
-        return tuple(check_finite("couplings", value) for value in values)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"couplings is {couplings!r}; {accepted}") from None
+        # a copy, since torch takes no array that is reversed and warns of one that is read-only
+        value = field.detach().cpu() if isinstance(field, Tensor) else np.array(field, order="C")
+        tensor = torch.as_tensor(value)
+        if tensor.is_complex():
+            raise TypeError
+        values = tensor.to(torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"field is {field!r}; {accepted}") from None
+    if tuple(values.shape) not in ((), shape):
+        raise ValueError(f"field has shape {tuple(values.shape)}; {accepted}")
+    if not bool(torch.isfinite(values).all()):
+        raise ValueError(f"field has entries that are not finite; {accepted}")
+    return values.expand(shape).clone() if bool(values.any()) else None
 
 
 def _beta(temperature: float) -> Tensor:
-    beta = 1.0 / check_positive("temperature", temperature)
+    beta = 1.0 / check_number("temperature", temperature, "a finite number > 0", above=0)
     if math.isinf(beta):
         raise ValueError(
             f"temperature is {temperature}; accepted: a finite number > 0, as is 1 / T"

@@ -105,9 +105,19 @@ def test_the_step_size_begins_anew_with_each_mass() -> None:
     assert warmup.finish().step_size == average.average
 
 
-@pytest.mark.parametrize("bad", ["a", None, 0, 1, math.nan, True])
-def test_bad_targets(bad: Any) -> None:
-    with pytest.raises(ValueError, match=rf"target_acceptance is {bad!r}; accepted"):
+@pytest.mark.parametrize(
+    ("bad", "error"),
+    [
+        ("a", TypeError),
+        (None, TypeError),
+        (True, TypeError),
+        (0, ValueError),
+        (1, ValueError),
+        (math.nan, ValueError),
+    ],
+)
+def test_bad_targets(bad: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match=rf"target_acceptance is {bad!r}; accepted"):
         Adaptation(target_acceptance=bad)
 
 

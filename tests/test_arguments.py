@@ -1,0 +1,67 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""The one rule for integers and numbers: TypeError for another type, ValueError out of bounds."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pyro_neuralrg.arguments import check_integer, check_number
+
+
+@pytest.mark.parametrize("value", [2, 5, np.int8(3), torch.tensor(4)])
+def test_integers_within_bounds(value: Any) -> None:
+    number = check_integer("n", value, 2, 5)
+    assert type(number) is int
+    assert number == value
+
+
+@pytest.mark.parametrize("value", [2.0, "2", None, True, math.nan, [2], torch.tensor(2.0)])
+def test_no_integers(value: Any) -> None:
+    with pytest.raises(TypeError, match=r"^n is .*; accepted: an integer from 2 to 5$"):
+        check_integer("n", value, 2, 5)
+
+
+@pytest.mark.parametrize("value", [1, 6, -(2**70), 2**70])
+def test_integers_out_of_bounds(value: int) -> None:
+    with pytest.raises(ValueError, match=f"^n is {value}; accepted: an integer from 2 to 5$"):
+        check_integer("n", value, 2, 5)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "inside", "outside"),
+    [
+        (
+            {},
+            (-1e308, 0, np.float32(2.5), torch.tensor(1)),
+            (math.nan, math.inf, -math.inf, 10**400),
+        ),
+        ({"above": 0}, (5e-324, 1e308), (0, -0.0, -1, math.nan, math.inf)),
+        ({"least": 0, "most": 1}, (0, -0.0, 1), (-5e-324, math.nextafter(1, 2), math.nan)),
+        ({"least": 0, "below": 1}, (0, math.nextafter(1, 0)), (-5e-324, 1, math.nan)),
+    ],
+)
+def test_bounds_of_numbers(
+    bounds: dict[str, float], inside: tuple[Any, ...], outside: tuple[Any, ...]
+) -> None:
+    for value in inside:
+        assert check_number("x", value, **bounds) == value
+    for value in outside:
+        with pytest.raises(ValueError, match=r"^x is .*; accepted: a finite number$"):
+            check_number("x", value, **bounds)
+
+
+@pytest.mark.parametrize("value", ["1", b"1", None, True, 1j, [1.0], torch.ones(2)])
+def test_no_numbers(value: Any) -> None:
+    with pytest.raises(TypeError, match=r"^x is .*; accepted: a finite number$"):
+        check_number("x", value)
+
+
+def test_the_whole_argument_is_shown() -> None:
+    with pytest.raises(ValueError, match=r"^pair is \(1, 0\); accepted: two numbers > 0$"):
+        check_number("pair", 0, "two numbers > 0", above=0, given=(1, 0))
