@@ -14,7 +14,7 @@ from pyro.infer.mcmc.util import diagnostics as site_diagnostics
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_neuralrg.infer.arguments import LARGEST_SEED, check_integer
+from pyro_neuralrg.arguments import LARGEST_SEED, check_integer
 from pyro_neuralrg.infer.mcmc.adaptation import Adaptation, Warmup
 from pyro_neuralrg.infer.mcmc.base import ChainState, Kernel, StepInfo
 from pyro_neuralrg.infer.mcmc.target import Target, frozen
@@ -70,7 +70,8 @@ class VectorizedMCMC:
         seconds: :class:`Cost`, wall-clock.
 
     Raises:
-        ValueError: if a number is out of range, the initial parameters do not fit, or a chain has
+        TypeError: if a number is none.
+        ValueError: if one is out of range, the initial parameters do not fit, or a chain has
             no finite starting energy.
 
     Example:
