@@ -162,7 +162,7 @@ class _Run:
 
     def start(self, h: Tensor) -> Tensor:
         """New states, the first two filled."""
-        from pyro_neuralrg.transforms.kernels import LANES
+        from pyro_neuralrg.transforms.kernel_layers import LANES
 
         pieces = -(-h.shape[1] // LANES)
         states = h.new_empty(pieces, len(self.order) + 2, self.sizes.half * LANES)
