@@ -37,11 +37,11 @@ class Affine(NamedTuple):
     log_scale: Tensor
 
     def generate(self, v: Tensor) -> tuple[Tensor, Tensor]:
-        """V to x."""
+        """From v to x."""
         return v * self.log_scale.exp() + self.shift, self.log_scale
 
     def renormalize(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """X to v."""
+        """From x to v."""
         return (x - self.shift) * (-self.log_scale).exp(), self.log_scale
 
 
@@ -67,12 +67,12 @@ class AffineSteps(NamedTuple):
     steepness: Tensor
 
     def generate(self, v: Tensor) -> tuple[Tensor, Tensor]:
-        """V to x."""
+        """From v to x."""
         x, slope = self._evaluate(v)
         return x, slope.log()
 
     def renormalize(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """X to v."""
+        """From x to v."""
         with torch.no_grad():
             v = self._solve(x)
         for _ in range(2):  # each Newton step makes one more derivative of v exact

@@ -32,8 +32,8 @@ LOG_SCALE_BOUND = 2.0
 SMALL = 1e-2  # weights of the last layer at the start: couplings begin close to the identity
 # Of steps at the start, the heights of one map added up.
 STEP_HEIGHT, STEP_STEEPNESS = 0.03, 0.7
-# Flat steps would learn slowly. Gap at L = 8, Tc after 1600 steps: 0.093 nats without, 0.070 with a
-# gain of 4, 0.057 of 10.
+# Flat steps would learn slowly. Gap at L = 8, Tc after 1600 training steps, one seed each: 0.093
+# nats without, 0.070 with a gain of 4, 0.057 of 10.
 HEIGHT_GAIN = 10.0
 
 
@@ -158,9 +158,8 @@ class NeighbourNetwork(nn.Module):
         small, heads = SMALL / math.sqrt(widths[-1]), (1 + steps) * outputs
         self.place = nn.Parameter(small * torch.randn(heads, widths[-1]))  # shift, centres
         self.form = nn.Parameter(small * torch.randn(heads, widths[-1]))  # log-scale, heights
-        log_scale = (
-            math.log(1 - STEP_HEIGHT * STEP_STEEPNESS) if steps else 0.0
-        )  # slopes add up to 1
+        # at the start the slopes of the line and of its steps add up to 1
+        log_scale = math.log(1 - STEP_HEIGHT * STEP_STEEPNESS) if steps else 0.0
         bias = torch.full((heads, 1), math.atanh(log_scale / LOG_SCALE_BOUND))
         bias[outputs:] = _inverse_softplus(STEP_HEIGHT / max(1, steps)) / HEIGHT_GAIN
         self.form_bias = nn.Parameter(bias)

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -91,3 +93,19 @@ def test_compiled_density_and_sample() -> None:
     for mine, theirs in zip(compiled(z), transform.forward_and_ladj(z), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
     torch._dynamo.reset()
+
+
+def test_the_map_is_the_documented_sum() -> None:
+    """At v = c_k a step contributes nothing to x, and its whole slope a_k b_k."""
+    height, centre, steepness = torch.tensor([[0.5], [2.0]]), torch.tensor([[1.5], [-0.7]]), 3.0
+    steps = AffineSteps(
+        torch.tensor(0.3), torch.tensor(-0.2), height, centre, torch.full((2, 1), steepness)
+    )
+    for (at,), (other,), a, b in zip(
+        centre.tolist(), centre.flip(0).tolist(), (0.5, 2.0), (2.0, 0.5), strict=True
+    ):
+        x, log_slope = steps.generate(torch.tensor([at]))
+        rise = math.tanh(steepness * (at - other))
+        assert float(x) == pytest.approx(math.exp(-0.2) * at + 0.3 + b * rise)
+        slope = math.exp(-0.2) + a * steepness + b * steepness * (1 - rise**2)
+        assert float(log_slope) == pytest.approx(math.log(slope))
