@@ -12,13 +12,19 @@ from pyro_neuralrg.infer import PDD, FlowGuide, fit, load, save
 from pyro_neuralrg.infer.mcmc import HMC, Cycle, IndependenceMetropolis, VectorizedMCMC
 from pyro_neuralrg.infer.reparam import FlowReparam
 from pyro_neuralrg.potentials import FreeField, IsingDual, LatticePotential
-from pyro_neuralrg.transforms import HierarchicalFlow, hierarchical_flow
+from pyro_neuralrg.transforms import (
+    ConditionalHierarchicalFlow,
+    HierarchicalFlow,
+    conditional_hierarchical_flow,
+    hierarchical_flow,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
     "HMC",
     "PDD",
+    "ConditionalHierarchicalFlow",
     "Cycle",
     "FlowGuide",
     "FlowReparam",
@@ -30,6 +36,7 @@ __all__ = [
     "SymmetrizedFlow",
     "VectorizedMCMC",
     "__version__",
+    "conditional_hierarchical_flow",
     "fit",
     "hierarchical_flow",
     "load",

@@ -169,6 +169,13 @@ class Circuit:
     layers: tuple[Layer, ...]
 
     @property
+    def is_complete(self) -> bool:
+        """Whether decimators leave a single coarsest variable, which is at index (0, ..., 0)."""
+        if not self.layers:
+            return max(self.shape) == 1
+        return self.layers[-1].kind == "decimator" and max(self.layers[-1].coarse_shape) == 1
+
+    @property
     def depth(self) -> int:
         """Number of scales at which the circuit acts (number of layers for "brickwork")."""
         if self.name == "brickwork":

@@ -14,13 +14,18 @@ from pyro.distributions.torch_transform import TransformModule
 from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 
+from pyro_neuralrg.transforms.base import LatticeTransform
+
 __all__ = [
     "FlowDistribution",
     "StandardNormal",
     "flow_distribution",
     "forward_and_ladj",
     "inverse_and_ladj",
+    "local_flow",
+    "local_to_normal",
     "log_prob_of_nothing",
+    "normal_to_local",
     "standard_normal",
 ]
 
@@ -58,6 +63,24 @@ def flow_distribution(flow: Any, shape: Sequence[int] | None = None) -> Any:
 class FlowDistribution(dist.TransformedDistribution):
     """Pyro's, for batches of any size: torch's own fails where there is no field at all."""
 
+    @property
+    def has_score(self) -> bool:
+        """Whether :meth:`rsample_with_score` works: for one flow of this package, of normals."""
+        return (
+            isinstance(self.base_dist, StandardNormal)
+            and len(self.transforms) == 1
+            and isinstance(self.transforms[0], LatticeTransform)
+        )
+
+    def rsample_with_score(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+        """Draw differentiable fields with the gradient of ln q there, at fixed parameters.
+
+        See :meth:`~pyro_neuralrg.transforms.LatticeTransform.forward_with_score`.
+        """
+        z = self.base_dist.rsample(torch.Size(sample_shape))
+        x, _, score = self.transforms[0].forward_with_score(z)
+        return x, score
+
     def log_prob(self, value: Tensor) -> Tensor:
         """ln q(value) in nats."""
         if value.numel() == 0:
@@ -88,6 +111,31 @@ def log_prob_of_nothing(distribution: Any, value: Tensor) -> Tensor:
             f"accepted: any batch shape followed by {tuple(distribution.event_shape)}"
         )
     return value.new_zeros(torch.broadcast_shapes(value.shape[:split], distribution.batch_shape))
+
+
+def local_flow(flow: Any) -> Any:
+    """x from the latents y in which local moves are smooth: the flow itself, unless it has humps.
+
+    Independent of each other as well, and standard normals but for the coarsest one. See
+    :attr:`~pyro_neuralrg.transforms.HierarchicalFlow.local`.
+    """
+    return getattr(flow, "local", flow)
+
+
+def normal_to_local(flow: Any, z: Tensor) -> tuple[Tensor, Tensor]:
+    """The latents y of standard normals z, and ln |det dy/dz|, over the flow's event dimensions."""
+    humps = getattr(flow, "humps", None)
+    return (z, _no_ladj(flow, z)) if humps is None else humps.forward_and_ladj(z)
+
+
+def local_to_normal(flow: Any, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The standard normals z of latents y, and the same ln |det dy/dz|."""
+    humps = getattr(flow, "humps", None)
+    return (y, _no_ladj(flow, y)) if humps is None else humps.inverse_and_ladj(y)
+
+
+def _no_ladj(flow: Any, value: Tensor) -> Tensor:
+    return value.new_zeros(value.shape[: value.dim() - flow.domain.event_dim])
 
 
 def check_flow(flow: Any) -> None:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pyro_neuralrg.transforms.hierarchical import HierarchicalFlow
+from pyro_neuralrg.transforms import ConditionalHierarchicalFlow, HierarchicalFlow
 
 __all__ = ["Loaded", "load", "save"]
 
@@ -33,6 +33,11 @@ ENTRIES: dict[str, tuple[type, ...]] = {
     "sha256": (str,),
 }
 
+#: What can be saved, by the name that the file has for it.
+KINDS: dict[str, type[HierarchicalFlow] | type[ConditionalHierarchicalFlow]] = {
+    kind.__name__: kind for kind in (HierarchicalFlow, ConditionalHierarchicalFlow)
+}
+
 
 class Loaded(NamedTuple):
     """Contents of a file of :func:`save`.
@@ -43,14 +48,14 @@ class Loaded(NamedTuple):
         metadata: what was given to :func:`save`, else an empty dictionary.
     """
 
-    flow: HierarchicalFlow
+    flow: Any
     optimizer_state: dict[str, Any] | None
     metadata: dict[str, Any]
 
 
 def save(
     path: str | os.PathLike[str],
-    flow: HierarchicalFlow,
+    flow: HierarchicalFlow | ConditionalHierarchicalFlow,
     *,
     optimizer: Mapping[str, Any] | None = None,
     metadata: Mapping[str, Any] | None = None,
@@ -59,7 +64,8 @@ def save(
 
     Args:
         path: file to write; an existing one is replaced.
-        flow: a HierarchicalFlow (for a SymmetrizedFlow or a guide: its ``.flow``).
+        flow: a HierarchicalFlow or a ConditionalHierarchicalFlow (for a SymmetrizedFlow or a
+            guide: its ``.flow``).
         optimizer: ``FitResult.optimizer_state``, so that a training can go on later.
         metadata: JSON data to keep beside the flow (shape, temperature, seed, ...).
 
@@ -69,10 +75,9 @@ def save(
             factory.
         OSError: if ``path`` cannot be written.
     """
-    if not isinstance(flow, HierarchicalFlow):
-        raise TypeError(
-            f"flow is a {type(flow).__name__}; accepted: a HierarchicalFlow (the .flow of a guide)"
-        )
+    kind = type(flow).__name__
+    if not isinstance(flow, tuple(KINDS.values())):
+        raise TypeError(f"flow is a {kind}; accepted: {' or '.join(KINDS)} (the .flow of a guide)")
     try:
         described = json.dumps(dict(metadata or {}))
     except TypeError as error:
@@ -81,7 +86,7 @@ def save(
         ) from None
     weights = flow.state_dict()
     contents = {
-        "config": json.dumps(flow.config),
+        "config": json.dumps({"kind": kind, **flow.config}),
         "dtype": _dtype_name(flow),
         "state_dict": {name: tensor.detach() for name, tensor in weights.items()},
         "optimizer": None if optimizer is None else dict(optimizer),
@@ -106,7 +111,8 @@ def load(path: str | os.PathLike[str], map_location: Any = "cpu") -> Loaded:
     device = _device(map_location)
     payload = _read(Path(path))
     try:
-        flow = HierarchicalFlow.from_config(json.loads(payload["config"]))
+        config = json.loads(payload["config"])
+        flow = KINDS[config.pop("kind", HierarchicalFlow.__name__)].from_config(config)
         flow = flow.to(dtype=getattr(torch, payload["dtype"]), device=device)
         flow.load_state_dict(payload["state_dict"])
         metadata = dict(json.loads(payload["metadata"]))
@@ -195,7 +201,7 @@ def _device(map_location: Any) -> torch.device:
         ) from None
 
 
-def _dtype_name(flow: HierarchicalFlow) -> str:
+def _dtype_name(flow: nn.Module) -> str:
     """Name of the dtype of the flow's parameters, such as "float64"."""
     for tensor in flow.state_dict().values():
         if tensor.is_floating_point():

@@ -75,7 +75,7 @@ def fit(
     clip: float | None = 100.0,
     anneal: tuple[float, float] | None = (1.5, 0.5),
     average: float = 0.0,
-    path_gradient: bool = False,
+    path_gradient: bool | None = None,
     seed: int | None = None,
     start_step: int = 0,
     optimizer_state: dict[str, Any] | None = None,
@@ -103,7 +103,8 @@ def fit(
             temperature after this fraction of the steps; None: no cooling. A target without
             ``heated`` (a model) is not cooled.
         average: fraction of the steps, at the end, whose parameters are averaged for the result.
-        path_gradient: see :class:`~pyro_neuralrg.infer.pdd.PDD`.
+        path_gradient: see :class:`~pyro_neuralrg.infer.pdd.PDD`; None: for flows of this package,
+            where it is cheap and pays.
         seed: of the samples and of a flow built here; None: the global random state goes on.
         start_step: steps of this schedule already taken, to go on with an interrupted training.
         optimizer_state: of an earlier result, to go on with its moments.
@@ -130,7 +131,7 @@ def fit(
                 num_particles=schedule.batch if batch is None else int(batch),
                 max_plate_nesting=_plates(target, guide),
                 vectorize_particles=True,
-                path_gradient=path_gradient,
+                path_gradient=_has_score(guide) if path_gradient is None else path_gradient,
             ),
             optimizer=GuardedAdam(
                 _trainable(target, guide), schedule.learning_rate if lr is None else lr, clip
@@ -335,6 +336,11 @@ def _trainable(target: Any, guide: Callable[..., Any]) -> list[Tensor]:
     return trainable
 
 
+def _has_score(guide: Callable[..., Any]) -> bool:
+    """Whether samples come with the score, so that path gradients cost little more."""
+    return isinstance(guide, _Sampler) and getattr(guide.distribution(), "has_score", False)
+
+
 def _plates(target: Any, guide: Callable[..., Any]) -> float:
     """Nesting of plates: none for a potential and a flow, for Pyro to find out otherwise."""
     return 0 if isinstance(guide, _Sampler) and hasattr(target, "energy") else math.inf
@@ -350,8 +356,12 @@ class _Sampler:
         """The parameters, for path gradients."""
         return self.guide.parameters()
 
+    def distribution(self) -> Any:
+        """What is sampled."""
+        return self.guide.distribution()
+
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        return pyro.sample(self.guide.site, self.guide.distribution())
+        return pyro.sample(self.guide.site, self.distribution())
 
 
 def _default_flow(target: Any) -> Any:

@@ -9,7 +9,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyro
+import torch
 from pyro.distributions import TransformedDistribution
+from pyro.distributions.conditional import ConditionalTransformModule
 from pyro.distributions.torch_transform import TransformModule
 from pyro.nn import PyroModule
 from torch import Tensor, nn
@@ -30,8 +32,9 @@ class FlowGuide(PyroModule):
     parameter store of its own (``pyro.get_param_store().scope()``), or clear the store between.
 
     Args:
-        flow: a TransformModule on lattice fields, a SymmetrizedFlow, or a TransformedDistribution
-            of TransformModules.
+        flow: a TransformModule on lattice fields, a SymmetrizedFlow, a TransformedDistribution of
+            TransformModules, or a ConditionalTransformModule such as a ConditionalHierarchicalFlow:
+            the guide then takes the context, ``guide(context)``, as the model does.
         name: the sample site.
         shape: event shape, only for a flow that has no ``shape`` attribute.
 
@@ -60,7 +63,8 @@ class FlowGuide(PyroModule):
             self.flow = nn.ModuleList(flow.transforms)
             self._density = flow
         else:
-            check_flow(flow)
+            if not isinstance(flow, ConditionalTransformModule):
+                check_flow(flow)
             self.flow = flow
             self.shape = event_shape(flow, shape)
 
@@ -71,11 +75,23 @@ class FlowGuide(PyroModule):
             self._density.base_dist = _moved(self._density.base_dist, fn)
         return self
 
-    def distribution(self) -> Any:
-        """The distribution q of the sample site; registers nothing with Pyro."""
+    def distribution(self, context: Tensor | None = None) -> Any:
+        """The distribution q of the sample site; registers nothing with Pyro.
+
+        Args:
+            context: of a conditional flow, shape ``batch_shape + (context_dim,)``.
+
+        Raises:
+            ValueError: if a conditional flow gets none.
+        """
         if isinstance(self._density, SymmetrizedFlow):
             return self._density
-        flow = self._modules["flow"]
+        flow: Any = self._modules["flow"]
+        if isinstance(flow, ConditionalTransformModule):
+            if context is None:
+                raise ValueError("context is None; accepted for a conditional flow: a tensor")
+            batch = torch.Size(context.shape[:-1])
+            return flow_distribution(flow.condition(context), self.shape).expand(batch)
         if isinstance(flow, TransformModule):
             return flow_distribution(flow, self.shape)
         return self._density
@@ -83,13 +99,15 @@ class FlowGuide(PyroModule):
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Register the flow's parameters with Pyro and sample the site.
 
-        The arguments are those of the model and are not used.
+        The arguments are those of the model. A conditional flow takes the first of them as its
+        context; others are not used.
 
         Raises:
             ValueError: if Pyro's parameter store holds other tensors under this guide's names.
         """
         self._register()
-        return pyro.sample(self.site, self.distribution())
+        conditional = isinstance(self._modules["flow"], ConditionalTransformModule)
+        return pyro.sample(self.site, self.distribution(*args[:conditional]))
 
     def _register(self) -> None:
         """``pyro.module``, but never silently training another guide's parameters."""

@@ -20,6 +20,7 @@ from pyro_neuralrg.distributions.flow import (
     flow_dtype_and_device,
     forward_and_ladj,
     inverse_and_ladj,
+    local_flow,
 )
 
 __all__ = ["FlowReparam"]
@@ -44,6 +45,10 @@ class FlowReparam(Reparam):
     as it is. The handlers ``poutine.mask`` and ``poutine.scale`` act on the *whole* site,
     log-determinant included, as for every reparameteriser of Pyro; to leave out a prior alone, mask
     its distribution (``fn.mask(False)``).
+
+    Of a flow that begins with two humps, the latent site holds what is behind them, where HMC does
+    not meet the steep step between them: the coarsest variable of a perfect flow is then a mixture
+    of two normals.
 
     Args:
         flow: a bijective TransformModule of real tensors, ``x = flow(z)``; usually a
@@ -77,6 +82,7 @@ class FlowReparam(Reparam):
                 "x = flow(z) (flow.inv is not one)"
             )
         self.flow = flow
+        self._local = local_flow(flow)
 
     def apply(self, msg: Any) -> Any:
         """Replace the site; called by ``poutine.reparam``."""
@@ -92,11 +98,11 @@ class FlowReparam(Reparam):
                 stacklevel=2,
             )
         if value is not None:  # an initial value, not data: keep it, and find its latent
-            z_initial, ladj = inverse_and_ladj(self.flow, value, fn.event_dim)
+            z_initial, ladj = inverse_and_ladj(self._local, value, fn.event_dim)
             self._sample_latent(name, fn, z_initial)
         else:
             z = self._sample_latent(name, fn, None)
-            value, ladj = forward_and_ladj(self.flow, z, fn.event_dim)
+            value, ladj = forward_and_ladj(self._local, z, fn.event_dim)
         density = dist.Delta(value, fn.log_prob(value) + ladj, event_dim=fn.event_dim)
         return {"fn": density, "value": value, "is_observed": True}
 
@@ -110,7 +116,7 @@ class FlowReparam(Reparam):
             x of the same shape.
         """
         with torch.no_grad():
-            return forward_and_ladj(self.flow, latent, self.flow.domain.event_dim)[0]
+            return forward_and_ladj(self._local, latent, self.flow.domain.event_dim)[0]
 
     def _check_site(self, name: str, fn: Any) -> None:
         shape = getattr(self.flow, "shape", None)
@@ -137,12 +143,16 @@ class FlowReparam(Reparam):
         dtype, device = flow_dtype_and_device(self.flow)
         zero = torch.zeros((), dtype=dtype, device=device)
         normal = dist.Normal(zero, zero + 1).expand(fn.batch_shape + fn.event_shape)
+        latent: Any = normal.to_event(fn.event_dim)
+        humps = getattr(self.flow, "humps", None)
+        if humps is not None:
+            latent = dist.TransformedDistribution(latent, [humps])
         # "is_observed" keeps an initial value from counting as data; "flow_site" tells whoever
         # reads the trace how latent values become physical ones.
         infer: Any = {"is_observed": False, "flow_site": (name, self)}
         return pyro.sample(
             f"{name}_latent",
-            normal.to_event(fn.event_dim).mask(False),
+            latent.mask(False),
             obs=initial,
             infer=infer,
         )

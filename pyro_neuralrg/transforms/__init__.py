@@ -12,15 +12,21 @@ from pyro_neuralrg.transforms.bijectors import (
     Place,
     RealNVP,
 )
+from pyro_neuralrg.transforms.conditional import (
+    ConditionalHierarchicalFlow,
+    conditional_hierarchical_flow,
+)
 from pyro_neuralrg.transforms.coupling import Couplings, neighbour_coupling, realnvp_block
 from pyro_neuralrg.transforms.fourier import FourierLayer
 from pyro_neuralrg.transforms.hierarchical import HierarchicalFlow, hierarchical_flow
+from pyro_neuralrg.transforms.humps import TwoHumps
 from pyro_neuralrg.transforms.monotone import MonotoneMap
 
 __all__ = [
     "BIJECTORS",
     "Bijector",
     "BlockFactory",
+    "ConditionalHierarchicalFlow",
     "Couplings",
     "FourierLayer",
     "HierarchicalFlow",
@@ -30,6 +36,8 @@ __all__ = [
     "Neighbour",
     "Place",
     "RealNVP",
+    "TwoHumps",
+    "conditional_hierarchical_flow",
     "hierarchical_flow",
     "neighbour_coupling",
     "realnvp_block",

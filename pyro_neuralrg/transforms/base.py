@@ -71,11 +71,14 @@ class LatticeTransform(TransformModule):
 
     To write another one, define on *batch-last* tensors ``event_shape + (batch,)``
 
-    * ``generate(h) -> (h, ladj)``: z to x, with ``ladj = ln |det dx/dz|`` of shape ``(batch,)``;
-    * ``renormalize(h) -> (h, ladj)``: x to z, with the *same* ``ladj = ln |det dx/dz|`` (not its
-      negative);
+    * ``generate(h, context) -> (h, ladj)``: z to x, with ``ladj = ln |det dx/dz|`` of shape
+      ``(batch,)``;
+    * ``renormalize(h, context) -> (h, ladj)``: x to z, with the *same* ``ladj = ln |det dx/dz|``
+      (not its negative);
 
-    create parameters in ``__init__``, and add a line to ``tests/transforms/registry.py``.
+    where the context is None or a tensor ``(features, batch)`` that may decide what is done, but
+    need not. Then create parameters in ``__init__``, and add a line to
+    ``tests/transforms/registry.py``.
 
     The last evaluated pair is remembered, so that ``log_prob`` of a fresh sample costs nothing: the
     latent found there is the very tensor that the sample came from. The pair is used once, and only
@@ -99,13 +102,35 @@ class LatticeTransform(TransformModule):
         self.event_shape = tuple(event_shape)
         self._pass: _Pass | None = None
 
-    def generate(self, h: Tensor) -> tuple[Tensor, Tensor]:
+    def generate(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Batch-last z to (x, ladj); see the class docstring."""
-        raise NotImplementedError(f"{type(self).__name__} does not define generate(h)")
+        raise NotImplementedError(f"{type(self).__name__} does not define generate(h, context)")
 
-    def renormalize(self, h: Tensor) -> tuple[Tensor, Tensor]:
+    def renormalize(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Batch-last x to (z, ladj); see the class docstring."""
-        raise NotImplementedError(f"{type(self).__name__} does not define renormalize(h)")
+        raise NotImplementedError(f"{type(self).__name__} does not define renormalize(h, context)")
+
+    def generate_with_score(
+        self, h: Tensor, score: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        r"""Batch-last z to (x, ladj), and the score of the density along with it.
+
+        With :math:`s = \partial_z \ln p(z)` given, :math:`\partial_x \ln q(x) = J^{-T} (s -
+        \partial_z \ln|\det J|)` is returned, detached: what a path gradient needs. Here by one
+        inverse pass; couplings do without (Vaitl, Winkler, Richter, Kessel, "Fast and unified path
+        gradient estimators for normalizing flows", ICLR 2024).
+        """
+        out, ladj = self.generate(h, context)
+        with torch.enable_grad():
+            x = out.detach().requires_grad_()
+            z, inverse_ladj = self.renormalize(x, None if context is None else context.detach())
+            cotangents = [score, -torch.ones_like(inverse_ladj)]
+            (score,) = torch.autograd.grad(  # a constant log-determinant has no graph
+                [y for y in (z, inverse_ladj) if y.requires_grad],
+                x,
+                [c for y, c in zip((z, inverse_ladj), cotangents, strict=True) if y.requires_grad],
+            )
+        return out, ladj, score
 
     # The public interface, Pyro's and ours
 
@@ -134,6 +159,28 @@ class LatticeTransform(TransformModule):
         batch_shape = self._check("z", z)
         x, ladj = self.generate(pack(z, len(self.event_shape)))
         return unpack(x, batch_shape), ladj.reshape(batch_shape)
+
+    def forward_with_score(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        r"""Return x and ladj as :meth:`forward_and_ladj`, and the score of the flow's density.
+
+        Of independent normals z, that is :math:`\partial_x \ln q(x)` at fixed parameters.
+
+        Args:
+            z: shape ``batch_shape + event_shape``, any batch shape, in the transform's dtype.
+
+        Returns:
+            x of the shape of z, ladj of shape ``batch_shape``, and the score of the shape of z,
+            detached.
+
+        Raises:
+            TypeError, ValueError: if ``z`` is not such a tensor.
+        """
+        batch_shape = self._check("z", z)
+        h = pack(z, len(self.event_shape))
+        out, ladj, score = self.generate_with_score(h, -h.detach())
+        x, ladj = unpack(out, batch_shape), ladj.reshape(batch_shape)
+        self._remember(z, x, ladj, given=z)
+        return x, ladj, unpack(score, batch_shape)
 
     def inverse_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``z = g^-1(x)`` and the same ``ladj = ln |det dx/dz|`` at that point.

@@ -16,9 +16,10 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, cast
 
 import torch
+from pyro.distributions.conditional import ConditionalTransformModule
 from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor, nn
 from torch.distributions import Transform
@@ -49,6 +50,7 @@ class Place:
         odd: the bijector must commute with x -> -x.
         boundary: "periodic" or "open".
         per_block: each block has weights of its own.
+        context_dim: features of a context that its networks take besides; 0 for none.
     """
 
     block: tuple[int, ...]
@@ -56,6 +58,7 @@ class Place:
     odd: bool
     boundary: str
     per_block: bool
+    context_dim: int = 0
 
     @property
     def size(self) -> int:
@@ -90,6 +93,7 @@ class RealNVP:
                 hidden=self.hidden,
                 activation=self.activation,
                 odd=place.odd,
+                context_dim=place.context_dim,
             )
 
         return _Blockwise(place, block)
@@ -118,6 +122,7 @@ class Neighbour:
             steps=self.steps,
             odd=place.odd,
             boundary=place.boundary,
+            context_dim=place.context_dim,
         )
 
 
@@ -143,7 +148,8 @@ class LayerFactory:
         """The layer."""
         _refuse_per_block(place, "a layer factory")
         _refuse_odd(place)
-        transform = _check_module(self.factory(place.size, place.count), 1 + len(place.count))
+        made = self.factory(place.size, place.count)
+        transform = _check_module(made, place, 1 + len(place.count))
         return _Foreign((place.size, *place.count), transform)
 
 
@@ -240,7 +246,14 @@ def _refuse_odd(place: Place) -> None:
         )
 
 
-def _check_module(transform: Any, event_dim: int) -> Any:
+def _check_module(transform: Any, place: Place, event_dim: int) -> Any:
+    if isinstance(transform, ConditionalTransformModule):
+        if not place.context_dim:
+            raise ValueError(
+                f"the bijector factory returned {type(transform).__name__}, which needs a context; "
+                "accepted: that in a ConditionalHierarchicalFlow, else a TransformModule"
+            )
+        return transform
     # a ComposeTransformModule is a transform and a module, but no TransformModule
     if not (isinstance(transform, Transform) and isinstance(transform, nn.Module)):
         raise TypeError(
@@ -260,38 +273,44 @@ def _check_module(transform: Any, event_dim: int) -> Any:
 
 
 class _Foreign(LatticeTransform):
-    """Any TransformModule, batch on its left, under our batch-last contract."""
+    """Any (Conditional)TransformModule, batch on its left, under our batch-last contract."""
 
-    def __init__(self, event_shape: tuple[int, ...], transform: TransformModule) -> None:
+    def __init__(self, event_shape: tuple[int, ...], transform: Any) -> None:
         super().__init__(event_shape)
         self.transform = transform
 
-    def generate(self, h: Tensor) -> tuple[Tensor, Tensor]:
+    def generate(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z to x."""
         if h.shape[-1] == 0:  # which some of Pyro's transforms refuse
             return h, h.new_zeros(0)
+        transform = self._conditioned(context)
         z = h.movedim(-1, 0).contiguous()
-        x = self.transform(z)
-        ladj = self._ladj(z, x)
+        x = transform(z)
+        ladj = _open_ladj(transform, z, x)
         self._drop_cache()
         return x.movedim(0, -1), ladj
 
-    def renormalize(self, h: Tensor) -> tuple[Tensor, Tensor]:
+    def renormalize(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x to z."""
         if h.shape[-1] == 0:
             return h, h.new_zeros(0)
+        transform = self._conditioned(context)
         x = h.movedim(-1, 0).contiguous()
-        z = self.transform.inv(x)
-        ladj = self._ladj(z, x)
+        z = transform.inv(x)
+        ladj = _open_ladj(transform, z, x)
         self._drop_cache()
         return z.movedim(0, -1), ladj
 
-    def _ladj(self, z: Tensor, x: Tensor) -> Tensor:
-        ladj = self.transform.log_abs_det_jacobian(z, x)
-        # Sum over what a transform of fewer event dimensions leaves open; some of Pyro's transforms
-        # return the shape () for a constant, which counts once for each.
-        open_shape = z.shape[: z.dim() - self.transform.domain.event_dim]
-        return ladj.expand(open_shape).reshape(z.shape[0], math.prod(open_shape[1:])).sum(-1)
+    def _conditioned(self, context: Tensor | None) -> Any:
+        """The transform itself, or what a conditional one makes of the context."""
+        if not isinstance(self.transform, ConditionalTransformModule):
+            return self.transform
+        if context is None:
+            raise ValueError(
+                f"context is None; accepted for {type(self.transform).__name__}: a tensor, by way "
+                "of ConditionalHierarchicalFlow.condition"
+            )
+        return self.transform.condition(context.movedim(-1, 0))
 
     def _drop_cache(self) -> None:
         """Forget non-leaf tensors: with them the flow could not be copied, and could go stale."""
@@ -301,6 +320,17 @@ class _Foreign(LatticeTransform):
                     part.__dict__[name] = (None, None)
                 elif name.startswith("_cache") and isinstance(value, Tensor):
                     part.__dict__[name] = None
+
+
+def _open_ladj(transform: Any, z: Tensor, x: Tensor) -> Tensor:
+    """The log-determinant of each field.
+
+    Summed over what a transform of fewer event dimensions leaves open; some of Pyro's transforms
+    return the shape () for a constant, which counts once for each.
+    """
+    ladj = transform.log_abs_det_jacobian(z, x)
+    open_shape = z.shape[: z.dim() - transform.domain.event_dim]
+    return ladj.expand(open_shape).reshape(z.shape[0], math.prod(open_shape[1:])).sum(-1)
 
 
 def _parts(transform: Transform) -> Iterator[Any]:
@@ -318,32 +348,51 @@ class _Blockwise(LatticeTransform):
     def __init__(self, place: Place, factory: Callable[[int], TransformModule]) -> None:
         super().__init__((place.size, *place.count))
         copies = math.prod(place.count) if place.per_block else 1
-        self.blocks = nn.ModuleList(self._adapt(factory(place.size)) for _ in range(copies))
+        self.blocks = nn.ModuleList(_adapt(factory(place.size), place) for _ in range(copies))
 
-    def _adapt(self, transform: Any) -> LatticeTransform:
-        size = self.event_shape[0]
-        if isinstance(transform, LatticeTransform) and transform.event_shape == (size,):
-            return transform
-        return _Foreign((size,), _check_module(transform, 1))
-
-    def generate(self, h: Tensor) -> tuple[Tensor, Tensor]:
+    def generate(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z to x."""
-        return self._each(h, "generate")
+        return self._each(h, context, "generate")
 
-    def renormalize(self, h: Tensor) -> tuple[Tensor, Tensor]:
+    def renormalize(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x to z."""
-        return self._each(h, "renormalize")
+        return self._each(h, context, "renormalize")
 
-    def _each(self, h: Tensor, direction: str) -> tuple[Tensor, Tensor]:
+    def generate_with_score(
+        self, h: Tensor, score: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """z to x with the score; of one block shared by all without an inverse, if it can."""
+        if len(self.blocks) > 1:
+            return super().generate_with_score(h, score, context)
+        size, batch = h.shape[0], h.shape[-1]
+        count = math.prod(h.shape[1:-1])
+        repeated = None if context is None else context.repeat(1, count)
+        flat = (size, count * batch)
+        out, ladj, score = cast("LatticeTransform", self.blocks[0]).generate_with_score(
+            h.reshape(flat), score.reshape(flat), repeated
+        )
+        return out.reshape(h.shape), ladj.reshape(count, batch).sum(0), score.reshape(h.shape)
+
+    def _each(self, h: Tensor, context: Tensor | None, direction: str) -> tuple[Tensor, Tensor]:
         size, batch = h.shape[0], h.shape[-1]
         count = math.prod(h.shape[1:-1])
         if len(self.blocks) == 1:
-            out, ladj = getattr(self.blocks[0], direction)(h.reshape(size, count * batch))
+            repeated = None if context is None else context.repeat(1, count)
+            block = cast("LatticeTransform", self.blocks[0])
+            out, ladj = getattr(block, direction)(h.reshape(size, count * batch), repeated)
             return out.reshape(h.shape), ladj.reshape(count, batch).sum(0)
         pieces = h.reshape(size, count, batch).unbind(1)
         pairs = [
-            getattr(block, direction)(piece)
+            getattr(block, direction)(piece, context)
             for block, piece in zip(self.blocks, pieces, strict=True)
         ]
         out = torch.stack([piece for piece, _ in pairs], dim=1)
         return out.reshape(h.shape), torch.stack([ladj for _, ladj in pairs]).sum(0)
+
+
+def _adapt(transform: Any, place: Place) -> LatticeTransform:
+    """A block under the batch-last contract."""
+    event_shape = (place.size,)
+    if isinstance(transform, LatticeTransform) and transform.event_shape == event_shape:
+        return transform
+    return _Foreign(event_shape, _check_module(transform, place, 1))

@@ -26,7 +26,7 @@ from pyro_neuralrg.transforms.networks import (
 __all__ = ["Couplings", "neighbour_coupling", "realnvp_block"]
 
 Half = tuple[list[int], list[int]]
-Network = Callable[[Tensor], Elementwise]
+Network = Callable[[Tensor, Tensor | None], Elementwise]
 
 
 class Couplings(LatticeTransform):
@@ -57,31 +57,61 @@ class Couplings(LatticeTransform):
         self.networks = nn.ModuleList(networks)
         self.stack = stack
 
-    def generate(self, h: Tensor) -> tuple[Tensor, Tensor]:
+    def generate(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z to x."""
-        if self.stack is not None and is_worthwhile(h):
+        if self.stack is not None and context is None and is_worthwhile(h):
             return self._couple_compiled(h, self.stack, True)
-        return self._generate(h, self.networks)
+        return self._generate(h, self.networks, context)
 
-    def renormalize(self, h: Tensor) -> tuple[Tensor, Tensor]:
+    def generate_with_score(
+        self, h: Tensor, score: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        r"""z to x with the score, without any inverse.
+
+        For each coupling :math:`s_v' = (s_v - \partial_v \ln f') / f'`, and with this :math:`s_u' =
+        s_u - \partial_u \ln f' - s_v' \cdot \partial_u f`.
+        """
+        if self.stack is not None and context is None and is_worthwhile(h):
+            return super().generate_with_score(h, score, context)
+        with torch.enable_grad():
+            if not h.requires_grad:
+                h = h.detach().requires_grad_()
+            rows, scores, log_slopes = list(h.unbind(0)), list(score.unbind(0)), []
+            for (fixed, moved), network in zip(self.halves, self.networks, strict=True):
+                u, v = _stack(rows, fixed), _stack(rows, moved)
+                values, log_slope = network(u, context).generate(v)
+                found = _transported(u, v, values, log_slope, _stack(scores, moved))
+                _put(scores, fixed, _stack(scores, fixed) + found[0])
+                _put(scores, moved, found[1])
+                _put(rows, moved, values)
+                log_slopes.append(log_slope)
+            ladj = torch.cat(log_slopes).flatten(0, -2).sum(0)
+            return torch.stack(rows), ladj, torch.stack(scores)
+
+    def renormalize(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x to z."""
-        if self.stack is not None and is_worthwhile(h):
+        if self.stack is not None and context is None and is_worthwhile(h):
             return self._couple_compiled(h, self.stack, False)
-        return self._renormalize(h, self.networks)
+        return self._renormalize(h, self.networks, context)
 
-    def _generate(self, h: Tensor, networks: Iterable[Network]) -> tuple[Tensor, Tensor]:
+    def _generate(
+        self, h: Tensor, networks: Iterable[Network], context: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         rows, log_slopes = list(h.unbind(0)), []
         for (fixed, moved), network in zip(self.halves, networks, strict=True):
-            values, log_slope = network(_stack(rows, fixed)).generate(_stack(rows, moved))
+            values, log_slope = network(_stack(rows, fixed), context).generate(_stack(rows, moved))
             _put(rows, moved, values)
             log_slopes.append(log_slope)
         return torch.stack(rows), torch.cat(log_slopes).flatten(0, -2).sum(0)
 
-    def _renormalize(self, h: Tensor, networks: Iterable[Network]) -> tuple[Tensor, Tensor]:
+    def _renormalize(
+        self, h: Tensor, networks: Iterable[Network], context: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         rows, log_slopes = list(h.unbind(0)), []
         pairs = zip(self.halves, networks, strict=True)
         for (fixed, moved), network in reversed(list(pairs)):
-            values, log_slope = network(_stack(rows, fixed)).renormalize(_stack(rows, moved))
+            mapped = network(_stack(rows, fixed), context)
+            values, log_slope = mapped.renormalize(_stack(rows, moved))
             _put(rows, moved, values)
             log_slopes.append(log_slope)
         return torch.stack(rows), torch.cat(log_slopes).flatten(0, -2).sum(0)
@@ -91,10 +121,23 @@ class Couplings(LatticeTransform):
 
         def plain(h: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
             networks = map(with_weights, block_networks, weights)
-            return (self._generate if generate else self._renormalize)(h, networks)
+            return (self._generate if generate else self._renormalize)(h, networks, None)
 
         weights = torch.stack([network.packed for network in block_networks])
         return couple(h, weights, stack, generate, plain)
+
+
+def _transported(
+    u: Tensor, v: Tensor, values: Tensor, log_slope: Tensor, score: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What a coupling adds to the score of u, and the new score of v."""
+    ones = torch.ones_like(log_slope)
+    (bent,) = torch.autograd.grad(
+        log_slope, v, ones, retain_graph=True, allow_unused=True, materialize_grads=True
+    )
+    moved = (score - bent) * (-log_slope.detach()).exp()
+    (pulled,) = torch.autograd.grad([log_slope, values], u, [ones, moved], retain_graph=True)
+    return -pulled, moved
 
 
 def _stack(rows: list[Tensor], sites: list[int]) -> Tensor:
@@ -113,6 +156,7 @@ def realnvp_block(
     hidden: Sequence[int] = (10, 10, 10),
     activation: str = "elu",
     odd: bool = False,
+    context_dim: int = 0,
 ) -> Couplings:
     """The paper's block: Real NVP on the sites of one block, event shape ``(size,)``.
 
@@ -125,6 +169,7 @@ def realnvp_block(
         hidden: widths of the hidden layers of the s- and t-networks (paper: 10, 10, 10).
         activation: one of ``networks.ACTIVATIONS`` (paper: "elu").
         odd: make the block commute with x -> -x.
+        context_dim: features of a context that the networks take besides; 0 for none.
 
     Raises:
         TypeError: if a number is no integer.
@@ -141,7 +186,9 @@ def realnvp_block(
         raise ValueError(f"activation is {activation!r}; accepted: {', '.join(ACTIVATIONS)}")
     # in a block of 2^d sites, row-major, the parity of the set bits is the checkerboard
     halves = _in_turn([[site.bit_count() % 2 == 0 for site in range(size)]], layers)
-    networks = [BlockNetwork(len(u), len(v), hidden, activation, odd) for u, v in halves]
+    networks = [
+        BlockNetwork(len(u), len(v), hidden, activation, odd, context_dim) for u, v in halves
+    ]
     even = size % 4 == 0 and bool(hidden) and len(set(hidden)) == 1 and hidden[0] % 2 == 0
     stack = None
     if activation == "elu" and not odd and even:  # what the compiled loops are written for
@@ -158,6 +205,7 @@ def neighbour_coupling(
     steps: int = 2,
     odd: bool = False,
     boundary: str = "periodic",
+    context_dim: int = 0,
 ) -> Couplings:
     """Couplings on all blocks of a layer, event shape ``(size, *count)``, that see neighbours.
 
@@ -173,6 +221,7 @@ def neighbour_coupling(
         steps: tanh steps of each coupling beside its line; 0 for affine couplings.
         odd: the map commutes with x -> -x.
         boundary: "periodic" or "open".
+        context_dim: features of a context that the networks take besides; 0 for none.
 
     Raises:
         TypeError: if a number is no integer.
@@ -188,7 +237,8 @@ def neighbour_coupling(
     steps = check_integer("steps", steps, 0)
     halves = _in_turn(_block_masks(block), layers)
     networks = [
-        NeighbourNetwork(len(u), len(v), count, hidden, steps, odd, boundary) for u, v in halves
+        NeighbourNetwork(len(u), len(v), count, hidden, steps, odd, boundary, context_dim)
+        for u, v in halves
     ]
     return Couplings((math.prod(block), *count), halves, networks)
 

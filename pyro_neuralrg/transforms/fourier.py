@@ -45,11 +45,11 @@ class FourierLayer(LatticeTransform):
         self.boundary = boundary
         self.register_buffer("scale", spectrum.detach().sqrt().clone())
 
-    def generate(self, h: Tensor) -> tuple[Tensor, Tensor]:
+    def generate(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z to x."""
         return self._apply_scale(h, self.scale), self._ladj(h)
 
-    def renormalize(self, h: Tensor) -> tuple[Tensor, Tensor]:
+    def renormalize(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x to z."""
         return self._apply_scale(h, self.scale.reciprocal()), self._ladj(h)
 

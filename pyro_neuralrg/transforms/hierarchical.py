@@ -10,11 +10,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from pyro_neuralrg.arguments import check_integer
+from pyro_neuralrg.arguments import check_integer, check_number
 from pyro_neuralrg.lattice import Circuit, Layer, make_circuit
 from pyro_neuralrg.transforms.base import LatticeTransform
 from pyro_neuralrg.transforms.bijectors import Bijector, Place, as_bijector, bijector_config
 from pyro_neuralrg.transforms.fourier import FourierLayer
+from pyro_neuralrg.transforms.humps import MOST_DISTANCE, TwoHumps
 from pyro_neuralrg.transforms.monotone import MonotoneMap
 from pyro_neuralrg.transforms.partition import cut, join, split_coarse, tile
 
@@ -46,6 +47,11 @@ class HierarchicalFlow(LatticeTransform):
         odd: g(-z) = -g(z), so that q(x) = q(-x) exactly.
         monotone_steps: steps of the monotone map on the variables each decimator keeps; 0 for none.
         spectrum: eigenvalues for a fixed Gaussian layer next to the field, or None.
+        humps: distance m of the two humps that the coarsest variable is given first, see
+            :class:`~pyro_neuralrg.transforms.humps.TwoHumps`; 0 for none. Circuits that leave more
+            than one coarsest variable ignore it.
+        context_dim: features of a context that the networks take besides; 0 for none. See
+            :class:`~pyro_neuralrg.transforms.conditional.ConditionalHierarchicalFlow`.
     """
 
     def __init__(
@@ -57,6 +63,8 @@ class HierarchicalFlow(LatticeTransform):
         odd: bool = False,
         monotone_steps: int = 0,
         spectrum: Tensor | None = None,
+        humps: float = 0.0,
+        context_dim: int = 0,
     ) -> None:
         super().__init__(circuit.shape)
         self.circuit = circuit
@@ -64,6 +72,7 @@ class HierarchicalFlow(LatticeTransform):
         self.weights = weights
         self.odd = odd
         self.monotone_steps = monotone_steps
+        self.context_dim = context_dim
         shared: dict[Any, nn.Module] = {}
         self.layers = nn.ModuleList(self._build_layer(layer, shared) for layer in circuit.layers)
         self.coarse_maps = nn.ModuleDict(
@@ -74,6 +83,7 @@ class HierarchicalFlow(LatticeTransform):
             }
         )
         self.gaussian = None if spectrum is None else FourierLayer(spectrum, circuit.boundary)
+        self.humps = TwoHumps(circuit.shape, humps) if humps and circuit.is_complete else None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -82,56 +92,127 @@ class HierarchicalFlow(LatticeTransform):
 
     # The flow
 
-    def generate(self, h: Tensor) -> tuple[Tensor, Tensor]:
+    def generate(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z to x, coarse to fine, batch-last."""
-        h, ladj = self._generate_from(0, h)
+        if self.humps is None:
+            return self.generate_local(h, context)
+        h, ladj = self.humps.generate(h)
+        h, more = self.generate_local(h, context)
+        return h, ladj + more
+
+    def generate_with_score(
+        self, h: Tensor, score: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """z to x with the score of q, batch-last."""
+        ladj = h.new_zeros(h.shape[-1])
+        if self.humps is not None:
+            h, ladj, score = self.humps.generate_with_score(h, score)
+        h, more, score = self._score_from(0, h, score, context)
+        ladj = ladj + more
+        if self.gaussian is not None:
+            h, more, score = self.gaussian.generate_with_score(h, score)
+            ladj = ladj + more
+        return h, ladj, score
+
+    def renormalize(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x to z, fine to coarse, batch-last."""
+        h, ladj = self.renormalize_local(h, context)
+        if self.humps is not None:
+            h, more = self.humps.renormalize(h)
+            ladj = ladj + more
+        return h, ladj
+
+    @property
+    def local(self) -> LatticeTransform:
+        """x as a function of y, the latents behind the humps; itself if there are none.
+
+        In y local moves such as those of HMC meet a smooth energy.
+        """
+        return self if self.humps is None else _Local(self)
+
+    def generate_local(self, h: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        """y to x, batch-last."""
+        h, ladj = self._generate_from(0, h, context)
         if self.gaussian is not None:
             h, more = self.gaussian.generate(h)
             ladj = ladj + more
         return h, ladj
 
-    def renormalize(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        """x to z, fine to coarse, batch-last."""
+    def renormalize_local(self, h: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        """x to y, batch-last."""
         ladj = h.new_zeros(h.shape[-1])
         if self.gaussian is not None:
             h, ladj = self.gaussian.renormalize(h)
-        h, more = self._renormalize_from(0, h)
+        h, more = self._renormalize_from(0, h, context)
         return h, ladj + more
 
-    def _generate_from(self, index: int, h: Tensor) -> tuple[Tensor, Tensor]:
+    def _generate_from(
+        self, index: int, h: Tensor, context: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """The field at layer ``index`` from its latents: first what is coarser, then the layer."""
         if index == len(self.layers):
             return h, h.new_zeros(h.shape[-1])
         layer = self.circuit.layers[index]
         if layer.kind == "disentangler":
-            h, ladj = self._generate_from(index + 1, h)
+            h, ladj = self._generate_from(index + 1, h, context)
             blocks = cut(h, layer)
         else:
             blocks = cut(h, layer)
-            kept, ladj = self._generate_from(index + 1, tile([b[0] for b in blocks], layer))
+            kept = tile([b[0] for b in blocks], layer)
+            kept, ladj = self._generate_from(index + 1, kept, context)
             coarse_map = self._coarse_map(index)
             if coarse_map is not None:
                 kept, more = coarse_map.generate(kept)
                 ladj = ladj + more
             blocks = _exchange_kept(blocks, kept, layer)
-        blocks, more = self._each_region(index, blocks, "generate")
+        blocks, more = self._each_region(index, blocks, context, "generate")
         return join(blocks, layer), ladj + more
 
-    def _renormalize_from(self, index: int, h: Tensor) -> tuple[Tensor, Tensor]:
+    def _score_from(
+        self, index: int, h: Tensor, score: Tensor, context: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """:meth:`_generate_from` with the score, which is cut and joined as the field is."""
+        if index == len(self.layers):
+            return h, h.new_zeros(h.shape[-1]), score
+        layer = self.circuit.layers[index]
+        if layer.kind == "disentangler":
+            h, ladj, score = self._score_from(index + 1, h, score, context)
+            blocks, scores = cut(h, layer), cut(score, layer)
+        else:
+            blocks, scores = cut(h, layer), cut(score, layer)
+            kept, kept_score = (tile([b[0] for b in pieces], layer) for pieces in (blocks, scores))
+            kept, ladj, kept_score = self._score_from(index + 1, kept, kept_score, context)
+            coarse_map = self._coarse_map(index)
+            if coarse_map is not None:
+                kept, more, kept_score = coarse_map.generate_with_score(kept, kept_score)
+                ladj = ladj + more
+            blocks = _exchange_kept(blocks, kept, layer)
+            scores = _exchange_kept(scores, kept_score, layer)
+        for number, transform in enumerate(cast("nn.ModuleList", self.layers[index])):
+            if isinstance(transform, LatticeTransform):
+                block, more, scores[number] = transform.generate_with_score(
+                    blocks[number], scores[number], context
+                )
+                blocks[number], ladj = block, ladj + more
+        return join(blocks, layer), ladj, join(scores, layer)
+
+    def _renormalize_from(
+        self, index: int, h: Tensor, context: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """Undo :meth:`_generate_from`: the layer, then all that is coarser."""
         if index == len(self.layers):
             return h, h.new_zeros(h.shape[-1])
         layer = self.circuit.layers[index]
-        blocks, ladj = self._each_region(index, cut(h, layer), "renormalize")
+        blocks, ladj = self._each_region(index, cut(h, layer), context, "renormalize")
         if layer.kind == "disentangler":
-            h, more = self._renormalize_from(index + 1, join(blocks, layer))
+            h, more = self._renormalize_from(index + 1, join(blocks, layer), context)
             return h, ladj + more
         kept = tile([block[0] for block in blocks], layer)
         coarse_map = self._coarse_map(index)
         if coarse_map is not None:
             kept, more = coarse_map.renormalize(kept)
             ladj = ladj + more
-        kept, more = self._renormalize_from(index + 1, kept)
+        kept, more = self._renormalize_from(index + 1, kept, context)
         return join(_exchange_kept(blocks, kept, layer), layer), ladj + more
 
     def _coarse_map(self, index: int) -> LatticeTransform | None:
@@ -141,7 +222,7 @@ class HierarchicalFlow(LatticeTransform):
         return cast("LatticeTransform", self.coarse_maps[str(index)])
 
     def _each_region(
-        self, index: int, blocks: list[Tensor], direction: str
+        self, index: int, blocks: list[Tensor], context: Tensor | None, direction: str
     ) -> tuple[list[Tensor], Tensor]:
         """Let each region's transform generate or renormalize its blocks."""
         ladj = blocks[0].new_zeros(blocks[0].shape[-1])
@@ -149,7 +230,7 @@ class HierarchicalFlow(LatticeTransform):
         transforms = cast("nn.ModuleList", self.layers[index])
         for block, transform in zip(blocks, transforms, strict=True):
             if isinstance(transform, LatticeTransform):
-                block, more = getattr(transform, direction)(block)
+                block, more = getattr(transform, direction)(block, context)
                 ladj = ladj + more
             done.append(block)
         return done, ladj
@@ -161,7 +242,12 @@ class HierarchicalFlow(LatticeTransform):
         modules: list[nn.Module] = []
         for region in layer.regions:
             place = Place(
-                region.block, region.count, self.odd, self.circuit.boundary, self.weights == "block"
+                region.block,
+                region.count,
+                self.odd,
+                self.circuit.boundary,
+                self.weights == "block",
+                self.context_dim,
             )
             if region.size == 1:
                 modules.append(nn.Identity())
@@ -199,6 +285,8 @@ class HierarchicalFlow(LatticeTransform):
             "weights": self.weights,
             "odd": self.odd,
             "monotone_steps": self.monotone_steps,
+            "humps": 0.0 if self.humps is None else self.humps.distance,
+            "context_dim": self.context_dim,
             "spectrum": self.gaussian is not None,
         }
 
@@ -210,6 +298,27 @@ class HierarchicalFlow(LatticeTransform):
         if options.pop("spectrum"):
             options["spectrum"] = torch.ones(tuple(shape), dtype=torch.get_default_dtype())
         return hierarchical_flow(shape, **options)
+
+
+class _Local(LatticeTransform):
+    """A flow behind its humps, x from y."""
+
+    def __init__(self, flow: HierarchicalFlow) -> None:
+        super().__init__(flow.event_shape)
+        self.flow = flow
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The lattice shape."""
+        return self.flow.shape
+
+    def generate(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """y to x."""
+        return self.flow.generate_local(h, context)
+
+    def renormalize(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x to y."""
+        return self.flow.renormalize_local(h, context)
 
 
 def _exchange_kept(blocks: list[Tensor], kept: Tensor, layer: Layer) -> list[Tensor]:
@@ -239,11 +348,14 @@ def hierarchical_flow(
     odd: bool = False,
     monotone_steps: int = 0,
     spectrum: Tensor | None = None,
+    humps: float = 0.0,
+    context_dim: int = 0,
     dtype: torch.dtype | None = None,
 ) -> HierarchicalFlow:
     """Build a :class:`HierarchicalFlow`.
 
-    What it may know of its target is ``odd`` and ``spectrum``; ``target.flow()`` fills both in.
+    What it may know of its target is ``odd``, ``spectrum`` and ``humps``; ``target.flow()`` fills
+    them in.
 
     Args:
         shape: lattice shape, one to three sides >= 1.
@@ -261,6 +373,12 @@ def hierarchical_flow(
             0 for none.
         spectrum: eigenvalues of the Gaussian part's covariance (see
             :class:`~pyro_neuralrg.transforms.fourier.FourierLayer`), or None.
+        humps: for targets that may have two phases, the distance from zero, in standard
+            deviations, of two humps that the coarsest variable is given first (see
+            :class:`~pyro_neuralrg.transforms.humps.TwoHumps`); 0 for none. Circuits that leave more
+            than one coarsest variable ignore it.
+        context_dim: features of a context that the networks can take, for
+            :func:`~pyro_neuralrg.transforms.conditional_hierarchical_flow`; 0 for none.
         dtype: of the parameters; torch's default dtype if None.
 
     Raises:
@@ -274,6 +392,8 @@ def hierarchical_flow(
     if weights not in WEIGHTS:
         raise ValueError(f"weights is {weights!r}; accepted: {', '.join(WEIGHTS)}")
     monotone_steps = check_integer("monotone_steps", monotone_steps, 0)
+    context_dim = check_integer("context_dim", context_dim, 0)
+    humps = check_number("humps", humps, "a number in [0, 4]", least=0, most=MOST_DISTANCE)
     if not isinstance(odd, bool):
         raise TypeError(f"odd is {odd!r}; accepted: True or False")
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
@@ -291,5 +411,7 @@ def hierarchical_flow(
         odd=odd,
         monotone_steps=monotone_steps,
         spectrum=spectrum,
+        humps=humps,
+        context_dim=context_dim,
     )
     return flow.to(dtype if dtype is not None else torch.get_default_dtype())

@@ -45,12 +45,12 @@ class MonotoneMap(LatticeTransform):
         self.centre = nn.Parameter(span)
         self.shift = None if odd else nn.Parameter(torch.zeros(()))
 
-    def generate(self, h: Tensor) -> tuple[Tensor, Tensor]:
+    def generate(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z to x."""
         x, log_slope = self._map().generate(h)
         return x, log_slope.flatten(0, -2).sum(0)
 
-    def renormalize(self, h: Tensor) -> tuple[Tensor, Tensor]:
+    def renormalize(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x to z."""
         z, log_slope = self._map().renormalize(h)
         return z, log_slope.flatten(0, -2).sum(0)

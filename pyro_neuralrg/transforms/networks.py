@@ -4,7 +4,8 @@
 
 A network maps a batch-last tensor ``(inputs, ..., n)`` to an increasing map
 (:mod:`~pyro_neuralrg.transforms.elementwise`) of tensors ``(outputs, ..., n)``. An *odd* one has an
-odd shift and an even log-scale, so that a coupling built on it commutes with x -> -x.
+odd shift and an even log-scale, so that a coupling built on it commutes with x -> -x. One with
+``context_dim`` also takes features of a context, ``(context_dim, n)``.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch.nn import functional as F
 
 from pyro_neuralrg.transforms.elementwise import Affine, AffineSteps, Elementwise
 
-__all__ = ["ACTIVATIONS", "BlockNetwork", "NeighbourNetwork", "with_weights"]
+__all__ = ["ACTIVATIONS", "BlockNetwork", "ContextLayer", "NeighbourNetwork", "with_weights"]
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "elu": nn.functional.elu,
@@ -37,6 +38,37 @@ STEP_HEIGHT, STEP_STEEPNESS = 0.03, 0.7
 HEIGHT_GAIN = 10.0
 
 
+class ContextLayer(nn.Module):
+    """What a context does to the units of a layer: ``h (1 + gain) + bias``, both linear in it.
+
+    The gain alone keeps odd functions odd. It begins as the identity.
+
+    Args:
+        context_dim: number of features.
+        units: shape of the units.
+        odd: no bias.
+
+    References:
+        Perez et al., FiLM: Visual Reasoning with a General Conditioning Layer, AAAI (2018).
+    """
+
+    def __init__(self, context_dim: int, units: tuple[int, ...], odd: bool) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.zeros(*units, context_dim))
+        self.bias = None if odd else nn.Parameter(torch.zeros(*units, context_dim))
+
+    def forward(self, h: Tensor, context: Tensor | None) -> Tensor:
+        """From units ``(*units, sites * n)`` and a context ``(context_dim, n)``, or None."""
+        if context is None:
+            return h
+        n = context.shape[-1]
+        rows = h.unflatten(-1, (h.shape[-1] // max(1, n), n))
+        rows = rows * (1 + (self.gain @ context).unsqueeze(-2))
+        if self.bias is not None:
+            rows = rows + (self.bias @ context).unsqueeze(-2)
+        return rows.flatten(-2)
+
+
 class BlockNetwork(nn.Module):
     """The paper's s- and t-networks on one block, evaluated together; s ends in a scaled tanh.
 
@@ -47,13 +79,20 @@ class BlockNetwork(nn.Module):
         activation: one of ``ACTIVATIONS``.
         odd: evaluate at u and -u and keep the odd part of the shift, the even part of the
             log-scale.
+        context_dim: features of a context; 0 for none.
 
     All parameters are one vector, ``packed``: a flow has so many small networks that the handling
     of separate matrices and biases would cost more than the networks.
     """
 
     def __init__(
-        self, inputs: int, outputs: int, hidden: Sequence[int], activation: str, odd: bool
+        self,
+        inputs: int,
+        outputs: int,
+        hidden: Sequence[int],
+        activation: str,
+        odd: bool,
+        context_dim: int = 0,
     ) -> None:
         super().__init__()
         self.odd = odd
@@ -66,6 +105,7 @@ class BlockNetwork(nn.Module):
                 weight.uniform_(-1, 1).div_(math.sqrt(before))
             self.weights[-1].mul_(SMALL)
             self.log_scale_bound.fill_(1.0)
+        self.contexts = _context_layers(context_dim, [(2, n) for _, n in self._layers], False)
 
     @property
     def weights(self) -> list[Tensor]:
@@ -93,28 +133,32 @@ class BlockNetwork(nn.Module):
         pieces = self.packed.split([shape.numel() for shape in shapes])
         return [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
 
-    def forward(self, u: Tensor) -> Affine:
+    def forward(self, u: Tensor, context: Tensor | None = None) -> Affine:
         """Map ``(inputs, n)`` to affine maps of tensors ``(outputs, n)``."""
         if not self.odd:
-            return Affine(*self._evaluate(u))
-        shift, log_scale = self._evaluate(torch.cat([u, -u], dim=-1))
+            return Affine(*self._evaluate(u, context))
+        if context is not None:
+            context = torch.cat([context, context], dim=-1)
+        shift, log_scale = self._evaluate(torch.cat([u, -u], dim=-1), context)
         (up, down), (scale_up, scale_down) = shift.chunk(2, -1), log_scale.chunk(2, -1)
         return Affine(0.5 * (up - down), 0.5 * (scale_up + scale_down))
 
-    def _evaluate(self, u: Tensor) -> tuple[Tensor, Tensor]:
+    def _evaluate(self, u: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         h = u.expand(2, *u.shape)
         *views, bound = self._views()
         depth = len(self._layers)
         *hidden, (weight, bias) = zip(views[:depth], views[depth:], strict=True)
-        for matrix, offset in hidden:
-            h = self.activation(torch.baddbmm(offset, matrix, h))
-        log_scale, shift = torch.baddbmm(bias, weight, h).unbind(0)
+        for index, (matrix, offset) in enumerate(hidden):
+            h = torch.baddbmm(offset, matrix, h)
+            h = self.activation(_with_context(self.contexts, index, h, context))
+        out = _with_context(self.contexts, -1, torch.baddbmm(bias, weight, h), context)
+        log_scale, shift = out.unbind(0)
         return shift, bound * torch.tanh(log_scale)
 
 
-def with_weights(network: BlockNetwork, row: Tensor) -> Callable[[Tensor], Affine]:
+def with_weights(network: BlockNetwork, row: Tensor) -> Callable[..., Affine]:
     """The network as a function of u, with ``row`` in the place of its packed parameters."""
-    return lambda u: torch.func.functional_call(network, {"packed": row}, (u,))
+    return lambda *inputs: torch.func.functional_call(network, {"packed": row}, inputs)
 
 
 class NeighbourNetwork(nn.Module):
@@ -132,6 +176,7 @@ class NeighbourNetwork(nn.Module):
         steps: tanh steps of the map, 0 for an affine one.
         odd: as above.
         boundary: "periodic" wraps around, "open" sees zeros outside.
+        context_dim: features of a context; 0 for none.
     """
 
     merge: Tensor | None
@@ -145,6 +190,7 @@ class NeighbourNetwork(nn.Module):
         steps: int,
         odd: bool,
         boundary: str,
+        context_dim: int = 0,
     ) -> None:
         super().__init__()
         self.odd = odd
@@ -167,12 +213,16 @@ class NeighbourNetwork(nn.Module):
         self.raw_steepness = nn.Parameter(steepness) if steps else None
         biases = [] if odd else [*hidden, heads]
         self.biases = nn.ParameterList(nn.Parameter(torch.zeros(width, 1)) for width in biases)
+        self.contexts = _context_layers(context_dim, [(n,) for n in (*hidden, heads)], odd)
+        self.form_contexts = _context_layers(context_dim, [(heads,)], False)
 
-    def forward(self, u: Tensor) -> Elementwise:
+    def forward(self, u: Tensor, context: Tensor | None = None) -> Elementwise:
         """Map ``(inputs, *count, n)`` to maps of tensors ``(outputs, *count, n)``."""
-        h = self._hidden(u)
+        h = self._hidden(u, context)
         place = self.place @ h if self.odd else torch.addmm(self.biases[-1], self.place, h)
         form = torch.addmm(self.form_bias, self.form, h * h if self.odd else h)
+        place = _with_context(self.contexts, -1, place, context)
+        form = _with_context(self.form_contexts, 0, form, context)
         steps = 0 if self.raw_steepness is None else len(self.raw_steepness)
         shift, *centres = place.unflatten(1, u.shape[1:]).chunk(1 + steps)
         log_scale, *heights = form.unflatten(1, u.shape[1:]).chunk(1 + steps)
@@ -184,13 +234,14 @@ class NeighbourNetwork(nn.Module):
         steepness = F.softplus(self.raw_steepness).reshape(*self.raw_steepness.shape, *ones)
         return AffineSteps(shift, log_scale, height, torch.stack(centres), steepness)
 
-    def _hidden(self, u: Tensor) -> Tensor:
+    def _hidden(self, u: Tensor, context: Tensor | None = None) -> Tensor:
         """The last hidden layer, ``(width, sites * n)``."""
         h = self._neighbours(u).flatten(1)
         for index, weight in enumerate(self.weights):
             if index == 0 and self.merge is not None:
                 weight = weight @ self.merge
-            h = torch.tanh(weight @ h if self.odd else torch.addmm(self.biases[index], weight, h))
+            h = weight @ h if self.odd else torch.addmm(self.biases[index], weight, h)
+            h = torch.tanh(_with_context(self.contexts, index, h, context))
         return h
 
     def _neighbours(self, u: Tensor) -> Tensor:
@@ -209,6 +260,21 @@ class NeighbourNetwork(nn.Module):
             else:
                 u = torch.cat([u.roll(1, axis), u, u.roll(-1, axis)])
         return u
+
+
+def _context_layers(
+    context_dim: int, units: Sequence[tuple[int, ...]], odd: bool
+) -> nn.ModuleList | None:
+    """One for each layer, or None without a context."""
+    if not context_dim:
+        return None
+    return nn.ModuleList(ContextLayer(context_dim, shape, odd) for shape in units)
+
+
+def _with_context(
+    layers: nn.ModuleList | None, index: int, h: Tensor, context: Tensor | None
+) -> Tensor:
+    return h if layers is None else layers[index](h, context)
 
 
 def _inverse_softplus(value: float) -> float:

@@ -225,7 +225,7 @@ def test_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_what_cannot_be_saved(tmp_path: Path, flow: Any) -> None:
     path = tmp_path / "flow.pt"
-    with pytest.raises(TypeError, match="flow is a ScaleFlow; accepted: a HierarchicalFlow"):
+    with pytest.raises(TypeError, match="flow is a ScaleFlow; accepted: HierarchicalFlow"):
         save(path, flow)
     with pytest.raises(ValueError, match="metadata is not JSON data"):
         save(path, make("default"), metadata={"flow": flow})

@@ -42,6 +42,22 @@ def test_energy_is_that_of_equation_six() -> None:
         torch.testing.assert_close(found, target.energy(x) - ladj, rtol=1e-12, atol=1e-12)
 
 
+def test_latent_site_of_a_flow_with_humps_lies_behind_them() -> None:
+    target, flow = IsingDual((2, 2), 2.0), perturbed_flow((2, 2), humps=3.0)
+    latent = poutine.reparam(target.model, {"x": FlowReparam(flow)})
+    potential = latent_energy(latent)
+    for y in torch.randn(3, 2, 2):
+        x, ladj = flow.local.forward_and_ladj(y)
+        found = potential({"x_latent": y})
+        torch.testing.assert_close(found, target.energy(x) - ladj, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(FlowReparam(flow).transform_sample(y), x.detach())
+    starts = torch.stack(
+        [poutine.trace(latent).get_trace().nodes["x_latent"]["value"] for _ in range(400)]
+    )
+    sizes = starts[:, 0, 0].abs()
+    assert float(sizes.mean()) == pytest.approx(3.0, abs=0.2)
+
+
 def test_prior_and_likelihood_keep_their_density() -> None:
     flow, data = perturbed_flow((2, 2)), torch.randn(2, 2)
 

@@ -23,6 +23,8 @@ from pyro_neuralrg.transforms import (
     MonotoneMap,
     Neighbour,
     RealNVP,
+    TwoHumps,
+    conditional_hierarchical_flow,
     hierarchical_flow,
     neighbour_coupling,
     realnvp_block,
@@ -30,6 +32,7 @@ from pyro_neuralrg.transforms import (
 
 NEIGHBOUR = Neighbour(layers=3, hidden=(5,))
 REALNVP = RealNVP(layers=3, hidden=(5, 4))
+CONTEXT_DIM, FEATURES = 2, 3
 # Pyro sums the series of the matrix exponential to order 8 by default: an error of its own. With 20
 # terms there is none left.
 TRUNCATED_SERIES = 2e-4
@@ -67,13 +70,14 @@ def flow(shape: tuple[int, ...], circuit: str = "mera", **options: Any) -> Entry
     options = {"bijector": NEIGHBOUR, "monotone_steps": 2, **options}
     make = functools.partial(hierarchical_flow, shape, circuit, **options)
     coloured = "spectrum" in options
+    near = not coloured and not options.get("humps")
     if coloured:
         make = functools.partial(coloured_flow, shape, circuit, **options)
     return Entry(
         shape,
         make,
         odd=options.get("odd", False),
-        starts_near_identity=not coloured,
+        starts_near_identity=near,
         is_flow=True,
         spread=0.25 if isinstance(options["bijector"], RealNVP) else STEPPED_SPREAD,
     )
@@ -168,6 +172,11 @@ def wide_layer(size: int, count: tuple[int, ...]) -> TransformModule:
     return neighbour_coupling((size,) + (1,) * (len(count) - 1), count, layers=2, hidden=(4,))
 
 
+conditional_coupling = functools.partial(
+    pyro_transforms.conditional_affine_coupling,
+    context_dim=CONTEXT_DIM + FEATURES,
+    hidden_dims=[5],
+)
 small_coupling = functools.partial(pyro_transforms.affine_coupling, hidden_dims=[5])
 small_spline = functools.partial(pyro_transforms.spline_coupling, hidden_dims=[5], count_bins=3)
 long_exponential = functools.partial(pyro_transforms.matrix_exponential, iterations=20)
@@ -188,6 +197,29 @@ def paper_block(size: int, **options: Any) -> Entry:
 
 def monotone(shape: tuple[int, ...], *, steps: int, odd: bool) -> Entry:
     return part(shape, functools.partial(MonotoneMap, shape, steps=steps, odd=odd), odd=odd)
+
+
+def conditioned_flow(shape: tuple[int, ...], **options: Any) -> LatticeTransform:
+    """A conditional flow at one context, which the laws then take for an ordinary one."""
+    flow = conditional_hierarchical_flow(shape, CONTEXT_DIM, features=FEATURES, **options)
+    return flow.condition(torch.tensor([0.7, -1.3]))
+
+
+def conditioned(shape: tuple[int, ...], bijector: Any, **options: Any) -> Entry:
+    foreign = callable(bijector)
+    return Entry(
+        shape,
+        functools.partial(conditioned_flow, shape, bijector=bijector, **options),
+        odd=options.get("odd", False),
+        ours=not foreign,
+        starts_near_identity=not foreign,
+        spread=STEPPED_SPREAD,
+    )
+
+
+def humps(shape: tuple[int, ...], distance: float) -> Entry:
+    make = functools.partial(TwoHumps, shape, distance)
+    return part(shape, make, odd=True, starts_near_identity=False)
 
 
 def fourier(shape: tuple[int, ...], boundary: str) -> Entry:
@@ -238,6 +270,10 @@ ENTRIES: dict[str, Entry] = {
     "spectrum-3d": flow((2, 3, 2), spectrum="periodic"),
     "spectrum-side-1": flow((1,), spectrum="periodic"),
     "no-monotone": flow((4, 4), monotone_steps=0),
+    "humps": flow((4, 4), humps=3.0),
+    "humps-odd-with-spectrum": flow((3, 4), odd=True, humps=2.0, spectrum="periodic"),
+    "humps-one-site": flow((1,), humps=3.0),
+    "humps-ignored": flow((4, 4), depth=1, humps=3.0),
     "shared-weights": flow((8,), weights="shared"),
     "shared-weights-2d": flow((4, 5), weights="shared", odd=True),
     "two-hidden-layers": flow((4,), bijector=Neighbour(layers=2, hidden=(4, 3))),
@@ -272,6 +308,14 @@ ENTRIES: dict[str, Entry] = {
     "layer-factory": foreign((4, 4), LayerFactory(wide_layer)),
     "layer-factory-channels": foreign((4, 4), LayerFactory(mix_sites)),
     "layer-factory-last-axis": foreign((4, 6), LayerFactory(mix_last_axis)),
+    # under a context
+    "conditioned": conditioned((4, 4), NEIGHBOUR),
+    "conditioned-odd": conditioned((4, 2), NEIGHBOUR, odd=True),
+    "conditioned-two-sites": conditioned((2,), NEIGHBOUR, monotone_steps=1),
+    "conditioned-realnvp": conditioned((4, 4), REALNVP),
+    "conditioned-realnvp-odd-per-block": conditioned((4,), REALNVP, odd=True, weights="block"),
+    "conditioned-shared": conditioned((4, 4), NEIGHBOUR, weights="shared"),
+    "conditioned-pyro-coupling": conditioned((2, 4), conditional_coupling),
     # single parts
     "fourier-1d": fourier((5,), "periodic"),
     "fourier-2d": fourier((4, 3), "periodic"),
@@ -279,6 +323,9 @@ ENTRIES: dict[str, Entry] = {
     "fourier-open-1d": fourier((4,), "open"),
     "fourier-open-2d": fourier((3, 4), "open"),
     "fourier-open-3d": fourier((2, 1, 3), "open"),
+    "two-humps": humps((2, 2), 3.0),
+    "two-humps-far": humps((1,), 4.0),
+    "two-humps-near": humps((2,), 0.3),
     "monotone-odd": monotone((2, 3), steps=3, odd=True),
     "monotone": monotone((2, 3), steps=3, odd=False),
     "monotone-odd-one-site": monotone((1,), steps=4, odd=True),

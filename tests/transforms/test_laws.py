@@ -87,6 +87,32 @@ def test_pyro_interface_agrees(name: str) -> None:
     close(transform.inv.log_abs_det_jacobian(x, z), -ladj, ENTRIES[name].exactness)
 
 
+@every
+def test_score_is_the_gradient_of_the_density(name: str) -> None:
+    """And the sample that comes with it is the same, with the same gradients of the parameters."""
+    transform, z = perturbed(name), latents(name, 4)
+    x, ladj, score = transform.forward_with_score(z)
+    expected_x, expected_ladj = transform.forward_and_ladj(z)
+    close(x, expected_x, 1e-12)
+    close(ladj, expected_ladj, 1e-12)
+    assert not score.requires_grad
+    leaf = x.detach().requires_grad_()
+    latent, at_leaf = transform.inverse_and_ladj(leaf)
+    log_q = -0.5 * latent.square().sum() - at_leaf.sum()
+    close(score, torch.autograd.grad(log_q, leaf)[0], 100 * ENTRIES[name].exactness)
+    parameters = list(transform.parameters())
+    if parameters:
+        weights = torch.randn_like(x)
+        found, wanted = (
+            torch.autograd.grad((value * weights).sum(), parameters, allow_unused=True)
+            for value in (x, expected_x)
+        )
+        for mine, theirs in zip(found, wanted, strict=True):
+            assert (mine is None) == (theirs is None)
+            if mine is not None and theirs is not None:
+                close(mine, theirs, 1e-9)
+
+
 @selected("odd")
 def test_odd_transforms_commute_with_the_sign(name: str) -> None:
     transform, z = perturbed(name), latents(name, 5)

@@ -14,6 +14,8 @@ from pyro_neuralrg.distributions.flow import (
     flow_dtype_and_device,
     forward_and_ladj,
     inverse_and_ladj,
+    local_to_normal,
+    normal_to_local,
 )
 from pyro_neuralrg.infer.mcmc.base import ChainState, Kernel, StepInfo, TargetLike, metropolis
 from pyro_neuralrg.infer.mcmc.target import Target
@@ -27,9 +29,10 @@ class IndependenceMetropolis(Kernel):
 
     With log-weights :math:`\ln w = \ln \pi(x) - \ln q(x)`, in float64, a proposal is accepted with
     probability :math:`\min(1, w' / w)`. In the latent space of the same flow the proposals are
-    standard normal; in physical space they are ``x = flow(z)``, and the density of the present
-    position costs one inverse pass. Jumps between modes cost no more than any other; how many are
-    accepted is what the flow's quality decides. A jump counts as one gradient evaluation.
+    standard normal, but for the two humps of a flow that begins with them; in physical space they
+    are ``x = flow(z)``, and the density of the present position costs one inverse pass. Jumps
+    between modes cost no more than any other; how many are accepted is what the flow's quality
+    decides. A jump counts as one gradient evaluation.
 
     Args:
         flow: the proposal, ``x = flow(z)``, exactly invertible.
@@ -103,18 +106,21 @@ class IndependenceMetropolis(Kernel):
     def _propose(self, like: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         dtype = like.dtype if self._is_latent else flow_dtype_and_device(self.flow)[0]
         z = torch.randn(like.shape, generator=generator, dtype=dtype, device=like.device)
-        if self._is_latent:
-            return z, _log_normal(z)
         shape = self.target.event_shape
-        x, ladj = forward_and_ladj(self.flow, z.reshape(-1, *shape), len(shape))
+        fields = z.reshape(-1, *shape)
+        if self._is_latent:
+            x, ladj = normal_to_local(self.flow, fields)
+        else:
+            x, ladj = forward_and_ladj(self.flow, fields, len(shape))
         return x.reshape(like.shape).to(like.dtype), _log_normal(z) - ladj.double()
 
     def _log_q(self, position: Tensor) -> Tensor:
-        if self._is_latent:
-            return _log_normal(position)
         shape = self.target.event_shape
-        x = position.reshape(-1, *shape).to(flow_dtype_and_device(self.flow)[0])
-        z, ladj = inverse_and_ladj(self.flow, x, len(shape))
+        if self._is_latent:
+            z, ladj = local_to_normal(self.flow, position.reshape(-1, *shape))
+        else:
+            x = position.reshape(-1, *shape).to(flow_dtype_and_device(self.flow)[0])
+            z, ladj = inverse_and_ladj(self.flow, x, len(shape))
         return _log_normal(z.flatten(1)) - ladj.double()
 
     @property

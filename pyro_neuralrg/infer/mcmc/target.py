@@ -18,6 +18,8 @@ from pyro_neuralrg.distributions.flow import (
     flow_dtype_and_device,
     forward_and_ladj,
     inverse_and_ladj,
+    local_flow,
+    normal_to_local,
 )
 from pyro_neuralrg.infer.reparam import FlowReparam
 from pyro_neuralrg.lattice import check_shape
@@ -132,7 +134,7 @@ class Target(ABC):
             )
         value = value.detach().to(dtype=self.dtype, device=self.device)
         if given != name:
-            flow = self.flow_sites[name][1]
+            flow = local_flow(self.flow_sites[name][1])
             with torch.no_grad():
                 value = inverse_and_ladj(flow, value, flow.domain.event_dim)[0]
         return value.reshape(chains, -1)
@@ -246,7 +248,8 @@ class EnergyTarget(Target):
 class LatentTarget(EnergyTarget):
     r"""The same field in the latent space of a flow (paper Eq. 6).
 
-    Its energy is :math:`U(z) = E(g(z)) - \ln|\det \partial g/\partial z|`.
+    Its energy is :math:`U(z) = E(g(z)) - \ln|\det \partial g/\partial z|`. Of a flow that begins
+    with two humps, positions are the latents behind them.
 
     Args:
         energy: as for :class:`EnergyTarget`.
@@ -278,6 +281,7 @@ class LatentTarget(EnergyTarget):
                 f"flow has shape {flow_shape}, the field {self.shape}; accepted: equal ones"
             )
         self.flow = flow
+        self._local = local_flow(flow)
         self.sites = {f"{name}_latent": self.shape}
         self.flow_sites = {f"{name}_latent": (name, flow)}
 
@@ -285,19 +289,25 @@ class LatentTarget(EnergyTarget):
         """See :class:`Target`."""
         z = positions.reshape(-1, *self.shape)
         with torch.no_grad():
-            x = forward_and_ladj(self.flow, z, len(self.shape))[0]
+            x = forward_and_ladj(self._local, z, len(self.shape))[0]
         return {self.name: x.reshape(*positions.shape[:-1], *self.shape)}
 
     def latent(self, positions: Tensor) -> dict[str, Tensor]:
         """See :class:`Target`."""
         return self.unpack(positions)
 
+    def initial(self, chains: int, generator: torch.Generator) -> Tensor:
+        """Draws of the flow."""
+        z = super().initial(chains, generator)
+        y, _ = normal_to_local(self.flow, z.reshape(-1, *self.shape))
+        return y.reshape(z.shape)
+
     def modules(self) -> list[torch.nn.Module]:
         """See :class:`Target`."""
         return [self.flow]
 
     def _evaluate(self, positions: Tensor) -> Tensor:
-        x, ladj = forward_and_ladj(self.flow, positions.reshape(-1, *self.shape), len(self.shape))
+        x, ladj = forward_and_ladj(self._local, positions.reshape(-1, *self.shape), len(self.shape))
         return self._checked(self._energy(x), len(positions)) - ladj.double()
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pyro_neuralrg.infer.mcmc import HMC, Cycle, IndependenceMetropolis, Kernel, LatentTarget
 from pyro_neuralrg.infer.mcmc.target import EnergyTarget
 from pyro_neuralrg.potentials import FreeField, IsingDual
+from pyro_neuralrg.transforms import HierarchicalFlow, Neighbour, hierarchical_flow
 
 
 class ToyFlow(transforms.AffineCoupling):
@@ -169,6 +170,22 @@ def latent_cycle(target: ExactTarget) -> Kernel:
     return Cycle(local, IndependenceMetropolis(local.target.flow))
 
 
+def flow_with_humps(target: ExactTarget) -> HierarchicalFlow:
+    """A flow whose latent space is that behind its humps; near the target's widths or not."""
+    flow = hierarchical_flow(target.shape, bijector=Neighbour(layers=2, hidden=(4,)), humps=0.7)
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return flow
+
+
+def cycle_behind_humps(target: ExactTarget) -> Kernel:
+    flow = flow_with_humps(target)
+    latent = LatentTarget(target.energy, flow, target.shape)
+    local = HMC(latent, step_size=0.5 * target.step_size, num_steps=3)
+    return Cycle(local, IndependenceMetropolis(flow))
+
+
 KERNELS: dict[str, Callable[[ExactTarget], Kernel]] = {
     "hmc": lambda target: hmc(target, num_steps=3),
     "hmc jittered": lambda target: hmc(target, num_steps=4, jitter=0.5),
@@ -181,4 +198,8 @@ KERNELS: dict[str, Callable[[ExactTarget], Kernel]] = {
         hmc(target, num_steps=2), IndependenceMetropolis(flow_for(target))
     ),
     "latent cycle": latent_cycle,
+    "latent cycle behind humps": cycle_behind_humps,
+    "jump with humps": lambda target: IndependenceMetropolis(
+        flow_with_humps(target), target.energy, shape=target.shape
+    ),
 }

@@ -1,0 +1,182 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""A hierarchical flow for every value of a context, such as a temperature or a coupling."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from pyro.distributions.conditional import ConditionalTransformModule
+from torch import Tensor, nn
+
+from pyro_neuralrg.arguments import check_integer
+from pyro_neuralrg.transforms.base import LatticeTransform
+from pyro_neuralrg.transforms.hierarchical import HierarchicalFlow, hierarchical_flow
+from pyro_neuralrg.transforms.partition import pack, unpack
+
+__all__ = ["ConditionalHierarchicalFlow", "conditional_hierarchical_flow"]
+
+
+class ConditionalHierarchicalFlow(ConditionalTransformModule):
+    """x = g(z; c): a :class:`HierarchicalFlow` whose networks also see a context vector c.
+
+    >>> flow = conditional_hierarchical_flow((4, 4), context_dim=1)
+    >>> temperature = torch.linspace(-1.0, 1.0, 10).unsqueeze(-1)
+    >>> x = flow.condition(temperature)(torch.randn(10, 4, 4))
+
+    Every field of a batch may have a context of its own. A small network, shared by all layers,
+    turns c into features, and each layer of the conditioners has a gain and (unless the flow is
+    odd) a bias that are linear in c and in these features. At the start they do nothing: the flow
+    begins as the same for every context. Values of order one are learned best.
+
+    It follows Pyro's convention for conditional transforms, and takes its place in a
+    ``ConditionalTransformedDistribution``. Build one with :func:`conditional_hierarchical_flow`.
+
+    Args:
+        flow: a HierarchicalFlow of ``context_dim`` + ``features`` context features.
+        context_dim: length of the context vector.
+        features: width of the network that makes features of a context.
+    """
+
+    domain = property(lambda self: self.flow.domain)
+    codomain = property(lambda self: self.flow.codomain)
+    bijective = True
+    event_dim = property(lambda self: len(self.shape))
+
+    def __init__(self, flow: HierarchicalFlow, context_dim: int, features: int) -> None:
+        super().__init__()
+        self.flow = flow
+        self.context_dim = context_dim
+        self.encoder = nn.Sequential(nn.Linear(context_dim, features), nn.Tanh())
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The lattice shape."""
+        return self.flow.shape
+
+    def condition(self, context: Tensor) -> LatticeTransform:
+        """The flow at a context, an ordinary transform for one context or a batch of them.
+
+        Args:
+            context: shape ``batch_shape + (context_dim,)``; the batch shape broadcasts with that
+                of the fields.
+
+        Raises:
+            TypeError: if it is no tensor of the flow's dtype.
+            ValueError: if its last dimension is not ``context_dim``.
+        """
+        accepted = f"accepted: a tensor of shape (..., {self.context_dim})"
+        if not isinstance(context, Tensor) or not context.is_floating_point():
+            seen = context.dtype if isinstance(context, Tensor) else type(context).__name__
+            raise TypeError(f"context is {seen}; {accepted} and a floating dtype")
+        if context.dim() == 0 or context.shape[-1] != self.context_dim:
+            raise ValueError(f"context has shape {tuple(context.shape)}; {accepted}")
+        parameter = self.encoder[0].weight
+        if context.dtype != parameter.dtype:
+            raise TypeError(f"context is {context.dtype}; accepted: {parameter.dtype}, as the flow")
+        return _Conditioned(self, context)
+
+    def features(self, context: Tensor) -> Tensor:
+        """What the layers see of a context, ``batch_shape + (context_dim + features,)``."""
+        return torch.cat([context, self.encoder(context)], dim=-1)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What :meth:`from_config` needs to build this flow again, as JSON data.
+
+        Raises:
+            ValueError: if the blocks come from a factory that is not ours.
+        """
+        features = self.encoder[0].out_features
+        return {**self.flow.config, "context_dim": self.context_dim, "features": features}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> ConditionalHierarchicalFlow:
+        """Build the flow that ``config`` names; load its weights with ``load_state_dict``."""
+        options = dict(config)
+        context_dim, features = options.pop("context_dim"), options.pop("features")
+        flow = HierarchicalFlow.from_config({**options, "context_dim": context_dim + features})
+        return cls(flow, context_dim, features)
+
+
+class _Conditioned(LatticeTransform):
+    """A conditional flow at contexts ``batch_shape + (context_dim,)``."""
+
+    context: Tensor
+
+    def __init__(self, conditional: ConditionalHierarchicalFlow, context: Tensor) -> None:
+        super().__init__(conditional.shape)
+        self.conditional = conditional
+        self.register_buffer("context", context, persistent=False)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The lattice shape."""
+        return self.conditional.shape
+
+    def forward_and_ladj(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """See :class:`~pyro_neuralrg.transforms.LatticeTransform`."""
+        batch_shape, h, features = self._packed("z", z)
+        x, ladj = self.conditional.flow.generate(h, features)
+        return unpack(x, batch_shape), ladj.reshape(batch_shape)
+
+    def forward_with_score(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See :class:`~pyro_neuralrg.transforms.LatticeTransform`."""
+        batch_shape, h, features = self._packed("z", z)
+        x, ladj, score = self.conditional.flow.generate_with_score(h, -h.detach(), features)
+        return unpack(x, batch_shape), ladj.reshape(batch_shape), unpack(score, batch_shape)
+
+    def inverse_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """See :class:`~pyro_neuralrg.transforms.LatticeTransform`."""
+        batch_shape, h, features = self._packed("x", x)
+        z, ladj = self.conditional.flow.renormalize(h, features)
+        return unpack(z, batch_shape), ladj.reshape(batch_shape)
+
+    def _packed(self, name: str, value: Tensor) -> tuple[torch.Size, Tensor, Tensor]:
+        """Fields and the features of their contexts, brought to one batch and batch-last."""
+        given = self._check(name, value)
+        batch_shape = torch.broadcast_shapes(given, self.context.shape[:-1])
+        fields = value.expand(batch_shape + value.shape[len(given) :])
+        features = self.conditional.features(self.context)
+        features = features.expand(*batch_shape, features.shape[-1])
+        return batch_shape, pack(fields, len(self.event_shape)), pack(features, 1)
+
+
+def conditional_hierarchical_flow(
+    shape: Iterable[int],
+    context_dim: int,
+    circuit: str = "mera",
+    *,
+    features: int = 16,
+    dtype: torch.dtype | None = None,
+    **options: Any,
+) -> ConditionalHierarchicalFlow:
+    """Build a :class:`ConditionalHierarchicalFlow`.
+
+    Args:
+        shape: lattice shape, one to three sides >= 1.
+        context_dim: length of the context vector.
+        circuit: "mera", "tree" or "brickwork".
+        features: width of the network that makes features of a context.
+        dtype: of the parameters; torch's default dtype if None.
+        **options: of :func:`~pyro_neuralrg.transforms.hierarchical_flow`. As ``bijector`` also a
+            callable ``size -> ConditionalTransformModule``, such as Pyro's
+            ``conditional_affine_coupling`` with its ``context_dim`` set to the two numbers' sum.
+
+    Raises:
+        TypeError, ValueError: naming the argument, the value seen and what is accepted.
+
+    Example:
+        >>> flow = conditional_hierarchical_flow((8, 8), context_dim=2)
+        >>> flow.condition(torch.zeros(2))(torch.randn(3, 8, 8)).shape
+        torch.Size([3, 8, 8])
+    """
+    context_dim = check_integer("context_dim", context_dim, 1)
+    features = check_integer("features", features, 1)
+    flow = hierarchical_flow(
+        shape, circuit, context_dim=context_dim + features, dtype=dtype, **options
+    )
+    conditional = ConditionalHierarchicalFlow(flow, context_dim, features)
+    return conditional.to(dtype if dtype is not None else torch.get_default_dtype())

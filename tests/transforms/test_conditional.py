@@ -1,0 +1,161 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""A flow for every context: batches of contexts, Pyro's conventions, what it learns, bad input."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.distributions import ConditionalTransformedDistribution
+from pyro.infer import SVI
+
+from pyro_neuralrg import PDD, ConditionalHierarchicalFlow, FlowGuide, IsingDual, load, save
+from pyro_neuralrg.transforms import Neighbour, conditional_hierarchical_flow, hierarchical_flow
+
+SMALL = {"bijector": Neighbour(layers=2, hidden=(5,)), "features": 3}
+
+
+def perturbed(shape: tuple[int, ...] = (4, 4), **options: Any) -> ConditionalHierarchicalFlow:
+    flow = conditional_hierarchical_flow(shape, 2, **SMALL, **options)
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return flow
+
+
+def test_each_field_of_a_batch_has_its_own_context() -> None:
+    flow, context, z = perturbed(), torch.randn(5, 2), torch.randn(5, 4, 4)
+    x, ladj = flow.condition(context).forward_and_ladj(z)
+    for i in range(5):
+        one, one_ladj = flow.condition(context[i]).forward_and_ladj(z[i])
+        torch.testing.assert_close(x[i], one)
+        torch.testing.assert_close(ladj[i], one_ladj)
+    other, _ = flow.condition(context.flip(0)).forward_and_ladj(z)
+    assert float((other - x)[0].detach().abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("contexts", "fields", "expected"),
+    [((), (3,), (3,)), ((3,), (), (3,)), ((4, 1), (3,), (4, 3)), ((), (), ()), ((0,), (0,), (0,))],
+)
+def test_batch_shapes_broadcast(
+    contexts: tuple[int, ...], fields: tuple[int, ...], expected: tuple[int, ...]
+) -> None:
+    transform = perturbed().condition(torch.randn(*contexts, 2))
+    x, ladj = transform.forward_and_ladj(torch.randn(*fields, 4, 4))
+    assert x.shape == (*expected, 4, 4)
+    assert ladj.shape == expected
+
+
+def test_starts_as_the_same_flow_for_every_context() -> None:
+    flow, z = conditional_hierarchical_flow((4, 4), 2, **SMALL), torch.randn(3, 4, 4)
+    one, other = (flow.condition(c)(z) for c in (torch.zeros(2), torch.randn(3, 2)))
+    torch.testing.assert_close(one, other)
+
+
+def test_odd_for_every_context() -> None:
+    flow, z = perturbed(odd=True, humps=3.0), torch.randn(3, 4, 4)
+    transform = flow.condition(torch.randn(3, 2))
+    torch.testing.assert_close(transform(-z), -transform(z))
+
+
+def test_in_a_conditional_distribution_of_pyro() -> None:
+    flow, context = perturbed(), torch.randn(6, 2)
+    base = dist.Normal(0.0, 1.0).expand((4, 4)).to_event(2)
+    q = ConditionalTransformedDistribution(base, [flow]).condition(context)
+    x = q.rsample((6,))
+    expected = flow.condition(context).inv(x.detach())
+    _, ladj = flow.condition(context).inverse_and_ladj(x.detach())
+    log_q = base.log_prob(expected) - ladj
+    torch.testing.assert_close(q.log_prob(x.detach()), log_q)
+
+
+def test_learns_a_family_of_targets() -> None:
+    """Normal fields whose width and mean depend on the context: the bound is tight for each."""
+    flow = conditional_hierarchical_flow((2,), 1, features=8)
+    normal = dist.Normal(0.0, 1.0).expand((2,)).to_event(1)
+
+    def model(context: torch.Tensor) -> None:
+        with pyro.plate("fields", len(context)):
+            x = pyro.sample("x", normal.expand((len(context),)).mask(False))
+            width = (0.5 * context).exp()
+            pyro.factor("energy", -0.5 * ((x - context) / width).square().sum(-1))
+
+    def guide(context: torch.Tensor) -> None:
+        with pyro.plate("fields", len(context)):
+            inner(context)
+
+    inner = FlowGuide(flow)
+    svi = SVI(model, guide, pyro.optim.ClippedAdam({"lr": 0.02, "lrd": 0.99}), loss=PDD())
+    for _ in range(300):
+        svi.step(2 * torch.rand(64, 1) - 1)
+    for value in (-0.8, 0.0, 0.8):
+        context = torch.full((1000, 1), value)
+        exact = float(torch.tensor(2 * torch.pi).log()) + value
+        bound = PDD().loss(model, guide, context) / 1000
+        assert -0.01 < bound + exact < 0.1, value  # of 0.9 without a context, at the ends
+
+
+def test_a_guide_needs_the_context() -> None:
+    with pytest.raises(ValueError, match="context is None; accepted for a conditional flow"):
+        FlowGuide(perturbed())()
+
+
+def test_saved_copied_and_converted(tmp_path: Any) -> None:
+    flow, context, z = perturbed(odd=True, humps=2.0), torch.randn(2), torch.randn(3, 4, 4)
+    expected = flow.condition(context)(z)
+    save(tmp_path / "flow.pt", flow)
+    for again in (load(tmp_path / "flow.pt").flow, copy.deepcopy(flow)):
+        assert isinstance(again, ConditionalHierarchicalFlow)
+        assert torch.equal(again.condition(context)(z), expected)
+    single = flow.float().condition(context.float())
+    assert single(z.float()).dtype == torch.float32
+
+
+def test_dtype_argument() -> None:
+    flow = conditional_hierarchical_flow((4,), 1, dtype=torch.float32)
+    assert {p.dtype for p in flow.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("context", "error", "match"),
+    [
+        (1.0, TypeError, "context is float; accepted: a tensor"),
+        (torch.zeros(2, dtype=torch.int64), TypeError, "context is torch.int64"),
+        (torch.zeros(3), ValueError, r"context has shape \(3,\); accepted: .*\(\.\.\., 2\)"),
+        (torch.tensor(0.0), ValueError, r"context has shape \(\)"),
+        (torch.zeros(2, dtype=torch.float32), TypeError, "accepted: torch.float64, as the flow"),
+    ],
+)
+def test_bad_contexts(context: Any, error: type[Exception], match: str) -> None:
+    with pytest.raises(error, match=match):
+        perturbed().condition(context)
+
+
+@pytest.mark.parametrize("options", [{"context_dim": 0}, {"context_dim": 1, "features": 0}])
+def test_bad_options(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="is 0; accepted: an integer >= 1"):
+        conditional_hierarchical_flow((4,), **options)
+
+
+def test_conditional_blocks_need_a_conditional_flow() -> None:
+    def block(size: int) -> Any:
+        return dist.transforms.conditional_affine_coupling(size, 5, hidden_dims=[4])
+
+    with pytest.raises(ValueError, match="needs a context; accepted: that in a Conditional"):
+        hierarchical_flow((4, 4), bijector=block)
+    flow = hierarchical_flow((4, 4), bijector=block, context_dim=5)
+    with pytest.raises(ValueError, match="context is None; accepted for ConditionalAffine"):
+        flow(torch.randn(4, 4))
+
+
+def test_a_field_switches_the_symmetry_off() -> None:
+    assert IsingDual((4, 4)).flow().odd
+    in_field = IsingDual((4, 4), field=0.1).flow()
+    assert not in_field.odd
+    assert in_field.humps is None
