@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from typing import Any
 
@@ -81,6 +82,13 @@ class ConditionalHierarchicalFlow(ConditionalTransformModule):
     def features(self, context: Tensor) -> Tensor:
         """What the layers see of a context, ``batch_shape + (context_dim + features,)``."""
         return torch.cat([context, self.encoder(context)], dim=-1)
+
+    def grow(self, spectrum: Tensor | None = None) -> ConditionalHierarchicalFlow:
+        """As :meth:`HierarchicalFlow.grow`, for every context."""
+        flow = self.flow.grow(spectrum)
+        grown = ConditionalHierarchicalFlow(flow, self.context_dim, self.encoder[0].out_features)
+        grown.encoder = copy.deepcopy(self.encoder)
+        return grown
 
     @property
     def config(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pyro_neuralrg.lattice import Circuit, Layer, make_circuit
 from pyro_neuralrg.transforms.base import LatticeTransform
 from pyro_neuralrg.transforms.bijectors import Bijector, Place, as_bijector, bijector_config
 from pyro_neuralrg.transforms.fourier import FourierLayer
+from pyro_neuralrg.transforms.growth import copy_scales, grown_shape
 from pyro_neuralrg.transforms.humps import MOST_DISTANCE, TwoHumps
 from pyro_neuralrg.transforms.monotone import MonotoneMap
 from pyro_neuralrg.transforms.partition import cut, join, split_coarse, tile
@@ -75,12 +76,8 @@ class HierarchicalFlow(LatticeTransform):
         self.context_dim = context_dim
         shared: dict[Any, nn.Module] = {}
         self.layers = nn.ModuleList(self._build_layer(layer, shared) for layer in circuit.layers)
-        self.coarse_maps = nn.ModuleDict(
-            {
-                str(index): self._build_coarse_map(layer, shared)
-                for index, layer in enumerate(circuit.layers)
-                if layer.kind == "decimator" and monotone_steps
-            }
+        self.coarse_maps = nn.ModuleList(
+            self._build_coarse_map(layer, shared) for layer in circuit.layers
         )
         self.gaussian = None if spectrum is None else FourierLayer(spectrum, circuit.boundary)
         self.humps = TwoHumps(circuit.shape, humps) if humps and circuit.is_complete else None
@@ -217,9 +214,8 @@ class HierarchicalFlow(LatticeTransform):
 
     def _coarse_map(self, index: int) -> LatticeTransform | None:
         """What acts on the variables that layer ``index`` keeps, if anything."""
-        if str(index) not in self.coarse_maps:
-            return None
-        return cast("LatticeTransform", self.coarse_maps[str(index)])
+        coarse_map = self.coarse_maps[index]
+        return coarse_map if isinstance(coarse_map, LatticeTransform) else None
 
     def _each_region(
         self, index: int, blocks: list[Tensor], context: Tensor | None, direction: str
@@ -236,6 +232,65 @@ class HierarchicalFlow(LatticeTransform):
         return done, ladj
 
     # Construction
+
+    def grow(self, spectrum: Tensor | None = None) -> HierarchicalFlow:
+        """A flow on a lattice with sides ``block`` times as long, that begins with these weights.
+
+        Scales are carried over, finest to finest, coarsest to coarsest, and the new one between
+        begins as a copy of the next finer one (see
+        :func:`~pyro_neuralrg.transforms.growth.copy_scales`); at a critical point all scales are
+        alike (paper, note [53]). Train it further without cooling, ``fit(..., anneal=None)``.
+
+        Args:
+            spectrum: for the fixed Gaussian layer of the larger lattice, needed if this flow has
+                one.
+
+        Raises:
+            ValueError: if each block has weights of its own, or the spectrum is missing or has
+                another shape.
+
+        Example:
+            >>> flow = hierarchical_flow((8, 8))
+            >>> flow.grow().shape
+            (16, 16)
+        """
+        if self.weights == "block":
+            raise ValueError(
+                "weights is 'block': every block has weights of its own, and a larger lattice has "
+                "more blocks; accepted for grow: flows with weights 'scale' or 'shared'"
+            )
+        shape = grown_shape(self.shape, self.circuit.block)
+        if self.gaussian is not None and spectrum is None:
+            raise ValueError(
+                "spectrum is None, but the flow has a Gaussian layer; accepted: the eigenvalues "
+                f"for the shape {shape}, such as IsingDual({shape}).spectrum"
+            )
+        grown = hierarchical_flow(
+            shape,
+            self.circuit.name,
+            bijector=self.bijector,
+            block=self.circuit.block,
+            depth=self._grown_depth(),
+            boundary=self.circuit.boundary,
+            weights=self.weights,
+            odd=self.odd,
+            monotone_steps=self.monotone_steps,
+            spectrum=spectrum,
+            humps=0.0 if self.humps is None else self.humps.distance,
+            context_dim=self.context_dim,
+        )
+        parameter = next(self.parameters(), None)
+        if parameter is not None:
+            grown = grown.to(dtype=parameter.dtype, device=parameter.device)
+        copy_scales(grown, self)
+        return grown
+
+    def _grown_depth(self) -> int | None:
+        """Twice the layers of a brickwork; all scales where there are all, else as many as here."""
+        if self.circuit.name == "brickwork":
+            return self.circuit.block * self.circuit.depth
+        complete = not self.circuit.layers or self.circuit.is_complete
+        return None if complete else self.circuit.depth
 
     def _build_layer(self, layer: Layer, shared: dict[Any, nn.Module]) -> nn.ModuleList:
         """One transform per region; single sites pass through an identity."""
@@ -261,6 +316,9 @@ class HierarchicalFlow(LatticeTransform):
         return nn.ModuleList(modules)
 
     def _build_coarse_map(self, layer: Layer, shared: dict[Any, nn.Module]) -> nn.Module:
+        """The monotone map on the variables that a layer keeps, or an identity."""
+        if layer.kind != "decimator" or not self.monotone_steps:
+            return nn.Identity()
         transform: nn.Module = MonotoneMap(layer.coarse_shape, self.monotone_steps, self.odd)
         if self.weights == "shared":
             _share_parameters(transform, shared.setdefault("coarse", transform))
