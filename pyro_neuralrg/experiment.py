@@ -31,6 +31,7 @@ from pyro_neuralrg.lattice import check_shape
 from pyro_neuralrg.potentials import CRITICAL_TEMPERATURE, IsingDual
 from pyro_neuralrg.potentials.cluster import MonteCarlo
 from pyro_neuralrg.transforms import HierarchicalFlow
+from pyro_neuralrg.transforms.steps import has_compiler
 
 __all__ = ["FAILURES", "Exact", "Experiment", "Results", "Sampling", "Settings", "one_line"]
 
@@ -42,6 +43,7 @@ PHYSICAL_STEPS = 10  # leapfrog steps of a trajectory, as in the paper
 WARMUP = 200  # draws, at most
 REFERENCE_SITES = 2**22  # of all configurations of the cluster Monte Carlo: seconds
 REFERENCE_LEAST = 64  # configurations, whatever the lattice
+COMPILED_SITES = 256  # from which on training takes many times as long as compiling
 PICTURED = 4  # fields kept for the figure
 LEAST = {"steps": 1, "batch": 2, "chains": 1, "draws": 1}
 MOST = 2**31 - 1  # of each of them
@@ -61,6 +63,8 @@ class Settings:
         chains: Chains of each sampler.
         draws: Kept draws per chain, after as many for warm-up, but at most 200.
         seed: Of training, estimates and sampling.
+        compile: Train through ``torch.compile``; None: from 16 x 16 sites on, on a CPU with a C++
+            compiler.
         device: Where torch computes.
         dtype: "float32" or "float64".
     """
@@ -72,6 +76,7 @@ class Settings:
     chains: int = 32
     draws: int = 700
     seed: int = 0
+    compile: bool | None = None
     device: str = "cpu"
     dtype: str = "float32"
 
@@ -241,7 +246,13 @@ class Experiment:
             steps=settings.steps,
             batch=settings.batch,
             seed=settings.seed,
+            compile=self._compiles() if settings.compile is None else settings.compile,
         )
+
+    def _compiles(self) -> bool:
+        """Whether compiling saves more time than it takes, if it can be done."""
+        worth = self.target.spectrum.numel() >= COMPILED_SITES
+        return worth and self.target.device.type == "cpu" and has_compiler()
 
     def estimate(self) -> FreeEnergyEstimate:
         """Estimate -ln Z from samples of the flow."""

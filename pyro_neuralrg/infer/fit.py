@@ -33,6 +33,7 @@ from pyro_neuralrg.infer.schedule import (
 )
 from pyro_neuralrg.interrupts import deferred_interrupts
 from pyro_neuralrg.potentials.base import LatticePotential
+from pyro_neuralrg.transforms.steps import compiled_steps
 
 __all__ = ["FitResult", "fit"]
 
@@ -73,9 +74,10 @@ def fit(
     batch: int | None = None,
     lr: float | None = None,
     clip: float | None = 100.0,
-    anneal: tuple[float, float] | None = (1.5, 0.5),
+    anneal: tuple[float, float] | None = (1.5, 0.25),
     average: float = 0.0,
     path_gradient: bool | None = None,
+    compile: bool = False,
     seed: int | None = None,
     start_step: int = 0,
     optimizer_state: dict[str, Any] | None = None,
@@ -105,6 +107,8 @@ def fit(
         average: fraction of the steps, at the end, whose parameters are averaged for the result.
         path_gradient: see :class:`~pyro_neuralrg.infer.pdd.PDD`; None: for flows of this package,
             where it is cheap and pays.
+        compile: run the couplings of flows of this package through ``torch.compile``: twice as fast
+            on two CPU cores, after 10 to 20 s of compiling. Without a compiler it warns, and works.
         seed: of the samples and of a flow built here; None: the global random state goes on.
         start_step: steps of this schedule already taken, to go on with an interrupted training.
         optimizer_state: of an earlier result, to go on with its moments.
@@ -123,6 +127,8 @@ def fit(
         if flow is None:
             flow = _default_flow(target)
         guide = _guide(flow)
+        if compile:
+            stack.enter_context(compiled_steps())
         schedule = default_schedule(_shape(target, flow, (steps, batch, lr)))
         training = _Training(
             target=target,

@@ -169,8 +169,8 @@ class LatticeTransform(TransformModule):
             z: shape ``batch_shape + event_shape``, any batch shape, in the transform's dtype.
 
         Returns:
-            x of the shape of z, ladj of shape ``batch_shape``, and the score of the shape of z,
-            detached.
+            x of the shape of z, ladj of shape ``batch_shape``, and the score of the shape of z; the
+            last two without a graph.
 
         Raises:
             TypeError, ValueError: if ``z`` is not such a tensor.
@@ -178,7 +178,7 @@ class LatticeTransform(TransformModule):
         batch_shape = self._check("z", z)
         h = pack(z, len(self.event_shape))
         out, ladj, score = self.generate_with_score(h, -h.detach())
-        x, ladj = unpack(out, batch_shape), ladj.reshape(batch_shape)
+        x, ladj = unpack(out, batch_shape), ladj.detach().reshape(batch_shape)
         self._remember(z, x, ladj, given=z)
         return x, ladj, unpack(score, batch_shape)
 

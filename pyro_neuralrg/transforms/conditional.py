@@ -50,6 +50,7 @@ class ConditionalHierarchicalFlow(ConditionalTransformModule):
         super().__init__()
         self.flow = flow
         self.context_dim = context_dim
+        self.feature_count = features
         self.encoder = nn.Sequential(nn.Linear(context_dim, features), nn.Tanh())
 
     @property
@@ -86,7 +87,7 @@ class ConditionalHierarchicalFlow(ConditionalTransformModule):
     def grow(self, spectrum: Tensor | None = None) -> ConditionalHierarchicalFlow:
         """As :meth:`HierarchicalFlow.grow`, for every context."""
         flow = self.flow.grow(spectrum)
-        grown = ConditionalHierarchicalFlow(flow, self.context_dim, self.encoder[0].out_features)
+        grown = ConditionalHierarchicalFlow(flow, self.context_dim, self.feature_count)
         grown.encoder = copy.deepcopy(self.encoder)
         return grown
 
@@ -97,8 +98,8 @@ class ConditionalHierarchicalFlow(ConditionalTransformModule):
         Raises:
             ValueError: if the blocks come from a factory that is not ours.
         """
-        features = self.encoder[0].out_features
-        return {**self.flow.config, "context_dim": self.context_dim, "features": features}
+        own = {"context_dim": self.context_dim, "features": self.feature_count}
+        return {**self.flow.config, **own}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> ConditionalHierarchicalFlow:
@@ -134,7 +135,8 @@ class _Conditioned(LatticeTransform):
         """See :class:`~pyro_neuralrg.transforms.LatticeTransform`."""
         batch_shape, h, features = self._packed("z", z)
         x, ladj, score = self.conditional.flow.generate_with_score(h, -h.detach(), features)
-        return unpack(x, batch_shape), ladj.reshape(batch_shape), unpack(score, batch_shape)
+        ladj = ladj.detach().reshape(batch_shape)
+        return unpack(x, batch_shape), ladj, unpack(score, batch_shape)
 
     def inverse_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """See :class:`~pyro_neuralrg.transforms.LatticeTransform`."""

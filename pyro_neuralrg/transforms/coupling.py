@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import torch
@@ -15,18 +15,17 @@ from torch import Tensor, nn
 from pyro_neuralrg.arguments import as_integer, check_integer
 from pyro_neuralrg.transforms.base import LatticeTransform
 from pyro_neuralrg.transforms.compiled import Stack, couple, is_worthwhile
-from pyro_neuralrg.transforms.elementwise import Elementwise
 from pyro_neuralrg.transforms.networks import (
     ACTIVATIONS,
     BlockNetwork,
     NeighbourNetwork,
     with_weights,
 )
+from pyro_neuralrg.transforms.steps import Network, present_steps
 
 __all__ = ["Couplings", "neighbour_coupling", "realnvp_block"]
 
 Half = tuple[list[int], list[int]]
-Network = Callable[[Tensor, Tensor | None], Elementwise]
 
 
 class Couplings(LatticeTransform):
@@ -66,23 +65,21 @@ class Couplings(LatticeTransform):
     def generate_with_score(
         self, h: Tensor, score: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        r"""z to x with the score, without any inverse.
-
-        For each coupling :math:`s_v' = (s_v - \partial_v \ln f') / f'`, and with this :math:`s_u' =
-        s_u - \partial_u \ln f' - s_v' \cdot \partial_u f`.
-        """
+        """z to x with the score, without any inverse."""
         if self.stack is not None and context is None and is_worthwhile(h):
             return super().generate_with_score(h, score, context)
+        steps = present_steps()
         with torch.enable_grad():
             if not h.requires_grad:
                 h = h.detach().requires_grad_()
             rows, scores, log_slopes = list(h.unbind(0)), list(score.unbind(0)), []
             for (fixed, moved), network in zip(self.halves, self.networks, strict=True):
                 u, v = _stack(rows, fixed), _stack(rows, moved)
-                values, log_slope = network(u, context).generate(v)
-                found = _transported(u, v, values, log_slope, _stack(scores, moved))
-                _put(scores, fixed, _stack(scores, fixed) + found[0])
-                _put(scores, moved, found[1])
+                values, log_slope, pulled, score = steps.couple_with_score(
+                    network, u, v, context, _stack(scores, moved)
+                )
+                _put(scores, fixed, _stack(scores, fixed) + pulled)
+                _put(scores, moved, score)
                 _put(rows, moved, values)
                 log_slopes.append(log_slope)
             ladj = torch.cat(log_slopes).flatten(0, -2).sum(0)
@@ -98,8 +95,10 @@ class Couplings(LatticeTransform):
         self, h: Tensor, networks: Iterable[Network], context: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         rows, log_slopes = list(h.unbind(0)), []
+        couple_one = present_steps().couple
         for (fixed, moved), network in zip(self.halves, networks, strict=True):
-            values, log_slope = network(_stack(rows, fixed), context).generate(_stack(rows, moved))
+            u, v = _stack(rows, fixed), _stack(rows, moved)
+            values, log_slope = couple_one(network, u, v, context)
             _put(rows, moved, values)
             log_slopes.append(log_slope)
         return torch.stack(rows), torch.cat(log_slopes).flatten(0, -2).sum(0)
@@ -125,19 +124,6 @@ class Couplings(LatticeTransform):
 
         weights = torch.stack([network.packed for network in block_networks])
         return couple(h, weights, stack, generate, plain)
-
-
-def _transported(
-    u: Tensor, v: Tensor, values: Tensor, log_slope: Tensor, score: Tensor
-) -> tuple[Tensor, Tensor]:
-    """What a coupling adds to the score of u, and the new score of v."""
-    ones = torch.ones_like(log_slope)
-    (bent,) = torch.autograd.grad(
-        log_slope, v, ones, retain_graph=True, allow_unused=True, materialize_grads=True
-    )
-    moved = (score - bent) * (-log_slope.detach()).exp()
-    (pulled,) = torch.autograd.grad([log_slope, values], u, [ones, moved], retain_graph=True)
-    return -pulled, moved
 
 
 def _stack(rows: list[Tensor], sites: list[int]) -> Tensor:

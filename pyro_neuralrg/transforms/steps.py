@@ -1,0 +1,145 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""What one coupling does, eagerly or through ``torch.compile``.
+
+All couplings of a scale have the same shapes, so that one compiled function serves them all, and a
+flow of any depth is compiled in seconds. Compiled, a training step with path gradients takes, with
+one thread, 33 ms for 54 at 8 x 8, 95 for 145 at 16 x 16 and 357 for 654 at 32 x 32, and with two
+threads 74 for 166 at 16 x 16. (The whole flow as one graph took 70 s to compile at 8 x 8, and was
+no faster.)
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_neuralrg.transforms.elementwise import Elementwise
+
+__all__ = ["Network", "compiled_steps", "has_compiler", "present_steps"]
+
+Network = Callable[[Tensor, Tensor | None], Elementwise]
+SHAPES = 64
+"""How many shapes may be compiled: scales, times the batch sizes that are used."""
+
+
+class Steps(NamedTuple):
+    """The two functions that all couplings call.
+
+    Attributes:
+        couple: from a network, u, v and a context to f_u(v) and ln f_u'(v).
+        couple_with_score: likewise with the score of v, to these and what is to be added to the
+            score of u, and the new score of v; all but the values are detached.
+    """
+
+    couple: Callable[..., tuple[Tensor, Tensor]]
+    couple_with_score: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
+
+
+def couple(network: Network, u: Tensor, v: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The moved sites, and the logarithm of the slope for each."""
+    return network(u, context).generate(v)
+
+
+def couple_with_score(
+    network: Network, u: Tensor, v: Tensor, context: Tensor | None, score: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    r"""The same, and how the score goes on.
+
+    A path gradient needs no derivative but those of the values; the others are detached.
+
+    :math:`s_v' = (s_v - \partial_v \ln f') / f'`, and with this :math:`s_u' = s_u - \partial_u \ln
+    f' - s_v' \cdot \partial_u f`.
+    """
+    values, log_slope = couple(network, u, v, context)
+    ones = torch.ones_like(log_slope)
+    (bent,) = torch.autograd.grad(
+        log_slope, v, ones, retain_graph=True, allow_unused=True, materialize_grads=True
+    )
+    moved = (score - bent) * (-log_slope.detach()).exp()
+    (pulled,) = torch.autograd.grad([log_slope, values], u, [ones, moved], retain_graph=True)
+    return values, log_slope.detach(), -pulled, moved
+
+
+def _couple_with_score_in_one_graph(
+    network: Network, u: Tensor, v: Tensor, context: Tensor | None, score: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The same in terms that can be compiled, a quarter slower if they are not."""
+    vjp: Any = torch.func.vjp  # its annotation knows functions of one result only
+    (values, log_slope), pull = vjp(lambda u, v: couple(network, u, v, context), u, v)
+    ones = torch.ones_like(log_slope)
+    _, bent = pull((torch.zeros_like(values), ones))
+    moved = (score - bent) * (-log_slope).exp()
+    pulled, _ = pull((moved, ones))
+    return values, log_slope.detach(), -pulled.detach(), moved.detach()
+
+
+EAGER = Steps(couple, couple_with_score)
+_present: ContextVar[Steps] = ContextVar("steps", default=EAGER)
+
+
+def present_steps() -> Steps:
+    """The functions to call here and now."""
+    return _present.get()
+
+
+def has_compiler() -> bool:
+    """Whether the system has a C++ compiler, which ``torch.compile`` needs on a CPU."""
+    named = [os.environ["CXX"]] if os.environ.get("CXX") else []
+    return any(map(shutil.which, [*named, "c++", "g++", "clang++", "cl"]))
+
+
+@contextmanager
+def compiled_steps() -> Iterator[None]:
+    """Let all couplings run through ``torch.compile`` meanwhile, in this thread.
+
+    Where nothing can be compiled, all goes on as it is.
+
+    Warns:
+        UserWarning: once, if nothing can be compiled, with the reason.
+    """
+    guard = _Guard()
+    steps = Steps(
+        guard.compiled(couple, couple),
+        guard.compiled(_couple_with_score_in_one_graph, couple_with_score),
+    )
+    token = _present.set(steps)
+    try:
+        with torch._dynamo.config.patch(recompile_limit=SHAPES):
+            yield
+    finally:
+        _present.reset(token)
+
+
+class _Guard:
+    """Compiled functions, until the first of them fails; then the plain ones."""
+
+    def __init__(self) -> None:
+        self.failed = False
+
+    def compiled(self, function: Callable[..., Any], plain: Callable[..., Any]) -> Any:
+        """``function`` compiled, or else ``plain``."""
+        fast = torch.compile(function, dynamic=False)
+
+        def call(*arguments: Any) -> Any:
+            if not self.failed:
+                try:
+                    return fast(*arguments)
+                except Exception as error:  # whatever a compiler may raise
+                    self.failed = True
+                    lines = str(error).strip().splitlines() or [type(error).__name__]
+                    warnings.warn(
+                        f"torch.compile fails here ({lines[0][:200]}); going on without",
+                        stacklevel=2,
+                    )
+            return plain(*arguments)
+
+        return call

@@ -1,0 +1,110 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Couplings run through torch.compile give the same, and go on as they are where it fails."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pyro_neuralrg import IsingDual, fit
+from pyro_neuralrg.transforms import Neighbour, RealNVP, hierarchical_flow, steps
+from pyro_neuralrg.transforms.steps import compiled_steps, has_compiler, present_steps
+from tests.transforms.registry import perturbed
+
+FLOWS = ["odd-with-spectrum", "mera-1d", "realnvp", "humps", "conditioned", "mera-2d-open"]
+
+
+def everything(transform: Any, z: Tensor) -> list[Tensor]:
+    """Both kinds of samples and their gradients."""
+    parameters = list(transform.parameters())
+    x, ladj = transform.forward_and_ladj(z)
+    plain = torch.autograd.grad(x.sin().sum() + ladj.sum(), parameters)
+    x_again, ladj_again, score = transform.forward_with_score(z)
+    path = torch.autograd.grad((x_again * score).sum(), parameters, allow_unused=True)
+    found = [x, ladj, x_again, ladj_again, score, *plain, *path]
+    return [tensor.detach() for tensor in found if tensor is not None]
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own, none of them about our code
+@pytest.mark.parametrize("name", FLOWS)
+def test_compiled_steps_give_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the tracing of torch.compile alone, which takes less time than a compiler."""
+    traced = functools.partial(torch.compile, backend="aot_eager")
+    monkeypatch.setattr(torch, "compile", traced)
+    transform = perturbed(name)
+    z = torch.randn(3, *transform.event_shape)
+    expected = everything(transform, z)
+    with compiled_steps():
+        assert present_steps() is not steps.EAGER
+        found = everything(transform, z)
+    assert present_steps() is steps.EAGER
+    assert len(found) == len(expected)
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
+@pytest.mark.filterwarnings("ignore")
+def test_with_the_compiler() -> None:
+    target = IsingDual((4, 4))
+    bijector = Neighbour(layers=2, hidden=(4,))
+    histories = []
+    for compile in (False, True):
+        torch.manual_seed(0)
+        flow = target.flow(bijector=bijector)
+        options = {"steps": 3, "batch": 8, "seed": 1, "progress": False}
+        histories.append(fit(target, flow, compile=compile, **options).history.free_energy)
+    torch.testing.assert_close(*map(torch.as_tensor, histories))
+
+
+@pytest.mark.parametrize("where", ["first", "later"])
+def test_without_a_compiler_warns_once_and_works(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(function: Any, **_: Any) -> Any:
+        calls = 0
+
+        def call(*arguments: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if where == "first" or calls > 3:
+                raise RuntimeError("no C++ compiler\nand much more")
+            return function(*arguments)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", failing)
+    target = IsingDual((4, 4))
+    found = []
+    for compile in (False, True):
+        torch.manual_seed(0)
+        flow = target.flow(bijector=Neighbour(layers=2, hidden=(4,)))
+        options = {"steps": 4, "batch": 8, "seed": 1, "progress": False, "compile": compile}
+        if compile:
+            with pytest.warns(UserWarning, match=r"fails here \(no C\+\+ compiler\)") as warned:
+                found.append(fit(target, flow, **options).history.free_energy)
+            assert len(warned) == 1
+        else:
+            found.append(fit(target, flow, **options).history.free_energy)
+    torch.testing.assert_close(*map(torch.as_tensor, found))
+
+
+def test_real_nvp_is_served_too() -> None:
+    flow = hierarchical_flow((4, 4), bijector=RealNVP(layers=2, hidden=(5,)))
+    seen = []
+
+    def couple(*arguments: Any) -> Any:
+        seen.append(arguments)
+        return steps.couple(*arguments)
+
+    token = steps._present.set(steps.Steps(couple, steps.couple_with_score))
+    try:
+        flow(torch.randn(2, 4, 4))
+    finally:
+        steps._present.reset(token)
+    assert len(seen) == 2 * len(flow.layers)
