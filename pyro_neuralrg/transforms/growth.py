@@ -7,11 +7,55 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from pyro_neuralrg.lattice import Circuit, Layer
+from pyro_neuralrg.lattice import Circuit, Layer, make_circuit
 
-__all__ = ["copy_scales", "grown_shape"]
+__all__ = ["copy_scales", "grow", "grown_shape"]
+
+
+def grow(flow: Any, spectrum: Tensor | None) -> Any:
+    """The larger flow; see :meth:`~pyro_neuralrg.transforms.HierarchicalFlow.grow`."""
+    if flow.weights == "block":
+        raise ValueError(
+            "weights is 'block': every block has weights of its own, and a larger lattice has "
+            "more blocks; accepted for grow: flows with weights 'scale' or 'shared'"
+        )
+    circuit = flow.circuit
+    shape = grown_shape(circuit.shape, circuit.block)
+    if flow.gaussian is not None and spectrum is None:
+        raise ValueError(
+            "spectrum is None, but the flow has a Gaussian layer; accepted: the eigenvalues "
+            f"for the shape {shape}, such as IsingDual({shape}).spectrum"
+        )
+    grown = type(flow)(
+        make_circuit(
+            circuit.name,
+            shape,
+            block=circuit.block,
+            depth=_grown_depth(circuit),
+            boundary=circuit.boundary,
+        ),
+        flow.bijector,
+        weights=flow.weights,
+        odd=flow.odd,
+        monotone_steps=flow.monotone_steps,
+        spectrum=spectrum,
+        humps=0.0 if flow.humps is None else flow.humps.distance,
+        context_dim=flow.context_dim,
+    )
+    like = next(flow.parameters(), torch.empty(0))
+    grown = grown.to(dtype=like.dtype, device=like.device)
+    copy_scales(grown, flow)
+    return grown
+
+
+def _grown_depth(circuit: Circuit) -> int | None:
+    """Twice the layers of a brickwork; all scales where there are all, else as many as here."""
+    if circuit.name == "brickwork":
+        return circuit.block * circuit.depth
+    return None if circuit.is_complete else circuit.depth
 
 
 def grown_shape(shape: tuple[int, ...], block: int) -> tuple[int, ...]:

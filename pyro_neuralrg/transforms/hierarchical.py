@@ -15,8 +15,8 @@ from pyro_neuralrg.lattice import Circuit, Layer, make_circuit
 from pyro_neuralrg.transforms.base import LatticeTransform
 from pyro_neuralrg.transforms.bijectors import Bijector, Place, as_bijector, bijector_config
 from pyro_neuralrg.transforms.fourier import FourierLayer
-from pyro_neuralrg.transforms.growth import copy_scales, grown_shape
-from pyro_neuralrg.transforms.humps import MOST_DISTANCE, TwoHumps
+from pyro_neuralrg.transforms.growth import grow
+from pyro_neuralrg.transforms.humps import MOST_DISTANCE, BehindHumps, TwoHumps
 from pyro_neuralrg.transforms.monotone import MonotoneMap
 from pyro_neuralrg.transforms.partition import cut, join, split_coarse, tile
 
@@ -68,6 +68,11 @@ class HierarchicalFlow(LatticeTransform):
         context_dim: int = 0,
     ) -> None:
         super().__init__(circuit.shape)
+        if isinstance(spectrum, Tensor) and tuple(spectrum.shape) != circuit.shape:
+            raise ValueError(
+                f"spectrum has shape {tuple(spectrum.shape)}; "
+                f"accepted: the lattice shape {circuit.shape}"
+            )
         self.circuit = circuit
         self.bijector = bijector
         self.weights = weights
@@ -125,7 +130,7 @@ class HierarchicalFlow(LatticeTransform):
 
         In y local moves such as those of HMC meet a smooth energy.
         """
-        return self if self.humps is None else _Local(self)
+        return self if self.humps is None else BehindHumps(self)
 
     def generate_local(self, h: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """y to x, batch-last."""
@@ -254,43 +259,7 @@ class HierarchicalFlow(LatticeTransform):
             >>> flow.grow().shape
             (16, 16)
         """
-        if self.weights == "block":
-            raise ValueError(
-                "weights is 'block': every block has weights of its own, and a larger lattice has "
-                "more blocks; accepted for grow: flows with weights 'scale' or 'shared'"
-            )
-        shape = grown_shape(self.shape, self.circuit.block)
-        if self.gaussian is not None and spectrum is None:
-            raise ValueError(
-                "spectrum is None, but the flow has a Gaussian layer; accepted: the eigenvalues "
-                f"for the shape {shape}, such as IsingDual({shape}).spectrum"
-            )
-        grown = hierarchical_flow(
-            shape,
-            self.circuit.name,
-            bijector=self.bijector,
-            block=self.circuit.block,
-            depth=self._grown_depth(),
-            boundary=self.circuit.boundary,
-            weights=self.weights,
-            odd=self.odd,
-            monotone_steps=self.monotone_steps,
-            spectrum=spectrum,
-            humps=0.0 if self.humps is None else self.humps.distance,
-            context_dim=self.context_dim,
-        )
-        parameter = next(self.parameters(), None)
-        if parameter is not None:
-            grown = grown.to(dtype=parameter.dtype, device=parameter.device)
-        copy_scales(grown, self)
-        return grown
-
-    def _grown_depth(self) -> int | None:
-        """Twice the layers of a brickwork; all scales where there are all, else as many as here."""
-        if self.circuit.name == "brickwork":
-            return self.circuit.block * self.circuit.depth
-        complete = not self.circuit.layers or self.circuit.is_complete
-        return None if complete else self.circuit.depth
+        return grow(self, spectrum)
 
     def _build_layer(self, layer: Layer, shared: dict[Any, nn.Module]) -> nn.ModuleList:
         """One transform per region; single sites pass through an identity."""
@@ -356,27 +325,6 @@ class HierarchicalFlow(LatticeTransform):
         if options.pop("spectrum"):
             options["spectrum"] = torch.ones(tuple(shape), dtype=torch.get_default_dtype())
         return hierarchical_flow(shape, **options)
-
-
-class _Local(LatticeTransform):
-    """A flow behind its humps, x from y."""
-
-    def __init__(self, flow: HierarchicalFlow) -> None:
-        super().__init__(flow.event_shape)
-        self.flow = flow
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The lattice shape."""
-        return self.flow.shape
-
-    def generate(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """y to x."""
-        return self.flow.generate_local(h, context)
-
-    def renormalize(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """x to y."""
-        return self.flow.renormalize_local(h, context)
 
 
 def _exchange_kept(blocks: list[Tensor], kept: Tensor, layer: Layer) -> list[Tensor]:
@@ -457,11 +405,6 @@ def hierarchical_flow(
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise TypeError(f"dtype is {dtype!r}; accepted: a floating dtype such as torch.float64")
     arrangement = make_circuit(circuit, shape, block=block, depth=depth, boundary=boundary)
-    if isinstance(spectrum, Tensor) and tuple(spectrum.shape) != arrangement.shape:
-        raise ValueError(
-            f"spectrum has shape {tuple(spectrum.shape)}; "
-            f"accepted: the lattice shape {arrangement.shape}"
-        )
     flow = HierarchicalFlow(
         arrangement,
         as_bijector(bijector),

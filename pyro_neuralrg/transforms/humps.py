@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch import Tensor
 from pyro_neuralrg.arguments import check_number
 from pyro_neuralrg.transforms.base import LatticeTransform
 
-__all__ = ["TwoHumps"]
+__all__ = ["BehindHumps", "TwoHumps"]
 
 MOST_DISTANCE = 4.0
 """Farther apart, what lies between the humps is lost in the digits of a double."""
@@ -109,6 +110,27 @@ class TwoHumps(LatticeTransform):
     def _log_slope(self, z: Tensor, y: Tensor) -> Tensor:
         """ln dy/dz, from the densities."""
         return _log_normal(z) - self._log_density(y)
+
+
+class BehindHumps(LatticeTransform):
+    """A HierarchicalFlow behind its humps, x from y."""
+
+    def __init__(self, flow: Any) -> None:
+        super().__init__(flow.event_shape)
+        self.flow = flow
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The lattice shape."""
+        return self.event_shape
+
+    def generate(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """y to x."""
+        return self.flow.generate_local(h, context)
+
+    def renormalize(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x to y."""
+        return self.flow.renormalize_local(h, context)
 
 
 def _log_upper(z: Tensor) -> Tensor:

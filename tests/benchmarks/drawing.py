@@ -1,0 +1,61 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Independent configurations a second: a trained flow, with ln q, beside Swendsen-Wang.
+
+The flow's draws are independent; with their weights they are worth ESS times as many of the target.
+Swendsen-Wang's updates of the spins are correlated; their effective number for the structure factor
+is ArviZ's, of several runs at once.
+
+    python -m pyro_neuralrg ising --shape 16 16 --out trained
+    python -m tests.benchmarks.drawing trained/flow.pt [--draws 100000]
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import numpy as np
+import torch
+
+from pyro_neuralrg import IsingDual, load
+from pyro_neuralrg.diagnostics import summarise
+from pyro_neuralrg.infer.free_energy import from_log_weights, log_weights
+from pyro_neuralrg.potentials.cluster import swendsen_wang
+
+BATCH = 500
+CHAINS = 64  # of Swendsen-Wang, side by side
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("flow", help="file of a flow for the critical Ising model")
+    parser.add_argument("--draws", type=int, default=100_000)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    flow = load(arguments.flow).flow
+    target = IsingDual(flow.shape)
+    log_weights(target, flow, BATCH, BATCH)
+    began = time.perf_counter()
+    weights = log_weights(target, flow, arguments.draws, BATCH)
+    seconds = time.perf_counter() - began
+    ess = from_log_weights(weights).ess
+    rate = arguments.draws / seconds
+    print(f"flow: {arguments.draws} draws with ln q and ln pi in {seconds:.1f} s, {rate:.0f} a")
+    print(f"second; importance ESS {ess:.1%}: {ess * rate:.0f} effective draws a second")
+    began = time.perf_counter()
+    sweeps = max(10, arguments.draws // CHAINS)
+    bonds = [1 / target.temperature] * len(target.shape)
+    spins = swendsen_wang(target.shape, bonds, CHAINS * sweeps, chains=CHAINS, between=1)
+    seconds = time.perf_counter() - began
+    magnetisation = spins.reshape(sweeps, CHAINS, -1).mean(2, dtype=np.float64)
+    found = summarise(np.square(magnetisation).T)
+    print(f"Swendsen-Wang: {len(spins)} updates in {seconds:.1f} s, {len(spins) / seconds:.0f} a")
+    print(f"second; {found.ess_bulk:.0f} effective draws, {found.ess_bulk / seconds:.0f} a second")
+
+
+if __name__ == "__main__":
+    main()
