@@ -74,7 +74,7 @@ def _add_ising(commands: argparse._SubParsersAction[_Parser]) -> None:
     add("--seed", type=int, default=new.seed, help="of training and sampling")
     add("--compile", action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS,
         help="train through torch.compile (default: from 16 x 16 on, with a compiler)")  # fmt: skip
-    add("--device", default=new.device, help="where torch computes: cpu, cuda, cuda:1, ...")
+    add("--device", default=new.device, help="where torch computes: auto, cpu, cuda, cuda:1, ...")
     add("--dtype", default=new.dtype, choices=["float32", "float64"],
         help="of the flow and of the fields")  # fmt: skip
     add("--out", type=Path, default=Path("neuralrg-output"), metavar="DIR",

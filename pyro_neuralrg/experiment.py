@@ -65,7 +65,7 @@ class Settings:
         seed: Of training, estimates and sampling.
         compile: Train through ``torch.compile``; None: from 16 x 16 sites on, on a CPU with a C++
             compiler.
-        device: Where torch computes.
+        device: Where torch computes; "auto" is an NVIDIA GPU where there is one, else the CPU.
         dtype: "float32" or "float64".
     """
 
@@ -77,7 +77,7 @@ class Settings:
     draws: int = 700
     seed: int = 0
     compile: bool | None = None
-    device: str = "cpu"
+    device: str = "auto"
     dtype: str = "float32"
 
 
@@ -335,13 +335,16 @@ def _device(name: str) -> torch.device:
     Raises:
         ValueError: It cannot.
     """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
         float(torch.zeros(1, device=device).sum())  # a "meta" tensor, say, has no numbers
     except Exception as error:  # whatever its backend raises
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"device is {name!r}; accepted: cpu, or an accelerator that torch finds here ({reason})"
+            f"device is {name!r}; accepted: auto, cpu, or an accelerator that torch finds here "
+            f"({reason})"
         ) from None
     return device
 

@@ -72,14 +72,15 @@ class FlowDistribution(dist.TransformedDistribution):
             and isinstance(self.transforms[0], LatticeTransform)
         )
 
-    def rsample_with_score(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
-        """Draw differentiable fields with the gradient of ln q there, at fixed parameters.
+    def rsample_with_score(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw differentiable fields with ln q and its gradient there, at fixed parameters.
 
-        See :meth:`~pyro_neuralrg.transforms.LatticeTransform.forward_with_score`.
+        The last two have no graph; see
+        :meth:`~pyro_neuralrg.transforms.LatticeTransform.forward_with_score`.
         """
         z = self.base_dist.rsample(torch.Size(sample_shape))
-        x, _, score = self.transforms[0].forward_with_score(z)
-        return x, score
+        x, ladj, score = self.transforms[0].forward_with_score(z)
+        return x, self.base_dist.log_prob(z) - ladj, score
 
     def log_prob(self, value: Tensor) -> Tensor:
         """ln q(value) in nats."""
@@ -122,20 +123,20 @@ def local_flow(flow: Any) -> Any:
     return getattr(flow, "local", flow)
 
 
-def normal_to_local(flow: Any, z: Tensor) -> tuple[Tensor, Tensor]:
-    """The latents y of standard normals z, and ln |det dy/dz|, over the flow's event dimensions."""
+def normal_to_local(flow: Any, z: Tensor, event_dim: int) -> tuple[Tensor, Tensor]:
+    """The latents y of standard normals z, and ln |det dy/dz| as :func:`forward_and_ladj`."""
     humps = getattr(flow, "humps", None)
-    return (z, _no_ladj(flow, z)) if humps is None else humps.forward_and_ladj(z)
+    if humps is None:
+        return z, z.new_zeros(z.shape[: z.dim() - event_dim])
+    return forward_and_ladj(humps, z, event_dim)
 
 
-def local_to_normal(flow: Any, y: Tensor) -> tuple[Tensor, Tensor]:
+def local_to_normal(flow: Any, y: Tensor, event_dim: int) -> tuple[Tensor, Tensor]:
     """The standard normals z of latents y, and the same ln |det dy/dz|."""
     humps = getattr(flow, "humps", None)
-    return (y, _no_ladj(flow, y)) if humps is None else humps.inverse_and_ladj(y)
-
-
-def _no_ladj(flow: Any, value: Tensor) -> Tensor:
-    return value.new_zeros(value.shape[: value.dim() - flow.domain.event_dim])
+    if humps is None:
+        return y, y.new_zeros(y.shape[: y.dim() - event_dim])
+    return inverse_and_ladj(humps, y, event_dim)
 
 
 def check_flow(flow: Any) -> None:

@@ -75,9 +75,12 @@ def save(
             factory.
         OSError: if ``path`` cannot be written.
     """
-    kind = type(flow).__name__
-    if not isinstance(flow, tuple(KINDS.values())):
-        raise TypeError(f"flow is a {kind}; accepted: {' or '.join(KINDS)} (the .flow of a guide)")
+    kind = next((name for name, known in KINDS.items() if isinstance(flow, known)), None)
+    if kind is None:
+        raise TypeError(
+            f"flow is a {type(flow).__name__}; accepted: {' or '.join(KINDS)} "
+            "(the .flow of a guide)"
+        )
     try:
         described = json.dumps(dict(metadata or {}))
     except TypeError as error:

@@ -15,6 +15,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions.conditional import ConditionalTransformModule
 from pyro.infer import SVI
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -122,6 +123,8 @@ def fit(
         UserWarning: if training stopped at a loss or gradient that is not finite.
     """
     _check(steps, batch, lr, clip, average, start_step, seed)
+    _check_switch("compile", compile)
+    _check_switch("path_gradient", path_gradient)
     cooling = _check_anneal(anneal)
     with _seeded(seed), contextlib.ExitStack() as stack:
         if flow is None:
@@ -308,12 +311,22 @@ class _Training:
         return getattr(target, "model", target)
 
 
+def _check_switch(name: str, value: Any) -> None:
+    if value is not None and not isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}; accepted: True or False")
+
+
 def _guide(flow: Any) -> Callable[..., Any]:
     """The guide that draws from ``flow``.
 
     For flows it does not name its parameters to Pyro: the optimiser holds them already, and a few
     hundred ``pyro.param`` statements would cost several milliseconds a step.
     """
+    if isinstance(flow, ConditionalTransformModule):
+        raise TypeError(
+            f"flow is a {type(flow).__name__}; accepted: flow.condition(context), or a guide that "
+            "draws the context"
+        )
     if isinstance(flow, FlowGuide):
         return _Sampler(flow)
     if isinstance(flow, torch.distributions.Distribution | torch.distributions.Transform):

@@ -99,15 +99,15 @@ class FlowGuide(PyroModule):
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Register the flow's parameters with Pyro and sample the site.
 
-        The arguments are those of the model. A conditional flow takes the first of them as its
-        context; others are not used.
+        The arguments are those of the model. A conditional flow takes the first of them, or the
+        keyword ``context``, as its context; others are not used.
 
         Raises:
             ValueError: if Pyro's parameter store holds other tensors under this guide's names.
         """
         self._register()
-        conditional = isinstance(self._modules["flow"], ConditionalTransformModule)
-        return pyro.sample(self.site, self.distribution(*args[:conditional]))
+        context = args[0] if args else kwargs.get("context")
+        return pyro.sample(self.site, self.distribution(context))
 
     def _register(self) -> None:
         """``pyro.module``, but never silently training another guide's parameters."""

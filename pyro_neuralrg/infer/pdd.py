@@ -37,9 +37,9 @@ class PDD(ELBO):
         vectorize_particles: draw all particles at once, in an outermost plate.
         path_gradient: leave out the gradient of ln q's parameters at fixed x, whose expectation is
             zero ("sticking the landing"). The variance of the gradient then vanishes where q equals
-            the target. A step costs half as much again for flows of this package, whose samples
-            come with the gradient of ln q at fixed parameters, and one more evaluation of ln q for
-            other guides.
+            the target. A step costs half as much again for guides of one site whose flow is of this
+            package and of its own couplings, since their samples come with the gradient of ln q at
+            fixed parameters, and one more evaluation of ln q for other guides.
         retain_graph: keep the graph after ``loss_and_grads``.
 
     Attributes:
@@ -160,7 +160,7 @@ class PDD(ELBO):
             log_pi = self._log_prob(model_trace)
             log_q = self._log_prob(guide_trace)
             log_weights = (log_pi - log_q).reshape(-1)
-            if path_gradient and all(map(_has_score, _sample_sites(guide_trace))):
+            if path_gradient and _is_one_site_with_score(guide_trace):
                 log_q = self._sum(guide_trace, _path_term)
             elif path_gradient:
                 wrapped = (
@@ -203,21 +203,29 @@ class PDD(ELBO):
 
 
 class _Scores(Messenger):
-    """Draws from flows of this package with their score, kept as ``infer["score"]``."""
+    """Draws from flows of this package with ln q and the score, kept as ``infer["score"]``.
+
+    Outermost, so that plates have expanded the distribution, and scales and masks are known.
+    """
 
     def _pyro_sample(self, msg: Any) -> None:
         free = not msg["is_observed"] and msg["value"] is None
-        if free and getattr(msg["fn"], "has_score", False):
-            msg["value"], msg["infer"]["score"] = msg["fn"].rsample_with_score()
+        plain = msg["mask"] is None and not isinstance(msg["scale"], Tensor) and msg["scale"] == 1
+        if free and plain and getattr(msg["fn"], "has_score", False):
+            msg["value"], log_q, msg["infer"]["score"] = msg["fn"].rsample_with_score()
+            # as the trace would compute them, by an inverse pass
+            msg["unscaled_log_prob"] = msg["log_prob"] = log_q
+            msg["log_prob_sum"] = log_q.sum()
 
 
 def _sample_sites(trace: Any) -> list[Any]:
     return [site for site in trace.nodes.values() if site["type"] == "sample"]
 
 
-def _has_score(site: Any) -> bool:
-    unscaled = site["mask"] is None and not isinstance(site["scale"], Tensor) and site["scale"] == 1
-    return "score" in site["infer"] and unscaled
+def _is_one_site_with_score(guide_trace: Any) -> bool:
+    """Whether the score is all there is: a site that another one depends on has more."""
+    sites = _sample_sites(guide_trace)
+    return len(sites) == 1 and "score" in sites[0]["infer"]
 
 
 def _path_term(site: Any) -> Tensor:

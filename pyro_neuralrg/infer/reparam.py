@@ -27,14 +27,14 @@ __all__ = ["FlowReparam"]
 
 
 class FlowReparam(Reparam):
-    r"""Replace a site ``name`` by ``{name}_latent`` ~ N(0, 1), with ``name = flow(z)`` computed.
+    r"""Replace a site ``name`` by its latents ``{name}_latent``, with ``name = flow(z)`` computed.
 
     The density of the reparameterised program in ``z`` is exactly
 
     .. math:: \tilde p(z) = p(x = g(z)) \, |\det \partial g / \partial z|    \qquad \text{(paper Eq.
     6)}
 
-    whatever the flow: a perfect flow makes it a standard normal, a poor one leaves it as hard as it
+    whatever the flow: a perfect flow makes it standard normals, a poor one leaves it as hard as it
     was. The standard normal of the latent site is what is drawn when nothing else sets the value;
     it carries no density of its own. Pyro's ``HMC``, ``NUTS`` and ``SVI`` as well as
     :class:`~pyro_neuralrg.infer.mcmc.VectorizedMCMC` run on the result. The flow is used as it is
@@ -46,9 +46,9 @@ class FlowReparam(Reparam):
     log-determinant included, as for every reparameteriser of Pyro; to leave out a prior alone, mask
     its distribution (``fn.mask(False)``).
 
-    Of a flow that begins with two humps, the latent site holds what is behind them, where HMC does
-    not meet the steep step between them: the coarsest variable of a perfect flow is then a mixture
-    of two normals.
+    Of a flow that begins with two humps, the latent site holds y, what is behind them, where HMC
+    does not meet the steep step between them: ``name = flow.local(y)``, ``y = flow.local.inv(x)``,
+    and the coarsest variable of a perfect flow is a mixture of two normals.
 
     Args:
         flow: a bijective TransformModule of real tensors, ``x = flow(z)``; usually a
@@ -107,10 +107,11 @@ class FlowReparam(Reparam):
         return {"fn": density, "value": value, "is_observed": True}
 
     def transform_sample(self, latent: Tensor) -> Tensor:
-        """Return ``x = flow(z)`` for latent samples of any batch shape, without gradients.
+        """Return the field of latent samples of any batch shape, without gradients.
 
         Args:
-            latent: z of shape ``batch_shape + event_shape``, as ``mcmc.get_samples()["x_latent"]``.
+            latent: z (y behind two humps) of shape ``batch_shape + event_shape``, as
+                ``mcmc.get_samples()["x_latent"]``.
 
         Returns:
             x of the same shape.

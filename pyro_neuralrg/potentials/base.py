@@ -21,10 +21,6 @@ from pyro_neuralrg.transforms import HierarchicalFlow, hierarchical_flow
 
 __all__ = ["LatticePotential"]
 
-HUMPS = 3.0
-"""Of flows for even targets. At Tc and below, they take the fold between two phases out of it;
-far above, where there is but one, they cost 0.01 nats (8 x 8, T = 2.9)."""
-
 AnyPotential = TypeVar("AnyPotential", bound="LatticePotential")
 
 
@@ -56,11 +52,15 @@ class LatticePotential(ABC):
         boundary: "periodic" or "open".
         even: as above.
         spectrum: as above, float64 on the CPU, or None.
+        humps: distance of the two humps that its flows begin with, for a target that may have two
+            phases (see :class:`~pyro_neuralrg.transforms.TwoHumps`); 0 for none.
         device: of the fields it takes; see :meth:`to`.
 
     Raises:
         TypeError, ValueError: naming the argument, the value seen and what is accepted.
     """
+
+    humps: float = 0.0
 
     def __init__(
         self,
@@ -162,9 +162,7 @@ class LatticePotential(ABC):
         return _Heated(self, check_number("factor", factor, "a finite number > 0", above=0))
 
     def flow(self, **options: Any) -> HierarchicalFlow:
-        """Build a flow that knows this target's shape, boundary, spectrum and symmetry.
-
-        An even target may have two phases: its flow begins with two humps.
+        """Build a flow that knows this target's shape, boundary, spectrum, symmetry and phases.
 
         Args:
             **options: of :func:`~pyro_neuralrg.transforms.hierarchical_flow`; they take precedence.
@@ -173,7 +171,7 @@ class LatticePotential(ABC):
             "boundary": self.boundary,
             "spectrum": self.spectrum,
             "odd": self.even,
-            "humps": HUMPS if self.even else 0.0,
+            "humps": self.humps,
         }
         return hierarchical_flow(self.shape, **{**known, **options})
 

@@ -28,6 +28,10 @@ CRITICAL_TEMPERATURE = 2 / math.log(1 + math.sqrt(2))
 LOWEST_EIGENVALUE = 0.1
 """Of K + alpha I (paper, reference [70])."""
 
+HUMPS = 3.0
+"""At Tc and below, two humps of the coarsest variable take the fold between two phases out of a
+flow; far above, where there is but one, they cost 0.01 nats (8 x 8, T = 2.9)."""
+
 
 class IsingDual(LatticePotential):
     r"""The continuous field dual to the Ising model (paper Eq. 7).
@@ -87,6 +91,7 @@ class IsingDual(LatticePotential):
         neighbours = neighbour_spectrum(sides, self._bonds, check_boundary(boundary))
         self.alpha = LOWEST_EIGENVALUE - float(neighbours.min())
         super().__init__(sides, boundary, even=self.field is None, spectrum=neighbours + self.alpha)
+        self.humps = HUMPS if self.even else 0.0
         self._register("precision", 1 / self.spectrum)
         if self.field is not None:
             self._register("reduced_field", self.field / self.temperature)

@@ -177,10 +177,9 @@ class LatticeTransform(TransformModule):
         """
         batch_shape = self._check("z", z)
         h = pack(z, len(self.event_shape))
-        out, ladj, score = self.generate_with_score(h, -h.detach())
-        x, ladj = unpack(out, batch_shape), ladj.detach().reshape(batch_shape)
-        self._remember(z, x, ladj, given=z)
-        return x, ladj, unpack(score, batch_shape)
+        x, ladj, score = self.generate_with_score(h, -h.detach())
+        ladj = ladj.detach().reshape(batch_shape)
+        return unpack(x, batch_shape), ladj, unpack(score, batch_shape)
 
     def inverse_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``z = g^-1(x)`` and the same ``ladj = ln |det dx/dz|`` at that point.

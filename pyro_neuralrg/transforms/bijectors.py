@@ -254,6 +254,12 @@ def _check_module(transform: Any, place: Place, event_dim: int) -> Any:
                 "accepted: that in a ConditionalHierarchicalFlow, else a TransformModule"
             )
         return transform
+    if place.context_dim:
+        raise ValueError(
+            f"the bijector factory returned {type(transform).__name__}, which takes no context; "
+            "accepted in a conditional flow: a ConditionalTransformModule, or one of "
+            f"{', '.join(BIJECTORS)}"
+        )
     # a ComposeTransformModule is a transform and a module, but no TransformModule
     if not (isinstance(transform, Transform) and isinstance(transform, nn.Module)):
         raise TypeError(

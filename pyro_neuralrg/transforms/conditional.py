@@ -115,10 +115,21 @@ class _Conditioned(LatticeTransform):
 
     context: Tensor
 
-    def __init__(self, conditional: ConditionalHierarchicalFlow, context: Tensor) -> None:
+    def __init__(
+        self, conditional: ConditionalHierarchicalFlow, context: Tensor, local: bool = False
+    ) -> None:
         super().__init__(conditional.shape)
         self.conditional = conditional
+        self._flow = conditional.flow.local if local else conditional.flow
+        self.humps = None if local else conditional.flow.humps
         self.register_buffer("context", context, persistent=False)
+
+    @property
+    def local(self) -> _Conditioned:
+        """As that of a HierarchicalFlow, at the same contexts."""
+        if self.humps is None:
+            return self
+        return _Conditioned(self.conditional, self.context, local=True)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -128,20 +139,20 @@ class _Conditioned(LatticeTransform):
     def forward_and_ladj(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """See :class:`~pyro_neuralrg.transforms.LatticeTransform`."""
         batch_shape, h, features = self._packed("z", z)
-        x, ladj = self.conditional.flow.generate(h, features)
+        x, ladj = self._flow.generate(h, features)
         return unpack(x, batch_shape), ladj.reshape(batch_shape)
 
     def forward_with_score(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See :class:`~pyro_neuralrg.transforms.LatticeTransform`."""
         batch_shape, h, features = self._packed("z", z)
-        x, ladj, score = self.conditional.flow.generate_with_score(h, -h.detach(), features)
+        x, ladj, score = self._flow.generate_with_score(h, -h.detach(), features)
         ladj = ladj.detach().reshape(batch_shape)
         return unpack(x, batch_shape), ladj, unpack(score, batch_shape)
 
     def inverse_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """See :class:`~pyro_neuralrg.transforms.LatticeTransform`."""
         batch_shape, h, features = self._packed("x", x)
-        z, ladj = self.conditional.flow.renormalize(h, features)
+        z, ladj = self._flow.renormalize(h, features)
         return unpack(z, batch_shape), ladj.reshape(batch_shape)
 
     def _packed(self, name: str, value: Tensor) -> tuple[torch.Size, Tensor, Tensor]:

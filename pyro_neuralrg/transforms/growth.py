@@ -24,6 +24,10 @@ def grow(flow: Any, spectrum: Tensor | None) -> Any:
         )
     circuit = flow.circuit
     shape = grown_shape(circuit.shape, circuit.block)
+    if flow.gaussian is None and spectrum is not None:
+        raise ValueError(
+            "spectrum is given, but the flow has learned without a Gaussian layer; accepted: None"
+        )
     if flow.gaussian is not None and spectrum is None:
         raise ValueError(
             "spectrum is None, but the flow has a Gaussian layer; accepted: the eigenvalues "

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ __all__ = ["BehindHumps", "TwoHumps"]
 
 MOST_DISTANCE = 4.0
 """Farther apart, what lies between the humps is lost in the digits of a double."""
+Change = Callable[[Tensor], tuple[Tensor, Tensor]]
 NEWTON_STEPS = 12
 """From a normal to the humps; 10 are the most that were needed, for the largest distance."""
 FAR = 8.0
@@ -58,11 +60,11 @@ class TwoHumps(LatticeTransform):
         """y to z."""
         return self._on_first(h, self._to_normal)
 
-    def _on_first(self, h: Tensor, change: object) -> tuple[Tensor, Tensor]:
+    def _on_first(self, h: Tensor, change: Change) -> tuple[Tensor, Tensor]:
         flat = h.flatten(0, -2)
         value = flat[0].double()
         sign = torch.where(value < 0, -1.0, 1.0)
-        size, log_slope = change(sign * value)  # type: ignore[operator]
+        size, log_slope = change(sign * value)
         first = (sign * size).to(h.dtype).unsqueeze(0)
         return torch.cat([first, flat[1:]]).view(h.shape), log_slope.to(h.dtype)
 

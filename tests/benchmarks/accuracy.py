@@ -2,15 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a training reaches: the gap to the exact free energy, what it costs, how smooth the flow is.
 
-    python -m tests.benchmarks.accuracy --sides 8 16 --seeds 0 1 2 --json accuracy.json
+    python -m tests.benchmarks.accuracy --shapes 8x8 16x16 --seeds 0 1 2 --json accuracy.json
 
 One row for each case, and the medians over the seeds. Each case is trained in a process of its own,
 so that the peak memory is its own. Trainings have the length that ``fit`` gives them, ``--steps``,
-or as many steps as fit into ``--minutes``. ``--fit`` and ``--flow`` are options as JSON. To compare
-with another version of the code in one run, name its checkout: every case is then trained with
-both, one after the other, and the table shows them side by side.
+or as many steps as fit into ``--minutes``; ``--grow`` trains smaller lattices first. ``--fit`` and
+``--flow`` are options as JSON. To compare with another version of the code in one run, name its
+checkout: every case is then trained with both, one after the other, and the table shows them side
+by side.
 
-    python -m tests.benchmarks.accuracy --sides 8 --steps 1000 --against ../before
+    python -m tests.benchmarks.accuracy --shapes 8x8 --steps 1000 --against ../before
 
 The latent step is the leapfrog step of unit mass and ten steps a trajectory that is accepted with
 probability 0.8, by 64 chains that start from the latent posterior.
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import resource
 import statistics
@@ -38,9 +40,11 @@ from pyro_neuralrg.infer.mcmc import LatentTarget
 from pyro_neuralrg.observables import structure_factor
 
 SAMPLES = 20_000
+SITES_AT_ONCE = 2**18
 CHAINS, TRAJECTORIES = 64, 10
 ACCEPTANCE = 0.8
 TIMED_STEPS = 12
+PASSED_ON = ("steps", "minutes", "fit", "flow", "grow", "threads", "device", "save")
 FIGURES = {  # name in the JSON file: heading, format
     "gap": ("gap", "9.4f"),
     "gap_se": ("+-", "7.4f"),
@@ -57,20 +61,27 @@ FIGURES = {  # name in the JSON file: heading, format
 def train(case: dict[str, Any]) -> dict[str, float]:
     """Train one flow and measure it."""
     torch.set_num_threads(case["threads"])
-    shape = (case["side"], case["side"])
+    shape = tuple(case["shape"])
     temperature = {} if case["temperature"] is None else {"temperature": case["temperature"]}
     target = IsingDual(shape, **temperature).to(case["device"])
     torch.manual_seed(case["seed"])
-    flow = target.flow(**case["flow"]).to(case["device"])
     options = {"seed": case["seed"], "progress": False, **case["fit"]}
+    began = time.perf_counter()
+    flow = _grown(case, target, temperature, options) if case["grow"] else None
+    if flow is None:
+        flow = target.flow(**case["flow"]).to(case["device"])
+    else:
+        options["anneal"] = None
     steps = case["steps"]
     if case["minutes"] is not None:
         steps = _steps_within(60 * case["minutes"], target, flow, options)
     result = fit(target, flow, steps=steps, **options)
+    seconds = time.perf_counter() - began
     if case["save"]:
-        save(case["save"], flow)
+        name = "x".join(map(str, shape))
+        save(Path(case["save"]) / f"{name}-T{target.temperature:.4f}-seed{case['seed']}.pt", flow)
     torch.manual_seed(case["seed"] + 1)
-    found = estimate(target, flow, SAMPLES, 1000 if case["side"] <= 32 else 100)
+    found = estimate(target, flow, SAMPLES, max(1, SITES_AT_ONCE // math.prod(shape)))
     with torch.no_grad():
         fields = [
             flow(torch.randn(200, *shape, device=case["device"], dtype=torch.float32))
@@ -83,11 +94,27 @@ def train(case: dict[str, Any]) -> dict[str, float]:
         "ess": found.ess,
         "structure_factor": factor,
         "latent_step": latent_step(target, flow) if case["latent_step"] else float("nan"),
-        "seconds": result.seconds,
+        "seconds": seconds,
         "steps": float(result.steps),
         "milliseconds": 1000 * result.seconds / result.steps,
     }
     return {**figures, "peak_mib": _peak_mib(case["device"])}
+
+
+def _grown(
+    case: dict[str, Any], target: IsingDual, temperature: dict[str, float], options: dict[str, Any]
+) -> Any:
+    """A flow that was trained on each of some smaller lattices before, ``[side, steps]`` each."""
+    flow: Any = None
+    for side, steps in case["grow"]:
+        small = IsingDual((side, side), **temperature).to(case["device"])
+        if flow is None:
+            flow = small.flow(**case["flow"]).to(case["device"])
+            fit(small, flow, steps=steps, **options)
+        else:
+            flow = flow.grow(small.spectrum)
+            fit(small, flow, steps=steps, **{**options, "anneal": None})
+    return flow.grow(target.spectrum)
 
 
 def latent_step(target: IsingDual, flow: Any) -> float:
@@ -139,8 +166,12 @@ def in_a_process(case: dict[str, Any], checkout: Path) -> dict[str, float]:
     """Run one case with the package of a checkout."""
     environment = {**os.environ, "PYTHONPATH": str(checkout)}
     command = [sys.executable, __file__, "--case", json.dumps(case)]
-    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def _shape(text: str) -> list[int]:
+    return [int(side) for side in text.split("x")]
 
 
 def _row(name: str, figures: dict[str, float]) -> str:
@@ -163,18 +194,20 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--sides", type=int, nargs="+", default=[8])
+    add("--shapes", type=_shape, nargs="+", default=[[8, 8]], metavar="8x8")
     add("--temperatures", type=float, nargs="+", default=[None], help="default: critical")
     add("--seeds", type=int, nargs="+", default=[0])
     add("--steps", type=int, help="default: that of fit")
     add("--minutes", type=float, help="as many steps as fit into this time")
     add("--fit", type=json.loads, default={}, help="such as '{\"batch\": 512}'")
     add("--flow", type=json.loads, default={}, help='such as \'{"bijector": "realnvp"}\'')
+    add("--grow", type=json.loads, default=[], help="train smaller lattices first and grow: "
+        "sides and steps, such as '[[8, 500], [16, 700]]'")  # fmt: skip
     add("--threads", type=int, default=torch.get_num_threads())
     add("--device", default="cpu")
     add("--no-latent-step", action="store_true", help="leave it out: it takes a while")
     add("--json", type=Path, help="file for all figures")
-    add("--save", default="", help="file for the flow, of the last case")
+    add("--save", default="", help="folder for the flows")
     add("--against", type=Path, help="another checkout of this project, to compare with")
     add("--case", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -187,15 +220,15 @@ def main() -> None:
     }  # fmt: skip
     print(_heading(), flush=True)
     records = []
-    for side in arguments.sides:
+    for shape in arguments.shapes:
         for temperature in arguments.temperatures:
             found: dict[str, list[dict[str, float]]] = {label: [] for label in checkouts}
+            name = "x".join(map(str, shape))
             heat = "Tc" if temperature is None else f"T = {temperature:g}"
             for seed in arguments.seeds:
                 case = {
-                    **{key: getattr(arguments, key) for key in ("steps", "minutes", "fit", "flow")},
-                    **{key: getattr(arguments, key) for key in ("threads", "device", "save")},
-                    "side": side,
+                    **{key: getattr(arguments, key) for key in PASSED_ON},
+                    "shape": shape,
                     "temperature": temperature,
                     "seed": seed,
                     "latent_step": not arguments.no_latent_step,
@@ -205,12 +238,12 @@ def main() -> None:
                     figures = in_a_process(case, checkout)
                     found[label].append(figures)
                     records.append({"case": case, "label": label, "began": began, **figures})
-                    print(_row(f"L = {side}, {heat}, seed {seed} {label}", figures), flush=True)
+                    print(_row(f"{name}, {heat}, seed {seed} {label}", figures), flush=True)
                     if arguments.json is not None:
                         arguments.json.write_text(json.dumps(records, indent=1))
             if len(arguments.seeds) > 1:
                 for label, rows in found.items():
-                    print(_row(f"L = {side}, {heat}, median {label}", _median(rows)), flush=True)
+                    print(_row(f"{name}, {heat}, median {label}", _median(rows)), flush=True)
 
 
 if __name__ == "__main__":

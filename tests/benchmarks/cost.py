@@ -49,7 +49,7 @@ def cost(side: int, bijector: str) -> dict[str, float]:
             x = q.rsample((batch,))
             (q.log_prob(x) + target.energy(x)).mean().backward()
         else:
-            x, score = q.rsample_with_score((batch,))
+            x, _, score = q.rsample_with_score((batch,))
             (target.energy(x) + (score * x).sum((-1, -2))).mean().backward()
 
     batch = SITES // side**2

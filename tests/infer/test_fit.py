@@ -325,6 +325,12 @@ def test_options_of_wrong_type(target: Any, flow: Any, options: dict[str, Any], 
         fit(target, flow, **{**QUICK, **options})
 
 
+@pytest.mark.parametrize("name", ["compile", "path_gradient"])
+def test_switches_are_true_or_false(target: Any, flow: Any, name: str) -> None:
+    with pytest.raises(TypeError, match=f"{name} is 'yes'; accepted: True or False"):
+        fit(target, flow, steps=1, progress=False, **{name: "yes"})
+
+
 def test_numpy_integers_are_integers(target: Any, flow: Any) -> None:
     options = {"steps": np.int64(3), "batch": np.int32(4), "start_step": np.int8(1)}
     result = fit(

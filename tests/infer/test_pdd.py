@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import contextlib
+import copy
 import math
 import warnings
 from typing import Any
@@ -14,9 +16,9 @@ from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoMultivariateNormal
 from torch.distributions import constraints
 
-from pyro_neuralrg.distributions import SymmetrizedFlow
-from pyro_neuralrg.infer import PDD, FlowGuide
-from pyro_neuralrg.transforms import hierarchical_flow
+from pyro_neuralrg.distributions import SymmetrizedFlow, flow_distribution
+from pyro_neuralrg.infer import PDD, FlowGuide, pdd
+from pyro_neuralrg.transforms import conditional_hierarchical_flow, hierarchical_flow
 
 DATA = torch.tensor([0.3, -1.2, 2.0, 0.7, 0.1, 0.9], dtype=torch.float64)
 
@@ -199,19 +201,27 @@ def test_path_gradient_bypasses_the_cache_of_the_flow() -> None:
 
 
 @pytest.mark.parametrize("vectorize", [False, True])
-def test_path_gradient_in_one_pass_is_that_of_the_second_pass(vectorize: bool) -> None:
+@pytest.mark.parametrize("plated", [False, True])
+def test_path_gradient_in_one_pass_is_that_of_the_second_pass(
+    vectorize: bool, plated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Scores that come with the samples, and the replay that any guide allows."""
     flow = hierarchical_flow((2, 2), humps=2.0)
     inner = FlowGuide(flow)
     elbo = PDD(4, vectorize_particles=vectorize, path_gradient=True)
+    replays = []
+    monkeypatch.setattr(pdd, "_path_trace", counted(pdd._path_trace, replays))
+
+    def copies() -> Any:
+        return pyro.plate("copies", 3) if plated else contextlib.nullcontext()
 
     def model() -> None:
-        with pyro.plate("copies", 3):
-            x = pyro.sample("x", dist.Normal(0.0, 1.0).expand((3, 2, 2)).to_event(2).mask(False))
+        with copies():
+            x = pyro.sample("x", dist.Normal(0.0, 1.0).expand((2, 2)).to_event(2).mask(False))
             pyro.factor("f", -x.pow(4).sum((-1, -2)))
 
     def guide() -> None:
-        with pyro.plate("copies", 3):
+        with copies():
             inner()
 
     def replayed() -> None:
@@ -224,10 +234,59 @@ def test_path_gradient_in_one_pass_is_that_of_the_second_pass(vectorize: bool) -
         flow.zero_grad()
         loss = elbo.loss_and_grads(model, program)
         found.append((loss, [p.grad.clone() for p in flow.parameters() if p.grad is not None]))
+        assert bool(replays) == (program is replayed)
     assert found[0][0] == pytest.approx(found[1][0])
     assert len(found[0][1]) == len(found[1][1]) > 0
     for mine, theirs in zip(found[0][1], found[1][1], strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-9)
+
+
+def counted(function: Any, calls: list[Any]) -> Any:
+    def call(*arguments: Any) -> Any:
+        calls.append(arguments)
+        return function(*arguments)
+
+    return call
+
+
+def test_path_gradient_of_dependent_sites_vanishes_at_the_optimum() -> None:
+    """One flow's sample is the context of the other: the score of the latter alone has less."""
+    first, second = hierarchical_flow((2,)), conditional_hierarchical_flow((2,), 2, features=3)
+    with torch.no_grad():
+        for parameter in second.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    outer, inner = FlowGuide(first, name="a"), FlowGuide(second, name="b")
+
+    def guide() -> None:
+        inner(outer())
+
+    def model() -> None:
+        with torch.no_grad():
+            frozen = copy.deepcopy(first), copy.deepcopy(second)
+        for module in frozen:
+            module.requires_grad_(False)
+        a = pyro.sample("a", flow_distribution(frozen[0]))
+        pyro.sample("b", flow_distribution(frozen[1].condition(a)))
+
+    PDD(1, path_gradient=True).loss_and_grads(model, guide)
+    gradients = [p.grad for flow in (first, second) for p in flow.parameters()]
+    assert all(g is None or float(g.abs().max()) < 1e-8 for g in gradients)
+
+
+def test_density_of_a_draw_with_score_keeps_its_gradient() -> None:
+    """What was drawn for a path gradient must not serve a later ln q without its graph."""
+    flow = hierarchical_flow((2, 2))
+    q = flow_distribution(flow)
+    x, log_q, score = q.rsample_with_score((5,))
+    assert not log_q.requires_grad
+    assert not score.requires_grad
+    again = q.log_prob(x)
+    torch.testing.assert_close(again, log_q)
+    parameters = list(flow.parameters())
+    found = torch.autograd.grad(again.sum(), parameters, retain_graph=True)
+    expected = torch.autograd.grad(q.log_prob(x.clone()).sum(), parameters)
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs)
 
 
 def test_elbo_module_with_a_plain_optimiser(target: Any, flow: Any) -> None:

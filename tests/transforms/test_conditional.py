@@ -14,7 +14,8 @@ import torch
 from pyro.distributions import ConditionalTransformedDistribution
 from pyro.infer import SVI
 
-from pyro_neuralrg import PDD, ConditionalHierarchicalFlow, FlowGuide, IsingDual, load, save
+from pyro_neuralrg import PDD, ConditionalHierarchicalFlow, FlowGuide, IsingDual, fit, load, save
+from pyro_neuralrg.distributions.flow import local_flow, normal_to_local
 from pyro_neuralrg.transforms import Neighbour, conditional_hierarchical_flow, hierarchical_flow
 
 SMALL = {"bijector": Neighbour(layers=2, hidden=(5,)), "features": 3}
@@ -102,8 +103,10 @@ def test_learns_a_family_of_targets() -> None:
 
 
 def test_a_guide_needs_the_context() -> None:
+    guide = FlowGuide(perturbed())
     with pytest.raises(ValueError, match="context is None; accepted for a conditional flow"):
-        FlowGuide(perturbed())()
+        guide()
+    assert guide(context=torch.zeros(3, 2)).shape == (3, 4, 4)
 
 
 def test_saved_copied_and_converted(tmp_path: Any) -> None:
@@ -152,6 +155,26 @@ def test_conditional_blocks_need_a_conditional_flow() -> None:
     flow = hierarchical_flow((4, 4), bijector=block, context_dim=5)
     with pytest.raises(ValueError, match="context is None; accepted for ConditionalAffine"):
         flow(torch.randn(4, 4))
+
+
+def test_blocks_that_take_no_context_are_refused() -> None:
+    with pytest.raises(ValueError, match="AffineCoupling, which takes no context; accepted in a"):
+        conditional_hierarchical_flow((4, 4), 1, bijector=dist.transforms.affine_coupling)
+
+
+def test_fit_wants_a_context_first() -> None:
+    with pytest.raises(TypeError, match=r"flow is a Conditional.*; accepted: flow\.condition\(con"):
+        fit(IsingDual((4, 4)), perturbed(), steps=1, progress=False)
+
+
+def test_behind_the_humps_at_a_context() -> None:
+    transform = perturbed(odd=True, humps=3.0).condition(torch.randn(3, 2))
+    z = torch.randn(3, 4, 4)
+    y, first = normal_to_local(transform, z, 2)
+    x, second = local_flow(transform).forward_and_ladj(y)
+    expected, ladj = transform.forward_and_ladj(z)
+    torch.testing.assert_close(x, expected)
+    torch.testing.assert_close(first + second, ladj)
 
 
 def test_a_field_switches_the_symmetry_off() -> None:

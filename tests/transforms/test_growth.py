@@ -66,8 +66,10 @@ def test_copies_do_not_hang_together() -> None:
 
 
 def test_shared_weights_stay_shared() -> None:
-    large = perturbed((4, 4), weights="shared").grow().grow()
+    small = perturbed((4, 4), weights="shared")
+    large = small.grow().grow()
     assert large.shape == (16, 16)
+    assert torch.equal(weights(large, 0), weights(small, 0))
     decimators = [i for i, layer in enumerate(large.circuit.layers) if layer.kind == "decimator"]
     first, *others = [list(large.layers[i].parameters()) for i in decimators]
     assert len(others) == 3
@@ -93,8 +95,12 @@ def test_shared_weights_stay_shared() -> None:
 def test_any_flow_grows_into_a_working_one(
     shape: tuple[int, ...], circuit: str, options: dict[str, Any], expected: tuple[int, ...]
 ) -> None:
-    large = perturbed(shape, circuit, **options).grow()
+    small = perturbed(shape, circuit, **options)
+    large = small.grow()
     assert large.shape == expected
+    learned = {float(p.detach().sum()) for p in small.parameters()} - {0.0}
+    copied = {float(p.detach().sum()) for p in large.parameters()} & learned
+    assert len(copied) >= 0.5 * len(learned)  # some blocks of odd sides have no counterpart
     z = torch.randn(3, *expected)
     x, ladj = large.forward_and_ladj(z)
     back, same = large.inverse_and_ladj(x)
@@ -111,6 +117,7 @@ def test_keeps_dtype_and_conditions() -> None:
     large = flow.grow()
     context = torch.randn(2, dtype=torch.float32)
     assert torch.equal(large.features(context), flow.features(context))
+    assert torch.equal(weights(large.flow, 0), weights(flow.flow, 0))
     x = large.condition(context)(torch.randn(3, 8, dtype=torch.float32))
     assert x.dtype == torch.float32
 
@@ -134,6 +141,8 @@ def test_a_gaussian_layer_needs_the_larger_spectrum() -> None:
         ValueError, match=r"spectrum is None, but .*IsingDual\(\(8, 8\)\)\.spectrum"
     ):
         flow.grow()
+    with pytest.raises(ValueError, match="spectrum is given, but the flow has learned without"):
+        hierarchical_flow((4, 4)).grow(IsingDual((8, 8)).spectrum)
     with pytest.raises(ValueError, match=r"spectrum has shape \(4, 4\); accepted: .*\(8, 8\)"):
         flow.grow(IsingDual((4, 4)).spectrum)
     target = IsingDual((8, 8))

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from pyro_neuralrg import IsingDual
+from pyro_neuralrg import FreeField, IsingDual
 from pyro_neuralrg.distributions.flow import local_to_normal, normal_to_local
+from pyro_neuralrg.infer.free_energy import log_weights
 from pyro_neuralrg.transforms import TwoHumps, hierarchical_flow
 
 
@@ -59,12 +60,12 @@ def test_only_where_there_is_one_coarsest_variable(
 
 def test_local_latents_and_normals() -> None:
     flow, z = hierarchical_flow((4, 4), humps=3.0), torch.randn(5, 4, 4)
-    y, first = normal_to_local(flow, z)
+    y, first = normal_to_local(flow, z, 2)
     x, second = flow.local.forward_and_ladj(y)
     expected, ladj = flow.forward_and_ladj(z)
     torch.testing.assert_close(x, expected)
     torch.testing.assert_close(first + second, ladj)
-    back, same = local_to_normal(flow, y)
+    back, same = local_to_normal(flow, y, 2)
     torch.testing.assert_close(back, z)
     torch.testing.assert_close(same, first)
     torch.testing.assert_close(flow.local.inverse_and_ladj(x)[0], y)
@@ -76,3 +77,12 @@ def test_bad_distances(distance: float) -> None:
         TwoHumps((2,), distance)
     with pytest.raises(ValueError, match=r"humps is .*; accepted: a number in \[0, 4\]"):
         IsingDual((4, 4)).flow(humps=distance)
+
+
+def test_only_for_targets_that_may_have_two_phases() -> None:
+    """A free field is even too, but its untrained flow is its exact sampler already."""
+    assert IsingDual((4, 4)).flow().humps is not None
+    target = FreeField((4, 4))
+    flow = target.flow(bijector="realnvp")
+    assert flow.humps is None
+    assert float(log_weights(target, flow, 500).std()) < 0.2

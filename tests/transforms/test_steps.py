@@ -13,10 +13,11 @@ from torch import Tensor
 
 from pyro_neuralrg import IsingDual, fit
 from pyro_neuralrg.transforms import Neighbour, RealNVP, hierarchical_flow, steps
+from pyro_neuralrg.transforms.networks import NeighbourNetwork
 from pyro_neuralrg.transforms.steps import compiled_steps, has_compiler, present_steps
 from tests.transforms.registry import perturbed
 
-FLOWS = ["odd-with-spectrum", "mera-1d", "realnvp", "humps", "conditioned", "mera-2d-open"]
+FLOWS = ["odd-with-spectrum", "realnvp", "conditioned"]
 
 
 def everything(transform: Any, z: Tensor) -> list[Tensor]:
@@ -31,6 +32,7 @@ def everything(transform: Any, z: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.filterwarnings("ignore")  # the compiler's own, none of them about our code
+@pytest.mark.filterwarnings("error:torch.compile fails here")
 @pytest.mark.parametrize("name", FLOWS)
 def test_compiled_steps_give_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the tracing of torch.compile alone, which takes less time than a compiler."""
@@ -50,6 +52,7 @@ def test_compiled_steps_give_the_same(name: str, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.filterwarnings("error:torch.compile fails here")
 def test_with_the_compiler() -> None:
     target = IsingDual((4, 4))
     bijector = Neighbour(layers=2, hidden=(4,))
@@ -62,12 +65,14 @@ def test_with_the_compiler() -> None:
     torch.testing.assert_close(*map(torch.as_tensor, histories))
 
 
-@pytest.mark.parametrize("where", ["first", "later"])
+@pytest.mark.parametrize("where", ["compile", "first", "later"])
 def test_without_a_compiler_warns_once_and_works(
     where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def failing(function: Any, **_: Any) -> Any:
         calls = 0
+        if where == "compile":
+            raise RuntimeError("no C++ compiler")
 
         def call(*arguments: Any) -> Any:
             nonlocal calls
@@ -92,6 +97,23 @@ def test_without_a_compiler_warns_once_and_works(
         else:
             found.append(fit(target, flow, **options).history.free_energy)
     torch.testing.assert_close(*map(torch.as_tensor, found))
+
+
+def test_errors_of_the_flow_are_not_taken_for_those_of_the_compiler(
+    monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    flow = hierarchical_flow((4,), bijector=Neighbour(layers=1, hidden=(4,)))
+
+    def broken(*_: Any) -> Any:
+        raise ValueError("mine")
+
+    for network in flow.modules():
+        if isinstance(network, NeighbourNetwork):
+            network.forward = broken
+    with compiled_steps(), pytest.raises(ValueError, match="mine"):
+        flow(torch.randn(4))
+    assert not recwarn.list
 
 
 def test_real_nvp_is_served_too() -> None:

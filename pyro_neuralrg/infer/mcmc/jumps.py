@@ -109,7 +109,7 @@ class IndependenceMetropolis(Kernel):
         shape = self.target.event_shape
         fields = z.reshape(-1, *shape)
         if self._is_latent:
-            x, ladj = normal_to_local(self.flow, fields)
+            x, ladj = normal_to_local(self.flow, fields, len(shape))
         else:
             x, ladj = forward_and_ladj(self.flow, fields, len(shape))
         return x.reshape(like.shape).to(like.dtype), _log_normal(z) - ladj.double()
@@ -117,7 +117,7 @@ class IndependenceMetropolis(Kernel):
     def _log_q(self, position: Tensor) -> Tensor:
         shape = self.target.event_shape
         if self._is_latent:
-            z, ladj = local_to_normal(self.flow, position.reshape(-1, *shape))
+            z, ladj = local_to_normal(self.flow, position.reshape(-1, *shape), len(shape))
         else:
             x = position.reshape(-1, *shape).to(flow_dtype_and_device(self.flow)[0])
             z, ladj = inverse_and_ladj(self.flow, x, len(shape))

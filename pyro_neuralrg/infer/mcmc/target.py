@@ -106,7 +106,8 @@ class Target(ABC):
 
         Args:
             params: for each site, shape ``(chains,) + site shape``; for a latent site of a flow
-                either z under its own name or the physical field, renormalized by the flow.
+                either z under its own name (behind the humps, if the flow has some) or the physical
+                field, renormalized by the flow.
             chains: number of chains.
 
         Raises:
@@ -299,7 +300,7 @@ class LatentTarget(EnergyTarget):
     def initial(self, chains: int, generator: torch.Generator) -> Tensor:
         """Draws of the flow."""
         z = super().initial(chains, generator)
-        y, _ = normal_to_local(self.flow, z.reshape(-1, *self.shape))
+        y, _ = normal_to_local(self.flow, z.reshape(-1, *self.shape), len(self.shape))
         return y.reshape(z.shape)
 
     def modules(self) -> list[torch.nn.Module]:

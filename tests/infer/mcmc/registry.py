@@ -186,6 +186,14 @@ def cycle_behind_humps(target: ExactTarget) -> Kernel:
     return Cycle(local, IndependenceMetropolis(flow))
 
 
+def cycle_of_rows(target: ExactTarget) -> Kernel:
+    """A flow of one event dimension, which acts on the rows of a lattice."""
+    flow = transforms.affine_coupling(target.shape[-1], hidden_dims=[4])
+    latent = LatentTarget(target.energy, flow, target.shape)
+    local = HMC(latent, step_size=0.5 * target.step_size, num_steps=3)
+    return Cycle(local, IndependenceMetropolis(flow))
+
+
 KERNELS: dict[str, Callable[[ExactTarget], Kernel]] = {
     "hmc": lambda target: hmc(target, num_steps=3),
     "hmc jittered": lambda target: hmc(target, num_steps=4, jitter=0.5),
@@ -199,6 +207,7 @@ KERNELS: dict[str, Callable[[ExactTarget], Kernel]] = {
     ),
     "latent cycle": latent_cycle,
     "latent cycle behind humps": cycle_behind_humps,
+    "latent cycle of rows": cycle_of_rows,
     "jump with humps": lambda target: IndependenceMetropolis(
         flow_with_humps(target), target.energy, shape=target.shape
     ),
