@@ -15,7 +15,7 @@ import torch
 from torch.distributions import constraints
 
 from pyro_neuralrg.distributions import SymmetrizedFlow
-from pyro_neuralrg.infer import FlowGuide, TrainingStep, fit
+from pyro_neuralrg.infer import PDD, FlowGuide, TrainingStep, fit
 from pyro_neuralrg.infer.optimizer import GuardedAdam
 from pyro_neuralrg.infer.schedule import (
     Anneal,
@@ -23,6 +23,7 @@ from pyro_neuralrg.infer.schedule import (
     learning_rate_factor,
     temperature_factor,
 )
+from pyro_neuralrg.potentials import IsingDual
 
 QUICK: dict[str, Any] = {"steps": 30, "batch": 16, "lr": 0.05, "progress": False}
 
@@ -273,6 +274,31 @@ def test_path_gradient_trains(target: Any, flow: Any) -> None:
     assert result.history.ess[-1] > 0.999
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, [False, False, True, True]),
+        ({"anneal": None}, [True] * 4),
+        ({"path_gradient": True}, [True] * 4),
+        ({"path_gradient": False}, [False] * 4),
+    ],
+)
+def test_path_gradients_once_the_target_has_cooled(
+    options: dict[str, Any], expected: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    plain = PDD.loss_and_grads
+
+    def watched(self: PDD, *args: Any, **kwargs: Any) -> float:
+        seen.append(self.path_gradient)
+        return plain(self, *args, **kwargs)
+
+    monkeypatch.setattr(PDD, "loss_and_grads", watched)
+    options = {"anneal": (1.5, 0.5), **options}
+    fit(IsingDual((2, 2)), steps=4, batch=4, seed=0, progress=False, **options)
+    assert seen == expected
+
+
 def test_progress_bar(target: Any, flow: Any, capsys: pytest.CaptureFixture[str]) -> None:
     fit(target, flow, **{**QUICK, "progress": True})
     shown = capsys.readouterr().err
@@ -367,6 +393,8 @@ def test_schedules() -> None:
     assert all(0 < rate <= 1 for rate in rates)
     assert temperature_factor(0, 10, Anneal(1.5, 0.0)) == 1.0
     assert default_schedule((16, 16)).steps > default_schedule((8, 8)).steps
+    assert default_schedule((32, 32)).learning_rate == pytest.approx(4e-3)
+    assert default_schedule((4, 4)).learning_rate == default_schedule((16, 16)).learning_rate
 
 
 def test_clipping_and_adam_against_torch() -> None:
