@@ -141,8 +141,10 @@ class _Guard:
             if self.failed:
                 return plain(*arguments)
             try:
-                fast = fast or torch.compile(function, dynamic=False)
-                return fast(*arguments)
+                with warnings.catch_warnings():  # the compiler's, of itself
+                    warnings.simplefilter("ignore")
+                    fast = fast or torch.compile(function, dynamic=False)
+                    return fast(*arguments)
             except Exception as error:  # whatever a compiler may raise
                 found = plain(*arguments)  # which raises what is not the compiler's
                 self.failed = True
