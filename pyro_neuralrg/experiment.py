@@ -190,7 +190,7 @@ class Experiment:
                 f"shape is {settings.shape}, which leaves a flow nothing to learn; "
                 "accepted: at least two sites"
             )
-        return cls(settings, target, flow)
+        return cls(replace(settings, device=str(device)), target, flow)
 
     def run(self, on_trained: Callable[[HierarchicalFlow], object] | None = None) -> Results:
         """Train, estimate, sample. Ctrl-C ends it with what there is.
