@@ -24,6 +24,7 @@ NAME = pyro_neuralrg.__name__
 MAY_IMPORT: dict[str, set[str]] = {
     "arguments": set(),
     "interrupts": set(),
+    "series": set(),
     "lattice": {"arguments"},
     "spectral": {"lattice"},
     "transforms": {"arguments", "lattice", "spectral"},
@@ -38,9 +39,11 @@ MAY_IMPORT: dict[str, set[str]] = {
         "transforms",
         "distributions",
         "potentials",
+        "series",
+        "observables",
     },
-    "diagnostics": {"lattice", "infer", "observables"},
-    "plotting": {"observables", "infer", "diagnostics"},
+    "diagnostics": {"lattice", "infer", "observables", "series"},
+    "plotting": {"observables", "infer", "diagnostics", "series"},
 }
 LIBRARY = set(MAY_IMPORT)
 MAY_IMPORT[""] = LIBRARY  # the package itself: its public names
