@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.distributions.score_parts import ScoreParts
 from pyro.distributions.util import sum_rightmost
 from pyro.infer import ELBO
 from pyro.infer.enum import get_importance_trace
@@ -213,9 +214,10 @@ class _Scores(Messenger):
         plain = msg["mask"] is None and not isinstance(msg["scale"], Tensor) and msg["scale"] == 1
         if free and plain and getattr(msg["fn"], "has_score", False):
             msg["value"], log_q, msg["infer"]["score"] = msg["fn"].rsample_with_score()
-            # as the trace would compute them, by an inverse pass
+            # as the trace would compute them, by an inverse pass, were one of them missing
             msg["unscaled_log_prob"] = msg["log_prob"] = log_q
             msg["log_prob_sum"] = log_q.sum()
+            msg["score_parts"] = ScoreParts(log_q, 0, log_q)
 
 
 def _sample_sites(trace: Any) -> list[Any]:

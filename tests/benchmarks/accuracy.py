@@ -79,6 +79,7 @@ def train(case: dict[str, Any]) -> dict[str, float]:
     seconds = time.perf_counter() - began
     if case["save"]:
         name = "x".join(map(str, shape))
+        Path(case["save"]).mkdir(parents=True, exist_ok=True)
         save(Path(case["save"]) / f"{name}-T{target.temperature:.4f}-seed{case['seed']}.pt", flow)
     torch.manual_seed(case["seed"] + 1)
     found = estimate(target, flow, SAMPLES, max(1, SITES_AT_ONCE // math.prod(shape)))

@@ -241,6 +241,23 @@ def test_path_gradient_in_one_pass_is_that_of_the_second_pass(
         torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-9)
 
 
+def test_path_gradient_in_one_pass_makes_no_inverse_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which would cost more than all the rest of the step."""
+    flow = hierarchical_flow((2, 2))
+    inverses: list[Any] = []
+    monkeypatch.setattr(flow, "renormalize", counted(flow.renormalize, inverses))
+    FlowGuide(flow).distribution().log_prob(torch.zeros(2, 2))
+    assert len(inverses) == 1, "what is counted is not what an inverse pass calls"
+
+    def model() -> None:
+        x = pyro.sample("x", dist.Normal(0.0, 1.0).expand((2, 2)).to_event(2).mask(False))
+        pyro.factor("f", -x.pow(4).sum((-1, -2)))
+
+    elbo = PDD(4, vectorize_particles=True, path_gradient=True)
+    elbo.loss_and_grads(model, FlowGuide(flow))
+    assert len(inverses) == 1
+
+
 def counted(function: Any, calls: list[Any]) -> Any:
     def call(*arguments: Any) -> Any:
         calls.append(arguments)
