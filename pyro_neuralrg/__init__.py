@@ -9,7 +9,14 @@ an error bar, and sample it in the latent space (Li and Wang, PRL 121, 260601, 2
 from pyro_neuralrg.diagnostics import to_arviz
 from pyro_neuralrg.distributions import SymmetrizedFlow
 from pyro_neuralrg.infer import PDD, FlowGuide, fit, load, save
-from pyro_neuralrg.infer.mcmc import HMC, Cycle, IndependenceMetropolis, VectorizedMCMC
+from pyro_neuralrg.infer.mcmc import (
+    HMC,
+    ChEESHMC,
+    Cycle,
+    IndependenceMetropolis,
+    Mixture,
+    VectorizedMCMC,
+)
 from pyro_neuralrg.infer.reparam import FlowReparam
 from pyro_neuralrg.potentials import FreeField, IsingDual, LatticePotential
 from pyro_neuralrg.transforms import (
@@ -24,6 +31,7 @@ __version__ = "0.1.0"
 __all__ = [
     "HMC",
     "PDD",
+    "ChEESHMC",
     "ConditionalHierarchicalFlow",
     "Cycle",
     "FlowGuide",
@@ -33,6 +41,7 @@ __all__ = [
     "IndependenceMetropolis",
     "IsingDual",
     "LatticePotential",
+    "Mixture",
     "SymmetrizedFlow",
     "VectorizedMCMC",
     "__version__",

@@ -4,34 +4,32 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from pyro_neuralrg.infer.files import FileFormat, one_line
 from pyro_neuralrg.transforms import ConditionalHierarchicalFlow, HierarchicalFlow
 
 __all__ = ["Loaded", "load", "save"]
 
-FORMAT = "pyro_neuralrg.flow"
-VERSION = 2
-
-#: What a file holds beside its format and version, and of which types.
-ENTRIES: dict[str, tuple[type, ...]] = {
-    "config": (str,),
-    "dtype": (str,),
-    "state_dict": (dict,),
-    "optimizer": (dict, type(None)),
-    "metadata": (str,),
-    "sha256": (str,),
-}
+FORMAT = FileFormat(
+    name="pyro_neuralrg.flow",
+    version=2,
+    writer="pyro_neuralrg.save",
+    entries={
+        "config": (str,),
+        "dtype": (str,),
+        "state_dict": (dict,),
+        "optimizer": (dict, type(None)),
+        "metadata": (str,),
+    },
+)
 
 #: What can be saved, by the name that the file has for it.
 KINDS: dict[str, type[HierarchicalFlow] | type[ConditionalHierarchicalFlow]] = {
@@ -95,8 +93,7 @@ def save(
         "optimizer": None if optimizer is None else dict(optimizer),
         "metadata": described,
     }
-    payload = {"format": FORMAT, "version": VERSION, **contents, "sha256": checksum(contents)}
-    _write(Path(path), payload)
+    FORMAT.write(Path(path), contents)
 
 
 def load(path: str | os.PathLike[str], map_location: Any = "cpu") -> Loaded:
@@ -112,7 +109,7 @@ def load(path: str | os.PathLike[str], map_location: Any = "cpu") -> Loaded:
             plain data; if torch does not find the device.
     """
     device = _device(map_location)
-    payload = _read(Path(path))
+    payload = FORMAT.read(Path(path))
     try:
         config = json.loads(payload["config"])
         flow = KINDS[config.pop("kind", HierarchicalFlow.__name__)].from_config(config)
@@ -121,76 +118,10 @@ def load(path: str | os.PathLike[str], map_location: Any = "cpu") -> Loaded:
         metadata = dict(json.loads(payload["metadata"]))
     except Exception as error:
         raise ValueError(
-            f"{os.fspath(path)} holds a flow that cannot be built ({_one_line(error)}); "
-            f"accepted: a file of pyro_neuralrg.save, version {VERSION}"
+            f"{os.fspath(path)} holds a flow that cannot be built ({one_line(error)}); "
+            f"{FORMAT.accepted}"
         ) from None
     return Loaded(flow, payload["optimizer"], metadata)
-
-
-def _write(path: Path, payload: dict[str, Any]) -> None:
-    """Write under a temporary name in the same folder, then rename.
-
-    Opened as any other file, not by ``tempfile``, so that it gets the permissions of one.
-    """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with temporary.open("xb") as stream:
-            torch.save(payload, stream)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """The contents, checked for format, version, types and checksum."""
-    accepted = f"accepted: a file of pyro_neuralrg.save, version {VERSION}"
-    with path.open("rb") as stream:
-        try:
-            payload = torch.load(stream, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise ValueError(
-                f"{path} is corrupt or holds more than tensors and plain data "
-                f"({_one_line(error)}); {accepted}"
-            ) from None
-    known = payload.get("format") if isinstance(payload, dict) else None
-    if not isinstance(known, str) or known != FORMAT:
-        raise ValueError(f"{path} is not a saved flow; {accepted}")
-    version = payload.get("version")
-    if type(version) is not int or version != VERSION:
-        raise ValueError(f"{path} has version {str(version)[:40]}; {accepted}")
-    missing = set(ENTRIES) - set(payload)
-    if missing:
-        raise ValueError(f"{path} lacks {', '.join(sorted(missing))}; {accepted}")
-    for name, types in ENTRIES.items():
-        if not isinstance(payload[name], types):
-            seen = type(payload[name]).__name__
-            raise ValueError(f"{path} is corrupt: its {name} is a {seen}; {accepted}")
-    if payload["sha256"] != checksum({name: payload[name] for name in ENTRIES if name != "sha256"}):
-        raise ValueError(f"{path} is corrupt: its checksum is not that of its contents; {accepted}")
-    return payload
-
-
-def checksum(value: Any) -> str:
-    """SHA-256 over plain data and tensors, down to their bytes.
-
-    Torch's own reader does not check those.
-    """
-    found = hashlib.sha256()
-    if isinstance(value, Mapping):
-        for key, entry in value.items():
-            found.update(f"{key!r}: {checksum(entry)}".encode())
-    elif isinstance(value, list | tuple):
-        for entry in value:
-            found.update(checksum(entry).encode())
-    elif isinstance(value, Tensor):
-        plain = value.detach().cpu().contiguous()
-        found.update(f"{plain.dtype} {tuple(plain.shape)}".encode())
-        found.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
-    else:
-        found.update(f"{type(value).__name__} {value!r}".encode())
-    return found.hexdigest()
 
 
 def _device(map_location: Any) -> torch.device:
@@ -200,7 +131,7 @@ def _device(map_location: Any) -> torch.device:
     except Exception as error:  # whatever its backend raises
         raise ValueError(
             f"map_location is {map_location!r}; accepted: a device that torch finds here "
-            f"({_one_line(error)})"
+            f"({one_line(error)})"
         ) from None
 
 
@@ -210,9 +141,3 @@ def _dtype_name(flow: nn.Module) -> str:
         if tensor.is_floating_point():
             return str(tensor.dtype).removeprefix("torch.")
     return str(torch.get_default_dtype()).removeprefix("torch.")
-
-
-def _one_line(error: Exception) -> str:
-    """The first line of an error's message."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__

@@ -217,7 +217,7 @@ class _Scores(Messenger):
             # as the trace would compute them, by an inverse pass, were one of them missing
             msg["unscaled_log_prob"] = msg["log_prob"] = log_q
             msg["log_prob_sum"] = log_q.sum()
-            msg["score_parts"] = ScoreParts(log_q, 0, log_q)
+            msg["score_parts"] = ScoreParts(log_q, torch.zeros_like(log_q), log_q)
 
 
 def _sample_sites(trace: Any) -> list[Any]:

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from pyro_neuralrg.infer import fit, load, save
-from pyro_neuralrg.infer.checkpoint import VERSION, checksum
+from pyro_neuralrg.infer.checkpoint import FORMAT
+from pyro_neuralrg.infer.files import checksum
 from pyro_neuralrg.transforms import hierarchical_flow
 
 FLOWS: dict[str, dict[str, Any]] = {
@@ -123,8 +124,11 @@ def test_cut_off_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"version": VERSION + 1}, f"has version {VERSION + 1}; accepted: .* version {VERSION}"),
-        ({"format": "other"}, "is not a saved flow"),
+        (
+            {"version": FORMAT.version + 1},
+            f"has version {FORMAT.version + 1}; accepted: .* version {FORMAT.version}",
+        ),
+        ({"format": "other"}, "is not a flow file"),
         ({"config": None}, "is corrupt: its config is a NoneType"),
         ({"config": '{"shape": [4]}'}, "holds a flow that cannot be built"),
         ({"config": '{"shape": [4, 4], "spectrum": false, "circuit": "ring"}'}, "ring"),
@@ -136,7 +140,7 @@ def test_cut_off_file(tmp_path: Path) -> None:
         ({"optimizer": 3}, "is corrupt: its optimizer is a int"),
         ({"version": torch.ones(2)}, "has version tensor"),
         ({"version": "2"}, "has version 2"),
-        ({"format": torch.ones(2)}, "is not a saved flow"),
+        ({"format": torch.ones(2)}, "is not a flow file"),
     ],
     ids=str,
 )
@@ -201,7 +205,7 @@ def test_the_file_has_the_permissions_of_any_other(tmp_path: Path) -> None:
 
 def test_missing_entries(tmp_path: Path) -> None:
     path = tmp_path / "flow.pt"
-    torch.save({"format": "pyro_neuralrg.flow", "version": VERSION}, path)
+    torch.save({"format": "pyro_neuralrg.flow", "version": FORMAT.version}, path)
     with pytest.raises(ValueError, match="lacks config, dtype, metadata, optimizer, sha256, state"):
         load(path)
     with pytest.raises(FileNotFoundError):

@@ -3,8 +3,10 @@
 """Markov chains over a batch: kernels as states and infos, adaptation beside them, a runner."""
 
 from pyro_neuralrg.infer.mcmc.adaptation import Adaptation
-from pyro_neuralrg.infer.mcmc.base import ChainState, Kernel, StepInfo
-from pyro_neuralrg.infer.mcmc.cycle import Cycle
+from pyro_neuralrg.infer.mcmc.base import ChainState, Kernel, StepInfo, Trajectory
+from pyro_neuralrg.infer.mcmc.baselines import MALA, RandomWalkMetropolis
+from pyro_neuralrg.infer.mcmc.chees import ChEESHMC
+from pyro_neuralrg.infer.mcmc.compositions import Cycle, Mixture
 from pyro_neuralrg.infer.mcmc.hmc import HMC
 from pyro_neuralrg.infer.mcmc.jumps import IndependenceMetropolis
 from pyro_neuralrg.infer.mcmc.model_target import ModelTarget, as_target
@@ -13,7 +15,9 @@ from pyro_neuralrg.infer.mcmc.target import EnergyTarget, LatentTarget, Target
 
 __all__ = [
     "HMC",
+    "MALA",
     "Adaptation",
+    "ChEESHMC",
     "ChainState",
     "Cost",
     "Cycle",
@@ -21,9 +25,12 @@ __all__ = [
     "IndependenceMetropolis",
     "Kernel",
     "LatentTarget",
+    "Mixture",
     "ModelTarget",
+    "RandomWalkMetropolis",
     "StepInfo",
     "Target",
+    "Trajectory",
     "VectorizedMCMC",
     "as_target",
 ]

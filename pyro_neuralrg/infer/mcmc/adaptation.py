@@ -1,22 +1,27 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Warm-up: the step size and mass of kernels, which know nothing of it, before the draws."""
+"""Warm-up: what kernels, which know nothing of it, are tuned by before the draws."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from pyro_neuralrg.arguments import check_number
+from pyro_neuralrg.infer.mcmc.adapters import DualAveraging, PooledCovariance
 from pyro_neuralrg.infer.mcmc.base import ChainState, Kernel, StepInfo
+from pyro_neuralrg.infer.mcmc.chees import TrajectoryLength
+from pyro_neuralrg.infer.mcmc.mass import check_inverse_mass
 
 __all__ = ["Adaptation", "Warmup"]
 
 MIN_STEPS = 10
 """Fewer steps tell less of a step size, or of a mass, than the rough guess at the beginning."""
+
+MASSES = ("unit", "diagonal", "dense")
 
 
 @dataclass(frozen=True)
@@ -27,100 +32,27 @@ class Adaptation:
     needs ten steps of positions and ten more for the step size that belongs to it.
 
     Attributes:
-        target_acceptance: mean acceptance probability over the chains that the step size aims at,
-            in (0, 1).
+        target_acceptance: acceptance probability over the chains that the step size aims at, in
+            (0, 1); None takes each kernel's own (HMC 0.8, ChEES 0.651, Langevin 0.574, random walk
+            0.234).
         step_size: adapt the step size, shared by the chains, by dual averaging.
-        mass: adapt a diagonal mass to the variances pooled over chains and over windows of doubling
-            length.
+        mass: "unit" leaves the mass as it is; "diagonal" adapts it to the variances, "dense" to the
+            covariance (for problems of few dimensions), pooled over chains and over windows of
+            doubling length.
+        trajectory_length: adapt the trajectory length of kernels that have one.
     """
 
-    target_acceptance: float = 0.8
+    target_acceptance: float | None = None
     step_size: bool = True
-    mass: bool = False
+    mass: str = "unit"
+    trajectory_length: bool = True
 
     def __post_init__(self) -> None:
-        check_number(
-            "target_acceptance", self.target_acceptance, "a number in (0, 1)", above=0, below=1
-        )
-
-
-class DualAveraging:
-    """Step size whose mean acceptance tends to a target.
-
-    Hoffman & Gelman, "The No-U-Turn Sampler" (2014), section 3.2.
-
-    Args:
-        step_size: where to begin; the first trials go ten times higher.
-        target_acceptance: to be reached.
-    """
-
-    SHRINKAGE = 0.05  # gamma of the paper, as are its other constants
-    DELAY = 10.0  # t_0
-    FORGETTING = 0.75  # kappa
-
-    def __init__(self, step_size: float, target_acceptance: float) -> None:
-        self._target = target_acceptance
-        self.restart(step_size)
-
-    def restart(self, step_size: float) -> None:
-        """Forget everything and begin at another step size."""
-        self._attractor = math.log(10 * step_size)
-        self._error = 0.0
-        self._log_average = math.log(step_size)
-        self._count = 0
-        self.step_size = step_size
-
-    def update(self, acceptance: float) -> float:
-        """Take in the mean acceptance at the present step size; return the next one."""
-        self._count += 1
-        weight = 1 / (self._count + self.DELAY)
-        self._error += weight * (self._target - acceptance - self._error)
-        log_step = self._attractor - math.sqrt(self._count) / self.SHRINKAGE * self._error
-        weight = self._count**-self.FORGETTING
-        self._log_average += weight * (log_step - self._log_average)
-        self.step_size = math.exp(log_step)
-        return self.step_size
-
-    @property
-    def average(self) -> float:
-        """The averaged step size, to be used for the draws."""
-        return math.exp(self._log_average)
-
-
-class PooledVariance:
-    """Running variance of positions over chains and steps together, shape ``(dim,)``."""
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._mean: Tensor | None = None
-        self._sum_of_squares: Tensor | None = None
-
-    def update(self, positions: Tensor) -> None:
-        """Add a batch of positions ``(chains, dim)``."""
-        chains = len(positions)
-        values = positions.double()
-        mean = values.mean(0)
-        squares = (values - mean).square().sum(0)
-        if self._mean is None or self._sum_of_squares is None:
-            self._count, self._mean, self._sum_of_squares = chains, mean, squares
-            return
-        total = self._count + chains
-        shift = mean - self._mean
-        self._sum_of_squares = (
-            self._sum_of_squares + squares + shift.square() * (self._count * chains / total)
-        )
-        self._mean = self._mean + shift * (chains / total)
-        self._count = total
-
-    def regularised(self) -> Tensor | None:
-        """The variance, shrunk towards 1e-3 by five pseudo-observations as in Stan.
-
-        None of fewer than two values.
-        """
-        if self._sum_of_squares is None or self._count < 2:
-            return None
-        variance = self._sum_of_squares / (self._count - 1)
-        return (self._count * variance + 5e-3) / (self._count + 5)
+        if self.target_acceptance is not None:
+            accepted = "a number in (0, 1), or None"
+            check_number("target_acceptance", self.target_acceptance, accepted, above=0, below=1)
+        if self.mass not in MASSES:
+            raise ValueError(f"mass is {self.mass!r}; accepted: {', '.join(MASSES)}")
 
 
 class Warmup:
@@ -130,73 +62,139 @@ class Warmup:
         kernel: to be adapted; it is not changed, :attr:`kernel` is the present one.
         adaptation: what to adapt.
         steps: length of the warm-up.
+        chains: number of chains.
+
+    Raises:
+        ValueError: if a trajectory length is to be adapted over a single chain.
     """
 
-    def __init__(self, kernel: Kernel, adaptation: Adaptation, steps: int) -> None:
+    def __init__(self, kernel: Kernel, adaptation: Adaptation, steps: int, chains: int) -> None:
         self.kernel = kernel
         self._adaptation = adaptation
         self._averaging = steps >= MIN_STEPS
-        self._averages = {
-            name: DualAveraging(member.step_size, adaptation.target_acceptance)
-            for name, member in kernel.members.items()
-            if member.step_size is not None and adaptation.step_size and steps > 0
-        }
-        self._window_ends = _window_ends(steps) if adaptation.mass else []
-        self._window_start = self._window_ends[0] if self._window_ends else steps
-        self._variance = PooledVariance()
-
-    def begin(self, state: ChainState, generator: torch.Generator) -> int:
-        """Find the order of magnitude of each step size; return the gradients per chain spent."""
-        evaluations = 0
-        for name, average in self._averages.items():
-            member = self.kernel.members[name]
-            step_size, cost = _rough_step_size(
-                member, state, generator, self._adaptation.target_acceptance
+        tunable = kernel.members if steps > 0 else {}
+        self._step_sizes = {
+            name: DualAveraging(
+                member.step_size, adaptation.target_acceptance or member.target_acceptance
             )
+            for name, member in tunable.items()
+            if member.step_size is not None and adaptation.step_size
+        }
+        self._lengths = {
+            name: TrajectoryLength(member.trajectory_length)
+            for name, member in tunable.items()
+            if member.trajectory_length is not None and adaptation.trajectory_length
+        }
+        if self._lengths and chains < 2:
+            raise ValueError(
+                f"num_chains is {chains}; accepted: at least 2, over which the trajectory length "
+                "is adapted (or Adaptation(trajectory_length=False))"
+            )
+        self._window_ends = [] if adaptation.mass == "unit" else _window_ends(steps)
+        self._window_start = self._window_ends[0] if self._window_ends else steps
+        self._covariance = PooledCovariance(adaptation.mass == "dense")
+
+    def begin(self, state: ChainState, generator: torch.Generator, anew: bool = False) -> int:
+        """Find the order of magnitude of each step size; return the gradients per chain spent.
+
+        With a new mass, ``anew``, trajectory lengths begin at one step: their criterion has its
+        first maximum above, and further ones beyond.
+        """
+        evaluations = 0
+        for name, average in self._step_sizes.items():
+            member = self.kernel.members[name]
+            step_size, cost = _rough_step_size(member, state, generator, average.target)
             average.restart(step_size)
             evaluations += cost
-        self._tune({name: average.step_size for name, average in self._averages.items()})
+        sizes = {name: average.step_size for name, average in self._step_sizes.items()}
+        for name, length in self._lengths.items():
+            if name in sizes:
+                length.restart(sizes[name] if anew else max(sizes[name], length.average))
+        self._tune(sizes, {name: length.average for name, length in self._lengths.items()})
         return evaluations
 
-    def update(self, index: int, state: ChainState, info: StepInfo) -> None:
-        """Take in the ``index``-th warm-up step."""
-        for name, average in self._averages.items() if self._averaging else ():
-            average.update(float(info.part(name).acceptance_rate.mean()))
-        sizes = {name: average.step_size for name, average in self._averages.items()}
+    def update(
+        self, index: int, state: ChainState, info: StepInfo, generator: torch.Generator
+    ) -> int:
+        """Take in the ``index``-th warm-up step; return the gradients per chain spent on it."""
+        for name, member in self.kernel.members.items() if self._averaging else ():
+            part = info.part(name)
+            if part is not None:
+                self._learn(name, member, part)
         if self._window_ends and index >= self._window_start:
-            self._variance.update(state.position)
-            if index + 1 in self._window_ends[1:]:
-                self._set_mass(state)
-                sizes = {name: average.step_size for name, average in self._averages.items()}
-        self._tune(sizes)
+            self._covariance.update(state.position)
+            if index + 1 in self._window_ends[1:] and self._set_mass(state):
+                return self.begin(state, generator, anew=True)
+        self._tune(
+            {name: average.step_size for name, average in self._step_sizes.items()},
+            {name: length.length for name, length in self._lengths.items()},
+        )
+        return 0
 
     def finish(self) -> Kernel:
-        """Return the kernel for the draws, with averaged step sizes."""
-        self._tune({name: average.average for name, average in self._averages.items()})
+        """Return the kernel for the draws, with averaged step sizes and lengths."""
+        self._tune(
+            {name: average.average for name, average in self._step_sizes.items()},
+            {name: length.average for name, length in self._lengths.items()},
+        )
         return self.kernel
 
-    def _set_mass(self, state: ChainState) -> None:
-        variance = self._variance.regularised()
-        self._variance = PooledVariance()
-        if variance is None:
-            return
-        variance = variance.to(state.position)
-        if not bool((torch.isfinite(variance) & (variance > 0)).all()):
-            return
-        members = self.kernel.members
-        for name in members:
-            if members[name].step_size is not None:
-                members[name] = members[name].tuned(inverse_mass=variance)
-        self.kernel = self.kernel.with_members(members)
-        for average in self._averages.values():
-            average.restart(average.average)
+    def _learn(self, name: str, member: Kernel, info: StepInfo) -> None:
+        if name in self._step_sizes:
+            self._step_sizes[name].update(member.acceptance(info))
+        if name in self._lengths and info.trajectory is not None:
+            assert member.step_size is not None
+            self._lengths[name].update(
+                info.trajectory,
+                info.acceptance_rate,
+                member.mass(info.trajectory.start),
+                shortest=member.step_size,
+                longest=member.step_size * getattr(member, "max_steps", math.inf),
+            )
 
-    def _tune(self, step_sizes: dict[str, float]) -> None:
+    def _set_mass(self, state: ChainState) -> bool:
+        """Give every kernel with a step size the mass of the window; whether there is one."""
+        covariance = self._covariance.regularised()
+        self._covariance.clear()
+        if covariance is None:
+            return False
+        covariance = covariance.to(state.position)
+        try:
+            check_inverse_mass(covariance)
+        except ValueError:  # positions that ran away, beyond the dtype
+            return False
         members = self.kernel.members
-        for name, step_size in step_sizes.items():
-            members[name] = members[name].tuned(step_size=step_size)
-        if step_sizes:
+        for name, member in members.items():
+            if member.step_size is None:
+                continue
+            members[name] = member.tuned(inverse_mass=covariance)
+        self.kernel = self.kernel.with_members(members)
+        return True
+
+    def _tune(self, step_sizes: dict[str, float], lengths: dict[str, float]) -> None:
+        members = self.kernel.members
+        for name in step_sizes.keys() | lengths.keys():
+            members[name] = members[name].tuned(
+                step_size=step_sizes.get(name), trajectory_length=lengths.get(name)
+            )
+        if step_sizes or lengths:
             self.kernel = self.kernel.with_members(members)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been learned so far, but for the kernel, as plain numbers and tensors."""
+        return {
+            "step_sizes": {name: one.state_dict() for name, one in self._step_sizes.items()},
+            "lengths": {name: one.state_dict() for name, one in self._lengths.items()},
+            "covariance": self._covariance.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there; :attr:`kernel` is to be set beside."""
+        for name, one in self._step_sizes.items():
+            one.load_state_dict(state["step_sizes"][name])
+        for name, length in self._lengths.items():
+            length.load_state_dict(state["lengths"][name])
+        self._covariance.load_state_dict(state["covariance"])
 
 
 def _window_ends(steps: int) -> list[int]:
@@ -225,7 +223,8 @@ def _rough_step_size(
 ) -> tuple[float, int]:
     """Double or halve the step size until the acceptance of one step crosses the target.
 
-    Returns the largest size tried whose acceptance was above the target, and the gradients spent.
+    With trajectories of a single step where the kernel has a length to be adapted. Returns the
+    largest size tried whose acceptance was above the target, and the gradients spent.
     """
     size = kernel.step_size
     if size is None:
@@ -233,9 +232,11 @@ def _rough_step_size(
     evaluations = 0
     direction = 0
     for _ in range(30):
-        _, info = kernel.tuned(step_size=size).step(state, generator)
+        length = None if kernel.trajectory_length is None else size
+        trial = kernel.tuned(step_size=size, trajectory_length=length)
+        _, info = trial.step(state, generator)
         evaluations += info.gradient_evaluations
-        higher = float(info.acceptance_rate.mean()) > target_acceptance
+        higher = kernel.acceptance(info) > target_acceptance
         if direction == 0:
             direction = 1 if higher else -1
         elif (direction == 1) != higher:

@@ -13,11 +13,12 @@ import torch
 from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor
 
+from pyro_neuralrg.infer.mcmc.mass import Mass
 from pyro_neuralrg.infer.mcmc.model_target import as_target
 from pyro_neuralrg.infer.mcmc.target import Target
 from pyro_neuralrg.potentials.base import LatticePotential
 
-__all__ = ["ChainState", "Kernel", "StepInfo", "TargetLike"]
+__all__ = ["ChainState", "Kernel", "StepInfo", "TargetLike", "Trajectory"]
 
 TargetLike: TypeAlias = "Target | LatticePotential | Callable[..., Any]"
 AnyKernel = TypeVar("AnyKernel", bound="Kernel")
@@ -30,11 +31,29 @@ class ChainState(NamedTuple):
         position: unconstrained position of each chain, shape ``(chains, dim)``.
         energy: -ln of the unnormalised density of the position, nats, float64, shape ``(chains,)``.
         gradient: of the energy, shape ``(chains, dim)``, or None if no kernel of the run needs it.
+        sequence: numbers taken so far from a kernel's quasi-random sequence, if it has one.
     """
 
     position: Tensor
     energy: Tensor
     gradient: Tensor | None
+    sequence: int = 0
+
+
+class Trajectory(NamedTuple):
+    """The trajectories of one step, before the ends were accepted or not.
+
+    Attributes:
+        start: positions, shape ``(chains, dim)``.
+        end: likewise.
+        velocity: at the end, likewise.
+        time: from start to end, the same for every chain.
+    """
+
+    start: Tensor
+    end: Tensor
+    velocity: Tensor
+    time: float
 
 
 class StepInfo(NamedTuple):
@@ -49,7 +68,8 @@ class StepInfo(NamedTuple):
             (nats, shape ``(chains,)``).
         n_steps: leapfrog steps, the same for every chain; 0 for a kernel without.
         gradient_evaluations: per chain; a jump counts as one.
-        parts: for a composed kernel, the info of each member by its name; empty else.
+        parts: for a composed kernel, the info of each member that moved, by its name; empty else.
+        trajectory: of a Hamiltonian kernel; adaptation learns from it.
     """
 
     acceptance_rate: Tensor
@@ -59,10 +79,11 @@ class StepInfo(NamedTuple):
     n_steps: int
     gradient_evaluations: int
     parts: Mapping[str, StepInfo] = {}
+    trajectory: Trajectory | None = None
 
-    def part(self, name: str) -> StepInfo:
-        """Info of the member ``name``, or this one if the kernel is not composed."""
-        return self.parts.get(name, self)
+    def part(self, name: str) -> StepInfo | None:
+        """Info of the member ``name``: None if it did not move, this one if there are no parts."""
+        return self.parts.get(name) if self.parts else self
 
 
 class Kernel(ABC):
@@ -71,8 +92,10 @@ class Kernel(ABC):
     To write another one: derive, define ``step`` (draw random numbers from ``generator`` only, let
     no chain affect another, reject what is not finite), set ``name`` and whether the state must
     carry ``needs_gradient``, and add a line to ``tests/infer/mcmc/registry.py``: the laws there
-    check that exact samples stay exact. A kernel with a step size or mass to be adapted accepts
-    them in ``tuned``. Adaptation itself lives in :mod:`pyro_neuralrg.infer.mcmc.adaptation`.
+    check that exact samples stay exact. A kernel with a ``step_size`` (and ``inverse_mass``,
+    ``trajectory_length``) to be adapted says what acceptance suits it by ``target_acceptance``; it
+    gets others by ``tuned``. Adaptation itself lives in
+    :mod:`pyro_neuralrg.infer.mcmc.adaptation`.
 
     Args:
         target: a :class:`Target` or what :func:`as_target` makes one of; None if a :class:`Cycle`
@@ -85,7 +108,10 @@ class Kernel(ABC):
     name: str = "kernel"
     needs_gradient: bool = False
     step_size: float | None = None
+    trajectory_length: float | None = None
     inverse_mass: Tensor | None = None
+    target_acceptance: float = 0.8
+    _mass: Mass | None = None
 
     def __init__(
         self,
@@ -119,17 +145,50 @@ class Kernel(ABC):
         return members[self.name]
 
     def tuned(
-        self: AnyKernel, *, step_size: float | None = None, inverse_mass: Tensor | None = None
+        self: AnyKernel,
+        *,
+        step_size: float | None = None,
+        inverse_mass: Tensor | None = None,
+        trajectory_length: float | None = None,
     ) -> AnyKernel:
-        """Return this kernel with another step size or diagonal inverse mass (None: as it is)."""
-        changes: dict[str, Any] = {"step_size": step_size, "inverse_mass": inverse_mass}
-        return self._changed(**{key: value for key, value in changes.items() if value is not None})
+        """Return this kernel with another step size, inverse mass, length (None: as it is)."""
+        changes: dict[str, Any] = {
+            "step_size": step_size,
+            "inverse_mass": inverse_mass,
+            "trajectory_length": trajectory_length,
+        }
+        changes = {key: value for key, value in changes.items() if value is not None}
+        if inverse_mass is not None:
+            changes["_mass"] = None
+        return self._changed(**changes)
+
+    def mass(self, like: Tensor) -> Mass:
+        """The mass of momenta for positions such as ``like``."""
+        if self._mass is None or self._mass.inverse.dtype != like.dtype:
+            self._mass = Mass.of(self.inverse_mass, like)
+        return self._mass
+
+    def acceptance(self, info: StepInfo) -> float:
+        """Acceptance over the chains that ``target_acceptance`` is about."""
+        return float(info.acceptance_rate.mean())
 
     def init(self, positions: Tensor) -> ChainState:
         """Evaluate the starting positions, shape ``(chains, dim)``."""
         if self.needs_gradient:
             return ChainState(positions, *self.target.energy_and_grad(positions))
         return ChainState(positions, self.target.energy(positions), None)
+
+    def proposed(self, state: ChainState, positions: Tensor) -> tuple[ChainState, Tensor]:
+        """Evaluate proposed positions; say of each chain whether it could go on from there.
+
+        With a gradient if the state has one: one that is not finite would poison the moves to come.
+        """
+        if state.gradient is None:
+            energy = self.target.energy(positions)
+            return state._replace(position=positions, energy=energy), torch.isfinite(energy)
+        energy, gradient = self.target.energy_and_grad(positions)
+        proposal = state._replace(position=positions, energy=energy, gradient=gradient)
+        return proposal, torch.isfinite(energy) & torch.isfinite(gradient).all(-1)
 
     @abstractmethod
     def step(
@@ -169,9 +228,9 @@ def metropolis(
     gradient = None
     if state.gradient is not None and proposal.gradient is not None:
         gradient = torch.where(rows, proposal.gradient, state.gradient)
-    new = ChainState(
-        torch.where(rows, proposal.position, state.position),
-        torch.where(accepted, proposal.energy, state.energy),
-        gradient,
+    new = state._replace(
+        position=torch.where(rows, proposal.position, state.position),
+        energy=torch.where(accepted, proposal.energy, state.energy),
+        gradient=gradient,
     )
     return new, probability, accepted

@@ -11,12 +11,11 @@ from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor
 
 from pyro_neuralrg.arguments import check_integer, check_number
-from pyro_neuralrg.infer.mcmc.base import ChainState, Kernel, StepInfo, TargetLike, metropolis
+from pyro_neuralrg.infer.mcmc.base import ChainState, Kernel, StepInfo, TargetLike
+from pyro_neuralrg.infer.mcmc.hamiltonian import hamiltonian_step
+from pyro_neuralrg.infer.mcmc.mass import check_inverse_mass
 
 __all__ = ["HMC"]
-
-#: An energy error (nats) beyond which a trajectory counts as divergent, as in Stan and Pyro.
-DIVERGENCE_THRESHOLD = 1000.0
 
 
 class HMC(Kernel):
@@ -36,7 +35,8 @@ class HMC(Kernel):
         jitter: in [0, 1): each trajectory draws its number of steps, shared by the chains,
             uniformly from the integers within ``num_steps * (1 - jitter)`` and
             ``num_steps * (1 + jitter)``; guards against trajectories of one period.
-        inverse_mass: diagonal of the inverse mass, shape ``(dim,)``; None for ones.
+        inverse_mass: inverse mass: its diagonal, shape ``(dim,)``, or the whole matrix, shape
+            ``(dim, dim)``; None for the identity.
         shape: lattice shape of a plain energy.
         flow: sample in the latent space of this flow.
 
@@ -72,52 +72,13 @@ class HMC(Kernel):
         self.step_size = check_number("step_size", step_size, "a finite number > 0", above=0)
         self.num_steps = check_integer("num_steps", num_steps, 1)
         self.jitter = check_number("jitter", jitter, "a number in [0, 1)", least=0, below=1)
-        self.inverse_mass = None if inverse_mass is None else _check_mass(inverse_mass)
+        self.inverse_mass = check_inverse_mass(inverse_mass)
 
     def step(
         self, state: ChainState, generator: torch.Generator | None = None
     ) -> tuple[ChainState, StepInfo]:
         """Integrate one trajectory of every chain and accept or reject its end."""
-        n_steps = self._draw_num_steps(generator)
-        evaluations = n_steps
-        if state.gradient is None:
-            state = self.init(state.position)
-            evaluations += 1
-        inverse_mass = self._inverse_mass(state.position)
-        momentum = (
-            torch.randn(
-                state.position.shape,
-                generator=generator,
-                dtype=state.position.dtype,
-                device=state.position.device,
-            )
-            / inverse_mass.sqrt()
-        )
-        before = state.energy + _kinetic_energy(momentum, inverse_mass)
-        proposal, momentum = self._leapfrog(state, momentum, inverse_mass, n_steps)
-        after = proposal.energy + _kinetic_energy(momentum, inverse_mass)
-        new, probability, accepted = metropolis(state, proposal, before - after, generator)
-        return new, StepInfo(
-            acceptance_rate=probability,
-            accepted=accepted,
-            diverging=~(torch.isfinite(after) & (after - before < DIVERGENCE_THRESHOLD)),
-            hamiltonian=torch.where(accepted, after, before),
-            n_steps=n_steps,
-            gradient_evaluations=evaluations,
-        )
-
-    def _leapfrog(
-        self, state: ChainState, momentum: Tensor, inverse_mass: Tensor, n_steps: int
-    ) -> tuple[ChainState, Tensor]:
-        position, energy, gradient = state
-        assert gradient is not None
-        momentum = momentum - 0.5 * self.step_size * gradient
-        for index in range(n_steps):
-            position = position + self.step_size * (inverse_mass * momentum)
-            energy, gradient = self.target.energy_and_grad(position)
-            last = index == n_steps - 1
-            momentum = momentum - (0.5 if last else 1.0) * self.step_size * gradient
-        return ChainState(position, energy, gradient), momentum
+        return hamiltonian_step(self, state, self._draw_num_steps(generator), generator)
 
     def _draw_num_steps(self, generator: torch.Generator | None) -> int:
         spread = math.floor(self.num_steps * self.jitter)
@@ -126,31 +87,3 @@ class HMC(Kernel):
         low, high = max(1, self.num_steps - spread), self.num_steps + spread
         device = None if generator is None else generator.device
         return int(torch.randint(low, high + 1, (), generator=generator, device=device))
-
-    def _inverse_mass(self, position: Tensor) -> Tensor:
-        dim = position.shape[-1]
-        if self.inverse_mass is None:
-            return position.new_ones(dim)
-        if tuple(self.inverse_mass.shape) != (dim,):
-            raise ValueError(
-                f"inverse_mass has shape {tuple(self.inverse_mass.shape)}; accepted: ({dim},)"
-            )
-        return self.inverse_mass.to(position)
-
-
-def _check_mass(inverse_mass: Tensor) -> Tensor:
-    if not isinstance(inverse_mass, Tensor) or inverse_mass.dim() != 1:
-        raise ValueError(
-            f"inverse_mass is {inverse_mass!r}; accepted: a tensor of shape (dim,), or None"
-        )
-    bad = ~(torch.isfinite(inverse_mass) & (inverse_mass > 0))
-    if bool(bad.any()):
-        raise ValueError(
-            f"inverse_mass has entries such as {float(inverse_mass[bad][0])}; accepted: finite "
-            "ones > 0"
-        )
-    return inverse_mass
-
-
-def _kinetic_energy(momentum: Tensor, inverse_mass: Tensor) -> Tensor:
-    return 0.5 * (momentum.square() * inverse_mass).sum(-1).double()

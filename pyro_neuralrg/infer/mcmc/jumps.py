@@ -82,17 +82,10 @@ class IndependenceMetropolis(Kernel):
         """Propose one jump to every chain."""
         with torch.no_grad():
             position, log_q_new = self._propose(state.position, generator)
-            log_q = self._log_q(state.position)
-        if state.gradient is None:
-            proposal = ChainState(position, self.target.energy(position), None)
-        else:
-            proposal = ChainState(position, *self.target.energy_and_grad(position))
+            log_q = self.target.by_batches(self._log_q, state.position)
+        proposal, sound = self.proposed(state, position)
         log_ratio = (state.energy + log_q) - (proposal.energy + log_q_new)
-        if (
-            proposal.gradient is not None
-        ):  # a gradient that is not finite would poison the moves to come
-            healthy = torch.isfinite(proposal.gradient).all(-1)
-            log_ratio = torch.where(healthy, log_ratio, torch.full_like(log_ratio, -math.inf))
+        log_ratio = torch.where(sound, log_ratio, torch.full_like(log_ratio, -math.inf))
         new, probability, accepted = metropolis(state, proposal, log_ratio, generator)
         return new, StepInfo(
             acceptance_rate=probability,
@@ -106,13 +99,14 @@ class IndependenceMetropolis(Kernel):
     def _propose(self, like: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         dtype = like.dtype if self._is_latent else flow_dtype_and_device(self.flow)[0]
         z = torch.randn(like.shape, generator=generator, dtype=dtype, device=like.device)
+        return self.target.by_batches(self._generate, z)
+
+    def _generate(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions of standard normals, and ln of the density that they have."""
         shape = self.target.event_shape
-        fields = z.reshape(-1, *shape)
-        if self._is_latent:
-            x, ladj = normal_to_local(self.flow, fields, len(shape))
-        else:
-            x, ladj = forward_and_ladj(self.flow, fields, len(shape))
-        return x.reshape(like.shape).to(like.dtype), _log_normal(z) - ladj.double()
+        to_position = normal_to_local if self._is_latent else forward_and_ladj
+        x, ladj = to_position(self.flow, z.reshape(-1, *shape), len(shape))
+        return x.reshape(z.shape).to(self.target.dtype), _log_normal(z) - ladj.double()
 
     def _log_q(self, position: Tensor) -> Tensor:
         shape = self.target.event_shape

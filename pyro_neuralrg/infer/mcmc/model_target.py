@@ -107,7 +107,7 @@ class ModelTarget(Target):
 
     # Energies -------------------------------------------------------------------------------------
 
-    def energy(self, positions: Tensor) -> Tensor:
+    def _energy_of(self, positions: Tensor) -> Tensor:
         """See :class:`Target`."""
         params = self._params(positions)
         with pyro.validation_enabled(False), torch.no_grad():
@@ -115,7 +115,7 @@ class ModelTarget(Target):
                 return torch.func.vmap(self._potential_fn)(params).double()
             return torch.stack([self._potential_fn(one) for one in _each(params)]).double()
 
-    def energy_and_grad(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def _energy_and_grad_of(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """See :class:`Target`."""
         params = self._params(positions)
         evaluate = torch.func.grad_and_value(self._potential_fn)
@@ -188,8 +188,11 @@ class ModelTarget(Target):
     def _unconstrain(self, name: str, value: Tensor) -> Tensor:
         return self._transforms[name](value)
 
-    def initial(self, chains: int, generator: torch.Generator) -> Tensor:
-        """Draws of the prior, by running the model once per chain."""
+    def initial(self, chains: int, generator: torch.Generator, start: str | None = None) -> Tensor:
+        """Draws of the prior, by running the model once per chain; of flows at their sites."""
+        if start is not None and (start == "flow") != bool(self.flow_sites):
+            accepted = "'flow'" if self.flow_sites else "'prior'"
+            raise ValueError(f"initial_params is {start!r}; accepted for this model: {accepted}")
         seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
         starts = []
         with torch.random.fork_rng(), poutine.block(), torch.no_grad():

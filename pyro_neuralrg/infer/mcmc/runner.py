@@ -1,22 +1,26 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""The runner: warm-up, draws, and what is kept of them."""
+"""The runner: warm-up, draws, and how they are stopped, saved and taken up again."""
 
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from pyro.infer.mcmc.util import diagnostics as site_diagnostics
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from pyro_neuralrg.arguments import LARGEST_SEED, check_integer
+from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, check_number
+from pyro_neuralrg.infer.mcmc import state_file
 from pyro_neuralrg.infer.mcmc.adaptation import Adaptation, Warmup
-from pyro_neuralrg.infer.mcmc.base import ChainState, Kernel, StepInfo
+from pyro_neuralrg.infer.mcmc.base import ChainState, Kernel
+from pyro_neuralrg.infer.mcmc.progress import MIN_DRAWS, ProgressBar
+from pyro_neuralrg.infer.mcmc.record import Observable, Record, observe, statistics
 from pyro_neuralrg.infer.mcmc.target import Target, frozen
 from pyro_neuralrg.interrupts import deferred_interrupts
 
@@ -24,8 +28,6 @@ __all__ = ["Cost", "VectorizedMCMC"]
 
 #: How often random starts of chains whose energy is not finite are drawn anew.
 MAX_RESTARTS = 10
-#: R-hat splits chains and needs two draws of each half.
-MIN_DRAWS = 4
 #: Positions mapped to physical space at once.
 PHYSICAL_BATCH = 1024
 
@@ -42,26 +44,48 @@ class Cost(NamedTuple):
         return self.warmup + self.draws
 
 
+class Mark(NamedTuple):
+    """Where a run stands after a whole step: all that the next one depends on, and the costs."""
+
+    state: ChainState
+    random: Tensor
+    warmed_up: int
+    drawn: int
+    gradient_evaluations: Cost
+    seconds: Cost
+
+
 class VectorizedMCMC:
     """Run a kernel over many chains at once.
 
     All random numbers come from one generator seeded here: the same seed gives the same draws on
     the same machine, and torch's global generator is left alone (but for one number drawn from it
     if ``seed`` is None). Flows are frozen meanwhile. An interrupt (Ctrl-C) during the draws keeps
-    those made so far.
+    those made so far; :meth:`resume` goes on, in this process or, after :meth:`save` and
+    :meth:`load`, in another, with the very draws of a run that was never stopped.
 
     Args:
         kernel: what to run; adapted during warm-up as ``adaptation`` says, then fixed.
         num_samples: draws to keep of each chain, >= 1.
         warmup_steps: steps before the draws, >= 0; ``num_samples`` if None, as in Pyro.
         num_chains: chains, >= 1.
-        initial_params: where the chains start, unconstrained as in Pyro: for each site a tensor
-            ``(num_chains,) + site shape``. A target in the latent space of a flow accepts the
-            physical field instead. None: the target's own, random.
+        initial_params: where the chains start: "prior", "flow", or unconstrained values as in
+            Pyro, for each site a tensor ``(num_chains,) + site shape`` (a target in the latent
+            space of a flow accepts the physical field instead). None: the flow in a latent space,
+            else the prior.
         thinning: steps per kept draw, >= 1.
         seed: of all random numbers.
         progress: show a progress bar.
         adaptation: what warm-up adapts.
+        chain_batch_size: chains whose energies and gradients are computed at once, which bounds the
+            memory, not the result; None for all.
+        observables: functions by name, computed of every draw as it is made: of the physical field
+            ``(chains,) + shape``, or of a dictionary of all sites if the model has not just one
+            field, to ``(chains, ...)``.
+        keep_draws: keep the positions; without, only observables and statistics are kept, and long
+            runs of large fields need no more memory than short ones.
+        checkpoint: a file to :meth:`save` to, every ``checkpoint_every`` seconds and at the end.
+        checkpoint_every: seconds, > 0.
 
     Attributes:
         kernel: the present kernel; after the run, the adapted one.
@@ -84,18 +108,29 @@ class VectorizedMCMC:
         torch.Size([4, 50, 3])
     """
 
+    _mark: Mark | None
+    _warmup: Warmup | None
+    _samples: dict[str, Tensor] | None
+    _records: dict[str, Record]
+    _saved: float
+
     def __init__(
         self,
         kernel: Kernel,
         num_samples: int,
         warmup_steps: int | None = None,
         num_chains: int = 64,
-        initial_params: Mapping[str, Tensor] | None = None,
+        initial_params: Mapping[str, Tensor] | str | None = None,
         *,
         thinning: int = 1,
         seed: int | None = None,
         progress: bool = True,
         adaptation: Adaptation | None = None,
+        chain_batch_size: int | None = None,
+        observables: Mapping[str, Observable] | None = None,
+        keep_draws: bool = True,
+        checkpoint: str | os.PathLike[str] | None = None,
+        checkpoint_every: float = 60.0,
     ) -> None:
         if not isinstance(kernel, Kernel):
             raise TypeError(
@@ -110,12 +145,21 @@ class VectorizedMCMC:
         )
         self.num_chains = check_integer("num_chains", num_chains, 1)
         self.thinning = check_integer("thinning", thinning, 1)
-        self.initial_params = initial_params
+        self.initial_params = _check_start(initial_params)
         if seed is None:
             seed = int(torch.randint(2**31, ()))
         self.seed = check_integer("seed", seed, 0, LARGEST_SEED)
         self.progress = progress
         self.adaptation = Adaptation() if adaptation is None else adaptation
+        if chain_batch_size is not None:
+            check_integer("chain_batch_size", chain_batch_size, 1)
+        self.chain_batch_size = chain_batch_size
+        self._observables = dict(observables or {})
+        self.keep_draws = keep_draws
+        self.checkpoint = None if checkpoint is None else Path(checkpoint)
+        self.checkpoint_every = check_number(
+            "checkpoint_every", checkpoint_every, "a finite number > 0", above=0
+        )
         self._forget()
 
     def run(self, *args: Any, **kwargs: Any) -> None:
@@ -125,26 +169,117 @@ class VectorizedMCMC:
             *args: arguments of the Pyro model, if the target is one.
             **kwargs: likewise.
         """
-        target = self._given.target.setup(*args, **kwargs)
-        self.kernel = self._given.on(target)
         self._forget()
+        target = self._set_up(args, kwargs)
         generator = torch.Generator(target.device).manual_seed(self.seed)
-        bar = tqdm(
-            total=self.warmup_steps + self.num_samples, disable=not self.progress, leave=True
-        )
-        with frozen(target.modules()), bar:
+        began = time.perf_counter()
+        with frozen(target.modules()):
             state = self._start(target, generator)
-            state = self._warm_up(state, generator, bar)
-            self._draw(state, generator, bar)
+            self._warmup = Warmup(self.kernel, self.adaptation, self.warmup_steps, self.num_chains)
+            evaluations = 1 + self._warmup.begin(state, generator)  # one for the start
+        cost = Cost(evaluations * self.num_chains, 0)
+        seconds = Cost(time.perf_counter() - began, 0.0)
+        self._mark = Mark(state, generator.get_state(), 0, 0, cost, seconds)
+        self._go_on()
 
-    def _forget(self) -> None:
-        """Be as before any run."""
+    def resume(self) -> None:
+        """Go on with a run that was interrupted, or that :meth:`load` has read.
+
+        A run that has all its draws stays as it is; with a larger ``num_samples``, more are drawn.
+
+        Raises:
+            RuntimeError: if there is no such run.
+        """
+        if self._mark is None:
+            raise RuntimeError("there is no run to go on with; call run() or load(path) first")
         self.interrupted = False
-        self.gradient_evaluations = Cost(0, 0)
-        self.seconds = Cost(0.0, 0.0)
-        self._positions: Tensor | None = None
-        self._stats: dict[str, Tensor] = {}
-        self._samples: dict[str, Tensor] | None = None
+        self._go_on()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the run as it stands, completely or not at all.
+
+        The file holds tensors and plain data, a checksum, and no code. The kernel and its target
+        are not in it, but for what warm-up has adapted.
+
+        Raises:
+            RuntimeError: if there is no run.
+            OSError: if ``path`` cannot be written.
+        """
+        if self._mark is None:
+            raise RuntimeError("there is no run to save; call run() first")
+        mark = self._mark
+        contents = {
+            "settings": self._settings(),
+            "seed": self.seed,
+            "kernel": state_file.tuning(self.kernel),
+            "chains": mark.state._asdict(),
+            "random": mark.random,
+            "warmup": None if self._warmup is None else self._warmup.state_dict(),
+            "records": {name: record.state_dict() for name, record in self._records.items()},
+            "costs": {
+                "warmed_up": mark.warmed_up,
+                "drawn": mark.drawn,
+                "gradient_evaluations": list(mark.gradient_evaluations),
+                "seconds": list(mark.seconds),
+            },
+        }
+        state_file.FORMAT.write(Path(path), contents)
+
+    def load(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Read a file of :meth:`save` into a runner made in the same way; never executes code.
+
+        Args:
+            path: the file.
+            *args: arguments of the Pyro model, if the target is one.
+            **kwargs: likewise.
+
+        Raises:
+            FileNotFoundError, OSError: if there is no such file, or it cannot be read.
+            ValueError: if the file is corrupt, of another kernel, of other settings (each is
+                named; ``num_samples``, ``seed``, ``progress``, ``chain_batch_size`` and the
+                checkpoint may differ), or of another target, whose energies would be others.
+        """
+        contents = state_file.FORMAT.read(Path(path))
+        self._forget()
+        target = self._set_up(args, kwargs)
+        try:
+            state_file.check_same(path, contents["settings"], self._settings())
+            costs = contents["costs"]
+            self.kernel = state_file.kernel_of(self.kernel, contents["kernel"])
+            with frozen(target.modules()):
+                state = state_file.chains_of(path, self.kernel, contents["chains"])
+            if contents["warmup"] is not None:
+                self._warmup = Warmup(
+                    self.kernel, self.adaptation, self.warmup_steps, self.num_chains
+                )
+                self._warmup.load_state_dict(contents["warmup"])
+            for name, record in self._records.items():
+                record.load_state_dict(contents["records"][name])
+        except BaseException:
+            self._forget()
+            raise
+        self.seed = contents["seed"]
+        self._mark = Mark(
+            state,
+            contents["random"],
+            costs["warmed_up"],
+            costs["drawn"],
+            Cost(*costs["gradient_evaluations"]),
+            Cost(*costs["seconds"]),
+        )
+        self.interrupted = self._mark.drawn < self.num_samples
+
+    # What there is --------------------------------------------------------------------------------
+
+    @property
+    def gradient_evaluations(self) -> Cost:
+        """Summed over chains; a jump counts as one."""
+        return Cost(0, 0) if self._mark is None else self._mark.gradient_evaluations
+
+    @property
+    def seconds(self) -> Cost:
+        """Wall-clock."""
+        return Cost(0.0, 0.0) if self._mark is None else self._mark.seconds
 
     def get_samples(self, group_by_chain: bool = False) -> dict[str, Tensor]:
         """Return the draws of the model's own sites and of the flows' latent sites.
@@ -154,8 +289,11 @@ class VectorizedMCMC:
 
         Returns:
             For each site ``(chains * draws,) + site shape``, or ``(chains, draws) + site shape``;
-            physical sites under their own names, latent ones under ``{name}_latent``.
+            physical sites under their own names, latent ones under ``{name}_latent``. Nothing if no
+            draws were kept.
         """
+        if self._has_run() and not self.keep_draws:
+            return {}
         positions = self.positions
         if self._samples is None:
             target = self.kernel.target
@@ -172,9 +310,11 @@ class VectorizedMCMC:
     @property
     def positions(self) -> Tensor:
         """The unconstrained draws as the kernel sees them, shape ``(chains, draws, dim)``."""
-        if self._positions is None:
+        if not self._has_run():
             raise RuntimeError("there are no draws; call run() first")
-        return self._positions
+        if not self.keep_draws:
+            raise RuntimeError("no draws were kept: keep_draws is False")
+        return self._records["draws"].columns()["position"]
 
     @property
     def sample_stats(self) -> dict[str, Tensor]:
@@ -182,9 +322,26 @@ class VectorizedMCMC:
 
         ``lp`` (ln of the density of the position, nats), ``energy`` (the Hamiltonian),
         ``acceptance_rate``, ``step_size``, ``n_steps``, ``diverging``; with thinning, means, sums
-        or any over the steps of a draw. A composed kernel adds ``acceptance_rate_{member}``.
+        or any over the steps of a draw. Kernels with a trajectory length add
+        ``trajectory_length``, composed ones ``acceptance_rate_{member}`` (NaN where a member of a
+        mixture did not move).
         """
-        return dict(self._stats)
+        return self._records["sample_stats"].columns()
+
+    @property
+    def warmup_stats(self) -> dict[str, Tensor]:
+        """The same for each step of warm-up, shape ``(chains, warmup_steps)``."""
+        return self._records["warmup_stats"].columns()
+
+    @property
+    def observables(self) -> dict[str, Tensor]:
+        """The observables asked for, shape ``(chains, draws, ...)``."""
+        return self._records["observables"].columns()
+
+    @property
+    def adapted(self) -> dict[str, dict[str, Any]]:
+        """``step_size``, ``inverse_mass`` and ``trajectory_length`` of each member, by its name."""
+        return state_file.tuning(self.kernel)
 
     def diagnostics(self) -> dict[str, Any]:
         """Return n_eff and R-hat of each site, divergences and acceptance of each chain.
@@ -193,12 +350,13 @@ class VectorizedMCMC:
         draws, of which nothing can be told.
         """
         samples = self.get_samples(group_by_chain=True)
-        if self.positions.shape[1] >= MIN_DRAWS:
+        stats = self.sample_stats
+        if not samples or self.positions.shape[1] >= MIN_DRAWS:
             result: dict[str, Any] = dict(site_diagnostics(samples))
         else:
             unknown = {name: torch.full_like(x[0, 0], math.nan) for name, x in samples.items()}
             result = {name: {"n_eff": nan, "r_hat": nan} for name, nan in unknown.items()}
-        diverging, acceptance = self._stats["diverging"], self._stats["acceptance_rate"]
+        diverging, acceptance = stats["diverging"], stats["acceptance_rate"]
         result["divergences"] = {
             f"chain {chain}": diverging[chain].nonzero().flatten().tolist()
             for chain in range(self.num_chains)
@@ -210,16 +368,45 @@ class VectorizedMCMC:
 
     # The phases -----------------------------------------------------------------------------------
 
+    def _forget(self) -> None:
+        """Be as before any run."""
+        self.kernel = self._given
+        self.interrupted = False
+        self._mark = None
+        self._warmup = None
+        self._samples = None
+        self._records = {
+            "warmup_stats": Record(self.warmup_steps),
+            "sample_stats": Record(self.num_samples),
+            "observables": Record(self.num_samples),
+            "draws": Record(self.num_samples),
+        }
+
+    def _has_run(self) -> bool:
+        return self._mark is not None and self._mark.drawn > 0
+
+    def _set_up(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Target:
+        target = self._given.target.setup(*args, **kwargs).in_batches(self.chain_batch_size)
+        self.kernel = self._given.on(target)
+        return target
+
+    def _settings(self) -> str:
+        names = ("warmup_steps", "num_chains", "thinning", "keep_draws")
+        settings = {name: getattr(self, name) for name in names}
+        settings["observables"] = list(self._observables)
+        return state_file.described(self.kernel, self.adaptation, settings)
+
     def _start(self, target: Target, generator: torch.Generator) -> ChainState:
-        if self.initial_params is not None:
-            state = self.kernel.init(target.pack(self.initial_params, self.num_chains))
+        start = self.initial_params
+        if isinstance(start, Mapping):
+            state = self.kernel.init(target.pack(start, self.num_chains))
         else:
-            state = self.kernel.init(target.initial(self.num_chains, generator))
+            state = self.kernel.init(target.initial(self.num_chains, generator, start))
             for _ in range(MAX_RESTARTS):
                 bad = _not_finite(state)
                 if not bool(bad.any()):
                     break
-                fresh = target.initial(self.num_chains, generator)
+                fresh = target.initial(self.num_chains, generator, start)
                 state = self.kernel.init(torch.where(bad.unsqueeze(-1), fresh, state.position))
         bad = _not_finite(state)
         if bool(bad.any()):
@@ -233,87 +420,120 @@ class VectorizedMCMC:
             )
         return state
 
-    def _warm_up(self, state: ChainState, generator: torch.Generator, bar: Any) -> ChainState:
-        began = time.perf_counter()
-        warmup = Warmup(self.kernel, self.adaptation, self.warmup_steps)
-        evaluations = 1 + warmup.begin(state, generator)  # one for the start
-        for index in range(self.warmup_steps):
-            state, info = warmup.kernel.step(state, generator)
-            warmup.update(index, state, info)
-            evaluations += info.gradient_evaluations
-            _show(bar, "warm-up", warmup.kernel, info)
-        self.kernel = warmup.finish()
-        self.gradient_evaluations = Cost(evaluations * self.num_chains, 0)
-        self.seconds = Cost(time.perf_counter() - began, 0.0)
-        return state
+    def _go_on(self) -> None:
+        """The rest of the warm-up and of the draws, from the mark on."""
+        assert self._mark is not None
+        target = self.kernel.target
+        generator = torch.Generator(target.device)
+        generator.set_state(self._mark.random)
+        self._saved = time.monotonic()
+        self._samples = None
+        with (
+            frozen(target.modules()),
+            ProgressBar(self.warmup_steps + self.num_samples, self.progress) as bar,
+        ):
+            bar.done(self._mark.warmed_up + self._mark.drawn)
+            self._warm_up(generator, bar)
+            self._draw(generator, bar)
 
-    def _draw(self, state: ChainState, generator: torch.Generator, bar: Any) -> None:
-        began = time.perf_counter()
-        positions: list[Tensor] = []
-        stats: list[dict[str, Tensor]] = []
-        evaluations = 0
+    def _warm_up(self, generator: torch.Generator, bar: ProgressBar) -> None:
+        mark, warmup = self._mark, self._warmup
+        if warmup is None:
+            return
+        assert mark is not None
+        self._mark = None  # an interrupted warm-up leaves nothing to go on with but a saved one
+        record = self._records["warmup_stats"]
+        for index in range(mark.warmed_up, self.warmup_steps):
+            began = time.perf_counter()
+            state, info = warmup.kernel.step(mark.state, generator)
+            evaluations = info.gradient_evaluations
+            evaluations += warmup.update(index, state, info, generator)
+            record.add(statistics(warmup.kernel, state, [info]))
+            self.kernel = warmup.kernel
+            cost, seconds = mark.gradient_evaluations, mark.seconds
+            mark = Mark(
+                state,
+                generator.get_state(),
+                index + 1,
+                0,
+                Cost(cost.warmup + evaluations * self.num_chains, 0),
+                Cost(seconds.warmup + time.perf_counter() - began, 0.0),
+            )
+            self._save_if_due(mark)
+            bar.step("warm-up", warmup.kernel, info)
+        self.kernel = warmup.finish()
+        self._mark, self._warmup = mark, None
+
+    def _draw(self, generator: torch.Generator, bar: ProgressBar) -> None:
+        assert self._mark is not None
         try:
-            for _ in range(self.num_samples):
-                infos = []
-                for _ in range(self.thinning):
-                    state, info = self.kernel.step(state, generator)
-                    evaluations += info.gradient_evaluations
-                    infos.append(info)
-                row = _statistics(self.kernel, state, infos)
-                positions.append(state.position)
-                stats.append(row)
-                _show(bar, "draws", self.kernel, infos[-1])
+            while self._mark.drawn < self.num_samples:
+                self._mark = self._one_draw(self._mark, generator, bar)
+                self._save_if_due(self._mark)
         except KeyboardInterrupt:
             self.interrupted = True
-            if not stats:
+            if not self._mark.drawn:
                 raise
         with deferred_interrupts() as pressed:
-            draws = min(len(positions), len(stats))
-            self._positions = torch.stack(positions[:draws], 1)
-            self._stats = {
-                name: torch.stack([row[name] for row in stats[:draws]], 1).cpu()
-                for name in stats[0]
-            }
-            self.gradient_evaluations = self.gradient_evaluations._replace(
-                draws=evaluations * self.num_chains
-            )
-            self.seconds = self.seconds._replace(draws=time.perf_counter() - began)
+            for name in ("sample_stats", "observables", "draws"):
+                self._records[name].truncate(self._mark.drawn)
+            if self.checkpoint is not None:
+                self.save(self.checkpoint)
         self.interrupted = self.interrupted or bool(pressed)
 
+    def _one_draw(self, mark: Mark, generator: torch.Generator, bar: ProgressBar) -> Mark:
+        """Make the steps of one draw and record it."""
+        began = time.perf_counter()
+        state, infos = mark.state, []
+        for _ in range(self.thinning):
+            state, info = self.kernel.step(state, generator)
+            infos.append(info)
+        stats = self._records["sample_stats"]
+        rows = {
+            "sample_stats": statistics(self.kernel, state, infos),
+            "observables": observe(self._observables, self.kernel.target, state.position),
+            "draws": {"position": state.position} if self.keep_draws else {},
+        }
+        for name, row in rows.items():
+            self._records[name].truncate(mark.drawn)
+            self._records[name].add(row)
+        bar.step("draws", self.kernel, infos[-1], self._series)
+        evaluations = sum(info.gradient_evaluations for info in infos) * self.num_chains
+        cost, seconds = mark.gradient_evaluations, mark.seconds
+        return mark._replace(
+            state=state,
+            random=generator.get_state(),
+            drawn=stats.length,
+            gradient_evaluations=cost._replace(draws=cost.draws + evaluations),
+            seconds=seconds._replace(draws=seconds.draws + time.perf_counter() - began),
+        )
 
-def _statistics(kernel: Kernel, state: ChainState, infos: list[StepInfo]) -> dict[str, Tensor]:
-    """One row of sample_stats, each of shape ``(chains,)``, of the steps that make one draw."""
+    def _series(self) -> dict[str, Tensor]:
+        """What the worst R-hat is looked for in."""
+        return {"lp": self.sample_stats["lp"], **self.observables}
 
-    def mean(rates: list[Tensor]) -> Tensor:
-        return torch.stack(rates).mean(0)
+    def _save_if_due(self, mark: Mark) -> None:
+        if self.checkpoint is None or time.monotonic() - self._saved < self.checkpoint_every:
+            return
+        with deferred_interrupts() as pressed:
+            before, self._mark = self._mark, mark
+            self.save(self.checkpoint)
+            self._mark, self._saved = before, time.monotonic()
+        if pressed:
+            raise KeyboardInterrupt
 
-    energy = state.energy
-    sizes = [m.step_size for m in kernel.members.values() if m.step_size is not None]
-    row = {
-        "lp": -energy,
-        "energy": infos[-1].hamiltonian,
-        "acceptance_rate": mean([info.acceptance_rate for info in infos]),
-        "step_size": torch.full_like(energy, sizes[0] if sizes else float("nan")),
-        "n_steps": torch.full_like(energy, sum(info.n_steps for info in infos), dtype=torch.int64),
-        "diverging": torch.stack([info.diverging for info in infos]).any(0),
-    }
-    for name in infos[0].parts:
-        row[f"acceptance_rate_{name}"] = mean([info.parts[name].acceptance_rate for info in infos])
-    return row
+
+def _check_start(initial_params: Any) -> Mapping[str, Tensor] | str | None:
+    if initial_params is None or isinstance(initial_params, Mapping):
+        return initial_params
+    if initial_params not in ("prior", "flow"):
+        raise ValueError(
+            f"initial_params is {initial_params!r}; accepted: 'prior', 'flow', None, or a tensor "
+            "for each site"
+        )
+    return initial_params
 
 
 def _not_finite(state: ChainState) -> Tensor:
     bad = ~torch.isfinite(state.energy)
     return bad if state.gradient is None else bad | ~torch.isfinite(state.gradient).all(-1)
-
-
-def _show(bar: Any, phase: str, kernel: Kernel, info: StepInfo) -> None:
-    if bar.disable:
-        return
-    bar.set_description(phase, refresh=False)
-    shown = {"acceptance": f"{float(info.acceptance_rate.mean()):.2f}"}
-    for name, member in kernel.members.items():
-        if member.step_size is not None:
-            shown[f"step size {name}"] = f"{member.step_size:.3g}"
-    bar.set_postfix(shown, refresh=False)
-    bar.update()

@@ -4,11 +4,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pyro.distributions.torch_transform import TransformModule
@@ -27,6 +28,8 @@ from pyro_neuralrg.potentials.base import LatticePotential
 
 __all__ = ["EnergyTarget", "LatentTarget", "Target"]
 
+AnyTarget = TypeVar("AnyTarget", bound="Target")
+
 
 class Target(ABC):
     """An unnormalised density ``exp(-energy)`` over positions of shape ``(chains, dim)``.
@@ -44,6 +47,7 @@ class Target(ABC):
         lattice_potential: the potential behind the target, if there is one.
         dtype: of positions.
         device: of positions.
+        chain_batch_size: chains that are evaluated at once, which bounds the memory; None for all.
     """
 
     sites: dict[str, tuple[int, ...]]
@@ -53,6 +57,7 @@ class Target(ABC):
     lattice_potential: LatticePotential | None = None
     dtype: torch.dtype
     device: torch.device
+    chain_batch_size: int | None = None
 
     @property
     def dim(self) -> int:
@@ -73,13 +78,37 @@ class Target(ABC):
             )
         return self
 
-    @abstractmethod
+    def in_batches(self: AnyTarget, chain_batch_size: int | None) -> AnyTarget:
+        """Return this target, evaluated for that many chains at once."""
+        other = copy.copy(self)
+        other.chain_batch_size = chain_batch_size
+        return other
+
     def energy(self, positions: Tensor) -> Tensor:
         """-ln of the unnormalised density of each chain: nats, float64, shape ``(chains,)``."""
+        return self.by_batches(self._energy_of, positions)
 
-    @abstractmethod
     def energy_and_grad(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """The same, and its gradient of shape ``(chains, dim)`` in the dtype of positions."""
+        return self.by_batches(self._energy_and_grad_of, positions)
+
+    def by_batches(self, function: Callable[[Tensor], Any], positions: Tensor) -> Any:
+        """What the function makes of positions, a tensor or a tuple, for a batch at a time."""
+        size = self.chain_batch_size
+        if size is None or len(positions) <= size:
+            return function(positions)
+        parts = [function(part) for part in positions.split(size)]
+        if isinstance(parts[0], Tensor):
+            return torch.cat(parts)
+        return tuple(torch.cat(columns) for columns in zip(*parts, strict=True))
+
+    @abstractmethod
+    def _energy_of(self, positions: Tensor) -> Tensor:
+        """As :meth:`energy`, of one batch."""
+
+    @abstractmethod
+    def _energy_and_grad_of(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """As :meth:`energy_and_grad`, of one batch."""
 
     @abstractmethod
     def physical(self, positions: Tensor) -> dict[str, Tensor]:
@@ -90,8 +119,17 @@ class Target(ABC):
         return {}
 
     @abstractmethod
-    def initial(self, chains: int, generator: torch.Generator) -> Tensor:
-        """Draw starts ``(chains, dim)`` of the prior, or of the flow in a latent space."""
+    def initial(self, chains: int, generator: torch.Generator, start: str | None = None) -> Tensor:
+        """Draw starts ``(chains, dim)``.
+
+        Args:
+            chains: how many.
+            generator: of the random numbers.
+            start: "prior", "flow", or None: of the flow in a latent space, else of the prior.
+
+        Raises:
+            ValueError: if the target has no such starts.
+        """
 
     def modules(self) -> list[torch.nn.Module]:
         """Modules to be frozen while sampling."""
@@ -207,12 +245,12 @@ class EnergyTarget(Target):
         empty = torch.empty(0, dtype=dtype, device=device)
         self.dtype, self.device = empty.dtype, empty.device
 
-    def energy(self, positions: Tensor) -> Tensor:
+    def _energy_of(self, positions: Tensor) -> Tensor:
         """See :class:`Target`."""
         with torch.no_grad():
             return self._evaluate(positions)
 
-    def energy_and_grad(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def _energy_and_grad_of(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """See :class:`Target`."""
         return _by_one_autograd_call(self._evaluate, positions)
 
@@ -220,8 +258,16 @@ class EnergyTarget(Target):
         """See :class:`Target`."""
         return self.unpack(positions)
 
-    def initial(self, chains: int, generator: torch.Generator) -> Tensor:
+    def initial(self, chains: int, generator: torch.Generator, start: str | None = None) -> Tensor:
         """Standard normals, a lattice model's masked prior."""
+        if start == "flow":
+            raise ValueError(
+                "initial_params is 'flow', and the target is in physical space; accepted: 'prior', "
+                "None, or {site: flow(z)}"
+            )
+        return self._normals(chains, generator)
+
+    def _normals(self, chains: int, generator: torch.Generator) -> Tensor:
         return torch.randn(
             chains, self.dim, generator=generator, dtype=self.dtype, device=self.device
         )
@@ -297,9 +343,11 @@ class LatentTarget(EnergyTarget):
         """See :class:`Target`."""
         return self.unpack(positions)
 
-    def initial(self, chains: int, generator: torch.Generator) -> Tensor:
-        """Draws of the flow."""
-        z = super().initial(chains, generator)
+    def initial(self, chains: int, generator: torch.Generator, start: str | None = None) -> Tensor:
+        """Draws of the flow; of the prior, standard normals in physical space."""
+        z = self._normals(chains, generator)
+        if start == "prior":
+            return self.pack({self.name: z.reshape(-1, *self.shape)}, chains)
         y, _ = normal_to_local(self.flow, z.reshape(-1, *self.shape), len(self.shape))
         return y.reshape(z.shape)
 

@@ -15,7 +15,17 @@ import pyro.distributions.transforms as transforms
 import torch
 from torch import Tensor, nn
 
-from pyro_neuralrg.infer.mcmc import HMC, Cycle, IndependenceMetropolis, Kernel, LatentTarget
+from pyro_neuralrg.infer.mcmc import (
+    HMC,
+    MALA,
+    ChEESHMC,
+    Cycle,
+    IndependenceMetropolis,
+    Kernel,
+    LatentTarget,
+    Mixture,
+    RandomWalkMetropolis,
+)
 from pyro_neuralrg.infer.mcmc.target import EnergyTarget
 from pyro_neuralrg.potentials import FreeField, IsingDual
 from pyro_neuralrg.transforms import HierarchicalFlow, Neighbour, hierarchical_flow
@@ -170,6 +180,18 @@ def latent_cycle(target: ExactTarget) -> Kernel:
     return Cycle(local, IndependenceMetropolis(local.target.flow))
 
 
+def mixture(target: ExactTarget) -> Kernel:
+    flow = flow_for(target)
+    jumps = IndependenceMetropolis(flow)
+    return Mixture(hmc(target, num_steps=3), jumps, probabilities=[0.7, 0.3])
+
+
+def dense_inverse_mass(dim: int) -> Tensor:
+    """A covariance with correlations, unlike that of any target."""
+    index, scale = torch.arange(float(dim)), torch.linspace(0.8, 1.3, dim)
+    return 0.5 ** (index[:, None] - index).abs() * torch.outer(scale, scale)
+
+
 def flow_with_humps(target: ExactTarget) -> HierarchicalFlow:
     """A flow whose latent space is that behind its humps; near the target's widths or not."""
     flow = hierarchical_flow(target.shape, bijector=Neighbour(layers=2, hidden=(4,)), humps=0.7)
@@ -200,6 +222,26 @@ KERNELS: dict[str, Callable[[ExactTarget], Kernel]] = {
     "hmc with a mass": lambda target: hmc(target, num_steps=3).tuned(
         inverse_mass=torch.linspace(0.7, 1.4, math.prod(target.shape))
     ),
+    "hmc with a dense mass": lambda target: hmc(target, num_steps=3).tuned(
+        inverse_mass=dense_inverse_mass(math.prod(target.shape))
+    ),
+    "random walk": lambda target: RandomWalkMetropolis(
+        EnergyTarget(target.energy, target.shape), step_size=target.step_size
+    ),
+    "random walk with a dense mass": lambda target: RandomWalkMetropolis(
+        EnergyTarget(target.energy, target.shape),
+        step_size=target.step_size,
+        inverse_mass=dense_inverse_mass(math.prod(target.shape)),
+    ),
+    "mala": lambda target: MALA(
+        EnergyTarget(target.energy, target.shape), step_size=1.2 * target.step_size
+    ),
+    "chees": lambda target: ChEESHMC(
+        EnergyTarget(target.energy, target.shape),
+        step_size=target.step_size,
+        trajectory_length=4.5 * target.step_size,
+    ),
+    "mixture": mixture,
     "latent hmc": lambda target: latent_hmc(target, num_steps=3),
     "jump": jump,
     "cycle": lambda target: Cycle(

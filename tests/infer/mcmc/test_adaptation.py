@@ -13,7 +13,8 @@ from torch import Tensor
 
 from pyro_neuralrg import HMC, VectorizedMCMC
 from pyro_neuralrg.infer.mcmc import Adaptation
-from pyro_neuralrg.infer.mcmc.adaptation import PooledVariance, Warmup, _rough_step_size
+from pyro_neuralrg.infer.mcmc.adaptation import Warmup, _rough_step_size
+from pyro_neuralrg.infer.mcmc.adapters import PooledCovariance
 
 
 def normal(step_size: float = 0.1) -> HMC:
@@ -23,7 +24,7 @@ def normal(step_size: float = 0.1) -> HMC:
 
 def test_variance_over_batches_of_different_means() -> None:
     batches = [torch.randn(n, 3) * 2.0 + shift for n, shift in ((4, 0.0), (7, 5.0), (5, -3.0))]
-    pooled = PooledVariance()
+    pooled = PooledCovariance()
     for batch in batches:
         pooled.update(batch)
     together = torch.cat(batches)
@@ -34,7 +35,7 @@ def test_variance_over_batches_of_different_means() -> None:
 
 
 def test_few_values_have_no_variance() -> None:
-    pooled = PooledVariance()
+    pooled = PooledCovariance()
     assert pooled.regularised() is None
     pooled.update(torch.zeros(1, 2))
     assert pooled.regularised() is None
@@ -67,7 +68,7 @@ def test_a_short_warm_up_keeps_the_rough_step(steps: int, start: float) -> None:
 @pytest.mark.parametrize("steps", [1, 2, 5, 10, 20, 24, 40])
 @pytest.mark.parametrize("chains", [1, 3])
 def test_a_short_warm_up_never_gives_a_mass_that_is_no_mass(steps: int, chains: int) -> None:
-    adaptation = Adaptation(mass=True)
+    adaptation = Adaptation(mass="diagonal")
     mcmc = VectorizedMCMC(
         normal(), 2, steps, num_chains=chains, seed=0, progress=False, adaptation=adaptation
     )
@@ -79,24 +80,24 @@ def test_a_short_warm_up_never_gives_a_mass_that_is_no_mass(steps: int, chains: 
 
 def test_a_variance_beyond_the_dtype_is_no_mass() -> None:
     kernel = normal()
-    warmup = Warmup(kernel, Adaptation(mass=True), 100)
+    warmup = Warmup(kernel, Adaptation(mass="diagonal"), 100, 3)
     state = kernel.init(torch.zeros(3, 10)).position.float()
-    warmup._variance.update(1e25 * torch.randn(3, 10))
+    warmup._covariance.update(1e25 * torch.randn(3, 10))
     warmup._set_mass(kernel.init(state))
     assert warmup.kernel.inverse_mass is None
 
 
 def test_the_step_size_begins_anew_with_each_mass() -> None:
     kernel = normal()
-    warmup = Warmup(kernel, Adaptation(mass=True), 200)
+    warmup = Warmup(kernel, Adaptation(mass="diagonal"), 200, 50)
     generator = torch.Generator().manual_seed(0)
     state = kernel.init(torch.randn(50, 10))
     warmup.begin(state, generator)
-    average = warmup._averages["hmc"]
+    average = warmup._step_sizes["hmc"]
     counts: list[int] = []
     for index in range(200):
         state, info = warmup.kernel.step(state, generator)
-        warmup.update(index, state, info)
+        warmup.update(index, state, info, generator)
         counts.append(average._count)
         if index + 1 in (55, 180):
             assert warmup.kernel.step_size == average.step_size == average.average
@@ -109,7 +110,6 @@ def test_the_step_size_begins_anew_with_each_mass() -> None:
     ("bad", "error"),
     [
         ("a", TypeError),
-        (None, TypeError),
         (True, TypeError),
         (0, ValueError),
         (1, ValueError),

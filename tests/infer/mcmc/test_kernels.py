@@ -18,8 +18,10 @@ from pyro_neuralrg.infer.mcmc import (
     IndependenceMetropolis,
     Kernel,
     LatentTarget,
+    Mixture,
     as_target,
 )
+from pyro_neuralrg.infer.mcmc.hamiltonian import leapfrog
 from pyro_neuralrg.infer.mcmc.jumps import _log_normal
 from tests.infer.mcmc.registry import KERNELS, TARGETS, ExactTarget, ToyFlow, flow_for, kinked
 
@@ -100,8 +102,9 @@ class Broken:
     class AlwaysAccept(HMC):
         def step(self, state, generator=None):  # type: ignore[no-untyped-def]
             momentum = torch.randn(state.position.shape, generator=generator)
-            proposal, _ = self._leapfrog(
-                state, momentum, torch.ones(state.position.shape[-1]), self.num_steps
+            mass = self.mass(state.position)
+            proposal, _ = leapfrog(
+                self.target, state, momentum, mass, self.step_size, self.num_steps
             )
             _, info = super().step(state, generator)
             return proposal, info
@@ -175,11 +178,11 @@ def test_leapfrog_is_exact_mechanics() -> None:
     """A harmonic oscillator goes round: error of second order in the step, and time reverses."""
     kernel = HMC(lambda x: 0.5 * x.square().sum(-1), shape=(1,), step_size=0.01, num_steps=100)
     state = kernel.init(torch.tensor([[1.0]]))
-    mass = torch.ones(1)
-    end, momentum = kernel._leapfrog(state, torch.tensor([[0.5]]), mass, 100)
+    mass = kernel.mass(state.position)
+    end, momentum = leapfrog(kernel.target, state, torch.tensor([[0.5]]), mass, 0.01, 100)
     exact = torch.cos(torch.tensor(1.0)) + 0.5 * torch.sin(torch.tensor(1.0))
     torch.testing.assert_close(end.position, exact.reshape(1, 1), rtol=0, atol=1e-4)
-    back, _ = kernel._leapfrog(end, -momentum, mass, 100)
+    back, _ = leapfrog(kernel.target, end, -momentum, mass, 0.01, 100)
     torch.testing.assert_close(back.position, state.position, rtol=0, atol=1e-12)
 
 
@@ -267,6 +270,9 @@ def test_bad_compositions() -> None:
         Cycle(HMC(latent), IndependenceMetropolis(ToyFlow((2,)))).init(torch.zeros(1, 2))
     with pytest.raises(TypeError, match=r"flow\.inv"):
         IndependenceMetropolis(ToyFlow((2,)).inv, one)  # type: ignore[arg-type]
+    for bad in ([0.5], [0.5, 0.6], [1.5, -0.5], [1.0, 0.0]):
+        with pytest.raises(ValueError, match=r"probabilities is \[.*accepted: 2 numbers > 0"):
+            Mixture(HMC(one), HMC(one), probabilities=bad)
     assert list(Cycle(HMC(EnergyTarget(energy, (2,))), HMC(one)).members) == ["hmc", "hmc_2"]
 
 
@@ -306,7 +312,8 @@ def test_the_hamiltonian_is_that_of_the_draw() -> None:
     new, info = kernel.step(state, torch.Generator().manual_seed(5))
     momentum = torch.randn(200, 5, generator=torch.Generator().manual_seed(5))
     momentum = momentum / inverse_mass.sqrt()
-    end, last = kernel._leapfrog(state, momentum, inverse_mass, 3)
+    mass = kernel.mass(state.position)
+    end, last = leapfrog(kernel.target, state, momentum, mass, kernel.step_size, 3)
     before = target.energy(state.position) + 0.5 * (momentum.square() * inverse_mass).sum(-1)
     after = target.energy(end.position) + 0.5 * (last.square() * inverse_mass).sum(-1)
     assert 0 < int(info.accepted.sum()) < 200

@@ -29,7 +29,7 @@ from pyro_neuralrg import (
     VectorizedMCMC,
     hierarchical_flow,
 )
-from pyro_neuralrg.infer.mcmc import Adaptation, ModelTarget
+from pyro_neuralrg.infer.mcmc import Adaptation, ModelTarget, progress
 from pyro_neuralrg.infer.mcmc import runner as runner_module
 from pyro_neuralrg.infer.mcmc.base import ChainState
 from pyro_neuralrg.interrupts import deferred_interrupts
@@ -131,7 +131,7 @@ def test_mass_adapts_to_the_widths() -> None:
     scale = torch.tensor([0.1, 1.0, 10.0])
     kernel = HMC(lambda x: 0.5 * (x / scale).square().sum(-1), shape=(3,), num_steps=5)
     adapted = run(
-        kernel, 10, warmup_steps=400, num_chains=64, adaptation=Adaptation(mass=True)
+        kernel, 10, warmup_steps=400, num_chains=64, adaptation=Adaptation(mass="diagonal")
     ).kernel
     assert adapted.inverse_mass is not None
     ratio = adapted.inverse_mass / scale.square()
@@ -356,7 +356,7 @@ def test_a_second_run_that_dies_in_warm_up_leaves_no_draws_of_the_first(
         raise KeyboardInterrupt
 
     mcmc = run(HMC(energy_of_one, shape=(2,), num_steps=2), warmup_steps=3)
-    monkeypatch.setattr(mcmc, "_warm_up", die)
+    monkeypatch.setattr(runner_module.Warmup, "update", die)
     with pytest.raises(KeyboardInterrupt):
         mcmc.run()
     assert mcmc.gradient_evaluations.total == 0
@@ -444,3 +444,121 @@ def test_physical_starts_of_a_reparameterised_model() -> None:
         run(kernel, 1, initial_params={"f": x[:5], "scale": log_scale}, **options)
     with pytest.raises(ValueError, match=r"or the fields \['f'\] for the latent ones"):
         run(kernel, 1, initial_params={"f": x}, **options)
+
+
+def test_chains_in_batches_are_the_same_chains() -> None:
+    """Also jumps, latent energies and observables; only the memory is another."""
+    sizes: list[int] = []
+
+    def size(x: Tensor) -> Tensor:
+        sizes.append(len(x))
+        return x.flatten(1).sum(1)
+
+    for name in ("hmc", "latent cycle", "random walk"):
+        kernel = KERNELS[name](TARGETS["free field"]())
+        all_at_once = run(kernel)
+        sizes.clear()
+        batched = run(kernel, chain_batch_size=4, observables={"size": size})
+        assert set(sizes) == {4, 2}
+        torch.testing.assert_close(all_at_once.positions, batched.positions)
+        torch.testing.assert_close(
+            batched.observables["size"], batched.get_samples(group_by_chain=True)["x"].sum((-1, -2))
+        )
+
+
+def test_observables_without_draws() -> None:
+    kernel = KERNELS["latent hmc"](TARGETS["free field"]())
+    mean = {"mean": lambda x: x.mean((-1, -2)), "rows": lambda x: x.mean(-1)}
+    kept, streamed = run(kernel, observables=mean), run(kernel, observables=mean, keep_draws=False)
+    x = kept.get_samples(group_by_chain=True)["x"]
+    torch.testing.assert_close(kept.observables["mean"], x.mean((-1, -2)))
+    torch.testing.assert_close(kept.observables["rows"], x.mean(-1))
+    assert torch.equal(streamed.observables["mean"], kept.observables["mean"])
+    assert streamed.get_samples() == {}
+    assert set(streamed.diagnostics()) == {"divergences", "acceptance rate"}
+    with pytest.raises(RuntimeError, match="keep_draws is False"):
+        _ = streamed.positions
+
+
+def test_observables_of_models_without_a_single_field() -> None:
+    data = torch.tensor([0.3, 1.1])
+    seen = {"ratio": lambda sites: sites["mean"] / sites["scale"]}
+    mcmc = VectorizedMCMC(
+        HMC(normal_model, num_steps=2), 4, 3, 5, seed=0, progress=False, observables=seen
+    )
+    mcmc.run(data)
+    samples = mcmc.get_samples(group_by_chain=True)
+    torch.testing.assert_close(mcmc.observables["ratio"], samples["mean"] / samples["scale"])
+
+
+@pytest.mark.parametrize(
+    ("observable", "message"),
+    [
+        (lambda x: x.mean(), r"returned \(\) for 6 chains"),
+        (lambda x: 1.0, r"returned float for 6 chains"),
+    ],
+)
+def test_bad_observables(observable: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=rf"observables\['o'\] {message}"):
+        run(HMC(energy_of_one, shape=(2,)), observables={"o": observable})
+
+
+def test_warm_up_statistics() -> None:
+    mcmc = run(HMC(energy_of_one, shape=(2,)), warmup_steps=25)
+    assert {tuple(value.shape) for value in mcmc.warmup_stats.values()} == {(6, 25)}
+    assert set(mcmc.warmup_stats) == set(mcmc.sample_stats)
+    assert len(mcmc.warmup_stats["step_size"].unique()) > 10
+    assert mcmc.adapted == {
+        "hmc": {
+            "step_size": float(mcmc.sample_stats["step_size"][0, 0]),
+            "inverse_mass": None,
+            "trajectory_length": None,
+        }
+    }
+
+
+def test_named_starts() -> None:
+    """Of the prior in physical space, or of the flow; each where it is known."""
+    flow, field = ToyFlow((2, 3)), FreeField((2, 3), 0.8)
+    still = {"warmup_steps": 0, "adaptation": Adaptation(step_size=False)}
+
+    def starts(kernel: Any, start: str) -> Tensor:
+        return run(kernel, 1, num_chains=2000, initial_params=start, **still).get_samples()["x"]
+
+    latent = HMC(field, step_size=1e-9, num_steps=1, flow=flow)
+    physical = HMC(field, step_size=1e-9, num_steps=1)
+    for kernel in (latent, physical):
+        x = starts(kernel, "prior")
+        assert standard_errors(x.flatten(1).square(), 1.0) < 4
+    x = starts(latent, "flow")
+    z = flow.inv(x).detach()
+    assert standard_errors(z.flatten(1).square(), 1.0) < 4
+    assert standard_errors(x.flatten(1).square(), 1.0) > 8
+    with pytest.raises(ValueError, match=r"initial_params is 'flow'.*physical space; accepted"):
+        starts(physical, "flow")
+    with pytest.raises(ValueError, match=r"initial_params is 'nowhere'; accepted: 'prior', 'flow'"):
+        starts(physical, "nowhere")
+    with pytest.raises(ValueError, match=r"accepted for this model: 'prior'"):
+        run(HMC(lambda: pyro.sample("m", dist.Normal(0.0, 1.0))), initial_params="flow")
+
+
+def test_a_mixture_moves_by_one_member_at_a_time() -> None:
+    stats = run(KERNELS["mixture"](TARGETS["free field"]()), 200).sample_stats
+    hmc, jump = (~stats[f"acceptance_rate_{name}"][0].isnan() for name in ("hmc", "jump"))
+    assert bool((hmc ^ jump).all())
+    assert abs(int(hmc.sum()) - 140) < 4 * math.sqrt(200 * 0.3 * 0.7)
+    assert bool((stats["n_steps"][0][jump] == 0).all())
+
+
+def test_the_bar_shows_the_worst_rhat(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "RHAT_SECONDS", 0.0)
+    apart = torch.arange(6.0).reshape(6, 1).expand(6, 2).clone()
+    run(HMC(lambda x: 100 * x.sin().square().sum(-1), shape=(2,), step_size=0.01),
+        initial_params={"x": 3.14159 * apart}, progress=True,
+        observables={"first": lambda x: x[:, 0]})  # fmt: skip
+    shown = capsys.readouterr().err
+    assert "acceptance" in shown
+    last = float(shown.rsplit("R-hat=", 1)[1].split(",")[0].split("]")[0])
+    assert last > 2

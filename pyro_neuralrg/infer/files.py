@@ -1,0 +1,127 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Files of tensors and plain data: written whole or not at all, checked, never executed."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["FileFormat", "checksum", "one_line"]
+
+
+@dataclass(frozen=True)
+class FileFormat:
+    """One kind of file.
+
+    Attributes:
+        name: that the file begins with.
+        version: that is written and read.
+        writer: who writes it, for messages.
+        entries: what a file holds, and of which types.
+    """
+
+    name: str
+    version: int
+    writer: str
+    entries: Mapping[str, tuple[type, ...]]
+
+    @property
+    def accepted(self) -> str:
+        """What messages say is accepted."""
+        return f"accepted: a file of {self.writer}, version {self.version}"
+
+    def write(self, path: Path, contents: Mapping[str, Any]) -> None:
+        """Write under a temporary name in the same folder, then rename.
+
+        Opened as any other file, not by ``tempfile``, so that it gets the permissions of one.
+
+        Raises:
+            OSError: if ``path`` cannot be written.
+        """
+        head = {"format": self.name, "version": self.version}
+        payload = {**head, **contents, "sha256": checksum(contents)}
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+        try:
+            with temporary.open("xb") as stream:
+                torch.save(payload, stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+
+    def read(self, path: Path) -> dict[str, Any]:
+        """The contents, checked for format, version, types and checksum.
+
+        Raises:
+            FileNotFoundError, OSError: if there is no such file, or it cannot be read.
+            ValueError: if it is corrupt, of another format or version, or holds anything but
+                tensors and plain data.
+        """
+        accepted = self.accepted
+        with path.open("rb") as stream:
+            try:
+                payload = torch.load(stream, map_location="cpu", weights_only=True)
+            except Exception as error:
+                raise ValueError(
+                    f"{path} is corrupt or holds more than tensors and plain data "
+                    f"({one_line(error)}); {accepted}"
+                ) from None
+        known = payload.get("format") if isinstance(payload, dict) else None
+        if not isinstance(known, str) or known != self.name:
+            raise ValueError(f"{path} is not a {self.name.split('.')[-1]} file; {accepted}")
+        version = payload.get("version")
+        if type(version) is not int or version != self.version:
+            raise ValueError(f"{path} has version {str(version)[:40]}; {accepted}")
+        missing = set(self.entries) - set(payload)
+        if missing:
+            raise ValueError(f"{path} lacks {', '.join(sorted(missing))}; {accepted}")
+        for name, types in self.entries.items():
+            if not isinstance(payload[name], types):
+                seen = type(payload[name]).__name__
+                raise ValueError(f"{path} is corrupt: its {name} is a {seen}; {accepted}")
+        contents = {name: payload[name] for name in self.entries}
+        if payload.get("sha256") != checksum(contents):
+            raise ValueError(
+                f"{path} is corrupt: its checksum is not that of its contents; {accepted}"
+            )
+        return contents
+
+
+def checksum(value: Any) -> str:
+    """SHA-256 over plain data and tensors, down to their bytes.
+
+    Torch's own reader does not check those.
+    """
+    found = hashlib.sha256()
+    if isinstance(value, Mapping):
+        for key, entry in value.items():
+            found.update(f"{key!r}: {checksum(entry)}".encode())
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            found.update(checksum(entry).encode())
+    elif isinstance(value, Tensor):
+        plain = value.detach().cpu().contiguous()
+        found.update(f"{plain.dtype} {tuple(plain.shape)}".encode())
+        found.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
+    else:
+        found.update(f"{type(value).__name__} {value!r}".encode())
+    return found.hexdigest()
+
+
+def one_line(error: Exception) -> str:
+    """The first line of an error's message."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__

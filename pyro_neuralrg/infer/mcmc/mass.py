@@ -1,0 +1,105 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""The mass of the momenta: the identity, a diagonal or a dense matrix, given by its inverse."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Mass", "check_inverse_mass"]
+
+
+@dataclass(frozen=True)
+class Mass:
+    """Momenta p ~ N(0, M), M^-1 being about the covariance of the target.
+
+    Attributes:
+        inverse: M^-1: its diagonal, shape ``(dim,)``, or the whole, shape ``(dim, dim)``.
+        factor: square roots of the diagonal, or the lower Cholesky factor.
+    """
+
+    inverse: Tensor
+    factor: Tensor
+
+    @classmethod
+    def of(cls, inverse: Tensor | None, like: Tensor) -> Mass:
+        """Of an inverse mass (None: the identity) for positions such as ``like``.
+
+        Raises:
+            ValueError: if it is not of the positions' dimension.
+        """
+        dim = like.shape[-1]
+        if inverse is None:
+            ones = like.new_ones(dim)
+            return cls(ones, ones)
+        if tuple(inverse.shape) not in {(dim,), (dim, dim)}:
+            raise ValueError(
+                f"inverse_mass has shape {tuple(inverse.shape)}; accepted: ({dim},) or "
+                f"({dim}, {dim})"
+            )
+        exact = inverse.double()
+        factor = exact.sqrt() if inverse.dim() == 1 else torch.linalg.cholesky(exact)
+        return cls(inverse.to(like), factor.to(like))
+
+    @property
+    def _dense(self) -> bool:
+        return self.inverse.dim() == 2
+
+    def momentum(self, normal: Tensor) -> Tensor:
+        """Momenta ``(chains, dim)`` of standard normals of that shape."""
+        if self._dense:
+            return torch.linalg.solve_triangular(self.factor.mT, normal.mT, upper=True).mT
+        return normal / self.factor
+
+    def displacement(self, normal: Tensor) -> Tensor:
+        """Normals of covariance M^-1 of standard ones, ``(chains, dim)`` each."""
+        return normal @ self.factor.mT if self._dense else normal * self.factor
+
+    def velocity(self, momentum: Tensor) -> Tensor:
+        """M^-1 p, shape ``(chains, dim)``."""
+        return momentum @ self.inverse if self._dense else self.inverse * momentum
+
+    def kinetic_energy(self, momentum: Tensor) -> Tensor:
+        """p M^-1 p / 2 in nats, float64, shape ``(chains,)``."""
+        return 0.5 * (momentum * self.velocity(momentum)).sum(-1).double()
+
+    def whitened(self, positions: Tensor) -> Tensor:
+        """Coordinates in which M is the identity, shape ``(chains, dim)``."""
+        if self._dense:
+            return torch.linalg.solve_triangular(self.factor, positions.mT, upper=False).mT
+        return positions / self.factor
+
+
+def check_inverse_mass(inverse_mass: Tensor | None) -> Tensor | None:
+    """Return it if it is a diagonal, a matrix or None.
+
+    Raises:
+        ValueError: if it is something else, not positive, not finite or not symmetric.
+    """
+    if inverse_mass is None:
+        return None
+    accepted = "accepted: a tensor of shape (dim,) or (dim, dim), or None"
+    if not isinstance(inverse_mass, Tensor) or inverse_mass.dim() not in (1, 2):
+        raise ValueError(f"inverse_mass is {inverse_mass!r}; {accepted}")
+    diagonal = inverse_mass
+    if inverse_mass.dim() == 2:
+        if inverse_mass.shape[0] != inverse_mass.shape[1]:
+            raise ValueError(f"inverse_mass has shape {tuple(inverse_mass.shape)}; {accepted}")
+        bad = inverse_mass[~torch.isfinite(inverse_mass)]
+        if bad.numel():
+            raise ValueError(
+                f"inverse_mass has entries such as {float(bad[0])}; accepted: finite ones"
+            )
+        if not torch.allclose(inverse_mass, inverse_mass.mT, rtol=1e-4):
+            raise ValueError("inverse_mass is not symmetric; accepted: a covariance matrix")
+        diagonal = torch.linalg.eigvalsh(inverse_mass.double())
+    bad = diagonal[~(torch.isfinite(diagonal) & (diagonal > 0))]
+    if bad.numel():
+        what = "entries" if inverse_mass.dim() == 1 else "eigenvalues"
+        raise ValueError(
+            f"inverse_mass has {what} such as {float(bad[0])}; accepted: finite ones > 0"
+        )
+    return inverse_mass

@@ -1,0 +1,111 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""A run in a file: where it stands and what it has drawn."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_neuralrg.infer.files import FileFormat
+from pyro_neuralrg.infer.mcmc.adaptation import Adaptation
+from pyro_neuralrg.infer.mcmc.base import ChainState, Kernel
+
+__all__ = ["FORMAT", "chains_of", "check_same", "described", "kernel_of", "tuning"]
+
+FORMAT = FileFormat(
+    name="pyro_neuralrg.sampling",
+    version=1,
+    writer="VectorizedMCMC.save",
+    entries={
+        "settings": (str,),
+        "seed": (int,),
+        "kernel": (dict,),
+        "chains": (dict,),
+        "random": (Tensor,),
+        "warmup": (dict, type(None)),
+        "records": (dict,),
+        "costs": (dict,),
+    },
+)
+
+#: Of energies computed again: other batch sizes and machines round otherwise.
+ENERGY_TOLERANCE = 1e-3
+
+
+def described(kernel: Kernel, adaptation: Adaptation, settings: Mapping[str, Any]) -> str:
+    """What must be the same for a run to go on, as JSON."""
+    target = kernel.target
+    return json.dumps(
+        {
+            "kernel": {
+                name: type(member).__name__
+                for name, member in {"": kernel, **kernel.members}.items()
+            },
+            "sites": {name: list(shape) for name, shape in target.sites.items()},
+            "dtype": str(target.dtype),
+            "device": target.device.type,
+            "adaptation": asdict(adaptation),
+            **settings,
+        }
+    )
+
+
+def check_same(path: Any, saved: str, present: str) -> None:
+    """Raise a ValueError that names every setting of the file which is not that of this run."""
+    theirs, ours = json.loads(saved), json.loads(present)
+    differing = [
+        f"{name} {theirs.get(name)!r} (here {ours.get(name)!r})"
+        for name in sorted(theirs.keys() | ours.keys())
+        if theirs.get(name) != ours.get(name)
+    ]
+    if differing:
+        raise ValueError(
+            f"{path} is of another run, with {'; '.join(differing)}; accepted: the same kernel, "
+            "target and settings"
+        )
+
+
+def tuning(kernel: Kernel) -> dict[str, dict[str, Any]]:
+    """Step size, inverse mass and trajectory length of each member, by its name."""
+    return {
+        name: {
+            "step_size": member.step_size,
+            "inverse_mass": member.inverse_mass,
+            "trajectory_length": member.trajectory_length,
+        }
+        for name, member in kernel.members.items()
+    }
+
+
+def kernel_of(kernel: Kernel, tuned: Mapping[str, Mapping[str, Any]]) -> Kernel:
+    """The kernel with the :func:`tuning` of a file."""
+    device = kernel.target.device
+    members = kernel.members
+    for name, member in members.items():
+        values = dict(tuned[name])
+        if values["inverse_mass"] is not None:
+            values["inverse_mass"] = values["inverse_mass"].to(device)
+        members[name] = member.tuned(**values)
+    return kernel.with_members(members)
+
+
+def chains_of(path: Any, kernel: Kernel, saved: Mapping[str, Any]) -> ChainState:
+    """The state of the chains in a file, if their energies are those of the kernel's target."""
+    device = kernel.target.device
+    tensors = {name: value for name, value in saved.items() if isinstance(value, Tensor)}
+    state = ChainState(**{**saved, **{name: value.to(device) for name, value in tensors.items()}})
+    found = kernel.target.energy(state.position)
+    difference = (found - state.energy).abs() / (1 + state.energy.abs())
+    worst = float(torch.where(difference.isnan(), torch.inf, difference).max())
+    if worst > ENERGY_TOLERANCE:
+        raise ValueError(
+            f"{path} is of another target: its energies are off by up to {worst:.2g} of their "
+            "size; accepted: the same energy, data and flow"
+        )
+    return state

@@ -1,0 +1,124 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""The learned trajectory length: its sequence, its gradient, where it comes to rest."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from pyro_neuralrg import VectorizedMCMC
+from pyro_neuralrg.infer.mcmc import Adaptation, ChEESHMC, Trajectory
+from pyro_neuralrg.infer.mcmc.chees import TrajectoryLength, chees_gradient, halton
+from pyro_neuralrg.infer.mcmc.mass import Mass
+
+
+def oscillators(time: float, chains: int = 20_000, dim: int = 3) -> Trajectory:
+    """Exact trajectories of standard normals."""
+    start, velocity = torch.randn(2, chains, dim)
+    cosine, sine = math.cos(time), math.sin(time)
+    return Trajectory(
+        start, start * cosine + velocity * sine, velocity * cosine - start * sine, time
+    )
+
+
+def unit_mass(dim: int) -> Mass:
+    return Mass.of(None, torch.zeros(1, dim))
+
+
+@pytest.mark.parametrize("time", [0.3, 0.8, 1.2, 2.0, 2.8])
+def test_gradient_of_the_criterion_of_oscillators(time: float) -> None:
+    """The mean over d standard normals is d (t sin 2t - sin^2 t), within five standard errors."""
+    found = torch.tensor(
+        [chees_gradient(oscillators(time, 1000), torch.ones(1000), unit_mass(3)) for _ in range(40)]
+    )
+    expected = 3 * (time * math.sin(2 * time) - math.sin(time) ** 2)
+    assert abs(float(found.mean()) - expected) < 5 * float(found.std()) / math.sqrt(40)
+
+
+def test_gradient_is_that_of_whitened_positions() -> None:
+    covariance = torch.tensor([[2.0, 0.6, 0.0], [0.6, 1.0, -0.3], [0.0, -0.3, 0.5]])
+    mass = Mass.of(covariance, torch.zeros(1, 3))
+    white = oscillators(0.9, 50)
+    wide = Trajectory(*(part @ mass.factor.mT for part in white[:3]), time=0.9)
+    weights = torch.rand(50)
+    expected = chees_gradient(white, weights, unit_mass(3))
+    assert chees_gradient(wide, weights, mass) == pytest.approx(expected)
+
+
+def test_chains_that_ran_away_have_no_weight() -> None:
+    trajectory = oscillators(0.9, 50)
+    weights = torch.rand(50)
+    weights[7] = 0.0
+    expected = chees_gradient(trajectory, weights, unit_mass(3))
+    trajectory.end[7] = math.nan
+    trajectory.velocity[7] = math.inf
+    weights[7] = 0.5
+    assert chees_gradient(trajectory, weights, unit_mass(3)) == pytest.approx(expected)
+    assert chees_gradient(trajectory, torch.zeros(50), unit_mass(3)) == 0.0
+
+
+def test_the_length_comes_to_rest_at_the_first_maximum() -> None:
+    """Mean over u in (0, 1) of sin^2(u T), over T: largest at T = 1.57, within 1 % from 1.3 on."""
+    length = TrajectoryLength(0.01)
+    for index in range(1, 600):
+        time = halton(index) * length.length
+        length.update(oscillators(time, 64, 20), torch.ones(64), unit_mass(20), 1e-3, 1e3)
+    assert 1.2 < length.average < 2.0
+
+
+def test_the_length_keeps_its_bounds() -> None:
+    for time, bounds in ((0.5, (0.1, 0.7)), (2.5, (0.4, 5.0))):
+        length = TrajectoryLength(0.5)
+        for _ in range(200):
+            length.update(oscillators(time, 64), torch.ones(64), unit_mass(3), *bounds)
+        assert length.length == pytest.approx(bounds[1] if time < 1 else bounds[0])
+
+
+def test_trajectories_follow_the_sequence_up_to_the_length() -> None:
+    def energy(x: Tensor) -> Tensor:
+        return 0.5 * x.square().sum(-1)
+
+    kernel = ChEESHMC(energy, shape=(2,), step_size=0.1, trajectory_length=1.59, max_steps=11)
+    state = kernel.init(torch.zeros(3, 2))
+    steps = []
+    for _ in range(7):
+        state, info = kernel.step(state)
+        steps.append(info.n_steps)
+        assert info.trajectory is not None
+        assert info.trajectory.time == pytest.approx(0.1 * info.n_steps)
+    # 1/2, 1/4, 3/4, 1/8, 5/8, 3/8, 7/8 of 15.9 steps, rounded up, at most eleven
+    assert steps == [8, 4, 11, 2, 10, 6, 11]
+
+
+def test_it_mixes_where_trajectories_of_fixed_length_do_not() -> None:
+    """Widths from 0.1 to 10: the squares of the widest, within four standard errors."""
+    scale = torch.logspace(-1, 1, 10)
+    kernel = ChEESHMC(lambda x: 0.5 * (x / scale).square().sum(-1), shape=(10,))
+    mcmc = VectorizedMCMC(
+        kernel, 100, 400, 64, seed=1, progress=False, adaptation=Adaptation(mass="diagonal")
+    )
+    mcmc.run()
+    assert mcmc.adapted["chees"]["trajectory_length"] == mcmc.kernel.trajectory_length
+    widest = mcmc.positions[..., -1].square().mean(1) / 100
+    assert abs(float(widest.mean()) - 1) < 4 * float(widest.std()) / math.sqrt(64)
+    assert float(mcmc.sample_stats["n_steps"].double().mean()) < 20
+
+
+def test_a_single_chain_cannot_adapt_it() -> None:
+    kernel = ChEESHMC(lambda x: 0.5 * x.square().sum(-1), shape=(2,), trajectory_length=0.4)
+    with pytest.raises(ValueError, match=r"num_chains is 1; accepted: at least 2"):
+        VectorizedMCMC(kernel, 5, 20, 1, seed=0, progress=False).run()
+    fixed = Adaptation(trajectory_length=False)
+    mcmc = VectorizedMCMC(kernel, 5, 20, 1, seed=0, progress=False, adaptation=fixed)
+    mcmc.run()
+    assert mcmc.kernel.trajectory_length == 0.4
+
+
+@pytest.mark.parametrize("name", ["step_size", "trajectory_length", "max_steps"])
+def test_bad_arguments(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"{name} is 0; accepted"):
+        ChEESHMC(lambda x: x.sum(-1), shape=(2,), **{name: 0})

@@ -1,0 +1,214 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Runs that were stopped go on with the very draws of runs that were not."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pyro_neuralrg import HMC, FreeField, VectorizedMCMC
+from pyro_neuralrg.infer.mcmc import Adaptation, ChEESHMC, EnergyTarget, Kernel
+from pyro_neuralrg.infer.mcmc.state_file import FORMAT
+from tests.infer.mcmc.registry import KERNELS, TARGETS
+
+
+class KilledError(Exception):
+    """The end of the process, as far as the runner can tell."""
+
+
+def dying(energy: Callable[[Tensor], Tensor], calls: int) -> Callable[[Tensor], Tensor]:
+    """The same energy, which after that many calls raises."""
+    counter = itertools.count(1)
+
+    def mortal(x: Tensor) -> Tensor:
+        if next(counter) > calls:
+            raise KilledError
+        return energy(x)
+
+    return mortal
+
+
+def make(kernel: Kernel, **options: Any) -> VectorizedMCMC:
+    settings: dict[str, Any] = {"warmup_steps": 30, "num_chains": 5, "seed": 3, "progress": False}
+    settings["adaptation"] = Adaptation(mass="diagonal")
+    settings["observables"] = {"square": lambda x: x.square().flatten(1).mean(1)}
+    return VectorizedMCMC(kernel, **({"num_samples": 12} | settings | options))
+
+
+def assert_same(one: VectorizedMCMC, other: VectorizedMCMC) -> None:
+    assert torch.equal(one.positions, other.positions)
+    for name in ("sample_stats", "warmup_stats", "observables"):
+        first, second = getattr(one, name), getattr(other, name)
+        assert set(first) == set(second)
+        for key, value in first.items():
+            torch.testing.assert_close(value, second[key], rtol=0, atol=0, equal_nan=True)
+    assert one.gradient_evaluations == other.gradient_evaluations
+    assert one.seed == other.seed
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_finished_run_goes_on_with_more_draws(name: str, tmp_path: Path) -> None:
+    kernel = KERNELS[name](TARGETS["free field"]())
+    whole, part = make(kernel, num_samples=12), make(kernel, num_samples=5)
+    whole.run()
+    part.run()
+    part.save(tmp_path / "run.pt")
+    rest = make(kernel, num_samples=12, seed=99)
+    rest.load(tmp_path / "run.pt")
+    assert rest.interrupted
+    assert torch.equal(rest.positions, part.positions)
+    rest.resume()
+    assert_same(rest, whole)
+    rest.resume()  # all is done
+    assert_same(rest, whole)
+
+
+def count_calls(mcmc: VectorizedMCMC) -> int:
+    """Energies and gradients of a run, each of all chains at once."""
+    return int(mcmc.gradient_evaluations.total) // mcmc.num_chains
+
+
+@pytest.mark.parametrize("fraction", [0.2, 0.4, 0.6, 0.9, 0.98])
+@pytest.mark.parametrize("kind", ["hmc", "chees"])
+def test_killed_anywhere_the_last_saved_state_goes_on(
+    kind: str, fraction: float, tmp_path: Path
+) -> None:
+    energy, path = TARGETS["correlated Gaussian"]().energy, tmp_path / "run.pt"
+
+    def kernel(energy: Callable[[Tensor], Tensor]) -> Kernel:
+        target = EnergyTarget(energy, (5,))
+        return HMC(target, num_steps=3) if kind == "hmc" else ChEESHMC(target)
+
+    whole = make(kernel(energy))
+    whole.run()
+    calls = int(fraction * count_calls(whole))
+    with pytest.raises(KilledError):
+        make(kernel(dying(energy, calls)), checkpoint=path, checkpoint_every=1e-9).run()
+    after = make(kernel(energy))
+    after.load(path)
+    after.resume()
+    assert_same(after, whole)
+
+
+def test_interrupted_and_resumed_in_the_same_process() -> None:
+    target = TARGETS["correlated Gaussian"]()
+    whole = make(HMC(target.energy, shape=(5,), num_steps=3))
+    whole.run()
+    counter, last = itertools.count(), count_calls(whole) - 10
+
+    def energy(x: Tensor) -> Tensor:
+        if next(counter) == last:
+            raise KeyboardInterrupt
+        return target.energy(x)
+
+    mcmc = make(HMC(energy, shape=(5,), num_steps=3))
+    mcmc.run()
+    assert mcmc.interrupted
+    assert 0 < mcmc.positions.shape[1] < 12
+    mcmc.resume()
+    assert not mcmc.interrupted
+    assert_same(mcmc, whole)
+
+
+SCRIPT = """
+    import sys, torch
+    from pyro_neuralrg import HMC, VectorizedMCMC
+    from pyro_neuralrg.potentials import FreeField
+
+    torch.set_num_threads(1)
+    kernel = HMC(FreeField((4, 4), 0.8), num_steps=3)
+    mcmc = VectorizedMCMC(
+        kernel, int(sys.argv[2]), 20, 4, seed=0, progress=False,
+        checkpoint=sys.argv[1], checkpoint_every=1e-9,
+    )
+    print("begin", flush=True)
+    mcmc.run()
+"""
+
+
+def test_killed_by_the_system(tmp_path: Path) -> None:
+    """SIGKILL amid ceaseless saving: the file that is there loads, and the run goes on."""
+    path = tmp_path / "run.pt"
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(SCRIPT), str(path), "100000"], stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    while not path.exists():
+        assert process.poll() is None
+    before = path.stat().st_mtime_ns
+    while path.stat().st_mtime_ns == before:
+        assert process.poll() is None
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    with torch.random.fork_rng():
+        torch.set_default_dtype(torch.float32)
+        kernel = HMC(FreeField((4, 4), 0.8), num_steps=3)
+        mcmc = VectorizedMCMC(kernel, 3, 20, 4, progress=False)
+        mcmc.load(path)
+        mcmc.resume()
+        assert mcmc.positions.shape[1] >= 3
+
+
+def gaussian(width: float = 1.0) -> EnergyTarget:
+    return EnergyTarget(lambda x: 0.5 * (x / width).square().sum(-1), (4,))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "options", "message"),
+    [
+        (lambda: ChEESHMC(gaussian()), {}, r"kernel \{.*HMC.*\(here \{.*ChEESHMC"),
+        (lambda: HMC(gaussian()), {"num_chains": 4}, r"num_chains 5 \(here 4\)"),
+        (lambda: HMC(gaussian()), {"thinning": 2}, r"thinning 1 \(here 2\)"),
+        (lambda: HMC(gaussian()), {"warmup_steps": 3}, r"warmup_steps 30 \(here 3\)"),
+        (lambda: HMC(gaussian()), {"keep_draws": False}, r"keep_draws True \(here False\)"),
+        (lambda: HMC(gaussian()), {"observables": {}}, r"observables \['square'\] \(here \[\]\)"),
+        (lambda: HMC(gaussian()), {"adaptation": Adaptation()}, r"adaptation .*diagonal.*unit"),
+        (lambda: HMC(EnergyTarget(gaussian().energy, (3,))), {}, r"sites .*\[4\].*\[3\]"),
+        (lambda: HMC(gaussian(1.1)), {}, r"another target: its energies are off by"),
+    ],
+)
+def test_files_of_other_runs(
+    kernel: Callable[[], Kernel], options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "run.pt"
+    mcmc = make(HMC(gaussian()))
+    mcmc.run()
+    mcmc.save(path)
+    other = make(kernel(), **options)
+    with pytest.raises(ValueError, match=rf"{path} is of .*{message}.*accepted"):
+        other.load(path)
+    with pytest.raises(RuntimeError, match=r"call run\(\) or load"):
+        other.resume()
+
+
+def test_files_that_are_none(tmp_path: Path) -> None:
+    mcmc = make(HMC(gaussian()))
+    with pytest.raises(RuntimeError, match=r"no run to save; call run\(\)"):
+        mcmc.save(tmp_path / "run.pt")
+    with pytest.raises(FileNotFoundError):
+        mcmc.load(tmp_path / "none.pt")
+    mcmc.run()
+    mcmc.save(tmp_path / "run.pt")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["run.pt"]
+    whole = (tmp_path / "run.pt").read_bytes()
+    (tmp_path / "run.pt").write_bytes(whole[:-2000])
+    with pytest.raises(ValueError, match=r"is corrupt"):
+        mcmc.load(tmp_path / "run.pt")
+    payload = {"format": "pyro_neuralrg.flow", "version": FORMAT.version}
+    torch.save(payload, tmp_path / "run.pt")
+    with pytest.raises(ValueError, match=r"is not a sampling file"):
+        mcmc.load(tmp_path / "run.pt")
