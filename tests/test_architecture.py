@@ -24,7 +24,7 @@ NAME = pyro_neuralrg.__name__
 MAY_IMPORT: dict[str, set[str]] = {
     "arguments": set(),
     "interrupts": set(),
-    "series": set(),
+    "series": {"arguments"},
     "lattice": {"arguments"},
     "spectral": {"lattice"},
     "transforms": {"arguments", "lattice", "spectral"},
