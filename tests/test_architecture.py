@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "transforms": {"arguments", "lattice", "spectral"},
     "distributions": {"arguments", "lattice", "transforms"},
     "potentials": {"arguments", "lattice", "spectral", "transforms"},
-    "observables": {"lattice"},
+    "observables": {"arguments", "lattice", "series"},
     "infer": {
         "arguments",
         "interrupts",
