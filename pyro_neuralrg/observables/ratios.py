@@ -95,7 +95,8 @@ def specific_heat(
     Args:
         internal_energy: series of H / N, as of :func:`internal_energy`.
         squared_internal_energy: series of (H / N)^2, as of :func:`squared_internal_energy`; not the
-            square of energies averaged over the spins given x, which lacks their variance.
+            square of energies averaged over the spins given x, which lacks their variance. The
+            difference loses N-fold precision: of large lattices measure float64 fields.
         shape: of the lattice.
         temperature: T in units of J / k_B.
 
