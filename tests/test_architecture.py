@@ -24,13 +24,13 @@ NAME = pyro_neuralrg.__name__
 MAY_IMPORT: dict[str, set[str]] = {
     "arguments": set(),
     "interrupts": set(),
-    "series": set(),
+    "series": {"arguments"},
     "lattice": {"arguments"},
     "spectral": {"lattice"},
     "transforms": {"arguments", "lattice", "spectral"},
     "distributions": {"arguments", "lattice", "transforms"},
     "potentials": {"arguments", "lattice", "spectral", "transforms"},
-    "observables": {"lattice"},
+    "observables": {"arguments", "lattice", "series"},
     "infer": {
         "arguments",
         "interrupts",

@@ -14,11 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["Summary", "summarise"]
+from pyro_neuralrg.series.draws import MIN_DRAWS, as_draws
 
-
-#: ArviZ splits chains and needs two draws of each half.
-MIN_DRAWS = 4
+__all__ = ["Summary", "arviz_module", "quiet", "summarise"]
 
 #: How the complaint begins in ArviZ 0.x and in 1.x.
 MORE_CHAINS_THAN_DRAWS = ("More chains", "Found chain dimension to be longer than draw dimension")
@@ -58,10 +56,7 @@ def summarise(values: Any) -> Summary:
         >>> abs(result.mean) < 4 * result.mcse and result.rhat < 1.01 and result.ess_bulk > 1500
         True
     """
-    detached = values.detach().cpu() if hasattr(values, "detach") else values
-    series = np.asarray(detached, dtype=np.float64)
-    if series.ndim != 2:
-        raise ValueError(f"values has shape {series.shape}; accepted: (chains, draws)")
+    series = as_draws(values)
     az = arviz_module()
     chains, draws = series.shape
     nan = float("nan")

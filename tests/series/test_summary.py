@@ -12,15 +12,7 @@ import pytest
 import torch
 
 from pyro_neuralrg.series import quiet, summarise
-
-
-def autoregressive(correlation: float, chains: int, draws: int) -> np.ndarray:
-    """Standard normal draws whose neighbours have this correlation."""
-    noise = np.random.default_rng(int(torch.randint(2**31, ()))).normal(size=(draws, chains))
-    series = [noise[0]]
-    for step in noise[1:]:
-        series.append(correlation * series[-1] + math.sqrt(1 - correlation**2) * step)
-    return np.stack(series, 1)
+from tests.series.processes import autoregressive
 
 
 def test_figures_of_a_series_of_known_correlation() -> None:

@@ -1,0 +1,156 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Quantities that are functions of several means, from series of draws, with standard errors.
+
+All take series of shape ``(chains, draws)``, numpy arrays or torch tensors measured on the same
+draws, and return an :class:`~pyro_neuralrg.series.Estimate` by
+:func:`~pyro_neuralrg.series.jackknife`. As only means enter, series averaged over the spins given x
+serve as well as those of sampled spins.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from pyro_neuralrg.arguments import check_integer, check_number
+from pyro_neuralrg.lattice import check_shape
+from pyro_neuralrg.series import Estimate, jackknife
+
+__all__ = ["binder_cumulant", "correlation_length", "specific_heat", "susceptibility"]
+
+
+def susceptibility(
+    structure_factor: Any,
+    shape: Iterable[int],
+    temperature: float,
+    magnetisation: Any = None,
+) -> Estimate:
+    r"""Magnetic susceptibility per site, in units of 1 / J.
+
+    :math:`\chi = N \langle m^2\rangle / T`, the response of an even model above its transition.
+    With ``magnetisation`` the connected one, :math:`N (\langle m^2\rangle -
+    \langle\cdot\rangle^2) / T`: subtract <m> in a field (exactly d<m> / dh), the mean of the
+    absolute value of m in an ordered phase that a finite lattice visits with both signs.
+
+    Args:
+        structure_factor: series of m^2, as of :func:`structure_factor`.
+        shape: of the lattice.
+        temperature: T in units of J / k_B.
+        magnetisation: series of m, or of its absolute value; None subtracts nothing.
+
+    Raises:
+        TypeError, ValueError: naming the argument, the value seen and what is accepted.
+
+    Example:
+        >>> import torch
+        >>> susceptibility(torch.full((40, 5), 0.5), (4, 4), 2.0).value
+        4.0
+    """
+    scale = math.prod(check_shape(shape)) / _temperature(temperature)
+    if magnetisation is None:
+        return jackknife(lambda square: scale * square, structure_factor)
+    return jackknife(
+        lambda square, mean: scale * (square - mean**2), structure_factor, magnetisation
+    )
+
+
+def binder_cumulant(structure_factor: Any, fourth_moment: Any) -> Estimate:
+    r"""Binder's cumulant :math:`U = 1 - \langle m^4\rangle / (3 \langle m^2\rangle^2)`.
+
+    2/3 in the ordered phase, 0 in the disordered one; where it does not depend on the size of the
+    lattice, there is the transition.
+
+    Args:
+        structure_factor: series of m^2, as of :func:`structure_factor`.
+        fourth_moment: series of m^4, as of :func:`fourth_moment`.
+
+    Returns:
+        The estimate; NaN if m is zero throughout.
+
+    Raises:
+        ValueError: as :func:`~pyro_neuralrg.series.jackknife`.
+
+    References:
+        K. Binder, Z. Phys. B 43, 119 (1981).
+
+    Example:
+        >>> import torch
+        >>> f"{binder_cumulant(torch.ones(40, 5), torch.ones(40, 5)).value:.4f}"
+        '0.6667'
+    """
+    return jackknife(
+        lambda square, fourth: 1 - fourth / (3 * square**2) if square else math.nan,
+        structure_factor,
+        fourth_moment,
+    )
+
+
+def specific_heat(
+    internal_energy: Any, squared_internal_energy: Any, shape: Iterable[int], temperature: float
+) -> Estimate:
+    r"""Specific heat per site, :math:`(\langle H^2\rangle - \langle H\rangle^2) / (N T^2)`, in k_B.
+
+    Args:
+        internal_energy: series of H / N, as of :func:`internal_energy`.
+        squared_internal_energy: series of (H / N)^2, as of :func:`squared_internal_energy`; not the
+            square of energies averaged over the spins given x, which lacks their variance. The
+            difference loses N-fold precision: of large lattices measure float64 fields.
+        shape: of the lattice.
+        temperature: T in units of J / k_B.
+
+    Raises:
+        TypeError, ValueError: naming the argument, the value seen and what is accepted.
+
+    Example:
+        >>> import torch
+        >>> energy = torch.tensor([[-1.0, -2.0]]).expand(40, 2)
+        >>> specific_heat(energy, energy**2, (4, 4), 2.0).value
+        1.0
+    """
+    scale = math.prod(check_shape(shape)) / _temperature(temperature) ** 2
+    return jackknife(
+        lambda mean, square: scale * (square - mean**2), internal_energy, squared_internal_energy
+    )
+
+
+def correlation_length(uniform: Any, lowest: Any, side: int) -> Estimate:
+    r"""Second-moment correlation length along one axis, in units of the lattice spacing.
+
+    :math:`\xi = \sqrt{S(0) / S(k) - 1} / (2 \sin(\pi / L))` with :math:`k = 2\pi / L` along the
+    axis: exact where S is that of a free field, :math:`S(k) \propto 1 / (4 \sin^2(k/2) +
+    \xi^{-2})`, on a periodic lattice without a mean.
+
+    Args:
+        uniform: series of S(0), as of :func:`structure_factor`.
+        lowest: series of S(k), as of :func:`mode_structure_factor` at index 1 of the axis and 0 of
+            the others.
+        side: L, at least 2.
+
+    Returns:
+        The estimate; NaN if S(0) < S(k), for all draws or all but one block.
+
+    Raises:
+        TypeError, ValueError: naming the argument, the value seen and what is accepted.
+
+    References:
+        F. Cooper, B. Freedman and D. Preston, Nucl. Phys. B 210, 210 (1982).
+
+    Example:
+        >>> import torch
+        >>> found = correlation_length(torch.full((40, 5), 0.3), torch.full((40, 5), 0.1), 6)
+        >>> f"{found.value:.4f}"
+        '1.4142'
+    """
+    unit = 2 * math.sin(math.pi / check_integer("side", side, 2))
+
+    def length(zero: float, low: float) -> float:
+        ratio = zero / low - 1 if low else math.nan
+        return math.sqrt(ratio) / unit if ratio >= 0 else math.nan
+
+    return jackknife(length, uniform, lowest)
+
+
+def _temperature(temperature: float) -> float:
+    return check_number("temperature", temperature, "a finite number > 0", above=0)

@@ -1,0 +1,172 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Functions of means: limits, exact values by enumeration, cluster Monte Carlo."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pyro_neuralrg import IsingDual
+from pyro_neuralrg import observables as obs
+from pyro_neuralrg.potentials import FreeField
+from pyro_neuralrg.series import Estimate, jackknife
+from tests.potentials.enumeration import Ising
+
+
+def assert_within(found: Estimate, exact: float, relative: float) -> None:
+    """Within 4 standard errors, which are small enough to tell."""
+    assert abs(found.value - exact) < 4 * found.standard_error
+    assert found.standard_error < relative * abs(exact)
+
+
+def test_binder_limits() -> None:
+    ordered = torch.where(torch.rand(50, 20) < 0.5, 1.0, -1.0) * 0.9
+    found = obs.binder_cumulant(ordered.square(), ordered.pow(4))
+    assert found == pytest.approx((2 / 3, 0.0), abs=1e-12)
+    disordered = torch.randn(100, 400)
+    found = obs.binder_cumulant(disordered.square(), disordered.pow(4))
+    assert abs(found.value) < 4 * found.standard_error < 0.1
+    assert math.isnan(obs.binder_cumulant(torch.zeros(50, 20), torch.zeros(50, 20)).value)
+
+
+@pytest.mark.parametrize("shape", [(12,), (6, 9)])
+def test_correlation_length_of_a_free_field(shape: tuple[int, ...]) -> None:
+    """S(k) = 1 / (m^2 + 4 sin^2 (k_0 / 2) + ...): 1 / m along every axis, exactly."""
+    mass = 0.4
+    axes = [(2 * (math.pi * torch.arange(side) / side).sin()).square() for side in shape]
+    modes = 1 / (mass**2 + sum(torch.meshgrid(*axes, indexing="ij")))
+    for axis, side in enumerate(shape):
+        lowest = modes[tuple(int(other == axis) for other in range(len(shape)))]
+        series = [value.expand(40, 3) for value in (modes.flatten()[0], lowest)]
+        assert obs.correlation_length(*series, side) == pytest.approx((1 / mass, 0.0), rel=1e-10)
+
+
+def test_correlation_length_of_free_field_samples() -> None:
+    target = FreeField((6, 5), mass=0.8)
+    x = target.sample_reference(40_000)
+    modes = obs.spin_mode_structure_factor(x, (6, 5)).unflatten(0, (1000, 40))  # independent
+    for axis, side in enumerate((6, 5)):
+        lowest = modes[..., 1, 0] if axis == 0 else modes[..., 0, 1]
+        assert_within(obs.correlation_length(modes[..., 0, 0], lowest, side), 1 / 0.8, 0.05)
+
+
+def test_correlation_length_of_the_ring_is_that_of_its_exponential() -> None:
+    """C(r) = t^r of a long chain: xi = sqrt(t) / (1 - t)."""
+    t, side = 0.6, 400
+    distance = torch.arange(side)
+    table = t ** torch.minimum(distance, side - distance)
+    modes = torch.fft.fft(table).real / side
+    series = [value.expand(40, 3) for value in modes[:2]]
+    found = obs.correlation_length(*series, side)
+    assert found.value == pytest.approx(math.sqrt(t) / (1 - t), rel=1e-6)
+
+
+def test_no_length_is_nan() -> None:
+    found = obs.correlation_length(torch.full((40, 5), 0.1), torch.full((40, 5), 0.3), 4)
+    assert math.isnan(found.value)
+    assert math.isnan(obs.correlation_length(torch.ones(40, 5), torch.zeros(40, 5), 4).value)
+
+
+def exact_moments(target: IsingDual) -> dict[str, float]:
+    """Thermal averages by enumeration: m, |m|, m^2, m^4, H, H^2 (per site)."""
+    ising = Ising.of(target)
+    m = ising.spins.mean(1)
+    energy = -ising.log_weight * target.temperature / len(ising.matrix)
+    moments = {"m": m, "abs": m.abs(), "m2": m**2, "m4": m**4, "e": energy, "e2": energy**2}
+    return {name: float(ising.probability @ values) for name, values in moments.items()}
+
+
+@pytest.mark.parametrize("boundary", ["periodic", "open"])
+@pytest.mark.parametrize("field", [None, 0.15])
+def test_against_enumeration(boundary: str, field: float | None) -> None:
+    """From sampled spins and averaged over them: the same means, and smaller errors."""
+    shape, temperature = (3, 3), 2.6
+    target = IsingDual(shape, temperature, (1.0, 0.7), field, boundary)
+    exact, size = exact_moments(target), 9
+    x = target.sample_reference(2**16 // 9).unsqueeze(1)  # one of each chain: independent
+    functions = obs.dual_observables(shape, temperature, (1.0, 0.7), field, boundary)
+    averaged = {name: function(x) for name, function in functions.items()}
+    spins = target.sample_spins(x)
+    energy = obs.internal_energy(spins, shape, (1.0, 0.7), field or 0.0, boundary)
+    sampled = {
+        "magnetisation": obs.magnetisation(spins, shape),
+        "abs_magnetisation": obs.abs_magnetisation(spins, shape),
+        "structure_factor": obs.spin_structure_factor(spins, shape),
+        "fourth_moment": obs.spin_fourth_moment(spins, shape),
+        "internal_energy": energy,
+        "squared_internal_energy": energy.square(),
+    }
+    variance = size * (exact["m2"] - exact["abs"] ** 2) / temperature
+    errors = []
+    for series in (averaged, sampled):
+        m2, m4 = series["structure_factor"], series["fourth_moment"]
+        e, e2 = series["internal_energy"], series["squared_internal_energy"]
+        results = [
+            (obs.susceptibility(m2, shape, temperature), size * exact["m2"] / temperature),
+            (obs.susceptibility(m2, shape, temperature, series["abs_magnetisation"]), variance),
+            (
+                obs.susceptibility(m2, shape, temperature, series["magnetisation"]),
+                size * (exact["m2"] - exact["m"] ** 2) / temperature,
+            ),
+            (obs.binder_cumulant(m2, m4), 1 - exact["m4"] / (3 * exact["m2"] ** 2)),
+            (obs.specific_heat(e, e2, shape, temperature), target.exact_specific_heat()),
+        ]
+        for found, value in results:
+            assert_within(found, value, 0.05)
+        errors.append([found.standard_error for found, _ in results])
+    assert (np.array(errors[0]) < np.array(errors[1])).all()
+
+
+def test_at_the_critical_temperature() -> None:
+    """Exact values of the 8 x 8 lattice, and the length from the exact two-point function."""
+    shape = (8, 8)
+    target = IsingDual(shape)
+    # 1024 chains, round by round: one of each, then the next of each
+    x = target.sample_reference(2048).unflatten(0, (2, 1024)).movedim(1, 0)
+    series = {name: function(x) for name, function in obs.dual_observables(shape).items()}
+    for name, exact in (("structure_factor", 0.6469116), ("internal_energy", -1.4915891)):
+        assert_within(jackknife(lambda mean: mean, series[name]), exact, 0.02)
+    heat = obs.specific_heat(
+        series["internal_energy"],
+        series["squared_internal_energy"],
+        shape,
+        target.temperature,
+    )
+    assert_within(heat, target.exact_specific_heat(), 0.1)
+    correlations = target.exact_correlations()
+    modes = np.fft.fft2(correlations).real
+    length = math.sqrt(modes[0, 0] / modes[1, 0] - 1) / (2 * math.sin(math.pi / 8))
+    for axis in (0, 1):
+        lowest = series[f"structure_factor_axis{axis}"]
+        assert_within(obs.correlation_length(series["structure_factor"], lowest, 8), length, 0.05)
+    table = obs.correlations(x, shape).mean(1)
+    errors = table.std(0) / math.sqrt(len(table))
+    difference = table.mean(0) - torch.from_numpy(np.asarray(correlations))
+    assert bool((difference.abs() <= 4.5 * errors + 1e-12).all())
+
+
+ONES = torch.ones(40, 5)
+
+
+@pytest.mark.parametrize(
+    ("function", "args", "error", "message"),
+    [
+        (obs.susceptibility, (ONES, (4, 4), 0.0), ValueError, r"temperature is 0.0; accepted"),
+        (obs.susceptibility, (ONES, (4, -4), 1.0), ValueError, r"shape is \(4, -4\)"),
+        (obs.susceptibility, (ONES[0], (4, 4), 1.0), ValueError, r"series\[0\] has shape \(5,\)"),
+        (obs.specific_heat, (ONES, ONES, (4, 4), "1"), TypeError, r"temperature is '1'; accepted"),
+        (obs.specific_heat, (ONES, ONES.T, (4, 4), 1.0), ValueError, r"series\[1\] has shape"),
+        (obs.binder_cumulant, (ONES, ONES * math.nan), ValueError, r"series\[1\] has 200 entries"),
+        (obs.correlation_length, (ONES, ONES, 1), ValueError, r"side is 1; accepted"),
+    ],
+)
+def test_bad_arguments(
+    function: Any, args: tuple[Any, ...], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        function(*args)
