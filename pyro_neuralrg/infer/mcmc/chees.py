@@ -29,7 +29,7 @@ class ChEESHMC(Kernel):
 
     .. math:: \tfrac14 E\big[(|x' - E x'|^2 - |x - E x|^2)^2\big] / T,
 
-    means taken over the chains, by Adam (:class:`TrajectoryLength`); the step size aims at a
+    means taken over the chains (:class:`TrajectoryLength`); the step size aims at a
     harmonic mean acceptance of 0.651. So it takes at least two chains, better 32 or more, all of
     which make steps of the same length: no chain waits for another. Without the division, as in the
     first paper, the criterion of a normal target has a maximum in every half period, and T came to
@@ -104,19 +104,18 @@ class ChEESHMC(Kernel):
 
 
 class TrajectoryLength:
-    """Adam on ln T along the gradient of the criterion (Hoffman et al., section 3).
+    """Ascent of the criterion in ln T, by its relative slope d ln(C / T) / d ln T.
 
-    Its rate begins higher than the paper's, which takes hundreds of steps from one leapfrog step to
-    a long trajectory, and falls to it; no step is longer than the rate, since steps that outgrow
-    the remembered squares led far beyond the first maximum.
+    Numerator and denominator of the slope are averaged over the last steps, which together see the
+    whole of (0, T). Adam, as in the paper, divides by the root of averaged squares instead, which
+    lag behind while T grows: it led beyond the first maximum, to others.
 
     Args:
         length: where to begin.
     """
 
-    RATE = 0.025  # of Adam, as are its other constants, from the paper
-    FIRST_RATE, FALLING = 0.125, 80  # and what it begins with, and for how many steps
-    FORGETTING = 0.95  # of squared gradients; there is no momentum
+    FIRST_RATE, LAST_RATE, FALLING = 0.15, 0.03, 100  # step in ln T for a slope of one
+    FORGETTING = 0.9  # of numerators and denominators
     AVERAGING = 0.5  # the n-th value of ln T enters the average with the weight n ** -0.5
 
     def __init__(self, length: float) -> None:
@@ -125,7 +124,7 @@ class TrajectoryLength:
     def restart(self, length: float) -> None:
         """Forget everything and begin at another length."""
         self._log_length = self._log_average = math.log(length)
-        self._square = 0.0
+        self._slope = self._value = 0.0
         self._count = 0
 
     def update(
@@ -137,15 +136,15 @@ class TrajectoryLength:
         longest: float,
     ) -> float:
         """Take in the trajectories of all chains, of these acceptances; return the next length."""
-        gradient = chees_gradient(trajectory, acceptance, mass)
-        if math.isfinite(gradient) and gradient != 0:
+        slope, value = criterion_slope(trajectory, acceptance, mass)
+        if math.isfinite(slope) and math.isfinite(value):
             self._count += 1
-            keep = self.FORGETTING
-            self._square = keep * self._square + (1 - keep) * gradient**2
-            root = math.sqrt(self._square / (1 - keep**self._count))
+            self._slope += (1 - self.FORGETTING) * (slope - self._slope)
+            self._value += (1 - self.FORGETTING) * (value - self._value)
+        if self._value > 0:
             left = max(0.0, 1 - self._count / self.FALLING)
-            rate = self.RATE + left * (self.FIRST_RATE - self.RATE)
-            self._log_length += rate * min(max(gradient / root, -1.0), 1.0)
+            rate = self.LAST_RATE + left * (self.FIRST_RATE - self.LAST_RATE)
+            self._log_length += rate * min(max(self._slope / self._value, -1.0), 1.0)
         self._log_length = min(max(self._log_length, math.log(shortest)), math.log(longest))
         weight = max(self._count, 1) ** -self.AVERAGING
         self._log_average += weight * (self._log_length - self._log_average)
@@ -170,11 +169,14 @@ class TrajectoryLength:
         vars(self).update(state)
 
 
-def chees_gradient(trajectory: Trajectory, acceptance: Tensor, mass: Mass) -> float:
-    """Derivative of ln(criterion / length) with respect to ln T, times the criterion.
+def criterion_slope(trajectory: Trajectory, acceptance: Tensor, mass: Mass) -> tuple[float, float]:
+    """The criterion C, and t dC / dt - C, whose ratio is the slope of ln(C / t) in ln t.
 
     Averaged over the chains with their acceptance probabilities as weights; chains that ran away
     have none.
+
+    Returns:
+        The numerator, and C.
     """
     end = mass.whitened(trajectory.end).double()
     velocity = mass.whitened(trajectory.velocity).double()
@@ -183,15 +185,16 @@ def chees_gradient(trajectory: Trajectory, acceptance: Tensor, mass: Mass) -> fl
     weight = torch.where(sound, acceptance, torch.zeros_like(acceptance))
     total = float(weight.sum())
     if total == 0:
-        return 0.0
+        return 0.0, 0.0
     weight = weight / total
     end = torch.where(sound.unsqueeze(-1), end, start)
     velocity = torch.where(sound.unsqueeze(-1), velocity, torch.zeros_like(velocity))
     moved = end - (weight.unsqueeze(-1) * end).sum(0)
     rested = start - start.mean(0)
     growth = moved.square().sum(-1) - rested.square().sum(-1)
-    slope = trajectory.time * growth * (moved * velocity).sum(-1)
-    return float((weight * (slope - 0.25 * growth.square())).sum())
+    value = float((weight * 0.25 * growth.square()).sum())
+    change = float((weight * growth * (moved * velocity).sum(-1)).sum())
+    return trajectory.time * change - value, value
 
 
 def halton(index: int, base: int = 2) -> float:
