@@ -25,6 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "arguments": set(),
     "interrupts": set(),
     "series": set(),
+    "convergence": {"series"},
     "lattice": {"arguments"},
     "spectral": {"lattice"},
     "transforms": {"arguments", "lattice", "spectral"},
@@ -40,10 +41,11 @@ MAY_IMPORT: dict[str, set[str]] = {
         "distributions",
         "potentials",
         "series",
+        "convergence",
         "observables",
     },
-    "diagnostics": {"lattice", "infer", "observables", "series"},
-    "plotting": {"observables", "infer", "diagnostics", "series"},
+    "diagnostics": {"lattice", "infer", "observables", "series", "convergence"},
+    "plotting": {"observables", "infer", "diagnostics", "series", "convergence"},
 }
 LIBRARY = set(MAY_IMPORT)
 MAY_IMPORT[""] = LIBRARY  # the package itself: its public names
