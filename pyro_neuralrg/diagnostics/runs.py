@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -124,7 +125,9 @@ def _of_pyro(mcmc: MCMC) -> Run:
     if not isinstance(target, EnergyTarget):
         args: Any = mcmc._args
         kwargs: Any = mcmc._kwargs
-        target = target.setup(*args, **kwargs)
+        with warnings.catch_warnings():  # of how slowly our kernels would sample it
+            warnings.filterwarnings("ignore", "the model cannot be vectorised", UserWarning)
+            target = target.setup(*args, **kwargs)
     positions = target.from_constrained(samples)
     flat = positions.flatten(0, 1)
     lp = torch.cat([-target.energy(part) for part in flat.split(BATCH)])

@@ -87,9 +87,11 @@ def diagnose(
     text says so. A run without a problem has not been shown to be right: chains that all missed the
     same mode agree with each other.
 
-    How often exact chains are accused: R-hat exceeds 1.01 by chance in one variable of ten at 400
-    effective samples in four chains, of a hundred at 600, practically never from 1000 on; the dip
-    of the energy in one run of a thousand at most; separate modes, never in practice.
+    How often exact, independent draws are accused: R-hat of one variable exceeds 1.01 by chance in
+    10 % of runs of four chains of 100 draws, 3 % at 150, 0.2 % at 250, and never in 400 runs of
+    500. More chains do not help, more effective draws of each do: 26 % at 64 chains of 16 draws,
+    never in 200 runs of 50. The dip of the energy accuses one run of a thousand at most; gaps
+    between chains stay below 1.5 for seven draws each, and the threshold is three.
 
     Args:
         idata: ArviZ's InferenceData or DataTree, of :func:`to_arviz`, :func:`make_tree`,
