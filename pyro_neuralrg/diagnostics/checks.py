@@ -57,7 +57,7 @@ class Finding:
     """One thing that is wrong, or worth knowing.
 
     Attributes:
-        name: ``tooshort``, ``not_finite``, ``frozen_chains``, ``rhat``, ``ess``,
+        name: ``too_short``, ``not_finite``, ``frozen_chains``, ``rhat``, ``ess``,
             ``ess_per_chain``, ``mcse``, ``separate_modes``, ``two_humps``, ``divergences``,
             ``bfmi``, ``pareto_k`` or ``single_chain``.
         severity: a ``problem`` makes the verdict bad, a ``note`` does not.
@@ -92,7 +92,7 @@ def _length(facts: Facts) -> Iterator[Finding]:
     chains, length = next(iter(facts.draws.values())).shape[:2]
     if length < MIN_DRAWS:
         message = f"too short: {length} draws per chain, of which nothing can be told"
-        yield Finding("tooshort", "problem", message, length, MIN_DRAWS)
+        yield Finding("too_short", "problem", message, length, MIN_DRAWS)
     elif chains == 1:
         message = "a single chain: no R-hat, and no other chain to show a mode that it missed"
         yield Finding("single_chain", "note", message, 1, 2)
