@@ -16,7 +16,10 @@ from numpy.typing import NDArray
 
 from pyro_neuralrg.series import MIN_DRAWS, arviz_module, quiet
 
-__all__ = ["FieldSummary", "Figures", "bfmi", "rank_counts", "summarise_field"]
+__all__ = ["LARGEST_RHAT", "FieldSummary", "Figures", "bfmi", "rank_counts", "summarise_field"]
+
+#: R-hat above which chains are said not to have converged (Vehtari et al. 2021).
+LARGEST_RHAT = 1.01
 
 #: Numbers that are looked at of one variable; ArviZ takes about 0.15 s for 64 chains x 1000 draws
 #: of one site, so a field of 16 x 16 would take 37 s.

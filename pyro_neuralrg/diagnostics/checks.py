@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pyro_neuralrg.convergence import FieldSummary, bfmi
+from pyro_neuralrg.convergence import LARGEST_RHAT, FieldSummary, bfmi
 from pyro_neuralrg.diagnostics.modes import critical_dip, dip, split_of_chains
 from pyro_neuralrg.series import MIN_DRAWS
 
@@ -42,7 +42,7 @@ class Thresholds:
         pareto_k: largest shape of the tail of importance weights (Vehtari et al. 2024).
     """
 
-    rhat: float = 1.01
+    rhat: float = LARGEST_RHAT
     ess: float = 400.0
     ess_per_chain: float = 100.0
     relative_mcse: float = 0.1

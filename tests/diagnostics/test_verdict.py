@@ -151,7 +151,7 @@ def test_each_finding_is_provoked(name: str, rng: Rng) -> None:
     assert verdict.ok == (severity == "note")
 
 
-ALONE = ["single_chain", "rhat", "divergences", "bfmi", "two_humps", "not_finite"]
+ALONE = ["single_chain", "divergences", "bfmi", "two_humps", "not_finite"]
 
 
 @pytest.mark.parametrize("name", ALONE)
