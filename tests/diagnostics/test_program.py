@@ -20,6 +20,8 @@ from torch import Tensor
 
 from pyro_neuralrg import HMC, FlowReparam, VectorizedMCMC, to_arviz
 from pyro_neuralrg.diagnostics import diagnose, summary
+from pyro_neuralrg.diagnostics.program import read_sites
+from pyro_neuralrg.diagnostics.runs import Program
 from tests.infer.mcmc.registry import ToyFlow
 
 EFFECTS = [28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0]
@@ -168,6 +170,33 @@ def test_reading_the_model_leaves_the_random_numbers_alone() -> None:
     assert torch.equal(before, torch.random.get_rng_state())
 
 
+def grouped(data: Tensor | None = None) -> None:
+    """Data in two plates, three numbers an event."""
+    mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+    with pyro.plate("row", 4, dim=-2), pyro.plate("col", 2, dim=-1):
+        shift = pyro.sample("shift", dist.Normal(mean, 1.0))
+        pyro.sample("y", dist.Normal(shift[..., None], 1.0).expand([4, 2, 3]).to_event(1), obs=data)
+
+
+def test_plates_name_the_dimensions() -> None:
+    data = torch.randn(4, 2, 3)
+    idata = to_arviz(ours(grouped, data), log_likelihood=True)
+    assert idata.posterior["shift"].dims == ("chain", "draw", "row", "col")
+    assert idata.observed_data["y"].dims == ("row", "col", "y_dim_2")
+    assert idata.log_likelihood["y"].dims == ("chain", "draw", "row", "col")
+    shift = torch.as_tensor(idata.posterior["shift"].values)[..., None]
+    expected = dist.Normal(shift, 1.0).log_prob(data).sum(-1)
+    np.testing.assert_allclose(idata.log_likelihood["y"], expected)
+
+
+def test_a_run_of_the_prior_leaves_the_random_numbers_alone() -> None:
+    before = torch.random.get_rng_state()
+    found = read_sites(Program(grouped, (torch.zeros(4, 2, 3),), {}), {})
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert found.unknown == ["mean", "shift"]
+    assert list(found.observed) == ["y"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("of", ["ours", "pyros"])
 def test_eight_schools_converges(of: str) -> None:
@@ -200,4 +229,5 @@ def test_a_chain_that_starts_where_it_cannot_move_is_found() -> None:
     )
     mcmc.run(torch.tensor(ERRORS), effects=torch.tensor(EFFECTS))
     verdict = diagnose(to_arviz(mcmc))
-    assert {"rhat", "ess"} <= {finding.name for finding in verdict.findings}, str(verdict)
+    found = {finding.name for finding in verdict.findings}
+    assert {"frozen_chains", "separate_modes"} <= found, str(verdict)

@@ -239,11 +239,27 @@ def test_two_humps_of_an_observable_named_energy(rng: Rng) -> None:
 
 
 def test_correlated_draws_of_one_hump_do_not_look_like_two(rng: Rng) -> None:
-    """Draws are thinned by their autocorrelation: runs of alike ones would look like humps."""
+    """Draws are thinned by their autocorrelation: 200 numbers, each 20 times, are not 4000."""
     for _ in range(5):
-        energy = walk(rng, rng.normal(size=(8, 2000)))
-        verdict = diagnose(make_tree({"posterior": {"energy": energy}}))
-        assert "two_humps" not in names(verdict)
+        energy = np.repeat(rng.uniform(size=(4, 50)), 20, axis=1)
+        assert "two_humps" not in names(diagnose(make_tree({"posterior": {"energy": energy}})))
+
+
+def test_tails_count_as_well_as_the_bulk(rng: Rng) -> None:
+    """A scale that changes slowly: the middle is sampled well, the tails are not."""
+    values = rng.normal(size=(4, 1000)) * np.exp(walk(rng, rng.normal(size=(4, 1000))))
+    verdict = diagnose(make_tree({"posterior": {"m": values}}))
+    worst = verdict.figures["m"].worst()
+    assert worst.ess_bulk > 1000 > 400 > worst.ess_tail
+    assert "ess" in names(verdict)
+
+
+def test_problems_come_before_notes(rng: Rng) -> None:
+    groups = good(rng, chains=1)
+    groups["sample_stats"]["energy"] = rng.normal(size=(1, 800)).cumsum(1)
+    verdict = diagnose(make_tree(groups))
+    assert names(verdict) == ["bfmi", "single_chain"]
+    assert "1 problem\n- problem: low BFMI" in str(verdict)
 
 
 def test_a_kernel_without_momenta_has_no_bfmi(rng: Rng) -> None:
