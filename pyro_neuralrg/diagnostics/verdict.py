@@ -70,7 +70,11 @@ class Diagnosis:
             worst = worst_of(self.figures, of)
             if worst:
                 parts.append(f"{words} {short(abs(worst[0][0]))} ({worst[0][1]})")
-        return ["worst figures: " + ", ".join(parts)] if parts else []
+        some = [
+            f"of {name} {found.coverage}" for name, found in self.figures.items() if found.coverage
+        ]
+        looked = f"; {', '.join(some)} looked at" if some else ""
+        return ["worst figures: " + ", ".join(parts) + looked] if parts else []
 
 
 def diagnose(

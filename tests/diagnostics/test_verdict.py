@@ -216,6 +216,12 @@ def test_fields_have_one_line_with_worst_and_median(rng: Rng) -> None:
     assert "5 of 36 sites looked at" in str(some)
 
 
+def test_a_good_verdict_on_some_sites_says_so(rng: Rng) -> None:
+    verdict = diagnose(make_tree({"posterior": {"x": rng.normal(size=(4, 500, 20))}}), max_sites=5)
+    assert verdict.ok
+    assert str(verdict).endswith("; of x 5 of 20 sites looked at")
+
+
 def test_many_bad_variables_are_counted(rng: Rng) -> None:
     draws = {f"v{index}": apart(rng, rng.normal(size=(4, 100))) for index in range(7)}
     verdict = diagnose(make_tree({"posterior": draws}))
@@ -333,8 +339,8 @@ def test_pyros_runs() -> None:
 def test_a_large_field_takes_seconds(rng: Rng) -> None:
     tree = make_tree({"posterior": {"x": rng.normal(size=(64, 1000, 16, 16))}})
     began = time.process_time()
-    assert "16 of 256 sites" in next(iter(diagnose(tree).figures.values())).coverage
-    assert time.process_time() - began < 20
+    assert "; of x 65 of 256 sites looked at" in str(diagnose(tree))
+    assert time.process_time() - began < 10
 
 
 def test_a_saved_and_read_tree_can_be_judged(rng: Rng, tmp_path: Any) -> None:
