@@ -7,6 +7,7 @@ Plain numpy in, numbers out; ArviZ, slow to import, is imported at the first use
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -134,9 +135,7 @@ def _psis(log_weights: np.ndarray) -> Any:
     az = arviz_module()
     if hasattr(az, "psislw"):
         return az.psislw(log_weights)
-    from arviz_stats.base import array_stats
-
-    return array_stats.psislw(-log_weights)
+    return importlib.import_module("arviz_stats.base").array_stats.psislw(-log_weights)
 
 
 def arviz_module() -> Any:
