@@ -4,8 +4,9 @@
 
 Each function draws on the given Axes, or on those of a new :class:`matplotlib.figure.Figure`
 (no pyplot, so no global state and no display), and returns the Axes;
-``axes.figure.savefig(path)`` writes it. Colours are those of Okabe and Ito (2008), which readers
-with any kind of colour vision tell apart; curves differ in line style as well.
+``axes.figure.savefig(path)`` writes it. Figures of chains that have not converged say so. Colours
+are those of Okabe and Ito (2008), which readers with any kind of colour vision tell apart; curves
+differ in line style as well.
 """
 
 from __future__ import annotations
@@ -18,12 +19,17 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-__all__ = ["configurations", "free_energy", "structure_factor"]
+from pyro_neuralrg.series import summarise
+from pyro_neuralrg.series.convergence import LARGEST_RHAT, rank_counts
+
+__all__ = ["configurations", "free_energy", "ranks", "structure_factor", "trace"]
 
 BLUE, VERMILION, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
 COLOURS = (BLUE, VERMILION, GREEN, "#CC79A7", "#E69F00")
 STYLES = ("-", "--", "-.", ":", "-")
 SMOOTHING = 50  # training steps in the running median of the loss
+FEW_CHAINS = 5  # up to so many, each chain has a colour of its own in a trace
+ROWS = 12  # up to so many, each chain has a histogram of its own in a plot of ranks
 
 Array = npt.NDArray[np.float64]
 
@@ -94,7 +100,8 @@ def structure_factor(
     """Running means of the structure factor, one curve per sampler, against the exact value.
 
     The band is one standard error: the scatter of the running mean from chain to chain, divided by
-    the square root of their number, so it needs no estimate of the autocorrelation.
+    the square root of their number, so it needs no estimate of the autocorrelation. Samplers whose
+    chains have not converged are named with their R-hat.
 
     Args:
         draws: For each sampler's name the structure factor of every draw, shape
@@ -124,6 +131,119 @@ def structure_factor(
     ax.set_xlabel("draws per chain")
     ax.set_ylabel(r"structure factor $\langle (\sum_i s_i)^2 \rangle / N^2$")
     ax.legend(frameon=False)
+    _note_convergence(ax, draws)
+    return ax
+
+
+def trace(
+    draws: npt.ArrayLike,
+    *,
+    label: str,
+    warmup: npt.ArrayLike | None = None,
+    exact: float | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """An observable along the chains; of many chains, three in colour before the others in grey.
+
+    The three are those with the lowest, the middle and the highest median: chains that stay in
+    another mode than the rest are among them.
+
+    Args:
+        draws: Of the observable, shape ``(chains, draws)``.
+        label: Of its axis, with the unit.
+        warmup: The same during warm-up, shape ``(chains, steps)``, drawn on a shaded ground.
+        exact: The exact mean; None where it is not known.
+        ax: Axes to draw on; None makes a new figure.
+
+    Returns:
+        The Axes, with a note if the draws have not converged.
+
+    Raises:
+        ValueError: An array is empty or not two-dimensional, or the numbers of chains differ.
+
+    >>> trace([[0.1, 0.2, 0.1], [0.3, 0.2, 0.2]], label="magnetisation per site").get_xlabel()
+    'draw'
+    """
+    values = _chains("draws", draws)
+    before = np.empty((len(values), 0)) if warmup is None else _chains("warmup", warmup)
+    if len(before) != len(values):
+        raise ValueError(f"warmup has {len(before)} chains; accepted: {len(values)}, as draws")
+    ax = _axes(ax)
+    lines = np.concatenate([before, values], axis=1)
+    steps = np.arange(1 - before.shape[1], 1 + values.shape[1])
+    order = np.argsort(np.median(values, axis=1), kind="stable")
+    few = len(lines) <= FEW_CHAINS
+    shown = np.arange(len(lines)) if few else order[[0, len(order) // 2, -1]]
+    if not few:
+        ax.plot(steps, lines.T, color="#BBBBBB", linewidth=0.4, alpha=0.6)
+    names = [""] * len(shown) if few else ["lowest: ", "middle: ", "highest: "]
+    for index, (chain, name) in enumerate(zip(shown, names, strict=True)):
+        ax.plot(
+            steps, lines[chain], color=COLOURS[index], linestyle=STYLES[index],
+            linewidth=0.9, label=f"{name}chain {chain}",
+        )  # fmt: skip
+    if before.shape[1]:
+        ax.axvspan(steps[0], 0.5, color=GREY, alpha=0.15, linewidth=0, label="warm-up")
+    if exact is not None:
+        ax.axhline(exact, color="black", linestyle=(0, (5, 2)), linewidth=1.2, label="exact mean")
+    ax.set_xlabel("draw" if warmup is None else "draw (warm-up: 0 and below)")
+    ax.set_ylabel(label)
+    ax.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    _note_convergence(ax, {"": values})
+    return ax
+
+
+def ranks(draws: npt.ArrayLike, *, label: str, bins: int = 20, ax: Axes | None = None) -> Axes:
+    """How the draws of each chain rank among all draws: evenly, if the chains agree.
+
+    Up to twelve chains have a histogram each, about a line at the even count; more are the rows of
+    a picture, dark where a chain has more draws than its share.
+
+    Args:
+        draws: Of the observable, shape ``(chains, draws)``.
+        label: Of the observable.
+        bins: Of the ranks.
+        ax: Axes to draw on; None makes a new figure.
+
+    Returns:
+        The Axes, with a note if the draws have not converged.
+
+    Raises:
+        ValueError: ``draws`` is empty, not two-dimensional or has fewer entries than ``bins``.
+
+    References:
+        Vehtari, Gelman, Simpson, Carpenter, Buerkner, "Rank-normalization, folding, and
+        localization: an improved R-hat", Bayesian Analysis 16 (2021).
+
+    >>> ranks([[0.1, 0.2, 0.1], [0.3, 0.2, 0.2]], label="magnetisation", bins=3).get_ylabel()
+    'chain'
+    """
+    values = _chains("draws", draws)
+    relative = rank_counts(values, bins) * bins / values.shape[1]
+    ax = _axes(ax)
+    chains = len(relative)
+    edges = np.linspace(0, values.size, bins + 1)
+    if chains <= ROWS:
+        height = 0.8 / max(2.0, float(relative.max()))  # a row holds at least twice the even count
+        for chain, row in enumerate(relative):
+            ax.stairs(chain + height * row, edges, baseline=chain, fill=True, color="#9ECAE1")
+            ax.stairs(chain + height * row, edges, baseline=chain, color=BLUE, linewidth=0.8)
+            even = "even" if chain == 0 else None
+            ax.plot(
+                edges[[0, -1]], [chain + height] * 2, color="black", linestyle="--",
+                linewidth=0.9, label=even,
+            )  # fmt: skip
+        ax.set_yticks(range(chains))
+        ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    else:
+        image = ax.pcolormesh(
+            edges, np.arange(chains + 1) - 0.5, relative, cmap="Greys",
+            vmin=0.0, vmax=max(2.0, float(np.quantile(relative, 0.99))),
+        )  # fmt: skip
+        ax.figure.colorbar(image, ax=ax, label="draws of the chain / even share", extend="max")
+    ax.set_xlabel(f"rank of {label} among all draws")
+    ax.set_ylabel("chain")
+    _note_convergence(ax, {"": values})
     return ax
 
 
@@ -170,6 +290,24 @@ def _axes(ax: Axes | None) -> Axes:
     return Figure(figsize=(6.0, 4.0), layout="constrained").subplots() if ax is None else ax
 
 
+def _chains(name: str, values: npt.ArrayLike) -> Array:
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 2 or array.size == 0:
+        raise ValueError(f"{name} has shape {array.shape}; accepted: (chains, draws)")
+    return array
+
+
+def _note_convergence(ax: Axes, draws: Mapping[str, npt.ArrayLike]) -> None:
+    """Say above the axes which of the draws have not converged, in words and with the figure."""
+    notes = []
+    for name, values in draws.items():
+        rhat = summarise(np.asarray(values, dtype=np.float64)).rhat
+        if rhat > LARGEST_RHAT:
+            notes.append(f"{name}: R-hat = {rhat:.3g}" if name else f"R-hat = {rhat:.3g}")
+    if notes:
+        ax.set_title("not converged: " + ", ".join(notes), color="black", fontweight="bold")
+
+
 def _running_median(values: Array) -> Array:
     """The median of the steps around each step."""
     half = SMOOTHING // 2
@@ -191,9 +329,7 @@ def _free_energy_range(ax: Axes, values: Array, annealing_steps: int, exact: flo
 
 def _running_mean(name: str, values: npt.ArrayLike) -> tuple[Array, Array]:
     """Mean over chains of each chain's running mean, and its standard error (0 for one chain)."""
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 2 or array.size == 0:
-        raise ValueError(f"draws[{name!r}] has shape {array.shape}; accepted: (chains, draws)")
+    array = _chains(f"draws[{name!r}]", values)
     running = np.cumsum(array, axis=1) / np.arange(1, array.shape[1] + 1)
     chains = array.shape[0]
     scatter = running.std(axis=0, ddof=1) if chains > 1 else np.zeros(array.shape[1])

@@ -99,3 +99,81 @@ def test_pyplot_is_not_imported_by_plotting() -> None:
     source = Path(sys.modules[plotting.__name__].__file__).read_text(encoding="utf-8")
     assert "import matplotlib.pyplot" not in source
     assert "pyplot as" not in source
+
+
+def stuck(chains: int = 4, draws: int = 300, seed: int = 0) -> np.ndarray:
+    """Chains that stay in one of two modes; the last one in the upper, the others below."""
+    values = 0.1 * np.random.default_rng(seed).normal(size=(chains, draws)) - 0.7
+    values[-1] += 1.4
+    return values
+
+
+def converged(chains: int = 4, draws: int = 300, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(chains, draws))
+
+
+@pytest.mark.parametrize("figure", [plotting.trace, plotting.ranks])
+def test_chains_that_have_not_converged_are_said_not_to_have(figure) -> None:
+    assert figure(converged(), label="m").get_title() == ""
+    title = figure(stuck(), label="m").get_title()
+    assert title.startswith("not converged: R-hat = 1.")
+
+
+def test_structure_factor_names_the_sampler_that_has_not_converged() -> None:
+    ax = plotting.structure_factor({"latent": converged() ** 2, "physical": stuck() ** 2 + stuck()})
+    assert ax.get_title().startswith("not converged: physical: R-hat = 1.")
+    assert "latent" not in ax.get_title()
+
+
+def test_trace_of_few_chains_shows_each() -> None:
+    values = converged(chains=3)
+    ax = plotting.trace(values, label="energy (nats)", exact=0.1)
+    for chain in range(3):
+        np.testing.assert_array_equal(line(ax, f"chain {chain}").get_ydata(), values[chain])
+    assert ax.get_ylabel() == "energy (nats)"
+    assert np.allclose(line(ax, "exact mean").get_ydata(), 0.1)
+
+
+def test_trace_of_many_chains_shows_the_outer_ones_in_colour() -> None:
+    values = stuck(chains=30)
+    ax = plotting.trace(values, label="m")
+    np.testing.assert_array_equal(line(ax, "highest: chain 29").get_ydata(), values[-1])
+    lowest = int(np.argmin(np.median(values, axis=1)))
+    np.testing.assert_array_equal(line(ax, f"lowest: chain {lowest}").get_ydata(), values[lowest])
+    assert len(ax.get_lines()) == 33
+
+
+def test_trace_begins_with_the_warmup() -> None:
+    ax = plotting.trace(np.ones((2, 5)), label="m", warmup=np.zeros((2, 3)))
+    shown = line(ax, "chain 0")
+    np.testing.assert_array_equal(shown.get_xdata(), np.arange(-2, 6))
+    np.testing.assert_array_equal(shown.get_ydata(), [0, 0, 0, 1, 1, 1, 1, 1])
+    assert "warm-up" in [text.get_text() for text in ax.get_legend().get_texts()]
+    with pytest.raises(ValueError, match="warmup has 3 chains; accepted: 2, as draws"):
+        plotting.trace(np.ones((2, 5)), label="m", warmup=np.zeros((3, 3)))
+
+
+def test_ranks_of_few_chains_are_histograms() -> None:
+    ax = plotting.ranks(stuck(), label="m", bins=4)
+    # two outlines a chain; all draws of the last chain are in the last bin, at four times the even
+    heights = [patch.get_data() for patch in ax.patches[::2]]
+    np.testing.assert_allclose(heights[3].values - 3, [0, 0, 0, 0.8])
+    even = [found.get_ydata()[0] for found in ax.get_lines()]
+    np.testing.assert_allclose(even, np.arange(4) + 0.2)
+    assert heights[0].edges[-1] == 1200
+
+
+def test_ranks_of_many_chains_are_a_picture() -> None:
+    ax = plotting.ranks(stuck(chains=20), label="m", bins=10)
+    shown = ax.collections[0].get_array().reshape(20, 10)
+    np.testing.assert_allclose(shown.mean(1), 1.0)
+    np.testing.assert_allclose(shown[-1, :9], 0.0)
+    assert shown[-1, 9] == pytest.approx(10.0)
+    assert "even share" in ax.figure.axes[1].get_ylabel()
+
+
+@pytest.mark.parametrize("figure", [plotting.trace, plotting.ranks])
+@pytest.mark.parametrize("values", [[0.5, 0.6], np.empty((2, 0))])
+def test_chains_of_other_shapes_are_rejected(figure, values: object) -> None:
+    with pytest.raises(ValueError, match=r"draws has shape .* accepted: \(chains, draws\)"):
+        figure(values, label="m")

@@ -1,9 +1,25 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Chains as ArviZ sees them: containers and convergence diagnostics."""
+"""Chains as ArviZ sees them: containers, convergence diagnostics and a verdict in words."""
 
 from pyro_neuralrg.diagnostics.convert import to_arviz
-from pyro_neuralrg.diagnostics.tree import make_tree, save_tree
+from pyro_neuralrg.diagnostics.table import summary
+from pyro_neuralrg.diagnostics.tree import group_of, make_tree, save_tree
+from pyro_neuralrg.diagnostics.verdict import Diagnosis, Finding, Thresholds, diagnose
+from pyro_neuralrg.diagnostics.weights import weights_to_arviz
 from pyro_neuralrg.series import Summary, summarise
 
-__all__ = ["Summary", "make_tree", "save_tree", "summarise", "to_arviz"]
+__all__ = [
+    "Diagnosis",
+    "Finding",
+    "Summary",
+    "Thresholds",
+    "diagnose",
+    "group_of",
+    "make_tree",
+    "save_tree",
+    "summarise",
+    "summary",
+    "to_arviz",
+    "weights_to_arviz",
+]

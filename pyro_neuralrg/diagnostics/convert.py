@@ -4,38 +4,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
-from pyro.infer import HMC, MCMC, NUTS
+from pyro.infer import MCMC
 from torch import Tensor
 
 from pyro_neuralrg import observables as obs
+from pyro_neuralrg.diagnostics import program
+from pyro_neuralrg.diagnostics.runs import BATCH, Program, Run, read_run
 from pyro_neuralrg.diagnostics.tree import make_tree
-from pyro_neuralrg.infer.mcmc import EnergyTarget, Target, VectorizedMCMC, as_target
+from pyro_neuralrg.diagnostics.weights import importance_group
+from pyro_neuralrg.infer.mcmc import EnergyTarget, Target, VectorizedMCMC
 
 __all__ = ["default_observables", "to_arviz"]
 
 LATTICE_DIMS = {1: ("site",), 2: ("row", "col"), 3: ("row", "col", "layer")}
-#: Configurations whose observables are computed at once.
-BATCH = 1024
 
 Observable = Callable[[Tensor], Tensor]
-
-
-class _Run(NamedTuple):
-    """What is known of a run: tensors of shape ``(chains, draws, ...)``."""
-
-    physical: dict[str, Tensor]
-    latent: dict[str, Tensor]
-    stats: dict[str, Tensor]
-    attrs: dict[str, Any]
-    target: Target | None
+Groups = dict[str, dict[str, Tensor]]
 
 
 def to_arviz(
-    mcmc: VectorizedMCMC | MCMC, observables: Mapping[str, Observable] | None = None
+    mcmc: VectorizedMCMC | MCMC,
+    observables: Mapping[str, Observable] | None = None,
+    *,
+    dims: Mapping[str, Sequence[str]] | None = None,
+    coords: Mapping[str, Sequence[Any]] | None = None,
+    include_warmup: bool = False,
+    log_likelihood: bool = False,
+    importance: Tensor | None = None,
 ) -> Any:
     """Return the draws as ArviZ's InferenceData (ArviZ 0.x) or DataTree (ArviZ 1.x).
 
@@ -43,18 +42,28 @@ def to_arviz(
         mcmc: a run :class:`VectorizedMCMC`, or Pyro's own ``MCMC`` of a kernel with a model or a
             LatticePotential's ``potential_fn``, reparameterised by ``FlowReparam`` or not.
         observables: by name, functions of the *physical* field,
-            ``batch_shape + shape -> batch_shape``. None takes those of :func:`default_observables`;
-            an empty mapping takes none.
+            ``batch_shape + shape -> batch_shape``. None takes those of :func:`default_observables`
+            that were not computed while sampling; an empty mapping takes none. Observables
+            computed while sampling are always there.
+        dims: names of the dimensions after chain and draw, by variable, in place of the lattice's
+            (row, col) and of the names of the model's plates.
+        coords: values along named dimensions, the lattice's or your own; 0, 1, ... if not given.
+        include_warmup: add the group ``warmup_sample_stats``.
+        log_likelihood: add the group ``log_likelihood``: of each datum of each observed site of a
+            Pyro model at each draw, nats.
+        importance: log-weights ``(num_samples,)`` of samples of the flow, added as the group
+            ``importance`` of :func:`~pyro_neuralrg.diagnostics.weights_to_arviz`.
 
     Returns:
         Groups
 
         * ``posterior``: the model's own sites (x, not z) with dimensions chain, draw and site
           (1-d), row, col (2-d) or row, col, layer (3-d), and the observables;
-        * ``unconstrained_posterior``: latent sites ``{name}_latent`` of the flows, if there are
-          any;
+        * ``unconstrained_posterior``: latent sites ``{name}_latent`` of the flows, and the
+          unconstrained values of constrained sites, if there are any;
         * ``sample_stats``: lp, energy (the Hamiltonian), acceptance_rate, step_size, n_steps,
-          diverging; of Pyro's MCMC, which keeps no more of each draw, lp and diverging.
+          diverging; of Pyro's MCMC, which keeps no more of each draw, lp and diverging;
+        * ``observed_data``: of a Pyro model with observed sites;
 
         and the attributes ``sampler``, ``warmup_steps`` and what else is known of the run as a
         whole; of Pyro's, ``acceptance_rate`` (of each chain) and, if it ran a single chain,
@@ -64,36 +73,53 @@ def to_arviz(
         RuntimeError: if ``mcmc`` has not been run.
         TypeError: if ``mcmc`` is neither.
         ValueError: if an observable has the name of a site or the wrong shape, or is asked for
-            where no field is known.
+            where no field is known; if ``dims`` or ``coords`` name what is not there; if there is
+            no warm-up to include (Pyro keeps none) or no log-likelihood to compute.
+
+    Example:
+        >>> from pyro_neuralrg import HMC, FreeField, VectorizedMCMC
+        >>> mcmc = VectorizedMCMC(HMC(FreeField((2, 3), 0.5)), 20, num_chains=4, progress=False)
+        >>> mcmc.run()
+        >>> idata = to_arviz(mcmc, coords={"row": ["top", "bottom"]})
+        >>> idata.posterior["x"].sel(row="top").dims
+        ('chain', 'draw', 'col')
     """
-    if isinstance(mcmc, VectorizedMCMC):
-        run = _of_vectorized(mcmc)
-    elif isinstance(mcmc, MCMC):
-        run = _of_pyro(mcmc)
-    else:
-        raise TypeError(
-            f"mcmc is a {type(mcmc).__name__}; accepted: a VectorizedMCMC or pyro.infer.MCMC"
-        )
-    functions = default_observables(run.target) if observables is None else dict(observables)
-    posterior = dict(run.physical)
-    for name, values in _evaluate(functions, run).items():
-        if name in posterior:
-            raise ValueError(
-                f"observables has {name!r}, which is a site of the model; accepted: another name"
-            )
-        posterior[name] = values
+    run = read_run(mcmc)
     groups = {
-        "posterior": posterior,
-        "unconstrained_posterior": run.latent,
+        "posterior": _posterior(run, observables),
+        "unconstrained_posterior": run.latent | run.unconstrained,
         "sample_stats": run.stats,
     }
+    if include_warmup:
+        groups["warmup_sample_stats"] = _warmup(run)
+    names = _lattice_dims(run)
+    if run.program is not None:
+        plates = _add_data(groups, run, run.program, log_likelihood)
+        names = {**plates, **names}
+    elif log_likelihood:
+        raise ValueError(
+            "log_likelihood is True for a run without a Pyro model; accepted: False, or a run of "
+            "a Pyro model with observed sites"
+        )
     arrays = {
         group: {name: value.detach().cpu().numpy() for name, value in variables.items()}
         for group, variables in groups.items()
         if variables
     }
+    names = {**names, **_given_dims(dims, groups)}
+    attrs = {}
+    if importance is not None:
+        weights = importance_group(importance)
+        arrays["importance"] = weights.variables
+        names.update({f"importance/{name}": value for name, value in weights.dims.items()})
+        attrs["importance"] = weights.attrs
+    _check_coords(coords, names.values())
     return make_tree(
-        arrays, dims=_dims(run), attrs={"inference_library": "pyro_neuralrg", **run.attrs}
+        arrays,
+        dims=names,
+        coords=coords,
+        attrs={"inference_library": "pyro_neuralrg", **run.attrs},
+        group_attrs=attrs,
     )
 
 
@@ -126,77 +152,34 @@ def default_observables(target: Target | None) -> dict[str, Observable]:
     return functions
 
 
-def _of_vectorized(mcmc: VectorizedMCMC) -> _Run:
-    samples = mcmc.get_samples(group_by_chain=True)
-    target = mcmc.kernel.target
-    latent = {name: samples.pop(name) for name in list(target.latent(mcmc.positions))}
-    attrs = {
-        "sampler": mcmc.kernel.name,
-        "seed": mcmc.seed,
-        "warmup_steps": mcmc.warmup_steps,
-        "thinning": mcmc.thinning,
-        "gradient_evaluations_warmup": mcmc.gradient_evaluations.warmup,
-        "gradient_evaluations": mcmc.gradient_evaluations.draws,
-        "seconds_warmup": mcmc.seconds.warmup,
-        "seconds": mcmc.seconds.draws,
-    }
-    return _Run(samples, latent, mcmc.sample_stats, attrs, target)
+def _posterior(run: Run, observables: Mapping[str, Observable] | None) -> dict[str, Tensor]:
+    """The sites and the observables, computed or streamed."""
+    if observables is None:
+        known = default_observables(run.target) if run.physical else {}
+        functions = {name: f for name, f in known.items() if name not in run.streamed}
+    else:
+        functions = dict(observables)
+    posterior = dict(run.physical)
+    for name, values in {**run.streamed, **_evaluate(functions, run)}.items():
+        if name in posterior:
+            raise ValueError(
+                f"observables has {name!r}, which is a site of the model; accepted: another name"
+            )
+        posterior[name] = values
+    return posterior
 
 
-def _of_pyro(mcmc: MCMC) -> _Run:
-    if mcmc._samples is None:
-        raise RuntimeError("there are no draws; call run() first")
-    samples = mcmc.get_samples(group_by_chain=True)
-    attrs = _pyro_attrs(mcmc)
-    first = next(iter(samples.values()))
-    stats = {"diverging": torch.zeros(first.shape[:2], dtype=torch.bool)}
-    kept: Any = mcmc._diagnostics
-    for chain, diagnostics in enumerate(kept):
-        for draw in (diagnostics or {}).get("divergences", []):
-            stats["diverging"][chain, draw] = True
-    model = mcmc.kernel.model
-    target = as_target(mcmc.kernel.potential_fn if model is None else model)
-    if model is None and not isinstance(target, EnergyTarget):
-        return _Run(samples, {}, stats, attrs, None)  # a bare potential_fn: nothing more is known
-    if not isinstance(target, EnergyTarget):
-        args: Any = mcmc._args
-        kwargs: Any = mcmc._kwargs
-        target = target.setup(*args, **kwargs)
-    positions = target.from_constrained(samples)
-    flat = positions.flatten(0, 1)
-    lp = torch.cat([-target.energy(part) for part in flat.split(BATCH)])
-    physical = {
-        name: value.unflatten(0, positions.shape[:2])
-        for name, value in target.physical(flat).items()
-    }
-    latent = target.latent(positions)
-    return _Run(
-        physical, latent, {"lp": lp.unflatten(0, positions.shape[:2])} | stats, attrs, target
-    )
-
-
-def _pyro_attrs(mcmc: MCMC) -> dict[str, Any]:
-    """What Pyro knows of a run as a whole: its kernels keep no acceptance of single draws."""
-    kernel: Any = mcmc.kernel
-    attrs: dict[str, Any] = {"sampler": type(kernel).__name__, "warmup_steps": mcmc.warmup_steps}
-    kept: Any = mcmc._diagnostics
-    if all("acceptance rate" in (diagnostics or {}) for diagnostics in kept):
-        attrs["acceptance_rate"] = [float(known["acceptance rate"]) for known in kept]
-    if mcmc.num_chains == 1 and isinstance(kernel, HMC):  # several ran as copies, now gone
-        attrs["step_size"] = float(kernel.step_size)
-        if not isinstance(kernel, NUTS):
-            attrs["n_steps"] = int(kernel.num_steps)
-    return attrs
-
-
-def _evaluate(functions: Mapping[str, Observable], run: _Run) -> dict[str, Tensor]:
+def _evaluate(functions: Mapping[str, Observable], run: Run) -> dict[str, Tensor]:
     if not functions:
         return {}
     fields = [
         name for name in run.physical if run.target is not None and name in run.target.lattices
     ]
     if len(fields) != 1:
-        raise ValueError(f"observables need exactly one lattice field; the model has {fields}")
+        kept = "" if run.physical else ", or no draws were kept"
+        raise ValueError(
+            f"observables need exactly one lattice field; the model has {fields}{kept}"
+        )
     x = run.physical[fields[0]]
     values = {}
     for name, function in functions.items():
@@ -211,7 +194,36 @@ def _evaluate(functions: Mapping[str, Observable], run: _Run) -> dict[str, Tenso
     return values
 
 
-def _dims(run: _Run) -> dict[str, list[str]]:
+def _warmup(run: Run) -> dict[str, Tensor]:
+    if not any(value.numel() for value in run.warmup_stats.values()):
+        raise ValueError(
+            "include_warmup is True for a run of which no warm-up is known; accepted: False, or a "
+            "run of VectorizedMCMC with warmup_steps >= 1"
+        )
+    return run.warmup_stats
+
+
+def _add_data(groups: Groups, run: Run, of: Program, log_likelihood: bool) -> dict[str, list[str]]:
+    """Add observed data and log-likelihoods to the groups; return names of dimensions."""
+    values = run.values_of_sites()
+    first = {name: value[0, 0] for name, value in values.items()}
+    sites = program.read_sites(of, first)
+    groups["observed_data"] = sites.observed
+    dims = dict(sites.dims)
+    if log_likelihood:
+        groups["log_likelihood"] = program.log_likelihood(of, values, sites)
+        for name, size in sites.batch_dims.items():
+            if name in dims:
+                dims[f"log_likelihood/{name}"] = dims[name][:size]
+    for name, value in run.unconstrained.items():
+        if name in dims and value.shape != run.physical[name].shape:
+            dims[f"unconstrained_posterior/{name}"] = [
+                f"{name}_unconstrained_dim_{axis}" for axis in range(value.dim() - 2)
+            ]
+    return dims
+
+
+def _lattice_dims(run: Run) -> dict[str, list[str]]:
     """Names of the dimensions after chain and draw; distinct ones for fields of distinct shapes."""
     if run.target is None:
         return {}
@@ -227,3 +239,20 @@ def _dims(run: _Run) -> dict[str, list[str]]:
                 plates = group[variable].dim() - 2 - len(shape)
                 dims[variable] = [f"{name}_plate_{index}" for index in range(plates)] + axes
     return dims
+
+
+def _given_dims(dims: Mapping[str, Sequence[str]] | None, groups: Groups) -> dict[str, list[str]]:
+    known = {name for variables in groups.values() for name in variables}
+    unknown = sorted(set(dims or {}) - known)
+    if unknown:
+        raise ValueError(f"dims has {unknown}; accepted: names of the variables {sorted(known)}")
+    return {name: list(names) for name, names in (dims or {}).items()}
+
+
+def _check_coords(
+    coords: Mapping[str, Sequence[Any]] | None, dims: Iterable[Sequence[str]]
+) -> None:
+    known = {dim for names in dims for dim in names}
+    unknown = sorted(set(coords or {}) - known)
+    if unknown:
+        raise ValueError(f"coords has {unknown}; accepted: the dimensions {sorted(known)}")

@@ -184,7 +184,9 @@ def test_a_model_with_a_constrained_site_beside_the_field() -> None:
         assert idata.posterior["scale"].dims == ("chain", "draw")
         assert float(idata.posterior["scale"].min()) > 0
         assert "f_latent" in idata.unconstrained_posterior
-        assert "scale" not in idata.unconstrained_posterior
+        scale = idata.unconstrained_posterior["scale"]
+        np.testing.assert_allclose(np.exp(scale), idata.posterior["scale"])
+        assert "f" not in idata.unconstrained_posterior
 
 
 @pytest.mark.parametrize("bad", [None, {"x": 1}])
@@ -201,3 +203,104 @@ def test_observables_need_a_field() -> None:
     assert set(to_arviz(mcmc).posterior.data_vars) == {"mean"}
     with pytest.raises(ValueError, match=r"exactly one lattice field"):
         to_arviz(mcmc, {"corner": lambda x: x})
+
+
+class Streaming(VectorizedMCMC):
+    """A run that kept its observables and its warm-up, but no positions."""
+
+    def get_samples(self, group_by_chain: bool = False) -> dict[str, Tensor]:
+        return {}
+
+    @property
+    def positions(self) -> Tensor:
+        raise RuntimeError("no positions were kept")
+
+    @property
+    def observables(self) -> dict[str, Tensor]:
+        return {"magnetisation": torch.ones(3, 6), "profile": torch.zeros(3, 6, 4)}
+
+    @property
+    def warmup_stats(self) -> dict[str, Tensor]:
+        return {"lp": torch.arange(6.0).reshape(3, 2), "diverging": torch.ones(3, 2) > 0}
+
+
+class Both(Streaming):
+    """The same with its positions."""
+
+    get_samples = VectorizedMCMC.get_samples
+    positions = VectorizedMCMC.positions
+
+
+def run_as(kind: type[VectorizedMCMC], target: Any) -> VectorizedMCMC:
+    mcmc = kind(HMC(target), 6, warmup_steps=2, num_chains=3, seed=0, progress=False)
+    mcmc.run()
+    return mcmc
+
+
+def test_a_run_that_kept_no_positions_has_its_streamed_observables() -> None:
+    mcmc = run_as(Streaming, FreeField((2, 2), 0.8))
+    idata = to_arviz(mcmc)
+    assert set(idata.posterior.data_vars) == {"magnetisation", "profile"}
+    assert idata.posterior["profile"].shape == (3, 6, 4)
+    assert set(idata.sample_stats.data_vars) >= STATS
+    assert not hasattr(idata, "unconstrained_posterior")
+    with pytest.raises(ValueError, match="no draws were kept"):
+        to_arviz(mcmc, {"corner": lambda x: x[..., 0, 0]})
+
+
+def test_streamed_observables_are_not_computed_again() -> None:
+    posterior = to_arviz(run_as(Both, FreeField((2, 2), 0.8))).posterior
+    assert set(posterior.data_vars) == {"x", "magnetisation", "profile", *OF_A_FIELD}
+    np.testing.assert_array_equal(posterior["magnetisation"], np.ones((3, 6)))
+
+
+OF_A_FIELD = {"energy", "magnetisation", "structure_factor"}
+
+
+def test_warmup_on_request() -> None:
+    mcmc = run_as(Both, FreeField((2, 2), 0.8))
+    assert not hasattr(to_arviz(mcmc), "warmup_sample_stats")
+    warmup = to_arviz(mcmc, include_warmup=True).warmup_sample_stats
+    np.testing.assert_array_equal(warmup["lp"], [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]])
+    assert warmup["diverging"].dims == ("chain", "draw")
+    with pytest.raises(ValueError, match="include_warmup is True for a run of which no warm-up"):
+        to_arviz(run_pyro(NUTS(FreeField((2, 2), 0.8).model)), include_warmup=True)
+
+
+def test_coordinates_and_own_dimensions() -> None:
+    mcmc = run(HMC(FreeField((2, 3), 0.8)))
+    idata = to_arviz(mcmc, coords={"row": ["top", "bottom"], "col": [0.0, 0.5, 1.0]})
+    np.testing.assert_array_equal(
+        idata.posterior["x"].sel(row="bottom", col=0.5), idata.posterior["x"][:, :, 1, 1]
+    )
+    named = to_arviz(mcmc, {}, dims={"x": ["depth", "time"]}, coords={"depth": ["a", "b"]})
+    assert named.posterior["x"].dims == ("chain", "draw", "depth", "time")
+    assert list(named.posterior["depth"].values) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"coords": {"rows": ["a", "b"]}}, r"coords has \['rows'\]"),
+        ({"dims": {"y": ["row"]}}, r"dims has \['y'\]"),
+        ({"dims": {"x": ["row"]}}, r"dims\['x'\] is \['row'\]; accepted: 2 names"),
+        ({"log_likelihood": True}, "log_likelihood is True for a run without a Pyro model"),
+        ({"importance": torch.zeros(3, 3)}, r"log_weights has shape \(3, 3\)"),
+    ],
+)
+def test_bad_options(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        to_arviz(run(HMC(FreeField((2, 2), 0.8))), {}, **options)
+
+
+def test_importance_weights_beside_a_run() -> None:
+    weights = torch.randn(200)
+    idata = to_arviz(run(HMC(FreeField((2, 2), 0.8))), importance=weights)
+    np.testing.assert_array_equal(idata.importance["log_weight"], weights)
+    assert idata.importance["log_weight"].dims == ("sample",)
+    assert idata.importance.attrs["pareto_k"] < 0.7
+    assert "pareto_k" not in idata.posterior.attrs
+
+
+def test_a_lattice_has_no_observed_data() -> None:
+    assert not hasattr(to_arviz(run(HMC(FreeField((2, 2), 0.8)))), "observed_data")

@@ -1,0 +1,233 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Pyro models through the same calls, sampled by Pyro or by us: eight schools and others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import arviz
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import MCMC, NUTS
+from pyro.infer.reparam import LocScaleReparam
+from torch import Tensor
+
+from pyro_neuralrg import HMC, FlowReparam, VectorizedMCMC, to_arviz
+from pyro_neuralrg.diagnostics import diagnose, summary
+from pyro_neuralrg.diagnostics.program import read_sites
+from pyro_neuralrg.diagnostics.runs import Program
+from tests.infer.mcmc.registry import ToyFlow
+
+EFFECTS = [28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0]
+ERRORS = [15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0]
+SCHOOLS = ["Choate", "Deerfield", "Andover", "Exeter", "Hotchkiss", "Lawrence", "Paul", "Hermon"]
+
+
+def eight_schools(errors: Tensor, effects: Tensor | None = None) -> None:
+    """Rubin (1981), non-centred."""
+    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+    tau = pyro.sample("tau", dist.HalfCauchy(5.0))
+    with pyro.plate("school", len(errors)):
+        eta = pyro.sample("eta", dist.Normal(0.0, 1.0))
+        theta = pyro.deterministic("theta", mu + tau * eta)
+        pyro.sample("y", dist.Normal(theta, errors), obs=effects)
+
+
+def ours(
+    model: Any, *args: Any, draws: int = 5, warmup: int = 3, chains: int = 2, **kwargs: Any
+) -> Any:
+    kernel = HMC(model, num_steps=4)
+    mcmc = VectorizedMCMC(kernel, draws, warmup, num_chains=chains, seed=0, progress=False)
+    mcmc.run(*args, **kwargs)
+    return mcmc
+
+
+def pyros(model: Any, *args: Any, draws: int = 5, warmup: int = 3, **kwargs: Any) -> Any:
+    kernel = NUTS(model, max_tree_depth=3)
+    mcmc = MCMC(kernel, num_samples=draws, warmup_steps=warmup, disable_progbar=True)
+    mcmc.run(*args, **kwargs)
+    return mcmc
+
+
+SAMPLERS = pytest.mark.parametrize("sampler", [ours, pyros])
+Sampler = Callable[..., Any]
+
+
+@SAMPLERS
+def test_eight_schools(sampler: Sampler) -> None:
+    mcmc = sampler(eight_schools, torch.tensor(ERRORS), effects=torch.tensor(EFFECTS))
+    idata = to_arviz(mcmc, coords={"school": SCHOOLS}, log_likelihood=True)
+    assert set(idata.observed_data.data_vars) == {"y"}
+    assert idata.observed_data["y"].dims == ("school",)
+    np.testing.assert_array_equal(idata.observed_data["y"], EFFECTS)
+    assert float(idata.observed_data["y"].sel(school="Paul")) == 18.0
+    posterior = idata.posterior
+    assert set(posterior.data_vars) == {"mu", "tau", "eta"}
+    assert posterior["eta"].dims == ("chain", "draw", "school")
+    np.testing.assert_allclose(np.log(posterior["tau"]), idata.unconstrained_posterior["tau"])
+    assert set(idata.unconstrained_posterior.data_vars) == {"tau"}
+    theta = posterior["mu"] + posterior["tau"] * posterior["eta"]
+    residuals = (np.asarray(EFFECTS) - theta.values) / np.asarray(ERRORS)
+    expected = -0.5 * residuals**2 - np.log(ERRORS) - 0.5 * np.log(2 * np.pi)
+    found = idata.log_likelihood["y"]
+    assert found.dims == ("chain", "draw", "school")
+    np.testing.assert_allclose(found, expected)
+    assert summary(idata).index[2] == "eta[Choate]"
+
+
+@pytest.mark.skipif(not hasattr(arviz, "from_pyro"), reason="ArviZ 1.x reads no Pyro runs")
+def test_log_likelihood_is_that_of_arviz() -> None:
+    mcmc = pyros(eight_schools, torch.tensor(ERRORS), effects=torch.tensor(EFFECTS), draws=6)
+    theirs = arviz.from_pyro(mcmc, log_likelihood=True)
+    idata = to_arviz(mcmc, log_likelihood=True)
+    np.testing.assert_allclose(idata.log_likelihood["y"], theirs.log_likelihood["y"])
+    np.testing.assert_array_equal(idata.observed_data["y"], theirs.observed_data["y"])
+    np.testing.assert_allclose(idata.posterior["eta"], theirs.posterior["eta"])
+
+
+@SAMPLERS
+def test_reparameterised_sites_are_no_data(sampler: Sampler) -> None:
+    def model(data: Tensor) -> None:
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        level = pyro.sample("level", dist.Normal(mean, 1.0))
+        field = pyro.sample("f", dist.Normal(torch.zeros(2, 2), 1.0).to_event(2))
+        pyro.factor("penalty", -field.square().sum())
+        pyro.sample("y", dist.Normal(level, 1.0).expand([3]).to_event(1), obs=data)
+
+    config = {"level": LocScaleReparam(0.0), "f": FlowReparam(ToyFlow((2, 2)))}
+    data = torch.tensor([1.0, 2.0, 3.0])
+    idata = to_arviz(sampler(poutine.reparam(model, config), data), {}, log_likelihood=True)
+    assert set(idata.observed_data.data_vars) == {"y"}
+    assert set(idata.log_likelihood.data_vars) == {"y"}
+    np.testing.assert_array_equal(idata.observed_data["y"], data)
+    posterior = idata.posterior
+    level = np.asarray(posterior["mean"] + posterior["level_decentered"])
+    residuals = np.asarray(data) - level[..., None]
+    expected = (-0.5 * residuals**2 - 0.5 * np.log(2 * np.pi)).sum(-1)
+    np.testing.assert_allclose(idata.log_likelihood["y"], expected)  # one event of three numbers
+
+
+@pytest.mark.parametrize("branching", [False, True])
+def test_models_that_cannot_be_vectorised_have_the_same_log_likelihood(branching: bool) -> None:
+    def model(data: Tensor) -> None:
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        if branching and float(mean.detach()) > 1e9:  # vmap takes no branch on a value
+            mean = mean + 1
+        with pyro.plate("datum", 2):
+            pyro.sample("y", dist.Normal(mean, 1.0), obs=data)
+
+    data = torch.tensor([0.5, -0.5])
+    idata = to_arviz(pyros_of_branching(model, data, branching), log_likelihood=True)
+    expected = dist.Normal(torch.as_tensor(idata.posterior["mean"].values)[..., None], 1.0)
+    np.testing.assert_allclose(idata.log_likelihood["y"], expected.log_prob(data))
+
+
+def pyros_of_branching(model: Any, data: Tensor, branching: bool) -> Any:
+    if not branching:
+        return ours(model, data)
+    with pytest.warns(UserWarning, match="cannot be vectorised"):
+        return ours(model, data)
+
+
+def test_simplex_has_its_own_dimensions_where_it_is_unconstrained() -> None:
+    def model() -> None:
+        with pyro.plate("group", 2):
+            pyro.sample("w", dist.Dirichlet(torch.ones(3)))
+
+    idata = to_arviz(ours(model), dims={"w": ["group", "part"]}, coords={"part": ["a", "b", "c"]})
+    assert idata.posterior["w"].dims == ("chain", "draw", "group", "part")
+    assert idata.unconstrained_posterior["w"].shape == (2, 5, 2, 2)
+    assert not hasattr(idata, "observed_data")
+
+
+def test_no_log_likelihood_without_data_or_of_discrete_sites() -> None:
+    def no_data() -> None:
+        pyro.sample("mean", dist.Normal(0.0, 1.0))
+
+    def mixture(data: Tensor) -> None:
+        mean = pyro.sample("mean", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        kind = pyro.sample("kind", dist.Bernoulli(0.3), infer={"enumerate": "parallel"})
+        pyro.sample("y", dist.Normal(mean[..., kind.long()], 1.0), obs=data)
+
+    with pytest.raises(ValueError, match=r"observed sites \[\]"):
+        to_arviz(ours(no_data), log_likelihood=True)
+    mcmc = pyros(mixture, torch.tensor(0.3))
+    with pytest.raises(ValueError, match=r"other latent sites \['kind'\]"):
+        to_arviz(mcmc, log_likelihood=True)
+    assert to_arviz(mcmc).observed_data["y"].values.item() == 0.3
+
+
+def test_reading_the_model_leaves_the_random_numbers_alone() -> None:
+    mcmc = ours(eight_schools, torch.tensor(ERRORS), effects=torch.tensor(EFFECTS))
+    before = torch.random.get_rng_state()
+    to_arviz(mcmc, log_likelihood=True)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def grouped(data: Tensor | None = None) -> None:
+    """Data in two plates, three numbers an event."""
+    mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+    with pyro.plate("row", 4, dim=-2), pyro.plate("col", 2, dim=-1):
+        shift = pyro.sample("shift", dist.Normal(mean, 1.0))
+        pyro.sample("y", dist.Normal(shift[..., None], 1.0).expand([4, 2, 3]).to_event(1), obs=data)
+
+
+def test_plates_name_the_dimensions() -> None:
+    data = torch.randn(4, 2, 3)
+    idata = to_arviz(ours(grouped, data), log_likelihood=True)
+    assert idata.posterior["shift"].dims == ("chain", "draw", "row", "col")
+    assert idata.observed_data["y"].dims == ("row", "col", "y_dim_2")
+    assert idata.log_likelihood["y"].dims == ("chain", "draw", "row", "col")
+    shift = torch.as_tensor(idata.posterior["shift"].values)[..., None]
+    expected = dist.Normal(shift, 1.0).log_prob(data).sum(-1)
+    np.testing.assert_allclose(idata.log_likelihood["y"], expected)
+
+
+def test_a_run_of_the_prior_leaves_the_random_numbers_alone() -> None:
+    before = torch.random.get_rng_state()
+    found = read_sites(Program(grouped, (torch.zeros(4, 2, 3),), {}), {})
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert found.unknown == ["mean", "shift"]
+    assert list(found.observed) == ["y"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("of", ["ours", "pyros"])
+def test_eight_schools_converges(of: str) -> None:
+    """Both samplers reach the posterior: mu 4.4, tau 3.6 (Stan's case studies)."""
+    mcmc: Any
+    if of == "ours":  # a start in the prior's far tail would never move
+        starts = {"mu": torch.zeros(16), "tau": torch.zeros(16), "eta": torch.randn(16, 8)}
+        kernel = HMC(eight_schools, num_steps=5, jitter=0.5)
+        mcmc = VectorizedMCMC(kernel, 1000, 300, 16, starts, seed=0, progress=False)
+    else:
+        mcmc = MCMC(NUTS(eight_schools), 1500, 300, disable_progbar=True)
+    mcmc.run(torch.tensor(ERRORS), effects=torch.tensor(EFFECTS))
+    idata = to_arviz(mcmc)
+    verdict = diagnose(idata)
+    allowed = {"divergences", "single_chain", "ess_per_chain"}
+    assert {finding.name for finding in verdict.findings} <= allowed, str(verdict)
+    table = summary(idata)
+    assert abs(table.loc["mu", "mean"] - 4.4) < 0.1 + 4 * table.loc["mu", "mcse_mean"]
+    assert abs(table.loc["tau", "mean"] - 3.6) < 0.1 + 4 * table.loc["tau", "mcse_mean"]
+
+
+@pytest.mark.slow
+def test_a_chain_that_starts_where_it_cannot_move_is_found() -> None:
+    """A start in the far tail of tau: the step size of the others is too large there."""
+    starts = {"mu": torch.zeros(16), "tau": torch.zeros(16), "eta": torch.randn(16, 8)}
+    starts["tau"][3] = 4.0
+    starts["eta"][3] = 3.0
+    mcmc = VectorizedMCMC(
+        HMC(eight_schools, num_steps=4), 400, 200, 16, starts, seed=0, progress=False
+    )
+    mcmc.run(torch.tensor(ERRORS), effects=torch.tensor(EFFECTS))
+    verdict = diagnose(to_arviz(mcmc))
+    found = {finding.name for finding in verdict.findings}
+    assert {"frozen_chains", "separate_modes"} <= found, str(verdict)

@@ -1,0 +1,357 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Each finding is provoked by a case of its own and absent from a good run."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pyro.infer import MCMC, NUTS
+
+from pyro_neuralrg import HMC, FreeField, IndependenceMetropolis, VectorizedMCMC, to_arviz
+from pyro_neuralrg.diagnostics import (
+    Thresholds,
+    diagnose,
+    make_tree,
+    save_tree,
+    weights_to_arviz,
+)
+from tests.infer.mcmc.registry import ToyFlow
+
+Rng = np.random.Generator
+Groups = dict[str, dict[str, np.ndarray]]
+
+
+@pytest.fixture
+def rng(seed: int) -> Rng:
+    return np.random.default_rng(seed)
+
+
+def good(rng: Rng, chains: int = 4, draws: int = 800) -> Groups:
+    """Independent draws of a field of 2 x 2, its Hamiltonian and its log-density."""
+    x = rng.normal(size=(chains, draws, 2, 2))
+    lp = -0.5 * (x**2).sum((-1, -2))
+    kinetic = 0.5 * rng.chisquare(4, size=(chains, draws))
+    return {
+        "posterior": {"x": x, "m": x.mean((-1, -2))},
+        "sample_stats": {"lp": lp, "energy": kinetic - lp, "diverging": np.zeros_like(lp) > 0},
+    }
+
+
+def with_posterior(change: Callable[[Rng, np.ndarray], np.ndarray]) -> Callable[[Rng], Groups]:
+    def case(rng: Rng) -> Groups:
+        groups = good(rng)
+        groups["posterior"] = {name: change(rng, x) for name, x in groups["posterior"].items()}
+        return groups
+
+    return case
+
+
+def with_stats(name: str, change: Callable[[Rng, np.ndarray], np.ndarray]) -> Any:
+    def case(rng: Rng) -> Groups:
+        groups = good(rng)
+        groups["sample_stats"][name] = change(rng, groups["sample_stats"][name])
+        return groups
+
+    return case
+
+
+def shifted(rng: Rng, x: np.ndarray) -> np.ndarray:
+    """The first chain lies 0.4 standard deviations off: R-hat, but no mode of its own."""
+    return np.concatenate([x[:1] + 0.4 * x.std(), x[1:]])
+
+
+def walk(rng: Rng, x: np.ndarray) -> np.ndarray:
+    """Autoregressive: 1 % of the draws are effective."""
+    r = 0.98
+    out = [x[:, 0]]
+    for t in range(1, x.shape[1]):
+        out.append(r * out[-1] + math.sqrt(1 - r * r) * x[:, t])
+    return np.stack(out, 1)
+
+
+def apart(rng: Rng, x: np.ndarray) -> np.ndarray:
+    return np.concatenate([x[:1] - 20 * x.std(), x[1:]])
+
+
+def frozen(rng: Rng, x: np.ndarray) -> np.ndarray:
+    return np.concatenate([np.repeat(x[:1, :1], x.shape[1], axis=1), x[1:]])
+
+
+def all_frozen(rng: Rng) -> Groups:
+    return {
+        group: {name: frozen(rng, x) for name, x in variables.items()}
+        for group, variables in good(rng).items()
+    }
+
+
+def not_finite(rng: Rng, x: np.ndarray) -> np.ndarray:
+    out = x.copy()
+    out[0, 3] = math.nan
+    return out
+
+
+def outlier(rng: Rng, x: np.ndarray) -> np.ndarray:
+    """One of the chains' draws lies in a far tail for a while: ranks do not see how far."""
+    out = x.copy()
+    out[:, 100:160] += 1e6
+    return out
+
+
+def few_diverge(rng: Rng, none: np.ndarray) -> np.ndarray:
+    out = none.copy()
+    out[0, :2] = True
+    return out
+
+
+CASES: dict[str, tuple[Callable[[Rng], Groups], str]] = {
+    "too_short": (lambda rng: good(rng, draws=3), "problem"),
+    "single_chain": (lambda rng: good(rng, chains=1), "note"),
+    "not_finite": (with_posterior(not_finite), "problem"),
+    "frozen_chains": (all_frozen, "problem"),
+    "rhat": (with_posterior(shifted), "problem"),
+    "separate_modes": (with_posterior(apart), "problem"),
+    "ess": (with_posterior(walk), "problem"),
+    "ess_per_chain": (lambda rng: good(rng, chains=16, draws=90), "note"),
+    "mcse": (with_posterior(outlier), "problem"),
+    "divergences": (with_stats("diverging", lambda rng, none: ~none), "problem"),
+    "bfmi": (
+        with_stats("energy", lambda rng, e: 0.3 * rng.normal(size=e.shape).cumsum(1)),
+        "problem",
+    ),
+    "two_humps": (
+        with_stats("lp", lambda rng, lp: lp - np.where(rng.uniform(size=lp.shape) < 0.4, 30, 0)),
+        "note",
+    ),
+}
+
+
+def names(verdict: Any) -> list[str]:
+    return [finding.name for finding in verdict.findings]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_finding_is_provoked(name: str, rng: Rng) -> None:
+    case, severity = CASES[name]
+    verdict = diagnose(make_tree(case(rng)))
+    found = {finding.name: finding for finding in verdict.findings}
+    assert name in found
+    finding = found[name]
+    assert finding.severity == severity
+    assert finding.message in str(verdict)
+    low_is_bad = name in {"too_short", "single_chain", "ess", "ess_per_chain", "bfmi"}
+    assert (finding.value < finding.threshold) == low_is_bad
+    assert verdict.ok == all(found.severity == "note" for found in verdict.findings)
+    assert verdict.ok == (severity == "note")
+
+
+ALONE = ["single_chain", "divergences", "bfmi", "two_humps", "not_finite"]
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_these_findings_come_alone(name: str, rng: Rng) -> None:
+    assert names(diagnose(make_tree(CASES[name][0](rng)))) == [name]
+
+
+def test_a_good_run_has_none(rng: Rng) -> None:
+    verdict = diagnose(make_tree(good(rng)))
+    assert verdict.ok
+    assert verdict.findings == ()
+    assert str(verdict).startswith("4 chains x 800 draws: no problem found\nworst figures: R-hat 1")
+    assert set(verdict.figures) == {"x", "m", "lp"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("chains", "draws"), [(4, 1000), (64, 110)])
+def test_exact_runs_are_rarely_accused(chains: int, draws: int, rng: Rng) -> None:
+    """Of 200 runs, with seven series each: the rates of the docstring give less than one."""
+    accused = [names(diagnose(make_tree(good(rng, chains, draws)))) for _ in range(200)]
+    problems = [found for found in accused if set(found) - {"ess_per_chain"}]
+    assert len(problems) <= 3, problems
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("draws", "rate"), [(100, 0.104), (150, 0.03), (250, 0.002)])
+def test_rate_of_false_alarms_of_rhat(draws: int, rate: float, rng: Rng) -> None:
+    """The rates in the docstring of diagnose, of four chains."""
+    number = 1000
+    alarms = 0
+    for _ in range(number):
+        verdict = diagnose(make_tree({"posterior": {"m": rng.normal(size=(4, draws))}}))
+        alarms += "rhat" in names(verdict)
+    error = math.sqrt(2 * rate / number)  # of the difference of two such counts
+    assert abs(alarms / number - rate) < 4 * error
+
+
+def test_a_few_divergences_are_a_note(rng: Rng) -> None:
+    groups = with_stats("diverging", few_diverge)(rng)
+    verdict = diagnose(make_tree(groups))
+    assert verdict.ok
+    assert names(verdict) == ["divergences"]
+    assert "2 of 3200 draws (0.0625 %), in 1 of 4 chains" in str(verdict)
+
+
+def test_fields_have_one_line_with_worst_and_median(rng: Rng) -> None:
+    x = rng.normal(size=(4, 500, 6, 6))
+    x[0, :, 2, 3] += 2.0
+    verdict = diagnose(make_tree({"posterior": {"x": x}}), max_sites=36)
+    text = next(f.message for f in verdict.findings if f.name == "rhat")
+    assert text.startswith("not converged: R-hat > 1.01 for x (worst 1.")
+    assert "at [2, 3], median over sites 1.00" in text or "at [2, 3], median over sites 1)" in text
+    assert "looked at" not in text
+    fewer = diagnose(
+        make_tree({"posterior": {"x": x + 5 * (np.arange(4) < 1)[:, None, None, None]}})
+    )
+    assert "36 sites looked at" not in str(fewer)
+    some = diagnose(
+        make_tree({"posterior": {"x": x + 5 * (np.arange(4) < 1)[:, None, None, None]}}),
+        max_sites=5,
+    )
+    assert "5 of 36 sites looked at" in str(some)
+
+
+def test_a_good_verdict_on_some_sites_says_so(rng: Rng) -> None:
+    verdict = diagnose(make_tree({"posterior": {"x": rng.normal(size=(4, 500, 20))}}), max_sites=5)
+    assert verdict.ok
+    assert str(verdict).endswith("; of x 5 of 20 sites looked at")
+
+
+def test_many_bad_variables_are_counted(rng: Rng) -> None:
+    draws = {f"v{index}": apart(rng, rng.normal(size=(4, 100))) for index in range(7)}
+    verdict = diagnose(make_tree({"posterior": draws}))
+    assert all("and 3 more" in f.message for f in verdict.findings if f.name == "rhat")
+
+
+def test_chains_in_two_modes_are_counted(rng: Rng) -> None:
+    """What happens below the critical temperature: half of the chains stay magnetised up."""
+    m = 0.05 * rng.normal(size=(64, 100)) + np.repeat([-0.7, 0.7], [31, 33])[:, None]
+    verdict = diagnose(make_tree({"posterior": {"magnetisation": m}}))
+    found = next(f for f in verdict.findings if f.name == "separate_modes")
+    assert "magnetisation (31 near -0.7" in found.message
+    assert ", 33 near 0." in found.message
+
+
+def test_two_humps_of_an_observable_named_energy(rng: Rng) -> None:
+    humps = rng.normal(size=(4, 500)) + np.where(rng.uniform(size=(4, 500)) < 0.5, 20.0, 0.0)
+    verdict = diagnose(make_tree({"posterior": {"energy": humps}}))
+    assert names(verdict) == ["two_humps"]
+    assert names(diagnose(make_tree({"posterior": {"m": humps}}))) == []
+
+
+def test_correlated_draws_of_one_hump_do_not_look_like_two(rng: Rng) -> None:
+    """Draws are thinned by their autocorrelation: 200 numbers, each 20 times, are not 4000."""
+    for _ in range(5):
+        energy = np.repeat(rng.uniform(size=(4, 50)), 20, axis=1)
+        assert "two_humps" not in names(diagnose(make_tree({"posterior": {"energy": energy}})))
+
+
+def test_tails_count_as_well_as_the_bulk(rng: Rng) -> None:
+    """A scale that changes slowly: the middle is sampled well, the tails are not."""
+    values = rng.normal(size=(4, 1000)) * np.exp(walk(rng, rng.normal(size=(4, 1000))))
+    verdict = diagnose(make_tree({"posterior": {"m": values}}))
+    worst = verdict.figures["m"].worst()
+    assert worst.ess_bulk > 1000 > 400 > worst.ess_tail
+    assert "ess" in names(verdict)
+
+
+def test_problems_come_before_notes(rng: Rng) -> None:
+    groups = good(rng, chains=1)
+    groups["sample_stats"]["energy"] = rng.normal(size=(1, 800)).cumsum(1)
+    verdict = diagnose(make_tree(groups))
+    assert names(verdict) == ["bfmi", "single_chain"]
+    assert "1 problem\n- problem: low BFMI" in str(verdict)
+
+
+def test_a_kernel_without_momenta_has_no_bfmi(rng: Rng) -> None:
+    groups = good(rng)
+    walk_of_lp = rng.normal(size=(4, 800)).cumsum(1)
+    groups["sample_stats"] = {"lp": walk_of_lp, "energy": -walk_of_lp}
+    assert "bfmi" not in names(diagnose(make_tree(groups)))
+    groups["sample_stats"] = {"energy": -walk_of_lp}
+    assert "bfmi" in names(diagnose(make_tree(groups)))
+
+
+def test_a_chain_in_which_something_moves_is_not_frozen(rng: Rng) -> None:
+    verdict = diagnose(make_tree(with_posterior(frozen)(rng)))  # its lp moves
+    assert "frozen_chains" not in names(verdict)
+    assert "rhat" in names(verdict)
+
+
+def test_constants_say_nothing(rng: Rng) -> None:
+    groups = good(rng)
+    groups["posterior"]["size"] = np.full((4, 800), 16.0)
+    assert names(diagnose(make_tree(groups))) == []
+
+
+def test_importance_weights() -> None:
+    uniform = torch.rand(5000)
+    bad, fine = (weights_to_arviz(-k * uniform.log()) for k in (1.2, 0.3))
+    verdict = diagnose(bad)
+    assert names(verdict) == ["pareto_k"]
+    assert not verdict.ok
+    assert "k-hat 1." in str(verdict)
+    assert diagnose(fine).ok
+    assert diagnose(bad, thresholds=Thresholds(pareto_k=2.0)).ok
+
+
+def test_names_and_thresholds_are_obeyed(rng: Rng) -> None:
+    groups = good(rng)
+    groups["posterior"]["m"] = shifted(rng, groups["posterior"]["m"])
+    tree = make_tree(groups)
+    assert set(diagnose(tree, var_names=["x"]).figures) == {"x"}
+    assert diagnose(tree, var_names=["x"]).ok
+    assert not diagnose(tree).ok
+    assert diagnose(tree, thresholds=Thresholds(rhat=1.5, ess=1.0, relative_mcse=1.0)).ok
+    with pytest.raises(ValueError, match=r"var_names has \['y'\]; accepted: \['x', 'm'\]"):
+        diagnose(tree, var_names=["y"])
+    with pytest.raises(ValueError, match="neither posterior nor importance"):
+        diagnose(make_tree({"prior": {"x": rng.normal(size=(1, 5))}}))
+
+
+@pytest.mark.parametrize("kernel", ["hmc", "jump"])
+def test_our_runs(kernel: str) -> None:
+    target = FreeField((2, 2), 0.8)
+    flow = ToyFlow((2, 2))
+    chosen = HMC(target) if kernel == "hmc" else IndependenceMetropolis(flow, target)
+    mcmc = VectorizedMCMC(chosen, 300, 100, num_chains=8, seed=0, progress=False)
+    mcmc.run()
+    verdict = diagnose(to_arviz(mcmc))
+    assert set(verdict.figures) >= {"x", "lp", "magnetisation", "energy"}
+    assert set(names(verdict)) <= {"ess", "ess_per_chain", "rhat", "mcse"}
+
+
+def test_pyros_runs() -> None:
+    kernel = NUTS(FreeField((2, 2), 0.8).model, max_tree_depth=3)
+    mcmc = MCMC(kernel, num_samples=150, warmup_steps=50, disable_progbar=True)
+    mcmc.run()
+    verdict = diagnose(to_arviz(mcmc))
+    assert "single_chain" in names(verdict)
+    assert (verdict.chains, verdict.draws) == (1, 150)
+
+
+@pytest.mark.slow
+def test_a_large_field_takes_seconds(rng: Rng) -> None:
+    tree = make_tree({"posterior": {"x": rng.normal(size=(64, 1000, 16, 16))}})
+    began = time.process_time()
+    assert "; of x 65 of 256 sites looked at" in str(diagnose(tree))
+    assert time.process_time() - began < 10
+
+
+def test_a_saved_and_read_tree_can_be_judged(rng: Rng, tmp_path: Any) -> None:
+    import arviz
+
+    tree = make_tree(good(rng))
+    save_tree(tree, tmp_path / "run.nc")
+    if int(arviz.__version__.split(".")[0]) < 1:
+        again = arviz.from_netcdf(str(tmp_path / "run.nc"), engine="h5netcdf")
+    else:
+        import xarray
+
+        again = xarray.open_datatree(tmp_path / "run.nc", engine="h5netcdf")
+    assert str(diagnose(again)) == str(diagnose(tree))
