@@ -7,6 +7,7 @@ Plain numpy in, numbers out; ArviZ, slow to import, is imported at the first use
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,11 +15,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["Summary", "summarise"]
+__all__ = ["Summary", "pareto_k", "summarise"]
 
 
 #: ArviZ splits chains and needs two draws of each half.
 MIN_DRAWS = 4
+
+#: Of fewer importance weights no tail is fitted.
+MIN_WEIGHTS = 30
+
+#: Log-weights this far below the largest, or this much alike, differ by rounding only.
+LOG_OF_NOTHING, ALIKE = -700.0, 1e-6
 
 #: How the complaint begins in ArviZ 0.x and in 1.x.
 MORE_CHAINS_THAN_DRAWS = ("More chains", "Found chain dimension to be longer than draw dimension")
@@ -74,6 +81,61 @@ def summarise(values: Any) -> Summary:
         if draws >= MIN_DRAWS and chains > 1:
             rhat = np.asarray(az.rhat(series)).item()
     return Summary(float(series.mean()), mcse, rhat, ess)
+
+
+def pareto_k(log_weights: Any) -> float:
+    """Shape k-hat of a generalised Pareto tail fitted to importance weights (ArviZ's PSIS).
+
+    The weights have finite moments up to order 1 / k: above 0.5 their variance is infinite, above
+    0.7 neither a mean of so many weights nor its error bar can be trusted.
+
+    Args:
+        log_weights: numpy array or torch tensor of shape ``(num_samples,)``; minus infinity is a
+            weight of zero.
+
+    Returns:
+        The shape; infinity if too few weights are left to fit a tail to, since a handful outweighs
+        all others; NaN of fewer than 30 weights, of weights that are all zero, and of equal ones,
+        which have no tail.
+
+    Raises:
+        ValueError: if ``log_weights`` has another number of dimensions, NaNs or plus infinity.
+
+    References:
+        Vehtari, Simpson, Gelman, Yao, Gabry, "Pareto smoothed importance sampling", JMLR 25 (2024).
+
+    Example:
+        >>> import numpy as np
+        >>> uniform = np.random.default_rng(0).uniform(size=10_000)
+        >>> bool(abs(pareto_k(-0.5 * np.log(uniform)) - 0.5) < 0.1)  # w = u^-0.5
+        True
+    """
+    detached = log_weights.detach().cpu() if hasattr(log_weights, "detach") else log_weights
+    weights = np.asarray(detached, dtype=np.float64)
+    if weights.ndim != 1:
+        raise ValueError(f"log_weights has shape {weights.shape}; accepted: (num_samples,)")
+    bad = int(np.isnan(weights).sum() + np.isposinf(weights).sum())
+    if bad:
+        raise ValueError(
+            f"log_weights has {bad} entries that are NaN or plus infinity; accepted: numbers, or "
+            "minus infinity for a weight of zero"
+        )
+    if weights.size < MIN_WEIGHTS or not np.isfinite(weights.max()):
+        return float("nan")
+    relative = np.maximum(weights - weights.max(), LOG_OF_NOTHING)
+    if relative.min() > -ALIKE:
+        return float("nan")
+    with quiet():
+        shape = float(np.asarray(_psis(relative)[1]).item())
+    return float("inf") if np.isnan(shape) else shape  # ArviZ 1.x says NaN of too short a tail
+
+
+def _psis(log_weights: np.ndarray) -> Any:
+    """Smoothed log-weights and k-hat; ArviZ 1.x takes log-likelihoods, the other sign."""
+    az = arviz_module()
+    if hasattr(az, "psislw"):
+        return az.psislw(log_weights)
+    return importlib.import_module("arviz_stats.base").array_stats.psislw(-log_weights)
 
 
 def arviz_module() -> Any:

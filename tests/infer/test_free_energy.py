@@ -125,6 +125,7 @@ def test_weights_of_zero() -> None:
     assert some.importance_se == pytest.approx(math.sqrt(1.0 / 3.0))
     none = from_log_weights(torch.full((4,), -math.inf))
     assert (none.variational, none.importance, none.ess) == (math.inf, math.inf, 0.0)
+    assert math.isnan(none.pareto_k)
     assert math.isnan(none.importance_se)
     assert math.isnan(none.variational_se)
 
