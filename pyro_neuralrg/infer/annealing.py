@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, check_number
-from pyro_neuralrg.infer.free_energy import from_log_weights
+from pyro_neuralrg.infer.free_energy import from_log_weights, warn_of_few_samples
 from pyro_neuralrg.infer.mcmc import (
     HMC,
     ChainState,
@@ -114,6 +114,10 @@ def anneal(
     ``resample_below=0`` there is no resampling: annealed importance sampling. Works for flows whose
     own weights are useless.
 
+    Prefer resampling for poor flows: weights of single particles may have heavy tails, of which the
+    standard error of annealed importance sampling sees too little. That of resampling, from 16
+    groups, is known to 18 %; its coverage is that of Student's t (one error: 0.67 for 0.68).
+
     Step sizes and betas come from the particles as they were before, so that the kernel of a move
     does not depend on it. Without a flow the start is a standard normal.
 
@@ -136,6 +140,10 @@ def anneal(
         batch_size: particles evaluated at a time, which bounds the memory.
         seed: of all random numbers; None takes one from torch's global state.
         progress: show a progress bar.
+
+    Warns:
+        UserWarning: if fewer than ten effective particles are left, or, where none was resampled,
+            the Pareto k-hat of their weights is above 0.7.
 
     Raises:
         TypeError, ValueError: naming the argument; also if the energy of a start is NaN or minus
@@ -183,7 +191,12 @@ def anneal(
             run.advance()
             bar.set_postfix(beta=f"{run.beta:.4f}", ess=f"{run.ess[-1]:.2f}", refresh=False)
             bar.update()
-        return run.result()
+        found = run.result()
+    weights = from_log_weights(found.log_weights)
+    if any(found.resampled):  # equal weights of copies are no tail
+        weights = weights._replace(pareto_k=math.nan)
+    warn_of_few_samples(weights, "annealed")
+    return found
 
 
 class _Run:

@@ -91,18 +91,18 @@ def estimate(
     return found
 
 
-def warn_of_few_samples(found: FreeEnergyEstimate, stacklevel: int = 3) -> None:
-    """Warn once, whichever of the two says so, where weights cannot be trusted."""
+def warn_of_few_samples(found: FreeEnergyEstimate, of: str = "importance") -> None:
+    """Warn the caller's caller once, whichever of the two says so, of weights not to be trusted."""
     effective = found.ess * found.num_samples
     heavy = found.pareto_k > LARGEST_PARETO_K
     if effective >= FEW_EFFECTIVE_SAMPLES and not heavy:
         return
     tail = f" (Pareto k-hat {found.pareto_k:.2f})" if heavy else ""
     warnings.warn(
-        f"the importance estimate rests on {effective:.1f} effective samples of "
+        f"the {of} estimate rests on {effective:.1f} effective samples of "
         f"{found.num_samples}{tail}: neither it nor its error bar can be trusted; train longer or "
         "draw more samples",
-        stacklevel=stacklevel,
+        stacklevel=3,
     )
 
 

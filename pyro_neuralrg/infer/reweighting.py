@@ -30,7 +30,8 @@ class Reweighted(NamedTuple):
         estimate: float64, of the shape of one value.
         standard_error: of each, float64, same shape; NaN of a single group.
         ess: Kish effective sample size of the weights as a fraction, between 0 and 1.
-        pareto_k: of the weights, see :func:`~pyro_neuralrg.series.pareto_k`.
+        pareto_k: of the weights, see :func:`~pyro_neuralrg.series.pareto_k`; NaN for groups of
+            several samples, which may be copies.
     """
 
     estimate: Tensor
@@ -89,6 +90,7 @@ def reweight(
         generative models", PRL 126, 032001 (2021).
 
     Example:
+        >>> import torch
         >>> found = reweight(torch.tensor([0.0, 1.0]), torch.tensor([3.0, 1.0]).log())
         >>> float(found.estimate)
         0.25
@@ -114,7 +116,7 @@ def reweight(
         estimate=mean.view(values.shape[1:]),
         standard_error=error.view(values.shape[1:]),
         ess=min(1.0, float(relative.sum() ** 2 / relative.square().sum()) / number),
-        pareto_k=pareto_k(weights),
+        pareto_k=pareto_k(weights) if groups == number else math.nan,
     )
 
 

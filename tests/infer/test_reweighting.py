@@ -85,6 +85,8 @@ def test_groups_of_copies() -> None:
     once = reweight(values, weights)
     copies = values.repeat_interleave(4, 0), weights.repeat_interleave(4)
     grouped = reweight(*copies, groups=500)
+    assert math.isnan(grouped.pareto_k)
+    assert not math.isnan(once.pareto_k)
     torch.testing.assert_close(grouped.estimate, once.estimate)
     torch.testing.assert_close(grouped.standard_error, once.standard_error)
     assert bool((reweight(*copies).standard_error < 0.6 * once.standard_error).all())
