@@ -15,8 +15,9 @@ from torch import Tensor
 
 from pyro_neuralrg import IsingDual
 from pyro_neuralrg.infer import anneal, reweight
-from pyro_neuralrg.infer.annealing import Annealing, _next_beta, systematic
+from pyro_neuralrg.infer.annealing import Annealing, _next_beta, _Run, systematic
 from pyro_neuralrg.infer.mcmc import EnergyTarget, LatentTarget
+from pyro_neuralrg.infer.tempered import TemperedTarget
 from pyro_neuralrg.potentials import FreeField
 from pyro_neuralrg.transforms import hierarchical_flow
 
@@ -175,6 +176,37 @@ def test_energies_that_are_infinite_somewhere(seed: int) -> None:
     exact = CorrelatedGaussian.exact + math.log(2)
     assert abs(run.free_energy - exact) < 4 * run.standard_error
     assert bool((run.fields[run.log_weights > -math.inf][:, 0] > 0).all())
+    assert run.betas[1] > 0.01
+
+
+def test_resampling_takes_all_of_a_particle_along(seed: int) -> None:
+    run = _Run(
+        TemperedTarget(EnergyTarget(CorrelatedGaussian.energy, (4,)), 0.0),
+        groups=4,
+        moves=1,
+        num_steps=1,
+        step_size=0.1,
+        target_acceptance=0.8,
+        resample_below=0.9,
+        next_beta=lambda log_ratio, weights, beta: 1.0,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    run.start(40)
+    before, first = run.positions, run.positions[:10].clone()
+    run.log_weights = 3.0 * torch.randn(40)
+    run.log_weights[:10] = 0.0  # a good group stays as it is
+    sums = run.log_weights.view(4, 10).logsumexp(-1)
+    run._resample()
+    assert run.resampled == [0.75]
+    assert len(run.positions.unique(dim=0)) < len(before)
+    assert torch.equal(run.positions[:10], first)
+    for group in range(4):  # copies of the own group's
+        rows = slice(10 * group, 10 * group + 10)
+        assert bool((run.positions[rows, None] == before[rows]).all(-1).any(-1).all())
+    torch.testing.assert_close(run.log_weights.view(4, 10).logsumexp(-1), sums)
+    carried = run.energy, run.gradient, run.base, run.base_gradient
+    for old, new in zip(carried, run.tempered.both(run.positions), strict=True):
+        torch.testing.assert_close(old, new)
 
 
 def test_next_beta_leaves_the_conditional_ess() -> None:
