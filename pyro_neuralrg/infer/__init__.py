@@ -2,26 +2,37 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training, free energies and sampling."""
 
+from pyro_neuralrg.infer.annealing import Annealing, anneal
+from pyro_neuralrg.infer.bounds import Bounds, bounds
 from pyro_neuralrg.infer.checkpoint import Loaded, load, save
 from pyro_neuralrg.infer.fit import FitResult, fit
 from pyro_neuralrg.infer.free_energy import FreeEnergyEstimate, estimate
 from pyro_neuralrg.infer.guides import FlowGuide
 from pyro_neuralrg.infer.history import History, TrainingStep
 from pyro_neuralrg.infer.pdd import PDD
+from pyro_neuralrg.infer.reweighting import Expectations, Reweighted, expectations, reweight
 from pyro_neuralrg.infer.schedule import Schedule, default_schedule
 
 __all__ = [
     "PDD",
+    "Annealing",
+    "Bounds",
+    "Expectations",
     "FitResult",
     "FlowGuide",
     "FreeEnergyEstimate",
     "History",
     "Loaded",
+    "Reweighted",
     "Schedule",
     "TrainingStep",
+    "anneal",
+    "bounds",
     "default_schedule",
     "estimate",
+    "expectations",
     "fit",
     "load",
+    "reweight",
     "save",
 ]

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -14,11 +14,22 @@ from torch import Tensor
 
 from pyro_neuralrg.arguments import check_integer
 from pyro_neuralrg.distributions.flow import flow_distribution
+from pyro_neuralrg.series import pareto_k
 
-__all__ = ["FreeEnergyEstimate", "estimate", "from_log_weights", "log_weights"]
+__all__ = [
+    "FreeEnergyEstimate",
+    "estimate",
+    "from_log_weights",
+    "log_weights",
+    "log_weights_at",
+    "weighted_samples",
+]
 
 FEW_EFFECTIVE_SAMPLES = 10
 """Below this number the error bar of the importance estimate means little."""
+
+LARGEST_PARETO_K = 0.7
+"""Above this k-hat as well (Vehtari et al. 2024)."""
 
 
 class FreeEnergyEstimate(NamedTuple):
@@ -32,6 +43,9 @@ class FreeEnergyEstimate(NamedTuple):
         importance_se: its standard error (delta method).
         ess: Kish effective sample size as a fraction of ``num_samples``, between 0 and 1.
         num_samples: samples of q.
+        pareto_k: shape of the tail of the weights, see :func:`~pyro_neuralrg.series.pareto_k`;
+            above 0.7 the importance estimate and its error bar cannot be trusted. NaN where no
+            tail can be fitted: fewer than 30 samples, or equal weights.
     """
 
     variational: float
@@ -40,6 +54,7 @@ class FreeEnergyEstimate(NamedTuple):
     importance_se: float
     ess: float
     num_samples: int
+    pareto_k: float = math.nan
 
 
 def estimate(
@@ -61,7 +76,8 @@ def estimate(
         ValueError: if a size is below 1, or the energy has the wrong shape or is NaN.
 
     Warns:
-        UserWarning: if fewer than ten effective samples stand behind the importance estimate.
+        UserWarning: if fewer than ten effective samples stand behind the importance estimate, or
+            the Pareto k-hat of the weights is above 0.7.
 
     Example:
         >>> from torch.distributions import Independent, Normal
@@ -71,35 +87,80 @@ def estimate(
         (-1.8379, 1.0)
     """
     found = from_log_weights(log_weights(target, q, num_samples, batch_size))
-    effective = found.ess * found.num_samples
-    if effective < FEW_EFFECTIVE_SAMPLES:
-        warnings.warn(
-            f"the importance estimate rests on {effective:.1f} effective samples of {num_samples}: "
-            "neither it nor its error bar can be trusted; train longer or draw more samples",
-            stacklevel=2,
-        )
+    warn_of_few_samples(found)
     return found
+
+
+def warn_of_few_samples(found: FreeEnergyEstimate, of: str = "importance") -> None:
+    """Warn the caller's caller once, whichever of the two says so, of weights not to be trusted."""
+    effective = found.ess * found.num_samples
+    heavy = found.pareto_k > LARGEST_PARETO_K
+    if effective >= FEW_EFFECTIVE_SAMPLES and not heavy:
+        return
+    tail = f" (Pareto k-hat {found.pareto_k:.2f})" if heavy else ""
+    warnings.warn(
+        f"the {of} estimate rests on {effective:.1f} effective samples of "
+        f"{found.num_samples}{tail}: neither it nor its error bar can be trusted; train longer or "
+        "draw more samples",
+        stacklevel=3,
+    )
 
 
 def log_weights(target: Any, q: Any, num_samples: int, batch_size: int = 1000) -> Tensor:
     """``ln pi(x) - ln q(x)`` of samples x ~ q, float64 on the CPU, shape ``(num_samples,)``."""
-    for name, value in (("num_samples", num_samples), ("batch_size", batch_size)):
-        check_integer(name, value, 1)
-    energy = _energy_function(target)
-    density = _distribution(q)
-    pieces = []
+    return torch.cat(
+        [weights for _, weights in weighted_samples(target, q, num_samples, batch_size)]
+    )
+
+
+def weighted_samples(
+    target: Any, q: Any, num_samples: int, batch_size: int = 1000
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of samples x ~ q with ``ln pi(x) - ln q(x)``, float64 on the CPU."""
+    num_samples = check_integer("num_samples", num_samples, 1)
+    batch_size = check_integer("batch_size", batch_size, 1)
+    energy, density = _energy_function(target), _distribution(q)
+    for start in range(0, num_samples, batch_size):
+        with torch.no_grad():
+            x = density.sample((min(batch_size, num_samples - start),))
+            weights = _log_weights(energy, density, x)
+        yield x, weights
+
+
+def log_weights_at(target: Any, q: Any, x: Tensor, batch_size: int = 1000) -> Tensor:
+    """``ln pi(x) - ln q(x)`` of fields ``batch + shape``, float64 on the CPU, shape ``batch``.
+
+    Raises:
+        TypeError: if x is no tensor.
+        ValueError: if it is empty, or not one or two dimensions of fields.
+    """
+    energy, density = _energy_function(target), _distribution(q)
+    if not isinstance(x, Tensor):
+        raise TypeError(f"reference is a {type(x).__name__}; accepted: a tensor of fields")
+    shape = tuple(density.event_shape)
+    batch = x.dim() - len(shape)
+    if batch not in (1, 2) or tuple(x.shape[batch:]) != shape or x.numel() == 0:
+        raise ValueError(
+            f"reference has shape {tuple(x.shape)}; accepted: (n,) or (chains, draws), each >= 1, "
+            f"followed by {shape}"
+        )
+    like = density.sample((1,))
     with torch.no_grad():
-        for start in range(0, num_samples, batch_size):
-            size = min(batch_size, num_samples - start)
-            x = density.sample((size,))
-            minus_log_pi, log_q = energy(x), density.log_prob(x)
-            if minus_log_pi.shape != log_q.shape:
-                raise ValueError(
-                    f"target's energy has shape {tuple(minus_log_pi.shape)} for {size} fields; "
-                    f"accepted: {tuple(log_q.shape)}"
-                )
-            pieces.append((-minus_log_pi.double() - log_q.double()).cpu())
-    return torch.cat(pieces)
+        pieces = [
+            _log_weights(energy, density, part.to(like))
+            for part in x.flatten(0, batch - 1).split(batch_size)
+        ]
+    return torch.cat(pieces).view(x.shape[:batch])
+
+
+def _log_weights(energy: Callable[[Tensor], Tensor], density: Any, x: Tensor) -> Tensor:
+    minus_log_pi, log_q = energy(x), density.log_prob(x)
+    if minus_log_pi.shape != log_q.shape:
+        raise ValueError(
+            f"target's energy has shape {tuple(minus_log_pi.shape)} for {len(x)} fields; "
+            f"accepted: {tuple(log_q.shape)}"
+        )
+    return (-minus_log_pi.double() - log_q.double()).cpu()
 
 
 def from_log_weights(weights: Tensor) -> FreeEnergyEstimate:
@@ -109,14 +170,15 @@ def from_log_weights(weights: Tensor) -> FreeEnergyEstimate:
     Var(-ln mean w) = Var(w) / (n mean(w)^2), which is (1/ess - 1) / (n - 1) in terms of the Kish
     fraction ess = (sum w)^2 / (n sum w^2). With a single sample the standard errors are NaN. A
     sample of weight zero (an infinite energy) makes the variational bound infinite; if all are of
-    weight zero the ess is zero and the importance estimate infinite, with errors that are NaN.
+    weight zero the ess is zero and the importance estimate infinite, with errors that are NaN, as
+    is the Pareto k-hat.
 
     Raises:
         ValueError: if there is no log-weight, or one is NaN or plus infinity.
     """
     weights = weights.detach().reshape(-1).double()
     number = weights.numel()
-    _check_log_weights(weights)
+    check_log_weights(weights)
     log_sum = float(weights.logsumexp(0))
     log_sum_of_squares = float((2.0 * weights).logsumexp(0))
     some_weight, several = log_sum > -math.inf, number > 1
@@ -132,10 +194,11 @@ def from_log_weights(weights: Tensor) -> FreeEnergyEstimate:
         importance_se=importance_se,
         ess=ess,
         num_samples=number,
+        pareto_k=pareto_k(weights),
     )
 
 
-def _check_log_weights(weights: Tensor) -> None:
+def check_log_weights(weights: Tensor) -> None:
     if weights.numel() == 0:
         raise ValueError("weights is empty; accepted: at least one log-weight")
     for name, bad in (("NaN", weights.isnan()), ("infinite", weights == math.inf)):

@@ -102,6 +102,20 @@ def test_warns_of_few_effective_samples() -> None:
         estimate(lambda x: 50.0 * energy(x), proposal(4.0), num_samples=50)
 
 
+def test_warns_once_of_a_heavy_tail(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights u^-0.9 have enough effective samples, and an infinite variance."""
+    tail = -0.9 * torch.rand(2000).log()
+    monkeypatch.setattr("pyro_neuralrg.infer.free_energy.log_weights", lambda *_: tail)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = estimate(energy, proposal(), num_samples=2000)
+    assert found.ess * found.num_samples > 10
+    assert found.pareto_k > 0.7
+    (warning,) = caught
+    assert "effective samples of 2000 (Pareto k-hat " in str(warning.message)
+    assert warning.filename == __file__
+
+
 @pytest.mark.parametrize(("number", "warns"), [(9, True), (11, False)])
 def test_ten_effective_samples_are_enough(
     number: int, warns: bool, monkeypatch: pytest.MonkeyPatch
@@ -125,6 +139,7 @@ def test_weights_of_zero() -> None:
     assert some.importance_se == pytest.approx(math.sqrt(1.0 / 3.0))
     none = from_log_weights(torch.full((4,), -math.inf))
     assert (none.variational, none.importance, none.ess) == (math.inf, math.inf, 0.0)
+    assert math.isnan(none.pareto_k)
     assert math.isnan(none.importance_se)
     assert math.isnan(none.variational_se)
 

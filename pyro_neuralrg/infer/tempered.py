@@ -1,0 +1,126 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""The densities between a flow and its target, as targets of the kernels."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_neuralrg.arguments import check_integer, check_number
+from pyro_neuralrg.distributions.flow import local_to_normal
+from pyro_neuralrg.infer.mcmc.target import EnergyTarget, Target
+
+__all__ = ["TemperedTarget"]
+
+
+class TemperedTarget(Target):
+    r"""The density :math:`p(y)\,w(y)^\beta` with :math:`w = e^{-U(y)} / p(y)`.
+
+    U is the energy of ``target`` and p the density that its starts are drawn from: in the latent
+    space of a flow that of the latents (behind the humps, if the flow has some), else a standard
+    normal. At beta = 0 that is p, at beta = 1 the target.
+
+    Args:
+        target: an EnergyTarget or a LatentTarget.
+        beta: in [0, 1].
+        batch_size: chains that are evaluated at a time; None for all.
+
+    Raises:
+        TypeError: if the target is another one, or a number is none.
+        ValueError: if a number is out of bounds.
+
+    Example:
+        >>> whole = EnergyTarget(lambda x: 2.0 * x.square().sum(-1), (3,))
+        >>> half = TemperedTarget(whole, 0.5)
+        >>> shift = half.energy(torch.zeros(1, 3))
+        >>> half.energy(torch.ones(1, 3)) - shift  # 3 (4 + 1) / 4
+        tensor([3.7500], dtype=torch.float64)
+    """
+
+    def __init__(self, target: EnergyTarget, beta: float, batch_size: int | None = None) -> None:
+        if not isinstance(target, EnergyTarget):
+            raise TypeError(
+                f"target is a {type(target).__name__}; accepted: an EnergyTarget or a LatentTarget "
+                "(a potential or an energy, with or without a flow)"
+            )
+        self.whole = target
+        self.beta = check_number("beta", beta, "a number in [0, 1]", least=0, most=1)
+        if batch_size is not None:
+            check_integer("batch_size", batch_size, 1)
+        self.chain_batch_size = batch_size
+        self.sites, self.lattices = target.sites, target.lattices
+        self.flow_sites, self.flow = target.flow_sites, target.flow
+        self.lattice_potential = target.lattice_potential
+        self.dtype, self.device = target.dtype, target.device
+
+    def at(self, beta: float) -> TemperedTarget:
+        """The same family at another beta."""
+        return TemperedTarget(self.whole, beta, self.chain_batch_size)
+
+    def _energy_of(self, positions: Tensor) -> Tensor:
+        """See :class:`Target`."""
+        return self.mixed(self.whole.energy(positions), self._base(positions))
+
+    def _energy_and_grad_of(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """See :class:`Target`."""
+        energy, gradient, base, base_gradient = self._both_of(positions)
+        return self.mixed(energy, base), self.mixed(gradient, base_gradient)
+
+    def both(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Energy and gradient of the target, then of -ln p; ln w is the difference of energies."""
+        return self.by_batches(self._both_of, positions)
+
+    def _both_of(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return *self.whole.energy_and_grad(positions), *self._base_and_grad(positions)
+
+    def physical(self, positions: Tensor) -> dict[str, Tensor]:
+        """See :class:`Target`."""
+        names = list(self.whole.sites) if self.flow is None else list(self.lattices)
+        columns = self.by_batches(
+            lambda part: tuple(self.whole.physical(part)[name] for name in names), positions
+        )
+        return dict(zip(names, columns, strict=True))
+
+    def latent(self, positions: Tensor) -> dict[str, Tensor]:
+        """See :class:`Target`."""
+        return self.whole.latent(positions)
+
+    def initial(self, chains: int, generator: torch.Generator, start: str | None = None) -> Tensor:
+        """Draws of p."""
+        return self.whole.initial(chains, generator, start)
+
+    def modules(self) -> list[torch.nn.Module]:
+        """See :class:`Target`."""
+        return self.whole.modules()
+
+    def same_as(self, other: Target) -> bool:
+        """See :class:`Target`."""
+        return (
+            isinstance(other, TemperedTarget)
+            and self.beta == other.beta
+            and self.whole.same_as(other.whole)
+        )
+
+    def mixed(self, whole: Any, base: Any) -> Any:
+        """(1 - beta) of the base and beta of the whole, of which infinity is nothing at beta 0."""
+        return base if self.beta == 0.0 else self.beta * whole + (1.0 - self.beta) * base
+
+    def _base(self, positions: Tensor) -> Tensor:
+        """-ln p(y), float64."""
+        constant = 0.5 * self.dim * math.log(2.0 * math.pi)
+        if self.flow is None:
+            return 0.5 * positions.double().square().sum(-1) + constant
+        fields = positions.reshape(-1, *self.event_shape)
+        z, ladj = local_to_normal(self.flow, fields, len(self.event_shape))
+        return 0.5 * z.flatten(1).double().square().sum(-1) + constant + ladj.double()
+
+    def _base_and_grad(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            leaf = positions.detach().requires_grad_()
+            energy = self._base(leaf)
+            (gradient,) = torch.autograd.grad(energy.sum(), leaf)
+        return energy.detach(), gradient
