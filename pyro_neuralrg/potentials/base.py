@@ -92,6 +92,27 @@ class LatticePotential(ABC):
             ValueError: if x has another shape or is on another device.
         """
 
+    def energy_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The energy and its gradient, neither of which remembers where it came from.
+
+        By autograd here; potentials that know their gradient in closed form override it, since it
+        is what samplers spend their time on.
+
+        Args:
+            x: fields, shape ``batch + shape``, of any floating dtype.
+
+        Returns:
+            Tensors of the batch shape and of x's shape, in x's dtype.
+
+        Raises:
+            TypeError, ValueError: as :meth:`energy`.
+        """
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            energy = self.energy(leaf)
+            (gradient,) = torch.autograd.grad(energy.sum(), leaf)
+        return energy.detach(), gradient
+
     def potential_fn(self, params: Mapping[str, Tensor]) -> Tensor:
         """The energy of ``params["x"]``, for Pyro's ``HMC`` and ``NUTS``.
 
@@ -321,6 +342,10 @@ class _Heated(LatticePotential):
 
     def energy(self, x: Tensor) -> Tensor:
         return self.cold.energy(x) / self.factor
+
+    def energy_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        energy, gradient = self.cold.energy_and_gradient(x)
+        return energy / self.factor, gradient / self.factor
 
     def to(self, device: torch.device | str) -> _Heated:
         moved = self.cold.to(device)

@@ -53,6 +53,7 @@ class FreeField(LatticePotential):
             )
         precision = self.mass**2 + _laplacian(sides, check_boundary(boundary))
         super().__init__(sides, boundary, even=True, spectrum=1 / precision)
+        self._register("precision", precision)
 
     def energy(self, x: Tensor) -> Tensor:
         """See :class:`LatticePotential`."""
@@ -61,6 +62,13 @@ class FreeField(LatticePotential):
         for axis in range(-len(self.shape), 0):
             total = total + self._squared_differences(x, axis)
         return total / 2
+
+    @torch.no_grad()
+    def energy_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """See :class:`LatticePotential`: the gradient is linear in x."""
+        self.check_field(x)
+        gradient = apply_spectrum(x, self._constant("precision", x), self.boundary)
+        return (x * gradient).sum(tuple(range(-len(self.shape), 0))) / 2, gradient
 
     def _squared_differences(self, x: Tensor, axis: int) -> Tensor:
         """Sum over the bonds along an axis, shape: batch."""

@@ -36,6 +36,25 @@ def test_force_is_the_finite_difference_of_the_energy(potential: LatticePotentia
 
 
 @every_potential
+@pytest.mark.parametrize("batch", BATCHES, ids=str)
+def test_energy_with_its_gradient(potential: LatticePotential, batch: tuple[int, ...]) -> None:
+    """In closed form or not: what autograd says, without a graph; also at 0 and far away."""
+    x = 2 * torch.randn(*batch, *potential.shape)
+    x[..., :1] *= 100
+    x[..., -1:] *= 0
+    for dtype, rtol in ((torch.float64, 1e-10), (torch.float32, 1e-4)):
+        leaf = x.to(dtype).requires_grad_()
+        expected = potential.energy(leaf)
+        (force,) = torch.autograd.grad(expected.sum(), leaf)
+        energy, gradient = potential.energy_and_gradient(leaf)
+        assert not energy.requires_grad
+        assert not gradient.requires_grad
+        size = float(expected.detach().abs().max()) if expected.numel() else 1.0
+        torch.testing.assert_close(energy, expected.detach(), rtol=rtol, atol=rtol * size)
+        torch.testing.assert_close(gradient, force, rtol=rtol, atol=10 * rtol)
+
+
+@every_potential
 def test_second_derivatives_exist_everywhere(potential: LatticePotential) -> None:
     """Also at x = 0, where |x| has none."""
     sites = math.prod(potential.shape)

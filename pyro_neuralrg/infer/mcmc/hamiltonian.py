@@ -71,13 +71,14 @@ def leapfrog(
     n_steps: int,
 ) -> tuple[ChainState, Tensor]:
     """Integrate Hamilton's equations; return the end and its momentum."""
-    position, gradient = state.position, state.gradient
+    gradient = state.gradient
     assert gradient is not None
     energy = state.energy
-    momentum = momentum - 0.5 * step_size * gradient
+    position = state.position.clone()  # the two are this function's own, and changed in place
+    momentum = momentum.sub(gradient, alpha=0.5 * step_size)
     for index in range(n_steps):
-        position = position + step_size * mass.velocity(momentum)
+        position.add_(mass.velocity(momentum), alpha=step_size)
         energy, gradient = target.energy_and_grad(position)
         last = index == n_steps - 1
-        momentum = momentum - (0.5 if last else 1.0) * step_size * gradient
+        momentum.sub_(gradient, alpha=(0.5 if last else 1.0) * step_size)
     return state._replace(position=position, energy=energy, gradient=gradient), momentum

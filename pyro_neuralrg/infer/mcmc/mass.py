@@ -19,10 +19,12 @@ class Mass:
     Attributes:
         inverse: M^-1: its diagonal, shape ``(dim,)``, or the whole, shape ``(dim, dim)``.
         factor: square roots of the diagonal, or the lower Cholesky factor.
+        unit: whether it is the identity.
     """
 
     inverse: Tensor
     factor: Tensor
+    unit: bool = False
 
     @classmethod
     def of(cls, inverse: Tensor | None, like: Tensor) -> Mass:
@@ -34,7 +36,7 @@ class Mass:
         dim = like.shape[-1]
         if inverse is None:
             ones = like.new_ones(dim)
-            return cls(ones, ones)
+            return cls(ones, ones, unit=True)
         if tuple(inverse.shape) not in {(dim,), (dim, dim)}:
             raise ValueError(
                 f"inverse_mass has shape {tuple(inverse.shape)}; accepted: ({dim},) or "
@@ -52,7 +54,7 @@ class Mass:
         """Momenta ``(chains, dim)`` of standard normals of that shape."""
         if self._dense:
             return torch.linalg.solve_triangular(self.factor.mT, normal.mT, upper=True).mT
-        return normal / self.factor
+        return normal if self.unit else normal / self.factor
 
     def displacement(self, normal: Tensor) -> Tensor:
         """Normals of covariance M^-1 of standard ones, ``(chains, dim)`` each."""
@@ -60,7 +62,9 @@ class Mass:
 
     def velocity(self, momentum: Tensor) -> Tensor:
         """M^-1 p, shape ``(chains, dim)``."""
-        return momentum @ self.inverse if self._dense else self.inverse * momentum
+        if self._dense:
+            return momentum @ self.inverse
+        return momentum if self.unit else self.inverse * momentum
 
     def kinetic_energy(self, momentum: Tensor) -> Tensor:
         """p M^-1 p / 2 in nats, float64, shape ``(chains,)``."""

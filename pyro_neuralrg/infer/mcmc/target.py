@@ -252,7 +252,11 @@ class EnergyTarget(Target):
 
     def _energy_and_grad_of(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """See :class:`Target`."""
-        return _by_one_autograd_call(self._evaluate, positions)
+        if self.lattice_potential is None or self.flow is not None:
+            return _by_one_autograd_call(self._evaluate, positions)
+        x = positions.reshape(-1, *self.shape)
+        energy, gradient = self.lattice_potential.energy_and_gradient(x)
+        return self._checked(energy, len(positions)), gradient.reshape(positions.shape)
 
     def physical(self, positions: Tensor) -> dict[str, Tensor]:
         """See :class:`Target`."""
