@@ -11,12 +11,12 @@ import torch
 from pyro.infer import MCMC
 from torch import Tensor
 
-from pyro_neuralrg import observables as obs
 from pyro_neuralrg.diagnostics import program
 from pyro_neuralrg.diagnostics.runs import BATCH, Program, Run, read_run
 from pyro_neuralrg.diagnostics.tree import make_tree
 from pyro_neuralrg.diagnostics.weights import importance_group
 from pyro_neuralrg.infer.mcmc import EnergyTarget, Target, VectorizedMCMC
+from pyro_neuralrg.observables import dual_observables, field_observables
 
 __all__ = ["default_observables", "to_arviz"]
 
@@ -126,30 +126,24 @@ def to_arviz(
 def default_observables(target: Target | None) -> dict[str, Observable]:
     """Observables of a field with a known energy; none of other models.
 
-    Always ``magnetisation``, ``structure_factor`` and ``energy`` (-ln pi(x), nats). The first two
-    are those of the field, except for the dual Ising model, where they are those of the spins,
-    averaged over the spins given x; it adds ``internal_energy`` (per site, in units of J).
+    ``energy`` (-ln pi(x), nats), and those of :func:`~pyro_neuralrg.observables.dual_observables`
+    for the dual Ising model, which are those of the spins, averaged over the spins given x; for
+    other potentials those of :func:`~pyro_neuralrg.observables.field_observables`.
     """
     if not isinstance(target, EnergyTarget):
         return {}
-    shape, potential = target.shape, target.lattice_potential
-    functions: dict[str, Observable] = {"energy": target._energy}
-    if potential is not None and hasattr(potential, "sample_spins"):
-        model: Any = potential
-        couplings, field, temperature = model.couplings, model.field, model.temperature
-
-        def bias(x: Tensor) -> float | Tensor:
-            return 0.0 if field is None else torch.as_tensor(field).to(x) / temperature
-
-        functions["magnetisation"] = lambda x: obs.magnetisation(obs.spin_mean(x, bias(x)), shape)
-        functions["structure_factor"] = lambda x: obs.structure_factor(x, shape, bias(x))
-        functions["internal_energy"] = lambda x: obs.internal_energy(
-            obs.spin_mean(x, bias(x)), shape, couplings, bias(x) * temperature, model.boundary
+    potential: Any = target.lattice_potential
+    energy: dict[str, Observable] = {"energy": target._energy}
+    if hasattr(potential, "sample_spins"):
+        return energy | dual_observables(
+            potential.shape,
+            potential.temperature,
+            potential.couplings,
+            potential.field,
+            potential.boundary,
         )
-    else:
-        functions["magnetisation"] = lambda x: obs.magnetisation(x, shape)
-        functions["structure_factor"] = lambda x: obs.spin_structure_factor(x, shape)
-    return functions
+    boundary = "periodic" if potential is None else potential.boundary
+    return energy | field_observables(target.shape, boundary)
 
 
 def _posterior(run: Run, observables: Mapping[str, Observable] | None) -> dict[str, Tensor]:

@@ -4,28 +4,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from pyro_neuralrg.diagnostics.tree import group_of
-from pyro_neuralrg.series.convergence import FieldSummary, Figures, summarise_field
+from pyro_neuralrg.series.table import summary_table
 
 __all__ = ["summary"]
-
-#: A variable of more entries than this is shown by its worst entry and the median.
-MOST_LINES = 12
-#: ArviZ's names, in its order.
-COLUMNS = {
-    "mean": "mean",
-    "sd": "sd",
-    "mcse": "mcse_mean",
-    "ess_bulk": "ess_bulk",
-    "ess_tail": "ess_tail",
-    "rhat": "r_hat",
-}
 
 
 def summary(
@@ -37,10 +22,8 @@ def summary(
 ) -> Any:
     """Return mean, sd, standard error, effective sample sizes and R-hat of each variable.
 
-    Scalars and observables have one line, variables of at most twelve entries one line per entry;
-    a larger field has two: ``x[worst]``, the worst over sites of each figure by itself, and
-    ``x[median]``. Of a large field a random choice of sites is looked at; the column ``sites``
-    then says how many of how many.
+    One line per scalar or observable, two per field: see
+    :func:`~pyro_neuralrg.series.summary_table`.
 
     Args:
         idata: ArviZ's InferenceData or DataTree.
@@ -63,8 +46,6 @@ def summary(
         >>> list(table.index), list(table.columns)[-2:]
         (['m', 'x[worst]', 'x[median]'], ['ess_tail', 'r_hat'])
     """
-    import pandas as pd  # type: ignore[import-untyped]  # a dependency of ArviZ, slow to import
-
     dataset = group_of(idata, group)
     if dataset is None:
         raise ValueError(f"group is {group!r}; accepted: a group of idata")
@@ -72,28 +53,15 @@ def summary(
     unknown = [name for name in names if name not in dataset.data_vars]
     if unknown:
         raise ValueError(f"var_names has {unknown}; accepted: {list(dataset.data_vars)}")
-    lines: dict[str, dict[str, Any]] = {}
-    for name in names:
-        variable = dataset[name].transpose("chain", "draw", ...)
-        found = summarise_field(variable.values, max_sites)
-        for label, figures in _lines(name, variable, found):
-            row = {title: getattr(figures, key) for key, title in COLUMNS.items()}
-            lines[label] = {**row, "sites": found.coverage}
-    table = pd.DataFrame.from_dict(lines, orient="index")
-    return table if any(table.get("sites", [])) else table.drop(columns="sites", errors="ignore")
+    variables = {name: dataset[name].transpose("chain", "draw", ...) for name in names}
+    return summary_table(
+        {name: variable.values for name, variable in variables.items()},
+        {name: _labels(variable) for name, variable in variables.items()},
+        max_sites,
+    )
 
 
-def _lines(name: str, variable: Any, found: FieldSummary) -> Iterator[tuple[str, Figures]]:
-    total = math.prod(found.shape)
-    if total > MOST_LINES or found.coverage:
-        yield f"{name}[worst]", found.worst()
-        yield f"{name}[median]", found.median()
-        return
-    for place, flat in enumerate(found.sites):
-        index = np.unravel_index(flat, found.shape)
-        labels = [
-            str(variable[dim].values[i]) if dim in variable.coords else str(i)
-            for dim, i in zip(variable.dims[2:], index, strict=True)
-        ]
-        figures = Figures(**{key: float(found.figures[key][place]) for key in Figures._fields})
-        yield f"{name}[{', '.join(labels)}]" if labels else name, figures
+def _labels(variable: Any) -> list[Any]:
+    """Coordinates along each dimension after chain and draw, or plain numbers."""
+    sizes = zip(variable.dims[2:], variable.shape[2:], strict=True)
+    return [variable[dim].values if dim in variable.coords else range(size) for dim, size in sizes]

@@ -12,6 +12,7 @@ from pyro_neuralrg.series.convergence import FieldSummary, Figures, bfmi, summar
 from pyro_neuralrg.series.jackknife import Estimate, jackknife
 from pyro_neuralrg.series.pareto import pareto_k
 from pyro_neuralrg.series.summary import Summary, arviz_module, quiet, summarise
+from pyro_neuralrg.series.table import summary_table
 
 __all__ = [
     "AutocorrelationTime",
@@ -27,4 +28,5 @@ __all__ = [
     "quiet",
     "summarise",
     "summarise_field",
+    "summary_table",
 ]

@@ -23,6 +23,7 @@ from pyro_neuralrg.infer.mcmc.progress import MIN_DRAWS, ProgressBar
 from pyro_neuralrg.infer.mcmc.record import Observable, Record, observe, statistics
 from pyro_neuralrg.infer.mcmc.target import Target, frozen
 from pyro_neuralrg.interrupts import deferred_interrupts
+from pyro_neuralrg.series import summary_table
 
 __all__ = ["Cost", "VectorizedMCMC"]
 
@@ -342,6 +343,27 @@ class VectorizedMCMC:
     def adapted(self) -> dict[str, dict[str, Any]]:
         """``step_size``, ``inverse_mass`` and ``trajectory_length`` of each member, by its name."""
         return state_file.tuning(self.kernel)
+
+    def summary(self, max_sites: int | None = None) -> Any:
+        """Return a table of lp, the observables and the sites, with ArviZ's figures.
+
+        One line per scalar, two per field (the worst over sites, and the median); see
+        :func:`~pyro_neuralrg.series.summary_table`.
+
+        Args:
+            max_sites: sites of a field to look at, at most.
+
+        Returns:
+            A pandas DataFrame.
+
+        Raises:
+            RuntimeError: if there are no draws.
+        """
+        if not self._has_run():
+            raise RuntimeError("there are no draws; call run() first")
+        lp = {"lp": self.sample_stats["lp"]}
+        samples = self.get_samples(group_by_chain=True)
+        return summary_table({**lp, **self.observables, **samples}, max_sites=max_sites)
 
     def diagnostics(self) -> dict[str, Any]:
         """Return n_eff and R-hat of each site, divergences and acceptance of each chain.

@@ -562,3 +562,14 @@ def test_the_bar_shows_the_worst_rhat(
     assert "acceptance" in shown
     last = float(shown.rsplit("R-hat=", 1)[1].split(",")[0].split("]")[0])
     assert last > 2
+
+
+def test_the_summary_has_one_line_per_scalar_and_two_per_field() -> None:
+    kernel = HMC(FreeField((4, 4), 0.8), num_steps=3)
+    mcmc = run(kernel, 30, observables={"mean": lambda x: x.mean((-1, -2))})
+    table = mcmc.summary()
+    assert list(table.index) == ["lp", "mean", "x[worst]", "x[median]"]
+    assert table.loc["mean", "mean"] == pytest.approx(float(mcmc.observables["mean"].mean()))
+    assert table.loc["lp", "mean"] == pytest.approx(float(mcmc.sample_stats["lp"].mean()))
+    with pytest.raises(RuntimeError, match="call run"):
+        VectorizedMCMC(kernel, 3).summary()
