@@ -205,6 +205,7 @@ def _free_energy(results: Results) -> dict[str, float | int | None]:
         "importance_se": found and found.importance_se,
         "ess": found and found.ess,
         "num_samples": found and found.num_samples,
+        "pareto_k": found and found.pareto_k,
     }
 
 
@@ -259,7 +260,8 @@ def _free_energy_rows(results: Results) -> list[str]:
     if results.relative_error is not None:
         bound += f"   relative error {results.relative_error:.2e}"
     weighted = f"  {'importance sampling':<22}{found.importance:.4f} +- {found.importance_se:.4f}"
-    return [*rows, bound, f"{weighted}   ESS {100 * found.ess:.1f} % of {found.num_samples}"]
+    quality = f"ESS {100 * found.ess:.1f} % of {found.num_samples}, k-hat {found.pareto_k:.2f}"
+    return [*rows, bound, f"{weighted}   {quality}"]
 
 
 def _sampling_rows(results: Results) -> list[str]:

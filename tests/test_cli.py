@@ -79,6 +79,7 @@ def test_report_has_every_key(quick: Path) -> None:
         "importance",
         "importance_se",
         "ess",
+        "pareto_k",
     }
     for sampler in ("latent", "physical"):
         assert set(report["sampling"][sampler]) >= {
@@ -146,6 +147,7 @@ def test_figures_are_pictures(quick: Path) -> None:
         assert path.read_bytes().startswith(b"\x89PNG"), path
 
 
+@pytest.mark.filterwarnings("ignore:the importance estimate rests on:UserWarning")
 def test_same_seed_same_report(tmp_path: Path) -> None:
     first = run(tmp_path / "a", "--shape", "4", "--dtype", "float64")
     second = run(tmp_path / "b", "--shape", "4", "--dtype", "float64")
@@ -331,6 +333,7 @@ def test_a_report_of_numbers_that_are_not_finite(
     assert "unknown (the exact formula gives -inf here)" in out
 
 
+@pytest.mark.filterwarnings("ignore:the importance estimate rests on:UserWarning")
 def test_the_report_does_not_wait_for_the_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -343,6 +346,7 @@ def test_the_report_does_not_wait_for_the_figures(
     assert json.loads((tmp_path / "report.json").read_text())["shape"] == [2, 2]
 
 
+@pytest.mark.filterwarnings("ignore:the importance estimate rests on:UserWarning")
 def test_ctrl_c_while_writing_waits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -52,9 +52,10 @@ class Annealing:
     """What a run of :func:`anneal` found; energies in nats.
 
     Attributes:
-        free_energy: -ln of the estimate of Z; the latter is unbiased but for what adaptation
-            brings, of order 1 / num_particles, the former is biased by about half its squared
-            standard error upwards.
+        free_energy: -ln of the estimate of Z. With given ``betas`` the latter is unbiased but for
+            what the adapted step size brings; adaptive ones lower it by order 1 / num_particles
+            (1 to 2 %, a fifth of the standard error, of 256 particles with an untrained flow on
+            2 x 2). The logarithm adds about half the squared standard error.
         standard_error: of it, from the spread of the groups (delta method).
         betas: from 0 to 1.
         ess: Kish effective sample size of all particles at each beta but the first, before

@@ -27,6 +27,7 @@ from pyro_neuralrg import (
     to_arviz,
 )
 from pyro_neuralrg import observables as obs
+from pyro_neuralrg.observables import dual_observables, field_observables
 from tests.infer.mcmc.registry import ToyFlow
 
 STATS = {"lp", "energy", "acceptance_rate", "step_size", "n_steps", "diverging"}
@@ -88,7 +89,8 @@ def test_default_observables_of_the_ising_dual() -> None:
         "structure_factor": obs.structure_factor(x, (2, 3), 0.35),
         "internal_energy": obs.internal_energy((x + 0.35).tanh(), (2, 3), (1.0, 0.5), 0.7, "open"),
     }
-    assert set(posterior.data_vars) == {"x", *expected}
+    spins = dual_observables((2, 3), 2.0, (1.0, 0.5), 0.7, "open")
+    assert set(posterior.data_vars) == {"x", "energy", *spins}
     for name, values in expected.items():
         np.testing.assert_allclose(posterior[name], values)
 
@@ -254,7 +256,7 @@ def test_streamed_observables_are_not_computed_again() -> None:
     np.testing.assert_array_equal(posterior["magnetisation"], np.ones((3, 6)))
 
 
-OF_A_FIELD = {"energy", "magnetisation", "structure_factor"}
+OF_A_FIELD = {"energy", *field_observables((2, 2))}
 
 
 def test_warmup_on_request() -> None:

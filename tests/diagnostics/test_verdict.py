@@ -318,7 +318,7 @@ def test_names_and_thresholds_are_obeyed(rng: Rng) -> None:
 def test_our_runs(kernel: str) -> None:
     target = FreeField((2, 2), 0.8)
     flow = ToyFlow((2, 2))
-    chosen = HMC(target) if kernel == "hmc" else IndependenceMetropolis(flow, target)
+    chosen = HMC(target, jitter=0.5) if kernel == "hmc" else IndependenceMetropolis(flow, target)
     mcmc = VectorizedMCMC(chosen, 300, 100, num_chains=8, seed=0, progress=False)
     mcmc.run()
     verdict = diagnose(to_arviz(mcmc))
