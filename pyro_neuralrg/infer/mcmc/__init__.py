@@ -10,7 +10,8 @@ from pyro_neuralrg.infer.mcmc.compositions import Cycle, Mixture
 from pyro_neuralrg.infer.mcmc.hmc import HMC
 from pyro_neuralrg.infer.mcmc.jumps import IndependenceMetropolis
 from pyro_neuralrg.infer.mcmc.model_target import ModelTarget, as_target
-from pyro_neuralrg.infer.mcmc.runner import Cost, VectorizedMCMC
+from pyro_neuralrg.infer.mcmc.results import Cost
+from pyro_neuralrg.infer.mcmc.runner import VectorizedMCMC
 from pyro_neuralrg.infer.mcmc.target import EnergyTarget, LatentTarget, Target
 
 __all__ = [

@@ -4,59 +4,32 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from pyro.infer.mcmc.util import diagnostics as site_diagnostics
 from torch import Tensor
 
 from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, check_number
 from pyro_neuralrg.infer.mcmc import state_file
 from pyro_neuralrg.infer.mcmc.adaptation import Adaptation, Warmup
 from pyro_neuralrg.infer.mcmc.base import ChainState, Kernel
-from pyro_neuralrg.infer.mcmc.progress import MIN_DRAWS, ProgressBar
-from pyro_neuralrg.infer.mcmc.record import Observable, Record, observe, statistics
+from pyro_neuralrg.infer.mcmc.progress import ProgressBar
+from pyro_neuralrg.infer.mcmc.record import Observable, observe, statistics
+from pyro_neuralrg.infer.mcmc.results import Cost, Mark, RunResults
 from pyro_neuralrg.infer.mcmc.target import Target, frozen
 from pyro_neuralrg.interrupts import deferred_interrupts
-from pyro_neuralrg.series import summary_table
 
-__all__ = ["Cost", "VectorizedMCMC"]
+__all__ = ["VectorizedMCMC"]
 
 #: How often random starts of chains whose energy is not finite are drawn anew.
 MAX_RESTARTS = 10
-#: Positions mapped to physical space at once.
-PHYSICAL_BATCH = 1024
 
 
-class Cost(NamedTuple):
-    """A cost of the two phases of a run: gradient evaluations summed over chains, or seconds."""
-
-    warmup: float
-    draws: float
-
-    @property
-    def total(self) -> float:
-        """Both together."""
-        return self.warmup + self.draws
-
-
-class Mark(NamedTuple):
-    """Where a run stands after a whole step: all that the next one depends on, and the costs."""
-
-    state: ChainState
-    random: Tensor
-    warmed_up: int
-    drawn: int
-    gradient_evaluations: Cost
-    seconds: Cost
-
-
-class VectorizedMCMC:
+class VectorizedMCMC(RunResults):
     """Run a kernel over many chains at once.
 
     All random numbers come from one generator seeded here: the same seed gives the same draws on
@@ -109,10 +82,7 @@ class VectorizedMCMC:
         torch.Size([4, 50, 3])
     """
 
-    _mark: Mark | None
     _warmup: Warmup | None
-    _samples: dict[str, Tensor] | None
-    _records: dict[str, Record]
     _saved: float
 
     def __init__(
@@ -137,14 +107,14 @@ class VectorizedMCMC:
             raise TypeError(
                 f"kernel is a {type(kernel).__name__}; accepted: a kernel of infer.mcmc"
             )
-        self.kernel = self._given = kernel
-        self.num_samples = check_integer("num_samples", num_samples, 1)
-        self.warmup_steps = (
-            self.num_samples
-            if warmup_steps is None
-            else check_integer("warmup_steps", warmup_steps, 0)
+        num_samples = check_integer("num_samples", num_samples, 1)
+        super().__init__(
+            kernel,
+            num_samples if warmup_steps is None else check_integer("warmup_steps", warmup_steps, 0),
+            num_samples,
+            check_integer("num_chains", num_chains, 1),
+            keep_draws,
         )
-        self.num_chains = check_integer("num_chains", num_chains, 1)
         self.thinning = check_integer("thinning", thinning, 1)
         self.initial_params = _check_start(initial_params)
         if seed is None:
@@ -156,12 +126,10 @@ class VectorizedMCMC:
             check_integer("chain_batch_size", chain_batch_size, 1)
         self.chain_batch_size = chain_batch_size
         self._observables = dict(observables or {})
-        self.keep_draws = keep_draws
         self.checkpoint = None if checkpoint is None else Path(checkpoint)
         self.checkpoint_every = check_number(
             "checkpoint_every", checkpoint_every, "a finite number > 0", above=0
         )
-        self._forget()
 
     def run(self, *args: Any, **kwargs: Any) -> None:
         """Warm up and draw; each run begins anew, with the kernel as it was given.
@@ -270,142 +238,11 @@ class VectorizedMCMC:
         )
         self.interrupted = self._mark.drawn < self.num_samples
 
-    # What there is --------------------------------------------------------------------------------
-
-    @property
-    def gradient_evaluations(self) -> Cost:
-        """Summed over chains; a jump counts as one."""
-        return Cost(0, 0) if self._mark is None else self._mark.gradient_evaluations
-
-    @property
-    def seconds(self) -> Cost:
-        """Wall-clock."""
-        return Cost(0.0, 0.0) if self._mark is None else self._mark.seconds
-
-    def get_samples(self, group_by_chain: bool = False) -> dict[str, Tensor]:
-        """Return the draws of the model's own sites and of the flows' latent sites.
-
-        Args:
-            group_by_chain: keep chains apart.
-
-        Returns:
-            For each site ``(chains * draws,) + site shape``, or ``(chains, draws) + site shape``;
-            physical sites under their own names, latent ones under ``{name}_latent``. Nothing if no
-            draws were kept.
-        """
-        if self._has_run() and not self.keep_draws:
-            return {}
-        positions = self.positions
-        if self._samples is None:
-            target = self.kernel.target
-            flat = positions.flatten(0, 1).split(PHYSICAL_BATCH)
-            parts = [target.physical(some) for some in flat]
-            physical = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-            self._samples = physical | target.latent(positions.flatten(0, 1))
-        samples = self._samples
-        if group_by_chain:
-            chains_draws = positions.shape[:2]
-            samples = {name: value.unflatten(0, chains_draws) for name, value in samples.items()}
-        return dict(samples)
-
-    @property
-    def positions(self) -> Tensor:
-        """The unconstrained draws as the kernel sees them, shape ``(chains, draws, dim)``."""
-        if not self._has_run():
-            raise RuntimeError("there are no draws; call run() first")
-        if not self.keep_draws:
-            raise RuntimeError("no draws were kept: keep_draws is False")
-        return self._records["draws"].columns()["position"]
-
-    @property
-    def sample_stats(self) -> dict[str, Tensor]:
-        """Per draw, shape ``(chains, draws)``, under ArviZ's names.
-
-        ``lp`` (ln of the density of the position, nats), ``energy`` (the Hamiltonian),
-        ``acceptance_rate``, ``step_size``, ``n_steps``, ``diverging``; with thinning, means, sums
-        or any over the steps of a draw. Kernels with a trajectory length add
-        ``trajectory_length``, composed ones ``acceptance_rate_{member}`` (NaN where a member of a
-        mixture did not move).
-        """
-        return self._records["sample_stats"].columns()
-
-    @property
-    def warmup_stats(self) -> dict[str, Tensor]:
-        """The same for each step of warm-up, shape ``(chains, warmup_steps)``."""
-        return self._records["warmup_stats"].columns()
-
-    @property
-    def observables(self) -> dict[str, Tensor]:
-        """The observables asked for, shape ``(chains, draws, ...)``."""
-        return self._records["observables"].columns()
-
-    @property
-    def adapted(self) -> dict[str, dict[str, Any]]:
-        """``step_size``, ``inverse_mass`` and ``trajectory_length`` of each member, by its name."""
-        return state_file.tuning(self.kernel)
-
-    def summary(self, max_sites: int | None = None) -> Any:
-        """Return a table of lp, the observables and the sites, with ArviZ's figures.
-
-        One line per scalar, two per field (the worst over sites, and the median); see
-        :func:`~pyro_neuralrg.series.summary_table`.
-
-        Args:
-            max_sites: sites of a field to look at, at most.
-
-        Returns:
-            A pandas DataFrame.
-
-        Raises:
-            RuntimeError: if there are no draws.
-        """
-        if not self._has_run():
-            raise RuntimeError("there are no draws; call run() first")
-        lp = {"lp": self.sample_stats["lp"]}
-        samples = self.get_samples(group_by_chain=True)
-        return summary_table({**lp, **self.observables, **samples}, max_sites=max_sites)
-
-    def diagnostics(self) -> dict[str, Any]:
-        """Return n_eff and R-hat of each site, divergences and acceptance of each chain.
-
-        In the form of Pyro's ``MCMC.diagnostics``; n_eff and R-hat are NaN of fewer than four
-        draws, of which nothing can be told.
-        """
-        samples = self.get_samples(group_by_chain=True)
-        stats = self.sample_stats
-        if not samples or self.positions.shape[1] >= MIN_DRAWS:
-            result: dict[str, Any] = dict(site_diagnostics(samples))
-        else:
-            unknown = {name: torch.full_like(x[0, 0], math.nan) for name, x in samples.items()}
-            result = {name: {"n_eff": nan, "r_hat": nan} for name, nan in unknown.items()}
-        diverging, acceptance = stats["diverging"], stats["acceptance_rate"]
-        result["divergences"] = {
-            f"chain {chain}": diverging[chain].nonzero().flatten().tolist()
-            for chain in range(self.num_chains)
-        }
-        result["acceptance rate"] = {
-            f"chain {chain}": float(acceptance[chain].mean()) for chain in range(self.num_chains)
-        }
-        return result
-
     # The phases -----------------------------------------------------------------------------------
 
     def _forget(self) -> None:
-        """Be as before any run."""
-        self.kernel = self._given
-        self.interrupted = False
-        self._mark = None
+        super()._forget()
         self._warmup = None
-        self._samples = None
-        self._records = {
-            "warmup_stats": Record(self.warmup_steps),
-            "sample_stats": Record(self.num_samples),
-            "observables": Record(self.num_samples),
-            "draws": Record(self.num_samples),
-        }
-
-    def _has_run(self) -> bool:
-        return self._mark is not None and self._mark.drawn > 0
 
     def _set_up(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Target:
         target = self._given.target.setup(*args, **kwargs).in_batches(self.chain_batch_size)
