@@ -6,7 +6,7 @@ Learn an invertible, hierarchical change of variables for a lattice model, read 
 an error bar, and sample it in the latent space (Li and Wang, PRL 121, 260601, 2018).
 """
 
-from pyro_neuralrg.diagnostics import to_arviz
+from pyro_neuralrg.diagnostics import diagnose, to_arviz
 from pyro_neuralrg.distributions import SymmetrizedFlow
 from pyro_neuralrg.infer import PDD, FlowGuide, fit, load, save
 from pyro_neuralrg.infer.mcmc import (
@@ -46,6 +46,7 @@ __all__ = [
     "VectorizedMCMC",
     "__version__",
     "conditional_hierarchical_flow",
+    "diagnose",
     "fit",
     "hierarchical_flow",
     "load",
