@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_neuralrg.analysis import GroupedInformation, MutualInformation, Response
-from pyro_neuralrg.plotting.style import COLOURS, GREY, MARKERS, STYLES, axes_or_new
+from pyro_neuralrg.plotting.style import COLOURS, MARKERS, STYLES, axes_or_new
 
 __all__ = [
     "information_by_distance",
@@ -27,24 +28,30 @@ __all__ = [
 
 Array = npt.NDArray[np.float64]
 
-DIVERGING = "PuOr"  # dark at both ends, light at zero: the sign is in the hue, and in hatches
-SEQUENTIAL = "cividis"
+SIGNED = "cividis"  # lightness grows from end to end: the sign survives in grey
+POSITIVE = "Blues"  # zero is the white of the paper
+RESPONSE = r"$E[\partial z / \partial x]$ (1/x)"
 INFORMATION = "mutual information (nats)"
 MOST_SCALES = 12  # beyond, the numbers in the cells cannot be read
 
 
 def responses(
-    found: Mapping[Any, Response], *, count: int = 4, figure: Figure | None = None
+    found: Mapping[Any, Response],
+    *,
+    count: int = 4,
+    label: str = RESPONSE,
+    figure: Figure | None = None,
 ) -> Figure:
     r"""Mean responses of some latents of each scale, one row a scale (paper Fig. 4a).
 
     Under each panel its largest standard error and the share of the response that varies from field
-    to field; negative parts are hatched, so that the sign survives in grey.
+    to field.
 
     Args:
         found: responses of each scale or of anything else that names a row, for example from
             :func:`~pyro_neuralrg.analysis.responses_by_scale`.
         count: panels of each row at most.
+        label: of the colour bars, with the unit.
         figure: to draw on; None makes a new one.
 
     Returns:
@@ -57,8 +64,8 @@ def responses(
     >>> from pyro_neuralrg import analysis, hierarchical_flow
     >>> flow = hierarchical_flow((4, 4))
     >>> found = analysis.responses_by_scale(flow, torch.randn(8, 4, 4), most=2)
-    >>> len(responses(found).axes)  # two of scale 0, two of scale 1, the top; a colour bar each
-    8
+    >>> len(responses(found).axes)  # three rows of two panels, a colour bar each
+    9
     """
     if not found or count < 1:
         raise ValueError(f"got {len(found)} responses and count {count}; accepted: >= 1 of each")
@@ -80,12 +87,9 @@ def responses(
                 f"error <= {error:.1g}\nvaries: {100 * share[index]:.1f} %", fontsize="small"
             )
         for ax in row[shown:]:
-            ax.remove()
-        label = f"scale {name}" if isinstance(name, int) else str(name)
-        row[0].set_ylabel(label)
-        figure.colorbar(
-            image, ax=list(row[:shown]), label=r"$E[\partial z / \partial x]$ (1/x)", shrink=0.9
-        )
+            ax.set_axis_off()
+        row[0].set_ylabel(f"scale {name}" if isinstance(name, int) else str(name))
+        figure.colorbar(image, ax=list(row), label=label, shrink=0.9)
     return figure
 
 
@@ -119,9 +123,9 @@ def information_matrix(
     top = float(np.nanmax(values)) if largest is None else largest
     ax = axes_or_new(ax)
     ax.set_facecolor("white")
-    image = ax.imshow(values, cmap=f"{SEQUENTIAL}_r", vmin=0.0, vmax=max(top, 1e-12))
+    image = ax.imshow(values, cmap=POSITIVE, vmin=0.0, vmax=max(top, 1e-12))
     total = found.total()
-    ax.set_title(f"total {total.value:.4g} +- {total.standard_error:.2g} nats")
+    ax.set_title(f"total {_with_error(*total)} nats")
     ax.set_xlabel("variable")
     ax.set_ylabel("variable (below the diagonal: > 3 errors)")
     ax.figure.colorbar(image, ax=ax, label=INFORMATION, extend="min")
@@ -196,25 +200,26 @@ def information_by_scale(found: GroupedInformation, *, ax: Axes | None = None) -
     if values.ndim != 2:
         raise ValueError(f"found has shape {values.shape}; accepted: groups of by_scale")
     count = len(values)
-    size = max(5.0, 1.3 * count + 1.5)
     if ax is None:
+        size = max(5.0, 1.3 * count + 1.5)
         ax = Figure(figsize=(size, 0.75 * size), layout="constrained").subplots()
-    top = max(float(np.nanmax(np.abs(values))), 1e-12)
-    image = ax.imshow(np.clip(values, 0.0, None), cmap="Greys", vmin=0.0, vmax=top, aspect="auto")
+    largest = np.fmax(np.abs(values), 3 * error)  # what is noise stays pale
+    top = max(float(np.nanmax(largest, initial=0.0)), 1e-12)
+    unit = math.floor(math.log10(top))
+    image = ax.imshow(np.clip(values, 0.0, None), cmap=POSITIVE, vmin=0.0, vmax=top, aspect="auto")
     for i, j in np.ndindex(count, count) if count <= MOST_SCALES else ():
-        text = "no pair"
-        if np.isfinite(values[i, j]):
-            text = f"{1e3 * values[i, j]:.2f}\n+-{1e3 * error[i, j]:.2f}"
-        dark = np.isfinite(values[i, j]) and values[i, j] > 0.5 * top
+        number, its_error = values[i, j] / 10.0**unit, error[i, j] / 10.0**unit
+        known = np.isfinite(number)
         ax.text(
-            j, i, text, ha="center", va="center", fontsize="small",
-            color="white" if dark else "black",
+            j, i, f"{number:.2f}\n$\\pm${its_error:.2f}" if known else "no pair",
+            ha="center", va="center", fontsize="small",
+            color="white" if known and values[i, j] > 0.6 * top else "black",
         )  # fmt: skip
     ax.set_xticks(range(count))
     ax.set_yticks(range(count))
     ax.set_xlabel("scale (0: the finest)")
     ax.set_ylabel("scale")
-    ax.set_title("in 0.001 nats per pair")
+    ax.set_title(f"numbers in $10^{{{unit}}}$ nats per pair")
     ax.figure.colorbar(image, ax=ax, label=f"{INFORMATION} per pair")
     return ax
 
@@ -224,7 +229,7 @@ def pyramid(
 ) -> Figure:
     """Fields at every scale, physical on the left, the top on the right; a row for each field.
 
-    Each scale has a colour scale of its own, on which negative values are hatched.
+    Each scale has a colour scale of its own, with zero in the middle.
 
     Args:
         fields: what ``analysis.pyramid`` returns for a batch of fields with one batch dimension.
@@ -319,15 +324,17 @@ def _array(values: Tensor) -> Array:
 
 
 def _signed(ax: Axes, picture: Array, limit: float) -> Any:
-    """A picture on a diverging colour scale; cells that are clearly negative carry a stroke."""
-    image = ax.imshow(picture, cmap=DIVERGING, vmin=-limit, vmax=limit, aspect="equal")
-    rows, columns = np.nonzero(picture < -0.1 * limit)
-    if picture.size > 1:
-        size = max(1.0, 40.0 / max(picture.shape))
-        ax.scatter(columns, rows, s=size, marker="_", color=GREY, linewidths=0.5)
+    """A picture on a colour scale with zero in the middle."""
+    image = ax.imshow(picture, cmap=SIGNED, vmin=-limit, vmax=limit, aspect="equal")
     ax.set_xticks([])
     ax.set_yticks([])
     return image
+
+
+def _with_error(value: float, error: float) -> str:
+    """Both to the second digit of the error."""
+    digits = max(0, 1 - math.floor(math.log10(error))) if error > 0 else 3
+    return rf"{value:.{digits}f} $\pm$ {error:.{digits}f}"
 
 
 def _picture(field: Array) -> Array:
