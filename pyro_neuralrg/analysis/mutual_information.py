@@ -97,7 +97,7 @@ class MutualInformation:
         sums = self.parts.new_zeros(len(self.parts), groups)
         sums.index_add_(1, own[inside], self.parts[:, inside])
         means = sums / pairs
-        scatter = self.noise * means.std(0) / math.sqrt(len(means))
+        scatter = self.noise * _error_of_mean(means)
         error = (scatter.square() + self.bias.standard_error**2).sqrt()
         return GroupedInformation(means.mean(0), error, pairs)
 
@@ -252,6 +252,12 @@ def _pairs(count: int) -> Tensor:
     return torch.triu_indices(count, count, offset=1)
 
 
+def _error_of_mean(parts: Tensor) -> Tensor:
+    """Standard error of the mean over the first dimension (std() warns of empty ones)."""
+    deviation = parts - parts.mean(0)
+    return (deviation.square().sum(0) / (len(parts) * (len(parts) - 1))).sqrt()
+
+
 def _check_sites(information: MutualInformation, shape: tuple[int, ...]) -> None:
     count = len(information.values)
     if math.prod(shape) != count:
@@ -318,7 +324,7 @@ def _collect(
     first, second = _pairs(count)
     values = parts.new_full((count, count), torch.nan)
     error = values.clone()
-    scatter = noise * parts.std(0) / math.sqrt(len(parts))
+    scatter = noise * _error_of_mean(parts)
     for table, entries in ((values, parts.mean(0)), (error, scatter)):
         table[first, second] = entries
         table[second, first] = entries
