@@ -91,6 +91,18 @@ def test_total_is_the_sum_of_pairs_with_the_error_of_samples_they_share() -> Non
     assert float(together.standard_error[0]) == pytest.approx(single, rel=0.01)  # not / sqrt(3)
 
 
+def test_errors_of_groups_hold_noise_and_bias() -> None:
+    found = mutual_information(torch.randn(400, 4), estimator=Neighbours(3), shuffles=20)
+    assert found.noise > 1.05
+    sums = found.parts.sum(1)
+    scatter = found.noise * float(sums.std()) / math.sqrt(len(sums))
+    exact = math.hypot(scatter, 6 * found.bias.standard_error)  # all 6 pairs share the bias
+    assert found.total().standard_error == pytest.approx(exact)
+    assert 6 * found.bias.standard_error > 0.3 * scatter
+    pair = found.noise * found.parts[:, 0].std() / math.sqrt(len(sums))
+    torch.testing.assert_close(found.standard_error[0, 1], pair)
+
+
 def test_shuffling_finds_the_bias() -> None:
     x = torch.randn(640, 4)
     found = mutual_information(x, estimator=Bins(8), shuffles=300)
