@@ -43,7 +43,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "observables",
     },
     "diagnostics": {"lattice", "infer", "observables", "series"},
-    "plotting": {"observables", "infer", "diagnostics", "series"},
+    "analysis": {"arguments", "lattice", "series", "transforms"},
+    "plotting": {"analysis", "observables", "infer", "diagnostics", "series"},
 }
 LIBRARY = set(MAY_IMPORT)
 MAY_IMPORT[""] = LIBRARY  # the package itself: its public names

@@ -19,6 +19,7 @@ from pyro_neuralrg.transforms.growth import grow
 from pyro_neuralrg.transforms.humps import MOST_DISTANCE, BehindHumps, TwoHumps
 from pyro_neuralrg.transforms.monotone import MonotoneMap
 from pyro_neuralrg.transforms.partition import cut, join, split_coarse, tile
+from pyro_neuralrg.transforms.scales import UpToScale
 
 __all__ = ["WEIGHTS", "HierarchicalFlow", "hierarchical_flow"]
 
@@ -132,36 +133,57 @@ class HierarchicalFlow(LatticeTransform):
         """
         return self if self.humps is None else BehindHumps(self)
 
-    def generate_local(self, h: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        """y to x, batch-last."""
-        h, ladj = self._generate_from(0, h, context)
+    def up_to_scale(self, scale: int) -> LatticeTransform:
+        """x as a function of u: the field of scale k on its sublattice, finer latents elsewhere.
+
+        Scales run from 0, where u is the field under the Gaussian layer, to the number of
+        decimators, where u is y of :attr:`local`. See
+        :class:`~pyro_neuralrg.transforms.scales.UpToScale`.
+
+        Raises:
+            TypeError, ValueError: if ``scale`` is no such integer.
+
+        Example:
+            >>> flow = hierarchical_flow((4, 4))
+            >>> flow.up_to_scale(1).inv(torch.zeros(3, 4, 4)).shape
+            torch.Size([3, 4, 4])
+        """
+        return UpToScale(self, scale)
+
+    def generate_local(
+        self, h: Tensor, context: Tensor | None, stop: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """y to x, batch-last; from the field that enters layer ``stop``, if given."""
+        h, ladj = self._generate_from(0, h, context, stop)
         if self.gaussian is not None:
             h, more = self.gaussian.generate(h)
             ladj = ladj + more
         return h, ladj
 
-    def renormalize_local(self, h: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        """x to y, batch-last."""
+    def renormalize_local(
+        self, h: Tensor, context: Tensor | None, stop: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """x to y, batch-last; to the field that enters layer ``stop``, if given."""
         ladj = h.new_zeros(h.shape[-1])
         if self.gaussian is not None:
             h, ladj = self.gaussian.renormalize(h)
-        h, more = self._renormalize_from(0, h, context)
+        h, more = self._renormalize_from(0, h, context, stop)
         return h, ladj + more
 
     def _generate_from(
-        self, index: int, h: Tensor, context: Tensor | None
+        self, index: int, h: Tensor, context: Tensor | None, stop: int | None = None
     ) -> tuple[Tensor, Tensor]:
         """The field at layer ``index`` from its latents: first what is coarser, then the layer."""
-        if index == len(self.layers):
+        if index == len(self.layers) or index == stop:
             return h, h.new_zeros(h.shape[-1])
         layer = self.circuit.layers[index]
         if layer.kind == "disentangler":
-            h, ladj = self._generate_from(index + 1, h, context)
+            h, ladj = self._generate_from(index + 1, h, context, stop)
             blocks = cut(h, layer)
         else:
             blocks = cut(h, layer)
             kept = tile([b[0] for b in blocks], layer)
-            kept, ladj = self._generate_from(index + 1, kept, context)
+            kept, ladj = self._generate_from(index + 1, kept, context, stop)
             coarse_map = self._coarse_map(index)
             if coarse_map is not None:
                 kept, more = coarse_map.generate(kept)
@@ -199,22 +221,22 @@ class HierarchicalFlow(LatticeTransform):
         return join(blocks, layer), ladj, join(scores, layer)
 
     def _renormalize_from(
-        self, index: int, h: Tensor, context: Tensor | None
+        self, index: int, h: Tensor, context: Tensor | None, stop: int | None = None
     ) -> tuple[Tensor, Tensor]:
         """Undo :meth:`_generate_from`: the layer, then all that is coarser."""
-        if index == len(self.layers):
+        if index == len(self.layers) or index == stop:
             return h, h.new_zeros(h.shape[-1])
         layer = self.circuit.layers[index]
         blocks, ladj = self._each_region(index, cut(h, layer), context, "renormalize")
         if layer.kind == "disentangler":
-            h, more = self._renormalize_from(index + 1, join(blocks, layer), context)
+            h, more = self._renormalize_from(index + 1, join(blocks, layer), context, stop)
             return h, ladj + more
         kept = tile([block[0] for block in blocks], layer)
         coarse_map = self._coarse_map(index)
         if coarse_map is not None:
             kept, more = coarse_map.renormalize(kept)
             ladj = ladj + more
-        kept, more = self._renormalize_from(index + 1, kept, context)
+        kept, more = self._renormalize_from(index + 1, kept, context, stop)
         return join(_exchange_kept(blocks, kept, layer), layer), ladj + more
 
     def _coarse_map(self, index: int) -> LatticeTransform | None:

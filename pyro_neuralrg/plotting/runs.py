@@ -1,13 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Figures of a run: training and samplers against the exact lines, and configurations.
-
-Each function draws on the given Axes, or on those of a new :class:`matplotlib.figure.Figure`
-(no pyplot, so no global state and no display), and returns the Axes;
-``axes.figure.savefig(path)`` writes it. Figures of chains that have not converged say so. Colours
-are those of Okabe and Ito (2008), which readers with any kind of colour vision tell apart; curves
-differ in line style as well.
-"""
+"""Figures of a run: training and samplers against the exact lines, and configurations."""
 
 from __future__ import annotations
 
@@ -19,14 +12,12 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from pyro_neuralrg.plotting.style import BLUE, COLOURS, GREY, STYLES, VERMILION, axes_or_new
 from pyro_neuralrg.series import summarise
 from pyro_neuralrg.series.convergence import LARGEST_RHAT, rank_counts
 
 __all__ = ["configurations", "free_energy", "ranks", "structure_factor", "trace"]
 
-BLUE, VERMILION, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
-COLOURS = (BLUE, VERMILION, GREEN, "#CC79A7", "#E69F00")
-STYLES = ("-", "--", "-.", ":", "-")
 SMOOTHING = 50  # training steps in the running median of the loss
 FEW_CHAINS = 5  # up to so many, each chain has a colour of its own in a trace
 ROWS = 12  # up to so many, each chain has a histogram of its own in a plot of ranks
@@ -66,7 +57,7 @@ def free_energy(
     values = np.asarray(loss, dtype=np.float64)
     if values.ndim != 1 or values.size == 0:
         raise ValueError(f"loss has shape {values.shape}; accepted: (steps,) with steps >= 1")
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     steps = np.arange(1, values.size + 1)
     ax.plot(steps, values, color=BLUE, alpha=0.3, linewidth=0.6)
     smooth = np.concatenate(
@@ -118,7 +109,7 @@ def structure_factor(
     >>> structure_factor({"latent": [[0.5, 0.6], [0.7, 0.4]]}, exact=0.55).get_xlabel()
     'draws per chain'
     """
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     for index, (name, values) in enumerate(draws.items()):
         colour, style = COLOURS[index % len(COLOURS)], STYLES[index % len(STYLES)]
         mean, error = _running_mean(name, values)
@@ -168,7 +159,7 @@ def trace(
     before = np.empty((len(values), 0)) if warmup is None else _chains("warmup", warmup)
     if len(before) != len(values):
         raise ValueError(f"warmup has {len(before)} chains; accepted: {len(values)}, as draws")
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     lines = np.concatenate([before, values], axis=1)
     steps = np.arange(1 - before.shape[1], 1 + values.shape[1])
     order = np.argsort(np.median(values, axis=1), kind="stable")
@@ -220,7 +211,7 @@ def ranks(draws: npt.ArrayLike, *, label: str, bins: int = 20, ax: Axes | None =
     """
     values = _chains("draws", draws)
     relative = rank_counts(values, bins) * bins / values.shape[1]
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     chains = len(relative)
     edges = np.linspace(0, values.size, bins + 1)
     if chains <= ROWS:
@@ -284,10 +275,6 @@ def configurations(
         row[0].set_ylabel(name)
     figure.colorbar(image, ax=axes, label="field $x$ (dimensionless)", shrink=0.8, extend="both")
     return axes
-
-
-def _axes(ax: Axes | None) -> Axes:
-    return Figure(figsize=(6.0, 4.0), layout="constrained").subplots() if ax is None else ax
 
 
 def _chains(name: str, values: npt.ArrayLike) -> Array:

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -93,12 +92,6 @@ def test_curves_differ_in_lightness_or_style() -> None:
     assert all(
         abs(a - c) > 0.05 or b != d for i, (a, b) in enumerate(pairs) for c, d in pairs[i + 1 :]
     )
-
-
-def test_pyplot_is_not_imported_by_plotting() -> None:
-    source = Path(sys.modules[plotting.__name__].__file__).read_text(encoding="utf-8")
-    assert "import matplotlib.pyplot" not in source
-    assert "pyplot as" not in source
 
 
 def stuck(chains: int = 4, draws: int = 300, seed: int = 0) -> np.ndarray:

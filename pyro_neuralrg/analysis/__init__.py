@@ -1,0 +1,61 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""What a flow has learned: responses of its latents, mutual information, the RG at work."""
+
+from __future__ import annotations
+
+from pyro_neuralrg.analysis.estimators import Bins, Estimator, Neighbours
+from pyro_neuralrg.analysis.gaussian import gaussian_mutual_information
+from pyro_neuralrg.analysis.mutual_information import (
+    GroupedInformation,
+    MutualInformation,
+    by_distance,
+    by_scale,
+    mutual_information,
+)
+from pyro_neuralrg.analysis.renormalization import (
+    effective_energy,
+    pyramid,
+    resample,
+    top_variable,
+)
+from pyro_neuralrg.analysis.responses import (
+    Overlap,
+    Response,
+    overlap,
+    responses,
+    responses_by_scale,
+    written_patterns,
+)
+from pyro_neuralrg.analysis.scales import (
+    block_wavelets,
+    latents_of_scale,
+    scale_of_latents,
+    variables_of_scale,
+)
+
+__all__ = [
+    "Bins",
+    "Estimator",
+    "GroupedInformation",
+    "MutualInformation",
+    "Neighbours",
+    "Overlap",
+    "Response",
+    "block_wavelets",
+    "by_distance",
+    "by_scale",
+    "effective_energy",
+    "gaussian_mutual_information",
+    "latents_of_scale",
+    "mutual_information",
+    "overlap",
+    "pyramid",
+    "resample",
+    "responses",
+    "responses_by_scale",
+    "scale_of_latents",
+    "top_variable",
+    "variables_of_scale",
+    "written_patterns",
+]

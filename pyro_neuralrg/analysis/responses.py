@@ -1,0 +1,292 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""To which pattern of the field a latent variable responds, and how much that varies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_neuralrg.analysis.scales import check_fields, check_flow, latents_of_scale
+from pyro_neuralrg.arguments import check_integer
+from pyro_neuralrg.transforms import HierarchicalFlow
+from pyro_neuralrg.transforms.scales import number_of_scales
+
+__all__ = [
+    "Overlap",
+    "Response",
+    "overlap",
+    "responses",
+    "responses_by_scale",
+    "written_patterns",
+]
+
+
+@dataclass(frozen=True)
+class Response:
+    r"""Mean and variation of :math:`\partial z_i / \partial x` (paper Fig. 4a), or the reverse.
+
+    Attributes:
+        variables: flat indices i of the latents, length n.
+        mean: shape ``(n,) + shape``, float64.
+        standard_error: of the mean, same shape.
+        spread: standard deviation from field to field, same shape: zero of a linear flow. Both are
+            NaN of a single field.
+        num_samples: fields.
+    """
+
+    variables: tuple[int, ...]
+    mean: Tensor
+    standard_error: Tensor
+    spread: Tensor
+    num_samples: int
+
+    @property
+    def nonlinearity(self) -> Tensor:
+        """The share of each variable's squared response that varies: 0 if linear; shape (n,)."""
+        varying = self.spread.square().flatten(1).sum(1)
+        return varying / (varying + self.mean.square().flatten(1).sum(1))
+
+
+def responses(
+    flow: HierarchicalFlow,
+    x: Tensor,
+    variables: Sequence[int] | Tensor,
+    *,
+    batch_size: int = 256,
+) -> Response:
+    r"""How latents answer to the field, :math:`E_x[\partial z_i / \partial x]` (paper Fig. 4a).
+
+    Of a linear flow these are its wavelets, whatever x. One reverse pass per variable and batch:
+    never dearer than forward passes, one per site.
+
+    Args:
+        flow: a HierarchicalFlow.
+        x: fields, shape ``(samples,) + shape``, in the flow's dtype.
+        variables: flat indices of latents, for example ``latents_of_scale(flow, k)``.
+        batch_size: fields in memory at a time.
+
+    Raises:
+        TypeError: if ``flow`` is no HierarchicalFlow or an argument has the wrong type.
+        ValueError: if x does not fit the flow, is empty or not finite, or there is no such latent.
+
+    Example:
+        >>> from pyro_neuralrg import hierarchical_flow
+        >>> flow = hierarchical_flow((4, 4))
+        >>> found = responses(flow, torch.randn(10, 4, 4), latents_of_scale(flow, 1))
+        >>> found.mean.shape
+        torch.Size([3, 4, 4])
+    """
+    check_fields(flow, "x", x, least=1)
+    return _averaged(_answers, flow, x, variables, batch_size)
+
+
+def written_patterns(
+    flow: HierarchicalFlow,
+    z: Tensor,
+    variables: Sequence[int] | Tensor,
+    *,
+    batch_size: int = 256,
+) -> Response:
+    r"""What latents write into the field, :math:`E_z[\partial x / \partial z_i]`.
+
+    The other half of a pair: of an orthogonal flow the same as :func:`responses`, of any other
+    linear one its dual basis. A latent may answer to a single site and yet write a broad pattern,
+    as one site of a smooth field tells of all around it. One pass per variable and batch.
+
+    Args:
+        flow: a HierarchicalFlow.
+        z: latents, shape ``(samples,) + shape``, in the flow's dtype.
+        variables: flat indices of latents.
+        batch_size: fields in memory at a time.
+
+    Raises:
+        TypeError: if ``flow`` is no HierarchicalFlow or an argument has the wrong type.
+        ValueError: if z does not fit the flow, is empty or not finite, or there is no such latent.
+
+    Example:
+        >>> from pyro_neuralrg import hierarchical_flow
+        >>> written_patterns(hierarchical_flow((4, 4)), torch.randn(10, 4, 4), [0]).mean.shape
+        torch.Size([1, 4, 4])
+    """
+    check_fields(flow, "z", z, least=1)
+    return _averaged(_patterns, flow, z, variables, batch_size)
+
+
+def responses_by_scale(
+    flow: HierarchicalFlow, x: Tensor, *, most: int | None = None, batch_size: int = 256
+) -> dict[int, Response]:
+    """The :func:`responses` of the latents of every scale, finest first.
+
+    Args:
+        flow: a HierarchicalFlow.
+        x: fields, shape ``(samples,) + shape``, in the flow's dtype.
+        most: latents of each scale, the first ones; None for all.
+        batch_size: fields in memory at a time.
+
+    Raises:
+        TypeError, ValueError: as :func:`responses`, or if ``most`` is below 1.
+
+    Example:
+        >>> from pyro_neuralrg import hierarchical_flow
+        >>> found = responses_by_scale(hierarchical_flow((4, 4)), torch.randn(10, 4, 4), most=2)
+        >>> [len(response.variables) for response in found.values()]
+        [2, 2, 1]
+    """
+    check_flow(flow)
+    count = None if most is None else check_integer("most", most, 1)
+    members = {k: latents_of_scale(flow, k) for k in range(number_of_scales(flow.circuit) + 1)}
+    return {
+        k: responses(flow, x, latents[:count], batch_size=batch_size)
+        for k, latents in members.items()
+        if len(latents)
+    }
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """How alike n responses and n orthonormal patterns are: cosines of angles.
+
+    Attributes:
+        cosines: of every response (row) with every pattern (column), shape ``(n, n)``.
+        rotation: the orthogonal Q that takes the responses R closest to the patterns, as Q R.
+        rotated: the same cosines after the rotation.
+        subspace: cosines of the principal angles between what the responses and the patterns span,
+            descending, shape ``(n,)``: all 1 if other latents play no part.
+    """
+
+    cosines: Tensor
+    rotation: Tensor
+    rotated: Tensor
+    subspace: Tensor
+
+    @property
+    def before(self) -> float:
+        """Mean of each response's largest cosine, whatever the sign, as the flow has it."""
+        return float(self.cosines.abs().max(1).values.mean())
+
+    @property
+    def after(self) -> float:
+        """Mean cosine of each rotated response with its pattern."""
+        return float(self.rotated.diagonal().mean())
+
+
+def overlap(response: Response | Tensor, patterns: Tensor) -> Overlap:
+    r"""Compare responses with ideal patterns, as they are and after the best rotation.
+
+    Standard normals are invariant under rotations: a flow followed by Q, z' = Q z, is as good as
+    without. Block spins are therefore one basis of the coarse variables among many, and the
+    rotation with the largest :math:`\mathrm{tr}\, Q R W^T` is taken: with the singular value
+    decomposition :math:`R W^T = U S V^T` it is :math:`Q = V U^T` (orthogonal Procrustes).
+
+    Args:
+        response: of n latents, or their mean responses, shape ``(n,) + shape``.
+        patterns: orthonormal, shape ``(n,) + shape``, for example from ``block_wavelets``.
+
+    Raises:
+        ValueError: if shapes differ, an entry is not finite, a response vanishes, or the patterns
+            are not orthonormal.
+
+    References:
+        P. H. Schoenemann, A generalized solution of the orthogonal Procrustes problem,
+        Psychometrika 31, 1 (1966).
+
+    Example:
+        >>> quarters = torch.eye(4)
+        >>> sums = torch.tensor([[1.0, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]])
+        >>> found = overlap(sums, quarters)
+        >>> round(found.before, 4), round(found.after, 4)
+        (0.5, 1.0)
+    """
+    mean = response.mean if isinstance(response, Response) else response
+    if mean.shape != patterns.shape or mean.dim() < 2:
+        raise ValueError(
+            f"patterns has shape {tuple(patterns.shape)}; accepted: that of the responses, "
+            f"{tuple(mean.shape)}, (n,) + shape"
+        )
+    rows, ideal = mean.double().flatten(1), patterns.double().flatten(1)
+    norms = rows.norm(dim=1)
+    if not bool(norms.isfinite().all()) or bool((norms == 0).any()):
+        raise ValueError("response has a row that vanishes or is not finite; accepted: others")
+    unit = torch.eye(len(ideal), dtype=torch.float64, device=ideal.device)
+    if not torch.allclose(ideal @ ideal.T, unit, atol=1e-5):
+        raise ValueError("patterns are not orthonormal; accepted: orthonormal patterns")
+    left, _, right = torch.linalg.svd(rows @ ideal.T)
+    rotation = right.T @ left.T
+    turned = rotation @ rows
+    basis = torch.linalg.svd(rows, full_matrices=False).Vh
+    return Overlap(
+        cosines=rows @ ideal.T / norms[:, None],
+        rotation=rotation,
+        rotated=turned @ ideal.T / turned.norm(dim=1, keepdim=True),
+        subspace=torch.linalg.svdvals(basis @ ideal.T).clamp(max=1.0),
+    )
+
+
+def _averaged(
+    derivative: Callable[[HierarchicalFlow, Tensor, Sequence[int]], Iterator[Tensor]],
+    flow: HierarchicalFlow,
+    fields: Tensor,
+    variables: Any,
+    batch_size: int,
+) -> Response:
+    """Mean and variation of what ``derivative`` gives for each variable."""
+    chosen = _check_variables(flow, variables)
+    batch_size = check_integer("batch_size", batch_size, 1)
+    number = len(fields)
+    total = square = origin = torch.zeros(())
+    for index, batch in enumerate(fields.detach().split(batch_size)):
+        slopes = torch.stack(list(derivative(flow, batch, chosen))).detach().double()
+        if index == 0:  # sums of deviations from one field lose no digits
+            origin = slopes[:, :1]
+        deviation = slopes - origin
+        total = total + deviation.sum(1)
+        square = square + deviation.square().sum(1)
+    shift = total / number
+    variance = (square / number - shift.square()).clamp(min=0.0)
+    spread = (variance * (number / (number - 1) if number > 1 else torch.nan)).sqrt()
+    return Response(chosen, origin[:, 0] + shift, spread / number**0.5, spread, number)
+
+
+def _answers(flow: HierarchicalFlow, x: Tensor, variables: Sequence[int]) -> Iterator[Tensor]:
+    """dz_i/dx of each field, for each variable."""
+    last = len(variables) - 1
+    with torch.enable_grad():
+        x = x.requires_grad_()
+        z = flow.inverse_and_ladj(x)[0].flatten(1)
+    for index, variable in enumerate(variables):
+        # fields do not affect one another: the gradient of the sum holds those of all
+        (slope,) = torch.autograd.grad(z[:, variable].sum(), x, retain_graph=index < last)
+        yield slope
+
+
+def _patterns(flow: HierarchicalFlow, z: Tensor, variables: Sequence[int]) -> Iterator[Tensor]:
+    """dx/dz_i of each field, for each variable: the slope of a gradient in its cotangent."""
+    last = len(variables) - 1
+    with torch.enable_grad():
+        z = z.requires_grad_()
+        x = flow.forward_and_ladj(z)[0]
+        cotangent = torch.zeros_like(x, requires_grad=True)
+        (pulled,) = torch.autograd.grad(x, z, cotangent, create_graph=True)
+        pulled = pulled.flatten(1)
+    for index, variable in enumerate(variables):
+        (slope,) = torch.autograd.grad(
+            pulled[:, variable].sum(), cotangent, retain_graph=index < last
+        )
+        yield slope
+
+
+def _check_variables(flow: HierarchicalFlow, variables: Any) -> tuple[int, ...]:
+    given = variables.tolist() if isinstance(variables, Tensor) else variables
+    sites = math.prod(flow.shape)
+    if not isinstance(given, Sequence) or isinstance(given, str | bytes):
+        raise TypeError(f"variables is {variables!r}; accepted: flat indices of latents")
+    if not given:
+        raise ValueError("variables is empty; accepted: at least one flat index of a latent")
+    accepted = f"flat indices of latents, integers from 0 to {sites - 1}"
+    return tuple(check_integer("variables", v, 0, sites - 1, accepted) for v in given)

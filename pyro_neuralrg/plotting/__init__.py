@@ -1,0 +1,46 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Figures of a run and of what a flow has learned.
+
+Each function draws on the given Axes, or on those of a new :class:`matplotlib.figure.Figure`
+(no pyplot, so no global state and no display), and returns the Axes, or the Figure of several
+panels; ``axes.figure.savefig(path)`` writes it. Nothing is computed here. Figures of chains that
+have not converged say so. Colours are those of Okabe and Ito (2008), which readers with any kind of
+colour vision tell apart; curves differ in line style or marker as well.
+"""
+
+from __future__ import annotations
+
+from pyro_neuralrg.plotting.learned import (
+    information_by_distance,
+    information_by_scale,
+    information_matrix,
+    pyramid,
+    responses,
+    top_variable,
+)
+from pyro_neuralrg.plotting.runs import (
+    configurations,
+    free_energy,
+    ranks,
+    structure_factor,
+    trace,
+)
+from pyro_neuralrg.plotting.style import COLOURS, MARKERS, STYLES
+
+__all__ = [
+    "COLOURS",
+    "MARKERS",
+    "STYLES",
+    "configurations",
+    "free_energy",
+    "information_by_distance",
+    "information_by_scale",
+    "information_matrix",
+    "pyramid",
+    "ranks",
+    "responses",
+    "structure_factor",
+    "top_variable",
+    "trace",
+]

@@ -1,0 +1,344 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Figures of what a flow has learned: responses, mutual information, fields of every scale."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from pyro_neuralrg.analysis import GroupedInformation, MutualInformation, Response
+from pyro_neuralrg.plotting.style import COLOURS, MARKERS, STYLES, axes_or_new
+
+__all__ = [
+    "information_by_distance",
+    "information_by_scale",
+    "information_matrix",
+    "pyramid",
+    "responses",
+    "top_variable",
+]
+
+Array = npt.NDArray[np.float64]
+
+SIGNED = "cividis"  # lightness grows from end to end: the sign survives in grey
+POSITIVE = "Blues"  # zero is the white of the paper
+RESPONSE = r"$E[\partial z / \partial x]$ (1/x)"
+INFORMATION = "mutual information (nats)"
+MOST_SCALES = 12  # beyond, the numbers in the cells cannot be read
+
+
+def responses(
+    found: Mapping[Any, Response],
+    *,
+    count: int = 4,
+    label: str = RESPONSE,
+    figure: Figure | None = None,
+) -> Figure:
+    r"""Mean responses of some latents of each scale, one row a scale (paper Fig. 4a).
+
+    Under each panel its largest standard error and the share of the response that varies from field
+    to field.
+
+    Args:
+        found: responses of each scale or of anything else that names a row, for example from
+            :func:`~pyro_neuralrg.analysis.responses_by_scale`.
+        count: panels of each row at most.
+        label: of the colour bars, with the unit.
+        figure: to draw on; None makes a new one.
+
+    Returns:
+        The Figure.
+
+    Raises:
+        ValueError: if there are none, or ``count`` is below 1.
+
+    >>> import torch
+    >>> from pyro_neuralrg import analysis, hierarchical_flow
+    >>> flow = hierarchical_flow((4, 4))
+    >>> found = analysis.responses_by_scale(flow, torch.randn(8, 4, 4), most=2)
+    >>> len(responses(found).axes)  # three rows of two panels, a colour bar each
+    9
+    """
+    if not found or count < 1:
+        raise ValueError(f"got {len(found)} responses and count {count}; accepted: >= 1 of each")
+    columns = min(count, max(len(response.mean) for response in found.values()))
+    if figure is None:
+        size = (2.1 * columns + 1.6, 2.3 * len(found) + 0.3)
+        figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(len(found), columns, squeeze=False)
+    for row, (name, response) in zip(grid, found.items(), strict=True):
+        shown = min(columns, len(response.mean))
+        pictures = [_picture(_array(mean)) for mean in response.mean[:shown]]
+        limit = max(float(np.abs(picture).max()) for picture in pictures) or 1.0
+        share = _array(response.nonlinearity)
+        for index, (ax, picture) in enumerate(zip(row, pictures, strict=False)):
+            image = _signed(ax, picture, limit)
+            error = float(response.standard_error[index].max())
+            ax.set_title(f"latent {response.variables[index]}", fontsize="small")
+            ax.set_xlabel(
+                f"error <= {error:.1g}\nvaries: {100 * share[index]:.1f} %", fontsize="small"
+            )
+        for ax in row[shown:]:
+            ax.set_axis_off()
+        row[0].set_ylabel(f"scale {name}" if isinstance(name, int) else str(name))
+        figure.colorbar(image, ax=list(row), label=label, shrink=0.9)
+    return figure
+
+
+def information_matrix(
+    found: MutualInformation, *, largest: float | None = None, ax: Axes | None = None
+) -> Axes:
+    """The mutual information of every pair of variables as a picture (paper Fig. 4b).
+
+    Above the diagonal the values, below it those that exceed three standard errors: what is noise
+    is blank there. The title has the total of all pairs with its error.
+
+    Args:
+        found: of ``analysis.mutual_information``.
+        largest: end of the colour scale in nats, to be shared by figures that are compared; None
+            for the largest value.
+        ax: Axes to draw on; None makes a new figure.
+
+    Returns:
+        The Axes.
+
+    >>> import torch
+    >>> from pyro_neuralrg.analysis import mutual_information
+    >>> found = mutual_information(torch.randn(200, 5), shuffles=20)
+    >>> information_matrix(found).get_xlabel()
+    'variable'
+    """
+    values = _array(found.values)
+    error = np.hypot(_array(found.standard_error), found.bias.standard_error)
+    lower = np.tril_indices(len(values))
+    values[lower] = np.where(values[lower] > 3 * error[lower], values[lower], np.nan)
+    top = float(np.nanmax(values)) if largest is None else largest
+    ax = axes_or_new(ax)
+    ax.set_facecolor("white")
+    image = ax.imshow(values, cmap=POSITIVE, vmin=0.0, vmax=max(top, 1e-12))
+    total = found.total()
+    ax.set_title(f"total {_with_error(*total)} nats")
+    ax.set_xlabel("variable")
+    ax.set_ylabel("variable (below the diagonal: > 3 errors)")
+    ax.figure.colorbar(image, ax=ax, label=INFORMATION, extend="min")
+    return ax
+
+
+def information_by_distance(
+    found: Mapping[str, GroupedInformation], *, ax: Axes | None = None
+) -> Axes:
+    """Mean mutual information of a pair against its distance, with error bars (paper Fig. 4c).
+
+    The scale is logarithmic down to the median error and linear below it, so that values that are
+    zero within their errors are seen to be.
+
+    Args:
+        found: for the name of each kind of variable, what ``analysis.by_distance`` returns.
+        ax: Axes to draw on; None makes a new figure.
+
+    Returns:
+        The Axes.
+
+    Raises:
+        ValueError: if there are none, or groups are no distances.
+
+    >>> import torch
+    >>> from pyro_neuralrg import analysis
+    >>> found = analysis.mutual_information(torch.randn(200, 4), shuffles=20)
+    >>> information_by_distance({"field": analysis.by_distance(found, (4,))}).get_xlabel()
+    'distance (sites)'
+    """
+    distances = [g.positions for g in found.values() if g.positions is not None]
+    if not found or len(distances) < len(found):
+        raise ValueError("found holds no groups with distances; accepted: those of by_distance")
+    ax = axes_or_new(ax)
+    for index, ((name, groups), positions) in enumerate(zip(found.items(), distances, strict=True)):
+        ax.errorbar(
+            _array(positions), _array(groups.values),
+            yerr=_array(groups.standard_error), capsize=2, markersize=4, linewidth=1.0,
+            color=COLOURS[index % len(COLOURS)], marker=MARKERS[index % len(MARKERS)],
+            linestyle=STYLES[index % len(STYLES)], label=name,
+        )  # fmt: skip
+    ax.axhline(0.0, color="black", linewidth=0.8)
+    errors = np.concatenate([_array(groups.standard_error) for groups in found.values()])
+    ax.set_yscale("symlog", linthresh=max(float(np.nanmedian(errors)), 1e-12))
+    ax.set_xlabel("distance (sites)")
+    ax.set_ylabel(f"{INFORMATION} per pair")
+    ax.legend(frameon=False)
+    return ax
+
+
+def information_by_scale(found: GroupedInformation, *, ax: Axes | None = None) -> Axes:
+    """Mean mutual information of latents of each two scales, with numbers and errors in the cells.
+
+    Args:
+        found: what ``analysis.by_scale`` returns.
+        ax: Axes to draw on; None makes a new figure.
+
+    Returns:
+        The Axes.
+
+    Raises:
+        ValueError: if the groups are not those of scales.
+
+    >>> import torch
+    >>> from pyro_neuralrg import analysis, hierarchical_flow
+    >>> found = analysis.mutual_information(torch.randn(200, 4), shuffles=20)
+    >>> groups = analysis.by_scale(found, hierarchical_flow((4,)))
+    >>> information_by_scale(groups).get_xlabel()
+    'scale (0: the finest)'
+    """
+    values, error = _array(found.values), _array(found.standard_error)
+    if values.ndim != 2:
+        raise ValueError(f"found has shape {values.shape}; accepted: groups of by_scale")
+    count = len(values)
+    if ax is None:
+        size = max(5.0, 1.3 * count + 1.5)
+        ax = Figure(figsize=(size, 0.75 * size), layout="constrained").subplots()
+    largest = np.fmax(np.abs(values), 3 * error)  # what is noise stays pale
+    top = max(float(np.nanmax(largest, initial=0.0)), 1e-12)
+    unit = math.floor(math.log10(top))
+    image = ax.imshow(np.clip(values, 0.0, None), cmap=POSITIVE, vmin=0.0, vmax=top, aspect="auto")
+    for i, j in np.ndindex(count, count) if count <= MOST_SCALES else ():
+        number, its_error = values[i, j] / 10.0**unit, error[i, j] / 10.0**unit
+        known = np.isfinite(number)
+        ax.text(
+            j, i, f"{number:.2f}\n$\\pm${its_error:.2f}" if known else "no pair",
+            ha="center", va="center", fontsize="small",
+            color="white" if known and values[i, j] > 0.6 * top else "black",
+        )  # fmt: skip
+    ax.set_xticks(range(count))
+    ax.set_yticks(range(count))
+    ax.set_xlabel("scale (0: the finest)")
+    ax.set_ylabel("scale")
+    ax.set_title(f"numbers in $10^{{{unit}}}$ nats per pair")
+    ax.figure.colorbar(image, ax=ax, label=f"{INFORMATION} per pair")
+    return ax
+
+
+def pyramid(
+    fields: Sequence[npt.ArrayLike], *, count: int = 3, figure: Figure | None = None
+) -> Figure:
+    """Fields at every scale, physical on the left, the top on the right; a row for each field.
+
+    Each scale has a colour scale of its own, with zero in the middle.
+
+    Args:
+        fields: what ``analysis.pyramid`` returns for a batch of fields with one batch dimension.
+        count: rows at most.
+        figure: to draw on; None makes a new one.
+
+    Returns:
+        The Figure.
+
+    Raises:
+        ValueError: if there are no fields, they have not one batch dimension, or ``count`` is below
+            1.
+
+    >>> import torch
+    >>> from pyro_neuralrg import analysis, hierarchical_flow
+    >>> fields = analysis.pyramid(hierarchical_flow((4, 4)), torch.randn(2, 4, 4))
+    >>> len(pyramid(fields).axes)  # 2 rows of 3 scales, 3 colour bars
+    9
+    """
+    arrays = [np.asarray(values, dtype=np.float64) for values in fields]
+    ranks = {array.ndim for array in arrays}
+    if not arrays or len(ranks) != 1 or not 2 <= ranks.pop() <= 4 or not len(arrays[0]):
+        raise ValueError(
+            f"fields has shapes {[array.shape for array in arrays]}; accepted: (n,) + the shape of "
+            "each scale, n >= 1"
+        )
+    if count < 1:
+        raise ValueError(f"count is {count}; accepted: >= 1")
+    rows = min(count, len(arrays[0]))
+    if figure is None:
+        size = (2.3 * len(arrays) + 0.4, 1.9 * rows + 1.0)
+        figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(rows, len(arrays), squeeze=False)
+    for scale, (array, column) in enumerate(zip(arrays, grid.T, strict=True)):
+        limit = float(np.quantile(np.abs(array[:rows]), 0.99)) or 1.0
+        for ax, values in zip(column, array, strict=False):
+            image = _signed(ax, _picture(values), limit)
+        column[0].set_title("field" if scale == 0 else f"scale {scale}")
+        figure.colorbar(
+            image, ax=list(column), location="bottom", label="x" if scale == 0 else "kept",
+            extend="both", shrink=0.9,
+        )  # fmt: skip
+    return figure
+
+
+def top_variable(
+    values: Mapping[str, npt.ArrayLike], *, bins: int = 40, ax: Axes | None = None
+) -> Axes:
+    """Histograms of the top variable, for example above, at and below the critical temperature.
+
+    Error bars are those of independent samples: the root of p (1 - p) / n of each bin.
+
+    Args:
+        values: for each name, for example a temperature, the top variable of every field.
+        bins: of the histogram, the same for all.
+        ax: Axes to draw on; None makes a new figure.
+
+    Returns:
+        The Axes.
+
+    Raises:
+        ValueError: if there are none, one is empty or not finite.
+
+    >>> top_variable({"T = 2": [-1.0, 1.0], "T = 3": [0.1, -0.1]}).get_ylabel()
+    'probability density'
+    """
+    arrays = {name: np.asarray(v, dtype=np.float64).ravel() for name, v in values.items()}
+    if not arrays or any(not v.size or not np.isfinite(v).all() for v in arrays.values()):
+        raise ValueError("values holds none, or none that is finite; accepted: finite numbers")
+    edges = np.histogram_bin_edges(np.concatenate(list(arrays.values())), bins)
+    width, middle = np.diff(edges), (edges[1:] + edges[:-1]) / 2
+    ax = axes_or_new(ax)
+    for index, (name, array) in enumerate(arrays.items()):
+        share = np.histogram(array, edges)[0] / array.size
+        error = np.sqrt(share * (1 - share) / array.size) / width
+        colour, style = COLOURS[index % len(COLOURS)], STYLES[index % len(STYLES)]
+        ax.stairs(share / width, edges, color=colour, linestyle=style, linewidth=1.5)
+        ax.errorbar(
+            middle, share / width, yerr=error, color=colour, linestyle="none", capsize=1.5,
+            marker=MARKERS[index % len(MARKERS)], markersize=3, linewidth=0.8, label=name,
+        )  # fmt: skip
+    ax.set_ylim(bottom=0.0)
+    ax.set_xlabel("top variable (dimensionless)")
+    ax.set_ylabel("probability density")
+    ax.legend(frameon=False)
+    return ax
+
+
+def _array(values: Tensor) -> Array:
+    """A copy in double precision."""
+    return np.array(values.detach().cpu().double().numpy())
+
+
+def _signed(ax: Axes, picture: Array, limit: float) -> Any:
+    """A picture on a colour scale with zero in the middle."""
+    image = ax.imshow(picture, cmap=SIGNED, vmin=-limit, vmax=limit, aspect="equal")
+    ax.set_xticks([])
+    ax.set_yticks([])
+    return image
+
+
+def _with_error(value: float, error: float) -> str:
+    """Both to the second digit of the error."""
+    digits = max(0, 1 - math.floor(math.log10(error))) if error > 0 else 3
+    return rf"{value:.{digits}f} $\pm$ {error:.{digits}f}"
+
+
+def _picture(field: Array) -> Array:
+    """A field as a picture: a row of a one-dimensional lattice, the middle of a cubic one."""
+    if field.ndim == 1:
+        return field[None]
+    return field[:, :, field.shape[2] // 2] if field.ndim == 3 else field

@@ -1,0 +1,227 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""All pairs: exact cases, bias, error bars, groups."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from pyro_neuralrg.analysis import Bins, Neighbours, by_distance, by_scale, mutual_information
+from pyro_neuralrg.transforms import hierarchical_flow
+
+
+def correlated_pairs(pairs: int, size: int, correlation: float) -> torch.Tensor:
+    """Variables 2i and 2i + 1 are correlated, all else is independent."""
+    x = torch.randn(size, pairs)
+    y = correlation * x + math.sqrt(1 - correlation**2) * torch.randn(size, pairs)
+    return torch.stack([x, y], -1).flatten(1)
+
+
+def test_gaussians_by_neighbours() -> None:
+    covariance = torch.tensor([[1.0, 0.5, 0.0], [0.5, 2.0, -0.9], [0.0, -0.9, 1.0]])
+    normal = torch.distributions.MultivariateNormal(torch.zeros(3), covariance)
+    found = mutual_information(normal.sample((2000,)), shuffles=200)
+    correlation = covariance / (covariance.diagonal().outer(covariance.diagonal())).sqrt()
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        exact = -0.5 * math.log(1 - float(correlation[i, j]) ** 2)
+        error = math.hypot(found.standard_error[i, j], found.bias.standard_error)
+        assert abs(float(found.values[i, j]) - exact) < 4 * error + 0.02 * exact
+        assert 0.005 < error < 0.04
+    assert torch.equal(found.values.nan_to_num(7), found.values.T.nan_to_num(7))
+    assert found.values.diagonal().isnan().all()
+    assert found.num_samples == 2000
+
+
+def test_units_and_monotone_maps_do_not_matter() -> None:
+    x = correlated_pairs(2, 300, 0.7)
+    plain = mutual_information(x, shuffles=20).values
+    stretched = torch.stack([x[:, 0].exp(), 1e6 * x[:, 1], x[:, 2] ** 3, x[:, 3]], 1)
+    mapped = mutual_information(stretched, shuffles=20).values
+    torch.testing.assert_close(plain, mapped, equal_nan=True)
+
+
+@pytest.mark.parametrize("estimator", [Neighbours(3), Bins(4)])
+def test_independent_variables_have_none_and_error_bars_cover(estimator) -> None:
+    x = correlated_pairs(15, 400, 0.6)
+    found = mutual_information(x, estimator=estimator, shuffles=400)
+    i, j = torch.triu_indices(30, 30, 1)
+    apart = (i // 2) != (j // 2)
+    error = (found.standard_error[i, j].square() + found.bias.standard_error**2).sqrt()
+    values = found.values[i, j][apart]
+    mean_error = math.hypot(float(values.std()) / math.sqrt(len(values)), found.bias.standard_error)
+    assert abs(values.mean()) < 4 * mean_error
+    pulls = values / error[apart]
+    # within two errors 95 % of them; the error is itself known to 13 %
+    assert 0.85 < (pulls.abs() < 2).double().mean() <= 1.0
+    assert 0.6 < pulls.std() < 1.3
+
+
+def test_error_bars_cover_where_variables_depend() -> None:
+    x = correlated_pairs(60, 500, 0.6)
+    estimator = Neighbours(3)
+    found = mutual_information(x[:, :8], estimator=estimator, shuffles=400)
+    ready = [estimator.prepare(ranks) for ranks in x.argsort(0).argsort(0).T.numpy()]
+    values = [estimator.contributions(ready[2 * k], ready[2 * k + 1]).mean() for k in range(60)]
+    scatter = float(np.std(values, ddof=1))
+    assert float(found.values[0, 1]) == pytest.approx(values[0] - found.bias.value)
+    # the scatter of 60 is known to 9 %, the mean of four errors to 7 %; theirs errs upwards
+    error = float(torch.stack([found.standard_error[2 * k, 2 * k + 1] for k in range(4)]).mean())
+    assert 0.65 * scatter < error < 1.6 * scatter
+
+
+def test_total_is_the_sum_of_pairs_with_the_error_of_samples_they_share() -> None:
+    x = correlated_pairs(4, 1000, 0.5)
+    found = mutual_information(x, estimator=Bins(4), shuffles=200)
+    i, j = torch.triu_indices(8, 8, 1)
+    assert found.total().value == pytest.approx(float(found.values[i, j].sum()))
+    exact = -0.5 * 4 * math.log(1 - 0.25)
+    assert abs(found.total().value - exact) < 5 * found.total().standard_error + 0.15 * exact
+    copies = torch.cat([x[:, :2]] * 3, 1) + 1e-9 * torch.randn(1000, 6)  # the same information
+    thrice = mutual_information(copies, estimator=Bins(4), shuffles=200)
+    ones = torch.full((6, 6), -1)
+    for a in (0, 2, 4):
+        ones[a, a + 1] = 0
+    together = thrice.grouped(ones)
+    single = math.hypot(float(thrice.standard_error[0, 1]), thrice.bias.standard_error)
+    assert float(together.standard_error[0]) == pytest.approx(single, rel=0.01)  # not / sqrt(3)
+
+
+def test_errors_of_groups_hold_noise_and_bias() -> None:
+    found = mutual_information(torch.randn(400, 4), estimator=Neighbours(3), shuffles=20)
+    assert found.noise > 1.05
+    sums = found.parts.sum(1)
+    scatter = found.noise * float(sums.std()) / math.sqrt(len(sums))
+    exact = math.hypot(scatter, 6 * found.bias.standard_error)  # all 6 pairs share the bias
+    assert found.total().standard_error == pytest.approx(exact)
+    assert 6 * found.bias.standard_error > 0.3 * scatter
+    pair = found.noise * found.parts[:, 0].std() / math.sqrt(len(sums))
+    torch.testing.assert_close(found.standard_error[0, 1], pair)
+
+
+def test_shuffling_finds_the_bias() -> None:
+    x = torch.randn(640, 4)
+    found = mutual_information(x, estimator=Bins(8), shuffles=300)
+    assert found.bias.value == pytest.approx(49 / 1280, abs=4 * found.bias.standard_error)
+    assert 0 < found.bias.standard_error < 0.001
+    raw = mutual_information(x, estimator=Bins(8), shuffles=300).values + found.bias.value
+    assert raw.nanmean() > 0.02
+
+
+def test_equal_values_are_ordered_at_random() -> None:
+    """Ordered alike, variables with few values would seem to know of each other."""
+    spins = torch.randint(0, 2, (2000, 3)) * 2 - 1
+    found = mutual_information(spins, shuffles=100)
+    assert found.values.nan_to_num(0).abs().max() < 0.1
+
+
+def test_same_seed_same_figures() -> None:
+    x = torch.randn(100, 2, 2)
+    first, second = (mutual_information(x, shuffles=10, seed=3) for _ in range(2))
+    assert torch.equal(first.parts, second.parts)
+    assert first.bias != mutual_information(x, shuffles=10, seed=4).bias
+    array = mutual_information(x.numpy().astype(np.float32), shuffles=10, seed=3)
+    assert torch.equal(first.parts, array.parts)
+
+
+def ring(size: int, sites: int = 6) -> torch.Tensor:
+    noise = torch.randn(size, sites)
+    return noise + noise.roll(1, 1)  # correlation 1/2 of neighbours
+
+
+def test_by_distance() -> None:
+    found = mutual_information(ring(1000), estimator=Bins(6), shuffles=200)
+    groups = by_distance(found, (6,))
+    assert groups.positions is not None
+    assert groups.positions.tolist() == [1.0, 2.0, 3.0]
+    assert groups.pairs.tolist() == [6, 6, 3]
+    neighbours = torch.stack([found.values[i, (i + 1) % 6] for i in range(6)])
+    torch.testing.assert_close(groups.values[0], neighbours.mean())
+    exact = -0.5 * math.log(1 - 0.25)
+    assert abs(float(groups.values[0]) - exact) < 4 * float(groups.standard_error[0]) + 0.1 * exact
+    assert (groups.values[1:].abs() < 4 * groups.standard_error[1:]).all()
+    opened = by_distance(found, (2, 3), "open")
+    assert opened.positions is not None
+    torch.testing.assert_close(opened.positions, torch.tensor([1.0, 2.0, 4.0, 5.0]).sqrt())
+    assert opened.pairs.tolist() == [7, 4, 2, 2]
+    wrapped = by_distance(found, (2, 3))
+    assert wrapped.pairs.tolist() == [9, 6]
+
+
+def test_by_scale() -> None:
+    x = torch.randn(500, 4)
+    x[:, 0] = x[:, 2] + 0.1 * x[:, 0]
+    found = mutual_information(x, estimator=Bins(4), shuffles=50)
+    groups = by_scale(found, hierarchical_flow((4,)))  # scales 2, 0, 1, 0
+    torch.testing.assert_close(groups.values[1, 2], found.values[0, 2])
+    torch.testing.assert_close(groups.values[2, 1], found.values[0, 2])
+    torch.testing.assert_close(groups.values[0, 0], found.values[1, 3])
+    torch.testing.assert_close(groups.values[0, 1], (found.values[1, 2] + found.values[2, 3]) / 2)
+    assert groups.values[1, 1].isnan()
+    assert groups.pairs.tolist() == [[1, 2, 2], [2, 0, 1], [2, 1, 0]]
+    assert groups.values[1, 2] > 0.5 > 0.1 > groups.values[0].abs().max()
+
+
+def test_groups_of_other_pairs() -> None:
+    found = mutual_information(torch.randn(100, 3), shuffles=10)
+    none = found.grouped(torch.full((3, 3), -1))
+    assert none.values.shape == (0,)
+    for labels in (torch.zeros(2, 2, dtype=torch.long), torch.zeros(3, 3)):
+        with pytest.raises(ValueError, match=r"accepted: integers of shape \(3, 3\)"):
+            found.grouped(labels)
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        (torch.randn(100), r"samples has shape \(100,\)"),
+        (torch.randn(100, 1), r"at least 2 variables|of at least 2 variables"),
+        (torch.randn(5, 3), "at least 64 samples"),
+        (torch.full((100, 2), torch.nan), "samples has 200 entries that are not finite"),
+        (torch.tensor([[0.0, torch.inf]] * 100), "samples has 100 entries that are not finite"),
+        (
+            torch.stack([torch.arange(100.0), torch.ones(100)], 1),
+            "1 constant variables, .* index 1",
+        ),
+    ],
+)
+def test_bad_samples(samples, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        mutual_information(samples)
+
+
+def test_fewer_samples_than_neighbours() -> None:
+    with pytest.raises(ValueError, match="at least 201 samples"):
+        mutual_information(torch.randn(150, 2), estimator=Neighbours(200))
+    with pytest.raises(ValueError, match="at least 256 samples"):
+        mutual_information(torch.randn(150, 2), estimator=Bins(16))
+
+
+def test_other_bad_arguments() -> None:
+    x = torch.randn(100, 4)
+    with pytest.raises(TypeError, match="samples is a str"):
+        mutual_information("x")
+    with pytest.raises(ValueError, match="shuffles is 1; accepted: an integer >= 2"):
+        mutual_information(x, shuffles=1)
+    with pytest.raises(ValueError, match="seed is -1"):
+        mutual_information(x, seed=-1)
+    found = mutual_information(x, shuffles=5)
+    with pytest.raises(ValueError, match="information is of 4 variables; accepted: 6"):
+        by_distance(found, (2, 3))
+    with pytest.raises(ValueError, match="information is of 4 variables; accepted: 9"):
+        by_scale(found, hierarchical_flow((3, 3)))
+    with pytest.raises(TypeError, match="accepted: a HierarchicalFlow"):
+        by_scale(found, None)
+
+
+@pytest.mark.slow
+def test_a_lattice_of_256_sites_takes_less_than_two_minutes_of_two_cores() -> None:
+    began = time.process_time()
+    found = mutual_information(torch.randn(2000, 16, 16))
+    assert time.process_time() - began < 240
+    total = found.total()
+    assert abs(total.value) < 4 * total.standard_error

@@ -1,0 +1,197 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Fields of every scale, resampling, and the effective energy, against linear and exact cases."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from pyro_neuralrg.analysis import (
+    effective_energy,
+    pyramid,
+    resample,
+    top_variable,
+    variables_of_scale,
+)
+from pyro_neuralrg.potentials import FreeField, IsingDual
+from pyro_neuralrg.transforms import HierarchicalFlow, hierarchical_flow
+from tests.analysis.linear import any_matrix, haar, jacobian, linear_flow
+
+
+def untrained(shape: tuple[int, ...] = (4, 4), **options) -> HierarchicalFlow:
+    flow = hierarchical_flow(shape, monotone_steps=2, humps=2.0, **options)
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    return flow
+
+
+def test_pyramid_of_a_haar_flow_are_block_means() -> None:
+    flow = linear_flow((8, 8), haar)
+    x = torch.randn(3, 2, 8, 8)
+    fields = pyramid(flow, x)
+    assert fields[0] is x
+    for scale in (1, 2, 3):
+        side = 2**scale
+        cells = x.reshape(3, 2, 8 // side, side, 8 // side, side)
+        torch.testing.assert_close(fields[scale], cells.mean((3, 5)) * side)
+    torch.testing.assert_close(top_variable(flow, x), x.mean((-1, -2)) * 8)
+
+
+def test_pyramid_of_odd_sides_and_without_batch() -> None:
+    flow = hierarchical_flow((5, 3))
+    assert [tuple(h.shape) for h in pyramid(flow, torch.randn(5, 3))] == [
+        (5, 3),
+        (3, 2),
+        (2, 1),
+        (1, 1),
+    ]
+
+
+def test_the_top_is_the_latent_behind_the_humps() -> None:
+    flow = untrained()
+    x = torch.randn(5, 4, 4)
+    y = flow.local.inverse_and_ladj(x)[0]
+    torch.testing.assert_close(pyramid(flow, x)[2].flatten(1)[:, 0], y[:, 0, 0])
+    torch.testing.assert_close(top_variable(flow, x), y[:, 0, 0])
+    assert (top_variable(flow, x) - flow.inverse_and_ladj(x)[0][:, 0, 0]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("scale", [0, 1, 2])
+def test_resampling_fixes_one_half_and_redraws_the_other(scale: int) -> None:
+    flow = untrained()
+    x = flow.forward_and_ladj(torch.randn(2, 4, 4))[0].detach()
+    coarse = variables_of_scale(flow, scale)
+    is_coarse = torch.zeros(16, dtype=torch.bool)
+    is_coarse[coarse] = True
+    old = flow.inverse_and_ladj(x)[0].flatten(1)
+    for fix, kept in (("coarse", is_coarse), ("fine", ~is_coarse)):
+        new = resample(flow, x, fix, scale=scale, number=500)
+        assert new.shape == (500, 2, 4, 4)
+        assert not new.requires_grad
+        z = flow.inverse_and_ladj(new)[0].flatten(2)
+        torch.testing.assert_close(z[..., kept], old[:, kept].expand(500, 2, -1))
+        drawn = z[..., ~kept]
+        if drawn.numel():  # normals, 1000 of each variable
+            assert drawn.mean((0, 1)).abs().max() < 5 / math.sqrt(1000)
+            assert (drawn.var((0, 1)) - 1).abs().max() < 5 * math.sqrt(2 / 1000)
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_fields_of_fixed_scales_stay(scale: int) -> None:
+    flow = untrained()
+    x = torch.randn(2, 4, 4)
+    before, after = pyramid(flow, x), pyramid(flow, resample(flow, x, scale=scale))
+    for k in range(3):
+        change = (after[k][0] - before[k]).abs().max()
+        assert change < 1e-9 if k >= scale else change > 0.1
+
+
+def test_a_generator_repeats_the_draws() -> None:
+    flow = untrained()
+    x = torch.randn(2, 4, 4)
+    draws = [
+        resample(flow, x, scale=1, generator=torch.Generator().manual_seed(seed))
+        for seed in (1, 1, 2)
+    ]
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+
+
+def test_effective_energy_of_a_perfect_flow_is_that_of_normals() -> None:
+    target = FreeField((4, 4))
+    flow = linear_flow((4, 4), any_matrix, "mera")
+    z = torch.randn(5, 4, 4)
+    normal = 0.5 * z.square().sum((-1, -2))
+    covariance = jacobian(flow) @ jacobian(flow).T
+    precision = torch.linalg.inv(covariance)
+
+    def energy(x: torch.Tensor) -> torch.Tensor:
+        flat = x.flatten(-2)
+        return 0.5 * (flat * (flat @ precision)).sum(-1)
+
+    found = effective_energy(energy, flow, z)
+    constant = -0.5 * float(torch.linalg.slogdet(covariance)[1])
+    torch.testing.assert_close(found, normal + constant)
+    gaussian = hierarchical_flow((4, 4), depth=0, spectrum=target.spectrum)
+    perfect = effective_energy(target, gaussian, z)
+    exact = normal - target.log_partition() + 8 * math.log(2 * math.pi)
+    torch.testing.assert_close(perfect, exact)
+
+
+def test_effective_energy_up_to_a_scale_is_that_of_the_block_variables() -> None:
+    """Of a Gaussian that a tree generates: fine normals, and the block variables' own energy."""
+    flow = linear_flow((4, 4), any_matrix)
+    precision = torch.linalg.inv(jacobian(flow) @ jacobian(flow).T)
+
+    def energy(x: torch.Tensor) -> torch.Tensor:
+        flat = x.flatten(-2)
+        return 0.5 * (flat * (flat @ precision)).sum(-1)
+
+    z = torch.randn(6, 4, 4)
+    coarse = variables_of_scale(flow, 1)
+    fine = [site for site in range(16) if site not in coarse.tolist()]
+    part = flow.up_to_scale(1)
+    matrix = part.forward_and_ladj(torch.eye(16).reshape(16, 4, 4))[0].reshape(16, 16).T
+    covariance = torch.linalg.solve(matrix, jacobian(flow))
+    covariance = (covariance @ covariance.T)[coarse][:, coarse]
+    blocks = part.inverse_and_ladj(flow.forward_and_ladj(z)[0])[0].flatten(1)[:, coarse]
+    own = 0.5 * (blocks * torch.linalg.solve(covariance, blocks.T).T).sum(-1)
+    ladj = torch.linalg.slogdet(matrix)[1]
+    expected = 0.5 * z.flatten(1)[:, fine].square().sum(-1) + own - ladj
+    torch.testing.assert_close(effective_energy(energy, flow, z, scale=1), expected)
+
+
+def test_effective_energies_of_the_ends() -> None:
+    target = IsingDual((4, 4))
+    flow = target.flow(monotone_steps=2)
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    z = torch.randn(5, 4, 4)
+    x, ladj = flow.forward_and_ladj(z)
+    torch.testing.assert_close(effective_energy(target, flow, z), target.energy(x) - ladj)
+    assert flow.gaussian is not None
+    white = target.energy(x) - flow.gaussian.inverse_and_ladj(x)[1]
+    torch.testing.assert_close(effective_energy(target, flow, z, scale=0), white)
+    local = target.energy(x) - flow.local.inverse_and_ladj(x)[1]
+    torch.testing.assert_close(effective_energy(target, flow, z, scale=2), local)
+
+
+def test_effective_energy_is_differentiable() -> None:
+    target = IsingDual((2, 2))
+    flow = target.flow()
+    z = torch.randn(2, 2, 2, requires_grad=True)
+    for scale in (None, 1):
+        assert torch.autograd.gradcheck(
+            lambda h, k=scale: effective_energy(target, flow, h, scale=k), (z,)
+        )
+
+
+def test_bad_arguments() -> None:
+    flow = untrained()
+    x = torch.randn(2, 4, 4)
+    for function in (pyramid, top_variable):
+        with pytest.raises(ValueError, match=r"x has shape \(4,\)"):
+            function(flow, x[0, 0])
+        with pytest.raises(ValueError, match="entries that are not finite"):
+            function(flow, x / 0)
+        with pytest.raises(TypeError, match="accepted: a HierarchicalFlow"):
+            function(flow.inv, x)
+    with pytest.raises(ValueError, match="fix is 'all'; accepted: coarse, fine"):
+        resample(flow, x, "all", scale=1)
+    with pytest.raises(ValueError, match="scale is 3; accepted: an integer from 0 to 2"):
+        resample(flow, x, scale=3)
+    with pytest.raises(ValueError, match="number is 0"):
+        resample(flow, x, scale=1, number=0)
+    with pytest.raises(ValueError, match="leaves several coarsest variables"):
+        top_variable(hierarchical_flow((4, 4), depth=1), x)
+    with pytest.raises(ValueError, match=r"target's energy has shape \(\)"):
+        effective_energy(lambda h: h.sum(), flow, x)
+    with pytest.raises(TypeError, match="target is a int"):
+        effective_energy(3, flow, x)
+    with pytest.raises(ValueError, match=r"z has shape \(2, 4\)"):
+        effective_energy(lambda h: h.sum(), flow, x[0, :2])

@@ -1,0 +1,164 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Responses of linear flows are their wavelets; rotations of the latents are undone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pyro_neuralrg.analysis import (
+    block_wavelets,
+    latents_of_scale,
+    overlap,
+    responses,
+    responses_by_scale,
+    variables_of_scale,
+    written_patterns,
+)
+from pyro_neuralrg.transforms import hierarchical_flow
+from tests.analysis.linear import any_matrix, haar, jacobian, linear_flow, orthogonal
+
+
+def test_haar_flow_answers_with_haar_wavelets() -> None:
+    flow = linear_flow((8, 8), haar)
+    found = responses(flow, torch.randn(5, 8, 8), latents_of_scale(flow, 3))
+    torch.testing.assert_close(found.mean, torch.full((1, 8, 8), 1 / 8))
+    detail = responses(flow, torch.randn(5, 8, 8), [2]).mean[0]  # scale 1, left - right
+    expected = torch.zeros(8, 8)
+    expected[:4, :2], expected[:4, 2:4] = 0.25, -0.25
+    torch.testing.assert_close(detail, expected)
+    assert detail.norm() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("circuit", ["tree", "mera"])
+@pytest.mark.parametrize("block", [orthogonal, any_matrix])
+def test_linear_flow_answers_and_writes_with_its_matrix(block, circuit: str) -> None:
+    flow = linear_flow((4, 4), block, circuit)
+    matrix = jacobian(flow)
+    answers = responses(flow, torch.randn(7, 4, 4), range(16), batch_size=3)
+    torch.testing.assert_close(answers.mean.flatten(1), torch.linalg.inv(matrix))
+    written = written_patterns(flow, torch.randn(7, 4, 4), torch.arange(16), batch_size=3)
+    torch.testing.assert_close(written.mean.flatten(1), matrix.T)
+    for found in (answers, written):
+        assert found.spread.max() < 1e-12
+        assert found.nonlinearity.max() < 1e-20
+
+
+def test_moments_are_those_of_single_jacobians() -> None:
+    flow = hierarchical_flow((4,), monotone_steps=2)
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    x = torch.randn(6, 4)
+    single = torch.stack(
+        [
+            torch.autograd.functional.jacobian(lambda h: flow.inverse_and_ladj(h)[0], field)
+            for field in x
+        ]
+    )
+    found = responses(flow, x, [3, 1], batch_size=4)
+    torch.testing.assert_close(found.mean, single.mean(0)[[3, 1]])
+    torch.testing.assert_close(found.spread, single.std(0)[[3, 1]])
+    torch.testing.assert_close(found.standard_error, single.std(0)[[3, 1]] / 6**0.5)
+    assert (found.variables, found.num_samples) == ((3, 1), 6)
+    square = single.var(0)[[3, 1]].sum(1)
+    expected = square / (square + single.mean(0)[[3, 1]].square().sum(1))
+    torch.testing.assert_close(found.nonlinearity, expected)
+    assert (found.nonlinearity > 1e-4).all()
+    z = flow.inverse_and_ladj(x)[0].detach()
+    written = written_patterns(flow, z, [3, 1])
+    torch.testing.assert_close(written.mean, torch.linalg.inv(single).mean(0).T[[3, 1]])
+
+
+def test_one_field_has_no_spread() -> None:
+    flow = linear_flow((4,), orthogonal)
+    found = responses(flow, torch.randn(1, 4), [0])
+    assert found.mean.isfinite().all()
+    assert found.spread.isnan().all()
+    assert found.standard_error.isnan().all()
+
+
+def test_no_gradient_is_left_on_the_parameters() -> None:
+    flow = hierarchical_flow((4,))
+    x = torch.randn(3, 4)
+    responses(flow, x, [0])
+    written_patterns(flow, x, [0])
+    assert all(parameter.grad is None for parameter in flow.parameters())
+    assert not x.requires_grad
+
+
+def test_by_scale() -> None:
+    flow = linear_flow((4, 4), haar)
+    found = responses_by_scale(flow, torch.randn(3, 4, 4), most=5)
+    assert {k: response.variables for k, response in found.items()} == {
+        0: (1, 3, 4, 5, 6),
+        1: (2, 8, 10),
+        2: (0,),
+    }
+
+
+def test_the_top_of_a_haar_flow_are_quarters_after_a_rotation() -> None:
+    flow = linear_flow((8, 8), haar)
+    quarters = block_wavelets(flow, 2)
+    found = overlap(responses(flow, torch.randn(3, 8, 8), variables_of_scale(flow, 2)), quarters)
+    torch.testing.assert_close(found.cosines.abs(), torch.full((4, 4), 0.5))
+    assert found.before == pytest.approx(0.5)
+    assert found.after == pytest.approx(1.0)
+    torch.testing.assert_close(found.rotated, torch.eye(4), atol=1e-9, rtol=0.0)
+    torch.testing.assert_close(found.rotation @ found.rotation.T, torch.eye(4))
+    torch.testing.assert_close(found.subspace, torch.ones(4))
+
+
+def test_overlap_is_best_among_rotations() -> None:
+    ideal = torch.linalg.qr(torch.randn(9, 3))[0].T
+    rows = ideal + 0.5 * torch.randn(3, 9)
+    found = overlap(rows, ideal)
+    best = float((found.rotation @ rows @ ideal.T).trace())
+    for _ in range(200):
+        other = torch.linalg.qr(torch.randn(3, 3))[0]
+        assert float((other @ rows @ ideal.T).trace()) < best
+    near = torch.linalg.matrix_exp(1e-2 * torch.tensor([[0.0, 1, 0], [-1, 0, 0], [0, 0, 0]]))
+    assert float((near @ found.rotation @ rows @ ideal.T).trace()) < best
+
+
+def test_patterns_that_are_not_shared() -> None:
+    found = overlap(torch.eye(4)[:2], torch.eye(4)[[1, 2]])
+    assert found.before == pytest.approx(0.5)
+    torch.testing.assert_close(found.subspace, torch.tensor([1.0, 0.0]))
+
+
+@pytest.mark.parametrize(
+    ("rows", "ideal", "message"),
+    [
+        (torch.ones(2, 3), torch.eye(3), r"patterns has shape \(3, 3\); accepted: .*\(2, 3\)"),
+        (torch.zeros(2, 2), torch.eye(2), "a row that vanishes"),
+        (torch.tensor([[1.0, torch.nan], [0.0, 1.0]]), torch.eye(2), "not finite"),
+        (torch.eye(2), 2 * torch.eye(2), "not orthonormal"),
+    ],
+)
+def test_overlap_of_what_cannot_be_compared(rows, ideal, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        overlap(rows, ideal)
+
+
+@pytest.mark.parametrize("function", [responses, written_patterns])
+def test_bad_arguments(function) -> None:
+    flow = hierarchical_flow((4, 4))
+    x = torch.randn(3, 4, 4)
+    with pytest.raises(ValueError, match=r"has shape \(3, 4\); accepted: \(n,\) \+ \(4, 4\)"):
+        function(flow, x[:, 0], [0])
+    with pytest.raises(ValueError, match=r"has shape \(0, 4, 4\)"):
+        function(flow, x[:0], [0])
+    with pytest.raises(ValueError, match="1 entries that are not finite"):
+        function(flow, torch.where(x == x[0, 0, 0], torch.nan, x), [0])
+    with pytest.raises(ValueError, match=r"variables is 16; accepted: .* from 0 to 15"):
+        function(flow, x, [16])
+    with pytest.raises(ValueError, match="variables is empty"):
+        function(flow, x, [])
+    with pytest.raises(TypeError, match="variables is 3"):
+        function(flow, x, 3)
+    with pytest.raises(TypeError, match="accepted: a floating tensor"):
+        function(flow, x.long(), [0])
+    with pytest.raises(TypeError, match="accepted: a HierarchicalFlow"):
+        function(None, x, [0])
