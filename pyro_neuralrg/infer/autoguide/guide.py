@@ -14,11 +14,13 @@ from typing import Any, NamedTuple
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions import TransformedDistribution
 from pyro.distributions.torch_transform import TransformModule
 from pyro.infer.autoguide.guides import AutoContinuous, prototype_hide_fn
 from pyro.infer.autoguide.initialization import init_to_median
+from pyro.poutine.reparam_messenger import ReparamMessenger
 from torch import Tensor, nn
-from torch.distributions import biject_to, constraints
+from torch.distributions import Transform, biject_to, constraints
 
 from pyro_neuralrg.arguments import check_number
 from pyro_neuralrg.distributions.flow import standard_normal
@@ -159,15 +161,25 @@ class AutoHierarchicalFlow(AutoContinuous):
         flow = self._known()
         return standard_normal(flow, flow.event_shape)
 
-    def get_transform(self, *args: Any, **kwargs: Any) -> LatentFlow:
-        """The change of variables u = g(z); the arguments are not used."""
-        return self._known()
+    def get_transform(self, *args: Any, **kwargs: Any) -> Any:
+        """The change of variables u = g(z); the arguments are not used.
+
+        Within ``poutine.reparam`` its log-determinant is that of each of the independent draws of
+        the model's first latent site (see :class:`_PerDraw`).
+        """
+        flow = self._known()
+        if not any(isinstance(m, ReparamMessenger) for m in poutine.runtime._PYRO_STACK):
+            return flow
+        site = next(iter(self.prototype_trace.iter_stochastic_nodes()))[1]
+        draws = site["value"].shape[: site["value"].dim() - site["fn"].event_dim].numel()
+        return flow if draws == 1 else _PerDraw(flow, draws)
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> Any:
         """The distribution of all unconstrained latents; the arguments are not used."""
+        flow = self._known()
         if self._pyro_context.active:
-            self._register(self._known())
-        return super().get_posterior(*args, **kwargs)
+            self._register(flow)
+        return TransformedDistribution(self.get_base_dist(), flow)
 
     @torch.no_grad()
     def quantiles(
@@ -350,6 +362,31 @@ class AutoHierarchicalFlow(AutoContinuous):
         twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         twin._model, twin._prior = self._model, self._prior
         return twin
+
+
+class _PerDraw(Transform):
+    """A flow for Pyro's ``NeuTraReparam``, which adds the log-determinant to each draw in plates.
+
+    It adds ln |det| to the density of the model's first latent site, of which every independent
+    draw (a plate's entry, say) then has all of it: here each draw gets its share.
+    """
+
+    bijective = True
+
+    def __init__(self, flow: LatentFlow, draws: int) -> None:
+        super().__init__()
+        self.flow = flow
+        self.draws = draws
+        self.domain, self.codomain = flow.domain, flow.codomain
+
+    def _call(self, x: Tensor) -> Tensor:
+        return self.flow(x)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return self.flow.inv(y)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.flow.log_abs_det_jacobian(x, y) / self.draws
 
 
 def _names(field: str | None, fields: Sequence[str] | None) -> tuple[str, ...] | None:
