@@ -196,6 +196,8 @@ def test_a_copy_knows_the_model() -> None:
 def test_dtype_and_device_follow_the_module() -> None:
     guide = make(CASES["plates, odd sides"]).float()
     assert guide()["x"].dtype == torch.float32
+    field = make(CASES["one field"]).float().prototype_trace.nodes["x"]
+    assert field["fn"].base_dist.loc.dtype == torch.float32
     site = guide.prototype_trace.nodes["x"]
     assert site["value"].dtype == site["fn"].low.dtype == torch.float32
     assert guide.double()()["x"].dtype == torch.float64

@@ -26,7 +26,7 @@ from pyro_neuralrg.arguments import check_number
 from pyro_neuralrg.distributions.flow import standard_normal
 from pyro_neuralrg.infer.autoguide.sites import describe, find_fields, shapes_of
 from pyro_neuralrg.infer.autoguide.transform import FieldFlow, GlobalsFlow, LatentFlow
-from pyro_neuralrg.infer.guides import moved
+from pyro_neuralrg.infer.guides import with_tensors
 from pyro_neuralrg.transforms import conditional_hierarchical_flow, hierarchical_flow
 
 __all__ = ["QUANTILE_DRAWS", "AutoHierarchicalFlow"]
@@ -102,7 +102,8 @@ class AutoHierarchicalFlow(AutoContinuous):
         >>> import pyro, pyro.distributions as dist, torch
         >>> def model():
         ...     width = pyro.sample("width", dist.LogNormal(0.0, 1.0))
-        ...     x = pyro.sample("x", dist.Normal(torch.zeros(4, 4), width[..., None, None]).to_event(2))
+        ...     prior = dist.Normal(torch.zeros(4, 4), width[..., None, None])
+        ...     x = pyro.sample("x", prior.to_event(2))
         ...     pyro.sample("y", dist.Normal(x, 1.0).to_event(2), obs=torch.ones(4, 4))
         >>> guide = AutoHierarchicalFlow(model, field="x")
         >>> guide()["x"].shape, guide.get_posterior().event_shape
@@ -123,6 +124,7 @@ class AutoHierarchicalFlow(AutoContinuous):
         **flow_options: Any,
     ) -> None:
         super().__init__(model, init_loc_fn=init_loc_fn)
+        self.prototype_trace: Any = None
         _check_options(flow_options)
         scale = check_number("init_scale", init_scale, "a positive number", above=0)
         self.fields: tuple[str, ...] = ()
@@ -345,7 +347,7 @@ class AutoHierarchicalFlow(AutoContinuous):
         super()._apply(fn, *args, **kwargs)
         if self.prototype_trace is not None:
             for _, site in self.prototype_trace.iter_stochastic_nodes():
-                site["fn"], site["value"] = moved(site["fn"], fn), fn(site["value"])
+                site["fn"], site["value"] = with_tensors(site["fn"], fn), fn(site["value"])
         return self
 
     def __getstate__(self) -> dict[str, Any]:
@@ -427,7 +429,7 @@ def _takes_nothing(model: Callable[..., Any]) -> bool:
 def _warn_of_others(named: Sequence[tuple[str, Tensor]], store: Any) -> None:
     """Say once that the store's parameters are not the guide's, unless they are equal."""
     for name, parameter in named:
-        other = store[name] if name in store else None
+        other = store.get(name)
         if other is None or other.shape != parameter.shape or not torch.equal(other, parameter):
             warnings.warn(
                 f"Pyro's parameter store holds other values than the guide's for {name!r}, of "

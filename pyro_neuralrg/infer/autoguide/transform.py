@@ -157,11 +157,11 @@ class FieldFlow(LatticeTransform):
         """z to u, batch-last."""
         flow, features = self._flow_at(context)
         v, ladj = flow.generate(h, features)
-        if self.stretch is not None:
+        if self.stretch is not None and context is not None:
             stretch = self.stretch @ context
             v = v * stretch.exp()
             ladj = ladj + self.sites_per_channel * stretch.sum(0)
-        if self.shift is not None:
+        if self.shift is not None and context is not None:
             v = v + self.shift @ context
         u = self.loc.unsqueeze(-1) + self.log_scale.exp().unsqueeze(-1) * v
         return u, ladj + self.log_scale.sum()
@@ -171,9 +171,9 @@ class FieldFlow(LatticeTransform):
         flow, features = self._flow_at(context)
         v = (h - self.loc.unsqueeze(-1)) * (-self.log_scale).exp().unsqueeze(-1)
         more = self.log_scale.sum()
-        if self.shift is not None:
+        if self.shift is not None and context is not None:
             v = v - self.shift @ context
-        if self.stretch is not None:
+        if self.stretch is not None and context is not None:
             stretch = self.stretch @ context
             v = v * (-stretch).exp()
             more = more + self.sites_per_channel * stretch.sum(0)

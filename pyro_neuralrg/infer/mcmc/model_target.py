@@ -111,15 +111,18 @@ class ModelTarget(Target):
             if neutra is None or site == name:
                 continue
             self._neutras[name] = neutra
-            behind = {site: trace.nodes[site] for site in neutra.guide.prototype_trace.nodes}
+            guide: Any = neutra.guide
+            behind = {
+                site: trace.nodes[site] for site, _ in guide.prototype_trace.iter_stochastic_nodes()
+            }
             self._shapes = {site: tuple(node["value"].shape) for site, node in behind.items()}
             frames = [frame for node in behind.values() for frame in node["cond_indep_stack"]]
             self._plates = max((-frame.dim for frame in frames if frame.vectorized), default=0)
-            flow = neutra.guide.get_transform()
+            flow = guide.get_transform()
             if isinstance(flow, TransformModule):
                 self.flow_sites = {**self.flow_sites, name: (site, flow)}
-            for field in getattr(neutra.guide, "fields", ()):
-                self.lattices[field] = neutra.guide.shape
+            for field in getattr(guide, "fields", ()):
+                self.lattices[field] = guide.shape
 
     def _log_joint_energy(self, params: dict[str, Tensor]) -> Tensor:
         """As Pyro's potential_fn, but without the enumeration, which vmap does not take."""
@@ -216,9 +219,7 @@ class ModelTarget(Target):
         batch = latent.shape[:-1]
         plates = (1,) * self._plates  # which the batch must not meet
         values = self._neutras[name].transform_sample(latent.reshape(-1, *plates, latent.shape[-1]))
-        return {
-            site: value.reshape(*batch, *self._shapes[site]) for site, value in values.items()
-        }
+        return {site: value.reshape(*batch, *self._shapes[site]) for site, value in values.items()}
 
     def pack(self, params: Mapping[str, Tensor], chains: int) -> Tensor:
         """See :class:`Target`; for a shared latent also of all the sites behind it."""
