@@ -429,8 +429,7 @@ def _takes_nothing(model: Callable[..., Any]) -> bool:
 def _warn_of_others(named: Sequence[tuple[str, Tensor]], store: Any) -> None:
     """Say once that the store's parameters are not the guide's, unless they are equal."""
     for name, parameter in named:
-        other = store.get(name)
-        if other is None or other.shape != parameter.shape or not torch.equal(other, parameter):
+        if name not in store or not torch.equal(store[name], parameter):
             warnings.warn(
                 f"Pyro's parameter store holds other values than the guide's for {name!r}, of "
                 "another guide or a file; the guide goes on with its own, outside of the store "
