@@ -3,6 +3,7 @@
 """Training, free energies and sampling."""
 
 from pyro_neuralrg.infer.annealing import Annealing, anneal
+from pyro_neuralrg.infer.autoguide import AutoHierarchicalFlow
 from pyro_neuralrg.infer.bounds import Bounds, bounds
 from pyro_neuralrg.infer.checkpoint import Loaded, load, save
 from pyro_neuralrg.infer.fit import FitResult, fit
@@ -16,6 +17,7 @@ from pyro_neuralrg.infer.schedule import Schedule, default_schedule
 __all__ = [
     "PDD",
     "Annealing",
+    "AutoHierarchicalFlow",
     "Bounds",
     "Expectations",
     "FitResult",

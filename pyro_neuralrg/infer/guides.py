@@ -72,7 +72,7 @@ class FlowGuide(PyroModule):
         """``.to``, ``.double`` and the like, also of a distribution's base."""
         super()._apply(fn, *args, **kwargs)
         if isinstance(self._density, TransformedDistribution):
-            self._density.base_dist = _moved(self._density.base_dist, fn)
+            self._density.base_dist = with_tensors(self._density.base_dist, fn)
         return self
 
     def distribution(self, context: Tensor | None = None) -> Any:
@@ -123,12 +123,12 @@ class FlowGuide(PyroModule):
                 )
 
 
-def _moved(density: Distribution, fn: Callable[[Tensor], Tensor]) -> Distribution:
+def with_tensors(density: Distribution, fn: Callable[[Tensor], Tensor]) -> Distribution:
     """The same distribution with ``fn`` of all its tensors."""
     moved = copy.copy(density)
     for name, value in vars(density).items():
         if isinstance(value, Tensor):
             setattr(moved, name, fn(value))
         elif isinstance(value, Distribution):
-            setattr(moved, name, _moved(value, fn))
+            setattr(moved, name, with_tensors(value, fn))
     return moved

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pyro
@@ -14,6 +14,7 @@ import torch
 from pyro import poutine
 from pyro.distributions.torch_transform import TransformModule
 from pyro.infer.mcmc.util import initialize_model
+from pyro.infer.reparam import NeuTraReparam
 from pyro.poutine.reparam_messenger import ReparamHandler
 from torch import Tensor
 
@@ -30,7 +31,8 @@ class ModelTarget(Target):
     Constrained sites are sampled unconstrained, as by Pyro's HMC. A model that ``vmap`` cannot take
     (data-dependent branches, in-place writes through masks as in Pyro's spline transforms) is
     evaluated chain after chain, with a warning: the same draws, more slowly. Argument validation is
-    off inside the evaluations only.
+    off inside the evaluations only. Draws of a model in the latent space of an autoguide, by Pyro's
+    ``NeuTraReparam``, come back as the model's own sites, beside the latents.
 
     Args:
         model: a Pyro program without data subsampling.
@@ -48,6 +50,9 @@ class ModelTarget(Target):
         self.lattices = {}
         self._transforms: dict[str, Any] = {}
         self._reparams: dict[str, tuple[str, FlowReparam]] = {}  # by latent site
+        self._neutras: dict[str, NeuTraReparam] = {}  # by shared latent site
+        self._shapes: dict[str, tuple[int, ...]] = {}  # of the sites behind these
+        self._plates = 0
         self._potential_fn: Callable[[dict[str, Tensor]], Tensor] = self._log_joint_energy
         self._args: tuple[Any, ...] = ()
         self._kwargs: dict[str, Any] = {}
@@ -93,8 +98,31 @@ class ModelTarget(Target):
                 event_dim = trace.nodes[known[0]]["fn"].event_dim
                 shape = self.sites[name]
                 self.lattices[known[0]] = shape[len(shape) - event_dim :]
-        if list(self._reparams) == list(self.sites) and len(self.sites) == 1:
-            self.flow = next(iter(self._reparams.values()))[1].flow
+        self._read_neutras(trace)
+        flows = [flow for _, flow in self.flow_sites.values()]
+        if len(flows) == len(self.sites) == 1:
+            self.flow = flows[0]
+
+    def _read_neutras(self, trace: Any) -> None:
+        """Which sites are the shared latents of Pyro's neural transport, and of which sites."""
+        for name in self.sites:
+            site = name.removesuffix("_shared_latent")
+            neutra = _neutra_of(self.model, trace.nodes[site]) if site in trace.nodes else None
+            if neutra is None or site == name:
+                continue
+            self._neutras[name] = neutra
+            guide: Any = neutra.guide
+            behind = {
+                site: trace.nodes[site] for site, _ in guide.prototype_trace.iter_stochastic_nodes()
+            }
+            self._shapes = {site: tuple(node["value"].shape) for site, node in behind.items()}
+            frames = [frame for node in behind.values() for frame in node["cond_indep_stack"]]
+            self._plates = max((-frame.dim for frame in frames if frame.vectorized), default=0)
+            flow = guide.get_transform()
+            if isinstance(flow, TransformModule):
+                self.flow_sites = {**self.flow_sites, name: (site, flow)}
+            for field in getattr(guide, "fields", ()):
+                self.lattices[field] = guide.shape
 
     def _log_joint_energy(self, params: dict[str, Tensor]) -> Tensor:
         """As Pyro's potential_fn, but without the enumeration, which vmap does not take."""
@@ -172,7 +200,9 @@ class ModelTarget(Target):
         values = {}
         with torch.no_grad(), pyro.validation_enabled(False):
             for name, value in self.unpack(positions).items():
-                if name in self._reparams:
+                if name in self._neutras:
+                    values.update(self._behind(name, value))
+                elif name in self._reparams:
                     site, reparam = self._reparams[name]
                     values[site] = reparam.transform_sample(value)
                 else:
@@ -181,9 +211,27 @@ class ModelTarget(Target):
 
     def latent(self, positions: Tensor) -> dict[str, Tensor]:
         """See :class:`Target`."""
-        return {
-            name: value for name, value in self.unpack(positions).items() if name in self._reparams
-        }
+        latent = self._reparams.keys() | self._neutras.keys()
+        return {name: value for name, value in self.unpack(positions).items() if name in latent}
+
+    def _behind(self, name: str, latent: Tensor) -> dict[str, Tensor]:
+        """The model's own sites behind a shared latent of any batch shape."""
+        batch = latent.shape[:-1]
+        plates = (1,) * self._plates  # which the batch must not meet
+        values = self._neutras[name].transform_sample(latent.reshape(-1, *plates, latent.shape[-1]))
+        return {site: value.reshape(*batch, *self._shapes[site]) for site, value in values.items()}
+
+    def pack(self, params: Mapping[str, Tensor], chains: int) -> Tensor:
+        """See :class:`Target`; for a shared latent also of all the sites behind it."""
+        given = dict(params)
+        for name, neutra in self._neutras.items():
+            shapes = neutra.guide._unconstrained_shapes
+            if name not in given and shapes.keys() <= given.keys():
+                parts = [torch.as_tensor(given.pop(site)).reshape(chains, -1) for site in shapes]
+                with torch.no_grad():
+                    joint = torch.cat(parts, -1).to(dtype=self.dtype, device=self.device)
+                    given[name] = neutra.guide.get_transform().inv(joint)
+        return super().pack(given, chains)
 
     def _unconstrain(self, name: str, value: Tensor) -> Tensor:
         return self._transforms[name](value)
@@ -209,7 +257,19 @@ class ModelTarget(Target):
     def modules(self) -> list[torch.nn.Module]:
         """See :class:`Target`."""
         flows: list[torch.nn.Module] = [reparam.flow for _, reparam in self._reparams.values()]
+        flows += [neutra.guide for neutra in self._neutras.values()]
         return flows + ([self.model] if isinstance(self.model, torch.nn.Module) else [])
+
+
+def _neutra_of(model: Any, site: Any) -> NeuTraReparam | None:
+    """What ``poutine.reparam`` would make of a site, if that is neural transport."""
+    while isinstance(model, ReparamHandler):
+        config: Any = model.msngr.config
+        found = config.get(site["name"]) if isinstance(config, dict) else config(site)
+        if isinstance(found, NeuTraReparam):
+            return found
+        model = model.fn
+    return None
 
 
 def _each(params: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:

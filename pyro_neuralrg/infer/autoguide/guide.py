@@ -1,0 +1,446 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""A Pyro autoguide whose fields come from a hierarchical flow."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import warnings
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions import TransformedDistribution
+from pyro.distributions.torch_transform import TransformModule
+from pyro.infer.autoguide.guides import AutoContinuous, prototype_hide_fn
+from pyro.infer.autoguide.initialization import init_to_median
+from pyro.poutine.reparam_messenger import ReparamMessenger
+from torch import Tensor, nn
+from torch.distributions import Transform, biject_to, constraints
+
+from pyro_neuralrg.arguments import check_number
+from pyro_neuralrg.distributions.flow import standard_normal
+from pyro_neuralrg.infer.autoguide.sites import describe, find_fields, shapes_of
+from pyro_neuralrg.infer.autoguide.transform import FieldFlow, GlobalsFlow, LatentFlow
+from pyro_neuralrg.infer.guides import with_tensors
+from pyro_neuralrg.transforms import conditional_hierarchical_flow, hierarchical_flow
+
+__all__ = ["QUANTILE_DRAWS", "AutoHierarchicalFlow"]
+
+QUANTILE_DRAWS = 1000
+"""Draws of the posterior behind :meth:`AutoHierarchicalFlow.median` and ``quantiles``."""
+
+STRUCTURE_RUNS = 3
+"""Runs of the model with latents of its prior that must have the same sites."""
+
+
+class _Plan(NamedTuple):
+    """What the flow is to be, until the model's sites are known."""
+
+    fields: tuple[str, ...] | None
+    init_scale: float
+    globals_flow: Callable[[int], TransformModule] | None
+    options: dict[str, Any]
+
+
+class AutoHierarchicalFlow(AutoContinuous):
+    r"""A guide for a Pyro model with one or more fields on a lattice.
+
+    All continuous latent sites, unconstrained, are one vector :math:`u = g(z)` of standard normals
+    z. The fields come from one :func:`~pyro_neuralrg.transforms.hierarchical_flow` (several of them
+    as a last axis of its lattice), conditioned on the latents of all other sites, the globals,
+    which have a small flow of their own. Each site has a place and a width besides, which begin at
+    ``init_loc_fn`` and ``init_scale``. The latents of the sites stand in the model's order.
+
+    It does what Pyro's ``AutoIAFNormal`` does: ``SVI``, ``Predictive``, plates, vectorised
+    particles, ``NeuTraReparam(guide)`` for MCMC; ``fit(model, guide, ...)`` trains it, too. Its
+    parameters exist at once where the model takes no arguments (or has a default other than None
+    for each), or with ``prototype_args``; else from the first call, or :meth:`initialize`, on.
+
+    The parameters are the guide's own, also where Pyro's parameter store holds others under their
+    names: of a guide of the same name, of which a copy is one. They are then trained without being
+    in the store.
+
+    Args:
+        model: a Pyro model with static structure and without discrete latent sites.
+        field: name of the field, or None to look for fields: sites of two or three dimensions
+            (plates and ``.to_event`` alike), or if there is none of one. A model without any is
+            taken as one of globals only.
+        fields: names of several fields of one shape, instead of ``field``.
+        init_loc_fn: Pyro's initialisation of each site.
+        init_scale: standard deviation at the start, in unconstrained space.
+        globals_flow: a callable ``dim -> TransformModule`` of event shape ``(dim,)`` for the
+            globals, such as Pyro's ``spline_autoregressive``; default: monotone maps and a
+            triangular matrix, see
+            :class:`~pyro_neuralrg.infer.autoguide.transform.GlobalsFlow`.
+        prototype_args: arguments of the model to find its sites with.
+        prototype_kwargs: likewise by keyword.
+        **flow_options: of :func:`~pyro_neuralrg.transforms.hierarchical_flow` without shape and
+            dtype, and ``features`` of the conditional one. With ``odd=True`` the density of the
+            fields is symmetric about where it begins.
+
+    Attributes:
+        fields: names of the fields, in the model's order, once they are known.
+        shape: the lattice shape, or None before that and without fields.
+
+    Raises:
+        ValueError: naming the sites seen, if a field is not there or observed, if fields differ in
+            shape, if a latent is discrete or subsampled, or if sites come and go.
+        TypeError: if an option is unknown.
+
+    References:
+        Li, Wang, Neural Network Renormalization Group, PRL 121, 260601 (2018).
+        Kucukelbir et al., Automatic Differentiation Variational Inference, JMLR 18 (2017).
+        Hoffman et al., NeuTra-lizing Bad Geometry in Hamiltonian Monte Carlo Using Neural
+        Transport (2019).
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, torch
+        >>> def model():
+        ...     width = pyro.sample("width", dist.LogNormal(0.0, 1.0))
+        ...     prior = dist.Normal(torch.zeros(4, 4), width[..., None, None])
+        ...     x = pyro.sample("x", prior.to_event(2))
+        ...     pyro.sample("y", dist.Normal(x, 1.0).to_event(2), obs=torch.ones(4, 4))
+        >>> guide = AutoHierarchicalFlow(model, field="x")
+        >>> guide()["x"].shape, guide.get_posterior().event_shape
+        (torch.Size([4, 4]), torch.Size([17]))
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        field: str | None = None,
+        *,
+        fields: Sequence[str] | None = None,
+        init_loc_fn: Callable[..., Any] = init_to_median,
+        init_scale: float = 0.1,
+        globals_flow: Callable[[int], TransformModule] | None = None,
+        prototype_args: Sequence[Any] = (),
+        prototype_kwargs: Mapping[str, Any] | None = None,
+        **flow_options: Any,
+    ) -> None:
+        super().__init__(model, init_loc_fn=init_loc_fn)
+        self.prototype_trace: Any = None
+        _check_options(flow_options)
+        scale = check_number("init_scale", init_scale, "a positive number", above=0)
+        self.fields: tuple[str, ...] = ()
+        self.shape: tuple[int, ...] | None = None
+        self.plates: dict[str, Any] = {}
+        self.transform: nn.Module | None = None
+        self._plan: _Plan | None = _Plan(
+            _names(field, fields), scale, globals_flow, dict(flow_options)
+        )
+        self._prior: Any = (model,)  # not a submodule, and without the initialisation
+        self._has_compared = False
+        kwargs = dict(prototype_kwargs or {})
+        if prototype_args or kwargs or _takes_nothing(model):
+            self.initialize(*prototype_args, **kwargs)
+
+    # The contract of AutoContinuous
+
+    def initialize(self, *args: Any, **kwargs: Any) -> AutoHierarchicalFlow:
+        """Look at the model, called with these arguments, and create the parameters.
+
+        Returns:
+            the guide itself.
+
+        Raises:
+            ValueError: as the class; also if the guide knows its model already, and the sites are
+                others now.
+        """
+        if self.prototype_trace is None:
+            self._setup_prototype(*args, **kwargs)
+        else:
+            self._check_structure(args, kwargs)
+        return self
+
+    def get_base_dist(self) -> Any:
+        """Standard normals, as many as there are unconstrained latents."""
+        flow = self._known()
+        return standard_normal(flow, flow.event_shape)
+
+    def get_transform(self, *args: Any, **kwargs: Any) -> Any:
+        """The change of variables u = g(z); the arguments are not used.
+
+        Within ``poutine.reparam`` its log-determinant is that of each of the independent draws of
+        the model's first latent site (see :class:`_PerDraw`).
+        """
+        flow = self._known()
+        if not any(isinstance(m, ReparamMessenger) for m in poutine.runtime._PYRO_STACK):
+            return flow
+        site = next(iter(self.prototype_trace.iter_stochastic_nodes()))[1]
+        draws = site["value"].shape[: site["value"].dim() - site["fn"].event_dim].numel()
+        return flow if draws == 1 else _PerDraw(flow, draws)
+
+    def get_posterior(self, *args: Any, **kwargs: Any) -> Any:
+        """The distribution of all unconstrained latents; the arguments are not used."""
+        flow = self._known()
+        if self._pyro_context.active:
+            self._register(flow)
+        return TransformedDistribution(self.get_base_dist(), flow)
+
+    @torch.no_grad()
+    def quantiles(
+        self, quantiles: Sequence[float] | Tensor, *args: Any, **kwargs: Any
+    ) -> dict[str, Tensor]:
+        """Quantiles of each entry of each latent site, from 1000 draws of the posterior.
+
+        They are taken in unconstrained space and constrained then, as by Pyro's autoguides.
+
+        Args:
+            quantiles: numbers between 0 and 1.
+            *args: of the model; not used.
+            **kwargs: likewise.
+
+        Returns:
+            by site, tensors of shape ``(len(quantiles),) + site shape``.
+        """
+        draws = self.get_posterior().sample((QUANTILE_DRAWS,))
+        levels = torch.as_tensor(quantiles, dtype=draws.dtype, device=draws.device)
+        # by parts, since torch.quantile takes no more than sixteen million numbers
+        latents = torch.cat([torch.quantile(part, levels, 0) for part in draws.split(4096, -1)], -1)
+        values = [
+            {
+                site["name"]: biject_to(site["fn"].support)(value)
+                for site, value in self._unpack_latent(latent)
+            }
+            for latent in latents
+        ]
+        return {name: torch.stack([value[name] for value in values]) for name in values[0]}
+
+    def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """The median of each entry of each latent site, from 1000 draws of the posterior."""
+        return {name: value[0] for name, value in self.quantiles([0.5]).items()}
+
+    def clear_cache(self) -> None:
+        """Forget the last evaluated pair of the flow."""
+        if self.prototype_trace is not None:
+            self._known().clear_cache()
+
+    # What the model is, and what flow it gets
+
+    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            with torch.no_grad():  # what has a graph cannot be copied
+                self._look_at_model(args, kwargs)
+                self._build()
+        except Exception:
+            self.prototype_trace = None
+            raise
+        self._plan = None
+        with poutine.block():
+            self._create_plates(*args, **kwargs)
+
+    def _look_at_model(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """AutoContinuous's look, and what it does not notice."""
+        try:
+            super()._setup_prototype(*args, **kwargs)
+        except (NotImplementedError, RuntimeError, ValueError) as error:
+            if self.prototype_trace is None:  # an error of the model's own
+                raise
+            raise ValueError(
+                f"model has latents that this guide cannot draw: {error}; accepted: continuous "
+                f"latent sites in vectorised plates; {describe(self.prototype_trace)}"
+            ) from error
+        for node in ("_INPUT", "_RETURN"):  # data, which need not be carried along
+            self.prototype_trace.remove_node(node)
+        for name, site in self.prototype_trace.iter_stochastic_nodes():
+            for frame in site["cond_indep_stack"]:
+                if frame.full_size is not None and frame.full_size != frame.size:
+                    raise ValueError(
+                        f"latent site {name!r} stands in plate {frame.name!r}, which is subsampled "
+                        f"({frame.size} of {frame.full_size}); accepted: subsampled plates around "
+                        f"observations only; {describe(self.prototype_trace)}"
+                    )
+        self._check_structure(args, kwargs)
+
+    def _check_structure(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Compare the sites with those of runs with other latents, where the prior can be drawn."""
+        expected = shapes_of(self.prototype_trace)
+        model = poutine.block(self._prior[0], hide_fn=prototype_hide_fn)
+        with torch.random.fork_rng(), torch.no_grad(), poutine.block():
+            for _ in range(STRUCTURE_RUNS):
+                try:
+                    trace = poutine.trace(model).get_trace(*args, **kwargs)
+                except Exception:  # an improper prior, or one with values the model cannot take
+                    return
+                found = shapes_of(trace)
+                if found != expected:
+                    raise ValueError(
+                        "model has sites that come and go, or others than it had: "
+                        f"{sorted(expected.items())} in one run and {sorted(found.items())} in "
+                        "another; accepted: the same latent sites of the same shapes in each run"
+                    )
+
+    def _build(self) -> None:
+        """Create the flow of the model's latents."""
+        assert self._plan is not None
+        found = find_fields(self.prototype_trace, self._plan.fields)
+        loc = self._init_loc()
+        if not bool(loc.isfinite().all()):
+            raise ValueError(
+                "init_loc_fn gives values that are not finite in unconstrained space; accepted: "
+                f"a start inside of the supports; {describe(self.prototype_trace)}"
+            )
+        sizes = [shape.numel() for shape in self._unconstrained_shapes.values()]
+        is_field = [name in found.names for name in self._unconstrained_shapes]
+        parts = list(zip(loc.split(sizes), is_field, strict=True))
+        others = [part for part, field in parts if not field]
+        fields = [part for part, field in parts if field]
+        globals_flow, field_flow = None, None
+        if others:
+            globals_flow = GlobalsFlow(
+                torch.cat(others), self._plan.init_scale, self._plan.globals_flow
+            )
+        if fields:
+            shape = found.lattice if len(fields) == 1 else (*found.lattice, len(fields))
+            field_flow = FieldFlow(
+                torch.stack(fields, 1).reshape(shape),
+                self._plan.init_scale,
+                len(fields),
+                sum(map(len, others)),
+                self._plan.options,
+            )
+        self.transform = LatentFlow(sizes, is_field, globals_flow, field_flow)
+        self.fields, self.shape = found.names, found.lattice if found.names else None
+
+    def _known(self) -> LatentFlow:
+        """The flow, which is there once the model has been seen."""
+        flow = self._modules.get("transform")  # an attribute would be registered with Pyro
+        if not isinstance(flow, LatentFlow):
+            raise ValueError(
+                "the guide has no parameters yet, since its model takes arguments; accepted: "
+                "guide.initialize(*args, **kwargs) first, or prototype_args=(...) when it is made"
+            )
+        return flow
+
+    # Parameters, copies, files
+
+    def _register(self, flow: LatentFlow) -> None:
+        """Name the parameters to Pyro: as ``pyro.module``, but never those of another guide."""
+        store = pyro.get_param_store()
+        named = [
+            (f"{self._pyro_name}.transform$$${name}", parameter)
+            for name, parameter in flow.named_parameters()
+            if parameter.requires_grad
+        ]
+        taken = any(name in store and store[name] is not parameter for name, parameter in named[:1])
+        if taken and not self._has_compared:
+            self._has_compared = True
+            _warn_of_others(named, store)
+        for name, parameter in named:
+            if taken:
+                _name_local_parameter(name, parameter)
+            else:
+                pyro.param(name, parameter)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._known()
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Any:
+        """``.to``, ``.double`` and the like, also of what is known of the sites."""
+        super()._apply(fn, *args, **kwargs)
+        if self.prototype_trace is not None:
+            for _, site in self.prototype_trace.iter_stochastic_nodes():
+                site["fn"], site["value"] = with_tensors(site["fn"], fn), fn(site["value"])
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the model, which often cannot be pickled; the guide itself keeps it."""
+        model, master = self._model, self.master
+        state = dict(super().__getstate__())
+        self._model, self.master = model, master
+        return {**state, "_model": None, "_prior": None, "master": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> AutoHierarchicalFlow:
+        """A copy with parameters of its own and the same model."""
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        twin._model, twin._prior = self._model, self._prior
+        return twin
+
+
+class _PerDraw(Transform):
+    """A flow for Pyro's ``NeuTraReparam``, which adds the log-determinant to each draw in plates.
+
+    It adds ln |det| to the density of the model's first latent site, of which every independent
+    draw (a plate's entry, say) then has all of it: here each draw gets its share.
+    """
+
+    bijective = True
+
+    def __init__(self, flow: LatentFlow, draws: int) -> None:
+        super().__init__()
+        self.flow = flow
+        self.draws = draws
+        self.domain, self.codomain = flow.domain, flow.codomain
+
+    def _call(self, x: Tensor) -> Tensor:
+        return self.flow(x)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return self.flow.inv(y)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.flow.log_abs_det_jacobian(x, y) / self.draws
+
+
+def _names(field: str | None, fields: Sequence[str] | None) -> tuple[str, ...] | None:
+    """The names given, or None."""
+    if field is not None and fields is not None:
+        raise ValueError("field and fields are both given; accepted: one of them")
+    if field is not None and not isinstance(field, str):
+        raise TypeError(f"field is {field!r}; accepted: the name of a site (fields=[...] for more)")
+    if fields is None:
+        return None if field is None else (field,)
+    if isinstance(fields, str) or not all(isinstance(name, str) for name in fields):
+        raise TypeError(f"fields is {fields!r}; accepted: a list of names of sites")
+    return tuple(fields)
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    known = {*_parameters(hierarchical_flow), *_parameters(conditional_hierarchical_flow)}
+    known -= {"shape", "dtype", "context_dim", "options"}
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise TypeError(f"unknown options {unknown}; accepted: {', '.join(sorted(known))}")
+
+
+def _parameters(function: Callable[..., Any]) -> Iterator[str]:
+    return iter(inspect.signature(function).parameters)
+
+
+def _takes_nothing(model: Callable[..., Any]) -> bool:
+    """Whether a call without arguments shows the model as it is: a default of None awaits data."""
+    try:
+        program = model.forward if isinstance(model, nn.Module) else model
+        parameters = inspect.signature(program).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    return all(p.default is not p.empty and p.default is not None for p in parameters)
+
+
+def _warn_of_others(named: Sequence[tuple[str, Tensor]], store: Any) -> None:
+    """Say once that the store's parameters are not the guide's, unless they are equal."""
+    for name, parameter in named:
+        if name not in store or not torch.equal(store[name], parameter):
+            warnings.warn(
+                f"Pyro's parameter store holds other values than the guide's for {name!r}, of "
+                "another guide or a file; the guide goes on with its own, outside of the store "
+                "(pyro.clear_param_store() empties it, guide.load_state_dict() loads values)",
+                stacklevel=2,
+            )
+            return
+
+
+def _name_local_parameter(name: str, parameter: Any) -> None:
+    """A parameter site for a tensor that is not in the store, as of Pyro's module-local ones."""
+    parameter.unconstrained = weakref.ref(parameter)
+    statement = poutine.runtime.effectful(type="param")(lambda *_, **__: parameter)
+    statement(name, parameter, constraint=constraints.real, name=name)

@@ -1,0 +1,257 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""One change of variables for all latents of a model: globals first, then fields given these."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from pyro.distributions.torch_transform import TransformModule
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pyro_neuralrg.transforms import (
+    ConditionalHierarchicalFlow,
+    HierarchicalFlow,
+    conditional_hierarchical_flow,
+    hierarchical_flow,
+)
+from pyro_neuralrg.transforms.base import LatticeTransform
+from pyro_neuralrg.transforms.bijectors import Place, as_bijector
+from pyro_neuralrg.transforms.elementwise import AffineSteps
+
+__all__ = ["FieldFlow", "GlobalsFlow", "LatentFlow"]
+
+MOST_TIED = 100
+"""Globals up to which each depends on all before it: a matrix of N x N entries."""
+
+STEPS = 4
+"""Of the monotone map of each global variable."""
+
+
+class GlobalsFlow(LatticeTransform):
+    r"""A few variables: each bent by a monotone map, then tied by a triangular matrix.
+
+    .. math:: u = m + e^s \odot L\, f(z)
+
+    with a line plus tanh steps f_i for each variable and a unit lower triangular L (the identity
+    for more than a hundred variables). At the start L is the identity and f almost so.
+
+    Args:
+        loc: m at the start, shape ``(dim,)``; also the dtype and device of all parameters.
+        scale: e^s at the start.
+        inner: a callable ``dim -> TransformModule`` of event shape ``(dim,)`` instead of L f, such
+            as Pyro's ``spline_autoregressive``.
+    """
+
+    def __init__(
+        self, loc: Tensor, scale: float, inner: Callable[[int], TransformModule] | None = None
+    ) -> None:
+        dim = len(loc)
+        super().__init__((dim,))
+        self.loc = nn.Parameter(loc.clone())
+        self.log_scale = nn.Parameter(torch.full_like(loc, math.log(scale)))
+        self.inner: nn.Module | None = None
+        if inner is not None:
+            place = Place((dim,), (1,), odd=False, boundary="periodic", per_block=False)
+            self.inner = as_bijector(inner).build(place).to(loc)
+            return
+        centres = torch.linspace(-1.5, 1.5, STEPS).to(loc)
+        self.centre = nn.Parameter(centres.unsqueeze(-1).repeat(1, dim))
+        self.raw_height = nn.Parameter(loc.new_full((STEPS, dim), -5.0))
+        self.raw_steepness = nn.Parameter(loc.new_zeros(STEPS, dim))
+        tied = 1 < dim <= MOST_TIED
+        self.below = nn.Parameter(loc.new_zeros(dim * (dim - 1) // 2)) if tied else None
+
+    def generate(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """z to u, batch-last."""
+        if isinstance(self.inner, LatticeTransform):
+            v, ladj = self.inner.generate(h.unsqueeze(1), None)
+            v = v.squeeze(1)
+        else:
+            v, log_slope = self._bend().generate(h)
+            ladj = log_slope.sum(0)
+            if self.below is not None:
+                v = self._triangle() @ v
+        u = self.loc.unsqueeze(-1) + self.log_scale.exp().unsqueeze(-1) * v
+        return u, ladj + self.log_scale.sum()
+
+    def renormalize(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """u to z, batch-last."""
+        v = (h - self.loc.unsqueeze(-1)) * (-self.log_scale).exp().unsqueeze(-1)
+        if isinstance(self.inner, LatticeTransform):
+            z, ladj = self.inner.renormalize(v.unsqueeze(1), None)
+            return z.squeeze(1), ladj + self.log_scale.sum()
+        if self.below is not None:
+            v = torch.linalg.solve_triangular(self._triangle(), v, upper=False, unitriangular=True)
+        z, log_slope = self._bend().renormalize(v)
+        return z, log_slope.sum(0) + self.log_scale.sum()
+
+    def _bend(self) -> AffineSteps:
+        """The monotone maps, steps first, variables next, the batch last."""
+        height, steepness = F.softplus(self.raw_height), F.softplus(self.raw_steepness)
+        zero = torch.zeros_like(self.loc).unsqueeze(-1)
+        parts = (part.unsqueeze(-1) for part in (height, self.centre, steepness))
+        return AffineSteps(zero, zero, *parts)
+
+    def _triangle(self) -> Tensor:
+        """L."""
+        assert self.below is not None
+        dim = len(self.loc)
+        row, column = torch.tril_indices(dim, dim, -1, device=self.loc.device)
+        identity = torch.eye(dim, dtype=self.loc.dtype, device=self.loc.device)
+        return identity.index_put((row, column), self.below)
+
+
+class FieldFlow(LatticeTransform):
+    r"""Fields from a hierarchical flow, with a place and a width for every site.
+
+    .. math:: u = m + e^s \odot (A c + e^{B c}\, g(z; c))
+
+    for a context c of the globals' latents, which are standard normal; A and B have one row for
+    each field, shared by its sites, and are zero at the start. Fields are a last axis of the
+    lattice that the flow lives on.
+
+    Args:
+        loc: m at the start, of the flow's shape; also the dtype and device of all parameters.
+        scale: e^s at the start.
+        channels: number of fields; if more than one, the last side.
+        context_dim: length of c; 0 for none.
+        options: of :func:`~pyro_neuralrg.transforms.hierarchical_flow`. With ``odd`` m stays as it
+            is and there is no A: u - m and its negative have the same density.
+    """
+
+    def __init__(
+        self,
+        loc: Tensor,
+        scale: float,
+        channels: int,
+        context_dim: int,
+        options: dict[str, Any],
+    ) -> None:
+        shape = tuple(loc.shape)
+        super().__init__(shape)
+        self.flow: HierarchicalFlow | ConditionalHierarchicalFlow
+        if context_dim:
+            self.flow = conditional_hierarchical_flow(shape, context_dim, **options)
+        else:
+            own = {name: value for name, value in options.items() if name != "features"}
+            self.flow = hierarchical_flow(shape, **own)
+        self.flow.to(loc)
+        odd = options.get("odd", False)
+        self.loc: Tensor
+        if odd:
+            self.register_buffer("loc", loc.clone())
+        else:
+            self.loc = nn.Parameter(loc.clone())
+        self.log_scale = nn.Parameter(torch.full_like(loc, math.log(scale)))
+        weights = loc.new_zeros(channels, context_dim)
+        self.shift = nn.Parameter(weights) if context_dim and not odd else None
+        self.stretch = nn.Parameter(weights.clone()) if context_dim else None
+        self.sites_per_channel = loc.numel() // channels
+
+    def generate(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """z to u, batch-last."""
+        flow, features = self._flow_at(context)
+        v, ladj = flow.generate(h, features)
+        if self.stretch is not None and context is not None:
+            stretch = self.stretch @ context
+            v = v * stretch.exp()
+            ladj = ladj + self.sites_per_channel * stretch.sum(0)
+        if self.shift is not None and context is not None:
+            v = v + self.shift @ context
+        u = self.loc.unsqueeze(-1) + self.log_scale.exp().unsqueeze(-1) * v
+        return u, ladj + self.log_scale.sum()
+
+    def renormalize(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """u to z, batch-last."""
+        flow, features = self._flow_at(context)
+        v = (h - self.loc.unsqueeze(-1)) * (-self.log_scale).exp().unsqueeze(-1)
+        more = self.log_scale.sum()
+        if self.shift is not None and context is not None:
+            v = v - self.shift @ context
+        if self.stretch is not None and context is not None:
+            stretch = self.stretch @ context
+            v = v * (-stretch).exp()
+            more = more + self.sites_per_channel * stretch.sum(0)
+        z, ladj = flow.renormalize(v, features)
+        return z, ladj + more
+
+    def _flow_at(self, context: Tensor | None) -> tuple[HierarchicalFlow, Tensor | None]:
+        """The flow on the lattice and what it sees of the context, batch-last."""
+        if isinstance(self.flow, HierarchicalFlow):
+            return self.flow, None
+        assert context is not None
+        return self.flow.flow, self.flow.features(context.T).T
+
+
+class LatentFlow(LatticeTransform):
+    r"""All latents of a model as one vector, in the model's order.
+
+    The Jacobian is block triangular: the globals depend on their own latents, the fields on theirs
+    and on those of the globals. Hence the sum of both log-determinants.
+
+    Args:
+        sizes: length of each site's part of the vector.
+        is_field: for each site.
+        globals_flow: of the parts that are not fields, or None if there are none.
+        field_flow: of the fields, or None.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        is_field: Sequence[bool],
+        globals_flow: GlobalsFlow | None,
+        field_flow: FieldFlow | None,
+    ) -> None:
+        super().__init__((sum(sizes),))
+        self.sizes = list(sizes)
+        self.is_field = list(is_field)
+        self.globals_flow = globals_flow
+        self.field_flow = field_flow
+
+    def generate(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """z to u, batch-last."""
+        others, fields = self._take_apart(h)
+        z = others
+        ladj = h.new_zeros(h.shape[-1])
+        if self.globals_flow is not None:
+            others, ladj = self.globals_flow.generate(z)
+        if self.field_flow is not None:
+            fields, more = self.field_flow.generate(fields, z)
+            ladj = ladj + more
+        return self._put_together(others, fields), ladj
+
+    def renormalize(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """u to z, batch-last."""
+        others, fields = self._take_apart(h)
+        ladj = h.new_zeros(h.shape[-1])
+        if self.globals_flow is not None:
+            others, ladj = self.globals_flow.renormalize(others)
+        if self.field_flow is not None:
+            fields, more = self.field_flow.renormalize(fields, others)
+            ladj = ladj + more
+        return self._put_together(others, fields), ladj
+
+    def _take_apart(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """The globals ``(dim, batch)`` and the fields ``(*flow shape, batch)``."""
+        parts = list(zip(h.split(self.sizes), self.is_field, strict=True))
+        others = [part for part, is_field in parts if not is_field]
+        fields = [part for part, is_field in parts if is_field]
+        batch = h.shape[-1]
+        stacked = torch.stack(fields, 1) if fields else h.new_zeros(0, batch)
+        if self.field_flow is not None:
+            stacked = stacked.reshape(*self.field_flow.event_shape, batch)
+        return torch.cat(others) if others else h.new_zeros(0, batch), stacked
+
+    def _put_together(self, others: Tensor, fields: Tensor) -> Tensor:
+        """Undo :meth:`_take_apart`."""
+        batch, channels = others.shape[-1], sum(self.is_field)
+        columns = iter(fields.reshape(-1, channels, batch).unbind(1) if channels else ())
+        sizes = [s for s, field in zip(self.sizes, self.is_field, strict=True) if not field]
+        rest = iter(others.split(sizes) if sizes else ())
+        return torch.cat([next(columns if field else rest) for field in self.is_field])

@@ -1,0 +1,108 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Models for autoguides by name, with their arguments, and what a guide should find in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from torch import Tensor
+
+
+class Case(NamedTuple):
+    """A model, its arguments, and the fields, lattice and length of the latent vector."""
+
+    model: Callable[..., Any]
+    fields: tuple[str, ...]
+    lattice: tuple[int, ...] | None
+    dim: int
+    args: tuple[Any, ...] = ()
+
+
+def ramp(*shape: int) -> Tensor:
+    """Data that are the same in every test."""
+    return torch.linspace(-1.0, 1.0, torch.Size(shape).numel(), dtype=torch.float64).reshape(shape)
+
+
+def globals_only() -> None:
+    loc = pyro.sample("loc", dist.Normal(0.0, 2.0))
+    scale = pyro.sample("scale", dist.LogNormal(0.0, 0.5))
+    with pyro.plate("data", 5):
+        pyro.sample("y", dist.Normal(loc, scale), obs=ramp(5))
+
+
+def one_field() -> None:
+    x = pyro.sample("x", dist.Normal(torch.zeros(4, 4), 1.0).to_event(2))
+    pyro.sample("y", dist.Normal(x + 0.5 * x.roll(1, -1), 0.7).to_event(2), obs=ramp(4, 4))
+
+
+def field_and_globals() -> None:
+    width = pyro.sample("width", dist.LogNormal(0.0, 0.5))
+    x = pyro.sample("x", dist.Normal(torch.zeros(2, 4), width[..., None, None]).to_event(2))
+    mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+    loc = mean[..., None, None] + x
+    pyro.sample("y", dist.Normal(loc, 0.5).to_event(2), obs=ramp(2, 4))
+
+
+def two_fields() -> None:
+    a = pyro.sample("a", dist.Normal(torch.zeros(2, 3), 1.0).to_event(2))
+    width = pyro.sample("width", dist.LogNormal(0.0, 0.5))
+    b = pyro.sample("b", dist.Normal(a, width[..., None, None]).to_event(2))
+    pyro.sample("y", dist.Normal(a * b, 0.5).to_event(2), obs=ramp(2, 3))
+
+
+def constrained() -> None:
+    weights = pyro.sample("weights", dist.Dirichlet(torch.full((3,), 2.0)))
+    share = pyro.sample("share", dist.Beta(2.0, 2.0))
+    rate = pyro.sample("rate", dist.Gamma(torch.full((2, 2), 2.0), 1.0).to_event(2))
+    spread = 0.5 + weights[..., :1, None] + share[..., None, None]
+    pyro.sample("y", dist.Normal(rate, spread).to_event(2), obs=ramp(2, 2))
+
+
+def in_plates() -> None:
+    with pyro.plate("row", 3, dim=-2), pyro.plate("col", 5, dim=-1):
+        x = pyro.sample("x", dist.Uniform(-2.0, 3.0))
+        pyro.sample("y", dist.Normal(x, 1.0), obs=ramp(3, 5))
+
+
+def masked() -> None:
+    with pyro.plate("row", 2, dim=-2), pyro.plate("col", 3, dim=-1):
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        with poutine.mask(mask=ramp(2, 3) > 0):
+            pyro.sample("y", dist.Normal(x, 0.5), obs=ramp(2, 3))
+
+
+def subsampled(data: Tensor) -> None:
+    x = pyro.sample("x", dist.Normal(torch.zeros(2, 2), 1.0).to_event(2))
+    with pyro.plate("data", len(data), subsample_size=2) as index:
+        loc = x[..., 0, 0] * data[index]
+        pyro.sample("y", dist.Normal(loc, 0.5), obs=data[index])
+
+
+def one_dimension() -> None:
+    x = pyro.sample("x", dist.Normal(torch.zeros(5), 1.0).to_event(1))
+    pyro.sample("y", dist.Normal(x, 0.5).to_event(1), obs=ramp(5))
+
+
+def three_dimensions() -> None:
+    x = pyro.sample("x", dist.Normal(torch.zeros(2, 2, 3), 1.0).to_event(3))
+    pyro.sample("y", dist.Normal(x, 0.5).to_event(3), obs=ramp(2, 2, 3))
+
+
+CASES = {
+    "globals only": Case(globals_only, (), None, 2),
+    "one field": Case(one_field, ("x",), (4, 4), 16),
+    "field and globals": Case(field_and_globals, ("x",), (2, 4), 10),
+    "two fields": Case(two_fields, ("a", "b"), (2, 3), 13),
+    "constrained": Case(constrained, ("rate",), (2, 2), 7),
+    "plates, odd sides": Case(in_plates, ("x",), (3, 5), 15),
+    "masked observations": Case(masked, ("x",), (2, 3), 6),
+    "subsampled observations": Case(subsampled, ("x",), (2, 2), 4, (ramp(6),)),
+    "1-d": Case(one_dimension, ("x",), (5,), 5),
+    "3-d": Case(three_dimensions, ("x",), (2, 2, 3), 12),
+}
