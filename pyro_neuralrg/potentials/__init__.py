@@ -7,5 +7,6 @@ from __future__ import annotations
 from pyro_neuralrg.potentials.base import LatticePotential
 from pyro_neuralrg.potentials.free_field import FreeField
 from pyro_neuralrg.potentials.ising import CRITICAL_TEMPERATURE, IsingDual
+from pyro_neuralrg.potentials.phi4 import Phi4
 
-__all__ = ["CRITICAL_TEMPERATURE", "FreeField", "IsingDual", "LatticePotential"]
+__all__ = ["CRITICAL_TEMPERATURE", "FreeField", "IsingDual", "LatticePotential", "Phi4"]
