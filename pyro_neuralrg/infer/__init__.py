@@ -12,6 +12,7 @@ from pyro_neuralrg.infer.history import History, TrainingStep
 from pyro_neuralrg.infer.pdd import PDD
 from pyro_neuralrg.infer.reweighting import Expectations, Reweighted, expectations, reweight
 from pyro_neuralrg.infer.schedule import Schedule, default_schedule
+from pyro_neuralrg.infer.thermodynamics import Thermodynamics, thermodynamics
 
 __all__ = [
     "PDD",
@@ -25,6 +26,7 @@ __all__ = [
     "Loaded",
     "Reweighted",
     "Schedule",
+    "Thermodynamics",
     "TrainingStep",
     "anneal",
     "bounds",
@@ -35,4 +37,5 @@ __all__ = [
     "load",
     "reweight",
     "save",
+    "thermodynamics",
 ]

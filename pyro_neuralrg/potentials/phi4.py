@@ -20,7 +20,12 @@ from pyro_neuralrg.spectral import apply_spectrum, neighbour_spectrum, quadratic
 __all__ = ["Hopping", "Phi4", "Quartic", "from_hopping", "to_hopping"]
 
 HUMPS = 3.0
-"""As of the Ising model's dual, where phi = 0 is no minimum of the energy."""
+"""As of the Ising model's dual. After 400 steps at 8 x 8 they lower the loss by 0.03 nats in the
+broken phase (kappa = 0.3, lam = 0.022) and raise it by 0.06 in the symmetric one (m^2 = -4, g = 36,
+a correlation length of 1)."""
+
+CORRELATED_PART = 0.25
+"""Of the longest side: with a longer correlation length there may be two phases."""
 
 BISECTIONS = 100
 """More than there are digits."""
@@ -83,7 +88,8 @@ class Phi4(LatticePotential):
         lam: as above.
         spectrum: covariance of the Gaussian that is closest to the theory (the least KL(q || pi)
             among those centred at zero, the Hartree approximation): the theory itself for lam = 0.
-        humps: 3 if phi = 0 is no minimum of S against a uniform field, else 0.
+        humps: 3 if the correlation length of that Gaussian is more than a quarter of the longest
+            side, else 0.
 
     Raises:
         TypeError, ValueError: naming the argument, the value seen and what is accepted.
@@ -118,15 +124,15 @@ class Phi4(LatticePotential):
         bonds = (1.0,) * len(sides)
         neighbours = neighbour_spectrum(sides, bonds, check_boundary(boundary))
         quadratic = 1 - 2 * self.lam - self.kappa * neighbours
-        lowest = float(quadratic.min())
-        if self.lam == 0 and lowest <= 0:
+        if self.lam == 0 and float(quadratic.min()) <= 0:
             raise ValueError(
                 f"kappa is {self.kappa} with lam = 0, where no Z exists; accepted: a kappa with "
                 f"1 - kappa * k > 0 for k = {float(neighbours.min()):.6g} and "
                 f"{float(neighbours.max()):.6g}"
             )
         super().__init__(sides, boundary, even=True, spectrum=_hartree(2 * quadratic, self.lam))
-        self.humps = HUMPS if lowest < 0 < self.kappa else 0.0
+        length = math.sqrt(2 * max(self.kappa, 0.0) * float(self.spectrum.max()))
+        self.humps = HUMPS if self.lam > 0 and length > CORRELATED_PART * max(sides) else 0.0
         self._register("quadratic", quadratic)
 
     @classmethod

@@ -169,10 +169,11 @@ def test_hartree_spectrum_is_the_best_gaussian() -> None:
             assert loss(other) > best
 
 
-def test_humps_where_zero_is_no_minimum() -> None:
+def test_humps_where_there_may_be_two_phases() -> None:
     assert Phi4((8, 8), 0.28, 0.022).humps > 0
-    assert Phi4((8, 8), 0.23, 0.022).humps == 0
+    assert Phi4((8, 8), 0.24, 0.022).humps == 0
     assert Phi4((8, 8), -0.28, 0.022).humps == 0
+    assert Phi4((8, 8), 0.2499, 0.0).humps == 0  # a long correlation length, but one phase
     assert Phi4((8, 8), 0.28, 0.022).flow().humps is not None
 
 
