@@ -32,6 +32,7 @@ from pyro_neuralrg.infer.schedule import (
     learning_rate_factor,
     temperature_factor,
 )
+from pyro_neuralrg.infer.seeds import seeded
 from pyro_neuralrg.interrupts import deferred_interrupts
 from pyro_neuralrg.potentials.base import LatticePotential
 from pyro_neuralrg.potentials.family import PotentialFamily
@@ -132,7 +133,7 @@ def fit(
     _check_switch("compile", compile)
     _check_switch("path_gradient", path_gradient)
     cooling = _check_anneal(anneal)
-    with _seeded(seed), contextlib.ExitStack() as stack:
+    with seeded(seed), contextlib.ExitStack() as stack:
         if flow is None:
             flow = _default_flow(target)
         guide = _guide(flow, isinstance(target, PotentialFamily))
@@ -437,18 +438,6 @@ def _shape(target: Any, flow: Any, given: tuple[Any, ...]) -> tuple[int, ...]:
     if None in given:
         raise ValueError("steps, batch or lr is None; accepted for a model and a guide: all three")
     return (1,)
-
-
-@contextlib.contextmanager
-def _seeded(seed: int | None) -> Iterator[None]:
-    """Seed torch inside and put its random state back afterwards; nothing for None."""
-    if seed is None:
-        yield
-        return
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(int(seed))
-        yield
 
 
 def _check(
