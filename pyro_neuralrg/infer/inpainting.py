@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_neuralrg.arguments import check_integer
 from pyro_neuralrg.distributions.flow import event_shape, flow_distribution, flow_dtype_and_device
-from pyro_neuralrg.infer.mcmc import ChEESHMC, VectorizedMCMC
+from pyro_neuralrg.infer.mcmc import HMC, VectorizedMCMC
 from pyro_neuralrg.infer.mcmc.target import frozen
 
 __all__ = ["inpaint"]
@@ -26,15 +26,17 @@ def inpaint(
     num_samples: int = 50,
     num_chains: int = 64,
     warmup_steps: int = 200,
+    num_steps: int = 10,
     thinning: int = 1,
     seed: int | None = None,
     progress: bool = False,
 ) -> Tensor:
-    r"""Draw fields from q(x) given some of their sites, by ChEES-HMC of the others.
+    r"""Draw fields from q(x) given some of their sites, by HMC of the others.
 
     The energy of the unknown sites is :math:`-\ln q(x)` with the known ones held fixed; chains
     start from what independent samples of q have there. Chains do not mix between modes that are
     far apart, so that their weights are those of the starts, which know nothing of the known sites.
+    A gradient of an 8 x 8 flow of default size takes 0.1 s on one core, of 16 or 64 chains alike.
 
     Args:
         flow: a TransformModule on fields, such as a trained HierarchicalFlow.
@@ -42,7 +44,8 @@ def inpaint(
         known: which sites are known, a boolean tensor of the same shape.
         num_samples: draws to keep of each chain.
         num_chains: chains side by side.
-        warmup_steps: steps before the draws, in which step size, mass and length adapt.
+        warmup_steps: steps before the draws, in which step size and mass adapt.
+        num_steps: leapfrog steps of a trajectory; each costs a gradient of ln q.
         thinning: steps per kept draw.
         seed: of all random numbers; None continues torch's own.
         progress: show a progress bar.
@@ -83,7 +86,7 @@ def inpaint(
     with torch.no_grad():
         start = flow(noise.view(-1, *shape).to(device, dtype)).flatten(1)[:, sites]
     mcmc = VectorizedMCMC(
-        ChEESHMC(energy, shape=(len(sites),)),
+        HMC(energy, shape=(len(sites),), num_steps=num_steps, jitter=0.5),
         num_samples,
         warmup_steps,
         num_chains,

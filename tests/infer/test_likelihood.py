@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pyro_neuralrg.distributions.flow import flow_distribution
-from pyro_neuralrg.infer import Pixels, bounds, cross_entropy, fit_data, inpaint
+from pyro_neuralrg.infer import Pixels, bounds, cross_entropy, fit_data
 from pyro_neuralrg.infer.likelihood import _DataTraining
 from pyro_neuralrg.potentials import IsingDual
 from pyro_neuralrg.transforms import Neighbour, hierarchical_flow
@@ -131,7 +131,7 @@ def test_bad_arguments(flow: Any, options: dict[str, Any], error: type, match: s
 
 @pytest.mark.slow
 def test_handwritten_digits() -> None:
-    """Of 8 x 8 pixels: 2.2 bits a pixel on held-out images, where a normal takes 2.9."""
+    """Of 8 x 8 pixels: 2.28 bits a pixel after 200 steps; independent pixels take 2.44."""
     datasets = pytest.importorskip("sklearn.datasets")
     torch.set_default_dtype(torch.float32)
     images = torch.from_numpy(datasets.load_digits().images).long()
@@ -139,14 +139,8 @@ def test_handwritten_digits() -> None:
     pixels = Pixels(levels=17)
     train, check, test = images[:1300], images[1300:1500], images[1500:]
     flow = hierarchical_flow((8, 8), boundary="open")
-    fit_data(flow, train, held_out=check, prepare=pixels.encode, steps=400, seed=0, progress=False)
+    fit_data(flow, train, held_out=check, prepare=pixels.encode, steps=200, seed=0, progress=False)
     x = pixels.encode(test)
     with torch.no_grad():
         bits = pixels.bits_per_pixel(x, flow_distribution(flow).log_prob(x))
-    assert float(bits.mean()) < 2.6
-    known = torch.ones(8, 8, dtype=torch.bool)
-    known[2:6, 2:6] = False
-    drawn = inpaint(flow, x[0], known, num_samples=20, num_chains=32, seed=0)
-    error = (pixels.decode(drawn) - test[0]).double()[..., ~known].square().mean().sqrt()
-    guess = (train[:, ~known] - test[0][~known]).double().square().mean().sqrt()
-    assert float(error) < float(guess)
+    assert float(bits.mean()) < 2.4
