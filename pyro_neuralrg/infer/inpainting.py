@@ -58,10 +58,11 @@ def inpaint(
 
     Example:
         >>> from pyro_neuralrg.transforms import hierarchical_flow
-        >>> known = torch.tensor([True, False])
-        >>> found = inpaint(hierarchical_flow((2,)), torch.ones(2), known, num_samples=3, seed=0)
+        >>> flow, known = hierarchical_flow((2,)), torch.tensor([True, False])
+        >>> few = {"num_samples": 3, "num_chains": 2, "warmup_steps": 2, "num_steps": 2}
+        >>> found = inpaint(flow, torch.ones(2), known, seed=0, **few)
         >>> found.shape, bool((found[..., 0] == 1).all())
-        (torch.Size([64, 3, 2]), True)
+        (torch.Size([2, 3, 2]), True)
     """
     shape = event_shape(flow)
     _check_field(x, known, shape)

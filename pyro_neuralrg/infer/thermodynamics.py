@@ -119,10 +119,10 @@ def thermodynamics(
         UserWarning: if an importance estimate cannot be trusted.
 
     Example:
-        >>> family = IsingDualFamily((2, 2), temperatures=(2.0, 3.0))
-        >>> found = thermodynamics(family, family.flow(), [2.5], num_samples=500)
-        >>> bool(found.gap[0] > 0), len(found)
-        (True, 1)
+        >>> family = IsingDualFamily((1,), temperatures=(2.0, 3.0))  # one spin: Z = 2
+        >>> found = thermodynamics(family, family.flow(humps=0.0), [2.5], num_samples=500)
+        >>> len(found), round(float(found.log_partition[0]), 1)
+        (1, 0.7)
     """
     check_integer("num_samples", num_samples, 2)
     check_integer("batch_size", batch_size, 1)

@@ -15,6 +15,7 @@ from torch import Tensor
 from pyro_neuralrg.distributions.flow import flow_distribution
 from pyro_neuralrg.infer import Pixels, bounds, cross_entropy, fit_data
 from pyro_neuralrg.infer.likelihood import _DataTraining
+from pyro_neuralrg.infer.optimizer import GuardedAdam
 from pyro_neuralrg.potentials import IsingDual
 from pyro_neuralrg.transforms import Neighbour, hierarchical_flow
 
@@ -99,7 +100,15 @@ def test_prepare_makes_fields_anew(flow: Any) -> None:
         fit_data(flow, images, **QUICK)
 
 
-def test_stops_at_what_is_not_finite(flow: Any) -> None:
+def test_stops_at_what_is_not_finite(flow: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the parameters of the last finite loss, those before the last step."""
+    undo, undone = GuardedAdam.undo, []
+
+    def watched(self: GuardedAdam) -> None:
+        undone.append(self.vector())
+        undo(self)
+
+    monkeypatch.setattr(GuardedAdam, "undo", watched)
     data = torch.randn(40, 2, 2)
     data[7] = math.inf
     with pytest.warns(UserWarning, match="training stopped: the loss at step .* is inf"):
@@ -107,6 +116,8 @@ def test_stops_at_what_is_not_finite(flow: Any) -> None:
     assert 0 < len(result.loss) < 10
     assert result.stopped is not None
     assert all(p.isfinite().all() for p in flow.parameters())
+    assert len(undone) == 1
+    assert not torch.equal(undone[0], torch.cat([p.detach().flatten() for p in flow.parameters()]))
     with pytest.raises(ValueError, match="data give a loss of inf at the first step"):
         fit_data(flow, data[7:8], **QUICK)
 
