@@ -21,13 +21,17 @@ from pyro_neuralrg.lattice import check_boundary, check_shape
 __all__ = ["apply_spectrum", "neighbour_spectrum", "quadratic_form"]
 
 
-def apply_spectrum(x: Tensor, spectrum: Tensor, boundary: str = "periodic") -> Tensor:
+def apply_spectrum(
+    x: Tensor, spectrum: Tensor, boundary: str = "periodic", dims: int | None = None
+) -> Tensor:
     r"""Apply the operator with the given eigenvalues, :math:`F^{-1} \lambda F x`.
 
     Args:
         x: fields, any batch shape followed by the lattice's shape, of a floating dtype.
-        spectrum: eigenvalues :math:`\lambda`, of the lattice's shape; used in x's precision.
+        spectrum: eigenvalues :math:`\lambda`, of the lattice's shape; used in x's precision. With
+            ``dims``, batch dimensions may stand before it, which broadcast with those of x.
         boundary: "periodic" or "open".
+        dims: number of the lattice's dimensions; None: those of the spectrum.
 
     Returns:
         A tensor of x's shape and dtype.
@@ -41,29 +45,31 @@ def apply_spectrum(x: Tensor, spectrum: Tensor, boundary: str = "periodic") -> T
         >>> apply_spectrum(x, neighbour_spectrum((4,), (1.0,))).round().abs()
         tensor([0., 1., 0., 1.])
     """
-    _check_field(x, spectrum)
+    dim = _lattice_dims(x, spectrum, dims)
     check_boundary(boundary)
     if x.numel() == 0:  # there is no FFT of nothing
         return x.clone()
     h = _computable(x)
     eigenvalues = spectrum.to(dtype=h.dtype)
     if boundary == "open":
-        dims = range(-spectrum.dim(), 0)
-        return _sine_transform(_sine_transform(h, dims) * eigenvalues, dims).to(x.dtype)
-    dim = tuple(range(-spectrum.dim(), 0))
+        return _sine_transform(_sine_transform(h, dim) * eigenvalues, dim).to(x.dtype)
     waves = torch.fft.rfftn(h, dim=dim) * _half(eigenvalues)
-    return torch.fft.irfftn(waves, s=spectrum.shape, dim=dim).to(x.dtype)
+    return torch.fft.irfftn(waves, s=spectrum.shape[dim[0] :], dim=dim).to(x.dtype)
 
 
-def quadratic_form(x: Tensor, spectrum: Tensor, boundary: str = "periodic") -> Tensor:
+def quadratic_form(
+    x: Tensor, spectrum: Tensor, boundary: str = "periodic", dims: int | None = None
+) -> Tensor:
     r"""The form :math:`x^T A x` of the operator A with the given eigenvalues, in one transform.
 
     By Parseval's theorem, without going back.
 
     Args:
         x: fields, any batch shape followed by the lattice's shape, of a floating dtype.
-        spectrum: eigenvalues of A, of the lattice's shape.
+        spectrum: eigenvalues of A, of the lattice's shape, or a batch of them as for
+            :func:`apply_spectrum`.
         boundary: "periodic" or "open".
+        dims: number of the lattice's dimensions; None: those of the spectrum.
 
     Returns:
         A tensor of the batch shape, in x's dtype.
@@ -75,9 +81,8 @@ def quadratic_form(x: Tensor, spectrum: Tensor, boundary: str = "periodic") -> T
         >>> quadratic_form(torch.ones(4), neighbour_spectrum((4,), (1.0,)))  # two neighbours each
         tensor(8.)
     """
-    _check_field(x, spectrum)
+    dim = _lattice_dims(x, spectrum, dims)
     check_boundary(boundary)
-    dim = tuple(range(-spectrum.dim(), 0))
     if x.numel() == 0:  # there is no FFT of nothing
         return x.sum(dim)
     h = _computable(x)
@@ -159,9 +164,13 @@ def _computable(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def _check_field(x: Tensor, spectrum: Tensor) -> None:
-    if x.dim() < spectrum.dim() or x.shape[x.dim() - spectrum.dim() :] != spectrum.shape:
+def _lattice_dims(x: Tensor, spectrum: Tensor, dims: int | None) -> tuple[int, ...]:
+    """The lattice's dimensions, counted from the last; raises if x is no field of the spectrum."""
+    count = spectrum.dim() if dims is None else dims
+    sides = spectrum.shape[spectrum.dim() - count :]
+    if x.dim() < count or x.shape[x.dim() - count :] != sides:
         raise ValueError(
             f"x has shape {tuple(x.shape)}; accepted: any batch shape followed by the spectrum's, "
-            f"{tuple(spectrum.shape)}"
+            f"{tuple(sides)}"
         )
+    return tuple(range(-count, 0))

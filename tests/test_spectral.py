@@ -136,3 +136,15 @@ def test_unknown_boundary_is_named(function: object) -> None:
     assert callable(function)
     with pytest.raises(ValueError, match="boundary is 'twisted'"):
         function(torch.zeros(4, 3), torch.ones(4, 3), "twisted")
+
+
+@pytest.mark.parametrize("boundary", ["periodic", "open"])
+def test_a_spectrum_for_each_field(boundary: str) -> None:
+    x = torch.randn(3, 2, 4, 3)
+    spectra = torch.stack([neighbour_spectrum((4, 3), (c, 1.0), boundary) for c in (0.5, 2.0)])
+    for function in (apply_spectrum, quadratic_form):
+        together = function(x, spectra, boundary, dims=2)
+        one_by_one = [function(x[:, i], spectra[i], boundary) for i in range(2)]
+        torch.testing.assert_close(together, torch.stack(one_by_one, 1))
+    with pytest.raises(ValueError, match=r"x has shape \(4, 4\); accepted: .*\(4, 3\)"):
+        apply_spectrum(torch.zeros(4, 4), spectra, boundary, dims=2)

@@ -10,31 +10,42 @@ from pyro_neuralrg.infer.fit import FitResult, fit
 from pyro_neuralrg.infer.free_energy import FreeEnergyEstimate, estimate
 from pyro_neuralrg.infer.guides import FlowGuide
 from pyro_neuralrg.infer.history import History, TrainingStep
+from pyro_neuralrg.infer.inpainting import inpaint
+from pyro_neuralrg.infer.likelihood import DataFit, cross_entropy, fit_data
 from pyro_neuralrg.infer.pdd import PDD
+from pyro_neuralrg.infer.pixels import Pixels
 from pyro_neuralrg.infer.reweighting import Expectations, Reweighted, expectations, reweight
 from pyro_neuralrg.infer.schedule import Schedule, default_schedule
+from pyro_neuralrg.infer.thermodynamics import Thermodynamics, thermodynamics
 
 __all__ = [
     "PDD",
     "Annealing",
     "AutoHierarchicalFlow",
     "Bounds",
+    "DataFit",
     "Expectations",
     "FitResult",
     "FlowGuide",
     "FreeEnergyEstimate",
     "History",
     "Loaded",
+    "Pixels",
     "Reweighted",
     "Schedule",
+    "Thermodynamics",
     "TrainingStep",
     "anneal",
     "bounds",
+    "cross_entropy",
     "default_schedule",
     "estimate",
     "expectations",
     "fit",
+    "fit_data",
+    "inpaint",
     "load",
     "reweight",
     "save",
+    "thermodynamics",
 ]

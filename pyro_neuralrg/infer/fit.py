@@ -32,8 +32,11 @@ from pyro_neuralrg.infer.schedule import (
     learning_rate_factor,
     temperature_factor,
 )
+from pyro_neuralrg.infer.seeds import seeded
 from pyro_neuralrg.interrupts import deferred_interrupts
 from pyro_neuralrg.potentials.base import LatticePotential
+from pyro_neuralrg.potentials.family import PotentialFamily
+from pyro_neuralrg.transforms import ConditionalHierarchicalFlow
 from pyro_neuralrg.transforms.steps import compiled_steps
 
 __all__ = ["FitResult", "fit"]
@@ -94,9 +97,12 @@ def fit(
     nor Pyro's parameter store (for flows) is changed.
 
     Args:
-        target: a LatticePotential, or a Pyro model without arguments.
+        target: a LatticePotential, or a Pyro model without arguments; or a PotentialFamily: each
+            step then draws a context for each sample, and the loss is the mean over contexts, whose
+            effective sample size means nothing (it is reported as NaN).
         flow: a flow, a SymmetrizedFlow, a FlowGuide or another reparameterised guide without
-            arguments; default: ``target.flow()``. It is trained in place.
+            arguments; for a family a ConditionalTransformModule, or a FlowGuide of one; default:
+            ``target.flow()``. It is trained in place.
         steps: length of the schedule; default: by the shape, see
             :func:`~pyro_neuralrg.infer.schedule.default_schedule`.
         batch: samples per step; default: by the shape.
@@ -127,10 +133,10 @@ def fit(
     _check_switch("compile", compile)
     _check_switch("path_gradient", path_gradient)
     cooling = _check_anneal(anneal)
-    with _seeded(seed), contextlib.ExitStack() as stack:
+    with seeded(seed), contextlib.ExitStack() as stack:
         if flow is None:
             flow = _default_flow(target)
-        guide = _guide(flow)
+        guide = _guide(flow, isinstance(target, PotentialFamily))
         if compile:
             stack.enter_context(compiled_steps())
         schedule = default_schedule(_shape(target, flow, (steps, batch, lr)))
@@ -200,6 +206,7 @@ class _Training:
         self.largest_rate = optimizer.learning_rate
         optimizer.guard = self._loss_is_finite
         self.svi = SVI(self._model(1.0), guide, optimizer, loss=elbo)
+        self.family = target if isinstance(target, PotentialFamily) else None
         self.factor = 1.0
         self.records: list[TrainingStep] = []
         self.average: Tensor | None = None
@@ -260,7 +267,7 @@ class _Training:
         rate = self.largest_rate * learning_rate_factor(step, self.steps)
         self.optimizer.learning_rate = rate
         with pyro.validation_enabled(False):  # a NaN must reach us, not raise inside a distribution
-            loss = self.svi.step()
+            loss = self.svi.step(*self._arguments())
         if not math.isfinite(loss) or self.optimizer.failed:
             self._stop(step, loss)
             return False
@@ -272,7 +279,7 @@ class _Training:
                 step,
                 loss,
                 found.variational_se,
-                found.ess,
+                found.ess if self.family is None else math.nan,
                 factor,
                 rate,
                 time.perf_counter() - begin,
@@ -281,6 +288,13 @@ class _Training:
         if step >= self.average_from:
             self._accumulate()
         return True
+
+    def _arguments(self) -> tuple[Tensor, ...]:
+        """Of model and guide: for a family, a context for each sample."""
+        if self.family is None:
+            return ()
+        like = self.optimizer.parameters[0]
+        return (self.family.sample_contexts(self.elbo.num_particles, like),)
 
     def _loss_is_finite(self) -> bool:
         weights = self.elbo.log_weights
@@ -322,20 +336,32 @@ def _check_switch(name: str, value: Any) -> None:
         raise TypeError(f"{name} is {value!r}; accepted: True or False")
 
 
-def _guide(flow: Any) -> Callable[..., Any]:
+def _guide(flow: Any, takes_context: bool) -> Callable[..., Any]:
     """The guide that draws from ``flow``.
 
     For flows it does not name its parameters to Pyro: the optimiser holds them already, and a few
     hundred ``pyro.param`` statements would cost several milliseconds a step.
     """
-    if isinstance(flow, ConditionalTransformModule):
+    inner = flow.flow if isinstance(flow, FlowGuide) else flow
+    conditional = isinstance(inner, ConditionalTransformModule)
+    if conditional and not takes_context:
         raise TypeError(
-            f"flow is a {type(flow).__name__}; accepted: flow.condition(context), or a guide that "
-            "draws the context"
+            f"flow is a {type(flow).__name__}; accepted: flow.condition(context), a guide that "
+            "draws the context, or a PotentialFamily as target"
+        )
+    if takes_context and not conditional:
+        raise TypeError(
+            f"flow is a {type(flow).__name__}; accepted for a PotentialFamily: a "
+            "ConditionalTransformModule such as target.flow()"
         )
     if isinstance(flow, FlowGuide):
         return _Sampler(flow)
-    if isinstance(flow, torch.distributions.Distribution | torch.distributions.Transform):
+    if isinstance(
+        flow,
+        ConditionalTransformModule
+        | torch.distributions.Distribution
+        | torch.distributions.Transform,
+    ):
         return _Sampler(FlowGuide(flow))
     if not callable(flow):
         raise TypeError(
@@ -363,7 +389,12 @@ def _trainable(target: Any, guide: Callable[..., Any]) -> list[Tensor]:
 
 def _has_score(guide: Callable[..., Any]) -> bool:
     """Whether samples come with the score, so that path gradients cost little more."""
-    return isinstance(guide, _Sampler) and getattr(guide.distribution(), "has_score", False)
+    if not isinstance(guide, _Sampler):
+        return False
+    flow = guide.guide.flow
+    if isinstance(flow, ConditionalTransformModule):
+        return isinstance(flow, ConditionalHierarchicalFlow)
+    return getattr(guide.distribution(), "has_score", False)
 
 
 def _plates(target: Any, guide: Callable[..., Any]) -> float:
@@ -381,12 +412,12 @@ class _Sampler:
         """The parameters, for path gradients."""
         return self.guide.parameters()
 
-    def distribution(self) -> Any:
+    def distribution(self, *context: Tensor) -> Any:
         """What is sampled."""
-        return self.guide.distribution()
+        return self.guide.distribution(*context)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        return pyro.sample(self.guide.site, self.distribution())
+    def __call__(self, *context: Tensor) -> Tensor:
+        return pyro.sample(self.guide.site, self.distribution(*context))
 
 
 def _default_flow(target: Any) -> Any:
@@ -407,18 +438,6 @@ def _shape(target: Any, flow: Any, given: tuple[Any, ...]) -> tuple[int, ...]:
     if None in given:
         raise ValueError("steps, batch or lr is None; accepted for a model and a guide: all three")
     return (1,)
-
-
-@contextlib.contextmanager
-def _seeded(seed: int | None) -> Iterator[None]:
-    """Seed torch inside and put its random state back afterwards; nothing for None."""
-    if seed is None:
-        yield
-        return
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(int(seed))
-        yield
 
 
 def _check(

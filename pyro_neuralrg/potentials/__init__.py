@@ -5,7 +5,17 @@
 from __future__ import annotations
 
 from pyro_neuralrg.potentials.base import LatticePotential
+from pyro_neuralrg.potentials.family import IsingDualFamily, PotentialFamily
 from pyro_neuralrg.potentials.free_field import FreeField
 from pyro_neuralrg.potentials.ising import CRITICAL_TEMPERATURE, IsingDual
+from pyro_neuralrg.potentials.phi4 import Phi4
 
-__all__ = ["CRITICAL_TEMPERATURE", "FreeField", "IsingDual", "LatticePotential"]
+__all__ = [
+    "CRITICAL_TEMPERATURE",
+    "FreeField",
+    "IsingDual",
+    "IsingDualFamily",
+    "LatticePotential",
+    "Phi4",
+    "PotentialFamily",
+]

@@ -16,7 +16,7 @@ from scipy.sparse.csgraph import connected_components
 from pyro_neuralrg.arguments import check_integer
 from pyro_neuralrg.lattice import check_boundary, check_shape
 
-__all__ = ["MonteCarlo", "structure_factor", "swendsen_wang"]
+__all__ = ["MonteCarlo", "bonds_of", "structure_factor", "sweep", "swendsen_wang"]
 
 Spins = NDArray[np.int8]
 
@@ -77,14 +77,14 @@ def swendsen_wang(
     sites = math.prod(sides)
     if chains is None:
         chains = max(1, min(n, SITES_AT_ONCE // sites))
-    left, right, strength = _bonds(sides, bonds, check_boundary(boundary))
+    left, right, strength = bonds_of(sides, bonds, check_boundary(boundary))
     h = None if field is None else np.broadcast_to(np.asarray(field, float), sides).reshape(-1)
     rng = np.random.default_rng(seed)
     spins = rng.choice(np.array([-1, 1], dtype=np.int8), size=(chains, sites))
     rounds = []
     for index in range(-(-n // chains)):
         for _ in range(between if index else warmup):
-            spins = _sweep(spins, left, right, strength, h, rng)
+            spins = sweep(spins, left, right, strength, h, rng)
         rounds.append(spins)
     return np.concatenate(rounds)[:n].reshape(n, *sides)
 
@@ -143,10 +143,15 @@ def structure_factor(
     return MonteCarlo(float(means.mean()), float(means.std(ddof=1) / math.sqrt(chains)))
 
 
-def _bonds(
+def bonds_of(
     shape: tuple[int, ...], couplings: Sequence[float], boundary: str
 ) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float64]]:
-    """Sites at both ends of every bond, and its K."""
+    """Sites at both ends of every bond, as indices into the flattened lattice, and its K.
+
+    Example:
+        >>> bonds_of((3,), (0.5,), "open")[0]
+        array([0, 1])
+    """
     index = np.arange(math.prod(shape)).reshape(shape)
     ends: list[tuple[NDArray[np.intp], NDArray[np.intp]]] = []
     strength = []
@@ -167,7 +172,7 @@ def _bonds(
     )
 
 
-def _sweep(
+def sweep(
     spins: Spins,
     left: NDArray[np.intp],
     right: NDArray[np.intp],
@@ -175,7 +180,19 @@ def _sweep(
     field: NDArray[np.float64] | None,
     rng: np.random.Generator,
 ) -> Spins:
-    """New spins of all chains, shape (chains, sites)."""
+    """One Swendsen-Wang sweep of all chains.
+
+    Args:
+        spins: shape ``(chains, sites)``.
+        left: one end of every bond.
+        right: the other.
+        strength: K of every bond, shape ``(bonds,)`` or ``(chains, bonds)``.
+        field: h / T of each site, or None.
+        rng: random numbers.
+
+    Returns:
+        New spins, of the same shape.
+    """
     sites = spins.shape[1]
     satisfied = spins[:, left] * spins[:, right] == np.sign(strength).astype(np.int8)
     closed = satisfied & (rng.random(satisfied.shape) < -np.expm1(-2 * np.abs(strength)))

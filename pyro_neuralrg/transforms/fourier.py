@@ -18,17 +18,23 @@ class FourierLayer(LatticeTransform):
     r"""Colour white noise with a given spectrum: :math:`x = F^{-1} \sqrt{\lambda} F z`, O(N log N).
 
     With the spectrum of a free field the layer alone is that field's exact sampler. It has no
-    parameters: the spectrum is a buffer.
+    parameters: the spectrum is a buffer. With ``slopes`` each field of a batch has a spectrum of
+    its own, linear in the first entries of its context c: :math:`\lambda(c) = \lambda + \sum_i c_i
+    \lambda_i'`, positive for all :math:`|c_i| \le 1`.
 
     Args:
         spectrum: eigenvalues of the covariance, positive, of the lattice's shape: in FFT order and
             even under k -> -k for a periodic lattice, in the order of the sine transform's modes
             (k = 1 .. n) for an open one.
         boundary: "periodic" or "open".
+        slopes: derivatives of the spectrum with respect to the context, shape ``(entries,) +
+            shape``, or None.
 
     Raises:
         TypeError: if the spectrum is not a floating tensor.
-        ValueError: if it is not positive and finite or, on a periodic lattice, not even.
+        ValueError: if it is not positive and finite or, on a periodic lattice, not even; if the
+            slopes have another shape, or lead to a spectrum that is not; on use, if there are
+            slopes and no context.
 
     Example:
         >>> layer = FourierLayer(torch.full((4, 4), 4.0))
@@ -37,29 +43,50 @@ class FourierLayer(LatticeTransform):
     """
 
     scale: Tensor
+    slopes: Tensor | None
 
-    def __init__(self, spectrum: Tensor, boundary: str = "periodic") -> None:
+    def __init__(
+        self, spectrum: Tensor, boundary: str = "periodic", slopes: Tensor | None = None
+    ) -> None:
         check_boundary(boundary)
         _check_spectrum(spectrum, boundary)
+        if slopes is not None:
+            _check_slopes(slopes, spectrum, boundary)
         super().__init__(tuple(spectrum.shape))
         self.boundary = boundary
         self.register_buffer("scale", spectrum.detach().sqrt().clone())
+        self.register_buffer("slopes", None if slopes is None else slopes.detach().clone())
 
     def generate(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z to x."""
-        return self._apply_scale(h, self.scale), self._ladj(h)
+        scale = self._scale(h, context)
+        return self._apply_scale(h, scale), self._ladj(h, scale)
 
     def renormalize(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x to z."""
-        return self._apply_scale(h, self.scale.reciprocal()), self._ladj(h)
+        scale = self._scale(h, context)
+        return self._apply_scale(h, scale.reciprocal()), self._ladj(h, scale)
+
+    def _scale(self, h: Tensor, context: Tensor | None) -> Tensor:
+        """Roots of the eigenvalues, of the lattice's shape or, with slopes, one for each field."""
+        if self.slopes is None:
+            return self.scale
+        if context is None:
+            raise ValueError("context is None; accepted for a spectrum with slopes: a tensor")
+        moved = torch.tensordot(context[: len(self.slopes)], self.slopes.to(h.dtype), ([0], [0]))
+        return (self.scale.to(h.dtype).square() + moved).sqrt()
 
     def _apply_scale(self, h: Tensor, scale: Tensor) -> Tensor:
         if h.shape[-1] == 0:  # torch's FFT refuses empty tensors
             return h
-        return apply_spectrum(h.movedim(-1, 0), scale.to(h.dtype), self.boundary).movedim(0, -1)
+        dims = len(self.event_shape)
+        return apply_spectrum(h.movedim(-1, 0), scale.to(h.dtype), self.boundary, dims).movedim(
+            0, -1
+        )
 
-    def _ladj(self, h: Tensor) -> Tensor:
-        return self.scale.log().sum().to(h.dtype).expand(h.shape[-1])
+    def _ladj(self, h: Tensor, scale: Tensor) -> Tensor:
+        dims = tuple(range(-len(self.event_shape), 0))
+        return scale.log().sum(dims).to(h.dtype).expand(h.shape[-1])
 
 
 def _check_spectrum(spectrum: Tensor, boundary: str) -> None:
@@ -78,3 +105,17 @@ def _check_spectrum(spectrum: Tensor, boundary: str) -> None:
             "spectrum is not even under k -> -k; accepted: for a periodic lattice, the "
             "eigenvalues of a real symmetric translation-invariant matrix"
         )
+
+
+def _check_slopes(slopes: Tensor, spectrum: Tensor, boundary: str) -> None:
+    accepted = (
+        f"accepted: a floating tensor of shape (entries, {', '.join(map(str, spectrum.shape))})"
+    )
+    if not isinstance(slopes, Tensor) or not slopes.is_floating_point():
+        seen = slopes.dtype if isinstance(slopes, Tensor) else type(slopes).__name__
+        raise TypeError(f"slopes is {seen}; {accepted}")
+    if slopes.dim() != spectrum.dim() + 1 or slopes.shape[1:] != spectrum.shape:
+        raise ValueError(f"slopes has shape {tuple(slopes.shape)}; {accepted}")
+    _check_spectrum(spectrum - slopes.abs().sum(0), boundary)
+    for slope in slopes:  # each even by itself
+        _check_spectrum(spectrum + slope, boundary)

@@ -33,6 +33,10 @@ def grow(flow: Any, spectrum: Tensor | None) -> Any:
             "spectrum is None, but the flow has a Gaussian layer; accepted: the eigenvalues "
             f"for the shape {shape}, such as IsingDual({shape}).spectrum"
         )
+    if flow.gaussian is not None and flow.gaussian.slopes is not None:
+        raise ValueError(
+            "the spectrum depends on the context; accepted for grow: flows of one spectrum"
+        )
     grown = type(flow)(
         make_circuit(
             circuit.name,

@@ -54,6 +54,8 @@ class HierarchicalFlow(LatticeTransform):
             than one coarsest variable ignore it.
         context_dim: features of a context that the networks take besides; 0 for none. See
             :class:`~pyro_neuralrg.transforms.conditional.ConditionalHierarchicalFlow`.
+        spectrum_slopes: how the spectrum depends on the context, or None, see
+            :class:`~pyro_neuralrg.transforms.fourier.FourierLayer`.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class HierarchicalFlow(LatticeTransform):
         spectrum: Tensor | None = None,
         humps: float = 0.0,
         context_dim: int = 0,
+        spectrum_slopes: Tensor | None = None,
     ) -> None:
         super().__init__(circuit.shape)
         if isinstance(spectrum, Tensor) and tuple(spectrum.shape) != circuit.shape:
@@ -85,7 +88,13 @@ class HierarchicalFlow(LatticeTransform):
         self.coarse_maps = nn.ModuleList(
             self._build_coarse_map(layer, shared) for layer in circuit.layers
         )
-        self.gaussian = None if spectrum is None else FourierLayer(spectrum, circuit.boundary)
+        if spectrum_slopes is not None and (spectrum is None or not context_dim):
+            raise ValueError(
+                "spectrum_slopes is given; accepted: only beside a spectrum, in a conditional flow"
+            )
+        self.gaussian = (
+            None if spectrum is None else FourierLayer(spectrum, circuit.boundary, spectrum_slopes)
+        )
         self.humps = TwoHumps(circuit.shape, humps) if humps and circuit.is_complete else None
 
     @property
@@ -113,7 +122,7 @@ class HierarchicalFlow(LatticeTransform):
         h, more, score = self._score_from(0, h, score, context)
         ladj = ladj + more
         if self.gaussian is not None:
-            h, more, score = self.gaussian.generate_with_score(h, score)
+            h, more, score = self.gaussian.generate_with_score(h, score, context)
             ladj = ladj + more
         return h, ladj, score
 
@@ -156,7 +165,7 @@ class HierarchicalFlow(LatticeTransform):
         """y to x, batch-last; from the field that enters layer ``stop``, if given."""
         h, ladj = self._generate_from(0, h, context, stop)
         if self.gaussian is not None:
-            h, more = self.gaussian.generate(h)
+            h, more = self.gaussian.generate(h, context)
             ladj = ladj + more
         return h, ladj
 
@@ -166,7 +175,7 @@ class HierarchicalFlow(LatticeTransform):
         """x to y, batch-last; to the field that enters layer ``stop``, if given."""
         ladj = h.new_zeros(h.shape[-1])
         if self.gaussian is not None:
-            h, ladj = self.gaussian.renormalize(h)
+            h, ladj = self.gaussian.renormalize(h, context)
         h, more = self._renormalize_from(0, h, context, stop)
         return h, ladj + more
 
@@ -337,7 +346,13 @@ class HierarchicalFlow(LatticeTransform):
             "humps": 0.0 if self.humps is None else self.humps.distance,
             "context_dim": self.context_dim,
             "spectrum": self.gaussian is not None,
+            **self._slopes_config(),
         }
+
+    def _slopes_config(self) -> dict[str, Any]:
+        """Only where there are slopes, so that other flows are named as they always were."""
+        slopes = None if self.gaussian is None else self.gaussian.slopes
+        return {} if slopes is None else {"spectrum_slopes": len(slopes)}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> HierarchicalFlow:
@@ -346,6 +361,11 @@ class HierarchicalFlow(LatticeTransform):
         shape = options.pop("shape")
         if options.pop("spectrum"):
             options["spectrum"] = torch.ones(tuple(shape), dtype=torch.get_default_dtype())
+        slopes = options.pop("spectrum_slopes", None)
+        if slopes is not None:
+            options["spectrum_slopes"] = torch.zeros(
+                (slopes, *shape), dtype=torch.get_default_dtype()
+            )
         return hierarchical_flow(shape, **options)
 
 
@@ -378,6 +398,7 @@ def hierarchical_flow(
     spectrum: Tensor | None = None,
     humps: float = 0.0,
     context_dim: int = 0,
+    spectrum_slopes: Tensor | None = None,
     dtype: torch.dtype | None = None,
 ) -> HierarchicalFlow:
     """Build a :class:`HierarchicalFlow`.
@@ -407,6 +428,8 @@ def hierarchical_flow(
             than one coarsest variable ignore it.
         context_dim: features of a context that the networks can take, for
             :func:`~pyro_neuralrg.transforms.conditional_hierarchical_flow`; 0 for none.
+        spectrum_slopes: derivatives of the spectrum with respect to the first entries of the
+            context, shape ``(entries,) + shape``; None: the same spectrum for every context.
         dtype: of the parameters; torch's default dtype if None.
 
     Raises:
@@ -436,5 +459,6 @@ def hierarchical_flow(
         spectrum=spectrum,
         humps=humps,
         context_dim=context_dim,
+        spectrum_slopes=spectrum_slopes,
     )
     return flow.to(dtype if dtype is not None else torch.get_default_dtype())

@@ -217,6 +217,18 @@ def conditioned(shape: tuple[int, ...], bijector: Any, **options: Any) -> Entry:
     )
 
 
+def follows_spectrum(shape: tuple[int, ...], boundary: str) -> Entry:
+    """A conditional flow whose Gaussian layer depends on the context."""
+    spectrum = free_spectrum(shape, boundary)
+    slopes = torch.stack([0.3 * spectrum, -0.2 * spectrum.square() / spectrum.max()])
+
+    def make() -> LatticeTransform:
+        given = {"spectrum": spectrum, "spectrum_slopes": slopes, "boundary": boundary}
+        return conditioned_flow(shape, bijector=NEIGHBOUR, odd=True, humps=2.0, **given)
+
+    return Entry(shape, make, odd=True, spread=STEPPED_SPREAD)
+
+
 def humps(shape: tuple[int, ...], distance: float) -> Entry:
     make = functools.partial(TwoHumps, shape, distance)
     return part(shape, make, odd=True, starts_near_identity=False)
@@ -315,6 +327,8 @@ ENTRIES: dict[str, Entry] = {
     "conditioned-realnvp": conditioned((4, 4), REALNVP),
     "conditioned-realnvp-odd-per-block": conditioned((4,), REALNVP, odd=True, weights="block"),
     "conditioned-shared": conditioned((4, 4), NEIGHBOUR, weights="shared"),
+    "conditioned-spectrum": follows_spectrum((4, 4), "periodic"),
+    "conditioned-spectrum-open-1d": follows_spectrum((4,), "open"),
     "conditioned-pyro-coupling": conditioned((2, 4), conditional_coupling),
     # single parts
     "fourier-1d": fourier((5,), "periodic"),

@@ -16,7 +16,13 @@ from pyro.infer import SVI
 
 from pyro_neuralrg import PDD, ConditionalHierarchicalFlow, FlowGuide, IsingDual, fit, load, save
 from pyro_neuralrg.distributions.flow import local_flow, normal_to_local
-from pyro_neuralrg.transforms import Neighbour, conditional_hierarchical_flow, hierarchical_flow
+from pyro_neuralrg.transforms import (
+    FourierLayer,
+    Neighbour,
+    conditional_hierarchical_flow,
+    hierarchical_flow,
+)
+from tests.transforms.registry import free_spectrum
 
 SMALL = {"bijector": Neighbour(layers=2, hidden=(5,)), "features": 3}
 
@@ -63,6 +69,74 @@ def test_odd_for_every_context() -> None:
     flow, z = perturbed(odd=True, humps=3.0), torch.randn(3, 4, 4)
     transform = flow.condition(torch.randn(3, 2))
     torch.testing.assert_close(transform(-z), -transform(z))
+
+
+def slopes_of(shape: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    spectrum = free_spectrum(shape, "periodic")
+    return {"spectrum": spectrum, "spectrum_slopes": 0.5 * spectrum.square().unsqueeze(0)}
+
+
+def test_the_spectrum_follows_the_context() -> None:
+    """Each field of a batch is coloured by the spectrum of its own context."""
+    given = slopes_of((4, 3))
+    flow = conditional_hierarchical_flow((4, 3), 2, **SMALL, **given)
+    bare = conditional_hierarchical_flow((4, 3), 2, **SMALL)
+    bare.load_state_dict(
+        {k: v for k, v in flow.state_dict().items() if not k.startswith("flow.gaussian")}
+    )
+    context, z = torch.tensor([[-0.8, 0.3], [0.0, 1.0], [1.0, -0.5]]), torch.randn(3, 4, 3)
+    x, ladj = flow.condition(context).forward_and_ladj(z)
+    h, bare_ladj = bare.condition(context).forward_and_ladj(z)
+    for i in range(3):
+        layer = FourierLayer(given["spectrum"] + context[i, 0] * given["spectrum_slopes"][0])
+        expected, more = layer.forward_and_ladj(h[i])
+        torch.testing.assert_close(x[i], expected)
+        torch.testing.assert_close(ladj[i], bare_ladj[i] + more)
+
+
+def test_slopes_are_saved_and_copied(tmp_path: Any) -> None:
+    flow = conditional_hierarchical_flow((4, 4), 2, **SMALL, **slopes_of((4, 4)))
+    context, z = torch.tensor([0.9, 0.1]), torch.randn(3, 4, 4)
+    expected = flow.condition(context)(z)
+    save(tmp_path / "flow.pt", flow)
+    for again in (load(tmp_path / "flow.pt").flow, copy.deepcopy(flow)):
+        assert torch.equal(again.condition(context)(z), expected)
+    with pytest.raises(ValueError, match="the spectrum depends on the context"):
+        flow.grow(torch.ones(8, 8))
+    assert "spectrum_slopes" not in conditional_hierarchical_flow((4,), 1).config
+
+
+@pytest.mark.parametrize(
+    ("slopes", "error", "match"),
+    [
+        (
+            torch.zeros(4, 4),
+            ValueError,
+            r"slopes has shape \(4, 4\); .*\(entries, 4, 4\)",
+        ),
+        (torch.zeros(1, 4, 4).int(), TypeError, "slopes is torch.int32; accepted"),
+        (1.0, TypeError, "slopes is float; accepted"),
+        (torch.ones(1, 4, 4), ValueError, r"spectrum has an entry 0\.0; accepted: positive"),
+        (-0.6 * torch.ones(2, 4, 4), ValueError, "accepted: positive"),
+        (torch.arange(16.0).view(1, 4, 4) / 20, ValueError, "not even under k -> -k"),
+    ],
+)
+def test_bad_slopes(slopes: Any, error: type[Exception], match: str) -> None:
+    given = {"spectrum": torch.ones(4, 4), "spectrum_slopes": slopes}
+    with pytest.raises(error, match=match):
+        conditional_hierarchical_flow((4, 4), 2, **SMALL, **given)
+
+
+def test_slopes_need_a_spectrum_and_a_context() -> None:
+    slopes = torch.zeros(1, 4, 4)
+    for given in ({"context_dim": 2}, {"spectrum": torch.ones(4, 4)}):
+        with pytest.raises(ValueError, match="spectrum_slopes is given; accepted: only beside"):
+            hierarchical_flow((4, 4), spectrum_slopes=slopes, **given)
+    flow = hierarchical_flow(
+        (4, 4), spectrum=torch.ones(4, 4), spectrum_slopes=slopes, context_dim=1
+    )
+    with pytest.raises(ValueError, match="context is None; accepted for a spectrum with slopes"):
+        flow(torch.zeros(4, 4))
 
 
 def test_in_a_conditional_distribution_of_pyro() -> None:

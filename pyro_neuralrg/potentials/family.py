@@ -1,0 +1,307 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Targets for every value of a parameter, evaluated in one batch, for conditional flows."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pyro_neuralrg.arguments import check_integer, check_number
+from pyro_neuralrg.lattice import check_boundary, check_shape
+from pyro_neuralrg.potentials.base import LatticePotential
+from pyro_neuralrg.potentials.exact.api import check_couplings
+from pyro_neuralrg.potentials.ising import LOWEST_EIGENVALUE, IsingDual, logcosh
+from pyro_neuralrg.spectral import neighbour_spectrum, quadratic_form
+from pyro_neuralrg.transforms import ConditionalHierarchicalFlow, conditional_hierarchical_flow
+
+__all__ = ["GaussianPart", "IsingDualFamily", "PotentialFamily"]
+
+
+class GaussianPart(NamedTuple):
+    """Covariance eigenvalues of a family, ``spectrum + sum_i c_i slopes[i]`` at the context c.
+
+    Attributes:
+        spectrum: shape ``shape``.
+        slopes: shape ``(entries,) + shape``, or None for the same spectrum everywhere.
+    """
+
+    spectrum: Tensor
+    slopes: Tensor | None
+
+
+class PotentialFamily(ABC):
+    r"""Unnormalised densities :math:`\pi(x; c)` of lattice fields, one for each context c.
+
+    The context is a vector with entries in [-1, 1], to which the family gives a meaning such as a
+    temperature; flows learn such values best. To write another one, call ``super().__init__`` and
+    define
+
+    * ``energy(x, context)``: x of shape ``batch + shape``, context of shape ``batch +
+      (context_dim,)``, to nats of shape ``batch``, in the dtype and on the device of x;
+    * ``at(context)``: the one potential, for checks and exact values;
+    * ``heated(factor)``, for cooling in training: the family at ``factor`` times all temperatures,
+      whose contexts correspond; by default the same family, uncooled.
+
+    Args:
+        shape: lattice shape, one to three sides >= 1.
+        context_dim: length of the context vector.
+        boundary: "periodic" or "open".
+        even: energy(x, c) == energy(-x, c).
+        gaussian: for the fixed layer of its flows, or None.
+        humps: as of :class:`~pyro_neuralrg.potentials.LatticePotential`.
+
+    Raises:
+        TypeError, ValueError: naming the argument, the value seen and what is accepted.
+    """
+
+    def __init__(
+        self,
+        shape: Iterable[int],
+        context_dim: int,
+        boundary: str = "periodic",
+        *,
+        even: bool = False,
+        gaussian: GaussianPart | None = None,
+        humps: float = 0.0,
+    ) -> None:
+        self.shape = check_shape(shape)
+        self.context_dim = check_integer("context_dim", context_dim, 1)
+        self.boundary = check_boundary(boundary)
+        self.even = even
+        self.gaussian = gaussian
+        self.humps = humps
+
+    @abstractmethod
+    def energy(self, x: Tensor, context: Tensor) -> Tensor:
+        """-ln pi(x; c) in nats, shape ``batch``.
+
+        Args:
+            x: fields, shape ``batch + shape``.
+            context: shape ``batch + (context_dim,)``.
+        """
+
+    @abstractmethod
+    def at(self, context: Tensor) -> LatticePotential:
+        """The potential at one context, of shape ``(context_dim,)``."""
+
+    def heated(self, factor: float) -> PotentialFamily:
+        """The family at ``factor`` times all temperatures: here itself."""
+        check_number("factor", factor, "a finite number > 0", above=0)
+        return self
+
+    def sample_contexts(self, n: int, like: Tensor) -> Tensor:
+        """Random contexts spread evenly, shape ``(n, context_dim)``: a Latin hypercube.
+
+        Each entry has one value in each of n equal parts of [-1, 1], so that means over a batch
+        scatter less than those of independent draws.
+
+        Args:
+            n: number of contexts.
+            like: a tensor whose dtype and device they are to have.
+        """
+        shape = (check_integer("n", n, 1), self.context_dim)
+        jitter = torch.rand(shape, dtype=like.dtype, device=like.device)
+        order = torch.rand(shape, device=like.device).argsort(0)
+        return 2 * (order + jitter) / n - 1
+
+    def model(self, context: Tensor) -> Tensor:
+        """A Pyro program whose log-density of the site "x" is ``-energy(x, context)``.
+
+        Args:
+            context: shape ``batch + (context_dim,)``, the batch being that of the plates around.
+
+        Raises:
+            ValueError: if the energy is not one number per field.
+        """
+        zero = context.new_zeros(())
+        flat = dist.Normal(zero, 1.0).expand(self.shape).to_event(len(self.shape)).mask(False)
+        x = pyro.sample("x", flat)
+        nats = self.energy(x, context)
+        batch = x.shape[: x.dim() - len(self.shape)]
+        if nats.shape != batch:
+            raise ValueError(
+                f"energy of {type(self).__name__} has shape {tuple(nats.shape)} for fields of "
+                f"shape {tuple(x.shape)}; accepted: {tuple(batch)}"
+            )
+        pyro.factor("energy_factor", -nats)
+        return x
+
+    def flow(self, **options: Any) -> ConditionalHierarchicalFlow:
+        """Build a flow that knows shape, boundary, symmetry, phases and the Gaussian part.
+
+        Args:
+            **options: of :func:`~pyro_neuralrg.transforms.conditional_hierarchical_flow`; they
+                take precedence.
+        """
+        known: dict[str, Any] = {"boundary": self.boundary, "odd": self.even, "humps": self.humps}
+        if self.gaussian is not None:
+            known["spectrum"] = self.gaussian.spectrum
+            known["spectrum_slopes"] = self.gaussian.slopes
+        return conditional_hierarchical_flow(self.shape, self.context_dim, **{**known, **options})
+
+    def _check(self, x: Tensor, context: Tensor) -> None:
+        """Raise if the fields or the contexts do not fit."""
+        split = x.dim() - len(self.shape)
+        if split < 0 or tuple(x.shape[split:]) != self.shape:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}; accepted: any batch shape followed by {self.shape}"
+            )
+        if context.dim() == 0 or context.shape[-1] != self.context_dim:
+            raise ValueError(
+                f"context has shape {tuple(context.shape)}; accepted: (..., {self.context_dim})"
+            )
+
+
+class IsingDualFamily(PotentialFamily):
+    r"""The Ising model's dual at all temperatures of a range.
+
+    The context is linear in the inverse temperature: -1 at the highest temperature, +1 at the
+    lowest. So are then the eigenvalues of :math:`K + \alpha I`, and the Gaussian layer of its flows
+    follows them exactly.
+
+    Args:
+        shape: lattice shape, one to three sides >= 1.
+        temperatures: lowest and highest T, in units of J / k_B.
+        couplings: J of each axis; default: 1 each.
+        boundary: "periodic" or "open".
+
+    Attributes:
+        temperatures: as above.
+        couplings: J of each axis.
+
+    Raises:
+        TypeError, ValueError: naming the argument, the value seen and what is accepted.
+
+    Example:
+        >>> family = IsingDualFamily((8, 8), temperatures=(2.0, 2.7))
+        >>> context = family.contexts([2.0, 2.7])
+        >>> family.energy(torch.ones(2, 8, 8), context).shape
+        torch.Size([2])
+    """
+
+    gaussian: GaussianPart
+
+    def __init__(
+        self,
+        shape: Iterable[int],
+        temperatures: tuple[float, float],
+        couplings: Sequence[float] | None = None,
+        boundary: str = "periodic",
+    ) -> None:
+        sides = check_shape(shape)
+        self.temperatures = _check_range(temperatures)
+        self.couplings = check_couplings(couplings, sides)
+        neighbours = neighbour_spectrum(sides, self.couplings, check_boundary(boundary))
+        self._lowest = float(neighbours.min())
+        self._excess = neighbours - self._lowest
+        cold, hot = (1 / temperature for temperature in self.temperatures)
+        gaussian = GaussianPart(
+            LOWEST_EIGENVALUE + self._excess * (cold + hot) / 2,
+            (self._excess * (cold - hot) / 2).unsqueeze(0),
+        )
+        member = IsingDual(sides, self.temperatures[0], self.couplings, boundary=boundary)
+        super().__init__(sides, 1, boundary, even=True, gaussian=gaussian, humps=member.humps)
+
+    def contexts(self, temperatures: Any) -> Tensor:
+        """Contexts of temperatures ``(n,)``, shape ``(n, 1)``, in torch's default dtype.
+
+        Raises:
+            ValueError: if one is outside the range of the family.
+        """
+        values = torch.as_tensor(temperatures, dtype=torch.float64).reshape(-1)
+        cold, hot = (1 / temperature for temperature in self.temperatures)
+        context = (2 / values - cold - hot) / (cold - hot)
+        if not bool((context.abs() <= 1 + 1e-9).all()):
+            raise ValueError(
+                f"temperatures is {temperatures}; accepted: from {self.temperatures[0]} to "
+                f"{self.temperatures[1]}, the range of the family"
+            )
+        return context.unsqueeze(-1).to(torch.get_default_dtype())
+
+    def beta(self, context: Tensor) -> Tensor:
+        """J / T at contexts ``(..., 1)``, of shape ``(...)``, differentiable."""
+        cold, hot = (1 / temperature for temperature in self.temperatures)
+        return (cold + hot + (cold - hot) * context[..., 0]) / 2
+
+    def eigenvalues(self, beta: Tensor) -> Tensor:
+        """Of K + alpha I, shape ``beta.shape + shape``."""
+        excess = self._excess.to(beta)
+        return LOWEST_EIGENVALUE + beta.reshape(beta.shape + (1,) * excess.dim()) * excess
+
+    def energy(self, x: Tensor, context: Tensor) -> Tensor:
+        """-ln pi(x) in nats, each field at a temperature of its own; O(N log N).
+
+        Args:
+            x: fields, shape ``batch + shape``.
+            context: shape ``batch + (1,)``, or one that broadcasts.
+
+        Returns:
+            A tensor of the batch shape.
+
+        Raises:
+            ValueError: if a shape does not fit.
+        """
+        self._check(x, context)
+        precision = self.eigenvalues(self.beta(context)).reciprocal()
+        dims = len(self.shape)
+        gaussian = quadratic_form(x, precision, self.boundary, dims) / 2
+        return gaussian - logcosh(x).sum(tuple(range(-dims, 0)))
+
+    def dual_log_partition(self, beta: Tensor) -> Tensor:
+        r"""ln Z of the dual less that of the spins, shape of beta, differentiable.
+
+        :math:`\frac12\ln\det(K + \alpha I) + \frac N2 [\ln\frac\pi2 + \alpha]`, both of which
+        depend on the temperature.
+        """
+        dims = tuple(range(-len(self.shape), 0))
+        alpha = LOWEST_EIGENVALUE - beta * self._lowest
+        per_site = beta.new_tensor(torch.pi / 2).log() + alpha
+        return (self.eigenvalues(beta).log().sum(dims) + self._excess.numel() * per_site) / 2
+
+    def at(self, context: Tensor) -> IsingDual:
+        """The potential at one context, of shape ``(1,)``."""
+        return self.at_temperature(1 / float(self.beta(context.double())))
+
+    def at_temperature(self, temperature: float) -> IsingDual:
+        """The potential at one temperature."""
+        return IsingDual(self.shape, temperature, self.couplings, boundary=self.boundary)
+
+    def heated(self, factor: float) -> IsingDualFamily:
+        """The family at ``factor`` times all temperatures.
+
+        Raises:
+            ValueError: if the factor is not a positive number.
+        """
+        factor = check_number("factor", factor, "a finite number > 0", above=0)
+        low, high = self.temperatures
+        return IsingDualFamily(
+            self.shape, (factor * low, factor * high), self.couplings, self.boundary
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"IsingDualFamily({self.shape}, temperatures={self.temperatures}, "
+            f"couplings={self.couplings}, boundary={self.boundary!r})"
+        )
+
+
+def _check_range(temperatures: Any) -> tuple[float, float]:
+    accepted = "(lowest, highest), both finite and > 0, the first smaller"
+    try:
+        low, high = temperatures
+    except (TypeError, ValueError) as error:  # no pair
+        raise type(error)(f"temperatures is {temperatures!r}; accepted: {accepted}") from None
+    low, high = (
+        check_number("temperatures", value, accepted, above=0, given=temperatures)
+        for value in (low, high)
+    )
+    if not low < high:
+        raise ValueError(f"temperatures is {temperatures!r}; accepted: {accepted}")
+    return low, high

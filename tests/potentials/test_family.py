@@ -1,0 +1,152 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Families of targets: each field of a batch has the potential of its own context."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro
+import pytest
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_neuralrg.potentials import IsingDual, IsingDualFamily, PotentialFamily, exact
+
+RANGE = (2.0, 2.7)
+CASES = {
+    "torus": IsingDualFamily((4, 3), RANGE),
+    "anisotropic": IsingDualFamily((4, 4), (1.0, 3.0), (0.5, -1.2)),
+    "open": IsingDualFamily((3, 4), RANGE, boundary="open"),
+    "ring": IsingDualFamily((5,), (0.8, 1.1)),
+    "one site": IsingDualFamily((1,), RANGE),
+}
+every_family = pytest.mark.parametrize("family", CASES.values(), ids=CASES)
+
+
+def spread(family: IsingDualFamily) -> list[float]:
+    low, high = family.temperatures
+    return [low, 0.7 * low + 0.3 * high, high]
+
+
+@every_family
+def test_energies_are_those_of_the_members(family: IsingDualFamily) -> None:
+    temperatures = spread(family)
+    x = 2 * torch.randn(3, 2, *family.shape)
+    context = family.contexts(temperatures).unsqueeze(1)
+    energy = family.energy(x, context)
+    assert energy.shape == (3, 2)
+    for i, temperature in enumerate(temperatures):
+        member = IsingDual(family.shape, temperature, family.couplings, boundary=family.boundary)
+        torch.testing.assert_close(energy[i], member.energy(x[i]))
+        assert repr(family.at_temperature(temperature)) == repr(member)
+        assert family.at(context[i, 0]).temperature == pytest.approx(temperature)
+
+
+@every_family
+def test_gaussian_part_follows_the_temperature(family: IsingDualFamily) -> None:
+    for temperature in spread(family):
+        (context,) = family.contexts([temperature])
+        assert family.gaussian.slopes is not None
+        spectrum = family.gaussian.spectrum + context * family.gaussian.slopes[0]
+        member = family.at_temperature(temperature)
+        torch.testing.assert_close(spectrum, member.spectrum)
+        torch.testing.assert_close(family.eigenvalues(family.beta(context)), member.spectrum)
+
+
+@every_family
+def test_dual_and_spins_differ_by_the_gaussian_terms(family: IsingDualFamily) -> None:
+    for temperature in spread(family):
+        spins = exact.log_partition(family.shape, temperature, family.couplings, family.boundary)
+        beta = torch.tensor(1 / temperature)
+        expected = family.at_temperature(temperature).log_partition() - spins
+        assert float(family.dual_log_partition(beta)) == pytest.approx(expected)
+
+
+def test_contexts_run_from_hot_to_cold() -> None:
+    context = CASES["torus"].contexts(torch.tensor([2.7, 2.0]))
+    torch.testing.assert_close(context, torch.tensor([[-1.0], [1.0]]))
+    torch.testing.assert_close(CASES["torus"].beta(context), 1 / torch.tensor([2.7, 2.0]))
+    for outside in ([1.99], [2.71]):
+        with pytest.raises(ValueError, match=r"temperatures is .*accepted: from 2\.0 to 2\.7"):
+            CASES["torus"].contexts(outside)
+
+
+def test_heated_family_has_the_same_contexts() -> None:
+    family = IsingDualFamily((4, 3), RANGE, (1.0, 0.5), "open")
+    hot = family.heated(1.5)
+    context = family.contexts([2.2])
+    assert float(hot.beta(context) * 1.5) == pytest.approx(1 / 2.2)
+    assert (hot.shape, hot.couplings, hot.boundary) == ((4, 3), (1.0, 0.5), "open")
+    with pytest.raises(ValueError, match=r"factor is 0\.0; accepted"):
+        family.heated(0.0)
+
+
+def test_contexts_are_spread_evenly() -> None:
+    family = UserFamily((2,), 3)
+    context = family.sample_contexts(50, torch.empty(0))
+    assert context.shape == (50, 3)
+    part = ((context + 1) * 25).floor().sort(0).values
+    torch.testing.assert_close(part, torch.arange(50.0).unsqueeze(1).expand(50, 3))
+    assert not torch.equal(context[:, 0].argsort(), context[:, 1].argsort())
+    assert family.sample_contexts(2, torch.empty(0, dtype=torch.float32)).dtype == torch.float32
+
+
+class UserFamily(PotentialFamily):
+    """Normal fields of a mean that depends on the context; no even symmetry, no spectrum."""
+
+    def energy(self, x: Tensor, context: Tensor) -> Tensor:
+        self._check(x, context)
+        return 0.5 * (x - context[..., :1]).square().flatten(-len(self.shape)).sum(-1)
+
+    def at(self, context: Tensor) -> Any:
+        raise NotImplementedError
+
+
+def test_a_users_family() -> None:
+    family = UserFamily((2,), 2)
+    assert family.heated(2.0) is family
+    flow = family.flow(features=3)
+    assert (flow.shape, flow.context_dim) == ((2,), 2)
+    assert not flow.flow.odd
+
+
+def test_model_has_the_energies_of_its_contexts() -> None:
+    family, context = CASES["torus"], CASES["torus"].contexts([2.0, 2.1, 2.7])
+    with pyro.plate("particles", 3):
+        trace = poutine.trace(family.model).get_trace(context)
+    trace.compute_log_prob()
+    x = trace.nodes["x"]["value"]
+    expected = -family.energy(x, context)
+    torch.testing.assert_close(trace.nodes["energy_factor"]["log_prob"], expected)
+    assert float(trace.nodes["x"]["log_prob"].sum()) == 0
+    with pytest.raises(ValueError, match=r"energy of .* has shape \(3,\) for fields .*\(4, 3\)"):
+        family.model(context)
+
+
+def test_flow_knows_the_family() -> None:
+    flow = CASES["open"].flow()
+    assert flow.flow.odd
+    assert flow.flow.circuit.boundary == "open"
+    assert flow.flow.gaussian is not None
+    assert flow.flow.gaussian.slopes is not None
+    assert CASES["open"].flow(spectrum_slopes=None).flow.gaussian.slopes is None
+
+
+@pytest.mark.parametrize(
+    ("temperatures", "error"),
+    [((2.7, 2.0), ValueError), ((0.0, 1.0), ValueError), (2.0, TypeError), (("a", 1), TypeError),
+     ((1.0, 2.0, 3.0), ValueError), ((1.0, 1.0), ValueError)],
+)  # fmt: skip
+def test_bad_temperatures(temperatures: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match=r"temperatures is .*; accepted"):
+        IsingDualFamily((4, 4), temperatures)
+
+
+def test_bad_fields_and_contexts() -> None:
+    family = CASES["torus"]
+    with pytest.raises(ValueError, match=r"x has shape \(3, 3\); accepted: .*\(4, 3\)"):
+        family.energy(torch.zeros(3, 3), torch.zeros(1))
+    with pytest.raises(ValueError, match=r"context has shape \(2,\); accepted: \(\.\.\., 1\)"):
+        family.energy(torch.zeros(4, 3), torch.zeros(2))

@@ -1,0 +1,217 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""The phi^4 theory against quadrature, its conventions, its limits, its Monte Carlo."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.integrate import dblquad, quad
+from torch import Tensor
+
+from pyro_neuralrg.distributions.flow import flow_distribution
+from pyro_neuralrg.infer import estimate
+from pyro_neuralrg.potentials import FreeField, Phi4
+from pyro_neuralrg.potentials.phi4 import Hopping, bonded_axes, from_hopping, to_hopping
+from pyro_neuralrg.transforms import FourierLayer
+
+
+def chain_log_partition(length: int, kappa: float, lam: float, boundary: str) -> float:
+    """Of a chain, by its transfer matrix on Gauss-Legendre nodes."""
+    nodes, weights = np.polynomial.legendre.leggauss(120)
+    x, w = 5 * nodes, 5 * weights
+    site = (1 - 2 * lam) * x**2 + lam * x**4
+    half = np.sqrt(w) * np.exp(-site / 2)
+    matrix = half[:, None] * np.exp(2 * kappa * np.outer(x, x)) * half
+    if boundary == "periodic":
+        return math.log(np.trace(np.linalg.matrix_power(matrix, length)))
+    return math.log(half @ np.linalg.matrix_power(matrix, length - 1) @ half)
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.1, 2.0])
+def test_one_site_by_quadrature(lam: float) -> None:
+    potential = Phi4((1,), 0.3, lam)
+    density = lambda x: math.exp(-float(potential.energy(torch.tensor([x]))))  # noqa: E731
+    value, _ = quad(density, -8, 8)
+    assert math.log(value) == pytest.approx(chain_log_partition(1, 0.0, lam, "periodic"))
+    if lam == 0:
+        assert potential.log_partition() == pytest.approx(math.log(value))
+
+
+def test_two_sites_have_two_bonds_between_them() -> None:
+    potential = Phi4((2,), 0.2, 0.3)
+
+    def density(y: float, x: float) -> float:
+        """With -2 kappa x y for each of the two bonds, written out."""
+        return math.exp(0.8 * x * y - 0.4 * (x * x + y * y) - 0.3 * (x**4 + y**4))
+
+    for x, y in ((0.5, -0.7), (1.0, 2.0)):
+        energy = float(potential.energy(torch.tensor([x, y])))
+        assert energy == pytest.approx(-math.log(density(y, x)))
+    value, _ = dblquad(density, -5, 5, -5, 5)
+    assert math.log(value) == pytest.approx(chain_log_partition(2, 0.2, 0.3, "periodic"), rel=1e-7)
+
+
+@pytest.mark.parametrize("boundary", ["periodic", "open"])
+@pytest.mark.parametrize(("kappa", "lam"), [(0.3, 0.4), (-0.2, 0.1), (0.2, 0.0)])
+def test_chain_by_its_transfer_matrix(kappa: float, lam: float, boundary: str) -> None:
+    """The free energy from Gaussian samples with weights, within its error."""
+    potential = Phi4((4,), kappa, lam, boundary)
+    exact = chain_log_partition(4, kappa, lam, boundary)
+    q = flow_distribution(FourierLayer(potential.spectrum, boundary), (4,))
+    found = estimate(potential, q, 20_000)
+    assert abs(found.importance + exact) < 4.5 * found.importance_se + 1e-8
+    assert found.variational + 1e-8 >= -exact - 4.5 * found.variational_se
+    if lam == 0:
+        assert potential.log_partition() == pytest.approx(exact)
+    else:
+        assert found.importance_se > 1e-4
+
+
+@pytest.mark.parametrize("boundary", ["periodic", "open"])
+@pytest.mark.parametrize(("kappa", "lam"), [(0.5, 0.5), (-0.3, 0.1), (0.0, 1.0)])
+def test_reference_samples_of_a_chain(kappa: float, lam: float, boundary: str) -> None:
+    """<phi^2>, <phi^4> and <phi phi'> are derivatives of ln Z."""
+    length, n = 4, 4000
+    x = Phi4((length,), kappa, lam, boundary).sample_reference(n, seed=1)
+
+    def log_z(kappa: float, lam: float) -> float:
+        return chain_log_partition(length, kappa, lam, boundary)
+
+    step = 1e-4
+    bonds = length if boundary == "periodic" else length - 1
+    product = (log_z(kappa + step, lam) - log_z(kappa - step, lam)) / (4 * step * bonds)
+    quartic = (log_z(kappa, lam - step) - log_z(kappa, lam + step)) / (2 * step * length)
+    pairs = (x * x.roll(1, -1))[:, 0 if boundary == "periodic" else 1 :].mean(-1)
+    fours = (x.pow(4) - 2 * x.square()).mean(-1)
+    for values, expected in ((pairs, product), (fours, quartic), (x.mean(-1), 0.0)):
+        error = float(values.std()) / math.sqrt(n)
+        assert abs(float(values.mean()) - expected) < 4.5 * error
+
+
+def test_free_theory_is_the_free_field() -> None:
+    """With the field in other units: energy, spectrum, ln Z."""
+    for shape, boundary in (((4, 3), "periodic"), ((4, 1), "periodic"), ((3, 1), "open")):
+        free = FreeField(shape, 0.7, boundary)
+        potential = Phi4.from_mass(shape, 0.49, 0.0, boundary)
+        scale = potential.quartic.field_scale
+        x = torch.randn(5, *shape)
+        torch.testing.assert_close(potential.energy(x), free.energy(scale * x))
+        torch.testing.assert_close(potential.spectrum * scale**2, free.spectrum)
+        difference = free.log_partition() - potential.log_partition()
+        assert difference == pytest.approx(math.prod(shape) * math.log(scale))
+
+
+@pytest.mark.parametrize(("m2", "g"), [(-4.0, 41.85), (-0.4, 1.5), (0.3, 0.0), (2.0, 600.0)])
+@pytest.mark.parametrize("dimensions", [1, 2, 3])
+def test_conventions_round_trip(m2: float, g: float, dimensions: int) -> None:
+    if g == 0 and m2 + 2 * dimensions <= 0:
+        return
+    hopping = to_hopping(m2, g, dimensions)
+    again = from_hopping(*hopping, dimensions)
+    assert again.m2 == pytest.approx(m2)
+    assert again.g == pytest.approx(g)
+
+
+@pytest.mark.parametrize(("m2", "lam"), [(-4.0, 6.975), (1.0, 8.0)])
+def test_action_of_albergo_et_al(m2: float, lam: float) -> None:
+    """Their Eq. 16, site by site."""
+    target = Phi4.from_mass((3, 4), m2, 6 * lam)
+    phi = torch.randn(2, 3, 4)
+    action = (m2 * phi**2 + lam * phi**4).sum((-1, -2))
+    for axis in (-1, -2):
+        action += (phi * (2 * phi - phi.roll(1, axis) - phi.roll(-1, axis))).sum((-1, -2))
+    x = phi * math.sqrt(2) / target.quartic.field_scale
+    torch.testing.assert_close(target.energy(x), action)
+
+
+def test_published_critical_points_agree() -> None:
+    """kappa_c = 0.2708 at lam = 0.022 is mu_0^2 = -0.47 at lambda = 0.3 of Schaich and Loinaz.
+
+    Their Table I has critical -0.4035 at 0.25 and -0.7210 at 0.5.
+    """
+    found = from_hopping(0.2708, 0.022, 2)
+    assert found.g / 6 == pytest.approx(0.3, abs=1e-3)
+    assert -0.4035 - 0.07 < found.m2 < -0.4035 - 0.05
+
+
+def test_large_coupling_is_the_ising_model() -> None:
+    """Energies of fields of +1 and -1 differ as those of spins at J / T = 2 kappa."""
+    spins = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=4))).view(-1, 2, 2)
+    target = Phi4((2, 2), 0.2, 50.0)
+    bonds = sum((spins * spins.roll(1, axis)).sum((-1, -2)) for axis in (-1, -2))
+    expected = -0.4 * bonds
+    found = target.energy(spins)
+    torch.testing.assert_close(found - found[0], expected - expected[0])
+
+
+def test_hartree_spectrum_is_the_best_gaussian() -> None:
+    """No other mass does better: the loss of exact Gaussian means, in closed form."""
+    for kappa, lam in ((0.25, 0.022), (0.4, 0.5), (0.3, 1e-3), (0.25, 1e3)):
+        target = Phi4((4, 4), kappa, lam)
+        quadratic = target._constants["quadratic"][torch.float64]
+
+        def loss(spectrum: Tensor, quadratic: Tensor = quadratic, lam: float = lam) -> float:
+            """E_q[S] - entropy, up to a constant."""
+            energy = (quadratic * spectrum).sum() + 3 * lam * 16 * spectrum.mean() ** 2
+            return float(energy - 0.5 * spectrum.log().sum())
+
+        best = loss(target.spectrum)
+        for scale in (0.99, 1.01):
+            assert loss(scale * target.spectrum) > best
+            other = target.spectrum.clone()
+            other[0, 0] *= scale
+            assert loss(other) > best
+
+
+def test_humps_where_there_may_be_two_phases() -> None:
+    assert Phi4((8, 8), 0.28, 0.022).humps > 0
+    assert Phi4((8, 8), 0.24, 0.022).humps == 0
+    assert Phi4((8, 8), -0.28, 0.022).humps == 0
+    assert Phi4((8, 8), 0.2499, 0.0).humps == 0  # a long correlation length, but one phase
+    assert Phi4((8, 8), 0.28, 0.022).flow().humps is not None
+
+
+def test_heating_uncouples_the_sites() -> None:
+    hot = Phi4((4, 4), 0.3, 0.1, "open").heated(1.5)
+    assert isinstance(hot, Phi4)
+    assert (hot.kappa, hot.lam, hot.boundary) == (pytest.approx(0.2), 0.1, "open")
+
+
+def test_bonded_axes() -> None:
+    assert bonded_axes((4, 1, 2)) == 2
+    assert bonded_axes((4, 1, 2), "open") == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"lam": -0.1}, ValueError, r"lam is -0\.1; accepted: a finite number >= 0"),
+        ({"kappa": math.inf}, ValueError, "kappa is inf; accepted"),
+        ({"kappa": "cold"}, TypeError, "kappa is 'cold'; accepted"),
+        ({"kappa": 0.25, "lam": 0.0}, ValueError, r"kappa is 0\.25 with lam = 0.*accepted"),
+        ({"kappa": -0.26, "lam": 0.0}, ValueError, r"kappa is -0\.26 with lam = 0.*accepted"),
+        ({"boundary": "twisted"}, ValueError, "boundary is 'twisted'"),
+        ({"shape": ()}, ValueError, "shape is"),
+    ],
+)
+def test_bad_arguments_are_named(
+    options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        Phi4(**{"shape": (4, 4), "kappa": 0.2, "lam": 0.1, **options})
+
+
+def test_bad_conversions_are_named() -> None:
+    with pytest.raises(ValueError, match=r"m2 is -4\.0 with g = 0; accepted: a number > -4"):
+        to_hopping(-4.0, 0.0, 2)
+    with pytest.raises(ValueError, match=r"g is -1\.0; accepted"):
+        to_hopping(0.0, -1.0, 2)
+    with pytest.raises(ValueError, match=r"kappa is 0\.0; accepted"):
+        from_hopping(0.0, 1.0, 2)
+    assert to_hopping(-4.0, 3.0, 2) == Hopping(pytest.approx(1.0), pytest.approx(0.5))
