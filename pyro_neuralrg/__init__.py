@@ -8,7 +8,7 @@ an error bar, and sample it in the latent space (Li and Wang, PRL 121, 260601, 2
 
 from pyro_neuralrg.diagnostics import diagnose, to_arviz
 from pyro_neuralrg.distributions import SymmetrizedFlow
-from pyro_neuralrg.infer import PDD, FlowGuide, fit, load, save
+from pyro_neuralrg.infer import PDD, AutoHierarchicalFlow, FlowGuide, fit, load, save
 from pyro_neuralrg.infer.mcmc import (
     HMC,
     ChEESHMC,
@@ -18,7 +18,7 @@ from pyro_neuralrg.infer.mcmc import (
     VectorizedMCMC,
 )
 from pyro_neuralrg.infer.reparam import FlowReparam
-from pyro_neuralrg.potentials import FreeField, IsingDual, LatticePotential
+from pyro_neuralrg.potentials import FreeField, IsingDual, IsingDualFamily, LatticePotential, Phi4
 from pyro_neuralrg.transforms import (
     ConditionalHierarchicalFlow,
     HierarchicalFlow,
@@ -31,6 +31,7 @@ __version__ = "0.1.0"
 __all__ = [
     "HMC",
     "PDD",
+    "AutoHierarchicalFlow",
     "ChEESHMC",
     "ConditionalHierarchicalFlow",
     "Cycle",
@@ -40,8 +41,10 @@ __all__ = [
     "HierarchicalFlow",
     "IndependenceMetropolis",
     "IsingDual",
+    "IsingDualFamily",
     "LatticePotential",
     "Mixture",
+    "Phi4",
     "SymmetrizedFlow",
     "VectorizedMCMC",
     "__version__",

@@ -206,6 +206,9 @@ def test_public_names_exist_and_are_described(module: str) -> None:
 
 def test_top_level_has_the_names_of_the_design() -> None:
     assert set(pyro_neuralrg.__all__) >= {
+        "AutoHierarchicalFlow",
+        "ChEESHMC",
+        "ConditionalHierarchicalFlow",
         "FlowGuide",
         "FlowReparam",
         "IndependenceMetropolis",
