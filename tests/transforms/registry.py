@@ -226,7 +226,7 @@ def follows_spectrum(shape: tuple[int, ...], boundary: str) -> Entry:
         given = {"spectrum": spectrum, "spectrum_slopes": slopes, "boundary": boundary}
         return conditioned_flow(shape, bijector=NEIGHBOUR, odd=True, humps=2.0, **given)
 
-    return Entry(shape, make, odd=True, spread=STEPPED_SPREAD)
+    return Entry(shape, make, odd=True, starts_near_identity=False, spread=STEPPED_SPREAD)
 
 
 def humps(shape: tuple[int, ...], distance: float) -> Entry:
