@@ -169,7 +169,7 @@ class ModelTarget(Target):
                 "the model cannot be vectorised by torch.func.vmap; its chains are evaluated one "
                 f"after another, which is slow; the reason: {type(error).__name__}: "
                 f"{str(error).splitlines()[0]}",
-                stacklevel=4,
+                stacklevel=5,  # the caller of run()
             )
 
     def _params(self, positions: Tensor) -> dict[str, Tensor]:

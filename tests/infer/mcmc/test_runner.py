@@ -230,9 +230,10 @@ def test_a_model_that_vmap_cannot_take_is_run_chain_by_chain() -> None:
         if float(x.detach()) > 100:  # depends on a value
             pyro.factor("never", x)
 
-    with pytest.warns(UserWarning, match="cannot be vectorised"):
+    with pytest.warns(UserWarning, match="cannot be vectorised") as warned:
         mcmc = run(HMC(model, num_steps=3), 100, warmup_steps=50)
     assert standard_errors(mcmc.get_samples(group_by_chain=True)["x"], 0.0) < 5
+    assert [entry.filename for entry in warned] == [__file__]
 
 
 def test_interrupt_keeps_what_there_is() -> None:
