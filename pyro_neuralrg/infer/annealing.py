@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -393,6 +393,8 @@ def _schedule(
     if betas is None:
         return lambda log_ratio, weights, beta: _next_beta(log_ratio, weights, beta, fraction)
     accepted = "increasing numbers from 0 to 1, both among them"
+    if not isinstance(betas, Iterable):
+        raise TypeError(f"betas is {betas!r}; accepted: {accepted}")
     given = [check_number("betas", beta, accepted, least=0, most=1, given=betas) for beta in betas]
     rising = all(a < b for a, b in itertools.pairwise(given))
     if len(given) < 2 or given[0] != 0.0 or given[-1] != 1.0 or not rising:

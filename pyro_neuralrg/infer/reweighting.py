@@ -163,6 +163,8 @@ def expectations(
         >>> bool((square.estimate - 1.0).abs() < 4 * square.standard_error)
         True
     """
+    if not isinstance(observables, Mapping):
+        raise TypeError(f"observables is {observables!r}; accepted: functions of fields by name")
     for name, observable in observables.items():
         if not callable(observable):
             raise TypeError(

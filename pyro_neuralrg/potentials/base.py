@@ -62,6 +62,12 @@ class LatticePotential(ABC):
 
     humps: float = 0.0
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """See that a new energy is not sampled with the gradient of an inherited one."""
+        super().__init_subclass__(**kwargs)
+        if "energy" in vars(cls) and "energy_and_gradient" not in vars(cls):
+            cls.energy_and_gradient = LatticePotential.energy_and_gradient  # type: ignore[method-assign]
+
     def __init__(
         self,
         shape: Iterable[int],

@@ -256,6 +256,7 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"betas": (0.0, 0.5)}, ValueError, r"betas is \(0\.0, 0\.5\); accepted"),
     ({"betas": (0.0, 0.6, 0.5, 1.0)}, ValueError, "betas is .*; accepted: increasing"),
     ({"betas": (0.0, "a", 1.0)}, TypeError, "betas is .*; accepted: increasing"),
+    ({"betas": 3}, TypeError, "betas is 3; accepted: increasing"),
     ({"batch_size": 0}, ValueError, "batch_size is 0; accepted"),
     ({"seed": -1}, ValueError, "seed is -1; accepted"),
 ]

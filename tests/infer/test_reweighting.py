@@ -159,6 +159,8 @@ def test_expectations_warn_of_poor_weights() -> None:
 
 
 def test_bad_observables() -> None:
+    with pytest.raises(TypeError, match=r"observables is \[.*; accepted: functions of fields by"):
+        expectations(energy, proposal(), [energy], 10)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"observables\['m'\] is a float"):
         expectations(energy, proposal(), {"m": 1.0}, 10)  # type: ignore[dict-item]
     with pytest.raises(TypeError, match=r"observables\['m'\] returned a float"):

@@ -181,3 +181,21 @@ def test_training_tries_a_shape_that_fits_by_chance() -> None:
 
     with pytest.raises(ValueError, match=r"returned shape \(3,\) for fields of shape \(5, 3, 4\)"):
         fit(Wrong((3, 4)), hierarchical_flow((3, 4)), steps=2, batch=3, progress=False)
+
+
+def test_a_new_energy_is_not_given_an_inherited_gradient() -> None:
+    class Quartic(FreeField):
+        """A free field with one term more."""
+
+        def energy(self, x: Tensor) -> Tensor:
+            return super().energy(x) + x.pow(4).sum((-1, -2))
+
+    class Same(FreeField):
+        """Another name, the same energy."""
+
+    x = torch.randn(3, 2, 2)
+    energy, gradient = Quartic((2, 2), 1.0).energy_and_gradient(x)
+    free_energy, free_gradient = FreeField((2, 2), 1.0).energy_and_gradient(x)
+    torch.testing.assert_close(energy, free_energy + x.pow(4).sum((-1, -2)))
+    torch.testing.assert_close(gradient, free_gradient + 4 * x.pow(3))
+    assert Same.energy_and_gradient is FreeField.energy_and_gradient

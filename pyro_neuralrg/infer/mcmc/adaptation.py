@@ -51,6 +51,9 @@ class Adaptation:
         if self.target_acceptance is not None:
             accepted = "a number in (0, 1), or None"
             check_number("target_acceptance", self.target_acceptance, accepted, above=0, below=1)
+        for name in ("step_size", "trajectory_length"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} is {getattr(self, name)!r}; accepted: True or False")
         if self.mass not in MASSES:
             raise ValueError(f"mass is {self.mass!r}; accepted: {', '.join(MASSES)}")
 

@@ -28,7 +28,7 @@ class Composition(Kernel):
         *kernels: at least one.
 
     Raises:
-        TypeError: if one is no kernel.
+        TypeError: if one is no kernel, or a composition.
         ValueError: if there is no kernel, no target, or two different ones.
     """
 
@@ -38,6 +38,11 @@ class Composition(Kernel):
         for kernel in kernels:
             if not isinstance(kernel, Kernel):
                 raise TypeError(f"kernels has a {type(kernel).__name__}; accepted: kernels")
+            if isinstance(kernel, Composition):  # whose members warm-up would not see
+                raise TypeError(
+                    f"kernels has a {type(kernel).__name__}; accepted: kernels that are not made "
+                    "of others; give its members themselves"
+                )
         targets = [kernel._target for kernel in kernels if kernel._target is not None]
         if not targets:
             raise ValueError("none of the kernels has a target; accepted: at least one that has")
@@ -153,8 +158,11 @@ class Mixture(Composition):
     def __init__(self, *kernels: Kernel, probabilities: Sequence[float] | None = None) -> None:
         super().__init__(*kernels)
         count = len(kernels)
-        given = [1 / count] * count if probabilities is None else list(probabilities)
         accepted = f"{count} numbers > 0 that sum to 1"
+        try:
+            given = [1 / count] * count if probabilities is None else list(probabilities)
+        except TypeError:
+            raise TypeError(f"probabilities is {probabilities!r}; accepted: {accepted}") from None
         if len(given) != count:
             raise ValueError(f"probabilities is {given!r}; accepted: {accepted}")
         numbers = [

@@ -62,6 +62,7 @@ class ModelTarget(Target):
         """Run the model once with its arguments to see its sites."""
         target = ModelTarget(self.model)
         target._args, target._kwargs = args, kwargs
+        self._check_arguments(args, kwargs)
         with torch.random.fork_rng(), poutine.block():
             _, potential_fn, transforms, trace = initialize_model(
                 self.model, args, kwargs, initial_params={}
@@ -74,6 +75,19 @@ class ModelTarget(Target):
         target._read_sites(trace)
         target._try_vmap()
         return target
+
+    def _check_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        try:
+            signature = inspect.signature(self.model)
+        except (TypeError, ValueError):  # not known, so its own error has to do
+            return
+        try:
+            signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(
+                f"the arguments of run() do not fit the model {signature}: {error}; accepted: the "
+                "model's own (a batched energy is no model: give its kernel shape=...)"
+            ) from None
 
     def same_as(self, other: Target) -> bool:
         """See :class:`Target`."""
@@ -183,7 +197,7 @@ class ModelTarget(Target):
                 "the model cannot be vectorised by torch.func.vmap; its chains are evaluated one "
                 f"after another, which is slow; the reason: {type(error).__name__}: "
                 f"{str(error).splitlines()[0]}",
-                stacklevel=4,
+                stacklevel=5,  # the caller of run()
             )
 
     def _params(self, positions: Tensor) -> dict[str, Tensor]:

@@ -42,6 +42,15 @@ class Record:
             self._columns[name][self.length] = value
         self.length += 1
 
+    def reserve(self, capacity: int) -> None:
+        """Set memory aside for so many rows, if it is not yet."""
+        if capacity <= self._capacity:
+            return
+        self._capacity = capacity
+        for name, value in self._columns.items():
+            self._columns[name] = value.new_empty((capacity, *value.shape[1:]))
+            self._columns[name][: self.length] = value[: self.length]
+
     def truncate(self, length: int) -> None:
         """Forget the rows from there on."""
         self.length = min(self.length, length)

@@ -121,12 +121,14 @@ class VectorizedMCMC(RunResults):
             seed = int(torch.randint(2**31, ()))
         self.seed = check_integer("seed", seed, 0, LARGEST_SEED)
         self.progress = progress
+        if not isinstance(adaptation, Adaptation | None):
+            raise TypeError(f"adaptation is {adaptation!r}; accepted: an Adaptation, or None")
         self.adaptation = Adaptation() if adaptation is None else adaptation
         if chain_batch_size is not None:
             check_integer("chain_batch_size", chain_batch_size, 1)
         self.chain_batch_size = chain_batch_size
-        self._observables = dict(observables or {})
-        self.checkpoint = None if checkpoint is None else Path(checkpoint)
+        self._observables = _check_observables(observables)
+        self.checkpoint = _check_checkpoint(checkpoint)
         self.checkpoint_every = check_number(
             "checkpoint_every", checkpoint_every, "a finite number > 0", above=0
         )
@@ -162,6 +164,9 @@ class VectorizedMCMC(RunResults):
         if self._mark is None:
             raise RuntimeError("there is no run to go on with; call run() or load(path) first")
         self.interrupted = False
+        self.num_samples = check_integer("num_samples", self.num_samples, 1)
+        for name in ("sample_stats", "observables", "draws"):
+            self._records[name].reserve(self.num_samples)
         self._go_on()
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -391,6 +396,27 @@ def _check_start(initial_params: Any) -> Mapping[str, Tensor] | str | None:
             "for each site"
         )
     return initial_params
+
+
+def _check_observables(observables: Any) -> dict[str, Observable]:
+    accepted = "accepted: functions of the draws by name"
+    if not isinstance(observables, Mapping | None):
+        raise TypeError(f"observables is {observables!r}; {accepted}")
+    for name, function in (observables or {}).items():
+        if not callable(function):
+            raise TypeError(f"observables[{name!r}] is {function!r}; {accepted}")
+    return dict(observables or {})
+
+
+def _check_checkpoint(checkpoint: str | os.PathLike[str] | None) -> Path | None:
+    """As a path; that it cannot be written should not be found out after the draws."""
+    path = None if checkpoint is None else Path(checkpoint)
+    if path is not None and not path.parent.is_dir():
+        raise ValueError(
+            f"checkpoint is {str(path)!r}, and there is no folder {str(path.parent)!r}; accepted: "
+            "a file in a folder that exists"
+        )
+    return path
 
 
 def _not_finite(state: ChainState) -> Tensor:

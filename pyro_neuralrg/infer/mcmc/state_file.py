@@ -47,6 +47,8 @@ def described(kernel: Kernel, adaptation: Adaptation, settings: Mapping[str, Any
                 name: type(member).__name__
                 for name, member in {"": kernel, **kernel.members}.items()
             },
+            "options": {name: _options(member) for name, member in kernel.members.items()}
+            | ({} if list(kernel.members) == [kernel.name] else {"": _options(kernel)}),
             "sites": {name: list(shape) for name, shape in target.sites.items()},
             "dtype": str(target.dtype),
             "device": target.device.type,
@@ -54,6 +56,18 @@ def described(kernel: Kernel, adaptation: Adaptation, settings: Mapping[str, Any
             **settings,
         }
     )
+
+
+def _options(kernel: Kernel) -> dict[str, Any]:
+    """What a kernel was made with beside its target, but for what warm-up adapts."""
+    adapted = {"step_size", "trajectory_length"}
+    return {
+        name: value
+        for name, value in vars(kernel).items()
+        if name not in adapted
+        and isinstance(value, int | float | str | tuple)
+        and not name.startswith("_")
+    }
 
 
 def check_same(path: Any, saved: str, present: str) -> None:

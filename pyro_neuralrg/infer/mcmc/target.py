@@ -371,6 +371,12 @@ def _by_one_autograd_call(
     with torch.enable_grad():
         leaf = positions.detach().requires_grad_()
         energy = energy_of(leaf)
+        if not energy.requires_grad:
+            raise ValueError(
+                "energy returned a tensor that does not depend on the field differentiably; "
+                "accepted: one that torch.autograd can differentiate (RandomWalkMetropolis needs "
+                "no gradient)"
+            )
         (gradient,) = torch.autograd.grad(energy.sum(), leaf)
     return energy.detach(), gradient
 

@@ -143,3 +143,9 @@ def test_the_cost_of_the_warm_up_is_what_was_evaluated(adapt: bool) -> None:
     assert cost.total == sum(rows)
     if not adapt:
         assert cost.warmup == (1 + 12 * 3) * 5
+
+
+@pytest.mark.parametrize("name", ["step_size", "trajectory_length"])
+def test_what_is_adapted_is_yes_or_no(name: str) -> None:
+    with pytest.raises(TypeError, match=rf"{name} is 0\.1; accepted: True or False"):
+        Adaptation(**{name: 0.1})  # type: ignore[arg-type]

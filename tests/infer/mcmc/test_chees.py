@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from pyro_neuralrg import VectorizedMCMC
-from pyro_neuralrg.infer.mcmc import Adaptation, ChEESHMC, Trajectory
+from pyro_neuralrg.infer.mcmc import Adaptation, ChEESHMC, Trajectory, as_target
+from pyro_neuralrg.infer.mcmc.adaptation import Warmup
 from pyro_neuralrg.infer.mcmc.chees import TrajectoryLength, criterion_slope, halton
 from pyro_neuralrg.infer.mcmc.mass import Mass
 
@@ -127,3 +128,33 @@ def test_a_single_chain_cannot_adapt_it() -> None:
 def test_bad_arguments(name: str) -> None:
     with pytest.raises(ValueError, match=rf"{name} is 0; accepted"):
         ChEESHMC(lambda x: x.sum(-1), shape=(2,), **{name: 0})
+
+
+def test_the_acceptance_is_the_harmonic_mean_over_chains() -> None:
+    kernel = ChEESHMC(lambda x: 0.5 * x.square().sum(-1), shape=(2,))
+    _, info = kernel.step(kernel.init(torch.randn(4, 2)), torch.Generator().manual_seed(0))
+    rates = torch.tensor([1.0, 1.0, 0.5, 0.25])
+    found = kernel.acceptance(info._replace(acceptance_rate=rates))
+    assert found == pytest.approx(4 / (1 + 1 + 2 + 4))
+    assert kernel.acceptance(info._replace(acceptance_rate=0 * rates)) < 1e-9
+
+
+def test_the_length_begins_anew_with_each_mass() -> None:
+    """At one step; what was learned in the old units may lie beyond the first maximum."""
+    target = as_target(lambda x: 0.5 * (x / torch.tensor([0.1, 10.0])).square().sum(-1), shape=(2,))
+    kernel = ChEESHMC(target)
+    steps, generator = 100, torch.Generator().manual_seed(0)
+    warmup = Warmup(kernel, Adaptation(mass="diagonal"), steps, 16)
+    state = kernel.init(torch.randn(16, 2))
+    warmup.begin(state, generator)
+    anew = 0
+    for index in range(steps):
+        before = warmup.kernel
+        state, info = before.step(state, generator)
+        warmup.update(index, state, info, generator)
+        after = warmup.kernel
+        if after.inverse_mass is not before.inverse_mass:
+            anew += 1
+            assert before.trajectory_length > 1.5 * before.step_size
+            assert after.trajectory_length == pytest.approx(after.step_size)
+    assert anew >= 1

@@ -263,6 +263,10 @@ def test_bad_compositions() -> None:
         Cycle(IndependenceMetropolis(ToyFlow((2,))))
     with pytest.raises(TypeError, match="kernels"):
         Cycle(energy)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="kernels has a Mixture; accepted"):
+        Cycle(Mixture(HMC(one), HMC(one)), HMC(one))
+    with pytest.raises(TypeError, match=r"probabilities is 0\.5; accepted: 1 numbers"):
+        Mixture(HMC(one), probabilities=0.5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="flow has shape"):
         IndependenceMetropolis(ToyFlow((3,)), one).init(torch.zeros(1, 2))
     latent = LatentTarget(energy, ToyFlow((2,)), (2,))

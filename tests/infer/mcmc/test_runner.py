@@ -230,9 +230,10 @@ def test_a_model_that_vmap_cannot_take_is_run_chain_by_chain() -> None:
         if float(x.detach()) > 100:  # depends on a value
             pyro.factor("never", x)
 
-    with pytest.warns(UserWarning, match="cannot be vectorised"):
+    with pytest.warns(UserWarning, match="cannot be vectorised") as warned:
         mcmc = run(HMC(model, num_steps=3), 100, warmup_steps=50)
     assert standard_errors(mcmc.get_samples(group_by_chain=True)["x"], 0.0) < 5
+    assert [entry.filename for entry in warned] == [__file__]
 
 
 def test_interrupt_keeps_what_there_is() -> None:
@@ -277,6 +278,7 @@ def energy_of_one(x: Tensor) -> Tensor:
         ({"warmup_steps": -1}, r"warmup_steps is -1; accepted"),
         ({"thinning": 0}, r"thinning is 0; accepted"),
         ({"seed": -1}, r"seed is -1; accepted"),
+        ({"checkpoint": "nowhere/run.pt"}, r"checkpoint is 'nowhere/run.pt', and .*; accepted"),
         ({"initial_params": {"x": torch.zeros(5, 2)}}, r"shape \(5, 2\); accepted: \(6, 2\)"),
         ({"initial_params": {"y": torch.zeros(6, 2)}}, r"sites \['y'\]; accepted: \['x'\]"),
         ({"initial_params": {"x": torch.full((6, 2), math.nan)}}, r"of 6 of 6 chains"),
@@ -295,6 +297,9 @@ def test_bad_arguments(options: dict[str, Any], message: str) -> None:
         ({"num_samples": None}, r"num_samples is None; accepted"),
         ({"num_samples": math.nan}, r"num_samples is nan; accepted"),
         ({"num_samples": True}, r"num_samples is True; accepted"),
+        ({"adaptation": "dense"}, r"adaptation is 'dense'; accepted: an Adaptation"),
+        ({"observables": [energy_of_one]}, r"observables is \[.*; accepted"),
+        ({"observables": {"a": 3}}, r"observables\['a'\] is 3; accepted"),
     ],
 )
 def test_arguments_of_wrong_type(options: dict[str, Any], message: str) -> None:
@@ -308,6 +313,7 @@ def test_arguments_of_wrong_type(options: dict[str, Any], message: str) -> None:
         (lambda x: 0.5 * x.square().sum(), r"energy returned \(\) for 6 chains"),
         (lambda x: 0.5 * x.square(), r"energy returned \(6, 2\) for 6 chains"),
         (lambda x: 1.0, r"energy returned float for 6 chains"),
+        (lambda x: x.detach().sum(-1), r"not depend on the field differentiably; accepted"),
     ],
 )
 def test_bad_energies(energy: Callable[[Tensor], Any], message: str) -> None:
@@ -324,6 +330,8 @@ def test_bad_targets() -> None:
         HMC(FreeField((2, 3), 1.0), flow=hierarchical_flow((4, 4)))
     with pytest.raises(ValueError, match=r"no continuous latent site"):
         run(HMC(lambda: pyro.sample("x", dist.Bernoulli(0.5))))
+    with pytest.raises(TypeError, match=r"do not fit the model \(x.*; accepted: .*give its.*shape"):
+        run(HMC(energy_of_one))
     with pytest.raises(RuntimeError, match="call run"):
         VectorizedMCMC(HMC(energy_of_one, shape=(2,)), 10).get_samples()
     with pytest.raises(TypeError, match="takes none"):

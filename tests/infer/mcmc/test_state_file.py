@@ -75,6 +75,16 @@ def test_a_finished_run_goes_on_with_more_draws(name: str, tmp_path: Path) -> No
     assert_same(rest, whole)
 
 
+def test_a_finished_run_goes_on_in_the_same_process() -> None:
+    kernel = KERNELS["hmc"](TARGETS["free field"]())
+    whole, part = make(kernel, num_samples=12), make(kernel, num_samples=5)
+    whole.run()
+    part.run()
+    part.num_samples = 12
+    part.resume()
+    assert_same(part, whole)
+
+
 def count_calls(mcmc: VectorizedMCMC) -> int:
     """Energies and gradients of a run, each of all chains at once."""
     return int(mcmc.gradient_evaluations.total) // mcmc.num_chains
@@ -178,6 +188,8 @@ def gaussian(width: float = 1.0) -> EnergyTarget:
         (lambda: HMC(gaussian()), {"observables": {}}, r"observables \['square'\] \(here \[\]\)"),
         (lambda: HMC(gaussian()), {"adaptation": Adaptation()}, r"adaptation .*diagonal.*unit"),
         (lambda: HMC(EnergyTarget(gaussian().energy, (3,))), {}, r"sites .*\[4\].*\[3\]"),
+        (lambda: HMC(gaussian(), num_steps=9), {}, r"num_steps': 10.*\(here .*num_steps': 9"),
+        (lambda: HMC(gaussian(), jitter=0.5), {}, r"jitter': 0\.0.*\(here .*jitter': 0\.5"),
         (lambda: HMC(gaussian(1.1)), {}, r"another target: its energies are off by"),
     ],
 )
