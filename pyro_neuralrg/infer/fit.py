@@ -129,9 +129,9 @@ def fit(
         resume: go on from the newest intact checkpoint; from the beginning if there is none.
 
     Raises:
-        ValueError, TypeError: naming the argument; also if the first loss is not finite, or the
-            checkpoints are of a training with other settings, of which every one is named.
-        OSError: if the folder of checkpoints cannot be written.
+        ValueError, TypeError: naming the argument; also if the first loss is not finite.
+        CheckpointError: if the folder of checkpoints cannot be made, or is of a training with other
+            settings, of which every one is named (a ValueError).
         RuntimeError: if another process of the group has ended.
 
     Warns:

@@ -23,7 +23,7 @@ from pyro_neuralrg.infer.training import Training
 from pyro_neuralrg.potentials.base import LatticePotential
 from pyro_neuralrg.processes import Processes
 
-__all__ = ["FORMAT", "Checkpoints", "described"]
+__all__ = ["FORMAT", "CheckpointError", "Checkpoints", "described"]
 
 FORMAT = FileFormat(
     name="pyro_neuralrg.training",
@@ -42,6 +42,10 @@ PATTERN = "training-*.pt"
 
 ENERGY_TOLERANCE = 1e-3
 """Of energies computed again, relative to their size: other machines round otherwise."""
+
+
+class CheckpointError(ValueError):
+    """A folder of checkpoints that a training cannot begin with; the message says why."""
 
 
 class Checkpoints:
@@ -103,9 +107,8 @@ class Checkpoints:
             resume: load it.
 
         Raises:
-            ValueError: if there are checkpoints, but ``resume`` is False, they are of another
-                training or another version, or none is intact.
-            OSError: if the folder cannot be made, read or written.
+            CheckpointError: if the folder cannot be made; if there are checkpoints, but ``resume``
+                is False, they are of another training or another version, or none is intact.
         """
         self.settings = settings
         found = training.world.from_first(lambda: self._prepare(training, resume))
@@ -147,12 +150,17 @@ class Checkpoints:
 
     def _prepare(self, training: Training, resume: bool) -> dict[str, Any] | None:
         """Make the folder and read the newest intact checkpoint, if there are any."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for left in self.folder.glob(f".{PATTERN}.*.tmp"):  # by a process that was killed
-            left.unlink(missing_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for left in self.folder.glob(f".{PATTERN}.*.tmp"):  # by a process that was killed
+                left.unlink(missing_ok=True)
+        except OSError as error:
+            raise CheckpointError(
+                f"checkpoint is {self.folder} ({one_line(error)}); accepted: a writable folder"
+            ) from None
         files = self._files()
         if files and not resume:
-            raise ValueError(
+            raise CheckpointError(
                 f"checkpoint is {self.folder}, which holds those of an earlier training; accepted: "
                 "resume=True, or a folder without checkpoints"
             )
@@ -174,15 +182,15 @@ class Checkpoints:
         for path in files:
             try:
                 found = FORMAT.read(path)
-            except VersionError:
-                raise
+            except VersionError as error:
+                raise CheckpointError(str(error)) from None
             except (ValueError, OSError) as error:
                 failures.append(str(error))
                 continue
             for failure in failures:
                 warnings.warn(f"{failure}; going on from {path.name}", stacklevel=2)
             return path, found
-        raise ValueError(
+        raise CheckpointError(
             f"checkpoint is {self.folder}, where none is intact: {'; '.join(failures)}"
         )
 
@@ -216,7 +224,9 @@ def described(training: Training, flow: Any, schedule: Schedule, options: Mappin
             **options,
             "clip": training.optimizer.clip,
             "anneal": training.anneal,
-            "path_gradient": training.elbo.path_gradient or training.path_after_cooling,
+            "path_gradient": (
+                "after cooling" if training.path_after_cooling else training.elbo.path_gradient
+            ),
             "processes": training.world.size,
             "dtype": str(like.dtype),
             "device": like.device.type,
@@ -245,7 +255,7 @@ def _config(flow: Any) -> dict[str, Any]:
     """The configuration of a flow, or of the flow of a guide, if it has one."""
     for owner in (flow, getattr(flow, "flow", None)):
         with contextlib.suppress(ValueError, AttributeError):
-            return dict(owner.config)  # type: ignore[union-attr]
+            return dict(owner.config)
     return {}
 
 
@@ -258,7 +268,7 @@ def _check_same(path: Path, saved: str, present: str) -> None:
         if theirs.get(name) != ours.get(name)
     ]
     if differing:
-        raise ValueError(
+        raise CheckpointError(
             f"{path} is of another training, with {'; '.join(differing)}; accepted: the same "
             "target, flow and settings"
         )
@@ -284,7 +294,7 @@ def _check_energies(path: Path, saved: Tensor | None, present: Tensor | None) ->
         return
     worst = float(((saved - present).abs() / (1 + present.abs())).max())
     if not worst <= ENERGY_TOLERANCE:
-        raise ValueError(
+        raise CheckpointError(
             f"{path} is of another target: its energies are off by {worst:.2g} of their size; "
             "accepted: the same energy"
         )
