@@ -125,7 +125,7 @@ class Training:
                 while self.step < self.steps and self.stopped is None:
                     if self._take_step(begin):
                         self._show(bar)
-                        self._after_step(bool(pressed), callback, keeper)
+                        self._after_step(pressed, callback, keeper)
         except KeyboardInterrupt:
             self._interrupt()
         with deferred_interrupts() as pressed:
@@ -192,17 +192,17 @@ class Training:
 
     def _after_step(
         self,
-        pressed: bool,
+        pressed: list[int],
         callback: Callable[[TrainingStep], Any] | None,
         keeper: Keeper | None,
     ) -> None:
         """Whatever comes between two steps; all processes agree on it."""
         asked = callback is not None and callback(self.records[-1]) is True
         due = keeper is not None and self.world.is_first and keeper.is_due(self.step)
-        pressed, asked, due = self.world.any(pressed, asked, due)
+        interrupted, asked, due = self.world.any(bool(pressed), asked, due)
         if asked:
             self.stopped = f"the callback stopped it after step {self.step - 1}"
-        if pressed:
+        if interrupted:
             self._interrupt()
         if keeper is not None and (due or self.stopped is not None or self.step == self.steps):
             keeper.keep(self)
