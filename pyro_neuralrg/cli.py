@@ -3,12 +3,17 @@
 """The command line: arguments in, one line per error and an exit code out.
 
 Exit codes: 0 done; 1 stopped early by a failure, with what there was saved; 2 bad input, nothing
-written; 130 interrupted (Ctrl-C), with what there was saved.
+written; 130 interrupted (Ctrl-C, or SIGTERM with checkpoints), with what there was saved.
+
+Under ``torchrun`` the processes train together; the first one alone prints, estimates, samples and
+writes.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -16,8 +21,15 @@ from pathlib import Path
 from typing import NoReturn, TextIO
 
 from pyro_neuralrg import __version__
-from pyro_neuralrg.experiment import FAILURES, Experiment, Settings, one_line
+from pyro_neuralrg.experiment import (
+    FAILURES,
+    CheckpointError,
+    Experiment,
+    Settings,
+    one_line,
+)
 from pyro_neuralrg.interrupts import deferred_interrupts
+from pyro_neuralrg.processes import joined, processes
 from pyro_neuralrg.report import Output, table
 
 __all__ = ["build_parser", "main"]
@@ -77,6 +89,12 @@ def _add_ising(commands: argparse._SubParsersAction[_Parser]) -> None:
     add("--device", default=new.device, help="where torch computes: auto, cpu, cuda, cuda:1, ...")
     add("--dtype", default=new.dtype, choices=["float32", "float64"],
         help="of the flow and of the fields")  # fmt: skip
+    add("--checkpoint", metavar="DIR", default=argparse.SUPPRESS,
+        help="folder for checkpoints of the training (default: none)")  # fmt: skip
+    add("--every", type=float, metavar="SECONDS", default=new.every,
+        help="between two checkpoints; Ctrl-C and SIGTERM save one first")  # fmt: skip
+    add("--resume", action="store_true",
+        help="go on from the newest intact checkpoint, if there is one")  # fmt: skip
     add("--out", type=Path, default=Path("neuralrg-output"), metavar="DIR",
         help="folder for what is written; made if it is missing")  # fmt: skip
 
@@ -90,6 +108,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code, as the module says.
     """
+    with joined() as world:
+        if world.is_first:
+            return _main(arguments)
+        with (
+            open(os.devnull, "w", encoding="utf-8") as nowhere,
+            contextlib.redirect_stdout(nowhere),
+            contextlib.redirect_stderr(nowhere),
+        ):
+            return _main(arguments)
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     parser = build_parser()
     options = vars(parser.parse_args(arguments))
     options.pop("command")
@@ -99,12 +129,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         warnings.showwarning = _show_warning
         try:
             experiment = Experiment.prepare(Settings(**options))
-            output = Output.prepare(out)
+            output = Output.prepare(out) if processes().is_first else None
         except (*FAILURES, OSError) as error:
             parser.error(one_line(error))
         except KeyboardInterrupt:
             return INTERRUPTED
-        return _run(experiment, output)
+        return _follow(experiment) if output is None else _run(experiment, output)
+
+
+def _follow(experiment: Experiment) -> int:
+    """Train as part of a group, and leave the rest to its first process."""
+    try:
+        training = experiment.train()
+    except CheckpointError:
+        return BAD_INPUT
+    except FAILURES:
+        return FAILED
+    if training.interrupted:
+        return INTERRUPTED
+    return DONE if training.stopped is None else FAILED
 
 
 def _run(experiment: Experiment, output: Output) -> int:
@@ -116,6 +159,9 @@ def _run(experiment: Experiment, output: Output) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("neuralrg: interrupted\n")
         return INTERRUPTED
+    except CheckpointError as error:
+        sys.stderr.write(f"neuralrg: error: {one_line(error)}\n")
+        return BAD_INPUT
     except OSError as error:
         sys.stderr.write(
             f"neuralrg: error: cannot write to {output.folder}: {one_line(error)}{_kept(output)}\n"

@@ -26,14 +26,25 @@ from pyro_neuralrg.infer.mcmc import (
     Kernel,
     VectorizedMCMC,
 )
+from pyro_neuralrg.infer.training_state import CheckpointError, Checkpoints
 from pyro_neuralrg.interrupts import deferred_interrupts
 from pyro_neuralrg.lattice import check_shape
 from pyro_neuralrg.potentials import CRITICAL_TEMPERATURE, IsingDual
 from pyro_neuralrg.potentials.cluster import MonteCarlo
+from pyro_neuralrg.processes import processes
 from pyro_neuralrg.transforms import HierarchicalFlow
 from pyro_neuralrg.transforms.steps import has_compiler
 
-__all__ = ["FAILURES", "Exact", "Experiment", "Results", "Sampling", "Settings", "one_line"]
+__all__ = [
+    "FAILURES",
+    "CheckpointError",
+    "Exact",
+    "Experiment",
+    "Results",
+    "Sampling",
+    "Settings",
+    "one_line",
+]
 
 ESTIMATE_SAMPLES = 20_000
 ESTIMATE_BATCH = 1000
@@ -67,6 +78,9 @@ class Settings:
             compiler.
         device: Where torch computes; "auto" is an NVIDIA GPU where there is one, else the CPU.
         dtype: "float32" or "float64".
+        checkpoint: Folder for checkpoints of the training; None: there are none.
+        every: Seconds between them.
+        resume: Go on from the newest intact one.
     """
 
     shape: tuple[int, ...] = (8, 8)
@@ -79,6 +93,9 @@ class Settings:
     compile: bool | None = None
     device: str = "auto"
     dtype: str = "float32"
+    checkpoint: str | None = None
+    every: float = 60.0
+    resume: bool = False
 
 
 @dataclass(frozen=True)
@@ -179,8 +196,13 @@ class Experiment:
             if value is not None:
                 check_integer(name, value, least, MOST)
         check_integer("seed", settings.seed, 0, LARGEST_SEED)
+        if settings.checkpoint is not None:
+            Checkpoints(settings.checkpoint, settings.every)
+        elif settings.resume:
+            raise ValueError("resume is set without checkpoint; accepted: with a folder of them")
         device = _device(settings.device)
         _check_memory(settings, device)
+        processes().share("batch", _batch(settings))
         target = IsingDual(settings.shape, temperature=settings.temperature).to(device)
         with torch.random.fork_rng(_generators(device)):
             torch.manual_seed(settings.seed)
@@ -247,6 +269,9 @@ class Experiment:
             batch=settings.batch,
             seed=settings.seed,
             compile=self._compiles() if settings.compile is None else settings.compile,
+            checkpoint=settings.checkpoint,
+            every=settings.every,
+            resume=settings.resume,
         )
 
     def _compiles(self) -> bool:
@@ -349,6 +374,11 @@ def _device(name: str) -> torch.device:
     return device
 
 
+def _batch(settings: Settings) -> int:
+    """Fields per training step, of all processes."""
+    return default_schedule(settings.shape).batch if settings.batch is None else settings.batch
+
+
 def _check_memory(settings: Settings, device: torch.device) -> None:
     """Refuse what cannot be held, before anything tries.
 
@@ -358,7 +388,7 @@ def _check_memory(settings: Settings, device: torch.device) -> None:
     """
     size = 8 if settings.dtype == "float64" else 4
     field_bytes = size * math.prod(check_shape(settings.shape))
-    batch = default_schedule(settings.shape).batch if settings.batch is None else settings.batch
+    batch = _batch(settings)
     memory = _memory(device)
     for others, count in (
         ("", 1),

@@ -1,25 +1,31 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Ctrl-C that waits until what is there has been kept."""
+"""Ctrl-C, and other signals, that wait until what is there has been kept."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 __all__ = ["deferred_interrupts"]
 
+INTERRUPT = (signal.SIGINT,)
+
 
 @contextmanager
-def deferred_interrupts() -> Iterator[list[int]]:
+def deferred_interrupts(signals: Iterable[signal.Signals] = INTERRUPT) -> Iterator[list[int]]:
     """Hold back Ctrl-C inside the block, for short work that must not be torn.
 
+    Args:
+        signals: what is held back.
+
     Yields:
-        A list that is no longer empty once Ctrl-C was pressed. Nothing is raised: what an interrupt
-        means is for the caller to say. In threads other than the main one, which get no Ctrl-C,
-        nothing is held back.
+        A list of the numbers of the signals that came, no longer empty once Ctrl-C was pressed.
+        Nothing is raised: what an interrupt means is for the caller to say. In threads other than
+        the main one, which get no signals, nothing is held back.
 
     Example:
         >>> with deferred_interrupts() as pressed:
@@ -31,8 +37,13 @@ def deferred_interrupts() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield pressed
         return
-    before = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
+    before: list[tuple[signal.Signals, Any]] = []
     try:
+        for name in signals:
+            held = signal.signal(name, lambda number, frame: pressed.append(number))
+            usual = signal.default_int_handler if name == signal.SIGINT else signal.SIG_DFL
+            before.append((name, usual if held is None else held))
         yield pressed
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler if before is None else before)
+        for name, handler in before:
+            signal.signal(name, handler)

@@ -24,6 +24,7 @@ NAME = pyro_neuralrg.__name__
 MAY_IMPORT: dict[str, set[str]] = {
     "arguments": set(),
     "interrupts": set(),
+    "processes": set(),
     "series": {"arguments"},
     "lattice": {"arguments"},
     "spectral": {"lattice"},
@@ -34,6 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "infer": {
         "arguments",
         "interrupts",
+        "processes",
         "lattice",
         "spectral",
         "transforms",
@@ -50,7 +52,7 @@ LIBRARY = set(MAY_IMPORT)
 MAY_IMPORT[""] = LIBRARY  # the package itself: its public names
 MAY_IMPORT["experiment"] = LIBRARY
 MAY_IMPORT["report"] = LIBRARY | {"experiment", ""}  # the root for its version only
-MAY_IMPORT["cli"] = {"experiment", "interrupts", "report", ""}
+MAY_IMPORT["cli"] = {"experiment", "interrupts", "processes", "report", ""}
 MAY_IMPORT["__main__"] = {"cli"}
 
 GLOBAL_SETTERS = {

@@ -209,6 +209,9 @@ BAD = {
     "steps beyond floats": (["--steps", str(10**400)], "steps"),
     "temperature next to 0": (["--temperature", "1e-300"], "spectrum"),
     "dtype": (["--dtype", "int64"], "dtype"),
+    "resume nothing": (["--resume"], "checkpoint"),
+    "time to a checkpoint": (["--checkpoint", "states", "--every", "-1"], "every"),
+    "time that is no number": (["--checkpoint", "states", "--every", "nan"], "every"),
     "option": (["--temprature", "1"], "temprature"),
 }
 
@@ -377,7 +380,7 @@ def test_help_names_every_option_and_default(capsys: pytest.CaptureFixture[str])
     text = capsys.readouterr().out
     for option in (
         "shape", "temperature", "steps", "batch", "chains", "draws", "seed", "device", "dtype",
-        "out",
+        "out", "checkpoint", "every", "resume",
     ):  # fmt: skip
         assert f"--{option}" in text
     assert "neuralrg-output" in text
@@ -407,6 +410,99 @@ def test_interrupted_run_is_saved(tmp_path: Path) -> None:
     assert report["sampling"]["latent"] is None
     assert pyro_neuralrg.load(tmp_path / "flow.pt").flow.shape == (4, 4)
     assert not list(tmp_path.glob(".*"))
+
+
+def without_seconds(report: dict) -> dict:
+    del report["training"]["seconds"]
+    for sampler in report["sampling"].values():
+        if isinstance(sampler, dict):
+            del sampler["seconds"], sampler["ess_per_second"]
+    return report
+
+
+@pytest.mark.filterwarnings("ignore:the importance estimate rests on:UserWarning")
+def test_a_finished_run_is_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The first --resume finds nothing and begins; the second one writes the outputs again."""
+    states, out = tmp_path / "states", tmp_path / "out"
+    options = ["--shape", "2", "2", "--checkpoint", str(states), "--resume"]
+    first = without_seconds(run(out, *options))
+    assert "holds no checkpoint yet: training starts from the beginning" in one_error(capsys)
+    for path in out.iterdir():
+        path.unlink()
+    assert without_seconds(run(out, *options)) == first
+    assert {path.name for path in out.iterdir()} == FILES
+    assert [path.name for path in states.iterdir()] == ["training-0000000004.pt"]
+
+
+@pytest.mark.filterwarnings("ignore:the importance estimate rests on:UserWarning")
+def test_another_run_is_not_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    states = ["--checkpoint", str(tmp_path / "states")]
+    run(tmp_path / "out", "--shape", "2", "2", *states)
+    capsys.readouterr()
+    before = (tmp_path / "out" / "report.json").read_bytes()
+    command = ["ising", *QUICK, "--out", str(tmp_path / "out"), *states]
+    assert main([*command, "--shape", "2", "2", "--seed", "3"]) == 2
+    assert "an earlier training; accepted: resume=True" in one_error(capsys)
+    assert main([*command, "--shape", "4", "2", "--seed", "3", "--resume"]) == 2
+    error = one_error(capsys)
+    for named in ("target.shape [2, 2] (here [4, 2])", "seed 0 (here 3)"):
+        assert named in error
+    assert (tmp_path / "out" / "report.json").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_terminated_and_resumed(tmp_path: Path) -> None:
+    """SIGTERM, as batch systems send it, saves a checkpoint and the report."""
+    arguments = [
+        "--shape", "2", "2", "--steps", "400", "--batch", "8", "--chains", "2", "--draws", "10",
+        "--checkpoint", str(tmp_path / "states"), "--resume",
+    ]  # fmt: skip
+    command = [sys.executable, "-m", "pyro_neuralrg", "ising", *arguments]
+    with subprocess.Popen(
+        [*command, "--out", str(tmp_path / "out")],
+        cwd=ROOT,
+        env=dict(os.environ, PYTHONUNBUFFERED="1"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        wait_for_training(process)
+        process.send_signal(signal.SIGTERM)
+        _, error = process.communicate(timeout=120)
+    assert process.returncode == 130, error
+    assert "Traceback" not in error
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["stopped"] == "interrupted"
+    assert 0 < report["training"]["steps"] < 400
+    (state,) = (tmp_path / "states").iterdir()
+    assert state.name == f"training-{report['training']['steps']:010d}.pt"
+    out = tmp_path / "other"
+    subprocess.run([*command, "--out", str(out)], cwd=ROOT, check=True, capture_output=True)
+    assert main(["ising", *arguments[:-3], "--out", str(tmp_path / "whole")]) == 0
+    resumed, whole = (
+        without_seconds(json.loads((folder / "report.json").read_text()))
+        for folder in (out, tmp_path / "whole")
+    )
+    assert resumed == whole
+
+
+@pytest.mark.slow
+def test_two_processes_by_torchrun(tmp_path: Path) -> None:
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+        "-m", "pyro_neuralrg", "ising", "--shape", "2", "2", *QUICK,
+        "--checkpoint", str(tmp_path / "states"), "--out", str(tmp_path / "out"),
+    ]  # fmt: skip
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.count("free energy -ln Z") == 1
+    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["training"]["batch"] == 16
+    command[command.index("16")] = "15"
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert found.returncode != 0
+    assert found.stderr.count("batch is 15 over 2 processes; accepted: a multiple of 2") == 1
 
 
 def wait_for_training(process: subprocess.Popen[str]) -> None:

@@ -42,3 +42,18 @@ def test_other_threads_may_use_it() -> None:
     thread.start()
     thread.join()
     assert seen == [0]
+
+
+def test_other_signals_are_held_back_on_request() -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    with deferred_interrupts(numbers) as pressed:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+    assert pressed == [signal.SIGTERM, signal.SIGINT]
+    assert [signal.getsignal(number) for number in numbers] == before
+
+
+def test_nothing_is_held_back_of_no_signals() -> None:
+    with pytest.raises(KeyboardInterrupt), deferred_interrupts(()):
+        signal.raise_signal(signal.SIGINT)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import os
 import secrets
 from collections.abc import Mapping
@@ -16,7 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["FileFormat", "checksum", "one_line"]
+__all__ = ["FileFormat", "VersionError", "checksum", "one_line"]
+
+
+class VersionError(ValueError):
+    """A file that is whole, but of another version."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +33,15 @@ class FileFormat:
         version: that is written and read.
         writer: who writes it, for messages.
         entries: what a file holds, and of which types.
+        sealed: the file begins with a line of its name, its version and the SHA-256 of both and of
+            all that follows, which is checked before anything is parsed: no changed bit passes.
     """
 
     name: str
     version: int
     writer: str
     entries: Mapping[str, tuple[type, ...]]
+    sealed: bool = False
 
     @property
     def accepted(self) -> str:
@@ -53,7 +61,10 @@ class FileFormat:
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
         try:
             with temporary.open("xb") as stream:
-                torch.save(payload, stream)
+                if self.sealed:
+                    stream.write(self._seal(_bytes(payload)))
+                else:
+                    torch.save(payload, stream)
                 stream.flush()
                 os.fsync(stream.fileno())
             os.replace(temporary, path)
@@ -67,11 +78,13 @@ class FileFormat:
 
         Raises:
             FileNotFoundError, OSError: if there is no such file, or it cannot be read.
-            ValueError: if it is corrupt, of another format or version, or holds anything but
-                tensors and plain data.
+            VersionError: if it is of another version (a ValueError).
+            ValueError: if it is corrupt, of another format, or holds anything but tensors and plain
+                data.
         """
         accepted = self.accepted
-        with path.open("rb") as stream:
+        with path.open("rb") as file:
+            stream = self._unseal(path, file.read()) if self.sealed else file
             try:
                 payload = torch.load(stream, map_location="cpu", weights_only=True)
             except Exception as error:
@@ -84,7 +97,7 @@ class FileFormat:
             raise ValueError(f"{path} is not a {self.name.split('.')[-1]} file; {accepted}")
         version = payload.get("version")
         if type(version) is not int or version != self.version:
-            raise ValueError(f"{path} has version {str(version)[:40]}; {accepted}")
+            raise VersionError(f"{path} has version {str(version)[:40]}; {accepted}")
         missing = set(self.entries) - set(payload)
         if missing:
             raise ValueError(f"{path} lacks {', '.join(sorted(missing))}; {accepted}")
@@ -98,6 +111,36 @@ class FileFormat:
                 f"{path} is corrupt: its checksum is not that of its contents; {accepted}"
             )
         return contents
+
+    def _seal(self, data: bytes) -> bytes:
+        """The data behind the line that vouches for them."""
+        head = f"{self.name} {self.version}"
+        return f"{head} {_digest(head, data)}\n".encode() + data
+
+    def _unseal(self, path: Path, sealed: bytes) -> io.BytesIO:
+        """The data, if the line before them holds."""
+        line, _, data = sealed.partition(b"\n")
+        head, _, digest = line.decode("ascii", "replace").rpartition(" ")
+        name, _, version = head.rpartition(" ")
+        if digest != _digest(head, data):
+            raise ValueError(
+                f"{path} is corrupt: its checksum is not that of its contents; {self.accepted}"
+            )
+        if name != self.name:
+            raise ValueError(f"{path} is not a {self.name.split('.')[-1]} file; {self.accepted}")
+        if version != str(self.version):
+            raise VersionError(f"{path} has version {version[:40]}; {self.accepted}")
+        return io.BytesIO(data)
+
+
+def _bytes(payload: Mapping[str, Any]) -> bytes:
+    stream = io.BytesIO()
+    torch.save(payload, stream)
+    return stream.getvalue()
+
+
+def _digest(head: str, data: bytes) -> str:
+    return hashlib.sha256(head.encode() + b"\n" + data).hexdigest()
 
 
 def checksum(value: Any) -> str:

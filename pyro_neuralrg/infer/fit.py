@@ -6,8 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-import time
-import warnings
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,33 +15,24 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.conditional import ConditionalTransformModule
-from pyro.infer import SVI
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, check_number
-from pyro_neuralrg.infer.free_energy import from_log_weights
 from pyro_neuralrg.infer.guides import FlowGuide
 from pyro_neuralrg.infer.history import History, TrainingStep
 from pyro_neuralrg.infer.optimizer import GuardedAdam
-from pyro_neuralrg.infer.pdd import PDD
-from pyro_neuralrg.infer.schedule import (
-    Anneal,
-    default_schedule,
-    learning_rate_factor,
-    temperature_factor,
-)
+from pyro_neuralrg.infer.schedule import Anneal, Schedule, default_schedule
 from pyro_neuralrg.infer.seeds import seeded
-from pyro_neuralrg.interrupts import deferred_interrupts
+from pyro_neuralrg.infer.training import QuietPDD, Training
+from pyro_neuralrg.infer.training_state import Checkpoints, described
 from pyro_neuralrg.potentials.base import LatticePotential
 from pyro_neuralrg.potentials.family import PotentialFamily
+from pyro_neuralrg.processes import Processes, processes
 from pyro_neuralrg.transforms import ConditionalHierarchicalFlow
 from pyro_neuralrg.transforms.steps import compiled_steps
 
 __all__ = ["FitResult", "fit"]
-
-BAR_SECONDS = 0.2
-"""The progress bar shows new figures this often."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +42,10 @@ class FitResult:
     Attributes:
         flow: what was given (or built) and is now trained, in place.
         history: every step as arrays.
-        steps: steps taken, those before ``start_step`` not counted.
+        steps: steps taken, those before ``start_step`` not counted, but those before a checkpoint.
         batch: samples per step.
         seconds: wall time.
-        interrupted: Ctrl-C ended the training.
+        interrupted: Ctrl-C, or SIGTERM with checkpoints, ended the training.
         stopped: why the training ended early, else None.
         optimizer_state: for ``fit(..., optimizer_state=...)`` and ``save(..., optimizer=...)``.
     """
@@ -87,6 +77,11 @@ def fit(
     optimizer_state: dict[str, Any] | None = None,
     progress: bool = True,
     callback: Callable[[TrainingStep], Any] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    every: float = 60.0,
+    every_steps: int | None = None,
+    keep: int = 3,
+    resume: bool = False,
 ) -> FitResult:
     """Train ``flow`` to sample ``target`` by minimising the free energy bound (paper Eq. 3-5).
 
@@ -95,6 +90,15 @@ def fit(
     several modes. A loss or gradient that is not finite ends it with the last finite parameters;
     Ctrl-C ends it with the present ones. Neither the global random state (if ``seed`` is given)
     nor Pyro's parameter store (for flows) is changed.
+
+    Where ``torch.distributed`` is initialised, all its processes must call this with the same
+    arguments: each draws its part of the batch from a seed of its own, gradients and statistics are
+    those of the whole batch, and parameters stay equal. The first process alone shows the bar and
+    writes checkpoints.
+
+    With ``checkpoint``, a training that was killed at any moment goes on with ``resume=True``; on a
+    CPU with the very numbers of one that was not. Ctrl-C and SIGTERM then end it after the present
+    step, which is kept.
 
     Args:
         target: a LatticePotential, or a Pyro model without arguments; or a PotentialFamily: each
@@ -121,214 +125,140 @@ def fit(
         start_step: steps of this schedule already taken, to go on with an interrupted training.
         optimizer_state: of an earlier result, to go on with its moments.
         progress: show one progress bar.
-        callback: called after each step; if it returns True, training stops.
+        callback: called after each step, on every process; if it returns True on any, training
+            stops.
+        checkpoint: a folder for where the training stands, made if it is missing; see
+            :class:`~pyro_neuralrg.infer.training_state.Checkpoints`.
+        every: seconds between checkpoints; one at the end comes in any case.
+        every_steps: steps between checkpoints, instead.
+        keep: how many of them, the newest, are kept.
+        resume: go on from the newest intact checkpoint; from the beginning if there is none.
 
     Raises:
         ValueError, TypeError: naming the argument; also if the first loss is not finite.
+        CheckpointError: if the folder of checkpoints cannot be made, or is of a training with other
+            settings, of which every one is named (a ValueError).
+        RuntimeError: if another process of the group has ended.
 
     Warns:
-        UserWarning: if training stopped at a loss or gradient that is not finite.
+        UserWarning: if training stopped at a loss or gradient that is not finite; if a checkpoint
+            is corrupt and the one before it is used, there is none to resume from, or one cannot be
+            written.
     """
     _check(steps, batch, lr, clip, average, start_step, seed)
     _check_switch("compile", compile)
     _check_switch("path_gradient", path_gradient)
     cooling = _check_anneal(anneal)
-    with seeded(seed), contextlib.ExitStack() as stack:
+    world = processes()
+    checkpoints = _checkpoints(checkpoint, every, every_steps, keep, resume)
+    with seeded(world.seed(seed)), contextlib.ExitStack() as stack:
         if flow is None:
             flow = _default_flow(target)
-        guide = _guide(flow, isinstance(target, PotentialFamily))
         if compile:
             stack.enter_context(compiled_steps())
-        schedule = default_schedule(_shape(target, flow, (steps, batch, lr)))
-        training = _Training(
-            target=target,
-            guide=guide,
-            elbo=_QuietPDD(
-                num_particles=schedule.batch if batch is None else int(batch),
-                max_plate_nesting=_plates(target, guide),
-                vectorize_particles=True,
-                path_gradient=bool(path_gradient),
-            ),
-            optimizer=GuardedAdam(
-                _trainable(target, guide), schedule.learning_rate if lr is None else lr, clip
-            ),
-            steps=schedule.steps if steps is None else int(steps),
-            anneal=cooling if hasattr(target, "heated") else None,
-            average=average,
-            path_after_cooling=path_gradient is None and _has_score(guide),
+        schedule = _schedule(target, flow, steps, batch, lr)
+        training = _training(
+            target, flow, schedule, clip, cooling, average, path_gradient, start_step, world
         )
-        if start_step >= training.steps:
-            raise ValueError(
-                f"start_step is {start_step}; accepted: an integer below steps, {training.steps}"
-            )
-        if isinstance(target, LatticePotential):
-            target.try_energy(like=training.optimizer.parameters[0])
         if optimizer_state is not None:
             training.optimizer.set_state(optimizer_state)
+        if checkpoints is not None:
+            options = {"average": average, "seed": seed, "start_step": start_step}
+            settings = described(training, flow, schedule, options)
+            checkpoints.begin(training, settings, resume)
         bar = stack.enter_context(
-            tqdm(total=training.steps, initial=start_step, disable=not progress, desc="fit")
+            tqdm(
+                total=training.steps,
+                initial=training.step,
+                disable=not progress or not world.is_first,
+                desc="fit",
+            )
         )
-        training.run(start_step, bar, callback)
+        training.run(bar, callback, checkpoints)
     clear_cache = getattr(flow, "clear_cache", None)
     if clear_cache is not None:
         clear_cache()
-    return training.result(flow)
+    return FitResult(
+        flow=flow,
+        history=History.from_steps(training.records),
+        steps=len(training.records),
+        batch=schedule.batch,
+        seconds=training.seconds,
+        interrupted=training.interrupted,
+        stopped=training.stopped,
+        optimizer_state=training.optimizer.get_state(),
+    )
 
 
-class _QuietPDD(PDD):
-    """PDD that leaves it to the training to speak of losses that are not finite."""
-
-    def _check_loss(self, loss: float) -> None:
-        pass
-
-
-class _Training:
-    """The loop over the steps, with what it needs and what it found."""
-
-    def __init__(
-        self,
-        target: Any,
-        guide: Callable[..., Any],
-        elbo: PDD,
-        optimizer: GuardedAdam,
-        steps: int,
-        anneal: Anneal | None,
-        average: float,
-        path_after_cooling: bool,
-    ) -> None:
-        self.target = target
-        self.elbo = elbo
-        self.optimizer = optimizer
-        self.steps = steps
-        self.anneal = anneal
-        self.path_after_cooling = path_after_cooling
-        self.average_from = steps - round(average * steps)
-        self.largest_rate = optimizer.learning_rate
-        optimizer.guard = self._loss_is_finite
-        self.svi = SVI(self._model(1.0), guide, optimizer, loss=elbo)
-        self.family = target if isinstance(target, PotentialFamily) else None
-        self.factor = 1.0
-        self.records: list[TrainingStep] = []
-        self.average: Tensor | None = None
-        self.averaged = 0
-        self.interrupted = False
-        self.stopped: str | None = None
-        self.seconds = 0.0
-
-    def run(self, start: int, bar: Any, callback: Callable[[TrainingStep], Any] | None) -> None:
-        """Take the steps from ``start`` on, until the end or a reason to stop."""
-        begin = time.perf_counter()
-        shown = 0.0
-        self.optimizer.clear_gradients()  # of whatever was done with the flow before
-        try:
-            for step in range(start, self.steps):
-                if not self._step(step, begin):
-                    break
-                record = self.records[-1]
-                bar.update()
-                if record.seconds - shown > BAR_SECONDS:
-                    shown = record.seconds
-                    bar.set_postfix_str(_figures(record), refresh=False)
-                if callback is not None and callback(record) is True:
-                    self.stopped = f"the callback stopped it after step {step}"
-                    break
-        except KeyboardInterrupt:
-            self.interrupted = True
-            self.stopped = f"interrupted at step {start + len(self.records)}"
-        with deferred_interrupts() as pressed:
-            self.seconds = time.perf_counter() - begin
-            if self.records:
-                bar.set_postfix_str(_figures(self.records[-1]))
-            if self.average is not None:
-                self.optimizer.assign(self.average)
-        self.interrupted = self.interrupted or bool(pressed)
-
-    def result(self, flow: Any) -> FitResult:
-        """What came out."""
-        return FitResult(
-            flow=flow,
-            history=History.from_steps(self.records),
-            steps=len(self.records),
-            batch=self.elbo.num_particles,
-            seconds=self.seconds,
-            interrupted=self.interrupted,
-            stopped=self.stopped,
-            optimizer_state=self.optimizer.get_state(),
+def _training(
+    target: Any,
+    flow: Any,
+    schedule: Schedule,
+    clip: float | None,
+    anneal: Anneal | None,
+    average: float,
+    path_gradient: bool | None,
+    start: int,
+    world: Processes,
+) -> Training:
+    """What is to be run, checked, with the same parameters on all processes."""
+    if start >= schedule.steps:
+        raise ValueError(
+            f"start_step is {start}; accepted: an integer below steps, {schedule.steps}"
         )
+    guide = _guide(flow, isinstance(target, PotentialFamily))
+    optimizer = GuardedAdam(_trainable(target, guide), schedule.learning_rate, clip)
+    if world.size > 1:
+        optimizer.assign(world.from_first(lambda: optimizer.vector().cpu()).to(optimizer.vector()))
+    elbo = QuietPDD(
+        num_particles=world.share("batch", schedule.batch),
+        max_plate_nesting=_plates(target, guide),
+        vectorize_particles=True,
+        path_gradient=bool(path_gradient),
+    )
+    if isinstance(target, LatticePotential):
+        target.try_energy(like=optimizer.parameters[0])
+    return Training(
+        target,
+        guide,
+        elbo,
+        optimizer,
+        steps=schedule.steps,
+        anneal=anneal if hasattr(target, "heated") else None,
+        average=average,
+        path_after_cooling=path_gradient is None and _has_score(guide),
+        start=start,
+        world=world,
+    )
 
-    def _step(self, step: int, begin: float) -> bool:
-        """One step of SVI; False if it had to stop."""
-        factor = temperature_factor(step, self.steps, self.anneal)
-        if factor != self.factor:
-            self.svi.model = self._model(factor)
-            self.factor = factor
-        if self.path_after_cooling:
-            self.elbo.path_gradient = factor == 1.0
-        rate = self.largest_rate * learning_rate_factor(step, self.steps)
-        self.optimizer.learning_rate = rate
-        with pyro.validation_enabled(False):  # a NaN must reach us, not raise inside a distribution
-            loss = self.svi.step(*self._arguments())
-        if not math.isfinite(loss) or self.optimizer.failed:
-            self._stop(step, loss)
-            return False
-        weights = self.elbo.log_weights
-        assert weights is not None
-        found = from_log_weights(weights)
-        self.records.append(
-            TrainingStep(
-                step,
-                loss,
-                found.variational_se,
-                found.ess if self.family is None else math.nan,
-                factor,
-                rate,
-                time.perf_counter() - begin,
-            )
-        )
-        if step >= self.average_from:
-            self._accumulate()
-        return True
 
-    def _arguments(self) -> tuple[Tensor, ...]:
-        """Of model and guide: for a family, a context for each sample."""
-        if self.family is None:
-            return ()
-        like = self.optimizer.parameters[0]
-        return (self.family.sample_contexts(self.elbo.num_particles, like),)
+def _schedule(
+    target: Any, flow: Any, steps: int | None, batch: int | None, lr: float | None
+) -> Schedule:
+    """What was given, else the defaults of the shape."""
+    known = default_schedule(_shape(target, flow, (steps, batch, lr)))
+    return Schedule(
+        steps=known.steps if steps is None else int(steps),
+        batch=known.batch if batch is None else int(batch),
+        learning_rate=known.learning_rate if lr is None else float(lr),
+    )
 
-    def _loss_is_finite(self) -> bool:
-        weights = self.elbo.log_weights
-        return weights is not None and bool(weights.sum().isfinite())
 
-    def _stop(self, step: int, loss: float) -> None:
-        """End the training with the last parameters whose loss was finite."""
-        if math.isfinite(loss):
-            self.stopped = f"the gradient at step {step} is not finite"
-        elif not self.records:
-            raise ValueError(
-                f"target or flow gives a loss of {loss} at the first step; accepted: an energy and "
-                "a density that are finite where the flow samples"
-            )
-        else:
-            self.stopped = f"the loss at step {step} is {loss}"
-            self.optimizer.undo()
-            self.average = None  # which holds the parameters that were bad
-        warnings.warn(
-            f"training stopped: {self.stopped}; the last finite parameters are kept", stacklevel=5
-        )
-
-    def _accumulate(self) -> None:
-        """Running mean of the parameters, in place."""
-        self.averaged += 1
-        if self.average is None:
-            self.average = self.optimizer.vector()
-        else:
-            self.average.lerp_(self.optimizer.vector(), 1.0 / self.averaged)
-
-    def _model(self, factor: float) -> Callable[..., Any]:
-        """The target's Pyro program at ``factor`` times its temperature."""
-        target = self.target if factor == 1.0 else self.target.heated(factor)
-        return getattr(target, "model", target)
+def _checkpoints(
+    folder: str | os.PathLike[str] | None,
+    every: float,
+    every_steps: int | None,
+    keep: int,
+    resume: bool,
+) -> Checkpoints | None:
+    """Where to keep the training, if anywhere."""
+    if not isinstance(resume, bool):
+        raise TypeError(f"resume is {resume!r}; accepted: True or False")
+    if folder is None:
+        if resume:
+            raise ValueError("resume is True without checkpoint; accepted: with a folder of them")
+        return None
+    return Checkpoints(folder, every, every_steps, keep)
 
 
 def _check_switch(name: str, value: Any) -> None:
@@ -473,8 +403,3 @@ def _check_anneal(anneal: tuple[float, float] | None) -> Anneal | None:
         check_number("anneal", start, accepted, above=0, given=anneal),
         check_number("anneal", fraction, accepted, least=0, most=1, given=anneal),
     )
-
-
-def _figures(record: TrainingStep) -> str:
-    heat = f", T x {record.temperature_factor:.2f}" if record.temperature_factor != 1.0 else ""
-    return f"F {record.free_energy:.3f} ± {record.free_energy_se:.3f}, ESS {record.ess:.0%}{heat}"

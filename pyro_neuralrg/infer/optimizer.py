@@ -30,6 +30,10 @@ class GuardedAdam(PyroOptim):
         learning_rate: Adam's learning rate; assign ``learning_rate`` to change it.
         clip: largest norm of the whole gradient; None: unlimited.
         guard: asked before each step whether to take it.
+        reduce: what is done with the joined gradient first, such as averaging it over processes.
+
+    Attributes:
+        before: the parameters before the last step, joined, or None.
 
     Raises:
         ValueError: if there are no parameters, or they differ in dtype or device.
@@ -41,6 +45,7 @@ class GuardedAdam(PyroOptim):
         learning_rate: float,
         clip: float | None = None,
         guard: Callable[[], bool] | None = None,
+        reduce: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__(torch.optim.Adam, {"lr": learning_rate})
         self.parameters = list(parameters)
@@ -52,12 +57,13 @@ class GuardedAdam(PyroOptim):
             )
         self.clip = math.inf if clip is None else clip
         self.guard = guard
+        self.reduce = reduce
         self.failed = False
         self._sizes = [parameter.numel() for parameter in self.parameters]
         self._vector = torch.nn.Parameter(self._join())
         self._pieces = self._split(self._vector.detach())
         self._adam = torch.optim.Adam([self._vector], lr=learning_rate)
-        self._before: Tensor | None = None
+        self.before: Tensor | None = None
 
     @property
     def learning_rate(self) -> float:
@@ -83,12 +89,14 @@ class GuardedAdam(PyroOptim):
             ]
         )
         self.clear_gradients()
+        if self.reduce is not None:
+            gradient = self.reduce(gradient)
         norm = float(gradient.norm())
         self.failed = not math.isfinite(norm) or (self.guard is not None and not self.guard())
         if self.failed:
             return
-        self._before = self._join()
-        self._vector.copy_(self._before)
+        self.before = self._join()
+        self._vector.copy_(self.before)
         self._vector.grad = gradient.mul_(min(1.0, self.clip / max(norm, 1e-12)))
         self._adam.step()
         torch._foreach_copy_(self.parameters, self._pieces)
@@ -101,9 +109,9 @@ class GuardedAdam(PyroOptim):
     @torch.no_grad()
     def undo(self) -> None:
         """Put back the parameters from before the last step, if there was one."""
-        if self._before is not None:
-            self.assign(self._before)
-            self._before = None
+        if self.before is not None:
+            self.assign(self.before)
+            self.before = None
 
     def vector(self) -> Tensor:
         """A copy of all parameters, joined."""

@@ -1,0 +1,279 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""The loop over the steps of a training, on one process or several, and where it stands."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import pyro
+import torch
+from pyro.infer import SVI
+from torch import Tensor
+
+from pyro_neuralrg.infer.free_energy import from_log_weights
+from pyro_neuralrg.infer.history import TrainingStep
+from pyro_neuralrg.infer.optimizer import GuardedAdam
+from pyro_neuralrg.infer.pdd import PDD
+from pyro_neuralrg.infer.schedule import Anneal, learning_rate_factor, temperature_factor
+from pyro_neuralrg.interrupts import deferred_interrupts
+from pyro_neuralrg.potentials.family import PotentialFamily
+from pyro_neuralrg.processes import Processes
+
+__all__ = ["Keeper", "QuietPDD", "Training"]
+
+BAR_SECONDS = 0.2
+"""The progress bar shows new figures this often."""
+
+HELD = (signal.SIGINT, signal.SIGTERM)
+"""Signals that wait for the end of a step, so that the training can be kept as it is then."""
+
+
+class Keeper(Protocol):
+    """What keeps a training: see :class:`~pyro_neuralrg.infer.training_state.Checkpoints`."""
+
+    def is_due(self, step: int) -> bool:
+        """Whether it is time, with ``step`` steps taken."""
+
+    def keep(self, training: Training) -> None:
+        """Keep the training; called by all processes."""
+
+
+class QuietPDD(PDD):
+    """PDD that leaves it to the training to speak of losses that are not finite."""
+
+    def _check_loss(self, loss: float) -> None:
+        pass
+
+
+class Training:
+    """The loop over the steps, with what it needs and what it found.
+
+    Args:
+        target: a LatticePotential, a PotentialFamily or a Pyro model.
+        guide: what draws from the flow.
+        elbo: the loss of this process's samples.
+        optimizer: of all parameters; its gradients are averaged over ``world``.
+        steps: length of the schedule.
+        anneal: cooling, if any.
+        average: fraction of the steps, at the end, whose parameters are averaged.
+        path_after_cooling: use path gradients once the target has cooled.
+        start: steps already taken.
+        world: the processes that train together, each with an equal part of the batch.
+
+    Attributes:
+        step: number of the next step.
+        records: of the steps taken.
+        seconds: that they took.
+        interrupted: a signal ended the training.
+        stopped: why it ended early, else None.
+    """
+
+    def __init__(
+        self,
+        target: Any,
+        guide: Callable[..., Any],
+        elbo: PDD,
+        optimizer: GuardedAdam,
+        *,
+        steps: int,
+        anneal: Anneal | None,
+        average: float,
+        path_after_cooling: bool,
+        start: int,
+        world: Processes,
+    ) -> None:
+        self.target = target
+        self.elbo = elbo
+        self.optimizer = optimizer
+        self.steps = steps
+        self.anneal = anneal
+        self.path_after_cooling = path_after_cooling
+        self.average_from = steps - round(average * steps)
+        self.largest_rate = optimizer.learning_rate
+        self.world = world
+        optimizer.guard = self._loss_is_finite
+        optimizer.reduce = self._reduce
+        self.svi = SVI(self._model(1.0), guide, optimizer, loss=elbo)
+        self.family = target if isinstance(target, PotentialFamily) else None
+        self.factor = 1.0
+        self.weights: Tensor | None = None
+        self.step = start
+        self.records: list[TrainingStep] = []
+        self.average: Tensor | None = None
+        self.averaged = 0
+        self.interrupted = False
+        self.stopped: str | None = None
+        self.seconds = 0.0
+        self._shown = 0.0
+
+    def run(
+        self,
+        bar: Any,
+        callback: Callable[[TrainingStep], Any] | None = None,
+        keeper: Keeper | None = None,
+    ) -> None:
+        """Take the steps that are left, until the end or a reason to stop."""
+        begin = time.perf_counter() - self.seconds
+        self.optimizer.clear_gradients()  # of whatever was done with the flow before
+        held = HELD if keeper is not None or self.world.size > 1 else ()
+        try:
+            with deferred_interrupts(held) as pressed:
+                while self.step < self.steps and self.stopped is None:
+                    if self._take_step(begin):
+                        self._show(bar)
+                        self._after_step(pressed, callback, keeper)
+        except KeyboardInterrupt:
+            self._interrupt()
+        with deferred_interrupts() as pressed:
+            self.seconds = time.perf_counter() - begin
+            if self.records:
+                bar.set_postfix_str(_figures(self.records[-1]))
+            if self.average is not None:
+                self.optimizer.assign(self.average)
+        self.interrupted = self.interrupted or bool(pressed)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the training stands between two steps, as tensors and numbers."""
+        return {
+            "step": self.step,
+            "parameters": self.optimizer.vector(),
+            "before": self.optimizer.before,
+            "optimizer": self.optimizer.get_state(),
+            "average": self.average,
+            "averaged": self.averaged,
+            "history": torch.tensor(self.records, dtype=torch.float64),
+            "seconds": self.seconds,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Stand where another training of the same settings did."""
+        like = self.optimizer.vector()
+        self.optimizer.assign(state["parameters"].to(like))
+        self.optimizer.before = _like(state["before"], like)
+        self.optimizer.set_state(state["optimizer"])
+        self.average = _like(state["average"], like)
+        self.averaged = state["averaged"]
+        self.step = state["step"]
+        self.seconds = state["seconds"]
+        rows = state["history"].tolist()
+        self.records = [TrainingStep(int(step), *numbers) for step, *numbers in rows]
+
+    def _take_step(self, begin: float) -> bool:
+        """One step of SVI; False if it had to stop."""
+        step = self.step
+        factor = temperature_factor(step, self.steps, self.anneal)
+        if factor != self.factor:
+            self.svi.model = self._model(factor)
+            self.factor = factor
+        if self.path_after_cooling:
+            self.elbo.path_gradient = factor == 1.0
+        rate = self.largest_rate * learning_rate_factor(step, self.steps)
+        self.optimizer.learning_rate = rate
+        with pyro.validation_enabled(False):  # a NaN must reach us, not raise inside a distribution
+            self.svi.step(*self._arguments())
+        assert self.weights is not None
+        loss = -float(self.weights.mean())
+        if not math.isfinite(loss) or self.optimizer.failed:
+            self._stop(step, loss)
+            return False
+        found = from_log_weights(self.weights)
+        self.seconds = time.perf_counter() - begin
+        ess = found.ess if self.family is None else math.nan  # of one target only
+        self.records.append(
+            TrainingStep(step, loss, found.variational_se, ess, factor, rate, self.seconds)
+        )
+        self.step += 1
+        if step >= self.average_from:
+            self._accumulate()
+        return True
+
+    def _arguments(self) -> tuple[Tensor, ...]:
+        """Of model and guide: for a family, a context for each sample."""
+        if self.family is None:
+            return ()
+        like = self.optimizer.parameters[0]
+        return (self.family.sample_contexts(self.elbo.num_particles, like),)
+
+    def _after_step(
+        self,
+        pressed: list[int],
+        callback: Callable[[TrainingStep], Any] | None,
+        keeper: Keeper | None,
+    ) -> None:
+        """Whatever comes between two steps; all processes agree on it."""
+        asked = callback is not None and callback(self.records[-1]) is True
+        due = keeper is not None and self.world.is_first and keeper.is_due(self.step)
+        interrupted, asked, due = self.world.any(bool(pressed), asked, due)
+        if asked:
+            self.stopped = f"the callback stopped it after step {self.step - 1}"
+        if interrupted:
+            self._interrupt()
+        if keeper is not None and (due or self.stopped is not None or self.step == self.steps):
+            keeper.keep(self)
+
+    def _interrupt(self) -> None:
+        self.interrupted = True
+        self.stopped = f"interrupted at step {self.step}"
+
+    def _show(self, bar: Any) -> None:
+        record = self.records[-1]
+        bar.update()
+        if record.seconds - self._shown > BAR_SECONDS:
+            self._shown = record.seconds
+            bar.set_postfix_str(_figures(record), refresh=False)
+
+    def _reduce(self, gradient: Tensor) -> Tensor:
+        """Mean gradient over processes; their log-weights are joined at the same time."""
+        assert self.elbo.log_weights is not None
+        self.weights = self.world.gather(self.elbo.log_weights)
+        return self.world.mean(gradient)
+
+    def _loss_is_finite(self) -> bool:
+        return self.weights is not None and bool(self.weights.sum().isfinite())
+
+    def _stop(self, step: int, loss: float) -> None:
+        """End the training with the last parameters whose loss was finite."""
+        if math.isfinite(loss):
+            self.stopped = f"the gradient at step {step} is not finite"
+        elif not self.records:
+            raise ValueError(
+                f"target or flow gives a loss of {loss} at the first step; accepted: an energy and "
+                "a density that are finite where the flow samples"
+            )
+        else:
+            self.stopped = f"the loss at step {step} is {loss}"
+            self.optimizer.undo()
+            self.average = None  # which holds the parameters that were bad
+        if self.world.is_first:
+            warnings.warn(
+                f"training stopped: {self.stopped}; the last finite parameters are kept",
+                stacklevel=5,
+            )
+
+    def _accumulate(self) -> None:
+        """Running mean of the parameters, in place."""
+        self.averaged += 1
+        if self.average is None:
+            self.average = self.optimizer.vector()
+        else:
+            self.average.lerp_(self.optimizer.vector(), 1.0 / self.averaged)
+
+    def _model(self, factor: float) -> Callable[..., Any]:
+        """The target's Pyro program at ``factor`` times its temperature."""
+        target = self.target if factor == 1.0 else self.target.heated(factor)
+        return getattr(target, "model", target)
+
+
+def _like(saved: Tensor | None, present: Tensor) -> Tensor | None:
+    return None if saved is None else saved.to(present, copy=True)
+
+
+def _figures(record: TrainingStep) -> str:
+    heat = f", T x {record.temperature_factor:.2f}" if record.temperature_factor != 1.0 else ""
+    return f"F {record.free_energy:.3f} ± {record.free_energy_se:.3f}, ESS {record.ess:.0%}{heat}"

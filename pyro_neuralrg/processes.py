@@ -1,0 +1,171 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""The processes of one run: this one alone, or all of a ``torch.distributed`` group."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, distributed
+
+__all__ = ["LostProcessError", "Processes", "joined", "processes"]
+
+T = TypeVar("T")
+
+SEED_STRIDE = 0x9E3779B97F4A7C15
+"""Between the seeds of two processes: 2^64 over the golden ratio, so that no two seeds that a user
+may choose, such as 0 and 1, share a stream."""
+
+SEEDS = 2**63
+
+
+class LostProcessError(RuntimeError):
+    """Another process of the group has ended, or does not answer."""
+
+
+class Processes(NamedTuple):
+    """This process among those that do one run together.
+
+    What is reduced or gathered is the same, bit for bit, on all of them. Every method has to be
+    called by all processes, in the same order; of one process alone they cost nothing.
+
+    Attributes:
+        rank: number of this process, from 0.
+        size: number of processes.
+
+    Raises:
+        LostProcessError: by every method, if another process has ended.
+
+    Example:
+        >>> alone = Processes()
+        >>> alone.is_first, alone.share("batch", 256)
+        (True, 256)
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that prints and writes."""
+        return self.rank == 0
+
+    def share(self, name: str, number: int) -> int:
+        """This process's part of ``number``, the same for all.
+
+        Raises:
+            ValueError: if it cannot be divided, naming the next number that can.
+        """
+        if number % self.size:
+            fitting = self.size * max(1, round(number / self.size))
+            raise ValueError(
+                f"{name} is {number} over {self.size} processes; accepted: a multiple of "
+                f"{self.size}, such as {fitting}"
+            )
+        return number // self.size
+
+    def seed(self, seed: int | None) -> int | None:
+        """A seed for this process: on the first one the given one itself.
+
+        Args:
+            seed: None draws one from the random state of the first process if there are several,
+                since fresh processes would all draw the same numbers.
+        """
+        if self.size == 1:
+            return seed
+        if seed is None:
+            seed = int(self.from_first(lambda: int(torch.randint(SEEDS - 1, ()))))
+        return (int(seed) + self.rank * SEED_STRIDE) % SEEDS
+
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean over processes, in place."""
+        if self.size > 1:
+            with _answered():
+                distributed.all_reduce(value)
+            value /= self.size
+        return value
+
+    def gather(self, value: Tensor) -> Tensor:
+        """The tensors of all processes, of one shape, joined along the first axis by rank."""
+        if self.size == 1:
+            return value
+        # gloo reads memory as it lies; nccl takes tensors of the GPU only
+        present = value.to(_device()).contiguous()
+        parts = [torch.empty_like(present) for _ in range(self.size)]
+        with _answered():
+            distributed.all_gather(parts, present)
+        return torch.cat(parts).to(value.device)
+
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """For each flag, whether it is set on any process."""
+        if self.size == 1:
+            return flags
+        found = self.gather(torch.tensor([flags], dtype=torch.uint8))
+        return tuple(bool(flag) for flag in found.amax(0))
+
+    def from_first(self, compute: Callable[[], T]) -> T:
+        """What ``compute`` returns, or raises, on the first process; the others do not call it."""
+        if self.size == 1:
+            return compute()
+        outcome: list[Any] = [None, None]
+        if self.is_first:
+            try:
+                outcome[0] = compute()
+            except (ValueError, TypeError, OSError) as error:
+                outcome[1] = error
+        with _answered():
+            distributed.broadcast_object_list(outcome, src=0, device=_device())
+        if outcome[1] is not None:
+            raise outcome[1]
+        return outcome[0]
+
+
+def processes() -> Processes:
+    """The processes of the initialised ``torch.distributed`` group, or this one alone."""
+    if distributed.is_available() and distributed.is_initialized():
+        return Processes(distributed.get_rank(), distributed.get_world_size())
+    return Processes()
+
+
+@contextmanager
+def joined() -> Iterator[Processes]:
+    """Be part of the group that ``torchrun`` started, inside the block; else alone.
+
+    The group communicates by NCCL where every process has a GPU of its own, else by gloo.
+
+    Yields:
+        The processes.
+    """
+    if not (distributed.is_available() and distributed.is_torchelastic_launched()):
+        yield Processes()
+        return
+    local, locals_ = (int(os.environ[name]) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
+    on_gpus = torch.cuda.is_available() and torch.cuda.device_count() >= locals_
+    if on_gpus:
+        torch.cuda.set_device(local)
+    distributed.init_process_group("nccl" if on_gpus else "gloo")
+    try:
+        yield processes()
+    finally:
+        distributed.destroy_process_group()
+
+
+@contextmanager
+def _answered() -> Iterator[None]:
+    """Say in one line what a broken connection means."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        raise LostProcessError(f"another process of this run has ended ({reason})") from None
+
+
+def _device() -> torch.device:
+    """Where tensors must be to be sent."""
+    if distributed.get_backend() == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
