@@ -198,7 +198,7 @@ def exact_or_none(value: Callable[[], float]) -> float | None:
 
     Example:
         >>> round(exact_or_none(IsingDual((4, 4)).exact_structure_factor), 3)
-        0.765
+        0.761
         >>> exact_or_none(IsingDual((8, 8, 8)).exact_structure_factor) is None
         True
     """
