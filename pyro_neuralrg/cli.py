@@ -98,7 +98,7 @@ def _add_paper(commands: argparse._SubParsersAction[_Parser]) -> None:
     add = paper.add_argument
     add("figure", choices=sorted(FIGURES), metavar="FIGURE", help=", ".join(FIGURES))
     add("--shape", type=int, nargs="+", metavar="L", default=argparse.SUPPRESS,
-        help="sides of the periodic lattice (default: that of the saved flow, else 16 16)")  # fmt: skip
+        help="sides of the periodic lattice (default: those of the flow, else 16 16)")  # fmt: skip
     add("--temperature", type=float, default=Start().temperature, metavar="T",
         help="in J/k_B; the default is the critical temperature of the square lattice")  # fmt: skip
     add("--flow", type=Path, metavar="PATH", default=argparse.SUPPRESS,

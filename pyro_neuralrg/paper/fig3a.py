@@ -8,7 +8,7 @@ import dataclasses
 import math
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ class Settings:
         leapfrog: Steps of its HMC moves.
     """
 
-    start: Start = Start()
+    start: Start = field(default_factory=Start)
     snapshots: int = 6
     samples: int = 10_000
     particles: int = 256

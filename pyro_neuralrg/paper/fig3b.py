@@ -55,7 +55,7 @@ class Settings:
         step_size: Of the protocol.
     """
 
-    start: Start = Start()
+    start: Start = field(default_factory=Start)
     chains: int = 256
     trajectories: int = 400
     leapfrog: int = 10
@@ -67,9 +67,7 @@ class Settings:
     @classmethod
     def small(cls, start: Start) -> Settings:
         """Seconds long."""
-        return cls(
-            start.small(), chains=8, trajectories=6, leapfrog=2, pilot=12, every=4, visit=2
-        )
+        return cls(start.small(), chains=8, trajectories=6, leapfrog=2, pilot=12, every=4, visit=2)
 
 
 @dataclass(frozen=True)
@@ -347,9 +345,7 @@ def draw(results: Results) -> Figure:
             f"trajectories, {results.visit} after every {results.every} training steps "
             "(the paper's protocol)\nthe flow still moves: not counted as unbiased"
         )
-        plotting.relaxation(
-            curves, exact=results.exact, xlabel=xlabel, label=LABEL, ax=panels[2]
-        )
+        plotting.relaxation(curves, exact=results.exact, xlabel=xlabel, label=LABEL, ax=panels[2])
     return figure
 
 

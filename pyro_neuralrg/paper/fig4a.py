@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import copy
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from pyro_neuralrg.analysis import (
     responses_by_scale,
     variables_of_scale,
 )
+from pyro_neuralrg.arguments import check_integer
 from pyro_neuralrg.paper.files import read_arrays, write_arrays, write_flow
 from pyro_neuralrg.paper.start import Prepared, Start
 from pyro_neuralrg.transforms import HierarchicalFlow
@@ -42,10 +44,13 @@ class Settings:
             of the first. A flow that was read is the only one.
     """
 
-    start: Start = Start()
+    start: Start = field(default_factory=Start)
     samples: int = 1000
     most: int = 4
     seeds: int = 1
+
+    def __post_init__(self) -> None:
+        check_integer("seeds", self.seeds, 1)
 
     @classmethod
     def small(cls, start: Start) -> Settings:
@@ -113,16 +118,32 @@ def compute(settings: Settings, prepared: Prepared, folder: Path) -> Results:
             write_flow(folder / name, one.flow, one.metadata(seconds))
         x = one.target.sample_reference(settings.samples, start.seed + 1)
         x = x.to(next(one.flow.parameters()).dtype)
-        top = top_responses(one.flow, x)
-        alike = overlap(top, block_wavelets(one.flow, top_scale(one.flow)))
+        flow = behind_humps(one.flow)
+        top = top_responses(flow, x)
+        alike = overlap(top, block_wavelets(flow, top_scale(flow)).to(x.dtype))
         found.append((alike.before, alike.after, float(alike.subspace.min())))
         if first is None:
-            first = responses_by_scale(one.flow, x, most=settings.most), top
+            first = responses_by_scale(flow, x, most=settings.most), top
     assert first is not None
     overlaps = Overlaps(*(list(column) for column in zip(*found, strict=True)))
-    results = Results(prepared.title, *first, overlaps)
+    humps = "" if prepared.flow.humps is None else ", the coarsest variable behind its humps"
+    results = Results(prepared.title + humps, *first, overlaps)
     _write(results, settings, folder)
     return results
+
+
+def behind_humps(flow: HierarchicalFlow) -> HierarchicalFlow:
+    """The flow without the two humps of its coarsest variable, if it has them.
+
+    They are a map of this one variable alone, steep between the phases: they change how much it
+    answers but not to what, and would let it outweigh all others in a rotation.
+    """
+    if flow.humps is None:
+        return flow
+    flow.clear_cache()
+    bare = copy.deepcopy(flow)
+    bare.humps = None
+    return bare
 
 
 def top_scale(flow: HierarchicalFlow) -> int:

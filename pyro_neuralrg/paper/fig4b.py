@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +43,7 @@ class Settings:
         shuffles: Pairs that tell the bias.
     """
 
-    start: Start = Start()
+    start: Start = field(default_factory=Start)
     estimator: str = "neighbours"
     samples: int = 2000
     shuffles: int = 2000

@@ -26,8 +26,8 @@ def light_cone(circuit: Circuit) -> list[Tensor]:
         circuit: the arrangement of the layers.
 
     Returns:
-        For each scale a bool tensor of shape ``(sites,) + shape of the scale``: whether the variable
-        is in the cone of the site. The last are those that the circuit leaves.
+        For each scale a bool tensor of shape ``(sites,) + shape of the scale``: whether the
+        variable is in the cone of the site. The last are those that the circuit leaves.
 
     Example:
         >>> from pyro_neuralrg.lattice import make_circuit
@@ -77,9 +77,7 @@ def reach(circuit: Circuit) -> list[int]:
 
 def _enter(h: Tensor, layer: Layer) -> tuple[Tensor, Tensor | None]:
     """The cone inside a layer's blocks, and of a decimator what goes on."""
-    mixed = [
-        block.amax(0, keepdim=True).expand_as(block).contiguous() for block in cut(h, layer)
-    ]
+    mixed = [block.amax(0, keepdim=True).expand_as(block).contiguous() for block in cut(h, layer)]
     kept = None if layer.kind == "disentangler" else tile([b[0] for b in mixed], layer)
     return join(mixed, layer), kept
 

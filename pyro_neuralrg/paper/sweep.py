@@ -9,7 +9,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ class Settings:
         samples: Of each estimate.
     """
 
-    start: Start = Start(blocks="paper")
+    start: Start = field(default_factory=lambda: Start(blocks="paper"))
     temperatures: tuple[float, ...] = TEMPERATURES
     depths: tuple[int, ...] | None = None
     seconds: float = 60.0
@@ -78,9 +78,7 @@ class Settings:
     def small(cls, start: Start) -> Settings:
         """Seconds long."""
         temperatures = (2.0, 2.7)
-        return cls(
-            start.small(), temperatures, seconds=0.2, circuits=("tree", "mera"), samples=100
-        )
+        return cls(start.small(), temperatures, seconds=0.2, circuits=("tree", "mera"), samples=100)
 
     def __post_init__(self) -> None:
         check_number("seconds", self.seconds, "a finite number > 0", above=0)

@@ -168,7 +168,7 @@ def relaxation(
     if exact is not None:
         ax.axhline(exact, color="black", linestyle=(0, (5, 2)), linewidth=1.2, label="exact")
     if far:
-        ax.set_title(f"not converged: {', '.join(far)}", color="black", fontweight="bold")
+        ax.set_title(f"not converged: {', '.join(far)}", fontweight="bold", fontsize="small")
     ax.set_xscale("log")
     ax.set_ylim(bottom=0.0)
     ax.set_xlabel(xlabel)
@@ -249,9 +249,7 @@ def light_cone(masks: Sequence[npt.ArrayLike], *, figure: Figure | None = None) 
     for scale, (ax, array) in enumerate(zip(panels, arrays, strict=True)):
         picture = np.atleast_2d(array)
         rows, columns = picture.shape
-        ax.pcolormesh(
-            picture, cmap="Blues", vmin=0.0, vmax=1.6, edgecolors="white", linewidth=0.5
-        )
+        ax.pcolormesh(picture, cmap="Blues", vmin=0.0, vmax=1.6, edgecolors="white", linewidth=0.5)
         ax.set_aspect("equal")
         ax.set_xlim(0, columns)
         ax.set_ylim(rows, 0)
