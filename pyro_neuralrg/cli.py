@@ -18,7 +18,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 from pyro_neuralrg import __version__
 from pyro_neuralrg.experiment import (
@@ -29,6 +29,7 @@ from pyro_neuralrg.experiment import (
     one_line,
 )
 from pyro_neuralrg.interrupts import deferred_interrupts
+from pyro_neuralrg.paper import BLOCKS, FIGURES, Start, make_folder, prepare
 from pyro_neuralrg.processes import joined, processes
 from pyro_neuralrg.report import Output, table
 
@@ -53,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_ising(commands)
+    _add_paper(commands)
     return parser
 
 
@@ -99,6 +101,43 @@ def _add_ising(commands: argparse._SubParsersAction[_Parser]) -> None:
         help="folder for what is written; made if it is missing")  # fmt: skip
 
 
+def _add_paper(commands: argparse._SubParsersAction[_Parser]) -> None:
+    paper = commands.add_parser(
+        "paper",
+        help="make a figure of the paper, from nothing or from a saved flow",
+        description=(
+            "Make a figure of Li and Wang (2018): "
+            + "; ".join(f"{name}: {kind.about}" for name, kind in FIGURES.items())
+            + ". Writes FIGURE.png, the numbers behind it (FIGURE.json or FIGURE.npz) and, if it "
+            "trained one, flow.pt, from which the other figures can start."
+        ),
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = paper.add_argument
+    add("figure", choices=sorted(FIGURES), metavar="FIGURE", help=", ".join(FIGURES))
+    add("--shape", type=int, nargs="+", metavar="L", default=argparse.SUPPRESS,
+        help="sides of the periodic lattice (default: those of the flow, else 16 16)")  # fmt: skip
+    add("--temperature", type=float, default=Start().temperature, metavar="T",
+        help="in J/k_B; the default is the critical temperature of the square lattice")  # fmt: skip
+    add("--flow", type=Path, metavar="PATH", default=argparse.SUPPRESS,
+        help="start from this flow.pt (default: train one)")  # fmt: skip
+    add("--blocks", choices=BLOCKS, default=argparse.SUPPRESS,
+        help="default: the flow that knows its target; paper: Real NVP blocks, 5000 steps of 512 "
+        "fields (default: paper for the sweep, else default)")  # fmt: skip
+    add("--steps", type=int, metavar="N", default=argparse.SUPPRESS,
+        help="training steps (default: from the blocks and the shape)")  # fmt: skip
+    add("--batch", type=int, metavar="N", default=argparse.SUPPRESS,
+        help="fields per training step (default: from the blocks and the shape)")  # fmt: skip
+    add("--seconds", type=float, metavar="S", default=argparse.SUPPRESS,
+        help="sweep: of training for each point (default: 60)")  # fmt: skip
+    add("--seeds", type=int, metavar="N", default=argparse.SUPPRESS,
+        help="fig4a: trainings whose overlaps are reported (default: 1)")  # fmt: skip
+    add("--seed", type=int, default=Start().seed, help="of training and sampling")
+    add("--smoke", action="store_true", help="make it in seconds, with numbers that mean nothing")
+    add("--out", type=Path, default=Path("neuralrg-paper"), metavar="DIR",
+        help="folder for what is written; made if it is missing")  # fmt: skip
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -122,8 +161,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _main(arguments: Sequence[str] | None) -> int:
     parser = build_parser()
     options = vars(parser.parse_args(arguments))
-    options.pop("command")
-    out = options.pop("out")
+    command, out = options.pop("command"), options.pop("out")
+    if command == "paper":
+        return _paper(parser, options, out)
     options["shape"] = tuple(options["shape"])
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
@@ -148,6 +188,34 @@ def _follow(experiment: Experiment) -> int:
     if training.interrupted:
         return INTERRUPTED
     return DONE if training.stopped is None else FAILED
+
+
+def _paper(parser: argparse.ArgumentParser, options: dict[str, Any], out: Path) -> int:
+    """Make a figure of the paper, and print the numbers."""
+    figure, saved = options.pop("figure"), options.pop("flow", None)
+    small = options.pop("smoke")
+    own = {name: options.pop(name) for name in ("seconds", "seeds") if name in options}
+    options.setdefault("blocks", "paper" if figure == "sweep" else "default")
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            start = Start(saved=saved, **options)
+            job = prepare(figure, start, small=small, **own)
+            folder = make_folder(out)
+        except (*FAILURES, OSError) as error:
+            parser.error(one_line(error))
+        except KeyboardInterrupt:
+            return INTERRUPTED
+        try:
+            lines = job.run(folder)
+        except KeyboardInterrupt:
+            sys.stderr.write("neuralrg: interrupted\n")
+            return INTERRUPTED
+        except (*FAILURES, OSError) as error:
+            sys.stderr.write(f"neuralrg: error: {one_line(error)}\n")
+            return FAILED
+    sys.stdout.write("\n".join(lines) + f"\n\nwritten to {folder}: {figure}.png\n")
+    return DONE
 
 
 def _run(experiment: Experiment, output: Output) -> int:

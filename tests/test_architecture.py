@@ -52,7 +52,8 @@ LIBRARY = set(MAY_IMPORT)
 MAY_IMPORT[""] = LIBRARY  # the package itself: its public names
 MAY_IMPORT["experiment"] = LIBRARY
 MAY_IMPORT["report"] = LIBRARY | {"experiment", ""}  # the root for its version only
-MAY_IMPORT["cli"] = {"experiment", "interrupts", "processes", "report", ""}
+MAY_IMPORT["paper"] = LIBRARY
+MAY_IMPORT["cli"] = {"experiment", "interrupts", "paper", "processes", "report", ""}
 MAY_IMPORT["__main__"] = {"cli"}
 
 GLOBAL_SETTERS = {

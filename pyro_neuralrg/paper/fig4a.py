@@ -1,0 +1,205 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Paper Fig. 4(a): what the collective variables of every scale respond to."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+
+from pyro_neuralrg import plotting
+from pyro_neuralrg.analysis import (
+    Response,
+    block_wavelets,
+    overlap,
+    responses,
+    responses_by_scale,
+    variables_of_scale,
+)
+from pyro_neuralrg.arguments import check_integer
+from pyro_neuralrg.paper.files import read_arrays, write_arrays, write_flow
+from pyro_neuralrg.paper.start import Prepared, Start
+from pyro_neuralrg.transforms import HierarchicalFlow
+from pyro_neuralrg.transforms.scales import number_of_scales
+
+__all__ = ["Overlaps", "Results", "Settings", "compute", "describe", "draw"]
+
+NAME = "fig4a"
+FIELDS = ("mean", "standard_error", "spread")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is computed.
+
+    Attributes:
+        start: The model and its flow.
+        samples: Fields of the target, by cluster Monte Carlo, over which responses are averaged.
+        most: Latents of each scale.
+        seeds: Trainings whose overlaps are reported, from the seed of the start on; the figure is
+            of the first. A flow that was read is the only one.
+    """
+
+    start: Start = field(default_factory=Start)
+    samples: int = 1000
+    most: int = 4
+    seeds: int = 1
+
+    def __post_init__(self) -> None:
+        check_integer("seeds", self.seeds, 1)
+
+    @classmethod
+    def small(cls, start: Start) -> Settings:
+        """Seconds long."""
+        return cls(start.small(), samples=20)
+
+
+@dataclass(frozen=True)
+class Overlaps:
+    """The top variables against the indicators of the blocks they stand for, a number per seed.
+
+    Attributes:
+        before: Mean largest cosine of each response, as the flow has it.
+        after: Mean cosine after the best rotation of the responses: the prior does not tell them
+            from their rotations.
+        subspace: Smallest cosine of a principal angle between what both span.
+    """
+
+    before: list[float]
+    after: list[float]
+    subspace: list[float]
+
+
+@dataclass(frozen=True)
+class Results:
+    """What was found.
+
+    Attributes:
+        title: The model and the flow.
+        responses: Of some latents of each scale.
+        top: Of the variables of the last scale but one, four on a square lattice of side 2^n.
+        overlaps: Of these with their blocks.
+    """
+
+    title: str
+    responses: dict[int, Response]
+    top: Response
+    overlaps: Overlaps
+
+    @classmethod
+    def read(cls, folder: Path) -> Results:
+        """Read ``fig4a.npz`` of an earlier run."""
+        arrays, notes = read_arrays(folder / f"{NAME}.npz")
+        found = {}
+        for name in ["top", *(str(scale) for scale in notes["scales"])]:
+            parts = {part: torch.from_numpy(arrays[f"{name}_{part}"]) for part in FIELDS}
+            variables = tuple(arrays[f"{name}_variables"].tolist())
+            found[name] = Response(variables, num_samples=notes["samples"], **parts)
+        top = found.pop("top")
+        by_scale = {int(name): response for name, response in found.items()}
+        return cls(notes["title"], by_scale, top, Overlaps(**notes["overlaps"]))
+
+
+def compute(settings: Settings, prepared: Prepared, folder: Path) -> Results:
+    """Train if there is no flow, differentiate, and write ``fig4a.npz``."""
+    found: list[tuple[float, float, float]] = []
+    first: tuple[dict[int, Response], Response] | None = None
+    seeds = 1 if prepared.is_trained else settings.seeds
+    for index in range(seeds):
+        start = replace(prepared.start, seed=prepared.start.seed + index)
+        one = prepared if index == 0 else start.prepare()
+        if not one.is_trained:
+            seconds = one.train().seconds
+            name = "flow.pt" if index == 0 else f"flow-{start.seed}.pt"
+            write_flow(folder / name, one.flow, one.metadata(seconds))
+        x = one.target.sample_reference(settings.samples, start.seed + 1)
+        x = x.to(next(one.flow.parameters()).dtype)
+        flow = behind_humps(one.flow)
+        top = top_responses(flow, x)
+        alike = overlap(top, block_wavelets(flow, top_scale(flow)).to(x.dtype))
+        found.append((alike.before, alike.after, float(alike.subspace.min())))
+        if first is None:
+            first = responses_by_scale(flow, x, most=settings.most), top
+    assert first is not None
+    overlaps = Overlaps(*(list(column) for column in zip(*found, strict=True)))
+    humps = "" if prepared.flow.humps is None else ", the coarsest variable behind its humps"
+    results = Results(prepared.title + humps, *first, overlaps)
+    _write(results, settings, folder)
+    return results
+
+
+def behind_humps(flow: HierarchicalFlow) -> HierarchicalFlow:
+    """The flow without the two humps of its coarsest variable, if it has them.
+
+    They are a map of this one variable alone, steep between the phases: they change how much it
+    answers but not to what, and would let it outweigh all others in a rotation.
+    """
+    if flow.humps is None:
+        return flow
+    flow.clear_cache()
+    bare = copy.deepcopy(flow)
+    bare.humps = None
+    return bare
+
+
+def top_scale(flow: HierarchicalFlow) -> int:
+    """The last scale but one: that of the four top variables of a square lattice of side 2^n."""
+    return max(0, number_of_scales(flow.circuit) - 1)
+
+
+def top_responses(flow: HierarchicalFlow, x: torch.Tensor) -> Response:
+    """The responses of the latents at the sites of the top variables."""
+    return responses(flow, x, variables_of_scale(flow, top_scale(flow)))
+
+
+def _write(results: Results, settings: Settings, folder: Path) -> None:
+    arrays = {}
+    named = {"top": results.top, **{str(k): value for k, value in results.responses.items()}}
+    for name, response in named.items():
+        arrays[f"{name}_variables"] = torch.tensor(response.variables)
+        arrays.update({f"{name}_{part}": getattr(response, part) for part in FIELDS})
+    overlaps = results.overlaps
+    notes = {
+        "title": results.title,
+        "scales": list(results.responses),
+        "samples": settings.samples,
+        "overlaps": {
+            "before": overlaps.before, "after": overlaps.after, "subspace": overlaps.subspace,
+        },
+    }  # fmt: skip
+    write_arrays(folder / f"{NAME}.npz", arrays, notes)
+
+
+def draw(results: Results) -> Figure:
+    """A row of panels for each scale, and the top variables in the last."""
+    rows: dict[str | int, Response] = {**results.responses, "top": results.top}
+    figure = plotting.responses(rows)
+    before, after = results.overlaps.before[0], results.overlaps.after[0]
+    figure.suptitle(
+        f"{results.title}\noverlap of the top variables with their blocks: {before:.3f}, "
+        f"after the best rotation {after:.3f}"
+    )
+    return figure
+
+
+def describe(results: Results) -> list[str]:
+    """The figures in words."""
+    overlaps = results.overlaps
+    lines = [results.title]
+    for index, triple in enumerate(
+        zip(overlaps.before, overlaps.after, overlaps.subspace, strict=True)
+    ):
+        before, after, subspace = triple
+        lines.append(
+            f"training {index}: overlap of the {len(results.top.variables)} top variables with "
+            f"their blocks {before:.4f}, after the best rotation {after:.4f}, smallest cosine of "
+            f"the subspaces {subspace:.4f}"
+        )
+    for scale, response in results.responses.items():
+        share = 100 * float(response.nonlinearity.mean())
+        lines.append(f"scale {scale}: {share:.1f} % of the squared response varies between fields")
+    return lines

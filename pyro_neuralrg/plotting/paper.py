@@ -1,0 +1,260 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Figures of the paper's kind: errors against training, relaxation, depths, light cones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from pyro_neuralrg.plotting.style import BLUE, COLOURS, MARKERS, STYLES, axes_or_new
+
+__all__ = ["Series", "depths", "estimates", "light_cone", "relative_errors", "relaxation"]
+
+FAR = 4.0
+"""A curve that ends so many standard errors from the exact value is named."""
+
+Array = npt.NDArray[np.float64]
+
+
+class Series(NamedTuple):
+    """A curve with error bars, all of one length; entries that are NaN are left out.
+
+    Attributes:
+        x: Where.
+        values: The means.
+        standard_error: Of them.
+    """
+
+    x: npt.ArrayLike
+    values: npt.ArrayLike
+    standard_error: npt.ArrayLike
+
+    def finite(self) -> tuple[Array, Array, Array]:
+        """The three as arrays, without entries whose value is not finite.
+
+        Raises:
+            ValueError: The lengths differ.
+        """
+        x, values, error = (np.array(a, dtype=np.float64, ndmin=1) for a in self)
+        if not x.shape == values.shape == error.shape or x.ndim != 1:
+            raise ValueError(
+                f"x, values and standard_error have shapes {x.shape}, {values.shape}, "
+                f"{error.shape}; accepted: one length"
+            )
+        known = np.isfinite(values)
+        return x[known], values[known], np.nan_to_num(error[known])
+
+
+def estimates(found: Mapping[str, Series], *, ax: Axes | None = None) -> Axes:
+    """Estimates with error bars, for example on the Axes of ``free_energy``.
+
+    Args:
+        found: For each name its estimates.
+        ax: Axes to draw on; None makes a new figure.
+
+    Returns:
+        The Axes, with the legend renewed.
+
+    >>> len(estimates({"importance": Series([1, 2], [3.0, 2.0], [0.1, 0.1])}).containers)
+    1
+    """
+    ax = axes_or_new(ax)
+    for index, (name, series) in enumerate(found.items()):
+        x, values, error = series.finite()
+        ax.errorbar(
+            x, values, yerr=error, color=COLOURS[1 + index % (len(COLOURS) - 1)], capsize=3,
+            marker=MARKERS[index % len(MARKERS)], markersize=4, linestyle="none", label=name,
+        )  # fmt: skip
+    ax.legend(frameon=False, fontsize="small")
+    return ax
+
+
+def relative_errors(
+    found: Mapping[str, Series], *, exact: float, xlabel: str = "training step",
+    ax: Axes | None = None,
+) -> Axes:  # fmt: skip
+    r"""Relative errors of free energies, :math:`|F - F_\text{exact}| / |F_\text{exact}|`.
+
+    On a logarithmic scale. A bar that would reach zero ends at the lower edge: such an error is no
+    larger than its own uncertainty.
+
+    Args:
+        found: For each name its free energies, in nats.
+        exact: The exact one.
+        xlabel: What stands on the x axis.
+        ax: Axes to draw on; None makes a new figure.
+
+    Returns:
+        The Axes.
+
+    Raises:
+        ValueError: ``exact`` is zero or not finite, or lengths differ.
+
+    >>> relative_errors({"loss": Series([1, 2], [3.0, 2.0], [0.1, 0.1])}, exact=1.0).get_yscale()
+    'log'
+    """
+    if not np.isfinite(exact) or exact == 0:
+        raise ValueError(f"exact is {exact}; accepted: a finite number other than 0")
+    ax = axes_or_new(ax)
+    for index, (name, series) in enumerate(found.items()):
+        x, values, error = series.finite()
+        size, bar = np.abs(values - exact) / abs(exact), error / abs(exact)
+        low = np.where(bar < size, bar, size * (1 - 1e-3))
+        many = x.size > 100
+        ax.errorbar(
+            x, size, yerr=None if many else np.stack([low, bar]), capsize=2,
+            color=COLOURS[index % len(COLOURS)], linewidth=0.8 if many else 1.2,
+            marker="" if many else MARKERS[index % len(MARKERS)], markersize=4,
+            linestyle="-" if many else STYLES[index % len(STYLES)], label=name,
+        )  # fmt: skip
+        if many:
+            ax.fill_between(
+                x, size - low, size + bar, color=COLOURS[index % len(COLOURS)], alpha=0.2,
+                linewidth=0,
+            )  # fmt: skip
+    ax.set_yscale("log")
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(r"relative error of $-\ln Z$")
+    ax.legend(frameon=False, fontsize="small")
+    return ax
+
+
+def relaxation(
+    found: Mapping[str, Series], *, exact: float | None = None, xlabel: str, label: str,
+    ax: Axes | None = None,
+) -> Axes:  # fmt: skip
+    """Means over chains on their way from a common start, against the exact value.
+
+    The band is one standard error. A curve whose last tenth is further than four of its standard
+    errors from the exact value is named in the title.
+
+    Args:
+        found: For each sampler's name the mean over chains of every draw.
+        exact: The exact value; None where it is not known.
+        xlabel: What stands on the x axis, with the unit.
+        label: Of the y axis.
+        ax: Axes to draw on; None makes a new figure.
+
+    Returns:
+        The Axes.
+
+    Raises:
+        ValueError: Lengths differ, or a curve is empty.
+
+    >>> curve = Series([1, 2], [0.1, 0.4], [0.05, 0.05])
+    >>> ax = relaxation({"latent": curve}, exact=0.5, xlabel="trajectories", label="S")
+    >>> ax.get_xscale(), ax.get_title()
+    ('log', '')
+    """
+    ax = axes_or_new(ax)
+    far = []
+    for index, (name, series) in enumerate(found.items()):
+        x, mean, error = series.finite()
+        if x.size == 0:
+            raise ValueError(f"found[{name!r}] is empty; accepted: at least one finite value")
+        colour, style = COLOURS[index % len(COLOURS)], STYLES[index % len(STYLES)]
+        ax.plot(x, mean, color=colour, linestyle=style, linewidth=1.4, label=name)
+        ax.fill_between(x, mean - error, mean + error, color=colour, alpha=0.25, linewidth=0)
+        last = slice(-max(1, x.size // 10), None)  # correlated: its error is that of one draw
+        if exact is not None and abs(mean[last].mean() - exact) > FAR * error[last].mean():
+            far.append(name)
+    if exact is not None:
+        ax.axhline(exact, color="black", linestyle=(0, (5, 2)), linewidth=1.2, label="exact")
+    if far:
+        ax.set_title(f"not converged: {', '.join(far)}", fontweight="bold", fontsize="small")
+    ax.set_xscale("log")
+    ax.set_ylim(bottom=0.0)
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(label)
+    ax.legend(frameon=False, fontsize="small")
+    return ax
+
+
+def depths(
+    found: Mapping[str, Series], *, lengths: Mapping[str, float], block: int = 2,
+    label: str = r"relative error of $-\ln Z$", ax: Axes | None = None,
+) -> Axes:  # fmt: skip
+    """An error against the depth of the circuit, a curve for each temperature.
+
+    A short vertical line on each curve's own height marks the depth whose blocks are as wide as the
+    correlation length; a length that no depth reaches has none.
+
+    Args:
+        found: For each name the error at each depth.
+        lengths: Correlation lengths in sites, for some of the names.
+        block: Side of a block: depth d has blocks of ``block**d`` sites.
+        label: Of the y axis.
+        ax: Axes to draw on; None makes a new figure.
+
+    Returns:
+        The Axes.
+
+    >>> curve = Series([1, 2], [1e-2, 1e-3], [1e-4, 1e-4])
+    >>> depths({"T = 2": curve}, lengths={"T = 2": 2.0}).get_xlabel()
+    'depth (scales)'
+    """
+    ax = axes_or_new(ax)
+    shades = np.linspace(0.0, 0.85, max(2, len(found)))
+    colours = colormaps["cividis"](shades)  # lightness grows from the first curve to the last
+    for index, (name, series) in enumerate(found.items()):
+        x, values, error = series.finite()
+        low = np.where(error < values, error, 0.999 * np.abs(values))
+        ax.errorbar(
+            x, values, yerr=np.stack([low, error]), color=colours[index], capsize=2, markersize=4,
+            marker=MARKERS[index % len(MARKERS)], linestyle=STYLES[index % len(STYLES)],
+            linewidth=1.0, label=name,
+        )  # fmt: skip
+        depth = np.log(lengths[name]) / np.log(block) if lengths.get(name, np.inf) > 0 else np.inf
+        if x.size and x.min() <= depth <= x.max():
+            height = float(np.interp(depth, x, values))
+            ax.plot([depth], [height], marker="|", markersize=16, color=colours[index])
+    ax.set_yscale("log")
+    ax.set_xlabel("depth (scales)")
+    ax.set_ylabel(label)
+    ax.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return ax
+
+
+def light_cone(masks: Sequence[npt.ArrayLike], *, figure: Figure | None = None) -> Figure:
+    """The variables of each scale inside the light cone of one site, a panel for each scale.
+
+    Args:
+        masks: For each scale a mask of its variables, of one or two dimensions.
+        figure: To draw on; None makes a new one.
+
+    Returns:
+        The Figure.
+
+    Raises:
+        ValueError: There are none, or one has other dimensions.
+
+    >>> len(light_cone([np.ones((4, 4)), np.ones((2, 2))]).axes)
+    2
+    """
+    arrays = [np.asarray(mask, dtype=np.float64) for mask in masks]
+    if not arrays or any(array.ndim not in (1, 2) for array in arrays):
+        raise ValueError(
+            f"masks has shapes {[array.shape for array in arrays]}; accepted: one or two dimensions"
+        )
+    if figure is None:
+        figure = Figure(figsize=(2.0 * len(arrays) + 0.4, 2.4), layout="constrained")
+    panels = figure.subplots(1, len(arrays), squeeze=False)[0]
+    for scale, (ax, array) in enumerate(zip(panels, arrays, strict=True)):
+        picture = np.atleast_2d(array)
+        rows, columns = picture.shape
+        ax.pcolormesh(picture, cmap="Blues", vmin=0.0, vmax=1.6, edgecolors="white", linewidth=0.5)
+        ax.set_aspect("equal")
+        ax.set_xlim(0, columns)
+        ax.set_ylim(rows, 0)
+        ax.set_xticks([])
+        ax.set_yticks([])
+        ax.set_title(f"scale {scale}: {int(array.sum())} of {array.size}", fontsize="small")
+        ax.spines[:].set_color(BLUE)
+    return figure

@@ -1,0 +1,203 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""``neuralrg paper``: every figure from nothing and from a saved flow, and under bad input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+import torch
+
+from pyro_neuralrg import IsingDual, hierarchical_flow, load, save
+from pyro_neuralrg.cli import main
+from pyro_neuralrg.paper import FIGURES, Start, fig3a, fig3b, fig4a, fig4b, prepare, sweep
+
+MODULES = {"fig3a": fig3a, "fig3b": fig3b, "fig4a": fig4a, "fig4b": fig4b, "sweep": sweep}
+NUMBERS = {
+    "fig3a": "fig3a.json",
+    "fig3b": "fig3b.json",
+    "fig4a": "fig4a.npz",
+    "fig4b": "fig4b.npz",
+    "sweep": "sweep.json",
+}
+
+
+@pytest.mark.usefixtures("as_a_reader")
+@pytest.mark.parametrize("figure", FIGURES)
+def test_from_nothing(figure: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["paper", figure, "--smoke", "--shape", "2", "2", "--out", str(tmp_path)]) == 0
+    expected = {f"{figure}.png", NUMBERS[figure]} | (set() if figure == "sweep" else {"flow.pt"})
+    assert {path.name for path in tmp_path.iterdir()} == expected
+    picture = matplotlib.image.imread(tmp_path / f"{figure}.png")
+    assert picture.std() > 0.01
+    again = MODULES[figure].draw(MODULES[figure].Results.read(tmp_path))
+    assert again.axes
+    out = capsys.readouterr().out
+    assert "2 x 2" in out
+    assert f"{figure}.png" in out
+    if figure != "sweep":
+        assert load(tmp_path / "flow.pt").metadata["steps"] == 8
+
+
+@pytest.mark.usefixtures("as_a_reader")
+@pytest.mark.parametrize("figure", ["fig3a", "fig3b", "fig4a", "fig4b"])
+def test_from_a_saved_flow(figure: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.pt"
+    target = IsingDual((4,))
+    save(path, target.flow(), metadata={"training_seconds": 3.0})
+    before = path.read_bytes()
+    out = tmp_path / "out"
+    assert main(["paper", figure, "--smoke", "--flow", str(path), "--out", str(out)]) == 0
+    assert path.read_bytes() == before
+    trains = figure == "fig3a"  # its figure is of a training, which goes on from there
+    assert (out / "flow.pt").exists() is trains
+    if figure == "fig3b":
+        results = fig3b.Results.read(out)
+        assert results.training_seconds == 3.0
+        assert results.protocol == {}
+
+
+FLOW = ["--flow", "flow.pt"]
+BAD = {
+    "figure": (["fig5"], "fig5"),
+    "shape": (["fig3a", "--shape", "0"], "shape"),
+    "four sides": (["fig3a", "--shape", "2", "2", "2", "2"], "shape"),
+    "temperature": (["fig4a", "--temperature", "-1"], "temperature"),
+    "steps": (["fig3b", "--steps", "0"], "steps"),
+    "blocks": (["fig3b", "--blocks", "lego"], "blocks"),
+    "seed": (["fig3b", "--seed", "-1"], "seed"),
+    "another shape": (["fig4a", "--shape", "8", "8", *FLOW], "shape"),
+    "no file": (["fig4a", "--flow", "nowhere.pt"], "nowhere.pt"),
+    "no flow": (["fig4a", "--flow", "text.pt"], "text.pt"),
+    "sweep of one flow": (["sweep", *FLOW], "flow"),
+    "seconds elsewhere": (["fig4a", "--seconds", "3"], "seconds"),
+    "no seconds": (["sweep", "--seconds", "0"], "seconds"),
+    "no seeds": (["fig4a", "--seeds", "0"], "seeds"),
+    "seeds elsewhere": (["fig4b", "--seeds", "2"], "seeds"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_exit_code_2(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path / "flow.pt", hierarchical_flow((4, 4)))
+    (tmp_path / "text.pt").write_text("no flow")
+    given, word = BAD[case]
+    arguments = [str(tmp_path / a) if a.endswith(".pt") else a for a in given]
+    with pytest.raises(SystemExit) as stop:
+        main(["paper", *arguments, "--out", str(tmp_path / "out")])
+    assert stop.value.code == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert error.count("\n") == 1
+    assert "error:" in error
+    assert word in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_out_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(SystemExit) as stop:
+        main(["paper", "fig4a", "--smoke", "--out", str(tmp_path / "file")])
+    assert stop.value.code == 2
+    assert "--out" in capsys.readouterr().err
+
+
+def test_a_failure_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("the weights\nare gone")
+
+    monkeypatch.setattr("pyro_neuralrg.paper.start.fit", fail)
+    assert main(["paper", "fig4b", "--smoke", "--out", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == "neuralrg: error: the weights are gone\n"
+
+
+def test_fig3a_estimates_agree_with_the_exact_value(tmp_path: Path) -> None:
+    start = Start(shape=(2, 2), steps=150, batch=128, progress=False)
+    job = prepare("fig3a", start, small=True)
+    job.run(tmp_path)
+    results = fig3a.Results.read(tmp_path)
+    assert results.exact == pytest.approx(-IsingDual((2, 2)).log_partition())
+    assert results.steps[-1] == len(results.loss) == 150
+    assert results.importance[-1] == pytest.approx(results.exact, abs=4 * results.importance_se[-1])
+    assert results.smc[-1] == pytest.approx(results.exact, abs=5 * results.smc_se[-1] + 0.01)
+    assert results.variational[-1] > results.exact - 4 * results.variational_se[-1]
+    assert results.variational[0] > results.variational[-1]  # the first snapshot knows less
+
+
+def test_fig3b_curves_start_cold_and_the_protocol_carries_chains_over(tmp_path: Path) -> None:
+    start = Start(shape=(4, 4), temperature=2.0, steps=8, batch=16, progress=False)
+    job = prepare("fig3b", start, small=True)
+    job.run(tmp_path)
+    results = fig3b.Results.read(tmp_path)
+    assert set(results.curves) == {"latent HMC", "latent HMC and 2 jumps", "physical HMC"}
+    for name, curve in results.curves.items():
+        assert len(curve.mean) == len(curve.standard_error) == 6
+        assert curve.gradients == (4 if "jumps" in name else 2)
+    assert results.curves["physical HMC"].mean[0] < 0.3  # exact: 0.9
+    assert set(results.protocol) == {"latent", "physical"}
+    for moving in results.protocol.values():
+        assert len(moving.mean) == len(moving.acceptance) == 2 * 2  # 8 steps, every 4, 2 each
+
+
+def test_fig3b_visits_go_on_from_the_latents(tmp_path: Path) -> None:
+    job = prepare("fig3b", Start(shape=(2, 2), progress=False), small=True)
+    visits = fig3b.Visits(job.settings, job.prepared)
+    first = visits.positions["latent"].clone()
+    record = fig3a.TrainingStep(3, 0.0, 0.0, 1.0, 1.0, 0.1, 0.0)
+    visits(record._replace(step=2))
+    assert visits.found["latent"].mean == []  # not yet time
+    visits(record)
+    assert visits.sites == {"latent": "x_latent", "physical": "x"}
+    reached = visits.positions["latent"].clone()
+    assert not torch.equal(reached, first)
+    with torch.no_grad():
+        for parameter in job.prepared.flow.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    starts = []
+    run = fig3b.VectorizedMCMC.run
+
+    def spy(self: fig3b.VectorizedMCMC) -> None:
+        starts.append(dict(self.initial_params))
+        run(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fig3b.VectorizedMCMC, "run", spy)
+        visits(record._replace(step=7))
+    assert torch.equal(starts[0]["x_latent"], reached)
+
+
+def test_fig4a_reports_every_seed(tmp_path: Path) -> None:
+    job = prepare("fig4a", Start(shape=(4, 4), progress=False), small=True, seeds=2)
+    lines = job.run(tmp_path)
+    results = fig4a.Results.read(tmp_path)
+    assert len(results.overlaps.before) == len(results.overlaps.after) == 2
+    assert results.overlaps.before[0] != results.overlaps.before[1]
+    assert len(results.top.variables) == 4
+    assert list(results.responses) == [0, 1, 2]
+    assert sum("overlap" in line for line in lines) == 2
+    assert (tmp_path / "flow-1.pt").exists()
+
+
+def test_fig4b_comes_back_as_it_was(tmp_path: Path) -> None:
+    job = prepare("fig4b", Start(shape=(4,), progress=False), small=True)
+    results = fig4b.compute(job.settings, job.prepared, tmp_path)
+    again = fig4b.Results.read(tmp_path)
+    for kind in ("field", "latents"):
+        assert again.information[kind].total() == results.information[kind].total()
+    assert again.ratio == results.ratio
+    field, latents = (results.information[kind].total() for kind in ("field", "latents"))
+    assert results.ratio.value == latents.value / field.value
+    np.testing.assert_array_equal(again.scales.values, results.scales.values)
+    assert field.value > 3 * field.standard_error
+
+
+def test_unknown_estimator() -> None:
+    with pytest.raises(ValueError, match="estimator is 'guess'; accepted: neighbours, bins"):
+        fig4b._estimator("guess")
