@@ -178,3 +178,8 @@ def test_error_bars_cover(bootstrap: int) -> None:
     covered = (pulls.abs() < 1.0).double().mean(0)
     assert bool(((covered - 0.6827).abs() < 3 * (0.6827 * 0.3173 / 200) ** 0.5).all())
     assert bool((pulls.mean(0).abs() < 4 / 200**0.5).all())
+
+
+def test_a_constant_has_no_bootstrap_error() -> None:
+    found = reweight(torch.full((50,), 3.0), torch.randn(50), bootstrap=20, seed=0)
+    assert float(found.standard_error) < 1e-12

@@ -149,3 +149,23 @@ def test_the_cost_of_the_warm_up_is_what_was_evaluated(adapt: bool) -> None:
 def test_what_is_adapted_is_yes_or_no(name: str) -> None:
     with pytest.raises(TypeError, match=rf"{name} is 0\.1; accepted: True or False"):
         Adaptation(**{name: 0.1})  # type: ignore[arg-type]
+
+
+def test_a_dense_mass_is_the_covariance() -> None:
+    batches = [torch.randn(n, 3) @ torch.randn(3, 3) + shift for n, shift in ((4, 0.0), (7, 5.0))]
+    pooled = PooledCovariance(dense=True)
+    for batch in batches:
+        pooled.update(batch)
+    together = torch.cat(batches)
+    expected = (len(together) * together.T.cov() + 5e-3 * torch.eye(3)) / (len(together) + 5)
+    found = pooled.regularised()
+    assert found is not None
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_dense_mass_is_adapted() -> None:
+    kernel = HMC(lambda x: 0.5 * x.square().sum(-1), shape=(3,), num_steps=2)
+    adaptation = Adaptation(mass="dense")
+    mcmc = VectorizedMCMC(kernel, 2, 60, 8, seed=0, progress=False, adaptation=adaptation)
+    mcmc.run()
+    assert mcmc.adapted["hmc"]["inverse_mass"].shape == (3, 3)

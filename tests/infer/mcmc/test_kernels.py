@@ -19,6 +19,7 @@ from pyro_neuralrg.infer.mcmc import (
     Kernel,
     LatentTarget,
     Mixture,
+    RandomWalkMetropolis,
     as_target,
 )
 from pyro_neuralrg.infer.mcmc.hamiltonian import leapfrog
@@ -367,3 +368,11 @@ def test_what_a_cycle_says_of_its_members() -> None:
     jumps = Cycle(*[IndependenceMetropolis(flow, target.energy, shape=(5,))] * 2)
     state, info = jumps.step(jumps.init(target.sample(10)), generator)
     torch.testing.assert_close(info.hamiltonian, target.energy(state.position))
+
+
+def test_the_mass_of_a_random_walk_is_the_covariance_of_its_proposals() -> None:
+    widths = torch.tensor([0.01, 1.0, 100.0])
+    walk = RandomWalkMetropolis(lambda x: 0.0 * x.sum(-1), shape=(3,), inverse_mass=widths)
+    state, _ = walk.step(walk.init(torch.zeros(4000, 3)), torch.Generator().manual_seed(0))
+    ratio = state.position.var(0) / (walk.step_size**2 * widths)
+    assert ((ratio - 1).abs() < 5 * (2 / 4000) ** 0.5).all()

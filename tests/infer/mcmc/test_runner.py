@@ -581,3 +581,15 @@ def test_the_summary_has_one_line_per_scalar_and_two_per_field() -> None:
     assert table.loc["lp", "mean"] == pytest.approx(float(mcmc.sample_stats["lp"].mean()))
     with pytest.raises(RuntimeError, match="call run"):
         VectorizedMCMC(kernel, 3).summary()
+
+
+def test_prior_starts_of_a_model_come_from_the_seed() -> None:
+    def model() -> None:
+        pyro.sample("x", dist.Normal(0.0, 1.0))
+
+    target = ModelTarget(model).setup()
+    before = torch.random.get_rng_state()
+    one, two, other = (target.initial(3, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
+    assert torch.equal(one, two)
+    assert not torch.equal(one, other)
+    assert torch.equal(torch.random.get_rng_state(), before)
