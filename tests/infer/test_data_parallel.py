@@ -97,10 +97,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder,
         """
         state = {name: value.clone() for name, value in flow.state_dict().items()}
-        once = fit(steps=1, anneal=None, callback=None)
+        once = fit(steps=1, batch=64, lr=0.005, anneal=None, callback=None)
         torch.save(once.optimizer_state["state"][0]["exp_avg"], folder / f"gradient{rank}.pt")
         flow.load_state_dict(state)
-        return fit(steps=60, anneal=None)
+        return fit(steps=60, batch=64, lr=0.005, anneal=None)
         """,
     )
     assert found.stdout == "[0, 0]\n", found.stderr
@@ -120,7 +120,7 @@ def test_parameters_are_equal_after_every_step(trained: list[dict[str, Any]]) ->
     assert (first["vectors"].diff(dim=0).abs().amax(1) > 0).all()
     for name in ("loss", "error"):
         assert torch.equal(first[name], second[name])
-    assert first["batch"] == 8
+    assert first["batch"] == 64
 
 
 def test_loss_and_gradient_are_means_over_processes(folder: Path) -> None:
@@ -130,7 +130,7 @@ def test_loss_and_gradient_are_means_over_processes(folder: Path) -> None:
         torch.manual_seed(1)
         target = IsingDual((2, 2), temperature=3.0)
         alone = fit(
-            target, target.flow(), steps=1, batch=4, lr=0.02, clip=None, anneal=None,
+            target, target.flow(), steps=1, batch=32, lr=0.005, clip=None, anneal=None,
             seed=Processes(rank, 2).seed(5), progress=False,
         )  # fmt: skip
         losses.append(alone.history.free_energy[0])
@@ -144,11 +144,14 @@ def test_loss_and_gradient_are_means_over_processes(folder: Path) -> None:
 
 
 def test_the_loss_curve_is_that_of_one_process(trained: list[dict[str, Any]]) -> None:
-    """Within four standard errors, at every stretch of ten steps."""
+    """Within four standard errors, at every stretch of ten steps.
+
+    Those of the samples: with this batch and learning rate the parameters differ by little.
+    """
     torch.manual_seed(1)
     target = IsingDual((2, 2), temperature=3.0)
     one = fit(
-        target, target.flow(), steps=60, batch=8, lr=0.02, clip=None, anneal=None, seed=5,
+        target, target.flow(), steps=60, batch=64, lr=0.005, clip=None, anneal=None, seed=5,
         progress=False,
     ).history  # fmt: skip
     both = trained[0]

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import signal
@@ -25,6 +26,7 @@ from pyro_neuralrg import IsingDual
 from pyro_neuralrg.infer import FitResult, TrainingStep, fit
 from pyro_neuralrg.infer.files import FileFormat
 from pyro_neuralrg.infer.training_state import FORMAT, CheckpointError
+from tests.infer.conftest import GaussianTarget
 
 ROOT = Path(pyro_neuralrg.__file__).parents[1]
 QUICK: dict[str, Any] = {
@@ -87,6 +89,30 @@ def test_a_flow_of_this_package_with_path_gradients(tmp_path: Path) -> None:
     whole = fit(target, seed=5, **PLAIN)
     killed(target, tmp_path, 11)
     assert_same(fit(target, checkpoint=tmp_path, resume=True, seed=5, **QUICK), whole)
+
+
+class Breaking(GaussianTarget):
+    """Its energy is NaN from one evaluation on."""
+
+    def __init__(self, sound: int) -> None:
+        super().__init__()
+        self.sound = sound
+
+    def energy(self, x: torch.Tensor) -> torch.Tensor:
+        self.sound -= 1
+        return super().energy(x) + (0.0 if self.sound >= 0 else math.nan)
+
+
+@pytest.mark.filterwarnings("ignore:training stopped:UserWarning")
+def test_a_loss_that_is_nan_right_after_resuming(tmp_path: Path) -> None:
+    """Undoes the last step, which another process took."""
+    options: dict[str, Any] = {"anneal": None, "average": 0.0}
+    whole = fit(Breaking(6), seed=5, **{**PLAIN, **options})
+    killed(Breaking(100), tmp_path, 6, **options)
+    rest = fit(Breaking(0), checkpoint=tmp_path, resume=True, seed=5, **{**QUICK, **options})
+    assert rest.stopped == "the loss at step 6 is nan"
+    assert_same(rest, whole)
+    assert names(tmp_path) == step_files(3, 6)
 
 
 def test_without_a_seed_the_global_state_goes_on(target: Any, tmp_path: Path) -> None:
