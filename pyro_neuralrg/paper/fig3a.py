@@ -52,7 +52,7 @@ class Settings:
     @classmethod
     def small(cls, start: Start) -> Settings:
         """Seconds long."""
-        return cls(start.small(), snapshots=2, samples=200, particles=32, leapfrog=2)
+        return cls(start.small(), snapshots=2, samples=200, particles=32, leapfrog=1)
 
 
 @dataclass(frozen=True)

@@ -211,7 +211,7 @@ def depths(
             marker=MARKERS[index % len(MARKERS)], linestyle=STYLES[index % len(STYLES)],
             linewidth=1.0, label=name,
         )  # fmt: skip
-        depth = np.log(lengths[name]) / np.log(block) if lengths.get(name, np.inf) > 0 else np.inf
+        depth = np.log(lengths.get(name, np.inf)) / np.log(block)
         if x.size and x.min() <= depth <= x.max():
             height = float(np.interp(depth, x, values))
             ax.plot([depth], [height], marker="|", markersize=16, color=colours[index])
