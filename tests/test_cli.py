@@ -421,6 +421,7 @@ def without_seconds(report: dict) -> dict:
 
 
 @pytest.mark.filterwarnings("ignore:the importance estimate rests on:UserWarning")
+@pytest.mark.filterwarnings("default:.*holds no checkpoint yet:UserWarning")
 def test_a_finished_run_is_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The first --resume finds nothing and begins; the second one writes the outputs again."""
     states, out = tmp_path / "states", tmp_path / "out"

@@ -176,7 +176,8 @@ def _write(results: Results, settings: Settings, folder: Path) -> None:
 
 def draw(results: Results) -> Figure:
     """A row of panels for each scale, and the top variables in the last."""
-    rows: dict[str | int, Response] = {**results.responses, "top": results.top}
+    rows: dict[str | int, Response] = dict(results.responses.items())
+    rows["top"] = results.top
     figure = plotting.responses(rows)
     before, after = results.overlaps.before[0], results.overlaps.after[0]
     figure.suptitle(

@@ -64,7 +64,7 @@ def write_arrays(path: Path, arrays: Mapping[str, Any], notes: Mapping[str, Any]
     Raises:
         OSError: if it cannot be written.
     """
-    packed = {name: np.asarray(value) for name, value in arrays.items()}
+    packed: dict[str, Any] = {name: np.asarray(value) for name, value in arrays.items()}
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as stream:

@@ -355,7 +355,8 @@ def _write(results: Results, known: dict[str, Point], folder: Path) -> None:
 def draw(results: Results) -> Figure:
     """Errors by depth, errors by temperature, the circuits, and the light cone of one site."""
     figure = Figure(figsize=(8.0, 12.5), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=(3.9, 1.0))
+    parts: Any = figure.subfigures(2, 1, height_ratios=(3.9, 1.0))
+    upper, lower = parts
     panels = upper.subplots(3, 1)
     figure.suptitle(results.title)
     _draw_depths(results, panels[0])
@@ -411,9 +412,10 @@ def _draw_circuits(results: Results, ax: Any) -> None:
         ax.set_axis_off()
         return
     names = [f"{p.case.circuit}\n{p.parameters} parameters\n{p.steps} steps" for p in known]
-    gaps = [p.gap for p in known]
+    gaps = [p.gap for p in known if p.gap is not None]
     places = list(range(len(known)))
-    found = Series(places, gaps, [p.gap_se for p in known])
+    errors = [math.nan if p.gap_se is None else p.gap_se for p in known]
+    found = Series(places, gaps, errors)
     plotting.estimates({f"whole circuits, T = {known[0].case.temperature:.6g}": found}, ax=ax)
     ax.set_xticks(places, names)
     ax.set_xlim(-0.5, len(known) - 0.5)

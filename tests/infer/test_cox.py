@@ -55,7 +55,8 @@ def test_posterior_of_a_cox_process_agrees_with_pyros_nuts() -> None:
     pyro.clear_param_store()
     guide = AutoHierarchicalFlow(model, field="noise", prototype_args=(counts,))
     loss = PDD(64, vectorize_particles=True)
-    svi = SVI(model, guide, pyro.optim.Adam({"lr": 5e-3}), loss)
+    adam = pyro.optim.ClippedAdam({"lr": 3e-3, "clip_norm": 10.0})
+    svi = SVI(model, guide, adam, loss)
     losses = [svi.step(counts) for _ in range(300)]
     assert sum(losses[-20:]) < sum(losses[:20])
     latent = NeuTraReparam(guide).reparam(model)
