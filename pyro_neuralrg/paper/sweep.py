@@ -355,7 +355,8 @@ def _write(results: Results, known: dict[str, Point], folder: Path) -> None:
 def draw(results: Results) -> Figure:
     """Errors by depth, errors by temperature, the circuits, and the light cone of one site."""
     figure = Figure(figsize=(8.0, 12.5), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=(3.9, 1.0))
+    parts: Any = figure.subfigures(2, 1, height_ratios=(3.9, 1.0))
+    upper, lower = parts
     panels = upper.subplots(3, 1)
     figure.suptitle(results.title)
     _draw_depths(results, panels[0])
@@ -411,7 +412,7 @@ def _draw_circuits(results: Results, ax: Any) -> None:
         ax.set_axis_off()
         return
     names = [f"{p.case.circuit}\n{p.parameters} parameters\n{p.steps} steps" for p in known]
-    gaps = [p.gap for p in known]
+    gaps = [math.nan if p.gap is None else p.gap for p in known]
     places = list(range(len(known)))
     found = Series(places, gaps, [p.gap_se for p in known])
     plotting.estimates({f"whole circuits, T = {known[0].case.temperature:.6g}": found}, ax=ax)
