@@ -157,6 +157,9 @@ def test_fig3b_visits_go_on_from_the_latents(tmp_path: Path) -> None:
     assert visits.sites == {"latent": "x_latent", "physical": "x"}
     reached = visits.positions["latent"].clone()
     assert not torch.equal(reached, first)
+    where = fig3b.structure_factor(visits.positions["physical"], (2, 2)).mean()
+    assert visits.found["physical"].mean[-1] == pytest.approx(float(where), abs=1e-6)
+    assert visits.found["physical"].mean[-2] != visits.found["physical"].mean[-1]
     with torch.no_grad():
         for parameter in job.prepared.flow.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -171,6 +174,12 @@ def test_fig3b_visits_go_on_from_the_latents(tmp_path: Path) -> None:
         patch.setattr(fig3b.VectorizedMCMC, "run", spy)
         visits(record._replace(step=7))
     assert torch.equal(starts[0]["x_latent"], reached)
+
+
+def test_error_over_chains_is_that_of_the_mean() -> None:
+    mean, error = fig3b._over_chains(torch.tensor([[1.0, 5.0], [3.0, 5.0]]))
+    assert mean == [2.0, 5.0]
+    assert error == pytest.approx([1.0, 0.0])  # std 2 ** 0.5 of two chains
 
 
 def test_fig4a_reports_every_seed(tmp_path: Path) -> None:
