@@ -5,8 +5,9 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -19,10 +20,11 @@ from pyro_neuralrg.analysis import (
     responses,
     responses_by_scale,
     variables_of_scale,
+    written_patterns,
 )
 from pyro_neuralrg.arguments import check_integer
 from pyro_neuralrg.paper.files import read_arrays, write_arrays, write_flow
-from pyro_neuralrg.paper.start import Prepared, Start
+from pyro_neuralrg.paper.start import Prepared, Start, inverse
 from pyro_neuralrg.transforms import HierarchicalFlow
 from pyro_neuralrg.transforms.scales import number_of_scales
 
@@ -67,11 +69,17 @@ class Overlaps:
         after: Mean cosine after the best rotation of the responses: the prior does not tell them
             from their rotations.
         subspace: Smallest cosine of a principal angle between what both span.
+        written_before: As ``before``, of what the latents write into the field, dx/dz: where a
+            Fourier layer makes the field smooth, a latent answers to a single site of it, as that
+            tells of all around, and yet writes a broad pattern.
+        written_after: Likewise after the best rotation.
     """
 
     before: list[float]
     after: list[float]
     subspace: list[float]
+    written_before: list[float]
+    written_after: list[float]
 
 
 @dataclass(frozen=True)
@@ -106,7 +114,7 @@ class Results:
 
 def compute(settings: Settings, prepared: Prepared, folder: Path) -> Results:
     """Train if there is no flow, differentiate, and write ``fig4a.npz``."""
-    found: list[tuple[float, float, float]] = []
+    found: list[tuple[float, ...]] = []
     first: tuple[dict[int, Response], Response] | None = None
     seeds = 1 if prepared.is_trained else settings.seeds
     for index in range(seeds):
@@ -120,8 +128,7 @@ def compute(settings: Settings, prepared: Prepared, folder: Path) -> Results:
         x = x.to(next(one.flow.parameters()).dtype)
         flow = behind_humps(one.flow)
         top = top_responses(flow, x)
-        alike = overlap(top, block_wavelets(flow, top_scale(flow)).to(x.dtype))
-        found.append((alike.before, alike.after, float(alike.subspace.min())))
+        found.append(_overlaps(flow, x, top))
         if first is None:
             first = responses_by_scale(flow, x, most=settings.most), top
     assert first is not None
@@ -156,33 +163,39 @@ def top_responses(flow: HierarchicalFlow, x: torch.Tensor) -> Response:
     return responses(flow, x, variables_of_scale(flow, top_scale(flow)))
 
 
+def _overlaps(flow: HierarchicalFlow, x: torch.Tensor, top: Response) -> tuple[float, ...]:
+    """The numbers of :class:`Overlaps` for one training."""
+    blocks = block_wavelets(flow, top_scale(flow)).to(x.dtype)
+    alike = overlap(top, blocks)
+    written = overlap(written_patterns(flow, inverse(flow, x), list(top.variables)), blocks)
+    subspace = float(alike.subspace.min())
+    return alike.before, alike.after, subspace, written.before, written.after
+
+
 def _write(results: Results, settings: Settings, folder: Path) -> None:
     arrays = {}
     named = {"top": results.top, **{str(k): value for k, value in results.responses.items()}}
     for name, response in named.items():
         arrays[f"{name}_variables"] = torch.tensor(response.variables)
         arrays.update({f"{name}_{part}": getattr(response, part) for part in FIELDS})
-    overlaps = results.overlaps
     notes = {
         "title": results.title,
         "scales": list(results.responses),
         "samples": settings.samples,
-        "overlaps": {
-            "before": overlaps.before, "after": overlaps.after, "subspace": overlaps.subspace,
-        },
-    }  # fmt: skip
+        "overlaps": asdict(results.overlaps),
+    }
     write_arrays(folder / f"{NAME}.npz", arrays, notes)
 
 
 def draw(results: Results) -> Figure:
-    """A row of panels for each scale, and the top variables in the last."""
-    rows: dict[str | int, Response] = dict(results.responses.items())
-    rows["top"] = results.top
+    """The top variables in the first row of panels, then a row for each scale."""
+    rows: dict[Any, Response] = {"top": results.top, **results.responses}
     figure = plotting.responses(rows)
     before, after = results.overlaps.before[0], results.overlaps.after[0]
     figure.suptitle(
         f"{results.title}\noverlap of the top variables with their blocks: {before:.3f}, "
-        f"after the best rotation {after:.3f}"
+        f"after the best rotation {after:.3f}; of what they write: "
+        f"{results.overlaps.written_before[0]:.3f} and {results.overlaps.written_after[0]:.3f}"
     )
     return figure
 
@@ -191,14 +204,12 @@ def describe(results: Results) -> list[str]:
     """The figures in words."""
     overlaps = results.overlaps
     lines = [results.title]
-    for index, triple in enumerate(
-        zip(overlaps.before, overlaps.after, overlaps.subspace, strict=True)
-    ):
-        before, after, subspace = triple
+    for index, before in enumerate(overlaps.before):
         lines.append(
             f"training {index}: overlap of the {len(results.top.variables)} top variables with "
-            f"their blocks {before:.4f}, after the best rotation {after:.4f}, smallest cosine of "
-            f"the subspaces {subspace:.4f}"
+            f"their blocks {before:.4f}, after the best rotation {overlaps.after[index]:.4f}, "
+            f"smallest cosine of the subspaces {overlaps.subspace[index]:.4f}; of what they write "
+            f"{overlaps.written_before[index]:.4f} and {overlaps.written_after[index]:.4f}"
         )
     for scale, response in results.responses.items():
         share = 100 * float(response.nonlinearity.mean())

@@ -65,10 +65,11 @@ def write_arrays(path: Path, arrays: Mapping[str, Any], notes: Mapping[str, Any]
         OSError: if it cannot be written.
     """
     packed: dict[str, Any] = {name: np.asarray(value) for name, value in arrays.items()}
+    packed["notes"] = np.array(json.dumps(_finite(dict(notes))))
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as stream:
-            np.savez_compressed(stream, notes=np.array(json.dumps(_finite(dict(notes)))), **packed)
+            np.savez_compressed(stream, **packed)
 
     _replace(path, write)
 

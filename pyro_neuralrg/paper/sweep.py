@@ -412,10 +412,9 @@ def _draw_circuits(results: Results, ax: Any) -> None:
         ax.set_axis_off()
         return
     names = [f"{p.case.circuit}\n{p.parameters} parameters\n{p.steps} steps" for p in known]
-    gaps = [p.gap for p in known if p.gap is not None]
+    gaps = [math.nan if p.gap is None else p.gap for p in known]
     places = list(range(len(known)))
-    errors = [math.nan if p.gap_se is None else p.gap_se for p in known]
-    found = Series(places, gaps, errors)
+    found = Series(places, gaps, [p.gap_se for p in known])
     plotting.estimates({f"whole circuits, T = {known[0].case.temperature:.6g}": found}, ax=ax)
     ax.set_xticks(places, names)
     ax.set_xlim(-0.5, len(known) - 0.5)

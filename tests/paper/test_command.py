@@ -157,6 +157,9 @@ def test_fig3b_visits_go_on_from_the_latents(tmp_path: Path) -> None:
     assert visits.sites == {"latent": "x_latent", "physical": "x"}
     reached = visits.positions["latent"].clone()
     assert not torch.equal(reached, first)
+    where = fig3b.structure_factor(visits.positions["physical"], (2, 2)).mean()
+    assert visits.found["physical"].mean[-1] == pytest.approx(float(where), abs=1e-6)
+    assert visits.found["physical"].mean[-2] != visits.found["physical"].mean[-1]
     with torch.no_grad():
         for parameter in job.prepared.flow.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -173,6 +176,12 @@ def test_fig3b_visits_go_on_from_the_latents(tmp_path: Path) -> None:
     assert torch.equal(starts[0]["x_latent"], reached)
 
 
+def test_error_over_chains_is_that_of_the_mean() -> None:
+    mean, error = fig3b._over_chains(torch.tensor([[1.0, 5.0], [3.0, 5.0]]))
+    assert mean == [2.0, 5.0]
+    assert error == pytest.approx([1.0, 0.0])  # std 2 ** 0.5 of two chains
+
+
 def test_fig4a_reports_every_seed(tmp_path: Path) -> None:
     job = prepare("fig4a", Start(shape=(4, 4), progress=False), small=True, seeds=2)
     lines = job.run(tmp_path)
@@ -183,6 +192,40 @@ def test_fig4a_reports_every_seed(tmp_path: Path) -> None:
     assert list(results.responses) == [0, 1, 2]
     assert sum("overlap" in line for line in lines) == 2
     assert (tmp_path / "flow-1.pt").exists()
+
+
+def test_fig4a_leaves_out_the_humps_alone() -> None:
+    flow = IsingDual((4, 4)).flow()
+    bare = fig4a.behind_humps(flow)
+    x = torch.randn(3, 4, 4)
+    torch.testing.assert_close(bare.inv(x), flow.local.inv(x))
+    assert not torch.allclose(bare.inv(x), flow.inv(x))  # which the flow given still has
+    plain = hierarchical_flow((4, 4))
+    assert fig4a.behind_humps(plain) is plain
+
+
+def test_fig4a_overlaps_of_block_spins_are_one() -> None:
+    flow = hierarchical_flow((4, 4), depth=1)
+    x = torch.randn(5, 4, 4)
+    blocks = fig4a.block_wavelets(flow, 0)
+    top = fig4a.Response(tuple(range(16)), blocks, blocks, 0 * blocks, 5)
+    before, after, subspace, written, rotated = fig4a._overlaps(flow, x, top)
+    assert (before, after, subspace) == pytest.approx((1, 1, 1))
+    patterns = fig4a.written_patterns(flow, flow.inv(x), list(range(16)))
+    alike = fig4a.overlap(patterns, blocks)
+    assert (written, rotated) == pytest.approx((alike.before, alike.after))
+
+
+def test_fig3b_counts_the_training_of_latent_samplers_only() -> None:
+    curve = fig3b.Curve([0.1, 0.2], [0.01, 0.01], 0.8, 0.1, 10.0, 3.0, 4.0)
+    curves = {"latent HMC": curve, "physical HMC": curve}
+    results = fig3b.Results("t", 0.5, 100.0, curves, {}, 10, 100)
+    axes = fig3b.draw(results).axes
+    assert len(axes) == 2
+    assert axes[0].lines[0].get_xdata().tolist() == [1, 2]
+    assert axes[1].lines[0].get_xdata().tolist() == [105.0, 107.0]
+    assert axes[1].lines[1].get_xdata().tolist() == [5.0, 7.0]
+    assert axes[0].get_title().startswith("not converged")
 
 
 def test_fig4b_comes_back_as_it_was(tmp_path: Path) -> None:
