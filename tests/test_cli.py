@@ -477,12 +477,13 @@ def test_terminated_and_resumed(tmp_path: Path) -> None:
     assert 0 < report["training"]["steps"] < 400
     (state,) = (tmp_path / "states").iterdir()
     assert state.name == f"training-{report['training']['steps']:010d}.pt"
-    out = tmp_path / "other"
-    subprocess.run([*command, "--out", str(out)], cwd=ROOT, check=True, capture_output=True)
-    assert main(["ising", *arguments[:-3], "--out", str(tmp_path / "whole")]) == 0
+    resume = [*command, "--out", str(tmp_path / "other")]
+    never_stopped = [*command[:-3], "--out", str(tmp_path / "whole")]
+    for line in (resume, never_stopped):
+        subprocess.run(line, cwd=ROOT, check=True, capture_output=True)
     resumed, whole = (
         without_seconds(json.loads((folder / "report.json").read_text()))
-        for folder in (out, tmp_path / "whole")
+        for folder in (tmp_path / "other", tmp_path / "whole")
     )
     assert resumed == whole
 

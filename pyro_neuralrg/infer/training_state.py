@@ -253,7 +253,7 @@ def _plain(value: Any) -> Any:
 
 def _config(flow: Any) -> dict[str, Any]:
     """The configuration of a flow, or of the flow of a guide, if it has one."""
-    owners: list[Any] = [flow, getattr(flow, "flow", None)]
+    owners: tuple[Any, ...] = (flow, getattr(flow, "flow", None))
     for owner in owners:
         with contextlib.suppress(ValueError, AttributeError):
             return dict(owner.config)
