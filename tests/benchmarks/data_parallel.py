@@ -1,0 +1,95 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Samples per second of a training on one process, and on two under torchrun, one thread each.
+
+    python -m tests.benchmarks.data_parallel [--sides 16 64] [--repeats 3]
+
+The same batch for both; the two take turns, and medians of step times are compared. The cost of
+communication is that of the all-reduce of a gradient, measured beside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+import torch
+import torch.distributed
+
+from pyro_neuralrg import IsingDual, fit
+from pyro_neuralrg.processes import joined, processes
+
+STEPS, SKIPPED = 16, 4
+BATCHES = {16: 256, 64: 32}
+
+
+def worker(side: int) -> None:
+    """Train for a few steps as part of whatever group there is; the first process prints."""
+    torch.set_num_threads(1)
+    with joined() as world:
+        target = IsingDual((side, side))
+        torch.manual_seed(0)
+        flow = target.flow(dtype=torch.float32)
+        marks: list[float] = []
+        fit(
+            target,
+            flow,
+            steps=STEPS,
+            batch=BATCHES[side],
+            anneal=None,
+            seed=0,
+            progress=False,
+            callback=lambda _: marks.append(time.perf_counter()),
+        )
+        step = statistics.median(
+            b - a for a, b in zip(marks[SKIPPED:], marks[SKIPPED + 1 :], strict=False)
+        )
+        gradient = torch.zeros(sum(p.numel() for p in flow.parameters()))
+        costs = []
+        for _ in range(30):
+            began = time.perf_counter()
+            processes().mean(gradient)
+            costs.append(time.perf_counter() - began)
+        if world.is_first:
+            print(json.dumps({"step": step, "reduce": statistics.median(costs)}))
+
+
+def measured(side: int, count: int) -> dict[str, float]:
+    """Of one process, or of several under torchrun."""
+    module = ["-m", "tests.benchmarks.data_parallel", "--worker", str(side)]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count)]
+    command = [sys.executable, *module] if count == 1 else [*launcher, *module]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sides", type=int, nargs="+", default=[16, 64], choices=sorted(BATCHES))
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        worker(arguments.worker)
+        return
+    for side in arguments.sides:
+        pairs = [(measured(side, 1), measured(side, 2)) for _ in range(arguments.repeats)]
+        one = statistics.median(single["step"] for single, _ in pairs)
+        two = statistics.median(double["step"] for _, double in pairs)
+        reduce = statistics.median(double["reduce"] for _, double in pairs)
+        print(
+            f"{side} x {side}, batch {BATCHES[side]}: one process {1000 * one:.1f} ms a step, two "
+            f"{1000 * two:.1f}: {one / two:.2f} times the samples per second; the all-reduce of a "
+            f"gradient takes {1000 * reduce:.2f} ms",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
