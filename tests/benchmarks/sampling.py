@@ -22,7 +22,7 @@ import argparse
 import math
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyro
 import pyro.infer
@@ -170,6 +170,72 @@ def stays_within(spent: list[int], averages: Tensor, exact: float, fraction: flo
     return f"{spent[first]}" if first < len(spent) else f"not within {spent[-1]}"
 
 
+Kernels = dict[str, Callable[[], Kernel]]
+
+
+def kernels(target: IsingDual, flow: Any) -> tuple[Kernels, Kernels]:
+    """In the latent space of the flow, and in physical space."""
+    latent: Kernels = {
+        "latent ChEES": lambda: ChEESHMC(target, flow=flow),
+        "latent ChEES + jump": lambda: Cycle(
+            ChEESHMC(target, flow=flow), IndependenceMetropolis(flow)
+        ),
+        "latent HMC, 5 leapfrogs": lambda: HMC(target, num_steps=5, jitter=0.5, flow=flow),
+        "jumps alone": lambda: IndependenceMetropolis(flow, HMC(target, flow=flow).target),
+    }
+    physical: Kernels = {
+        "physical ChEES": lambda: ChEESHMC(target),
+        "physical HMC, 20 leapfrogs": lambda: HMC(target, num_steps=20, jitter=0.5),
+        "physical MALA": lambda: MALA(target),
+        "physical random walk": lambda: RandomWalkMetropolis(target),
+    }
+    return latent, physical
+
+
+def table(
+    target: IsingDual, latent: Kernels, physical: Kernels, training: float, options: Any
+) -> dict[str, Row]:
+    """Print a line for each sampler; return the rows by name."""
+    rows: dict[str, Row] = {}
+    for name, make in latent.items():
+        rows[name] = run(make(), target, options.draws, options.warmup, options.chains)
+        show(name, rows[name], training)
+    for name, make in physical.items():
+        rows[name] = run(make(), target, options.draws, options.warmup, options.chains)
+        show(name, rows[name], 0.0)
+    nuts = run_pyros_nuts(target, options.draws, options.warmup)
+    show("physical NUTS of Pyro", nuts, 0.0)
+    return rows
+
+
+def from_a_cold_start(
+    target: IsingDual, makers: Kernels, rows: dict[str, Row], options: Any
+) -> None:
+    """Print after how many gradients each sampler stays close to the exact value."""
+    exact = target.exact_structure_factor()
+    print("from a cold start, gradient evaluations of each chain until the average stays close")
+    for name, fraction, gradients in (
+        ("latent ChEES", 0.02, options.cold_gradients),
+        ("latent ChEES + jump", 0.02, options.cold_gradients),
+        ("physical ChEES", 0.20, options.cold_physical),
+    ):
+        kernel = makers[name]()
+        members = kernel.members
+        for member, tuned in members.items():
+            if tuned.step_size is not None:
+                members[member] = tuned.tuned(
+                    step_size=rows[name].step_size, trajectory_length=rows[name].length
+                )
+        spent, averages = approach(
+            kernel.with_members(members), target, options.cold_chains, gradients
+        )
+        print(
+            f"{name:<26}within {fraction:.0%}: {stays_within(spent, averages, exact, fraction)}; "
+            f"start {float(averages[0]):.3f}, end {float(averages[-1]):.4f}",
+            flush=True,
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--flow", help="a file of pyro_neuralrg.save")
@@ -203,52 +269,10 @@ def main() -> None:
         + (f"trained in {training:.0f} s" if not options.flow else "training not timed")
     )
     print(f"exact S {exact:.6f}; {options.chains} chains, {options.draws} draws\n{HEADINGS}")
-    latent: dict[str, Callable[[], Kernel]] = {
-        "latent ChEES": lambda: ChEESHMC(target, flow=flow),
-        "latent ChEES + jump": lambda: Cycle(
-            ChEESHMC(target, flow=flow), IndependenceMetropolis(flow)
-        ),
-        "latent HMC, 5 leapfrogs": lambda: HMC(target, num_steps=5, jitter=0.5, flow=flow),
-        "jumps alone": lambda: IndependenceMetropolis(flow, HMC(target, flow=flow).target),
-    }
-    physical: dict[str, Callable[[], Kernel]] = {
-        "physical ChEES": lambda: ChEESHMC(target),
-        "physical HMC, 20 leapfrogs": lambda: HMC(target, num_steps=20, jitter=0.5),
-        "physical MALA": lambda: MALA(target),
-        "physical random walk": lambda: RandomWalkMetropolis(target),
-    }
-    rows: dict[str, Row] = {}
-    for name, make in latent.items():
-        rows[name] = run(make(), target, options.draws, options.warmup, options.chains)
-        show(name, rows[name], training)
-    for name, make in physical.items():
-        rows[name] = run(make(), target, options.draws, options.warmup, options.chains)
-        show(name, rows[name], 0.0)
-    nuts = run_pyros_nuts(target, options.draws, options.warmup)
-    show("physical NUTS of Pyro", nuts, 0.0)
-    if not options.cold:
-        return
-    print("from a cold start, gradient evaluations of each chain until the average stays close")
-    for name, fraction, gradients in (
-        ("latent ChEES", 0.02, options.cold_gradients),
-        ("latent ChEES + jump", 0.02, options.cold_gradients),
-        ("physical ChEES", 0.20, options.cold_physical),
-    ):
-        kernel = (latent | physical)[name]()
-        members = kernel.members
-        for member, tuned in members.items():
-            if tuned.step_size is not None:
-                members[member] = tuned.tuned(
-                    step_size=rows[name].step_size, trajectory_length=rows[name].length
-                )
-        spent, averages = approach(
-            kernel.with_members(members), target, options.cold_chains, gradients
-        )
-        print(
-            f"{name:<26}within {fraction:.0%}: {stays_within(spent, averages, exact, fraction)}; "
-            f"start {float(averages[0]):.3f}, end {float(averages[-1]):.4f}",
-            flush=True,
-        )
+    latent, physical = kernels(target, flow)
+    rows = table(target, latent, physical, training, options)
+    if options.cold:
+        from_a_cold_start(target, latent | physical, rows, options)
 
 
 if __name__ == "__main__":
