@@ -7,9 +7,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import json
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["FileFormat", "VersionError", "checksum", "one_line"]
+__all__ = ["FileFormat", "VersionError", "checksum", "differences", "one_line"]
 
 
 class VersionError(ValueError):
@@ -162,6 +163,29 @@ def checksum(value: Any) -> str:
     else:
         found.update(f"{type(value).__name__} {value!r}".encode())
     return found.hexdigest()
+
+
+def differences(saved: str, present: str) -> str:
+    """Name every setting of a file, as JSON, which is not that of now; empty if there is none.
+
+    Example:
+        >>> differences('{"steps": 3, "shape": [4]}', '{"steps": 5, "shape": [4]}')
+        'steps 3 (here 5)'
+    """
+    theirs, ours = dict(_flat(json.loads(saved))), dict(_flat(json.loads(present)))
+    return "; ".join(
+        f"{name} {theirs.get(name)!r} (here {ours.get(name)!r})"
+        for name in sorted(theirs.keys() | ours.keys())
+        if theirs.get(name) != ours.get(name)
+    )
+
+
+def _flat(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", value
 
 
 def one_line(error: Exception) -> str:

@@ -9,7 +9,7 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pyro_neuralrg.arguments import check_integer, check_number
-from pyro_neuralrg.infer.files import FileFormat, VersionError, one_line
+from pyro_neuralrg.infer.files import FileFormat, VersionError, differences, one_line
 from pyro_neuralrg.infer.schedule import Schedule
 from pyro_neuralrg.infer.training import Training
 from pyro_neuralrg.potentials.base import LatticePotential
@@ -261,26 +261,13 @@ def _config(flow: Any) -> dict[str, Any]:
 
 
 def _check_same(path: Path, saved: str, present: str) -> None:
-    """Raise a ValueError that names every setting of the file which is not that of now."""
-    theirs, ours = dict(_flat(json.loads(saved))), dict(_flat(json.loads(present)))
-    differing = [
-        f"{name} {theirs.get(name)!r} (here {ours.get(name)!r})"
-        for name in sorted(theirs.keys() | ours.keys())
-        if theirs.get(name) != ours.get(name)
-    ]
+    """Raise a CheckpointError that names every setting of the file which is not that of now."""
+    differing = differences(saved, present)
     if differing:
         raise CheckpointError(
-            f"{path} is of another training, with {'; '.join(differing)}; accepted: the same "
+            f"{path} is of another training, with {differing}; accepted: the same "
             "target, flow and settings"
         )
-
-
-def _flat(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{above}{name}.")
-        else:
-            yield f"{above}{name}", value
 
 
 def _energies(training: Training) -> Tensor | None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.infer.files import FileFormat
+from pyro_neuralrg.infer.files import FileFormat, differences
 from pyro_neuralrg.infer.mcmc.adaptation import Adaptation
 from pyro_neuralrg.infer.mcmc.base import ChainState, Kernel
 
@@ -45,10 +45,10 @@ def described(kernel: Kernel, adaptation: Adaptation, settings: Mapping[str, Any
         {
             "kernel": {
                 name: type(member).__name__
-                for name, member in {"": kernel, **kernel.members}.items()
+                for name, member in {"whole": kernel, **kernel.members}.items()
             },
             "options": {name: _options(member) for name, member in kernel.members.items()}
-            | ({} if list(kernel.members) == [kernel.name] else {"": _options(kernel)}),
+            | ({} if list(kernel.members) == [kernel.name] else {"whole": _options(kernel)}),
             "sites": {name: list(shape) for name, shape in target.sites.items()},
             "dtype": str(target.dtype),
             "device": target.device.type,
@@ -72,16 +72,11 @@ def _options(kernel: Kernel) -> dict[str, Any]:
 
 def check_same(path: Any, saved: str, present: str) -> None:
     """Raise a ValueError that names every setting of the file which is not that of this run."""
-    theirs, ours = json.loads(saved), json.loads(present)
-    differing = [
-        f"{name} {theirs.get(name)!r} (here {ours.get(name)!r})"
-        for name in sorted(theirs.keys() | ours.keys())
-        if theirs.get(name) != ours.get(name)
-    ]
+    differing = differences(saved, present)
     if differing:
         raise ValueError(
-            f"{path} is of another run, with {'; '.join(differing)}; accepted: the same kernel, "
-            "target and settings"
+            f"{path} is of another run, with {differing}; accepted: the same kernel, target and "
+            "settings"
         )
 
 
