@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from torch import Tensor
 
 from pyro_neuralrg.distributions.flow import flow_distribution
@@ -143,9 +144,8 @@ def test_bad_arguments(flow: Any, options: dict[str, Any], error: type, match: s
 @pytest.mark.slow
 def test_handwritten_digits() -> None:
     """Of 8 x 8 pixels: 2.28 bits a pixel after 200 steps; independent pixels take 2.44."""
-    datasets = pytest.importorskip("sklearn.datasets")
     torch.set_default_dtype(torch.float32)
-    images = torch.from_numpy(datasets.load_digits().images).long()
+    images = torch.from_numpy(load_digits().images).long()
     images = images[torch.randperm(len(images))]
     pixels = Pixels(levels=17)
     train, check, test = images[:1300], images[1300:1500], images[1500:]
