@@ -17,7 +17,7 @@ from pyro_neuralrg.transforms.conditional import (
     conditional_hierarchical_flow,
 )
 from pyro_neuralrg.transforms.coupling import Couplings, neighbour_coupling, realnvp_block
-from pyro_neuralrg.transforms.fourier import FourierLayer
+from pyro_neuralrg.transforms.fourier import FourierLayer, LearnedSpectrum
 from pyro_neuralrg.transforms.hierarchical import HierarchicalFlow, hierarchical_flow
 from pyro_neuralrg.transforms.humps import TwoHumps
 from pyro_neuralrg.transforms.monotone import MonotoneMap
@@ -32,6 +32,7 @@ __all__ = [
     "HierarchicalFlow",
     "LatticeTransform",
     "LayerFactory",
+    "LearnedSpectrum",
     "MonotoneMap",
     "Neighbour",
     "Place",

@@ -1,17 +1,19 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""The Gaussian layer: the free field, from which the renormalization group starts."""
+"""Gaussian layers: the free field, from which the renormalization group starts; a learned one."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_neuralrg.lattice import check_boundary, check_shape
 from pyro_neuralrg.spectral import apply_spectrum
 from pyro_neuralrg.transforms.base import LatticeTransform
 
-__all__ = ["FourierLayer"]
+__all__ = ["FourierLayer", "LearnedSpectrum"]
 
 
 class FourierLayer(LatticeTransform):
@@ -87,6 +89,82 @@ class FourierLayer(LatticeTransform):
     def _ladj(self, h: Tensor, scale: Tensor) -> Tensor:
         dims = tuple(range(-len(self.event_shape), 0))
         return scale.log().sum(dims).to(h.dtype).expand(h.shape[-1])
+
+
+class LearnedSpectrum(LatticeTransform):
+    r"""Scale every mode of the lattice by a factor of its own: :math:`x = F^{-1} e^{s(c)} F z`.
+
+    The factors are parameters, one for each mode (one for each pair k, -k on a periodic lattice),
+    and with a context depend on it: :math:`s(c) = s_0 + \sum_i c_i s_i`. At the start the layer
+    is the identity. O(N log N). The posterior of a smooth field, whose data tell of some of its
+    scales only, is learned soonest so.
+
+    Args:
+        shape: lattice shape.
+        boundary: "periodic" (plane waves) or "open" (products of sines).
+        context_dim: length of the context; 0 for none.
+        dtype: of the parameters; torch's default if None.
+        device: of the parameters.
+
+    Raises:
+        ValueError: if the shape is none of a lattice, or the boundary is unknown; on use, if there
+            is no context where one is needed.
+
+    Example:
+        >>> layer = LearnedSpectrum((4, 4))
+        >>> bool(torch.allclose(layer(torch.ones(4, 4)), torch.ones(4, 4)))
+        True
+    """
+
+    def __init__(
+        self,
+        shape: Iterable[int],
+        boundary: str = "periodic",
+        context_dim: int = 0,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        check_boundary(boundary)
+        sides = check_shape(shape)
+        super().__init__(sides)
+        self.boundary = boundary
+        self.log_scale = nn.Parameter(torch.zeros(sides, dtype=dtype, device=device))
+        slopes = torch.zeros(context_dim, *sides, dtype=dtype, device=device)
+        self.slopes = nn.Parameter(slopes) if context_dim else None
+
+    def generate(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """z to x."""
+        log_scale = self._log_scale(context)
+        return self._scaled(h, log_scale.exp()), self._ladj(h, log_scale)
+
+    def renormalize(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x to z."""
+        log_scale = self._log_scale(context)
+        return self._scaled(h, (-log_scale).exp()), self._ladj(h, log_scale)
+
+    def _log_scale(self, context: Tensor | None) -> Tensor:
+        """s, of the lattice's shape, or with a context one for each field of the batch."""
+        log_scale = self._even(self.log_scale)
+        if self.slopes is None:
+            return log_scale
+        if context is None:
+            raise ValueError("context is None; accepted for a spectrum with slopes: a tensor")
+        return log_scale + torch.tensordot(context, self._even(self.slopes), ([0], [0]))
+
+    def _even(self, values: Tensor) -> Tensor:
+        """Their part that is even under k -> -k; of sines all of it."""
+        if self.boundary == "open":
+            return values
+        axes = tuple(range(-len(self.event_shape), 0))
+        return 0.5 * (values + values.flip(axes).roll((1,) * len(axes), axes))
+
+    def _scaled(self, h: Tensor, scale: Tensor) -> Tensor:
+        dims = len(self.event_shape)
+        return apply_spectrum(h.movedim(-1, 0), scale, self.boundary, dims).movedim(0, -1)
+
+    def _ladj(self, h: Tensor, log_scale: Tensor) -> Tensor:
+        return log_scale.flatten(-len(self.event_shape)).sum(-1).expand(h.shape[-1])
 
 
 def _check_spectrum(spectrum: Tensor, boundary: str) -> None:

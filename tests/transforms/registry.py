@@ -20,6 +20,7 @@ from pyro_neuralrg.transforms import (
     FourierLayer,
     LatticeTransform,
     LayerFactory,
+    LearnedSpectrum,
     MonotoneMap,
     Neighbour,
     RealNVP,
@@ -239,6 +240,11 @@ def fourier(shape: tuple[int, ...], boundary: str) -> Entry:
     return part(shape, make, odd=True, starts_near_identity=False)
 
 
+def learned(shape: tuple[int, ...], boundary: str) -> Entry:
+    make = functools.partial(LearnedSpectrum, shape, boundary)
+    return part(shape, make, odd=True)
+
+
 ENTRIES: dict[str, Entry] = {
     # circuits, dimensions, shapes
     "defaults": Entry(
@@ -337,6 +343,10 @@ ENTRIES: dict[str, Entry] = {
     "fourier-open-1d": fourier((4,), "open"),
     "fourier-open-2d": fourier((3, 4), "open"),
     "fourier-open-3d": fourier((2, 1, 3), "open"),
+    "learned-spectrum-1d": learned((5,), "periodic"),
+    "learned-spectrum-2d": learned((4, 3), "periodic"),
+    "learned-spectrum-3d": learned((2, 3, 4), "periodic"),
+    "learned-spectrum-open-2d": learned((3, 4), "open"),
     "two-humps": humps((2, 2), 3.0),
     "two-humps-far": humps((1,), 4.0),
     "two-humps-near": humps((2,), 0.3),

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 from pyro_neuralrg.transforms import (
     ConditionalHierarchicalFlow,
     HierarchicalFlow,
+    LearnedSpectrum,
     conditional_hierarchical_flow,
     hierarchical_flow,
 )
@@ -109,11 +111,13 @@ class GlobalsFlow(LatticeTransform):
 class FieldFlow(LatticeTransform):
     r"""Fields from a hierarchical flow, with a place and a width for every site.
 
-    .. math:: u = m + e^s \odot (A c + e^{B c}\, g(z; c))
+    .. math:: u = m + e^s \odot (A c + F^{-1} e^{b(c)} F\, g(z; c))
 
-    for a context c of the globals' latents, which are standard normal; A and B have one row for
-    each field, shared by its sites, and are zero at the start. Fields are a last axis of the
-    lattice that the flow lives on.
+    for a context c of the globals' latents, which are standard normal. A has one row for each site;
+    the modes of each field are scaled by factors of their own, whose logarithms b are linear in c
+    (:class:`~pyro_neuralrg.transforms.LearnedSpectrum`): the posterior of a smooth field differs
+    from its prior in some of its scales only. A and b are zero at the start. Fields are a last axis
+    of the lattice that the flow lives on.
 
     Args:
         loc: m at the start, of the flow's shape; also the dtype and device of all parameters.
@@ -148,37 +152,44 @@ class FieldFlow(LatticeTransform):
         else:
             self.loc = nn.Parameter(loc.clone())
         self.log_scale = nn.Parameter(torch.full_like(loc, math.log(scale)))
-        weights = loc.new_zeros(channels, context_dim)
-        self.shift = nn.Parameter(weights) if context_dim and not odd else None
-        self.stretch = nn.Parameter(weights.clone()) if context_dim else None
-        self.sites_per_channel = loc.numel() // channels
+        moves = loc.new_zeros(*shape, context_dim)
+        self.shift = nn.Parameter(moves) if context_dim and not odd else None
+        lattice = shape[:-1] if channels > 1 else shape
+        boundary = options.get("boundary", "periodic")
+        self.spectra = nn.ModuleList(
+            LearnedSpectrum(lattice, boundary, context_dim).to(loc) for _ in range(channels)
+        )
 
     def generate(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z to u, batch-last."""
         flow, features = self._flow_at(context)
         v, ladj = flow.generate(h, features)
-        if self.stretch is not None and context is not None:
-            stretch = self.stretch @ context
-            v = v * stretch.exp()
-            ladj = ladj + self.sites_per_channel * stretch.sum(0)
+        v, more = self._by_channel(LearnedSpectrum.generate, v, context)
         if self.shift is not None and context is not None:
             v = v + self.shift @ context
         u = self.loc.unsqueeze(-1) + self.log_scale.exp().unsqueeze(-1) * v
-        return u, ladj + self.log_scale.sum()
+        return u, ladj + more + self.log_scale.sum()
 
     def renormalize(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """u to z, batch-last."""
         flow, features = self._flow_at(context)
         v = (h - self.loc.unsqueeze(-1)) * (-self.log_scale).exp().unsqueeze(-1)
-        more = self.log_scale.sum()
         if self.shift is not None and context is not None:
             v = v - self.shift @ context
-        if self.stretch is not None and context is not None:
-            stretch = self.stretch @ context
-            v = v * (-stretch).exp()
-            more = more + self.sites_per_channel * stretch.sum(0)
+        v, more = self._by_channel(LearnedSpectrum.renormalize, v, context)
         z, ladj = flow.renormalize(v, features)
-        return z, ladj + more
+        return z, ladj + more + self.log_scale.sum()
+
+    def _by_channel(
+        self, direction: Callable[..., tuple[Tensor, Tensor]], h: Tensor, context: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Scale the modes of each field."""
+        if len(self.spectra) == 1:
+            return direction(self.spectra[0], h, context)
+        fields, ladjs = zip(
+            *map(direction, self.spectra, h.unbind(-2), itertools.repeat(context)), strict=True
+        )
+        return torch.stack(fields, -2), torch.stack(ladjs).sum(0)
 
     def _flow_at(self, context: Tensor | None) -> tuple[HierarchicalFlow, Tensor | None]:
         """The flow on the lattice and what it sees of the context, batch-last."""
