@@ -460,6 +460,7 @@ def test_chains_come_back_in_the_models_sites(case: Case, by: str) -> None:
     )
     target = ModelTarget(latent).setup(*case.args)
     assert target._vectorised
+    assert target._transport is not None  # the flow is evaluated for all chains at once
     z = torch.randn(2, 3, case.dim)
     physical = target.physical(z)
     u, ladj = guide.get_transform().forward_and_ladj(z)
@@ -468,9 +469,14 @@ def test_chains_come_back_in_the_models_sites(case: Case, by: str) -> None:
             constrained = torch.distributions.biject_to(site["fn"].support)(value)
             torch.testing.assert_close(physical[site["name"]][i, j], constrained)
     assert physical.keys() == guide._unconstrained_shapes.keys()
-    expected = potential(case.model, case.args)(split(guide, u[1, 2])) - ladj[1, 2]
-    energy, _ = target.energy_and_grad(z.flatten(0, 1))
+    one = z[1, 2].requires_grad_()
+    u, ladj = guide.get_transform().forward_and_ladj(one)
+    expected = potential(case.model, case.args)(split(guide, u)) - ladj
+    (slope,) = torch.autograd.grad(expected, one)
+    energy, gradient = target.energy_and_grad(z.detach().flatten(0, 1))
     torch.testing.assert_close(energy[5], expected.detach())
+    torch.testing.assert_close(gradient[5], slope)
+    torch.testing.assert_close(target.energy(z.detach().flatten(0, 1)), energy)
     assert target.lattices == dict.fromkeys(case.fields, case.lattice)
 
 

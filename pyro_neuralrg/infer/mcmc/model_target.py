@@ -5,9 +5,10 @@
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import torch
@@ -18,6 +19,7 @@ from pyro.infer.reparam import NeuTraReparam
 from pyro.poutine.reparam_messenger import ReparamHandler
 from torch import Tensor
 
+from pyro_neuralrg.distributions.flow import forward_and_ladj
 from pyro_neuralrg.infer.mcmc.target import EnergyTarget, LatentTarget, Target
 from pyro_neuralrg.infer.reparam import FlowReparam
 from pyro_neuralrg.potentials.base import LatticePotential
@@ -57,6 +59,7 @@ class ModelTarget(Target):
         self._args: tuple[Any, ...] = ()
         self._kwargs: dict[str, Any] = {}
         self._vectorised = True
+        self._transport: _Transport | None = None
 
     def setup(self, *args: Any, **kwargs: Any) -> ModelTarget:
         """Run the model once with its arguments to see its sites."""
@@ -73,7 +76,9 @@ class ModelTarget(Target):
         )
         target._potential_fn = potential_fn if discrete else target._log_joint_energy
         target._read_sites(trace)
-        target._try_vmap()
+        target._transport = target._transport_of_all()
+        if target._transport is None:
+            target._try_vmap()
         return target
 
     def _check_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -138,6 +143,22 @@ class ModelTarget(Target):
             for field in getattr(guide, "fields", ()):
                 self.lattices[field] = guide.shape
 
+    def _transport_of_all(self) -> _Transport | None:
+        """The flow of the guide, if the whole model is in its latent space."""
+        if len(self.sites) != 1 or self.sites.keys() != self._neutras.keys():
+            return None
+        if not isinstance(self.model, ReparamHandler):
+            return None
+        guide: Any = next(iter(self._neutras.values())).guide
+        shapes = {name: tuple(shape) for name, shape in guide._unconstrained_shapes.items()}
+        behind = ModelTarget(self.model.fn).setup(*self._args, **self._kwargs)
+        if behind.sites != shapes:
+            return None
+        parts = torch.arange(behind.dim).split([math.prod(shape) for shape in shapes.values()])
+        places = dict(zip(shapes, parts, strict=True))
+        order = torch.cat([places[name] for name in behind.sites])
+        return _Transport(guide.get_transform(), behind, order.to(self.device))
+
     def _log_joint_energy(self, params: dict[str, Tensor]) -> Tensor:
         """As Pyro's potential_fn, but without the enumeration, which vmap does not take."""
         values = {name: self._transforms[name].inv(value) for name, value in params.items()}
@@ -151,6 +172,8 @@ class ModelTarget(Target):
 
     def _energy_of(self, positions: Tensor) -> Tensor:
         """See :class:`Target`."""
+        if self._transport is not None:
+            return self._transport.energy(positions)
         params = self._params(positions)
         with pyro.validation_enabled(False), torch.no_grad():
             if self._vectorised:
@@ -159,6 +182,8 @@ class ModelTarget(Target):
 
     def _energy_and_grad_of(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """See :class:`Target`."""
+        if self._transport is not None:
+            return self._transport.energy_and_grad(positions)
         params = self._params(positions)
         evaluate = torch.func.grad_and_value(self._potential_fn)
         with pyro.validation_enabled(False):
@@ -273,6 +298,37 @@ class ModelTarget(Target):
         flows: list[torch.nn.Module] = [reparam.flow for _, reparam in self._reparams.values()]
         flows += [neutra.guide for neutra in self._neutras.values()]
         return flows + ([self.model] if isinstance(self.model, torch.nn.Module) else [])
+
+
+class _Transport(NamedTuple):
+    r"""Neural transport of a whole model, its flow evaluated for all chains in one batch.
+
+    :math:`U(z) = E(g(z)) - \ln|\det \partial g / \partial z|` with E of the model behind, whose
+    sites stand in another order perhaps.
+    """
+
+    flow: Any
+    behind: ModelTarget
+    order: Tensor
+
+    def energy(self, positions: Tensor) -> Tensor:
+        """See :class:`Target`."""
+        with torch.no_grad():
+            u, ladj = forward_and_ladj(self.flow, positions, 1)
+        return self.behind.energy(u[..., self.order]) - ladj.double()
+
+    def energy_and_grad(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """See :class:`Target`."""
+        with torch.enable_grad():
+            leaf = positions.detach().requires_grad_()
+            u, ladj = forward_and_ladj(self.flow, leaf, 1)
+            u = u[..., self.order]
+        energy, force = self.behind.energy_and_grad(u.detach())
+        outputs, cotangents = [u], [force]
+        if ladj.requires_grad:  # constant, it has no graph
+            outputs, cotangents = [u, ladj], [force, -torch.ones_like(ladj)]
+        (gradient,) = torch.autograd.grad(outputs, leaf, cotangents)
+        return energy - ladj.detach().double(), gradient
 
 
 def _neutra_of(model: Any, site: Any) -> NeuTraReparam | None:
