@@ -130,12 +130,14 @@ class PDD(ELBO):
         kwargs: dict[str, Any],
     ) -> tuple[Any, Any]:
         """Run the guide, then the model against it; both traces with log probabilities."""
+        if not isinstance(poutine.unwrap(guide), Messenger):
+            guide = _Draws(self.path_gradient)(guide)
+        elif self.path_gradient:
+            raise ValueError(
+                "guide is a messenger; accepted with path_gradient: a callable to run twice"
+            )
         if self.path_gradient:
-            if isinstance(poutine.unwrap(guide), poutine.messenger.Messenger):
-                raise ValueError(
-                    "guide is a messenger; accepted with path_gradient: a callable to run twice"
-                )
-            guide = poutine.trace(_Scores()(guide))
+            guide = poutine.trace(guide)
         model_trace, guide_trace = get_importance_trace(
             "flat", self.max_plate_nesting, model, guide, args, kwargs
         )
@@ -203,21 +205,29 @@ class PDD(ELBO):
         warn_if_inf(loss, "loss")
 
 
-class _Scores(Messenger):
-    """Draws from flows of this package with ln q and the score, kept as ``infer["score"]``.
+class _Draws(Messenger):
+    """Draws from flows of this package with ln q; with the score, kept as ``infer["score"]``.
 
     Outermost, so that plates have expanded the distribution, and scales and masks are known.
     """
 
+    def __init__(self, with_score: bool) -> None:
+        super().__init__()
+        self.with_score = with_score
+
     def _pyro_sample(self, msg: Any) -> None:
         free = not msg["is_observed"] and msg["value"] is None
         plain = msg["mask"] is None and not isinstance(msg["scale"], Tensor) and msg["scale"] == 1
-        if free and plain and getattr(msg["fn"], "has_score", False):
+        if not (free and plain and getattr(msg["fn"], "has_score", False)):
+            return
+        if self.with_score:
             msg["value"], log_q, msg["infer"]["score"] = msg["fn"].rsample_with_score()
-            # as the trace would compute them, by an inverse pass, were one of them missing
-            msg["unscaled_log_prob"] = msg["log_prob"] = log_q
-            msg["log_prob_sum"] = log_q.sum()
-            msg["score_parts"] = ScoreParts(log_q, torch.zeros_like(log_q), log_q)
+        else:
+            msg["value"], log_q = msg["fn"].rsample_with_log_prob()
+        # as the trace would compute them, by an inverse pass, were one of them missing
+        msg["unscaled_log_prob"] = msg["log_prob"] = log_q
+        msg["log_prob_sum"] = log_q.sum()
+        msg["score_parts"] = ScoreParts(log_q, torch.zeros_like(log_q), log_q)
 
 
 def _sample_sites(trace: Any) -> list[Any]:

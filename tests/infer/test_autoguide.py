@@ -110,6 +110,23 @@ def test_vectorised_particles_are_single_ones(case: Case, loss: str) -> None:
     assert abs(float(many.mean() - few.mean())) < 5 * error + 1e-9
 
 
+@pytest.mark.parametrize("vectorize", [False, True])
+def test_pdd_is_the_elbo(case: Case, vectorize: bool) -> None:
+    """Draws that come with ln q have the loss and the gradients of Pyro's own."""
+    guide = shaken(make(case))
+    options: Any = {"num_particles": 3, "vectorize_particles": vectorize}
+    losses, gradients = [], []
+    for kind in (PDD, Trace_ELBO):
+        elbo = kind(**options, max_plate_nesting=2)
+        guide.zero_grad()
+        pyro.set_rng_seed(3)
+        losses.append(elbo.loss_and_grads(case.model, guide, *case.args))
+        gradients.append([p.grad for p in guide.parameters() if p.grad is not None])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-10)
+    for mine, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
 @pytest.mark.parametrize("parallel", [False, True])
 def test_predictive(case: Case, parallel: bool) -> None:
     guide = make(case)

@@ -14,19 +14,19 @@ from typing import Any, NamedTuple
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import TransformedDistribution
 from pyro.distributions.torch_transform import TransformModule
 from pyro.infer.autoguide.guides import AutoContinuous, prototype_hide_fn
 from pyro.infer.autoguide.initialization import init_to_median
 from pyro.poutine.reparam_messenger import ReparamMessenger
 from torch import Tensor, nn
-from torch.distributions import Transform, biject_to, constraints
+from torch.distributions import Transform, biject_to
 
 from pyro_neuralrg.arguments import check_number
-from pyro_neuralrg.distributions.flow import standard_normal
+from pyro_neuralrg.distributions.flow import FlowDistribution, standard_normal
 from pyro_neuralrg.infer.autoguide.sites import describe, find_fields, shapes_of
 from pyro_neuralrg.infer.autoguide.transform import FieldFlow, GlobalsFlow, LatentFlow
 from pyro_neuralrg.infer.guides import with_tensors
+from pyro_neuralrg.infer.naming import name_parameters
 from pyro_neuralrg.transforms import conditional_hierarchical_flow, hierarchical_flow
 
 __all__ = ["QUANTILE_DRAWS", "AutoHierarchicalFlow"]
@@ -181,7 +181,7 @@ class AutoHierarchicalFlow(AutoContinuous):
         flow = self._known()
         if self._pyro_context.active:
             self._register(flow)
-        return TransformedDistribution(self.get_base_dist(), flow)
+        return FlowDistribution(self.get_base_dist(), [flow])
 
     @torch.no_grad()
     def quantiles(
@@ -332,11 +332,7 @@ class AutoHierarchicalFlow(AutoContinuous):
         if taken and not self._has_compared:
             self._has_compared = True
             _warn_of_others(named, store)
-        for name, parameter in named:
-            if taken:
-                _name_local_parameter(name, parameter)
-            else:
-                pyro.param(name, parameter)
+        name_parameters(named, _as_it_is if taken else store.get_param)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._known()
@@ -439,8 +435,7 @@ def _warn_of_others(named: Sequence[tuple[str, Tensor]], store: Any) -> None:
             return
 
 
-def _name_local_parameter(name: str, parameter: Any) -> None:
-    """A parameter site for a tensor that is not in the store, as of Pyro's module-local ones."""
+def _as_it_is(name: str, parameter: Any, **options: Any) -> Tensor:
+    """The value of a parameter that is not in the store, as of Pyro's module-local ones."""
     parameter.unconstrained = weakref.ref(parameter)
-    statement = poutine.runtime.effectful(type="param")(lambda *_, **__: parameter)
-    statement(name, parameter, constraint=constraints.real, name=name)
+    return parameter
