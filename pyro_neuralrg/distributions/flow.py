@@ -73,9 +73,9 @@ class FlowDistribution(dist.TransformedDistribution):
         )
 
     def rsample_with_log_prob(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
-        """Draw differentiable fields with ln q, as ``rsample`` and ``log_prob`` one after the other.
+        """Draw differentiable fields with ln q, as ``rsample`` and then ``log_prob`` do.
 
-        Without the flow's cache, whose care for parameters that change costs more than the sum.
+        Without the flow's cache, whose care for parameters that change takes its time.
         """
         z = self.base_dist.rsample(torch.Size(sample_shape))
         x, ladj = self.transforms[0].forward_and_ladj(z)

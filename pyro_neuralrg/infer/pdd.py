@@ -8,6 +8,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions.score_parts import ScoreParts
@@ -39,8 +40,9 @@ class PDD(ELBO):
         path_gradient: leave out the gradient of ln q's parameters at fixed x, whose expectation is
             zero ("sticking the landing"). The variance of the gradient then vanishes where q equals
             the target. A step costs half as much again for guides of one site whose flow is of this
-            package and of its own couplings, since their samples come with the gradient of ln q at
-            fixed parameters, and one more evaluation of ln q for other guides.
+            package and of its own couplings, and for AutoHierarchicalFlow, since their samples come
+            with the gradient of ln q at fixed parameters, and one more evaluation of ln q for other
+            guides.
         retain_graph: keep the graph after ``loss_and_grads``.
 
     Attributes:
@@ -235,13 +237,27 @@ def _sample_sites(trace: Any) -> list[Any]:
 
 
 def _is_one_site_with_score(guide_trace: Any) -> bool:
-    """Whether the score is all there is: a site that another one depends on has more."""
+    """Whether the score is all there is: a site that another one depends on has more.
+
+    Not so if the others are computed from an auxiliary one, as by Pyro's ``AutoContinuous``: these
+    have no parameters of their own.
+    """
     sites = _sample_sites(guide_trace)
-    return len(sites) == 1 and "score" in sites[0]["infer"]
+    scored = [site for site in sites if "score" in site["infer"]]
+    others = [site for site in sites if "score" not in site["infer"]]
+    if len(scored) != 1:
+        return False
+    auxiliary = scored[0]["infer"].get("is_auxiliary", False)
+    return not others or (auxiliary and all(isinstance(s["fn"], dist.Delta) for s in others))
 
 
 def _path_term(site: Any) -> Tensor:
-    """What has the path gradient of ln q(x): the score at x, a constant, times x."""
+    """What has the path gradient of ln q(x): the score at x, a constant, times x.
+
+    Of what is computed from an auxiliary site, it is the density itself.
+    """
+    if "score" not in site["infer"]:
+        return site["log_prob"]
     return sum_rightmost(site["infer"]["score"] * site["value"], site["fn"].event_dim)
 
 

@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import functools
 import io
 import math
 import pickle
@@ -17,6 +19,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.distributions.transforms import conditional_affine_coupling
 from pyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO
 from pyro.infer.autoguide import AutoGuideList, AutoNormal
 from pyro.infer.autoguide.initialization import init_to_value
@@ -25,10 +28,11 @@ from pyro.infer.reparam import NeuTraReparam
 from torch import Tensor
 
 from pyro_neuralrg import PDD, IndependenceMetropolis, VectorizedMCMC, fit
-from pyro_neuralrg.infer import AutoHierarchicalFlow
+from pyro_neuralrg.infer import AutoHierarchicalFlow, pdd
 from pyro_neuralrg.infer.mcmc import ChEESHMC
 from pyro_neuralrg.infer.mcmc.model_target import ModelTarget
-from pyro_neuralrg.transforms import Neighbour
+from pyro_neuralrg.transforms import Neighbour, RealNVP
+from pyro_neuralrg.transforms.steps import compiled_steps
 from tests.infer import autoguide_models as models
 from tests.infer.autoguide_models import CASES, Case
 
@@ -449,6 +453,112 @@ def test_the_elbo_bounds_the_evidence_from_the_start() -> None:
     weights = (elbo.log_weights - elbo.log_weights.max()).exp()
     ess = float(weights.sum() ** 2 / weights.square().sum())
     assert abs(float(found) - log_evidence) < 5 / math.sqrt(ess)
+
+
+# Path gradients -----------------------------------------------------------------------------------
+
+FLOWS: dict[str, dict[str, Any]] = {
+    "small": SMALL,
+    "blocks": {"bijector": RealNVP(layers=2, hidden=(4,))},
+    "foreign": {"bijector": lambda size: conditional_affine_coupling(size, 19, hidden_dims=[4])},
+    "spectrum": {**SMALL, "spectrum": torch.full((2, 3, 2), 2.0, dtype=torch.float64)},
+    "odd": {**SMALL, "odd": True},
+}
+
+
+def log_q_at(flow: Any, u: Tensor) -> Tensor:
+    z, ladj = flow.inverse_and_ladj(u)
+    return -0.5 * z.square().sum(-1) - ladj
+
+
+@pytest.mark.parametrize("kind", FLOWS)
+def test_the_score_of_all_latents(kind: str) -> None:
+    """Two fields and a global: also what the fields tell of the globals."""
+    options = FLOWS[kind]
+    flow = shaken(AutoHierarchicalFlow(wide_fields, **options)).get_transform()
+    for again in (False, True):
+        z = torch.randn(4, 15)
+        with torch.no_grad() if again else contextlib.nullcontext():
+            u, ladj, score = flow.forward_with_score(z)
+        leaf = u.detach().requires_grad_()
+        expected = torch.autograd.grad(log_q_at(flow, leaf).sum(), leaf)[0]
+        torch.testing.assert_close(score, expected, rtol=1e-7, atol=1e-8)
+        assert not ladj.requires_grad
+        torch.testing.assert_close(ladj, flow.forward_and_ladj(z)[1])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own, none of them about our code
+@pytest.mark.filterwarnings("error:torch.compile fails here")
+def test_the_score_through_compiled_couplings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    flow = shaken(make(CASES["field and globals"])).get_transform()
+    z = torch.randn(4, 10)
+    expected = flow.forward_with_score(z)
+    with compiled_steps():
+        found = flow.forward_with_score(z)
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def wide_fields() -> None:
+    means = pyro.sample("means", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+    a = pyro.sample("a", dist.Normal(means.sum() * torch.ones(2, 3), 1.0).to_event(2))
+    pyro.sample("b", dist.Normal(a, 1.0).to_event(2))
+
+
+@pytest.mark.parametrize("vectorize", [False, True])
+def test_path_gradients_need_no_second_pass(
+    case: Case, vectorize: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same gradient for every draw as that of a replay with frozen parameters."""
+    guide = shaken(make(case))
+    elbo = PDD(3, max_plate_nesting=2, vectorize_particles=vectorize, path_gradient=True)
+    replays: list[bool] = []
+    replay = pdd._path_trace
+
+    def counted(*arguments: Any) -> Any:
+        replays.append(True)
+        return replay(*arguments)
+
+    monkeypatch.setattr(pdd, "_path_trace", counted)
+    found = []
+    for one_pass in (True, False):
+        if not one_pass:
+            monkeypatch.setattr(pdd, "_is_one_site_with_score", lambda trace: False)
+        guide.zero_grad()
+        pyro.set_rng_seed(4)
+        loss = elbo.loss_and_grads(case.model, guide, *case.args)
+        found.append((loss, [p.grad for p in guide.parameters()]))
+        assert bool(replays) != one_pass
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-12)
+    pairs = list(zip(found[0][1], found[1][1], strict=True))
+    assert any(mine is not None for mine, _ in pairs)
+    for mine, theirs in pairs:
+        assert (mine is None) == (theirs is None)
+        if mine is not None:
+            torch.testing.assert_close(mine, theirs, rtol=1e-7, atol=1e-8)
+
+
+def test_path_gradients_vanish_at_the_optimum() -> None:
+    """Where the posterior is the guide's density; those of the loss itself do not."""
+    guide = shaken(AutoHierarchicalFlow(wide_fields, **SMALL), 0.1)
+    target = copy.deepcopy(guide).get_transform().requires_grad_(False)
+
+    def model() -> None:
+        means = pyro.sample("means", dist.Normal(torch.zeros(3), 1.0).to_event(1).mask(False))
+        a = pyro.sample("a", dist.Normal(torch.zeros(2, 3), 1.0).to_event(2).mask(False))
+        b = pyro.sample("b", dist.Normal(torch.zeros(2, 3), 1.0).to_event(2).mask(False))
+        pyro.factor("f", log_q_at(target, torch.cat([means, a.flatten(-2), b.flatten(-2)], -1)))
+
+    sizes = []
+    for path in (False, True):
+        guide.zero_grad()
+        elbo = PDD(4, max_plate_nesting=0, vectorize_particles=True, path_gradient=path)
+        elbo.loss_and_grads(model, guide)
+        sizes.append(max(float(p.grad.abs().max()) for p in guide.parameters() if p.numel()))
+    assert sizes[0] > 1e-2
+    assert sizes[1] < 1e-9
 
 
 # Sampling in the latent space ---------------------------------------------------------------------

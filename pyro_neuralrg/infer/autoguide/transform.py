@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -166,6 +166,46 @@ class FieldFlow(LatticeTransform):
         u = self.loc.unsqueeze(-1) + self.log_scale.exp().unsqueeze(-1) * v
         return u, ladj + self.log_scale.sum()
 
+    def generate_with_score(
+        self,
+        h: Tensor,
+        score: Tensor,
+        context: Tensor | None = None,
+        pulls: list[Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """z to u with the score, batch-last, in one pass where the flow needs no other."""
+        with torch.enable_grad():
+            c = None if context is None else context.detach().requires_grad_()
+            flow, features = self._flow_at(c)
+            of_features: list[Tensor] = []
+            v, ladj, score = flow.generate_with_score(h, score, features, of_features)
+            moved = v
+            if self.stretch is not None and c is not None:
+                stretch = self.stretch @ c
+                moved = v * stretch.exp()
+                ladj = ladj + self.sites_per_channel * stretch.sum(0)
+            if self.shift is not None and c is not None:
+                moved = moved + self.shift @ c
+            u = self.loc.unsqueeze(-1) + self.log_scale.exp().unsqueeze(-1) * moved
+        if self.stretch is not None and c is not None and features is not None:
+            stretched = score * (-stretch.detach()).exp()
+            if pulls is not None:
+                total = sum(of_features, torch.zeros_like(features))
+                (pull,) = torch.autograd.grad(features, c, total, retain_graph=True)
+                pulls += [pull, *self._pulls(v.detach(), score, stretched)]
+            score = stretched
+        score = score * (-self.log_scale.detach()).exp().unsqueeze(-1)
+        return u, (ladj + self.log_scale.sum()).detach(), score
+
+    @torch.no_grad()
+    def _pulls(self, v: Tensor, score: Tensor, stretched: Tensor) -> Iterator[Tensor]:
+        """The gradients of ln q(u) by way of B c and A c; scores of v and of e^{B c} v."""
+        assert self.stretch is not None
+        by_channel = (-1, len(self.stretch), v.shape[-1])
+        yield -self.stretch.T @ (self.sites_per_channel + (score * v).reshape(by_channel).sum(0))
+        if self.shift is not None:
+            yield -self.shift.T @ stretched.reshape(by_channel).sum(0)
+
     def renormalize(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """u to z, batch-last."""
         flow, features = self._flow_at(context)
@@ -225,6 +265,34 @@ class LatentFlow(LatticeTransform):
             fields, more = self.field_flow.generate(fields, z)
             ladj = ladj + more
         return self._put_together(others, fields), ladj
+
+    def generate_with_score(
+        self,
+        h: Tensor,
+        score: Tensor,
+        context: Tensor | None = None,
+        pulls: list[Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """z to u with the score, batch-last: that of the globals has what the fields tell of them.
+
+        With u = (G(z), F(z'; z)): ln q(u) = ln q_G(G(z)) + ln q_F(u'; z), so that the gradient of
+        the second in z joins that of ln N(z) before it goes through G.
+        """
+        others, fields = self._take_apart(h)
+        score, of_fields = self._take_apart(score)
+        z, ladj = others, h.new_zeros(h.shape[-1])
+        if self.field_flow is not None:
+            of_globals: list[Tensor] = []
+            fields, ladj, of_fields = self.field_flow.generate_with_score(
+                fields, of_fields, z, of_globals
+            )
+            for pull in of_globals:
+                score = score + pull
+        if self.globals_flow is not None:
+            others, more, score = self.globals_flow.generate_with_score(z, score)
+            ladj = ladj + more
+        joined = self._put_together(score, of_fields)
+        return self._put_together(others, fields), ladj.detach(), joined
 
     def renormalize(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """u to z, batch-last."""
