@@ -725,9 +725,8 @@ def two_lattices() -> None:
     pyro.sample("w", dist.Normal(torch.zeros(3, 2), 1.0).to_event(2))
 
 
-def two_in_three_dimensions() -> None:
-    for name in ("x", "w"):
-        pyro.sample(name, dist.Normal(torch.zeros(2, 2, 2), 1.0).to_event(3))
+def four_dimensions() -> None:
+    pyro.sample("x", dist.Normal(torch.zeros(2, 2, 2, 2), 1.0).to_event(4))
 
 
 def nothing() -> None:
@@ -751,7 +750,7 @@ def one_by_one() -> None:
         (coming_and_going, {}, r"come and go.*extra"),
         (two_lattices, {}, r"different shapes.*'x': \(2, 2\).*'w': \(3, 2\).*name those"),
         (two_lattices, {"fields": ["x", "w"]}, "different shapes"),
-        (two_in_three_dimensions, {}, "several of one or two"),
+        (four_dimensions, {"field": "x"}, r"shape \(2, 2, 2, 2\); accepted: one to 3 sides"),
         (nothing, {}, "no latent variables.*latent sites seen: none"),
         (subsampled_latent, {}, r"'x' stands in plate 'sites'.*2 of 6"),
         (one_by_one, {}, "sequential"),

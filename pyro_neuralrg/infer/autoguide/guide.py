@@ -23,7 +23,7 @@ from torch.distributions import Transform, biject_to
 
 from pyro_neuralrg.arguments import check_number
 from pyro_neuralrg.distributions.flow import FlowDistribution, standard_normal
-from pyro_neuralrg.infer.autoguide.sites import describe, find_fields, shapes_of
+from pyro_neuralrg.infer.autoguide.sites import describe, find_fields, flow_shape, shapes_of
 from pyro_neuralrg.infer.autoguide.transform import FieldFlow, GlobalsFlow, LatentFlow
 from pyro_neuralrg.infer.guides import with_tensors
 from pyro_neuralrg.infer.naming import name_parameters
@@ -52,9 +52,10 @@ class AutoHierarchicalFlow(AutoContinuous):
 
     All continuous latent sites, unconstrained, are one vector :math:`u = g(z)` of standard normals
     z. The fields come from one :func:`~pyro_neuralrg.transforms.hierarchical_flow` (several of them
-    as a last axis of its lattice), conditioned on the latents of all other sites, the globals,
-    which have a small flow of their own. Each site has a place and a width besides, which begin at
-    ``init_loc_fn`` and ``init_scale``. The latents of the sites stand in the model's order.
+    as a last axis of its lattice, or within the last of three axes), conditioned on the latents of
+    all other sites, the globals, which have a small flow of their own. Each site has a place and a
+    width besides, which begin at ``init_loc_fn`` and ``init_scale``. The latents of the sites stand
+    in the model's order.
 
     It does what Pyro's ``AutoIAFNormal`` does: ``SVI``, ``Predictive``, plates, vectorised
     particles, ``NeuTraReparam(guide)`` for MCMC; ``fit(model, guide, ...)`` trains it, too. Its
@@ -297,9 +298,8 @@ class AutoHierarchicalFlow(AutoContinuous):
                 torch.cat(others), self._plan.init_scale, self._plan.globals_flow
             )
         if fields:
-            shape = found.lattice if len(fields) == 1 else (*found.lattice, len(fields))
             field_flow = FieldFlow(
-                torch.stack(fields, 1).reshape(shape),
+                torch.stack(fields, 1).reshape(flow_shape(found.lattice, len(fields))),
                 self._plan.init_scale,
                 len(fields),
                 sum(map(len, others)),

@@ -112,13 +112,13 @@ class FieldFlow(LatticeTransform):
     .. math:: u = m + e^s \odot (A c + e^{B c}\, g(z; c))
 
     for a context c of the globals' latents, which are standard normal; A and B have one row for
-    each field, shared by its sites, and are zero at the start. Fields are a last axis of the
-    lattice that the flow lives on.
+    each field, shared by its sites, and are zero at the start. Fields are the fastest index of the
+    flow's sites: a last axis of its lattice, or part of the last one.
 
     Args:
         loc: m at the start, of the flow's shape; also the dtype and device of all parameters.
         scale: e^s at the start.
-        channels: number of fields; if more than one, the last side.
+        channels: number of fields, which divides the last side.
         context_dim: length of c; 0 for none.
         options: of :func:`~pyro_neuralrg.transforms.hierarchical_flow`. With ``odd`` m stays as it
             is and there is no A: u - m and its negative have the same density.
@@ -159,10 +159,10 @@ class FieldFlow(LatticeTransform):
         v, ladj = flow.generate(h, features)
         if self.stretch is not None and context is not None:
             stretch = self.stretch @ context
-            v = v * stretch.exp()
+            v = v * self._at_sites(stretch).exp()
             ladj = ladj + self.sites_per_channel * stretch.sum(0)
         if self.shift is not None and context is not None:
-            v = v + self.shift @ context
+            v = v + self._at_sites(self.shift @ context)
         u = self.loc.unsqueeze(-1) + self.log_scale.exp().unsqueeze(-1) * v
         return u, ladj + self.log_scale.sum()
 
@@ -182,13 +182,13 @@ class FieldFlow(LatticeTransform):
             moved = v
             if self.stretch is not None and c is not None:
                 stretch = self.stretch @ c
-                moved = v * stretch.exp()
+                moved = v * self._at_sites(stretch).exp()
                 ladj = ladj + self.sites_per_channel * stretch.sum(0)
             if self.shift is not None and c is not None:
-                moved = moved + self.shift @ c
+                moved = moved + self._at_sites(self.shift @ c)
             u = self.loc.unsqueeze(-1) + self.log_scale.exp().unsqueeze(-1) * moved
         if self.stretch is not None and c is not None and features is not None:
-            stretched = score * (-stretch.detach()).exp()
+            stretched = score * self._at_sites(-stretch.detach()).exp()
             if pulls is not None:
                 total = sum(of_features, torch.zeros_like(features))
                 (pull,) = torch.autograd.grad(features, c, total, retain_graph=True)
@@ -196,6 +196,11 @@ class FieldFlow(LatticeTransform):
             score = stretched
         score = score * (-self.log_scale.detach()).exp().unsqueeze(-1)
         return u, (ladj + self.log_scale.sum()).detach(), score
+
+    def _at_sites(self, of_fields: Tensor) -> Tensor:
+        """One number for each field, ``(channels, batch)``, for the sites along the last axis."""
+        channels = len(of_fields)
+        return of_fields if channels == 1 else of_fields.repeat(self.event_shape[-1] // channels, 1)
 
     @torch.no_grad()
     def _pulls(self, v: Tensor, score: Tensor, stretched: Tensor) -> Iterator[Tensor]:
@@ -212,10 +217,10 @@ class FieldFlow(LatticeTransform):
         v = (h - self.loc.unsqueeze(-1)) * (-self.log_scale).exp().unsqueeze(-1)
         more = self.log_scale.sum()
         if self.shift is not None and context is not None:
-            v = v - self.shift @ context
+            v = v - self._at_sites(self.shift @ context)
         if self.stretch is not None and context is not None:
             stretch = self.stretch @ context
-            v = v * (-stretch).exp()
+            v = v * self._at_sites(-stretch).exp()
             more = more + self.sites_per_channel * stretch.sum(0)
         z, ladj = flow.renormalize(v, features)
         return z, ladj + more
