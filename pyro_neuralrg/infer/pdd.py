@@ -163,11 +163,12 @@ class PDD(ELBO):
         """Yield log-weights and the scalar to differentiate, for all particles or one by one."""
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
             log_pi = self._log_prob(model_trace)
-            log_q = self._log_prob(guide_trace)
+            drawn = bool(_sample_sites(guide_trace))  # else all of the model is observed
+            log_q = self._log_prob(guide_trace) if drawn else torch.zeros_like(log_pi)
             log_weights = (log_pi - log_q).reshape(-1)
-            if path_gradient and _is_one_site_with_score(guide_trace):
+            if drawn and path_gradient and _is_one_site_with_score(guide_trace):
                 log_q = self._sum(guide_trace, _path_term)
-            elif path_gradient:
+            elif drawn and path_gradient:
                 wrapped = (
                     self._vectorized_num_particles(guide) if self.vectorize_particles else guide
                 )
@@ -192,7 +193,7 @@ class PDD(ELBO):
                 term = term.reshape(term.shape[0], -1).sum(-1)
             total = total + term
         if not isinstance(total, Tensor):
-            raise ValueError("model and guide have no sample sites; accepted: at least one")
+            raise ValueError("the model has no sample sites; accepted: at least one")
         return total.expand(self.num_particles) if vectorized else total
 
     def _report(self, log_weights: list[Tensor]) -> float:
