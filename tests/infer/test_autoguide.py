@@ -749,9 +749,9 @@ def one_by_one() -> None:
         (discrete, {}, r"discrete.*'kind'.*latent sites seen: 'x' \(2, 2\), 'kind' \(\)"),
         (coming_and_going, {}, r"come and go.*extra"),
         (two_lattices, {}, r"different shapes.*'x': \(2, 2\).*'w': \(3, 2\).*name those"),
-        (two_lattices, {"fields": ["x", "w"]}, "different shapes"),
+        (two_lattices, {"fields": ["x", "w"]}, "different shapes.*one lattice; .*globals"),
         (four_dimensions, {"field": "x"}, r"shape \(2, 2, 2, 2\); accepted: one to 3 sides"),
-        (nothing, {}, "no latent variables.*latent sites seen: none"),
+        (nothing, {}, "no latent sites; accepted: .*the guide is empty"),
         (subsampled_latent, {}, r"'x' stands in plate 'sites'.*2 of 6"),
         (one_by_one, {}, "sequential"),
         (models.one_field, {"field": "z"}, r"field is 'z'.*latent sites seen: 'x' \(4, 4\)"),
@@ -775,6 +775,8 @@ def test_bad_models_and_names(model: Any, options: dict[str, Any], message: str)
         ({"context_dim": 2}, "unknown options"),
         ({"field": ["x"]}, "field is"),
         ({"fields": "x"}, "fields is 'x'"),
+        ({"init_loc_fn": None}, "init_loc_fn is None; accepted: a function"),
+        ({"globals_flow": 3}, "globals_flow is 3; accepted: a function"),
     ],
 )
 def test_bad_types(options: dict[str, Any], message: str) -> None:

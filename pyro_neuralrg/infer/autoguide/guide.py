@@ -124,6 +124,9 @@ class AutoHierarchicalFlow(AutoContinuous):
         prototype_kwargs: Mapping[str, Any] | None = None,
         **flow_options: Any,
     ) -> None:
+        for name, function in (("init_loc_fn", init_loc_fn), ("globals_flow", globals_flow)):
+            if not callable(function) and not (name == "globals_flow" and function is None):
+                raise TypeError(f"{name} is {function!r}; accepted: a function")
         super().__init__(model, init_loc_fn=init_loc_fn)
         self.prototype_trace: Any = None
         _check_options(flow_options)
@@ -243,6 +246,11 @@ class AutoHierarchicalFlow(AutoContinuous):
         except (NotImplementedError, RuntimeError, ValueError) as error:
             if self.prototype_trace is None:  # an error of the model's own
                 raise
+            if not shapes_of(self.prototype_trace):
+                raise ValueError(
+                    "model has no latent sites; accepted: at least one that is not observed (if "
+                    "all are, the guide is empty: lambda *args: None)"
+                ) from error
             raise ValueError(
                 f"model has latents that this guide cannot draw: {error}; accepted: continuous "
                 f"latent sites in vectorised plates; {describe(self.prototype_trace)}"

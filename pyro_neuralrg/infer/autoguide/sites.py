@@ -75,7 +75,7 @@ def find_fields(trace: Any, names: Sequence[str] | None) -> Fields:
     else:
         _check_names(trace, known, names)
         chosen = {name: shape for name, shape in known.items() if name in names and shape}
-        hint = "fields on one lattice"
+        hint = "fields on one lattice; the sites that are not named become globals"
     if not chosen:
         return Fields((), ())
     lattices = set(chosen.values())
