@@ -65,12 +65,21 @@ class FlowDistribution(dist.TransformedDistribution):
 
     @property
     def has_score(self) -> bool:
-        """Whether :meth:`rsample_with_score` works: for one flow of this package, of normals."""
+        """Whether the two methods below work: for one flow of this package, of normals."""
         return (
             isinstance(self.base_dist, StandardNormal)
             and len(self.transforms) == 1
             and isinstance(self.transforms[0], LatticeTransform)
         )
+
+    def rsample_with_log_prob(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+        """Draw differentiable fields with ln q, as ``rsample`` and then ``log_prob`` do.
+
+        Without the flow's cache, whose care for parameters that change takes its time.
+        """
+        z = self.base_dist.rsample(torch.Size(sample_shape))
+        x, ladj = self.transforms[0].forward_and_ladj(z)
+        return x, self.base_dist.log_prob(z) - ladj
 
     def rsample_with_score(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor, Tensor]:
         """Draw differentiable fields with ln q and its gradient there, at fixed parameters.

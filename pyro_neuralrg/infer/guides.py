@@ -19,6 +19,7 @@ from torch.distributions import Distribution
 
 from pyro_neuralrg.distributions.flow import check_flow, event_shape, flow_distribution
 from pyro_neuralrg.distributions.symmetrized import SymmetrizedFlow
+from pyro_neuralrg.infer.naming import name_parameters
 
 __all__ = ["FlowGuide"]
 
@@ -111,16 +112,16 @@ class FlowGuide(PyroModule):
 
     def _register(self) -> None:
         """``pyro.module``, but never silently training another guide's parameters."""
-        for name, parameter in self._modules["flow"].named_parameters():  # type: ignore[union-attr]
-            if not parameter.requires_grad:
-                continue
-            registered = pyro.param(f"{self._pyro_name}.flow$$${name}", parameter)
-            if registered is not parameter:
-                raise ValueError(
-                    f"name is {self.site!r}, and Pyro's parameter store already holds parameters "
-                    "of another FlowGuide under it; accepted: another name, or an empty store "
-                    "(pyro.clear_param_store() or pyro.get_param_store().scope())"
-                )
+        prefix = f"{self._pyro_name}.flow$$$"
+        flow: Any = self._modules["flow"]
+        named = [(prefix + name, p) for name, p in flow.named_parameters() if p.requires_grad]
+        values = name_parameters(named, pyro.get_param_store().get_param)
+        if any(value is not p for value, (_, p) in zip(values, named, strict=True)):
+            raise ValueError(
+                f"name is {self.site!r}, and Pyro's parameter store already holds parameters "
+                "of another FlowGuide under it; accepted: another name, or an empty store "
+                "(pyro.clear_param_store() or pyro.get_param_store().scope())"
+            )
 
 
 def with_tensors(density: Distribution, fn: Callable[[Tensor], Tensor]) -> Distribution:

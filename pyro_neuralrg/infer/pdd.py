@@ -8,6 +8,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions.score_parts import ScoreParts
@@ -39,8 +40,9 @@ class PDD(ELBO):
         path_gradient: leave out the gradient of ln q's parameters at fixed x, whose expectation is
             zero ("sticking the landing"). The variance of the gradient then vanishes where q equals
             the target. A step costs half as much again for guides of one site whose flow is of this
-            package and of its own couplings, since their samples come with the gradient of ln q at
-            fixed parameters, and one more evaluation of ln q for other guides.
+            package and of its own couplings, and for AutoHierarchicalFlow, since their samples come
+            with the gradient of ln q at fixed parameters, and one more evaluation of ln q for other
+            guides.
         retain_graph: keep the graph after ``loss_and_grads``.
 
     Attributes:
@@ -130,12 +132,14 @@ class PDD(ELBO):
         kwargs: dict[str, Any],
     ) -> tuple[Any, Any]:
         """Run the guide, then the model against it; both traces with log probabilities."""
+        if not isinstance(poutine.unwrap(guide), Messenger):
+            guide = _Draws(self.path_gradient)(guide)
+        elif self.path_gradient:
+            raise ValueError(
+                "guide is a messenger; accepted with path_gradient: a callable to run twice"
+            )
         if self.path_gradient:
-            if isinstance(poutine.unwrap(guide), poutine.messenger.Messenger):
-                raise ValueError(
-                    "guide is a messenger; accepted with path_gradient: a callable to run twice"
-                )
-            guide = poutine.trace(_Scores()(guide))
+            guide = poutine.trace(guide)
         model_trace, guide_trace = get_importance_trace(
             "flat", self.max_plate_nesting, model, guide, args, kwargs
         )
@@ -159,11 +163,12 @@ class PDD(ELBO):
         """Yield log-weights and the scalar to differentiate, for all particles or one by one."""
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
             log_pi = self._log_prob(model_trace)
-            log_q = self._log_prob(guide_trace)
+            drawn = bool(_sample_sites(guide_trace))  # else all of the model is observed
+            log_q = self._log_prob(guide_trace) if drawn else torch.zeros_like(log_pi)
             log_weights = (log_pi - log_q).reshape(-1)
-            if path_gradient and _is_one_site_with_score(guide_trace):
+            if drawn and path_gradient and _is_one_site_with_score(guide_trace):
                 log_q = self._sum(guide_trace, _path_term)
-            elif path_gradient:
+            elif drawn and path_gradient:
                 wrapped = (
                     self._vectorized_num_particles(guide) if self.vectorize_particles else guide
                 )
@@ -188,7 +193,7 @@ class PDD(ELBO):
                 term = term.reshape(term.shape[0], -1).sum(-1)
             total = total + term
         if not isinstance(total, Tensor):
-            raise ValueError("model and guide have no sample sites; accepted: at least one")
+            raise ValueError("the model has no sample sites; accepted: at least one")
         return total.expand(self.num_particles) if vectorized else total
 
     def _report(self, log_weights: list[Tensor]) -> float:
@@ -203,21 +208,29 @@ class PDD(ELBO):
         warn_if_inf(loss, "loss")
 
 
-class _Scores(Messenger):
-    """Draws from flows of this package with ln q and the score, kept as ``infer["score"]``.
+class _Draws(Messenger):
+    """Draws from flows of this package with ln q; with the score, kept as ``infer["score"]``.
 
     Outermost, so that plates have expanded the distribution, and scales and masks are known.
     """
 
+    def __init__(self, with_score: bool) -> None:
+        super().__init__()
+        self.with_score = with_score
+
     def _pyro_sample(self, msg: Any) -> None:
         free = not msg["is_observed"] and msg["value"] is None
         plain = msg["mask"] is None and not isinstance(msg["scale"], Tensor) and msg["scale"] == 1
-        if free and plain and getattr(msg["fn"], "has_score", False):
+        if not (free and plain and getattr(msg["fn"], "has_score", False)):
+            return
+        if self.with_score:
             msg["value"], log_q, msg["infer"]["score"] = msg["fn"].rsample_with_score()
-            # as the trace would compute them, by an inverse pass, were one of them missing
-            msg["unscaled_log_prob"] = msg["log_prob"] = log_q
-            msg["log_prob_sum"] = log_q.sum()
-            msg["score_parts"] = ScoreParts(log_q, torch.zeros_like(log_q), log_q)
+        else:
+            msg["value"], log_q = msg["fn"].rsample_with_log_prob()
+        # as the trace would compute them, by an inverse pass, were one of them missing
+        msg["unscaled_log_prob"] = msg["log_prob"] = log_q
+        msg["log_prob_sum"] = log_q.sum()
+        msg["score_parts"] = ScoreParts(log_q, torch.zeros_like(log_q), log_q)
 
 
 def _sample_sites(trace: Any) -> list[Any]:
@@ -225,13 +238,27 @@ def _sample_sites(trace: Any) -> list[Any]:
 
 
 def _is_one_site_with_score(guide_trace: Any) -> bool:
-    """Whether the score is all there is: a site that another one depends on has more."""
+    """Whether the score is all there is: a site that another one depends on has more.
+
+    Not so if the others are computed from an auxiliary one, as by Pyro's ``AutoContinuous``: these
+    have no parameters of their own.
+    """
     sites = _sample_sites(guide_trace)
-    return len(sites) == 1 and "score" in sites[0]["infer"]
+    scored = [site for site in sites if "score" in site["infer"]]
+    others = [site for site in sites if "score" not in site["infer"]]
+    if len(scored) != 1:
+        return False
+    auxiliary = scored[0]["infer"].get("is_auxiliary", False)
+    return not others or (auxiliary and all(isinstance(s["fn"], dist.Delta) for s in others))
 
 
 def _path_term(site: Any) -> Tensor:
-    """What has the path gradient of ln q(x): the score at x, a constant, times x."""
+    """What has the path gradient of ln q(x): the score at x, a constant, times x.
+
+    Of what is computed from an auxiliary site, it is the density itself.
+    """
+    if "score" not in site["infer"]:
+        return site["log_prob"]
     return sum_rightmost(site["infer"]["score"] * site["value"], site["fn"].event_dim)
 
 

@@ -111,25 +111,39 @@ class LatticeTransform(TransformModule):
         raise NotImplementedError(f"{type(self).__name__} does not define renormalize(h, context)")
 
     def generate_with_score(
-        self, h: Tensor, score: Tensor, context: Tensor | None = None
+        self,
+        h: Tensor,
+        score: Tensor,
+        context: Tensor | None = None,
+        pulls: list[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         r"""Batch-last z to (x, ladj), and the score of the density along with it.
 
         With :math:`s = \partial_z \ln p(z)` given, :math:`\partial_x \ln q(x) = J^{-T} (s -
         \partial_z \ln|\det J|)` is returned, detached: what a path gradient needs. Here by one
         inverse pass; couplings do without (Vaitl, Winkler, Richter, Kessel, "Fast and unified path
-        gradient estimators for normalizing flows", ICLR 2024).
+        gradient estimators for normalizing flows", ICLR 2024). To ``pulls``, if given,
+        :math:`\partial_c \ln q(x; c)` at fixed x is appended, a tensor of the shape of a context
+        that requires its gradient.
         """
         out, ladj = self.generate(h, context)
         with torch.enable_grad():
             x = out.detach().requires_grad_()
-            z, inverse_ladj = self.renormalize(x, None if context is None else context.detach())
+            c = None if context is None else context.detach()
+            wanted = [x]
+            if pulls is not None and c is not None:
+                wanted.append(c.requires_grad_())
+            z, inverse_ladj = self.renormalize(x, c)
             cotangents = [score, -torch.ones_like(inverse_ladj)]
-            (score,) = torch.autograd.grad(  # a constant log-determinant has no graph
+            score, *more = torch.autograd.grad(  # a constant log-determinant has no graph
                 [y for y in (z, inverse_ladj) if y.requires_grad],
-                x,
+                wanted,
                 [c for y, c in zip((z, inverse_ladj), cotangents, strict=True) if y.requires_grad],
+                allow_unused=True,
+                materialize_grads=True,
             )
+        if pulls is not None:
+            pulls.extend(more)
         return out, ladj, score
 
     # The public interface, Pyro's and ours

@@ -365,18 +365,25 @@ class _Blockwise(LatticeTransform):
         return self._each(h, context, "renormalize")
 
     def generate_with_score(
-        self, h: Tensor, score: Tensor, context: Tensor | None = None
+        self,
+        h: Tensor,
+        score: Tensor,
+        context: Tensor | None = None,
+        pulls: list[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """z to x with the score; of one block shared by all without an inverse, if it can."""
         if len(self.blocks) > 1:
-            return super().generate_with_score(h, score, context)
+            return super().generate_with_score(h, score, context, pulls)
         size, batch = h.shape[0], h.shape[-1]
         count = math.prod(h.shape[1:-1])
         repeated = None if context is None else context.repeat(1, count)
         flat = (size, count * batch)
+        of_blocks: list[Tensor] = []
         out, ladj, score = cast("LatticeTransform", self.blocks[0]).generate_with_score(
-            h.reshape(flat), score.reshape(flat), repeated
+            h.reshape(flat), score.reshape(flat), repeated, None if pulls is None else of_blocks
         )
+        if pulls is not None:
+            pulls.extend(pull.reshape(-1, count, batch).sum(1) for pull in of_blocks)
         return out.reshape(h.shape), ladj.reshape(count, batch).sum(0), score.reshape(h.shape)
 
     def _each(self, h: Tensor, context: Tensor | None, direction: str) -> tuple[Tensor, Tensor]:

@@ -63,21 +63,28 @@ class Couplings(LatticeTransform):
         return self._generate(h, self.networks, context)
 
     def generate_with_score(
-        self, h: Tensor, score: Tensor, context: Tensor | None = None
+        self,
+        h: Tensor,
+        score: Tensor,
+        context: Tensor | None = None,
+        pulls: list[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """z to x with the score, without any inverse."""
         if self.stack is not None and context is None and is_worthwhile(h):
-            return super().generate_with_score(h, score, context)
+            return super().generate_with_score(h, score, context, pulls)
         steps = present_steps()
+        asked = pulls is not None and context is not None
         with torch.enable_grad():
             if not h.requires_grad:
                 h = h.detach().requires_grad_()
             rows, scores, log_slopes = list(h.unbind(0)), list(score.unbind(0)), []
             for (fixed, moved), network in zip(self.halves, self.networks, strict=True):
                 u, v = _stack(rows, fixed), _stack(rows, moved)
-                values, log_slope, pulled, score = steps.couple_with_score(
-                    network, u, v, context, _stack(scores, moved)
+                values, log_slope, pulled, score, *of_context = steps.couple_with_score(
+                    network, u, v, context, _stack(scores, moved), asked
                 )
+                if pulls is not None:
+                    pulls.extend(of_context)
                 _put(scores, fixed, _stack(scores, fixed) + pulled)
                 _put(scores, moved, score)
                 _put(rows, moved, values)

@@ -113,16 +113,20 @@ class HierarchicalFlow(LatticeTransform):
         return h, ladj + more
 
     def generate_with_score(
-        self, h: Tensor, score: Tensor, context: Tensor | None = None
+        self,
+        h: Tensor,
+        score: Tensor,
+        context: Tensor | None = None,
+        pulls: list[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """z to x with the score of q, batch-last."""
         ladj = h.new_zeros(h.shape[-1])
         if self.humps is not None:
             h, ladj, score = self.humps.generate_with_score(h, score)
-        h, more, score = self._score_from(0, h, score, context)
+        h, more, score = self._score_from(0, h, score, context, pulls)
         ladj = ladj + more
         if self.gaussian is not None:
-            h, more, score = self.gaussian.generate_with_score(h, score, context)
+            h, more, score = self.gaussian.generate_with_score(h, score, context, pulls)
             ladj = ladj + more
         return h, ladj, score
 
@@ -202,19 +206,24 @@ class HierarchicalFlow(LatticeTransform):
         return join(blocks, layer), ladj + more
 
     def _score_from(
-        self, index: int, h: Tensor, score: Tensor, context: Tensor | None
+        self,
+        index: int,
+        h: Tensor,
+        score: Tensor,
+        context: Tensor | None,
+        pulls: list[Tensor] | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """:meth:`_generate_from` with the score, which is cut and joined as the field is."""
         if index == len(self.layers):
             return h, h.new_zeros(h.shape[-1]), score
         layer = self.circuit.layers[index]
         if layer.kind == "disentangler":
-            h, ladj, score = self._score_from(index + 1, h, score, context)
+            h, ladj, score = self._score_from(index + 1, h, score, context, pulls)
             blocks, scores = cut(h, layer), cut(score, layer)
         else:
             blocks, scores = cut(h, layer), cut(score, layer)
             kept, kept_score = (tile([b[0] for b in pieces], layer) for pieces in (blocks, scores))
-            kept, ladj, kept_score = self._score_from(index + 1, kept, kept_score, context)
+            kept, ladj, kept_score = self._score_from(index + 1, kept, kept_score, context, pulls)
             coarse_map = self._coarse_map(index)
             if coarse_map is not None:
                 kept, more, kept_score = coarse_map.generate_with_score(kept, kept_score)
@@ -224,7 +233,7 @@ class HierarchicalFlow(LatticeTransform):
         for number, transform in enumerate(cast("nn.ModuleList", self.layers[index])):
             if isinstance(transform, LatticeTransform):
                 block, more, scores[number] = transform.generate_with_score(
-                    blocks[number], scores[number], context
+                    blocks[number], scores[number], context, pulls
                 )
                 blocks[number], ladj = block, ladj + more
         return join(blocks, layer), ladj, join(scores, layer)

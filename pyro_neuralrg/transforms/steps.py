@@ -37,11 +37,12 @@ class Steps(NamedTuple):
     Attributes:
         couple: from a network, u, v and a context to f_u(v) and ln f_u'(v).
         couple_with_score: likewise with the score of v, to these and what is to be added to the
-            score of u, and the new score of v; all but the values are detached.
+            score of u, and the new score of v; if asked also the gradient of ln q with respect to
+            the context, which must require it; all but the values are detached.
     """
 
     couple: Callable[..., tuple[Tensor, Tensor]]
-    couple_with_score: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
+    couple_with_score: Callable[..., tuple[Tensor, ...]]
 
 
 def couple(network: Network, u: Tensor, v: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -49,37 +50,61 @@ def couple(network: Network, u: Tensor, v: Tensor, context: Tensor | None) -> tu
     return network(u, context).generate(v)
 
 
+class _Here(torch.autograd.Function):
+    """A context as one coupling sees it: what comes before ``place`` has no part in its gradient.
+
+    In the graph it stands behind ``place``, where autograd need not look through all before it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, context: Tensor, place: Tensor) -> Tensor:
+        """The context itself."""
+        return context.view_as(context)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        """Of the context alone."""
+        return gradients[0], None
+
+
 def couple_with_score(
-    network: Network, u: Tensor, v: Tensor, context: Tensor | None, score: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    network: Network, u: Tensor, v: Tensor, context: Tensor | None, score: Tensor, asked: bool
+) -> tuple[Tensor, ...]:
     r"""The same, and how the score goes on.
 
     A path gradient needs no derivative but those of the values; the others are detached.
 
     :math:`s_v' = (s_v - \partial_v \ln f') / f'`, and with this :math:`s_u' = s_u - \partial_u \ln
-    f' - s_v' \cdot \partial_u f`.
+    f' - s_v' \cdot \partial_u f`. Likewise for the context, which acts as u does.
     """
+    if asked and context is not None:
+        context = _Here.apply(context, u)
     values, log_slope = couple(network, u, v, context)
     ones = torch.ones_like(log_slope)
     (bent,) = torch.autograd.grad(
         log_slope, v, ones, retain_graph=True, allow_unused=True, materialize_grads=True
     )
     moved = (score - bent) * (-log_slope.detach()).exp()
-    (pulled,) = torch.autograd.grad([log_slope, values], u, [ones, moved], retain_graph=True)
-    return values, log_slope.detach(), -pulled, moved
+    wanted = [u, context] if asked and context is not None else [u]
+    pulled, *more = torch.autograd.grad([log_slope, values], wanted, [ones, moved], True)
+    return values, log_slope.detach(), -pulled, moved, *(-pull for pull in more)
 
 
 def _couple_with_score_in_one_graph(
-    network: Network, u: Tensor, v: Tensor, context: Tensor | None, score: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    network: Network, u: Tensor, v: Tensor, context: Tensor | None, score: Tensor, asked: bool
+) -> tuple[Tensor, ...]:
     """The same in terms that can be compiled, a quarter slower if they are not."""
+    wanted = (context,) if asked and context is not None else ()
     vjp: Any = torch.func.vjp  # its annotation knows functions of one result only
-    (values, log_slope), pull = vjp(lambda u, v: couple(network, u, v, context), u, v)
+    (values, log_slope), pull = vjp(
+        lambda u, v, *of_context: couple(network, u, v, *(of_context or (context,))), u, v, *wanted
+    )
     ones = torch.ones_like(log_slope)
-    _, bent = pull((torch.zeros_like(values), ones))
+    bent = pull((torch.zeros_like(values), ones))[1]
     moved = (score - bent) * (-log_slope).exp()
-    pulled, _ = pull((moved, ones))
-    return values, log_slope.detach(), -pulled.detach(), moved.detach()
+    pulled, _, *more = pull((moved, ones))
+    detached = [(-pull_of).detach() for pull_of in (pulled, *more)]
+    return values, log_slope.detach(), detached[0], moved.detach(), *detached[1:]
 
 
 EAGER = Steps(couple, couple_with_score)

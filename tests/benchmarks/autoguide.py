@@ -4,7 +4,7 @@
 
 A Gaussian field with noisy observations. Both train a flow of the same circuit with Adam: one with
 SVI, the guide and the PDD loss, one with ln q and the model's density written out. The two take
-turns; the ratio is one of medians.
+turns; the ratio is one of medians of CPU time, which others on the machine do not lengthen.
 
     python -m tests.benchmarks.autoguide [--side 16] [--batch 128] [--repeats 15] [--threads 1]
 """
@@ -63,9 +63,9 @@ def void(_: float) -> None:
 
 
 def seconds(step: Callable[[], None]) -> float:
-    start = time.perf_counter()
+    start = time.process_time()
     step()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def main() -> None:

@@ -94,6 +94,17 @@ def three_dimensions() -> None:
     pyro.sample("y", dist.Normal(x, 0.5).to_event(3), obs=ramp(2, 2, 3))
 
 
+def three_fields_in_three_dimensions() -> None:
+    width = pyro.sample("width", dist.LogNormal(0.0, 0.5))
+    fields = [
+        pyro.sample(
+            name, dist.Normal(torch.zeros(2, 1, 3), width[..., None, None, None]).to_event(3)
+        )
+        for name in ("a", "b", "c")
+    ]
+    pyro.sample("y", dist.Normal(sum(fields), 0.5).to_event(3), obs=ramp(2, 1, 3))
+
+
 CASES = {
     "globals only": Case(globals_only, (), None, 2),
     "one field": Case(one_field, ("x",), (4, 4), 16),
@@ -105,4 +116,5 @@ CASES = {
     "subsampled observations": Case(subsampled, ("x",), (2, 2), 4, (ramp(6),)),
     "1-d": Case(one_dimension, ("x",), (5,), 5),
     "3-d": Case(three_dimensions, ("x",), (2, 2, 3), 12),
+    "3-d, several": Case(three_fields_in_three_dimensions, ("a", "b", "c"), (2, 1, 3), 19),
 }

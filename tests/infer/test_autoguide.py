@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import functools
 import io
 import math
 import pickle
@@ -17,6 +19,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.distributions.transforms import conditional_affine_coupling
 from pyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO
 from pyro.infer.autoguide import AutoGuideList, AutoNormal
 from pyro.infer.autoguide.initialization import init_to_value
@@ -25,10 +28,11 @@ from pyro.infer.reparam import NeuTraReparam
 from torch import Tensor
 
 from pyro_neuralrg import PDD, IndependenceMetropolis, VectorizedMCMC, fit
-from pyro_neuralrg.infer import AutoHierarchicalFlow
+from pyro_neuralrg.infer import AutoHierarchicalFlow, pdd
 from pyro_neuralrg.infer.mcmc import ChEESHMC
 from pyro_neuralrg.infer.mcmc.model_target import ModelTarget
-from pyro_neuralrg.transforms import Neighbour
+from pyro_neuralrg.transforms import Neighbour, RealNVP
+from pyro_neuralrg.transforms.steps import compiled_steps
 from tests.infer import autoguide_models as models
 from tests.infer.autoguide_models import CASES, Case
 
@@ -108,6 +112,23 @@ def test_vectorised_particles_are_single_ones(case: Case, loss: str) -> None:
         return  # vectorised particles share their part of the data
     error = math.sqrt(float(many.var() / number + few.var() / 10))
     assert abs(float(many.mean() - few.mean())) < 5 * error + 1e-9
+
+
+@pytest.mark.parametrize("vectorize", [False, True])
+def test_pdd_is_the_elbo(case: Case, vectorize: bool) -> None:
+    """Draws that come with ln q have the loss and the gradients of Pyro's own."""
+    guide = shaken(make(case))
+    options: Any = {"num_particles": 3, "vectorize_particles": vectorize}
+    losses, gradients = [], []
+    for kind in (PDD, Trace_ELBO):
+        elbo = kind(**options, max_plate_nesting=2)
+        guide.zero_grad()
+        pyro.set_rng_seed(3)
+        losses.append(elbo.loss_and_grads(case.model, guide, *case.args))
+        gradients.append([p.grad for p in guide.parameters() if p.grad is not None])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-10)
+    for mine, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, theirs)
 
 
 @pytest.mark.parametrize("parallel", [False, True])
@@ -266,11 +287,11 @@ def test_parameters_of_the_module_alone() -> None:
 def test_other_values_in_the_store_are_told_and_not_taken() -> None:
     train(make(CASES["one field"]), CASES["one field"])
     guide = make(CASES["one field"])
-    before = guide.state_dict()["transform.field_flow.loc"].clone()
+    before = guide.state_dict()["transform.field_flow.frame.loc"].clone()
     with pytest.warns(UserWarning, match="parameter store holds other values"):
         guide()
     train(guide, CASES["one field"])
-    assert (guide.state_dict()["transform.field_flow.loc"] != before).all()
+    assert (guide.state_dict()["transform.field_flow.frame.loc"] != before).all()
 
 
 # Exactness ----------------------------------------------------------------------------------------
@@ -347,7 +368,7 @@ def test_odd_flows_are_symmetric_about_the_start() -> None:
     guide = shaken(AutoHierarchicalFlow(model, odd=True, **SMALL))
     flow = guide.get_transform()
     assert flow.field_flow is not None
-    place = flow.field_flow.loc.reshape(-1)
+    place = flow.field_flow.frame.loc.reshape(-1)
     u = torch.randn(5, 10)
     mirrored = u.clone()
     mirrored[:, 1:9] = 2 * place - u[:, 1:9]
@@ -432,6 +453,112 @@ def test_the_elbo_bounds_the_evidence_from_the_start() -> None:
     weights = (elbo.log_weights - elbo.log_weights.max()).exp()
     ess = float(weights.sum() ** 2 / weights.square().sum())
     assert abs(float(found) - log_evidence) < 5 / math.sqrt(ess)
+
+
+# Path gradients -----------------------------------------------------------------------------------
+
+FLOWS: dict[str, dict[str, Any]] = {
+    "small": SMALL,
+    "blocks": {"bijector": RealNVP(layers=2, hidden=(4,))},
+    "foreign": {"bijector": lambda size: conditional_affine_coupling(size, 19, hidden_dims=[4])},
+    "spectrum": {**SMALL, "spectrum": torch.full((2, 3, 2), 2.0, dtype=torch.float64)},
+    "odd": {**SMALL, "odd": True},
+}
+
+
+def log_q_at(flow: Any, u: Tensor) -> Tensor:
+    z, ladj = flow.inverse_and_ladj(u)
+    return -0.5 * z.square().sum(-1) - ladj
+
+
+@pytest.mark.parametrize("kind", FLOWS)
+def test_the_score_of_all_latents(kind: str) -> None:
+    """Two fields and a global: also what the fields tell of the globals."""
+    options = FLOWS[kind]
+    flow = shaken(AutoHierarchicalFlow(wide_fields, **options)).get_transform()
+    for again in (False, True):
+        z = torch.randn(4, 15)
+        with torch.no_grad() if again else contextlib.nullcontext():
+            u, ladj, score = flow.forward_with_score(z)
+        leaf = u.detach().requires_grad_()
+        expected = torch.autograd.grad(log_q_at(flow, leaf).sum(), leaf)[0]
+        torch.testing.assert_close(score, expected, rtol=1e-7, atol=1e-8)
+        assert not ladj.requires_grad
+        torch.testing.assert_close(ladj, flow.forward_and_ladj(z)[1])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own, none of them about our code
+@pytest.mark.filterwarnings("error:torch.compile fails here")
+def test_the_score_through_compiled_couplings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    flow = shaken(make(CASES["field and globals"])).get_transform()
+    z = torch.randn(4, 10)
+    expected = flow.forward_with_score(z)
+    with compiled_steps():
+        found = flow.forward_with_score(z)
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def wide_fields() -> None:
+    means = pyro.sample("means", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+    a = pyro.sample("a", dist.Normal(means.sum() * torch.ones(2, 3), 1.0).to_event(2))
+    pyro.sample("b", dist.Normal(a, 1.0).to_event(2))
+
+
+@pytest.mark.parametrize("vectorize", [False, True])
+def test_path_gradients_need_no_second_pass(
+    case: Case, vectorize: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same gradient for every draw as that of a replay with frozen parameters."""
+    guide = shaken(make(case))
+    elbo = PDD(3, max_plate_nesting=2, vectorize_particles=vectorize, path_gradient=True)
+    replays: list[bool] = []
+    replay = pdd._path_trace
+
+    def counted(*arguments: Any) -> Any:
+        replays.append(True)
+        return replay(*arguments)
+
+    monkeypatch.setattr(pdd, "_path_trace", counted)
+    found = []
+    for one_pass in (True, False):
+        if not one_pass:
+            monkeypatch.setattr(pdd, "_is_one_site_with_score", lambda trace: False)
+        guide.zero_grad()
+        pyro.set_rng_seed(4)
+        loss = elbo.loss_and_grads(case.model, guide, *case.args)
+        found.append((loss, [p.grad for p in guide.parameters()]))
+        assert bool(replays) != one_pass
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-12)
+    pairs = list(zip(found[0][1], found[1][1], strict=True))
+    assert any(mine is not None for mine, _ in pairs)
+    for mine, theirs in pairs:
+        assert (mine is None) == (theirs is None)
+        if mine is not None:
+            torch.testing.assert_close(mine, theirs, rtol=1e-7, atol=1e-8)
+
+
+def test_path_gradients_vanish_at_the_optimum() -> None:
+    """Where the posterior is the guide's density; those of the loss itself do not."""
+    guide = shaken(AutoHierarchicalFlow(wide_fields, **SMALL), 0.1)
+    target = copy.deepcopy(guide).get_transform().requires_grad_(False)
+
+    def model() -> None:
+        means = pyro.sample("means", dist.Normal(torch.zeros(3), 1.0).to_event(1).mask(False))
+        a = pyro.sample("a", dist.Normal(torch.zeros(2, 3), 1.0).to_event(2).mask(False))
+        b = pyro.sample("b", dist.Normal(torch.zeros(2, 3), 1.0).to_event(2).mask(False))
+        pyro.factor("f", log_q_at(target, torch.cat([means, a.flatten(-2), b.flatten(-2)], -1)))
+
+    sizes = []
+    for path in (False, True):
+        guide.zero_grad()
+        elbo = PDD(4, max_plate_nesting=0, vectorize_particles=True, path_gradient=path)
+        elbo.loss_and_grads(model, guide)
+        sizes.append(max(float(p.grad.abs().max()) for p in guide.parameters() if p.numel()))
+    assert sizes[0] > 1e-2
+    assert sizes[1] < 1e-9
 
 
 # Sampling in the latent space ---------------------------------------------------------------------
@@ -604,9 +731,8 @@ def two_lattices() -> None:
     pyro.sample("w", dist.Normal(torch.zeros(3, 2), 1.0).to_event(2))
 
 
-def two_in_three_dimensions() -> None:
-    for name in ("x", "w"):
-        pyro.sample(name, dist.Normal(torch.zeros(2, 2, 2), 1.0).to_event(3))
+def four_dimensions() -> None:
+    pyro.sample("x", dist.Normal(torch.zeros(2, 2, 2, 2), 1.0).to_event(4))
 
 
 def nothing() -> None:
@@ -629,9 +755,9 @@ def one_by_one() -> None:
         (discrete, {}, r"discrete.*'kind'.*latent sites seen: 'x' \(2, 2\), 'kind' \(\)"),
         (coming_and_going, {}, r"come and go.*extra"),
         (two_lattices, {}, r"different shapes.*'x': \(2, 2\).*'w': \(3, 2\).*name those"),
-        (two_lattices, {"fields": ["x", "w"]}, "different shapes"),
-        (two_in_three_dimensions, {}, "several of one or two"),
-        (nothing, {}, "no latent variables.*latent sites seen: none"),
+        (two_lattices, {"fields": ["x", "w"]}, "different shapes.*one lattice; .*globals"),
+        (four_dimensions, {"field": "x"}, r"shape \(2, 2, 2, 2\); accepted: one to 3 sides"),
+        (nothing, {}, "no latent sites; accepted: .*the guide is empty"),
         (subsampled_latent, {}, r"'x' stands in plate 'sites'.*2 of 6"),
         (one_by_one, {}, "sequential"),
         (models.one_field, {"field": "z"}, r"field is 'z'.*latent sites seen: 'x' \(4, 4\)"),
@@ -655,6 +781,8 @@ def test_bad_models_and_names(model: Any, options: dict[str, Any], message: str)
         ({"context_dim": 2}, "unknown options"),
         ({"field": ["x"]}, "field is"),
         ({"fields": "x"}, "fields is 'x'"),
+        ({"init_loc_fn": None}, "init_loc_fn is None; accepted: a function"),
+        ({"globals_flow": 3}, "globals_flow is 3; accepted: a function"),
     ],
 )
 def test_bad_types(options: dict[str, Any], message: str) -> None:

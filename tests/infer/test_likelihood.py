@@ -8,13 +8,15 @@ import math
 from typing import Any
 
 import numpy as np
+import pyro
 import pytest
 import torch
+from pyro.infer import SVI, Trace_ELBO
 from sklearn.datasets import load_digits
 from torch import Tensor
 
 from pyro_neuralrg.distributions.flow import flow_distribution
-from pyro_neuralrg.infer import Pixels, bounds, cross_entropy, fit_data
+from pyro_neuralrg.infer import PDD, Pixels, bounds, cross_entropy, fit_data
 from pyro_neuralrg.infer.likelihood import _DataTraining
 from pyro_neuralrg.infer.optimizer import GuardedAdam
 from pyro_neuralrg.potentials import IsingDual
@@ -35,6 +37,37 @@ def test_finds_the_normal_of_its_data(flow: Any) -> None:
     assert value == pytest.approx(expected, abs=1e-3)
     assert value >= expected
     assert error == pytest.approx(math.sqrt(2.0) / 20, rel=0.3)  # ln q varies by 4 / 2
+
+
+def test_an_observed_site_of_svi_is_the_same_loss() -> None:
+    """The loss and the gradient of all data, whole or in batches, as the training here has them."""
+    flow, data = hierarchical_flow((2, 2)), 2.0 * torch.randn(40, 2, 2)
+    parameters = [p for p in flow.parameters() if p.requires_grad]
+
+    def model(data: Tensor, batch: int) -> None:
+        pyro.module("flow", flow)
+        with pyro.plate("data", len(data), subsample_size=batch) as chosen:
+            pyro.sample("x", flow_distribution(flow), obs=data[chosen])
+
+    def guide(data: Tensor, batch: int) -> None:
+        pass
+
+    expected, _ = cross_entropy(flow, data)
+    mean = -flow_distribution(flow).log_prob(data).mean()
+    gradients = torch.autograd.grad(mean, parameters, allow_unused=True)
+    for loss in (Trace_ELBO(), PDD(), PDD(path_gradient=True)):
+        flow.zero_grad()
+        assert loss.loss_and_grads(model, guide, data, 40) / 40 == pytest.approx(expected)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            if gradient is not None:
+                torch.testing.assert_close(parameter.grad / 40, gradient)
+    batches = torch.tensor([Trace_ELBO().loss(model, guide, data, 8) / 40 for _ in range(200)])
+    error = float(batches.std()) / math.sqrt(200)
+    assert abs(float(batches.mean()) - expected) < 4 * error
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), PDD())
+    for _ in range(20):
+        svi.step(data, 40)
+    assert cross_entropy(flow, data)[0] < expected
 
 
 def test_learns_a_target_from_its_samples() -> None:

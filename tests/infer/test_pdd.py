@@ -349,7 +349,7 @@ def test_not_reparameterised() -> None:
 
 
 def test_no_sites() -> None:
-    with pytest.raises(ValueError, match="no sample sites"):
+    with pytest.raises(ValueError, match="the model has no sample sites"):
         PDD().loss(lambda: None, lambda: None)
 
 

@@ -14,19 +14,19 @@ from typing import Any, NamedTuple
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import TransformedDistribution
 from pyro.distributions.torch_transform import TransformModule
 from pyro.infer.autoguide.guides import AutoContinuous, prototype_hide_fn
 from pyro.infer.autoguide.initialization import init_to_median
 from pyro.poutine.reparam_messenger import ReparamMessenger
 from torch import Tensor, nn
-from torch.distributions import Transform, biject_to, constraints
+from torch.distributions import Transform, biject_to
 
 from pyro_neuralrg.arguments import check_number
-from pyro_neuralrg.distributions.flow import standard_normal
-from pyro_neuralrg.infer.autoguide.sites import describe, find_fields, shapes_of
+from pyro_neuralrg.distributions.flow import FlowDistribution, standard_normal
+from pyro_neuralrg.infer.autoguide.sites import describe, find_fields, flow_shape, shapes_of
 from pyro_neuralrg.infer.autoguide.transform import FieldFlow, GlobalsFlow, LatentFlow
 from pyro_neuralrg.infer.guides import with_tensors
+from pyro_neuralrg.infer.naming import name_parameters
 from pyro_neuralrg.transforms import conditional_hierarchical_flow, hierarchical_flow
 
 __all__ = ["QUANTILE_DRAWS", "AutoHierarchicalFlow"]
@@ -52,9 +52,10 @@ class AutoHierarchicalFlow(AutoContinuous):
 
     All continuous latent sites, unconstrained, are one vector :math:`u = g(z)` of standard normals
     z. The fields come from one :func:`~pyro_neuralrg.transforms.hierarchical_flow` (several of them
-    as a last axis of its lattice), conditioned on the latents of all other sites, the globals,
-    which have a small flow of their own. Each site has a place and a width besides, which begin at
-    ``init_loc_fn`` and ``init_scale``. The latents of the sites stand in the model's order.
+    as a last axis of its lattice, or within the last of three axes), conditioned on the latents of
+    all other sites, the globals, which have a small flow of their own. Each site has a place and a
+    width besides, which begin at ``init_loc_fn`` and ``init_scale``. The latents of the sites stand
+    in the model's order.
 
     It does what Pyro's ``AutoIAFNormal`` does: ``SVI``, ``Predictive``, plates, vectorised
     particles, ``NeuTraReparam(guide)`` for MCMC; ``fit(model, guide, ...)`` trains it, too. Its
@@ -123,6 +124,9 @@ class AutoHierarchicalFlow(AutoContinuous):
         prototype_kwargs: Mapping[str, Any] | None = None,
         **flow_options: Any,
     ) -> None:
+        for name, function in (("init_loc_fn", init_loc_fn), ("globals_flow", globals_flow)):
+            if not callable(function) and not (name == "globals_flow" and function is None):
+                raise TypeError(f"{name} is {function!r}; accepted: a function")
         super().__init__(model, init_loc_fn=init_loc_fn)
         self.prototype_trace: Any = None
         _check_options(flow_options)
@@ -181,7 +185,7 @@ class AutoHierarchicalFlow(AutoContinuous):
         flow = self._known()
         if self._pyro_context.active:
             self._register(flow)
-        return TransformedDistribution(self.get_base_dist(), flow)
+        return FlowDistribution(self.get_base_dist(), [flow])
 
     @torch.no_grad()
     def quantiles(
@@ -242,6 +246,11 @@ class AutoHierarchicalFlow(AutoContinuous):
         except (NotImplementedError, RuntimeError, ValueError) as error:
             if self.prototype_trace is None:  # an error of the model's own
                 raise
+            if not shapes_of(self.prototype_trace):
+                raise ValueError(
+                    "model has no latent sites; accepted: at least one that is not observed (if "
+                    "all are, the guide is empty: lambda *args: None)"
+                ) from error
             raise ValueError(
                 f"model has latents that this guide cannot draw: {error}; accepted: continuous "
                 f"latent sites in vectorised plates; {describe(self.prototype_trace)}"
@@ -297,9 +306,8 @@ class AutoHierarchicalFlow(AutoContinuous):
                 torch.cat(others), self._plan.init_scale, self._plan.globals_flow
             )
         if fields:
-            shape = found.lattice if len(fields) == 1 else (*found.lattice, len(fields))
             field_flow = FieldFlow(
-                torch.stack(fields, 1).reshape(shape),
+                torch.stack(fields, 1).reshape(flow_shape(found.lattice, len(fields))),
                 self._plan.init_scale,
                 len(fields),
                 sum(map(len, others)),
@@ -332,11 +340,7 @@ class AutoHierarchicalFlow(AutoContinuous):
         if taken and not self._has_compared:
             self._has_compared = True
             _warn_of_others(named, store)
-        for name, parameter in named:
-            if taken:
-                _name_local_parameter(name, parameter)
-            else:
-                pyro.param(name, parameter)
+        name_parameters(named, _as_it_is if taken else store.get_param)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._known()
@@ -439,8 +443,7 @@ def _warn_of_others(named: Sequence[tuple[str, Tensor]], store: Any) -> None:
             return
 
 
-def _name_local_parameter(name: str, parameter: Any) -> None:
-    """A parameter site for a tensor that is not in the store, as of Pyro's module-local ones."""
+def _as_it_is(name: str, parameter: Any, **options: Any) -> Tensor:
+    """The value of a parameter that is not in the store, as of Pyro's module-local ones."""
     parameter.unconstrained = weakref.ref(parameter)
-    statement = poutine.runtime.effectful(type="param")(lambda *_, **__: parameter)
-    statement(name, parameter, constraint=constraints.real, name=name)
+    return parameter

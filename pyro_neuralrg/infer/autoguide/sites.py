@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torch.distributions import biject_to, constraints
 
-__all__ = ["Fields", "describe", "find_fields", "shapes_of"]
+__all__ = ["Fields", "describe", "find_fields", "flow_shape", "shapes_of"]
 
 MOST_SIDES = 3
 
@@ -37,6 +37,22 @@ def describe(trace: Any) -> str:
     return f"latent sites seen: {seen or 'none'}"
 
 
+def flow_shape(lattice: tuple[int, ...], channels: int) -> tuple[int, ...]:
+    """The lattice of the flow of several fields: they are a last axis, the last index of each site.
+
+    On three sides there is no room for a fourth: there the last side is that many times as long.
+
+    Example:
+        >>> flow_shape((8, 8), 3), flow_shape((4, 4, 4), 3), flow_shape((4, 4, 4), 1)
+        ((8, 8, 3), (4, 4, 12), (4, 4, 4))
+    """
+    if channels == 1:
+        return lattice
+    if len(lattice) < MOST_SIDES:
+        return (*lattice, channels)
+    return (*lattice[:-1], lattice[-1] * channels)
+
+
 def find_fields(trace: Any, names: Sequence[str] | None) -> Fields:
     """The fields among the latent sites of a trace.
 
@@ -59,7 +75,7 @@ def find_fields(trace: Any, names: Sequence[str] | None) -> Fields:
     else:
         _check_names(trace, known, names)
         chosen = {name: shape for name, shape in known.items() if name in names and shape}
-        hint = "fields on one lattice"
+        hint = "fields on one lattice; the sites that are not named become globals"
     if not chosen:
         return Fields((), ())
     lattices = set(chosen.values())
@@ -69,11 +85,10 @@ def find_fields(trace: Any, names: Sequence[str] | None) -> Fields:
             f"{describe(trace)}"
         )
     lattice = lattices.pop() or ()
-    sides = len(lattice) + (len(chosen) > 1)
-    if sides > MOST_SIDES:
+    if len(lattice) > MOST_SIDES:
         raise ValueError(
-            f"fields {list(chosen)} have shape {lattice}; accepted: one field of one to three "
-            f"sides, or several of one or two; {describe(trace)}"
+            f"fields {list(chosen)} have shape {lattice}; accepted: one to {MOST_SIDES} sides; "
+            f"{describe(trace)}"
         )
     return Fields(tuple(chosen), lattice)
 

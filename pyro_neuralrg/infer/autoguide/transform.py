@@ -4,10 +4,9 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pyro.distributions.torch_transform import TransformModule
@@ -25,7 +24,7 @@ from pyro_neuralrg.transforms.base import LatticeTransform
 from pyro_neuralrg.transforms.bijectors import Place, as_bijector
 from pyro_neuralrg.transforms.elementwise import AffineSteps
 
-__all__ = ["FieldFlow", "GlobalsFlow", "LatentFlow"]
+__all__ = ["FieldFlow", "FieldFrame", "GlobalsFlow", "LatentFlow"]
 
 MOST_TIED = 100
 """Globals up to which each depends on all before it: a matrix of N x N entries."""
@@ -108,24 +107,93 @@ class GlobalsFlow(LatticeTransform):
         return identity.index_put((row, column), self.below)
 
 
-class FieldFlow(LatticeTransform):
-    r"""Fields from a hierarchical flow, with a place and a width for every site.
+class FieldFrame(LatticeTransform):
+    r"""A place and a width for every site, a width for every mode of the lattice.
 
-    .. math:: u = m + e^s \odot (A c + F^{-1} e^{b(c)} F\, g(z; c))
+    .. math:: u = m + e^s \odot (A c + F^{-1} e^{b(c)} F\, v)
 
-    for a context c of the globals' latents, which are standard normal. A has one row for each site;
-    the modes of each field are scaled by factors of their own, whose logarithms b are linear in c
+    for a context c. A has a row for each site; the modes of each field are scaled by factors of
+    their own, whose logarithms b are linear in c
     (:class:`~pyro_neuralrg.transforms.LearnedSpectrum`): the posterior of a smooth field differs
-    from its prior in some of its scales only. A and b are zero at the start. Fields are a last axis
-    of the lattice that the flow lives on.
+    from its prior in some of its scales only. A and b are zero at the start.
 
     Args:
         loc: m at the start, of the flow's shape; also the dtype and device of all parameters.
         scale: e^s at the start.
-        channels: number of fields; if more than one, the last side.
+        channels: number of fields, which divides the last side.
         context_dim: length of c; 0 for none.
-        options: of :func:`~pyro_neuralrg.transforms.hierarchical_flow`. With ``odd`` m stays as it
-            is and there is no A: u - m and its negative have the same density.
+        odd: m stays as it is and there is no A: u - m and its negative have the same density.
+        boundary: "periodic" or "open", of the lattice.
+    """
+
+    def __init__(
+        self,
+        loc: Tensor,
+        scale: float,
+        channels: int,
+        context_dim: int,
+        *,
+        odd: bool,
+        boundary: str,
+    ) -> None:
+        shape = tuple(loc.shape)
+        super().__init__(shape)
+        self.loc: Tensor
+        if odd:
+            self.register_buffer("loc", loc.clone())
+        else:
+            self.loc = nn.Parameter(loc.clone())
+        self.log_scale = nn.Parameter(torch.full_like(loc, math.log(scale)))
+        moves = loc.new_zeros(*shape, context_dim)
+        self.shift = nn.Parameter(moves) if context_dim and not odd else None
+        self.lattice = (*shape[:-1], shape[-1] // channels)
+        if self.lattice[-1] == 1 and channels > 1:  # the fields are an axis of their own
+            self.lattice = self.lattice[:-1]
+        self.spectra = nn.ModuleList(
+            LearnedSpectrum(self.lattice, boundary, context_dim).to(loc) for _ in range(channels)
+        )
+
+    def generate(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """v to u, batch-last."""
+        w, ladj = self._by_field("generate", h, context)
+        if self.shift is not None and context is not None:
+            w = w + self.shift @ context
+        u = self.loc.unsqueeze(-1) + self.log_scale.exp().unsqueeze(-1) * w
+        return u, ladj + self.log_scale.sum()
+
+    def renormalize(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """u to v, batch-last."""
+        w = (h - self.loc.unsqueeze(-1)) * (-self.log_scale).exp().unsqueeze(-1)
+        if self.shift is not None and context is not None:
+            w = w - self.shift @ context
+        v, ladj = self._by_field("renormalize", w, context)
+        return v, ladj + self.log_scale.sum()
+
+    def _by_field(
+        self, direction: Literal["generate", "renormalize"], h: Tensor, context: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Scale the modes of each field; fields are the fastest index of the sites."""
+        fields = h.reshape(*self.lattice, len(self.spectra), h.shape[-1]).unbind(-2)
+        results = [
+            getattr(spectrum, direction)(field, context)
+            for spectrum, field in zip(self.spectra, fields, strict=True)
+        ]
+        scaled, ladjs = zip(*results, strict=True)
+        return torch.stack(scaled, -2).reshape(h.shape), sum(ladjs[1:], ladjs[0])
+
+
+class FieldFlow(LatticeTransform):
+    r"""Fields from a hierarchical flow g(z; c) in a :class:`FieldFrame`.
+
+    The context c is that of the globals' latents, which are standard normal. Several fields are the
+    fastest index of the flow's sites: a last axis of its lattice, or part of the last one.
+
+    Args:
+        loc: of the frame.
+        scale: of the frame.
+        channels: number of fields, which divides the last side.
+        context_dim: length of c; 0 for none.
+        options: of :func:`~pyro_neuralrg.transforms.hierarchical_flow`.
     """
 
     def __init__(
@@ -145,51 +213,41 @@ class FieldFlow(LatticeTransform):
             own = {name: value for name, value in options.items() if name != "features"}
             self.flow = hierarchical_flow(shape, **own)
         self.flow.to(loc)
-        odd = options.get("odd", False)
-        self.loc: Tensor
-        if odd:
-            self.register_buffer("loc", loc.clone())
-        else:
-            self.loc = nn.Parameter(loc.clone())
-        self.log_scale = nn.Parameter(torch.full_like(loc, math.log(scale)))
-        moves = loc.new_zeros(*shape, context_dim)
-        self.shift = nn.Parameter(moves) if context_dim and not odd else None
-        lattice = shape[:-1] if channels > 1 else shape
-        boundary = options.get("boundary", "periodic")
-        self.spectra = nn.ModuleList(
-            LearnedSpectrum(lattice, boundary, context_dim).to(loc) for _ in range(channels)
-        )
+        odd, boundary = options.get("odd", False), options.get("boundary", "periodic")
+        self.frame = FieldFrame(loc, scale, channels, context_dim, odd=odd, boundary=boundary)
 
     def generate(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z to u, batch-last."""
         flow, features = self._flow_at(context)
         v, ladj = flow.generate(h, features)
-        v, more = self._by_channel(LearnedSpectrum.generate, v, context)
-        if self.shift is not None and context is not None:
-            v = v + self.shift @ context
-        u = self.loc.unsqueeze(-1) + self.log_scale.exp().unsqueeze(-1) * v
-        return u, ladj + more + self.log_scale.sum()
+        u, more = self.frame.generate(v, context)
+        return u, ladj + more
+
+    def generate_with_score(
+        self,
+        h: Tensor,
+        score: Tensor,
+        context: Tensor | None = None,
+        pulls: list[Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """z to u with the score, batch-last, in one pass of the flow where it needs no other."""
+        c = None if context is None else context.detach().requires_grad_()
+        with torch.enable_grad():
+            flow, features = self._flow_at(c)
+        of_features: list[Tensor] = []
+        v, ladj, score = flow.generate_with_score(h, score, features, of_features)
+        u, more, score = self.frame.generate_with_score(v, score, c, pulls)
+        if pulls is not None and c is not None and features is not None:
+            total = sum(of_features, torch.zeros_like(features))
+            pulls += torch.autograd.grad(features, c, total, retain_graph=True)
+        return u, (ladj + more).detach(), score
 
     def renormalize(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """u to z, batch-last."""
         flow, features = self._flow_at(context)
-        v = (h - self.loc.unsqueeze(-1)) * (-self.log_scale).exp().unsqueeze(-1)
-        if self.shift is not None and context is not None:
-            v = v - self.shift @ context
-        v, more = self._by_channel(LearnedSpectrum.renormalize, v, context)
-        z, ladj = flow.renormalize(v, features)
-        return z, ladj + more + self.log_scale.sum()
-
-    def _by_channel(
-        self, direction: Callable[..., tuple[Tensor, Tensor]], h: Tensor, context: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Scale the modes of each field."""
-        if len(self.spectra) == 1:
-            return direction(self.spectra[0], h, context)
-        fields, ladjs = zip(
-            *map(direction, self.spectra, h.unbind(-2), itertools.repeat(context)), strict=True
-        )
-        return torch.stack(fields, -2), torch.stack(ladjs).sum(0)
+        v, ladj = self.frame.renormalize(h, context)
+        z, more = flow.renormalize(v, features)
+        return z, ladj + more
 
     def _flow_at(self, context: Tensor | None) -> tuple[HierarchicalFlow, Tensor | None]:
         """The flow on the lattice and what it sees of the context, batch-last."""
@@ -236,6 +294,34 @@ class LatentFlow(LatticeTransform):
             fields, more = self.field_flow.generate(fields, z)
             ladj = ladj + more
         return self._put_together(others, fields), ladj
+
+    def generate_with_score(
+        self,
+        h: Tensor,
+        score: Tensor,
+        context: Tensor | None = None,
+        pulls: list[Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """z to u with the score, batch-last: that of the globals has what the fields tell of them.
+
+        With u = (G(z), F(z'; z)): ln q(u) = ln q_G(G(z)) + ln q_F(u'; z), so that the gradient of
+        the second in z joins that of ln N(z) before it goes through G.
+        """
+        others, fields = self._take_apart(h)
+        score, of_fields = self._take_apart(score)
+        z, ladj = others, h.new_zeros(h.shape[-1])
+        if self.field_flow is not None:
+            of_globals: list[Tensor] = []
+            fields, ladj, of_fields = self.field_flow.generate_with_score(
+                fields, of_fields, z, of_globals
+            )
+            for pull in of_globals:
+                score = score + pull
+        if self.globals_flow is not None:
+            others, more, score = self.globals_flow.generate_with_score(z, score)
+            ladj = ladj + more
+        joined = self._put_together(score, of_fields)
+        return self._put_together(others, fields), ladj.detach(), joined
 
     def renormalize(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """u to z, batch-last."""

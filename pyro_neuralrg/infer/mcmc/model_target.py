@@ -7,7 +7,7 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pyro
@@ -17,7 +17,9 @@ from pyro.distributions.torch_transform import TransformModule
 from pyro.infer.mcmc.util import initialize_model
 from pyro.infer.reparam import NeuTraReparam
 from pyro.poutine.reparam_messenger import ReparamHandler
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+from torch.distributions import biject_to
 
 from pyro_neuralrg.distributions.flow import forward_and_ladj
 from pyro_neuralrg.infer.mcmc.target import EnergyTarget, LatentTarget, Target
@@ -67,13 +69,17 @@ class ModelTarget(Target):
         target._args, target._kwargs = args, kwargs
         self._check_arguments(args, kwargs)
         with torch.random.fork_rng(), poutine.block():
+            with torch.no_grad():
+                plain = poutine.trace(self.model).get_trace(*args, **kwargs)
+            _check_no_subsampling(plain)
             _, potential_fn, transforms, trace = initialize_model(
                 self.model, args, kwargs, initial_params={}
             )
         target._transforms = transforms
-        discrete = any(
-            node["fn"].has_enumerate_support for _, node in trace.iter_stochastic_nodes()
-        )
+        discrete = [
+            name for name, node in trace.iter_stochastic_nodes() if node["fn"].has_enumerate_support
+        ]
+        _check_not_enumerated(transforms, trace, plain, discrete)
         target._potential_fn = potential_fn if discrete else target._log_joint_energy
         target._read_sites(trace)
         target._transport = target._transport_of_all()
@@ -276,22 +282,49 @@ class ModelTarget(Target):
         return self._transforms[name](value)
 
     def initial(self, chains: int, generator: torch.Generator, start: str | None = None) -> Tensor:
-        """Draws of the prior, by running the model once per chain; of flows at their sites."""
-        if start is not None and (start == "flow") != bool(self.flow_sites):
-            accepted = "'flow'" if self.flow_sites else "'prior'"
-            raise ValueError(f"initial_params is {start!r}; accepted for this model: {accepted}")
+        """Draws of the prior, by running the model once per chain; of flows at their sites.
+
+        From "prior" the sites behind flows are drawn from it, too.
+        """
+        if start == "flow" and not self.flow_sites:
+            raise ValueError("initial_params is 'flow'; accepted for this model: 'prior'")
+        one_start = self._prior_values if start == "prior" else self._own_values
         seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
-        starts = []
         with torch.random.fork_rng(), poutine.block(), torch.no_grad():
             torch.manual_seed(seed)
-            for _ in range(chains):
-                trace = poutine.trace(self.model).get_trace(*self._args, **self._kwargs)
-                values = [
-                    self._transforms[name](trace.nodes[name]["value"]).reshape(-1)
-                    for name in self.sites
-                ]
-                starts.append(torch.cat(values))
-        return torch.stack(starts)
+            starts = [one_start() for _ in range(chains)]
+        values = {name: torch.stack([one[name] for one in starts]) for name in starts[0]}
+        return self.pack(values, chains)
+
+    def _own_values(self) -> dict[str, Tensor]:
+        """Unconstrained values of one start: what the model draws, at the sites that it has."""
+        sites = poutine.trace(self.model).get_trace(*self._args, **self._kwargs).nodes
+        return {name: self._transforms[name](sites[name]["value"]) for name in self.sites}
+
+    def _prior_values(self) -> dict[str, Tensor]:
+        """Likewise, what the model without its reparameterisations draws."""
+        model: Any = self.model
+        while isinstance(model, ReparamHandler):
+            model = model.fn
+        sites = poutine.trace(model).get_trace(*self._args, **self._kwargs).nodes
+        names = [behind for name in self.sites for behind in self._behind_names(name)]
+        for name in names:
+            if name not in sites or sites[name]["is_observed"]:
+                raise ValueError(
+                    f"initial_params is 'prior', and site {name!r} has none that could be drawn, "
+                    "being reparameterised within the model or by other means than a flow; "
+                    "accepted for this model: None, 'flow', or unconstrained values"
+                )
+        return {
+            name: biject_to(sites[name]["fn"].support).inv(sites[name]["value"]) for name in names
+        }
+
+    def _behind_names(self, name: str) -> list[str]:
+        """The model's own sites that a site of the positions stands for."""
+        if name in self._neutras:
+            guide: Any = self._neutras[name].guide
+            return list(guide._unconstrained_shapes)
+        return [self._reparams[name][0] if name in self._reparams else name]
 
     def modules(self) -> list[torch.nn.Module]:
         """See :class:`Target`."""
@@ -329,6 +362,38 @@ class _Transport(NamedTuple):
             outputs, cotangents = [u, ladj], [force, -torch.ones_like(ladj)]
         (gradient,) = torch.autograd.grad(outputs, leaf, cotangents)
         return energy - ladj.detach().double(), gradient
+
+
+def _check_no_subsampling(trace: Any) -> None:
+    """Each step of a chain would see other data."""
+    plates = [
+        f"{name!r} ({site['fn'].subsample_size} of {site['fn'].size})"
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample"
+        and site_is_subsample(site)
+        and site["fn"].subsample_size not in (None, site["fn"].size)
+    ]
+    if plates:
+        raise ValueError(
+            f"model has subsampled plates {', '.join(plates)}; accepted: plates of all data "
+            "(without subsample_size), since every step of a chain needs one and the same density "
+            "(SVI takes subsamples)"
+        )
+
+
+def _check_not_enumerated(
+    transforms: Mapping[str, Any], trace: Any, plain: Any, discrete: Sequence[str]
+) -> None:
+    """A continuous site that depends on an enumerated one has a value for each of its values."""
+    for name in transforms:
+        seen, alone = (tuple(t.nodes[name]["value"].shape) for t in (trace, plain))
+        if seen != alone:
+            raise ValueError(
+                f"site {name!r} of shape {alone} depends on a discrete site, {list(discrete)}, "
+                f"which is enumerated, and has shape {seen} there; accepted: continuous sites that "
+                "depend on continuous ones only; write the mixture as one site "
+                "(MixtureSameFamily), or let the discrete site act on observations"
+            )
 
 
 def _neutra_of(model: Any, site: Any) -> NeuTraReparam | None:

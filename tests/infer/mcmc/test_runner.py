@@ -17,6 +17,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.infer.reparam import NeuTraReparam
 from torch import Tensor
 
 from pyro_neuralrg import (
@@ -29,10 +30,12 @@ from pyro_neuralrg import (
     VectorizedMCMC,
     hierarchical_flow,
 )
+from pyro_neuralrg.infer import AutoHierarchicalFlow
 from pyro_neuralrg.infer.mcmc import Adaptation, ModelTarget, progress
 from pyro_neuralrg.infer.mcmc import runner as runner_module
 from pyro_neuralrg.infer.mcmc.base import ChainState
 from pyro_neuralrg.interrupts import deferred_interrupts
+from pyro_neuralrg.transforms import Neighbour
 from tests.infer.mcmc.registry import KERNELS, TARGETS, ToyFlow, kinked
 
 
@@ -548,6 +551,61 @@ def test_named_starts() -> None:
         starts(physical, "nowhere")
     with pytest.raises(ValueError, match=r"accepted for this model: 'prior'"):
         run(HMC(lambda: pyro.sample("m", dist.Normal(0.0, 1.0))), initial_params="flow")
+
+
+def test_prior_starts_behind_flows() -> None:
+    """Of one site by FlowReparam, of all by a guide: the draws of the model as it is written."""
+
+    def model() -> None:
+        width = pyro.sample("width", dist.LogNormal(1.0, 0.2))
+        x = pyro.sample(
+            "x", dist.Normal(5.0 * torch.ones(2, 3), width[..., None, None]).to_event(2)
+        )
+        pyro.sample("y", dist.Normal(x, 1.0).to_event(2), obs=torch.zeros(2, 3))
+
+    one = poutine.reparam(model, config={"x": FlowReparam(ToyFlow((2, 3)))})
+    bijector = Neighbour(layers=2, hidden=(4,))
+    every = NeuTraReparam(AutoHierarchicalFlow(model, bijector=bijector)).reparam(model)
+    for latent in (one, every):
+        target = ModelTarget(latent).setup()
+        starts = target.initial(500, torch.Generator().manual_seed(0), "prior")
+        assert starts.shape == (500, 7)
+        values = target.physical(starts)
+        width = values["width"].reshape(-1, 1)
+        assert standard_errors(width.log(), 1.0) < 4
+        assert standard_errors(((width.log() - 1.0) / 0.2).square(), 1.0) < 4
+        residual = (values["x"].flatten(1) - 5.0) / width
+        assert standard_errors(residual, 0.0) < 4
+        assert standard_errors(residual.square(), 1.0) < 4
+
+
+def test_prior_starts_that_are_not_to_be_had() -> None:
+    def model() -> None:
+        pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+    inner = poutine.reparam(model, config={"x": FlowReparam(ToyFlow((2,)))})
+    target = ModelTarget(lambda: inner()).setup()
+    with pytest.raises(ValueError, match=r"site 'x' has none.*accepted for this model: None"):
+        target.initial(2, torch.Generator(), "prior")
+
+
+def test_models_that_no_chain_can_sample() -> None:
+    """Each with the site and what to do, before any sampling."""
+
+    def subsampled() -> None:
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 6, subsample_size=2):
+            pyro.sample("y", dist.Normal(x, 1.0), obs=torch.zeros(2))
+
+    def mixture() -> None:
+        with pyro.plate("parts", 3):
+            kind = pyro.sample("kind", dist.Bernoulli(0.4))
+            pyro.sample("x", dist.Normal(2.0 * kind, 1.0))
+
+    with pytest.raises(ValueError, match=r"subsampled plates 'data' \(2 of 6\); accepted: plates"):
+        run(HMC(subsampled))
+    with pytest.raises(ValueError, match=r"site 'x' of shape \(3,\) depends on .*\['kind'\]"):
+        run(HMC(mixture))
 
 
 def test_a_mixture_moves_by_one_member_at_a_time() -> None:
