@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +14,9 @@ from torch import Tensor
 
 from pyro_neuralrg.arguments import check_integer
 from pyro_neuralrg.distributions.flow import flow_distribution
+from pyro_neuralrg.infer.guides import FlowGuide
+from pyro_neuralrg.infer.model_weights import is_guide, model_log_weights
+from pyro_neuralrg.potentials.base import LatticePotential
 from pyro_neuralrg.series import pareto_k
 
 __all__ = [
@@ -58,22 +61,36 @@ class FreeEnergyEstimate(NamedTuple):
 
 
 def estimate(
-    target: Any, q: Any, num_samples: int = 10_000, batch_size: int = 1000
+    target: Any,
+    q: Any,
+    num_samples: int = 10_000,
+    batch_size: int = 1000,
+    *,
+    model_args: Sequence[Any] | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
 ) -> FreeEnergyEstimate:
     r"""Estimate the free energy -ln Z of ``target`` from samples of ``q``.
 
     With :math:`w = \pi(x) / q(x)`, x ~ q: :math:`-E[\ln w] \ge -\ln Z` and :math:`-\ln E[w] = -\ln
-    Z`.
+    Z`. Of a Pyro model with data y and its guide, :math:`\pi(x) = p(x, y)`, and Z is the evidence
+    p(y).
 
     Args:
-        target: a LatticePotential, or a batched energy function ``x -> -ln pi(x)``.
-        q: a flow, a FlowGuide, a SymmetrizedFlow or another distribution over fields.
+        target: a LatticePotential, or a batched energy function ``x -> -ln pi(x)``; or a Pyro
+            model, which need not be written for batches.
+        q: a flow, a FlowGuide, a SymmetrizedFlow or another distribution over fields; or a guide of
+            the model, such as an AutoHierarchicalFlow or one of Pyro's (``AutoContinuous`` ones are
+            drawn in batches, others one draw after another).
         num_samples: samples of q.
         batch_size: samples in memory at a time.
+        model_args: of model and guide. Given, also as ``()``, they say that ``target`` is a model
+            where q, a FlowGuide, may go with an energy as well.
+        model_kwargs: likewise by keyword.
 
     Raises:
-        TypeError: if a size is no integer.
-        ValueError: if a size is below 1, or the energy has the wrong shape or is NaN.
+        TypeError: if a size is no integer, or a guide is no density (``AutoDelta``).
+        ValueError: if a size is below 1, the energy has the wrong shape or is NaN, a plate of the
+            model is subsampled, or its latent sites are not the guide's.
 
     Warns:
         UserWarning: if fewer than ten effective samples stand behind the importance estimate, or
@@ -85,8 +102,22 @@ def estimate(
         >>> found = estimate(lambda x: 0.5 * x.square().sum(-1), q, num_samples=100)
         >>> round(found.importance, 4), round(found.ess, 4)  # -ln(2 pi)
         (-1.8379, 1.0)
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(data):
+        ...     x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        ...     pyro.sample("data", dist.Normal(x, 1.0), obs=data)
+        >>> def guide(data):
+        ...     pyro.sample("x", dist.Normal(data / 2, 0.5**0.5))  # the posterior
+        >>> data = torch.tensor(1.0)
+        >>> found = estimate(model, guide, num_samples=100, model_args=(data,))
+        >>> round(found.importance, 4), round(-dist.Normal(0.0, 2**0.5).log_prob(data).item(), 4)
+        (1.5155, 1.5155)
     """
-    found = from_log_weights(log_weights(target, q, num_samples, batch_size))
+    if is_guide(q) or model_args is not None or model_kwargs is not None:
+        weights = _of_model(target, q, num_samples, batch_size, model_args or (), model_kwargs)
+    else:
+        weights = log_weights(target, q, num_samples, batch_size)
+    found = from_log_weights(weights)
     warn_of_few_samples(found)
     return found
 
@@ -113,16 +144,45 @@ def log_weights(target: Any, q: Any, num_samples: int, batch_size: int = 1000) -
     )
 
 
+def _of_model(
+    target: Any,
+    q: Any,
+    num_samples: int,
+    batch_size: int,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None,
+) -> Tensor:
+    """``ln p(x, y) - ln q(x)`` of a model, or of a potential's own, with its guide."""
+    if not is_guide(q) and not isinstance(q, FlowGuide):
+        raise TypeError(
+            f"model_args are given, and q is a {type(q).__name__}; accepted: a guide of the model"
+        )
+    model = target.model if isinstance(target, LatticePotential) else target
+    if not callable(model):
+        raise TypeError(
+            f"target is a {type(target).__name__}; accepted: a Pyro model or a LatticePotential"
+        )
+    sizes = list(_batches(num_samples, batch_size))
+    return torch.cat(list(model_log_weights(model, q, sizes, args, kwargs)))
+
+
+def _batches(num_samples: int, batch_size: int) -> Iterator[int]:
+    """Sizes of batches that add up."""
+    num_samples = check_integer("num_samples", num_samples, 1)
+    batch_size = check_integer("batch_size", batch_size, 1)
+    for start in range(0, num_samples, batch_size):
+        yield min(batch_size, num_samples - start)
+
+
 def weighted_samples(
     target: Any, q: Any, num_samples: int, batch_size: int = 1000
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of samples x ~ q with ``ln pi(x) - ln q(x)``, float64 on the CPU."""
-    num_samples = check_integer("num_samples", num_samples, 1)
-    batch_size = check_integer("batch_size", batch_size, 1)
+    sizes = list(_batches(num_samples, batch_size))
     energy, density = _energy_function(target), _distribution(q)
-    for start in range(0, num_samples, batch_size):
+    for size in sizes:
         with torch.no_grad():
-            x = density.sample((min(batch_size, num_samples - start),))
+            x = density.sample((size,))
             weights = _log_weights(energy, density, x)
         yield x, weights
 
