@@ -5,8 +5,8 @@
 Exit codes: 0 done; 1 stopped early by a failure, with what there was saved; 2 bad input, nothing
 written; 130 interrupted (Ctrl-C, or SIGTERM with checkpoints), with what there was saved.
 
-Under ``torchrun`` the processes train together; the first one alone prints, estimates, samples and
-writes.
+Under ``torchrun`` the processes train and sample together; the first one alone prints, estimates
+and writes.
 """
 
 from __future__ import annotations
@@ -178,16 +178,18 @@ def _main(arguments: Sequence[str] | None) -> int:
 
 
 def _follow(experiment: Experiment) -> int:
-    """Train as part of a group, and leave the rest to its first process."""
+    """Train and sample as part of a group, and leave the rest to its first process."""
     try:
-        training = experiment.train()
+        results = experiment.run()
+    except KeyboardInterrupt:
+        return INTERRUPTED
     except CheckpointError:
         return BAD_INPUT
     except FAILURES:
         return FAILED
-    if training.interrupted:
+    if results.stopped == "interrupted":
         return INTERRUPTED
-    return DONE if training.stopped is None else FAILED
+    return FAILED if results.stopped else DONE
 
 
 def _paper(parser: argparse.ArgumentParser, options: dict[str, Any], out: Path) -> int:

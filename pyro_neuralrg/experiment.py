@@ -46,6 +46,7 @@ __all__ = [
     "one_line",
 ]
 
+SPACES = ("latent", "physical")
 ESTIMATE_SAMPLES = 20_000
 ESTIMATE_BATCH = 1000
 LATENT_STEPS = 2  # leapfrog steps of a latent draw
@@ -203,6 +204,7 @@ class Experiment:
         device = _device(settings.device)
         _check_memory(settings, device)
         processes().share("batch", _batch(settings))
+        processes().share("chains", settings.chains)
         target = IsingDual(settings.shape, temperature=settings.temperature).to(device)
         with torch.random.fork_rng(_generators(device)):
             torch.manual_seed(settings.seed)
@@ -217,6 +219,8 @@ class Experiment:
     def run(self, on_trained: Callable[[HierarchicalFlow], object] | None = None) -> Results:
         """Train, estimate, sample. Ctrl-C ends it with what there is.
 
+        All processes of a group train and sample; the first one alone estimates.
+
         Args:
             on_trained: Called with the flow as soon as it is trained, however training ended.
 
@@ -224,6 +228,7 @@ class Experiment:
             ValueError, RuntimeError, ...: The training could not begin. A later stage that fails
                 ends the run with what there is, and ``stopped`` says why.
         """
+        world = processes()
         exact_free_energy = _exact(lambda: -self.target.log_partition())
         exact_structure_factor = _exact(self.target.exact_structure_factor)
         training = self.train()
@@ -236,10 +241,17 @@ class Experiment:
         interrupted = training.interrupted or bool(pressed)
         stopped = "interrupted" if interrupted else training.stopped or ""
         try:
-            found = self.estimate()
-            if exact_structure_factor.value is None and not stopped:
-                reference = self.reference()
-            for name in () if stopped else ("latent", "physical"):
+            if world.is_first:
+                found = self.estimate()
+                if exact_structure_factor.value is None and not stopped:
+                    reference = self.reference()
+        except KeyboardInterrupt:
+            stopped = "interrupted"
+        except FAILURES as error:
+            stopped = stopped or one_line(error)
+        try:
+            stopped = world.from_first(lambda: stopped)  # so that all sample, or none
+            for name in () if stopped else SPACES:
                 samplers[name] = self.sample(name)
                 if samplers[name].interrupted:
                     raise KeyboardInterrupt

@@ -10,9 +10,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["deferred_interrupts"]
+__all__ = ["HELD", "deferred_interrupts"]
 
 INTERRUPT = (signal.SIGINT,)
+
+HELD = (signal.SIGINT, signal.SIGTERM)
+"""Signals that wait for the end of a step, so that a run can be kept as it is then."""
 
 
 @contextmanager

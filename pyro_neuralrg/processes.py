@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, distributed
@@ -79,7 +79,20 @@ class Processes(NamedTuple):
             return seed
         if seed is None:
             seed = int(self.from_first(lambda: int(torch.randint(SEEDS - 1, ()))))
-        return (int(seed) + self.rank * SEED_STRIDE) % SEEDS
+        return self.stream(seed)
+
+    def stream(self, seed: int) -> int:
+        """As :meth:`seed`, of a seed that is given."""
+        return seed if self.size == 1 else (int(seed) + self.rank * SEED_STRIDE) % SEEDS
+
+    def rows(self, number: int) -> slice:
+        """Which of ``number`` rows, cut into equal stretches by rank, are this process's.
+
+        >>> Processes(1, 2).rows(6)
+        slice(3, 6, None)
+        """
+        share = number // self.size
+        return slice(self.rank * share, (self.rank + 1) * share)
 
     def mean(self, value: Tensor) -> Tensor:
         """The mean over processes, in place."""
@@ -93,6 +106,8 @@ class Processes(NamedTuple):
         """The tensors of all processes, of one shape, joined along the first axis by rank."""
         if self.size == 1:
             return value
+        if value.dtype == torch.bool:  # which not every backend sends
+            return self.gather(value.byte()).bool()
         # gloo reads memory as it lies; nccl takes tensors of the GPU only
         present = value.to(_device()).contiguous()
         parts = [torch.empty_like(present) for _ in range(self.size)]
@@ -106,6 +121,28 @@ class Processes(NamedTuple):
             return flags
         found = self.gather(torch.tensor([flags], dtype=torch.uint8))
         return tuple(bool(flag) for flag in found.amax(0))
+
+    def first(self, number: int) -> int:
+        """The number of the first process, on all."""
+        return number if self.size == 1 else int(self.gather(torch.tensor([number]))[0])
+
+    def together(self, compute: Callable[[], T]) -> T:
+        """What ``compute`` returns here; what it raises on any process, all raise."""
+        if self.size == 1:
+            return compute()
+        found: T | None = None
+        failure: Exception | None = None
+        failures: list[Exception | None] = [None] * self.size
+        try:
+            found = compute()
+        except (ValueError, TypeError, OSError) as error:
+            failure = error
+        with _answered():
+            distributed.all_gather_object(failures, failure)
+        for one in failures:
+            if one is not None:
+                raise one
+        return cast(T, found)
 
     def from_first(self, compute: Callable[[], T]) -> T:
         """What ``compute`` returns, or raises, on the first process; the others do not call it."""

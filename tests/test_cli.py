@@ -15,6 +15,7 @@ import warnings
 from pathlib import Path
 
 import arviz
+import numpy as np
 import pytest
 import torch
 
@@ -492,7 +493,7 @@ def test_terminated_and_resumed(tmp_path: Path) -> None:
 def test_two_processes_by_torchrun(tmp_path: Path) -> None:
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-        "-m", "pyro_neuralrg", "ising", "--shape", "2", "2", *QUICK,
+        "-m", "pyro_neuralrg", "ising", "--shape", "2", "2", *QUICK, "--chains", "4",
         "--checkpoint", str(tmp_path / "states"), "--out", str(tmp_path / "out"),
     ]  # fmt: skip
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -501,10 +502,14 @@ def test_two_processes_by_torchrun(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["training"]["batch"] == 16
-    command[command.index("16")] = "15"
-    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert found.returncode != 0
-    assert found.stderr.count("batch is 15 over 2 processes; accepted: a multiple of 2") == 1
+    idata = arviz.from_netcdf(str(tmp_path / "out" / "samples.nc"))
+    assert idata.posterior["x"].shape == (4, 10, 2, 2)
+    assert len(np.unique(idata.posterior["x"].values[:, -1].reshape(4, 4), axis=0)) == 4
+    for option, odd, name in (("16", "15", "batch"), ("4", "5", "chains")):
+        wrong = [odd if part == option else part for part in command]
+        found = subprocess.run(wrong, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert found.returncode != 0
+        assert found.stderr.count(f"{name} is {odd} over 2 processes; accepted: a multiple") == 1
 
 
 def wait_for_training(process: subprocess.Popen[str]) -> None:

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import math
-import signal
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -21,7 +20,7 @@ from pyro_neuralrg.infer.history import TrainingStep
 from pyro_neuralrg.infer.optimizer import GuardedAdam
 from pyro_neuralrg.infer.pdd import PDD
 from pyro_neuralrg.infer.schedule import Anneal, learning_rate_factor, temperature_factor
-from pyro_neuralrg.interrupts import deferred_interrupts
+from pyro_neuralrg.interrupts import HELD, deferred_interrupts
 from pyro_neuralrg.potentials.family import PotentialFamily
 from pyro_neuralrg.processes import Processes
 
@@ -29,9 +28,6 @@ __all__ = ["Keeper", "QuietPDD", "Training"]
 
 BAR_SECONDS = 0.2
 """The progress bar shows new figures this often."""
-
-HELD = (signal.SIGINT, signal.SIGTERM)
-"""Signals that wait for the end of a step, so that the training can be kept as it is then."""
 
 
 class Keeper(Protocol):

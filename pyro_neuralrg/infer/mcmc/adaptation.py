@@ -12,9 +12,10 @@ import torch
 
 from pyro_neuralrg.arguments import check_number
 from pyro_neuralrg.infer.mcmc.adapters import DualAveraging, PooledCovariance
-from pyro_neuralrg.infer.mcmc.base import ChainState, Kernel, StepInfo
+from pyro_neuralrg.infer.mcmc.base import ChainState, Kernel, StepInfo, Trajectory
 from pyro_neuralrg.infer.mcmc.chees import TrajectoryLength
 from pyro_neuralrg.infer.mcmc.mass import check_inverse_mass
+from pyro_neuralrg.processes import Processes
 
 __all__ = ["Adaptation", "Warmup"]
 
@@ -61,18 +62,29 @@ class Adaptation:
 class Warmup:
     """Adapts the kernels with a step size within a kernel, one step at a time.
 
+    It learns from the chains of all processes, joined, so that all of them find the same numbers.
+
     Args:
         kernel: to be adapted; it is not changed, :attr:`kernel` is the present one.
         adaptation: what to adapt.
         steps: length of the warm-up.
-        chains: number of chains.
+        chains: number of chains, of all processes.
+        world: the processes that share the chains; this one alone by default.
 
     Raises:
         ValueError: if a trajectory length is to be adapted over a single chain.
     """
 
-    def __init__(self, kernel: Kernel, adaptation: Adaptation, steps: int, chains: int) -> None:
+    def __init__(
+        self,
+        kernel: Kernel,
+        adaptation: Adaptation,
+        steps: int,
+        chains: int,
+        world: Processes | None = None,
+    ) -> None:
         self.kernel = kernel
+        self._world = Processes() if world is None else world
         self._adaptation = adaptation
         self._averaging = steps >= MIN_STEPS
         tunable = kernel.members if steps > 0 else {}
@@ -84,7 +96,7 @@ class Warmup:
             if member.step_size is not None and adaptation.step_size
         }
         self._lengths = {
-            name: TrajectoryLength(member.trajectory_length)
+            name: TrajectoryLength(member.trajectory_length, getattr(member, "criterion", "chees"))
             for name, member in tunable.items()
             if member.trajectory_length is not None and adaptation.trajectory_length
         }
@@ -106,7 +118,9 @@ class Warmup:
         evaluations = 0
         for name, average in self._step_sizes.items():
             member = self.kernel.members[name]
-            step_size, cost = _rough_step_size(member, state, generator, average.target)
+            step_size, cost = _rough_step_size(
+                member, state, generator, average.target, self._world
+            )
             average.restart(step_size)
             evaluations += cost
         sizes = {name: average.step_size for name, average in self._step_sizes.items()}
@@ -123,9 +137,10 @@ class Warmup:
         for name, member in self.kernel.members.items() if self._averaging else ():
             part = info.part(name)
             if part is not None:
-                self._learn(name, member, part)
+                known = part if name in self._lengths else part._replace(trajectory=None)
+                self._learn(name, member, _joined(known, self._world))
         if self._window_ends and index >= self._window_start:
-            self._covariance.update(state.position)
+            self._covariance.update(self._world.gather(state.position))
             if index + 1 in self._window_ends[1:] and self._set_mass(state):
                 return self.begin(state, generator, anew=True)
         self._tune(
@@ -221,8 +236,21 @@ def _window_ends(steps: int) -> list[int]:
     return [*ends, stop] if stop - start >= MIN_STEPS else []
 
 
+def _joined(info: StepInfo, world: Processes) -> StepInfo:
+    """The info with the acceptance, and the trajectory if there is one, of all chains."""
+    path = info.trajectory
+    if path is not None and world.size > 1:
+        start, end, velocity = map(world.gather, path[:3])
+        path = Trajectory(start, end, velocity, path.time)
+    return info._replace(acceptance_rate=world.gather(info.acceptance_rate), trajectory=path)
+
+
 def _rough_step_size(
-    kernel: Kernel, state: ChainState, generator: torch.Generator, target_acceptance: float
+    kernel: Kernel,
+    state: ChainState,
+    generator: torch.Generator,
+    target_acceptance: float,
+    world: Processes | None = None,
 ) -> tuple[float, int]:
     """Double or halve the step size until the acceptance of one step crosses the target.
 
@@ -239,6 +267,7 @@ def _rough_step_size(
         trial = kernel.tuned(step_size=size, trajectory_length=length)
         _, info = trial.step(state, generator)
         evaluations += info.gradient_evaluations
+        info = _joined(info._replace(trajectory=None), world or Processes())
         higher = kernel.acceptance(info) > target_acceptance
         if direction == 0:
             direction = 1 if higher else -1

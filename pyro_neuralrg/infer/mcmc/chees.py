@@ -16,7 +16,10 @@ from pyro_neuralrg.infer.mcmc.base import ChainState, Kernel, StepInfo, TargetLi
 from pyro_neuralrg.infer.mcmc.hamiltonian import hamiltonian_step
 from pyro_neuralrg.infer.mcmc.mass import Mass, check_inverse_mass
 
-__all__ = ["ChEESHMC", "TrajectoryLength"]
+__all__ = ["CRITERIA", "ChEESHMC", "PrincipalDirection", "TrajectoryLength"]
+
+CRITERIA = ("chees", "snaper")
+"""Of trajectory lengths: all of the position, or its widest component."""
 
 
 class ChEESHMC(Kernel):
@@ -36,12 +39,18 @@ class ChEESHMC(Kernel):
     rest at the third: on 20 standard normals 64 effective samples of the squares for each 1000
     gradients, with it 345.
 
+    With ``criterion="snaper"`` x is not the whole position but its projection on the direction in
+    which the chains spread most, which is learned as well (:class:`PrincipalDirection`). That is
+    the better choice where a few directions are much wider than all others, whose sum of squares
+    does not see them: the hyper-parameters of a large field, say.
+
     Args:
         target: as for :class:`~pyro_neuralrg.infer.mcmc.HMC`.
         step_size: leapfrog step, > 0, to begin with.
         trajectory_length: longest time of a trajectory, > 0; the mean is half of it. None begins
             with one leapfrog step.
         max_steps: leapfrog steps that no trajectory exceeds, >= 1.
+        criterion: "chees" or "snaper", see above.
         inverse_mass: as for ``HMC``; the criterion is that of positions in units of it.
         shape: lattice shape of a plain energy.
         flow: sample in the latent space of this flow.
@@ -51,8 +60,9 @@ class ChEESHMC(Kernel):
 
     References:
         Hoffman, Radul, Sountsov, "An Adaptive MCMC Scheme for Setting Trajectory Lengths in
-        Hamiltonian Monte Carlo" (AISTATS 2021); for the division by the time, Sountsov, Hoffman,
-        "Focusing on Difficult Directions for Learning HMC Trajectory Lengths" (2021).
+        Hamiltonian Monte Carlo" (AISTATS 2021); for the division by the time and for SNAPER,
+        Sountsov, Hoffman, "Focusing on Difficult Directions for Learning HMC Trajectory Lengths"
+        (2021).
 
     Example:
         >>> from pyro_neuralrg import VectorizedMCMC
@@ -75,6 +85,7 @@ class ChEESHMC(Kernel):
         step_size: float = 0.1,
         trajectory_length: float | None = None,
         max_steps: int = 1000,
+        criterion: str = "chees",
         inverse_mass: Tensor | None = None,
         shape: tuple[int, ...] | None = None,
         flow: TransformModule | None = None,
@@ -86,6 +97,9 @@ class ChEESHMC(Kernel):
             check_number("trajectory_length", trajectory_length, accepted, above=0)
         self.trajectory_length = self.step_size if trajectory_length is None else trajectory_length
         self.max_steps = check_integer("max_steps", max_steps, 1)
+        if criterion not in CRITERIA:
+            raise ValueError(f"criterion is {criterion!r}; accepted: {', '.join(CRITERIA)}")
+        self.criterion = criterion
         self.inverse_mass = check_inverse_mass(inverse_mass)
 
     def step(
@@ -112,13 +126,15 @@ class TrajectoryLength:
 
     Args:
         length: where to begin.
+        criterion: "chees", of whole positions, or "snaper", of their principal component.
     """
 
     FIRST_RATE, LAST_RATE, FALLING = 0.15, 0.03, 100  # step in ln T for a slope of one
     FORGETTING = 0.9  # of numerators and denominators
     AVERAGING = 0.5  # the n-th value of ln T enters the average with the weight n ** -0.5
 
-    def __init__(self, length: float) -> None:
+    def __init__(self, length: float, criterion: str = "chees") -> None:
+        self._direction = PrincipalDirection() if criterion == "snaper" else None
         self.restart(length)
 
     def restart(self, length: float) -> None:
@@ -126,6 +142,8 @@ class TrajectoryLength:
         self._log_length = self._log_average = math.log(length)
         self._slope = self._value = 0.0
         self._count = 0
+        if self._direction is not None:
+            self._direction.clear()
 
     def update(
         self,
@@ -136,7 +154,11 @@ class TrajectoryLength:
         longest: float,
     ) -> float:
         """Take in the trajectories of all chains, of these acceptances; return the next length."""
-        slope, value = criterion_slope(trajectory, acceptance, mass)
+        start, end, velocity = map(mass.whitened, trajectory[:3])
+        whitened = Trajectory(start, end, velocity, trajectory.time)
+        if self._direction is not None:
+            whitened = self._direction.projected(whitened)
+        slope, value = criterion_slope(whitened, acceptance)
         if math.isfinite(slope) and math.isfinite(value):
             self._count += 1
             self._slope += (1 - self.FORGETTING) * (slope - self._slope)
@@ -161,7 +183,67 @@ class TrajectoryLength:
         return math.exp(self._log_average)
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it, as plain numbers."""
+        """All of it, as plain numbers and tensors."""
+        own = {name: value for name, value in vars(self).items() if name != "_direction"}
+        return own | (
+            {} if self._direction is None else {"direction": self._direction.state_dict()}
+        )
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Be as the one whose ``state_dict`` this is."""
+        own = dict(state)
+        direction = own.pop("direction", None)
+        vars(self).update(own)
+        if self._direction is not None and direction is not None:
+            self._direction.load_state_dict(direction)
+
+
+class PrincipalDirection:
+    r"""The direction in which chains spread most, by Oja's rule over the steps of warm-up.
+
+    The mean and the vector :math:`v \leftarrow (1 - r) v + r\, C v / |C v|` forget as 1 / n; C is
+    the covariance of the present positions about that mean.
+    """
+
+    DELAY = 8.0  # steps after which the n-th counts as 1 / n, as in the paper
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._count = 0
+        self._mean: Tensor | None = None
+        self._vector: Tensor | None = None
+
+    def projected(self, trajectory: Trajectory) -> Trajectory:
+        """Take in its starts; return its components along the direction, ``(chains, 1)``."""
+        start = trajectory.start.double()
+        sound = torch.isfinite(start).all(-1)
+        self._update(start[sound])
+        if self._vector is None:
+            return trajectory
+        vector = (self._vector / self._vector.norm()).unsqueeze(-1)
+        start, end, velocity = (part.double() @ vector for part in trajectory[:3])
+        return Trajectory(start, end, velocity, trajectory.time)
+
+    def _update(self, positions: Tensor) -> None:
+        if len(positions) < 2:
+            return
+        self._count += 1
+        rate = self.DELAY / (self._count + self.DELAY)
+        mean = positions.mean(0)
+        self._mean = mean if self._mean is None else self._mean + rate * (mean - self._mean)
+        deviations = positions - self._mean
+        if self._vector is None:  # the farthest chain
+            self._vector = deviations[deviations.square().sum(-1).argmax()]
+        image = deviations.mT @ (deviations @ self._vector)
+        if float(image.norm()) > 0:
+            unit = self._vector / self._vector.norm()
+            self._vector = (1 - rate) * unit + rate * image / image.norm()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it, as plain numbers and tensors."""
         return dict(vars(self))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -169,18 +251,16 @@ class TrajectoryLength:
         vars(self).update(state)
 
 
-def criterion_slope(trajectory: Trajectory, acceptance: Tensor, mass: Mass) -> tuple[float, float]:
+def criterion_slope(trajectory: Trajectory, acceptance: Tensor) -> tuple[float, float]:
     """The criterion C, and t dC / dt - C, whose ratio is the slope of ln(C / t) in ln t.
 
     Averaged over the chains with their acceptance probabilities as weights; chains that ran away
-    have none.
+    have none. Positions and velocities are those of unit mass.
 
     Returns:
         The numerator, and C.
     """
-    end = mass.whitened(trajectory.end).double()
-    velocity = mass.whitened(trajectory.velocity).double()
-    start = mass.whitened(trajectory.start).double()
+    start, end, velocity = (part.double() for part in trajectory[:3])
     sound = torch.isfinite(end).all(-1) & torch.isfinite(velocity).all(-1)
     weight = torch.where(sound, acceptance, torch.zeros_like(acceptance))
     total = float(weight.sum())

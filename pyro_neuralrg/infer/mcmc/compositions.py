@@ -13,6 +13,7 @@ from torch import Tensor
 from pyro_neuralrg.arguments import check_number
 from pyro_neuralrg.infer.mcmc.base import ChainState, Kernel, StepInfo
 from pyro_neuralrg.infer.mcmc.target import Target
+from pyro_neuralrg.processes import processes
 
 __all__ = ["Cycle", "Mixture"]
 
@@ -179,7 +180,7 @@ class Mixture(Composition):
         """One step of one member."""
         device = None if generator is None else generator.device
         weights = torch.tensor(self.probabilities, device=device)
-        chosen = int(torch.multinomial(weights, 1, generator=generator))
+        chosen = processes().first(int(torch.multinomial(weights, 1, generator=generator)))
         name, member = list(self._members.items())[chosen]
         state, info = member.step(state, generator)
         return state, info._replace(parts={name: info})

@@ -14,6 +14,7 @@ from pyro_neuralrg.arguments import check_integer, check_number
 from pyro_neuralrg.infer.mcmc.base import ChainState, Kernel, StepInfo, TargetLike
 from pyro_neuralrg.infer.mcmc.hamiltonian import hamiltonian_step
 from pyro_neuralrg.infer.mcmc.mass import check_inverse_mass
+from pyro_neuralrg.processes import processes
 
 __all__ = ["HMC"]
 
@@ -86,4 +87,5 @@ class HMC(Kernel):
             return self.num_steps
         low, high = max(1, self.num_steps - spread), self.num_steps + spread
         device = None if generator is None else generator.device
-        return int(torch.randint(low, high + 1, (), generator=generator, device=device))
+        drawn = int(torch.randint(low, high + 1, (), generator=generator, device=device))
+        return processes().first(drawn)  # no process waits for another

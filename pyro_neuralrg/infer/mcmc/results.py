@@ -15,6 +15,7 @@ from pyro_neuralrg.infer.mcmc import state_file
 from pyro_neuralrg.infer.mcmc.base import ChainState, Kernel
 from pyro_neuralrg.infer.mcmc.progress import MIN_DRAWS
 from pyro_neuralrg.infer.mcmc.record import Record
+from pyro_neuralrg.processes import Processes
 from pyro_neuralrg.series import summary_table
 
 __all__ = ["Cost", "Mark", "RunResults"]
@@ -61,6 +62,8 @@ class RunResults:
     _mark: Mark | None
     _samples: dict[str, Tensor] | None
     _records: dict[str, Record]
+    _joined: dict[str, dict[str, Tensor]] | None  # of all processes, if there are several
+    _world: Processes
 
     def __init__(
         self,
@@ -83,6 +86,8 @@ class RunResults:
         self.interrupted = False
         self._mark = None
         self._samples = None
+        self._joined = None
+        self._world = Processes()
         self._records = {
             "warmup_stats": Record(self.warmup_steps),
             "sample_stats": Record(self.num_samples),
@@ -92,6 +97,9 @@ class RunResults:
 
     def _has_run(self) -> bool:
         return self._mark is not None and self._mark.drawn > 0
+
+    def _columns(self, name: str) -> dict[str, Tensor]:
+        return self._records[name].columns() if self._joined is None else self._joined[name]
 
     @property
     def gradient_evaluations(self) -> Cost:
@@ -136,7 +144,7 @@ class RunResults:
             raise RuntimeError("there are no draws; call run() first")
         if not self.keep_draws:
             raise RuntimeError("no draws were kept: keep_draws is False")
-        return self._records["draws"].columns()["position"]
+        return self._columns("draws")["position"]
 
     @property
     def sample_stats(self) -> dict[str, Tensor]:
@@ -148,17 +156,17 @@ class RunResults:
         ``trajectory_length``, composed ones ``acceptance_rate_{member}`` (NaN where a member of a
         mixture did not move).
         """
-        return self._records["sample_stats"].columns()
+        return self._columns("sample_stats")
 
     @property
     def warmup_stats(self) -> dict[str, Tensor]:
         """The same for each step of warm-up, shape ``(chains, warmup_steps)``."""
-        return self._records["warmup_stats"].columns()
+        return self._columns("warmup_stats")
 
     @property
     def observables(self) -> dict[str, Tensor]:
         """The observables asked for, shape ``(chains, draws, ...)``."""
-        return self._records["observables"].columns()
+        return self._columns("observables")
 
     @property
     def adapted(self) -> dict[str, dict[str, Any]]:

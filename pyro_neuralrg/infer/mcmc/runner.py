@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,19 +15,19 @@ import torch
 from torch import Tensor
 
 from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, check_number
+from pyro_neuralrg.infer.files import one_line
 from pyro_neuralrg.infer.mcmc import state_file
 from pyro_neuralrg.infer.mcmc.adaptation import Adaptation, Warmup
-from pyro_neuralrg.infer.mcmc.base import ChainState, Kernel
+from pyro_neuralrg.infer.mcmc.base import Kernel, StepInfo
 from pyro_neuralrg.infer.mcmc.progress import ProgressBar
 from pyro_neuralrg.infer.mcmc.record import Observable, observe, statistics
 from pyro_neuralrg.infer.mcmc.results import Cost, Mark, RunResults
+from pyro_neuralrg.infer.mcmc.starts import check_start, started
 from pyro_neuralrg.infer.mcmc.target import Target, frozen
-from pyro_neuralrg.interrupts import deferred_interrupts
+from pyro_neuralrg.interrupts import HELD, deferred_interrupts
+from pyro_neuralrg.processes import processes
 
 __all__ = ["VectorizedMCMC"]
-
-#: How often random starts of chains whose energy is not finite are drawn anew.
-MAX_RESTARTS = 10
 
 
 class VectorizedMCMC(RunResults):
@@ -36,13 +37,21 @@ class VectorizedMCMC(RunResults):
     the same machine, and torch's global generator is left alone (but for one number drawn from it
     if ``seed`` is None). Flows are frozen meanwhile. An interrupt (Ctrl-C) during the draws keeps
     those made so far; :meth:`resume` goes on, in this process or, after :meth:`save` and
-    :meth:`load`, in another, with the very draws of a run that was never stopped.
+    :meth:`load`, in another, with the very draws of a run that was never stopped. With
+    ``checkpoint``, Ctrl-C and SIGTERM end the run after the present step, which is saved, in the
+    warm-up too (which then raises KeyboardInterrupt).
+
+    Where ``torch.distributed`` is initialised, all its processes must make the runner and call its
+    methods that run, save or load with the same arguments. Each runs its share of the chains, from
+    a seed of its own; warm-up learns from all of them, the step sizes, masses and lengths are the
+    same everywhere, and in the end every process has the figures of all chains, in the order of
+    the processes. The first one alone shows the bar and writes files.
 
     Args:
         kernel: what to run; adapted during warm-up as ``adaptation`` says, then fixed.
         num_samples: draws to keep of each chain, >= 1.
         warmup_steps: steps before the draws, >= 0; ``num_samples`` if None, as in Pyro.
-        num_chains: chains, >= 1.
+        num_chains: chains, >= 1, of all processes together, which they must divide.
         initial_params: where the chains start: "prior", "flow", or unconstrained values as in
             Pyro, for each site a tensor ``(num_chains,) + site shape`` (a target in the latent
             space of a flow accepts the physical field instead). None: the flow in a latent space,
@@ -59,6 +68,7 @@ class VectorizedMCMC(RunResults):
         keep_draws: keep the positions; without, only observables and statistics are kept, and long
             runs of large fields need no more memory than short ones.
         checkpoint: a file to :meth:`save` to, every ``checkpoint_every`` seconds and at the end.
+            If it cannot be written then, a warning says so.
         checkpoint_every: seconds, > 0.
 
     Attributes:
@@ -108,17 +118,19 @@ class VectorizedMCMC(RunResults):
                 f"kernel is a {type(kernel).__name__}; accepted: a kernel of infer.mcmc"
             )
         num_samples = check_integer("num_samples", num_samples, 1)
+        world = processes()
+        world.share("num_chains", check_integer("num_chains", num_chains, 1))
         super().__init__(
             kernel,
             num_samples if warmup_steps is None else check_integer("warmup_steps", warmup_steps, 0),
             num_samples,
-            check_integer("num_chains", num_chains, 1),
+            int(num_chains),
             keep_draws,
         )
         self.thinning = check_integer("thinning", thinning, 1)
-        self.initial_params = _check_start(initial_params)
+        self.initial_params = check_start(initial_params)
         if seed is None:
-            seed = int(torch.randint(2**31, ()))
+            seed = int(world.from_first(lambda: int(torch.randint(2**31, ()))))
         self.seed = check_integer("seed", seed, 0, LARGEST_SEED)
         self.progress = progress
         if not isinstance(adaptation, Adaptation | None):
@@ -128,7 +140,7 @@ class VectorizedMCMC(RunResults):
             check_integer("chain_batch_size", chain_batch_size, 1)
         self.chain_batch_size = chain_batch_size
         self._observables = _check_observables(observables)
-        self.checkpoint = _check_checkpoint(checkpoint)
+        self.checkpoint = world.from_first(lambda: _check_checkpoint(checkpoint))
         self.checkpoint_every = check_number(
             "checkpoint_every", checkpoint_every, "a finite number > 0", above=0
         )
@@ -142,13 +154,14 @@ class VectorizedMCMC(RunResults):
         """
         self._forget()
         target = self._set_up(args, kwargs)
-        generator = torch.Generator(target.device).manual_seed(self.seed)
+        world, chains = self._world, self.num_chains
+        generator = torch.Generator(target.device).manual_seed(world.stream(self.seed))
         began = time.perf_counter()
         with frozen(target.modules()):
-            state = self._start(target, generator)
-            self._warmup = Warmup(self.kernel, self.adaptation, self.warmup_steps, self.num_chains)
+            state = started(self.kernel, self.initial_params, chains, generator, world)
+            self._warmup = Warmup(self.kernel, self.adaptation, self.warmup_steps, chains, world)
             evaluations = 1 + self._warmup.begin(state, generator)  # one for the start
-        cost = Cost(evaluations * self.num_chains, 0)
+        cost = Cost(evaluations * chains, 0)
         seconds = Cost(time.perf_counter() - began, 0.0)
         self._mark = Mark(state, generator.get_state(), 0, 0, cost, seconds)
         self._go_on()
@@ -181,15 +194,18 @@ class VectorizedMCMC(RunResults):
         """
         if self._mark is None:
             raise RuntimeError("there is no run to save; call run() first")
-        mark = self._mark
+        mark, world = self._mark, self._world
         contents = {
             "settings": self._settings(),
             "seed": self.seed,
             "kernel": state_file.tuning(self.kernel),
-            "chains": mark.state._asdict(),
-            "random": mark.random,
+            "chains": state_file.joined(mark.state._asdict(), world),
+            "random": world.gather(mark.random[None]),
             "warmup": None if self._warmup is None else self._warmup.state_dict(),
-            "records": {name: record.state_dict() for name, record in self._records.items()},
+            "records": {
+                name: state_file.joined(record.state_dict(), world, axis=1)
+                for name, record in self._records.items()
+            },
             "costs": {
                 "warmed_up": mark.warmed_up,
                 "drawn": mark.drawn,
@@ -197,7 +213,7 @@ class VectorizedMCMC(RunResults):
                 "seconds": list(mark.seconds),
             },
         }
-        state_file.FORMAT.write(Path(path), contents)
+        world.from_first(lambda: state_file.FORMAT.write(Path(path), contents))
 
     def load(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Read a file of :meth:`save` into a runner made in the same way; never executes code.
@@ -213,35 +229,42 @@ class VectorizedMCMC(RunResults):
                 named; ``num_samples``, ``seed``, ``progress``, ``chain_batch_size`` and the
                 checkpoint may differ), or of another target, whose energies would be others.
         """
-        contents = state_file.FORMAT.read(Path(path))
+        contents = processes().from_first(lambda: state_file.FORMAT.read(Path(path)))
         self._forget()
-        target = self._set_up(args, kwargs)
+        self._set_up(args, kwargs)
         try:
             state_file.check_same(path, contents["settings"], self._settings())
-            costs = contents["costs"]
-            self.kernel = state_file.kernel_of(self.kernel, contents["kernel"])
-            with frozen(target.modules()):
-                state = state_file.chains_of(path, self.kernel, contents["chains"])
-            if contents["warmup"] is not None:
-                self._warmup = Warmup(
-                    self.kernel, self.adaptation, self.warmup_steps, self.num_chains
-                )
-                self._warmup.load_state_dict(contents["warmup"])
-            for name, record in self._records.items():
-                record.load_state_dict(contents["records"][name])
+            self._mark = self._world.together(lambda: self._stand_at(path, contents))
         except BaseException:
             self._forget()
             raise
         self.seed = contents["seed"]
-        self._mark = Mark(
+        self.interrupted = self._mark.drawn < self.num_samples
+        self._join()
+
+    def _stand_at(self, path: str | os.PathLike[str], contents: Mapping[str, Any]) -> Mark:
+        """Take over what a file holds of this process's chains; return its mark."""
+        world, costs = self._world, contents["costs"]
+        self.kernel = state_file.kernel_of(self.kernel, contents["kernel"])
+        rows = world.rows(self.num_chains)
+        with frozen(self.kernel.target.modules()):
+            state = state_file.chains_of(path, self.kernel, contents["chains"], rows)
+        if contents["warmup"] is not None:
+            self._warmup = Warmup(
+                self.kernel, self.adaptation, self.warmup_steps, self.num_chains, world
+            )
+            self._warmup.load_state_dict(contents["warmup"])
+        for name, record in self._records.items():
+            saved = contents["records"][name]
+            record.load_state_dict({key: value[:, rows] for key, value in saved.items()})
+        return Mark(
             state,
-            contents["random"],
+            contents["random"][world.rank].clone(),
             costs["warmed_up"],
             costs["drawn"],
             Cost(*costs["gradient_evaluations"]),
             Cost(*costs["seconds"]),
         )
-        self.interrupted = self._mark.drawn < self.num_samples
 
     # The phases -----------------------------------------------------------------------------------
 
@@ -250,6 +273,8 @@ class VectorizedMCMC(RunResults):
         self._warmup = None
 
     def _set_up(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Target:
+        self._world = processes()
+        self._world.share("num_chains", self.num_chains)
         target = self._given.target.setup(*args, **kwargs).in_batches(self.chain_batch_size)
         self.kernel = self._given.on(target)
         return target
@@ -258,92 +283,117 @@ class VectorizedMCMC(RunResults):
         names = ("warmup_steps", "num_chains", "thinning", "keep_draws")
         settings = {name: getattr(self, name) for name in names}
         settings["observables"] = list(self._observables)
+        settings["processes"] = self._world.size
         return state_file.described(self.kernel, self.adaptation, settings)
-
-    def _start(self, target: Target, generator: torch.Generator) -> ChainState:
-        start = self.initial_params
-        if isinstance(start, Mapping):
-            state = self.kernel.init(target.pack(start, self.num_chains))
-        else:
-            state = self.kernel.init(target.initial(self.num_chains, generator, start))
-            for _ in range(MAX_RESTARTS):
-                bad = _not_finite(state)
-                if not bool(bad.any()):
-                    break
-                fresh = target.initial(self.num_chains, generator, start)
-                state = self.kernel.init(torch.where(bad.unsqueeze(-1), fresh, state.position))
-        bad = _not_finite(state)
-        if bool(bad.any()):
-            seen = {
-                chain: float(state.energy[chain]) for chain in bad.nonzero().flatten().tolist()[:8]
-            }
-            raise ValueError(
-                f"the initial energy or gradient of {int(bad.sum())} of {self.num_chains} chains "
-                f"is not finite (energies by chain: {seen}); accepted: "
-                "initial_params of finite energy"
-            )
-        return state
 
     def _go_on(self) -> None:
         """The rest of the warm-up and of the draws, from the mark on."""
         assert self._mark is not None
-        target = self.kernel.target
+        world, target = self._world, self.kernel.target
         generator = torch.Generator(target.device)
         generator.set_state(self._mark.random)
         self._saved = time.monotonic()
-        self._samples = None
+        self._samples = self._joined = None
+        held = HELD if self.checkpoint is not None or world.size > 1 else ()
         with (
             frozen(target.modules()),
-            ProgressBar(self.warmup_steps + self.num_samples, self.progress) as bar,
+            ProgressBar(
+                self.warmup_steps + self.num_samples, self.progress and world.is_first
+            ) as bar,
+            deferred_interrupts(held) as pressed,
         ):
             bar.done(self._mark.warmed_up + self._mark.drawn)
-            self._warm_up(generator, bar)
-            self._draw(generator, bar)
+            self._warm_up(generator, bar, pressed)
+            self._draw(generator, bar, pressed)
 
-    def _warm_up(self, generator: torch.Generator, bar: ProgressBar) -> None:
+    def _warm_up(self, generator: torch.Generator, bar: ProgressBar, pressed: list[int]) -> None:
         mark, warmup = self._mark, self._warmup
         if warmup is None:
             return
         assert mark is not None
-        self._mark = None  # an interrupted warm-up leaves nothing to go on with but a saved one
-        record = self._records["warmup_stats"]
-        for index in range(mark.warmed_up, self.warmup_steps):
-            began = time.perf_counter()
-            state, info = warmup.kernel.step(mark.state, generator)
-            evaluations = info.gradient_evaluations
-            evaluations += warmup.update(index, state, info, generator)
-            record.add(statistics(warmup.kernel, state, [info]))
-            self.kernel = warmup.kernel
-            cost, seconds = mark.gradient_evaluations, mark.seconds
-            mark = Mark(
-                state,
-                generator.get_state(),
-                index + 1,
-                0,
-                Cost(cost.warmup + evaluations * self.num_chains, 0),
-                Cost(seconds.warmup + time.perf_counter() - began, 0.0),
-            )
-            self._save_if_due(mark)
+        for _ in range(mark.warmed_up, self.warmup_steps):
+            self._mark = None  # a step that is torn leaves nothing to go on with but a saved one
+            mark, info = self._one_warm_up_step(mark, warmup, generator)
+            self._mark = mark
             bar.step("warm-up", warmup.kernel, info)
+            if self._pause(pressed):
+                self.interrupted = True
+                if self.checkpoint is not None:
+                    self._keep()
+                raise KeyboardInterrupt
         self.kernel = warmup.finish()
-        self._mark, self._warmup = mark, None
+        self._warmup = None
 
-    def _draw(self, generator: torch.Generator, bar: ProgressBar) -> None:
+    def _one_warm_up_step(
+        self, mark: Mark, warmup: Warmup, generator: torch.Generator
+    ) -> tuple[Mark, StepInfo]:
+        began = time.perf_counter()
+        state, info = warmup.kernel.step(mark.state, generator)
+        evaluations = info.gradient_evaluations
+        evaluations += warmup.update(mark.warmed_up, state, info, generator)
+        self._records["warmup_stats"].truncate(mark.warmed_up)
+        self._records["warmup_stats"].add(statistics(warmup.kernel, state, [info]))
+        self.kernel = warmup.kernel
+        cost, seconds = mark.gradient_evaluations, mark.seconds
+        mark = Mark(
+            state,
+            generator.get_state(),
+            mark.warmed_up + 1,
+            0,
+            Cost(cost.warmup + evaluations * self.num_chains, 0),
+            Cost(seconds.warmup + time.perf_counter() - began, 0.0),
+        )
+        return mark, info
+
+    def _draw(self, generator: torch.Generator, bar: ProgressBar, pressed: list[int]) -> None:
         assert self._mark is not None
         try:
-            while self._mark.drawn < self.num_samples:
+            while self._mark.drawn < self.num_samples and not self.interrupted:
                 self._mark = self._one_draw(self._mark, generator, bar)
-                self._save_if_due(self._mark)
+                self.interrupted = self._pause(pressed)
         except KeyboardInterrupt:
             self.interrupted = True
             if not self._mark.drawn:
                 raise
-        with deferred_interrupts() as pressed:
+        with deferred_interrupts() as late:
             for name in ("sample_stats", "observables", "draws"):
                 self._records[name].truncate(self._mark.drawn)
             if self.checkpoint is not None:
-                self.save(self.checkpoint)
-        self.interrupted = self.interrupted or bool(pressed)
+                self._keep()
+            self._join()
+        stopped = self.interrupted or bool(late) or bool(pressed)
+        (self.interrupted,) = self._world.any(stopped)
+
+    def _pause(self, pressed: list[int]) -> bool:
+        """Between two steps: save if it is time; whether to stop. All processes agree on both."""
+        elapsed = time.monotonic() - self._saved
+        due = self.checkpoint is not None and elapsed >= self.checkpoint_every
+        due, stop = self._world.any(due, bool(pressed))
+        if due:
+            self._keep()
+        return stop
+
+    def _keep(self) -> None:
+        """Save to the checkpoint; that it cannot be written does not end days of sampling."""
+        assert self.checkpoint is not None
+        try:
+            self.save(self.checkpoint)
+        except OSError as error:
+            if self._world.is_first:
+                warnings.warn(
+                    f"checkpoint {self.checkpoint} cannot be written ({one_line(error)}); the run "
+                    "goes on without it",
+                    stacklevel=2,
+                )
+        self._saved = time.monotonic()
+
+    def _join(self) -> None:
+        """Let every process have the figures of all chains."""
+        if self._world.size > 1:
+            self._joined = {
+                name: {key: self._world.gather(value) for key, value in record.columns().items()}
+                for name, record in self._records.items()
+            }
 
     def _one_draw(self, mark: Mark, generator: torch.Generator, bar: ProgressBar) -> Mark:
         """Make the steps of one draw and record it."""
@@ -373,29 +423,9 @@ class VectorizedMCMC(RunResults):
         )
 
     def _series(self) -> dict[str, Tensor]:
-        """What the worst R-hat is looked for in."""
-        return {"lp": self.sample_stats["lp"], **self.observables}
-
-    def _save_if_due(self, mark: Mark) -> None:
-        if self.checkpoint is None or time.monotonic() - self._saved < self.checkpoint_every:
-            return
-        with deferred_interrupts() as pressed:
-            before, self._mark = self._mark, mark
-            self.save(self.checkpoint)
-            self._mark, self._saved = before, time.monotonic()
-        if pressed:
-            raise KeyboardInterrupt
-
-
-def _check_start(initial_params: Any) -> Mapping[str, Tensor] | str | None:
-    if initial_params is None or isinstance(initial_params, Mapping):
-        return initial_params
-    if initial_params not in ("prior", "flow"):
-        raise ValueError(
-            f"initial_params is {initial_params!r}; accepted: 'prior', 'flow', None, or a tensor "
-            "for each site"
-        )
-    return initial_params
+        """What the worst R-hat is looked for in: the chains of this process."""
+        lp = self._records["sample_stats"].columns()["lp"]
+        return {"lp": lp, **self._records["observables"].columns()}
 
 
 def _check_observables(observables: Any) -> dict[str, Observable]:
@@ -417,8 +447,3 @@ def _check_checkpoint(checkpoint: str | os.PathLike[str] | None) -> Path | None:
             "a file in a folder that exists"
         )
     return path
-
-
-def _not_finite(state: ChainState) -> Tensor:
-    bad = ~torch.isfinite(state.energy)
-    return bad if state.gradient is None else bad | ~torch.isfinite(state.gradient).all(-1)

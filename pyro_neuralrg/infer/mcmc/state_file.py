@@ -15,12 +15,13 @@ from torch import Tensor
 from pyro_neuralrg.infer.files import FileFormat, differences
 from pyro_neuralrg.infer.mcmc.adaptation import Adaptation
 from pyro_neuralrg.infer.mcmc.base import ChainState, Kernel
+from pyro_neuralrg.processes import Processes
 
-__all__ = ["FORMAT", "chains_of", "check_same", "described", "kernel_of", "tuning"]
+__all__ = ["FORMAT", "chains_of", "check_same", "described", "joined", "kernel_of", "tuning"]
 
 FORMAT = FileFormat(
     name="pyro_neuralrg.sampling",
-    version=1,
+    version=2,
     writer="VectorizedMCMC.save",
     entries={
         "settings": (str,),
@@ -32,6 +33,7 @@ FORMAT = FileFormat(
         "records": (dict,),
         "costs": (dict,),
     },
+    sealed=True,
 )
 
 #: Of energies computed again: other batch sizes and machines round otherwise.
@@ -104,10 +106,20 @@ def kernel_of(kernel: Kernel, tuned: Mapping[str, Mapping[str, Any]]) -> Kernel:
     return kernel.with_members(members)
 
 
-def chains_of(path: Any, kernel: Kernel, saved: Mapping[str, Any]) -> ChainState:
-    """The state of the chains in a file, if their energies are those of the kernel's target."""
+def joined(values: Mapping[str, Any], world: Processes, axis: int = 0) -> dict[str, Any]:
+    """The mapping with its tensors, whose ``axis`` is that of the chains, of all processes."""
+    return {
+        name: world.gather(value.movedim(axis, 0)).movedim(0, axis)
+        if isinstance(value, Tensor)
+        else value
+        for name, value in values.items()
+    }
+
+
+def chains_of(path: Any, kernel: Kernel, saved: Mapping[str, Any], rows: slice) -> ChainState:
+    """The state of these chains in a file, if their energies are those of the kernel's target."""
     device = kernel.target.device
-    tensors = {name: value for name, value in saved.items() if isinstance(value, Tensor)}
+    tensors = {name: value[rows] for name, value in saved.items() if isinstance(value, Tensor)}
     state = ChainState(**{**saved, **{name: value.to(device) for name, value in tensors.items()}})
     found = kernel.target.energy(state.position)
     difference = (found - state.energy).abs() / (1 + state.energy.abs())

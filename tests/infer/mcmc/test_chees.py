@@ -13,8 +13,15 @@ from torch import Tensor
 from pyro_neuralrg import VectorizedMCMC
 from pyro_neuralrg.infer.mcmc import Adaptation, ChEESHMC, Trajectory, as_target
 from pyro_neuralrg.infer.mcmc.adaptation import Warmup
-from pyro_neuralrg.infer.mcmc.chees import TrajectoryLength, criterion_slope, halton
+from pyro_neuralrg.infer.mcmc.chees import (
+    CRITERIA,
+    PrincipalDirection,
+    TrajectoryLength,
+    criterion_slope,
+    halton,
+)
 from pyro_neuralrg.infer.mcmc.mass import Mass
+from pyro_neuralrg.series import summarise
 
 
 def oscillators(time: float, chains: int = 20_000, dim: int = 3) -> Trajectory:
@@ -34,10 +41,7 @@ def unit_mass(dim: int) -> Mass:
 def test_criterion_and_slope_of_oscillators(time: float) -> None:
     """Of d standard normals C = d sin^2 t, exactly; within five standard errors."""
     found = torch.tensor(
-        [
-            criterion_slope(oscillators(time, 1000), torch.ones(1000), unit_mass(3))
-            for _ in range(40)
-        ]
+        [criterion_slope(oscillators(time, 1000), torch.ones(1000)) for _ in range(40)]
     )
     square = 3 * math.sin(time) ** 2
     expected = torch.tensor([3 * time * math.sin(2 * time) - square, square])
@@ -45,26 +49,29 @@ def test_criterion_and_slope_of_oscillators(time: float) -> None:
     assert ((found.mean(0) - expected).abs() < 5 * errors).all()
 
 
-def test_slope_is_that_of_whitened_positions() -> None:
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_the_length_is_that_of_whitened_positions(criterion: str) -> None:
     covariance = torch.tensor([[2.0, 0.6, 0.0], [0.6, 1.0, -0.3], [0.0, -0.3, 0.5]])
     mass = Mass.of(covariance, torch.zeros(1, 3))
     white = oscillators(0.9, 50)
     wide = Trajectory(*(part @ mass.factor.mT for part in white[:3]), time=0.9)
-    weights = torch.rand(50)
-    expected = criterion_slope(white, weights, unit_mass(3))
-    assert criterion_slope(wide, weights, mass) == pytest.approx(expected)
+    weights, bounds = torch.rand(50), (1e-3, 1e3)
+    expected = TrajectoryLength(0.5, criterion).update(white, weights, unit_mass(3), *bounds)
+    found = TrajectoryLength(0.5, criterion).update(wide, weights, mass, *bounds)
+    assert found == pytest.approx(expected)
+    assert found != 0.5
 
 
 def test_chains_that_ran_away_have_no_weight() -> None:
     trajectory = oscillators(0.9, 50)
     weights = torch.rand(50)
     weights[7] = 0.0
-    expected = criterion_slope(trajectory, weights, unit_mass(3))
+    expected = criterion_slope(trajectory, weights)
     trajectory.end[7] = math.nan
     trajectory.velocity[7] = math.inf
     weights[7] = 0.5
-    assert criterion_slope(trajectory, weights, unit_mass(3)) == pytest.approx(expected)
-    assert criterion_slope(trajectory, torch.zeros(50), unit_mass(3)) == (0.0, 0.0)
+    assert criterion_slope(trajectory, weights) == pytest.approx(expected)
+    assert criterion_slope(trajectory, torch.zeros(50)) == (0.0, 0.0)
 
 
 def test_the_length_comes_to_rest_at_the_first_maximum() -> None:
@@ -82,6 +89,42 @@ def test_the_length_keeps_its_bounds() -> None:
         for _ in range(200):
             length.update(oscillators(time, 64), torch.ones(64), unit_mass(3), *bounds)
         assert length.length == pytest.approx(bounds[1] if time < 1 else bounds[0])
+
+
+def test_the_principal_direction_of_chains() -> None:
+    """Of widths 1 and 3, however rotated, from 32 chains at a time."""
+    rotation = torch.linalg.qr(torch.randn(20, 20)).Q
+    direction = PrincipalDirection()
+    for _ in range(200):
+        components = torch.randn(32, 20)
+        components[:, 0] *= 3.0
+        positions = 5.0 + components @ rotation.T
+        path = Trajectory(positions, positions, positions, 1.0)
+        found = direction.projected(path).end.squeeze(-1)
+    centred, expected = found - found.mean(), components[:, 0] - components[:, 0].mean()
+    assert abs(float(centred @ expected / (centred.norm() * expected.norm()))) > 0.97
+    other = PrincipalDirection()
+    other.load_state_dict(direction.state_dict())
+    assert torch.equal(other.projected(path).end, direction.projected(path).end)
+
+
+def test_snaper_sees_the_one_wide_direction_of_many() -> None:
+    """One width of 10 beside 300 of 1: half its period is 31, half of theirs 3.1."""
+    scale = torch.ones(301)
+    scale[17] = 10.0
+
+    def found(criterion: str) -> tuple[float, float]:
+        kernel = ChEESHMC(
+            lambda x: 0.5 * (x / scale).square().sum(-1), shape=(301,), criterion=criterion
+        )
+        mcmc = VectorizedMCMC(kernel, 60, 150, 32, seed=1, progress=False)
+        mcmc.run()
+        x = mcmc.get_samples(group_by_chain=True)["x"][..., 17]
+        return mcmc.kernel.trajectory_length, summarise(x).ess_bulk
+
+    (short, few), (long, many) = found("chees"), found("snaper")
+    assert long > 4 * short
+    assert many > 2 * few
 
 
 def test_trajectories_follow_the_sequence_up_to_the_length() -> None:

@@ -31,10 +31,12 @@ from pyro_neuralrg import (
     hierarchical_flow,
 )
 from pyro_neuralrg.infer import AutoHierarchicalFlow
-from pyro_neuralrg.infer.mcmc import Adaptation, ModelTarget, progress
+from pyro_neuralrg.infer.mcmc import Adaptation, ModelTarget, progress, starts
 from pyro_neuralrg.infer.mcmc import runner as runner_module
 from pyro_neuralrg.infer.mcmc.base import ChainState
+from pyro_neuralrg.infer.mcmc.starts import started
 from pyro_neuralrg.interrupts import deferred_interrupts
+from pyro_neuralrg.processes import Processes
 from pyro_neuralrg.transforms import Neighbour
 from tests.infer.mcmc.registry import KERNELS, TARGETS, ToyFlow, kinked
 
@@ -393,9 +395,10 @@ def test_few_draws_tell_nothing_of_convergence(draws: int) -> None:
 
 def test_ctrl_c_after_the_last_draw_keeps_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
     @contextmanager
-    def pressed_within() -> Iterator[list[int]]:
-        with deferred_interrupts() as pressed:
-            signal.raise_signal(signal.SIGINT)
+    def pressed_within(*held: Any) -> Iterator[list[int]]:
+        with deferred_interrupts(*held) as pressed:
+            if not held:  # the one after the last draw
+                signal.raise_signal(signal.SIGINT)
             yield pressed
 
     monkeypatch.setattr(runner_module, "deferred_interrupts", pressed_within)
@@ -411,11 +414,13 @@ def test_bad_starts_are_drawn_anew_and_good_ones_kept(broken: str) -> None:
 
     energy = infinite if broken == "energy" else kinked
     kernel = HMC(energy, shape=(2,), step_size=1e-9, num_steps=1)
-    mcmc = VectorizedMCMC(kernel, 1, 0, num_chains=40, seed=3, progress=False)
     generator = torch.Generator().manual_seed(3)
     first = kernel.target.initial(40, torch.Generator().manual_seed(3))
-    state = mcmc._start(kernel.target, generator)
     good = first[:, 0] <= 0
+    said = f"^{int((~good).sum())} of 40 chains started where the energy or its gradient is not"
+    with pytest.warns(UserWarning, match=said) as warned:
+        state = started(kernel, None, 40, generator, Processes())
+    assert len(warned) == 1
     assert 5 < int(good.sum()) < 35
     assert (state.position[:, 0] <= 0).all()
     assert state.gradient is not None
@@ -432,7 +437,7 @@ def test_starts_that_never_become_finite_are_named() -> None:
 
     with pytest.raises(ValueError, match="of 6 of 6 chains is not finite"):
         run(HMC(energy, shape=(2,)))
-    assert len(calls) == 1 + runner_module.MAX_RESTARTS
+    assert len(calls) == 1 + starts.MAX_RESTARTS
 
 
 def test_physical_starts_of_a_reparameterised_model() -> None:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pyro_neuralrg import HMC, FreeField, VectorizedMCMC
+from pyro_neuralrg.infer.files import FileFormat
 from pyro_neuralrg.infer.mcmc import Adaptation, ChEESHMC, EnergyTarget, Kernel
 from pyro_neuralrg.infer.mcmc.state_file import FORMAT
 from tests.infer.mcmc.registry import KERNELS, TARGETS
@@ -132,6 +133,48 @@ def test_interrupted_and_resumed_in_the_same_process() -> None:
     assert_same(mcmc, whole)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("moment", [0.1, 0.4])
+def test_signals_in_the_warm_up_save_first(moment: float, number: int, tmp_path: Path) -> None:
+    """After the present step, and go on with the very numbers, here or in another process."""
+    target, path = TARGETS["correlated Gaussian"](), tmp_path / "run.pt"
+    whole = make(HMC(target.energy, shape=(5,), num_steps=3))
+    whole.run()
+    counter, at = itertools.count(), int(moment * count_calls(whole))
+
+    def energy(x: Tensor) -> Tensor:
+        if next(counter) == at:
+            signal.raise_signal(number)
+        return target.energy(x)
+
+    handler = signal.getsignal(number)
+    options = {"checkpoint": path, "checkpoint_every": 1e9}
+    stopped = make(HMC(energy, shape=(5,), num_steps=3), **options)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.run()
+    assert signal.getsignal(number) is handler
+    assert stopped.interrupted
+    assert 0 < stopped.warmup_stats["lp"].shape[1] < 30
+    after = make(HMC(target.energy, shape=(5,), num_steps=3))
+    after.load(path)
+    for one in (stopped, after):
+        one.resume()
+        assert not one.interrupted
+        assert_same(one, whole)
+
+
+def test_a_checkpoint_that_cannot_be_written(tmp_path: Path) -> None:
+    """A full disk, say, does not end days of sampling."""
+    kernel = HMC(gaussian())
+    whole, path = make(kernel), tmp_path / "folder"
+    whole.run()
+    other = make(kernel, checkpoint=path)
+    path.mkdir()
+    with pytest.warns(UserWarning, match=r"folder cannot be written .* the run goes on without it"):
+        other.run()
+    assert_same(other, whole)
+
+
 SCRIPT = """
     import sys, torch
     from pyro_neuralrg import HMC, VectorizedMCMC
@@ -224,7 +267,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "run.pt").write_bytes(whole[:-2000])
     with pytest.raises(ValueError, match=r"is corrupt"):
         mcmc.load(tmp_path / "run.pt")
-    payload = {"format": "pyro_neuralrg.flow", "version": FORMAT.version}
-    torch.save(payload, tmp_path / "run.pt")
+    other = FileFormat("pyro_neuralrg.flow", FORMAT.version, "save", {}, sealed=True)
+    other.write(tmp_path / "run.pt", {})
     with pytest.raises(ValueError, match=r"is not a sampling file"):
         mcmc.load(tmp_path / "run.pt")
