@@ -51,6 +51,7 @@ class Place:
         boundary: "periodic" or "open".
         per_block: each block has weights of its own.
         context_dim: features of a context that its networks take besides; 0 for none.
+        features: what is known of the sites of each block, shape ``(number, *count)``, or None.
     """
 
     block: tuple[int, ...]
@@ -59,6 +60,7 @@ class Place:
     boundary: str
     per_block: bool
     context_dim: int = 0
+    features: Tensor | None = dataclasses.field(default=None, compare=False)
 
     @property
     def size(self) -> int:
@@ -85,6 +87,7 @@ class RealNVP:
 
     def build(self, place: Place) -> LatticeTransform:
         """One Real NVP shared by all blocks, or one for each."""
+        _refuse_features(place, self.name)
 
         def block(size: int) -> TransformModule:
             return realnvp_block(
@@ -107,6 +110,7 @@ class Neighbour:
     """
 
     name: ClassVar[str] = "neighbour"
+    sees_sites: ClassVar[bool] = True  # it takes site features
     layers: int = 8
     hidden: tuple[int, ...] = (24,)
     steps: int = 2
@@ -123,6 +127,7 @@ class Neighbour:
             odd=place.odd,
             boundary=place.boundary,
             context_dim=place.context_dim,
+            features=place.features,
         )
 
 
@@ -135,6 +140,7 @@ class BlockFactory:
     def build(self, place: Place) -> LatticeTransform:
         """The block, shared by all blocks of the region or copied for each."""
         _refuse_odd(place)
+        _refuse_features(place, "a block factory")
         return _Blockwise(place, self.factory)
 
 
@@ -148,6 +154,7 @@ class LayerFactory:
         """The layer."""
         _refuse_per_block(place, "a layer factory")
         _refuse_odd(place)
+        _refuse_features(place, "a layer factory")
         made = self.factory(place.size, place.count)
         transform = _check_module(made, place, 1 + len(place.count))
         return _Foreign((place.size, *place.count), transform)
@@ -243,6 +250,14 @@ def _refuse_odd(place: Place) -> None:
             "odd is True, but whether your own bijector commutes with x -> -x is not known; "
             f"accepted: odd=False, or one of {', '.join(BIJECTORS)}. "
             "SymmetrizedFlow makes the density even for any flow"
+        )
+
+
+def _refuse_features(place: Place, what: str) -> None:
+    if place.features is not None:
+        raise ValueError(
+            f"site_features are given, but {what} does not see them; accepted: None, or the "
+            "bijector 'neighbour'"
         )
 
 
