@@ -69,7 +69,7 @@ class Place:
 
 
 class Bijector(Protocol):
-    """A factory of layer transforms."""
+    """A factory of layer transforms; with an attribute ``sees_sites = True``, of site features."""
 
     def build(self, place: Place) -> LatticeTransform:
         """Return a transform of event shape ``(place.size, *place.count)``."""
@@ -87,7 +87,6 @@ class RealNVP:
 
     def build(self, place: Place) -> LatticeTransform:
         """One Real NVP shared by all blocks, or one for each."""
-        _refuse_features(place, self.name)
 
         def block(size: int) -> TransformModule:
             return realnvp_block(
@@ -140,7 +139,6 @@ class BlockFactory:
     def build(self, place: Place) -> LatticeTransform:
         """The block, shared by all blocks of the region or copied for each."""
         _refuse_odd(place)
-        _refuse_features(place, "a block factory")
         return _Blockwise(place, self.factory)
 
 
@@ -154,7 +152,6 @@ class LayerFactory:
         """The layer."""
         _refuse_per_block(place, "a layer factory")
         _refuse_odd(place)
-        _refuse_features(place, "a layer factory")
         made = self.factory(place.size, place.count)
         transform = _check_module(made, place, 1 + len(place.count))
         return _Foreign((place.size, *place.count), transform)
@@ -250,14 +247,6 @@ def _refuse_odd(place: Place) -> None:
             "odd is True, but whether your own bijector commutes with x -> -x is not known; "
             f"accepted: odd=False, or one of {', '.join(BIJECTORS)}. "
             "SymmetrizedFlow makes the density even for any flow"
-        )
-
-
-def _refuse_features(place: Place, what: str) -> None:
-    if place.features is not None:
-        raise ValueError(
-            f"site_features are given, but {what} does not see them; accepted: None, or the "
-            "bijector 'neighbour'"
         )
 
 

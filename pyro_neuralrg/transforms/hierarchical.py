@@ -337,6 +337,11 @@ class HierarchicalFlow(LatticeTransform):
             return [[None] * len(layer.regions) for layer in self.circuit.layers]
         if self.odd:
             raise ValueError("site_features are given and odd is True; accepted: odd=False")
+        if not getattr(self.bijector, "sees_sites", False):
+            raise ValueError(
+                f"site_features are given, and the bijector is {self.bijector!r}; accepted: one "
+                "that sees them, such as 'neighbour'"
+            )
         self.site_features = check_site_features(features, self.shape)
         return list(features_of_blocks(self.site_features, self.circuit))
 
