@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ from pyro_neuralrg.potentials.base import LatticePotential, generator_of
 from pyro_neuralrg.potentials.cluster import MonteCarlo, swendsen_wang
 from pyro_neuralrg.potentials.exact.api import check_couplings, check_site_field
 from pyro_neuralrg.spectral import apply_spectrum, neighbour_spectrum, quadratic_form
+from pyro_neuralrg.transforms import HierarchicalFlow
+from pyro_neuralrg.transforms.bijectors import as_bijector
 
 __all__ = ["CRITICAL_TEMPERATURE", "IsingDual"]
 
@@ -141,6 +144,43 @@ class IsingDual(LatticePotential):
         """The field seen by the spins, x + h / T."""
         return x if self.field is None else x + self._constant("reduced_field", x)
 
+    def flow(self, **options: Any) -> HierarchicalFlow:
+        """As :meth:`LatticePotential.flow`; its networks see a field that differs between sites.
+
+        The ``site_features`` are h / T of each site, for flows whose bijector can see them.
+
+        Args:
+            **options: of :func:`~pyro_neuralrg.transforms.hierarchical_flow`; they take precedence.
+        """
+        sees = getattr(as_bijector(options.get("bijector", "neighbour")), "sees_sites", False)
+        if self.field is None or not sees or options.get("odd", False):
+            return super().flow(**options)
+        if bool((self.field == self.field.flatten()[0]).all()):
+            return super().flow(**options)
+        reduced = (self.field / self.temperature).unsqueeze(0)
+        return super().flow(**{"site_features": reduced, **options})
+
+    def spin_probability(self, x: Tensor) -> Tensor:
+        r"""Probability of spin up given fields: :math:`1 / (1 + e^{-2 (x_i + h_i / T)})`.
+
+        Its mean over fields is that of the spins, P(s_i = 1), with less noise than spins drawn.
+
+        Args:
+            x: fields, shape ``batch + shape``.
+
+        Returns:
+            A tensor of x's shape and dtype.
+
+        Raises:
+            TypeError, ValueError: as :meth:`energy`.
+
+        Example:
+            >>> IsingDual((2,), temperature=2.0, field=(0.0, 2.0)).spin_probability(torch.zeros(2))
+            tensor([0.5000, 0.8808])
+        """
+        self.check_field(x)
+        return torch.sigmoid(2 * self._shifted(x))
+
     def sample_spins(self, x: Tensor, seed: int | None = None) -> Tensor:
         r"""Draw spins given fields.
 
@@ -158,7 +198,7 @@ class IsingDual(LatticePotential):
         """
         self.check_field(x)
         uniform = torch.rand(x.shape, generator=generator_of(seed), dtype=torch.float64)
-        up = uniform.to(x.device) < torch.sigmoid(2 * self._shifted(x.detach()).double())
+        up = uniform.to(x.device) < self.spin_probability(x.detach().double())
         return torch.where(up, x.new_ones(()), x.new_full((), -1.0))
 
     def sample_reference(self, n: int, seed: int | None = None) -> Tensor:

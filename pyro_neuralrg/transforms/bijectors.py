@@ -51,6 +51,7 @@ class Place:
         boundary: "periodic" or "open".
         per_block: each block has weights of its own.
         context_dim: features of a context that its networks take besides; 0 for none.
+        features: what is known of the sites of each block, shape ``(number, *count)``, or None.
     """
 
     block: tuple[int, ...]
@@ -59,6 +60,7 @@ class Place:
     boundary: str
     per_block: bool
     context_dim: int = 0
+    features: Tensor | None = dataclasses.field(default=None, compare=False)
 
     @property
     def size(self) -> int:
@@ -67,7 +69,7 @@ class Place:
 
 
 class Bijector(Protocol):
-    """A factory of layer transforms."""
+    """A factory of layer transforms; with an attribute ``sees_sites = True``, of site features."""
 
     def build(self, place: Place) -> LatticeTransform:
         """Return a transform of event shape ``(place.size, *place.count)``."""
@@ -107,6 +109,7 @@ class Neighbour:
     """
 
     name: ClassVar[str] = "neighbour"
+    sees_sites: ClassVar[bool] = True  # it takes site features
     layers: int = 8
     hidden: tuple[int, ...] = (24,)
     steps: int = 2
@@ -123,6 +126,7 @@ class Neighbour:
             odd=place.odd,
             boundary=place.boundary,
             context_dim=place.context_dim,
+            features=place.features,
         )
 
 

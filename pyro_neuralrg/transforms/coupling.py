@@ -19,6 +19,7 @@ from pyro_neuralrg.transforms.networks import (
     ACTIVATIONS,
     BlockNetwork,
     NeighbourNetwork,
+    SiteBias,
     with_weights,
 )
 from pyro_neuralrg.transforms.steps import Network, present_steps
@@ -55,6 +56,13 @@ class Couplings(LatticeTransform):
         self.halves = list(halves)
         self.networks = nn.ModuleList(networks)
         self.stack = stack
+
+    def see_features(self, features: Tensor) -> None:
+        """Take others of the same shape in the place of the features of the blocks."""
+        for network in self.networks:
+            sites = network.sites
+            assert isinstance(sites, SiteBias)
+            sites.features = features.to(sites.features)
 
     def generate(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z to x."""
@@ -199,6 +207,7 @@ def neighbour_coupling(
     odd: bool = False,
     boundary: str = "periodic",
     context_dim: int = 0,
+    features: Tensor | None = None,
 ) -> Couplings:
     """Couplings on all blocks of a layer, event shape ``(size, *count)``, that see neighbours.
 
@@ -215,6 +224,7 @@ def neighbour_coupling(
         odd: the map commutes with x -> -x.
         boundary: "periodic" or "open".
         context_dim: features of a context that the networks take besides; 0 for none.
+        features: known of the blocks, shape ``(number, *count)``, which the networks also see.
 
     Raises:
         TypeError: if a number is no integer.
@@ -230,7 +240,7 @@ def neighbour_coupling(
     steps = check_integer("steps", steps, 0)
     halves = _in_turn(_block_masks(block), layers)
     networks = [
-        NeighbourNetwork(len(u), len(v), count, hidden, steps, odd, boundary, context_dim)
+        NeighbourNetwork(len(u), len(v), count, hidden, steps, odd, boundary, context_dim, features)
         for u, v in halves
     ]
     return Couplings((math.prod(block), *count), halves, networks)

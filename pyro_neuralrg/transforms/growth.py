@@ -22,6 +22,11 @@ def grow(flow: Any, spectrum: Tensor | None) -> Any:
             "weights is 'block': every block has weights of its own, and a larger lattice has "
             "more blocks; accepted for grow: flows with weights 'scale' or 'shared'"
         )
+    if flow.site_features is not None:
+        raise ValueError(
+            "the flow has site_features, and those of the larger lattice are not known; accepted "
+            "for grow: flows without"
+        )
     circuit = flow.circuit
     shape = grown_shape(circuit.shape, circuit.block)
     if flow.gaussian is None and spectrum is not None:

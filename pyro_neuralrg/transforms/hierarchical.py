@@ -20,6 +20,12 @@ from pyro_neuralrg.transforms.humps import MOST_DISTANCE, BehindHumps, TwoHumps
 from pyro_neuralrg.transforms.monotone import MonotoneMap
 from pyro_neuralrg.transforms.partition import cut, join, split_coarse, tile
 from pyro_neuralrg.transforms.scales import UpToScale
+from pyro_neuralrg.transforms.sites import (
+    check_site_features,
+    features_of_blocks,
+    show_site_features,
+    with_site_features,
+)
 
 __all__ = ["WEIGHTS", "HierarchicalFlow", "hierarchical_flow"]
 
@@ -56,7 +62,11 @@ class HierarchicalFlow(LatticeTransform):
             :class:`~pyro_neuralrg.transforms.conditional.ConditionalHierarchicalFlow`.
         spectrum_slopes: how the spectrum depends on the context, or None, see
             :class:`~pyro_neuralrg.transforms.fourier.FourierLayer`.
+        site_features: what the networks are to know of each site, shape ``(channels,) + shape``, or
+            None.
     """
+
+    site_features: Tensor | None
 
     def __init__(
         self,
@@ -70,6 +80,7 @@ class HierarchicalFlow(LatticeTransform):
         humps: float = 0.0,
         context_dim: int = 0,
         spectrum_slopes: Tensor | None = None,
+        site_features: Tensor | None = None,
     ) -> None:
         super().__init__(circuit.shape)
         if isinstance(spectrum, Tensor) and tuple(spectrum.shape) != circuit.shape:
@@ -83,8 +94,12 @@ class HierarchicalFlow(LatticeTransform):
         self.odd = odd
         self.monotone_steps = monotone_steps
         self.context_dim = context_dim
+        known = self._keep_site_features(site_features)
         shared: dict[Any, nn.Module] = {}
-        self.layers = nn.ModuleList(self._build_layer(layer, shared) for layer in circuit.layers)
+        self.layers = nn.ModuleList(
+            self._build_layer(layer, features, shared)
+            for layer, features in zip(circuit.layers, known, strict=True)
+        )
         self.coarse_maps = nn.ModuleList(
             self._build_coarse_map(layer, shared) for layer in circuit.layers
         )
@@ -301,10 +316,50 @@ class HierarchicalFlow(LatticeTransform):
         """
         return grow(self, spectrum)
 
-    def _build_layer(self, layer: Layer, shared: dict[Any, nn.Module]) -> nn.ModuleList:
+    def with_site_features(self, site_features: Tensor) -> HierarchicalFlow:
+        """A copy whose networks, with these very weights, see other features of the sites.
+
+        What has been learned of one sample of an inhomogeneous lattice is a start for another.
+
+        Args:
+            site_features: of the shape of those that the flow has.
+
+        Raises:
+            ValueError: if it has none, or they have another shape or are not finite.
+            TypeError: if they are no floating tensor.
+
+        Example:
+            >>> flow = hierarchical_flow((4, 4), site_features=torch.randn(1, 4, 4))
+            >>> flow.with_site_features(torch.zeros(1, 4, 4))(torch.randn(2, 4, 4)).shape
+            torch.Size([2, 4, 4])
+        """
+        return with_site_features(self, site_features)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        show_site_features(self)
+
+    def _keep_site_features(self, features: Tensor | None) -> list[list[Any]]:
+        """For each layer the features of the blocks of its regions, or None for each."""
+        self.register_buffer("site_features", None)
+        if features is None:
+            return [[None] * len(layer.regions) for layer in self.circuit.layers]
+        if self.odd:
+            raise ValueError("site_features are given and odd is True; accepted: odd=False")
+        if not getattr(self.bijector, "sees_sites", False):
+            raise ValueError(
+                f"site_features are given, and the bijector is {self.bijector!r}; accepted: one "
+                "that sees them, such as 'neighbour'"
+            )
+        self.site_features = check_site_features(features, self.shape)
+        return list(features_of_blocks(self.site_features, self.circuit))
+
+    def _build_layer(
+        self, layer: Layer, features: list[Any], shared: dict[Any, nn.Module]
+    ) -> nn.ModuleList:
         """One transform per region; single sites pass through an identity."""
         modules: list[nn.Module] = []
-        for region in layer.regions:
+        for region, known in zip(layer.regions, features, strict=True):
             place = Place(
                 region.block,
                 region.count,
@@ -312,6 +367,7 @@ class HierarchicalFlow(LatticeTransform):
                 self.circuit.boundary,
                 self.weights == "block",
                 self.context_dim,
+                known,
             )
             if region.size == 1:
                 modules.append(nn.Identity())
@@ -355,13 +411,14 @@ class HierarchicalFlow(LatticeTransform):
             "humps": 0.0 if self.humps is None else self.humps.distance,
             "context_dim": self.context_dim,
             "spectrum": self.gaussian is not None,
-            **self._slopes_config(),
+            **self._rare_config(),
         }
 
-    def _slopes_config(self) -> dict[str, Any]:
-        """Only where there are slopes, so that other flows are named as they always were."""
+    def _rare_config(self) -> dict[str, Any]:
+        """Only where there are such, so that other flows are named as they always were."""
         slopes = None if self.gaussian is None else self.gaussian.slopes
-        return {} if slopes is None else {"spectrum_slopes": len(slopes)}
+        rare = {"spectrum_slopes": slopes, "site_features": self.site_features}
+        return {name: len(tensor) for name, tensor in rare.items() if tensor is not None}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> HierarchicalFlow:
@@ -370,11 +427,9 @@ class HierarchicalFlow(LatticeTransform):
         shape = options.pop("shape")
         if options.pop("spectrum"):
             options["spectrum"] = torch.ones(tuple(shape), dtype=torch.get_default_dtype())
-        slopes = options.pop("spectrum_slopes", None)
-        if slopes is not None:
-            options["spectrum_slopes"] = torch.zeros(
-                (slopes, *shape), dtype=torch.get_default_dtype()
-            )
+        for name in ("spectrum_slopes", "site_features"):
+            if options.get(name) is not None:
+                options[name] = torch.zeros(options[name], *shape)
         return hierarchical_flow(shape, **options)
 
 
@@ -408,12 +463,13 @@ def hierarchical_flow(
     humps: float = 0.0,
     context_dim: int = 0,
     spectrum_slopes: Tensor | None = None,
+    site_features: Tensor | None = None,
     dtype: torch.dtype | None = None,
 ) -> HierarchicalFlow:
     """Build a :class:`HierarchicalFlow`.
 
-    What it may know of its target is ``odd``, ``spectrum`` and ``humps``; ``target.flow()`` fills
-    them in.
+    What it may know of its target is ``odd``, ``spectrum``, ``humps`` and ``site_features``;
+    ``target.flow()`` fills them in.
 
     Args:
         shape: lattice shape, one to three sides >= 1.
@@ -439,6 +495,10 @@ def hierarchical_flow(
             :func:`~pyro_neuralrg.transforms.conditional_hierarchical_flow`; 0 for none.
         spectrum_slopes: derivatives of the spectrum with respect to the first entries of the
             context, shape ``(entries,) + shape``; None: the same spectrum for every context.
+        site_features: numbers of order one that tell the sites of an inhomogeneous lattice apart
+            (an external field, say), shape ``(channels,) + shape``; the networks of "neighbour"
+            see those of their neighbourhood, on coarse scales sums over blocks. Without, all blocks
+            of a layer are treated alike. None for none.
         dtype: of the parameters; torch's default dtype if None.
 
     Raises:
@@ -469,5 +529,6 @@ def hierarchical_flow(
         humps=humps,
         context_dim=context_dim,
         spectrum_slopes=spectrum_slopes,
+        site_features=site_features,
     )
     return flow.to(dtype if dtype is not None else torch.get_default_dtype())

@@ -20,7 +20,14 @@ from torch.nn import functional as F
 
 from pyro_neuralrg.transforms.elementwise import Affine, AffineSteps, Elementwise
 
-__all__ = ["ACTIVATIONS", "BlockNetwork", "ContextLayer", "NeighbourNetwork", "with_weights"]
+__all__ = [
+    "ACTIVATIONS",
+    "BlockNetwork",
+    "ContextLayer",
+    "NeighbourNetwork",
+    "SiteBias",
+    "with_weights",
+]
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "elu": nn.functional.elu,
@@ -67,6 +74,36 @@ class ContextLayer(nn.Module):
         if self.bias is not None:
             rows = rows + (self.bias @ context).unsqueeze(-2)
         return rows.flatten(-2)
+
+
+class SiteBias(nn.Module):
+    """Biases that differ from block to block, linear in fixed features of a block's neighbourhood.
+
+    They begin as zero, and cost next to nothing: no batch passes through them.
+
+    Args:
+        features: of the blocks, shape ``(number, *count)``.
+        units: for each layer that gets biases the number of its units.
+        boundary: as for :class:`NeighbourNetwork`.
+    """
+
+    features: Tensor
+    merge: Tensor | None
+
+    def __init__(self, features: Tensor, units: Sequence[int], boundary: str) -> None:
+        super().__init__()
+        number, *count = features.shape
+        self.boundary = boundary
+        self.units = list(units)
+        self.register_buffer("features", features.clone(), persistent=False)
+        self.register_buffer("merge", _merging(number, count, boundary), persistent=False)
+        self.weight = nn.Parameter(torch.zeros(sum(units), number * 3 ** len(count)))
+
+    def forward(self) -> tuple[Tensor, ...]:
+        """For each layer biases of shape ``(units, blocks, 1)``."""
+        near = _neighbours(self.features.unsqueeze(-1), self.boundary).flatten(1)
+        weight = self.weight if self.merge is None else self.weight @ self.merge
+        return (weight @ near).unsqueeze(-1).split(self.units)
 
 
 class BlockNetwork(nn.Module):
@@ -177,6 +214,7 @@ class NeighbourNetwork(nn.Module):
         odd: as above.
         boundary: "periodic" wraps around, "open" sees zeros outside.
         context_dim: features of a context; 0 for none.
+        features: known of the blocks, shape ``(number, *count)``, or None; see :class:`SiteBias`.
     """
 
     merge: Tensor | None
@@ -191,6 +229,7 @@ class NeighbourNetwork(nn.Module):
         odd: bool,
         boundary: str,
         context_dim: int = 0,
+        features: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.odd = odd
@@ -215,14 +254,17 @@ class NeighbourNetwork(nn.Module):
         self.biases = nn.ParameterList(nn.Parameter(torch.zeros(width, 1)) for width in biases)
         self.contexts = _context_layers(context_dim, [(n,) for n in (*hidden, heads)], odd)
         self.form_contexts = _context_layers(context_dim, [(heads,)], False)
+        units = [hidden[0], heads, heads]
+        self.sites = None if features is None else SiteBias(features, units, boundary)
 
     def forward(self, u: Tensor, context: Tensor | None = None) -> Elementwise:
         """Map ``(inputs, *count, n)`` to maps of tensors ``(outputs, *count, n)``."""
-        h = self._hidden(u, context)
+        biases = (None, None, None) if self.sites is None else self.sites()
+        h = self._hidden(u, context, biases[0])
         place = self.place @ h if self.odd else torch.addmm(self.biases[-1], self.place, h)
         form = torch.addmm(self.form_bias, self.form, h * h if self.odd else h)
-        place = _with_context(self.contexts, -1, place, context)
-        form = _with_context(self.form_contexts, 0, form, context)
+        place = _with_context(self.contexts, -1, _at_sites(place, biases[1]), context)
+        form = _with_context(self.form_contexts, 0, _at_sites(form, biases[2]), context)
         steps = 0 if self.raw_steepness is None else len(self.raw_steepness)
         shift, *centres = place.unflatten(1, u.shape[1:]).chunk(1 + steps)
         log_scale, *heights = form.unflatten(1, u.shape[1:]).chunk(1 + steps)
@@ -234,32 +276,44 @@ class NeighbourNetwork(nn.Module):
         steepness = F.softplus(self.raw_steepness).reshape(*self.raw_steepness.shape, *ones)
         return AffineSteps(shift, log_scale, height, torch.stack(centres), steepness)
 
-    def _hidden(self, u: Tensor, context: Tensor | None = None) -> Tensor:
+    def _hidden(
+        self, u: Tensor, context: Tensor | None = None, bias: Tensor | None = None
+    ) -> Tensor:
         """The last hidden layer, ``(width, sites * n)``."""
-        h = self._neighbours(u).flatten(1)
+        h = _neighbours(u, self.boundary).flatten(1)
         for index, weight in enumerate(self.weights):
             if index == 0 and self.merge is not None:
                 weight = weight @ self.merge
             h = weight @ h if self.odd else torch.addmm(self.biases[index], weight, h)
+            h = _at_sites(h, bias if index == 0 else None)
             h = torch.tanh(_with_context(self.contexts, index, h, context))
         return h
 
-    def _neighbours(self, u: Tensor) -> Tensor:
-        """The distinct values of neighbouring blocks, ``(inputs * number, *count, n)``."""
-        for axis in range(1, u.dim() - 1):
-            side = u.shape[axis]
-            if side == 1:
-                continue
-            if self.boundary == "open":
-                outside = torch.zeros_like(u.narrow(axis, 0, 1))
-                before = torch.cat([outside, u.narrow(axis, 0, side - 1)], dim=axis)
-                after = torch.cat([u.narrow(axis, 1, side - 1), outside], dim=axis)
-                u = torch.cat([before, u, after])
-            elif side == 2:
-                u = torch.cat([u, u.roll(1, axis)])
-            else:
-                u = torch.cat([u.roll(1, axis), u, u.roll(-1, axis)])
-        return u
+
+def _neighbours(u: Tensor, boundary: str) -> Tensor:
+    """The distinct values of neighbouring blocks, ``(inputs * number, *count, n)``."""
+    for axis in range(1, u.dim() - 1):
+        side = u.shape[axis]
+        if side == 1:
+            continue
+        if boundary == "open":
+            outside = torch.zeros_like(u.narrow(axis, 0, 1))
+            before = torch.cat([outside, u.narrow(axis, 0, side - 1)], dim=axis)
+            after = torch.cat([u.narrow(axis, 1, side - 1), outside], dim=axis)
+            u = torch.cat([before, u, after])
+        elif side == 2:
+            u = torch.cat([u, u.roll(1, axis)])
+        else:
+            u = torch.cat([u.roll(1, axis), u, u.roll(-1, axis)])
+    return u
+
+
+def _at_sites(h: Tensor, bias: Tensor | None) -> Tensor:
+    """Units ``(units, blocks * n)`` with a bias ``(units, blocks, 1)``, if there is one."""
+    if bias is None:
+        return h
+    blocks = bias.shape[1]
+    return (h.unflatten(-1, (blocks, h.shape[-1] // blocks)) + bias).flatten(1)
 
 
 def _context_layers(

@@ -185,6 +185,30 @@ def test_spins_given_a_field() -> None:
     assert float(((spins.mean(0) - exact) / error).abs().max()) < 4.5
 
 
+@pytest.mark.parametrize("boundary", ["open", "periodic"])
+@pytest.mark.parametrize("shape", [(3, 3), (4, 4), (2, 5)], ids=str)
+def test_probability_of_each_spin_in_a_random_field(shape: tuple[int, ...], boundary: str) -> None:
+    """The mean over fields of P(s_i = 1 | x) is P(s_i = 1) by enumeration of all states."""
+    potential = IsingDual(shape, 2.2, field=2 * torch.randn(shape), boundary=boundary)
+    up = potential.spin_probability(potential.sample_reference(3000))
+    _within_errors(up.flatten(1), (1 + Ising.of(potential).mean) / 2)
+
+
+def test_probability_is_that_of_the_drawn_spins() -> None:
+    potential = IsingDual((3, 2), 1.5, field=torch.randn(3, 2))
+    x = torch.randn(3, 2)
+    up = potential.spin_probability(x)
+    energy = potential.energy(x).expand(6)
+    shifted = x.expand(6, 3, 2) + torch.eye(6).reshape(6, 3, 2) * 1e-6
+    # d(-energy)/dx, beside the Gaussian part, is the mean spin
+    gaussian = torch.linalg.inv(gaussian_part(potential, Ising.of(potential))) @ x.flatten()
+    mean = (energy - potential.energy(shifted)) / 1e-6 + gaussian
+    torch.testing.assert_close(up.flatten(), (1 + mean) / 2, rtol=0, atol=1e-5)
+    assert potential.spin_probability(x.float()).dtype == torch.float32
+    with pytest.raises(ValueError, match="x has shape"):
+        potential.spin_probability(torch.zeros(3))
+
+
 def test_spins_keep_dtype_and_follow_the_seed() -> None:
     potential = IsingDual((4, 4))
     x = torch.randn(2, 4, 4, dtype=torch.float32)

@@ -115,6 +115,11 @@ def free_spectrum(shape: tuple[int, ...], boundary: str = "periodic") -> Tensor:
     return total.reciprocal()
 
 
+def waves(*shape: int) -> Tensor:
+    """Features of sites that differ from site to site, without a random number."""
+    return torch.arange(1.0, 1.0 + math.prod(shape)).sin().reshape(shape)
+
+
 def coloured_flow(
     shape: tuple[int, ...], circuit: str, *, spectrum: str, **options: Any
 ) -> LatticeTransform:
@@ -295,6 +300,14 @@ ENTRIES: dict[str, Entry] = {
     "shared-weights": flow((8,), weights="shared"),
     "shared-weights-2d": flow((4, 5), weights="shared", odd=True),
     "two-hidden-layers": flow((4,), bijector=Neighbour(layers=2, hidden=(4, 3))),
+    # site by site
+    "site-features": flow((4, 4), site_features=waves(2, 4, 4)),
+    "site-features-open-odd-sides": flow((3, 5), site_features=waves(1, 3, 5), boundary="open"),
+    "site-features-tree-shared": flow(
+        (2, 5), "tree", site_features=waves(1, 2, 5), weights="shared"
+    ),
+    "site-features-3d": flow((2, 3, 2), site_features=waves(1, 2, 3, 2), spectrum="periodic"),
+    "site-features-two-sites": flow((2,), "brickwork", depth=1, site_features=waves(1, 2)),
     # the paper's block
     "realnvp": flow((4, 4), bijector=REALNVP),
     "realnvp-defaults": flow((2, 2), bijector="realnvp"),

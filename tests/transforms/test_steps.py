@@ -17,7 +17,7 @@ from pyro_neuralrg.transforms.networks import NeighbourNetwork
 from pyro_neuralrg.transforms.steps import compiled_steps, has_compiler, present_steps
 from tests.transforms.registry import perturbed
 
-FLOWS = ["odd-with-spectrum", "realnvp", "conditioned"]
+FLOWS = ["site-features-open-odd-sides", "odd-with-spectrum", "realnvp", "conditioned"]
 
 
 def everything(transform: Any, z: Tensor) -> list[Tensor]:

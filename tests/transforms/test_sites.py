@@ -1,0 +1,164 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Flows whose networks see fixed features of the sites."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pyro_neuralrg import IsingDual, fit, load, save
+from pyro_neuralrg.infer import estimate
+from pyro_neuralrg.lattice import make_circuit
+from pyro_neuralrg.transforms import HierarchicalFlow, LayerFactory, Neighbour, hierarchical_flow
+from pyro_neuralrg.transforms.sites import features_of_blocks
+
+SMALL = Neighbour(layers=3, hidden=(5,))
+
+
+def perturbed(features: Tensor, circuit: str = "mera", **options: Any) -> HierarchicalFlow:
+    shape = tuple(features.shape[1:])
+    flow = hierarchical_flow(shape, circuit, bijector=SMALL, site_features=features, **options)
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return flow
+
+
+def test_coarse_features_are_sums_over_blocks() -> None:
+    """Divided by 2 for each factor of four sites, and by what an incomplete block has."""
+    features = torch.randn(2, 4, 5)
+    first, second, _ = features_of_blocks(features, make_circuit("tree", (4, 5), boundary="open"))
+    whole, rest = first
+    # a block's sites, row by row, of the first channel and then of the second
+    expected = [features[c, i::2, j:4:2] for c in (0, 1) for i in (0, 1) for j in (0, 1)]
+    assert torch.equal(whole, torch.stack(expected))
+    assert torch.equal(rest, torch.stack([features[c, i::2, 4:] for c in (0, 1) for i in (0, 1)]))
+    coarse = torch.cat(
+        [
+            features[..., :4].unflatten(2, (2, 2)).unflatten(1, (2, 2)).sum((2, 4)) / 2,
+            features[..., 4:].unflatten(1, (2, 2)).sum(2) / math.sqrt(2),
+        ],
+        dim=2,
+    )
+    torch.testing.assert_close(second[0][:, 0, 0], coarse[..., :2].flatten())
+
+
+def test_translating_the_features_translates_the_field() -> None:
+    """By a coarsest block on a torus: nothing but the features tells the sites apart."""
+    features, z = torch.randn(1, 8, 8), torch.randn(3, 8, 8)
+    flow = perturbed(features, depth=2)
+    axes = (-2, -1)
+    moved = flow.with_site_features(features.roll((4, 4), axes))
+    torch.testing.assert_close(moved(z.roll((4, 4), axes)), flow(z).roll((4, 4), axes))
+    assert not torch.allclose(moved(z), flow(z))
+
+
+@pytest.mark.parametrize("circuit", ["mera", "tree", "brickwork"])
+def test_every_layer_sees_the_features(circuit: str) -> None:
+    """Also if the networks of all other layers give them no weight."""
+    flow, z = perturbed(torch.zeros(1, 4, 4), circuit), torch.randn(2, 4, 4)
+    for chosen in range(len(flow.layers)):
+        one = flow.with_site_features(torch.eye(4).unsqueeze(0))
+        for index, layer in enumerate(one.layers):
+            for name, parameter in layer.named_parameters():
+                if "sites" in name and index != chosen:
+                    parameter.data.zero_()
+        other = one.with_site_features(-torch.eye(4).unsqueeze(0))
+        assert not torch.allclose(one(z), other(z)), chosen
+
+
+def test_other_features_and_back() -> None:
+    flow = perturbed(torch.randn(2, 3, 4), boundary="open")
+    z = torch.randn(5, 3, 4)
+    x = flow(z).detach()
+    other = flow.with_site_features(torch.randn(2, 3, 4))
+    assert not torch.allclose(other(z), x)
+    assert torch.equal(flow(z), x)
+    assert torch.equal(other.with_site_features(flow.site_features)(z), x)
+    assert not {id(p) for p in flow.parameters()} & {id(p) for p in other.parameters()}
+
+
+def test_files_keep_the_features(tmp_path: Path) -> None:
+    flow = perturbed(torch.randn(1, 4, 3))
+    z = torch.randn(2, 4, 3)
+    save(tmp_path / "flow.pt", flow)
+    for other in (load(tmp_path / "flow.pt").flow, pickle.loads(pickle.dumps(flow))):
+        assert torch.equal(other(z), flow(z))
+        assert torch.equal(other.site_features, flow.site_features)
+    assert "site_features" not in hierarchical_flow((4, 3), bijector=SMALL).config
+
+
+def test_without_features_nothing_has_changed() -> None:
+    flow = hierarchical_flow((4, 4), bijector=SMALL)
+    assert flow.site_features is None
+    assert not [name for name in flow.state_dict() if "site" in name]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"site_features": torch.zeros(4, 4)}, ValueError, r"site_features has shape \(4, 4\); ac"),
+        ({"site_features": torch.zeros(0, 4, 4)}, ValueError, r"has shape \(0, 4, 4\); accepted"),
+        ({"site_features": torch.full((1, 4, 4), math.nan)}, ValueError, "not finite; accepted"),
+        ({"site_features": torch.zeros(1, 4, 4).long()}, TypeError, "is torch.int64; accepted"),
+        ({"site_features": 1.0}, TypeError, "site_features is float; accepted"),
+        ({"odd": True}, ValueError, "odd is True; accepted: odd=False"),
+        ({"bijector": "realnvp"}, ValueError, r"bijector is RealNVP\(.*accepted: one that sees"),
+        ({"bijector": lambda size: None}, ValueError, r"bijector is BlockFactory\(.*accepted"),
+        (
+            {"bijector": LayerFactory(lambda size, count: None)},
+            ValueError,
+            r"bijector is LayerFactory\(.*accepted",
+        ),  # type: ignore[arg-type,return-value]
+    ],
+)
+def test_bad_arguments_are_named(
+    options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        hierarchical_flow((4, 4), **{"site_features": torch.zeros(1, 4, 4), **options})
+
+
+def test_other_features_have_the_same_shape() -> None:
+    flow = hierarchical_flow((4, 4), bijector=SMALL, site_features=torch.zeros(1, 4, 4))
+    with pytest.raises(ValueError, match=r"has shape \(2, 4, 4\); accepted: \(1, 4, 4\)"):
+        flow.with_site_features(torch.zeros(2, 4, 4))
+    with pytest.raises(ValueError, match="has no site_features; accepted: a flow made with some"):
+        hierarchical_flow((4, 4), bijector=SMALL).with_site_features(torch.zeros(1, 4, 4))
+    with pytest.raises(ValueError, match="those of the larger lattice are not known; accepted"):
+        flow.grow()
+
+
+def test_a_target_shows_its_field() -> None:
+    h = torch.randn(4, 4)
+    target = IsingDual((4, 4), 2.0, field=h)
+    features = target.flow(bijector=SMALL).site_features
+    assert features is not None
+    torch.testing.assert_close(features, h.unsqueeze(0) / 2)
+    assert target.flow(bijector="realnvp").site_features is None
+    assert target.flow(odd=True).site_features is None
+    assert target.flow(site_features=None).site_features is None
+    assert IsingDual((4, 4), field=0.3).flow().site_features is None
+
+
+@pytest.mark.slow
+def test_features_pay_in_a_random_field() -> None:
+    """In as many steps a flow that sees the field leaves less than half of the gap of one that does
+    not: 0.16 against 0.72 nats when this was written.
+    """
+    h = 1.75 * (torch.rand(6, 6) - 0.5).sign()
+    target = IsingDual((6, 6), 2.5, field=h, boundary="open")
+    gaps = {}
+    for name, options in {"blind": {"site_features": None}, "seeing": {}}.items():
+        flow = target.flow(circuit="tree", dtype=torch.float32, **options)
+        fit(target, flow, steps=200, batch=64, seed=0, progress=False)
+        found = estimate(target, flow, num_samples=4000)
+        gaps[name] = found.variational + target.log_partition()
+    assert gaps["seeing"] < 0.5 * gaps["blind"]
