@@ -25,6 +25,7 @@ from pyro_neuralrg.experiment import (
     FAILURES,
     CheckpointError,
     Experiment,
+    MemoryLimitError,
     Settings,
     one_line,
 )
@@ -92,11 +93,13 @@ def _add_ising(commands: argparse._SubParsersAction[_Parser]) -> None:
     add("--dtype", default=new.dtype, choices=["float32", "float64"],
         help="of the flow and of the fields")  # fmt: skip
     add("--checkpoint", metavar="DIR", default=argparse.SUPPRESS,
-        help="folder for checkpoints of the training (default: none)")  # fmt: skip
+        help="folder for checkpoints of training and sampling (default: none)")  # fmt: skip
     add("--every", type=float, metavar="SECONDS", default=new.every,
         help="between two checkpoints; Ctrl-C and SIGTERM save one first")  # fmt: skip
     add("--resume", action="store_true",
         help="go on from the newest intact checkpoint, if there is one")  # fmt: skip
+    add("--history", type=Path, metavar="FILE.csv", default=argparse.SUPPRESS,
+        help="a table of all training steps (default: none)")  # fmt: skip
     add("--out", type=Path, default=Path("neuralrg-output"), metavar="DIR",
         help="folder for what is written; made if it is missing")  # fmt: skip
 
@@ -164,12 +167,12 @@ def _main(arguments: Sequence[str] | None) -> int:
     command, out = options.pop("command"), options.pop("out")
     if command == "paper":
         return _paper(parser, options, out)
-    options["shape"] = tuple(options["shape"])
+    options["shape"], history = tuple(options["shape"]), options.pop("history", None)
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
             experiment = Experiment.prepare(Settings(**options))
-            output = Output.prepare(out) if processes().is_first else None
+            output = Output.prepare(out, history) if processes().is_first else None
         except (*FAILURES, OSError) as error:
             parser.error(one_line(error))
         except KeyboardInterrupt:
@@ -183,7 +186,7 @@ def _follow(experiment: Experiment) -> int:
         results = experiment.run()
     except KeyboardInterrupt:
         return INTERRUPTED
-    except CheckpointError:
+    except (CheckpointError, MemoryLimitError):
         return BAD_INPUT
     except FAILURES:
         return FAILED
@@ -223,13 +226,13 @@ def _paper(parser: argparse.ArgumentParser, options: dict[str, Any], out: Path) 
 def _run(experiment: Experiment, output: Output) -> int:
     """Run the stages, save what there is however they end, and print the table."""
     try:
-        results = experiment.run(on_trained=output.write_flow)
+        results = experiment.run(on_trained=output.write_training, on_forecast=_tell)
         with deferred_interrupts() as pressed:
             output.write(results)
     except KeyboardInterrupt:
         sys.stderr.write("neuralrg: interrupted\n")
         return INTERRUPTED
-    except CheckpointError as error:
+    except (CheckpointError, MemoryLimitError) as error:
         sys.stderr.write(f"neuralrg: error: {one_line(error)}\n")
         return BAD_INPUT
     except OSError as error:
@@ -248,6 +251,10 @@ def _run(experiment: Experiment, output: Output) -> int:
         sys.stderr.write(f"neuralrg: stopped early: {results.stopped}; what was there is saved\n")
         return FAILED
     return DONE
+
+
+def _tell(text: str) -> None:
+    sys.stderr.write(f"neuralrg: {text}\n")
 
 
 def _kept(output: Output) -> str:
