@@ -82,6 +82,7 @@ class Curve:
         gradients: Per chain and trajectory; a jump counts as one.
         pilot_seconds: Wall time of finding the step size.
         seconds: Wall time of the trajectories.
+        cpu_seconds: CPU time of the process in both.
     """
 
     mean: list[float]
@@ -91,6 +92,7 @@ class Curve:
     gradients: float
     pilot_seconds: float
     seconds: float
+    cpu_seconds: float
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,7 @@ class Results:
         title: The model and the flow.
         exact: The structure factor; None where it is not known.
         training_seconds: Wall time of the training; None if it is not known of a saved flow.
+        training_cpu_seconds: CPU time of the process meanwhile, likewise.
         curves: Samplers of a flow that stays as it is: unbiased in the limit.
         protocol: Samplers of a flow in training, "latent" and "physical": not to be counted as
             unbiased, since the latent chains change with the flow.
@@ -126,6 +129,7 @@ class Results:
     title: str
     exact: float | None
     training_seconds: float | None
+    training_cpu_seconds: float | None
     curves: dict[str, Curve]
     protocol: dict[str, Protocol]
     visit: int
@@ -143,13 +147,14 @@ class Results:
 def compute(settings: Settings, prepared: Prepared, folder: Path) -> Results:
     """Train if there is no flow, sample from the cold start, and write ``fig3b.json``."""
     protocol: dict[str, Protocol] = {}
-    seconds = prepared.seconds
+    seconds, cpu_seconds = prepared.seconds, prepared.cpu_seconds
     if not prepared.is_trained:
         visits = Visits(settings, prepared)
-        trained = prepared.train(callback=visits if settings.every else None)
+        trained, cpu_seconds = prepared.train(callback=visits if settings.every else None)
         protocol = visits.found if settings.every else {}
         seconds = trained.seconds - visits.seconds
-        write_flow(folder / "flow.pt", prepared.flow, prepared.metadata(seconds))
+        cpu_seconds -= visits.cpu_seconds
+        write_flow(folder / "flow.pt", prepared.flow, prepared.metadata(seconds, cpu_seconds))
     curves = {
         name: sample(settings, prepared, local, whole)
         for name, (local, whole) in samplers(settings, prepared).items()
@@ -158,6 +163,7 @@ def compute(settings: Settings, prepared: Prepared, folder: Path) -> Results:
         title=prepared.title,
         exact=exact_or_none(prepared.target.exact_structure_factor),
         training_seconds=seconds,
+        training_cpu_seconds=cpu_seconds,
         curves=curves,
         protocol=protocol,
         visit=settings.visit,
@@ -198,6 +204,7 @@ def sample(
 ) -> Curve:
     """Find the step size in a run of its own, then record every trajectory from the cold start."""
     start, seed = cold_start(settings, prepared), prepared.start.seed
+    began = time.process_time()
     pilot = VectorizedMCMC(
         local,
         num_samples=1,
@@ -230,6 +237,7 @@ def sample(
         gradients=run.gradient_evaluations.draws / settings.chains / settings.trajectories,
         pilot_seconds=pilot.seconds.total,
         seconds=run.seconds.draws,
+        cpu_seconds=time.process_time() - began,
     )
 
 
@@ -247,6 +255,7 @@ class Visits:
     Attributes:
         found: The curves of both.
         seconds: Wall time spent here, which is no training.
+        cpu_seconds: CPU time of the process, likewise.
     """
 
     def __init__(self, settings: Settings, prepared: Prepared) -> None:
@@ -256,13 +265,13 @@ class Visits:
         self.positions = {"latent": start, "physical": start}  # the latent ones: first as fields
         self.sites = {"latent": "x", "physical": "x"}
         self.found = {"latent": Protocol(), "physical": Protocol()}
-        self.seconds = 0.0
+        self.seconds = self.cpu_seconds = 0.0
 
     def __call__(self, record: TrainingStep) -> None:
         """Make a visit if it is time."""
         if (record.step + 1) % self.settings.every:
             return
-        began = time.perf_counter()
+        began, cpu_began = time.perf_counter(), time.process_time()
         settings, prepared = self.settings, self.prepared
         prepared.flow.clear_cache()
         latent = HMC(
@@ -275,6 +284,7 @@ class Visits:
         physical = _physical(settings, prepared, settings.step_size)
         self._go_on("physical", physical, record.step)
         self.seconds += time.perf_counter() - began
+        self.cpu_seconds += time.process_time() - cpu_began
 
     def _go_on(self, name: str, kernel: HMC, step: int) -> None:
         run = VectorizedMCMC(

@@ -121,9 +121,9 @@ def compute(settings: Settings, prepared: Prepared, folder: Path) -> Results:
         start = replace(prepared.start, seed=prepared.start.seed + index)
         one = prepared if index == 0 else start.prepare()
         if not one.is_trained:
-            seconds = one.train().seconds
+            trained, cpu_seconds = one.train()
             name = "flow.pt" if index == 0 else f"flow-{start.seed}.pt"
-            write_flow(folder / name, one.flow, one.metadata(seconds))
+            write_flow(folder / name, one.flow, one.metadata(trained.seconds, cpu_seconds))
         x = one.target.sample_reference(settings.samples, start.seed + 1)
         x = x.to(next(one.flow.parameters()).dtype)
         flow = behind_humps(one.flow)

@@ -108,7 +108,8 @@ def compute(settings: Settings, prepared: Prepared, folder: Path) -> Results:
     """Train if there is no flow, renormalize samples of the target, write ``fig4b.npz``."""
     target, flow = prepared.target, prepared.flow
     if not prepared.is_trained:
-        write_flow(folder / "flow.pt", flow, prepared.metadata(prepared.train().seconds))
+        trained, cpu_seconds = prepared.train()
+        write_flow(folder / "flow.pt", flow, prepared.metadata(trained.seconds, cpu_seconds))
     x = target.sample_reference(settings.samples, prepared.start.seed + 1)
     variables = {"field": x, "latents": inverse(flow, x)}
     information = {
