@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_neuralrg import plotting
+from pyro_neuralrg.arguments import check_integer
 from pyro_neuralrg.infer import TrainingStep
 from pyro_neuralrg.infer.mcmc import (
     HMC,
@@ -63,6 +64,10 @@ class Settings:
     every: int = 100
     visit: int = 10
     step_size: float = 0.2
+
+    def __post_init__(self) -> None:
+        check_integer("chains", self.chains, 2)
+        check_integer("trajectories", self.trajectories, 1)
 
     @classmethod
     def small(cls, start: Start) -> Settings:
@@ -147,7 +152,9 @@ class Results:
 def compute(settings: Settings, prepared: Prepared, folder: Path) -> Results:
     """Train if there is no flow, sample from the cold start, and write ``fig3b.json``."""
     protocol: dict[str, Protocol] = {}
-    seconds, cpu_seconds = prepared.seconds, prepared.cpu_seconds
+    seconds, cpu_seconds = (
+        prepared.saved.get(name) for name in ("training_seconds", "training_cpu_seconds")
+    )
     if not prepared.is_trained:
         visits = Visits(settings, prepared)
         trained, cpu_seconds = prepared.train(callback=visits if settings.every else None)

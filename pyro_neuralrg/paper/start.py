@@ -7,8 +7,8 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -110,8 +110,7 @@ class Start:
                 stacklevel=3,
             )
         target = IsingDual(flow.shape, temperature=self.temperature)
-        times = (loaded.metadata.get(name) for name in ("training_seconds", "training_cpu_seconds"))
-        return Prepared(replace(self, shape=flow.shape), target, flow, *times)
+        return Prepared(replace(self, shape=flow.shape), target, flow, dict(loaded.metadata))
 
 
 class Trained(NamedTuple):
@@ -134,15 +133,13 @@ class Prepared:
         start: What was asked for, with the shape.
         target: The model.
         flow: Untrained, or as it was read.
-        seconds: Wall time of the training of a flow that was read; None if unknown, or not trained.
-        cpu_seconds: CPU time of the process in this training, likewise.
+        saved: What is known of the training of a flow that was read, as :meth:`metadata` wrote it.
     """
 
     start: Start
     target: IsingDual
     flow: HierarchicalFlow
-    seconds: float | None = None
-    cpu_seconds: float | None = None
+    saved: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_trained(self) -> bool:
@@ -182,11 +179,21 @@ class Prepared:
         return PAPER_STEPS if self.start.blocks == "paper" else default_schedule(self.flow.shape)[0]
 
     @property
+    def batch(self) -> int:
+        """Fields of each of these steps."""
+        if self.start.batch is not None:
+            return self.start.batch
+        return PAPER_BATCH if self.start.blocks == "paper" else default_schedule(self.flow.shape)[1]
+
+    @property
     def title(self) -> str:
         """The model and the flow in one line."""
         sides = " x ".join(map(str, self.flow.shape))
-        start = self.start
-        kind = "saved flow" if self.is_trained else f"{start.blocks} blocks"
+        start, saved = self.start, self.saved
+        kind = f"{start.blocks} blocks, {self.steps} steps of {self.batch}"
+        if self.is_trained:
+            known = [f"{saved[name]} {name}" for name in ("blocks", "steps") if saved.get(name)]
+            kind = "saved flow" + (f" ({', '.join(known)})" if known else "")
         return f"Ising {sides}, T = {start.temperature:.6g}, {kind}, seed {start.seed}"
 
     def metadata(self, seconds: float, cpu_seconds: float) -> dict[str, Any]:
@@ -194,11 +201,16 @@ class Prepared:
         return {
             "temperature": self.start.temperature,
             "seed": self.start.seed,
-            "blocks": self.start.blocks,
-            "steps": self.steps,
-            "training_seconds": seconds,
-            "training_cpu_seconds": cpu_seconds,
+            "blocks": self.saved.get("blocks", self.start.blocks),
+            "steps": self._with_earlier("steps", self.steps),
+            "training_seconds": self._with_earlier("training_seconds", seconds),
+            "training_cpu_seconds": self._with_earlier("training_cpu_seconds", cpu_seconds),
         }
+
+    def _with_earlier(self, name: str, value: float) -> float | None:
+        """With that of the training before, of a flow that was read; None if it is not known."""
+        before = self.saved.get(name) if self.is_trained else 0
+        return None if before is None else before + value
 
 
 def paper_flow(target: IsingDual, depth: int | None = None) -> HierarchicalFlow:

@@ -57,11 +57,12 @@ class Settings:
     """What is computed.
 
     Attributes:
-        start: The model; its temperature and its saved flow play no part, ``blocks`` does. Neither
-            kind of block is given the spectrum: a Fourier layer would reach everywhere at once.
+        start: The model; its temperature is that of the circuits alone. Neither kind of block is
+            given the spectrum: a Fourier layer would reach everywhere at once.
         temperatures: In J/k_B.
         depths: Numbers of scales; None: from 1 to all.
-        seconds: Of training, for each point.
+        seconds: Of training, for each point: CPU seconds of the process, so that other work on the
+            machine takes nothing from a point.
         circuits: Beside the mera, whole circuits of about as many parameters, at the temperature of
             the start; ``()`` for none.
         samples: Of each estimate.
@@ -82,8 +83,17 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_number("seconds", self.seconds, "a finite number > 0", above=0)
+        for temperature in self.temperatures:
+            check_number("temperatures", temperature, "finite numbers > 0", above=0)
         for depth in self.depths or ():
             check_integer("depths", depth, 1)
+        for circuit in self.circuits:
+            if circuit not in CIRCUITS:
+                raise ValueError(f"circuits has {circuit!r}; accepted: {', '.join(CIRCUITS)}")
+        for name in ("temperatures", "depths", "circuits"):
+            values = getattr(self, name) or ()
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} is {values}; accepted: each value once")
 
 
 @dataclass(frozen=True)
@@ -112,7 +122,7 @@ class Point:
         gap_se: Its standard error.
         relative: Gap over |ln Z|.
         ess: Effective fraction of the samples.
-        took: Seconds that training took.
+        took: CPU seconds that training took.
     """
 
     case: Case
@@ -132,7 +142,7 @@ class Results:
     Attributes:
         title: The model and the flow.
         shape: Of the lattice.
-        seconds: Budget of a point.
+        seconds: Budget of a point, in CPU seconds.
         points: Of temperatures and depths.
         circuits: Of whole circuits.
         reach: For each depth, the distance up to which all pairs of sites share a variable, of
@@ -196,12 +206,12 @@ def compute(settings: Settings, prepared: Prepared, folder: Path) -> Results:
     shape = prepared.target.shape
     if prepared.is_trained:
         raise ValueError("the sweep trains a flow for every point; accepted: no saved flow")
-    asked, whole = [*_cases(settings, shape)], [*_whole_circuits(settings, shape)]
+    asked, whole = cases(settings, shape)
     known = _known(folder)
     temperatures = {t: f"{t:.6g}" for t in settings.temperatures}
     results = Results(
         title=f"Ising {' x '.join(map(str, shape))}, {settings.start.blocks} blocks without "
-        f"Fourier layer, {settings.seconds:g} s of training per point",
+        f"Fourier layer, {settings.seconds:g} CPU s of training per point",
         shape=shape,
         seconds=settings.seconds,
         points=[],
@@ -218,28 +228,28 @@ def compute(settings: Settings, prepared: Prepared, folder: Path) -> Results:
 
 
 def train_point(case: Case, settings: Settings) -> Point:
-    """Train one flow for the seconds it has, and estimate its gap.
+    """Train one flow for the CPU seconds it has, and estimate its gap.
 
     The first steps tell how many fit, so that the schedule of the learning rate ends with them.
     """
     target = IsingDual(case.shape, temperature=case.temperature)
-    began = time.perf_counter()
+    began = time.process_time()
     trial = _fit(case, target, TIMED + 1, math.inf)
-    step = (trial[-1].seconds - trial[0].seconds) / TIMED
-    left = case.seconds - (time.perf_counter() - began)
+    step = (trial[-1] - trial[0]) / TIMED
+    left = case.seconds - (time.process_time() - began)
     steps = max(1, int(left / max(step, 1e-6)))
     flow = build_flow(case, target)
-    history = _fit(case, target, steps, left, flow)
+    times = _fit(case, target, steps, left, flow)
     with torch.random.fork_rng([]), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a poor flow: its ESS says so
         torch.manual_seed(case.seed + 1)
-        took = time.perf_counter() - began
+        took = time.process_time() - began
         found = from_log_weights(log_weights(target, flow, settings.samples))
     exact = exact_or_none(target.log_partition)
     gap = None if exact is None else found.variational + exact
     return Point(
         case=case,
-        steps=len(history),
+        steps=len(times),
         parameters=sum(p.numel() for p in flow.parameters()),
         gap=gap,
         gap_se=found.variational_se,
@@ -275,13 +285,14 @@ def _fit(
     steps: int,
     seconds: float,
     flow: HierarchicalFlow | None = None,
-) -> list[TrainingStep]:
-    """Train for so many steps, or until the time is over."""
-    records: list[TrainingStep] = []
+) -> list[float]:
+    """Train for so many steps, or until the time is over; the CPU seconds after each step."""
+    began = time.process_time()
+    times: list[float] = []
 
-    def stop(record: TrainingStep) -> bool:
-        records.append(record)
-        return record.seconds > 1.1 * seconds  # steps were timed: it is seldom needed
+    def stop(_: TrainingStep) -> bool:
+        times.append(time.process_time() - began)
+        return times[-1] > 1.1 * seconds  # steps were timed: it is seldom needed
 
     fit(
         target,
@@ -292,7 +303,16 @@ def _fit(
         progress=False,
         callback=stop,
     )
-    return records
+    return times
+
+
+def cases(settings: Settings, shape: tuple[int, ...]) -> tuple[list[Case], list[Case]]:
+    """What is asked for: temperatures and depths, and whole circuits.
+
+    Raises:
+        ValueError: a depth is more than the lattice has.
+    """
+    return [*_cases(settings, shape)], [*_whole_circuits(settings, shape)]
 
 
 def _cases(settings: Settings, shape: tuple[int, ...]) -> Iterator[Case]:
@@ -307,8 +327,6 @@ def _cases(settings: Settings, shape: tuple[int, ...]) -> Iterator[Case]:
 def _whole_circuits(settings: Settings, shape: tuple[int, ...]) -> Iterator[Case]:
     layers = len(make_circuit("mera", shape).layers)
     for circuit in settings.circuits:
-        if circuit not in CIRCUITS:
-            raise ValueError(f"circuits has {circuit!r}; accepted: {', '.join(CIRCUITS)}")
         depth = layers if circuit == "brickwork" else make_circuit(circuit, shape).depth
         yield _case(settings, shape, circuit, depth, settings.start.temperature)
 
@@ -436,6 +454,6 @@ def describe(results: Results) -> list[str]:
         gap = "unknown" if point.gap is None else f"{point.gap:.3f} +- {point.gap_se:.3f} nats"
         lines.append(
             f"T = {case.temperature:.6g}, {case.circuit} of depth {case.depth}: gap {gap} after "
-            f"{point.steps} steps ({point.took:.1f} s, {point.parameters} parameters)"
+            f"{point.steps} steps ({point.took:.1f} CPU s, {point.parameters} parameters)"
         )
     return lines

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +123,23 @@ def test_bad_input_before_any_training(
     with pytest.raises(ValueError, match=word):
         sweep.compute(asked, asked.start.prepare(), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_busy_machine_takes_nothing_from_a_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sleeping costs wall time and no budget."""
+    waited = []
+    fit = sweep.fit
+
+    def slow(*args: object, **options: object) -> object:
+        waited.append(time.sleep(0.3))
+        return fit(*args, **options)
+
+    monkeypatch.setattr(sweep, "fit", slow)
+    case = sweep.Case("tree", 1, 2.7, [2, 2], "paper", 8, 0.25, 0)
+    found = sweep.train_point(case, settings())
+    assert len(waited) == 2  # wall time: 0.6 s, more than twice the budget
+    assert found.steps > sweep.TIMED
+    assert found.took < 0.5
 
 
 def test_bad_budget() -> None:
