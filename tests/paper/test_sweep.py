@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -119,27 +119,42 @@ def test_bad_input_before_any_training(
     options: dict[str, object], word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sweep, "train_point", lambda *_: pytest.fail("it was trained"))
-    asked = settings(**options)
     with pytest.raises(ValueError, match=word):
+        asked = settings(**options)
         sweep.compute(asked, asked.start.prepare(), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_busy_machine_takes_nothing_from_a_point(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sleeping costs wall time and no budget."""
-    waited = []
-    fit = sweep.fit
+class Clock:
+    """Of CPU time, moved by hand."""
 
-    def slow(*args: object, **options: object) -> object:
-        waited.append(time.sleep(0.3))
-        return fit(*args, **options)
+    now = 0.0
 
-    monkeypatch.setattr(sweep, "fit", slow)
-    case = sweep.Case("tree", 1, 2.7, [2, 2], "paper", 8, 0.25, 0)
+    def process_time(self) -> float:
+        return self.now
+
+
+def test_the_budget_is_cpu_time_and_compiling_is_not_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock()
+    asked = []
+
+    def fit(*_: object, steps: int, callback: Callable[[None], bool], **__: object) -> None:
+        clock.now += 0.0 if asked else 100.0  # the first training compiles
+        asked.append(steps)
+        for _ in range(steps):
+            clock.now += 0.5
+            if callback(None):
+                break
+
+    monkeypatch.setattr(sweep, "fit", fit)
+    monkeypatch.setattr(sweep, "time", clock)
+    case = sweep.Case("tree", 1, 2.7, [2, 2], "paper", 8, 20.0, 0)
     found = sweep.train_point(case, settings())
-    assert len(waited) == 2  # wall time: 0.6 s, more than twice the budget
-    assert found.steps > sweep.TIMED
-    assert found.took < 0.5
+    assert asked == [1, sweep.TIMED + 1, (20 - 3) / 0.5]
+    assert found.steps == 34
+    assert found.took == 20.0
 
 
 def test_bad_budget() -> None:
