@@ -192,6 +192,7 @@ def draw(results: Results) -> Figure:
         exact=results.exact,
         ax=above,
     )
+    above.set_xlabel("")
     steps = results.steps
     found = {
         "importance sampling": Series(steps, results.importance, results.importance_se),
@@ -199,8 +200,9 @@ def draw(results: Results) -> Figure:
     }
     plotting.estimates(found, ax=above)
     figure.suptitle(
-        f"{results.title}; trained in {results.training_seconds:.0f} s "
-        f"({results.training_cpu_seconds:.0f} CPU s)"
+        f"{results.title}\ntraining took {results.training_seconds:.0f} s, of them "
+        f"{results.training_cpu_seconds:.0f} s of CPU time",
+        fontsize="medium",
     )
     if results.exact is None:
         below.set_axis_off()

@@ -189,13 +189,14 @@ def _write(results: Results, settings: Settings, folder: Path) -> None:
 
 def draw(results: Results) -> Figure:
     """The top variables in the first row of panels, then a row for each scale."""
-    rows: dict[Any, Response] = {"top": results.top, **results.responses}
+    rows: dict[Any, Response] = {"top variables": results.top, **results.responses}
     figure = plotting.responses(rows)
     before, after = results.overlaps.before[0], results.overlaps.after[0]
     figure.suptitle(
         f"{results.title}\noverlap of the top variables with their blocks: {before:.3f}, "
-        f"after the best rotation {after:.3f}; of what they write: "
-        f"{results.overlaps.written_before[0]:.3f} and {results.overlaps.written_after[0]:.3f}"
+        f"after the best rotation {after:.3f};\nof what they write into the field: "
+        f"{results.overlaps.written_before[0]:.3f} and {results.overlaps.written_after[0]:.3f}",
+        fontsize="medium",
     )
     return figure
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import AutoLocator
 
 from pyro_neuralrg import plotting
 from pyro_neuralrg.arguments import check_integer, check_number
@@ -423,6 +424,7 @@ def _draw_temperatures(results: Results, ax: Any) -> None:
             ax.plot(t, error, linestyle="none", marker="*x"[index], color="black", label=name)
         ax.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
     ax.axvline(CRITICAL_TEMPERATURE, color="black", linewidth=0.8, linestyle=":")
+    ax.xaxis.set_major_locator(AutoLocator())
     ax.set_xlabel("temperature ($J / k_B$; dotted: critical)")
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
+from matplotlib.colors import AsinhNorm, Normalize
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -29,6 +30,7 @@ __all__ = [
 Array = npt.NDArray[np.float64]
 
 SIGNED = "cividis"  # lightness grows from end to end: the sign survives in grey
+LINEAR = 10.0  # colours of responses are linear up to the largest one over this
 POSITIVE = "Blues"  # zero is the white of the paper
 RESPONSE = r"$E[\partial z / \partial x]$ (1/x)"
 INFORMATION = "mutual information (nats)"
@@ -44,8 +46,9 @@ def responses(
 ) -> Figure:
     r"""Mean responses of some latents of each scale, one row a scale (paper Fig. 4a).
 
-    Under each panel its largest standard error and the share of the response that varies from field
-    to field.
+    The colour scale is linear about zero and logarithmic beyond a tenth of the largest response, so
+    that a broad pattern is seen beside a sharp one. Under each panel its largest standard error and
+    the share of the response that varies from field to field.
 
     Args:
         found: responses of each scale or of anything else that names a row, for example from
@@ -80,7 +83,7 @@ def responses(
         limit = max(float(np.abs(picture).max()) for picture in pictures) or 1.0
         share = _array(response.nonlinearity)
         for index, (ax, picture) in enumerate(zip(row, pictures, strict=False)):
-            image = _signed(ax, picture, limit)
+            image = _signed(ax, picture, limit, AsinhNorm(limit / LINEAR, -limit, limit))
             error = float(response.standard_error[index].max())
             ax.set_title(f"latent {response.variables[index]}", fontsize="small")
             ax.set_xlabel(
@@ -89,7 +92,10 @@ def responses(
         for ax in row[shown:]:
             ax.set_axis_off()
         row[0].set_ylabel(f"scale {name}" if isinstance(name, int) else str(name))
-        figure.colorbar(image, ax=list(row), label=label, shrink=0.9)
+        bar = figure.colorbar(image, ax=list(row), label=label, shrink=0.9)
+        ticks = [-limit, -limit / LINEAR, 0.0, limit / LINEAR, limit]
+        bar.set_ticks(ticks, labels=[f"{tick:.2g}" for tick in ticks])
+        bar.minorticks_off()
     return figure
 
 
@@ -240,8 +246,8 @@ def pyramid(
         The Figure.
 
     Raises:
-        ValueError: if there are no fields, they have not one batch dimension, or ``count`` is below
-            1.
+        ValueError: if there are no fields, they have not one batch dimension, one is not finite, or
+            ``count`` is below 1.
 
     >>> import torch
     >>> from pyro_neuralrg import analysis, hierarchical_flow
@@ -258,6 +264,8 @@ def pyramid(
         )
     if count < 1:
         raise ValueError(f"count is {count}; accepted: >= 1")
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise ValueError("fields has values that are not finite; accepted: finite ones")
     rows = min(count, len(arrays[0]))
     if figure is None:
         size = (2.3 * len(arrays) + 0.4, 1.9 * rows + 1.0)
@@ -323,9 +331,10 @@ def _array(values: Tensor) -> Array:
     return np.array(values.detach().cpu().double().numpy())
 
 
-def _signed(ax: Axes, picture: Array, limit: float) -> Any:
-    """A picture on a colour scale with zero in the middle."""
-    image = ax.imshow(picture, cmap=SIGNED, vmin=-limit, vmax=limit, aspect="equal")
+def _signed(ax: Axes, picture: Array, limit: float, norm: Normalize | None = None) -> Any:
+    """A picture on a colour scale with zero in the middle, linear if there is no ``norm``."""
+    norm = Normalize(-limit, limit) if norm is None else norm
+    image = ax.imshow(picture, cmap=SIGNED, norm=norm, aspect="equal")
     ax.set_xticks([])
     ax.set_yticks([])
     return image

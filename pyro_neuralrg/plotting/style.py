@@ -4,15 +4,30 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Sized
+
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-__all__ = ["BLUE", "COLOURS", "GREEN", "GREY", "MARKERS", "STYLES", "VERMILION", "axes_or_new"]
+__all__ = [
+    "BLUE",
+    "COLOURS",
+    "GREEN",
+    "GREY",
+    "MARKERS",
+    "STYLES",
+    "VERMILION",
+    "axes_or_new",
+    "check_some",
+    "note",
+]
 
 BLUE, VERMILION, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
 COLOURS = (BLUE, VERMILION, GREEN, "#CC79A7", "#E69F00")
 STYLES = ("-", "--", "-.", ":", "-")
 MARKERS = ("o", "s", "^", "D", "v")
+LETTERS_PER_INCH = 12  # of small bold type, rather too few
 
 
 def axes_or_new(ax: Axes | None) -> Axes:
@@ -23,3 +38,27 @@ def axes_or_new(ax: Axes | None) -> Axes:
         [6.0, 4.0]
     """
     return Figure(figsize=(6.0, 4.0), layout="constrained").subplots() if ax is None else ax
+
+
+def check_some(name: str, given: Sized) -> None:
+    """Raise ValueError if there is nothing to draw.
+
+    Example:
+        >>> check_some("found", {"a": 1})
+    """
+    if not len(given):
+        raise ValueError(f"{name} is empty; accepted: at least one")
+
+
+def note(ax: Axes, text: str) -> None:
+    """A note above the axes, in bold, broken into lines that fit them.
+
+    Example:
+        >>> ax = axes_or_new(None)
+        >>> note(ax, "not converged: " + ", ".join(["one sampler"] * 6))
+        >>> len(ax.get_title().splitlines())
+        2
+    """
+    width = ax.figure.get_figwidth() * ax.get_position().width
+    lines = textwrap.wrap(text, max(20, int(LETTERS_PER_INCH * width)), break_long_words=False)
+    ax.set_title("\n".join(lines), fontweight="bold", fontsize="small")

@@ -119,9 +119,9 @@ def test_bad_input_before_any_training(
     options: dict[str, object], word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sweep, "train_point", lambda *_: pytest.fail("it was trained"))
+    prepared = settings().start.prepare()
     with pytest.raises(ValueError, match=word):
-        asked = settings(**options)
-        sweep.compute(asked, asked.start.prepare(), tmp_path)
+        sweep.compute(settings(**options), prepared, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
