@@ -23,6 +23,7 @@ from pyro_neuralrg.infer.free_energy import FreeEnergyEstimate, from_log_weights
 from pyro_neuralrg.paper.files import read_numbers, write_flow, write_numbers
 from pyro_neuralrg.paper.start import Prepared, Start, exact_or_none
 from pyro_neuralrg.plotting import Series
+from pyro_neuralrg.plotting.style import new_figure
 
 __all__ = ["Results", "Settings", "compute", "describe", "draw"]
 
@@ -183,7 +184,7 @@ def _estimates(prepared: Prepared, settings: Settings) -> dict[str, Any]:
 
 def draw(results: Results) -> Figure:
     """Free energies above, their relative errors below, against the training step."""
-    figure = Figure(figsize=(6.4, 7.0), layout="constrained")
+    figure = new_figure(6.4, 7.0)
     above, below = figure.subplots(2, 1, sharex=True)
     plotting.free_energy(
         results.loss,

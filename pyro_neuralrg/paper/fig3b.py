@@ -31,6 +31,7 @@ from pyro_neuralrg.observables import structure_factor
 from pyro_neuralrg.paper.files import read_numbers, write_flow, write_numbers
 from pyro_neuralrg.paper.start import Prepared, Start, exact_or_none
 from pyro_neuralrg.plotting import Series
+from pyro_neuralrg.plotting.style import new_figure
 
 __all__ = ["Curve", "Protocol", "Results", "Settings", "compute", "describe", "draw"]
 
@@ -331,7 +332,7 @@ def _over_chains(values: Tensor) -> tuple[list[float], list[float]]:
 def draw(results: Results) -> Figure:
     """Against trajectories, against wall time, and the paper's protocol if it was followed."""
     rows = 3 if results.protocol else 2
-    figure = Figure(figsize=(6.4, 3.6 * rows), layout="constrained")
+    figure = new_figure(6.4, 3.6 * rows)
     panels = figure.subplots(rows, 1)
     figure.suptitle(results.title)
     by_step, by_time = {}, {}

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
@@ -15,9 +14,9 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image
 
 from pyro_neuralrg.infer import save
+from pyro_neuralrg.plotting.style import png
 from pyro_neuralrg.transforms import HierarchicalFlow
 
 __all__ = [
@@ -29,8 +28,7 @@ __all__ = [
     "write_numbers",
 ]
 
-DOTS_PER_INCH = 150
-COLOURS = 256
+DOTS_PER_INCH = 120
 
 
 def write_numbers(path: Path, contents: Mapping[str, Any]) -> None:
@@ -98,16 +96,13 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, 
 
 
 def write_figure(path: Path, figure: Figure) -> None:
-    """Write a figure as PNG of at most 256 colours, a third of the size of one of all.
+    """Write a figure as PNG of at most 256 colours.
 
     Raises:
         OSError: if it cannot be written.
     """
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=DOTS_PER_INCH)
-    with Image.open(drawn) as picture:  # of Pillow, which matplotlib needs
-        small = picture.convert("RGB").quantize(COLOURS)
-    _replace(path, lambda temporary: small.save(temporary, format="png", optimize=True))
+    drawn = png(figure, DOTS_PER_INCH)
+    _replace(path, lambda temporary: temporary.write_bytes(drawn))
 
 
 def write_flow(path: Path, flow: HierarchicalFlow, metadata: Mapping[str, Any]) -> None:

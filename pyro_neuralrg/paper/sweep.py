@@ -26,6 +26,7 @@ from pyro_neuralrg.paper.files import read_numbers, write_numbers
 from pyro_neuralrg.paper.light_cone import light_cone, reach
 from pyro_neuralrg.paper.start import Prepared, Start, exact_or_none
 from pyro_neuralrg.plotting import Series
+from pyro_neuralrg.plotting.style import new_figure
 from pyro_neuralrg.potentials import CRITICAL_TEMPERATURE, IsingDual
 from pyro_neuralrg.transforms import BIJECTORS, HierarchicalFlow
 
@@ -375,7 +376,7 @@ def _write(results: Results, known: dict[str, Point], folder: Path) -> None:
 
 def draw(results: Results) -> Figure:
     """Errors by depth, errors by temperature, the circuits, and the light cone of one site."""
-    figure = Figure(figsize=(8.0, 12.5), layout="constrained")
+    figure = new_figure(8.0, 12.5)
     parts: Any = figure.subfigures(2, 1, height_ratios=(3.9, 1.0))
     upper, lower = parts
     panels = upper.subplots(3, 1)

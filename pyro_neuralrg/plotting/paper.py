@@ -21,6 +21,7 @@ from pyro_neuralrg.plotting.style import (
     STYLES,
     axes_or_new,
     check_some,
+    new_figure,
     note,
 )
 
@@ -273,7 +274,7 @@ def light_cone(masks: Sequence[npt.ArrayLike], *, figure: Figure | None = None) 
     if not all(np.isfinite(array).all() for array in arrays):
         raise ValueError("masks has entries that are not finite; accepted: 0 and 1")
     if figure is None:
-        figure = Figure(figsize=(2.0 * len(arrays) + 0.4, 2.4), layout="constrained")
+        figure = new_figure(2.0 * len(arrays) + 0.4, 2.4)
     panels = figure.subplots(1, len(arrays), squeeze=False)[0]
     for scale, (ax, array) in enumerate(zip(panels, arrays, strict=True)):
         picture = np.atleast_2d(array)

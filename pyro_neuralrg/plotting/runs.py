@@ -20,6 +20,7 @@ from pyro_neuralrg.plotting.style import (
     VERMILION,
     axes_or_new,
     check_some,
+    new_figure,
     note,
 )
 from pyro_neuralrg.series import summarise
@@ -283,7 +284,7 @@ def configurations(
         raise ValueError(f"got {len(fields)} samplers and count {count}; accepted: >= 1 of each")
     pictures = {name: _pictures(name, values, count) for name, values in fields.items()}
     if figure is None:
-        figure = Figure(figsize=(2.0 * count + 1.2, 2.2 * len(pictures)), layout="constrained")
+        figure = new_figure(2.0 * count + 1.2, 2.2 * len(pictures))
     axes = figure.subplots(len(pictures), count, squeeze=False)
     limit = max(float(np.quantile(np.abs(p), 0.99)) for p in pictures.values()) or 1.0
     for row, (name, panels) in zip(axes, pictures.items(), strict=True):
