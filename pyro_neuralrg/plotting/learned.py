@@ -52,6 +52,8 @@ def responses(
     that a broad pattern is seen beside a sharp one. Under each panel its largest standard error and
     the share of the response that varies from field to field.
 
+    Shown in ``tutorials/figures/fig4a.png``.
+
     Args:
         found: responses of each scale or of anything else that names a row, for example from
             :func:`~pyro_neuralrg.analysis.responses_by_scale`.
@@ -109,6 +111,8 @@ def information_matrix(
     Above the diagonal the values, below it those that exceed three standard errors: what is noise
     is blank there. The title has the total of all pairs with its error.
 
+    Shown in ``tutorials/figures/fig4b.png``.
+
     Args:
         found: of ``analysis.mutual_information``.
         largest: end of the colour scale in nats, to be shared by figures that are compared; None
@@ -148,6 +152,8 @@ def information_by_distance(
     The scale is logarithmic down to the median error and linear below it, so that values that are
     zero within their errors are seen to be.
 
+    Shown in ``tutorials/figures/fig4b.png``.
+
     Args:
         found: for the name of each kind of variable, what ``analysis.by_distance`` returns.
         ax: Axes to draw on; None makes a new figure.
@@ -186,6 +192,8 @@ def information_by_distance(
 
 def information_by_scale(found: GroupedInformation, *, ax: Axes | None = None) -> Axes:
     """Mean mutual information of latents of each two scales, with numbers and errors in the cells.
+
+    Shown in ``tutorials/figures/fig4b.png``.
 
     Args:
         found: what ``analysis.by_scale`` returns.
@@ -239,6 +247,8 @@ def pyramid(
 
     Each scale has a colour scale of its own, with zero in the middle.
 
+    Shown in ``tutorials/figures/pyramid.png``.
+
     Args:
         fields: what ``analysis.pyramid`` returns for a batch of fields with one batch dimension.
         count: rows at most.
@@ -291,6 +301,8 @@ def top_variable(
     """Histograms of the top variable, for example above, at and below the critical temperature.
 
     Error bars are those of independent samples: the root of p (1 - p) / n of each bin.
+
+    Shown in ``tutorials/figures/top_variable.png``.
 
     Args:
         values: for each name, for example a temperature, the top variable of every field.

@@ -68,6 +68,8 @@ class Series(NamedTuple):
 def estimates(found: Mapping[str, Series], *, ax: Axes | None = None) -> Axes:
     """Estimates with error bars, for example on the Axes of ``free_energy``.
 
+    Shown in ``tutorials/figures/fig3a.png``.
+
     Args:
         found: For each name its estimates.
         ax: Axes to draw on; None makes a new figure.
@@ -101,6 +103,8 @@ def relative_errors(
 
     On a logarithmic scale. A bar that would reach zero ends at the lower edge: such an error is no
     larger than its own uncertainty.
+
+    Shown in ``tutorials/figures/fig3a.png``.
 
     Args:
         found: For each name its free energies, in nats.
@@ -157,6 +161,8 @@ def relaxation(
     The band is one standard error. A curve whose last tenth is further than four of its standard
     errors from the exact value is named in the title.
 
+    Shown in ``tutorials/figures/fig3b.png``.
+
     Args:
         found: For each sampler's name the mean over chains of every draw.
         exact: The exact value; None where it is not known.
@@ -209,6 +215,8 @@ def depths(
     A short vertical line on each curve's own height marks the depth whose blocks are as wide as the
     correlation length; a length that no depth reaches has none.
 
+    Shown in ``tutorials/figures/sweep.png``.
+
     Args:
         found: For each name the error at each depth.
         lengths: Correlation lengths in sites, for some of the names.
@@ -252,6 +260,8 @@ def depths(
 
 def light_cone(masks: Sequence[npt.ArrayLike], *, figure: Figure | None = None) -> Figure:
     """The variables of each scale inside the light cone of one site, a panel for each scale.
+
+    Shown in ``tutorials/figures/sweep.png``.
 
     Args:
         masks: For each scale a mask of its variables, of one or two dimensions.

@@ -46,6 +46,8 @@ def free_energy(
 ) -> Axes:
     r"""Training loss against the exact free energy.
 
+    Shown in ``tutorials/figures/fig3a.png``.
+
     Args:
         loss: Loss of each training step in nats, shape ``(steps,)``.
         standard_error: Its standard error in nats, same shape; drawn as a band.
@@ -113,6 +115,8 @@ def structure_factor(
     the square root of their number, so it needs no estimate of the autocorrelation. Samplers whose
     chains have not converged are named with their R-hat.
 
+    Shown in ``tutorials/figures/structure_factor.png``.
+
     Args:
         draws: For each sampler's name the structure factor of every draw, shape
             ``(chains, draws)``.
@@ -158,6 +162,8 @@ def trace(
 
     The three are those with the lowest, the middle and the highest median: chains that stay in
     another mode than the rest are among them.
+
+    Shown in ``tutorials/figures/trace.png``.
 
     Args:
         draws: Of the observable, shape ``(chains, draws)``.
@@ -209,6 +215,8 @@ def ranks(draws: npt.ArrayLike, *, label: str, bins: int = 20, ax: Axes | None =
 
     Up to twelve chains have a histogram each, about a line at the even count; more are the rows of
     a picture, dark where a chain has more draws than its share.
+
+    Shown in ``tutorials/figures/ranks.png``.
 
     Args:
         draws: Of the observable, shape ``(chains, draws)``.
@@ -264,6 +272,8 @@ def configurations(
     """Fields of several samplers, one row of panels per sampler, all on one colour scale.
 
     A one-dimensional lattice is drawn as a stripe, of a three-dimensional one the middle layer.
+
+    Shown in ``tutorials/figures/configurations.png``.
 
     Args:
         fields: For each sampler's name an array of fields, shape ``(number,) + shape``.
