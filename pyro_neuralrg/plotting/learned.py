@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_neuralrg.analysis import GroupedInformation, MutualInformation, Response
-from pyro_neuralrg.plotting.style import COLOURS, MARKERS, STYLES, axes_or_new, new_figure
+from pyro_neuralrg.plotting.style import COLOURS, MARKERS, SIGNED, STYLES, axes_or_new, new_figure
 
 __all__ = [
     "information_by_distance",
@@ -30,7 +30,6 @@ __all__ = [
 
 Array = npt.NDArray[np.float64]
 
-SIGNED = "cividis"  # lightness grows from end to end: the sign survives in grey
 LEVELS = 25  # of the colours of mutual information: noise takes less room in a file
 LINEAR = 10.0  # colours of responses are linear up to the largest one over this
 POSITIVE = colormaps["Blues"].resampled(LEVELS)  # zero is the white of the paper

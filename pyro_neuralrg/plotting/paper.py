@@ -125,7 +125,7 @@ def relative_errors(
         raise ValueError(f"exact is {exact}; accepted: a finite number other than 0")
     check_some("found", found)
     ax = axes_or_new(ax)
-    lowest = []
+    lowest: list[float] = []
     for index, (name, series) in enumerate(found.items()):
         x, values, error = series.finite()
         size, bar = np.abs(values - exact) / abs(exact), error / abs(exact)

@@ -16,6 +16,7 @@ from pyro_neuralrg.plotting.style import (
     BLUE,
     COLOURS,
     GREY,
+    SIGNED,
     STYLES,
     VERMILION,
     axes_or_new,
@@ -299,7 +300,7 @@ def configurations(
     limit = max(float(np.quantile(np.abs(p), 0.99)) for p in pictures.values()) or 1.0
     for row, (name, panels) in zip(axes, pictures.items(), strict=True):
         for ax, panel in zip(row, panels, strict=True):
-            image = ax.imshow(panel, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="equal")
+            image = ax.imshow(panel, cmap=SIGNED, vmin=-limit, vmax=limit, aspect="equal")
             ax.set_xticks([])
             ax.set_yticks([])
         row[0].set_ylabel(name)

@@ -18,6 +18,7 @@ __all__ = [
     "GREEN",
     "GREY",
     "MARKERS",
+    "SIGNED",
     "STYLES",
     "VERMILION",
     "axes_or_new",
@@ -30,6 +31,7 @@ __all__ = [
 BLUE, VERMILION, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
 COLOURS = (BLUE, VERMILION, GREEN, "#CC79A7", "#E69F00")
 STYLES = ("-", "--", "-.", ":", "-")
+SIGNED = "cividis"  # lightness grows from end to end: the sign survives in grey
 MARKERS = ("o", "s", "^", "D", "v")
 NOTEBOOK_DOTS_PER_INCH = 80
 
@@ -93,6 +95,6 @@ def note(ax: Axes, text: str) -> None:
         >>> len(ax.get_title().splitlines())
         2
     """
-    width = ax.figure.get_figwidth() * ax.get_position().width
-    lines = textwrap.wrap(text, max(20, int(LETTERS_PER_INCH * width)), break_long_words=False)
+    inches = ax.bbox.width / ax.figure.dpi
+    lines = textwrap.wrap(text, max(20, int(LETTERS_PER_INCH * inches)), break_long_words=False)
     ax.set_title("\n".join(lines), fontweight="bold", fontsize="small")

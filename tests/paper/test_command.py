@@ -268,14 +268,15 @@ def test_fig4a_overlaps_of_block_spins_are_one() -> None:
 
 
 def test_fig3b_counts_the_training_of_latent_samplers_only() -> None:
-    curve = fig3b.Curve([0.1, 0.2], [0.01, 0.01], 0.8, 0.1, 10.0, 3.0, 4.0, 6.0)
+    curve = fig3b.Curve([0.1, 0.2], [0.01, 0.01], 0.8, 0.1, 10.0, 3.0, 4.0, 3.5)
     curves = {"latent HMC": curve, "physical HMC": curve}
     results = fig3b.Results("t", 0.5, 100.0, 90.0, curves, {}, 10, 100)
     axes = fig3b.draw(results).axes
     assert len(axes) == 2
     assert axes[0].lines[0].get_xdata().tolist() == [1, 2]
-    assert axes[1].lines[0].get_xdata().tolist() == [105.0, 107.0]
-    assert axes[1].lines[1].get_xdata().tolist() == [5.0, 7.0]
+    assert axes[1].lines[0].get_xdata().tolist() == [92.5, 93.5]  # half of each second was CPU time
+    assert axes[1].lines[1].get_xdata().tolist() == [2.5, 3.5]
+    assert "training (90 s, wall time 100 s)" in axes[1].get_xlabel()
     assert axes[0].get_title().startswith("not converged")
 
 

@@ -37,6 +37,7 @@ def test_pngs_keep_the_colours_of_curves() -> None:
     for index, colour in enumerate(plotting.COLOURS):
         ax.axhspan(index, index + 1, color=colour)
     ax.imshow(np.random.default_rng(0).random((60, 60)), extent=(0, 1, 5, 9), aspect="auto")
+    ax.set_ylim(0, 9)
     picture = matplotlib.image.imread(io.BytesIO(png(figure, 100)))[..., :3].reshape(-1, 3)
     for colour in plotting.COLOURS:
         wanted = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
