@@ -213,7 +213,8 @@ def compute(settings: Settings, prepared: Prepared, folder: Path) -> Results:
     temperatures = {t: f"{t:.6g}" for t in settings.temperatures}
     results = Results(
         title=f"Ising {' x '.join(map(str, shape))}, {settings.start.blocks} blocks without "
-        f"Fourier layer, {settings.seconds:g} CPU s of training per point",
+        f"Fourier layer, {settings.seconds:g} CPU s of training per point\n"
+        "(one training each: error bars are those of the estimates)",
         shape=shape,
         seconds=settings.seconds,
         points=[],
@@ -380,7 +381,7 @@ def draw(results: Results) -> Figure:
     parts: Any = figure.subfigures(2, 1, height_ratios=(3.9, 1.0))
     upper, lower = parts
     panels = upper.subplots(3, 1)
-    figure.suptitle(results.title)
+    figure.suptitle(results.title, fontsize="medium")
     _draw_depths(results, panels[0])
     _draw_temperatures(results, panels[1])
     _draw_circuits(results, panels[2])
@@ -453,7 +454,8 @@ def _series(rows: list[Point], x: list[Any]) -> Series:
 
 def describe(results: Results) -> list[str]:
     """The figures in words."""
-    lines = [results.title, f"all pairs share a variable up to distance, by depth: {results.reach}"]
+    title = " ".join(results.title.split())
+    lines = [title, f"all pairs share a variable up to distance, by depth: {results.reach}"]
     for point in results.points + results.circuits:
         case = point.case
         gap = "unknown" if point.gap is None else f"{point.gap:.3f} +- {point.gap_se:.3f} nats"
