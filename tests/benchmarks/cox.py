@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import json
 import math
 import time
 import warnings
@@ -46,6 +47,11 @@ from pyro_neuralrg.spectral import apply_spectrum, neighbour_spectrum, quadratic
 SHAPE, WINDOW = (32, 32), 28
 SITES = math.prod(SHAPE)
 LAPLACIAN = (4.0 - neighbour_spectrum(SHAPE, (1.0, 1.0))).float()
+FLOW = {
+    "circuit": "tree",
+    "depth": 1,
+    "bijector": {"name": "neighbour", "layers": 2, "hidden": [8], "steps": 0},
+}
 GLOBALS = ("level", "width", "length")
 
 
@@ -115,8 +121,7 @@ Run = Callable[[Tensor, argparse.Namespace], dict[str, Tensor]]
 
 def by_guide(counts: Tensor, arguments: argparse.Namespace) -> dict[str, Tensor]:
     model = functools.partial(noncentred, counts)
-    options = {"bijector": "linear", "weights": "block"}
-    guide = AutoHierarchicalFlow(model, field="noise", init_scale=0.3, **options)
+    guide = AutoHierarchicalFlow(model, field="noise", init_scale=0.3, **arguments.flow)
     began = time.process_time()
     settings = {"steps": arguments.steps, "batch": 64, "lr": 0.02, "seed": arguments.seed}
     fit(model, guide, **settings, progress=False)
@@ -130,6 +135,11 @@ def by_guide(counts: Tensor, arguments: argparse.Namespace) -> dict[str, Tensor]
         kernel, arguments.guide_draws, 150, 64, seed=arguments.seed, progress=False
     )
     mcmc.run()
+    print(
+        f"guide: leapfrog steps of {mcmc.kernel.step_size:.3f}, trajectories of up to "
+        f"{mcmc.kernel.trajectory_length:.2f}",
+        flush=True,
+    )
     return mcmc.get_samples(group_by_chain=True)
 
 
@@ -193,6 +203,7 @@ def main() -> None:
     add("--warmup", type=int, default=300, help="of Pyro's NUTS")
     add("--steps", type=int, default=1000, help="of the guides' trainings")
     add("--guide-draws", type=int, default=100, help="of each of our 64 chains")
+    add("--flow", type=json.loads, default=FLOW, help="options of the guide's flow, as JSON")
     add("--seed", type=int, default=0)
     add("--evidence", action="store_true", help="print the guide's estimate, too")
     arguments = parser.parse_args()
