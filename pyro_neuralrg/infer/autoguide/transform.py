@@ -111,7 +111,7 @@ class GlobalsFlow(LatticeTransform):
 
 
 def with_products(context: Tensor) -> Tensor:
-    """A context ``(dim, batch)`` and, if it is short, its products ``c_i c_j`` and ``c_i^2 - 1``."""
+    """A context ``(dim, batch)`` and its products, if short: ``c_i c_j`` and ``c_i^2 - 1``."""
     dim = len(context)
     if not _products(dim):
         return context
