@@ -25,17 +25,19 @@ from pyro_neuralrg.experiment import (
     FAILURES,
     CheckpointError,
     Experiment,
+    MemoryLimitError,
     Settings,
     one_line,
 )
 from pyro_neuralrg.interrupts import deferred_interrupts
-from pyro_neuralrg.paper import BLOCKS, FIGURES, Start, make_folder, prepare
+from pyro_neuralrg.paper import BLOCKS, FIGURES, Start, make_folder, prepare, redraw
 from pyro_neuralrg.processes import joined, processes
 from pyro_neuralrg.report import Output, table
 
 __all__ = ["build_parser", "main"]
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+OWN = sorted({name for kind in FIGURES.values() for name in kind.own})
 
 
 class _Parser(argparse.ArgumentParser):
@@ -92,11 +94,13 @@ def _add_ising(commands: argparse._SubParsersAction[_Parser]) -> None:
     add("--dtype", default=new.dtype, choices=["float32", "float64"],
         help="of the flow and of the fields")  # fmt: skip
     add("--checkpoint", metavar="DIR", default=argparse.SUPPRESS,
-        help="folder for checkpoints of the training (default: none)")  # fmt: skip
+        help="folder for checkpoints of training and sampling (default: none)")  # fmt: skip
     add("--every", type=float, metavar="SECONDS", default=new.every,
         help="between two checkpoints; Ctrl-C and SIGTERM save one first")  # fmt: skip
     add("--resume", action="store_true",
         help="go on from the newest intact checkpoint, if there is one")  # fmt: skip
+    add("--history", type=Path, metavar="FILE.csv", default=argparse.SUPPRESS,
+        help="a table of all training steps (default: none)")  # fmt: skip
     add("--out", type=Path, default=Path("neuralrg-output"), metavar="DIR",
         help="folder for what is written; made if it is missing")  # fmt: skip
 
@@ -129,13 +133,27 @@ def _add_paper(commands: argparse._SubParsersAction[_Parser]) -> None:
     add("--batch", type=int, metavar="N", default=argparse.SUPPRESS,
         help="fields per training step (default: from the blocks and the shape)")  # fmt: skip
     add("--seconds", type=float, metavar="S", default=argparse.SUPPRESS,
-        help="sweep: of training for each point (default: 60)")  # fmt: skip
+        help="sweep: CPU seconds of training for each point (default: 60)")  # fmt: skip
+    add("--temperatures", type=float, nargs="+", metavar="T", default=argparse.SUPPRESS,
+        help="sweep: those of the points, in J/k_B (default: nine from 2.0 to 2.7)")  # fmt: skip
+    add("--depths", type=int, nargs="+", metavar="K", default=argparse.SUPPRESS,
+        help="sweep: numbers of scales (default: from 1 to all)")  # fmt: skip
+    add("--circuits", nargs="*", metavar="NAME", default=argparse.SUPPRESS,
+        help="sweep: whole circuits at --temperature, of tree, brickwork, mera; no name for none "
+        "(default: all three)")  # fmt: skip
+    add("--chains", type=int, metavar="N", default=argparse.SUPPRESS,
+        help="fig3b: of each sampler (default: 256)")  # fmt: skip
+    add("--trajectories", type=int, metavar="N", default=argparse.SUPPRESS,
+        help="fig3b: of each chain (default: 400)")  # fmt: skip
     add("--seeds", type=int, metavar="N", default=argparse.SUPPRESS,
         help="fig4a: trainings whose overlaps are reported (default: 1)")  # fmt: skip
     add("--seed", type=int, default=Start().seed, help="of training and sampling")
     add("--smoke", action="store_true", help="make it in seconds, with numbers that mean nothing")
     add("--out", type=Path, default=Path("neuralrg-paper"), metavar="DIR",
-        help="folder for what is written; made if it is missing")  # fmt: skip
+        help="folder for what is written; made if it is missing. A sweep that was stopped goes on "
+        "with the points that this folder does not have yet")  # fmt: skip
+    add("--redraw", action="store_true",
+        help="compute nothing: draw the numbers in --out again")  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -164,12 +182,12 @@ def _main(arguments: Sequence[str] | None) -> int:
     command, out = options.pop("command"), options.pop("out")
     if command == "paper":
         return _paper(parser, options, out)
-    options["shape"] = tuple(options["shape"])
+    options["shape"], history = tuple(options["shape"]), options.pop("history", None)
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
             experiment = Experiment.prepare(Settings(**options))
-            output = Output.prepare(out) if processes().is_first else None
+            output = Output.prepare(out, history) if processes().is_first else None
         except (*FAILURES, OSError) as error:
             parser.error(one_line(error))
         except KeyboardInterrupt:
@@ -183,7 +201,7 @@ def _follow(experiment: Experiment) -> int:
         results = experiment.run()
     except KeyboardInterrupt:
         return INTERRUPTED
-    except CheckpointError:
+    except (CheckpointError, MemoryLimitError):
         return BAD_INPUT
     except FAILURES:
         return FAILED
@@ -196,13 +214,15 @@ def _paper(parser: argparse.ArgumentParser, options: dict[str, Any], out: Path) 
     """Make a figure of the paper, and print the numbers."""
     figure, saved = options.pop("figure"), options.pop("flow", None)
     small = options.pop("smoke")
-    own = {name: options.pop(name) for name in ("seconds", "seeds") if name in options}
+    if options.pop("redraw"):
+        return _redraw(parser, figure, out)
+    own = {name: _tuple(options.pop(name)) for name in OWN if name in options}
     options.setdefault("blocks", "paper" if figure == "sweep" else "default")
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
             start = Start(saved=saved, **options)
-            job = prepare(figure, start, small=small, **own)
+            job = prepare(figure, start, small=small, own=own)
             folder = make_folder(out)
         except (*FAILURES, OSError) as error:
             parser.error(one_line(error))
@@ -220,16 +240,31 @@ def _paper(parser: argparse.ArgumentParser, options: dict[str, Any], out: Path) 
     return DONE
 
 
+def _redraw(parser: argparse.ArgumentParser, figure: str, out: Path) -> int:
+    """Draw a figure again, and print its numbers."""
+    try:
+        lines = redraw(figure, out)
+    except (*FAILURES, OSError) as error:
+        parser.error(one_line(error))
+    sys.stdout.write("\n".join(lines) + f"\n\nwritten to {out}: {figure}.png\n")
+    return DONE
+
+
+def _tuple(value: Any) -> Any:
+    """Lists of the command line as the tuples that settings hold."""
+    return tuple(value) if isinstance(value, list) else value
+
+
 def _run(experiment: Experiment, output: Output) -> int:
     """Run the stages, save what there is however they end, and print the table."""
     try:
-        results = experiment.run(on_trained=output.write_flow)
+        results = experiment.run(on_trained=output.write_training, on_forecast=_tell)
         with deferred_interrupts() as pressed:
             output.write(results)
     except KeyboardInterrupt:
         sys.stderr.write("neuralrg: interrupted\n")
         return INTERRUPTED
-    except CheckpointError as error:
+    except (CheckpointError, MemoryLimitError) as error:
         sys.stderr.write(f"neuralrg: error: {one_line(error)}\n")
         return BAD_INPUT
     except OSError as error:
@@ -248,6 +283,10 @@ def _run(experiment: Experiment, output: Output) -> int:
         sys.stderr.write(f"neuralrg: stopped early: {results.stopped}; what was there is saved\n")
         return FAILED
     return DONE
+
+
+def _tell(text: str) -> None:
+    sys.stderr.write(f"neuralrg: {text}\n")
 
 
 def _kept(output: Output) -> str:

@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +19,15 @@ from torch import Tensor
 
 from pyro_neuralrg.arguments import LARGEST_SEED, check_integer
 from pyro_neuralrg.diagnostics import Summary, summarise, to_arviz
-from pyro_neuralrg.infer import FitResult, FreeEnergyEstimate, default_schedule, estimate, fit
+from pyro_neuralrg.infer import (
+    FitResult,
+    FreeEnergyEstimate,
+    default_schedule,
+    estimate,
+    fit,
+)
+from pyro_neuralrg.infer.files import DamagedFileError
+from pyro_neuralrg.infer.forecast import Forecast
 from pyro_neuralrg.infer.mcmc import (
     HMC,
     Cycle,
@@ -26,6 +36,8 @@ from pyro_neuralrg.infer.mcmc import (
     Kernel,
     VectorizedMCMC,
 )
+from pyro_neuralrg.infer.mcmc.state_file import previous
+from pyro_neuralrg.infer.memory import MemoryLimitError
 from pyro_neuralrg.infer.training_state import CheckpointError, Checkpoints
 from pyro_neuralrg.interrupts import deferred_interrupts
 from pyro_neuralrg.lattice import check_shape
@@ -40,6 +52,7 @@ __all__ = [
     "CheckpointError",
     "Exact",
     "Experiment",
+    "MemoryLimitError",
     "Results",
     "Sampling",
     "Settings",
@@ -56,6 +69,7 @@ WARMUP = 200  # draws, at most
 REFERENCE_SITES = 2**22  # of all configurations of the cluster Monte Carlo: seconds
 REFERENCE_LEAST = 64  # configurations, whatever the lattice
 COMPILED_SITES = 256  # from which on training takes many times as long as compiling
+LEAST_EVERY = 1e-3  # seconds between checkpoints of a sampler
 PICTURED = 4  # fields kept for the figure
 LEAST = {"steps": 1, "batch": 2, "chains": 1, "draws": 1}
 MOST = 2**31 - 1  # of each of them
@@ -79,7 +93,7 @@ class Settings:
             compiler.
         device: Where torch computes; "auto" is an NVIDIA GPU where there is one, else the CPU.
         dtype: "float32" or "float64".
-        checkpoint: Folder for checkpoints of the training; None: there are none.
+        checkpoint: Folder for checkpoints of training and sampling; None: there are none.
         every: Seconds between them.
         resume: Go on from the newest intact one.
     """
@@ -216,49 +230,35 @@ class Experiment:
             )
         return cls(replace(settings, device=str(device)), target, flow)
 
-    def run(self, on_trained: Callable[[HierarchicalFlow], object] | None = None) -> Results:
+    def run(
+        self,
+        on_trained: Callable[[FitResult], object] | None = None,
+        on_forecast: Callable[[str], object] | None = None,
+    ) -> Results:
         """Train, estimate, sample. Ctrl-C ends it with what there is.
 
         All processes of a group train and sample; the first one alone estimates.
 
         Args:
-            on_trained: Called with the flow as soon as it is trained, however training ended.
+            on_trained: Called with the training as soon as it is over, however it ended.
+            on_forecast: See :meth:`train`.
 
         Raises:
             ValueError, RuntimeError, ...: The training could not begin. A later stage that fails
                 ends the run with what there is, and ``stopped`` says why.
         """
-        world = processes()
         exact_free_energy = _exact(lambda: -self.target.log_partition())
         exact_structure_factor = _exact(self.target.exact_structure_factor)
-        training = self.train()
+        self._check_samplers()
+        training = self.train(on_forecast)
         with deferred_interrupts() as pressed:
             if on_trained is not None:
-                on_trained(self.flow)
-        found: FreeEnergyEstimate | None = None
-        reference: MonteCarlo | None = None
-        samplers: dict[str, Sampling] = {}
+                on_trained(training)
         interrupted = training.interrupted or bool(pressed)
         stopped = "interrupted" if interrupted else training.stopped or ""
-        try:
-            if world.is_first:
-                found = self.estimate()
-                if exact_structure_factor.value is None and not stopped:
-                    reference = self.reference()
-        except KeyboardInterrupt:
-            stopped = "interrupted"
-        except FAILURES as error:
-            stopped = stopped or one_line(error)
-        try:
-            stopped = world.from_first(lambda: stopped)  # so that all sample, or none
-            for name in () if stopped else SPACES:
-                samplers[name] = self.sample(name)
-                if samplers[name].interrupted:
-                    raise KeyboardInterrupt
-        except KeyboardInterrupt:
-            stopped = "interrupted"
-        except FAILURES as error:
-            stopped = stopped or one_line(error)
+        exact = exact_structure_factor.value is not None
+        found, reference, stopped = self._estimates(exact, stopped)
+        samplers, stopped = self._samplers(stopped)
         return Results(
             settings=self.settings,
             training=training,
@@ -271,9 +271,49 @@ class Experiment:
             stopped=stopped,
         )
 
-    def train(self) -> FitResult:
-        """Train the flow, with steps and batch from the shape where they are not set."""
+    def _estimates(
+        self, exact: bool, stopped: str
+    ) -> tuple[FreeEnergyEstimate | None, MonteCarlo | None, str]:
+        """The free energy, the structure factor where it is not ``exact``, and why it stopped."""
+        found: FreeEnergyEstimate | None = None
+        reference: MonteCarlo | None = None
+        try:
+            if processes().is_first:
+                found = self.estimate()
+                if not exact and not stopped:
+                    reference = self.reference()
+        except KeyboardInterrupt:
+            stopped = "interrupted"
+        except FAILURES as error:
+            stopped = stopped or one_line(error)
+        return found, reference, stopped
+
+    def _samplers(self, stopped: str) -> tuple[dict[str, Sampling], str]:
+        """What the samplers found, none if the run has stopped, and why it stopped."""
+        samplers: dict[str, Sampling] = {}
+        try:
+            stopped = processes().from_first(lambda: stopped)  # so that all sample, or none
+            for name in () if stopped else SPACES:
+                samplers[name] = self.sample(name)
+                if samplers[name].interrupted:
+                    raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            stopped = "interrupted"
+        except FAILURES as error:
+            stopped = stopped or one_line(error)
+        return samplers, stopped
+
+    def train(self, on_forecast: Callable[[str], object] | None = None) -> FitResult:
+        """Train the flow, with steps and batch from the shape where they are not set.
+
+        Args:
+            on_forecast: Called on the first process after a few steps, if more than a minute is
+                left, with what time and memory the training takes, in words.
+        """
         settings = self.settings
+        forecast = None
+        if on_forecast is not None and processes().is_first:
+            forecast = Forecast(self._steps(), _batch(settings), self.target.device, on_forecast)
         return fit(
             self.target,
             self.flow,
@@ -284,7 +324,13 @@ class Experiment:
             checkpoint=settings.checkpoint,
             every=settings.every,
             resume=settings.resume,
+            callback=forecast,
         )
+
+    def _steps(self) -> int:
+        """Training steps."""
+        steps = self.settings.steps
+        return default_schedule(self.settings.shape).steps if steps is None else steps
 
     def _compiles(self) -> bool:
         """Whether compiling saves more time than it takes, if it can be done."""
@@ -303,19 +349,66 @@ class Experiment:
         return self.target.reference_structure_factor(n, self.settings.seed)
 
     def sample(self, space: str) -> Sampling:
-        """Sample in the "latent" space (HMC and jumps) or in the "physical" one (HMC)."""
-        mcmc = VectorizedMCMC(
+        """Sample in the "latent" space (HMC and jumps) or in the "physical" one (HMC).
+
+        With checkpoints, it goes on where it was stopped if it is to be resumed.
+        """
+        mcmc = self._sampler(space)
+        if self._can_resume(space):
+            try:
+                mcmc.load(self._state_file(space))
+            except DamagedFileError as error:
+                warnings.warn(
+                    f"{error}; the {space} sampler starts from the beginning", stacklevel=2
+                )
+                mcmc.run()
+            else:
+                mcmc.resume()
+        else:
+            mcmc.run()
+        with deferred_interrupts() as pressed:
+            found = _sampling(mcmc)
+        (interrupted,) = processes().any(found.interrupted or bool(pressed))
+        return replace(found, interrupted=interrupted)
+
+    def _sampler(self, space: str) -> VectorizedMCMC:
+        """What samples in the "latent" or in the "physical" space, not run yet."""
+        kept = self.settings.checkpoint is not None
+        return VectorizedMCMC(
             self._kernel(space),
             num_samples=self.settings.draws,
             warmup_steps=min(self.settings.draws, WARMUP),
             num_chains=self.settings.chains,
             initial_params={"x": self._start()},
             seed=self.settings.seed,
+            checkpoint=self._state_file(space) if kept else None,
+            checkpoint_every=max(self.settings.every, LEAST_EVERY),
         )
-        mcmc.run()
-        with deferred_interrupts() as pressed:
-            found = _sampling(mcmc)
-        return replace(found, interrupted=found.interrupted or bool(pressed))
+
+    def _state_file(self, space: str) -> Path:
+        assert self.settings.checkpoint is not None
+        return Path(self.settings.checkpoint) / f"{space}.pt"
+
+    def _can_resume(self, space: str) -> bool:
+        """Whether there is, and is to be used, a state of this sampler."""
+        if not self.settings.resume:
+            return False
+        path = self._state_file(space)
+        return processes().from_first(lambda: path.is_file() or previous(path).is_file())
+
+    def _check_samplers(self) -> None:
+        """Raise a CheckpointError if samplers are to be resumed that had other settings."""
+        for space in SPACES:
+            if not self._can_resume(space):
+                continue
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # sampling will speak of damaged files
+                try:
+                    self._sampler(space).check(self._state_file(space))
+                except DamagedFileError:
+                    continue
+                except ValueError as error:
+                    raise CheckpointError(str(error)) from None
 
     def _kernel(self, space: str) -> Kernel:
         if space == "latent":

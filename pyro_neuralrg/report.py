@@ -26,9 +26,8 @@ from matplotlib.figure import Figure
 from pyro_neuralrg import __version__, plotting
 from pyro_neuralrg.diagnostics import save_tree
 from pyro_neuralrg.experiment import Exact, Results, Sampling
-from pyro_neuralrg.infer import save
+from pyro_neuralrg.infer import FitResult, save
 from pyro_neuralrg.potentials.cluster import MonteCarlo
-from pyro_neuralrg.transforms import HierarchicalFlow
 
 __all__ = ["Output", "as_json", "table"]
 
@@ -50,14 +49,16 @@ class Output:
 
     Attributes:
         folder: Where the files are.
+        history: Where a table of the training steps goes, if anywhere.
         written: Names of the files of this run, in the order of writing.
     """
 
     folder: Path
+    history: Path | None = None
     written: list[str] = field(default_factory=list)
 
     @classmethod
-    def prepare(cls, folder: Path) -> Output:
+    def prepare(cls, folder: Path, history: Path | None = None) -> Output:
         """Make the folder and see that it can be written, before any work is done.
 
         Raises:
@@ -75,20 +76,26 @@ class Output:
             raise OSError(
                 f"argument --out: {folder}: {reason}; accepted: a writable folder"
             ) from None
-        return cls(folder)
+        if history is not None and (history.is_dir() or not history.absolute().parent.is_dir()):
+            raise OSError(
+                f"argument --history: {history}; accepted: a file in a folder that exists"
+            )
+        return cls(folder, history)
 
     def names(self) -> str:
         """The files of this run, for a reader."""
         return ", ".join(self.written)
 
-    def write_flow(self, flow: HierarchicalFlow) -> None:
+    def write_training(self, training: FitResult) -> None:
         """Save the trained flow, as soon as there is one: ``pyro_neuralrg.load`` reads it.
 
         The files of an earlier run are removed first: no folder holds files of two runs.
         """
         for name in FILES:
             (self.folder / name).unlink(missing_ok=True)
-        self._write("flow.pt", lambda path: save(path, flow))
+        self._write("flow.pt", lambda path: save(path, training.flow))
+        if self.history is not None:
+            training.history.to_csv(self.history)
 
     def write(self, results: Results) -> None:
         """Write all else that the results hold, the report first."""

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import arviz
@@ -20,7 +22,7 @@ import pytest
 import torch
 
 import pyro_neuralrg
-from pyro_neuralrg import IsingDual
+from pyro_neuralrg import IsingDual, VectorizedMCMC
 from pyro_neuralrg.cli import main
 from pyro_neuralrg.experiment import Experiment
 from pyro_neuralrg.infer import FreeEnergyEstimate
@@ -257,6 +259,40 @@ def test_out_with_a_folder_in_the_way(
     assert "--out" in error
 
 
+def test_a_history_that_cannot_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["ising", *QUICK, "--out", str(tmp_path), "--history", str(tmp_path / "no" / "h.csv")])
+    assert stop.value.code == 2
+    assert "argument --history" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore:the importance estimate rests on:UserWarning")
+def test_a_history_and_a_forecast(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pyro_neuralrg.infer.forecast.FORECAST_SECONDS", -1.0)
+    table = tmp_path / "history.csv"
+    options = ["--shape", "2", "2", "--history", str(table)]
+    run(tmp_path / "out", *options, "--steps", "8")
+    assert len(table.read_text().splitlines()) == 1 + 8
+    assert "ms for each step of 16 samples" in one_error(capsys)
+
+
+def test_a_training_that_cannot_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Said before its first step; the files of an earlier run stay."""
+    (tmp_path / "report.json").write_text("of an earlier run")
+    monkeypatch.setattr("pyro_neuralrg.infer.memory.available_memory", lambda _: 1e8)
+    command = ["ising", *QUICK, "--shape", "4", "4", "--out", str(tmp_path), "--batch", "100000"]
+    assert main(command) == 2
+    assert "batch is 100000, of which a training step takes about" in one_error(capsys)
+    assert (tmp_path / "report.json").read_text() == "of an earlier run"
+
+
 def nan_after(calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the energy be NaN from one call on."""
     energy, seen = IsingDual.energy, []
@@ -433,7 +469,8 @@ def test_a_finished_run_is_resumed(tmp_path: Path, capsys: pytest.CaptureFixture
         path.unlink()
     assert without_seconds(run(out, *options)) == first
     assert {path.name for path in out.iterdir()} == FILES
-    assert [path.name for path in states.iterdir()] == ["training-0000000004.pt"]
+    names = ["latent.pt", "physical.pt", "training-0000000004.pt"]
+    assert sorted(path.name for path in states.iterdir()) == names
 
 
 @pytest.mark.filterwarnings("ignore:the importance estimate rests on:UserWarning")
@@ -448,6 +485,85 @@ def test_another_run_is_not_resumed(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main([*command, "--shape", "4", "2", "--seed", "3", "--resume"]) == 2
     error = one_error(capsys)
     for named in ("target.shape [2, 2] (here [4, 2])", "seed 0 (here 3)"):
+        assert named in error
+    assert (tmp_path / "out" / "report.json").read_bytes() == before
+
+
+class KilledError(Exception):
+    """The end of the process, as far as the command can tell."""
+
+
+def at_draw(number: int, act: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Act in a draw, counted over both samplers."""
+    draw, counter = VectorizedMCMC._one_draw, itertools.count(1)
+
+    def watched(self: VectorizedMCMC, *arguments: object) -> object:
+        if next(counter) == number:
+            act()
+        return draw(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(VectorizedMCMC, "_one_draw", watched)
+
+
+def die() -> None:
+    raise KilledError
+
+
+@pytest.mark.filterwarnings("ignore:the importance estimate rests on:UserWarning")
+@pytest.mark.filterwarnings("default:.*going on from .*previous:UserWarning")
+@pytest.mark.parametrize("draw", [4, 17])
+@pytest.mark.parametrize("damage", [False, True])
+def test_killed_while_sampling_and_resumed(
+    draw: int,
+    damage: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In the latent sampler or in the physical one: the report of a run that was not."""
+    options = ["--shape", "2", "2", "--checkpoint", str(tmp_path / "states"), "--every", "0"]
+    whole = without_seconds(run(tmp_path / "whole", "--shape", "2", "2"))
+    with monkeypatch.context() as patch:
+        at_draw(draw, die, patch)
+        with pytest.raises(KilledError):
+            main(["ising", *QUICK, *options, "--out", str(tmp_path / "out")])
+    capsys.readouterr()
+    if damage:
+        newest = tmp_path / "states" / ("latent.pt" if draw < 10 else "physical.pt")
+        newest.write_bytes(newest.read_bytes()[:-500])
+    resumed = without_seconds(run(tmp_path / "out", *options, "--resume"))
+    assert ("is corrupt" in capsys.readouterr().err) == damage
+    assert resumed == whole
+
+
+@pytest.mark.filterwarnings("ignore:the importance estimate rests on:UserWarning")
+def test_terminated_while_sampling_and_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SIGTERM keeps the draw it came in."""
+    options = ["--shape", "2", "2", "--checkpoint", str(tmp_path / "states")]
+    whole = without_seconds(run(tmp_path / "whole", "--shape", "2", "2"))
+    with monkeypatch.context() as patch:
+        at_draw(4, lambda: signal.raise_signal(signal.SIGTERM), patch)
+        assert main(["ising", *QUICK, *options, "--out", str(tmp_path / "out")]) == 130
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["stopped"] == "interrupted"
+    idata = arviz.from_netcdf(str(tmp_path / "out" / "samples.nc"))
+    assert idata.posterior["x"].shape[:2] == (3, 4)
+    assert without_seconds(run(tmp_path / "out", *options, "--resume")) == whole
+
+
+@pytest.mark.filterwarnings("ignore:the importance estimate rests on:UserWarning")
+def test_samplers_of_other_settings_are_not_resumed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--shape", "2", "2", "--checkpoint", str(tmp_path / "states")]
+    run(tmp_path / "out", *options)
+    before = (tmp_path / "out" / "report.json").read_bytes()
+    capsys.readouterr()
+    command = ["ising", *QUICK, *options, "--out", str(tmp_path / "out"), "--resume"]
+    assert main([*command, "--chains", "4", "--draws", "11"]) == 2
+    error = one_error(capsys)
+    for named in ("num_chains 3 (here 4)", "warmup_steps 10 (here 11)"):
         assert named in error
     assert (tmp_path / "out" / "report.json").read_bytes() == before
 
@@ -476,7 +592,7 @@ def test_terminated_and_resumed(tmp_path: Path) -> None:
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["stopped"] == "interrupted"
     assert 0 < report["training"]["steps"] < 400
-    (state,) = (tmp_path / "states").iterdir()
+    (state,) = (tmp_path / "states").iterdir()  # no sampling yet
     assert state.name == f"training-{report['training']['steps']:010d}.pt"
     resume = [*command, "--out", str(tmp_path / "other")]
     never_stopped = [*command[:-3], "--out", str(tmp_path / "whole")]

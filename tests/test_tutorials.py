@@ -5,17 +5,26 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 TUTORIALS = sorted((Path(__file__).parents[1] / "tutorials").glob("*.ipynb"))
 
 
-def code_of(path: Path) -> str:
+MOST_BYTES = 200_000  # of a notebook with its outputs
+
+
+def code_cells(path: Path) -> list[dict[str, Any]]:
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    return "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
+    return [cell for cell in cells if cell["cell_type"] == "code"]
+
+
+def code_of(path: Path) -> str:
+    return "\n".join("".join(cell["source"]) for cell in code_cells(path))
 
 
 def test_there_are_tutorials() -> None:
@@ -36,3 +45,20 @@ def test_asserts_a_number_in_short_functions(path: Path) -> None:
     assert any(isinstance(node, ast.Assert) for node in nodes)
     functions = [node for node in nodes if isinstance(node, ast.FunctionDef)]
     assert all((node.end_lineno or 0) - node.lineno < 10 for node in functions)
+
+
+@pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
+def test_kept_outputs_are_those_of_one_run_of_this_code(path: Path) -> None:
+    cells = code_cells(path)
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    counts = [cell["execution_count"] for cell in cells]
+    if not outputs and not any(counts):
+        pytest.skip("no outputs are kept")
+    assert counts == list(range(1, len(cells) + 1))
+    assert not [output for output in outputs if output["output_type"] == "error"]
+    assert not [output for output in outputs if output.get("name") == "stderr"]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert any(output.get("name") == "stdout" for output in outputs)
+    assert path.stat().st_size < MOST_BYTES
+    executed = json.loads(path.read_text(encoding="utf-8"))["metadata"]["executed"]
+    assert executed == hashlib.sha256(code_of(path).encode()).hexdigest()

@@ -142,7 +142,7 @@ def mutual_information(
         seed: of the shuffles.
 
     Raises:
-        TypeError: if the samples are no numbers or an integer is none.
+        TypeError: if the samples are no real numbers, the estimator is none or an integer is none.
         ValueError: if there are too few samples, fewer than two variables, a value that is not
             finite, or a variable that is constant.
 
@@ -154,6 +154,8 @@ def mutual_information(
         True
     """
     method: Estimator = Neighbours() if estimator is None else estimator
+    if not hasattr(method, "least_samples"):
+        raise TypeError(f"estimator is {method!r}; accepted: Neighbours(), Bins() or the like")
     shuffles = check_integer("shuffles", shuffles, 2)
     rng = np.random.default_rng(check_integer("seed", seed, 0, LARGEST_SEED))
     columns = _columns(samples, max(method.least_samples, 2 * BLOCKS))
@@ -270,7 +272,9 @@ def _check_sites(information: MutualInformation, shape: tuple[int, ...]) -> None
 def _columns(samples: Any, least: int) -> Array:
     """The samples of each variable, shape ``(variables, samples)``."""
     if isinstance(samples, Tensor):
-        samples = samples.detach().cpu().double().numpy()
+        samples = samples.detach().cpu().numpy()
+    if np.iscomplexobj(samples):
+        raise TypeError("samples is complex; accepted: real numbers")
     try:
         array = np.asarray(samples, dtype=np.float64)
     except (TypeError, ValueError):

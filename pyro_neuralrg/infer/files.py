@@ -18,7 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["FileFormat", "VersionError", "checksum", "differences", "one_line"]
+__all__ = ["DamagedFileError", "FileFormat", "VersionError", "checksum", "differences", "one_line"]
+
+
+class DamagedFileError(ValueError):
+    """A file that is not as it was written."""
 
 
 class VersionError(ValueError):
@@ -80,8 +84,9 @@ class FileFormat:
         Raises:
             FileNotFoundError, OSError: if there is no such file, or it cannot be read.
             VersionError: if it is of another version (a ValueError).
-            ValueError: if it is corrupt, of another format, or holds anything but tensors and plain
-                data.
+            DamagedFileError: if it is corrupt, or holds anything but tensors and plain data (a
+                ValueError).
+            ValueError: if it is of another format.
         """
         accepted = self.accepted
         with path.open("rb") as file:
@@ -89,7 +94,7 @@ class FileFormat:
             try:
                 payload = torch.load(stream, map_location="cpu", weights_only=True)
             except Exception as error:
-                raise ValueError(
+                raise DamagedFileError(
                     f"{path} is corrupt or holds more than tensors and plain data "
                     f"({one_line(error)}); {accepted}"
                 ) from None
@@ -105,10 +110,10 @@ class FileFormat:
         for name, types in self.entries.items():
             if not isinstance(payload[name], types):
                 seen = type(payload[name]).__name__
-                raise ValueError(f"{path} is corrupt: its {name} is a {seen}; {accepted}")
+                raise DamagedFileError(f"{path} is corrupt: its {name} is a {seen}; {accepted}")
         contents = {name: payload[name] for name in self.entries}
         if payload.get("sha256") != checksum(contents):
-            raise ValueError(
+            raise DamagedFileError(
                 f"{path} is corrupt: its checksum is not that of its contents; {accepted}"
             )
         return contents
@@ -124,7 +129,7 @@ class FileFormat:
         head, _, digest = line.decode("ascii", "replace").rpartition(" ")
         name, _, version = head.rpartition(" ")
         if digest != _digest(head, data):
-            raise ValueError(
+            raise DamagedFileError(
                 f"{path} is corrupt: its checksum is not that of its contents; {self.accepted}"
             )
         if name != self.name:

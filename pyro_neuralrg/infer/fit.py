@@ -16,11 +16,11 @@ import torch
 from pyro import poutine
 from pyro.distributions.conditional import ConditionalTransformModule
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, check_number
 from pyro_neuralrg.infer.guides import FlowGuide
 from pyro_neuralrg.infer.history import History, TrainingStep
+from pyro_neuralrg.infer.memory import check_memory
 from pyro_neuralrg.infer.optimizer import GuardedAdam
 from pyro_neuralrg.infer.schedule import Anneal, Schedule, default_schedule
 from pyro_neuralrg.infer.seeds import seeded
@@ -29,10 +29,14 @@ from pyro_neuralrg.infer.training_state import Checkpoints, described
 from pyro_neuralrg.potentials.base import LatticePotential
 from pyro_neuralrg.potentials.family import PotentialFamily
 from pyro_neuralrg.processes import Processes, processes
+from pyro_neuralrg.progress import Progress
 from pyro_neuralrg.transforms import ConditionalHierarchicalFlow
 from pyro_neuralrg.transforms.steps import compiled_steps
 
 __all__ = ["FitResult", "fit"]
+
+LARGE_BATCH = 2**17
+"""Sites of a batch whose memory is looked at: fewer take less than half a GB."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,7 @@ def fit(
         seed: of the samples and of a flow built here; None: the global random state goes on.
         start_step: steps of this schedule already taken, to go on with an interrupted training.
         optimizer_state: of an earlier result, to go on with its moments.
-        progress: show one progress bar.
+        progress: show one progress bar; a line now and then where stderr is no terminal.
         callback: called after each step, on every process; if it returns True on any, training
             stops.
         checkpoint: a folder for where the training stands, made if it is missing; see
@@ -136,6 +140,8 @@ def fit(
 
     Raises:
         ValueError, TypeError: naming the argument; also if the first loss is not finite.
+        MemoryLimitError: if a step takes more memory than is available (a ValueError): found out
+            beforehand, with few samples, where there are 2^17 sites or more in a batch.
         CheckpointError: if the folder of checkpoints cannot be made, or is of a training with other
             settings, of which every one is named (a ValueError).
         RuntimeError: if another process of the group has ended.
@@ -154,12 +160,14 @@ def fit(
     with seeded(world.seed(seed)), contextlib.ExitStack() as stack:
         if flow is None:
             flow = _default_flow(target)
-        if compile:
-            stack.enter_context(compiled_steps())
         schedule = _schedule(target, flow, steps, batch, lr)
         training = _training(
             target, flow, schedule, clip, cooling, average, path_gradient, start_step, world
         )
+        _check_memory(training, math.prod(_shape(target, flow, schedule)))
+        _clear_cache(flow)
+        if compile:
+            stack.enter_context(compiled_steps())
         if optimizer_state is not None:
             training.optimizer.set_state(optimizer_state)
         if checkpoints is not None:
@@ -167,17 +175,10 @@ def fit(
             settings = described(training, flow, schedule, options)
             checkpoints.begin(training, settings, resume)
         bar = stack.enter_context(
-            tqdm(
-                total=training.steps,
-                initial=training.step,
-                disable=not progress or not world.is_first,
-                desc="fit",
-            )
+            Progress(training.steps, "fit", progress and world.is_first, training.step)
         )
         training.run(bar, callback, checkpoints)
-    clear_cache = getattr(flow, "clear_cache", None)
-    if clear_cache is not None:
-        clear_cache()
+    _clear_cache(flow)
     return FitResult(
         flow=flow,
         history=History.from_steps(training.records),
@@ -232,6 +233,16 @@ def _training(
     )
 
 
+def _check_memory(training: Training, sites: int) -> None:
+    """Refuse a step that cannot fit, before the first one; small ones are not looked at."""
+    world, batch = training.world, training.elbo.num_particles
+    if batch * sites < LARGE_BATCH:
+        return
+    device = training.optimizer.parameters[0].device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        world.together(lambda: check_memory(training.try_step, batch, sites, device))
+
+
 def _schedule(
     target: Any, flow: Any, steps: int | None, batch: int | None, lr: float | None
 ) -> Schedule:
@@ -259,6 +270,13 @@ def _checkpoints(
             raise ValueError("resume is True without checkpoint; accepted: with a folder of them")
         return None
     return Checkpoints(folder, every, every_steps, keep)
+
+
+def _clear_cache(flow: Any) -> None:
+    """Forget samples of the flow that are not to outlive what made them."""
+    clear_cache = getattr(flow, "clear_cache", None)
+    if clear_cache is not None:
+        clear_cache()
 
 
 def _check_switch(name: str, value: Any) -> None:

@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
+import csv
+import os
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -59,6 +62,18 @@ class History:
             np.array(columns[0], dtype=np.int64),
             *(np.array(column, dtype=np.float64) for column in columns[1:]),
         )
+
+    def to_csv(self, path: str | os.PathLike[str]) -> None:
+        """Write one line for each step, under the names of the arrays, with every digit.
+
+        Raises:
+            OSError: if ``path`` cannot be written.
+        """
+        columns = self.as_dict()
+        with Path(path).open("w", newline="", encoding="utf-8") as file:
+            table = csv.writer(file)
+            table.writerow(columns)
+            table.writerows(zip(*(column.tolist() for column in columns.values()), strict=True))
 
     def as_dict(self) -> dict[str, npt.NDArray[np.generic]]:
         """The arrays by name, for a table or a figure."""

@@ -37,7 +37,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from pyro_neuralrg.arguments import check_integer, check_number
 from pyro_neuralrg.distributions.flow import (
@@ -49,6 +48,7 @@ from pyro_neuralrg.distributions.flow import (
 from pyro_neuralrg.infer.optimizer import GuardedAdam
 from pyro_neuralrg.infer.schedule import learning_rate_factor
 from pyro_neuralrg.infer.seeds import seeded
+from pyro_neuralrg.progress import Progress
 
 __all__ = ["DataFit", "cross_entropy", "fit_data"]
 
@@ -198,15 +198,14 @@ class _DataTraining:
     def run(self, steps: int, lr: float, check_every: int, progress: bool) -> DataFit:
         """Take the steps, until the end or a reason to stop."""
         began = time.perf_counter()
-        with tqdm(total=steps, disable=not progress, desc="fit_data") as bar:
+        with Progress(steps, "fit_data", progress) as bar:
             for step in range(steps):
                 self.optimizer.learning_rate = lr * learning_rate_factor(step, steps)
                 if not self._step(step):
                     break
-                bar.update()
+                bar.step(self._figures)
                 if self.held_out is not None and (step + 1) % check_every == 0:
                     self._check(step + 1)
-                    bar.set_postfix_str(f"held out {self.checks[-1][1]:.3f}")
         if self.best is not None:
             self.optimizer.assign(self.best)
         clear_cache = getattr(self.flow, "clear_cache", None)
@@ -222,6 +221,10 @@ class _DataTraining:
             seconds=time.perf_counter() - began,
             stopped=self.stopped,
         )
+
+    def _figures(self) -> str:
+        held_out = f", held out {self.checks[-1][1]:.3f}" if self.checks else ""
+        return f"loss {self.loss[-1]:.3f}{held_out}"
 
     def _step(self, step: int) -> bool:
         """One step of Adam; False if it had to stop."""

@@ -8,6 +8,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 import pyro
@@ -23,11 +24,9 @@ from pyro_neuralrg.infer.schedule import Anneal, learning_rate_factor, temperatu
 from pyro_neuralrg.interrupts import HELD, deferred_interrupts
 from pyro_neuralrg.potentials.family import PotentialFamily
 from pyro_neuralrg.processes import Processes
+from pyro_neuralrg.progress import Progress
 
 __all__ = ["Keeper", "QuietPDD", "Training"]
-
-BAR_SECONDS = 0.2
-"""The progress bar shows new figures this often."""
 
 
 class Keeper(Protocol):
@@ -41,10 +40,11 @@ class Keeper(Protocol):
 
 
 class QuietPDD(PDD):
-    """PDD that leaves it to the training to speak of losses that are not finite."""
+    """PDD that keeps log-weights and returns no loss: nobody waits for an accelerator within."""
 
-    def _check_loss(self, loss: float) -> None:
-        pass
+    def _report(self, log_weights: list[Tensor]) -> float:
+        self.log_weights = torch.cat([weights.detach() for weights in log_weights])
+        return math.nan
 
 
 class Training:
@@ -106,11 +106,10 @@ class Training:
         self.interrupted = False
         self.stopped: str | None = None
         self.seconds = 0.0
-        self._shown = 0.0
 
     def run(
         self,
-        bar: Any,
+        progress: Progress,
         callback: Callable[[TrainingStep], Any] | None = None,
         keeper: Keeper | None = None,
     ) -> None:
@@ -122,17 +121,29 @@ class Training:
             with deferred_interrupts(held) as pressed:
                 while self.step < self.steps and self.stopped is None:
                     if self._take_step(begin):
-                        self._show(bar)
+                        progress.step(partial(_figures, self.records[-1]))
                         self._after_step(pressed, callback, keeper)
         except KeyboardInterrupt:
             self._interrupt()
         with deferred_interrupts() as pressed:
             self.seconds = time.perf_counter() - begin
-            if self.records:
-                bar.set_postfix_str(_figures(self.records[-1]))
             if self.average is not None:
                 self.optimizer.assign(self.average)
         self.interrupted = self.interrupted or bool(pressed)
+
+    def try_step(self, batch: int) -> None:
+        """Compute the gradient of so many samples, with path gradients if any step has them."""
+        elbo, model = self.elbo, self._model(1.0)
+        before = elbo.num_particles, elbo.path_gradient
+        elbo.num_particles = batch
+        elbo.path_gradient = elbo.path_gradient or self.path_after_cooling
+        try:
+            with pyro.validation_enabled(False):
+                elbo.loss_and_grads(model, self.svi.guide, *self._arguments())
+        finally:
+            elbo.num_particles, elbo.path_gradient = before
+            elbo.log_weights = None
+            self.optimizer.clear_gradients()
 
     def state_dict(self) -> dict[str, Any]:
         """Where the training stands between two steps, as tensors and numbers."""
@@ -217,17 +228,10 @@ class Training:
         self.interrupted = True
         self.stopped = f"interrupted at step {self.step}"
 
-    def _show(self, bar: Any) -> None:
-        record = self.records[-1]
-        bar.update()
-        if record.seconds - self._shown > BAR_SECONDS:
-            self._shown = record.seconds
-            bar.set_postfix_str(_figures(record), refresh=False)
-
     def _reduce(self, gradient: Tensor) -> Tensor:
         """Mean gradient over processes; their log-weights are joined at the same time."""
         assert self.elbo.log_weights is not None
-        self.weights = self.world.gather(self.elbo.log_weights)
+        self.weights = self.world.gather(self.elbo.log_weights).cpu()  # all else is of these
         return self.world.mean(gradient)
 
     def _loss_is_finite(self) -> bool:

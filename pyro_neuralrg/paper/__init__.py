@@ -8,7 +8,7 @@ has settings, results that are written and read, and a function that draws them.
 
 from __future__ import annotations
 
-from pyro_neuralrg.paper.command import FIGURES, Job, make_folder, prepare
+from pyro_neuralrg.paper.command import FIGURES, Job, make_folder, prepare, redraw
 from pyro_neuralrg.paper.light_cone import light_cone, reach
 from pyro_neuralrg.paper.start import BLOCKS, Prepared, Start, paper_flow
 
@@ -23,4 +23,5 @@ __all__ = [
     "paper_flow",
     "prepare",
     "reach",
+    "redraw",
 ]

@@ -23,6 +23,7 @@ from pyro_neuralrg.infer.free_energy import FreeEnergyEstimate, from_log_weights
 from pyro_neuralrg.paper.files import read_numbers, write_flow, write_numbers
 from pyro_neuralrg.paper.start import Prepared, Start, exact_or_none
 from pyro_neuralrg.plotting import Series
+from pyro_neuralrg.plotting.style import new_figure
 
 __all__ = ["Results", "Settings", "compute", "describe", "draw"]
 
@@ -66,6 +67,7 @@ class Results:
         loss_se: Its standard error.
         heated: The first steps, at a higher temperature: their loss bounds another free energy.
         training_seconds: Wall time of the training.
+        training_cpu_seconds: CPU time of the process meanwhile.
         steps: Training steps behind each snapshot.
         variational: Of each snapshot, from samples at the true temperature.
         variational_se: Its standard error.
@@ -83,6 +85,7 @@ class Results:
     loss_se: list[float]
     heated: int
     training_seconds: float
+    training_cpu_seconds: float
     steps: list[int]
     variational: list[float]
     variational_se: list[float]
@@ -113,8 +116,8 @@ def compute(settings: Settings, prepared: Prepared, folder: Path) -> Results:
             state = flow.state_dict()
             snapshots[record.step + 1] = {name: value.clone() for name, value in state.items()}
 
-    trained = prepared.train(callback=keep)
-    write_flow(folder / "flow.pt", flow, prepared.metadata(trained.seconds))
+    trained, cpu_seconds = prepared.train(callback=keep)
+    write_flow(folder / "flow.pt", flow, prepared.metadata(trained.seconds, cpu_seconds))
     snapshots[trained.steps] = {name: value.clone() for name, value in flow.state_dict().items()}
     rows = []
     for step, state in snapshots.items():
@@ -129,6 +132,7 @@ def compute(settings: Settings, prepared: Prepared, folder: Path) -> Results:
         loss_se=history.free_energy_se.tolist(),
         heated=int((history.temperature_factor > 1).sum()),
         training_seconds=trained.seconds,
+        training_cpu_seconds=cpu_seconds,
         **{name: [row[name] for row in rows] for name in rows[0]},
     )
     write_numbers(folder / f"{NAME}.json", dataclasses.asdict(results))
@@ -180,7 +184,7 @@ def _estimates(prepared: Prepared, settings: Settings) -> dict[str, Any]:
 
 def draw(results: Results) -> Figure:
     """Free energies above, their relative errors below, against the training step."""
-    figure = Figure(figsize=(6.4, 7.0), layout="constrained")
+    figure = new_figure(6.4, 7.0)
     above, below = figure.subplots(2, 1, sharex=True)
     plotting.free_energy(
         results.loss,
@@ -189,13 +193,18 @@ def draw(results: Results) -> Figure:
         exact=results.exact,
         ax=above,
     )
+    above.set_xlabel("")
     steps = results.steps
     found = {
         "importance sampling": Series(steps, results.importance, results.importance_se),
         "sequential Monte Carlo": Series(steps, results.smc, results.smc_se),
     }
     plotting.estimates(found, ax=above)
-    figure.suptitle(f"{results.title}; trained in {results.training_seconds:.0f} s")
+    figure.suptitle(
+        f"{results.title}\ntraining took {results.training_seconds:.0f} s, of them "
+        f"{results.training_cpu_seconds:.0f} s of CPU time",
+        fontsize="medium",
+    )
     if results.exact is None:
         below.set_axis_off()
         return figure

@@ -121,9 +121,9 @@ def compute(settings: Settings, prepared: Prepared, folder: Path) -> Results:
         start = replace(prepared.start, seed=prepared.start.seed + index)
         one = prepared if index == 0 else start.prepare()
         if not one.is_trained:
-            seconds = one.train().seconds
+            trained, cpu_seconds = one.train()
             name = "flow.pt" if index == 0 else f"flow-{start.seed}.pt"
-            write_flow(folder / name, one.flow, one.metadata(seconds))
+            write_flow(folder / name, one.flow, one.metadata(trained.seconds, cpu_seconds))
         x = one.target.sample_reference(settings.samples, start.seed + 1)
         x = x.to(next(one.flow.parameters()).dtype)
         flow = behind_humps(one.flow)
@@ -189,13 +189,14 @@ def _write(results: Results, settings: Settings, folder: Path) -> None:
 
 def draw(results: Results) -> Figure:
     """The top variables in the first row of panels, then a row for each scale."""
-    rows: dict[Any, Response] = {"top": results.top, **results.responses}
+    rows: dict[Any, Response] = {"top variables": results.top, **results.responses}
     figure = plotting.responses(rows)
     before, after = results.overlaps.before[0], results.overlaps.after[0]
     figure.suptitle(
         f"{results.title}\noverlap of the top variables with their blocks: {before:.3f}, "
-        f"after the best rotation {after:.3f}; of what they write: "
-        f"{results.overlaps.written_before[0]:.3f} and {results.overlaps.written_after[0]:.3f}"
+        f"after the best rotation {after:.3f};\nof what they write into the field: "
+        f"{results.overlaps.written_before[0]:.3f} and {results.overlaps.written_after[0]:.3f}",
+        fontsize="medium",
     )
     return figure
 

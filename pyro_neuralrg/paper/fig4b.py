@@ -22,6 +22,7 @@ from pyro_neuralrg.analysis import (
 from pyro_neuralrg.analysis.estimators import Bins, Estimator, Neighbours
 from pyro_neuralrg.paper.files import read_arrays, write_arrays, write_flow
 from pyro_neuralrg.paper.start import Prepared, Start, inverse
+from pyro_neuralrg.plotting.style import new_figure
 from pyro_neuralrg.series import Estimate
 
 __all__ = ["Results", "Settings", "compute", "describe", "draw"]
@@ -108,7 +109,8 @@ def compute(settings: Settings, prepared: Prepared, folder: Path) -> Results:
     """Train if there is no flow, renormalize samples of the target, write ``fig4b.npz``."""
     target, flow = prepared.target, prepared.flow
     if not prepared.is_trained:
-        write_flow(folder / "flow.pt", flow, prepared.metadata(prepared.train().seconds))
+        trained, cpu_seconds = prepared.train()
+        write_flow(folder / "flow.pt", flow, prepared.metadata(trained.seconds, cpu_seconds))
     x = target.sample_reference(settings.samples, prepared.start.seed + 1)
     variables = {"field": x, "latents": inverse(flow, x)}
     information = {
@@ -154,7 +156,7 @@ def _write(results: Results, folder: Path) -> None:
 
 def draw(results: Results) -> Figure:
     """Both matrices on one colour scale, then by distance and by scale."""
-    figure = Figure(figsize=(12.0, 9.0), layout="constrained")
+    figure = new_figure(10.2, 7.6)
     panels = figure.subplots(2, 2)
     ratio = results.ratio
     figure.suptitle(

@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from pyro_neuralrg.infer import save
+from pyro_neuralrg.plotting.style import png
 from pyro_neuralrg.transforms import HierarchicalFlow
 
 __all__ = [
@@ -27,7 +28,7 @@ __all__ = [
     "write_numbers",
 ]
 
-DOTS_PER_INCH = 150
+DOTS_PER_INCH = 120
 
 
 def write_numbers(path: Path, contents: Mapping[str, Any]) -> None:
@@ -95,12 +96,13 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, 
 
 
 def write_figure(path: Path, figure: Figure) -> None:
-    """Write a figure as PNG.
+    """Write a figure as PNG of at most 256 colours.
 
     Raises:
         OSError: if it cannot be written.
     """
-    _replace(path, lambda temporary: figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH))
+    drawn = png(figure, DOTS_PER_INCH)
+    _replace(path, lambda temporary: temporary.write_bytes(drawn))
 
 
 def write_flow(path: Path, flow: HierarchicalFlow, metadata: Mapping[str, Any]) -> None:

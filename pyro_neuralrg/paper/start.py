@@ -5,11 +5,12 @@
 from __future__ import annotations
 
 import math
+import time
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from pyro_neuralrg.potentials import CRITICAL_TEMPERATURE, IsingDual
 from pyro_neuralrg.transforms import HierarchicalFlow
 from pyro_neuralrg.transforms.steps import has_compiler
 
-__all__ = ["BLOCKS", "Prepared", "Start", "exact_or_none", "inverse", "paper_flow"]
+__all__ = ["BLOCKS", "Prepared", "Start", "Trained", "exact_or_none", "inverse", "paper_flow"]
 
 BLOCKS = ("default", "paper")
 PAPER_SHAPE = (16, 16)
@@ -89,7 +90,7 @@ class Start:
         with torch.random.fork_rng([]):
             torch.manual_seed(self.seed)
             flow = paper_flow(target) if self.blocks == "paper" else target.flow()
-        return Prepared(replace(self, shape=shape), target, flow, None)
+        return Prepared(replace(self, shape=shape), target, flow)
 
     def _read(self, path: Path) -> Prepared:
         loaded = load(path)
@@ -109,8 +110,19 @@ class Start:
                 stacklevel=3,
             )
         target = IsingDual(flow.shape, temperature=self.temperature)
-        seconds = loaded.metadata.get("training_seconds")
-        return Prepared(replace(self, shape=flow.shape), target, flow, seconds)
+        return Prepared(replace(self, shape=flow.shape), target, flow, dict(loaded.metadata))
+
+
+class Trained(NamedTuple):
+    """A training and what it took.
+
+    Attributes:
+        fit: What :func:`~pyro_neuralrg.infer.fit` returned.
+        cpu_seconds: Of the process meanwhile: unlike wall time, the same on a busy machine.
+    """
+
+    fit: FitResult
+    cpu_seconds: float
 
 
 @dataclass(frozen=True)
@@ -121,20 +133,20 @@ class Prepared:
         start: What was asked for, with the shape.
         target: The model.
         flow: Untrained, or as it was read.
-        seconds: Wall time of the training of a flow that was read; None if unknown, or not trained.
+        saved: What is known of the training of a flow that was read, as :meth:`metadata` wrote it.
     """
 
     start: Start
     target: IsingDual
     flow: HierarchicalFlow
-    seconds: float | None
+    saved: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_trained(self) -> bool:
         """Whether the flow was read from a file."""
         return self.start.saved is not None
 
-    def train(self, callback: Callable[[TrainingStep], Any] | None = None) -> FitResult:
+    def train(self, callback: Callable[[TrainingStep], Any] | None = None) -> Trained:
         """Train the flow in place; one that was read goes on, without cooling.
 
         The paper's blocks are trained as in the paper, 5000 steps of 512 fields with Adam at 1e-3,
@@ -144,7 +156,8 @@ class Prepared:
         faithful = start.blocks == "paper"
         steps = PAPER_STEPS if faithful and start.steps is None else start.steps
         batch = PAPER_BATCH if faithful and start.batch is None else start.batch
-        return fit(
+        began = time.process_time()
+        found = fit(
             self.target,
             self.flow,
             steps=steps,
@@ -156,6 +169,7 @@ class Prepared:
             progress=start.progress,
             callback=callback,
         )
+        return Trained(found, time.process_time() - began)
 
     @property
     def steps(self) -> int:
@@ -165,22 +179,38 @@ class Prepared:
         return PAPER_STEPS if self.start.blocks == "paper" else default_schedule(self.flow.shape)[0]
 
     @property
+    def batch(self) -> int:
+        """Fields of each of these steps."""
+        if self.start.batch is not None:
+            return self.start.batch
+        return PAPER_BATCH if self.start.blocks == "paper" else default_schedule(self.flow.shape)[1]
+
+    @property
     def title(self) -> str:
         """The model and the flow in one line."""
         sides = " x ".join(map(str, self.flow.shape))
-        start = self.start
-        kind = "saved flow" if self.is_trained else f"{start.blocks} blocks"
+        start, saved = self.start, self.saved
+        kind = f"{start.blocks} blocks, {self.steps} steps of {self.batch}"
+        if self.is_trained:
+            known = [f"{saved[name]} {name}" for name in ("blocks", "steps") if saved.get(name)]
+            kind = "saved flow" + (f" ({', '.join(known)})" if known else "")
         return f"Ising {sides}, T = {start.temperature:.6g}, {kind}, seed {start.seed}"
 
-    def metadata(self, seconds: float) -> dict[str, Any]:
-        """What to save beside the trained flow."""
+    def metadata(self, seconds: float, cpu_seconds: float) -> dict[str, Any]:
+        """What to save beside a flow whose training took so long."""
         return {
             "temperature": self.start.temperature,
             "seed": self.start.seed,
-            "blocks": self.start.blocks,
-            "steps": self.steps,
-            "training_seconds": seconds,
+            "blocks": self.saved.get("blocks", self.start.blocks),
+            "steps": self._with_earlier("steps", self.steps),
+            "training_seconds": self._with_earlier("training_seconds", seconds),
+            "training_cpu_seconds": self._with_earlier("training_cpu_seconds", cpu_seconds),
         }
+
+    def _with_earlier(self, name: str, value: float) -> float | None:
+        """With that of the training before, of a flow that was read; None if it is not known."""
+        before = self.saved.get(name) if self.is_trained else 0
+        return None if before is None else before + value
 
 
 def paper_flow(target: IsingDual, depth: int | None = None) -> HierarchicalFlow:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import AutoLocator
 
 from pyro_neuralrg import plotting
 from pyro_neuralrg.arguments import check_integer, check_number
@@ -25,6 +26,7 @@ from pyro_neuralrg.paper.files import read_numbers, write_numbers
 from pyro_neuralrg.paper.light_cone import light_cone, reach
 from pyro_neuralrg.paper.start import Prepared, Start, exact_or_none
 from pyro_neuralrg.plotting import Series
+from pyro_neuralrg.plotting.style import new_figure
 from pyro_neuralrg.potentials import CRITICAL_TEMPERATURE, IsingDual
 from pyro_neuralrg.transforms import BIJECTORS, HierarchicalFlow
 
@@ -44,7 +46,7 @@ TEMPERATURES = (2.0, 2.1, 2.2, CRITICAL_TEMPERATURE, 2.3, 2.4, 2.5, 2.6, 2.7)
 CIRCUITS = ("tree", "brickwork", "mera")
 BLOCKS = {"paper": "realnvp", "default": "neighbour"}
 COUPLINGS = {"realnvp": 10, "neighbour": 8}  # of a block of a mera
-TIMED = 5  # steps that tell how long one takes, after one to warm up
+TIMED = 5  # steps that tell how long one takes, after one more
 AUTHORS = {
     "authors, full depth": ((2.0, 4.5e-3), (2.3, 9.2e-3), (2.7, 8.8e-3)),
     "authors, depth 1": ((2.0, 4.5e-2), (2.3, 2.6e-2), (2.7, 1.5e-2)),
@@ -57,11 +59,12 @@ class Settings:
     """What is computed.
 
     Attributes:
-        start: The model; its temperature and its saved flow play no part, ``blocks`` does. Neither
-            kind of block is given the spectrum: a Fourier layer would reach everywhere at once.
+        start: The model; its temperature is that of the circuits alone. Neither kind of block is
+            given the spectrum: a Fourier layer would reach everywhere at once.
         temperatures: In J/k_B.
         depths: Numbers of scales; None: from 1 to all.
-        seconds: Of training, for each point.
+        seconds: Of training, for each point: CPU seconds of the process, so that other work on the
+            machine takes nothing from a point.
         circuits: Beside the mera, whole circuits of about as many parameters, at the temperature of
             the start; ``()`` for none.
         samples: Of each estimate.
@@ -82,8 +85,17 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_number("seconds", self.seconds, "a finite number > 0", above=0)
+        for temperature in self.temperatures:
+            check_number("temperatures", temperature, "finite numbers > 0", above=0)
         for depth in self.depths or ():
             check_integer("depths", depth, 1)
+        for circuit in self.circuits:
+            if circuit not in CIRCUITS:
+                raise ValueError(f"circuits has {circuit!r}; accepted: {', '.join(CIRCUITS)}")
+        for name in ("temperatures", "depths", "circuits"):
+            values = getattr(self, name) or ()
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} is {values}; accepted: each value once")
 
 
 @dataclass(frozen=True)
@@ -112,7 +124,7 @@ class Point:
         gap_se: Its standard error.
         relative: Gap over |ln Z|.
         ess: Effective fraction of the samples.
-        took: Seconds that training took.
+        took: CPU seconds that training took.
     """
 
     case: Case
@@ -132,7 +144,7 @@ class Results:
     Attributes:
         title: The model and the flow.
         shape: Of the lattice.
-        seconds: Budget of a point.
+        seconds: Budget of a point, in CPU seconds.
         points: Of temperatures and depths.
         circuits: Of whole circuits.
         reach: For each depth, the distance up to which all pairs of sites share a variable, of
@@ -196,12 +208,13 @@ def compute(settings: Settings, prepared: Prepared, folder: Path) -> Results:
     shape = prepared.target.shape
     if prepared.is_trained:
         raise ValueError("the sweep trains a flow for every point; accepted: no saved flow")
-    asked, whole = [*_cases(settings, shape)], [*_whole_circuits(settings, shape)]
+    asked, whole = cases(settings, shape)
     known = _known(folder)
     temperatures = {t: f"{t:.6g}" for t in settings.temperatures}
     results = Results(
         title=f"Ising {' x '.join(map(str, shape))}, {settings.start.blocks} blocks without "
-        f"Fourier layer, {settings.seconds:g} s of training per point",
+        f"Fourier layer, {settings.seconds:g} CPU s of training per point\n"
+        "(one training each: error bars are those of the estimates)",
         shape=shape,
         seconds=settings.seconds,
         points=[],
@@ -218,28 +231,30 @@ def compute(settings: Settings, prepared: Prepared, folder: Path) -> Results:
 
 
 def train_point(case: Case, settings: Settings) -> Point:
-    """Train one flow for the seconds it has, and estimate its gap.
+    """Train one flow for the CPU seconds it has, and estimate its gap.
 
-    The first steps tell how many fit, so that the schedule of the learning rate ends with them.
+    The first steps tell how many fit, so that the schedule of the learning rate ends with them. A
+    step before them may compile loops: it is not counted.
     """
     target = IsingDual(case.shape, temperature=case.temperature)
-    began = time.perf_counter()
+    _fit(case, target, 1, math.inf)
+    began = time.process_time()
     trial = _fit(case, target, TIMED + 1, math.inf)
-    step = (trial[-1].seconds - trial[0].seconds) / TIMED
-    left = case.seconds - (time.perf_counter() - began)
+    step = (trial[-1] - trial[0]) / TIMED
+    left = case.seconds - (time.process_time() - began)
     steps = max(1, int(left / max(step, 1e-6)))
     flow = build_flow(case, target)
-    history = _fit(case, target, steps, left, flow)
+    times = _fit(case, target, steps, left, flow)
     with torch.random.fork_rng([]), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a poor flow: its ESS says so
         torch.manual_seed(case.seed + 1)
-        took = time.perf_counter() - began
+        took = time.process_time() - began
         found = from_log_weights(log_weights(target, flow, settings.samples))
     exact = exact_or_none(target.log_partition)
     gap = None if exact is None else found.variational + exact
     return Point(
         case=case,
-        steps=len(history),
+        steps=len(times),
         parameters=sum(p.numel() for p in flow.parameters()),
         gap=gap,
         gap_se=found.variational_se,
@@ -275,13 +290,14 @@ def _fit(
     steps: int,
     seconds: float,
     flow: HierarchicalFlow | None = None,
-) -> list[TrainingStep]:
-    """Train for so many steps, or until the time is over."""
-    records: list[TrainingStep] = []
+) -> list[float]:
+    """Train for so many steps, or until the time is over; the CPU seconds after each step."""
+    began = time.process_time()
+    times: list[float] = []
 
-    def stop(record: TrainingStep) -> bool:
-        records.append(record)
-        return record.seconds > 1.1 * seconds  # steps were timed: it is seldom needed
+    def stop(_: TrainingStep) -> bool:
+        times.append(time.process_time() - began)
+        return times[-1] > 1.1 * seconds  # steps were timed: it is seldom needed
 
     fit(
         target,
@@ -292,7 +308,16 @@ def _fit(
         progress=False,
         callback=stop,
     )
-    return records
+    return times
+
+
+def cases(settings: Settings, shape: tuple[int, ...]) -> tuple[list[Case], list[Case]]:
+    """What is asked for: temperatures and depths, and whole circuits.
+
+    Raises:
+        ValueError: a depth is more than the lattice has.
+    """
+    return [*_cases(settings, shape)], [*_whole_circuits(settings, shape)]
 
 
 def _cases(settings: Settings, shape: tuple[int, ...]) -> Iterator[Case]:
@@ -307,8 +332,6 @@ def _cases(settings: Settings, shape: tuple[int, ...]) -> Iterator[Case]:
 def _whole_circuits(settings: Settings, shape: tuple[int, ...]) -> Iterator[Case]:
     layers = len(make_circuit("mera", shape).layers)
     for circuit in settings.circuits:
-        if circuit not in CIRCUITS:
-            raise ValueError(f"circuits has {circuit!r}; accepted: {', '.join(CIRCUITS)}")
         depth = layers if circuit == "brickwork" else make_circuit(circuit, shape).depth
         yield _case(settings, shape, circuit, depth, settings.start.temperature)
 
@@ -354,11 +377,11 @@ def _write(results: Results, known: dict[str, Point], folder: Path) -> None:
 
 def draw(results: Results) -> Figure:
     """Errors by depth, errors by temperature, the circuits, and the light cone of one site."""
-    figure = Figure(figsize=(8.0, 12.5), layout="constrained")
+    figure = new_figure(8.0, 12.5)
     parts: Any = figure.subfigures(2, 1, height_ratios=(3.9, 1.0))
     upper, lower = parts
     panels = upper.subplots(3, 1)
-    figure.suptitle(results.title)
+    figure.suptitle(results.title, fontsize="medium")
     _draw_depths(results, panels[0])
     _draw_temperatures(results, panels[1])
     _draw_circuits(results, panels[2])
@@ -403,6 +426,7 @@ def _draw_temperatures(results: Results, ax: Any) -> None:
             ax.plot(t, error, linestyle="none", marker="*x"[index], color="black", label=name)
         ax.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
     ax.axvline(CRITICAL_TEMPERATURE, color="black", linewidth=0.8, linestyle=":")
+    ax.xaxis.set_major_locator(AutoLocator())
     ax.set_xlabel("temperature ($J / k_B$; dotted: critical)")
 
 
@@ -430,12 +454,13 @@ def _series(rows: list[Point], x: list[Any]) -> Series:
 
 def describe(results: Results) -> list[str]:
     """The figures in words."""
-    lines = [results.title, f"all pairs share a variable up to distance, by depth: {results.reach}"]
+    title = " ".join(results.title.split())
+    lines = [title, f"all pairs share a variable up to distance, by depth: {results.reach}"]
     for point in results.points + results.circuits:
         case = point.case
         gap = "unknown" if point.gap is None else f"{point.gap:.3f} +- {point.gap_se:.3f} nats"
         lines.append(
             f"T = {case.temperature:.6g}, {case.circuit} of depth {case.depth}: gap {gap} after "
-            f"{point.steps} steps ({point.took:.1f} s, {point.parameters} parameters)"
+            f"{point.steps} steps ({point.took:.1f} CPU s, {point.parameters} parameters)"
         )
     return lines

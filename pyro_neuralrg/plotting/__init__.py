@@ -34,7 +34,7 @@ from pyro_neuralrg.plotting.runs import (
     structure_factor,
     trace,
 )
-from pyro_neuralrg.plotting.style import COLOURS, MARKERS, STYLES
+from pyro_neuralrg.plotting.style import COLOURS, MARKERS, STYLES, new_figure
 
 __all__ = [
     "COLOURS",
@@ -49,6 +49,7 @@ __all__ = [
     "information_by_scale",
     "information_matrix",
     "light_cone",
+    "new_figure",
     "pyramid",
     "ranks",
     "relative_errors",

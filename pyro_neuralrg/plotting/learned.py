@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.colors import AsinhNorm, Normalize
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_neuralrg.analysis import GroupedInformation, MutualInformation, Response
-from pyro_neuralrg.plotting.style import COLOURS, MARKERS, STYLES, axes_or_new
+from pyro_neuralrg.plotting.style import COLOURS, MARKERS, SIGNED, STYLES, axes_or_new, new_figure
 
 __all__ = [
     "information_by_distance",
@@ -28,8 +30,9 @@ __all__ = [
 
 Array = npt.NDArray[np.float64]
 
-SIGNED = "cividis"  # lightness grows from end to end: the sign survives in grey
-POSITIVE = "Blues"  # zero is the white of the paper
+LEVELS = 25  # of the colours of mutual information: noise takes less room in a file
+LINEAR = 10.0  # colours of responses are linear up to the largest one over this
+POSITIVE = colormaps["Blues"].resampled(LEVELS)  # zero is the white of the paper
 RESPONSE = r"$E[\partial z / \partial x]$ (1/x)"
 INFORMATION = "mutual information (nats)"
 MOST_SCALES = 12  # beyond, the numbers in the cells cannot be read
@@ -44,8 +47,11 @@ def responses(
 ) -> Figure:
     r"""Mean responses of some latents of each scale, one row a scale (paper Fig. 4a).
 
-    Under each panel its largest standard error and the share of the response that varies from field
-    to field.
+    The colour scale is linear about zero and logarithmic beyond a tenth of the largest response, so
+    that a broad pattern is seen beside a sharp one. Under each panel its largest standard error and
+    the share of the response that varies from field to field.
+
+    Shown in ``tutorials/figures/fig4a.png``.
 
     Args:
         found: responses of each scale or of anything else that names a row, for example from
@@ -72,7 +78,7 @@ def responses(
     columns = min(count, max(len(response.mean) for response in found.values()))
     if figure is None:
         size = (2.1 * columns + 1.6, 2.3 * len(found) + 0.3)
-        figure = Figure(figsize=size, layout="constrained")
+        figure = new_figure(*size)
     grid = figure.subplots(len(found), columns, squeeze=False)
     for row, (name, response) in zip(grid, found.items(), strict=True):
         shown = min(columns, len(response.mean))
@@ -80,7 +86,7 @@ def responses(
         limit = max(float(np.abs(picture).max()) for picture in pictures) or 1.0
         share = _array(response.nonlinearity)
         for index, (ax, picture) in enumerate(zip(row, pictures, strict=False)):
-            image = _signed(ax, picture, limit)
+            image = _signed(ax, picture, limit, AsinhNorm(limit / LINEAR, -limit, limit))
             error = float(response.standard_error[index].max())
             ax.set_title(f"latent {response.variables[index]}", fontsize="small")
             ax.set_xlabel(
@@ -89,7 +95,10 @@ def responses(
         for ax in row[shown:]:
             ax.set_axis_off()
         row[0].set_ylabel(f"scale {name}" if isinstance(name, int) else str(name))
-        figure.colorbar(image, ax=list(row), label=label, shrink=0.9)
+        bar = figure.colorbar(image, ax=list(row), label=label, shrink=0.9)
+        ticks = [-limit, -limit / LINEAR, 0.0, limit / LINEAR, limit]
+        bar.set_ticks(ticks, labels=[f"{tick:.2g}" for tick in ticks])
+        bar.minorticks_off()
     return figure
 
 
@@ -100,6 +109,8 @@ def information_matrix(
 
     Above the diagonal the values, below it those that exceed three standard errors: what is noise
     is blank there. The title has the total of all pairs with its error.
+
+    Shown in ``tutorials/figures/fig4b.png``.
 
     Args:
         found: of ``analysis.mutual_information``.
@@ -140,6 +151,8 @@ def information_by_distance(
     The scale is logarithmic down to the median error and linear below it, so that values that are
     zero within their errors are seen to be.
 
+    Shown in ``tutorials/figures/fig4b.png``.
+
     Args:
         found: for the name of each kind of variable, what ``analysis.by_distance`` returns.
         ax: Axes to draw on; None makes a new figure.
@@ -179,6 +192,8 @@ def information_by_distance(
 def information_by_scale(found: GroupedInformation, *, ax: Axes | None = None) -> Axes:
     """Mean mutual information of latents of each two scales, with numbers and errors in the cells.
 
+    Shown in ``tutorials/figures/fig4b.png``.
+
     Args:
         found: what ``analysis.by_scale`` returns.
         ax: Axes to draw on; None makes a new figure.
@@ -202,7 +217,7 @@ def information_by_scale(found: GroupedInformation, *, ax: Axes | None = None) -
     count = len(values)
     if ax is None:
         size = max(5.0, 1.3 * count + 1.5)
-        ax = Figure(figsize=(size, 0.75 * size), layout="constrained").subplots()
+        ax = new_figure(size, 0.75 * size).subplots()
     largest = np.fmax(np.abs(values), 3 * error)  # what is noise stays pale
     top = max(float(np.nanmax(largest, initial=0.0)), 1e-12)
     unit = math.floor(math.log10(top))
@@ -231,6 +246,8 @@ def pyramid(
 
     Each scale has a colour scale of its own, with zero in the middle.
 
+    Shown in ``tutorials/figures/pyramid.png``.
+
     Args:
         fields: what ``analysis.pyramid`` returns for a batch of fields with one batch dimension.
         count: rows at most.
@@ -240,8 +257,8 @@ def pyramid(
         The Figure.
 
     Raises:
-        ValueError: if there are no fields, they have not one batch dimension, or ``count`` is below
-            1.
+        ValueError: if there are no fields, they have not one batch dimension, one is not finite, or
+            ``count`` is below 1.
 
     >>> import torch
     >>> from pyro_neuralrg import analysis, hierarchical_flow
@@ -258,10 +275,12 @@ def pyramid(
         )
     if count < 1:
         raise ValueError(f"count is {count}; accepted: >= 1")
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise ValueError("fields has values that are not finite; accepted: finite ones")
     rows = min(count, len(arrays[0]))
     if figure is None:
         size = (2.3 * len(arrays) + 0.4, 1.9 * rows + 1.0)
-        figure = Figure(figsize=size, layout="constrained")
+        figure = new_figure(*size)
     grid = figure.subplots(rows, len(arrays), squeeze=False)
     for scale, (array, column) in enumerate(zip(arrays, grid.T, strict=True)):
         limit = float(np.quantile(np.abs(array[:rows]), 0.99)) or 1.0
@@ -281,6 +300,8 @@ def top_variable(
     """Histograms of the top variable, for example above, at and below the critical temperature.
 
     Error bars are those of independent samples: the root of p (1 - p) / n of each bin.
+
+    Shown in ``tutorials/figures/top_variable.png``.
 
     Args:
         values: for each name, for example a temperature, the top variable of every field.
@@ -323,9 +344,10 @@ def _array(values: Tensor) -> Array:
     return np.array(values.detach().cpu().double().numpy())
 
 
-def _signed(ax: Axes, picture: Array, limit: float) -> Any:
-    """A picture on a colour scale with zero in the middle."""
-    image = ax.imshow(picture, cmap=SIGNED, vmin=-limit, vmax=limit, aspect="equal")
+def _signed(ax: Axes, picture: Array, limit: float, norm: Normalize | None = None) -> Any:
+    """A picture on a colour scale with zero in the middle, linear if there is no ``norm``."""
+    norm = Normalize(-limit, limit) if norm is None else norm
+    image = ax.imshow(picture, cmap=SIGNED, norm=norm, aspect="equal")
     ax.set_xticks([])
     ax.set_yticks([])
     return image

@@ -12,10 +12,23 @@ import numpy.typing as npt
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from pyro_neuralrg.plotting.style import BLUE, COLOURS, MARKERS, STYLES, axes_or_new
+from pyro_neuralrg.plotting.style import (
+    BLUE,
+    COLOURS,
+    MARKERS,
+    STYLES,
+    axes_or_new,
+    check_some,
+    new_figure,
+    note,
+)
 
 __all__ = ["Series", "depths", "estimates", "light_cone", "relative_errors", "relaxation"]
+
+LOWER_EDGE = 3.0
+"""The lower edge of relative errors is the smallest one over this number: bars may reach zero."""
 
 FAR = 4.0
 """A curve that ends so many standard errors from the exact value is named."""
@@ -55,6 +68,8 @@ class Series(NamedTuple):
 def estimates(found: Mapping[str, Series], *, ax: Axes | None = None) -> Axes:
     """Estimates with error bars, for example on the Axes of ``free_energy``.
 
+    Shown in ``tutorials/figures/fig3a.png``.
+
     Args:
         found: For each name its estimates.
         ax: Axes to draw on; None makes a new figure.
@@ -62,9 +77,13 @@ def estimates(found: Mapping[str, Series], *, ax: Axes | None = None) -> Axes:
     Returns:
         The Axes, with the legend renewed.
 
+    Raises:
+        ValueError: There are none, or lengths differ.
+
     >>> len(estimates({"importance": Series([1, 2], [3.0, 2.0], [0.1, 0.1])}).containers)
     1
     """
+    check_some("found", found)
     ax = axes_or_new(ax)
     for index, (name, series) in enumerate(found.items()):
         x, values, error = series.finite()
@@ -85,6 +104,8 @@ def relative_errors(
     On a logarithmic scale. A bar that would reach zero ends at the lower edge: such an error is no
     larger than its own uncertainty.
 
+    Shown in ``tutorials/figures/fig3a.png``.
+
     Args:
         found: For each name its free energies, in nats.
         exact: The exact one.
@@ -95,19 +116,22 @@ def relative_errors(
         The Axes.
 
     Raises:
-        ValueError: ``exact`` is zero or not finite, or lengths differ.
+        ValueError: There are none, ``exact`` is zero or not finite, or lengths differ.
 
     >>> relative_errors({"loss": Series([1, 2], [3.0, 2.0], [0.1, 0.1])}, exact=1.0).get_yscale()
     'log'
     """
     if not np.isfinite(exact) or exact == 0:
         raise ValueError(f"exact is {exact}; accepted: a finite number other than 0")
+    check_some("found", found)
     ax = axes_or_new(ax)
+    lowest: list[float] = []
     for index, (name, series) in enumerate(found.items()):
         x, values, error = series.finite()
         size, bar = np.abs(values - exact) / abs(exact), error / abs(exact)
         low = np.where(bar < size, bar, size * (1 - 1e-3))
         many = x.size > 100
+        lowest.extend(np.quantile(size[size > 0], [0.02 if many else 0.0]) if size.any() else [])
         ax.errorbar(
             x, size, yerr=None if many else np.stack([low, bar]), capsize=2,
             color=COLOURS[index % len(COLOURS)], linewidth=0.8 if many else 1.2,
@@ -120,6 +144,8 @@ def relative_errors(
                 linewidth=0,
             )  # fmt: skip
     ax.set_yscale("log")
+    if lowest:
+        ax.set_ylim(bottom=min(lowest) / LOWER_EDGE)
     ax.set_xlabel(xlabel)
     ax.set_ylabel(r"relative error of $-\ln Z$")
     ax.legend(frameon=False, fontsize="small")
@@ -135,6 +161,8 @@ def relaxation(
     The band is one standard error. A curve whose last tenth is further than four of its standard
     errors from the exact value is named in the title.
 
+    Shown in ``tutorials/figures/fig3b.png``.
+
     Args:
         found: For each sampler's name the mean over chains of every draw.
         exact: The exact value; None where it is not known.
@@ -146,13 +174,14 @@ def relaxation(
         The Axes.
 
     Raises:
-        ValueError: Lengths differ, or a curve is empty.
+        ValueError: There are none, lengths differ, or a curve is empty.
 
     >>> curve = Series([1, 2], [0.1, 0.4], [0.05, 0.05])
     >>> ax = relaxation({"latent": curve}, exact=0.5, xlabel="trajectories", label="S")
     >>> ax.get_xscale(), ax.get_title()
     ('log', '')
     """
+    check_some("found", found)
     ax = axes_or_new(ax)
     far = []
     for index, (name, series) in enumerate(found.items()):
@@ -168,7 +197,7 @@ def relaxation(
     if exact is not None:
         ax.axhline(exact, color="black", linestyle=(0, (5, 2)), linewidth=1.2, label="exact")
     if far:
-        ax.set_title(f"not converged: {', '.join(far)}", fontweight="bold", fontsize="small")
+        note(ax, f"not converged: {', '.join(far)}")
     ax.set_xscale("log")
     ax.set_ylim(bottom=0.0)
     ax.set_xlabel(xlabel)
@@ -186,6 +215,8 @@ def depths(
     A short vertical line on each curve's own height marks the depth whose blocks are as wide as the
     correlation length; a length that no depth reaches has none.
 
+    Shown in ``tutorials/figures/sweep.png``.
+
     Args:
         found: For each name the error at each depth.
         lengths: Correlation lengths in sites, for some of the names.
@@ -196,10 +227,14 @@ def depths(
     Returns:
         The Axes.
 
+    Raises:
+        ValueError: There are none, or lengths differ.
+
     >>> curve = Series([1, 2], [1e-2, 1e-3], [1e-4, 1e-4])
     >>> depths({"T = 2": curve}, lengths={"T = 2": 2.0}).get_xlabel()
     'depth (scales)'
     """
+    check_some("found", found)
     ax = axes_or_new(ax)
     shades = np.linspace(0.0, 0.85, max(2, len(found)))
     colours = colormaps["cividis"](shades)  # lightness grows from the first curve to the last
@@ -216,6 +251,7 @@ def depths(
             height = float(np.interp(depth, x, values))
             ax.plot([depth], [height], marker="|", markersize=16, color=colours[index])
     ax.set_yscale("log")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("depth (scales)")
     ax.set_ylabel(label)
     ax.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -225,6 +261,8 @@ def depths(
 def light_cone(masks: Sequence[npt.ArrayLike], *, figure: Figure | None = None) -> Figure:
     """The variables of each scale inside the light cone of one site, a panel for each scale.
 
+    Shown in ``tutorials/figures/sweep.png``.
+
     Args:
         masks: For each scale a mask of its variables, of one or two dimensions.
         figure: To draw on; None makes a new one.
@@ -233,7 +271,7 @@ def light_cone(masks: Sequence[npt.ArrayLike], *, figure: Figure | None = None) 
         The Figure.
 
     Raises:
-        ValueError: There are none, or one has other dimensions.
+        ValueError: There are none, or one has other dimensions or entries that are not finite.
 
     >>> len(light_cone([np.ones((4, 4)), np.ones((2, 2))]).axes)
     2
@@ -243,8 +281,10 @@ def light_cone(masks: Sequence[npt.ArrayLike], *, figure: Figure | None = None) 
         raise ValueError(
             f"masks has shapes {[array.shape for array in arrays]}; accepted: one or two dimensions"
         )
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise ValueError("masks has entries that are not finite; accepted: 0 and 1")
     if figure is None:
-        figure = Figure(figsize=(2.0 * len(arrays) + 0.4, 2.4), layout="constrained")
+        figure = new_figure(2.0 * len(arrays) + 0.4, 2.4)
     panels = figure.subplots(1, len(arrays), squeeze=False)[0]
     for scale, (ax, array) in enumerate(zip(panels, arrays, strict=True)):
         picture = np.atleast_2d(array)

@@ -12,7 +12,18 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pyro_neuralrg.plotting.style import BLUE, COLOURS, GREY, STYLES, VERMILION, axes_or_new
+from pyro_neuralrg.plotting.style import (
+    BLUE,
+    COLOURS,
+    GREY,
+    SIGNED,
+    STYLES,
+    VERMILION,
+    axes_or_new,
+    check_some,
+    new_figure,
+    note,
+)
 from pyro_neuralrg.series import summarise
 from pyro_neuralrg.series.convergence import LARGEST_RHAT, rank_counts
 
@@ -36,6 +47,8 @@ def free_energy(
 ) -> Axes:
     r"""Training loss against the exact free energy.
 
+    Shown in ``tutorials/figures/fig3a.png``.
+
     Args:
         loss: Loss of each training step in nats, shape ``(steps,)``.
         standard_error: Its standard error in nats, same shape; drawn as a band.
@@ -46,10 +59,11 @@ def free_energy(
         ax: Axes to draw on; None makes a new figure.
 
     Returns:
-        The Axes.
+        The Axes, with a note if the last step's loss is not finite.
 
     Raises:
-        ValueError: The loss is empty or not one-dimensional.
+        ValueError: The loss is empty or not one-dimensional, its errors have another shape, or the
+            exact value is not finite.
 
     >>> free_energy([3.0, 2.0, 1.5], exact=1.0).get_ylabel()
     'free energy $-\\ln Z$ (nats)'
@@ -57,6 +71,8 @@ def free_energy(
     values = np.asarray(loss, dtype=np.float64)
     if values.ndim != 1 or values.size == 0:
         raise ValueError(f"loss has shape {values.shape}; accepted: (steps,) with steps >= 1")
+    if exact is not None and not np.isfinite(exact):
+        raise ValueError(f"exact is {exact}; accepted: a finite number or None")
     ax = axes_or_new(ax)
     steps = np.arange(1, values.size + 1)
     ax.plot(steps, values, color=BLUE, alpha=0.3, linewidth=0.6)
@@ -66,6 +82,10 @@ def free_energy(
     ax.plot(steps, smooth, color=BLUE, linewidth=1.6, label=r"loss $\geq -\ln Z$")
     if standard_error is not None:
         error = np.asarray(standard_error, dtype=np.float64)
+        if error.shape != values.shape:
+            raise ValueError(
+                f"standard_error has shape {error.shape}; accepted: {values.shape}, as loss"
+            )
         ax.fill_between(steps, smooth - error, smooth + error, color=BLUE, alpha=0.25, linewidth=0)
     if annealing_steps > 0:
         end = min(annealing_steps, values.size)
@@ -78,6 +98,8 @@ def free_energy(
         )  # fmt: skip
     if exact is not None:
         ax.axhline(exact, color="black", linestyle="--", linewidth=1.2, label="exact")
+    if not np.isfinite(values[-1]):
+        note(ax, "not converged: the loss is not finite")
     _free_energy_range(ax, values, annealing_steps, exact)
     ax.set_xlabel("training step")
     ax.set_ylabel(r"free energy $-\ln Z$ (nats)")
@@ -94,6 +116,8 @@ def structure_factor(
     the square root of their number, so it needs no estimate of the autocorrelation. Samplers whose
     chains have not converged are named with their R-hat.
 
+    Shown in ``tutorials/figures/structure_factor.png``.
+
     Args:
         draws: For each sampler's name the structure factor of every draw, shape
             ``(chains, draws)``.
@@ -104,11 +128,12 @@ def structure_factor(
         The Axes.
 
     Raises:
-        ValueError: An entry is empty or not two-dimensional.
+        ValueError: There is none, or an entry is empty or not two-dimensional.
 
     >>> structure_factor({"latent": [[0.5, 0.6], [0.7, 0.4]]}, exact=0.55).get_xlabel()
     'draws per chain'
     """
+    check_some("draws", draws)
     ax = axes_or_new(ax)
     for index, (name, values) in enumerate(draws.items()):
         colour, style = COLOURS[index % len(COLOURS)], STYLES[index % len(STYLES)]
@@ -138,6 +163,8 @@ def trace(
 
     The three are those with the lowest, the middle and the highest median: chains that stay in
     another mode than the rest are among them.
+
+    Shown in ``tutorials/figures/trace.png``.
 
     Args:
         draws: Of the observable, shape ``(chains, draws)``.
@@ -189,6 +216,8 @@ def ranks(draws: npt.ArrayLike, *, label: str, bins: int = 20, ax: Axes | None =
 
     Up to twelve chains have a histogram each, about a line at the even count; more are the rows of
     a picture, dark where a chain has more draws than its share.
+
+    Shown in ``tutorials/figures/ranks.png``.
 
     Args:
         draws: Of the observable, shape ``(chains, draws)``.
@@ -245,6 +274,8 @@ def configurations(
 
     A one-dimensional lattice is drawn as a stripe, of a three-dimensional one the middle layer.
 
+    Shown in ``tutorials/figures/configurations.png``.
+
     Args:
         fields: For each sampler's name an array of fields, shape ``(number,) + shape``.
         count: How many fields of each to draw.
@@ -255,7 +286,7 @@ def configurations(
 
     Raises:
         ValueError: There is no sampler, ``count`` is not positive, or an entry holds fewer than
-            ``count`` fields or fields of more than three dimensions.
+            ``count`` fields, fields of more than three dimensions or values that are not finite.
 
     >>> configurations({"latent": np.ones((4, 8, 8))}, count=2).shape
     (1, 2)
@@ -264,12 +295,12 @@ def configurations(
         raise ValueError(f"got {len(fields)} samplers and count {count}; accepted: >= 1 of each")
     pictures = {name: _pictures(name, values, count) for name, values in fields.items()}
     if figure is None:
-        figure = Figure(figsize=(2.0 * count + 1.2, 2.2 * len(pictures)), layout="constrained")
+        figure = new_figure(2.0 * count + 1.2, 2.2 * len(pictures))
     axes = figure.subplots(len(pictures), count, squeeze=False)
     limit = max(float(np.quantile(np.abs(p), 0.99)) for p in pictures.values()) or 1.0
     for row, (name, panels) in zip(axes, pictures.items(), strict=True):
         for ax, panel in zip(row, panels, strict=True):
-            image = ax.imshow(panel, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="equal")
+            image = ax.imshow(panel, cmap=SIGNED, vmin=-limit, vmax=limit, aspect="equal")
             ax.set_xticks([])
             ax.set_yticks([])
         row[0].set_ylabel(name)
@@ -288,11 +319,24 @@ def _note_convergence(ax: Axes, draws: Mapping[str, npt.ArrayLike]) -> None:
     """Say above the axes which of the draws have not converged, in words and with the figure."""
     notes = []
     for name, values in draws.items():
-        rhat = summarise(np.asarray(values, dtype=np.float64)).rhat
-        if rhat > LARGEST_RHAT:
-            notes.append(f"{name}: R-hat = {rhat:.3g}" if name else f"R-hat = {rhat:.3g}")
+        finding = _finding(np.asarray(values, dtype=np.float64))
+        if finding:
+            notes.append(f"{name}: {finding}" if name else finding)
     if notes:
-        ax.set_title("not converged: " + ", ".join(notes), color="black", fontweight="bold")
+        note(ax, "not converged: " + ", ".join(notes))
+
+
+def _finding(values: Array) -> str:
+    """What speaks against convergence; draws too few to tell do as well."""
+    bad = int((~np.isfinite(values)).sum())
+    if bad:
+        return f"{bad} draws are not finite"
+    if np.ptp(values) == 0:
+        return ""
+    rhat = summarise(values).rhat
+    if np.isnan(rhat):
+        return "too few chains or draws for R-hat"
+    return f"R-hat = {rhat:.3g}" if rhat > LARGEST_RHAT else ""
 
 
 def _running_median(values: Array) -> Array:
@@ -331,6 +375,8 @@ def _pictures(name: str, values: npt.ArrayLike, count: int) -> Sequence[Array]:
             f"fields[{name!r}] has shape {array.shape}; accepted: at least {count} fields of a "
             "lattice with 1 to 3 dimensions"
         )
+    if not np.isfinite(array[:count]).all():
+        raise ValueError(f"fields[{name!r}] has values that are not finite; accepted: finite ones")
     if array.ndim == 2:
         return list(array[:count, None, :])
     if array.ndim == 4:

@@ -27,12 +27,14 @@ from torch.distributions import Transform
 from pyro_neuralrg.arguments import as_integer
 from pyro_neuralrg.transforms.base import LatticeTransform
 from pyro_neuralrg.transforms.coupling import neighbour_coupling, realnvp_block
+from pyro_neuralrg.transforms.linear import BlockMatrices
 
 __all__ = [
     "BIJECTORS",
     "Bijector",
     "BlockFactory",
     "LayerFactory",
+    "Linear",
     "Neighbour",
     "Place",
     "RealNVP",
@@ -131,6 +133,22 @@ class Neighbour:
 
 
 @dataclass(frozen=True)
+class Linear:
+    """A matrix for each block: see :class:`~pyro_neuralrg.transforms.linear.BlockMatrices`.
+
+    With ``weights="block"`` each place has its own, so that the flow is a Gaussian whose
+    correlations differ from place to place: a smooth field seen here and hidden there. It takes no
+    account of a context.
+    """
+
+    name: ClassVar[str] = "linear"
+
+    def build(self, place: Place) -> LatticeTransform:
+        """One matrix shared by all blocks, or one for each."""
+        return BlockMatrices(place.size, place.count, per_block=place.per_block)
+
+
+@dataclass(frozen=True)
 class BlockFactory:
     """A user's block: ``factory(size)`` returns a TransformModule of event shape ``(size,)``."""
 
@@ -157,9 +175,10 @@ class LayerFactory:
         return _Foreign((place.size, *place.count), transform)
 
 
-BIJECTORS: dict[str, type[RealNVP] | type[Neighbour]] = {
+BIJECTORS: dict[str, type[Any]] = {
     RealNVP.name: RealNVP,
     Neighbour.name: Neighbour,
+    Linear.name: Linear,
 }
 
 
@@ -237,7 +256,7 @@ def _refuse_per_block(place: Place, what: str) -> None:
     if place.per_block:
         raise ValueError(
             f"weights is 'block', but {what} acts on all blocks of a layer at once; "
-            "accepted: 'scale' or 'shared', or a block bijector such as 'realnvp'"
+            "accepted: 'scale' or 'shared', or a block bijector such as 'realnvp' or 'linear'"
         )
 
 

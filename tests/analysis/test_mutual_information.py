@@ -205,6 +205,10 @@ def test_other_bad_arguments() -> None:
     x = torch.randn(100, 4)
     with pytest.raises(TypeError, match="samples is a str"):
         mutual_information("x")
+    with pytest.raises(TypeError, match="samples is complex"):
+        mutual_information(x + 1j)
+    with pytest.raises(TypeError, match="estimator is 'bins'"):
+        mutual_information(x, estimator="bins")
     with pytest.raises(ValueError, match="shuffles is 1; accepted: an integer >= 2"):
         mutual_information(x, shuffles=1)
     with pytest.raises(ValueError, match="seed is -1"):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import csv
 import math
 import signal
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -310,6 +312,18 @@ def test_history_as_table(target: Any, flow: Any) -> None:
     table = fit(target, flow, **QUICK).history.as_dict()
     assert list(table) == list(TrainingStep._fields)
     assert {column.shape for column in table.values()} == {(30,)}
+
+
+def test_history_as_a_file(target: Any, flow: Any, tmp_path: Path) -> None:
+    """A header and a line for each step, from which every number is read again."""
+    history = fit(target, flow, **QUICK).history
+    history.to_csv(tmp_path / "history.csv")
+    with (tmp_path / "history.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == list(TrainingStep._fields)
+    assert [row["step"] for row in rows] == [str(step) for step in range(30)]
+    for name, column in history.as_dict().items():
+        np.testing.assert_array_equal([float(row[name]) for row in rows], column)
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,17 @@ BAD = {
     "no seconds": (["sweep", "--seconds", "0"], "seconds"),
     "no seeds": (["fig4a", "--seeds", "0"], "seeds"),
     "seeds elsewhere": (["fig4b", "--seeds", "2"], "seeds"),
+    "seeds of one flow": (["fig4a", "--seeds", "2", *FLOW], "seeds"),
+    "steps of a sweep": (["sweep", "--steps", "2"], "steps"),
+    "steps beside a flow": (["fig4b", "--steps", "2", *FLOW], "steps"),
+    "temperatures": (["sweep", "--temperatures", "2", "-1"], "temperatures"),
+    "a temperature twice": (["sweep", "--temperatures", "2", "2.0"], "temperatures"),
+    "depths": (["sweep", "--shape", "4", "4", "--depths", "3"], "depths"),
+    "circuits": (["sweep", "--circuits", "ring"], "circuits"),
+    "one chain": (["fig3b", "--chains", "1"], "chains"),
+    "chains elsewhere": (["fig3a", "--chains", "9"], "chains"),
+    "no trajectories": (["fig3b", "--trajectories", "0"], "trajectories"),
+    "nothing to draw": (["fig3a", "--redraw"], "fig3a.json"),
 }
 
 
@@ -97,6 +108,46 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert "error:" in error
     assert word in error
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("as_a_reader")
+@pytest.mark.parametrize("figure", ["sweep", "fig4b"])
+def test_redraw_computes_nothing(
+    figure: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["paper", figure, "--smoke", "--shape", "4", "--out", str(tmp_path)]
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    (tmp_path / f"{figure}.png").unlink()
+    monkeypatch.setattr("pyro_neuralrg.paper.start.fit", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr(sweep, "fit", lambda *_, **__: pytest.fail("trained"))
+    assert main(["paper", figure, "--redraw", "--out", str(tmp_path)]) == 0
+    assert (tmp_path / f"{figure}.png").exists()
+    assert capsys.readouterr().out == said
+
+
+@pytest.mark.parametrize("content", ["{}", '{"points": [{}]}', "no JSON"])
+def test_redraw_of_other_results_is_one_line(
+    content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sweep.json").write_text(content)
+    with pytest.raises(SystemExit) as stop:
+        main(["paper", "sweep", "--redraw", "--out", str(tmp_path)])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert str(tmp_path) in error
+
+
+@pytest.mark.usefixtures("as_a_reader")
+def test_the_sweep_is_what_was_asked_for(tmp_path: Path) -> None:
+    options = ["--temperatures", "2.2", "3", "--depths", "2", "--circuits", "--seconds", "0.1"]
+    shape = ["--shape", "4", "4"]
+    assert main(["paper", "sweep", "--smoke", *shape, *options, "--out", str(tmp_path)]) == 0
+    results = sweep.Results.read(tmp_path)
+    assert [(p.case.temperature, p.case.depth) for p in results.points] == [(2.2, 2), (3.0, 2)]
+    assert results.circuits == []
+    assert results.seconds == 0.1
 
 
 def test_out_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -183,7 +234,7 @@ def test_error_over_chains_is_that_of_the_mean() -> None:
 
 
 def test_fig4a_reports_every_seed(tmp_path: Path) -> None:
-    job = prepare("fig4a", Start(shape=(4, 4), progress=False), small=True, seeds=2)
+    job = prepare("fig4a", Start(shape=(4, 4), progress=False), small=True, own={"seeds": 2})
     lines = job.run(tmp_path)
     results = fig4a.Results.read(tmp_path)
     assert len(results.overlaps.before) == len(results.overlaps.after) == 2
@@ -217,14 +268,15 @@ def test_fig4a_overlaps_of_block_spins_are_one() -> None:
 
 
 def test_fig3b_counts_the_training_of_latent_samplers_only() -> None:
-    curve = fig3b.Curve([0.1, 0.2], [0.01, 0.01], 0.8, 0.1, 10.0, 3.0, 4.0)
+    curve = fig3b.Curve([0.1, 0.2], [0.01, 0.01], 0.8, 0.1, 10.0, 3.0, 4.0, 3.5)
     curves = {"latent HMC": curve, "physical HMC": curve}
-    results = fig3b.Results("t", 0.5, 100.0, curves, {}, 10, 100)
+    results = fig3b.Results("t", 0.5, 100.0, 90.0, curves, {}, 10, 100)
     axes = fig3b.draw(results).axes
     assert len(axes) == 2
     assert axes[0].lines[0].get_xdata().tolist() == [1, 2]
-    assert axes[1].lines[0].get_xdata().tolist() == [105.0, 107.0]
-    assert axes[1].lines[1].get_xdata().tolist() == [5.0, 7.0]
+    assert axes[1].lines[0].get_xdata().tolist() == [92.5, 93.5]  # half of each second was CPU time
+    assert axes[1].lines[1].get_xdata().tolist() == [2.5, 3.5]
+    assert "training (90 s, wall time 100 s)" in axes[1].get_xlabel()
     assert axes[0].get_title().startswith("not converged")
 
 

@@ -16,7 +16,7 @@ from pyro_neuralrg.paper.start import BLOCKS, Start, exact_or_none, inverse, pap
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     path = tmp_path / "flow.pt"
-    metadata = {"temperature": 2.5, "training_seconds": 12.0}
+    metadata = {"temperature": 2.5, "training_seconds": 12.0, "blocks": "paper", "steps": 7}
     save(path, hierarchical_flow((4, 4)), metadata=metadata)
     return path
 
@@ -42,9 +42,11 @@ def test_bad_input_is_named(case: str) -> None:
 def test_a_saved_flow_brings_its_shape_and_its_time(saved: Path) -> None:
     prepared = Start(saved=saved, temperature=2.5).prepare()
     assert prepared.flow.shape == prepared.target.shape == prepared.start.shape == (4, 4)
-    assert prepared.seconds == 12.0
+    assert prepared.saved["training_seconds"] == 12.0
+    assert prepared.metadata(3.0, 2.0)["training_seconds"] == 15.0
+    assert prepared.metadata(3.0, 2.0)["training_cpu_seconds"] is None  # not known of the first
     assert prepared.is_trained
-    assert "saved flow" in prepared.title
+    assert "saved flow (paper blocks, 7 steps)" in prepared.title
 
 
 def test_a_saved_flow_of_another_shape_is_refused(saved: Path) -> None:

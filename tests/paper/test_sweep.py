@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -118,10 +119,42 @@ def test_bad_input_before_any_training(
     options: dict[str, object], word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sweep, "train_point", lambda *_: pytest.fail("it was trained"))
-    asked = settings(**options)
+    prepared = settings().start.prepare()
     with pytest.raises(ValueError, match=word):
-        sweep.compute(asked, asked.start.prepare(), tmp_path)
+        sweep.compute(settings(**options), prepared, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+class Clock:
+    """Of CPU time, moved by hand."""
+
+    now = 0.0
+
+    def process_time(self) -> float:
+        return self.now
+
+
+def test_the_budget_is_cpu_time_and_compiling_is_not_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock()
+    asked = []
+
+    def fit(*_: object, steps: int, callback: Callable[[None], bool], **__: object) -> None:
+        clock.now += 0.0 if asked else 100.0  # the first training compiles
+        asked.append(steps)
+        for _ in range(steps):
+            clock.now += 0.5
+            if callback(None):
+                break
+
+    monkeypatch.setattr(sweep, "fit", fit)
+    monkeypatch.setattr(sweep, "time", clock)
+    case = sweep.Case("tree", 1, 2.7, [2, 2], "paper", 8, 20.0, 0)
+    found = sweep.train_point(case, settings())
+    assert asked == [1, sweep.TIMED + 1, (20 - 3) / 0.5]
+    assert found.steps == 34
+    assert found.took == 20.0
 
 
 def test_bad_budget() -> None:

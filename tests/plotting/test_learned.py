@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib import colormaps
+from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 
 from pyro_neuralrg import analysis, plotting
@@ -157,9 +158,9 @@ def test_draws_on_the_axes_given_and_writes_a_png(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [learned.SIGNED, learned.POSITIVE])
-def test_lightness_grows_or_falls_along_the_colours(name: str) -> None:
+def test_lightness_grows_or_falls_along_the_colours(name: str | Colormap) -> None:
     """So that figures can be read in grey, signs among them."""
-    colours = colormaps[name](np.linspace(0, 1, 64))[:, :3]
+    colours = colormaps.get_cmap(name)(np.linspace(0, 1, learned.LEVELS))[:, :3]
     steps = np.diff(colours @ [0.299, 0.587, 0.114])
     assert (steps > 0).all() or (steps < 0).all()
 

@@ -95,3 +95,18 @@ def test_light_cone_counts_what_is_inside() -> None:
 def test_light_cone_of_other_dimensions(masks: list[np.ndarray]) -> None:
     with pytest.raises(ValueError, match="one or two dimensions"):
         plotting.light_cone(masks)
+
+
+def test_relative_errors_end_below_the_smallest_and_not_where_bars_do() -> None:
+    found = {"a": Series([1, 2], [-9.0, -9.9], [0.5, 0.5])}
+    ax = plotting.relative_errors(found, exact=-10.0)
+    assert 0.001 < ax.get_ylim()[0] < 0.01
+    many = Series(np.arange(200), -10.0 + np.r_[1e-9, np.full(199, 0.1)], np.full(200, 1e-3))
+    assert plotting.relative_errors({"a": many}, exact=-10.0).get_ylim()[0] > 1e-3
+    assert plotting.relative_errors({"a": Series([1], [-10.0], [0.1])}, exact=-10.0)
+
+
+def test_depths_are_integers() -> None:
+    curve = Series([1, 2], [1e-2, 1e-3], [1e-5] * 2)
+    ticks = plotting.depths({"a": curve}, lengths={}).get_xticks()
+    assert all(tick == round(tick) for tick in ticks)

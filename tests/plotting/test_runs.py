@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -170,3 +171,59 @@ def test_ranks_of_many_chains_are_a_picture() -> None:
 def test_chains_of_other_shapes_are_rejected(figure, values: object) -> None:
     with pytest.raises(ValueError, match=r"draws has shape .* accepted: \(chains, draws\)"):
         figure(values, label="m")
+
+
+@pytest.mark.parametrize("figure", [plotting.trace, plotting.ranks])
+@pytest.mark.parametrize(
+    ("values", "finding"),
+    [
+        (np.full((4, 9), np.nan), "36 draws are not finite"),
+        (np.where(np.arange(36) == 7, np.inf, np.arange(36.0)).reshape(4, 9), "1 draws are not"),
+        (np.arange(8.0).reshape(4, 2), "too few chains or draws for R-hat"),
+        (np.arange(4.0)[:, None] * np.ones((4, 9)), "R-hat = inf"),
+    ],
+)
+def test_what_cannot_have_converged_is_said_not_to_have(figure, values, finding: str) -> None:
+    assert figure(values, label="m", **bins(figure)).get_title().startswith("not converged: ")
+    shown = figure(values, label="m", **bins(figure)).get_title().replace("\n", " ")
+    assert finding in shown
+
+
+def bins(figure: object) -> dict[str, int]:
+    return {"bins": 2} if figure is plotting.ranks else {}
+
+
+def test_a_training_that_broke_says_so() -> None:
+    assert plotting.free_energy([3.0, 2.0]).get_title() == ""
+    broken = plotting.free_energy([3.0, np.nan])
+    assert broken.get_title() == "not converged: the loss is not finite"
+
+
+def test_a_long_note_is_broken_into_lines_that_fit() -> None:
+    draws = {f"a sampler with a long name, {i}": stuck() for i in range(4)}
+    ax = plotting.structure_factor(draws)
+    ax.figure.savefig(io.BytesIO())
+    box = ax.title.get_window_extent()
+    assert len(ax.get_title().splitlines()) > 1
+    assert box.x0 >= 0
+    assert box.x1 <= ax.figure.bbox.x1
+
+
+@pytest.mark.parametrize(
+    ("draw", "word"),
+    [
+        (lambda: plotting.structure_factor({}), "draws is empty"),
+        (lambda: plotting.estimates({}), "found is empty"),
+        (lambda: plotting.relative_errors({}, exact=1.0), "found is empty"),
+        (lambda: plotting.relaxation({}, xlabel="x", label="y"), "found is empty"),
+        (lambda: plotting.depths({}, lengths={}), "found is empty"),
+        (lambda: plotting.free_energy([2.0, 1.0], exact=np.nan), "exact is nan"),
+        (lambda: plotting.free_energy([2.0, 1.0], standard_error=[0.1]), "standard_error has"),
+        (lambda: plotting.configurations({"a": np.full((4, 2, 2), np.nan)}), "not finite"),
+        (lambda: plotting.pyramid([np.full((1, 4, 4), np.nan)]), "not finite"),
+        (lambda: plotting.light_cone([np.full((2, 2), np.nan)]), "not finite"),
+    ],
+)
+def test_nothing_or_nan_is_refused(draw, word: str) -> None:
+    with pytest.raises(ValueError, match=word):
+        draw()

@@ -1,21 +1,19 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""The one progress bar of a run."""
+"""What the progress bar of a run shows."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from pyro.ops.stats import split_gelman_rubin
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from pyro_neuralrg.infer.mcmc.base import Kernel, StepInfo
 
-__all__ = ["MIN_DRAWS", "ProgressBar", "worst_rhat"]
+__all__ = ["MIN_DRAWS", "Figures", "worst_rhat"]
 
 #: R-hat splits chains and needs two draws of each half.
 MIN_DRAWS = 4
@@ -23,51 +21,30 @@ MIN_DRAWS = 4
 RHAT_SECONDS = 2.0
 
 
-class ProgressBar:
-    """Phase, acceptance, step sizes, and the worst R-hat so far.
+class Figures:
+    """Acceptance, step sizes, and the worst R-hat so far, as text.
 
     Args:
-        total: steps.
-        shown: whether there is a bar at all.
+        series: returns the figures ``(chains, draws)`` of the draws so far.
     """
 
-    def __init__(self, total: int, shown: bool) -> None:
-        self._bar: Any = tqdm(total=total, disable=not shown, leave=True)
+    def __init__(self, series: Callable[[], Mapping[str, Tensor]]) -> None:
+        self._series = series
         self._rhat = math.nan
         self._looked = time.monotonic()
 
-    def __enter__(self) -> ProgressBar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    def done(self, steps: int) -> None:
-        """Count steps that were made before."""
-        self._bar.update(steps)
-
-    def step(
-        self,
-        phase: str,
-        kernel: Kernel,
-        info: StepInfo,
-        series: Callable[[], Mapping[str, Tensor]] | None = None,
-    ) -> None:
-        """Show one step; ``series`` returns the figures ``(chains, draws)`` of the draws so far."""
-        if self._bar.disable:
-            return
-        self._bar.set_description(phase, refresh=False)
+    def of(self, kernel: Kernel, info: StepInfo) -> str:
+        """Of one step, and of the draws before it."""
         shown = {"acceptance": f"{float(info.acceptance_rate.mean()):.2f}"}
         for name, member in kernel.members.items():
             if member.step_size is not None:
                 shown[f"step size {name}"] = f"{member.step_size:.3g}"
         now = time.monotonic()
-        if series is not None and now - self._looked > RHAT_SECONDS:
-            self._rhat, self._looked = worst_rhat(series()), now
+        if now - self._looked > RHAT_SECONDS:
+            self._rhat, self._looked = worst_rhat(self._series()), now
         if not math.isnan(self._rhat):
             shown["R-hat"] = f"{self._rhat:.3f}"
-        self._bar.set_postfix(shown, refresh=False)
-        self._bar.update()
+        return ", ".join(f"{name}={value}" for name, value in shown.items())
 
 
 def worst_rhat(series: Mapping[str, Tensor]) -> float:

@@ -8,6 +8,7 @@ import os
 import time
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ from pyro_neuralrg.infer.files import one_line
 from pyro_neuralrg.infer.mcmc import state_file
 from pyro_neuralrg.infer.mcmc.adaptation import Adaptation, Warmup
 from pyro_neuralrg.infer.mcmc.base import Kernel, StepInfo
-from pyro_neuralrg.infer.mcmc.progress import ProgressBar
+from pyro_neuralrg.infer.mcmc.progress import Figures
 from pyro_neuralrg.infer.mcmc.record import Observable, observe, statistics
 from pyro_neuralrg.infer.mcmc.results import Cost, Mark, RunResults
 from pyro_neuralrg.infer.mcmc.starts import check_start, started
 from pyro_neuralrg.infer.mcmc.target import Target, frozen
 from pyro_neuralrg.interrupts import HELD, deferred_interrupts
 from pyro_neuralrg.processes import processes
+from pyro_neuralrg.progress import Progress
 
 __all__ = ["VectorizedMCMC"]
 
@@ -67,8 +69,9 @@ class VectorizedMCMC(RunResults):
             field, to ``(chains, ...)``.
         keep_draws: keep the positions; without, only observables and statistics are kept, and long
             runs of large fields need no more memory than short ones.
-        checkpoint: a file to :meth:`save` to, every ``checkpoint_every`` seconds and at the end.
-            If it cannot be written then, a warning says so.
+        checkpoint: a file to :meth:`save` to, every ``checkpoint_every`` seconds and at the end;
+            the one before is kept beside it, as ``NAME.previous.SUFFIX``. If it cannot be written
+            then, a warning says so.
         checkpoint_every: seconds, > 0.
 
     Attributes:
@@ -94,6 +97,8 @@ class VectorizedMCMC(RunResults):
 
     _warmup: Warmup | None
     _saved: float
+    _kept: Mark | None  # of the newest file
+    _figures: Figures
 
     def __init__(
         self,
@@ -218,6 +223,8 @@ class VectorizedMCMC(RunResults):
     def load(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Read a file of :meth:`save` into a runner made in the same way; never executes code.
 
+        Of a checkpoint that is damaged or missing, the one before is read, with a warning.
+
         Args:
             path: the file.
             *args: arguments of the Pyro model, if the target is one.
@@ -229,7 +236,7 @@ class VectorizedMCMC(RunResults):
                 named; ``num_samples``, ``seed``, ``progress``, ``chain_batch_size`` and the
                 checkpoint may differ), or of another target, whose energies would be others.
         """
-        contents = processes().from_first(lambda: state_file.FORMAT.read(Path(path)))
+        contents = processes().from_first(lambda: state_file.read_newest(Path(path)))
         self._forget()
         self._set_up(args, kwargs)
         try:
@@ -239,8 +246,24 @@ class VectorizedMCMC(RunResults):
             self._forget()
             raise
         self.seed = contents["seed"]
+        self._kept = self._mark if self.checkpoint == Path(path) else None
         self.interrupted = self._mark.drawn < self.num_samples
         self._join()
+
+    def check(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """See that a file is of such a run as this one, before it is needed.
+
+        Args:
+            path: the file.
+            *args: arguments of the Pyro model, if the target is one.
+            **kwargs: likewise.
+
+        Raises:
+            OSError, ValueError: as :meth:`load`, but for another target.
+        """
+        saved = processes().from_first(lambda: state_file.read_newest(Path(path))["settings"])
+        self._set_up(args, kwargs)
+        state_file.check_same(path, saved, self._settings())
 
     def _stand_at(self, path: str | os.PathLike[str], contents: Mapping[str, Any]) -> Mark:
         """Take over what a file holds of this process's chains; return its mark."""
@@ -271,6 +294,7 @@ class VectorizedMCMC(RunResults):
     def _forget(self) -> None:
         super()._forget()
         self._warmup = None
+        self._kept = None
 
     def _set_up(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Target:
         self._world = processes()
@@ -294,19 +318,18 @@ class VectorizedMCMC(RunResults):
         generator.set_state(self._mark.random)
         self._saved = time.monotonic()
         self._samples = self._joined = None
+        self._figures = Figures(self._series)
+        total, done = self.warmup_steps + self.num_samples, self._mark.warmed_up + self._mark.drawn
         held = HELD if self.checkpoint is not None or world.size > 1 else ()
         with (
             frozen(target.modules()),
-            ProgressBar(
-                self.warmup_steps + self.num_samples, self.progress and world.is_first
-            ) as bar,
+            Progress(total, "warm-up", self.progress and world.is_first, done) as progress,
             deferred_interrupts(held) as pressed,
         ):
-            bar.done(self._mark.warmed_up + self._mark.drawn)
-            self._warm_up(generator, bar, pressed)
-            self._draw(generator, bar, pressed)
+            self._warm_up(generator, progress, pressed)
+            self._draw(generator, progress, pressed)
 
-    def _warm_up(self, generator: torch.Generator, bar: ProgressBar, pressed: list[int]) -> None:
+    def _warm_up(self, generator: torch.Generator, progress: Progress, pressed: list[int]) -> None:
         mark, warmup = self._mark, self._warmup
         if warmup is None:
             return
@@ -315,7 +338,7 @@ class VectorizedMCMC(RunResults):
             self._mark = None  # a step that is torn leaves nothing to go on with but a saved one
             mark, info = self._one_warm_up_step(mark, warmup, generator)
             self._mark = mark
-            bar.step("warm-up", warmup.kernel, info)
+            progress.step(partial(self._figures.of, self.kernel, info), "warm-up")
             if self._pause(pressed):
                 self.interrupted = True
                 if self.checkpoint is not None:
@@ -345,11 +368,11 @@ class VectorizedMCMC(RunResults):
         )
         return mark, info
 
-    def _draw(self, generator: torch.Generator, bar: ProgressBar, pressed: list[int]) -> None:
+    def _draw(self, generator: torch.Generator, progress: Progress, pressed: list[int]) -> None:
         assert self._mark is not None
         try:
             while self._mark.drawn < self.num_samples and not self.interrupted:
-                self._mark = self._one_draw(self._mark, generator, bar)
+                self._mark = self._one_draw(self._mark, generator, progress)
                 self.interrupted = self._pause(pressed)
         except KeyboardInterrupt:
             self.interrupted = True
@@ -375,9 +398,14 @@ class VectorizedMCMC(RunResults):
 
     def _keep(self) -> None:
         """Save to the checkpoint; that it cannot be written does not end days of sampling."""
-        assert self.checkpoint is not None
+        path = self.checkpoint
+        assert path is not None
+        if self._mark is self._kept:
+            return
         try:
-            self.save(self.checkpoint)
+            self._world.from_first(lambda: _move(path, state_file.previous(path)))
+            self.save(path)
+            self._kept = self._mark
         except OSError as error:
             if self._world.is_first:
                 warnings.warn(
@@ -395,7 +423,7 @@ class VectorizedMCMC(RunResults):
                 for name, record in self._records.items()
             }
 
-    def _one_draw(self, mark: Mark, generator: torch.Generator, bar: ProgressBar) -> Mark:
+    def _one_draw(self, mark: Mark, generator: torch.Generator, progress: Progress) -> Mark:
         """Make the steps of one draw and record it."""
         began = time.perf_counter()
         state, infos = mark.state, []
@@ -411,7 +439,7 @@ class VectorizedMCMC(RunResults):
         for name, row in rows.items():
             self._records[name].truncate(mark.drawn)
             self._records[name].add(row)
-        bar.step("draws", self.kernel, infos[-1], self._series)
+        progress.step(partial(self._figures.of, self.kernel, infos[-1]), "draws")
         evaluations = sum(info.gradient_evaluations for info in infos) * self.num_chains
         cost, seconds = mark.gradient_evaluations, mark.seconds
         return mark._replace(
@@ -424,8 +452,14 @@ class VectorizedMCMC(RunResults):
 
     def _series(self) -> dict[str, Tensor]:
         """What the worst R-hat is looked for in: the chains of this process."""
-        lp = self._records["sample_stats"].columns()["lp"]
-        return {"lp": lp, **self._records["observables"].columns()}
+        columns = (self._records[name].columns() for name in ("sample_stats", "observables"))
+        stats, observables = columns
+        return {name: value for name, value in stats.items() if name == "lp"} | observables
+
+
+def _move(path: Path, to: Path) -> None:
+    if path.is_file():
+        os.replace(path, to)
 
 
 def _check_observables(observables: Any) -> dict[str, Observable]:

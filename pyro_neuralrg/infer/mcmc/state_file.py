@@ -5,19 +5,31 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.infer.files import FileFormat, differences
+from pyro_neuralrg.infer.files import DamagedFileError, FileFormat, differences
 from pyro_neuralrg.infer.mcmc.adaptation import Adaptation
 from pyro_neuralrg.infer.mcmc.base import ChainState, Kernel
 from pyro_neuralrg.processes import Processes
 
-__all__ = ["FORMAT", "chains_of", "check_same", "described", "joined", "kernel_of", "tuning"]
+__all__ = [
+    "FORMAT",
+    "chains_of",
+    "check_same",
+    "described",
+    "joined",
+    "kernel_of",
+    "previous",
+    "read_newest",
+    "tuning",
+]
 
 FORMAT = FileFormat(
     name="pyro_neuralrg.sampling",
@@ -38,6 +50,34 @@ FORMAT = FileFormat(
 
 #: Of energies computed again: other batch sizes and machines round otherwise.
 ENERGY_TOLERANCE = 1e-3
+
+
+def previous(path: Path) -> Path:
+    """Where the file before the newest one is kept."""
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
+def read_newest(path: Path) -> dict[str, Any]:
+    """The contents of a file, or of the one before it, if the file is damaged or missing.
+
+    Raises:
+        FileNotFoundError, OSError: if there is none, or it cannot be read.
+        DamagedFileError: if none is intact (a ValueError).
+        ValueError: if the file is of another version or format.
+
+    Warns:
+        UserWarning: if the one before is used.
+    """
+    try:
+        return FORMAT.read(path)
+    except (DamagedFileError, FileNotFoundError) as error:
+        try:
+            found = FORMAT.read(previous(path))
+        except (ValueError, OSError):
+            raise error from None
+        said = error if isinstance(error, DamagedFileError) else f"{path} is missing"
+        warnings.warn(f"{said}; going on from {previous(path)}", stacklevel=3)
+        return found
 
 
 def described(kernel: Kernel, adaptation: Adaptation, settings: Mapping[str, Any]) -> str:

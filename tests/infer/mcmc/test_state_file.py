@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -161,6 +162,47 @@ def test_signals_in_the_warm_up_save_first(moment: float, number: int, tmp_path:
         one.resume()
         assert not one.interrupted
         assert_same(one, whole)
+
+
+def test_the_checkpoint_before_the_newest_is_kept(tmp_path: Path) -> None:
+    kernel, path = HMC(gaussian()), tmp_path / "run.pt"
+    whole = make(kernel, checkpoint=path, checkpoint_every=1e-9)
+    whole.run()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["run.previous.pt", "run.pt"]
+    drawn = [
+        FORMAT.read(tmp_path / name)["costs"]["drawn"] for name in ("run.previous.pt", "run.pt")
+    ]
+    assert drawn == [11, 12]
+    finished = path.stat().st_mtime_ns
+    again = make(kernel, checkpoint=path)
+    again.load(path)
+    again.resume()  # nothing to draw, nothing to write
+    assert path.stat().st_mtime_ns == finished
+    data = path.read_bytes()
+    for damaged, said in ((data[:-7], "is corrupt"), (None, r"run\.pt is missing")):
+        path.unlink()
+        if damaged is not None:
+            path.write_bytes(damaged)
+        rest = make(kernel)
+        with pytest.warns(UserWarning, match=rf"{said}.*; going on from .*run\.previous\.pt"):
+            rest.load(path)
+        rest.resume()
+        assert_same(rest, whole)
+
+
+@pytest.mark.parametrize("count", [20, pytest.param(200, marks=pytest.mark.slow)])
+def test_every_corruption_is_found(count: int, tmp_path: Path, seed: int) -> None:
+    path, chance = tmp_path / "run.pt", random.Random(seed)
+    mcmc = make(HMC(gaussian()))
+    mcmc.run()
+    mcmc.save(path)
+    data = path.read_bytes()
+    for _ in range(count):
+        at, kind = chance.randrange(len(data)), chance.randrange(2)
+        flipped = bytes([data[at] ^ 1 << chance.randrange(8)]) + data[at + 1 :]
+        path.write_bytes(data[:at] + (flipped if kind else b""))
+        with pytest.raises(ValueError, match=r"is corrupt.*accepted"):
+            mcmc.load(path)
 
 
 def test_a_checkpoint_that_cannot_be_written(tmp_path: Path) -> None:

@@ -1,0 +1,220 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""A 32 x 32 log-Gaussian Cox process: our guide and sampler beside Pyro's, draws for each second.
+
+    python -m tests.benchmarks.cox guide noncentred plain haar lowrank [--draws 1000]
+
+Positions of stained cells (scikit-image's immunohistochemistry picture), counted in 28 x 28 pixels
+of a periodic lattice of 32 x 32; a Matern field with a free level, width and length of correlation.
+For each method: CPU seconds of the process, training and warm-up included, and the fewest bulk
+effective draws of the three and of the field at all sites.
+
+* guide: AutoHierarchicalFlow, fit, then ChEES-HMC of 64 chains in its latent space;
+* noncentred, plain: Pyro's NUTS, with white noise or the field itself as the site;
+* haar: Pyro's NUTS of the non-centred model, its noise in the Haar basis (HaarReparam);
+* lowrank: Pyro's NUTS behind AutoLowRankMultivariateNormal and NeuTraReparam.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import math
+import time
+import warnings
+from collections.abc import Callable
+
+import arviz as az
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.infer import MCMC, NUTS, SVI, Trace_ELBO
+from pyro.infer.autoguide import AutoLowRankMultivariateNormal
+from pyro.infer.reparam import HaarReparam, NeuTraReparam
+from skimage.color import rgb2hed
+from skimage.data import immunohistochemistry
+from skimage.feature import peak_local_max
+from skimage.filters import gaussian
+from torch import Tensor
+
+from pyro_neuralrg import AutoHierarchicalFlow, ChEESHMC, VectorizedMCMC, fit
+from pyro_neuralrg.infer import estimate
+from pyro_neuralrg.spectral import apply_spectrum, neighbour_spectrum, quadratic_form
+
+SHAPE, WINDOW = (32, 32), 28
+SITES = math.prod(SHAPE)
+LAPLACIAN = (4.0 - neighbour_spectrum(SHAPE, (1.0, 1.0))).float()
+GLOBALS = ("level", "width", "length")
+
+
+def counts_of_cells() -> Tensor:
+    """Of brown spots, in WINDOW x WINDOW pixels."""
+    stain = gaussian(rgb2hed(immunohistochemistry())[..., 2], 2.5)
+    spots = peak_local_max(stain, min_distance=3, threshold_abs=float(np.percentile(stain, 75)))
+    edges = [[0, side] for side in stain.shape]
+    counts, *_ = np.histogram2d(spots[:, 0], spots[:, 1], bins=WINDOW, range=edges)
+    return torch.from_numpy(counts).float()
+
+
+def spectrum(length: Tensor) -> Tensor:
+    """Of a Matern field of smoothness 1 and variance 1, ``length.shape + SHAPE``."""
+    modes = (8.0 / length[..., None, None].square() + LAPLACIAN) ** -2
+    return modes / modes.mean((-2, -1), keepdim=True)
+
+
+def hyper_parameters() -> tuple[Tensor, Tensor, Tensor]:
+    level = pyro.sample("level", dist.Normal(-1.0, 1.0))
+    width = pyro.sample("width", dist.LogNormal(-0.5, 0.5))
+    length = pyro.sample("length", dist.LogNormal(math.log(4.0), 0.5))
+    return level, width, length
+
+
+def observe(field: Tensor, counts: Tensor) -> None:
+    rate = field[..., :WINDOW, :WINDOW].exp()
+    pyro.sample("counts", dist.Poisson(rate, validate_args=False).to_event(2), obs=counts)
+
+
+def field_of(level: Tensor, width: Tensor, length: Tensor, noise: Tensor) -> Tensor:
+    """ln of the intensity of cells in a pixel."""
+    smooth = apply_spectrum(noise, spectrum(length).sqrt(), dims=2)
+    return level[..., None, None] + width[..., None, None] * smooth
+
+
+def noncentred(counts: Tensor) -> None:
+    """White noise is the site, the field is made of it."""
+    parameters = hyper_parameters()
+    noise = pyro.sample("noise", dist.Normal(0.0, 1.0).expand(SHAPE).to_event(2))
+    observe(field_of(*parameters, noise), counts)
+
+
+def plain(counts: Tensor) -> None:
+    """The field is the site."""
+    level, width, length = hyper_parameters()
+    field = pyro.sample("field", dist.Normal(0.0, 1.0).expand(SHAPE).mask(False).to_event(2))
+    variances = width[..., None, None].square() * spectrum(length)
+    form = quadratic_form(field - level[..., None, None], 1 / variances, dims=2)
+    pyro.factor("prior", -0.5 * (form + (2 * math.pi * variances).log().sum((-2, -1))))
+    observe(field, counts)
+
+
+def fewest_effective(samples: dict[str, Tensor]) -> tuple[float, dict[str, float]]:
+    """Bulk effective draws of draws ``(chains, draws, ...)``: the fewest, and by name."""
+    field = samples.get("field")
+    if field is None:
+        field = field_of(*(samples[name] for name in GLOBALS), samples["noise"])
+    series = {name: samples[name].numpy() for name in GLOBALS} | {"field": field.numpy()}
+    found = az.ess(az.from_dict(posterior=series))
+    by_name = {name: float(found[name].min()) for name in series}
+    return min(by_name.values()), by_name
+
+
+Run = Callable[[Tensor, argparse.Namespace], dict[str, Tensor]]
+
+
+def by_guide(counts: Tensor, arguments: argparse.Namespace) -> dict[str, Tensor]:
+    model = functools.partial(noncentred, counts)
+    options = {"bijector": "linear", "weights": "block"}
+    guide = AutoHierarchicalFlow(model, field="noise", init_scale=0.3, **options)
+    began = time.process_time()
+    settings = {"steps": arguments.steps, "batch": 64, "lr": 0.02, "seed": arguments.seed}
+    fit(model, guide, **settings, progress=False)
+    print(f"guide: fit in {time.process_time() - began:.1f} CPU seconds", flush=True)
+    if arguments.evidence:
+        found = estimate(model, guide, 20_000)
+        print(found, flush=True)
+    latent = NeuTraReparam(guide).reparam(model)
+    kernel = ChEESHMC(latent, criterion="snaper")
+    mcmc = VectorizedMCMC(
+        kernel, arguments.guide_draws, 150, 64, seed=arguments.seed, progress=False
+    )
+    mcmc.run()
+    return mcmc.get_samples(group_by_chain=True)
+
+
+def nuts(
+    model: Callable[..., None], counts: Tensor, arguments: argparse.Namespace
+) -> dict[str, Tensor]:
+    mcmc = MCMC(NUTS(model), arguments.draws, arguments.warmup, disable_progbar=True)
+    mcmc.run(counts)
+    return mcmc.get_samples(group_by_chain=True)
+
+
+def by_haar(counts: Tensor, arguments: argparse.Namespace) -> dict[str, Tensor]:
+    columns = poutine.reparam(noncentred, config={"noise": HaarReparam(dim=-1)})
+    model = poutine.reparam(columns, config={"noise_haar": HaarReparam(dim=-2)})
+    mcmc = MCMC(NUTS(model), arguments.draws, arguments.warmup, disable_progbar=True)
+    mcmc.run(counts)
+    samples = mcmc.get_samples(group_by_chain=True)
+    noise = samples.pop("noise_haar_haar")
+    for dim in (-2, -1):
+        noise = dist.transforms.HaarTransform(dim=dim).inv(noise)
+    return samples | {"noise": noise}
+
+
+def by_low_rank(counts: Tensor, arguments: argparse.Namespace) -> dict[str, Tensor]:
+    guide = AutoLowRankMultivariateNormal(noncentred, rank=20)
+    svi = SVI(noncentred, guide, pyro.optim.ClippedAdam({"lr": 0.01}), Trace_ELBO(20))
+    for _ in range(arguments.steps):
+        svi.step(counts)
+    transport = NeuTraReparam(guide)
+    mcmc = MCMC(
+        NUTS(transport.reparam(noncentred)),
+        arguments.draws,
+        arguments.warmup,
+        disable_progbar=True,
+    )
+    mcmc.run(counts)
+    latent = mcmc.get_samples(group_by_chain=True)["level_shared_latent"]
+    with torch.no_grad():
+        values = transport.transform_sample(latent)
+    return {
+        name: value.reshape(*latent.shape[:2], *value.shape[2:]) for name, value in values.items()
+    }
+
+
+METHODS: dict[str, Run] = {
+    "guide": by_guide,
+    "noncentred": lambda counts, arguments: nuts(noncentred, counts, arguments),
+    "plain": lambda counts, arguments: nuts(plain, counts, arguments),
+    "haar": by_haar,
+    "lowrank": by_low_rank,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("methods", nargs="*", choices=list(METHODS), help="default: all")
+    add("--draws", type=int, default=1000, help="of Pyro's NUTS")
+    add("--warmup", type=int, default=300, help="of Pyro's NUTS")
+    add("--steps", type=int, default=1000, help="of the guides' trainings")
+    add("--guide-draws", type=int, default=100, help="of each of our 64 chains")
+    add("--seed", type=int, default=0)
+    add("--evidence", action="store_true", help="print the guide's estimate, too")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    counts = counts_of_cells()
+    print(f"{int(counts.sum())} cells; effective draws per CPU second")
+    for name in arguments.methods or METHODS:
+        pyro.clear_param_store()
+        pyro.set_rng_seed(arguments.seed)
+        began = time.process_time()
+        samples = METHODS[name](counts, arguments)
+        seconds = time.process_time() - began
+        fewest, by_name = fewest_effective(samples)
+        means = {key: f"{float(samples[key].mean()):.3f}" for key in GLOBALS}
+        listed = ", ".join(f"{key} {value:.0f}" for key, value in by_name.items())
+        print(
+            f"{name:>11}: {fewest / seconds:8.3f} ({fewest:.0f} in {seconds:.0f} s; {listed}); "
+            f"means {means}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

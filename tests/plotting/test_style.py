@@ -1,0 +1,62 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Figures that notebooks show, and a committed picture of every function."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import re
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from pyro_neuralrg import plotting
+from pyro_neuralrg.plotting.style import png
+
+PICTURES = Path(__file__).parents[2] / "tutorials" / "figures"
+FUNCTIONS = sorted(
+    name
+    for name in plotting.__all__
+    if inspect.isfunction(getattr(plotting, name)) and name != "new_figure"
+)
+
+
+def test_notebooks_show_new_figures() -> None:
+    ax = plotting.free_energy([3.0, 2.0, 1.5], exact=1.0)
+    picture = matplotlib.image.imread(io.BytesIO(ax.figure._repr_png_()))
+    assert picture.shape[:2] == (320, 480)
+    assert picture.std() > 0.05
+
+
+def test_pngs_keep_the_colours_of_curves() -> None:
+    figure = plotting.new_figure(2.0, 2.0)
+    ax = figure.subplots()
+    for index, colour in enumerate(plotting.COLOURS):
+        ax.axhspan(index, index + 1, color=colour)
+    ax.imshow(np.random.default_rng(0).random((60, 60)), extent=(0, 1, 5, 9), aspect="auto")
+    ax.set_ylim(0, 9)
+    picture = matplotlib.image.imread(io.BytesIO(png(figure, 100)))[..., :3].reshape(-1, 3)
+    for colour in plotting.COLOURS:
+        wanted = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+        assert np.abs(picture - wanted).max(1).min() < 0.04
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_committed_picture_shows_it(name: str) -> None:
+    described = inspect.getdoc(getattr(plotting, name)) or ""
+    found = re.search(r"Shown in ``tutorials/figures/(\w+\.png)``", described)
+    assert found is not None
+    assert (PICTURES / found[1]).exists()
+
+
+def test_pictures_are_small_and_described() -> None:
+    pictures = sorted(PICTURES.glob("*.png"))
+    sizes = [path.stat().st_size for path in pictures]
+    assert max(sizes) < 150_000
+    assert sum(sizes) < 1_500_000
+    text = (PICTURES / "README.md").read_text(encoding="utf-8")
+    for path in pictures:
+        assert f"({path.name})" in text

@@ -1,0 +1,95 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures of those functions of ``pyro_neuralrg.plotting`` that no figure of the paper shows.
+
+``python tutorials/figures/make.py --flow flow.pt``, with the flow of ``paper fig3a``, 16 x 16 at
+the critical temperature.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from pyro_neuralrg import (
+    HMC,
+    Cycle,
+    IndependenceMetropolis,
+    IsingDual,
+    VectorizedMCMC,
+    analysis,
+    load,
+    plotting,
+)
+from pyro_neuralrg.observables import structure_factor
+from pyro_neuralrg.paper.files import write_figure
+
+HERE = Path(__file__).parent
+CHAINS, DRAWS, WARMUP = 32, 300, 200
+TEMPERATURES = (2.0, 2.269185, 2.7)
+
+
+def sample(target: IsingDual, flow: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Fields of both samplers from one start, shape ``(chains, draws) + shape``."""
+    start = torch.randn(CHAINS, *target.shape)
+    kernels = {
+        "latent": Cycle(HMC(target, num_steps=2, flow=flow), IndependenceMetropolis(flow)),
+        "physical": HMC(target, num_steps=10),
+    }
+    found = {}
+    for name, kernel in kernels.items():
+        run = VectorizedMCMC(
+            kernel, DRAWS, WARMUP, num_chains=CHAINS, initial_params={"x": start}, seed=0
+        )
+        run.run()
+        found[name] = run.get_samples(group_by_chain=True)["x"]
+    return found
+
+
+def pictures_of_runs(target: IsingDual, flow: torch.nn.Module, out: Path) -> None:
+    """Running means, traces, ranks and configurations of the two samplers."""
+    fields = sample(target, flow)
+    series = {name: structure_factor(x, target.shape).numpy() for name, x in fields.items()}
+    exact = target.exact_structure_factor()
+    drawn = {
+        "structure_factor": plotting.structure_factor(series, exact=exact),
+        "trace": plotting.trace(
+            fields["physical"].mean((-1, -2)).numpy(), label="mean field (dimensionless)", exact=0.0
+        ),
+        "ranks": plotting.ranks(series["physical"], label="the structure factor"),
+    }
+    for name, ax in drawn.items():
+        write_figure(out / f"{name}.png", ax.figure)
+    last = {name: x[:4, -1].numpy() for name, x in fields.items()}
+    last["cluster Monte Carlo"] = target.sample_reference(4, seed=0).numpy()
+    write_figure(out / "configurations.png", plotting.configurations(last)[0, 0].figure)
+
+
+def pictures_of_scales(target: IsingDual, flow: torch.nn.Module, out: Path) -> None:
+    """Fields at every scale, and the coarsest variable around the critical temperature."""
+    x = target.sample_reference(3, seed=1).float()
+    write_figure(out / "pyramid.png", plotting.pyramid(analysis.pyramid(flow, x)))
+    tops = {}
+    for temperature in TEMPERATURES:
+        x = IsingDual(target.shape, temperature=temperature).sample_reference(4000, seed=2)
+        tops[f"T = {temperature:.3g}"] = analysis.top_variable(flow, x.float()).numpy()
+    write_figure(out / "top_variable.png", plotting.top_variable(tops).figure)
+
+
+def main() -> None:
+    """Make all of them."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--flow", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=HERE)
+    options = parser.parse_args()
+    flow = load(options.flow).flow
+    target = IsingDual(flow.shape)
+    torch.manual_seed(0)
+    pictures_of_scales(target, flow, options.out)
+    pictures_of_runs(target, flow, options.out)
+
+
+if __name__ == "__main__":
+    main()
