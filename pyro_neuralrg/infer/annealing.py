@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,11 +23,14 @@ from pyro_neuralrg.infer.mcmc import (
     Cycle,
     IndependenceMetropolis,
     Kernel,
+    ModelTarget,
     StepInfo,
+    Target,
     as_target,
 )
 from pyro_neuralrg.infer.mcmc.target import frozen
 from pyro_neuralrg.infer.tempered import TemperedTarget
+from pyro_neuralrg.potentials.base import LatticePotential
 
 __all__ = ["Annealing", "anneal"]
 
@@ -66,7 +69,8 @@ class Annealing:
         jump_acceptance: the same of the independence jumps; NaN without a flow.
         step_sizes: of the moves there.
         gradient_evaluations: of the target, all particles together; a jump counts as one.
-        fields: particles at beta = 1, shape ``(num_particles,) + shape``.
+        sites: particles at beta = 1, by the name of the site (of a Pyro model its own sites,
+            constrained), shape ``(num_particles,) + shape``.
         log_weights: of them, float64, shape ``(num_particles,)``; their mean weight is the estimate
             of Z.
         groups: consecutive equal groups of particles that do not depend on each other, for
@@ -82,9 +86,21 @@ class Annealing:
     jump_acceptance: tuple[float, ...]
     step_sizes: tuple[float, ...]
     gradient_evaluations: int
-    fields: Tensor = field(repr=False)
+    sites: Mapping[str, Tensor] = field(repr=False)
     log_weights: Tensor = field(repr=False)
     groups: int
+
+    @property
+    def fields(self) -> Tensor:
+        """The particles of the only site, shape ``(num_particles,) + shape``.
+
+        Raises:
+            ValueError: if there are several.
+        """
+        if len(self.sites) != 1:
+            raise ValueError(f"fields of the sites {sorted(self.sites)}; accepted: sites[name]")
+        (fields,) = self.sites.values()
+        return fields
 
 
 def anneal(
@@ -92,6 +108,8 @@ def anneal(
     flow: TransformModule | None = None,
     *,
     shape: tuple[int, ...] | None = None,
+    model_args: Sequence[Any] | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
     num_particles: int = 1024,
     groups: int | None = None,
     moves: int = 1,
@@ -122,11 +140,19 @@ def anneal(
     Step sizes and betas come from the particles as they were before, so that the kernel of a move
     does not depend on it. Without a flow the start is a standard normal.
 
+    Of a Pyro model with data y, Z is the evidence p(y), as for :func:`estimate`. The start is a
+    standard normal of all unconstrained values; that of ``NeuTraReparam(guide).reparam(model)`` is
+    the guide, and jumps are to fresh draws of it. The better the guide, the fewer temperatures; of
+    one that is narrower than the posterior the weights have heavy tails here, too, and the free
+    energy comes out too high: compare several conditional_ess and num_particles.
+
     Args:
-        target: a LatticePotential, a batched energy with ``shape``, or an EnergyTarget or
-            LatentTarget.
-        flow: the start; frozen meanwhile.
+        target: a LatticePotential, a batched energy with ``shape``, a Pyro model, or a Target.
+        flow: the start; frozen meanwhile. Not for a model: reparameterise it by ``NeuTraReparam``,
+            or a site by :class:`~pyro_neuralrg.FlowReparam`.
         shape: lattice shape of a plain energy.
+        model_args: of the model.
+        model_kwargs: likewise by keyword.
         num_particles: a multiple of ``groups``.
         groups: of particles, which do not meet, for the standard error: at least 2. Default: 16
             with resampling, and without one for each particle.
@@ -163,9 +189,18 @@ def anneal(
         >>> exact = -2.0 * math.log(math.pi / 2.0)
         >>> bool(abs(run.free_energy - exact) < 4 * run.standard_error)
         True
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(data):
+        ...     x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        ...     pyro.sample("data", dist.Normal(x, 1.0), obs=data)
+        >>> data = torch.tensor(1.0)
+        >>> run = anneal(model, model_args=(data,), num_particles=160, seed=0, progress=False)
+        >>> exact = -dist.Normal(0.0, 2**0.5).log_prob(data)
+        >>> bool(abs(run.free_energy - exact) < 4 * run.standard_error), run.sites["x"].shape
+        (True, torch.Size([160]))
     """
-    whole = as_target(target, shape=shape, flow=flow)
-    tempered = TemperedTarget(whole, 0.0, batch_size)  # type: ignore[arg-type]  # checks it
+    whole = _whole(target, shape, flow, model_args, model_kwargs)
+    tempered = TemperedTarget(whole, 0.0, batch_size)
     if seed is None:
         seed = int(torch.randint(2**31, ()))
     seed = check_integer("seed", seed, 0, LARGEST_SEED)
@@ -200,6 +235,31 @@ def anneal(
     return found
 
 
+def _whole(
+    target: Any,
+    shape: tuple[int, ...] | None,
+    flow: TransformModule | None,
+    args: Sequence[Any] | None,
+    kwargs: Mapping[str, Any] | None,
+) -> Target:
+    """The target, of a model for its arguments."""
+    whole = as_target(target, shape=shape, flow=flow)
+    if args is None and kwargs is None and whole.sites:
+        return whole
+    if isinstance(args, str | Tensor) or not isinstance(args or (), Sequence):
+        raise TypeError(
+            f"model_args is a {type(args).__name__}; accepted: a sequence of the model's arguments"
+        )
+    if not isinstance(whole, ModelTarget):
+        if args or kwargs or not isinstance(target, LatticePotential):
+            raise TypeError(
+                f"model_args or model_kwargs are given, and target is a {type(target).__name__}; "
+                "accepted: a Pyro model"
+            )
+        return whole
+    return whole.setup(*(args or ()), **(kwargs or {}))
+
+
 class _Run:
     """The particles, and what is known of them so far."""
 
@@ -224,8 +284,9 @@ class _Run:
         self.next_beta = next_beta
         self.generator = generator
         self.kernel: Kernel = HMC(tempered, step_size=step_size, num_steps=num_steps, jitter=JITTER)
-        if tempered.flow is not None:
-            self.kernel = Cycle(self.kernel, IndependenceMetropolis(tempered.flow, tempered))
+        flow = tempered.jumps_by
+        if flow is not None:
+            self.kernel = Cycle(self.kernel, IndependenceMetropolis(flow, tempered))
         self.betas = [0.0]
         self.ess: list[float] = []
         self.resampled: list[float] = []
@@ -277,7 +338,6 @@ class _Run:
         """The estimates, from what is there at beta = 1."""
         of_groups = _log_mean_exp(self.log_weights.view(self.groups, -1))
         found = from_log_weights(of_groups)
-        (fields,) = self.tempered.physical(self.positions).values()
         return Annealing(
             free_energy=found.importance,
             standard_error=found.importance_se,
@@ -288,7 +348,7 @@ class _Run:
             jump_acceptance=tuple(self.jump_acceptance),
             step_sizes=tuple(self.step_sizes),
             gradient_evaluations=self.gradient_evaluations,
-            fields=fields,
+            sites=self.tempered.physical(self.positions),
             log_weights=self.log_weights.cpu(),
             groups=self.groups,
         )

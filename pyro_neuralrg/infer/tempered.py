@@ -8,32 +8,53 @@ import math
 from typing import Any
 
 import torch
+from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor
+from torch.distributions import constraints
 
 from pyro_neuralrg.arguments import check_integer, check_number
-from pyro_neuralrg.distributions.flow import local_to_normal
-from pyro_neuralrg.infer.mcmc.target import EnergyTarget, Target
+from pyro_neuralrg.distributions.flow import local_to_normal, normal_to_local
+from pyro_neuralrg.infer.mcmc.target import Target
 
 __all__ = ["TemperedTarget"]
+
+
+class _Identity(TransformModule):
+    """The flow of latents that are a position as they are."""
+
+    bijective = True
+    domain = codomain = constraints.real_vector
+
+    def _call(self, z: Tensor) -> Tensor:
+        return z
+
+    def _inverse(self, x: Tensor) -> Tensor:
+        return x
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """Zero."""
+        return x.new_zeros(x.shape[:-1])
 
 
 class TemperedTarget(Target):
     r"""The density :math:`p(y)\,w(y)^\beta` with :math:`w = e^{-U(y)} / p(y)`.
 
-    U is the energy of ``target`` and p the density that its starts are drawn from: in the latent
-    space of a flow that of the latents (behind the humps, if the flow has some), else a standard
-    normal. At beta = 0 that is p, at beta = 1 the target.
+    U is the energy of ``target`` and p a normalised density of its positions: in the latent space
+    of a flow that of the latents (behind the humps, if the flow has some), else a standard normal,
+    which in the latent space of a guide is the guide, and for a plain Pyro model a standard normal
+    of the unconstrained values. At beta = 0 that is p, at beta = 1 the target.
 
     Args:
-        target: an EnergyTarget or a LatentTarget.
+        target: a Target; of a Pyro model, one that is set up.
         beta: in [0, 1].
         batch_size: chains that are evaluated at a time; None for all.
 
     Raises:
-        TypeError: if the target is another one, or a number is none.
-        ValueError: if a number is out of bounds.
+        TypeError: if the target is no Target, or a number is none.
+        ValueError: if a number is out of bounds, or the target is a model that is not set up.
 
     Example:
+        >>> from pyro_neuralrg.infer.mcmc import EnergyTarget
         >>> whole = EnergyTarget(lambda x: 2.0 * x.square().sum(-1), (3,))
         >>> half = TemperedTarget(whole, 0.5)
         >>> shift = half.energy(torch.zeros(1, 3))
@@ -41,11 +62,16 @@ class TemperedTarget(Target):
         tensor([3.7500], dtype=torch.float64)
     """
 
-    def __init__(self, target: EnergyTarget, beta: float, batch_size: int | None = None) -> None:
-        if not isinstance(target, EnergyTarget):
+    def __init__(self, target: Target, beta: float, batch_size: int | None = None) -> None:
+        if not isinstance(target, Target):
             raise TypeError(
-                f"target is a {type(target).__name__}; accepted: an EnergyTarget or a LatentTarget "
-                "(a potential or an energy, with or without a flow)"
+                f"target is a {type(target).__name__}; accepted: a Target, as as_target() makes "
+                "one of a potential, an energy or a Pyro model"
+            )
+        if not target.sites:
+            raise ValueError(
+                f"target is a {type(target).__name__} without sites; accepted: one that is set up, "
+                "target.setup(*model_args)"
             )
         self.whole = target
         self.beta = check_number("beta", beta, "a number in [0, 1]", least=0, most=1)
@@ -56,6 +82,13 @@ class TemperedTarget(Target):
         self.flow_sites, self.flow = target.flow_sites, target.flow
         self.lattice_potential = target.lattice_potential
         self.dtype, self.device = target.dtype, target.device
+
+    @property
+    def jumps_by(self) -> TransformModule | None:
+        """Of :class:`IndependenceMetropolis`: what jumps to draws of p, or None if p is no flow."""
+        if self.flow is not None or not getattr(self.whole, "is_transported", False):
+            return self.flow
+        return _Identity()  # positions are standard normal latents, of several flows perhaps
 
     def at(self, beta: float) -> TemperedTarget:
         """The same family at another beta."""
@@ -79,19 +112,21 @@ class TemperedTarget(Target):
 
     def physical(self, positions: Tensor) -> dict[str, Tensor]:
         """See :class:`Target`."""
-        names = list(self.whole.sites) if self.flow is None else list(self.lattices)
-        columns = self.by_batches(
-            lambda part: tuple(self.whole.physical(part)[name] for name in names), positions
-        )
-        return dict(zip(names, columns, strict=True))
+        size = self.chain_batch_size or max(1, len(positions))
+        parts = [self.whole.physical(part) for part in positions.split(size)]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def latent(self, positions: Tensor) -> dict[str, Tensor]:
         """See :class:`Target`."""
         return self.whole.latent(positions)
 
     def initial(self, chains: int, generator: torch.Generator, start: str | None = None) -> Tensor:
-        """Draws of p."""
-        return self.whole.initial(chains, generator, start)
+        """Draws of p; another start, asked for by its name, is the target's."""
+        if start is not None:
+            return self.whole.initial(chains, generator, start)
+        z = torch.randn(chains, self.dim, generator=generator, dtype=self.dtype, device=self.device)
+        y, _ = normal_to_local(self.flow, z.reshape(-1, *self.event_shape), len(self.event_shape))
+        return y.reshape(z.shape)
 
     def modules(self) -> list[torch.nn.Module]:
         """See :class:`Target`."""
@@ -112,11 +147,10 @@ class TemperedTarget(Target):
     def _base(self, positions: Tensor) -> Tensor:
         """-ln p(y), float64."""
         constant = 0.5 * self.dim * math.log(2.0 * math.pi)
-        if self.flow is None:
-            return 0.5 * positions.double().square().sum(-1) + constant
-        fields = positions.reshape(-1, *self.event_shape)
-        z, ladj = local_to_normal(self.flow, fields, len(self.event_shape))
-        return 0.5 * z.flatten(1).double().square().sum(-1) + constant + ladj.double()
+        y = positions.reshape(-1, *self.event_shape)
+        z, ladj = local_to_normal(self.flow, y, len(self.event_shape))
+        z = z.reshape(positions.shape).double()
+        return 0.5 * z.square().sum(-1) + constant + ladj.double()
 
     def _base_and_grad(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():

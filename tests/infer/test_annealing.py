@@ -7,8 +7,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import pyro
-import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor
@@ -279,12 +277,6 @@ def test_bad_targets() -> None:
         anneal(lambda x: x.sum(-1) + math.inf, shape=(2,), num_particles=32, progress=False)
     with pytest.raises(ValueError, match="energy returned"):
         anneal(lambda x: x, shape=(2,), num_particles=32, progress=False)
-
-    def model() -> None:
-        pyro.sample("x", dist.Normal(torch.zeros(3), 1.0).to_event(1))
-
-    with pytest.raises(TypeError, match="target is a ModelTarget; accepted"):
-        anneal(model)
 
 
 def covers(runs: list[Annealing], exact: float, bias: float = 0.0) -> None:

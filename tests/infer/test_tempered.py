@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from pyro.infer.reparam import NeuTraReparam
 from torch import Tensor
 
 from pyro_neuralrg import IsingDual
-from pyro_neuralrg.infer.mcmc import EnergyTarget, LatentTarget, as_target
+from pyro_neuralrg.infer.mcmc import EnergyTarget, LatentTarget, ModelTarget
 from pyro_neuralrg.infer.tempered import TemperedTarget
 from pyro_neuralrg.transforms import TwoHumps
+from tests.infer.solvable_model import DATA, exact, exact_guide, model
 
 
 def stiff(x: Tensor) -> Tensor:
@@ -31,7 +33,17 @@ def latent() -> LatentTarget:
     return LatentTarget(potential, flow)
 
 
-@pytest.mark.parametrize("make", [lambda: EnergyTarget(stiff, (2, 3)), latent])
+def of_model() -> ModelTarget:
+    return ModelTarget(model).setup(DATA)
+
+
+def behind_a_guide() -> ModelTarget:
+    return ModelTarget(NeuTraReparam(exact_guide()).reparam(model)).setup(DATA)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: EnergyTarget(stiff, (2, 3)), latent, of_model, behind_a_guide]
+)
 @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
 def test_mixture_of_energies_and_its_gradient(make: Any, beta: float, seed: int) -> None:
     whole = make()
@@ -60,6 +72,18 @@ def test_start_is_normalised_and_the_one_that_is_drawn() -> None:
     assert abs(float(grid[density.argmax()].abs()) - distance) < 0.1
     drawn = target.initial(4000, torch.Generator().manual_seed(0))[:, 0]
     assert float(drawn.square().mean()) == pytest.approx(1 + distance**2, rel=0.1)
+
+
+def test_start_of_a_model_behind_a_guide_is_the_guide() -> None:
+    """Of the posterior itself: beta makes no difference but for the evidence."""
+    start = TemperedTarget(behind_a_guide(), 0.0)
+    y = start.initial(5, torch.Generator().manual_seed(0))
+    difference = start.at(1.0).energy(y) - start.energy(y)
+    torch.testing.assert_close(difference, torch.full((5,), -exact()[0]))
+    drawn = start.initial(4000, torch.Generator().manual_seed(0))
+    mean, covariance = exact()[1:]
+    found = start.physical(drawn)["scale"].log().mean()
+    assert abs(float(found - mean[6])) < 4 * (float(covariance[6, 6]) / 4000) ** 0.5
 
 
 def test_infinite_energies_are_none_at_the_start() -> None:
@@ -93,7 +117,7 @@ def test_bad_arguments() -> None:
         TemperedTarget(whole, 1.5)
     with pytest.raises(ValueError, match="batch_size is 0; accepted"):
         TemperedTarget(whole, 0.5, 0)
-    model = as_target(IsingDual((2, 2)).model)
-    assert isinstance(model, EnergyTarget)  # recognised
-    with pytest.raises(TypeError, match="target is a function; accepted: an EnergyTarget"):
+    with pytest.raises(ValueError, match="target is a ModelTarget without sites; accepted"):
+        TemperedTarget(ModelTarget(IsingDual((2, 2)).model), 0.5)
+    with pytest.raises(TypeError, match="target is a function; accepted: a Target"):
         TemperedTarget(stiff, 0.5)  # type: ignore[arg-type]

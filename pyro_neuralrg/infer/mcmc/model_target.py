@@ -87,6 +87,13 @@ class ModelTarget(Target):
             target._try_vmap()
         return target
 
+    @property
+    def is_transported(self) -> bool:
+        """Whether all of a position is latents of flows or of a guide."""
+        return (
+            bool(self.sites) and self.sites.keys() <= self._reparams.keys() | self._neutras.keys()
+        )
+
     def _check_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         try:
             signature = inspect.signature(self.model)
@@ -96,8 +103,9 @@ class ModelTarget(Target):
             signature.bind(*args, **kwargs)
         except TypeError as error:
             raise TypeError(
-                f"the arguments of run() do not fit the model {signature}: {error}; accepted: the "
-                "model's own (a batched energy is no model: give its kernel shape=...)"
+                f"the arguments of run(), or model_args, do not fit the model {signature}: "
+                f"{error}; accepted: the model's own (a batched energy is no model: give its "
+                "kernel, or anneal(), shape=...)"
             ) from None
 
     def same_as(self, other: Target) -> bool:
