@@ -1,0 +1,119 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Everything moves to another device, and nothing waits for it.
+
+Tensors on the device "meta" have shapes but no numbers: what was left on the CPU cannot be combined
+with them, and what asks for a number within a step, as a synchronisation with an accelerator would,
+raises. So these run where there is no accelerator.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro
+import pytest
+import torch
+from torch import Tensor
+
+from pyro_neuralrg import HMC, ChEESHMC, Cycle, FreeField, IndependenceMetropolis, IsingDual
+from pyro_neuralrg.experiment import Experiment, Settings
+from pyro_neuralrg.infer.fit import _guide
+from pyro_neuralrg.infer.mcmc import MALA, EnergyTarget, Kernel, RandomWalkMetropolis
+from pyro_neuralrg.infer.training import QuietPDD
+
+META = torch.device("meta")
+
+POTENTIALS: dict[str, Any] = {
+    "ising": lambda: IsingDual((4, 4)),
+    "ising, open": lambda: IsingDual((4, 4), temperature=3.0, boundary="open"),
+    "ising in a field": lambda: IsingDual((4, 4), temperature=3.0, field=0.1),
+    "ising, 1-d": lambda: IsingDual((5,), temperature=3.0),
+    "free field": lambda: FreeField((4, 4), 0.8),
+}
+
+
+def moved(name: str) -> tuple[Any, Any]:
+    """A potential and its flow, made on the CPU."""
+    target = POTENTIALS[name]()
+    flow = target.flow()
+    return target.to(META), flow.to(META)
+
+
+def normals(*shape: int) -> Tensor:
+    return torch.randn(*shape, device=META)
+
+
+def test_the_device_tells_what_is_wrong() -> None:
+    """Else these tests would hold whatever happened."""
+    with pytest.raises(RuntimeError, match="device"):
+        normals(3) + torch.zeros(3)
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        float(normals(3).sum())
+
+
+@pytest.mark.parametrize("name", POTENTIALS)
+def test_flows_and_energies_move(name: str) -> None:
+    target, flow = moved(name)
+    for tensor in [*flow.parameters(), *flow.buffers()]:
+        assert tensor.device == META
+    z = normals(3, *target.shape)
+    x = flow(z)
+    for tensor in (
+        x,
+        flow.inv(x.clone()),
+        flow.log_abs_det_jacobian(z, x),
+        target.energy(x),
+        *target.energy_and_gradient(x),
+    ):
+        assert tensor.device == META
+
+
+@pytest.mark.parametrize("path_gradient", [False, True])
+@pytest.mark.parametrize("name", POTENTIALS)
+def test_a_training_step_asks_for_no_number(name: str, path_gradient: bool) -> None:
+    target, flow = moved(name)
+    elbo = QuietPDD(
+        num_particles=4, max_plate_nesting=0, vectorize_particles=True, path_gradient=path_gradient
+    )
+    with pyro.validation_enabled(False):  # as in fit
+        elbo.loss_and_grads(target.model, _guide(flow, False))
+    assert elbo.log_weights is not None
+    assert elbo.log_weights.device == META
+    gradients = [parameter.grad for parameter in flow.parameters()]
+    assert all(gradient is not None and gradient.device == META for gradient in gradients)
+
+
+KERNELS: dict[str, Any] = {
+    "hmc": lambda target, flow: HMC(EnergyTarget(target), num_steps=3),
+    "latent hmc": lambda target, flow: HMC(target, num_steps=3, flow=flow),
+    "diagonal mass": lambda target, flow: HMC(
+        target, num_steps=3, flow=flow, inverse_mass=torch.ones(16)
+    ),
+    "latent chees": lambda target, flow: ChEESHMC(target, flow=flow),
+    "mala": lambda target, flow: MALA(target, flow=flow),
+    "random walk": lambda target, flow: RandomWalkMetropolis(target, flow=flow),
+    "jumps": lambda target, flow: Cycle(
+        HMC(target, num_steps=3, flow=flow), IndependenceMetropolis(flow)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_step_of_all_chains_asks_for_no_number(name: str) -> None:
+    target, flow = moved("ising")
+    flow.requires_grad_(False)  # as the runner does
+    kernel: Kernel = KERNELS[name](target, flow)
+    state, info = kernel.step(kernel.init(normals(3, 16)))
+    for tensor in (state.position, state.energy, info.acceptance_rate, info.hamiltonian):
+        assert tensor.device == META
+
+
+@pytest.mark.gpu
+def test_a_run_on_an_accelerator() -> None:
+    """Training, estimate and sampling where the numbers are real."""
+    settings = Settings(shape=(4, 4), steps=20, batch=64, chains=4, draws=20, device="cuda")
+    results = Experiment.prepare(settings).run()
+    assert results.stopped == ""
+    assert results.estimate is not None
+    assert next(results.training.flow.parameters()).device.type == "cuda"
