@@ -29,6 +29,9 @@ __all__ = ["FieldFlow", "FieldFrame", "GlobalsFlow", "LatentFlow"]
 MOST_TIED = 100
 """Globals up to which each depends on all before it: a matrix of N x N entries."""
 
+MOST_MULTIPLIED = 8
+"""Globals up to which their products move the fields as well."""
+
 STEPS = 4
 """Of the monotone map of each global variable."""
 
@@ -107,6 +110,20 @@ class GlobalsFlow(LatticeTransform):
         return identity.index_put((row, column), self.below)
 
 
+def with_products(context: Tensor) -> Tensor:
+    """A context ``(dim, batch)`` and its products, if short: ``c_i c_j`` and ``c_i^2 - 1``."""
+    dim = len(context)
+    if not _products(dim):
+        return context
+    first, second = torch.triu_indices(dim, dim, device=context.device)
+    same = (first == second).to(context).unsqueeze(-1)
+    return torch.cat([context, context[first] * context[second] - same])
+
+
+def _products(dim: int) -> int:
+    return dim * (dim + 1) // 2 if dim <= MOST_MULTIPLIED else 0
+
+
 class FieldFrame(LatticeTransform):
     r"""A place and a width for every site, a width for every mode of the lattice.
 
@@ -144,7 +161,7 @@ class FieldFrame(LatticeTransform):
         else:
             self.loc = nn.Parameter(loc.clone())
         self.log_scale = nn.Parameter(torch.full_like(loc, math.log(scale)))
-        moves = loc.new_zeros(*shape, context_dim)
+        moves = loc.new_zeros(*shape, context_dim + _products(context_dim))
         self.shift = nn.Parameter(moves) if context_dim and not odd else None
         self.lattice = (*shape[:-1], shape[-1] // channels)
         if self.lattice[-1] == 1 and channels > 1:  # the fields are an axis of their own
@@ -157,7 +174,7 @@ class FieldFrame(LatticeTransform):
         """v to u, batch-last."""
         w, ladj = self._by_field("generate", h, context)
         if self.shift is not None and context is not None:
-            w = w + self.shift @ context
+            w = w + self.shift @ with_products(context)
         u = self.loc.unsqueeze(-1) + self.log_scale.exp().unsqueeze(-1) * w
         return u, ladj + self.log_scale.sum()
 
@@ -165,7 +182,7 @@ class FieldFrame(LatticeTransform):
         """u to v, batch-last."""
         w = (h - self.loc.unsqueeze(-1)) * (-self.log_scale).exp().unsqueeze(-1)
         if self.shift is not None and context is not None:
-            w = w - self.shift @ context
+            w = w - self.shift @ with_products(context)
         v, ladj = self._by_field("renormalize", w, context)
         return v, ladj + self.log_scale.sum()
 
