@@ -14,19 +14,24 @@ import torch
 from pyro import poutine
 from pyro.distributions.torch_transform import TransformModule
 from pyro.infer import MCMC, NUTS
+from pyro.infer.reparam import NeuTraReparam
 from torch import Tensor, nn
 
 from pyro_neuralrg import (
+    HMC,
     ChEESHMC,
     Cycle,
     FlowReparam,
     IndependenceMetropolis,
     VectorizedMCMC,
     diagnose,
+    fit,
     to_arviz,
 )
+from pyro_neuralrg.infer import AutoHierarchicalFlow
 from pyro_neuralrg.infer.mcmc import Adaptation, Kernel, as_target
 from pyro_neuralrg.series import Summary, summarise
+from pyro_neuralrg.transforms import Neighbour
 
 EFFECTS = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
 ERRORS = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
@@ -72,6 +77,46 @@ def test_eight_schools_agree_with_pyros_nuts() -> None:
     for run in (ours, theirs):
         verdict = diagnose(to_arviz(run))
         assert set(verdict.figures) >= {"mu", "tau", "eta", "lp"}
+
+
+def effects(samples: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What the study is quoted for, with chains and draws in front."""
+    mu, tau = samples["mu"], samples["tau"]
+    theta = mu.unsqueeze(-1) + tau.unsqueeze(-1) * samples["eta"]
+    return {"mu": mu, "tau": tau} | {f"theta[{i}]": theta[..., i] for i in range(8)}
+
+
+def spread(summary: Summary) -> tuple[float, float]:
+    """A standard deviation and its standard error, from the squares about a given centre."""
+    sd = summary.mean**0.5
+    return sd, summary.mcse / (2.0 * sd)
+
+
+@pytest.mark.slow
+def test_eight_schools_behind_a_guide_agree_with_pyros_nuts() -> None:
+    """The schools as a field of eight sites, given mu and tau."""
+    pyro.set_rng_seed(0)
+    plain = MCMC(NUTS(eight_schools), 800, warmup_steps=300, disable_progbar=True)
+    plain.run()
+    pyro.clear_param_store()
+    guide = AutoHierarchicalFlow(
+        eight_schools, init_scale=1.0, depth=1, bijector=Neighbour(layers=2, hidden=(8,))
+    )
+    assert guide.fields == ("eta",)
+    fit(eight_schools, guide, steps=300, batch=64, lr=0.05, progress=False)
+    latent = NeuTraReparam(guide).reparam(eight_schools)
+    mcmc = VectorizedMCMC(HMC(latent, num_steps=5), 100, 100, 64, seed=0, progress=False)
+    mcmc.run()
+    theirs = effects(plain.get_samples(group_by_chain=True))
+    for name, values in effects(mcmc.get_samples(group_by_chain=True)).items():
+        centre = values.mean()
+        ours, expected = summarise(values), summarise(theirs[name])
+        assert ours.rhat < 1.05, name
+        error = math.hypot(ours.mcse, expected.mcse)
+        assert abs(ours.mean - expected.mean) < 4 * error, name
+        wide = spread(summarise((values - centre).square()))
+        known = spread(summarise((theirs[name] - centre).square()))
+        assert abs(wide[0] - known[0]) < 4 * math.hypot(wide[1], known[1]), name
 
 
 SIZE = 10
