@@ -403,7 +403,7 @@ class VectorizedMCMC(RunResults):
         if self._mark is self._kept:
             return
         try:
-            self._world.from_first(lambda: _move(path, state_file.previous(path)))
+            self._world.from_first(lambda: state_file.keep_before(path))
             self.save(path)
             self._kept = self._mark
         except OSError as error:
@@ -455,11 +455,6 @@ class VectorizedMCMC(RunResults):
         columns = (self._records[name].columns() for name in ("sample_stats", "observables"))
         stats, observables = columns
         return {name: value for name, value in stats.items() if name == "lp"} | observables
-
-
-def _move(path: Path, to: Path) -> None:
-    if path.is_file():
-        os.replace(path, to)
 
 
 def _check_observables(observables: Any) -> dict[str, Observable]:

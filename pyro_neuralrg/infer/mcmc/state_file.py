@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -25,6 +27,7 @@ __all__ = [
     "check_same",
     "described",
     "joined",
+    "keep_before",
     "kernel_of",
     "previous",
     "read_newest",
@@ -55,6 +58,19 @@ ENERGY_TOLERANCE = 1e-3
 def previous(path: Path) -> Path:
     """Where the file before the newest one is kept."""
     return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
+def keep_before(path: Path) -> None:
+    """Let the present file, if there is one, be the one before, too: at no moment is it missing."""
+    if not path.is_file():
+        return
+    spare = path.with_name(f"{path.name}.spare")
+    spare.unlink(missing_ok=True)
+    try:
+        os.link(path, spare)
+    except OSError:  # a file system without links
+        shutil.copyfile(path, spare)
+    os.replace(spare, previous(path))
 
 
 def read_newest(path: Path) -> dict[str, Any]:

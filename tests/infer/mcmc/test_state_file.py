@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import random
 import signal
 import subprocess
@@ -236,19 +235,18 @@ SCRIPT = """
 def test_killed_by_the_system(tmp_path: Path) -> None:
     """SIGKILL amid ceaseless saving: the file that is there loads, and the run goes on."""
     path = tmp_path / "run.pt"
-    process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(SCRIPT), str(path), "100000"], stdout=subprocess.PIPE
-    )
-    assert process.stdout is not None
-    process.stdout.readline()
-    while not path.exists():
-        assert process.poll() is None
-    before = path.stat().st_mtime_ns
-    while path.stat().st_mtime_ns == before:
-        assert process.poll() is None
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
+    command = [sys.executable, "-c", textwrap.dedent(SCRIPT), str(path), "100000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()
+            while not path.exists():
+                assert process.poll() is None
+            before = path.stat().st_mtime_ns
+            while path.stat().st_mtime_ns == before:  # it is never missing
+                assert process.poll() is None
+        finally:
+            process.kill()
     with torch.random.fork_rng():
         torch.set_default_dtype(torch.float32)
         kernel = HMC(FreeField((4, 4), 0.8), num_steps=3)
