@@ -408,6 +408,8 @@ class Experiment:
                 except DamagedFileError:
                     continue
                 except ValueError as error:
+                    if "sites." in str(error):  # of another lattice: so is the training beside
+                        continue  # it, which will name all that differs
                     raise CheckpointError(str(error)) from None
 
     def _kernel(self, space: str) -> Kernel:
