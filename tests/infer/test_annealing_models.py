@@ -190,7 +190,7 @@ def test_bad_models() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("start", ["plain", "hierarchical guide"])
+@pytest.mark.parametrize("start", ["plain", "Pyro's guide"])
 def test_error_bars_cover_and_the_evidence_is_unbiased(start: str) -> None:
     """Of 200 short runs with given betas."""
     target = STARTS[start]()
