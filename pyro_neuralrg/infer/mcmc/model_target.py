@@ -7,8 +7,8 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import pyro
 import torch
@@ -17,12 +17,12 @@ from pyro.distributions.torch_transform import TransformModule
 from pyro.infer.mcmc.util import initialize_model
 from pyro.infer.reparam import NeuTraReparam
 from pyro.poutine.reparam_messenger import ReparamHandler
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import biject_to
 
-from pyro_neuralrg.distributions.flow import forward_and_ladj
+from pyro_neuralrg.infer.mcmc.model_checks import check_no_subsampling, check_not_enumerated
 from pyro_neuralrg.infer.mcmc.target import EnergyTarget, LatentTarget, Target
+from pyro_neuralrg.infer.mcmc.transport import Transport, neutra_of
 from pyro_neuralrg.infer.reparam import FlowReparam
 from pyro_neuralrg.potentials.base import LatticePotential
 
@@ -61,7 +61,7 @@ class ModelTarget(Target):
         self._args: tuple[Any, ...] = ()
         self._kwargs: dict[str, Any] = {}
         self._vectorised = True
-        self._transport: _Transport | None = None
+        self._transport: Transport | None = None
 
     def setup(self, *args: Any, **kwargs: Any) -> ModelTarget:
         """Run the model once with its arguments to see its sites."""
@@ -71,7 +71,7 @@ class ModelTarget(Target):
         with torch.random.fork_rng(), poutine.block():
             with torch.no_grad():
                 plain = poutine.trace(self.model).get_trace(*args, **kwargs)
-            _check_no_subsampling(plain)
+            check_no_subsampling(plain)
             _, potential_fn, transforms, trace = initialize_model(
                 self.model, args, kwargs, initial_params={}
             )
@@ -79,7 +79,7 @@ class ModelTarget(Target):
         discrete = [
             name for name, node in trace.iter_stochastic_nodes() if node["fn"].has_enumerate_support
         ]
-        _check_not_enumerated(transforms, trace, plain, discrete)
+        check_not_enumerated(transforms, trace, plain, discrete)
         target._potential_fn = potential_fn if discrete else target._log_joint_energy
         target._read_sites(trace)
         target._transport = target._transport_of_all()
@@ -140,7 +140,7 @@ class ModelTarget(Target):
         """Which sites are the shared latents of Pyro's neural transport, and of which sites."""
         for name in self.sites:
             site = name.removesuffix("_shared_latent")
-            neutra = _neutra_of(self.model, trace.nodes[site]) if site in trace.nodes else None
+            neutra = neutra_of(self.model, trace.nodes[site]) if site in trace.nodes else None
             if neutra is None or site == name:
                 continue
             self._neutras[name] = neutra
@@ -157,7 +157,7 @@ class ModelTarget(Target):
             for field in getattr(guide, "fields", ()):
                 self.lattices[field] = guide.shape
 
-    def _transport_of_all(self) -> _Transport | None:
+    def _transport_of_all(self) -> Transport | None:
         """The flow of the guide, if the whole model is in its latent space."""
         if len(self.sites) != 1 or self.sites.keys() != self._neutras.keys():
             return None
@@ -171,7 +171,7 @@ class ModelTarget(Target):
         parts = torch.arange(behind.dim).split([math.prod(shape) for shape in shapes.values()])
         places = dict(zip(shapes, parts, strict=True))
         order = torch.cat([places[name] for name in behind.sites])
-        return _Transport(guide.get_transform(), behind, order.to(self.device))
+        return Transport(guide.get_transform(), behind, order.to(self.device))
 
     def _log_joint_energy(self, params: dict[str, Tensor]) -> Tensor:
         """As Pyro's potential_fn, but without the enumeration, which vmap does not take."""
@@ -339,80 +339,6 @@ class ModelTarget(Target):
         flows: list[torch.nn.Module] = [reparam.flow for _, reparam in self._reparams.values()]
         flows += [neutra.guide for neutra in self._neutras.values()]
         return flows + ([self.model] if isinstance(self.model, torch.nn.Module) else [])
-
-
-class _Transport(NamedTuple):
-    r"""Neural transport of a whole model, its flow evaluated for all chains in one batch.
-
-    :math:`U(z) = E(g(z)) - \ln|\det \partial g / \partial z|` with E of the model behind, whose
-    sites stand in another order perhaps.
-    """
-
-    flow: Any
-    behind: ModelTarget
-    order: Tensor
-
-    def energy(self, positions: Tensor) -> Tensor:
-        """See :class:`Target`."""
-        with torch.no_grad():
-            u, ladj = forward_and_ladj(self.flow, positions, 1)
-        return self.behind.energy(u[..., self.order]) - ladj.double()
-
-    def energy_and_grad(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """See :class:`Target`."""
-        with torch.enable_grad():
-            leaf = positions.detach().requires_grad_()
-            u, ladj = forward_and_ladj(self.flow, leaf, 1)
-            u = u[..., self.order]
-        energy, force = self.behind.energy_and_grad(u.detach())
-        outputs, cotangents = [u], [force]
-        if ladj.requires_grad:  # constant, it has no graph
-            outputs, cotangents = [u, ladj], [force, -torch.ones_like(ladj)]
-        (gradient,) = torch.autograd.grad(outputs, leaf, cotangents)
-        return energy - ladj.detach().double(), gradient
-
-
-def _check_no_subsampling(trace: Any) -> None:
-    """Each step of a chain would see other data."""
-    plates = [
-        f"{name!r} ({site['fn'].subsample_size} of {site['fn'].size})"
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample"
-        and site_is_subsample(site)
-        and site["fn"].subsample_size not in (None, site["fn"].size)
-    ]
-    if plates:
-        raise ValueError(
-            f"model has subsampled plates {', '.join(plates)}; accepted: plates of all data "
-            "(without subsample_size), since every step of a chain needs one and the same density "
-            "(SVI takes subsamples)"
-        )
-
-
-def _check_not_enumerated(
-    transforms: Mapping[str, Any], trace: Any, plain: Any, discrete: Sequence[str]
-) -> None:
-    """A continuous site that depends on an enumerated one has a value for each of its values."""
-    for name in transforms:
-        seen, alone = (tuple(t.nodes[name]["value"].shape) for t in (trace, plain))
-        if seen != alone:
-            raise ValueError(
-                f"site {name!r} of shape {alone} depends on a discrete site, {list(discrete)}, "
-                f"which is enumerated, and has shape {seen} there; accepted: continuous sites that "
-                "depend on continuous ones only; write the mixture as one site "
-                "(MixtureSameFamily), or let the discrete site act on observations"
-            )
-
-
-def _neutra_of(model: Any, site: Any) -> NeuTraReparam | None:
-    """What ``poutine.reparam`` would make of a site, if that is neural transport."""
-    while isinstance(model, ReparamHandler):
-        config: Any = model.msngr.config
-        found = config.get(site["name"]) if isinstance(config, dict) else config(site)
-        if isinstance(found, NeuTraReparam):
-            return found
-        model = model.fn
-    return None
 
 
 def _each(params: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
