@@ -190,6 +190,8 @@ class FieldFrame(LatticeTransform):
         self, direction: Literal["generate", "renormalize"], h: Tensor, context: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Scale the modes of each field; fields are the fastest index of the sites."""
+        if len(self.spectra) == 1:
+            return getattr(self.spectra[0], direction)(h, context)
         fields = h.reshape(*self.lattice, len(self.spectra), h.shape[-1]).unbind(-2)
         results = [
             getattr(spectrum, direction)(field, context)
