@@ -212,6 +212,8 @@ def _follow(experiment: Experiment) -> int:
 
 def _paper(parser: argparse.ArgumentParser, options: dict[str, Any], out: Path) -> int:
     """Make a figure of the paper, and print the numbers."""
+    if processes().size > 1:
+        parser.error(f"paper runs in {processes().size} processes; accepted: one")
     figure, saved = options.pop("figure"), options.pop("flow", None)
     small = options.pop("smoke")
     if options.pop("redraw"):

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.distributions import Delta
 from pyro.distributions.conditional import ConditionalTransformModule
 from pyro.infer.autoguide import AutoContinuous, AutoDelta, AutoLaplaceApproximation
 from pyro.poutine.util import prune_subsample_sites
@@ -142,24 +143,35 @@ def _check_sites(
     args: Sequence[Any],
     kwargs: dict[str, Any],
 ) -> None:
-    """Refuse latent sites that one of both does not have: they would count in one density only."""
-    names = [
+    """Refuse points, and latent sites of one program only: they count in one density alone."""
+    theirs, ours = (
         {
-            name
+            name: site
             for name, site in _run(program, args, kwargs).iter_stochastic_nodes()
             if not site["infer"].get("is_auxiliary")
         }
         for program in (model, guide)
-    ]
-    if names[0] != names[1]:
+    )
+    if theirs.keys() != ours.keys():
         raise ValueError(
-            f"model has the latent sites {sorted(names[0])}, and the guide {sorted(names[1])}; "
+            f"model has the latent sites {sorted(theirs)}, and the guide {sorted(ours)}; "
             "accepted: the same"
         )
+    again = _run(guide, args, kwargs, runs=2)
+    for name, site in ours.items():
+        same = torch.equal(site["value"], again.nodes[name]["value"])
+        if same and isinstance(site["fn"], Delta) and not isinstance(theirs[name]["fn"], Delta):
+            raise TypeError(
+                f"guide's site {name!r} is a point; accepted: a guide with a density of every site"
+            )
 
 
-def _run(program: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """A trace, without using up random numbers."""
+def _run(
+    program: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], runs: int = 1
+) -> Any:
+    """The trace of the last of so many runs, without using up random numbers."""
     devices = range(torch.cuda.device_count())
     with torch.random.fork_rng(devices), torch.no_grad(), poutine.block():
-        return prune_subsample_sites(poutine.trace(program).get_trace(*args, **kwargs))
+        for _ in range(runs):
+            trace = poutine.trace(program).get_trace(*args, **kwargs)
+    return prune_subsample_sites(trace)

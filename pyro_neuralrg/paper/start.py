@@ -113,6 +113,19 @@ class Start:
         return Prepared(replace(self, shape=flow.shape), target, flow, dict(loaded.metadata))
 
 
+def check_finished(found: FitResult) -> None:
+    """Let nothing be made of a training that ended before its time.
+
+    Raises:
+        KeyboardInterrupt: if it was interrupted.
+        RuntimeError: if it met what is not finite.
+    """
+    if found.interrupted:
+        raise KeyboardInterrupt
+    if found.stopped:
+        raise RuntimeError(f"the training stopped: {found.stopped}")
+
+
 class Trained(NamedTuple):
     """A training and what it took.
 
@@ -169,6 +182,7 @@ class Prepared:
             progress=start.progress,
             callback=callback,
         )
+        check_finished(found)
         return Trained(found, time.process_time() - began)
 
     @property

@@ -299,7 +299,7 @@ def _fit(
         times.append(time.process_time() - began)
         return times[-1] > 1.1 * seconds  # steps were timed: it is seldom needed
 
-    fit(
+    found = fit(
         target,
         build_flow(case, target) if flow is None else flow,
         steps=steps,
@@ -308,6 +308,8 @@ def _fit(
         progress=False,
         callback=stop,
     )
+    if found.interrupted:
+        raise KeyboardInterrupt
     return times
 
 

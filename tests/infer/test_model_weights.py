@@ -10,9 +10,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer.autoguide import (
     AutoDelta,
     AutoDiagonalNormal,
+    AutoGuideList,
     AutoIAFNormal,
     AutoLaplaceApproximation,
     AutoNormal,
@@ -122,6 +124,23 @@ def test_refuses_points() -> None:
         guide(DATA)
         with pytest.raises(TypeError, match=f"guide is an {kind.__name__}, a point; accepted"):
             estimate(model, guide, 10, model_args=(DATA,))
+
+
+def test_refuses_points_of_single_sites() -> None:
+    def two() -> None:
+        pyro.sample("s", dist.Normal(0.0, 1.0))
+        pyro.sample("t", dist.Normal(0.0, 1.0))
+
+    def by_hand() -> None:
+        pyro.sample("s", dist.Normal(0.0, 1.0))
+        pyro.sample("t", dist.Delta(torch.tensor(0.5)))
+
+    of_each = AutoGuideList(two)
+    of_each.append(AutoNormal(poutine.block(two, hide=["t"])))
+    of_each.append(AutoDelta(poutine.block(two, hide=["s"])))
+    for guide in (by_hand, of_each):
+        with pytest.raises(TypeError, match="guide's site 't' is a point; accepted"):
+            estimate(two, guide, 10, model_args=())
 
 
 def test_refuses_subsampled_data() -> None:

@@ -4,13 +4,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from pyro_neuralrg import IsingDual, hierarchical_flow, save
-from pyro_neuralrg.paper.start import BLOCKS, Start, exact_or_none, inverse, paper_flow
+from pyro_neuralrg.paper.start import (
+    BLOCKS,
+    Start,
+    check_finished,
+    exact_or_none,
+    inverse,
+    paper_flow,
+)
 
 
 @pytest.fixture
@@ -75,12 +86,20 @@ def test_the_paper_flow_knows_nothing_of_its_target() -> None:
     assert [layer.kind for layer in flow.circuit.layers[:2]] == ["disentangler", "decimator"]
 
 
+def recorded(asked: dict[str, Any]) -> Callable[..., SimpleNamespace]:
+    """A ``fit`` that only remembers its options."""
+
+    def fit(*_: Any, **options: Any) -> SimpleNamespace:
+        asked.update(options)
+        return SimpleNamespace(interrupted=False, stopped=None)
+
+    return fit
+
+
 @pytest.mark.parametrize("blocks", BLOCKS)
 def test_training_follows_the_blocks(blocks: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = {}
-    monkeypatch.setattr(
-        "pyro_neuralrg.paper.start.fit", lambda target, flow, **options: asked.update(options)
-    )
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr("pyro_neuralrg.paper.start.fit", recorded(asked))
     prepared = Start(shape=(4, 4), blocks=blocks).prepare()
     prepared.train()
     if blocks == "paper":
@@ -96,10 +115,8 @@ def test_training_follows_the_blocks(blocks: str, monkeypatch: pytest.MonkeyPatc
 def test_a_saved_flow_is_trained_on_without_cooling(
     saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = {}
-    monkeypatch.setattr(
-        "pyro_neuralrg.paper.start.fit", lambda target, flow, **options: asked.update(options)
-    )
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr("pyro_neuralrg.paper.start.fit", recorded(asked))
     Start(saved=saved, temperature=2.5).prepare().train()
     assert asked["anneal"] is None
 
@@ -126,3 +143,14 @@ def test_what_is_not_known_is_none() -> None:
     assert exact_or_none(unknown) is None
     assert exact_or_none(lambda: float("nan")) is None
     assert exact_or_none(lambda: 2.0) == 2.0
+
+
+@pytest.mark.parametrize(
+    ("ended", "error"),
+    [({"interrupted": True}, KeyboardInterrupt), ({"stopped": "loss is NaN"}, RuntimeError)],
+)
+def test_nothing_is_made_of_a_training_that_ended_early(ended: dict, error: type) -> None:
+    prepared = Start(shape=(2, 2), steps=2, batch=4, progress=False).prepare()
+    found = prepared.train().fit
+    with pytest.raises(error):
+        check_finished(dataclasses.replace(found, **ended))

@@ -8,11 +8,12 @@ import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from pyro_neuralrg import IsingDual
+from pyro_neuralrg import IsingDual, fit
 from pyro_neuralrg.paper import Start, sweep
 from pyro_neuralrg.potentials import CRITICAL_TEMPERATURE
 
@@ -96,6 +97,16 @@ def test_a_point_takes_its_budget_and_finds_its_gap() -> None:
     assert found.relative == pytest.approx(found.gap / abs(exact))
 
 
+def test_an_interrupted_point_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: object, **options: object) -> object:
+        return dataclasses.replace(fit(*arguments, **options), interrupted=True)
+
+    monkeypatch.setattr(sweep, "fit", interrupted)
+    case = sweep.Case("mera", 1, 2.7, list(SHAPE), "paper", 8, 0.1, 0)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.train_point(case, settings())
+
+
 def test_circuits_have_about_as_many_parameters() -> None:
     asked = settings(circuits=("tree", "brickwork", "mera"))
     shape = (8, 8)
@@ -140,13 +151,16 @@ def test_the_budget_is_cpu_time_and_compiling_is_not_counted(
     clock = Clock()
     asked = []
 
-    def fit(*_: object, steps: int, callback: Callable[[None], bool], **__: object) -> None:
+    def fit(
+        *_: object, steps: int, callback: Callable[[None], bool], **__: object
+    ) -> SimpleNamespace:
         clock.now += 0.0 if asked else 100.0  # the first training compiles
         asked.append(steps)
         for _ in range(steps):
             clock.now += 0.5
             if callback(None):
                 break
+        return SimpleNamespace(interrupted=False)
 
     monkeypatch.setattr(sweep, "fit", fit)
     monkeypatch.setattr(sweep, "time", clock)

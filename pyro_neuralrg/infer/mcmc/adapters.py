@@ -91,6 +91,7 @@ class PooledCovariance:
             self._count, self._mean, self._sum_of_squares = chains, mean, squares
             return
         total = self._count + chains
+        self._mean, self._sum_of_squares = self._mean.to(mean), self._sum_of_squares.to(mean)
         shift = mean - self._mean
         between = self._squares(shift.unsqueeze(0)) * (self._count * chains / total)
         self._sum_of_squares = self._sum_of_squares + squares + between

@@ -221,7 +221,7 @@ class PrincipalDirection:
         start = trajectory.start.double()
         sound = torch.isfinite(start).all(-1)
         self._update(start[sound])
-        if self._vector is None:
+        if self._vector is None:  # nothing is known yet: all of the position
             return trajectory
         vector = (self._vector / self._vector.norm()).unsqueeze(-1)
         start, end, velocity = (part.double() @ vector for part in trajectory[:3])
@@ -233,10 +233,15 @@ class PrincipalDirection:
         self._count += 1
         rate = self.DELAY / (self._count + self.DELAY)
         mean = positions.mean(0)
-        self._mean = mean if self._mean is None else self._mean + rate * (mean - self._mean)
+        known = mean if self._mean is None else self._mean.to(mean)  # a file's is on the CPU
+        self._mean = known + rate * (mean - known)
         deviations = positions - self._mean
-        if self._vector is None:  # the farthest chain
-            self._vector = deviations[deviations.square().sum(-1).argmax()]
+        if self._vector is None:  # the farthest chain, unless all are at one point
+            farthest = deviations[deviations.square().sum(-1).argmax()]
+            if not float(farthest.norm()) > 0:
+                return
+            self._vector = farthest
+        self._vector = self._vector.to(mean)
         image = deviations.mT @ (deviations @ self._vector)
         if float(image.norm()) > 0:
             unit = self._vector / self._vector.norm()

@@ -98,6 +98,7 @@ class VectorizedMCMC(RunResults):
     _warmup: Warmup | None
     _saved: float
     _kept: Mark | None  # of the newest file
+    _has_kept = False  # a checkpoint, by this object
     _figures: Figures
 
     def __init__(
@@ -403,9 +404,10 @@ class VectorizedMCMC(RunResults):
         if self._mark is self._kept:
             return
         try:
-            self._world.from_first(lambda: state_file.keep_before(path))
+            verify = not self._has_kept
+            self._world.from_first(lambda: state_file.keep_before(path, verify))
             self.save(path)
-            self._kept = self._mark
+            self._kept, self._has_kept = self._mark, True
         except OSError as error:
             if self._world.is_first:
                 warnings.warn(

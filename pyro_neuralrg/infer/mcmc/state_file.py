@@ -60,10 +60,18 @@ def previous(path: Path) -> Path:
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
-def keep_before(path: Path) -> None:
-    """Let the present file, if there is one, be the one before, too: at no moment is it missing."""
+def keep_before(path: Path, verify: bool = False) -> None:
+    """Let the present file, if there is one, be the one before, too: at no moment is it missing.
+
+    With ``verify`` only if it is intact: the one before may be what the run goes on from.
+    """
     if not path.is_file():
         return
+    if verify:
+        try:
+            FORMAT.read(path)
+        except ValueError:
+            return
     spare = path.with_name(f"{path.name}.spare")
     spare.unlink(missing_ok=True)
     try:

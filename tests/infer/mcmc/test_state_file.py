@@ -21,7 +21,7 @@ from torch import Tensor
 from pyro_neuralrg import HMC, FreeField, VectorizedMCMC
 from pyro_neuralrg.infer.files import FileFormat
 from pyro_neuralrg.infer.mcmc import Adaptation, ChEESHMC, EnergyTarget, Kernel
-from pyro_neuralrg.infer.mcmc.state_file import FORMAT
+from pyro_neuralrg.infer.mcmc.state_file import FORMAT, keep_before, read_newest
 from tests.infer.mcmc.registry import KERNELS, TARGETS
 
 
@@ -254,6 +254,18 @@ def test_killed_by_the_system(tmp_path: Path) -> None:
         mcmc.load(path)
         mcmc.resume()
         assert mcmc.positions.shape[1] >= 3
+
+
+def test_the_intact_file_before_is_kept_until_there_is_a_newer_one(tmp_path: Path) -> None:
+    """The newest is damaged; the run goes on from the one before, and is killed as it saves."""
+    path = tmp_path / "run.pt"
+    kernel = HMC(FreeField((2, 2), 0.8), num_steps=3)
+    mcmc = VectorizedMCMC(kernel, 4, 0, 2, progress=False, checkpoint=path, checkpoint_every=1e-9)
+    mcmc.run()
+    path.write_bytes(path.read_bytes()[:-7])
+    keep_before(path, verify=True)  # as the first save of a run does
+    with pytest.warns(UserWarning, match="going on from"):
+        read_newest(path)
 
 
 def gaussian(width: float = 1.0) -> EnergyTarget:
