@@ -118,7 +118,8 @@ class Output:
             exact=results.exact_free_energy.value,
             estimate=None if found is None else (found.importance, found.importance_se),
             ax=figure.subplots(),
-        ).set_title(title(results))
+        )
+        figure.suptitle(title(results))  # the axes' own says what has not converged
         self._write_png("free_energy.png", figure)
         if not results.samplers:
             return
@@ -128,7 +129,7 @@ class Output:
             exact=results.exact_structure_factor.value,
             ax=figure.subplots(),
         )
-        ax.set_title(title(results))
+        figure.suptitle(title(results))
         if results.reference_structure_factor is not None:
             _draw_reference(ax, results.reference_structure_factor)
         self._write_png("structure_factor.png", figure)

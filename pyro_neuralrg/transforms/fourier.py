@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from pyro_neuralrg.arguments import check_integer
 from pyro_neuralrg.lattice import check_boundary, check_shape
 from pyro_neuralrg.spectral import apply_spectrum
 from pyro_neuralrg.transforms.base import LatticeTransform
@@ -127,6 +128,7 @@ class LearnedSpectrum(LatticeTransform):
     ) -> None:
         check_boundary(boundary)
         sides = check_shape(shape)
+        context_dim = check_integer("context_dim", context_dim, 0)
         super().__init__(sides)
         self.boundary = boundary
         self.log_scale = nn.Parameter(torch.zeros(sides, dtype=dtype, device=device))

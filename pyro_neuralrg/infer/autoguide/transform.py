@@ -27,7 +27,8 @@ from pyro_neuralrg.transforms.elementwise import AffineSteps
 __all__ = ["FieldFlow", "FieldFrame", "GlobalsFlow", "LatentFlow"]
 
 MOST_TIED = 100
-"""Globals up to which each depends on all before it: a matrix of N x N entries."""
+"""Globals up to which each depends on all before it, and every site and mode of the fields on each:
+matrices of N x N and of sites x N entries."""
 
 MOST_MULTIPLIED = 8
 """Globals up to which their products move the fields as well."""
@@ -161,6 +162,8 @@ class FieldFrame(LatticeTransform):
         else:
             self.loc = nn.Parameter(loc.clone())
         self.log_scale = nn.Parameter(torch.full_like(loc, math.log(scale)))
+        if context_dim > MOST_TIED:  # a number for each site and global would be too many
+            context_dim = 0
         moves = loc.new_zeros(*shape, context_dim + _products(context_dim))
         self.shift = nn.Parameter(moves) if context_dim and not odd else None
         self.lattice = (*shape[:-1], shape[-1] // channels)
