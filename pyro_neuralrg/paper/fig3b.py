@@ -21,6 +21,7 @@ from pyro_neuralrg.arguments import check_integer
 from pyro_neuralrg.infer import TrainingStep
 from pyro_neuralrg.infer.mcmc import (
     HMC,
+    Adaptation,
     Cycle,
     EnergyTarget,
     IndependenceMetropolis,
@@ -51,6 +52,8 @@ class Settings:
         trajectories: Of each chain.
         leapfrog: Steps of a trajectory.
         pilot: Trajectories of a run beforehand that finds the step size; its time counts.
+        acceptance: Mean over the chains that the step size aims at. High, since some chains start
+            at stiff places of the latent space: with steps that suit the others they never move.
         every: Training steps between two visits of the paper's own protocol; 0: leave it out. It
             needs a training, so a flow that was read has none.
         visit: Trajectories of each visit.
@@ -62,6 +65,7 @@ class Settings:
     trajectories: int = 400
     leapfrog: int = 10
     pilot: int = 100
+    acceptance: float = 0.95
     every: int = 100
     visit: int = 10
     step_size: float = 0.2
@@ -215,6 +219,7 @@ def sample(
     began = time.process_time()
     pilot = VectorizedMCMC(
         local,
+        adaptation=Adaptation(target_acceptance=settings.acceptance),
         num_samples=1,
         warmup_steps=settings.pilot,
         num_chains=min(PILOT_CHAINS, settings.chains),
