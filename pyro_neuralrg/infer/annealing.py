@@ -4,9 +4,8 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,7 +27,16 @@ from pyro_neuralrg.infer.mcmc import (
     Target,
     as_target,
 )
+from pyro_neuralrg.infer.mcmc.model_checks import check_model_args
 from pyro_neuralrg.infer.mcmc.target import frozen
+from pyro_neuralrg.infer.model_weights import is_guide
+from pyro_neuralrg.infer.particles import (
+    effective_fraction,
+    effective_fractions,
+    log_mean_exp,
+    next_betas,
+    systematic,
+)
 from pyro_neuralrg.infer.tempered import TemperedTarget
 from pyro_neuralrg.potentials.base import LatticePotential
 
@@ -45,9 +53,6 @@ STEP_SIZE_GAIN = 2.0
 
 MOST_TEMPERATURES = 10_000
 """More tell that the weights are without bounds."""
-
-BISECTIONS = 50
-"""Halvings of the interval in which the next beta lies."""
 
 
 @dataclass(frozen=True)
@@ -218,7 +223,7 @@ def anneal(
             "target_acceptance", target_acceptance, "a number in (0, 1)", above=0, below=1
         ),
         resample_below=resample_below,
-        next_beta=_schedule(betas, conditional_ess),
+        next_beta=next_betas(betas, conditional_ess),
         generator=torch.Generator(whole.device).manual_seed(seed),
     )
     with frozen(whole.modules()), tqdm(disable=not progress, desc="anneal") as bar:
@@ -243,13 +248,15 @@ def _whole(
     kwargs: Mapping[str, Any] | None,
 ) -> Target:
     """The target, of a model for its arguments."""
+    if is_guide(flow):
+        raise TypeError(
+            f"flow is a {type(flow).__name__}, a guide; accepted: a flow (a guide stands in the "
+            "model: NeuTraReparam(guide).reparam(model))"
+        )
     whole = as_target(target, shape=shape, flow=flow)
     if args is None and kwargs is None and whole.sites:
         return whole
-    if isinstance(args, str | Tensor) or not isinstance(args or (), Sequence):
-        raise TypeError(
-            f"model_args is a {type(args).__name__}; accepted: a sequence of the model's arguments"
-        )
+    check_model_args(args)
     if not isinstance(whole, ModelTarget):
         if args or kwargs or not isinstance(target, LatticePotential):
             raise TypeError(
@@ -330,13 +337,13 @@ class _Run:
             )
         self.log_weights = self.log_weights + (beta - self.beta) * log_ratio
         self.betas.append(beta)
-        self.ess.append(_effective_fraction(self.log_weights))
+        self.ess.append(effective_fraction(self.log_weights))
         self._resample()
         self._move()
 
     def result(self) -> Annealing:
         """The estimates, from what is there at beta = 1."""
-        of_groups = _log_mean_exp(self.log_weights.view(self.groups, -1))
+        of_groups = log_mean_exp(self.log_weights.view(self.groups, -1))
         found = from_log_weights(of_groups)
         return Annealing(
             free_energy=found.importance,
@@ -364,7 +371,7 @@ class _Run:
         """Replace the particles of poor groups by copies in proportion to their weights."""
         grouped = self.log_weights.view(self.groups, -1)
         alive = torch.isfinite(grouped).any(-1)
-        poor = alive & (_effective_fractions(grouped) < self.resample_below)
+        poor = alive & (effective_fractions(grouped) < self.resample_below)
         self.resampled.append(float(poor.double().mean()))
         if not bool(poor.any()):
             return
@@ -376,7 +383,7 @@ class _Run:
         self.positions = self.positions[rows]
         self.energy, self.gradient = self.energy[rows], self.gradient[rows]
         self.base, self.base_gradient = self.base[rows], self.base_gradient[rows]
-        means = _log_mean_exp(grouped).unsqueeze(-1).expand_as(grouped)
+        means = log_mean_exp(grouped).unsqueeze(-1).expand_as(grouped)
         self.log_weights = torch.where(poor.unsqueeze(-1), means, grouped).view(-1)
 
     def _move(self) -> None:
@@ -414,91 +421,6 @@ class _Run:
         assert size is not None
         members["hmc"] = members["hmc"].tuned(step_size=size * change)
         self.kernel = self.kernel.with_members(members)
-
-
-def systematic(log_weights: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Systematic resampling: indices in proportion to weights, from one uniform number a row.
-
-    Entry i is chosen n W_i times in expectation, and never more than one time off that.
-
-    Args:
-        log_weights: shape ``(groups, n)``, not all minus infinity in a row.
-        generator: source of the uniform numbers.
-
-    Returns:
-        Increasing indices, shape ``(groups, n)``.
-
-    Example:
-        >>> systematic(torch.tensor([[0.5, 0.0, 0.25, 0.25]]).log(), torch.Generator())
-        tensor([[0, 0, 2, 3]])
-    """
-    rows, size = log_weights.shape
-    start = torch.rand(
-        rows, 1, generator=generator, dtype=log_weights.dtype, device=log_weights.device
-    )
-    points = (start + torch.arange(size, device=log_weights.device)) / size
-    cumulative = torch.softmax(log_weights, -1).cumsum(-1)
-    # the last weight that is none takes what rounding leaves
-    indices = torch.searchsorted(cumulative / cumulative[:, -1:], points, right=True)
-    return indices.clamp(max=size - 1)
-
-
-def _schedule(
-    betas: Sequence[float] | None, conditional_ess: float
-) -> Callable[[Tensor, Tensor, float], float]:
-    """What gives the next beta of log-ratios ln w, log-weights and the present beta."""
-    fraction = check_number(
-        "conditional_ess", conditional_ess, "a number in (0, 1)", above=0, below=1
-    )
-    if betas is None:
-        return lambda log_ratio, weights, beta: _next_beta(log_ratio, weights, beta, fraction)
-    accepted = "increasing numbers from 0 to 1, both among them"
-    if not isinstance(betas, Iterable):
-        raise TypeError(f"betas is {betas!r}; accepted: {accepted}")
-    given = [check_number("betas", beta, accepted, least=0, most=1, given=betas) for beta in betas]
-    rising = all(a < b for a, b in itertools.pairwise(given))
-    if len(given) < 2 or given[0] != 0.0 or given[-1] != 1.0 or not rising:
-        raise ValueError(f"betas is {betas!r}; accepted: {accepted}")
-    following = dict(itertools.pairwise(given))
-    return lambda log_ratio, weights, beta: following[beta]
-
-
-def _next_beta(log_ratio: Tensor, weights: Tensor, beta: float, fraction: float) -> float:
-    """The beta at which the conditional ESS falls to ``fraction``, or 1 if it does not."""
-    alive = torch.isfinite(log_ratio) & torch.isfinite(weights)
-    log_ratio, weights = log_ratio[alive], weights[alive]
-    if _conditional_ess(log_ratio * (1.0 - beta), weights) >= fraction:
-        return 1.0
-    low, high = 0.0, 1.0 - beta
-    for _ in range(BISECTIONS):
-        middle = 0.5 * (low + high)
-        if _conditional_ess(log_ratio * middle, weights) >= fraction:
-            low = middle
-        else:
-            high = middle
-    return min(1.0, beta + high)
-
-
-def _conditional_ess(increments: Tensor, weights: Tensor) -> float:
-    """(sum W u)^2 / (sum W sum W u^2) of increments u of the weights W, all as logarithms."""
-    first = torch.logsumexp(weights + increments, 0)
-    second = torch.logsumexp(weights + 2.0 * increments, 0)
-    return math.exp(float(2.0 * first - torch.logsumexp(weights, 0) - second))
-
-
-def _effective_fractions(log_weights: Tensor) -> Tensor:
-    """Kish ESS over the last dimension as a fraction; NaN if all weights are zero."""
-    size = log_weights.shape[-1]
-    first = torch.logsumexp(log_weights, -1)
-    return (2.0 * first - torch.logsumexp(2.0 * log_weights, -1) - math.log(size)).exp()
-
-
-def _effective_fraction(log_weights: Tensor) -> float:
-    return float(_effective_fractions(log_weights))
-
-
-def _log_mean_exp(log_weights: Tensor) -> Tensor:
-    return torch.logsumexp(log_weights, -1) - math.log(log_weights.shape[-1])
 
 
 def _mean_acceptance(infos: list[StepInfo], name: str) -> float:

@@ -15,6 +15,7 @@ from torch import Tensor
 from pyro_neuralrg.arguments import check_integer
 from pyro_neuralrg.distributions.flow import flow_distribution
 from pyro_neuralrg.infer.guides import FlowGuide
+from pyro_neuralrg.infer.mcmc.model_checks import check_model_args
 from pyro_neuralrg.infer.model_weights import is_guide, model_log_weights
 from pyro_neuralrg.potentials.base import LatticePotential
 from pyro_neuralrg.series import pareto_k
@@ -114,7 +115,8 @@ def estimate(
         (1.5155, 1.5155)
     """
     if is_guide(q) or model_args is not None or model_kwargs is not None:
-        weights = _of_model(target, q, num_samples, batch_size, model_args or (), model_kwargs)
+        args = () if model_args is None else model_args
+        weights = _of_model(target, q, num_samples, batch_size, args, model_kwargs)
     else:
         weights = log_weights(target, q, num_samples, batch_size)
     found = from_log_weights(weights)
@@ -162,6 +164,7 @@ def _of_model(
         raise TypeError(
             f"target is a {type(target).__name__}; accepted: a Pyro model or a LatticePotential"
         )
+    check_model_args(args)
     sizes = list(_batches(num_samples, batch_size))
     return torch.cat(list(model_log_weights(model, q, sizes, args, kwargs)))
 

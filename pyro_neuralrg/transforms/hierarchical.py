@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from pyro_neuralrg.arguments import check_integer, check_number
 from pyro_neuralrg.lattice import Circuit, Layer, make_circuit
 from pyro_neuralrg.transforms.base import LatticeTransform
-from pyro_neuralrg.transforms.bijectors import Bijector, Place, as_bijector, bijector_config
+from pyro_neuralrg.transforms.bijectors import Bijector, as_bijector, bijector_config
+from pyro_neuralrg.transforms.building import build_coarse_map, build_layer
 from pyro_neuralrg.transforms.fourier import FourierLayer
 from pyro_neuralrg.transforms.growth import grow
 from pyro_neuralrg.transforms.humps import MOST_DISTANCE, BehindHumps, TwoHumps
-from pyro_neuralrg.transforms.monotone import MonotoneMap
 from pyro_neuralrg.transforms.partition import cut, join, split_coarse, tile
 from pyro_neuralrg.transforms.scales import UpToScale
 from pyro_neuralrg.transforms.sites import (
@@ -97,11 +97,11 @@ class HierarchicalFlow(LatticeTransform):
         known = self._keep_site_features(site_features)
         shared: dict[Any, nn.Module] = {}
         self.layers = nn.ModuleList(
-            self._build_layer(layer, features, shared)
+            build_layer(self, layer, features, shared)
             for layer, features in zip(circuit.layers, known, strict=True)
         )
         self.coarse_maps = nn.ModuleList(
-            self._build_coarse_map(layer, shared) for layer in circuit.layers
+            build_coarse_map(self, layer, shared) for layer in circuit.layers
         )
         if spectrum_slopes is not None and (spectrum is None or not context_dim):
             raise ValueError(
@@ -354,41 +354,6 @@ class HierarchicalFlow(LatticeTransform):
         self.site_features = check_site_features(features, self.shape)
         return list(features_of_blocks(self.site_features, self.circuit))
 
-    def _build_layer(
-        self, layer: Layer, features: list[Any], shared: dict[Any, nn.Module]
-    ) -> nn.ModuleList:
-        """One transform per region; single sites pass through an identity."""
-        modules: list[nn.Module] = []
-        for region, known in zip(layer.regions, features, strict=True):
-            place = Place(
-                region.block,
-                region.count,
-                self.odd,
-                self.circuit.boundary,
-                self.weights == "block",
-                self.context_dim,
-                known,
-            )
-            if region.size == 1:
-                modules.append(nn.Identity())
-                continue
-            transform: nn.Module = self.bijector.build(place)
-            if self.weights == "shared":
-                _share_parameters(
-                    transform, shared.setdefault((layer.kind, region.block), transform)
-                )
-            modules.append(transform)
-        return nn.ModuleList(modules)
-
-    def _build_coarse_map(self, layer: Layer, shared: dict[Any, nn.Module]) -> nn.Module:
-        """The monotone map on the variables that a layer keeps, or an identity."""
-        if layer.kind != "decimator" or not self.monotone_steps:
-            return nn.Identity()
-        transform: nn.Module = MonotoneMap(layer.coarse_shape, self.monotone_steps, self.odd)
-        if self.weights == "shared":
-            _share_parameters(transform, shared.setdefault("coarse", transform))
-        return transform
-
     @property
     def config(self) -> dict[str, Any]:
         """What :meth:`from_config` needs to build this flow again, as JSON data.
@@ -439,13 +404,6 @@ def _exchange_kept(blocks: list[Tensor], kept: Tensor, layer: Layer) -> list[Ten
         torch.cat([piece.unsqueeze(0), block[1:]])
         for block, piece in zip(blocks, split_coarse(kept, layer), strict=True)
     ]
-
-
-def _share_parameters(transform: nn.Module, source: nn.Module) -> None:
-    """Let ``transform`` hold the very parameters of ``source``, a module of the same structure."""
-    for mine, theirs in zip(transform.modules(), source.modules(), strict=True):
-        for name in mine._parameters:
-            mine._parameters[name] = theirs._parameters[name]
 
 
 def hierarchical_flow(

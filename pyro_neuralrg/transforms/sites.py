@@ -9,7 +9,6 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pyro_neuralrg.lattice import Circuit
@@ -52,7 +51,7 @@ def features_of_blocks(features: Tensor, circuit: Circuit) -> Iterator[list[Tens
 
 
 def check_site_features(features: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The features in torch's default dtype.
+    """The features, cut off from any graph.
 
     Raises:
         TypeError: if they are no floating tensor.
@@ -66,7 +65,7 @@ def check_site_features(features: Tensor, shape: tuple[int, ...]) -> Tensor:
         raise ValueError(f"site_features has shape {tuple(features.shape)}; {accepted}")
     if not bool(features.isfinite().all()):
         raise ValueError("site_features has entries that are not finite; accepted: finite ones")
-    return features.detach().to(torch.get_default_dtype())
+    return features.detach()
 
 
 def show_site_features(flow: Any) -> None:

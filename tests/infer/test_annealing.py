@@ -13,8 +13,9 @@ from torch import Tensor
 
 from pyro_neuralrg import IsingDual
 from pyro_neuralrg.infer import anneal, reweight
-from pyro_neuralrg.infer.annealing import Annealing, _next_beta, _Run, systematic
+from pyro_neuralrg.infer.annealing import Annealing, _Run
 from pyro_neuralrg.infer.mcmc import EnergyTarget, LatentTarget
+from pyro_neuralrg.infer.particles import next_beta, systematic
 from pyro_neuralrg.infer.tempered import TemperedTarget
 from pyro_neuralrg.potentials import FreeField
 from pyro_neuralrg.transforms import hierarchical_flow
@@ -210,12 +211,12 @@ def test_resampling_takes_all_of_a_particle_along(seed: int) -> None:
 def test_next_beta_leaves_the_conditional_ess() -> None:
     """Of normal ln w of variance v, step d leaves exp(-d^2 v)."""
     log_ratio = 3.0 * torch.randn(200_000)
-    beta = _next_beta(log_ratio, torch.zeros(200_000), 0.25, 0.9)
+    beta = next_beta(log_ratio, torch.zeros(200_000), 0.25, 0.9)
     assert beta - 0.25 == pytest.approx(math.sqrt(-math.log(0.9)) / 3.0, rel=0.02)
-    assert _next_beta(log_ratio, torch.zeros(200_000), 0.99, 0.9) == 1.0
+    assert next_beta(log_ratio, torch.zeros(200_000), 0.99, 0.9) == 1.0
     # particles without weight have no say
     weights = torch.where(log_ratio > 3.0, 0.0, -math.inf)
-    assert _next_beta(log_ratio, weights, 0.25, 0.9) > beta + 0.05
+    assert next_beta(log_ratio, weights, 0.25, 0.9) > beta + 0.05
 
 
 def test_systematic_resampling(seed: int) -> None:

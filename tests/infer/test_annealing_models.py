@@ -163,6 +163,12 @@ BAD: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     (EnergyTarget(one_number, (2,)), {}, TypeError, "and target is a EnergyTarget; accepted: a P"),
     (FreeField((2, 2), mass=1.0), {}, TypeError, "and target is a FreeField; accepted: a Pyro"),
     (model, {"flow": hierarchical_flow((3, 2))}, ValueError, "flow is for a potential or energy"),
+    (
+        model,
+        {"flow": AutoDiagonalNormal(model)},
+        TypeError,
+        "Normal, a guide; accepted",
+    ),
     (3.0, {}, TypeError, "target is a float; accepted"),
 ]
 

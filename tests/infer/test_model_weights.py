@@ -177,3 +177,6 @@ def test_refuses_guides_without_parameters_and_what_is_none(flow: Any) -> None:
         estimate("model", exact_guide(), 10)
     with pytest.raises(ValueError, match="num_samples is 0; accepted"):
         estimate(model, exact_guide(), 0, model_args=(DATA,))
+    for bare in (DATA, "data", 3):
+        with pytest.raises(TypeError, match=f"model_args is a {type(bare).__name__}; accepted: a"):
+            estimate(model, exact_guide(), 10, model_args=bare)

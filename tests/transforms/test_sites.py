@@ -95,6 +95,19 @@ def test_files_keep_the_features(tmp_path: Path) -> None:
     assert "site_features" not in hierarchical_flow((4, 3), bijector=SMALL).config
 
 
+@pytest.mark.usefixtures("as_a_reader")
+def test_features_keep_their_precision(tmp_path: Path) -> None:
+    features = torch.full((1, 4, 3), 1 / 3, dtype=torch.float64)
+    options = {"bijector": SMALL, "site_features": features}
+    flow = hierarchical_flow((4, 3), **options, dtype=torch.float64)
+    save(tmp_path / "flow.pt", flow)
+    other = flow.with_site_features(features + 1e-12)
+    assert torch.equal(flow.site_features, features)
+    assert torch.equal(load(tmp_path / "flow.pt").flow.site_features, features)
+    assert torch.equal(other.site_features, features + 1e-12)
+    assert hierarchical_flow((4, 3), **options).site_features.dtype == torch.float32
+
+
 def test_without_features_nothing_has_changed() -> None:
     flow = hierarchical_flow((4, 4), bijector=SMALL)
     assert flow.site_features is None

@@ -8,8 +8,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pyro.poutine.util import site_is_subsample
+from torch import Tensor
 
-__all__ = ["check_no_subsampling", "check_not_enumerated"]
+__all__ = ["check_model_args", "check_no_subsampling", "check_not_enumerated"]
+
+
+def check_model_args(args: Any) -> None:
+    """A tensor alone would be taken apart, a string likewise."""
+    if isinstance(args, str | Tensor) or not isinstance(args or (), Sequence):
+        raise TypeError(
+            f"model_args is a {type(args).__name__}; accepted: a sequence of the model's arguments"
+        )
 
 
 def check_no_subsampling(trace: Any) -> None:
