@@ -191,14 +191,25 @@ def draw(results: Results) -> Figure:
     """The top variables in the first row of panels, then a row for each scale."""
     rows: dict[Any, Response] = {"top variables": results.top, **results.responses}
     figure = plotting.responses(rows)
-    before, after = results.overlaps.before[0], results.overlaps.after[0]
+    found = results.overlaps
+    trainings = f", {len(found.before)} trainings" if len(found.before) > 1 else ""
     figure.suptitle(
-        f"{results.title}\noverlap of the top variables with their blocks: {before:.3f}, "
-        f"after the best rotation {after:.3f};\nof what they write into the field: "
-        f"{results.overlaps.written_before[0]:.3f} and {results.overlaps.written_after[0]:.3f}",
+        f"{results.title}\noverlap of the top variables with their blocks{trainings}: "
+        f"{_listed(found.before)}, after the best rotation {_listed(found.after)};\n"
+        "of what they write into the field: "
+        f"{_listed(found.written_before)} and {_listed(found.written_after)}",
         fontsize="medium",
     )
     return figure
+
+
+def _listed(values: list[float]) -> str:
+    """Of all trainings.
+
+    >>> _listed([0.1068, 0.1155])
+    '0.107 0.116'
+    """
+    return " ".join(f"{value:.3f}" for value in values)
 
 
 def describe(results: Results) -> list[str]:
