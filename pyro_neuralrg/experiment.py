@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import math
-import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -37,7 +36,7 @@ from pyro_neuralrg.infer.mcmc import (
     VectorizedMCMC,
 )
 from pyro_neuralrg.infer.mcmc.state_file import previous
-from pyro_neuralrg.infer.memory import MemoryLimitError
+from pyro_neuralrg.infer.memory import MemoryLimitError, check_fits, kept_bytes
 from pyro_neuralrg.infer.training_state import CheckpointError, Checkpoints
 from pyro_neuralrg.interrupts import deferred_interrupts
 from pyro_neuralrg.lattice import check_shape
@@ -204,7 +203,8 @@ class Experiment:
         """Check every setting and build target and flow, the flow from ``settings.seed``.
 
         Raises:
-            ValueError, TypeError: A setting is not accepted; the message names it.
+            ValueError, TypeError: A setting is not accepted; the message names it. A
+                MemoryLimitError if its fields alone cannot fit.
         """
         for name, least in LEAST.items():
             value = getattr(settings, name)
@@ -490,34 +490,15 @@ def _check_memory(settings: Settings, device: torch.device) -> None:
     """Refuse what cannot be held, before anything tries.
 
     Raises:
-        ValueError: The fields of one training step, or those that are kept of one sampler, take
-            more memory than there is; the message names the settings.
+        MemoryLimitError: The fields of one training step, or those that are kept of one sampler,
+            take more memory than is available; the message names the settings.
     """
     size = 8 if settings.dtype == "float64" else 4
-    field_bytes = size * math.prod(check_shape(settings.shape))
+    shape = f"shape is {settings.shape}"
+    field, number = size * math.prod(check_shape(settings.shape)), processes().size
+    check_fits(shape, field, device)
     batch = _batch(settings)
-    memory = _memory(device)
-    for others, count in (
-        ("", 1),
-        (f" and batch is {batch}", batch),
-        (
-            f", chains is {settings.chains} and draws is {settings.draws}",
-            settings.chains * settings.draws,
-        ),
-    ):
-        if count * field_bytes > memory:
-            seen = f"shape is {settings.shape}{others}"
-            raise ValueError(
-                f"{seen}: that makes fields of {count * field_bytes:.2g} bytes; accepted: what "
-                f"fits into the {memory:.2g} bytes of memory here"
-            )
-
-
-def _memory(device: torch.device) -> float:
-    """Bytes of memory there are, infinite where the system does not tell."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):
-        return math.inf
+    check_fits(f"{shape} and batch is {batch}", field * batch / number, device)
+    chains, draws = settings.chains, settings.draws
+    sampled = f"{shape}, chains is {chains} and draws is {draws}"
+    check_fits(sampled, kept_bytes(field * chains * draws, number), device)

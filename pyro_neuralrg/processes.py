@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor, distributed
 
-__all__ = ["LostProcessError", "Processes", "joined", "processes"]
+__all__ = ["LostProcessError", "Processes", "joined", "processes", "processes_here"]
 
 T = TypeVar("T")
 
@@ -169,6 +169,14 @@ def processes() -> Processes:
     if distributed.is_available() and distributed.is_initialized():
         return Processes(distributed.get_rank(), distributed.get_world_size())
     return Processes()
+
+
+def processes_here() -> int:
+    """How many processes ``torchrun`` started on this host, which share its memory; else 1."""
+    try:
+        return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    except ValueError:
+        return 1
 
 
 @contextmanager

@@ -293,6 +293,31 @@ def test_a_training_that_cannot_fit(
     assert (tmp_path / "report.json").read_text() == "of an earlier run"
 
 
+@pytest.mark.parametrize(
+    ("there", "seen"),
+    [
+        (60.0, "shape is (4, 4): that makes fields of"),
+        (1e3, "shape is (4, 4) and batch is 16: that makes fields of"),
+        (1.5e3, "shape is (4, 4), chains is 3 and draws is 10: that makes fields of"),
+    ],
+)
+def test_settings_that_cannot_fit(
+    there: float,
+    seen: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What is available counts, whatever memory the machine has; nothing is built, or written."""
+    monkeypatch.setattr("pyro_neuralrg.infer.memory.available_memory", lambda _: there)
+    monkeypatch.setattr(IsingDual, "__init__", lambda *_, **__: pytest.fail("built"))
+    with pytest.raises(SystemExit) as stop:
+        main(["ising", *QUICK, "--shape", "4", "4", "--out", str(tmp_path / "out")])
+    assert stop.value.code == 2
+    assert seen in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def nan_after(calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the energy be NaN from one call on."""
     energy, seen = IsingDual.energy, []

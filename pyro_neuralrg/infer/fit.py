@@ -164,7 +164,7 @@ def fit(
         training = _training(
             target, flow, schedule, clip, cooling, average, path_gradient, start_step, world
         )
-        _check_memory(training, math.prod(_shape(target, flow, schedule)))
+        _check_memory(training, schedule.batch, math.prod(_shape(target, flow, schedule)))
         _clear_cache(flow)
         if compile:
             stack.enter_context(compiled_steps())
@@ -233,14 +233,14 @@ def _training(
     )
 
 
-def _check_memory(training: Training, sites: int) -> None:
+def _check_memory(training: Training, batch: int, sites: int) -> None:
     """Refuse a step that cannot fit, before the first one; small ones are not looked at."""
-    world, batch = training.world, training.elbo.num_particles
-    if batch * sites < LARGE_BATCH:
+    world = training.world
+    if world.share("batch", batch) * sites < LARGE_BATCH:
         return
     device = training.optimizer.parameters[0].device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        world.together(lambda: check_memory(training.try_step, batch, sites, device))
+        world.together(lambda: check_memory(training.try_step, batch, sites, device, world.size))
 
 
 def _schedule(
