@@ -26,7 +26,6 @@ from pyro_neuralrg.infer import (
     fit,
 )
 from pyro_neuralrg.infer.files import DamagedFileError
-from pyro_neuralrg.infer.forecast import Forecast
 from pyro_neuralrg.infer.mcmc import (
     HMC,
     Cycle,
@@ -216,7 +215,7 @@ class Experiment:
         elif settings.resume:
             raise ValueError("resume is set without checkpoint; accepted: with a folder of them")
         device = _device(settings.device)
-        _check_memory(settings, device)
+        processes().together(lambda: _check_memory(settings, device))
         processes().share("batch", _batch(settings))
         processes().share("chains", settings.chains)
         target = IsingDual(settings.shape, temperature=settings.temperature).to(device)
@@ -230,18 +229,13 @@ class Experiment:
             )
         return cls(replace(settings, device=str(device)), target, flow)
 
-    def run(
-        self,
-        on_trained: Callable[[FitResult], object] | None = None,
-        on_forecast: Callable[[str], object] | None = None,
-    ) -> Results:
+    def run(self, on_trained: Callable[[FitResult], object] | None = None) -> Results:
         """Train, estimate, sample. Ctrl-C ends it with what there is.
 
         All processes of a group train and sample; the first one alone estimates.
 
         Args:
             on_trained: Called with the training as soon as it is over, however it ended.
-            on_forecast: See :meth:`train`.
 
         Raises:
             ValueError, RuntimeError, ...: The training could not begin. A later stage that fails
@@ -250,7 +244,7 @@ class Experiment:
         exact_free_energy = _exact(lambda: -self.target.log_partition())
         exact_structure_factor = _exact(self.target.exact_structure_factor)
         self._check_samplers()
-        training = self.train(on_forecast)
+        training = self.train()
         with deferred_interrupts() as pressed:
             if on_trained is not None:
                 on_trained(training)
@@ -303,17 +297,9 @@ class Experiment:
             stopped = stopped or one_line(error)
         return samplers, stopped
 
-    def train(self, on_forecast: Callable[[str], object] | None = None) -> FitResult:
-        """Train the flow, with steps and batch from the shape where they are not set.
-
-        Args:
-            on_forecast: Called on the first process after a few steps, if more than a minute is
-                left, with what time and memory the training takes, in words.
-        """
+    def train(self) -> FitResult:
+        """Train the flow, with steps and batch from the shape where they are not set."""
         settings = self.settings
-        forecast = None
-        if on_forecast is not None and processes().is_first:
-            forecast = Forecast(self._steps(), _batch(settings), self.target.device, on_forecast)
         return fit(
             self.target,
             self.flow,
@@ -324,13 +310,7 @@ class Experiment:
             checkpoint=settings.checkpoint,
             every=settings.every,
             resume=settings.resume,
-            callback=forecast,
         )
-
-    def _steps(self) -> int:
-        """Training steps."""
-        steps = self.settings.steps
-        return default_schedule(self.settings.shape).steps if steps is None else steps
 
     def _compiles(self) -> bool:
         """Whether compiling saves more time than it takes, if it can be done."""

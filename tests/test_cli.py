@@ -278,7 +278,8 @@ def test_a_history_and_a_forecast(
     options = ["--shape", "2", "2", "--history", str(table)]
     run(tmp_path / "out", *options, "--steps", "8")
     assert len(table.read_text().splitlines()) == 1 + 8
-    assert "ms for each step of 16 samples" in one_error(capsys)
+    notes = [line for line in capsys.readouterr().err.splitlines() if "a step now" in line]
+    assert [note.split(":")[0] for note in notes] == ["fit", *2 * ["warm-up", "draws"]]
 
 
 def test_a_training_that_cannot_fit(
@@ -296,9 +297,9 @@ def test_a_training_that_cannot_fit(
 @pytest.mark.parametrize(
     ("there", "seen"),
     [
-        (60.0, "shape is (4, 4): that makes fields of"),
-        (1e3, "shape is (4, 4) and batch is 16: that makes fields of"),
-        (1.5e3, "shape is (4, 4), chains is 3 and draws is 10: that makes fields of"),
+        (60.0, "shape is (4, 4): that takes"),
+        (1e3, "shape is (4, 4) and batch is 16: that takes"),
+        (1.5e3, "shape is (4, 4), chains is 3 and draws is 10: that takes"),
     ],
 )
 def test_settings_that_cannot_fit(

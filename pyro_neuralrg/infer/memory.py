@@ -196,13 +196,14 @@ def kept_bytes(size: float, processes: int) -> float:
     return size if processes == 1 else (2 + 1 / processes) * size
 
 
-def check_fits(settings: str, size: float, device: torch.device) -> None:
+def check_fits(settings: str, size: float, device: torch.device, otherwise: str = "") -> None:
     """Refuse what takes ``size`` bytes on this process, if there is less.
 
     Args:
         settings: what was asked for, for the message: "shape is (8, 8)".
         size: of what is kept, in bytes.
         device: where.
+        otherwise: what is accepted too.
 
     Raises:
         MemoryLimitError: naming the settings.
@@ -210,8 +211,8 @@ def check_fits(settings: str, size: float, device: torch.device) -> None:
     there = available_memory(device)
     if size > there:
         raise MemoryLimitError(
-            f"{settings}: that makes fields of {readable(size)}; accepted: what fits into the "
-            f"{readable(there)} available here"
+            f"{settings}: that takes {readable(size)} of memory; accepted: what fits into the "
+            f"{readable(there)} available here{otherwise}"
         )
 
 

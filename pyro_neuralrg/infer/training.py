@@ -16,6 +16,7 @@ import torch
 from pyro.infer import SVI
 from torch import Tensor
 
+from pyro_neuralrg.infer.forecast import Forecast, duration
 from pyro_neuralrg.infer.free_energy import from_log_weights
 from pyro_neuralrg.infer.history import TrainingStep
 from pyro_neuralrg.infer.optimizer import GuardedAdam
@@ -27,6 +28,9 @@ from pyro_neuralrg.processes import Processes
 from pyro_neuralrg.progress import Progress
 
 __all__ = ["Keeper", "QuietPDD", "Training"]
+
+TRIED_STEPS = 100
+"""Left, from which on it pays to find out what a step with path gradients will take."""
 
 
 class Keeper(Protocol):
@@ -116,12 +120,14 @@ class Training:
         """Take the steps that are left, until the end or a reason to stop."""
         begin = time.perf_counter() - self.seconds
         self.optimizer.clear_gradients()  # of whatever was done with the flow before
+        forecast = Forecast(progress)
         held = HELD if keeper is not None or self.world.size > 1 else ()
         try:
             with deferred_interrupts(held) as pressed:
                 while self.step < self.steps and self.stopped is None:
                     if self._take_step(begin):
                         progress.step(partial(_figures, self.records[-1]))
+                        forecast.step(self.steps - self.step, more=self._longer)
                         self._after_step(pressed, callback, keeper)
         except KeyboardInterrupt:
             self._interrupt()
@@ -131,12 +137,19 @@ class Training:
                 self.optimizer.assign(self.average)
         self.interrupted = self.interrupted or bool(pressed)
 
-    def try_step(self, batch: int) -> None:
-        """Compute the gradient of so many samples, with path gradients if any step has them."""
+    def try_step(self, batch: int, path_gradient: bool | None = None) -> None:
+        """Compute the gradient of so many samples, and forget it.
+
+        Args:
+            batch: samples, of this process.
+            path_gradient: by path gradients; None: if any step has them.
+        """
         elbo, model = self.elbo, self._model(1.0)
         before = elbo.num_particles, elbo.path_gradient
         elbo.num_particles = batch
-        elbo.path_gradient = elbo.path_gradient or self.path_after_cooling
+        if path_gradient is None:
+            path_gradient = elbo.path_gradient or self.path_after_cooling
+        elbo.path_gradient = path_gradient
         try:
             with pyro.validation_enabled(False):
                 elbo.loss_and_grads(model, self.svi.guide, *self._arguments())
@@ -199,6 +212,34 @@ class Training:
         if step >= self.average_from:
             self._accumulate()
         return True
+
+    def _longer(self, seconds: float) -> tuple[float, str]:
+        """Seconds by which the steps left take longer than such as now, and words for it.
+
+        Path gradients may come later, and cost more: how much is tried out, which changes nothing.
+        """
+        left = range(self.step, self.steps)
+        later = 0
+        if self.path_after_cooling and not self.elbo.path_gradient:
+            later = sum(temperature_factor(step, self.steps, self.anneal) == 1.0 for step in left)
+        if not later:
+            return 0.0, ""
+        if len(left) < TRIED_STEPS:
+            return 0.0, "; path gradients will take longer"
+        longer = max(0.0, self._seconds_of_gradient(True) - self._seconds_of_gradient(False))
+        return longer * later, f", {duration(seconds + longer)} with path gradients later"
+
+    def _seconds_of_gradient(self, path_gradient: bool) -> float:
+        """Of one gradient of this process's samples; the first may compile, and does not count."""
+        device = self.optimizer.parameters[0].device
+        on_gpu = device.type == "cuda"
+        with torch.random.fork_rng([device] if on_gpu else []):
+            for _ in range(2):
+                began = time.perf_counter()
+                self.try_step(self.elbo.num_particles, path_gradient)
+                if on_gpu:
+                    torch.cuda.synchronize(device)
+        return time.perf_counter() - began
 
     def _arguments(self) -> tuple[Tensor, ...]:
         """Of model and guide: for a family, a context for each sample."""
