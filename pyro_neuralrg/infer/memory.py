@@ -286,7 +286,8 @@ def _left_in(group: Path, kind: CgroupFiles) -> float:
 def readable(size: float) -> str:
     """Bytes for a reader.
 
-    >>> readable(1.5e9), readable(2e6)
-    ('1.5 GB', '2 MB')
+    >>> readable(1.5e9), readable(3.46e8), readable(2e6)
+    ('1.5 GB', '350 MB', '2 MB')
     """
-    return f"{size / 1e9:.2g} GB" if size >= 1e9 else f"{size / 1e6:.2g} MB"
+    number, unit = (size / 1e9, "GB") if size >= 1e9 else (size / 1e6, "MB")
+    return f"{float(f'{number:.2g}'):g} {unit}"

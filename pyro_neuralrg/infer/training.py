@@ -54,6 +54,9 @@ class QuietPDD(PDD):
 class Training:
     """The loop over the steps, with what it needs and what it found.
 
+    A step waits for an accelerator once, for its log-weights and the norm of its gradient together:
+    whether they are finite decides whether the step is taken, and callbacks get numbers.
+
     Args:
         target: a LatticePotential, a PotentialFamily or a Pyro model.
         guide: what draws from the flow.
@@ -97,7 +100,7 @@ class Training:
         self.average_from = steps - round(average * steps)
         self.largest_rate = optimizer.learning_rate
         self.world = world
-        optimizer.guard = self._loss_is_finite
+        optimizer.read = self._read
         optimizer.reduce = self._reduce
         self.svi = SVI(self._model(1.0), guide, optimizer, loss=elbo)
         self.family = target if isinstance(target, PotentialFamily) else None
@@ -272,11 +275,15 @@ class Training:
     def _reduce(self, gradient: Tensor) -> Tensor:
         """Mean gradient over processes; their log-weights are joined at the same time."""
         assert self.elbo.log_weights is not None
-        self.weights = self.world.gather(self.elbo.log_weights).cpu()  # all else is of these
+        self.weights = self.world.gather(self.elbo.log_weights)
         return self.world.mean(gradient)
 
-    def _loss_is_finite(self) -> bool:
-        return self.weights is not None and bool(self.weights.sum().isfinite())
+    def _read(self, norm: Tensor) -> float:
+        """Fetch norm and log-weights, in one transfer; NaN if the loss is not finite."""
+        assert self.weights is not None
+        numbers = torch.cat([self.weights, norm[None]]).cpu()
+        self.weights = numbers[:-1]  # all else is of these
+        return float(numbers[-1]) if bool(self.weights.sum().isfinite()) else math.nan
 
     def _stop(self, step: int, loss: float) -> None:
         """End the training with the last parameters whose loss was finite."""
