@@ -58,7 +58,7 @@ class Processes(NamedTuple):
         """This process's part of ``number``, the same for all.
 
         Raises:
-            ValueError: if it cannot be divided, naming the next number that can.
+            ValueError: if it cannot be divided, naming the nearest number that can.
         """
         if number % self.size:
             fitting = self.size * max(1, round(number / self.size))

@@ -1,9 +1,10 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Tensors are sent from where a group takes them: gloo from CPUs, NCCL from GPUs."""
+"""Tensors are sent from where a group takes them, and work is divided into equal parts."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor, distributed
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from pyro_neuralrg import HMC, IsingDual, VectorizedMCMC, fit
+from pyro_neuralrg.experiment import Experiment, Settings
 from pyro_neuralrg.processes import Processes, joined
 from tests.infer.processes import together
 
@@ -73,6 +76,68 @@ def test_the_device_of_a_job_decides(
     monkeypatch.setattr(torch.cuda, "set_device", made.append)
     with joined():
         assert made == ([1, backend] if gpus == 2 else [backend])
+
+
+def train(number: int) -> None:
+    target = IsingDual((2, 2), temperature=3.0)
+    fit(target, target.flow(), batch=number, steps=1, lr=0.01, seed=0, progress=False)
+
+
+def sample(number: int) -> None:
+    kernel = HMC(lambda x: 0.5 * x.square().sum(-1), shape=(2,))
+    VectorizedMCMC(kernel, 1, num_chains=number, seed=0, progress=False)
+
+
+def command(number: int, option: str) -> None:
+    numbers = {"batch": 336, "chains": 336} | {option: number}  # else of what all divide
+    Experiment.prepare(Settings(shape=(2, 2), **numbers))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("number", [2, 5, 64, 100, 256])
+@pytest.mark.parametrize("size", [3, 7, 8, 48])
+@pytest.mark.parametrize(
+    ("name", "use"),
+    [
+        ("batch", train),
+        ("num_chains", sample),
+        ("batch", lambda number: command(number, "batch")),
+        ("chains", lambda number: command(number, "chains")),
+    ],
+    ids=["fit", "VectorizedMCMC", "batch of the command", "chains of the command"],
+)
+def test_what_cannot_be_divided_names_a_number_that_can(
+    name: str,
+    use: Callable[[int], None],
+    size: int,
+    number: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And with that number, the processes have equal parts, which are all of it."""
+
+    class ReachedError(Exception):
+        pass
+
+    def reach(*_: Any, **__: Any) -> None:
+        raise ReachedError
+
+    world = Processes(1, size)
+    for module in ("infer.fit", "infer.mcmc.runner", "experiment"):
+        monkeypatch.setattr(sys.modules[f"pyro_neuralrg.{module}"], "processes", lambda: world)
+    monkeypatch.setattr(Processes, "together", lambda self, compute: compute())
+    monkeypatch.setattr(Processes, "from_first", reach)  # what comes next, if it is accepted
+    monkeypatch.setattr(IsingDual, "__init__", reach) if use not in (train, sample) else None
+    fitting = number
+    if number % size:
+        expected = rf"^{name} is {number} over {size} processes; .* of {size}, such as (\d+)$"
+        with pytest.raises(ValueError, match=expected) as refused:
+            use(number)
+        fitting = int(str(refused.value).rsplit(" ", 1)[1])
+        assert abs(fitting - number) < size
+    with pytest.raises(ReachedError):
+        use(fitting)
+    rows = [Processes(rank, size).rows(fitting) for rank in range(size)]
+    assert [i for part in rows for i in range(fitting)[part]] == list(range(fitting))
+    assert {part.stop - part.start for part in rows} == {world.share(name, fitting)}
 
 
 def test_a_group_by_device_does_all(tmp_path: Path) -> None:

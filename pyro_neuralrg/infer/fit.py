@@ -98,7 +98,7 @@ def fit(
     Where ``torch.distributed`` is initialised, all its processes must call this with the same
     arguments: each draws its part of the batch from a seed of its own, gradients and statistics are
     those of the whole batch, and parameters stay equal. The first process alone shows the bar and
-    writes checkpoints.
+    writes checkpoints, from which as many processes as wrote them can go on.
 
     With ``checkpoint``, a training that was killed at any moment goes on with ``resume=True``; on a
     CPU with the very numbers of one that was not. Ctrl-C and SIGTERM then end it after the present
@@ -215,12 +215,13 @@ def _training(
         raise ValueError(
             f"start_step is {start}; accepted: an integer below steps, {schedule.steps}"
         )
+    share = world.share("batch", schedule.batch)
     guide = _guide(flow, isinstance(target, PotentialFamily))
     optimizer = GuardedAdam(_trainable(target, guide), schedule.learning_rate, clip)
     if world.size > 1:
         optimizer.assign(world.from_first(lambda: optimizer.vector().cpu()).to(optimizer.vector()))
     elbo = QuietPDD(
-        num_particles=world.share("batch", schedule.batch),
+        num_particles=share,
         max_plate_nesting=_plates(target, guide),
         vectorize_particles=True,
         path_gradient=bool(path_gradient),
