@@ -48,7 +48,7 @@ class VectorizedMCMC(RunResults):
     methods that run, save or load with the same arguments. Each runs its share of the chains, from
     a seed of its own; warm-up learns from all of them, the step sizes, masses and lengths are the
     same everywhere, and in the end every process has the figures of all chains, in the order of
-    the processes. The first one alone shows the bar and writes files.
+    the processes. The first one alone shows the bar and writes files, which as many processes load.
 
     Args:
         kernel: what to run; adapted during warm-up as ``adaptation`` says, then fixed.
