@@ -260,7 +260,7 @@ def _tuple(value: Any) -> Any:
 def _run(experiment: Experiment, output: Output) -> int:
     """Run the stages, save what there is however they end, and print the table."""
     try:
-        results = experiment.run(on_trained=output.write_training, on_forecast=_tell)
+        results = experiment.run(on_trained=output.write_training)
         with deferred_interrupts() as pressed:
             output.write(results)
     except KeyboardInterrupt:
@@ -285,10 +285,6 @@ def _run(experiment: Experiment, output: Output) -> int:
         sys.stderr.write(f"neuralrg: stopped early: {results.stopped}; what was there is saved\n")
         return FAILED
     return DONE
-
-
-def _tell(text: str) -> None:
-    sys.stderr.write(f"neuralrg: {text}\n")
 
 
 def _kept(output: Output) -> str:

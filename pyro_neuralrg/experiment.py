@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import math
-import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -27,7 +26,6 @@ from pyro_neuralrg.infer import (
     fit,
 )
 from pyro_neuralrg.infer.files import DamagedFileError
-from pyro_neuralrg.infer.forecast import Forecast
 from pyro_neuralrg.infer.mcmc import (
     HMC,
     Cycle,
@@ -37,7 +35,7 @@ from pyro_neuralrg.infer.mcmc import (
     VectorizedMCMC,
 )
 from pyro_neuralrg.infer.mcmc.state_file import previous
-from pyro_neuralrg.infer.memory import MemoryLimitError
+from pyro_neuralrg.infer.memory import MemoryLimitError, check_fits, kept_bytes
 from pyro_neuralrg.infer.training_state import CheckpointError, Checkpoints
 from pyro_neuralrg.interrupts import deferred_interrupts
 from pyro_neuralrg.lattice import check_shape
@@ -204,7 +202,8 @@ class Experiment:
         """Check every setting and build target and flow, the flow from ``settings.seed``.
 
         Raises:
-            ValueError, TypeError: A setting is not accepted; the message names it.
+            ValueError, TypeError: A setting is not accepted; the message names it. A
+                MemoryLimitError if its fields alone cannot fit.
         """
         for name, least in LEAST.items():
             value = getattr(settings, name)
@@ -216,7 +215,7 @@ class Experiment:
         elif settings.resume:
             raise ValueError("resume is set without checkpoint; accepted: with a folder of them")
         device = _device(settings.device)
-        _check_memory(settings, device)
+        processes().together(lambda: _check_memory(settings, device))
         processes().share("batch", _batch(settings))
         processes().share("chains", settings.chains)
         target = IsingDual(settings.shape, temperature=settings.temperature).to(device)
@@ -230,18 +229,13 @@ class Experiment:
             )
         return cls(replace(settings, device=str(device)), target, flow)
 
-    def run(
-        self,
-        on_trained: Callable[[FitResult], object] | None = None,
-        on_forecast: Callable[[str], object] | None = None,
-    ) -> Results:
+    def run(self, on_trained: Callable[[FitResult], object] | None = None) -> Results:
         """Train, estimate, sample. Ctrl-C ends it with what there is.
 
         All processes of a group train and sample; the first one alone estimates.
 
         Args:
             on_trained: Called with the training as soon as it is over, however it ended.
-            on_forecast: See :meth:`train`.
 
         Raises:
             ValueError, RuntimeError, ...: The training could not begin. A later stage that fails
@@ -250,7 +244,7 @@ class Experiment:
         exact_free_energy = _exact(lambda: -self.target.log_partition())
         exact_structure_factor = _exact(self.target.exact_structure_factor)
         self._check_samplers()
-        training = self.train(on_forecast)
+        training = self.train()
         with deferred_interrupts() as pressed:
             if on_trained is not None:
                 on_trained(training)
@@ -303,17 +297,9 @@ class Experiment:
             stopped = stopped or one_line(error)
         return samplers, stopped
 
-    def train(self, on_forecast: Callable[[str], object] | None = None) -> FitResult:
-        """Train the flow, with steps and batch from the shape where they are not set.
-
-        Args:
-            on_forecast: Called on the first process after a few steps, if more than a minute is
-                left, with what time and memory the training takes, in words.
-        """
+    def train(self) -> FitResult:
+        """Train the flow, with steps and batch from the shape where they are not set."""
         settings = self.settings
-        forecast = None
-        if on_forecast is not None and processes().is_first:
-            forecast = Forecast(self._steps(), _batch(settings), self.target.device, on_forecast)
         return fit(
             self.target,
             self.flow,
@@ -324,13 +310,7 @@ class Experiment:
             checkpoint=settings.checkpoint,
             every=settings.every,
             resume=settings.resume,
-            callback=forecast,
         )
-
-    def _steps(self) -> int:
-        """Training steps."""
-        steps = self.settings.steps
-        return default_schedule(self.settings.shape).steps if steps is None else steps
 
     def _compiles(self) -> bool:
         """Whether compiling saves more time than it takes, if it can be done."""
@@ -490,34 +470,15 @@ def _check_memory(settings: Settings, device: torch.device) -> None:
     """Refuse what cannot be held, before anything tries.
 
     Raises:
-        ValueError: The fields of one training step, or those that are kept of one sampler, take
-            more memory than there is; the message names the settings.
+        MemoryLimitError: The fields of one training step, or those that are kept of one sampler,
+            take more memory than is available; the message names the settings.
     """
     size = 8 if settings.dtype == "float64" else 4
-    field_bytes = size * math.prod(check_shape(settings.shape))
+    shape = f"shape is {settings.shape}"
+    field, number = size * math.prod(check_shape(settings.shape)), processes().size
+    check_fits(shape, field, device)
     batch = _batch(settings)
-    memory = _memory(device)
-    for others, count in (
-        ("", 1),
-        (f" and batch is {batch}", batch),
-        (
-            f", chains is {settings.chains} and draws is {settings.draws}",
-            settings.chains * settings.draws,
-        ),
-    ):
-        if count * field_bytes > memory:
-            seen = f"shape is {settings.shape}{others}"
-            raise ValueError(
-                f"{seen}: that makes fields of {count * field_bytes:.2g} bytes; accepted: what "
-                f"fits into the {memory:.2g} bytes of memory here"
-            )
-
-
-def _memory(device: torch.device) -> float:
-    """Bytes of memory there are, infinite where the system does not tell."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):
-        return math.inf
+    check_fits(f"{shape} and batch is {batch}", field * batch / number, device)
+    chains, draws = settings.chains, settings.draws
+    sampled = f"{shape}, chains is {chains} and draws is {draws}"
+    check_fits(sampled, kept_bytes(field * chains * draws, number), device)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor, distributed
 
-__all__ = ["LostProcessError", "Processes", "joined", "processes"]
+__all__ = ["LostProcessError", "Processes", "joined", "processes", "processes_here"]
 
 T = TypeVar("T")
 
@@ -58,7 +58,7 @@ class Processes(NamedTuple):
         """This process's part of ``number``, the same for all.
 
         Raises:
-            ValueError: if it cannot be divided, naming the next number that can.
+            ValueError: if it cannot be divided, naming the nearest number that can.
         """
         if number % self.size:
             fitting = self.size * max(1, round(number / self.size))
@@ -97,9 +97,12 @@ class Processes(NamedTuple):
     def mean(self, value: Tensor) -> Tensor:
         """The mean over processes, in place."""
         if self.size > 1:
+            sent = value.to(_device(value.device)).contiguous()
             with _answered():
-                distributed.all_reduce(value)
-            value /= self.size
+                distributed.all_reduce(sent)
+            sent /= self.size
+            if sent is not value:
+                value.copy_(sent)
         return value
 
     def gather(self, value: Tensor) -> Tensor:
@@ -108,8 +111,7 @@ class Processes(NamedTuple):
             return value
         if value.dtype == torch.bool:  # which not every backend sends
             return self.gather(value.byte()).bool()
-        # gloo reads memory as it lies; nccl takes tensors of the GPU only
-        present = value.to(_device()).contiguous()
+        present = value.to(_device(value.device)).contiguous()  # gloo reads memory as it lies
         parts = [torch.empty_like(present) for _ in range(self.size)]
         with _answered():
             distributed.all_gather(parts, present)
@@ -155,7 +157,8 @@ class Processes(NamedTuple):
             except (ValueError, TypeError, OSError) as error:
                 outcome[1] = error
         with _answered():
-            distributed.broadcast_object_list(outcome, src=0, device=_device())
+            place = _device(torch.device("cpu"))
+            distributed.broadcast_object_list(outcome, src=0, device=place)
         if outcome[1] is not None:
             raise outcome[1]
         return outcome[0]
@@ -168,11 +171,20 @@ def processes() -> Processes:
     return Processes()
 
 
+def processes_here() -> int:
+    """How many processes ``torchrun`` started on this host, which share its memory; else 1."""
+    try:
+        return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    except ValueError:
+        return 1
+
+
 @contextmanager
 def joined() -> Iterator[Processes]:
     """Be part of the group that ``torchrun`` started, inside the block; else alone.
 
-    The group communicates by NCCL where every process has a GPU of its own, else by gloo.
+    Tensors on CPUs go by gloo, and those on GPUs by NCCL if every process has a GPU of its own: the
+    device that a job computes on decides, whatever else there is.
 
     Yields:
         The processes.
@@ -184,7 +196,7 @@ def joined() -> Iterator[Processes]:
     on_gpus = torch.cuda.is_available() and torch.cuda.device_count() >= locals_
     if on_gpus:
         torch.cuda.set_device(local)
-    distributed.init_process_group("nccl" if on_gpus else "gloo")
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo")
     try:
         yield processes()
     finally:
@@ -201,8 +213,9 @@ def _answered() -> Iterator[None]:
         raise LostProcessError(f"another process of this run has ended ({reason})") from None
 
 
-def _device() -> torch.device:
-    """Where tensors must be to be sent."""
-    if distributed.get_backend() == "nccl":
+def _device(own: torch.device) -> torch.device:
+    """Where a tensor that is ``own`` must be to be sent; a group that a user made may know one."""
+    backend = distributed.get_backend()
+    if backend == "nccl":
         return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu")
+    return torch.device("cpu") if backend == "gloo" else own

@@ -278,7 +278,8 @@ def test_a_history_and_a_forecast(
     options = ["--shape", "2", "2", "--history", str(table)]
     run(tmp_path / "out", *options, "--steps", "8")
     assert len(table.read_text().splitlines()) == 1 + 8
-    assert "ms for each step of 16 samples" in one_error(capsys)
+    notes = [line for line in capsys.readouterr().err.splitlines() if "a step now" in line]
+    assert [note.split(":")[0] for note in notes] == ["fit", *2 * ["warm-up", "draws"]]
 
 
 def test_a_training_that_cannot_fit(
@@ -291,6 +292,31 @@ def test_a_training_that_cannot_fit(
     assert main(command) == 2
     assert "batch is 100000, of which a training step takes about" in one_error(capsys)
     assert (tmp_path / "report.json").read_text() == "of an earlier run"
+
+
+@pytest.mark.parametrize(
+    ("there", "seen"),
+    [
+        (60.0, "shape is (4, 4): that takes"),
+        (1e3, "shape is (4, 4) and batch is 16: that takes"),
+        (1.5e3, "shape is (4, 4), chains is 3 and draws is 10: that takes"),
+    ],
+)
+def test_settings_that_cannot_fit(
+    there: float,
+    seen: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What is available counts, whatever memory the machine has; nothing is built, or written."""
+    monkeypatch.setattr("pyro_neuralrg.infer.memory.available_memory", lambda _: there)
+    monkeypatch.setattr(IsingDual, "__init__", lambda *_, **__: pytest.fail("built"))
+    with pytest.raises(SystemExit) as stop:
+        main(["ising", *QUICK, "--shape", "4", "4", "--out", str(tmp_path / "out")])
+    assert stop.value.code == 2
+    assert seen in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def nan_after(calls: int, monkeypatch: pytest.MonkeyPatch) -> None:

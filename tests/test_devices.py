@@ -1,10 +1,10 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Everything moves to another device, and nothing waits for it.
+"""Everything moves to another device; a training step waits for it once, a leapfrog step never.
 
 Tensors on the device "meta" have shapes but no numbers: what was left on the CPU cannot be combined
 with them, and what asks for a number within a step, as a synchronisation with an accelerator would,
-raises. So these run where there is no accelerator.
+raises, or is counted. So these run where there is no accelerator.
 """
 
 from __future__ import annotations
@@ -15,14 +15,18 @@ import pyro
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_neuralrg import HMC, ChEESHMC, Cycle, FreeField, IndependenceMetropolis, IsingDual
 from pyro_neuralrg.experiment import Experiment, Settings
 from pyro_neuralrg.infer.fit import _guide
 from pyro_neuralrg.infer.mcmc import MALA, EnergyTarget, Kernel, RandomWalkMetropolis
-from pyro_neuralrg.infer.training import QuietPDD
+from pyro_neuralrg.infer.optimizer import GuardedAdam
+from pyro_neuralrg.infer.schedule import Anneal
+from pyro_neuralrg.infer.training import QuietPDD, Training
+from pyro_neuralrg.processes import Processes
 
-META = torch.device("meta")
+META, CPU = torch.device("meta"), torch.device("cpu")
 
 POTENTIALS: dict[str, Any] = {
     "ising": lambda: IsingDual((4, 4)),
@@ -71,7 +75,7 @@ def test_flows_and_energies_move(name: str) -> None:
 
 @pytest.mark.parametrize("path_gradient", [False, True])
 @pytest.mark.parametrize("name", POTENTIALS)
-def test_a_training_step_asks_for_no_number(name: str, path_gradient: bool) -> None:
+def test_a_gradient_asks_for_no_number(name: str, path_gradient: bool) -> None:
     target, flow = moved(name)
     elbo = QuietPDD(
         num_particles=4, max_plate_nesting=0, vectorize_particles=True, path_gradient=path_gradient
@@ -82,6 +86,64 @@ def test_a_training_step_asks_for_no_number(name: str, path_gradient: bool) -> N
     assert elbo.log_weights.device == META
     gradients = [parameter.grad for parameter in flow.parameters()]
     assert all(gradient is not None and gradient.device == META for gradient in gradients)
+
+
+class Waits(TorchDispatchMode):
+    """Counts what would wait for an accelerator, and makes up the numbers that are asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        there = [a for a in args if isinstance(a, Tensor) and a.device == META]
+        if func is torch.ops.aten._local_scalar_dense.default and there:
+            self.asked.append("item")
+            return 1.0
+        if func is torch.ops.aten._to_copy.default and there and kwargs.get("device") == CPU:
+            self.asked.append("cpu")
+            return torch.ones(there[0].shape, dtype=kwargs.get("dtype") or there[0].dtype)
+        return func(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("act", "asked"),
+    [
+        (lambda x: float(x.sum()), ["item"]),
+        (lambda x: x.cpu().sum().item(), ["cpu"]),
+        (lambda x: bool((x > 0).all()), ["item"]),
+        (lambda x: x.sum().mul_(2.0), []),
+    ],
+)
+def test_waits_are_counted(act: Any, asked: list[str]) -> None:
+    with Waits() as waits:
+        act(normals(3))
+    assert waits.asked == asked
+
+
+@pytest.mark.parametrize("path_after_cooling", [False, True])
+@pytest.mark.parametrize("name", ["ising", "free field"])
+def test_a_training_step_waits_once(name: str, path_after_cooling: bool) -> None:
+    """With all that the loop does in a step, the optimiser and a callback's figures included."""
+    target, flow = moved(name)
+    training = Training(
+        target,
+        _guide(flow, False),
+        QuietPDD(num_particles=4, max_plate_nesting=0, vectorize_particles=True),
+        GuardedAdam(flow.parameters(), 0.01, clip=100.0),
+        steps=4,
+        anneal=Anneal(1.5, 0.5),
+        average=0.5,
+        path_after_cooling=path_after_cooling,
+        start=0,
+        world=Processes(),
+    )
+    for _ in range(4):
+        with Waits() as waits:
+            assert training._take_step(0.0)
+        assert waits.asked == ["cpu"]
+    assert [record.free_energy for record in training.records] == 4 * [-1.0]
 
 
 KERNELS: dict[str, Any] = {

@@ -20,7 +20,7 @@ from torch import Tensor
 from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, check_number
 from pyro_neuralrg.infer.guides import FlowGuide
 from pyro_neuralrg.infer.history import History, TrainingStep
-from pyro_neuralrg.infer.memory import check_memory
+from pyro_neuralrg.infer.memory import check_memory, readable
 from pyro_neuralrg.infer.optimizer import GuardedAdam
 from pyro_neuralrg.infer.schedule import Anneal, Schedule, default_schedule
 from pyro_neuralrg.infer.seeds import seeded
@@ -98,7 +98,7 @@ def fit(
     Where ``torch.distributed`` is initialised, all its processes must call this with the same
     arguments: each draws its part of the batch from a seed of its own, gradients and statistics are
     those of the whole batch, and parameters stay equal. The first process alone shows the bar and
-    writes checkpoints.
+    writes checkpoints, from which as many processes as wrote them can go on.
 
     With ``checkpoint``, a training that was killed at any moment goes on with ``resume=True``; on a
     CPU with the very numbers of one that was not. Ctrl-C and SIGTERM then end it after the present
@@ -128,7 +128,10 @@ def fit(
         seed: of the samples and of a flow built here; None: the global random state goes on.
         start_step: steps of this schedule already taken, to go on with an interrupted training.
         optimizer_state: of an earlier result, to go on with its moments.
-        progress: show one progress bar; a line now and then where stderr is no terminal.
+        progress: show one progress bar; a line now and then where stderr is no terminal. Before a
+            large training a line says what memory a step takes; after a few steps one says how long
+            the rest takes, if that is more than a minute. Path gradients, which may begin later,
+            are tried out for that, which changes no number.
         callback: called after each step, on every process; if it returns True on any, training
             stops.
         checkpoint: a folder for where the training stands, made if it is missing; see
@@ -164,7 +167,7 @@ def fit(
         training = _training(
             target, flow, schedule, clip, cooling, average, path_gradient, start_step, world
         )
-        _check_memory(training, math.prod(_shape(target, flow, schedule)))
+        needed = _check_memory(training, schedule.batch, math.prod(_shape(target, flow, schedule)))
         _clear_cache(flow)
         if compile:
             stack.enter_context(compiled_steps())
@@ -177,6 +180,11 @@ def fit(
         bar = stack.enter_context(
             Progress(training.steps, "fit", progress and world.is_first, training.step)
         )
+        if needed is not None:
+            bar.note(
+                f"{training.steps - training.step} steps of {schedule.batch} samples; a step takes "
+                f"about {readable(needed)} of memory{' on each process' if world.size > 1 else ''}"
+            )
         training.run(bar, callback, checkpoints)
     _clear_cache(flow)
     return FitResult(
@@ -207,12 +215,13 @@ def _training(
         raise ValueError(
             f"start_step is {start}; accepted: an integer below steps, {schedule.steps}"
         )
+    share = world.share("batch", schedule.batch)
     guide = _guide(flow, isinstance(target, PotentialFamily))
     optimizer = GuardedAdam(_trainable(target, guide), schedule.learning_rate, clip)
     if world.size > 1:
         optimizer.assign(world.from_first(lambda: optimizer.vector().cpu()).to(optimizer.vector()))
     elbo = QuietPDD(
-        num_particles=world.share("batch", schedule.batch),
+        num_particles=share,
         max_plate_nesting=_plates(target, guide),
         vectorize_particles=True,
         path_gradient=bool(path_gradient),
@@ -233,14 +242,20 @@ def _training(
     )
 
 
-def _check_memory(training: Training, sites: int) -> None:
-    """Refuse a step that cannot fit, before the first one; small ones are not looked at."""
-    world, batch = training.world, training.elbo.num_particles
-    if batch * sites < LARGE_BATCH:
-        return
+def _check_memory(training: Training, batch: int, sites: int) -> float | None:
+    """Refuse a step that cannot fit, before the first one; small ones are not looked at.
+
+    Returns:
+        Bytes of a step on each process, if they were looked at and found.
+    """
+    world = training.world
+    if world.share("batch", batch) * sites < LARGE_BATCH:
+        return None
     device = training.optimizer.parameters[0].device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        world.together(lambda: check_memory(training.try_step, batch, sites, device))
+        return world.together(
+            lambda: check_memory(training.try_step, batch, sites, device, world.size)
+        )
 
 
 def _schedule(

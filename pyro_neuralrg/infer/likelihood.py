@@ -232,7 +232,7 @@ class _DataTraining:
         loss = -self.q.log_prob(x).mean()
         loss.backward()
         value = float(loss.detach())
-        self.optimizer.guard = lambda: math.isfinite(value)
+        self.optimizer.read = lambda norm: float(norm) if math.isfinite(value) else math.nan
         self.optimizer(())
         if not self.optimizer.failed:
             self.loss.append(value)

@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Memory that a training step takes, before it is tried, and what there is."""
+"""Memory that a training step takes, before it is tried, and what there is for this process."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import contextlib
 import math
 import os
 import weakref
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +18,18 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["MemoryLimitError", "PeakMemory", "available_memory", "check_memory", "peak_memory"]
+from pyro_neuralrg.processes import processes_here
+
+__all__ = [
+    "MemoryLimitError",
+    "PeakMemory",
+    "available_memory",
+    "check_fits",
+    "check_memory",
+    "host_memory",
+    "kept_bytes",
+    "peak_memory",
+]
 
 MEASURED_SITES = 2**12
 """In the smaller batch of those that are measured."""
@@ -29,6 +40,21 @@ SLACK = 1.3
 
 USUAL_BYTES = 5000
 """Of a step for each site of a sample: twice what the default flow takes in float32."""
+
+
+ROOT = Path("/")
+
+
+class CgroupFiles(NamedTuple):
+    """Names of the files of a memory cgroup, and of the cached files in its ``memory.stat``."""
+
+    limit: str
+    used: str
+    cached: str
+
+
+CGROUP_1 = CgroupFiles("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+CGROUP_2 = CgroupFiles("memory.max", "memory.current", "inactive_file")
 
 
 class MemoryLimitError(ValueError):
@@ -112,17 +138,27 @@ def _small(sites: int) -> int:
     return max(2, math.ceil(MEASURED_SITES / sites))
 
 
-def check_memory(step: Callable[[int], Any], batch: int, sites: int, device: torch.device) -> None:
+def check_memory(
+    step: Callable[[int], Any],
+    batch: int,
+    sites: int,
+    device: torch.device,
+    processes: int = 1,
+) -> float | None:
     """Refuse a batch whose step cannot fit into what is available.
 
     Args:
-        step: a step of so many samples; it is tried with few.
-        batch: samples, of this process.
+        step: a step of so many samples, of this process; it is tried with few.
+        batch: samples, of all processes.
         sites: of a sample.
         device: where.
+        processes: that have equal parts of the batch.
+
+    Returns:
+        Bytes that a step takes on each process, about; None if that cannot be found out.
 
     Raises:
-        MemoryLimitError: naming the largest batch that would fit.
+        MemoryLimitError: naming the largest batch, of all processes, that would fit.
     """
     there = available_memory(device)
     dry = 2 * _small(sites) * sites * USUAL_BYTES > there
@@ -130,24 +166,81 @@ def check_memory(step: Callable[[int], Any], batch: int, sites: int, device: tor
         peak = peak_memory(step, sites, dry)
     except Exception:
         if dry:  # not every operation is known without memory
-            return
+            return None
         raise
-    needed = SLACK * peak(batch)
+    own = batch // processes
+    needed = SLACK * peak(own)
     if needed > there:
         most = math.floor((there / SLACK - peak.whole) / peak.each) if peak.each else 0
-        fits = f"a batch of at most {most}" if most >= 2 else "a smaller lattice or flow"
+        fits = (
+            f"a batch of at most {most * processes}" if most >= 2 else "a smaller lattice or flow"
+        )
+        several = processes > 1
+        each = f" ({own} on each of {processes} processes)" if several else ""
         raise MemoryLimitError(
-            f"batch is {batch}, of which a training step takes about {readable(needed)}; accepted: "
-            f"what fits into the {readable(there)} available here, {fits}"
+            f"batch is {batch}{each}, of which a training step takes about {readable(needed)}"
+            f"{' on each' if several else ''}; accepted: what fits into the {readable(there)} "
+            f"available {'to each' if several else 'here'}, {fits}"
+        )
+    return needed
+
+
+def kept_bytes(size: float, processes: int) -> float:
+    """Bytes on each process of draws that take ``size`` in all.
+
+    Of several, each has its own, and in the end those of all while they are joined.
+
+    >>> kept_bytes(1000.0, 1), kept_bytes(1000.0, 2)
+    (1000.0, 2500.0)
+    """
+    return size if processes == 1 else (2 + 1 / processes) * size
+
+
+def check_fits(settings: str, size: float, device: torch.device, otherwise: str = "") -> None:
+    """Refuse what takes ``size`` bytes on this process, if there is less.
+
+    Args:
+        settings: what was asked for, for the message: "shape is (8, 8)".
+        size: of what is kept, in bytes.
+        device: where.
+        otherwise: what is accepted too.
+
+    Raises:
+        MemoryLimitError: naming the settings.
+    """
+    there = available_memory(device)
+    if size > there:
+        raise MemoryLimitError(
+            f"{settings}: that takes {readable(size)} of memory; accepted: what fits into the "
+            f"{readable(there)} available here{otherwise}"
         )
 
 
 def available_memory(device: torch.device) -> float:
-    """Bytes that can be had, infinite where the system does not tell."""
+    """Bytes that this process can have, infinite where the system does not tell.
+
+    Processes that share the memory of a device have equal parts of it.
+    """
+    sharing = processes_here()
     if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
+        there = float(torch.cuda.mem_get_info(device)[0])
+        return there if torch.cuda.device_count() >= sharing else there / sharing
+    return host_memory() / sharing
+
+
+def host_memory(root: Path = ROOT) -> float:
+    """Bytes of memory that a process can have: what is free, within the limits of its cgroups.
+
+    Args:
+        root: of the file system.
+    """
+    return min(_free_memory(root), *_cgroup_memory(root))
+
+
+def _free_memory(root: Path) -> float:
+    """What the kernel can give, infinite where it does not tell."""
     try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        for line in (root / "proc/meminfo").read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):
                 return 1024.0 * int(line.split()[1])
         return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
@@ -155,10 +248,46 @@ def available_memory(device: torch.device) -> float:
         return math.inf
 
 
+def _cgroup_memory(root: Path) -> Iterator[float]:
+    """What is left in each cgroup with a limit, of version 2 or 1, around this process.
+
+    Inside a container the path of the process is that of the host, and what is seen of the groups
+    begins at its own: so the top is looked at in any case.
+    """
+    yield math.inf
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        number, controllers, path = line.split(":", 2)
+        if "memory" in controllers.split(","):
+            top, kind = root / "sys/fs/cgroup/memory", CGROUP_1
+        elif number == "0" and not controllers:
+            top, kind = root / "sys/fs/cgroup", CGROUP_2
+        else:
+            continue
+        inner = PurePosixPath(path.lstrip("/"))
+        for group in (inner, *inner.parents):
+            yield _left_in(top / group, kind)
+
+
+def _left_in(group: Path, kind: CgroupFiles) -> float:
+    """Bytes left in one cgroup; files that are cached count as free, since they make room."""
+    try:
+        limit, used = (int((group / name).read_text(encoding="ascii")) for name in kind[:2])
+        stat = (group / "memory.stat").read_text(encoding="ascii").split()
+        cached = dict(zip(stat[::2], stat[1::2], strict=True)).get(kind.cached, "0")
+        return max(0.0, float(limit - used + int(cached)))
+    except (OSError, ValueError):  # no such group here, or no limit: "max"
+        return math.inf
+
+
 def readable(size: float) -> str:
     """Bytes for a reader.
 
-    >>> readable(1.5e9), readable(2e6)
-    ('1.5 GB', '2 MB')
+    >>> readable(1.5e9), readable(3.46e8), readable(2e6)
+    ('1.5 GB', '350 MB', '2 MB')
     """
-    return f"{size / 1e9:.2g} GB" if size >= 1e9 else f"{size / 1e6:.2g} MB"
+    number, unit = (size / 1e9, "GB") if size >= 1e9 else (size / 1e6, "MB")
+    return f"{float(f'{number:.2g}'):g} {unit}"

@@ -22,14 +22,16 @@ class GuardedAdam(PyroOptim):
     Pyro's own wrapper keeps one optimiser per parameter, each clipped by itself and stepped from
     Python: for the few hundred small tensors of a flow that costs as much as the flow. Joining the
     gradients takes a tenth of a millisecond. A step whose gradient is not finite, or that
-    ``guard`` refuses, is left out and ``failed`` is set; the parameters before the last step are
+    ``read`` refuses, is left out and ``failed`` is set; the parameters before the last step are
     remembered, so that :meth:`undo` can go back to the last ones known to give a finite loss.
+    A step waits for an accelerator once: where ``read`` takes the norm of the gradient from it.
 
     Args:
         parameters: all that is to be trained, of one dtype and on one device.
         learning_rate: Adam's learning rate; assign ``learning_rate`` to change it.
         clip: largest norm of the whole gradient; None: unlimited.
-        guard: asked before each step whether to take it.
+        read: returns the norm of the gradient, a tensor, as a number, or NaN if the step is not to
+            be taken; whatever else of the step is to be known can come with the norm.
         reduce: what is done with the joined gradient first, such as averaging it over processes.
 
     Attributes:
@@ -44,7 +46,7 @@ class GuardedAdam(PyroOptim):
         parameters: Iterable[Tensor],
         learning_rate: float,
         clip: float | None = None,
-        guard: Callable[[], bool] | None = None,
+        read: Callable[[Tensor], float] = float,
         reduce: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__(torch.optim.Adam, {"lr": learning_rate})
@@ -56,7 +58,7 @@ class GuardedAdam(PyroOptim):
                 "all of one dtype and on one device"
             )
         self.clip = math.inf if clip is None else clip
-        self.guard = guard
+        self.read = read
         self.reduce = reduce
         self.failed = False
         self._sizes = [parameter.numel() for parameter in self.parameters]
@@ -91,8 +93,8 @@ class GuardedAdam(PyroOptim):
         self.clear_gradients()
         if self.reduce is not None:
             gradient = self.reduce(gradient)
-        norm = float(gradient.norm())
-        self.failed = not math.isfinite(norm) or (self.guard is not None and not self.guard())
+        norm = self.read(gradient.norm())
+        self.failed = not math.isfinite(norm)
         if self.failed:
             return
         self.before = self._join()

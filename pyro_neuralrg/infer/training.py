@@ -16,6 +16,7 @@ import torch
 from pyro.infer import SVI
 from torch import Tensor
 
+from pyro_neuralrg.infer.forecast import Forecast, duration
 from pyro_neuralrg.infer.free_energy import from_log_weights
 from pyro_neuralrg.infer.history import TrainingStep
 from pyro_neuralrg.infer.optimizer import GuardedAdam
@@ -27,6 +28,9 @@ from pyro_neuralrg.processes import Processes
 from pyro_neuralrg.progress import Progress
 
 __all__ = ["Keeper", "QuietPDD", "Training"]
+
+TRIED_STEPS = 100
+"""Left, from which on it pays to find out what a step with path gradients will take."""
 
 
 class Keeper(Protocol):
@@ -49,6 +53,9 @@ class QuietPDD(PDD):
 
 class Training:
     """The loop over the steps, with what it needs and what it found.
+
+    A step waits for an accelerator once, for its log-weights and the norm of its gradient together:
+    whether they are finite decides whether the step is taken, and callbacks get numbers.
 
     Args:
         target: a LatticePotential, a PotentialFamily or a Pyro model.
@@ -93,7 +100,7 @@ class Training:
         self.average_from = steps - round(average * steps)
         self.largest_rate = optimizer.learning_rate
         self.world = world
-        optimizer.guard = self._loss_is_finite
+        optimizer.read = self._read
         optimizer.reduce = self._reduce
         self.svi = SVI(self._model(1.0), guide, optimizer, loss=elbo)
         self.family = target if isinstance(target, PotentialFamily) else None
@@ -116,12 +123,14 @@ class Training:
         """Take the steps that are left, until the end or a reason to stop."""
         begin = time.perf_counter() - self.seconds
         self.optimizer.clear_gradients()  # of whatever was done with the flow before
+        forecast = Forecast(progress)
         held = HELD if keeper is not None or self.world.size > 1 else ()
         try:
             with deferred_interrupts(held) as pressed:
                 while self.step < self.steps and self.stopped is None:
                     if self._take_step(begin):
                         progress.step(partial(_figures, self.records[-1]))
+                        forecast.step(self.steps - self.step, more=self._longer)
                         self._after_step(pressed, callback, keeper)
         except KeyboardInterrupt:
             self._interrupt()
@@ -131,12 +140,19 @@ class Training:
                 self.optimizer.assign(self.average)
         self.interrupted = self.interrupted or bool(pressed)
 
-    def try_step(self, batch: int) -> None:
-        """Compute the gradient of so many samples, with path gradients if any step has them."""
+    def try_step(self, batch: int, path_gradient: bool | None = None) -> None:
+        """Compute the gradient of so many samples, and forget it.
+
+        Args:
+            batch: samples, of this process.
+            path_gradient: by path gradients; None: if any step has them.
+        """
         elbo, model = self.elbo, self._model(1.0)
         before = elbo.num_particles, elbo.path_gradient
         elbo.num_particles = batch
-        elbo.path_gradient = elbo.path_gradient or self.path_after_cooling
+        if path_gradient is None:
+            path_gradient = elbo.path_gradient or self.path_after_cooling
+        elbo.path_gradient = path_gradient
         try:
             with pyro.validation_enabled(False):
                 elbo.loss_and_grads(model, self.svi.guide, *self._arguments())
@@ -200,6 +216,34 @@ class Training:
             self._accumulate()
         return True
 
+    def _longer(self, seconds: float) -> tuple[float, str]:
+        """Seconds by which the steps left take longer than such as now, and words for it.
+
+        Path gradients may come later, and cost more: how much is tried out, which changes nothing.
+        """
+        left = range(self.step, self.steps)
+        later = 0
+        if self.path_after_cooling and not self.elbo.path_gradient:
+            later = sum(temperature_factor(step, self.steps, self.anneal) == 1.0 for step in left)
+        if not later:
+            return 0.0, ""
+        if len(left) < TRIED_STEPS:
+            return 0.0, "; path gradients will take longer"
+        longer = max(0.0, self._seconds_of_gradient(True) - self._seconds_of_gradient(False))
+        return longer * later, f", {duration(seconds + longer)} with path gradients later"
+
+    def _seconds_of_gradient(self, path_gradient: bool) -> float:
+        """Of one gradient of this process's samples; the first may compile, and does not count."""
+        device = self.optimizer.parameters[0].device
+        on_gpu = device.type == "cuda"
+        with torch.random.fork_rng([device] if on_gpu else []):
+            for _ in range(2):
+                began = time.perf_counter()
+                self.try_step(self.elbo.num_particles, path_gradient)
+                if on_gpu:
+                    torch.cuda.synchronize(device)
+        return time.perf_counter() - began
+
     def _arguments(self) -> tuple[Tensor, ...]:
         """Of model and guide: for a family, a context for each sample."""
         if self.family is None:
@@ -231,11 +275,15 @@ class Training:
     def _reduce(self, gradient: Tensor) -> Tensor:
         """Mean gradient over processes; their log-weights are joined at the same time."""
         assert self.elbo.log_weights is not None
-        self.weights = self.world.gather(self.elbo.log_weights).cpu()  # all else is of these
+        self.weights = self.world.gather(self.elbo.log_weights)
         return self.world.mean(gradient)
 
-    def _loss_is_finite(self) -> bool:
-        return self.weights is not None and bool(self.weights.sum().isfinite())
+    def _read(self, norm: Tensor) -> float:
+        """Fetch norm and log-weights, in one transfer; NaN if the loss is not finite."""
+        assert self.weights is not None
+        numbers = torch.cat([self.weights, norm[None]]).cpu()
+        self.weights = numbers[:-1]  # all else is of these
+        return float(numbers[-1]) if bool(self.weights.sum().isfinite()) else math.nan
 
     def _stop(self, step: int, loss: float) -> None:
         """End the training with the last parameters whose loss was finite."""

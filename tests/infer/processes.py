@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Two processes that talk by gloo, for tests of what they do together."""
+"""Two processes that talk, by gloo, for tests of what they do together."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ folder = Path(sys.argv[1])
 def join(rank):
     torch.set_default_dtype(torch.float64)
     distributed.init_process_group(
-        "gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2
+        sys.argv[2], init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2
     )
     body(rank)
     distributed.destroy_process_group()
@@ -48,19 +48,22 @@ def group():
 """
 
 
-def together(folder: Path, setting: str, body: str) -> subprocess.CompletedProcess[str]:
+def together(
+    folder: Path, setting: str, body: str, backend: str = "gloo"
+) -> subprocess.CompletedProcess[str]:
     """Run code on both processes, which knows ``rank`` and ``folder``; print their exit codes.
 
     Args:
         folder: theirs.
         setting: code that both begin with, in which names are made.
         body: what is done then.
+        backend: of the group.
     """
     (folder / "meeting").unlink(missing_ok=True)
     lines = textwrap.dedent(setting) + textwrap.dedent(body)
     code = f"{GROUP}\ndef body(rank):\n{textwrap.indent(lines, '    ')}\nprint(group())\n"
     return subprocess.run(
-        [sys.executable, "-c", code, str(folder)],
+        [sys.executable, "-c", code, str(folder), backend],
         capture_output=True,
         text=True,
         check=False,

@@ -30,7 +30,7 @@ class Record:
     """
 
     def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
+        self.capacity = capacity
         self._columns: dict[str, Tensor] = {}
         self.length = 0
 
@@ -38,15 +38,15 @@ class Record:
         """Add a row; all rows have the same columns."""
         for name, value in row.items():
             if name not in self._columns:
-                self._columns[name] = value.new_empty((self._capacity, *value.shape))
+                self._columns[name] = value.new_empty((self.capacity, *value.shape))
             self._columns[name][self.length] = value
         self.length += 1
 
     def reserve(self, capacity: int) -> None:
         """Set memory aside for so many rows, if it is not yet."""
-        if capacity <= self._capacity:
+        if capacity <= self.capacity:
             return
-        self._capacity = capacity
+        self.capacity = capacity
         for name, value in self._columns.items():
             self._columns[name] = value.new_empty((capacity, *value.shape[1:]))
             self._columns[name][: self.length] = value[: self.length]
@@ -67,9 +67,9 @@ class Record:
         """Be as the one whose ``state_dict`` this is, but for the capacity."""
         self._columns = {}
         self.length = min((len(value) for value in state.values()), default=0)
-        self._capacity = max(self._capacity, self.length)
+        self.capacity = max(self.capacity, self.length)
         for name, value in state.items():
-            self._columns[name] = value.new_empty((self._capacity, *value.shape[1:]))
+            self._columns[name] = value.new_empty((self.capacity, *value.shape[1:]))
             self._columns[name][: self.length] = value[: self.length]
 
 

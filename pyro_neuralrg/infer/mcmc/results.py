@@ -15,6 +15,8 @@ from pyro_neuralrg.infer.mcmc import state_file
 from pyro_neuralrg.infer.mcmc.base import ChainState, Kernel
 from pyro_neuralrg.infer.mcmc.progress import MIN_DRAWS
 from pyro_neuralrg.infer.mcmc.record import Record
+from pyro_neuralrg.infer.mcmc.target import Target
+from pyro_neuralrg.infer.memory import check_fits, kept_bytes
 from pyro_neuralrg.processes import Processes
 from pyro_neuralrg.series import summary_table
 
@@ -94,6 +96,16 @@ class RunResults:
             "observables": Record(self.num_samples),
             "draws": Record(self.num_samples),
         }
+
+    def _check_memory(self, target: Target) -> None:
+        """Refuse draws that cannot be held, before memory for them is set aside."""
+        if not self.keep_draws:
+            return
+        size = self.num_chains * self.num_samples * target.dim * target.dtype.itemsize
+        seen = f"num_chains is {self.num_chains} and num_samples is {self.num_samples}"
+        kept = kept_bytes(size, self._world.size)
+        instead = ", or keep_draws=False"
+        self._world.together(lambda: check_fits(seen, kept, target.device, instead))
 
     def _has_run(self) -> bool:
         return self._mark is not None and self._mark.drawn > 0

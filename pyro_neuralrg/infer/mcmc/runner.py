@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, check_number
 from pyro_neuralrg.infer.files import one_line
+from pyro_neuralrg.infer.forecast import Forecast
 from pyro_neuralrg.infer.mcmc import state_file
 from pyro_neuralrg.infer.mcmc.adaptation import Adaptation, Warmup
 from pyro_neuralrg.infer.mcmc.base import Kernel, StepInfo
@@ -47,7 +48,7 @@ class VectorizedMCMC(RunResults):
     methods that run, save or load with the same arguments. Each runs its share of the chains, from
     a seed of its own; warm-up learns from all of them, the step sizes, masses and lengths are the
     same everywhere, and in the end every process has the figures of all chains, in the order of
-    the processes. The first one alone shows the bar and writes files.
+    the processes. The first one alone shows the bar and writes files, which as many processes load.
 
     Args:
         kernel: what to run; adapted during warm-up as ``adaptation`` says, then fixed.
@@ -60,7 +61,8 @@ class VectorizedMCMC(RunResults):
             else the prior.
         thinning: steps per kept draw, >= 1.
         seed: of all random numbers.
-        progress: show a progress bar.
+        progress: show a progress bar, and after the first steps, of warm-up and of draws, a line
+            that says how long the rest takes, if that is more than a minute.
         adaptation: what warm-up adapts.
         chain_batch_size: chains whose energies and gradients are computed at once, which bounds the
             memory, not the result; None for all.
@@ -84,6 +86,7 @@ class VectorizedMCMC(RunResults):
         TypeError: if a number is none.
         ValueError: if one is out of range, the initial parameters do not fit, or a chain has
             no finite starting energy.
+        MemoryLimitError: at the start, if the draws to be kept cannot fit (a ValueError).
 
     Example:
         >>> import torch
@@ -182,8 +185,10 @@ class VectorizedMCMC(RunResults):
         """
         if self._mark is None:
             raise RuntimeError("there is no run to go on with; call run() or load(path) first")
-        self.interrupted = False
         self.num_samples = check_integer("num_samples", self.num_samples, 1)
+        if self.num_samples > self._records["draws"].capacity:
+            self._check_memory(self.kernel.target)
+        self.interrupted = False
         for name in ("sample_stats", "observables", "draws"):
             self._records[name].reserve(self.num_samples)
         self._go_on()
@@ -301,6 +306,7 @@ class VectorizedMCMC(RunResults):
         self._world = processes()
         self._world.share("num_chains", self.num_chains)
         target = self._given.target.setup(*args, **kwargs).in_batches(self.chain_batch_size)
+        self._check_memory(target)
         self.kernel = self._given.on(target)
         return target
 
@@ -331,7 +337,7 @@ class VectorizedMCMC(RunResults):
             self._draw(generator, progress, pressed)
 
     def _warm_up(self, generator: torch.Generator, progress: Progress, pressed: list[int]) -> None:
-        mark, warmup = self._mark, self._warmup
+        mark, warmup, forecast = self._mark, self._warmup, Forecast(progress)
         if warmup is None:
             return
         assert mark is not None
@@ -340,6 +346,8 @@ class VectorizedMCMC(RunResults):
             mark, info = self._one_warm_up_step(mark, warmup, generator)
             self._mark = mark
             progress.step(partial(self._figures.of, self.kernel, info), "warm-up")
+            left = self.warmup_steps - mark.warmed_up + self.num_samples * self.thinning
+            forecast.step(left, ", while steps adapt")
             if self._pause(pressed):
                 self.interrupted = True
                 if self.checkpoint is not None:
@@ -371,9 +379,11 @@ class VectorizedMCMC(RunResults):
 
     def _draw(self, generator: torch.Generator, progress: Progress, pressed: list[int]) -> None:
         assert self._mark is not None
+        forecast = Forecast(progress)
         try:
             while self._mark.drawn < self.num_samples and not self.interrupted:
                 self._mark = self._one_draw(self._mark, generator, progress)
+                forecast.step(self.num_samples - self._mark.drawn)
                 self.interrupted = self._pause(pressed)
         except KeyboardInterrupt:
             self.interrupted = True
