@@ -11,6 +11,7 @@ colour vision tell apart; curves differ in line style or marker as well.
 
 from __future__ import annotations
 
+from pyro_neuralrg.plotting.curves import Series
 from pyro_neuralrg.plotting.learned import (
     information_by_distance,
     information_by_scale,
@@ -20,7 +21,6 @@ from pyro_neuralrg.plotting.learned import (
     top_variable,
 )
 from pyro_neuralrg.plotting.paper import (
-    Series,
     depths,
     estimates,
     light_cone,

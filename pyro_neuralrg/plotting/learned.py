@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_neuralrg.analysis import GroupedInformation, MutualInformation, Response
+from pyro_neuralrg.plotting.curves import Series, known_points
 from pyro_neuralrg.plotting.style import COLOURS, MARKERS, SIGNED, STYLES, axes_or_new, new_figure
 
 __all__ = [
@@ -173,16 +174,20 @@ def information_by_distance(
     if not found or len(distances) < len(found):
         raise ValueError("found holds no groups with distances; accepted: those of by_distance")
     ax = axes_or_new(ax)
-    for index, ((name, groups), positions) in enumerate(zip(found.items(), distances, strict=True)):
+    curves = {
+        name: Series(_array(positions), _array(groups.values), _array(groups.standard_error))
+        for (name, groups), positions in zip(found.items(), distances, strict=True)
+    }
+    points = known_points(ax, curves)
+    for index, (name, (x, values, error)) in enumerate(points.items()):
         ax.errorbar(
-            _array(positions), _array(groups.values),
-            yerr=_array(groups.standard_error), capsize=2, markersize=4, linewidth=1.0,
+            x, values, yerr=error, capsize=2, markersize=4, linewidth=1.0,
             color=COLOURS[index % len(COLOURS)], marker=MARKERS[index % len(MARKERS)],
             linestyle=STYLES[index % len(STYLES)], label=name,
         )  # fmt: skip
     ax.axhline(0.0, color="black", linewidth=0.8)
-    errors = np.concatenate([_array(groups.standard_error) for groups in found.values()])
-    ax.set_yscale("symlog", linthresh=max(float(np.nanmedian(errors)), 1e-12))
+    errors = np.concatenate([error[~np.isnan(error)] for _, _, error in points.values()])
+    ax.set_yscale("symlog", linthresh=max(float(np.median(errors)) if errors.size else 0.0, 1e-12))
     ax.set_xlabel("distance (sites)")
     ax.set_ylabel(f"{INFORMATION} per pair")
     ax.legend(frameon=False)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from pyro_neuralrg.plotting.curves import Series, known_points
 from pyro_neuralrg.plotting.style import (
     BLUE,
     COLOURS,
@@ -91,11 +92,12 @@ def free_energy(
         end = min(annealing_steps, values.size)
         ax.axvspan(1, end, color=GREY, alpha=0.12, linewidth=0, label="higher temperature")
     if estimate is not None:
-        ax.errorbar(
-            [values.size], [estimate[0]], yerr=[estimate[1]],
-            color=VERMILION, marker="o", markersize=4, capsize=3, linestyle="none",
-            label="importance sampling",
-        )  # fmt: skip
+        last = Series([values.size], [estimate[0]], [estimate[1]])
+        for name, (x, mean, error) in known_points(ax, {"importance sampling": last}).items():
+            ax.errorbar(
+                x, mean, yerr=error, color=VERMILION, marker="o", markersize=4, capsize=3,
+                linestyle="none", label=name,
+            )  # fmt: skip
     if exact is not None:
         ax.axhline(exact, color="black", linestyle="--", linewidth=1.2, label="exact")
     if not np.isfinite(values[-1]):
@@ -113,8 +115,8 @@ def structure_factor(
     """Running means of the structure factor, one curve per sampler, against the exact value.
 
     The band is one standard error: the scatter of the running mean from chain to chain, divided by
-    the square root of their number, so it needs no estimate of the autocorrelation. Samplers whose
-    chains have not converged are named with their R-hat.
+    the square root of their number, so it needs no estimate of the autocorrelation; of a single
+    chain it is not known. Samplers whose chains have not converged are named with their R-hat.
 
     Shown in ``tutorials/figures/structure_factor.png``.
 
@@ -135,10 +137,9 @@ def structure_factor(
     """
     check_some("draws", draws)
     ax = axes_or_new(ax)
-    for index, (name, values) in enumerate(draws.items()):
+    curves = {name: _running_mean(name, values) for name, values in draws.items()}
+    for index, (name, (steps, mean, error)) in enumerate(known_points(ax, curves).items()):
         colour, style = COLOURS[index % len(COLOURS)], STYLES[index % len(STYLES)]
-        mean, error = _running_mean(name, values)
-        steps = np.arange(1, mean.size + 1)
         ax.plot(steps, mean, color=colour, linestyle=style, linewidth=1.6, label=name)
         ax.fill_between(steps, mean - error, mean + error, color=colour, alpha=0.25, linewidth=0)
     if exact is not None:
@@ -358,13 +359,14 @@ def _free_energy_range(ax: Axes, values: Array, annealing_steps: int, exact: flo
     ax.set_ylim(bottom - margin, top + margin)
 
 
-def _running_mean(name: str, values: npt.ArrayLike) -> tuple[Array, Array]:
-    """Mean over chains of each chain's running mean, and its standard error (0 for one chain)."""
+def _running_mean(name: str, values: npt.ArrayLike) -> Series:
+    """Mean over chains of each chain's running mean, and its error, NaN of a single chain."""
     array = _chains(f"draws[{name!r}]", values)
-    running = np.cumsum(array, axis=1) / np.arange(1, array.shape[1] + 1)
-    chains = array.shape[0]
-    scatter = running.std(axis=0, ddof=1) if chains > 1 else np.zeros(array.shape[1])
-    return running.mean(axis=0), scatter / np.sqrt(chains)
+    chains, draws = array.shape
+    steps = np.arange(1, draws + 1)
+    running = np.cumsum(array, axis=1) / steps
+    scatter = running.std(axis=0, ddof=1) if chains > 1 else np.full(draws, np.nan)
+    return Series(steps, running.mean(axis=0), scatter / np.sqrt(chains))
 
 
 def _pictures(name: str, values: npt.ArrayLike, count: int) -> Sequence[Array]:

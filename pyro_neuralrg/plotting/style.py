@@ -87,14 +87,18 @@ def check_some(name: str, given: Sized) -> None:
 
 
 def note(ax: Axes, text: str) -> None:
-    """A note above the axes, in bold, broken into lines that fit them.
+    """A note above the axes, in bold, broken into lines that fit them, below what stands there.
 
     Example:
         >>> ax = axes_or_new(None)
         >>> note(ax, "not converged: " + ", ".join(["one sampler"] * 6))
         >>> len(ax.get_title().splitlines())
         2
+        >>> note(ax, "another")
+        >>> ax.get_title().splitlines()[2]
+        'another'
     """
     inches = ax.bbox.width / ax.figure.dpi
     lines = textwrap.wrap(text, max(20, int(LETTERS_PER_INCH * inches)), break_long_words=False)
-    ax.set_title("\n".join(lines), fontweight="bold", fontsize="small")
+    above = ax.get_title().splitlines()
+    ax.set_title("\n".join(above + lines), fontweight="bold", fontsize="small")
