@@ -179,8 +179,9 @@ def depths(
 ) -> Axes:  # fmt: skip
     """An error against the depth of the circuit, a curve for each temperature.
 
-    A short vertical line on each curve's own height marks the depth whose blocks are as wide as the
-    correlation length; a length that no depth reaches has none.
+    A short vertical line on each curve, at a height interpolated between its points, marks the
+    depth whose blocks are as wide as the correlation length; a length that no depth reaches has
+    none.
 
     Shown in ``tutorials/figures/sweep.png``.
 

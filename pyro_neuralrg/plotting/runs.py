@@ -48,6 +48,9 @@ def free_energy(
 ) -> Axes:
     r"""Training loss against the exact free energy.
 
+    The thin line is the loss of each step, the thick one its running median over 51 steps, of the
+    steps at a higher temperature and of the others apart.
+
     Shown in ``tutorials/figures/fig3a.png``.
 
     Args:
