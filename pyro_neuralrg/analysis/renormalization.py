@@ -129,6 +129,8 @@ def resample(
     if fix not in FIXED:
         raise ValueError(f"fix is {fix!r}; accepted: {', '.join(FIXED)}")
     number = check_integer("number", number, 1)
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator is {generator!r}; accepted: a torch.Generator or None")
     coarse = torch.zeros(math.prod(flow.shape), dtype=torch.bool)
     coarse[variables_of_scale(flow, scale)] = True
     kept = (coarse if fix == "coarse" else ~coarse).reshape(flow.shape).to(x.device)
@@ -165,8 +167,8 @@ def effective_energy(
 
     Raises:
         TypeError: if an argument has the wrong type.
-        ValueError: if z does not fit the flow or is not finite, there is no such scale, or the
-            energy has another shape than the batch.
+        ValueError: if z does not fit the flow or is not finite, there is no such scale, the target
+            is of another lattice, or the energy has another shape than the batch.
 
     Example:
         >>> from pyro_neuralrg import IsingDual
@@ -181,11 +183,16 @@ def effective_energy(
             f"target is a {type(target).__name__}; accepted: a LatticePotential or an energy "
             "function"
         )
+    shape = getattr(target, "shape", flow.shape)
+    if tuple(shape) != flow.shape:
+        raise ValueError(f"target has shape {tuple(shape)}; accepted: {flow.shape}, the flow's")
     part = None if scale is None else flow.up_to_scale(scale)
     x, ladj = flow.forward_and_ladj(z)
     if part is not None:
         ladj = part.inverse_and_ladj(x)[1]
     physical = energy(x)
+    if not isinstance(physical, Tensor):
+        raise TypeError(f"target's energy is {physical!r}; accepted: a tensor of nats")
     if physical.shape != ladj.shape:
         raise ValueError(
             f"target's energy has shape {tuple(physical.shape)}; accepted: {tuple(ladj.shape)}"
