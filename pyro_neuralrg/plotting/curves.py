@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 
-from pyro_neuralrg.plotting.style import check_some, note
+from pyro_neuralrg.plotting.style import check_named, note
 
 __all__ = ["Series", "known_points"]
 
@@ -59,6 +59,7 @@ def known_points(ax: Axes, found: Mapping[str, Series]) -> dict[str, tuple[Array
     """What is finite of each curve, by its name; ``ax`` gets a note of all that is missing.
 
     Raises:
+        TypeError: An entry is no Series.
         ValueError: There are none, or lengths differ.
 
     Example:
@@ -68,7 +69,7 @@ def known_points(ax: Axes, found: Mapping[str, Series]) -> dict[str, tuple[Array
         >>> " ".join(ax.get_title().split())
         "1 of 2 points of 'a' are not finite and left out; no error bar known for 'a'"
     """
-    check_some("found", found)
+    check_named("found", found, Series)
     points = {name: series.finite() for name, series in found.items()}
     missing = []
     for name, (x, _, error) in points.items():

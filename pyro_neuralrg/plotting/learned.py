@@ -17,8 +17,19 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_neuralrg.analysis import GroupedInformation, MutualInformation, Response
+from pyro_neuralrg.arguments import check_integer
 from pyro_neuralrg.plotting.curves import Series, known_points
-from pyro_neuralrg.plotting.style import COLOURS, MARKERS, SIGNED, STYLES, axes_or_new, new_figure
+from pyro_neuralrg.plotting.style import (
+    COLOURS,
+    MARKERS,
+    SIGNED,
+    STYLES,
+    as_numbers,
+    axes_or_new,
+    check_kind,
+    check_named,
+    new_figure,
+)
 
 __all__ = [
     "information_by_distance",
@@ -74,8 +85,8 @@ def responses(
     >>> len(responses(found).axes)  # three rows of two panels, a colour bar each
     9
     """
-    if not found or count < 1:
-        raise ValueError(f"got {len(found)} responses and count {count}; accepted: >= 1 of each")
+    check_named("found", found, Response)
+    check_integer("count", count, 1)
     columns = min(count, max(len(response.mean) for response in found.values()))
     if figure is None:
         size = (2.1 * columns + 1.6, 2.3 * len(found) + 0.3)
@@ -128,6 +139,7 @@ def information_matrix(
     >>> information_matrix(found).get_xlabel()
     'variable'
     """
+    check_kind("found", found, MutualInformation)
     values = _array(found.values)
     error = np.hypot(_array(found.standard_error), found.bias.standard_error)
     lower = np.tril_indices(len(values))
@@ -170,8 +182,9 @@ def information_by_distance(
     >>> information_by_distance({"field": analysis.by_distance(found, (4,))}).get_xlabel()
     'distance (sites)'
     """
+    check_named("found", found, GroupedInformation)
     distances = [g.positions for g in found.values() if g.positions is not None]
-    if not found or len(distances) < len(found):
+    if len(distances) < len(found):
         raise ValueError("found holds no groups with distances; accepted: those of by_distance")
     ax = axes_or_new(ax)
     curves = {
@@ -216,6 +229,7 @@ def information_by_scale(found: GroupedInformation, *, ax: Axes | None = None) -
     >>> information_by_scale(groups).get_xlabel()
     'scale (0: the finest)'
     """
+    check_kind("found", found, GroupedInformation)
     values, error = _array(found.values), _array(found.standard_error)
     if values.ndim != 2:
         raise ValueError(f"found has shape {values.shape}; accepted: groups of by_scale")
@@ -271,15 +285,15 @@ def pyramid(
     >>> len(pyramid(fields).axes)  # 2 rows of 3 scales, 3 colour bars
     9
     """
-    arrays = [np.asarray(values, dtype=np.float64) for values in fields]
+    check_kind("fields", fields, Sequence)
+    arrays = [as_numbers("fields", values) for values in fields]
     ranks = {array.ndim for array in arrays}
     if not arrays or len(ranks) != 1 or not 2 <= ranks.pop() <= 4 or not len(arrays[0]):
         raise ValueError(
             f"fields has shapes {[array.shape for array in arrays]}; accepted: (n,) + the shape of "
             "each scale, n >= 1"
         )
-    if count < 1:
-        raise ValueError(f"count is {count}; accepted: >= 1")
+    check_integer("count", count, 1)
     if not all(np.isfinite(array).all() for array in arrays):
         raise ValueError("fields has values that are not finite; accepted: finite ones")
     rows = min(count, len(arrays[0]))
@@ -322,9 +336,12 @@ def top_variable(
     >>> top_variable({"T = 2": [-1.0, 1.0], "T = 3": [0.1, -0.1]}).get_ylabel()
     'probability density'
     """
-    arrays = {name: np.asarray(v, dtype=np.float64).ravel() for name, v in values.items()}
-    if not arrays or any(not v.size or not np.isfinite(v).all() for v in arrays.values()):
-        raise ValueError("values holds none, or none that is finite; accepted: finite numbers")
+    check_named("values", values)
+    arrays = {name: as_numbers(f"values[{name!r}]", v).ravel() for name, v in values.items()}
+    if any(not v.size or not np.isfinite(v).all() for v in arrays.values()):
+        raise ValueError(
+            "values has an entry that is empty or not finite; accepted: finite numbers"
+        )
     edges = np.histogram_bin_edges(np.concatenate(list(arrays.values())), bins)
     width, middle = np.diff(edges), (edges[1:] + edges[:-1]) / 2
     ax = axes_or_new(ax)

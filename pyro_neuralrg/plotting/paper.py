@@ -19,7 +19,9 @@ from pyro_neuralrg.plotting.style import (
     COLOURS,
     MARKERS,
     STYLES,
+    as_numbers,
     axes_or_new,
+    check_kind,
     new_figure,
     note,
 )
@@ -203,9 +205,10 @@ def depths(
     'depth (scales)'
     """
     ax = axes_or_new(ax)
-    shades = np.linspace(0.0, 0.85, max(2, len(found)))
+    points = known_points(ax, found)
+    shades = np.linspace(0.0, 0.85, max(2, len(points)))
     colours = colormaps["cividis"](shades)  # lightness grows from the first curve to the last
-    for index, (name, (x, values, error)) in enumerate(known_points(ax, found).items()):
+    for index, (name, (x, values, error)) in enumerate(points.items()):
         low = np.where(error >= values, 0.999 * np.abs(values), error)
         ax.errorbar(
             x, values, yerr=np.stack([low, error]), color=colours[index], capsize=2, markersize=4,
@@ -242,7 +245,8 @@ def light_cone(masks: Sequence[npt.ArrayLike], *, figure: Figure | None = None) 
     >>> len(light_cone([np.ones((4, 4)), np.ones((2, 2))]).axes)
     2
     """
-    arrays = [np.asarray(mask, dtype=np.float64) for mask in masks]
+    check_kind("masks", masks, Sequence)
+    arrays = [as_numbers("masks", mask) for mask in masks]
     if not arrays or any(array.ndim not in (1, 2) for array in arrays):
         raise ValueError(
             f"masks has shapes {[array.shape for array in arrays]}; accepted: one or two dimensions"

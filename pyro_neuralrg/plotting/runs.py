@@ -12,6 +12,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from pyro_neuralrg.arguments import check_integer
 from pyro_neuralrg.plotting.curves import Series, known_points
 from pyro_neuralrg.plotting.style import (
     BLUE,
@@ -20,8 +21,9 @@ from pyro_neuralrg.plotting.style import (
     SIGNED,
     STYLES,
     VERMILION,
+    as_numbers,
     axes_or_new,
-    check_some,
+    check_named,
     new_figure,
     note,
 )
@@ -72,7 +74,7 @@ def free_energy(
     >>> free_energy([3.0, 2.0, 1.5], exact=1.0).get_ylabel()
     'free energy $-\\ln Z$ (nats)'
     """
-    values = np.asarray(loss, dtype=np.float64)
+    values = as_numbers("loss", loss)
     if values.ndim != 1 or values.size == 0:
         raise ValueError(f"loss has shape {values.shape}; accepted: (steps,) with steps >= 1")
     if exact is not None and not np.isfinite(exact):
@@ -85,7 +87,7 @@ def free_energy(
     )
     ax.plot(steps, smooth, color=BLUE, linewidth=1.6, label=r"loss $\geq -\ln Z$")
     if standard_error is not None:
-        error = np.asarray(standard_error, dtype=np.float64)
+        error = as_numbers("standard_error", standard_error)
         if error.shape != values.shape:
             raise ValueError(
                 f"standard_error has shape {error.shape}; accepted: {values.shape}, as loss"
@@ -138,7 +140,7 @@ def structure_factor(
     >>> structure_factor({"latent": [[0.5, 0.6], [0.7, 0.4]]}, exact=0.55).get_xlabel()
     'draws per chain'
     """
-    check_some("draws", draws)
+    check_named("draws", draws)
     ax = axes_or_new(ax)
     curves = {name: _running_mean(name, values) for name, values in draws.items()}
     for index, (name, (steps, mean, error)) in enumerate(known_points(ax, curves).items()):
@@ -295,8 +297,8 @@ def configurations(
     >>> configurations({"latent": np.ones((4, 8, 8))}, count=2).shape
     (1, 2)
     """
-    if not fields or count < 1:
-        raise ValueError(f"got {len(fields)} samplers and count {count}; accepted: >= 1 of each")
+    check_named("fields", fields)
+    check_integer("count", count, 1)
     pictures = {name: _pictures(name, values, count) for name, values in fields.items()}
     if figure is None:
         figure = new_figure(2.0 * count + 1.2, 2.2 * len(pictures))
@@ -313,7 +315,7 @@ def configurations(
 
 
 def _chains(name: str, values: npt.ArrayLike) -> Array:
-    array = np.asarray(values, dtype=np.float64)
+    array = as_numbers(name, values)
     if array.ndim != 2 or array.size == 0:
         raise ValueError(f"{name} has shape {array.shape}; accepted: (chains, draws)")
     return array
@@ -374,7 +376,7 @@ def _running_mean(name: str, values: npt.ArrayLike) -> Series:
 
 def _pictures(name: str, values: npt.ArrayLike, count: int) -> Sequence[Array]:
     """Two-dimensional pictures of the first ``count`` fields."""
-    array = np.asarray(values, dtype=np.float64)
+    array = as_numbers(f"fields[{name!r}]", values)
     if not 2 <= array.ndim <= 4 or array.shape[0] < count:
         raise ValueError(
             f"fields[{name!r}] has shape {array.shape}; accepted: at least {count} fields of a "
