@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -31,7 +32,7 @@ from pyro_neuralrg.observables import structure_factor
 from pyro_neuralrg.paper.files import read_numbers, write_flow, write_numbers
 from pyro_neuralrg.paper.start import Prepared, Start, exact_or_none
 from pyro_neuralrg.plotting import Series
-from pyro_neuralrg.plotting.style import new_figure
+from pyro_neuralrg.plotting.style import GREY, new_figure
 
 __all__ = ["Curve", "Protocol", "Results", "Settings", "compute", "describe", "draw"]
 
@@ -39,6 +40,7 @@ NAME = "fig3b"
 LABEL = r"structure factor $\langle (\sum_i s_i)^2 \rangle / N^2$"
 JUMPS = 2  # after each trajectory of the sampler with jumps
 PILOT_CHAINS = 32
+LETTERS = 75  # of a line below a panel
 
 
 @dataclass(frozen=True)
@@ -330,23 +332,27 @@ def _over_chains(values: Tensor) -> tuple[list[float], list[float]]:
 
 
 def draw(results: Results) -> Figure:
-    """Against trajectories, against CPU time, and the paper's protocol if it was followed."""
+    """Against trajectories, against wall time, and the paper's protocol if it was followed."""
     rows = 3 if results.protocol else 2
     figure = new_figure(6.4, 3.6 * rows)
     panels = figure.subplots(rows, 1)
-    figure.suptitle(results.title)
+    figure.suptitle(results.title, fontsize="medium")
     by_step, by_time = {}, {}
     for name, curve in results.curves.items():
         steps = np.arange(1, len(curve.mean) + 1)
         by_step[name] = Series(steps, curve.mean, curve.standard_error)
-        share = curve.cpu_seconds / (curve.pilot_seconds + curve.seconds)
-        before = share * curve.pilot_seconds
+        before = curve.pilot_seconds
         if not name.startswith("physical"):
-            before += results.training_cpu_seconds or 0.0
-        times = before + share * steps * curve.seconds / len(steps)
+            before += results.training_seconds or 0.0
+        times = before + steps * curve.seconds / len(steps)
         by_time[name] = Series(times, curve.mean, curve.standard_error)
     xlabels = ("trajectories from the cold start", _time_label(results))
     for ax, curves, xlabel in zip(panels, (by_step, by_time), xlabels, strict=False):
+        if curves is by_time and results.training_seconds:
+            ax.axvline(
+                results.training_seconds, color=GREY, linestyle=":", linewidth=1.2,
+                label="the flow is trained",
+            )  # fmt: skip
         plotting.relaxation(curves, exact=results.exact, xlabel=xlabel, label=LABEL, ax=ax)
     if results.protocol:
         curves = {
@@ -364,12 +370,23 @@ def draw(results: Results) -> Figure:
 
 
 def _time_label(results: Results) -> str:
-    """CPU time is wall time where nothing else runs, and on a busy machine still means the same."""
-    known = results.training_cpu_seconds is not None
-    training = f"{results.training_cpu_seconds:.0f} s" if known else "unknown, left out"
-    if known and results.training_seconds is not None:
-        training += f", wall time {results.training_seconds:.0f} s"
-    return f"CPU time (s), with that of the training ({training}) and of tuning"
+    """What the wall time holds, and beside it the CPU time of the process, of all its threads."""
+
+    def seconds(time: float | None) -> str:
+        if time is None:
+            return "unknown"
+        return f"{time:.0f} s" if time >= 10 else f"{time:.2g} s"
+
+    left_out = " (unknown, left out)" if results.training_seconds is None else ""
+    parts = {"training": (results.training_seconds, results.training_cpu_seconds)} | {
+        name: (curve.pilot_seconds + curve.seconds, curve.cpu_seconds)
+        for name, curve in results.curves.items()
+    }
+    spent = ", ".join(
+        f"{name} {seconds(cpu)} of {seconds(wall)}" for name, (wall, cpu) in parts.items()
+    )
+    lines = textwrap.wrap(f"CPU time of the process: {spent}", LETTERS)
+    return "\n".join([f"wall time (s) of training{left_out}, tuning and sampling", *lines])
 
 
 def describe(results: Results) -> list[str]:
