@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -32,7 +31,7 @@ from pyro_neuralrg.observables import structure_factor
 from pyro_neuralrg.paper.files import read_numbers, write_flow, write_numbers
 from pyro_neuralrg.paper.start import Prepared, Start, exact_or_none
 from pyro_neuralrg.plotting import Series
-from pyro_neuralrg.plotting.style import GREY, new_figure
+from pyro_neuralrg.plotting.style import GREY, broken, new_figure
 
 __all__ = ["Curve", "Protocol", "Results", "Settings", "compute", "describe", "draw"]
 
@@ -40,7 +39,6 @@ NAME = "fig3b"
 LABEL = r"structure factor $\langle (\sum_i s_i)^2 \rangle / N^2$"
 JUMPS = 2  # after each trajectory of the sampler with jumps
 PILOT_CHAINS = 32
-LETTERS = 75  # of a line below a panel
 
 
 @dataclass(frozen=True)
@@ -336,7 +334,7 @@ def draw(results: Results) -> Figure:
     rows = 3 if results.protocol else 2
     figure = new_figure(6.4, 3.6 * rows)
     panels = figure.subplots(rows, 1)
-    figure.suptitle(results.title, fontsize="medium")
+    figure.suptitle(broken(figure, results.title), fontsize="medium")
     by_step, by_time = {}, {}
     for name, curve in results.curves.items():
         steps = np.arange(1, len(curve.mean) + 1)
@@ -346,7 +344,7 @@ def draw(results: Results) -> Figure:
             before += results.training_seconds or 0.0
         times = before + steps * curve.seconds / len(steps)
         by_time[name] = Series(times, curve.mean, curve.standard_error)
-    xlabels = ("trajectories from the cold start", _time_label(results))
+    xlabels = ("trajectories from the cold start", broken(figure, _time_label(results)))
     for ax, curves, xlabel in zip(panels, (by_step, by_time), xlabels, strict=False):
         if curves is by_time and results.training_seconds:
             ax.axvline(
@@ -385,8 +383,10 @@ def _time_label(results: Results) -> str:
     spent = ", ".join(
         f"{name} {seconds(cpu)} of {seconds(wall)}" for name, (wall, cpu) in parts.items()
     )
-    lines = textwrap.wrap(f"CPU time of the process: {spent}", LETTERS)
-    return "\n".join([f"wall time (s) of training{left_out}, tuning and sampling", *lines])
+    return (
+        f"wall time (s) of training{left_out}, tuning and sampling\n"
+        f"CPU time of the process: {spent}"
+    )
 
 
 def describe(results: Results) -> list[str]:

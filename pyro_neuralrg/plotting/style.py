@@ -7,6 +7,7 @@ from __future__ import annotations
 import io
 import textwrap
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ __all__ = [
     "VERMILION",
     "as_numbers",
     "axes_or_new",
+    "broken",
     "check_kind",
     "check_named",
     "new_figure",
@@ -139,7 +141,19 @@ def note(ax: Axes, text: str) -> None:
         >>> ax.get_title().splitlines()[2]
         'another'
     """
-    inches = ax.bbox.width / ax.figure.dpi
-    lines = textwrap.wrap(text, max(20, int(LETTERS_PER_INCH * inches)), break_long_words=False)
-    above = ax.get_title().splitlines()
-    ax.set_title("\n".join(above + lines), fontweight="bold", fontsize="small")
+    above = [ax.get_title()] if ax.get_title() else []
+    ax.set_title("\n".join([*above, broken(ax, text)]), fontweight="bold", fontsize="small")
+
+
+def broken(ax: Axes | Figure, text: str) -> str:
+    """A text broken into lines that fit the width of the Axes or of the Figure.
+
+    Example:
+        >>> print(broken(new_figure(2.0, 2.0), "twenty-four letters fit into two inches of it"))
+        twenty-four letters fit
+        into two inches of it
+    """
+    figure = ax if isinstance(ax, Figure) else ax.figure
+    most = max(20, int(LETTERS_PER_INCH * ax.bbox.width / figure.dpi))
+    lines = (textwrap.wrap(line, most, break_long_words=False) for line in text.splitlines())
+    return "\n".join(chain.from_iterable(lines))

@@ -55,6 +55,10 @@ def test_from_a_saved_flow(figure: str, tmp_path: Path) -> None:
     assert path.read_bytes() == before
     trains = figure == "fig3a"  # its figure is of a training, which goes on from there
     assert (out / "flow.pt").exists() is trains
+    if trains:
+        results = fig3a.Results.read(out)
+        assert results.title.endswith("saved flow, 8 steps of 16 more, seed 0")
+        assert "8 training steps took" in fig3a.draw(results)._suptitle.get_text()
     if figure == "fig3b":
         results = fig3b.Results.read(out)
         assert results.training_seconds == 3.0
