@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from pyro_neuralrg.plotting.curves import Series
 from pyro_neuralrg.plotting.learned import (
+    effective_energy,
     information_by_distance,
     information_by_scale,
     information_matrix,
@@ -45,6 +46,7 @@ __all__ = [
     "Series",
     "configurations",
     "depths",
+    "effective_energy",
     "estimates",
     "free_energy",
     "information_by_distance",

@@ -32,6 +32,7 @@ from pyro_neuralrg.plotting.style import (
 )
 
 __all__ = [
+    "effective_energy",
     "information_by_distance",
     "information_by_scale",
     "information_matrix",
@@ -47,6 +48,7 @@ LINEAR = 10.0  # colours of responses are linear up to the largest one over this
 POSITIVE = colormaps["Blues"].resampled(LEVELS)  # zero is the white of the paper
 RESPONSE = r"$E[\partial z / \partial x]$ (1/x)"
 INFORMATION = "mutual information (nats)"
+LEGEND = 0.35  # of the height of effective energies, above them
 MOST_SCALES = 12  # beyond, the numbers in the cells cannot be read
 
 
@@ -336,13 +338,7 @@ def top_variable(
     >>> top_variable({"T = 2": [-1.0, 1.0], "T = 3": [0.1, -0.1]}).get_ylabel()
     'probability density'
     """
-    check_named("values", values)
-    arrays = {name: as_numbers(f"values[{name!r}]", v).ravel() for name, v in values.items()}
-    if any(not v.size or not np.isfinite(v).all() for v in arrays.values()):
-        raise ValueError(
-            "values has an entry that is empty or not finite; accepted: finite numbers"
-        )
-    edges = np.histogram_bin_edges(np.concatenate(list(arrays.values())), bins)
+    arrays, edges = _histograms(values, bins)
     width, middle = np.diff(edges), (edges[1:] + edges[:-1]) / 2
     ax = axes_or_new(ax)
     for index, (name, array) in enumerate(arrays.items()):
@@ -359,6 +355,78 @@ def top_variable(
     ax.set_ylabel("probability density")
     ax.legend(frameon=False)
     return ax
+
+
+def effective_energy(
+    values: Mapping[str, npt.ArrayLike], *, computed: Mapping[str, Series] | None = None,
+    bins: int = 40, ax: Axes | None = None,
+) -> Axes:  # fmt: skip
+    r"""The effective energy of the top variable, for example around the critical temperature.
+
+    Points are -ln of the histogram of exact samples: one well above the critical temperature, two
+    below. Lines are the renormalised energy (paper Eq. 6), all finer latents integrated out: the
+    two agree within their errors, of which the samples' are the root of (1 - p) / (p n) in a bin of
+    probability p. Bins without samples have no point.
+
+    Shown in ``tutorials/figures/effective_energy.png``.
+
+    Args:
+        values: for each name, for example a temperature, the top variable of every field.
+        computed: for some of the names -ln p(y) in nats at some y, from ``analysis.top_energy``
+            and ln Z.
+        bins: of the histogram, the same for all.
+        ax: Axes to draw on; None makes a new figure.
+
+    Returns:
+        The Axes.
+
+    Raises:
+        TypeError: if there are no mappings of names to numbers and to Series.
+        ValueError: if there are no values, one is not finite, or ``computed`` has another name.
+
+    >>> line = Series([-1.0, 0.0, 1.0], [0.6, 2.0, 0.6], [0.1, 0.1, 0.1])
+    >>> samples = {"T = 2": [-1.0, 1.0, 0.9], "T = 3": [0.1, -0.1, 0.2]}
+    >>> effective_energy(samples, computed={"T = 2": line}, bins=4).get_ylabel()
+    'effective energy $-\\ln p$ (nats)'
+    """
+    arrays, edges = _histograms(values, bins)
+    ax = axes_or_new(ax)
+    lines = known_points(ax, computed) if computed else {}
+    strange = [name for name in lines if name not in arrays]
+    if strange:
+        raise ValueError(f"computed has {strange}; accepted: names of values, {list(arrays)}")
+    width, middle = np.diff(edges), (edges[1:] + edges[:-1]) / 2
+    for index, (name, array) in enumerate(arrays.items()):
+        share = np.histogram(array, edges)[0] / array.size
+        seen = share > 0
+        colour, style = COLOURS[index % len(COLOURS)], STYLES[index % len(STYLES)]
+        ax.errorbar(
+            middle[seen], -np.log(share[seen] / width[seen]), color=colour, linestyle="none",
+            yerr=np.sqrt((1 - share[seen]) / (share[seen] * array.size)), capsize=1.5,
+            marker=MARKERS[index % len(MARKERS)], markersize=3.5, linewidth=0.8,
+            label=f"{name}, exact samples",
+        )  # fmt: skip
+        if name in lines:
+            x, energy, error = lines[name]
+            ax.plot(x, energy, color=colour, linestyle=style, label=f"{name}, Eq. 6 integrated")
+            ax.fill_between(x, energy - error, energy + error, color=colour, alpha=0.25, lw=0)
+    ax.set_xlabel("top variable (dimensionless)")
+    ax.set_ylabel(r"effective energy $-\ln p$ (nats)")
+    bottom, top = ax.get_ylim()
+    ax.set_ylim(bottom, top + LEGEND * (top - bottom))
+    ax.legend(frameon=False, fontsize="small", loc="upper center", ncols=2)
+    return ax
+
+
+def _histograms(values: Mapping[str, npt.ArrayLike], bins: int) -> tuple[dict[str, Array], Array]:
+    """Samples of each name, and edges of bins that hold all of them."""
+    check_named("values", values)
+    arrays = {name: as_numbers(f"values[{name!r}]", v).ravel() for name, v in values.items()}
+    if any(not v.size or not np.isfinite(v).all() for v in arrays.values()):
+        raise ValueError(
+            "values has an entry that is empty or not finite; accepted: finite numbers"
+        )
+    return arrays, np.histogram_bin_edges(np.concatenate(list(arrays.values())), bins)
 
 
 def _array(values: Tensor) -> Array:

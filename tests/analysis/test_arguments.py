@@ -122,6 +122,17 @@ CASES = {
         {"x": FIELDS + FLOATS + FEW, "most": INTEGERS[:4], "batch_size": INTEGERS[:4]},
     ),
     "scale_of_latents": Case(lambda: {"flow": flow()}),
+    "top_energy": Case(
+        lambda: {"target": IsingDual(SHAPE), "flow": flow(), "y": torch.zeros(3),
+                 "num_samples": 2, "seed": 0},
+        {
+            "target": [lambda x: x.sum(), lambda x: 0.0, IsingDual((3, 3))],
+            "flow": [hierarchical_flow(SHAPE, depth=0)],
+            "y": [torch.zeros(2, 2), torch.zeros(0), torch.full((2,), math.nan), np.zeros(3)],
+            "num_samples": [*INTEGERS[:4], 1],
+            "seed": INTEGERS[:4],
+        },
+    ),
     "top_variable": Case(
         lambda: {"flow": flow(), "x": fields()},
         {"x": FIELDS + FLOATS, "flow": [hierarchical_flow(SHAPE, depth=0)]},

@@ -26,16 +26,21 @@ def information(found: dict[str, Series]) -> Axes:
     return plotting.information_by_distance(groups)
 
 
+def effective(found: dict[str, Series]) -> Axes:
+    return plotting.effective_energy({name: [0.0, 1.0] for name in found}, computed=found)
+
+
 FIGURES: dict[str, Callable[[dict[str, Series]], Axes]] = {
     "estimates": plotting.estimates,
     "relative_errors": lambda found: plotting.relative_errors(found, exact=0.5),
     "relaxation": lambda found: plotting.relaxation(found, exact=3.0, xlabel="x", label="S"),
     "depths": lambda found: plotting.depths(found, lengths={}),
     "information_by_distance": information,
+    "effective_energy": effective,
 }
 """Every function that draws curves, of the curves alone."""
 
-BARS = [name for name in FIGURES if name != "relaxation"]  # which draws bands
+BARS = [name for name in FIGURES if name not in ("relaxation", "effective_energy")]  # of bands
 
 
 def drawn(name: str, **curves: Series) -> Axes:
