@@ -14,9 +14,11 @@ from pyro_neuralrg.analysis.mutual_information import (
     mutual_information,
 )
 from pyro_neuralrg.analysis.renormalization import (
+    TopEnergy,
     effective_energy,
     pyramid,
     resample,
+    top_energy,
     top_variable,
 )
 from pyro_neuralrg.analysis.responses import (
@@ -42,6 +44,7 @@ __all__ = [
     "Neighbours",
     "Overlap",
     "Response",
+    "TopEnergy",
     "block_wavelets",
     "by_distance",
     "by_scale",
@@ -55,6 +58,7 @@ __all__ = [
     "responses",
     "responses_by_scale",
     "scale_of_latents",
+    "top_energy",
     "top_variable",
     "variables_of_scale",
     "written_patterns",

@@ -4,11 +4,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
+from pyro_neuralrg.analysis.scales import check_tensor
 from pyro_neuralrg.arguments import check_integer
 
 __all__ = ["gaussian_mutual_information"]
@@ -57,8 +58,7 @@ def _log_det(matrix: Tensor, group: list[int]) -> float:
 
 
 def _check_covariance(covariance: Tensor) -> Tensor:
-    if not isinstance(covariance, Tensor) or not covariance.is_floating_point():
-        raise TypeError(f"covariance is {type(covariance).__name__}; accepted: a floating tensor")
+    check_tensor("covariance", covariance)
     matrix = covariance.double()
     shape = tuple(matrix.shape)
     if matrix.dim() != 2 or shape[0] != shape[1]:
@@ -74,8 +74,11 @@ def _check_covariance(covariance: Tensor) -> Tensor:
 
 
 def _check_group(name: str, group: Sequence[int] | Tensor, size: int) -> list[int]:
-    given = group.flatten().tolist() if isinstance(group, Tensor) else list(group)
+    accepted = f"flat indices of variables, integers from 0 to {size - 1}"
+    given = group.flatten().tolist() if isinstance(group, Tensor) else group
+    if not isinstance(given, Iterable) or isinstance(given, str | bytes):
+        raise TypeError(f"{name} is {group!r}; accepted: {accepted}")
+    given = list(given)
     if not given:
         raise ValueError(f"{name} is empty; accepted: flat indices of at least one variable")
-    accepted = f"flat indices of variables, integers from 0 to {size - 1}"
     return [check_integer(name, index, 0, size - 1, accepted) for index in given]

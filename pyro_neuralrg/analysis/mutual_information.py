@@ -77,13 +77,16 @@ class MutualInformation:
                 read where i < j; negative: of no group.
 
         Raises:
-            ValueError: if the labels are of another shape or dtype.
+            TypeError: if the labels are no tensor.
+            ValueError: if they are of another shape or dtype.
 
         Example:
             >>> found = mutual_information(torch.randn(200, 3), shuffles=20)
             >>> found.grouped(torch.tensor([[0, 0, 1], [0, 0, 1], [1, 1, 0]])).pairs
             tensor([1, 2])
         """
+        if not isinstance(labels, Tensor):
+            raise TypeError(f"labels is a {type(labels).__name__}; accepted: a tensor of integers")
         if labels.shape != self.values.shape or labels.is_floating_point():
             raise ValueError(
                 f"labels has shape {tuple(labels.shape)} and dtype {labels.dtype}; "
@@ -154,7 +157,7 @@ def mutual_information(
         True
     """
     method: Estimator = Neighbours() if estimator is None else estimator
-    if not hasattr(method, "least_samples"):
+    if isinstance(method, type) or not hasattr(method, "least_samples"):
         raise TypeError(f"estimator is {method!r}; accepted: Neighbours(), Bins() or the like")
     shuffles = check_integer("shuffles", shuffles, 2)
     rng = np.random.default_rng(check_integer("seed", seed, 0, LARGEST_SEED))
@@ -187,7 +190,8 @@ def by_distance(
         Groups with ``positions``, the Euclidean distances in sites, increasing.
 
     Raises:
-        ValueError: if the lattice has another number of sites.
+        TypeError: if ``information`` is no MutualInformation, or an argument has the wrong type.
+        ValueError: if the lattice has another number of sites, or a boundary of another name.
 
     Example:
         >>> found = by_distance(mutual_information(torch.randn(200, 4), shuffles=20), (4,))
@@ -221,7 +225,7 @@ def by_scale(information: MutualInformation, flow: HierarchicalFlow) -> GroupedI
         pair, as within a scale of one variable.
 
     Raises:
-        TypeError: if ``flow`` is no HierarchicalFlow.
+        TypeError: if ``information`` is no MutualInformation or ``flow`` no HierarchicalFlow.
         ValueError: if it has another number of latents.
 
     Example:
@@ -261,6 +265,10 @@ def _error_of_mean(parts: Tensor) -> Tensor:
 
 
 def _check_sites(information: MutualInformation, shape: tuple[int, ...]) -> None:
+    if not isinstance(information, MutualInformation):
+        raise TypeError(
+            f"information is a {type(information).__name__}; accepted: a MutualInformation"
+        )
     count = len(information.values)
     if math.prod(shape) != count:
         raise ValueError(

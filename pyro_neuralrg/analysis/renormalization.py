@@ -5,17 +5,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.analysis.scales import check_fields, variables_of_scale
-from pyro_neuralrg.arguments import check_integer
+from pyro_neuralrg.analysis.scales import check_fields, check_flow, check_tensor, variables_of_scale
+from pyro_neuralrg.arguments import LARGEST_SEED, check_integer
 from pyro_neuralrg.transforms import HierarchicalFlow
 from pyro_neuralrg.transforms.scales import number_of_scales, sites_of_scale
 
-__all__ = ["effective_energy", "pyramid", "resample", "top_variable"]
+__all__ = ["TopEnergy", "effective_energy", "pyramid", "resample", "top_energy", "top_variable"]
 
 FIXED = ("coarse", "fine")
 
@@ -76,11 +76,7 @@ def top_variable(flow: HierarchicalFlow, x: Tensor) -> Tensor:
         torch.Size([10])
     """
     check_fields(flow, "x", x)
-    if not flow.circuit.is_complete:
-        raise ValueError(
-            f"flow has the circuit {flow.circuit.name!r} of depth {flow.circuit.depth}, which "
-            "leaves several coarsest variables; accepted: one that leaves a single one"
-        )
+    _check_single_top(flow)
     with torch.no_grad():
         y = flow.up_to_scale(number_of_scales(flow.circuit)).inverse_and_ladj(x)[0]
     return y.flatten(y.dim() - len(flow.shape))[..., 0]
@@ -129,6 +125,8 @@ def resample(
     if fix not in FIXED:
         raise ValueError(f"fix is {fix!r}; accepted: {', '.join(FIXED)}")
     number = check_integer("number", number, 1)
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator is {generator!r}; accepted: a torch.Generator or None")
     coarse = torch.zeros(math.prod(flow.shape), dtype=torch.bool)
     coarse[variables_of_scale(flow, scale)] = True
     kept = (coarse if fix == "coarse" else ~coarse).reshape(flow.shape).to(x.device)
@@ -165,8 +163,8 @@ def effective_energy(
 
     Raises:
         TypeError: if an argument has the wrong type.
-        ValueError: if z does not fit the flow or is not finite, there is no such scale, or the
-            energy has another shape than the batch.
+        ValueError: if z does not fit the flow or is not finite, there is no such scale, the target
+            is of another lattice, or the energy has another shape than the batch.
 
     Example:
         >>> from pyro_neuralrg import IsingDual
@@ -175,19 +173,112 @@ def effective_energy(
         torch.Size([10])
     """
     check_fields(flow, "z", z)
+    part = None if scale is None else flow.up_to_scale(scale)
+    x, ladj = flow.forward_and_ladj(z)
+    if part is not None:
+        ladj = part.inverse_and_ladj(x)[1]
+    return _energy(target, flow, x, ladj) - ladj
+
+
+class TopEnergy(NamedTuple):
+    """The effective energy of the coarsest variable alone.
+
+    Attributes:
+        values: in nats, float64, of the shape of y.
+        standard_error: of the values; too small where the weights are poor.
+        ess: effective share of the samples behind each value: 1 if the finer latents are
+            independent normals there.
+    """
+
+    values: Tensor
+    standard_error: Tensor
+    ess: Tensor
+
+
+def top_energy(
+    target: Any, flow: HierarchicalFlow, y: Tensor, *, num_samples: int = 1000, seed: int = 0
+) -> TopEnergy:
+    r"""The effective energy of the top variable: all finer latents are integrated out.
+
+    .. math:: V(y) = -\ln \int e^{-E(y, z)}\, dz
+
+    with E(y, z) the :func:`effective_energy` of the last scale (paper Eq. 6), y the top variable of
+    :func:`top_variable` and z all others. With -ln Z of the target subtracted it is -ln p(y), which
+    can be read from exact samples, too: one well above a critical temperature, two below. The
+    integral is an average over independent normals z, the same ones for every y.
+
+    Args:
+        target: a potential, or a batched energy function in nats.
+        flow: a HierarchicalFlow that leaves one coarsest variable.
+        y: values of the top variable, shape ``(n,)``.
+        num_samples: for each of them.
+        seed: of the normals.
+
+    Raises:
+        TypeError: if an argument has the wrong type.
+        ValueError: if y has another shape, is empty or not finite, the circuit is not complete, a
+            number is not accepted, or the target does not fit the flow.
+
+    Example:
+        >>> from pyro_neuralrg import IsingDual
+        >>> target = IsingDual((4, 4))
+        >>> top_energy(target, target.flow(), torch.tensor([-1.0, 0.0, 1.0])).values.shape
+        torch.Size([3])
+    """
+    check_flow(flow)
+    _check_single_top(flow)
+    check_tensor("y", y)
+    if y.dim() != 1 or not len(y) or not bool(y.isfinite().all()):
+        raise ValueError(f"y has shape {tuple(y.shape)}; accepted: (n,), n >= 1, of finite numbers")
+    num_samples = check_integer("num_samples", num_samples, 2)
+    generator = torch.Generator().manual_seed(check_integer("seed", seed, 0, LARGEST_SEED))
+    finer = torch.randn((num_samples, math.prod(flow.shape)), generator=generator).to(y)
+    finer[:, 0] = 0.0
+    normal = 0.5 * finer.square().sum(1)
+    part = flow.up_to_scale(number_of_scales(flow.circuit))
+    top = torch.zeros_like(finer)
+    top[:, 0] = 1.0
+    weights = []
+    with torch.no_grad():
+        for value in y:
+            u = (finer + value * top).reshape(num_samples, *flow.shape)
+            x, ladj = part.forward_and_ladj(u)
+            weights.append((normal - _energy(target, flow, x, ladj) + ladj).double())
+    log_weights = torch.stack(weights)
+    mean = log_weights.logsumexp(1) - math.log(num_samples)
+    relative = (log_weights - mean[:, None]).exp()
+    dimensions = finer.shape[1] - 1
+    return TopEnergy(
+        values=-mean - 0.5 * dimensions * math.log(2 * math.pi),
+        standard_error=relative.std(1) / math.sqrt(num_samples),
+        ess=1 / relative.square().mean(1),
+    )
+
+
+def _check_single_top(flow: HierarchicalFlow) -> None:
+    if not flow.circuit.is_complete:
+        raise ValueError(
+            f"flow has the circuit {flow.circuit.name!r} of depth {flow.circuit.depth}, which "
+            "leaves several coarsest variables; accepted: one that leaves a single one"
+        )
+
+
+def _energy(target: Any, flow: HierarchicalFlow, x: Tensor, ladj: Tensor) -> Tensor:
+    """The target's energy of fields, checked."""
     energy = getattr(target, "energy", target)
     if not callable(energy):
         raise TypeError(
             f"target is a {type(target).__name__}; accepted: a LatticePotential or an energy "
             "function"
         )
-    part = None if scale is None else flow.up_to_scale(scale)
-    x, ladj = flow.forward_and_ladj(z)
-    if part is not None:
-        ladj = part.inverse_and_ladj(x)[1]
+    shape = getattr(target, "shape", flow.shape)
+    if tuple(shape) != flow.shape:
+        raise ValueError(f"target has shape {tuple(shape)}; accepted: {flow.shape}, the flow's")
     physical = energy(x)
+    if not isinstance(physical, Tensor):
+        raise TypeError(f"target's energy is {physical!r}; accepted: a tensor of nats")
     if physical.shape != ladj.shape:
         raise ValueError(
             f"target's energy has shape {tuple(physical.shape)}; accepted: {tuple(ladj.shape)}"
         )
-    return physical - ladj
+    return physical

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.analysis.scales import check_fields, check_flow, latents_of_scale
+from pyro_neuralrg.analysis.scales import check_fields, check_flow, check_tensor, latents_of_scale
 from pyro_neuralrg.arguments import check_integer
 from pyro_neuralrg.transforms import HierarchicalFlow
 from pyro_neuralrg.transforms.scales import number_of_scales
@@ -189,6 +189,7 @@ def overlap(response: Response | Tensor, patterns: Tensor) -> Overlap:
         patterns: orthonormal, shape ``(n,) + shape``, for example from ``block_wavelets``.
 
     Raises:
+        TypeError: if one is no floating tensor.
         ValueError: if shapes differ, an entry is not finite, a response vanishes, or the patterns
             are not orthonormal.
 
@@ -204,10 +205,12 @@ def overlap(response: Response | Tensor, patterns: Tensor) -> Overlap:
         (0.5, 1.0)
     """
     mean = response.mean if isinstance(response, Response) else response
+    check_tensor("response", mean)
+    check_tensor("patterns", patterns)
     if mean.shape != patterns.shape or mean.dim() < 2:
         raise ValueError(
-            f"patterns has shape {tuple(patterns.shape)}; accepted: that of the responses, "
-            f"{tuple(mean.shape)}, (n,) + shape"
+            f"response has shape {tuple(mean.shape)}, patterns has shape {tuple(patterns.shape)}; "
+            "accepted: the same (n,) + shape"
         )
     rows, ideal = mean.double().flatten(1), patterns.double().flatten(1)
     norms = rows.norm(dim=1)

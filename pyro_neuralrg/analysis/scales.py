@@ -16,6 +16,7 @@ __all__ = [
     "block_wavelets",
     "check_fields",
     "check_flow",
+    "check_tensor",
     "latents_of_scale",
     "scale_of_latents",
     "variables_of_scale",
@@ -133,6 +134,17 @@ def check_flow(flow: Any) -> None:
         raise TypeError(f"flow is a {type(flow).__name__}; accepted: a HierarchicalFlow")
 
 
+def check_tensor(name: str, value: Any) -> None:
+    """Raise a TypeError unless ``value`` is a floating tensor.
+
+    Example:
+        >>> check_tensor("x", torch.zeros(3))
+    """
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        seen = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{name} is {seen}; accepted: a floating tensor")
+
+
 def check_fields(flow: HierarchicalFlow, name: str, value: Any, *, least: int = 0) -> None:
     """Raise unless ``value`` is a batch of finite fields of the flow's shape and dtype.
 
@@ -151,9 +163,7 @@ def check_fields(flow: HierarchicalFlow, name: str, value: Any, *, least: int = 
         >>> check_fields(hierarchical_flow((4, 4)), "x", torch.zeros(3, 4, 4))
     """
     check_flow(flow)
-    if not isinstance(value, Tensor) or not value.is_floating_point():
-        seen = value.dtype if isinstance(value, Tensor) else type(value).__name__
-        raise TypeError(f"{name} is {seen}; accepted: a floating tensor")
+    check_tensor(name, value)
     batch = value.dim() - len(flow.shape)
     fits = batch >= 0 and tuple(value.shape[batch:]) == flow.shape
     if not fits or (least and (batch != 1 or len(value) < least)):

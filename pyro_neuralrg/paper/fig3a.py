@@ -23,7 +23,7 @@ from pyro_neuralrg.infer.free_energy import FreeEnergyEstimate, from_log_weights
 from pyro_neuralrg.paper.files import read_numbers, write_flow, write_numbers
 from pyro_neuralrg.paper.start import Prepared, Start, exact_or_none
 from pyro_neuralrg.plotting import Series
-from pyro_neuralrg.plotting.style import new_figure
+from pyro_neuralrg.plotting.style import broken, new_figure
 
 __all__ = ["Results", "Settings", "compute", "describe", "draw"]
 
@@ -126,7 +126,7 @@ def compute(settings: Settings, prepared: Prepared, folder: Path) -> Results:
         rows.append({"steps": step, **_estimates(prepared, settings)})
     history = trained.history
     results = Results(
-        title=prepared.title,
+        title=prepared.training_title,
         exact=exact_or_none(lambda: -target.log_partition()),
         loss=history.free_energy.tolist(),
         loss_se=history.free_energy_se.tolist(),
@@ -200,11 +200,11 @@ def draw(results: Results) -> Figure:
         "sequential Monte Carlo": Series(steps, results.smc, results.smc_se),
     }
     plotting.estimates(found, ax=above)
-    figure.suptitle(
-        f"{results.title}\ntraining took {results.training_seconds:.0f} s, of them "
-        f"{results.training_cpu_seconds:.0f} s of CPU time",
-        fontsize="medium",
+    title = (
+        f"{results.title}\n{len(results.loss)} training steps took "
+        f"{results.training_seconds:.0f} s ({results.training_cpu_seconds:.0f} s of CPU time)"
     )
+    figure.suptitle(broken(figure, title), fontsize="medium")
     if results.exact is None:
         below.set_axis_off()
         return figure

@@ -32,7 +32,7 @@ from pyro_neuralrg.observables import structure_factor
 from pyro_neuralrg.paper.files import read_numbers, write_flow, write_numbers
 from pyro_neuralrg.paper.start import Prepared, Start, exact_or_none
 from pyro_neuralrg.plotting import Series
-from pyro_neuralrg.plotting.style import new_figure
+from pyro_neuralrg.plotting.style import GREY, broken, new_figure
 
 __all__ = ["Curve", "Protocol", "Results", "Settings", "compute", "describe", "draw"]
 
@@ -335,23 +335,27 @@ def _over_chains(values: Tensor) -> tuple[list[float], list[float]]:
 
 
 def draw(results: Results) -> Figure:
-    """Against trajectories, against CPU time, and the paper's protocol if it was followed."""
+    """Against trajectories, against wall time, and the paper's protocol if it was followed."""
     rows = 3 if results.protocol else 2
     figure = new_figure(6.4, 3.6 * rows)
     panels = figure.subplots(rows, 1)
-    figure.suptitle(results.title)
+    figure.suptitle(broken(figure, results.title), fontsize="medium")
     by_step, by_time = {}, {}
     for name, curve in results.curves.items():
         steps = np.arange(1, len(curve.mean) + 1)
         by_step[name] = Series(steps, curve.mean, curve.standard_error)
-        share = curve.cpu_seconds / (curve.pilot_seconds + curve.seconds)
-        before = share * curve.pilot_seconds
+        before = curve.pilot_seconds
         if not name.startswith("physical"):
-            before += results.training_cpu_seconds or 0.0
-        times = before + share * steps * curve.seconds / len(steps)
+            before += results.training_seconds or 0.0
+        times = before + steps * curve.seconds / len(steps)
         by_time[name] = Series(times, curve.mean, curve.standard_error)
-    xlabels = ("trajectories from the cold start", _time_label(results))
+    xlabels = ("trajectories from the cold start", broken(figure, _time_label(results)))
     for ax, curves, xlabel in zip(panels, (by_step, by_time), xlabels, strict=False):
+        if curves is by_time and results.training_seconds:
+            ax.axvline(
+                results.training_seconds, color=GREY, linestyle=":", linewidth=1.2,
+                label="the flow is trained",
+            )  # fmt: skip
         plotting.relaxation(curves, exact=results.exact, xlabel=xlabel, label=LABEL, ax=ax)
     if results.protocol:
         curves = {
@@ -369,12 +373,25 @@ def draw(results: Results) -> Figure:
 
 
 def _time_label(results: Results) -> str:
-    """CPU time is wall time where nothing else runs, and on a busy machine still means the same."""
-    known = results.training_cpu_seconds is not None
-    training = f"{results.training_cpu_seconds:.0f} s" if known else "unknown, left out"
-    if known and results.training_seconds is not None:
-        training += f", wall time {results.training_seconds:.0f} s"
-    return f"CPU time (s), with that of the training ({training}) and of tuning"
+    """What the wall time holds, and beside it the CPU time of the process, of all its threads."""
+
+    def seconds(time: float | None) -> str:
+        if time is None:
+            return "unknown"
+        return f"{time:.0f} s" if time >= 10 else f"{time:.2g} s"
+
+    left_out = " (unknown, left out)" if results.training_seconds is None else ""
+    parts = {"training": (results.training_seconds, results.training_cpu_seconds)} | {
+        name: (curve.pilot_seconds + curve.seconds, curve.cpu_seconds)
+        for name, curve in results.curves.items()
+    }
+    spent = ", ".join(
+        f"{name} {seconds(cpu)} of {seconds(wall)}" for name, (wall, cpu) in parts.items()
+    )
+    return (
+        f"wall time (s) of training{left_out}, tuning and sampling\n"
+        f"CPU time of the process: {spent}"
+    )
 
 
 def describe(results: Results) -> list[str]:

@@ -201,13 +201,24 @@ class Prepared:
 
     @property
     def title(self) -> str:
-        """The model and the flow in one line."""
+        """The model and the flow in one line; one that was read is as it was read."""
+        return self._title("")
+
+    @property
+    def training_title(self) -> str:
+        """The model and the flow behind :meth:`train` in one line."""
+        more = f", {self.steps} steps of {self.batch} more" if self.is_trained else ""
+        return self._title(more)
+
+    def _title(self, more: str) -> str:
         sides = " x ".join(map(str, self.flow.shape))
         start, saved = self.start, self.saved
         kind = f"{start.blocks} blocks, {self.steps} steps of {self.batch}"
         if self.is_trained:
             known = [f"{saved[name]} {name}" for name in ("blocks", "steps") if saved.get(name)]
-            kind = "saved flow" + (f" ({', '.join(known)})" if known else "")
+            if saved.get("steps") and saved.get("batch"):
+                known[-1] += f" of {saved['batch']}"
+            kind = "saved flow" + (f" ({', '.join(known)})" if known else "") + more
         return f"Ising {sides}, T = {start.temperature:.6g}, {kind}, seed {start.seed}"
 
     def metadata(self, seconds: float, cpu_seconds: float) -> dict[str, Any]:
@@ -217,6 +228,7 @@ class Prepared:
             "seed": self.start.seed,
             "blocks": self.saved.get("blocks", self.start.blocks),
             "steps": self._with_earlier("steps", self.steps),
+            "batch": self.batch if self.saved.get("batch", self.batch) == self.batch else None,
             "training_seconds": self._with_earlier("training_seconds", seconds),
             "training_cpu_seconds": self._with_earlier("training_cpu_seconds", cpu_seconds),
         }

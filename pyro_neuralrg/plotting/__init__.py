@@ -4,14 +4,18 @@
 
 Each function draws on the given Axes, or on those of a new :class:`matplotlib.figure.Figure`
 (no pyplot, so no global state and no display), and returns the Axes, or the Figure of several
-panels; ``axes.figure.savefig(path)`` writes it. Nothing is computed here. Figures of chains that
-have not converged say so. Colours are those of Okabe and Ito (2008), which readers with any kind of
-colour vision tell apart; curves differ in line style or marker as well.
+panels; ``axes.figure.savefig(path)`` writes it. Numbers are drawn as they were given, but for what
+the function's own docstring says it makes of them: relative errors, running means and medians,
+histograms and ranks, R-hat. Figures of chains that have not converged say so, and so do those in
+which points or error bars are missing. Colours are those of Okabe and Ito (2008), which readers
+with any kind of colour vision tell apart; curves differ in line style or marker as well.
 """
 
 from __future__ import annotations
 
+from pyro_neuralrg.plotting.curves import Series
 from pyro_neuralrg.plotting.learned import (
+    effective_energy,
     information_by_distance,
     information_by_scale,
     information_matrix,
@@ -20,7 +24,6 @@ from pyro_neuralrg.plotting.learned import (
     top_variable,
 )
 from pyro_neuralrg.plotting.paper import (
-    Series,
     depths,
     estimates,
     light_cone,
@@ -43,6 +46,7 @@ __all__ = [
     "Series",
     "configurations",
     "depths",
+    "effective_energy",
     "estimates",
     "free_energy",
     "information_by_distance",

@@ -17,9 +17,22 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_neuralrg.analysis import GroupedInformation, MutualInformation, Response
-from pyro_neuralrg.plotting.style import COLOURS, MARKERS, SIGNED, STYLES, axes_or_new, new_figure
+from pyro_neuralrg.arguments import check_integer
+from pyro_neuralrg.plotting.curves import Series, known_points
+from pyro_neuralrg.plotting.style import (
+    COLOURS,
+    MARKERS,
+    SIGNED,
+    STYLES,
+    as_numbers,
+    axes_or_new,
+    check_kind,
+    check_named,
+    new_figure,
+)
 
 __all__ = [
+    "effective_energy",
     "information_by_distance",
     "information_by_scale",
     "information_matrix",
@@ -35,6 +48,7 @@ LINEAR = 10.0  # colours of responses are linear up to the largest one over this
 POSITIVE = colormaps["Blues"].resampled(LEVELS)  # zero is the white of the paper
 RESPONSE = r"$E[\partial z / \partial x]$ (1/x)"
 INFORMATION = "mutual information (nats)"
+LEGEND = 0.35  # of the height of effective energies, above them
 MOST_SCALES = 12  # beyond, the numbers in the cells cannot be read
 
 
@@ -73,8 +87,8 @@ def responses(
     >>> len(responses(found).axes)  # three rows of two panels, a colour bar each
     9
     """
-    if not found or count < 1:
-        raise ValueError(f"got {len(found)} responses and count {count}; accepted: >= 1 of each")
+    check_named("found", found, Response)
+    check_integer("count", count, 1)
     columns = min(count, max(len(response.mean) for response in found.values()))
     if figure is None:
         size = (2.1 * columns + 1.6, 2.3 * len(found) + 0.3)
@@ -127,6 +141,7 @@ def information_matrix(
     >>> information_matrix(found).get_xlabel()
     'variable'
     """
+    check_kind("found", found, MutualInformation)
     values = _array(found.values)
     error = np.hypot(_array(found.standard_error), found.bias.standard_error)
     lower = np.tril_indices(len(values))
@@ -169,20 +184,25 @@ def information_by_distance(
     >>> information_by_distance({"field": analysis.by_distance(found, (4,))}).get_xlabel()
     'distance (sites)'
     """
+    check_named("found", found, GroupedInformation)
     distances = [g.positions for g in found.values() if g.positions is not None]
-    if not found or len(distances) < len(found):
+    if len(distances) < len(found):
         raise ValueError("found holds no groups with distances; accepted: those of by_distance")
     ax = axes_or_new(ax)
-    for index, ((name, groups), positions) in enumerate(zip(found.items(), distances, strict=True)):
+    curves = {
+        name: Series(_array(positions), _array(groups.values), _array(groups.standard_error))
+        for (name, groups), positions in zip(found.items(), distances, strict=True)
+    }
+    points = known_points(ax, curves)
+    for index, (name, (x, values, error)) in enumerate(points.items()):
         ax.errorbar(
-            _array(positions), _array(groups.values),
-            yerr=_array(groups.standard_error), capsize=2, markersize=4, linewidth=1.0,
+            x, values, yerr=error, capsize=2, markersize=4, linewidth=1.0,
             color=COLOURS[index % len(COLOURS)], marker=MARKERS[index % len(MARKERS)],
             linestyle=STYLES[index % len(STYLES)], label=name,
         )  # fmt: skip
     ax.axhline(0.0, color="black", linewidth=0.8)
-    errors = np.concatenate([_array(groups.standard_error) for groups in found.values()])
-    ax.set_yscale("symlog", linthresh=max(float(np.nanmedian(errors)), 1e-12))
+    errors = np.concatenate([error[~np.isnan(error)] for _, _, error in points.values()])
+    ax.set_yscale("symlog", linthresh=max(float(np.median(errors)) if errors.size else 0.0, 1e-12))
     ax.set_xlabel("distance (sites)")
     ax.set_ylabel(f"{INFORMATION} per pair")
     ax.legend(frameon=False)
@@ -211,6 +231,7 @@ def information_by_scale(found: GroupedInformation, *, ax: Axes | None = None) -
     >>> information_by_scale(groups).get_xlabel()
     'scale (0: the finest)'
     """
+    check_kind("found", found, GroupedInformation)
     values, error = _array(found.values), _array(found.standard_error)
     if values.ndim != 2:
         raise ValueError(f"found has shape {values.shape}; accepted: groups of by_scale")
@@ -266,15 +287,15 @@ def pyramid(
     >>> len(pyramid(fields).axes)  # 2 rows of 3 scales, 3 colour bars
     9
     """
-    arrays = [np.asarray(values, dtype=np.float64) for values in fields]
+    check_kind("fields", fields, Sequence)
+    arrays = [as_numbers("fields", values) for values in fields]
     ranks = {array.ndim for array in arrays}
     if not arrays or len(ranks) != 1 or not 2 <= ranks.pop() <= 4 or not len(arrays[0]):
         raise ValueError(
             f"fields has shapes {[array.shape for array in arrays]}; accepted: (n,) + the shape of "
             "each scale, n >= 1"
         )
-    if count < 1:
-        raise ValueError(f"count is {count}; accepted: >= 1")
+    check_integer("count", count, 1)
     if not all(np.isfinite(array).all() for array in arrays):
         raise ValueError("fields has values that are not finite; accepted: finite ones")
     rows = min(count, len(arrays[0]))
@@ -317,10 +338,7 @@ def top_variable(
     >>> top_variable({"T = 2": [-1.0, 1.0], "T = 3": [0.1, -0.1]}).get_ylabel()
     'probability density'
     """
-    arrays = {name: np.asarray(v, dtype=np.float64).ravel() for name, v in values.items()}
-    if not arrays or any(not v.size or not np.isfinite(v).all() for v in arrays.values()):
-        raise ValueError("values holds none, or none that is finite; accepted: finite numbers")
-    edges = np.histogram_bin_edges(np.concatenate(list(arrays.values())), bins)
+    arrays, edges = _histograms(values, bins)
     width, middle = np.diff(edges), (edges[1:] + edges[:-1]) / 2
     ax = axes_or_new(ax)
     for index, (name, array) in enumerate(arrays.items()):
@@ -337,6 +355,78 @@ def top_variable(
     ax.set_ylabel("probability density")
     ax.legend(frameon=False)
     return ax
+
+
+def effective_energy(
+    values: Mapping[str, npt.ArrayLike], *, computed: Mapping[str, Series] | None = None,
+    bins: int = 40, ax: Axes | None = None,
+) -> Axes:  # fmt: skip
+    r"""The effective energy of the top variable, for example around the critical temperature.
+
+    Points are -ln of the histogram of exact samples: one well above the critical temperature, two
+    below. Lines are the renormalised energy (paper Eq. 6), all finer latents integrated out: the
+    two agree within their errors, of which the samples' are the root of (1 - p) / (p n) in a bin of
+    probability p. Bins without samples have no point.
+
+    Shown in ``tutorials/figures/effective_energy.png``.
+
+    Args:
+        values: for each name, for example a temperature, the top variable of every field.
+        computed: for some of the names -ln p(y) in nats at some y, from ``analysis.top_energy``
+            and ln Z.
+        bins: of the histogram, the same for all.
+        ax: Axes to draw on; None makes a new figure.
+
+    Returns:
+        The Axes.
+
+    Raises:
+        TypeError: if there are no mappings of names to numbers and to Series.
+        ValueError: if there are no values, one is not finite, or ``computed`` has another name.
+
+    >>> line = Series([-1.0, 0.0, 1.0], [0.6, 2.0, 0.6], [0.1, 0.1, 0.1])
+    >>> samples = {"T = 2": [-1.0, 1.0, 0.9], "T = 3": [0.1, -0.1, 0.2]}
+    >>> effective_energy(samples, computed={"T = 2": line}, bins=4).get_ylabel()
+    'effective energy $-\\ln p$ (nats)'
+    """
+    arrays, edges = _histograms(values, bins)
+    ax = axes_or_new(ax)
+    lines = known_points(ax, computed) if computed else {}
+    strange = [name for name in lines if name not in arrays]
+    if strange:
+        raise ValueError(f"computed has {strange}; accepted: names of values, {list(arrays)}")
+    width, middle = np.diff(edges), (edges[1:] + edges[:-1]) / 2
+    for index, (name, array) in enumerate(arrays.items()):
+        share = np.histogram(array, edges)[0] / array.size
+        seen = share > 0
+        colour, style = COLOURS[index % len(COLOURS)], STYLES[index % len(STYLES)]
+        ax.errorbar(
+            middle[seen], -np.log(share[seen] / width[seen]), color=colour, linestyle="none",
+            yerr=np.sqrt((1 - share[seen]) / (share[seen] * array.size)), capsize=1.5,
+            marker=MARKERS[index % len(MARKERS)], markersize=3.5, linewidth=0.8,
+            label=f"{name}, exact samples",
+        )  # fmt: skip
+        if name in lines:
+            x, energy, error = lines[name]
+            ax.plot(x, energy, color=colour, linestyle=style, label=f"{name}, Eq. 6 integrated")
+            ax.fill_between(x, energy - error, energy + error, color=colour, alpha=0.25, lw=0)
+    ax.set_xlabel("top variable (dimensionless)")
+    ax.set_ylabel(r"effective energy $-\ln p$ (nats)")
+    bottom, top = ax.get_ylim()
+    ax.set_ylim(bottom, top + LEGEND * (top - bottom))
+    ax.legend(frameon=False, fontsize="small", loc="upper center", ncols=2)
+    return ax
+
+
+def _histograms(values: Mapping[str, npt.ArrayLike], bins: int) -> tuple[dict[str, Array], Array]:
+    """Samples of each name, and edges of bins that hold all of them."""
+    check_named("values", values)
+    arrays = {name: as_numbers(f"values[{name!r}]", v).ravel() for name, v in values.items()}
+    if any(not v.size or not np.isfinite(v).all() for v in arrays.values()):
+        raise ValueError(
+            "values has an entry that is empty or not finite; accepted: finite numbers"
+        )
+    return arrays, np.histogram_bin_edges(np.concatenate(list(arrays.values())), bins)
 
 
 def _array(values: Tensor) -> Array:

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,55 +13,26 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from pyro_neuralrg.plotting.curves import Series, known_points
 from pyro_neuralrg.plotting.style import (
     BLUE,
     COLOURS,
     MARKERS,
     STYLES,
+    as_numbers,
     axes_or_new,
-    check_some,
+    check_kind,
     new_figure,
     note,
 )
 
-__all__ = ["Series", "depths", "estimates", "light_cone", "relative_errors", "relaxation"]
+__all__ = ["depths", "estimates", "light_cone", "relative_errors", "relaxation"]
 
 LOWER_EDGE = 3.0
 """The lower edge of relative errors is the smallest one over this number: bars may reach zero."""
 
 FAR = 4.0
 """A curve that ends so many standard errors from the exact value is named."""
-
-Array = npt.NDArray[np.float64]
-
-
-class Series(NamedTuple):
-    """A curve with error bars, all of one length; entries that are NaN are left out.
-
-    Attributes:
-        x: Where.
-        values: The means.
-        standard_error: Of them.
-    """
-
-    x: npt.ArrayLike
-    values: npt.ArrayLike
-    standard_error: npt.ArrayLike
-
-    def finite(self) -> tuple[Array, Array, Array]:
-        """The three as arrays, without entries whose value is not finite.
-
-        Raises:
-            ValueError: The lengths differ.
-        """
-        x, values, error = (np.array(a, dtype=np.float64, ndmin=1) for a in self)
-        if not x.shape == values.shape == error.shape or x.ndim != 1:
-            raise ValueError(
-                f"x, values and standard_error have shapes {x.shape}, {values.shape}, "
-                f"{error.shape}; accepted: one length"
-            )
-        known = np.isfinite(values)
-        return x[known], values[known], np.nan_to_num(error[known])
 
 
 def estimates(found: Mapping[str, Series], *, ax: Axes | None = None) -> Axes:
@@ -83,10 +53,8 @@ def estimates(found: Mapping[str, Series], *, ax: Axes | None = None) -> Axes:
     >>> len(estimates({"importance": Series([1, 2], [3.0, 2.0], [0.1, 0.1])}).containers)
     1
     """
-    check_some("found", found)
     ax = axes_or_new(ax)
-    for index, (name, series) in enumerate(found.items()):
-        x, values, error = series.finite()
+    for index, (name, (x, values, error)) in enumerate(known_points(ax, found).items()):
         ax.errorbar(
             x, values, yerr=error, color=COLOURS[1 + index % (len(COLOURS) - 1)], capsize=3,
             marker=MARKERS[index % len(MARKERS)], markersize=4, linestyle="none", label=name,
@@ -123,13 +91,11 @@ def relative_errors(
     """
     if not np.isfinite(exact) or exact == 0:
         raise ValueError(f"exact is {exact}; accepted: a finite number other than 0")
-    check_some("found", found)
     ax = axes_or_new(ax)
     lowest: list[float] = []
-    for index, (name, series) in enumerate(found.items()):
-        x, values, error = series.finite()
+    for index, (name, (x, values, error)) in enumerate(known_points(ax, found).items()):
         size, bar = np.abs(values - exact) / abs(exact), error / abs(exact)
-        low = np.where(bar < size, bar, size * (1 - 1e-3))
+        low = np.where(bar >= size, size * (1 - 1e-3), bar)
         many = x.size > 100
         lowest.extend(np.quantile(size[size > 0], [0.02 if many else 0.0]) if size.any() else [])
         ax.errorbar(
@@ -159,7 +125,7 @@ def relaxation(
     """Means over chains on their way from a common start, against the exact value.
 
     The band is one standard error. A curve whose last tenth is further than four of its standard
-    errors from the exact value is named in the title.
+    errors from the exact value is named in a note, and so is one without known errors there.
 
     Shown in ``tutorials/figures/fig3b.png``.
 
@@ -181,23 +147,26 @@ def relaxation(
     >>> ax.get_xscale(), ax.get_title()
     ('log', '')
     """
-    check_some("found", found)
     ax = axes_or_new(ax)
-    far = []
-    for index, (name, series) in enumerate(found.items()):
-        x, mean, error = series.finite()
+    far, unjudged = [], []
+    for index, (name, (x, mean, error)) in enumerate(known_points(ax, found).items()):
         if x.size == 0:
             raise ValueError(f"found[{name!r}] is empty; accepted: at least one finite value")
         colour, style = COLOURS[index % len(COLOURS)], STYLES[index % len(STYLES)]
         ax.plot(x, mean, color=colour, linestyle=style, linewidth=1.4, label=name)
         ax.fill_between(x, mean - error, mean + error, color=colour, alpha=0.25, linewidth=0)
         last = slice(-max(1, x.size // 10), None)  # correlated: its error is that of one draw
-        if exact is not None and abs(mean[last].mean() - exact) > FAR * error[last].mean():
+        errors = error[last][~np.isnan(error[last])]
+        if exact is not None and not errors.size:
+            unjudged.append(name)
+        elif exact is not None and abs(mean[last].mean() - exact) > FAR * errors.mean():
             far.append(name)
     if exact is not None:
         ax.axhline(exact, color="black", linestyle=(0, (5, 2)), linewidth=1.2, label="exact")
     if far:
         note(ax, f"not converged: {', '.join(far)}")
+    if unjudged:
+        note(ax, f"not known whether converged: {', '.join(unjudged)}")
     ax.set_xscale("log")
     ax.set_ylim(bottom=0.0)
     ax.set_xlabel(xlabel)
@@ -212,8 +181,9 @@ def depths(
 ) -> Axes:  # fmt: skip
     """An error against the depth of the circuit, a curve for each temperature.
 
-    A short vertical line on each curve's own height marks the depth whose blocks are as wide as the
-    correlation length; a length that no depth reaches has none.
+    A short vertical line on each curve, at a height interpolated between its points, marks the
+    depth whose blocks are as wide as the correlation length; a length that no depth reaches has
+    none.
 
     Shown in ``tutorials/figures/sweep.png``.
 
@@ -234,13 +204,12 @@ def depths(
     >>> depths({"T = 2": curve}, lengths={"T = 2": 2.0}).get_xlabel()
     'depth (scales)'
     """
-    check_some("found", found)
     ax = axes_or_new(ax)
-    shades = np.linspace(0.0, 0.85, max(2, len(found)))
+    points = known_points(ax, found)
+    shades = np.linspace(0.0, 0.85, max(2, len(points)))
     colours = colormaps["cividis"](shades)  # lightness grows from the first curve to the last
-    for index, (name, series) in enumerate(found.items()):
-        x, values, error = series.finite()
-        low = np.where(error < values, error, 0.999 * np.abs(values))
+    for index, (name, (x, values, error)) in enumerate(points.items()):
+        low = np.where(error >= values, 0.999 * np.abs(values), error)
         ax.errorbar(
             x, values, yerr=np.stack([low, error]), color=colours[index], capsize=2, markersize=4,
             marker=MARKERS[index % len(MARKERS)], linestyle=STYLES[index % len(STYLES)],
@@ -276,7 +245,8 @@ def light_cone(masks: Sequence[npt.ArrayLike], *, figure: Figure | None = None) 
     >>> len(light_cone([np.ones((4, 4)), np.ones((2, 2))]).axes)
     2
     """
-    arrays = [np.asarray(mask, dtype=np.float64) for mask in masks]
+    check_kind("masks", masks, Sequence)
+    arrays = [as_numbers("masks", mask) for mask in masks]
     if not arrays or any(array.ndim not in (1, 2) for array in arrays):
         raise ValueError(
             f"masks has shapes {[array.shape for array in arrays]}; accepted: one or two dimensions"

@@ -12,6 +12,8 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from pyro_neuralrg.arguments import check_integer
+from pyro_neuralrg.plotting.curves import Series, known_points
 from pyro_neuralrg.plotting.style import (
     BLUE,
     COLOURS,
@@ -19,8 +21,9 @@ from pyro_neuralrg.plotting.style import (
     SIGNED,
     STYLES,
     VERMILION,
+    as_numbers,
     axes_or_new,
-    check_some,
+    check_named,
     new_figure,
     note,
 )
@@ -47,6 +50,9 @@ def free_energy(
 ) -> Axes:
     r"""Training loss against the exact free energy.
 
+    The thin line is the loss of each step, the thick one its running median over 51 steps, of the
+    steps at a higher temperature and of the others apart.
+
     Shown in ``tutorials/figures/fig3a.png``.
 
     Args:
@@ -68,7 +74,7 @@ def free_energy(
     >>> free_energy([3.0, 2.0, 1.5], exact=1.0).get_ylabel()
     'free energy $-\\ln Z$ (nats)'
     """
-    values = np.asarray(loss, dtype=np.float64)
+    values = as_numbers("loss", loss)
     if values.ndim != 1 or values.size == 0:
         raise ValueError(f"loss has shape {values.shape}; accepted: (steps,) with steps >= 1")
     if exact is not None and not np.isfinite(exact):
@@ -81,7 +87,7 @@ def free_energy(
     )
     ax.plot(steps, smooth, color=BLUE, linewidth=1.6, label=r"loss $\geq -\ln Z$")
     if standard_error is not None:
-        error = np.asarray(standard_error, dtype=np.float64)
+        error = as_numbers("standard_error", standard_error)
         if error.shape != values.shape:
             raise ValueError(
                 f"standard_error has shape {error.shape}; accepted: {values.shape}, as loss"
@@ -91,11 +97,12 @@ def free_energy(
         end = min(annealing_steps, values.size)
         ax.axvspan(1, end, color=GREY, alpha=0.12, linewidth=0, label="higher temperature")
     if estimate is not None:
-        ax.errorbar(
-            [values.size], [estimate[0]], yerr=[estimate[1]],
-            color=VERMILION, marker="o", markersize=4, capsize=3, linestyle="none",
-            label="importance sampling",
-        )  # fmt: skip
+        last = Series([values.size], [estimate[0]], [estimate[1]])
+        for name, (x, mean, error) in known_points(ax, {"importance sampling": last}).items():
+            ax.errorbar(
+                x, mean, yerr=error, color=VERMILION, marker="o", markersize=4, capsize=3,
+                linestyle="none", label=name,
+            )  # fmt: skip
     if exact is not None:
         ax.axhline(exact, color="black", linestyle="--", linewidth=1.2, label="exact")
     if not np.isfinite(values[-1]):
@@ -113,8 +120,8 @@ def structure_factor(
     """Running means of the structure factor, one curve per sampler, against the exact value.
 
     The band is one standard error: the scatter of the running mean from chain to chain, divided by
-    the square root of their number, so it needs no estimate of the autocorrelation. Samplers whose
-    chains have not converged are named with their R-hat.
+    the square root of their number, so it needs no estimate of the autocorrelation; of a single
+    chain it is not known. Samplers whose chains have not converged are named with their R-hat.
 
     Shown in ``tutorials/figures/structure_factor.png``.
 
@@ -133,12 +140,11 @@ def structure_factor(
     >>> structure_factor({"latent": [[0.5, 0.6], [0.7, 0.4]]}, exact=0.55).get_xlabel()
     'draws per chain'
     """
-    check_some("draws", draws)
+    check_named("draws", draws)
     ax = axes_or_new(ax)
-    for index, (name, values) in enumerate(draws.items()):
+    curves = {name: _running_mean(name, values) for name, values in draws.items()}
+    for index, (name, (steps, mean, error)) in enumerate(known_points(ax, curves).items()):
         colour, style = COLOURS[index % len(COLOURS)], STYLES[index % len(STYLES)]
-        mean, error = _running_mean(name, values)
-        steps = np.arange(1, mean.size + 1)
         ax.plot(steps, mean, color=colour, linestyle=style, linewidth=1.6, label=name)
         ax.fill_between(steps, mean - error, mean + error, color=colour, alpha=0.25, linewidth=0)
     if exact is not None:
@@ -291,8 +297,8 @@ def configurations(
     >>> configurations({"latent": np.ones((4, 8, 8))}, count=2).shape
     (1, 2)
     """
-    if not fields or count < 1:
-        raise ValueError(f"got {len(fields)} samplers and count {count}; accepted: >= 1 of each")
+    check_named("fields", fields)
+    check_integer("count", count, 1)
     pictures = {name: _pictures(name, values, count) for name, values in fields.items()}
     if figure is None:
         figure = new_figure(2.0 * count + 1.2, 2.2 * len(pictures))
@@ -309,7 +315,7 @@ def configurations(
 
 
 def _chains(name: str, values: npt.ArrayLike) -> Array:
-    array = np.asarray(values, dtype=np.float64)
+    array = as_numbers(name, values)
     if array.ndim != 2 or array.size == 0:
         raise ValueError(f"{name} has shape {array.shape}; accepted: (chains, draws)")
     return array
@@ -358,18 +364,19 @@ def _free_energy_range(ax: Axes, values: Array, annealing_steps: int, exact: flo
     ax.set_ylim(bottom - margin, top + margin)
 
 
-def _running_mean(name: str, values: npt.ArrayLike) -> tuple[Array, Array]:
-    """Mean over chains of each chain's running mean, and its standard error (0 for one chain)."""
+def _running_mean(name: str, values: npt.ArrayLike) -> Series:
+    """Mean over chains of each chain's running mean, and its error, NaN of a single chain."""
     array = _chains(f"draws[{name!r}]", values)
-    running = np.cumsum(array, axis=1) / np.arange(1, array.shape[1] + 1)
-    chains = array.shape[0]
-    scatter = running.std(axis=0, ddof=1) if chains > 1 else np.zeros(array.shape[1])
-    return running.mean(axis=0), scatter / np.sqrt(chains)
+    chains, draws = array.shape
+    steps = np.arange(1, draws + 1)
+    running = np.cumsum(array, axis=1) / steps
+    scatter = running.std(axis=0, ddof=1) if chains > 1 else np.full(draws, np.nan)
+    return Series(steps, running.mean(axis=0), scatter / np.sqrt(chains))
 
 
 def _pictures(name: str, values: npt.ArrayLike, count: int) -> Sequence[Array]:
     """Two-dimensional pictures of the first ``count`` fields."""
-    array = np.asarray(values, dtype=np.float64)
+    array = as_numbers(f"fields[{name!r}]", values)
     if not 2 <= array.ndim <= 4 or array.shape[0] < count:
         raise ValueError(
             f"fields[{name!r}] has shape {array.shape}; accepted: at least {count} fields of a "

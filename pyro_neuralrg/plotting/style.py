@@ -6,8 +6,12 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Sized
+from collections.abc import Mapping
+from itertools import chain
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
@@ -21,12 +25,17 @@ __all__ = [
     "SIGNED",
     "STYLES",
     "VERMILION",
+    "as_numbers",
     "axes_or_new",
-    "check_some",
+    "broken",
+    "check_kind",
+    "check_named",
     "new_figure",
     "note",
     "png",
 ]
+
+Array = npt.NDArray[np.float64]
 
 BLUE, VERMILION, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
 COLOURS = (BLUE, VERMILION, GREEN, "#CC79A7", "#E69F00")
@@ -76,25 +85,75 @@ def axes_or_new(ax: Axes | None) -> Axes:
     return new_figure(6.0, 4.0).subplots() if ax is None else ax
 
 
-def check_some(name: str, given: Sized) -> None:
-    """Raise ValueError if there is nothing to draw.
+def check_named(name: str, given: Any, kind: type = object) -> None:
+    """Raise unless ``given`` maps names to what is to be drawn.
+
+    Raises:
+        TypeError: if it is no mapping, or an entry is not of the kind.
+        ValueError: if it is empty.
 
     Example:
-        >>> check_some("found", {"a": 1})
+        >>> check_named("found", {"a": 1}, int)
     """
-    if not len(given):
+    if not isinstance(given, Mapping):
+        raise TypeError(f"{name} is a {type(given).__name__}; accepted: a mapping of names")
+    if not given:
         raise ValueError(f"{name} is empty; accepted: at least one")
+    for key, value in given.items():
+        check_kind(f"{name}[{key!r}]", value, kind)
+
+
+def check_kind(name: str, value: Any, kind: type) -> None:
+    """Raise a TypeError unless ``value`` is of the kind.
+
+    Example:
+        >>> check_kind("found", 1, int)
+    """
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} is a {type(value).__name__}; accepted: a {kind.__name__}")
+
+
+def as_numbers(name: str, values: npt.ArrayLike) -> Array:
+    """An array in double precision.
+
+    Raises:
+        TypeError: if the values are no real numbers.
+
+    Example:
+        >>> as_numbers("loss", [1, None])
+        array([ 1., nan])
+    """
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} is a {type(values).__name__}; accepted: real numbers") from None
 
 
 def note(ax: Axes, text: str) -> None:
-    """A note above the axes, in bold, broken into lines that fit them.
+    """A note above the axes, in bold, broken into lines that fit them, below what stands there.
 
     Example:
         >>> ax = axes_or_new(None)
         >>> note(ax, "not converged: " + ", ".join(["one sampler"] * 6))
         >>> len(ax.get_title().splitlines())
         2
+        >>> note(ax, "another")
+        >>> ax.get_title().splitlines()[2]
+        'another'
     """
-    inches = ax.bbox.width / ax.figure.dpi
-    lines = textwrap.wrap(text, max(20, int(LETTERS_PER_INCH * inches)), break_long_words=False)
-    ax.set_title("\n".join(lines), fontweight="bold", fontsize="small")
+    above = [ax.get_title()] if ax.get_title() else []
+    ax.set_title("\n".join([*above, broken(ax, text)]), fontweight="bold", fontsize="small")
+
+
+def broken(ax: Axes | Figure, text: str) -> str:
+    """A text broken into lines that fit the width of the Axes or of the Figure.
+
+    Example:
+        >>> print(broken(new_figure(2.0, 2.0), "twenty-four letters fit into two inches of it"))
+        twenty-four letters fit
+        into two inches of it
+    """
+    figure = ax if isinstance(ax, Figure) else ax.figure
+    most = max(20, int(LETTERS_PER_INCH * ax.bbox.width / figure.dpi))
+    lines = (textwrap.wrap(line, most, break_long_words=False) for line in text.splitlines())
+    return "\n".join(chain.from_iterable(lines))

@@ -13,9 +13,11 @@ from pyro_neuralrg.analysis import (
     effective_energy,
     pyramid,
     resample,
+    top_energy,
     top_variable,
     variables_of_scale,
 )
+from pyro_neuralrg.infer import fit
 from pyro_neuralrg.potentials import FreeField, IsingDual
 from pyro_neuralrg.transforms import HierarchicalFlow, hierarchical_flow
 from tests.analysis.linear import any_matrix, haar, jacobian, linear_flow
@@ -159,6 +161,50 @@ def test_effective_energies_of_the_ends() -> None:
     torch.testing.assert_close(effective_energy(target, flow, z, scale=0), white)
     local = target.energy(x) - flow.local.inverse_and_ladj(x)[1]
     torch.testing.assert_close(effective_energy(target, flow, z, scale=2), local)
+
+
+def test_energy_of_the_top_of_a_gaussian_is_that_of_its_marginal() -> None:
+    """Of another Gaussian than the flow's: weights are needed, and the answer is known."""
+    flow = linear_flow((2, 2), haar)  # the top is the sum over 2
+    precision = torch.eye(4) + 0.3 * torch.ones(4, 4)
+    covariance = torch.linalg.inv(precision)
+    variance = float(covariance.sum() / 4)
+
+    def energy(x: torch.Tensor) -> torch.Tensor:
+        return 0.5 * ((x.flatten(-2) @ precision) * x.flatten(-2)).sum(-1)
+
+    target = FreeField((2, 2), mass=2.0)
+    y = torch.tensor([-1.0, 0.0, 2.0])
+    log_partition = 2 * math.log(2 * math.pi) - 0.5 * float(torch.linalg.slogdet(precision)[1])
+    exact = 0.5 * y.square() / variance + 0.5 * math.log(2 * math.pi * variance)
+    found = top_energy(energy, flow, y, num_samples=50)
+    torch.testing.assert_close(found.values + log_partition, exact)  # only the top feels the 0.3
+    torch.testing.assert_close(found.ess, torch.ones(3))
+    modes = target.sample_reference(20_000, seed=0)
+    variance = float((modes.sum((-1, -2)) / 2).var())
+    exact = 0.5 * y.square() / variance + 0.5 * math.log(2 * math.pi * variance)
+    found = top_energy(target, flow, y, num_samples=20_000)
+    off = found.values + target.log_partition() - exact
+    assert (off.abs() < 4 * found.standard_error + 0.01 * (1 + 2 * y.square())).all()
+    assert (found.ess < 0.95).all()
+
+
+def test_energy_of_the_top_of_a_magnet_is_that_of_exact_samples() -> None:
+    target = IsingDual((2, 2), temperature=3.0)
+    flow = target.flow()
+    fit(target, flow, steps=60, batch=64, seed=0, progress=False)
+    y = top_variable(flow, target.sample_reference(20_000, seed=1))
+    counts, edges = torch.histogram(y, 40)
+    often = counts > 300
+    middle, width = ((edges[1:] + edges[:-1]) / 2)[often], float(edges[1] - edges[0])
+    found = top_energy(target, flow, middle, num_samples=5000)
+    density = (-found.values - target.log_partition()).exp()
+    share = counts[often] / counts.sum()
+    error = ((share / counts.sum()).sqrt() / width).hypot(density * found.standard_error)
+    bent = 0.02 * density.max()  # within a bin
+    assert len(middle) > 10
+    assert ((density - share / width).abs() < 4 * error + bent).all()
+    assert density.max() > 20 * error.max()
 
 
 def test_effective_energy_is_differentiable() -> None:

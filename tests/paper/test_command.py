@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import matplotlib.image
@@ -54,6 +55,10 @@ def test_from_a_saved_flow(figure: str, tmp_path: Path) -> None:
     assert path.read_bytes() == before
     trains = figure == "fig3a"  # its figure is of a training, which goes on from there
     assert (out / "flow.pt").exists() is trains
+    if trains:
+        results = fig3a.Results.read(out)
+        assert results.title.endswith("saved flow, 8 steps of 16 more, seed 0")
+        assert "8 training steps took" in fig3a.draw(results)._suptitle.get_text()
     if figure == "fig3b":
         results = fig3b.Results.read(out)
         assert results.training_seconds == 3.0
@@ -274,10 +279,37 @@ def test_fig3b_counts_the_training_of_latent_samplers_only() -> None:
     axes = fig3b.draw(results).axes
     assert len(axes) == 2
     assert axes[0].lines[0].get_xdata().tolist() == [1, 2]
-    assert axes[1].lines[0].get_xdata().tolist() == [92.5, 93.5]  # half of each second was CPU time
-    assert axes[1].lines[1].get_xdata().tolist() == [2.5, 3.5]
-    assert "training (90 s, wall time 100 s)" in axes[1].get_xlabel()
+    mark, latent, physical = axes[1].lines[:3]
+    assert mark.get_xdata() == [100.0, 100.0]
+    assert latent.get_xdata().tolist() == [105.0, 107.0]  # training, tuning, two trajectories
+    assert physical.get_xdata().tolist() == [5.0, 7.0]
+    label = " ".join(axes[1].get_xlabel().split())
+    assert label.startswith("wall time (s) of training, tuning and sampling")
+    assert "CPU time of the process: training 90 s of 100 s, latent HMC 3.5 s of 7 s" in label
+    names = [text.get_text() for text in axes[1].get_legend().get_texts()]
+    assert "the flow is trained" in names
     assert axes[0].get_title().startswith("not converged")
+
+
+def test_fig3b_of_a_training_of_unknown_length_says_so() -> None:
+    curve = fig3b.Curve([0.1, 0.2], [0.01, 0.01], 0.8, 0.1, 10.0, 3.0, 4.0, 3.5)
+    results = fig3b.Results("t", 0.5, None, None, {"latent HMC": curve}, {}, 10, 100)
+    ax = fig3b.draw(results).axes[1]
+    assert ax.lines[0].get_xdata().tolist() == [5.0, 7.0]
+    assert "training (unknown, left out)" in ax.get_xlabel()
+
+
+def test_fig3b_keeps_its_words_within_the_figure() -> None:
+    curve = fig3b.Curve([0.1, 0.2], [0.01, 0.01], 0.8, 0.1, 10.0, 203.0, 435.0, 160.0)
+    names = ("latent HMC", "latent HMC and 2 jumps", "physical HMC")
+    title = Start(shape=(16, 16), blocks="paper", steps=5000, batch=512).prepare().title
+    results = fig3b.Results(title, 0.5, 1457.0, 427.0, dict.fromkeys(names, curve), {}, 10, 100)
+    figure = fig3b.draw(results)
+    figure.savefig(io.BytesIO())
+    for text in (figure._suptitle, *(ax.xaxis.label for ax in figure.axes)):
+        box = text.get_window_extent()
+        assert box.x0 >= 0
+        assert box.x1 <= figure.bbox.x1
 
 
 def test_fig4b_comes_back_as_it_was(tmp_path: Path) -> None:

@@ -60,6 +60,18 @@ def test_a_saved_flow_brings_its_shape_and_its_time(saved: Path) -> None:
     assert "saved flow (paper blocks, 7 steps)" in prepared.title
 
 
+def test_the_title_of_a_training_that_goes_on_has_all_steps_and_fields(tmp_path: Path) -> None:
+    first = Start(shape=(4, 4), steps=7, batch=16).prepare()
+    assert first.title == first.training_title
+    assert "default blocks, 7 steps of 16, seed 0" in first.title
+    save(tmp_path / "flow.pt", first.flow, metadata=first.metadata(1.0, 1.0))
+    again = Start(saved=tmp_path / "flow.pt", steps=5, batch=32).prepare()
+    assert again.title.endswith("saved flow (default blocks, 7 steps of 16), seed 0")
+    assert again.training_title.endswith("7 steps of 16), 5 steps of 32 more, seed 0")
+    assert again.metadata(1.0, 1.0)["steps"] == 12
+    assert again.metadata(1.0, 1.0)["batch"] is None  # of 12 steps there is no one number
+
+
 def test_a_saved_flow_of_another_shape_is_refused(saved: Path) -> None:
     with pytest.raises(ValueError, match=r"shape \(4, 4\), shape is \(8, 8\); accepted: equal"):
         Start(shape=(8, 8), saved=saved, temperature=2.5).prepare()

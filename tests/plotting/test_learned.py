@@ -91,8 +91,6 @@ def test_distances_with_error_bars() -> None:
     assert ax.get_ylabel().endswith("(nats) per pair")
     with pytest.raises(ValueError, match="accepted: those of by_distance"):
         plotting.information_by_distance({"x": dataclasses.replace(groups, positions=None)})
-    with pytest.raises(ValueError, match="accepted: those of by_distance"):
-        plotting.information_by_distance({})
 
 
 def test_scales_with_numbers_in_the_cells() -> None:
@@ -136,14 +134,29 @@ def test_top_variable_histograms_have_binomial_errors() -> None:
     half = np.array([np.ptp(s[:, 1]) / 2 for s in bars]) * np.diff(stairs.edges)
     np.testing.assert_allclose(half, np.sqrt([0.0016, 0.0021, 0.0025]))
     assert ax.get_legend_handles_labels()[1] == ["cold", "hot"]
-    for bad in ({}, {"x": []}, {"x": [np.nan]}):
+    for bad in ({"x": []}, {"x": [np.nan]}):
         with pytest.raises(ValueError, match="accepted: finite numbers"):
             plotting.top_variable(bad)
 
 
-def test_responses_of_nothing() -> None:
-    with pytest.raises(ValueError, match="got 0 responses"):
-        plotting.responses({})
+def test_effective_energy_is_minus_the_log_of_the_histogram() -> None:
+    values = np.repeat([-1.0, 0.0, 1.0], [20, 30, 50])
+    curve = plotting.Series([-1.0, 1.0], [1.2, 0.3], [0.1, 0.2])
+    ax = plotting.effective_energy(
+        {"cold": values, "hot": values / 10}, computed={"cold": curve}, bins=3
+    )
+    line, _, bars = ax.containers[0]
+    width = 2 / 3
+    np.testing.assert_allclose(line.get_ydata(), -np.log(np.array([0.2, 0.3, 0.5]) / width))
+    half = [np.ptp(s[:, 1]) / 2 for s in bars[0].get_segments()]
+    np.testing.assert_allclose(half, np.sqrt([0.8 / 20, 0.7 / 30, 0.5 / 50]))
+    assert len(ax.containers[1][0].get_ydata()) == 1  # the other bins are empty
+    drawn = next(found for found in ax.lines if found.get_label() == "cold, Eq. 6 integrated")
+    assert drawn.get_ydata().tolist() == [1.2, 0.3]
+    band = ax.collections[-1].get_paths()[0].vertices if ax.collections else np.empty((0, 2))
+    assert band.size
+    with pytest.raises(ValueError, match=r"computed has \['warm'\]; accepted: names of values"):
+        plotting.effective_energy({"cold": values}, computed={"warm": curve})
 
 
 def test_draws_on_the_axes_given_and_writes_a_png(tmp_path: Path) -> None:

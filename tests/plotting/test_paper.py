@@ -11,18 +11,6 @@ from pyro_neuralrg import plotting
 from pyro_neuralrg.plotting import Series
 
 
-def test_series_leave_out_what_is_not_known() -> None:
-    x, values, error = Series([1, 2, 3], [1.0, None, 3.0], [0.1, 0.2, np.nan]).finite()
-    assert x.tolist() == [1, 3]
-    assert values.tolist() == [1.0, 3.0]
-    assert error.tolist() == [0.1, 0.0]
-
-
-def test_series_of_other_lengths_are_refused() -> None:
-    with pytest.raises(ValueError, match="one length"):
-        Series([1, 2], [1.0], [0.1]).finite()
-
-
 def test_estimates_are_drawn_with_bars_and_named() -> None:
     found = {"a": Series([1, 2], [3.0, 4.0], [0.1, 0.2]), "b": Series([1], [2.0], [0.3])}
     ax = plotting.estimates(found)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import inspect
 import io
 import re
+import shlex
 from pathlib import Path
 
 import matplotlib.image
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from pyro_neuralrg import plotting
+from pyro_neuralrg.cli import build_parser
 from pyro_neuralrg.plotting.style import png
 
 PICTURES = Path(__file__).parents[2] / "tutorials" / "figures"
@@ -57,6 +59,32 @@ def test_pictures_are_small_and_described() -> None:
     sizes = [path.stat().st_size for path in pictures]
     assert max(sizes) < 150_000
     assert sum(sizes) < 1_500_000
-    text = (PICTURES / "README.md").read_text(encoding="utf-8")
-    for path in pictures:
-        assert f"({path.name})" in text
+    assert set(commands()) == {path.name for path in pictures}
+
+
+def commands() -> dict[str, str]:
+    """The command of every picture in the tables of the README, from its row or else its table."""
+    found, whole = {}, ""
+    for line in (PICTURES / "README.md").read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("| figure"):
+            whole = cells[-1].strip("`")
+        for name in re.findall(r"\((\w+\.png)\)", line) if line.startswith("| [") else []:
+            own = re.match(r"`(.*?)`", cells[-1])
+            found[name] = whole.replace("...", own[1]) if own else whole
+    return found
+
+
+def test_pictures_have_commands_that_are_accepted() -> None:
+    script = (PICTURES / "make.py").read_text(encoding="utf-8")
+    for name, command in commands().items():
+        words = shlex.split(command)
+        assert words[0] == "python"
+        if words[1] == "-m":
+            assert words[2:4] == ["pyro_neuralrg", "paper"]
+            options = build_parser().parse_args(words[3:])
+            assert name.startswith(options.figure)
+        else:
+            assert words[1:] == ["tutorials/figures/make.py", "--flow", "flow.pt"]
+            stem = name.removesuffix(".png")
+            assert f'"{name}"' in script or f'"{stem}": plotting.{stem}(' in script

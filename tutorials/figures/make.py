@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from pyro_neuralrg import (
@@ -28,6 +29,8 @@ from pyro_neuralrg.paper.files import write_figure
 
 HERE = Path(__file__).parent
 CHAINS, DRAWS, WARMUP = 32, 300, 200
+FIELDS, POINTS = 4000, 41
+FEWEST = 30  # effective samples behind a point
 TEMPERATURES = (2.0, 2.269185, 2.7)
 
 
@@ -71,11 +74,24 @@ def pictures_of_scales(target: IsingDual, flow: torch.nn.Module, out: Path) -> N
     """Fields at every scale, and the coarsest variable around the critical temperature."""
     x = target.sample_reference(3, seed=1).float()
     write_figure(out / "pyramid.png", plotting.pyramid(analysis.pyramid(flow, x)))
-    tops = {}
+    tops, energies = {}, {}
     for temperature in TEMPERATURES:
-        x = IsingDual(target.shape, temperature=temperature).sample_reference(4000, seed=2)
-        tops[f"T = {temperature:.3g}"] = analysis.top_variable(flow, x.float()).numpy()
+        name, model = f"T = {temperature:.3g}", IsingDual(target.shape, temperature=temperature)
+        x = model.sample_reference(FIELDS, seed=2).float()
+        tops[name] = analysis.top_variable(flow, x).numpy()
+        energies[name] = energy_of_the_top(model, flow, tops[name])
     write_figure(out / "top_variable.png", plotting.top_variable(tops).figure)
+    ax = plotting.effective_energy(tops, computed=energies)
+    write_figure(out / "effective_energy.png", ax.figure)
+
+
+def energy_of_the_top(model: IsingDual, flow: torch.nn.Module, top: np.ndarray) -> plotting.Series:
+    """-ln p of the coarsest variable where enough samples of the flow tell it."""
+    y = torch.linspace(*np.quantile(top, [0.001, 0.999]).tolist(), POINTS)
+    found = analysis.top_energy(model, flow, y, num_samples=FIELDS)
+    known = found.ess * FIELDS > FEWEST
+    values = torch.where(known, found.values + model.log_partition(), torch.nan)
+    return plotting.Series(y.numpy(), values.numpy(), found.standard_error.numpy())
 
 
 def main() -> None:
