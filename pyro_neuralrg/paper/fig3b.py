@@ -38,6 +38,7 @@ __all__ = ["Curve", "Protocol", "Results", "Settings", "compute", "describe", "d
 
 NAME = "fig3b"
 LABEL = r"structure factor $\langle (\sum_i s_i)^2 \rangle / N^2$"
+PHYSICAL = "physical HMC"
 JUMPS = 2  # after each trajectory of the sampler with jumps
 PILOT_CHAINS = 32
 
@@ -50,6 +51,7 @@ class Settings:
         start: The model and its flow.
         chains: Of each sampler, all from the same cold start.
         trajectories: Of each chain.
+        longer: Times as many in the physical space, where one takes a hundredth of the time.
         leapfrog: Steps of a trajectory.
         pilot: Trajectories of a run beforehand that finds the step size; its time counts.
         acceptance: Mean over the chains that the step size aims at. High, since some chains start
@@ -63,6 +65,7 @@ class Settings:
     start: Start = field(default_factory=Start)
     chains: int = 256
     trajectories: int = 400
+    longer: int = 20
     leapfrog: int = 10
     pilot: int = 100
     acceptance: float = 0.95
@@ -73,11 +76,21 @@ class Settings:
     def __post_init__(self) -> None:
         check_integer("chains", self.chains, 2)
         check_integer("trajectories", self.trajectories, 1)
+        check_integer("longer", self.longer, 1)
 
     @classmethod
     def small(cls, start: Start) -> Settings:
         """Seconds long."""
-        return cls(start.small(), chains=8, trajectories=6, leapfrog=2, pilot=12, every=4, visit=2)
+        return cls(
+            start.small(),
+            chains=8,
+            trajectories=6,
+            leapfrog=2,
+            pilot=12,
+            every=4,
+            visit=2,
+            longer=2,
+        )
 
 
 @dataclass(frozen=True)
@@ -167,10 +180,10 @@ def compute(settings: Settings, prepared: Prepared, folder: Path) -> Results:
         seconds = trained.seconds - visits.seconds
         cpu_seconds -= visits.cpu_seconds
         write_flow(folder / "flow.pt", prepared.flow, prepared.metadata(seconds, cpu_seconds))
-    curves = {
-        name: sample(settings, prepared, local, whole)
-        for name, (local, whole) in samplers(settings, prepared).items()
-    }
+    curves = {}
+    for name, (local, whole) in samplers(settings, prepared).items():
+        trajectories = settings.trajectories * (settings.longer if name == PHYSICAL else 1)
+        curves[name] = sample(settings, prepared, local, whole, trajectories)
     results = Results(
         title=prepared.title,
         exact=exact_or_none(prepared.target.exact_structure_factor),
@@ -207,12 +220,16 @@ def samplers(
     return {
         "latent HMC": (latent, alone),
         f"latent HMC and {JUMPS} jumps": (latent, with_jumps),
-        "physical HMC": (_physical(settings, prepared), alone),
+        PHYSICAL: (_physical(settings, prepared), alone),
     }
 
 
 def sample(
-    settings: Settings, prepared: Prepared, local: HMC, whole: Callable[[HMC], Kernel]
+    settings: Settings,
+    prepared: Prepared,
+    local: HMC,
+    whole: Callable[[HMC], Kernel],
+    trajectories: int,
 ) -> Curve:
     """Find the step size in a run of its own, then record every trajectory from the cold start."""
     start, seed = cold_start(settings, prepared), prepared.start.seed
@@ -231,7 +248,7 @@ def sample(
     tuned = local.tuned(step_size=pilot.kernel.step_size)
     run = VectorizedMCMC(
         whole(tuned),
-        num_samples=settings.trajectories,
+        num_samples=trajectories,
         warmup_steps=0,
         num_chains=settings.chains,
         initial_params={"x": start},
@@ -247,7 +264,7 @@ def sample(
         standard_error=error,
         acceptance=float(run.sample_stats["acceptance_rate"].double().mean()),
         step_size=float(pilot.kernel.step_size or math.nan),
-        gradients=run.gradient_evaluations.draws / settings.chains / settings.trajectories,
+        gradients=run.gradient_evaluations.draws / settings.chains / trajectories,
         pilot_seconds=pilot.seconds.total,
         seconds=run.seconds.draws,
         cpu_seconds=time.process_time() - began,
@@ -345,7 +362,7 @@ def draw(results: Results) -> Figure:
         steps = np.arange(1, len(curve.mean) + 1)
         by_step[name] = Series(steps, curve.mean, curve.standard_error)
         before = curve.pilot_seconds
-        if not name.startswith("physical"):
+        if name != PHYSICAL:
             before += results.training_seconds or 0.0
         times = before + steps * curve.seconds / len(steps)
         by_time[name] = Series(times, curve.mean, curve.standard_error)

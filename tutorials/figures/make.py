@@ -79,7 +79,9 @@ def pictures_of_scales(target: IsingDual, flow: torch.nn.Module, out: Path) -> N
         name, model = f"T = {temperature:.3g}", IsingDual(target.shape, temperature=temperature)
         x = model.sample_reference(FIELDS, seed=2).float()
         tops[name] = analysis.top_variable(flow, x).numpy()
-        energies[name] = energy_of_the_top(model, flow, tops[name])
+        energy = energy_of_the_top(model, flow, tops[name])
+        if np.isfinite(energy.values).any():  # else this flow knows nothing of this temperature
+            energies[name] = energy
     write_figure(out / "top_variable.png", plotting.top_variable(tops).figure)
     ax = plotting.effective_energy(tops, computed=energies)
     write_figure(out / "effective_energy.png", ax.figure)
