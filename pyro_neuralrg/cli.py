@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line: arguments in, one line per error and an exit code out.
 
-Exit codes: 0 done; 1 stopped early by a failure, with what there was saved; 2 bad input, nothing
-written; 130 interrupted (Ctrl-C, or SIGTERM with checkpoints), with what there was saved.
+Exit codes: 0 done; 1 stopped early by a failure, with what there was saved, or done but for the
+last checkpoint of a stage, which could not be written; 2 bad input, nothing written; 130
+interrupted (Ctrl-C, or SIGTERM with checkpoints), with what there was saved.
 
 Under ``torchrun`` the processes train and sample together; the first one alone prints, estimates
 and writes.
@@ -188,7 +189,7 @@ def _main(arguments: Sequence[str] | None) -> int:
         try:
             experiment = Experiment.prepare(Settings(**options))
             output = Output.prepare(out, history) if processes().is_first else None
-        except (*FAILURES, OSError) as error:
+        except FAILURES as error:
             parser.error(one_line(error))
         except KeyboardInterrupt:
             return INTERRUPTED
@@ -207,7 +208,7 @@ def _follow(experiment: Experiment) -> int:
         return FAILED
     if results.stopped == "interrupted":
         return INTERRUPTED
-    return FAILED if results.stopped else DONE
+    return FAILED if results.stopped or results.unsaved else DONE
 
 
 def _paper(parser: argparse.ArgumentParser, options: dict[str, Any], out: Path) -> int:
@@ -226,7 +227,7 @@ def _paper(parser: argparse.ArgumentParser, options: dict[str, Any], out: Path) 
             start = Start(saved=saved, **options)
             job = prepare(figure, start, small=small, own=own)
             folder = make_folder(out)
-        except (*FAILURES, OSError) as error:
+        except FAILURES as error:
             parser.error(one_line(error))
         except KeyboardInterrupt:
             return INTERRUPTED
@@ -235,7 +236,7 @@ def _paper(parser: argparse.ArgumentParser, options: dict[str, Any], out: Path) 
         except KeyboardInterrupt:
             sys.stderr.write("neuralrg: interrupted\n")
             return INTERRUPTED
-        except (*FAILURES, OSError) as error:
+        except FAILURES as error:
             sys.stderr.write(f"neuralrg: error: {one_line(error)}\n")
             return FAILED
     sys.stdout.write("\n".join(lines) + f"\n\nwritten to {folder}: {figure}.png\n")
@@ -246,7 +247,7 @@ def _redraw(parser: argparse.ArgumentParser, figure: str, out: Path) -> int:
     """Draw a figure again, and print its numbers."""
     try:
         lines = redraw(figure, out)
-    except (*FAILURES, OSError) as error:
+    except FAILURES as error:
         parser.error(one_line(error))
     sys.stdout.write("\n".join(lines) + f"\n\nwritten to {out}: {figure}.png\n")
     return DONE
@@ -269,22 +270,19 @@ def _run(experiment: Experiment, output: Output) -> int:
     except (CheckpointError, MemoryLimitError) as error:
         sys.stderr.write(f"neuralrg: error: {one_line(error)}\n")
         return BAD_INPUT
-    except OSError as error:
-        sys.stderr.write(
-            f"neuralrg: error: cannot write to {output.folder}: {one_line(error)}{_kept(output)}\n"
-        )
-        return FAILED
     except FAILURES as error:
         sys.stderr.write(f"neuralrg: error: {one_line(error)}{_kept(output)}\n")
         return FAILED
     sys.stdout.write(f"{table(results)}\n\nwritten to {output.folder}: {output.names()}\n")
+    if results.unsaved:
+        sys.stderr.write(f"neuralrg: without checkpoint: {'; '.join(results.unsaved)}\n")
     if results.stopped == "interrupted" or pressed:
         sys.stderr.write("neuralrg: interrupted; what was there is saved\n")
         return INTERRUPTED
     if results.stopped:
         sys.stderr.write(f"neuralrg: stopped early: {results.stopped}; what was there is saved\n")
         return FAILED
-    return DONE
+    return FAILED if results.unsaved else DONE
 
 
 def _tell(text: str) -> None:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import warnings
@@ -73,8 +74,9 @@ LEAST_EVERY = 1e-3  # seconds between checkpoints of a sampler
 PICTURED = 4  # fields kept for the figure
 LEAST = {"steps": 1, "batch": 2, "chains": 1, "draws": 1}
 MOST = 2**31 - 1  # of each of them
-FAILURES = (ValueError, TypeError, ArithmeticError, RuntimeError, MemoryError)
-"""What a stage may raise: a target that is not finite, numbers out of range, no more memory."""
+FAILURES = (ValueError, TypeError, ArithmeticError, RuntimeError, MemoryError, OSError)
+"""What a stage may raise: a target that is not finite, numbers out of range, no more memory, files
+that cannot be read or written."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,7 @@ class Sampling:
         seconds: Wall time of the kept draws.
         last_fields: Last fields of the first chains, shape ``(number,) + shape``.
         interrupted: Ctrl-C cut the draws short.
+        unsaved: Why the last checkpoint could not be written; None if it could.
         idata: The run in ArviZ's form.
     """
 
@@ -135,6 +138,7 @@ class Sampling:
     seconds: float
     last_fields: npt.NDArray[np.float64]
     interrupted: bool
+    unsaved: str | None
     idata: Any = field(repr=False)
 
 
@@ -176,6 +180,12 @@ class Results:
     estimate: FreeEnergyEstimate | None
     samplers: dict[str, Sampling]
     stopped: str
+
+    @property
+    def unsaved(self) -> list[str]:
+        """The last checkpoints of stages that could not be written, and why."""
+        found = [self.training.unsaved, *(run.unsaved for run in self.samplers.values())]
+        return [reason for reason in found if reason is not None]
 
     @property
     def gap(self) -> float | None:
@@ -373,7 +383,10 @@ class Experiment:
 
     def _sampler(self, space: str) -> VectorizedMCMC:
         """What samples in the "latent" or in the "physical" space, not run yet."""
-        kept = self.settings.checkpoint is not None
+        checkpoint = None if self.settings.checkpoint is None else self._state_file(space)
+        if checkpoint is not None:
+            with contextlib.suppress(OSError):  # if it is missing after all, the sampler says so
+                checkpoint.parent.mkdir(parents=True, exist_ok=True)
         return VectorizedMCMC(
             self._kernel(space),
             num_samples=self.settings.draws,
@@ -381,7 +394,7 @@ class Experiment:
             num_chains=self.settings.chains,
             initial_params={"x": self._start()},
             seed=self.settings.seed,
-            checkpoint=self._state_file(space) if kept else None,
+            checkpoint=checkpoint,
             checkpoint_every=max(self.settings.every, LEAST_EVERY),
         )
 
@@ -397,16 +410,20 @@ class Experiment:
         return processes().from_first(lambda: path.is_file() or previous(path).is_file())
 
     def _check_samplers(self) -> None:
-        """Raise a CheckpointError if samplers are to be resumed that had other settings."""
+        """Raise a CheckpointError if samplers are to be resumed that had other settings.
+
+        Likewise if their files cannot be read.
+        """
         for space in SPACES:
-            if not self._can_resume(space):
-                continue
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # sampling will speak of damaged files
                 try:
-                    self._sampler(space).check(self._state_file(space))
+                    if self._can_resume(space):
+                        self._sampler(space).check(self._state_file(space))
                 except DamagedFileError:
                     continue
+                except OSError as error:
+                    raise CheckpointError(one_line(error)) from None
                 except ValueError as error:
                     if "sites." in str(error):  # of another lattice: so is the training beside
                         continue  # it, which will name all that differs
@@ -437,6 +454,7 @@ def _sampling(mcmc: VectorizedMCMC) -> Sampling:
         seconds=mcmc.seconds.draws,
         last_fields=fields[:PICTURED, -1],
         interrupted=mcmc.interrupted,
+        unsaved=mcmc.unsaved,
         idata=idata,
     )
 

@@ -14,7 +14,7 @@ import math
 import os
 import platform
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -90,15 +90,24 @@ class Output:
         """Save the trained flow, as soon as there is one: ``pyro_neuralrg.load`` reads it.
 
         The files of an earlier run are removed first: no folder holds files of two runs.
+
+        Raises:
+            OSError: A file cannot be written; the message names it.
         """
         for name in FILES:
-            (self.folder / name).unlink(missing_ok=True)
+            with _named(self.folder / name):
+                (self.folder / name).unlink(missing_ok=True)
         self._write("flow.pt", lambda path: save(path, training.flow))
         if self.history is not None:
-            training.history.to_csv(self.history)
+            with _named(self.history):
+                training.history.to_csv(self.history)
 
     def write(self, results: Results) -> None:
-        """Write all else that the results hold, the report first."""
+        """Write all else that the results hold, the report first.
+
+        Raises:
+            OSError: A file cannot be written; the message names it.
+        """
         text = json.dumps(as_json(results), indent=2, allow_nan=False) + "\n"
         self._write("report.json", lambda path: path.write_text(text, encoding="utf-8"))
         samples = results.samplers.get("latent")
@@ -147,12 +156,22 @@ class Output:
         path = self.folder / name
         temporary = self.folder / f".{path.stem}-{os.getpid()}{path.suffix}"
         try:
-            write(temporary)
-            temporary.replace(path)
+            with _named(path):
+                write(temporary)
+                temporary.replace(path)
         finally:
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):
                 temporary.unlink()
         self.written.append(name)
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Let an OSError name the file that was to be written."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{path} cannot be written ({error.strerror or error})") from None
 
 
 def title(results: Results) -> str:
@@ -182,6 +201,7 @@ def as_json(results: Results) -> dict[str, Any]:
         "device": settings.device,
         "dtype": settings.dtype,
         "stopped": results.stopped or None,
+        "unsaved": results.unsaved,
         "free_energy": _free_energy(results),
         "sampling": {
             "exact_structure_factor": results.exact_structure_factor.value,

@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +28,7 @@ from pyro_neuralrg import IsingDual, VectorizedMCMC
 from pyro_neuralrg.cli import main
 from pyro_neuralrg.experiment import Experiment
 from pyro_neuralrg.infer import FreeEnergyEstimate
+from pyro_neuralrg.infer.files import FileFormat
 from pyro_neuralrg.report import Output
 
 ROOT = Path(pyro_neuralrg.__file__).parents[1]
@@ -333,8 +336,10 @@ def test_a_training_that_meets_nan(
 
 
 @pytest.mark.parametrize(
-    "error", [ValueError("a\nb"), RuntimeError("a b"), MemoryError("a b"), OverflowError("a b")]
-)
+    "error",
+    [ValueError("a\nb"), RuntimeError("a b"), MemoryError("a b"), OverflowError("a b"),
+     OSError("a b")],
+)  # fmt: skip
 @pytest.mark.parametrize("stage", ["train", "estimate", "sample"])
 def test_a_stage_that_fails(
     stage: str,
@@ -566,6 +571,127 @@ def test_samplers_of_other_settings_are_not_resumed(
     for named in ("num_chains 3 (here 4)", "warmup_steps 10 (here 11)"):
         assert named in error
     assert (tmp_path / "out" / "report.json").read_bytes() == before
+
+
+@pytest.mark.filterwarnings("ignore:the importance estimate rests on:UserWarning")
+@pytest.mark.filterwarnings("default:.*cannot be written:UserWarning")
+@pytest.mark.parametrize("name", ["latent", "training"])
+def test_checkpoints_for_which_there_is_no_room(
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """All results are there, one warning, and in the end a line and an exit code."""
+    write, states = FileFormat.write, tmp_path / "states"
+
+    def crowded(self: FileFormat, path: Path, contents: object) -> None:
+        if path.name.startswith(name):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(self, path, contents)  # type: ignore[arg-type]
+
+    options = ["--shape", "2", "2", "--checkpoint", str(states), "--every", "0"]
+    whole = without_seconds(run(tmp_path / "whole", "--shape", "2", "2"))
+    monkeypatch.setattr(FileFormat, "write", crowded)
+    capsys.readouterr()
+    out = tmp_path / "out"
+    assert main(["ising", *QUICK, *options, "--out", str(out)]) == 1
+    error = capsys.readouterr().err
+    lines = [line for line in error.splitlines() if line.startswith("neuralrg:")]
+    assert len(lines) == 2
+    assert lines[0].startswith(f"neuralrg: warning: {states}/{name}")
+    assert lines[1].startswith(f"neuralrg: without checkpoint: {states}/{name}")
+    assert all("No space left on device" in line for line in lines)
+    report = without_seconds(json.loads((out / "report.json").read_text()))
+    (unsaved,) = report.pop("unsaved")
+    assert unsaved in lines[1]
+    assert whole.pop("unsaved") == []
+    assert report == whole
+    assert {path.name for path in out.iterdir()} == FILES
+
+
+@pytest.mark.filterwarnings("ignore:the importance estimate rests on:UserWarning")
+def test_a_state_that_cannot_be_read_when_it_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The disk breaks after training: what it found is written, and the file is named."""
+    options = ["--shape", "2", "2", "--checkpoint", str(tmp_path / "states")]
+    run(tmp_path / "out", *options)
+    break_reading("latent", monkeypatch, after=1)
+    capsys.readouterr()
+    assert main(["ising", *QUICK, *options, "--out", str(tmp_path / "out"), "--resume"]) == 1
+    error = one_error(capsys)
+    assert "stopped early: [Errno 5] Input/output error" in error
+    assert str(tmp_path / "states" / "latent.pt") in error
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert "Input/output error" in report["stopped"]
+    assert report["free_energy"]["variational"] is not None
+    assert report["training"]["steps"] == 4
+
+
+@pytest.mark.parametrize("name", ["latent", "training"])
+@pytest.mark.filterwarnings("ignore:the importance estimate rests on:UserWarning")
+def test_states_that_cannot_be_read(
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Said before anything is done, and nothing begins anew."""
+    options = ["--shape", "2", "2", "--checkpoint", str(tmp_path / "states")]
+    run(tmp_path / "out", *options)
+    before = (tmp_path / "out" / "report.json").read_bytes()
+    break_reading(name, monkeypatch)
+    capsys.readouterr()
+    assert main(["ising", *QUICK, *options, "--out", str(tmp_path / "out"), "--resume"]) == 2
+    error = one_error(capsys)
+    assert "[Errno 5] Input/output error" in error
+    assert str(tmp_path / "states") in error
+    assert (tmp_path / "out" / "report.json").read_bytes() == before
+
+
+def break_reading(name: str, monkeypatch: pytest.MonkeyPatch, after: int = 0) -> None:
+    """Let files of this beginning be unreadable, after so many of them were read."""
+    read, counter = Path.read_bytes, itertools.count()
+
+    def broken(self: Path) -> bytes:
+        if self.name.startswith(name) and next(counter) >= after:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(self)
+
+    monkeypatch.setattr(Path, "read_bytes", broken)
+
+
+@pytest.mark.filterwarnings("ignore:the importance estimate rests on:UserWarning")
+def test_outputs_for_which_there_is_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def crowded(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("pyro_neuralrg.report.save_tree", crowded)
+    assert main(["ising", *QUICK, "--shape", "2", "2", "--out", str(tmp_path)]) == 1
+    assert one_error(capsys) == (
+        f"neuralrg: error: {tmp_path}/samples.nc cannot be written (No space left on device); "
+        "saved: flow.pt, report.json"
+    )
+
+
+@pytest.mark.filterwarnings("ignore:the importance estimate rests on:UserWarning")
+@pytest.mark.filterwarnings("default:.*cannot be written:UserWarning")
+def test_a_folder_of_states_that_disappears(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Between training and sampling: it is made again."""
+    states, estimate = tmp_path / "states", Experiment.estimate
+
+    def removing(self: Experiment) -> FreeEnergyEstimate:
+        shutil.rmtree(states)
+        return estimate(self)
+
+    monkeypatch.setattr(Experiment, "estimate", removing)
+    run(tmp_path / "out", "--shape", "2", "2", "--checkpoint", str(states))
+    assert sorted(path.name for path in states.iterdir()) == ["latent.pt", "physical.pt"]
 
 
 @pytest.mark.slow

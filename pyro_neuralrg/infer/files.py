@@ -82,22 +82,26 @@ class FileFormat:
         """The contents, checked for format, version, types and checksum.
 
         Raises:
-            FileNotFoundError, OSError: if there is no such file, or it cannot be read.
+            FileNotFoundError, OSError: if there is no such file, or it cannot be read; the message
+                names it.
             VersionError: if it is of another version (a ValueError).
             DamagedFileError: if it is corrupt, or holds anything but tensors and plain data (a
                 ValueError).
             ValueError: if it is of another format.
         """
         accepted = self.accepted
-        with path.open("rb") as file:
-            stream = self._unseal(path, file.read()) if self.sealed else file
-            try:
-                payload = torch.load(stream, map_location="cpu", weights_only=True)
-            except Exception as error:
-                raise DamagedFileError(
-                    f"{path} is corrupt or holds more than tensors and plain data "
-                    f"({one_line(error)}); {accepted}"
-                ) from None
+        try:
+            data = path.read_bytes()
+        except OSError as error:  # reading does not name the file, opening does
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        stream = self._unseal(path, data) if self.sealed else io.BytesIO(data)
+        try:
+            payload = torch.load(stream, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise DamagedFileError(
+                f"{path} is corrupt or holds more than tensors and plain data "
+                f"({one_line(error)}); {accepted}"
+            ) from None
         known = payload.get("format") if isinstance(payload, dict) else None
         if not isinstance(known, str) or known != self.name:
             raise ValueError(f"{path} is not a {self.name.split('.')[-1]} file; {accepted}")

@@ -52,6 +52,7 @@ class FitResult:
         interrupted: Ctrl-C, or SIGTERM with checkpoints, ended the training.
         stopped: why the training ended early, else None.
         optimizer_state: for ``fit(..., optimizer_state=...)`` and ``save(..., optimizer=...)``.
+        unsaved: why the last checkpoint could not be written, else None.
     """
 
     flow: Any
@@ -62,6 +63,7 @@ class FitResult:
     interrupted: bool
     stopped: str | None
     optimizer_state: dict[str, Any] = field(repr=False)
+    unsaved: str | None = None
 
 
 def fit(
@@ -149,7 +151,7 @@ def fit(
     Warns:
         UserWarning: if training stopped at a loss or gradient that is not finite; if a checkpoint
             is corrupt and the one before it is used, there is none to resume from, or one cannot be
-            written.
+            written (said once; the training goes on and tries again, see ``unsaved``).
     """
     _check(steps, batch, lr, clip, average, start_step, seed)
     _check_switch("compile", compile)
@@ -178,6 +180,7 @@ def fit(
             Progress(training.steps, "fit", progress and world.is_first, training.step)
         )
         training.run(bar, callback, checkpoints)
+    unsaved = None if checkpoints is None else checkpoints.unsaved
     _clear_cache(flow)
     return FitResult(
         flow=flow,
@@ -188,6 +191,7 @@ def fit(
         interrupted=training.interrupted,
         stopped=training.stopped,
         optimizer_state=training.optimizer.get_state(),
+        unsaved=world.from_first(lambda: unsaved),
     )
 
 

@@ -61,6 +61,9 @@ class Checkpoints:
         every_steps: steps from one to the next, instead.
         keep: how many there are at most.
 
+    Attributes:
+        unsaved: why the newest checkpoint could not be written; None if it could.
+
     Raises:
         ValueError, TypeError: naming the argument.
 
@@ -96,6 +99,7 @@ class Checkpoints:
         self.every_steps = every_steps
         self.number = check_integer("keep", keep, 1)
         self.settings = ""
+        self.unsaved: str | None = None
         self._last = time.monotonic()
 
     def begin(self, training: Training, settings: str, resume: bool) -> None:
@@ -127,10 +131,12 @@ class Checkpoints:
         """Write a checkpoint of the training between two steps, and remove the oldest ones.
 
         Warns:
-            UserWarning: if it cannot be written; the training can go on all the same.
+            UserWarning: if it cannot be written, once until one can; the training can go on all the
+                same, and those that were written before stay.
         """
         random = _random_state(training)
         if training.world.is_first:
+            path = self.folder / f"training-{training.step:010d}.pt"
             contents = {
                 "settings": self.settings,
                 "training": training.state_dict(),
@@ -138,15 +144,19 @@ class Checkpoints:
                 "energies": _energies(training),
             }
             try:
-                FORMAT.write(self.folder / f"training-{training.step:010d}.pt", contents)
-                self._tidy(training.step)
+                FORMAT.write(path, contents)
+                self._tidy(path)
             except OSError as error:
-                warnings.warn(
-                    f"checkpoint of step {training.step} in {self.folder} cannot be written "
-                    f"({one_line(error)}); the training goes on without it",
-                    stacklevel=2,
-                )
+                self._cannot_write(path, error)
+            else:
+                self.unsaved = None
         self._last = time.monotonic()
+
+    def _cannot_write(self, path: Path, error: OSError) -> None:
+        failed_before = self.unsaved is not None
+        self.unsaved = f"{path} cannot be written ({one_line(error)})"
+        if not failed_before:
+            warnings.warn(f"{self.unsaved}; the training goes on without it", stacklevel=3)
 
     def _prepare(self, training: Training, resume: bool) -> dict[str, Any] | None:
         """Make the folder and read the newest intact checkpoint, if there are any."""
@@ -198,9 +208,8 @@ class Checkpoints:
         """The checkpoints, the newest first."""
         return sorted(self.folder.glob(PATTERN), reverse=True)
 
-    def _tidy(self, step: int) -> None:
+    def _tidy(self, newest: Path) -> None:
         """Remove all but the newest, and later ones, which were corrupt and have been redone."""
-        newest = self.folder / f"training-{step:010d}.pt"
         files = self._files()
         later = [path for path in files if path.name > newest.name]
         for path in [*later, *files[len(later) + self.number :]]:

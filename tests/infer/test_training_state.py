@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -309,9 +310,35 @@ def test_a_checkpoint_that_cannot_be_written(target: Any, tmp_path: Path) -> Non
             path.unlink()
         tmp_path.joinpath("a").rmdir()
 
-    with pytest.warns(UserWarning, match=r"cannot be written \(FileNotFoundError.*goes on without"):
+    said = r"training-0000000018.pt cannot be written \(FileNotFoundError.*goes on without"
+    with pytest.warns(UserWarning, match=said) as caught:
         result = fit(target, checkpoint=tmp_path / "a", seed=5, callback=at(16, gone), **QUICK)
+    assert len(caught) == 1  # of two that were tried
     assert_same(result, fit(target, seed=5, **PLAIN))
+    assert result.unsaved is not None
+    assert f"{tmp_path}/a/training-0000000020.pt cannot be written" in result.unsaved
+
+
+def test_the_disk_is_full_for_a_while(
+    target: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last intact checkpoint stays; with room again, there is the newest one."""
+    write, tried, left = FileFormat.write, [], []
+
+    def crowded(self: FileFormat, path: Path, contents: Any) -> None:
+        tried.append(path.name)
+        if 2 <= len(tried) <= 4:
+            left.append(names(tmp_path))
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(self, path, contents)
+
+    monkeypatch.setattr(FileFormat, "write", crowded)
+    with pytest.warns(UserWarning, match=r"No space left on device") as caught:
+        result = fit(target, checkpoint=tmp_path, seed=5, **QUICK)
+    assert len(caught) == 1
+    assert left == [step_files(3)] * 3
+    assert names(tmp_path) == step_files(15, 18, 20)
+    assert result.unsaved is None
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ class VectorizedMCMC(RunResults):
             runs of large fields need no more memory than short ones.
         checkpoint: a file to :meth:`save` to, every ``checkpoint_every`` seconds and at the end;
             the one before is kept beside it, as ``NAME.previous.SUFFIX``. If it cannot be written
-            then, a warning says so.
+            then, a warning says so, once; the run goes on, and tries again.
         checkpoint_every: seconds, > 0.
 
     Attributes:
@@ -79,6 +79,7 @@ class VectorizedMCMC(RunResults):
         interrupted: whether the draws were cut short.
         gradient_evaluations: :class:`Cost`, summed over chains; a jump counts as one.
         seconds: :class:`Cost`, wall-clock.
+        unsaved: why the last checkpoint could not be written, else None.
 
     Raises:
         TypeError: if a number is none.
@@ -99,6 +100,7 @@ class VectorizedMCMC(RunResults):
     _saved: float
     _kept: Mark | None  # of the newest file
     _has_kept = False  # a checkpoint, by this object
+    unsaved: str | None = None
     _figures: Figures
 
     def __init__(
@@ -296,6 +298,7 @@ class VectorizedMCMC(RunResults):
         super()._forget()
         self._warmup = None
         self._kept = None
+        self.unsaved = None
 
     def _set_up(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Target:
         self._world = processes()
@@ -407,14 +410,12 @@ class VectorizedMCMC(RunResults):
             verify = not self._has_kept
             self._world.from_first(lambda: state_file.keep_before(path, verify))
             self.save(path)
-            self._kept, self._has_kept = self._mark, True
+            self._kept, self._has_kept, self.unsaved = self._mark, True, None
         except OSError as error:
-            if self._world.is_first:
-                warnings.warn(
-                    f"checkpoint {self.checkpoint} cannot be written ({one_line(error)}); the run "
-                    "goes on without it",
-                    stacklevel=2,
-                )
+            failed_before = self.unsaved is not None
+            self.unsaved = f"{path} cannot be written ({one_line(error)})"
+            if self._world.is_first and not failed_before:
+                warnings.warn(f"{self.unsaved}; the run goes on without it", stacklevel=2)
         self._saved = time.monotonic()
 
     def _join(self) -> None:

@@ -211,9 +211,18 @@ def test_a_checkpoint_that_cannot_be_written(tmp_path: Path) -> None:
     whole.run()
     other = make(kernel, checkpoint=path)
     path.mkdir()
-    with pytest.warns(UserWarning, match=r"folder cannot be written .* the run goes on without it"):
+    other.checkpoint_every = 1e-9
+    said = r"folder cannot be written .* the run goes on without it"
+    with pytest.warns(UserWarning, match=said) as caught:
         other.run()
+    assert len(caught) == 1  # of one for each step
     assert_same(other, whole)
+    assert other.unsaved is not None
+    assert f"{path} cannot be written" in other.unsaved
+    path.rmdir()
+    other.resume()  # nothing to draw, but to save
+    assert other.unsaved is None
+    assert path.is_file()
 
 
 SCRIPT = """
