@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pyro_neuralrg.arguments import check_integer, check_number
+from pyro_neuralrg.infer.atomic import remove_leftovers
 from pyro_neuralrg.infer.files import FileFormat, VersionError, differences, one_line
 from pyro_neuralrg.infer.schedule import Schedule
 from pyro_neuralrg.infer.training import Training
@@ -162,8 +163,7 @@ class Checkpoints:
         """Make the folder and read the newest intact checkpoint, if there are any."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for left in self.folder.glob(f".{PATTERN}.*.tmp"):  # by a process that was killed
-                left.unlink(missing_ok=True)
+            remove_leftovers(self.folder, PATTERN)
         except OSError as error:
             raise CheckpointError(
                 f"checkpoint is {self.folder} ({one_line(error)}); accepted: a writable folder"

@@ -416,6 +416,7 @@ def test_killed_by_the_system_at_random_moments(
         warnings.filterwarnings("ignore", ".*holds no checkpoint yet")  # killed too soon
         rest = fit(target, checkpoint=tmp_path, resume=True, **options)
     assert_same(rest, fit(target, **options))
+    assert steps in [int(name[9:19]) for name in names(tmp_path)]  # and nothing half-written
 
 
 def test_files_hold_plain_data_with_the_configuration_of_the_flow(tmp_path: Path) -> None:

@@ -317,14 +317,16 @@ class VectorizedMCMC(RunResults):
     def _go_on(self) -> None:
         """The rest of the warm-up and of the draws, from the mark on."""
         assert self._mark is not None
-        world, target = self._world, self.kernel.target
+        world, target, path = self._world, self.kernel.target, self.checkpoint
+        if path is not None:
+            world.from_first(lambda: state_file.clean_up(path))
         generator = torch.Generator(target.device)
         generator.set_state(self._mark.random)
         self._saved = time.monotonic()
         self._samples = self._joined = None
         self._figures = Figures(self._series)
         total, done = self.warmup_steps + self.num_samples, self._mark.warmed_up + self._mark.drawn
-        held = HELD if self.checkpoint is not None or world.size > 1 else ()
+        held = HELD if path is not None or world.size > 1 else ()
         with (
             frozen(target.modules()),
             Progress(total, "warm-up", self.progress and world.is_first, done) as progress,

@@ -4,9 +4,8 @@
 
 from __future__ import annotations
 
+import glob
 import json
-import os
-import shutil
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_neuralrg.infer.atomic import also_named, remove_leftovers
 from pyro_neuralrg.infer.files import DamagedFileError, FileFormat, differences
 from pyro_neuralrg.infer.mcmc.adaptation import Adaptation
 from pyro_neuralrg.infer.mcmc.base import ChainState, Kernel
@@ -25,6 +25,7 @@ __all__ = [
     "FORMAT",
     "chains_of",
     "check_same",
+    "clean_up",
     "described",
     "joined",
     "keep_before",
@@ -72,13 +73,13 @@ def keep_before(path: Path, verify: bool = False) -> None:
             FORMAT.read(path)
         except ValueError:
             return
-    spare = path.with_name(f"{path.name}.spare")
-    spare.unlink(missing_ok=True)
-    try:
-        os.link(path, spare)
-    except OSError:  # a file system without links
-        shutil.copyfile(path, spare)
-    os.replace(spare, previous(path))
+    also_named(path, previous(path))
+
+
+def clean_up(path: Path) -> None:
+    """Remove what runs left that were killed while they wrote this file or the one before it."""
+    for name in (path.name, previous(path).name):
+        remove_leftovers(path.parent, glob.escape(name))
 
 
 def read_newest(path: Path) -> dict[str, Any]:

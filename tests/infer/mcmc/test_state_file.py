@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
+import os
 import random
 import signal
 import subprocess
@@ -18,11 +20,15 @@ import pytest
 import torch
 from torch import Tensor
 
+import pyro_neuralrg
 from pyro_neuralrg import HMC, FreeField, VectorizedMCMC
+from pyro_neuralrg.infer.atomic import writing
 from pyro_neuralrg.infer.files import FileFormat
 from pyro_neuralrg.infer.mcmc import Adaptation, ChEESHMC, EnergyTarget, Kernel
 from pyro_neuralrg.infer.mcmc.state_file import FORMAT, keep_before, read_newest
 from tests.infer.mcmc.registry import KERNELS, TARGETS
+
+ROOT = Path(pyro_neuralrg.__file__).parents[1]
 
 
 class KilledError(Exception):
@@ -263,6 +269,103 @@ def test_killed_by_the_system(tmp_path: Path) -> None:
         mcmc.load(path)
         mcmc.resume()
         assert mcmc.positions.shape[1] >= 3
+
+
+KILLS = """
+    import os, random, signal, sys, time, warnings
+    from pathlib import Path
+    import torch
+    from pyro_neuralrg import HMC, VectorizedMCMC
+    from pyro_neuralrg.potentials import FreeField
+
+    path, kills, seed = Path(sys.argv[1]), *map(int, sys.argv[2:])
+    torch.set_default_dtype(torch.float64)
+    chance, survived = random.Random(seed), 0
+    for number in range(kills):
+        started, begun = os.pipe()
+        child = os.fork()
+        if child == 0:
+            kernel = HMC(FreeField((2, 2), 0.8), num_steps=3)
+            mcmc = VectorizedMCMC(
+                kernel, 100_000, 20, 4, seed=7, progress=False,
+                checkpoint=path, checkpoint_every=1e-9,
+            )
+            os.write(begun, b"!")
+            if path.exists():
+                mcmc.load(path)
+                mcmc.resume()
+            else:
+                mcmc.run()
+            os._exit(0)
+        os.read(started, 1)
+        time.sleep(chance.uniform(0.0, 0.15))
+        os.kill(child, signal.SIGKILL)
+        survived += os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    sys.stdout.write(str(survived))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.slow)])
+def test_killed_by_the_system_at_random_moments(kills: int, tmp_path: Path, seed: int) -> None:
+    """SIGKILL amid ceaseless saving, again and again: in the end the draws of an unhurt run.
+
+    The processes are forked from one that has imported everything but computed nothing.
+    """
+    path = tmp_path / "run.pt"
+    found = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(KILLS), str(path), str(kills), str(seed)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr
+    assert "Traceback" not in found.stderr
+    assert int(found.stdout) == kills  # none had time to finish
+    kernel = HMC(FreeField((2, 2), 0.8), num_steps=3)
+    if not path.exists():  # each of them was killed too soon
+        VectorizedMCMC(kernel, 1, 20, 4, seed=7, progress=False, checkpoint=path).run()
+    draws = FORMAT.read(path)["costs"]["drawn"] + 3
+    rest = VectorizedMCMC(kernel, draws, 20, 4, progress=False, checkpoint=path)
+    rest.load(path)
+    rest.resume()
+    whole = VectorizedMCMC(kernel, draws, 20, 4, seed=7, progress=False)
+    whole.run()
+    assert_same(rest, whole)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["run.previous.pt", "run.pt"]
+
+
+def test_what_killed_runs_left_is_removed(tmp_path: Path) -> None:
+    """Of the same file only, and not what a living process writes."""
+    path = tmp_path / "run[1].pt"
+    left = [f".run[1]{name}.pt.0a.tmp" for name in ("", ".previous")]
+    others = [".run.pt.0a.tmp", ".run1.pt.0a.tmp", "run[1].pt.0a.tmp", "mine.tmp"]
+    for name in [*left, *others]:
+        (tmp_path / name).write_bytes(b"torn")
+    with writing(path):  # by another run
+        (alive,) = {file.name for file in tmp_path.iterdir()} - {*left, *others}
+        make(HMC(gaussian()), checkpoint=path).run()
+        names = {file.name for file in tmp_path.iterdir()}
+    assert names == {*others, alive, "run[1].pt"}
+
+
+def test_the_file_before_while_the_newest_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both names are of the last that could be; nothing else is left."""
+    path, write, room = tmp_path / "run.pt", FileFormat.write, itertools.count()
+
+    def crowded(self: FileFormat, to: Path, contents: Any) -> None:
+        if next(room) >= 5:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(self, to, contents)
+
+    monkeypatch.setattr(FileFormat, "write", crowded)
+    with pytest.warns(UserWarning, match="No space left on device"):
+        make(HMC(gaussian()), checkpoint=path, checkpoint_every=1e-9).run()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["run.previous.pt", "run.pt"]
+    assert [FORMAT.read(file)["costs"]["warmed_up"] for file in tmp_path.iterdir()] == [5, 5]
 
 
 def test_the_intact_file_before_is_kept_until_there_is_a_newer_one(tmp_path: Path) -> None:
