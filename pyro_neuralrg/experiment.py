@@ -37,7 +37,7 @@ from pyro_neuralrg.infer.mcmc import (
     Kernel,
     VectorizedMCMC,
 )
-from pyro_neuralrg.infer.mcmc.state_file import previous
+from pyro_neuralrg.infer.mcmc.state_file import is_there
 from pyro_neuralrg.infer.memory import MemoryLimitError
 from pyro_neuralrg.infer.training_state import CheckpointError, Checkpoints
 from pyro_neuralrg.interrupts import deferred_interrupts
@@ -407,7 +407,7 @@ class Experiment:
         if not self.settings.resume:
             return False
         path = self._state_file(space)
-        return processes().from_first(lambda: path.is_file() or previous(path).is_file())
+        return processes().from_first(lambda: is_there(path))
 
     def _check_samplers(self) -> None:
         """Raise a CheckpointError if samplers are to be resumed that had other settings.

@@ -28,8 +28,8 @@ from pyro_neuralrg import IsingDual, VectorizedMCMC
 from pyro_neuralrg.cli import main
 from pyro_neuralrg.experiment import Experiment
 from pyro_neuralrg.infer import FreeEnergyEstimate
-from pyro_neuralrg.infer.files import FileFormat
 from pyro_neuralrg.report import Output
+from tests.broken_files import break_reading, fill_disk
 
 ROOT = Path(pyro_neuralrg.__file__).parents[1]
 FILES = {
@@ -583,16 +583,10 @@ def test_checkpoints_for_which_there_is_no_room(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """All results are there, one warning, and in the end a line and an exit code."""
-    write, states = FileFormat.write, tmp_path / "states"
-
-    def crowded(self: FileFormat, path: Path, contents: object) -> None:
-        if path.name.startswith(name):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write(self, path, contents)  # type: ignore[arg-type]
-
+    states = tmp_path / "states"
     options = ["--shape", "2", "2", "--checkpoint", str(states), "--every", "0"]
     whole = without_seconds(run(tmp_path / "whole", "--shape", "2", "2"))
-    monkeypatch.setattr(FileFormat, "write", crowded)
+    fill_disk(lambda path: path.name.startswith(name), monkeypatch)
     capsys.readouterr()
     out = tmp_path / "out"
     assert main(["ising", *QUICK, *options, "--out", str(out)]) == 1
@@ -648,18 +642,6 @@ def test_states_that_cannot_be_read(
     assert "[Errno 5] Input/output error" in error
     assert str(tmp_path / "states") in error
     assert (tmp_path / "out" / "report.json").read_bytes() == before
-
-
-def break_reading(name: str, monkeypatch: pytest.MonkeyPatch, after: int = 0) -> None:
-    """Let files of this beginning be unreadable, after so many of them were read."""
-    read, counter = Path.read_bytes, itertools.count()
-
-    def broken(self: Path) -> bytes:
-        if self.name.startswith(name) and next(counter) >= after:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return read(self)
-
-    monkeypatch.setattr(Path, "read_bytes", broken)
 
 
 @pytest.mark.filterwarnings("ignore:the importance estimate rests on:UserWarning")

@@ -144,14 +144,15 @@ def fit(
         ValueError, TypeError: naming the argument; also if the first loss is not finite.
         MemoryLimitError: if a step takes more memory than is available (a ValueError): found out
             beforehand, with few samples, where there are 2^17 sites or more in a batch.
-        CheckpointError: if the folder of checkpoints cannot be made, or is of a training with other
-            settings, of which every one is named (a ValueError).
+        CheckpointError: if the folder of checkpoints cannot be made or read, none in it is intact,
+            or they are of another training, whose settings are named (a ValueError).
         RuntimeError: if another process of the group has ended.
 
     Warns:
         UserWarning: if training stopped at a loss or gradient that is not finite; if a checkpoint
-            is corrupt and the one before it is used, there is none to resume from, or one cannot be
-            written (said once; the training goes on and tries again, see ``unsaved``).
+            is corrupt or cannot be read and the one before it is used, there is none to resume
+            from, or one cannot be written (said once; the training goes on and tries
+            again, see ``unsaved``).
     """
     _check(steps, batch, lr, clip, average, start_step, seed)
     _check_switch("compile", compile)

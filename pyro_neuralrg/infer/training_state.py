@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import json
 import os
 import time
@@ -164,11 +165,12 @@ class Checkpoints:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             remove_leftovers(self.folder, PATTERN)
+            files = self._files()
         except OSError as error:
             raise CheckpointError(
-                f"checkpoint is {self.folder} ({one_line(error)}); accepted: a writable folder"
+                f"checkpoint is {self.folder} ({one_line(error)}); accepted: a folder that can be "
+                "read and written"
             ) from None
-        files = self._files()
         if files and not resume:
             raise CheckpointError(
                 f"checkpoint is {self.folder}, which holds those of an earlier training; accepted: "
@@ -188,7 +190,7 @@ class Checkpoints:
 
     def _newest(self, files: list[Path]) -> tuple[Path, dict[str, Any]]:
         """The newest file that is intact; a warning names those that are not."""
-        failures = []
+        failures, none_is = [], "is intact"
         for path in files:
             try:
                 found = FORMAT.read(path)
@@ -196,17 +198,24 @@ class Checkpoints:
                 raise CheckpointError(str(error)) from None
             except (ValueError, OSError) as error:
                 failures.append(str(error))
+                if isinstance(error, OSError):  # it may be intact
+                    none_is = "can be read"
                 continue
             for failure in failures:
                 warnings.warn(f"{failure}; going on from {path.name}", stacklevel=2)
             return path, found
         raise CheckpointError(
-            f"checkpoint is {self.folder}, where none is intact: {'; '.join(failures)}"
+            f"checkpoint is {self.folder}, where none {none_is}: {'; '.join(failures)}"
         )
 
     def _files(self) -> list[Path]:
-        """The checkpoints, the newest first."""
-        return sorted(self.folder.glob(PATTERN), reverse=True)
+        """The checkpoints, the newest first.
+
+        Raises:
+            OSError: if the folder cannot be read, of which ``Path.glob`` makes an empty one.
+        """
+        names = fnmatch.filter(os.listdir(self.folder), PATTERN)
+        return [self.folder / name for name in sorted(names, reverse=True)]
 
     def _tidy(self, newest: Path) -> None:
         """Remove all but the newest, and later ones, which were corrupt and have been redone."""

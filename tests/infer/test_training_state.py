@@ -27,6 +27,7 @@ from pyro_neuralrg import IsingDual
 from pyro_neuralrg.infer import FitResult, TrainingStep, fit
 from pyro_neuralrg.infer.files import FileFormat
 from pyro_neuralrg.infer.training_state import FORMAT, CheckpointError
+from tests.broken_files import break_reading, fill_disk
 from tests.infer.conftest import GaussianTarget
 
 ROOT = Path(pyro_neuralrg.__file__).parents[1]
@@ -210,6 +211,21 @@ def test_the_one_before_a_corrupt_one_is_used(target: Any, tmp_path: Path) -> No
     assert names(tmp_path) == step_files(15, 18, 20)
 
 
+def test_the_one_before_an_unreadable_one_is_used(
+    target: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = fit(target, seed=5, **PLAIN)
+    killed(target, tmp_path, 13)
+    with monkeypatch.context() as patch:
+        break_reading("training-", patch)
+        with pytest.raises(CheckpointError, match=r"where none can be read: \[Errno 5\] .*12\.pt"):
+            fit(target, checkpoint=tmp_path, resume=True, seed=5, **QUICK)
+    break_reading("training-0000000012", monkeypatch)
+    with pytest.warns(UserWarning, match=r"\[Errno 5\] .*12\.pt'; going on from .*09\.pt"):
+        rest = fit(target, checkpoint=tmp_path, resume=True, seed=5, **QUICK)
+    assert_same(rest, whole)
+
+
 def test_no_intact_one(target: Any, tmp_path: Path) -> None:
     killed(target, tmp_path, 4)
     (tmp_path / step_files(3)[0]).write_text("")
@@ -323,20 +339,17 @@ def test_the_disk_is_full_for_a_while(
     target: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last intact checkpoint stays; with room again, there is the newest one."""
-    write, tried, left = FileFormat.write, [], []
+    there: list[list[str]] = []
 
-    def crowded(self: FileFormat, path: Path, contents: Any) -> None:
-        tried.append(path.name)
-        if 2 <= len(tried) <= 4:
-            left.append(names(tmp_path))
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write(self, path, contents)
+    def full(_: Path) -> bool:
+        there.append(names(tmp_path))
+        return 2 <= len(there) <= 4
 
-    monkeypatch.setattr(FileFormat, "write", crowded)
+    fill_disk(full, monkeypatch)
     with pytest.warns(UserWarning, match=r"No space left on device") as caught:
         result = fit(target, checkpoint=tmp_path, seed=5, **QUICK)
     assert len(caught) == 1
-    assert left == [step_files(3)] * 3
+    assert there[1:5] == [step_files(3)] * 4
     assert names(tmp_path) == step_files(15, 18, 20)
     assert result.unsaved is None
 
@@ -362,8 +375,25 @@ def test_bad_options(
 
 def test_a_folder_that_cannot_be_made(target: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(CheckpointError, match=r"checkpoint is .*file.*accepted: a writable folder"):
+    with pytest.raises(
+        CheckpointError, match=r"checkpoint is .*file.*accepted: a folder that can be"
+    ):
         fit(target, checkpoint=tmp_path / "file", **PLAIN)
+
+
+def test_a_folder_that_cannot_be_read(
+    target: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not an empty one."""
+    killed(target, tmp_path, 4)
+
+    def refuse(*_: object) -> Any:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(CheckpointError, match=r"checkpoint is .*Permission denied.*can be read"):
+        fit(target, checkpoint=tmp_path, resume=True, seed=5, **QUICK)
 
 
 KILLS = """

@@ -226,7 +226,7 @@ class VectorizedMCMC(RunResults):
     def load(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Read a file of :meth:`save` into a runner made in the same way; never executes code.
 
-        Of a checkpoint that is damaged or missing, the one before is read, with a warning.
+        If it is damaged, missing or cannot be read, the one before is, with a warning.
 
         Args:
             path: the file.

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import json
 import warnings
@@ -27,6 +28,7 @@ __all__ = [
     "check_same",
     "clean_up",
     "described",
+    "is_there",
     "joined",
     "keep_before",
     "kernel_of",
@@ -71,7 +73,7 @@ def keep_before(path: Path, verify: bool = False) -> None:
     if verify:
         try:
             FORMAT.read(path)
-        except ValueError:
+        except (ValueError, OSError):
             return
     also_named(path, previous(path))
 
@@ -82,27 +84,56 @@ def clean_up(path: Path) -> None:
         remove_leftovers(path.parent, glob.escape(name))
 
 
-def read_newest(path: Path) -> dict[str, Any]:
-    """The contents of a file, or of the one before it, if the file is damaged or missing.
+def is_there(path: Path) -> bool:
+    """Whether there is a file, or the one before it.
 
     Raises:
-        FileNotFoundError, OSError: if there is none, or it cannot be read.
-        DamagedFileError: if none is intact (a ValueError).
+        OSError: if that cannot be told.
+    """
+    for file in (path, previous(path)):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            file.stat()
+            return True
+    return False
+
+
+def read_newest(path: Path) -> dict[str, Any]:
+    """The contents of a file, or of the one before it, if that is damaged, missing or unreadable.
+
+    Raises:
+        OSError: if one cannot be read that may be intact, and no other is.
+        DamagedFileError: if there is none that is intact (a ValueError).
+        FileNotFoundError: if there is none at all.
         ValueError: if the file is of another version or format.
 
     Warns:
         UserWarning: if the one before is used.
     """
-    try:
-        return FORMAT.read(path)
-    except (DamagedFileError, FileNotFoundError) as error:
+    failures: list[Exception] = []
+    for file in (path, previous(path)):
         try:
-            found = FORMAT.read(previous(path))
-        except (ValueError, OSError):
-            raise error from None
-        said = error if isinstance(error, DamagedFileError) else f"{path} is missing"
-        warnings.warn(f"{said}; going on from {previous(path)}", stacklevel=3)
+            found = FORMAT.read(file)
+        except (ValueError, OSError) as error:
+            if not failures and not isinstance(error, DamagedFileError | OSError):
+                raise
+            failures.append(error)
+            continue
+        for failure in failures:
+            warnings.warn(f"{_said(path, failure)}; going on from {file}", stacklevel=3)
         return found
+    failures.sort(key=_hope, reverse=True)
+    raise failures[0]
+
+
+def _said(path: Path, error: Exception) -> str:
+    return f"{path} is missing" if isinstance(error, FileNotFoundError) else str(error)
+
+
+def _hope(error: Exception) -> int:
+    """Of finding the file intact another time: most where it could not be read."""
+    if isinstance(error, OSError):
+        return 0 if isinstance(error, FileNotFoundError) else 2
+    return 1
 
 
 def described(kernel: Kernel, adaptation: Adaptation, settings: Mapping[str, Any]) -> str:

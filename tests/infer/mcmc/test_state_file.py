@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import errno
 import itertools
 import os
 import random
@@ -26,6 +25,7 @@ from pyro_neuralrg.infer.atomic import writing
 from pyro_neuralrg.infer.files import FileFormat
 from pyro_neuralrg.infer.mcmc import Adaptation, ChEESHMC, EnergyTarget, Kernel
 from pyro_neuralrg.infer.mcmc.state_file import FORMAT, keep_before, read_newest
+from tests.broken_files import break_reading, fill_disk
 from tests.infer.mcmc.registry import KERNELS, TARGETS
 
 ROOT = Path(pyro_neuralrg.__file__).parents[1]
@@ -195,6 +195,39 @@ def test_the_checkpoint_before_the_newest_is_kept(tmp_path: Path) -> None:
         assert_same(rest, whole)
 
 
+def test_the_file_before_one_that_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run goes on from the one before; without any, it says why."""
+    kernel, path = HMC(gaussian()), tmp_path / "run.pt"
+    whole = make(kernel, checkpoint=path, checkpoint_every=1e-9)
+    whole.run()
+    rest = make(kernel, checkpoint=path)
+    with monkeypatch.context() as patch:
+        break_reading("run.pt", patch)
+        said = r"\[Errno 5\] .*run\.pt'; going on from .*run\.previous\.pt"
+        with pytest.warns(UserWarning, match=said):
+            rest.load(path)
+    rest.resume()
+    assert_same(rest, whole)
+    for newest in ("damaged", "missing", "unreadable"):
+        data = path.read_bytes()
+        if newest == "damaged":
+            path.write_bytes(data[:-7])
+        elif newest == "missing":
+            path.unlink()
+        with monkeypatch.context() as patch:
+            break_reading("run" if newest == "unreadable" else "run.previous", patch)
+            with pytest.raises(OSError, match="Input/output error") as caught:
+                rest.load(path)
+        assert str(tmp_path) in str(caught.value)
+        path.write_bytes(data)
+    path.unlink()
+    path.with_name("run.previous.pt").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"run\.previous\.pt is corrupt"):
+        rest.load(path)
+
+
 @pytest.mark.parametrize("count", [20, pytest.param(200, marks=pytest.mark.slow)])
 def test_every_corruption_is_found(count: int, tmp_path: Path, seed: int) -> None:
     path, chance = tmp_path / "run.pt", random.Random(seed)
@@ -354,14 +387,8 @@ def test_the_file_before_while_the_newest_cannot_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both names are of the last that could be; nothing else is left."""
-    path, write, room = tmp_path / "run.pt", FileFormat.write, itertools.count()
-
-    def crowded(self: FileFormat, to: Path, contents: Any) -> None:
-        if next(room) >= 5:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write(self, to, contents)
-
-    monkeypatch.setattr(FileFormat, "write", crowded)
+    path, room = tmp_path / "run.pt", itertools.count()
+    fill_disk(lambda _: next(room) >= 5, monkeypatch)
     with pytest.warns(UserWarning, match="No space left on device"):
         make(HMC(gaussian()), checkpoint=path, checkpoint_every=1e-9).run()
     assert sorted(file.name for file in tmp_path.iterdir()) == ["run.previous.pt", "run.pt"]
