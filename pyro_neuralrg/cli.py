@@ -96,8 +96,8 @@ def _add_ising(commands: argparse._SubParsersAction[_Parser]) -> None:
         help="of the flow and of the fields")  # fmt: skip
     add("--checkpoint", metavar="DIR", default=argparse.SUPPRESS,
         help="folder for checkpoints of training and sampling (default: none)")  # fmt: skip
-    add("--every", type=float, metavar="SECONDS", default=new.every,
-        help="between two checkpoints; Ctrl-C and SIGTERM save one first")  # fmt: skip
+    add("--every", type=float, metavar="SECONDS", default=argparse.SUPPRESS,
+        help="between checkpoints; Ctrl-C and SIGTERM save one first (default: 60)")  # fmt: skip
     add("--resume", action="store_true",
         help="go on from the newest intact checkpoint, if there is one")  # fmt: skip
     add("--history", type=Path, metavar="FILE.csv", default=argparse.SUPPRESS,

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.arguments import LARGEST_SEED, check_integer
+from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, refuse_without
 from pyro_neuralrg.diagnostics import Summary, summarise, to_arviz
 from pyro_neuralrg.infer import (
     FitResult,
@@ -96,7 +96,7 @@ class Settings:
         device: Where torch computes; "auto" is an NVIDIA GPU where there is one, else the CPU.
         dtype: "float32" or "float64".
         checkpoint: Folder for checkpoints of training and sampling; None: there are none.
-        every: Seconds between them.
+        every: Seconds between them; None: 60.
         resume: Go on from the newest intact one.
     """
 
@@ -111,7 +111,7 @@ class Settings:
     device: str = "auto"
     dtype: str = "float32"
     checkpoint: str | None = None
-    every: float = 60.0
+    every: float | None = None
     resume: bool = False
 
 
@@ -221,10 +221,11 @@ class Experiment:
             if value is not None:
                 check_integer(name, value, least, MOST)
         check_integer("seed", settings.seed, 0, LARGEST_SEED)
-        if settings.checkpoint is not None:
+        if settings.checkpoint is None:
+            given = {"every": settings.every, "resume": settings.resume}
+            refuse_without("checkpoint", "with a folder of them", **given)
+        else:
             Checkpoints(settings.checkpoint, settings.every)
-        elif settings.resume:
-            raise ValueError("resume is set without checkpoint; accepted: with a folder of them")
         device = _device(settings.device)
         _check_memory(settings, device)
         processes().share("batch", _batch(settings))
@@ -383,6 +384,7 @@ class Experiment:
 
     def _sampler(self, space: str) -> VectorizedMCMC:
         """What samples in the "latent" or in the "physical" space, not run yet."""
+        every = self.settings.every
         checkpoint = None if self.settings.checkpoint is None else self._state_file(space)
         if checkpoint is not None:
             with contextlib.suppress(OSError):  # if it is missing after all, the sampler says so
@@ -395,7 +397,7 @@ class Experiment:
             initial_params={"x": self._start()},
             seed=self.settings.seed,
             checkpoint=checkpoint,
-            checkpoint_every=max(self.settings.every, LEAST_EVERY),
+            checkpoint_every=None if every is None else max(every, LEAST_EVERY),
         )
 
     def _state_file(self, space: str) -> Path:

@@ -216,6 +216,7 @@ BAD = {
     "temperature next to 0": (["--temperature", "1e-300"], "spectrum"),
     "dtype": (["--dtype", "int64"], "dtype"),
     "resume nothing": (["--resume"], "checkpoint"),
+    "time to no checkpoint": (["--every", "5"], "every is 5.0 without checkpoint"),
     "time to a checkpoint": (["--checkpoint", "states", "--every", "-1"], "every"),
     "time that is no number": (["--checkpoint", "states", "--every", "nan"], "every"),
     "option": (["--temprature", "1"], "temprature"),

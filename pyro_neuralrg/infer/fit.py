@@ -17,7 +17,12 @@ from pyro import poutine
 from pyro.distributions.conditional import ConditionalTransformModule
 from torch import Tensor
 
-from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, check_number
+from pyro_neuralrg.arguments import (
+    LARGEST_SEED,
+    check_integer,
+    check_number,
+    refuse_without,
+)
 from pyro_neuralrg.infer.guides import FlowGuide
 from pyro_neuralrg.infer.history import History, TrainingStep
 from pyro_neuralrg.infer.memory import check_memory
@@ -84,9 +89,9 @@ def fit(
     progress: bool = True,
     callback: Callable[[TrainingStep], Any] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
-    every: float = 60.0,
+    every: float | None = None,
     every_steps: int | None = None,
-    keep: int = 3,
+    keep: int | None = None,
     resume: bool = False,
 ) -> FitResult:
     """Train ``flow`` to sample ``target`` by minimising the free energy bound (paper Eq. 3-5).
@@ -135,10 +140,11 @@ def fit(
             stops.
         checkpoint: a folder for where the training stands, made if it is missing; see
             :class:`~pyro_neuralrg.infer.training_state.Checkpoints`.
-        every: seconds between checkpoints; one at the end comes in any case.
+        every: seconds between checkpoints, 60 if None; one at the end comes in any case.
         every_steps: steps between checkpoints, instead.
-        keep: how many of them, the newest, are kept.
-        resume: go on from the newest intact checkpoint; from the beginning if there is none.
+        keep: how many of them, the newest, are kept; three if None.
+        resume: go on from the newest intact checkpoint; from the beginning if there is none. This
+            and the three before it are accepted with a checkpoint only.
 
     Raises:
         ValueError, TypeError: naming the argument; also if the first loss is not finite.
@@ -262,17 +268,17 @@ def _schedule(
 
 def _checkpoints(
     folder: str | os.PathLike[str] | None,
-    every: float,
+    every: float | None,
     every_steps: int | None,
-    keep: int,
+    keep: int | None,
     resume: bool,
 ) -> Checkpoints | None:
     """Where to keep the training, if anywhere."""
     if not isinstance(resume, bool):
         raise TypeError(f"resume is {resume!r}; accepted: True or False")
     if folder is None:
-        if resume:
-            raise ValueError("resume is True without checkpoint; accepted: with a folder of them")
+        given = {"every": every, "every_steps": every_steps, "keep": keep, "resume": resume}
+        refuse_without("checkpoint", "with a folder of them", **given)
         return None
     return Checkpoints(folder, every, every_steps, keep)
 

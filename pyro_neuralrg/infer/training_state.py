@@ -42,6 +42,12 @@ FORMAT = FileFormat(
 
 PATTERN = "training-*.pt"
 
+EVERY = 60.0
+"""Seconds from one checkpoint to the next, if nothing else is said."""
+
+KEEP = 3
+"""Checkpoints, likewise."""
+
 ENERGY_TOLERANCE = 1e-3
 """Of energies computed again, relative to their size: other machines round otherwise."""
 
@@ -59,9 +65,9 @@ class Checkpoints:
 
     Args:
         folder: made if it is missing.
-        every: seconds from one checkpoint to the next.
+        every: seconds from one checkpoint to the next; None: 60.
         every_steps: steps from one to the next, instead.
-        keep: how many there are at most.
+        keep: how many there are at most; None: three.
 
     Attributes:
         unsaved: why the newest checkpoint could not be written; None if it could.
@@ -88,18 +94,24 @@ class Checkpoints:
     def __init__(
         self,
         folder: str | os.PathLike[str],
-        every: float = 60.0,
+        every: float | None = None,
         every_steps: int | None = None,
-        keep: int = 3,
+        keep: int | None = None,
     ) -> None:
         if not isinstance(folder, str | os.PathLike):
             raise TypeError(f"checkpoint is {folder!r}; accepted: a folder")
         self.folder = Path(folder)
-        self.every = check_number("every", every, "a number of seconds >= 0", least=0)
+        if every is not None and every_steps is not None:
+            raise ValueError(
+                f"every is {every!r} and every_steps is {every_steps!r}; accepted: one of them"
+            )
+        self.every = check_number(
+            "every", EVERY if every is None else every, "a number of seconds >= 0", least=0
+        )
         if every_steps is not None:
             every_steps = check_integer("every_steps", every_steps, 1)
         self.every_steps = every_steps
-        self.number = check_integer("keep", keep, 1)
+        self.number = check_integer("keep", KEEP if keep is None else keep, 1)
         self.settings = ""
         self.unsaved: str | None = None
         self._last = time.monotonic()

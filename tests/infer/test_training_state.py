@@ -363,7 +363,15 @@ def test_the_disk_is_full_for_a_while(
         ({"every_steps": 0}, ValueError, "every_steps is 0; accepted: an integer >= 1"),
         ({"keep": 0}, ValueError, "keep is 0"),
         ({"resume": 1}, TypeError, "resume is 1; accepted: True or False"),
+        (
+            {"every": 1, "every_steps": 2},
+            ValueError,
+            "every is 1 and every_steps is 2; accepted: one",
+        ),
         ({"checkpoint": None, "resume": True}, ValueError, "resume is True without checkpoint"),
+        ({"checkpoint": None, "every": 60.0}, ValueError, "every is 60.0 without checkpoint; acce"),
+        ({"checkpoint": None, "every_steps": 2}, ValueError, "every_steps is 2 without checkpoint"),
+        ({"checkpoint": None, "keep": 3}, ValueError, "keep is 3 without checkpoint"),
     ],
 )
 def test_bad_options(

@@ -15,7 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, check_number
+from pyro_neuralrg.arguments import (
+    LARGEST_SEED,
+    check_integer,
+    check_number,
+    refuse_without,
+)
 from pyro_neuralrg.infer.files import one_line
 from pyro_neuralrg.infer.mcmc import state_file
 from pyro_neuralrg.infer.mcmc.adaptation import Adaptation, Warmup
@@ -30,6 +35,9 @@ from pyro_neuralrg.processes import processes
 from pyro_neuralrg.progress import Progress
 
 __all__ = ["VectorizedMCMC"]
+
+#: Seconds from one checkpoint to the next, if nothing else is said.
+EVERY = 60.0
 
 
 class VectorizedMCMC(RunResults):
@@ -72,7 +80,7 @@ class VectorizedMCMC(RunResults):
         checkpoint: a file to :meth:`save` to, every ``checkpoint_every`` seconds and at the end;
             the one before is kept beside it, as ``NAME.previous.SUFFIX``. If it cannot be written
             then, a warning says so, once; the run goes on, and tries again.
-        checkpoint_every: seconds, > 0.
+        checkpoint_every: seconds, > 0; 60 if None. Accepted with a checkpoint only.
 
     Attributes:
         kernel: the present kernel; after the run, the adapted one.
@@ -119,7 +127,7 @@ class VectorizedMCMC(RunResults):
         observables: Mapping[str, Observable] | None = None,
         keep_draws: bool = True,
         checkpoint: str | os.PathLike[str] | None = None,
-        checkpoint_every: float = 60.0,
+        checkpoint_every: float | None = None,
     ) -> None:
         if not isinstance(kernel, Kernel):
             raise TypeError(
@@ -149,8 +157,11 @@ class VectorizedMCMC(RunResults):
         self.chain_batch_size = chain_batch_size
         self._observables = _check_observables(observables)
         self.checkpoint = world.from_first(lambda: _check_checkpoint(checkpoint))
+        if checkpoint is None:
+            refuse_without("checkpoint", "with a file", checkpoint_every=checkpoint_every)
+        seconds = EVERY if checkpoint_every is None else checkpoint_every
         self.checkpoint_every = check_number(
-            "checkpoint_every", checkpoint_every, "a finite number > 0", above=0
+            "checkpoint_every", seconds, "a finite number > 0", above=0
         )
 
     def run(self, *args: Any, **kwargs: Any) -> None:
