@@ -2,8 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run leaves behind: the table, report.json, the flow, the samples and the figures.
 
-Every file is written under a temporary name beside its place and then renamed, so that a run that
-dies leaves whole files only.
+Every file is written whole or not at all: a run that dies leaves whole files only.
 """
 
 from __future__ import annotations
@@ -11,10 +10,9 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import platform
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -27,6 +25,7 @@ from pyro_neuralrg import __version__, plotting
 from pyro_neuralrg.diagnostics import save_tree
 from pyro_neuralrg.experiment import Exact, Results, Sampling
 from pyro_neuralrg.infer import FitResult, save
+from pyro_neuralrg.infer.atomic import remove_leftovers, replacing, writing
 from pyro_neuralrg.potentials.cluster import MonteCarlo
 
 __all__ = ["Output", "as_json", "table"]
@@ -95,12 +94,14 @@ class Output:
             OSError: A file cannot be written; the message names it.
         """
         for name in FILES:
-            with _named(self.folder / name):
-                (self.folder / name).unlink(missing_ok=True)
-        self._write("flow.pt", lambda path: save(path, training.flow))
+            with _failing_at(self.folder / name) as path:
+                path.unlink(missing_ok=True)
+            remove_leftovers(self.folder, name)
+        with self._named("flow.pt") as path:
+            save(path, training.flow)
         if self.history is not None:
-            with _named(self.history):
-                training.history.to_csv(self.history)
+            with _failing_at(self.history) as path:
+                training.history.to_csv(path)
 
     def write(self, results: Results) -> None:
         """Write all else that the results hold, the report first.
@@ -109,10 +110,12 @@ class Output:
             OSError: A file cannot be written; the message names it.
         """
         text = json.dumps(as_json(results), indent=2, allow_nan=False) + "\n"
-        self._write("report.json", lambda path: path.write_text(text, encoding="utf-8"))
+        with self._named("report.json") as path, writing(path) as stream:
+            stream.write(text.encode())
         samples = results.samplers.get("latent")
         if samples is not None:
-            self._write("samples.nc", lambda path: save_tree(samples.idata, path))
+            with self._named("samples.nc") as path, replacing(path) as temporary:
+                save_tree(samples.idata, temporary)
         self._write_figures(results)
 
     def _write_figures(self, results: Results) -> None:
@@ -149,27 +152,22 @@ class Output:
         self._write_png("configurations.png", figure)
 
     def _write_png(self, name: str, figure: Figure) -> None:
-        self._write(name, lambda path: figure.savefig(path, dpi=150))
+        with self._named(name) as path, writing(path) as stream:
+            figure.savefig(stream, format="png", dpi=150)
 
-    def _write(self, name: str, write: Callable[[Path], object]) -> None:
-        """Write under a temporary name, then rename."""
-        path = self.folder / name
-        temporary = self.folder / f".{path.stem}-{os.getpid()}{path.suffix}"
-        try:
-            with _named(path):
-                write(temporary)
-                temporary.replace(path)
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
+    @contextlib.contextmanager
+    def _named(self, name: str) -> Iterator[Path]:
+        """Where a file of this run is written, in the block."""
+        with _failing_at(self.folder / name) as path:
+            yield path
         self.written.append(name)
 
 
 @contextlib.contextmanager
-def _named(path: Path) -> Iterator[None]:
+def _failing_at(path: Path) -> Iterator[Path]:
     """Let an OSError name the file that was to be written."""
     try:
-        yield
+        yield path
     except OSError as error:
         raise OSError(f"{path} cannot be written ({error.strerror or error})") from None
 

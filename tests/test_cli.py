@@ -16,6 +16,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import arviz
@@ -321,6 +322,7 @@ def test_a_training_that_meets_nan(
 ) -> None:
     """The last finite flow and its report are saved; a report of an earlier run is not kept."""
     (tmp_path / "samples.nc").write_text("of an earlier run")
+    (tmp_path / ".report.json.0a.tmp").write_text("of one that was killed")
     nan_after(3, monkeypatch)
     assert main(["ising", *QUICK, "--shape", "2", "2", "--out", str(tmp_path)]) == 1
     assert "stopped early: the loss at step 2 is nan" in one_error(capsys)
@@ -396,13 +398,13 @@ def test_the_report_does_not_wait_for_the_figures(
 def test_ctrl_c_while_writing_waits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write = Output._write
+    named = Output._named
 
-    def pressed(self: Output, *arguments: object) -> None:
+    def pressed(self: Output, name: str) -> AbstractContextManager[Path]:
         signal.raise_signal(signal.SIGINT)
-        write(self, *arguments)  # type: ignore[arg-type]
+        return named(self, name)
 
-    monkeypatch.setattr(Output, "_write", pressed)
+    monkeypatch.setattr(Output, "_named", pressed)
     assert main(["ising", *QUICK, "--shape", "2", "2", "--out", str(tmp_path)]) == 130
     assert "interrupted; what was there is saved" in one_error(capsys)
     assert {"flow.pt", "report.json", "free_energy.png"} == {p.name for p in tmp_path.iterdir()}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import csv
+import errno
 import math
+import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from torch.distributions import constraints
 
 from pyro_neuralrg.distributions import SymmetrizedFlow
 from pyro_neuralrg.infer import PDD, FlowGuide, TrainingStep, fit
+from pyro_neuralrg.infer.history import History
 from pyro_neuralrg.infer.optimizer import GuardedAdam
 from pyro_neuralrg.infer.schedule import (
     Anneal,
@@ -324,6 +327,24 @@ def test_history_as_a_file(target: Any, flow: Any, tmp_path: Path) -> None:
     assert [row["step"] for row in rows] == [str(step) for step in range(30)]
     for name, column in history.as_dict().items():
         np.testing.assert_array_equal([float(row[name]) for row in rows], column)
+
+
+def test_a_table_is_written_whole_or_not_at_all(
+    target: Any, flow: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    history = fit(target, flow, **QUICK).history
+    path = tmp_path / "history.csv"
+    history.to_csv(path)
+    before = path.read_bytes()
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        History.from_steps([]).to_csv(path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(
