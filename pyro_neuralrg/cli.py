@@ -98,6 +98,8 @@ def _add_ising(commands: argparse._SubParsersAction[_Parser]) -> None:
         help="folder for checkpoints of training and sampling (default: none)")  # fmt: skip
     add("--every", type=float, metavar="SECONDS", default=argparse.SUPPRESS,
         help="between checkpoints; Ctrl-C and SIGTERM save one first (default: 60)")  # fmt: skip
+    add("--keep", type=int, metavar="K", default=argparse.SUPPRESS,
+        help="newest checkpoints that stay (default: 3 of training, 2 of a sampler)")  # fmt: skip
     add("--resume", action="store_true",
         help="go on from the newest intact checkpoint, if there is one")  # fmt: skip
     add("--history", type=Path, metavar="FILE.csv", default=argparse.SUPPRESS,

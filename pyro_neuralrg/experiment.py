@@ -97,6 +97,7 @@ class Settings:
         dtype: "float32" or "float64".
         checkpoint: Folder for checkpoints of training and sampling; None: there are none.
         every: Seconds between them; None: 60.
+        keep: How many of them, the newest, are kept; None: three of training, two of a sampler.
         resume: Go on from the newest intact one.
     """
 
@@ -112,6 +113,7 @@ class Settings:
     dtype: str = "float32"
     checkpoint: str | None = None
     every: float | None = None
+    keep: int | None = None
     resume: bool = False
 
 
@@ -222,10 +224,10 @@ class Experiment:
                 check_integer(name, value, least, MOST)
         check_integer("seed", settings.seed, 0, LARGEST_SEED)
         if settings.checkpoint is None:
-            given = {"every": settings.every, "resume": settings.resume}
+            given = {name: getattr(settings, name) for name in ("every", "keep", "resume")}
             refuse_without("checkpoint", "with a folder of them", **given)
         else:
-            Checkpoints(settings.checkpoint, settings.every)
+            Checkpoints(settings.checkpoint, settings.every, keep=settings.keep)
         device = _device(settings.device)
         _check_memory(settings, device)
         processes().share("batch", _batch(settings))
@@ -334,6 +336,7 @@ class Experiment:
             compile=self._compiles() if settings.compile is None else settings.compile,
             checkpoint=settings.checkpoint,
             every=settings.every,
+            keep=settings.keep,
             resume=settings.resume,
             callback=forecast,
         )
@@ -398,6 +401,7 @@ class Experiment:
             seed=self.settings.seed,
             checkpoint=checkpoint,
             checkpoint_every=None if every is None else max(every, LEAST_EVERY),
+            checkpoint_keep=self.settings.keep,
         )
 
     def _state_file(self, space: str) -> Path:

@@ -218,6 +218,8 @@ BAD = {
     "dtype": (["--dtype", "int64"], "dtype"),
     "resume nothing": (["--resume"], "checkpoint"),
     "time to no checkpoint": (["--every", "5"], "every is 5.0 without checkpoint"),
+    "number of no checkpoints": (["--keep", "5"], "keep is 5 without checkpoint"),
+    "no checkpoint to keep": (["--checkpoint", "states", "--keep", "0"], "keep is 0"),
     "time to a checkpoint": (["--checkpoint", "states", "--every", "-1"], "every"),
     "time that is no number": (["--checkpoint", "states", "--every", "nan"], "every"),
     "option": (["--temprature", "1"], "temprature"),
@@ -425,7 +427,7 @@ def test_help_names_every_option_and_default(capsys: pytest.CaptureFixture[str])
     text = capsys.readouterr().out
     for option in (
         "shape", "temperature", "steps", "batch", "chains", "draws", "seed", "device", "dtype",
-        "out", "checkpoint", "every", "resume",
+        "out", "checkpoint", "every", "keep", "resume",
     ):  # fmt: skip
         assert f"--{option}" in text
     assert "neuralrg-output" in text
@@ -667,7 +669,7 @@ def test_outputs_for_which_there_is_no_room(
 def test_a_folder_of_states_that_disappears(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Between training and sampling: it is made again."""
+    """Between training and sampling: it is made again; four checkpoints are kept."""
     states, estimate = tmp_path / "states", Experiment.estimate
 
     def removing(self: Experiment) -> FreeEnergyEstimate:
@@ -675,8 +677,11 @@ def test_a_folder_of_states_that_disappears(
         return estimate(self)
 
     monkeypatch.setattr(Experiment, "estimate", removing)
-    run(tmp_path / "out", "--shape", "2", "2", "--checkpoint", str(states))
-    assert sorted(path.name for path in states.iterdir()) == ["latent.pt", "physical.pt"]
+    options = ["--checkpoint", str(states), "--every", "0", "--keep", "4"]
+    run(tmp_path / "out", "--shape", "2", "2", *options)
+    numbers = ("", ".previous", ".previous-2", ".previous-3")
+    expected = {f"{name}{number}.pt" for name in ("latent", "physical") for number in numbers}
+    assert {path.name for path in states.iterdir()} == expected
 
 
 @pytest.mark.slow

@@ -38,6 +38,8 @@ __all__ = ["VectorizedMCMC"]
 
 #: Seconds from one checkpoint to the next, if nothing else is said.
 EVERY = 60.0
+#: Checkpoints, likewise.
+KEEP = 2
 
 
 class VectorizedMCMC(RunResults):
@@ -78,9 +80,11 @@ class VectorizedMCMC(RunResults):
         keep_draws: keep the positions; without, only observables and statistics are kept, and long
             runs of large fields need no more memory than short ones.
         checkpoint: a file to :meth:`save` to, every ``checkpoint_every`` seconds and at the end;
-            the one before is kept beside it, as ``NAME.previous.SUFFIX``. If it cannot be written
+            the one before is kept beside it, as ``NAME.previous.SUFFIX``, older ones, if asked for,
+            as ``NAME.previous-2.SUFFIX`` and so on. If it cannot be written
             then, a warning says so, once; the run goes on, and tries again.
         checkpoint_every: seconds, > 0; 60 if None. Accepted with a checkpoint only.
+        checkpoint_keep: how many of them, the newest, are kept, >= 1; two if None. Likewise.
 
     Attributes:
         kernel: the present kernel; after the run, the adapted one.
@@ -128,6 +132,7 @@ class VectorizedMCMC(RunResults):
         keep_draws: bool = True,
         checkpoint: str | os.PathLike[str] | None = None,
         checkpoint_every: float | None = None,
+        checkpoint_keep: int | None = None,
     ) -> None:
         if not isinstance(kernel, Kernel):
             raise TypeError(
@@ -158,11 +163,14 @@ class VectorizedMCMC(RunResults):
         self._observables = _check_observables(observables)
         self.checkpoint = world.from_first(lambda: _check_checkpoint(checkpoint))
         if checkpoint is None:
-            refuse_without("checkpoint", "with a file", checkpoint_every=checkpoint_every)
+            given = {"checkpoint_every": checkpoint_every, "checkpoint_keep": checkpoint_keep}
+            refuse_without("checkpoint", "with a file", **given)
         seconds = EVERY if checkpoint_every is None else checkpoint_every
         self.checkpoint_every = check_number(
             "checkpoint_every", seconds, "a finite number > 0", above=0
         )
+        kept = KEEP if checkpoint_keep is None else checkpoint_keep
+        self.checkpoint_keep = check_integer("checkpoint_keep", kept, 1)
 
     def run(self, *args: Any, **kwargs: Any) -> None:
         """Warm up and draw; each run begins anew, with the kernel as it was given.
@@ -420,8 +428,9 @@ class VectorizedMCMC(RunResults):
         if self._mark is self._kept:
             return
         try:
-            verify = not self._has_kept
-            self._world.from_first(lambda: state_file.keep_before(path, verify))
+            if self.unsaved is None:  # else it is the one before already
+                keep, verify = self.checkpoint_keep, not self._has_kept
+                self._world.from_first(lambda: state_file.keep_before(path, keep, verify))
             self.save(path)
             self._kept, self._has_kept, self.unsaved = self._mark, True, None
         except OSError as error:

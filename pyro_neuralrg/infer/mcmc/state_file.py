@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import json
+import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -58,15 +59,17 @@ FORMAT = FileFormat(
 ENERGY_TOLERANCE = 1e-3
 
 
-def previous(path: Path) -> Path:
-    """Where the file before the newest one is kept."""
-    return path.with_name(f"{path.stem}.previous{path.suffix}")
+def previous(path: Path, number: int = 1) -> Path:
+    """Where the file is kept that was the newest so many files ago."""
+    mark = "previous" if number == 1 else f"previous-{number}"
+    return path.with_name(f"{path.stem}.{mark}{path.suffix}")
 
 
-def keep_before(path: Path, verify: bool = False) -> None:
+def keep_before(path: Path, keep: int = 2, verify: bool = False) -> None:
     """Let the present file, if there is one, be the one before, too: at no moment is it missing.
 
-    With ``verify`` only if it is intact: the one before may be what the run goes on from.
+    Those before it move on, as far as there are to be ``keep`` files with the next one. With
+    ``verify`` only if it is intact: the one before may be what the run goes on from.
     """
     if not path.is_file():
         return
@@ -75,22 +78,50 @@ def keep_before(path: Path, verify: bool = False) -> None:
             FORMAT.read(path)
         except (ValueError, OSError):
             return
-    also_named(path, previous(path))
+    for number in range(keep - 2, 0, -1):
+        with contextlib.suppress(FileNotFoundError):  # one was killed just here
+            os.replace(previous(path, number), previous(path, number + 1))
+    if keep > 1:
+        also_named(path, previous(path))
+    for number, file in _before(path).items():
+        if number >= keep:
+            file.unlink(missing_ok=True)
+
+
+def _before(path: Path) -> dict[int, Path]:
+    """The files before the newest one by their number, as far as there are any."""
+    files = path.parent.glob(_pattern(path))
+    marks = {file.stem.removeprefix(f"{path.stem}.previous") or "-1": file for file in files}
+    numbered = {
+        int(mark[1:]): file
+        for mark, file in marks.items()
+        if mark[0] == "-" and mark[1:].isdecimal()
+    }
+    return dict(sorted(numbered.items()))
+
+
+def _pattern(path: Path) -> str:
+    return f"{glob.escape(path.stem)}.previous*{glob.escape(path.suffix)}"
+
+
+def _candidates(path: Path) -> list[Path]:
+    """The file and those before it, the newest first; the first two may be missing."""
+    return [path, *({1: previous(path)} | _before(path)).values()]
 
 
 def clean_up(path: Path) -> None:
-    """Remove what runs left that were killed while they wrote this file or the one before it."""
-    for name in (path.name, previous(path).name):
-        remove_leftovers(path.parent, glob.escape(name))
+    """Remove what runs left that were killed while they wrote this file or one before it."""
+    for names in (glob.escape(path.name), _pattern(path)):
+        remove_leftovers(path.parent, names)
 
 
 def is_there(path: Path) -> bool:
-    """Whether there is a file, or the one before it.
+    """Whether there is a file, or one before it.
 
     Raises:
         OSError: if that cannot be told.
     """
-    for file in (path, previous(path)):
+    for file in _candidates(path):
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             file.stat()
             return True
@@ -98,7 +129,7 @@ def is_there(path: Path) -> bool:
 
 
 def read_newest(path: Path) -> dict[str, Any]:
-    """The contents of a file, or of the one before it, if that is damaged, missing or unreadable.
+    """The contents of a file; of one before it, if that is damaged, missing or unreadable.
 
     Raises:
         OSError: if one cannot be read that may be intact, and no other is.
@@ -107,10 +138,10 @@ def read_newest(path: Path) -> dict[str, Any]:
         ValueError: if the file is of another version or format.
 
     Warns:
-        UserWarning: if the one before is used.
+        UserWarning: if one before is used.
     """
     failures: list[Exception] = []
-    for file in (path, previous(path)):
+    for file in _candidates(path):
         try:
             found = FORMAT.read(file)
         except (ValueError, OSError) as error:
@@ -119,14 +150,16 @@ def read_newest(path: Path) -> dict[str, Any]:
             failures.append(error)
             continue
         for failure in failures:
-            warnings.warn(f"{_said(path, failure)}; going on from {file}", stacklevel=3)
+            warnings.warn(f"{_said(failure)}; going on from {file}", stacklevel=3)
         return found
     failures.sort(key=_hope, reverse=True)
     raise failures[0]
 
 
-def _said(path: Path, error: Exception) -> str:
-    return f"{path} is missing" if isinstance(error, FileNotFoundError) else str(error)
+def _said(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return f"{error.filename} is missing"
+    return str(error)
 
 
 def _hope(error: Exception) -> int:

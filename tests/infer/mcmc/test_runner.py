@@ -284,6 +284,8 @@ def energy_of_one(x: Tensor) -> Tensor:
         ({"thinning": 0}, r"thinning is 0; accepted"),
         ({"seed": -1}, r"seed is -1; accepted"),
         ({"checkpoint_every": 60.0}, r"checkpoint_every is 60.0 without checkpoint; accepted"),
+        ({"checkpoint_keep": 2}, r"checkpoint_keep is 2 without checkpoint; accepted"),
+        ({"checkpoint": "run.pt", "checkpoint_keep": 0}, r"checkpoint_keep is 0; accepted"),
         ({"checkpoint": "run.pt", "checkpoint_every": 0.0}, r"checkpoint_every is 0.0; accepted"),
         ({"checkpoint": "nowhere/run.pt"}, r"checkpoint is 'nowhere/run.pt', and .*; accepted"),
         ({"initial_params": {"x": torch.zeros(5, 2)}}, r"shape \(5, 2\); accepted: \(6, 2\)"),

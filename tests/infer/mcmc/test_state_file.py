@@ -195,6 +195,42 @@ def test_the_checkpoint_before_the_newest_is_kept(tmp_path: Path) -> None:
         assert_same(rest, whole)
 
 
+def test_so_many_checkpoints_are_kept(tmp_path: Path) -> None:
+    """The newest intact one is used, beyond a gap too; fewer stay when fewer are asked for."""
+    kernel, path = HMC(gaussian()), tmp_path / "run.pt"
+    names = ["run.pt", "run.previous.pt", "run.previous-2.pt", "run.previous-3.pt"]
+    others = {"run.previous-x.pt": "of somebody else", "run.previous_9.pt": "likewise"}
+    for name, text in others.items():
+        (tmp_path / name).write_text(text)
+
+    def kept() -> list[int]:
+        there = {file.name for file in tmp_path.iterdir()}
+        assert there.issuperset(others)
+        assert there.issubset({*names, *others})
+        files = [tmp_path / name for name in names if name in there]
+        return [FORMAT.read(file)["costs"]["drawn"] for file in files]
+
+    options = {"checkpoint": path, "checkpoint_every": 1e-9}
+    make(kernel, checkpoint_keep=4, **options).run()
+    assert kept() == [12, 11, 10, 9]
+    (tmp_path / names[1]).unlink()  # killed between two renames
+    for name in (names[0], names[2]):
+        (tmp_path / name).write_bytes(b"")
+    rest = make(kernel, num_samples=15, checkpoint_keep=3, **options)
+    with pytest.warns(UserWarning, match=r"going on from .*run\.previous-3\.pt") as caught:
+        rest.load(path)
+    assert len(caught) == 3
+    rest.resume()
+    assert kept() == [15, 14, 13]
+    last = make(kernel, num_samples=16, checkpoint_keep=1, **options)
+    last.load(path)
+    last.resume()
+    assert kept() == [16]
+    whole = make(kernel, num_samples=16)
+    whole.run()
+    assert_same(last, whole)
+
+
 def test_the_file_before_one_that_cannot_be_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
