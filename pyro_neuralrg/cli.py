@@ -103,7 +103,7 @@ def _add_ising(commands: argparse._SubParsersAction[_Parser]) -> None:
     add("--resume", action="store_true",
         help="go on from the newest intact checkpoint, if there is one")  # fmt: skip
     add("--history", type=Path, metavar="FILE.csv", default=argparse.SUPPRESS,
-        help="a table of all training steps (default: none)")  # fmt: skip
+        help="a table of the training steps, which grows with them (default: none)")  # fmt: skip
     add("--out", type=Path, default=Path("neuralrg-output"), metavar="DIR",
         help="folder for what is written; made if it is missing")  # fmt: skip
 
@@ -185,12 +185,12 @@ def _main(arguments: Sequence[str] | None) -> int:
     command, out = options.pop("command"), options.pop("out")
     if command == "paper":
         return _paper(parser, options, out)
-    options["shape"], history = tuple(options["shape"]), options.pop("history", None)
+    options["shape"] = tuple(options["shape"])
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
             experiment = Experiment.prepare(Settings(**options))
-            output = Output.prepare(out, history) if processes().is_first else None
+            output = Output.prepare(out) if processes().is_first else None
         except FAILURES as error:
             parser.error(one_line(error))
         except KeyboardInterrupt:
@@ -277,7 +277,7 @@ def _run(experiment: Experiment, output: Output) -> int:
         return FAILED
     sys.stdout.write(f"{table(results)}\n\nwritten to {output.folder}: {output.names()}\n")
     if results.unsaved:
-        sys.stderr.write(f"neuralrg: without checkpoint: {'; '.join(results.unsaved)}\n")
+        sys.stderr.write(f"neuralrg: not written: {'; '.join(results.unsaved)}\n")
     if results.stopped == "interrupted" or pressed:
         sys.stderr.write("neuralrg: interrupted; what was there is saved\n")
         return INTERRUPTED

@@ -29,6 +29,8 @@ from pyro_neuralrg.infer import (
 )
 from pyro_neuralrg.infer.files import DamagedFileError
 from pyro_neuralrg.infer.forecast import Forecast
+from pyro_neuralrg.infer.history_file import HistoryFile
+from pyro_neuralrg.infer.interval import Interval
 from pyro_neuralrg.infer.mcmc import (
     HMC,
     Cycle,
@@ -96,9 +98,10 @@ class Settings:
         device: Where torch computes; "auto" is an NVIDIA GPU where there is one, else the CPU.
         dtype: "float32" or "float64".
         checkpoint: Folder for checkpoints of training and sampling; None: there are none.
-        every: Seconds between them; None: 60.
+        every: Seconds between them, and between two tables; None: 60.
         keep: How many of them, the newest, are kept; None: three of training, two of a sampler.
         resume: Go on from the newest intact one.
+        history: Table of the training steps, which grows with them; None: there is none.
     """
 
     shape: tuple[int, ...] = (8, 8)
@@ -115,6 +118,7 @@ class Settings:
     every: float | None = None
     keep: int | None = None
     resume: bool = False
+    history: str | os.PathLike[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -185,7 +189,7 @@ class Results:
 
     @property
     def unsaved(self) -> list[str]:
-        """The last checkpoints of stages that could not be written, and why."""
+        """What of the stages could not be written, the last checkpoints for one, and why."""
         found = [self.training.unsaved, *(run.unsaved for run in self.samplers.values())]
         return [reason for reason in found if reason is not None]
 
@@ -224,10 +228,15 @@ class Experiment:
                 check_integer(name, value, least, MOST)
         check_integer("seed", settings.seed, 0, LARGEST_SEED)
         if settings.checkpoint is None:
-            given = {name: getattr(settings, name) for name in ("every", "keep", "resume")}
+            given = {name: getattr(settings, name) for name in ("keep", "resume")}
             refuse_without("checkpoint", "with a folder of them", **given)
+            if settings.history is None:
+                refuse_without("checkpoint", "with it or with history", every=settings.every)
         else:
             Checkpoints(settings.checkpoint, settings.every, keep=settings.keep)
+        if settings.history is not None:
+            table = settings.history
+            processes().from_first(lambda: HistoryFile(table, Interval(settings.every)))
         device = _device(settings.device)
         _check_memory(settings, device)
         processes().share("batch", _batch(settings))
@@ -337,6 +346,7 @@ class Experiment:
             checkpoint=settings.checkpoint,
             every=settings.every,
             keep=settings.keep,
+            history=settings.history,
             resume=settings.resume,
             callback=forecast,
         )

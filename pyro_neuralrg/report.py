@@ -48,16 +48,14 @@ class Output:
 
     Attributes:
         folder: Where the files are.
-        history: Where a table of the training steps goes, if anywhere.
         written: Names of the files of this run, in the order of writing.
     """
 
     folder: Path
-    history: Path | None = None
     written: list[str] = field(default_factory=list)
 
     @classmethod
-    def prepare(cls, folder: Path, history: Path | None = None) -> Output:
+    def prepare(cls, folder: Path) -> Output:
         """Make the folder and see that it can be written, before any work is done.
 
         Raises:
@@ -75,11 +73,7 @@ class Output:
             raise OSError(
                 f"argument --out: {folder}: {reason}; accepted: a writable folder"
             ) from None
-        if history is not None and (history.is_dir() or not history.absolute().parent.is_dir()):
-            raise OSError(
-                f"argument --history: {history}; accepted: a file in a folder that exists"
-            )
-        return cls(folder, history)
+        return cls(folder)
 
     def names(self) -> str:
         """The files of this run, for a reader."""
@@ -99,9 +93,6 @@ class Output:
             remove_leftovers(self.folder, name)
         with self._named("flow.pt") as path:
             save(path, training.flow)
-        if self.history is not None:
-            with _failing_at(self.history) as path:
-                training.history.to_csv(path)
 
     def write(self, results: Results) -> None:
         """Write all else that the results hold, the report first.

@@ -272,7 +272,7 @@ def test_a_history_that_cannot_be_written(
     with pytest.raises(SystemExit) as stop:
         main(["ising", *QUICK, "--out", str(tmp_path), "--history", str(tmp_path / "no" / "h.csv")])
     assert stop.value.code == 2
-    assert "argument --history" in capsys.readouterr().err
+    assert "history is" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
@@ -599,7 +599,7 @@ def test_checkpoints_for_which_there_is_no_room(
     lines = [line for line in error.splitlines() if line.startswith("neuralrg:")]
     assert len(lines) == 2
     assert lines[0].startswith(f"neuralrg: warning: {states}/{name}")
-    assert lines[1].startswith(f"neuralrg: without checkpoint: {states}/{name}")
+    assert lines[1].startswith(f"neuralrg: not written: {states}/{name}")
     assert all("No space left on device" in line for line in lines)
     report = without_seconds(json.loads((out / "report.json").read_text()))
     (unsaved,) = report.pop("unsaved")

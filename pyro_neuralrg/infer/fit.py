@@ -25,6 +25,8 @@ from pyro_neuralrg.arguments import (
 )
 from pyro_neuralrg.infer.guides import FlowGuide
 from pyro_neuralrg.infer.history import History, TrainingStep
+from pyro_neuralrg.infer.history_file import HistoryFile
+from pyro_neuralrg.infer.interval import Interval
 from pyro_neuralrg.infer.memory import check_memory
 from pyro_neuralrg.infer.optimizer import GuardedAdam
 from pyro_neuralrg.infer.schedule import Anneal, Schedule, default_schedule
@@ -57,7 +59,7 @@ class FitResult:
         interrupted: Ctrl-C, or SIGTERM with checkpoints, ended the training.
         stopped: why the training ended early, else None.
         optimizer_state: for ``fit(..., optimizer_state=...)`` and ``save(..., optimizer=...)``.
-        unsaved: why the last checkpoint could not be written, else None.
+        unsaved: why the last checkpoint or the history could not be written, else None.
     """
 
     flow: Any
@@ -88,6 +90,7 @@ def fit(
     optimizer_state: dict[str, Any] | None = None,
     progress: bool = True,
     callback: Callable[[TrainingStep], Any] | None = None,
+    history: str | os.PathLike[str] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     every: float | None = None,
     every_steps: int | None = None,
@@ -108,8 +111,8 @@ def fit(
     writes checkpoints.
 
     With ``checkpoint``, a training that was killed at any moment goes on with ``resume=True``; on a
-    CPU with the very numbers of one that was not. Ctrl-C and SIGTERM then end it after the present
-    step, which is kept.
+    CPU with the very numbers of one that was not. Ctrl-C and SIGTERM then, or with ``history``, end
+    it after the present step, which is kept.
 
     Args:
         target: a LatticePotential, or a Pyro model without arguments; or a PotentialFamily: each
@@ -138,13 +141,16 @@ def fit(
         progress: show one progress bar; a line now and then where stderr is no terminal.
         callback: called after each step, on every process; if it returns True on any, training
             stops.
+        history: a CSV file for the steps so far, written anew, whole or not at all, as often as
+            checkpoints and at the end.
         checkpoint: a folder for where the training stands, made if it is missing; see
             :class:`~pyro_neuralrg.infer.training_state.Checkpoints`.
-        every: seconds between checkpoints, 60 if None; one at the end comes in any case.
+        every: seconds between checkpoints, 60 if None; one at the end comes in any case. Accepted
+            with a checkpoint or a history only, as ``every_steps``.
         every_steps: steps between checkpoints, instead.
-        keep: how many of them, the newest, are kept; three if None.
-        resume: go on from the newest intact checkpoint; from the beginning if there is none. This
-            and the three before it are accepted with a checkpoint only.
+        keep: how many of them, the newest, are kept; three if None. Accepted with a checkpoint
+            only, as ``resume``.
+        resume: go on from the newest intact checkpoint; from the beginning if there is none.
 
     Raises:
         ValueError, TypeError: naming the argument; also if the first loss is not finite.
@@ -165,7 +171,12 @@ def fit(
     _check_switch("path_gradient", path_gradient)
     cooling = _check_anneal(anneal)
     world = processes()
+    if checkpoint is None and history is None:
+        given = {"every": every, "every_steps": every_steps}
+        refuse_without("checkpoint", "with a checkpoint or a history", **given)
+    table = world.from_first(lambda: _table(history, every, every_steps))
     checkpoints = _checkpoints(checkpoint, every, every_steps, keep, resume)
+    keepers = [keeper for keeper in (checkpoints, table) if keeper is not None]
     with seeded(world.seed(seed)), contextlib.ExitStack() as stack:
         if flow is None:
             flow = _default_flow(target)
@@ -186,8 +197,10 @@ def fit(
         bar = stack.enter_context(
             Progress(training.steps, "fit", progress and world.is_first, training.step)
         )
-        training.run(bar, callback, checkpoints)
-    unsaved = None if checkpoints is None else checkpoints.unsaved
+        training.run(bar, callback, keepers)
+    if table is not None:
+        table.keep(training)  # whatever ended it
+    unsaved = "; ".join(keeper.unsaved for keeper in keepers if keeper.unsaved is not None) or None
     _clear_cache(flow)
     return FitResult(
         flow=flow,
@@ -277,10 +290,16 @@ def _checkpoints(
     if not isinstance(resume, bool):
         raise TypeError(f"resume is {resume!r}; accepted: True or False")
     if folder is None:
-        given = {"every": every, "every_steps": every_steps, "keep": keep, "resume": resume}
-        refuse_without("checkpoint", "with a folder of them", **given)
+        refuse_without("checkpoint", "with a folder of them", keep=keep, resume=resume)
         return None
     return Checkpoints(folder, every, every_steps, keep)
+
+
+def _table(
+    path: str | os.PathLike[str] | None, every: float | None, every_steps: int | None
+) -> HistoryFile | None:
+    """Where to write the steps, if anywhere."""
+    return None if path is None else HistoryFile(path, Interval(every, every_steps))
 
 
 def _clear_cache(flow: Any) -> None:

@@ -8,7 +8,6 @@ import contextlib
 import fnmatch
 import json
 import os
-import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.arguments import check_integer, check_number
+from pyro_neuralrg.arguments import check_integer
 from pyro_neuralrg.infer.atomic import remove_leftovers
 from pyro_neuralrg.infer.files import FileFormat, VersionError, differences, one_line
+from pyro_neuralrg.infer.interval import Interval
 from pyro_neuralrg.infer.schedule import Schedule
 from pyro_neuralrg.infer.training import Training
 from pyro_neuralrg.potentials.base import LatticePotential
@@ -42,11 +42,8 @@ FORMAT = FileFormat(
 
 PATTERN = "training-*.pt"
 
-EVERY = 60.0
-"""Seconds from one checkpoint to the next, if nothing else is said."""
-
 KEEP = 3
-"""Checkpoints, likewise."""
+"""Checkpoints, if nothing else is said."""
 
 ENERGY_TOLERANCE = 1e-3
 """Of energies computed again, relative to their size: other machines round otherwise."""
@@ -101,20 +98,10 @@ class Checkpoints:
         if not isinstance(folder, str | os.PathLike):
             raise TypeError(f"checkpoint is {folder!r}; accepted: a folder")
         self.folder = Path(folder)
-        if every is not None and every_steps is not None:
-            raise ValueError(
-                f"every is {every!r} and every_steps is {every_steps!r}; accepted: one of them"
-            )
-        self.every = check_number(
-            "every", EVERY if every is None else every, "a number of seconds >= 0", least=0
-        )
-        if every_steps is not None:
-            every_steps = check_integer("every_steps", every_steps, 1)
-        self.every_steps = every_steps
+        self.interval = Interval(every, every_steps)
         self.number = check_integer("keep", KEEP if keep is None else keep, 1)
         self.settings = ""
         self.unsaved: str | None = None
-        self._last = time.monotonic()
 
     def begin(self, training: Training, settings: str, resume: bool) -> None:
         """Load the newest intact checkpoint into the training, or see that there is none.
@@ -133,13 +120,11 @@ class Checkpoints:
         if found is not None:
             training.load_state_dict(found["training"])
             _set_random_state(found["random"], training)
-        self._last = time.monotonic()
+        self.interval.begin()
 
     def is_due(self, step: int) -> bool:
         """Whether it is time for another checkpoint, with ``step`` steps taken."""
-        if self.every_steps is not None:
-            return step % self.every_steps == 0
-        return time.monotonic() - self._last >= self.every
+        return self.interval.is_over(step)
 
     def keep(self, training: Training) -> None:
         """Write a checkpoint of the training between two steps, and remove the oldest ones.
@@ -164,7 +149,7 @@ class Checkpoints:
                 self._cannot_write(path, error)
             else:
                 self.unsaved = None
-        self._last = time.monotonic()
+        self.interval.begin()
 
     def _cannot_write(self, path: Path, error: OSError) -> None:
         failed_before = self.unsaved is not None
