@@ -23,9 +23,9 @@ from matplotlib.figure import Figure
 
 from pyro_neuralrg import __version__, plotting
 from pyro_neuralrg.diagnostics import save_tree
-from pyro_neuralrg.experiment import Exact, Results, Sampling
 from pyro_neuralrg.infer import FitResult, save
 from pyro_neuralrg.infer.atomic import remove_leftovers, replacing, writing
+from pyro_neuralrg.job import Exact, Results, Sampling
 from pyro_neuralrg.potentials.cluster import MonteCarlo
 
 __all__ = ["Output", "as_json", "table"]

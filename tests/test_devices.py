@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from pyro_neuralrg import HMC, ChEESHMC, Cycle, FreeField, IndependenceMetropolis, IsingDual
-from pyro_neuralrg.experiment import Experiment, Settings
+from pyro_neuralrg.experiment import Experiment
 from pyro_neuralrg.infer.fit import _guide
 from pyro_neuralrg.infer.mcmc import MALA, EnergyTarget, Kernel, RandomWalkMetropolis
 from pyro_neuralrg.infer.training import QuietPDD
+from pyro_neuralrg.job import Settings
 
 META = torch.device("meta")
 

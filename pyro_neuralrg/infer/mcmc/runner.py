@@ -26,7 +26,7 @@ from pyro_neuralrg.infer.mcmc import state_file
 from pyro_neuralrg.infer.mcmc.adaptation import Adaptation, Warmup
 from pyro_neuralrg.infer.mcmc.base import Kernel, StepInfo
 from pyro_neuralrg.infer.mcmc.progress import Figures
-from pyro_neuralrg.infer.mcmc.record import Observable, observe, statistics
+from pyro_neuralrg.infer.mcmc.record import Observable, check_observables, observe, statistics
 from pyro_neuralrg.infer.mcmc.results import Cost, Mark, RunResults
 from pyro_neuralrg.infer.mcmc.starts import check_start, started
 from pyro_neuralrg.infer.mcmc.target import Target, frozen
@@ -160,7 +160,7 @@ class VectorizedMCMC(RunResults):
         if chain_batch_size is not None:
             check_integer("chain_batch_size", chain_batch_size, 1)
         self.chain_batch_size = chain_batch_size
-        self._observables = _check_observables(observables)
+        self._observables = check_observables(observables)
         self.checkpoint = world.from_first(lambda: _check_checkpoint(checkpoint))
         if checkpoint is None:
             given = {"checkpoint_every": checkpoint_every, "checkpoint_keep": checkpoint_keep}
@@ -480,16 +480,6 @@ class VectorizedMCMC(RunResults):
         columns = (self._records[name].columns() for name in ("sample_stats", "observables"))
         stats, observables = columns
         return {name: value for name, value in stats.items() if name == "lp"} | observables
-
-
-def _check_observables(observables: Any) -> dict[str, Observable]:
-    accepted = "accepted: functions of the draws by name"
-    if not isinstance(observables, Mapping | None):
-        raise TypeError(f"observables is {observables!r}; {accepted}")
-    for name, function in (observables or {}).items():
-        if not callable(function):
-            raise TypeError(f"observables[{name!r}] is {function!r}; {accepted}")
-    return dict(observables or {})
 
 
 def _check_checkpoint(checkpoint: str | os.PathLike[str] | None) -> Path | None:
