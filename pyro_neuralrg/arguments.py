@@ -12,7 +12,7 @@ import math
 import operator
 from typing import Any
 
-__all__ = ["LARGEST_SEED", "as_integer", "check_integer", "check_number"]
+__all__ = ["LARGEST_SEED", "as_integer", "check_integer", "check_number", "refuse_without"]
 
 LARGEST_SEED = 2**63 - 1
 """Of torch's generators, as a signed integer."""
@@ -106,3 +106,24 @@ def check_number(
     if not (above < number < below and least <= number <= most):
         raise ValueError(message)
     return number
+
+
+def refuse_without(missing: str, accepted: str, **given: Any) -> None:
+    """See that nothing was given that means something only beside another argument.
+
+    Args:
+        missing: the other argument, which was not given.
+        accepted: what the message says is accepted.
+        **given: by name; None and False were not given.
+
+    Raises:
+        ValueError: naming the first that was.
+
+    Example:
+        >>> refuse_without("checkpoint", "with a folder", every=None, resume=True)
+        Traceback (most recent call last):
+        ValueError: resume is True without checkpoint; accepted: with a folder
+    """
+    for name, value in given.items():
+        if value is not None and value is not False:
+            raise ValueError(f"{name} is {value!r} without {missing}; accepted: {accepted}")

@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line: arguments in, one line per error and an exit code out.
 
-Exit codes: 0 done; 1 stopped early by a failure, with what there was saved; 2 bad input, nothing
-written; 130 interrupted (Ctrl-C, or SIGTERM with checkpoints), with what there was saved.
+Exit codes: 0 done; 1 stopped early by a failure, with what there was saved, or done but for the
+last checkpoint of a stage, which could not be written; 2 bad input, nothing written; 130
+interrupted (Ctrl-C, or SIGTERM with checkpoints), with what there was saved.
 
 Under ``torchrun`` the processes train and sample together; the first one alone prints, estimates
 and writes.
@@ -26,10 +27,10 @@ from pyro_neuralrg.experiment import (
     CheckpointError,
     Experiment,
     MemoryLimitError,
-    Settings,
     one_line,
 )
 from pyro_neuralrg.interrupts import deferred_interrupts
+from pyro_neuralrg.job import Settings
 from pyro_neuralrg.paper import BLOCKS, FIGURES, Start, make_folder, prepare, redraw
 from pyro_neuralrg.processes import joined, processes
 from pyro_neuralrg.report import Output, table
@@ -72,37 +73,44 @@ def _add_ising(commands: argparse._SubParsersAction[_Parser]) -> None:
             "of an earlier run. Ctrl-C ends with what is there, saved."
         ),
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        argument_default=argparse.SUPPRESS,
     )
     new = Settings()
     add = ising.add_argument
     add("--shape", type=int, nargs="+", default=list(new.shape), metavar="L",
         help="sides of the periodic lattice, one to three")  # fmt: skip
-    add("--temperature", type=float, default=new.temperature, metavar="T",
-        help="in J/k_B; the default is the critical temperature of the square lattice")  # fmt: skip
-    add("--steps", type=int, metavar="N", default=argparse.SUPPRESS,
-        help="training steps (default: from the shape)")  # fmt: skip
-    add("--batch", type=int, metavar="N", default=argparse.SUPPRESS,
-        help="fields per training step (default: from the shape)")  # fmt: skip
+    _add_training(ising, new, "the shape")
     add("--chains", type=int, metavar="N", default=new.chains,
         help="chains of each sampler")  # fmt: skip
     add("--draws", type=int, metavar="N", default=new.draws,
         help="kept draws per chain, after as many for warm-up, at most 200")  # fmt: skip
-    add("--seed", type=int, default=new.seed, help="of training and sampling")
-    add("--compile", action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS,
+    add("--compile", action=argparse.BooleanOptionalAction,
         help="train through torch.compile (default: from 16 x 16 on, with a compiler)")  # fmt: skip
     add("--device", default=new.device, help="where torch computes: auto, cpu, cuda, cuda:1, ...")
     add("--dtype", default=new.dtype, choices=["float32", "float64"],
         help="of the flow and of the fields")  # fmt: skip
-    add("--checkpoint", metavar="DIR", default=argparse.SUPPRESS,
+    add("--checkpoint", metavar="DIR",
         help="folder for checkpoints of training and sampling (default: none)")  # fmt: skip
-    add("--every", type=float, metavar="SECONDS", default=new.every,
-        help="between two checkpoints; Ctrl-C and SIGTERM save one first")  # fmt: skip
+    add("--every", type=float, metavar="SECONDS",
+        help="between checkpoints; Ctrl-C and SIGTERM save one first (default: 60)")  # fmt: skip
+    add("--keep", type=int, metavar="K",
+        help="newest checkpoints that stay (default: 3 of training, 2 of a sampler)")  # fmt: skip
     add("--resume", action="store_true",
         help="go on from the newest intact checkpoint, if there is one")  # fmt: skip
-    add("--history", type=Path, metavar="FILE.csv", default=argparse.SUPPRESS,
-        help="a table of all training steps (default: none)")  # fmt: skip
+    add("--history", type=Path, metavar="FILE.csv",
+        help="a table of the training steps, which grows with them (default: none)")  # fmt: skip
     add("--out", type=Path, default=Path("neuralrg-output"), metavar="DIR",
         help="folder for what is written; made if it is missing")  # fmt: skip
+
+
+def _add_training(parser: argparse.ArgumentParser, new: Settings | Start, origin: str) -> None:
+    """What both commands train with, on which model."""
+    add = parser.add_argument
+    add("--temperature", type=float, default=new.temperature, metavar="T",
+        help="in J/k_B; the default is the critical temperature of the square lattice")  # fmt: skip
+    add("--steps", type=int, metavar="N", help=f"training steps (default: from {origin})")
+    add("--batch", type=int, metavar="N", help=f"fields per training step (default: from {origin})")
+    add("--seed", type=int, default=new.seed, help="of training and sampling")
 
 
 def _add_paper(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -116,38 +124,33 @@ def _add_paper(commands: argparse._SubParsersAction[_Parser]) -> None:
             "trained one, flow.pt, from which the other figures can start."
         ),
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        argument_default=argparse.SUPPRESS,
     )
     add = paper.add_argument
     add("figure", choices=sorted(FIGURES), metavar="FIGURE", help=", ".join(FIGURES))
-    add("--shape", type=int, nargs="+", metavar="L", default=argparse.SUPPRESS,
+    add("--shape", type=int, nargs="+", metavar="L",
         help="sides of the periodic lattice (default: those of the flow, else 16 16)")  # fmt: skip
-    add("--temperature", type=float, default=Start().temperature, metavar="T",
-        help="in J/k_B; the default is the critical temperature of the square lattice")  # fmt: skip
-    add("--flow", type=Path, metavar="PATH", default=argparse.SUPPRESS,
+    _add_training(paper, Start(), "the blocks and the shape")
+    add("--flow", type=Path, metavar="PATH",
         help="start from this flow.pt (default: train one)")  # fmt: skip
-    add("--blocks", choices=BLOCKS, default=argparse.SUPPRESS,
+    add("--blocks", choices=BLOCKS,
         help="default: the flow that knows its target; paper: Real NVP blocks, 5000 steps of 512 "
         "fields (default: paper for the sweep, else default)")  # fmt: skip
-    add("--steps", type=int, metavar="N", default=argparse.SUPPRESS,
-        help="training steps (default: from the blocks and the shape)")  # fmt: skip
-    add("--batch", type=int, metavar="N", default=argparse.SUPPRESS,
-        help="fields per training step (default: from the blocks and the shape)")  # fmt: skip
-    add("--seconds", type=float, metavar="S", default=argparse.SUPPRESS,
+    add("--seconds", type=float, metavar="S",
         help="sweep: CPU seconds of training for each point (default: 60)")  # fmt: skip
-    add("--temperatures", type=float, nargs="+", metavar="T", default=argparse.SUPPRESS,
+    add("--temperatures", type=float, nargs="+", metavar="T",
         help="sweep: those of the points, in J/k_B (default: nine from 2.0 to 2.7)")  # fmt: skip
-    add("--depths", type=int, nargs="+", metavar="K", default=argparse.SUPPRESS,
+    add("--depths", type=int, nargs="+", metavar="K",
         help="sweep: numbers of scales (default: from 1 to all)")  # fmt: skip
-    add("--circuits", nargs="*", metavar="NAME", default=argparse.SUPPRESS,
+    add("--circuits", nargs="*", metavar="NAME",
         help="sweep: whole circuits at --temperature, of tree, brickwork, mera; no name for none "
         "(default: all three)")  # fmt: skip
-    add("--chains", type=int, metavar="N", default=argparse.SUPPRESS,
+    add("--chains", type=int, metavar="N",
         help="fig3b: of each sampler (default: 256)")  # fmt: skip
-    add("--trajectories", type=int, metavar="N", default=argparse.SUPPRESS,
+    add("--trajectories", type=int, metavar="N",
         help="fig3b: of each chain (default: 400)")  # fmt: skip
-    add("--seeds", type=int, metavar="N", default=argparse.SUPPRESS,
+    add("--seeds", type=int, metavar="N",
         help="fig4a: trainings whose overlaps are reported (default: 1)")  # fmt: skip
-    add("--seed", type=int, default=Start().seed, help="of training and sampling")
     add("--smoke", action="store_true", help="make it in seconds, with numbers that mean nothing")
     add("--out", type=Path, default=Path("neuralrg-paper"), metavar="DIR",
         help="folder for what is written; made if it is missing. A sweep that was stopped goes on "
@@ -182,13 +185,13 @@ def _main(arguments: Sequence[str] | None) -> int:
     command, out = options.pop("command"), options.pop("out")
     if command == "paper":
         return _paper(parser, options, out)
-    options["shape"], history = tuple(options["shape"]), options.pop("history", None)
+    options["shape"] = tuple(options["shape"])
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
             experiment = Experiment.prepare(Settings(**options))
-            output = Output.prepare(out, history) if processes().is_first else None
-        except (*FAILURES, OSError) as error:
+            output = Output.prepare(out) if processes().is_first else None
+        except FAILURES as error:
             parser.error(one_line(error))
         except KeyboardInterrupt:
             return INTERRUPTED
@@ -207,7 +210,7 @@ def _follow(experiment: Experiment) -> int:
         return FAILED
     if results.stopped == "interrupted":
         return INTERRUPTED
-    return FAILED if results.stopped else DONE
+    return FAILED if results.stopped or results.unsaved else DONE
 
 
 def _paper(parser: argparse.ArgumentParser, options: dict[str, Any], out: Path) -> int:
@@ -215,8 +218,8 @@ def _paper(parser: argparse.ArgumentParser, options: dict[str, Any], out: Path) 
     if processes().size > 1:
         parser.error(f"paper runs in {processes().size} processes; accepted: one")
     figure, saved = options.pop("figure"), options.pop("flow", None)
-    small = options.pop("smoke")
-    if options.pop("redraw"):
+    small = options.pop("smoke", False)
+    if options.pop("redraw", False):
         return _redraw(parser, figure, out)
     own = {name: _tuple(options.pop(name)) for name in OWN if name in options}
     options.setdefault("blocks", "paper" if figure == "sweep" else "default")
@@ -226,7 +229,7 @@ def _paper(parser: argparse.ArgumentParser, options: dict[str, Any], out: Path) 
             start = Start(saved=saved, **options)
             job = prepare(figure, start, small=small, own=own)
             folder = make_folder(out)
-        except (*FAILURES, OSError) as error:
+        except FAILURES as error:
             parser.error(one_line(error))
         except KeyboardInterrupt:
             return INTERRUPTED
@@ -235,7 +238,7 @@ def _paper(parser: argparse.ArgumentParser, options: dict[str, Any], out: Path) 
         except KeyboardInterrupt:
             sys.stderr.write("neuralrg: interrupted\n")
             return INTERRUPTED
-        except (*FAILURES, OSError) as error:
+        except FAILURES as error:
             sys.stderr.write(f"neuralrg: error: {one_line(error)}\n")
             return FAILED
     sys.stdout.write("\n".join(lines) + f"\n\nwritten to {folder}: {figure}.png\n")
@@ -246,7 +249,7 @@ def _redraw(parser: argparse.ArgumentParser, figure: str, out: Path) -> int:
     """Draw a figure again, and print its numbers."""
     try:
         lines = redraw(figure, out)
-    except (*FAILURES, OSError) as error:
+    except FAILURES as error:
         parser.error(one_line(error))
     sys.stdout.write("\n".join(lines) + f"\n\nwritten to {out}: {figure}.png\n")
     return DONE
@@ -269,22 +272,19 @@ def _run(experiment: Experiment, output: Output) -> int:
     except (CheckpointError, MemoryLimitError) as error:
         sys.stderr.write(f"neuralrg: error: {one_line(error)}\n")
         return BAD_INPUT
-    except OSError as error:
-        sys.stderr.write(
-            f"neuralrg: error: cannot write to {output.folder}: {one_line(error)}{_kept(output)}\n"
-        )
-        return FAILED
     except FAILURES as error:
         sys.stderr.write(f"neuralrg: error: {one_line(error)}{_kept(output)}\n")
         return FAILED
     sys.stdout.write(f"{table(results)}\n\nwritten to {output.folder}: {output.names()}\n")
+    if results.unsaved:
+        sys.stderr.write(f"neuralrg: not written: {'; '.join(results.unsaved)}\n")
     if results.stopped == "interrupted" or pressed:
         sys.stderr.write("neuralrg: interrupted; what was there is saved\n")
         return INTERRUPTED
     if results.stopped:
         sys.stderr.write(f"neuralrg: stopped early: {results.stopped}; what was there is saved\n")
         return FAILED
-    return DONE
+    return FAILED if results.unsaved else DONE
 
 
 def _kept(output: Output) -> str:

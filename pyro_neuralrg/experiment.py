@@ -4,20 +4,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.arguments import LARGEST_SEED, check_integer
-from pyro_neuralrg.diagnostics import Summary, summarise, to_arviz
+from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, refuse_without
+from pyro_neuralrg.diagnostics import summarise, to_arviz
 from pyro_neuralrg.infer import (
     FitResult,
     FreeEnergyEstimate,
@@ -26,6 +25,8 @@ from pyro_neuralrg.infer import (
     fit,
 )
 from pyro_neuralrg.infer.files import DamagedFileError
+from pyro_neuralrg.infer.history_file import HistoryFile
+from pyro_neuralrg.infer.interval import Interval
 from pyro_neuralrg.infer.mcmc import (
     HMC,
     Cycle,
@@ -34,12 +35,13 @@ from pyro_neuralrg.infer.mcmc import (
     Kernel,
     VectorizedMCMC,
 )
-from pyro_neuralrg.infer.mcmc.state_file import previous
+from pyro_neuralrg.infer.mcmc.state_file import is_there
 from pyro_neuralrg.infer.memory import MemoryLimitError, check_fits, kept_bytes
 from pyro_neuralrg.infer.training_state import CheckpointError, Checkpoints
 from pyro_neuralrg.interrupts import deferred_interrupts
+from pyro_neuralrg.job import Exact, Results, Sampling, Settings
 from pyro_neuralrg.lattice import check_shape
-from pyro_neuralrg.potentials import CRITICAL_TEMPERATURE, IsingDual
+from pyro_neuralrg.potentials import IsingDual
 from pyro_neuralrg.potentials.cluster import MonteCarlo
 from pyro_neuralrg.processes import processes
 from pyro_neuralrg.transforms import HierarchicalFlow
@@ -48,12 +50,8 @@ from pyro_neuralrg.transforms.steps import has_compiler
 __all__ = [
     "FAILURES",
     "CheckpointError",
-    "Exact",
     "Experiment",
     "MemoryLimitError",
-    "Results",
-    "Sampling",
-    "Settings",
     "one_line",
 ]
 
@@ -71,122 +69,9 @@ LEAST_EVERY = 1e-3  # seconds between checkpoints of a sampler
 PICTURED = 4  # fields kept for the figure
 LEAST = {"steps": 1, "batch": 2, "chains": 1, "draws": 1}
 MOST = 2**31 - 1  # of each of them
-FAILURES = (ValueError, TypeError, ArithmeticError, RuntimeError, MemoryError)
-"""What a stage may raise: a target that is not finite, numbers out of range, no more memory."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What is to be done.
-
-    Attributes:
-        shape: Sides of the periodic lattice.
-        temperature: In J/k_B.
-        steps: Training steps; None: from the shape.
-        batch: Fields per training step; None: from the shape.
-        chains: Chains of each sampler.
-        draws: Kept draws per chain, after as many for warm-up, but at most 200.
-        seed: Of training, estimates and sampling.
-        compile: Train through ``torch.compile``; None: from 16 x 16 sites on, on a CPU with a C++
-            compiler.
-        device: Where torch computes; "auto" is an NVIDIA GPU where there is one, else the CPU.
-        dtype: "float32" or "float64".
-        checkpoint: Folder for checkpoints of training and sampling; None: there are none.
-        every: Seconds between them.
-        resume: Go on from the newest intact one.
-    """
-
-    shape: tuple[int, ...] = (8, 8)
-    temperature: float = CRITICAL_TEMPERATURE
-    steps: int | None = None
-    batch: int | None = None
-    chains: int = 32
-    draws: int = 700
-    seed: int = 0
-    compile: bool | None = None
-    device: str = "auto"
-    dtype: str = "float32"
-    checkpoint: str | None = None
-    every: float = 60.0
-    resume: bool = False
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """What one sampler found.
-
-    Attributes:
-        structure_factor: Of every kept draw, shape ``(chains, draws)``.
-        summary: Its mean, Monte Carlo standard error, R-hat and bulk effective sample size.
-        acceptance_rate: Mean over draws and chains.
-        gradient_evaluations: For the kept draws, summed over chains; a jump counts as one.
-        seconds: Wall time of the kept draws.
-        last_fields: Last fields of the first chains, shape ``(number,) + shape``.
-        interrupted: Ctrl-C cut the draws short.
-        idata: The run in ArviZ's form.
-    """
-
-    structure_factor: npt.NDArray[np.float64]
-    summary: Summary
-    acceptance_rate: float
-    gradient_evaluations: int
-    seconds: float
-    last_fields: npt.NDArray[np.float64]
-    interrupted: bool
-    idata: Any = field(repr=False)
-
-
-class Exact(NamedTuple):
-    """An exact value, or why it is not known.
-
-    Attributes:
-        value: The value; None where it is not known.
-        reason: Why it is not known; empty where it is.
-    """
-
-    value: float | None
-    reason: str
-
-
-@dataclass(frozen=True)
-class Results:
-    """What there is at the end, however it came.
-
-    Attributes:
-        settings: What was asked for.
-        training: The result of :func:`~pyro_neuralrg.infer.fit`.
-        parameters: Trained numbers of the flow.
-        exact_free_energy: -ln Z of the dual field in nats.
-        exact_structure_factor: E[(sum s)^2] / N^2.
-        reference_structure_factor: The same by cluster Monte Carlo with its standard error, where
-            the exact value is not known; None where it is, or if it did not come to that.
-        estimate: Free energies from samples of the flow; None if it did not come to that.
-        samplers: "latent" and "physical", those that drew anything.
-        stopped: Why the run ended early, "interrupted" for Ctrl-C; empty if it did not.
-    """
-
-    settings: Settings
-    training: FitResult
-    parameters: int
-    exact_free_energy: Exact
-    exact_structure_factor: Exact
-    reference_structure_factor: MonteCarlo | None
-    estimate: FreeEnergyEstimate | None
-    samplers: dict[str, Sampling]
-    stopped: str
-
-    @property
-    def gap(self) -> float | None:
-        """Variational bound minus exact free energy, KL(q || pi/Z) in nats; None if unknown."""
-        if self.exact_free_energy.value is None or self.estimate is None:
-            return None
-        return self.estimate.variational - self.exact_free_energy.value
-
-    @property
-    def relative_error(self) -> float | None:
-        """The gap as a fraction of |ln Z|; None if unknown."""
-        exact = self.exact_free_energy.value
-        return None if self.gap is None or not exact else self.gap / abs(exact)
+FAILURES = (ValueError, TypeError, ArithmeticError, RuntimeError, MemoryError, OSError)
+"""What a stage may raise: a target that is not finite, numbers out of range, no more memory, files
+that cannot be read or written."""
 
 
 @dataclass(frozen=True)
@@ -210,10 +95,16 @@ class Experiment:
             if value is not None:
                 check_integer(name, value, least, MOST)
         check_integer("seed", settings.seed, 0, LARGEST_SEED)
-        if settings.checkpoint is not None:
-            Checkpoints(settings.checkpoint, settings.every)
-        elif settings.resume:
-            raise ValueError("resume is set without checkpoint; accepted: with a folder of them")
+        if settings.checkpoint is None:
+            given = {name: getattr(settings, name) for name in ("keep", "resume")}
+            refuse_without("checkpoint", "with a folder of them", **given)
+            if settings.history is None:
+                refuse_without("checkpoint", "with it or with history", every=settings.every)
+        else:
+            Checkpoints(settings.checkpoint, settings.every, keep=settings.keep)
+        if settings.history is not None:
+            table = settings.history
+            processes().from_first(lambda: HistoryFile(table, Interval(settings.every)))
         device = _device(settings.device)
         processes().together(lambda: _check_memory(settings, device))
         processes().share("batch", _batch(settings))
@@ -309,6 +200,8 @@ class Experiment:
             compile=self._compiles() if settings.compile is None else settings.compile,
             checkpoint=settings.checkpoint,
             every=settings.every,
+            keep=settings.keep,
+            history=settings.history,
             resume=settings.resume,
         )
 
@@ -353,7 +246,11 @@ class Experiment:
 
     def _sampler(self, space: str) -> VectorizedMCMC:
         """What samples in the "latent" or in the "physical" space, not run yet."""
-        kept = self.settings.checkpoint is not None
+        every = self.settings.every
+        checkpoint = None if self.settings.checkpoint is None else self._state_file(space)
+        if checkpoint is not None:
+            with contextlib.suppress(OSError):  # if it is missing after all, the sampler says so
+                checkpoint.parent.mkdir(parents=True, exist_ok=True)
         return VectorizedMCMC(
             self._kernel(space),
             num_samples=self.settings.draws,
@@ -361,8 +258,9 @@ class Experiment:
             num_chains=self.settings.chains,
             initial_params={"x": self._start()},
             seed=self.settings.seed,
-            checkpoint=self._state_file(space) if kept else None,
-            checkpoint_every=max(self.settings.every, LEAST_EVERY),
+            checkpoint=checkpoint,
+            checkpoint_every=None if every is None else max(every, LEAST_EVERY),
+            checkpoint_keep=self.settings.keep,
         )
 
     def _state_file(self, space: str) -> Path:
@@ -374,19 +272,23 @@ class Experiment:
         if not self.settings.resume:
             return False
         path = self._state_file(space)
-        return processes().from_first(lambda: path.is_file() or previous(path).is_file())
+        return processes().from_first(lambda: is_there(path))
 
     def _check_samplers(self) -> None:
-        """Raise a CheckpointError if samplers are to be resumed that had other settings."""
+        """Raise a CheckpointError if samplers are to be resumed that had other settings.
+
+        Likewise if their files cannot be read.
+        """
         for space in SPACES:
-            if not self._can_resume(space):
-                continue
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # sampling will speak of damaged files
                 try:
-                    self._sampler(space).check(self._state_file(space))
+                    if self._can_resume(space):
+                        self._sampler(space).check(self._state_file(space))
                 except DamagedFileError:
                     continue
+                except OSError as error:
+                    raise CheckpointError(one_line(error)) from None
                 except ValueError as error:
                     if "sites." in str(error):  # of another lattice: so is the training beside
                         continue  # it, which will name all that differs
@@ -417,6 +319,7 @@ def _sampling(mcmc: VectorizedMCMC) -> Sampling:
         seconds=mcmc.seconds.draws,
         last_fields=fields[:PICTURED, -1],
         interrupted=mcmc.interrupted,
+        unsaved=mcmc.unsaved,
         idata=idata,
     )
 

@@ -2,8 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run leaves behind: the table, report.json, the flow, the samples and the figures.
 
-Every file is written under a temporary name beside its place and then renamed, so that a run that
-dies leaves whole files only.
+Every file is written whole or not at all: a run that dies leaves whole files only.
 """
 
 from __future__ import annotations
@@ -11,10 +10,9 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import platform
 import tempfile
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -25,8 +23,9 @@ from matplotlib.figure import Figure
 
 from pyro_neuralrg import __version__, plotting
 from pyro_neuralrg.diagnostics import save_tree
-from pyro_neuralrg.experiment import Exact, Results, Sampling
 from pyro_neuralrg.infer import FitResult, save
+from pyro_neuralrg.infer.atomic import remove_leftovers, replacing, writing
+from pyro_neuralrg.job import Exact, Results, Sampling
 from pyro_neuralrg.potentials.cluster import MonteCarlo
 
 __all__ = ["Output", "as_json", "table"]
@@ -49,16 +48,14 @@ class Output:
 
     Attributes:
         folder: Where the files are.
-        history: Where a table of the training steps goes, if anywhere.
         written: Names of the files of this run, in the order of writing.
     """
 
     folder: Path
-    history: Path | None = None
     written: list[str] = field(default_factory=list)
 
     @classmethod
-    def prepare(cls, folder: Path, history: Path | None = None) -> Output:
+    def prepare(cls, folder: Path) -> Output:
         """Make the folder and see that it can be written, before any work is done.
 
         Raises:
@@ -76,11 +73,7 @@ class Output:
             raise OSError(
                 f"argument --out: {folder}: {reason}; accepted: a writable folder"
             ) from None
-        if history is not None and (history.is_dir() or not history.absolute().parent.is_dir()):
-            raise OSError(
-                f"argument --history: {history}; accepted: a file in a folder that exists"
-            )
-        return cls(folder, history)
+        return cls(folder)
 
     def names(self) -> str:
         """The files of this run, for a reader."""
@@ -90,20 +83,30 @@ class Output:
         """Save the trained flow, as soon as there is one: ``pyro_neuralrg.load`` reads it.
 
         The files of an earlier run are removed first: no folder holds files of two runs.
+
+        Raises:
+            OSError: A file cannot be written; the message names it.
         """
         for name in FILES:
-            (self.folder / name).unlink(missing_ok=True)
-        self._write("flow.pt", lambda path: save(path, training.flow))
-        if self.history is not None:
-            training.history.to_csv(self.history)
+            with _failing_at(self.folder / name) as path:
+                path.unlink(missing_ok=True)
+            remove_leftovers(self.folder, name)
+        with self._named("flow.pt") as path:
+            save(path, training.flow)
 
     def write(self, results: Results) -> None:
-        """Write all else that the results hold, the report first."""
+        """Write all else that the results hold, the report first.
+
+        Raises:
+            OSError: A file cannot be written; the message names it.
+        """
         text = json.dumps(as_json(results), indent=2, allow_nan=False) + "\n"
-        self._write("report.json", lambda path: path.write_text(text, encoding="utf-8"))
+        with self._named("report.json") as path, writing(path) as stream:
+            stream.write(text.encode())
         samples = results.samplers.get("latent")
         if samples is not None:
-            self._write("samples.nc", lambda path: save_tree(samples.idata, path))
+            with self._named("samples.nc") as path, replacing(path) as temporary:
+                save_tree(samples.idata, temporary)
         self._write_figures(results)
 
     def _write_figures(self, results: Results) -> None:
@@ -140,19 +143,24 @@ class Output:
         self._write_png("configurations.png", figure)
 
     def _write_png(self, name: str, figure: Figure) -> None:
-        self._write(name, lambda path: figure.savefig(path, dpi=150))
+        with self._named(name) as path, writing(path) as stream:
+            figure.savefig(stream, format="png", dpi=150)
 
-    def _write(self, name: str, write: Callable[[Path], object]) -> None:
-        """Write under a temporary name, then rename."""
-        path = self.folder / name
-        temporary = self.folder / f".{path.stem}-{os.getpid()}{path.suffix}"
-        try:
-            write(temporary)
-            temporary.replace(path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                temporary.unlink()
+    @contextlib.contextmanager
+    def _named(self, name: str) -> Iterator[Path]:
+        """Where a file of this run is written, in the block."""
+        with _failing_at(self.folder / name) as path:
+            yield path
         self.written.append(name)
+
+
+@contextlib.contextmanager
+def _failing_at(path: Path) -> Iterator[Path]:
+    """Let an OSError name the file that was to be written."""
+    try:
+        yield path
+    except OSError as error:
+        raise OSError(f"{path} cannot be written ({error.strerror or error})") from None
 
 
 def title(results: Results) -> str:
@@ -182,6 +190,7 @@ def as_json(results: Results) -> dict[str, Any]:
         "device": settings.device,
         "dtype": settings.dtype,
         "stopped": results.stopped or None,
+        "unsaved": results.unsaved,
         "free_energy": _free_energy(results),
         "sampling": {
             "exact_structure_factor": results.exact_structure_factor.value,

@@ -52,10 +52,11 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 LIBRARY = set(MAY_IMPORT)
 MAY_IMPORT[""] = LIBRARY  # the package itself: its public names
-MAY_IMPORT["experiment"] = LIBRARY
-MAY_IMPORT["report"] = LIBRARY | {"experiment", ""}  # the root for its version only
+MAY_IMPORT["job"] = LIBRARY
+MAY_IMPORT["experiment"] = LIBRARY | {"job"}
+MAY_IMPORT["report"] = LIBRARY | {"job", ""}  # the root for its version only
 MAY_IMPORT["paper"] = LIBRARY
-MAY_IMPORT["cli"] = {"experiment", "interrupts", "paper", "processes", "report", ""}
+MAY_IMPORT["cli"] = {"experiment", "interrupts", "job", "paper", "processes", "report", ""}
 MAY_IMPORT["__main__"] = {"cli"}
 
 GLOBAL_SETTERS = {

@@ -4,16 +4,19 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import arviz
@@ -27,6 +30,7 @@ from pyro_neuralrg.cli import main
 from pyro_neuralrg.experiment import Experiment
 from pyro_neuralrg.infer import FreeEnergyEstimate
 from pyro_neuralrg.report import Output
+from tests.broken_files import break_reading, fill_disk
 
 ROOT = Path(pyro_neuralrg.__file__).parents[1]
 FILES = {
@@ -213,6 +217,9 @@ BAD = {
     "temperature next to 0": (["--temperature", "1e-300"], "spectrum"),
     "dtype": (["--dtype", "int64"], "dtype"),
     "resume nothing": (["--resume"], "checkpoint"),
+    "time to no checkpoint": (["--every", "5"], "every is 5.0 without checkpoint"),
+    "number of no checkpoints": (["--keep", "5"], "keep is 5 without checkpoint"),
+    "no checkpoint to keep": (["--checkpoint", "states", "--keep", "0"], "keep is 0"),
     "time to a checkpoint": (["--checkpoint", "states", "--every", "-1"], "every"),
     "time that is no number": (["--checkpoint", "states", "--every", "nan"], "every"),
     "option": (["--temprature", "1"], "temprature"),
@@ -265,7 +272,7 @@ def test_a_history_that_cannot_be_written(
     with pytest.raises(SystemExit) as stop:
         main(["ising", *QUICK, "--out", str(tmp_path), "--history", str(tmp_path / "no" / "h.csv")])
     assert stop.value.code == 2
-    assert "argument --history" in capsys.readouterr().err
+    assert "history is" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
@@ -343,6 +350,7 @@ def test_a_training_that_meets_nan(
 ) -> None:
     """The last finite flow and its report are saved; a report of an earlier run is not kept."""
     (tmp_path / "samples.nc").write_text("of an earlier run")
+    (tmp_path / ".report.json.0a.tmp").write_text("of one that was killed")
     nan_after(3, monkeypatch)
     assert main(["ising", *QUICK, "--shape", "2", "2", "--out", str(tmp_path)]) == 1
     assert "stopped early: the loss at step 2 is nan" in one_error(capsys)
@@ -359,8 +367,10 @@ def test_a_training_that_meets_nan(
 
 
 @pytest.mark.parametrize(
-    "error", [ValueError("a\nb"), RuntimeError("a b"), MemoryError("a b"), OverflowError("a b")]
-)
+    "error",
+    [ValueError("a\nb"), RuntimeError("a b"), MemoryError("a b"), OverflowError("a b"),
+     OSError("a b")],
+)  # fmt: skip
 @pytest.mark.parametrize("stage", ["train", "estimate", "sample"])
 def test_a_stage_that_fails(
     stage: str,
@@ -416,13 +426,13 @@ def test_the_report_does_not_wait_for_the_figures(
 def test_ctrl_c_while_writing_waits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write = Output._write
+    named = Output._named
 
-    def pressed(self: Output, *arguments: object) -> None:
+    def pressed(self: Output, name: str) -> AbstractContextManager[Path]:
         signal.raise_signal(signal.SIGINT)
-        write(self, *arguments)  # type: ignore[arg-type]
+        return named(self, name)
 
-    monkeypatch.setattr(Output, "_write", pressed)
+    monkeypatch.setattr(Output, "_named", pressed)
     assert main(["ising", *QUICK, "--shape", "2", "2", "--out", str(tmp_path)]) == 130
     assert "interrupted; what was there is saved" in one_error(capsys)
     assert {"flow.pt", "report.json", "free_energy.png"} == {p.name for p in tmp_path.iterdir()}
@@ -443,7 +453,7 @@ def test_help_names_every_option_and_default(capsys: pytest.CaptureFixture[str])
     text = capsys.readouterr().out
     for option in (
         "shape", "temperature", "steps", "batch", "chains", "draws", "seed", "device", "dtype",
-        "out", "checkpoint", "every", "resume",
+        "out", "checkpoint", "every", "keep", "resume",
     ):  # fmt: skip
         assert f"--{option}" in text
     assert "neuralrg-output" in text
@@ -592,6 +602,112 @@ def test_samplers_of_other_settings_are_not_resumed(
     for named in ("num_chains 3 (here 4)", "warmup_steps 10 (here 11)"):
         assert named in error
     assert (tmp_path / "out" / "report.json").read_bytes() == before
+
+
+@pytest.mark.filterwarnings("ignore:the importance estimate rests on:UserWarning")
+@pytest.mark.filterwarnings("default:.*cannot be written:UserWarning")
+@pytest.mark.parametrize("name", ["latent", "training"])
+def test_checkpoints_for_which_there_is_no_room(
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """All results are there, one warning, and in the end a line and an exit code."""
+    states = tmp_path / "states"
+    options = ["--shape", "2", "2", "--checkpoint", str(states), "--every", "0"]
+    whole = without_seconds(run(tmp_path / "whole", "--shape", "2", "2"))
+    fill_disk(lambda path: path.name.startswith(name), monkeypatch)
+    capsys.readouterr()
+    out = tmp_path / "out"
+    assert main(["ising", *QUICK, *options, "--out", str(out)]) == 1
+    error = capsys.readouterr().err
+    lines = [line for line in error.splitlines() if line.startswith("neuralrg:")]
+    assert len(lines) == 2
+    assert lines[0].startswith(f"neuralrg: warning: {states}/{name}")
+    assert lines[1].startswith(f"neuralrg: not written: {states}/{name}")
+    assert all("No space left on device" in line for line in lines)
+    report = without_seconds(json.loads((out / "report.json").read_text()))
+    (unsaved,) = report.pop("unsaved")
+    assert unsaved in lines[1]
+    assert whole.pop("unsaved") == []
+    assert report == whole
+    assert {path.name for path in out.iterdir()} == FILES
+
+
+@pytest.mark.filterwarnings("ignore:the importance estimate rests on:UserWarning")
+def test_a_state_that_cannot_be_read_when_it_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The disk breaks after training: what it found is written, and the file is named."""
+    options = ["--shape", "2", "2", "--checkpoint", str(tmp_path / "states")]
+    run(tmp_path / "out", *options)
+    break_reading("latent", monkeypatch, after=1)
+    capsys.readouterr()
+    assert main(["ising", *QUICK, *options, "--out", str(tmp_path / "out"), "--resume"]) == 1
+    error = one_error(capsys)
+    assert "stopped early: [Errno 5] Input/output error" in error
+    assert str(tmp_path / "states" / "latent.pt") in error
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert "Input/output error" in report["stopped"]
+    assert report["free_energy"]["variational"] is not None
+    assert report["training"]["steps"] == 4
+
+
+@pytest.mark.parametrize("name", ["latent", "training"])
+@pytest.mark.filterwarnings("ignore:the importance estimate rests on:UserWarning")
+def test_states_that_cannot_be_read(
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Said before anything is done, and nothing begins anew."""
+    options = ["--shape", "2", "2", "--checkpoint", str(tmp_path / "states")]
+    run(tmp_path / "out", *options)
+    before = (tmp_path / "out" / "report.json").read_bytes()
+    break_reading(name, monkeypatch)
+    capsys.readouterr()
+    assert main(["ising", *QUICK, *options, "--out", str(tmp_path / "out"), "--resume"]) == 2
+    error = one_error(capsys)
+    assert "[Errno 5] Input/output error" in error
+    assert str(tmp_path / "states") in error
+    assert (tmp_path / "out" / "report.json").read_bytes() == before
+
+
+@pytest.mark.filterwarnings("ignore:the importance estimate rests on:UserWarning")
+def test_outputs_for_which_there_is_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def crowded(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("pyro_neuralrg.report.save_tree", crowded)
+    assert main(["ising", *QUICK, "--shape", "2", "2", "--out", str(tmp_path)]) == 1
+    assert one_error(capsys) == (
+        f"neuralrg: error: {tmp_path}/samples.nc cannot be written (No space left on device); "
+        "saved: flow.pt, report.json"
+    )
+
+
+@pytest.mark.filterwarnings("ignore:the importance estimate rests on:UserWarning")
+@pytest.mark.filterwarnings("default:.*cannot be written:UserWarning")
+def test_a_folder_of_states_that_disappears(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Between training and sampling: it is made again; four checkpoints are kept."""
+    states, estimate = tmp_path / "states", Experiment.estimate
+
+    def removing(self: Experiment) -> FreeEnergyEstimate:
+        shutil.rmtree(states)
+        return estimate(self)
+
+    monkeypatch.setattr(Experiment, "estimate", removing)
+    options = ["--checkpoint", str(states), "--every", "0", "--keep", "4"]
+    run(tmp_path / "out", "--shape", "2", "2", *options)
+    numbers = ("", ".previous", ".previous-2", ".previous-3")
+    expected = {f"{name}{number}.pt" for name in ("latent", "physical") for number in numbers}
+    assert {path.name for path in states.iterdir()} == expected
 
 
 @pytest.mark.slow

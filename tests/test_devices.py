@@ -18,12 +18,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_neuralrg import HMC, ChEESHMC, Cycle, FreeField, IndependenceMetropolis, IsingDual
-from pyro_neuralrg.experiment import Experiment, Settings
+from pyro_neuralrg.experiment import Experiment
 from pyro_neuralrg.infer.fit import _guide
 from pyro_neuralrg.infer.mcmc import MALA, EnergyTarget, Kernel, RandomWalkMetropolis
 from pyro_neuralrg.infer.optimizer import GuardedAdam
 from pyro_neuralrg.infer.schedule import Anneal
 from pyro_neuralrg.infer.training import QuietPDD, Training
+from pyro_neuralrg.job import Settings
 from pyro_neuralrg.processes import Processes
 
 META, CPU = torch.device("meta"), torch.device("cpu")

@@ -4,12 +4,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import json
-import os
-import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from pyro_neuralrg.infer.atomic import writing
 
 __all__ = ["DamagedFileError", "FileFormat", "VersionError", "checksum", "differences", "one_line"]
 
@@ -54,50 +53,41 @@ class FileFormat:
         return f"accepted: a file of {self.writer}, version {self.version}"
 
     def write(self, path: Path, contents: Mapping[str, Any]) -> None:
-        """Write under a temporary name in the same folder, then rename.
-
-        Opened as any other file, not by ``tempfile``, so that it gets the permissions of one.
+        """Write the file whole or not at all, see :func:`~pyro_neuralrg.infer.atomic.writing`.
 
         Raises:
             OSError: if ``path`` cannot be written.
         """
         head = {"format": self.name, "version": self.version}
         payload = {**head, **contents, "sha256": checksum(contents)}
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-        try:
-            with temporary.open("xb") as stream:
-                if self.sealed:
-                    stream.write(self._seal(_bytes(payload)))
-                else:
-                    torch.save(payload, stream)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
+        data = _bytes(payload)
+        with writing(path) as stream:
+            stream.write(self._seal(data) if self.sealed else data)
 
     def read(self, path: Path) -> dict[str, Any]:
         """The contents, checked for format, version, types and checksum.
 
         Raises:
-            FileNotFoundError, OSError: if there is no such file, or it cannot be read.
+            FileNotFoundError, OSError: if there is no such file, or it cannot be read; the message
+                names it.
             VersionError: if it is of another version (a ValueError).
             DamagedFileError: if it is corrupt, or holds anything but tensors and plain data (a
                 ValueError).
             ValueError: if it is of another format.
         """
         accepted = self.accepted
-        with path.open("rb") as file:
-            stream = self._unseal(path, file.read()) if self.sealed else file
-            try:
-                payload = torch.load(stream, map_location="cpu", weights_only=True)
-            except Exception as error:
-                raise DamagedFileError(
-                    f"{path} is corrupt or holds more than tensors and plain data "
-                    f"({one_line(error)}); {accepted}"
-                ) from None
+        try:
+            data = path.read_bytes()
+        except OSError as error:  # reading does not name the file, opening does
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        stream = self._unseal(path, data) if self.sealed else io.BytesIO(data)
+        try:
+            payload = torch.load(stream, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise DamagedFileError(
+                f"{path} is corrupt or holds more than tensors and plain data "
+                f"({one_line(error)}); {accepted}"
+            ) from None
         known = payload.get("format") if isinstance(payload, dict) else None
         if not isinstance(known, str) or known != self.name:
             raise ValueError(f"{path} is not a {self.name.split('.')[-1]} file; {accepted}")

@@ -17,9 +17,16 @@ from pyro import poutine
 from pyro.distributions.conditional import ConditionalTransformModule
 from torch import Tensor
 
-from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, check_number
+from pyro_neuralrg.arguments import (
+    LARGEST_SEED,
+    check_integer,
+    check_number,
+    refuse_without,
+)
 from pyro_neuralrg.infer.guides import FlowGuide
 from pyro_neuralrg.infer.history import History, TrainingStep
+from pyro_neuralrg.infer.history_file import HistoryFile
+from pyro_neuralrg.infer.interval import Interval
 from pyro_neuralrg.infer.memory import check_memory, readable
 from pyro_neuralrg.infer.optimizer import GuardedAdam
 from pyro_neuralrg.infer.schedule import Anneal, Schedule, default_schedule
@@ -52,6 +59,7 @@ class FitResult:
         interrupted: Ctrl-C, or SIGTERM with checkpoints, ended the training.
         stopped: why the training ended early, else None.
         optimizer_state: for ``fit(..., optimizer_state=...)`` and ``save(..., optimizer=...)``.
+        unsaved: why the last checkpoint or the history could not be written, else None.
     """
 
     flow: Any
@@ -62,6 +70,7 @@ class FitResult:
     interrupted: bool
     stopped: str | None
     optimizer_state: dict[str, Any] = field(repr=False)
+    unsaved: str | None = None
 
 
 def fit(
@@ -81,10 +90,11 @@ def fit(
     optimizer_state: dict[str, Any] | None = None,
     progress: bool = True,
     callback: Callable[[TrainingStep], Any] | None = None,
+    history: str | os.PathLike[str] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
-    every: float = 60.0,
+    every: float | None = None,
     every_steps: int | None = None,
-    keep: int = 3,
+    keep: int | None = None,
     resume: bool = False,
 ) -> FitResult:
     """Train ``flow`` to sample ``target`` by minimising the free energy bound (paper Eq. 3-5).
@@ -101,8 +111,8 @@ def fit(
     writes checkpoints, from which as many processes as wrote them can go on.
 
     With ``checkpoint``, a training that was killed at any moment goes on with ``resume=True``; on a
-    CPU with the very numbers of one that was not. Ctrl-C and SIGTERM then end it after the present
-    step, which is kept.
+    CPU with the very numbers of one that was not. Ctrl-C and SIGTERM then, or with ``history``, end
+    it after the present step, which is kept.
 
     Args:
         target: a LatticePotential, or a Pyro model without arguments; or a PotentialFamily: each
@@ -134,32 +144,42 @@ def fit(
             are tried out for that, which changes no number.
         callback: called after each step, on every process; if it returns True on any, training
             stops.
+        history: a CSV file for the steps so far, written anew, whole or not at all, as often as
+            checkpoints and at the end.
         checkpoint: a folder for where the training stands, made if it is missing; see
             :class:`~pyro_neuralrg.infer.training_state.Checkpoints`.
-        every: seconds between checkpoints; one at the end comes in any case.
+        every: seconds between checkpoints, 60 if None; one at the end comes in any case. Accepted
+            with a checkpoint or a history only, as ``every_steps``.
         every_steps: steps between checkpoints, instead.
-        keep: how many of them, the newest, are kept.
+        keep: how many of them, the newest, are kept; three if None. Accepted with a checkpoint
+            only, as ``resume``.
         resume: go on from the newest intact checkpoint; from the beginning if there is none.
 
     Raises:
         ValueError, TypeError: naming the argument; also if the first loss is not finite.
         MemoryLimitError: if a step takes more memory than is available (a ValueError): found out
             beforehand, with few samples, where there are 2^17 sites or more in a batch.
-        CheckpointError: if the folder of checkpoints cannot be made, or is of a training with other
-            settings, of which every one is named (a ValueError).
+        CheckpointError: if the folder of checkpoints cannot be made or read, none in it is intact,
+            or they are of another training, whose settings are named (a ValueError).
         RuntimeError: if another process of the group has ended.
 
     Warns:
         UserWarning: if training stopped at a loss or gradient that is not finite; if a checkpoint
-            is corrupt and the one before it is used, there is none to resume from, or one cannot be
-            written.
+            is corrupt or cannot be read and the one before it is used, there is none to resume
+            from, or one cannot be written (said once; the training goes on and tries
+            again, see ``unsaved``).
     """
     _check(steps, batch, lr, clip, average, start_step, seed)
     _check_switch("compile", compile)
     _check_switch("path_gradient", path_gradient)
     cooling = _check_anneal(anneal)
     world = processes()
+    if checkpoint is None and history is None:
+        given = {"every": every, "every_steps": every_steps}
+        refuse_without("checkpoint", "with a checkpoint or a history", **given)
+    table = world.from_first(lambda: _table(history, every, every_steps))
     checkpoints = _checkpoints(checkpoint, every, every_steps, keep, resume)
+    keepers = [keeper for keeper in (checkpoints, table) if keeper is not None]
     with seeded(world.seed(seed)), contextlib.ExitStack() as stack:
         if flow is None:
             flow = _default_flow(target)
@@ -185,7 +205,10 @@ def fit(
                 f"{training.steps - training.step} steps of {schedule.batch} samples; a step takes "
                 f"about {readable(needed)} of memory{' on each process' if world.size > 1 else ''}"
             )
-        training.run(bar, callback, checkpoints)
+        training.run(bar, callback, keepers)
+    if table is not None:
+        table.keep(training)  # whatever ended it
+    unsaved = "; ".join(keeper.unsaved for keeper in keepers if keeper.unsaved is not None) or None
     _clear_cache(flow)
     return FitResult(
         flow=flow,
@@ -196,6 +219,7 @@ def fit(
         interrupted=training.interrupted,
         stopped=training.stopped,
         optimizer_state=training.optimizer.get_state(),
+        unsaved=world.from_first(lambda: unsaved),
     )
 
 
@@ -272,19 +296,25 @@ def _schedule(
 
 def _checkpoints(
     folder: str | os.PathLike[str] | None,
-    every: float,
+    every: float | None,
     every_steps: int | None,
-    keep: int,
+    keep: int | None,
     resume: bool,
 ) -> Checkpoints | None:
     """Where to keep the training, if anywhere."""
     if not isinstance(resume, bool):
         raise TypeError(f"resume is {resume!r}; accepted: True or False")
     if folder is None:
-        if resume:
-            raise ValueError("resume is True without checkpoint; accepted: with a folder of them")
+        refuse_without("checkpoint", "with a folder of them", keep=keep, resume=resume)
         return None
     return Checkpoints(folder, every, every_steps, keep)
+
+
+def _table(
+    path: str | os.PathLike[str] | None, every: float | None, every_steps: int | None
+) -> HistoryFile | None:
+    """Where to write the steps, if anywhere."""
+    return None if path is None else HistoryFile(path, Interval(every, every_steps))
 
 
 def _clear_cache(flow: Any) -> None:

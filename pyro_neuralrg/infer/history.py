@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from pyro_neuralrg.infer.atomic import writing
 
 __all__ = ["History", "TrainingStep"]
 
@@ -67,13 +70,15 @@ class History:
         """Write one line for each step, under the names of the arrays, with every digit.
 
         Raises:
-            OSError: if ``path`` cannot be written.
+            OSError: if ``path`` cannot be written; it is what it was.
         """
         columns = self.as_dict()
-        with Path(path).open("w", newline="", encoding="utf-8") as file:
-            table = csv.writer(file)
-            table.writerow(columns)
-            table.writerows(zip(*(column.tolist() for column in columns.values()), strict=True))
+        text = io.StringIO(newline="")
+        table = csv.writer(text)
+        table.writerow(columns)
+        table.writerows(zip(*(column.tolist() for column in columns.values()), strict=True))
+        with writing(Path(path)) as stream:
+            stream.write(text.getvalue().encode())
 
     def as_dict(self) -> dict[str, npt.NDArray[np.generic]]:
         """The arrays by name, for a table or a figure."""

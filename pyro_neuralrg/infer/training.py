@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -34,7 +34,11 @@ TRIED_STEPS = 100
 
 
 class Keeper(Protocol):
-    """What keeps a training: see :class:`~pyro_neuralrg.infer.training_state.Checkpoints`."""
+    """What writes a training down, now and then and in the end.
+
+    See :class:`~pyro_neuralrg.infer.training_state.Checkpoints` and
+    :class:`~pyro_neuralrg.infer.history_file.HistoryFile`.
+    """
 
     def is_due(self, step: int) -> bool:
         """Whether it is time, with ``step`` steps taken."""
@@ -118,20 +122,20 @@ class Training:
         self,
         progress: Progress,
         callback: Callable[[TrainingStep], Any] | None = None,
-        keeper: Keeper | None = None,
+        keepers: Sequence[Keeper] = (),
     ) -> None:
         """Take the steps that are left, until the end or a reason to stop."""
         begin = time.perf_counter() - self.seconds
         self.optimizer.clear_gradients()  # of whatever was done with the flow before
         forecast = Forecast(progress)
-        held = HELD if keeper is not None or self.world.size > 1 else ()
+        held = HELD if keepers or self.world.size > 1 else ()
         try:
             with deferred_interrupts(held) as pressed:
                 while self.step < self.steps and self.stopped is None:
                     if self._take_step(begin):
                         progress.step(partial(_figures, self.records[-1]))
                         forecast.step(self.steps - self.step, more=self._longer)
-                        self._after_step(pressed, callback, keeper)
+                        self._after_step(pressed, callback, keepers)
         except KeyboardInterrupt:
             self._interrupt()
         with deferred_interrupts() as pressed:
@@ -255,18 +259,20 @@ class Training:
         self,
         pressed: list[int],
         callback: Callable[[TrainingStep], Any] | None,
-        keeper: Keeper | None,
+        keepers: Sequence[Keeper],
     ) -> None:
         """Whatever comes between two steps; all processes agree on it."""
         asked = callback is not None and callback(self.records[-1]) is True
-        due = keeper is not None and self.world.is_first and keeper.is_due(self.step)
-        interrupted, asked, due = self.world.any(bool(pressed), asked, due)
+        due = [self.world.is_first and keeper.is_due(self.step) for keeper in keepers]
+        interrupted, asked, *due = self.world.any(bool(pressed), asked, *due)
         if asked:
             self.stopped = f"the callback stopped it after step {self.step - 1}"
         if interrupted:
             self._interrupt()
-        if keeper is not None and (due or self.stopped is not None or self.step == self.steps):
-            keeper.keep(self)
+        last = self.stopped is not None or self.step == self.steps
+        for keeper, now in zip(keepers, due, strict=True):
+            if now or last:
+                keeper.keep(self)
 
     def _interrupt(self) -> None:
         self.interrupted = True

@@ -5,9 +5,9 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import json
 import os
-import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.arguments import check_integer, check_number
+from pyro_neuralrg.arguments import check_integer
+from pyro_neuralrg.infer.atomic import remove_leftovers
 from pyro_neuralrg.infer.files import FileFormat, VersionError, differences, one_line
+from pyro_neuralrg.infer.interval import Interval
 from pyro_neuralrg.infer.schedule import Schedule
 from pyro_neuralrg.infer.training import Training
 from pyro_neuralrg.potentials.base import LatticePotential
@@ -40,6 +42,9 @@ FORMAT = FileFormat(
 
 PATTERN = "training-*.pt"
 
+KEEP = 3
+"""Checkpoints, if nothing else is said."""
+
 ENERGY_TOLERANCE = 1e-3
 """Of energies computed again, relative to their size: other machines round otherwise."""
 
@@ -57,9 +62,12 @@ class Checkpoints:
 
     Args:
         folder: made if it is missing.
-        every: seconds from one checkpoint to the next.
+        every: seconds from one checkpoint to the next; None: 60.
         every_steps: steps from one to the next, instead.
-        keep: how many there are at most.
+        keep: how many there are at most; None: three.
+
+    Attributes:
+        unsaved: why the newest checkpoint could not be written; None if it could.
 
     Raises:
         ValueError, TypeError: naming the argument.
@@ -83,20 +91,17 @@ class Checkpoints:
     def __init__(
         self,
         folder: str | os.PathLike[str],
-        every: float = 60.0,
+        every: float | None = None,
         every_steps: int | None = None,
-        keep: int = 3,
+        keep: int | None = None,
     ) -> None:
         if not isinstance(folder, str | os.PathLike):
             raise TypeError(f"checkpoint is {folder!r}; accepted: a folder")
         self.folder = Path(folder)
-        self.every = check_number("every", every, "a number of seconds >= 0", least=0)
-        if every_steps is not None:
-            every_steps = check_integer("every_steps", every_steps, 1)
-        self.every_steps = every_steps
-        self.number = check_integer("keep", keep, 1)
+        self.interval = Interval(every, every_steps)
+        self.number = check_integer("keep", KEEP if keep is None else keep, 1)
         self.settings = ""
-        self._last = time.monotonic()
+        self.unsaved: str | None = None
 
     def begin(self, training: Training, settings: str, resume: bool) -> None:
         """Load the newest intact checkpoint into the training, or see that there is none.
@@ -115,22 +120,22 @@ class Checkpoints:
         if found is not None:
             training.load_state_dict(found["training"])
             _set_random_state(found["random"], training)
-        self._last = time.monotonic()
+        self.interval.begin()
 
     def is_due(self, step: int) -> bool:
         """Whether it is time for another checkpoint, with ``step`` steps taken."""
-        if self.every_steps is not None:
-            return step % self.every_steps == 0
-        return time.monotonic() - self._last >= self.every
+        return self.interval.is_over(step)
 
     def keep(self, training: Training) -> None:
         """Write a checkpoint of the training between two steps, and remove the oldest ones.
 
         Warns:
-            UserWarning: if it cannot be written; the training can go on all the same.
+            UserWarning: if it cannot be written, once until one can; the training can go on all the
+                same, and those that were written before stay.
         """
         random = _random_state(training)
         if training.world.is_first:
+            path = self.folder / f"training-{training.step:010d}.pt"
             contents = {
                 "settings": self.settings,
                 "training": training.state_dict(),
@@ -138,27 +143,31 @@ class Checkpoints:
                 "energies": _energies(training),
             }
             try:
-                FORMAT.write(self.folder / f"training-{training.step:010d}.pt", contents)
-                self._tidy(training.step)
+                FORMAT.write(path, contents)
+                self._tidy(path)
             except OSError as error:
-                warnings.warn(
-                    f"checkpoint of step {training.step} in {self.folder} cannot be written "
-                    f"({one_line(error)}); the training goes on without it",
-                    stacklevel=2,
-                )
-        self._last = time.monotonic()
+                self._cannot_write(path, error)
+            else:
+                self.unsaved = None
+        self.interval.begin()
+
+    def _cannot_write(self, path: Path, error: OSError) -> None:
+        failed_before = self.unsaved is not None
+        self.unsaved = f"{path} cannot be written ({one_line(error)})"
+        if not failed_before:
+            warnings.warn(f"{self.unsaved}; the training goes on without it", stacklevel=3)
 
     def _prepare(self, training: Training, resume: bool) -> dict[str, Any] | None:
         """Make the folder and read the newest intact checkpoint, if there are any."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for left in self.folder.glob(f".{PATTERN}.*.tmp"):  # by a process that was killed
-                left.unlink(missing_ok=True)
+            remove_leftovers(self.folder, PATTERN)
+            files = self._files()
         except OSError as error:
             raise CheckpointError(
-                f"checkpoint is {self.folder} ({one_line(error)}); accepted: a writable folder"
+                f"checkpoint is {self.folder} ({one_line(error)}); accepted: a folder that can be "
+                "read and written"
             ) from None
-        files = self._files()
         if files and not resume:
             raise CheckpointError(
                 f"checkpoint is {self.folder}, which holds those of an earlier training; accepted: "
@@ -178,7 +187,7 @@ class Checkpoints:
 
     def _newest(self, files: list[Path]) -> tuple[Path, dict[str, Any]]:
         """The newest file that is intact; a warning names those that are not."""
-        failures = []
+        failures, none_is = [], "is intact"
         for path in files:
             try:
                 found = FORMAT.read(path)
@@ -186,21 +195,27 @@ class Checkpoints:
                 raise CheckpointError(str(error)) from None
             except (ValueError, OSError) as error:
                 failures.append(str(error))
+                if isinstance(error, OSError):  # it may be intact
+                    none_is = "can be read"
                 continue
             for failure in failures:
                 warnings.warn(f"{failure}; going on from {path.name}", stacklevel=2)
             return path, found
         raise CheckpointError(
-            f"checkpoint is {self.folder}, where none is intact: {'; '.join(failures)}"
+            f"checkpoint is {self.folder}, where none {none_is}: {'; '.join(failures)}"
         )
 
     def _files(self) -> list[Path]:
-        """The checkpoints, the newest first."""
-        return sorted(self.folder.glob(PATTERN), reverse=True)
+        """The checkpoints, the newest first.
 
-    def _tidy(self, step: int) -> None:
+        Raises:
+            OSError: if the folder cannot be read, of which ``Path.glob`` makes an empty one.
+        """
+        names = fnmatch.filter(os.listdir(self.folder), PATTERN)
+        return [self.folder / name for name in sorted(names, reverse=True)]
+
+    def _tidy(self, newest: Path) -> None:
         """Remove all but the newest, and later ones, which were corrupt and have been redone."""
-        newest = self.folder / f"training-{step:010d}.pt"
         files = self._files()
         later = [path for path in files if path.name > newest.name]
         for path in [*later, *files[len(later) + self.number :]]:

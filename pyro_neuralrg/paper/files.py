@@ -6,9 +6,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from pyro_neuralrg.infer import save
+from pyro_neuralrg.infer.atomic import writing
 from pyro_neuralrg.plotting.style import png
 from pyro_neuralrg.transforms import HierarchicalFlow
 
@@ -38,7 +37,8 @@ def write_numbers(path: Path, contents: Mapping[str, Any]) -> None:
         OSError: if it cannot be written.
     """
     text = json.dumps(_finite(dict(contents)), indent=1, allow_nan=False) + "\n"
-    _replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    with writing(path) as stream:
+        stream.write(text.encode())
 
 
 def read_numbers(path: Path) -> dict[str, Any]:
@@ -68,11 +68,8 @@ def write_arrays(path: Path, arrays: Mapping[str, Any], notes: Mapping[str, Any]
     packed: dict[str, Any] = {name: np.asarray(value) for name, value in arrays.items()}
     packed["notes"] = np.array(json.dumps(_finite(dict(notes))))
 
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as stream:
-            np.savez_compressed(stream, **packed)
-
-    _replace(path, write)
+    with writing(path) as stream:
+        np.savez_compressed(stream, **packed)
 
 
 def read_arrays(path: Path) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, Any]]:
@@ -102,7 +99,8 @@ def write_figure(path: Path, figure: Figure) -> None:
         OSError: if it cannot be written.
     """
     drawn = png(figure, DOTS_PER_INCH)
-    _replace(path, lambda temporary: temporary.write_bytes(drawn))
+    with writing(path) as stream:
+        stream.write(drawn)
 
 
 def write_flow(path: Path, flow: HierarchicalFlow, metadata: Mapping[str, Any]) -> None:
@@ -112,16 +110,6 @@ def write_flow(path: Path, flow: HierarchicalFlow, metadata: Mapping[str, Any]) 
         OSError: if it cannot be written.
     """
     save(path, flow, metadata=metadata)
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write under another name and rename."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _finite(value: Any) -> Any:

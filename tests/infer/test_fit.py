@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import csv
+import errno
 import math
+import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from torch.distributions import constraints
 
 from pyro_neuralrg.distributions import SymmetrizedFlow
 from pyro_neuralrg.infer import PDD, FlowGuide, TrainingStep, fit
+from pyro_neuralrg.infer.history import History
 from pyro_neuralrg.infer.optimizer import GuardedAdam
 from pyro_neuralrg.infer.schedule import (
     Anneal,
@@ -326,10 +329,78 @@ def test_history_as_a_file(target: Any, flow: Any, tmp_path: Path) -> None:
         np.testing.assert_array_equal([float(row[name]) for row in rows], column)
 
 
+def lines(path: Path) -> int:
+    return len(path.read_text().splitlines())
+
+
+def test_a_table_that_grows(target: Any, tmp_path: Path) -> None:
+    """Every so many steps, and at the end, also one that comes early."""
+    path, seen = tmp_path / "history.csv", []
+
+    def look(record: TrainingStep) -> bool:
+        seen.append(lines(path) - 1 if path.exists() else 0)
+        return record.step == 24
+
+    result = fit(target, history=path, every_steps=10, callback=look, **QUICK)
+    assert seen == [0] * 10 + [10] * 10 + [20] * 5
+    written = path.read_bytes()
+    result.history.to_csv(tmp_path / "other.csv")
+    assert (tmp_path / "other.csv").read_bytes() == written
+    assert lines(path) == 1 + 25
+    whole = fit(target, history=path, every=0, **QUICK)
+    assert lines(path) == 1 + len(whole.history)
+
+
+def test_a_table_of_a_training_that_was_resumed(target: Any, tmp_path: Path) -> None:
+    path, states = tmp_path / "history.csv", tmp_path / "states"
+    options = {**QUICK, "seed": 3, "checkpoint": states}
+    fit(target, callback=lambda record: record.step == 6, **options)
+    fit(target, resume=True, history=path, **options)
+    assert lines(path) == 1 + 30
+    path.unlink()
+    fit(target, resume=True, history=path, **options)  # no step to take
+    assert lines(path) == 1 + 30
+
+
+def test_a_table_that_cannot_be_written(
+    target: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(History, "to_csv", full)
+    path = tmp_path / "history.csv"
+    with pytest.warns(UserWarning, match="No space left .* the training goes on") as caught:
+        result = fit(target, history=path, every_steps=4, **QUICK)
+    assert len(caught) == 1
+    assert result.steps == 30
+    assert f"{path} cannot be written" in str(result.unsaved)
+
+
+def test_a_table_is_written_whole_or_not_at_all(
+    target: Any, flow: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    history = fit(target, flow, **QUICK).history
+    path = tmp_path / "history.csv"
+    history.to_csv(path)
+    before = path.read_bytes()
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        History.from_steps([]).to_csv(path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
 @pytest.mark.parametrize(
     ("options", "match"),
     [
         ({"steps": 0}, "steps is 0"),
+        ({"history": "nowhere/history.csv"}, "history is nowhere/history.csv; accepted: a file in"),
+        ({"history": "."}, "history is .; accepted: a file in"),
         ({"batch": 1}, "batch is 1"),
         ({"lr": -1.0}, "lr is -1.0"),
         ({"lr": math.nan}, "lr is nan"),

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -26,6 +27,7 @@ from pyro_neuralrg import IsingDual
 from pyro_neuralrg.infer import FitResult, TrainingStep, fit
 from pyro_neuralrg.infer.files import FileFormat
 from pyro_neuralrg.infer.training_state import FORMAT, CheckpointError
+from tests.broken_files import break_reading, fill_disk
 from tests.infer.conftest import GaussianTarget
 
 ROOT = Path(pyro_neuralrg.__file__).parents[1]
@@ -209,6 +211,21 @@ def test_the_one_before_a_corrupt_one_is_used(target: Any, tmp_path: Path) -> No
     assert names(tmp_path) == step_files(15, 18, 20)
 
 
+def test_the_one_before_an_unreadable_one_is_used(
+    target: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = fit(target, seed=5, **PLAIN)
+    killed(target, tmp_path, 13)
+    with monkeypatch.context() as patch:
+        break_reading("training-", patch)
+        with pytest.raises(CheckpointError, match=r"where none can be read: \[Errno 5\] .*12\.pt"):
+            fit(target, checkpoint=tmp_path, resume=True, seed=5, **QUICK)
+    break_reading("training-0000000012", monkeypatch)
+    with pytest.warns(UserWarning, match=r"\[Errno 5\] .*12\.pt'; going on from .*09\.pt"):
+        rest = fit(target, checkpoint=tmp_path, resume=True, seed=5, **QUICK)
+    assert_same(rest, whole)
+
+
 def test_no_intact_one(target: Any, tmp_path: Path) -> None:
     killed(target, tmp_path, 4)
     (tmp_path / step_files(3)[0]).write_text("")
@@ -309,9 +326,32 @@ def test_a_checkpoint_that_cannot_be_written(target: Any, tmp_path: Path) -> Non
             path.unlink()
         tmp_path.joinpath("a").rmdir()
 
-    with pytest.warns(UserWarning, match=r"cannot be written \(FileNotFoundError.*goes on without"):
+    said = r"training-0000000018.pt cannot be written \(FileNotFoundError.*goes on without"
+    with pytest.warns(UserWarning, match=said) as caught:
         result = fit(target, checkpoint=tmp_path / "a", seed=5, callback=at(16, gone), **QUICK)
+    assert len(caught) == 1  # of two that were tried
     assert_same(result, fit(target, seed=5, **PLAIN))
+    assert result.unsaved is not None
+    assert f"{tmp_path}/a/training-0000000020.pt cannot be written" in result.unsaved
+
+
+def test_the_disk_is_full_for_a_while(
+    target: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last intact checkpoint stays; with room again, there is the newest one."""
+    there: list[list[str]] = []
+
+    def full(_: Path) -> bool:
+        there.append(names(tmp_path))
+        return 2 <= len(there) <= 4
+
+    fill_disk(full, monkeypatch)
+    with pytest.warns(UserWarning, match=r"No space left on device") as caught:
+        result = fit(target, checkpoint=tmp_path, seed=5, **QUICK)
+    assert len(caught) == 1
+    assert there[1:5] == [step_files(3)] * 4
+    assert names(tmp_path) == step_files(15, 18, 20)
+    assert result.unsaved is None
 
 
 @pytest.mark.parametrize(
@@ -323,7 +363,15 @@ def test_a_checkpoint_that_cannot_be_written(target: Any, tmp_path: Path) -> Non
         ({"every_steps": 0}, ValueError, "every_steps is 0; accepted: an integer >= 1"),
         ({"keep": 0}, ValueError, "keep is 0"),
         ({"resume": 1}, TypeError, "resume is 1; accepted: True or False"),
+        (
+            {"every": 1, "every_steps": 2},
+            ValueError,
+            "every is 1 and every_steps is 2; accepted: one",
+        ),
         ({"checkpoint": None, "resume": True}, ValueError, "resume is True without checkpoint"),
+        ({"checkpoint": None, "every": 60.0}, ValueError, "every is 60.0 without checkpoint; acce"),
+        ({"checkpoint": None, "every_steps": 2}, ValueError, "every_steps is 2 without checkpoint"),
+        ({"checkpoint": None, "keep": 3}, ValueError, "keep is 3 without checkpoint"),
     ],
 )
 def test_bad_options(
@@ -335,8 +383,25 @@ def test_bad_options(
 
 def test_a_folder_that_cannot_be_made(target: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(CheckpointError, match=r"checkpoint is .*file.*accepted: a writable folder"):
+    with pytest.raises(
+        CheckpointError, match=r"checkpoint is .*file.*accepted: a folder that can be"
+    ):
         fit(target, checkpoint=tmp_path / "file", **PLAIN)
+
+
+def test_a_folder_that_cannot_be_read(
+    target: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not an empty one."""
+    killed(target, tmp_path, 4)
+
+    def refuse(*_: object) -> Any:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(CheckpointError, match=r"checkpoint is .*Permission denied.*can be read"):
+        fit(target, checkpoint=tmp_path, resume=True, seed=5, **QUICK)
 
 
 KILLS = """
@@ -389,6 +454,7 @@ def test_killed_by_the_system_at_random_moments(
         warnings.filterwarnings("ignore", ".*holds no checkpoint yet")  # killed too soon
         rest = fit(target, checkpoint=tmp_path, resume=True, **options)
     assert_same(rest, fit(target, **options))
+    assert steps in [int(name[9:19]) for name in names(tmp_path)]  # and nothing half-written
 
 
 def test_files_hold_plain_data_with_the_configuration_of_the_flow(tmp_path: Path) -> None:

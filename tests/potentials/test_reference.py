@@ -7,7 +7,8 @@ from __future__ import annotations
 import pytest
 
 from pyro_neuralrg import experiment
-from pyro_neuralrg.experiment import Experiment, Results, Settings
+from pyro_neuralrg.experiment import Experiment
+from pyro_neuralrg.job import Results, Settings
 from pyro_neuralrg.potentials import IsingDual
 from pyro_neuralrg.report import as_json, table
 

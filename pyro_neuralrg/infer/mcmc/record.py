@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_neuralrg.infer.mcmc.base import ChainState, Kernel, StepInfo
 from pyro_neuralrg.infer.mcmc.target import Target
 
-__all__ = ["Observable", "Record", "observe", "statistics"]
+__all__ = ["Observable", "Record", "check_observables", "observe", "statistics"]
 
 #: Of the lattice field ``(chains,) + shape``, or of all sites by name, to ``(chains, ...)``.
 Observable: TypeAlias = Callable[[Any], Tensor]
@@ -125,3 +125,18 @@ def observe(
 
     found = target.by_batches(values, positions)
     return {name: value.detach().cpu() for name, value in zip(names, found, strict=True)}
+
+
+def check_observables(observables: Any) -> dict[str, Observable]:
+    """Return what a user hands in as a dictionary.
+
+    Raises:
+        TypeError: if it is no mapping of functions.
+    """
+    accepted = "accepted: functions of the draws by name"
+    if not isinstance(observables, Mapping | None):
+        raise TypeError(f"observables is {observables!r}; {accepted}")
+    for name, function in (observables or {}).items():
+        if not callable(function):
+            raise TypeError(f"observables[{name!r}] is {function!r}; {accepted}")
+    return dict(observables or {})

@@ -15,14 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, check_number
+from pyro_neuralrg.arguments import (
+    LARGEST_SEED,
+    check_integer,
+    check_number,
+    refuse_without,
+)
 from pyro_neuralrg.infer.files import one_line
 from pyro_neuralrg.infer.forecast import Forecast
 from pyro_neuralrg.infer.mcmc import state_file
 from pyro_neuralrg.infer.mcmc.adaptation import Adaptation, Warmup
 from pyro_neuralrg.infer.mcmc.base import Kernel, StepInfo
 from pyro_neuralrg.infer.mcmc.progress import Figures
-from pyro_neuralrg.infer.mcmc.record import Observable, observe, statistics
+from pyro_neuralrg.infer.mcmc.record import Observable, check_observables, observe, statistics
 from pyro_neuralrg.infer.mcmc.results import Cost, Mark, RunResults
 from pyro_neuralrg.infer.mcmc.starts import check_start, started
 from pyro_neuralrg.infer.mcmc.target import Target, frozen
@@ -31,6 +36,11 @@ from pyro_neuralrg.processes import processes
 from pyro_neuralrg.progress import Progress
 
 __all__ = ["VectorizedMCMC"]
+
+#: Seconds from one checkpoint to the next, if nothing else is said.
+EVERY = 60.0
+#: Checkpoints, likewise.
+KEEP = 2
 
 
 class VectorizedMCMC(RunResults):
@@ -72,15 +82,18 @@ class VectorizedMCMC(RunResults):
         keep_draws: keep the positions; without, only observables and statistics are kept, and long
             runs of large fields need no more memory than short ones.
         checkpoint: a file to :meth:`save` to, every ``checkpoint_every`` seconds and at the end;
-            the one before is kept beside it, as ``NAME.previous.SUFFIX``. If it cannot be written
-            then, a warning says so.
-        checkpoint_every: seconds, > 0.
+            the one before is kept beside it, as ``NAME.previous.SUFFIX``, older ones, if asked for,
+            as ``NAME.previous-2.SUFFIX`` and so on. If it cannot be written
+            then, a warning says so, once; the run goes on, and tries again.
+        checkpoint_every: seconds, > 0; 60 if None. Accepted with a checkpoint only.
+        checkpoint_keep: how many of them, the newest, are kept, >= 1; two if None. Likewise.
 
     Attributes:
         kernel: the present kernel; after the run, the adapted one.
         interrupted: whether the draws were cut short.
         gradient_evaluations: :class:`Cost`, summed over chains; a jump counts as one.
         seconds: :class:`Cost`, wall-clock.
+        unsaved: why the last checkpoint could not be written, else None.
 
     Raises:
         TypeError: if a number is none.
@@ -102,6 +115,7 @@ class VectorizedMCMC(RunResults):
     _saved: float
     _kept: Mark | None  # of the newest file
     _has_kept = False  # a checkpoint, by this object
+    unsaved: str | None = None
     _figures: Figures
 
     def __init__(
@@ -120,7 +134,8 @@ class VectorizedMCMC(RunResults):
         observables: Mapping[str, Observable] | None = None,
         keep_draws: bool = True,
         checkpoint: str | os.PathLike[str] | None = None,
-        checkpoint_every: float = 60.0,
+        checkpoint_every: float | None = None,
+        checkpoint_keep: int | None = None,
     ) -> None:
         if not isinstance(kernel, Kernel):
             raise TypeError(
@@ -148,11 +163,17 @@ class VectorizedMCMC(RunResults):
         if chain_batch_size is not None:
             check_integer("chain_batch_size", chain_batch_size, 1)
         self.chain_batch_size = chain_batch_size
-        self._observables = _check_observables(observables)
+        self._observables = check_observables(observables)
         self.checkpoint = world.from_first(lambda: _check_checkpoint(checkpoint))
+        if checkpoint is None:
+            given = {"checkpoint_every": checkpoint_every, "checkpoint_keep": checkpoint_keep}
+            refuse_without("checkpoint", "with a file", **given)
+        seconds = EVERY if checkpoint_every is None else checkpoint_every
         self.checkpoint_every = check_number(
-            "checkpoint_every", checkpoint_every, "a finite number > 0", above=0
+            "checkpoint_every", seconds, "a finite number > 0", above=0
         )
+        kept = KEEP if checkpoint_keep is None else checkpoint_keep
+        self.checkpoint_keep = check_integer("checkpoint_keep", kept, 1)
 
     def run(self, *args: Any, **kwargs: Any) -> None:
         """Warm up and draw; each run begins anew, with the kernel as it was given.
@@ -229,7 +250,7 @@ class VectorizedMCMC(RunResults):
     def load(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Read a file of :meth:`save` into a runner made in the same way; never executes code.
 
-        Of a checkpoint that is damaged or missing, the one before is read, with a warning.
+        If it is damaged, missing or cannot be read, the one before is, with a warning.
 
         Args:
             path: the file.
@@ -301,6 +322,7 @@ class VectorizedMCMC(RunResults):
         super()._forget()
         self._warmup = None
         self._kept = None
+        self.unsaved = None
 
     def _set_up(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Target:
         self._world = processes()
@@ -320,14 +342,16 @@ class VectorizedMCMC(RunResults):
     def _go_on(self) -> None:
         """The rest of the warm-up and of the draws, from the mark on."""
         assert self._mark is not None
-        world, target = self._world, self.kernel.target
+        world, target, path = self._world, self.kernel.target, self.checkpoint
+        if path is not None:
+            world.from_first(lambda: state_file.clean_up(path))
         generator = torch.Generator(target.device)
         generator.set_state(self._mark.random)
         self._saved = time.monotonic()
         self._samples = self._joined = None
         self._figures = Figures(self._series)
         total, done = self.warmup_steps + self.num_samples, self._mark.warmed_up + self._mark.drawn
-        held = HELD if self.checkpoint is not None or world.size > 1 else ()
+        held = HELD if path is not None or world.size > 1 else ()
         with (
             frozen(target.modules()),
             Progress(total, "warm-up", self.progress and world.is_first, done) as progress,
@@ -414,17 +438,16 @@ class VectorizedMCMC(RunResults):
         if self._mark is self._kept:
             return
         try:
-            verify = not self._has_kept
-            self._world.from_first(lambda: state_file.keep_before(path, verify))
+            if self.unsaved is None:  # else it is the one before already
+                keep, verify = self.checkpoint_keep, not self._has_kept
+                self._world.from_first(lambda: state_file.keep_before(path, keep, verify))
             self.save(path)
-            self._kept, self._has_kept = self._mark, True
+            self._kept, self._has_kept, self.unsaved = self._mark, True, None
         except OSError as error:
-            if self._world.is_first:
-                warnings.warn(
-                    f"checkpoint {self.checkpoint} cannot be written ({one_line(error)}); the run "
-                    "goes on without it",
-                    stacklevel=2,
-                )
+            failed_before = self.unsaved is not None
+            self.unsaved = f"{path} cannot be written ({one_line(error)})"
+            if self._world.is_first and not failed_before:
+                warnings.warn(f"{self.unsaved}; the run goes on without it", stacklevel=2)
         self._saved = time.monotonic()
 
     def _join(self) -> None:
@@ -467,16 +490,6 @@ class VectorizedMCMC(RunResults):
         columns = (self._records[name].columns() for name in ("sample_stats", "observables"))
         stats, observables = columns
         return {name: value for name, value in stats.items() if name == "lp"} | observables
-
-
-def _check_observables(observables: Any) -> dict[str, Observable]:
-    accepted = "accepted: functions of the draws by name"
-    if not isinstance(observables, Mapping | None):
-        raise TypeError(f"observables is {observables!r}; {accepted}")
-    for name, function in (observables or {}).items():
-        if not callable(function):
-            raise TypeError(f"observables[{name!r}] is {function!r}; {accepted}")
-    return dict(observables or {})
 
 
 def _check_checkpoint(checkpoint: str | os.PathLike[str] | None) -> Path | None:

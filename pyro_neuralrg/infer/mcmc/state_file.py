@@ -4,9 +4,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import json
 import os
-import shutil
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_neuralrg.infer.atomic import also_named, remove_leftovers
 from pyro_neuralrg.infer.files import DamagedFileError, FileFormat, differences
 from pyro_neuralrg.infer.mcmc.adaptation import Adaptation
 from pyro_neuralrg.infer.mcmc.base import ChainState, Kernel
@@ -25,7 +27,9 @@ __all__ = [
     "FORMAT",
     "chains_of",
     "check_same",
+    "clean_up",
     "described",
+    "is_there",
     "joined",
     "keep_before",
     "kernel_of",
@@ -55,53 +59,114 @@ FORMAT = FileFormat(
 ENERGY_TOLERANCE = 1e-3
 
 
-def previous(path: Path) -> Path:
-    """Where the file before the newest one is kept."""
-    return path.with_name(f"{path.stem}.previous{path.suffix}")
+def previous(path: Path, number: int = 1) -> Path:
+    """Where the file is kept that was the newest so many files ago."""
+    mark = "previous" if number == 1 else f"previous-{number}"
+    return path.with_name(f"{path.stem}.{mark}{path.suffix}")
 
 
-def keep_before(path: Path, verify: bool = False) -> None:
+def keep_before(path: Path, keep: int = 2, verify: bool = False) -> None:
     """Let the present file, if there is one, be the one before, too: at no moment is it missing.
 
-    With ``verify`` only if it is intact: the one before may be what the run goes on from.
+    Those before it move on, as far as there are to be ``keep`` files with the next one. With
+    ``verify`` only if it is intact: the one before may be what the run goes on from.
     """
     if not path.is_file():
         return
     if verify:
         try:
             FORMAT.read(path)
-        except ValueError:
+        except (ValueError, OSError):
             return
-    spare = path.with_name(f"{path.name}.spare")
-    spare.unlink(missing_ok=True)
-    try:
-        os.link(path, spare)
-    except OSError:  # a file system without links
-        shutil.copyfile(path, spare)
-    os.replace(spare, previous(path))
+    for number in range(keep - 2, 0, -1):
+        with contextlib.suppress(FileNotFoundError):  # one was killed just here
+            os.replace(previous(path, number), previous(path, number + 1))
+    if keep > 1:
+        also_named(path, previous(path))
+    for number, file in _before(path).items():
+        if number >= keep:
+            file.unlink(missing_ok=True)
+
+
+def _before(path: Path) -> dict[int, Path]:
+    """The files before the newest one by their number, as far as there are any."""
+    files = path.parent.glob(_pattern(path))
+    marks = {file.stem.removeprefix(f"{path.stem}.previous") or "-1": file for file in files}
+    numbered = {
+        int(mark[1:]): file
+        for mark, file in marks.items()
+        if mark[0] == "-" and mark[1:].isdecimal()
+    }
+    return dict(sorted(numbered.items()))
+
+
+def _pattern(path: Path) -> str:
+    return f"{glob.escape(path.stem)}.previous*{glob.escape(path.suffix)}"
+
+
+def _candidates(path: Path) -> list[Path]:
+    """The file and those before it, the newest first; the first two may be missing."""
+    return [path, *({1: previous(path)} | _before(path)).values()]
+
+
+def clean_up(path: Path) -> None:
+    """Remove what runs left that were killed while they wrote this file or one before it."""
+    for names in (glob.escape(path.name), _pattern(path)):
+        remove_leftovers(path.parent, names)
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is a file, or one before it.
+
+    Raises:
+        OSError: if that cannot be told.
+    """
+    for file in _candidates(path):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            file.stat()
+            return True
+    return False
 
 
 def read_newest(path: Path) -> dict[str, Any]:
-    """The contents of a file, or of the one before it, if the file is damaged or missing.
+    """The contents of a file; of one before it, if that is damaged, missing or unreadable.
 
     Raises:
-        FileNotFoundError, OSError: if there is none, or it cannot be read.
-        DamagedFileError: if none is intact (a ValueError).
+        OSError: if one cannot be read that may be intact, and no other is.
+        DamagedFileError: if there is none that is intact (a ValueError).
+        FileNotFoundError: if there is none at all.
         ValueError: if the file is of another version or format.
 
     Warns:
-        UserWarning: if the one before is used.
+        UserWarning: if one before is used.
     """
-    try:
-        return FORMAT.read(path)
-    except (DamagedFileError, FileNotFoundError) as error:
+    failures: list[Exception] = []
+    for file in _candidates(path):
         try:
-            found = FORMAT.read(previous(path))
-        except (ValueError, OSError):
-            raise error from None
-        said = error if isinstance(error, DamagedFileError) else f"{path} is missing"
-        warnings.warn(f"{said}; going on from {previous(path)}", stacklevel=3)
+            found = FORMAT.read(file)
+        except (ValueError, OSError) as error:
+            if not failures and not isinstance(error, DamagedFileError | OSError):
+                raise
+            failures.append(error)
+            continue
+        for failure in failures:
+            warnings.warn(f"{_said(failure)}; going on from {file}", stacklevel=3)
         return found
+    failures.sort(key=_hope, reverse=True)
+    raise failures[0]
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return f"{error.filename} is missing"
+    return str(error)
+
+
+def _hope(error: Exception) -> int:
+    """Of finding the file intact another time: most where it could not be read."""
+    if isinstance(error, OSError):
+        return 0 if isinstance(error, FileNotFoundError) else 2
+    return 1
 
 
 def described(kernel: Kernel, adaptation: Adaptation, settings: Mapping[str, Any]) -> str:

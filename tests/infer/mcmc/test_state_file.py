@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import signal
 import subprocess
@@ -18,11 +19,16 @@ import pytest
 import torch
 from torch import Tensor
 
+import pyro_neuralrg
 from pyro_neuralrg import HMC, FreeField, VectorizedMCMC
+from pyro_neuralrg.infer.atomic import writing
 from pyro_neuralrg.infer.files import FileFormat
 from pyro_neuralrg.infer.mcmc import Adaptation, ChEESHMC, EnergyTarget, Kernel
 from pyro_neuralrg.infer.mcmc.state_file import FORMAT, keep_before, read_newest
+from tests.broken_files import break_reading, fill_disk
 from tests.infer.mcmc.registry import KERNELS, TARGETS
+
+ROOT = Path(pyro_neuralrg.__file__).parents[1]
 
 
 class KilledError(Exception):
@@ -189,6 +195,75 @@ def test_the_checkpoint_before_the_newest_is_kept(tmp_path: Path) -> None:
         assert_same(rest, whole)
 
 
+def test_so_many_checkpoints_are_kept(tmp_path: Path) -> None:
+    """The newest intact one is used, beyond a gap too; fewer stay when fewer are asked for."""
+    kernel, path = HMC(gaussian()), tmp_path / "run.pt"
+    names = ["run.pt", "run.previous.pt", "run.previous-2.pt", "run.previous-3.pt"]
+    others = {"run.previous-x.pt": "of somebody else", "run.previous_9.pt": "likewise"}
+    for name, text in others.items():
+        (tmp_path / name).write_text(text)
+
+    def kept() -> list[int]:
+        there = {file.name for file in tmp_path.iterdir()}
+        assert there.issuperset(others)
+        assert there.issubset({*names, *others})
+        files = [tmp_path / name for name in names if name in there]
+        return [FORMAT.read(file)["costs"]["drawn"] for file in files]
+
+    options = {"checkpoint": path, "checkpoint_every": 1e-9}
+    make(kernel, checkpoint_keep=4, **options).run()
+    assert kept() == [12, 11, 10, 9]
+    (tmp_path / names[1]).unlink()  # killed between two renames
+    for name in (names[0], names[2]):
+        (tmp_path / name).write_bytes(b"")
+    rest = make(kernel, num_samples=15, checkpoint_keep=3, **options)
+    with pytest.warns(UserWarning, match=r"going on from .*run\.previous-3\.pt") as caught:
+        rest.load(path)
+    assert len(caught) == 3
+    rest.resume()
+    assert kept() == [15, 14, 13]
+    last = make(kernel, num_samples=16, checkpoint_keep=1, **options)
+    last.load(path)
+    last.resume()
+    assert kept() == [16]
+    whole = make(kernel, num_samples=16)
+    whole.run()
+    assert_same(last, whole)
+
+
+def test_the_file_before_one_that_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run goes on from the one before; without any, it says why."""
+    kernel, path = HMC(gaussian()), tmp_path / "run.pt"
+    whole = make(kernel, checkpoint=path, checkpoint_every=1e-9)
+    whole.run()
+    rest = make(kernel, checkpoint=path)
+    with monkeypatch.context() as patch:
+        break_reading("run.pt", patch)
+        said = r"\[Errno 5\] .*run\.pt'; going on from .*run\.previous\.pt"
+        with pytest.warns(UserWarning, match=said):
+            rest.load(path)
+    rest.resume()
+    assert_same(rest, whole)
+    for newest in ("damaged", "missing", "unreadable"):
+        data = path.read_bytes()
+        if newest == "damaged":
+            path.write_bytes(data[:-7])
+        elif newest == "missing":
+            path.unlink()
+        with monkeypatch.context() as patch:
+            break_reading("run" if newest == "unreadable" else "run.previous", patch)
+            with pytest.raises(OSError, match="Input/output error") as caught:
+                rest.load(path)
+        assert str(tmp_path) in str(caught.value)
+        path.write_bytes(data)
+    path.unlink()
+    path.with_name("run.previous.pt").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"run\.previous\.pt is corrupt"):
+        rest.load(path)
+
+
 @pytest.mark.parametrize("count", [20, pytest.param(200, marks=pytest.mark.slow)])
 def test_every_corruption_is_found(count: int, tmp_path: Path, seed: int) -> None:
     path, chance = tmp_path / "run.pt", random.Random(seed)
@@ -211,9 +286,18 @@ def test_a_checkpoint_that_cannot_be_written(tmp_path: Path) -> None:
     whole.run()
     other = make(kernel, checkpoint=path)
     path.mkdir()
-    with pytest.warns(UserWarning, match=r"folder cannot be written .* the run goes on without it"):
+    other.checkpoint_every = 1e-9
+    said = r"folder cannot be written .* the run goes on without it"
+    with pytest.warns(UserWarning, match=said) as caught:
         other.run()
+    assert len(caught) == 1  # of one for each step
     assert_same(other, whole)
+    assert other.unsaved is not None
+    assert f"{path} cannot be written" in other.unsaved
+    path.rmdir()
+    other.resume()  # nothing to draw, but to save
+    assert other.unsaved is None
+    assert path.is_file()
 
 
 SCRIPT = """
@@ -254,6 +338,97 @@ def test_killed_by_the_system(tmp_path: Path) -> None:
         mcmc.load(path)
         mcmc.resume()
         assert mcmc.positions.shape[1] >= 3
+
+
+KILLS = """
+    import os, random, signal, sys, time, warnings
+    from pathlib import Path
+    import torch
+    from pyro_neuralrg import HMC, VectorizedMCMC
+    from pyro_neuralrg.potentials import FreeField
+
+    path, kills, seed = Path(sys.argv[1]), *map(int, sys.argv[2:])
+    torch.set_default_dtype(torch.float64)
+    chance, survived = random.Random(seed), 0
+    for number in range(kills):
+        started, begun = os.pipe()
+        child = os.fork()
+        if child == 0:
+            kernel = HMC(FreeField((2, 2), 0.8), num_steps=3)
+            mcmc = VectorizedMCMC(
+                kernel, 100_000, 20, 4, seed=7, progress=False,
+                checkpoint=path, checkpoint_every=1e-9,
+            )
+            os.write(begun, b"!")
+            if path.exists():
+                mcmc.load(path)
+                mcmc.resume()
+            else:
+                mcmc.run()
+            os._exit(0)
+        os.read(started, 1)
+        time.sleep(chance.uniform(0.0, 0.15))
+        os.kill(child, signal.SIGKILL)
+        survived += os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    sys.stdout.write(str(survived))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.slow)])
+def test_killed_by_the_system_at_random_moments(kills: int, tmp_path: Path, seed: int) -> None:
+    """SIGKILL amid ceaseless saving, again and again: in the end the draws of an unhurt run.
+
+    The processes are forked from one that has imported everything but computed nothing.
+    """
+    path = tmp_path / "run.pt"
+    found = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(KILLS), str(path), str(kills), str(seed)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr
+    assert "Traceback" not in found.stderr
+    assert int(found.stdout) == kills  # none had time to finish
+    kernel = HMC(FreeField((2, 2), 0.8), num_steps=3)
+    if not path.exists():  # each of them was killed too soon
+        VectorizedMCMC(kernel, 1, 20, 4, seed=7, progress=False, checkpoint=path).run()
+    draws = FORMAT.read(path)["costs"]["drawn"] + 3
+    rest = VectorizedMCMC(kernel, draws, 20, 4, progress=False, checkpoint=path)
+    rest.load(path)
+    rest.resume()
+    whole = VectorizedMCMC(kernel, draws, 20, 4, seed=7, progress=False)
+    whole.run()
+    assert_same(rest, whole)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["run.previous.pt", "run.pt"]
+
+
+def test_what_killed_runs_left_is_removed(tmp_path: Path) -> None:
+    """Of the same file only, and not what a living process writes."""
+    path = tmp_path / "run[1].pt"
+    left = [f".run[1]{name}.pt.0a.tmp" for name in ("", ".previous")]
+    others = [".run.pt.0a.tmp", ".run1.pt.0a.tmp", "run[1].pt.0a.tmp", "mine.tmp"]
+    for name in [*left, *others]:
+        (tmp_path / name).write_bytes(b"torn")
+    with writing(path):  # by another run
+        (alive,) = {file.name for file in tmp_path.iterdir()} - {*left, *others}
+        make(HMC(gaussian()), checkpoint=path).run()
+        names = {file.name for file in tmp_path.iterdir()}
+    assert names == {*others, alive, "run[1].pt"}
+
+
+def test_the_file_before_while_the_newest_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both names are of the last that could be; nothing else is left."""
+    path, room = tmp_path / "run.pt", itertools.count()
+    fill_disk(lambda _: next(room) >= 5, monkeypatch)
+    with pytest.warns(UserWarning, match="No space left on device"):
+        make(HMC(gaussian()), checkpoint=path, checkpoint_every=1e-9).run()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["run.previous.pt", "run.pt"]
+    assert [FORMAT.read(file)["costs"]["warmed_up"] for file in tmp_path.iterdir()] == [5, 5]
 
 
 def test_the_intact_file_before_is_kept_until_there_is_a_newer_one(tmp_path: Path) -> None:

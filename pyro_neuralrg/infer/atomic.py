@@ -1,0 +1,134 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Files that are written whole or not at all, and what killed writers have left beside them."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from importlib import import_module
+from pathlib import Path
+from typing import Any, BinaryIO
+
+__all__ = ["also_named", "remove_leftovers", "replacing", "writing"]
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Write a file by name: at the end of the block it takes the place of ``path``.
+
+    Yields:
+        Another name in the same folder, of no file yet. If the block raises, it is removed, and
+        ``path`` is what it was.
+
+    Raises:
+        OSError: if ``path`` cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """Write bytes, which are ``path`` at the end of the block, and on the disk.
+
+    Opened as any other file, not by ``tempfile``, so that it gets the permissions of one. A lock
+    says that its writer is alive, see :func:`remove_leftovers`.
+
+    Yields:
+        A binary stream.
+
+    Raises:
+        OSError: if ``path`` cannot be written; it is what it was.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "numbers.txt")
+        ...     with writing(path) as stream:
+        ...         _ = stream.write(b"1 2 3")
+        ...         there = path.exists()
+        ...     there, path.read_text()
+        (False, '1 2 3')
+    """
+    with ExitStack() as stack, replacing(path) as temporary, temporary.open("x+b") as stream:
+        stack.enter_context(_locked(stream.fileno()))  # until it has its place
+        yield stream
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def also_named(path: Path, other: Path) -> None:
+    """Let ``other`` be the file ``path``, too; whatever ``other`` was is replaced.
+
+    Raises:
+        OSError: if that cannot be done; ``other`` is what it was.
+    """
+    with path.open("rb") as present, _locked(present.fileno()):
+        try:
+            with replacing(other) as temporary:
+                os.link(path, temporary)
+        except OSError:  # a file system without links
+            with writing(other) as stream:
+                shutil.copyfileobj(present, stream)
+
+
+def remove_leftovers(folder: Path, names: str) -> None:
+    """Remove what processes left that were killed while they wrote.
+
+    What a process that is alive writes at this moment stays: it holds a lock, which ends with it.
+    So does everything where the file system knows no locks.
+
+    Args:
+        folder: where to look.
+        names: pattern of the files that were to be written, as for ``Path.glob``.
+    """
+    for left in folder.glob(f".{names}.*.tmp"):
+        with suppress(OSError):  # it does no harm
+            if not _is_locked(left):
+                left.unlink()
+
+
+@contextmanager
+def _locked(descriptor: int) -> Iterator[None]:
+    """Hold a lock on an open file, also after it is closed; where there are none, do nothing."""
+    fcntl = _locks()
+    if fcntl is None:
+        yield
+        return
+    held = os.dup(descriptor)
+    try:
+        with suppress(OSError):
+            fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(held)
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether a living process writes it, or nobody can tell."""
+    fcntl = _locks()
+    if fcntl is None:  # Windows, where no open file can be removed
+        return False
+    with path.open("r+b") as stream:  # network file systems want it open for writing
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
+def _locks() -> Any:
+    """The module of locks; None where there is none."""
+    try:
+        return import_module("fcntl")
+    except ImportError:  # of Unix only
+        return None

@@ -1,0 +1,40 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Disks that break or are full, for some files."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyro_neuralrg.infer.files import FileFormat
+
+
+def break_reading(name: str, monkeypatch: pytest.MonkeyPatch, after: int = 0) -> None:
+    """Let files whose names begin so be unreadable, after so many of them were read."""
+    read, counter = Path.read_bytes, itertools.count()
+
+    def broken(self: Path) -> bytes:
+        if self.name.startswith(name) and self.exists() and next(counter) >= after:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(self)
+
+    monkeypatch.setattr(Path, "read_bytes", broken)
+
+
+def fill_disk(full: Callable[[Path], bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no file of tensors be written for which the disk is full."""
+    write = FileFormat.write
+
+    def crowded(self: FileFormat, path: Path, contents: Any) -> None:
+        if full(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(self, path, contents)
+
+    monkeypatch.setattr(FileFormat, "write", crowded)

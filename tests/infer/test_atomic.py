@@ -1,0 +1,113 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Files are whole or not there; what killed writers left goes, what living ones write stays."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+import pyro_neuralrg
+from pyro_neuralrg.infer import atomic
+from pyro_neuralrg.infer.atomic import also_named, remove_leftovers, replacing, writing
+
+ROOT = Path(pyro_neuralrg.__file__).parents[1]
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_block_that_raises_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("before")
+
+    def torn() -> None:
+        with writing(path) as stream:
+            stream.write(b"half of i")
+            raise ZeroDivisionError
+
+    def torn_by_name() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text("half of i")
+            raise ZeroDivisionError
+
+    for tear in (torn, torn_by_name):
+        with pytest.raises(ZeroDivisionError):
+            tear()
+    assert path.read_text() == "before"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_the_permissions_are_those_of_any_file(tmp_path: Path) -> None:
+    (tmp_path / "usual").write_text("")
+    with writing(tmp_path / "ours"):
+        pass
+    usual, ours = ((tmp_path / name).stat().st_mode for name in ("usual", "ours"))
+    assert ours == usual
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_another_name(links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice, which for a link means to rename a file to itself."""
+    path, other = tmp_path / "a.txt", tmp_path / "b.txt"
+    path.write_text("one")
+    other.write_text("before")
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+    for _ in range(2):
+        also_named(path, other)
+        assert other.read_text() == "one"
+        assert names(tmp_path) == ["a.txt", "b.txt"]
+    with writing(path) as stream:
+        stream.write(b"two")
+    assert other.read_text() == "one"
+
+
+def test_only_what_the_dead_left_is_removed(tmp_path: Path) -> None:
+    """Another process writes; it is killed; then nobody does."""
+    script = """
+        import sys
+        from pathlib import Path
+        from pyro_neuralrg.infer.atomic import writing
+
+        with writing(Path(sys.argv[1])) as stream:
+            print("begun", flush=True)
+            sys.stdin.read()
+    """
+    path = tmp_path / "a.txt"
+    command = [sys.executable, "-c", textwrap.dedent(script), str(path)]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"begun\n"
+        (name,) = names(tmp_path)
+        remove_leftovers(tmp_path, "a.txt")
+        assert names(tmp_path) == [name]
+        process.send_signal(signal.SIGKILL)
+    remove_leftovers(tmp_path, "b.txt")
+    assert names(tmp_path) == [name]
+    remove_leftovers(tmp_path, "*.txt")
+    assert names(tmp_path) == []
+
+
+def test_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that can be removed is left over: the system keeps open files."""
+    monkeypatch.setattr(atomic, "_locks", lambda: None)
+    (tmp_path / ".a.txt.0a.tmp").write_text("")
+    remove_leftovers(tmp_path, "a.txt")
+    with writing(tmp_path / "a.txt") as stream:
+        stream.write(b"one")
+    assert names(tmp_path) == ["a.txt"]
