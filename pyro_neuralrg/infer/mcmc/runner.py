@@ -15,12 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.arguments import (
-    LARGEST_SEED,
-    check_integer,
-    check_number,
-    refuse_without,
-)
+from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, check_number, refuse_without
 from pyro_neuralrg.infer.files import one_line
 from pyro_neuralrg.infer.forecast import Forecast
 from pyro_neuralrg.infer.mcmc import state_file
@@ -83,8 +78,8 @@ class VectorizedMCMC(RunResults):
             runs of large fields need no more memory than short ones.
         checkpoint: a file to :meth:`save` to, every ``checkpoint_every`` seconds and at the end;
             the one before is kept beside it, as ``NAME.previous.SUFFIX``, older ones, if asked for,
-            as ``NAME.previous-2.SUFFIX`` and so on. If it cannot be written
-            then, a warning says so, once; the run goes on, and tries again.
+            as ``NAME.previous-2.SUFFIX`` and so on. If it cannot be written then, a warning says
+            so, once; the run goes on, and tries again.
         checkpoint_every: seconds, > 0; 60 if None. Accepted with a checkpoint only.
         checkpoint_keep: how many of them, the newest, are kept, >= 1; two if None. Likewise.
 
@@ -164,7 +159,7 @@ class VectorizedMCMC(RunResults):
             check_integer("chain_batch_size", chain_batch_size, 1)
         self.chain_batch_size = chain_batch_size
         self._observables = check_observables(observables)
-        self.checkpoint = world.from_first(lambda: _check_checkpoint(checkpoint))
+        self.checkpoint = world.from_first(lambda: state_file.check_path(checkpoint))
         if checkpoint is None:
             given = {"checkpoint_every": checkpoint_every, "checkpoint_keep": checkpoint_keep}
             refuse_without("checkpoint", "with a file", **given)
@@ -490,14 +485,3 @@ class VectorizedMCMC(RunResults):
         columns = (self._records[name].columns() for name in ("sample_stats", "observables"))
         stats, observables = columns
         return {name: value for name, value in stats.items() if name == "lp"} | observables
-
-
-def _check_checkpoint(checkpoint: str | os.PathLike[str] | None) -> Path | None:
-    """As a path; that it cannot be written should not be found out after the draws."""
-    path = None if checkpoint is None else Path(checkpoint)
-    if path is not None and not path.parent.is_dir():
-        raise ValueError(
-            f"checkpoint is {str(path)!r}, and there is no folder {str(path.parent)!r}; accepted: "
-            "a file in a folder that exists"
-        )
-    return path

@@ -26,6 +26,7 @@ from pyro_neuralrg.processes import Processes
 __all__ = [
     "FORMAT",
     "chains_of",
+    "check_path",
     "check_same",
     "clean_up",
     "described",
@@ -57,6 +58,17 @@ FORMAT = FileFormat(
 
 #: Of energies computed again: other batch sizes and machines round otherwise.
 ENERGY_TOLERANCE = 1e-3
+
+
+def check_path(checkpoint: str | os.PathLike[str] | None) -> Path | None:
+    """As a path; that it cannot be written should not be found out after the draws."""
+    path = None if checkpoint is None else Path(checkpoint)
+    if path is not None and not path.parent.is_dir():
+        raise ValueError(
+            f"checkpoint is {str(path)!r}, and there is no folder {str(path.parent)!r}; accepted: "
+            "a file in a folder that exists"
+        )
+    return path
 
 
 def previous(path: Path, number: int = 1) -> Path:
