@@ -379,14 +379,16 @@ def _write(results: Results, known: dict[str, Point], folder: Path) -> None:
 
 def draw(results: Results) -> Figure:
     """Errors by depth, errors by temperature, the circuits, and the light cone of one site."""
-    figure = new_figure(8.0, 12.5)
-    parts: Any = figure.subfigures(2, 1, height_ratios=(3.9, 1.0))
+    rows = 3 if results.circuits else 2
+    figure = new_figure(8.0, 3.3 * rows + 2.6)
+    parts: Any = figure.subfigures(2, 1, height_ratios=(1.3 * rows, 1.0))
     upper, lower = parts
-    panels = upper.subplots(3, 1)
+    panels = upper.subplots(rows, 1)
     figure.suptitle(results.title, fontsize="medium")
     _draw_depths(results, panels[0])
     _draw_temperatures(results, panels[1])
-    _draw_circuits(results, panels[2])
+    if results.circuits:
+        _draw_circuits(results, panels[2])
     cone = light_cone(make_circuit("mera", results.shape))
     middle = sum(s // 2 * math.prod(results.shape[i + 1 :]) for i, s in enumerate(results.shape))
     masks = [scale[middle].numpy() for scale in cone]
