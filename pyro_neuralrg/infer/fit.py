@@ -166,8 +166,8 @@ def fit(
     Warns:
         UserWarning: if training stopped at a loss or gradient that is not finite; if a checkpoint
             is corrupt or cannot be read and the one before it is used, there is none to resume
-            from, or one cannot be written (said once; the training goes on and tries
-            again, see ``unsaved``).
+            from, or one cannot be written (said once; the training goes on and tries again, see
+            ``unsaved``).
     """
     _check(steps, batch, lr, clip, average, start_step, seed)
     _check_switch("compile", compile)
@@ -177,7 +177,7 @@ def fit(
     if checkpoint is None and history is None:
         given = {"every": every, "every_steps": every_steps}
         refuse_without("checkpoint", "with a checkpoint or a history", **given)
-    table = world.from_first(lambda: _table(history, every, every_steps))
+    table = _table(world, history, every, every_steps)
     checkpoints = _checkpoints(checkpoint, every, every_steps, keep, resume)
     keepers = [keeper for keeper in (checkpoints, table) if keeper is not None]
     with seeded(world.seed(seed)), contextlib.ExitStack() as stack:
@@ -311,10 +311,15 @@ def _checkpoints(
 
 
 def _table(
-    path: str | os.PathLike[str] | None, every: float | None, every_steps: int | None
+    world: Processes,
+    path: str | os.PathLike[str] | None,
+    every: float | None,
+    every_steps: int | None,
 ) -> HistoryFile | None:
-    """Where to write the steps, if anywhere."""
-    return None if path is None else HistoryFile(path, Interval(every, every_steps))
+    """Where to write the steps, if anywhere; the first process checks the path."""
+    if path is None:
+        return None
+    return world.from_first(lambda: HistoryFile(path, Interval(every, every_steps)))
 
 
 def _clear_cache(flow: Any) -> None:

@@ -37,6 +37,7 @@ def features_of_blocks(features: Tensor, circuit: Circuit) -> Iterator[list[Tens
         One tensor ``(channels * size, *count)`` per region, the site changing fastest.
 
     Example:
+        >>> import torch
         >>> from pyro_neuralrg.lattice import make_circuit
         >>> layers = list(features_of_blocks(torch.ones(1, 4), make_circuit("tree", (4,))))
         >>> layers[0][0].shape, layers[1][0].flatten()
