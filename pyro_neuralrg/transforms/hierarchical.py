@@ -476,7 +476,10 @@ def hierarchical_flow(
         raise TypeError(f"odd is {odd!r}; accepted: True or False")
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise TypeError(f"dtype is {dtype!r}; accepted: a floating dtype such as torch.float64")
+    dtype = torch.get_default_dtype() if dtype is None else dtype
     arrangement = make_circuit(circuit, shape, block=block, depth=depth, boundary=boundary)
+    if site_features is not None:
+        site_features = check_site_features(site_features, arrangement.shape).to(dtype)
     flow = HierarchicalFlow(
         arrangement,
         as_bijector(bijector),
@@ -489,4 +492,4 @@ def hierarchical_flow(
         spectrum_slopes=spectrum_slopes,
         site_features=site_features,
     )
-    return flow.to(dtype if dtype is not None else torch.get_default_dtype())
+    return flow.to(dtype)
