@@ -56,8 +56,8 @@ def pyramid(flow: HierarchicalFlow, x: Tensor) -> tuple[Tensor, ...]:
 def top_variable(flow: HierarchicalFlow, x: Tensor) -> Tensor:
     """The coarsest variable of each field, an order parameter that the flow has found.
 
-    The top of :func:`pyramid`. Of fields above, at and below a critical temperature it tells the
-    phases apart.
+    The top of :func:`pyramid`. Of a flow that was trained at one temperature it is a coordinate of
+    that temperature, also for fields of another.
 
     Args:
         flow: a HierarchicalFlow that leaves one coarsest variable.
@@ -204,7 +204,7 @@ def top_energy(
 
     with E(y, z) the :func:`effective_energy` of the last scale (paper Eq. 6), y the top variable of
     :func:`top_variable` and z all others. With -ln Z of the target subtracted it is -ln p(y), which
-    can be read from exact samples, too: one well above a critical temperature, two below. The
+    can be read from exact samples, too: two wells where the flow tells two phases apart. The
     integral is an average over independent normals z, the same ones for every y.
 
     Args:
@@ -230,6 +230,7 @@ def top_energy(
     check_tensor("y", y)
     if y.dim() != 1 or not len(y) or not bool(y.isfinite().all()):
         raise ValueError(f"y has shape {tuple(y.shape)}; accepted: (n,), n >= 1, of finite numbers")
+    y = y.to(next(flow.parameters()).dtype)
     num_samples = check_integer("num_samples", num_samples, 2)
     generator = torch.Generator().manual_seed(check_integer("seed", seed, 0, LARGEST_SEED))
     finer = torch.randn((num_samples, math.prod(flow.shape)), generator=generator).to(y)

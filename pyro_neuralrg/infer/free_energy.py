@@ -124,12 +124,17 @@ def estimate(
     return found
 
 
+def is_trustworthy(found: FreeEnergyEstimate) -> bool:
+    """Whether the importance estimate and its error bar rest on enough samples to be believed."""
+    effective = found.ess * found.num_samples
+    return effective >= FEW_EFFECTIVE_SAMPLES and not found.pareto_k > LARGEST_PARETO_K
+
+
 def warn_of_few_samples(found: FreeEnergyEstimate, of: str = "importance") -> None:
     """Warn the caller's caller once, whichever of the two says so, of weights not to be trusted."""
-    effective = found.ess * found.num_samples
-    heavy = found.pareto_k > LARGEST_PARETO_K
-    if effective >= FEW_EFFECTIVE_SAMPLES and not heavy:
+    if is_trustworthy(found):
         return
+    effective, heavy = found.ess * found.num_samples, found.pareto_k > LARGEST_PARETO_K
     tail = f" (Pareto k-hat {found.pareto_k:.2f})" if heavy else ""
     warnings.warn(
         f"the {of} estimate rests on {effective:.1f} effective samples of "

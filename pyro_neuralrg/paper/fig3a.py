@@ -19,7 +19,12 @@ from torch import Tensor
 
 from pyro_neuralrg import plotting
 from pyro_neuralrg.infer import TrainingStep, anneal
-from pyro_neuralrg.infer.free_energy import FreeEnergyEstimate, from_log_weights, log_weights
+from pyro_neuralrg.infer.free_energy import (
+    FreeEnergyEstimate,
+    from_log_weights,
+    is_trustworthy,
+    log_weights,
+)
 from pyro_neuralrg.paper.files import read_numbers, write_flow, write_numbers
 from pyro_neuralrg.paper.start import Prepared, Start, exact_or_none
 from pyro_neuralrg.plotting import Series
@@ -72,7 +77,7 @@ class Results:
         variational: Of each snapshot, from samples at the true temperature.
         variational_se: Its standard error.
         importance: Importance-sampling estimate of each snapshot.
-        importance_se: Its standard error.
+        importance_se: Its standard error; NaN where it rests on too few samples to be believed.
         ess: Effective fraction of its samples.
         smc: Estimate of each snapshot by annealing from the flow to the target.
         smc_se: Its standard error.
@@ -156,7 +161,7 @@ def _estimates(prepared: Prepared, settings: Settings) -> dict[str, Any]:
     """The free energies of the flow as it is."""
     target, flow, seed = prepared.target, prepared.flow, prepared.start.seed
     with warnings.catch_warnings(), torch.random.fork_rng([]):
-        warnings.simplefilter("ignore", UserWarning)  # an early flow is poor: the ESS says it
+        warnings.simplefilter("ignore", UserWarning)  # an early flow is poor: no error bar says it
         torch.manual_seed(seed + 1)
         found: FreeEnergyEstimate = from_log_weights(log_weights(target, flow, settings.samples))
         began = time.perf_counter()
@@ -174,7 +179,7 @@ def _estimates(prepared: Prepared, settings: Settings) -> dict[str, Any]:
         "variational": found.variational,
         "variational_se": found.variational_se,
         "importance": found.importance,
-        "importance_se": found.importance_se,
+        "importance_se": found.importance_se if is_trustworthy(found) else math.nan,
         "ess": found.ess,
         "smc": smc,
         "smc_se": smc_se,
@@ -196,6 +201,7 @@ def draw(results: Results) -> Figure:
     above.set_xlabel("")
     steps = results.steps
     found = {
+        "variational": Series(steps, results.variational, results.variational_se),
         "importance sampling": Series(steps, results.importance, results.importance_se),
         "sequential Monte Carlo": Series(steps, results.smc, results.smc_se),
     }
@@ -211,9 +217,7 @@ def draw(results: Results) -> Figure:
     cold = slice(results.heated, None)
     everywhere = np.arange(1, len(results.loss) + 1)
     loss = Series(everywhere[cold], results.loss[cold], results.loss_se[cold])
-    bound = Series(steps, results.variational, results.variational_se)
-    curves = {"loss of a step": loss, "variational": bound, **found}
-    plotting.relative_errors(curves, exact=results.exact, ax=below)
+    plotting.relative_errors({"loss of a step": loss, **found}, exact=results.exact, ax=below)
     return figure
 
 

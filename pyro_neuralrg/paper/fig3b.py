@@ -138,7 +138,7 @@ class Results:
     """What was found.
 
     Attributes:
-        title: The model and the flow.
+        title: The model, the flow and the number of chains of each sampler.
         exact: The structure factor; None where it is not known.
         training_seconds: Wall time of the training; None if it is not known of a saved flow.
         training_cpu_seconds: CPU time of the process meanwhile, likewise.
@@ -185,7 +185,7 @@ def compute(settings: Settings, prepared: Prepared, folder: Path) -> Results:
         trajectories = settings.trajectories * (settings.longer if name == PHYSICAL else 1)
         curves[name] = sample(settings, prepared, local, whole, trajectories)
     results = Results(
-        title=prepared.title,
+        title=f"{prepared.title}, {settings.chains} chains",
         exact=exact_or_none(prepared.target.exact_structure_factor),
         training_seconds=seconds,
         training_cpu_seconds=cpu_seconds,

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pyro_neuralrg.arguments import LARGEST_SEED, check_integer
 from pyro_neuralrg.infer import FitResult, TrainingStep, default_schedule, fit, load
+from pyro_neuralrg.infer.files import one_line
 from pyro_neuralrg.lattice import check_shape
 from pyro_neuralrg.potentials import CRITICAL_TEMPERATURE, IsingDual
 from pyro_neuralrg.transforms import HierarchicalFlow
@@ -93,7 +94,10 @@ class Start:
         return Prepared(replace(self, shape=shape), target, flow)
 
     def _read(self, path: Path) -> Prepared:
-        loaded = load(path)
+        try:
+            loaded = load(path)
+        except OSError as error:
+            raise OSError(f"flow is {path} ({one_line(error)}); accepted: a saved flow") from None
         flow = loaded.flow
         if not isinstance(flow, HierarchicalFlow):
             raise ValueError(f"flow is a {type(flow).__name__}; accepted: a HierarchicalFlow")

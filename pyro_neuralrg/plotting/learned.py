@@ -203,6 +203,7 @@ def information_by_distance(
     ax.axhline(0.0, color="black", linewidth=0.8)
     errors = np.concatenate([error[~np.isnan(error)] for _, _, error in points.values()])
     ax.set_yscale("symlog", linthresh=max(float(np.median(errors)) if errors.size else 0.0, 1e-12))
+    ax.margins(y=0.1)
     ax.set_xlabel("distance (sites)")
     ax.set_ylabel(f"{INFORMATION} per pair")
     ax.legend(frameon=False)
@@ -254,7 +255,7 @@ def information_by_scale(found: GroupedInformation, *, ax: Axes | None = None) -
     ax.set_xticks(range(count))
     ax.set_yticks(range(count))
     ax.set_xlabel("scale (0: the finest)")
-    ax.set_ylabel("scale")
+    ax.set_ylabel("scale (0: the finest)")
     ax.set_title(f"numbers in $10^{{{unit}}}$ nats per pair")
     ax.figure.colorbar(image, ax=ax, label=f"{INFORMATION} per pair")
     return ax
@@ -363,10 +364,10 @@ def effective_energy(
 ) -> Axes:  # fmt: skip
     r"""The effective energy of the top variable, for example around the critical temperature.
 
-    Points are -ln of the histogram of exact samples: one well above the critical temperature, two
-    below. Lines are the renormalised energy (paper Eq. 6), all finer latents integrated out: the
-    two agree within their errors, of which the samples' are the root of (1 - p) / (p n) in a bin of
-    probability p. Bins without samples have no point.
+    Points are -ln of the histogram of exact samples; each of two phases has a well. Lines are the
+    renormalised energy (paper Eq. 6), all finer latents integrated out: the two agree within their
+    errors, of which the samples' are the root of (1 - p) / (p n) in a bin of probability p. Bins
+    without samples have no point.
 
     Shown in ``tutorials/figures/effective_energy.png``.
 

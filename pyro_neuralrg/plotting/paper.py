@@ -57,7 +57,7 @@ def estimates(found: Mapping[str, Series], *, ax: Axes | None = None) -> Axes:
     for index, (name, (x, values, error)) in enumerate(known_points(ax, found).items()):
         ax.errorbar(
             x, values, yerr=error, color=COLOURS[1 + index % (len(COLOURS) - 1)], capsize=3,
-            marker=MARKERS[index % len(MARKERS)], markersize=4, linestyle="none", label=name,
+            marker=MARKERS[(1 + index) % len(MARKERS)], markersize=4, linestyle="none", label=name,
         )  # fmt: skip
     ax.legend(frameon=False, fontsize="small")
     return ax

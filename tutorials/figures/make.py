@@ -26,6 +26,7 @@ from pyro_neuralrg import (
 )
 from pyro_neuralrg.observables import structure_factor
 from pyro_neuralrg.paper.files import write_figure
+from pyro_neuralrg.plotting.style import note
 
 HERE = Path(__file__).parent
 CHAINS, DRAWS, WARMUP = 32, 300, 200
@@ -80,10 +81,13 @@ def pictures_of_scales(target: IsingDual, flow: torch.nn.Module, out: Path) -> N
         x = model.sample_reference(FIELDS, seed=2).float()
         tops[name] = analysis.top_variable(flow, x).numpy()
         energy = energy_of_the_top(model, flow, tops[name])
-        if np.isfinite(energy.values).any():  # else this flow knows nothing of this temperature
+        if np.isfinite(energy.values).any():
             energies[name] = energy
     write_figure(out / "top_variable.png", plotting.top_variable(tops).figure)
     ax = plotting.effective_energy(tops, computed=energies)
+    unknown = [name for name in tops if name not in energies]
+    if unknown:
+        note(ax, f"Eq. 6 from too few effective samples of this flow: {', '.join(unknown)}")
     write_figure(out / "effective_energy.png", ax.figure)
 
 
