@@ -104,7 +104,10 @@ class Results:
     @classmethod
     def read(cls, folder: Path) -> Results:
         """Read ``fig3a.json`` of an earlier run."""
-        return cls(**read_numbers(folder / f"{NAME}.json"))
+        contents = read_numbers(folder / f"{NAME}.json")
+        for name in ("importance", "importance_se", "smc", "smc_se"):  # JSON knows no NaN
+            contents[name] = [math.nan if value is None else value for value in contents[name]]
+        return cls(**contents)
 
 
 def compute(settings: Settings, prepared: Prepared, folder: Path) -> Results:

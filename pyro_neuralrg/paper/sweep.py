@@ -225,7 +225,9 @@ def compute(settings: Settings, prepared: Prepared, folder: Path) -> Results:
     jobs = [(case, results.points) for case in asked]
     jobs += [(case, results.circuits) for case in whole]
     for case, where in jobs:
-        where.append(known.get(case_key(case)) or train_point(case, settings))
+        key = case_key(case)
+        known[key] = known.get(key) or train_point(case, settings)
+        where.append(known[key])
         _write(results, known, folder)
     return results
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 
 import matplotlib.image
@@ -174,7 +175,10 @@ def test_a_failure_is_one_line(
     assert capsys.readouterr().err == "neuralrg: error: the weights are gone\n"
 
 
-def test_fig3a_estimates_agree_with_the_exact_value(tmp_path: Path) -> None:
+def test_fig3a_estimates_agree_with_the_exact_value(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fig3a, "is_trustworthy", lambda _: True)  # of so few samples none is
     start = Start(shape=(2, 2), steps=150, batch=128, progress=False)
     job = prepare("fig3a", start, small=True)
     job.run(tmp_path)
@@ -185,6 +189,47 @@ def test_fig3a_estimates_agree_with_the_exact_value(tmp_path: Path) -> None:
     assert results.smc[-1] == pytest.approx(results.exact, abs=5 * results.smc_se[-1] + 0.01)
     assert results.variational[-1] > results.exact - 4 * results.variational_se[-1]
     assert results.variational[0] > results.variational[-1]  # the first snapshot knows less
+
+
+def hand_made_energies() -> fig3a.Results:
+    return fig3a.Results(
+        title="Ising", exact=-10.0, loss=[-1.0, -8.0, -9.0], loss_se=[0.1, 0.2, 0.3], heated=1,
+        training_seconds=1.0, training_cpu_seconds=1.0, steps=[2, 3], variational=[-8.5, -9.0],
+        variational_se=[0.4, 0.3], importance=[-9.5, -9.8], importance_se=[math.nan, 0.2],
+        ess=[0.1, 0.5], smc=[-10.5, -9.9], smc_se=[0.5, 0.2], smc_seconds=[1.0, 1.0],
+    )  # fmt: skip
+
+
+def test_fig3a_draws_each_estimate_under_its_name() -> None:
+    above, below = fig3a.draw(hand_made_energies()).axes
+    for ax, shift, scale in ((above, 0.0, 1.0), (below, -10.0, 10.0)):
+        found = {c.get_label(): c.lines[0].get_xydata() for c in ax.containers}
+        for name, values in {
+            "variational": [-8.5, -9.0],
+            "importance sampling": [-9.5, -9.8],
+            "sequential Monte Carlo": [-10.5, -9.9],
+        }.items():
+            expected = [v if ax is above else abs(v - shift) / scale for v in values]
+            np.testing.assert_allclose(found[name], np.stack([[2, 3], expected], 1))
+    loss = {c.get_label(): c.lines[0].get_xydata() for c in below.containers}["loss of a step"]
+    np.testing.assert_allclose(loss, [[2, 0.2], [3, 0.1]])  # the heated step is left out
+    same = [
+        {c.get_label(): c.lines[0].get_color() for c in ax.containers}["importance sampling"]
+        for ax in (above, below)
+    ]
+    assert same[0] == same[1]
+    assert "importance" in below.get_title()  # no error bar is known of its first point
+
+
+def test_fig3a_gives_no_error_bar_that_cannot_be_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    believed = iter([False, True])
+    monkeypatch.setattr(fig3a, "is_trustworthy", lambda _: next(believed))
+    prepare("fig3a", Start(shape=(2, 2), progress=False), small=True).run(tmp_path)
+    results = fig3a.Results.read(tmp_path)
+    assert math.isnan(results.importance_se[0])
+    assert results.importance_se[1] > 0
 
 
 def test_fig3b_curves_start_cold_and_the_protocol_carries_chains_over(tmp_path: Path) -> None:
@@ -322,6 +367,10 @@ def test_fig4b_comes_back_as_it_was(tmp_path: Path) -> None:
     assert again.ratio == results.ratio
     field, latents = (results.information[kind].total() for kind in ("field", "latents"))
     assert results.ratio.value == latents.value / field.value
+    relative = math.hypot(
+        latents.standard_error / latents.value, field.standard_error / field.value
+    )
+    assert results.ratio.standard_error == pytest.approx(abs(results.ratio.value) * relative)
     np.testing.assert_array_equal(again.scales.values, results.scales.values)
     assert field.value > 3 * field.standard_error
 

@@ -183,3 +183,24 @@ def test_the_authors_stand_in_the_figure_of_their_lattice_only() -> None:
         figure = sweep.draw(results)
         labels = figure.axes[1].get_legend_handles_labels()[1]
         assert any("authors" in label for label in labels) is there
+
+
+def test_a_case_that_is_asked_for_twice_is_trained_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[sweep.Case] = []
+    monkeypatch.setattr(sweep, "train_point", lambda case, _: trained.append(case) or point(case))
+    start = Start(shape=SHAPE, blocks="paper", batch=8, temperature=2.7, progress=False)
+    asked = dataclasses.replace(settings(circuits=("mera",)), start=start)
+    results = sweep.compute(asked, start.prepare(), tmp_path)
+    assert results.circuits[0] == results.points[-1]
+    assert len(trained) == 4
+
+
+def test_error_bars_are_relative_as_the_errors_are() -> None:
+    case = sweep.Case("mera", 1, 2.7, list(SHAPE), "paper", 8, 0.1, 0)
+    row = sweep.Point(case, 3, 10, gap=2.0, gap_se=0.5, relative=0.01, ess=0.5, took=1.0)
+    unknown = dataclasses.replace(row, gap=None, relative=None)
+    series = sweep._series([row, unknown], [1, 2])
+    np.testing.assert_allclose(series.values, [0.01, math.nan])
+    np.testing.assert_allclose(series.standard_error, [0.0025, math.nan])

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import io
 import re
@@ -14,7 +15,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from pyro_neuralrg import plotting
+from pyro_neuralrg import IsingDual, plotting
 from pyro_neuralrg.cli import build_parser
 from pyro_neuralrg.plotting.style import png
 
@@ -88,3 +89,16 @@ def test_pictures_have_commands_that_are_accepted() -> None:
             assert words[1:] == ["tutorials/figures/make.py", "--flow", "flow.pt"]
             stem = name.removesuffix(".png")
             assert f'"{name}"' in script or f'"{stem}": plotting.{stem}(' in script
+
+
+def test_the_energy_of_the_picture_is_that_of_a_probability() -> None:
+    """-ln p of the coarsest variable: p is one in total, with the free energy taken off."""
+    spec = importlib.util.spec_from_file_location("make_pictures", PICTURES / "make.py")
+    assert spec is not None
+    assert spec.loader is not None
+    make = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make)
+    target = IsingDual((2, 2), temperature=4.0)
+    energy = make.energy_of_the_top(target, target.flow(), np.linspace(-8.0, 8.0, 1000))
+    p = np.nan_to_num(np.exp(-np.asarray(energy.values)))  # none where no sample is
+    assert np.trapezoid(p, energy.x) == pytest.approx(1.0, abs=0.1)
