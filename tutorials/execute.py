@@ -20,7 +20,8 @@ from typing import Any
 
 HERE = Path(__file__).parent
 WIDGET = "application/vnd.jupyter.widget-view+json"
-PROGRESS = re.compile(r"\d+%\|| \d+/\d+ \(\d+ %\), |\b\d+it \[")  # a bar, a line, an open end
+#: A bar, a line, an open end, a forecast.
+PROGRESS = re.compile(r"\d+%\|| \d+/\d+ \(\d+ %\), |\b\d+it \[|: about .* left, .* a step now")
 
 
 def fingerprint(notebook: dict[str, Any]) -> str:
@@ -64,17 +65,22 @@ def without_progress(output: dict[str, Any]) -> dict[str, Any] | None:
     if not kept:
         return None
     text = "".join(f"{re.sub(r'^/.*/(?=[^/]+:[0-9]+: )', '', line)}\n" for line in kept)
+    if text == "".join(output["text"]):
+        return output
     return type(output)({**output, "text": text})  # of nbformat, if it was
 
 
 def made_by() -> str:
-    """The version of the package and the commit of this checkout."""
+    """The version of the package and the commit that its code was at."""
     import pyro_neuralrg
 
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=HERE, capture_output=True, text=True, check=False,
-    ).stdout.strip()  # fmt: skip
+    def git(*words: str) -> str:
+        run = subprocess.run(["git", *words], cwd=HERE, capture_output=True, text=True, check=False)
+        return run.stdout.strip()
+
+    commit = git("describe", "--always")
+    if git("status", "--porcelain", "--", "../pyro_neuralrg"):
+        commit += ", changed"
     return f"pyro_neuralrg {pyro_neuralrg.__version__}" + (f", commit {commit}" if commit else "")
 
 
