@@ -520,7 +520,7 @@ def test_another_run_is_not_resumed(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "an earlier training; accepted: resume=True" in one_error(capsys)
     assert main([*command, "--shape", "4", "2", "--seed", "3", "--resume"]) == 2
     error = one_error(capsys)
-    for named in ("target.shape [2, 2] (here [4, 2])", "seed 0 (here 3)"):
+    for named in (" shape [2, 2] (here [4, 2])", "seed 0 (here 3)"):
         assert named in error
     assert (tmp_path / "out" / "report.json").read_bytes() == before
 
@@ -599,9 +599,46 @@ def test_samplers_of_other_settings_are_not_resumed(
     command = ["ising", *QUICK, *options, "--out", str(tmp_path / "out"), "--resume"]
     assert main([*command, "--chains", "4", "--draws", "11"]) == 2
     error = one_error(capsys)
-    for named in ("num_chains 3 (here 4)", "warmup_steps 10 (here 11)"):
+    for named in ("chains 3 (here 4)", "draws 10 (here 11)"):
         assert named in error
+    assert "num_chains" not in error
+    assert "warmup" not in error
     assert (tmp_path / "out" / "report.json").read_bytes() == before
+
+
+@pytest.mark.filterwarnings("ignore:the importance estimate rests on:UserWarning")
+def test_samplers_are_not_taken_over_blindly(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not those of other settings, whatever the folder is called; nor without their training."""
+    states = tmp_path / "sites.x"
+    options = ["--shape", "2", "2", "--checkpoint", str(states), "--out", str(tmp_path / "out")]
+    run(tmp_path / "out", *options)
+    capsys.readouterr()
+    command = ["ising", *QUICK, *options]
+    assert main([*command, "--chains", "4", "--resume"]) == 2
+    assert "latent.pt is of another run, with chains 3 (here 4); accepted" in one_error(capsys)
+    (states / "training-0000000004.pt").unlink()
+    for more in ([], ["--resume"], ["--seed", "1"]):
+        assert main([*command, *more]) == 2
+        assert "holds latent.pt and physical.pt without the training" in one_error(capsys)
+
+
+@pytest.mark.filterwarnings("ignore:the importance estimate rests on:UserWarning")
+def test_a_sampler_of_another_seed_is_not_taken_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Beside the training of this one: the physical target knows nothing of the flow."""
+    options = ["--shape", "2", "2", "--checkpoint"]
+    for seed in ("0", "1"):
+        run(tmp_path / seed, *options, str(tmp_path / seed / "states"), "--seed", seed)
+    shutil.copy(tmp_path / "0" / "states" / "physical.pt", tmp_path / "1" / "states")
+    before = (tmp_path / "1" / "report.json").read_bytes()
+    capsys.readouterr()
+    command = ["ising", *QUICK, *options, str(tmp_path / "1" / "states"), "--seed", "1"]
+    assert main([*command, "--out", str(tmp_path / "1"), "--resume"]) == 2
+    assert "physical.pt is of another run, with seed 0 (here 1)" in one_error(capsys)
+    assert (tmp_path / "1" / "report.json").read_bytes() == before
 
 
 @pytest.mark.filterwarnings("ignore:the importance estimate rests on:UserWarning")

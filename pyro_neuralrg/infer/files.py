@@ -17,7 +17,16 @@ from torch import Tensor
 
 from pyro_neuralrg.infer.atomic import writing
 
-__all__ = ["DamagedFileError", "FileFormat", "VersionError", "checksum", "differences", "one_line"]
+__all__ = [
+    "DamagedFileError",
+    "FileFormat",
+    "OtherRunError",
+    "VersionError",
+    "checksum",
+    "differences",
+    "named",
+    "one_line",
+]
 
 
 class DamagedFileError(ValueError):
@@ -26,6 +35,18 @@ class DamagedFileError(ValueError):
 
 class VersionError(ValueError):
     """A file that is whole, but of another version."""
+
+
+class OtherRunError(ValueError):
+    """A file of a run with other settings.
+
+    Attributes:
+        differing: see :func:`differences`.
+    """
+
+    def __init__(self, message: str, differing: Mapping[str, tuple[Any, Any]] | None = None):
+        super().__init__(message)
+        self.differing = differing or {}
 
 
 @dataclass(frozen=True)
@@ -160,18 +181,30 @@ def checksum(value: Any) -> str:
     return found.hexdigest()
 
 
-def differences(saved: str, present: str) -> str:
-    """Name every setting of a file, as JSON, which is not that of now; empty if there is none.
+def differences(saved: str, present: str) -> dict[str, tuple[Any, Any]]:
+    """Every setting of a file, as JSON, which is not that of now: its value there, and here.
 
     Example:
         >>> differences('{"steps": 3, "shape": [4]}', '{"steps": 5, "shape": [4]}')
-        'steps 3 (here 5)'
+        {'steps': (3, 5)}
     """
     theirs, ours = dict(_flat(json.loads(saved))), dict(_flat(json.loads(present)))
-    return "; ".join(
-        f"{name} {theirs.get(name)!r} (here {ours.get(name)!r})"
+    return {
+        name: (theirs.get(name), ours.get(name))
         for name in sorted(theirs.keys() | ours.keys())
         if theirs.get(name) != ours.get(name)
+    }
+
+
+def named(differing: Mapping[str, tuple[Any, Any]]) -> str:
+    """The :func:`differences` in words.
+
+    Example:
+        >>> named({"steps": (3, 5), "seed": (0, 1)})
+        'steps 3 (here 5); seed 0 (here 1)'
+    """
+    return "; ".join(
+        f"{name} {saved!r} (here {ours!r})" for name, (saved, ours) in differing.items()
     )
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pyro_neuralrg.arguments import check_integer
 from pyro_neuralrg.infer.atomic import remove_leftovers
-from pyro_neuralrg.infer.files import FileFormat, VersionError, differences, one_line
+from pyro_neuralrg.infer.files import FileFormat, VersionError, differences, named, one_line
 from pyro_neuralrg.infer.interval import Interval
 from pyro_neuralrg.infer.schedule import Schedule
 from pyro_neuralrg.infer.training import Training
@@ -121,6 +121,14 @@ class Checkpoints:
             training.load_state_dict(found["training"])
             _set_random_state(found["random"], training)
         self.interval.begin()
+
+    def has_any(self) -> bool:
+        """Whether the folder holds checkpoints of a training, intact or not.
+
+        Raises:
+            OSError: if it cannot be read.
+        """
+        return bool(self._files())
 
     def is_due(self, step: int) -> bool:
         """Whether it is time for another checkpoint, with ``step`` steps taken."""
@@ -280,7 +288,7 @@ def _check_same(path: Path, saved: str, present: str) -> None:
     differing = differences(saved, present)
     if differing:
         raise CheckpointError(
-            f"{path} is of another training, with {differing}; accepted: the same "
+            f"{path} is of another training, with {named(differing)}; accepted: the same "
             "target, flow and settings"
         )
 

@@ -273,7 +273,7 @@ class VectorizedMCMC(RunResults):
         self._join()
 
     def check(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """See that a file is of such a run as this one, before it is needed.
+        """See that a file is of such a run as this one, of the same seed, before it is needed.
 
         Args:
             path: the file.
@@ -283,9 +283,14 @@ class VectorizedMCMC(RunResults):
         Raises:
             OSError, ValueError: as :meth:`load`, but for another target.
         """
-        saved = processes().from_first(lambda: state_file.read_newest(Path(path))["settings"])
+
+        def read() -> tuple[str, int]:
+            found = state_file.read_newest(Path(path))
+            return found["settings"], found["seed"]
+
+        saved, seed = processes().from_first(read)
         self._set_up(args, kwargs)
-        state_file.check_same(path, saved, self._settings())
+        state_file.check_same(path, saved, self._settings(), seed=(seed, self.seed))
 
     def _stand_at(self, path: str | os.PathLike[str], contents: Mapping[str, Any]) -> Mark:
         """Take over what a file holds of this process's chains; return its mark."""

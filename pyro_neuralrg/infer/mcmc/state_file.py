@@ -18,7 +18,13 @@ import torch
 from torch import Tensor
 
 from pyro_neuralrg.infer.atomic import also_named, remove_leftovers
-from pyro_neuralrg.infer.files import DamagedFileError, FileFormat, differences
+from pyro_neuralrg.infer.files import (
+    DamagedFileError,
+    FileFormat,
+    OtherRunError,
+    differences,
+    named,
+)
 from pyro_neuralrg.infer.mcmc.adaptation import Adaptation
 from pyro_neuralrg.infer.mcmc.base import ChainState, Kernel
 from pyro_neuralrg.processes import Processes
@@ -213,13 +219,22 @@ def _options(kernel: Kernel) -> dict[str, Any]:
     }
 
 
-def check_same(path: Any, saved: str, present: str) -> None:
-    """Raise a ValueError that names every setting of the file which is not that of this run."""
+def check_same(path: Any, saved: str, present: str, **more: tuple[Any, Any]) -> None:
+    """Raise an OtherRunError that names every setting of the file which is not that of this run.
+
+    Args:
+        path: the file.
+        saved: its settings.
+        present: those of this run.
+        **more: other settings, there and here.
+    """
     differing = differences(saved, present)
+    differing |= {name: both for name, both in more.items() if both[0] != both[1]}
     if differing:
-        raise ValueError(
-            f"{path} is of another run, with {differing}; accepted: the same kernel, target and "
-            "settings"
+        raise OtherRunError(
+            f"{path} is of another run, with {named(differing)}; accepted: the same kernel, target "
+            "and settings",
+            differing,
         )
 
 
