@@ -9,6 +9,7 @@ import itertools
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 
 import arviz
@@ -29,6 +31,7 @@ from pyro_neuralrg import IsingDual, VectorizedMCMC
 from pyro_neuralrg.cli import main
 from pyro_neuralrg.experiment import Experiment
 from pyro_neuralrg.infer import FreeEnergyEstimate
+from pyro_neuralrg.infer.mcmc.state_file import FORMAT
 from pyro_neuralrg.report import Output
 from tests.broken_files import break_reading, fill_disk
 
@@ -622,6 +625,22 @@ def test_samplers_are_not_taken_over_blindly(
     for more in ([], ["--resume"], ["--seed", "1"]):
         assert main([*command, *more]) == 2
         assert "holds latent.pt and physical.pt without the training" in one_error(capsys)
+
+
+@pytest.mark.filterwarnings("ignore:the importance estimate rests on:UserWarning")
+def test_a_sampler_of_an_earlier_version_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is not corrupt, and not overwritten."""
+    options = ["--shape", "2", "2", "--checkpoint", str(tmp_path / "states")]
+    run(tmp_path / "out", *options)
+    path = tmp_path / "states" / "latent.pt"
+    replace(FORMAT, version=1, sealed=False).write(path, FORMAT.read(path))
+    before = path.read_bytes()
+    capsys.readouterr()
+    assert main(["ising", *QUICK, *options, "--out", str(tmp_path / "out"), "--resume"]) == 2
+    assert re.search(r"latent\.pt has no seal: .* earlier version.*version 2$", one_error(capsys))
+    assert path.read_bytes() == before
 
 
 @pytest.mark.filterwarnings("ignore:the importance estimate rests on:UserWarning")

@@ -29,6 +29,10 @@ __all__ = [
 ]
 
 
+TORCH = b"PK"
+"""That a file of torch.save begins with, which is an archive."""
+
+
 class DamagedFileError(ValueError):
     """A file that is not as it was written."""
 
@@ -136,6 +140,11 @@ class FileFormat:
 
     def _unseal(self, path: Path, sealed: bytes) -> io.BytesIO:
         """The data, if the line before them holds."""
+        if sealed.startswith(TORCH):
+            raise VersionError(
+                f"{path} has no seal: it is of an earlier version, or another file of torch; "
+                f"{self.accepted}"
+            )
         line, _, data = sealed.partition(b"\n")
         head, _, digest = line.decode("ascii", "replace").rpartition(" ")
         name, _, version = head.rpartition(" ")
