@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are written whole or not at all, and what killed writers have left beside them."""
+"""Files that are written whole or not at all, what killed writers have left, and folders in use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = ["also_named", "remove_leftovers", "replacing", "writing"]
+__all__ = ["also_named", "held", "remove_leftovers", "replacing", "writing"]
 
 
 @contextmanager
@@ -95,6 +95,56 @@ def remove_leftovers(folder: Path, names: str) -> None:
         with suppress(OSError):  # it does no harm
             if not _is_locked(left):
                 left.unlink()
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Let nobody else hold ``path``, a file of no other use, in the block.
+
+    It ends with the process, too, however that ends. Where there are no locks, or the file cannot
+    be made, nothing is held.
+
+    Raises:
+        BlockingIOError: if somebody else does.
+    """
+    fcntl = _locks()
+    stream = None if fcntl is None else _exclusive(path, fcntl)
+    try:
+        yield
+    finally:
+        if stream is not None:
+            with suppress(OSError):
+                if _is_at(stream, path):
+                    path.unlink()  # before the lock ends: see _exclusive
+            stream.close()
+
+
+def _exclusive(path: Path, fcntl: Any) -> BinaryIO | None:
+    """The file, open and locked; None where that cannot be."""
+    while True:
+        try:
+            stream = path.open("ab")  # network file systems want it open for writing
+        except OSError:
+            return None
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(stream, path):
+                return stream
+        except BlockingIOError:
+            stream.close()
+            raise
+        except OSError:
+            stream.close()
+            return None
+        stream.close()  # who held it has just removed it: what is locked is no longer there
+
+
+def _is_at(stream: BinaryIO, path: Path) -> bool:
+    """Whether the open file still has this name."""
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager

@@ -159,8 +159,9 @@ def fit(
         ValueError, TypeError: naming the argument; also if the first loss is not finite.
         MemoryLimitError: if a step takes more memory than is available (a ValueError): found out
             beforehand, with few samples, where there are 2^17 sites or more in a batch.
-        CheckpointError: if the folder of checkpoints cannot be made or read, none in it is intact,
-            or they are of another training, whose settings are named (a ValueError).
+        CheckpointError: if the folder of checkpoints cannot be made or read, another training uses
+            it at the moment, none in it is intact, or they are of another training, whose settings
+            are named (a ValueError).
         RuntimeError: if another process of the group has ended.
 
     Warns:
@@ -196,6 +197,7 @@ def fit(
         if checkpoints is not None:
             options = {"average": average, "seed": seed, "start_step": start_step}
             settings = described(training, flow, schedule, options)
+            stack.callback(checkpoints.end)
             checkpoints.begin(training, settings, resume)
         bar = stack.enter_context(
             Progress(training.steps, "fit", progress and world.is_first, training.step)

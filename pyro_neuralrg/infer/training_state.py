@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pyro_neuralrg.arguments import check_integer
-from pyro_neuralrg.infer.atomic import remove_leftovers
+from pyro_neuralrg.infer.atomic import held, remove_leftovers
 from pyro_neuralrg.infer.files import FileFormat, VersionError, differences, named, one_line
 from pyro_neuralrg.infer.interval import Interval
 from pyro_neuralrg.infer.schedule import Schedule
@@ -42,6 +42,9 @@ FORMAT = FileFormat(
 
 PATTERN = "training-*.pt"
 
+LOCK = ".training.lock"
+"""A file that is there, and locked, as long as a training uses the folder."""
+
 KEEP = 3
 """Checkpoints, if nothing else is said."""
 
@@ -58,7 +61,9 @@ class Checkpoints:
 
     Each is written under another name and then renamed, so that whatever happens there are whole
     files only, and begins with a checksum of all the rest. Reading them executes nothing. With
-    several processes the first one reads and writes, for all.
+    several processes the first one reads and writes, for all. A folder serves one training at a
+    time: from :meth:`begin` to :meth:`end` no other one can begin in it, where the file system has
+    locks.
 
     Args:
         folder: made if it is missing.
@@ -102,6 +107,7 @@ class Checkpoints:
         self.number = check_integer("keep", KEEP if keep is None else keep, 1)
         self.settings = ""
         self.unsaved: str | None = None
+        self._use = contextlib.ExitStack()
 
     def begin(self, training: Training, settings: str, resume: bool) -> None:
         """Load the newest intact checkpoint into the training, or see that there is none.
@@ -112,8 +118,9 @@ class Checkpoints:
             resume: load it.
 
         Raises:
-            CheckpointError: if the folder cannot be made; if there are checkpoints, but ``resume``
-                is False, they are of another training or another version, or none is intact.
+            CheckpointError: if the folder cannot be made, or another training uses it; if there are
+                checkpoints, but ``resume`` is False, they are of another training or another
+                version, or none is intact.
         """
         self.settings = settings
         found = training.world.from_first(lambda: self._prepare(training, resume))
@@ -121,6 +128,10 @@ class Checkpoints:
             training.load_state_dict(found["training"])
             _set_random_state(found["random"], training)
         self.interval.begin()
+
+    def end(self) -> None:
+        """Let others use the folder."""
+        self._use.close()
 
     def has_any(self) -> bool:
         """Whether the folder holds checkpoints of a training, intact or not.
@@ -169,8 +180,14 @@ class Checkpoints:
         """Make the folder and read the newest intact checkpoint, if there are any."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._use.enter_context(held(self.folder / LOCK))
             remove_leftovers(self.folder, PATTERN)
             files = self._files()
+        except BlockingIOError:
+            raise CheckpointError(
+                f"checkpoint is {self.folder}, which another training uses right now; accepted: "
+                "a folder of its own"
+            ) from None
         except OSError as error:
             raise CheckpointError(
                 f"checkpoint is {self.folder} ({one_line(error)}); accepted: a folder that can be "

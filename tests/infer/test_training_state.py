@@ -342,7 +342,7 @@ def test_the_disk_is_full_for_a_while(
     there: list[list[str]] = []
 
     def full(_: Path) -> bool:
-        there.append(names(tmp_path))
+        there.append(sorted(path.name for path in tmp_path.glob("training*")))
         return 2 <= len(there) <= 4
 
     fill_disk(full, monkeypatch)
@@ -455,6 +455,23 @@ def test_killed_by_the_system_at_random_moments(
         rest = fit(target, checkpoint=tmp_path, resume=True, **options)
     assert_same(rest, fit(target, **options))
     assert steps in [int(name[9:19]) for name in names(tmp_path)]  # and nothing half-written
+
+
+def test_a_folder_serves_one_training_at_a_time(target: Any, tmp_path: Path) -> None:
+    """Another one would remove its later checkpoints; interrupted, it can be resumed at once."""
+    options: dict[str, Any] = {**QUICK, "checkpoint": tmp_path, "seed": 5}
+
+    def second() -> None:
+        there = names(tmp_path)
+        for resume in (False, True):
+            with pytest.raises(CheckpointError, match=f"{tmp_path}, which another training uses"):
+                fit(target, resume=resume, **options)
+        assert names(tmp_path) == there
+        signal.raise_signal(signal.SIGINT)
+
+    assert fit(target, callback=at(7, second), **options).interrupted
+    assert names(tmp_path) == step_files(3, 6, 8)
+    assert_same(fit(target, resume=True, **options), fit(target, seed=5, **PLAIN))
 
 
 def test_files_hold_plain_data_with_the_configuration_of_the_flow(tmp_path: Path) -> None:
