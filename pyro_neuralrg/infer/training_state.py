@@ -331,8 +331,9 @@ def _check_energies(path: Path, saved: Tensor | None, present: Tensor | None) ->
 def _random_state(training: Training) -> dict[str, Tensor]:
     """States of torch's generators, one row for each process."""
     found = {"cpu": training.world.gather(torch.random.get_rng_state()[None])}
-    if training.optimizer.parameters[0].device.type == "cuda":
-        found["cuda"] = training.world.gather(torch.cuda.get_rng_state()[None])
+    device = training.optimizer.parameters[0].device
+    if device.type == "cuda":
+        found["cuda"] = training.world.gather(torch.cuda.get_rng_state(device)[None])
     return found
 
 
@@ -340,4 +341,5 @@ def _set_random_state(saved: Mapping[str, Tensor], training: Training) -> None:
     world: Processes = training.world
     torch.random.set_rng_state(saved["cpu"][world.rank].clone())
     if "cuda" in saved:
-        torch.cuda.set_rng_state(saved["cuda"][world.rank].clone())
+        device = training.optimizer.parameters[0].device
+        torch.cuda.set_rng_state(saved["cuda"][world.rank].clone(), device)
