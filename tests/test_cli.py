@@ -272,11 +272,12 @@ def test_out_with_a_folder_in_the_way(
 def test_a_history_that_cannot_be_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (tmp_path / "no").write_text("a file")
     with pytest.raises(SystemExit) as stop:
         main(["ising", *QUICK, "--out", str(tmp_path), "--history", str(tmp_path / "no" / "h.csv")])
     assert stop.value.code == 2
     assert "history is" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["no"]
 
 
 @pytest.mark.filterwarnings("ignore:the importance estimate rests on:UserWarning")
@@ -284,7 +285,7 @@ def test_a_history_and_a_forecast(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("pyro_neuralrg.infer.forecast.FORECAST_SECONDS", -1.0)
-    table = tmp_path / "history.csv"
+    table = tmp_path / "out" / "history.csv"  # in a folder that is not there yet
     options = ["--shape", "2", "2", "--history", str(table)]
     run(tmp_path / "out", *options, "--steps", "8")
     assert len(table.read_text().splitlines()) == 1 + 8

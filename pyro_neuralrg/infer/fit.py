@@ -145,7 +145,7 @@ def fit(
         callback: called after each step, on every process; if it returns True on any, training
             stops.
         history: a CSV file for the steps so far, written anew, whole or not at all, as often as
-            checkpoints and at the end.
+            checkpoints and at the end. Its folder is made if it is missing.
         checkpoint: a folder for where the training stands, made if it is missing; see
             :class:`~pyro_neuralrg.infer.training_state.Checkpoints`.
         every: seconds between checkpoints, 60 if None; one at the end comes in any case. Accepted
@@ -199,6 +199,8 @@ def fit(
             settings = described(training, flow, schedule, options)
             stack.callback(checkpoints.end)
             checkpoints.begin(training, settings, resume)
+        if table is not None:
+            table.begin(world)
         bar = stack.enter_context(
             Progress(training.steps, "fit", progress and world.is_first, training.step)
         )
