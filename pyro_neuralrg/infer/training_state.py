@@ -102,6 +102,8 @@ class Checkpoints:
     ) -> None:
         if not isinstance(folder, str | os.PathLike):
             raise TypeError(f"checkpoint is {folder!r}; accepted: a folder")
+        if folder == "":  # of which Path makes the current folder
+            raise ValueError("checkpoint is ''; accepted: a folder")
         self.folder = Path(folder)
         self.interval = Interval(every, every_steps)
         self.number = check_integer("keep", KEEP if keep is None else keep, 1)

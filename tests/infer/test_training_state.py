@@ -360,6 +360,7 @@ def test_the_disk_is_full_for_a_while(
     ("options", "error", "message"),
     [
         ({"checkpoint": 3}, TypeError, "checkpoint is 3; accepted: a folder"),
+        ({"checkpoint": ""}, ValueError, "checkpoint is ''; accepted: a folder"),
         ({"every": -1.0}, ValueError, "every is -1.0; accepted: a number of seconds"),
         ({"every": "soon"}, TypeError, "every is 'soon'"),
         ({"every_steps": 0}, ValueError, "every_steps is 0; accepted: an integer >= 1"),

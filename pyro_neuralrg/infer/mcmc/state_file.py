@@ -68,6 +68,8 @@ ENERGY_TOLERANCE = 1e-3
 
 def check_path(checkpoint: str | os.PathLike[str] | None) -> Path | None:
     """As a path; that it cannot be written should not be found out after the draws."""
+    if checkpoint == "":  # of which Path makes the current folder
+        raise ValueError("checkpoint is ''; accepted: a file in a folder that exists")
     path = None if checkpoint is None else Path(checkpoint)
     if path is not None and not path.parent.is_dir():
         raise ValueError(
