@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
@@ -37,11 +37,16 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[BinaryIO]:
+def writing(path: Path, before: Callable[[], object] | None = None) -> Iterator[BinaryIO]:
     """Write bytes, which are ``path`` at the end of the block, and on the disk.
 
     Opened as any other file, not by ``tempfile``, so that it gets the permissions of one. A lock
     says that its writer is alive, see :func:`remove_leftovers`.
+
+    Args:
+        path: the file.
+        before: called when the bytes are on the disk, just before they take the place of what
+            ``path`` was.
 
     Yields:
         A binary stream.
@@ -64,6 +69,8 @@ def writing(path: Path) -> Iterator[BinaryIO]:
         yield stream
         stream.flush()
         os.fsync(stream.fileno())
+        if before is not None:
+            before()
 
 
 def also_named(path: Path, other: Path) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,12 @@ class FileFormat:
         """What messages say is accepted."""
         return f"accepted: a file of {self.writer}, version {self.version}"
 
-    def write(self, path: Path, contents: Mapping[str, Any]) -> None:
+    def write(
+        self,
+        path: Path,
+        contents: Mapping[str, Any],
+        before: Callable[[], object] | None = None,
+    ) -> None:
         """Write the file whole or not at all, see :func:`~pyro_neuralrg.infer.atomic.writing`.
 
         Raises:
@@ -86,7 +91,7 @@ class FileFormat:
         head = {"format": self.name, "version": self.version}
         payload = {**head, **contents, "sha256": checksum(contents)}
         data = _bytes(payload)
-        with writing(path) as stream:
+        with writing(path, before) as stream:
             stream.write(self._seal(data) if self.sealed else data)
 
     def read(self, path: Path) -> dict[str, Any]:

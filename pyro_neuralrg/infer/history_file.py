@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import glob
 import os
-import warnings
+from functools import partial
 from pathlib import Path
 
 from pyro_neuralrg.infer.atomic import remove_leftovers
 from pyro_neuralrg.infer.files import one_line
 from pyro_neuralrg.infer.history import History
-from pyro_neuralrg.infer.interval import Interval
+from pyro_neuralrg.infer.interval import Interval, attempt
 from pyro_neuralrg.infer.training import Training
 from pyro_neuralrg.processes import Processes
 
@@ -69,15 +69,11 @@ class HistoryFile:
                 same.
         """
         if training.world.is_first and self._written != len(training.records):
-            try:
-                History.from_steps(training.records).to_csv(self.path)
-            except OSError as error:
-                failed_before = self.unsaved is not None
-                self.unsaved = f"{self.path} cannot be written ({one_line(error)})"
-                if not failed_before:
-                    warnings.warn(f"{self.unsaved}; the training goes on without it", stacklevel=2)
-            else:
-                self.unsaved, self._written = None, len(training.records)
+            table, quiet = History.from_steps(training.records), self.unsaved is not None
+            write = partial(table.to_csv, self.path)
+            self.unsaved = attempt(write, self.path, "the training", quiet)
+            if self.unsaved is None:
+                self._written = len(table)
         self.interval.begin()
 
     def _prepare(self) -> None:

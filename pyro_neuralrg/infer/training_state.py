@@ -19,7 +19,7 @@ from torch import Tensor
 from pyro_neuralrg.arguments import check_integer
 from pyro_neuralrg.infer.atomic import held, remove_leftovers
 from pyro_neuralrg.infer.files import FileFormat, VersionError, differences, named, one_line
-from pyro_neuralrg.infer.interval import Interval
+from pyro_neuralrg.infer.interval import Interval, attempt
 from pyro_neuralrg.infer.schedule import Schedule
 from pyro_neuralrg.infer.training import Training
 from pyro_neuralrg.potentials.base import LatticePotential
@@ -163,20 +163,13 @@ class Checkpoints:
                 "random": random,
                 "energies": _energies(training),
             }
-            try:
+
+            def write() -> None:
                 FORMAT.write(path, contents)
                 self._tidy(path)
-            except OSError as error:
-                self._cannot_write(path, error)
-            else:
-                self.unsaved = None
-        self.interval.begin()
 
-    def _cannot_write(self, path: Path, error: OSError) -> None:
-        failed_before = self.unsaved is not None
-        self.unsaved = f"{path} cannot be written ({one_line(error)})"
-        if not failed_before:
-            warnings.warn(f"{self.unsaved}; the training goes on without it", stacklevel=3)
+            self.unsaved = attempt(write, path, "the training", self.unsaved is not None)
+        self.interval.begin()
 
     def _prepare(self, training: Training, resume: bool) -> dict[str, Any] | None:
         """Make the folder and read the newest intact checkpoint, if there are any."""

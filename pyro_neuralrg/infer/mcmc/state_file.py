@@ -89,10 +89,14 @@ def keep_before(path: Path, keep: int = 2, verify: bool = False) -> None:
     """Let the present file, if there is one, be the one before, too: at no moment is it missing.
 
     Those before it move on, as far as there are to be ``keep`` files with the next one. With
-    ``verify`` only if it is intact: the one before may be what the run goes on from.
+    ``verify`` only if it is intact: the one before may be what the run goes on from. Nothing moves
+    if it is the one before already, after which the next file could not be put in its place.
     """
     if not path.is_file():
         return
+    with contextlib.suppress(FileNotFoundError):
+        if path.samefile(previous(path)):
+            return
     if verify:
         try:
             FORMAT.read(path)
