@@ -30,7 +30,7 @@ import pyro_neuralrg
 from pyro_neuralrg import IsingDual, VectorizedMCMC
 from pyro_neuralrg.cli import main
 from pyro_neuralrg.experiment import Experiment
-from pyro_neuralrg.infer import FreeEnergyEstimate
+from pyro_neuralrg.infer import FreeEnergyEstimate, fit
 from pyro_neuralrg.infer.mcmc.state_file import FORMAT
 from pyro_neuralrg.report import Output
 from tests.broken_files import break_reading, fill_disk
@@ -155,6 +155,18 @@ def test_samples_are_physical_fields(quick: Path) -> None:
 def test_figures_are_pictures(quick: Path) -> None:
     for path in quick.glob("*.png"):
         assert path.read_bytes().startswith(b"\x89PNG"), path
+
+
+def test_what_another_run_writes_at_this_moment_stays(tmp_path: Path) -> None:
+    """Here, what was written to after this one began; what is older goes."""
+    output = Output.prepare(tmp_path)
+    old, new = (tmp_path / f".samples.nc.{name}.tmp" for name in ("0a", "0b"))
+    for path, age in ((old, -10.0), (new, 10.0)):
+        path.write_text("torn")
+        os.utime(path, 2 * (output.begun + age,))
+    target = IsingDual((2, 2), temperature=3.0)
+    output.write_training(fit(target, steps=1, batch=2, seed=0, progress=False))
+    assert {path.name for path in tmp_path.iterdir()} == {"flow.pt", new.name}
 
 
 @pytest.mark.filterwarnings("ignore:the importance estimate rests on:UserWarning")

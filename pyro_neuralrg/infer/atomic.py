@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 import shutil
@@ -88,7 +89,7 @@ def also_named(path: Path, other: Path) -> None:
                 shutil.copyfileobj(present, stream)
 
 
-def remove_leftovers(folder: Path, names: str) -> None:
+def remove_leftovers(folder: Path, names: str, older_than: float = math.inf) -> None:
     """Remove what processes left that were killed while they wrote.
 
     What a process that is alive writes at this moment stays: it holds a lock, which ends with it.
@@ -97,10 +98,12 @@ def remove_leftovers(folder: Path, names: str) -> None:
     Args:
         folder: where to look.
         names: pattern of the files that were to be written, as for ``Path.glob``.
+        older_than: what was last written since this time, in seconds since the epoch, stays, too:
+            nothing is locked in :func:`replacing`.
     """
     for left in folder.glob(f".{names}.*.tmp"):
         with suppress(OSError):  # it does no harm
-            if not _is_locked(left):
+            if left.stat().st_mtime < older_than and not _is_locked(left):
                 left.unlink()
 
 

@@ -103,6 +103,18 @@ def test_only_what_the_dead_left_is_removed(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
+def test_what_was_written_since_stays(tmp_path: Path) -> None:
+    """By name, which nothing locks."""
+    with replacing(tmp_path / "a.txt") as temporary:
+        temporary.write_text("half of i")
+        old = tmp_path / ".a.txt.0a.tmp"
+        old.write_text("of a process that was killed")
+        os.utime(old, (1e9, 1e9))
+        remove_leftovers(tmp_path, "a.txt", older_than=1e9 + 1)
+        assert names(tmp_path) == [temporary.name]
+    assert names(tmp_path) == ["a.txt"]
+
+
 def test_held_by_one_at_a_time(tmp_path: Path) -> None:
     """By another process; it is killed; then by this one, where what is removed holds nobody."""
     script = """
