@@ -7,9 +7,10 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from pyro_neuralrg.infer import (
     estimate,
     fit,
 )
-from pyro_neuralrg.infer.files import DamagedFileError
+from pyro_neuralrg.infer.files import DamagedFileError, OtherRunError, named
 from pyro_neuralrg.infer.history_file import HistoryFile
 from pyro_neuralrg.infer.interval import Interval
 from pyro_neuralrg.infer.mcmc import (
@@ -227,7 +228,7 @@ class Experiment:
         With checkpoints, it goes on where it was stopped if it is to be resumed.
         """
         mcmc = self._sampler(space)
-        if self._can_resume(space):
+        if self.settings.resume and self._is_there(space):
             try:
                 mcmc.load(self._state_file(space))
             except DamagedFileError as error:
@@ -267,32 +268,65 @@ class Experiment:
         assert self.settings.checkpoint is not None
         return Path(self.settings.checkpoint) / f"{space}.pt"
 
-    def _can_resume(self, space: str) -> bool:
-        """Whether there is, and is to be used, a state of this sampler."""
-        if not self.settings.resume:
-            return False
-        path = self._state_file(space)
-        return processes().from_first(lambda: is_there(path))
+    def _is_there(self, space: str) -> bool:
+        """Whether there is a state of this sampler."""
+        return processes().from_first(lambda: is_there(self._state_file(space)))
 
     def _check_samplers(self) -> None:
-        """Raise a CheckpointError if samplers are to be resumed that had other settings.
+        """Raise a CheckpointError if there are states of samplers that this run cannot go on from.
 
-        Likewise if their files cannot be read.
+        They are, without ``resume``, of an earlier run; of one that is not known, if the training
+        is missing; or of one with other settings; or they cannot be read.
         """
-        for space in SPACES:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # sampling will speak of damaged files
-                try:
-                    if self._can_resume(space):
-                        self._sampler(space).check(self._state_file(space))
-                except DamagedFileError:
-                    continue
-                except OSError as error:
-                    raise CheckpointError(one_line(error)) from None
-                except ValueError as error:
-                    if "sites." in str(error):  # of another lattice: so is the training beside
-                        continue  # it, which will name all that differs
-                    raise CheckpointError(str(error)) from None
+        folder = self.settings.checkpoint
+        if folder is None:
+            return
+        try:
+            present = [space for space in SPACES if self._is_there(space)]
+            trained = processes().from_first(
+                lambda: bool(present) and Checkpoints(folder).has_any()
+            )
+        except OSError as error:
+            raise CheckpointError(one_line(error)) from None
+        names = " and ".join(f"{space}.pt" for space in present)
+        if present and not trained:
+            raise CheckpointError(
+                f"checkpoint is {folder}, which holds {names} without the training before; "
+                "accepted: a folder with both, or without checkpoints"
+            )
+        if present and not self.settings.resume:
+            raise CheckpointError(
+                f"checkpoint is {folder}, which holds {names} of an earlier training; accepted: "
+                "resume=True, or a folder without checkpoints"
+            )
+        for space in present:
+            self._check_sampler(space)
+
+    def _check_sampler(self, space: str) -> None:
+        """Raise a CheckpointError if this sampler cannot go on from the state that is there."""
+        path = self._state_file(space)
+        with warnings.catch_warnings(), contextlib.suppress(DamagedFileError):
+            warnings.simplefilter("ignore")  # sampling will speak of damaged files
+            try:
+                self._sampler(space).check(path)
+            except DamagedFileError:
+                raise
+            except OtherRunError as error:
+                raise CheckpointError(
+                    f"{path} is of another run, with {named(self._in_words(error.differing))}; "
+                    "accepted: the same settings"
+                ) from None
+            except (OSError, ValueError) as error:
+                raise CheckpointError(one_line(error)) from None
+
+    def _in_words(self, differing: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
+        """The settings of a sampler by the names of those of this job, which they come from."""
+        words = {"num_chains": "chains", "warmup_steps": "draws", "sites": "shape"}
+        found = {words.get(name.split(".")[0], name): both for name, both in differing.items()}
+        if "draws" in found:  # as many were for warm-up, at most
+            saved, _ = found["draws"]
+            found["draws"] = (f">= {WARMUP}" if saved == WARMUP else saved, self.settings.draws)
+        return found
 
     def _kernel(self, space: str) -> Kernel:
         if space == "latent":

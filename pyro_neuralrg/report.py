@@ -12,6 +12,7 @@ import json
 import math
 import platform
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -49,10 +50,12 @@ class Output:
     Attributes:
         folder: Where the files are.
         written: Names of the files of this run, in the order of writing.
+        begun: When this run began, in seconds since the epoch.
     """
 
     folder: Path
     written: list[str] = field(default_factory=list)
+    begun: float = field(default_factory=time.time)
 
     @classmethod
     def prepare(cls, folder: Path) -> Output:
@@ -82,7 +85,8 @@ class Output:
     def write_training(self, training: FitResult) -> None:
         """Save the trained flow, as soon as there is one: ``pyro_neuralrg.load`` reads it.
 
-        The files of an earlier run are removed first: no folder holds files of two runs.
+        The files of an earlier run are removed first: no folder holds files of two runs. What is
+        half-written stays if it was written to since this run began: by another one, maybe.
 
         Raises:
             OSError: A file cannot be written; the message names it.
@@ -90,7 +94,7 @@ class Output:
         for name in FILES:
             with _failing_at(self.folder / name) as path:
                 path.unlink(missing_ok=True)
-            remove_leftovers(self.folder, name)
+            remove_leftovers(self.folder, name, self.begun)
         with self._named("flow.pt") as path:
             save(path, training.flow)
 

@@ -32,9 +32,9 @@ def fill_disk(full: Callable[[Path], bool], monkeypatch: pytest.MonkeyPatch) -> 
     """Let no file of tensors be written for which the disk is full."""
     write = FileFormat.write
 
-    def crowded(self: FileFormat, path: Path, contents: Any) -> None:
+    def crowded(self: FileFormat, path: Path, *others: Any) -> None:
         if full(path):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write(self, path, contents)
+        write(self, path, *others)
 
     monkeypatch.setattr(FileFormat, "write", crowded)

@@ -9,6 +9,7 @@ import itertools
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 
 import arviz
@@ -28,7 +30,8 @@ import pyro_neuralrg
 from pyro_neuralrg import IsingDual, VectorizedMCMC
 from pyro_neuralrg.cli import main
 from pyro_neuralrg.experiment import Experiment
-from pyro_neuralrg.infer import FreeEnergyEstimate
+from pyro_neuralrg.infer import FreeEnergyEstimate, fit
+from pyro_neuralrg.infer.mcmc.state_file import FORMAT
 from pyro_neuralrg.report import Output
 from tests.broken_files import break_reading, fill_disk
 
@@ -154,6 +157,18 @@ def test_figures_are_pictures(quick: Path) -> None:
         assert path.read_bytes().startswith(b"\x89PNG"), path
 
 
+def test_what_another_run_writes_at_this_moment_stays(tmp_path: Path) -> None:
+    """Here, what was written to after this one began; what is older goes."""
+    output = Output.prepare(tmp_path)
+    old, new = (tmp_path / f".samples.nc.{name}.tmp" for name in ("0a", "0b"))
+    for path, age in ((old, -10.0), (new, 10.0)):
+        path.write_text("torn")
+        os.utime(path, 2 * (output.begun + age,))
+    target = IsingDual((2, 2), temperature=3.0)
+    output.write_training(fit(target, steps=1, batch=2, seed=0, progress=False))
+    assert {path.name for path in tmp_path.iterdir()} == {"flow.pt", new.name}
+
+
 @pytest.mark.filterwarnings("ignore:the importance estimate rests on:UserWarning")
 def test_same_seed_same_report(tmp_path: Path) -> None:
     first = run(tmp_path / "a", "--shape", "4", "--dtype", "float64")
@@ -269,11 +284,12 @@ def test_out_with_a_folder_in_the_way(
 def test_a_history_that_cannot_be_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (tmp_path / "no").write_text("a file")
     with pytest.raises(SystemExit) as stop:
         main(["ising", *QUICK, "--out", str(tmp_path), "--history", str(tmp_path / "no" / "h.csv")])
     assert stop.value.code == 2
     assert "history is" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["no"]
 
 
 @pytest.mark.filterwarnings("ignore:the importance estimate rests on:UserWarning")
@@ -281,7 +297,7 @@ def test_a_history_and_a_forecast(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("pyro_neuralrg.infer.forecast.FORECAST_SECONDS", -1.0)
-    table = tmp_path / "history.csv"
+    table = tmp_path / "out" / "history.csv"  # in a folder that is not there yet
     options = ["--shape", "2", "2", "--history", str(table)]
     run(tmp_path / "out", *options, "--steps", "8")
     assert len(table.read_text().splitlines()) == 1 + 8
@@ -520,7 +536,7 @@ def test_another_run_is_not_resumed(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "an earlier training; accepted: resume=True" in one_error(capsys)
     assert main([*command, "--shape", "4", "2", "--seed", "3", "--resume"]) == 2
     error = one_error(capsys)
-    for named in ("target.shape [2, 2] (here [4, 2])", "seed 0 (here 3)"):
+    for named in (" shape [2, 2] (here [4, 2])", "seed 0 (here 3)"):
         assert named in error
     assert (tmp_path / "out" / "report.json").read_bytes() == before
 
@@ -599,9 +615,62 @@ def test_samplers_of_other_settings_are_not_resumed(
     command = ["ising", *QUICK, *options, "--out", str(tmp_path / "out"), "--resume"]
     assert main([*command, "--chains", "4", "--draws", "11"]) == 2
     error = one_error(capsys)
-    for named in ("num_chains 3 (here 4)", "warmup_steps 10 (here 11)"):
+    for named in ("chains 3 (here 4)", "draws 10 (here 11)"):
         assert named in error
+    assert "num_chains" not in error
+    assert "warmup" not in error
     assert (tmp_path / "out" / "report.json").read_bytes() == before
+
+
+@pytest.mark.filterwarnings("ignore:the importance estimate rests on:UserWarning")
+def test_samplers_are_not_taken_over_blindly(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not those of other settings, whatever the folder is called; nor without their training."""
+    states = tmp_path / "sites.x"
+    options = ["--shape", "2", "2", "--checkpoint", str(states), "--out", str(tmp_path / "out")]
+    run(tmp_path / "out", *options)
+    capsys.readouterr()
+    command = ["ising", *QUICK, *options]
+    assert main([*command, "--chains", "4", "--resume"]) == 2
+    assert "latent.pt is of another run, with chains 3 (here 4); accepted" in one_error(capsys)
+    (states / "training-0000000004.pt").unlink()
+    for more in ([], ["--resume"], ["--seed", "1"]):
+        assert main([*command, *more]) == 2
+        assert "holds latent.pt and physical.pt without the training" in one_error(capsys)
+
+
+@pytest.mark.filterwarnings("ignore:the importance estimate rests on:UserWarning")
+def test_a_sampler_of_an_earlier_version_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is not corrupt, and not overwritten."""
+    options = ["--shape", "2", "2", "--checkpoint", str(tmp_path / "states")]
+    run(tmp_path / "out", *options)
+    path = tmp_path / "states" / "latent.pt"
+    replace(FORMAT, version=1, sealed=False).write(path, FORMAT.read(path))
+    before = path.read_bytes()
+    capsys.readouterr()
+    assert main(["ising", *QUICK, *options, "--out", str(tmp_path / "out"), "--resume"]) == 2
+    assert re.search(r"latent\.pt has no seal: .* earlier version.*version 2$", one_error(capsys))
+    assert path.read_bytes() == before
+
+
+@pytest.mark.filterwarnings("ignore:the importance estimate rests on:UserWarning")
+def test_a_sampler_of_another_seed_is_not_taken_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Beside the training of this one: the physical target knows nothing of the flow."""
+    options = ["--shape", "2", "2", "--checkpoint"]
+    for seed in ("0", "1"):
+        run(tmp_path / seed, *options, str(tmp_path / seed / "states"), "--seed", seed)
+    shutil.copy(tmp_path / "0" / "states" / "physical.pt", tmp_path / "1" / "states")
+    before = (tmp_path / "1" / "report.json").read_bytes()
+    capsys.readouterr()
+    command = ["ising", *QUICK, *options, str(tmp_path / "1" / "states"), "--seed", "1"]
+    assert main([*command, "--out", str(tmp_path / "1"), "--resume"]) == 2
+    assert "physical.pt is of another run, with seed 0 (here 1)" in one_error(capsys)
+    assert (tmp_path / "1" / "report.json").read_bytes() == before
 
 
 @pytest.mark.filterwarnings("ignore:the importance estimate rests on:UserWarning")

@@ -1,19 +1,20 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are written whole or not at all, and what killed writers have left beside them."""
+"""Files that are written whole or not at all, what killed writers have left, and folders in use."""
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = ["also_named", "remove_leftovers", "replacing", "writing"]
+__all__ = ["also_named", "held", "remove_leftovers", "replacing", "writing"]
 
 
 @contextmanager
@@ -37,11 +38,16 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[BinaryIO]:
+def writing(path: Path, before: Callable[[], object] | None = None) -> Iterator[BinaryIO]:
     """Write bytes, which are ``path`` at the end of the block, and on the disk.
 
     Opened as any other file, not by ``tempfile``, so that it gets the permissions of one. A lock
     says that its writer is alive, see :func:`remove_leftovers`.
+
+    Args:
+        path: the file.
+        before: called when the bytes are on the disk, just before they take the place of what
+            ``path`` was.
 
     Yields:
         A binary stream.
@@ -64,6 +70,8 @@ def writing(path: Path) -> Iterator[BinaryIO]:
         yield stream
         stream.flush()
         os.fsync(stream.fileno())
+        if before is not None:
+            before()
 
 
 def also_named(path: Path, other: Path) -> None:
@@ -81,7 +89,7 @@ def also_named(path: Path, other: Path) -> None:
                 shutil.copyfileobj(present, stream)
 
 
-def remove_leftovers(folder: Path, names: str) -> None:
+def remove_leftovers(folder: Path, names: str, older_than: float = math.inf) -> None:
     """Remove what processes left that were killed while they wrote.
 
     What a process that is alive writes at this moment stays: it holds a lock, which ends with it.
@@ -90,11 +98,63 @@ def remove_leftovers(folder: Path, names: str) -> None:
     Args:
         folder: where to look.
         names: pattern of the files that were to be written, as for ``Path.glob``.
+        older_than: what was last written since this time, in seconds since the epoch, stays, too:
+            nothing is locked in :func:`replacing`.
     """
     for left in folder.glob(f".{names}.*.tmp"):
         with suppress(OSError):  # it does no harm
-            if not _is_locked(left):
+            if left.stat().st_mtime < older_than and not _is_locked(left):
                 left.unlink()
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Let nobody else hold ``path``, a file of no other use, in the block.
+
+    It ends with the process, too, however that ends. Where there are no locks, or the file cannot
+    be made, nothing is held.
+
+    Raises:
+        BlockingIOError: if somebody else does.
+    """
+    fcntl = _locks()
+    stream = None if fcntl is None else _exclusive(path, fcntl)
+    try:
+        yield
+    finally:
+        if stream is not None:
+            with suppress(OSError):
+                if _is_at(stream, path):
+                    path.unlink()  # before the lock ends: see _exclusive
+            stream.close()
+
+
+def _exclusive(path: Path, fcntl: Any) -> BinaryIO | None:
+    """The file, open and locked; None where that cannot be."""
+    while True:
+        try:
+            stream = path.open("ab")  # network file systems want it open for writing
+        except OSError:
+            return None
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(stream, path):
+                return stream
+        except BlockingIOError:
+            stream.close()
+            raise
+        except OSError:
+            stream.close()
+            return None
+        stream.close()  # who held it has just removed it: what is locked is no longer there
+
+
+def _is_at(stream: BinaryIO, path: Path) -> bool:
+    """Whether the open file still has this name."""
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager

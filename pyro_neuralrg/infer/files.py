@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,20 @@ from torch import Tensor
 
 from pyro_neuralrg.infer.atomic import writing
 
-__all__ = ["DamagedFileError", "FileFormat", "VersionError", "checksum", "differences", "one_line"]
+__all__ = [
+    "DamagedFileError",
+    "FileFormat",
+    "OtherRunError",
+    "VersionError",
+    "checksum",
+    "differences",
+    "named",
+    "one_line",
+]
+
+
+TORCH = b"PK"
+"""That a file of torch.save begins with, which is an archive."""
 
 
 class DamagedFileError(ValueError):
@@ -26,6 +39,18 @@ class DamagedFileError(ValueError):
 
 class VersionError(ValueError):
     """A file that is whole, but of another version."""
+
+
+class OtherRunError(ValueError):
+    """A file of a run with other settings.
+
+    Attributes:
+        differing: see :func:`differences`.
+    """
+
+    def __init__(self, message: str, differing: Mapping[str, tuple[Any, Any]] | None = None):
+        super().__init__(message)
+        self.differing = differing or {}
 
 
 @dataclass(frozen=True)
@@ -52,7 +77,12 @@ class FileFormat:
         """What messages say is accepted."""
         return f"accepted: a file of {self.writer}, version {self.version}"
 
-    def write(self, path: Path, contents: Mapping[str, Any]) -> None:
+    def write(
+        self,
+        path: Path,
+        contents: Mapping[str, Any],
+        before: Callable[[], object] | None = None,
+    ) -> None:
         """Write the file whole or not at all, see :func:`~pyro_neuralrg.infer.atomic.writing`.
 
         Raises:
@@ -61,7 +91,7 @@ class FileFormat:
         head = {"format": self.name, "version": self.version}
         payload = {**head, **contents, "sha256": checksum(contents)}
         data = _bytes(payload)
-        with writing(path) as stream:
+        with writing(path, before) as stream:
             stream.write(self._seal(data) if self.sealed else data)
 
     def read(self, path: Path) -> dict[str, Any]:
@@ -115,6 +145,11 @@ class FileFormat:
 
     def _unseal(self, path: Path, sealed: bytes) -> io.BytesIO:
         """The data, if the line before them holds."""
+        if sealed.startswith(TORCH):
+            raise VersionError(
+                f"{path} has no seal: it is of an earlier version, or another file of torch; "
+                f"{self.accepted}"
+            )
         line, _, data = sealed.partition(b"\n")
         head, _, digest = line.decode("ascii", "replace").rpartition(" ")
         name, _, version = head.rpartition(" ")
@@ -160,18 +195,30 @@ def checksum(value: Any) -> str:
     return found.hexdigest()
 
 
-def differences(saved: str, present: str) -> str:
-    """Name every setting of a file, as JSON, which is not that of now; empty if there is none.
+def differences(saved: str, present: str) -> dict[str, tuple[Any, Any]]:
+    """Every setting of a file, as JSON, which is not that of now: its value there, and here.
 
     Example:
         >>> differences('{"steps": 3, "shape": [4]}', '{"steps": 5, "shape": [4]}')
-        'steps 3 (here 5)'
+        {'steps': (3, 5)}
     """
     theirs, ours = dict(_flat(json.loads(saved))), dict(_flat(json.loads(present)))
-    return "; ".join(
-        f"{name} {theirs.get(name)!r} (here {ours.get(name)!r})"
+    return {
+        name: (theirs.get(name), ours.get(name))
         for name in sorted(theirs.keys() | ours.keys())
         if theirs.get(name) != ours.get(name)
+    }
+
+
+def named(differing: Mapping[str, tuple[Any, Any]]) -> str:
+    """The :func:`differences` in words.
+
+    Example:
+        >>> named({"steps": (3, 5), "seed": (0, 1)})
+        'steps 3 (here 5); seed 0 (here 1)'
+    """
+    return "; ".join(
+        f"{name} {saved!r} (here {ours!r})" for name, (saved, ours) in differing.items()
     )
 
 

@@ -145,7 +145,7 @@ def fit(
         callback: called after each step, on every process; if it returns True on any, training
             stops.
         history: a CSV file for the steps so far, written anew, whole or not at all, as often as
-            checkpoints and at the end.
+            checkpoints and at the end. Its folder is made if it is missing.
         checkpoint: a folder for where the training stands, made if it is missing; see
             :class:`~pyro_neuralrg.infer.training_state.Checkpoints`.
         every: seconds between checkpoints, 60 if None; one at the end comes in any case. Accepted
@@ -159,8 +159,9 @@ def fit(
         ValueError, TypeError: naming the argument; also if the first loss is not finite.
         MemoryLimitError: if a step takes more memory than is available (a ValueError): found out
             beforehand, with few samples, where there are 2^17 sites or more in a batch.
-        CheckpointError: if the folder of checkpoints cannot be made or read, none in it is intact,
-            or they are of another training, whose settings are named (a ValueError).
+        CheckpointError: if the folder of checkpoints cannot be made or read, another training uses
+            it at the moment, none in it is intact, or they are of another training, whose settings
+            are named (a ValueError).
         RuntimeError: if another process of the group has ended.
 
     Warns:
@@ -196,7 +197,10 @@ def fit(
         if checkpoints is not None:
             options = {"average": average, "seed": seed, "start_step": start_step}
             settings = described(training, flow, schedule, options)
+            stack.callback(checkpoints.end)
             checkpoints.begin(training, settings, resume)
+        if table is not None:
+            table.begin(world)
         bar = stack.enter_context(
             Progress(training.steps, "fit", progress and world.is_first, training.step)
         )

@@ -4,16 +4,21 @@
 
 from __future__ import annotations
 
+import glob
 import os
-import warnings
+from functools import partial
 from pathlib import Path
 
+from pyro_neuralrg.infer.atomic import remove_leftovers
 from pyro_neuralrg.infer.files import one_line
 from pyro_neuralrg.infer.history import History
-from pyro_neuralrg.infer.interval import Interval
+from pyro_neuralrg.infer.interval import Interval, attempt
 from pyro_neuralrg.infer.training import Training
+from pyro_neuralrg.processes import Processes
 
 __all__ = ["HistoryFile"]
+
+ACCEPTED = "accepted: a file in a folder that exists or can be made"
 
 
 class HistoryFile:
@@ -29,19 +34,28 @@ class HistoryFile:
         unsaved: why the newest steps could not be written; None if they could.
 
     Raises:
-        ValueError, TypeError: if ``path`` is not a file in a folder that exists.
+        ValueError, TypeError: if ``path`` is a folder, or in one that cannot be made.
     """
 
     def __init__(self, path: str | os.PathLike[str], interval: Interval) -> None:
-        accepted = "accepted: a file in a folder that exists"
         if not isinstance(path, str | os.PathLike):
-            raise TypeError(f"history is {path!r}; {accepted}")
+            raise TypeError(f"history is {path!r}; {ACCEPTED}")
         self.path = Path(path)
-        if self.path.is_dir() or not self.path.absolute().parent.is_dir():
-            raise ValueError(f"history is {self.path}; {accepted}")
+        there = next(folder for folder in self.path.absolute().parents if folder.exists())
+        if self.path.is_dir() or not there.is_dir():
+            raise ValueError(f"history is {self.path}; {ACCEPTED}")
         self.interval = interval
         self.unsaved: str | None = None
         self._written = -1  # steps
+
+    def begin(self, world: Processes) -> None:
+        """Make the folder, and remove what killed trainings left of the same table in it.
+
+        Raises:
+            ValueError: if it cannot be made.
+        """
+        world.from_first(self._prepare)
+        self.interval.begin()
 
     def is_due(self, step: int) -> bool:
         """Whether it is time to write the table, with ``step`` steps taken."""
@@ -55,13 +69,17 @@ class HistoryFile:
                 same.
         """
         if training.world.is_first and self._written != len(training.records):
-            try:
-                History.from_steps(training.records).to_csv(self.path)
-            except OSError as error:
-                failed_before = self.unsaved is not None
-                self.unsaved = f"{self.path} cannot be written ({one_line(error)})"
-                if not failed_before:
-                    warnings.warn(f"{self.unsaved}; the training goes on without it", stacklevel=2)
-            else:
-                self.unsaved, self._written = None, len(training.records)
+            table, quiet = History.from_steps(training.records), self.unsaved is not None
+            write = partial(table.to_csv, self.path)
+            self.unsaved = attempt(write, self.path, "the training", quiet)
+            if self.unsaved is None:
+                self._written = len(table)
         self.interval.begin()
+
+    def _prepare(self) -> None:
+        folder = self.path.absolute().parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(folder, glob.escape(self.path.name))
+        except OSError as error:
+            raise ValueError(f"history is {self.path} ({one_line(error)}); {ACCEPTED}") from None

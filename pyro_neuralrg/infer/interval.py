@@ -1,14 +1,18 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""How often a training is written down."""
+"""How often a run is written down, and what happens if it cannot be."""
 
 from __future__ import annotations
 
 import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
 
 from pyro_neuralrg.arguments import check_integer, check_number
+from pyro_neuralrg.infer.files import one_line
 
-__all__ = ["Interval"]
+__all__ = ["EVERY", "Interval", "attempt"]
 
 EVERY = 60.0
 """Seconds, if nothing else is said."""
@@ -51,3 +55,28 @@ class Interval:
         if self.every_steps is not None:
             return step % self.every_steps == 0
         return time.monotonic() - self._last >= self.every
+
+
+def attempt(write: Callable[[], object], path: Path, run: str, quiet: bool) -> str | None:
+    """Write a file without which a run can go on.
+
+    Args:
+        write: does it.
+        path: the file, for the message.
+        run: what goes on without it.
+        quiet: that it cannot be written has been said already, or is for others to say.
+
+    Returns:
+        Why it could not be written; None if it could.
+
+    Warns:
+        UserWarning: if it could not be, unless ``quiet``.
+    """
+    try:
+        write()
+    except OSError as error:
+        reason = f"{path} cannot be written ({one_line(error)})"
+        if not quiet:
+            warnings.warn(f"{reason}; {run} goes on without it", stacklevel=3)
+        return reason
+    return None

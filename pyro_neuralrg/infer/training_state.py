@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from pyro_neuralrg.arguments import check_integer
-from pyro_neuralrg.infer.atomic import remove_leftovers
-from pyro_neuralrg.infer.files import FileFormat, VersionError, differences, one_line
-from pyro_neuralrg.infer.interval import Interval
+from pyro_neuralrg.infer.atomic import held, remove_leftovers
+from pyro_neuralrg.infer.files import FileFormat, VersionError, differences, named, one_line
+from pyro_neuralrg.infer.interval import Interval, attempt
 from pyro_neuralrg.infer.schedule import Schedule
 from pyro_neuralrg.infer.training import Training
 from pyro_neuralrg.potentials.base import LatticePotential
@@ -42,6 +42,9 @@ FORMAT = FileFormat(
 
 PATTERN = "training-*.pt"
 
+LOCK = ".training.lock"
+"""A file that is there, and locked, as long as a training uses the folder."""
+
 KEEP = 3
 """Checkpoints, if nothing else is said."""
 
@@ -58,7 +61,9 @@ class Checkpoints:
 
     Each is written under another name and then renamed, so that whatever happens there are whole
     files only, and begins with a checksum of all the rest. Reading them executes nothing. With
-    several processes the first one reads and writes, for all.
+    several processes the first one reads and writes, for all. A folder serves one training at a
+    time: from :meth:`begin` to :meth:`end` no other one can begin in it, where the file system has
+    locks.
 
     Args:
         folder: made if it is missing.
@@ -97,11 +102,14 @@ class Checkpoints:
     ) -> None:
         if not isinstance(folder, str | os.PathLike):
             raise TypeError(f"checkpoint is {folder!r}; accepted: a folder")
+        if folder == "":  # of which Path makes the current folder
+            raise ValueError("checkpoint is ''; accepted: a folder")
         self.folder = Path(folder)
         self.interval = Interval(every, every_steps)
         self.number = check_integer("keep", KEEP if keep is None else keep, 1)
         self.settings = ""
         self.unsaved: str | None = None
+        self._use = contextlib.ExitStack()
 
     def begin(self, training: Training, settings: str, resume: bool) -> None:
         """Load the newest intact checkpoint into the training, or see that there is none.
@@ -112,8 +120,9 @@ class Checkpoints:
             resume: load it.
 
         Raises:
-            CheckpointError: if the folder cannot be made; if there are checkpoints, but ``resume``
-                is False, they are of another training or another version, or none is intact.
+            CheckpointError: if the folder cannot be made, or another training uses it; if there are
+                checkpoints, but ``resume`` is False, they are of another training or another
+                version, or none is intact.
         """
         self.settings = settings
         found = training.world.from_first(lambda: self._prepare(training, resume))
@@ -121,6 +130,18 @@ class Checkpoints:
             training.load_state_dict(found["training"])
             _set_random_state(found["random"], training)
         self.interval.begin()
+
+    def end(self) -> None:
+        """Let others use the folder."""
+        self._use.close()
+
+    def has_any(self) -> bool:
+        """Whether the folder holds checkpoints of a training, intact or not.
+
+        Raises:
+            OSError: if it cannot be read.
+        """
+        return bool(self._files())
 
     def is_due(self, step: int) -> bool:
         """Whether it is time for another checkpoint, with ``step`` steps taken."""
@@ -142,27 +163,26 @@ class Checkpoints:
                 "random": random,
                 "energies": _energies(training),
             }
-            try:
+
+            def write() -> None:
                 FORMAT.write(path, contents)
                 self._tidy(path)
-            except OSError as error:
-                self._cannot_write(path, error)
-            else:
-                self.unsaved = None
-        self.interval.begin()
 
-    def _cannot_write(self, path: Path, error: OSError) -> None:
-        failed_before = self.unsaved is not None
-        self.unsaved = f"{path} cannot be written ({one_line(error)})"
-        if not failed_before:
-            warnings.warn(f"{self.unsaved}; the training goes on without it", stacklevel=3)
+            self.unsaved = attempt(write, path, "the training", self.unsaved is not None)
+        self.interval.begin()
 
     def _prepare(self, training: Training, resume: bool) -> dict[str, Any] | None:
         """Make the folder and read the newest intact checkpoint, if there are any."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._use.enter_context(held(self.folder / LOCK))
             remove_leftovers(self.folder, PATTERN)
             files = self._files()
+        except BlockingIOError:
+            raise CheckpointError(
+                f"checkpoint is {self.folder}, which another training uses right now; accepted: "
+                "a folder of its own"
+            ) from None
         except OSError as error:
             raise CheckpointError(
                 f"checkpoint is {self.folder} ({one_line(error)}); accepted: a folder that can be "
@@ -280,7 +300,7 @@ def _check_same(path: Path, saved: str, present: str) -> None:
     differing = differences(saved, present)
     if differing:
         raise CheckpointError(
-            f"{path} is of another training, with {differing}; accepted: the same "
+            f"{path} is of another training, with {named(differing)}; accepted: the same "
             "target, flow and settings"
         )
 
@@ -306,8 +326,9 @@ def _check_energies(path: Path, saved: Tensor | None, present: Tensor | None) ->
 def _random_state(training: Training) -> dict[str, Tensor]:
     """States of torch's generators, one row for each process."""
     found = {"cpu": training.world.gather(torch.random.get_rng_state()[None])}
-    if training.optimizer.parameters[0].device.type == "cuda":
-        found["cuda"] = training.world.gather(torch.cuda.get_rng_state()[None])
+    device = training.optimizer.parameters[0].device
+    if device.type == "cuda":
+        found["cuda"] = training.world.gather(torch.cuda.get_rng_state(device)[None])
     return found
 
 
@@ -315,4 +336,5 @@ def _set_random_state(saved: Mapping[str, Tensor], training: Training) -> None:
     world: Processes = training.world
     torch.random.set_rng_state(saved["cpu"][world.rank].clone())
     if "cuda" in saved:
-        torch.cuda.set_rng_state(saved["cuda"][world.rank].clone())
+        device = training.optimizer.parameters[0].device
+        torch.cuda.set_rng_state(saved["cuda"][world.rank].clone(), device)

@@ -16,7 +16,7 @@ import pytest
 
 import pyro_neuralrg
 from pyro_neuralrg.infer import atomic
-from pyro_neuralrg.infer.atomic import also_named, remove_leftovers, replacing, writing
+from pyro_neuralrg.infer.atomic import also_named, held, remove_leftovers, replacing, writing
 
 ROOT = Path(pyro_neuralrg.__file__).parents[1]
 
@@ -101,6 +101,66 @@ def test_only_what_the_dead_left_is_removed(tmp_path: Path) -> None:
     assert names(tmp_path) == [name]
     remove_leftovers(tmp_path, "*.txt")
     assert names(tmp_path) == []
+
+
+def test_what_was_written_since_stays(tmp_path: Path) -> None:
+    """By name, which nothing locks."""
+    with replacing(tmp_path / "a.txt") as temporary:
+        temporary.write_text("half of i")
+        old = tmp_path / ".a.txt.0a.tmp"
+        old.write_text("of a process that was killed")
+        os.utime(old, (1e9, 1e9))
+        remove_leftovers(tmp_path, "a.txt", older_than=1e9 + 1)
+        assert names(tmp_path) == [temporary.name]
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_held_by_one_at_a_time(tmp_path: Path) -> None:
+    """By another process; it is killed; then by this one, where what is removed holds nobody."""
+    script = """
+        import sys
+        from pathlib import Path
+        from pyro_neuralrg.infer.atomic import held
+
+        with held(Path(sys.argv[1])):
+            print("begun", flush=True)
+            sys.stdin.read()
+    """
+    path = tmp_path / ".lock"
+    command = [sys.executable, "-c", textwrap.dedent(script), str(path)]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"begun\n"
+        with pytest.raises(BlockingIOError), held(path):
+            pass
+        assert names(tmp_path) == [".lock"]
+        process.send_signal(signal.SIGKILL)
+    with held(path):
+        path.unlink()
+        with held(path), pytest.raises(BlockingIOError), held(path):
+            pass
+        assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("code", [None, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_nothing_is_held_without_locks(
+    code: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither on a system nor on a file system that has none."""
+
+    class Refusing:
+        LOCK_EX = LOCK_NB = 0
+
+        @staticmethod
+        def flock(*_: object) -> None:
+            assert code is not None
+            raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(atomic, "_locks", lambda: None if code is None else Refusing)
+    with held(tmp_path / ".lock"), held(tmp_path / ".lock"), held(tmp_path / "no" / ".lock"):
+        pass
 
 
 def test_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -351,6 +351,22 @@ def test_a_table_that_grows(target: Any, tmp_path: Path) -> None:
     assert lines(path) == 1 + len(whole.history)
 
 
+def test_the_folder_of_a_table(target: Any, tmp_path: Path) -> None:
+    """Made when the training begins; what killed ones left of this table is removed then."""
+    path = tmp_path / "new" / "folder" / "h[1].csv"
+    fit(target, history=path, **QUICK)
+    assert lines(path) == 1 + 30
+    left, other = (path.with_name(f".{name}.0a.tmp") for name in ("h[1].csv", "h1.csv"))
+    for torn in (left, other):
+        torn.write_text("torn")
+    with pytest.raises(ValueError, match="start_step"):
+        fit(target, history=tmp_path / "other" / "h.csv", **QUICK, start_step=99)
+    assert left.exists()
+    assert not (tmp_path / "other").exists()
+    fit(target, history=path, **QUICK)
+    assert sorted(path.parent.iterdir()) == [other, path]
+
+
 def test_a_table_of_a_training_that_was_resumed(target: Any, tmp_path: Path) -> None:
     path, states = tmp_path / "history.csv", tmp_path / "states"
     options = {**QUICK, "seed": 3, "checkpoint": states}
@@ -399,7 +415,7 @@ def test_a_table_is_written_whole_or_not_at_all(
     ("options", "match"),
     [
         ({"steps": 0}, "steps is 0"),
-        ({"history": "nowhere/history.csv"}, "history is nowhere/history.csv; accepted: a file in"),
+        ({"history": f"{__file__}/no/h.csv"}, r"history is .*/no/h.csv; accepted: a file in"),
         ({"history": "."}, "history is .; accepted: a file in"),
         ({"batch": 1}, "batch is 1"),
         ({"lr": -1.0}, "lr is -1.0"),

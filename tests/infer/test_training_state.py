@@ -16,6 +16,7 @@ import textwrap
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,9 +25,10 @@ import torch
 
 import pyro_neuralrg
 from pyro_neuralrg import IsingDual
-from pyro_neuralrg.infer import FitResult, TrainingStep, fit
+from pyro_neuralrg.infer import FitResult, TrainingStep, fit, training_state
 from pyro_neuralrg.infer.files import FileFormat
 from pyro_neuralrg.infer.training_state import FORMAT, CheckpointError
+from pyro_neuralrg.processes import Processes
 from tests.broken_files import break_reading, fill_disk
 from tests.infer.conftest import GaussianTarget
 
@@ -342,7 +344,7 @@ def test_the_disk_is_full_for_a_while(
     there: list[list[str]] = []
 
     def full(_: Path) -> bool:
-        there.append(names(tmp_path))
+        there.append(sorted(path.name for path in tmp_path.glob("training*")))
         return 2 <= len(there) <= 4
 
     fill_disk(full, monkeypatch)
@@ -358,6 +360,7 @@ def test_the_disk_is_full_for_a_while(
     ("options", "error", "message"),
     [
         ({"checkpoint": 3}, TypeError, "checkpoint is 3; accepted: a folder"),
+        ({"checkpoint": ""}, ValueError, "checkpoint is ''; accepted: a folder"),
         ({"every": -1.0}, ValueError, "every is -1.0; accepted: a number of seconds"),
         ({"every": "soon"}, TypeError, "every is 'soon'"),
         ({"every_steps": 0}, ValueError, "every_steps is 0; accepted: an integer >= 1"),
@@ -455,6 +458,41 @@ def test_killed_by_the_system_at_random_moments(
         rest = fit(target, checkpoint=tmp_path, resume=True, **options)
     assert_same(rest, fit(target, **options))
     assert steps in [int(name[9:19]) for name in names(tmp_path)]  # and nothing half-written
+
+
+def test_a_folder_serves_one_training_at_a_time(target: Any, tmp_path: Path) -> None:
+    """Another one would remove its later checkpoints; interrupted, it can be resumed at once."""
+    options: dict[str, Any] = {**QUICK, "checkpoint": tmp_path, "seed": 5}
+
+    def second() -> None:
+        there = names(tmp_path)
+        for resume in (False, True):
+            with pytest.raises(CheckpointError, match=f"{tmp_path}, which another training uses"):
+                fit(target, resume=resume, **options)
+        assert names(tmp_path) == there
+        signal.raise_signal(signal.SIGINT)
+
+    assert fit(target, callback=at(7, second), **options).interrupted
+    assert names(tmp_path) == step_files(3, 6, 8)
+    assert_same(fit(target, resume=True, **options), fit(target, seed=5, **PLAIN))
+
+
+def test_random_numbers_of_the_gpu_that_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which need not be the current one."""
+    device, states = torch.device("cuda", 1), {torch.device("cuda", 1): torch.arange(3)}
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device="cuda": states[device])
+    monkeypatch.setattr(
+        torch.cuda, "set_rng_state", lambda state, device="cuda": states.update({device: state})
+    )
+    parameter = SimpleNamespace(device=device)
+    training: Any = SimpleNamespace(
+        optimizer=SimpleNamespace(parameters=[parameter]), world=Processes()
+    )
+    saved = training_state._random_state(training)
+    states[device] = torch.zeros(3)
+    training_state._set_random_state(saved, training)
+    assert list(states) == [device]
+    assert torch.equal(states[device], torch.arange(3))
 
 
 def test_files_hold_plain_data_with_the_configuration_of_the_flow(tmp_path: Path) -> None:

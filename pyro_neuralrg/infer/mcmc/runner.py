@@ -6,8 +6,7 @@ from __future__ import annotations
 
 import os
 import time
-import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,8 @@ import torch
 from torch import Tensor
 
 from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, check_number, refuse_without
-from pyro_neuralrg.infer.files import one_line
 from pyro_neuralrg.infer.forecast import Forecast
+from pyro_neuralrg.infer.interval import EVERY, attempt
 from pyro_neuralrg.infer.mcmc import state_file
 from pyro_neuralrg.infer.mcmc.adaptation import Adaptation, Warmup
 from pyro_neuralrg.infer.mcmc.base import Kernel, StepInfo
@@ -32,9 +31,7 @@ from pyro_neuralrg.progress import Progress
 
 __all__ = ["VectorizedMCMC"]
 
-#: Seconds from one checkpoint to the next, if nothing else is said.
-EVERY = 60.0
-#: Checkpoints, likewise.
+#: Checkpoints, if nothing else is said.
 KEEP = 2
 
 
@@ -219,6 +216,10 @@ class VectorizedMCMC(RunResults):
             RuntimeError: if there is no run.
             OSError: if ``path`` cannot be written.
         """
+        self._write(Path(path))
+
+    def _write(self, path: Path, before: Callable[[], object] | None = None) -> None:
+        """As :meth:`save`; ``before`` is called just before the new file takes its place."""
         if self._mark is None:
             raise RuntimeError("there is no run to save; call run() first")
         mark, world = self._mark, self._world
@@ -240,7 +241,7 @@ class VectorizedMCMC(RunResults):
                 "seconds": list(mark.seconds),
             },
         }
-        world.from_first(lambda: state_file.FORMAT.write(Path(path), contents))
+        world.from_first(lambda: state_file.FORMAT.write(path, contents, before))
 
     def load(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Read a file of :meth:`save` into a runner made in the same way; never executes code.
@@ -273,7 +274,7 @@ class VectorizedMCMC(RunResults):
         self._join()
 
     def check(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """See that a file is of such a run as this one, before it is needed.
+        """See that a file is of such a run as this one, of the same seed, before it is needed.
 
         Args:
             path: the file.
@@ -283,9 +284,14 @@ class VectorizedMCMC(RunResults):
         Raises:
             OSError, ValueError: as :meth:`load`, but for another target.
         """
-        saved = processes().from_first(lambda: state_file.read_newest(Path(path))["settings"])
+
+        def read() -> tuple[str, int]:
+            found = state_file.read_newest(Path(path))
+            return found["settings"], found["seed"]
+
+        saved, seed = processes().from_first(read)
         self._set_up(args, kwargs)
-        state_file.check_same(path, saved, self._settings())
+        state_file.check_same(path, saved, self._settings(), seed=(seed, self.seed))
 
     def _stand_at(self, path: str | os.PathLike[str], contents: Mapping[str, Any]) -> Mark:
         """Take over what a file holds of this process's chains; return its mark."""
@@ -432,17 +438,12 @@ class VectorizedMCMC(RunResults):
         assert path is not None
         if self._mark is self._kept:
             return
-        try:
-            if self.unsaved is None:  # else it is the one before already
-                keep, verify = self.checkpoint_keep, not self._has_kept
-                self._world.from_first(lambda: state_file.keep_before(path, keep, verify))
-            self.save(path)
-            self._kept, self._has_kept, self.unsaved = self._mark, True, None
-        except OSError as error:
-            failed_before = self.unsaved is not None
-            self.unsaved = f"{path} cannot be written ({one_line(error)})"
-            if self._world.is_first and not failed_before:
-                warnings.warn(f"{self.unsaved}; the run goes on without it", stacklevel=2)
+        keep, verify = self.checkpoint_keep, not self._has_kept
+        before = partial(state_file.keep_before, path, keep, verify)
+        quiet = self.unsaved is not None or not self._world.is_first
+        self.unsaved = attempt(partial(self._write, path, before), path, "the run", quiet)
+        if self.unsaved is None:
+            self._kept, self._has_kept = self._mark, True
         self._saved = time.monotonic()
 
     def _join(self) -> None:

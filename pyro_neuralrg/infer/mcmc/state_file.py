@@ -18,7 +18,13 @@ import torch
 from torch import Tensor
 
 from pyro_neuralrg.infer.atomic import also_named, remove_leftovers
-from pyro_neuralrg.infer.files import DamagedFileError, FileFormat, differences
+from pyro_neuralrg.infer.files import (
+    DamagedFileError,
+    FileFormat,
+    OtherRunError,
+    differences,
+    named,
+)
 from pyro_neuralrg.infer.mcmc.adaptation import Adaptation
 from pyro_neuralrg.infer.mcmc.base import ChainState, Kernel
 from pyro_neuralrg.processes import Processes
@@ -62,6 +68,8 @@ ENERGY_TOLERANCE = 1e-3
 
 def check_path(checkpoint: str | os.PathLike[str] | None) -> Path | None:
     """As a path; that it cannot be written should not be found out after the draws."""
+    if checkpoint == "":  # of which Path makes the current folder
+        raise ValueError("checkpoint is ''; accepted: a file in a folder that exists")
     path = None if checkpoint is None else Path(checkpoint)
     if path is not None and not path.parent.is_dir():
         raise ValueError(
@@ -81,10 +89,14 @@ def keep_before(path: Path, keep: int = 2, verify: bool = False) -> None:
     """Let the present file, if there is one, be the one before, too: at no moment is it missing.
 
     Those before it move on, as far as there are to be ``keep`` files with the next one. With
-    ``verify`` only if it is intact: the one before may be what the run goes on from.
+    ``verify`` only if it is intact: the one before may be what the run goes on from. Nothing moves
+    if it is the one before already, after which the next file could not be put in its place.
     """
     if not path.is_file():
         return
+    with contextlib.suppress(FileNotFoundError):
+        if path.samefile(previous(path)):
+            return
     if verify:
         try:
             FORMAT.read(path)
@@ -213,13 +225,22 @@ def _options(kernel: Kernel) -> dict[str, Any]:
     }
 
 
-def check_same(path: Any, saved: str, present: str) -> None:
-    """Raise a ValueError that names every setting of the file which is not that of this run."""
+def check_same(path: Any, saved: str, present: str, **more: tuple[Any, Any]) -> None:
+    """Raise an OtherRunError that names every setting of the file which is not that of this run.
+
+    Args:
+        path: the file.
+        saved: its settings.
+        present: those of this run.
+        **more: other settings, there and here.
+    """
     differing = differences(saved, present)
+    differing |= {name: both for name, both in more.items() if both[0] != both[1]}
     if differing:
-        raise ValueError(
-            f"{path} is of another run, with {differing}; accepted: the same kernel, target and "
-            "settings"
+        raise OtherRunError(
+            f"{path} is of another run, with {named(differing)}; accepted: the same kernel, target "
+            "and settings",
+            differing,
         )
 
 

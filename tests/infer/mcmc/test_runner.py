@@ -287,6 +287,7 @@ def energy_of_one(x: Tensor) -> Tensor:
         ({"checkpoint_keep": 2}, r"checkpoint_keep is 2 without checkpoint; accepted"),
         ({"checkpoint": "run.pt", "checkpoint_keep": 0}, r"checkpoint_keep is 0; accepted"),
         ({"checkpoint": "run.pt", "checkpoint_every": 0.0}, r"checkpoint_every is 0.0; accepted"),
+        ({"checkpoint": ""}, r"checkpoint is ''; accepted: a file"),
         ({"checkpoint": "nowhere/run.pt"}, r"checkpoint is 'nowhere/run.pt', and .*; accepted"),
         ({"initial_params": {"x": torch.zeros(5, 2)}}, r"shape \(5, 2\); accepted: \(6, 2\)"),
         ({"initial_params": {"y": torch.zeros(6, 2)}}, r"sites \['y'\]; accepted: \['x'\]"),

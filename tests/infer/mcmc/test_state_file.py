@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import random
@@ -419,16 +420,30 @@ def test_what_killed_runs_left_is_removed(tmp_path: Path) -> None:
     assert names == {*others, alive, "run[1].pt"}
 
 
-def test_the_file_before_while_the_newest_cannot_be_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("broken", ["writing", "replacing"])
+def test_the_files_before_while_the_newest_cannot_be_written(
+    broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both names are of the last that could be; nothing else is left."""
-    path, room = tmp_path / "run.pt", itertools.count()
-    fill_disk(lambda _: next(room) >= 5, monkeypatch)
+    """They are of as many states as before, or, killed or stopped between the two names, as one
+    fewer; nothing else is left."""
+    path, room, place = tmp_path / "run.pt", itertools.count(), os.replace
+    if broken == "writing":
+        fill_disk(lambda _: next(room) >= 5, monkeypatch)
+    else:
+
+        def crowded(source: Path, to: Path) -> None:
+            if to == path and next(room) >= 5:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            place(source, to)
+
+        monkeypatch.setattr(os, "replace", crowded)
+    options = {"checkpoint": path, "checkpoint_every": 1e-9, "checkpoint_keep": 3}
     with pytest.warns(UserWarning, match="No space left on device"):
-        make(HMC(gaussian()), checkpoint=path, checkpoint_every=1e-9).run()
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["run.previous.pt", "run.pt"]
-    assert [FORMAT.read(file)["costs"]["warmed_up"] for file in tmp_path.iterdir()] == [5, 5]
+        make(HMC(gaussian()), **options).run()
+    files = sorted(tmp_path.iterdir(), key=lambda file: file.name)
+    assert [file.name for file in files] == ["run.previous-2.pt", "run.previous.pt", "run.pt"]
+    warmed_up = [FORMAT.read(file)["costs"]["warmed_up"] for file in files]
+    assert warmed_up == ([3, 4, 5] if broken == "writing" else [4, 5, 5])
 
 
 def test_the_intact_file_before_is_kept_until_there_is_a_newer_one(tmp_path: Path) -> None:
