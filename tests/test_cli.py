@@ -163,7 +163,7 @@ def test_what_another_run_writes_at_this_moment_stays(tmp_path: Path) -> None:
     old, new = (tmp_path / f".samples.nc.{name}.tmp" for name in ("0a", "0b"))
     for path, age in ((old, -10.0), (new, 10.0)):
         path.write_text("torn")
-        os.utime(path, 2 * (output.begun + age,))
+        os.utime(path, 2 * (time.time() + age,))
     target = IsingDual((2, 2), temperature=3.0)
     output.write_training(fit(target, steps=1, batch=2, seed=0, progress=False))
     assert {path.name for path in tmp_path.iterdir()} == {"flow.pt", new.name}
