@@ -230,7 +230,7 @@ def top_energy(
     check_tensor("y", y)
     if y.dim() != 1 or not len(y) or not bool(y.isfinite().all()):
         raise ValueError(f"y has shape {tuple(y.shape)}; accepted: (n,), n >= 1, of finite numbers")
-    y = y.to(next(flow.parameters()).dtype)
+    y = y.to(next(flow.parameters(), y).dtype)
     num_samples = check_integer("num_samples", num_samples, 2)
     generator = torch.Generator().manual_seed(check_integer("seed", seed, 0, LARGEST_SEED))
     finer = torch.randn((num_samples, math.prod(flow.shape)), generator=generator).to(y)

@@ -189,6 +189,13 @@ def test_energy_of_the_top_of_a_gaussian_is_that_of_its_marginal() -> None:
     assert (found.ess < 0.95).all()
 
 
+def test_energy_of_the_top_takes_numbers_of_any_precision() -> None:
+    target = IsingDual((2, 2))
+    flow, y = target.flow(), torch.tensor([0.5])
+    found = top_energy(target, flow, y.float(), num_samples=10)
+    torch.testing.assert_close(found.values, top_energy(target, flow, y, num_samples=10).values)
+
+
 def test_energy_of_the_top_of_a_magnet_is_that_of_exact_samples() -> None:
     target = IsingDual((2, 2), temperature=3.0)
     flow = target.flow()
