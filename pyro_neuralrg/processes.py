@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar, cast
@@ -15,6 +16,10 @@ from torch import Tensor, distributed
 __all__ = ["LostProcessError", "Processes", "joined", "processes", "processes_here"]
 
 T = TypeVar("T")
+
+LET_GO = 0.2
+"""Seconds after the last message: gloo's threads let go of its tensors, for which they need Python,
+and a Python that ends meanwhile ends the process by SIGABRT (torch 2.13)."""
 
 SEED_STRIDE = 0x9E3779B97F4A7C15
 """Between the seeds of two processes: 2^64 over the golden ratio, so that no two seeds that a user
@@ -201,6 +206,7 @@ def joined() -> Iterator[Processes]:
         yield processes()
     finally:
         distributed.destroy_process_group()
+        time.sleep(LET_GO)
 
 
 @contextmanager

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pyro_neuralrg import HMC, IsingDual, VectorizedMCMC, fit
 from pyro_neuralrg.experiment import Experiment, Settings
-from pyro_neuralrg.processes import Processes, joined
+from pyro_neuralrg.processes import LET_GO, Processes, joined
 from tests.infer.processes import together
 
 TAKEN = {"nccl": {"cuda"}, "gloo": {"cpu"}, "cpu:gloo,cuda:nccl": {"cpu", "cuda"}}
@@ -66,16 +67,20 @@ def test_the_device_of_a_job_decides(
 ) -> None:
     """Two processes: a job on CPUs talks by gloo, with GPUs about too."""
     made: list[Any] = []
+    ended: list[Any] = []
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setattr(distributed, "is_torchelastic_launched", lambda: True)
     monkeypatch.setattr(distributed, "init_process_group", made.append)
-    monkeypatch.setattr(distributed, "destroy_process_group", lambda: None)
+    monkeypatch.setattr(distributed, "destroy_process_group", lambda: ended.append("group"))
+    monkeypatch.setattr(time, "sleep", ended.append)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(torch.cuda, "set_device", made.append)
     with joined():
         assert made == ([1, backend] if gpus == 2 else [backend])
+        assert not ended
+    assert ended == ["group", LET_GO]  # else gloo's threads may meet a Python that is ending
 
 
 def train(number: int) -> None:
