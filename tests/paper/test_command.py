@@ -278,6 +278,21 @@ def test_fig3b_visits_go_on_from_the_latents(tmp_path: Path) -> None:
     assert torch.equal(starts[0]["x_latent"], reached)
 
 
+def test_fig3b_tunes_for_the_chains_at_stiff_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    aims = []
+
+    class Spy(fig3b.VectorizedMCMC):
+        def __init__(self, *arguments: object, **options: object) -> None:
+            super().__init__(*arguments, **options)
+            aims.append((self.warmup_steps, self.adaptation.target_acceptance))
+
+    monkeypatch.setattr(fig3b, "VectorizedMCMC", Spy)
+    job = prepare("fig3b", Start(shape=(2, 2), progress=False), small=True)
+    local, whole = fig3b.samplers(job.settings, job.prepared)["latent HMC"]
+    fig3b.sample(job.settings, job.prepared, local, whole, 2)
+    assert aims[0] == (job.settings.pilot, 0.95)
+
+
 def test_error_over_chains_is_that_of_the_mean() -> None:
     mean, error = fig3b._over_chains(torch.tensor([[1.0, 5.0], [3.0, 5.0]]))
     assert mean == [2.0, 5.0]
