@@ -46,7 +46,7 @@ from pyro_neuralrg.potentials import IsingDual
 from pyro_neuralrg.potentials.cluster import MonteCarlo
 from pyro_neuralrg.processes import processes
 from pyro_neuralrg.transforms import HierarchicalFlow
-from pyro_neuralrg.transforms.steps import has_compiler
+from pyro_neuralrg.transforms.compilation import has_compiler
 
 __all__ = [
     "FAILURES",

@@ -123,6 +123,7 @@ class Layer:
             (all stay).
         scale: k, 0 is the finest.
         shape: lattice shape at this scale.
+        block: sites of a block along each axis.
         shift: how far the lattice is rolled back along each axis before it is cut into blocks
             (periodic).
         axes: the segments of each axis, in order, covering it without gaps.
@@ -131,6 +132,7 @@ class Layer:
     kind: str
     scale: int
     shape: tuple[int, ...]
+    block: tuple[int, ...]
     shift: tuple[int, ...]
     axes: tuple[tuple[Segment, ...], ...]
 
@@ -209,6 +211,7 @@ def _layer(
         kind=kind,
         scale=scale,
         shape=shape,
+        block=sides,
         shift=offsets if rolled else (0,) * len(shape),
         axes=tuple(
             _cut_axis(length, side, 0 if rolled else offset)

@@ -38,7 +38,7 @@ from pyro_neuralrg.potentials.family import PotentialFamily
 from pyro_neuralrg.processes import Processes, processes
 from pyro_neuralrg.progress import Progress
 from pyro_neuralrg.transforms import ConditionalHierarchicalFlow
-from pyro_neuralrg.transforms.steps import compiled_steps
+from pyro_neuralrg.transforms.compilation import compiled_operations
 
 __all__ = ["FitResult", "fit"]
 
@@ -191,7 +191,7 @@ def fit(
         needed = _check_memory(training, schedule.batch, math.prod(_shape(target, flow, schedule)))
         _clear_cache(flow)
         if compile:
-            stack.enter_context(compiled_steps())
+            stack.enter_context(compiled_operations())
         if optimizer_state is not None:
             training.optimizer.set_state(optimizer_state)
         if checkpoints is not None:

@@ -21,7 +21,7 @@ from pyro_neuralrg.infer.files import one_line
 from pyro_neuralrg.lattice import check_shape
 from pyro_neuralrg.potentials import CRITICAL_TEMPERATURE, IsingDual
 from pyro_neuralrg.transforms import HierarchicalFlow
-from pyro_neuralrg.transforms.steps import has_compiler
+from pyro_neuralrg.transforms.compilation import has_compiler
 
 __all__ = ["BLOCKS", "Prepared", "Start", "Trained", "exact_or_none", "inverse", "paper_flow"]
 

@@ -7,10 +7,10 @@ from pyro_neuralrg.transforms.bijectors import (
     BIJECTORS,
     Bijector,
     BlockFactory,
+    BlockLayout,
     LayerFactory,
     Linear,
     Neighbour,
-    Place,
     RealNVP,
 )
 from pyro_neuralrg.transforms.conditional import (
@@ -21,12 +21,12 @@ from pyro_neuralrg.transforms.coupling import Couplings, neighbour_coupling, rea
 from pyro_neuralrg.transforms.fourier import FourierLayer, LearnedSpectrum
 from pyro_neuralrg.transforms.hierarchical import HierarchicalFlow, hierarchical_flow
 from pyro_neuralrg.transforms.humps import TwoHumps
-from pyro_neuralrg.transforms.monotone import MonotoneMap
 
 __all__ = [
     "BIJECTORS",
     "Bijector",
     "BlockFactory",
+    "BlockLayout",
     "ConditionalHierarchicalFlow",
     "Couplings",
     "FourierLayer",
@@ -35,9 +35,7 @@ __all__ = [
     "LayerFactory",
     "LearnedSpectrum",
     "Linear",
-    "MonotoneMap",
     "Neighbour",
-    "Place",
     "RealNVP",
     "TwoHumps",
     "conditional_hierarchical_flow",

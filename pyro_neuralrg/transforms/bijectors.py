@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What acts on the blocks of a layer, as exchangeable factories.
 
-A factory is a frozen dataclass with one method, ``build(place) -> LatticeTransform`` of event shape
-``(size, *count)``: all blocks of one region of one layer at once. To add one, write the dataclass
+A factory is a frozen dataclass with one method, ``build(layout) -> LatticeTransform`` of event
+shape ``(size, *count)``: all blocks of one region of one layer at once. To add one, write the dataclass
 here, put it into ``BIJECTORS`` and add a line to ``tests/transforms/registry.py``. A user's own
 block (any callable ``size -> TransformModule`` of event shape ``(size,)``, such as Pyro's
 ``affine_coupling`` or ``spline_coupling``) or layer (``(size, count) -> TransformModule``) needs no
@@ -26,24 +26,24 @@ from torch.distributions import Transform
 
 from pyro_neuralrg.arguments import as_integer
 from pyro_neuralrg.transforms.base import LatticeTransform
-from pyro_neuralrg.transforms.coupling import neighbour_coupling, realnvp_block
+from pyro_neuralrg.transforms.coupling import Couplings, neighbour_coupling, realnvp_block
 from pyro_neuralrg.transforms.linear import BlockMatrices
 
 __all__ = [
     "BIJECTORS",
     "Bijector",
+    "BlockLayout",
     "BlockFactory",
     "LayerFactory",
     "Linear",
     "Neighbour",
-    "Place",
     "RealNVP",
     "as_bijector",
 ]
 
 
 @dataclass(frozen=True)
-class Place:
+class BlockLayout:
     """Where a bijector is to act.
 
     Attributes:
@@ -71,10 +71,15 @@ class Place:
 
 
 class Bijector(Protocol):
-    """A factory of layer transforms; with an attribute ``sees_sites = True``, of site features."""
+    """A factory of layer transforms.
 
-    def build(self, place: Place) -> LatticeTransform:
-        """Return a transform of event shape ``(place.size, *place.count)``."""
+    With an attribute ``sees_sites = True`` it takes site features; with ``fills_up_blocks = True``
+    it builds one transform for all blocks of a layer, where thinner ones at the edge of a lattice
+    are filled up with sites that stay zero.
+    """
+
+    def build(self, layout: BlockLayout) -> LatticeTransform:
+        """Return a transform of event shape ``(layout.size, *layout.count)``."""
         ...
 
 
@@ -83,24 +88,26 @@ class RealNVP:
     """The paper's block: see :func:`~pyro_neuralrg.transforms.coupling.realnvp_block`."""
 
     name: ClassVar[str] = "realnvp"
+    fills_up_blocks: ClassVar[bool] = True
     layers: int = 10
     hidden: tuple[int, ...] = (10, 10, 10)
     activation: str = "elu"
 
-    def build(self, place: Place) -> LatticeTransform:
+    def build(self, layout: BlockLayout) -> LatticeTransform:
         """One Real NVP shared by all blocks, or one for each."""
 
-        def block(size: int) -> TransformModule:
+        def block(size: int, count: tuple[int, ...] = ()) -> Couplings:
             return realnvp_block(
                 size,
                 layers=self.layers,
                 hidden=self.hidden,
                 activation=self.activation,
-                odd=place.odd,
-                context_dim=place.context_dim,
+                odd=layout.odd,
+                context_dim=layout.context_dim,
+                count=count,
             )
 
-        return _Blockwise(place, block)
+        return _Blockwise(layout, block) if layout.per_block else block(layout.size, layout.count)
 
 
 @dataclass(frozen=True)
@@ -112,23 +119,24 @@ class Neighbour:
 
     name: ClassVar[str] = "neighbour"
     sees_sites: ClassVar[bool] = True  # it takes site features
+    fills_up_blocks: ClassVar[bool] = True
     layers: int = 8
     hidden: tuple[int, ...] = (24,)
-    steps: int = 2
+    num_tanh: int = 2
 
-    def build(self, place: Place) -> LatticeTransform:
+    def build(self, layout: BlockLayout) -> LatticeTransform:
         """Couplings shared by all blocks."""
-        _refuse_per_block(place, self.name)
+        _refuse_per_block(layout, self.name)
         return neighbour_coupling(
-            place.block,
-            place.count,
+            layout.block,
+            layout.count,
             layers=self.layers,
             hidden=self.hidden,
-            steps=self.steps,
-            odd=place.odd,
-            boundary=place.boundary,
-            context_dim=place.context_dim,
-            features=place.features,
+            num_tanh=self.num_tanh,
+            odd=layout.odd,
+            boundary=layout.boundary,
+            context_dim=layout.context_dim,
+            features=layout.features,
         )
 
 
@@ -143,9 +151,9 @@ class Linear:
 
     name: ClassVar[str] = "linear"
 
-    def build(self, place: Place) -> LatticeTransform:
+    def build(self, layout: BlockLayout) -> LatticeTransform:
         """One matrix shared by all blocks, or one for each."""
-        return BlockMatrices(place.size, place.count, per_block=place.per_block)
+        return BlockMatrices(layout.size, layout.count, per_block=layout.per_block)
 
 
 @dataclass(frozen=True)
@@ -154,10 +162,10 @@ class BlockFactory:
 
     factory: Callable[[int], TransformModule]
 
-    def build(self, place: Place) -> LatticeTransform:
+    def build(self, layout: BlockLayout) -> LatticeTransform:
         """The block, shared by all blocks of the region or copied for each."""
-        _refuse_odd(place)
-        return _Blockwise(place, self.factory)
+        _refuse_odd(layout)
+        return _Blockwise(layout, self.factory)
 
 
 @dataclass(frozen=True)
@@ -166,13 +174,13 @@ class LayerFactory:
 
     factory: Callable[[int, tuple[int, ...]], TransformModule]
 
-    def build(self, place: Place) -> LatticeTransform:
+    def build(self, layout: BlockLayout) -> LatticeTransform:
         """The layer."""
-        _refuse_per_block(place, "a layer factory")
-        _refuse_odd(place)
-        made = self.factory(place.size, place.count)
-        transform = _check_module(made, place, 1 + len(place.count))
-        return _Foreign((place.size, *place.count), transform)
+        _refuse_per_block(layout, "a layer factory")
+        _refuse_odd(layout)
+        made = self.factory(layout.size, layout.count)
+        transform = _check_module(made, layout, 1 + len(layout.count))
+        return _Foreign((layout.size, *layout.count), transform)
 
 
 BIJECTORS: dict[str, type[Any]] = {
@@ -252,16 +260,16 @@ def _plain(value: Any) -> Any:
     return value if number is None else number
 
 
-def _refuse_per_block(place: Place, what: str) -> None:
-    if place.per_block:
+def _refuse_per_block(layout: BlockLayout, what: str) -> None:
+    if layout.per_block:
         raise ValueError(
             f"weights is 'block', but {what} acts on all blocks of a layer at once; "
             "accepted: 'scale' or 'shared', or a block bijector such as 'realnvp' or 'linear'"
         )
 
 
-def _refuse_odd(place: Place) -> None:
-    if place.odd:
+def _refuse_odd(layout: BlockLayout) -> None:
+    if layout.odd:
         raise ValueError(
             "odd is True, but whether your own bijector commutes with x -> -x is not known; "
             f"accepted: odd=False, or one of {', '.join(BIJECTORS)}. "
@@ -269,15 +277,15 @@ def _refuse_odd(place: Place) -> None:
         )
 
 
-def _check_module(transform: Any, place: Place, event_dim: int) -> Any:
+def _check_module(transform: Any, layout: BlockLayout, event_dim: int) -> Any:
     if isinstance(transform, ConditionalTransformModule):
-        if not place.context_dim:
+        if not layout.context_dim:
             raise ValueError(
                 f"the bijector factory returned {type(transform).__name__}, which needs a context; "
                 "accepted: that in a ConditionalHierarchicalFlow, else a TransformModule"
             )
         return transform
-    if place.context_dim:
+    if layout.context_dim:
         raise ValueError(
             f"the bijector factory returned {type(transform).__name__}, which takes no context; "
             "accepted in a conditional flow: a ConditionalTransformModule, or one of "
@@ -374,10 +382,10 @@ def _parts(transform: Transform) -> Iterator[Any]:
 class _Blockwise(LatticeTransform):
     """A block bijector on every block of a region: one for all, or one each."""
 
-    def __init__(self, place: Place, factory: Callable[[int], TransformModule]) -> None:
-        super().__init__((place.size, *place.count))
-        copies = math.prod(place.count) if place.per_block else 1
-        self.blocks = nn.ModuleList(_adapt(factory(place.size), place) for _ in range(copies))
+    def __init__(self, layout: BlockLayout, factory: Callable[[int], TransformModule]) -> None:
+        super().__init__((layout.size, *layout.count))
+        copies = math.prod(layout.count) if layout.per_block else 1
+        self.blocks = nn.ModuleList(_adapt(factory(layout.size), layout) for _ in range(copies))
 
     def generate(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z to x."""
@@ -426,9 +434,9 @@ class _Blockwise(LatticeTransform):
         return out.reshape(h.shape), torch.stack([ladj for _, ladj in pairs]).sum(0)
 
 
-def _adapt(transform: Any, place: Place) -> LatticeTransform:
+def _adapt(transform: Any, layout: BlockLayout) -> LatticeTransform:
     """A block under the batch-last contract."""
-    event_shape = (place.size,)
+    event_shape = (layout.size,)
     if isinstance(transform, LatticeTransform) and transform.event_shape == event_shape:
         return transform
-    return _Foreign(event_shape, _check_module(transform, place, 1))
+    return _Foreign(event_shape, _check_module(transform, layout, 1))

@@ -4,57 +4,82 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from pyro_neuralrg.lattice import Layer
-from pyro_neuralrg.transforms.bijectors import Place
-from pyro_neuralrg.transforms.monotone import MonotoneMap
-
-__all__ = ["build_coarse_map", "build_layer"]
-
+from pyro_neuralrg.transforms.bijectors import BlockLayout
+from pyro_neuralrg.transforms.partition import block_sites, cut
 
 def build_layer(
-    flow: Any, layer: Layer, features: list[Any], shared: dict[Any, nn.Module]
+    flow: Any, layer: Layer, features: Tensor | None, shared: dict[Any, nn.Module]
 ) -> nn.ModuleList:
-    """One transform per region; single sites pass through an identity.
+    """One transform for all blocks of a layer, or one per region of equal blocks.
+
+    Single sites pass through an identity.
 
     Args:
         flow: a HierarchicalFlow whose options are set.
         layer: of its circuit.
-        features: what is known of the sites of each region, or None for each.
+        features: what is known of the sites of its blocks, or None.
         shared: modules whose weights other layers take over, where all scales share one set.
     """
     modules: list[nn.Module] = []
-    for region, known in zip(layer.regions, features, strict=True):
-        if region.size == 1:
+    for block, count in blocks_of_layer(flow, layer):
+        if math.prod(block) == 1:
             modules.append(nn.Identity())
             continue
-        place = Place(
-            region.block,
-            region.count,
+        layout = BlockLayout(
+            block,
+            count,
             flow.odd,
             flow.circuit.boundary,
             flow.weights == "block",
             flow.context_dim,
-            known,
+            features,
         )
-        transform: nn.Module = flow.bijector.build(place)
+        transform: nn.Module = flow.bijector.build(layout)
         if flow.weights == "shared":
-            _share_parameters(transform, shared.setdefault((layer.kind, region.block), transform))
+            _share_parameters(transform, shared.setdefault((layer.kind, block), transform))
         modules.append(transform)
     return nn.ModuleList(modules)
 
 
-def build_coarse_map(flow: Any, layer: Layer, shared: dict[Any, nn.Module]) -> nn.Module:
-    """The monotone map on the variables that a layer keeps, or an identity."""
-    if layer.kind != "decimator" or not flow.monotone_steps:
-        return nn.Identity()
-    transform: nn.Module = MonotoneMap(layer.coarse_shape, flow.monotone_steps, flow.odd)
-    if flow.weights == "shared":
-        _share_parameters(transform, shared.setdefault("coarse", transform))
-    return transform
+def blocks_of_layer(
+    flow: Any, layer: Layer
+) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Sites and number of the blocks that each transform of a layer acts on, along each axis."""
+    if fills_up_blocks(flow):
+        return [(layer.block, layer.coarse_shape)]
+    return [(region.block, region.count) for region in layer.regions]
+
+
+def fills_up_blocks(flow: Any) -> bool:
+    """Whether one transform acts on all blocks of a layer, the thinner ones filled up with zeros."""
+    return getattr(flow.bijector, "fills_up_blocks", False) and flow.weights != "block"
+
+
+def sites_of_layers(flow: Any) -> list[list[Tensor]]:
+    """For each transform of each layer its sites, flat indices of the whole lattice.
+
+    Shape ``(size, *count)``; -1 for sites that a thinner block lacks.
+    """
+    found = []
+    sites = torch.arange(math.prod(flow.circuit.shape))  # of the present scale
+    for layer in flow.circuit.layers:
+        of_scale = block_sites(layer)
+        everywhere = torch.cat([sites, sites.new_full((1,), -1)])[of_scale]
+        if fills_up_blocks(flow):
+            found.append([everywhere])
+        else:
+            grid = sites.reshape(*layer.shape, 1)
+            found.append([piece.squeeze(-1) for piece in cut(grid, layer)])
+        if layer.kind == "decimator":
+            sites = everywhere[0].flatten()
+    return found
 
 
 def _share_parameters(transform: nn.Module, source: nn.Module) -> None:

@@ -1,12 +1,11 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Real NVP blocks through compiled loops, as one node of autograd's graph, where there is numba.
+"""A sequence of couplings as one operation on a CPU: a node of autograd's graph, tiles on threads.
 
-A step that runs through :mod:`~pyro_neuralrg.transforms.kernels` keeps, of everything a stack of
-couplings computes, only the half that each coupling overwrites: its memory is that of a few fields.
-Results and gradients are those of the plain path up to rounding. The plain path serves everything
-else: few columns (not worth the seconds of compilation), accelerators, torch.func's transforms,
-forward-mode derivatives, ``torch.compile`` and derivatives of gradients.
+It keeps, of everything the couplings compute, only the values that each overwrites. Derivatives of
+its gradient, forward-mode derivatives, accelerators and ``torch.compile`` take the reference,
+:meth:`~pyro_neuralrg.transforms.coupling_sequence.CouplingSequence.reference`. Under
+``torch.func.vmap`` the batch joins the columns.
 """
 
 from __future__ import annotations
@@ -14,203 +13,440 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-from collections.abc import Callable
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, NamedTuple
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-if TYPE_CHECKING:
-    from pyro_neuralrg.transforms.kernels import Kernels, Sizes
-
-__all__ = ["MIN_COLUMNS", "Stack", "couple", "is_worthwhile"]
-
-MIN_COLUMNS = 512
-PIECES_PER_THREAD = 2  # tenths of a millisecond of work; waking a thread takes hundredths
+Tensors = tuple[Tensor | None, ...]
+"""Field ``(rows, n)``, arrays of the networks, biases of sites, gains and shifts of a context."""
 DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
+GROUPS = 8
+"""Parts of a batch that threads share; each adds up its own gradient of the weights, so that sums
+do not depend on the number of threads."""
+ANNOUNCED_AFTER = 1.0
+"""Seconds after which a first call says that it compiles."""
 
 
-class Stack(NamedTuple):
-    """What is fixed about a stack of couplings whose halves are exchanged from one to the next.
-
-    Attributes:
-        halves: the sites that the first coupling holds fixed, and those that it moves.
-        width: units of each hidden layer of its networks.
-        depth: number of their hidden layers.
-    """
-
-    halves: tuple[list[int], list[int]]
-    width: int
-    depth: int
-
-
-@functools.cache
-def _has_numba() -> bool:
-    return importlib.util.find_spec("numba") is not None
-
-
-def is_worthwhile(h: Tensor) -> bool:
-    """Whether the compiled loops can and should serve ``h``, of shape ``(size, n)``."""
+def is_compiled(sequence: Any, h: Tensor) -> bool:
+    """Whether the compiled loops can serve these couplings and this field."""
+    options = sequence.options
     return (
-        h.dim() == 2
-        and h.shape[-1] >= MIN_COLUMNS
-        and h.device.type == "cpu"
+        h.device.type == "cpu"
         and h.dtype in DTYPES
+        and h.shape[-1] > 0
+        and options.activation in ("tanh", "elu")
+        and not (options.odd and options.separate)
         and not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
-        and forward_ad.unpack_dual(h).tangent is None
+        and not _has_tangents(h)
         and _has_numba()
     )
 
 
-def couple(
-    h: Tensor,
-    weights: Tensor,
-    stack: Stack,
-    generate: bool,
-    plain: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
-) -> tuple[Tensor, Tensor]:
-    """Run a stack of couplings, z to x if ``generate``, else x to z.
-
-    Args:
-        h: ``(size, n)``.
-        weights: one row for each coupling, in h's dtype, laid out as
-            :class:`~pyro_neuralrg.transforms.kernels.Sizes` says.
-        stack: the rest about them.
-        generate: the direction.
-        plain: the same function of ``(h, weights)`` in torch's own operations, for derivatives of
-            gradients.
-
-    Returns:
-        The result, ``(size, n)``, and ``ladj = ln |det dx/dz|``, ``(n,)``.
-    """
-    return _Couple.apply(h, weights, stack, generate, plain)
+def _has_tangents(h: Tensor) -> bool:
+    """Whether forward-mode derivatives are being taken."""
+    if torch._C._functorch.maybe_current_level() is None:
+        return bool(forward_ad._current_level >= 0)
+    stack = torch._C._functorch.get_interpreter_stack() or []
+    jvp = torch._C._functorch.TransformType.Jvp
+    return any(interpreter.key() == jvp for interpreter in stack)
 
 
-class _Couple(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, h: Tensor, weights: Tensor, stack: Stack, generate: bool, plain: Any
-    ) -> tuple[Tensor, Tensor]:
-        run = _Run(stack, weights, generate)
-        states = run.start(h)
-        ladj = run.advance(states)
-        ctx.run, ctx.plain = run, plain
-        ctx.save_for_backward(h, weights, states)
-        return run.join(states[:, -2:], run.end, h.shape[1]), ladj.flatten()[: h.shape[1]].clone()
+@functools.cache
+def _has_numba() -> bool:
+    if importlib.util.find_spec("numba") is not None:
+        return True
+    warnings.warn(
+        "numba is not installed: couplings run in plain torch, several times slower", stacklevel=2
+    )
+    return False
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        h, weights, states = ctx.saved_tensors
-        if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
-            with torch.enable_grad():
-                inputs = [
-                    t if t.requires_grad else t.detach().requires_grad_() for t in (h, weights)
-                ]
-                results = ctx.plain(*inputs)
-            found = torch.autograd.grad(
-                results,
-                inputs,
-                grads,
-                create_graph=torch.is_grad_enabled(),
-                allow_unused=True,
-            )
-            return *found, None, None, None
-        return *ctx.run.pull_back(states, *grads), None, None, None
+
+def couple(sequence: Any, h: Tensor, inputs: Any, inverse: bool) -> tuple[Tensor, Tensor]:
+    """z to x, or x to z if ``inverse``, rows ``(rows, n)``, and ladj ``(n,)``."""
+    tensors = (h, inputs.arrays, inputs.sites, inputs.gains, inputs.shifts)
+    out, ladj, _ = _Couple.apply(*tensors, sequence, inverse, _may_need_gradient(tensors))
+    return out, ladj
+
+
+def couple_with_score(
+    sequence: Any, h: Tensor, score: Tensor, inputs: Any, want_context: bool
+) -> tuple[Tensor, ...]:
+    """As :meth:`CouplingSequence.generate_with_score`, with gradients of gains and shifts."""
+    tensors = (h, inputs.arrays, inputs.sites, inputs.gains, inputs.shifts)
+    found = _CoupleWithScore.apply(
+        *tensors, score.detach(), sequence, want_context, _may_need_gradient(tensors)
+    )
+    return found[:5]
+
+
+def _may_need_gradient(tensors: Tensors) -> bool:
+    if not torch.is_grad_enabled():
+        return False
+    inside = torch._C._functorch.maybe_current_level() is not None
+    return inside or any(t is not None and t.requires_grad for t in tensors)
 
 
 class _Run:
-    """One pass: in which order the couplings act, and where the halves lie."""
+    """Numbers of one call: columns in whole tiles, arrays for the kernels."""
 
-    def __init__(self, stack: Stack, weights: Tensor, generate: bool) -> None:
-        from pyro_neuralrg.transforms.kernels import Sizes, build_kernels
+    def __init__(self, sequence: Any, tensors: Tensors) -> None:
+        from pyro_neuralrg.transforms import kernels
 
-        self.sizes: Sizes = Sizes(len(stack.halves[0]), stack.width, stack.depth)
-        self.kernels: Kernels = build_kernels(DTYPES[weights.dtype], self.sizes)
-        self.weights = weights.detach().numpy()
-        self.generate = generate
-        count = len(weights)
-        self.order = np.arange(count) if generate else np.arange(count)[::-1].copy()
-        held = stack.halves[self.order[0] % 2]
-        moved = stack.halves[1 - self.order[0] % 2]
-        self.begin = torch.tensor([*moved, *held])
-        self.end = self.begin if count % 2 == 0 else torch.tensor([*held, *moved])
-
-    def split(self, h: Tensor, sites: Tensor, out: Tensor) -> None:
-        """Write the halves of ``(size, n)`` into ``out``, ``(pieces, 2, half * LANES)``.
-
-        Zeros fill up the last piece.
-        """
-        pieces = out.shape[0]
-        halves = out.view(pieces, len(sites), -1)
-        lanes = halves.shape[-1]
-        full = h.shape[1] // lanes
-        rows = h.index_select(0, sites)
-        halves[:full] = rows[:, : full * lanes].unflatten(1, (full, lanes)).movedim(1, 0)
-        if full < pieces:
-            halves[full] = torch.nn.functional.pad(
-                rows[:, full * lanes :], (0, pieces * lanes - h.shape[1])
-            )
-
-    def join(self, states: Tensor, sites: Tensor, columns: int) -> Tensor:
-        """Undo :meth:`split`."""
-        rows = states.unflatten(-1, (self.sizes.half, -1)).flatten(1, 2).movedim(0, 1)
-        return rows.flatten(1)[:, :columns].index_select(0, sites.argsort())
-
-    def start(self, h: Tensor) -> Tensor:
-        """New states, the first two filled."""
-        from pyro_neuralrg.transforms.kernel_layers import LANES
-
-        pieces = -(-h.shape[1] // LANES)
-        states = h.new_empty(pieces, len(self.order) + 2, self.sizes.half * LANES)
-        self.split(h.detach(), self.begin, states[:, :2])
-        return states
-
-    def advance(self, states: Tensor) -> Tensor:
-        """Fill the states; return ladj (pieces, LANES)."""
-        ladj = states.new_empty(states.shape[0], states.shape[-1] // self.sizes.half)
-        arrays = states.numpy(), ladj.numpy()
-        _in_threads(
-            lambda part: self.kernels.advance(
-                self.weights, self.order, self.generate, *(array[part] for array in arrays)
-            ),
-            states.shape[0],
+        h, arrays, sites, gains, shifts = tensors
+        assert h is not None
+        self.kernels: Any = kernels
+        self.program = program_of(sequence)
+        self.n = h.shape[-1]
+        self.tiles = -(-self.n // kernels.TILE)
+        self.columns = self.tiles * kernels.TILE
+        self.like = h.detach()
+        self.weights = kernels.Weights(
+            self.flat(arrays), self.flat(sites), self.padded(gains), self.padded(shifts)
         )
-        return ladj
 
-    def pull_back(self, states: Tensor, grad_h: Tensor, grad_ladj: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients of the input (size, n) and of the weights."""
-        columns, pieces = grad_h.shape[1], states.shape[0]
-        grads = states.new_empty(pieces, 2, states.shape[-1])
-        self.split(grad_h, self.end, grads)
-        padded = states.new_zeros(pieces, states.shape[-1] // self.sizes.half)
-        padded.view(-1)[:columns] = grad_ladj
-        arrays = states.numpy(), padded.numpy(), grads.numpy()
+    def flat(self, tensor: Tensor | None) -> Any:
+        """A flat array; an empty one for None."""
+        if tensor is None:
+            return self.like.new_empty(0).numpy()
+        return tensor.detach().contiguous().view(-1).numpy()
 
-        def pull(part: slice) -> Any:
-            sums = np.zeros_like(self.weights)
-            pieces = (array[part] for array in arrays)
-            self.kernels.pull_back(self.weights, self.order, self.generate, *pieces, sums)
-            return sums
+    def padded(self, tensor: Tensor | None) -> Any:
+        """A flat array ``(..., columns)`` with zeros behind the last column."""
+        if tensor is None or tensor.shape[-1] == self.columns:
+            return self.flat(tensor)
+        return self.flat(torch.nn.functional.pad(tensor.detach(), (0, self.columns - self.n)))
 
-        sums = sum(_in_threads(pull, pieces))
-        if len(self.order) % 2:
-            grads = grads.flip(1)
-        return self.join(grads, self.begin, columns), torch.from_numpy(sums)
+    def empty(self, *shape: int) -> Tensor:
+        """An array to be filled."""
+        return self.like.new_empty(shape)
+
+    def zeros(self, *shape: int) -> Tensor:
+        """An array of zeros."""
+        return self.like.new_zeros(shape)
+
+    def over_tiles(self, work: Callable[[int, int, int], Any]) -> None:
+        """Call ``work(group, first, last)`` for the tiles of each group, on torch's threads."""
+        groups = min(GROUPS, self.tiles)
+        cuts = [self.tiles * group // groups for group in range(groups + 1)]
+        with _announced(self.like.dtype):
+            _share(lambda group: work(group, cuts[group], cuts[group + 1]), groups)
 
 
-def _in_threads(work: Callable[[slice], Any], pieces: int) -> list[Any]:
-    """Share the pieces among torch's number of threads; the kernels let go of Python's lock."""
-    count = max(1, min(torch.get_num_threads(), pieces // PIECES_PER_THREAD))
-    cuts = [pieces * index // count for index in range(count + 1)]
-    mine, *others = map(slice, cuts, cuts[1:])
-    if not others:
-        return [work(mine)]
-    waiting = [_pool().submit(work, part) for part in others]
-    return [work(mine), *(future.result() for future in waiting)]
+def program_of(sequence: Any) -> Any:
+    """The sequence as the kernels read it, made once."""
+    if sequence._program is None:
+        sequence._program = _make_program(sequence)
+    return sequence._program
+
+
+def _make_program(sequence: Any) -> Any:
+    from pyro_neuralrg.transforms import kernels
+
+    options = sequence.options
+    rows, seen, targets, kept, work = [], [], [], 0, 0
+    starts = [0, 0]
+    for c in sequence.couplings:
+        rows.append((c.start, c.inputs, c.moved, c.cells, *starts, c.unit, c.site, kept))
+        for number, (source, width, into) in enumerate(
+            ((sequence.seen, c.inputs, seen), (sequence.targets, c.moved, targets))
+        ):
+            begin = c.seen if number == 0 else c.target
+            table = source[begin : begin + width * c.cells].view(width, c.cells)
+            into.append(table.T.flatten())
+            starts[number] += table.numel()
+        kept += c.cells * c.moved
+        layout = kernels.lay_out(c.inputs, np.array(options.widths, np.int64), c.moved, options.terms)
+        work = max(work, layout.end)
+    return kernels.Program(
+        couplings=np.array(rows, np.int64),
+        seen=torch.cat(seen).numpy(),
+        targets=torch.cat(targets).numpy(),
+        widths=np.array(options.widths, np.int64),
+        rows=sequence.rows,
+        kept=kept,
+        terms=options.terms,
+        odd=int(options.is_odd_by_form),
+        activation=kernels.TANH if options.activation == "tanh" else kernels.ELU,
+        work=work,
+    )
+
+
+def _advance(
+    sequence: Any,
+    tensors: Tensors,
+    inverse: bool = False,
+    store: bool = False,
+    score: Tensor | None = None,
+    want_context: bool = False,
+) -> tuple[Tensor, ...]:
+    """Result, ladj, score, gradients of gains and shifts, and what is kept to go back."""
+    run = _Run(sequence, tensors)
+    k, p, w, n = run.kernels, run.program, run.weights, run.n
+    out, ladj = run.empty(p.rows, n), run.empty(run.columns)
+    kept = run.empty(run.tiles if store else 0, p.kept, k.TILE)
+    new_score = run.empty(p.rows if score is not None else 0, n)
+    sums = [run.zeros(len(part) if want_context else 0) for part in (w.gains, w.shifts)]
+    h, nothing = run.flat(tensors[0]), run.flat(None)
+    d = k.Weights(nothing, nothing, *(part.numpy() for part in sums))
+    to, scores = (run.flat(out), ladj.numpy(), run.flat(kept)), (run.flat(score), run.flat(new_score))
+
+    def work(group: int, first: int, last: int) -> None:
+        if inverse:
+            k.renormalize(p, w, n, run.columns, first, last, h, *to)
+        else:
+            k.generate(p, w, d, n, run.columns, first, last, h, *to, *scores)
+
+    run.over_tiles(work)
+    of_context = [part.view(-1, run.columns)[:, :n] for part in sums]
+    return out, ladj[:n].clone(), new_score, *of_context, kept
+
+
+def _go_back(
+    sequence: Any,
+    tensors: Tensors,
+    inverse: bool,
+    wants: Sequence[bool],
+    out: Tensor,
+    kept: Tensor,
+    d_out: Tensor,
+    d_ladj: Tensor,
+) -> tuple[Tensor, ...]:
+    """Gradients with respect to the field, arrays, sites, gains and shifts; empty if unwanted."""
+    run = _Run(sequence, tensors)
+    k, p, w = run.kernels, run.program, run.weights
+    d_h = run.empty(p.rows, run.n)
+    groups = min(GROUPS, run.tiles)
+    totals = [
+        run.zeros(groups, len(part) if want else 0)
+        for part, want in zip((w.parameters, w.sites), wants[1:3], strict=True)
+    ]
+    want_context = wants[3] or wants[4]
+    sums = [run.zeros(len(part) if want_context else 0) for part in (w.gains, w.shifts)]
+    result, memory = run.flat(out), run.flat(kept)
+    above, of_ladj, to = run.flat(d_out), run.padded(d_ladj), run.flat(d_h)
+
+    def work(group: int, first: int, last: int) -> None:
+        of_weights = [total[group].numpy() for total in totals]
+        d = k.Weights(*of_weights, *(part.numpy() for part in sums))
+        k.pull_back(
+            p, w, d, run.n, run.columns, first, last, inverse, result, memory, above, of_ladj, to
+        )
+
+    run.over_tiles(work)
+    of_context = [part.view(-1, run.columns)[:, : run.n] for part in sums]
+    return d_h, *(total.sum(0) for total in totals), *of_context
+
+
+class _Couple(torch.autograd.Function):
+    """z to x or back: ``(h, arrays, sites, gains, shifts, ...) -> (out, ladj, kept)``."""
+
+    @staticmethod
+    def forward(*args: Any) -> Any:
+        """Both ways."""
+        *tensors, sequence, inverse, store = args
+        out, ladj, *_, kept = _advance(sequence, tuple(tensors), inverse, store)
+        return out, ladj, kept
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """What the backward pass needs."""
+        *tensors, ctx.sequence, ctx.inverse, _ = inputs
+        out, _, kept = output
+        ctx.mark_non_differentiable(kept)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors, out, kept)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        """Gradients of the field and of what the couplings are made of."""
+        return *_pull(ctx, *gradients[:2]), None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        """The batch joins the columns, unless the couplings themselves are batched."""
+        *tensors, sequence, inverse, store = args
+        size = info.batch_size
+        if in_dims[1] is not None or in_dims[2] is not None:
+            each = [
+                _Couple.apply(*_select(tensors, in_dims, i), sequence, inverse, store)
+                for i in range(size)
+            ]
+            return tuple(map(torch.stack, zip(*each, strict=True))), (0, 0, 0)
+        folded = _fold_inputs(tensors, in_dims, size)
+        out, ladj, kept = _Couple.apply(*folded, sequence, inverse, store)
+        return (_unfold(out, size), _unfold(ladj, size), kept), (out.dim() - 1, 0, None)
+
+
+class _CoupleWithScore(torch.autograd.Function):
+    """z to x: ``(h, arrays, sites, gains, shifts, ...) -> (out, ladj, score, ...)``.
+
+    All but the field itself are constants.
+    """
+
+    @staticmethod
+    def forward(*args: Any) -> Any:
+        """Field, ladj, score, gradients of gains and shifts, what is kept."""
+        *tensors, score, sequence, want_context, store = args
+        return _advance(sequence, tuple(tensors), False, store, score, want_context)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """What the backward pass needs."""
+        *tensors, _, ctx.sequence, _, _ = inputs
+        ctx.inverse = False
+        out, *constants, kept = output
+        ctx.mark_non_differentiable(*constants, kept)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors, out, kept)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        """Gradients of the field and of what the couplings are made of."""
+        return *_pull(ctx, gradients[0], None), None, None, None, None
+
+
+class _PullBack(torch.autograd.Function):
+    """``(d_out, d_ladj, h, arrays, sites, gains, shifts, out, kept, ...) -> gradients``."""
+
+    @staticmethod
+    def forward(*args: Any) -> Any:
+        """Of the five, those that are wanted; the others are empty."""
+        d_out, d_ladj, *tensors, out, kept, sequence, inverse, wants = args
+        return _go_back(sequence, tuple(tensors), inverse, wants, out, kept, d_out, d_ladj)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """What derivatives of the gradient need."""
+        *tensors, _, _, ctx.sequence, ctx.inverse, ctx.wants = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        """By the reference."""
+        found = _second_derivative(ctx, gradients)
+        return *found, None, None, None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        """As that of the forward pass; gradients of weights are taken one by one."""
+        d_out, d_ladj, *tensors, out, kept, sequence, inverse, wants = args
+        size = info.batch_size
+        batched = in_dims[3] is not None or in_dims[4] is not None
+        if not batched and not (wants[1] or wants[2]):
+            dims = in_dims[2:7]
+            folded = _fold_inputs(tensors, dims, size)
+            above = [_fold(t, d, size) for t, d in zip((d_out, d_ladj), in_dims, strict=False)]
+            out = _fold(out, in_dims[7], size)
+            found = _PullBack.apply(*above, *folded, out, kept, sequence, inverse, wants)
+            d_h, _, _, *of_context = found
+            unfolded = [_unfold(part, size) for part in (d_h, *of_context)]
+            return (unfolded[0], *found[1:3], *unfolded[1:]), (1, None, None, 1, 1)
+        each = []
+        for i in range(size):
+            *own, own_out, own_kept = _select(args[:9], in_dims, i)
+            if not batched:  # kept for all together
+                own_out, _, own_kept = _Couple.apply(*own[2:], sequence, inverse, True)
+            each.append(_PullBack.apply(*own, own_out, own_kept, sequence, inverse, wants))
+        return tuple(map(torch.stack, zip(*each, strict=True))), (0,) * 5
+
+
+def _pull(ctx: Any, d_out: Tensor | None, d_ladj: Tensor | None) -> list[Tensor | None]:
+    """Gradients with respect to the five tensors."""
+    *tensors, out, kept = ctx.saved_tensors
+    wants = tuple(ctx.needs_input_grad[:5])
+    if d_out is None and d_ladj is None:
+        return [None] * 5
+    d_out = torch.zeros_like(out) if d_out is None else d_out
+    d_ladj = out.new_zeros(out.shape[-1]) if d_ladj is None else d_ladj
+    found = _PullBack.apply(d_out, d_ladj, *tensors, out, kept, ctx.sequence, ctx.inverse, wants)
+    return [part if want else None for part, want in zip(found, wants, strict=True)]
+
+
+def _second_derivative(ctx: Any, gradients: Sequence[Tensor]) -> list[Tensor | None]:
+    """Of the gradient with respect to (d_out, d_ladj, h, arrays, sites, gains, shifts)."""
+    from pyro_neuralrg.transforms.coupling_sequence import Inputs
+
+    given = ctx.saved_tensors
+    present = [index for index, tensor in enumerate(given) if tensor is not None]
+    wanted = [index for index in range(5) if ctx.wants[index]]
+    vjp: Any = torch.func.vjp
+
+    def gradient(*tensors: Tensor) -> tuple[Tensor, ...]:
+        full: list[Any] = [None] * 7
+        for index, tensor in zip(present, tensors, strict=True):
+            full[index] = tensor
+
+        def couple_again(*parts: Tensor) -> tuple[Tensor, Tensor]:
+            of = list(full[2:])
+            for index, part in zip(wanted, parts, strict=True):
+                of[index] = part
+            return ctx.sequence.reference(of[0], Inputs(*of[1:]), ctx.inverse)
+
+        _, pull = vjp(couple_again, *(full[2 + index] for index in wanted))
+        return pull((full[0], full[1]))
+
+    _, pull = vjp(gradient, *(given[index] for index in present))
+    found: list[Tensor | None] = [None] * 7
+    pulled = pull(tuple(gradients[index] for index in wanted))
+    for index, part in zip(present, pulled, strict=True):
+        found[index] = part
+    return found
+
+
+def _fold(tensor: Tensor | None, dim: int | None, size: int) -> Tensor | None:
+    """``(..., n)`` with a batch at ``dim`` to ``(..., size * n)``."""
+    if tensor is None:
+        return None
+    if dim is None:
+        shape = (*tensor.shape[:-1], size, tensor.shape[-1])
+        return tensor.unsqueeze(-2).expand(shape).flatten(-2)
+    return tensor.movedim(dim, -2).flatten(-2)
+
+
+def _fold_inputs(tensors: Sequence[Any], in_dims: Sequence[Any], size: int) -> list[Any]:
+    """The field, gains and shifts folded; the couplings as they are."""
+    h, arrays, sites, gains, shifts = tensors
+    fold = functools.partial(_fold, size=size)
+    return [fold(h, in_dims[0]), arrays, sites, fold(gains, in_dims[3]), fold(shifts, in_dims[4])]
+
+
+def _unfold(tensor: Tensor, size: int) -> Tensor:
+    """Undo :func:`_fold`, the batch before the columns."""
+    return tensor.unflatten(-1, (size, tensor.shape[-1] // size))
+
+
+def _select(tensors: Sequence[Any], in_dims: Sequence[Any], index: int) -> list[Any]:
+    return [
+        tensor if dim is None or tensor is None else tensor.select(dim, index)
+        for tensor, dim in zip(tensors, in_dims, strict=False)
+    ]
+
+
+# Threads
+
+
+def _share(work: Callable[[int], None], number: int) -> None:
+    """Do all parts, each by whichever of torch's number of threads is free."""
+    parts = iter(range(number))
+
+    def take() -> None:
+        for part in parts:  # one iterator for all threads
+            work(part)
+
+    others = [_pool().submit(take) for _ in range(min(torch.get_num_threads(), number) - 1)]
+    take()
+    for other in others:
+        if not other.cancel():
+            other.result()
 
 
 @functools.cache
@@ -219,3 +455,23 @@ def _pool() -> ThreadPoolExecutor:
     if hasattr(os, "register_at_fork"):  # a forked process has none of its parent's threads
         os.register_at_fork(after_in_child=_pool.cache_clear)
     return ThreadPoolExecutor(os.cpu_count())
+
+
+_known: set[torch.dtype] = set()
+
+
+@contextmanager
+def _announced(dtype: torch.dtype) -> Iterator[None]:
+    """Say so if a first call takes time, since it then compiles."""
+    if dtype in _known:
+        yield
+        return
+    line = "pyro_neuralrg compiles its couplings, once for this machine\n"
+    timer = threading.Timer(ANNOUNCED_AFTER, sys.stderr.write, (line,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        _known.add(dtype)

@@ -7,68 +7,100 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pyro_neuralrg.arguments import as_integer, check_integer
 from pyro_neuralrg.transforms.base import LatticeTransform
-from pyro_neuralrg.transforms.compiled import Stack, couple, is_worthwhile
-from pyro_neuralrg.transforms.networks import (
-    ACTIVATIONS,
-    BlockNetwork,
-    NeighbourNetwork,
-    SiteBias,
-    with_weights,
-)
-from pyro_neuralrg.transforms.steps import Network, present_steps
-
-__all__ = ["Couplings", "neighbour_coupling", "realnvp_block"]
+from pyro_neuralrg.transforms.coupling_sequence import CouplingSequence
+from pyro_neuralrg.transforms.networks import ACTIVATIONS, NetworkOptions, Packing
 
 Half = tuple[list[int], list[int]]
 
 
 class Couplings(LatticeTransform):
-    r"""A stack of couplings on the leading dimension (the sites of a block).
+    r"""Couplings on all blocks of a layer in turn, event shape ``(size, *count)``.
 
-    With u the sites held fixed and v the others, :math:`v' = f_u(v)` entry by entry with an
-    increasing f, and :math:`\ln|\det| = \sum \ln f_u'(v)`. Affine ones have :math:`f_u(v) =
-    e^{s(u)} v + t(u)` (Dinh, Sohl-Dickstein & Bengio, "Density estimation using Real NVP", 2017,
-    Eq. 7-8), others steps besides (:class:`~pyro_neuralrg.transforms.elementwise.AffineSteps`). A
-    network sees and moves only the sites it should: no work is spent on masked entries.
+    With u the sites held fixed, in a block and its neighbours, and v the others, :math:`v' =
+    f_u(v)` entry by entry with an increasing f, and :math:`\ln|\det| = \sum \ln f_u'(v)`. Affine
+    ones have :math:`f_u(v) = e^{s(u)} v + t(u)` (Dinh, Sohl-Dickstein & Bengio, "Density estimation
+    using Real NVP", 2017, Eq. 7-8), others tanh terms besides
+    (:class:`~pyro_neuralrg.transforms.elementwise.AffineTanh`).
 
     Args:
-        event_shape: ``(size,)`` for one block, or ``(size, *count)`` for all blocks of a layer.
+        size: sites of a block.
+        count: blocks along each axis.
         halves: for each coupling the sites held fixed and the sites moved.
-        networks: for each coupling a module of :mod:`pyro_neuralrg.transforms.networks`.
-        stack: what :mod:`~pyro_neuralrg.transforms.compiled` wants to know, if it can serve them.
+        options: of the networks.
+        boundary: "periodic", "open" (zeros outside), or None: networks see their own block only.
+        context_dim: features of a context that the networks take besides; 0 for none.
+        features: known of the blocks, shape ``(number, *count)``, which the networks also see.
     """
+
+    near_all: Tensor
+    features: Tensor | None
 
     def __init__(
         self,
-        event_shape: tuple[int, ...],
+        size: int,
+        count: Sequence[int],
         halves: Sequence[Half],
-        networks: Sequence[nn.Module],
-        stack: Stack | None = None,
+        options: NetworkOptions,
+        *,
+        boundary: str | None,
+        context_dim: int = 0,
+        features: Tensor | None = None,
     ) -> None:
-        super().__init__(event_shape)
+        super().__init__((size, *count))
         self.halves = list(halves)
-        self.networks = nn.ModuleList(networks)
-        self.stack = stack
+        self.options = options
+        self.cells = math.prod(count)
+        near, offsets = neighbours(count, boundary)
+        self.near = near
+        """Cells that the network of each cell sees, ``(cells, seen)``; -1 outside."""
+        self.packing = Packing(options, [(len(u), len(v)) for u, v in self.halves], offsets)
+        self.packed = nn.Parameter(self.packing.start)
+        units = [options.units(len(v)) for _, v in self.halves]
+        of_form = [options.heads(len(v)) for _, v in self.halves]
+        shifted = of_form if options.is_odd_by_form else units  # the rest of an odd map stays odd
+        self.context_gain = nn.Parameter(torch.zeros(sum(units), context_dim)) if context_dim else None
+        self.context_shift = nn.Parameter(torch.zeros(sum(shifted), context_dim)) if context_dim else None
+        ends = list(itertools.accumulate(units))
+        rows = [torch.arange(end - n, end) for end, n in zip(ends, shifted, strict=True)]
+        self.register_buffer("shifted_units", torch.cat(rows) if context_dim else None, persistent=False)
+        self.register_buffer("features", None, persistent=False)
+        self.site_weight = None
+        if features is not None:
+            number = len(features) * len(offsets)
+            self.site_weight = nn.Parameter(torch.zeros(sum(units), number))
+            self.register_buffer("near_all", near_all(near, offsets), persistent=False)
+            self.see_features(features)
+        self._alone: list[CouplingSequence] = []
 
     def see_features(self, features: Tensor) -> None:
-        """Take others of the same shape in the place of the features of the blocks."""
-        for network in self.networks:
-            sites = network.sites
-            assert isinstance(sites, SiteBias)
-            sites.features = features.to(sites.features)
+        """Take these, ``(number, *count)``, for the features of the blocks."""
+        flat = features.detach().reshape(len(features), self.cells)
+        padded = torch.nn.functional.pad(flat, (0, 1))  # nothing is known of what is outside
+        seen = padded[:, self.near_all.to(flat.device)]  # (number, cells, neighbours)
+        self.features = seen.movedim(-1, 0).flatten(0, 1).to(self.packed)
+
+    def site_biases(self) -> Tensor | None:
+        """Biases of the units for each cell, ``(units, cells)``, linear in features; or None."""
+        if self.site_weight is None or self.features is None:
+            return None
+        return self.site_weight @ self.features
 
     def generate(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z to x."""
-        if self.stack is not None and context is None and is_worthwhile(h):
-            return self._couple_compiled(h, self.stack, True)
-        return self._generate(h, self.networks, context)
+        out, ladj = self._sequence().generate(h.flatten(0, -2), context)
+        return out.view(h.shape), ladj
+
+    def renormalize(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x to z."""
+        out, ladj = self._sequence().renormalize(h.flatten(0, -2), context)
+        return out.view(h.shape), ladj
 
     def generate_with_score(
         self,
@@ -78,76 +110,71 @@ class Couplings(LatticeTransform):
         pulls: list[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """z to x with the score, without any inverse."""
-        if self.stack is not None and context is None and is_worthwhile(h):
-            return super().generate_with_score(h, score, context, pulls)
-        steps = present_steps()
-        asked = pulls is not None and context is not None
-        with torch.enable_grad():
-            if not h.requires_grad:
-                h = h.detach().requires_grad_()
-            rows, scores, log_slopes = list(h.unbind(0)), list(score.unbind(0)), []
-            for (fixed, moved), network in zip(self.halves, self.networks, strict=True):
-                u, v = _stack(rows, fixed), _stack(rows, moved)
-                values, log_slope, pulled, score, *of_context = steps.couple_with_score(
-                    network, u, v, context, _stack(scores, moved), asked
-                )
-                if pulls is not None:
-                    pulls.extend(of_context)
-                _put(scores, fixed, _stack(scores, fixed) + pulled)
-                _put(scores, moved, score)
-                _put(rows, moved, values)
-                log_slopes.append(log_slope)
-            ladj = torch.cat(log_slopes).flatten(0, -2).sum(0)
-            return torch.stack(rows), ladj, torch.stack(scores)
+        out, ladj, score_out, of_context = self._sequence().generate_with_score(
+            h.flatten(0, -2), score.flatten(0, -2), context, pulls is not None
+        )
+        if pulls is not None and of_context is not None:
+            pulls.append(of_context)
+        return out.view(h.shape), ladj, score_out.view(h.shape)
 
-    def renormalize(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """x to z."""
-        if self.stack is not None and context is None and is_worthwhile(h):
-            return self._couple_compiled(h, self.stack, False)
-        return self._renormalize(h, self.networks, context)
-
-    def _generate(
-        self, h: Tensor, networks: Iterable[Network], context: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        rows, log_slopes = list(h.unbind(0)), []
-        couple_one = present_steps().couple
-        for (fixed, moved), network in zip(self.halves, networks, strict=True):
-            u, v = _stack(rows, fixed), _stack(rows, moved)
-            values, log_slope = couple_one(network, u, v, context)
-            _put(rows, moved, values)
-            log_slopes.append(log_slope)
-        return torch.stack(rows), torch.cat(log_slopes).flatten(0, -2).sum(0)
-
-    def _renormalize(
-        self, h: Tensor, networks: Iterable[Network], context: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        rows, log_slopes = list(h.unbind(0)), []
-        pairs = zip(self.halves, networks, strict=True)
-        for (fixed, moved), network in reversed(list(pairs)):
-            mapped = network(_stack(rows, fixed), context)
-            values, log_slope = mapped.renormalize(_stack(rows, moved))
-            _put(rows, moved, values)
-            log_slopes.append(log_slope)
-        return torch.stack(rows), torch.cat(log_slopes).flatten(0, -2).sum(0)
-
-    def _couple_compiled(self, h: Tensor, stack: Stack, generate: bool) -> tuple[Tensor, Tensor]:
-        block_networks = [cast("BlockNetwork", network) for network in self.networks]
-
-        def plain(h: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-            networks = map(with_weights, block_networks, weights)
-            return (self._generate if generate else self._renormalize)(h, networks, None)
-
-        weights = torch.stack([network.packed for network in block_networks])
-        return couple(h, weights, stack, generate, plain)
+    def _sequence(self) -> CouplingSequence:
+        """These couplings on a field of their own."""
+        if not self._alone:  # made when first needed: a flow has one for all of its layers
+            size = self.event_shape[0]
+            with torch.inference_mode(False):  # its tables outlive this call
+                rows = torch.arange(size * self.cells).view(size, self.cells)
+                self._alone.append(CouplingSequence([(self, rows)], size * self.cells))
+        return self._alone[0].to(self.packed.device)
 
 
-def _stack(rows: list[Tensor], sites: list[int]) -> Tensor:
-    return torch.stack([rows[site] for site in sites])
+def neighbours(count: Sequence[int], boundary: str | None) -> tuple[Tensor, list[int]]:
+    """The neighbouring cells of each cell, itself among them.
+
+    Args:
+        count: cells along each axis.
+        boundary: "periodic", "open", or None for the cell alone.
+
+    Returns:
+        Distinct neighbours ``(cells, seen)``, -1 for those outside; and for each of the 3^d
+        positions, the last axis slowest, which of them it is, or -1 if it is always outside.
+
+    Example:
+        >>> neighbours((2,), "periodic")
+        (tensor([[0, 1],
+                [1, 0]]), [1, 0, 1])
+    """
+    cells = torch.arange(math.prod(count)).view(tuple(count))
+    if boundary is None:
+        return cells.view(-1, 1), [0]
+    near, offsets = cells.unsqueeze(-1), [0]
+    for axis, side in enumerate(count):
+        if side == 1:
+            steps, of_axis = [0], [-1, 0, -1] if boundary == "open" else [0, 0, 0]
+        elif side == 2 and boundary == "periodic":
+            steps, of_axis = [0, 1], [1, 0, 1]
+        else:
+            steps, of_axis = [-1, 0, 1], [0, 1, 2]
+        shifted = []
+        for step in steps:
+            moved = near.roll(-step, axis)
+            if boundary == "open" and step:
+                outside = side - 1 if step > 0 else 0
+                moved.select(axis, outside).fill_(-1)
+            shifted.append(moved)
+        seen = near.shape[-1]
+        near = torch.cat(shifted, dim=-1)
+        offsets = [
+            -1 if position < 0 or known < 0 else position * seen + known
+            for position in of_axis
+            for known in offsets
+        ]
+    return near.flatten(0, -2), offsets
 
 
-def _put(rows: list[Tensor], sites: list[int], values: Tensor) -> None:
-    for site, value in zip(sites, values.unbind(0), strict=True):
-        rows[site] = value
+def near_all(near: Tensor, offsets: Sequence[int]) -> Tensor:
+    """All 3^d neighbours of each cell, ``(cells, 3^d)``, -1 outside."""
+    columns = torch.tensor(offsets)
+    return torch.where(columns < 0, -1, near[:, columns.clamp(min=0)])
 
 
 def realnvp_block(
@@ -158,6 +185,7 @@ def realnvp_block(
     activation: str = "elu",
     odd: bool = False,
     context_dim: int = 0,
+    count: Sequence[int] = (),
 ) -> Couplings:
     """The paper's block: Real NVP on the sites of one block, event shape ``(size,)``.
 
@@ -171,6 +199,8 @@ def realnvp_block(
         activation: one of ``networks.ACTIVATIONS`` (paper: "elu").
         odd: make the block commute with x -> -x.
         context_dim: features of a context that the networks take besides; 0 for none.
+        count: of many blocks, the number along each axis; the event shape is then
+            ``(size, *count)``.
 
     Raises:
         TypeError: if a number is no integer.
@@ -187,14 +217,8 @@ def realnvp_block(
         raise ValueError(f"activation is {activation!r}; accepted: {', '.join(ACTIVATIONS)}")
     # in a block of 2^d sites, row-major, the parity of the set bits is the checkerboard
     halves = _in_turn([[site.bit_count() % 2 == 0 for site in range(size)]], layers)
-    networks = [
-        BlockNetwork(len(u), len(v), hidden, activation, odd, context_dim) for u, v in halves
-    ]
-    even = size % 4 == 0 and bool(hidden) and len(set(hidden)) == 1 and hidden[0] % 2 == 0
-    stack = None
-    if activation == "elu" and not odd and even:  # what the compiled loops are written for
-        stack = Stack(halves[0], hidden[0], len(hidden))
-    return Couplings((size,), halves, networks, stack)
+    options = NetworkOptions(hidden, activation, odd=odd, separate=True)
+    return Couplings(size, count, halves, options, boundary=None, context_dim=context_dim)
 
 
 def neighbour_coupling(
@@ -203,7 +227,7 @@ def neighbour_coupling(
     *,
     layers: int = 8,
     hidden: Sequence[int] = (24,),
-    steps: int = 2,
+    num_tanh: int = 2,
     odd: bool = False,
     boundary: str = "periodic",
     context_dim: int = 0,
@@ -211,16 +235,16 @@ def neighbour_coupling(
 ) -> Couplings:
     """Couplings on all blocks of a layer, event shape ``(size, *count)``, that see neighbours.
 
-    Their networks take in the neighbouring blocks, and what they do to a site has steps: a site of
-    a magnet, given its neighbours, is up or down. The halves are the checkerboard, then the rows
-    and columns of the block, each moved in turn.
+    Their networks take in the neighbouring blocks, and what they do to a site has tanh terms: a
+    site of a magnet, given its neighbours, is up or down. The halves are the checkerboard, then the
+    rows and columns of the block, each moved in turn.
 
     Args:
         block: sites of a block along each axis.
         count: blocks along each axis.
         layers: number of couplings.
         hidden: widths of the hidden layers, at least one.
-        steps: tanh steps of each coupling beside its line; 0 for affine couplings.
+        num_tanh: tanh terms of each coupling beside its line; 0 for affine couplings.
         odd: the map commutes with x -> -x.
         boundary: "periodic" or "open".
         context_dim: features of a context that the networks take besides; 0 for none.
@@ -237,13 +261,17 @@ def neighbour_coupling(
     layers, hidden = _check_network(layers, hidden)
     if not hidden:
         raise ValueError("hidden is empty; accepted: at least one layer width")
-    steps = check_integer("steps", steps, 0)
+    options = NetworkOptions(hidden, terms=check_integer("num_tanh", num_tanh, 0), odd=odd)
     halves = _in_turn(_block_masks(block), layers)
-    networks = [
-        NeighbourNetwork(len(u), len(v), count, hidden, steps, odd, boundary, context_dim, features)
-        for u, v in halves
-    ]
-    return Couplings((math.prod(block), *count), halves, networks)
+    return Couplings(
+        math.prod(block),
+        count,
+        halves,
+        options,
+        boundary=boundary,
+        context_dim=context_dim,
+        features=features,
+    )
 
 
 def _check_network(layers: Any, hidden: Any) -> tuple[int, tuple[int, ...]]:

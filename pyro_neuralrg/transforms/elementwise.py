@@ -3,7 +3,7 @@
 """Increasing maps of one variable: what is done to each entry of a field, and undone.
 
 A map is a named tuple of its parameters, tensors that broadcast with the field. It has
-``generate(v) -> (x, log_slope)`` and ``renormalize(x) -> (v, log_slope)``, with the *same*
+``forward(v) -> (x, log_slope)`` and ``inverse(x) -> (v, log_slope)``, with the *same*
 ``log_slope = ln dx/dv`` of every entry.
 """
 
@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Affine", "AffineSteps", "Elementwise"]
+__all__ = ["Affine", "AffineTanh", "Elementwise"]
 
 INVERSE_STEPS = 60
 """Of the bracketed Newton iteration, at most."""
@@ -36,26 +36,26 @@ class Affine(NamedTuple):
     shift: Tensor
     log_scale: Tensor
 
-    def generate(self, v: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, v: Tensor) -> tuple[Tensor, Tensor]:
         """From v to x."""
         return v * self.log_scale.exp() + self.shift, self.log_scale
 
-    def renormalize(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """From x to v."""
         return (x - self.shift) * (-self.log_scale).exp(), self.log_scale
 
 
-class AffineSteps(NamedTuple):
-    r"""A line plus steps, :math:`x = e^s v + t + \sum_k a_k \tanh(b_k (v - c_k))`, a_k, b_k > 0.
+class AffineTanh(NamedTuple):
+    r"""A line plus tanh terms, :math:`x = e^s v + t + \sum_k a_k \tanh(b_k (v - c_k))`, a_k, b_k > 0.
 
-    One step turns one hump of a density into two, with weights that its centre decides: what a line
+    One term turns one hump of a density into two, with weights that its centre decides: what a line
     cannot do. The inverse is a bracketed Newton iteration; its first and second derivatives are
     those of the implicit function theorem.
 
     Attributes:
         shift: t.
         log_scale: s.
-        height: a_k, steps on the leading dimension.
+        height: a_k, terms on the leading dimension.
         centre: c_k, likewise.
         steepness: b_k, likewise.
     """
@@ -66,12 +66,12 @@ class AffineSteps(NamedTuple):
     centre: Tensor
     steepness: Tensor
 
-    def generate(self, v: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, v: Tensor) -> tuple[Tensor, Tensor]:
         """From v to x."""
         x, slope = self._evaluate(v)
         return x, slope.log()
 
-    def renormalize(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """From x to v."""
         with torch.no_grad():
             v = self._solve(x)
@@ -90,7 +90,7 @@ class AffineSteps(NamedTuple):
     def _solve(self, x: Tensor) -> Tensor:
         """Newton's iteration kept inside a shrinking bracket, to half of the digits.
 
-        The bracket: the steps add at most the sum of their heights. It is halved where Newton's
+        The bracket: the terms add at most the sum of their heights. It is halved where Newton's
         step would leave it, or is not half as long as the last: between flat and steep parts the
         steps could go to and fro without an end.
         """
@@ -116,7 +116,7 @@ class AffineSteps(NamedTuple):
         return v
 
 
-Elementwise = Affine | AffineSteps
+Elementwise = Affine | AffineTanh
 
 
 def _is_small(step: Tensor, v: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_neuralrg.lattice import Circuit, Layer, make_circuit
+from pyro_neuralrg.transforms.building import blocks_of_layer
 
 __all__ = ["copy_scales", "grow", "grown_shape"]
 
@@ -53,7 +54,6 @@ def grow(flow: Any, spectrum: Tensor | None) -> Any:
         flow.bijector,
         weights=flow.weights,
         odd=flow.odd,
-        monotone_steps=flow.monotone_steps,
         spectrum=spectrum,
         humps=0.0 if flow.humps is None else flow.humps.distance,
         context_dim=flow.context_dim,
@@ -95,14 +95,13 @@ def copy_scales(large: Any, small: Any) -> None:
     """
     for index, layer in enumerate(large.circuit.layers):
         sources = list(_sources(index, layer, large.circuit, small.circuit))
-        for region, module in zip(layer.regions, large.layers[index], strict=True):
+        for (block, _), module in zip(blocks_of_layer(large, layer), large.layers[index], strict=True):
             for source in sources:
-                blocks = [other.block for other in small.circuit.layers[source].regions]
-                if region.block in blocks:
-                    _copy(module, small.layers[source][blocks.index(region.block)])
+                others = blocks_of_layer(small, small.circuit.layers[source])
+                blocks = [other for other, _ in others]
+                if block in blocks:
+                    _copy(module, small.layers[source][blocks.index(block)])
                     break
-        if sources:
-            _copy(large.coarse_maps[index], small.coarse_maps[sources[0]])
 
 
 def _sources(index: int, layer: Layer, large: Circuit, small: Circuit) -> Iterator[int]:

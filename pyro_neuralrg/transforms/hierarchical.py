@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
@@ -11,14 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from pyro_neuralrg.arguments import check_integer, check_number
-from pyro_neuralrg.lattice import Circuit, Layer, make_circuit
+from pyro_neuralrg.lattice import Circuit, make_circuit
 from pyro_neuralrg.transforms.base import LatticeTransform
 from pyro_neuralrg.transforms.bijectors import Bijector, as_bijector, bijector_config
-from pyro_neuralrg.transforms.building import build_coarse_map, build_layer
+from pyro_neuralrg.transforms.building import build_layer, sites_of_layers
+from pyro_neuralrg.transforms.coupling import Couplings
+from pyro_neuralrg.transforms.coupling_sequence import CouplingSequence
 from pyro_neuralrg.transforms.fourier import FourierLayer
 from pyro_neuralrg.transforms.growth import grow
 from pyro_neuralrg.transforms.humps import MOST_DISTANCE, BehindHumps, TwoHumps
-from pyro_neuralrg.transforms.partition import cut, join, split_coarse, tile
 from pyro_neuralrg.transforms.scales import UpToScale
 from pyro_neuralrg.transforms.sites import (
     check_site_features,
@@ -53,7 +55,6 @@ class HierarchicalFlow(LatticeTransform):
         bijector: factory of what acts on the blocks.
         weights: "scale", "block" or "shared".
         odd: g(-z) = -g(z), so that q(x) = q(-x) exactly.
-        monotone_steps: steps of the monotone map on the variables each decimator keeps; 0 for none.
         spectrum: eigenvalues for a fixed Gaussian layer next to the field, or None.
         humps: distance m of the two humps that the coarsest variable is given first, see
             :class:`~pyro_neuralrg.transforms.humps.TwoHumps`; 0 for none. Circuits that leave more
@@ -75,7 +76,6 @@ class HierarchicalFlow(LatticeTransform):
         *,
         weights: str = "scale",
         odd: bool = False,
-        monotone_steps: int = 0,
         spectrum: Tensor | None = None,
         humps: float = 0.0,
         context_dim: int = 0,
@@ -92,7 +92,6 @@ class HierarchicalFlow(LatticeTransform):
         self.bijector = bijector
         self.weights = weights
         self.odd = odd
-        self.monotone_steps = monotone_steps
         self.context_dim = context_dim
         known = self._keep_site_features(site_features)
         shared: dict[Any, nn.Module] = {}
@@ -100,9 +99,8 @@ class HierarchicalFlow(LatticeTransform):
             build_layer(self, layer, features, shared)
             for layer, features in zip(circuit.layers, known, strict=True)
         )
-        self.coarse_maps = nn.ModuleList(
-            build_coarse_map(self, layer, shared) for layer in circuit.layers
-        )
+        self._sites = sites_of_layers(self)
+        self._sequences: dict[int, CouplingSequence | None] = {}
         if spectrum_slopes is not None and (spectrum is None or not context_dim):
             raise ValueError(
                 "spectrum_slopes is given; accepted: only beside a spectrum, in a conditional flow"
@@ -138,7 +136,7 @@ class HierarchicalFlow(LatticeTransform):
         ladj = h.new_zeros(h.shape[-1])
         if self.humps is not None:
             h, ladj, score = self.humps.generate_with_score(h, score)
-        h, more, score = self._score_from(0, h, score, context, pulls)
+        h, more, score = self._generate_layers_with_score(h, score, context, pulls)
         ladj = ladj + more
         if self.gaussian is not None:
             h, more, score = self.gaussian.generate_with_score(h, score, context, pulls)
@@ -182,7 +180,7 @@ class HierarchicalFlow(LatticeTransform):
         self, h: Tensor, context: Tensor | None, stop: int | None = None
     ) -> tuple[Tensor, Tensor]:
         """y to x, batch-last; from the field that enters layer ``stop``, if given."""
-        h, ladj = self._generate_from(0, h, context, stop)
+        h, ladj = self._generate_layers(h, context, stop)
         if self.gaussian is not None:
             h, more = self.gaussian.generate(h, context)
             ladj = ladj + more
@@ -195,101 +193,93 @@ class HierarchicalFlow(LatticeTransform):
         ladj = h.new_zeros(h.shape[-1])
         if self.gaussian is not None:
             h, ladj = self.gaussian.renormalize(h, context)
-        h, more = self._renormalize_from(0, h, context, stop)
+        h, more = self._renormalize_layers(h, context, stop)
         return h, ladj + more
 
-    def _generate_from(
-        self, index: int, h: Tensor, context: Tensor | None, stop: int | None = None
+    def _generate_layers(
+        self, h: Tensor, context: Tensor | None, stop: int | None
     ) -> tuple[Tensor, Tensor]:
-        """The field at layer ``index`` from its latents: first what is coarser, then the layer."""
-        if index == len(self.layers) or index == stop:
-            return h, h.new_zeros(h.shape[-1])
-        layer = self.circuit.layers[index]
-        if layer.kind == "disentangler":
-            h, ladj = self._generate_from(index + 1, h, context, stop)
-            blocks = cut(h, layer)
-        else:
-            blocks = cut(h, layer)
-            kept = tile([b[0] for b in blocks], layer)
-            kept, ladj = self._generate_from(index + 1, kept, context, stop)
-            coarse_map = self._coarse_map(index)
-            if coarse_map is not None:
-                kept, more = coarse_map.generate(kept)
-                ladj = ladj + more
-            blocks = _exchange_kept(blocks, kept, layer)
-        blocks, more = self._each_region(index, blocks, context, "generate")
-        return join(blocks, layer), ladj + more
-
-    def _score_from(
-        self,
-        index: int,
-        h: Tensor,
-        score: Tensor,
-        context: Tensor | None,
-        pulls: list[Tensor] | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """:meth:`_generate_from` with the score, which is cut and joined as the field is."""
-        if index == len(self.layers):
-            return h, h.new_zeros(h.shape[-1]), score
-        layer = self.circuit.layers[index]
-        if layer.kind == "disentangler":
-            h, ladj, score = self._score_from(index + 1, h, score, context, pulls)
-            blocks, scores = cut(h, layer), cut(score, layer)
-        else:
-            blocks, scores = cut(h, layer), cut(score, layer)
-            kept, kept_score = (tile([b[0] for b in pieces], layer) for pieces in (blocks, scores))
-            kept, ladj, kept_score = self._score_from(index + 1, kept, kept_score, context, pulls)
-            coarse_map = self._coarse_map(index)
-            if coarse_map is not None:
-                kept, more, kept_score = coarse_map.generate_with_score(kept, kept_score)
-                ladj = ladj + more
-            blocks = _exchange_kept(blocks, kept, layer)
-            scores = _exchange_kept(scores, kept_score, layer)
-        for number, transform in enumerate(cast("nn.ModuleList", self.layers[index])):
-            if isinstance(transform, LatticeTransform):
-                block, more, scores[number] = transform.generate_with_score(
-                    blocks[number], scores[number], context, pulls
-                )
-                blocks[number], ladj = block, ladj + more
-        return join(blocks, layer), ladj, join(scores, layer)
-
-    def _renormalize_from(
-        self, index: int, h: Tensor, context: Tensor | None, stop: int | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Undo :meth:`_generate_from`: the layer, then all that is coarser."""
-        if index == len(self.layers) or index == stop:
-            return h, h.new_zeros(h.shape[-1])
-        layer = self.circuit.layers[index]
-        blocks, ladj = self._each_region(index, cut(h, layer), context, "renormalize")
-        if layer.kind == "disentangler":
-            h, more = self._renormalize_from(index + 1, join(blocks, layer), context, stop)
-            return h, ladj + more
-        kept = tile([block[0] for block in blocks], layer)
-        coarse_map = self._coarse_map(index)
-        if coarse_map is not None:
-            kept, more = coarse_map.renormalize(kept)
+        """All layers before ``stop`` (all, if None), the coarsest first."""
+        rows, n = h.flatten(0, -2), h.shape[-1]
+        sequence = self._couplings(stop)
+        if sequence is not None:
+            rows, ladj = sequence.generate(rows, context)
+            return rows.view(h.shape), ladj
+        ladj = h.new_zeros(n)
+        for transform, sites in reversed(self._transforms(stop)):
+            block = rows[sites.flatten()].view(*sites.shape, n)
+            block, more = transform.generate(block, context)
+            rows = rows.index_copy(0, sites.flatten(), block.flatten(0, -2))
             ladj = ladj + more
-        kept, more = self._renormalize_from(index + 1, kept, context, stop)
-        return join(_exchange_kept(blocks, kept, layer), layer), ladj + more
+        return rows.view(h.shape), ladj
 
-    def _coarse_map(self, index: int) -> LatticeTransform | None:
-        """What acts on the variables that layer ``index`` keeps, if anything."""
-        coarse_map = self.coarse_maps[index]
-        return coarse_map if isinstance(coarse_map, LatticeTransform) else None
+    def _generate_layers_with_score(
+        self, h: Tensor, score: Tensor, context: Tensor | None, pulls: list[Tensor] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """All layers with the score, which is cut and joined as the field is."""
+        rows, scores, n = h.flatten(0, -2), score.flatten(0, -2), h.shape[-1]
+        sequence = self._couplings(None)
+        if sequence is not None:
+            rows, ladj, scores, of_context = sequence.generate_with_score(
+                rows, scores, context, pulls is not None
+            )
+            if pulls is not None and of_context is not None:
+                pulls.append(of_context)
+            return rows.view(h.shape), ladj, scores.view(h.shape)
+        ladj = h.new_zeros(n)
+        for transform, sites in reversed(self._transforms(None)):
+            at, shape = sites.flatten(), (*sites.shape, n)
+            block, more, of_block = transform.generate_with_score(
+                rows[at].view(shape), scores[at].view(shape), context, pulls
+            )
+            rows = rows.index_copy(0, at, block.flatten(0, -2))
+            scores = scores.index_copy(0, at, of_block.flatten(0, -2))
+            ladj = ladj + more
+        return rows.view(h.shape), ladj, scores.view(h.shape)
 
-    def _each_region(
-        self, index: int, blocks: list[Tensor], context: Tensor | None, direction: str
-    ) -> tuple[list[Tensor], Tensor]:
-        """Let each region's transform generate or renormalize its blocks."""
-        ladj = blocks[0].new_zeros(blocks[0].shape[-1])
-        done = []
-        transforms = cast("nn.ModuleList", self.layers[index])
-        for block, transform in zip(blocks, transforms, strict=True):
-            if isinstance(transform, LatticeTransform):
-                block, more = getattr(transform, direction)(block, context)
-                ladj = ladj + more
-            done.append(block)
-        return done, ladj
+    def _renormalize_layers(
+        self, h: Tensor, context: Tensor | None, stop: int | None
+    ) -> tuple[Tensor, Tensor]:
+        """Undo :meth:`_generate_layers`: the finest layer first."""
+        rows, n = h.flatten(0, -2), h.shape[-1]
+        sequence = self._couplings(stop)
+        if sequence is not None:
+            rows, ladj = sequence.renormalize(rows, context)
+            return rows.view(h.shape), ladj
+        ladj = h.new_zeros(n)
+        for transform, sites in self._transforms(stop):
+            block = rows[sites.flatten()].view(*sites.shape, n)
+            block, more = transform.renormalize(block, context)
+            rows = rows.index_copy(0, sites.flatten(), block.flatten(0, -2))
+            ladj = ladj + more
+        return rows.view(h.shape), ladj
+
+    def _transforms(self, stop: int | None) -> list[tuple[Any, Tensor]]:
+        """The transforms of the layers before ``stop``, each with the sites that it acts on."""
+        pairs = zip(list(self.layers)[:stop], self._sites[:stop], strict=True)
+        return [
+            (transform, sites)
+            for transforms, of_layer in pairs
+            for transform, sites in zip(cast("nn.ModuleList", transforms), of_layer, strict=True)
+            if isinstance(transform, LatticeTransform)
+        ]
+
+    def _couplings(self, stop: int | None) -> CouplingSequence | None:
+        """The layers before ``stop`` as one sequence of couplings, if they are such."""
+        stop = len(self.layers) if stop is None else stop
+        known = self._sequences
+        if stop not in known:
+            transforms = self._transforms(stop)
+            if not transforms or not all(isinstance(t, Couplings) for t, _ in transforms):
+                known[stop] = None
+            else:
+                layers = [(t, sites.flatten(1)) for t, sites in reversed(transforms)]
+                with torch.inference_mode(False):  # its tables outlive this call
+                    known[stop] = CouplingSequence(layers, math.prod(self.shape))
+        sequence = known[stop]
+        if sequence is not None and sequence.index.device != next(self.parameters()).device:
+            sequence.to(next(self.parameters()).device)
+        return sequence
 
     # Construction
 
@@ -339,11 +329,11 @@ class HierarchicalFlow(LatticeTransform):
         super()._load_from_state_dict(*args, **kwargs)
         show_site_features(self)
 
-    def _keep_site_features(self, features: Tensor | None) -> list[list[Any]]:
-        """For each layer the features of the blocks of its regions, or None for each."""
+    def _keep_site_features(self, features: Tensor | None) -> list[Tensor | None]:
+        """For each layer the features of its blocks, or None."""
         self.register_buffer("site_features", None)
         if features is None:
-            return [[None] * len(layer.regions) for layer in self.circuit.layers]
+            return [None] * len(self.circuit.layers)
         if self.odd:
             raise ValueError("site_features are given and odd is True; accepted: odd=False")
         if not getattr(self.bijector, "sees_sites", False):
@@ -372,7 +362,6 @@ class HierarchicalFlow(LatticeTransform):
             "bijector": bijector_config(self.bijector),
             "weights": self.weights,
             "odd": self.odd,
-            "monotone_steps": self.monotone_steps,
             "humps": 0.0 if self.humps is None else self.humps.distance,
             "context_dim": self.context_dim,
             "spectrum": self.gaussian is not None,
@@ -398,14 +387,6 @@ class HierarchicalFlow(LatticeTransform):
         return hierarchical_flow(shape, **options)
 
 
-def _exchange_kept(blocks: list[Tensor], kept: Tensor, layer: Layer) -> list[Tensor]:
-    """Put the field of kept sites back onto the first site of each block."""
-    return [
-        torch.cat([piece.unsqueeze(0), block[1:]])
-        for block, piece in zip(blocks, split_coarse(kept, layer), strict=True)
-    ]
-
-
 def hierarchical_flow(
     shape: Iterable[int],
     circuit: str = "mera",
@@ -416,7 +397,6 @@ def hierarchical_flow(
     boundary: str = "periodic",
     weights: str = "scale",
     odd: bool = False,
-    monotone_steps: int = 0,
     spectrum: Tensor | None = None,
     humps: float = 0.0,
     context_dim: int = 0,
@@ -441,8 +421,6 @@ def hierarchical_flow(
         weights: one set per "scale" (and layer), per "block", or "shared" by all scales (paper,
             note [53]).
         odd: g(-z) = -g(z), for targets with the symmetry x -> -x.
-        monotone_steps: tanh steps of the monotone map on the variables that each decimator keeps;
-            0 for none.
         spectrum: eigenvalues of the Gaussian part's covariance (see
             :class:`~pyro_neuralrg.transforms.fourier.FourierLayer`), or None.
         humps: for targets that may have two phases, the distance from zero, in standard
@@ -469,7 +447,6 @@ def hierarchical_flow(
     """
     if weights not in WEIGHTS:
         raise ValueError(f"weights is {weights!r}; accepted: {', '.join(WEIGHTS)}")
-    monotone_steps = check_integer("monotone_steps", monotone_steps, 0)
     context_dim = check_integer("context_dim", context_dim, 0)
     humps = check_number("humps", humps, "a number in [0, 4]", least=0, most=MOST_DISTANCE)
     if not isinstance(odd, bool):
@@ -485,7 +462,6 @@ def hierarchical_flow(
         as_bijector(bijector),
         weights=weights,
         odd=odd,
-        monotone_steps=monotone_steps,
         spectrum=spectrum,
         humps=humps,
         context_dim=context_dim,

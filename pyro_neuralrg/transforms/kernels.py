@@ -1,351 +1,830 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Compiled loops of a stack of Real NVP couplings with ELU networks, both ways and their gradients.
+"""Compiled loops of couplings: a whole circuit on a tile of columns, which stays in the cache.
 
-The columns (blocks times batch) are independent. ``LANES`` of them at a time run through all
-couplings of the stack, one network after the other, so that everything a network computes stays in
-the processor's caches, in a layout where the innermost loop over the lanes becomes vector
-instructions: array ``[unit * LANES + lane]``. The backward loop evaluates each network again
-instead of reading its activations from memory, and writes their gradients over them.
+Columns are fields of the batch, and independent. A tile of ``TILE`` of them runs through all
+couplings, one after the other, in place: the state of a tile is ``(rows + 1, TILE)``, its last row
+zero, which is what lies outside of an open lattice. Within a coupling a chunk of cells is evaluated
+at a time, with all its intermediate values as rows of ``CHUNK`` columns in ``work``.
 
-Arrays of the compiled functions:
+Three passes: ``generate`` (z to x; with the score of q if asked), ``renormalize`` (x to z) and
+``pull_back`` (the gradient of either). The backward pass undoes one coupling after the other from
+the values that each has overwritten, and evaluates its network again.
 
-* ``weights`` (couplings, :attr:`Sizes.stride`): one row for each coupling, as :class:`Sizes` lays
-  it out, the s-network before the t-network; inside, in the units of :func:`_hidden_units`;
-* ``states`` (pieces, couplings + 2, half * LANES): step j makes state j + 2, the half it moves,
-  from state j and state j + 1, the half it holds fixed;
-* ``order``: the coupling of each step.
-
-Needs numba; :mod:`~pyro_neuralrg.transforms.compiled` imports it where that is installed.
+What a coupling computes is written in plain torch in :mod:`~pyro_neuralrg.transforms.coupling`;
+tests compare the two. :mod:`~pyro_neuralrg.transforms.compiled` calls this.
 """
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
 
-from pyro_neuralrg.transforms.kernel_layers import (
-    LANES,
-    OPTIONS,
-    Dtype,
-    build_add_sums,
-    build_exp,
-    build_layer,
-    build_unit_gradient,
-    build_weight_gradient,
-    view,
+from pyro_neuralrg.transforms.elementwise import INVERSE_STEPS
+from pyro_neuralrg.transforms.networks import HEIGHT_GAIN
+from pyro_neuralrg.transforms.vectors import (
+    OUTERS,
+    PRODUCTS,
+    VECTOR_BYTES,
+    VECTORS,
+    exp,
+    log,
+    rowwise,
+    tanh,
+    where,
 )
 
-__all__ = ["Kernels", "Sizes", "build_kernels"]
+TILE = 32
+"""Columns of a tile."""
+CHUNK = 512
+"""Columns of a chunk, cells times columns of a tile: its values fit into the second-level cache."""
+AT_ONCE = CHUNK // TILE
+"""Cells of a chunk."""
+PARAMETERS, INPUTS, MOVED, CELLS, SEEN, TARGETS, UNITS, SITES, KEPT = range(9)
+"""Columns of ``Program.couplings``."""
+TANH, ELU = range(2)
+"""Activations."""
+
+OPTIONS: dict[str, Any] = {
+    "nogil": True,
+    "cache": True,
+    "error_model": "numpy",
+    "boundscheck": False,
+}
+
+_product_6, _product_2, _product_1 = (PRODUCTS[r, VECTORS] for r in (6, 2, 1))
+_product_6_narrow, _product_1_narrow = PRODUCTS[6, 1], PRODUCTS[1, 1]
+_outer_4_6, _outer_4_1, _outer_1_1 = OUTERS[4, 6], OUTERS[4, 1], OUTERS[1, 1]
 
 
-class Sizes(NamedTuple):
-    """The sizes of one stack, and where things lie in a row of its weights.
-
-    Attributes:
-        half: sites held fixed by a coupling, and sites moved; even.
-        width: units of each hidden layer; even.
-        depth: number of hidden layers.
-    """
-
-    half: int
-    width: int
-    depth: int
-
-    @property
-    def middle(self) -> int:
-        """Start of the matrices between hidden layers, ``(depth - 1, 2, width, width)``."""
-        return 2 * self.width * self.half
-
-    @property
-    def last(self) -> int:
-        """Start of the last matrices, ``(2, half, width)``."""
-        return self.middle + (self.depth - 1) * 2 * self.width**2
-
-    @property
-    def bias(self) -> int:
-        """Start of the biases of the hidden layers, ``(depth, 2, width)``."""
-        return self.last + 2 * self.half * self.width
-
-    @property
-    def last_bias(self) -> int:
-        """Start of the last biases, ``(2, half)``."""
-        return self.bias + self.depth * 2 * self.width
-
-    @property
-    def bound(self) -> int:
-        """Start of the factors of the scaled tanh, ``(half,)``."""
-        return self.last_bias + 2 * self.half
-
-    @property
-    def stride(self) -> int:
-        """Length of a row."""
-        return self.bound + self.half
-
-
-class Kernels(NamedTuple):
-    """The compiled functions for one dtype and one :class:`Sizes`.
+class Program(NamedTuple):
+    """Couplings as numbers, in the order of generation.
 
     Attributes:
-        advance: ``(weights, order, generate, states, ladj)`` fills the states from the first two
-            on, and ladj (pieces, LANES).
-        pull_back: ``(weights, order, generate, states, grad_ladj, grads, sums)`` takes ``grads``
-            (pieces, 2, half * LANES) from the last two states to the first two, of which the moved
-            half stands first if the number of couplings is even, and adds the gradient of the
-            weights to ``sums``.
+        couplings: one row each: start in the parameters, inputs of the network of one cell, sites
+            moved in one cell, cells, start in ``seen``, start in ``targets``, start among the
+            units, start among the biases of sites, start among the rows kept for the backward pass.
+        seen: rows of the state that the network of a cell sees, ``(cells, inputs)`` a coupling.
+        targets: rows that are moved, ``(cells, moved)`` a coupling; -1 for one that is not there.
+        widths: units of the hidden layers.
+        rows: of the state, without the row of zeros.
+        kept: rows that are kept for the backward pass.
+        terms: tanh terms of each map.
+        odd: 1 if the maps commute with x -> -x.
+        activation: TANH or ELU.
+        work: length of the working memory.
     """
 
-    advance: Callable[..., None]
-    pull_back: Callable[..., None]
+    couplings: Any
+    seen: Any
+    targets: Any
+    widths: Any
+    rows: int
+    kept: int
+    terms: int
+    odd: int
+    activation: int
+    work: int
 
 
-@functools.cache
-def build_kernels(dtype: Dtype, sizes: Sizes) -> Kernels:
-    """The kernels for ``np.float32`` or ``np.float64``; a first call takes seconds to compile."""
-    units, scale = _build_units(dtype, sizes), _hidden_units(dtype, sizes)
-    scaled_advance = _build_advance(dtype, sizes, units)
-    scaled_pull_back = _build_pull_back(dtype, sizes, units)
+class Weights(NamedTuple):
+    """What the networks are made of, or their gradients, each empty if there is none.
 
-    def advance(weights: Any, *others: Any) -> None:
-        scaled_advance(weights * scale, *others)
-
-    def pull_back(weights: Any, *others: Any) -> None:
-        *arrays, sums = others
-        scaled_sums = np.zeros_like(sums)
-        scaled_pull_back(weights * scale, *arrays, scaled_sums)
-        sums += scaled_sums * scale
-
-    return Kernels(advance, pull_back)
-
-
-def _hidden_units(dtype: Dtype, sizes: Sizes) -> Any:
-    """Factors of a row of weights that give the hidden units, before and after elu, over ln 2.
-
-    Then elu needs a power of 2 instead of e, without a multiplication.
+    Attributes:
+        parameters: of each coupling the matrix and the biases of each hidden layer, of ``place``
+            and of ``form``; steepness before its softplus ``(terms, moved)``; bounds of the
+            log-scales ``(moved,)``.
+        sites: biases of the cells, ``(units, cells)`` a coupling.
+        gains, shifts: what a context does to the units, ``(units, columns)``, whole tiles.
     """
-    scale = np.ones(sizes.stride)
-    scale[: sizes.middle] /= math.log(2.0)
-    scale[sizes.last : sizes.bias] *= math.log(2.0)
-    scale[sizes.bias : sizes.last_bias] /= math.log(2.0)
-    return scale.astype(dtype)
+
+    parameters: Any
+    sites: Any
+    gains: Any
+    shifts: Any
 
 
-# The networks
+class Layout(NamedTuple):
+    """Where the rows of one chunk begin in the working memory.
+
+    Attributes:
+        x: inputs of the network.
+        hidden: units of the hidden layers, one after the other.
+        raw: units and heads before the gains of a context.
+        last: what the heads see: the last hidden layer, or the inputs.
+        square: the squares of it.
+        place: shift and centres of the tanh terms.
+        form: log-scales and heights before their bounds.
+        v: what is moved.
+        value, slope: of the map at v.
+        q, scale: tanh of the form, and the exponential of the log-scale.
+        height, gate, rise: of the tanh terms; the slope of the height's softplus; tanh at v.
+        a, b: gradients of the value and of the logarithm of the slope.
+        d_place, d_form, d_v, d_steepness, d_bound: gradients.
+        d_hidden, d_below: gradients of one layer and of the one below it.
+        ones: a row of ones.
+        end: behind all of this.
+    """
+
+    x: int
+    hidden: int
+    raw: int
+    last: int
+    square: int
+    place: int
+    form: int
+    v: int
+    value: int
+    slope: int
+    q: int
+    scale: int
+    height: int
+    gate: int
+    rise: int
+    a: int
+    b: int
+    d_place: int
+    d_form: int
+    d_v: int
+    d_steepness: int
+    d_bound: int
+    d_hidden: int
+    d_below: int
+    ones: int
+    end: int
 
 
-def _build_units(dtype: Dtype, sizes: Sizes) -> Any:
-    """Fill ``y`` (depth, width, LANES) with the hidden units of one network."""
-    half, width, depth = sizes
-    bias, middle = sizes.bias, sizes.middle
-    first_layer = build_layer(dtype, width, half)
-    middle_layer = build_layer(dtype, width, width)
-    _, elu = build_exp(dtype)
-    rows = width * LANES
-
-    @njit(**OPTIONS)
-    def activate(y):  # type: ignore[no-untyped-def]
-        for entry in range(rows):
-            y[entry] = elu(y[entry])
-
-    @njit(**OPTIONS)
-    def units(w, net, u, y):  # type: ignore[no-untyped-def]
-        first_layer(view(w, net * width * half), view(w, bias + net * width), u, y)
-        activate(y)
-        for index in range(1, depth):
-            matrix = view(w, middle + (2 * (index - 1) + net) * width * width)
-            biases = view(w, bias + (2 * index + net) * width)
-            middle_layer(matrix, biases, view(y, (index - 1) * rows), view(y, index * rows))
-            activate(view(y, index * rows))
-
-    return units
-
-
-def _build_output(dtype: Dtype, sizes: Sizes) -> Any:
-    """From the hidden units ``y`` of one network to its output, (half, LANES)."""
-    half, width, depth = sizes
-    last, last_bias = sizes.last, sizes.last_bias
-    last_layer = build_layer(dtype, half, width)
-    last_units = (depth - 1) * width * LANES
-
-    @njit(**OPTIONS)
-    def output(w, net, y, out):  # type: ignore[no-untyped-def]
-        matrix, biases = view(w, last + net * half * width), view(w, last_bias + net * half)
-        last_layer(matrix, biases, view(y, last_units), out)
-
-    return output
+@njit(**OPTIONS)
+def lay_out(inputs, widths, moved, terms):
+    """The layout of a coupling."""
+    heads = (1 + terms) * moved
+    total, widest = 0, max(inputs, 2 * heads)
+    for width in widths:
+        total += width
+        widest = max(widest, width)
+    width = widths[-1] if len(widths) else inputs
+    hidden = inputs
+    raw = hidden + total
+    last = hidden + total - width if len(widths) else 0
+    square = raw + total + 2 * heads
+    place = square + width
+    form = place + heads
+    v = form + heads
+    value, slope, q, scale = v + moved, v + 2 * moved, v + 3 * moved, v + 4 * moved
+    height = v + 5 * moved
+    gate = height + terms * moved
+    rise = gate + terms * moved
+    a = rise + terms * moved
+    b = a + moved
+    d_place = b + moved
+    d_form = d_place + heads
+    d_v = d_form + heads
+    d_steepness = d_v + moved
+    d_bound = d_steepness + terms * moved
+    d_hidden = d_bound + moved
+    d_below = d_hidden + widest
+    ones = d_below + widest
+    n = CHUNK
+    return Layout(
+        0, hidden * n, raw * n, last * n, square * n, place * n, form * n, v * n, value * n,
+        slope * n, q * n, scale * n, height * n, gate * n, rise * n, a * n, b * n, d_place * n,
+        d_form * n, d_v * n, d_steepness * n, d_bound * n, d_hidden * n, d_below * n, ones * n,
+        (ones + 1) * n,
+    )  # fmt: skip
 
 
-def _build_squash(dtype: Dtype, sizes: Sizes) -> Any:
-    """tanh, in place."""
-    exp, _ = build_exp(dtype)
-    one, two = dtype(1), dtype(2)
-    entries = sizes.half * LANES
+# Formulas on rows
 
-    @njit(**OPTIONS)
-    def squash(out):  # type: ignore[no-untyped-def]
-        for entry in range(entries):
-            out[entry] = two / (one + exp(-two * out[entry])) - one
+_copy = rowwise(lambda x: x)
+_add = rowwise(lambda x, y: x + y)
+_add_scaled = rowwise(lambda x, y, s: x + s * y)
+_add_number = rowwise(lambda x, s: x + s)
+_add_log = rowwise(lambda total, x: total + log(x))
+_square = rowwise(lambda x: x * x)
+_tanh = rowwise(tanh)
+_elu = rowwise(lambda x: where(x > 0.0, x, exp(x) - 1.0))
+_tanh_back = rowwise(lambda d, h: d * (1.0 - h * h))
+_elu_back = rowwise(lambda d, h: where(h > 0.0, d, d * (h + 1.0)))
+_square_back = rowwise(lambda d, h: 2.0 * d * h)
+_bend = rowwise(lambda x, gain, shift, bias: (x + bias, (x + bias) * (1.0 + gain) + shift))
+_unbend = rowwise(
+    lambda d, raw, gain, d_gain, d_shift: (d * (1.0 + gain), d_gain + d * raw, d_shift + d)
+)
+_unbend_only = rowwise(lambda d, gain: d * (1.0 + gain))
 
-    return squash
+
+@rowwise
+def _scales(form, bound):
+    """tanh of the form, and the scale e^s with s = bound tanh(form)."""
+    q = tanh(form)
+    return q, exp(bound * q)
 
 
-def _build_advance(dtype: Dtype, sizes: Sizes, units: Any) -> Any:
-    half, width, depth = sizes
-    bound = sizes.bound
-    exp, _ = build_exp(dtype)
-    output, squash = _build_output(dtype, sizes), _build_squash(dtype, sizes)
+@rowwise
+def _heights(form):
+    """softplus(HEIGHT_GAIN form) and its slope."""
+    y = HEIGHT_GAIN * form
+    e = exp(-abs(y))
+    more = 1.0 / (e + 1.0)
+    return where(y > 0.0, y, 0.0) + log(e + 1.0), where(y > 0.0, more, e * more)
 
-    @njit(**OPTIONS)
-    def couple(w, out, moved, result, ladj, generate):  # type: ignore[no-untyped-def]
-        for i in range(half):
-            for lane in range(LANES):
-                entry = i * LANES + lane
-                log_scale, shift = w[bound + i] * out[entry], out[half * LANES + entry]
-                ladj[lane] += log_scale
-                if generate:
-                    result[entry] = moved[entry] * exp(log_scale) + shift
+
+_line = rowwise(lambda v, scale, shift: (scale * v + shift, scale))
+
+
+@rowwise
+def _term(v, centre, height, value, slope, steepness):
+    """One tanh term added to value and slope, and its tanh."""
+    rise = tanh(steepness * (v - centre))
+    return rise, value + height * rise, slope + height * steepness * (1.0 - rise * rise)
+
+
+@rowwise
+def _curvature(total, height, rise, slope, steepness):
+    """The part of one tanh term in d ln slope / dv."""
+    bent = height * rise * (1.0 - rise * rise) / slope
+    return total - 2.0 * steepness * steepness * bent
+
+
+_score_of_v = rowwise(lambda score, curvature, slope: (score - curvature) / slope)
+_through_inverse = rowwise(lambda d, d_log, curvature, slope: -(d + d_log * curvature) / slope)
+_negative = rowwise(lambda x: -x)
+_zero = rowwise(lambda x: 0.0 * x)
+
+
+@rowwise
+def _line_back(a, b, v, slope, q, scale, bound):
+    """From gradients of value and ln slope to those of shift, form, bound and v."""
+    of_log_scale = (a * v + b / slope) * scale
+    return a, of_log_scale * bound * (1.0 - q * q), of_log_scale * q, a * scale
+
+
+@rowwise
+def _term_back(a, b, v, slope, centre, height, gate, rise, d_v, steepness):
+    """The same of one tanh term: centre, form of the height, v, steepness."""
+    beta, falling = b / slope, 1.0 - rise * rise
+    y = (a * height - 2.0 * beta * height * steepness * rise) * falling
+    of_height = a * rise + beta * steepness * falling
+    return (
+        -steepness * y,
+        HEIGHT_GAIN * of_height * gate,
+        d_v + steepness * y,
+        y * (v - centre) + beta * height * falling,
+    )
+
+
+@rowwise
+def _bracket(x, shift, reach, scale):
+    """Where the inverse begins: the terms add at most the sum of their heights."""
+    lower, upper = (x - shift - reach) / scale, (x - shift + reach) / scale
+    return lower, upper, 0.5 * (lower + upper), upper - lower
+
+
+@rowwise
+def _newton(x, v, value, slope, lower, upper, last, small):
+    """One step of the bracketed Newton iteration, and how far it went, relatively."""
+    excess = value - x
+    lower, upper = where(excess <= 0.0, v, lower), where(excess < 0.0, upper, v)
+    newton = v - excess / slope
+    size = abs(newton - v)
+    good = (newton > lower) & (newton < upper) & (2.0 * size < last)
+    good = good | (size <= small * (1.0 + abs(v)))
+    following = where(good, newton, 0.5 * (lower + upper))
+    change = abs(following - v)
+    return following, lower, upper, change, change / (1.0 + abs(following))
+
+
+_newton_only = rowwise(lambda x, v, value, slope: v - (value - x) / slope)
+
+
+# Matrix products
+
+
+@njit(**OPTIONS)
+def multiply(a, at, a_row, a_k, work, x, y, rows, inputs, columns):
+    """y = a x, rows x and y of ``work``: ``(rows, columns)`` from ``(inputs, columns)``."""
+    lanes = VECTOR_BYTES // work.itemsize
+    wide = lanes * VECTORS
+    whole = columns - columns % wide
+    for c in range(0, whole, wide):
+        r = 0
+        while r + 6 <= rows:
+            _product_6(a, at + r * a_row, a_row, a_k, work, x + c, y + r * CHUNK + c, CHUNK, inputs)
+            r += 6
+        while r + 2 <= rows:
+            _product_2(a, at + r * a_row, a_row, a_k, work, x + c, y + r * CHUNK + c, CHUNK, inputs)
+            r += 2
+        while r < rows:
+            _product_1(a, at + r * a_row, a_row, a_k, work, x + c, y + r * CHUNK + c, CHUNK, inputs)
+            r += 1
+    for c in range(whole, columns, lanes):
+        r = 0
+        while r + 6 <= rows:
+            _product_6_narrow(a, at + r * a_row, a_row, a_k, work, x + c, y + r * CHUNK + c, CHUNK, inputs)
+            r += 6
+        while r < rows:
+            _product_1_narrow(a, at + r * a_row, a_row, a_k, work, x + c, y + r * CHUNK + c, CHUNK, inputs)
+            r += 1
+
+
+@njit(**OPTIONS)
+def add_outer(work, g, x, total, at, t_row, t_other, rows, others, columns):
+    """total[r, s] += sum over columns of g[r] x[s], rows g and x of ``work``."""
+    r = 0
+    while r + 4 <= rows:
+        s, g_r, to = 0, g + r * CHUNK, at + r * t_row
+        while s + 6 <= others:
+            _outer_4_6(work, g_r, x + s * CHUNK, CHUNK, total, to + s * t_other, t_row, t_other, columns)
+            s += 6
+        while s < others:
+            _outer_4_1(work, g_r, x + s * CHUNK, CHUNK, total, to + s * t_other, t_row, t_other, columns)
+            s += 1
+        r += 4
+    while r < rows:
+        for s in range(others):
+            _outer_1_1(work, g + r * CHUNK, x + s * CHUNK, CHUNK, total, at + r * t_row + s * t_other, t_row, t_other, columns)
+        r += 1
+
+
+# One coupling on a chunk of cells
+
+
+@njit(**OPTIONS)
+def bend(w, bias, site, unit, all_cells, cell, cells, n, t0, width, rows, raw, work):
+    """Add biases to the rows of a layer; let the context act on them."""
+    for u in range(width):
+        offset = w.parameters[bias + u]
+        if len(w.sites) == 0 and len(w.gains) == 0:
+            if offset != 0:
+                row = rows + u * CHUNK
+                _add_number(((work, row),), ((work, row),), (offset,), cells * TILE)
+            continue
+        for j in range(cells):
+            row = rows + u * CHUNK + j * TILE
+            here = offset
+            if len(w.sites):
+                here += w.sites[site + u * all_cells + cell + j]
+            if len(w.gains):
+                at, keep = (unit + u) * n + t0, raw + u * CHUNK + j * TILE
+                _bend(
+                    ((work, row), (w.gains, at), (w.shifts, at)), ((work, keep), (work, row)),
+                    (here,), TILE,
+                )  # fmt: skip
+            else:
+                _add_number(((work, row),), ((work, row),), (here,), TILE)
+
+
+@njit(**OPTIONS)
+def evaluate_network(p, w, c, m, cell, cells, n, t0, state, work):
+    """From the state to place and form of the cells' maps, and what follows from the form.
+
+    Returns the position of the steepness among the parameters.
+    """
+    inputs, moved, all_cells = p.couplings[c, INPUTS], p.couplings[c, MOVED], p.couplings[c, CELLS]
+    unit, site = p.couplings[c, UNITS], p.couplings[c, SITES]
+    heads, columns = (1 + p.terms) * moved, cells * TILE
+    for j in range(cells):
+        base = p.couplings[c, SEEN] + (cell + j) * inputs
+        for i in range(inputs):
+            to = m.x + i * CHUNK + j * TILE
+            _copy(((state, p.seen[base + i] * TILE),), ((work, to),), (), TILE)
+    at, below, width, units = p.couplings[c, PARAMETERS], m.x, inputs, 0
+    for next_width in p.widths:
+        rows = m.hidden + units * CHUNK
+        multiply(w.parameters, at, width, 1, work, below, rows, next_width, width, columns)
+        at += next_width * width
+        bend(w, at, site + units * all_cells, unit + units, all_cells, cell, cells, n, t0,
+             next_width, rows, m.raw + units * CHUNK, work)  # fmt: skip
+        for u in range(next_width):
+            row = rows + u * CHUNK
+            if p.activation == TANH:
+                _tanh(((work, row),), ((work, row),), (), columns)
+            else:
+                _elu(((work, row),), ((work, row),), (), columns)
+        at += next_width
+        units += next_width
+        below, width = rows, next_width
+    multiply(w.parameters, at, width, 1, work, below, m.place, heads, width, columns)
+    at += heads * width
+    bend(w, at, site + units * all_cells, unit + units, all_cells, cell, cells, n, t0,
+         heads, m.place, m.raw + units * CHUNK, work)  # fmt: skip
+    at += heads
+    units += heads
+    if p.odd:
+        for u in range(width):
+            _square(((work, below + u * CHUNK),), ((work, m.square + u * CHUNK),), (), columns)
+        below = m.square
+    multiply(w.parameters, at, width, 1, work, below, m.form, heads, width, columns)
+    at += heads * width
+    bend(w, at, site + units * all_cells, unit + units, all_cells, cell, cells, n, t0,
+         heads, m.form, m.raw + units * CHUNK, work)  # fmt: skip
+    at += heads
+    for o in range(moved):
+        row = o * CHUNK
+        bound = w.parameters[at + p.terms * moved + o]
+        _scales(((work, m.form + row),), ((work, m.q + row), (work, m.scale + row)), (bound,), columns)
+    for k in range(p.terms * moved):
+        row, form = k * CHUNK, m.form + (moved + k) * CHUNK
+        _heights(((work, form),), ((work, m.height + row), (work, m.gate + row)), (), columns)
+    return at
+
+
+@njit(**OPTIONS)
+def softplus(x):
+    """ln(1 + e^x)."""
+    return max(x, x * 0) + math.log1p(math.exp(-abs(x)))
+
+
+@njit(**OPTIONS)
+def evaluate_map(p, w, at, m, o, moved, columns, work):
+    """Value and slope of the map of one site of the cells at v."""
+    row = o * CHUNK
+    value, slope, v = (work, m.value + row), (work, m.slope + row), (work, m.v + row)
+    _line((v, (work, m.scale + row), (work, m.place + row)), (value, slope), (), columns)
+    for k in range(p.terms):
+        steepness = softplus(w.parameters[at + k * moved + o])
+        term, centre = (k * moved + o) * CHUNK, m.place + ((1 + k) * moved + o) * CHUNK
+        _term(
+            (v, (work, centre), (work, m.height + term), value, slope),
+            ((work, m.rise + term), value, slope), (steepness,), columns,
+        )  # fmt: skip
+
+
+@njit(**OPTIONS)
+def curve(p, w, at, m, o, moved, columns, out, work):
+    """d ln slope / dv of one site of the cells, from what :func:`evaluate_map` has left."""
+    row, to = o * CHUNK, (work, out)
+    _zero(((work, m.ones),), (to,), (), columns)
+    for k in range(p.terms):
+        steepness = softplus(w.parameters[at + k * moved + o])
+        term = (k * moved + o) * CHUNK
+        _curvature(
+            (to, (work, m.height + term), (work, m.rise + term), (work, m.slope + row)),
+            (to,), (steepness,), columns,
+        )  # fmt: skip
+
+
+@njit(**OPTIONS)
+def pull_map(p, w, at, m, o, moved, columns, work):
+    """From a and b, the gradients of value and ln slope, to those of place, form and v."""
+    row = o * CHUNK
+    a, b, v, slope = (work, m.a + row), (work, m.b + row), (work, m.v + row), (work, m.slope + row)
+    d_v = (work, m.d_v + row)
+    _line_back(
+        (a, b, v, slope, (work, m.q + row), (work, m.scale + row)),
+        ((work, m.d_place + row), (work, m.d_form + row), (work, m.d_bound + row), d_v),
+        (w.parameters[at + p.terms * moved + o],), columns,
+    )  # fmt: skip
+    for k in range(p.terms):
+        steepness = softplus(w.parameters[at + k * moved + o])
+        term, head = (k * moved + o) * CHUNK, ((1 + k) * moved + o) * CHUNK
+        _term_back(
+            (a, b, v, slope, (work, m.place + head), (work, m.height + term),
+             (work, m.gate + term), (work, m.rise + term), d_v),
+            ((work, m.d_place + head), (work, m.d_form + head), d_v, (work, m.d_steepness + term)),
+            (steepness,), columns,
+        )  # fmt: skip
+
+
+@njit(**OPTIONS)
+def unbend(w, d, bias, site, unit, all_cells, cell, cells, n, t0, width, rows, raw, ones, biased, work):
+    """Undo :func:`bend` for gradients, which are added up."""
+    if len(w.gains):
+        for u in range(width):
+            at = (unit + u) * n + t0
+            for j in range(cells):
+                row, keep = (work, rows + u * CHUNK + j * TILE), raw + u * CHUNK + j * TILE
+                gain = (w.gains, at)
+                if len(d.gains):
+                    sums = (d.gains, at), (d.shifts, at)
+                    _unbend((row, (work, keep), gain, sums[0], sums[1]), (row, sums[0], sums[1]), (), TILE)
                 else:
-                    result[entry] = (moved[entry] - shift) * exp(-log_scale)
-
-    @njit(**OPTIONS)
-    def advance(weights, order, generate, states, ladj):  # type: ignore[no-untyped-def]
-        y = np.empty(depth * width * LANES, weights.dtype)
-        out = np.empty(2 * half * LANES, weights.dtype)
-        for piece in range(states.shape[0]):
-            state = states[piece]
-            ladj[piece][:] = 0
-            for step in range(order.shape[0]):
-                w, held = weights[order[step]], state[step + 1]
-                for net in range(2):
-                    units(w, net, held, y)
-                    output(w, net, y, view(out, net * half * LANES))
-                squash(out)
-                couple(w, out, state[step], state[step + 2], ladj[piece], generate)
-
-    return advance
+                    _unbend_only((row, gain), (row,), (), TILE)
+    if biased and len(d.parameters):
+        add_outer(work, rows, ones, d.parameters, bias, 1, 1, width, 1, cells * TILE)
+    if len(d.sites):
+        for u in range(width):
+            for j in range(cells):
+                add_outer(work, rows + u * CHUNK + j * TILE, ones, d.sites,
+                          site + u * all_cells + cell + j, 1, 1, 1, 1, TILE)  # fmt: skip
 
 
-def _build_head(dtype: Dtype, sizes: Sizes) -> Any:
-    """From the gradient of a result to those of the moved half (in place) and the output."""
-    half, bound = sizes.half, sizes.bound
-    exp, _ = build_exp(dtype)
-    zero, one = dtype(0), dtype(1)
+@njit(**OPTIONS)
+def pull_network(p, w, d, c, m, cell, cells, n, t0, sign, at, slopes, work):
+    """Add the gradient of what the networks see, times ``sign``, to ``slopes``.
 
-    @njit(**OPTIONS)
-    def head(  # type: ignore[no-untyped-def]
-        w, out, moved, result, grad_result, grad_ladj, grad, total, generate
-    ):
-        for i in range(half):
-            sum_bound, factor = zero, w[bound + i]
-            for lane in range(LANES):
-                entry = i * LANES + lane
-                squashed, g = out[entry], grad_result[entry]
-                if generate:
-                    grad_moved = g * exp(factor * squashed)
-                    grad_log_scale = grad_ladj[lane] + grad_moved * moved[entry]
-                    grad[half * LANES + entry] = g
-                else:
-                    grad_moved = g * exp(-factor * squashed)
-                    grad_log_scale = grad_ladj[lane] - g * result[entry]
-                    grad[half * LANES + entry] = -grad_moved
-                sum_bound += grad_log_scale * squashed
-                grad[entry] = grad_log_scale * factor * (one - squashed * squashed)
-                grad_result[entry] = grad_moved
-            total[bound + i] += sum_bound
-
-    return head
-
-
-def _build_tail(dtype: Dtype, sizes: Sizes) -> Any:
-    """Add the gradient of the first layer's input to that of the half held fixed."""
-    half, width, zero = sizes.half, sizes.width, dtype(0)
-
-    @njit(**OPTIONS)
-    def tail(w, g, grad_held):  # type: ignore[no-untyped-def]
-        for k in range(0, half, 2):
-            for lane in range(LANES):
-                upper, lower = zero, zero
-                for i in range(width):
-                    value = g[i * LANES + lane]
-                    upper += w[i * half + k] * value
-                    lower += w[i * half + k + 1] * value
-                grad_held[k * LANES + lane] += upper
-                grad_held[(k + 1) * LANES + lane] += lower
-
-    return tail
-
-
-def _build_network_gradient(dtype: Dtype, sizes: Sizes) -> Any:
-    """Take the gradient ``g`` of one network's output back to the half held fixed.
-
-    The gradients of the hidden units are written over them.
+    From the gradients of place and form; those of the weights are added to ``d``.
     """
-    half, width, depth = sizes
-    bias, middle, last, last_bias = sizes.bias, sizes.middle, sizes.last, sizes.last_bias
-    tail, add_sums = _build_tail(dtype, sizes), build_add_sums(dtype)
-    first_weights = build_weight_gradient(dtype, width, half)
-    middle_weights = build_weight_gradient(dtype, width, width)
-    last_weights = build_weight_gradient(dtype, half, width)
-    middle_units = build_unit_gradient(dtype, width, width)
-    last_units = build_unit_gradient(dtype, half, width)
-    rows = width * LANES
+    inputs, moved, all_cells = p.couplings[c, INPUTS], p.couplings[c, MOVED], p.couplings[c, CELLS]
+    unit, site = p.couplings[c, UNITS], p.couplings[c, SITES]
+    heads, columns, depth = (1 + p.terms) * moved, cells * TILE, len(p.widths)
+    width = p.widths[depth - 1] if depth else inputs
+    units = heads + p.widths.sum()
+    if len(d.parameters):
+        for k in range(p.terms * moved):
+            before = d.parameters[at + k]
+            d.parameters[at + k] = 0
+            add_outer(work, m.d_steepness + k * CHUNK, m.ones, d.parameters, at + k, 1, 1, 1, 1, columns)
+            slope = 1 / (1 + math.exp(-w.parameters[at + k]))
+            d.parameters[at + k] = before + d.parameters[at + k] * slope
+        add_outer(work, m.d_bound, m.ones, d.parameters, at + p.terms * moved, 1, 1, moved, 1, columns)
+    at -= heads
+    unbend(w, d, at, site + units * all_cells, unit + units, all_cells, cell, cells, n, t0, heads,
+           m.d_form, m.raw + units * CHUNK, m.ones, True, work)  # fmt: skip
+    at -= heads * width
+    if len(d.parameters):
+        seen = m.square if p.odd else m.last
+        add_outer(work, seen, m.d_form, d.parameters, at, 1, width, width, heads, columns)
+    multiply(w.parameters, at, 1, width, work, m.d_form, m.d_hidden, width, heads, columns)
+    if p.odd:
+        for u in range(width):
+            row = (work, m.d_hidden + u * CHUNK)
+            _square_back((row, (work, m.last + u * CHUNK)), (row,), (), columns)
+    units -= heads
+    at -= heads
+    unbend(w, d, at, site + units * all_cells, unit + units, all_cells, cell, cells, n, t0, heads,
+           m.d_place, m.raw + units * CHUNK, m.ones, not p.odd, work)  # fmt: skip
+    at -= heads * width
+    if len(d.parameters):
+        add_outer(work, m.last, m.d_place, d.parameters, at, 1, width, width, heads, columns)
+    multiply(w.parameters, at, 1, width, work, m.d_place, m.d_below, width, heads, columns)
+    for u in range(width):
+        row = (work, m.d_hidden + u * CHUNK)
+        _add((row, (work, m.d_below + u * CHUNK)), (row,), (), columns)
+    here, other = m.d_hidden, m.d_below
+    for layer in range(depth - 1, -1, -1):
+        units -= width
+        rows = m.hidden + units * CHUNK
+        for u in range(width):
+            row, unit_row = (work, here + u * CHUNK), (work, rows + u * CHUNK)
+            if p.activation == TANH:
+                _tanh_back((row, unit_row), (row,), (), columns)
+            else:
+                _elu_back((row, unit_row), (row,), (), columns)
+        at -= width
+        unbend(w, d, at, site + units * all_cells, unit + units, all_cells, cell, cells, n, t0,
+               width, here, m.raw + units * CHUNK, m.ones, not p.odd, work)  # fmt: skip
+        below_width = p.widths[layer - 1] if layer else inputs
+        below = rows - below_width * CHUNK if layer else m.x
+        at -= width * below_width
+        if len(d.parameters):
+            add_outer(work, here, below, d.parameters, at, below_width, 1, width, below_width, columns)
+        multiply(w.parameters, at, 1, below_width, work, here, other, below_width, width, columns)
+        here, other = other, here
+        width = below_width
+    for j in range(cells):
+        base = p.couplings[c, SEEN] + (cell + j) * inputs
+        for i in range(inputs):
+            to = (slopes, p.seen[base + i] * TILE)
+            _add_scaled((to, (work, here + i * CHUNK + j * TILE)), (to,), (sign,), TILE)
 
-    @njit(**OPTIONS)
-    def network_gradient(w, net, u, y, g, total, grad_held):  # type: ignore[no-untyped-def]
-        add_sums(g, view(total, last_bias + net * half), half)
-        start, index = last + net * half * width, depth - 1
-        biases = bias + (2 * index + net) * width
-        top = view(y, index * rows)
-        last_weights(g, top, view(total, start))
-        last_units(view(w, start), g, top, view(total, biases))
-        for index in range(depth - 2, -1, -1):
-            start = middle + (2 * index + net) * width * width
-            biases = bias + (2 * index + net) * width
-            grad, below = view(y, (index + 1) * rows), view(y, index * rows)
-            middle_weights(grad, below, view(total, start))
-            middle_units(view(w, start), grad, below, view(total, biases))
-        start = net * width * half
-        first_weights(y, u, view(total, start))
-        tail(view(w, start), y, grad_held)
 
-    return network_gradient
+@njit(**OPTIONS)
+def fetch(p, c, cell, cells, source, out, work):
+    """The rows that the cells move, to the working memory; zeros for those that are not there."""
+    moved = p.couplings[c, MOVED]
+    for j in range(cells):
+        base = p.couplings[c, TARGETS] + (cell + j) * moved
+        for o in range(moved):
+            row = p.targets[base + o]
+            row = row if row >= 0 else p.rows
+            _copy(((source, row * TILE),), ((work, out + o * CHUNK + j * TILE),), (), TILE)
 
 
-def _build_pull_back(dtype: Dtype, sizes: Sizes, units: Any) -> Any:
-    half, width, depth = sizes
-    output, squash = _build_output(dtype, sizes), _build_squash(dtype, sizes)
-    head = _build_head(dtype, sizes)
-    network_gradient = _build_network_gradient(dtype, sizes)
+@njit(**OPTIONS)
+def put(p, c, cell, cells, source, to, work):
+    """Undo :func:`fetch`."""
+    moved = p.couplings[c, MOVED]
+    for j in range(cells):
+        base = p.couplings[c, TARGETS] + (cell + j) * moved
+        for o in range(moved):
+            row = p.targets[base + o]
+            if row >= 0:
+                _copy(((work, source + o * CHUNK + j * TILE),), ((to, row * TILE),), (), TILE)
 
-    @njit(**OPTIONS)
-    def pull_back(  # type: ignore[no-untyped-def]
-        weights, order, generate, states, grad_ladj, grads, sums
-    ):
-        y = np.empty(depth * width * LANES, weights.dtype)
-        out = np.empty(half * LANES, weights.dtype)
-        grad = np.empty(2 * half * LANES, weights.dtype)
-        steps = order.shape[0]
-        for piece in range(states.shape[0]):
-            state = states[piece]
-            for step in range(steps - 1, -1, -1):
-                w, total = weights[order[step]], sums[order[step]]
-                held, moved, result = state[step + 1], state[step], state[step + 2]
-                grad_held = grads[piece, (steps - step + 1) % 2]
-                grad_result = grads[piece, (steps - step) % 2]
-                for net in range(2):
-                    units(w, net, held, y)
-                    if net == 0:
-                        output(w, net, y, out)
-                        squash(out)
-                        # of what the t-network shifts by, the gradient needs no value
-                        ladj = grad_ladj[piece]
-                        head(w, out, moved, result, grad_result, ladj, grad, total, generate)
-                    g = view(grad, net * half * LANES)
-                    network_gradient(w, net, held, y, g, total, grad_held)
 
-    return pull_back
+@njit(**OPTIONS)
+def mask(p, c, m, cell, cells, work):
+    """No gradient of value and slope for sites that are not there."""
+    moved = p.couplings[c, MOVED]
+    for j in range(cells):
+        base = p.couplings[c, TARGETS] + (cell + j) * moved
+        for o in range(moved):
+            if p.targets[base + o] < 0:
+                at = o * CHUNK + j * TILE
+                for row in (m.a + at, m.b + at):
+                    _zero(((work, m.ones),), ((work, row),), (), TILE)
+
+
+@njit(**OPTIONS)
+def add_log_slopes(p, c, m, cell, cells, ladj, work):
+    """Add ln slope of all sites that are there to ``ladj``, ``(TILE,)``."""
+    moved = p.couplings[c, MOVED]
+    for j in range(cells):
+        base = p.couplings[c, TARGETS] + (cell + j) * moved
+        for o in range(moved):
+            if p.targets[base + o] >= 0:
+                slope = m.slope + o * CHUNK + j * TILE
+                _add_log(((ladj, 0), (work, slope)), ((ladj, 0),), (), TILE)
+
+
+@njit(**OPTIONS)
+def solve(p, w, at, m, o, moved, columns, small, work):
+    """v from x, which stands in row a, for one site of the cells (see elementwise.AffineTanh)."""
+    row = o * CHUNK
+    x, v, value, slope = (work, m.a + row), (work, m.v + row), (work, m.value + row), (work, m.slope + row)
+    reach, lower, upper = (work, m.d_hidden), (work, m.d_hidden), (work, m.d_hidden + CHUNK)
+    last, change = (work, m.d_below), (work, m.d_below + CHUNK)  # rows not in use meanwhile
+    _zero(((work, m.ones),), (reach,), (), columns)
+    for k in range(p.terms):
+        _add((reach, (work, m.height + (k * moved + o) * CHUNK)), (reach,), (), columns)
+    _bracket((x, (work, m.place + row), reach, (work, m.scale + row)), (lower, upper, v, last), (), columns)
+    for _ in range(INVERSE_STEPS if p.terms else 0):
+        evaluate_map(p, w, at, m, o, moved, columns, work)
+        _newton((x, v, value, slope, lower, upper, last), (v, lower, upper, last, change), (small,), columns)
+        largest = work[m.d_below + CHUNK]
+        for t in range(m.d_below + CHUNK, m.d_below + CHUNK + columns):
+            largest = max(largest, work[t])
+        if largest <= small:
+            break
+    for _ in range(2 if p.terms else 0):
+        evaluate_map(p, w, at, m, o, moved, columns, work)
+        _newton_only((x, v, value, slope), (v,), (), columns)
+    evaluate_map(p, w, at, m, o, moved, columns, work)
+
+
+# Tiles
+
+
+@njit(**OPTIONS)
+def load(source, n, t0, rows, state):
+    """Columns of ``(rows, n)`` to a state, zeros where there are none."""
+    live = min(TILE, n - t0)
+    for row in range(rows):
+        if live == TILE:
+            _copy(((source, row * n + t0),), ((state, row * TILE),), (), TILE)
+        else:
+            for t in range(TILE):
+                state[row * TILE + t] = source[row * n + t0 + t] if t < live else 0
+    state[rows * TILE :] = 0
+
+
+@njit(**OPTIONS)
+def store(state, n, t0, rows, out):
+    """Undo :func:`load`."""
+    live = min(TILE, n - t0)
+    for row in range(rows):
+        if live == TILE:
+            _copy(((state, row * TILE),), ((out, row * n + t0),), (), TILE)
+        else:
+            for t in range(live):
+                out[row * n + t0 + t] = state[row * TILE + t]
+
+
+@njit(**OPTIONS)
+def keep(p, c, kept, at, state, restore):
+    """Copy the rows that a coupling moves to ``kept`` from ``at`` on, or back."""
+    for j in range(p.couplings[c, CELLS] * p.couplings[c, MOVED]):
+        row = p.targets[p.couplings[c, TARGETS] + j]
+        if row >= 0:
+            here, there = (state, row * TILE), (kept, at + (p.couplings[c, KEPT] + j) * TILE)
+            if restore:
+                _copy((there,), (here,), (), TILE)
+            else:
+                _copy((here,), (there,), (), TILE)
+
+
+@njit(**OPTIONS)
+def generate(p, w, d, n, columns, first, last, z, x, ladj, kept, score, out_score):
+    """z to x for the tiles first <= i < last, with ladj and, if it is not empty, the score.
+
+    Flat arrays: z, x, score ``(rows, n)``; ladj ``(columns,)``, whole tiles; ``kept`` (tiles, kept,
+    TILE) or empty. With the score, the gradient of ladj plus the new score times x with respect to
+    gains and shifts is added to ``d``, if wanted.
+    """
+    work = np.ones(p.work, z.dtype)
+    state = np.empty((p.rows + 1) * TILE, z.dtype)
+    slopes = np.empty((p.rows + 1) * TILE, z.dtype)
+    sums = np.empty(TILE, z.dtype)
+    minus = z.dtype.type(-1)
+    for index in range(first, last):
+        t0 = index * TILE
+        load(z, n, t0, p.rows, state)
+        if len(score):
+            load(score, n, t0, p.rows, slopes)
+        sums[:] = 0
+        for c in range(len(p.couplings)):
+            moved, all_cells = p.couplings[c, MOVED], p.couplings[c, CELLS]
+            m = lay_out(p.couplings[c, INPUTS], p.widths, moved, p.terms)
+            work[m.ones : m.end] = 1
+            if len(kept):
+                keep(p, c, kept, index * p.kept * TILE, state, False)
+            for cell in range(0, all_cells, AT_ONCE):
+                cells = min(AT_ONCE, all_cells - cell)
+                size = cells * TILE
+                at = evaluate_network(p, w, c, m, cell, cells, columns, t0, state, work)
+                fetch(p, c, cell, cells, state, m.v, work)
+                for o in range(moved):
+                    evaluate_map(p, w, at, m, o, moved, size, work)
+                if len(score):
+                    fetch(p, c, cell, cells, slopes, m.a, work)
+                    for o in range(moved):
+                        a, b = (work, m.a + o * CHUNK), (work, m.b + o * CHUNK)
+                        curve(p, w, at, m, o, moved, size, m.b + o * CHUNK, work)
+                        _score_of_v((a, b, (work, m.slope + o * CHUNK)), (a,), (), size)
+                        _copy(((work, m.ones),), (b,), (), size)
+                    mask(p, c, m, cell, cells, work)
+                    put(p, c, cell, cells, m.a, slopes, work)
+                    for o in range(moved):
+                        pull_map(p, w, at, m, o, moved, size, work)
+                    pull_network(p, w, d, c, m, cell, cells, columns, t0, minus, at, slopes, work)
+                put(p, c, cell, cells, m.value, state, work)
+                add_log_slopes(p, c, m, cell, cells, sums, work)
+            slopes[p.rows * TILE :] = 0
+        store(state, n, t0, p.rows, x)
+        ladj[t0 : t0 + TILE] = sums
+        if len(score):
+            store(slopes, n, t0, p.rows, out_score)
+
+
+@njit(**OPTIONS)
+def renormalize(p, w, n, columns, first, last, x, z, ladj, kept):
+    """x to z for the tiles first <= i < last; arrays as those of :func:`generate`."""
+    work = np.ones(p.work, z.dtype)
+    state = np.empty((p.rows + 1) * TILE, z.dtype)
+    sums = np.empty(TILE, z.dtype)
+    small = z.dtype.type(0.1 * math.sqrt(1.2e-7 if z.itemsize == 4 else 2.2e-16))
+    for index in range(first, last):
+        t0 = index * TILE
+        load(x, n, t0, p.rows, state)
+        sums[:] = 0
+        for c in range(len(p.couplings) - 1, -1, -1):
+            moved, all_cells = p.couplings[c, MOVED], p.couplings[c, CELLS]
+            m = lay_out(p.couplings[c, INPUTS], p.widths, moved, p.terms)
+            work[m.ones : m.end] = 1
+            if len(kept):
+                keep(p, c, kept, index * p.kept * TILE, state, False)
+            for cell in range(0, all_cells, AT_ONCE):
+                cells = min(AT_ONCE, all_cells - cell)
+                at = evaluate_network(p, w, c, m, cell, cells, columns, t0, state, work)
+                fetch(p, c, cell, cells, state, m.a, work)
+                for o in range(moved):
+                    solve(p, w, at, m, o, moved, cells * TILE, small, work)
+                put(p, c, cell, cells, m.v, state, work)
+                add_log_slopes(p, c, m, cell, cells, sums, work)
+        store(state, n, t0, p.rows, z)
+        ladj[t0 : t0 + TILE] = sums
+
+
+@njit(**OPTIONS)
+def pull_back(p, w, d, n, columns, first, last, inverse, result, kept, d_result, d_ladj, d_start):
+    """The gradient of :func:`generate`, or of :func:`renormalize` if ``inverse``, for some tiles.
+
+    ``result`` is what that has made; ``d_start`` (rows, n) takes the gradient of what it began
+    with, and those of the weights are added to ``d``.
+    """
+    work = np.ones(p.work, result.dtype)
+    state = np.empty((p.rows + 1) * TILE, result.dtype)
+    slopes = np.empty((p.rows + 1) * TILE, result.dtype)
+    plus = result.dtype.type(1)
+    number = len(p.couplings)
+    for index in range(first, last):
+        t0 = index * TILE
+        load(result, n, t0, p.rows, state)
+        load(d_result, n, t0, p.rows, slopes)
+        for step in range(number):
+            c = step if inverse else number - 1 - step
+            moved, all_cells = p.couplings[c, MOVED], p.couplings[c, CELLS]
+            m = lay_out(p.couplings[c, INPUTS], p.widths, moved, p.terms)
+            work[m.ones : m.end] = 1
+            if not inverse:
+                keep(p, c, kept, index * p.kept * TILE, state, True)
+            for cell in range(0, all_cells, AT_ONCE):
+                cells = min(AT_ONCE, all_cells - cell)
+                size = cells * TILE
+                at = evaluate_network(p, w, c, m, cell, cells, columns, t0, state, work)
+                fetch(p, c, cell, cells, state, m.v, work)
+                fetch(p, c, cell, cells, slopes, m.a, work)
+                for o in range(moved):
+                    evaluate_map(p, w, at, m, o, moved, size, work)
+                    a, b = (work, m.a + o * CHUNK), (work, m.b + o * CHUNK)
+                    for j in range(cells):
+                        _copy(((d_ladj, t0),), ((work, m.b + o * CHUNK + j * TILE),), (), TILE)
+                    if inverse:
+                        curvature = (work, m.d_v + o * CHUNK)
+                        curve(p, w, at, m, o, moved, size, m.d_v + o * CHUNK, work)
+                        _through_inverse((a, b, curvature, (work, m.slope + o * CHUNK)), (a,), (), size)
+                mask(p, c, m, cell, cells, work)
+                for o in range(moved):
+                    pull_map(p, w, at, m, o, moved, size, work)
+                    if inverse:
+                        _negative(((work, m.a + o * CHUNK),), ((work, m.d_v + o * CHUNK),), (), size)
+                put(p, c, cell, cells, m.d_v, slopes, work)
+                pull_network(p, w, d, c, m, cell, cells, columns, t0, plus, at, slopes, work)
+            slopes[p.rows * TILE :] = 0
+            if inverse:
+                keep(p, c, kept, index * p.kept * TILE, state, True)
+        store(slopes, n, t0, p.rows, d_start)

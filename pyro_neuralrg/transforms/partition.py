@@ -17,9 +17,6 @@ from torch import Tensor
 
 from pyro_neuralrg.lattice import Layer, Region
 
-__all__ = ["cut", "join", "pack", "split_coarse", "tile", "unpack"]
-
-
 def pack(x: Tensor, event_dim: int) -> Tensor:
     """Move all batch dimensions into one on the right: ``batch + event -> event + (n,)``."""
     batch, event = x.shape[: x.dim() - event_dim], x.shape[x.dim() - event_dim :]
@@ -29,6 +26,38 @@ def pack(x: Tensor, event_dim: int) -> Tensor:
 def unpack(h: Tensor, batch_shape: Sequence[int]) -> Tensor:
     """Undo :func:`pack`: ``event + (n,) -> batch_shape + event``."""
     return h.movedim(-1, 0).reshape(*batch_shape, *h.shape[:-1])
+
+
+def block_sites(layer: Layer) -> Tensor:
+    """The sites of all blocks of a layer, thinner blocks filled up.
+
+    Returns:
+        Flat indices of the lattice of the layer's scale, shape ``(size, *count)``; -1 for the sites
+        that a thinner block lacks.
+
+    Example:
+        >>> from pyro_neuralrg.lattice import make_circuit
+        >>> block_sites(make_circuit("tree", (3,)).layers[0])
+        tensor([[ 0,  2],
+                [ 1, -1]])
+    """
+    sites = torch.arange(math.prod(layer.shape)).reshape(layer.shape)
+    here = torch.zeros((), dtype=torch.bool)
+    for axis, (side, block, shift, segments) in enumerate(
+        zip(layer.shape, layer.block, layer.shift, layer.axes, strict=True)
+    ):
+        # the block at an open end lacks its first sites, that behind the last ones
+        begin = segments[0].block - block
+        count = -(-(side - begin) // block)
+        place = begin + torch.arange(count * block).reshape(count, block)
+        outside = (place < 0) | (place >= side)
+        sites = sites.index_select(2 * axis, ((place + shift) % side).flatten())
+        sites = sites.unflatten(2 * axis, (count, block))
+        here = here[..., None, None] | outside
+    dim = len(layer.shape)
+    sites = torch.where(here, -1, sites)
+    order = [*range(1, 2 * dim, 2), *range(0, 2 * dim, 2)]
+    return sites.permute(order).flatten(0, dim - 1)
 
 
 def cut(h: Tensor, layer: Layer) -> list[Tensor]:

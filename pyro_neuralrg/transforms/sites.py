@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,18 +12,10 @@ from torch import Tensor
 
 from pyro_neuralrg.lattice import Circuit
 from pyro_neuralrg.transforms.coupling import Couplings
-from pyro_neuralrg.transforms.partition import cut, tile
+from pyro_neuralrg.transforms.partition import block_sites
 
-__all__ = [
-    "check_site_features",
-    "features_of_blocks",
-    "show_site_features",
-    "with_site_features",
-]
-
-
-def features_of_blocks(features: Tensor, circuit: Circuit) -> Iterator[list[Tensor]]:
-    """For each layer of a circuit the features of the blocks of its regions.
+def features_of_blocks(features: Tensor, circuit: Circuit) -> Iterator[Tensor]:
+    """For each layer of a circuit the features of its blocks.
 
     A coarse site has the sum over its block divided by the root of the number of sites: features
     that are independent from site to site keep their size from scale to scale.
@@ -34,21 +25,24 @@ def features_of_blocks(features: Tensor, circuit: Circuit) -> Iterator[list[Tens
         circuit: the layers.
 
     Yields:
-        One tensor ``(channels * size, *count)`` per region, the site changing fastest.
+        Tensors ``(channels * size, *count)``, the site changing fastest; zeros for sites that a
+        thinner block lacks.
 
     Example:
         >>> import torch
         >>> from pyro_neuralrg.lattice import make_circuit
         >>> layers = list(features_of_blocks(torch.ones(1, 4), make_circuit("tree", (4,))))
-        >>> layers[0][0].shape, layers[1][0].flatten()
+        >>> layers[0].shape, layers[1].flatten()
         (torch.Size([2, 2]), tensor([1.4142, 1.4142]))
     """
-    h = features.movedim(0, -1)
+    flat = features.flatten(1)
     for layer in circuit.layers:
-        blocks = cut(h, layer)
-        yield [block.movedim(-1, 0).flatten(0, 1) for block in blocks]
+        sites = block_sites(layer)
+        here = (sites >= 0).to(flat)
+        blocks = flat[:, sites.clamp(min=0)] * here
+        yield blocks.flatten(0, 1)
         if layer.kind == "decimator":
-            h = tile([block.sum(0) / math.sqrt(len(block)) for block in blocks], layer)
+            flat = (blocks.sum(1) / here.sum(0).sqrt()).flatten(1)
 
 
 def check_site_features(features: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -74,8 +68,8 @@ def show_site_features(flow: Any) -> None:
     if flow.site_features is None:
         return
     known = features_of_blocks(flow.site_features, flow.circuit)
-    for transforms, regions in zip(flow.layers, known, strict=True):
-        for transform, features in zip(transforms, regions, strict=True):
+    for transforms, features in zip(flow.layers, known, strict=True):
+        for transform in transforms:
             if isinstance(transform, Couplings):
                 transform.see_features(features)
 

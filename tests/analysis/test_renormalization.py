@@ -24,7 +24,7 @@ from tests.analysis.linear import any_matrix, haar, jacobian, linear_flow
 
 
 def untrained(shape: tuple[int, ...] = (4, 4), **options) -> HierarchicalFlow:
-    flow = hierarchical_flow(shape, monotone_steps=2, humps=2.0, **options)
+    flow = hierarchical_flow(shape, humps=2.0, **options)
     with torch.no_grad():
         for parameter in flow.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
@@ -149,7 +149,7 @@ def test_effective_energy_up_to_a_scale_is_that_of_the_block_variables() -> None
 
 def test_effective_energies_of_the_ends() -> None:
     target = IsingDual((4, 4))
-    flow = target.flow(monotone_steps=2)
+    flow = target.flow()
     with torch.no_grad():
         for parameter in flow.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))

@@ -46,7 +46,7 @@ def test_linear_flow_answers_and_writes_with_its_matrix(block, circuit: str) -> 
 
 
 def test_moments_are_those_of_single_jacobians() -> None:
-    flow = hierarchical_flow((4,), monotone_steps=2)
+    flow = hierarchical_flow((4,))
     with torch.no_grad():
         for parameter in flow.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))

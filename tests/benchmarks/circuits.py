@@ -46,7 +46,6 @@ class Contender(NamedTuple):
             depth=self.depth,
             bijector=BIJECTORS[bijector](layers=couplings),
             spectrum=None,
-            monotone_steps=0,
         )
 
 

@@ -51,7 +51,7 @@ LAPLACIAN = (4.0 - neighbour_spectrum(SHAPE, (1.0, 1.0))).float()
 FLOW = {
     "circuit": "tree",
     "depth": 1,
-    "bijector": {"name": "neighbour", "layers": 2, "hidden": [8], "steps": 0},
+    "bijector": {"name": "neighbour", "layers": 2, "hidden": [8], "num_tanh": 0},
 }
 GLOBALS = ("level", "width", "length")
 

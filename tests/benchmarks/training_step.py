@@ -31,7 +31,7 @@ SIDE, BATCH, LEARNING_RATE = 16, 512, 1e-3
 
 def paper_flow(dtype: torch.dtype = torch.float32) -> HierarchicalFlow:
     """The paper's flow with weights that are not those of the start."""
-    flow = hierarchical_flow((SIDE, SIDE), bijector="realnvp", monotone_steps=0, dtype=dtype)
+    flow = hierarchical_flow((SIDE, SIDE), bijector="realnvp", dtype=dtype)
     with torch.no_grad():
         for parameter in flow.parameters():
             parameter.add_(0.03 * torch.randn_like(parameter))

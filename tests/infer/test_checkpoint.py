@@ -20,7 +20,7 @@ FLOWS: dict[str, dict[str, Any]] = {
     "odd with spectrum": {"shape": (4, 6), "odd": True, "spectrum": "random"},
     "tree 1-d": {"shape": (5,), "circuit": "tree", "bijector": "realnvp"},
     "float32": {"shape": (2, 2), "dtype": torch.float32},
-    "shared": {"shape": (4, 4), "weights": "shared", "monotone_steps": 0},
+    "shared": {"shape": (4, 4), "weights": "shared"},
 }
 
 

@@ -21,7 +21,6 @@ from pyro_neuralrg.transforms import (
     LatticeTransform,
     LayerFactory,
     LearnedSpectrum,
-    MonotoneMap,
     Neighbour,
     RealNVP,
     TwoHumps,
@@ -38,7 +37,7 @@ CONTEXT_DIM, FEATURES = 2, 3
 # terms there is none left.
 TRUNCATED_SERIES = 2e-4
 # The heights of steps answer ten times as much to their parameters as anything else.
-STEPPED_SPREAD = 0.1
+TANH_SPREAD = 0.1
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class Entry:
 
 def flow(shape: tuple[int, ...], circuit: str = "mera", **options: Any) -> Entry:
     """A hierarchical flow of small networks."""
-    options = {"bijector": NEIGHBOUR, "monotone_steps": 2, **options}
+    options = {"bijector": NEIGHBOUR, **options}
     make = functools.partial(hierarchical_flow, shape, circuit, **options)
     coloured = "spectrum" in options
     near = not coloured and not options.get("humps")
@@ -80,7 +79,7 @@ def flow(shape: tuple[int, ...], circuit: str = "mera", **options: Any) -> Entry
         odd=options.get("odd", False),
         starts_near_identity=near,
         is_flow=True,
-        spread=0.25 if isinstance(options["bijector"], RealNVP) else STEPPED_SPREAD,
+        spread=0.25 if isinstance(options["bijector"], RealNVP) else TANH_SPREAD,
     )
 
 
@@ -89,7 +88,7 @@ def foreign(
 ) -> Entry:
     """A hierarchical flow of blocks from elsewhere."""
     make = functools.partial(
-        hierarchical_flow, shape, bijector=bijector, monotone_steps=0, **options
+        hierarchical_flow, shape, bijector=bijector, **options
     )
     return Entry(
         shape, make, ours=False, starts_near_identity=False, is_flow=True, exactness=exactness
@@ -193,16 +192,12 @@ def couplings(block: tuple[int, ...], count: tuple[int, ...], **options: Any) ->
         neighbour_coupling, block, count, **{"layers": 4, "hidden": (5,), "odd": True, **options}
     )
     odd = options.get("odd", True)
-    return part((math.prod(block), *count), make, odd=odd, spread=STEPPED_SPREAD)
+    return part((math.prod(block), *count), make, odd=odd, spread=TANH_SPREAD)
 
 
 def paper_block(size: int, **options: Any) -> Entry:
     make = functools.partial(realnvp_block, size, **{"layers": 4, "hidden": (5, 4), **options})
     return part((size,), make, odd=options.get("odd", False))
-
-
-def monotone(shape: tuple[int, ...], *, steps: int, odd: bool) -> Entry:
-    return part(shape, functools.partial(MonotoneMap, shape, steps=steps, odd=odd), odd=odd)
 
 
 def conditioned_flow(shape: tuple[int, ...], **options: Any) -> LatticeTransform:
@@ -219,7 +214,7 @@ def conditioned(shape: tuple[int, ...], bijector: Any, **options: Any) -> Entry:
         odd=options.get("odd", False),
         ours=not foreign,
         starts_near_identity=not foreign,
-        spread=STEPPED_SPREAD,
+        spread=TANH_SPREAD,
     )
 
 
@@ -232,7 +227,7 @@ def follows_spectrum(shape: tuple[int, ...], boundary: str) -> Entry:
         given = {"spectrum": spectrum, "spectrum_slopes": slopes, "boundary": boundary}
         return conditioned_flow(shape, bijector=NEIGHBOUR, odd=True, humps=2.0, **given)
 
-    return Entry(shape, make, odd=True, starts_near_identity=False, spread=STEPPED_SPREAD)
+    return Entry(shape, make, odd=True, starts_near_identity=False, spread=TANH_SPREAD)
 
 
 def humps(shape: tuple[int, ...], distance: float) -> Entry:
@@ -289,10 +284,9 @@ ENTRIES: dict[str, Entry] = {
     "odd": flow((4, 4), odd=True),
     "odd-with-spectrum": flow((4, 4), odd=True, spectrum="periodic"),
     "odd-open-with-spectrum": flow((3, 4), odd=True, spectrum="open"),
-    "odd-two-sites": flow((2,), odd=True, monotone_steps=3),
+    "odd-two-sites": flow((2,), odd=True),
     "spectrum-3d": flow((2, 3, 2), spectrum="periodic"),
     "spectrum-side-1": flow((1,), spectrum="periodic"),
-    "no-monotone": flow((4, 4), monotone_steps=0),
     "humps": flow((4, 4), humps=3.0),
     "humps-odd-with-spectrum": flow((3, 4), odd=True, humps=2.0, spectrum="periodic"),
     "humps-one-site": flow((1,), humps=3.0),
@@ -345,7 +339,7 @@ ENTRIES: dict[str, Entry] = {
     # under a context
     "conditioned": conditioned((4, 4), NEIGHBOUR),
     "conditioned-odd": conditioned((4, 2), NEIGHBOUR, odd=True),
-    "conditioned-two-sites": conditioned((2,), NEIGHBOUR, monotone_steps=1),
+    "conditioned-two-sites": conditioned((2,), NEIGHBOUR),
     "conditioned-realnvp": conditioned((4, 4), REALNVP),
     "conditioned-realnvp-odd-per-block": conditioned((4,), REALNVP, odd=True, weights="block"),
     "conditioned-shared": conditioned((4, 4), NEIGHBOUR, weights="shared"),
@@ -366,19 +360,15 @@ ENTRIES: dict[str, Entry] = {
     "two-humps": humps((2, 2), 3.0),
     "two-humps-far": humps((1,), 4.0),
     "two-humps-near": humps((2,), 0.3),
-    "monotone-odd": monotone((2, 3), steps=3, odd=True),
-    "monotone": monotone((2, 3), steps=3, odd=False),
-    "monotone-odd-one-site": monotone((1,), steps=4, odd=True),
-    "monotone-one-site": monotone((1,), steps=1, odd=False),
     "neighbour-coupling-1d": couplings((2,), (4,), odd=False),
     "neighbour-coupling-2d": couplings((2, 2), (3, 2)),
     "neighbour-coupling-2d-one-block": couplings((2, 2), (1, 1), odd=False),
     "neighbour-coupling-3d": couplings((1, 2, 2), (2, 1, 2), odd=False),
     "neighbour-coupling-open": couplings((3,), (3,), boundary="open"),
-    "neighbour-coupling-affine": couplings((2, 2), (3, 3), steps=0),
-    "neighbour-coupling-affine-not-odd": couplings((2, 2), (3, 3), steps=0, odd=False),
-    "neighbour-coupling-two-steps": couplings((2, 2), (3, 3), steps=2),
-    "neighbour-coupling-two-steps-not-odd": couplings((2,), (3,), steps=2, odd=False),
+    "neighbour-coupling-affine": couplings((2, 2), (3, 3), num_tanh=0),
+    "neighbour-coupling-affine-not-odd": couplings((2, 2), (3, 3), num_tanh=0, odd=False),
+    "neighbour-coupling-two-terms": couplings((2, 2), (3, 3), num_tanh=2),
+    "neighbour-coupling-two-terms-not-odd": couplings((2,), (3,), num_tanh=2, odd=False),
     "realnvp-block-2": paper_block(2),
     "realnvp-block-3-odd": paper_block(3, odd=True),
     "realnvp-block-4": paper_block(4),

@@ -44,19 +44,16 @@ def test_configuration_of_a_factory(name: str) -> None:
 def test_realnvp_is_the_papers() -> None:
     """Ten couplings, networks of three hidden layers of ten units, ELU; s ends in a scaled tanh."""
     block = realnvp_block(4)
-    assert len(block.networks) == 10
-    first = block.networks[0]
-    assert [tuple(weight.shape) for weight in first.weights] == [
-        (2, 10, 2),
-        (2, 10, 10),
-        (2, 10, 10),
-        (2, 2, 10),
-    ]
-    assert first.activation is nn.functional.elu
+    assert len(block.halves) == 10
+    assert block.options.hidden == (10, 10, 10)
+    assert block.options.activation == "elu"
+    assert block.options.separate
+    block = realnvp_block(4, layers=1)
     with torch.no_grad():
-        first.weights[-1].fill_(1e6)
-        _, log_scale = first(torch.randn(2, 50))
-    torch.testing.assert_close(log_scale.abs(), first.log_scale_bound.detach().expand(2, 50))
+        block.packed.fill_(1e3)  # tanh is 1 everywhere
+        block.packed[-2:] = torch.tensor([0.5, -0.25])
+    _, ladj = block.forward_and_ladj(torch.rand(50, 4))
+    torch.testing.assert_close(ladj, torch.full((50,), 0.25))
 
 
 def test_a_coupling_moves_one_half_of_the_checkerboard() -> None:

@@ -39,7 +39,7 @@ def weights(flow: HierarchicalFlow, index: int, region: int = 0) -> Tensor:
 
 def test_scales_correspond() -> None:
     """Finest to finest, coarsest to coarsest, and the new one as the next finer one."""
-    small = perturbed((8, 8), monotone_steps=2, odd=True, humps=2.0)
+    small = perturbed((8, 8), odd=True, humps=2.0)
     large = small.grow()
     assert large.shape == (16, 16)
     assert large.config == {**small.config, "shape": [16, 16], "depth": 4}
@@ -47,12 +47,6 @@ def test_scales_correspond() -> None:
     assert layers == [("d", 0), ("d", 0), ("d", 1), ("d", 1), ("d", 2), ("d", 2), ("d", 3)]
     for index, source in enumerate([0, 1, 2, 3, 2, 3, 4]):
         assert torch.equal(weights(large, index), weights(small, source)), index
-    for index, source in ((1, 1), (3, 3), (5, 3), (6, 4)):
-        mine, theirs = (
-            torch.cat([p.flatten() for p in flow.coarse_maps[i].parameters()])
-            for flow, i in ((large, index), (small, source))
-        )
-        assert torch.equal(mine, theirs)
 
 
 def test_copies_do_not_hang_together() -> None:

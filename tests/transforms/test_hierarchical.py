@@ -18,7 +18,6 @@ from pyro_neuralrg.lattice import Circuit
 from pyro_neuralrg.transforms import (
     HierarchicalFlow,
     LayerFactory,
-    MonotoneMap,
     Neighbour,
     RealNVP,
     hierarchical_flow,
@@ -124,20 +123,22 @@ def test_the_spectrum_alone_is_the_free_field(boundary: str) -> None:
 
 
 def count(**options: Any) -> int:
-    flow = hierarchical_flow((8, 8), bijector=BLOCKS, monotone_steps=2, **options)
+    flow = hierarchical_flow((8, 8), bijector=BLOCKS, **options)
     return sum(parameter.numel() for parameter in flow.parameters())
 
 
 def test_number_of_weights() -> None:
-    """Of 8 x 8: five layers of 16 + 16, 4 + 4 and 1 blocks; three maps on coarse variables."""
-    coarse = sum(
-        p.numel() for p in hierarchical_flow((2, 2), monotone_steps=2).coarse_maps.parameters()
-    )
-    one = count(depth=1) - coarse
+    """Of 8 x 8: five layers of 16 + 16, 4 + 4 and 1 blocks."""
+    one = count(depth=1)
     assert one % 2 == 0
-    assert count() == 5 * (one // 2) + 3 * coarse
-    assert count(weights="block") == (16 + 16 + 4 + 4 + 1) * (one // 2) + 3 * coarse
-    assert count(weights="shared") == one + coarse
+    assert count() == 5 * (one // 2)
+    assert count(weights="block") == (16 + 16 + 4 + 4 + 1) * (one // 2)
+    assert count(weights="shared") == one
+
+
+def test_odd_sides_have_the_weights_of_even_ones() -> None:
+    """Thinner blocks at the edge are filled up, not given networks of their own."""
+    assert count() == sum(p.numel() for p in hierarchical_flow((7, 5), bijector=BLOCKS).parameters())
 
 
 def test_blocks_of_their_own_differ() -> None:
@@ -155,7 +156,7 @@ def test_shared_weights_stay_shared_through_copies_and_training() -> None:
     before = sum(p.numel() for p in flow.parameters())
     flow.load_state_dict(flow.state_dict())
     assert sum(p.numel() for p in flow.float().parameters()) == before
-    tops = [layer[0].networks[0].place for layer in flow.layers if len(layer) == 1]
+    tops = [layer[0].packed for layer in flow.layers if len(layer) == 1]
     assert len({id(top) for top in tops}) < len(tops)
 
 
@@ -166,15 +167,6 @@ def test_a_periodic_flow_on_blocks_is_equivariant_under_their_translations() -> 
     moved, same = flow.forward_and_ladj(z.roll((2, 4), (1, 2)))
     torch.testing.assert_close(moved, x.roll((2, 4), (1, 2)))
     torch.testing.assert_close(same, ladj)
-
-
-def test_brickwork_has_no_coarse_maps_and_zero_steps_none() -> None:
-    def number(circuit: str, steps: int) -> int:
-        flow = hierarchical_flow((4, 4), circuit, monotone_steps=steps)
-        return sum(isinstance(made, MonotoneMap) for made in flow.coarse_maps)
-
-    assert number("brickwork", 2) == number("mera", 0) == 0
-    assert number("mera", 2) == 2
 
 
 # configurations
@@ -197,7 +189,6 @@ def test_configuration_names_every_option() -> None:
         "boundary": "open",
         "weights": "block",
         "odd": True,
-        "monotone_steps": 5,
         "humps": 0.0,
         "context_dim": 3,
     }
@@ -211,7 +202,7 @@ def test_configuration_names_every_option() -> None:
     "bijector",
     [
         RealNVP(layers=np.int64(2), hidden=(np.int32(3), np.int64(4))),
-        Neighbour(layers=np.int64(2), hidden=[np.int64(3)], steps=np.int8(1)),
+        Neighbour(layers=np.int64(2), hidden=[np.int64(3)], num_tanh=np.int8(1)),
     ],
 )
 def test_integers_of_numpy_are_integers(bijector: Any) -> None:
@@ -219,7 +210,6 @@ def test_integers_of_numpy_are_integers(bijector: Any) -> None:
         np.array([4, 4]),
         block=np.int64(2),
         depth=np.int64(1),
-        monotone_steps=np.int64(2),
         bijector=bijector,
     )
     again = HierarchicalFlow.from_config(json.loads(json.dumps(flow.config)))
@@ -257,11 +247,11 @@ def test_integers_of_numpy_are_integers(bijector: Any) -> None:
             r"hidden is \(2\.5,\); accepted: a tup",
         ),
         (
-            {"bijector": Neighbour(steps=1.5)},
+            {"bijector": Neighbour(num_tanh=1.5)},
             TypeError,
-            r"steps is 1\.5; accepted: an integer >= 0",
+            r"num_tanh is 1\.5; accepted: an integer >= 0",
         ),
-        ({"bijector": Neighbour(steps=-1)}, ValueError, r"steps is -1; accepted: an integer >= 0"),
+        ({"bijector": Neighbour(num_tanh=-1)}, ValueError, r"num_tanh is -1; accepted: an integer"),
         ({"bijector": RealNVP}, TypeError, r"bijector is the class RealNVP; accepted: a factory"),
         ({"odd": "no"}, TypeError, r"odd is 'no'; accepted: True or False"),
         ({"dtype": "float32"}, TypeError, r"dtype is 'float32'; accepted: a floating dtype"),
@@ -271,8 +261,6 @@ def test_integers_of_numpy_are_integers(bijector: Any) -> None:
         ({"boundary": "closed"}, ValueError, r"boundary is 'closed'; accepted: periodic, open"),
         ({"block": 1}, ValueError, r"block is 1; accepted: an integer >= 2"),
         ({"depth": -1}, ValueError, r"depth is -1; accepted: an integer >= 0"),
-        ({"monotone_steps": -1}, ValueError, r"monotone_steps is -1; accepted: an integer >= 0"),
-        ({"monotone_steps": 1.5}, TypeError, r"monotone_steps is 1\.5; accepted: an integer"),
         (
             {"spectrum": torch.ones(4)},
             ValueError,

@@ -200,7 +200,7 @@ def test_vmap_of_the_gradient(name: str, direction: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["monotone-odd-one-site", "monotone-one-site", "odd-two-sites", "realnvp-block-2"]
+    "name", ["neighbour-coupling-1d", "odd-two-sites", "conditioned-two-sites", "realnvp-block-2"]
 )
 @both_ways
 def test_second_derivatives(name: str, direction: str) -> None:

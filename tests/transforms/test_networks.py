@@ -11,103 +11,116 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pyro_neuralrg.transforms import Couplings, neighbour_coupling
-from pyro_neuralrg.transforms.networks import NeighbourNetwork
+from pyro_neuralrg.transforms import Couplings, neighbour_coupling, realnvp_block
+from pyro_neuralrg.transforms.coupling import neighbours
+from pyro_neuralrg.transforms.networks import Bends, NetworkOptions, evaluate
 
-INPUTS, HIDDEN = 2, 5
+HIDDEN = 5
 
 
-def network(count: tuple[int, ...], boundary: str, odd: bool) -> NeighbourNetwork:
-    made = NeighbourNetwork(INPUTS, 1, count, (HIDDEN, HIDDEN), 1, odd, boundary)
+def coupling(count: tuple[int, ...], boundary: str, odd: bool) -> Couplings:
+    """One coupling of blocks of two sites: one held fixed, one moved along a line."""
+    made = neighbour_coupling(
+        (1, 2), count, layers=1, hidden=(HIDDEN, HIDDEN), num_tanh=0, odd=odd, boundary=boundary
+    )
     with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.normal_()
+        made.packed.normal_()
     return made
 
 
-def convolved(made: NeighbourNetwork, u: Tensor) -> Tensor:
-    """The last hidden layer by torch's convolution, from ``(inputs, rows, columns)``.
+def convolved(made: Couplings, u: Tensor, boundary: str) -> Tensor:
+    """The shift by torch's convolution, from the fixed sites ``(rows, columns)``.
 
-    The first matrix has one column for each neighbour (row, column, input), the last axis first.
+    The first matrix has one column for each neighbour (column, row), the last axis first.
     """
-    kernel = made.weights[0].unflatten(1, (3, 3, INPUTS))  # (width, column, row, input)
-    kernel = kernel.permute(0, 3, 2, 1)
-    if made.boundary == "periodic":
-        padded = torch.cat([u[:, -1:], u, u[:, :1]], 1)
-        padded = torch.cat([padded[:, :, -1:], padded, padded[:, :, :1]], 2)
+    odd = made.options.odd
+    pieces = iter(made.packed.detach().split(sizes(odd)))
+    kernel = next(pieces).view(HIDDEN, 1, 3, 3).transpose(2, 3)
+    biases = None if odd else next(pieces)
+    if boundary == "periodic":
+        padded = torch.cat([u[-1:], u, u[:1]], 0)
+        padded = torch.cat([padded[:, -1:], padded, padded[:, :1]], 1)
     else:
         padded = F.pad(u, (1, 1, 1, 1))
-    h = F.conv2d(padded.unsqueeze(0), kernel)[0]
-    if not made.odd:
-        h = h + made.biases[0][:, :, None]
-    h = torch.tanh(h)
-    h = torch.einsum("ab,bij->aij", made.weights[1], h)
-    return torch.tanh(h if made.odd else h + made.biases[1][:, :, None])
+    h = torch.tanh(F.conv2d(padded[None, None], kernel, biases)[0])
+    h = torch.einsum("ab,bij->aij", next(pieces).view(HIDDEN, HIDDEN), h)
+    h = torch.tanh(h if odd else h + next(pieces)[:, None, None])
+    shift = torch.einsum("b,bij->ij", next(pieces), h)
+    return shift if odd else shift + next(pieces)
+
+
+def sizes(odd: bool) -> list[int]:
+    """Of the packed parameters: matrix (and biases) of each layer, form, steepness."""
+    layers = [9 * HIDDEN, HIDDEN * HIDDEN, HIDDEN]
+    biased = [[9 * HIDDEN, HIDDEN], [HIDDEN * HIDDEN, HIDDEN], [HIDDEN, 1]]
+    last = [HIDDEN, 1, 0]
+    return [*(layers if odd else [n for pair in biased for n in pair]), *last]
 
 
 @pytest.mark.parametrize("odd", [False, True])
 @pytest.mark.parametrize("boundary", ["periodic", "open"])
 @pytest.mark.parametrize("count", [(4, 5), (3, 3), (2, 2), (2, 5), (5, 2), (1, 4), (4, 1), (1, 2)])
-def test_hidden_layer_is_a_convolution(count: tuple[int, int], boundary: str, odd: bool) -> None:
-    made = network(count, boundary, odd)
-    u = torch.randn(INPUTS, *count, 3)
-    found = made._hidden(u).reshape(HIDDEN, *count, 3)
-    for column in range(3):
-        torch.testing.assert_close(found[..., column], convolved(made, u[..., column]))
+def test_network_is_a_convolution(count: tuple[int, int], boundary: str, odd: bool) -> None:
+    made = coupling(count, boundary, odd)
+    h = torch.zeros(3, 2, *count)
+    h[:, 0] = torch.randn(3, *count)  # what is moved, zero, becomes the shift
+    x, _ = made.forward_and_ladj(h)
+    for field, moved in zip(h[:, 0], x[:, 1], strict=True):
+        torch.testing.assert_close(moved, convolved(made, field, boundary))
 
 
-@pytest.mark.parametrize("boundary", ["periodic", "open"])
-@pytest.mark.parametrize("side", [1, 2, 3, 6])
-def test_hidden_layer_of_a_chain(side: int, boundary: str) -> None:
-    """Columns of the first matrix: what is before, itself, what is after."""
-    made = network((side,), boundary, odd=True)
-    u = torch.randn(INPUTS, side, 4)
-    before, own, after = made.weights[0].unflatten(1, (3, INPUTS)).unbind(1)
-    for at in range(side):
-        h = own @ u[:, at]
-        if boundary == "periodic" or at > 0:
-            h = h + before @ u[:, at - 1]
-        if boundary == "periodic" or at < side - 1:
-            h = h + after @ u[:, (at + 1) % side]
-        expected = torch.tanh(made.weights[1] @ torch.tanh(h))
-        torch.testing.assert_close(made._hidden(u).reshape(HIDDEN, side, 4)[:, at], expected)
+@pytest.mark.parametrize("count", [(1,), (2,), (3, 2), (2, 1, 4)])
+def test_neighbours_on_a_torus(count: tuple[int, ...]) -> None:
+    """Each of the 3^d positions names the cell that lies there."""
+    near, offsets = neighbours(count, "periodic")
+    cells = torch.arange(math.prod(count)).view(count)
+    steps = torch.cartesian_prod(*[torch.arange(-1, 2)] * len(count)).view(-1, len(count))
+    for position, step in zip(offsets, steps.flip(1).tolist(), strict=True):
+        there = cells.roll([-s for s in step], list(range(len(count)))).flatten()
+        assert torch.equal(near[:, position], there)
+    assert all(len(set(row)) == len(row) for row in near.tolist())  # none twice
 
 
-def same_weights(small: Couplings, large: Couplings) -> None:
-    with torch.no_grad():
-        for one, other in zip(small.parameters(), large.parameters(), strict=True):
-            one.normal_(std=0.5)
-            other.copy_(one)
+def test_outside_of_an_open_lattice() -> None:
+    near, offsets = neighbours((3,), "open")
+    assert near.tolist() == [[-1, 0, 1], [0, 1, 2], [1, 2, -1]]
+    assert neighbours((1,), "open") == (torch.zeros(1, 1, dtype=torch.long), [-1, 0, -1])
+    assert offsets == [0, 1, 2]
 
 
-@pytest.mark.parametrize("odd", [False, True])
-@pytest.mark.parametrize(
-    ("small", "large"),
-    [
-        ((1,), (3,)),
-        ((1,), (4,)),
-        ((2,), (4,)),
-        ((2,), (6,)),
-        ((1, 1), (4, 3)),
-        ((1, 2), (4, 4)),
-        ((2, 1), (6, 4)),
-        ((2, 2), (4, 6)),
-        ((2, 4), (4, 4)),
-        ((1, 2, 1), (3, 4, 2)),
-    ],
-    ids=str,
-)
-def test_a_periodic_field_is_that_of_a_smaller_torus(
-    small: tuple[int, ...], large: tuple[int, ...], odd: bool
-) -> None:
-    """Its neighbours are the same values, so that the same weights must give the same map."""
-    block = (2,) * len(small)
-    options = {"layers": 4, "hidden": (5,), "odd": odd, "boundary": "periodic"}
-    one, other = (neighbour_coupling(block, count, **options) for count in (small, large))
-    same_weights(one, other)
-    copies = [side // period for side, period in zip(large, small, strict=True)]
-    z = torch.randn(3, math.prod(block), *small)
-    x, ladj = one.forward_and_ladj(z)
-    laid, laid_ladj = other.forward_and_ladj(z.repeat(1, 1, *copies))
-    torch.testing.assert_close(laid, x.repeat(1, 1, *copies))
-    torch.testing.assert_close(laid_ladj, ladj * math.prod(copies))
+def test_parameters_of_a_coupling() -> None:
+    """4-site blocks, 9 neighbours, 24 units, two heads of shift or form and two tanh terms."""
+    made = neighbour_coupling((2, 2), (4, 4), layers=1, odd=True)
+    assert made.packed.numel() == 24 * 18 + 6 * 24 + 6 * 24 + 6 + 4
+    made = neighbour_coupling((2, 2), (4, 4), layers=1)
+    assert made.packed.numel() == 24 * 18 + 24 + 2 * (6 * 24 + 6) + 4
+
+
+def test_the_papers_networks_do_not_see_each_other() -> None:
+    """s and t have ten units a layer each, whatever array they are evaluated in."""
+    block = realnvp_block(4, layers=1)
+    networks = 2 * ((10 * 2 + 10) + 2 * (10 * 10 + 10) + (2 * 10 + 2))
+    assert block.packed.numel() == networks + 2  # and the bounds of s
+    u, v = torch.randn(1, 2), torch.randn(1, 2)
+    h = torch.zeros(1, 4)
+    h[:, [0, 3]], h[:, [1, 2]] = u, v
+    packed = block.packed.detach().clone().requires_grad_()
+    x = torch.func.functional_call(block, {"packed": packed}, (h,))
+    shift = torch.func.functional_call(block, {"packed": packed}, (h * torch.tensor([1.0, 0, 0, 1]),))
+    (of_shift,) = torch.autograd.grad(shift[:, [1, 2]].sum(), packed, retain_graph=True)
+    (of_scale,) = torch.autograd.grad((x - shift)[:, [1, 2]].sum(), packed)
+    assert not bool(((of_shift != 0) & (of_scale.abs() > 1e-12)).any())
+
+
+def test_site_biases_and_context_bend_units() -> None:
+    """(W x + b + site) (1 + gain) + shift, for the heads as for hidden units."""
+    options = NetworkOptions(hidden=(), terms=0)
+    weight, bias, bound = torch.randn(1, 2), torch.randn(1), torch.ones(1)
+    arrays = [weight, bias, torch.zeros(1, 2), torch.zeros(1), torch.zeros(0, 1), bound]
+    sites, gains, shifts = torch.randn(2, 3), torch.randn(2, 4), torch.randn(2, 4)
+    x = torch.randn(2, 3, 4)
+    bends = Bends(sites, gains, shifts)
+    found = evaluate(options, arrays, bends, x.flatten(1), (1, 3, 4)).shift
+    plain = torch.einsum("i,icn->cn", weight[0], x) + bias
+    expected = (plain + sites[0, :, None]) * (1 + gains[0]) + shifts[0]
+    torch.testing.assert_close(found[0], expected)

@@ -16,7 +16,7 @@ from pyro_neuralrg.transforms.scales import blocks_of_scale, number_of_scales, s
 
 def small_flow(shape: tuple[int, ...], circuit: str = "mera", **options) -> HierarchicalFlow:
     bijector = Neighbour(layers=3, hidden=(5,))
-    flow = hierarchical_flow(shape, circuit, bijector=bijector, monotone_steps=2, **options)
+    flow = hierarchical_flow(shape, circuit, bijector=bijector, **options)
     with torch.no_grad():
         for parameter in flow.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

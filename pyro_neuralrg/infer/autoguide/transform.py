@@ -21,8 +21,8 @@ from pyro_neuralrg.transforms import (
     hierarchical_flow,
 )
 from pyro_neuralrg.transforms.base import LatticeTransform
-from pyro_neuralrg.transforms.bijectors import Place, as_bijector
-from pyro_neuralrg.transforms.elementwise import AffineSteps
+from pyro_neuralrg.transforms.bijectors import BlockLayout, as_bijector
+from pyro_neuralrg.transforms.elementwise import AffineTanh
 
 __all__ = ["FieldFlow", "FieldFrame", "GlobalsFlow", "LatentFlow"]
 
@@ -61,8 +61,8 @@ class GlobalsFlow(LatticeTransform):
         self.log_scale = nn.Parameter(torch.full_like(loc, math.log(scale)))
         self.inner: nn.Module | None = None
         if inner is not None:
-            place = Place((dim,), (1,), odd=False, boundary="periodic", per_block=False)
-            self.inner = as_bijector(inner).build(place).to(loc)
+            layout = BlockLayout((dim,), (1,), odd=False, boundary="periodic", per_block=False)
+            self.inner = as_bijector(inner).build(layout).to(loc)
             return
         centres = torch.linspace(-1.5, 1.5, STEPS).to(loc)
         self.centre = nn.Parameter(centres.unsqueeze(-1).repeat(1, dim))
@@ -77,7 +77,7 @@ class GlobalsFlow(LatticeTransform):
             v, ladj = self.inner.generate(h.unsqueeze(1), None)
             v = v.squeeze(1)
         else:
-            v, log_slope = self._bend().generate(h)
+            v, log_slope = self._bend().forward(h)
             ladj = log_slope.sum(0)
             if self.below is not None:
                 v = self._triangle() @ v
@@ -92,15 +92,15 @@ class GlobalsFlow(LatticeTransform):
             return z.squeeze(1), ladj + self.log_scale.sum()
         if self.below is not None:
             v = torch.linalg.solve_triangular(self._triangle(), v, upper=False, unitriangular=True)
-        z, log_slope = self._bend().renormalize(v)
+        z, log_slope = self._bend().inverse(v)
         return z, log_slope.sum(0) + self.log_scale.sum()
 
-    def _bend(self) -> AffineSteps:
+    def _bend(self) -> AffineTanh:
         """The monotone maps, steps first, variables next, the batch last."""
         height, steepness = F.softplus(self.raw_height), F.softplus(self.raw_steepness)
         zero = torch.zeros_like(self.loc).unsqueeze(-1)
         parts = (part.unsqueeze(-1) for part in (height, self.centre, steepness))
-        return AffineSteps(zero, zero, *parts)
+        return AffineTanh(zero, zero, *parts)
 
     def _triangle(self) -> Tensor:
         """L."""

@@ -12,10 +12,19 @@ import torch
 from torch import Tensor
 
 from pyro_neuralrg import IsingDual, fit
-from pyro_neuralrg.transforms import Neighbour, RealNVP, hierarchical_flow, steps
-from pyro_neuralrg.transforms.networks import NeighbourNetwork
-from pyro_neuralrg.transforms.steps import compiled_steps, has_compiler, present_steps
+from pyro_neuralrg.transforms import Neighbour, compilation, coupling_sequence, hierarchical_flow
+from pyro_neuralrg.transforms.compilation import (
+    active_operations,
+    compiled_operations,
+    has_compiler,
+)
 from tests.transforms.registry import perturbed
+
+@pytest.fixture(autouse=True)
+def _plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on an accelerator."""
+    monkeypatch.setattr(coupling_sequence, "is_compiled", lambda *_: False)
+
 
 FLOWS = ["site-features-open-odd-sides", "odd-with-spectrum", "realnvp", "conditioned"]
 
@@ -34,22 +43,23 @@ def everything(transform: Any, z: Tensor) -> list[Tensor]:
 @pytest.mark.filterwarnings("ignore")  # the compiler's own, none of them about our code
 @pytest.mark.filterwarnings("error:torch.compile fails here")
 @pytest.mark.parametrize("name", FLOWS)
-def test_compiled_steps_give_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_operations_give_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the tracing of torch.compile alone, which takes less time than a compiler."""
     traced = functools.partial(torch.compile, backend="aot_eager")
     monkeypatch.setattr(torch, "compile", traced)
     transform = perturbed(name)
     z = torch.randn(3, *transform.event_shape)
     expected = everything(transform, z)
-    with compiled_steps():
-        assert present_steps() is not steps.EAGER
+    with compiled_operations():
+        assert active_operations() is not compilation.EAGER
         found = everything(transform, z)
-    assert present_steps() is steps.EAGER
+    assert active_operations() is compilation.EAGER
     assert len(found) == len(expected)
     for mine, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.filterwarnings("error:torch.compile fails here")
@@ -108,25 +118,7 @@ def test_errors_of_the_flow_are_not_taken_for_those_of_the_compiler(
     def broken(*_: Any) -> Any:
         raise ValueError("mine")
 
-    for network in flow.modules():
-        if isinstance(network, NeighbourNetwork):
-            network.forward = broken
-    with compiled_steps(), pytest.raises(ValueError, match="mine"):
+    monkeypatch.setattr(compilation, "evaluate", broken)
+    with compiled_operations(), pytest.raises(ValueError, match="mine"):
         flow(torch.randn(4))
     assert not recwarn.list
-
-
-def test_real_nvp_is_served_too() -> None:
-    flow = hierarchical_flow((4, 4), bijector=RealNVP(layers=2, hidden=(5,)))
-    seen = []
-
-    def couple(*arguments: Any) -> Any:
-        seen.append(arguments)
-        return steps.couple(*arguments)
-
-    token = steps._present.set(steps.Steps(couple, steps.couple_with_score))
-    try:
-        flow(torch.randn(2, 4, 4))
-    finally:
-        steps._present.reset(token)
-    assert len(seen) == 2 * len(flow.layers)

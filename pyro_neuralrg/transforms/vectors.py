@@ -1,0 +1,397 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Vector code for numba: formulas on rows, matrix products of rows, exp, log and tanh.
+
+numba vectorises a loop only where LLVM can prove that its arrays do not overlap and its indices are
+not negative, and calls a library for every single exp. Here the vector instructions are written
+down: a formula is a Python function of :class:`Lanes`, and :func:`rowwise` makes of it something to
+call in compiled code. Rows are pairs of a flat array and an offset.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import llvmlite.binding
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+_WIDE = bool(llvmlite.binding.get_host_cpu_features().get("avx512f", False))
+VECTOR_BYTES = 64 if _WIDE else 32
+VECTORS = 4 if _WIDE else 2
+"""Vectors of a row that one product keeps in registers."""
+CONTRACT = ("contract",)  # a product and a sum may be one instruction; nothing else is relaxed
+
+
+class _Digits(NamedTuple):
+    """Constants of a floating type."""
+
+    name: str
+    bits: int
+    mantissa: int
+    bias: int
+    largest_exponent: float
+    exp_terms: int
+    log_terms: int
+
+
+_SINGLE = _Digits("f32", 32, 23, 127, 87.0, 7, 5)
+_DOUBLE = _Digits("f64", 64, 52, 1023, 708.0, 13, 11)
+LN2_HIGH = 0.693359375
+"""ln 2 to so few digits that its product with an exponent is exact."""
+LN2_LOW = math.log(2.0) - LN2_HIGH
+
+
+class Lanes:
+    """A vector of numbers (or of truth values) in the code that is being written."""
+
+    def __init__(self, builder: Any, digits: _Digits, value: Any) -> None:
+        self.builder, self.digits, self.value = builder, digits, value
+
+    def new(self, value: Any) -> Lanes:
+        """Another value of the same kind."""
+        return Lanes(self.builder, self.digits, value)
+
+    def constant(self, number: float) -> Any:
+        """A number in all lanes."""
+        return ir.Constant(self.value.type, [number] * self.value.type.count)
+
+    def _other(self, other: Any) -> Any:
+        return other.value if isinstance(other, Lanes) else self.constant(float(other))
+
+    def __add__(self, other: Any) -> Lanes:
+        return self.new(self.builder.fadd(self.value, self._other(other), flags=CONTRACT))
+
+    def __sub__(self, other: Any) -> Lanes:
+        return self.new(self.builder.fsub(self.value, self._other(other), flags=CONTRACT))
+
+    def __mul__(self, other: Any) -> Lanes:
+        return self.new(self.builder.fmul(self.value, self._other(other), flags=CONTRACT))
+
+    def __truediv__(self, other: Any) -> Lanes:
+        return self.new(self.builder.fdiv(self.value, self._other(other)))
+
+    def __radd__(self, other: float) -> Lanes:
+        return self + other
+
+    def __rmul__(self, other: float) -> Lanes:
+        return self * other
+
+    def __rsub__(self, other: float) -> Lanes:
+        return self.new(self.builder.fsub(self.constant(float(other)), self.value, flags=CONTRACT))
+
+    def __rtruediv__(self, other: float) -> Lanes:
+        return self.new(self.builder.fdiv(self.constant(float(other)), self.value))
+
+    def __neg__(self) -> Lanes:
+        return self.new(self.builder.fneg(self.value))
+
+    def __lt__(self, other: Any) -> Lanes:
+        return self.new(self.builder.fcmp_ordered("<", self.value, self._other(other)))
+
+    def __gt__(self, other: Any) -> Lanes:
+        return self.new(self.builder.fcmp_ordered(">", self.value, self._other(other)))
+
+    def __le__(self, other: Any) -> Lanes:
+        return self.new(self.builder.fcmp_ordered("<=", self.value, self._other(other)))
+
+    def __and__(self, other: Lanes) -> Lanes:
+        return self.new(self.builder.and_(self.value, other.value))
+
+    def __or__(self, other: Lanes) -> Lanes:
+        return self.new(self.builder.or_(self.value, other.value))
+
+    def __abs__(self) -> Lanes:
+        kind = self.value.type
+        name = f"llvm.fabs.v{kind.count}{self.digits.name}"
+        function = ir.FunctionType(kind, [kind])
+        return self.new(
+            self.builder.call(
+                cgutils.get_or_insert_function(self.builder.module, function, name), [self.value]
+            )
+        )
+
+
+def where(condition: Lanes, yes: Any, no: Any) -> Lanes:
+    """One of two, lane by lane; a comparison with NaN is false."""
+    like = yes if isinstance(yes, Lanes) else no
+    return like.new(like.builder.select(condition.value, like._other(yes), like._other(no)))
+
+
+def exp(x: Lanes) -> Lanes:
+    """e^x as 2^k times a series, |x| cut off where the exponent ends."""
+    d, build = x.digits, x.builder
+    x = where(x < -d.largest_exponent, -d.largest_exponent, x)
+    x = where(x > d.largest_exponent, d.largest_exponent, x)
+    rounder = 1.5 * 2.0**d.mantissa  # whole numbers then stand in the last bits
+    # no CONTRACT: the subtraction must see the rounded sum
+    shifted = x.new(build.fadd((x * math.log2(math.e)).value, x.constant(rounder)))
+    k = x.new(build.fsub(shifted.value, x.constant(rounder)))
+    rest = (x - k * LN2_HIGH) - k * LN2_LOW
+    value = x.new(x.constant(1 / math.factorial(d.exp_terms)))
+    for n in range(d.exp_terms - 1, -1, -1):
+        value = value * rest + 1 / math.factorial(n)
+    whole = ir.VectorType(ir.IntType(d.bits), x.value.type.count)
+    bits = build.shl(build.bitcast(shifted.value, whole), _spread(whole, d.mantissa))
+    power = build.bitcast(build.add(bits, _spread(whole, d.bias << d.mantissa)), x.value.type)
+    return value * x.new(power)
+
+
+def log(x: Lanes) -> Lanes:
+    """ln x of normal positive numbers, by the series of artanh; NaN for all others."""
+    d, build = x.digits, x.builder
+    whole = ir.VectorType(ir.IntType(d.bits), x.value.type.count)
+    bits = build.bitcast(x.value, whole)
+    exponent = build.sub(build.ashr(bits, _spread(whole, d.mantissa)), _spread(whole, d.bias))
+    k = x.new(build.sitofp(exponent, x.value.type))
+    fraction = build.and_(bits, _spread(whole, (1 << d.mantissa) - 1))
+    one_bits = _spread(whole, d.bias << d.mantissa)
+    m = x.new(build.bitcast(build.or_(fraction, one_bits), x.value.type))
+    large = m > math.sqrt(2.0)
+    k, m = where(large, k + 1.0, k), where(large, m * 0.5, m)
+    s = (m - 1.0) / (m + 1.0)
+    q = s * s
+    value = x.new(x.constant(1 / (2 * d.log_terms + 1)))
+    for n in range(d.log_terms - 1, 0, -1):
+        value = value * q + 1 / (2 * n + 1)
+    twice = s + s
+    found = (twice + (twice * q * value + k * LN2_LOW)) + k * LN2_HIGH
+    return where(x > 0.0, found, math.nan)
+
+
+_ABOVE = (
+    -2.76076847742355e-16, 2.00018790482477e-13, -8.60467152213735e-11, 5.12229709037114e-08,
+    1.48572235717979e-05, 6.37261928875436e-04, 4.89352455891786e-03,
+)  # fmt: skip
+_BELOW = (1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03)
+_FLAT = 7.90531110763549805
+"""Where tanh is 1 in single precision; the coefficients of its odd and even polynomial (Eigen's)."""
+
+
+def tanh(x: Lanes) -> Lanes:
+    """tanh x, an odd function to the last digit."""
+    if x.digits is _DOUBLE:
+        size = 1.0 - 2.0 / (exp(2.0 * abs(x)) + 1.0)
+        return where(x < 0.0, -size, size)
+    x = where(x < -_FLAT, -_FLAT, x)
+    x = where(x > _FLAT, _FLAT, x)
+    square = x * x
+    above, below = (x.new(x.constant(c[0])) for c in (_ABOVE, _BELOW))
+    for c in _ABOVE[1:]:
+        above = above * square + c
+    for c in _BELOW[1:]:
+        below = below * square + c
+    return x * above / below
+
+
+def _spread(kind: Any, number: int) -> Any:
+    return ir.Constant(kind, [number] * kind.count)
+
+
+# Loops
+
+
+class _Writer:
+    """Writes vector code for arrays of one type at one place."""
+
+    def __init__(self, context: Any, builder: Any, array_type: Any) -> None:
+        self.context, self.builder = context, builder
+        self.digits = _SINGLE if array_type.dtype == types.float32 else _DOUBLE
+        self.real = context.get_value_type(array_type.dtype)
+        self.size = self.digits.bits // 8
+        self.lanes = VECTOR_BYTES // self.size
+        self.kind = ir.VectorType(self.real, self.lanes)
+        self.index = ir.IntType(64)
+
+    def row(self, array_type: Any, array: Any, offset: Any) -> Any:
+        """Pointer to an entry of an array."""
+        data = self.context.make_array(array_type)(self.context, self.builder, array).data
+        return self.builder.gep(data, [offset])
+
+    def at(self, pointer: Any, offset: Any) -> Any:
+        """Pointer to the vector that begins at an offset."""
+        return self.builder.bitcast(self.builder.gep(pointer, [offset]), self.kind.as_pointer())
+
+    def load(self, pointer: Any, offset: Any) -> Any:
+        """A vector."""
+        return self.builder.load(self.at(pointer, offset), align=self.size)
+
+    def store(self, value: Any, pointer: Any, offset: Any) -> None:
+        """Write a vector."""
+        self.builder.store(value, self.at(pointer, offset), align=self.size)
+
+    def spread(self, number: Any) -> Any:
+        """A number in all lanes."""
+        nothing = ir.Constant(self.kind, ir.Undefined)
+        first = self.builder.insert_element(nothing, number, ir.IntType(32)(0))
+        mask = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), [0] * self.lanes)
+        return self.builder.shuffle_vector(first, nothing, mask)
+
+    def add_product(self, a: Any, b: Any, c: Any) -> Any:
+        """a b + c."""
+        return self.builder.fadd(self.builder.fmul(a, b, flags=CONTRACT), c, flags=CONTRACT)
+
+    def loop(self, stop: Any, step: int, start: Sequence[Any], body: Callable[..., Any]) -> list[Any]:
+        """Run ``body(index, *values) -> values`` for 0, step, ... < stop, at least once."""
+        builder, before = self.builder, self.builder.block
+        loop, after = builder.append_basic_block("loop"), builder.append_basic_block("after")
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        index = builder.phi(self.index)
+        index.add_incoming(self.index(0), before)
+        values = [builder.phi(value.type) for value in start]
+        for value, first in zip(values, start, strict=True):
+            value.add_incoming(first, before)
+        following = list(body(index, *values))
+        for value, new in zip(values, following, strict=True):
+            value.add_incoming(new, loop)
+        further = builder.add(index, self.index(step))
+        index.add_incoming(further, loop)
+        builder.cbranch(builder.icmp_signed("<", further, stop), loop, after)
+        builder.position_at_end(after)
+        return following
+
+
+def rowwise(formula: Callable[..., Any]) -> Any:
+    """Make ``call(inputs, outputs, scalars, columns)`` of a formula on rows.
+
+    Args:
+        formula: takes a :class:`Lanes` for each input row and each scalar, returns one or a tuple,
+            for the output rows. All inputs of a vector are read before an output is written.
+
+    Rows are ``(array, offset)``, their number of columns a positive multiple of the lanes; there
+    must be at least one input. Scalars are a tuple, empty as ``()``.
+    """
+
+    @intrinsic
+    def call(typingctx: Any, inputs: Any, outputs: Any, scalars: Any, columns: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            kinds = signature.args
+            write = _Writer(context, builder, kinds[0][0][0])
+
+            def rows(kind: Any, value: Any) -> list[Any]:
+                pairs = [(kind[i], builder.extract_value(value, i)) for i in range(len(kind))]
+                return [
+                    write.row(k[0], builder.extract_value(v, 0), builder.extract_value(v, 1))
+                    for k, v in pairs
+                ]
+
+            sources, targets = rows(kinds[0], args[0]), rows(kinds[1], args[1])
+            numbers = []
+            for i, kind in enumerate(kinds[2]):
+                number = builder.extract_value(args[2], i)
+                number = context.cast(builder, number, kind, kinds[0][0][0].dtype)
+                numbers.append(Lanes(builder, write.digits, write.spread(number)))
+
+            def body(c: Any) -> tuple[()]:
+                given = [Lanes(builder, write.digits, write.load(row, c)) for row in sources]
+                found = formula(*given, *numbers)
+                found = found if isinstance(found, tuple) else (found,)
+                for value, row in zip(found, targets, strict=True):
+                    write.store(value.value, row, c)
+                return ()
+
+            write.loop(args[3], write.lanes, (), body)
+            return context.get_dummy_value()
+
+        return types.void(inputs, outputs, scalars, columns), generate
+
+    return call
+
+
+def _make_product(rows: int, vectors: int) -> Any:
+    """y[r, :] = sum_k a[r, k] x[k, :] for so many rows r and columns, the sums in registers."""
+
+    @intrinsic
+    def product(
+        typingctx: Any, a: Any, at: Any, a_row: Any, a_k: Any, x: Any, x_at: Any, y_at: Any,
+        row: Any, inputs: Any,
+    ) -> Any:  # fmt: skip
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            a, at, a_row, a_k, x, x_at, y_at, row, inputs = args
+            write = _Writer(context, builder, signature.args[0])
+            a_from = write.row(signature.args[0], a, at)
+            x_from, y_to = (write.row(signature.args[4], x, offset) for offset in (x_at, y_at))
+            zero = ir.Constant(write.kind, [0.0] * write.lanes)
+
+            def body(k: Any, *sums: Any) -> list[Any]:
+                x_k = builder.gep(x_from, [builder.mul(k, row)])
+                columns = [write.load(x_k, write.index(v * write.lanes)) for v in range(vectors)]
+                a_k_from = builder.gep(a_from, [builder.mul(k, a_k)])
+                weights = [
+                    write.spread(
+                        builder.load(builder.gep(a_k_from, [builder.mul(write.index(r), a_row)]))
+                    )
+                    for r in range(rows)
+                ]
+                return [
+                    write.add_product(weights[r], columns[v], sums[r * vectors + v])
+                    for r in range(rows)
+                    for v in range(vectors)
+                ]
+
+            sums = write.loop(inputs, 1, [zero] * (rows * vectors), body)
+            for r in range(rows):
+                y_r = builder.gep(y_to, [builder.mul(write.index(r), row)])
+                for v in range(vectors):
+                    write.store(sums[r * vectors + v], y_r, write.index(v * write.lanes))
+            return context.get_dummy_value()
+
+        return types.void(a, at, a_row, a_k, x, x_at, y_at, row, inputs), generate
+
+    return product
+
+
+def _make_outer(rows: int, others: int) -> Any:
+    """total[r, s] += sum_c g[r, c] x[s, c] for so many rows of each, the sums in registers."""
+
+    @intrinsic
+    def outer(
+        typingctx: Any, work: Any, g_at: Any, x_at: Any, row: Any, total: Any, at: Any, t_row: Any,
+        t_other: Any, columns: Any,
+    ) -> Any:  # fmt: skip
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            work, g_at, x_at, row, total, at, t_row, t_other, columns = args
+            write = _Writer(context, builder, signature.args[0])
+            g, x = (write.row(signature.args[0], work, offset) for offset in (g_at, x_at))
+            to = write.row(signature.args[4], total, at)
+            zero = ir.Constant(write.kind, [0.0] * write.lanes)
+
+            def load(pointer: Any, r: int, c: Any) -> Any:
+                return write.load(pointer, builder.add(builder.mul(write.index(r), row), c))
+
+            def body(c: Any, *sums: Any) -> list[Any]:
+                left = [load(g, r, c) for r in range(rows)]
+                right = [load(x, s, c) for s in range(others)]
+                return [
+                    write.add_product(left[r], right[s], sums[r * others + s])
+                    for r in range(rows)
+                    for s in range(others)
+                ]
+
+            sums = write.loop(columns, write.lanes, [zero] * (rows * others), body)
+            name = f"llvm.vector.reduce.fadd.v{write.lanes}{write.digits.name}"
+            function = ir.FunctionType(write.real, [write.real, write.kind])
+            add_up = cgutils.get_or_insert_function(builder.module, function, name)
+            for r in range(rows):
+                for s in range(others):
+                    flat = builder.add(
+                        builder.mul(write.index(r), t_row), builder.mul(write.index(s), t_other)
+                    )
+                    place = builder.gep(to, [flat])
+                    begin = ir.Constant(write.real, -0.0)
+                    found = builder.call(add_up, [begin, sums[r * others + s]], fastmath=("reassoc",))
+                    builder.store(builder.fadd(builder.load(place), found), place)
+            return context.get_dummy_value()
+
+        return types.void(work, g_at, x_at, row, total, at, t_row, t_other, columns), generate
+
+    return outer
+
+
+PRODUCTS = {(r, v): _make_product(r, v) for r, v in ((6, VECTORS), (2, VECTORS), (1, VECTORS), (6, 1), (1, 1))}
+OUTERS = {sizes: _make_outer(*sizes) for sizes in ((4, 6), (4, 1), (1, 1))}

@@ -1,0 +1,325 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""The compiled couplings against the plain torch that they stand for, wherever they may be used."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pyro_neuralrg import IsingDual
+from pyro_neuralrg.transforms import (
+    RealNVP,
+    compiled,
+    conditional_hierarchical_flow,
+    coupling_sequence,
+    hierarchical_flow,
+)
+from tests.transforms.registry import ENTRIES, latents, perturbed, waves
+
+FLOWS = {
+    "default": lambda: hierarchical_flow((8, 8)),
+    "odd": lambda: hierarchical_flow((8, 8), odd=True),
+    "odd-sides": lambda: hierarchical_flow((5, 7)),
+    "odd-sides-open": lambda: hierarchical_flow((5, 7), boundary="open", odd=True),
+    "line": lambda: hierarchical_flow((7,), boundary="open"),
+    "cube": lambda: hierarchical_flow((3, 2, 4), block=3),
+    "shared": lambda: hierarchical_flow((6, 5), weights="shared"),
+    "brickwork": lambda: hierarchical_flow((4, 4), "brickwork", odd=True),
+    "realnvp": lambda: hierarchical_flow((4, 6), bijector="realnvp"),
+    "realnvp-tanh": lambda: hierarchical_flow((4,), bijector=RealNVP(4, (5, 3), "tanh")),
+    "realnvp-linear": lambda: hierarchical_flow((4,), bijector=RealNVP(4, ())),
+    "sites": lambda: hierarchical_flow((4, 5), site_features=waves(2, 4, 5)),
+    "context": lambda: conditional_hierarchical_flow((4, 4), 2),
+    "context-odd": lambda: conditional_hierarchical_flow((4, 5), 2, odd=True),
+}
+every = pytest.mark.parametrize("name", FLOWS)
+BATCH = 70  # two tiles and a part of one
+
+
+@contextmanager
+def plain_torch() -> Iterator[None]:
+    """The reference in the place of the compiled couplings."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(coupling_sequence, "is_compiled", lambda *_: False)
+        yield
+
+
+def prepared(name: str, batch: int = BATCH) -> tuple[Any, Any, Tensor]:
+    """A flow away from its start, the transform to call, and latents."""
+    flow = FLOWS[name]()
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    z = torch.randn(batch, *flow.shape)
+    transform = flow.condition(torch.randn(batch, 2)) if name.startswith("context") else flow
+    return flow, transform, z
+
+
+def everything(flow: Any, transform: Any, z: Tensor) -> dict[str, Tensor]:
+    """Results of all passes and the gradients of all leaves."""
+    weights = torch.linspace(-1.0, 1.0, len(z), dtype=z.dtype)
+    found = {}
+    leaves = [z.clone().requires_grad_(), *flow.parameters()]
+    x, ladj = transform.forward_and_ladj(leaves[0])
+    loss = x.sin().sum() + (weights * ladj).sum()
+    gradients = {"forward": torch.autograd.grad(loss, leaves)}
+    x_again, ladj_again, score = transform.forward_with_score(z)
+    found |= {"x": x, "ladj": ladj, "x again": x_again, "ladj again": ladj_again, "score": score}
+    parameters = list(flow.parameters())
+    of_path = torch.autograd.grad((score * x_again).sum(), parameters, allow_unused=True)
+    gradients["path"] = [g for g in of_path if g is not None]
+    leaves[0] = x.detach().requires_grad_()
+    z_again, ladj_back = transform.inverse_and_ladj(leaves[0])
+    found |= {"z": z_again, "ladj back": ladj_back}
+    loss = z_again.sin().sum() + (weights * ladj_back).sum()
+    gradients["inverse"] = torch.autograd.grad(loss, leaves)
+    for which, of_leaves in gradients.items():
+        found |= {f"{which} {index}": gradient for index, gradient in enumerate(of_leaves)}
+    return {key: value.detach() for key, value in found.items()}
+
+
+@every
+def test_float64_is_that_of_the_reference(name: str) -> None:
+    parts = prepared(name)
+    fast = everything(*parts)
+    with plain_torch():
+        plain = everything(*parts)
+    assert fast.keys() == plain.keys()
+    for key, value in plain.items():
+        scale = float(value.abs().max())
+        assert float((fast[key] - value).abs().max()) <= 1e-10 * scale, key
+
+
+@every
+def test_float32_is_that_of_the_reference(name: str) -> None:
+    """Densities to 1e-5 of their size; gradients to 1e-5 of their largest entry."""
+    flow, transform, z = prepared(name)
+    with plain_torch():
+        exact = everything(flow, transform, z)
+        single = everything(flow.float(), transform.float(), z.float())
+    fast = everything(flow, transform, z.float())
+    for key, value in exact.items():
+        scale = float(value.abs().max())
+        rounding = float((single[key] - value).abs().max())  # of float32 itself
+        error = float((fast[key] - value).abs().max())
+        assert error <= 1e-5 * scale + 2 * rounding, key
+
+
+@pytest.mark.parametrize("name", ["odd", "odd-sides-open", "context", "sites"])
+def test_bits_do_not_depend_on_threads_or_batch(name: str) -> None:
+    parts = prepared(name, batch=300)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = everything(*parts)
+        torch.set_num_threads(2)
+        two = everything(*parts)
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(two[key], value) for key, value in one.items())
+
+
+@every
+def test_columns_do_not_see_each_other(name: str) -> None:
+    if name.startswith("context"):
+        return
+    flow, _, z = prepared(name)
+    x, ladj = flow.forward_and_ladj(z)
+    z[7].flatten()[0] = float("nan")
+    spoilt, spoilt_ladj = flow.forward_and_ladj(z)
+    others = torch.arange(BATCH) != 7
+    assert bool(spoilt[7].isnan().any())
+    assert bool(spoilt_ladj[7].isnan())
+    assert torch.equal(spoilt[others], x[others])
+    assert torch.equal(spoilt_ladj[others], ladj[others])
+
+
+@pytest.mark.parametrize("name", ["odd", "sites", "realnvp", "context"])
+def test_gradients_of_gradients(name: str) -> None:
+    flow, transform, z = prepared(name, batch=3)
+
+    def twice() -> tuple[Tensor, ...]:
+        leaves = [z.clone().requires_grad_(), *flow.parameters()]
+        found: list[Tensor] = []
+        for direction in ("forward_and_ladj", "inverse_and_ladj"):
+            out, ladj = getattr(transform, direction)(leaves[0])
+            (force,) = torch.autograd.grad(
+                (out.sin() * out).sum() + ladj.square().sum(), leaves[0], create_graph=True
+            )
+            found += torch.autograd.grad(force.square().sum(), leaves, allow_unused=True)
+        return tuple(g for g in found if g is not None)
+
+    fast = twice()
+    with plain_torch():
+        plain = twice()
+    for mine, theirs in zip(fast, plain, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize("direction", ["forward_and_ladj", "inverse_and_ladj"])
+def test_gradients_where_only_one_result_or_one_input_counts(direction: str) -> None:
+    flow, _, z = prepared("odd", batch=5)
+    (packed, *_) = flow.parameters()
+
+    def found() -> list[Tensor]:
+        gradients = []
+        for which in (0, 1):
+            free = z.clone().requires_grad_()
+            for leaf in (free, packed):
+                result = getattr(flow, direction)(free if leaf is free else z)[which]
+                gradients.append(torch.autograd.grad(result.square().sum(), leaf)[0])
+        return gradients
+
+    fast = found()
+    with plain_torch():
+        plain = found()
+    for mine, theirs in zip(fast, plain, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9)
+
+
+def scalar(transform: Any, z: Tensor) -> Tensor:
+    out, ladj = transform.forward_and_ladj(z)
+    return out.sin().sum() + ladj.square().sum()
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's
+def test_function_transforms() -> None:
+    """grad, vmap of both, Jacobians and Hessians of torch.func."""
+    flow, _, z = prepared("odd", batch=4)
+    z = z[:, :1, :1].expand(4, 8, 8).contiguous() + 0.1 * z
+
+    def results() -> list[Tensor]:
+        parameters = {name: p.detach() for name, p in flow.named_parameters()}
+
+        def of_parameters(parameters: dict[str, Tensor], at: Tensor) -> Tensor:
+            x = torch.func.functional_call(flow, parameters, (at,))
+            return x.sin().sum()
+
+        gradient = torch.func.grad(lambda at: scalar(flow, at))
+        each = torch.func.vmap(torch.func.grad(of_parameters), (None, 0))(parameters, z)
+        direction = torch.randn(z.shape, generator=torch.Generator().manual_seed(1))
+        return [
+            gradient(z),
+            torch.func.vmap(gradient)(z),
+            torch.func.vmap(torch.func.vmap(gradient))(z.unflatten(0, (2, 2))),
+            *each.values(),
+            torch.func.jvp(lambda at: scalar(flow, at), (z,), (direction,))[1],
+            torch.func.jvp(gradient, (z,), (direction,))[1],
+            torch.func.grad(lambda at: gradient(at).square().sum())(z),
+        ]
+
+    fast = results()
+    with plain_torch():
+        plain = results()
+    for mine, theirs in zip(fast, plain, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-8, atol=1e-9)
+
+
+def test_vmap_over_parameters() -> None:
+    """An ensemble of flows: the couplings themselves are batched."""
+    flow, _, z = prepared("default", batch=3)
+    stacked = {k: torch.stack([p, 1.01 * p]).detach() for k, p in flow.named_parameters()}
+
+    def density(parameters: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(flow, parameters, (z,)).square().sum()
+
+    found = torch.func.vmap(density)(stacked)
+    gradients = torch.func.vmap(torch.func.grad(density))(stacked)
+    for index in range(2):
+        own = {name: value[index] for name, value in stacked.items()}
+        torch.testing.assert_close(found[index], density(own))
+        expected = torch.func.grad(density)(own)
+        for name, value in expected.items():
+            torch.testing.assert_close(gradients[name][index], value)
+
+
+def test_copies_and_pickles_of_a_used_flow() -> None:
+    flow, _, z = prepared("odd-sides")
+    x = flow(z)
+    for other in (copy.deepcopy(flow), pickle.loads(pickle.dumps(flow))):
+        assert torch.equal(other(z), x)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_after_a_fork() -> None:
+    """As Pyro's MCMC with two chains does it."""
+    flow, _, z = prepared("odd", batch=300)
+    expected, before = flow(z), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        flow(z)  # so that there are threads, which the child does not have
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            ok = b"0"
+            try:
+                ok = b"1" if torch.equal(flow(z.clone()), expected) else b"0"
+            finally:
+                os.write(write, ok)
+                os._exit(0)
+        os.waitpid(child, 0)
+        assert os.read(read, 1) == b"1"
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_several_threads_of_python() -> None:
+    flow, _, z = prepared("odd", batch=300)
+    expected = flow.forward_and_ladj(z)[0]
+    found: list[Tensor] = []
+
+    def work() -> None:
+        for _ in range(5):
+            found.append(flow.forward_and_ladj(z)[0])
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 15
+    assert all(torch.equal(one, expected) for one in found)
+
+
+def test_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says so once, and gives the same numbers to rounding."""
+    flow, _, z = prepared("odd")
+    expected = flow(z)
+    monkeypatch.setattr(compiled.importlib.util, "find_spec", lambda name: None)
+    compiled._has_numba.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match="numba is not installed") as warned:
+            found = flow(z.clone())
+            flow(z.clone())
+        assert len(warned) == 1
+    finally:
+        compiled._has_numba.cache_clear()
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_the_default_flow_is_compiled() -> None:
+    """Or all of this would compare the reference with itself."""
+    flow = IsingDual((4, 4)).flow()
+    assert compiled.is_compiled(flow._couplings(None), torch.randn(16, 3))
+    assert compiled.is_compiled(flow.float()._couplings(None), torch.randn(16, 3).float())
+
+
+def test_registry_through_the_reference() -> None:
+    """One entry of the registry of laws, both ways."""
+    flow, z = perturbed("odd-with-spectrum"), latents("odd-with-spectrum", 5)
+    assert ENTRIES["odd-with-spectrum"].is_flow
+    fast = flow.forward_and_ladj(z)
+    with plain_torch():
+        for mine, theirs in zip(fast, flow.forward_and_ladj(z), strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
