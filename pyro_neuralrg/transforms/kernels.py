@@ -48,12 +48,12 @@ PARAMETERS, INPUTS, MOVED, CELLS, SEEN, TARGETS, UNITS, SITES, KEPT = range(9)
 TANH, ELU = range(2)
 """Activations."""
 
-OPTIONS: dict[str, Any] = {
-    "nogil": True,
-    "cache": True,
-    "error_model": "numpy",
-    "boundscheck": False,
-}
+OPTIONS: dict[str, Any] = {"cache": True, "error_model": "numpy", "boundscheck": False}
+PASS = {**OPTIONS, "nogil": True}
+"""Of functions that Python calls."""
+PART = {**OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+"""Of functions that only others call, which then compile faster."""
+ONE, YES, NO = np.int64(1), np.int64(1), np.int64(0)
 
 _product_6, _product_2, _product_1 = (PRODUCTS[r, VECTORS] for r in (6, 2, 1))
 _product_6_narrow, _product_1_narrow = PRODUCTS[6, 1], PRODUCTS[1, 1]
@@ -157,7 +157,7 @@ class Layout(NamedTuple):
     end: int
 
 
-@njit(**OPTIONS)
+@njit(**PASS)
 def lay_out(inputs, widths, moved, terms):
     """The layout of a coupling."""
     heads = (1 + terms) * moved
@@ -303,7 +303,7 @@ _newton_only = rowwise(lambda x, v, value, slope: v - (value - x) / slope)
 # Matrix products
 
 
-@njit(**OPTIONS)
+@njit(**PART)
 def multiply(a, at, a_row, a_k, work, x, y, rows, inputs, columns):
     """y = a x, rows x and y of ``work``: ``(rows, columns)`` from ``(inputs, columns)``."""
     lanes = VECTOR_BYTES // work.itemsize
@@ -330,7 +330,7 @@ def multiply(a, at, a_row, a_k, work, x, y, rows, inputs, columns):
             r += 1
 
 
-@njit(**OPTIONS)
+@njit(**PART)
 def add_outer(work, g, x, total, at, t_row, t_other, rows, others, columns):
     """total[r, s] += sum over columns of g[r] x[s], rows g and x of ``work``."""
     r = 0
@@ -352,7 +352,7 @@ def add_outer(work, g, x, total, at, t_row, t_other, rows, others, columns):
 # One coupling on a chunk of cells
 
 
-@njit(**OPTIONS)
+@njit(**PART)
 def bend(w, bias, site, unit, all_cells, cell, cells, n, t0, width, rows, raw, work):
     """Add biases to the rows of a layer; let the context act on them."""
     for u in range(width):
@@ -377,7 +377,7 @@ def bend(w, bias, site, unit, all_cells, cell, cells, n, t0, width, rows, raw, w
                 _add_number(((work, row),), ((work, row),), (here,), TILE)
 
 
-@njit(**OPTIONS)
+@njit(**PART)
 def evaluate_network(p, w, c, m, cell, cells, n, t0, state, work):
     """From the state to place and form of the cells' maps, and what follows from the form.
 
@@ -394,7 +394,7 @@ def evaluate_network(p, w, c, m, cell, cells, n, t0, state, work):
     at, below, width, units = p.couplings[c, PARAMETERS], m.x, inputs, 0
     for next_width in p.widths:
         rows = m.hidden + units * CHUNK
-        multiply(w.parameters, at, width, 1, work, below, rows, next_width, width, columns)
+        multiply(w.parameters, at, width, ONE, work, below, rows, next_width, width, columns)
         at += next_width * width
         bend(w, at, site + units * all_cells, unit + units, all_cells, cell, cells, n, t0,
              next_width, rows, m.raw + units * CHUNK, work)  # fmt: skip
@@ -407,7 +407,7 @@ def evaluate_network(p, w, c, m, cell, cells, n, t0, state, work):
         at += next_width
         units += next_width
         below, width = rows, next_width
-    multiply(w.parameters, at, width, 1, work, below, m.place, heads, width, columns)
+    multiply(w.parameters, at, width, ONE, work, below, m.place, heads, width, columns)
     at += heads * width
     bend(w, at, site + units * all_cells, unit + units, all_cells, cell, cells, n, t0,
          heads, m.place, m.raw + units * CHUNK, work)  # fmt: skip
@@ -417,7 +417,7 @@ def evaluate_network(p, w, c, m, cell, cells, n, t0, state, work):
         for u in range(width):
             _square(((work, below + u * CHUNK),), ((work, m.square + u * CHUNK),), (), columns)
         below = m.square
-    multiply(w.parameters, at, width, 1, work, below, m.form, heads, width, columns)
+    multiply(w.parameters, at, width, ONE, work, below, m.form, heads, width, columns)
     at += heads * width
     bend(w, at, site + units * all_cells, unit + units, all_cells, cell, cells, n, t0,
          heads, m.form, m.raw + units * CHUNK, work)  # fmt: skip
@@ -432,13 +432,13 @@ def evaluate_network(p, w, c, m, cell, cells, n, t0, state, work):
     return at
 
 
-@njit(**OPTIONS)
+@njit(**PART)
 def softplus(x):
     """ln(1 + e^x)."""
     return max(x, x * 0) + math.log1p(math.exp(-abs(x)))
 
 
-@njit(**OPTIONS)
+@njit(**PART)
 def evaluate_map(p, w, at, m, o, moved, columns, work):
     """Value and slope of the map of one site of the cells at v."""
     row = o * CHUNK
@@ -453,7 +453,7 @@ def evaluate_map(p, w, at, m, o, moved, columns, work):
         )  # fmt: skip
 
 
-@njit(**OPTIONS)
+@njit(**PART)
 def curve(p, w, at, m, o, moved, columns, out, work):
     """d ln slope / dv of one site of the cells, from what :func:`evaluate_map` has left."""
     row, to = o * CHUNK, (work, out)
@@ -467,7 +467,7 @@ def curve(p, w, at, m, o, moved, columns, out, work):
         )  # fmt: skip
 
 
-@njit(**OPTIONS)
+@njit(**PART)
 def pull_map(p, w, at, m, o, moved, columns, work):
     """From a and b, the gradients of value and ln slope, to those of place, form and v."""
     row = o * CHUNK
@@ -489,7 +489,7 @@ def pull_map(p, w, at, m, o, moved, columns, work):
         )  # fmt: skip
 
 
-@njit(**OPTIONS)
+@njit(**PART)
 def unbend(w, d, bias, site, unit, all_cells, cell, cells, n, t0, width, rows, raw, ones, biased, work):
     """Undo :func:`bend` for gradients, which are added up."""
     if len(w.gains):
@@ -504,15 +504,15 @@ def unbend(w, d, bias, site, unit, all_cells, cell, cells, n, t0, width, rows, r
                 else:
                     _unbend_only((row, gain), (row,), (), TILE)
     if biased and len(d.parameters):
-        add_outer(work, rows, ones, d.parameters, bias, 1, 1, width, 1, cells * TILE)
+        add_outer(work, rows, ones, d.parameters, bias, ONE, ONE, width, ONE, cells * TILE)
     if len(d.sites):
         for u in range(width):
             for j in range(cells):
                 add_outer(work, rows + u * CHUNK + j * TILE, ones, d.sites,
-                          site + u * all_cells + cell + j, 1, 1, 1, 1, TILE)  # fmt: skip
+                          site + u * all_cells + cell + j, ONE, ONE, ONE, ONE, ONE * TILE)  # fmt: skip
 
 
-@njit(**OPTIONS)
+@njit(**PART)
 def pull_network(p, w, d, c, m, cell, cells, n, t0, sign, at, slopes, work):
     """Add the gradient of what the networks see, times ``sign``, to ``slopes``.
 
@@ -527,18 +527,18 @@ def pull_network(p, w, d, c, m, cell, cells, n, t0, sign, at, slopes, work):
         for k in range(p.terms * moved):
             before = d.parameters[at + k]
             d.parameters[at + k] = 0
-            add_outer(work, m.d_steepness + k * CHUNK, m.ones, d.parameters, at + k, 1, 1, 1, 1, columns)
+            add_outer(work, m.d_steepness + k * CHUNK, m.ones, d.parameters, at + k, ONE, ONE, ONE, ONE, columns)
             slope = 1 / (1 + math.exp(-w.parameters[at + k]))
             d.parameters[at + k] = before + d.parameters[at + k] * slope
-        add_outer(work, m.d_bound, m.ones, d.parameters, at + p.terms * moved, 1, 1, moved, 1, columns)
+        add_outer(work, m.d_bound, m.ones, d.parameters, at + p.terms * moved, ONE, ONE, moved, ONE, columns)
     at -= heads
     unbend(w, d, at, site + units * all_cells, unit + units, all_cells, cell, cells, n, t0, heads,
-           m.d_form, m.raw + units * CHUNK, m.ones, True, work)  # fmt: skip
+           m.d_form, m.raw + units * CHUNK, m.ones, YES, work)  # fmt: skip
     at -= heads * width
     if len(d.parameters):
         seen = m.square if p.odd else m.last
-        add_outer(work, seen, m.d_form, d.parameters, at, 1, width, width, heads, columns)
-    multiply(w.parameters, at, 1, width, work, m.d_form, m.d_hidden, width, heads, columns)
+        add_outer(work, seen, m.d_form, d.parameters, at, ONE, width, width, heads, columns)
+    multiply(w.parameters, at, ONE, width, work, m.d_form, m.d_hidden, width, heads, columns)
     if p.odd:
         for u in range(width):
             row = (work, m.d_hidden + u * CHUNK)
@@ -546,11 +546,11 @@ def pull_network(p, w, d, c, m, cell, cells, n, t0, sign, at, slopes, work):
     units -= heads
     at -= heads
     unbend(w, d, at, site + units * all_cells, unit + units, all_cells, cell, cells, n, t0, heads,
-           m.d_place, m.raw + units * CHUNK, m.ones, not p.odd, work)  # fmt: skip
+           m.d_place, m.raw + units * CHUNK, m.ones, ONE - p.odd, work)  # fmt: skip
     at -= heads * width
     if len(d.parameters):
-        add_outer(work, m.last, m.d_place, d.parameters, at, 1, width, width, heads, columns)
-    multiply(w.parameters, at, 1, width, work, m.d_place, m.d_below, width, heads, columns)
+        add_outer(work, m.last, m.d_place, d.parameters, at, ONE, width, width, heads, columns)
+    multiply(w.parameters, at, ONE, width, work, m.d_place, m.d_below, width, heads, columns)
     for u in range(width):
         row = (work, m.d_hidden + u * CHUNK)
         _add((row, (work, m.d_below + u * CHUNK)), (row,), (), columns)
@@ -566,13 +566,13 @@ def pull_network(p, w, d, c, m, cell, cells, n, t0, sign, at, slopes, work):
                 _elu_back((row, unit_row), (row,), (), columns)
         at -= width
         unbend(w, d, at, site + units * all_cells, unit + units, all_cells, cell, cells, n, t0,
-               width, here, m.raw + units * CHUNK, m.ones, not p.odd, work)  # fmt: skip
+               width, here, m.raw + units * CHUNK, m.ones, ONE - p.odd, work)  # fmt: skip
         below_width = p.widths[layer - 1] if layer else inputs
         below = rows - below_width * CHUNK if layer else m.x
         at -= width * below_width
         if len(d.parameters):
-            add_outer(work, here, below, d.parameters, at, below_width, 1, width, below_width, columns)
-        multiply(w.parameters, at, 1, below_width, work, here, other, below_width, width, columns)
+            add_outer(work, here, below, d.parameters, at, below_width, ONE, width, below_width, columns)
+        multiply(w.parameters, at, ONE, below_width, work, here, other, below_width, width, columns)
         here, other = other, here
         width = below_width
     for j in range(cells):
@@ -582,7 +582,7 @@ def pull_network(p, w, d, c, m, cell, cells, n, t0, sign, at, slopes, work):
             _add_scaled((to, (work, here + i * CHUNK + j * TILE)), (to,), (sign,), TILE)
 
 
-@njit(**OPTIONS)
+@njit(**PART)
 def fetch(p, c, cell, cells, source, out, work):
     """The rows that the cells move, to the working memory; zeros for those that are not there."""
     moved = p.couplings[c, MOVED]
@@ -594,7 +594,7 @@ def fetch(p, c, cell, cells, source, out, work):
             _copy(((source, row * TILE),), ((work, out + o * CHUNK + j * TILE),), (), TILE)
 
 
-@njit(**OPTIONS)
+@njit(**PART)
 def put(p, c, cell, cells, source, to, work):
     """Undo :func:`fetch`."""
     moved = p.couplings[c, MOVED]
@@ -606,7 +606,7 @@ def put(p, c, cell, cells, source, to, work):
                 _copy(((work, source + o * CHUNK + j * TILE),), ((to, row * TILE),), (), TILE)
 
 
-@njit(**OPTIONS)
+@njit(**PART)
 def mask(p, c, m, cell, cells, work):
     """No gradient of value and slope for sites that are not there."""
     moved = p.couplings[c, MOVED]
@@ -619,7 +619,7 @@ def mask(p, c, m, cell, cells, work):
                     _zero(((work, m.ones),), ((work, row),), (), TILE)
 
 
-@njit(**OPTIONS)
+@njit(**PART)
 def add_log_slopes(p, c, m, cell, cells, ladj, work):
     """Add ln slope of all sites that are there to ``ladj``, ``(TILE,)``."""
     moved = p.couplings[c, MOVED]
@@ -631,7 +631,7 @@ def add_log_slopes(p, c, m, cell, cells, ladj, work):
                 _add_log(((ladj, 0), (work, slope)), ((ladj, 0),), (), TILE)
 
 
-@njit(**OPTIONS)
+@njit(**PART)
 def solve(p, w, at, m, o, moved, columns, small, work):
     """v from x, which stands in row a, for one site of the cells (see elementwise.AffineTanh)."""
     row = o * CHUNK
@@ -659,7 +659,7 @@ def solve(p, w, at, m, o, moved, columns, small, work):
 # Tiles
 
 
-@njit(**OPTIONS)
+@njit(**PART)
 def load(source, n, t0, rows, state):
     """Columns of ``(rows, n)`` to a state, zeros where there are none."""
     live = min(TILE, n - t0)
@@ -672,7 +672,7 @@ def load(source, n, t0, rows, state):
     state[rows * TILE :] = 0
 
 
-@njit(**OPTIONS)
+@njit(**PART)
 def store(state, n, t0, rows, out):
     """Undo :func:`load`."""
     live = min(TILE, n - t0)
@@ -684,7 +684,7 @@ def store(state, n, t0, rows, out):
                 out[row * n + t0 + t] = state[row * TILE + t]
 
 
-@njit(**OPTIONS)
+@njit(**PART)
 def keep(p, c, kept, at, state, restore):
     """Copy the rows that a coupling moves to ``kept`` from ``at`` on, or back."""
     for j in range(p.couplings[c, CELLS] * p.couplings[c, MOVED]):
@@ -697,7 +697,7 @@ def keep(p, c, kept, at, state, restore):
                 _copy((here,), (there,), (), TILE)
 
 
-@njit(**OPTIONS)
+@njit(**PASS)
 def generate(p, w, d, n, columns, first, last, z, x, ladj, kept, score, out_score):
     """z to x for the tiles first <= i < last, with ladj and, if it is not empty, the score.
 
@@ -721,7 +721,7 @@ def generate(p, w, d, n, columns, first, last, z, x, ladj, kept, score, out_scor
             m = lay_out(p.couplings[c, INPUTS], p.widths, moved, p.terms)
             work[m.ones : m.end] = 1
             if len(kept):
-                keep(p, c, kept, index * p.kept * TILE, state, False)
+                keep(p, c, kept, index * p.kept * TILE, state, NO)
             for cell in range(0, all_cells, AT_ONCE):
                 cells = min(AT_ONCE, all_cells - cell)
                 size = cells * TILE
@@ -750,7 +750,7 @@ def generate(p, w, d, n, columns, first, last, z, x, ladj, kept, score, out_scor
             store(slopes, n, t0, p.rows, out_score)
 
 
-@njit(**OPTIONS)
+@njit(**PASS)
 def renormalize(p, w, n, columns, first, last, x, z, ladj, kept):
     """x to z for the tiles first <= i < last; arrays as those of :func:`generate`."""
     work = np.ones(p.work, z.dtype)
@@ -766,7 +766,7 @@ def renormalize(p, w, n, columns, first, last, x, z, ladj, kept):
             m = lay_out(p.couplings[c, INPUTS], p.widths, moved, p.terms)
             work[m.ones : m.end] = 1
             if len(kept):
-                keep(p, c, kept, index * p.kept * TILE, state, False)
+                keep(p, c, kept, index * p.kept * TILE, state, NO)
             for cell in range(0, all_cells, AT_ONCE):
                 cells = min(AT_ONCE, all_cells - cell)
                 at = evaluate_network(p, w, c, m, cell, cells, columns, t0, state, work)
@@ -779,7 +779,7 @@ def renormalize(p, w, n, columns, first, last, x, z, ladj, kept):
         ladj[t0 : t0 + TILE] = sums
 
 
-@njit(**OPTIONS)
+@njit(**PASS)
 def pull_back(p, w, d, n, columns, first, last, inverse, result, kept, d_result, d_ladj, d_start):
     """The gradient of :func:`generate`, or of :func:`renormalize` if ``inverse``, for some tiles.
 
@@ -801,7 +801,7 @@ def pull_back(p, w, d, n, columns, first, last, inverse, result, kept, d_result,
             m = lay_out(p.couplings[c, INPUTS], p.widths, moved, p.terms)
             work[m.ones : m.end] = 1
             if not inverse:
-                keep(p, c, kept, index * p.kept * TILE, state, True)
+                keep(p, c, kept, index * p.kept * TILE, state, YES)
             for cell in range(0, all_cells, AT_ONCE):
                 cells = min(AT_ONCE, all_cells - cell)
                 size = cells * TILE
@@ -826,5 +826,5 @@ def pull_back(p, w, d, n, columns, first, last, inverse, result, kept, d_result,
                 pull_network(p, w, d, c, m, cell, cells, columns, t0, plus, at, slopes, work)
             slopes[p.rows * TILE :] = 0
             if inverse:
-                keep(p, c, kept, index * p.kept * TILE, state, True)
+                keep(p, c, kept, index * p.kept * TILE, state, YES)
         store(slopes, n, t0, p.rows, d_start)
