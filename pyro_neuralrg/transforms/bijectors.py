@@ -3,11 +3,10 @@
 """What acts on the blocks of a layer, as exchangeable factories.
 
 A factory is a frozen dataclass with one method, ``build(layout) -> LatticeTransform`` of event
-shape ``(size, *count)``: all blocks of one region of one layer at once. To add one, write the dataclass
-here, put it into ``BIJECTORS`` and add a line to ``tests/transforms/registry.py``. A user's own
-block (any callable ``size -> TransformModule`` of event shape ``(size,)``, such as Pyro's
-``affine_coupling`` or ``spline_coupling``) or layer (``(size, count) -> TransformModule``) needs no
-new class.
+shape ``(size, *count)``: all blocks of a layer at once. To add one, write the dataclass here, put
+it into ``BIJECTORS`` and add a line to ``tests/transforms/registry.py``. A user's own block (any
+callable ``size -> TransformModule`` of event shape ``(size,)``, such as Pyro's ``affine_coupling``
+or ``spline_coupling``) or layer (``(size, count) -> TransformModule``) needs no new class.
 """
 
 from __future__ import annotations
@@ -32,8 +31,8 @@ from pyro_neuralrg.transforms.linear import BlockMatrices
 __all__ = [
     "BIJECTORS",
     "Bijector",
-    "BlockLayout",
     "BlockFactory",
+    "BlockLayout",
     "LayerFactory",
     "Linear",
     "Neighbour",

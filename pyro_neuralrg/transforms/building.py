@@ -14,6 +14,7 @@ from pyro_neuralrg.lattice import Layer
 from pyro_neuralrg.transforms.bijectors import BlockLayout
 from pyro_neuralrg.transforms.partition import block_sites, cut
 
+
 def build_layer(
     flow: Any, layer: Layer, features: Tensor | None, shared: dict[Any, nn.Module]
 ) -> nn.ModuleList:
@@ -48,9 +49,7 @@ def build_layer(
     return nn.ModuleList(modules)
 
 
-def blocks_of_layer(
-    flow: Any, layer: Layer
-) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+def blocks_of_layer(flow: Any, layer: Layer) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """Sites and number of the blocks that each transform of a layer acts on, along each axis."""
     if fills_up_blocks(flow):
         return [(layer.block, layer.coarse_shape)]
@@ -58,7 +57,7 @@ def blocks_of_layer(
 
 
 def fills_up_blocks(flow: Any) -> bool:
-    """Whether one transform acts on all blocks of a layer, the thinner ones filled up with zeros."""
+    """Whether one transform acts on all blocks of a layer, thinner ones filled up with zeros."""
     return getattr(flow.bijector, "fills_up_blocks", False) and flow.weights != "block"
 
 

@@ -68,8 +68,10 @@ def couple_with_score(
         log_slope, v, ones, retain_graph=True, allow_unused=True, materialize_grads=True
     )
     moved, ones = _live((score - curvature) * (-log_slope.detach()).exp(), ones, live)
-    wanted = [x, bends.gains, bends.shifts] if want_context else [x]
-    pulled = torch.autograd.grad([log_slope, values], wanted, [ones, moved], retain_graph=True)  # type: ignore[type-var]
+    wanted = [x]
+    if want_context:
+        wanted += [part for part in (bends.gains, bends.shifts) if part is not None]
+    pulled = torch.autograd.grad([log_slope, values], wanted, [ones, moved], retain_graph=True)
     return values, log_slope.detach(), pulled[0], moved, *pulled[1:]
 
 

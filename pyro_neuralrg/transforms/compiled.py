@@ -152,7 +152,10 @@ def _make_program(sequence: Any) -> Any:
     from pyro_neuralrg.transforms import kernels
 
     options = sequence.options
-    rows, seen, targets, kept, work = [], [], [], 0, 0
+    rows: list[tuple[int, ...]] = []
+    seen: list[Tensor] = []
+    targets: list[Tensor] = []
+    kept = work = 0
     starts = [0, 0]
     for c in sequence.couplings:
         rows.append((c.start, c.inputs, c.moved, c.cells, *starts, c.unit, c.site, kept))
@@ -164,7 +167,9 @@ def _make_program(sequence: Any) -> Any:
             into.append(table.T.flatten())
             starts[number] += table.numel()
         kept += c.cells * c.moved
-        layout = kernels.lay_out(c.inputs, np.array(options.widths, np.int64), c.moved, options.terms)
+        layout = kernels.lay_out(
+            c.inputs, np.array(options.widths, np.int64), c.moved, options.terms
+        )
         work = max(work, layout.end)
     return kernels.Program(
         couplings=np.array(rows, np.int64),
@@ -197,7 +202,10 @@ def _advance(
     sums = [run.zeros(len(part) if want_context else 0) for part in (w.gains, w.shifts)]
     h, nothing = run.flat(tensors[0]), run.flat(None)
     d = k.Weights(nothing, nothing, *(part.numpy() for part in sums))
-    to, scores = (run.flat(out), ladj.numpy(), run.flat(kept)), (run.flat(score), run.flat(new_score))
+    to, scores = (
+        (run.flat(out), ladj.numpy(), run.flat(kept)),
+        (run.flat(score), run.flat(new_score)),
+    )
 
     def work(group: int, first: int, last: int) -> None:
         if inverse:

@@ -40,6 +40,7 @@ class Couplings(LatticeTransform):
     """
 
     near_all: Tensor
+    shifted_units: Tensor
     features: Tensor | None
 
     def __init__(
@@ -65,11 +66,17 @@ class Couplings(LatticeTransform):
         units = [options.units(len(v)) for _, v in self.halves]
         of_form = [options.heads(len(v)) for _, v in self.halves]
         shifted = of_form if options.is_odd_by_form else units  # the rest of an odd map stays odd
-        self.context_gain = nn.Parameter(torch.zeros(sum(units), context_dim)) if context_dim else None
-        self.context_shift = nn.Parameter(torch.zeros(sum(shifted), context_dim)) if context_dim else None
+        self.context_gain = (
+            nn.Parameter(torch.zeros(sum(units), context_dim)) if context_dim else None
+        )
+        self.context_shift = (
+            nn.Parameter(torch.zeros(sum(shifted), context_dim)) if context_dim else None
+        )
         ends = list(itertools.accumulate(units))
         rows = [torch.arange(end - n, end) for end, n in zip(ends, shifted, strict=True)]
-        self.register_buffer("shifted_units", torch.cat(rows) if context_dim else None, persistent=False)
+        self.register_buffer(
+            "shifted_units", torch.cat(rows) if context_dim else None, persistent=False
+        )
         self.register_buffer("features", None, persistent=False)
         self.site_weight = None
         if features is not None:

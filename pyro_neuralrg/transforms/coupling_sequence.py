@@ -9,7 +9,7 @@ and for what that does not know, it is the plain torch of this module, which is 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -57,8 +57,18 @@ class Coupling:
 class Inputs:
     """The tensors that a sequence depends on beside the field, all differentiable."""
 
-    def __init__(self, arrays: Tensor, sites: Tensor | None, gains: Tensor | None, shifts: Tensor | None) -> None:
+    def __init__(
+        self, arrays: Tensor, sites: Tensor | None, gains: Tensor | None, shifts: Tensor | None
+    ) -> None:
         self.arrays, self.sites, self.gains, self.shifts = arrays, sites, gains, shifts
+
+    def with_free_context(self) -> Inputs:
+        """The same, gains and shifts as leaves of which gradients can be taken."""
+        gains, shifts = (
+            None if part is None else part.detach().requires_grad_()
+            for part in (self.gains, self.shifts)
+        )
+        return Inputs(self.arrays, self.sites, gains, shifts)
 
 
 class CouplingSequence(nn.Module):
@@ -99,7 +109,9 @@ class CouplingSequence(nn.Module):
         self.register_buffer("constants", torch.cat(constants), persistent=False)
         self._program: Any = None
 
-    def _plan(self, layers: Sequence[tuple[Couplings, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
+    def _plan(
+        self, layers: Sequence[tuple[Couplings, Tensor]]
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """Lay out all couplings; rows that their networks see, and rows that they move."""
         seen: list[Tensor] = []
         targets: list[Tensor] = []
@@ -158,7 +170,8 @@ class CouplingSequence(nn.Module):
         rows = []
         for couplings in self.layers:
             gain, shift = couplings.context_gain, couplings.context_shift
-            assert gain is not None and shift is not None
+            assert gain is not None
+            assert shift is not None
             rows.append(torch.zeros_like(gain).index_copy(0, couplings.shifted_units, shift))
         return torch.cat(rows)
 
@@ -180,7 +193,12 @@ class CouplingSequence(nn.Module):
         The last is the gradient of ln q with respect to the context at fixed x, if wanted.
         """
         if h.shape[-1] == 0:
-            return h, h.new_zeros(0), score, torch.zeros_like(context) if want_context and context is not None else None
+            return (
+                h,
+                h.new_zeros(0),
+                score,
+                torch.zeros_like(context) if want_context and context is not None else None,
+            )
         inputs = self.inputs(context)
         want_context = want_context and inputs.gains is not None
         if is_compiled(self, h):
@@ -230,10 +248,8 @@ class CouplingSequence(nn.Module):
         with torch.enable_grad():
             if not h.requires_grad:
                 h = h.detach().requires_grad_()
-            if want_context and inputs.gains is not None and not inputs.gains.requires_grad:
-                inputs.gains, inputs.shifts = (
-                    part.detach().requires_grad_() for part in (inputs.gains, inputs.shifts)
-                )
+            if want_context and not (inputs.gains is None or inputs.gains.requires_grad):
+                inputs = inputs.with_free_context()
             state = torch.cat([h, h.new_zeros(1, n)])
             scores = torch.cat([score, score.new_zeros(1, n)])
             ladj = h.new_zeros(n)

@@ -46,11 +46,11 @@ class Affine(NamedTuple):
 
 
 class AffineTanh(NamedTuple):
-    r"""A line plus tanh terms, :math:`x = e^s v + t + \sum_k a_k \tanh(b_k (v - c_k))`, a_k, b_k > 0.
+    r"""A line plus tanh terms: :math:`x = e^s v + t + \sum_k a_k \tanh(b_k (v - c_k))`.
 
-    One term turns one hump of a density into two, with weights that its centre decides: what a line
-    cannot do. The inverse is a bracketed Newton iteration; its first and second derivatives are
-    those of the implicit function theorem.
+    With all a_k, b_k > 0. One term turns one hump of a density into two, with weights that its
+    centre decides: what a line cannot do. The inverse is a bracketed Newton iteration; its first
+    and second derivatives are those of the implicit function theorem.
 
     Attributes:
         shift: t.

@@ -95,7 +95,9 @@ def copy_scales(large: Any, small: Any) -> None:
     """
     for index, layer in enumerate(large.circuit.layers):
         sources = list(_sources(index, layer, large.circuit, small.circuit))
-        for (block, _), module in zip(blocks_of_layer(large, layer), large.layers[index], strict=True):
+        for (block, _), module in zip(
+            blocks_of_layer(large, layer), large.layers[index], strict=True
+        ):
             for source in sources:
                 others = blocks_of_layer(small, small.circuit.layers[source])
                 blocks = [other for other, _ in others]

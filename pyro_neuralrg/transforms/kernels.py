@@ -323,10 +323,14 @@ def multiply(a, at, a_row, a_k, work, x, y, rows, inputs, columns):
     for c in range(whole, columns, lanes):
         r = 0
         while r + 6 <= rows:
-            _product_6_narrow(a, at + r * a_row, a_row, a_k, work, x + c, y + r * CHUNK + c, CHUNK, inputs)
+            _product_6_narrow(
+                a, at + r * a_row, a_row, a_k, work, x + c, y + r * CHUNK + c, CHUNK, inputs
+            )
             r += 6
         while r < rows:
-            _product_1_narrow(a, at + r * a_row, a_row, a_k, work, x + c, y + r * CHUNK + c, CHUNK, inputs)
+            _product_1_narrow(
+                a, at + r * a_row, a_row, a_k, work, x + c, y + r * CHUNK + c, CHUNK, inputs
+            )
             r += 1
 
 
@@ -337,15 +341,29 @@ def add_outer(work, g, x, total, at, t_row, t_other, rows, others, columns):
     while r + 4 <= rows:
         s, g_r, to = 0, g + r * CHUNK, at + r * t_row
         while s + 6 <= others:
-            _outer_4_6(work, g_r, x + s * CHUNK, CHUNK, total, to + s * t_other, t_row, t_other, columns)
+            _outer_4_6(
+                work, g_r, x + s * CHUNK, CHUNK, total, to + s * t_other, t_row, t_other, columns
+            )
             s += 6
         while s < others:
-            _outer_4_1(work, g_r, x + s * CHUNK, CHUNK, total, to + s * t_other, t_row, t_other, columns)
+            _outer_4_1(
+                work, g_r, x + s * CHUNK, CHUNK, total, to + s * t_other, t_row, t_other, columns
+            )
             s += 1
         r += 4
     while r < rows:
         for s in range(others):
-            _outer_1_1(work, g + r * CHUNK, x + s * CHUNK, CHUNK, total, at + r * t_row + s * t_other, t_row, t_other, columns)
+            _outer_1_1(
+                work,
+                g + r * CHUNK,
+                x + s * CHUNK,
+                CHUNK,
+                total,
+                at + r * t_row + s * t_other,
+                t_row,
+                t_other,
+                columns,
+            )
         r += 1
 
 
@@ -425,7 +443,9 @@ def evaluate_network(p, w, c, m, cell, cells, n, t0, state, work):
     for o in range(moved):
         row = o * CHUNK
         bound = w.parameters[at + p.terms * moved + o]
-        _scales(((work, m.form + row),), ((work, m.q + row), (work, m.scale + row)), (bound,), columns)
+        _scales(
+            ((work, m.form + row),), ((work, m.q + row), (work, m.scale + row)), (bound,), columns
+        )
     for k in range(p.terms * moved):
         row, form = k * CHUNK, m.form + (moved + k) * CHUNK
         _heights(((work, form),), ((work, m.height + row), (work, m.gate + row)), (), columns)
@@ -490,7 +510,9 @@ def pull_map(p, w, at, m, o, moved, columns, work):
 
 
 @njit(**PART)
-def unbend(w, d, bias, site, unit, all_cells, cell, cells, n, t0, width, rows, raw, ones, biased, work):
+def unbend(
+    w, d, bias, site, unit, all_cells, cell, cells, n, t0, width, rows, raw, ones, biased, work
+):
     """Undo :func:`bend` for gradients, which are added up."""
     if len(w.gains):
         for u in range(width):
@@ -500,7 +522,12 @@ def unbend(w, d, bias, site, unit, all_cells, cell, cells, n, t0, width, rows, r
                 gain = (w.gains, at)
                 if len(d.gains):
                     sums = (d.gains, at), (d.shifts, at)
-                    _unbend((row, (work, keep), gain, sums[0], sums[1]), (row, sums[0], sums[1]), (), TILE)
+                    _unbend(
+                        (row, (work, keep), gain, sums[0], sums[1]),
+                        (row, sums[0], sums[1]),
+                        (),
+                        TILE,
+                    )
                 else:
                     _unbend_only((row, gain), (row,), (), TILE)
     if biased and len(d.parameters):
@@ -508,8 +535,8 @@ def unbend(w, d, bias, site, unit, all_cells, cell, cells, n, t0, width, rows, r
     if len(d.sites):
         for u in range(width):
             for j in range(cells):
-                add_outer(work, rows + u * CHUNK + j * TILE, ones, d.sites,
-                          site + u * all_cells + cell + j, ONE, ONE, ONE, ONE, ONE * TILE)  # fmt: skip
+                row, to = rows + u * CHUNK + j * TILE, site + u * all_cells + cell + j
+                add_outer(work, row, ones, d.sites, to, ONE, ONE, ONE, ONE, ONE * TILE)
 
 
 @njit(**PART)
@@ -527,10 +554,32 @@ def pull_network(p, w, d, c, m, cell, cells, n, t0, sign, at, slopes, work):
         for k in range(p.terms * moved):
             before = d.parameters[at + k]
             d.parameters[at + k] = 0
-            add_outer(work, m.d_steepness + k * CHUNK, m.ones, d.parameters, at + k, ONE, ONE, ONE, ONE, columns)
+            add_outer(
+                work,
+                m.d_steepness + k * CHUNK,
+                m.ones,
+                d.parameters,
+                at + k,
+                ONE,
+                ONE,
+                ONE,
+                ONE,
+                columns,
+            )
             slope = 1 / (1 + math.exp(-w.parameters[at + k]))
             d.parameters[at + k] = before + d.parameters[at + k] * slope
-        add_outer(work, m.d_bound, m.ones, d.parameters, at + p.terms * moved, ONE, ONE, moved, ONE, columns)
+        add_outer(
+            work,
+            m.d_bound,
+            m.ones,
+            d.parameters,
+            at + p.terms * moved,
+            ONE,
+            ONE,
+            moved,
+            ONE,
+            columns,
+        )
     at -= heads
     unbend(w, d, at, site + units * all_cells, unit + units, all_cells, cell, cells, n, t0, heads,
            m.d_form, m.raw + units * CHUNK, m.ones, YES, work)  # fmt: skip
@@ -571,7 +620,9 @@ def pull_network(p, w, d, c, m, cell, cells, n, t0, sign, at, slopes, work):
         below = rows - below_width * CHUNK if layer else m.x
         at -= width * below_width
         if len(d.parameters):
-            add_outer(work, here, below, d.parameters, at, below_width, ONE, width, below_width, columns)
+            add_outer(
+                work, here, below, d.parameters, at, below_width, ONE, width, below_width, columns
+            )
         multiply(w.parameters, at, ONE, below_width, work, here, other, below_width, width, columns)
         here, other = other, here
         width = below_width
@@ -635,16 +686,31 @@ def add_log_slopes(p, c, m, cell, cells, ladj, work):
 def solve(p, w, at, m, o, moved, columns, small, work):
     """v from x, which stands in row a, for one site of the cells (see elementwise.AffineTanh)."""
     row = o * CHUNK
-    x, v, value, slope = (work, m.a + row), (work, m.v + row), (work, m.value + row), (work, m.slope + row)
+    x, v, value, slope = (
+        (work, m.a + row),
+        (work, m.v + row),
+        (work, m.value + row),
+        (work, m.slope + row),
+    )
     reach, lower, upper = (work, m.d_hidden), (work, m.d_hidden), (work, m.d_hidden + CHUNK)
     last, change = (work, m.d_below), (work, m.d_below + CHUNK)  # rows not in use meanwhile
     _zero(((work, m.ones),), (reach,), (), columns)
     for k in range(p.terms):
         _add((reach, (work, m.height + (k * moved + o) * CHUNK)), (reach,), (), columns)
-    _bracket((x, (work, m.place + row), reach, (work, m.scale + row)), (lower, upper, v, last), (), columns)
+    _bracket(
+        (x, (work, m.place + row), reach, (work, m.scale + row)),
+        (lower, upper, v, last),
+        (),
+        columns,
+    )
     for _ in range(INVERSE_STEPS if p.terms else 0):
         evaluate_map(p, w, at, m, o, moved, columns, work)
-        _newton((x, v, value, slope, lower, upper, last), (v, lower, upper, last, change), (small,), columns)
+        _newton(
+            (x, v, value, slope, lower, upper, last),
+            (v, lower, upper, last, change),
+            (small,),
+            columns,
+        )
         largest = work[m.d_below + CHUNK]
         for t in range(m.d_below + CHUNK, m.d_below + CHUNK + columns):
             largest = max(largest, work[t])
@@ -816,12 +882,16 @@ def pull_back(p, w, d, n, columns, first, last, inverse, result, kept, d_result,
                     if inverse:
                         curvature = (work, m.d_v + o * CHUNK)
                         curve(p, w, at, m, o, moved, size, m.d_v + o * CHUNK, work)
-                        _through_inverse((a, b, curvature, (work, m.slope + o * CHUNK)), (a,), (), size)
+                        _through_inverse(
+                            (a, b, curvature, (work, m.slope + o * CHUNK)), (a,), (), size
+                        )
                 mask(p, c, m, cell, cells, work)
                 for o in range(moved):
                     pull_map(p, w, at, m, o, moved, size, work)
                     if inverse:
-                        _negative(((work, m.a + o * CHUNK),), ((work, m.d_v + o * CHUNK),), (), size)
+                        _negative(
+                            ((work, m.a + o * CHUNK),), ((work, m.d_v + o * CHUNK),), (), size
+                        )
                 put(p, c, cell, cells, m.d_v, slopes, work)
                 pull_network(p, w, d, c, m, cell, cells, columns, t0, plus, at, slopes, work)
             slopes[p.rows * TILE :] = 0

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pyro_neuralrg.lattice import Layer, Region
 
+
 def pack(x: Tensor, event_dim: int) -> Tensor:
     """Move all batch dimensions into one on the right: ``batch + event -> event + (n,)``."""
     batch, event = x.shape[: x.dim() - event_dim], x.shape[x.dim() - event_dim :]

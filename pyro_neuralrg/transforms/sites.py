@@ -14,6 +14,7 @@ from pyro_neuralrg.lattice import Circuit
 from pyro_neuralrg.transforms.coupling import Couplings
 from pyro_neuralrg.transforms.partition import block_sites
 
+
 def features_of_blocks(features: Tensor, circuit: Circuit) -> Iterator[Tensor]:
     """For each layer of a circuit the features of its blocks.
 

@@ -169,7 +169,7 @@ _ABOVE = (
 )  # fmt: skip
 _BELOW = (1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03)
 _FLAT = 7.90531110763549805
-"""Where tanh is 1 in single precision; the coefficients of its odd and even polynomial (Eigen's)."""
+"""Where tanh is 1 in single precision; coefficients of its odd and even polynomial (Eigen's)."""
 
 
 def tanh(x: Lanes) -> Lanes:
@@ -235,7 +235,9 @@ class _Writer:
         """a b + c."""
         return self.builder.fadd(self.builder.fmul(a, b, flags=CONTRACT), c, flags=CONTRACT)
 
-    def loop(self, stop: Any, step: int, start: Sequence[Any], body: Callable[..., Any]) -> list[Any]:
+    def loop(
+        self, stop: Any, step: int, start: Sequence[Any], body: Callable[..., Any]
+    ) -> list[Any]:
         """Run ``body(index, *values) -> values`` for 0, step, ... < stop, at least once."""
         builder, before = self.builder, self.builder.block
         loop, after = builder.append_basic_block("loop"), builder.append_basic_block("after")
@@ -384,7 +386,9 @@ def _make_outer(rows: int, others: int) -> Any:
                     )
                     place = builder.gep(to, [flat])
                     begin = ir.Constant(write.real, -0.0)
-                    found = builder.call(add_up, [begin, sums[r * others + s]], fastmath=("reassoc",))
+                    found = builder.call(
+                        add_up, [begin, sums[r * others + s]], fastmath=("reassoc",)
+                    )
                     builder.store(builder.fadd(builder.load(place), found), place)
             return context.get_dummy_value()
 
@@ -393,5 +397,8 @@ def _make_outer(rows: int, others: int) -> Any:
     return outer
 
 
-PRODUCTS = {(r, v): _make_product(r, v) for r, v in ((6, VECTORS), (2, VECTORS), (1, VECTORS), (6, 1), (1, 1))}
+PRODUCTS = {
+    (r, v): _make_product(r, v)
+    for r, v in ((6, VECTORS), (2, VECTORS), (1, VECTORS), (6, 1), (1, 1))
+}
 OUTERS = {sizes: _make_outer(*sizes) for sizes in ((4, 6), (4, 1), (1, 1))}

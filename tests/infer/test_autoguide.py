@@ -32,7 +32,7 @@ from pyro_neuralrg.infer import AutoHierarchicalFlow, pdd
 from pyro_neuralrg.infer.mcmc import ChEESHMC
 from pyro_neuralrg.infer.mcmc.model_target import ModelTarget
 from pyro_neuralrg.transforms import Neighbour, RealNVP
-from pyro_neuralrg.transforms.steps import compiled_steps
+from pyro_neuralrg.transforms.compilation import compiled_operations
 from tests.infer import autoguide_models as models
 from tests.infer.autoguide_models import CASES, Case
 
@@ -495,7 +495,7 @@ def test_the_score_through_compiled_couplings(monkeypatch: pytest.MonkeyPatch) -
     flow = shaken(make(CASES["field and globals"])).get_transform()
     z = torch.randn(4, 10)
     expected = flow.forward_with_score(z)
-    with compiled_steps():
+    with compiled_operations():
         found = flow.forward_with_score(z)
     for mine, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, theirs)

@@ -87,9 +87,7 @@ def foreign(
     shape: tuple[int, ...], bijector: Any, *, exactness: float = 1e-10, **options: Any
 ) -> Entry:
     """A hierarchical flow of blocks from elsewhere."""
-    make = functools.partial(
-        hierarchical_flow, shape, bijector=bijector, **options
-    )
+    make = functools.partial(hierarchical_flow, shape, bijector=bijector, **options)
     return Entry(
         shape, make, ours=False, starts_near_identity=False, is_flow=True, exactness=exactness
     )

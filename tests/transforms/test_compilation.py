@@ -20,6 +20,7 @@ from pyro_neuralrg.transforms.compilation import (
 )
 from tests.transforms.registry import perturbed
 
+
 @pytest.fixture(autouse=True)
 def _plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on an accelerator."""

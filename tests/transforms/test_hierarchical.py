@@ -138,7 +138,9 @@ def test_number_of_weights() -> None:
 
 def test_odd_sides_have_the_weights_of_even_ones() -> None:
     """Thinner blocks at the edge are filled up, not given networks of their own."""
-    assert count() == sum(p.numel() for p in hierarchical_flow((7, 5), bijector=BLOCKS).parameters())
+    assert count() == sum(
+        p.numel() for p in hierarchical_flow((7, 5), bijector=BLOCKS).parameters()
+    )
 
 
 def test_blocks_of_their_own_differ() -> None:

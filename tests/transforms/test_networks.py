@@ -106,7 +106,9 @@ def test_the_papers_networks_do_not_see_each_other() -> None:
     h[:, [0, 3]], h[:, [1, 2]] = u, v
     packed = block.packed.detach().clone().requires_grad_()
     x = torch.func.functional_call(block, {"packed": packed}, (h,))
-    shift = torch.func.functional_call(block, {"packed": packed}, (h * torch.tensor([1.0, 0, 0, 1]),))
+    shift = torch.func.functional_call(
+        block, {"packed": packed}, (h * torch.tensor([1.0, 0, 0, 1]),)
+    )
     (of_shift,) = torch.autograd.grad(shift[:, [1, 2]].sum(), packed, retain_graph=True)
     (of_scale,) = torch.autograd.grad((x - shift)[:, [1, 2]].sum(), packed)
     assert not bool(((of_shift != 0) & (of_scale.abs() > 1e-12)).any())
