@@ -133,8 +133,8 @@ def fit(
         path_gradient: see :class:`~pyro_neuralrg.infer.pdd.PDD`; None: for flows of this package,
             where it is cheap, once the target has cooled. Far from the target the plain gradient
             has the smaller variance, and a path gradient can run away.
-        compile: run the couplings of flows of this package through ``torch.compile``: twice as fast
-            on two CPU cores, after 10 to 20 s of compiling. Without a compiler it warns, and works.
+        compile: run the couplings of flows of this package through ``torch.compile``, which
+            has to compile them first. Without a compiler it warns, and works.
         seed: of the samples and of a flow built here; None: the global random state goes on.
         start_step: steps of this schedule already taken, to go on with an interrupted training.
         optimizer_state: of an earlier result, to go on with its moments.
