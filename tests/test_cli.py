@@ -293,7 +293,7 @@ def test_a_history_that_cannot_be_written(
 
 
 @pytest.mark.filterwarnings("ignore:the importance estimate rests on:UserWarning")
-def test_a_history_and_a_forecast(
+def test_a_history_and_forecasts_of_sampling(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("pyro_neuralrg.infer.forecast.FORECAST_SECONDS", -1.0)
@@ -302,7 +302,7 @@ def test_a_history_and_a_forecast(
     run(tmp_path / "out", *options, "--steps", "8")
     assert len(table.read_text().splitlines()) == 1 + 8
     notes = [line for line in capsys.readouterr().err.splitlines() if "a step now" in line]
-    assert [note.split(":")[0] for note in notes] == ["fit", *2 * ["warm-up", "draws"]]
+    assert [note.split(":")[0] for note in notes] == 2 * ["warm-up", "draws"]
 
 
 def test_a_training_that_cannot_fit(

@@ -13,13 +13,12 @@ from typing import Any, Protocol
 
 import pyro
 import torch
-from pyro.infer import SVI
+from pyro import poutine
 from torch import Tensor
 
-from pyro_neuralrg.infer.forecast import Forecast, duration
 from pyro_neuralrg.infer.free_energy import from_log_weights
 from pyro_neuralrg.infer.history import TrainingStep
-from pyro_neuralrg.infer.optimizer import GuardedAdam
+from pyro_neuralrg.infer.optimizer import JoinedAdam
 from pyro_neuralrg.infer.pdd import PDD
 from pyro_neuralrg.infer.schedule import Anneal, learning_rate_factor, temperature_factor
 from pyro_neuralrg.interrupts import HELD, deferred_interrupts
@@ -27,10 +26,7 @@ from pyro_neuralrg.potentials.family import PotentialFamily
 from pyro_neuralrg.processes import Processes
 from pyro_neuralrg.progress import Progress
 
-__all__ = ["Keeper", "QuietPDD", "Training"]
-
-TRIED_STEPS = 100
-"""Left, from which on it pays to find out what a step with path gradients will take."""
+__all__ = ["Keeper", "Training"]
 
 
 class Keeper(Protocol):
@@ -45,14 +41,6 @@ class Keeper(Protocol):
 
     def keep(self, training: Training) -> None:
         """Keep the training; called by all processes."""
-
-
-class QuietPDD(PDD):
-    """PDD that keeps log-weights and returns no loss: nobody waits for an accelerator within."""
-
-    def _report(self, log_weights: list[Tensor]) -> float:
-        self.log_weights = torch.cat([weights.detach() for weights in log_weights])
-        return math.nan
 
 
 class Training:
@@ -70,7 +58,6 @@ class Training:
         anneal: cooling, if any.
         average: fraction of the steps, at the end, whose parameters are averaged.
         path_after_cooling: use path gradients once the target has cooled.
-        start: steps already taken.
         world: the processes that train together, each with an equal part of the batch.
 
     Attributes:
@@ -86,16 +73,16 @@ class Training:
         target: Any,
         guide: Callable[..., Any],
         elbo: PDD,
-        optimizer: GuardedAdam,
+        optimizer: JoinedAdam,
         *,
         steps: int,
         anneal: Anneal | None,
         average: float,
         path_after_cooling: bool,
-        start: int,
         world: Processes,
     ) -> None:
         self.target = target
+        self.guide = guide
         self.elbo = elbo
         self.optimizer = optimizer
         self.steps = steps
@@ -104,13 +91,10 @@ class Training:
         self.average_from = steps - round(average * steps)
         self.largest_rate = optimizer.learning_rate
         self.world = world
-        optimizer.read = self._read
-        optimizer.reduce = self._reduce
-        self.svi = SVI(self._model(1.0), guide, optimizer, loss=elbo)
         self.family = target if isinstance(target, PotentialFamily) else None
-        self.factor = 1.0
-        self.weights: Tensor | None = None
-        self.step = start
+        self.factor, self.model = 1.0, self._model(1.0)
+        self.before: Tensor | None = None
+        self.step = 0
         self.records: list[TrainingStep] = []
         self.average: Tensor | None = None
         self.averaged = 0
@@ -126,15 +110,12 @@ class Training:
     ) -> None:
         """Take the steps that are left, until the end or a reason to stop."""
         begin = time.perf_counter() - self.seconds
-        self.optimizer.clear_gradients()  # of whatever was done with the flow before
-        forecast = Forecast(progress)
         held = HELD if keepers or self.world.size > 1 else ()
         try:
             with deferred_interrupts(held) as pressed:
                 while self.step < self.steps and self.stopped is None:
                     if self._take_step(begin):
                         progress.step(partial(_figures, self.records[-1]))
-                        forecast.step(self.steps - self.step, more=self._longer)
                         self._after_step(pressed, callback, keepers)
         except KeyboardInterrupt:
             self._interrupt()
@@ -144,34 +125,25 @@ class Training:
                 self.optimizer.assign(self.average)
         self.interrupted = self.interrupted or bool(pressed)
 
-    def try_step(self, batch: int, path_gradient: bool | None = None) -> None:
-        """Compute the gradient of so many samples, and forget it.
-
-        Args:
-            batch: samples, of this process.
-            path_gradient: by path gradients; None: if any step has them.
-        """
-        elbo, model = self.elbo, self._model(1.0)
+    def try_step(self, batch: int) -> None:
+        """Compute the gradient of so many samples, by path gradients if any step has them."""
+        elbo = self.elbo
         before = elbo.num_particles, elbo.path_gradient
         elbo.num_particles = batch
-        if path_gradient is None:
-            path_gradient = elbo.path_gradient or self.path_after_cooling
-        elbo.path_gradient = path_gradient
+        elbo.path_gradient = elbo.path_gradient or self.path_after_cooling
         try:
-            with pyro.validation_enabled(False):
-                elbo.loss_and_grads(model, self.svi.guide, *self._arguments())
+            self.optimizer.gradient(self._loss())
         finally:
             elbo.num_particles, elbo.path_gradient = before
             elbo.log_weights = None
-            self.optimizer.clear_gradients()
 
     def state_dict(self) -> dict[str, Any]:
         """Where the training stands between two steps, as tensors and numbers."""
         return {
             "step": self.step,
             "parameters": self.optimizer.vector(),
-            "before": self.optimizer.before,
-            "optimizer": self.optimizer.get_state(),
+            "before": self.before,
+            "optimizer": self.optimizer.state_dict(),
             "average": self.average,
             "averaged": self.averaged,
             "history": torch.tensor(self.records, dtype=torch.float64),
@@ -182,8 +154,8 @@ class Training:
         """Stand where another training of the same settings did."""
         like = self.optimizer.vector()
         self.optimizer.assign(state["parameters"].to(like))
-        self.optimizer.before = _like(state["before"], like)
-        self.optimizer.set_state(state["optimizer"])
+        self.before = _like(state["before"], like)
+        self.optimizer.load_state_dict(state["optimizer"])
         self.average = _like(state["average"], like)
         self.averaged = state["averaged"]
         self.step = state["step"]
@@ -192,61 +164,69 @@ class Training:
         self.records = [TrainingStep(int(step), *numbers) for step, *numbers in rows]
 
     def _take_step(self, begin: float) -> bool:
-        """One step of SVI; False if it had to stop."""
-        step = self.step
-        factor = temperature_factor(step, self.steps, self.anneal)
-        if factor != self.factor:
-            self.svi.model = self._model(factor)
-            self.factor = factor
-        if self.path_after_cooling:
-            self.elbo.path_gradient = factor == 1.0
-        rate = self.largest_rate * learning_rate_factor(step, self.steps)
-        self.optimizer.learning_rate = rate
-        with pyro.validation_enabled(False):  # a NaN must reach us, not raise inside a distribution
-            self.svi.step(*self._arguments())
-        assert self.weights is not None
-        loss = -float(self.weights.mean())
-        if not math.isfinite(loss) or self.optimizer.failed:
+        """One step of Adam; False if it had to stop."""
+        step, optimizer = self.step, self.optimizer
+        self._set_temperature(temperature_factor(step, self.steps, self.anneal))
+        optimizer.learning_rate = self.largest_rate * learning_rate_factor(step, self.steps)
+
+        gradient = self.world.mean(optimizer.gradient(self._loss()))
+        log_weights = self.world.gather(self._log_weights())
+        numbers = torch.cat([log_weights, gradient.norm()[None]]).cpu()  # the only wait
+        log_weights, norm = numbers[:-1], float(numbers[-1])
+        loss = -float(log_weights.mean())
+        if not (math.isfinite(loss) and math.isfinite(norm)):
             self._stop(step, loss)
             return False
-        found = from_log_weights(self.weights)
+        self.before = optimizer.vector()
+        optimizer.step(gradient, norm)
+
+        found = from_log_weights(log_weights)
         self.seconds = time.perf_counter() - begin
         ess = found.ess if self.family is None else math.nan  # of one target only
+        rate = optimizer.learning_rate
         self.records.append(
-            TrainingStep(step, loss, found.variational_se, ess, factor, rate, self.seconds)
+            TrainingStep(step, loss, found.variational_se, ess, self.factor, rate, self.seconds)
         )
         self.step += 1
         if step >= self.average_from:
             self._accumulate()
         return True
 
-    def _longer(self, seconds: float) -> tuple[float, str]:
-        """Seconds by which the steps left take longer than such as now, and words for it.
+    def _loss(self) -> Tensor:
+        """The loss of this process's samples at the present temperature, to be differentiated.
 
-        Path gradients may come later, and cost more: how much is tried out, which changes nothing.
+        Raises:
+            ValueError: if the programs made parameters that the optimiser was not given.
         """
-        left = range(self.step, self.steps)
-        later = 0
-        if self.path_after_cooling and not self.elbo.path_gradient:
-            later = sum(temperature_factor(step, self.steps, self.anneal) == 1.0 for step in left)
-        if not later:
-            return 0.0, ""
-        if len(left) < TRIED_STEPS:
-            return 0.0, "; path gradients will take longer"
-        longer = max(0.0, self._seconds_of_gradient(True) - self._seconds_of_gradient(False))
-        return longer * later, f", {duration(seconds + longer)} with path gradients later"
+        with (
+            pyro.validation_enabled(False),  # a NaN must reach us, not raise in a distribution
+            poutine.trace(param_only=True) as capture,
+        ):
+            loss = self.elbo.differentiable_loss(self.model, self.guide, *self._arguments())
+        known = {id(parameter) for parameter in self.optimizer.parameters}
+        sites: Any = capture.trace.nodes.values()
+        unknown = sum(
+            value.requires_grad and id(value) not in known
+            for value in (site["value"].unconstrained() for site in sites)
+        )
+        if unknown:
+            raise ValueError(
+                f"the model or guide made {unknown} parameters after training began; accepted: "
+                "programs that create all their parameters when first run"
+            )
+        return loss
 
-    def _seconds_of_gradient(self, path_gradient: bool) -> float:
-        """Of one gradient of this process's samples; the first may compile, and does not count."""
-        device = self.optimizer.parameters[0].device
-        on_gpu = device.type == "cuda"
-        with torch.random.fork_rng([device] if on_gpu else []):
-            for _ in range(2):
-                began = time.perf_counter()
-                self.try_step(self.elbo.num_particles, path_gradient)
-                if on_gpu:
-                    torch.cuda.synchronize(device)
-        return time.perf_counter() - began
+    def _log_weights(self) -> Tensor:
+        """Of the samples of the last loss."""
+        assert self.elbo.log_weights is not None
+        return self.elbo.log_weights
+
+    def _set_temperature(self, factor: float) -> None:
+        """What is trained on from here on, and by which gradient."""
+        if factor != self.factor:
+            self.factor, self.model = factor, self._model(factor)
+        if self.path_after_cooling:
+            self.elbo.path_gradient = factor == 1.0
 
     def _arguments(self) -> tuple[Tensor, ...]:
         """Of model and guide: for a family, a context for each sample."""
@@ -278,19 +258,6 @@ class Training:
         self.interrupted = True
         self.stopped = f"interrupted at step {self.step}"
 
-    def _reduce(self, gradient: Tensor) -> Tensor:
-        """Mean gradient over processes; their log-weights are joined at the same time."""
-        assert self.elbo.log_weights is not None
-        self.weights = self.world.gather(self.elbo.log_weights)
-        return self.world.mean(gradient)
-
-    def _read(self, norm: Tensor) -> float:
-        """Fetch norm and log-weights, in one transfer; NaN if the loss is not finite."""
-        assert self.weights is not None
-        numbers = torch.cat([self.weights, norm[None]]).cpu()
-        self.weights = numbers[:-1]  # all else is of these
-        return float(numbers[-1]) if bool(self.weights.sum().isfinite()) else math.nan
-
     def _stop(self, step: int, loss: float) -> None:
         """End the training with the last parameters whose loss was finite."""
         if math.isfinite(loss):
@@ -302,7 +269,8 @@ class Training:
             )
         else:
             self.stopped = f"the loss at step {step} is {loss}"
-            self.optimizer.undo()
+            if self.before is not None:
+                self.optimizer.assign(self.before)
             self.average = None  # which holds the parameters that were bad
         if self.world.is_first:
             warnings.warn(

@@ -29,7 +29,7 @@ __all__ = ["FORMAT", "CheckpointError", "Checkpoints", "described"]
 
 FORMAT = FileFormat(
     name="pyro_neuralrg.training",
-    version=1,
+    version=2,
     writer="fit(..., checkpoint=...)",
     entries={
         "settings": (str,),

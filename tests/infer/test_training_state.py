@@ -62,8 +62,6 @@ def assert_same(one: FitResult, other: FitResult) -> None:
             np.testing.assert_array_equal(values, getattr(other.history, name))
     for first, second in zip(one.flow.parameters(), other.flow.parameters(), strict=True):
         assert torch.equal(first, second)
-    moments = [result.optimizer_state["state"][0] for result in (one, other)]
-    assert all(torch.equal(moments[0][name], moments[1][name]) for name in moments[0])
     assert (one.steps, one.batch, one.stopped) == (other.steps, other.batch, other.stopped)
 
 
@@ -273,7 +271,7 @@ def test_another_version_is_refused(target: Any, tmp_path: Path) -> None:
     path = tmp_path / step_files(6)[0]
     old = FileFormat(FORMAT.name, 0, FORMAT.writer, FORMAT.entries, sealed=True)
     old.write(path, FORMAT.read(path))
-    with pytest.raises(CheckpointError, match=r"has version 0; accepted: .*, version 1$"):
+    with pytest.raises(CheckpointError, match=r"has version 0; accepted: .*, version 2$"):
         fit(target, checkpoint=tmp_path, resume=True, seed=5, **QUICK)
 
 
