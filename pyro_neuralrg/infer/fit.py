@@ -59,6 +59,7 @@ class FitResult:
         seconds: wall time.
         interrupted: Ctrl-C, or SIGTERM with checkpoints, ended the training.
         stopped: why the training ended early, else None.
+        divergences: times that it went back to its best parameters, see :func:`fit`.
         unsaved: why the last checkpoint or the history could not be written, else None.
     """
 
@@ -69,6 +70,7 @@ class FitResult:
     seconds: float
     interrupted: bool
     stopped: str | None
+    divergences: int = 0
     unsaved: str | None = None
 
 
@@ -79,6 +81,7 @@ def fit(
     steps: int | None = None,
     batch: int | None = None,
     lr: float | None = None,
+    warmup: int | None = None,
     clip: float | None = 100.0,
     anneal: tuple[float, float] | None = (1.5, 0.25),
     average: float = 0.0,
@@ -98,9 +101,16 @@ def fit(
 
     Adam on :class:`~pyro_neuralrg.infer.pdd.PDD`; the learning rate rises shortly and then follows
     half a cosine. Training starts at a higher temperature and cools, which helps where the target
-    has several modes. A loss or gradient that is not finite ends it with the last finite
-    parameters; Ctrl-C ends it with the present ones. Neither the global random state (if ``seed``
-    is given) nor Pyro's parameter store (for flows) is changed.
+    has several modes. Ctrl-C ends it with the present parameters. Neither the global random state
+    (if ``seed`` is given) nor Pyro's parameter store (for flows) is changed.
+
+    A training diverges if a loss or gradient is not finite, or the running mean of the loss is far
+    above its best (see :mod:`~pyro_neuralrg.infer.best`). It then goes back to the parameters with
+    the lowest running mean at the present temperature, halves the rate, which rises anew, and goes
+    on; the eleventh time it ends there. However a training ends, the result is not worse than what
+    it began with, by more than two standard errors of the loss of 2,000 samples, which are drawn
+    after a divergence, or where one batch does not show it. Else the best known parameters are the
+    result.
 
     Where ``torch.distributed`` is initialised, all its processes must call this with the same
     arguments: each draws its part of the batch from a seed of its own, gradients and statistics are
@@ -122,6 +132,7 @@ def fit(
             :func:`~pyro_neuralrg.infer.schedule.default_schedule`.
         batch: samples per step; default: by the shape.
         lr: largest learning rate; default: by the shape.
+        warmup: steps in which the rate rises to it; None: 100, but at most a tenth of all.
         clip: largest norm of the gradient; None: unlimited.
         anneal: ``(start, fraction)``: begin at ``start`` times the temperature and reach the
             temperature after this fraction of the steps; None: no cooling. A target without
@@ -157,12 +168,13 @@ def fit(
         RuntimeError: if another process of the group has ended.
 
     Warns:
-        UserWarning: if training stopped at a loss or gradient that is not finite; if a checkpoint
+        UserWarning: if the training diverged (said once), ended for that, or at parameters worse
+            than those it began with, which are then not the result; if a checkpoint
             is corrupt or cannot be read and the one before it is used, there is none to resume
             from, or one cannot be written (said once; the training goes on and tries again, see
             ``unsaved``).
     """
-    _check(steps, batch, lr, clip, average, seed)
+    _check(steps, batch, lr, warmup, clip, average, seed)
     _check_switch("compile", compile)
     _check_switch("path_gradient", path_gradient)
     cooling = _check_anneal(anneal)
@@ -177,7 +189,9 @@ def fit(
         if flow is None:
             flow = _default_flow(target)
         schedule = _schedule(target, flow, steps, batch, lr)
-        training = _training(target, flow, schedule, clip, cooling, average, path_gradient, world)
+        training = _training(
+            target, flow, schedule, warmup, clip, cooling, average, path_gradient, world
+        )
         _check_memory(training, schedule.batch, math.prod(_shape(target, flow, schedule)))
         _clear_cache(flow)
         if compile:
@@ -205,6 +219,7 @@ def fit(
         seconds=training.seconds,
         interrupted=training.interrupted,
         stopped=training.stopped,
+        divergences=training.divergences,
         unsaved=world.from_first(lambda: unsaved),
     )
 
@@ -213,6 +228,7 @@ def _training(
     target: Any,
     flow: Any,
     schedule: Schedule,
+    warmup: int | None,
     clip: float | None,
     anneal: Anneal | None,
     average: float,
@@ -242,6 +258,7 @@ def _training(
         anneal=anneal if hasattr(target, "heated") else None,
         average=average,
         path_after_cooling=path_gradient is None and _has_score(guide),
+        warmup=warmup,
         world=world,
     )
 
@@ -416,11 +433,12 @@ def _check(
     steps: int | None,
     batch: int | None,
     lr: float | None,
+    warmup: int | None,
     clip: float | None,
     average: float,
     seed: int | None,
 ) -> None:
-    for name, value, least in (("steps", steps, 1), ("batch", batch, 2)):
+    for name, value, least in (("steps", steps, 1), ("batch", batch, 2), ("warmup", warmup, 0)):
         if value is not None:
             check_integer(name, value, least)
     if seed is not None:

@@ -94,6 +94,10 @@ class JoinedAdam:
         """Write a vector such as that of :meth:`vector` to the parameters."""
         torch._foreach_copy_(self.parameters, self._split(vector))
 
+    def reset(self) -> None:
+        """Forget the moments."""
+        self._adam = torch.optim.Adam([self._vector], lr=self.learning_rate)
+
     def state_dict(self) -> dict[str, Any]:
         """A copy of Adam's state, as plain tensors and numbers."""
         return copy.deepcopy(self._adam.state_dict())

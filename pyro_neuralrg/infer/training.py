@@ -9,13 +9,14 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyro_neuralrg.infer.best import Best
 from pyro_neuralrg.infer.free_energy import from_log_weights
 from pyro_neuralrg.infer.history import TrainingStep
 from pyro_neuralrg.infer.optimizer import JoinedAdam
@@ -27,6 +28,21 @@ from pyro_neuralrg.processes import Processes
 from pyro_neuralrg.progress import Progress
 
 __all__ = ["Keeper", "Training"]
+
+MOST_DIVERGENCES = 10
+"""After one more a training ends: its rate is a thousandth of what was asked for."""
+
+CHECKED_SAMPLES = 2000
+"""Of each set of parameters that may be worse than those of the beginning."""
+
+CHECKED_AT_ONCE = 8
+"""Batches: without a gradient they take less memory than one does with it."""
+
+WORSE_ERRORS = 2.0
+"""Standard errors by which the loss is then higher."""
+
+CLEARLY_BETTER_ERRORS = 4.0
+"""Standard errors by which the loss of one batch is lower where no more are needed to tell."""
 
 
 class Keeper(Protocol):
@@ -41,6 +57,29 @@ class Keeper(Protocol):
 
     def keep(self, training: Training) -> None:
         """Keep the training; called by all processes."""
+
+
+class Measured(NamedTuple):
+    """A loss at the final temperature, infinite if it is not finite.
+
+    Attributes:
+        loss: mean of the samples, in nats.
+        spread: their standard deviation.
+        number: how many there are.
+    """
+
+    loss: float
+    spread: float
+    number: int
+
+    @property
+    def error(self) -> float:
+        """Standard error of the loss."""
+        return self.spread / math.sqrt(self.number)
+
+    def is_above(self, other: Measured, errors: float) -> bool:
+        """Whether it is higher by more than so many standard errors."""
+        return self.loss > other.loss + errors * math.hypot(self.error, other.error)
 
 
 class Training:
@@ -58,6 +97,8 @@ class Training:
         anneal: cooling, if any.
         average: fraction of the steps, at the end, whose parameters are averaged.
         path_after_cooling: use path gradients once the target has cooled.
+        warmup: steps of the warm-up of the rate; None: see
+            :func:`~pyro_neuralrg.infer.schedule.learning_rate_factor`.
         world: the processes that train together, each with an equal part of the batch.
 
     Attributes:
@@ -66,6 +107,7 @@ class Training:
         seconds: that they took.
         interrupted: a signal ended the training.
         stopped: why it ended early, else None.
+        divergences: times that it went back to its best parameters.
     """
 
     def __init__(
@@ -79,6 +121,7 @@ class Training:
         anneal: Anneal | None,
         average: float,
         path_after_cooling: bool,
+        warmup: int | None = None,
         world: Processes,
     ) -> None:
         self.target = target
@@ -88,12 +131,16 @@ class Training:
         self.steps = steps
         self.anneal = anneal
         self.path_after_cooling = path_after_cooling
+        self.warmup = warmup
         self.average_from = steps - round(average * steps)
         self.largest_rate = optimizer.learning_rate
         self.world = world
         self.family = target if isinstance(target, PotentialFamily) else None
         self.factor, self.model = 1.0, self._model(1.0)
-        self.before: Tensor | None = None
+        self.start = optimizer.vector()
+        self.first: Measured | None = None
+        self.best = Best(self.start)
+        self.divergences = self.begun = 0
         self.step = 0
         self.records: list[TrainingStep] = []
         self.average: Tensor | None = None
@@ -113,6 +160,9 @@ class Training:
         held = HELD if keepers or self.world.size > 1 else ()
         try:
             with deferred_interrupts(held) as pressed:
+                if self.first is None:
+                    self.first = self._measure(self.elbo.num_particles * self.world.size)
+                    self._begin_record()
                 while self.step < self.steps and self.stopped is None:
                     if self._take_step(begin):
                         progress.step(partial(_figures, self.records[-1]))
@@ -121,8 +171,7 @@ class Training:
             self._interrupt()
         with deferred_interrupts() as pressed:
             self.seconds = time.perf_counter() - begin
-            if self.average is not None:
-                self.optimizer.assign(self.average)
+            self._finish()
         self.interrupted = self.interrupted or bool(pressed)
 
     def try_step(self, batch: int) -> None:
@@ -132,7 +181,7 @@ class Training:
         elbo.num_particles = batch
         elbo.path_gradient = elbo.path_gradient or self.path_after_cooling
         try:
-            self.optimizer.gradient(self._loss())
+            self.optimizer.gradient(self._loss(self.model))
         finally:
             elbo.num_particles, elbo.path_gradient = before
             elbo.log_weights = None
@@ -142,8 +191,12 @@ class Training:
         return {
             "step": self.step,
             "parameters": self.optimizer.vector(),
-            "before": self.before,
             "optimizer": self.optimizer.state_dict(),
+            "start": self.start,
+            "first": self.first and tuple(self.first),
+            "best": self.best.state_dict(),
+            "divergences": self.divergences,
+            "begun": self.begun,
             "average": self.average,
             "averaged": self.averaged,
             "history": torch.tensor(self.records, dtype=torch.float64),
@@ -154,9 +207,13 @@ class Training:
         """Stand where another training of the same settings did."""
         like = self.optimizer.vector()
         self.optimizer.assign(state["parameters"].to(like))
-        self.before = _like(state["before"], like)
         self.optimizer.load_state_dict(state["optimizer"])
-        self.average = _like(state["average"], like)
+        self.start = state["start"].to(like, copy=True)
+        self.first = state["first"] and Measured(*state["first"])
+        self.best.load_state_dict(state["best"])
+        self.divergences, self.begun = state["divergences"], state["begun"]
+        average = state["average"]
+        self.average = None if average is None else average.to(like, copy=True)
         self.averaged = state["averaged"]
         self.step = state["step"]
         self.seconds = state["seconds"]
@@ -164,23 +221,28 @@ class Training:
         self.records = [TrainingStep(int(step), *numbers) for step, *numbers in rows]
 
     def _take_step(self, begin: float) -> bool:
-        """One step of Adam; False if it had to stop."""
+        """One step of Adam; False if it was not taken."""
         step, optimizer = self.step, self.optimizer
         self._set_temperature(temperature_factor(step, self.steps, self.anneal))
-        optimizer.learning_rate = self.largest_rate * learning_rate_factor(step, self.steps)
+        rate = learning_rate_factor(step, self.steps, self.warmup, self.begun)
+        optimizer.learning_rate = self.largest_rate * 0.5**self.divergences * rate
 
-        gradient = self.world.mean(optimizer.gradient(self._loss()))
+        gradient = self.world.mean(optimizer.gradient(self._loss(self.model)))
         log_weights = self.world.gather(self._log_weights())
         numbers = torch.cat([log_weights, gradient.norm()[None]]).cpu()  # the only wait
         log_weights, norm = numbers[:-1], float(numbers[-1])
         loss = -float(log_weights.mean())
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            self._stop(step, loss)
+            self._refuse(loss)
             return False
-        self.before = optimizer.vector()
-        optimizer.step(gradient, norm)
-
         found = from_log_weights(log_weights)
+        spread = found.variational_se * math.sqrt(found.num_samples)
+        diverged = self.best.add(loss, spread, optimizer.vector)
+        if not diverged:
+            optimizer.step(gradient, norm)
+            if step >= self.average_from:
+                self._accumulate()
+
         self.seconds = time.perf_counter() - begin
         ess = found.ess if self.family is None else math.nan  # of one target only
         rate = optimizer.learning_rate
@@ -188,12 +250,14 @@ class Training:
             TrainingStep(step, loss, found.variational_se, ess, self.factor, rate, self.seconds)
         )
         self.step += 1
-        if step >= self.average_from:
-            self._accumulate()
-        return True
+        if diverged:
+            self._go_back(
+                f"the loss at step {step} is {loss:.6g}, the best was {self.best.loss:.6g}"
+            )
+        return self.stopped is None
 
-    def _loss(self) -> Tensor:
-        """The loss of this process's samples at the present temperature, to be differentiated.
+    def _loss(self, model: Callable[..., Any]) -> Tensor:
+        """The loss of this process's samples, to be differentiated.
 
         Raises:
             ValueError: if the programs made parameters that the optimiser was not given.
@@ -202,7 +266,7 @@ class Training:
             pyro.validation_enabled(False),  # a NaN must reach us, not raise in a distribution
             poutine.trace(param_only=True) as capture,
         ):
-            loss = self.elbo.differentiable_loss(self.model, self.guide, *self._arguments())
+            loss = self.elbo.differentiable_loss(model, self.guide, *self._arguments())
         known = {id(parameter) for parameter in self.optimizer.parameters}
         sites: Any = capture.trace.nodes.values()
         unknown = sum(
@@ -225,6 +289,7 @@ class Training:
         """What is trained on from here on, and by which gradient."""
         if factor != self.factor:
             self.factor, self.model = factor, self._model(factor)
+            self._begin_record()
         if self.path_after_cooling:
             self.elbo.path_gradient = factor == 1.0
 
@@ -258,25 +323,108 @@ class Training:
         self.interrupted = True
         self.stopped = f"interrupted at step {self.step}"
 
-    def _stop(self, step: int, loss: float) -> None:
-        """End the training with the last parameters whose loss was finite."""
+    def _begin_record(self) -> None:
+        """Begin the record of a temperature; at the final one those of the beginning are known."""
+        if self.factor == 1.0 and self.first is not None:
+            self.best.begin_with(self.first.loss, self.first.spread, self.start)
+        else:
+            self.best.begin()
+
+    def _refuse(self, loss: float) -> None:
+        """Go back from a step that cannot be taken: its loss, or its gradient, is not finite.
+
+        Raises:
+            ValueError: if there was no finite loss before.
+        """
         if math.isfinite(loss):
-            self.stopped = f"the gradient at step {step} is not finite"
-        elif not self.records:
+            self._go_back(f"the gradient at step {self.step} is not finite")
+        elif self.records:
+            self._go_back(f"the loss at step {self.step} is {loss}")
+        else:
             raise ValueError(
                 f"target or flow gives a loss of {loss} at the first step; accepted: an energy and "
                 "a density that are finite where the flow samples"
             )
-        else:
-            self.stopped = f"the loss at step {step} is {loss}"
-            if self.before is not None:
-                self.optimizer.assign(self.before)
-            self.average = None  # which holds the parameters that were bad
-        if self.world.is_first:
-            warnings.warn(
-                f"training stopped: {self.stopped}; the last finite parameters are kept",
-                stacklevel=5,
+
+    def _go_back(self, reason: str) -> None:
+        """Take up the best parameters again, at half the rate, which rises anew.
+
+        Warns:
+            UserWarning: the first time, and if there were too many.
+        """
+        self.divergences += 1
+        self.begun = self.step
+        self.optimizer.assign(self.best.parameters)
+        self.optimizer.reset()
+        self.best.restart()
+        self.average, self.averaged = None, 0
+        if self.divergences > MOST_DIVERGENCES:
+            self.stopped = f"{reason}, after {MOST_DIVERGENCES} divergences before"
+            self._warn(f"training stopped: {self.stopped}; the best parameters are kept")
+        elif self.divergences == 1:
+            self._warn(
+                f"training diverged: {reason}; it goes on from its best parameters at half the "
+                "rate, and again if need be"
             )
+
+    def _finish(self) -> None:
+        """Leave the result in the flow: parameters that are not worse than those of the beginning.
+
+        One batch tells as much of most trainings.
+
+        Warns:
+            UserWarning: if they would have been worse.
+        """
+        if self.average is not None:
+            self.optimizer.assign(self.average)
+        if self.first is None or not self.records:
+            return
+        batch = self._measure(self.elbo.num_particles * self.world.size)
+        if not self.divergences and self.first.is_above(batch, CLEARLY_BETTER_ERRORS):
+            return
+        result = self.optimizer.vector()
+        known = {"the result": result, "the first": self.start, "the best": self.best.parameters}
+        losses = {}
+        for name in ("the result", "the first"):
+            self.optimizer.assign(known[name])
+            losses[name] = self._measure(CHECKED_SAMPLES)
+        if not losses["the result"].is_above(losses["the first"], WORSE_ERRORS):
+            self.optimizer.assign(result)
+            return
+        self.optimizer.assign(known["the best"])
+        losses["the best"] = self._measure(CHECKED_SAMPLES)
+        name = min(losses, key=lambda one: losses[one].loss)
+        self.optimizer.assign(known[name])
+        self._warn(
+            f"training ended at a loss of {losses['the result'].loss:.6g}, it began at "
+            f"{losses['the first'].loss:.6g}: {name} parameters are kept"
+        )
+
+    def _measure(self, number: int) -> Measured:
+        """The loss at the final temperature, of fresh samples of all processes; changes nothing."""
+        elbo, device = self.elbo, self.optimizer.parameters[0].device
+        before = elbo.num_particles, elbo.path_gradient
+        here = math.ceil(number / self.world.size)
+        at_once = min(here, CHECKED_AT_ONCE * elbo.num_particles)
+        model, found = self._model(1.0), []
+        elbo.num_particles, elbo.path_gradient = at_once, False
+        try:
+            with (
+                torch.random.fork_rng([device] if device.type == "cuda" else []),
+                torch.no_grad(),
+            ):
+                for _ in range(math.ceil(here / at_once)):
+                    self._loss(model)
+                    found.append(self._log_weights())
+        finally:
+            elbo.num_particles, elbo.path_gradient = before
+        losses = -self.world.gather(torch.cat(found)).cpu().double()
+        loss, spread, number = float(losses.mean()), float(losses.std()), losses.numel()
+        return Measured(loss, spread, number) if math.isfinite(loss) else Measured(math.inf, 0.0, 1)
+
+    def _warn(self, message: str) -> None:
+        if self.world.is_first:
+            warnings.warn(message, stacklevel=5)
 
     def _accumulate(self) -> None:
         """Running mean of the parameters, in place."""
@@ -290,10 +438,6 @@ class Training:
         """The target's Pyro program at ``factor`` times its temperature."""
         target = self.target if factor == 1.0 else self.target.heated(factor)
         return getattr(target, "model", target)
-
-
-def _like(saved: Tensor | None, present: Tensor) -> Tensor | None:
-    return None if saved is None else saved.to(present, copy=True)
 
 
 def _figures(record: TrainingStep) -> str:

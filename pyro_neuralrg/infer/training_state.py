@@ -257,6 +257,7 @@ def described(training: Training, flow: Any, schedule: Schedule, options: Mappin
         {
             **schedule._asdict(),
             **options,
+            "warmup": training.warmup,
             "clip": training.optimizer.clip,
             "anneal": training.anneal,
             "path_gradient": (

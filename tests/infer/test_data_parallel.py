@@ -49,6 +49,7 @@ GROUP = """
                 "start": start, "vectors": torch.stack(vectors),
                 "loss": torch.tensor(result.history.free_energy),
                 "error": torch.tensor(result.history.free_energy_se),
+                "divergences": result.divergences,
                 "stopped": result.stopped, "steps": result.steps, "batch": result.batch,
             }, folder / f"{rank}.pt")
         distributed.destroy_process_group()
@@ -162,6 +163,29 @@ def test_the_loss_curve_is_that_of_one_process(trained: list[dict[str, Any]]) ->
         difference = float(both["loss"][part].mean()) - one.free_energy[part].mean()
         variance = both["error"][part].square().sum() + (one.free_energy_se[part] ** 2).sum()
         assert abs(difference) < 4.0 * float(variance) ** 0.5 / 10
+
+
+def test_what_is_not_finite_on_one_process_sends_both_back(tmp_path: Path) -> None:
+    found = together(
+        tmp_path,
+        """
+        energy, calls = IsingDual.energy, []
+        def breaking(self, x):
+            calls.append(1)
+            broken = rank == 1 and len(calls) in (9, 15)
+            return energy(self, x) + (float("nan") if broken else 0.0)
+        IsingDual.energy = breaking
+        if rank == 1:
+            warnings.simplefilter("error")  # the first process warns, alone
+        return fit(steps=20, lr=0.005)
+        """,
+    )
+    assert found.stdout == "[0, 0]\n", found.stderr
+    first, second = outcomes(tmp_path)
+    assert (first["divergences"], first["steps"], first["stopped"]) == (2, 20, None)
+    assert torch.equal(first["vectors"], second["vectors"])
+    assert first["vectors"].isfinite().all()
+    assert found.stderr.count("training diverged") == 1
 
 
 def test_checkpoints_of_two_processes(tmp_path: Path) -> None:
