@@ -39,7 +39,6 @@ from pyro_neuralrg.potentials.family import PotentialFamily
 from pyro_neuralrg.processes import Processes, processes
 from pyro_neuralrg.progress import Progress
 from pyro_neuralrg.transforms import ConditionalHierarchicalFlow
-from pyro_neuralrg.transforms.steps import compiled_steps
 
 __all__ = ["FitResult", "fit"]
 
@@ -190,12 +189,10 @@ def fit(
             flow = _default_flow(target)
         schedule = _schedule(target, flow, steps, batch, lr)
         training = _training(
-            target, flow, schedule, warmup, clip, cooling, average, path_gradient, world
+            target, flow, schedule, warmup, compile, clip, cooling, average, path_gradient, world
         )
         _check_memory(training, schedule.batch, math.prod(_shape(target, flow, schedule)))
         _clear_cache(flow)
-        if compile:
-            stack.enter_context(compiled_steps())
         if checkpoints is not None:
             options = {"average": average, "seed": seed}
             settings = described(training, flow, schedule, options)
@@ -229,6 +226,7 @@ def _training(
     flow: Any,
     schedule: Schedule,
     warmup: int | None,
+    compile: bool,
     clip: float | None,
     anneal: Anneal | None,
     average: float,
@@ -259,6 +257,7 @@ def _training(
         average=average,
         path_after_cooling=path_gradient is None and _has_score(guide),
         warmup=warmup,
+        compiles=compile,
         world=world,
     )
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 import warnings
@@ -26,6 +27,7 @@ from pyro_neuralrg.interrupts import HELD, deferred_interrupts
 from pyro_neuralrg.potentials.family import PotentialFamily
 from pyro_neuralrg.processes import Processes
 from pyro_neuralrg.progress import Progress
+from pyro_neuralrg.transforms.steps import compiled_steps
 
 __all__ = ["Keeper", "Training"]
 
@@ -97,9 +99,10 @@ class Training:
         anneal: cooling, if any.
         average: fraction of the steps, at the end, whose parameters are averaged.
         path_after_cooling: use path gradients once the target has cooled.
+        world: the processes that train together, each with an equal part of the batch.
         warmup: steps of the warm-up of the rate; None: see
             :func:`~pyro_neuralrg.infer.schedule.learning_rate_factor`.
-        world: the processes that train together, each with an equal part of the batch.
+        compiles: take the steps through ``torch.compile``.
 
     Attributes:
         step: number of the next step.
@@ -121,8 +124,9 @@ class Training:
         anneal: Anneal | None,
         average: float,
         path_after_cooling: bool,
-        warmup: int | None = None,
         world: Processes,
+        warmup: int | None = None,
+        compiles: bool = False,
     ) -> None:
         self.target = target
         self.guide = guide
@@ -132,6 +136,7 @@ class Training:
         self.anneal = anneal
         self.path_after_cooling = path_after_cooling
         self.warmup = warmup
+        self.compiles = compiles
         self.average_from = steps - round(average * steps)
         self.largest_rate = optimizer.learning_rate
         self.world = world
@@ -163,10 +168,11 @@ class Training:
                 if self.first is None:
                     self.first = self._measure(self.elbo.num_particles * self.world.size)
                     self._begin_record()
-                while self.step < self.steps and self.stopped is None:
-                    if self._take_step(begin):
-                        progress.step(partial(_figures, self.records[-1]))
-                        self._after_step(pressed, callback, keepers)
+                with compiled_steps() if self.compiles else contextlib.nullcontext():
+                    while self.step < self.steps and self.stopped is None:
+                        if self._take_step(begin):
+                            progress.step(partial(_figures, self.records[-1]))
+                            self._after_step(pressed, callback, keepers)
         except KeyboardInterrupt:
             self._interrupt()
         with deferred_interrupts() as pressed:
@@ -224,8 +230,9 @@ class Training:
         """One step of Adam; False if it was not taken."""
         step, optimizer = self.step, self.optimizer
         self._set_temperature(temperature_factor(step, self.steps, self.anneal))
-        rate = learning_rate_factor(step, self.steps, self.warmup, self.begun)
-        optimizer.learning_rate = self.largest_rate * 0.5**self.divergences * rate
+        rate = self.largest_rate * 0.5**self.divergences
+        rate *= learning_rate_factor(step, self.steps, self.warmup, self.begun)
+        optimizer.learning_rate = rate
 
         gradient = self.world.mean(optimizer.gradient(self._loss(self.model)))
         log_weights = self.world.gather(self._log_weights())
@@ -235,26 +242,21 @@ class Training:
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self._refuse(loss)
             return False
-        found = from_log_weights(log_weights)
-        spread = found.variational_se * math.sqrt(found.num_samples)
-        diverged = self.best.add(loss, spread, optimizer.vector)
-        if not diverged:
-            optimizer.step(gradient, norm)
-            if step >= self.average_from:
-                self._accumulate()
 
+        found = from_log_weights(log_weights)
+        error, ess = found.variational_se, found.ess
+        ess = ess if self.family is None else math.nan  # of one target only
         self.seconds = time.perf_counter() - begin
-        ess = found.ess if self.family is None else math.nan  # of one target only
-        rate = optimizer.learning_rate
-        self.records.append(
-            TrainingStep(step, loss, found.variational_se, ess, self.factor, rate, self.seconds)
-        )
+        self.records.append(TrainingStep(step, loss, error, ess, self.factor, rate, self.seconds))
         self.step += 1
-        if diverged:
-            self._go_back(
-                f"the loss at step {step} is {loss:.6g}, the best was {self.best.loss:.6g}"
-            )
-        return self.stopped is None
+        if self.best.add(loss, error * math.sqrt(found.num_samples), optimizer.vector):
+            best = self.best.loss
+            self._go_back(f"the loss at step {step} is {loss:.6g}, the best was {best:.6g}")
+            return self.stopped is None
+        optimizer.step(gradient, norm)
+        if step >= self.average_from:
+            self._accumulate()
+        return True
 
     def _loss(self, model: Callable[..., Any]) -> Tensor:
         """The loss of this process's samples, to be differentiated.
