@@ -103,13 +103,15 @@ def fit(
     has several modes. Ctrl-C ends it with the present parameters. Neither the global random state
     (if ``seed`` is given) nor Pyro's parameter store (for flows) is changed.
 
-    A training diverges if a loss or gradient is not finite, or the running mean of the loss is far
-    above its best (see :mod:`~pyro_neuralrg.infer.best`). It then goes back to the parameters with
-    the lowest running mean at the present temperature, halves the rate, which rises anew, and goes
-    on; the eleventh time it ends there. However a training ends, the result is not worse than what
-    it began with, by more than two standard errors of the loss of 2,000 samples, which are drawn
-    after a divergence, or where one batch does not show it. Else the best known parameters are the
-    result.
+    A training diverges if a loss or gradient is not finite, or if the running mean of the loss is
+    far above its lowest value at this temperature (:mod:`~pyro_neuralrg.infer.best` says how far).
+    It then takes up the parameters of that lowest value again, forgets Adam's moments, halves the
+    rate, which rises anew, and goes on; after ten times it ends there.
+
+    However a training ends, its result is not worse than its beginning: where the loss at the final
+    temperature is higher by more than two standard errors, on 2,000 fresh samples of each, the best
+    known parameters are the result instead. The samples are drawn after a divergence, or if one
+    batch does not show already that the result is better.
 
     Where ``torch.distributed`` is initialised, all its processes must call this with the same
     arguments: each draws its part of the batch from a seed of its own, gradients and statistics are
@@ -167,11 +169,10 @@ def fit(
         RuntimeError: if another process of the group has ended.
 
     Warns:
-        UserWarning: if the training diverged (said once), ended for that, or at parameters worse
-            than those it began with, which are then not the result; if a checkpoint
-            is corrupt or cannot be read and the one before it is used, there is none to resume
-            from, or one cannot be written (said once; the training goes on and tries again, see
-            ``unsaved``).
+        UserWarning: if the training diverged (said once), ended for that, or ended worse than it
+            began; if a checkpoint is corrupt or cannot be read and the one before it is used, there
+            is none to resume from, or one cannot be written (said once; the training goes on and
+            tries again, see ``unsaved``).
     """
     _check(steps, batch, lr, warmup, clip, average, seed)
     _check_switch("compile", compile)

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from pyro_neuralrg import IsingDual, fit
+from pyro_neuralrg.infer import TrainingStep
 from pyro_neuralrg.infer.best import LEAST_STEPS, Best
-from pyro_neuralrg.infer.training import MOST_DIVERGENCES
+from pyro_neuralrg.infer.training import MOST_DIVERGENCES, Measured, Training
 from tests.infer.conftest import GaussianTarget, ScaleFlow
 
 QUICK: dict[str, Any] = {"steps": 30, "batch": 16, "lr": 0.05, "progress": False, "seed": 1}
@@ -184,6 +185,19 @@ def test_never_worse_than_the_beginning(target: Any, flow: Any, anneal: Any, ste
         torch.testing.assert_close(state(flow), exact, rtol=0, atol=0)
 
 
+def test_the_best_of_a_training_whose_last_step_spoils_it(target: Any, flow: Any) -> None:
+    """What it has learned before is the result, not its beginning."""
+    before = loss(target, flow)
+
+    def spoil(record: TrainingStep) -> None:
+        if record.step == 99:
+            flow.loc.data.fill_(50.0)
+
+    with pytest.warns(UserWarning, match="the best parameters are kept"):
+        fit(target, flow, callback=spoil, **{**QUICK, "steps": 100})
+    assert loss(target, flow) < before - 1.0
+
+
 def test_as_good_as_the_beginning_is_kept(target: Any, flow: Any) -> None:
     """Within the error of what is measured: what was trained is the result, nothing is said."""
     flow.set_exact(target)
@@ -197,19 +211,16 @@ def test_measuring_changes_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor does it look at 2,000 samples where one batch shows that the result is better."""
     options: dict[str, Any] = {"steps": 30, "batch": 64, "lr": 0.005, "progress": False, "seed": 2}
     target = IsingDual((2, 2), temperature=3.0)
-    module, sizes = "pyro_neuralrg.infer.training.Training._measure", []
-    from pyro_neuralrg.infer.training import Measured, Training
-
-    plain = Training._measure
+    plain, sizes = Training._measure, []
 
     def watched(self: Training, number: int) -> Measured:
         sizes.append(number)
         return plain(self, number)
 
-    monkeypatch.setattr(module, watched)
+    monkeypatch.setattr(Training, "_measure", watched)
     found = fit(target, **options)
     assert sizes[:2] == [64, 64]
-    monkeypatch.setattr(module, lambda self, _: Measured(-float(self.step), 1.0, 64))
+    monkeypatch.setattr(Training, "_measure", lambda self, _: Measured(-float(self.step), 1.0, 64))
     other = fit(target, **options)
     np.testing.assert_array_equal(found.history.free_energy, other.history.free_energy)
     torch.testing.assert_close(state(found.flow), state(other.flow), rtol=0, atol=0)
