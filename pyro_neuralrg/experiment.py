@@ -19,8 +19,10 @@ from torch import Tensor
 from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, refuse_without
 from pyro_neuralrg.diagnostics import summarise, to_arviz
 from pyro_neuralrg.infer import (
+    Bounds,
     FitResult,
     FreeEnergyEstimate,
+    bounds,
     default_schedule,
     estimate,
     fit,
@@ -59,6 +61,7 @@ __all__ = [
 SPACES = ("latent", "physical")
 ESTIMATE_SAMPLES = 20_000
 ESTIMATE_BATCH = 1000
+BOUND_SITES, BOUND_SAMPLES = 2**19, 5000  # of exact samples, at most: seconds
 LATENT_STEPS = 2  # leapfrog steps of a latent draw
 JUMPS = 2  # and jumps after them: cheaper, and what moves the collective variables
 PHYSICAL_STEPS = 10  # leapfrog steps of a trajectory, as in the paper
@@ -143,7 +146,7 @@ class Experiment:
         interrupted = training.interrupted or bool(pressed)
         stopped = "interrupted" if interrupted else training.stopped or ""
         exact = exact_structure_factor.value is not None
-        found, reference, stopped = self._estimates(exact, stopped)
+        found, between, reference, stopped = self._estimates(exact, stopped)
         samplers, stopped = self._samplers(stopped)
         return Results(
             settings=self.settings,
@@ -153,26 +156,30 @@ class Experiment:
             exact_structure_factor=exact_structure_factor,
             reference_structure_factor=reference,
             estimate=found,
+            bounds=between,
             samplers=samplers,
             stopped=stopped,
         )
 
     def _estimates(
         self, exact: bool, stopped: str
-    ) -> tuple[FreeEnergyEstimate | None, MonteCarlo | None, str]:
-        """The free energy, the structure factor where it is not ``exact``, and why it stopped."""
+    ) -> tuple[FreeEnergyEstimate | None, Bounds | None, MonteCarlo | None, str]:
+        """Free energies, the structure factor where it is not ``exact``, and why it stopped."""
         found: FreeEnergyEstimate | None = None
+        between: Bounds | None = None
         reference: MonteCarlo | None = None
         try:
             if processes().is_first:
                 found = self.estimate()
+                if not stopped:
+                    between = self.bounds()
                 if not exact and not stopped:
                     reference = self.reference()
         except KeyboardInterrupt:
             stopped = "interrupted"
         except FAILURES as error:
             stopped = stopped or one_line(error)
-        return found, reference, stopped
+        return found, between, reference, stopped
 
     def _samplers(self, stopped: str) -> tuple[dict[str, Sampling], str]:
         """What the samplers found, none if the run has stopped, and why it stopped."""
@@ -216,6 +223,14 @@ class Experiment:
         with torch.random.fork_rng(_generators(self.target.device)):
             torch.manual_seed(self.settings.seed + 1)
             return estimate(self.target, self.flow, ESTIMATE_SAMPLES, ESTIMATE_BATCH)
+
+    def bounds(self) -> Bounds:
+        """Bound -ln Z from both sides: from exact samples of the target, and from the flow's."""
+        sites, seed = self.target.spectrum.numel(), self.settings.seed
+        number = min(BOUND_SAMPLES, max(REFERENCE_LEAST, BOUND_SITES // sites))
+        with torch.random.fork_rng(_generators(self.target.device)):
+            torch.manual_seed(seed + 2)
+            return bounds(self.target, self.flow, number, batch_size=ESTIMATE_BATCH, seed=seed)
 
     def reference(self) -> MonteCarlo:
         """The structure factor by cluster Monte Carlo of the spins, without the flow."""

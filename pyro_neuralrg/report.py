@@ -183,8 +183,9 @@ def _draw_reference(ax: Axes, reference: MonteCarlo) -> None:
 def as_json(results: Results) -> dict[str, Any]:
     """The report: what is not known, not finite, or was not reached, is None.
 
-    Free energies are in nats, ``ess`` of the free energy is a fraction of the samples,
-    ``ess_bulk`` counts effective draws over all chains.
+    Free energies are in nats; ``gap`` is KL(q || pi/Z), ``forward_kl`` KL(pi/Z || q); ``ess`` of
+    the free energy is a fraction of the samples, ``ess_bulk`` counts effective draws over all
+    chains.
     """
     settings, reference = results.settings, results.reference_structure_factor
     report = {
@@ -215,13 +216,16 @@ def as_json(results: Results) -> dict[str, Any]:
 
 
 def _free_energy(results: Results) -> dict[str, float | int | None]:
-    found = results.estimate
+    found, bounds = results.estimate, results.bounds
     return {
         "exact": results.exact_free_energy.value,
         "variational": found and found.variational,
         "variational_se": found and found.variational_se,
         "gap": results.gap,
         "relative_error": results.relative_error,
+        "lower": bounds and bounds.lower,
+        "lower_se": bounds and bounds.lower_se,
+        "forward_kl": results.forward_kl,
         "importance": found and found.importance,
         "importance_se": found and found.importance_se,
         "ess": found and found.ess,
@@ -277,12 +281,24 @@ def _free_energy_rows(results: Results) -> list[str]:
         return [*rows, "  not estimated"]
     bound = f"  {'variational bound':<22}{found.variational:.4f} +- {found.variational_se:.4f}"
     if results.gap is not None:
-        bound += f"   gap {results.gap:.4f}"
+        bound += f"   gap KL(q || pi/Z) {results.gap:.4f}"
     if results.relative_error is not None:
         bound += f"   relative error {results.relative_error:.2e}"
     weighted = f"  {'importance sampling':<22}{found.importance:.4f} +- {found.importance_se:.4f}"
     quality = f"ESS {100 * found.ess:.1f} % of {found.num_samples}, k-hat {found.pareto_k:.2f}"
-    return [*rows, bound, f"{weighted}   {quality}"]
+    return [*rows, bound, *_lower_bound_rows(results), f"{weighted}   {quality}"]
+
+
+def _lower_bound_rows(results: Results) -> list[str]:
+    """What exact samples say, if there are any: reverse KL alone hides modes that q misses."""
+    found = results.bounds
+    if found is None:
+        return []
+    if results.forward_kl is None:
+        divergence = f"sum of both KLs {found.upper - found.lower:.4f}"
+    else:
+        divergence = f"KL(pi/Z || q) {results.forward_kl:.4f}"
+    return [f"  {'lower bound':<22}{found.lower:.4f} +- {found.lower_se:.4f}   {divergence}"]
 
 
 def _sampling_rows(results: Results) -> list[str]:

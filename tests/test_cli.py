@@ -30,7 +30,7 @@ import pyro_neuralrg
 from pyro_neuralrg import IsingDual, VectorizedMCMC
 from pyro_neuralrg.cli import main
 from pyro_neuralrg.experiment import Experiment
-from pyro_neuralrg.infer import FreeEnergyEstimate, fit
+from pyro_neuralrg.infer import Bounds, FreeEnergyEstimate, fit
 from pyro_neuralrg.infer.mcmc.state_file import FORMAT
 from pyro_neuralrg.report import Output
 from tests.broken_files import break_reading, fill_disk
@@ -90,6 +90,9 @@ def test_report_has_every_key(quick: Path) -> None:
         "importance_se",
         "ess",
         "pareto_k",
+        "lower",
+        "lower_se",
+        "forward_kl",
     }
     for sampler in ("latent", "physical"):
         assert set(report["sampling"][sampler]) >= {
@@ -111,6 +114,8 @@ def test_report_is_consistent(quick: Path) -> None:
     assert energy["relative_error"] == pytest.approx(energy["gap"] / abs(energy["exact"]))
     assert 0.0 < energy["ess"] <= 1.0
     assert energy["gap"] > 0.0
+    assert energy["forward_kl"] == pytest.approx(energy["exact"] - energy["lower"])
+    assert energy["forward_kl"] > 3.0 * energy["lower_se"] > 0.0
     assert abs(energy["importance"] - energy["exact"]) < energy["gap"]
     assert 0.0 < report["sampling"]["exact_structure_factor"] < 1.0
 
@@ -133,6 +138,9 @@ def test_table_says_what_the_report_says(quick: Path) -> None:
         f"{report['free_energy']['exact']:.6f}",
         f"{report['free_energy']['variational']:.4f}",
         f"{report['free_energy']['importance']:.4f}",
+        f"gap KL(q || pi/Z) {report['free_energy']['gap']:.4f}",
+        f"{report['free_energy']['lower']:.4f} +- {report['free_energy']['lower_se']:.4f}",
+        f"KL(pi/Z || q) {report['free_energy']['forward_kl']:.4f}",
         f"{report['sampling']['latent']['structure_factor']:.5f}",
         f"{report['sampling']['physical']['structure_factor']:.5f}",
         f"{report['sampling']['exact_structure_factor']:.6f}",
@@ -198,7 +206,11 @@ def test_where_no_exact_value_is_known(tmp_path: Path, capsys: pytest.CaptureFix
     assert energy["gap"] is None
     assert energy["relative_error"] is None
     assert energy["importance"] is not None
-    assert "unknown" in capsys.readouterr().out
+    assert energy["lower"] < energy["importance"]
+    assert energy["forward_kl"] is None
+    out = capsys.readouterr().out
+    assert "unknown" in out
+    assert "sum of both KLs" in out
 
 
 BAD = {
@@ -293,7 +305,7 @@ def test_a_history_that_cannot_be_written(
 
 
 @pytest.mark.filterwarnings("ignore:the importance estimate rests on:UserWarning")
-def test_a_history_and_a_forecast(
+def test_a_history_and_forecasts_of_sampling(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("pyro_neuralrg.infer.forecast.FORECAST_SECONDS", -1.0)
@@ -302,7 +314,7 @@ def test_a_history_and_a_forecast(
     run(tmp_path / "out", *options, "--steps", "8")
     assert len(table.read_text().splitlines()) == 1 + 8
     notes = [line for line in capsys.readouterr().err.splitlines() if "a step now" in line]
-    assert [note.split(":")[0] for note in notes] == ["fit", *2 * ["warm-up", "draws"]]
+    assert [note.split(":")[0] for note in notes] == 2 * ["warm-up", "draws"]
 
 
 def test_a_training_that_cannot_fit(
@@ -360,18 +372,18 @@ def one_error(capsys: pytest.CaptureFixture[str]) -> str:
     return lines[0]
 
 
-@pytest.mark.filterwarnings("ignore:training stopped:UserWarning")
+@pytest.mark.filterwarnings("ignore:training (diverged|stopped):UserWarning")
 def test_a_training_that_meets_nan(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The last finite flow and its report are saved; a report of an earlier run is not kept."""
+    """The best flow and its report are saved; a report of an earlier run is not kept."""
     (tmp_path / "samples.nc").write_text("of an earlier run")
     (tmp_path / ".report.json.0a.tmp").write_text("of one that was killed")
-    nan_after(3, monkeypatch)
+    nan_after(4, monkeypatch)
     assert main(["ising", *QUICK, "--shape", "2", "2", "--out", str(tmp_path)]) == 1
-    assert "stopped early: the loss at step 2 is nan" in one_error(capsys)
+    assert "stopped early: the loss at step 2 is nan, after 10 divergences" in one_error(capsys)
     report = json.loads((tmp_path / "report.json").read_text())
-    assert report["stopped"] == "the loss at step 2 is nan"
+    assert report["stopped"] == "the loss at step 2 is nan, after 10 divergences before"
     assert report["training"]["steps"] == 2
     assert report["free_energy"]["variational"] is None
     assert report["free_energy"]["exact"] is not None
@@ -413,6 +425,7 @@ def test_a_report_of_numbers_that_are_not_finite(
 ) -> None:
     nothing = FreeEnergyEstimate(math.inf, math.nan, math.inf, math.nan, 0.0, 20)
     monkeypatch.setattr(Experiment, "estimate", lambda _: nothing)
+    monkeypatch.setattr(Experiment, "bounds", lambda _: Bounds(-math.inf, math.nan, math.inf, 0.0))
     monkeypatch.setattr(IsingDual, "log_partition", lambda _: math.nan)
     monkeypatch.setattr(IsingDual, "exact_structure_factor", lambda _: -math.inf)
     report = run(tmp_path, "--shape", "2", "2")

@@ -21,9 +21,10 @@ from pyro_neuralrg import HMC, ChEESHMC, Cycle, FreeField, IndependenceMetropoli
 from pyro_neuralrg.experiment import Experiment
 from pyro_neuralrg.infer.fit import _guide
 from pyro_neuralrg.infer.mcmc import MALA, EnergyTarget, Kernel, RandomWalkMetropolis
-from pyro_neuralrg.infer.optimizer import GuardedAdam
+from pyro_neuralrg.infer.optimizer import JoinedAdam
+from pyro_neuralrg.infer.pdd import PDD
 from pyro_neuralrg.infer.schedule import Anneal
-from pyro_neuralrg.infer.training import QuietPDD, Training
+from pyro_neuralrg.infer.training import Training
 from pyro_neuralrg.job import Settings
 from pyro_neuralrg.processes import Processes
 
@@ -78,11 +79,11 @@ def test_flows_and_energies_move(name: str) -> None:
 @pytest.mark.parametrize("name", POTENTIALS)
 def test_a_gradient_asks_for_no_number(name: str, path_gradient: bool) -> None:
     target, flow = moved(name)
-    elbo = QuietPDD(
+    elbo = PDD(
         num_particles=4, max_plate_nesting=0, vectorize_particles=True, path_gradient=path_gradient
     )
     with pyro.validation_enabled(False):  # as in fit
-        elbo.loss_and_grads(target.model, _guide(flow, False))
+        elbo.differentiable_loss(target.model, _guide(flow, False)).backward()
     assert elbo.log_weights is not None
     assert elbo.log_weights.device == META
     gradients = [parameter.grad for parameter in flow.parameters()]
@@ -131,13 +132,12 @@ def test_a_training_step_waits_once(name: str, path_after_cooling: bool) -> None
     training = Training(
         target,
         _guide(flow, False),
-        QuietPDD(num_particles=4, max_plate_nesting=0, vectorize_particles=True),
-        GuardedAdam(flow.parameters(), 0.01, clip=100.0),
+        PDD(num_particles=4, max_plate_nesting=0, vectorize_particles=True),
+        JoinedAdam(flow.parameters(), 0.01, clip=100.0),
         steps=4,
         anneal=Anneal(1.5, 0.5),
         average=0.5,
         path_after_cooling=path_after_cooling,
-        start=0,
         world=Processes(),
     )
     for _ in range(4):

@@ -20,13 +20,12 @@ __all__ = ["Loaded", "load", "save"]
 
 FORMAT = FileFormat(
     name="pyro_neuralrg.flow",
-    version=2,
+    version=3,
     writer="pyro_neuralrg.save",
     entries={
         "config": (str,),
         "dtype": (str,),
         "state_dict": (dict,),
-        "optimizer": (dict, type(None)),
         "metadata": (str,),
     },
 )
@@ -42,12 +41,10 @@ class Loaded(NamedTuple):
 
     Attributes:
         flow: the flow, with its weights, in its dtype.
-        optimizer_state: for ``fit(..., optimizer_state=...)``, or None.
         metadata: what was given to :func:`save`, else an empty dictionary.
     """
 
     flow: Any
-    optimizer_state: dict[str, Any] | None
     metadata: dict[str, Any]
 
 
@@ -55,7 +52,6 @@ def save(
     path: str | os.PathLike[str],
     flow: HierarchicalFlow | ConditionalHierarchicalFlow,
     *,
-    optimizer: Mapping[str, Any] | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a flow to ``path``, completely or not at all.
@@ -64,7 +60,6 @@ def save(
         path: file to write; an existing one is replaced.
         flow: a HierarchicalFlow or a ConditionalHierarchicalFlow (for a SymmetrizedFlow or a
             guide: its ``.flow``).
-        optimizer: ``FitResult.optimizer_state``, so that a training can go on later.
         metadata: JSON data to keep beside the flow (shape, temperature, seed, ...).
 
     Raises:
@@ -90,7 +85,6 @@ def save(
         "config": json.dumps({"kind": kind, **flow.config}),
         "dtype": _dtype_name(flow),
         "state_dict": {name: tensor.detach() for name, tensor in weights.items()},
-        "optimizer": None if optimizer is None else dict(optimizer),
         "metadata": described,
     }
     FORMAT.write(Path(path), contents)
@@ -121,7 +115,7 @@ def load(path: str | os.PathLike[str], map_location: Any = "cpu") -> Loaded:
             f"{os.fspath(path)} holds a flow that cannot be built ({one_line(error)}); "
             f"{FORMAT.accepted}"
         ) from None
-    return Loaded(flow, payload["optimizer"], metadata)
+    return Loaded(flow, metadata)
 
 
 def _device(map_location: Any) -> torch.device:

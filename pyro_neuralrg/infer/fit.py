@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Train a flow on a target: Pyro's SVI with the PDD loss, a schedule, cooling and a history."""
+"""Train a flow on a target: the PDD loss, a schedule, cooling and a history."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import contextlib
 import math
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pyro
@@ -27,18 +27,18 @@ from pyro_neuralrg.infer.guides import FlowGuide
 from pyro_neuralrg.infer.history import History, TrainingStep
 from pyro_neuralrg.infer.history_file import HistoryFile
 from pyro_neuralrg.infer.interval import Interval
-from pyro_neuralrg.infer.memory import check_memory, readable
-from pyro_neuralrg.infer.optimizer import GuardedAdam
+from pyro_neuralrg.infer.memory import check_memory
+from pyro_neuralrg.infer.optimizer import JoinedAdam
+from pyro_neuralrg.infer.pdd import PDD
 from pyro_neuralrg.infer.schedule import Anneal, Schedule, default_schedule
 from pyro_neuralrg.infer.seeds import seeded
-from pyro_neuralrg.infer.training import QuietPDD, Training
+from pyro_neuralrg.infer.training import Training
 from pyro_neuralrg.infer.training_state import Checkpoints, described
 from pyro_neuralrg.potentials.base import LatticePotential
 from pyro_neuralrg.potentials.family import PotentialFamily
 from pyro_neuralrg.processes import Processes, processes
 from pyro_neuralrg.progress import Progress
 from pyro_neuralrg.transforms import ConditionalHierarchicalFlow
-from pyro_neuralrg.transforms.compilation import compiled_operations
 
 __all__ = ["FitResult", "fit"]
 
@@ -53,12 +53,12 @@ class FitResult:
     Attributes:
         flow: what was given (or built) and is now trained, in place.
         history: every step as arrays.
-        steps: steps taken, those before ``start_step`` not counted, but those before a checkpoint.
+        steps: steps taken, those before a checkpoint included.
         batch: samples per step.
         seconds: wall time.
         interrupted: Ctrl-C, or SIGTERM with checkpoints, ended the training.
         stopped: why the training ended early, else None.
-        optimizer_state: for ``fit(..., optimizer_state=...)`` and ``save(..., optimizer=...)``.
+        divergences: times that it went back to its best parameters, see :func:`fit`.
         unsaved: why the last checkpoint or the history could not be written, else None.
     """
 
@@ -69,7 +69,7 @@ class FitResult:
     seconds: float
     interrupted: bool
     stopped: str | None
-    optimizer_state: dict[str, Any] = field(repr=False)
+    divergences: int = 0
     unsaved: str | None = None
 
 
@@ -80,14 +80,13 @@ def fit(
     steps: int | None = None,
     batch: int | None = None,
     lr: float | None = None,
+    warmup: int | None = None,
     clip: float | None = 100.0,
     anneal: tuple[float, float] | None = (1.5, 0.25),
     average: float = 0.0,
     path_gradient: bool | None = None,
     compile: bool = False,
     seed: int | None = None,
-    start_step: int = 0,
-    optimizer_state: dict[str, Any] | None = None,
     progress: bool = True,
     callback: Callable[[TrainingStep], Any] | None = None,
     history: str | os.PathLike[str] | None = None,
@@ -99,11 +98,20 @@ def fit(
 ) -> FitResult:
     """Train ``flow`` to sample ``target`` by minimising the free energy bound (paper Eq. 3-5).
 
-    Adam under :class:`pyro.infer.SVI`; the learning rate rises shortly and then follows half a
-    cosine. Training starts at a higher temperature and cools, which helps where the target has
-    several modes. A loss or gradient that is not finite ends it with the last finite parameters;
-    Ctrl-C ends it with the present ones. Neither the global random state (if ``seed`` is given)
-    nor Pyro's parameter store (for flows) is changed.
+    Adam on :class:`~pyro_neuralrg.infer.pdd.PDD`; the learning rate rises shortly and then follows
+    half a cosine. Training starts at a higher temperature and cools, which helps where the target
+    has several modes. Ctrl-C ends it with the present parameters. Neither the global random state
+    (if ``seed`` is given) nor Pyro's parameter store (for flows) is changed.
+
+    A training diverges if a loss or gradient is not finite, or if the running mean of the loss is
+    far above its lowest value at this temperature (:mod:`~pyro_neuralrg.infer.best` says how far).
+    It then takes up the parameters of that lowest value again, forgets Adam's moments, halves the
+    rate, which rises anew, and goes on; after ten times it ends there.
+
+    However a training ends, its result is not worse than its beginning: where the loss at the final
+    temperature is higher by more than two standard errors, on 2,000 fresh samples of each, the best
+    known parameters are the result instead. The samples are drawn after a divergence, or if one
+    batch does not show already that the result is better.
 
     Where ``torch.distributed`` is initialised, all its processes must call this with the same
     arguments: each draws its part of the batch from a seed of its own, gradients and statistics are
@@ -125,6 +133,7 @@ def fit(
             :func:`~pyro_neuralrg.infer.schedule.default_schedule`.
         batch: samples per step; default: by the shape.
         lr: largest learning rate; default: by the shape.
+        warmup: steps in which the rate rises to it; None: 100, but at most a tenth of all.
         clip: largest norm of the gradient; None: unlimited.
         anneal: ``(start, fraction)``: begin at ``start`` times the temperature and reach the
             temperature after this fraction of the steps; None: no cooling. A target without
@@ -133,15 +142,10 @@ def fit(
         path_gradient: see :class:`~pyro_neuralrg.infer.pdd.PDD`; None: for flows of this package,
             where it is cheap, once the target has cooled. Far from the target the plain gradient
             has the smaller variance, and a path gradient can run away.
-        compile: run the couplings of flows of this package through ``torch.compile``: twice as fast
-            on two CPU cores, after 10 to 20 s of compiling. Without a compiler it warns, and works.
+        compile: run the couplings of flows of this package through ``torch.compile``, which
+            has to compile them first. Without a compiler it warns, and works.
         seed: of the samples and of a flow built here; None: the global random state goes on.
-        start_step: steps of this schedule already taken, to go on with an interrupted training.
-        optimizer_state: of an earlier result, to go on with its moments.
-        progress: show one progress bar; a line now and then where stderr is no terminal. Before a
-            large training a line says what memory a step takes; after a few steps one says how long
-            the rest takes, if that is more than a minute. Path gradients, which may begin later,
-            are tried out for that, which changes no number.
+        progress: show one progress bar; a line now and then where stderr is no terminal.
         callback: called after each step, on every process; if it returns True on any, training
             stops.
         history: a CSV file for the steps so far, written anew, whole or not at all, as often as
@@ -165,12 +169,12 @@ def fit(
         RuntimeError: if another process of the group has ended.
 
     Warns:
-        UserWarning: if training stopped at a loss or gradient that is not finite; if a checkpoint
-            is corrupt or cannot be read and the one before it is used, there is none to resume
-            from, or one cannot be written (said once; the training goes on and tries again, see
-            ``unsaved``).
+        UserWarning: if the training diverged (said once), ended for that, or ended worse than it
+            began; if a checkpoint is corrupt or cannot be read and the one before it is used, there
+            is none to resume from, or one cannot be written (said once; the training goes on and
+            tries again, see ``unsaved``).
     """
-    _check(steps, batch, lr, clip, average, start_step, seed)
+    _check(steps, batch, lr, warmup, clip, average, seed)
     _check_switch("compile", compile)
     _check_switch("path_gradient", path_gradient)
     cooling = _check_anneal(anneal)
@@ -186,16 +190,12 @@ def fit(
             flow = _default_flow(target)
         schedule = _schedule(target, flow, steps, batch, lr)
         training = _training(
-            target, flow, schedule, clip, cooling, average, path_gradient, start_step, world
+            target, flow, schedule, warmup, compile, clip, cooling, average, path_gradient, world
         )
-        needed = _check_memory(training, schedule.batch, math.prod(_shape(target, flow, schedule)))
+        _check_memory(training, schedule.batch, math.prod(_shape(target, flow, schedule)))
         _clear_cache(flow)
-        if compile:
-            stack.enter_context(compiled_operations())
-        if optimizer_state is not None:
-            training.optimizer.set_state(optimizer_state)
         if checkpoints is not None:
-            options = {"average": average, "seed": seed, "start_step": start_step}
+            options = {"average": average, "seed": seed}
             settings = described(training, flow, schedule, options)
             stack.callback(checkpoints.end)
             checkpoints.begin(training, settings, resume)
@@ -204,11 +204,6 @@ def fit(
         bar = stack.enter_context(
             Progress(training.steps, "fit", progress and world.is_first, training.step)
         )
-        if needed is not None:
-            bar.note(
-                f"{training.steps - training.step} steps of {schedule.batch} samples; a step takes "
-                f"about {readable(needed)} of memory{' on each process' if world.size > 1 else ''}"
-            )
         training.run(bar, callback, keepers)
     if table is not None:
         table.keep(training)  # whatever ended it
@@ -222,7 +217,7 @@ def fit(
         seconds=training.seconds,
         interrupted=training.interrupted,
         stopped=training.stopped,
-        optimizer_state=training.optimizer.get_state(),
+        divergences=training.divergences,
         unsaved=world.from_first(lambda: unsaved),
     )
 
@@ -231,24 +226,21 @@ def _training(
     target: Any,
     flow: Any,
     schedule: Schedule,
+    warmup: int | None,
+    compile: bool,
     clip: float | None,
     anneal: Anneal | None,
     average: float,
     path_gradient: bool | None,
-    start: int,
     world: Processes,
 ) -> Training:
     """What is to be run, checked, with the same parameters on all processes."""
-    if start >= schedule.steps:
-        raise ValueError(
-            f"start_step is {start}; accepted: an integer below steps, {schedule.steps}"
-        )
     share = world.share("batch", schedule.batch)
     guide = _guide(flow, isinstance(target, PotentialFamily))
-    optimizer = GuardedAdam(_trainable(target, guide), schedule.learning_rate, clip)
+    optimizer = JoinedAdam(_trainable(target, guide), schedule.learning_rate, clip)
     if world.size > 1:
         optimizer.assign(world.from_first(lambda: optimizer.vector().cpu()).to(optimizer.vector()))
-    elbo = QuietPDD(
+    elbo = PDD(
         num_particles=share,
         max_plate_nesting=_plates(target, guide),
         vectorize_particles=True,
@@ -265,25 +257,20 @@ def _training(
         anneal=anneal if hasattr(target, "heated") else None,
         average=average,
         path_after_cooling=path_gradient is None and _has_score(guide),
-        start=start,
+        warmup=warmup,
+        compiles=compile,
         world=world,
     )
 
 
-def _check_memory(training: Training, batch: int, sites: int) -> float | None:
-    """Refuse a step that cannot fit, before the first one; small ones are not looked at.
-
-    Returns:
-        Bytes of a step on each process, if they were looked at and found.
-    """
+def _check_memory(training: Training, batch: int, sites: int) -> None:
+    """Refuse a step that cannot fit, before the first one; small ones are not looked at."""
     world = training.world
     if world.share("batch", batch) * sites < LARGE_BATCH:
-        return None
+        return
     device = training.optimizer.parameters[0].device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        return world.together(
-            lambda: check_memory(training.try_step, batch, sites, device, world.size)
-        )
+        world.together(lambda: check_memory(training.try_step, batch, sites, device, world.size))
 
 
 def _schedule(
@@ -446,15 +433,14 @@ def _check(
     steps: int | None,
     batch: int | None,
     lr: float | None,
+    warmup: int | None,
     clip: float | None,
     average: float,
-    start_step: int,
     seed: int | None,
 ) -> None:
-    for name, value, least in (("steps", steps, 1), ("batch", batch, 2)):
+    for name, value, least in (("steps", steps, 1), ("batch", batch, 2), ("warmup", warmup, 0)):
         if value is not None:
             check_integer(name, value, least)
-    check_integer("start_step", start_step, 0)
     if seed is not None:
         check_integer("seed", seed, 0, LARGEST_SEED)
     for name, rate in (("lr", lr), ("clip", clip)):

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
 from itertools import pairwise
 
 from pyro_neuralrg.progress import Progress
@@ -31,19 +30,12 @@ class Forecast:
         self._progress = progress
         self._marks: list[float] = []
 
-    def step(
-        self,
-        left: int,
-        words: str = "",
-        more: Callable[[float], tuple[float, str]] | None = None,
-    ) -> None:
+    def step(self, left: int, words: str = "") -> None:
         """Count a step.
 
         Args:
             left: steps that are left.
             words: what there is to be said of a forecast.
-            more: called with the seconds of a step, if they make a forecast; returns the seconds by
-                which all that are left take longer than such steps, and the words.
         """
         if not self._progress.shown or len(self._marks) >= FORECAST_STEPS:
             return
@@ -53,8 +45,7 @@ class Forecast:
         step = statistics.median(b - a for a, b in pairwise(self._marks))
         if left * step <= FORECAST_SECONDS:
             return
-        extra, words = (0.0, words) if more is None else more(step)
-        rest = duration(left * step + extra)
+        rest = duration(left * step)
         self._progress.note(f"about {rest} left, {duration(step)} a step now{words}")
 
 

@@ -45,7 +45,7 @@ from pyro_neuralrg.distributions.flow import (
     flow_distribution,
     flow_dtype_and_device,
 )
-from pyro_neuralrg.infer.optimizer import GuardedAdam
+from pyro_neuralrg.infer.optimizer import JoinedAdam
 from pyro_neuralrg.infer.schedule import learning_rate_factor
 from pyro_neuralrg.infer.seeds import seeded
 from pyro_neuralrg.progress import Progress
@@ -135,9 +135,7 @@ def fit_data(
             check_number(name, rate, "a positive number or None", above=0)
     with seeded(seed):
         training = _DataTraining(flow, data, held_out, prepare, min(batch, len(data)))
-        training.optimizer = GuardedAdam(
-            [p for p in flow.parameters() if p.requires_grad], lr, clip
-        )
+        training.optimizer = JoinedAdam([p for p in flow.parameters() if p.requires_grad], lr, clip)
         return training.run(steps, lr, check_every, progress)
 
 
@@ -172,7 +170,7 @@ def cross_entropy(
 class _DataTraining:
     """The loop over the steps, with what it needs and what it found."""
 
-    optimizer: GuardedAdam
+    optimizer: JoinedAdam
 
     def __init__(
         self,
@@ -189,6 +187,7 @@ class _DataTraining:
         self.loss: list[float] = []
         self.checks: list[tuple[int, float]] = []
         self.best: Tensor | None = None
+        self.before: Tensor | None = None
         self.stopped: str | None = None
         for name, values in (("data", data), ("held_out", held_out)):
             if values is not None:
@@ -230,11 +229,11 @@ class _DataTraining:
         """One step of Adam; False if it had to stop."""
         x = _fields(self.flow, self.data[self._draw()], self.prepare)
         loss = -self.q.log_prob(x).mean()
-        loss.backward()
-        value = float(loss.detach())
-        self.optimizer.read = lambda norm: float(norm) if math.isfinite(value) else math.nan
-        self.optimizer(())
-        if not self.optimizer.failed:
+        gradient = self.optimizer.gradient(loss)
+        value, norm = torch.stack([loss.detach(), gradient.norm()]).tolist()
+        if math.isfinite(value) and math.isfinite(norm):
+            self.before = self.optimizer.vector()
+            self.optimizer.step(gradient, norm)
             self.loss.append(value)
             return True
         if not self.loss:
@@ -242,11 +241,11 @@ class _DataTraining:
                 f"data give a loss of {value} at the first step; accepted: fields where the flow's "
                 "density and its gradient are finite"
             )
-        self.stopped = f"the loss at step {step} is {value}"
+        self.stopped = f"the gradient at step {step} is not finite"
         if not math.isfinite(value):
-            self.optimizer.undo()
-        else:
-            self.stopped = f"the gradient at step {step} is not finite"
+            self.stopped = f"the loss at step {step} is {value}"
+            assert self.before is not None
+            self.optimizer.assign(self.before)
         warnings.warn(
             f"training stopped: {self.stopped}; the last finite parameters are kept", stacklevel=4
         )

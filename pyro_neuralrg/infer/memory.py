@@ -144,7 +144,7 @@ def check_memory(
     sites: int,
     device: torch.device,
     processes: int = 1,
-) -> float | None:
+) -> None:
     """Refuse a batch whose step cannot fit into what is available.
 
     Args:
@@ -153,9 +153,6 @@ def check_memory(
         sites: of a sample.
         device: where.
         processes: that have equal parts of the batch.
-
-    Returns:
-        Bytes that a step takes on each process, about; None if that cannot be found out.
 
     Raises:
         MemoryLimitError: naming the largest batch, of all processes, that would fit.
@@ -166,23 +163,20 @@ def check_memory(
         peak = peak_memory(step, sites, dry)
     except Exception:
         if dry:  # not every operation is known without memory
-            return None
+            return
         raise
-    own = batch // processes
+    own, several = batch // processes, processes > 1
     needed = SLACK * peak(own)
-    if needed > there:
-        most = math.floor((there / SLACK - peak.whole) / peak.each) if peak.each else 0
-        fits = (
-            f"a batch of at most {most * processes}" if most >= 2 else "a smaller lattice or flow"
-        )
-        several = processes > 1
-        each = f" ({own} on each of {processes} processes)" if several else ""
-        raise MemoryLimitError(
-            f"batch is {batch}{each}, of which a training step takes about {readable(needed)}"
-            f"{' on each' if several else ''}; accepted: what fits into the {readable(there)} "
-            f"available {'to each' if several else 'here'}, {fits}"
-        )
-    return needed
+    if needed <= there:
+        return
+    most = math.floor((there / SLACK - peak.whole) / peak.each) if peak.each else 0
+    fits = f"a batch of at most {most * processes}" if most >= 2 else "a smaller lattice or flow"
+    each = f" ({own} on each of {processes} processes)" if several else ""
+    raise MemoryLimitError(
+        f"batch is {batch}{each}, of which a training step takes about {readable(needed)}"
+        f"{' on each' if several else ''}; accepted: what fits into the {readable(there)} "
+        f"available {'to each' if several else 'here'}, {fits}"
+    )
 
 
 def kept_bytes(size: float, processes: int) -> float:

@@ -93,9 +93,13 @@ class PDD(ELBO):
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:
-        """The same estimate as a scalar tensor, whose gradient is that of ``loss_and_grads``."""
+        """The same estimate as a scalar tensor, whose gradient is that of ``loss_and_grads``.
+
+        No number is read from it: an accelerator goes on computing, and losses that are not finite
+        are not warned of.
+        """
         parts = list(self._particles(model, guide, args, kwargs, self.path_gradient))
-        self._report([log_weights for log_weights, _ in parts])
+        self.log_weights = torch.cat([log_weights.detach() for log_weights, _ in parts])
         value = -torch.cat([log_weights for log_weights, _ in parts]).mean()
         if not self.path_gradient:
             return value

@@ -11,7 +11,7 @@ from typing import NamedTuple
 __all__ = ["Anneal", "Schedule", "default_schedule", "learning_rate_factor", "temperature_factor"]
 
 WARMUP_STEPS = 100
-"""Steps of the linear rise of the learning rate, but never more than a tenth of all steps."""
+"""Steps of the linear rise of the learning rate, but at most a tenth of all, if none are given."""
 
 FINAL_RATE = 0.01
 """Last learning rate of the cosine, as a fraction of the largest one."""
@@ -64,12 +64,24 @@ def default_schedule(shape: Sequence[int]) -> Schedule:
     return Schedule(steps=steps, batch=256, learning_rate=rate)
 
 
-def learning_rate_factor(step: int, steps: int) -> float:
-    """Linear warm-up, then half a cosine down to ``FINAL_RATE``; relative to the largest rate."""
-    warmup = max(1, min(WARMUP_STEPS, steps // 10))
+def learning_rate_factor(step: int, steps: int, warmup: int | None = None, begun: int = 0) -> float:
+    """Linear warm-up, then half a cosine down to ``FINAL_RATE``; relative to the largest rate.
+
+    Args:
+        step: number of the step.
+        steps: length of the schedule.
+        warmup: steps of the warm-up; None: ``WARMUP_STEPS``, but at most a tenth of all.
+        begun: step at which it begins.
+
+    Example:
+        >>> [round(learning_rate_factor(step, 1000, warmup=4), 3) for step in range(5)]
+        [0.25, 0.5, 0.75, 1.0, 1.0]
+    """
+    if warmup is None:
+        warmup = min(WARMUP_STEPS, steps // 10)
     progress = step / max(1, steps)
     cosine = FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1.0 + math.cos(math.pi * progress))
-    return min(1.0, (step + 1) / warmup) * cosine
+    return min(1.0, (step - begun + 1) / max(1, warmup)) * cosine
 
 
 def temperature_factor(step: int, steps: int, anneal: Anneal | None) -> float:

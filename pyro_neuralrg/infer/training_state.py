@@ -29,7 +29,7 @@ __all__ = ["FORMAT", "CheckpointError", "Checkpoints", "described"]
 
 FORMAT = FileFormat(
     name="pyro_neuralrg.training",
-    version=1,
+    version=2,
     writer="fit(..., checkpoint=...)",
     entries={
         "settings": (str,),
@@ -257,6 +257,7 @@ def described(training: Training, flow: Any, schedule: Schedule, options: Mappin
         {
             **schedule._asdict(),
             **options,
+            "warmup": training.warmup,
             "clip": training.optimizer.clip,
             "anneal": training.anneal,
             "path_gradient": (

@@ -19,18 +19,17 @@ from collections.abc import Callable
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.infer import SVI
 
 from pyro_neuralrg import PDD, hierarchical_flow
 from pyro_neuralrg.distributions import flow_distribution
 from pyro_neuralrg.infer import AutoHierarchicalFlow
-from pyro_neuralrg.infer.optimizer import GuardedAdam
+from pyro_neuralrg.infer.optimizer import JoinedAdam
 
 LEARNING_RATE = 1e-3
 
 
 def guided_step(data: torch.Tensor, batch: int) -> Callable[[], None]:
-    """Pyro's way."""
+    """A model, its guide and the ELBO."""
 
     def model() -> None:
         x = pyro.sample("x", dist.Normal(torch.zeros_like(data), 1.0).to_event(2))
@@ -38,28 +37,28 @@ def guided_step(data: torch.Tensor, batch: int) -> Callable[[], None]:
 
     guide = AutoHierarchicalFlow(model, "x")
     loss = PDD(num_particles=batch, max_plate_nesting=0, vectorize_particles=True)
-    optimizer = GuardedAdam(list(guide.parameters()), LEARNING_RATE)
-    svi = SVI(model, guide, optimizer, loss=loss)
-    return lambda: void(svi.step())
+    optimizer = JoinedAdam(list(guide.parameters()), LEARNING_RATE)
+
+    def step() -> None:
+        gradient = optimizer.gradient(loss.differentiable_loss(model, guide))
+        optimizer.step(gradient, float(gradient.norm()))
+
+    return step
 
 
 def bare_step(data: torch.Tensor, batch: int) -> Callable[[], None]:
     """The flow alone."""
     flow = hierarchical_flow(tuple(data.shape))
     q = flow_distribution(flow)
-    optimizer = GuardedAdam(list(flow.parameters()), LEARNING_RATE)
+    optimizer = JoinedAdam(list(flow.parameters()), LEARNING_RATE)
 
     def step() -> None:
         x = q.rsample((batch,))
         energy = 0.5 * x.square() + 2.0 * (x - data).square()
-        (q.log_prob(x) + energy.sum((-1, -2))).mean().backward()
-        optimizer(flow.parameters())
+        gradient = optimizer.gradient((q.log_prob(x) + energy.sum((-1, -2))).mean())
+        optimizer.step(gradient, float(gradient.norm()))
 
     return step
-
-
-def void(_: float) -> None:
-    """Drop a loss."""
 
 
 def seconds(step: Callable[[], None]) -> float:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pyro_neuralrg import IsingDual, SymmetrizedFlow, hierarchical_flow
 from pyro_neuralrg.distributions import flow_distribution
-from pyro_neuralrg.infer.optimizer import GuardedAdam
+from pyro_neuralrg.infer.optimizer import JoinedAdam
 from pyro_neuralrg.transforms import HierarchicalFlow
 from tests.benchmarks.straightforward import StraightforwardFlow, straightforward_copy
 
@@ -54,13 +54,13 @@ def largest_difference(dtype: torch.dtype, symmetrized: bool) -> float:
 
 
 def our_step(flow: HierarchicalFlow, target: IsingDual, symmetrized: bool) -> Callable[[], None]:
-    optimizer = GuardedAdam(flow.parameters(), LEARNING_RATE)
+    optimizer = JoinedAdam(flow.parameters(), LEARNING_RATE)
     q = density(flow, symmetrized)
 
     def step() -> None:
         x = q.rsample((BATCH,))
-        pdd(q.log_prob(x), target, x).backward()
-        optimizer(flow.parameters())
+        gradient = optimizer.gradient(pdd(q.log_prob(x), target, x))
+        optimizer.step(gradient, float(gradient.norm()))
 
     return step
 

@@ -47,9 +47,9 @@ GROUP = """
         if result is not None:
             torch.save({
                 "start": start, "vectors": torch.stack(vectors),
-                "moments": result.optimizer_state["state"][0],
                 "loss": torch.tensor(result.history.free_energy),
                 "error": torch.tensor(result.history.free_energy_se),
+                "divergences": result.divergences,
                 "stopped": result.stopped, "steps": result.steps, "batch": result.batch,
             }, folder / f"{rank}.pt")
         distributed.destroy_process_group()
@@ -97,8 +97,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder,
         """
         state = {name: value.clone() for name, value in flow.state_dict().items()}
-        once = fit(steps=1, batch=64, lr=0.005, anneal=None, callback=None)
-        torch.save(once.optimizer_state["state"][0]["exp_avg"], folder / f"gradient{rank}.pt")
+        fit(steps=1, batch=64, lr=0.005, anneal=None, callback=None, checkpoint=folder / "one")
         flow.load_state_dict(state)
         return fit(steps=60, batch=64, lr=0.005, anneal=None)
         """,
@@ -123,24 +122,28 @@ def test_parameters_are_equal_after_every_step(trained: list[dict[str, Any]]) ->
     assert first["batch"] == 64
 
 
-def test_loss_and_gradient_are_means_over_processes(folder: Path) -> None:
+def first_moment(folder: Path) -> torch.Tensor:
+    """Of Adam after one step: a tenth of the gradient."""
+    state = FORMAT.read(folder / "training-0000000001.pt")["training"]
+    return state["optimizer"]["state"][0]["exp_avg"]
+
+
+def test_loss_and_gradient_are_means_over_processes(folder: Path, tmp_path: Path) -> None:
     """Each alone, with its seed and its part of the batch, finds its part of them."""
-    losses, moments = [], []
+    losses, moments = [], [first_moment(folder / "one")]
     for rank in range(2):
         torch.manual_seed(1)
         target = IsingDual((2, 2), temperature=3.0)
         alone = fit(
             target, target.flow(), steps=1, batch=32, lr=0.005, clip=None, anneal=None,
-            seed=Processes(rank, 2).seed(5), progress=False,
+            seed=Processes(rank, 2).seed(5), progress=False, checkpoint=tmp_path / str(rank),
         )  # fmt: skip
         losses.append(alone.history.free_energy[0])
-        moments.append(alone.optimizer_state["state"][0]["exp_avg"])
+        moments.append(first_moment(tmp_path / str(rank)))
     assert losses[0] != losses[1]
     found = outcomes(folder)[1]["loss"][0]
     assert float(found) == pytest.approx(np.mean(losses), rel=1e-12)
-    for rank in range(2):
-        moment = torch.load(folder / f"gradient{rank}.pt", weights_only=True)
-        torch.testing.assert_close(moment, (moments[0] + moments[1]) / 2)
+    torch.testing.assert_close(moments[0], (moments[1] + moments[2]) / 2)
 
 
 def test_the_loss_curve_is_that_of_one_process(trained: list[dict[str, Any]]) -> None:
@@ -160,6 +163,29 @@ def test_the_loss_curve_is_that_of_one_process(trained: list[dict[str, Any]]) ->
         difference = float(both["loss"][part].mean()) - one.free_energy[part].mean()
         variance = both["error"][part].square().sum() + (one.free_energy_se[part] ** 2).sum()
         assert abs(difference) < 4.0 * float(variance) ** 0.5 / 10
+
+
+def test_what_is_not_finite_on_one_process_sends_both_back(tmp_path: Path) -> None:
+    found = together(
+        tmp_path,
+        """
+        energy, calls = IsingDual.energy, []
+        def breaking(self, x):
+            calls.append(1)
+            broken = rank == 1 and len(calls) in (9, 15)
+            return energy(self, x) + (float("nan") if broken else 0.0)
+        IsingDual.energy = breaking
+        if rank == 1:
+            warnings.simplefilter("error")  # the first process warns, alone
+        return fit(steps=20, lr=0.005)
+        """,
+    )
+    assert found.stdout == "[0, 0]\n", found.stderr
+    first, second = outcomes(tmp_path)
+    assert (first["divergences"], first["steps"], first["stopped"]) == (2, 20, None)
+    assert torch.equal(first["vectors"], second["vectors"])
+    assert first["vectors"].isfinite().all()
+    assert found.stderr.count("training diverged") == 1
 
 
 def test_checkpoints_of_two_processes(tmp_path: Path) -> None:

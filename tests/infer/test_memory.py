@@ -123,23 +123,6 @@ def test_a_training_that_cannot_fit_does_not_begin(monkeypatch: pytest.MonkeyPat
     assert all(parameter.grad is None for parameter in flow.parameters())
 
 
-def test_what_a_step_takes_is_told_before_the_first(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def needed(*_: Any) -> float:
-        return 1.5e9
-
-    monkeypatch.setattr(FIT, "check_memory", needed)
-    fit(IsingDual((2, 2)), steps=4, batch=4, seed=0)
-    assert "of memory" not in capsys.readouterr().err  # of a small one
-    monkeypatch.setattr(FIT, "LARGE_BATCH", 0)
-    fit(IsingDual((2, 2)), steps=4, batch=4, seed=0, start_step=1)
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "fit: 3 steps of 4 samples; a step takes about 1.5 GB of memory"
-    fit(IsingDual((2, 2)), steps=4, batch=4, seed=0, progress=False)
-    assert capsys.readouterr().err == ""
-
-
 @pytest.mark.parametrize("there", [1e18, 1e3])
 def test_looking_changes_nothing(there: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither with memory nor, where there seems to be little, without."""
