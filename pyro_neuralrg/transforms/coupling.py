@@ -75,30 +75,30 @@ class Couplings(LatticeTransform):
         h: Tensor,
         score: Tensor,
         context: Tensor | None = None,
-        pulls: list[Tensor] | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        want_context: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """z to x with the score, without any inverse."""
         if self.stack is not None and context is None and is_worthwhile(h):
-            return super().generate_with_score(h, score, context, pulls)
+            return super().generate_with_score(h, score, context, want_context)
         steps = present_steps()
-        asked = pulls is not None and context is not None
+        asked, of_context = want_context and context is not None, None
         with torch.enable_grad():
             if not h.requires_grad:
                 h = h.detach().requires_grad_()
             rows, scores, log_slopes = list(h.unbind(0)), list(score.unbind(0)), []
             for (fixed, moved), network in zip(self.halves, self.networks, strict=True):
                 u, v = _stack(rows, fixed), _stack(rows, moved)
-                values, log_slope, pulled, score, *of_context = steps.couple_with_score(
+                values, log_slope, pulled, score, *more = steps.couple_with_score(
                     network, u, v, context, _stack(scores, moved), asked
                 )
-                if pulls is not None:
-                    pulls.extend(of_context)
+                if more:
+                    of_context = more[0] if of_context is None else of_context + more[0]
                 _put(scores, fixed, _stack(scores, fixed) + pulled)
                 _put(scores, moved, score)
                 _put(rows, moved, values)
                 log_slopes.append(log_slope)
             ladj = torch.cat(log_slopes).flatten(0, -2).sum(0)
-            return torch.stack(rows), ladj, torch.stack(scores)
+            return torch.stack(rows), ladj, torch.stack(scores), of_context
 
     def renormalize(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x to z."""

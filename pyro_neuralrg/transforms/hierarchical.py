@@ -10,14 +10,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from pyro_neuralrg.arguments import check_integer, check_number
+from pyro_neuralrg.arguments import check_integer
+from pyro_neuralrg.bases import NORMAL, StandardNormal, TwoModes, base_from_config
 from pyro_neuralrg.lattice import Circuit, Layer, make_circuit
 from pyro_neuralrg.transforms.base import LatticeTransform
 from pyro_neuralrg.transforms.bijectors import Bijector, as_bijector, bijector_config
 from pyro_neuralrg.transforms.building import build_coarse_map, build_layer
 from pyro_neuralrg.transforms.fourier import FourierLayer
 from pyro_neuralrg.transforms.growth import grow
-from pyro_neuralrg.transforms.humps import MOST_DISTANCE, BehindHumps, TwoHumps
 from pyro_neuralrg.transforms.partition import cut, join, split_coarse, tile
 from pyro_neuralrg.transforms.scales import UpToScale
 from pyro_neuralrg.transforms.sites import (
@@ -33,16 +33,19 @@ WEIGHTS = ("scale", "block", "shared")
 
 
 class HierarchicalFlow(LatticeTransform):
-    r"""x = g(z) from independent normals z to a lattice field x (paper Fig. 1); back: ``flow.inv``.
+    r"""x = g(z) from draws z of the base to a lattice field x (paper Fig. 1); back: ``flow.inv``.
 
-    With p the standard normal density, and exactly (paper Eq. 1),
+    With p the density of the base, and exactly (paper Eq. 1),
 
     .. math:: \ln q(x) = \ln p(z) - \ln|\det \partial x/\partial z|
+
+    as :class:`~pyro_neuralrg.distributions.FlowDistribution` computes it; ``FlowDistribution(flow)
+    .rsample()`` draws of q, which ``flow(torch.randn(...))`` are only if the base is normal.
 
     >>> flow = hierarchical_flow((4, 4))
     >>> z = torch.randn(10, 4, 4)
     >>> x, ladj = flow.forward_and_ladj(z)
-    >>> log_q = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum((-1, -2)) - ladj
+    >>> log_q = flow.base.log_prob(z, event_dim=2) - ladj
 
     Latents have the shape of the field: the variable kept by a block sits on the block's first
     site, so that scale k lives on the sublattice of spacing b^k. Build one with
@@ -55,9 +58,9 @@ class HierarchicalFlow(LatticeTransform):
         odd: g(-z) = -g(z), so that q(x) = q(-x) exactly.
         monotone_steps: steps of the monotone map on the variables each decimator keeps; 0 for none.
         spectrum: eigenvalues for a fixed Gaussian layer next to the field, or None.
-        humps: distance m of the two humps that the coarsest variable is given first, see
-            :class:`~pyro_neuralrg.transforms.humps.TwoHumps`; 0 for none. Circuits that leave more
-            than one coarsest variable ignore it.
+        base: density of z, :class:`~pyro_neuralrg.bases.StandardNormal` or
+            :class:`~pyro_neuralrg.bases.TwoModes`. Circuits that leave more than one coarsest
+            variable have normals.
         context_dim: features of a context that the networks take besides; 0 for none. See
             :class:`~pyro_neuralrg.transforms.conditional.ConditionalHierarchicalFlow`.
         spectrum_slopes: how the spectrum depends on the context, or None, see
@@ -77,7 +80,7 @@ class HierarchicalFlow(LatticeTransform):
         odd: bool = False,
         monotone_steps: int = 0,
         spectrum: Tensor | None = None,
-        humps: float = 0.0,
+        base: StandardNormal = NORMAL,
         context_dim: int = 0,
         spectrum_slopes: Tensor | None = None,
         site_features: Tensor | None = None,
@@ -110,7 +113,7 @@ class HierarchicalFlow(LatticeTransform):
         self.gaussian = (
             None if spectrum is None else FourierLayer(spectrum, circuit.boundary, spectrum_slopes)
         )
-        self.humps = TwoHumps(circuit.shape, humps) if humps and circuit.is_complete else None
+        self.base = base if circuit.is_complete else NORMAL
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -119,12 +122,24 @@ class HierarchicalFlow(LatticeTransform):
 
     # The flow
 
-    def generate(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """z to x, coarse to fine, batch-last."""
-        if self.humps is None:
-            return self.generate_local(h, context)
-        h, ladj = self.humps.generate(h)
-        h, more = self.generate_local(h, context)
+    def generate(
+        self, h: Tensor, context: Tensor | None = None, stop: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """z to x, batch-last; from the field that enters layer ``stop``, if given."""
+        h, ladj = self._generate_from(0, h, context, stop)
+        if self.gaussian is not None:
+            h, more = self.gaussian.generate(h, context)
+            ladj = ladj + more
+        return h, ladj
+
+    def renormalize(
+        self, h: Tensor, context: Tensor | None = None, stop: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """x to z, batch-last; to the field that enters layer ``stop``, if given."""
+        ladj = h.new_zeros(h.shape[-1])
+        if self.gaussian is not None:
+            h, ladj = self.gaussian.renormalize(h, context)
+        h, more = self._renormalize_from(0, h, context, stop)
         return h, ladj + more
 
     def generate_with_score(
@@ -132,40 +147,25 @@ class HierarchicalFlow(LatticeTransform):
         h: Tensor,
         score: Tensor,
         context: Tensor | None = None,
-        pulls: list[Tensor] | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        want_context: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """z to x with the score of q, batch-last."""
-        ladj = h.new_zeros(h.shape[-1])
-        if self.humps is not None:
-            h, ladj, score = self.humps.generate_with_score(h, score)
-        h, more, score = self._score_from(0, h, score, context, pulls)
-        ladj = ladj + more
+        want_context = want_context and context is not None
+        h, ladj, score, of_context = self._score_from(0, h, score, context, want_context)
         if self.gaussian is not None:
-            h, more, score = self.gaussian.generate_with_score(h, score, context, pulls)
-            ladj = ladj + more
-        return h, ladj, score
-
-    def renormalize(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """x to z, fine to coarse, batch-last."""
-        h, ladj = self.renormalize_local(h, context)
-        if self.humps is not None:
-            h, more = self.humps.renormalize(h)
-            ladj = ladj + more
-        return h, ladj
-
-    @property
-    def local(self) -> LatticeTransform:
-        """x as a function of y, the latents behind the humps; itself if there are none.
-
-        In y local moves such as those of HMC meet a smooth energy.
-        """
-        return self if self.humps is None else BehindHumps(self)
+            h, more, score, of_gaussian = self.gaussian.generate_with_score(
+                h, score, context, want_context
+            )
+            ladj, of_context = ladj + more, add_scores(of_context, of_gaussian)
+        if want_context and of_context is None and context is not None:
+            of_context = torch.zeros_like(context)
+        return h, ladj, score, of_context
 
     def up_to_scale(self, scale: int) -> LatticeTransform:
         """x as a function of u: the field of scale k on its sublattice, finer latents elsewhere.
 
         Scales run from 0, where u is the field under the Gaussian layer, to the number of
-        decimators, where u is y of :attr:`local`. See
+        decimators, where u is z. See
         :class:`~pyro_neuralrg.transforms.scales.UpToScale`.
 
         Raises:
@@ -177,26 +177,6 @@ class HierarchicalFlow(LatticeTransform):
             torch.Size([3, 4, 4])
         """
         return UpToScale(self, scale)
-
-    def generate_local(
-        self, h: Tensor, context: Tensor | None, stop: int | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """y to x, batch-last; from the field that enters layer ``stop``, if given."""
-        h, ladj = self._generate_from(0, h, context, stop)
-        if self.gaussian is not None:
-            h, more = self.gaussian.generate(h, context)
-            ladj = ladj + more
-        return h, ladj
-
-    def renormalize_local(
-        self, h: Tensor, context: Tensor | None, stop: int | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """x to y, batch-last; to the field that enters layer ``stop``, if given."""
-        ladj = h.new_zeros(h.shape[-1])
-        if self.gaussian is not None:
-            h, ladj = self.gaussian.renormalize(h, context)
-        h, more = self._renormalize_from(0, h, context, stop)
-        return h, ladj + more
 
     def _generate_from(
         self, index: int, h: Tensor, context: Tensor | None, stop: int | None = None
@@ -226,32 +206,36 @@ class HierarchicalFlow(LatticeTransform):
         h: Tensor,
         score: Tensor,
         context: Tensor | None,
-        pulls: list[Tensor] | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        want_context: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """:meth:`_generate_from` with the score, which is cut and joined as the field is."""
         if index == len(self.layers):
-            return h, h.new_zeros(h.shape[-1]), score
+            return h, h.new_zeros(h.shape[-1]), score, None
         layer = self.circuit.layers[index]
         if layer.kind == "disentangler":
-            h, ladj, score = self._score_from(index + 1, h, score, context, pulls)
+            h, ladj, score, of_context = self._score_from(
+                index + 1, h, score, context, want_context
+            )
             blocks, scores = cut(h, layer), cut(score, layer)
         else:
             blocks, scores = cut(h, layer), cut(score, layer)
             kept, kept_score = (tile([b[0] for b in pieces], layer) for pieces in (blocks, scores))
-            kept, ladj, kept_score = self._score_from(index + 1, kept, kept_score, context, pulls)
+            kept, ladj, kept_score, of_context = self._score_from(
+                index + 1, kept, kept_score, context, want_context
+            )
             coarse_map = self._coarse_map(index)
             if coarse_map is not None:
-                kept, more, kept_score = coarse_map.generate_with_score(kept, kept_score)
+                kept, more, kept_score, _ = coarse_map.generate_with_score(kept, kept_score)
                 ladj = ladj + more
             blocks = _exchange_kept(blocks, kept, layer)
             scores = _exchange_kept(scores, kept_score, layer)
         for number, transform in enumerate(cast("nn.ModuleList", self.layers[index])):
             if isinstance(transform, LatticeTransform):
-                block, more, scores[number] = transform.generate_with_score(
-                    blocks[number], scores[number], context, pulls
+                blocks[number], more, scores[number], of_layer = transform.generate_with_score(
+                    blocks[number], scores[number], context, want_context
                 )
-                blocks[number], ladj = block, ladj + more
-        return join(blocks, layer), ladj, join(scores, layer)
+                ladj, of_context = ladj + more, add_scores(of_context, of_layer)
+        return join(blocks, layer), ladj, join(scores, layer), of_context
 
     def _renormalize_from(
         self, index: int, h: Tensor, context: Tensor | None, stop: int | None = None
@@ -373,7 +357,7 @@ class HierarchicalFlow(LatticeTransform):
             "weights": self.weights,
             "odd": self.odd,
             "monotone_steps": self.monotone_steps,
-            "humps": 0.0 if self.humps is None else self.humps.distance,
+            "base": self.base.config,
             "context_dim": self.context_dim,
             "spectrum": self.gaussian is not None,
             **self._rare_config(),
@@ -390,12 +374,22 @@ class HierarchicalFlow(LatticeTransform):
         """Build the flow that ``config`` names; load its weights with ``load_state_dict``."""
         options = dict(config)
         shape = options.pop("shape")
+        humps = options.pop("humps", 0.0)  # files written before flows had a base: the same q
+        known = TwoModes(humps).config if humps else NORMAL.config
+        options["base"] = base_from_config(options.get("base", known))
         if options.pop("spectrum"):
             options["spectrum"] = torch.ones(tuple(shape), dtype=torch.get_default_dtype())
         for name in ("spectrum_slopes", "site_features"):
             if options.get(name) is not None:
                 options[name] = torch.zeros(options[name], *shape)
         return hierarchical_flow(shape, **options)
+
+
+def add_scores(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    """Sum of two gradients, either of which may be none."""
+    if first is None or second is None:
+        return second if first is None else first
+    return first + second
 
 
 def _exchange_kept(blocks: list[Tensor], kept: Tensor, layer: Layer) -> list[Tensor]:
@@ -418,7 +412,7 @@ def hierarchical_flow(
     odd: bool = False,
     monotone_steps: int = 0,
     spectrum: Tensor | None = None,
-    humps: float = 0.0,
+    base: StandardNormal = NORMAL,
     context_dim: int = 0,
     spectrum_slopes: Tensor | None = None,
     site_features: Tensor | None = None,
@@ -426,7 +420,7 @@ def hierarchical_flow(
 ) -> HierarchicalFlow:
     """Build a :class:`HierarchicalFlow`.
 
-    What it may know of its target is ``odd``, ``spectrum``, ``humps`` and ``site_features``;
+    What it may know of its target is ``odd``, ``spectrum``, ``base`` and ``site_features``;
     ``target.flow()`` fills them in.
 
     Args:
@@ -445,10 +439,9 @@ def hierarchical_flow(
             0 for none.
         spectrum: eigenvalues of the Gaussian part's covariance (see
             :class:`~pyro_neuralrg.transforms.fourier.FourierLayer`), or None.
-        humps: for targets that may have two phases, the distance from zero, in standard
-            deviations, of two humps that the coarsest variable is given first (see
-            :class:`~pyro_neuralrg.transforms.humps.TwoHumps`); 0 for none. Circuits that leave more
-            than one coarsest variable ignore it.
+        base: density p(z) of the latents; for targets that may have two phases
+            :class:`~pyro_neuralrg.bases.TwoModes` of the coarsest variable. Circuits that leave
+            more than one coarsest variable have normals.
         context_dim: features of a context that the networks can take, for
             :func:`~pyro_neuralrg.transforms.conditional_hierarchical_flow`; 0 for none.
         spectrum_slopes: derivatives of the spectrum with respect to the first entries of the
@@ -471,7 +464,11 @@ def hierarchical_flow(
         raise ValueError(f"weights is {weights!r}; accepted: {', '.join(WEIGHTS)}")
     monotone_steps = check_integer("monotone_steps", monotone_steps, 0)
     context_dim = check_integer("context_dim", context_dim, 0)
-    humps = check_number("humps", humps, "a number in [0, 4]", least=0, most=MOST_DISTANCE)
+    if not isinstance(base, StandardNormal):
+        raise TypeError(
+            f"base is {base!r}; accepted: StandardNormal() or TwoModes(separation), of "
+            "pyro_neuralrg.distributions"
+        )
     if not isinstance(odd, bool):
         raise TypeError(f"odd is {odd!r}; accepted: True or False")
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
@@ -487,7 +484,7 @@ def hierarchical_flow(
         odd=odd,
         monotone_steps=monotone_steps,
         spectrum=spectrum,
-        humps=humps,
+        base=base,
         context_dim=context_dim,
         spectrum_slopes=spectrum_slopes,
         site_features=site_features,

@@ -19,7 +19,7 @@ from pyro.optim.clipped_adam import ClippedAdam
 from pyro.optim.dct_adam import DCTAdam
 from torch import Tensor
 
-from pyro_neuralrg.distributions import SymmetrizedFlow, flow_distribution
+from pyro_neuralrg.distributions import FlowDistribution, SymmetrizedFlow
 from pyro_neuralrg.distributions.flow import forward_and_ladj
 from pyro_neuralrg.infer import PDD, FlowGuide
 from pyro_neuralrg.transforms import LatticeTransform, hierarchical_flow
@@ -30,7 +30,7 @@ from tests.transforms.test_cache import evaluations
 Make = Callable[..., Any]
 
 DISTRIBUTIONS: dict[str, Callable[[Any], Any]] = {
-    "plain": flow_distribution,
+    "plain": FlowDistribution,
     "symmetrized": SymmetrizedFlow,
 }
 OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -37,9 +38,11 @@ def evaluations(transform: LatticeTransform, monkeypatch: pytest.MonkeyPatch) ->
     for direction in ("generate", "renormalize"):
         original = getattr(transform, direction)
 
-        def counted(h: Tensor, direction: str = direction, original=original):  # type: ignore[no-untyped-def]
+        def counted(
+            h: Tensor, *rest: Any, direction: str = direction, original: Any = original
+        ) -> Any:
             passes.append(direction)
-            return original(h)
+            return original(h, *rest)
 
         monkeypatch.setattr(transform, direction, counted)
     return passes
