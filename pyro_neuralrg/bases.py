@@ -39,8 +39,8 @@ class StandardNormal:
     """Independent standard normals, the paper's base.
 
     To write another base: derive, define all methods below for latents of any batch shape on the
-    left of ``event_dim`` dimensions (none of a single number), let :func:`base_from_config` know it, and add a line to
-    ``tests/test_bases.py``.
+    left of ``event_dim`` dimensions (none of a single number), let :func:`base_from_config` know
+    it, and add a line to ``tests/test_bases.py``.
     """
 
     def log_prob(self, z: Tensor, event_dim: int) -> Tensor:
