@@ -11,6 +11,7 @@ temperature), with the target's own flow, untrained or trained for some steps.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import time
 
 import pyro
@@ -31,7 +32,7 @@ def trained(target: IsingDual, steps: int) -> torch.nn.Module:
     return flow.requires_grad_(False)
 
 
-class Enough(Exception):
+class EnoughError(Exception):
     """The gradients are spent."""
 
 
@@ -60,7 +61,7 @@ class Count:
         self.crossings += self.draws > 0 and sign != self.sign
         self.draws, self.sign = self.draws + 1, sign
         if self.gradients >= self.most:
-            raise Enough
+            raise EnoughError
 
 
 def main() -> None:
@@ -82,10 +83,8 @@ def main() -> None:
         kernel = NUTS(pyro.poutine.reparam(target.model, config={"x": reparam}))
         began = time.perf_counter()
         mcmc = MCMC(kernel, 10**6, options.warmup, hook_fn=count, disable_progbar=True)
-        try:
+        with contextlib.suppress(EnoughError):
             mcmc.run()
-        except Enough:
-            pass
         crossings, gradients = crossings + count.crossings, gradients + count.gradients
         print(
             f"steps {options.steps}, seed {seed}: {count.crossings} crossings in {count.draws} "
