@@ -11,7 +11,6 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 from torch.distributions import Transform, biject_to, constraints, transform_to
 
@@ -45,7 +44,8 @@ class StandardNormal:
 
     def log_prob(self, z: Tensor, event_dim: int) -> Tensor:
         """ln p(z) in nats, of batch shape."""
-        return sum_rightmost(_log_normal(z), event_dim)
+        values = _log_normal(z)
+        return values.flatten(-event_dim).sum(-1) if event_dim else values
 
     def score(self, z: Tensor, event_dim: int) -> Tensor:
         """d ln p / dz, of the shape of z."""
