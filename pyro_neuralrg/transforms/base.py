@@ -275,15 +275,16 @@ def state_of(module: nn.Module, *tensors: Tensor) -> tuple[Any, ...] | None:
 
     Returns:
         None where no result may be remembered: in compiled code, inside the transforms of
-        ``torch.func``, of tensors that count no versions, and of a module on several devices.
+        ``torch.func``, of tensors that count no versions, of a module on several devices or none.
     """
     if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
         return None
     held = (values for m in module.modules() for values in (m._parameters, m._buffers))
     parts = [tensor for values in held for tensor in values.values() if tensor is not None]
-    if any(t.is_inference() for t in (*tensors, *parts)) or len({t.device for t in parts}) > 1:
+    everything, devices = (*tensors, *parts), {part.device for part in parts}
+    if len(devices) > 1 or any(t.is_inference() or t.is_meta for t in everything):
         return None
-    marks = tuple((id(t), t._version, t.requires_grad) for t in (*tensors, *parts))
+    marks = tuple((id(t), t._version, t.requires_grad) for t in everything)
     contents = [part.detach().flatten().contiguous().view(torch.uint8) for part in parts]
     values = hash(torch.cat(contents).cpu().numpy().tobytes()) if parts else 0
     return torch.is_grad_enabled(), marks, values
