@@ -23,18 +23,20 @@ NAME = pyro_neuralrg.__name__
 # What each part may import from; parts without a line here are unknown and fail.
 MAY_IMPORT: dict[str, set[str]] = {
     "arguments": set(),
+    "bases": {"arguments"},
     "interrupts": set(),
     "processes": set(),
     "progress": set(),
     "series": {"arguments"},
     "lattice": {"arguments"},
     "spectral": {"lattice"},
-    "transforms": {"arguments", "lattice", "spectral"},
-    "distributions": {"arguments", "lattice", "transforms"},
-    "potentials": {"arguments", "lattice", "spectral", "transforms"},
+    "transforms": {"arguments", "bases", "lattice", "spectral"},
+    "distributions": {"arguments", "bases", "lattice", "transforms"},
+    "potentials": {"arguments", "bases", "lattice", "spectral", "transforms"},
     "observables": {"arguments", "lattice", "series"},
     "infer": {
         "arguments",
+        "bases",
         "interrupts",
         "processes",
         "progress",

@@ -24,7 +24,7 @@ def pyramid(flow: HierarchicalFlow, x: Tensor) -> tuple[Tensor, ...]:
     """The flow of fields through the scales: x, then what is kept at scale 1, 2, ....
 
     Fields of scale k are those that its layers meet, behind the monotone map of the decimator. The
-    last is the top: in a flow with humps, the variable y with two humps rather than the normal z.
+    last is the top: in a flow of two phases, with the two modes of its base.
 
     Args:
         flow: a HierarchicalFlow.
@@ -132,7 +132,13 @@ def resample(
     kept = (coarse if fix == "coarse" else ~coarse).reshape(flow.shape).to(x.device)
     with torch.no_grad():
         z = flow.inverse_and_ladj(x)[0]
-        fresh = torch.randn((number, *x.shape), dtype=x.dtype, device=x.device, generator=generator)
+        fresh = flow.base.sample(
+            (number, *x.shape),
+            len(flow.shape),
+            dtype=x.dtype,
+            device=x.device,
+            generator=generator,
+        )
         return flow.forward_and_ladj(torch.where(kept, z, fresh))[0]
 
 
@@ -143,9 +149,9 @@ def effective_energy(
 
     .. math:: -\ln \pi(g(z)) - \ln\left|\det \frac{\partial g(z)}{\partial z}\right|
 
-    For a perfect flow it is :math:`z^2 / 2` and a constant: nothing is left to sample. With a scale
-    k, z is replaced by u(z), the field of that scale together with the latents of the finer ones,
-    whose energy in the physical field x = g_k(u) is
+    For a perfect flow it is :math:`-\ln p(z)` of the base and a constant: nothing is left to
+    sample. With a scale k, z is replaced by u(z), the field of that scale together with the latents
+    of the finer ones, whose energy in the physical field x = g_k(u) is
 
     .. math:: -\ln \pi(g_k(u)) - \ln\left|\det \frac{\partial g_k(u)}{\partial u}\right|
 

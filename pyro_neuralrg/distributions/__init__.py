@@ -2,8 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Probability distributions over lattice fields built from flows."""
 
-from pyro_neuralrg.distributions.flow import flow_distribution
+from pyro_neuralrg.bases import StandardNormal, TwoModes
+from pyro_neuralrg.distributions.flow import FlowDistribution
 from pyro_neuralrg.distributions.symmetrized import SymmetrizedFlow
 from pyro_neuralrg.distributions.symmetry import LatticeSymmetry, symmetry_group
 
-__all__ = ["LatticeSymmetry", "SymmetrizedFlow", "flow_distribution", "symmetry_group"]
+__all__ = [
+    "FlowDistribution",
+    "LatticeSymmetry",
+    "StandardNormal",
+    "SymmetrizedFlow",
+    "TwoModes",
+    "symmetry_group",
+]

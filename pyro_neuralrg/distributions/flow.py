@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""The density of a flow: ln q(x) = ln N(z; 0, 1) - ladj with z = flow.inv(x)."""
+"""The density of a flow: ln q(x) = ln p(z) - ladj with z = flow.inv(x)."""
 
 from __future__ import annotations
 
@@ -14,72 +14,84 @@ from pyro.distributions.torch_transform import TransformModule
 from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 
+from pyro_neuralrg.bases import BaseDistribution, base_of
 from pyro_neuralrg.transforms.base import LatticeTransform
 
 __all__ = [
     "FlowDistribution",
-    "StandardNormal",
-    "flow_distribution",
+    "base_distribution",
+    "check_flow",
+    "event_shape",
+    "flow_dtype_and_device",
     "forward_and_ladj",
     "inverse_and_ladj",
-    "local_flow",
-    "local_to_normal",
     "log_prob_of_nothing",
-    "normal_to_local",
-    "standard_normal",
 ]
 
 
-def flow_distribution(flow: Any, shape: Sequence[int] | None = None) -> Any:
-    r"""The distribution q of ``x = flow(z)`` with independent standard normals z.
+class FlowDistribution(dist.TransformedDistribution):
+    r"""The distribution q of ``x = flow(z)`` with draws z of the flow's base p.
 
-    .. math:: \ln q(x) = \ln N(z; 0, 1) - \ln|\det \partial x / \partial z|, \quad z = g^{-1}(x)
+    .. math:: \ln q(x) = \ln p(z) - \ln|\det \partial x / \partial z|, \quad z = g^{-1}(x)
 
-    (paper Eq. 2). Parameters of the flow receive gradients through both ``rsample`` and
+    (paper Eq. 1, 2). Parameters of the flow receive gradients through both ``rsample`` and
     ``log_prob``. Of a fresh sample the latter goes through its z, at no cost: for the gradient with
     respect to a drawn x take ``log_prob`` at ``x.clone()``, or at ``x.detach().requires_grad_()``.
+    A flow of two phases has a base of two modes, so that ``flow(torch.randn(...))`` is no draw of q
+    there; ``rsample()`` is.
 
     Args:
-        flow: a TransformModule, for example a HierarchicalFlow.
+        flow: a TransformModule, for example a HierarchicalFlow; one that carries no base has
+            standard normals.
         shape: event shape; only needed for a flow that has no ``shape`` attribute.
-
-    Returns:
-        A Pyro ``TransformedDistribution`` with batch shape ``()`` and event shape ``shape``, in the
-        dtype and on the device of the flow's parameters.
 
     Raises:
         TypeError: if ``flow`` is not a TransformModule (``flow.inv`` has no parameters to train).
+        ValueError: if the shape is not known, or not the flow's.
 
     Example:
         >>> from pyro_neuralrg.transforms import hierarchical_flow
-        >>> q = flow_distribution(hierarchical_flow((4, 4)))
+        >>> q = FlowDistribution(hierarchical_flow((4, 4)))
         >>> q.rsample((3,)).shape, q.log_prob(torch.zeros(3, 4, 4)).shape
         (torch.Size([3, 4, 4]), torch.Size([3]))
     """
-    check_flow(flow)
-    return FlowDistribution(standard_normal(flow, event_shape(flow, shape)), [flow])
 
+    def __init__(
+        self, flow: Any, shape: Sequence[int] | None = None, validate_args: bool | None = None
+    ) -> None:
+        check_flow(flow)
+        base = base_distribution(flow, event_shape(flow, shape))
+        super().__init__(base, [flow], validate_args=validate_args)
 
-class FlowDistribution(dist.TransformedDistribution):
-    """Pyro's, for batches of any size: torch's own fails where there is no field at all."""
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+        """The same distribution in a batch."""
+        return super().expand(batch_shape, self._get_checked_instance(FlowDistribution, _instance))
+
+    @property
+    def flow(self) -> Any:
+        """The transform from z to x."""
+        return self.transforms[0]
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """ln q(value) in nats, of the batch shape of ``value`` with that of the distribution."""
+        if value.numel() == 0:
+            return log_prob_of_nothing(self, value)
+        if self._validate_args:
+            self._validate_sample(value)
+        z, ladj = inverse_and_ladj(self.flow, value, len(self.event_shape))
+        log_p = self.base_dist.log_prob(z)
+        return log_p - ladj
+
+    def rsample_and_log_prob(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+        """Draw differentiable fields with ln q, as ``rsample`` and then ``log_prob`` do."""
+        z = self.base_dist.rsample(torch.Size(sample_shape))
+        x, ladj = forward_and_ladj(self.flow, z, len(self.event_shape))
+        return x, self.base_dist.log_prob(z) - ladj
 
     @property
     def has_score(self) -> bool:
-        """Whether the two methods below work: for one flow of this package, of normals."""
-        return (
-            isinstance(self.base_dist, StandardNormal)
-            and len(self.transforms) == 1
-            and isinstance(self.transforms[0], LatticeTransform)
-        )
-
-    def rsample_with_log_prob(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
-        """Draw differentiable fields with ln q, as ``rsample`` and then ``log_prob`` do.
-
-        Without the flow's cache, whose care for parameters that change takes its time.
-        """
-        z = self.base_dist.rsample(torch.Size(sample_shape))
-        x, ladj = self.transforms[0].forward_and_ladj(z)
-        return x, self.base_dist.log_prob(z) - ladj
+        """Whether :meth:`rsample_with_score` works: for flows of this package."""
+        return isinstance(self.flow, LatticeTransform)
 
     def rsample_with_score(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor, Tensor]:
         """Draw differentiable fields with ln q and its gradient there, at fixed parameters.
@@ -88,24 +100,14 @@ class FlowDistribution(dist.TransformedDistribution):
         :meth:`~pyro_neuralrg.transforms.LatticeTransform.forward_with_score`.
         """
         z = self.base_dist.rsample(torch.Size(sample_shape))
-        x, ladj, score = self.transforms[0].forward_with_score(z)
+        x, ladj, score = self.flow.forward_with_score(z)
         return x, self.base_dist.log_prob(z) - ladj, score
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """ln q(value) in nats."""
-        if value.numel() == 0:
-            return log_prob_of_nothing(self, value)
-        return super().log_prob(value)
 
-
-class StandardNormal(dist.Independent):
-    """Pyro's Independent, for batches of any size."""
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """ln N(value; 0, 1) in nats."""
-        if value.numel() == 0:
-            return log_prob_of_nothing(self, value)
-        return super().log_prob(value)
+def base_distribution(flow: Any, shape: tuple[int, ...]) -> BaseDistribution:
+    """The flow's base, as one event of ``shape``, in the flow's dtype and on its device."""
+    dtype, device = flow_dtype_and_device(flow)
+    return BaseDistribution(base_of(flow), shape, torch.empty(0, dtype=dtype, device=device))
 
 
 def log_prob_of_nothing(distribution: Any, value: Tensor) -> Tensor:
@@ -121,31 +123,6 @@ def log_prob_of_nothing(distribution: Any, value: Tensor) -> Tensor:
             f"accepted: any batch shape followed by {tuple(distribution.event_shape)}"
         )
     return value.new_zeros(torch.broadcast_shapes(value.shape[:split], distribution.batch_shape))
-
-
-def local_flow(flow: Any) -> Any:
-    """x from the latents y in which local moves are smooth: the flow itself, unless it has humps.
-
-    Independent of each other as well, and standard normals but for the coarsest one. See
-    :attr:`~pyro_neuralrg.transforms.HierarchicalFlow.local`.
-    """
-    return getattr(flow, "local", flow)
-
-
-def normal_to_local(flow: Any, z: Tensor, event_dim: int) -> tuple[Tensor, Tensor]:
-    """The latents y of standard normals z, and ln |det dy/dz| as :func:`forward_and_ladj`."""
-    humps = getattr(flow, "humps", None)
-    if humps is None:
-        return z, z.new_zeros(z.shape[: z.dim() - event_dim])
-    return forward_and_ladj(humps, z, event_dim)
-
-
-def local_to_normal(flow: Any, y: Tensor, event_dim: int) -> tuple[Tensor, Tensor]:
-    """The standard normals z of latents y, and the same ln |det dy/dz|."""
-    humps = getattr(flow, "humps", None)
-    if humps is None:
-        return y, y.new_zeros(y.shape[: y.dim() - event_dim])
-    return inverse_and_ladj(humps, y, event_dim)
 
 
 def check_flow(flow: Any) -> None:
@@ -172,13 +149,6 @@ def event_shape(flow: Any, shape: Sequence[int] | None = None) -> tuple[int, ...
     if own is not None and shape is not None and tuple(own) != tuple(shape):
         raise ValueError(f"shape is {tuple(shape)}; accepted: the flow's own shape {tuple(own)}")
     return tuple(own) if own is not None else tuple(shape or ())
-
-
-def standard_normal(flow: Any, shape: tuple[int, ...]) -> Any:
-    """N(0, 1) per site, as one event of ``shape``, in the flow's dtype and on its device."""
-    dtype, device = flow_dtype_and_device(flow)
-    zero = torch.zeros((), dtype=dtype, device=device)
-    return StandardNormal(dist.Normal(zero, torch.ones_like(zero)).expand(shape), len(shape))
 
 
 def flow_dtype_and_device(flow: Any) -> tuple[torch.dtype, torch.device]:

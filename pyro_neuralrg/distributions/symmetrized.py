@@ -16,12 +16,12 @@ from torch.distributions import constraints
 
 from pyro_neuralrg.arguments import check_integer
 from pyro_neuralrg.distributions.flow import (
+    base_distribution,
     check_flow,
     event_shape,
     forward_and_ladj,
     inverse_and_ladj,
     log_prob_of_nothing,
-    standard_normal,
 )
 from pyro_neuralrg.distributions.symmetry import (
     LatticeSymmetry,
@@ -30,7 +30,7 @@ from pyro_neuralrg.distributions.symmetry import (
     source_table,
     symmetry_group,
 )
-from pyro_neuralrg.transforms.base import Snapshot
+from pyro_neuralrg.transforms.base import state_of
 
 __all__ = ["SymmetrizedFlow"]
 
@@ -41,7 +41,7 @@ class _Draw(NamedTuple):
     x: Tensor
     x0: Tensor
     log_q0: Tensor
-    snapshot: Snapshot
+    state: tuple[Any, ...]
 
 
 class SymmetrizedFlow(TorchDistribution):
@@ -52,8 +52,8 @@ class SymmetrizedFlow(TorchDistribution):
     A sample is ``x = g flow(z)`` with g uniform in G. Its density needs q0 on the orbit of x, which
     is the orbit of ``flow(z)``: the log-determinant of the generating pass serves the identity, so
     that a sample with its density costs |G| - 1 inverse passes and not |G| + 1. ``log_prob`` of the
-    sample drawn last takes that short cut by itself, once, and as long as nothing has changed (with
-    the limits of :class:`~pyro_neuralrg.transforms.LatticeTransform`). It goes through ``flow(z)``
+    sample drawn last takes that short cut by itself, once, and as long as nothing has changed (see
+    :class:`~pyro_neuralrg.transforms.LatticeTransform`). It goes through ``flow(z)``
     and not through the sample x: for the gradient of ln q with respect to a drawn x take
     ``log_prob`` at ``x.clone()``, or at ``x.detach().requires_grad_()``. The choice of g does not
     depend on the parameters, so that the reparameterised gradient is unbiased.
@@ -124,7 +124,7 @@ class SymmetrizedFlow(TorchDistribution):
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw differentiable fields of shape ``sample_shape + batch_shape + shape``."""
-        base = standard_normal(self.flow, tuple(self.event_shape))
+        base = base_distribution(self.flow, tuple(self.event_shape))
         z = base.rsample(torch.Size(sample_shape) + self.batch_shape)
         x0, ladj = forward_and_ladj(self.flow, z, len(self.event_shape))
         x = self._act(x0)
@@ -157,7 +157,7 @@ class SymmetrizedFlow(TorchDistribution):
 
     def _log_orbit(self, x: Tensor, elements: Sequence[LatticeSymmetry]) -> list[Tensor]:
         """ln q0(g x) for all g, in pieces of shape ``(elements of the piece,) + batch_shape``."""
-        base = standard_normal(self.flow, tuple(self.event_shape))
+        base = base_distribution(self.flow, tuple(self.event_shape))
         terms = []
         for start in range(0, len(elements), self.orbit_chunk):
             piece = elements[start : start + self.orbit_chunk]
@@ -180,17 +180,15 @@ class SymmetrizedFlow(TorchDistribution):
         return x * signs.reshape(batch + (1,) * dims)
 
     def _remember(self, x: Tensor, x0: Tensor, log_q0: Tensor) -> None:
-        if torch.compiler.is_compiling():
-            return
-        snapshot = Snapshot(self.flow, (x, x0), (x0, log_q0))
-        self._draw = _Draw(x, x0, log_q0, snapshot)
+        state = state_of(self.flow, x, x0)
+        self._draw = None if state is None else _Draw(x, x0, log_q0, state)
 
     def _recall(self, value: Tensor) -> _Draw | None:
         """What is known of ``value``, if it was drawn last; it is told once."""
-        if torch.compiler.is_compiling() or self._draw is None or self._draw.x is not value:
+        if self._draw is None or self._draw.x is not value:
             return None
         draw, self._draw = self._draw, None
-        return draw if draw.snapshot.holds(self.flow, (draw.x, draw.x0)) else None
+        return draw if draw.state == state_of(self.flow, draw.x, draw.x0) else None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_draw": None}

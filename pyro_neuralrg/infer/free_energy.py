@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pyro_neuralrg.arguments import check_integer
-from pyro_neuralrg.distributions.flow import flow_distribution
+from pyro_neuralrg.distributions.flow import FlowDistribution
 from pyro_neuralrg.infer.guides import FlowGuide
 from pyro_neuralrg.infer.mcmc.model_checks import check_model_args
 from pyro_neuralrg.infer.model_weights import is_guide, model_log_weights
@@ -293,4 +293,4 @@ def _distribution(q: Any) -> Any:
         return q
     if isinstance(getattr(q, "distribution", None), Callable):  # type: ignore[arg-type]
         return q.distribution()
-    return flow_distribution(q)
+    return FlowDistribution(q)

@@ -17,7 +17,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from pyro_neuralrg.distributions.flow import check_flow, event_shape, flow_distribution
+from pyro_neuralrg.distributions.flow import FlowDistribution, check_flow, event_shape
 from pyro_neuralrg.distributions.symmetrized import SymmetrizedFlow
 from pyro_neuralrg.infer.naming import name_parameters
 
@@ -92,9 +92,9 @@ class FlowGuide(PyroModule):
             if context is None:
                 raise ValueError("context is None; accepted for a conditional flow: a tensor")
             batch = torch.Size(context.shape[:-1])
-            return flow_distribution(flow.condition(context), self.shape).expand(batch)
+            return FlowDistribution(flow.condition(context), self.shape).expand(batch)
         if isinstance(flow, TransformModule):
-            return flow_distribution(flow, self.shape)
+            return FlowDistribution(flow, self.shape)
         return self._density
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_neuralrg.arguments import check_integer
-from pyro_neuralrg.distributions.flow import event_shape, flow_distribution, flow_dtype_and_device
+from pyro_neuralrg.distributions.flow import FlowDistribution, event_shape, flow_dtype_and_device
 from pyro_neuralrg.infer.mcmc import HMC, VectorizedMCMC
 from pyro_neuralrg.infer.mcmc.target import frozen
 
@@ -70,7 +70,7 @@ def inpaint(
     dtype, device = flow_dtype_and_device(flow)
     fixed, unknown = x.detach().to(device, dtype), ~known.to(device).flatten()
     sites = unknown.nonzero().squeeze(-1)
-    q = flow_distribution(flow)
+    q = FlowDistribution(flow)
 
     def filled(values: Tensor) -> Tensor:
         """Fields with these values at the unknown sites."""

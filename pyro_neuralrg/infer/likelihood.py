@@ -15,7 +15,7 @@ Example:
     >>> def model(data):
     ...     pyro.module("flow", flow)
     ...     with pyro.plate("data", len(data), subsample_size=100) as chosen:
-    ...         pyro.sample("x", flow_distribution(flow), obs=data[chosen])
+    ...         pyro.sample("x", FlowDistribution(flow), obs=data[chosen])
     >>> def guide(data):
     ...     pass
     >>> svi = SVI(model, guide, pyro.optim.Adam({"lr": 3e-3}), Trace_ELBO())
@@ -40,9 +40,9 @@ from torch import Tensor
 
 from pyro_neuralrg.arguments import check_integer, check_number
 from pyro_neuralrg.distributions.flow import (
+    FlowDistribution,
     check_flow,
     event_shape,
-    flow_distribution,
     flow_dtype_and_device,
 )
 from pyro_neuralrg.infer.optimizer import JoinedAdam
@@ -158,7 +158,7 @@ def cross_entropy(
         >>> round(error, 4)
         0.0
     """
-    q, parts = flow_distribution(flow), []
+    q, parts = FlowDistribution(flow), []
     with torch.no_grad():
         for part in data.split(EVALUATED_AT_ONCE):
             parts.append(-q.log_prob(_fields(flow, part, prepare)).double().cpu())
@@ -182,7 +182,7 @@ class _DataTraining:
     ) -> None:
         self.flow, self.data, self.held_out = flow, data, held_out
         self.prepare, self.batch = prepare, batch
-        self.q = flow_distribution(flow)
+        self.q = FlowDistribution(flow)
         self.waiting = torch.empty(0, dtype=torch.int64)
         self.loss: list[float] = []
         self.checks: list[tuple[int, float]] = []

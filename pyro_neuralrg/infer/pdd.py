@@ -230,7 +230,7 @@ class _Draws(Messenger):
         if self.with_score:
             msg["value"], log_q, msg["infer"]["score"] = msg["fn"].rsample_with_score()
         else:
-            msg["value"], log_q = msg["fn"].rsample_with_log_prob()
+            msg["value"], log_q = msg["fn"].rsample_and_log_prob()
         # as the trace would compute them, by an inverse pass, were one of them missing
         msg["unscaled_log_prob"] = msg["log_prob"] = log_q
         msg["log_prob_sum"] = log_q.sum()

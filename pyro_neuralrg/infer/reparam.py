@@ -17,10 +17,9 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_neuralrg.distributions.flow import (
-    flow_dtype_and_device,
+    base_distribution,
     forward_and_ladj,
     inverse_and_ladj,
-    local_flow,
 )
 
 __all__ = ["FlowReparam"]
@@ -35,10 +34,9 @@ class FlowReparam(Reparam):
     6)}
 
     whatever the flow: a perfect flow makes it standard normals, a poor one leaves it as hard as it
-    was. The standard normal of the latent site is what is drawn when nothing else sets the value;
-    it carries no density of its own. Pyro's ``HMC``, ``NUTS`` and ``SVI`` as well as
-    :class:`~pyro_neuralrg.infer.mcmc.VectorizedMCMC` run on the result. The flow is used as it is
-    and not trained: it is not registered in the parameter store.
+    was. The distribution of the latent site carries no density of its own. Pyro's ``HMC``, ``NUTS``
+    and ``SVI`` as well as :class:`~pyro_neuralrg.infer.mcmc.VectorizedMCMC` run on the result. The
+    flow is used as it is and not trained: it is not registered in the parameter store.
 
     A site may stand inside plates (batch dimensions on the left) and its distribution may be
     masked, as in :meth:`~pyro_neuralrg.potentials.LatticePotential.model`. An observed site stays
@@ -46,9 +44,9 @@ class FlowReparam(Reparam):
     log-determinant included, as for every reparameteriser of Pyro; to leave out a prior alone, mask
     its distribution (``fn.mask(False)``).
 
-    Of a flow that begins with two humps, the latent site holds y, what is behind them, where HMC
-    does not meet the steep step between them: ``name = flow.local(y)``, ``y = flow.local.inv(x)``,
-    and the coarsest variable of a perfect flow is a mixture of two normals.
+    What is drawn when nothing else sets the value is the flow's base. Of a base of two modes Pyro's
+    samplers see, in unconstrained space, a standard normal u with ``z = base.from_normal(u)``: two
+    modes 3 standard deviations from zero would be a barrier of 3.8 nats. Draws are z all the same.
 
     Args:
         flow: a bijective TransformModule of real tensors, ``x = flow(z)``; usually a
@@ -82,7 +80,6 @@ class FlowReparam(Reparam):
                 "x = flow(z) (flow.inv is not one)"
             )
         self.flow = flow
-        self._local = local_flow(flow)
 
     def apply(self, msg: Any) -> Any:
         """Replace the site; called by ``poutine.reparam``."""
@@ -98,11 +95,11 @@ class FlowReparam(Reparam):
                 stacklevel=2,
             )
         if value is not None:  # an initial value, not data: keep it, and find its latent
-            z_initial, ladj = inverse_and_ladj(self._local, value, fn.event_dim)
+            z_initial, ladj = inverse_and_ladj(self.flow, value, fn.event_dim)
             self._sample_latent(name, fn, z_initial)
         else:
             z = self._sample_latent(name, fn, None)
-            value, ladj = forward_and_ladj(self._local, z, fn.event_dim)
+            value, ladj = forward_and_ladj(self.flow, z, fn.event_dim)
         density = dist.Delta(value, fn.log_prob(value) + ladj, event_dim=fn.event_dim)
         return {"fn": density, "value": value, "is_observed": True}
 
@@ -110,14 +107,14 @@ class FlowReparam(Reparam):
         """Return the field of latent samples of any batch shape, without gradients.
 
         Args:
-            latent: z (y behind two humps) of shape ``batch_shape + event_shape``, as
+            latent: z of shape ``batch_shape + event_shape``, as
                 ``mcmc.get_samples()["x_latent"]``.
 
         Returns:
             x of the same shape.
         """
         with torch.no_grad():
-            return forward_and_ladj(self._local, latent, self.flow.domain.event_dim)[0]
+            return forward_and_ladj(self.flow, latent, self.flow.domain.event_dim)[0]
 
     def _check_site(self, name: str, fn: Any) -> None:
         shape = getattr(self.flow, "shape", None)
@@ -141,13 +138,7 @@ class FlowReparam(Reparam):
             raise ValueError(f"site {name!r} has support {support}; accepted: the real line")
 
     def _sample_latent(self, name: str, fn: Any, initial: Tensor | None) -> Tensor:
-        dtype, device = flow_dtype_and_device(self.flow)
-        zero = torch.zeros((), dtype=dtype, device=device)
-        normal = dist.Normal(zero, zero + 1).expand(fn.batch_shape + fn.event_shape)
-        latent: Any = normal.to_event(fn.event_dim)
-        humps = getattr(self.flow, "humps", None)
-        if humps is not None:
-            latent = dist.TransformedDistribution(latent, [humps])
+        latent = base_distribution(self.flow, fn.event_shape).expand(fn.batch_shape)
         # "is_observed" keeps an initial value from counting as data; "flow_site" tells whoever
         # reads the trace how latent values become physical ones.
         infer: Any = {"is_observed": False, "flow_site": (name, self)}

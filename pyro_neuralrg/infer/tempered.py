@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -13,7 +12,6 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_neuralrg.arguments import check_integer, check_number
-from pyro_neuralrg.distributions.flow import local_to_normal, normal_to_local
 from pyro_neuralrg.infer.mcmc.target import Target
 
 __all__ = ["TemperedTarget"]
@@ -40,7 +38,7 @@ class TemperedTarget(Target):
     r"""The density :math:`p(y)\,w(y)^\beta` with :math:`w = e^{-U(y)} / p(y)`.
 
     U is the energy of ``target`` and p a normalised density of its positions: in the latent space
-    of a flow that of the latents (behind the humps, if the flow has some), else a standard normal,
+    of a flow its base, else a standard normal,
     which in the latent space of a guide is the guide, and for a plain Pyro model a standard normal
     of the unconstrained values. At beta = 0 that is p, at beta = 1 the target.
 
@@ -73,13 +71,14 @@ class TemperedTarget(Target):
                 f"target is a {type(target).__name__} without sites; accepted: one that is set up, "
                 "target.setup(*model_args)"
             )
-        self.whole = target
+        self.whole = target.in_latents()
+        target = self.whole
         self.beta = check_number("beta", beta, "a number in [0, 1]", least=0, most=1)
         if batch_size is not None:
             check_integer("batch_size", batch_size, 1)
         self.chain_batch_size = batch_size
         self.sites, self.lattices = target.sites, target.lattices
-        self.flow_sites, self.flow = target.flow_sites, target.flow
+        self.flow_sites, self.flow, self.base = target.flow_sites, target.flow, target.base
         self.lattice_potential = target.lattice_potential
         self.dtype, self.device = target.dtype, target.device
 
@@ -124,9 +123,7 @@ class TemperedTarget(Target):
         """Draws of p; another start, asked for by its name, is the target's."""
         if start is not None:
             return self.whole.initial(chains, generator, start)
-        z = torch.randn(chains, self.dim, generator=generator, dtype=self.dtype, device=self.device)
-        y, _ = normal_to_local(self.flow, z.reshape(-1, *self.event_shape), len(self.event_shape))
-        return y.reshape(z.shape)
+        return self.from_base(chains, generator)
 
     def modules(self) -> list[torch.nn.Module]:
         """See :class:`Target`."""
@@ -146,11 +143,8 @@ class TemperedTarget(Target):
 
     def _base(self, positions: Tensor) -> Tensor:
         """-ln p(y), float64."""
-        constant = 0.5 * self.dim * math.log(2.0 * math.pi)
         y = positions.reshape(-1, *self.event_shape)
-        z, ladj = local_to_normal(self.flow, y, len(self.event_shape))
-        z = z.reshape(positions.shape).double()
-        return 0.5 * z.square().sum(-1) + constant + ladj.double()
+        return -self.base.log_prob(y.double(), len(self.event_shape))
 
     def _base_and_grad(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pyro_neuralrg.arguments import check_integer
+from pyro_neuralrg.bases import base_of
 from pyro_neuralrg.infer.free_energy import from_log_weights, warn_of_few_samples
 from pyro_neuralrg.infer.reweighting import Reweighted, reweight
 from pyro_neuralrg.observables import internal_energy, squared_internal_energy
@@ -119,8 +120,10 @@ def thermodynamics(
         UserWarning: if an importance estimate cannot be trusted.
 
     Example:
+        >>> from pyro_neuralrg.distributions import StandardNormal
         >>> family = IsingDualFamily((1,), temperatures=(2.0, 3.0))  # one spin: Z = 2
-        >>> found = thermodynamics(family, family.flow(humps=0.0), [2.5], num_samples=500)
+        >>> flow = family.flow(base=StandardNormal())
+        >>> found = thermodynamics(family, flow, [2.5], num_samples=500)
         >>> len(found), round(float(found.log_partition[0]), 1)
         (1, 0.7)
     """
@@ -161,10 +164,11 @@ class _Samples(NamedTuple):
 
 def _samples(family: IsingDualFamily, flow: Any, context: Tensor, n: int) -> _Samples:
     like = next(flow.parameters())
-    z = torch.randn(n, *family.shape, dtype=like.dtype, device=like.device)
+    base, event_dim = base_of(flow), len(family.shape)
+    z = base.sample((n, *family.shape), event_dim, dtype=like.dtype, device=like.device)
     c = context.to(like).expand(n, 1).clone().requires_grad_()
     x, ladj = flow.condition(c).forward_and_ladj(z)
-    log_q = -0.5 * (z.square() + math.log(2 * math.pi)).flatten(1).sum(1) - ladj
+    log_q = base.log_prob(z, event_dim) - ladj
     beta = family.beta(c)
     log_weight = -family.energy(x, c) - log_q - family.dual_log_partition(beta)
     (first,) = torch.autograd.grad(log_weight.sum(), c, create_graph=True)

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -126,31 +125,15 @@ def compute(settings: Settings, prepared: Prepared, folder: Path) -> Results:
             write_flow(folder / name, one.flow, one.metadata(trained.seconds, cpu_seconds))
         x = one.target.sample_reference(settings.samples, start.seed + 1)
         x = x.to(next(one.flow.parameters()).dtype)
-        flow = behind_humps(one.flow)
-        top = top_responses(flow, x)
-        found.append(_overlaps(flow, x, top))
+        top = top_responses(one.flow, x)
+        found.append(_overlaps(one.flow, x, top))
         if first is None:
-            first = responses_by_scale(flow, x, most=settings.most), top
+            first = responses_by_scale(one.flow, x, most=settings.most), top
     assert first is not None
     overlaps = Overlaps(*(list(column) for column in zip(*found, strict=True)))
-    humps = "" if prepared.flow.humps is None else ", the coarsest variable behind its humps"
-    results = Results(prepared.title + humps, *first, overlaps)
+    results = Results(prepared.title, *first, overlaps)
     _write(results, settings, folder)
     return results
-
-
-def behind_humps(flow: HierarchicalFlow) -> HierarchicalFlow:
-    """The flow without the two humps of its coarsest variable, if it has them.
-
-    They are a map of this one variable alone, steep between the phases: they change how much it
-    answers but not to what, and would let it outweigh all others in a rotation.
-    """
-    if flow.humps is None:
-        return flow
-    flow.clear_cache()
-    bare = copy.deepcopy(flow)
-    bare.humps = None
-    return bare
 
 
 def top_scale(flow: HierarchicalFlow) -> int:

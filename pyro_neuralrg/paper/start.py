@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pyro_neuralrg.arguments import LARGEST_SEED, check_integer
+from pyro_neuralrg.distributions import StandardNormal
 from pyro_neuralrg.infer import FitResult, TrainingStep, default_schedule, fit, load
 from pyro_neuralrg.infer.files import one_line
 from pyro_neuralrg.lattice import check_shape
@@ -250,7 +251,8 @@ def paper_flow(target: IsingDual, depth: int | None = None) -> HierarchicalFlow:
         >>> paper_flow(IsingDual((4, 4))).bijector
         RealNVP(layers=10, hidden=(10, 10, 10), activation='elu')
     """
-    return target.flow(bijector="realnvp", depth=depth, spectrum=None, odd=False, humps=0.0)
+    options = {"spectrum": None, "odd": False, "base": StandardNormal()}
+    return target.flow(bijector="realnvp", depth=depth, **options)
 
 
 def exact_or_none(value: Callable[[], float]) -> float | None:

@@ -19,6 +19,7 @@ from matplotlib.ticker import AutoLocator
 
 from pyro_neuralrg import plotting
 from pyro_neuralrg.arguments import check_integer, check_number
+from pyro_neuralrg.distributions import StandardNormal
 from pyro_neuralrg.infer import TrainingStep, fit
 from pyro_neuralrg.infer.free_energy import from_log_weights, log_weights
 from pyro_neuralrg.lattice import make_circuit
@@ -282,7 +283,7 @@ def build_flow(case: Case, target: IsingDual) -> HierarchicalFlow:
             bijector=BIJECTORS[bijector](layers=couplings),
             spectrum=None,
             odd=case.blocks == "default",
-            humps=0.0,
+            base=StandardNormal(),
         )
 
 

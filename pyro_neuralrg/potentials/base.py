@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, check_number
+from pyro_neuralrg.bases import NORMAL, StandardNormal
 from pyro_neuralrg.lattice import check_boundary, check_shape
 from pyro_neuralrg.transforms import HierarchicalFlow, hierarchical_flow
 
@@ -52,15 +53,14 @@ class LatticePotential(ABC):
         boundary: "periodic" or "open".
         even: as above.
         spectrum: as above, float64 on the CPU, or None.
-        humps: distance of the two humps that its flows begin with, for a target that may have two
-            phases (see :class:`~pyro_neuralrg.transforms.TwoHumps`); 0 for none.
+        base: of its flows; :class:`~pyro_neuralrg.bases.TwoModes` where there may be two phases.
         device: of the fields it takes; see :meth:`to`.
 
     Raises:
         TypeError, ValueError: naming the argument, the value seen and what is accepted.
     """
 
-    humps: float = 0.0
+    base: StandardNormal = NORMAL
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """See that a new energy is not sampled with the gradient of an inherited one."""
@@ -198,7 +198,7 @@ class LatticePotential(ABC):
             "boundary": self.boundary,
             "spectrum": self.spectrum,
             "odd": self.even,
-            "humps": self.humps,
+            "base": self.base,
         }
         return hierarchical_flow(self.shape, **{**known, **options})
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pyro_neuralrg.arguments import check_integer, check_number
+from pyro_neuralrg.bases import NORMAL, StandardNormal
 from pyro_neuralrg.lattice import check_boundary, check_shape
 from pyro_neuralrg.potentials.base import LatticePotential
 from pyro_neuralrg.potentials.exact.api import check_couplings
@@ -55,7 +56,7 @@ class PotentialFamily(ABC):
         boundary: "periodic" or "open".
         even: energy(x, c) == energy(-x, c).
         gaussian: for the fixed layer of its flows, or None.
-        humps: as of :class:`~pyro_neuralrg.potentials.LatticePotential`.
+        base: as of :class:`~pyro_neuralrg.potentials.LatticePotential`.
 
     Raises:
         TypeError, ValueError: naming the argument, the value seen and what is accepted.
@@ -69,14 +70,14 @@ class PotentialFamily(ABC):
         *,
         even: bool = False,
         gaussian: GaussianPart | None = None,
-        humps: float = 0.0,
+        base: StandardNormal = NORMAL,
     ) -> None:
         self.shape = check_shape(shape)
         self.context_dim = check_integer("context_dim", context_dim, 1)
         self.boundary = check_boundary(boundary)
         self.even = even
         self.gaussian = gaussian
-        self.humps = humps
+        self.base = base
 
     @abstractmethod
     def energy(self, x: Tensor, context: Tensor) -> Tensor:
@@ -140,7 +141,7 @@ class PotentialFamily(ABC):
             **options: of :func:`~pyro_neuralrg.transforms.conditional_hierarchical_flow`; they
                 take precedence.
         """
-        known: dict[str, Any] = {"boundary": self.boundary, "odd": self.even, "humps": self.humps}
+        known: dict[str, Any] = {"boundary": self.boundary, "odd": self.even, "base": self.base}
         if self.gaussian is not None:
             known["spectrum"] = self.gaussian.spectrum
             known["spectrum_slopes"] = self.gaussian.slopes
@@ -207,7 +208,7 @@ class IsingDualFamily(PotentialFamily):
             (self._excess * (cold - hot) / 2).unsqueeze(0),
         )
         member = IsingDual(sides, self.temperatures[0], self.couplings, boundary=boundary)
-        super().__init__(sides, 1, boundary, even=True, gaussian=gaussian, humps=member.humps)
+        super().__init__(sides, 1, boundary, even=True, gaussian=gaussian, base=member.base)
 
     def contexts(self, temperatures: Any) -> Tensor:
         """Contexts of temperatures ``(n,)``, shape ``(n, 1)``, in torch's default dtype.

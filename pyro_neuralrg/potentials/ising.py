@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from pyro_neuralrg.arguments import check_integer, check_number
+from pyro_neuralrg.bases import NORMAL, TwoModes
 from pyro_neuralrg.lattice import check_boundary, check_shape
 from pyro_neuralrg.potentials import cluster, exact
 from pyro_neuralrg.potentials.base import LatticePotential, generator_of
@@ -31,8 +32,8 @@ CRITICAL_TEMPERATURE = 2 / math.log(1 + math.sqrt(2))
 LOWEST_EIGENVALUE = 0.1
 """Of K + alpha I (paper, reference [70])."""
 
-HUMPS = 3.0
-"""At Tc and below, two humps of the coarsest variable take the fold between two phases out of a
+SEPARATION = 3.0
+"""At Tc and below, two modes of the coarsest variable take the fold between two phases out of a
 flow; far above, where there is but one, they cost 0.01 nats (8 x 8, T = 2.9)."""
 
 
@@ -94,7 +95,7 @@ class IsingDual(LatticePotential):
         neighbours = neighbour_spectrum(sides, self._bonds, check_boundary(boundary))
         self.alpha = LOWEST_EIGENVALUE - float(neighbours.min())
         super().__init__(sides, boundary, even=self.field is None, spectrum=neighbours + self.alpha)
-        self.humps = HUMPS if self.even else 0.0
+        self.base = TwoModes(SEPARATION) if self.even else NORMAL
         self._register("precision", 1 / self.spectrum)
         if self.field is not None:
             self._register("reduced_field", self.field / self.temperature)

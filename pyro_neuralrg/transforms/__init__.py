@@ -20,7 +20,6 @@ from pyro_neuralrg.transforms.conditional import (
 from pyro_neuralrg.transforms.coupling import Couplings, neighbour_coupling, realnvp_block
 from pyro_neuralrg.transforms.fourier import FourierLayer, LearnedSpectrum
 from pyro_neuralrg.transforms.hierarchical import HierarchicalFlow, hierarchical_flow
-from pyro_neuralrg.transforms.humps import TwoHumps
 
 __all__ = [
     "BIJECTORS",
@@ -37,7 +36,6 @@ __all__ = [
     "Linear",
     "Neighbour",
     "RealNVP",
-    "TwoHumps",
     "conditional_hierarchical_flow",
     "hierarchical_flow",
     "neighbour_coupling",

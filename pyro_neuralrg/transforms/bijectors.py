@@ -399,22 +399,22 @@ class _Blockwise(LatticeTransform):
         h: Tensor,
         score: Tensor,
         context: Tensor | None = None,
-        pulls: list[Tensor] | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        want_context: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """z to x with the score; of one block shared by all without an inverse, if it can."""
         if len(self.blocks) > 1:
-            return super().generate_with_score(h, score, context, pulls)
+            return super().generate_with_score(h, score, context, want_context)
         size, batch = h.shape[0], h.shape[-1]
         count = math.prod(h.shape[1:-1])
         repeated = None if context is None else context.repeat(1, count)
         flat = (size, count * batch)
-        of_blocks: list[Tensor] = []
-        out, ladj, score = cast("LatticeTransform", self.blocks[0]).generate_with_score(
-            h.reshape(flat), score.reshape(flat), repeated, None if pulls is None else of_blocks
+        out, ladj, score, of_context = cast("LatticeTransform", self.blocks[0]).generate_with_score(
+            h.reshape(flat), score.reshape(flat), repeated, want_context
         )
-        if pulls is not None:
-            pulls.extend(pull.reshape(-1, count, batch).sum(1) for pull in of_blocks)
-        return out.reshape(h.shape), ladj.reshape(count, batch).sum(0), score.reshape(h.shape)
+        if of_context is not None:
+            of_context = of_context.reshape(-1, count, batch).sum(1)
+        ladj = ladj.reshape(count, batch).sum(0)
+        return out.reshape(h.shape), ladj, score.reshape(h.shape), of_context
 
     def _each(self, h: Tensor, context: Tensor | None, direction: str) -> tuple[Tensor, Tensor]:
         size, batch = h.shape[0], h.shape[-1]

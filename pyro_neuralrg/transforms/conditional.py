@@ -13,9 +13,10 @@ from pyro.distributions.conditional import ConditionalTransformModule
 from torch import Tensor, nn
 
 from pyro_neuralrg.arguments import check_integer
+from pyro_neuralrg.bases import StandardNormal
 from pyro_neuralrg.transforms.base import LatticeTransform
 from pyro_neuralrg.transforms.hierarchical import HierarchicalFlow, hierarchical_flow
-from pyro_neuralrg.transforms.partition import pack, unpack
+from pyro_neuralrg.transforms.partition import pack
 
 __all__ = ["ConditionalHierarchicalFlow", "conditional_hierarchical_flow"]
 
@@ -57,6 +58,11 @@ class ConditionalHierarchicalFlow(ConditionalTransformModule):
     def shape(self) -> tuple[int, ...]:
         """The lattice shape."""
         return self.flow.shape
+
+    @property
+    def base(self) -> StandardNormal:
+        """The density of z, the same for every context."""
+        return self.flow.base
 
     def condition(self, context: Tensor) -> LatticeTransform:
         """The flow at a context, an ordinary transform for one context or a batch of them.
@@ -115,45 +121,30 @@ class _Conditioned(LatticeTransform):
 
     context: Tensor
 
-    def __init__(
-        self, conditional: ConditionalHierarchicalFlow, context: Tensor, local: bool = False
-    ) -> None:
+    def __init__(self, conditional: ConditionalHierarchicalFlow, context: Tensor) -> None:
         super().__init__(conditional.shape)
         self.conditional = conditional
-        self._flow = conditional.flow.local if local else conditional.flow
-        self.humps = None if local else conditional.flow.humps
+        self.base = conditional.base
         self.register_buffer("context", context, persistent=False)
-
-    @property
-    def local(self) -> _Conditioned:
-        """As that of a HierarchicalFlow, at the same contexts."""
-        if self.humps is None:
-            return self
-        return _Conditioned(self.conditional, self.context, local=True)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The lattice shape."""
         return self.conditional.shape
 
-    def forward_and_ladj(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """See :class:`~pyro_neuralrg.transforms.LatticeTransform`."""
-        batch_shape, h, features = self._packed("z", z)
-        x, ladj = self._flow.generate(h, features)
-        return unpack(x, batch_shape), ladj.reshape(batch_shape)
+    def generate(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """z to x, batch-last, for features of a context."""
+        return self.conditional.flow.generate(h, context)
 
-    def forward_with_score(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """See :class:`~pyro_neuralrg.transforms.LatticeTransform`."""
-        batch_shape, h, features = self._packed("z", z)
-        x, ladj, score = self._flow.generate_with_score(h, -h.detach(), features)
-        ladj = ladj.detach().reshape(batch_shape)
-        return unpack(x, batch_shape), ladj, unpack(score, batch_shape)
+    def renormalize(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x to z, batch-last, for features of a context."""
+        return self.conditional.flow.renormalize(h, context)
 
-    def inverse_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """See :class:`~pyro_neuralrg.transforms.LatticeTransform`."""
-        batch_shape, h, features = self._packed("x", x)
-        z, ladj = self._flow.renormalize(h, features)
-        return unpack(z, batch_shape), ladj.reshape(batch_shape)
+    def generate_with_score(
+        self, h: Tensor, score: Tensor, context: Tensor | None = None, want_context: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """z to x with the score, batch-last, for features of a context."""
+        return self.conditional.flow.generate_with_score(h, score, context, want_context)
 
     def _packed(self, name: str, value: Tensor) -> tuple[torch.Size, Tensor, Tensor]:
         """Fields and the features of their contexts, brought to one batch and batch-last."""

@@ -114,15 +114,13 @@ class Couplings(LatticeTransform):
         h: Tensor,
         score: Tensor,
         context: Tensor | None = None,
-        pulls: list[Tensor] | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        want_context: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """z to x with the score, without any inverse."""
         out, ladj, score_out, of_context = self._sequence().generate_with_score(
-            h.flatten(0, -2), score.flatten(0, -2), context, pulls is not None
+            h.flatten(0, -2), score.flatten(0, -2), context, want_context
         )
-        if pulls is not None and of_context is not None:
-            pulls.append(of_context)
-        return out.view(h.shape), ladj, score_out.view(h.shape)
+        return out.view(h.shape), ladj, score_out.view(h.shape), of_context
 
     def _sequence(self) -> CouplingSequence:
         """These couplings on a field of their own."""

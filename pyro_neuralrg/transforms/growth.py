@@ -55,7 +55,7 @@ def grow(flow: Any, spectrum: Tensor | None) -> Any:
         weights=flow.weights,
         odd=flow.odd,
         spectrum=spectrum,
-        humps=0.0 if flow.humps is None else flow.humps.distance,
+        base=flow.base,
         context_dim=flow.context_dim,
     )
     like = next(flow.parameters(), torch.empty(0))

@@ -11,7 +11,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from pyro_neuralrg.arguments import check_integer, check_number
+from pyro_neuralrg.arguments import check_integer
+from pyro_neuralrg.bases import NORMAL, StandardNormal, TwoModes, base_from_config
 from pyro_neuralrg.lattice import Circuit, make_circuit
 from pyro_neuralrg.transforms.base import LatticeTransform
 from pyro_neuralrg.transforms.bijectors import Bijector, as_bijector, bijector_config
@@ -20,7 +21,6 @@ from pyro_neuralrg.transforms.coupling import Couplings
 from pyro_neuralrg.transforms.coupling_sequence import CouplingSequence
 from pyro_neuralrg.transforms.fourier import FourierLayer
 from pyro_neuralrg.transforms.growth import grow
-from pyro_neuralrg.transforms.humps import MOST_DISTANCE, BehindHumps, TwoHumps
 from pyro_neuralrg.transforms.scales import UpToScale
 from pyro_neuralrg.transforms.sites import (
     check_site_features,
@@ -35,16 +35,19 @@ WEIGHTS = ("scale", "block", "shared")
 
 
 class HierarchicalFlow(LatticeTransform):
-    r"""x = g(z) from independent normals z to a lattice field x (paper Fig. 1); back: ``flow.inv``.
+    r"""x = g(z) from draws z of the base to a lattice field x (paper Fig. 1); back: ``flow.inv``.
 
-    With p the standard normal density, and exactly (paper Eq. 1),
+    With p the density of the base, and exactly (paper Eq. 1),
 
     .. math:: \ln q(x) = \ln p(z) - \ln|\det \partial x/\partial z|
+
+    as :class:`~pyro_neuralrg.distributions.FlowDistribution` computes it; ``FlowDistribution(flow)
+    .rsample()`` draws of q, which ``flow(torch.randn(...))`` are only if the base is normal.
 
     >>> flow = hierarchical_flow((4, 4))
     >>> z = torch.randn(10, 4, 4)
     >>> x, ladj = flow.forward_and_ladj(z)
-    >>> log_q = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum((-1, -2)) - ladj
+    >>> log_q = flow.base.log_prob(z, event_dim=2) - ladj
 
     Latents have the shape of the field: the variable kept by a block sits on the block's first
     site, so that scale k lives on the sublattice of spacing b^k. Build one with
@@ -56,9 +59,9 @@ class HierarchicalFlow(LatticeTransform):
         weights: "scale", "block" or "shared".
         odd: g(-z) = -g(z), so that q(x) = q(-x) exactly.
         spectrum: eigenvalues for a fixed Gaussian layer next to the field, or None.
-        humps: distance m of the two humps that the coarsest variable is given first, see
-            :class:`~pyro_neuralrg.transforms.humps.TwoHumps`; 0 for none. Circuits that leave more
-            than one coarsest variable ignore it.
+        base: density of z, :class:`~pyro_neuralrg.bases.StandardNormal` or
+            :class:`~pyro_neuralrg.bases.TwoModes`. Circuits that leave more than one coarsest
+            variable have normals.
         context_dim: features of a context that the networks take besides; 0 for none. See
             :class:`~pyro_neuralrg.transforms.conditional.ConditionalHierarchicalFlow`.
         spectrum_slopes: how the spectrum depends on the context, or None, see
@@ -77,7 +80,7 @@ class HierarchicalFlow(LatticeTransform):
         weights: str = "scale",
         odd: bool = False,
         spectrum: Tensor | None = None,
-        humps: float = 0.0,
+        base: StandardNormal = NORMAL,
         context_dim: int = 0,
         spectrum_slopes: Tensor | None = None,
         site_features: Tensor | None = None,
@@ -108,7 +111,7 @@ class HierarchicalFlow(LatticeTransform):
         self.gaussian = (
             None if spectrum is None else FourierLayer(spectrum, circuit.boundary, spectrum_slopes)
         )
-        self.humps = TwoHumps(circuit.shape, humps) if humps and circuit.is_complete else None
+        self.base = base if circuit.is_complete else NORMAL
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -117,12 +120,24 @@ class HierarchicalFlow(LatticeTransform):
 
     # The flow
 
-    def generate(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """z to x, coarse to fine, batch-last."""
-        if self.humps is None:
-            return self.generate_local(h, context)
-        h, ladj = self.humps.generate(h)
-        h, more = self.generate_local(h, context)
+    def generate(
+        self, h: Tensor, context: Tensor | None = None, stop: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """z to x, batch-last; from the field that enters layer ``stop``, if given."""
+        h, ladj = self._generate_layers(h, context, stop)
+        if self.gaussian is not None:
+            h, more = self.gaussian.generate(h, context)
+            ladj = ladj + more
+        return h, ladj
+
+    def renormalize(
+        self, h: Tensor, context: Tensor | None = None, stop: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """x to z, batch-last; to the field that enters layer ``stop``, if given."""
+        ladj = h.new_zeros(h.shape[-1])
+        if self.gaussian is not None:
+            h, ladj = self.gaussian.renormalize(h, context)
+        h, more = self._renormalize_layers(h, context, stop)
         return h, ladj + more
 
     def generate_with_score(
@@ -130,40 +145,27 @@ class HierarchicalFlow(LatticeTransform):
         h: Tensor,
         score: Tensor,
         context: Tensor | None = None,
-        pulls: list[Tensor] | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        want_context: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """z to x with the score of q, batch-last."""
-        ladj = h.new_zeros(h.shape[-1])
-        if self.humps is not None:
-            h, ladj, score = self.humps.generate_with_score(h, score)
-        h, more, score = self._generate_layers_with_score(h, score, context, pulls)
-        ladj = ladj + more
+        want_context = want_context and context is not None
+        h, ladj, score, of_context = self._generate_layers_with_score(
+            h, score, context, want_context
+        )
         if self.gaussian is not None:
-            h, more, score = self.gaussian.generate_with_score(h, score, context, pulls)
-            ladj = ladj + more
-        return h, ladj, score
-
-    def renormalize(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """x to z, fine to coarse, batch-last."""
-        h, ladj = self.renormalize_local(h, context)
-        if self.humps is not None:
-            h, more = self.humps.renormalize(h)
-            ladj = ladj + more
-        return h, ladj
-
-    @property
-    def local(self) -> LatticeTransform:
-        """x as a function of y, the latents behind the humps; itself if there are none.
-
-        In y local moves such as those of HMC meet a smooth energy.
-        """
-        return self if self.humps is None else BehindHumps(self)
+            h, more, score, of_gaussian = self.gaussian.generate_with_score(
+                h, score, context, want_context
+            )
+            ladj, of_context = ladj + more, add_scores(of_context, of_gaussian)
+        if want_context and of_context is None and context is not None:
+            of_context = torch.zeros_like(context)
+        return h, ladj, score, of_context
 
     def up_to_scale(self, scale: int) -> LatticeTransform:
         """x as a function of u: the field of scale k on its sublattice, finer latents elsewhere.
 
         Scales run from 0, where u is the field under the Gaussian layer, to the number of
-        decimators, where u is y of :attr:`local`. See
+        decimators, where u is z. See
         :class:`~pyro_neuralrg.transforms.scales.UpToScale`.
 
         Raises:
@@ -175,26 +177,6 @@ class HierarchicalFlow(LatticeTransform):
             torch.Size([3, 4, 4])
         """
         return UpToScale(self, scale)
-
-    def generate_local(
-        self, h: Tensor, context: Tensor | None, stop: int | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """y to x, batch-last; from the field that enters layer ``stop``, if given."""
-        h, ladj = self._generate_layers(h, context, stop)
-        if self.gaussian is not None:
-            h, more = self.gaussian.generate(h, context)
-            ladj = ladj + more
-        return h, ladj
-
-    def renormalize_local(
-        self, h: Tensor, context: Tensor | None, stop: int | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """x to y, batch-last; to the field that enters layer ``stop``, if given."""
-        ladj = h.new_zeros(h.shape[-1])
-        if self.gaussian is not None:
-            h, ladj = self.gaussian.renormalize(h, context)
-        h, more = self._renormalize_layers(h, context, stop)
-        return h, ladj + more
 
     def _generate_layers(
         self, h: Tensor, context: Tensor | None, stop: int | None
@@ -214,28 +196,26 @@ class HierarchicalFlow(LatticeTransform):
         return rows.view(h.shape), ladj
 
     def _generate_layers_with_score(
-        self, h: Tensor, score: Tensor, context: Tensor | None, pulls: list[Tensor] | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, h: Tensor, score: Tensor, context: Tensor | None, want_context: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """All layers with the score, which is cut and joined as the field is."""
         rows, scores, n = h.flatten(0, -2), score.flatten(0, -2), h.shape[-1]
         sequence = self._couplings(None)
         if sequence is not None:
             rows, ladj, scores, of_context = sequence.generate_with_score(
-                rows, scores, context, pulls is not None
+                rows, scores, context, want_context
             )
-            if pulls is not None and of_context is not None:
-                pulls.append(of_context)
-            return rows.view(h.shape), ladj, scores.view(h.shape)
-        ladj = h.new_zeros(n)
+            return rows.view(h.shape), ladj, scores.view(h.shape), of_context
+        ladj, of_context = h.new_zeros(n), None
         for transform, sites in reversed(self._transforms(None)):
             at, shape = sites.flatten(), (*sites.shape, n)
-            block, more, of_block = transform.generate_with_score(
-                rows[at].view(shape), scores[at].view(shape), context, pulls
+            block, more, of_block, of_layer = transform.generate_with_score(
+                rows[at].view(shape), scores[at].view(shape), context, want_context
             )
             rows = rows.index_copy(0, at, block.flatten(0, -2))
             scores = scores.index_copy(0, at, of_block.flatten(0, -2))
-            ladj = ladj + more
-        return rows.view(h.shape), ladj, scores.view(h.shape)
+            ladj, of_context = ladj + more, add_scores(of_context, of_layer)
+        return rows.view(h.shape), ladj, scores.view(h.shape), of_context
 
     def _renormalize_layers(
         self, h: Tensor, context: Tensor | None, stop: int | None
@@ -362,7 +342,7 @@ class HierarchicalFlow(LatticeTransform):
             "bijector": bijector_config(self.bijector),
             "weights": self.weights,
             "odd": self.odd,
-            "humps": 0.0 if self.humps is None else self.humps.distance,
+            "base": self.base.config,
             "context_dim": self.context_dim,
             "spectrum": self.gaussian is not None,
             **self._rare_config(),
@@ -379,12 +359,22 @@ class HierarchicalFlow(LatticeTransform):
         """Build the flow that ``config`` names; load its weights with ``load_state_dict``."""
         options = dict(config)
         shape = options.pop("shape")
+        humps = options.pop("humps", 0.0)  # files written before flows had a base: the same q
+        known = TwoModes(humps).config if humps else NORMAL.config
+        options["base"] = base_from_config(options.get("base", known))
         if options.pop("spectrum"):
             options["spectrum"] = torch.ones(tuple(shape), dtype=torch.get_default_dtype())
         for name in ("spectrum_slopes", "site_features"):
             if options.get(name) is not None:
                 options[name] = torch.zeros(options[name], *shape)
         return hierarchical_flow(shape, **options)
+
+
+def add_scores(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    """Sum of two gradients, either of which may be none."""
+    if first is None or second is None:
+        return second if first is None else first
+    return first + second
 
 
 def hierarchical_flow(
@@ -398,7 +388,7 @@ def hierarchical_flow(
     weights: str = "scale",
     odd: bool = False,
     spectrum: Tensor | None = None,
-    humps: float = 0.0,
+    base: StandardNormal = NORMAL,
     context_dim: int = 0,
     spectrum_slopes: Tensor | None = None,
     site_features: Tensor | None = None,
@@ -406,7 +396,7 @@ def hierarchical_flow(
 ) -> HierarchicalFlow:
     """Build a :class:`HierarchicalFlow`.
 
-    What it may know of its target is ``odd``, ``spectrum``, ``humps`` and ``site_features``;
+    What it may know of its target is ``odd``, ``spectrum``, ``base`` and ``site_features``;
     ``target.flow()`` fills them in.
 
     Args:
@@ -423,10 +413,9 @@ def hierarchical_flow(
         odd: g(-z) = -g(z), for targets with the symmetry x -> -x.
         spectrum: eigenvalues of the Gaussian part's covariance (see
             :class:`~pyro_neuralrg.transforms.fourier.FourierLayer`), or None.
-        humps: for targets that may have two phases, the distance from zero, in standard
-            deviations, of two humps that the coarsest variable is given first (see
-            :class:`~pyro_neuralrg.transforms.humps.TwoHumps`); 0 for none. Circuits that leave more
-            than one coarsest variable ignore it.
+        base: density p(z) of the latents; for targets that may have two phases
+            :class:`~pyro_neuralrg.bases.TwoModes` of the coarsest variable. Circuits that leave
+            more than one coarsest variable have normals.
         context_dim: features of a context that the networks can take, for
             :func:`~pyro_neuralrg.transforms.conditional_hierarchical_flow`; 0 for none.
         spectrum_slopes: derivatives of the spectrum with respect to the first entries of the
@@ -448,7 +437,11 @@ def hierarchical_flow(
     if weights not in WEIGHTS:
         raise ValueError(f"weights is {weights!r}; accepted: {', '.join(WEIGHTS)}")
     context_dim = check_integer("context_dim", context_dim, 0)
-    humps = check_number("humps", humps, "a number in [0, 4]", least=0, most=MOST_DISTANCE)
+    if not isinstance(base, StandardNormal):
+        raise TypeError(
+            f"base is {base!r}; accepted: StandardNormal() or TwoModes(separation), of "
+            "pyro_neuralrg.distributions"
+        )
     if not isinstance(odd, bool):
         raise TypeError(f"odd is {odd!r}; accepted: True or False")
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
@@ -463,7 +456,7 @@ def hierarchical_flow(
         weights=weights,
         odd=odd,
         spectrum=spectrum,
-        humps=humps,
+        base=base,
         context_dim=context_dim,
         spectrum_slopes=spectrum_slopes,
         site_features=site_features,

@@ -121,11 +121,11 @@ class UpToScale(LatticeTransform):
 
     def generate(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """u to x."""
-        return self.flow.generate_local(h, context, self.stop)
+        return self.flow.generate(h, context, self.stop)
 
     def renormalize(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x to u."""
-        return self.flow.renormalize_local(h, context, self.stop)
+        return self.flow.renormalize(h, context, self.stop)
 
 
 def _check_scale(circuit: Circuit, scale: int) -> int:

@@ -21,7 +21,7 @@ import pyro.distributions as dist
 import torch
 
 from pyro_neuralrg import PDD, hierarchical_flow
-from pyro_neuralrg.distributions import flow_distribution
+from pyro_neuralrg.distributions import FlowDistribution
 from pyro_neuralrg.infer import AutoHierarchicalFlow
 from pyro_neuralrg.infer.optimizer import JoinedAdam
 
@@ -49,7 +49,7 @@ def guided_step(data: torch.Tensor, batch: int) -> Callable[[], None]:
 def bare_step(data: torch.Tensor, batch: int) -> Callable[[], None]:
     """The flow alone."""
     flow = hierarchical_flow(tuple(data.shape))
-    q = flow_distribution(flow)
+    q = FlowDistribution(flow)
     optimizer = JoinedAdam(list(flow.parameters()), LEARNING_RATE)
 
     def step() -> None:

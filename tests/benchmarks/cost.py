@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 from pyro_neuralrg import IsingDual
-from pyro_neuralrg.distributions import flow_distribution
+from pyro_neuralrg.distributions import FlowDistribution, StandardNormal
 
 SITES = 2**17
 REPEATS = 7
@@ -39,9 +39,9 @@ def resident(name: str) -> float:
 def cost(side: int, bijector: str) -> dict[str, float]:
     """Seconds and MiB that one step needs, parameters and compiled code not counted."""
     target = IsingDual((side, side))
-    options = {"odd": False, "humps": 0.0} if bijector == "realnvp" else {}
+    options = {"odd": False, "base": StandardNormal()} if bijector == "realnvp" else {}
     flow = target.flow(bijector=bijector, **options)
-    q = flow_distribution(flow)
+    q = FlowDistribution(flow)
 
     def step(batch: int) -> None:
         flow.zero_grad()

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from pyro_neuralrg import IsingDual, SymmetrizedFlow, hierarchical_flow
-from pyro_neuralrg.distributions import flow_distribution
+from pyro_neuralrg.distributions import FlowDistribution
 from pyro_neuralrg.infer.optimizer import JoinedAdam
 from pyro_neuralrg.transforms import HierarchicalFlow
 from tests.benchmarks.straightforward import StraightforwardFlow, straightforward_copy
@@ -39,7 +39,7 @@ def paper_flow(dtype: torch.dtype = torch.float32) -> HierarchicalFlow:
 
 
 def density(flow: HierarchicalFlow, symmetrized: bool) -> Any:
-    return SymmetrizedFlow(flow) if symmetrized else flow_distribution(flow)
+    return SymmetrizedFlow(flow) if symmetrized else FlowDistribution(flow)
 
 
 def largest_difference(dtype: torch.dtype, symmetrized: bool) -> float:

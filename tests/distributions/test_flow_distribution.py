@@ -8,13 +8,13 @@ import torch
 from pyro.distributions.transforms import AffineCoupling
 from pyro.nn import DenseNN
 
-from pyro_neuralrg.distributions import flow_distribution
+from pyro_neuralrg.distributions import FlowDistribution
 from pyro_neuralrg.transforms import hierarchical_flow
 
 
 def test_density_is_change_of_variables(jittered: object) -> None:
     flow = jittered((3, 4))  # type: ignore[operator]
-    q = flow_distribution(flow)
+    q = FlowDistribution(flow)
     assert q.event_shape == (3, 4)
     assert q.batch_shape == ()
     x = q.sample((7,))
@@ -25,28 +25,28 @@ def test_density_is_change_of_variables(jittered: object) -> None:
 
 
 def test_dtype_of_the_flow() -> None:
-    q = flow_distribution(hierarchical_flow((4,), dtype=torch.float32))
+    q = FlowDistribution(hierarchical_flow((4,), dtype=torch.float32))
     assert q.rsample((2,)).dtype == torch.float32
 
 
 def test_in_a_plate() -> None:
-    q = flow_distribution(hierarchical_flow((2, 2)))
+    q = FlowDistribution(hierarchical_flow((2, 2)))
     with pyro.plate("draws", 5):
         assert pyro.sample("x", q).shape == (5, 2, 2)
 
 
 def test_pyro_coupling_needs_a_shape() -> None:
     flow = AffineCoupling(1, DenseNN(1, [4], [1, 1]))
-    assert flow_distribution(flow, shape=(2,)).sample((3,)).shape == (3, 2)
+    assert FlowDistribution(flow, shape=(2,)).sample((3,)).shape == (3, 2)
     with pytest.raises(ValueError, match="shape is None"):
-        flow_distribution(flow)
+        FlowDistribution(flow)
 
 
 def test_wrong_arguments() -> None:
     flow = hierarchical_flow((4,))
     with pytest.raises(TypeError, match=r"\.inv holds no parameters"):
-        flow_distribution(flow.inv)
+        FlowDistribution(flow.inv)
     with pytest.raises(TypeError, match="accepted: a Pyro TransformModule"):
-        flow_distribution("flow")
+        FlowDistribution("flow")
     with pytest.raises(ValueError, match="the flow's own shape"):
-        flow_distribution(flow, shape=(5,))
+        FlowDistribution(flow, shape=(5,))

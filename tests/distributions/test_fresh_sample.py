@@ -4,9 +4,10 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pyro
@@ -14,12 +15,13 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import SVI
+from pyro.infer.util import zero_grads
 from pyro.optim.adagrad_rmsprop import AdagradRMSProp
 from pyro.optim.clipped_adam import ClippedAdam
 from pyro.optim.dct_adam import DCTAdam
 from torch import Tensor
 
-from pyro_neuralrg.distributions import SymmetrizedFlow, flow_distribution
+from pyro_neuralrg.distributions import FlowDistribution, SymmetrizedFlow
 from pyro_neuralrg.distributions.flow import forward_and_ladj
 from pyro_neuralrg.infer import PDD, FlowGuide
 from pyro_neuralrg.transforms import LatticeTransform, hierarchical_flow
@@ -30,10 +32,29 @@ from tests.transforms.test_cache import evaluations
 Make = Callable[..., Any]
 
 DISTRIBUTIONS: dict[str, Callable[[Any], Any]] = {
-    "plain": flow_distribution,
+    "plain": FlowDistribution,
     "symmetrized": SymmetrizedFlow,
 }
-OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+
+
+class PyroStep:
+    """One of Pyro's optimisers, called as those of torch are."""
+
+    def __init__(self, optimiser: Callable[..., Any], parameters: Iterable[Tensor], lr: float):
+        self.parameters = list(parameters)
+        self.optimiser = optimiser({"lr": lr})
+
+    def step(self) -> None:
+        self.optimiser(self.parameters)
+
+    def zero_grad(self) -> None:
+        zero_grads(self.parameters)
+
+
+OPTIMISERS: dict[str, Callable[..., Any]] = {
+    "Pyro's Adam": functools.partial(PyroStep, pyro.optim.Adam),
+    "Pyro's ClippedAdam": functools.partial(PyroStep, pyro.optim.ClippedAdam),
+    "Adam by foreach": functools.partial(torch.optim.Adam, foreach=True),
     "ClippedAdam": ClippedAdam,
     "AdagradRMSProp": lambda parameters, lr: AdagradRMSProp(parameters, eta=lr),
     "DCTAdam": DCTAdam,
@@ -127,13 +148,15 @@ def test_after_parameters_from_a_vector(
 
 @any_flow
 @either
-def test_a_scored_sample_is_forgotten(jittered: Make, kind: str, source: str) -> None:
-    """Written to ``.data`` with no gradient at all: the sample has been used, and is evaluated."""
+@pytest.mark.parametrize("scored", [False, True])
+def test_after_writing_to_data(jittered: Make, kind: str, source: str, scored: bool) -> None:
+    """With no gradient at all, which leaves no mark but the values."""
     flow = FLOWS[source](jittered)
     q = DISTRIBUTIONS[kind](flow)
     with torch.no_grad():
         x = q.sample((3,))
-        q.log_prob(x)
+        if scored:
+            q.log_prob(x)
         for parameter in flow.parameters():
             parameter.data.add_(0.1)
         is_honest(q, x)
@@ -188,7 +211,7 @@ def test_in_inference_mode(jittered: Make, kind: str, source: str) -> None:
 @any_flow
 @either
 def test_after_a_step_by_hand(jittered: Make, kind: str, source: str) -> None:
-    """Gradients that no parameter keeps, written to ``.data``: seen by the graph alone."""
+    """Gradients that no parameter keeps, written to ``.data``."""
     flow = FLOWS[source](jittered)
     q, parameters = DISTRIBUTIONS[kind](flow), list(flow.parameters())
     x = q.rsample((3,))
@@ -329,6 +352,21 @@ def test_batch_shape_of_one_field_under_many(jittered: Make, kind: str) -> None:
     x = torch.randn(4, 4)
     torch.testing.assert_close(q.expand((2,)).log_prob(x), q.log_prob(x).expand(2))
     assert q.expand((2, 1)).log_prob(torch.randn(3, 4, 4)).shape == (2, 3)
+
+
+@either
+def test_nothing_is_remembered_inside_torch_func(jittered: Make, kind: str) -> None:
+    flow = jittered((2, 2))
+    q = DISTRIBUTIONS[kind](flow)
+    z = torch.randn(3, 2, 2)
+
+    def score(z: Tensor) -> Tensor:
+        return q.log_prob(flow(z)).sum()
+
+    expected = q.log_prob(flow(z).detach().clone())
+    torch.testing.assert_close(torch.func.vmap(score)(z), expected)
+    torch.func.grad(score)(z)
+    is_honest(q, flow(z).detach())
 
 
 def test_the_flow_remembers_nothing_of_compiled_code(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_neuralrg.distributions import (
+    FlowDistribution,
     LatticeSymmetry,
     SymmetrizedFlow,
-    flow_distribution,
     symmetry_group,
 )
 from pyro_neuralrg.transforms.bijectors import Neighbour
@@ -70,7 +70,7 @@ def test_log_prob_is_the_mean_over_the_group(
     elements = symmetry_group(shape, **GROUPS[group])
     q = SymmetrizedFlow(flow, elements, orbit_chunk=7)
     x = torch.randn(4, *shape)
-    base = flow_distribution(flow)
+    base = FlowDistribution(flow)
     terms = base.log_prob(torch.stack([g(x) for g in elements]))
     expected = terms.logsumexp(0) - math.log(len(elements))
     torch.testing.assert_close(q.log_prob(x), expected)
@@ -148,7 +148,7 @@ def test_flows_of_fewer_event_dimensions_than_the_lattice() -> None:
     flow = affine_coupling(3, hidden_dims=[4])
     q = SymmetrizedFlow(flow, shape=(2, 3))
     x = torch.randn(5, 2, 3)
-    rows = flow_distribution(flow, (2, 3))
+    rows = FlowDistribution(flow, (2, 3))
     expected = torch.logaddexp(rows.log_prob(x), rows.log_prob(-x)) - math.log(2)
     torch.testing.assert_close(q.log_prob(x), expected)
     drawn = q.rsample((4,))
@@ -216,7 +216,7 @@ def test_gradient_of_the_density(jittered: Make, group: str) -> None:
     fast = torch.autograd.grad(log_q.sum(), parameters, allow_unused=True)
     torch.manual_seed(3)
     x = q.rsample((3,))
-    base = flow_distribution(flow)
+    base = FlowDistribution(flow)
     slow_log_q = base.log_prob(torch.stack([g(x) for g in elements])).logsumexp(0)
     slow = torch.autograd.grad(slow_log_q.sum(), parameters, allow_unused=True)
     for a, b in zip(fast, slow, strict=True):
@@ -258,7 +258,7 @@ def test_float32_and_trivial_group(jittered: Make) -> None:
     q = SymmetrizedFlow(flow, one)
     x, log_q = q.rsample_and_log_prob((4,))
     assert x.dtype == log_q.dtype == torch.float32
-    torch.testing.assert_close(log_q, flow_distribution(flow).log_prob(x.clone()))
+    torch.testing.assert_close(log_q, FlowDistribution(flow).log_prob(x.clone()))
     with torch.inference_mode():
         q.rsample_and_log_prob((2,))
     q.clear_cache()

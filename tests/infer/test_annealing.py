@@ -81,7 +81,7 @@ def test_weights_of_the_particles_give_the_estimate(seed: int) -> None:
 def test_potential_in_the_latent_space_of_an_untrained_flow(
     resample_below: float, seed: int
 ) -> None:
-    """A flow with humps that knows nothing but the Gaussian part."""
+    """A flow of two modes that knows nothing but the Gaussian part."""
     potential = IsingDual((2, 2))
     flow = potential.flow()
     run = anneal(
@@ -316,7 +316,7 @@ def test_error_bars_cover_with_adaptive_temperatures(resample_below: float) -> N
 
 @pytest.mark.slow
 def test_error_bars_cover_with_a_flow() -> None:
-    """An untrained one with humps, in its latent space; the betas are those of a run before."""
+    """An untrained one of two modes, in its latent space; the betas are those of a run before."""
     potential = IsingDual((2, 2))
     flow = potential.flow()
     options: dict[str, Any] = {"num_particles": 256, "num_steps": 4, "conditional_ess": 0.8}

@@ -18,11 +18,12 @@ from pyro.infer.reparam import NeuTraReparam
 from torch import Tensor
 
 from pyro_neuralrg import AutoHierarchicalFlow, FlowReparam, IsingDual
+from pyro_neuralrg.distributions import TwoModes
 from pyro_neuralrg.infer import anneal, reweight
 from pyro_neuralrg.infer.annealing import Annealing
 from pyro_neuralrg.infer.mcmc import EnergyTarget, ModelTarget
 from pyro_neuralrg.potentials import FreeField
-from pyro_neuralrg.transforms import TwoHumps, hierarchical_flow
+from pyro_neuralrg.transforms import hierarchical_flow
 from tests.infer.solvable_model import DATA, at_the_mean, exact, exact_guide, model
 from tests.infer.test_annealing import covers
 
@@ -108,11 +109,11 @@ def test_one_number(seed: int) -> None:
     assert run.fields.shape == (256,)
 
 
-def test_site_behind_a_flow_with_humps(seed: int) -> None:
+def test_site_behind_a_flow_of_two_modes(seed: int) -> None:
     """A model of its own, which is not recognised as the potential's."""
     potential = IsingDual((2, 2))
     flow = potential.flow()
-    assert isinstance(flow.humps, TwoHumps)
+    assert isinstance(flow.base, TwoModes)
 
     def magnet() -> None:
         s = pyro.sample("s", dist.Normal(torch.zeros(2, 2), 1.0).to_event(2).mask(False))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from pyro.infer import SVI
 
-from pyro_neuralrg.distributions import SymmetrizedFlow, flow_distribution
+from pyro_neuralrg.distributions import FlowDistribution, SymmetrizedFlow
 from pyro_neuralrg.infer import PDD, FlowGuide
 from pyro_neuralrg.transforms import hierarchical_flow
 
@@ -42,7 +42,7 @@ def test_site_and_arguments(flow: Any) -> None:
 
 @pytest.mark.parametrize("kind", ["symmetrized", "distribution"])
 def test_other_densities(target: Any, flow: Any, kind: str) -> None:
-    q = SymmetrizedFlow(flow) if kind == "symmetrized" else flow_distribution(flow)
+    q = SymmetrizedFlow(flow) if kind == "symmetrized" else FlowDistribution(flow)
     guide = FlowGuide(q)
     assert {id(p) for p in guide.parameters()} == {id(p) for p in flow.parameters()}
     before = flow.loc.clone()

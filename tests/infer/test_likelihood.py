@@ -15,7 +15,7 @@ from pyro.infer import SVI, Trace_ELBO
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from pyro_neuralrg.distributions.flow import flow_distribution
+from pyro_neuralrg.distributions.flow import FlowDistribution
 from pyro_neuralrg.infer import PDD, Pixels, bounds, cross_entropy, fit_data
 from pyro_neuralrg.infer.likelihood import _DataTraining
 from pyro_neuralrg.infer.optimizer import JoinedAdam
@@ -47,13 +47,13 @@ def test_an_observed_site_of_svi_is_the_same_loss() -> None:
     def model(data: Tensor, batch: int) -> None:
         pyro.module("flow", flow)
         with pyro.plate("data", len(data), subsample_size=batch) as chosen:
-            pyro.sample("x", flow_distribution(flow), obs=data[chosen])
+            pyro.sample("x", FlowDistribution(flow), obs=data[chosen])
 
     def guide(data: Tensor, batch: int) -> None:
         pass
 
     expected, _ = cross_entropy(flow, data)
-    mean = -flow_distribution(flow).log_prob(data).mean()
+    mean = -FlowDistribution(flow).log_prob(data).mean()
     gradients = torch.autograd.grad(mean, parameters, allow_unused=True)
     for loss in (Trace_ELBO(), PDD(), PDD(path_gradient=True)):
         flow.zero_grad()
@@ -185,5 +185,5 @@ def test_handwritten_digits() -> None:
     fit_data(flow, train, held_out=check, prepare=pixels.encode, steps=200, seed=0, progress=False)
     x = pixels.encode(test)
     with torch.no_grad():
-        bits = pixels.bits_per_pixel(x, flow_distribution(flow).log_prob(x))
+        bits = pixels.bits_per_pixel(x, FlowDistribution(flow).log_prob(x))
     assert float(bits.mean()) < 2.4

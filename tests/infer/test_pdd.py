@@ -16,7 +16,7 @@ from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoMultivariateNormal
 from torch.distributions import constraints
 
-from pyro_neuralrg.distributions import SymmetrizedFlow, flow_distribution
+from pyro_neuralrg.distributions import FlowDistribution, SymmetrizedFlow, TwoModes
 from pyro_neuralrg.infer import PDD, FlowGuide, pdd
 from pyro_neuralrg.transforms import conditional_hierarchical_flow, hierarchical_flow
 
@@ -206,7 +206,7 @@ def test_path_gradient_in_one_pass_is_that_of_the_second_pass(
     vectorize: bool, plated: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Scores that come with the samples, and the replay that any guide allows."""
-    flow = hierarchical_flow((2, 2), humps=2.0)
+    flow = hierarchical_flow((2, 2), base=TwoModes(2.0))
     inner = FlowGuide(flow)
     elbo = PDD(4, vectorize_particles=vectorize, path_gradient=True)
     replays = []
@@ -282,8 +282,8 @@ def test_path_gradient_of_dependent_sites_vanishes_at_the_optimum() -> None:
             frozen = copy.deepcopy(first), copy.deepcopy(second)
         for module in frozen:
             module.requires_grad_(False)
-        a = pyro.sample("a", flow_distribution(frozen[0]))
-        pyro.sample("b", flow_distribution(frozen[1].condition(a)))
+        a = pyro.sample("a", FlowDistribution(frozen[0]))
+        pyro.sample("b", FlowDistribution(frozen[1].condition(a)))
 
     PDD(1, path_gradient=True).loss_and_grads(model, guide)
     gradients = [p.grad for flow in (first, second) for p in flow.parameters()]
@@ -293,7 +293,7 @@ def test_path_gradient_of_dependent_sites_vanishes_at_the_optimum() -> None:
 def test_density_of_a_draw_with_score_keeps_its_gradient() -> None:
     """What was drawn for a path gradient must not serve a later ln q without its graph."""
     flow = hierarchical_flow((2, 2))
-    q = flow_distribution(flow)
+    q = FlowDistribution(flow)
     x, log_q, score = q.rsample_with_score((5,))
     assert not log_q.requires_grad
     assert not score.requires_grad

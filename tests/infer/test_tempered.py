@@ -13,9 +13,9 @@ from pyro.infer.reparam import NeuTraReparam
 from torch import Tensor
 
 from pyro_neuralrg import IsingDual
+from pyro_neuralrg.distributions import TwoModes
 from pyro_neuralrg.infer.mcmc import EnergyTarget, LatentTarget, ModelTarget
 from pyro_neuralrg.infer.tempered import TemperedTarget
-from pyro_neuralrg.transforms import TwoHumps
 from tests.infer.solvable_model import DATA, exact, exact_guide, model
 
 
@@ -24,13 +24,13 @@ def stiff(x: Tensor) -> Tensor:
 
 
 def latent() -> LatentTarget:
-    """The model at Tc, in the latent space of a flow with humps."""
+    """The model at Tc, in the latent space of a flow of two modes."""
     potential = IsingDual((4, 4))
     flow = potential.flow()
     for parameter in flow.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
-    assert isinstance(flow.humps, TwoHumps)
-    return LatentTarget(potential, flow)
+    assert isinstance(flow.base, TwoModes)
+    return LatentTarget(potential, flow).in_latents()
 
 
 def of_model() -> ModelTarget:
@@ -59,7 +59,7 @@ def test_mixture_of_energies_and_its_gradient(make: Any, beta: float, seed: int)
 
 
 def test_start_is_normalised_and_the_one_that_is_drawn() -> None:
-    """Of the humps: along the first latent, its density integrates to one and has two of them."""
+    """Along the first latent its density integrates to one and has two modes."""
     whole = latent()
     target = TemperedTarget(whole, 0.0)
     grid = torch.linspace(-12, 12, 4001)
@@ -68,7 +68,7 @@ def test_start_is_normalised_and_the_one_that_is_drawn() -> None:
     others = -7.5 * math.log(2 * math.pi)  # 15 normals at zero
     density = (-target.energy(y) - others).exp()
     assert float(torch.trapezoid(density, grid)) == pytest.approx(1.0, abs=1e-6)
-    distance = whole.flow.humps.distance
+    distance = whole.flow.base.separation
     assert abs(float(grid[density.argmax()].abs()) - distance) < 0.1
     drawn = target.initial(4000, torch.Generator().manual_seed(0))[:, 0]
     assert float(drawn.square().mean()) == pytest.approx(1 + distance**2, rel=0.1)

@@ -311,16 +311,6 @@ def test_fig4a_reports_every_seed(tmp_path: Path) -> None:
     assert (tmp_path / "flow-1.pt").exists()
 
 
-def test_fig4a_leaves_out_the_humps_alone() -> None:
-    flow = IsingDual((4, 4)).flow()
-    bare = fig4a.behind_humps(flow)
-    x = torch.randn(3, 4, 4)
-    torch.testing.assert_close(bare.inv(x), flow.local.inv(x))
-    assert not torch.allclose(bare.inv(x), flow.inv(x))  # which the flow given still has
-    plain = hierarchical_flow((4, 4))
-    assert fig4a.behind_humps(plain) is plain
-
-
 def test_fig4a_overlaps_of_block_spins_are_one() -> None:
     flow = hierarchical_flow((4, 4), depth=1)
     x = torch.randn(5, 4, 4)

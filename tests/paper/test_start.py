@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from pyro_neuralrg import IsingDual, hierarchical_flow, save
+from pyro_neuralrg.distributions import StandardNormal
 from pyro_neuralrg.paper.start import (
     BLOCKS,
     Start,
@@ -92,7 +93,7 @@ def test_small_asks_for_less_but_leaves_what_was_asked(saved: Path) -> None:
 def test_the_paper_flow_knows_nothing_of_its_target() -> None:
     flow = paper_flow(IsingDual((8, 8)))
     assert flow.gaussian is None
-    assert flow.humps is None
+    assert flow.base == StandardNormal()
     assert not flow.odd
     assert flow.circuit.name == "mera"
     assert [layer.kind for layer in flow.circuit.layers[:2]] == ["disentangler", "decimator"]

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from pyro_neuralrg import IsingDual, fit
+from pyro_neuralrg.distributions import StandardNormal
 from pyro_neuralrg.paper import Start, sweep
 from pyro_neuralrg.potentials import CRITICAL_TEMPERATURE
 
@@ -115,7 +116,7 @@ def test_circuits_have_about_as_many_parameters() -> None:
     counts = [sum(p.numel() for p in flow.parameters()) for flow in flows]
     assert max(counts) < 1.15 * min(counts)
     assert [flow.circuit.name for flow in flows] == ["tree", "brickwork", "mera"]
-    assert all(flow.gaussian is None and flow.humps is None for flow in flows)
+    assert all(flow.gaussian is None and flow.base == StandardNormal() for flow in flows)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ import torch
 from scipy.integrate import dblquad, quad
 from torch import Tensor
 
-from pyro_neuralrg.distributions.flow import flow_distribution
+from pyro_neuralrg.distributions import StandardNormal, TwoModes
+from pyro_neuralrg.distributions.flow import FlowDistribution
 from pyro_neuralrg.infer import estimate
 from pyro_neuralrg.potentials import FreeField, Phi4
 from pyro_neuralrg.potentials.phi4 import Hopping, bonded_axes, from_hopping, to_hopping
@@ -63,7 +64,7 @@ def test_chain_by_its_transfer_matrix(kappa: float, lam: float, boundary: str) -
     """The free energy from Gaussian samples with weights, within its error."""
     potential = Phi4((4,), kappa, lam, boundary)
     exact = chain_log_partition(4, kappa, lam, boundary)
-    q = flow_distribution(FourierLayer(potential.spectrum, boundary), (4,))
+    q = FlowDistribution(FourierLayer(potential.spectrum, boundary), (4,))
     found = estimate(potential, q, 20_000)
     assert abs(found.importance + exact) < 4.5 * found.importance_se + 1e-8
     assert found.variational + 1e-8 >= -exact - 4.5 * found.variational_se
@@ -171,12 +172,14 @@ def test_hartree_spectrum_is_the_best_gaussian() -> None:
             assert loss(other) > best
 
 
-def test_humps_where_there_may_be_two_phases() -> None:
-    assert Phi4((8, 8), 0.28, 0.022).humps > 0
-    assert Phi4((8, 8), 0.24, 0.022).humps == 0
-    assert Phi4((8, 8), -0.28, 0.022).humps == 0
-    assert Phi4((8, 8), 0.2499, 0.0).humps == 0  # a long correlation length, but one phase
-    assert Phi4((8, 8), 0.28, 0.022).flow().humps is not None
+def test_two_modes_where_there_may_be_two_phases() -> None:
+    assert Phi4((8, 8), 0.28, 0.022).base == TwoModes(3.0)
+    assert Phi4((8, 8), 0.24, 0.022).base == StandardNormal()
+    assert Phi4((8, 8), -0.28, 0.022).base == StandardNormal()
+    assert (
+        Phi4((8, 8), 0.2499, 0.0).base == StandardNormal()
+    )  # a long correlation length, but one phase
+    assert Phi4((8, 8), 0.28, 0.022).flow().base == TwoModes(3.0)
 
 
 def test_heating_uncouples_the_sites() -> None:

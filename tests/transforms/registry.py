@@ -16,6 +16,7 @@ from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from pyro_neuralrg.distributions import TwoModes
 from pyro_neuralrg.transforms import (
     FourierLayer,
     LatticeTransform,
@@ -23,7 +24,6 @@ from pyro_neuralrg.transforms import (
     LearnedSpectrum,
     Neighbour,
     RealNVP,
-    TwoHumps,
     conditional_hierarchical_flow,
     hierarchical_flow,
     neighbour_coupling,
@@ -70,7 +70,7 @@ def flow(shape: tuple[int, ...], circuit: str = "mera", **options: Any) -> Entry
     options = {"bijector": NEIGHBOUR, **options}
     make = functools.partial(hierarchical_flow, shape, circuit, **options)
     coloured = "spectrum" in options
-    near = not coloured and not options.get("humps")
+    near = not coloured
     if coloured:
         make = functools.partial(coloured_flow, shape, circuit, **options)
     return Entry(
@@ -223,14 +223,9 @@ def follows_spectrum(shape: tuple[int, ...], boundary: str) -> Entry:
 
     def make() -> LatticeTransform:
         given = {"spectrum": spectrum, "spectrum_slopes": slopes, "boundary": boundary}
-        return conditioned_flow(shape, bijector=NEIGHBOUR, odd=True, humps=2.0, **given)
+        return conditioned_flow(shape, bijector=NEIGHBOUR, odd=True, base=TwoModes(2.0), **given)
 
     return Entry(shape, make, odd=True, starts_near_identity=False, spread=TANH_SPREAD)
-
-
-def humps(shape: tuple[int, ...], distance: float) -> Entry:
-    make = functools.partial(TwoHumps, shape, distance)
-    return part(shape, make, odd=True, starts_near_identity=False)
 
 
 def fourier(shape: tuple[int, ...], boundary: str) -> Entry:
@@ -285,10 +280,10 @@ ENTRIES: dict[str, Entry] = {
     "odd-two-sites": flow((2,), odd=True),
     "spectrum-3d": flow((2, 3, 2), spectrum="periodic"),
     "spectrum-side-1": flow((1,), spectrum="periodic"),
-    "humps": flow((4, 4), humps=3.0),
-    "humps-odd-with-spectrum": flow((3, 4), odd=True, humps=2.0, spectrum="periodic"),
-    "humps-one-site": flow((1,), humps=3.0),
-    "humps-ignored": flow((4, 4), depth=1, humps=3.0),
+    "two-modes": flow((4, 4), base=TwoModes(3.0)),
+    "two-modes-odd-with-spectrum": flow((3, 4), odd=True, base=TwoModes(2.0), spectrum="periodic"),
+    "two-modes-one-site": flow((1,), base=TwoModes(3.0)),
+    "two-modes-ignored": flow((4, 4), depth=1, base=TwoModes(3.0)),
     "shared-weights": flow((8,), weights="shared"),
     "shared-weights-2d": flow((4, 5), weights="shared", odd=True),
     "two-hidden-layers": flow((4,), bijector=Neighbour(layers=2, hidden=(4, 3))),
@@ -355,9 +350,6 @@ ENTRIES: dict[str, Entry] = {
     "learned-spectrum-2d": learned((4, 3), "periodic"),
     "learned-spectrum-3d": learned((2, 3, 4), "periodic"),
     "learned-spectrum-open-2d": learned((3, 4), "open"),
-    "two-humps": humps((2, 2), 3.0),
-    "two-humps-far": humps((1,), 4.0),
-    "two-humps-near": humps((2,), 0.3),
     "neighbour-coupling-1d": couplings((2,), (4,), odd=False),
     "neighbour-coupling-2d": couplings((2, 2), (3, 2)),
     "neighbour-coupling-2d-one-block": couplings((2, 2), (1, 1), odd=False),

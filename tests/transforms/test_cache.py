@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ NAMES = [
     "layer-factory-channels",
     "neighbour-coupling-2d",
     "realnvp-block-4",
-    "monotone",
+    "learned-spectrum-2d",
     "fourier-2d",
 ]
 TRAINED = [name for name in NAMES if name != "fourier-2d"]
@@ -37,9 +38,11 @@ def evaluations(transform: LatticeTransform, monkeypatch: pytest.MonkeyPatch) ->
     for direction in ("generate", "renormalize"):
         original = getattr(transform, direction)
 
-        def counted(h: Tensor, direction: str = direction, original=original):  # type: ignore[no-untyped-def]
+        def counted(
+            h: Tensor, *rest: Any, direction: str = direction, original: Any = original
+        ) -> Any:
             passes.append(direction)
-            return original(h)
+            return original(h, *rest)
 
         monkeypatch.setattr(transform, direction, counted)
     return passes
@@ -134,7 +137,7 @@ def test_replaced_parameters_are_seen(name: str) -> None:
 
 def test_another_parameter_in_the_place_of_one_is_seen() -> None:
     """Both are new tensors, which no one has changed."""
-    transform, z = ENTRIES["monotone"].make(), latents("monotone", 3)
+    transform, z = ENTRIES["learned-spectrum-2d"].make(), latents("learned-spectrum-2d", 3)
     x = transform(z)
     transform.centre = torch.nn.Parameter(transform.centre.detach() + 1.0)
     assert transform.inv(x) is not z

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_neuralrg import FreeField, IsingDual, fit
+from pyro_neuralrg.distributions import TwoModes
 from pyro_neuralrg.infer.free_energy import log_weights
 from pyro_neuralrg.transforms import (
     HierarchicalFlow,
@@ -39,7 +40,7 @@ def weights(flow: HierarchicalFlow, index: int, region: int = 0) -> Tensor:
 
 def test_scales_correspond() -> None:
     """Finest to finest, coarsest to coarsest, and the new one as the next finer one."""
-    small = perturbed((8, 8), odd=True, humps=2.0)
+    small = perturbed((8, 8), odd=True, base=TwoModes(2.0))
     large = small.grow()
     assert large.shape == (16, 16)
     assert large.config == {**small.config, "shape": [16, 16], "depth": 4}

@@ -191,13 +191,18 @@ def test_configuration_names_every_option() -> None:
         "boundary": "open",
         "weights": "block",
         "odd": True,
-        "humps": 0.0,
         "context_dim": 3,
     }
     config = hierarchical_flow((4, 5), "tree", **options).config
     hidden = config["bijector"]["hidden"]
     config["bijector"]["hidden"] = list(hidden)
-    assert config == {"shape": [4, 5], "circuit": "tree", "spectrum": False, **options}
+    assert config == {
+        "shape": [4, 5],
+        "circuit": "tree",
+        "base": {"name": "StandardNormal"},
+        "spectrum": False,
+        **options,
+    }
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.distributions import Transform, biject_to
 
 from pyro_neuralrg.arguments import check_number
-from pyro_neuralrg.distributions.flow import FlowDistribution, standard_normal
+from pyro_neuralrg.distributions.flow import FlowDistribution, base_distribution
 from pyro_neuralrg.infer.autoguide.sites import describe, find_fields, flow_shape, shapes_of
 from pyro_neuralrg.infer.autoguide.transform import FieldFlow, GlobalsFlow, LatentFlow
 from pyro_neuralrg.infer.guides import with_tensors
@@ -165,7 +165,7 @@ class AutoHierarchicalFlow(AutoContinuous):
     def get_base_dist(self) -> Any:
         """Standard normals, as many as there are unconstrained latents."""
         flow = self._known()
-        return standard_normal(flow, flow.event_shape)
+        return base_distribution(flow, flow.event_shape)
 
     def get_transform(self, *args: Any, **kwargs: Any) -> Any:
         """The change of variables u = g(z); the arguments are not used.
@@ -185,7 +185,7 @@ class AutoHierarchicalFlow(AutoContinuous):
         flow = self._known()
         if self._pyro_context.active:
             self._register(flow)
-        return FlowDistribution(self.get_base_dist(), [flow])
+        return FlowDistribution(flow, flow.event_shape)
 
     @torch.no_grad()
     def quantiles(
@@ -410,7 +410,7 @@ def _names(field: str | None, fields: Sequence[str] | None) -> tuple[str, ...] |
 
 def _check_options(options: dict[str, Any]) -> None:
     known = {*_parameters(hierarchical_flow), *_parameters(conditional_hierarchical_flow)}
-    known -= {"shape", "dtype", "context_dim", "options"}
+    known -= {"shape", "dtype", "base", "context_dim", "options"}
     unknown = sorted(set(options) - known)
     if unknown:
         raise TypeError(f"unknown options {unknown}; accepted: {', '.join(sorted(known))}")

@@ -250,19 +250,18 @@ class FieldFlow(LatticeTransform):
         h: Tensor,
         score: Tensor,
         context: Tensor | None = None,
-        pulls: list[Tensor] | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        want_context: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """z to u with the score, batch-last, in one pass of the flow where it needs no other."""
         c = None if context is None else context.detach().requires_grad_()
         with torch.enable_grad():
             flow, features = self._flow_at(c)
-        of_features: list[Tensor] = []
-        v, ladj, score = flow.generate_with_score(h, score, features, of_features)
-        u, more, score = self.frame.generate_with_score(v, score, c, pulls)
-        if pulls is not None and c is not None and features is not None:
-            total = sum(of_features, torch.zeros_like(features))
-            pulls += torch.autograd.grad(features, c, total, retain_graph=True)
-        return u, (ladj + more).detach(), score
+        v, ladj, score, of_features = flow.generate_with_score(h, score, features, want_context)
+        u, more, score, of_context = self.frame.generate_with_score(v, score, c, want_context)
+        if c is not None and features is not None and of_features is not None:
+            (pulled,) = torch.autograd.grad(features, c, of_features, retain_graph=True)
+            of_context = pulled if of_context is None else of_context + pulled
+        return u, (ladj + more).detach(), score, of_context
 
     def renormalize(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """u to z, batch-last."""
@@ -322,8 +321,8 @@ class LatentFlow(LatticeTransform):
         h: Tensor,
         score: Tensor,
         context: Tensor | None = None,
-        pulls: list[Tensor] | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        want_context: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """z to u with the score, batch-last: that of the globals has what the fields tell of them.
 
         With u = (G(z), F(z'; z)): ln q(u) = ln q_G(G(z)) + ln q_F(u'; z), so that the gradient of
@@ -333,17 +332,16 @@ class LatentFlow(LatticeTransform):
         score, of_fields = self._take_apart(score)
         z, ladj = others, h.new_zeros(h.shape[-1])
         if self.field_flow is not None:
-            of_globals: list[Tensor] = []
-            fields, ladj, of_fields = self.field_flow.generate_with_score(
-                fields, of_fields, z, of_globals
+            fields, ladj, of_fields, of_globals = self.field_flow.generate_with_score(
+                fields, of_fields, z, want_context=True
             )
-            for pull in of_globals:
-                score = score + pull
+            if of_globals is not None:
+                score = score + of_globals
         if self.globals_flow is not None:
-            others, more, score = self.globals_flow.generate_with_score(z, score)
+            others, more, score, _ = self.globals_flow.generate_with_score(z, score)
             ladj = ladj + more
         joined = self._put_together(score, of_fields)
-        return self._put_together(others, fields), ladj.detach(), joined
+        return self._put_together(others, fields), ladj.detach(), joined, None
 
     def renormalize(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """u to z, batch-last."""

@@ -10,12 +10,11 @@ import torch
 from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor
 
+from pyro_neuralrg.bases import base_of
 from pyro_neuralrg.distributions.flow import (
     flow_dtype_and_device,
     forward_and_ladj,
     inverse_and_ladj,
-    local_to_normal,
-    normal_to_local,
 )
 from pyro_neuralrg.infer.mcmc.base import ChainState, Kernel, StepInfo, TargetLike, metropolis
 from pyro_neuralrg.infer.mcmc.target import Target
@@ -29,8 +28,8 @@ class IndependenceMetropolis(Kernel):
 
     With log-weights :math:`\ln w = \ln \pi(x) - \ln q(x)`, in float64, a proposal is accepted with
     probability :math:`\min(1, w' / w)`. In the latent space of the same flow the proposals are
-    standard normal, but for the two humps of a flow that begins with them; in physical space they
-    are ``x = flow(z)``, and the density of the present position costs one inverse pass. Jumps
+    draws z of its base; in physical space they are ``x = flow(z)``, and the density of the present
+    position costs one inverse pass. Jumps
     between modes cost no more than any other; how many are accepted is what the flow's quality
     decides. A jump counts as one gradient evaluation.
 
@@ -59,6 +58,7 @@ class IndependenceMetropolis(Kernel):
     """
 
     name = "jump"
+    needs_latents = True
 
     def __init__(
         self,
@@ -97,25 +97,32 @@ class IndependenceMetropolis(Kernel):
         )
 
     def _propose(self, like: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        dtype = like.dtype if self._is_latent else flow_dtype_and_device(self.flow)[0]
-        z = torch.randn(like.shape, generator=generator, dtype=dtype, device=like.device)
-        return self.target.by_batches(self._generate, z)
+        target = self.target
+        if self._is_latent:
+            z = target.from_base(len(like), generator)
+            return z, target.by_batches(self._log_q, z)
+        dtype = flow_dtype_and_device(self.flow)[0]
+        shape = (len(like), *target.event_shape)
+        z = base_of(self.flow).sample(
+            shape, len(shape) - 1, generator=generator, dtype=dtype, device=like.device
+        )
+        return target.by_batches(self._generate, z)
 
     def _generate(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Positions of standard normals, and ln of the density that they have."""
-        shape = self.target.event_shape
-        to_position = normal_to_local if self._is_latent else forward_and_ladj
-        x, ladj = to_position(self.flow, z.reshape(-1, *shape), len(shape))
-        return x.reshape(z.shape).to(self.target.dtype), _log_normal(z) - ladj.double()
+        """Positions of draws of the base, and ln of the density that they have."""
+        event_dim = z.dim() - 1
+        x, ladj = forward_and_ladj(self.flow, z, event_dim)
+        log_p = base_of(self.flow).log_prob(z.double(), event_dim)
+        return x.flatten(1).to(self.target.dtype), log_p - ladj.double()
 
     def _log_q(self, position: Tensor) -> Tensor:
         shape = self.target.event_shape
+        value = position.reshape(-1, *shape)
         if self._is_latent:
-            z, ladj = local_to_normal(self.flow, position.reshape(-1, *shape), len(shape))
-        else:
-            x = position.reshape(-1, *shape).to(flow_dtype_and_device(self.flow)[0])
-            z, ladj = inverse_and_ladj(self.flow, x, len(shape))
-        return _log_normal(z.flatten(1)) - ladj.double()
+            return self.target.base.log_prob(value.double(), len(shape))
+        x = value.to(flow_dtype_and_device(self.flow)[0])
+        z, ladj = inverse_and_ladj(self.flow, x, len(shape))
+        return base_of(self.flow).log_prob(z.double(), len(shape)) - ladj.double()
 
     @property
     def _is_latent(self) -> bool:
@@ -133,8 +140,3 @@ class IndependenceMetropolis(Kernel):
                 f"flow has shape {tuple(shape)}, the target {target.event_shape}; "
                 "accepted: equal ones"
             )
-
-
-def _log_normal(z: Tensor) -> Tensor:
-    """ln of the standard normal density over the last dimension, float64."""
-    return -0.5 * z.double().square().sum(-1) - 0.5 * z.shape[-1] * math.log(2 * math.pi)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 import warnings
@@ -18,8 +19,9 @@ from pyro.infer.mcmc.util import initialize_model
 from pyro.infer.reparam import NeuTraReparam
 from pyro.poutine.reparam_messenger import ReparamHandler
 from torch import Tensor
-from torch.distributions import biject_to
+from torch.distributions import biject_to, identity_transform
 
+from pyro_neuralrg.bases import base_of
 from pyro_neuralrg.infer.mcmc.model_checks import check_no_subsampling, check_not_enumerated
 from pyro_neuralrg.infer.mcmc.target import EnergyTarget, LatentTarget, Target
 from pyro_neuralrg.infer.mcmc.transport import Transport, neutra_of
@@ -62,6 +64,27 @@ class ModelTarget(Target):
         self._kwargs: dict[str, Any] = {}
         self._vectorised = True
         self._transport: Transport | None = None
+        self._in_latents = False
+
+    def in_latents(self) -> ModelTarget:
+        """See :class:`Target`."""
+        other = copy.copy(self)
+        other._in_latents = True
+        other._leave_latents()
+        return other
+
+    def _leave_latents(self) -> None:
+        """Let positions be the latents of a flow as they are, if they are to.
+
+        Not where discrete sites are summed out: that energy is Pyro's, of unconstrained values.
+        """
+        own = getattr(self._potential_fn, "__func__", None) is ModelTarget._log_joint_energy
+        if not self._in_latents or self.flow is None or not own:
+            return
+        kept = dict.fromkeys(self._reparams, identity_transform)
+        self._transforms = {**self._transforms, **kept}
+        self._potential_fn = self._log_joint_energy
+        self.base = base_of(self.flow)
 
     def setup(self, *args: Any, **kwargs: Any) -> ModelTarget:
         """Run the model once with its arguments to see its sites."""
@@ -82,6 +105,8 @@ class ModelTarget(Target):
         check_not_enumerated(transforms, trace, plain, discrete)
         target._potential_fn = potential_fn if discrete else target._log_joint_energy
         target._read_sites(trace)
+        target._in_latents = self._in_latents
+        target._leave_latents()
         target._transport = target._transport_of_all()
         if target._transport is None:
             target._try_vmap()
@@ -257,7 +282,7 @@ class ModelTarget(Target):
                     values.update(self._behind(name, value))
                 elif name in self._reparams:
                     site, reparam = self._reparams[name]
-                    values[site] = reparam.transform_sample(value)
+                    values[site] = reparam.transform_sample(self._transforms[name].inv(value))
                 else:
                     values[name] = self._transforms[name].inv(value)
         return values
@@ -265,7 +290,10 @@ class ModelTarget(Target):
     def latent(self, positions: Tensor) -> dict[str, Tensor]:
         """See :class:`Target`."""
         latent = self._reparams.keys() | self._neutras.keys()
-        return {name: value for name, value in self.unpack(positions).items() if name in latent}
+        values = {name: v for name, v in self.unpack(positions).items() if name in latent}
+        transforms: dict[str, Any] = self._transforms
+        with torch.no_grad():
+            return {name: transforms[name].inv(v) for name, v in values.items()}
 
     def _behind(self, name: str, latent: Tensor) -> dict[str, Tensor]:
         """The model's own sites behind a shared latent of any batch shape."""
@@ -307,7 +335,11 @@ class ModelTarget(Target):
     def _own_values(self) -> dict[str, Tensor]:
         """Unconstrained values of one start: what the model draws, at the sites that it has."""
         sites = poutine.trace(self.model).get_trace(*self._args, **self._kwargs).nodes
-        return {name: self._transforms[name](sites[name]["value"]) for name in self.sites}
+        own: dict[str, Any] = {name: sites[name]["value"] for name in self.sites}
+        return {
+            name: value if name in self._reparams else self._transforms[name](value)
+            for name, value in own.items()
+        }
 
     def _prior_values(self) -> dict[str, Tensor]:
         """Likewise, what the model without its reparameterisations draws."""

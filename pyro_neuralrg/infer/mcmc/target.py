@@ -15,12 +15,11 @@ import torch
 from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor
 
+from pyro_neuralrg.bases import NORMAL, StandardNormal, base_of
 from pyro_neuralrg.distributions.flow import (
     flow_dtype_and_device,
     forward_and_ladj,
     inverse_and_ladj,
-    local_flow,
-    normal_to_local,
 )
 from pyro_neuralrg.infer.reparam import FlowReparam
 from pyro_neuralrg.lattice import check_shape
@@ -44,6 +43,7 @@ class Target(ABC):
         lattices: lattice shape of each physical site that is a field on a lattice, by name.
         flow_sites: by latent site ``z``, the physical site of a flow and the flow.
         flow: the flow in whose latent space *all* of the position lives, or None.
+        base: density that positions drawn by that flow have; standard normals without one.
         lattice_potential: the potential behind the target, if there is one.
         dtype: of positions.
         device: of positions.
@@ -54,6 +54,7 @@ class Target(ABC):
     lattices: dict[str, tuple[int, ...]]
     flow_sites: Mapping[str, tuple[str, TransformModule]] = {}
     flow: TransformModule | None = None
+    base: StandardNormal = NORMAL
     lattice_potential: LatticePotential | None = None
     dtype: torch.dtype
     device: torch.device
@@ -77,6 +78,20 @@ class Target(ABC):
                 f"arguments of run() are for Pyro models; {type(self).__name__} takes none"
             )
         return self
+
+    def in_latents(self) -> Target:
+        """Return this density with positions that are latents z of flows as they are.
+
+        What jumps want. Else they are standard normals u with ``z = base.from_normal(u)``: local
+        moves meet no barrier between two modes of z there.
+        """
+        return self
+
+    def from_base(self, chains: int, generator: torch.Generator | None) -> Tensor:
+        """Draw positions ``(chains, dim)`` of the base."""
+        shape = self.event_shape
+        options: Any = {"generator": generator, "dtype": self.dtype, "device": self.device}
+        return self.base.sample((chains, *shape), len(shape), **options).reshape(chains, -1)
 
     def in_batches(self: AnyTarget, chain_batch_size: int | None) -> AnyTarget:
         """Return this target, evaluated for that many chains at once."""
@@ -144,8 +159,7 @@ class Target(ABC):
 
         Args:
             params: for each site, shape ``(chains,) + site shape``; for a latent site of a flow
-                either z under its own name (behind the humps, if the flow has some) or the physical
-                field, renormalized by the flow.
+                either z under its own name or the physical field, renormalized by the flow.
             chains: number of chains.
 
         Raises:
@@ -173,9 +187,11 @@ class Target(ABC):
             )
         value = value.detach().to(dtype=self.dtype, device=self.device)
         if given != name:
-            flow = local_flow(self.flow_sites[name][1])
+            flow = self.flow_sites[name][1]
             with torch.no_grad():
                 value = inverse_and_ladj(flow, value, flow.domain.event_dim)[0]
+        if name in self.flow_sites:
+            value = self._unconstrain(name, value)
         return value.reshape(chains, -1)
 
     def from_constrained(self, samples: Mapping[str, Tensor]) -> Tensor:
@@ -299,13 +315,13 @@ class EnergyTarget(Target):
 class LatentTarget(EnergyTarget):
     r"""The same field in the latent space of a flow (paper Eq. 6).
 
-    Its energy is :math:`U(z) = E(g(z)) - \ln|\det \partial g/\partial z|`. Of a flow that begins
-    with two humps, positions are the latents behind them.
+    Its energy is :math:`U(z) = E(g(z)) - \ln|\det \partial g/\partial z|`. Positions are standard
+    normals u with ``z = flow.base.from_normal(u)``, whose slope the energy then has besides; with
+    jumps (:meth:`Target.in_latents`) they are z.
 
     Args:
         energy: as for :class:`EnergyTarget`.
-        flow: ``x = flow(z)``, of the field's shape; positions are its latents, in its dtype and on
-            its device.
+        flow: ``x = flow(z)``, of the field's shape; positions are in its dtype and on its device.
         shape: of the field, for a plain energy.
         name: of the physical site; the latent one is ``{name}_latent``.
 
@@ -332,36 +348,53 @@ class LatentTarget(EnergyTarget):
                 f"flow has shape {flow_shape}, the field {self.shape}; accepted: equal ones"
             )
         self.flow = flow
-        self._local = local_flow(flow)
         self.sites = {f"{name}_latent": self.shape}
         self.flow_sites = {f"{name}_latent": (name, flow)}
 
     def physical(self, positions: Tensor) -> dict[str, Tensor]:
         """See :class:`Target`."""
-        z = positions.reshape(-1, *self.shape)
         with torch.no_grad():
-            x = forward_and_ladj(self._local, z, len(self.shape))[0]
+            z = self._latents(positions)[0]
+            x = forward_and_ladj(self.flow, z, len(self.shape))[0]
         return {self.name: x.reshape(*positions.shape[:-1], *self.shape)}
 
     def latent(self, positions: Tensor) -> dict[str, Tensor]:
         """See :class:`Target`."""
-        return self.unpack(positions)
+        with torch.no_grad():
+            z = self._latents(positions)[0]
+        return {name: z.reshape(*positions.shape[:-1], *self.shape) for name in self.sites}
+
+    def in_latents(self) -> LatentTarget:
+        """See :class:`Target`."""
+        other = copy.copy(self)
+        other.base = base_of(self.flow)
+        return other
 
     def initial(self, chains: int, generator: torch.Generator, start: str | None = None) -> Tensor:
         """Draws of the flow; of the prior, standard normals in physical space."""
-        z = self._normals(chains, generator)
         if start == "prior":
-            return self.pack({self.name: z.reshape(-1, *self.shape)}, chains)
-        y, _ = normal_to_local(self.flow, z.reshape(-1, *self.shape), len(self.shape))
-        return y.reshape(z.shape)
+            x = self._normals(chains, generator)
+            return self.pack({self.name: x.reshape(-1, *self.shape)}, chains)
+        return self.from_base(chains, generator)
 
     def modules(self) -> list[torch.nn.Module]:
         """See :class:`Target`."""
         return [self.flow]
 
     def _evaluate(self, positions: Tensor) -> Tensor:
-        x, ladj = forward_and_ladj(self._local, positions.reshape(-1, *self.shape), len(self.shape))
-        return self._checked(self._energy(x), len(positions)) - ladj.double()
+        z, slope = self._latents(positions)
+        x, ladj = forward_and_ladj(self.flow, z, len(self.shape))
+        return self._checked(self._energy(x), len(positions)) - (ladj + slope).double()
+
+    def _latents(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """z of positions, and ln |det dz/du|."""
+        position, base = positions.reshape(-1, *self.shape), base_of(self.flow)
+        of = NORMAL if self.base == base else base
+        return of.from_normal(position, len(self.shape))
+
+    def _unconstrain(self, name: str, value: Tensor) -> Tensor:
+        base = base_of(self.flow)
+        return value if self.base == base else base.to_normal(value, len(self.shape))[0]
 
 
 def _by_one_autograd_call(

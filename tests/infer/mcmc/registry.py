@@ -15,6 +15,7 @@ import pyro.distributions.transforms as transforms
 import torch
 from torch import Tensor, nn
 
+from pyro_neuralrg.distributions import TwoModes
 from pyro_neuralrg.infer.mcmc import (
     HMC,
     MALA,
@@ -192,20 +193,25 @@ def dense_inverse_mass(dim: int) -> Tensor:
     return 0.5 ** (index[:, None] - index).abs() * torch.outer(scale, scale)
 
 
-def flow_with_humps(target: ExactTarget) -> HierarchicalFlow:
-    """A flow whose latent space is that behind its humps; near the target's widths or not."""
-    flow = hierarchical_flow(target.shape, bijector=Neighbour(layers=2, hidden=(4,)), humps=0.7)
+def flow_of_two_modes(target: ExactTarget) -> HierarchicalFlow:
+    """A flow with two modes, near the target's widths or not."""
+    flow = hierarchical_flow(
+        target.shape, bijector=Neighbour(layers=2, hidden=(4,)), base=TwoModes(0.7)
+    )
     with torch.no_grad():
         for parameter in flow.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     return flow
 
 
-def cycle_behind_humps(target: ExactTarget) -> Kernel:
-    flow = flow_with_humps(target)
+def hmc_of_two_modes(target: ExactTarget, flow: HierarchicalFlow) -> HMC:
     latent = LatentTarget(target.energy, flow, target.shape)
-    local = HMC(latent, step_size=0.5 * target.step_size, num_steps=3)
-    return Cycle(local, IndependenceMetropolis(flow))
+    return HMC(latent, step_size=0.5 * target.step_size, num_steps=3)
+
+
+def cycle_of_two_modes(target: ExactTarget) -> Kernel:
+    flow = flow_of_two_modes(target)
+    return Cycle(hmc_of_two_modes(target, flow), IndependenceMetropolis(flow))
 
 
 def cycle_of_rows(target: ExactTarget) -> Kernel:
@@ -248,9 +254,10 @@ KERNELS: dict[str, Callable[[ExactTarget], Kernel]] = {
         hmc(target, num_steps=2), IndependenceMetropolis(flow_for(target))
     ),
     "latent cycle": latent_cycle,
-    "latent cycle behind humps": cycle_behind_humps,
+    "latent hmc of two modes": lambda target: hmc_of_two_modes(target, flow_of_two_modes(target)),
+    "latent cycle of two modes": cycle_of_two_modes,
     "latent cycle of rows": cycle_of_rows,
-    "jump with humps": lambda target: IndependenceMetropolis(
-        flow_with_humps(target), target.energy, shape=target.shape
+    "jump of two modes": lambda target: IndependenceMetropolis(
+        flow_of_two_modes(target), target.energy, shape=target.shape
     ),
 }

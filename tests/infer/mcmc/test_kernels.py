@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pyro_neuralrg.bases import NORMAL
 from pyro_neuralrg.infer.mcmc import (
     HMC,
     Cycle,
@@ -23,7 +24,6 @@ from pyro_neuralrg.infer.mcmc import (
     as_target,
 )
 from pyro_neuralrg.infer.mcmc.hamiltonian import leapfrog
-from pyro_neuralrg.infer.mcmc.jumps import _log_normal
 from tests.infer.mcmc.registry import KERNELS, TARGETS, ExactTarget, ToyFlow, flow_for, kinked
 
 CHAINS, STEPS = 4000, 12
@@ -92,13 +92,13 @@ class Broken:
 
     class WeightWithoutFlow(IndependenceMetropolis):
         def _log_q(self, position: Tensor) -> Tensor:
-            return _log_normal(position)
+            return NORMAL.log_prob(position.double(), 1)
 
         def _propose(
             self, like: Tensor, generator: torch.Generator | None
         ) -> tuple[Tensor, Tensor]:
             position, _ = super()._propose(like, generator)
-            return position, _log_normal(position)
+            return position, NORMAL.log_prob(position.double(), 1)
 
     class AlwaysAccept(HMC):
         def step(self, state, generator=None):  # type: ignore[no-untyped-def]
