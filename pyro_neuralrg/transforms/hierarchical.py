@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_neuralrg.arguments import check_integer
-from pyro_neuralrg.bases import NORMAL, StandardNormal, TwoModes, base_from_config
+from pyro_neuralrg.bases import NORMAL, StandardNormal, base_from_config
 from pyro_neuralrg.lattice import Circuit, make_circuit
 from pyro_neuralrg.transforms.base import LatticeTransform
 from pyro_neuralrg.transforms.bijectors import Bijector, as_bijector, bijector_config
@@ -359,9 +359,7 @@ class HierarchicalFlow(LatticeTransform):
         """Build the flow that ``config`` names; load its weights with ``load_state_dict``."""
         options = dict(config)
         shape = options.pop("shape")
-        humps = options.pop("humps", 0.0)  # files written before flows had a base: the same q
-        known = TwoModes(humps).config if humps else NORMAL.config
-        options["base"] = base_from_config(options.get("base", known))
+        options["base"] = base_from_config(options["base"])
         if options.pop("spectrum"):
             options["spectrum"] = torch.ones(tuple(shape), dtype=torch.get_default_dtype())
         for name in ("spectrum_slopes", "site_features"):

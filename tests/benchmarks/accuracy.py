@@ -35,6 +35,7 @@ from typing import Any
 import torch
 
 from pyro_neuralrg import HMC, IsingDual, fit, save
+from pyro_neuralrg.distributions import FlowDistribution
 from pyro_neuralrg.infer import estimate
 from pyro_neuralrg.infer.mcmc import LatentTarget
 from pyro_neuralrg.observables import structure_factor
@@ -84,10 +85,7 @@ def train(case: dict[str, Any]) -> dict[str, float]:
     torch.manual_seed(case["seed"] + 1)
     found = estimate(target, flow, SAMPLES, max(1, SITES_AT_ONCE // math.prod(shape)))
     with torch.no_grad():
-        fields = [
-            flow(torch.randn(200, *shape, device=case["device"], dtype=torch.float32))
-            for _ in range(20)
-        ]
+        fields = [FlowDistribution(flow).rsample((200,)) for _ in range(20)]
     factor = float(structure_factor(torch.cat(fields), shape).double().mean())
     figures = {
         "gap": found.variational + target.log_partition(),
@@ -121,11 +119,9 @@ def _grown(
 def latent_step(target: IsingDual, flow: Any) -> float:
     """Leapfrog step accepted with probability 0.8, by bisection of its logarithm."""
     latent = LatentTarget(target, flow)
-    z = torch.randn(4096, *target.shape, device=target.device)
     with torch.no_grad():
-        pairs = [flow.forward_and_ladj(part) for part in z.split(256)]
-        x, ladj = (torch.cat(parts) for parts in zip(*pairs, strict=True))
-        log_q = -0.5 * z.double().square().sum((-1, -2)) - ladj
+        pairs = [FlowDistribution(flow).rsample_and_log_prob((256,)) for _ in range(16)]
+        x, log_q = (torch.cat(parts) for parts in zip(*pairs, strict=True))
         weights = torch.softmax(-target.energy(x) - log_q, 0)
     chosen = torch.multinomial(weights, CHAINS, replacement=False)
     start = latent.pack({"x": x[chosen]}, CHAINS)

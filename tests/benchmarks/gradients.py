@@ -40,7 +40,7 @@ def spread(target: IsingDual, flow: Any, path: bool, antithetic: bool) -> tuple[
     """Total variance of the gradient, and its mean."""
     found = []
     for _ in range(REPEATS):
-        z = torch.randn(BATCH, *target.shape)
+        z = flow.base.sample((BATCH, *target.shape), 2)
         if antithetic:
             z = torch.cat([z[: BATCH // 2], -z[: BATCH // 2]])
         found.append(gradient(target, flow, z, path))

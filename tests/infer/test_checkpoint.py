@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from pyro_neuralrg.distributions import FlowDistribution, StandardNormal, TwoModes
 from pyro_neuralrg.infer import load, save
 from pyro_neuralrg.infer.checkpoint import FORMAT
 from pyro_neuralrg.infer.files import checksum
@@ -53,20 +52,6 @@ def test_samples_are_equal_before_and_after(tmp_path: Path, name: str) -> None:
     torch.testing.assert_close(again, x, rtol=0, atol=0)
     torch.testing.assert_close(ladj_again, ladj, rtol=0, atol=0)
     assert os.listdir(tmp_path) == ["flow.pt"]
-
-
-@pytest.mark.parametrize("humps", [3.0, 0.0])
-def test_configurations_of_before_flows_had_a_base(humps: float) -> None:
-    """Two humps, a map of normals then, are the base of two modes: the same q."""
-    base = TwoModes(humps) if humps else StandardNormal()
-    flow = hierarchical_flow((4, 4), base=base)
-    old = {**flow.config, "humps": humps}
-    del old["base"]
-    again = type(flow).from_config(old)
-    assert again.base == base
-    again.load_state_dict(flow.state_dict())
-    x = torch.randn(3, 4, 4)
-    assert torch.equal(FlowDistribution(again).log_prob(x), FlowDistribution(flow).log_prob(x))
 
 
 def test_saved_whatever_the_default_dtype(tmp_path: Path) -> None:

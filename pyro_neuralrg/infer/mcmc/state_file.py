@@ -47,7 +47,7 @@ __all__ = [
 
 FORMAT = FileFormat(
     name="pyro_neuralrg.sampling",
-    version=2,
+    version=3,
     writer="VectorizedMCMC.save",
     entries={
         "settings": (str,),
