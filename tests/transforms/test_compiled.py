@@ -253,23 +253,26 @@ def test_copies_and_pickles_of_a_used_flow() -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_after_a_fork() -> None:
-    """As Pyro's MCMC with two chains does it."""
+    """The child, which has none of the threads, starts its own."""
     flow, _, z = prepared("odd", batch=300)
     expected, before = flow(z), torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        flow(z)  # so that there are threads, which the child does not have
+        compiled._share(lambda part: None, 4)  # now there are threads
         read, write = os.pipe()
         child = os.fork()
         if child == 0:
-            ok = b"0"
             try:
-                ok = b"1" if torch.equal(flow(z.clone()), expected) else b"0"
+                done: list[int] = []
+                compiled._share(done.append, 4)
+                torch.set_num_threads(1)  # torch's own OpenMP does not survive a fork
+                good = sorted(done) == [0, 1, 2, 3] and torch.equal(flow(z.clone()), expected)
+                os.write(write, b"1" if good else b"0")
             finally:
-                os.write(write, ok)
                 os._exit(0)
-        os.waitpid(child, 0)
+        os.close(write)
         assert os.read(read, 1) == b"1"
+        os.waitpid(child, 0)
     finally:
         torch.set_num_threads(before)
 
