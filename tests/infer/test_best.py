@@ -165,23 +165,30 @@ class Hole(GaussianTarget):
         return super().energy(x) + (math.nan if self.calls in (12, 19) else 0.0)
 
 
-def test_a_target_that_breaks_once_costs_no_step(
-    flow: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_target_that_breaks_once_costs_no_step(flow: Any) -> None:
     """The step is tried again, at half the rate, which rises anew; and it is said once."""
-    sizes = measured(monkeypatch)
     with pytest.warns(UserWarning, match="diverged: the loss at step 10 is nan") as caught:
         result = fit(Hole(), flow, anneal=None, warmup=4, **QUICK)
     assert len(caught) == 1
     assert result.stopped is None
     assert (result.steps, result.divergences) == (30, 2)
-    assert sizes == [16, 16, CHECKED_SAMPLES, CHECKED_SAMPLES]  # however good one batch is
     assert list(result.history.step) == list(range(30))
     plain = fit(GaussianTarget(), None, anneal=None, warmup=4, **QUICK).history.learning_rate
     ratio = result.history.learning_rate / plain
     rise = [0.25, 0.5, 0.75]
     expected = [*10 * [1.0], *(0.5 * r for r in rise), *3 * [0.5], *(0.25 * r for r in rise)]
     np.testing.assert_allclose(ratio, [*expected, *11 * [0.25]])
+
+
+@pytest.mark.filterwarnings("ignore:training diverged:UserWarning")
+def test_after_a_divergence_one_batch_does_not_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = measured(monkeypatch)
+    options = {**QUICK, "anneal": None, "steps": 60, "batch": 64}
+    fit(GaussianTarget(), **options)
+    assert sizes == [64, 64]
+    sizes.clear()
+    fit(Hole(), **options)
+    assert sizes == [64, 64, CHECKED_SAMPLES, CHECKED_SAMPLES]
 
 
 @pytest.mark.filterwarnings("ignore:training diverged:UserWarning")
