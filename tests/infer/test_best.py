@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ import torch
 
 from pyro_neuralrg import IsingDual, fit
 from pyro_neuralrg.infer import TrainingStep
-from pyro_neuralrg.infer.best import LEAST_STEPS, Best
-from pyro_neuralrg.infer.training import MOST_DIVERGENCES, Measured, Training
+from pyro_neuralrg.infer.best import LEAST_STEPS, RUNNING_STEPS, Best
+from pyro_neuralrg.infer.training import CHECKED_SAMPLES, MOST_DIVERGENCES, Measured, Training
+from pyro_neuralrg.infer.training_state import FORMAT
 from tests.infer.conftest import GaussianTarget, ScaleFlow
 
 QUICK: dict[str, Any] = {"steps": 30, "batch": 16, "lr": 0.05, "progress": False, "seed": 1}
@@ -30,6 +32,18 @@ def loss(target: GaussianTarget, flow: ScaleFlow) -> float:
     scale, ln_two_pi_e = flow.log_scale.detach(), math.log(2.0 * math.pi * math.e)
     energy = ((flow.loc.detach() - 1.0).square() + (2 * scale).exp()) / (2.0 * target.variance)
     return float((energy - scale - 0.5 * ln_two_pi_e).sum())
+
+
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Numbers of samples that trainings look at, beside their steps, from here on."""
+    plain, sizes = Training._measure, []
+
+    def watched(self: Training, number: int) -> Measured:
+        sizes.append(number)
+        return plain(self, number)
+
+    monkeypatch.setattr(Training, "_measure", watched)
+    return sizes
 
 
 def copies(number: float) -> Callable[[], torch.Tensor]:
@@ -61,6 +75,12 @@ def test_one_batch_of_heavy_tails_is_no_divergence() -> None:
     best = Best(torch.zeros(1))
     losses = [*50 * [0.0], 400.0, *50 * [0.0]]
     assert not any(best.add(value, 1.0, copies(0)) for value in losses)
+
+
+def test_a_long_record_does_not_hide_a_divergence() -> None:
+    best = Best(torch.zeros(1))
+    assert not any(best.add(0.0, 1.0, copies(0)) for _ in range(500))
+    assert any(best.add(100.0, 1.0, copies(0)) for _ in range(RUNNING_STEPS))
 
 
 def test_another_temperature_begins_anew() -> None:
@@ -135,16 +155,18 @@ def test_a_gradient_that_is_not_finite_is_not_stepped_on(flow: Any) -> None:
     assert torch.isfinite(state(flow)).all()
 
 
+class Hole(GaussianTarget):
+    """Its energy is NaN at the eleventh step, and seven evaluations later."""
+
+    calls = 0
+
+    def energy(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return super().energy(x) + (math.nan if self.calls in (12, 19) else 0.0)
+
+
 def test_a_target_that_breaks_once_costs_no_step(flow: Any) -> None:
     """The step is tried again, at half the rate, which rises anew; and it is said once."""
-
-    class Hole(GaussianTarget):
-        calls = 0
-
-        def energy(self, x: torch.Tensor) -> torch.Tensor:
-            self.calls += 1
-            return super().energy(x) + (math.nan if self.calls in (12, 19) else 0.0)
-
     with pytest.warns(UserWarning, match="diverged: the loss at step 10 is nan") as caught:
         result = fit(Hole(), flow, anneal=None, warmup=4, **QUICK)
     assert len(caught) == 1
@@ -156,6 +178,24 @@ def test_a_target_that_breaks_once_costs_no_step(flow: Any) -> None:
     rise = [0.25, 0.5, 0.75]
     expected = [*10 * [1.0], *(0.5 * r for r in rise), *3 * [0.5], *(0.25 * r for r in rise)]
     np.testing.assert_allclose(ratio, [*expected, *11 * [0.25]])
+
+
+@pytest.mark.filterwarnings("ignore:training diverged:UserWarning")
+def test_after_a_divergence_one_batch_does_not_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = measured(monkeypatch)
+    options = {**QUICK, "anneal": None, "steps": 60, "batch": 64}
+    fit(GaussianTarget(), **options)
+    assert sizes == [64, 64]
+    sizes.clear()
+    fit(Hole(), **options)
+    assert sizes == [64, 64, CHECKED_SAMPLES, CHECKED_SAMPLES]
+
+
+@pytest.mark.filterwarnings("ignore:training diverged:UserWarning")
+def test_moments_are_of_the_steps_since(flow: Any, tmp_path: Path) -> None:
+    fit(Hole(), flow, anneal=None, checkpoint=tmp_path, every_steps=12, **QUICK)
+    state = FORMAT.read(tmp_path / "training-0000000012.pt")["training"]["optimizer"]["state"]
+    assert float(state[0]["step"]) == 2
 
 
 @pytest.mark.parametrize("anneal", [None, (1.5, 0.25)])
@@ -185,6 +225,37 @@ def test_never_worse_than_the_beginning(target: Any, flow: Any, anneal: Any, ste
         torch.testing.assert_close(state(flow), exact, rtol=0, atol=0)
 
 
+def test_what_counts_is_the_loss_at_the_final_temperature(target: Any, flow: Any) -> None:
+    """Stopped while it cools, the flow is better than at its beginning for the hotter target."""
+    flow.set_exact(target)
+    exact, heated = state(flow), target.heated(2.0)
+    slow = {"steps": 60, "batch": 256, "lr": 0.02}
+    before, losses = loss(heated, flow), []
+
+    def stop(record: TrainingStep) -> bool:
+        losses.append(loss(heated, flow))
+        return record.step == 30
+
+    with pytest.warns(UserWarning, match="the first parameters are kept"):
+        fit(target, flow, anneal=(4.0, 1.0), callback=stop, **{**QUICK, **slow})
+    assert losses[-1] < before - 0.1
+    torch.testing.assert_close(state(flow), exact, rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:training ended:UserWarning")
+def test_the_beginning_is_that_of_the_training_which_is_resumed(
+    target: Any, flow: Any, tmp_path: Path
+) -> None:
+    flow.set_exact(target)
+    exact = state(flow)
+    options = {**QUICK, "steps": 8, "lr": 5.0, "anneal": (1.5, 0.75), "checkpoint": tmp_path}
+    fit(target, flow, callback=lambda record: record.step == 3, **options)
+    other = ScaleFlow((2, 2))
+    assert fit(target, other, resume=True, **options).steps == 8
+    assert loss(target, other) < -target.log_partition() + 0.02
+    assert torch.equal(state(flow), exact)
+
+
 def test_the_best_of_a_training_whose_last_step_spoils_it(target: Any, flow: Any) -> None:
     """What it has learned before is the result, not its beginning."""
     before = loss(target, flow)
@@ -211,15 +282,9 @@ def test_measuring_changes_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor does it look at 2,000 samples where one batch shows that the result is better."""
     options: dict[str, Any] = {"steps": 30, "batch": 64, "lr": 0.005, "progress": False, "seed": 2}
     target = IsingDual((2, 2), temperature=3.0)
-    plain, sizes = Training._measure, []
-
-    def watched(self: Training, number: int) -> Measured:
-        sizes.append(number)
-        return plain(self, number)
-
-    monkeypatch.setattr(Training, "_measure", watched)
+    sizes = measured(monkeypatch)
     found = fit(target, **options)
-    assert sizes[:2] == [64, 64]
+    assert sizes == [64, 64]
     monkeypatch.setattr(Training, "_measure", lambda self, _: Measured(-float(self.step), 1.0, 64))
     other = fit(target, **options)
     np.testing.assert_array_equal(found.history.free_energy, other.history.free_energy)
