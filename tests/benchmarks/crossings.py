@@ -72,13 +72,15 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=100, help="draws")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--temperature", type=float, default=CRITICAL_TEMPERATURE)
+    parser.add_argument("--from-normal", action="store_true", help="sample what is behind z")
     options = parser.parse_args()
+    choice = {"from_normal": True} if options.from_normal else {}
     crossings, gradients = 0, 0
     for seed in range(options.seeds):
         pyro.set_rng_seed(seed)
         pyro.clear_param_store()
         target = IsingDual((8, 8), options.temperature)
-        reparam = FlowReparam(trained(target, options.steps))
+        reparam = FlowReparam(trained(target, options.steps), **choice)
         count = Count(reparam, options.gradients)
         kernel = NUTS(pyro.poutine.reparam(target.model, config={"x": reparam}))
         began = time.perf_counter()
