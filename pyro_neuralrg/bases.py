@@ -220,21 +220,25 @@ def base_of(flow: Any) -> StandardNormal:
 class BaseDistribution(dist.TorchDistribution):
     """A base as a Pyro distribution of one event.
 
-    Its support is unconstrained by ``from_normal``: samplers that move in unconstrained space,
-    Pyro's HMC and NUTS among them, see standard normals u, and no barrier between two modes.
-
     Args:
         base: the density of the latents.
         shape: of an event.
         like: a tensor of the dtype and on the device of draws; None: torch's defaults.
+        from_normal: let samplers that move in unconstrained space, Pyro's HMC and NUTS among them,
+            see standard normals u with ``z = base.from_normal(u)``.
     """
 
     has_rsample = True
 
     def __init__(
-        self, base: StandardNormal, shape: Sequence[int], like: Tensor | None = None
+        self,
+        base: StandardNormal,
+        shape: Sequence[int],
+        like: Tensor | None = None,
+        from_normal: bool = False,
     ) -> None:
         self.base = base
+        self.from_normal = from_normal
         self.like = torch.empty(0) if like is None else like.detach().new_empty(0)
         super().__init__(torch.Size(), torch.Size(shape), validate_args=False)
 
@@ -246,14 +250,14 @@ class BaseDistribution(dist.TorchDistribution):
     @constraints.dependent_property(is_discrete=False)
     def support(self) -> constraints.Constraint:
         """Real tensors."""
-        if type(self.base) is StandardNormal:
-            return constraints.independent(constraints.real, self.event_dim)
-        return LatentsOf(self.base, self.event_dim)
+        if self.from_normal:
+            return LatentsOf(self.base, self.event_dim)
+        return constraints.independent(constraints.real, self.event_dim)
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> BaseDistribution:
         """The same events in a batch."""
         new = self._get_checked_instance(BaseDistribution, _instance)
-        new.base, new.like = self.base, self.like
+        new.base, new.like, new.from_normal = self.base, self.like, self.from_normal
         dist.TorchDistribution.__init__(
             new, torch.Size(batch_shape), self.event_shape, validate_args=False
         )

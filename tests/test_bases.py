@@ -76,7 +76,7 @@ def test_from_normal_and_back_from_the_middle_to_far_out(base: StandardNormal) -
 
 @every_base
 def test_as_a_distribution_and_in_unconstrained_space(base: StandardNormal) -> None:
-    q = BaseDistribution(base, (2, 3))
+    q = BaseDistribution(base, (2, 3), from_normal=True)
     assert q.expand((4, 1)).rsample((5,)).shape == (5, 4, 1, 2, 3)
     z = q.sample((7,))
     torch.testing.assert_close(q.log_prob(z), base.log_prob(z, 2))

@@ -104,10 +104,13 @@ class FlowDistribution(dist.TransformedDistribution):
         return x, self.base_dist.log_prob(z) - ladj, score
 
 
-def base_distribution(flow: Any, shape: tuple[int, ...]) -> BaseDistribution:
+def base_distribution(
+    flow: Any, shape: tuple[int, ...], from_normal: bool = False
+) -> BaseDistribution:
     """The flow's base, as one event of ``shape``, in the flow's dtype and on its device."""
     dtype, device = flow_dtype_and_device(flow)
-    return BaseDistribution(base_of(flow), shape, torch.empty(0, dtype=dtype, device=device))
+    like = torch.empty(0, dtype=dtype, device=device)
+    return BaseDistribution(base_of(flow), shape, like, from_normal)
 
 
 def log_prob_of_nothing(distribution: Any, value: Tensor) -> Tensor:

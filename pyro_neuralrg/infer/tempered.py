@@ -71,8 +71,7 @@ class TemperedTarget(Target):
                 f"target is a {type(target).__name__} without sites; accepted: one that is set up, "
                 "target.setup(*model_args)"
             )
-        self.whole = target.in_latents()
-        target = self.whole
+        self.whole = target
         self.beta = check_number("beta", beta, "a number in [0, 1]", least=0, most=1)
         if batch_size is not None:
             check_integer("batch_size", batch_size, 1)

@@ -161,6 +161,8 @@ class LatticeTransform(TransformModule):
     def inverse_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``z = g^-1(x)`` and the same ``ladj = ln |det dx/dz|`` at that point.
 
+        For the very tensor that ``flow(z)`` returned last, that z (see the class).
+
         Args:
             x: shape ``batch_shape + event_shape``, any batch shape, in the transform's dtype.
 

@@ -109,7 +109,8 @@ def test_one_number(seed: int) -> None:
     assert run.fields.shape == (256,)
 
 
-def test_site_behind_a_flow_of_two_modes(seed: int) -> None:
+@pytest.mark.parametrize("from_normal", [False, True])
+def test_site_behind_a_flow_of_two_modes(seed: int, from_normal: bool) -> None:
     """A model of its own, which is not recognised as the potential's."""
     potential = IsingDual((2, 2))
     flow = potential.flow()
@@ -120,12 +121,13 @@ def test_site_behind_a_flow_of_two_modes(seed: int) -> None:
         pyro.factor("energy", -potential.energy(s))
 
     options: dict[str, Any] = {"model_args": None, "seed": seed}
-    run = small(poutine.reparam(magnet, {"s": FlowReparam(flow)}), **options)
+    reparam = FlowReparam(flow, from_normal)
+    run = small(poutine.reparam(magnet, {"s": reparam}), **options)
     assert abs(run.free_energy + potential.log_partition()) < 4 * run.standard_error
     assert 0.0 < run.jump_acceptance[-1] <= 1.0
     assert run.fields is run.sites["s"]
     # the same start, moves and jumps as where the energy is known
-    direct = small(potential, flow=flow, **options)
+    direct = small(poutine.reparam(potential.model, {"x": reparam}), **options)
     assert run.free_energy == pytest.approx(direct.free_energy)
 
 

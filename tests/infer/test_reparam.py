@@ -18,7 +18,8 @@ from pyro.infer.mcmc.util import initialize_model
 from torch import Tensor
 
 from pyro_neuralrg import FlowReparam, FreeField, IsingDual, hierarchical_flow
-from pyro_neuralrg.distributions import TwoModes
+from pyro_neuralrg.distributions import StandardNormal, TwoModes
+from pyro_neuralrg.infer.mcmc import LatentTarget, as_target
 from tests.infer.mcmc.registry import ToyFlow
 
 
@@ -43,16 +44,24 @@ def test_energy_is_that_of_equation_six() -> None:
         torch.testing.assert_close(found, target.energy(x) - ladj, rtol=1e-12, atol=1e-12)
 
 
-def test_latent_of_two_modes_is_a_normal_in_unconstrained_space() -> None:
+@pytest.mark.parametrize("from_normal", [False, True])
+def test_latents_of_two_modes_and_the_normals_that_samplers_may_see(from_normal: bool) -> None:
     target, flow = IsingDual((2, 2), 2.0), perturbed_flow((2, 2), base=TwoModes(3.0))
-    latent = poutine.reparam(target.model, {"x": FlowReparam(flow)})
+    latent = poutine.reparam(target.model, {"x": FlowReparam(flow, from_normal=from_normal)})
     _, potential, transforms, _ = initialize_model(latent, initial_params={})
+    kernel_target = as_target(latent)
+    assert isinstance(kernel_target, LatentTarget)
     for u in torch.randn(3, 2, 2):
-        z, slope = flow.base.from_normal(u, 2)
+        z, slope = (flow.base if from_normal else StandardNormal()).from_normal(u, 2)
         x, ladj = flow.forward_and_ladj(z)
         expected = target.energy(x) - ladj - slope
         torch.testing.assert_close(potential({"x_latent": u}), expected, rtol=1e-10, atol=1e-10)
         torch.testing.assert_close(transforms["x_latent"].inv(u), z)
+        flat = u.reshape(1, 4)
+        torch.testing.assert_close(kernel_target.energy(flat), expected[None])
+        torch.testing.assert_close(kernel_target.latent(flat)["x_latent"][0], z)
+        torch.testing.assert_close(kernel_target.physical(flat)["x"][0], x.detach())
+        torch.testing.assert_close(kernel_target.pack({"x_latent": z[None]}, 1), flat)
         torch.testing.assert_close(FlowReparam(flow).transform_sample(z), x.detach())
     starts = torch.stack(
         [poutine.trace(latent).get_trace().nodes["x_latent"]["value"] for _ in range(400)]

@@ -30,7 +30,7 @@ def latent() -> LatentTarget:
     for parameter in flow.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
     assert isinstance(flow.base, TwoModes)
-    return LatentTarget(potential, flow).in_latents()
+    return LatentTarget(potential, flow)
 
 
 def of_model() -> ModelTarget:

@@ -90,13 +90,12 @@ class Kernel(ABC):
     """A Markov transition of many chains at once, leaving ``exp(-energy)`` of its target invariant.
 
     To write another one: derive, define ``step`` (draw random numbers from ``generator`` only, let
-    no chain affect another, reject what is not finite), set ``name``, whether the state must carry
-    ``needs_gradient`` and whether positions must be latents of a flow as they are
-    (``needs_latents``, see :meth:`Target.in_latents`), and add a line to
-    ``tests/infer/mcmc/registry.py``: the laws there check that exact samples stay exact. A kernel
-    with a ``step_size`` (and ``inverse_mass``, ``trajectory_length``) to be adapted says what
-    acceptance suits it by ``target_acceptance``; it gets others by ``tuned``. Adaptation itself
-    lives in :mod:`pyro_neuralrg.infer.mcmc.adaptation`.
+    no chain affect another, reject what is not finite), set ``name`` and whether the state must
+    carry ``needs_gradient``, and add a line to ``tests/infer/mcmc/registry.py``: the laws there
+    check that exact samples stay exact. A kernel with a ``step_size`` (and ``inverse_mass``,
+    ``trajectory_length``) to be adapted says what acceptance suits it by ``target_acceptance``; it
+    gets others by ``tuned``. Adaptation itself lives in
+    :mod:`pyro_neuralrg.infer.mcmc.adaptation`.
 
     Args:
         target: a :class:`Target` or what :func:`as_target` makes one of; None if a :class:`Cycle`
@@ -108,7 +107,6 @@ class Kernel(ABC):
 
     name: str = "kernel"
     needs_gradient: bool = False
-    needs_latents: bool = False
     step_size: float | None = None
     trajectory_length: float | None = None
     inverse_mass: Tensor | None = None
@@ -122,8 +120,7 @@ class Kernel(ABC):
         shape: tuple[int, ...] | None = None,
         flow: TransformModule | None = None,
     ) -> None:
-        known = None if target is None else as_target(target, shape=shape, flow=flow)
-        self._target = known.in_latents() if known is not None and self.needs_latents else known
+        self._target = None if target is None else as_target(target, shape=shape, flow=flow)
 
     @property
     def target(self) -> Target:
@@ -136,7 +133,7 @@ class Kernel(ABC):
 
     def on(self: AnyKernel, target: Target) -> AnyKernel:
         """Return this kernel for another target."""
-        return self._changed(_target=target.in_latents() if self.needs_latents else target)
+        return self._changed(_target=target)
 
     @property
     def members(self) -> dict[str, Kernel]:

@@ -53,11 +53,10 @@ class Composition(Kernel):
                     "the kernels have different targets; accepted: one, made by as_target(...) "
                     "and given to each"
                 )
-        self.needs_latents = any(kernel.needs_latents for kernel in kernels)
         super().__init__(targets[0])
         self._members: dict[str, Kernel] = {}
         for kernel in kernels:
-            self._add(kernel.on(self.target))
+            self._add(kernel.on(targets[0]))
         self.needs_gradient = any(member.needs_gradient for member in self._members.values())
 
     def _add(self, kernel: Kernel) -> None:
@@ -77,7 +76,6 @@ class Composition(Kernel):
 
     def on(self: AnyComposition, target: Target) -> AnyComposition:
         """Return this composition for another target."""
-        target = target.in_latents() if self.needs_latents else target
         members = {name: member.on(target) for name, member in self._members.items()}
         return self._changed(_target=target, _members=members)
 

@@ -28,7 +28,7 @@ class IndependenceMetropolis(Kernel):
 
     With log-weights :math:`\ln w = \ln \pi(x) - \ln q(x)`, in float64, a proposal is accepted with
     probability :math:`\min(1, w' / w)`. In the latent space of the same flow the proposals are
-    draws z of its base; in physical space they are ``x = flow(z)``, and the density of the present
+    draws of its base; in physical space they are ``x = flow(z)``, and the density of the present
     position costs one inverse pass. Jumps
     between modes cost no more than any other; how many are accepted is what the flow's quality
     decides. A jump counts as one gradient evaluation.
@@ -58,7 +58,6 @@ class IndependenceMetropolis(Kernel):
     """
 
     name = "jump"
-    needs_latents = True
 
     def __init__(
         self,

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import math
 import warnings
@@ -19,9 +18,9 @@ from pyro.infer.mcmc.util import initialize_model
 from pyro.infer.reparam import NeuTraReparam
 from pyro.poutine.reparam_messenger import ReparamHandler
 from torch import Tensor
-from torch.distributions import biject_to, identity_transform
+from torch.distributions import biject_to
 
-from pyro_neuralrg.bases import base_of
+from pyro_neuralrg.bases import NORMAL, base_of
 from pyro_neuralrg.infer.mcmc.model_checks import check_no_subsampling, check_not_enumerated
 from pyro_neuralrg.infer.mcmc.target import EnergyTarget, LatentTarget, Target
 from pyro_neuralrg.infer.mcmc.transport import Transport, neutra_of
@@ -64,27 +63,6 @@ class ModelTarget(Target):
         self._kwargs: dict[str, Any] = {}
         self._vectorised = True
         self._transport: Transport | None = None
-        self._in_latents = False
-
-    def in_latents(self) -> ModelTarget:
-        """See :class:`Target`."""
-        other = copy.copy(self)
-        other._in_latents = True
-        other._leave_latents()
-        return other
-
-    def _leave_latents(self) -> None:
-        """Let positions be the latents of a flow as they are, if they are to.
-
-        Not where discrete sites are summed out: that energy is Pyro's, of unconstrained values.
-        """
-        own = getattr(self._potential_fn, "__func__", None) is ModelTarget._log_joint_energy
-        if not self._in_latents or self.flow is None or not own:
-            return
-        kept = dict.fromkeys(self._reparams, identity_transform)
-        self._transforms = {**self._transforms, **kept}
-        self._potential_fn = self._log_joint_energy
-        self.base = base_of(self.flow)
 
     def setup(self, *args: Any, **kwargs: Any) -> ModelTarget:
         """Run the model once with its arguments to see its sites."""
@@ -105,8 +83,6 @@ class ModelTarget(Target):
         check_not_enumerated(transforms, trace, plain, discrete)
         target._potential_fn = potential_fn if discrete else target._log_joint_energy
         target._read_sites(trace)
-        target._in_latents = self._in_latents
-        target._leave_latents()
         target._transport = target._transport_of_all()
         if target._transport is None:
             target._try_vmap()
@@ -160,6 +136,8 @@ class ModelTarget(Target):
         flows = [flow for _, flow in self.flow_sites.values()]
         if len(flows) == len(self.sites) == 1:
             self.flow = flows[0]
+            from_normal = any(reparam.from_normal for _, reparam in self._reparams.values())
+            self.base = NORMAL if from_normal else base_of(self.flow)
 
     def _read_neutras(self, trace: Any) -> None:
         """Which sites are the shared latents of Pyro's neural transport, and of which sites."""
@@ -404,13 +382,17 @@ def as_target(
         if shape is not None or flow is not None:
             raise ValueError("shape and flow are for energies; a Target has its own")
         return target
+    from_normal = False
     if not isinstance(target, LatticePotential) and shape is None:
         recognised = _recognise(target)
         if recognised is not None:
-            target, known_flow = recognised
-            flow = _only_one(flow, known_flow)
+            target, reparam = recognised
+            flow = _only_one(flow, None if reparam is None else reparam.flow)
+            from_normal = reparam is not None and reparam.from_normal
     if isinstance(target, LatticePotential) or (callable(target) and shape is not None):
-        return EnergyTarget(target, shape) if flow is None else LatentTarget(target, flow, shape)
+        if flow is None:
+            return EnergyTarget(target, shape)
+        return LatentTarget(target, flow, shape, from_normal=from_normal)
     if not callable(target):
         raise TypeError(
             f"target is a {type(target).__name__}; accepted: a LatticePotential, a Pyro model, a "
@@ -434,8 +416,8 @@ def _only_one(
 
 def _recognise(
     model: Callable[..., Any],
-) -> tuple[LatticePotential, TransformModule | None] | None:
-    """The potential (and flow) behind its own ``model``, reparameterised or not, if it is one."""
+) -> tuple[LatticePotential, FlowReparam | None] | None:
+    """The potential behind its own ``model``, if it is one, and how that is reparameterised."""
     if isinstance(model, ReparamHandler):
         config = model.msngr.config
         inner = _recognise(model.fn)
@@ -447,7 +429,7 @@ def _recognise(
         ):
             return None
         reparam = config["x"]
-        return (inner[0], reparam.flow) if type(reparam) is FlowReparam else None
+        return (inner[0], reparam) if type(reparam) is FlowReparam else None
     owner = getattr(model, "__self__", None)
     if not inspect.ismethod(model) or not isinstance(owner, LatticePotential):
         return None

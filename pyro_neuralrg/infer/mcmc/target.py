@@ -43,7 +43,7 @@ class Target(ABC):
         lattices: lattice shape of each physical site that is a field on a lattice, by name.
         flow_sites: by latent site ``z``, the physical site of a flow and the flow.
         flow: the flow in whose latent space *all* of the position lives, or None.
-        base: density that positions drawn by that flow have; standard normals without one.
+        base: density of positions that are draws of that flow; standard normals without one.
         lattice_potential: the potential behind the target, if there is one.
         dtype: of positions.
         device: of positions.
@@ -77,14 +77,6 @@ class Target(ABC):
             raise TypeError(
                 f"arguments of run() are for Pyro models; {type(self).__name__} takes none"
             )
-        return self
-
-    def in_latents(self) -> Target:
-        """Return this density with positions that are latents z of flows as they are.
-
-        What jumps want. Else they are standard normals u with ``z = base.from_normal(u)``: local
-        moves meet no barrier between two modes of z there.
-        """
         return self
 
     def from_base(self, chains: int, generator: torch.Generator | None) -> Tensor:
@@ -297,7 +289,15 @@ class EnergyTarget(Target):
         return isinstance(other, type(self)) and self._source() == other._source()
 
     def _source(self) -> tuple[Any, ...]:
-        return self._energy, self.shape, self.name, self.dtype, self.device, id(self.flow)
+        return (
+            self._energy,
+            self.shape,
+            self.name,
+            self.dtype,
+            self.device,
+            id(self.flow),
+            self.base,
+        )
 
     def _evaluate(self, positions: Tensor) -> Tensor:
         return self._checked(self._energy(positions.reshape(-1, *self.shape)), len(positions))
@@ -315,15 +315,16 @@ class EnergyTarget(Target):
 class LatentTarget(EnergyTarget):
     r"""The same field in the latent space of a flow (paper Eq. 6).
 
-    Its energy is :math:`U(z) = E(g(z)) - \ln|\det \partial g/\partial z|`. Positions are standard
-    normals u with ``z = flow.base.from_normal(u)``, whose slope the energy then has besides; with
-    jumps (:meth:`Target.in_latents`) they are z.
+    Its energy is :math:`U(z) = E(g(z)) - \ln|\det \partial g/\partial z|`. Positions are z, or
+    standard normals u with ``z = flow.base.from_normal(u)``, whose slope the energy then has
+    besides.
 
     Args:
         energy: as for :class:`EnergyTarget`.
         flow: ``x = flow(z)``, of the field's shape; positions are in its dtype and on its device.
         shape: of the field, for a plain energy.
         name: of the physical site; the latent one is ``{name}_latent``.
+        from_normal: as of :class:`~pyro_neuralrg.infer.FlowReparam`.
 
     Raises:
         ValueError: if the flow's shape is not the field's.
@@ -338,6 +339,7 @@ class LatentTarget(EnergyTarget):
         shape: tuple[int, ...] | None = None,
         *,
         name: str = "x",
+        from_normal: bool = False,
     ) -> None:
         FlowReparam(flow)  # one check, one message, of what a flow is
         dtype, device = flow_dtype_and_device(flow)
@@ -348,6 +350,7 @@ class LatentTarget(EnergyTarget):
                 f"flow has shape {flow_shape}, the field {self.shape}; accepted: equal ones"
             )
         self.flow = flow
+        self.base = NORMAL if from_normal else base_of(flow)
         self.sites = {f"{name}_latent": self.shape}
         self.flow_sites = {f"{name}_latent": (name, flow)}
 
@@ -363,12 +366,6 @@ class LatentTarget(EnergyTarget):
         with torch.no_grad():
             z = self._latents(positions)[0]
         return {name: z.reshape(*positions.shape[:-1], *self.shape) for name in self.sites}
-
-    def in_latents(self) -> LatentTarget:
-        """See :class:`Target`."""
-        other = copy.copy(self)
-        other.base = base_of(self.flow)
-        return other
 
     def initial(self, chains: int, generator: torch.Generator, start: str | None = None) -> Tensor:
         """Draws of the flow; of the prior, standard normals in physical space."""

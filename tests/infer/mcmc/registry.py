@@ -193,10 +193,10 @@ def dense_inverse_mass(dim: int) -> Tensor:
     return 0.5 ** (index[:, None] - index).abs() * torch.outer(scale, scale)
 
 
-def flow_of_two_modes(target: ExactTarget) -> HierarchicalFlow:
+def flow_of_two_modes(target: ExactTarget, separation: float = 0.7) -> HierarchicalFlow:
     """A flow with two modes, near the target's widths or not."""
     flow = hierarchical_flow(
-        target.shape, bijector=Neighbour(layers=2, hidden=(4,)), base=TwoModes(0.7)
+        target.shape, bijector=Neighbour(layers=2, hidden=(4,)), base=TwoModes(separation)
     )
     with torch.no_grad():
         for parameter in flow.parameters():
@@ -204,14 +204,11 @@ def flow_of_two_modes(target: ExactTarget) -> HierarchicalFlow:
     return flow
 
 
-def hmc_of_two_modes(target: ExactTarget, flow: HierarchicalFlow) -> HMC:
-    latent = LatentTarget(target.energy, flow, target.shape)
-    return HMC(latent, step_size=0.5 * target.step_size, num_steps=3)
-
-
-def cycle_of_two_modes(target: ExactTarget) -> Kernel:
+def cycle_of_two_modes(target: ExactTarget, from_normal: bool) -> Kernel:
     flow = flow_of_two_modes(target)
-    return Cycle(hmc_of_two_modes(target, flow), IndependenceMetropolis(flow))
+    latent = LatentTarget(target.energy, flow, target.shape, from_normal=from_normal)
+    local = HMC(latent, step_size=0.5 * target.step_size, num_steps=3)
+    return Cycle(local, IndependenceMetropolis(flow))
 
 
 def cycle_of_rows(target: ExactTarget) -> Kernel:
@@ -254,8 +251,8 @@ KERNELS: dict[str, Callable[[ExactTarget], Kernel]] = {
         hmc(target, num_steps=2), IndependenceMetropolis(flow_for(target))
     ),
     "latent cycle": latent_cycle,
-    "latent hmc of two modes": lambda target: hmc_of_two_modes(target, flow_of_two_modes(target)),
-    "latent cycle of two modes": cycle_of_two_modes,
+    "latent cycle of two modes": lambda target: cycle_of_two_modes(target, False),
+    "latent cycle of two modes from normals": lambda target: cycle_of_two_modes(target, True),
     "latent cycle of rows": cycle_of_rows,
     "jump of two modes": lambda target: IndependenceMetropolis(
         flow_of_two_modes(target), target.energy, shape=target.shape

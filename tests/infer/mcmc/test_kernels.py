@@ -24,7 +24,15 @@ from pyro_neuralrg.infer.mcmc import (
     as_target,
 )
 from pyro_neuralrg.infer.mcmc.hamiltonian import leapfrog
-from tests.infer.mcmc.registry import KERNELS, TARGETS, ExactTarget, ToyFlow, flow_for, kinked
+from tests.infer.mcmc.registry import (
+    KERNELS,
+    TARGETS,
+    ExactTarget,
+    ToyFlow,
+    flow_for,
+    flow_of_two_modes,
+    kinked,
+)
 
 CHAINS, STEPS = 4000, 12
 
@@ -86,6 +94,11 @@ class Broken:
             x = self.flow(z)
             return (self._energy(x) + self.flow.log_abs_det_jacobian(z, x)).double()
 
+    class NoJacobianOfTheBase(LatentTarget):
+        def _latents(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+            z, slope = super()._latents(positions)
+            return z, torch.zeros_like(slope)
+
     class FlippedWeight(IndependenceMetropolis):
         def _log_q(self, position: Tensor) -> Tensor:
             return -super()._log_q(position)
@@ -113,14 +126,21 @@ class Broken:
 
 @pytest.mark.parametrize(
     "broken",
-    ["NoJacobian", "FlippedJacobian", "FlippedWeight", "WeightWithoutFlow", "AlwaysAccept"],
+    [
+        "NoJacobian",
+        "FlippedJacobian",
+        "NoJacobianOfTheBase",
+        "FlippedWeight",
+        "WeightWithoutFlow",
+        "AlwaysAccept",
+    ],
 )
 def test_the_law_notices(broken: str) -> None:
     target = TARGETS["correlated Gaussian"]()
-    flow = flow_for(target)
+    flow = flow_of_two_modes(target, 2.0) if broken.endswith("Base") else flow_for(target)
     kernel: Kernel
     if "Jacobian" in broken:
-        latent = getattr(Broken, broken)(target.energy, flow, target.shape)
+        latent = getattr(Broken, broken)(target.energy, flow, target.shape, from_normal=True)
         kernel = HMC(latent, step_size=0.25, num_steps=4)
     elif "Weight" in broken:
         kernel = getattr(Broken, broken)(flow, target.energy, shape=target.shape)
