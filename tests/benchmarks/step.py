@@ -101,7 +101,9 @@ def compare(here: Path, against: Path | None, sides: list[int], repeats: int) ->
             line = f"{what:>8}  L = {side:2}: {statistics.median(ours):8.2f} ms CPU"
             if theirs:
                 ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
-                line += f", before {statistics.median(theirs):8.2f}: {statistics.median(ratios):.2f} x"
+                line += (
+                    f", before {statistics.median(theirs):8.2f}: {statistics.median(ratios):.2f} x"
+                )
                 line += f" ({min(ratios):.2f} to {max(ratios):.2f})"
             print(line, flush=True)
 
