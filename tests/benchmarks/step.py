@@ -1,10 +1,10 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""What a training step and a latent gradient cost, alone, on two threads, and beside a busy process.
+"""Cost of a training step and of a latent gradient: alone, on two threads, beside a busy process.
 
-Steps of ``fit`` with path gradients, 256 fields at Tc; the gradient is that of the latent energy for
-64 chains, by HMC. Every case runs in a process of its own. With ``--against`` another checkout of
-this project takes turns with this one.
+Steps of ``fit`` with path gradients, 256 fields at Tc; the gradient is that of the latent energy
+for 64 chains, by HMC. Every case runs in a process of its own. With ``--against`` another checkout
+of this project takes turns with this one.
 
     python -m tests.benchmarks.step --sides 8 16 32 [--against ../before] [--threads] [--busy]
 """
@@ -12,6 +12,7 @@ this project takes turns with this one.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -65,7 +66,7 @@ def measure(what: str, side: int, threads: int) -> dict[str, float]:
         while not mark():
             state, _ = kernel.step(state, generator)
         divisor = LEAPFROGS
-    pairs = list(zip(marks[3:], marks[4:], strict=False))
+    pairs = list(itertools.pairwise(marks[3:]))
     return {
         name: 1e3 * statistics.median(b[index] - a[index] for a, b in pairs) / divisor
         for index, name in enumerate(("cpu", "wall"))
