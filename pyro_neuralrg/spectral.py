@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,14 +48,15 @@ def apply_spectrum(
     """
     dim = _lattice_dims(x, spectrum, dims)
     check_boundary(boundary)
-    if x.numel() == 0:  # there is no FFT of nothing
+    if x.numel() == 0:  # torch.fft rejects empty tensors
         return x.clone()
     h = _computable(x)
     eigenvalues = spectrum.to(dtype=h.dtype)
     if boundary == "open":
         return _sine_transform(_sine_transform(h, dim) * eigenvalues, dim).to(x.dtype)
-    waves = torch.fft.rfftn(h, dim=dim) * _half(eigenvalues)
-    return torch.fft.irfftn(waves, s=spectrum.shape[dim[0] :], dim=dim).to(x.dtype)
+    if _is_constant(eigenvalues):
+        return _Symmetric.apply(h, eigenvalues, dim).to(x.dtype)
+    return _apply(h, eigenvalues, dim).to(x.dtype)
 
 
 def quadratic_form(
@@ -83,15 +85,93 @@ def quadratic_form(
     """
     dim = _lattice_dims(x, spectrum, dims)
     check_boundary(boundary)
-    if x.numel() == 0:  # there is no FFT of nothing
+    if x.numel() == 0:  # torch.fft rejects empty tensors
         return x.sum(dim)
     h = _computable(x)
     eigenvalues = spectrum.to(dtype=h.dtype)
     if boundary == "open":
         return (_sine_transform(h, dim).square() * eigenvalues).sum(dim).to(x.dtype)
+    if _is_constant(eigenvalues):
+        return _Form.apply(h, eigenvalues, dim).to(x.dtype)
+    return _form(h, eigenvalues, dim).to(x.dtype)
+
+
+def _apply(h: Tensor, eigenvalues: Tensor, dim: tuple[int, ...]) -> Tensor:
+    """On a periodic lattice, by two real transforms."""
+    waves = torch.fft.rfftn(h, dim=dim) * _half(eigenvalues)
+    return torch.fft.irfftn(waves, s=eigenvalues.shape[dim[0] :], dim=dim)
+
+
+def _form(h: Tensor, eigenvalues: Tensor, dim: tuple[int, ...]) -> Tensor:
+    """On a periodic lattice, by one real transform."""
     waves = torch.view_as_real(torch.fft.rfftn(h, dim=dim, norm="ortho"))
-    weights = (_half(eigenvalues) * _multiplicity(spectrum.shape[-1], h)).unsqueeze(-1)
-    return (waves.square() * weights).sum((*(d - 1 for d in dim), -1)).to(x.dtype)
+    weights = (_half(eigenvalues) * _multiplicity(eigenvalues.shape[-1], h)).unsqueeze(-1)
+    return (waves.square() * weights).sum((*(d - 1 for d in dim), -1))
+
+
+def _is_constant(eigenvalues: Tensor) -> bool:
+    """Whether nobody can ask for the derivative with respect to them."""
+    inside = torch._C._functorch.is_functorch_wrapped_tensor(eigenvalues)
+    return not (eigenvalues.requires_grad or inside or torch.compiler.is_compiling())
+
+
+class _Symmetric(torch.autograd.Function):
+    """A symmetric operator is its own gradient: autograd's of real transforms costs thrice that."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(h: Tensor, eigenvalues: Tensor, dim: tuple[int, ...]) -> Tensor:
+        """A h."""
+        return _apply(h, eigenvalues, dim)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """The operator."""
+        _, eigenvalues, ctx.dim = inputs
+        ctx.save_for_backward(eigenvalues)
+        ctx.save_for_forward(eigenvalues)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        """A times the gradient."""
+        return _Symmetric.apply(gradients[0], *ctx.saved_tensors, ctx.dim), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        """A times the tangent."""
+        return _Symmetric.apply(tangents[0], *ctx.saved_tensors, ctx.dim)
+
+
+class _Form(torch.autograd.Function):
+    """h^T A h, whose gradient is 2 A h."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(h: Tensor, eigenvalues: Tensor, dim: tuple[int, ...]) -> Tensor:
+        """The form."""
+        return _form(h, eigenvalues, dim)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Field and operator."""
+        h, eigenvalues, ctx.dim = inputs
+        ctx.save_for_backward(h, eigenvalues)
+        ctx.save_for_forward(h, eigenvalues)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        """2 A h times the gradient."""
+        h, eigenvalues = ctx.saved_tensors
+        scale = 2 * gradients[0].reshape(*h.shape[: -len(ctx.dim)], *[1] * len(ctx.dim))
+        return scale * _Symmetric.apply(h, eigenvalues, ctx.dim), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        """2 h^T A times the tangent."""
+        h, eigenvalues = ctx.saved_tensors
+        return 2 * (_Symmetric.apply(h, eigenvalues, ctx.dim) * tangents[0]).sum(ctx.dim)
 
 
 def neighbour_spectrum(

@@ -70,6 +70,21 @@ class FourierLayer(LatticeTransform):
         scale = self._scale(h, context)
         return self._apply_scale(h, scale.reciprocal()), self._ladj(h, scale)
 
+    def generate_with_score(
+        self,
+        h: Tensor,
+        score: Tensor,
+        context: Tensor | None = None,
+        want_context: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """z to x with the score, which goes through the inverse."""
+        if self.slopes is not None:
+            return super().generate_with_score(h, score, context, want_context)
+        x, ladj = self.generate(h)
+        with torch.no_grad():
+            score, _ = self.renormalize(score)
+        return x, ladj, score, None
+
     def _scale(self, h: Tensor, context: Tensor | None) -> Tensor:
         """Roots of the eigenvalues, of the lattice's shape or, with slopes, one for each field."""
         if self.slopes is None:
