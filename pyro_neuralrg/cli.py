@@ -84,8 +84,7 @@ def _add_ising(commands: argparse._SubParsersAction[_Parser]) -> None:
         help="chains of each sampler")  # fmt: skip
     add("--draws", type=int, metavar="N", default=new.draws,
         help="kept draws per chain, after as many for warm-up, at most 200")  # fmt: skip
-    add("--compile", action=argparse.BooleanOptionalAction,
-        help="train through torch.compile (default: from 16 x 16 on, with a compiler)")  # fmt: skip
+    add("--compile", action="store_true", help="train through torch.compile, on an accelerator")
     add("--device", default=new.device, help="where torch computes: auto, cpu, cuda, cuda:1, ...")
     add("--dtype", default=new.dtype, choices=["float32", "float64"],
         help="of the flow and of the fields")  # fmt: skip

@@ -48,7 +48,6 @@ from pyro_neuralrg.potentials import IsingDual
 from pyro_neuralrg.potentials.cluster import MonteCarlo
 from pyro_neuralrg.processes import processes
 from pyro_neuralrg.transforms import HierarchicalFlow
-from pyro_neuralrg.transforms.compilation import has_compiler
 
 __all__ = [
     "FAILURES",
@@ -68,7 +67,6 @@ PHYSICAL_STEPS = 10  # leapfrog steps of a trajectory, as in the paper
 WARMUP = 200  # draws, at most
 REFERENCE_SITES = 2**22  # of all configurations of the cluster Monte Carlo: seconds
 REFERENCE_LEAST = 64  # configurations, whatever the lattice
-COMPILED_SITES = 256  # from which on training takes many times as long as compiling
 LEAST_EVERY = 1e-3  # seconds between checkpoints of a sampler
 PICTURED = 4  # fields kept for the figure
 LEAST = {"steps": 1, "batch": 2, "chains": 1, "draws": 1}
@@ -205,18 +203,13 @@ class Experiment:
             steps=settings.steps,
             batch=settings.batch,
             seed=settings.seed,
-            compile=self._compiles() if settings.compile is None else settings.compile,
+            compile=settings.compile,
             checkpoint=settings.checkpoint,
             every=settings.every,
             keep=settings.keep,
             history=settings.history,
             resume=settings.resume,
         )
-
-    def _compiles(self) -> bool:
-        """Whether compiling saves more time than it takes, if it can be done."""
-        worth = self.target.spectrum.numel() >= COMPILED_SITES
-        return worth and self.target.device.type == "cpu" and has_compiler()
 
     def estimate(self) -> FreeEnergyEstimate:
         """Estimate -ln Z from samples of the flow."""

@@ -31,8 +31,7 @@ class Settings:
         chains: Chains of each sampler.
         draws: Kept draws per chain, after as many for warm-up, but at most 200.
         seed: Of training, estimates and sampling.
-        compile: Train through ``torch.compile``; None: from 16 x 16 sites on, on a CPU with a C++
-            compiler.
+        compile: train through ``torch.compile``, on an accelerator.
         device: Where torch computes; "auto" is an NVIDIA GPU where there is one, else the CPU.
         dtype: "float32" or "float64".
         checkpoint: Folder for checkpoints of training and sampling; None: there are none.
@@ -49,7 +48,7 @@ class Settings:
     chains: int = 32
     draws: int = 700
     seed: int = 0
-    compile: bool | None = None
+    compile: bool = False
     device: str = "auto"
     dtype: str = "float32"
     checkpoint: str | None = None

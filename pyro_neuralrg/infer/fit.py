@@ -142,8 +142,9 @@ def fit(
         path_gradient: see :class:`~pyro_neuralrg.infer.pdd.PDD`; None: for flows of this package,
             where it is cheap, once the target has cooled. Far from the target the plain gradient
             has the smaller variance, and a path gradient can run away.
-        compile: run the couplings of flows of this package through ``torch.compile``, which
-            has to compile them first. Without a compiler it warns, and works.
+        compile: run the couplings of flows of this package through ``torch.compile`` on an
+            accelerator; on a CPU they are compiled in any case. Without a compiler it warns, and
+            works.
         seed: of the samples and of a flow built here; None: the global random state goes on.
         progress: show one progress bar; a line now and then where stderr is no terminal.
         callback: called after each step, on every process; if it returns True on any, training

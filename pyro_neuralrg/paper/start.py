@@ -22,7 +22,6 @@ from pyro_neuralrg.infer.files import one_line
 from pyro_neuralrg.lattice import check_shape
 from pyro_neuralrg.potentials import CRITICAL_TEMPERATURE, IsingDual
 from pyro_neuralrg.transforms import HierarchicalFlow
-from pyro_neuralrg.transforms.compilation import has_compiler
 
 __all__ = ["BLOCKS", "Prepared", "Start", "Trained", "exact_or_none", "inverse", "paper_flow"]
 
@@ -31,7 +30,6 @@ PAPER_SHAPE = (16, 16)
 SMALL_SHAPE = (4, 4)
 PAPER_STEPS, PAPER_BATCH, PAPER_RATE = 5000, 512, 1e-3  # supplement of the paper
 SMALL_STEPS, SMALL_BATCH = 8, 16
-COMPILED_SITES = 256  # from which on training takes many times as long as compiling
 FIELDS_AT_ONCE = 500
 
 
@@ -170,7 +168,7 @@ class Prepared:
         The paper's blocks are trained as in the paper, 5000 steps of 512 fields with Adam at 1e-3,
         but that ``fit`` lowers the rate along half a cosine.
         """
-        start, sites = self.start, math.prod(self.flow.shape)
+        start = self.start
         faithful = start.blocks == "paper"
         steps = PAPER_STEPS if faithful and start.steps is None else start.steps
         batch = PAPER_BATCH if faithful and start.batch is None else start.batch
@@ -182,7 +180,6 @@ class Prepared:
             batch=batch,
             lr=PAPER_RATE if faithful else None,
             anneal=None if faithful or self.is_trained else (1.5, 0.25),
-            compile=not faithful and sites >= COMPILED_SITES and has_compiler(),
             seed=start.seed,
             progress=start.progress,
             callback=callback,

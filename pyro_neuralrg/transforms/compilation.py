@@ -4,8 +4,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -113,12 +111,6 @@ _active: ContextVar[Operations] = ContextVar("operations", default=EAGER)
 def active_operations() -> Operations:
     """The functions to call here and now."""
     return _active.get()
-
-
-def has_compiler() -> bool:
-    """Whether the system has a C++ compiler, which ``torch.compile`` needs on a CPU."""
-    named = [os.environ["CXX"]] if os.environ.get("CXX") else []
-    return any(map(shutil.which, [*named, "c++", "g++", "clang++", "cl"]))
 
 
 @contextmanager
