@@ -31,7 +31,7 @@ __all__ = [
     "peak_memory",
 ]
 
-MEASURED_SITES = 2**12
+MEASURED_SITES = 2**14
 """In the smaller batch of those that are measured."""
 
 SLACK = 1.3

@@ -24,7 +24,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
+
+from pyro_neuralrg.transforms.networks import Inputs
 
 Tensors = tuple[Tensor | None, ...]
 """Field ``(rows, n)``, arrays of the networks, biases of sites, gains and shifts of a context."""
@@ -96,7 +99,7 @@ def _may_need_gradient(tensors: Tensors) -> bool:
 
 
 class _Run:
-    """Numbers of one call: columns in whole tiles, arrays for the kernels."""
+    """Numbers of one call: columns in whole tiles, flat tensors for the kernels."""
 
     def __init__(self, sequence: Any, tensors: Tensors) -> None:
         from pyro_neuralrg.transforms import kernels
@@ -104,41 +107,56 @@ class _Run:
         h, arrays, sites, gains, shifts = tensors
         assert h is not None
         self.kernels: Any = kernels
-        self.program = program_of(sequence)
+        self.sequence = sequence
         self.n = h.shape[-1]
         self.tiles = -(-self.n // kernels.TILE)
         self.columns = self.tiles * kernels.TILE
         self.like = h.detach()
-        self.weights = kernels.Weights(
-            self.flat(arrays), self.flat(sites), self.padded(gains), self.padded(shifts)
+        self.weights = (
+            self.flat(arrays),
+            self.flat(sites),
+            self.flat(self.padded(gains)),
+            self.flat(self.padded(shifts)),
         )
 
-    def flat(self, tensor: Tensor | None) -> Any:
-        """A flat array; an empty one for None."""
+    def flat(self, tensor: Tensor | None) -> Tensor:
+        """A flat tensor, the same memory if it can be; an empty one for None."""
         if tensor is None:
-            return self.like.new_empty(0).numpy()
-        return tensor.detach().contiguous().view(-1).numpy()
+            return self.like.new_empty(0)
+        return tensor.detach().contiguous().view(-1)
 
-    def padded(self, tensor: Tensor | None) -> Any:
-        """A flat array ``(..., columns)`` with zeros behind the last column."""
+    def padded(self, tensor: Tensor | None) -> Tensor | None:
+        """Columns up to a whole tile, with zeros behind the last one."""
         if tensor is None or tensor.shape[-1] == self.columns:
-            return self.flat(tensor)
-        return self.flat(torch.nn.functional.pad(tensor.detach(), (0, self.columns - self.n)))
+            return tensor
+        return torch.nn.functional.pad(tensor.detach(), (0, self.columns - self.n))
 
     def empty(self, *shape: int) -> Tensor:
-        """An array to be filled."""
+        """A tensor to be filled."""
         return self.like.new_empty(shape)
 
     def zeros(self, *shape: int) -> Tensor:
-        """An array of zeros."""
+        """A tensor of zeros."""
         return self.like.new_zeros(shape)
 
-    def over_tiles(self, work: Callable[[int, int, int], Any]) -> None:
-        """Call ``work(group, first, last)`` for the tiles of each group, on torch's threads."""
+    def over_tiles(self, work: Callable[..., Any], *tensors: Tensor) -> None:
+        """Call ``work(program, weights, *arrays, group, first, last)`` for each group of tiles.
+
+        On torch's number of threads; not at all for tensors that have a shape, but no memory.
+        """
+        if isinstance(self.like, FakeTensor):
+            return
         groups = min(GROUPS, self.tiles)
         cuts = [self.tiles * group // groups for group in range(groups + 1)]
+        program = program_of(self.sequence)
+        weights = self.kernels.Weights(*(tensor.numpy() for tensor in self.weights))
+        arrays = [tensor.numpy() for tensor in tensors]
+
+        def part(group: int) -> None:
+            work(program, weights, *arrays, group, cuts[group], cuts[group + 1])
+
         with _announced(self.like.dtype):
-            _share(lambda group: work(group, cuts[group], cuts[group + 1]), groups)
+            _share(part, groups)
 
 
 def program_of(sequence: Any) -> Any:
@@ -167,7 +185,7 @@ def _make_program(sequence: Any) -> Any:
             into.append(table.T.flatten())
             starts[number] += table.numel()
         kept += c.cells * c.moved
-        layout = kernels.lay_out(
+        layout = kernels.lay_out.py_func(
             c.inputs, np.array(options.widths, np.int64), c.moved, options.terms
         )
         work = max(work, layout.end)
@@ -177,7 +195,7 @@ def _make_program(sequence: Any) -> Any:
         targets=torch.cat(targets).numpy(),
         widths=np.array(options.widths, np.int64),
         rows=sequence.rows,
-        kept=kept,
+        kept=sequence.kept_rows,
         terms=options.terms,
         odd=int(options.is_odd_by_form),
         activation=kernels.TANH if options.activation == "tanh" else kernels.ELU,
@@ -195,25 +213,23 @@ def _advance(
 ) -> tuple[Tensor, ...]:
     """Result, ladj, score, gradients of gains and shifts, and what is kept to go back."""
     run = _Run(sequence, tensors)
-    k, p, w, n = run.kernels, run.program, run.weights, run.n
-    out, ladj = run.empty(p.rows, n), run.empty(run.columns)
-    kept = run.empty(run.tiles if store else 0, p.kept, k.TILE)
-    new_score = run.empty(p.rows if score is not None else 0, n)
-    sums = [run.zeros(len(part) if want_context else 0) for part in (w.gains, w.shifts)]
-    h, nothing = run.flat(tensors[0]), run.flat(None)
-    d = k.Weights(nothing, nothing, *(part.numpy() for part in sums))
-    to, scores = (
-        (run.flat(out), ladj.numpy(), run.flat(kept)),
-        (run.flat(score), run.flat(new_score)),
-    )
+    k, n = run.kernels, run.n
+    out, ladj = run.empty(sequence.rows, n), run.empty(run.columns)
+    kept = run.empty(run.tiles if store else 0, sequence.kept_rows, k.TILE)
+    new_score = run.empty(sequence.rows if score is not None else 0, n)
+    sums = [run.zeros(len(part) if want_context else 0) for part in run.weights[2:]]
 
-    def work(group: int, first: int, last: int) -> None:
+    def work(p: Any, w: Any, h: Any, x: Any, ladj: Any, kept: Any, *rest: Any) -> None:
+        score, new_score, d_gains, d_shifts, _, first, last = rest
+        common = n, run.columns, first, last, h, x, ladj, kept
         if inverse:
-            k.renormalize(p, w, n, run.columns, first, last, h, *to)
+            k.renormalize(p, w, *common)
         else:
-            k.generate(p, w, d, n, run.columns, first, last, h, *to, *scores)
+            d = k.Weights(score[:0], score[:0], d_gains, d_shifts)
+            k.generate(p, w, d, *common, score, new_score)
 
-    run.over_tiles(work)
+    given = run.flat(tensors[0]), run.flat(out), ladj, run.flat(kept)
+    run.over_tiles(work, *given, run.flat(score), run.flat(new_score), *sums)
     of_context = [part.view(-1, run.columns)[:, :n] for part in sums]
     return out, ladj[:n].clone(), new_score, *of_context, kept
 
@@ -230,27 +246,25 @@ def _go_back(
 ) -> tuple[Tensor, ...]:
     """Gradients with respect to the field, arrays, sites, gains and shifts; empty if unwanted."""
     run = _Run(sequence, tensors)
-    k, p, w = run.kernels, run.program, run.weights
-    d_h = run.empty(p.rows, run.n)
+    k, n = run.kernels, run.n
+    d_h = run.empty(sequence.rows, n)
     groups = min(GROUPS, run.tiles)
     totals = [
         run.zeros(groups, len(part) if want else 0)
-        for part, want in zip((w.parameters, w.sites), wants[1:3], strict=True)
+        for part, want in zip(run.weights[:2], wants[1:3], strict=True)
     ]
     want_context = wants[3] or wants[4]
-    sums = [run.zeros(len(part) if want_context else 0) for part in (w.gains, w.shifts)]
-    result, memory = run.flat(out), run.flat(kept)
-    above, of_ladj, to = run.flat(d_out), run.padded(d_ladj), run.flat(d_h)
+    sums = [run.zeros(len(part) if want_context else 0) for part in run.weights[2:]]
 
-    def work(group: int, first: int, last: int) -> None:
-        of_weights = [total[group].numpy() for total in totals]
-        d = k.Weights(*of_weights, *(part.numpy() for part in sums))
-        k.pull_back(
-            p, w, d, run.n, run.columns, first, last, inverse, result, memory, above, of_ladj, to
-        )
+    def work(p: Any, w: Any, result: Any, kept: Any, *rest: Any) -> None:
+        above, of_ladj, to, parameters, sites, d_gains, d_shifts, group, first, last = rest
+        d = k.Weights(parameters[group], sites[group], d_gains, d_shifts)
+        common = n, run.columns, first, last, inverse
+        k.pull_back(p, w, d, *common, result, kept, above, of_ladj, to)
 
-    run.over_tiles(work)
-    of_context = [part.view(-1, run.columns)[:, : run.n] for part in sums]
+    below = run.flat(run.padded(d_ladj)), run.flat(d_h)
+    run.over_tiles(work, run.flat(out), run.flat(kept), run.flat(d_out), *below, *totals, *sums)
+    of_context = [part.view(-1, run.columns)[:, :n] for part in sums]
     return d_h, *(total.sum(0) for total in totals), *of_context
 
 
@@ -381,8 +395,6 @@ def _pull(ctx: Any, d_out: Tensor | None, d_ladj: Tensor | None) -> list[Tensor 
 
 def _second_derivative(ctx: Any, gradients: Sequence[Tensor]) -> list[Tensor | None]:
     """Of the gradient with respect to (d_out, d_ladj, h, arrays, sites, gains, shifts)."""
-    from pyro_neuralrg.transforms.coupling_sequence import Inputs
-
     given = ctx.saved_tensors
     present = [index for index, tensor in enumerate(given) if tensor is not None]
     wanted = [index for index in range(5) if ctx.wants[index]]

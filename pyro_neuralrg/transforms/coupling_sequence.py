@@ -11,17 +11,33 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from pyro_neuralrg.transforms.compilation import active_operations
 from pyro_neuralrg.transforms.compiled import couple, couple_with_score, is_compiled
-from pyro_neuralrg.transforms.networks import Bends, NetworkOptions
+from pyro_neuralrg.transforms.networks import Bends, Inputs, NetworkOptions, Packing
 
-if TYPE_CHECKING:
-    from pyro_neuralrg.transforms.coupling import Couplings
+
+class CouplingLayer(Protocol):
+    """Couplings on the blocks of one layer, :class:`~pyro_neuralrg.transforms.Couplings`."""
+
+    options: NetworkOptions
+    halves: list[tuple[list[int], list[int]]]
+    cells: int
+    near: Tensor
+    packing: Packing
+    packed: nn.Parameter
+    site_weight: nn.Parameter | None
+    context_gain: nn.Parameter | None
+    context_shift: nn.Parameter | None
+    shifted_units: Tensor
+
+    def site_biases(self) -> Tensor | None:
+        """Biases of the units for each cell."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -54,23 +70,6 @@ class Coupling:
     whole: bool
 
 
-class Inputs:
-    """The tensors that a sequence depends on beside the field, all differentiable."""
-
-    def __init__(
-        self, arrays: Tensor, sites: Tensor | None, gains: Tensor | None, shifts: Tensor | None
-    ) -> None:
-        self.arrays, self.sites, self.gains, self.shifts = arrays, sites, gains, shifts
-
-    def with_free_context(self) -> Inputs:
-        """The same, gains and shifts as leaves of which gradients can be taken."""
-        gains, shifts = (
-            None if part is None else part.detach().requires_grad_()
-            for part in (self.gains, self.shifts)
-        )
-        return Inputs(self.arrays, self.sites, gains, shifts)
-
-
 class CouplingSequence(nn.Module):
     """Couplings of several layers on the rows of a field ``(rows, n)``, in the order of generation.
 
@@ -87,7 +86,7 @@ class CouplingSequence(nn.Module):
     seen: Tensor
     targets: Tensor
 
-    def __init__(self, layers: Sequence[tuple[Couplings, Tensor]], rows: int) -> None:
+    def __init__(self, layers: Sequence[tuple[CouplingLayer, Tensor]], rows: int) -> None:
         super().__init__()
         self.layers = tuple(couplings for couplings, _ in layers)  # no submodules
         self.rows = rows
@@ -107,10 +106,12 @@ class CouplingSequence(nn.Module):
         self.register_buffer("index", torch.cat(index), persistent=False)
         constants.append(torch.zeros(1))
         self.register_buffer("constants", torch.cat(constants), persistent=False)
+        self.kept_rows = sum(c.cells * c.moved for c in self.couplings)
+        """Values that the couplings overwrite."""
         self._program: Any = None
 
     def _plan(
-        self, layers: Sequence[tuple[Couplings, Tensor]]
+        self, layers: Sequence[tuple[CouplingLayer, Tensor]]
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Lay out all couplings; rows that their networks see, and rows that they move."""
         seen: list[Tensor] = []
@@ -310,11 +311,11 @@ class CouplingSequence(nn.Module):
         return state.index_select(0, rows).reshape(coupling.moved, coupling.cells, -1)
 
     def _put(self, state: Tensor, coupling: Coupling, values: Tensor) -> Tensor:
-        rows, values = self._target(coupling).flatten(), values.flatten(0, 1)
-        if not coupling.whole:
-            there = rows >= 0
-            rows, values = rows[there], values[there]
-        return state.index_copy(0, rows, values)
+        rows = self._target(coupling)
+        if not coupling.whole:  # what is not there goes to the row of zeros, as zero
+            values = torch.where((rows >= 0)[..., None], values, 0.0)
+            rows = torch.where(rows < 0, self.rows, rows)
+        return state.index_copy(0, rows.flatten(), values.flatten(0, 1))
 
     def _sum(self, log_slope: Tensor, coupling: Coupling) -> Tensor:
         if not coupling.whole:

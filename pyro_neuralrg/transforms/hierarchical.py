@@ -104,6 +104,7 @@ class HierarchicalFlow(LatticeTransform):
         )
         self._sites = sites_of_layers(self)
         self._sequences: dict[int, CouplingSequence | None] = {}
+        self._couplings(None)
         if spectrum_slopes is not None and (spectrum is None or not context_dim):
             raise ValueError(
                 "spectrum_slopes is given; accepted: only beside a spectrum, in a conditional flow"

@@ -216,6 +216,30 @@ def _inverse_softplus(value: float) -> float:
     return math.log(math.expm1(value))
 
 
+class Inputs(NamedTuple):
+    """The tensors that couplings depend on beside the field, all differentiable.
+
+    Attributes:
+        arrays: of all networks, flat.
+        sites: biases of the units of all networks for each cell, flat; or None.
+        gains: of a context, ``(units, n)``, or None.
+        shifts: likewise.
+    """
+
+    arrays: Tensor
+    sites: Tensor | None
+    gains: Tensor | None
+    shifts: Tensor | None
+
+    def with_free_context(self) -> Inputs:
+        """The same, gains and shifts as leaves of which gradients can be taken."""
+        free = (
+            None if part is None else part.detach().requires_grad_()
+            for part in (self.gains, self.shifts)
+        )
+        return Inputs(self.arrays, self.sites, *free)
+
+
 class Bends(NamedTuple):
     """What acts on the units of one network besides its biases, None each if there is none.
 

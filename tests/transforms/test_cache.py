@@ -139,7 +139,7 @@ def test_another_parameter_in_the_place_of_one_is_seen() -> None:
     """Both are new tensors, which no one has changed."""
     transform, z = ENTRIES["learned-spectrum-2d"].make(), latents("learned-spectrum-2d", 3)
     x = transform(z)
-    transform.centre = torch.nn.Parameter(transform.centre.detach() + 1.0)
+    transform.log_scale = torch.nn.Parameter(transform.log_scale.detach() + 1.0)
     assert transform.inv(x) is not z
     agrees_with_a_fresh_copy(transform, z, x.detach())
 
