@@ -48,9 +48,9 @@ class FlowReparam(Reparam):
     standard deviations from zero are a barrier of 3.8 nats, which a poor flow does not have in z:
     samplers move in z. With ``from_normal=True`` they move in standard normals u, ``z =
     base.from_normal(u)``, where a good flow has no barrier, but a poor one a narrow well between
-    the phases. Of the Ising dual at Tc, 8 x 8, HMC crosses between the phases 1.2 times per 1000
-    gradients in z, with an untrained flow as with one of 400 steps; in u 0.1 and 12 times. Draws
-    are z all the same.
+    the phases. Of the Ising dual at Tc, 8 x 8, HMC crosses between the phases 1.5 times per 1000
+    gradients in z, with an untrained flow as with one of 400 steps; in u 0.1 and 5 times
+    (``tests/benchmarks/crossings.py``). Draws are z all the same.
 
     Args:
         flow: a bijective TransformModule of real tensors, ``x = flow(z)``; usually a

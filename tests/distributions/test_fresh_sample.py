@@ -274,6 +274,23 @@ def test_a_sample_and_one_density_cost_one_pass(
     assert passes[3:] == ["renormalize"]
 
 
+@any_optimiser
+def test_pyros_own_distribution_of_a_flow(
+    jittered: Make, optimiser: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One pass for a draw and its density, and never a stale density."""
+    flow = jittered((2, 2))
+    q = dist.TransformedDistribution(dist.Normal(0.0, 1.0).expand((2, 2)).to_event(2), [flow])
+    step = OPTIMISERS[optimiser](flow.parameters(), lr=0.1)
+    passes = evaluations(flow, monkeypatch)
+    x = q.rsample((3,))
+    (q.log_prob(x) + x.square().flatten(1).sum(1)).mean().backward()
+    assert passes == ["generate"]
+    step.step()
+    step.zero_grad()
+    is_honest(q, x)
+
+
 @pytest.mark.parametrize("vectorize", [False, True])
 @either
 def test_training_by_pdd_costs_one_pass_a_draw(
