@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import json
 import os
 import pickle
 from pathlib import Path
@@ -108,6 +109,9 @@ def test_cut_off_file(tmp_path: Path) -> None:
         load(path)
 
 
+CONFIG = hierarchical_flow((4, 4)).config
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [
@@ -118,7 +122,7 @@ def test_cut_off_file(tmp_path: Path) -> None:
         ({"format": "other"}, "is not a flow file"),
         ({"config": None}, "is corrupt: its config is a NoneType"),
         ({"config": '{"shape": [4]}'}, "holds a flow that cannot be built"),
-        ({"config": '{"shape": [4, 4], "spectrum": false, "circuit": "ring"}'}, "ring"),
+        ({"config": json.dumps({**CONFIG, "circuit": "ring"})}, "ring"),
         ({"state_dict": {}}, "cannot be built"),
         ({"dtype": "int64"}, "cannot be built"),
         ({"metadata": "{"}, "cannot be built"),
