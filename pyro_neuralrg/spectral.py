@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from pyro_neuralrg.lattice import check_boundary, check_shape
+from pyro_neuralrg.threads import by_fields
 
 __all__ = ["apply_spectrum", "neighbour_spectrum", "quadratic_form"]
 
@@ -123,7 +124,9 @@ class _Symmetric(torch.autograd.Function):
     @staticmethod
     def forward(h: Tensor, eigenvalues: Tensor, dim: tuple[int, ...]) -> Tensor:
         """A h."""
-        return _apply(h, eigenvalues, dim)
+        if eigenvalues.dim() > len(dim) or h.dim() == len(dim):  # one for each field, one field
+            return _apply(h, eigenvalues, dim)
+        return by_fields(lambda part: _apply(part, eigenvalues, dim), h)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -151,7 +154,9 @@ class _Form(torch.autograd.Function):
     @staticmethod
     def forward(h: Tensor, eigenvalues: Tensor, dim: tuple[int, ...]) -> Tensor:
         """The form."""
-        return _form(h, eigenvalues, dim)
+        if eigenvalues.dim() > len(dim) or h.dim() == len(dim):
+            return _form(h, eigenvalues, dim)
+        return by_fields(lambda part: _form(part, eigenvalues, dim), h)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:

@@ -247,13 +247,9 @@ def from_log_weights(weights: Tensor) -> FreeEnergyEstimate:
     weights = weights.detach().reshape(-1).double()
     number = weights.numel()
     check_log_weights(weights)
-    log_sum = float(weights.logsumexp(0))
-    log_sum_of_squares = float((2.0 * weights).logsumexp(0))
-    some_weight, several = log_sum > -math.inf, number > 1
-    ess, importance_se = 0.0, math.nan
-    if some_weight:
-        ess = math.exp(min(0.0, 2.0 * log_sum - log_sum_of_squares - math.log(number)))
-    if some_weight and several:
+    log_sum, ess = float(weights.logsumexp(0)), kish_fraction(weights)
+    several, importance_se = number > 1, math.nan
+    if ess > 0 and several:
         importance_se = math.sqrt(max(0.0, 1.0 / ess - 1.0) / (number - 1))
     return FreeEnergyEstimate(
         variational=-float(weights.mean()),
@@ -264,6 +260,15 @@ def from_log_weights(weights: Tensor) -> FreeEnergyEstimate:
         num_samples=number,
         pareto_k=pareto_k(weights),
     )
+
+
+def kish_fraction(log_weights: Tensor) -> float:
+    """Kish's effective sample size as a fraction, (sum w)^2 / (n sum w^2); 0 if all w are zero."""
+    log_sum = float(log_weights.logsumexp(0))
+    if log_sum == -math.inf:
+        return 0.0
+    log_sum_of_squares = float((2.0 * log_weights).logsumexp(0))
+    return math.exp(min(0.0, 2.0 * log_sum - log_sum_of_squares - math.log(len(log_weights))))
 
 
 def check_log_weights(weights: Tensor) -> None:

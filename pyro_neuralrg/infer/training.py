@@ -4,11 +4,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -18,7 +18,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_neuralrg.infer.best import Best
-from pyro_neuralrg.infer.free_energy import from_log_weights
+from pyro_neuralrg.infer.free_energy import kish_fraction
 from pyro_neuralrg.infer.history import TrainingStep
 from pyro_neuralrg.infer.optimizer import JoinedAdam
 from pyro_neuralrg.infer.pdd import PDD
@@ -27,6 +27,7 @@ from pyro_neuralrg.interrupts import HELD, deferred_interrupts
 from pyro_neuralrg.potentials.family import PotentialFamily
 from pyro_neuralrg.processes import Processes
 from pyro_neuralrg.progress import Progress
+from pyro_neuralrg.threads import own_threads
 from pyro_neuralrg.transforms.compilation import compiled_operations
 
 __all__ = ["Keeper", "Training"]
@@ -168,7 +169,7 @@ class Training:
                 if self.first is None:
                     self.first = self._measure(self.elbo.num_particles * self.world.size)
                     self._begin_record()
-                with compiled_operations() if self.compiles else contextlib.nullcontext():
+                with own_threads(), compiled_operations() if self.compiles else nullcontext():
                     while self.step < self.steps and self.stopped is None:
                         if self._take_step(begin):
                             progress.step(partial(_figures, self.records[-1]))
@@ -243,13 +244,13 @@ class Training:
             self._refuse(loss)
             return False
 
-        found = from_log_weights(log_weights)
-        error, ess = found.variational_se, found.ess
-        ess = ess if self.family is None else math.nan  # of one target only
+        spread = float(log_weights.std())
+        error = spread / math.sqrt(len(log_weights))
+        ess = math.nan if self.family is not None else kish_fraction(log_weights)
         self.seconds = time.perf_counter() - begin
         self.records.append(TrainingStep(step, loss, error, ess, self.factor, rate, self.seconds))
         self.step += 1
-        if self.best.add(loss, error * math.sqrt(found.num_samples), optimizer.vector):
+        if self.best.add(loss, spread, optimizer.vector):
             best = self.best.loss
             self._go_back(f"the loss at step {step} is {loss:.6g}, the best was {best:.6g}")
             return self.stopped is None

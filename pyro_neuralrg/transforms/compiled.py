@@ -12,12 +12,10 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import os
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,6 +25,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
+from pyro_neuralrg.threads import share
 from pyro_neuralrg.transforms.networks import Inputs
 
 Tensors = tuple[Tensor | None, ...]
@@ -156,7 +155,7 @@ class _Run:
             work(program, weights, *arrays, group, cuts[group], cuts[group + 1])
 
         with _announced(self.like.dtype):
-            _share(part, groups)
+            share(part, groups)
 
 
 def program_of(sequence: Any) -> Any:
@@ -449,32 +448,6 @@ def _select(tensors: Sequence[Any], in_dims: Sequence[Any], index: int) -> list[
         tensor if dim is None or tensor is None else tensor.select(dim, index)
         for tensor, dim in zip(tensors, in_dims, strict=False)
     ]
-
-
-# Threads
-
-
-def _share(work: Callable[[int], None], number: int) -> None:
-    """Do all parts, each by whichever of torch's number of threads is free."""
-    parts = iter(range(number))
-
-    def take() -> None:
-        for part in parts:  # one iterator for all threads
-            work(part)
-
-    others = [_pool().submit(take) for _ in range(min(torch.get_num_threads(), number) - 1)]
-    take()
-    for other in others:
-        if not other.cancel():
-            other.result()
-
-
-@functools.cache
-def _pool() -> ThreadPoolExecutor:
-    """Threads are started when first needed, and once."""
-    if hasattr(os, "register_at_fork"):  # a forked process has none of its parent's threads
-        os.register_at_fork(after_in_child=_pool.cache_clear)
-    return ThreadPoolExecutor(os.cpu_count())
 
 
 _known: set[torch.dtype] = set()

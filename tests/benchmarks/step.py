@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 BATCH, CHAINS, LEAPFROGS = 256, 64, 10
-SECONDS = 6.0
+SECONDS = 4.0
 """Of each measurement, roughly."""
 BUSY = {
     "a plain loop": "while True: pass",

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_neuralrg import IsingDual
+from pyro_neuralrg import IsingDual, threads
 from pyro_neuralrg.transforms import (
     RealNVP,
     compiled,
@@ -258,13 +258,13 @@ def test_after_a_fork() -> None:
     expected, before = flow(z), torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        compiled._share(lambda part: None, 4)  # now there are threads
+        threads.share(lambda part: None, 4)  # now there are threads
         read, write = os.pipe()
         child = os.fork()
         if child == 0:
             try:
                 done: list[int] = []
-                compiled._share(done.append, 4)
+                threads.share(done.append, 4)
                 torch.set_num_threads(1)  # torch's own OpenMP does not survive a fork
                 good = sorted(done) == [0, 1, 2, 3] and torch.equal(flow(z.clone()), expected)
                 os.write(write, b"1" if good else b"0")
@@ -286,10 +286,10 @@ def test_several_threads_of_python() -> None:
         for _ in range(5):
             found.append(flow.forward_and_ladj(z)[0])
 
-    threads = [threading.Thread(target=work) for _ in range(3)]
-    for thread in threads:
+    workers = [threading.Thread(target=work) for _ in range(3)]
+    for thread in workers:
         thread.start()
-    for thread in threads:
+    for thread in workers:
         thread.join()
     assert len(found) == 15
     assert all(torch.equal(one, expected) for one in found)

@@ -1,0 +1,93 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Threads that share the parts of one computation, in the place of torch's own.
+
+The threads of torch (OpenMP) meet at a barrier after each of its operations, where they spin for a
+core that another process may have: thousands of small operations then take several times as long as
+on one thread. These take up parts of some milliseconds, one after the other, and wait only for the
+last; a core that is busy elsewhere takes fewer parts.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor
+
+SHARED_ENTRIES = 2**15
+"""Of a tensor, from which on it is worth while to share its fields among threads."""
+SHARED_FIELDS = 64
+"""Fields of a part, whatever the number of threads, so that it changes no bit of a result."""
+
+_number: ContextVar[int | None] = ContextVar("number_of_threads", default=None)
+
+
+def number_of_threads() -> int:
+    """As many as torch has, or had when :func:`own_threads` began."""
+    return _number.get() or torch.get_num_threads()
+
+
+@contextmanager
+def own_threads() -> Iterator[None]:
+    """Leave torch's number of threads to :func:`share` meanwhile, and torch itself one."""
+    number = number_of_threads()
+    token = _number.set(number)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        _number.reset(token)
+
+
+def share(work: Callable[[int], None], number: int) -> None:
+    """Call ``work(part)`` for all parts, each on whichever thread is free.
+
+    Only what lets go of Python's lock runs at the same time.
+    """
+    parts = iter(range(number))
+
+    def take() -> None:
+        for part in parts:  # one iterator for all threads
+            work(part)
+
+    others = [_pool().submit(take) for _ in range(min(number_of_threads(), number) - 1)]
+    take()
+    for other in others:
+        if not other.cancel():
+            other.result()
+
+
+def by_fields(function: Callable[[Tensor], Tensor], h: Tensor) -> Tensor:
+    """``function(h)``, which treats the entries of the first dimension alike, in parts of them.
+
+    Without a graph. All at once inside the transforms of torch.func, whose state is one thread's.
+    """
+    parts = -(-h.shape[0] // SHARED_FIELDS) if h.dim() else 1
+    inside = torch._C._functorch.maybe_current_level() is not None
+    if parts == 1 or h.numel() < SHARED_ENTRIES or h.device.type != "cpu" or inside:
+        return function(h)
+    pieces = h.detach().split(SHARED_FIELDS)
+    found: list[Tensor] = [h] * parts
+
+    @torch.no_grad()
+    def work(part: int) -> None:
+        found[part] = function(pieces[part])
+
+    share(work, parts)
+    return torch.cat(found)
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    """Threads are started when first needed, and once."""
+    if hasattr(os, "register_at_fork"):  # a forked process has none of its parent's threads
+        os.register_at_fork(after_in_child=_pool.cache_clear)
+    return ThreadPoolExecutor(os.cpu_count())
