@@ -7,6 +7,8 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -308,6 +310,24 @@ def test_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
     finally:
         compiled._has_numba.cache_clear()
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_importing_and_building_compile_nothing() -> None:
+    program = (
+        "import sys, pyro_neuralrg; pyro_neuralrg.IsingDual((4, 4)).flow(); "
+        "assert 'numba' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_spawned_processes() -> None:
+    """A used flow reaches them by a pickle."""
+    flow, _, z = prepared("odd", batch=3)
+    flow.requires_grad_(False)
+    x = flow(z)
+    context = torch.multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        assert torch.equal(pool.apply(flow, (z,)), x)
 
 
 def test_the_default_flow_is_compiled() -> None:
