@@ -101,15 +101,16 @@ class _Run:
     """Numbers of one call: columns in whole tiles, flat tensors for the kernels."""
 
     def __init__(self, sequence: Any, tensors: Tensors) -> None:
-        from pyro_neuralrg.transforms import kernels
+        from pyro_neuralrg.transforms import kernel_rows, kernels
 
         h, arrays, sites, gains, shifts = tensors
         assert h is not None
         self.kernels: Any = kernels
+        self.rows: Any = kernel_rows
         self.sequence = sequence
         self.n = h.shape[-1]
-        self.tiles = -(-self.n // kernels.TILE)
-        self.columns = self.tiles * kernels.TILE
+        self.tiles = -(-self.n // kernel_rows.TILE)
+        self.columns = self.tiles * kernel_rows.TILE
         self.like = h.detach()
         self.weights = (
             self.flat(arrays),
@@ -148,7 +149,7 @@ class _Run:
         groups = min(GROUPS, self.tiles)
         cuts = [self.tiles * group // groups for group in range(groups + 1)]
         program = program_of(self.sequence)
-        weights = self.kernels.Weights(*(tensor.numpy() for tensor in self.weights))
+        weights = self.rows.Weights(*(tensor.numpy() for tensor in self.weights))
         arrays = [tensor.numpy() for tensor in tensors]
 
         def part(group: int) -> None:
@@ -166,7 +167,7 @@ def program_of(sequence: Any) -> Any:
 
 
 def _make_program(sequence: Any) -> Any:
-    from pyro_neuralrg.transforms import kernels
+    from pyro_neuralrg.transforms import kernel_rows
 
     options = sequence.options
     rows: list[tuple[int, ...]] = []
@@ -184,11 +185,11 @@ def _make_program(sequence: Any) -> Any:
             into.append(table.T.flatten())
             starts[number] += table.numel()
         kept += c.cells * c.moved
-        layout = kernels.lay_out.py_func(
+        layout = kernel_rows.lay_out.py_func(
             c.inputs, np.array(options.widths, np.int64), c.moved, options.terms
         )
         work = max(work, layout.end)
-    return kernels.Program(
+    return kernel_rows.Program(
         couplings=np.array(rows, np.int64),
         seen=torch.cat(seen).numpy(),
         targets=torch.cat(targets).numpy(),
@@ -197,7 +198,7 @@ def _make_program(sequence: Any) -> Any:
         kept=sequence.kept_rows,
         terms=options.terms,
         odd=int(options.is_odd_by_form),
-        activation=kernels.TANH if options.activation == "tanh" else kernels.ELU,
+        activation=kernel_rows.TANH if options.activation == "tanh" else kernel_rows.ELU,
         work=work,
     )
 
@@ -214,7 +215,7 @@ def _advance(
     run = _Run(sequence, tensors)
     k, n = run.kernels, run.n
     out, ladj = run.empty(sequence.rows, n), run.empty(run.columns)
-    kept = run.empty(run.tiles if store else 0, sequence.kept_rows, k.TILE)
+    kept = run.empty(run.tiles if store else 0, sequence.kept_rows, run.rows.TILE)
     new_score = run.empty(sequence.rows if score is not None else 0, n)
     sums = [run.zeros(len(part) if want_context else 0) for part in run.weights[2:]]
 
@@ -224,7 +225,7 @@ def _advance(
         if inverse:
             k.renormalize(p, w, *common)
         else:
-            d = k.Weights(score[:0], score[:0], d_gains, d_shifts)
+            d = run.rows.Weights(score[:0], score[:0], d_gains, d_shifts)
             k.generate(p, w, d, *common, score, new_score)
 
     given = run.flat(tensors[0]), run.flat(out), ladj, run.flat(kept)
@@ -257,7 +258,7 @@ def _go_back(
 
     def work(p: Any, w: Any, result: Any, kept: Any, *rest: Any) -> None:
         above, of_ladj, to, parameters, sites, d_gains, d_shifts, group, first, last = rest
-        d = k.Weights(parameters[group], sites[group], d_gains, d_shifts)
+        d = run.rows.Weights(parameters[group], sites[group], d_gains, d_shifts)
         common = n, run.columns, first, last, inverse
         k.pull_back(p, w, d, *common, result, kept, above, of_ladj, to)
 

@@ -18,354 +18,62 @@ tests compare the two. :mod:`~pyro_neuralrg.transforms.compiled` calls this.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
 
 from pyro_neuralrg.transforms.elementwise import INVERSE_STEPS
-from pyro_neuralrg.transforms.networks import HEIGHT_GAIN
-from pyro_neuralrg.transforms.vectors import (
-    OUTERS,
-    PRODUCTS,
-    VECTOR_BYTES,
-    VECTORS,
-    exp,
-    log,
-    rowwise,
-    tanh,
-    where,
+from pyro_neuralrg.transforms.kernel_rows import (
+    AT_ONCE,
+    CELLS,
+    CHUNK,
+    INPUTS,
+    KEPT,
+    MOVED,
+    NO,
+    ONE,
+    PARAMETERS,
+    PART,
+    PASS,
+    SEEN,
+    SITES,
+    TANH,
+    TARGETS,
+    TILE,
+    UNITS,
+    YES,
+    add,
+    add_log,
+    add_number,
+    add_outer,
+    add_scaled,
+    bend_row,
+    bracket,
+    copy,
+    curvature_of,
+    elu_back,
+    elu_of,
+    heights,
+    lay_out,
+    line,
+    line_back,
+    multiply,
+    negative,
+    newton,
+    newton_only,
+    scales,
+    score_of_v,
+    square,
+    square_back,
+    tanh_back,
+    tanh_of,
+    term_back,
+    term_of,
+    through_inverse,
+    unbend_row,
+    unbend_row_only,
+    zero,
 )
-
-TILE = 32
-"""Columns of a tile."""
-CHUNK = 512
-"""Columns of a chunk, cells times columns of a tile: its values fit into the second-level cache."""
-AT_ONCE = CHUNK // TILE
-"""Cells of a chunk."""
-PARAMETERS, INPUTS, MOVED, CELLS, SEEN, TARGETS, UNITS, SITES, KEPT = range(9)
-"""Columns of ``Program.couplings``."""
-TANH, ELU = range(2)
-"""Activations."""
-
-OPTIONS: dict[str, Any] = {"cache": True, "error_model": "numpy", "boundscheck": False}
-PASS = {**OPTIONS, "nogil": True}
-"""Of functions that Python calls."""
-PART = {**OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-"""Of functions that only others call, which then compile faster."""
-ONE, YES, NO = np.int64(1), np.int64(1), np.int64(0)
-
-_product_6, _product_2, _product_1 = (PRODUCTS[r, VECTORS] for r in (6, 2, 1))
-_product_6_narrow, _product_1_narrow = PRODUCTS[6, 1], PRODUCTS[1, 1]
-_outer_4_6, _outer_4_1, _outer_1_1 = OUTERS[4, 6], OUTERS[4, 1], OUTERS[1, 1]
-
-
-class Program(NamedTuple):
-    """Couplings as numbers, in the order of generation.
-
-    Attributes:
-        couplings: one row each: start in the parameters, inputs of the network of one cell, sites
-            moved in one cell, cells, start in ``seen``, start in ``targets``, start among the
-            units, start among the biases of sites, start among the rows kept for the backward pass.
-        seen: rows of the state that the network of a cell sees, ``(cells, inputs)`` a coupling.
-        targets: rows that are moved, ``(cells, moved)`` a coupling; -1 for one that is not there.
-        widths: units of the hidden layers.
-        rows: of the state, without the row of zeros.
-        kept: rows that are kept for the backward pass.
-        terms: tanh terms of each map.
-        odd: 1 if the maps commute with x -> -x.
-        activation: TANH or ELU.
-        work: length of the working memory.
-    """
-
-    couplings: Any
-    seen: Any
-    targets: Any
-    widths: Any
-    rows: int
-    kept: int
-    terms: int
-    odd: int
-    activation: int
-    work: int
-
-
-class Weights(NamedTuple):
-    """What the networks are made of, or their gradients, each empty if there is none.
-
-    Attributes:
-        parameters: of each coupling the matrix and the biases of each hidden layer, of ``place``
-            and of ``form``; steepness before its softplus ``(terms, moved)``; bounds of the
-            log-scales ``(moved,)``.
-        sites: biases of the cells, ``(units, cells)`` a coupling.
-        gains, shifts: what a context does to the units, ``(units, columns)``, whole tiles.
-    """
-
-    parameters: Any
-    sites: Any
-    gains: Any
-    shifts: Any
-
-
-class Layout(NamedTuple):
-    """Where the rows of one chunk begin in the working memory.
-
-    Attributes:
-        x: inputs of the network.
-        hidden: units of the hidden layers, one after the other.
-        raw: units and heads before the gains of a context.
-        last: what the heads see: the last hidden layer, or the inputs.
-        square: the squares of it.
-        place: shift and centres of the tanh terms.
-        form: log-scales and heights before their bounds.
-        v: what is moved.
-        value, slope: of the map at v.
-        q, scale: tanh of the form, and the exponential of the log-scale.
-        height, gate, rise: of the tanh terms; the slope of the height's softplus; tanh at v.
-        a, b: gradients of the value and of the logarithm of the slope.
-        d_place, d_form, d_v, d_steepness, d_bound: gradients.
-        d_hidden, d_below: gradients of one layer and of the one below it.
-        ones: a row of ones.
-        end: behind all of this.
-    """
-
-    x: int
-    hidden: int
-    raw: int
-    last: int
-    square: int
-    place: int
-    form: int
-    v: int
-    value: int
-    slope: int
-    q: int
-    scale: int
-    height: int
-    gate: int
-    rise: int
-    a: int
-    b: int
-    d_place: int
-    d_form: int
-    d_v: int
-    d_steepness: int
-    d_bound: int
-    d_hidden: int
-    d_below: int
-    ones: int
-    end: int
-
-
-@njit(**PASS)
-def lay_out(inputs, widths, moved, terms):
-    """The layout of a coupling."""
-    heads = (1 + terms) * moved
-    total, widest = 0, max(inputs, 2 * heads)
-    for width in widths:
-        total += width
-        widest = max(widest, width)
-    width = widths[-1] if len(widths) else inputs
-    hidden = inputs
-    raw = hidden + total
-    last = hidden + total - width if len(widths) else 0
-    square = raw + total + 2 * heads
-    place = square + width
-    form = place + heads
-    v = form + heads
-    value, slope, q, scale = v + moved, v + 2 * moved, v + 3 * moved, v + 4 * moved
-    height = v + 5 * moved
-    gate = height + terms * moved
-    rise = gate + terms * moved
-    a = rise + terms * moved
-    b = a + moved
-    d_place = b + moved
-    d_form = d_place + heads
-    d_v = d_form + heads
-    d_steepness = d_v + moved
-    d_bound = d_steepness + terms * moved
-    d_hidden = d_bound + moved
-    d_below = d_hidden + widest
-    ones = d_below + widest
-    n = CHUNK
-    return Layout(
-        0, hidden * n, raw * n, last * n, square * n, place * n, form * n, v * n, value * n,
-        slope * n, q * n, scale * n, height * n, gate * n, rise * n, a * n, b * n, d_place * n,
-        d_form * n, d_v * n, d_steepness * n, d_bound * n, d_hidden * n, d_below * n, ones * n,
-        (ones + 1) * n,
-    )  # fmt: skip
-
-
-# Formulas on rows
-
-_copy = rowwise(lambda x: x)
-_add = rowwise(lambda x, y: x + y)
-_add_scaled = rowwise(lambda x, y, s: x + s * y)
-_add_number = rowwise(lambda x, s: x + s)
-_add_log = rowwise(lambda total, x: total + log(x))
-_square = rowwise(lambda x: x * x)
-_tanh = rowwise(tanh)
-_elu = rowwise(lambda x: where(x > 0.0, x, exp(x) - 1.0))
-_tanh_back = rowwise(lambda d, h: d * (1.0 - h * h))
-_elu_back = rowwise(lambda d, h: where(h > 0.0, d, d * (h + 1.0)))
-_square_back = rowwise(lambda d, h: 2.0 * d * h)
-_bend = rowwise(lambda x, gain, shift, bias: (x + bias, (x + bias) * (1.0 + gain) + shift))
-_unbend = rowwise(
-    lambda d, raw, gain, d_gain, d_shift: (d * (1.0 + gain), d_gain + d * raw, d_shift + d)
-)
-_unbend_only = rowwise(lambda d, gain: d * (1.0 + gain))
-
-
-@rowwise
-def _scales(form, bound):
-    """tanh of the form, and the scale e^s with s = bound tanh(form)."""
-    q = tanh(form)
-    return q, exp(bound * q)
-
-
-@rowwise
-def _heights(form):
-    """softplus(HEIGHT_GAIN form) and its slope."""
-    y = HEIGHT_GAIN * form
-    e = exp(-abs(y))
-    more = 1.0 / (e + 1.0)
-    return where(y > 0.0, y, 0.0) + log(e + 1.0), where(y > 0.0, more, e * more)
-
-
-_line = rowwise(lambda v, scale, shift: (scale * v + shift, scale))
-
-
-@rowwise
-def _term(v, centre, height, value, slope, steepness):
-    """One tanh term added to value and slope, and its tanh."""
-    rise = tanh(steepness * (v - centre))
-    return rise, value + height * rise, slope + height * steepness * (1.0 - rise * rise)
-
-
-@rowwise
-def _curvature(total, height, rise, slope, steepness):
-    """The part of one tanh term in d ln slope / dv."""
-    bent = height * rise * (1.0 - rise * rise) / slope
-    return total - 2.0 * steepness * steepness * bent
-
-
-_score_of_v = rowwise(lambda score, curvature, slope: (score - curvature) / slope)
-_through_inverse = rowwise(lambda d, d_log, curvature, slope: -(d + d_log * curvature) / slope)
-_negative = rowwise(lambda x: -x)
-_zero = rowwise(lambda x: 0.0 * x)
-
-
-@rowwise
-def _line_back(a, b, v, slope, q, scale, bound):
-    """From gradients of value and ln slope to those of shift, form, bound and v."""
-    of_log_scale = (a * v + b / slope) * scale
-    return a, of_log_scale * bound * (1.0 - q * q), of_log_scale * q, a * scale
-
-
-@rowwise
-def _term_back(a, b, v, slope, centre, height, gate, rise, d_v, steepness):
-    """The same of one tanh term: centre, form of the height, v, steepness."""
-    beta, falling = b / slope, 1.0 - rise * rise
-    y = (a * height - 2.0 * beta * height * steepness * rise) * falling
-    of_height = a * rise + beta * steepness * falling
-    return (
-        -steepness * y,
-        HEIGHT_GAIN * of_height * gate,
-        d_v + steepness * y,
-        y * (v - centre) + beta * height * falling,
-    )
-
-
-@rowwise
-def _bracket(x, shift, reach, scale):
-    """Where the inverse begins: the terms add at most the sum of their heights."""
-    lower, upper = (x - shift - reach) / scale, (x - shift + reach) / scale
-    return lower, upper, 0.5 * (lower + upper), upper - lower
-
-
-@rowwise
-def _newton(x, v, value, slope, lower, upper, last, small):
-    """One step of the bracketed Newton iteration, and how far it went, relatively."""
-    excess = value - x
-    lower, upper = where(excess <= 0.0, v, lower), where(excess < 0.0, upper, v)
-    newton = v - excess / slope
-    size = abs(newton - v)
-    good = (newton > lower) & (newton < upper) & (2.0 * size < last)
-    good = good | (size <= small * (1.0 + abs(v)))
-    following = where(good, newton, 0.5 * (lower + upper))
-    change = abs(following - v)
-    return following, lower, upper, change, change / (1.0 + abs(following))
-
-
-_newton_only = rowwise(lambda x, v, value, slope: v - (value - x) / slope)
-
-
-# Matrix products
-
-
-@njit(**PART)
-def multiply(a, at, a_row, a_k, work, x, y, rows, inputs, columns):
-    """y = a x, rows x and y of ``work``: ``(rows, columns)`` from ``(inputs, columns)``."""
-    lanes = VECTOR_BYTES // work.itemsize
-    wide = lanes * VECTORS
-    whole = columns - columns % wide
-    for c in range(0, whole, wide):
-        r = 0
-        while r + 6 <= rows:
-            _product_6(a, at + r * a_row, a_row, a_k, work, x + c, y + r * CHUNK + c, CHUNK, inputs)
-            r += 6
-        while r + 2 <= rows:
-            _product_2(a, at + r * a_row, a_row, a_k, work, x + c, y + r * CHUNK + c, CHUNK, inputs)
-            r += 2
-        while r < rows:
-            _product_1(a, at + r * a_row, a_row, a_k, work, x + c, y + r * CHUNK + c, CHUNK, inputs)
-            r += 1
-    for c in range(whole, columns, lanes):
-        r = 0
-        while r + 6 <= rows:
-            _product_6_narrow(
-                a, at + r * a_row, a_row, a_k, work, x + c, y + r * CHUNK + c, CHUNK, inputs
-            )
-            r += 6
-        while r < rows:
-            _product_1_narrow(
-                a, at + r * a_row, a_row, a_k, work, x + c, y + r * CHUNK + c, CHUNK, inputs
-            )
-            r += 1
-
-
-@njit(**PART)
-def add_outer(work, g, x, total, at, t_row, t_other, rows, others, columns):
-    """total[r, s] += sum over columns of g[r] x[s], rows g and x of ``work``."""
-    r = 0
-    while r + 4 <= rows:
-        s, g_r, to = 0, g + r * CHUNK, at + r * t_row
-        while s + 6 <= others:
-            _outer_4_6(
-                work, g_r, x + s * CHUNK, CHUNK, total, to + s * t_other, t_row, t_other, columns
-            )
-            s += 6
-        while s < others:
-            _outer_4_1(
-                work, g_r, x + s * CHUNK, CHUNK, total, to + s * t_other, t_row, t_other, columns
-            )
-            s += 1
-        r += 4
-    while r < rows:
-        for s in range(others):
-            _outer_1_1(
-                work,
-                g + r * CHUNK,
-                x + s * CHUNK,
-                CHUNK,
-                total,
-                at + r * t_row + s * t_other,
-                t_row,
-                t_other,
-                columns,
-            )
-        r += 1
-
 
 # One coupling on a chunk of cells
 
@@ -378,7 +86,7 @@ def bend(w, bias, site, unit, all_cells, cell, cells, n, t0, width, rows, raw, w
         if len(w.sites) == 0 and len(w.gains) == 0:
             if offset != 0:
                 row = rows + u * CHUNK
-                _add_number(((work, row),), ((work, row),), (offset,), cells * TILE)
+                add_number(((work, row),), ((work, row),), (offset,), cells * TILE)
             continue
         for j in range(cells):
             row = rows + u * CHUNK + j * TILE
@@ -387,12 +95,12 @@ def bend(w, bias, site, unit, all_cells, cell, cells, n, t0, width, rows, raw, w
                 here += w.sites[site + u * all_cells + cell + j]
             if len(w.gains):
                 at, keep = (unit + u) * n + t0, raw + u * CHUNK + j * TILE
-                _bend(
+                bend_row(
                     ((work, row), (w.gains, at), (w.shifts, at)), ((work, keep), (work, row)),
                     (here,), TILE,
                 )  # fmt: skip
             else:
-                _add_number(((work, row),), ((work, row),), (here,), TILE)
+                add_number(((work, row),), ((work, row),), (here,), TILE)
 
 
 @njit(**PART)
@@ -408,7 +116,7 @@ def evaluate_network(p, w, c, m, cell, cells, n, t0, state, work):
         base = p.couplings[c, SEEN] + (cell + j) * inputs
         for i in range(inputs):
             to = m.x + i * CHUNK + j * TILE
-            _copy(((state, p.seen[base + i] * TILE),), ((work, to),), (), TILE)
+            copy(((state, p.seen[base + i] * TILE),), ((work, to),), (), TILE)
     at, below, width, units = p.couplings[c, PARAMETERS], m.x, inputs, 0
     for next_width in p.widths:
         rows = m.hidden + units * CHUNK
@@ -419,9 +127,9 @@ def evaluate_network(p, w, c, m, cell, cells, n, t0, state, work):
         for u in range(next_width):
             row = rows + u * CHUNK
             if p.activation == TANH:
-                _tanh(((work, row),), ((work, row),), (), columns)
+                tanh_of(((work, row),), ((work, row),), (), columns)
             else:
-                _elu(((work, row),), ((work, row),), (), columns)
+                elu_of(((work, row),), ((work, row),), (), columns)
         at += next_width
         units += next_width
         below, width = rows, next_width
@@ -433,7 +141,7 @@ def evaluate_network(p, w, c, m, cell, cells, n, t0, state, work):
     units += heads
     if p.odd:
         for u in range(width):
-            _square(((work, below + u * CHUNK),), ((work, m.square + u * CHUNK),), (), columns)
+            square(((work, below + u * CHUNK),), ((work, m.square + u * CHUNK),), (), columns)
         below = m.square
     multiply(w.parameters, at, width, ONE, work, below, m.form, heads, width, columns)
     at += heads * width
@@ -443,12 +151,12 @@ def evaluate_network(p, w, c, m, cell, cells, n, t0, state, work):
     for o in range(moved):
         row = o * CHUNK
         bound = w.parameters[at + p.terms * moved + o]
-        _scales(
+        scales(
             ((work, m.form + row),), ((work, m.q + row), (work, m.scale + row)), (bound,), columns
         )
     for k in range(p.terms * moved):
         row, form = k * CHUNK, m.form + (moved + k) * CHUNK
-        _heights(((work, form),), ((work, m.height + row), (work, m.gate + row)), (), columns)
+        heights(((work, form),), ((work, m.height + row), (work, m.gate + row)), (), columns)
     return at
 
 
@@ -463,11 +171,11 @@ def evaluate_map(p, w, at, m, o, moved, columns, work):
     """Value and slope of the map of one site of the cells at v."""
     row = o * CHUNK
     value, slope, v = (work, m.value + row), (work, m.slope + row), (work, m.v + row)
-    _line((v, (work, m.scale + row), (work, m.place + row)), (value, slope), (), columns)
+    line((v, (work, m.scale + row), (work, m.place + row)), (value, slope), (), columns)
     for k in range(p.terms):
         steepness = softplus(w.parameters[at + k * moved + o])
         term, centre = (k * moved + o) * CHUNK, m.place + ((1 + k) * moved + o) * CHUNK
-        _term(
+        term_of(
             (v, (work, centre), (work, m.height + term), value, slope),
             ((work, m.rise + term), value, slope), (steepness,), columns,
         )  # fmt: skip
@@ -477,11 +185,11 @@ def evaluate_map(p, w, at, m, o, moved, columns, work):
 def curve(p, w, at, m, o, moved, columns, out, work):
     """d ln slope / dv of one site of the cells, from what :func:`evaluate_map` has left."""
     row, to = o * CHUNK, (work, out)
-    _zero(((work, m.ones),), (to,), (), columns)
+    zero(((work, m.ones),), (to,), (), columns)
     for k in range(p.terms):
         steepness = softplus(w.parameters[at + k * moved + o])
         term = (k * moved + o) * CHUNK
-        _curvature(
+        curvature_of(
             (to, (work, m.height + term), (work, m.rise + term), (work, m.slope + row)),
             (to,), (steepness,), columns,
         )  # fmt: skip
@@ -493,7 +201,7 @@ def pull_map(p, w, at, m, o, moved, columns, work):
     row = o * CHUNK
     a, b, v, slope = (work, m.a + row), (work, m.b + row), (work, m.v + row), (work, m.slope + row)
     d_v = (work, m.d_v + row)
-    _line_back(
+    line_back(
         (a, b, v, slope, (work, m.q + row), (work, m.scale + row)),
         ((work, m.d_place + row), (work, m.d_form + row), (work, m.d_bound + row), d_v),
         (w.parameters[at + p.terms * moved + o],), columns,
@@ -501,7 +209,7 @@ def pull_map(p, w, at, m, o, moved, columns, work):
     for k in range(p.terms):
         steepness = softplus(w.parameters[at + k * moved + o])
         term, head = (k * moved + o) * CHUNK, ((1 + k) * moved + o) * CHUNK
-        _term_back(
+        term_back(
             (a, b, v, slope, (work, m.place + head), (work, m.height + term),
              (work, m.gate + term), (work, m.rise + term), d_v),
             ((work, m.d_place + head), (work, m.d_form + head), d_v, (work, m.d_steepness + term)),
@@ -522,14 +230,14 @@ def unbend(
                 gain = (w.gains, at)
                 if len(d.gains):
                     sums = (d.gains, at), (d.shifts, at)
-                    _unbend(
+                    unbend_row(
                         (row, (work, keep), gain, sums[0], sums[1]),
                         (row, sums[0], sums[1]),
                         (),
                         TILE,
                     )
                 else:
-                    _unbend_only((row, gain), (row,), (), TILE)
+                    unbend_row_only((row, gain), (row,), (), TILE)
     if biased and len(d.parameters):
         add_outer(work, rows, ones, d.parameters, bias, ONE, ONE, width, ONE, cells * TILE)
     if len(d.sites):
@@ -591,7 +299,7 @@ def pull_network(p, w, d, c, m, cell, cells, n, t0, sign, at, slopes, work):
     if p.odd:
         for u in range(width):
             row = (work, m.d_hidden + u * CHUNK)
-            _square_back((row, (work, m.last + u * CHUNK)), (row,), (), columns)
+            square_back((row, (work, m.last + u * CHUNK)), (row,), (), columns)
     units -= heads
     at -= heads
     unbend(w, d, at, site + units * all_cells, unit + units, all_cells, cell, cells, n, t0, heads,
@@ -602,7 +310,7 @@ def pull_network(p, w, d, c, m, cell, cells, n, t0, sign, at, slopes, work):
     multiply(w.parameters, at, ONE, width, work, m.d_place, m.d_below, width, heads, columns)
     for u in range(width):
         row = (work, m.d_hidden + u * CHUNK)
-        _add((row, (work, m.d_below + u * CHUNK)), (row,), (), columns)
+        add((row, (work, m.d_below + u * CHUNK)), (row,), (), columns)
     here, other = m.d_hidden, m.d_below
     for layer in range(depth - 1, -1, -1):
         units -= width
@@ -610,9 +318,9 @@ def pull_network(p, w, d, c, m, cell, cells, n, t0, sign, at, slopes, work):
         for u in range(width):
             row, unit_row = (work, here + u * CHUNK), (work, rows + u * CHUNK)
             if p.activation == TANH:
-                _tanh_back((row, unit_row), (row,), (), columns)
+                tanh_back((row, unit_row), (row,), (), columns)
             else:
-                _elu_back((row, unit_row), (row,), (), columns)
+                elu_back((row, unit_row), (row,), (), columns)
         at -= width
         unbend(w, d, at, site + units * all_cells, unit + units, all_cells, cell, cells, n, t0,
                width, here, m.raw + units * CHUNK, m.ones, ONE - p.odd, work)  # fmt: skip
@@ -630,7 +338,7 @@ def pull_network(p, w, d, c, m, cell, cells, n, t0, sign, at, slopes, work):
         base = p.couplings[c, SEEN] + (cell + j) * inputs
         for i in range(inputs):
             to = (slopes, p.seen[base + i] * TILE)
-            _add_scaled((to, (work, here + i * CHUNK + j * TILE)), (to,), (sign,), TILE)
+            add_scaled((to, (work, here + i * CHUNK + j * TILE)), (to,), (sign,), TILE)
 
 
 @njit(**PART)
@@ -642,7 +350,7 @@ def fetch(p, c, cell, cells, source, out, work):
         for o in range(moved):
             row = p.targets[base + o]
             row = row if row >= 0 else p.rows
-            _copy(((source, row * TILE),), ((work, out + o * CHUNK + j * TILE),), (), TILE)
+            copy(((source, row * TILE),), ((work, out + o * CHUNK + j * TILE),), (), TILE)
 
 
 @njit(**PART)
@@ -654,7 +362,7 @@ def put(p, c, cell, cells, source, to, work):
         for o in range(moved):
             row = p.targets[base + o]
             if row >= 0:
-                _copy(((work, source + o * CHUNK + j * TILE),), ((to, row * TILE),), (), TILE)
+                copy(((work, source + o * CHUNK + j * TILE),), ((to, row * TILE),), (), TILE)
 
 
 @njit(**PART)
@@ -667,7 +375,7 @@ def mask(p, c, m, cell, cells, work):
             if p.targets[base + o] < 0:
                 at = o * CHUNK + j * TILE
                 for row in (m.a + at, m.b + at):
-                    _zero(((work, m.ones),), ((work, row),), (), TILE)
+                    zero(((work, m.ones),), ((work, row),), (), TILE)
 
 
 @njit(**PART)
@@ -679,7 +387,7 @@ def add_log_slopes(p, c, m, cell, cells, ladj, work):
         for o in range(moved):
             if p.targets[base + o] >= 0:
                 slope = m.slope + o * CHUNK + j * TILE
-                _add_log(((ladj, 0), (work, slope)), ((ladj, 0),), (), TILE)
+                add_log(((ladj, 0), (work, slope)), ((ladj, 0),), (), TILE)
 
 
 @njit(**PART)
@@ -694,10 +402,10 @@ def solve(p, w, at, m, o, moved, columns, small, work):
     )
     reach, lower, upper = (work, m.d_hidden), (work, m.d_hidden), (work, m.d_hidden + CHUNK)
     last, change = (work, m.d_below), (work, m.d_below + CHUNK)  # rows not in use meanwhile
-    _zero(((work, m.ones),), (reach,), (), columns)
+    zero(((work, m.ones),), (reach,), (), columns)
     for k in range(p.terms):
-        _add((reach, (work, m.height + (k * moved + o) * CHUNK)), (reach,), (), columns)
-    _bracket(
+        add((reach, (work, m.height + (k * moved + o) * CHUNK)), (reach,), (), columns)
+    bracket(
         (x, (work, m.place + row), reach, (work, m.scale + row)),
         (lower, upper, v, last),
         (),
@@ -705,7 +413,7 @@ def solve(p, w, at, m, o, moved, columns, small, work):
     )
     for _ in range(INVERSE_STEPS if p.terms else 0):
         evaluate_map(p, w, at, m, o, moved, columns, work)
-        _newton(
+        newton(
             (x, v, value, slope, lower, upper, last),
             (v, lower, upper, last, change),
             (small,),
@@ -718,7 +426,7 @@ def solve(p, w, at, m, o, moved, columns, small, work):
             break
     for _ in range(2 if p.terms else 0):
         evaluate_map(p, w, at, m, o, moved, columns, work)
-        _newton_only((x, v, value, slope), (v,), (), columns)
+        newton_only((x, v, value, slope), (v,), (), columns)
     evaluate_map(p, w, at, m, o, moved, columns, work)
 
 
@@ -731,7 +439,7 @@ def load(source, n, t0, rows, state):
     live = min(TILE, n - t0)
     for row in range(rows):
         if live == TILE:
-            _copy(((source, row * n + t0),), ((state, row * TILE),), (), TILE)
+            copy(((source, row * n + t0),), ((state, row * TILE),), (), TILE)
         else:
             for t in range(TILE):
                 state[row * TILE + t] = source[row * n + t0 + t] if t < live else 0
@@ -744,7 +452,7 @@ def store(state, n, t0, rows, out):
     live = min(TILE, n - t0)
     for row in range(rows):
         if live == TILE:
-            _copy(((state, row * TILE),), ((out, row * n + t0),), (), TILE)
+            copy(((state, row * TILE),), ((out, row * n + t0),), (), TILE)
         else:
             for t in range(live):
                 out[row * n + t0 + t] = state[row * TILE + t]
@@ -758,9 +466,9 @@ def keep(p, c, kept, at, state, restore):
         if row >= 0:
             here, there = (state, row * TILE), (kept, at + (p.couplings[c, KEPT] + j) * TILE)
             if restore:
-                _copy((there,), (here,), (), TILE)
+                copy((there,), (here,), (), TILE)
             else:
-                _copy((here,), (there,), (), TILE)
+                copy((here,), (there,), (), TILE)
 
 
 @njit(**PASS)
@@ -800,8 +508,8 @@ def generate(p, w, d, n, columns, first, last, z, x, ladj, kept, score, out_scor
                     for o in range(moved):
                         a, b = (work, m.a + o * CHUNK), (work, m.b + o * CHUNK)
                         curve(p, w, at, m, o, moved, size, m.b + o * CHUNK, work)
-                        _score_of_v((a, b, (work, m.slope + o * CHUNK)), (a,), (), size)
-                        _copy(((work, m.ones),), (b,), (), size)
+                        score_of_v((a, b, (work, m.slope + o * CHUNK)), (a,), (), size)
+                        copy(((work, m.ones),), (b,), (), size)
                     mask(p, c, m, cell, cells, work)
                     put(p, c, cell, cells, m.a, slopes, work)
                     for o in range(moved):
@@ -878,20 +586,18 @@ def pull_back(p, w, d, n, columns, first, last, inverse, result, kept, d_result,
                     evaluate_map(p, w, at, m, o, moved, size, work)
                     a, b = (work, m.a + o * CHUNK), (work, m.b + o * CHUNK)
                     for j in range(cells):
-                        _copy(((d_ladj, t0),), ((work, m.b + o * CHUNK + j * TILE),), (), TILE)
+                        copy(((d_ladj, t0),), ((work, m.b + o * CHUNK + j * TILE),), (), TILE)
                     if inverse:
                         curvature = (work, m.d_v + o * CHUNK)
                         curve(p, w, at, m, o, moved, size, m.d_v + o * CHUNK, work)
-                        _through_inverse(
+                        through_inverse(
                             (a, b, curvature, (work, m.slope + o * CHUNK)), (a,), (), size
                         )
                 mask(p, c, m, cell, cells, work)
                 for o in range(moved):
                     pull_map(p, w, at, m, o, moved, size, work)
                     if inverse:
-                        _negative(
-                            ((work, m.a + o * CHUNK),), ((work, m.d_v + o * CHUNK),), (), size
-                        )
+                        negative(((work, m.a + o * CHUNK),), ((work, m.d_v + o * CHUNK),), (), size)
                 put(p, c, cell, cells, m.d_v, slopes, work)
                 pull_network(p, w, d, c, m, cell, cells, columns, t0, plus, at, slopes, work)
             slopes[p.rows * TILE :] = 0
