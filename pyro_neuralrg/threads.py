@@ -53,12 +53,18 @@ def share(work: Callable[[int], None], number: int) -> None:
     Only what lets go of Python's lock runs at the same time.
     """
     parts = iter(range(number))
+    torch_has_one = _number.get() is not None
 
     def take() -> None:
         for part in parts:  # one iterator for all threads
             work(part)
 
-    others = [_pool().submit(take) for _ in range(min(number_of_threads(), number) - 1)]
+    def help_along() -> None:
+        if torch_has_one:  # in this thread, too
+            torch.set_num_threads(1)
+        take()
+
+    others = [_pool().submit(help_along) for _ in range(min(number_of_threads(), number) - 1)]
     take()
     for other in others:
         if not other.cancel():
