@@ -231,8 +231,8 @@ class CouplingSequence(nn.Module):
         state = torch.cat([h, h.new_zeros(1, n)])  # a row for all that is outside
         ladj = h.new_zeros(n)
         run = active_operations().couple
-        for coupling in reversed(self.couplings) if inverse else self.couplings:
-            arrays, bends = self._arrays(inputs, coupling), self._bends(inputs, coupling)
+        order = list(zip(self.couplings, self._networks(inputs), strict=True))
+        for coupling, (arrays, bends) in reversed(order) if inverse else order:
             x, v = self._seen(state, coupling), self._moved(state, coupling)
             values, log_slope = run(self.options, arrays, bends, x, v, inverse)
             state = self._put(state, coupling, values)
@@ -254,8 +254,9 @@ class CouplingSequence(nn.Module):
             state = torch.cat([h, h.new_zeros(1, n)])
             scores = torch.cat([score, score.new_zeros(1, n)])
             ladj = h.new_zeros(n)
-            for coupling in self.couplings:
-                arrays, bends = self._arrays(inputs, coupling), self._bends(inputs, coupling)
+            for coupling, (arrays, bends) in zip(
+                self.couplings, self._networks(inputs), strict=True
+            ):
                 x, v = self._seen(state, coupling), self._moved(state, coupling)
                 of_v = self._moved(scores, coupling)
                 live = None if coupling.whole else self._target(coupling) >= 0
@@ -280,21 +281,22 @@ class CouplingSequence(nn.Module):
             torch.cat(d_shifts) if want_context else nothing,
         )
 
-    def _arrays(self, inputs: Inputs, coupling: Coupling) -> list[Tensor]:
-        sizes = [math.prod(shape) for shape in coupling.shapes]
-        own = inputs.arrays[coupling.start : coupling.start + sum(sizes)]
-        pieces = own.split(sizes)
-        return [piece.reshape(shape) for piece, shape in zip(pieces, coupling.shapes, strict=True)]
-
-    def _bends(self, inputs: Inputs, coupling: Coupling) -> Bends:
-        units = slice(coupling.unit, coupling.unit + coupling.units)
-        sites = None
-        if inputs.sites is not None:
-            own = inputs.sites[coupling.site : coupling.site + coupling.units * coupling.cells]
-            sites = own.reshape(coupling.units, coupling.cells)
-        if inputs.gains is None or inputs.shifts is None:
-            return Bends(sites)
-        return Bends(sites, inputs.gains[units], inputs.shifts[units])
+    def _networks(self, inputs: Inputs) -> list[tuple[list[Tensor], Bends]]:
+        """Arrays of each coupling's network, and what acts on its units."""
+        sizes = [math.prod(shape) for coupling in self.couplings for shape in coupling.shapes]
+        pieces = iter(inputs.arrays[:-1].split(sizes))
+        units = [coupling.units for coupling in self.couplings]
+        cells = [coupling.units * coupling.cells for coupling in self.couplings]
+        parts = zip((inputs.sites, inputs.gains, inputs.shifts), (cells, units, units), strict=True)
+        bends = [
+            [None] * len(units) if part is None else part.split(lengths) for part, lengths in parts
+        ]
+        networks = []
+        for coupling, sites, gains, shifts in zip(self.couplings, *bends, strict=True):
+            arrays = [next(pieces).reshape(shape) for shape in coupling.shapes]
+            of_cells = None if sites is None else sites.reshape(coupling.units, coupling.cells)
+            networks.append((arrays, Bends(of_cells, gains, shifts)))
+        return networks
 
     def _seen(self, state: Tensor, coupling: Coupling) -> Tensor:
         rows = self.seen[coupling.seen : coupling.seen + coupling.inputs * coupling.cells]
