@@ -30,7 +30,7 @@ from pyro_neuralrg.infer.interval import Interval
 from pyro_neuralrg.infer.memory import check_memory
 from pyro_neuralrg.infer.optimizer import JoinedAdam
 from pyro_neuralrg.infer.pdd import PDD
-from pyro_neuralrg.infer.schedule import Anneal, Schedule, default_schedule
+from pyro_neuralrg.infer.schedule import COOLING, Anneal, Schedule, default_schedule
 from pyro_neuralrg.infer.seeds import seeded
 from pyro_neuralrg.infer.training import Training
 from pyro_neuralrg.infer.training_state import Checkpoints, described
@@ -82,7 +82,7 @@ def fit(
     lr: float | None = None,
     warmup: int | None = None,
     clip: float | None = 100.0,
-    anneal: tuple[float, float] | None = (1.5, 0.25),
+    anneal: tuple[float, float] | None = COOLING,
     average: float = 0.0,
     path_gradient: bool | None = None,
     compile: bool = False,

@@ -19,6 +19,7 @@ from pyro_neuralrg.arguments import LARGEST_SEED, check_integer
 from pyro_neuralrg.distributions import StandardNormal
 from pyro_neuralrg.infer import FitResult, TrainingStep, default_schedule, fit, load
 from pyro_neuralrg.infer.files import one_line
+from pyro_neuralrg.infer.schedule import COOLING
 from pyro_neuralrg.lattice import check_shape
 from pyro_neuralrg.potentials import CRITICAL_TEMPERATURE, IsingDual
 from pyro_neuralrg.transforms import HierarchicalFlow
@@ -179,7 +180,7 @@ class Prepared:
             steps=steps,
             batch=batch,
             lr=PAPER_RATE if faithful else None,
-            anneal=None if faithful or self.is_trained else (1.5, 0.25),
+            anneal=None if faithful or self.is_trained else COOLING,
             seed=start.seed,
             progress=start.progress,
             callback=callback,
