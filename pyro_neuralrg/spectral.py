@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from pyro_neuralrg.lattice import check_boundary, check_shape
 from pyro_neuralrg.threads import by_fields
@@ -113,7 +114,9 @@ def _form(h: Tensor, eigenvalues: Tensor, dim: tuple[int, ...]) -> Tensor:
 def _is_constant(eigenvalues: Tensor) -> bool:
     """Whether nobody can ask for the derivative with respect to them."""
     inside = torch._C._functorch.is_functorch_wrapped_tensor(eigenvalues)
-    return not (eigenvalues.requires_grad or inside or torch.compiler.is_compiling())
+    if eigenvalues.requires_grad or inside or torch.compiler.is_compiling():
+        return False
+    return forward_ad.unpack_dual(eigenvalues).tangent is None
 
 
 class _Symmetric(torch.autograd.Function):
@@ -169,8 +172,8 @@ class _Form(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         """2 A h times the gradient."""
         h, eigenvalues = ctx.saved_tensors
-        scale = 2 * gradients[0].reshape(*h.shape[: -len(ctx.dim)], *[1] * len(ctx.dim))
-        return scale * _Symmetric.apply(h, eigenvalues, ctx.dim), None, None
+        scale = 2 * gradients[0].reshape(*gradients[0].shape, *[1] * len(ctx.dim))
+        return (scale * _Symmetric.apply(h, eigenvalues, ctx.dim)).sum_to_size(h.shape), None, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:

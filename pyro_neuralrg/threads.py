@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -25,26 +25,33 @@ SHARED_ENTRIES = 2**15
 SHARED_FIELDS = 64
 """Fields of a part, whatever the number of threads, so that it changes no bit of a result."""
 
-_number: ContextVar[int | None] = ContextVar("number_of_threads", default=None)
+_lock = threading.Lock()
+_held: list[int] = []
+"""Torch's number of threads, once for each :func:`own_threads` that is under way."""
 
 
 def number_of_threads() -> int:
     """As many as torch has, or had when :func:`own_threads` began."""
-    return _number.get() or torch.get_num_threads()
+    return _held[0] if _held else torch.get_num_threads()
 
 
 @contextmanager
 def own_threads() -> Iterator[None]:
-    """Leave torch's number of threads to :func:`share` meanwhile, and torch itself one."""
-    number = number_of_threads()
-    token = _number.set(number)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    """Leave torch's number of threads to :func:`share` meanwhile, and torch itself one.
+
+    That number is one of the whole process: where several threads of Python are inside, the last to
+    leave puts it back.
+    """
+    with _lock:
+        _held.append(number_of_threads())
+        torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
-        _number.reset(token)
+        with _lock:
+            number = _held.pop()
+            if not _held:
+                torch.set_num_threads(number)
 
 
 def share(work: Callable[[int], None], number: int) -> None:
@@ -53,7 +60,7 @@ def share(work: Callable[[int], None], number: int) -> None:
     Only what lets go of Python's lock runs at the same time.
     """
     parts = iter(range(number))
-    torch_has_one = _number.get() is not None
+    torch_has_one = bool(_held)
 
     def take() -> None:
         for part in parts:  # one iterator for all threads
@@ -65,10 +72,14 @@ def share(work: Callable[[int], None], number: int) -> None:
         take()
 
     others = [_pool().submit(help_along) for _ in range(min(number_of_threads(), number) - 1)]
-    take()
-    for other in others:
-        if not other.cancel():
-            other.result()
+    try:
+        take()
+    finally:
+        begun = [other for other in others if not other.cancel()]
+        for other in begun:
+            other.exception()  # waits
+    for other in begun:
+        other.result()
 
 
 def by_fields(function: Callable[[Tensor], Tensor], h: Tensor) -> Tensor:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 
@@ -148,3 +149,27 @@ def test_a_spectrum_for_each_field(boundary: str) -> None:
         torch.testing.assert_close(together, torch.stack(one_by_one, 1))
     with pytest.raises(ValueError, match=r"x has shape \(4, 4\); accepted: .*\(4, 3\)"):
         apply_spectrum(torch.zeros(4, 4), spectra, boundary, dims=2)
+
+
+@pytest.mark.parametrize("shape", [(5,), (4,), (3, 4)])
+def test_forward_and_second_derivatives(shape: tuple[int, ...]) -> None:
+    spectrum = neighbour_spectrum(shape, (1.0, 0.5)[: len(shape)]) + 4.0
+    x = torch.randn(2, *shape, requires_grad=True)
+    for function in (apply_spectrum, quadratic_form):
+        of_x = functools.partial(function, spectrum=spectrum)
+        assert torch.autograd.gradcheck(of_x, (x,), check_forward_ad=True)
+        assert torch.autograd.gradgradcheck(of_x, (x,))
+
+
+def test_spectra_that_differ_from_field_to_field() -> None:
+    """One field under several spectra, and derivatives with respect to these."""
+    spectra = neighbour_spectrum((5,), (1.0,)) + torch.tensor([3.0, 4.0, 5.0])[:, None]
+    for shape in ((5,), (1, 5), (2, 1, 5)):
+        x = torch.randn(shape, requires_grad=True)
+        assert torch.autograd.gradcheck(lambda x: quadratic_form(x, spectra, dims=1), (x,))
+        assert torch.autograd.gradcheck(lambda x: apply_spectrum(x, spectra, dims=1), (x,))
+    x, spectrum = torch.randn(2, 5), spectra[0]
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(spectrum, torch.ones(5))
+        tangent = torch.autograd.forward_ad.unpack_dual(quadratic_form(x, dual)).tangent
+    torch.testing.assert_close(tangent, x.square().sum(-1))

@@ -55,6 +55,17 @@ def test_torch_has_one_thread_meanwhile() -> None:
     assert torch.get_num_threads() == 2
 
 
+def test_whoever_leaves_last_gives_torch_its_threads_back() -> None:
+    first, second = threads.own_threads(), threads.own_threads()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert torch.get_num_threads() == 1
+    assert threads.number_of_threads() == 2
+    second.__exit__(None, None, None)
+    assert torch.get_num_threads() == threads.number_of_threads() == 2
+
+
 def test_parts_of_fields_change_no_bit() -> None:
     """The same on one thread and on two, and as good as without parts."""
     x = torch.randn(300, 16, 16, requires_grad=True)

@@ -202,6 +202,7 @@ class Training:
             "start": self.start,
             "first": self.first and tuple(self.first),
             "best": self.best.state_dict(),
+            "factor": self.factor,
             "divergences": self.divergences,
             "begun": self.begun,
             "average": self.average,
@@ -218,6 +219,8 @@ class Training:
         self.start = state["start"].to(like, copy=True)
         self.first = state["first"] and Measured(*state["first"])
         self.best.load_state_dict(state["best"])
+        self.factor = state["factor"]  # of the record of the best
+        self.model = self._model(self.factor)
         self.divergences, self.begun = state["divergences"], state["begun"]
         average = state["average"]
         self.average = None if average is None else average.to(like, copy=True)

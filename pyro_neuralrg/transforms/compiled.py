@@ -368,6 +368,8 @@ class _PullBack(torch.autograd.Function):
             folded = _fold_inputs(tensors, dims, size)
             above = [_fold(t, d, size) for t, d in zip((d_out, d_ladj), in_dims, strict=False)]
             out = _fold(out, in_dims[7], size)
+            if all(dim is None for dim in (in_dims[2], *in_dims[5:7])):  # kept of fewer columns
+                _, _, kept = _Couple.apply(*folded, sequence, inverse, True)
             found = _PullBack.apply(*above, *folded, out, kept, sequence, inverse, wants)
             d_h, _, _, *of_context = found
             unfolded = [_unfold(part, size) for part in (d_h, *of_context)]
@@ -389,8 +391,32 @@ def _pull(ctx: Any, d_out: Tensor | None, d_ladj: Tensor | None) -> list[Tensor 
         return [None] * 5
     d_out = torch.zeros_like(out) if d_out is None else d_out
     d_ladj = out.new_zeros(out.shape[-1]) if d_ladj is None else d_ladj
+    if any(map(_is_special, (d_out, d_ladj))):
+        return _gradient_of_reference(ctx, wants, d_out, d_ladj)
     found = _PullBack.apply(d_out, d_ladj, *tensors, out, kept, ctx.sequence, ctx.inverse, wants)
     return [part if want else None for part, want in zip(found, wants, strict=True)]
+
+
+def _is_special(tensor: Tensor) -> bool:
+    """Whether it is a batch of ``is_grads_batched``, or has a forward-mode derivative."""
+    batched: bool = torch._C._functorch.is_legacy_batchedtensor(tensor)
+    return batched or forward_ad.unpack_dual(tensor).tangent is not None
+
+
+def _gradient_of_reference(
+    ctx: Any, wants: Sequence[bool], d_out: Tensor, d_ladj: Tensor
+) -> list[Tensor | None]:
+    """The same in plain torch."""
+    *tensors, _, _ = ctx.saved_tensors
+    with torch.enable_grad():
+        own = [
+            tensor.detach().requires_grad_() if want else tensor
+            for tensor, want in zip(tensors, wants, strict=True)
+        ]
+        results = ctx.sequence.reference(own[0], Inputs(*own[1:]), ctx.inverse)
+    wanted = [tensor for tensor, want in zip(own, wants, strict=True) if want]
+    found = iter(torch.autograd.grad(results, wanted, (d_out, d_ladj)))
+    return [next(found) if want else None for want in wants]
 
 
 def _second_derivative(ctx: Any, gradients: Sequence[Tensor]) -> list[Tensor | None]:

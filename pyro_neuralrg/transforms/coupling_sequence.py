@@ -159,11 +159,12 @@ class CouplingSequence(nn.Module):
             for couplings in self.layers:
                 of_layer = couplings.site_biases()
                 assert of_layer is not None
-                biases.append(of_layer.flatten())
+                biases.append(of_layer.flatten().to(packed.dtype))  # whatever autocast made of it
             sites = torch.cat(biases)
         if context is not None and self.layers[0].context_gain is not None:
-            gains = torch.cat([c.context_gain for c in self.layers]) @ context  # type: ignore[misc]
-            shifts = self._context_shifts() @ context
+            gain = torch.cat([c.context_gain for c in self.layers])  # type: ignore[misc]
+            gains = (gain @ context).to(packed.dtype)
+            shifts = (self._context_shifts() @ context).to(packed.dtype)
         return Inputs(arrays, sites, gains, shifts)
 
     def _context_shifts(self) -> Tensor:

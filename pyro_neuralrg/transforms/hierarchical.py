@@ -103,7 +103,7 @@ class HierarchicalFlow(LatticeTransform):
             for layer, features in zip(circuit.layers, known, strict=True)
         )
         self._sites = sites_of_layers(self)
-        self._sequences: dict[int, CouplingSequence | None] = {}
+        self._sequences: dict[int, CouplingSequence] = {}
         self._couplings(None)
         if spectrum_slopes is not None and (spectrum is None or not context_dim):
             raise ValueError(
@@ -157,7 +157,7 @@ class HierarchicalFlow(LatticeTransform):
             h, more, score, of_gaussian = self.gaussian.generate_with_score(
                 h, score, context, want_context
             )
-            ladj, of_context = ladj + more, add_scores(of_context, of_gaussian)
+            ladj, of_context = ladj + more, _add_scores(of_context, of_gaussian)
         if want_context and of_context is None and context is not None:
             of_context = torch.zeros_like(context)
         return h, ladj, score, of_context
@@ -215,7 +215,7 @@ class HierarchicalFlow(LatticeTransform):
             )
             rows = rows.index_copy(0, at, block.flatten(0, -2))
             scores = scores.index_copy(0, at, of_block.flatten(0, -2))
-            ladj, of_context = ladj + more, add_scores(of_context, of_layer)
+            ladj, of_context = ladj + more, _add_scores(of_context, of_layer)
         return rows.view(h.shape), ladj, scores.view(h.shape), of_context
 
     def _renormalize_layers(
@@ -248,17 +248,17 @@ class HierarchicalFlow(LatticeTransform):
     def _couplings(self, stop: int | None) -> CouplingSequence | None:
         """The layers before ``stop`` as one sequence of couplings, if they are such."""
         stop = len(self.layers) if stop is None else stop
-        known = self._sequences
-        if stop not in known:
-            transforms = self._transforms(stop)
-            if not transforms or not all(isinstance(t, Couplings) for t, _ in transforms):
-                known[stop] = None
-            else:
-                layers = [(t, sites.flatten(1)) for t, sites in reversed(transforms)]
-                with torch.inference_mode(False):  # its tables outlive this call
-                    known[stop] = CouplingSequence(layers, math.prod(self.shape))
-        sequence = known[stop]
-        if sequence is not None and sequence.index.device != next(self.parameters()).device:
+        transforms = self._transforms(stop)
+        sequence = self._sequences.get(stop)
+        present = tuple(transform for transform, _ in reversed(transforms))
+        if sequence is None or sequence.layers != present:
+            if not present or not all(isinstance(one, Couplings) for one in present):
+                return None
+            layers = [(one, sites.flatten(1)) for one, sites in reversed(transforms)]
+            with torch.inference_mode(False):  # its tables outlive this call
+                sequence = CouplingSequence(layers, math.prod(self.shape))
+            self._sequences[stop] = sequence
+        if sequence.index.device != next(self.parameters()).device:
             sequence.to(next(self.parameters()).device)
         return sequence
 
@@ -369,7 +369,7 @@ class HierarchicalFlow(LatticeTransform):
         return hierarchical_flow(shape, **options)
 
 
-def add_scores(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+def _add_scores(first: Tensor | None, second: Tensor | None) -> Tensor | None:
     """Sum of two gradients, either of which may be none."""
     if first is None or second is None:
         return second if first is None else first

@@ -278,7 +278,10 @@ def newton(x, v, value, slope, lower, upper, last, small):
     good = (newton > lower) & (newton < upper) & (2.0 * size < last)
     good = good | (size <= small * (1.0 + abs(v)))
     following = where(good, newton, 0.5 * (lower + upper))
-    change = abs(following - v)
+    # a column that has settled stays, however long others take
+    settled = last <= small * (1.0 + abs(v))
+    following, change = where(settled, v, following), abs(following - v)
+    change = where(settled, last, change)
     return following, lower, upper, change, change / (1.0 + abs(following))
 
 

@@ -43,7 +43,7 @@ _SINGLE = _Digits("f32", 32, 23, 127, 87.0, 7, 5)
 _DOUBLE = _Digits("f64", 64, 52, 1023, 708.0, 13, 11)
 LN2_HIGH = 0.693359375
 """ln 2 to so few digits that its product with an exponent is exact."""
-LN2_LOW = math.log(2.0) - LN2_HIGH
+LN2_LOW = -2.121944400546905827679e-4
 
 
 class Lanes:
@@ -123,7 +123,7 @@ def where(condition: Lanes, yes: Any, no: Any) -> Lanes:
 
 
 def exp(x: Lanes) -> Lanes:
-    """e^x as 2^k times a series, |x| cut off where the exponent ends."""
+    """e^x as 2^k times a series; |x| is cut off at 87, in double precision at 708."""
     d, build = x.digits, x.builder
     x = where(x < -d.largest_exponent, -d.largest_exponent, x)
     x = where(x > d.largest_exponent, d.largest_exponent, x)
@@ -142,7 +142,7 @@ def exp(x: Lanes) -> Lanes:
 
 
 def log(x: Lanes) -> Lanes:
-    """ln x of normal positive numbers, by the series of artanh; NaN for all others."""
+    """ln x by the series of artanh, for normal positive numbers; NaN for what is not positive."""
     d, build = x.digits, x.builder
     whole = ir.VectorType(ir.IntType(d.bits), x.value.type.count)
     bits = build.bitcast(x.value, whole)

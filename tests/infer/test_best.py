@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -289,3 +290,20 @@ def test_measuring_changes_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
     other = fit(target, **options)
     np.testing.assert_array_equal(found.history.free_energy, other.history.free_energy)
     torch.testing.assert_close(state(found.flow), state(other.flow), rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:training:UserWarning")
+@pytest.mark.parametrize("cut", [58, 95, 96, 97])
+def test_resumed_where_cooling_ends(cut: int, tmp_path: Path) -> None:
+    """Bit for bit, with the record of the temperature at which it was cut."""
+    torch.manual_seed(3)
+    target = IsingDual((2, 2))
+    flow = target.flow()
+    again = copy.deepcopy(flow)
+    options = {**QUICK, "steps": 120, "lr": 1.0, "clip": None, "warmup": 0}
+    options["anneal"] = (4.0, 0.8)
+    whole = fit(target, flow, **options)
+    fit(target, again, checkpoint=tmp_path, callback=lambda s: s.step == cut - 1, **options)
+    resumed = fit(target, again, checkpoint=tmp_path, resume=True, **options)
+    assert whole.divergences == resumed.divergences > 0
+    assert torch.equal(state(flow), state(again))

@@ -321,7 +321,7 @@ def test_an_earlier_training_is_not_overwritten(target: Any, tmp_path: Path) -> 
         ({"steps": 21}, ["steps 20 (here 21)"]),
         ({"batch": 10, "lr": 0.1}, ["batch 8 (here 10)", "learning_rate 0.05 (here 0.1)"]),
         ({"clip": None}, ["clip 100.0 (here inf)"]),
-        ({"anneal": None}, ["anneal [1.5, 0.25] (here None)"]),
+        ({"anneal": None}, ["anneal [1.3, 0.1] (here None)"]),
         ({"average": 0.0, "seed": 6}, ["average 0.4 (here 0.0)", "seed 5 (here 6)"]),
         ({"path_gradient": True}, ["path_gradient False (here True)"]),
     ],

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +21,8 @@ from torch import Tensor
 
 from pyro_neuralrg import IsingDual, threads
 from pyro_neuralrg.transforms import (
+    LatticeTransform,
+    Neighbour,
     RealNVP,
     compiled,
     conditional_hierarchical_flow,
@@ -88,6 +91,16 @@ def everything(flow: Any, transform: Any, z: Tensor) -> dict[str, Tensor]:
     for which, of_leaves in gradients.items():
         found |= {f"{which} {index}": gradient for index, gradient in enumerate(of_leaves)}
     return {key: value.detach() for key, value in found.items()}
+
+
+def test_compiled_code_is_that_of_the_sources() -> None:
+    """numba looks at the date of the file that a function stands in, not at what it calls."""
+    folder = Path(coupling_sequence.__file__).parent
+    names = ("kernels", "kernel_rows", "vectors", "networks", "elementwise")
+    newest = max((folder / f"{name}.py").stat().st_mtime for name in names)
+    stale = [f for f in folder.glob("__pycache__/kernels.*.nbi") if f.stat().st_mtime < newest]
+    dated = (folder / "kernels.py").stat().st_mtime
+    assert not stale or dated == newest, f"remove {folder / '__pycache__'}"
 
 
 @every
@@ -227,10 +240,116 @@ def test_function_transforms() -> None:
         torch.testing.assert_close(mine, theirs, rtol=1e-8, atol=1e-9)
 
 
-def test_vmap_over_parameters() -> None:
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("name", ["odd-sides", "context", "sites"])
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's
+def test_jacobians(name: str, frozen: bool) -> None:
+    """Only the gradients of the results are batched then, or these and the fields."""
+    flow, _, z = prepared(name, batch=2)
+    flow.requires_grad_(not frozen)
+    contexts = torch.randn(2, 2)
+
+    def moved(at: Tensor, context: Tensor, inverse: bool = False) -> Tensor:
+        own = flow.condition(context) if name == "context" else flow
+        return (own.inverse_and_ladj if inverse else own.forward_and_ladj)(at)[0]
+
+    def results() -> list[Tensor]:
+        jacrev, vmap = torch.func.jacrev, torch.func.vmap
+        return [
+            jacrev(moved)(z[0], contexts[0]),
+            jacrev(moved)(z, contexts),
+            jacrev(lambda at: moved(at, contexts[0], inverse=True))(z[0]),
+            jacrev(lambda context: moved(z[0], context))(contexts[0]),
+            vmap(jacrev(moved))(z, contexts),
+            jacrev(lambda at: vmap(moved)(at, contexts))(z),
+        ]
+
+    fast = results()
+    with plain_torch():
+        plain = results()
+    for mine, theirs in zip(fast, plain, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-8, atol=1e-10)
+    forward = torch.func.jacfwd(moved)(z[0], contexts[0])
+    torch.testing.assert_close(fast[0], forward, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's
+def test_batched_gradients_and_forward_over_backward() -> None:
+    flow, _, z = prepared("odd", batch=2)
+    z.requires_grad_()
+    x, _ = flow.forward_and_ladj(z)
+    several = torch.randn(3, *x.shape)
+    batched = torch.autograd.grad(x, z, several, is_grads_batched=True, retain_graph=True)[0]
+    each = [torch.autograd.grad(x, z, one, retain_graph=True)[0] for one in several]
+    torch.testing.assert_close(batched, torch.stack(each))
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(several[0], several[1])
+        (pulled,) = torch.autograd.grad(x, z, dual)
+        primal, tangent = torch.autograd.forward_ad.unpack_dual(pulled)
+    torch.testing.assert_close(primal, each[0])
+    torch.testing.assert_close(tangent, each[1])
+
+
+def test_autocast_does_not_reach_the_couplings() -> None:
+    for name in ("sites", "context"):
+        flow, transform, z = prepared(name)
+        transform, z = transform.float(), z.float()
+        expected = transform(z)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = transform(z.clone())
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, expected, rtol=0.1, atol=0.1)
+        assert flow.shape == z.shape[1:]
+
+
+@pytest.mark.parametrize("name", ["odd", "context", "context-odd"])
+def test_score_of_the_context(name: str) -> None:
+    """Against one inverse pass and autograd."""
+    flow, _, z = prepared(name)
+    inner = flow if name == "odd" else flow.flow
+    h = z.movedim(0, -1).contiguous()
+    context = None if name == "odd" else torch.randn(inner.context_dim, BATCH)
+    found = inner.generate_with_score(h, -h, context, True)
+    expected = LatticeTransform.generate_with_score(inner, h, -h, context, True)
+    for mine, theirs in zip(found, expected, strict=True):
+        assert (mine is None) == (theirs is None)
+        if mine is not None:
+            torch.testing.assert_close(mine, theirs, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("size", [1.0, 5.0, 30.0])
+def test_steep_inverse(size: float) -> None:
+    """Weights of a size that only the bracketed iteration inverts."""
+    flow = hierarchical_flow((2,), "brickwork", depth=1, bijector=Neighbour(1, (3,)))
+    with torch.no_grad():
+        flow.layers[0][0].packed.normal_(std=0.3 * size)
+    x = 3 * torch.randn(500, 2)
+    z, ladj = flow.inverse_and_ladj(x)
+    back, ladj_back = flow.forward_and_ladj(z)
+    with plain_torch():
+        plain = flow.inverse_and_ladj(x.clone())[0]
+        residual = float((flow.forward_and_ladj(plain)[0] - x).detach().abs().max())
+    assert float((back - x).detach().abs().max()) <= 1e-11 + 4 * residual
+    torch.testing.assert_close(ladj_back, ladj, rtol=1e-8, atol=1e-8)
+    few, _ = flow.inverse_and_ladj(x[:5])
+    assert torch.equal(few, z[:5])  # however long the others take
+
+
+def test_a_replaced_layer_is_used() -> None:
+    flow, _, z = prepared("odd")
+    other = copy.deepcopy(flow)
+    with torch.no_grad():
+        other.layers[0][0].packed.add_(0.01)
+    flow.layers[0] = other.layers[0]
+    torch.testing.assert_close(flow(z.clone()), other(z))
+
+
+@pytest.mark.parametrize("name", ["default", "sites"])
+def test_vmap_over_parameters(name: str) -> None:
     """An ensemble of flows: the couplings themselves are batched."""
-    flow, _, z = prepared("default", batch=3)
+    flow, _, z = prepared(name, batch=3)
     stacked = {k: torch.stack([p, 1.01 * p]).detach() for k, p in flow.named_parameters()}
+    stacked = {k: p for k, p in stacked.items() if name == "default" or "site" in k}
 
     def density(parameters: dict[str, Tensor]) -> Tensor:
         return torch.func.functional_call(flow, parameters, (z,)).square().sum()
