@@ -184,11 +184,11 @@ def test_bad_arguments() -> None:
 
 @pytest.mark.slow
 def test_a_phase_diagram_of_one_flow() -> None:
-    """8 x 8, 50 s of one core: gaps of 0.04 to 0.08 nats, energies within 0.6 %."""
+    """8 x 8, 25 s of one core: energies within 1 %."""
     torch.set_default_dtype(torch.float32)
     family = IsingDualFamily((8, 8), RANGE)
     torch.manual_seed(0)
-    flow = fit(family, steps=500, seed=0, progress=False).flow
+    flow = fit(family, steps=1000, seed=0, progress=False).flow
     with warnings.catch_warnings():  # heavy tails of the weights are legal here
         warnings.simplefilter("ignore", UserWarning)
         found = thermodynamics(family, flow, [2.0, 2.1, 2.2, 2.3, 2.4, 2.5, 2.6, 2.7])
