@@ -63,7 +63,7 @@ def default_schedule(shape: Sequence[int]) -> Schedule:
         256
     """
     sites = math.prod(shape)
-    steps = round(1500 * math.sqrt(max(1.0, sites / 64)))
+    steps = round(2000 * math.sqrt(max(1.0, sites / 64)))
     rate = LARGEST_RATE * math.sqrt(min(1.0, RATE_SITES / sites))
     return Schedule(steps=steps, batch=256, learning_rate=rate)
 

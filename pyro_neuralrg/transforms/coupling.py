@@ -99,6 +99,11 @@ class Couplings(LatticeTransform):
             return None
         return self.site_weight @ self.features
 
+    def networks(self) -> list[list[Tensor]]:
+        """Arrays of each coupling's network, as ``NetworkOptions.shapes`` lists them."""
+        sequence = self._sequence()
+        return [arrays for arrays, _ in sequence.networks(sequence.inputs(None))]
+
     def generate(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z to x."""
         out, ladj = self._sequence().generate(h.flatten(0, -2), context)

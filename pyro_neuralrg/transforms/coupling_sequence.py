@@ -232,7 +232,7 @@ class CouplingSequence(nn.Module):
         state = torch.cat([h, h.new_zeros(1, n)])  # a row for all that is outside
         ladj = h.new_zeros(n)
         run = active_operations().couple
-        order = list(zip(self.couplings, self._networks(inputs), strict=True))
+        order = list(zip(self.couplings, self.networks(inputs), strict=True))
         for coupling, (arrays, bends) in reversed(order) if inverse else order:
             x, v = self._seen(state, coupling), self._moved(state, coupling)
             values, log_slope = run(self.options, arrays, bends, x, v, inverse)
@@ -256,7 +256,7 @@ class CouplingSequence(nn.Module):
             scores = torch.cat([score, score.new_zeros(1, n)])
             ladj = h.new_zeros(n)
             for coupling, (arrays, bends) in zip(
-                self.couplings, self._networks(inputs), strict=True
+                self.couplings, self.networks(inputs), strict=True
             ):
                 x, v = self._seen(state, coupling), self._moved(state, coupling)
                 of_v = self._moved(scores, coupling)
@@ -282,7 +282,7 @@ class CouplingSequence(nn.Module):
             torch.cat(d_shifts) if want_context else nothing,
         )
 
-    def _networks(self, inputs: Inputs) -> list[tuple[list[Tensor], Bends]]:
+    def networks(self, inputs: Inputs) -> list[tuple[list[Tensor], Bends]]:
         """Arrays of each coupling's network, and what acts on its units."""
         sizes = [math.prod(shape) for coupling in self.couplings for shape in coupling.shapes]
         pieces = iter(inputs.arrays[:-1].split(sizes))

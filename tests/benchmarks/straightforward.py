@@ -21,7 +21,6 @@ import torch
 from torch import Tensor, nn
 
 from pyro_neuralrg.transforms import Couplings, HierarchicalFlow
-from pyro_neuralrg.transforms.networks import BlockNetwork
 
 
 class ScaledTanh(nn.Module):
@@ -156,7 +155,7 @@ def straightforward_copy(flow: HierarchicalFlow) -> StraightforwardFlow:
     blocks, rows, columns = [], [], []
     side = flow.shape[0]
     for layer, transforms in zip(flow.circuit.layers, flow.layers, strict=True):
-        couplings = transforms[0].blocks[0]
+        couplings = transforms[0]
         blocks.append(_masked_copy(couplings))
         step = 2**layer.scale
         at = torch.arange(0, side, 2 * step)
@@ -172,31 +171,37 @@ def straightforward_copy(flow: HierarchicalFlow) -> StraightforwardFlow:
 
 def _masked_copy(couplings: Couplings) -> MaskedRealNVP:
     size = couplings.event_shape[0]
-    hidden = [weight.shape[1] for weight in couplings.networks[0].weights[:-1]]
-    example = couplings.networks[0].weights[0]
+    networks = [[array.detach() for array in arrays] for arrays in couplings.networks()]
+    hidden, example = couplings.options.hidden, couplings.packed
     masks = example.new_zeros(len(couplings.halves), size)
     for mask, (held, _) in zip(masks, couplings.halves, strict=True):
         mask[held] = 1
     block = MaskedRealNVP(masks, hidden).to(example.dtype)
     with torch.no_grad():
         for index, (held, moved) in enumerate(couplings.halves):
-            block.scale_nets[index][-1].scale[moved] = couplings.networks[index].log_scale_bound[
-                :, 0
-            ]
+            block.scale_nets[index][-1].scale[moved] = networks[index][-1]
             for which, nets in enumerate((block.scale_nets, block.shift_nets)):
-                _copy_network(couplings.networks[index], which, nets[index], held, moved)
+                _copy_network(networks[index], which, nets[index], held, moved)
     return block
 
 
 def _copy_network(
-    ours: BlockNetwork, which: int, theirs: nn.Sequential, held: list[int], moved: list[int]
+    ours: list[Tensor], which: int, theirs: nn.Sequential, held: list[int], moved: list[int]
 ) -> None:
+    """Ours hold s before t in every hidden layer; t ends in place, s in form."""
     linear = [module for module in theirs if isinstance(module, nn.Linear)]
     last = len(linear) - 1
     for index, module in enumerate(linear):
+        at = 2 * index + (2 * (1 - which) if index == last else 0)
+        weight, bias = ours[at], ours[at + 1]
         into = moved if index == last else list(range(module.out_features))
         out_of = held if index == 0 else list(range(module.in_features))
-        module.weight[torch.tensor(into)[:, None], torch.tensor(out_of)] = ours.weights[index][
-            which
-        ]
-        module.bias[into] = ours.biases[index][which, :, 0]
+        rows = slice(None) if index == last else _half(weight.shape[0], which)
+        columns = slice(None) if index == 0 else _half(weight.shape[1], which)
+        places = torch.tensor(into)[:, None], torch.tensor(out_of)
+        module.weight[places] = weight[rows, columns]
+        module.bias[into] = bias[rows]
+
+
+def _half(length: int, which: int) -> slice:
+    return slice(which * length // 2, (which + 1) * length // 2)
