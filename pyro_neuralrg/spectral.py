@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from pyro_neuralrg.lattice import check_boundary, check_shape
+from pyro_neuralrg.signatures import remember_signature
 from pyro_neuralrg.threads import by_fields
 
 __all__ = ["apply_spectrum", "neighbour_spectrum", "quadratic_form"]
@@ -125,6 +126,7 @@ class _Symmetric(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
+    @remember_signature
     def forward(h: Tensor, eigenvalues: Tensor, dim: tuple[int, ...]) -> Tensor:
         """A h."""
         if eigenvalues.dim() > len(dim) or h.dim() == len(dim):  # one for each field, one field
@@ -155,6 +157,7 @@ class _Form(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
+    @remember_signature
     def forward(h: Tensor, eigenvalues: Tensor, dim: tuple[int, ...]) -> Tensor:
         """The form."""
         if eigenvalues.dim() > len(dim) or h.dim() == len(dim):

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
+from pyro_neuralrg.signatures import remember_signature
 from pyro_neuralrg.threads import share
 from pyro_neuralrg.transforms.networks import Inputs
 
@@ -272,6 +273,7 @@ class _Couple(torch.autograd.Function):
     """z to x or back: ``(h, arrays, sites, gains, shifts, ...) -> (out, ladj, kept)``."""
 
     @staticmethod
+    @remember_signature
     def forward(*args: Any) -> Any:
         """Both ways."""
         *tensors, sequence, inverse, store = args
@@ -315,6 +317,7 @@ class _CoupleWithScore(torch.autograd.Function):
     """
 
     @staticmethod
+    @remember_signature
     def forward(*args: Any) -> Any:
         """Field, ladj, score, gradients of gains and shifts, what is kept."""
         *tensors, score, sequence, want_context, store = args
@@ -340,6 +343,7 @@ class _PullBack(torch.autograd.Function):
     """``(d_out, d_ladj, h, arrays, sites, gains, shifts, out, kept, ...) -> gradients``."""
 
     @staticmethod
+    @remember_signature
     def forward(*args: Any) -> Any:
         """Of the five, those that are wanted; the others are empty."""
         d_out, d_ladj, *tensors, out, kept, sequence, inverse, wants = args
