@@ -151,6 +151,7 @@ def test_a_spectrum_for_each_field(boundary: str) -> None:
         apply_spectrum(torch.zeros(4, 4), spectra, boundary, dims=2)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's
 @pytest.mark.parametrize("shape", [(5,), (4,), (3, 4)])
 def test_forward_and_second_derivatives(shape: tuple[int, ...]) -> None:
     spectrum = neighbour_spectrum(shape, (1.0, 0.5)[: len(shape)]) + 4.0
@@ -161,6 +162,7 @@ def test_forward_and_second_derivatives(shape: tuple[int, ...]) -> None:
         assert torch.autograd.gradgradcheck(of_x, (x,))
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's
 def test_spectra_that_differ_from_field_to_field() -> None:
     """One field under several spectra, and derivatives with respect to these."""
     spectra = neighbour_spectrum((5,), (1.0,)) + torch.tensor([3.0, 4.0, 5.0])[:, None]

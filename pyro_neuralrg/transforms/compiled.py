@@ -107,7 +107,7 @@ class _Run:
         h, arrays, sites, gains, shifts = tensors
         assert h is not None
         self.kernels: Any = kernels
-        self.rows: Any = kernel_rows
+        self.kernel_rows: Any = kernel_rows
         self.sequence = sequence
         self.n = h.shape[-1]
         self.tiles = -(-self.n // kernel_rows.TILE)
@@ -150,7 +150,7 @@ class _Run:
         groups = min(GROUPS, self.tiles)
         cuts = [self.tiles * group // groups for group in range(groups + 1)]
         program = program_of(self.sequence)
-        weights = self.rows.Weights(*(tensor.numpy() for tensor in self.weights))
+        weights = self.kernel_rows.Weights(*(tensor.numpy() for tensor in self.weights))
         arrays = [tensor.numpy() for tensor in tensors]
 
         def part(group: int) -> None:
@@ -216,7 +216,7 @@ def _advance(
     run = _Run(sequence, tensors)
     k, n = run.kernels, run.n
     out, ladj = run.empty(sequence.rows, n), run.empty(run.columns)
-    kept = run.empty(run.tiles if store else 0, sequence.kept_rows, run.rows.TILE)
+    kept = run.empty(run.tiles if store else 0, sequence.kept_rows, run.kernel_rows.TILE)
     new_score = run.empty(sequence.rows if score is not None else 0, n)
     sums = [run.zeros(len(part) if want_context else 0) for part in run.weights[2:]]
 
@@ -226,7 +226,7 @@ def _advance(
         if inverse:
             k.renormalize(p, w, *common)
         else:
-            d = run.rows.Weights(score[:0], score[:0], d_gains, d_shifts)
+            d = run.kernel_rows.Weights(score[:0], score[:0], d_gains, d_shifts)
             k.generate(p, w, d, *common, score, new_score)
 
     given = run.flat(tensors[0]), run.flat(out), ladj, run.flat(kept)
@@ -259,7 +259,7 @@ def _go_back(
 
     def work(p: Any, w: Any, result: Any, kept: Any, *rest: Any) -> None:
         above, of_ladj, to, parameters, sites, d_gains, d_shifts, group, first, last = rest
-        d = run.rows.Weights(parameters[group], sites[group], d_gains, d_shifts)
+        d = run.kernel_rows.Weights(parameters[group], sites[group], d_gains, d_shifts)
         common = n, run.columns, first, last, inverse
         k.pull_back(p, w, d, *common, result, kept, above, of_ladj, to)
 

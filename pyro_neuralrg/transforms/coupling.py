@@ -82,7 +82,7 @@ class Couplings(LatticeTransform):
         if features is not None:
             number = len(features) * len(offsets)
             self.site_weight = nn.Parameter(torch.zeros(sum(units), number))
-            self.register_buffer("near_all", near_all(near, offsets), persistent=False)
+            self.register_buffer("near_all", all_neighbours(near, offsets), persistent=False)
             self.see_features(features)
         self._alone: list[CouplingSequence] = []
 
@@ -181,7 +181,7 @@ def neighbours(count: Sequence[int], boundary: str | None) -> tuple[Tensor, list
     return near.flatten(0, -2), offsets
 
 
-def near_all(near: Tensor, offsets: Sequence[int]) -> Tensor:
+def all_neighbours(near: Tensor, offsets: Sequence[int]) -> Tensor:
     """All 3^d neighbours of each cell, ``(cells, 3^d)``, -1 outside."""
     columns = torch.tensor(offsets)
     return torch.where(columns < 0, -1, near[:, columns.clamp(min=0)])

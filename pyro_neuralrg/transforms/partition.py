@@ -86,16 +86,6 @@ def tile(fields: Sequence[Tensor], layer: Layer) -> Tensor:
     return fields[0]
 
 
-def split_coarse(h: Tensor, layer: Layer) -> list[Tensor]:
-    """Cut the kept sites ``(*coarse_shape, batch)`` into the regions ``(*count, batch)``."""
-    fields = [h]
-    for axis, segments in enumerate(layer.axes):
-        if len(segments) > 1:
-            counts = [segment.count for segment in segments]
-            fields = [piece for field in fields for piece in field.split(counts, dim=axis)]
-    return fields
-
-
 def _roll(h: Tensor, shift: Sequence[int], direction: int) -> Tensor:
     axes = [axis for axis, step in enumerate(shift) if step]
     return h.roll([direction * shift[axis] for axis in axes], axes) if axes else h

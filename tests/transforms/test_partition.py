@@ -10,27 +10,39 @@ import math
 import pytest
 import torch
 
-from pyro_neuralrg.lattice import BOUNDARIES, CIRCUITS, make_circuit
-from pyro_neuralrg.transforms.partition import cut, join, pack, split_coarse, tile, unpack
+from pyro_neuralrg.lattice import BOUNDARIES, CIRCUITS, Segment, make_circuit
+from pyro_neuralrg.transforms.partition import block_sites, cut, pack, unpack
 
 SHAPES = [(2,), (7,), (4, 4), (3, 5), (1, 4), (2, 3, 4)]
 
 
 @pytest.mark.parametrize("name", CIRCUITS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_join_undoes_cut(name: str, shape: tuple[int, ...]) -> None:
+def test_blocks_cover_a_layer(name: str, shape: tuple[int, ...]) -> None:
+    """Every site stands in one block; a region's blocks are those of its place, filled up."""
     for block, boundary in itertools.product((2, 3), BOUNDARIES):
         for layer in make_circuit(name, shape, block=block, boundary=boundary).layers:
-            field = torch.randn(*layer.shape, 3)
-            blocks = cut(field, layer)
-            assert [tuple(b.shape) for b in blocks] == [
-                (region.size, *region.count, 3) for region in layer.regions
-            ]
-            assert torch.equal(join(blocks, layer), field)
-            coarse = torch.randn(*layer.coarse_shape, 3)
-            pieces = split_coarse(coarse, layer)
-            assert [tuple(p.shape) for p in pieces] == [(*r.count, 3) for r in layer.regions]
-            assert torch.equal(tile(pieces, layer), coarse)
+            sites = block_sites(layer)
+            assert sites.shape == (math.prod(layer.block), *layer.coarse_shape)
+            numbers = torch.arange(math.prod(layer.shape))
+            assert torch.equal(sites[sites >= 0].sort().values, numbers)
+            pieces = cut(numbers.reshape(*layer.shape, 1), layer)
+            corners = itertools.product(*(starts(axis) for axis in layer.axes))
+            for piece, region, corner in zip(pieces, layer.regions, corners, strict=True):
+                assert piece.shape == (region.size, *region.count, 1)
+                there = sites[(slice(None), *map(slice, corner, end(corner, region.count)))]
+                for cell in itertools.product(*map(range, region.count)):
+                    filled = there[(slice(None), *cell)]
+                    assert torch.equal(filled[filled >= 0], piece[(slice(None), *cell, 0)])
+
+
+def starts(segments: tuple[Segment, ...]) -> list[int]:
+    """Number of the first block of each segment of an axis."""
+    return [sum(one.count for one in segments[:index]) for index in range(len(segments))]
+
+
+def end(corner: tuple[int, ...], count: tuple[int, ...]) -> list[int]:
+    return [begin + number for begin, number in zip(corner, count, strict=True)]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
