@@ -12,7 +12,8 @@ Three passes: ``generate`` (z to x; with the score of q if asked), ``renormalize
 the values that each has overwritten, and evaluates its network again.
 
 What a coupling computes is written in plain torch in
-:mod:`~pyro_neuralrg.transforms.coupling_sequence` and what it calls; tests compare the two. :mod:`~pyro_neuralrg.transforms.compiled` calls this.
+:mod:`~pyro_neuralrg.transforms.coupling_sequence` and what it calls; tests compare the two.
+:mod:`~pyro_neuralrg.transforms.compiled` calls this.
 """
 
 from __future__ import annotations
