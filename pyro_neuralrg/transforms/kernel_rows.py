@@ -33,8 +33,8 @@ PARAMETERS, INPUTS, MOVED, CELLS, SEEN, TARGETS, UNITS, SITES, KEPT = range(9)
 TANH, ELU = range(2)
 """Activations."""
 
-OPTIONS: dict[str, Any] = {"cache": True, "error_model": "numpy", "boundscheck": False}
-PASS = {**OPTIONS, "nogil": True}
+OPTIONS: dict[str, Any] = {"error_model": "numpy", "boundscheck": False}
+PASS = {**OPTIONS, "nogil": True, "cache": True}
 """Of functions that Python calls."""
 PART = {**OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 """Of functions that only others call, which then compile faster."""

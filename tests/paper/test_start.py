@@ -15,6 +15,7 @@ import torch
 
 from pyro_neuralrg import IsingDual, hierarchical_flow, save
 from pyro_neuralrg.distributions import StandardNormal
+from pyro_neuralrg.infer.schedule import COOLING, default_schedule
 from pyro_neuralrg.paper.start import (
     BLOCKS,
     Start,
@@ -121,8 +122,8 @@ def test_training_follows_the_blocks(blocks: str, monkeypatch: pytest.MonkeyPatc
         assert prepared.steps == 5000
     else:
         assert (asked["steps"], asked["batch"], asked["lr"]) == (None, None, None)
-        assert asked["anneal"] == (1.5, 0.25)
-        assert prepared.steps == 1500
+        assert asked["anneal"] == COOLING
+        assert prepared.steps == default_schedule((4, 4)).steps
 
 
 def test_a_saved_flow_is_trained_on_without_cooling(

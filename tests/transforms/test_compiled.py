@@ -28,6 +28,7 @@ from pyro_neuralrg.transforms import (
     conditional_hierarchical_flow,
     coupling_sequence,
     hierarchical_flow,
+    kernels,
 )
 from tests.transforms.registry import ENTRIES, latents, perturbed, waves
 
@@ -98,9 +99,11 @@ def test_compiled_code_is_that_of_the_sources() -> None:
     folder = Path(coupling_sequence.__file__).parent
     names = ("kernels", "kernel_rows", "vectors", "networks", "elementwise")
     newest = max((folder / f"{name}.py").stat().st_mtime for name in names)
-    stale = [f for f in folder.glob("__pycache__/kernels.*.nbi") if f.stat().st_mtime < newest]
-    dated = (folder / "kernels.py").stat().st_mtime
-    assert not stale or dated == newest, f"remove {folder / '__pycache__'}"
+    passes = (kernels.generate, kernels.renormalize, kernels.pull_back)
+    for function in (one.py_func for one in passes):
+        line = function.__code__.co_firstlineno
+        for index in folder.glob(f"__pycache__/kernels.{function.__name__}-{line}.*.nbi"):
+            assert index.stat().st_mtime >= newest, f"remove {index.parent}"
 
 
 @every
