@@ -341,15 +341,14 @@ def add_outer(work, g, x, total, at, t_row, t_other, rows, others, columns):
         r += 4
     while r < rows:
         for s in range(others):
+            to = at + r * t_row + s * t_other
             _outer_1_1(
-                work,
-                g + r * CHUNK,
-                x + s * CHUNK,
-                CHUNK,
-                total,
-                at + r * t_row + s * t_other,
-                t_row,
-                t_other,
-                columns,
+                work, g + r * CHUNK, x + s * CHUNK, CHUNK, total, to, t_row, t_other, columns
             )
         r += 1
+
+
+@njit(**PART)
+def add_sums(work, g, ones, total, at, rows, columns):
+    """total[r] += sum over columns of g[r]."""
+    add_outer(work, g, ones, total, at, ONE, ONE, rows, ONE, columns)

@@ -48,6 +48,7 @@ from pyro_neuralrg.transforms.kernel_rows import (
     add_number,
     add_outer,
     add_scaled,
+    add_sums,
     bend_row,
     bracket,
     copy,
@@ -240,12 +241,12 @@ def unbend(
                 else:
                     unbend_row_only((row, gain), (row,), (), TILE)
     if biased and len(d.parameters):
-        add_outer(work, rows, ones, d.parameters, bias, ONE, ONE, width, ONE, cells * TILE)
+        add_sums(work, rows, ones, d.parameters, bias, width, cells * TILE)
     if len(d.sites):
         for u in range(width):
             for j in range(cells):
                 row, to = rows + u * CHUNK + j * TILE, site + u * all_cells + cell + j
-                add_outer(work, row, ones, d.sites, to, ONE, ONE, ONE, ONE, ONE * TILE)
+                add_sums(work, row, ones, d.sites, to, ONE, ONE * TILE)
 
 
 @njit(**PART)
@@ -263,32 +264,10 @@ def pull_network(p, w, d, c, m, cell, cells, n, t0, sign, at, slopes, work):
         for k in range(p.terms * moved):
             before = d.parameters[at + k]
             d.parameters[at + k] = 0
-            add_outer(
-                work,
-                m.d_steepness + k * CHUNK,
-                m.ones,
-                d.parameters,
-                at + k,
-                ONE,
-                ONE,
-                ONE,
-                ONE,
-                columns,
-            )
+            add_sums(work, m.d_steepness + k * CHUNK, m.ones, d.parameters, at + k, ONE, columns)
             slope = 1 / (1 + math.exp(-w.parameters[at + k]))
             d.parameters[at + k] = before + d.parameters[at + k] * slope
-        add_outer(
-            work,
-            m.d_bound,
-            m.ones,
-            d.parameters,
-            at + p.terms * moved,
-            ONE,
-            ONE,
-            moved,
-            ONE,
-            columns,
-        )
+        add_sums(work, m.d_bound, m.ones, d.parameters, at + p.terms * moved, moved, columns)
     at -= heads
     unbend(w, d, at, site + units * all_cells, unit + units, all_cells, cell, cells, n, t0, heads,
            m.d_form, m.raw + units * CHUNK, m.ones, YES, work)  # fmt: skip
