@@ -8,7 +8,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -24,6 +24,7 @@ from pyro_neuralrg.infer.optimizer import JoinedAdam
 from pyro_neuralrg.infer.pdd import PDD
 from pyro_neuralrg.infer.schedule import Anneal, learning_rate_factor, temperature_factor
 from pyro_neuralrg.interrupts import HELD, deferred_interrupts
+from pyro_neuralrg.potentials.base import LatticePotential
 from pyro_neuralrg.potentials.family import PotentialFamily
 from pyro_neuralrg.processes import Processes
 from pyro_neuralrg.progress import Progress
@@ -169,7 +170,7 @@ class Training:
                 if self.first is None:
                     self.first = self._measure(self.elbo.num_particles * self.world.size)
                     self._begin_record()
-                with own_threads(), compiled_operations() if self.compiles else nullcontext():
+                with self._threads(), compiled_operations() if self.compiles else nullcontext():
                     while self.step < self.steps and self.stopped is None:
                         if self._take_step(begin):
                             progress.step(partial(_figures, self.records[-1]))
@@ -305,6 +306,11 @@ class Training:
             return ()
         like = self.optimizer.parameters[0]
         return (self.family.sample_contexts(self.elbo.num_particles, like),)
+
+    def _threads(self) -> AbstractContextManager[None]:
+        """Threads of our own for a lattice model; a Pyro model may need those of torch."""
+        known = isinstance(self.target, LatticePotential | PotentialFamily)
+        return own_threads() if known else nullcontext()
 
     def _after_step(
         self,

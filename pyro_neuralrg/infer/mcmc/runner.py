@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from pyro_neuralrg.infer.mcmc.target import Target, frozen
 from pyro_neuralrg.interrupts import HELD, deferred_interrupts
 from pyro_neuralrg.processes import processes
 from pyro_neuralrg.progress import Progress
+from pyro_neuralrg.threads import own_threads
 
 __all__ = ["VectorizedMCMC"]
 
@@ -357,9 +359,15 @@ class VectorizedMCMC(RunResults):
             frozen(target.modules()),
             Progress(total, "warm-up", self.progress and world.is_first, done) as progress,
             deferred_interrupts(held) as pressed,
+            self._threads(),
         ):
             self._warm_up(generator, progress, pressed)
             self._draw(generator, progress, pressed)
+
+    def _threads(self) -> AbstractContextManager[None]:
+        """Threads of our own for a lattice model; a Pyro model may need those of torch."""
+        known = self.kernel.target.lattice_potential is not None
+        return own_threads() if known else nullcontext()
 
     def _warm_up(self, generator: torch.Generator, progress: Progress, pressed: list[int]) -> None:
         mark, warmup, forecast = self._mark, self._warmup, Forecast(progress)
