@@ -113,6 +113,9 @@ def fit(
     known parameters are the result instead. The samples are drawn after a divergence, or if one
     batch does not show already that the result is better.
 
+    On a CPU, for a lattice model, torch has one thread meanwhile; couplings share the threads that
+    it had, so that a core that is busy elsewhere does no harm.
+
     Where ``torch.distributed`` is initialised, all its processes must call this with the same
     arguments: each draws its part of the batch from a seed of its own, gradients and statistics are
     those of the whole batch, and parameters stay equal. The first process alone shows the bar and
