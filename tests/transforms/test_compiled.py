@@ -12,7 +12,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,7 +27,6 @@ from pyro_neuralrg.transforms import (
     conditional_hierarchical_flow,
     coupling_sequence,
     hierarchical_flow,
-    kernels,
 )
 from tests.transforms.registry import ENTRIES, latents, perturbed, waves
 
@@ -92,20 +90,6 @@ def everything(flow: Any, transform: Any, z: Tensor) -> dict[str, Tensor]:
     for which, of_leaves in gradients.items():
         found |= {f"{which} {index}": gradient for index, gradient in enumerate(of_leaves)}
     return {key: value.detach() for key, value in found.items()}
-
-
-def test_compiled_code_is_that_of_the_sources() -> None:
-    """numba looks at the date of the file that a function stands in, not at what it calls."""
-    folder = Path(coupling_sequence.__file__).parent
-    callees = ("kernel_rows", "vectors", "networks", "elementwise")
-    newest = max((folder / f"{name}.py").stat().st_mtime for name in callees)
-    looked_at = (folder / "kernels.py").stat().st_mtime
-    for function in (kernels.generate, kernels.renormalize, kernels.pull_back):
-        line = function.py_func.__code__.co_firstlineno
-        for index in folder.glob(f"__pycache__/kernels.{function.__name__}-{line}.*.nbi"):
-            made = index.stat().st_mtime
-            if made > looked_at:  # else numba compiles anew
-                assert made >= newest, f"remove {index.parent}"
 
 
 @every
