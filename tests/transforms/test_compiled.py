@@ -306,20 +306,23 @@ def test_score_of_the_context(name: str) -> None:
             torch.testing.assert_close(mine, theirs, rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.parametrize("size", [1.0, 5.0, 30.0])
-def test_steep_inverse(size: float) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [1.0, 5.0, 30.0, 100.0])
+def test_steep_inverse(size: float, dtype: torch.dtype) -> None:
     """Weights of a size that only the bracketed iteration inverts."""
     flow = hierarchical_flow((2,), "brickwork", depth=1, bijector=Neighbour(1, (3,)))
     with torch.no_grad():
         flow.layers[0][0].packed.normal_(std=0.3 * size)
-    x = 3 * torch.randn(500, 2)
+    flow.to(dtype)
+    x = 3 * torch.randn(500, 2, dtype=dtype)
     z, ladj = flow.inverse_and_ladj(x)
     back, ladj_back = flow.forward_and_ladj(z)
     with plain_torch():
         plain = flow.inverse_and_ladj(x.clone())[0]
         residual = float((flow.forward_and_ladj(plain)[0] - x).detach().abs().max())
-    assert float((back - x).detach().abs().max()) <= 1e-11 + 4 * residual
-    torch.testing.assert_close(ladj_back, ladj, rtol=1e-8, atol=1e-8)
+    assert float((back - x).detach().abs().max()) <= 4 * residual + 1e4 * torch.finfo(dtype).eps
+    if dtype == torch.float64:
+        torch.testing.assert_close(ladj_back, ladj, rtol=1e-8, atol=1e-8)
     few, _ = flow.inverse_and_ladj(x[:5])
     assert torch.equal(few, z[:5])  # however long the others take
 
