@@ -10,6 +10,12 @@ from typing import NamedTuple
 
 __all__ = ["Anneal", "Schedule", "default_schedule", "learning_rate_factor", "temperature_factor"]
 
+LARGEST_BATCH, SMALLEST_BATCH = 256, 64
+BATCH_SITES = 2**16
+"""Sites of a batch, within these bounds. All blocks of a layer share their weights, so that large
+lattices need fewer samples: at 32 x 32, Tc, the same CPU time leaves 0.143 nats with 64, and with
+256 as much as 0.150 (one seed, on a machine twice as fast)."""
+
 WARMUP_STEPS = 100
 """Steps of the linear rise of the learning rate, but at most a tenth of all, if none are given."""
 
@@ -59,13 +65,14 @@ def default_schedule(shape: Sequence[int]) -> Schedule:
     """The defaults of :func:`~pyro_neuralrg.infer.fit.fit` for a lattice of this shape.
 
     Example:
-        >>> default_schedule((8, 8)).batch
-        256
+        >>> default_schedule((8, 8)).batch, default_schedule((32, 32)).batch
+        (256, 64)
     """
     sites = math.prod(shape)
     steps = round(2000 * math.sqrt(max(1.0, sites / 64)))
     rate = LARGEST_RATE * math.sqrt(min(1.0, RATE_SITES / sites))
-    return Schedule(steps=steps, batch=256, learning_rate=rate)
+    batch = min(LARGEST_BATCH, max(SMALLEST_BATCH, BATCH_SITES // sites))
+    return Schedule(steps=steps, batch=batch, learning_rate=rate)
 
 
 def learning_rate_factor(step: int, steps: int, warmup: int | None = None, begun: int = 0) -> float:

@@ -122,6 +122,8 @@ class Neighbour:
     layers: int = 8
     hidden: tuple[int, ...] = (24,)
     num_tanh: int = 2
+    response: float = 1.0
+    max_log_scale: float = 2.0
 
     def build(self, layout: BlockLayout) -> LatticeTransform:
         """Couplings shared by all blocks."""
@@ -132,6 +134,8 @@ class Neighbour:
             layers=self.layers,
             hidden=self.hidden,
             num_tanh=self.num_tanh,
+            response=self.response,
+            max_log_scale=self.max_log_scale,
             odd=layout.odd,
             boundary=layout.boundary,
             context_dim=layout.context_dim,

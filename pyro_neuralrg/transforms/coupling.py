@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_neuralrg.arguments import as_integer, check_integer
+from pyro_neuralrg.arguments import as_integer, check_integer, check_number
 from pyro_neuralrg.transforms.base import LatticeTransform
 from pyro_neuralrg.transforms.coupling_sequence import CouplingSequence
 from pyro_neuralrg.transforms.networks import ACTIVATIONS, NetworkOptions, Packing
@@ -238,6 +238,8 @@ def neighbour_coupling(
     layers: int = 8,
     hidden: Sequence[int] = (24,),
     num_tanh: int = 2,
+    response: float = 1.0,
+    max_log_scale: float = 2.0,
     odd: bool = False,
     boundary: str = "periodic",
     context_dim: int = 0,
@@ -255,6 +257,9 @@ def neighbour_coupling(
         layers: number of couplings.
         hidden: widths of the hidden layers, at least one.
         num_tanh: tanh terms of each coupling beside its line; 0 for affine couplings.
+        response: how much the couplings follow a step of their parameters; below 1 they begin as
+            the identity, but for their terms.
+        max_log_scale: bound of the log-scale of each coupling.
         odd: the map commutes with x -> -x.
         boundary: "periodic" or "open".
         context_dim: features of a context that the networks take besides; 0 for none.
@@ -271,7 +276,13 @@ def neighbour_coupling(
     layers, hidden = _check_network(layers, hidden)
     if not hidden:
         raise ValueError("hidden is empty; accepted: at least one layer width")
-    options = NetworkOptions(hidden, terms=check_integer("num_tanh", num_tanh, 0), odd=odd)
+    options = NetworkOptions(
+        hidden,
+        terms=check_integer("num_tanh", num_tanh, 0),
+        odd=odd,
+        response=check_number("response", response, "a positive number", above=0),
+        max_log_scale=check_number("max_log_scale", max_log_scale, "at least 0.1", least=0.1),
+    )
     halves = _in_turn(_block_masks(block), layers)
     return Couplings(
         math.prod(block),

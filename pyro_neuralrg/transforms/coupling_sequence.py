@@ -20,6 +20,9 @@ from pyro_neuralrg.transforms.compilation import active_operations
 from pyro_neuralrg.transforms.compiled import couple, couple_with_score, is_compiled
 from pyro_neuralrg.transforms.networks import Bends, Inputs, NetworkOptions, Packing
 
+CONTEXT_FEATURES = 5
+"""Features of a context from which on slow couplings follow each of them less."""
+
 
 class CouplingLayer(Protocol):
     """Couplings on the blocks of one layer, :class:`~pyro_neuralrg.transforms.Couplings`."""
@@ -151,7 +154,8 @@ class CouplingSequence(nn.Module):
 
     def inputs(self, context: Tensor | None) -> Inputs:
         """Arrays of the networks, and what sites and a context do to their units."""
-        packed = torch.cat([couplings.packed for couplings in self.layers])
+        response = self.options.response
+        packed = torch.cat([couplings.packed for couplings in self.layers]) * response
         arrays = self.constants.to(packed.dtype).index_add(0, self.index, packed)
         sites = gains = shifts = None
         if self.layers[0].site_weight is not None:
@@ -160,12 +164,17 @@ class CouplingSequence(nn.Module):
                 of_layer = couplings.site_biases()
                 assert of_layer is not None
                 biases.append(of_layer.flatten().to(packed.dtype))  # whatever autocast made of it
-            sites = torch.cat(biases)
+            sites = torch.cat(biases) * response
         if context is not None and self.layers[0].context_gain is not None:
-            gain = torch.cat([c.context_gain for c in self.layers])  # type: ignore[misc]
-            gains = (gain @ context).to(packed.dtype)
+            gains = (self._context_gains() @ context).to(packed.dtype)
             shifts = (self._context_shifts() @ context).to(packed.dtype)
         return Inputs(arrays, sites, gains, shifts)
+
+    def _context_gains(self) -> Tensor:
+        """For all units."""
+        gains = [couplings.context_gain for couplings in self.layers]
+        joined: Tensor = torch.cat(gains)  # type: ignore[arg-type]
+        return joined * self._context_response(joined)
 
     def _context_shifts(self) -> Tensor:
         """For all units; zero for those of an odd map that may not be shifted."""
@@ -175,7 +184,15 @@ class CouplingSequence(nn.Module):
             assert gain is not None
             assert shift is not None
             rows.append(torch.zeros_like(gain).index_copy(0, couplings.shifted_units, shift))
-        return torch.cat(rows)
+        joined = torch.cat(rows)
+        return joined * self._context_response(joined)
+
+    def _context_response(self, matrix: Tensor) -> float:
+        """Of entries that act on features of a context; slow couplings count these."""
+        response = self.options.response
+        return (
+            response if response >= 1 else response * min(1.0, CONTEXT_FEATURES / matrix.shape[1])
+        )
 
     # The passes
 
@@ -213,8 +230,11 @@ class CouplingSequence(nn.Module):
             )
         of_context = None
         if want_context:
-            gain = torch.cat([c.context_gain for c in self.layers])  # type: ignore[misc]
-            of_context = -(gain.T @ d_gains + self._context_shifts().T @ d_shifts).detach()
+            of_gains, of_shifts = (
+                self._context_gains().T @ d_gains,
+                self._context_shifts().T @ d_shifts,
+            )
+            of_context = -(of_gains + of_shifts).detach()
         return out, ladj, score, of_context
 
     def _run(self, h: Tensor, inputs: Inputs, inverse: bool) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Affine", "AffineTanh", "Elementwise"]
+__all__ = ["Affine", "AffineTanh", "Elementwise", "SinhArcsinh"]
 
 INVERSE_STEPS = 60
 """Of the bracketed Newton iteration, at most."""
@@ -43,6 +43,34 @@ class Affine(NamedTuple):
     def inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """From x to v."""
         return (x - self.shift) * (-self.log_scale).exp(), self.log_scale
+
+
+class SinhArcsinh(NamedTuple):
+    r"""A skewness and a weight of the tails: :math:`x = \sinh(\epsilon + e^t \sinh^{-1} v)`.
+
+    Attributes:
+        skew: :math:`\epsilon`; the identity at zero of both.
+        log_tail: t; above zero the tails of x are heavier than those of v.
+
+    References:
+        Jones, Pewsey, "Sinh-arcsinh distributions", Biometrika 96 (2009), Eq. 1.
+    """
+
+    skew: Tensor
+    log_tail: Tensor
+
+    def forward(self, v: Tensor) -> tuple[Tensor, Tensor]:
+        """From v to x."""
+        x = torch.sinh(self.skew + self.log_tail.exp() * torch.asinh(v))
+        return x, self._log_slope(v, x)
+
+    def inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """From x to v."""
+        v = torch.sinh((torch.asinh(x) - self.skew) * (-self.log_tail).exp())
+        return v, self._log_slope(v, x)
+
+    def _log_slope(self, v: Tensor, x: Tensor) -> Tensor:
+        return self.log_tail + 0.5 * (torch.log1p(x.square()) - torch.log1p(v.square()))
 
 
 class AffineTanh(NamedTuple):

@@ -119,6 +119,7 @@ class LearnedSpectrum(LatticeTransform):
         shape: lattice shape.
         boundary: "periodic" (plane waves) or "open" (products of sines).
         context_dim: length of the context; 0 for none.
+        response: factor of all the logarithms.
         dtype: of the parameters; torch's default if None.
         device: of the parameters.
 
@@ -138,11 +139,13 @@ class LearnedSpectrum(LatticeTransform):
         boundary: str = "periodic",
         context_dim: int = 0,
         *,
+        response: float = 1.0,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         check_boundary(boundary)
         sides = check_shape(shape)
+        self.response = response
         context_dim = check_integer("context_dim", context_dim, 0)
         super().__init__(sides)
         self.boundary = boundary
@@ -162,12 +165,13 @@ class LearnedSpectrum(LatticeTransform):
 
     def _log_scale(self, context: Tensor | None) -> Tensor:
         """s, of the lattice's shape, or with a context one for each field of the batch."""
-        log_scale = self._even(self.log_scale)
+        log_scale = self.response * self._even(self.log_scale)
         if self.slopes is None:
             return log_scale
         if context is None:
             raise ValueError("context is None; accepted for a spectrum with slopes: a tensor")
-        return log_scale + torch.tensordot(context, self._even(self.slopes), ([0], [0]))
+        slopes = self.response * self._even(self.slopes)
+        return log_scale + torch.tensordot(context, slopes, ([0], [0]))
 
     def _even(self, values: Tensor) -> Tensor:
         """Their part that is even under k -> -k; of sines all of it."""

@@ -33,7 +33,6 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "softplus": nn.functional.softplus,
     "tanh": torch.tanh,
 }
-LOG_SCALE_BOUND = 2.0
 SMALL = 1e-2  # weights of the heads at the start: couplings begin close to the identity
 # Of the tanh terms at the start, the heights of one map added up.
 TERM_HEIGHT, TERM_STEEPNESS = 0.03, 0.7
@@ -56,6 +55,10 @@ class NetworkOptions:
             the even part of the log-scale of a network evaluated twice.
         separate: log-scale and shift come from two networks of the given widths, and the bounds of
             the log-scales are learned (the paper's s and t).
+        response: factor between a parameter and what the network makes of it, so that a step of an
+            optimiser does so much less; of networks that are not separate. Below 1 the maps are the
+            identity at the start but for their terms.
+        max_log_scale: bound of each log-scale, of networks that are not separate.
     """
 
     hidden: tuple[int, ...]
@@ -63,6 +66,8 @@ class NetworkOptions:
     terms: int = 0
     odd: bool = False
     separate: bool = False
+    response: float = 1.0
+    max_log_scale: float = 2.0
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -132,7 +137,7 @@ class Packing:
                 starts.append(values.flatten())
                 indices.append(index.flatten())
             begin += options.size(self.seen * fixed, moved)
-        self.start, self.index = torch.cat(starts), torch.cat(indices)
+        self.start, self.index = torch.cat(starts) / options.response, torch.cat(indices)
 
     def _arrays(self, begin: int, fixed: int, moved: int) -> list[Tensor]:
         """Indices of the entries of each array of one network."""
@@ -154,14 +159,14 @@ class Packing:
         """One network for all: what is packed, and where it belongs."""
         options = self.options
         *layers, steepness, bound = self._arrays(begin, fixed, moved)
-        self.constants[bound] = LOG_SCALE_BOUND
+        self.constants[bound] = options.max_log_scale
         *hidden, place, place_bias, form, form_bias = layers
         for index, (matrix, bias) in enumerate(_pairs(hidden)):
             seen = self._first_layer(matrix, fixed) if index == 0 else matrix
             yield torch.randn(seen.shape) / math.sqrt(seen.shape[1]), seen
             if not options.odd:
                 yield torch.zeros(bias.shape), bias
-        small = SMALL / math.sqrt(place.shape[1])
+        small = SMALL / math.sqrt(place.shape[1]) if options.response >= 1 else 0.0
         yield small * torch.randn(place.shape), place
         if not options.odd:
             yield torch.zeros(place_bias.shape), place_bias
@@ -169,7 +174,7 @@ class Packing:
         # at the start the slopes of the line and of its terms add up to 1
         terms = options.terms
         log_scale = math.log(1 - TERM_HEIGHT * TERM_STEEPNESS) if terms else 0.0
-        start = torch.full(form_bias.shape, math.atanh(log_scale / LOG_SCALE_BOUND))
+        start = torch.full(form_bias.shape, math.atanh(log_scale / options.max_log_scale))
         start[moved:] = _inverse_softplus(TERM_HEIGHT / max(1, terms)) / HEIGHT_GAIN
         yield start, form_bias
         yield torch.full(steepness.shape, _inverse_softplus(TERM_STEEPNESS)), steepness

@@ -48,11 +48,6 @@ from pyro_neuralrg.spectral import apply_spectrum, neighbour_spectrum, quadratic
 SHAPE, WINDOW = (32, 32), 28
 SITES = math.prod(SHAPE)
 LAPLACIAN = (4.0 - neighbour_spectrum(SHAPE, (1.0, 1.0))).float()
-FLOW = {
-    "circuit": "tree",
-    "depth": 1,
-    "bijector": {"name": "neighbour", "layers": 2, "hidden": [8], "num_tanh": 0},
-}
 GLOBALS = ("level", "width", "length")
 
 
@@ -122,8 +117,8 @@ Run = Callable[[Tensor, argparse.Namespace], dict[str, Tensor]]
 
 def by_guide(counts: Tensor, arguments: argparse.Namespace) -> dict[str, Tensor]:
     model = functools.partial(noncentred, counts)
-    guide = AutoHierarchicalFlow(model, field="noise", init_scale=0.3, **arguments.flow)
     began = time.process_time()
+    guide = AutoHierarchicalFlow(model, field="noise", **arguments.flow)
     settings = {"steps": arguments.steps, "batch": 64, "lr": 0.02, "seed": arguments.seed}
     fit(model, guide, **settings, progress=False)
     print(f"guide: fit in {time.process_time() - began:.1f} CPU seconds", flush=True)
@@ -208,7 +203,7 @@ def main() -> None:
     add("--warmup", type=int, default=300, help="of Pyro's NUTS")
     add("--steps", type=int, default=1000, help="of the guides' trainings")
     add("--guide-draws", type=int, default=100, help="of each of our 64 chains")
-    add("--flow", type=json.loads, default=FLOW, help="options of the guide's flow, as JSON")
+    add("--flow", type=json.loads, default={}, help="options of the guide's flow, as JSON")
     add("--seed", type=int, default=0)
     add("--evidence", action="store_true", help="-ln of it, by weights and by annealing")
     arguments = parser.parse_args()

@@ -29,12 +29,15 @@ from torch import Tensor
 
 from pyro_neuralrg import PDD, IndependenceMetropolis, VectorizedMCMC, fit
 from pyro_neuralrg.infer import AutoHierarchicalFlow, pdd
+from pyro_neuralrg.infer.autoguide import start
 from pyro_neuralrg.infer.mcmc import ChEESHMC
 from pyro_neuralrg.infer.mcmc.model_target import ModelTarget
 from pyro_neuralrg.transforms import Neighbour, RealNVP
 from pyro_neuralrg.transforms.compilation import compiled_operations
 from tests.infer import autoguide_models as models
 from tests.infer.autoguide_models import CASES, Case
+
+pytestmark = pytest.mark.filterwarnings("ignore:the guide begins at")  # of subsampled data
 
 SMALL: Any = {"bijector": Neighbour(layers=2, hidden=(4,))}
 
@@ -180,6 +183,33 @@ def test_starts_where_it_is_told() -> None:
     assert bool((spread < 0.02).all())
 
 
+def test_it_begins_near_the_posterior(case: Case) -> None:
+    """Nearer than at the median of the prior."""
+    case = quiet_subsampling(case)
+    elbo = PDD(400, vectorize_particles=True, max_plate_nesting=2)
+    found = elbo.loss(case.model, make(case), *case.args)
+    pyro.clear_param_store()
+    given = elbo.loss(case.model, make(case, init_scale=0.1), *case.args)
+    assert found < given
+
+
+@pytest.mark.parametrize("boundary", ["periodic", "open"])
+def test_large_fields_begin_with_widths_of_sites_and_modes(
+    boundary: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elbo = PDD(2000, vectorize_particles=True)
+    case = CASES["one field"]
+    dense = elbo.loss(case.model, make(case, boundary=boundary))
+    monkeypatch.setattr(start, "MAX_DENSE", 8)
+    pyro.clear_param_store()
+    guide = make(case, boundary=boundary)
+    flow = guide.get_transform()
+    assert flow.frame.factor.shape == (16,)
+    assert flow.field_flow.frame.spectra[0].log_scale.any()
+    wide = elbo.loss(case.model, guide)
+    assert dense - 0.1 < wide < dense + 1.0
+
+
 def test_save_and_load_before_the_first_step(case: Case) -> None:
     guide = shaken(make(case))
     stream = io.BytesIO()
@@ -191,6 +221,19 @@ def test_save_and_load_before_the_first_step(case: Case) -> None:
     torch.testing.assert_close(
         other.get_posterior().log_prob(u), guide.get_posterior().log_prob(u), rtol=0, atol=0
     )
+
+
+def test_a_state_with_another_frame_is_taken_and_one_without_is_not() -> None:
+    guide = make(CASES["one field"], init_scale=0.3)
+    other = make(CASES["one field"])
+    other.load_state_dict(guide.state_dict())
+    u = torch.randn(3, 16)
+    torch.testing.assert_close(
+        other.get_posterior().log_prob(u), guide.get_posterior().log_prob(u), rtol=0, atol=0
+    )
+    old = {key: value for key, value in guide.state_dict().items() if "frame.mean" not in key}
+    with pytest.raises(ValueError, match="state_dict is of a guide without a frame"):
+        other.load_state_dict(old)
 
 
 def test_copies_after_training(case: Case) -> None:
@@ -368,7 +411,7 @@ def test_odd_flows_are_symmetric_about_the_start() -> None:
     guide = shaken(AutoHierarchicalFlow(model, odd=True, **SMALL))
     flow = guide.get_transform()
     assert flow.field_flow is not None
-    place = flow.field_flow.frame.loc.reshape(-1)
+    place = flow.frame.mean[2:]  # after the globals
     u = torch.randn(5, 10)
     mirrored = u.clone()
     mirrored[:, 1:9] = 2 * place - u[:, 1:9]
@@ -460,7 +503,7 @@ def test_the_elbo_bounds_the_evidence_from_the_start() -> None:
 FLOWS: dict[str, dict[str, Any]] = {
     "small": SMALL,
     "blocks": {"bijector": RealNVP(layers=2, hidden=(4,))},
-    "foreign": {"bijector": lambda size: conditional_affine_coupling(size, 19, hidden_dims=[4])},
+    "foreign": {"bijector": lambda size: conditional_affine_coupling(size, 11, hidden_dims=[4])},
     "spectrum": {**SMALL, "spectrum": torch.full((2, 3, 2), 2.0, dtype=torch.float64)},
     "odd": {**SMALL, "odd": True},
 }
@@ -699,17 +742,14 @@ def test_a_model_that_changed_is_noticed() -> None:
 
 def test_the_model_is_not_looked_at_twice_at_random() -> None:
     """The check of the structure uses up no random numbers."""
-    runs: list[float] = []
 
     def model() -> None:
-        runs.append(float(pyro.sample("x", dist.Normal(torch.zeros(2, 2), 1.0).to_event(2)).sum()))
+        pyro.sample("x", dist.Normal(torch.zeros(2, 2), 1.0).to_event(2))
 
-    state = torch.random.get_rng_state()
     guide = AutoHierarchicalFlow(model, **SMALL)
     state = torch.random.get_rng_state()
     guide.initialize()
     assert torch.equal(state, torch.random.get_rng_state())
-    assert len(runs) == 7
 
 
 # Bad input ----------------------------------------------------------------------------------------
@@ -781,7 +821,7 @@ def test_bad_models_and_names(model: Any, options: dict[str, Any], message: str)
         ({"context_dim": 2}, "unknown options"),
         ({"field": ["x"]}, "field is"),
         ({"fields": "x"}, "fields is 'x'"),
-        ({"init_loc_fn": None}, "init_loc_fn is None; accepted: a function"),
+        ({"init_loc_fn": 3}, "init_loc_fn is 3; accepted: a function"),
         ({"globals_flow": 3}, "globals_flow is 3; accepted: a function"),
     ],
 )
@@ -805,7 +845,7 @@ def test_errors_of_the_model_come_out_as_they_are() -> None:
 
 
 def test_a_failed_look_leaves_no_half_guide() -> None:
-    calls: Iterator[int] = iter(range(10))
+    calls: Iterator[int] = iter(range(1000))
 
     def model(data: Tensor) -> None:
         if next(calls) == 0:
@@ -824,6 +864,6 @@ def test_an_improper_prior_needs_a_start_only() -> None:
         x = pyro.sample("x", dist.ImproperUniform(support, (), (2, 2)))
         pyro.sample("y", dist.Normal(x, 1.0).to_event(2), obs=torch.ones(2, 2))
 
-    start = init_to_value(values={"x": torch.zeros(2, 2)})
-    guide = AutoHierarchicalFlow(model, init_loc_fn=start, **SMALL)
+    origin = init_to_value(values={"x": torch.zeros(2, 2)})
+    guide = AutoHierarchicalFlow(model, init_loc_fn=origin, **SMALL)
     train(guide, Case(model, ("x",), (2, 2), 4))

@@ -357,6 +357,7 @@ ENTRIES: dict[str, Entry] = {
     "neighbour-coupling-open": couplings((3,), (3,), boundary="open"),
     "neighbour-coupling-affine": couplings((2, 2), (3, 3), num_tanh=0),
     "neighbour-coupling-affine-not-odd": couplings((2, 2), (3, 3), num_tanh=0, odd=False),
+    "neighbour-coupling-slow": couplings((2, 2), (3, 3), response=0.1, max_log_scale=0.5),
     "neighbour-coupling-two-terms": couplings((2, 2), (3, 3), num_tanh=2),
     "neighbour-coupling-two-terms-not-odd": couplings((2,), (3,), num_tanh=2, odd=False),
     "realnvp-block-2": paper_block(2),

@@ -30,6 +30,7 @@ from pyro_neuralrg.transforms import (
 )
 from tests.transforms.registry import ENTRIES, latents, perturbed, waves
 
+SLOW = Neighbour(layers=2, hidden=(4,), num_tanh=0, response=0.2, max_log_scale=1.0)
 FLOWS = {
     "default": lambda: hierarchical_flow((8, 8)),
     "odd": lambda: hierarchical_flow((8, 8), odd=True),
@@ -44,6 +45,7 @@ FLOWS = {
     "realnvp-linear": lambda: hierarchical_flow((4,), bijector=RealNVP(4, ())),
     "sites": lambda: hierarchical_flow((4, 5), site_features=waves(2, 4, 5)),
     "context": lambda: conditional_hierarchical_flow((4, 4), 2),
+    "context-slow": lambda: conditional_hierarchical_flow((4, 4), 2, bijector=SLOW),
     "context-odd": lambda: conditional_hierarchical_flow((4, 5), 2, odd=True),
 }
 every = pytest.mark.parametrize("name", FLOWS)

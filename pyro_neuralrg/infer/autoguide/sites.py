@@ -7,9 +7,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
 from torch.distributions import biject_to, constraints
 
-__all__ = ["Fields", "describe", "find_fields", "flow_shape", "shapes_of"]
+__all__ = ["Fields", "Layout", "describe", "find_fields", "flow_shape", "layout_of", "shapes_of"]
 
 MOST_SIDES = 3
 
@@ -24,6 +26,24 @@ class Fields(NamedTuple):
 
     names: tuple[str, ...]
     lattice: tuple[int, ...]
+
+
+class Layout(NamedTuple):
+    """The latents of a model as the flow has them: globals first, then the fields.
+
+    Attributes:
+        order: the place of each in the model's order; the fields are the fastest index.
+        globals_dim: number of globals.
+        channels: number of fields.
+        lattice: of each field; () without any.
+        shape: lattice of the flow of them all, likewise.
+    """
+
+    order: Tensor
+    globals_dim: int
+    channels: int
+    lattice: tuple[int, ...]
+    shape: tuple[int, ...]
 
 
 def shapes_of(trace: Any) -> dict[str, tuple[int, ...]]:
@@ -51,6 +71,26 @@ def flow_shape(lattice: tuple[int, ...], channels: int) -> tuple[int, ...]:
     if len(lattice) < MOST_SIDES:
         return (*lattice, channels)
     return (*lattice[:-1], lattice[-1] * channels)
+
+
+def layout_of(fields: Fields, shapes: Mapping[str, torch.Size]) -> Layout:
+    """Where globals and fields stand in a vector of all latents.
+
+    Args:
+        fields: of the model.
+        shapes: of each latent site, unconstrained, in the model's order.
+    """
+    sizes = [torch.Size(shape).numel() for shape in shapes.values()]
+    places = dict(zip(shapes, torch.arange(sum(sizes)).split(sizes), strict=True))
+    others = [place for name, place in places.items() if name not in fields.names]
+    order = torch.cat([*others, torch.arange(0)])
+    globals_dim = len(order)
+    shape: tuple[int, ...] = ()
+    if fields.names:
+        stacked = torch.stack([places[name] for name in fields.names], 1)
+        order = torch.cat([order, stacked.flatten()])
+        shape = flow_shape(fields.lattice, len(fields.names))
+    return Layout(order, globals_dim, len(fields.names), fields.lattice, shape)
 
 
 def find_fields(trace: Any, names: Sequence[str] | None) -> Fields:

@@ -1,0 +1,235 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""AutoHierarchicalFlow beside Pyro's own guides, over the registry of field models.
+
+    python -m tests.benchmarks.guides [--seeds 0 1 2] [--models Cox probit] [--json guides.json]
+
+Each guide is trained by plain SVI with plain Adam, 16 particles, 800 steps at a rate of 1e-2; the
+ELBO is that of 20,000 fresh draws, the median of the seeds. Seconds are CPU time with all of the
+start. With ``--explosions`` our guide alone is trained at three rates, with ``Trace_ELBO(1)`` and
+with ``PDD(16)``, and trainings are listed whose loss is not finite or exceeds its first value by
+20 times that value and 2,000 nats (of single particles the mean of 20 steps); particles one by one
+for the first seed and the largest rate only. With ``--cost`` the CPU time of one step with 64
+particles is compared with AutoIAFNormal's, with the number of torch operations; with ``--busy`` the
+wall time of a step on two threads with that on one, while another process keeps one core busy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.infer import SVI, Trace_ELBO
+from pyro.infer.autoguide import (
+    AutoIAFNormal,
+    AutoLowRankMultivariateNormal,
+    AutoMultivariateNormal,
+    AutoNormal,
+)
+
+from pyro_neuralrg import PDD
+from pyro_neuralrg.infer import AutoHierarchicalFlow
+from tests.models.registry import REGISTRY
+
+OURS = "AutoHierarchicalFlow"
+GUIDES: dict[str, Callable[[Any], Any]] = {
+    OURS: AutoHierarchicalFlow,
+    "AutoNormal": AutoNormal,
+    "AutoMultivariateNormal": AutoMultivariateNormal,
+    "AutoLowRankMultivariateNormal": AutoLowRankMultivariateNormal,
+    "AutoIAFNormal": AutoIAFNormal,
+}
+STEPS, PARTICLES, RATE = 800, 16, 1e-2
+DRAWS, DRAWS_AT_ONCE = 20_000, 500
+RATES = (1e-3, 5e-3, 1e-2)
+LOSSES: dict[str, Callable[[], Any]] = {
+    "Trace_ELBO(1)": lambda: Trace_ELBO(1),
+    "PDD(16)": lambda: PDD(16, vectorize_particles=True),
+    "PDD(16), one by one": lambda: PDD(16),
+}
+GRIDS = ((5, 7), (8, 8), (16, 16), (20, 30))
+
+
+def elbo_of(model: Any, guide: Any) -> tuple[float, float]:
+    """Mean and standard error over fresh draws."""
+    loss = Trace_ELBO(DRAWS_AT_ONCE, vectorize_particles=True)
+    with torch.no_grad():
+        values = [-loss.loss(model, guide) for _ in range(DRAWS // DRAWS_AT_ONCE)]
+    return statistics.mean(values), statistics.stdev(values) / math.sqrt(len(values))
+
+
+def train(name: str, model: Any, seed: int) -> dict[str, float]:
+    """One guide on one model."""
+    pyro.clear_param_store()
+    pyro.set_rng_seed(seed)
+    began, start = time.process_time(), math.nan
+    try:
+        guide = GUIDES[name](model)
+        if name == OURS:
+            began_measuring = time.process_time()
+            start = elbo_of(model, guide)[0]
+            began += time.process_time() - began_measuring
+        loss = Trace_ELBO(PARTICLES, vectorize_particles=True)
+        svi = SVI(model, guide, pyro.optim.Adam({"lr": RATE}), loss)  # type: ignore[attr-defined]
+        for _ in range(STEPS):
+            svi.step()
+        seconds = time.process_time() - began
+        elbo, error = elbo_of(model, guide)
+    except ValueError:  # Pyro's guides meet NaN in some models
+        return {"elbo": -math.inf, "error": 0.0, "seconds": math.nan, "start": math.nan}
+    return {"elbo": elbo, "error": error, "seconds": seconds, "start": start}
+
+
+def compare(models: list[str], seeds: list[int], file: Path | None) -> None:
+    """The table of ELBOs."""
+    print(
+        f"{'model':<26} {'start':>9} {'ours':>9} {'s':>6} {'best peer':>9} {'by':<30} {'gain':>7}"
+    )
+    records = []
+    for name in models:
+        medians: dict[str, dict[str, float]] = {}
+        for guide in GUIDES:
+            rows = [train(guide, REGISTRY[name].build(0), seed) for seed in seeds]
+            records += [{"model": name, "guide": guide, **row} for row in rows]
+            medians[guide] = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
+        ours = medians.pop(OURS)
+        best = max(medians, key=lambda guide: medians[guide]["elbo"])
+        gain = ours["elbo"] - medians[best]["elbo"]
+        print(
+            f"{name:<26} {ours['start']:9.2f} {ours['elbo']:9.2f} {ours['seconds']:6.1f} "
+            f"{medians[best]['elbo']:9.2f} {best:<30} {gain:7.2f}",
+            flush=True,
+        )
+        if file is not None:
+            file.write_text(json.dumps(records, indent=1))
+
+
+def explosions(models: list[str], seeds: list[int]) -> Iterator[str]:
+    """Trainings whose loss grew beyond all measure."""
+    for name in models:
+        model = REGISTRY[name].build(0)
+        for seed in seeds:
+            for rate in RATES:
+                for kind, loss in LOSSES.items():
+                    if kind.endswith("one by one") and (seed != seeds[0] or rate != RATES[-1]):
+                        continue
+                    pyro.clear_param_store()
+                    pyro.set_rng_seed(seed)
+                    guide = AutoHierarchicalFlow(model)
+                    adam = pyro.optim.Adam({"lr": rate})  # type: ignore[attr-defined]
+                    svi = SVI(model, guide, adam, loss())
+                    losses = [svi.step() for _ in range(STEPS)]
+                    if _exploded(losses, 20 if kind == "Trace_ELBO(1)" else 1):
+                        yield f"{name}, seed {seed}, rate {rate:g}, {kind}: {max(losses):g}"
+        print(f"{name}: done", flush=True)
+
+
+def _exploded(losses: list[float], window: int) -> bool:
+    if not all(map(math.isfinite, losses)):
+        return True
+    means = [statistics.mean(losses[i : i + window]) for i in range(len(losses) - window + 1)]
+    return max(means) > means[0] + 20 * abs(means[0]) + 2000
+
+
+def steps_on(shape: tuple[int, ...]) -> list[Callable[[], Any]]:
+    """One of SVI with our guide, and one with AutoIAFNormal."""
+    y = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+    def model() -> None:
+        s = pyro.sample("s", dist.LogNormal(0.0, 0.5))
+        f = pyro.sample("f", dist.Normal(0.0, 1.0).expand(shape).to_event(2))
+        pyro.sample("y", dist.Normal(s[..., None, None] * f, 0.3).to_event(2), obs=y)
+
+    steps = []
+    for guide, kind in ((AutoHierarchicalFlow, PDD), (AutoIAFNormal, Trace_ELBO)):
+        loss = kind(64, vectorize_particles=True, max_plate_nesting=0)
+        adam = pyro.optim.Adam({"lr": 1e-3})  # type: ignore[attr-defined]
+        steps.append(SVI(model, guide(model), adam, loss).step)
+        for _ in range(3):
+            steps[-1]()
+    return steps
+
+
+def cost() -> None:
+    """CPU time of a step beside AutoIAFNormal's, in turns."""
+    for shape in GRIDS:
+        steps = steps_on(shape)
+        times: list[list[float]] = [[], []]
+        for _ in range(30):
+            for step, of_guide in zip(steps, times, strict=True):
+                began = time.process_time()
+                step()
+                of_guide.append(time.process_time() - began)
+        ours, theirs = map(statistics.median, times)
+        with torch.profiler.profile() as profile:
+            steps[0]()
+        operations = sum(event.name.startswith("aten::") for event in profile.events() or ())
+        print(
+            f"{shape}: {1e3 * ours:.1f} ms, AutoIAFNormal {1e3 * theirs:.1f} ms, "
+            f"ratio {ours / theirs:.2f}; {operations} operations",
+            flush=True,
+        )
+
+
+def busy() -> None:
+    """Wall time of a step on one thread and on two, beside a process that is busy."""
+    neighbour = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        for shape in GRIDS:
+            step, _ = steps_on(shape)
+            times: dict[int, list[float]] = {1: [], 2: []}
+            for _ in range(30):
+                for threads, of_threads in times.items():
+                    torch.set_num_threads(threads)
+                    began = time.perf_counter()
+                    step()
+                    of_threads.append(time.perf_counter() - began)
+            one, two = (1e3 * statistics.median(of_threads) for of_threads in times.values())
+            print(f"{shape}: {one:.1f} ms on one thread, {two:.1f} ms on two: {two / one:.2f}")
+    finally:
+        neighbour.kill()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--seeds", type=int, nargs="+", default=[0])
+    add("--models", nargs="+", default=[""], help="parts of names; default: all")
+    add("--explosions", action="store_true")
+    add("--cost", action="store_true")
+    add("--busy", action="store_true")
+    add("--json", type=Path, help="file for all figures")
+    add("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    logging.disable(logging.INFO)  # Pyro's guesses of plates
+    warnings.simplefilter("ignore")  # of the losses that are looked for
+    chosen = [name for name in REGISTRY if any(part in name for part in arguments.models)]
+    if arguments.cost:
+        cost()
+    elif arguments.busy:
+        busy()
+    elif arguments.explosions:
+        for found in explosions(chosen, arguments.seeds):
+            print(found, flush=True)
+    else:
+        compare(chosen, arguments.seeds, arguments.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""How far one step of Adam moves a guide: what makes trainings with plain SVI safe."""
+
+from __future__ import annotations
+
+import copy
+import math
+import statistics
+from typing import Any, NamedTuple
+
+import pyro
+import pytest
+import torch
+from pyro.infer import SVI
+
+from pyro_neuralrg import PDD
+from pyro_neuralrg.infer import AutoHierarchicalFlow
+from pyro_neuralrg.transforms import (
+    LearnedSpectrum,
+    Neighbour,
+    conditional_hierarchical_flow,
+)
+from tests.models.registry import REGISTRY
+
+RATE = 1e-2
+DRAWS = 256
+
+
+class Response(NamedTuple):
+    """Of a step in all parameters at once, root mean squares over draws.
+
+    Attributes:
+        moved: of each unknown, in its standard deviations; the largest.
+        log_det: of ln|det|, in nats.
+    """
+
+    moved: float
+    log_det: float
+
+
+def response(model: object, guide: AutoHierarchicalFlow) -> Response:
+    """What the signs of the loss's gradient do, at a rate of 1e-2: Adam's first step."""
+    guide.zero_grad()
+    PDD(64, vectorize_particles=True).loss_and_grads(model, guide)  # type: ignore[arg-type]
+    other = copy.deepcopy(guide)
+    with torch.no_grad():
+        for mine, theirs in zip(guide.parameters(), other.parameters(), strict=True):
+            assert mine.grad is not None
+            theirs -= RATE * mine.grad.sign()
+        z = torch.randn(DRAWS, *guide.get_transform().event_shape)
+        before, ladj = guide.get_transform().forward_and_ladj(z)
+        after, ladj_after = other.get_transform().forward_and_ladj(z)
+        moved = (after - before).square().mean(0).sqrt() / before.std(0)
+    return Response(float(moved.max()), float((ladj_after - ladj).square().mean().sqrt()))
+
+
+QUICK = ("smoothing, weak", "ICAR map", "BYM2 map", "stochastic volatility", "cube")
+every_model = pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in REGISTRY],
+)
+
+
+@every_model
+def test_plain_svi_is_safe(name: str) -> None:
+    """Small steps at the start and later, losses that only fall, and densities far out."""
+    entry = REGISTRY[name]
+    model = entry.build(0)
+    guide = AutoHierarchicalFlow(model)
+    assert guide.fields == entry.fields
+    assert guide.shape == entry.lattice
+    flow = guide.get_transform()
+    assert flow.event_shape == (entry.number,)
+    optimiser = pyro.optim.Adam({"lr": RATE})  # type: ignore[attr-defined]
+    svi = SVI(model, guide, optimiser, PDD(16, vectorize_particles=True))
+    losses: list[float] = []
+    for steps in (0, 200):
+        losses += [svi.step() for _ in range(steps)]
+        found = response(model, guide)
+        assert found.moved < 0.2
+        assert found.log_det < 1 + 0.02 * entry.number
+    assert all(map(math.isfinite, losses))
+    assert statistics.mean(losses[-20:]) < statistics.mean(losses[:20]) + 1
+    with torch.no_grad():
+        far, ladj = flow.forward_and_ladj(6 * torch.randn(64, entry.number).sign())
+    assert far.isfinite().all()
+    assert ladj.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"features": 64},
+        {"bijector": "neighbour"},
+        {"bijector": Neighbour(layers=8, hidden=(24,)), "circuit": "mera", "depth": None},
+        {"boundary": "periodic", "odd": True},
+    ],
+    ids=str,
+)
+def test_whatever_the_couplings(options: dict[str, Any]) -> None:
+    entry = REGISTRY["smoothing, weak"]
+    model = entry.build(0)
+    found = response(model, AutoHierarchicalFlow(model, **options))
+    assert found.moved < 0.2
+    assert found.log_det < 1 + 0.02 * entry.number
+
+
+def test_couplings_follow_their_parameters_less() -> None:
+    """A step of h with a response of 1/2 is one of 2 h with 1/4."""
+    z, context = torch.randn(5, 4, 4), torch.randn(5, 2)
+    found = []
+    for share, step in ((0.5, 0.1), (0.25, 0.2)):
+        torch.manual_seed(0)
+        flow = conditional_hierarchical_flow((4, 4), 2, bijector=Neighbour(2, (4,), response=share))
+        with torch.no_grad():
+            for parameter in flow.flow.parameters():
+                parameter += step * torch.linspace(-1, 1, parameter.numel()).view_as(parameter)
+        found.append(flow.condition(context).forward_and_ladj(z))
+    torch.testing.assert_close(found[0], found[1])
+    assert not torch.allclose(found[0][0], z, atol=0.01)
+
+
+def test_spectra_follow_their_parameters_less() -> None:
+    z, log_scale = torch.randn(5, 4, 4), torch.randn(4, 4)
+    found = []
+    for share in (0.5, 1.0):
+        layer = LearnedSpectrum((4, 4), "open", response=share)
+        with torch.no_grad():
+            layer.log_scale.copy_(log_scale / share)
+        found.append(layer.forward_and_ladj(z))
+    torch.testing.assert_close(found[0], found[1])

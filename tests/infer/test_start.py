@@ -1,0 +1,246 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""The Gaussian nearest to a posterior, and the density that it is found by."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import SVI, Trace_ELBO
+from pyro.infer.autoguide import AutoNormal
+from pyro.infer.autoguide.initialization import init_to_value
+from torch import Tensor
+
+from pyro_neuralrg import PDD
+from pyro_neuralrg.infer import AutoHierarchicalFlow
+from pyro_neuralrg.infer.autoguide import start
+from pyro_neuralrg.infer.autoguide.density import ParticleDensity, model_density
+from pyro_neuralrg.infer.autoguide.gaussians import LatticeGaussian, MatrixGaussian
+from pyro_neuralrg.infer.autoguide.start import blocks, nearest_gaussian
+from pyro_neuralrg.infer.mcmc.model_target import ModelTarget
+from tests.infer import autoguide_models as models
+from tests.infer.autoguide_models import CASES
+from tests.models.registry import REGISTRY
+
+
+class Energy:
+    """A density given by its energy, a function of points ``(n, dim)``."""
+
+    dtype, device = torch.float64, torch.device("cpu")
+
+    def __init__(self, energy: Any) -> None:
+        self.energy = energy
+
+    def energy_and_grad(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        leaf = positions.detach().requires_grad_()
+        energy = self.energy(leaf)
+        return energy.detach(), torch.autograd.grad(energy.sum(), leaf)[0]
+
+
+def precision_matrix(dim: int) -> Tensor:
+    root = torch.randn(dim, dim)
+    return root @ root.T / dim + 0.2 * torch.eye(dim)
+
+
+def normal_energy(mean: Tensor, precision: Tensor) -> Energy:
+    return Energy(lambda u: 0.5 * ((u - mean) * ((u - mean) @ precision)).sum(-1))
+
+
+def dense(dim: int) -> MatrixGaussian:
+    return MatrixGaussian.isotropic(torch.zeros(dim), 0.1)
+
+
+# The fixed point ----------------------------------------------------------------------------------
+
+
+def test_a_gaussian_is_found_exactly() -> None:
+    mean, precision = 3 * torch.randn(12), precision_matrix(12)
+    found = nearest_gaussian(normal_energy(mean, precision), dense(12))
+    assert found is not None
+    torch.testing.assert_close(found.mean, mean, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(found.factor @ found.factor.T, torch.linalg.inv(precision))
+    assert found.log_det == pytest.approx(-0.5 * float(torch.logdet(precision)))
+
+
+@pytest.mark.parametrize("boundary", ["periodic", "open"])
+def test_widths_of_sites_and_modes(boundary: str) -> None:
+    """They find a Gaussian of their own kind: widths that differ, over modes that differ."""
+    first = LatticeGaussian.isotropic(torch.zeros(2 + 32), 0.1, (4, 4), 2, boundary)
+    modes = 0.5 * torch.randn(2, 4, 4)
+    if boundary == "periodic":
+        modes = 0.5 * (modes + modes.flip((1, 2)).roll((1, 1), (1, 2)))
+    truth = LatticeGaussian(torch.randn(34), torch.rand(34) + 0.5, modes, boundary)
+    factor = truth.moved(torch.eye(34)).T
+    assert truth.log_det == pytest.approx(float(torch.linalg.slogdet(factor).logabsdet))
+    precision = torch.linalg.inv(factor @ factor.T)
+    found = nearest_gaussian(normal_energy(truth.mean, precision), first)
+    assert found is not None
+    torch.testing.assert_close(found.mean, truth.mean, rtol=0, atol=0.05)
+    residual = torch.linalg.inv(factor) @ found.moved(torch.eye(34)).T
+    excess = residual @ residual.T - torch.eye(34)
+    assert float(excess.abs().max()) < 0.15
+    kl = 0.5 * float(excess.trace()) - float(torch.linalg.slogdet(residual).logabsdet)
+    assert kl < 0.1
+
+
+def test_a_poisson_rate_has_the_known_optimum() -> None:
+    """u with ln pi = y u - e^u - u^2 / 2: E[e^u] = y - m, and 1 / v = 1 + E[e^u]."""
+    y = torch.tensor([0.0, 3.0, 40.0])
+    target = Energy(lambda u: (0.5 * u.square() + u.exp() - y * u).sum(-1))
+    found = nearest_gaussian(target, dense(3))
+    assert found is not None
+    covariance = found.factor @ found.factor.T
+    rate = torch.exp(found.mean + 0.5 * covariance.diagonal())
+    torch.testing.assert_close(rate, y - found.mean, rtol=0.05, atol=0.05)
+    torch.testing.assert_close(1 / covariance.diagonal(), 1 + rate, rtol=0.1, atol=0)
+
+
+def test_it_is_the_same_each_time() -> None:
+    target = normal_energy(torch.randn(5), precision_matrix(5))
+    before = torch.random.get_rng_state()
+    first, second = (nearest_gaussian(target, dense(5)) for _ in range(2))
+    assert first is not None
+    assert second is not None
+    assert torch.equal(first.mean, second.mean)
+    assert torch.equal(first.factor, second.factor)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_none_where_there_is_no_density(value: float) -> None:
+    target = Energy(lambda u: value * u.sum(-1))
+    assert nearest_gaussian(target, dense(4)) is None
+
+
+@pytest.mark.parametrize("odd", [False, True])
+def test_blocks_have_the_covariance(odd: bool) -> None:
+    factor = torch.randn(7, 7)
+    found = blocks(factor, 3, odd)
+    expected = factor @ factor.T
+    if odd:  # of the fields that given the globals
+        across = expected[3:, :3]
+        rest = expected[3:, 3:] - across @ torch.linalg.inv(expected[:3, :3]) @ across.T
+        expected = torch.block_diag(expected[:3, :3], rest)
+    torch.testing.assert_close(found @ found.T, expected)
+    assert not found[:3, 3:].any()
+    torch.testing.assert_close(found[3:, 3:], found[3:, 3:].T)
+
+
+def test_half_the_width() -> None:
+    q = dense(3).narrower()
+    assert q.log_det == pytest.approx(float(torch.logdet(q.factor)))
+    wide = LatticeGaussian.isotropic(torch.zeros(5), 0.1, (5,), 1, "open")
+    assert wide.narrower().log_det == pytest.approx(wide.log_det - 5 * math.log(2))
+
+
+# The density --------------------------------------------------------------------------------------
+
+
+def prototype(model: Any, *args: Any) -> Any:
+    """The trace of the latent sites, as a guide has it."""
+    guide = AutoNormal(model)
+    guide(*args)
+    return guide.prototype_trace
+
+
+@pytest.mark.parametrize("name", [*REGISTRY, *CASES])
+def test_many_points_are_single_ones(name: str) -> None:
+    """Energies and gradients of points together are those by vmap."""
+    case = CASES.get(name)
+    model = case.model if case else REGISTRY[name].build(1)
+    args = (models.ramp(2),) if model is models.subsampled else ()
+    density = ParticleDensity(model, args, {}, prototype(model, *args))
+    assert density.is_right()
+    target = ModelTarget(model).setup(*args)
+    points = 0.3 * torch.randn(3, target.dim)
+    energy, gradient = density.energy_and_grad(points)
+    expected, expected_gradient = target.energy_and_grad(points)
+    torch.testing.assert_close(energy, expected)
+    torch.testing.assert_close(gradient, expected_gradient)
+    torch.testing.assert_close(density.energy(points), expected)
+
+
+def of_one_site(data: Tensor) -> None:
+    x = pyro.sample("x", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+    pyro.sample("y", dist.Normal(x[0], 1.0), obs=data)
+
+
+def mixing(data: Tensor) -> None:
+    x = pyro.sample("x", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+    pyro.sample("y", dist.Normal(x - x.mean(), 1.0).to_event(1), obs=data)
+
+
+@pytest.mark.parametrize("model", [of_one_site, mixing])
+def test_a_model_that_knows_of_no_particles(model: Any) -> None:
+    data = torch.tensor(0.5)
+    trace = prototype(model, data)
+    assert not ParticleDensity(model, (data,), {}, trace).is_right()
+    assert isinstance(model_density(model, (data,), {}, trace), ModelTarget)
+    pyro.clear_param_store()
+    guide = AutoHierarchicalFlow(model)
+    SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO()).step(data)  # the first call
+
+
+def test_the_first_call_may_be_that_of_particles() -> None:
+    def model(data: Tensor) -> None:
+        x = pyro.sample("x", dist.Normal(torch.zeros(2, 2), 1.0).to_event(2))
+        pyro.sample("y", dist.Normal(x, 0.5).to_event(2), obs=data)
+
+    guide = AutoHierarchicalFlow(model)
+    elbo = PDD(16, vectorize_particles=True, max_plate_nesting=0)
+    elbo.loss_and_grads(model, guide, torch.ones(2, 2))
+    assert guide.get_transform().frame.factor.shape == (4, 4)
+    torch.testing.assert_close(guide.get_transform().frame.mean, torch.full((4,), 0.8))
+
+
+# Where there is no start --------------------------------------------------------------------------
+
+
+def hidden() -> None:
+    x = pyro.sample("x", dist.Normal(torch.zeros(2, 2), 1.0).to_event(2))
+    z = pyro.sample("z", dist.Bernoulli(0.5))
+    pyro.sample("y", dist.Normal(x + z, 0.2).to_event(2), obs=torch.ones(2, 2))
+
+
+def without_gradients() -> None:
+    x = pyro.sample("x", dist.Normal(torch.zeros(2, 2), 1.0).to_event(2))
+    pyro.factor("y", (0 * x).sqrt().sum((-1, -2)))
+
+
+@pytest.mark.parametrize(
+    ("model", "args", "reason"),
+    [
+        (poutine.block(hidden, hide=["z"]), (), "density is another each time"),
+        (models.subsampled, (models.ramp(6),), "subsampled plates 'data'"),
+        (without_gradients, (), "no Gaussian is nearer"),
+    ],
+)
+def test_it_falls_back_and_says_so(model: Any, args: tuple[Any, ...], reason: str) -> None:
+    with pytest.warns(UserWarning, match=f"standard deviations of 0.1: .*{reason}"):
+        guide = AutoHierarchicalFlow(model, "x", prototype_args=args)
+    torch.testing.assert_close(guide.get_transform().frame.factor, torch.full((4,), 0.1))
+
+
+def test_many_globals_have_no_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(start, "MAX_DENSE", 1)
+    with pytest.warns(UserWarning, match="there are 2 globals"):
+        AutoHierarchicalFlow(models.globals_only)
+
+
+def test_a_symmetric_guide_keeps_its_centre() -> None:
+    """Of two modes neither is chosen."""
+
+    def model() -> None:
+        x = pyro.sample("x", dist.Normal(torch.zeros(2, 2), 3.0).to_event(2))
+        pyro.factor("wells", -(x.square() - 1).square().sum((-1, -2)))
+
+    at_zero = init_to_value(values={"x": torch.zeros(2, 2)})
+    guide = AutoHierarchicalFlow(model, odd=True, init_loc_fn=at_zero)
+    assert not guide.get_transform().frame.mean.any()
+    assert float(guide.get_posterior().sample((1000,)).std()) > 0.3
