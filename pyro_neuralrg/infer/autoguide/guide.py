@@ -68,10 +68,10 @@ class AutoHierarchicalFlow(AutoContinuous):
     All of it stands in a frame, an affine map that is not trained. By default that is the Gaussian
     nearest to the posterior, found in seconds by a fixed point of the model's gradients
     (:func:`~pyro_neuralrg.infer.autoguide.start.nearest_gaussian`): with a covariance matrix up to
-    2048 unknowns, with widths alone beyond, where the widths of the modes have to be learned. What
-    is trained begins as the identity and acts in the frame's units, so that one step of Adam at a
-    rate of 1e-2 moves draws by a twentieth of their standard deviations: plain SVI with plain Adam
-    is safe. The fixed point begins at ``init_loc_fn``. Give ``init_scale``, and the guide begins
+    2048 unknowns, beyond with widths of sites and of the fields' modes. What is trained begins as
+    the identity and acts in the frame's units, so that one step of Adam at a rate of 1e-2 moves
+    draws by a twentieth of their standard deviations: plain SVI with plain Adam is safe. The fixed
+    point begins at ``init_loc_fn``. Give ``init_scale``, and the guide begins
     there itself, as Pyro's do; so it does, with a warning, where the fixed point finds nothing, or
     where the data are subsampled.
 
