@@ -10,10 +10,12 @@ order k = 1 .. n ("open").
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -23,6 +25,10 @@ from pyro_neuralrg.signatures import remember_signature
 from pyro_neuralrg.threads import by_fields
 
 __all__ = ["apply_spectrum", "neighbour_spectrum", "quadratic_form"]
+
+LONGEST_MATRIX = 200
+"""Sides up to which a sine transform is a product with a matrix. 64 fields of 8 x 8, 64 x 64 and
+200 x 200 take 2.3, 4.9 and 3.0 times as long by FFT (one thread)."""
 
 
 def apply_spectrum(
@@ -239,15 +245,27 @@ def _multiplicity(side: int, like: Tensor) -> Tensor:
 def _sine_transform(x: Tensor, dims: Sequence[int]) -> Tensor:
     r"""Orthonormal sine transform (DST-I), its own inverse, along each of ``dims``.
 
-    :math:`y_k = \sqrt{2/(n+1)} \sum_j x_j \sin(\pi jk/(n+1))`: the imaginary part of the FFT of x
-    padded with zeros to 2 (n + 1) entries.
+    :math:`y_k = \sqrt{2/(n+1)} \sum_j x_j \sin(\pi jk/(n+1))`: of short sides by a matrix, of long
+    ones the imaginary part of the FFT of x padded with zeros to 2 (n + 1) entries.
     """
     for dim in dims:
         side = x.shape[dim]
-        padded = torch.nn.functional.pad(x.movedim(dim, -1), (1, 0))
-        waves = torch.fft.rfft(padded, n=2 * (side + 1), dim=-1).imag[..., 1 : side + 1]
-        x = (waves * -math.sqrt(2 / (side + 1))).movedim(-1, dim)
+        values = x.movedim(dim, -1)
+        if side <= LONGEST_MATRIX:
+            values = values @ torch.from_numpy(_sines(side)).to(x)
+        else:
+            padded = torch.nn.functional.pad(values, (1, 0))
+            waves = torch.fft.rfft(padded, n=2 * (side + 1), dim=-1).imag[..., 1 : side + 1]
+            values = waves * -math.sqrt(2 / (side + 1))
+        x = values.movedim(-1, dim)
     return x
+
+
+@functools.lru_cache(maxsize=8)
+def _sines(side: int) -> Any:
+    """The matrix of the sine transform, in float64."""
+    k = np.arange(1, side + 1)
+    return math.sqrt(2 / (side + 1)) * np.sin(math.pi / (side + 1) * np.outer(k, k))
 
 
 def _computable(x: Tensor) -> Tensor:
