@@ -252,7 +252,8 @@ def _sine_transform(x: Tensor, dims: Sequence[int]) -> Tensor:
         side = x.shape[dim]
         values = x.movedim(dim, -1)
         if side <= LONGEST_MATRIX:
-            values = values @ torch.from_numpy(_sines(side)).to(x)
+            matrix = torch.from_numpy(_sines(side)).to(x)
+            values = (values.reshape(-1, side) @ matrix).reshape(values.shape)  # one product
         else:
             padded = torch.nn.functional.pad(values, (1, 0))
             waves = torch.fft.rfft(padded, n=2 * (side + 1), dim=-1).imag[..., 1 : side + 1]
