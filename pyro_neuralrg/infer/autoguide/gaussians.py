@@ -184,9 +184,8 @@ class LatticeGaussian:
         smooth = self._in_modes(z)
         of_sites = -(self.widths * odd * smooth).mean(0) - 1
         flat = torch.zeros_like(self.log_modes).requires_grad_()
-        with (
-            torch.enable_grad()
-        ):  # by polarisation, sum_k lambda_k a_k b_k is a difference of forms
+        with torch.enable_grad():
+            # by polarisation, sum_k lambda_k a_k b_k is a difference of quadratic forms
             a, b = self._fields(self.widths * odd), self._fields(smooth)
             dims = self.log_modes.dim() - 1
             forms = [quadratic_form(a + sign * b, flat, self.boundary, dims) for sign in (1, -1)]
