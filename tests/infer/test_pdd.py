@@ -13,7 +13,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import SVI, Trace_ELBO
-from pyro.infer.autoguide import AutoMultivariateNormal
+from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from torch.distributions import constraints
 
 from pyro_neuralrg.distributions import FlowDistribution, SymmetrizedFlow, TwoModes
@@ -377,3 +377,26 @@ def test_warns_of_losses_that_are_not_finite(value: float) -> None:
 def test_bad_num_particles(value: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match=r"num_particles is .*; accepted: an integer >= 1"):
         PDD(num_particles=value)
+
+
+@pytest.mark.parametrize(("data", "expected"), [(10, 1), (10**5, 2)])
+def test_small_problems_get_one_thread(data: int, expected: int) -> None:
+    seen = []
+
+    def model() -> None:
+        seen.append(torch.get_num_threads())
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", data):
+            pyro.sample("y", dist.Normal(x[..., None], 1.0), obs=torch.zeros(data))
+
+    guide = AutoNormal(model)
+    elbo = PDD(num_particles=2, vectorize_particles=True, max_plate_nesting=1)
+    elbo.loss(model, guide)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        elbo.loss_and_grads(model, guide)
+        assert seen[-1] == expected
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
