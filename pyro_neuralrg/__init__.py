@@ -8,8 +8,10 @@ an error bar, and sample it in the latent space (Li and Wang, PRL 121, 260601, 2
 
 from pyro_neuralrg.diagnostics import diagnose, to_arviz
 from pyro_neuralrg.distributions import SymmetrizedFlow
-from pyro_neuralrg.infer import PDD, AutoHierarchicalFlow, FlowGuide, fit, load, save
-from pyro_neuralrg.infer.mcmc import (
+from pyro_neuralrg.flow_file import load, save
+from pyro_neuralrg.free_energy import anneal, estimate, expectations
+from pyro_neuralrg.infer import PDD, AutoHierarchicalFlow, FlowGuide, FlowReparam
+from pyro_neuralrg.mcmc import (
     HMC,
     ChEESHMC,
     Cycle,
@@ -17,8 +19,8 @@ from pyro_neuralrg.infer.mcmc import (
     Mixture,
     VectorizedMCMC,
 )
-from pyro_neuralrg.infer.reparam import FlowReparam
 from pyro_neuralrg.potentials import FreeField, IsingDual, IsingDualFamily, LatticePotential, Phi4
+from pyro_neuralrg.train import fit
 from pyro_neuralrg.transforms import (
     ConditionalHierarchicalFlow,
     HierarchicalFlow,
@@ -48,8 +50,11 @@ __all__ = [
     "SymmetrizedFlow",
     "VectorizedMCMC",
     "__version__",
+    "anneal",
     "conditional_hierarchical_flow",
     "diagnose",
+    "estimate",
+    "expectations",
     "fit",
     "hierarchical_flow",
     "load",

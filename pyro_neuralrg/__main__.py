@@ -1,10 +1,10 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m pyro_neuralrg``: see :mod:`pyro_neuralrg.cli`."""
+"""``python -m pyro_neuralrg``: see :mod:`pyro_neuralrg.app.cli`."""
 
 import sys
 
-from pyro_neuralrg.cli import main
+from pyro_neuralrg.app.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from pyro_neuralrg.lattice import check_boundary, check_shape
+from pyro_neuralrg.runtime.threads import by_fields
 from pyro_neuralrg.signatures import remember_signature
-from pyro_neuralrg.threads import by_fields
 
 __all__ = ["apply_spectrum", "neighbour_spectrum", "quadratic_form"]
 

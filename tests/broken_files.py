@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pyro_neuralrg.infer.files import FileFormat
+from pyro_neuralrg.files.format import FileFormat
 
 
 def break_reading(name: str, monkeypatch: pytest.MonkeyPatch, after: int = 0) -> None:

@@ -20,49 +20,34 @@ import pyro_neuralrg
 ROOT = Path(pyro_neuralrg.__file__).parent
 NAME = pyro_neuralrg.__name__
 
-# What each part may import from; parts without a line here are unknown and fail.
-MAY_IMPORT: dict[str, set[str]] = {
-    "arguments": set(),
-    "bases": {"arguments"},
-    "interrupts": set(),
-    "processes": set(),
-    "progress": set(),
-    "series": {"arguments"},
-    "lattice": {"arguments"},
-    "signatures": set(),
-    "threads": set(),
-    "spectral": {"lattice", "signatures", "threads"},
-    "transforms": {"arguments", "bases", "lattice", "signatures", "spectral", "threads"},
-    "distributions": {"arguments", "bases", "lattice", "transforms"},
-    "potentials": {"arguments", "bases", "lattice", "spectral", "transforms"},
-    "observables": {"arguments", "lattice", "series"},
-    "infer": {
-        "arguments",
-        "bases",
-        "interrupts",
-        "processes",
-        "progress",
-        "lattice",
-        "spectral",
-        "transforms",
-        "distributions",
-        "potentials",
-        "series",
-        "observables",
-        "threads",
-    },
-    "diagnostics": {"lattice", "infer", "observables", "series"},
-    "analysis": {"arguments", "lattice", "series", "transforms"},
-    "plotting": {"arguments", "analysis", "observables", "infer", "diagnostics", "series"},
-}
-LIBRARY = set(MAY_IMPORT)
-MAY_IMPORT[""] = LIBRARY  # the package itself: its public names
-MAY_IMPORT["job"] = LIBRARY
-MAY_IMPORT["experiment"] = LIBRARY | {"job"}
-MAY_IMPORT["report"] = LIBRARY | {"job", ""}  # the root for its version only
-MAY_IMPORT["paper"] = LIBRARY
-MAY_IMPORT["cli"] = {"experiment", "interrupts", "job", "paper", "processes", "report", ""}
-MAY_IMPORT["__main__"] = {"cli"}
+ORDER = (
+    "arguments",
+    "signatures",
+    "runtime",
+    "files",
+    "statistics",
+    "bases",
+    "lattice",
+    "spectral",
+    "transforms",
+    "distributions",
+    "observables",
+    "potentials",
+    "flow_file",
+    "infer",
+    "train",
+    "mcmc",
+    "free_energy",
+    "diagnostics",
+    "analysis",
+    "plotting",
+    "paper",
+)
+"""Of the parts: each may import those before it."""
+MAY_IMPORT = {name: set(ORDER[:place]) for place, name in enumerate(ORDER)}
+MAY_IMPORT[""] = set(ORDER)  # the package itself: its public names
+MAY_IMPORT["app"] = set(ORDER) | {""}  # the root for its version only
+MAY_IMPORT["__main__"] = {"app"}
 
 GLOBAL_SETTERS = {
     "set_default_dtype",

@@ -22,7 +22,7 @@ from pyro_neuralrg.bases import (
     base_of,
 )
 from pyro_neuralrg.distributions import FlowDistribution
-from pyro_neuralrg.infer.free_energy import log_weights
+from pyro_neuralrg.free_energy.importance import log_weights
 from pyro_neuralrg.transforms import hierarchical_flow
 
 BASES = [StandardNormal(), TwoModes(0.1), TwoModes(1.0), TwoModes(3.0), TwoModes(4.0)]

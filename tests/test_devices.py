@@ -18,15 +18,15 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_neuralrg import HMC, ChEESHMC, Cycle, FreeField, IndependenceMetropolis, IsingDual
-from pyro_neuralrg.experiment import Experiment
-from pyro_neuralrg.infer.fit import _guide
-from pyro_neuralrg.infer.mcmc import MALA, EnergyTarget, Kernel, RandomWalkMetropolis
-from pyro_neuralrg.infer.optimizer import JoinedAdam
+from pyro_neuralrg.app.experiment import Experiment
+from pyro_neuralrg.app.job import Settings
 from pyro_neuralrg.infer.pdd import PDD
-from pyro_neuralrg.infer.schedule import Anneal
-from pyro_neuralrg.infer.training import Training
-from pyro_neuralrg.job import Settings
-from pyro_neuralrg.processes import Processes
+from pyro_neuralrg.mcmc import MALA, EnergyTarget, Kernel, RandomWalkMetropolis
+from pyro_neuralrg.runtime.processes import Processes
+from pyro_neuralrg.train.loop import Training
+from pyro_neuralrg.train.optimizer import JoinedAdam
+from pyro_neuralrg.train.schedule import Anneal
+from pyro_neuralrg.train.training import _guide
 
 META, CPU = torch.device("meta"), torch.device("cpu")
 

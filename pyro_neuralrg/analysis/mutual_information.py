@@ -21,7 +21,7 @@ from pyro_neuralrg.analysis.estimators import Estimator, Neighbours
 from pyro_neuralrg.analysis.scales import scale_of_latents
 from pyro_neuralrg.arguments import LARGEST_SEED, check_integer
 from pyro_neuralrg.lattice import check_boundary, check_shape
-from pyro_neuralrg.series import Estimate
+from pyro_neuralrg.statistics import Estimate
 from pyro_neuralrg.transforms import HierarchicalFlow
 
 __all__ = [

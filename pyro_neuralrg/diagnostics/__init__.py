@@ -7,7 +7,7 @@ from pyro_neuralrg.diagnostics.table import summary
 from pyro_neuralrg.diagnostics.tree import group_of, make_tree, save_tree
 from pyro_neuralrg.diagnostics.verdict import Diagnosis, Finding, Thresholds, diagnose
 from pyro_neuralrg.diagnostics.weights import weights_to_arviz
-from pyro_neuralrg.series import Summary, summarise
+from pyro_neuralrg.statistics import Summary, summarise
 
 __all__ = [
     "Diagnosis",

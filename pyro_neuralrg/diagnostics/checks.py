@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyro_neuralrg.diagnostics.modes import critical_dip, dip, split_of_chains
-from pyro_neuralrg.series.convergence import LARGEST_RHAT, FieldSummary, bfmi
-from pyro_neuralrg.series.draws import MIN_DRAWS
+from pyro_neuralrg.statistics.convergence import LARGEST_RHAT, FieldSummary, bfmi
+from pyro_neuralrg.statistics.draws import MIN_DRAWS
 
 __all__ = ["CHECKS", "Facts", "Finding", "Thresholds", "short", "worst_of"]
 

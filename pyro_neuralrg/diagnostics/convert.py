@@ -15,7 +15,7 @@ from pyro_neuralrg.diagnostics import program
 from pyro_neuralrg.diagnostics.runs import BATCH, Program, Run, read_run
 from pyro_neuralrg.diagnostics.tree import make_tree
 from pyro_neuralrg.diagnostics.weights import importance_group
-from pyro_neuralrg.infer.mcmc import EnergyTarget, Target, VectorizedMCMC
+from pyro_neuralrg.mcmc import EnergyTarget, Target, VectorizedMCMC
 from pyro_neuralrg.observables import dual_observables, field_observables
 
 __all__ = ["default_observables", "to_arviz"]

@@ -12,7 +12,7 @@ import torch
 from pyro.infer import HMC, MCMC, NUTS
 from torch import Tensor
 
-from pyro_neuralrg.infer.mcmc import EnergyTarget, Target, VectorizedMCMC, as_target
+from pyro_neuralrg.mcmc import EnergyTarget, Target, VectorizedMCMC, as_target
 
 __all__ = ["Run", "read_run"]
 

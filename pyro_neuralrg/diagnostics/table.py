@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pyro_neuralrg.diagnostics.tree import group_of
-from pyro_neuralrg.series.table import summary_table
+from pyro_neuralrg.statistics.table import summary_table
 
 __all__ = ["summary"]
 
@@ -23,7 +23,7 @@ def summary(
     """Return mean, sd, standard error, effective sample sizes and R-hat of each variable.
 
     One line per scalar or observable, two per field: see
-    :func:`~pyro_neuralrg.series.summary_table`.
+    :func:`~pyro_neuralrg.statistics.summary_table`.
 
     Args:
         idata: ArviZ's InferenceData or DataTree.

@@ -11,7 +11,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from pyro_neuralrg.series import arviz_module, quiet
+from pyro_neuralrg.statistics import arviz_module, quiet
 
 __all__ = ["group_of", "make_tree", "save_tree"]
 

@@ -21,8 +21,8 @@ from pyro_neuralrg.diagnostics.checks import (
     worst_of,
 )
 from pyro_neuralrg.diagnostics.tree import group_of
-from pyro_neuralrg.series.convergence import FieldSummary, summarise_field
-from pyro_neuralrg.series.draws import MIN_DRAWS
+from pyro_neuralrg.statistics.convergence import FieldSummary, summarise_field
+from pyro_neuralrg.statistics.draws import MIN_DRAWS
 
 __all__ = ["Diagnosis", "Finding", "Thresholds", "diagnose"]
 
@@ -87,7 +87,7 @@ def diagnose(
     """Say in words whether a run can be trusted, and what speaks against it.
 
     Of fields, the worst site and the median over sites are told, never each site; of large ones a
-    random choice of sites is looked at (:func:`~pyro_neuralrg.series.summarise_field`), and the
+    random choice of sites is looked at (:func:`~pyro_neuralrg.statistics.summarise_field`), and the
     text says so. A run without a problem has not been shown to be right: chains that all missed the
     same mode agree with each other.
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyro_neuralrg.diagnostics.tree import make_tree
-from pyro_neuralrg.series import pareto_k
+from pyro_neuralrg.statistics import pareto_k
 
 __all__ = ["importance_group", "weights_to_arviz"]
 
@@ -43,7 +43,7 @@ def weights_to_arviz(
     Returns:
         A container with the group ``importance``: ``log_weight``, ``log_weight_normalised`` (their
         exponentials sum to one) and the observables, with the dimension ``sample`` first; and its
-        attributes ``pareto_k`` (see :func:`pyro_neuralrg.series.pareto_k`), ``ess`` (Kish, in
+        attributes ``pareto_k`` (see :func:`pyro_neuralrg.statistics.pareto_k`), ``ess`` (Kish, in
         samples), ``ess_fraction`` and ``log_partition`` (ln of the mean weight, nats).
 
     Raises:

@@ -1,51 +1,60 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Training, free energies and sampling."""
+"""Pyro's objects: the loss, guides and the reparameterisation by a flow.
 
-from pyro_neuralrg.infer.annealing import Annealing, anneal
+Names that stood here up to version 0.1 are forwarded, with a DeprecationWarning.
+"""
+
+import importlib
+import warnings
+from typing import Any
+
 from pyro_neuralrg.infer.autoguide import AutoHierarchicalFlow
-from pyro_neuralrg.infer.bounds import Bounds, bounds
-from pyro_neuralrg.infer.checkpoint import Loaded, load, save
-from pyro_neuralrg.infer.fit import FitResult, fit
-from pyro_neuralrg.infer.free_energy import FreeEnergyEstimate, estimate
 from pyro_neuralrg.infer.guides import FlowGuide
-from pyro_neuralrg.infer.history import History, TrainingStep
-from pyro_neuralrg.infer.inpainting import inpaint
-from pyro_neuralrg.infer.likelihood import DataFit, cross_entropy, fit_data
 from pyro_neuralrg.infer.pdd import PDD
-from pyro_neuralrg.infer.pixels import Pixels
-from pyro_neuralrg.infer.reweighting import Expectations, Reweighted, expectations, reweight
-from pyro_neuralrg.infer.schedule import Schedule, default_schedule
-from pyro_neuralrg.infer.thermodynamics import Thermodynamics, thermodynamics
+from pyro_neuralrg.infer.reparam import FlowReparam
 
-__all__ = [
-    "PDD",
-    "Annealing",
-    "AutoHierarchicalFlow",
-    "Bounds",
-    "DataFit",
-    "Expectations",
-    "FitResult",
-    "FlowGuide",
-    "FreeEnergyEstimate",
-    "History",
-    "Loaded",
-    "Pixels",
-    "Reweighted",
-    "Schedule",
-    "Thermodynamics",
-    "TrainingStep",
-    "anneal",
-    "bounds",
-    "cross_entropy",
-    "default_schedule",
-    "estimate",
-    "expectations",
-    "fit",
-    "fit_data",
-    "inpaint",
-    "load",
-    "reweight",
-    "save",
-    "thermodynamics",
-]
+__all__ = ["PDD", "AutoHierarchicalFlow", "FlowGuide", "FlowReparam"]
+
+_MOVED = {
+    "pyro_neuralrg.free_energy": (
+        "Annealing",
+        "Bounds",
+        "Expectations",
+        "FreeEnergyEstimate",
+        "Reweighted",
+        "Thermodynamics",
+        "anneal",
+        "bounds",
+        "estimate",
+        "expectations",
+        "reweight",
+        "thermodynamics",
+    ),
+    "pyro_neuralrg.train": (
+        "DataFit",
+        "FitResult",
+        "History",
+        "Schedule",
+        "TrainingStep",
+        "cross_entropy",
+        "default_schedule",
+        "fit",
+        "fit_data",
+    ),
+    "pyro_neuralrg": ("load", "save"),
+}
+"""By their new modules."""
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _MOVED.items():
+        if name in names:
+            warnings.warn(
+                f"pyro_neuralrg.infer.{name} is now {module}.{name}; the old name goes with the "
+                "next release",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+            return getattr(importlib.import_module(module), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -22,7 +22,7 @@ from pyro.util import check_if_enumerated, warn_if_inf, warn_if_nan
 from torch import Tensor
 
 from pyro_neuralrg.arguments import check_integer
-from pyro_neuralrg.threads import own_threads
+from pyro_neuralrg.runtime.threads import own_threads
 
 __all__ = ["PDD"]
 

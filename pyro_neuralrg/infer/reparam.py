@@ -35,7 +35,7 @@ class FlowReparam(Reparam):
 
     whatever the flow: a perfect flow makes it standard normals, a poor one leaves it as hard as it
     was. The distribution of the latent site carries no density of its own. Pyro's ``HMC``, ``NUTS``
-    and ``SVI`` as well as :class:`~pyro_neuralrg.infer.mcmc.VectorizedMCMC` run on the result. The
+    and ``SVI`` as well as :class:`~pyro_neuralrg.mcmc.VectorizedMCMC` run on the result. The
     flow is used as it is and not trained: it is not registered in the parameter store.
 
     A site may stand inside plates (batch dimensions on the left) and its distribution may be

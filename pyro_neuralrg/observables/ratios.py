@@ -3,9 +3,9 @@
 """Quantities that are functions of several means, from series of draws, with standard errors.
 
 All take series of shape ``(chains, draws)``, numpy arrays or torch tensors measured on the same
-draws, and return an :class:`~pyro_neuralrg.series.Estimate` by
-:func:`~pyro_neuralrg.series.jackknife`. As only means enter, series averaged over the spins given x
-serve as well as those of sampled spins.
+draws, and return an :class:`~pyro_neuralrg.statistics.Estimate` by
+:func:`~pyro_neuralrg.statistics.jackknife`. As only means enter, series averaged over the spins
+given x serve as well as those of sampled spins.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from pyro_neuralrg.arguments import check_integer, check_number
 from pyro_neuralrg.lattice import check_shape
-from pyro_neuralrg.series import Estimate, jackknife
+from pyro_neuralrg.statistics import Estimate, jackknife
 
 __all__ = ["binder_cumulant", "correlation_length", "specific_heat", "susceptibility"]
 
@@ -70,7 +70,7 @@ def binder_cumulant(structure_factor: Any, fourth_moment: Any) -> Estimate:
         The estimate; NaN if m is zero throughout.
 
     Raises:
-        ValueError: as :func:`~pyro_neuralrg.series.jackknife`.
+        ValueError: as :func:`~pyro_neuralrg.statistics.jackknife`.
 
     References:
         K. Binder, Z. Phys. B 43, 119 (1981).

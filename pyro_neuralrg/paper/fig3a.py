@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_neuralrg import plotting
-from pyro_neuralrg.infer import TrainingStep, anneal
-from pyro_neuralrg.infer.free_energy import (
+from pyro_neuralrg.free_energy import anneal
+from pyro_neuralrg.free_energy.importance import (
     FreeEnergyEstimate,
     from_log_weights,
     is_trustworthy,
@@ -29,6 +29,7 @@ from pyro_neuralrg.paper.files import read_numbers, write_flow, write_numbers
 from pyro_neuralrg.paper.start import Prepared, Start, exact_or_none
 from pyro_neuralrg.plotting import Series
 from pyro_neuralrg.plotting.style import broken, new_figure
+from pyro_neuralrg.train import TrainingStep
 
 __all__ = ["Results", "Settings", "compute", "describe", "draw"]
 

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from pyro_neuralrg import plotting
 from pyro_neuralrg.arguments import check_integer
-from pyro_neuralrg.infer import TrainingStep
-from pyro_neuralrg.infer.mcmc import (
+from pyro_neuralrg.mcmc import (
     HMC,
     Adaptation,
     Cycle,
@@ -33,6 +32,7 @@ from pyro_neuralrg.paper.files import read_numbers, write_flow, write_numbers
 from pyro_neuralrg.paper.start import Prepared, Start, exact_or_none
 from pyro_neuralrg.plotting import Series
 from pyro_neuralrg.plotting.style import GREY, broken, new_figure
+from pyro_neuralrg.train import TrainingStep
 
 __all__ = ["Curve", "Protocol", "Results", "Settings", "compute", "describe", "draw"]
 

@@ -23,7 +23,7 @@ from pyro_neuralrg.analysis.estimators import Bins, Estimator, Neighbours
 from pyro_neuralrg.paper.files import read_arrays, write_arrays, write_flow
 from pyro_neuralrg.paper.start import Prepared, Start, inverse
 from pyro_neuralrg.plotting.style import new_figure
-from pyro_neuralrg.series import Estimate
+from pyro_neuralrg.statistics import Estimate
 
 __all__ = ["Results", "Settings", "compute", "describe", "draw"]
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from pyro_neuralrg.infer import save
-from pyro_neuralrg.infer.atomic import writing
+from pyro_neuralrg.files.atomic import writing
+from pyro_neuralrg.flow_file import save
 from pyro_neuralrg.plotting.style import png
 from pyro_neuralrg.transforms import HierarchicalFlow
 

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from pyro_neuralrg.arguments import LARGEST_SEED, check_integer
 from pyro_neuralrg.distributions import StandardNormal
-from pyro_neuralrg.infer import FitResult, TrainingStep, default_schedule, fit, load
-from pyro_neuralrg.infer.files import one_line
-from pyro_neuralrg.infer.schedule import COOLING
+from pyro_neuralrg.files.format import one_line
+from pyro_neuralrg.flow_file import load
 from pyro_neuralrg.lattice import check_shape
 from pyro_neuralrg.potentials import CRITICAL_TEMPERATURE, IsingDual
+from pyro_neuralrg.train import FitResult, TrainingStep, default_schedule, fit
+from pyro_neuralrg.train.schedule import COOLING
 from pyro_neuralrg.transforms import HierarchicalFlow
 
 __all__ = ["BLOCKS", "Prepared", "Start", "Trained", "exact_or_none", "inverse", "paper_flow"]
@@ -134,7 +135,7 @@ class Trained(NamedTuple):
     """A training and what it took.
 
     Attributes:
-        fit: What :func:`~pyro_neuralrg.infer.fit` returned.
+        fit: What :func:`~pyro_neuralrg.train.fit` returned.
         cpu_seconds: Of the process meanwhile: unlike wall time, the same on a busy machine.
     """
 

@@ -20,8 +20,7 @@ from matplotlib.ticker import AutoLocator
 from pyro_neuralrg import plotting
 from pyro_neuralrg.arguments import check_integer, check_number
 from pyro_neuralrg.distributions import StandardNormal
-from pyro_neuralrg.infer import TrainingStep, fit
-from pyro_neuralrg.infer.free_energy import from_log_weights, log_weights
+from pyro_neuralrg.free_energy.importance import from_log_weights, log_weights
 from pyro_neuralrg.lattice import make_circuit
 from pyro_neuralrg.paper.files import read_numbers, write_numbers
 from pyro_neuralrg.paper.light_cone import light_cone, reach
@@ -29,6 +28,7 @@ from pyro_neuralrg.paper.start import Prepared, Start, exact_or_none
 from pyro_neuralrg.plotting import Series
 from pyro_neuralrg.plotting.style import new_figure
 from pyro_neuralrg.potentials import CRITICAL_TEMPERATURE, IsingDual
+from pyro_neuralrg.train import TrainingStep, fit
 from pyro_neuralrg.transforms import BIJECTORS, HierarchicalFlow
 
 __all__ = [

@@ -27,8 +27,8 @@ from pyro_neuralrg.plotting.style import (
     new_figure,
     note,
 )
-from pyro_neuralrg.series import summarise
-from pyro_neuralrg.series.convergence import LARGEST_RHAT, rank_counts
+from pyro_neuralrg.statistics import summarise
+from pyro_neuralrg.statistics.convergence import LARGEST_RHAT, rank_counts
 
 __all__ = ["configurations", "free_energy", "ranks", "structure_factor", "trace"]
 

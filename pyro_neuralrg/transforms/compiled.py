@@ -25,8 +25,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
+from pyro_neuralrg.runtime.threads import share
 from pyro_neuralrg.signatures import remember_signature
-from pyro_neuralrg.threads import share
 from pyro_neuralrg.transforms.networks import Inputs
 
 Tensors = tuple[Tensor | None, ...]

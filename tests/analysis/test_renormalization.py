@@ -18,8 +18,8 @@ from pyro_neuralrg.analysis import (
     variables_of_scale,
 )
 from pyro_neuralrg.distributions import TwoModes
-from pyro_neuralrg.infer import fit
 from pyro_neuralrg.potentials import FreeField, IsingDual
+from pyro_neuralrg.train import fit
 from pyro_neuralrg.transforms import HierarchicalFlow, hierarchical_flow
 from tests.analysis.linear import any_matrix, haar, jacobian, linear_flow
 

@@ -36,8 +36,8 @@ import torch
 
 from pyro_neuralrg import HMC, IsingDual, fit, save
 from pyro_neuralrg.distributions import FlowDistribution
-from pyro_neuralrg.infer import estimate
-from pyro_neuralrg.infer.mcmc import LatentTarget
+from pyro_neuralrg.free_energy import estimate
+from pyro_neuralrg.mcmc import LatentTarget
 from pyro_neuralrg.observables import structure_factor
 
 SAMPLES = 20_000

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from pyro_neuralrg import fit
-from pyro_neuralrg.infer import estimate, thermodynamics
+from pyro_neuralrg.free_energy import estimate, thermodynamics
 from pyro_neuralrg.potentials import IsingDualFamily
 
 SAMPLES = 10_000

@@ -23,7 +23,7 @@ import torch
 from pyro_neuralrg import PDD, hierarchical_flow
 from pyro_neuralrg.distributions import FlowDistribution
 from pyro_neuralrg.infer import AutoHierarchicalFlow
-from pyro_neuralrg.infer.optimizer import JoinedAdam
+from pyro_neuralrg.train.optimizer import JoinedAdam
 
 LEARNING_RATE = 1e-3
 

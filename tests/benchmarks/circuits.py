@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 
 from pyro_neuralrg import FreeField, IsingDual, LatticePotential, fit
-from pyro_neuralrg.infer import estimate
+from pyro_neuralrg.free_energy import estimate
 from pyro_neuralrg.lattice import make_circuit
 from pyro_neuralrg.transforms import BIJECTORS, HierarchicalFlow
 

@@ -42,7 +42,7 @@ from skimage.filters import gaussian
 from torch import Tensor
 
 from pyro_neuralrg import AutoHierarchicalFlow, ChEESHMC, VectorizedMCMC, fit
-from pyro_neuralrg.infer import anneal, estimate
+from pyro_neuralrg.free_energy import anneal, estimate
 from pyro_neuralrg.spectral import apply_spectrum, neighbour_spectrum, quadratic_form
 
 SHAPE, WINDOW = (32, 32), 28

@@ -22,7 +22,7 @@ import torch
 from pyro.infer import MCMC, NUTS, SVI
 
 from pyro_neuralrg import PDD, FlowGuide, FlowReparam, IsingDual
-from pyro_neuralrg.infer.mcmc import HMC, LatentTarget
+from pyro_neuralrg.mcmc import HMC, LatentTarget
 from pyro_neuralrg.potentials import CRITICAL_TEMPERATURE
 
 

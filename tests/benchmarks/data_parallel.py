@@ -25,7 +25,7 @@ import torch
 import torch.distributed
 
 from pyro_neuralrg import IsingDual, fit
-from pyro_neuralrg.processes import joined, processes
+from pyro_neuralrg.runtime.processes import joined, processes
 
 STEPS, SKIPPED = 16, 4
 BATCHES = {16: 256, 64: 32}

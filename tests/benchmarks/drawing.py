@@ -20,7 +20,7 @@ import torch
 
 from pyro_neuralrg import IsingDual, load
 from pyro_neuralrg.diagnostics import summarise
-from pyro_neuralrg.infer.free_energy import from_log_weights, log_weights
+from pyro_neuralrg.free_energy.importance import from_log_weights, log_weights
 from pyro_neuralrg.potentials.cluster import swendsen_wang
 
 BATCH = 500

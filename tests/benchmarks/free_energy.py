@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from pyro_neuralrg import IsingDual, fit, load
-from pyro_neuralrg.infer import anneal, bounds, estimate
+from pyro_neuralrg.free_energy import anneal, bounds, estimate
 
 Row = tuple[str, float, float, int]
 

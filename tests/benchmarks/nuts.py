@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pyro_neuralrg import ChEESHMC, IsingDual, VectorizedMCMC
 from pyro_neuralrg.observables import structure_factor
-from pyro_neuralrg.series import summarise
+from pyro_neuralrg.statistics import summarise
 
 CHAINS, WARMUP, DRAWS, THEIR_DRAWS = 64, 300, 300, 1500
 

@@ -39,10 +39,10 @@ from pyro_neuralrg import (
     fit,
     load,
 )
-from pyro_neuralrg.infer import estimate
-from pyro_neuralrg.infer.mcmc import MALA, Adaptation, Kernel, RandomWalkMetropolis
+from pyro_neuralrg.free_energy import estimate
+from pyro_neuralrg.mcmc import MALA, Adaptation, Kernel, RandomWalkMetropolis
 from pyro_neuralrg.observables import structure_factor
-from pyro_neuralrg.series import Summary, summarise
+from pyro_neuralrg.statistics import Summary, summarise
 
 HEADINGS = (
     f"{'sampler':<26}{'step':>7}{'length':>8}{'accept':>8}{'S':>9}{'MCSE':>9}{'R-hat':>8}{'ESS':>8}"

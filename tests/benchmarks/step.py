@@ -42,7 +42,7 @@ def measure(what: str, side: int, threads: int) -> dict[str, float]:
     import torch
 
     from pyro_neuralrg import HMC, IsingDual, fit
-    from pyro_neuralrg.infer.mcmc import LatentTarget
+    from pyro_neuralrg.mcmc import LatentTarget
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pyro_neuralrg import IsingDual, SymmetrizedFlow, hierarchical_flow
 from pyro_neuralrg.distributions import FlowDistribution
-from pyro_neuralrg.infer.optimizer import JoinedAdam
+from pyro_neuralrg.train.optimizer import JoinedAdam
 from pyro_neuralrg.transforms import HierarchicalFlow
 from tests.benchmarks.straightforward import StraightforwardFlow, straightforward_copy
 

@@ -28,7 +28,7 @@ from pyro_neuralrg import (
 )
 from pyro_neuralrg import observables as obs
 from pyro_neuralrg.observables import dual_observables, field_observables
-from tests.infer.mcmc.registry import ToyFlow
+from tests.mcmc.registry import ToyFlow
 
 STATS = {"lp", "energy", "acceptance_rate", "step_size", "n_steps", "diverging"}
 

@@ -22,7 +22,7 @@ from pyro_neuralrg import HMC, FlowReparam, VectorizedMCMC, to_arviz
 from pyro_neuralrg.diagnostics import diagnose, summary
 from pyro_neuralrg.diagnostics.program import read_sites
 from pyro_neuralrg.diagnostics.runs import Program
-from tests.infer.mcmc.registry import ToyFlow
+from tests.mcmc.registry import ToyFlow
 
 EFFECTS = [28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0]
 ERRORS = [15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0]

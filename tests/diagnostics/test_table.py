@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pyro_neuralrg.diagnostics import make_tree, summary
-from pyro_neuralrg.series.convergence import summarise_field
+from pyro_neuralrg.statistics.convergence import summarise_field
 
 
 @pytest.fixture

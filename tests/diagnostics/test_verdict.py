@@ -22,7 +22,7 @@ from pyro_neuralrg.diagnostics import (
     save_tree,
     weights_to_arviz,
 )
-from tests.infer.mcmc.registry import ToyFlow
+from tests.mcmc.registry import ToyFlow
 
 Rng = np.random.Generator
 Groups = dict[str, dict[str, np.ndarray]]

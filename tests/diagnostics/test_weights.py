@@ -13,7 +13,7 @@ import torch
 import xarray
 
 from pyro_neuralrg.diagnostics import save_tree, weights_to_arviz
-from pyro_neuralrg.infer.free_energy import from_log_weights
+from pyro_neuralrg.free_energy.importance import from_log_weights
 
 
 def test_figures_agree_with_the_estimate_of_the_free_energy() -> None:

@@ -30,8 +30,8 @@ from torch import Tensor
 from pyro_neuralrg import PDD, IndependenceMetropolis, VectorizedMCMC, fit
 from pyro_neuralrg.infer import AutoHierarchicalFlow, pdd
 from pyro_neuralrg.infer.autoguide import start
-from pyro_neuralrg.infer.mcmc import ChEESHMC
-from pyro_neuralrg.infer.mcmc.model_target import ModelTarget
+from pyro_neuralrg.mcmc import ChEESHMC
+from pyro_neuralrg.mcmc.model_target import ModelTarget
 from pyro_neuralrg.transforms import Neighbour, RealNVP
 from pyro_neuralrg.transforms.compilation import compiled_operations
 from tests.infer import autoguide_models as models

@@ -15,8 +15,8 @@ from pyro.infer.reparam import NeuTraReparam
 from torch import Tensor
 
 from pyro_neuralrg import PDD, AutoHierarchicalFlow, ChEESHMC, VectorizedMCMC
-from pyro_neuralrg.series import summarise
 from pyro_neuralrg.spectral import apply_spectrum, neighbour_spectrum
+from pyro_neuralrg.statistics import summarise
 
 SHAPE = (8, 8)
 LAPLACIAN = 4.0 - neighbour_spectrum(SHAPE, (1.0, 1.0))

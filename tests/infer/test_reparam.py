@@ -19,8 +19,8 @@ from torch import Tensor
 
 from pyro_neuralrg import FlowReparam, FreeField, IsingDual, hierarchical_flow
 from pyro_neuralrg.distributions import StandardNormal, TwoModes
-from pyro_neuralrg.infer.mcmc import LatentTarget, as_target
-from tests.infer.mcmc.registry import ToyFlow
+from pyro_neuralrg.mcmc import LatentTarget, as_target
+from tests.mcmc.registry import ToyFlow
 
 
 def perturbed_flow(shape: tuple[int, ...], **options: Any) -> Any:

@@ -23,7 +23,7 @@ from pyro_neuralrg.infer.autoguide import start
 from pyro_neuralrg.infer.autoguide.density import ParticleDensity, model_density
 from pyro_neuralrg.infer.autoguide.gaussians import LatticeGaussian, MatrixGaussian
 from pyro_neuralrg.infer.autoguide.start import blocks, nearest_gaussian
-from pyro_neuralrg.infer.mcmc.model_target import ModelTarget
+from pyro_neuralrg.mcmc.model_target import ModelTarget
 from tests.infer import autoguide_models as models
 from tests.infer.autoguide_models import CASES
 from tests.models.registry import REGISTRY

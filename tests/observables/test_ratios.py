@@ -14,7 +14,7 @@ import torch
 from pyro_neuralrg import IsingDual
 from pyro_neuralrg import observables as obs
 from pyro_neuralrg.potentials import FreeField
-from pyro_neuralrg.series import Estimate, jackknife
+from pyro_neuralrg.statistics import Estimate, jackknife
 from tests.potentials.enumeration import Ising
 
 

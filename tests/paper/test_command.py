@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from pyro_neuralrg import IsingDual, hierarchical_flow, load, save
-from pyro_neuralrg.cli import main
+from pyro_neuralrg.app.cli import main
 from pyro_neuralrg.paper import FIGURES, Start, fig3a, fig3b, fig4a, fig4b, prepare, sweep
 
 MODULES = {"fig3a": fig3a, "fig3b": fig3b, "fig4a": fig4a, "fig4b": fig4b, "sweep": sweep}

@@ -15,7 +15,6 @@ import torch
 
 from pyro_neuralrg import IsingDual, hierarchical_flow, save
 from pyro_neuralrg.distributions import StandardNormal
-from pyro_neuralrg.infer.schedule import COOLING, default_schedule
 from pyro_neuralrg.paper.start import (
     BLOCKS,
     Start,
@@ -24,6 +23,7 @@ from pyro_neuralrg.paper.start import (
     inverse,
     paper_flow,
 )
+from pyro_neuralrg.train.schedule import COOLING, default_schedule
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from pyro_neuralrg import IsingDual, plotting
-from pyro_neuralrg.cli import build_parser
+from pyro_neuralrg.app.cli import build_parser
 from pyro_neuralrg.plotting.style import png
 
 PICTURES = Path(__file__).parents[2] / "tutorials" / "figures"

@@ -14,8 +14,8 @@ from pyro import poutine
 from pyro.infer import MCMC, NUTS
 from torch import Tensor
 
-from pyro_neuralrg.infer import fit
 from pyro_neuralrg.potentials import FreeField, LatticePotential
+from pyro_neuralrg.train import fit
 from pyro_neuralrg.transforms import hierarchical_flow
 
 

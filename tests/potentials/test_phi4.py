@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pyro_neuralrg.distributions import StandardNormal, TwoModes
 from pyro_neuralrg.distributions.flow import FlowDistribution
-from pyro_neuralrg.infer import estimate
+from pyro_neuralrg.free_energy import estimate
 from pyro_neuralrg.potentials import FreeField, Phi4
 from pyro_neuralrg.potentials.phi4 import Hopping, bonded_axes, from_hopping, to_hopping
 from pyro_neuralrg.transforms import FourierLayer

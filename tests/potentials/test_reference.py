@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import pytest
 
-from pyro_neuralrg import experiment
-from pyro_neuralrg.experiment import Experiment
-from pyro_neuralrg.job import Results, Settings
+from pyro_neuralrg.app import experiment
+from pyro_neuralrg.app.experiment import Experiment
+from pyro_neuralrg.app.job import Results, Settings
+from pyro_neuralrg.app.report import as_json, table
 from pyro_neuralrg.potentials import IsingDual
-from pyro_neuralrg.report import as_json, table
 
 
 def run(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> Results:

@@ -18,7 +18,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_neuralrg import IsingDual, threads
+from pyro_neuralrg import IsingDual
+from pyro_neuralrg.runtime import threads
 from pyro_neuralrg.transforms import (
     LatticeTransform,
     Neighbour,

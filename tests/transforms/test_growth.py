@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_neuralrg import FreeField, IsingDual, fit
 from pyro_neuralrg.distributions import TwoModes
-from pyro_neuralrg.infer.free_energy import log_weights
+from pyro_neuralrg.free_energy.importance import log_weights
 from pyro_neuralrg.transforms import (
     HierarchicalFlow,
     LayerFactory,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pyro_neuralrg import IsingDual, fit, load, save
-from pyro_neuralrg.infer import estimate
+from pyro_neuralrg.free_energy import estimate
 from pyro_neuralrg.lattice import make_circuit
 from pyro_neuralrg.transforms import HierarchicalFlow, LayerFactory, Neighbour, hierarchical_flow
 from pyro_neuralrg.transforms.sites import features_of_blocks

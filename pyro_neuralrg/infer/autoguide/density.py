@@ -13,8 +13,7 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import biject_to
 
-from pyro_neuralrg.infer.mcmc.model_checks import check_no_subsampling
-from pyro_neuralrg.infer.mcmc.model_target import ModelTarget
+from pyro_neuralrg.infer.model_checks import check_no_subsampling
 
 ROUNDING = 1e3
 """Machine precisions by which energies may differ that are the same."""
@@ -51,15 +50,11 @@ def model_density(
 
     Raises:
         ValueError: if the model subsamples data, if its density is random (of latents that are
-            hidden, say), or if its latents are others than those of the prototype.
+            hidden, say).
     """
-    particles = ParticleDensity(model, args, kwargs, prototype)
-    density: Density = particles
-    if not particles.is_right():
-        density = target = ModelTarget(model).setup(*args, **kwargs)
-        names = [name for name, _ in prototype.iter_stochastic_nodes()]
-        if list(target.sites) != names:
-            raise ValueError(f"the model's latents are {list(target.sites)} and not {names}")
+    density = ParticleDensity(model, args, kwargs, prototype)
+    if not density.is_right():
+        density.by_vmap = True
     points = torch.zeros(2, _dim(prototype), dtype=density.dtype, device=density.device)
     if not torch.equal(density.energy(points), density.energy(points)):
         raise ValueError("the model's density is another each time")
@@ -85,6 +80,7 @@ class ParticleDensity:
     ) -> None:
         self.model = model
         self.args, self.kwargs = args, kwargs
+        self.by_vmap = False
         self.sites: list[_Site] = []
         for name, site in prototype.iter_stochastic_nodes():
             transform = biject_to(site["fn"].support)
@@ -112,7 +108,8 @@ class ParticleDensity:
             with torch.enable_grad():
                 together = self._energy(points)
                 (gradient,) = torch.autograd.grad(together[0], points)
-            alone = torch.stack([self._energy_alone(point) for point in points.detach()])
+            with torch.no_grad():
+                alone = torch.stack([self._energy_alone(point) for point in points])
         except Exception:  # whatever a model raises that knows of no particles
             return False
         rounding = ROUNDING * torch.finfo(self.dtype).eps
@@ -121,11 +118,17 @@ class ParticleDensity:
 
     def energy(self, positions: Tensor) -> Tensor:
         """See :class:`Density`."""
+        if self.by_vmap:
+            return torch.func.vmap(self._energy_alone)(positions)
         with torch.no_grad():
             return self._energy(positions)
 
     def energy_and_grad(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """See :class:`Density`."""
+        if self.by_vmap:
+            evaluate = torch.func.vmap(torch.func.grad_and_value(self._energy_alone))
+            gradient, energy = evaluate(positions)
+            return energy, gradient
         with torch.enable_grad():
             u = positions.detach().requires_grad_()
             energy = self._energy(u)
@@ -160,14 +163,13 @@ class ParticleDensity:
         """Without a dimension of points."""
         sizes = [site.shape.numel() for site in self.sites]
         values, total = {}, point.new_zeros(())
-        with torch.no_grad():
-            for site, part in zip(self.sites, point.split(sizes), strict=True):
-                u = part.reshape(site.shape)
-                values[site.name] = value = site.transform(u)
-                total = total + site.transform.log_abs_det_jacobian(u, value).sum()
-            trace = self._trace(values)
-            with pyro.validation_enabled(False):
-                return -total - trace.log_prob_sum()
+        for site, part in zip(self.sites, point.split(sizes), strict=True):
+            u = part.reshape(site.shape)
+            values[site.name] = value = site.transform(u)
+            total = total + site.transform.log_abs_det_jacobian(u, value).sum()
+        trace = self._trace(values)
+        with pyro.validation_enabled(False):
+            return -total - trace.log_prob_sum()
 
     def _trace(self, values: dict[str, Tensor]) -> Any:
         with pyro.validation_enabled(False):

@@ -1,0 +1,3 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: its options, the Ising job and the report."""

@@ -1,0 +1,137 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Trained flows in one file: JSON configuration and tensors, no code."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from pyro_neuralrg.files.format import FileFormat, one_line
+from pyro_neuralrg.transforms import ConditionalHierarchicalFlow, HierarchicalFlow
+
+__all__ = ["Loaded", "load", "save"]
+
+FORMAT = FileFormat(
+    name="pyro_neuralrg.flow",
+    version=3,
+    writer="pyro_neuralrg.save",
+    entries={
+        "config": (str,),
+        "dtype": (str,),
+        "state_dict": (dict,),
+        "metadata": (str,),
+    },
+)
+
+#: What can be saved, by the name that the file has for it.
+KINDS: dict[str, type[HierarchicalFlow] | type[ConditionalHierarchicalFlow]] = {
+    kind.__name__: kind for kind in (HierarchicalFlow, ConditionalHierarchicalFlow)
+}
+
+
+class Loaded(NamedTuple):
+    """Contents of a file of :func:`save`.
+
+    Attributes:
+        flow: the flow, with its weights, in its dtype.
+        metadata: what was given to :func:`save`, else an empty dictionary.
+    """
+
+    flow: Any
+    metadata: dict[str, Any]
+
+
+def save(
+    path: str | os.PathLike[str],
+    flow: HierarchicalFlow | ConditionalHierarchicalFlow,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a flow to ``path``, completely or not at all.
+
+    Args:
+        path: file to write; an existing one is replaced.
+        flow: a HierarchicalFlow or a ConditionalHierarchicalFlow (for a SymmetrizedFlow or a
+            guide: its ``.flow``).
+        metadata: JSON data to keep beside the flow (shape, temperature, seed, ...).
+
+    Raises:
+        TypeError: if ``flow`` is something else.
+        ValueError: if ``metadata`` is not JSON data or ``flow`` has blocks from a user's own
+            factory.
+        OSError: if ``path`` cannot be written.
+    """
+    kind = next((name for name, known in KINDS.items() if isinstance(flow, known)), None)
+    if kind is None:
+        raise TypeError(
+            f"flow is a {type(flow).__name__}; accepted: {' or '.join(KINDS)} "
+            "(the .flow of a guide)"
+        )
+    try:
+        described = json.dumps(dict(metadata or {}))
+    except TypeError as error:
+        raise ValueError(
+            f"metadata is not JSON data ({error}); accepted: numbers, strings, lists, dicts"
+        ) from None
+    weights = flow.state_dict()
+    contents = {
+        "config": json.dumps({"kind": kind, **flow.config}),
+        "dtype": _dtype_name(flow),
+        "state_dict": {name: tensor.detach() for name, tensor in weights.items()},
+        "metadata": described,
+    }
+    FORMAT.write(Path(path), contents)
+
+
+def load(path: str | os.PathLike[str], map_location: Any = "cpu") -> Loaded:
+    """Read a file of :func:`save`; never executes code from it.
+
+    Args:
+        path: the file.
+        map_location: device of the flow.
+
+    Raises:
+        FileNotFoundError, OSError: if there is no such file, or it cannot be read.
+        ValueError: if the file is corrupt, of another version, or holds anything but tensors and
+            plain data; if torch does not find the device.
+    """
+    device = _device(map_location)
+    payload = FORMAT.read(Path(path))
+    try:
+        config = json.loads(payload["config"])
+        flow = KINDS[config.pop("kind", HierarchicalFlow.__name__)].from_config(config)
+        flow = flow.to(dtype=getattr(torch, payload["dtype"]), device=device)
+        flow.load_state_dict(payload["state_dict"])
+        metadata = dict(json.loads(payload["metadata"]))
+    except Exception as error:
+        raise ValueError(
+            f"{os.fspath(path)} holds a flow that cannot be built ({one_line(error)}); "
+            f"{FORMAT.accepted}"
+        ) from None
+    return Loaded(flow, metadata)
+
+
+def _device(map_location: Any) -> torch.device:
+    """The device, if torch finds it."""
+    try:
+        return torch.empty(0, device=map_location).device
+    except Exception as error:  # whatever its backend raises
+        raise ValueError(
+            f"map_location is {map_location!r}; accepted: a device that torch finds here "
+            f"({one_line(error)})"
+        ) from None
+
+
+def _dtype_name(flow: nn.Module) -> str:
+    """Name of the dtype of the flow's parameters, such as "float64"."""
+    for tensor in flow.state_dict().values():
+        if tensor.is_floating_point():
+            return str(tensor.dtype).removeprefix("torch.")
+    return str(torch.get_default_dtype()).removeprefix("torch.")

@@ -1,0 +1,265 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Observables of the target from samples of a flow: self-normalised importance sampling."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_neuralrg.arguments import LARGEST_SEED, check_integer
+from pyro_neuralrg.free_energy.importance import (
+    FreeEnergyEstimate,
+    from_log_weights,
+    warn_of_few_samples,
+    weighted_samples,
+)
+from pyro_neuralrg.statistics import pareto_k
+
+__all__ = ["Expectations", "Reweighted", "expectations", "reweight"]
+
+
+class Reweighted(NamedTuple):
+    """Means over the target.
+
+    Attributes:
+        estimate: float64, of the shape of one value.
+        standard_error: of each, float64, same shape; NaN of a single group.
+        ess: Kish effective sample size of the weights as a fraction, between 0 and 1.
+        pareto_k: of the weights, see :func:`~pyro_neuralrg.statistics.pareto_k`; NaN for groups of
+            several samples, which may be copies.
+    """
+
+    estimate: Tensor
+    standard_error: Tensor
+    ess: float
+    pareto_k: float
+
+
+class Expectations(NamedTuple):
+    """What :func:`expectations` found.
+
+    Attributes:
+        observables: by name.
+        free_energy: from the same samples.
+    """
+
+    observables: dict[str, Reweighted]
+    free_energy: FreeEnergyEstimate
+
+
+def reweight(
+    values: Tensor,
+    log_weights: Tensor,
+    *,
+    groups: int | None = None,
+    bootstrap: int = 0,
+    seed: int | None = None,
+) -> Reweighted:
+    r"""Mean over the target of values at samples of another density.
+
+    .. math:: \bar v = \frac{\sum_i w_i v_i}{\sum_i w_i}, \qquad
+        \sigma^2 = \frac{n}{n - 1} \frac{\sum_i w_i^2 (v_i - \bar v)^2}{(\sum_i w_i)^2}
+
+    The error is that of the delta method, or the spread of bootstrap samples. The estimate is
+    consistent; its bias, -Cov(w, w (v - v_mean)) / n for weights of mean one, is of order 1 / n and
+    so below the error, which is of order 1 / sqrt(n).
+
+    Args:
+        values: at the samples, ``(num_samples,)`` or ``(num_samples, ...)``.
+        log_weights: ``ln pi - ln q`` of the samples up to a constant, ``(num_samples,)``; minus
+            infinity is a weight of zero, whose value does not matter.
+        groups: number of consecutive equal groups of samples that are independent of each other,
+            while those within a group are not (particles of
+            :func:`~pyro_neuralrg.free_energy.anneal`); None: all samples are independent.
+        bootstrap: number of bootstrap samples of the groups for the error; 0: the delta method.
+        seed: of the bootstrap; None goes on with torch's own generator.
+
+    Raises:
+        TypeError: if something is no tensor or no integer.
+        ValueError: if shapes do not fit, the weights are all zero, NaN or plus infinity, or a value
+            of positive weight is not finite.
+
+    References:
+        Owen, "Monte Carlo theory, methods and examples" (2013), chapter 9, for the delta method;
+        Nicoli et al., "Estimation of thermodynamic observables in lattice field theories with deep
+        generative models", PRL 126, 032001 (2021).
+
+    Example:
+        >>> import torch
+        >>> found = reweight(torch.tensor([0.0, 1.0]), torch.tensor([3.0, 1.0]).log())
+        >>> round(float(found.estimate), 4)
+        0.25
+    """
+    values, weights = _check(values, log_weights)
+    number = len(weights)
+    groups = number if groups is None else check_integer("groups", groups, 1, number)
+    if number % groups:
+        raise ValueError(f"groups is {groups}; accepted: a divisor of {number}, the samples")
+    bootstrap = check_integer("bootstrap", bootstrap, 0)
+    flat = values.reshape(number, -1)
+    relative = (weights - weights.max()).exp()
+    # of what has no weight even an infinite value is none
+    weighted = torch.where(relative.unsqueeze(-1) > 0, relative.unsqueeze(-1) * flat, 0.0)
+    sums = weighted.view(groups, -1, flat.shape[-1]).sum(1)
+    masses = relative.view(groups, -1).sum(1)
+    mean = sums.sum(0) / masses.sum()
+    if bootstrap:
+        error = _bootstrap_error(sums, masses, bootstrap, seed)
+    else:
+        error = _delta_error(sums, masses, mean)
+    return Reweighted(
+        estimate=mean.view(values.shape[1:]),
+        standard_error=error.view(values.shape[1:]),
+        ess=min(1.0, float(relative.sum() ** 2 / relative.square().sum()) / number),
+        pareto_k=pareto_k(weights) if groups == number else math.nan,
+    )
+
+
+def expectations(
+    target: Any,
+    q: Any,
+    observables: Mapping[str, Callable[[Tensor], Tensor]],
+    num_samples: int = 10_000,
+    *,
+    batch_size: int = 1000,
+    bootstrap: int = 0,
+    seed: int | None = None,
+) -> Expectations:
+    """Means of observables over the target, and its free energy, from samples of a flow.
+
+    Draws fields in batches and keeps of them what the observables say, not the fields. See
+    :func:`reweight` for errors and bias.
+
+    Args:
+        target: as for :func:`~pyro_neuralrg.free_energy.estimate`.
+        q: likewise.
+        observables: by name, functions of fields ``(n,) + shape`` to values ``(n,)`` or ``(n,
+            ...)``.
+        num_samples: samples of q.
+        batch_size: fields in memory at a time.
+        bootstrap: see :func:`reweight`.
+        seed: likewise.
+
+    Raises:
+        TypeError: if an observable is not callable or returns no tensor.
+        ValueError: if an observable has another shape, or for what ``estimate`` and
+            :func:`reweight` raise.
+
+    Warns:
+        UserWarning: if the weights cannot be trusted, as ``estimate`` does.
+
+    Example:
+        >>> from torch.distributions import Independent, Normal
+        >>> _ = torch.manual_seed(0)
+        >>> q = Independent(Normal(torch.zeros(2), 1.2), 1)
+        >>> energy = lambda x: 0.5 * x.square().sum(-1)
+        >>> found = expectations(energy, q, {"square": lambda x: x.square().mean(-1)})
+        >>> square = found.observables["square"]
+        >>> bool((square.estimate - 1.0).abs() < 4 * square.standard_error)
+        True
+    """
+    if not isinstance(observables, Mapping):
+        raise TypeError(f"observables is {observables!r}; accepted: functions of fields by name")
+    for name, observable in observables.items():
+        if not callable(observable):
+            raise TypeError(
+                f"observables[{name!r}] is a {type(observable).__name__}; accepted: a function of "
+                "fields"
+            )
+    bootstrap = check_integer("bootstrap", bootstrap, 0)
+    weights: list[Tensor] = []
+    values: dict[str, list[Tensor]] = {name: [] for name in observables}
+    for x, part in weighted_samples(target, q, num_samples, batch_size):
+        weights.append(part)
+        for name, observable in observables.items():
+            values[name].append(_values(name, observable, x))
+    all_weights = torch.cat(weights)
+    found = from_log_weights(all_weights)
+    warn_of_few_samples(found)
+    means = {
+        name: reweight(torch.cat(parts), all_weights, bootstrap=bootstrap, seed=seed)
+        for name, parts in values.items()
+    }
+    return Expectations(means, found)
+
+
+def _values(name: str, observable: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    with torch.no_grad():
+        found = observable(x)
+    if not isinstance(found, Tensor):
+        raise TypeError(
+            f"observables[{name!r}] returned a {type(found).__name__}; accepted: a tensor"
+        )
+    if found.dim() == 0 or len(found) != len(x):
+        raise ValueError(
+            f"observables[{name!r}] returned shape {tuple(found.shape)} for {len(x)} fields; "
+            f"accepted: ({len(x)},) or ({len(x)}, ...)"
+        )
+    return found.double().cpu()
+
+
+def _delta_error(sums: Tensor, masses: Tensor, mean: Tensor) -> Tensor:
+    """Of the ratio of sums of independent pairs, float64, of the shape of ``mean``."""
+    groups = len(masses)
+    if groups == 1:
+        return torch.full_like(mean, math.nan)
+    residuals = sums - mean * masses.unsqueeze(-1)
+    return (residuals.square().sum(0) * (groups / (groups - 1))).sqrt() / masses.sum()
+
+
+def _bootstrap_error(sums: Tensor, masses: Tensor, number: int, seed: int | None) -> Tensor:
+    """Spread of the ratio over samples of the pairs with replacement."""
+    groups = len(masses)
+    if groups == 1 or number == 1:
+        return torch.full_like(sums[0], math.nan)
+    generator = None
+    if seed is not None:
+        seed = check_integer("seed", seed, 0, LARGEST_SEED)
+        generator = torch.Generator().manual_seed(seed)
+    ratios = []
+    for _ in range(number):
+        chosen = torch.randint(groups, (groups,), generator=generator)
+        counts = torch.bincount(chosen, minlength=groups).double()
+        ratios.append((counts @ sums) / (counts @ masses))
+    # samples that miss the only weights there are have no ratio
+    return torch.stack(ratios).std(0)
+
+
+def _check(values: Tensor, log_weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in float64 on the CPU."""
+    for name, given in (("values", values), ("log_weights", log_weights)):
+        if not isinstance(given, Tensor):
+            raise TypeError(f"{name} is a {type(given).__name__}; accepted: a tensor")
+    values, weights = values.detach().double().cpu(), log_weights.detach().double().cpu()
+    if weights.dim() != 1 or weights.numel() == 0:
+        raise ValueError(
+            f"log_weights has shape {tuple(weights.shape)}; accepted: (num_samples,), at least one"
+        )
+    if values.dim() == 0 or len(values) != len(weights):
+        raise ValueError(
+            f"values has shape {tuple(values.shape)}; accepted: ({len(weights)},) or "
+            f"({len(weights)}, ...), as many as log_weights"
+        )
+    for what, bad in (("NaN", weights.isnan()), ("plus infinity", weights == math.inf)):
+        if bool(bad.any()):
+            raise ValueError(
+                f"{int(bad.sum())} of {len(weights)} log_weights are {what}; accepted: numbers, "
+                "or -inf for a weight of zero"
+            )
+    if bool((weights == -math.inf).all()):
+        raise ValueError(
+            f"log_weights are all -inf ({len(weights)} samples): none has any weight; accepted: "
+            "at least one finite log-weight"
+        )
+    bad = ~torch.isfinite(values.reshape(len(weights), -1)).all(-1) & (weights > -math.inf)
+    if bool(bad.any()):
+        raise ValueError(
+            f"values of {int(bad.sum())} of {len(weights)} samples are not finite; accepted: "
+            "finite values wherever the weight is not zero"
+        )
+    return values, weights

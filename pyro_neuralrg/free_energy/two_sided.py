@@ -1,0 +1,119 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""The free energy between two bounds: from samples of the flow, and from samples of the target."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from pyro_neuralrg.arguments import check_integer
+from pyro_neuralrg.free_energy.importance import (
+    check_log_weights,
+    log_weights,
+    log_weights_at,
+)
+from pyro_neuralrg.statistics import summarise
+
+__all__ = ["Bounds", "bounds"]
+
+
+class Bounds(NamedTuple):
+    """Bounds of -ln Z in nats: ``lower <= -ln Z <= upper``, each in expectation.
+
+    Attributes:
+        lower: mean of ln q - ln pi over the target; -ln Z - KL(pi/Z || q) in expectation.
+        lower_se: its standard error.
+        upper: mean of ln q - ln pi over q, the variational bound; -ln Z + KL(q || pi/Z) in
+            expectation.
+        upper_se: its standard error.
+    """
+
+    lower: float
+    lower_se: float
+    upper: float
+    upper_se: float
+
+
+def bounds(
+    target: Any,
+    q: Any,
+    num_samples: int = 10_000,
+    *,
+    reference: Tensor | None = None,
+    batch_size: int = 1000,
+    seed: int | None = None,
+) -> Bounds:
+    r"""Bound the free energy from both sides.
+
+    .. math:: E_{\pi/Z}[\ln q - \ln\pi] \le -\ln Z \le E_q[\ln q - \ln\pi]
+
+    The distance of the two is the sum of both Kullback-Leibler divergences. A mode that the flow
+    misses leaves the upper bound as good as it was (that of its part of Z) and shows in the lower.
+
+    Both means are unbiased, with standard errors of independent samples. For reference samples that
+    are correlated give ``(chains, draws) + shape``: then their error comes from the effective
+    sample size of the chains, which must have forgotten their starts; neither sees a mode that the
+    reference misses too.
+
+    Args:
+        target: as for :func:`~pyro_neuralrg.free_energy.estimate`.
+        q: likewise.
+        num_samples: samples of q, and of the target if there are none.
+        reference: fields of the target, ``(n,) + shape``, taken to be independent, or ``(chains,
+            draws) + shape``; None draws them by ``target.sample_reference``.
+        batch_size: fields in memory at a time.
+        seed: of the reference samples drawn here; None goes on with torch's own generator, as the
+            samples of q always do.
+
+    Raises:
+        TypeError: if a size is no integer, or there are no reference samples.
+        ValueError: if a size is below 1, ``reference`` has another shape, or an energy or ln q is
+            NaN.
+
+    References:
+        Li & Wang, PRL 121, 260601 (2018), Eq. 4, for the upper bound; Grosse, Ghahramani, Adams,
+        "Sandwiching the marginal likelihood using bidirectional Monte Carlo" (2015).
+
+    Example:
+        >>> import torch
+        >>> from torch.distributions import Independent, Normal
+        >>> q = Independent(Normal(torch.zeros(2), 1.0), 1)
+        >>> found = bounds(
+        ...     lambda x: 0.5 * x.square().sum(-1), q, 100, reference=torch.randn(100, 2)
+        ... )
+        >>> round(found.lower, 4), round(found.upper, 4)  # -ln(2 pi), since q is the target
+        (-1.8379, -1.8379)
+    """
+    num_samples = check_integer("num_samples", num_samples, 1)
+    batch_size = check_integer("batch_size", batch_size, 1)
+    if reference is None:
+        draw = getattr(target, "sample_reference", None)
+        if draw is None:
+            raise TypeError(
+                f"reference is None and target, a {type(target).__name__}, has no "
+                "sample_reference; accepted: fields of the target"
+            )
+        reference = draw(num_samples, seed)
+    lower, lower_se = _mean(log_weights_at(target, q, reference, batch_size))
+    of_q = log_weights(target, q, num_samples, batch_size)
+    check_log_weights(of_q)
+    upper, upper_se = _mean(of_q)
+    return Bounds(lower, lower_se, upper, upper_se)
+
+
+def _mean(weights: Tensor) -> tuple[float, float]:
+    """Mean of minus the log-weights, independent ones or those of chains, and its error."""
+    if bool(weights.isnan().any()):
+        raise ValueError(
+            f"{int(weights.isnan().sum())} of {weights.numel()} log-weights are NaN; accepted: an "
+            "energy and a density that are numbers for every field"
+        )
+    if weights.dim() == 2:
+        summary = summarise(-weights)
+        return summary.mean, summary.mcse
+    number = weights.numel()
+    error = float(weights.std()) / math.sqrt(number) if number > 1 else math.nan
+    return -float(weights.mean()), error

@@ -1,0 +1,37 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Markov chains over a batch: kernels as states and infos, adaptation beside them, a runner."""
+
+from pyro_neuralrg.mcmc.adaptation import Adaptation
+from pyro_neuralrg.mcmc.base import ChainState, Kernel, StepInfo, Trajectory
+from pyro_neuralrg.mcmc.baselines import MALA, RandomWalkMetropolis
+from pyro_neuralrg.mcmc.chees import ChEESHMC
+from pyro_neuralrg.mcmc.compositions import Cycle, Mixture
+from pyro_neuralrg.mcmc.hmc import HMC
+from pyro_neuralrg.mcmc.independence import IndependenceMetropolis
+from pyro_neuralrg.mcmc.model_target import ModelTarget, as_target
+from pyro_neuralrg.mcmc.results import Cost
+from pyro_neuralrg.mcmc.runner import VectorizedMCMC
+from pyro_neuralrg.mcmc.target import EnergyTarget, LatentTarget, Target
+
+__all__ = [
+    "HMC",
+    "MALA",
+    "Adaptation",
+    "ChEESHMC",
+    "ChainState",
+    "Cost",
+    "Cycle",
+    "EnergyTarget",
+    "IndependenceMetropolis",
+    "Kernel",
+    "LatentTarget",
+    "Mixture",
+    "ModelTarget",
+    "RandomWalkMetropolis",
+    "StepInfo",
+    "Target",
+    "Trajectory",
+    "VectorizedMCMC",
+    "as_target",
+]

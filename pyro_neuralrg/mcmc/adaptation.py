@@ -1,0 +1,277 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Warm-up: what kernels, which know nothing of it, are tuned by before the draws."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pyro_neuralrg.arguments import check_number
+from pyro_neuralrg.mcmc.adapters import DualAveraging, PooledCovariance
+from pyro_neuralrg.mcmc.base import ChainState, Kernel, StepInfo, Trajectory
+from pyro_neuralrg.mcmc.chees import TrajectoryLength
+from pyro_neuralrg.mcmc.mass import check_inverse_mass
+from pyro_neuralrg.runtime.processes import Processes
+
+__all__ = ["Adaptation", "Warmup"]
+
+MIN_STEPS = 10
+"""Fewer steps tell less of a step size, or of a mass, than the rough guess at the beginning."""
+
+MASSES = ("unit", "diagonal", "dense")
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """What is adapted during warm-up.
+
+    A warm-up of fewer than ten steps only finds the order of magnitude of the step size; the mass
+    needs ten steps of positions and ten more for the step size that belongs to it.
+
+    Attributes:
+        target_acceptance: acceptance probability over the chains that the step size aims at, in
+            (0, 1); None takes each kernel's own (HMC 0.8, ChEES 0.651, Langevin 0.574, random walk
+            0.234).
+        step_size: adapt the step size, shared by the chains, by dual averaging.
+        mass: "unit" leaves the mass as it is; "diagonal" adapts it to the variances, "dense" to the
+            covariance (for problems of few dimensions), pooled over chains and over windows of
+            doubling length.
+        trajectory_length: adapt the trajectory length of kernels that have one.
+    """
+
+    target_acceptance: float | None = None
+    step_size: bool = True
+    mass: str = "unit"
+    trajectory_length: bool = True
+
+    def __post_init__(self) -> None:
+        if self.target_acceptance is not None:
+            accepted = "a number in (0, 1), or None"
+            check_number("target_acceptance", self.target_acceptance, accepted, above=0, below=1)
+        for name in ("step_size", "trajectory_length"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} is {getattr(self, name)!r}; accepted: True or False")
+        if self.mass not in MASSES:
+            raise ValueError(f"mass is {self.mass!r}; accepted: {', '.join(MASSES)}")
+
+
+class Warmup:
+    """Adapts the kernels with a step size within a kernel, one step at a time.
+
+    It learns from the chains of all processes, joined, so that all of them find the same numbers.
+
+    Args:
+        kernel: to be adapted; it is not changed, :attr:`kernel` is the present one.
+        adaptation: what to adapt.
+        steps: length of the warm-up.
+        chains: number of chains, of all processes.
+        world: the processes that share the chains; this one alone by default.
+
+    Raises:
+        ValueError: if a trajectory length is to be adapted over a single chain.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        adaptation: Adaptation,
+        steps: int,
+        chains: int,
+        world: Processes | None = None,
+    ) -> None:
+        self.kernel = kernel
+        self._world = Processes() if world is None else world
+        self._adaptation = adaptation
+        self._averaging = steps >= MIN_STEPS
+        tunable = kernel.members if steps > 0 else {}
+        self._step_sizes = {
+            name: DualAveraging(
+                member.step_size, adaptation.target_acceptance or member.target_acceptance
+            )
+            for name, member in tunable.items()
+            if member.step_size is not None and adaptation.step_size
+        }
+        self._lengths = {
+            name: TrajectoryLength(member.trajectory_length, getattr(member, "criterion", "chees"))
+            for name, member in tunable.items()
+            if member.trajectory_length is not None and adaptation.trajectory_length
+        }
+        if self._lengths and chains < 2:
+            raise ValueError(
+                f"num_chains is {chains}; accepted: at least 2, over which the trajectory length "
+                "is adapted (or Adaptation(trajectory_length=False))"
+            )
+        self._window_ends = [] if adaptation.mass == "unit" else _window_ends(steps)
+        self._window_start = self._window_ends[0] if self._window_ends else steps
+        self._covariance = PooledCovariance(adaptation.mass == "dense")
+
+    def begin(self, state: ChainState, generator: torch.Generator, anew: bool = False) -> int:
+        """Find the order of magnitude of each step size; return the gradients per chain spent.
+
+        With a new mass, ``anew``, trajectory lengths begin at one step: their criterion has its
+        first maximum above, and further ones beyond.
+        """
+        evaluations = 0
+        for name, average in self._step_sizes.items():
+            member = self.kernel.members[name]
+            step_size, cost = _rough_step_size(
+                member, state, generator, average.target, self._world
+            )
+            average.restart(step_size)
+            evaluations += cost
+        sizes = {name: average.step_size for name, average in self._step_sizes.items()}
+        for name, length in self._lengths.items():
+            if name in sizes:
+                length.restart(sizes[name] if anew else max(sizes[name], length.average))
+        self._tune(sizes, {name: length.average for name, length in self._lengths.items()})
+        return evaluations
+
+    def update(
+        self, index: int, state: ChainState, info: StepInfo, generator: torch.Generator
+    ) -> int:
+        """Take in the ``index``-th warm-up step; return the gradients per chain spent on it."""
+        for name, member in self.kernel.members.items() if self._averaging else ():
+            part = info.part(name)
+            if part is not None:
+                known = part if name in self._lengths else part._replace(trajectory=None)
+                self._learn(name, member, _joined(known, self._world))
+        if self._window_ends and index >= self._window_start:
+            self._covariance.update(self._world.gather(state.position))
+            if index + 1 in self._window_ends[1:] and self._set_mass(state):
+                return self.begin(state, generator, anew=True)
+        self._tune(
+            {name: average.step_size for name, average in self._step_sizes.items()},
+            {name: length.length for name, length in self._lengths.items()},
+        )
+        return 0
+
+    def finish(self) -> Kernel:
+        """Return the kernel for the draws, with averaged step sizes and lengths."""
+        self._tune(
+            {name: average.average for name, average in self._step_sizes.items()},
+            {name: length.average for name, length in self._lengths.items()},
+        )
+        return self.kernel
+
+    def _learn(self, name: str, member: Kernel, info: StepInfo) -> None:
+        if name in self._step_sizes:
+            self._step_sizes[name].update(member.acceptance(info))
+        if name in self._lengths and info.trajectory is not None:
+            assert member.step_size is not None
+            self._lengths[name].update(
+                info.trajectory,
+                info.acceptance_rate,
+                member.mass(info.trajectory.start),
+                shortest=member.step_size,
+                longest=member.step_size * getattr(member, "max_steps", math.inf),
+            )
+
+    def _set_mass(self, state: ChainState) -> bool:
+        """Give every kernel with a step size the mass of the window; whether there is one."""
+        covariance = self._covariance.regularised()
+        self._covariance.clear()
+        if covariance is None:
+            return False
+        covariance = covariance.to(state.position)
+        try:
+            check_inverse_mass(covariance)
+        except ValueError:  # positions that ran away, beyond the dtype
+            return False
+        members = self.kernel.members
+        for name, member in members.items():
+            if member.step_size is None:
+                continue
+            members[name] = member.tuned(inverse_mass=covariance)
+        self.kernel = self.kernel.with_members(members)
+        return True
+
+    def _tune(self, step_sizes: dict[str, float], lengths: dict[str, float]) -> None:
+        members = self.kernel.members
+        for name in step_sizes.keys() | lengths.keys():
+            members[name] = members[name].tuned(
+                step_size=step_sizes.get(name), trajectory_length=lengths.get(name)
+            )
+        if step_sizes or lengths:
+            self.kernel = self.kernel.with_members(members)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been learned so far, but for the kernel, as plain numbers and tensors."""
+        return {
+            "step_sizes": {name: one.state_dict() for name, one in self._step_sizes.items()},
+            "lengths": {name: one.state_dict() for name, one in self._lengths.items()},
+            "covariance": self._covariance.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there; :attr:`kernel` is to be set beside."""
+        for name, one in self._step_sizes.items():
+            one.load_state_dict(state["step_sizes"][name])
+        for name, length in self._lengths.items():
+            length.load_state_dict(state["lengths"][name])
+        self._covariance.load_state_dict(state["covariance"])
+
+
+def _window_ends(steps: int) -> list[int]:
+    """Where windows of the mass begin and end.
+
+    The first 15 % adapt without it, then come windows of doubling length, then 10 % more without,
+    but at least ``MIN_STEPS``; no windows where that leaves fewer than ``MIN_STEPS`` for them. As
+    in Stan, a window after which the next one would not fit takes the rest as well.
+
+    >>> _window_ends(200)
+    [30, 55, 180]
+    >>> _window_ends(20)
+    []
+    """
+    start, stop = round(0.15 * steps), min(round(0.9 * steps), steps - MIN_STEPS)
+    length = max(1, min(25, (stop - start) // 2))
+    ends = [start]
+    while ends[-1] + 3 * length < stop:
+        ends.append(ends[-1] + length)
+        length *= 2
+    return [*ends, stop] if stop - start >= MIN_STEPS else []
+
+
+def _joined(info: StepInfo, world: Processes) -> StepInfo:
+    """The info with the acceptance, and the trajectory if there is one, of all chains."""
+    path = info.trajectory
+    if path is not None and world.size > 1:
+        start, end, velocity = map(world.gather, path[:3])
+        path = Trajectory(start, end, velocity, path.time)
+    return info._replace(acceptance_rate=world.gather(info.acceptance_rate), trajectory=path)
+
+
+def _rough_step_size(
+    kernel: Kernel,
+    state: ChainState,
+    generator: torch.Generator,
+    target_acceptance: float,
+    world: Processes | None = None,
+) -> tuple[float, int]:
+    """Double or halve the step size until the acceptance of one step crosses the target.
+
+    With trajectories of a single step where the kernel has a length to be adapted. Returns the
+    largest size tried whose acceptance was above the target, and the gradients spent.
+    """
+    size = kernel.step_size
+    if size is None:
+        raise ValueError(f"kernel {kernel.name!r} has no step size")
+    evaluations = 0
+    direction = 0
+    for _ in range(30):
+        length = None if kernel.trajectory_length is None else size
+        trial = kernel.tuned(step_size=size, trajectory_length=length)
+        _, info = trial.step(state, generator)
+        evaluations += info.gradient_evaluations
+        info = _joined(info._replace(trajectory=None), world or Processes())
+        higher = kernel.acceptance(info) > target_acceptance
+        if direction == 0:
+            direction = 1 if higher else -1
+        elif (direction == 1) != higher:
+            return (size / 2 if direction == 1 else size), evaluations
+        size *= 2.0**direction
+    return size, evaluations

@@ -1,0 +1,186 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Kernels made of kernels: one after the other, or one at random."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from pyro_neuralrg.arguments import check_number
+from pyro_neuralrg.mcmc.base import ChainState, Kernel, StepInfo
+from pyro_neuralrg.mcmc.target import Target
+from pyro_neuralrg.runtime.processes import processes
+
+__all__ = ["Cycle", "Mixture"]
+
+AnyComposition = TypeVar("AnyComposition", bound="Composition")
+
+
+class Composition(Kernel):
+    """Members by name, all of one target; those without a target get the first one found.
+
+    Each member leaves the target invariant, so does what is made of them.
+
+    Args:
+        *kernels: at least one.
+
+    Raises:
+        TypeError: if one is no kernel, or a composition.
+        ValueError: if there is no kernel, no target, or two different ones.
+    """
+
+    def __init__(self, *kernels: Kernel) -> None:
+        if not kernels:
+            raise ValueError("kernels is empty; accepted: at least one kernel")
+        for kernel in kernels:
+            if not isinstance(kernel, Kernel):
+                raise TypeError(f"kernels has a {type(kernel).__name__}; accepted: kernels")
+            if isinstance(kernel, Composition):  # whose members warm-up would not see
+                raise TypeError(
+                    f"kernels has a {type(kernel).__name__}; accepted: kernels that are not made "
+                    "of others; give its members themselves"
+                )
+        targets = [kernel._target for kernel in kernels if kernel._target is not None]
+        if not targets:
+            raise ValueError("none of the kernels has a target; accepted: at least one that has")
+        for other in targets[1:]:
+            if not other.same_as(targets[0]):
+                raise ValueError(
+                    "the kernels have different targets; accepted: one, made by as_target(...) "
+                    "and given to each"
+                )
+        super().__init__(targets[0])
+        self._members: dict[str, Kernel] = {}
+        for kernel in kernels:
+            self._add(kernel.on(targets[0]))
+        self.needs_gradient = any(member.needs_gradient for member in self._members.values())
+
+    def _add(self, kernel: Kernel) -> None:
+        number, candidate = 2, kernel.name
+        while candidate in self._members:
+            candidate, number = f"{kernel.name}_{number}", number + 1
+        self._members[candidate] = kernel
+
+    @property
+    def members(self) -> dict[str, Kernel]:
+        """The kernels by name, numbered if a name comes twice."""
+        return dict(self._members)
+
+    def with_members(self: AnyComposition, members: Mapping[str, Kernel]) -> AnyComposition:
+        """Return the same composition of other members."""
+        return self._changed(_members=dict(members))
+
+    def on(self: AnyComposition, target: Target) -> AnyComposition:
+        """Return this composition for another target."""
+        members = {name: member.on(target) for name, member in self._members.items()}
+        return self._changed(_target=target, _members=members)
+
+    def init(self, positions: Tensor) -> ChainState:
+        """Evaluate the starting positions, shape ``(chains, dim)``."""
+        for member in self._members.values():
+            if not member.needs_gradient:
+                member.init(positions[:1])  # its own checks
+        return super().init(positions)
+
+
+class Cycle(Composition):
+    """One step of each kernel in turn: ``Cycle(HMC(latent), IndependenceMetropolis(flow))``.
+
+    Local moves repair what the flow misses, jumps go where local moves do not. The info of a step
+    holds each member's own in ``parts`` (``"hmc"``, ``"jump"``; numbered if a name comes twice),
+    and in itself the mean acceptance, any divergence, sums of the costs, and as Hamiltonian the
+    energy of the new position and the last kinetic one.
+
+    Args:
+        *kernels: at least one; those without a target get the first one found. A ``Mixture`` or
+            ``Cycle`` is no member of another.
+
+    Raises:
+        TypeError: if one is no kernel, or a composition.
+        ValueError: if there is no kernel, no target, or two different ones.
+
+    Example:
+        >>> from pyro_neuralrg.mcmc import HMC, as_target
+        >>> target = as_target(lambda x: 0.5 * x.square().sum(-1), shape=(2,))
+        >>> list(Cycle(HMC(target, step_size=0.1), HMC(target, step_size=1.0)).members)
+        ['hmc', 'hmc_2']
+    """
+
+    name = "cycle"
+
+    def step(
+        self, state: ChainState, generator: torch.Generator | None = None
+    ) -> tuple[ChainState, StepInfo]:
+        """One step of each member."""
+        parts = {}
+        kinetic = torch.zeros_like(state.energy)  # of the last momentum
+        for name, member in self._members.items():
+            state, parts[name] = member.step(state, generator)
+            if parts[name].n_steps:
+                kinetic = parts[name].hamiltonian - state.energy
+        infos = list(parts.values())
+        return state, StepInfo(
+            acceptance_rate=torch.stack([info.acceptance_rate for info in infos]).mean(0),
+            accepted=torch.stack([info.accepted for info in infos]).any(0),
+            diverging=torch.stack([info.diverging for info in infos]).any(0),
+            hamiltonian=state.energy + kinetic,
+            n_steps=sum(info.n_steps for info in infos),
+            gradient_evaluations=sum(info.gradient_evaluations for info in infos),
+            parts=parts,
+        )
+
+
+class Mixture(Composition):
+    """One step of one kernel, chosen at random each time, the same for all chains.
+
+    The info of a step is that of the chosen member, which alone stands in ``parts``.
+
+    Args:
+        *kernels: as for :class:`Cycle`.
+        probabilities: of each kernel, positive, summing to one; equal ones if None.
+
+    Raises:
+        TypeError, ValueError: as for :class:`Cycle`, or if the probabilities do not fit.
+
+    Example:
+        >>> from pyro_neuralrg.mcmc import HMC, MALA, as_target
+        >>> target = as_target(lambda x: 0.5 * x.square().sum(-1), shape=(2,))
+        >>> mixture = Mixture(HMC(target), MALA(target), probabilities=[0.2, 0.8])
+        >>> mixture.probabilities
+        (0.2, 0.8)
+    """
+
+    name = "mixture"
+
+    def __init__(self, *kernels: Kernel, probabilities: Sequence[float] | None = None) -> None:
+        super().__init__(*kernels)
+        count = len(kernels)
+        accepted = f"{count} numbers > 0 that sum to 1"
+        try:
+            given = [1 / count] * count if probabilities is None else list(probabilities)
+        except TypeError:
+            raise TypeError(f"probabilities is {probabilities!r}; accepted: {accepted}") from None
+        if len(given) != count:
+            raise ValueError(f"probabilities is {given!r}; accepted: {accepted}")
+        numbers = [
+            check_number("probabilities", value, accepted, above=0, most=1, given=given)
+            for value in given
+        ]
+        if abs(sum(numbers) - 1) > 1e-6:
+            raise ValueError(f"probabilities is {given!r}; accepted: {accepted}")
+        self.probabilities = tuple(numbers)
+
+    def step(
+        self, state: ChainState, generator: torch.Generator | None = None
+    ) -> tuple[ChainState, StepInfo]:
+        """One step of one member."""
+        device = None if generator is None else generator.device
+        weights = torch.tensor(self.probabilities, device=device)
+        chosen = processes().first(int(torch.multinomial(weights, 1, generator=generator)))
+        name, member = list(self._members.items())[chosen]
+        state, info = member.step(state, generator)
+        return state, info._replace(parts={name: info})

@@ -1,0 +1,141 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Independence jumps: whole configurations proposed by a flow."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from pyro.distributions.torch_transform import TransformModule
+from torch import Tensor
+
+from pyro_neuralrg.bases import base_of
+from pyro_neuralrg.distributions.flow import (
+    flow_dtype_and_device,
+    forward_and_ladj,
+    inverse_and_ladj,
+)
+from pyro_neuralrg.infer.reparam import FlowReparam
+from pyro_neuralrg.mcmc.base import ChainState, Kernel, StepInfo, TargetLike, metropolis
+from pyro_neuralrg.mcmc.target import Target
+
+__all__ = ["IndependenceMetropolis"]
+
+
+class IndependenceMetropolis(Kernel):
+    r"""Metropolis-Hastings with proposals drawn from the flow, independent of where the chain is.
+
+    With log-weights :math:`\ln w = \ln \pi(x) - \ln q(x)`, in float64, a proposal is accepted with
+    probability :math:`\min(1, w' / w)`. In the latent space of the same flow the proposals are
+    draws of its base; in physical space they are ``x = flow(z)``, and the density of the present
+    position costs one inverse pass. Jumps
+    between modes cost no more than any other; how many are accepted is what the flow's quality
+    decides. A jump counts as one gradient evaluation.
+
+    Args:
+        flow: the proposal, ``x = flow(z)``, exactly invertible.
+        target: as for :class:`HMC`; None in a :class:`Cycle`, which supplies its own.
+        shape: lattice shape of a plain energy.
+
+    Raises:
+        ValueError: if the flow's shape is not the target's, or the target lives in the latent space
+            of another flow.
+
+    References:
+        Albergo, Kanwar, Shanahan, "Flow-based generative models for Markov chain Monte Carlo in
+        lattice field theory", PRD 100, 034515 (2019).
+
+    Example:
+        >>> import torch
+        >>> from pyro_neuralrg.transforms import hierarchical_flow
+        >>> flow = hierarchical_flow((2, 2))
+        >>> energy = lambda x: 0.5 * x.square().sum((-1, -2))
+        >>> jump = IndependenceMetropolis(flow, energy, shape=(2, 2))
+        >>> state, info = jump.step(jump.init(torch.zeros(5, 4)))
+        >>> info.gradient_evaluations
+        1
+    """
+
+    name = "jump"
+
+    def __init__(
+        self,
+        flow: TransformModule,
+        target: TargetLike | None = None,
+        *,
+        shape: tuple[int, ...] | None = None,
+    ) -> None:
+        FlowReparam(flow)  # one check, one message, of what a flow is
+        super().__init__(target, shape=shape)
+        self.flow = flow
+
+    def init(self, positions: Tensor) -> ChainState:
+        """Evaluate the starting positions, shape ``(chains, dim)``."""
+        self._check()
+        return super().init(positions)
+
+    def step(
+        self, state: ChainState, generator: torch.Generator | None = None
+    ) -> tuple[ChainState, StepInfo]:
+        """Propose one jump to every chain."""
+        with torch.no_grad():
+            position, log_q_new = self._propose(state.position, generator)
+            log_q = self.target.by_batches(self._log_q, state.position)
+        proposal, sound = self.proposed(state, position)
+        log_ratio = (state.energy + log_q) - (proposal.energy + log_q_new)
+        log_ratio = torch.where(sound, log_ratio, torch.full_like(log_ratio, -math.inf))
+        new, probability, accepted = metropolis(state, proposal, log_ratio, generator)
+        return new, StepInfo(
+            acceptance_rate=probability,
+            accepted=accepted,
+            diverging=~torch.isfinite(log_ratio),
+            hamiltonian=new.energy,
+            n_steps=0,
+            gradient_evaluations=1,
+        )
+
+    def _propose(self, like: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        target = self.target
+        if self._is_latent:
+            z = target.from_base(len(like), generator)
+            return z, target.by_batches(self._log_q, z)
+        dtype = flow_dtype_and_device(self.flow)[0]
+        shape = (len(like), *target.event_shape)
+        z = base_of(self.flow).sample(
+            shape, len(shape) - 1, generator=generator, dtype=dtype, device=like.device
+        )
+        return target.by_batches(self._generate, z)
+
+    def _generate(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions of draws of the base, and ln of the density that they have."""
+        event_dim = z.dim() - 1
+        x, ladj = forward_and_ladj(self.flow, z, event_dim)
+        log_p = base_of(self.flow).log_prob(z.double(), event_dim)
+        return x.flatten(1).to(self.target.dtype), log_p - ladj.double()
+
+    def _log_q(self, position: Tensor) -> Tensor:
+        shape = self.target.event_shape
+        value = position.reshape(-1, *shape)
+        if self._is_latent:
+            return self.target.base.log_prob(value.double(), len(shape))
+        x = value.to(flow_dtype_and_device(self.flow)[0])
+        z, ladj = inverse_and_ladj(self.flow, x, len(shape))
+        return base_of(self.flow).log_prob(z.double(), len(shape)) - ladj.double()
+
+    @property
+    def _is_latent(self) -> bool:
+        return self.target.flow is not None
+
+    def _check(self) -> None:
+        target: Target = self.target
+        if self._is_latent and target.flow is not self.flow:
+            raise ValueError(
+                "flow is not the one whose latent space the target lives in; accepted: that one"
+            )
+        shape = getattr(self.flow, "shape", target.event_shape)
+        if tuple(shape) != tuple(target.event_shape):
+            raise ValueError(
+                f"flow has shape {tuple(shape)}, the target {target.event_shape}; "
+                "accepted: equal ones"
+            )

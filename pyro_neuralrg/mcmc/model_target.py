@@ -1,0 +1,438 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Any Pyro model as a target, and the choice of target for whatever a kernel is given."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions.torch_transform import TransformModule
+from pyro.infer.mcmc.util import initialize_model
+from pyro.infer.reparam import NeuTraReparam
+from pyro.poutine.reparam_messenger import ReparamHandler
+from torch import Tensor
+from torch.distributions import biject_to
+
+from pyro_neuralrg.bases import NORMAL, base_of
+from pyro_neuralrg.infer.model_checks import check_no_subsampling, check_not_enumerated
+from pyro_neuralrg.infer.reparam import FlowReparam
+from pyro_neuralrg.mcmc.target import EnergyTarget, LatentTarget, Target
+from pyro_neuralrg.mcmc.transport import Transport, neutra_of
+from pyro_neuralrg.potentials.base import LatticePotential
+
+__all__ = ["ModelTarget", "as_target"]
+
+
+class ModelTarget(Target):
+    """A Pyro model, vectorised over chains by ``torch.func.vmap``.
+
+    Constrained sites are sampled unconstrained, as by Pyro's HMC. A model that ``vmap`` cannot take
+    (data-dependent branches, in-place writes through masks as in Pyro's spline transforms) is
+    evaluated chain after chain, with a warning: the same draws, more slowly. Argument validation is
+    off inside the evaluations only. Draws of a model in the latent space of an autoguide, by Pyro's
+    ``NeuTraReparam``, come back as the model's own sites, beside the latents.
+
+    Args:
+        model: a Pyro program without data subsampling.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, torch
+        >>> target = ModelTarget(lambda: pyro.sample("tau", dist.LogNormal(0.0, 1.0))).setup()
+        >>> target.energy(torch.zeros(3, 1)).shape
+        torch.Size([3])
+    """
+
+    def __init__(self, model: Callable[..., Any]) -> None:
+        self.model = model
+        self.sites = {}
+        self.lattices = {}
+        self._transforms: dict[str, Any] = {}
+        self._reparams: dict[str, tuple[str, FlowReparam]] = {}  # by latent site
+        self._neutras: dict[str, NeuTraReparam] = {}  # by shared latent site
+        self._shapes: dict[str, tuple[int, ...]] = {}  # of the sites behind these
+        self._plates = 0
+        self._potential_fn: Callable[[dict[str, Tensor]], Tensor] = self._log_joint_energy
+        self._args: tuple[Any, ...] = ()
+        self._kwargs: dict[str, Any] = {}
+        self._vectorised = True
+        self._transport: Transport | None = None
+
+    def setup(self, *args: Any, **kwargs: Any) -> ModelTarget:
+        """Run the model once with its arguments to see its sites."""
+        target = ModelTarget(self.model)
+        target._args, target._kwargs = args, kwargs
+        self._check_arguments(args, kwargs)
+        with torch.random.fork_rng(), poutine.block():
+            with torch.no_grad():
+                plain = poutine.trace(self.model).get_trace(*args, **kwargs)
+            check_no_subsampling(plain)
+            _, potential_fn, transforms, trace = initialize_model(
+                self.model, args, kwargs, initial_params={}
+            )
+        target._transforms = transforms
+        discrete = [
+            name for name, node in trace.iter_stochastic_nodes() if node["fn"].has_enumerate_support
+        ]
+        check_not_enumerated(transforms, trace, plain, discrete)
+        target._potential_fn = potential_fn if discrete else target._log_joint_energy
+        target._read_sites(trace)
+        target._transport = target._transport_of_all()
+        if target._transport is None:
+            target._try_vmap()
+        return target
+
+    @property
+    def is_transported(self) -> bool:
+        """Whether all of a position is latents of flows or of a guide."""
+        return (
+            bool(self.sites) and self.sites.keys() <= self._reparams.keys() | self._neutras.keys()
+        )
+
+    def _check_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        try:
+            signature = inspect.signature(self.model)
+        except (TypeError, ValueError):  # not known, so its own error has to do
+            return
+        try:
+            signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(
+                f"the arguments of run(), or model_args, do not fit the model {signature}: "
+                f"{error}; accepted: the model's own (a batched energy is no model: give its "
+                "kernel, or anneal(), shape=...)"
+            ) from None
+
+    def same_as(self, other: Target) -> bool:
+        """See :class:`Target`."""
+        return isinstance(other, ModelTarget) and (
+            (self.model, self._args, self._kwargs) == (other.model, other._args, other._kwargs)
+        )
+
+    def _read_sites(self, trace: Any) -> None:
+        values = {
+            name: self._transforms[name](trace.nodes[name]["value"]) for name in self._transforms
+        }
+        if not values:
+            raise ValueError("model has no continuous latent site; accepted: at least one")
+        self.sites = {name: tuple(value.shape) for name, value in values.items()}
+        example = next(iter(values.values()))
+        self.dtype, self.device = example.dtype, example.device
+        for name in self.sites:
+            known = trace.nodes[name]["infer"].get("flow_site")
+            if known is not None:
+                self._reparams[name] = known
+                self.flow_sites = {**self.flow_sites, name: (known[0], known[1].flow)}
+                event_dim = trace.nodes[known[0]]["fn"].event_dim
+                shape = self.sites[name]
+                self.lattices[known[0]] = shape[len(shape) - event_dim :]
+        self._read_neutras(trace)
+        flows = [flow for _, flow in self.flow_sites.values()]
+        if len(flows) == len(self.sites) == 1:
+            self.flow = flows[0]
+            from_normal = any(reparam.from_normal for _, reparam in self._reparams.values())
+            self.base = NORMAL if from_normal else base_of(self.flow)
+
+    def _read_neutras(self, trace: Any) -> None:
+        """Which sites are the shared latents of Pyro's neural transport, and of which sites."""
+        for name in self.sites:
+            site = name.removesuffix("_shared_latent")
+            neutra = neutra_of(self.model, trace.nodes[site]) if site in trace.nodes else None
+            if neutra is None or site == name:
+                continue
+            self._neutras[name] = neutra
+            guide: Any = neutra.guide
+            behind = {
+                site: trace.nodes[site] for site, _ in guide.prototype_trace.iter_stochastic_nodes()
+            }
+            self._shapes = {site: tuple(node["value"].shape) for site, node in behind.items()}
+            frames = [frame for node in behind.values() for frame in node["cond_indep_stack"]]
+            self._plates = max((-frame.dim for frame in frames if frame.vectorized), default=0)
+            flow = guide.get_transform()
+            if isinstance(flow, TransformModule):
+                self.flow_sites = {**self.flow_sites, name: (site, flow)}
+            for field in getattr(guide, "fields", ()):
+                self.lattices[field] = guide.shape
+
+    def _transport_of_all(self) -> Transport | None:
+        """The flow of the guide, if the whole model is in its latent space."""
+        if len(self.sites) != 1 or self.sites.keys() != self._neutras.keys():
+            return None
+        if not isinstance(self.model, ReparamHandler):
+            return None
+        guide: Any = next(iter(self._neutras.values())).guide
+        shapes = {name: tuple(shape) for name, shape in guide._unconstrained_shapes.items()}
+        behind = ModelTarget(self.model.fn).setup(*self._args, **self._kwargs)
+        if behind.sites != shapes:
+            return None
+        parts = torch.arange(behind.dim).split([math.prod(shape) for shape in shapes.values()])
+        places = dict(zip(shapes, parts, strict=True))
+        order = torch.cat([places[name] for name in behind.sites])
+        return Transport(guide.get_transform(), behind, order.to(self.device))
+
+    def _log_joint_energy(self, params: dict[str, Tensor]) -> Tensor:
+        """As Pyro's potential_fn, but without the enumeration, which vmap does not take."""
+        values = {name: self._transforms[name].inv(value) for name, value in params.items()}
+        model = poutine.trace(poutine.condition(self.model, values))
+        log_joint: Any = model.get_trace(*self._args, **self._kwargs).log_prob_sum()
+        for name, transform in self._transforms.items():
+            log_joint = log_joint - transform.log_abs_det_jacobian(values[name], params[name]).sum()
+        return -log_joint
+
+    # Energies -------------------------------------------------------------------------------------
+
+    def _energy_of(self, positions: Tensor) -> Tensor:
+        """See :class:`Target`."""
+        if self._transport is not None:
+            return self._transport.energy(positions)
+        params = self._params(positions)
+        with pyro.validation_enabled(False), torch.no_grad():
+            if self._vectorised:
+                return torch.func.vmap(self._potential_fn)(params).double()
+            return torch.stack([self._potential_fn(one) for one in _each(params)]).double()
+
+    def _energy_and_grad_of(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """See :class:`Target`."""
+        if self._transport is not None:
+            return self._transport.energy_and_grad(positions)
+        params = self._params(positions)
+        evaluate = torch.func.grad_and_value(self._potential_fn)
+        with pyro.validation_enabled(False):
+            if self._vectorised:
+                gradients, energy = torch.func.vmap(evaluate)(params)
+            else:
+                gradients, energy = self._one_by_one(params)
+        flat = [gradients[name].reshape(len(positions), -1) for name in self.sites]
+        return energy.detach().double(), torch.cat(flat, -1).detach()
+
+    def _one_by_one(self, params: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        gradients: dict[str, list[Tensor]] = {name: [] for name in params}
+        energies = []
+        for one in _each(params):
+            leaves = {name: value.detach().requires_grad_() for name, value in one.items()}
+            with torch.enable_grad():
+                energy = self._potential_fn(leaves)
+            for name, gradient in zip(
+                leaves, torch.autograd.grad(energy, list(leaves.values())), strict=True
+            ):
+                gradients[name].append(gradient)
+            energies.append(energy.detach())
+        return {name: torch.stack(value) for name, value in gradients.items()}, torch.stack(
+            energies
+        )
+
+    def _try_vmap(self) -> None:
+        """Find out, at two points, whether vmap takes the model; fall back with a warning."""
+        points = torch.zeros(2, self.dim, dtype=self.dtype, device=self.device)
+        try:
+            self.energy_and_grad(points)
+        except Exception as error:  # whatever vmap or the model raises inside vmap
+            self._vectorised = False
+            self.energy_and_grad(points)  # an error of the model itself comes out here
+            warnings.warn(
+                "the model cannot be vectorised by torch.func.vmap; its chains are evaluated one "
+                f"after another, which is slow; the reason: {type(error).__name__}: "
+                f"{str(error).splitlines()[0]}",
+                stacklevel=5,  # the caller of run()
+            )
+
+    def _params(self, positions: Tensor) -> dict[str, Tensor]:
+        if not self.sites:
+            raise ValueError(
+                "the model has not been set up; call target = target.setup(*args) first"
+            )
+        return self.unpack(positions)
+
+    # Sites ----------------------------------------------------------------------------------------
+
+    def physical(self, positions: Tensor) -> dict[str, Tensor]:
+        """See :class:`Target`."""
+        values = {}
+        with torch.no_grad(), pyro.validation_enabled(False):
+            for name, value in self.unpack(positions).items():
+                if name in self._neutras:
+                    values.update(self._behind(name, value))
+                elif name in self._reparams:
+                    site, reparam = self._reparams[name]
+                    values[site] = reparam.transform_sample(self._transforms[name].inv(value))
+                else:
+                    values[name] = self._transforms[name].inv(value)
+        return values
+
+    def latent(self, positions: Tensor) -> dict[str, Tensor]:
+        """See :class:`Target`."""
+        latent = self._reparams.keys() | self._neutras.keys()
+        values = {name: v for name, v in self.unpack(positions).items() if name in latent}
+        transforms: dict[str, Any] = self._transforms
+        with torch.no_grad():
+            return {name: transforms[name].inv(v) for name, v in values.items()}
+
+    def _behind(self, name: str, latent: Tensor) -> dict[str, Tensor]:
+        """The model's own sites behind a shared latent of any batch shape."""
+        batch = latent.shape[:-1]
+        plates = (1,) * self._plates  # which the batch must not meet
+        values = self._neutras[name].transform_sample(latent.reshape(-1, *plates, latent.shape[-1]))
+        return {site: value.reshape(*batch, *self._shapes[site]) for site, value in values.items()}
+
+    def pack(self, params: Mapping[str, Tensor], chains: int) -> Tensor:
+        """See :class:`Target`; for a shared latent also of all the sites behind it."""
+        given = dict(params)
+        for name, neutra in self._neutras.items():
+            shapes = neutra.guide._unconstrained_shapes
+            if name not in given and shapes.keys() <= given.keys():
+                parts = [torch.as_tensor(given.pop(site)).reshape(chains, -1) for site in shapes]
+                with torch.no_grad():
+                    joint = torch.cat(parts, -1).to(dtype=self.dtype, device=self.device)
+                    given[name] = neutra.guide.get_transform().inv(joint)
+        return super().pack(given, chains)
+
+    def _unconstrain(self, name: str, value: Tensor) -> Tensor:
+        return self._transforms[name](value)
+
+    def initial(self, chains: int, generator: torch.Generator, start: str | None = None) -> Tensor:
+        """Draws of the prior, by running the model once per chain; of flows at their sites.
+
+        From "prior" the sites behind flows are drawn from it, too.
+        """
+        if start == "flow" and not self.flow_sites:
+            raise ValueError("initial_params is 'flow'; accepted for this model: 'prior'")
+        one_start = self._prior_values if start == "prior" else self._own_values
+        seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
+        with torch.random.fork_rng(), poutine.block(), torch.no_grad():
+            torch.manual_seed(seed)
+            starts = [one_start() for _ in range(chains)]
+        values = {name: torch.stack([one[name] for one in starts]) for name in starts[0]}
+        return self.pack(values, chains)
+
+    def _own_values(self) -> dict[str, Tensor]:
+        """Unconstrained values of one start: what the model draws, at the sites that it has."""
+        sites = poutine.trace(self.model).get_trace(*self._args, **self._kwargs).nodes
+        own: dict[str, Any] = {name: sites[name]["value"] for name in self.sites}
+        return {
+            name: value if name in self._reparams else self._transforms[name](value)
+            for name, value in own.items()
+        }
+
+    def _prior_values(self) -> dict[str, Tensor]:
+        """Likewise, what the model without its reparameterisations draws."""
+        model: Any = self.model
+        while isinstance(model, ReparamHandler):
+            model = model.fn
+        sites = poutine.trace(model).get_trace(*self._args, **self._kwargs).nodes
+        names = [behind for name in self.sites for behind in self._behind_names(name)]
+        for name in names:
+            if name not in sites or sites[name]["is_observed"]:
+                raise ValueError(
+                    f"initial_params is 'prior', and site {name!r} has none that could be drawn, "
+                    "being reparameterised within the model or by other means than a flow; "
+                    "accepted for this model: None, 'flow', or unconstrained values"
+                )
+        return {
+            name: biject_to(sites[name]["fn"].support).inv(sites[name]["value"]) for name in names
+        }
+
+    def _behind_names(self, name: str) -> list[str]:
+        """The model's own sites that a site of the positions stands for."""
+        if name in self._neutras:
+            guide: Any = self._neutras[name].guide
+            return list(guide._unconstrained_shapes)
+        return [self._reparams[name][0] if name in self._reparams else name]
+
+    def modules(self) -> list[torch.nn.Module]:
+        """See :class:`Target`."""
+        flows: list[torch.nn.Module] = [reparam.flow for _, reparam in self._reparams.values()]
+        flows += [neutra.guide for neutra in self._neutras.values()]
+        return flows + ([self.model] if isinstance(self.model, torch.nn.Module) else [])
+
+
+def _each(params: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """The values of one chain after another."""
+    for values in zip(*params.values(), strict=True):
+        yield dict(zip(params, values, strict=True))
+
+
+def as_target(
+    target: Target | LatticePotential | Callable[..., Any],
+    *,
+    shape: tuple[int, ...] | None = None,
+    flow: TransformModule | None = None,
+) -> Target:
+    """Return the fastest target that samples what is given.
+
+    Args:
+        target: a :class:`Target`; a LatticePotential; a batched energy, with ``shape``; or a Pyro
+            model. The model (or ``potential_fn``) of a LatticePotential, also reparameterised by
+            ``poutine.reparam(potential.model, {"x": FlowReparam(flow)})``, is recognised and
+            evaluated directly.
+        shape: lattice shape of a plain batched energy.
+        flow: sample the potential or energy in this flow's latent space.
+
+    Raises:
+        TypeError: if it is none of these.
+        ValueError: if shapes do not fit, or ``flow`` is given for a model (use
+            ``poutine.reparam``).
+    """
+    if isinstance(target, Target):
+        if shape is not None or flow is not None:
+            raise ValueError("shape and flow are for energies; a Target has its own")
+        return target
+    from_normal = False
+    if not isinstance(target, LatticePotential) and shape is None:
+        recognised = _recognise(target)
+        if recognised is not None:
+            target, reparam = recognised
+            flow = _only_one(flow, None if reparam is None else reparam.flow)
+            from_normal = reparam is not None and reparam.from_normal
+    if isinstance(target, LatticePotential) or (callable(target) and shape is not None):
+        if flow is None:
+            return EnergyTarget(target, shape)
+        return LatentTarget(target, flow, shape, from_normal=from_normal)
+    if not callable(target):
+        raise TypeError(
+            f"target is a {type(target).__name__}; accepted: a LatticePotential, a Pyro model, a "
+            "Target, or a batched energy with shape=..."
+        )
+    if flow is not None:
+        raise ValueError(
+            "flow is for a potential or energy; for a model use "
+            "poutine.reparam(model, {site: FlowReparam(flow)})"
+        )
+    return ModelTarget(target)
+
+
+def _only_one(
+    given: TransformModule | None, known: TransformModule | None
+) -> TransformModule | None:
+    if given is not None and known is not None and given is not known:
+        raise ValueError("flow is given twice: by poutine.reparam and by flow=...; accepted: once")
+    return known if given is None else given
+
+
+def _recognise(
+    model: Callable[..., Any],
+) -> tuple[LatticePotential, FlowReparam | None] | None:
+    """The potential behind its own ``model``, if it is one, and how that is reparameterised."""
+    if isinstance(model, ReparamHandler):
+        config = model.msngr.config
+        inner = _recognise(model.fn)
+        if (
+            inner is None
+            or inner[1] is not None
+            or not isinstance(config, dict)
+            or set(config) != {"x"}
+        ):
+            return None
+        reparam = config["x"]
+        return (inner[0], reparam) if type(reparam) is FlowReparam else None
+    owner = getattr(model, "__self__", None)
+    if not inspect.ismethod(model) or not isinstance(owner, LatticePotential):
+        return None
+    if model.__func__ in (LatticePotential.model, LatticePotential.potential_fn):
+        return owner, None
+    return None

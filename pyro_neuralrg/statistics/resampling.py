@@ -1,0 +1,136 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Functions of the means of several series, with a standard error."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyro_neuralrg.arguments import check_integer
+from pyro_neuralrg.statistics.autocorrelation import windowed_time
+from pyro_neuralrg.statistics.draws import MIN_DRAWS, as_finite_draws
+
+__all__ = ["Estimate", "jackknife"]
+
+BLOCKS = 32
+"""With as many the error is itself known to 13 %; one more block needs no more draws."""
+
+FEW_BLOCKS = 8
+"""Below this number (an error known to 27 %) a warning says so."""
+
+TIMES_IN_A_BLOCK = 10
+"""Length of a block in integrated autocorrelation times: the error is then about 5 % low."""
+
+
+class Estimate(NamedTuple):
+    """An estimate with its error.
+
+    Attributes:
+        value: the estimate.
+        standard_error: of ``value``.
+    """
+
+    value: float
+    standard_error: float
+
+
+def jackknife(function: Callable[..., float], *series: Any, blocks: int | None = None) -> Estimate:
+    r"""Estimate ``function(mean of the first series, mean of the second, ...)``.
+
+    With :math:`\theta` of all n draws and :math:`\theta_{(j)}` of all but the :math:`n_j` of block
+    j, :math:`h_j = n / n_j`, the pseudo-values are :math:`h_j \theta - (h_j - 1) \theta_{(j)}`;
+    their mean weighted with :math:`n_j / n` is the estimate, free of the bias of order 1 / n, and
+    their scatter gives its error. Whole chains are the blocks if there are at least 32; else chains
+    are cut, but into no shorter blocks than ten integrated autocorrelation times of the slowest
+    series.
+
+    Args:
+        function: of as many numbers as there are series; returns a number.
+        series: numpy arrays or torch tensors of one shape ``(chains, draws)``, measured on the same
+            draws.
+        blocks: into how many blocks each chain is cut; None chooses.
+
+    Returns:
+        The named tuple ``(value, standard_error)``; NaN where the function is.
+
+    Raises:
+        TypeError: if ``blocks`` is no integer.
+        ValueError: if there is no series, shapes differ, an entry is not finite, or there are
+            fewer than two blocks.
+
+    Warns:
+        UserWarning: if the choice left fewer than eight blocks.
+
+    References:
+        F. M. T. A. Busing, E. Meijer and R. van der Leeden, Delete-m jackknife for unequal m,
+        Stat. Comput. 9, 3 (1999).
+
+    Example:
+        >>> import numpy as np
+        >>> x = np.random.default_rng(0).normal(size=(40, 100))
+        >>> value, error = jackknife(lambda mean, square: square - mean**2, x, x**2)
+        >>> abs(value - 1) < 4 * error
+        True
+    """
+    arrays = _checked(series)
+    chains, draws = arrays[0].shape
+    cuts = _choose_cuts(arrays) if blocks is None else check_integer("blocks", blocks, 1, draws)
+    if chains * cuts < 2:
+        raise ValueError(
+            f"series has {chains} chains of {draws} draws, one block; accepted: two blocks or more"
+        )
+    if blocks is None and chains * cuts < FEW_BLOCKS:
+        warnings.warn(
+            f"the standard error comes from {chains * cuts} blocks only: run more or longer chains",
+            stacklevel=2,
+        )
+    edges = np.linspace(0, draws, cuts + 1).astype(int)
+    sums = [np.add.reduceat(array, edges[:-1], axis=1).reshape(-1) for array in arrays]
+    return _delete_one(function, sums, np.tile(np.diff(edges), chains))
+
+
+def _delete_one(
+    function: Callable[..., float],
+    sums: Sequence[NDArray[np.float64]],
+    sizes: NDArray[np.int64],
+) -> Estimate:
+    """The estimate from the sums of each block and their numbers of draws."""
+    n = sizes.sum()
+    whole = float(function(*(float(part.sum() / n) for part in sums)))
+    left_out = zip(*((part.sum() - part) / (n - sizes) for part in sums), strict=True)
+    parts = np.array([float(function(*map(float, means))) for means in left_out])
+    ratio = n / sizes
+    pseudo = ratio * whole - (ratio - 1) * parts
+    value = float((pseudo / ratio).sum())
+    variance = float((np.square(pseudo - value) / (ratio - 1)).mean())
+    return Estimate(value, math.sqrt(variance))
+
+
+def _checked(series: Sequence[Any]) -> list[NDArray[np.float64]]:
+    if not series:
+        raise ValueError("series is empty; accepted: one series or more")
+    arrays = [as_finite_draws(values, f"series[{index}]") for index, values in enumerate(series)]
+    for index, array in enumerate(arrays):
+        if array.shape != arrays[0].shape:
+            raise ValueError(
+                f"series[{index}] has shape {array.shape}; accepted: that of the first, "
+                f"{arrays[0].shape}"
+            )
+    return arrays
+
+
+def _choose_cuts(arrays: Sequence[NDArray[np.float64]]) -> int:
+    """Blocks of each chain: enough for an error, each long against the autocorrelations."""
+    chains, draws = arrays[0].shape
+    wanted = -(-BLOCKS // chains)
+    if wanted == 1 or draws < MIN_DRAWS:
+        return 1
+    times = [windowed_time(array)[0].time for array in arrays if np.ptp(array) > 0]
+    longest = int(draws / (TIMES_IN_A_BLOCK * max([0.5, *times])))
+    return max(2 if chains == 1 else 1, min(wanted, longest))

@@ -1,0 +1,81 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""A table of draws that stays readable when some of them are fields."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pyro_neuralrg.statistics.convergence import FieldSummary, Figures, summarise_field
+
+__all__ = ["summary_table"]
+
+#: A variable of more entries than this is shown by its worst entry and the median.
+MOST_LINES = 12
+#: ArviZ's names, in its order.
+COLUMNS = {
+    "mean": "mean",
+    "sd": "sd",
+    "mcse": "mcse_mean",
+    "ess_bulk": "ess_bulk",
+    "ess_tail": "ess_tail",
+    "rhat": "r_hat",
+}
+
+#: Along each dimension of a variable, what its indices are called.
+Labels = Sequence[Sequence[Any]]
+
+
+def summary_table(
+    draws: Mapping[str, Any],
+    labels: Mapping[str, Labels] | None = None,
+    max_sites: int | None = None,
+) -> Any:
+    """Mean, sd, standard error, effective sample sizes and R-hat of each variable.
+
+    Scalars have one line, variables of at most twelve entries one line per entry; a larger field
+    has two: ``x[worst]``, the worst over sites of each figure by itself, and ``x[median]``. Of a
+    large field a random choice of sites is looked at; the column ``sites`` then says how many.
+
+    Args:
+        draws: by name, arrays or tensors of shape ``(chains, draws) + shape``.
+        labels: by name, what the indices along each further dimension are called; numbers if not
+            given.
+        max_sites: sites of a field to look at, at most.
+
+    Returns:
+        A pandas DataFrame with ArviZ's column names and one row per line.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> draws = {"m": rng.normal(size=(4, 100)), "x": rng.normal(size=(4, 100, 4, 4))}
+        >>> list(summary_table(draws).index)
+        ['m', 'x[worst]', 'x[median]']
+    """
+    import pandas as pd  # type: ignore[import-untyped]  # a dependency of ArviZ, slow to import
+
+    lines: dict[str, dict[str, Any]] = {}
+    for name, values in draws.items():
+        found = summarise_field(values, max_sites)
+        for label, figures in _lines(name, found, (labels or {}).get(name)):
+            row = {title: getattr(figures, key) for key, title in COLUMNS.items()}
+            lines[label] = {**row, "sites": found.coverage}
+    table = pd.DataFrame.from_dict(lines, orient="index")
+    return table if any(table.get("sites", [])) else table.drop(columns="sites", errors="ignore")
+
+
+def _lines(name: str, found: FieldSummary, labels: Labels | None) -> Iterator[tuple[str, Figures]]:
+    if math.prod(found.shape) > MOST_LINES or found.coverage:
+        yield f"{name}[worst]", found.worst()
+        yield f"{name}[median]", found.median()
+        return
+    called = [range(size) for size in found.shape] if labels is None else labels
+    for place, flat in enumerate(found.sites):
+        index = np.unravel_index(flat, found.shape)
+        words = [str(names[i]) for names, i in zip(called, index, strict=True)]
+        figures = Figures(**{key: float(found.figures[key][place]) for key in Figures._fields})
+        yield f"{name}[{', '.join(words)}]" if words else name, figures

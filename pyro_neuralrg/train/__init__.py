@@ -1,0 +1,20 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Training of flows: on a target by its energy, or on data."""
+
+from pyro_neuralrg.train.data import DataFit, cross_entropy, fit_data
+from pyro_neuralrg.train.history import History, TrainingStep
+from pyro_neuralrg.train.schedule import Schedule, default_schedule
+from pyro_neuralrg.train.training import FitResult, fit
+
+__all__ = [
+    "DataFit",
+    "FitResult",
+    "History",
+    "Schedule",
+    "TrainingStep",
+    "cross_entropy",
+    "default_schedule",
+    "fit",
+    "fit_data",
+]

@@ -1,0 +1,207 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Evidences of Pyro models by annealing, plain and behind guides and flows, against exact ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer.autoguide import AutoDiagonalNormal
+from pyro.infer.reparam import NeuTraReparam
+from torch import Tensor
+
+from pyro_neuralrg import AutoHierarchicalFlow, FlowReparam, IsingDual
+from pyro_neuralrg.distributions import TwoModes
+from pyro_neuralrg.free_energy import anneal, reweight
+from pyro_neuralrg.free_energy.annealing import Annealing
+from pyro_neuralrg.mcmc import EnergyTarget, ModelTarget
+from pyro_neuralrg.potentials import FreeField
+from pyro_neuralrg.transforms import hierarchical_flow
+from tests.free_energy.test_annealing import covers
+from tests.infer.solvable_model import DATA, at_the_mean, exact, exact_guide, model
+
+BETAS = (0.0, 0.05, 0.2, 0.5, 1.0)
+
+
+def small(target: Any = model, **options: Any) -> Annealing:
+    """A short run."""
+    given: dict[str, Any] = {"model_args": (DATA,), "num_particles": 256, "num_steps": 3}
+    return anneal(target, **{**given, "conditional_ess": 0.7, "progress": False, **options})
+
+
+def behind(guide: Any) -> Any:
+    guide(DATA)
+    return NeuTraReparam(guide).reparam(model)
+
+
+def behind_a_hierarchical_guide() -> Any:
+    """Untrained, wider than the posterior; its field depends on the scale a little."""
+    guide = AutoHierarchicalFlow(
+        model, "field", init_loc_fn=at_the_mean(), init_scale=0.9, prototype_args=(DATA,)
+    )
+    for parameter in guide.parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    return behind(guide)
+
+
+def behind_pyros_guide() -> Any:
+    """Its change of variables is no module."""
+    return behind(AutoDiagonalNormal(model, init_loc_fn=at_the_mean(), init_scale=0.9))
+
+
+def behind_a_flow_of_the_field() -> Any:
+    return poutine.reparam(model, {"field": FlowReparam(hierarchical_flow((3, 2)))})
+
+
+STARTS: dict[str, Callable[[], Any]] = {
+    "plain": lambda: model,
+    "hierarchical guide": behind_a_hierarchical_guide,
+    "Pyro's guide": behind_pyros_guide,
+    "flow of one of two sites": behind_a_flow_of_the_field,
+}
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_evidence_and_posterior(start: str, seed: int) -> None:
+    evidence, mean, _ = exact()
+    run = small(STARTS[start](), seed=seed)
+    assert abs(run.free_energy + evidence) < 4 * run.standard_error
+    assert 0.0 < run.standard_error < 0.2
+    assert set(run.sites) == {"field", "scale"}
+    assert run.sites["field"].shape == (256, 3, 2)
+    assert run.sites["scale"].shape == (256,)
+    values = torch.cat([run.sites["field"].flatten(1), run.sites["scale"].log()[:, None]], -1)
+    found = reweight(values, run.log_weights, groups=run.groups)
+    assert bool(((found.estimate - mean).abs() < 5 * found.standard_error).all())
+    if start in ("hierarchical guide", "Pyro's guide"):  # all of a position is drawn anew
+        assert 0.0 < run.jump_acceptance[-1] < run.jump_acceptance[0] <= 1.0
+    else:
+        assert all(math.isnan(rate) for rate in run.jump_acceptance)
+
+
+def test_from_the_posterior_itself_there_is_no_error(seed: int) -> None:
+    guide = exact_guide()
+    run = small(NeuTraReparam(guide).reparam(model), num_particles=32, seed=seed)
+    assert run.betas == (0.0, 1.0)
+    assert run.free_energy == pytest.approx(-exact()[0], abs=1e-9)
+    assert run.jump_acceptance[0] == pytest.approx(1.0)
+    assert all(parameter.requires_grad for parameter in guide.parameters())
+
+
+def test_one_number(seed: int) -> None:
+    """A site without dimensions."""
+
+    def conjugate(data: Tensor) -> None:
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        pyro.sample("data", dist.Normal(x, 1.0), obs=data)
+
+    data = torch.tensor(1.5)
+    run = small(conjugate, model_args=(data,), seed=seed)
+    expected = -float(dist.Normal(0.0, 2**0.5).log_prob(data))
+    assert abs(run.free_energy - expected) < 4 * run.standard_error
+    assert run.fields.shape == (256,)
+
+
+@pytest.mark.parametrize("from_normal", [False, True])
+def test_site_behind_a_flow_of_two_modes(seed: int, from_normal: bool) -> None:
+    """A model of its own, which is not recognised as the potential's."""
+    potential = IsingDual((2, 2))
+    flow = potential.flow()
+    assert isinstance(flow.base, TwoModes)
+
+    def magnet() -> None:
+        s = pyro.sample("s", dist.Normal(torch.zeros(2, 2), 1.0).to_event(2).mask(False))
+        pyro.factor("energy", -potential.energy(s))
+
+    options: dict[str, Any] = {"model_args": None, "seed": seed}
+    reparam = FlowReparam(flow, from_normal)
+    run = small(poutine.reparam(magnet, {"s": reparam}), **options)
+    assert abs(run.free_energy + potential.log_partition()) < 4 * run.standard_error
+    assert 0.0 < run.jump_acceptance[-1] <= 1.0
+    assert run.fields is run.sites["s"]
+    # the same start, moves and jumps as where the energy is known
+    direct = small(poutine.reparam(potential.model, {"x": reparam}), **options)
+    assert run.free_energy == pytest.approx(direct.free_energy)
+
+
+def test_arguments_by_keyword_and_targets_that_are_ready(seed: int) -> None:
+    options: dict[str, Any] = {"betas": BETAS, "seed": seed}
+    run = small(**options)
+    by_name = {"model_args": None, "model_kwargs": {"data": DATA}}
+    assert small(**options, **by_name).free_energy == run.free_energy
+    other = small(**options, model_kwargs={"noise": 1.5})
+    assert abs(other.free_energy - run.free_energy) > 0.1
+    ready = ModelTarget(model).setup(DATA)
+    assert small(ready, **options, model_args=None).free_energy == run.free_energy
+    potential = FreeField((2, 2), mass=1.0)
+    assert small(potential, **options, model_args=()).fields.shape == (256, 2, 2)
+
+
+def test_particles_in_batches_are_the_same(seed: int) -> None:
+    target = behind_a_hierarchical_guide()
+    whole, parts = (
+        small(target, betas=(0.0, 0.3, 1.0), num_particles=64, batch_size=size, seed=seed)
+        for size in (64, 30)
+    )
+    torch.testing.assert_close(parts.sites["scale"], whole.sites["scale"])
+    assert parts.free_energy == pytest.approx(whole.free_energy)
+
+
+def one_number(x: Tensor) -> Tensor:
+    return x.square().sum(-1)
+
+
+BAD: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
+    (model, {"model_args": None}, TypeError, "model_args, do not fit the model"),
+    (model, {"model_args": DATA}, TypeError, "model_args is a Tensor; accepted: a sequence"),
+    (model, {"model_args": 3}, TypeError, "model_args is a int; accepted: a sequence"),
+    (one_number, {"shape": (2,)}, TypeError, "model_args .*, and target is a function; accepted"),
+    (EnergyTarget(one_number, (2,)), {}, TypeError, "and target is a EnergyTarget; accepted: a P"),
+    (FreeField((2, 2), mass=1.0), {}, TypeError, "and target is a FreeField; accepted: a Pyro"),
+    (model, {"flow": hierarchical_flow((3, 2))}, ValueError, "flow is for a potential or energy"),
+    (
+        model,
+        {"flow": AutoDiagonalNormal(model)},
+        TypeError,
+        "Normal, a guide; accepted",
+    ),
+    (3.0, {}, TypeError, "target is a float; accepted"),
+]
+
+
+@pytest.mark.parametrize(("target", "options", "error", "match"), BAD)
+def test_bad_arguments(
+    target: Any, options: dict[str, Any], error: type[Exception], match: str
+) -> None:
+    with pytest.raises(error, match=match):
+        small(target, **options)
+
+
+def test_bad_models() -> None:
+    def subsampled() -> None:
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 6, subsample_size=2):
+            pyro.sample("y", dist.Normal(x, 1.0), obs=torch.zeros(2))
+
+    with pytest.raises(ValueError, match=r"model has subsampled plates 'data' \(2 of 6\)"):
+        small(subsampled, model_args=())
+    with pytest.raises(ValueError, match="no continuous latent site"):
+        small(lambda: None, model_args=())
+    with pytest.raises(ValueError, match=r"fields of the sites \['field', 'scale'\]; accepted"):
+        _ = small(betas=BETAS).fields
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", ["plain", "Pyro's guide"])
+def test_error_bars_cover_and_the_evidence_is_unbiased(start: str) -> None:
+    """Of 200 short runs with given betas."""
+    target = STARTS[start]()
+    runs = [small(target, betas=BETAS, seed=seed) for seed in range(200)]
+    covers(runs, -exact()[0])

@@ -1,0 +1,182 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Evidences of Pyro models from their guides, against exact ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer.autoguide import (
+    AutoDelta,
+    AutoDiagonalNormal,
+    AutoGuideList,
+    AutoIAFNormal,
+    AutoLaplaceApproximation,
+    AutoNormal,
+)
+from pyro.infer.autoguide.initialization import init_to_mean
+from torch import Tensor
+
+from pyro_neuralrg import AutoHierarchicalFlow, FlowGuide
+from pyro_neuralrg.free_energy import estimate
+from pyro_neuralrg.potentials import FreeField
+from tests.infer.solvable_model import (
+    DATA,
+    NOISE,
+    SEEN,
+    at_the_mean,
+    exact,
+    exact_guide,
+    model,
+    observe,
+)
+
+
+def test_the_posterior_itself_gives_the_exact_evidence() -> None:
+    """Of a constrained site, masked data and a model that takes no batches."""
+    found = estimate(model, exact_guide(), 50, batch_size=20, model_args=(DATA,))
+    assert found.importance == pytest.approx(-exact()[0], abs=1e-9)
+    assert found.variational == pytest.approx(-exact()[0], abs=1e-9)
+    assert found.num_samples == 50
+
+
+def test_arguments_by_keyword() -> None:
+    options = {"data": DATA, "noise": NOISE}
+    found = estimate(model, exact_guide(), 100, model_kwargs=options)
+    assert found.importance == pytest.approx(-exact()[0], abs=1e-9)
+    other = estimate(model, exact_guide(), 100, model_args=(DATA,), model_kwargs={"noise": 0.7})
+    assert abs(other.importance - found.importance) > 0.1
+
+
+def test_sites_in_another_order() -> None:
+    """The guide's vector is in the order of its own model's sites."""
+
+    def swapped(data: Tensor) -> None:
+        scale = pyro.sample("scale", dist.LogNormal(0.2, 0.8))
+        field = pyro.sample("field", dist.Normal(torch.zeros(3, 2), 1.0).to_event(2))
+        observe(field, scale, data)
+
+    found = estimate(swapped, exact_guide(), 10, model_args=(DATA,))
+    assert found.importance == pytest.approx(-exact()[0], abs=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["hierarchical", "one after another"])
+def test_a_wide_guide_gives_it_within_its_error(kind: str) -> None:
+    if kind == "hierarchical":
+        guide: Any = AutoHierarchicalFlow(
+            model, "field", init_loc_fn=at_the_mean(), init_scale=0.9, prototype_args=(DATA,)
+        )
+        number = 4000
+    else:
+        guide, number = AutoNormal(model, init_loc_fn=at_the_mean(), init_scale=0.9), 400
+        guide(DATA)
+    found = estimate(model, guide, number, model_args=(DATA,))
+    assert 0.02 < found.importance_se < 0.4
+    assert abs(found.importance + exact()[0]) < 4 * found.importance_se
+    assert found.variational > -exact()[0] + 4 * found.variational_se  # it is not the posterior
+
+
+def test_the_bound_by_hand() -> None:
+    """And looking at the model uses no random numbers up."""
+    guide = AutoDiagonalNormal(model, init_loc_fn=at_the_mean(), init_scale=0.9)
+    guide(DATA)
+    torch.manual_seed(3)
+    found = estimate(model, guide, 500, model_args=(DATA,))
+    torch.manual_seed(3)
+    u = guide.get_posterior().sample((500,))
+    field, log_scale = u[:, :6].reshape(-1, 3, 2), u[:, 6]
+    log_p = dist.Normal(0.0, 1.0).log_prob(field).sum((-1, -2))
+    log_p += dist.Normal(0.2, 0.8).log_prob(log_scale)
+    likelihood = dist.Normal(log_scale[:, None, None] + field, NOISE).log_prob(DATA)
+    log_p += (likelihood * SEEN).sum((-1, -2))
+    expected = (guide.get_posterior().log_prob(u) - log_p).mean()
+    assert found.variational == pytest.approx(expected.item())
+
+
+def test_a_potential_with_an_autoguide_is_its_own_model() -> None:
+    potential = FreeField((3, 3), mass=1.0)
+    guide = AutoHierarchicalFlow(
+        potential.model,
+        "x",
+        init_loc_fn=init_to_mean,
+        init_scale=1.0,
+        spectrum=potential.spectrum,
+    )
+    found = estimate(potential, guide, 1000)
+    assert abs(found.importance + potential.log_partition()) < max(4 * found.importance_se, 1e-9)
+    assert found.ess > 0.5
+
+
+def test_a_flow_guide_with_a_model_rather_than_an_energy(target: Any, flow: Any) -> None:
+    flow.set_exact(target)
+    found = estimate(target.model, FlowGuide(flow), 20, model_args=())
+    assert found.importance == pytest.approx(-target.log_partition())
+
+
+def test_refuses_points() -> None:
+    for kind in (AutoDelta, AutoLaplaceApproximation):
+        guide = kind(model)
+        guide(DATA)
+        with pytest.raises(TypeError, match=f"guide is an {kind.__name__}, a point; accepted"):
+            estimate(model, guide, 10, model_args=(DATA,))
+
+
+def test_refuses_points_of_single_sites() -> None:
+    def two() -> None:
+        pyro.sample("s", dist.Normal(0.0, 1.0))
+        pyro.sample("t", dist.Normal(0.0, 1.0))
+
+    def by_hand() -> None:
+        pyro.sample("s", dist.Normal(0.0, 1.0))
+        pyro.sample("t", dist.Delta(torch.tensor(0.5)))
+
+    of_each = AutoGuideList(two)
+    of_each.append(AutoNormal(poutine.block(two, hide=["t"])))
+    of_each.append(AutoDelta(poutine.block(two, hide=["s"])))
+    for guide in (by_hand, of_each):
+        with pytest.raises(TypeError, match="guide's site 't' is a point; accepted"):
+            estimate(two, guide, 10, model_args=())
+
+
+def test_refuses_subsampled_data() -> None:
+    def subsampled(data: Tensor) -> None:
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", 3, subsample_size=2) as index:
+            pyro.sample("data", dist.Normal(x, 1.0), obs=data[index])
+
+    for guide in (AutoDiagonalNormal(subsampled), AutoNormal(subsampled)):
+        guide(DATA[:, 0])
+        with pytest.raises(ValueError, match=r"plate 'rows' .* subsampled \(2 of 3\); accepted"):
+            estimate(subsampled, guide, 10, model_args=(DATA[:, 0],))
+
+
+def test_refuses_other_sites() -> None:
+    def other(data: Tensor) -> None:
+        pyro.sample("level", dist.Normal(0.0, 1.0))
+        model(data)
+
+    with pytest.raises(ValueError, match=r"model has the latent sites \{'level': .* accepted"):
+        estimate(other, exact_guide(), 10, model_args=(DATA,))
+    loop = AutoNormal(model)
+    loop(DATA)
+    with pytest.raises(ValueError, match=r"model has the latent sites \['field', 'level', 'scale'"):
+        estimate(other, loop, 10, model_args=(DATA,))
+
+
+def test_refuses_guides_without_parameters_and_what_is_none(flow: Any) -> None:
+    with pytest.raises(ValueError, match="has not seen its model yet; accepted"):
+        estimate(model, AutoIAFNormal(model), 10, model_args=(DATA,))
+    with pytest.raises(TypeError, match="q is a ScaleFlow; accepted: a guide of the model"):
+        estimate(model, flow, 10, model_args=(DATA,))
+    with pytest.raises(TypeError, match="target is a str; accepted: a Pyro model"):
+        estimate("model", exact_guide(), 10)
+    with pytest.raises(ValueError, match="num_samples is 0; accepted"):
+        estimate(model, exact_guide(), 0, model_args=(DATA,))
+    for bare in (DATA, "data", 3):
+        with pytest.raises(TypeError, match=f"model_args is a {type(bare).__name__}; accepted: a"):
+            estimate(model, exact_guide(), 10, model_args=bare)

@@ -1,0 +1,185 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Observables of a Gaussian from samples of a wider one."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import Independent, Normal
+
+from pyro_neuralrg.free_energy import expectations, reweight
+
+SITES = 4
+WIDTH = 1.25
+MEAN = 0.3  # of every site of the target
+EXACT = torch.tensor([MEAN, 1.0 + MEAN**2])  # of x and x^2
+
+
+def energy(x: Tensor) -> Tensor:
+    return 0.5 * (x - MEAN).square().sum(-1)
+
+
+def proposal() -> Any:
+    return Independent(Normal(torch.zeros(SITES), WIDTH), 1)
+
+
+def weighted(number: int) -> tuple[Tensor, Tensor]:
+    """Values x_0, x_0^2 and log-weights of samples of the proposal."""
+    x = proposal().sample((number,))
+    values = torch.stack([x[:, 0], x[:, 0].square()], -1)
+    return values, -energy(x) - proposal().log_prob(x)
+
+
+def test_means_of_the_target() -> None:
+    values, weights = weighted(40_000)
+    found = reweight(values, weights + 1000.0)  # a constant does not matter
+    assert found.estimate.shape == (2,)
+    assert bool(((found.estimate - EXACT).abs() < 4 * found.standard_error).all())
+    assert bool((found.standard_error < 0.02).all())
+    assert found.pareto_k < 0.7
+    # the proposal's own mean of x^2 is far off
+    assert abs(float(values[:, 1].mean() - EXACT[1])) > 10 * float(found.standard_error[1])
+    single = reweight(values[:, 1], weights)
+    assert single.estimate.shape == ()
+    assert float(single.estimate) == pytest.approx(float(found.estimate[1]))
+
+
+def test_error_by_hand() -> None:
+    """Two weights, 3 and 1, of 0 and 1: mean 1/4, residuals -3/4 and 3/4, times 2, over 16."""
+    values, weights = torch.tensor([0.0, 1.0]), torch.tensor([3.0, 1.0]).log()
+    found = reweight(values, weights)
+    assert float(found.estimate) == pytest.approx(0.25)
+    assert float(found.standard_error) == pytest.approx(math.sqrt(2 * (2 * 0.75**2)) / 4)
+    assert found.ess == pytest.approx(16 / 10 / 2)
+    assert math.isnan(found.pareto_k)
+    assert math.isnan(float(reweight(values[:1], weights[:1]).standard_error))
+
+
+def test_equal_weights_give_the_plain_mean() -> None:
+    values = torch.randn(100, 3, 2)
+    found = reweight(values, torch.zeros(100))
+    torch.testing.assert_close(found.estimate, values.mean(0))
+    torch.testing.assert_close(found.standard_error, values.std(0) / 10)
+    assert found.ess == pytest.approx(1.0)
+
+
+def test_bootstrap_agrees_with_the_delta_method(seed: int) -> None:
+    values, weights = weighted(4000)
+    delta = reweight(values, weights).standard_error
+    several = reweight(values, weights, bootstrap=200, seed=seed)
+    # a spread of 200 is known to 1 in 20
+    torch.testing.assert_close(several.standard_error, delta, rtol=0.2, atol=0.0)
+    again = reweight(values, weights, bootstrap=200, seed=seed)
+    torch.testing.assert_close(several.standard_error, again.standard_error, rtol=0, atol=0)
+    assert bool(reweight(values[:1], weights[:1], bootstrap=9).standard_error.isnan().all())
+
+
+def test_groups_of_copies() -> None:
+    """Every sample four times in a row tells no more than once."""
+    values, weights = weighted(500)
+    once = reweight(values, weights)
+    copies = values.repeat_interleave(4, 0), weights.repeat_interleave(4)
+    grouped = reweight(*copies, groups=500)
+    assert math.isnan(grouped.pareto_k)
+    assert not math.isnan(once.pareto_k)
+    torch.testing.assert_close(grouped.estimate, once.estimate)
+    torch.testing.assert_close(grouped.standard_error, once.standard_error)
+    assert bool((reweight(*copies).standard_error < 0.6 * once.standard_error).all())
+
+
+def test_values_without_weight_do_not_matter() -> None:
+    values = torch.tensor([1.0, 2.0, math.nan, math.inf])
+    weights = torch.tensor([0.0, 0.0, -math.inf, -math.inf])
+    assert float(reweight(values, weights).estimate) == 1.5
+
+
+BAD: list[tuple[Any, Any, dict[str, Any], type[Exception], str]] = [
+    ([1.0], torch.zeros(1), {}, TypeError, "values is a list; accepted"),
+    (torch.zeros(1), [0.0], {}, TypeError, "log_weights is a list; accepted"),
+    (torch.zeros(2), torch.zeros(3), {}, ValueError, r"values has shape \(2,\); accepted: \(3,\)"),
+    (torch.tensor(1.0), torch.zeros(1), {}, ValueError, r"values has shape \(\)"),
+    (torch.zeros(2), torch.zeros(2, 1), {}, ValueError, r"log_weights has shape \(2, 1\)"),
+    (torch.zeros(0), torch.zeros(0), {}, ValueError, r"log_weights has shape \(0,\)"),
+    (
+        torch.zeros(3),
+        torch.full((3,), -math.inf),
+        {},
+        ValueError,
+        r"log_weights are all -inf \(3 samples\)",
+    ),
+    (torch.zeros(2), torch.tensor([0, math.inf]), {}, ValueError, "1 of 2 log_weights are plus"),
+    (torch.zeros(2), torch.tensor([0, math.nan]), {}, ValueError, "1 of 2 log_weights are NaN"),
+    (torch.tensor([0, math.nan]), torch.zeros(2), {}, ValueError, "values of 1 of 2 samples"),
+    (torch.zeros(4), torch.zeros(4), {"groups": 3}, ValueError, "groups is 3; accepted"),
+    (torch.zeros(4), torch.zeros(4), {"groups": 0}, ValueError, "groups is 0; accepted"),
+    (torch.zeros(4), torch.zeros(4), {"bootstrap": -1}, ValueError, "bootstrap is -1; accepted"),
+    (torch.zeros(4), torch.zeros(4), {"bootstrap": 2, "seed": -1}, ValueError, "seed is -1"),
+]
+
+
+@pytest.mark.parametrize(("values", "weights", "options", "error", "match"), BAD)
+def test_bad_arguments(
+    values: Any, weights: Any, options: dict[str, Any], error: type[Exception], match: str
+) -> None:
+    with pytest.raises(error, match=match):
+        reweight(values, weights, **options)
+
+
+def test_expectations_from_a_flow() -> None:
+    sizes: list[int] = []
+
+    def square(x: Tensor) -> Tensor:
+        sizes.append(len(x))
+        return x.square().mean(-1)
+
+    observables = {"square": square, "field": lambda x: x}
+    found = expectations(energy, proposal(), observables, 5000, batch_size=2000)
+    assert sizes == [2000, 2000, 1000]
+    means, exact_free_energy = found.observables, -0.5 * SITES * math.log(2 * math.pi)
+    assert list(means) == ["square", "field"]
+    assert means["field"].estimate.shape == (SITES,)
+    assert abs(float(means["square"].estimate - EXACT[1])) < 4 * float(
+        means["square"].standard_error
+    )
+    assert bool(((means["field"].estimate - MEAN).abs() < 5 * means["field"].standard_error).all())
+    assert found.free_energy.num_samples == 5000
+    error = found.free_energy.importance - exact_free_energy
+    assert abs(error) < 4 * found.free_energy.importance_se
+    assert means["field"].ess == pytest.approx(found.free_energy.ess)
+
+
+def test_expectations_warn_of_poor_weights() -> None:
+    with pytest.warns(UserWarning, match="the importance estimate rests on"):
+        expectations(energy, proposal(), {}, 5)
+
+
+def test_bad_observables() -> None:
+    with pytest.raises(TypeError, match=r"observables is \[.*; accepted: functions of fields by"):
+        expectations(energy, proposal(), [energy], 10)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"observables\['m'\] is a float"):
+        expectations(energy, proposal(), {"m": 1.0}, 10)  # type: ignore[dict-item]
+    with pytest.raises(TypeError, match=r"observables\['m'\] returned a float"):
+        expectations(energy, proposal(), {"m": lambda x: float(x.mean())}, 10)  # type: ignore[dict-item,return-value]
+    with pytest.raises(ValueError, match=r"observables\['m'\] returned shape \(\) for 10 fields"):
+        expectations(energy, proposal(), {"m": lambda x: x.mean()}, 10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bootstrap", [0, 100])
+def test_error_bars_cover(bootstrap: int) -> None:
+    """One standard error covers the exact means as often as it should, over 200 seeds."""
+    runs = [reweight(*weighted(2000), bootstrap=bootstrap) for _ in range(200)]
+    pulls = torch.stack([(run.estimate - EXACT) / run.standard_error for run in runs])
+    covered = (pulls.abs() < 1.0).double().mean(0)
+    assert bool(((covered - 0.6827).abs() < 3 * (0.6827 * 0.3173 / 200) ** 0.5).all())
+    assert bool((pulls.mean(0).abs() < 4 / 200**0.5).all())
+
+
+def test_a_constant_has_no_bootstrap_error() -> None:
+    found = reweight(torch.full((50,), 3.0), torch.randn(50), bootstrap=20, seed=0)
+    assert float(found.standard_error) < 1e-12

@@ -1,0 +1,123 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""The densities between start and target: energies, gradients, and what they are at the ends."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from pyro.infer.reparam import NeuTraReparam
+from torch import Tensor
+
+from pyro_neuralrg import IsingDual
+from pyro_neuralrg.distributions import TwoModes
+from pyro_neuralrg.free_energy.tempered import TemperedTarget
+from pyro_neuralrg.mcmc import EnergyTarget, LatentTarget, ModelTarget
+from tests.infer.solvable_model import DATA, exact, exact_guide, model
+
+
+def stiff(x: Tensor) -> Tensor:
+    return 2.0 * x.square().flatten(1).sum(-1)
+
+
+def latent() -> LatentTarget:
+    """The model at Tc, in the latent space of a flow of two modes."""
+    potential = IsingDual((4, 4))
+    flow = potential.flow()
+    for parameter in flow.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    assert isinstance(flow.base, TwoModes)
+    return LatentTarget(potential, flow)
+
+
+def of_model() -> ModelTarget:
+    return ModelTarget(model).setup(DATA)
+
+
+def behind_a_guide() -> ModelTarget:
+    return ModelTarget(NeuTraReparam(exact_guide()).reparam(model)).setup(DATA)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: EnergyTarget(stiff, (2, 3)), latent, of_model, behind_a_guide]
+)
+@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
+def test_mixture_of_energies_and_its_gradient(make: Any, beta: float, seed: int) -> None:
+    whole = make()
+    target = TemperedTarget(whole, beta, batch_size=3)
+    y = target.initial(7, torch.Generator().manual_seed(seed))
+    energy, gradient = target.energy_and_grad(y)
+    torch.testing.assert_close(target.energy(y), energy)
+    base = TemperedTarget(whole, 0.0).energy(y)
+    torch.testing.assert_close(energy, beta * whole.energy(y) + (1 - beta) * base)
+    step = 1e-5 * torch.randn_like(y)
+    change = target.energy(y + step) - target.energy(y - step)
+    torch.testing.assert_close(change, 2 * (gradient * step).sum(-1), rtol=1e-5, atol=1e-9)
+
+
+def test_start_is_normalised_and_the_one_that_is_drawn() -> None:
+    """Along the first latent its density integrates to one and has two modes."""
+    whole = latent()
+    target = TemperedTarget(whole, 0.0)
+    grid = torch.linspace(-12, 12, 4001)
+    y = torch.zeros(len(grid), 16)
+    y[:, 0] = grid
+    others = -7.5 * math.log(2 * math.pi)  # 15 normals at zero
+    density = (-target.energy(y) - others).exp()
+    assert float(torch.trapezoid(density, grid)) == pytest.approx(1.0, abs=1e-6)
+    distance = whole.flow.base.separation
+    assert abs(float(grid[density.argmax()].abs()) - distance) < 0.1
+    drawn = target.initial(4000, torch.Generator().manual_seed(0))[:, 0]
+    assert float(drawn.square().mean()) == pytest.approx(1 + distance**2, rel=0.1)
+
+
+def test_start_of_a_model_behind_a_guide_is_the_guide() -> None:
+    """Of the posterior itself: beta makes no difference but for the evidence."""
+    start = TemperedTarget(behind_a_guide(), 0.0)
+    y = start.initial(5, torch.Generator().manual_seed(0))
+    difference = start.at(1.0).energy(y) - start.energy(y)
+    torch.testing.assert_close(difference, torch.full((5,), -exact()[0]))
+    drawn = start.initial(4000, torch.Generator().manual_seed(0))
+    mean, covariance = exact()[1:]
+    found = start.physical(drawn)["scale"].log().mean()
+    assert abs(float(found - mean[6])) < 4 * (float(covariance[6, 6]) / 4000) ** 0.5
+
+
+def test_infinite_energies_are_none_at_the_start() -> None:
+    target = EnergyTarget(lambda x: torch.where(x[:, 0] > 0, stiff(x), math.inf), (2,))
+    y = torch.tensor([[-1.0, 0.0]])
+    assert math.isfinite(float(TemperedTarget(target, 0.0).energy(y)))
+    assert float(TemperedTarget(target, 0.1).energy(y)) == math.inf
+
+
+def test_physical_sites_and_latents() -> None:
+    whole = latent()
+    target = TemperedTarget(whole, 0.5, batch_size=2)
+    y = target.initial(5, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(target.physical(y)["x"], whole.physical(y)["x"])
+    assert target.latent(y)["x_latent"].shape == (5, 4, 4)
+    assert target.modules() == [whole.flow]
+
+
+def test_same_as() -> None:
+    whole = EnergyTarget(stiff, (2,))
+    half = TemperedTarget(whole, 0.5)
+    assert half.same_as(TemperedTarget(EnergyTarget(stiff, (2,)), 0.5))
+    assert not half.same_as(half.at(0.6))
+    assert not half.same_as(whole)
+    assert not half.same_as(TemperedTarget(EnergyTarget(stiff, (3,)), 0.5))
+
+
+def test_bad_arguments() -> None:
+    whole = EnergyTarget(stiff, (2,))
+    with pytest.raises(ValueError, match=r"beta is 1\.5; accepted"):
+        TemperedTarget(whole, 1.5)
+    with pytest.raises(ValueError, match="batch_size is 0; accepted"):
+        TemperedTarget(whole, 0.5, 0)
+    with pytest.raises(ValueError, match="target is a ModelTarget without sites; accepted"):
+        TemperedTarget(ModelTarget(IsingDual((2, 2)).model), 0.5)
+    with pytest.raises(TypeError, match="target is a function; accepted: a Target"):
+        TemperedTarget(stiff, 0.5)  # type: ignore[arg-type]

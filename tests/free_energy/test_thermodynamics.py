@@ -1,0 +1,197 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""One flow for a range of temperatures: its training, and the thermodynamics it gives."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pyro_neuralrg import FlowGuide, fit
+from pyro_neuralrg.distributions import StandardNormal, TwoModes
+from pyro_neuralrg.free_energy import Thermodynamics, thermodynamics
+from pyro_neuralrg.free_energy.importance import log_weights
+from pyro_neuralrg.potentials import IsingDual, IsingDualFamily, exact
+from pyro_neuralrg.transforms import LatticeTransform, Neighbour, hierarchical_flow
+
+RANGE = (2.0, 2.7)
+SMALL: dict[str, Any] = {"bijector": Neighbour(layers=2, hidden=(4,)), "features": 4}
+QUICK: dict[str, Any] = {"steps": 20, "batch": 32, "lr": 0.01, "seed": 0, "progress": False}
+
+
+class Exact(nn.Module):
+    """The exact flow of the dual of one spin, x from z, at any temperature.
+
+    Without bonds x has two modes of variance 0.1 at +-0.1, whatever T.
+    """
+
+    base = TwoModes(math.sqrt(0.1))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(math.sqrt(0.1)))
+
+    def condition(self, context: Tensor) -> Any:
+        return _Scaled(self.scale + 0 * context[..., 0])
+
+
+class _Scaled(LatticeTransform):
+    def __init__(self, scale: Tensor) -> None:
+        super().__init__((1,))
+        self.scale = scale
+
+    def forward_and_ladj(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        return z * self.scale.unsqueeze(-1), self.scale.log().expand(len(z))
+
+
+def test_an_exact_flow_has_exact_thermodynamics() -> None:
+    """One spin: ln Z = ln 2, and neither energy nor specific heat, without any scatter."""
+    family = IsingDualFamily((1,), RANGE)
+    found = thermodynamics(family, Exact(), [2.0, 2.4], 50, batch_size=20)
+    assert len(found) == 2
+    for name in ("variational_log_partition", "log_partition", "exact_log_partition"):
+        np.testing.assert_allclose(getattr(found, name), math.log(2), atol=1e-12)
+    for name in ("energy", "specific_heat"):
+        for kind in ("", "variational_", "exact_"):
+            np.testing.assert_allclose(getattr(found, kind + name), 0, atol=1e-10)
+    np.testing.assert_allclose(found.gap, 0, atol=1e-12)
+    np.testing.assert_allclose(found.ess, 1)
+
+
+def test_derivatives_are_those_of_the_estimate() -> None:
+    """Finite differences of the mean with the same noise, of a flow far from the target."""
+    family, temperature, n = IsingDualFamily((1, 2), RANGE), 2.3, 30
+    flow = family.flow(**SMALL)
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+
+    def log_z(beta: float) -> float:
+        torch.manual_seed(3)
+        with pytest.warns(UserWarning, match="effective samples"):
+            found = thermodynamics(family, flow, [1 / beta], n)
+        return float(found.variational_log_partition[0])
+
+    beta, step = 1 / temperature, 1e-4
+    low, middle, high = (log_z(beta + shift * step) for shift in (-1, 0, 1))
+    torch.manual_seed(3)
+    with pytest.warns(UserWarning, match="effective samples"):
+        found = thermodynamics(family, flow, [temperature], n)
+    energy = -(high - low) / (2 * step) / 2
+    heat = beta**2 * (high - 2 * middle + low) / step**2 / 2
+    assert found.variational_energy[0] == pytest.approx(energy, rel=1e-5)
+    assert found.variational_specific_heat[0] == pytest.approx(heat, rel=1e-3)
+    assert found.gap[0] > 0.1
+
+
+def test_importance_weights_make_up_for_a_poor_flow() -> None:
+    """A Gaussian of twice the width of the dual's, whose weights are bounded."""
+    family, temperatures = IsingDualFamily((2, 2), (3.0, 5.0)), [3.0, 4.0, 5.0]
+    spectrum, slopes = family.gaussian
+    assert slopes is not None
+    flow = family.flow(
+        **SMALL, base=StandardNormal(), spectrum=4 * spectrum, spectrum_slopes=4 * slopes
+    )
+    found = thermodynamics(family, flow, temperatures, 6000, batch_size=3000)
+    assert (found.gap > 0.5).all()
+    for name in ("log_partition", "energy", "specific_heat"):
+        value, error = getattr(found, name), getattr(found, f"{name}_se")
+        reference = getattr(found, f"exact_{name}")
+        assert (abs(value - reference) < 4.5 * error).all(), name
+        assert (error < 0.1 * abs(reference)).all(), name
+    for i, temperature in enumerate(temperatures):
+        spins = exact.log_partition((2, 2), temperature)
+        assert found.exact_log_partition[i] == pytest.approx(spins)
+        assert found.exact_energy[i] == exact.internal_energy((2, 2), temperature)
+        assert found.exact_specific_heat[i] == exact.specific_heat((2, 2), temperature)
+
+
+def test_nan_where_nothing_is_exact() -> None:
+    family = IsingDualFamily((3, 6, 6), (8.0, 9.0))
+    flow = family.flow(**SMALL)
+    with pytest.warns(UserWarning, match="effective samples"):
+        found = thermodynamics(family, flow, [8.5], 4)
+    assert np.isnan(found.exact_energy).all()
+    assert np.isnan(found.gap).all()
+    assert np.isfinite(found.variational_energy).all()
+    assert set(found.as_dict()) >= {"temperature", "energy", "specific_heat_se"}
+    assert isinstance(found, Thermodynamics)
+
+
+def test_fit_lowers_the_bound_at_every_temperature() -> None:
+    family, temperatures = IsingDualFamily((2, 2), RANGE), [2.0, 2.35, 2.7]
+    torch.manual_seed(0)
+    flow = family.flow(**SMALL)
+
+    def gaps() -> list[float]:
+        torch.manual_seed(1)
+        found = []
+        for temperature in temperatures:
+            target = family.at_temperature(temperature)
+            q = flow.condition(family.contexts([temperature])[0])
+            found.append(target.log_partition() - float(log_weights(target, q, 4000).mean()))
+        return found
+
+    before = gaps()
+    result = fit(family, flow, steps=150, batch=64, lr=0.02, seed=0, progress=False)
+    assert result.flow is flow
+    assert np.isnan(result.history.ess).all()
+    for one, other in zip(before, gaps(), strict=True):
+        assert 0 < other < 0.2 * one
+
+
+def test_fit_builds_the_flow_and_takes_a_guide() -> None:
+    family = IsingDualFamily((2, 2), RANGE)
+    result = fit(family, **QUICK)
+    assert result.flow.context_dim == 1
+    guide = FlowGuide(family.flow(**SMALL))
+    before = [p.detach().clone() for p in guide.parameters()]
+    result = fit(family, guide, path_gradient=True, **QUICK)
+    assert result.steps == 20
+    changed = [not torch.equal(p, b) for p, b in zip(guide.parameters(), before, strict=True)]
+    assert all(changed)
+
+
+def test_fit_repeats_with_its_seed() -> None:
+    family = IsingDualFamily((2, 2), RANGE)
+    first, second = (fit(family, **QUICK).history.free_energy for _ in range(2))
+    assert first.tolist() == second.tolist()
+
+
+def test_a_family_wants_a_conditional_flow() -> None:
+    with pytest.raises(TypeError, match="accepted for a PotentialFamily: a Conditional"):
+        fit(IsingDualFamily((2, 2), RANGE), hierarchical_flow((2, 2)), **QUICK)
+    with pytest.raises(TypeError, match="or a PotentialFamily as target"):
+        fit(IsingDual((2, 2)), FlowGuide(IsingDualFamily((2, 2), RANGE).flow()), **QUICK)
+
+
+def test_bad_arguments() -> None:
+    family = IsingDualFamily((2, 2), RANGE)
+    flow = family.flow(**SMALL)
+    with pytest.raises(TypeError, match="family is a IsingDual; accepted: an IsingDualFamily"):
+        thermodynamics(IsingDual((2, 2)), flow, [2.3])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"temperatures is .*accepted: from"):
+        thermodynamics(family, flow, [1.0])
+    with pytest.raises(ValueError, match="num_samples is 1; accepted"):
+        thermodynamics(family, flow, [2.3], 1)
+
+
+@pytest.mark.slow
+def test_a_phase_diagram_of_one_flow() -> None:
+    """8 x 8, 25 s of one core: energies within 1 %."""
+    torch.set_default_dtype(torch.float32)
+    family = IsingDualFamily((8, 8), RANGE)
+    torch.manual_seed(0)
+    flow = fit(family, steps=1000, seed=0, progress=False).flow
+    with warnings.catch_warnings():  # heavy tails of the weights are legal here
+        warnings.simplefilter("ignore", UserWarning)
+        found = thermodynamics(family, flow, [2.0, 2.1, 2.2, 2.3, 2.4, 2.5, 2.6, 2.7])
+    assert (found.gap < 0.15).all()
+    assert (found.gap > -4.5 * found.variational_log_partition_se).all()
+    np.testing.assert_allclose(found.energy, found.exact_energy, rtol=0.01)

@@ -1,0 +1,260 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Kernels and targets with exact samplers: every law of the kernels runs over their product.
+
+A new kernel adds one line to KERNELS.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pyro.distributions.transforms as transforms
+import torch
+from torch import Tensor, nn
+
+from pyro_neuralrg.distributions import TwoModes
+from pyro_neuralrg.mcmc import (
+    HMC,
+    MALA,
+    ChEESHMC,
+    Cycle,
+    IndependenceMetropolis,
+    Kernel,
+    LatentTarget,
+    Mixture,
+    RandomWalkMetropolis,
+)
+from pyro_neuralrg.mcmc.target import EnergyTarget
+from pyro_neuralrg.potentials import FreeField, IsingDual
+from pyro_neuralrg.transforms import HierarchicalFlow, Neighbour, hierarchical_flow
+
+
+class ToyFlow(transforms.AffineCoupling):
+    """Half of the sites scaled and shifted by the other half, then all stretched: not linear."""
+
+    def __init__(self, shape: tuple[int, ...], stretch: float | Tensor = 1.3) -> None:
+        self.size = math.prod(shape)
+        self.kept = self.size // 2
+        network = nn.Linear(self.kept, 2 * (self.size - self.kept))
+        nn.init.normal_(network.weight, std=0.7 / math.sqrt(self.kept))
+        nn.init.normal_(network.bias, std=0.2)
+        super().__init__(self.kept, network)
+        self.shape = shape
+        self.register_buffer("stretch", torch.as_tensor(stretch).expand(shape).flatten().clone())
+
+    @property
+    def domain(self) -> torch.distributions.constraints.Constraint:
+        return torch.distributions.constraints.independent(
+            torch.distributions.constraints.real, len(self.shape)
+        )
+
+    codomain = domain
+
+    def _scale_and_shift(self, kept: Tensor) -> tuple[Tensor, Tensor]:
+        log_scale, shift = self.nn(kept).chunk(2, -1)
+        return 0.7 * torch.tanh(log_scale), shift
+
+    def _call(self, z: Tensor) -> Tensor:
+        flat = z.flatten(-len(self.shape))
+        kept, moved = flat[..., : self.kept], flat[..., self.kept :]
+        log_scale, shift = self._scale_and_shift(kept)
+        x = torch.cat([kept, moved * log_scale.exp() + shift], -1) * self.stretch
+        return x.unflatten(-1, self.shape)
+
+    def _inverse(self, x: Tensor) -> Tensor:
+        flat = x.flatten(-len(self.shape)) / self.stretch
+        kept, moved = flat[..., : self.kept], flat[..., self.kept :]
+        log_scale, shift = self._scale_and_shift(kept)
+        return torch.cat([kept, (moved - shift) * (-log_scale).exp()], -1).unflatten(-1, self.shape)
+
+    def log_abs_det_jacobian(self, z: Tensor, x: Tensor) -> Tensor:
+        kept = z.flatten(-len(self.shape))[..., : self.kept]
+        return self._scale_and_shift(kept)[0].sum(-1) + self.stretch.log().sum()
+
+
+class ExactTarget(NamedTuple):
+    """An energy with an exact sampler, and a step size that HMC accepts two times out of three."""
+
+    energy: Callable[[Tensor], Tensor]
+    shape: tuple[int, ...]
+    sample: Callable[[int], Tensor]
+    step_size: float
+
+
+def correlated_gaussian() -> ExactTarget:
+    covariance = 0.8 ** (torch.arange(5.0)[:, None] - torch.arange(5.0)).abs()
+    covariance = covariance * torch.outer(scale := torch.linspace(0.5, 2.0, 5), scale)
+    precision, factor = torch.linalg.inv(covariance), torch.linalg.cholesky(covariance)
+    return ExactTarget(
+        lambda x: 0.5 * ((x @ precision) * x).sum(-1),
+        (5,),
+        lambda n: torch.randn(n, 5) @ factor.mT,
+        0.45,
+    )
+
+
+def bimodal() -> ExactTarget:
+    """Two normals of weights 0.3 and 0.7, four standard deviations apart."""
+    centres = torch.tensor([[-2.0, 0.0], [2.0, 0.5]])
+    weights = torch.tensor([0.3, 0.7])
+
+    def energy(x: Tensor) -> Tensor:
+        squares = (x.unsqueeze(-2) - centres).square().sum(-1)
+        return -torch.logsumexp(weights.log() - 0.5 * squares, -1)
+
+    def sample(n: int) -> Tensor:
+        return centres[torch.multinomial(weights, n, replacement=True)] + torch.randn(n, 2)
+
+    return ExactTarget(energy, (2,), sample, 1.1)
+
+
+def free_field() -> ExactTarget:
+    potential = FreeField((2, 3), 0.8)
+    return ExactTarget(potential.energy, potential.shape, potential.sample_reference, 0.55)
+
+
+def ising_dual() -> ExactTarget:
+    """Above Tc, sampled exactly by enumerating the spins."""
+    potential = IsingDual((2, 2), 3.0)
+    spins = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * 4)
+    bonds = spins.reshape(-1, 2, 2)
+    exponent = sum(
+        (bonds * bonds.roll(1, dim)).sum((-1, -2)) / potential.temperature for dim in (-1, -2)
+    )
+    weights = exponent.exp()
+    covariance = torch.zeros(4, 4)
+    for site in range(4):
+        for dim in (0, 1):
+            one = torch.zeros(2, 2)
+            one.view(-1)[site] = 1
+            for shift in (1, -1):
+                covariance[site] += one.roll(shift, dim).flatten() / potential.temperature
+    covariance += potential.alpha * torch.eye(4)
+    factor = torch.linalg.cholesky(covariance)
+
+    def sample(n: int) -> Tensor:
+        chosen = spins[torch.multinomial(weights, n, replacement=True)]
+        return (chosen @ covariance + torch.randn(n, 4) @ factor.mT).reshape(n, 2, 2)
+
+    return ExactTarget(potential.energy, (2, 2), sample, 0.6)
+
+
+def kinked(x: Tensor) -> Tensor:
+    """Normal, but of infinite slope (and finite energy) wherever the first coordinate is > 0."""
+    first = x[..., 0]
+    root = torch.where(first > 0, first - first.detach(), 1.0).sqrt()  # 0 there, of infinite slope
+    return 0.5 * x.square().sum(-1) + root
+
+
+TARGETS: dict[str, Callable[[], ExactTarget]] = {
+    "correlated Gaussian": correlated_gaussian,
+    "bimodal": bimodal,
+    "free field": free_field,
+    "dual Ising": ising_dual,
+}
+
+
+def flow_for(target: ExactTarget) -> ToyFlow:
+    """A flow of about the target's widths."""
+    return ToyFlow(target.shape, 1.1 * target.sample(1000).std(0))
+
+
+def hmc(target: ExactTarget, **options: float) -> HMC:
+    return HMC(EnergyTarget(target.energy, target.shape), step_size=target.step_size, **options)
+
+
+def latent_hmc(target: ExactTarget, **options: float) -> HMC:
+    latent = LatentTarget(target.energy, flow_for(target), target.shape)
+    return HMC(latent, step_size=0.5 * target.step_size, **options)
+
+
+def jump(target: ExactTarget) -> Kernel:
+    return IndependenceMetropolis(flow_for(target), target.energy, shape=target.shape)
+
+
+def latent_cycle(target: ExactTarget) -> Kernel:
+    local = latent_hmc(target, num_steps=2)
+    assert local.target.flow is not None
+    return Cycle(local, IndependenceMetropolis(local.target.flow))
+
+
+def mixture(target: ExactTarget) -> Kernel:
+    flow = flow_for(target)
+    jumps = IndependenceMetropolis(flow)
+    return Mixture(hmc(target, num_steps=3), jumps, probabilities=[0.7, 0.3])
+
+
+def dense_inverse_mass(dim: int) -> Tensor:
+    """A covariance with correlations, unlike that of any target."""
+    index, scale = torch.arange(float(dim)), torch.linspace(0.8, 1.3, dim)
+    return 0.5 ** (index[:, None] - index).abs() * torch.outer(scale, scale)
+
+
+def flow_of_two_modes(target: ExactTarget, separation: float = 0.7) -> HierarchicalFlow:
+    """A flow with two modes, near the target's widths or not."""
+    flow = hierarchical_flow(
+        target.shape, bijector=Neighbour(layers=2, hidden=(4,)), base=TwoModes(separation)
+    )
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return flow
+
+
+def cycle_of_two_modes(target: ExactTarget, from_normal: bool) -> Kernel:
+    flow = flow_of_two_modes(target)
+    latent = LatentTarget(target.energy, flow, target.shape, from_normal=from_normal)
+    local = HMC(latent, step_size=0.5 * target.step_size, num_steps=3)
+    return Cycle(local, IndependenceMetropolis(flow))
+
+
+def cycle_of_rows(target: ExactTarget) -> Kernel:
+    """A flow of one event dimension, which acts on the rows of a lattice."""
+    flow = transforms.affine_coupling(target.shape[-1], hidden_dims=[4])
+    latent = LatentTarget(target.energy, flow, target.shape)
+    local = HMC(latent, step_size=0.5 * target.step_size, num_steps=3)
+    return Cycle(local, IndependenceMetropolis(flow))
+
+
+KERNELS: dict[str, Callable[[ExactTarget], Kernel]] = {
+    "hmc": lambda target: hmc(target, num_steps=3),
+    "hmc jittered": lambda target: hmc(target, num_steps=4, jitter=0.5),
+    "hmc with a mass": lambda target: hmc(target, num_steps=3).tuned(
+        inverse_mass=torch.linspace(0.7, 1.4, math.prod(target.shape))
+    ),
+    "hmc with a dense mass": lambda target: hmc(target, num_steps=3).tuned(
+        inverse_mass=dense_inverse_mass(math.prod(target.shape))
+    ),
+    "random walk": lambda target: RandomWalkMetropolis(
+        EnergyTarget(target.energy, target.shape), step_size=target.step_size
+    ),
+    "random walk with a dense mass": lambda target: RandomWalkMetropolis(
+        EnergyTarget(target.energy, target.shape),
+        step_size=target.step_size,
+        inverse_mass=dense_inverse_mass(math.prod(target.shape)),
+    ),
+    "mala": lambda target: MALA(
+        EnergyTarget(target.energy, target.shape), step_size=1.2 * target.step_size
+    ),
+    "chees": lambda target: ChEESHMC(
+        EnergyTarget(target.energy, target.shape),
+        step_size=target.step_size,
+        trajectory_length=4.5 * target.step_size,
+    ),
+    "mixture": mixture,
+    "latent hmc": lambda target: latent_hmc(target, num_steps=3),
+    "jump": jump,
+    "cycle": lambda target: Cycle(
+        hmc(target, num_steps=2), IndependenceMetropolis(flow_for(target))
+    ),
+    "latent cycle": latent_cycle,
+    "latent cycle of two modes": lambda target: cycle_of_two_modes(target, False),
+    "latent cycle of two modes from normals": lambda target: cycle_of_two_modes(target, True),
+    "latent cycle of rows": cycle_of_rows,
+    "jump of two modes": lambda target: IndependenceMetropolis(
+        flow_of_two_modes(target), target.energy, shape=target.shape
+    ),
+}

@@ -1,0 +1,171 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Warm-up by its parts: what it sums, where it starts, how little it makes of few steps."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pyro_neuralrg import HMC, VectorizedMCMC
+from pyro_neuralrg.mcmc import Adaptation
+from pyro_neuralrg.mcmc.adaptation import Warmup, _rough_step_size
+from pyro_neuralrg.mcmc.adapters import PooledCovariance
+
+
+def normal(step_size: float = 0.1) -> HMC:
+    """HMC on ten standard normals, which a step of about one suits."""
+    return HMC(lambda x: 0.5 * x.square().sum(-1), shape=(10,), step_size=step_size, num_steps=3)
+
+
+def test_variance_over_batches_of_different_means() -> None:
+    batches = [torch.randn(n, 3) * 2.0 + shift for n, shift in ((4, 0.0), (7, 5.0), (5, -3.0))]
+    pooled = PooledCovariance()
+    for batch in batches:
+        pooled.update(batch)
+    together = torch.cat(batches)
+    expected = (len(together) * together.var(0) + 5 * 1e-3) / (len(together) + 5)
+    found = pooled.regularised()
+    assert found is not None
+    torch.testing.assert_close(found, expected)
+
+
+def test_few_values_have_no_variance() -> None:
+    pooled = PooledCovariance()
+    assert pooled.regularised() is None
+    pooled.update(torch.zeros(1, 2))
+    assert pooled.regularised() is None
+
+
+@pytest.mark.parametrize("start", [1e-4, 0.03, 0.7, 5.0, 1e3])
+def test_the_rough_step_size_is_the_largest_that_is_accepted(start: float) -> None:
+    kernel = normal(start)
+    state = kernel.init(torch.randn(200, 10))
+    size, evaluations = _rough_step_size(kernel, state, torch.Generator().manual_seed(0), 0.8)
+    assert 0.2 < size < 1.5
+    assert evaluations % 3 == 0
+    for factor, enough in ((0.9, True), (2.2, False)):
+        _, info = kernel.tuned(step_size=factor * size).step(
+            state, torch.Generator().manual_seed(1)
+        )
+        assert (float(info.acceptance_rate.mean()) > 0.8) == enough
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 9])
+@pytest.mark.parametrize("start", [1e-4, 1e3])
+def test_a_short_warm_up_keeps_the_rough_step(steps: int, start: float) -> None:
+    mcmc = VectorizedMCMC(normal(start), 5, steps, num_chains=100, seed=0, progress=False)
+    mcmc.run()
+    assert mcmc.kernel.step_size is not None
+    assert 0.2 < mcmc.kernel.step_size < 1.5
+    assert float(mcmc.sample_stats["acceptance_rate"].mean()) > 0.6
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 10, 20, 24, 40])
+@pytest.mark.parametrize("chains", [1, 3])
+def test_a_short_warm_up_never_gives_a_mass_that_is_no_mass(steps: int, chains: int) -> None:
+    adaptation = Adaptation(mass="diagonal")
+    mcmc = VectorizedMCMC(
+        normal(), 2, steps, num_chains=chains, seed=0, progress=False, adaptation=adaptation
+    )
+    mcmc.run()
+    mass = mcmc.kernel.members["hmc"].inverse_mass
+    assert (mass is None) == (steps < 24)
+    assert mass is None or bool((torch.isfinite(mass) & (mass > 0)).all())
+
+
+def test_a_variance_beyond_the_dtype_is_no_mass() -> None:
+    kernel = normal()
+    warmup = Warmup(kernel, Adaptation(mass="diagonal"), 100, 3)
+    state = kernel.init(torch.zeros(3, 10)).position.float()
+    warmup._covariance.update(1e25 * torch.randn(3, 10))
+    warmup._set_mass(kernel.init(state))
+    assert warmup.kernel.inverse_mass is None
+
+
+def test_the_step_size_begins_anew_with_each_mass() -> None:
+    kernel = normal()
+    warmup = Warmup(kernel, Adaptation(mass="diagonal"), 200, 50)
+    generator = torch.Generator().manual_seed(0)
+    state = kernel.init(torch.randn(50, 10))
+    warmup.begin(state, generator)
+    average = warmup._step_sizes["hmc"]
+    counts: list[int] = []
+    for index in range(200):
+        state, info = warmup.kernel.step(state, generator)
+        warmup.update(index, state, info, generator)
+        counts.append(average._count)
+        if index + 1 in (55, 180):
+            assert warmup.kernel.step_size == average.step_size == average.average
+            assert average._attractor == pytest.approx(math.log(10 * average.step_size))
+    assert [index + 1 for index, count in enumerate(counts) if count == 0] == [55, 180]
+    assert warmup.finish().step_size == average.average
+
+
+@pytest.mark.parametrize(
+    ("bad", "error"),
+    [
+        ("a", TypeError),
+        (True, TypeError),
+        (0, ValueError),
+        (1, ValueError),
+        (math.nan, ValueError),
+    ],
+)
+def test_bad_targets(bad: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match=rf"target_acceptance is {bad!r}; accepted"):
+        Adaptation(target_acceptance=bad)
+
+
+def energy_rows(rows: list[int]) -> Any:
+    def energy(x: Tensor) -> Tensor:
+        rows.append(len(x))
+        return 0.5 * x.square().sum(-1)
+
+    return energy
+
+
+@pytest.mark.parametrize("adapt", [True, False])
+def test_the_cost_of_the_warm_up_is_what_was_evaluated(adapt: bool) -> None:
+    rows: list[int] = []
+    kernel = HMC(energy_rows(rows), shape=(4,), num_steps=3)
+    adaptation = Adaptation(step_size=adapt)
+    mcmc = VectorizedMCMC(
+        kernel, 7, 12, num_chains=5, seed=0, progress=False, adaptation=adaptation
+    )
+    mcmc.run()
+    cost = mcmc.gradient_evaluations
+    assert cost.draws == 7 * 3 * 5
+    assert cost.total == sum(rows)
+    if not adapt:
+        assert cost.warmup == (1 + 12 * 3) * 5
+
+
+@pytest.mark.parametrize("name", ["step_size", "trajectory_length"])
+def test_what_is_adapted_is_yes_or_no(name: str) -> None:
+    with pytest.raises(TypeError, match=rf"{name} is 0\.1; accepted: True or False"):
+        Adaptation(**{name: 0.1})  # type: ignore[arg-type]
+
+
+def test_a_dense_mass_is_the_covariance() -> None:
+    batches = [torch.randn(n, 3) @ torch.randn(3, 3) + shift for n, shift in ((4, 0.0), (7, 5.0))]
+    pooled = PooledCovariance(dense=True)
+    for batch in batches:
+        pooled.update(batch)
+    together = torch.cat(batches)
+    expected = (len(together) * together.T.cov() + 5e-3 * torch.eye(3)) / (len(together) + 5)
+    found = pooled.regularised()
+    assert found is not None
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_dense_mass_is_adapted() -> None:
+    kernel = HMC(lambda x: 0.5 * x.square().sum(-1), shape=(3,), num_steps=2)
+    adaptation = Adaptation(mass="dense")
+    mcmc = VectorizedMCMC(kernel, 2, 60, 8, seed=0, progress=False, adaptation=adaptation)
+    mcmc.run()
+    assert mcmc.adapted["hmc"]["inverse_mass"].shape == (3, 3)

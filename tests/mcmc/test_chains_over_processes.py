@@ -1,0 +1,250 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Chains shared by two processes, which talk by gloo: one run, wherever it is looked at."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pyro_neuralrg import HMC, VectorizedMCMC
+from pyro_neuralrg.mcmc import EnergyTarget
+from pyro_neuralrg.mcmc.checkpoints import FORMAT
+from tests.train.processes import together
+
+WIDTHS = (0.5, 1.0, 3.0)
+
+# What both processes know: kernels of a Gaussian, a runner, and what is written of a run.
+SETTING = f"""
+    import math
+    import pyro_neuralrg as rg
+    from pyro_neuralrg.mcmc import Adaptation, Mixture
+    widths = torch.tensor({WIDTHS})
+    def energy(x):
+        return 0.5 * (x / widths).square().sum(-1)
+    def make(kernel, num_samples=20, **options):
+        settings = dict(warmup_steps=40, num_chains=16, seed=3, progress=False)
+        return rg.VectorizedMCMC(kernel, num_samples, **(settings | options))
+    def note(mcmc, name="run"):
+        torch.save({{
+            "x": mcmc.get_samples(group_by_chain=True)["x"], "adapted": mcmc.adapted,
+            "stats": mcmc.sample_stats, "warmup": mcmc.warmup_stats,
+            "observables": mcmc.observables, "evaluations": list(mcmc.gradient_evaluations),
+            "interrupted": mcmc.interrupted, "seed": mcmc.seed,
+        }}, folder / f"{{name}}{{rank}}.pt")
+"""
+
+
+def notes(folder: Path, name: str = "run") -> list[dict[str, Any]]:
+    return [torch.load(folder / f"{name}{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def same(one: Any, other: Any) -> bool:
+    if isinstance(one, dict):
+        return set(one) == set(other) and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, torch.Tensor):
+        return one.shape == other.shape and torch.allclose(one, other, 0, 0, equal_nan=True)
+    return bool(one == other)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a run of ChEES-HMC, one of a mixture, and one in three parts."""
+    folder = tmp_path_factory.mktemp("chains")
+    found = together(
+        folder,
+        SETTING,
+        """
+        kernel = rg.ChEESHMC(energy, shape=(3,))
+        chees = make(
+            kernel, 60, num_chains=64, warmup_steps=100, adaptation=Adaptation(mass="diagonal"),
+            observables={"square": lambda x: x.square()},
+        )
+        chees.run()
+        note(chees, "chees")
+        arviz = rg.to_arviz(chees, observables={})
+        torch.save(torch.tensor(arviz.posterior["x"].values), folder / f"arviz{rank}.pt")
+
+        mixture = Mixture(
+            rg.HMC(energy, shape=(3,), num_steps=8, jitter=0.5),
+            rg.infer.mcmc.MALA(energy, shape=(3,)),
+        )
+        whole = make(mixture, seed=None)
+        whole.run()
+        note(whole, "mixture")
+
+        path, calls = folder / "run.pt", []
+        def stop(x):
+            calls.append(1)
+            if rank == 1 and len(calls) == at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return energy(x)
+        jumpy = lambda of: rg.HMC(of, shape=(3,), num_steps=8, jitter=0.5)
+        at, torn = 100, make(jumpy(stop), checkpoint=path)
+        try:
+            torn.run()
+        except KeyboardInterrupt:
+            print("stopped in the warm-up of step", torn._mark.warmed_up, flush=True)
+        calls, at = [], 300
+        later = make(jumpy(stop), checkpoint=path)
+        later.load(path)
+        later.resume()
+        note(later, "part")
+        last = make(jumpy(energy), seed=99)
+        last.load(path)
+        note(last, "loaded")
+        last.resume()
+        note(last, "rest")
+        uninterrupted = make(jumpy(energy))
+        uninterrupted.run()
+        note(uninterrupted, "whole")
+        """,
+    )
+    assert found.stdout.endswith("[0, 0]\n"), found.stderr
+    lines = found.stdout.splitlines()[:-1]
+    assert len(lines) == 2
+    assert lines[0] == lines[1]
+    return folder
+
+
+def test_both_find_the_same_of_all_chains(folder: Path) -> None:
+    for name in ("chees", "mixture", "part", "loaded", "rest", "whole"):
+        first, second = notes(folder, name)
+        assert same(first, second), name
+    first = notes(folder, "chees")[0]
+    assert first["x"].shape == (64, 60, 3)
+    assert first["observables"]["square"].shape == (64, 60, 3)
+    assert first["warmup"]["step_size"].shape == (64, 100)
+    assert torch.equal(first["observables"]["square"], first["x"].square())
+    assert torch.equal(torch.load(folder / "arviz1.pt", weights_only=True), first["x"])
+    for statistics in (first["stats"], first["warmup"]):  # of every step, on every chain
+        for key in ("step_size", "trajectory_length", "n_steps"):
+            assert torch.equal(statistics[key], statistics[key][:1].expand_as(statistics[key]))
+
+
+def test_chains_have_random_numbers_of_their_own(folder: Path) -> None:
+    for name in ("chees", "mixture", "whole"):
+        last = notes(folder, name)[0]["x"][:, -1]
+        assert len(last.unique(dim=0)) == len(last)
+
+
+def kernel() -> HMC:
+    return HMC(EnergyTarget(lambda x: 0.5 * x.square().sum(-1), (3,)))
+
+
+def test_moments_are_right(folder: Path) -> None:
+    """Of all chains, and of those of each process; tolerance four standard errors."""
+    x = notes(folder, "chees")[0]["x"] / torch.tensor(WIDTHS)
+    for part in (x, x[:32], x[32:]):
+        for values, expected in ((part, 0.0), (part.square(), 1.0)):
+            means = values.mean(1)
+            error = means.std(0) / math.sqrt(len(means))
+            assert bool(((means.mean(0) - expected).abs() < 4 * error).all())
+
+
+def test_masses_and_lengths_come_from_all_chains(folder: Path) -> None:
+    """The mass of 64 chains; acceptance over all chains is what the step size aims at."""
+    found = notes(folder, "chees")[0]
+    ratio = found["adapted"]["chees"]["inverse_mass"] / torch.tensor(WIDTHS).square()
+    assert float(ratio.max() / ratio.min()) < 1.5
+    for half in (slice(32), slice(32, None)):
+        rate = float((1 / (1 / found["stats"]["acceptance_rate"][half]).mean(0)).mean())
+        assert abs(rate - 0.651) < 0.15
+
+
+def test_members_and_lengths_are_chosen_together(folder: Path) -> None:
+    stats = notes(folder, "mixture")[0]["stats"]
+    moved = ~stats["acceptance_rate_hmc"].isnan()
+    assert torch.equal(moved, moved[:1].expand_as(moved))
+    assert 0 < int(moved[0].sum()) < moved.shape[1]
+    steps = notes(folder, "whole")[0]["stats"]["n_steps"]
+    assert torch.equal(steps, steps[:1].expand_as(steps))
+    assert len(steps.unique()) > 1
+
+
+def test_stopped_by_one_and_resumed(folder: Path) -> None:
+    """In warm-up and amid the draws, by a signal to one: bit for bit the run that was not."""
+    part, rest, whole = (notes(folder, name)[1] for name in ("part", "rest", "whole"))
+    draws = part["x"].shape[1]
+    assert part["interrupted"]
+    assert 0 < draws < 20
+    assert torch.equal(part["x"], whole["x"][:, :draws])
+    assert same(notes(folder, "loaded")[1], part)
+    assert same(rest, whole)
+
+
+def test_the_file_is_of_both(folder: Path) -> None:
+    contents = FORMAT.read(folder / "run.pt")
+    assert contents["chains"]["position"].shape == (16, 3)
+    assert not torch.equal(*contents["random"])
+    alone = VectorizedMCMC(kernel(), 20, 40, num_chains=16, progress=False)
+    with pytest.raises(ValueError, match=r"processes 2 \(here 1\)"):
+        alone.load(folder / "run.pt")
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (
+            'make(rg.HMC(energy, shape=(3,)), num_chains=15)',
+            "num_chains is 15 over 2 processes; accepted: a multiple of 2, such as 16",
+        ),
+        (
+            'nan = torch.zeros(16, 3); nan[9] = math.nan\n'
+            'make(rg.HMC(energy, shape=(3,)), initial_params={"x": nan}).run()',
+            "gradient of 1 of 16 chains is not finite (energies by chain: {9: nan})",
+        ),
+        (
+            'm = make(rg.HMC(energy, shape=(3,))); m.run(); m.save(folder / "own.pt")\n'
+            'other = rg.HMC(lambda x: (1 + rank) * energy(x), shape=(3,))\n'
+            'make(other).load(folder / "own.pt")',
+            "is of another target: its energies are off by",
+        ),
+        (
+            'm = make(rg.HMC(energy, shape=(3,))); m.run(); m.save(folder / "none" / "own.pt")',
+            "No such file or directory",
+        ),
+    ],
+)  # fmt: skip
+def test_errors_are_those_of_all(body: str, message: str, tmp_path: Path) -> None:
+    """What only one process finds, both raise: none waits for the other."""
+    found = together(tmp_path, SETTING, body)
+    assert found.stdout == "[1, 1]\n", found.stderr
+    assert found.stderr.count(message) == 2, found.stderr
+
+
+def test_a_process_that_dies_ends_the_run(tmp_path: Path) -> None:
+    found = together(
+        tmp_path,
+        SETTING,
+        """
+        calls = []
+        def mortal(x):
+            calls.append(1)
+            if rank == 1 and len(calls) == 400:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return energy(x)
+        kernel = rg.HMC(mortal, shape=(3,), num_steps=5)
+        make(kernel, 10_000, checkpoint=folder / "run.pt", checkpoint_every=1e-9).run()
+        """,
+    )
+    assert found.stdout == "[1, -9]\n"
+    (message,) = (line for line in found.stderr.splitlines() if line.startswith("rank"))
+    assert message.startswith("rank 0: LostProcessError: another process of this run has ended")
+    saved = FORMAT.read(tmp_path / "run.pt")
+    assert saved["costs"]["warmed_up"] == 40
+    assert saved["costs"]["drawn"] > 10
+
+
+def test_only_the_first_shows_a_bar(tmp_path: Path) -> None:
+    body = """
+    os.dup2(os.open(folder / f"shown{rank}", os.O_CREAT | os.O_WRONLY), 2)
+    make(rg.HMC(energy, shape=(3,)), progress=True).run()
+    """
+    assert together(tmp_path, SETTING, body).stdout == "[0, 0]\n"
+    assert "acceptance" in (tmp_path / "shown0").read_text()
+    assert (tmp_path / "shown1").read_text() == ""

@@ -1,0 +1,212 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""The learned trajectory length: its sequence, its gradient, where it comes to rest."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from pyro_neuralrg import VectorizedMCMC
+from pyro_neuralrg.mcmc import Adaptation, ChEESHMC, Trajectory, as_target
+from pyro_neuralrg.mcmc.adaptation import Warmup
+from pyro_neuralrg.mcmc.chees import (
+    CRITERIA,
+    PrincipalDirection,
+    TrajectoryLength,
+    criterion_slope,
+    halton,
+)
+from pyro_neuralrg.mcmc.mass import Mass
+from pyro_neuralrg.statistics import summarise
+
+
+def oscillators(time: float, chains: int = 20_000, dim: int = 3) -> Trajectory:
+    """Exact trajectories of standard normals."""
+    start, velocity = torch.randn(2, chains, dim)
+    cosine, sine = math.cos(time), math.sin(time)
+    return Trajectory(
+        start, start * cosine + velocity * sine, velocity * cosine - start * sine, time
+    )
+
+
+def unit_mass(dim: int) -> Mass:
+    return Mass.of(None, torch.zeros(1, dim))
+
+
+@pytest.mark.parametrize("time", [0.3, 0.8, 1.2, 2.0, 2.8])
+def test_criterion_and_slope_of_oscillators(time: float) -> None:
+    """Of d standard normals C = d sin^2 t, exactly; within five standard errors."""
+    found = torch.tensor(
+        [criterion_slope(oscillators(time, 1000), torch.ones(1000)) for _ in range(40)]
+    )
+    square = 3 * math.sin(time) ** 2
+    expected = torch.tensor([3 * time * math.sin(2 * time) - square, square])
+    errors = found.std(0) / math.sqrt(40)
+    assert ((found.mean(0) - expected).abs() < 5 * errors).all()
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_the_length_is_that_of_whitened_positions(criterion: str) -> None:
+    covariance = torch.tensor([[2.0, 0.6, 0.0], [0.6, 1.0, -0.3], [0.0, -0.3, 0.5]])
+    mass = Mass.of(covariance, torch.zeros(1, 3))
+    white = oscillators(0.9, 50)
+    wide = Trajectory(*(part @ mass.factor.mT for part in white[:3]), time=0.9)
+    weights, bounds = torch.rand(50), (1e-3, 1e3)
+    expected = TrajectoryLength(0.5, criterion).update(white, weights, unit_mass(3), *bounds)
+    found = TrajectoryLength(0.5, criterion).update(wide, weights, mass, *bounds)
+    assert found == pytest.approx(expected)
+    assert found != 0.5
+
+
+def test_chains_that_ran_away_have_no_weight() -> None:
+    trajectory = oscillators(0.9, 50)
+    weights = torch.rand(50)
+    weights[7] = 0.0
+    expected = criterion_slope(trajectory, weights)
+    trajectory.end[7] = math.nan
+    trajectory.velocity[7] = math.inf
+    weights[7] = 0.5
+    assert criterion_slope(trajectory, weights) == pytest.approx(expected)
+    assert criterion_slope(trajectory, torch.zeros(50)) == (0.0, 0.0)
+
+
+def test_the_length_comes_to_rest_at_the_first_maximum() -> None:
+    """Mean over u in (0, 1) of sin^2(u T), over T: largest at T = 1.57, within 1 % from 1.3 on."""
+    length = TrajectoryLength(0.01)
+    for index in range(1, 600):
+        time = halton(index) * length.length
+        length.update(oscillators(time, 64, 20), torch.ones(64), unit_mass(20), 1e-3, 1e3)
+    assert 1.3 < length.average < 1.9
+
+
+def test_the_length_keeps_its_bounds() -> None:
+    for time, bounds in ((0.5, (0.1, 0.7)), (2.5, (0.4, 5.0))):
+        length = TrajectoryLength(0.5)
+        for _ in range(200):
+            length.update(oscillators(time, 64), torch.ones(64), unit_mass(3), *bounds)
+        assert length.length == pytest.approx(bounds[1] if time < 1 else bounds[0])
+
+
+def test_the_principal_direction_of_chains() -> None:
+    """Of widths 1 and 3, however rotated, from 32 chains at a time."""
+    rotation = torch.linalg.qr(torch.randn(20, 20)).Q
+    direction = PrincipalDirection()
+    for _ in range(200):
+        components = torch.randn(32, 20)
+        components[:, 0] *= 3.0
+        positions = 5.0 + components @ rotation.T
+        path = Trajectory(positions, positions, positions, 1.0)
+        found = direction.projected(path).end.squeeze(-1)
+    centred, expected = found - found.mean(), components[:, 0] - components[:, 0].mean()
+    assert abs(float(centred @ expected / (centred.norm() * expected.norm()))) > 0.97
+    other = PrincipalDirection()
+    other.load_state_dict(direction.state_dict())
+    assert torch.equal(other.projected(path).end, direction.projected(path).end)
+
+
+def test_snaper_adapts_from_one_point_for_all_chains() -> None:
+    """Half a period of unit normals is 3.1; they begin all at the mode."""
+    kernel = ChEESHMC(lambda x: 0.5 * x.square().sum(-1), shape=(10,), criterion="snaper")
+    start = {"x": torch.zeros(32, 10)}
+    mcmc = VectorizedMCMC(kernel, 5, 150, 32, seed=0, progress=False, initial_params=start)
+    mcmc.run()
+    assert 0.7 < mcmc.kernel.trajectory_length < 3.0
+
+
+def test_snaper_sees_the_one_wide_direction_of_many() -> None:
+    """One width of 10 beside 300 of 1: half its period is 31, half of theirs 3.1."""
+    scale = torch.ones(301)
+    scale[17] = 10.0
+
+    def found(criterion: str) -> tuple[float, float]:
+        kernel = ChEESHMC(
+            lambda x: 0.5 * (x / scale).square().sum(-1), shape=(301,), criterion=criterion
+        )
+        mcmc = VectorizedMCMC(kernel, 60, 150, 32, seed=1, progress=False)
+        mcmc.run()
+        x = mcmc.get_samples(group_by_chain=True)["x"][..., 17]
+        return mcmc.kernel.trajectory_length, summarise(x).ess_bulk
+
+    (short, few), (long, many) = found("chees"), found("snaper")
+    assert long > 4 * short
+    assert many > 2 * few
+
+
+def test_trajectories_follow_the_sequence_up_to_the_length() -> None:
+    def energy(x: Tensor) -> Tensor:
+        return 0.5 * x.square().sum(-1)
+
+    kernel = ChEESHMC(energy, shape=(2,), step_size=0.1, trajectory_length=1.59, max_steps=11)
+    state = kernel.init(torch.zeros(3, 2))
+    steps = []
+    for _ in range(7):
+        state, info = kernel.step(state)
+        steps.append(info.n_steps)
+        assert info.trajectory is not None
+        assert info.trajectory.time == pytest.approx(0.1 * info.n_steps)
+    # 1/2, 1/4, 3/4, 1/8, 5/8, 3/8, 7/8 of 15.9 steps, rounded up, at most eleven
+    assert steps == [8, 4, 11, 2, 10, 6, 11]
+
+
+def test_it_mixes_where_trajectories_of_fixed_length_do_not() -> None:
+    """Widths from 0.1 to 10: the squares of the widest, within four standard errors."""
+    scale = torch.logspace(-1, 1, 10)
+    kernel = ChEESHMC(lambda x: 0.5 * (x / scale).square().sum(-1), shape=(10,))
+    mcmc = VectorizedMCMC(
+        kernel, 100, 400, 64, seed=1, progress=False, adaptation=Adaptation(mass="diagonal")
+    )
+    mcmc.run()
+    assert mcmc.adapted["chees"]["trajectory_length"] == mcmc.kernel.trajectory_length
+    widest = mcmc.positions[..., -1].square().mean(1) / 100
+    assert abs(float(widest.mean()) - 1) < 4 * float(widest.std()) / math.sqrt(64)
+    assert float(mcmc.sample_stats["n_steps"].double().mean()) < 20
+
+
+def test_a_single_chain_cannot_adapt_it() -> None:
+    kernel = ChEESHMC(lambda x: 0.5 * x.square().sum(-1), shape=(2,), trajectory_length=0.4)
+    with pytest.raises(ValueError, match=r"num_chains is 1; accepted: at least 2"):
+        VectorizedMCMC(kernel, 5, 20, 1, seed=0, progress=False).run()
+    fixed = Adaptation(trajectory_length=False)
+    mcmc = VectorizedMCMC(kernel, 5, 20, 1, seed=0, progress=False, adaptation=fixed)
+    mcmc.run()
+    assert mcmc.kernel.trajectory_length == 0.4
+
+
+@pytest.mark.parametrize("name", ["step_size", "trajectory_length", "max_steps"])
+def test_bad_arguments(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"{name} is 0; accepted"):
+        ChEESHMC(lambda x: x.sum(-1), shape=(2,), **{name: 0})
+
+
+def test_the_acceptance_is_the_harmonic_mean_over_chains() -> None:
+    kernel = ChEESHMC(lambda x: 0.5 * x.square().sum(-1), shape=(2,))
+    _, info = kernel.step(kernel.init(torch.randn(4, 2)), torch.Generator().manual_seed(0))
+    rates = torch.tensor([1.0, 1.0, 0.5, 0.25])
+    found = kernel.acceptance(info._replace(acceptance_rate=rates))
+    assert found == pytest.approx(4 / (1 + 1 + 2 + 4))
+    assert kernel.acceptance(info._replace(acceptance_rate=0 * rates)) < 1e-9
+
+
+def test_the_length_begins_anew_with_each_mass() -> None:
+    """At one step; what was learned in the old units may lie beyond the first maximum."""
+    target = as_target(lambda x: 0.5 * (x / torch.tensor([0.1, 10.0])).square().sum(-1), shape=(2,))
+    kernel = ChEESHMC(target)
+    steps, generator = 100, torch.Generator().manual_seed(0)
+    warmup = Warmup(kernel, Adaptation(mass="diagonal"), steps, 16)
+    state = kernel.init(torch.randn(16, 2))
+    warmup.begin(state, generator)
+    anew = 0
+    for index in range(steps):
+        before = warmup.kernel
+        state, info = before.step(state, generator)
+        warmup.update(index, state, info, generator)
+        after = warmup.kernel
+        if after.inverse_mass is not before.inverse_mass:
+            anew += 1
+            assert before.trajectory_length > 1.5 * before.step_size
+            assert after.trajectory_length == pytest.approx(after.step_size)
+    assert anew >= 1

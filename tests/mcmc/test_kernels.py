@@ -1,0 +1,398 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Laws of every kernel, and what each does with numbers that are not finite."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pyro_neuralrg.bases import NORMAL
+from pyro_neuralrg.mcmc import (
+    HMC,
+    Cycle,
+    EnergyTarget,
+    IndependenceMetropolis,
+    Kernel,
+    LatentTarget,
+    Mixture,
+    RandomWalkMetropolis,
+    as_target,
+)
+from pyro_neuralrg.mcmc.hamiltonian import leapfrog
+from tests.mcmc.registry import (
+    KERNELS,
+    TARGETS,
+    ExactTarget,
+    ToyFlow,
+    flow_for,
+    flow_of_two_modes,
+    kinked,
+)
+
+CHAINS, STEPS = 4000, 12
+
+
+def moments(x: Tensor) -> Tensor:
+    """First and second moments, and the squared mean, of fields ``(..., chains) + shape``."""
+    flat = x.flatten(2)
+    return torch.cat(
+        [flat, flat.square(), flat[..., :-1] * flat[..., 1:], flat.mean(-1, keepdim=True) ** 2], -1
+    )
+
+
+def deviations(kernel: Kernel, target: ExactTarget) -> Tensor:
+    """How far moments of chains started from exact samples drift, in standard errors.
+
+    Chains are independent, so each one's mean over the steps, less its start, has a known standard
+    error. The start is a control variate: its own fluctuations drop out of the difference.
+    """
+    start = target.sample(CHAINS)
+    name = next(iter(kernel.target.sites))
+    if kernel.target.flow is not None:
+        start_positions = kernel.target.pack({"x": start}, CHAINS)
+    else:
+        start_positions = kernel.target.pack({name: start}, CHAINS)
+    state = kernel.init(start_positions)
+    generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
+    visited = []
+    for _ in range(STEPS):
+        state, info = kernel.step(state, generator)
+        visited.append(kernel.target.physical(state.position)["x"])
+    assert 0.01 < float(info.acceptance_rate.mean()) < 0.999, "neither all nor nothing is accepted"
+    drift = moments(torch.stack(visited)).mean(0) - moments(start.unsqueeze(0))[0]
+    return drift.mean(0) / (drift.std(0) / math.sqrt(CHAINS))
+
+
+def tolerance(count: int) -> float:
+    """Standard errors that one of ``count`` normal deviates exceeds once in 10^5 runs."""
+    return float(torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor(1 - 0.5e-5 / count)))
+
+
+@pytest.mark.parametrize("target_name", TARGETS)
+@pytest.mark.parametrize("kernel_name", KERNELS)
+def test_exact_samples_stay_exact(kernel_name: str, target_name: str) -> None:
+    target = TARGETS[target_name]()
+    found = deviations(KERNELS[kernel_name](target), target)
+    assert found.abs().max() < tolerance(len(found))
+
+
+class Broken:
+    """Kernels and targets with one sign or term wrong: the law above must notice every one."""
+
+    class NoJacobian(LatentTarget):
+        def _evaluate(self, positions: Tensor) -> Tensor:
+            return self._energy(self.flow(positions.reshape(-1, *self.shape))).double()
+
+    class FlippedJacobian(LatentTarget):
+        def _evaluate(self, positions: Tensor) -> Tensor:
+            z = positions.reshape(-1, *self.shape)
+            x = self.flow(z)
+            return (self._energy(x) + self.flow.log_abs_det_jacobian(z, x)).double()
+
+    class NoJacobianOfTheBase(LatentTarget):
+        def _latents(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+            z, slope = super()._latents(positions)
+            return z, torch.zeros_like(slope)
+
+    class FlippedWeight(IndependenceMetropolis):
+        def _log_q(self, position: Tensor) -> Tensor:
+            return -super()._log_q(position)
+
+    class WeightWithoutFlow(IndependenceMetropolis):
+        def _log_q(self, position: Tensor) -> Tensor:
+            return NORMAL.log_prob(position.double(), 1)
+
+        def _propose(
+            self, like: Tensor, generator: torch.Generator | None
+        ) -> tuple[Tensor, Tensor]:
+            position, _ = super()._propose(like, generator)
+            return position, NORMAL.log_prob(position.double(), 1)
+
+    class AlwaysAccept(HMC):
+        def step(self, state, generator=None):  # type: ignore[no-untyped-def]
+            momentum = torch.randn(state.position.shape, generator=generator)
+            mass = self.mass(state.position)
+            proposal, _ = leapfrog(
+                self.target, state, momentum, mass, self.step_size, self.num_steps
+            )
+            _, info = super().step(state, generator)
+            return proposal, info
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "NoJacobian",
+        "FlippedJacobian",
+        "NoJacobianOfTheBase",
+        "FlippedWeight",
+        "WeightWithoutFlow",
+        "AlwaysAccept",
+    ],
+)
+def test_the_law_notices(broken: str) -> None:
+    target = TARGETS["correlated Gaussian"]()
+    flow = flow_of_two_modes(target, 2.0) if broken.endswith("Base") else flow_for(target)
+    kernel: Kernel
+    if "Jacobian" in broken:
+        latent = getattr(Broken, broken)(target.energy, flow, target.shape, from_normal=True)
+        kernel = HMC(latent, step_size=0.1 if broken.endswith("Base") else 0.25, num_steps=4)
+    elif "Weight" in broken:
+        kernel = getattr(Broken, broken)(flow, target.energy, shape=target.shape)
+    else:
+        kernel = Broken.AlwaysAccept(
+            target.energy, shape=target.shape, step_size=target.step_size, num_steps=3
+        ).tuned(step_size=0.35)
+    found = deviations(kernel, target)
+    assert found.abs().max() > tolerance(len(found))
+
+
+@pytest.mark.parametrize("kernel_name", KERNELS)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_bad_energy_rejects_and_leaves_other_chains_alone(kernel_name: str, bad: float) -> None:
+    good = TARGETS["correlated Gaussian"]()
+
+    def energy(x: Tensor) -> Tensor:
+        """Bad everywhere to the right of where the chains start."""
+        return torch.where(x[..., 0] > 1.0, torch.full_like(x[..., 0], bad), good.energy(x))
+
+    kernel = KERNELS[kernel_name](good._replace(energy=energy))
+    start = 0.1 * torch.randn(200, kernel.target.dim)
+    state = kernel.init(start)
+    diverged = torch.zeros(200, dtype=torch.bool)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(10):
+        before = state
+        state, info = kernel.step(state, generator)
+        diverged |= info.diverging
+        x = kernel.target.physical(state.position)["x"]
+        assert torch.isfinite(state.energy).all()
+        assert (x[..., 0] <= 1.0).all()
+        if not info.parts:
+            assert (info.acceptance_rate[info.diverging] == 0).all()
+            assert torch.equal(state.position[info.diverging], before.position[info.diverging])
+        if state.gradient is not None:
+            assert torch.isfinite(state.gradient).all()
+    assert 0 < diverged.sum() < 200
+
+
+@pytest.mark.parametrize("kernel_name", KERNELS)
+def test_chains_do_not_meet(kernel_name: str) -> None:
+    """The move of one chain does not depend on where the others are."""
+    kernel = KERNELS[kernel_name](TARGETS["correlated Gaussian"]())
+    start = torch.randn(8, kernel.target.dim)
+    moved = start.clone()
+    moved[4:] += 0.3
+    ends = [
+        kernel.step(kernel.init(s), torch.Generator().manual_seed(3))[0].position[:4]
+        for s in (start, moved)
+    ]
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-12, atol=1e-12)
+
+
+def test_leapfrog_is_exact_mechanics() -> None:
+    """A harmonic oscillator goes round: error of second order in the step, and time reverses."""
+    kernel = HMC(lambda x: 0.5 * x.square().sum(-1), shape=(1,), step_size=0.01, num_steps=100)
+    state = kernel.init(torch.tensor([[1.0]]))
+    mass = kernel.mass(state.position)
+    end, momentum = leapfrog(kernel.target, state, torch.tensor([[0.5]]), mass, 0.01, 100)
+    exact = torch.cos(torch.tensor(1.0)) + 0.5 * torch.sin(torch.tensor(1.0))
+    torch.testing.assert_close(end.position, exact.reshape(1, 1), rtol=0, atol=1e-4)
+    back, _ = leapfrog(kernel.target, end, -momentum, mass, 0.01, 100)
+    torch.testing.assert_close(back.position, state.position, rtol=0, atol=1e-12)
+
+
+def test_gradient_evaluations_are_those_made() -> None:
+    calls = []
+
+    def energy(x: Tensor) -> Tensor:
+        calls.append(len(x))
+        return 0.5 * x.square().sum((-1, -2))
+
+    flow = ToyFlow((2, 2))
+    target = LatentTarget(energy, flow, (2, 2))
+    kernel = Cycle(HMC(target, num_steps=7), IndependenceMetropolis(flow))
+    state = kernel.init(torch.zeros(3, 4))
+    calls.clear()
+    _, info = kernel.step(state)
+    assert info.gradient_evaluations == len(calls) == 8
+    assert info.parts["hmc"].n_steps == info.n_steps == 7
+
+
+def test_jumps_of_a_perfect_flow_are_always_accepted() -> None:
+    flow = ToyFlow((2, 3))
+
+    def energy(x: Tensor) -> Tensor:
+        z = flow.inv(x)
+        return 0.5 * z.square().sum((-1, -2)) + flow.log_abs_det_jacobian(z, x)
+
+    for jump in (
+        IndependenceMetropolis(flow, energy, shape=(2, 3)),
+        IndependenceMetropolis(flow, LatentTarget(energy, flow, (2, 3))),
+    ):
+        _, info = jump.step(jump.init(torch.randn(20, 6)))
+        torch.testing.assert_close(info.acceptance_rate, torch.ones(20), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"step_size": 0.0}, "step_size"),
+        ({"step_size": math.nan}, "step_size"),
+        ({"num_steps": 0}, "num_steps"),
+        ({"jitter": 1.0}, "jitter"),
+        ({"jitter": -0.1}, "jitter is -0.1"),
+        ({"inverse_mass": torch.zeros(2)}, "inverse_mass"),
+        ({"inverse_mass": 2.0}, "inverse_mass is 2.0"),
+        ({"inverse_mass": torch.tensor([1.0, math.inf])}, "inverse_mass has entries such as inf"),
+        ({"inverse_mass": torch.tensor([1.0, math.nan])}, "inverse_mass has entries such as nan"),
+    ],
+)
+def test_hmc_names_a_bad_argument(options: dict[str, float], named: str) -> None:
+    with pytest.raises(ValueError, match=rf"{named}.*; accepted"):
+        HMC(lambda x: x.sum(-1), shape=(2,), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"step_size": "a"}, "step_size is 'a'"),
+        ({"num_steps": math.nan}, "num_steps is nan"),
+        ({"num_steps": "a"}, "num_steps is 'a'"),
+        ({"num_steps": 2.5}, "num_steps is 2.5"),
+        ({"jitter": None}, "jitter is None"),
+    ],
+)
+def test_hmc_names_an_argument_of_wrong_type(options: dict[str, float], named: str) -> None:
+    with pytest.raises(TypeError, match=rf"{named}.*; accepted"):
+        HMC(lambda x: x.sum(-1), shape=(2,), **options)
+
+
+def test_bad_compositions() -> None:
+    energy = TARGETS["bimodal"]().energy
+    one, two = (as_target(e, shape=(2,)) for e in (energy, lambda x: x.square().sum(-1)))
+    with pytest.raises(ValueError, match="different targets"):
+        Cycle(HMC(one), HMC(two))
+    with pytest.raises(ValueError, match="at least one"):
+        Cycle()
+    with pytest.raises(ValueError, match="target"):
+        Cycle(IndependenceMetropolis(ToyFlow((2,))))
+    with pytest.raises(TypeError, match="kernels"):
+        Cycle(energy)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="kernels has a Mixture; accepted"):
+        Cycle(Mixture(HMC(one), HMC(one)), HMC(one))
+    with pytest.raises(TypeError, match=r"probabilities is 0\.5; accepted: 1 numbers"):
+        Mixture(HMC(one), probabilities=0.5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="flow has shape"):
+        IndependenceMetropolis(ToyFlow((3,)), one).init(torch.zeros(1, 2))
+    latent = LatentTarget(energy, ToyFlow((2,)), (2,))
+    with pytest.raises(ValueError, match="latent space"):
+        Cycle(HMC(latent), IndependenceMetropolis(ToyFlow((2,)))).init(torch.zeros(1, 2))
+    with pytest.raises(TypeError, match=r"flow\.inv"):
+        IndependenceMetropolis(ToyFlow((2,)).inv, one)  # type: ignore[arg-type]
+    for bad in ([0.5], [0.5, 0.6], [1.5, -0.5], [1.0, 0.0]):
+        with pytest.raises(ValueError, match=r"probabilities is \[.*accepted: 2 numbers > 0"):
+            Mixture(HMC(one), HMC(one), probabilities=bad)
+    assert list(Cycle(HMC(EnergyTarget(energy, (2,))), HMC(one)).members) == ["hmc", "hmc_2"]
+
+
+def test_numpy_integers_are_integers() -> None:
+    kernel = HMC(lambda x: x.sum(-1), shape=(2,), num_steps=np.int64(3), step_size=np.float32(0.5))
+    assert (kernel.num_steps, kernel.step_size) == (3, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("cliff", "diverges"), [(999.0, False), (1001.0, True), (-1001.0, False), (-math.inf, True)]
+)
+def test_a_trajectory_diverges_uphill_by_a_thousand_nats(cliff: float, diverges: bool) -> None:
+    """Free motion over a cliff of known height: the kinetic energy does not change."""
+
+    def energy(x: Tensor) -> Tensor:
+        return (0.0 * x).sum(-1) + torch.where(x[..., 0].abs() > 1e-6, cliff, 0.0)
+
+    kernel = HMC(energy, shape=(1,), step_size=1.0, num_steps=2)
+    _, info = kernel.step(kernel.init(torch.zeros(20, 1)), torch.Generator().manual_seed(0))
+    assert info.diverging.tolist() == [diverges] * 20
+
+
+def test_jitter_draws_every_number_within_its_bounds() -> None:
+    kernel = HMC(lambda x: x.square().sum(-1), shape=(1,), num_steps=4, jitter=0.5)
+    generator = torch.Generator().manual_seed(0)
+    assert {kernel._draw_num_steps(generator) for _ in range(300)} == {2, 3, 4, 5, 6}
+    nearly_all = HMC(lambda x: x.square().sum(-1), shape=(1,), num_steps=2, jitter=0.99)
+    assert {nearly_all._draw_num_steps(generator) for _ in range(300)} == {1, 2, 3}
+
+
+def test_the_hamiltonian_is_that_of_the_draw() -> None:
+    """Accepted or not: the energy of the new position plus the kinetic one that belongs to it."""
+    target = TARGETS["correlated Gaussian"]()
+    inverse_mass = torch.linspace(0.7, 1.4, 5)
+    kernel = HMC(target.energy, shape=(5,), step_size=0.6, num_steps=3, inverse_mass=inverse_mass)
+    state = kernel.init(target.sample(200))
+    new, info = kernel.step(state, torch.Generator().manual_seed(5))
+    momentum = torch.randn(200, 5, generator=torch.Generator().manual_seed(5))
+    momentum = momentum / inverse_mass.sqrt()
+    mass = kernel.mass(state.position)
+    end, last = leapfrog(kernel.target, state, momentum, mass, kernel.step_size, 3)
+    before = target.energy(state.position) + 0.5 * (momentum.square() * inverse_mass).sum(-1)
+    after = target.energy(end.position) + 0.5 * (last.square() * inverse_mass).sum(-1)
+    assert 0 < int(info.accepted.sum()) < 200
+    torch.testing.assert_close(info.hamiltonian, torch.where(info.accepted, after, before))
+    torch.testing.assert_close(info.acceptance_rate, (before - after).clamp(max=0).exp())
+    assert torch.equal(new.position[info.accepted], end.position[info.accepted])
+
+
+def test_a_jump_has_no_kinetic_energy() -> None:
+    target = TARGETS["correlated Gaussian"]()
+    jump = KERNELS["jump"](target)
+    state, info = jump.step(jump.init(target.sample(100)), torch.Generator().manual_seed(0))
+    torch.testing.assert_close(info.hamiltonian, target.energy(state.position))
+
+
+def test_jumps_do_not_land_where_the_gradient_is_not_finite() -> None:
+    """A finite energy of infinite slope would poison the moves to come."""
+    flow = ToyFlow((2,), 1.0)
+    jump = IndependenceMetropolis(flow, kinked, shape=(2,))
+    state = HMC(kinked, shape=(2,)).init(torch.full((100, 2), -0.1))
+    new, info = jump.step(state, torch.Generator().manual_seed(0))
+    assert new.gradient is not None
+    assert torch.isfinite(new.gradient).all()
+    assert 0 < int(info.diverging.sum()) < 100
+    assert not (info.accepted & info.diverging).any()
+
+
+def test_what_a_cycle_says_of_its_members() -> None:
+    target = TARGETS["correlated Gaussian"]()
+    flow = flow_for(target)
+    local = HMC(target.energy, shape=(5,), step_size=0.6, num_steps=3)
+    cycle = Cycle(local, IndependenceMetropolis(flow), IndependenceMetropolis(flow))
+    state = cycle.init(target.sample(300))
+    generator = torch.Generator().manual_seed(2)
+    after_hmc, hmc = local.step(state, torch.Generator().manual_seed(2))
+    state, info = cycle.step(state, generator)
+    parts = list(info.parts.values())
+    assert list(info.parts) == ["hmc", "jump", "jump_2"]
+    rates = torch.stack([part.acceptance_rate for part in parts])
+    torch.testing.assert_close(info.acceptance_rate, rates.mean(0))
+    accepted = parts[0].accepted | parts[1].accepted | parts[2].accepted
+    assert torch.equal(info.accepted, accepted)
+    assert not torch.equal(accepted, parts[0].accepted)
+    # The kinetic energy is that of the trajectory, the energy that of where the jumps ended.
+    kinetic = hmc.hamiltonian - after_hmc.energy
+    torch.testing.assert_close(info.hamiltonian, target.energy(state.position) + kinetic)
+    jumps = Cycle(*[IndependenceMetropolis(flow, target.energy, shape=(5,))] * 2)
+    state, info = jumps.step(jumps.init(target.sample(10)), generator)
+    torch.testing.assert_close(info.hamiltonian, target.energy(state.position))
+
+
+def test_the_mass_of_a_random_walk_is_the_covariance_of_its_proposals() -> None:
+    widths = torch.tensor([0.01, 1.0, 100.0])
+    walk = RandomWalkMetropolis(lambda x: 0.0 * x.sum(-1), shape=(3,), inverse_mass=widths)
+    state, _ = walk.step(walk.init(torch.zeros(4000, 3)), torch.Generator().manual_seed(0))
+    ratio = state.position.var(0) / (walk.step_size**2 * widths)
+    assert ((ratio - 1).abs() < 5 * (2 / 4000) ** 0.5).all()

@@ -1,0 +1,74 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""What is kept of a run, row by row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from pyro_neuralrg import HMC, VectorizedMCMC
+from pyro_neuralrg.mcmc.record import Record, statistics
+from pyro_neuralrg.runtime import memory
+
+
+def test_a_draw_of_several_steps_has_their_means_sums_and_any() -> None:
+    kernel = HMC(lambda x: 0.5 * x.square().sum(-1), shape=(2,), num_steps=3)
+    state, info = kernel.step(kernel.init(torch.zeros(2, 2)))
+    first = info._replace(
+        acceptance_rate=torch.tensor([1.0, 0.5]), diverging=torch.tensor([True, False])
+    )
+    last = info._replace(
+        acceptance_rate=torch.tensor([0.0, 0.5]), diverging=torch.tensor([False, False])
+    )
+    row = statistics(kernel, state, [first, last])
+    assert row["diverging"].tolist() == [True, False]
+    assert row["acceptance_rate"].tolist() == [0.5, 0.5]
+    assert row["n_steps"].tolist() == [6, 6]
+    torch.testing.assert_close(row["energy"], last.hamiltonian)
+    torch.testing.assert_close(row["lp"], -state.energy)
+
+
+def test_rows_are_copies() -> None:
+    record, value = Record(2), torch.ones(3)
+    record.add({"a": value})
+    value.zero_()
+    assert record.columns()["a"].tolist() == [[1.0]] * 3
+
+
+def test_more_memory_keeps_the_rows() -> None:
+    record = Record(1)
+    record.add({"a": torch.ones(2)})
+    record.reserve(3)
+    record.reserve(1)
+    record.add({"a": 2 * torch.ones(2)})
+    assert record.columns()["a"].tolist() == [[1.0, 2.0]] * 2
+
+
+def test_draws_that_cannot_be_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused before the energy is computed once, and again where more of them are asked for."""
+    calls: list[int] = []
+
+    def energy(x: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return 0.5 * x.square().sum(-1)
+
+    options: dict[str, Any] = {"warmup_steps": 2, "num_chains": 4, "seed": 0, "progress": False}
+    kernel = HMC(energy, shape=(5,))
+    calls.clear()
+    monkeypatch.setattr(memory, "available_memory", lambda _: 8.0 * 5 * 4 * 10)
+    match = (
+        "num_chains is 4 and num_samples is 11: that takes .* available here, or keep_draws=False"
+    )
+    with pytest.raises(memory.MemoryLimitError, match=match):
+        VectorizedMCMC(kernel, 11, **options).run()
+    assert not calls
+    VectorizedMCMC(kernel, 11, keep_draws=False, **options).run()
+    held = VectorizedMCMC(kernel, 10, **options)
+    held.run()
+    held.num_samples = 11
+    with pytest.raises(memory.MemoryLimitError, match="num_samples is 11"):
+        held.resume()
+    assert held.get_samples()["x"].shape == (40, 5)

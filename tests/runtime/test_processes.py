@@ -1,0 +1,165 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Tensors are sent from where a group takes them, and work is divided into equal parts."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, distributed
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from pyro_neuralrg import HMC, IsingDual, VectorizedMCMC, fit
+from pyro_neuralrg.app.experiment import Experiment, Settings
+from pyro_neuralrg.runtime.processes import LET_GO, Processes, joined
+from tests.train.processes import together
+
+TAKEN = {"nccl": {"cuda"}, "gloo": {"cpu"}, "cpu:gloo,cuda:nccl": {"cpu", "cuda"}}
+
+
+@pytest.fixture(params=TAKEN)
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A group whose backend refuses tensors of other devices, as the real ones do."""
+    taken = TAKEN[request.param]
+
+    def check(value: Tensor) -> None:
+        if value.device.type not in taken:
+            raise RuntimeError(f"No backend type associated with device type {value.device.type}")
+
+    def gather(parts: list[Tensor], value: Tensor) -> None:
+        check(value)
+
+    monkeypatch.setattr(distributed, "get_backend", lambda: request.param)
+    monkeypatch.setattr(distributed, "all_reduce", check)
+    monkeypatch.setattr(distributed, "all_gather", gather)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    return str(request.param)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("method", [Processes.mean, Processes.gather], ids=["mean", "gather"])
+def test_every_group_takes_tensors_of_every_device(
+    method: Callable[[Processes, Tensor], Tensor],
+    device: str,
+    backend: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    back: list[str] = []  # devices from which something was copied into what was given
+    with FakeTensorMode():  # so that there are GPUs, which cannot be copied to in place
+        value = torch.ones(3, 2, device=device)
+        monkeypatch.setattr(Tensor, "copy_", lambda _, sent: back.append(sent.device.type))
+        found = method(Processes(0, 2), value)
+    assert found.device.type == device
+    if method is Processes.mean:
+        assert found is value
+        assert back == sorted(TAKEN[backend] if device not in TAKEN[backend] else ())
+
+
+@pytest.mark.parametrize(("gpus", "backend"), [(0, "gloo"), (1, "gloo"), (2, "cpu:gloo,cuda:nccl")])
+def test_the_device_of_a_job_decides(
+    gpus: int, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes: a job on CPUs talks by gloo, with GPUs about too."""
+    made: list[Any] = []
+    ended: list[Any] = []
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(distributed, "is_torchelastic_launched", lambda: True)
+    monkeypatch.setattr(distributed, "init_process_group", made.append)
+    monkeypatch.setattr(distributed, "destroy_process_group", lambda: ended.append("group"))
+    monkeypatch.setattr(time, "sleep", ended.append)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "set_device", made.append)
+    with joined():
+        assert made == ([1, backend] if gpus == 2 else [backend])
+        assert not ended
+    assert ended == ["group", LET_GO]  # else gloo's threads may meet a Python that is ending
+
+
+def train(number: int) -> None:
+    target = IsingDual((2, 2), temperature=3.0)
+    fit(target, target.flow(), batch=number, steps=1, lr=0.01, seed=0, progress=False)
+
+
+def sample(number: int) -> None:
+    kernel = HMC(lambda x: 0.5 * x.square().sum(-1), shape=(2,))
+    VectorizedMCMC(kernel, 1, num_chains=number, seed=0, progress=False)
+
+
+def command(number: int, option: str) -> None:
+    numbers = {"batch": 336, "chains": 336} | {option: number}  # else of what all divide
+    Experiment.prepare(Settings(shape=(2, 2), **numbers))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("number", [2, 5, 64, 100, 256])
+@pytest.mark.parametrize("size", [3, 7, 8, 48])
+@pytest.mark.parametrize(
+    ("name", "use"),
+    [
+        ("batch", train),
+        ("num_chains", sample),
+        ("batch", lambda number: command(number, "batch")),
+        ("chains", lambda number: command(number, "chains")),
+    ],
+    ids=["fit", "VectorizedMCMC", "batch of the command", "chains of the command"],
+)
+def test_what_cannot_be_divided_names_a_number_that_can(
+    name: str,
+    use: Callable[[int], None],
+    size: int,
+    number: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And with that number, the processes have equal parts, which are all of it."""
+
+    class ReachedError(Exception):
+        pass
+
+    def reach(*_: Any, **__: Any) -> None:
+        raise ReachedError
+
+    world = Processes(1, size)
+    for module in ("train.training", "mcmc.runner", "app.experiment"):
+        monkeypatch.setattr(sys.modules[f"pyro_neuralrg.{module}"], "processes", lambda: world)
+    monkeypatch.setattr(Processes, "together", lambda self, compute: compute())
+    monkeypatch.setattr(Processes, "from_first", reach)  # what comes next, if it is accepted
+    monkeypatch.setattr(IsingDual, "__init__", reach) if use not in (train, sample) else None
+    fitting = number
+    if number % size:
+        expected = rf"^{name} is {number} over {size} processes; .* of {size}, such as (\d+)$"
+        with pytest.raises(ValueError, match=expected) as refused:
+            use(number)
+        fitting = int(str(refused.value).rsplit(" ", 1)[1])
+        assert abs(fitting - number) < size
+    with pytest.raises(ReachedError):
+        use(fitting)
+    rows = [Processes(rank, size).rows(fitting) for rank in range(size)]
+    assert [i for part in rows for i in range(fitting)[part]] == list(range(fitting))
+    assert {part.stop - part.start for part in rows} == {world.share(name, fitting)}
+
+
+def test_a_group_by_device_does_all(tmp_path: Path) -> None:
+    """As the one with NCCL for GPUs, without them."""
+    found = together(
+        tmp_path,
+        "from pyro_neuralrg.runtime.processes import processes",
+        """
+        world, own = processes(), torch.arange(6.0).view(2, 3).mT + rank  # not contiguous
+        assert world.gather(own).shape == (6, 2)
+        assert world.mean(own) is own
+        assert own.tolist() == [[0.5, 3.5], [1.5, 4.5], [2.5, 5.5]]
+        assert world.any(rank == 1, False) == (True, False)
+        assert world.first(rank + 7) == 7
+        assert world.together(lambda: rank) == rank
+        assert world.from_first(lambda: rank + 1) == 1
+        """,
+        backend="cpu:gloo",
+    )
+    assert found.stdout == "[0, 0]\n", found.stderr

@@ -1,0 +1,139 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Figures of fields, site by site, and ranks."""
+
+from __future__ import annotations
+
+import math
+
+import arviz
+import numpy as np
+import pytest
+import torch
+
+from pyro_neuralrg.statistics.convergence import (
+    BUDGET,
+    LEAST_SITES,
+    bfmi,
+    rank_counts,
+    summarise_field,
+)
+
+
+@pytest.fixture
+def rng(seed: int) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def test_figures_are_arvizs(rng: np.random.Generator) -> None:
+    values = rng.normal(size=(4, 100, 2, 3)).cumsum(1) * 0.1 + rng.normal(size=(4, 100, 2, 3))
+    found = summarise_field(torch.from_numpy(values))
+    assert found.shape == (2, 3)
+    assert found.coverage == ""
+    for place, (row, col) in enumerate(np.ndindex(2, 3)):
+        site = values[..., row, col]
+        expected = {
+            "mean": site.mean(),
+            "sd": site.std(ddof=1),
+            "mcse": arviz.mcse(site, method="mean"),
+            "ess_bulk": arviz.ess(site, method="bulk"),
+            "ess_tail": arviz.ess(site, method="tail", prob=(0.05, 0.95)),
+            "rhat": arviz.rhat(site),
+        }
+        for name, value in expected.items():
+            assert found.figures[name][place] == pytest.approx(np.asarray(value).item())
+    worst = found.worst()
+    assert worst.rhat == found.figures["rhat"].max()
+    assert worst.ess_bulk == found.figures["ess_bulk"].min()
+    assert worst.ess_tail == found.figures["ess_tail"].min()
+    assert worst.mcse == found.figures["mcse"].max()
+    assert math.isnan(worst.mean)
+    assert found.median().rhat == np.median(found.figures["rhat"])
+    np.testing.assert_allclose(found.relative_mcse, found.figures["mcse"] / found.figures["sd"])
+
+
+def test_the_worst_site_is_named(rng: np.random.Generator) -> None:
+    values = rng.normal(size=(4, 50, 3, 4))
+    values[0, :, 1, 2] += 3
+    found = summarise_field(values)
+    assert found.where(found.figures["rhat"]) == (1, 2)
+
+
+def test_a_scalar_is_a_field_of_one_site(rng: np.random.Generator) -> None:
+    found = summarise_field(rng.normal(size=(4, 50)))
+    assert found.shape == ()
+    assert found.where(found.figures["rhat"]) == ()
+    assert found.worst() == found.median()
+
+
+def test_large_fields_are_sampled(rng: np.random.Generator) -> None:
+    values = np.zeros((2, 8, 50, 40))
+    values += np.arange(2000).reshape(50, 40)  # every site has its own mean
+    found = summarise_field(values, max_sites=30)
+    assert found.coverage == "30 of 2000 sites"
+    np.testing.assert_array_equal(found.figures["mean"], found.sites)
+    assert len(set(found.sites)) == 30
+    rows, columns = np.unravel_index(found.sites, (50, 40))
+    assert len(set(rows)) > 15
+    assert len(set(columns)) > 15
+    np.testing.assert_array_equal(found.sites, summarise_field(values, max_sites=30).sites)
+
+
+def test_sites_within_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert BUDGET // (64 * 1000) == 65
+    monkeypatch.setattr("pyro_neuralrg.statistics.convergence.BUDGET", 160)
+    assert len(summarise_field(np.zeros((2, 5, 40))).sites) == 16
+    assert len(summarise_field(np.zeros((2, 50, 40))).sites) == LEAST_SITES
+
+
+@pytest.mark.parametrize("shape", [(1, 100), (4, 3), (1, 1)])
+def test_what_cannot_be_told_is_nan(shape: tuple[int, int], rng: np.random.Generator) -> None:
+    found = summarise_field(rng.normal(size=shape)).worst()
+    assert math.isfinite(found.mean)
+    assert math.isnan(found.rhat)
+    for value in (found.mcse, found.ess_bulk, found.ess_tail):
+        assert math.isnan(value) == (shape[1] < 4)
+
+
+def test_constant_sites() -> None:
+    assert math.isnan(summarise_field(np.ones((4, 100))).worst().rhat)
+    each_its_own = summarise_field(np.arange(4.0)[:, None] * np.ones(100)).worst().rhat
+    assert each_its_own > 1e3  # infinite, or large by rounding
+
+
+def test_bfmi_is_that_of_its_definition(rng: np.random.Generator) -> None:
+    energy = rng.normal(size=(3, 200)).cumsum(1)
+    expected = np.square(np.diff(energy)).mean(1) / energy.var(1)
+    np.testing.assert_allclose(bfmi(torch.from_numpy(energy)), expected, rtol=0.02)
+    assert bfmi(rng.normal(size=(1, 1000))) == pytest.approx([2.0], rel=0.2)
+
+
+def test_ranks(rng: np.random.Generator) -> None:
+    values = rng.normal(size=(4, 100))
+    values[0] += 10
+    counts = rank_counts(torch.from_numpy(values), bins=8)
+    np.testing.assert_array_equal(counts.sum(1), 100)
+    np.testing.assert_array_equal(counts.sum(0), 50)
+    np.testing.assert_array_equal(counts[0], [0, 0, 0, 0, 0, 0, 50, 50])
+    assert (counts[1:, :6] > 0).all()
+
+
+def test_equal_draws_share_their_ranks() -> None:
+    np.testing.assert_array_equal(rank_counts(np.zeros((2, 40)), bins=4), np.full((2, 4), 10))
+
+
+@pytest.mark.parametrize("shape", [(10,), (2, 0), (0, 5, 3)])
+def test_bad_shapes(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"values has shape \("):
+        summarise_field(np.zeros(shape))
+    with pytest.raises(ValueError, match=r"values has shape \("):
+        rank_counts(np.zeros(shape))
+    if len(shape) != 2:
+        with pytest.raises(ValueError, match=r"energy has shape \("):
+            bfmi(np.zeros(shape))
+
+
+@pytest.mark.parametrize("bins", [0, 9])
+def test_bad_bins(bins: int) -> None:
+    with pytest.raises(ValueError, match=f"bins is {bins}"):
+        rank_counts(np.zeros((2, 4)), bins=bins)

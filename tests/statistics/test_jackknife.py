@@ -1,0 +1,113 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""The jackknife: exact where the algebra is, and the coverage of its error."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pyro_neuralrg.statistics import jackknife
+from tests.statistics.processes import autoregressive
+
+
+def test_a_mean_and_its_error_are_the_usual_ones() -> None:
+    values = autoregressive(0.0, 40, 1)
+    found = jackknife(lambda mean: 3 * mean, values)
+    assert found.value == pytest.approx(3 * values.mean(), rel=1e-12)
+    assert found.standard_error == pytest.approx(3 * values.std(ddof=1) / math.sqrt(40), rel=1e-12)
+
+
+def test_the_variance_of_independent_draws_is_the_unbiased_one() -> None:
+    values = torch.from_numpy(autoregressive(0.0, 50, 1))
+    found = jackknife(lambda mean, square: square - mean**2, values, values.square())
+    assert found.value == pytest.approx(float(values.var()), rel=1e-12)
+
+
+def test_blocks_of_unequal_length_weigh_as_their_draws() -> None:
+    values = autoregressive(0.5, 3, 11)
+    found = jackknife(lambda mean: mean, values, blocks=4)
+    edges = [0, 2, 5, 8, 11]
+    pairs = list(itertools.pairwise(edges))
+    means = np.array([values[c, a:b].mean() for c in range(3) for a, b in pairs])
+    sizes = np.array([b - a for _ in range(3) for a, b in pairs])
+    variance = (np.square(means - values.mean()) / (33 / sizes - 1)).mean()
+    assert found.value == pytest.approx(values.mean(), rel=1e-12)
+    assert found.standard_error == pytest.approx(math.sqrt(variance), rel=1e-12)
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.8])
+@pytest.mark.parametrize(("chains", "draws"), [(40, 100), (4, 1000), (1, 4000)])
+def test_coverage(correlation: float, chains: int, draws: int) -> None:
+    """Of the ratio <x^4> / <x^2>^2 = 3 of 300 runs: whole chains, and blocks cut from chains."""
+    runs = autoregressive(correlation, 300, chains, draws)
+    found = np.array(
+        [jackknife(lambda square, fourth: fourth / square**2, x**2, x**4) for x in runs]
+    )
+    values, errors = found.T
+    scatter = values.std()
+    assert abs(values.mean() - 3) < 4 * scatter / math.sqrt(300)
+    assert errors.mean() == pytest.approx(scatter, rel=0.2)
+    covered = (abs(values - 3) < errors).mean()
+    assert abs(covered - 0.66) < 4 * math.sqrt(0.66 * 0.34 / 300)  # of few blocks, 0.65 to 0.68
+
+
+def test_blocks_are_long_against_the_correlations() -> None:
+    """Blocks of the length that 32 of them would have make the error of the mean too small."""
+    values = autoregressive(0.98, 3, 4000)
+    exact = math.sqrt(2 * 49.5 / 12_000)
+    short = jackknife(lambda mean: mean, values, blocks=400).standard_error
+    chosen = jackknife(lambda mean: mean, values).standard_error
+    assert short < 0.5 * exact
+    assert 0.6 * exact < chosen < 1.5 * exact
+
+
+def test_a_constant_has_no_error() -> None:
+    found = jackknife(lambda mean: mean**2, np.full((3, 100), 0.5))
+    assert found == pytest.approx((0.25, 0.0), abs=1e-14)
+
+
+def test_what_the_function_cannot_tell_is_nan() -> None:
+    found = jackknife(lambda mean: math.nan, np.ones((40, 3)))
+    assert math.isnan(found.value)
+    assert math.isnan(found.standard_error)
+
+
+def test_few_blocks_warn() -> None:
+    with pytest.warns(UserWarning, match=r"comes from 5 blocks only"):
+        jackknife(lambda mean: mean, autoregressive(0.0, 5, 3))
+    slow = np.linspace(0, 1, 500)[None]
+    with pytest.warns(UserWarning, match=r"comes from 2 blocks only"):
+        jackknife(lambda mean: mean, slow)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        jackknife(lambda mean: mean, slow, blocks=2)  # asked for
+
+
+@pytest.mark.parametrize(
+    ("series", "blocks", "error", "message"),
+    [
+        ((), None, ValueError, r"series is empty; accepted"),
+        ((np.ones(5),), None, ValueError, r"series\[0\] has shape \(5,\); accepted: \(chains"),
+        (
+            (np.ones((4, 5)), np.ones((4, 6))),
+            None,
+            ValueError,
+            r"series\[1\] has shape \(4, 6\); accepted: that of the first, \(4, 5\)",
+        ),
+        ((np.full((4, 5), math.nan),), None, ValueError, r"series\[0\] has 20 entries that are no"),
+        ((np.ones((1, 3)),), None, ValueError, r"series has 1 chains of 3 draws, one block"),
+        ((np.ones((1, 9)),), 1, ValueError, r"series has 1 chains of 9 draws, one block"),
+        ((np.ones((3, 9)),), 10, ValueError, r"blocks is 10; accepted: an integer from 1 to 9"),
+        ((np.ones((3, 9)),), 2.5, TypeError, r"blocks is 2.5; accepted"),
+    ],
+)
+def test_bad_arguments(series: Any, blocks: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        jackknife(lambda *means: means[0], *series, blocks=blocks)

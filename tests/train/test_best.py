@@ -1,0 +1,309 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""A training that diverges goes back, and no training ends worse than it began."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pyro_neuralrg import IsingDual, fit
+from pyro_neuralrg.train import TrainingStep
+from pyro_neuralrg.train.best import LEAST_STEPS, RUNNING_STEPS, Best
+from pyro_neuralrg.train.checkpoints import FORMAT
+from pyro_neuralrg.train.loop import CHECKED_SAMPLES, MOST_DIVERGENCES, Measured, Training
+from tests.infer.conftest import GaussianTarget, ScaleFlow
+
+QUICK: dict[str, Any] = {"steps": 30, "batch": 16, "lr": 0.05, "progress": False, "seed": 1}
+
+
+def state(flow: Any) -> torch.Tensor:
+    return torch.cat([p.detach().reshape(-1).clone() for p in flow.parameters()])
+
+
+def loss(target: GaussianTarget, flow: ScaleFlow) -> float:
+    """Exact: E_q[ln q - ln pi] of two Gaussians."""
+    scale, ln_two_pi_e = flow.log_scale.detach(), math.log(2.0 * math.pi * math.e)
+    energy = ((flow.loc.detach() - 1.0).square() + (2 * scale).exp()) / (2.0 * target.variance)
+    return float((energy - scale - 0.5 * ln_two_pi_e).sum())
+
+
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Numbers of samples that trainings look at, beside their steps, from here on."""
+    plain, sizes = Training._measure, []
+
+    def watched(self: Training, number: int) -> Measured:
+        sizes.append(number)
+        return plain(self, number)
+
+    monkeypatch.setattr(Training, "_measure", watched)
+    return sizes
+
+
+def copies(number: float) -> Callable[[], torch.Tensor]:
+    return lambda: torch.full((1,), number)
+
+
+def test_the_best_is_where_the_running_mean_is_lowest() -> None:
+    best = Best(torch.zeros(1))
+    for step, value in enumerate([5.0, 1.0, 3.0, 0.0, 9.0]):  # means 5, 3, 3, 2.25, 3.6
+        assert not best.add(value, 1.0, copies(step))
+    assert best.parameters.item() == 3.0
+    assert best.loss == 2.25
+
+
+@pytest.mark.parametrize(("spread", "height"), [(0.0, 1.0), (0.05, 1.0), (0.5, 5.0), (20.0, 200.0)])
+def test_diverged_is_ten_spreads_above_the_best_and_one_nat_at_least(
+    spread: float, height: float
+) -> None:
+    for value, expected in ((0.99 * height, False), (1.02 * height, True)):
+        best = Best(torch.zeros(1))
+        assert not best.add(0.0, spread, copies(1))
+        found = [best.add(value, 100.0, copies(2)) for _ in range(400)]
+        assert found[-1] is expected
+        assert not any(found[: LEAST_STEPS - 2])
+        assert best.parameters.item() == 1.0
+
+
+def test_one_batch_of_heavy_tails_is_no_divergence() -> None:
+    best = Best(torch.zeros(1))
+    losses = [*50 * [0.0], 400.0, *50 * [0.0]]
+    assert not any(best.add(value, 1.0, copies(0)) for value in losses)
+
+
+def test_a_long_record_does_not_hide_a_divergence() -> None:
+    best = Best(torch.zeros(1))
+    assert not any(best.add(0.0, 1.0, copies(0)) for _ in range(500))
+    assert any(best.add(100.0, 1.0, copies(0)) for _ in range(RUNNING_STEPS))
+
+
+def test_another_temperature_begins_anew() -> None:
+    """Until it has a loss, the best parameters are those of the one before."""
+    best = Best(torch.zeros(1))
+    for _ in range(20):
+        best.add(-100.0, 1.0, copies(1))
+    best.begin()
+    assert best.parameters.item() == 1.0
+    assert not any(best.add(50.0, 1.0, copies(2)) for _ in range(20))
+    assert best.parameters.item() == 2.0
+    assert best.loss == 50.0
+
+
+def test_a_state_goes_on() -> None:
+    losses = torch.randn(40).cumsum(0).tolist()
+    whole, half = Best(torch.zeros(1)), Best(torch.zeros(1))
+    for step, value in enumerate(losses):
+        whole.add(value, 0.5, copies(step))
+        if step == 19:
+            half.load_state_dict(whole.state_dict())
+        if step > 19:
+            half.add(value, 0.5, copies(step))
+    assert half.state_dict() == whole.state_dict()
+
+
+class Breaking(GaussianTarget):
+    """Its energy is not finite, or its gradient, from one evaluation on, and where the flow was."""
+
+    def __init__(self, flow: Any, sound: int, value: float, kinked: bool = False) -> None:
+        super().__init__()
+        self.flow_of, self.sound, self.value, self.kinked = flow, sound, value, kinked
+        self.states: list[torch.Tensor] = []
+
+    def energy(self, x: torch.Tensor) -> torch.Tensor:
+        energy = super().energy(x)
+        if len(self.states) < self.sound:
+            self.states.append(state(self.flow_of))
+            return energy
+        if self.kinked:  # of value 0 and infinite slope
+            return energy + (x - x.detach()).flatten(-2).sum(-1).abs().sqrt()
+        return energy + self.value
+
+
+@pytest.mark.parametrize("average", [0.0, 1.0])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_target_that_breaks_for_good_ends_the_training(
+    flow: Any, value: float, average: float
+) -> None:
+    """With the best parameters, not with an average that holds those which led there."""
+    target = Breaking(flow, 1 + 10, value)
+    with pytest.warns(UserWarning, match="training") as caught:
+        result = fit(target, flow, anneal=None, average=average, **QUICK)
+    said = [str(warning.message) for warning in caught]
+    assert len(said) == 2
+    assert said[0].startswith(f"training diverged: the loss at step 10 is {value}; it goes on")
+    assert said[1].startswith(f"training stopped: the loss at step 10 is {value}, after 10 diver")
+    assert result.stopped == f"the loss at step 10 is {value}, after 10 divergences before"
+    assert result.divergences == MOST_DIVERGENCES + 1
+    assert result.steps == 10
+    assert np.isfinite(result.history.free_energy).all()
+    means = np.cumsum(result.history.free_energy) / np.arange(1, 11)
+    best = target.states[1 + int(means.argmin())]
+    torch.testing.assert_close(state(flow), best, rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:training (diverged|stopped):UserWarning")
+def test_a_gradient_that_is_not_finite_is_not_stepped_on(flow: Any) -> None:
+    result = fit(Breaking(flow, 1 + 5, 0.0, kinked=True), flow, anneal=None, **QUICK)
+    assert result.stopped == "the gradient at step 5 is not finite, after 10 divergences before"
+    assert result.steps == 5
+    assert torch.isfinite(state(flow)).all()
+
+
+class Hole(GaussianTarget):
+    """Its energy is NaN at the eleventh step, and seven evaluations later."""
+
+    calls = 0
+
+    def energy(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return super().energy(x) + (math.nan if self.calls in (12, 19) else 0.0)
+
+
+def test_a_target_that_breaks_once_costs_no_step(flow: Any) -> None:
+    """The step is tried again, at half the rate, which rises anew; and it is said once."""
+    with pytest.warns(UserWarning, match="diverged: the loss at step 10 is nan") as caught:
+        result = fit(Hole(), flow, anneal=None, warmup=4, **QUICK)
+    assert len(caught) == 1
+    assert result.stopped is None
+    assert (result.steps, result.divergences) == (30, 2)
+    assert list(result.history.step) == list(range(30))
+    plain = fit(GaussianTarget(), None, anneal=None, warmup=4, **QUICK).history.learning_rate
+    ratio = result.history.learning_rate / plain
+    rise = [0.25, 0.5, 0.75]
+    expected = [*10 * [1.0], *(0.5 * r for r in rise), *3 * [0.5], *(0.25 * r for r in rise)]
+    np.testing.assert_allclose(ratio, [*expected, *11 * [0.25]])
+
+
+@pytest.mark.filterwarnings("ignore:training diverged:UserWarning")
+def test_after_a_divergence_one_batch_does_not_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = measured(monkeypatch)
+    options = {**QUICK, "anneal": None, "steps": 60, "batch": 64}
+    fit(GaussianTarget(), **options)
+    assert sizes == [64, 64]
+    sizes.clear()
+    fit(Hole(), **options)
+    assert sizes == [64, 64, CHECKED_SAMPLES, CHECKED_SAMPLES]
+
+
+@pytest.mark.filterwarnings("ignore:training diverged:UserWarning")
+def test_moments_are_of_the_steps_since(flow: Any, tmp_path: Path) -> None:
+    fit(Hole(), flow, anneal=None, checkpoint=tmp_path, every_steps=12, **QUICK)
+    state = FORMAT.read(tmp_path / "training-0000000012.pt")["training"]["optimizer"]["state"]
+    assert float(state[0]["step"]) == 2
+
+
+@pytest.mark.parametrize("anneal", [None, (1.5, 0.25)])
+@pytest.mark.filterwarnings("ignore:training diverged:UserWarning")
+def test_a_rate_that_is_far_too_large(target: Any, flow: Any, anneal: Any) -> None:
+    """It is lowered until the training learns, also if that ran away while it cooled."""
+    before = loss(target, flow)
+    options = {**QUICK, "steps": 600, "lr": 40.0}
+    result = fit(target, flow, anneal=anneal, clip=None, **options)
+    assert result.divergences > 0
+    assert loss(target, flow) < before - 1.0
+    assert loss(target, flow) - -target.log_partition() < 0.5
+
+
+@pytest.mark.parametrize("anneal", [None, (1.5, 0.25)])
+@pytest.mark.parametrize("steps", [1, 8])
+def test_never_worse_than_the_beginning(target: Any, flow: Any, anneal: Any, steps: int) -> None:
+    """Of an exact flow any large step makes a worse one, also the last, whose loss is not seen."""
+    flow.set_exact(target)
+    exact = state(flow)
+    generator = torch.random.get_rng_state()
+    with pytest.warns(UserWarning, match="training ended at a loss of .*, it began at"):
+        fit(target, flow, anneal=anneal, **{**QUICK, "steps": steps, "lr": 5.0})
+    assert torch.equal(torch.random.get_rng_state(), generator)
+    assert loss(target, flow) < -target.log_partition() + 0.02
+    if steps == 1:
+        torch.testing.assert_close(state(flow), exact, rtol=0, atol=0)
+
+
+def test_what_counts_is_the_loss_at_the_final_temperature(target: Any, flow: Any) -> None:
+    """Stopped while it cools, the flow is better than at its beginning for the hotter target."""
+    flow.set_exact(target)
+    exact, heated = state(flow), target.heated(2.0)
+    slow = {"steps": 60, "batch": 256, "lr": 0.02}
+    before, losses = loss(heated, flow), []
+
+    def stop(record: TrainingStep) -> bool:
+        losses.append(loss(heated, flow))
+        return record.step == 30
+
+    with pytest.warns(UserWarning, match="the first parameters are kept"):
+        fit(target, flow, anneal=(4.0, 1.0), callback=stop, **{**QUICK, **slow})
+    assert losses[-1] < before - 0.1
+    torch.testing.assert_close(state(flow), exact, rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:training ended:UserWarning")
+def test_the_beginning_is_that_of_the_training_which_is_resumed(
+    target: Any, flow: Any, tmp_path: Path
+) -> None:
+    flow.set_exact(target)
+    exact = state(flow)
+    options = {**QUICK, "steps": 8, "lr": 5.0, "anneal": (1.5, 0.75), "checkpoint": tmp_path}
+    fit(target, flow, callback=lambda record: record.step == 3, **options)
+    other = ScaleFlow((2, 2))
+    assert fit(target, other, resume=True, **options).steps == 8
+    assert loss(target, other) < -target.log_partition() + 0.02
+    assert torch.equal(state(flow), exact)
+
+
+def test_the_best_of_a_training_whose_last_step_spoils_it(target: Any, flow: Any) -> None:
+    """What it has learned before is the result, not its beginning."""
+    before = loss(target, flow)
+
+    def spoil(record: TrainingStep) -> None:
+        if record.step == 99:
+            flow.loc.data.fill_(50.0)
+
+    with pytest.warns(UserWarning, match="the best parameters are kept"):
+        fit(target, flow, callback=spoil, **{**QUICK, "steps": 100})
+    assert loss(target, flow) < before - 1.0
+
+
+def test_as_good_as_the_beginning_is_kept(target: Any, flow: Any) -> None:
+    """Within the error of what is measured: what was trained is the result, nothing is said."""
+    flow.set_exact(target)
+    states: list[torch.Tensor] = []
+    options = {**QUICK, "lr": 1e-4}
+    fit(target, flow, anneal=None, callback=lambda _: states.append(state(flow)), **options)
+    torch.testing.assert_close(state(flow), states[-1], rtol=0, atol=0)
+
+
+def test_measuring_changes_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does it look at 2,000 samples where one batch shows that the result is better."""
+    options: dict[str, Any] = {"steps": 30, "batch": 64, "lr": 0.005, "progress": False, "seed": 2}
+    target = IsingDual((2, 2), temperature=3.0)
+    sizes = measured(monkeypatch)
+    found = fit(target, **options)
+    assert sizes == [64, 64]
+    monkeypatch.setattr(Training, "_measure", lambda self, _: Measured(-float(self.step), 1.0, 64))
+    other = fit(target, **options)
+    np.testing.assert_array_equal(found.history.free_energy, other.history.free_energy)
+    torch.testing.assert_close(state(found.flow), state(other.flow), rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:training:UserWarning")
+@pytest.mark.parametrize("cut", [58, 95, 96, 97])
+def test_resumed_where_cooling_ends(cut: int, tmp_path: Path) -> None:
+    """Bit for bit, with the record of the temperature at which it was cut."""
+    torch.manual_seed(3)
+    target = IsingDual((2, 2))
+    flow = target.flow()
+    again = copy.deepcopy(flow)
+    options = {**QUICK, "steps": 120, "lr": 1.0, "clip": None, "warmup": 0}
+    options["anneal"] = (4.0, 0.8)
+    whole = fit(target, flow, **options)
+    fit(target, again, checkpoint=tmp_path, callback=lambda s: s.step == cut - 1, **options)
+    resumed = fit(target, again, checkpoint=tmp_path, resume=True, **options)
+    assert whole.divergences == resumed.divergences > 0
+    assert torch.equal(state(flow), state(again))

@@ -1,0 +1,264 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Two processes that train together by gloo do what one does with the whole batch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pyro_neuralrg import IsingDual
+from pyro_neuralrg.runtime.processes import Processes, processes
+from pyro_neuralrg.train import fit
+from pyro_neuralrg.train.checkpoints import FORMAT, CheckpointError
+
+# Both processes are forked from one that has imported everything but computed nothing.
+GROUP = """
+    import os, signal, sys, warnings
+    from pathlib import Path
+    import torch
+    from torch import distributed
+    from pyro_neuralrg import IsingDual, fit
+    from pyro_neuralrg.runtime.processes import processes
+
+    folder = Path(sys.argv[1])
+    def run(rank, train):
+        torch.set_default_dtype(torch.float64)
+        distributed.init_process_group(
+            "gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2
+        )
+        target = IsingDual((2, 2), temperature=3.0)
+        torch.manual_seed(1 + rank)  # a flow of its own on each process
+        flow, vectors = target.flow(), []
+        def look(record):
+            vectors.append(torch.cat([p.detach().reshape(-1) for p in flow.parameters()]).clone())
+        def fit_here(callback=look, **options):
+            options = dict(batch=8, lr=0.02, clip=None, seed=5, progress=False) | options
+            return fit(target, flow, callback=callback, **options)
+        start = torch.cat([p.detach().reshape(-1) for p in flow.parameters()])
+        result = train(rank, fit_here, flow)
+        if result is not None:
+            torch.save({
+                "start": start, "vectors": torch.stack(vectors),
+                "loss": torch.tensor(result.history.free_energy),
+                "error": torch.tensor(result.history.free_energy_se),
+                "divergences": result.divergences,
+                "stopped": result.stopped, "steps": result.steps, "batch": result.batch,
+            }, folder / f"{rank}.pt")
+        distributed.destroy_process_group()
+
+    def group(train):
+        children = []
+        for rank in range(2):
+            children.append(os.fork())
+            if children[-1] == 0:
+                code = 1
+                try:
+                    run(rank, train)
+                    code = 0
+                except RuntimeError as error:
+                    sys.stderr.write(f"rank {rank}: {type(error).__name__}: {error}\\n")
+                except ValueError as error:
+                    sys.stderr.write(f"{error}\\n")
+                os._exit(code)
+        return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+"""
+
+
+def together(folder: Path, train: str) -> subprocess.CompletedProcess[str]:
+    """Run ``train``, the body of ``def train(rank, fit, flow)``, on both processes."""
+    body = textwrap.indent(textwrap.dedent(train), "    ")
+    code = f"{textwrap.dedent(GROUP)}\ndef train(rank, fit, flow):\n{body}\nprint(group(train))\n"
+    return subprocess.run(
+        [sys.executable, "-c", code, str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+
+
+def outcomes(folder: Path) -> list[dict[str, Any]]:
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a training of one step and one of 60, from the same flow."""
+    folder = tmp_path_factory.mktemp("trained")
+    found = together(
+        folder,
+        """
+        state = {name: value.clone() for name, value in flow.state_dict().items()}
+        fit(steps=1, batch=64, lr=0.005, anneal=None, callback=None, checkpoint=folder / "one")
+        flow.load_state_dict(state)
+        return fit(steps=60, batch=64, lr=0.005, anneal=None)
+        """,
+    )
+    assert found.stdout == "[0, 0]\n", found.stderr
+    return folder
+
+
+@pytest.fixture
+def trained(folder: Path) -> list[dict[str, Any]]:
+    return outcomes(folder)
+
+
+def test_parameters_are_equal_after_every_step(trained: list[dict[str, Any]]) -> None:
+    first, second = trained
+    assert not torch.equal(first["start"], second["start"])
+    assert first["vectors"].shape[0] == 60
+    assert torch.equal(first["vectors"], second["vectors"])
+    assert (first["vectors"].diff(dim=0).abs().amax(1) > 0).all()
+    for name in ("loss", "error"):
+        assert torch.equal(first[name], second[name])
+    assert first["batch"] == 64
+
+
+def first_moment(folder: Path) -> torch.Tensor:
+    """Of Adam after one step: a tenth of the gradient."""
+    state = FORMAT.read(folder / "training-0000000001.pt")["training"]
+    return state["optimizer"]["state"][0]["exp_avg"]
+
+
+def test_loss_and_gradient_are_means_over_processes(folder: Path, tmp_path: Path) -> None:
+    """Each alone, with its seed and its part of the batch, finds its part of them."""
+    losses, moments = [], [first_moment(folder / "one")]
+    for rank in range(2):
+        torch.manual_seed(1)
+        target = IsingDual((2, 2), temperature=3.0)
+        alone = fit(
+            target, target.flow(), steps=1, batch=32, lr=0.005, clip=None, anneal=None,
+            seed=Processes(rank, 2).seed(5), progress=False, checkpoint=tmp_path / str(rank),
+        )  # fmt: skip
+        losses.append(alone.history.free_energy[0])
+        moments.append(first_moment(tmp_path / str(rank)))
+    assert losses[0] != losses[1]
+    found = outcomes(folder)[1]["loss"][0]
+    assert float(found) == pytest.approx(np.mean(losses), rel=1e-12)
+    torch.testing.assert_close(moments[0], (moments[1] + moments[2]) / 2)
+
+
+def test_the_loss_curve_is_that_of_one_process(trained: list[dict[str, Any]]) -> None:
+    """Within four standard errors, at every stretch of ten steps.
+
+    Those of the samples: with this batch and learning rate the parameters differ by little.
+    """
+    torch.manual_seed(1)
+    target = IsingDual((2, 2), temperature=3.0)
+    one = fit(
+        target, target.flow(), steps=60, batch=64, lr=0.005, clip=None, anneal=None, seed=5,
+        progress=False,
+    ).history  # fmt: skip
+    both = trained[0]
+    for stretch in range(0, 60, 10):
+        part = slice(stretch, stretch + 10)
+        difference = float(both["loss"][part].mean()) - one.free_energy[part].mean()
+        variance = both["error"][part].square().sum() + (one.free_energy_se[part] ** 2).sum()
+        assert abs(difference) < 4.0 * float(variance) ** 0.5 / 10
+
+
+def test_what_is_not_finite_on_one_process_sends_both_back(tmp_path: Path) -> None:
+    found = together(
+        tmp_path,
+        """
+        energy, calls = IsingDual.energy, []
+        def breaking(self, x):
+            calls.append(1)
+            broken = rank == 1 and len(calls) in (9, 15)
+            return energy(self, x) + (float("nan") if broken else 0.0)
+        IsingDual.energy = breaking
+        if rank == 1:
+            warnings.simplefilter("error")  # the first process warns, alone
+        return fit(steps=20, lr=0.005)
+        """,
+    )
+    assert found.stdout == "[0, 0]\n", found.stderr
+    first, second = outcomes(tmp_path)
+    assert (first["divergences"], first["steps"], first["stopped"]) == (2, 20, None)
+    assert torch.equal(first["vectors"], second["vectors"])
+    assert first["vectors"].isfinite().all()
+    assert found.stderr.count("training diverged") == 1
+
+
+def test_checkpoints_of_two_processes(tmp_path: Path) -> None:
+    """Stopped by one of them and resumed, they find what they would have found."""
+    found = together(
+        tmp_path,
+        """
+        options = dict(steps=12, checkpoint=folder / "states")
+        fit(callback=lambda record: rank == 1 and record.step == 6, **options)
+        return fit(resume=True, **options)
+        """,
+    )
+    assert found.stdout == "[0, 0]\n", found.stderr
+    (tmp_path / "meeting").unlink(missing_ok=True)
+    stopped = outcomes(tmp_path)
+    assert [one["steps"] for one in stopped] == [12, 12]
+    whole = together(tmp_path, "return fit(steps=12)")
+    assert whole.stdout == "[0, 0]\n", whole.stderr
+    for one, other in zip(stopped, outcomes(tmp_path), strict=True):
+        assert torch.equal(one["loss"], other["loss"])
+        assert torch.equal(one["vectors"][-1], other["vectors"][-1])
+    states = sorted((tmp_path / "states").iterdir())
+    assert [path.name for path in states] == ["training-0000000007.pt", "training-0000000012.pt"]
+    random = FORMAT.read(states[0])["random"]["cpu"]
+    assert random.shape[0] == 2
+    assert not torch.equal(random[0], random[1])
+    with pytest.raises(CheckpointError, match=r"processes 2 \(here 1\)"):
+        fit(
+            IsingDual((2, 2), temperature=3.0), steps=12, batch=8, lr=0.02, clip=None, seed=5,
+            progress=False, checkpoint=tmp_path / "states", resume=True,
+        )  # fmt: skip
+
+
+def test_a_process_that_dies_ends_the_run(tmp_path: Path) -> None:
+    found = together(
+        tmp_path,
+        """
+        def kill(record):
+            if rank == 1 and record.step == 5:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return fit(steps=1000, callback=kill, checkpoint=folder / "states", every_steps=1)
+        """,
+    )
+    assert found.stdout == "[1, -9]\n"
+    messages = [line for line in found.stderr.splitlines() if line.startswith("rank")]
+    assert len(messages) == 1
+    assert messages[0].startswith("rank 0: LostProcessError: another process of this run has ended")
+    newest = sorted((tmp_path / "states").iterdir())[-1]
+    assert newest.name == "training-0000000005.pt"
+    assert FORMAT.read(newest)["training"]["step"] == 5
+
+
+def test_a_batch_that_cannot_be_divided() -> None:
+    with pytest.raises(ValueError, match=r"batch is 256 over 3 processes; .* of 3, such as 255$"):
+        Processes(1, 3).share("batch", 256)
+    with pytest.raises(ValueError, match=r"batch is 2 over 8 processes; .* of 8, such as 8$"):
+        Processes(0, 8).share("batch", 2)
+    assert Processes(1, 3).share("batch", 255) == 85
+
+
+def test_seeds_of_processes_are_their_own() -> None:
+    seeds = [Processes(rank, 4).seed(seed) for rank in range(4) for seed in (0, 1, 2**63 - 1)]
+    assert len(set(seeds)) == 12
+    assert all(seed is not None and 0 <= seed < 2**63 for seed in seeds)
+    assert Processes(0, 4).seed(3) == 3
+
+
+def test_one_process_alone() -> None:
+    alone = processes()
+    assert alone == (0, 1)
+    assert alone.seed(None) is None
+    value = torch.ones(3)
+    assert alone.mean(value) is value
+    assert alone.gather(value) is value
+    assert alone.any(True, False) == (True, False)
+    assert alone.from_first(lambda: 4) == 4

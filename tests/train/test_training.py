@@ -1,0 +1,442 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import copy
+import csv
+import errno
+import math
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch.distributions import constraints
+
+from pyro_neuralrg.distributions import SymmetrizedFlow
+from pyro_neuralrg.infer import PDD, FlowGuide
+from pyro_neuralrg.potentials import IsingDual
+from pyro_neuralrg.train import TrainingStep, fit
+from pyro_neuralrg.train.history import History
+from pyro_neuralrg.train.optimizer import JoinedAdam
+from pyro_neuralrg.train.schedule import (
+    Anneal,
+    default_schedule,
+    learning_rate_factor,
+    temperature_factor,
+)
+
+QUICK: dict[str, Any] = {"steps": 30, "batch": 16, "lr": 0.05, "progress": False}
+
+
+def state(flow: Any) -> torch.Tensor:
+    return torch.cat([p.detach().reshape(-1).clone() for p in flow.parameters()])
+
+
+def test_reaches_the_exact_free_energy(target: Any) -> None:
+    result = fit(target, steps=300, batch=32, lr=0.05, progress=False, seed=1)
+    history = result.history
+    assert result.stopped is None
+    assert not result.interrupted
+    assert result.steps == len(history) == 300
+    # The family contains the target: the bound is tight and the weights are all equal.
+    assert history.free_energy[-1] == pytest.approx(-target.log_partition(), abs=1e-2)
+    assert history.ess[-1] > 0.98
+    assert history.free_energy_se[-1] < 0.05
+    assert (np.diff(history.seconds) >= 0).all()
+    torch.testing.assert_close(result.flow.loc, torch.ones(2, 2), atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["flow", "guide", "symmetrized", "guide of symmetrized"])
+def test_every_kind_of_flow(target: Any, flow: Any, kind: str) -> None:
+    given = {
+        "flow": flow,
+        "guide": FlowGuide(flow),
+        "symmetrized": SymmetrizedFlow(flow),
+        "guide of symmetrized": FlowGuide(SymmetrizedFlow(flow)),
+    }[kind]
+    before = state(flow)
+    result = fit(target, given, anneal=None, **QUICK)
+    assert result.flow is given
+    assert (state(flow) != before).all()
+    assert result.history.free_energy[-5:].mean() < result.history.free_energy[:5].mean()
+    assert not pyro.get_param_store().keys()
+
+
+def test_model_and_guide_with_their_own_parameters() -> None:
+    def model() -> None:
+        x = pyro.sample("x", dist.Normal(0.0, pyro.param("prior", torch.tensor(2.0))))
+        pyro.sample("y", dist.Normal(x, 1.0), obs=torch.tensor(3.0))
+
+    def guide() -> None:
+        scale = pyro.param("scale", torch.tensor(1.0), constraint=constraints.positive)
+        pyro.sample("x", dist.Normal(pyro.param("loc", torch.tensor(0.0)), scale))
+
+    result = fit(model, guide, **QUICK)
+    store = pyro.get_param_store()
+    assert store["loc"] != 0.0
+    assert store["prior"] != 2.0
+    assert set(result.history.temperature_factor) == {1.0}
+    with pytest.raises(ValueError, match="steps, batch or lr is None"):
+        fit(model, guide, progress=False)
+
+
+def test_seed_decides_everything_and_leaks_nothing(target: Any) -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    first = fit(target, seed=3, **QUICK)
+    torch.testing.assert_close(torch.rand(3), expected)
+    second = fit(target, seed=3, **QUICK)
+    np.testing.assert_array_equal(first.history.free_energy, second.history.free_energy)
+    other = fit(target, seed=4, **QUICK)
+    assert (first.history.free_energy != other.history.free_energy).any()
+
+
+def test_cooling(target: Any, flow: Any) -> None:
+    seen = []
+    heated = type(target).heated
+    try:
+        type(target).heated = lambda self, f: seen.append(f) or heated(self, f)  # type: ignore[func-returns-value]
+        history = fit(target, flow, anneal=(2.0, 0.5), **QUICK).history
+    finally:
+        type(target).heated = heated
+    assert history.temperature_factor[0] == 2.0
+    assert (np.diff(history.temperature_factor) <= 0).all()
+    assert (history.temperature_factor[15:] == 1.0).all()
+    assert seen == sorted(set(seen), reverse=True)
+    history = fit(target, flow, anneal=None, **QUICK).history
+    assert (history.temperature_factor == 1.0).all()
+
+
+def test_first_loss_not_finite(target: Any, flow: Any) -> None:
+    class Broken(type(target)):  # type: ignore[misc]
+        def energy(self, x: torch.Tensor) -> torch.Tensor:
+            return x.flatten(-2).sum(-1) * math.nan
+
+    with pytest.raises(ValueError, match="target or flow gives a loss of nan at the first step"):
+        fit(Broken(), flow, anneal=None, **QUICK)
+
+
+def test_interrupt_keeps_what_is_there(target: Any, flow: Any) -> None:
+    def interrupt(step: TrainingStep) -> None:
+        if step.step == 4:
+            raise KeyboardInterrupt
+
+    before = state(flow)
+    result = fit(target, flow, callback=interrupt, **QUICK)
+    assert result.interrupted
+    assert result.stopped == "interrupted at step 5"
+    assert result.steps == 5
+    assert (state(flow) != before).all()
+
+
+def test_average_of_the_last_steps(target: Any, flow: Any) -> None:
+    states = []
+    fit(target, flow, average=0.2, callback=lambda _: states.append(state(flow)), **QUICK)
+    torch.testing.assert_close(state(flow), torch.stack(states[-6:]).mean(0))
+
+
+def test_path_gradient_trains(target: Any, flow: Any) -> None:
+    result = fit(target, flow, path_gradient=True, steps=200, batch=16, lr=0.05, progress=False)
+    assert result.history.free_energy[-1] == pytest.approx(-target.log_partition(), abs=1e-3)
+    assert result.history.ess[-1] > 0.999
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, [False, False, True, True]),
+        ({"anneal": None}, [True] * 4),
+        ({"path_gradient": True}, [True] * 4),
+        ({"path_gradient": False}, [False] * 4),
+    ],
+)
+def test_path_gradients_once_the_target_has_cooled(
+    options: dict[str, Any], expected: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    plain = PDD.differentiable_loss
+
+    def watched(self: PDD, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if torch.is_grad_enabled():  # not where a loss is only measured
+            seen.append(self.path_gradient)
+        return plain(self, *args, **kwargs)
+
+    monkeypatch.setattr(PDD, "differentiable_loss", watched)
+    options = {"anneal": (1.5, 0.5), **options}
+    fit(IsingDual((2, 2)), steps=4, batch=4, seed=0, progress=False, **options)
+    assert seen == expected
+
+
+def test_progress_bar(target: Any, flow: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    fit(target, flow, **{**QUICK, "progress": True})
+    shown = capsys.readouterr().err
+    assert "30/30" in shown
+    assert "ESS" in shown
+
+
+def test_history_as_table(target: Any, flow: Any) -> None:
+    table = fit(target, flow, **QUICK).history.as_dict()
+    assert list(table) == list(TrainingStep._fields)
+    assert {column.shape for column in table.values()} == {(30,)}
+
+
+def test_history_as_a_file(target: Any, flow: Any, tmp_path: Path) -> None:
+    """A header and a line for each step, from which every number is read again."""
+    history = fit(target, flow, **QUICK).history
+    history.to_csv(tmp_path / "history.csv")
+    with (tmp_path / "history.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == list(TrainingStep._fields)
+    assert [row["step"] for row in rows] == [str(step) for step in range(30)]
+    for name, column in history.as_dict().items():
+        np.testing.assert_array_equal([float(row[name]) for row in rows], column)
+
+
+def lines(path: Path) -> int:
+    return len(path.read_text().splitlines())
+
+
+def test_a_table_that_grows(target: Any, tmp_path: Path) -> None:
+    """Every so many steps, and at the end, also one that comes early."""
+    path, seen = tmp_path / "history.csv", []
+
+    def look(record: TrainingStep) -> bool:
+        seen.append(lines(path) - 1 if path.exists() else 0)
+        return record.step == 24
+
+    result = fit(target, history=path, every_steps=10, callback=look, **QUICK)
+    assert seen == [0] * 10 + [10] * 10 + [20] * 5
+    written = path.read_bytes()
+    result.history.to_csv(tmp_path / "other.csv")
+    assert (tmp_path / "other.csv").read_bytes() == written
+    assert lines(path) == 1 + 25
+    whole = fit(target, history=path, every=0, **QUICK)
+    assert lines(path) == 1 + len(whole.history)
+
+
+def test_the_folder_of_a_table(target: Any, tmp_path: Path) -> None:
+    """Made when the training begins; what killed ones left of this table is removed then."""
+    path = tmp_path / "new" / "folder" / "h[1].csv"
+    fit(target, history=path, **QUICK)
+    assert lines(path) == 1 + 30
+    left, other = (path.with_name(f".{name}.0a.tmp") for name in ("h[1].csv", "h1.csv"))
+    for torn in (left, other):
+        torn.write_text("torn")
+    with pytest.raises(ValueError, match="average"):
+        fit(target, history=tmp_path / "other" / "h.csv", **QUICK, average=99)
+    assert left.exists()
+    assert not (tmp_path / "other").exists()
+    fit(target, history=path, **QUICK)
+    assert sorted(path.parent.iterdir()) == [other, path]
+
+
+def test_a_table_of_a_training_that_was_resumed(target: Any, tmp_path: Path) -> None:
+    path, states = tmp_path / "history.csv", tmp_path / "states"
+    options = {**QUICK, "seed": 3, "checkpoint": states}
+    fit(target, callback=lambda record: record.step == 6, **options)
+    fit(target, resume=True, history=path, **options)
+    assert lines(path) == 1 + 30
+    path.unlink()
+    fit(target, resume=True, history=path, **options)  # no step to take
+    assert lines(path) == 1 + 30
+
+
+def test_a_table_that_cannot_be_written(
+    target: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(History, "to_csv", full)
+    path = tmp_path / "history.csv"
+    with pytest.warns(UserWarning, match="No space left .* the training goes on") as caught:
+        result = fit(target, history=path, every_steps=4, **QUICK)
+    assert len(caught) == 1
+    assert result.steps == 30
+    assert f"{path} cannot be written" in str(result.unsaved)
+
+
+def test_a_table_is_written_whole_or_not_at_all(
+    target: Any, flow: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    history = fit(target, flow, **QUICK).history
+    path = tmp_path / "history.csv"
+    history.to_csv(path)
+    before = path.read_bytes()
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        History.from_steps([]).to_csv(path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"steps": 0}, "steps is 0"),
+        ({"history": f"{__file__}/no/h.csv"}, r"history is .*/no/h.csv; accepted: a file in"),
+        ({"history": "."}, "history is .; accepted: a file in"),
+        ({"batch": 1}, "batch is 1"),
+        ({"warmup": -1}, "warmup is -1; accepted: an integer >= 0"),
+        ({"lr": -1.0}, "lr is -1.0"),
+        ({"lr": math.nan}, "lr is nan"),
+        ({"clip": 0.0}, "clip is 0.0"),
+        ({"average": 2.0}, "average is 2.0"),
+        ({"anneal": (0.0, 0.5)}, r"anneal is \(0.0, 0.5\)"),
+        ({"anneal": (1.5, 1.1)}, "anneal is"),
+        ({"seed": -1}, "seed is -1; accepted: an integer from 0"),
+        ({"seed": 2**65}, f"seed is {2**65}; accepted"),
+    ],
+)
+def test_bad_options(target: Any, flow: Any, options: dict[str, Any], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        fit(target, flow, **{**QUICK, **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"anneal": 3}, "anneal is 3; accepted"),
+        ({"anneal": (1.5, "a")}, r"anneal is \(1.5, 'a'\); accepted"),
+        ({"lr": "a"}, "lr is 'a'; accepted"),
+        ({"average": None}, "average is None; accepted"),
+        ({"steps": "a"}, "steps is 'a'; accepted: an integer >= 1"),
+        ({"warmup": 2.5}, "warmup is 2.5; accepted"),
+        ({"seed": 1.5}, "seed is 1.5; accepted"),
+    ],
+)
+def test_options_of_wrong_type(target: Any, flow: Any, options: dict[str, Any], match: str) -> None:
+    with pytest.raises(TypeError, match=match):
+        fit(target, flow, **{**QUICK, **options})
+
+
+@pytest.mark.parametrize("name", ["compile", "path_gradient"])
+def test_switches_are_true_or_false(target: Any, flow: Any, name: str) -> None:
+    with pytest.raises(TypeError, match=f"{name} is 'yes'; accepted: True or False"):
+        fit(target, flow, steps=1, progress=False, **{name: "yes"})
+
+
+def test_numpy_integers_are_integers(target: Any, flow: Any) -> None:
+    options = {"steps": np.int64(2), "batch": np.int32(4)}
+    result = fit(
+        target, flow, seed=np.int64(2), anneal=(np.float32(1.5), 1), progress=False, **options
+    )
+    assert (result.steps, result.batch) == (2, 4)
+
+
+def test_gradients_from_before_are_not_used(target: Any) -> None:
+    flows = [target.flow(), target.flow()]
+    for parameter in flows[1].parameters():
+        parameter.grad = torch.full_like(parameter, 1e3)
+    for flow in flows:
+        fit(target, flow, seed=0, **QUICK)
+    torch.testing.assert_close(state(flows[0]), state(flows[1]), rtol=0, atol=0)
+
+
+def test_bad_flows(target: Any, flow: Any) -> None:
+    with pytest.raises(TypeError, match=r"\.inv holds no parameters"):
+        fit(target, flow.inv, **QUICK)
+    with pytest.raises(TypeError, match="flow is a str"):
+        fit(target, "mera", **QUICK)
+    with pytest.raises(ValueError, match="no parameters to train"):
+        fit(target, flow.requires_grad_(False), **QUICK)
+    with pytest.raises(ValueError, match="flow is None, and target"):
+        fit(target.model, None, **QUICK)
+
+
+def test_schedules() -> None:
+    rates = [learning_rate_factor(step, 1000) for step in range(1000)]
+    assert rates[0] == pytest.approx(0.01)
+    assert max(rates) == pytest.approx(rates[99], rel=1e-3)
+    assert rates[-1] < 0.02
+    assert all(0 < rate <= 1 for rate in rates)
+    whole = learning_rate_factor(300, 1000, warmup=0)
+    assert learning_rate_factor(300, 1000, warmup=400) == pytest.approx(whole * 301 / 400)
+    assert learning_rate_factor(300, 1000, warmup=10, begun=300) == pytest.approx(whole / 10)
+    assert temperature_factor(0, 10, Anneal(1.5, 0.0)) == 1.0
+    assert default_schedule((16, 16)).steps > default_schedule((8, 8)).steps
+    assert default_schedule((32, 32)).learning_rate == pytest.approx(4e-3)
+    assert default_schedule((4, 4)).learning_rate == default_schedule((16, 16)).learning_rate
+
+
+def test_clipping_and_adam_against_torch() -> None:
+    """One vector or many tensors: the very steps of torch.optim.Adam with clip_grad_norm_."""
+    ours = [torch.randn(3, requires_grad=True), torch.randn(2, 2, requires_grad=True)]
+    theirs = [p.detach().clone().requires_grad_() for p in ours]
+    joined = JoinedAdam(ours, 0.1, clip=0.5)
+    adam = torch.optim.Adam(theirs, lr=0.1)
+    for _ in range(5):
+        loss, other = (torch.stack([(p**4).sum() for p in ps]).sum() for ps in (ours, theirs))
+        gradient = joined.gradient(loss)
+        joined.step(gradient, float(gradient.norm()))
+        other.backward()
+        torch.nn.utils.clip_grad_norm_(theirs, 0.5)
+        adam.step()
+        adam.zero_grad()
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+    with pytest.raises(ValueError, match="parameters are none"):
+        JoinedAdam([], 0.1)
+
+
+def test_parameters_that_come_later_are_not_passed_over(target: Any) -> None:
+    """They would not be trained, in silence."""
+    calls = []
+
+    def guide() -> None:
+        calls.append(1)
+        loc = pyro.param("loc", torch.zeros(2, 2))
+        if len(calls) > 2:
+            loc = loc + pyro.param("late", torch.zeros(2, 2))
+        pyro.sample("x", dist.Normal(loc, 1.0).to_event(2))
+
+    with pytest.raises(ValueError, match="made 1 parameters after training began; accepted"):
+        fit(target, guide, **QUICK)
+
+
+def test_states_of_the_optimizer_are_copies_and_keep_the_present_rate() -> None:
+    parameter = torch.ones(3, requires_grad=True)
+    one, other = JoinedAdam([parameter], 0.1), JoinedAdam([parameter], 0.1)
+    one.step(torch.ones(3), 1.0)
+    state = one.state_dict()
+    kept = copy.deepcopy(state)
+    one.step(torch.ones(3), 1.0)
+    torch.testing.assert_close(state, kept, rtol=0, atol=0)
+    other.learning_rate = 0.03
+    other.load_state_dict(state)
+    assert other.learning_rate == 0.03
+    other.step(torch.ones(3), 1.0)
+    torch.testing.assert_close(state, kept, rtol=0, atol=0)
+
+
+def test_ctrl_c_after_the_last_step_keeps_the_average(
+    target: Any, flow: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assign, states = JoinedAdam.assign, []
+
+    def pressed(self: JoinedAdam, vector: torch.Tensor) -> None:
+        signal.raise_signal(signal.SIGINT)
+        assign(self, vector)
+
+    monkeypatch.setattr(JoinedAdam, "assign", pressed)
+    result = fit(target, flow, average=0.2, callback=lambda _: states.append(state(flow)), **QUICK)
+    assert result.interrupted
+    torch.testing.assert_close(state(flow), torch.stack(states[-6:]).mean(0))
+
+
+def test_warm_up_in_steps(target: Any, flow: Any) -> None:
+    rates = fit(target, flow, warmup=6, anneal=None, **QUICK).history.learning_rate
+    expected = [0.05 * learning_rate_factor(step, 30, warmup=6) for step in range(30)]
+    assert list(rates) == expected
+    assert rates[2] < 0.6 * rates[5]
