@@ -101,7 +101,7 @@ def _couple_with_score_in_one_graph(
 
 def _live(moved: Tensor, ones: Tensor, live: Tensor | None) -> tuple[Tensor, Tensor]:
     """Without the sites that are not there."""
-    return (moved, ones) if live is None else (moved * live[..., None], ones * live[..., None])
+    return (moved, ones) if live is None else (moved * live, ones * live)
 
 
 EAGER = Operations(couple, couple_with_score)
@@ -117,8 +117,7 @@ def active_operations() -> Operations:
 def compiled_operations() -> Iterator[None]:
     """Let the couplings' plain torch run through ``torch.compile`` meanwhile, in this thread.
 
-    On a CPU couplings have a faster way of their own, see
-    :mod:`~pyro_neuralrg.transforms.compiled`.
+    On a CPU couplings have a faster way of their own, :mod:`~pyro_neuralrg.compiled`.
 
     Where nothing can be compiled, all goes on as it is.
 

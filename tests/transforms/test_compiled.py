@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from pyro_neuralrg import IsingDual
+from pyro_neuralrg.compiled import operation
 from pyro_neuralrg.runtime import threads
 from pyro_neuralrg.transforms import (
     LatticeTransform,
     Neighbour,
     RealNVP,
-    compiled,
     conditional_hierarchical_flow,
     coupling_sequence,
     hierarchical_flow,
@@ -301,8 +301,8 @@ def test_score_of_the_context(name: str) -> None:
     inner = flow if name == "odd" else flow.flow
     h = z.movedim(0, -1).contiguous()
     context = None if name == "odd" else torch.randn(inner.context_dim, BATCH)
-    found = inner.generate_with_score(h, -h, context, True)
-    expected = LatticeTransform.generate_with_score(inner, h, -h, context, True)
+    found = inner.push_score(h, -h, context, True)
+    expected = LatticeTransform.push_score(inner, h, -h, context, True)
     for mine, theirs in zip(found, expected, strict=True):
         assert (mine is None) == (theirs is None)
         if mine is not None:
@@ -415,14 +415,14 @@ def test_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
     """It says so once, and gives the same numbers to rounding."""
     flow, _, z = prepared("odd")
     expected = flow(z)
-    monkeypatch.setattr(compiled.importlib.util, "find_spec", lambda name: None)
-    compiled._has_numba.cache_clear()
+    monkeypatch.setattr(operation.importlib.util, "find_spec", lambda name: None)
+    operation._has_numba.cache_clear()
     try:
         with pytest.warns(UserWarning, match="numba is not installed"):
             found = flow(z.clone())
         flow(z.clone())  # said once
     finally:
-        compiled._has_numba.cache_clear()
+        operation._has_numba.cache_clear()
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
@@ -447,8 +447,8 @@ def test_spawned_processes() -> None:
 def test_the_default_flow_is_compiled() -> None:
     """Or all of this would compare the reference with itself."""
     flow = IsingDual((4, 4)).flow()
-    assert compiled.is_compiled(flow._couplings(None), torch.randn(16, 3))
-    assert compiled.is_compiled(flow.float()._couplings(None), torch.randn(16, 3).float())
+    assert operation.is_compiled(flow._couplings(None), torch.randn(16, 3))
+    assert operation.is_compiled(flow.float()._couplings(None), torch.randn(16, 3).float())
 
 
 def test_registry_through_the_reference() -> None:
