@@ -1,25 +1,26 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Integers and numbers that users hand in, checked by one rule: a TypeError, or a ValueError.
+"""Arguments of public functions, checked by one rule: TypeError for a wrong type, else ValueError.
 
-The first for what is no integer or number, the second for one out of bounds. Numbers of NumPy and
-tensors of one entry count as numbers; True, False and strings do not.
+Messages name the argument, the value seen and what is accepted. Numbers of NumPy and tensors of one
+entry count as numbers; True, False and strings do not.
 """
 
 from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Collection
 from typing import Any
 
-__all__ = ["LARGEST_SEED", "as_integer", "check_integer", "check_number", "refuse_without"]
+from torch import Tensor
 
 LARGEST_SEED = 2**63 - 1
 """Of torch's generators, as a signed integer."""
 
 
 def as_integer(value: Any) -> int | None:
-    """An argument as an int, of any integer type, NumPy's for one; None if it is no integer.
+    """An argument of any integer type as an int; None if it is no integer.
 
     Example:
         >>> as_integer(2), as_integer(2.5), as_integer(True)
@@ -46,11 +47,6 @@ def check_integer(
     Raises:
         TypeError: if it is no integer.
         ValueError: if it is out of bounds.
-
-    Example:
-        >>> import numpy as np
-        >>> check_integer("steps", np.int64(3), 1)
-        3
     """
     if accepted is None:
         bounds = f">= {least}" if most is None else f"from {least} to {most}"
@@ -74,7 +70,7 @@ def check_number(
     most: float = math.inf,
     given: Any = None,
 ) -> float:
-    """Return ``value`` as a finite float if it lies within the bounds.
+    """Return ``value`` as a finite float if ``above < value < below`` and ``least <= value <= most``.
 
     Args:
         name: of the argument.
@@ -89,10 +85,6 @@ def check_number(
     Raises:
         TypeError: if it is no number.
         ValueError: if it is out of bounds, infinite or NaN.
-
-    Example:
-        >>> check_number("temperature", 2, "a finite number > 0", above=0)
-        2.0
     """
     message = f"{name} is {(value if given is None else given)!r}; accepted: {accepted}"
     if isinstance(value, str | bytes | bool):
@@ -108,21 +100,28 @@ def check_number(
     return number
 
 
+def check_choice(name: str, value: Any, choices: Collection[str]) -> str:
+    """Return ``value`` if it is one of the choices, else raise a ValueError."""
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} is {value!r}; accepted: {', '.join(choices)}")
+    return value
+
+
+def check_tensor(name: str, value: Any, accepted: str = "a floating tensor") -> Tensor:
+    """Return ``value`` if it is a tensor of a floating dtype, else raise a TypeError."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        seen = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{name} is {seen}; accepted: {accepted}")
+    return value
+
+
 def refuse_without(missing: str, accepted: str, **given: Any) -> None:
-    """See that nothing was given that means something only beside another argument.
+    """Raise a ValueError for an argument that means something only beside another one.
 
     Args:
         missing: the other argument, which was not given.
         accepted: what the message says is accepted.
         **given: by name; None and False were not given.
-
-    Raises:
-        ValueError: naming the first that was.
-
-    Example:
-        >>> refuse_without("checkpoint", "with a folder", every=None, resume=True)
-        Traceback (most recent call last):
-        ValueError: resume is True without checkpoint; accepted: with a folder
     """
     for name, value in given.items():
         if value is not None and value is not False:
