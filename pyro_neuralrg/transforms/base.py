@@ -36,9 +36,9 @@ class LatticeTransform(TransformModule):
 
     To write another one, define on *batch-last* tensors ``event_shape + (batch,)``
 
-    * ``generate(h, context) -> (h, ladj)``: z to x, with ``ladj = ln |det dx/dz|`` of shape
+    * ``forward(h, context) -> (h, ladj)``: z to x, with ``ladj = ln |det dx/dz|`` of shape
       ``(batch,)``;
-    * ``renormalize(h, context) -> (h, ladj)``: x to z, with the *same* ``ladj = ln |det dx/dz|``
+    * ``inverse(h, context) -> (h, ladj)``: x to z, with the *same* ``ladj = ln |det dx/dz|``
       (not its negative);
 
     where the context is None or a tensor ``(features, batch)`` that may decide what is done, but
@@ -69,15 +69,15 @@ class LatticeTransform(TransformModule):
         self.event_shape = tuple(event_shape)
         self._pass: _Pass | None = None
 
-    def generate(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Batch-last z to (x, ladj); see the class docstring."""
-        raise NotImplementedError(f"{type(self).__name__} does not define generate(h, context)")
+        raise NotImplementedError(f"{type(self).__name__} does not define forward(h, context)")
 
-    def renormalize(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Batch-last x to (z, ladj); see the class docstring."""
-        raise NotImplementedError(f"{type(self).__name__} does not define renormalize(h, context)")
+        raise NotImplementedError(f"{type(self).__name__} does not define inverse(h, context)")
 
-    def generate_with_score(
+    def push_score(
         self,
         h: Tensor,
         score: Tensor,
@@ -92,12 +92,12 @@ class LatticeTransform(TransformModule):
         gradient estimators for normalizing flows", ICLR 2024). The fourth is :math:`\partial_c \ln
         q(x; c)` at fixed x, if it is wanted and there is a context, else None.
         """
-        out, ladj = self.generate(h, context)
+        out, ladj = self.forward(h, context)
         want_context = want_context and context is not None
         with torch.enable_grad():
             x = out.detach().requires_grad_()
             c = None if context is None else context.detach().requires_grad_(want_context)
-            z, inverse_ladj = self.renormalize(x, c)
+            z, inverse_ladj = self.inverse(x, c)
             cotangents = [score, -torch.ones_like(inverse_ladj)]
             score, *more = torch.autograd.grad(  # a constant log-determinant has no graph
                 [y for y in (z, inverse_ladj) if y.requires_grad],
@@ -133,7 +133,7 @@ class LatticeTransform(TransformModule):
             TypeError, ValueError: if ``z`` is not such a tensor.
         """
         batch_shape, h, context = self._packed("z", z)
-        x, ladj = self.generate(h, context)
+        x, ladj = self.forward(h, context)
         return unpack(x, batch_shape), ladj.reshape(batch_shape)
 
     def forward_with_score(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -154,7 +154,7 @@ class LatticeTransform(TransformModule):
         event_dim = len(self.event_shape)
         batch_shape, h, context = self._packed("z", z)
         score = pack(self.base.score(unpack(h.detach(), batch_shape), event_dim), event_dim)
-        x, ladj, score, _ = self.generate_with_score(h, score, context)
+        x, ladj, score, _ = self.push_score(h, score, context)
         ladj = ladj.detach().reshape(batch_shape)
         return unpack(x, batch_shape), ladj, unpack(score, batch_shape)
 
@@ -176,7 +176,7 @@ class LatticeTransform(TransformModule):
         if known is not None and known.x is x and self._gives_out(known, x):
             return known.z, known.ladj
         batch_shape, h, context = self._packed("x", x)
-        z, ladj = self.renormalize(h, context)
+        z, ladj = self.inverse(h, context)
         return unpack(z, batch_shape), ladj.reshape(batch_shape)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:

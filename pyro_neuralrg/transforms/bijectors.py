@@ -319,7 +319,7 @@ class _Foreign(LatticeTransform):
         super().__init__(event_shape)
         self.transform = transform
 
-    def generate(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z to x."""
         if h.shape[-1] == 0:  # which some of Pyro's transforms refuse
             return h, h.new_zeros(0)
@@ -330,7 +330,7 @@ class _Foreign(LatticeTransform):
         self._drop_cache()
         return x.movedim(0, -1), ladj
 
-    def renormalize(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x to z."""
         if h.shape[-1] == 0:
             return h, h.new_zeros(0)
@@ -390,15 +390,15 @@ class _Blockwise(LatticeTransform):
         copies = math.prod(layout.count) if layout.per_block else 1
         self.blocks = nn.ModuleList(_adapt(factory(layout.size), layout) for _ in range(copies))
 
-    def generate(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z to x."""
-        return self._each(h, context, "generate")
+        return self._each(h, context, "forward")
 
-    def renormalize(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x to z."""
-        return self._each(h, context, "renormalize")
+        return self._each(h, context, "inverse")
 
-    def generate_with_score(
+    def push_score(
         self,
         h: Tensor,
         score: Tensor,
@@ -407,12 +407,12 @@ class _Blockwise(LatticeTransform):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """z to x with the score; of one block shared by all without an inverse, if it can."""
         if len(self.blocks) > 1:
-            return super().generate_with_score(h, score, context, want_context)
+            return super().push_score(h, score, context, want_context)
         size, batch = h.shape[0], h.shape[-1]
         count = math.prod(h.shape[1:-1])
         repeated = None if context is None else context.repeat(1, count)
         flat = (size, count * batch)
-        out, ladj, score, of_context = cast("LatticeTransform", self.blocks[0]).generate_with_score(
+        out, ladj, score, of_context = cast("LatticeTransform", self.blocks[0]).push_score(
             h.reshape(flat), score.reshape(flat), repeated, want_context
         )
         if of_context is not None:

@@ -83,7 +83,7 @@ def couple(sequence: Any, h: Tensor, inputs: Any, inverse: bool) -> tuple[Tensor
 def couple_with_score(
     sequence: Any, h: Tensor, score: Tensor, inputs: Any, want_context: bool
 ) -> tuple[Tensor, ...]:
-    """As :meth:`CouplingSequence.generate_with_score`, with gradients of gains and shifts."""
+    """As :meth:`CouplingSequence.push_score`, with gradients of gains and shifts."""
     tensors = (h, inputs.arrays, inputs.sites, inputs.gains, inputs.shifts)
     found = _CoupleWithScore.apply(
         *tensors, score.detach(), sequence, want_context, _may_need_gradient(tensors)
@@ -224,10 +224,10 @@ def _advance(
         score, new_score, d_gains, d_shifts, _, first, last = rest
         common = n, run.columns, first, last, h, x, ladj, kept
         if inverse:
-            k.renormalize(p, w, *common)
+            k.inverse(p, w, *common)
         else:
             d = run.kernel_rows.Weights(score[:0], score[:0], d_gains, d_shifts)
-            k.generate(p, w, d, *common, score, new_score)
+            k.forward(p, w, d, *common, score, new_score)
 
     given = run.flat(tensors[0]), run.flat(out), ladj, run.flat(kept)
     run.over_tiles(work, *given, run.flat(score), run.flat(new_score), *sums)

@@ -132,19 +132,19 @@ class _Conditioned(LatticeTransform):
         """The lattice shape."""
         return self.conditional.shape
 
-    def generate(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z to x, batch-last, for features of a context."""
         return self.conditional.flow.generate(h, context)
 
-    def renormalize(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x to z, batch-last, for features of a context."""
         return self.conditional.flow.renormalize(h, context)
 
-    def generate_with_score(
+    def push_score(
         self, h: Tensor, score: Tensor, context: Tensor | None = None, want_context: bool = False
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """z to x with the score, batch-last, for features of a context."""
-        return self.conditional.flow.generate_with_score(h, score, context, want_context)
+        return self.conditional.flow.push_score(h, score, context, want_context)
 
     def _packed(self, name: str, value: Tensor) -> tuple[torch.Size, Tensor, Tensor]:
         """Fields and the features of their contexts, brought to one batch and batch-last."""

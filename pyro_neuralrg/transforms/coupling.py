@@ -104,17 +104,17 @@ class Couplings(LatticeTransform):
         sequence = self._sequence()
         return [arrays for arrays, _ in sequence.networks(sequence.inputs(None))]
 
-    def generate(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z to x."""
-        out, ladj = self._sequence().generate(h.flatten(0, -2), context)
+        out, ladj = self._sequence().forward(h.flatten(0, -2), context)
         return out.view(h.shape), ladj
 
-    def renormalize(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x to z."""
-        out, ladj = self._sequence().renormalize(h.flatten(0, -2), context)
+        out, ladj = self._sequence().inverse(h.flatten(0, -2), context)
         return out.view(h.shape), ladj
 
-    def generate_with_score(
+    def push_score(
         self,
         h: Tensor,
         score: Tensor,
@@ -122,7 +122,7 @@ class Couplings(LatticeTransform):
         want_context: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """z to x with the score, without any inverse."""
-        out, ladj, score_out, of_context = self._sequence().generate_with_score(
+        out, ladj, score_out, of_context = self._sequence().push_score(
             h.flatten(0, -2), score.flatten(0, -2), context, want_context
         )
         return out.view(h.shape), ladj, score_out.view(h.shape), of_context

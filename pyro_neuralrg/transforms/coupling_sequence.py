@@ -196,15 +196,15 @@ class CouplingSequence(nn.Module):
 
     # The passes
 
-    def generate(self, h: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(self, h: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """z to x, rows ``(rows, n)``, and ladj ``(n,)``."""
         return self._run(h, self.inputs(context), False)
 
-    def renormalize(self, h: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    def inverse(self, h: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """x to z, and the same ladj = ln |det dx/dz|."""
         return self._run(h, self.inputs(context), True)
 
-    def generate_with_score(
+    def push_score(
         self, h: Tensor, score: Tensor, context: Tensor | None, want_context: bool
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """z to x, ladj and the score, both without a graph, and the score of the context.

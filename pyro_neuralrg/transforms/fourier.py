@@ -60,17 +60,17 @@ class FourierLayer(LatticeTransform):
         self.register_buffer("scale", spectrum.detach().sqrt().clone())
         self.register_buffer("slopes", None if slopes is None else slopes.detach().clone())
 
-    def generate(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z to x."""
         scale = self._scale(h, context)
         return self._apply_scale(h, scale), self._ladj(h, scale)
 
-    def renormalize(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x to z."""
         scale = self._scale(h, context)
         return self._apply_scale(h, scale.reciprocal()), self._ladj(h, scale)
 
-    def generate_with_score(
+    def push_score(
         self,
         h: Tensor,
         score: Tensor,
@@ -79,10 +79,10 @@ class FourierLayer(LatticeTransform):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """z to x with the score, which goes through the inverse."""
         if self.slopes is not None:
-            return super().generate_with_score(h, score, context, want_context)
-        x, ladj = self.generate(h)
+            return super().push_score(h, score, context, want_context)
+        x, ladj = self.forward(h)
         with torch.no_grad():
-            score, _ = self.renormalize(score)
+            score, _ = self.inverse(score)
         return x, ladj, score, None
 
     def _scale(self, h: Tensor, context: Tensor | None) -> Tensor:
@@ -153,12 +153,12 @@ class LearnedSpectrum(LatticeTransform):
         slopes = torch.zeros(context_dim, *sides, dtype=dtype, device=device)
         self.slopes = nn.Parameter(slopes) if context_dim else None
 
-    def generate(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z to x."""
         log_scale = self._log_scale(context)
         return self._scaled(h, log_scale.exp()), self._ladj(h, log_scale)
 
-    def renormalize(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x to z."""
         log_scale = self._log_scale(context)
         return self._scaled(h, (-log_scale).exp()), self._ladj(h, log_scale)

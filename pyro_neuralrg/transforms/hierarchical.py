@@ -121,13 +121,21 @@ class HierarchicalFlow(LatticeTransform):
 
     # The flow
 
+    def forward(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """z to x, batch-last: all of :meth:`generate`."""
+        return self.generate(h, context)
+
+    def inverse(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x to z, batch-last: all of :meth:`renormalize`."""
+        return self.renormalize(h, context)
+
     def generate(
         self, h: Tensor, context: Tensor | None = None, stop: int | None = None
     ) -> tuple[Tensor, Tensor]:
         """z to x, batch-last; from the field that enters layer ``stop``, if given."""
         h, ladj = self._generate_layers(h, context, stop)
         if self.gaussian is not None:
-            h, more = self.gaussian.generate(h, context)
+            h, more = self.gaussian.forward(h, context)
             ladj = ladj + more
         return h, ladj
 
@@ -137,11 +145,11 @@ class HierarchicalFlow(LatticeTransform):
         """x to z, batch-last; to the field that enters layer ``stop``, if given."""
         ladj = h.new_zeros(h.shape[-1])
         if self.gaussian is not None:
-            h, ladj = self.gaussian.renormalize(h, context)
+            h, ladj = self.gaussian.inverse(h, context)
         h, more = self._renormalize_layers(h, context, stop)
         return h, ladj + more
 
-    def generate_with_score(
+    def push_score(
         self,
         h: Tensor,
         score: Tensor,
@@ -154,9 +162,7 @@ class HierarchicalFlow(LatticeTransform):
             h, score, context, want_context
         )
         if self.gaussian is not None:
-            h, more, score, of_gaussian = self.gaussian.generate_with_score(
-                h, score, context, want_context
-            )
+            h, more, score, of_gaussian = self.gaussian.push_score(h, score, context, want_context)
             ladj, of_context = ladj + more, _add_scores(of_context, of_gaussian)
         if want_context and of_context is None and context is not None:
             of_context = torch.zeros_like(context)
@@ -186,12 +192,12 @@ class HierarchicalFlow(LatticeTransform):
         rows, n = h.flatten(0, -2), h.shape[-1]
         sequence = self._couplings(stop)
         if sequence is not None:
-            rows, ladj = sequence.generate(rows, context)
+            rows, ladj = sequence.forward(rows, context)
             return rows.view(h.shape), ladj
         ladj = h.new_zeros(n)
         for transform, sites in reversed(self._transforms(stop)):
             block = rows[sites.flatten()].view(*sites.shape, n)
-            block, more = transform.generate(block, context)
+            block, more = transform.forward(block, context)
             rows = rows.index_copy(0, sites.flatten(), block.flatten(0, -2))
             ladj = ladj + more
         return rows.view(h.shape), ladj
@@ -203,14 +209,14 @@ class HierarchicalFlow(LatticeTransform):
         rows, scores, n = h.flatten(0, -2), score.flatten(0, -2), h.shape[-1]
         sequence = self._couplings(None)
         if sequence is not None:
-            rows, ladj, scores, of_context = sequence.generate_with_score(
+            rows, ladj, scores, of_context = sequence.push_score(
                 rows, scores, context, want_context
             )
             return rows.view(h.shape), ladj, scores.view(h.shape), of_context
         ladj, of_context = h.new_zeros(n), None
         for transform, sites in reversed(self._transforms(None)):
             at, shape = sites.flatten(), (*sites.shape, n)
-            block, more, of_block, of_layer = transform.generate_with_score(
+            block, more, of_block, of_layer = transform.push_score(
                 rows[at].view(shape), scores[at].view(shape), context, want_context
             )
             rows = rows.index_copy(0, at, block.flatten(0, -2))
@@ -225,12 +231,12 @@ class HierarchicalFlow(LatticeTransform):
         rows, n = h.flatten(0, -2), h.shape[-1]
         sequence = self._couplings(stop)
         if sequence is not None:
-            rows, ladj = sequence.renormalize(rows, context)
+            rows, ladj = sequence.inverse(rows, context)
             return rows.view(h.shape), ladj
         ladj = h.new_zeros(n)
         for transform, sites in self._transforms(stop):
             block = rows[sites.flatten()].view(*sites.shape, n)
-            block, more = transform.renormalize(block, context)
+            block, more = transform.inverse(block, context)
             rows = rows.index_copy(0, sites.flatten(), block.flatten(0, -2))
             ladj = ladj + more
         return rows.view(h.shape), ladj

@@ -7,7 +7,7 @@ couplings, one after the other, in place: the state of a tile is ``(rows + 1, TI
 zero, which is what lies outside of an open lattice. Within a coupling a chunk of cells is evaluated
 at a time, with all its intermediate values as rows of ``CHUNK`` columns in ``work``.
 
-Three passes: ``generate`` (z to x; with the score of q if asked), ``renormalize`` (x to z) and
+Three passes: ``forward`` (z to x; with the score of q if asked), ``inverse`` (x to z) and
 ``pull_back`` (the gradient of either). The backward pass undoes one coupling after the other from
 the values that each has overwritten, and evaluates its network again.
 
@@ -452,7 +452,7 @@ def keep(p, c, kept, at, state, restore):
 
 
 @njit(**PASS)
-def generate(p, w, d, n, columns, first, last, z, x, ladj, kept, score, out_score):
+def forward(p, w, d, n, columns, first, last, z, x, ladj, kept, score, out_score):
     """z to x for the tiles first <= i < last, with ladj and, if it is not empty, the score.
 
     Flat arrays: z, x, score ``(rows, n)``; ladj ``(columns,)``, whole tiles; ``kept`` (tiles, kept,
@@ -505,8 +505,8 @@ def generate(p, w, d, n, columns, first, last, z, x, ladj, kept, score, out_scor
 
 
 @njit(**PASS)
-def renormalize(p, w, n, columns, first, last, x, z, ladj, kept):
-    """x to z for the tiles first <= i < last; arrays as those of :func:`generate`."""
+def inverse(p, w, n, columns, first, last, x, z, ladj, kept):
+    """x to z for the tiles first <= i < last; arrays as those of :func:`forward`."""
     work = np.ones(p.work, z.dtype)
     state = np.empty((p.rows + 1) * TILE, z.dtype)
     sums = np.empty(TILE, z.dtype)
@@ -535,7 +535,7 @@ def renormalize(p, w, n, columns, first, last, x, z, ladj, kept):
 
 @njit(**PASS)
 def pull_back(p, w, d, n, columns, first, last, inverse, result, kept, d_result, d_ladj, d_start):
-    """The gradient of :func:`generate`, or of :func:`renormalize` if ``inverse``, for some tiles.
+    """The gradient of :func:`forward`, or of :func:`inverse` if ``inverse``, for some tiles.
 
     ``result`` is what that has made; ``d_start`` (rows, n) takes the gradient of what it began
     with, and those of the weights are added to ``d``.

@@ -38,12 +38,12 @@ class BlockMatrices(LatticeTransform):
         self.log_diagonal = nn.Parameter(torch.zeros(*places, size))
         self.off_diagonal = nn.Parameter(torch.zeros(*places, size, size - 1))
 
-    def generate(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z to x, batch-last."""
         lower, upper = self._factors()
         return self._applied(lower @ upper, h), self._ladj(h)
 
-    def renormalize(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x to z, batch-last."""
         lower, upper = self._factors()
         identity = torch.eye(len(h), dtype=h.dtype, device=h.device).expand_as(lower)

@@ -119,11 +119,11 @@ class UpToScale(LatticeTransform):
         """The lattice shape."""
         return self.event_shape
 
-    def generate(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """u to x."""
         return self.flow.generate(h, context, self.stop)
 
-    def renormalize(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x to u."""
         return self.flow.renormalize(h, context, self.stop)
 

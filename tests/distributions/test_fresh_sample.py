@@ -269,9 +269,9 @@ def test_a_sample_and_one_density_cost_one_pass(
         x = q.rsample((3,))
         q.log_prob(x).mean().backward()  # with gradients left over from the last step
         step.step()
-        assert passes == ["generate"] * count
+        assert passes == ["forward"] * count
     q.log_prob(x)
-    assert passes[3:] == ["renormalize"]
+    assert passes[3:] == ["inverse"]
 
 
 @any_optimiser
@@ -285,7 +285,7 @@ def test_pyros_own_distribution_of_a_flow(
     passes = evaluations(flow, monkeypatch)
     x = q.rsample((3,))
     (q.log_prob(x) + x.square().flatten(1).sum(1)).mean().backward()
-    assert passes == ["generate"]
+    assert passes == ["forward"]
     step.step()
     step.zero_grad()
     is_honest(q, x)
@@ -307,7 +307,7 @@ def test_training_by_pdd_costs_one_pass_a_draw(
     passes = evaluations(flow, monkeypatch)
     for _ in range(2):
         svi.step()
-    assert passes == ["generate"] * (2 if vectorize else 6)
+    assert passes == ["forward"] * (2 if vectorize else 6)
 
 
 @either

@@ -301,8 +301,8 @@ def test_score_of_the_context(name: str) -> None:
     inner = flow if name == "odd" else flow.flow
     h = z.movedim(0, -1).contiguous()
     context = None if name == "odd" else torch.randn(inner.context_dim, BATCH)
-    found = inner.generate_with_score(h, -h, context, True)
-    expected = LatticeTransform.generate_with_score(inner, h, -h, context, True)
+    found = inner.push_score(h, -h, context, True)
+    expected = LatticeTransform.push_score(inner, h, -h, context, True)
     for mine, theirs in zip(found, expected, strict=True):
         assert (mine is None) == (theirs is None)
         if mine is not None:

@@ -64,19 +64,19 @@ class GaussianFrame(LatticeTransform):
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_inverse_of": None}
 
-    def generate(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """v to u, batch-last."""
         moved = self.factor @ h if self.factor.dim() == 2 else self.factor[:, None] * h
         return self.mean[:, None] + moved, self.log_det.expand(h.shape[-1])
 
-    def renormalize(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """u to v, batch-last."""
         moved = h - self.mean[:, None]
         if self.factor.dim() == 1:
             return moved / self.factor[:, None], self.log_det.expand(h.shape[-1])
         return self._inverse() @ moved, self.log_det.expand(h.shape[-1])
 
-    def generate_with_score(
+    def push_score(
         self,
         h: Tensor,
         score: Tensor,
@@ -84,7 +84,7 @@ class GaussianFrame(LatticeTransform):
         want_context: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """v to u with the score, batch-last."""
-        u, ladj = self.generate(h)
+        u, ladj = self.forward(h)
         score = (
             score / self.factor[:, None] if self.factor.dim() == 1 else self._inverse().T @ score
         )
@@ -177,12 +177,12 @@ class FieldFrame(LatticeTransform):
             for _ in range(channels)
         )
 
-    def generate(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """v to w, batch-last."""
         v, bent = h, None
         if self.bend is not None:
             v, bent = self.bend().forward(h)
-        w, ladj = self._by_field("generate", v, context)
+        w, ladj = self._by_field("forward", v, context)
         if bent is not None:
             ladj = ladj + bent.flatten(0, -2).sum(0)
         log_scale = WIDTH_RESPONSE * self.log_scale
@@ -190,12 +190,12 @@ class FieldFrame(LatticeTransform):
         w = log_scale.exp().unsqueeze(-1) * w
         return w if place is None else place + w, ladj + log_scale.sum()
 
-    def renormalize(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """w to v, batch-last."""
         log_scale = WIDTH_RESPONSE * self.log_scale
         place = self._place(context)
         w = (h if place is None else h - place) * (-log_scale).exp().unsqueeze(-1)
-        v, ladj = self._by_field("renormalize", w, context)
+        v, ladj = self._by_field("inverse", w, context)
         if self.bend is not None:
             v, bent = self.bend().inverse(v)
             ladj = ladj + bent.flatten(0, -2).sum(0)
@@ -219,7 +219,7 @@ class FieldFrame(LatticeTransform):
             spectrum.log_scale.copy_(values.reshape(spectrum.log_scale.shape) / WIDTH_RESPONSE)
 
     def _by_field(
-        self, direction: Literal["generate", "renormalize"], h: Tensor, context: Tensor | None
+        self, direction: Literal["forward", "inverse"], h: Tensor, context: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Scale the modes of each field; fields are the fastest index of the sites."""
         if len(self.spectra) == 1:

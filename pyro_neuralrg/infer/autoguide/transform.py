@@ -59,10 +59,10 @@ class GlobalsFlow(LatticeTransform):
         tied = 1 < dim <= MOST_TIED
         self.below = nn.Parameter(like.new_zeros(dim * (dim - 1) // 2)) if tied else None
 
-    def generate(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z to v, batch-last."""
         if isinstance(self.inner, LatticeTransform):
-            v, ladj = self.inner.generate(h.unsqueeze(1), None)
+            v, ladj = self.inner.forward(h.unsqueeze(1), None)
             v = v.squeeze(1)
         else:
             v, log_slope = self.bend().forward(h)
@@ -72,11 +72,11 @@ class GlobalsFlow(LatticeTransform):
         u = self.loc.unsqueeze(-1) + self.log_scale.exp().unsqueeze(-1) * v
         return u, ladj + self.log_scale.sum()
 
-    def renormalize(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """v to z, batch-last."""
         v = (h - self.loc.unsqueeze(-1)) * (-self.log_scale).exp().unsqueeze(-1)
         if isinstance(self.inner, LatticeTransform):
-            z, ladj = self.inner.renormalize(v.unsqueeze(1), None)
+            z, ladj = self.inner.inverse(v.unsqueeze(1), None)
             return z.squeeze(1), ladj + self.log_scale.sum()
         if self.below is not None:
             v = torch.linalg.solve_triangular(self._triangle(), v, upper=False, unitriangular=True)
@@ -124,14 +124,14 @@ class FieldFlow(LatticeTransform):
         odd, boundary = options.get("odd", False), options.get("boundary", "periodic")
         self.frame = FieldFrame(like, channels, context_dim, odd=odd, boundary=boundary)
 
-    def generate(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z to u, batch-last."""
         flow, features = self._flow_at(context)
-        v, ladj = flow.generate(h, features)
-        u, more = self.frame.generate(v, context)
+        v, ladj = flow.forward(h, features)
+        u, more = self.frame.forward(v, context)
         return u, ladj + more
 
-    def generate_with_score(
+    def push_score(
         self,
         h: Tensor,
         score: Tensor,
@@ -142,18 +142,18 @@ class FieldFlow(LatticeTransform):
         c = None if context is None else context.detach().requires_grad_()
         with torch.enable_grad():
             flow, features = self._flow_at(c)
-        v, ladj, score, of_features = flow.generate_with_score(h, score, features, want_context)
-        u, more, score, of_context = self.frame.generate_with_score(v, score, c, want_context)
+        v, ladj, score, of_features = flow.push_score(h, score, features, want_context)
+        u, more, score, of_context = self.frame.push_score(v, score, c, want_context)
         if c is not None and features is not None and of_features is not None:
             (pulled,) = torch.autograd.grad(features, c, of_features, retain_graph=True)
             of_context = pulled if of_context is None else of_context + pulled
         return u, (ladj + more).detach(), score, of_context
 
-    def renormalize(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """u to z, batch-last."""
         flow, features = self._flow_at(context)
-        v, ladj = self.frame.renormalize(h, context)
-        z, more = flow.renormalize(v, features)
+        v, ladj = self.frame.inverse(h, context)
+        z, more = flow.inverse(v, features)
         return z, ladj + more
 
     def _flow_at(self, context: Tensor | None) -> tuple[HierarchicalFlow, Tensor | None]:
@@ -200,20 +200,20 @@ class LatentFlow(LatticeTransform):
         self.field_flow = field_flow
         self.globals_dim = 0 if globals_flow is None else globals_flow.event_shape[0]
 
-    def generate(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z to u, batch-last."""
         others, fields = self._take_apart(h.index_select(0, self.order))
         z = others
         ladj = h.new_zeros(h.shape[-1])
         if self.globals_flow is not None:
-            others, ladj = self.globals_flow.generate(z)
+            others, ladj = self.globals_flow.forward(z)
         if self.field_flow is not None:
-            fields, more = self.field_flow.generate(fields, z)
+            fields, more = self.field_flow.forward(fields, z)
             ladj = ladj + more
-        u, more = self.frame.generate(_together(others, fields))
+        u, more = self.frame.forward(_together(others, fields))
         return u.index_select(0, self.back), ladj + more
 
-    def generate_with_score(
+    def push_score(
         self,
         h: Tensor,
         score: Tensor,
@@ -229,29 +229,29 @@ class LatentFlow(LatticeTransform):
         score, of_fields = self._take_apart(score.index_select(0, self.order))
         z, ladj = others, h.new_zeros(h.shape[-1])
         if self.field_flow is not None:
-            fields, ladj, of_fields, of_globals = self.field_flow.generate_with_score(
+            fields, ladj, of_fields, of_globals = self.field_flow.push_score(
                 fields, of_fields, z, want_context=True
             )
             if of_globals is not None:
                 score = score + of_globals
         if self.globals_flow is not None:
-            others, more, score, _ = self.globals_flow.generate_with_score(z, score)
+            others, more, score, _ = self.globals_flow.push_score(z, score)
             ladj = ladj + more
-        u, more, joined, _ = self.frame.generate_with_score(
+        u, more, joined, _ = self.frame.push_score(
             _together(others, fields), _together(score, of_fields)
         )
         ladj = (ladj + more).detach()
         return u.index_select(0, self.back), ladj, joined.index_select(0, self.back), None
 
-    def renormalize(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """u to z, batch-last."""
-        v, ladj = self.frame.renormalize(h.index_select(0, self.order))
+        v, ladj = self.frame.inverse(h.index_select(0, self.order))
         others, fields = self._take_apart(v)
         if self.globals_flow is not None:
-            others, more = self.globals_flow.renormalize(others)
+            others, more = self.globals_flow.inverse(others)
             ladj = ladj + more
         if self.field_flow is not None:
-            fields, more = self.field_flow.renormalize(fields, others)
+            fields, more = self.field_flow.inverse(fields, others)
             ladj = ladj + more
         return _together(others, fields).index_select(0, self.back), ladj
 
