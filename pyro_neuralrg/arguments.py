@@ -70,7 +70,7 @@ def check_number(
     most: float = math.inf,
     given: Any = None,
 ) -> float:
-    """Return ``value`` as a finite float if ``above < value < below`` and ``least <= value <= most``.
+    """Return ``value`` as a finite float if it lies within the bounds.
 
     Args:
         name: of the argument.

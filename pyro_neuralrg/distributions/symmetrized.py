@@ -21,7 +21,6 @@ from pyro_neuralrg.distributions.flow import (
     event_shape,
     forward_and_ladj,
     inverse_and_ladj,
-    log_prob_of_nothing,
 )
 from pyro_neuralrg.distributions.symmetry import (
     LatticeSymmetry,
@@ -31,8 +30,6 @@ from pyro_neuralrg.distributions.symmetry import (
     symmetry_group,
 )
 from pyro_neuralrg.transforms.base import state_of
-
-__all__ = ["SymmetrizedFlow"]
 
 
 class _Draw(NamedTuple):
@@ -138,9 +135,7 @@ class SymmetrizedFlow(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """ln q(value) in nats, of the batch shape of ``value`` with that of the distribution."""
-        if value.numel() == 0:
-            return log_prob_of_nothing(self, value)
-        if self._validate_args:
+        if self._validate_args and value.numel():
             self._validate_sample(value)
         draw = self._recall(value)
         if draw is None:

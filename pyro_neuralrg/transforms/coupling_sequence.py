@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from pyro_neuralrg.transforms.compilation import active_operations
+from pyro_neuralrg.transforms.compilation import Operations, active_operations
 from pyro_neuralrg.transforms.compiled import couple, couple_with_score, is_compiled
 from pyro_neuralrg.transforms.networks import Bends, Inputs, NetworkOptions, Packing
 
@@ -112,6 +112,11 @@ class CouplingSequence(nn.Module):
         self.kept_rows = sum(c.cells * c.moved for c in self.couplings)
         """Values that the couplings overwrite."""
         self._program: Any = None
+        self.operations: Operations | None = None
+        """Functions that couple where they are not those of the module; see HierarchicalFlow."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "operations": None}
 
     def _plan(
         self, layers: Sequence[tuple[CouplingLayer, Tensor]]
@@ -251,7 +256,7 @@ class CouplingSequence(nn.Module):
         n = h.shape[-1]
         state = torch.cat([h, h.new_zeros(1, n)])  # a row for all that is outside
         ladj = h.new_zeros(n)
-        run = active_operations().couple
+        run = (self.operations or active_operations()).couple
         order = list(zip(self.couplings, self.networks(inputs), strict=True))
         for coupling, (arrays, bends) in reversed(order) if inverse else order:
             x, v = self._seen(state, coupling), self._moved(state, coupling)
@@ -264,7 +269,7 @@ class CouplingSequence(nn.Module):
         self, h: Tensor, score: Tensor, inputs: Inputs, want_context: bool
     ) -> tuple[Tensor, ...]:
         n = h.shape[-1]
-        run = active_operations().couple_with_score
+        run = (self.operations or active_operations()).couple_with_score
         d_gains: list[Tensor] = []
         d_shifts: list[Tensor] = []
         with torch.enable_grad():

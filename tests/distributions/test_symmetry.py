@@ -123,15 +123,13 @@ def test_not_a_group() -> None:
     shape = (4, 4)
     one = LatticeSymmetry.identity(2)
     step = LatticeSymmetry((1, 0), (0, 1), (False, False))
-    with pytest.raises(
-        ValueError, match=r"not closed under composition and inverse: .*shift=\(1, 0\)"
-    ):
+    with pytest.raises(ValueError, match=r"not closed under composition: .*shift=\(1, 0\)"):
         check_group((one, step), shape)
-    with pytest.raises(ValueError, match="lacks the identity"):
+    with pytest.raises(ValueError, match="not closed"):
         check_group(spin_flip(shape)[1:], shape)
     with pytest.raises(ValueError, match="repeats"):
         check_group((one, one), shape)
-    with pytest.raises(ValueError, match="empty"):
+    with pytest.raises(ValueError, match=r"elements is \(\); accepted: a group"):
         check_group((), shape)
     with pytest.raises(ValueError, match="permutations of equal sides"):
         check_group((one, LatticeSymmetry((0, 0), (1, 0), (False, False))), (2, 4))
@@ -144,7 +142,7 @@ def test_not_a_group() -> None:
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"sign": 2}, "sign is 2; accepted"),
+        ({"sign": 2}, "sign is 2, .*; accepted: 1 or -1"),
         ({"axes": (0, 0)}, "axes is"),
         ({"flips": (True,)}, "flips is"),
     ],

@@ -18,6 +18,7 @@ from pyro_neuralrg import PDD, ConditionalHierarchicalFlow, FlowGuide, IsingDual
 from pyro_neuralrg.distributions import FlowDistribution, StandardNormal, TwoModes
 from pyro_neuralrg.transforms import (
     FourierLayer,
+    HierarchicalFlow,
     Neighbour,
     conditional_hierarchical_flow,
     hierarchical_flow,
@@ -103,7 +104,6 @@ def test_slopes_are_saved_and_copied(tmp_path: Any) -> None:
         assert torch.equal(again.condition(context)(z), expected)
     with pytest.raises(ValueError, match="the spectrum depends on the context"):
         flow.grow(torch.ones(8, 8))
-    assert "spectrum_slopes" not in conditional_hierarchical_flow((4,), 1).config
 
 
 @pytest.mark.parametrize(
@@ -131,8 +131,8 @@ def test_slopes_need_a_spectrum_and_a_context() -> None:
     slopes = torch.zeros(1, 4, 4)
     for given in ({"context_dim": 2}, {"spectrum": torch.ones(4, 4)}):
         with pytest.raises(ValueError, match="spectrum_slopes is given; accepted: only beside"):
-            hierarchical_flow((4, 4), spectrum_slopes=slopes, **given)
-    flow = hierarchical_flow(
+            HierarchicalFlow.build((4, 4), spectrum_slopes=slopes, **given)
+    flow = HierarchicalFlow.build(
         (4, 4), spectrum=torch.ones(4, 4), spectrum_slopes=slopes, context_dim=1
     )
     with pytest.raises(ValueError, match="context is None; accepted for a spectrum with slopes"):
@@ -206,7 +206,7 @@ def test_dtype_argument() -> None:
         (torch.zeros(2, dtype=torch.int64), TypeError, "context is torch.int64"),
         (torch.zeros(3), ValueError, r"context has shape \(3,\); accepted: .*\(\.\.\., 2\)"),
         (torch.tensor(0.0), ValueError, r"context has shape \(\)"),
-        (torch.zeros(2, dtype=torch.float32), TypeError, "accepted: torch.float64, as the flow"),
+        (torch.zeros(2, dtype=torch.float32), TypeError, "accepted: .*, torch.float64 as the flow"),
     ],
 )
 def test_bad_contexts(context: Any, error: type[Exception], match: str) -> None:
@@ -226,7 +226,7 @@ def test_conditional_blocks_need_a_conditional_flow() -> None:
 
     with pytest.raises(ValueError, match="needs a context; accepted: that in a Conditional"):
         hierarchical_flow((4, 4), bijector=block)
-    flow = hierarchical_flow((4, 4), bijector=block, context_dim=5)
+    flow = HierarchicalFlow.build((4, 4), bijector=block, context_dim=5)
     with pytest.raises(ValueError, match="context is None; accepted for ConditionalAffine"):
         flow(torch.randn(4, 4))
 

@@ -27,7 +27,7 @@ SMALL = Neighbour(layers=2, hidden=(4,))
 
 
 def perturbed(shape: tuple[int, ...], circuit: str = "mera", **options: Any) -> HierarchicalFlow:
-    flow = hierarchical_flow(shape, circuit, **{"bijector": SMALL, **options})
+    flow = HierarchicalFlow.build(shape, circuit, **{"bijector": SMALL, **options})
     with torch.no_grad():
         for parameter in flow.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

@@ -73,7 +73,7 @@ def follow_axis(circuit: Circuit, site: int) -> set[int]:
 def test_a_site_depends_on_its_light_cone(
     circuit: str, boundary: str, side: int, block: int
 ) -> None:
-    flow = hierarchical_flow(
+    flow = HierarchicalFlow.build(
         (side,), circuit, bijector=BLOCKS, boundary=boundary, block=block, odd=False
     )
     found = dependence(perturb(flow))
@@ -193,7 +193,7 @@ def test_configuration_names_every_option() -> None:
         "odd": True,
         "context_dim": 3,
     }
-    config = hierarchical_flow((4, 5), "tree", **options).config
+    config = HierarchicalFlow.build((4, 5), "tree", **options).config
     hidden = config["bijector"]["hidden"]
     config["bijector"]["hidden"] = list(hidden)
     assert config == {
@@ -201,6 +201,8 @@ def test_configuration_names_every_option() -> None:
         "circuit": "tree",
         "base": {"name": "StandardNormal"},
         "spectrum": False,
+        "spectrum_slopes": 0,
+        "site_features": 0,
         **options,
     }
 
@@ -213,7 +215,7 @@ def test_configuration_names_every_option() -> None:
     ],
 )
 def test_integers_of_numpy_are_integers(bijector: Any) -> None:
-    flow = hierarchical_flow(
+    flow = HierarchicalFlow.build(
         np.array([4, 4]),
         block=np.int64(2),
         depth=np.int64(1),
@@ -289,7 +291,7 @@ def test_integers_of_numpy_are_integers(bijector: Any) -> None:
 )
 def test_bad_options(options: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        hierarchical_flow(**{"shape": (4, 4), **options})
+        HierarchicalFlow.build(**{"shape": (4, 4), **options})
 
 
 @pytest.mark.parametrize(
@@ -304,9 +306,13 @@ def test_bad_options(options: dict[str, Any], error: type[Exception], message: s
         (
             torch.zeros(4, 4, dtype=torch.float32),
             TypeError,
-            r"is torch\.float32; accepted: torch\.f",
+            r"is torch\.float32 on cpu; accepted: torch\.f",
         ),
-        (torch.zeros(4, 4, device="meta"), ValueError, r"is on device meta; accepted: cpu"),
+        (
+            torch.zeros(4, 4, device="meta"),
+            ValueError,
+            r"is .* on meta; accepted: .* on cpu",
+        ),
         ([[0.0] * 4] * 4, TypeError, r"is list; accepted: a floating tensor"),
     ],
 )
