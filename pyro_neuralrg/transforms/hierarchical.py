@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
@@ -27,7 +28,6 @@ from pyro_neuralrg.transforms.sites import (
     check_site_features,
     features_of_blocks,
     show_site_features,
-    with_site_features,
 )
 
 WEIGHTS = ("scale", "block", "shared")
@@ -322,7 +322,17 @@ class HierarchicalFlow(LatticeTransform):
             >>> flow.with_site_features(torch.zeros(1, 4, 4))(torch.randn(2, 4, 4)).shape
             torch.Size([2, 4, 4])
         """
-        return with_site_features(self, site_features)
+        features = check_site_features(site_features, self.shape)
+        if self.site_features is None or features.shape != self.site_features.shape:
+            mine = self.site_features
+            raise ValueError(
+                f"site_features has shape {tuple(features.shape)}; accepted: "
+                f"{'none, as the flow has none' if mine is None else tuple(mine.shape)}"
+            )
+        other = copy.deepcopy(self)
+        other.site_features = features.to(self.site_features)
+        show_site_features(other)
+        return other
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)

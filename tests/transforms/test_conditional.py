@@ -102,7 +102,7 @@ def test_slopes_are_saved_and_copied(tmp_path: Any) -> None:
     save(tmp_path / "flow.pt", flow)
     for again in (load(tmp_path / "flow.pt").flow, copy.deepcopy(flow)):
         assert torch.equal(again.condition(context)(z), expected)
-    with pytest.raises(ValueError, match="the spectrum depends on the context"):
+    with pytest.raises(ValueError, match="the flow has a spectrum for each context"):
         flow.grow(torch.ones(8, 8))
 
 
