@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -46,14 +46,12 @@ class SymmetrizedFlow(TorchDistribution):
 
     .. math:: q(x) = \frac{1}{|G|} \sum_{g \in G} q_0(g^{-1} x), \qquad q(gx) = q(x)
 
-    A sample is ``x = g flow(z)`` with g uniform in G. Its density needs q0 on the orbit of x, which
-    is the orbit of ``flow(z)``: the log-determinant of the generating pass serves the identity, so
-    that a sample with its density costs |G| - 1 inverse passes and not |G| + 1. ``log_prob`` of the
-    sample drawn last takes that short cut by itself, once, and as long as nothing has changed (see
-    :class:`~pyro_neuralrg.transforms.LatticeTransform`). It goes through ``flow(z)``
-    and not through the sample x: for the gradient of ln q with respect to a drawn x take
-    ``log_prob`` at ``x.clone()``, or at ``x.detach().requires_grad_()``. The choice of g does not
-    depend on the parameters, so that the reparameterised gradient is unbiased.
+    A sample is ``x = g flow(z)`` with g uniform in G, which does not depend on the parameters: the
+    reparameterised gradient is unbiased. Its density needs q0 on the orbit of x, which is that of
+    ``flow(z)``, whose log-determinant is known already: a sample with its density costs |G| - 1
+    inverse passes and not |G| + 1. ``log_prob`` of the sample drawn last takes that short cut, once
+    and as long as nothing has changed, and goes through ``flow(z)``: for the gradient of ln q with
+    respect to a drawn x take ``log_prob`` at ``x.clone()``, or at ``x.detach().requires_grad_()``.
 
     Args:
         flow: a TransformModule on lattice fields.
@@ -90,10 +88,10 @@ class SymmetrizedFlow(TorchDistribution):
     ) -> None:
         check_flow(flow)
         lattice = event_shape(flow, shape)
-        elements = symmetry_group(lattice) if elements is None else _as_elements(elements)
+        elements = symmetry_group(lattice) if elements is None else elements
         check_group(elements, lattice)
         self.flow = flow
-        self.elements = elements
+        self.elements = elements = tuple(elements)
         self.orbit_chunk = check_integer("orbit_chunk", orbit_chunk, 1)
         self._orbit = _orbit_representatives(elements, lattice, bool(getattr(flow, "odd", False)))
         self._signs = torch.tensor([element.sign for element in elements])
@@ -102,10 +100,13 @@ class SymmetrizedFlow(TorchDistribution):
         self._draw: _Draw | None = None
         super().__init__(torch.Size(), torch.Size(lattice), validate_args=validate_args)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.flow!r}, <{len(self.elements)} elements>)"
+
     @constraints.dependent_property(is_discrete=False)
     def support(self) -> constraints.Constraint:
         """Real fields."""
-        return constraints.independent(constraints.real, len(self.event_shape))
+        return constraints.independent(constraints.real, self.event_dim)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> SymmetrizedFlow:
         """The same distribution with another batch shape."""
@@ -123,7 +124,7 @@ class SymmetrizedFlow(TorchDistribution):
         """Draw differentiable fields of shape ``sample_shape + batch_shape + shape``."""
         base = base_distribution(self.flow, tuple(self.event_shape))
         z = base.rsample(torch.Size(sample_shape) + self.batch_shape)
-        x0, ladj = forward_and_ladj(self.flow, z, len(self.event_shape))
+        x0, ladj = forward_and_ladj(self.flow, z, self.event_dim)
         x = self._act(x0)
         self._remember(x, x0, base.log_prob(z) - ladj)
         return x
@@ -157,7 +158,7 @@ class SymmetrizedFlow(TorchDistribution):
         for start in range(0, len(elements), self.orbit_chunk):
             piece = elements[start : start + self.orbit_chunk]
             z, ladj = inverse_and_ladj(
-                self.flow, torch.stack([g(x) for g in piece]), len(self.event_shape)
+                self.flow, torch.stack([g(x) for g in piece]), self.event_dim
             )
             terms.append(base.log_prob(z) - ladj)
         return terms
@@ -187,14 +188,6 @@ class SymmetrizedFlow(TorchDistribution):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_draw": None}
-
-
-def _as_elements(elements: Any) -> tuple[LatticeSymmetry, ...]:
-    if not isinstance(elements, Iterable):
-        raise TypeError(
-            f"elements is {elements!r}; accepted: a group of LatticeSymmetry, from symmetry_group"
-        )
-    return tuple(elements)
 
 
 def _orbit_representatives(

@@ -224,9 +224,10 @@ def check_group(elements: Sequence[LatticeSymmetry], shape: Sequence[int]) -> No
         TypeError: if ``elements`` is not a sequence of LatticeSymmetry.
         ValueError: if it is empty, repeats an element or is not closed.
     """
-    for element in elements:
-        if not isinstance(element, LatticeSymmetry):
-            raise TypeError(f"elements has {element!r}; accepted: elements LatticeSymmetry(...)")
+    if not isinstance(elements, Sequence) or not all(
+        isinstance(element, LatticeSymmetry) for element in elements
+    ):
+        raise TypeError(f"elements is {elements!r}; accepted: a group of LatticeSymmetry(...)")
     if not elements or any(len(element.shift) != len(shape) for element in elements):
         raise ValueError(f"elements is {elements}; accepted: a group for shape {tuple(shape)}")
     signs, table, frame = _signs(elements), source_table(elements, shape).T, _frame(shape)

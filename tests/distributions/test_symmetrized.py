@@ -276,7 +276,7 @@ def test_wrong_arguments(jittered: Make) -> None:
         SymmetrizedFlow(flow, orbit_chunk=2.5)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="elements is 3; accepted: a group of LatticeSymmetry"):
         SymmetrizedFlow(flow, 3)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="elements has 'x'; accepted: elements LatticeSymmetry"):
+    with pytest.raises(TypeError, match="elements is 'x'; accepted: a group of LatticeSymmetry"):
         SymmetrizedFlow(flow, "x")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"elements is \(\); accepted: a group"):
         SymmetrizedFlow(flow, ())
