@@ -193,9 +193,6 @@ class HierarchicalFlow(LatticeTransform):
         Scales run from 0, where u is the field under the Gaussian layer, to the number of
         decimators, where u is z.
 
-        Raises:
-            TypeError, ValueError: if ``scale`` is no such integer.
-
         Example:
             >>> flow = hierarchical_flow((4, 4))
             >>> flow.up_to_scale(1).inv(torch.zeros(3, 4, 4)).shape
@@ -289,20 +286,16 @@ class HierarchicalFlow(LatticeTransform):
         """A flow on a lattice with sides ``block`` times as long, that begins with these weights.
 
         Scales are carried over, finest to finest, coarsest to coarsest, and the new one between
-        begins as a copy of the next finer one; at a critical point all scales are alike (paper,
-        note [53]). Train it further without cooling.
+        begins as a copy of the next finer one (paper, note [53]). Train it further without cooling.
 
         Args:
-            spectrum: for the fixed Gaussian layer of the larger lattice, needed if this flow has
-                one.
+            spectrum: for the Gaussian layer of the larger lattice, if this flow has one.
 
         Raises:
-            ValueError: if each block has weights of its own, or the spectrum is missing or has
-                another shape.
+            ValueError: if each block has weights of its own, or the spectrum does not fit.
 
         Example:
-            >>> flow = hierarchical_flow((8, 8))
-            >>> flow.grow().shape
+            >>> hierarchical_flow((8, 8)).grow().shape
             (16, 16)
         """
         return grow(self, spectrum)
@@ -311,16 +304,7 @@ class HierarchicalFlow(LatticeTransform):
         """A copy with these very weights whose networks see other features of the sites.
 
         Args:
-            site_features: of the shape of those that the flow has.
-
-        Raises:
-            ValueError: if it has none, or they have another shape or are not finite.
-            TypeError: if they are no floating tensor.
-
-        Example:
-            >>> flow = HierarchicalFlow.build((4, 4), site_features=torch.randn(1, 4, 4))
-            >>> flow.with_site_features(torch.zeros(1, 4, 4))(torch.randn(2, 4, 4)).shape
-            torch.Size([2, 4, 4])
+            site_features: finite numbers, of the shape of those that the flow has.
         """
         features = check_site_features(site_features, self.shape)
         if self.site_features is None or features.shape != self.site_features.shape:
@@ -343,12 +327,10 @@ class HierarchicalFlow(LatticeTransform):
         self.register_buffer("site_features", None)
         if features is None:
             return [None] * len(self.circuit.layers)
-        if self.odd:
-            raise ValueError("site_features are given and odd is True; accepted: odd=False")
-        if not getattr(self.bijector, "sees_sites", False):
+        if self.odd or not getattr(self.bijector, "sees_sites", False):
             raise ValueError(
-                f"site_features are given, and the bijector is {self.bijector!r}; accepted: one "
-                "that sees them, such as 'neighbour'"
+                f"site_features with odd={self.odd} and bijector is {self.bijector!r}; "
+                "accepted: odd=False and a bijector that sees them, such as 'neighbour'"
             )
         self.site_features = check_site_features(features, self.shape)
         return list(features_of_blocks(self.site_features, self.circuit))
@@ -357,8 +339,7 @@ class HierarchicalFlow(LatticeTransform):
     def config(self) -> dict[str, Any]:
         """Options for :meth:`from_config` as JSON data; tensors are in ``state_dict()``.
 
-        Raises:
-            ValueError: if the blocks come from a factory that is not ours.
+        A ValueError for blocks from a user's own factory.
         """
         return {
             "shape": list(self.shape),
