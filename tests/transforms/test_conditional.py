@@ -15,7 +15,7 @@ from pyro.distributions import ConditionalTransformedDistribution
 from pyro.infer import SVI
 
 from pyro_neuralrg import PDD, ConditionalHierarchicalFlow, FlowGuide, IsingDual, fit, load, save
-from pyro_neuralrg.distributions import FlowDistribution, StandardNormal, TwoModes
+from pyro_neuralrg.distributions import FlowDistribution, TwoModes
 from pyro_neuralrg.transforms import (
     FourierLayer,
     HierarchicalFlow,
@@ -194,11 +194,6 @@ def test_saved_copied_and_converted(tmp_path: Any) -> None:
     assert single(z.float()).dtype == torch.float32
 
 
-def test_dtype_argument() -> None:
-    flow = conditional_hierarchical_flow((4,), 1, dtype=torch.float32)
-    assert {p.dtype for p in flow.parameters()} == {torch.float32}
-
-
 @pytest.mark.parametrize(
     ("context", "error", "match"),
     [
@@ -248,10 +243,3 @@ def test_base_at_a_context() -> None:
     x, ladj = transform.forward_and_ladj(z)
     log_q = FlowDistribution(transform).log_prob(x)
     torch.testing.assert_close(log_q, transform.base.log_prob(z, 2) - ladj)
-
-
-def test_a_field_switches_the_symmetry_off() -> None:
-    assert IsingDual((4, 4)).flow().odd
-    in_field = IsingDual((4, 4), field=0.1).flow()
-    assert not in_field.odd
-    assert in_field.base == StandardNormal()

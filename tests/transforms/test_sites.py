@@ -109,12 +109,6 @@ def test_features_keep_their_precision(tmp_path: Path) -> None:
     assert HierarchicalFlow.build((4, 3), **options).site_features.dtype == torch.float32
 
 
-def test_without_features_nothing_has_changed() -> None:
-    flow = HierarchicalFlow.build((4, 4), bijector=SMALL)
-    assert flow.site_features is None
-    assert not [name for name in flow.state_dict() if "site" in name]
-
-
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
