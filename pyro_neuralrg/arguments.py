@@ -37,16 +37,10 @@ def check_integer(
 ) -> int:
     """Return ``value`` as an int if it is an integer from ``least`` to ``most``.
 
-    Args:
-        name: of the argument.
-        value: what was given.
-        least: the smallest integer accepted.
-        most: the largest, or None.
-        accepted: what the message says is accepted, if not the bounds.
-
-    Raises:
-        TypeError: if it is no integer.
-        ValueError: if it is out of bounds.
+    Example:
+        >>> import numpy as np
+        >>> check_integer("steps", np.int64(3), 1)
+        3
     """
     if accepted is None:
         bounds = f">= {least}" if most is None else f"from {least} to {most}"
@@ -74,17 +68,13 @@ def check_number(
 
     Args:
         name: of the argument.
-        value: what was given.
+        value: the number.
         accepted: what the message says is accepted.
         above: lower bound, itself not accepted.
         least: lower bound, itself accepted.
         below: upper bound, itself not accepted.
         most: upper bound, itself accepted.
         given: the whole argument, to be shown where ``value`` is a part of it.
-
-    Raises:
-        TypeError: if it is no number.
-        ValueError: if it is out of bounds, infinite or NaN.
     """
     message = f"{name} is {(value if given is None else given)!r}; accepted: {accepted}"
     if isinstance(value, str | bytes | bool):
@@ -116,13 +106,7 @@ def check_tensor(name: str, value: Any, accepted: str = "a floating tensor") -> 
 
 
 def refuse_without(missing: str, accepted: str, **given: Any) -> None:
-    """Raise a ValueError for an argument that means something only beside another one.
-
-    Args:
-        missing: the other argument, which was not given.
-        accepted: what the message says is accepted.
-        **given: by name; None and False were not given.
-    """
+    """Raise a ValueError for an argument, not None or False, without the ``missing`` one."""
     for name, value in given.items():
         if value is not None and value is not False:
             raise ValueError(f"{name} is {value!r} without {missing}; accepted: {accepted}")

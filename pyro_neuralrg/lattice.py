@@ -25,10 +25,6 @@ MAX_DIM = 3
 def check_shape(shape: Iterable[int]) -> tuple[int, ...]:
     """Return ``shape`` as a tuple of one to three positive integers.
 
-    Raises:
-        TypeError: if ``shape`` is not a sequence of integers.
-        ValueError: if it is empty, has more than three sides, or a side below one.
-
     Example:
         >>> check_shape([8, 5])
         (8, 5)

@@ -15,13 +15,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_neuralrg.arguments import check_integer
-from pyro_neuralrg.distributions.flow import (
-    base_distribution,
-    check_flow,
-    event_shape,
-    forward_and_ladj,
-    inverse_and_ladj,
-)
+from pyro_neuralrg.distributions.flow import FlowDistribution, check_flow, event_shape
 from pyro_neuralrg.distributions.symmetry import (
     LatticeSymmetry,
     check_group,
@@ -122,11 +116,11 @@ class SymmetrizedFlow(TorchDistribution):
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw differentiable fields of shape ``sample_shape + batch_shape + shape``."""
-        base = base_distribution(self.flow, tuple(self.event_shape))
-        z = base.rsample(torch.Size(sample_shape) + self.batch_shape)
-        x0, ladj = forward_and_ladj(self.flow, z, self.event_dim)
+        shape = torch.Size(sample_shape) + self.batch_shape
+        x0, log_q0 = self._flow_density().rsample_and_log_prob(shape)
         x = self._act(x0)
-        self._remember(x, x0, base.log_prob(z) - ladj)
+        state = state_of(self.flow, x, x0)
+        self._draw = None if state is None else _Draw(x, x0, log_q0, state)
         return x
 
     def rsample_and_log_prob(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
@@ -153,15 +147,14 @@ class SymmetrizedFlow(TorchDistribution):
 
     def _log_orbit(self, x: Tensor, elements: Sequence[LatticeSymmetry]) -> list[Tensor]:
         """ln q0(g x) for all g, in pieces of shape ``(elements of the piece,) + batch_shape``."""
-        base = base_distribution(self.flow, tuple(self.event_shape))
-        terms = []
-        for start in range(0, len(elements), self.orbit_chunk):
-            piece = elements[start : start + self.orbit_chunk]
-            z, ladj = inverse_and_ladj(
-                self.flow, torch.stack([g(x) for g in piece]), self.event_dim
-            )
-            terms.append(base.log_prob(z) - ladj)
-        return terms
+        q0 = self._flow_density()
+        chunks = range(0, len(elements), self.orbit_chunk)
+        pieces = (elements[start : start + self.orbit_chunk] for start in chunks)
+        return [q0.log_prob(torch.stack([g(x) for g in piece])) for piece in pieces]
+
+    def _flow_density(self) -> FlowDistribution:
+        """q0, in the flow's present dtype and on its device."""
+        return FlowDistribution(self.flow, self.event_shape, validate_args=False)
 
     def _act(self, x: Tensor) -> Tensor:
         """Apply an independent, uniformly drawn group element to every field of the batch."""
@@ -175,12 +168,8 @@ class SymmetrizedFlow(TorchDistribution):
             x = x.flatten(-dims).gather(-1, self._sources.to(x.device)[chosen]).reshape(x.shape)
         return x * signs.reshape(batch + (1,) * dims)
 
-    def _remember(self, x: Tensor, x0: Tensor, log_q0: Tensor) -> None:
-        state = state_of(self.flow, x, x0)
-        self._draw = None if state is None else _Draw(x, x0, log_q0, state)
-
     def _recall(self, value: Tensor) -> _Draw | None:
-        """What is known of ``value``, if it was drawn last; it is told once."""
+        """The last draw, if ``value`` is it and nothing has changed since, once."""
         if self._draw is None or self._draw.x is not value:
             return None
         draw, self._draw = self._draw, None

@@ -59,9 +59,8 @@ class HierarchicalFlow(LatticeTransform):
             :class:`~pyro_neuralrg.transforms.conditional.ConditionalHierarchicalFlow`.
         spectrum_slopes: derivatives of the spectrum with respect to the first entries of the
             context, shape ``(entries,) + shape``, or None.
-        site_features: numbers of order one that tell the sites of an inhomogeneous lattice apart
-            (an external field, say), shape ``(channels,) + shape``; the networks of "neighbour"
-            see those of their neighbourhood, on coarse scales sums over blocks. Or None.
+        site_features: numbers of order one that tell the sites apart (an external field, say),
+            shape ``(channels,) + shape``, which the networks of "neighbour" see; or None.
 
     Raises:
         TypeError, ValueError: naming the argument, the value seen and what is accepted.

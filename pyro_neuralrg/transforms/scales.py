@@ -37,9 +37,6 @@ def sites_of_scale(circuit: Circuit, scale: int) -> Tensor:
     Returns:
         Flat indices of sites of the whole lattice, of the shape that the lattice has at scale k.
 
-    Raises:
-        TypeError, ValueError: if ``scale`` is no such integer.
-
     Example:
         >>> from pyro_neuralrg.lattice import make_circuit
         >>> sites_of_scale(make_circuit("mera", (4, 4)), 1)
@@ -62,9 +59,6 @@ def blocks_of_scale(circuit: Circuit, scale: int) -> Tensor:
     Returns:
         For each site the position, 0, 1, ..., of its block among the sites of scale k; of the
         lattice's shape.
-
-    Raises:
-        TypeError, ValueError: if ``scale`` is no such integer.
 
     Example:
         >>> from pyro_neuralrg.lattice import make_circuit
@@ -91,9 +85,6 @@ class UpToScale(LatticeTransform):
     Args:
         flow: a HierarchicalFlow, whose parameters these are.
         scale: k, from 0 to the number of decimators.
-
-    Raises:
-        TypeError, ValueError: if ``scale`` is no such integer.
     """
 
     def __init__(self, flow: Any, scale: int) -> None:
