@@ -4,9 +4,11 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import itertools
 import json
+import pickle
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ from pyro_neuralrg.transforms import (
     LayerFactory,
     Neighbour,
     RealNVP,
+    coupling_sequence,
     hierarchical_flow,
 )
 from tests.transforms.registry import free_spectrum
@@ -305,3 +308,17 @@ def test_it_prints_its_circuit(options: dict[str, Any], expected: str) -> None:
 
 def test_parameters_of_the_helper() -> None:
     assert len(inspect.signature(hierarchical_flow).parameters) <= 10
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+@pytest.mark.filterwarnings("error:torch.compile fails here")
+def test_a_compiled_flow_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the tracing of torch.compile alone, as on an accelerator; its copies are plain."""
+    monkeypatch.setattr(coupling_sequence, "is_compiled", lambda *_: False)
+    flow, z = perturb(hierarchical_flow((4,), bijector=Neighbour(2, (4,)))), torch.randn(3, 4)
+    expected = flow.forward_and_ladj(z)
+    flow.compile(backend="aot_eager")
+    for one in (flow, copy.deepcopy(flow), pickle.loads(pickle.dumps(flow))):
+        torch.testing.assert_close(one.forward_and_ladj(z), expected)
+    assert flow._couplings(None).operations is not None
