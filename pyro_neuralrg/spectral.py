@@ -12,19 +12,16 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
+from pyro_neuralrg.autograd import remember_signature, takes_own_functions
 from pyro_neuralrg.lattice import check_boundary, check_shape
 from pyro_neuralrg.runtime.threads import by_fields
-from pyro_neuralrg.signatures import remember_signature
-
-__all__ = ["apply_spectrum", "neighbour_spectrum", "quadratic_form"]
 
 LONGEST_MATRIX = 200
 """Sides up to which a sine transform is a product with a matrix. 64 fields of 8 x 8, 64 x 64 and
@@ -55,17 +52,12 @@ def apply_spectrum(
         >>> apply_spectrum(x, neighbour_spectrum((4,), (1.0,))).round().abs()
         tensor([0., 1., 0., 1.])
     """
-    dim = _lattice_dims(x, spectrum, dims)
-    check_boundary(boundary)
+    h, eigenvalues, dim = _prepared(x, spectrum, boundary, dims)
     if x.numel() == 0:  # torch.fft rejects empty tensors
         return x.clone()
-    h = _computable(x)
-    eigenvalues = spectrum.to(dtype=h.dtype)
     if boundary == "open":
         return _sine_transform(_sine_transform(h, dim) * eigenvalues, dim).to(x.dtype)
-    if _is_constant(eigenvalues):
-        return _Symmetric.apply(h, eigenvalues, dim).to(x.dtype)
-    return _apply(h, eigenvalues, dim).to(x.dtype)
+    return _operator(h, eigenvalues, dim).to(x.dtype)
 
 
 def quadratic_form(
@@ -92,38 +84,71 @@ def quadratic_form(
         >>> quadratic_form(torch.ones(4), neighbour_spectrum((4,), (1.0,)))  # two neighbours each
         tensor(8.)
     """
-    dim = _lattice_dims(x, spectrum, dims)
-    check_boundary(boundary)
-    if x.numel() == 0:  # torch.fft rejects empty tensors
+    h, eigenvalues, dim = _prepared(x, spectrum, boundary, dims)
+    if x.numel() == 0:
         return x.sum(dim)
-    h = _computable(x)
-    eigenvalues = spectrum.to(dtype=h.dtype)
     if boundary == "open":
-        return (_sine_transform(h, dim).square() * eigenvalues).sum(dim).to(x.dtype)
-    if _is_constant(eigenvalues):
-        return _Form.apply(h, eigenvalues, dim).to(x.dtype)
-    return _form(h, eigenvalues, dim).to(x.dtype)
+        form = (_sine_transform(h, dim).square() * eigenvalues).sum(dim)
+    elif _is_constant(eigenvalues):
+        form = _Form.apply(h, eigenvalues, dim)
+    else:
+        form = _form(h, eigenvalues, dim)
+    return form.to(x.dtype)
+
+
+def _prepared(
+    x: Tensor, spectrum: Tensor, boundary: str, dims: int | None
+) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+    """Field and spectrum in a precision that has transforms; the lattice's dimensions."""
+    check_boundary(boundary)
+    count = spectrum.dim() if dims is None else dims
+    sides = spectrum.shape[spectrum.dim() - count :]
+    if x.dim() < count or x.shape[x.dim() - count :] != sides:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}; accepted: any batch shape followed by the spectrum's, "
+            f"{tuple(sides)}"
+        )
+    h = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    return h, spectrum.to(dtype=h.dtype), tuple(range(-count, 0))
+
+
+# On a periodic lattice
 
 
 def _apply(h: Tensor, eigenvalues: Tensor, dim: tuple[int, ...]) -> Tensor:
-    """On a periodic lattice, by two real transforms."""
+    """A h by two real transforms."""
     waves = torch.fft.rfftn(h, dim=dim) * _half(eigenvalues)
     return torch.fft.irfftn(waves, s=eigenvalues.shape[dim[0] :], dim=dim)
 
 
 def _form(h: Tensor, eigenvalues: Tensor, dim: tuple[int, ...]) -> Tensor:
-    """On a periodic lattice, by one real transform."""
+    """h^T A h by one real transform."""
     waves = torch.view_as_real(torch.fft.rfftn(h, dim=dim, norm="ortho"))
     weights = (_half(eigenvalues) * _multiplicity(eigenvalues.shape[-1], h)).unsqueeze(-1)
     return (waves.square() * weights).sum((*(d - 1 for d in dim), -1))
 
 
 def _is_constant(eigenvalues: Tensor) -> bool:
-    """Whether nobody can ask for the derivative with respect to them."""
-    inside = torch._C._functorch.is_functorch_wrapped_tensor(eigenvalues)
-    if eigenvalues.requires_grad or inside or torch.compiler.is_compiling():
-        return False
-    return forward_ad.unpack_dual(eigenvalues).tangent is None
+    """Whether only the derivative with respect to the field can be asked for."""
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(eigenvalues)
+    return not eigenvalues.requires_grad and not wrapped and takes_own_functions()
+
+
+def _operator(h: Tensor, eigenvalues: Tensor, dim: tuple[int, ...]) -> Tensor:
+    """A h."""
+    if _is_constant(eigenvalues):
+        applied: Tensor = _Symmetric.apply(h, eigenvalues, dim)
+        return applied
+    return _apply(h, eigenvalues, dim)
+
+
+def _in_parts(
+    function: Callable[..., Tensor], h: Tensor, eigenvalues: Tensor, dim: tuple[int, ...]
+) -> Tensor:
+    """A function of each field, on threads where there are many fields and one spectrum."""
+    if eigenvalues.dim() > len(dim) or h.dim() == len(dim):
+        return function(h, eigenvalues, dim)
+    return by_fields(lambda part: function(part, eigenvalues, dim), h)
 
 
 class _Symmetric(torch.autograd.Function):
@@ -134,27 +159,16 @@ class _Symmetric(torch.autograd.Function):
     @staticmethod
     @remember_signature
     def forward(h: Tensor, eigenvalues: Tensor, dim: tuple[int, ...]) -> Tensor:
-        """A h."""
-        if eigenvalues.dim() > len(dim) or h.dim() == len(dim):  # one for each field, one field
-            return _apply(h, eigenvalues, dim)
-        return by_fields(lambda part: _apply(part, eigenvalues, dim), h)
+        return _in_parts(_apply, h, eigenvalues, dim)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        """The operator."""
         _, eigenvalues, ctx.dim = inputs
         ctx.save_for_backward(eigenvalues)
-        ctx.save_for_forward(eigenvalues)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        """A times the gradient."""
-        return _Symmetric.apply(gradients[0], *ctx.saved_tensors, ctx.dim), None, None
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        """A times the tangent."""
-        return _Symmetric.apply(tangents[0], *ctx.saved_tensors, ctx.dim)
+        return _operator(gradients[0], *ctx.saved_tensors, ctx.dim), None, None
 
 
 class _Form(torch.autograd.Function):
@@ -165,30 +179,32 @@ class _Form(torch.autograd.Function):
     @staticmethod
     @remember_signature
     def forward(h: Tensor, eigenvalues: Tensor, dim: tuple[int, ...]) -> Tensor:
-        """The form."""
-        if eigenvalues.dim() > len(dim) or h.dim() == len(dim):
-            return _form(h, eigenvalues, dim)
-        return by_fields(lambda part: _form(part, eigenvalues, dim), h)
+        return _in_parts(_form, h, eigenvalues, dim)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        """Field and operator."""
         h, eigenvalues, ctx.dim = inputs
         ctx.save_for_backward(h, eigenvalues)
-        ctx.save_for_forward(h, eigenvalues)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        """2 A h times the gradient."""
         h, eigenvalues = ctx.saved_tensors
         scale = 2 * gradients[0].reshape(*gradients[0].shape, *[1] * len(ctx.dim))
-        return (scale * _Symmetric.apply(h, eigenvalues, ctx.dim)).sum_to_size(h.shape), None, None
+        return (scale * _operator(h, eigenvalues, ctx.dim)).sum_to_size(h.shape), None, None
 
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        """2 h^T A times the tangent."""
-        h, eigenvalues = ctx.saved_tensors
-        return 2 * (_Symmetric.apply(h, eigenvalues, ctx.dim) * tangents[0]).sum(ctx.dim)
+
+def _half(spectrum: Tensor) -> Tensor:
+    """The part of a spectrum that belongs to the modes of a real FFT."""
+    return spectrum[..., : spectrum.shape[-1] // 2 + 1]
+
+
+def _multiplicity(side: int, like: Tensor) -> Tensor:
+    """How often each mode of a real FFT stands in the full one: 1 for k = 0, n / 2, else 2."""
+    weights = like.new_full((side // 2 + 1,), 2.0)
+    weights[0] = 1.0
+    if side % 2 == 0:
+        weights[-1] = 1.0
+    return weights
 
 
 def neighbour_spectrum(
@@ -228,18 +244,7 @@ def neighbour_spectrum(
     return total
 
 
-def _half(spectrum: Tensor) -> Tensor:
-    """The part of a periodic spectrum that belongs to the modes of a real FFT."""
-    return spectrum[..., : spectrum.shape[-1] // 2 + 1]
-
-
-def _multiplicity(side: int, like: Tensor) -> Tensor:
-    """How often each mode of a real FFT stands in the full one: 1 for k = 0, n / 2, else 2."""
-    weights = like.new_full((side // 2 + 1,), 2.0)
-    weights[0] = 1.0
-    if side % 2 == 0:
-        weights[-1] = 1.0
-    return weights
+# On an open lattice
 
 
 def _sine_transform(x: Tensor, dims: Sequence[int]) -> Tensor:
@@ -267,20 +272,3 @@ def _sines(side: int) -> Any:
     """The matrix of the sine transform, in float64."""
     k = np.arange(1, side + 1)
     return math.sqrt(2 / (side + 1)) * np.sin(math.pi / (side + 1) * np.outer(k, k))
-
-
-def _computable(x: Tensor) -> Tensor:
-    """The field in a precision that has Fourier transforms: float32 for what is shorter."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
-def _lattice_dims(x: Tensor, spectrum: Tensor, dims: int | None) -> tuple[int, ...]:
-    """The lattice's dimensions, counted from the last; raises if x is no field of the spectrum."""
-    count = spectrum.dim() if dims is None else dims
-    sides = spectrum.shape[spectrum.dim() - count :]
-    if x.dim() < count or x.shape[x.dim() - count :] != sides:
-        raise ValueError(
-            f"x has shape {tuple(x.shape)}; accepted: any batch shape followed by the spectrum's, "
-            f"{tuple(sides)}"
-        )
-    return tuple(range(-count, 0))

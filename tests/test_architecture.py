@@ -22,13 +22,14 @@ NAME = pyro_neuralrg.__name__
 
 ORDER = (
     "arguments",
-    "signatures",
+    "autograd",
     "runtime",
     "files",
     "statistics",
     "bases",
     "lattice",
     "spectral",
+    "compiled",
     "transforms",
     "distributions",
     "observables",

@@ -202,14 +202,23 @@ class ModelTarget(Target):
         if self._transport is not None:
             return self._transport.energy_and_grad(positions)
         params = self._params(positions)
-        evaluate = torch.func.grad_and_value(self._potential_fn)
         with pyro.validation_enabled(False):
             if self._vectorised:
-                gradients, energy = torch.func.vmap(evaluate)(params)
+                gradients, energy = self._all_at_once(params)
             else:
                 gradients, energy = self._one_by_one(params)
         flat = [gradients[name].reshape(len(positions), -1) for name in self.sites]
         return energy.detach().double(), torch.cat(flat, -1).detach()
+
+    def _all_at_once(self, params: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        """By autograd outside of vmap: compiled couplings know vmap, but not torch.func.grad."""
+        leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
+        with torch.enable_grad():
+            energy = torch.func.vmap(self._potential_fn)(leaves)
+            found = torch.autograd.grad(
+                energy.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True
+            )
+        return dict(zip(leaves, found, strict=True)), energy
 
     def _one_by_one(self, params: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
         gradients: dict[str, list[Tensor]] = {name: [] for name in params}

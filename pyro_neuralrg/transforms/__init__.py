@@ -9,7 +9,6 @@ from pyro_neuralrg.transforms.bijectors import (
     BlockFactory,
     BlockLayout,
     LayerFactory,
-    Linear,
     Neighbour,
     RealNVP,
 )
@@ -33,7 +32,6 @@ __all__ = [
     "LatticeTransform",
     "LayerFactory",
     "LearnedSpectrum",
-    "Linear",
     "Neighbour",
     "RealNVP",
     "conditional_hierarchical_flow",

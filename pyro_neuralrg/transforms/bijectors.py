@@ -26,19 +26,6 @@ from torch.distributions import Transform
 from pyro_neuralrg.arguments import as_integer
 from pyro_neuralrg.transforms.base import LatticeTransform
 from pyro_neuralrg.transforms.coupling import Couplings, neighbour_coupling, realnvp_block
-from pyro_neuralrg.transforms.linear import BlockMatrices
-
-__all__ = [
-    "BIJECTORS",
-    "Bijector",
-    "BlockFactory",
-    "BlockLayout",
-    "LayerFactory",
-    "Linear",
-    "Neighbour",
-    "RealNVP",
-    "as_bijector",
-]
 
 
 @dataclass(frozen=True)
@@ -144,22 +131,6 @@ class Neighbour:
 
 
 @dataclass(frozen=True)
-class Linear:
-    """A matrix for each block: see :class:`~pyro_neuralrg.transforms.linear.BlockMatrices`.
-
-    With ``weights="block"`` each place has its own, so that the flow is a Gaussian whose
-    correlations differ from place to place: a smooth field seen here and hidden there. It takes no
-    account of a context.
-    """
-
-    name: ClassVar[str] = "linear"
-
-    def build(self, layout: BlockLayout) -> LatticeTransform:
-        """One matrix shared by all blocks, or one for each."""
-        return BlockMatrices(layout.size, layout.count, per_block=layout.per_block)
-
-
-@dataclass(frozen=True)
 class BlockFactory:
     """A user's block: ``factory(size)`` returns a TransformModule of event shape ``(size,)``."""
 
@@ -189,7 +160,6 @@ class LayerFactory:
 BIJECTORS: dict[str, type[Any]] = {
     RealNVP.name: RealNVP,
     Neighbour.name: Neighbour,
-    Linear.name: Linear,
 }
 
 
@@ -267,7 +237,7 @@ def _refuse_per_block(layout: BlockLayout, what: str) -> None:
     if layout.per_block:
         raise ValueError(
             f"weights is 'block', but {what} acts on all blocks of a layer at once; "
-            "accepted: 'scale' or 'shared', or a block bijector such as 'realnvp' or 'linear'"
+            "accepted: 'scale' or 'shared', or a block bijector such as 'realnvp'"
         )
 
 

@@ -101,7 +101,7 @@ def _couple_with_score_in_one_graph(
 
 def _live(moved: Tensor, ones: Tensor, live: Tensor | None) -> tuple[Tensor, Tensor]:
     """Without the sites that are not there."""
-    return (moved, ones) if live is None else (moved * live[..., None], ones * live[..., None])
+    return (moved, ones) if live is None else (moved * live, ones * live)
 
 
 EAGER = Operations(couple, couple_with_score)

@@ -15,10 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Affine", "AffineTanh", "Elementwise", "SinhArcsinh"]
-
-INVERSE_STEPS = 60
-"""Of the bracketed Newton iteration, at most."""
+from pyro_neuralrg.compiled import INVERSE_STEPS
 
 COMPILED_STEPS = 48
 """Of the same in compiled code, which cannot stop early: 42 is the most that was seen, for steps a

@@ -424,7 +424,7 @@ def hierarchical_flow(
         shape: lattice shape, one to three sides >= 1.
         circuit: "mera", "tree" or "brickwork"; see :func:`~pyro_neuralrg.lattice.make_circuit`.
         bijector: "neighbour" (couplings that see the neighbouring blocks), "realnvp" (the paper's
-            block), "linear" (a matrix), a factory of :mod:`~pyro_neuralrg.transforms.bijectors`
+            block), a factory of :mod:`~pyro_neuralrg.transforms.bijectors`
             such as ``RealNVP(layers=4)``, or a callable ``size -> TransformModule``.
         depth: number of scales, or of layers of a brickwork; default: all.
         boundary: "periodic" or "open".

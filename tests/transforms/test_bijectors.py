@@ -36,7 +36,7 @@ def test_names_mappings_and_factories() -> None:
 
 @pytest.mark.parametrize("name", BIJECTORS)
 def test_configuration_of_a_factory(name: str) -> None:
-    options = {} if name == "linear" else {"layers": 3, "hidden": (7,)}
+    options = {"layers": 3, "hidden": (7,)}
     bijector = as_bijector({"name": name, **options})
     assert as_bijector(bijector_config(bijector)) == bijector
 

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from pyro_neuralrg import IsingDual
+from pyro_neuralrg.compiled import operation
 from pyro_neuralrg.runtime import threads
 from pyro_neuralrg.transforms import (
     HierarchicalFlow,
     LatticeTransform,
     Neighbour,
     RealNVP,
-    compiled,
     conditional_hierarchical_flow,
     coupling_sequence,
     hierarchical_flow,
@@ -416,14 +416,14 @@ def test_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
     """It says so once, and gives the same numbers to rounding."""
     flow, _, z = prepared("odd")
     expected = flow(z)
-    monkeypatch.setattr(compiled.importlib.util, "find_spec", lambda name: None)
-    compiled._has_numba.cache_clear()
+    monkeypatch.setattr(operation.importlib.util, "find_spec", lambda name: None)
+    operation._has_numba.cache_clear()
     try:
         with pytest.warns(UserWarning, match="numba is not installed"):
             found = flow(z.clone())
         flow(z.clone())  # said once
     finally:
-        compiled._has_numba.cache_clear()
+        operation._has_numba.cache_clear()
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
@@ -448,8 +448,8 @@ def test_spawned_processes() -> None:
 def test_the_default_flow_is_compiled() -> None:
     """Or all of this would compare the reference with itself."""
     flow = IsingDual((4, 4)).flow()
-    assert compiled.is_compiled(flow._couplings(None), torch.randn(16, 3))
-    assert compiled.is_compiled(flow.float()._couplings(None), torch.randn(16, 3).float())
+    assert operation.is_compiled(flow._couplings(None), torch.randn(16, 3))
+    assert operation.is_compiled(flow.float()._couplings(None), torch.randn(16, 3).float())
 
 
 def test_registry_through_the_reference() -> None:

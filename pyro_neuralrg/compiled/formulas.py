@@ -1,16 +1,17 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers of the compiled couplings, the layout of their memory, and formulas on its rows."""
+"""Formulas of the compiled couplings on rows of the working memory, and matrix products."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numba import njit
 
-from pyro_neuralrg.transforms.networks import HEIGHT_GAIN
-from pyro_neuralrg.transforms.vectors import (
+from pyro_neuralrg.compiled import HEIGHT_GAIN
+from pyro_neuralrg.compiled.program import CHUNK
+from pyro_neuralrg.compiled.vectors import (
     OUTERS,
     PRODUCTS,
     VECTOR_BYTES,
@@ -22,163 +23,17 @@ from pyro_neuralrg.transforms.vectors import (
     where,
 )
 
-TILE = 32
-"""Columns of a tile."""
-CHUNK = 512
-"""Columns of a chunk, cells times columns of a tile: its values fit into the second-level cache."""
-AT_ONCE = CHUNK // TILE
-"""Cells of a chunk."""
-PARAMETERS, INPUTS, MOVED, CELLS, SEEN, TARGETS, UNITS, SITES, KEPT = range(9)
-"""Columns of ``Program.couplings``."""
-TANH, ELU = range(2)
-"""Activations."""
-
 OPTIONS: dict[str, Any] = {"error_model": "numpy", "boundscheck": False}
 PASS = {**OPTIONS, "nogil": True, "cache": True}
 """Of functions that Python calls."""
 PART = {**OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 """Of functions that only others call, which then compile faster."""
-ONE, YES, NO = np.int64(1), np.int64(1), np.int64(0)
+ZERO, ONE = np.int64(0), np.int64(1)
+NO, YES = ZERO, ONE
 
 _product_6, _product_2, _product_1 = (PRODUCTS[r, VECTORS] for r in (6, 2, 1))
 _product_6_narrow, _product_1_narrow = PRODUCTS[6, 1], PRODUCTS[1, 1]
 _outer_4_6, _outer_4_1, _outer_1_1 = OUTERS[4, 6], OUTERS[4, 1], OUTERS[1, 1]
-
-
-class Program(NamedTuple):
-    """Couplings as numbers, in the order of generation.
-
-    Attributes:
-        couplings: one row each: start in the parameters, inputs of the network of one cell, sites
-            moved in one cell, cells, start in ``seen``, start in ``targets``, start among the
-            units, start among the biases of sites, start among the rows kept for the backward pass.
-        seen: rows of the state that the network of a cell sees, ``(cells, inputs)`` a coupling.
-        targets: rows that are moved, ``(cells, moved)`` a coupling; -1 for one that is not there.
-        widths: units of the hidden layers.
-        rows: of the state, without the row of zeros.
-        kept: rows that are kept for the backward pass.
-        terms: tanh terms of each map.
-        odd: 1 if the maps commute with x -> -x.
-        activation: TANH or ELU.
-        work: length of the working memory.
-    """
-
-    couplings: Any
-    seen: Any
-    targets: Any
-    widths: Any
-    rows: int
-    kept: int
-    terms: int
-    odd: int
-    activation: int
-    work: int
-
-
-class Weights(NamedTuple):
-    """What the networks are made of, or their gradients, each empty if there is none.
-
-    Attributes:
-        parameters: of each coupling the matrix and the biases of each hidden layer, of ``place``
-            and of ``form``; steepness before its softplus ``(terms, moved)``; bounds of the
-            log-scales ``(moved,)``.
-        sites: biases of the cells, ``(units, cells)`` a coupling.
-        gains, shifts: what a context does to the units, ``(units, columns)``, whole tiles.
-    """
-
-    parameters: Any
-    sites: Any
-    gains: Any
-    shifts: Any
-
-
-class Layout(NamedTuple):
-    """Where the rows of one chunk begin in the working memory.
-
-    Attributes:
-        x: inputs of the network.
-        hidden: units of the hidden layers, one after the other.
-        raw: units and heads before the gains of a context.
-        last: what the heads see: the last hidden layer, or the inputs.
-        square: the squares of it.
-        place: shift and centres of the tanh terms.
-        form: log-scales and heights before their bounds.
-        v: what is moved.
-        value, slope: of the map at v.
-        q, scale: tanh of the form, and the exponential of the log-scale.
-        height, gate, rise: of the tanh terms; the slope of the height's softplus; tanh at v.
-        a, b: gradients of the value and of the logarithm of the slope.
-        d_place, d_form, d_v, d_steepness, d_bound: gradients.
-        d_hidden, d_below: gradients of one layer and of the one below it.
-        ones: a row of ones.
-        end: behind all of this.
-    """
-
-    x: int
-    hidden: int
-    raw: int
-    last: int
-    square: int
-    place: int
-    form: int
-    v: int
-    value: int
-    slope: int
-    q: int
-    scale: int
-    height: int
-    gate: int
-    rise: int
-    a: int
-    b: int
-    d_place: int
-    d_form: int
-    d_v: int
-    d_steepness: int
-    d_bound: int
-    d_hidden: int
-    d_below: int
-    ones: int
-    end: int
-
-
-@njit(**PASS)
-def lay_out(inputs, widths, moved, terms):
-    """The layout of a coupling."""
-    heads = (1 + terms) * moved
-    total, widest = 0, max(inputs, 2 * heads)
-    for width in widths:
-        total += width
-        widest = max(widest, width)
-    width = widths[-1] if len(widths) else inputs
-    hidden = inputs
-    raw = hidden + total
-    last = hidden + total - width if len(widths) else 0
-    square = raw + total + 2 * heads
-    place = square + width
-    form = place + heads
-    v = form + heads
-    value, slope, q, scale = v + moved, v + 2 * moved, v + 3 * moved, v + 4 * moved
-    height = v + 5 * moved
-    gate = height + terms * moved
-    rise = gate + terms * moved
-    a = rise + terms * moved
-    b = a + moved
-    d_place = b + moved
-    d_form = d_place + heads
-    d_v = d_form + heads
-    d_steepness = d_v + moved
-    d_bound = d_steepness + terms * moved
-    d_hidden = d_bound + moved
-    d_below = d_hidden + widest
-    ones = d_below + widest
-    n = CHUNK
-    return Layout(
-        0, hidden * n, raw * n, last * n, square * n, place * n, form * n, v * n, value * n,
-        slope * n, q * n, scale * n, height * n, gate * n, rise * n, a * n, b * n, d_place * n,
-        d_form * n, d_v * n, d_steepness * n, d_bound * n, d_hidden * n, d_below * n, ones * n,
-        (ones + 1) * n,
-    )  # fmt: skip
 
 
 # Formulas on rows

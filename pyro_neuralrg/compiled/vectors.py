@@ -46,6 +46,17 @@ LN2_HIGH = 0.693359375
 LN2_LOW = -2.121944400546905827679e-4
 
 
+def _operation(name: str, *first: str, swapped: bool = False, **options: Any) -> Any:
+    """A method that calls one of the builder's."""
+
+    def method(self: Lanes, other: Any) -> Lanes:
+        pair = self.value, self._other(other)
+        pair = pair[::-1] if swapped else pair
+        return self.new(getattr(self.builder, name)(*first, *pair, **options))
+
+    return method
+
+
 class Lanes:
     """A vector of numbers (or of truth values) in the code that is being written."""
 
@@ -58,62 +69,31 @@ class Lanes:
 
     def constant(self, number: float) -> Any:
         """A number in all lanes."""
-        return ir.Constant(self.value.type, [number] * self.value.type.count)
+        return _spread(self.value.type, number)
 
     def _other(self, other: Any) -> Any:
         return other.value if isinstance(other, Lanes) else self.constant(float(other))
 
-    def __add__(self, other: Any) -> Lanes:
-        return self.new(self.builder.fadd(self.value, self._other(other), flags=CONTRACT))
-
-    def __sub__(self, other: Any) -> Lanes:
-        return self.new(self.builder.fsub(self.value, self._other(other), flags=CONTRACT))
-
-    def __mul__(self, other: Any) -> Lanes:
-        return self.new(self.builder.fmul(self.value, self._other(other), flags=CONTRACT))
-
-    def __truediv__(self, other: Any) -> Lanes:
-        return self.new(self.builder.fdiv(self.value, self._other(other)))
-
-    def __radd__(self, other: float) -> Lanes:
-        return self + other
-
-    def __rmul__(self, other: float) -> Lanes:
-        return self * other
-
-    def __rsub__(self, other: float) -> Lanes:
-        return self.new(self.builder.fsub(self.constant(float(other)), self.value, flags=CONTRACT))
-
-    def __rtruediv__(self, other: float) -> Lanes:
-        return self.new(self.builder.fdiv(self.constant(float(other)), self.value))
+    __add__ = __radd__ = _operation("fadd", flags=CONTRACT)
+    __sub__ = _operation("fsub", flags=CONTRACT)
+    __rsub__ = _operation("fsub", swapped=True, flags=CONTRACT)
+    __mul__ = __rmul__ = _operation("fmul", flags=CONTRACT)
+    __truediv__ = _operation("fdiv")
+    __rtruediv__ = _operation("fdiv", swapped=True)
+    __lt__ = _operation("fcmp_ordered", "<")
+    __gt__ = _operation("fcmp_ordered", ">")
+    __le__ = _operation("fcmp_ordered", "<=")
+    __and__ = _operation("and_")
+    __or__ = _operation("or_")
 
     def __neg__(self) -> Lanes:
         return self.new(self.builder.fneg(self.value))
 
-    def __lt__(self, other: Any) -> Lanes:
-        return self.new(self.builder.fcmp_ordered("<", self.value, self._other(other)))
-
-    def __gt__(self, other: Any) -> Lanes:
-        return self.new(self.builder.fcmp_ordered(">", self.value, self._other(other)))
-
-    def __le__(self, other: Any) -> Lanes:
-        return self.new(self.builder.fcmp_ordered("<=", self.value, self._other(other)))
-
-    def __and__(self, other: Lanes) -> Lanes:
-        return self.new(self.builder.and_(self.value, other.value))
-
-    def __or__(self, other: Lanes) -> Lanes:
-        return self.new(self.builder.or_(self.value, other.value))
-
     def __abs__(self) -> Lanes:
-        kind = self.value.type
+        kind, module = self.value.type, self.builder.module
         name = f"llvm.fabs.v{kind.count}{self.digits.name}"
-        function = ir.FunctionType(kind, [kind])
-        return self.new(
-            self.builder.call(
-                cgutils.get_or_insert_function(self.builder.module, function, name), [self.value]
-            )
-        )
+        call = cgutils.get_or_insert_function(module, ir.FunctionType(kind, [kind]), name)
+        return self.new(self.builder.call(call, [self.value]))
 
 
 def where(condition: Lanes, yes: Any, no: Any) -> Lanes:
@@ -188,7 +168,7 @@ def tanh(x: Lanes) -> Lanes:
     return x * above / below
 
 
-def _spread(kind: Any, number: int) -> Any:
+def _spread(kind: Any, number: float) -> Any:
     return ir.Constant(kind, [number] * kind.count)
 
 
@@ -276,10 +256,9 @@ def rowwise(formula: Callable[..., Any]) -> Any:
             write = _Writer(context, builder, kinds[0][0][0])
 
             def rows(kind: Any, value: Any) -> list[Any]:
-                pairs = [(kind[i], builder.extract_value(value, i)) for i in range(len(kind))]
                 return [
-                    write.row(k[0], builder.extract_value(v, 0), builder.extract_value(v, 1))
-                    for k, v in pairs
+                    write.row(k[0], *(builder.extract_value(value, [i, part]) for part in (0, 1)))
+                    for i, k in enumerate(kind)
                 ]
 
             sources, targets = rows(kinds[0], args[0]), rows(kinds[1], args[1])

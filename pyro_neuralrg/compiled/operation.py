@@ -1,0 +1,307 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""A sequence of couplings as one operation on a CPU: a node of autograd's graph, tiles on threads.
+
+Of all that the couplings compute, only the values that each overwrites are kept. Gradients that are
+differentiated again, forward-mode derivatives, the transforms of ``torch.func`` but for ``vmap``,
+accelerators and ``torch.compile`` take the reference, ``sequence.reference``.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd import forward_ad
+
+from pyro_neuralrg.autograd import remember_signature, takes_own_functions
+from pyro_neuralrg.compiled.program import TILE, Weights, program_of
+from pyro_neuralrg.runtime.threads import share
+
+Tensors = Sequence[Tensor | None]
+"""Field ``(rows, n)``, arrays of the networks, biases of sites, gains and shifts of a context."""
+DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
+GROUPS = 8
+"""Parts of a batch that threads share; each adds up its own gradient of the weights, so that sums
+do not depend on the number of threads."""
+ANNOUNCED_AFTER = 1.0
+"""Seconds after which a first call says that it compiles."""
+
+
+def is_compiled(sequence: Any, h: Tensor) -> bool:
+    """Whether the compiled loops can serve these couplings and this field."""
+    options = sequence.options
+    return (
+        h.device.type == "cpu"
+        and h.dtype in DTYPES
+        and h.shape[-1] > 0
+        and options.activation in ("tanh", "elu")
+        and not (options.odd and options.separate)
+        and takes_own_functions()
+        and _has_numba()
+    )
+
+
+@functools.cache
+def _has_numba() -> bool:
+    if importlib.util.find_spec("numba") is not None:
+        return True
+    warnings.warn(
+        "numba is not installed: couplings run in plain torch, several times slower", stacklevel=2
+    )
+    return False
+
+
+def couple(
+    sequence: Any,
+    tensors: Tensors,
+    inverse: bool = False,
+    score: Tensor | None = None,
+    want_context: bool = False,
+) -> tuple[Tensor, ...]:
+    """z to x, or x to z if ``inverse``, with ladj ``(n,)`` and the score of x, if one is given.
+
+    Returns:
+        Field, ladj, score and gradients of gains and shifts, the last three empty if not wanted.
+        With a score, all but the field are constants.
+    """
+    inside = torch._C._functorch.maybe_current_level() is not None
+    free = inside or any(t is not None and t.requires_grad for t in tensors)
+    store = torch.is_grad_enabled() and free
+    score = None if score is None else score.detach()
+    found: Any = _Couple.apply(*tensors, score, sequence, inverse, want_context, store)
+    return tuple(found[:5])
+
+
+class _Couple(torch.autograd.Function):
+    """As :func:`couple`, and what is kept to go back."""
+
+    @staticmethod
+    @remember_signature
+    def forward(*args: Any) -> Any:
+        *tensors, score, sequence, inverse, want_context, store = args
+        return _advance(sequence, tensors, inverse, store, score, want_context)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        *tensors, score, ctx.sequence, ctx.inverse, _, _ = inputs
+        out, ladj, *others = output
+        ctx.mark_non_differentiable(*others, *([] if score is None else [ladj]))
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors, out, others[-1])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        *tensors, out, kept = ctx.saved_tensors
+        d_out, d_ladj = gradients[:2]
+        wants = ctx.needs_input_grad[:5]
+        found: Sequence[Tensor | None] = [None] * 5
+        if d_out is not None or d_ladj is not None:
+            d_out = torch.zeros_like(out) if d_out is None else d_out
+            d_ladj = out.new_zeros(out.shape[-1]) if d_ladj is None else d_ladj
+            batched = map(torch._C._functorch.is_legacy_batchedtensor, (d_out, d_ladj))
+            if torch.is_grad_enabled() or forward_ad._current_level >= 0 or any(batched):
+                found = _pull_reference(ctx, tensors, wants, d_out, d_ladj)
+            else:
+                back = ctx.sequence, tensors, ctx.inverse, wants, out, kept, d_out, d_ladj
+                found = [
+                    g if want else None for g, want in zip(_go_back(*back), wants, strict=True)
+                ]
+        return *found, None, None, None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        """The batch joins the columns, unless the couplings themselves are batched."""
+        *tensors, score, sequence, inverse, _, store = args
+        if score is not None:
+            raise NotImplementedError("the pass with the score knows no vmap")
+        h, arrays, sites, gains, shifts = tensors
+        if in_dims[1] is not None or in_dims[2] is not None:
+            reference = functools.partial(sequence.reference, inverse=inverse)
+            of_each = torch.func.vmap(lambda *own: reference(own), tuple(in_dims[:5]))
+            nothing = h.new_empty(0)
+            return (*of_each(*tensors), *[nothing] * 4), (0, 0, *[None] * 4)
+        size = info.batch_size
+        fold = functools.partial(_fold, size=size)
+        folded = (
+            fold(h, in_dims[0]),
+            arrays,
+            sites,
+            fold(gains, in_dims[3]),
+            fold(shifts, in_dims[4]),
+        )
+        out, ladj, *others = _Couple.apply(*folded, score, sequence, inverse, False, store)
+        out, ladj = (part.unflatten(-1, (size, -1)) for part in (out, ladj))
+        return (out, ladj, *others), (out.dim() - 2, 0, *[None] * 4)
+
+
+def _fold(tensor: Tensor | None, dim: int | None, size: int) -> Tensor | None:
+    """``(..., n)`` with a batch at ``dim`` to ``(..., size * n)``."""
+    if tensor is None:
+        return None
+    if dim is None:
+        shape = (*tensor.shape[:-1], size, tensor.shape[-1])
+        return tensor.unsqueeze(-2).expand(shape).flatten(-2)
+    return tensor.movedim(dim, -2).flatten(-2)
+
+
+def _pull_reference(
+    ctx: Any, tensors: Tensors, wants: Sequence[bool], d_out: Tensor, d_ladj: Tensor
+) -> list[Tensor | None]:
+    """The gradient in plain torch, which can be differentiated again."""
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():  # views: the field may depend on the arrays
+        own = [
+            t.view_as(t) if t is not None and want else t
+            for t, want in zip(tensors, wants, strict=True)
+        ]
+        results = ctx.sequence.reference(own, ctx.inverse)
+    wanted = [t for t, want in zip(own, wants, strict=True) if t is not None and want]
+    found = iter(torch.autograd.grad(results, wanted, (d_out, d_ladj), create_graph=again))
+    return [next(found) if want else None for want in wants]
+
+
+# Calls of the kernels
+
+
+class _Call:
+    """Numbers of one call: columns in whole tiles, flat tensors for the kernels."""
+
+    def __init__(self, sequence: Any, tensors: Tensors) -> None:
+        from pyro_neuralrg.compiled import kernels
+
+        h, arrays, sites, gains, shifts = tensors
+        assert h is not None
+        self.kernels: Any = kernels
+        self.sequence = sequence
+        self.like, self.n = h.detach(), h.shape[-1]
+        self.tiles = -(-self.n // TILE)
+        self.groups = min(GROUPS, self.tiles)
+        self.columns = self.tiles * TILE
+        whole = self.padded(gains), self.padded(shifts)
+        self.weights = [self.flat(part) for part in (arrays, sites, *whole)]
+
+    def flat(self, tensor: Tensor | None) -> Tensor:
+        """A flat tensor, the same memory if it can be; an empty one for None."""
+        if tensor is None:
+            return self.like.new_empty(0)
+        return tensor.detach().contiguous().view(-1)
+
+    def padded(self, tensor: Tensor | None) -> Tensor | None:
+        """Columns up to a whole tile, with zeros behind the last one."""
+        if tensor is None or tensor.shape[-1] == self.columns:
+            return tensor
+        return torch.nn.functional.pad(tensor.detach(), (0, self.columns - self.n))
+
+    def sums(self, which: slice, wanted: bool, *groups: int) -> list[Tensor]:
+        """Zeros for gradients of some of the weights; empty if these are not wanted."""
+        return [self.like.new_zeros(*groups, len(w) * wanted) for w in self.weights[which]]
+
+    def of_context(self, sums: Sequence[Tensor]) -> list[Tensor]:
+        """Gradients of gains and shifts, ``(units, n)``."""
+        return [part.view(-1, self.columns)[:, : self.n] for part in sums]
+
+    def over_tiles(self, work: Callable[..., Any], *tensors: Tensor | None) -> None:
+        """Call ``work(program, weights, group, first, last, *arrays)`` for each group of tiles.
+
+        On torch's number of threads; not at all for tensors that have a shape, but no memory.
+        """
+        if isinstance(self.like, FakeTensor):
+            return
+        if self.sequence.program is None:
+            self.sequence.program = program_of(self.sequence)
+        weights = Weights(*(tensor.numpy() for tensor in self.weights))
+        arrays = [self.flat(tensor).numpy() for tensor in tensors]
+        cuts = [self.tiles * group // self.groups for group in range(self.groups + 1)]
+
+        def part(group: int) -> None:
+            work(self.sequence.program, weights, group, cuts[group], cuts[group + 1], *arrays)
+
+        with _announced(self.like.dtype):
+            share(part, self.groups)
+
+
+def _advance(
+    sequence: Any,
+    tensors: Tensors,
+    inverse: bool,
+    store: bool,
+    score: Tensor | None,
+    want_context: bool,
+) -> tuple[Tensor, ...]:
+    """Result, ladj, score, gradients of gains and shifts, and what is kept to go back."""
+    call = _Call(sequence, tensors)
+    k, n, empty = call.kernels, call.n, call.like.new_empty
+    out, ladj = empty(sequence.rows, n), empty(call.columns)
+    kept = empty(call.tiles if store else 0, sequence.kept_rows, TILE)
+    new_score = empty(0 if score is None else sequence.rows, n)
+    sums = call.sums(slice(2, 4), want_context)
+
+    def work(p: Any, w: Any, _: int, first: int, last: int, *arrays: Any) -> None:
+        *common, score, new_score, d_gains, d_shifts = arrays
+        if inverse:
+            k.inverse(p, w, n, call.columns, first, last, *common)
+        else:
+            d = Weights(score[:0], score[:0], d_gains, d_shifts)
+            k.forward(p, w, d, n, call.columns, first, last, *common, score, new_score)
+
+    call.over_tiles(work, tensors[0], out, ladj, kept, score, new_score, *sums)
+    return out, ladj[:n].clone(), new_score, *call.of_context(sums), kept
+
+
+def _go_back(
+    sequence: Any,
+    tensors: Tensors,
+    inverse: bool,
+    wants: Sequence[bool],
+    out: Tensor,
+    kept: Tensor,
+    d_out: Tensor,
+    d_ladj: Tensor,
+) -> tuple[Tensor, ...]:
+    """Gradients with respect to the field, arrays, sites, gains and shifts; empty if unwanted."""
+    call = _Call(sequence, tensors)
+    d_h = call.like.new_empty(sequence.rows, call.n)
+    arrays = call.sums(slice(0, 1), wants[1], call.groups)
+    sites = call.sums(slice(1, 2), wants[2], call.groups)
+    sums = call.sums(slice(2, 4), wants[3] or wants[4])
+
+    def work(p: Any, w: Any, group: int, first: int, last: int, *arrays: Any) -> None:
+        *common, parameters, sites, d_gains, d_shifts = arrays
+        own = (total.reshape(call.groups, -1)[group] for total in (parameters, sites))
+        d = Weights(*own, d_gains, d_shifts)
+        call.kernels.pull_back(p, w, d, call.n, call.columns, first, last, inverse, *common)
+
+    common = out, kept, d_out, call.padded(d_ladj), d_h
+    call.over_tiles(work, *common, *arrays, *sites, *sums)
+    return d_h, *(total.sum(0) for total in (*arrays, *sites)), *call.of_context(sums)
+
+
+_known: set[torch.dtype] = set()
+
+
+@contextmanager
+def _announced(dtype: torch.dtype) -> Iterator[None]:
+    """Say so if a first call takes time, since it then compiles."""
+    if dtype in _known:
+        yield
+        return
+    line = "pyro_neuralrg compiles its couplings, once for this machine\n"
+    timer = threading.Timer(ANNOUNCED_AFTER, sys.stderr.write, (line,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        _known.add(dtype)

@@ -1,0 +1,146 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Couplings as numbers, and the layout of the memory in which they are computed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+TILE = 32
+"""Columns of a tile."""
+CHUNK = 512
+"""Columns of a chunk, cells times columns of a tile: its values fit into the second-level cache."""
+
+
+class Program(NamedTuple):
+    """Couplings as numbers, in the order of generation.
+
+    Attributes:
+        couplings: one record each. Of the coupling: ``inputs`` of the network of one cell, sites
+            ``moved`` in one cell, ``cells``, outputs of each of its ``heads``; where its
+            ``parameters``, its rows of ``seen`` and of ``targets``, its ``units``, its biases of
+            ``sites`` and the rows ``kept`` for the backward pass begin. And its rows of the working
+            memory, see :func:`_rows_of_work`.
+        seen: rows of the state that the network of a cell sees, ``(cells, inputs)`` a coupling.
+        targets: rows that are moved, ``(cells, moved)`` a coupling; -1 for one that is not there.
+        widths: units of the hidden layers.
+        rows: of the state, without the row of zeros.
+        kept: rows that are kept for the backward pass.
+        terms: tanh terms of each map.
+        odd: 1 if the maps commute with x -> -x.
+        tanh: 1 if that is the activation, 0 for elu.
+        work: length of the working memory.
+    """
+
+    couplings: Any
+    seen: Any
+    targets: Any
+    widths: Any
+    rows: int
+    kept: int
+    terms: int
+    odd: int
+    tanh: int
+    work: int
+
+
+class Weights(NamedTuple):
+    """What the networks are made of, or their gradients, each empty if there is none.
+
+    Attributes:
+        parameters: of each coupling the matrix and the biases of each hidden layer, of ``place``
+            and of ``form``; steepness before its softplus ``(terms, moved)``; bounds of the
+            log-scales ``(moved,)``.
+        sites: biases of the cells, ``(units, cells)`` a coupling.
+        gains, shifts: what a context does to the units, ``(units, columns)``, whole tiles.
+    """
+
+    parameters: Any
+    sites: Any
+    gains: Any
+    shifts: Any
+
+
+def _rows_of_work(
+    inputs: int, widths: Sequence[int], heads: int, moved: int, terms: int
+) -> dict[str, int]:
+    """Names and numbers of the rows of one chunk in the working memory."""
+    units, widest = sum(widths), max(inputs, 2 * heads, *widths)
+    return {
+        "x": inputs,  # what the network sees
+        "hidden": units,  # units of the hidden layers, one after the other
+        "raw": units + 2 * heads,  # units and heads before the gains of a context
+        "square": widths[-1] if widths else inputs,  # of what the heads see
+        "place": heads,  # shift and centres of the tanh terms
+        "form": heads,  # log-scales and heights before their bounds
+        "v": moved,  # what is moved
+        "value": moved,  # of the map at v
+        "slope": moved,
+        "q": moved,  # tanh of the form
+        "scale": moved,  # exponential of the log-scale
+        "height": terms * moved,  # of the tanh terms
+        "gate": terms * moved,  # slope of the height's softplus
+        "rise": terms * moved,  # tanh at v
+        "a": moved,  # gradient of the value
+        "b": moved,  # of the logarithm of the slope
+        "d_place": heads,
+        "d_form": heads,
+        "d_v": moved,
+        "d_steepness": terms * moved,
+        "d_bound": moved,
+        "d_hidden": widest,  # gradients of one layer
+        "d_below": widest,  # and of the one below it
+        "ones": 1,
+    }
+
+
+def program_of(sequence: Any) -> Program:
+    """The program of a :class:`~pyro_neuralrg.transforms.coupling_sequence.CouplingSequence`."""
+    options = sequence.options
+    records: list[dict[str, int]] = []
+    tables: dict[str, list[Any]] = {"seen": [], "targets": []}
+    kept = work = 0
+    for c in sequence.couplings:
+        starts = {name: sum(map(len, parts)) for name, parts in tables.items()}
+        for name, begin, width in (("seen", c.seen, c.inputs), ("targets", c.target, c.moved)):
+            table = getattr(sequence, name)[begin : begin + width * c.cells]
+            tables[name].append(table.view(width, c.cells).T.flatten())
+        heads = options.heads(c.moved)
+        rows = _rows_of_work(c.inputs, options.widths, heads, c.moved, options.terms)
+        *begins, end = itertools.accumulate(rows.values(), initial=0)
+        layout = {name: row * CHUNK for name, row in zip(rows, begins, strict=True)}
+        last = layout["raw"] - CHUNK * options.widths[-1] if options.widths else layout["x"]
+        records.append(
+            {
+                "inputs": c.inputs,
+                "moved": c.moved,
+                "cells": c.cells,
+                "heads": heads,
+                "parameters": c.start,
+                "units": c.unit,
+                "sites": c.site,
+                "kept": kept,
+                "last": last,  # what the heads see: the last hidden layer, or the inputs
+                **starts,
+                **layout,
+            }
+        )
+        kept, work = kept + c.cells * c.moved, max(work, end * CHUNK)
+    kind = np.dtype([(name, np.int64) for name in records[0]])
+    return Program(
+        couplings=np.array([tuple(record.values()) for record in records], kind),
+        seen=torch.cat(tables["seen"]).numpy(),
+        targets=torch.cat(tables["targets"]).numpy(),
+        widths=np.array(options.widths, np.int64),
+        rows=sequence.rows,
+        kept=kept,
+        terms=options.terms,
+        odd=int(options.is_odd_by_form),
+        tanh=int(options.activation == "tanh"),
+        work=work,
+    )
