@@ -1,25 +1,26 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Integers and numbers that users hand in, checked by one rule: a TypeError, or a ValueError.
+"""Arguments of public functions, checked by one rule: TypeError for a wrong type, else ValueError.
 
-The first for what is no integer or number, the second for one out of bounds. Numbers of NumPy and
-tensors of one entry count as numbers; True, False and strings do not.
+Messages name the argument, the value seen and what is accepted. Numbers of NumPy and tensors of one
+entry count as numbers; True, False and strings do not.
 """
 
 from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Collection
 from typing import Any
 
-__all__ = ["LARGEST_SEED", "as_integer", "check_integer", "check_number", "refuse_without"]
+from torch import Tensor
 
 LARGEST_SEED = 2**63 - 1
 """Of torch's generators, as a signed integer."""
 
 
 def as_integer(value: Any) -> int | None:
-    """An argument as an int, of any integer type, NumPy's for one; None if it is no integer.
+    """An argument of any integer type as an int; None if it is no integer.
 
     Example:
         >>> as_integer(2), as_integer(2.5), as_integer(True)
@@ -35,17 +36,6 @@ def check_integer(
     name: str, value: Any, least: int, most: int | None = None, accepted: str | None = None
 ) -> int:
     """Return ``value`` as an int if it is an integer from ``least`` to ``most``.
-
-    Args:
-        name: of the argument.
-        value: what was given.
-        least: the smallest integer accepted.
-        most: the largest, or None.
-        accepted: what the message says is accepted, if not the bounds.
-
-    Raises:
-        TypeError: if it is no integer.
-        ValueError: if it is out of bounds.
 
     Example:
         >>> import numpy as np
@@ -78,21 +68,13 @@ def check_number(
 
     Args:
         name: of the argument.
-        value: what was given.
+        value: the number.
         accepted: what the message says is accepted.
         above: lower bound, itself not accepted.
         least: lower bound, itself accepted.
         below: upper bound, itself not accepted.
         most: upper bound, itself accepted.
         given: the whole argument, to be shown where ``value`` is a part of it.
-
-    Raises:
-        TypeError: if it is no number.
-        ValueError: if it is out of bounds, infinite or NaN.
-
-    Example:
-        >>> check_number("temperature", 2, "a finite number > 0", above=0)
-        2.0
     """
     message = f"{name} is {(value if given is None else given)!r}; accepted: {accepted}"
     if isinstance(value, str | bytes | bool):
@@ -108,22 +90,23 @@ def check_number(
     return number
 
 
+def check_choice(name: str, value: Any, choices: Collection[str]) -> str:
+    """Return ``value`` if it is one of the choices, else raise a ValueError."""
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} is {value!r}; accepted: {', '.join(choices)}")
+    return value
+
+
+def check_tensor(name: str, value: Any, accepted: str = "a floating tensor") -> Tensor:
+    """Return ``value`` if it is a tensor of a floating dtype, else raise a TypeError."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        seen = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{name} is {seen}; accepted: {accepted}")
+    return value
+
+
 def refuse_without(missing: str, accepted: str, **given: Any) -> None:
-    """See that nothing was given that means something only beside another argument.
-
-    Args:
-        missing: the other argument, which was not given.
-        accepted: what the message says is accepted.
-        **given: by name; None and False were not given.
-
-    Raises:
-        ValueError: naming the first that was.
-
-    Example:
-        >>> refuse_without("checkpoint", "with a folder", every=None, resume=True)
-        Traceback (most recent call last):
-        ValueError: resume is True without checkpoint; accepted: with a folder
-    """
+    """Raise a ValueError for an argument, not None or False, without the ``missing`` one."""
     for name, value in given.items():
         if value is not None and value is not False:
             raise ValueError(f"{name} is {value!r} without {missing}; accepted: {accepted}")

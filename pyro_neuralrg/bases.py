@@ -7,23 +7,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 from torch.distributions import Transform, biject_to, constraints, transform_to
 
-from pyro_neuralrg.arguments import check_number
-
-__all__ = [
-    "NORMAL",
-    "BaseDistribution",
-    "StandardNormal",
-    "TwoModes",
-    "base_from_config",
-    "base_of",
-]
+from pyro_neuralrg.arguments import check_choice, check_number
 
 MAX_SEPARATION = 4.0
 """Farther apart, what lies between the modes is lost in the digits of a double."""
@@ -51,17 +42,9 @@ class StandardNormal:
         """d ln p / dz, of the shape of z."""
         return -z
 
-    def sample(
-        self,
-        shape: Sequence[int],
-        event_dim: int,
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | None = None,
-    ) -> Tensor:
-        """Draw latents of ``shape``, batch and event."""
-        return torch.randn(tuple(shape), generator=generator, dtype=dtype, device=device)
+    def sample(self, shape: Sequence[int], event_dim: int, **options: Any) -> Tensor:
+        """Draw latents of ``shape``, batch and event; ``options`` are those of ``torch.randn``."""
+        return torch.randn(tuple(shape), **options)
 
     def from_normal(self, u: Tensor, event_dim: int) -> tuple[Tensor, Tensor]:
         """Map standard normals u to draws z of the base; ln |det dz/du| of batch shape beside."""
@@ -120,30 +103,18 @@ class TwoModes(StandardNormal):
         m, first = self.separation, _first(z, event_dim)
         return _with_first(-z, m * torch.tanh(m * first) - first, event_dim)
 
-    def sample(
-        self,
-        shape: Sequence[int],
-        event_dim: int,
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | None = None,
-    ) -> Tensor:
-        """Draw latents of ``shape``, batch and event: normals, and a sign for the mode."""
-        options: dict[str, Any] = {"generator": generator, "dtype": dtype, "device": device}
-        z = torch.randn(tuple(shape), **options)
+    def sample(self, shape: Sequence[int], event_dim: int, **options: Any) -> Tensor:
+        """Draw latents of ``shape``: normals, and a sign for the mode."""
+        z = super().sample(shape, event_dim, **options)
         sign = torch.where(torch.rand(z.shape[: z.dim() - event_dim], **options) < 0.5, -1.0, 1.0)
         return _with_first(z, _first(z, event_dim) + self.separation * sign.to(z), event_dim)
 
     def from_normal(self, u: Tensor, event_dim: int) -> tuple[Tensor, Tensor]:
-        """Map standard normals u to draws z of the base; ln |det dz/du| of batch shape beside.
-
-        The increasing, odd map between the two distribution functions, very steep at u = 0.
-        """
+        """Map standard normals to draws by the increasing, odd map, very steep at u = 0."""
         return self._on_first(u, event_dim, self._from_normal)
 
     def to_normal(self, z: Tensor, event_dim: int) -> tuple[Tensor, Tensor]:
-        """Undo :meth:`from_normal`, with the same ln |det dz/du|."""
+        """Undo :meth:`from_normal`."""
         return self._on_first(z, event_dim, self._to_normal)
 
     def _on_first(
@@ -198,17 +169,10 @@ class TwoModes(StandardNormal):
 
 
 def base_from_config(config: Mapping[str, Any]) -> StandardNormal:
-    """Build the base that ``base.config`` describes.
-
-    Raises:
-        ValueError: if there is none of that name.
-    """
+    """Build the base that ``base.config`` describes."""
     numbers = dict(config)
-    name = numbers.pop("name", None)
     kinds = {kind.__name__: kind for kind in (StandardNormal, TwoModes)}
-    if name not in kinds:
-        raise ValueError(f"base is {name!r}; accepted: {', '.join(kinds)}")
-    return kinds[name](**numbers)
+    return kinds[check_choice("base", numbers.pop("name", None), kinds)](**numbers)
 
 
 def base_of(flow: Any) -> StandardNormal:
@@ -228,6 +192,7 @@ class BaseDistribution(dist.TorchDistribution):
             see standard normals u with ``z = base.from_normal(u)``.
     """
 
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
     has_rsample = True
 
     def __init__(
@@ -242,10 +207,8 @@ class BaseDistribution(dist.TorchDistribution):
         self.like = torch.empty(0) if like is None else like.detach().new_empty(0)
         super().__init__(torch.Size(), torch.Size(shape), validate_args=False)
 
-    @property
-    def arg_constraints(self) -> dict[str, constraints.Constraint]:
-        """None: there are no parameters."""
-        return {}
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.base!r}, {tuple(self.event_shape)})"
 
     @constraints.dependent_property(is_discrete=False)
     def support(self) -> constraints.Constraint:

@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 
+from pyro_neuralrg.distributions.flow import flow_dtype_and_device
 from pyro_neuralrg.files.format import FileFormat, one_line
 from pyro_neuralrg.transforms import ConditionalHierarchicalFlow, HierarchicalFlow
-
-__all__ = ["Loaded", "load", "save"]
 
 FORMAT = FileFormat(
     name="pyro_neuralrg.flow",
@@ -30,8 +28,7 @@ FORMAT = FileFormat(
     },
 )
 
-#: What can be saved, by the name that the file has for it.
-KINDS: dict[str, type[HierarchicalFlow] | type[ConditionalHierarchicalFlow]] = {
+KINDS: dict[str, Any] = {
     kind.__name__: kind for kind in (HierarchicalFlow, ConditionalHierarchicalFlow)
 }
 
@@ -71,8 +68,7 @@ def save(
     kind = next((name for name, known in KINDS.items() if isinstance(flow, known)), None)
     if kind is None:
         raise TypeError(
-            f"flow is a {type(flow).__name__}; accepted: {' or '.join(KINDS)} "
-            "(the .flow of a guide)"
+            f"flow is a {type(flow).__name__}; accepted: {' or '.join(KINDS)} (a guide's .flow)"
         )
     try:
         described = json.dumps(dict(metadata or {}))
@@ -80,11 +76,11 @@ def save(
         raise ValueError(
             f"metadata is not JSON data ({error}); accepted: numbers, strings, lists, dicts"
         ) from None
-    weights = flow.state_dict()
+    dtype, _ = flow_dtype_and_device(flow)
     contents = {
         "config": json.dumps({"kind": kind, **flow.config}),
-        "dtype": _dtype_name(flow),
-        "state_dict": {name: tensor.detach() for name, tensor in weights.items()},
+        "dtype": str(dtype).removeprefix("torch."),
+        "state_dict": {name: tensor.detach() for name, tensor in flow.state_dict().items()},
         "metadata": described,
     }
     FORMAT.write(Path(path), contents)
@@ -102,7 +98,13 @@ def load(path: str | os.PathLike[str], map_location: Any = "cpu") -> Loaded:
         ValueError: if the file is corrupt, of another version, or holds anything but tensors and
             plain data; if torch does not find the device.
     """
-    device = _device(map_location)
+    try:
+        device = torch.empty(0, device=map_location).device
+    except Exception as error:  # whatever its backend raises
+        raise ValueError(
+            f"map_location is {map_location!r}; accepted: a device that torch finds here "
+            f"({one_line(error)})"
+        ) from None
     payload = FORMAT.read(Path(path))
     try:
         config = json.loads(payload["config"])
@@ -116,22 +118,3 @@ def load(path: str | os.PathLike[str], map_location: Any = "cpu") -> Loaded:
             f"{FORMAT.accepted}"
         ) from None
     return Loaded(flow, metadata)
-
-
-def _device(map_location: Any) -> torch.device:
-    """The device, if torch finds it."""
-    try:
-        return torch.empty(0, device=map_location).device
-    except Exception as error:  # whatever its backend raises
-        raise ValueError(
-            f"map_location is {map_location!r}; accepted: a device that torch finds here "
-            f"({one_line(error)})"
-        ) from None
-
-
-def _dtype_name(flow: nn.Module) -> str:
-    """Name of the dtype of the flow's parameters, such as "float64"."""
-    for tensor in flow.state_dict().values():
-        if tensor.is_floating_point():
-            return str(tensor.dtype).removeprefix("torch.")
-    return str(torch.get_default_dtype()).removeprefix("torch.")

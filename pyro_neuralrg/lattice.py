@@ -12,23 +12,10 @@ from __future__ import annotations
 
 import itertools
 import math
-import operator
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from pyro_neuralrg.arguments import check_integer
-
-__all__ = [
-    "BOUNDARIES",
-    "CIRCUITS",
-    "Circuit",
-    "Layer",
-    "Region",
-    "Segment",
-    "check_boundary",
-    "check_shape",
-    "make_circuit",
-]
+from pyro_neuralrg.arguments import as_integer, check_choice, check_integer
 
 CIRCUITS = ("mera", "tree", "brickwork")
 BOUNDARIES = ("periodic", "open")
@@ -38,40 +25,25 @@ MAX_DIM = 3
 def check_shape(shape: Iterable[int]) -> tuple[int, ...]:
     """Return ``shape`` as a tuple of one to three positive integers.
 
-    Raises:
-        TypeError: if ``shape`` is not a sequence of integers.
-        ValueError: if it is empty, has more than three sides, or a side below one.
-
     Example:
         >>> check_shape([8, 5])
         (8, 5)
     """
     accepted = f"accepted: one to {MAX_DIM} integers >= 1, such as (16, 16)"
-    refusal = f"shape must be a sequence of integers, not {shape!r}; {accepted}"
-    if isinstance(shape, str | bytes):
-        raise TypeError(refusal)
-    try:
-        given = tuple(shape)
-        sides = tuple(operator.index(side) for side in given)
-    except TypeError:
-        raise TypeError(refusal) from None
-    if any(isinstance(side, bool) for side in given):
-        raise TypeError(refusal)
+    given = (
+        tuple(shape) if isinstance(shape, Iterable) and not isinstance(shape, bytes) else (None,)
+    )
+    sides = tuple(side for side in map(as_integer, given) if side is not None)
+    if len(sides) < len(given):
+        raise TypeError(f"shape must be a sequence of integers, not {shape!r}; {accepted}")
     if not 1 <= len(sides) <= MAX_DIM or min(sides) < 1:
         raise ValueError(f"shape is {sides}; {accepted}")
     return sides
 
 
 def check_boundary(boundary: str) -> str:
-    """Return ``boundary`` if it is "periodic" or "open", else raise a ValueError.
-
-    Example:
-        >>> check_boundary("open")
-        'open'
-    """
-    if boundary not in BOUNDARIES:
-        raise ValueError(f"boundary is {boundary!r}; accepted: {', '.join(BOUNDARIES)}")
-    return boundary
+    """Return ``boundary`` if it is "periodic" or "open", else raise a ValueError."""
+    return check_choice("boundary", boundary, BOUNDARIES)
 
 
 @dataclass(frozen=True)
@@ -90,11 +62,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Region:
-    """A rectangle of equal blocks: one segment per axis.
-
-    Attributes:
-        segments: the stretch of each axis, length d.
-    """
+    """A rectangle of equal blocks: one segment per axis."""
 
     segments: tuple[Segment, ...]
 
@@ -107,11 +75,6 @@ class Region:
     def block(self) -> tuple[int, ...]:
         """Number of sites of one block along each axis."""
         return tuple(segment.block for segment in self.segments)
-
-    @property
-    def size(self) -> int:
-        """Number of sites of one block."""
-        return math.prod(self.block)
 
 
 @dataclass(frozen=True)
@@ -146,11 +109,6 @@ class Layer:
         """Number of blocks along each axis: behind a decimator, the shape of the next scale."""
         return tuple(sum(segment.count for segment in axis) for axis in self.axes)
 
-    @property
-    def active_regions(self) -> tuple[Region, ...]:
-        """The regions whose blocks have at least two sites, so that there is something to do."""
-        return tuple(region for region in self.regions if region.size > 1)
-
 
 @dataclass(frozen=True)
 class Circuit:
@@ -168,7 +126,7 @@ class Circuit:
     shape: tuple[int, ...]
     block: int
     boundary: str
-    layers: tuple[Layer, ...]
+    layers: tuple[Layer, ...] = field(repr=False)
 
     @property
     def is_complete(self) -> bool:
@@ -220,18 +178,6 @@ def _layer(
     )
 
 
-def _scale_layers(
-    scale: int, shape: tuple[int, ...], block: int, boundary: str, disentangle: bool
-) -> list[Layer]:
-    """The disentangler, unless it would act on the decimator's own blocks, and the decimator."""
-    decimator = _layer("decimator", scale, shape, block, False, boundary)
-    disentangler = _layer("disentangler", scale, shape, block, True, boundary)
-    redundant = (disentangler.shift, disentangler.axes) == (decimator.shift, decimator.axes)
-    if disentangle and not redundant:
-        return [disentangler, decimator]
-    return [decimator]
-
-
 def make_circuit(
     name: str,
     shape: Iterable[int],
@@ -244,8 +190,7 @@ def make_circuit(
 
     * ``mera``: a disentangler and a decimator at each scale, until one site is left or ``depth``
       scales are done. The disentangler is shifted by half a block along every axis with more than
-      one block. Where no axis is shifted (the top layer of a 2^n lattice) it would act on the
-      decimator's own sites: it is left out there, since a deeper bijector in the decimator does the
+      one block, and left out where no axis is shifted: a deeper bijector in the decimator does the
       same. Sites behind a truncated depth remain independent normals.
     * ``tree``: decimators only.
     * ``brickwork``: ``depth`` disentanglers on the finest lattice, alternately unshifted and
@@ -269,9 +214,8 @@ def make_circuit(
         [('disentangler', (4, 4)), ('decimator', (4, 4)), ('decimator', (2, 2))]
     """
     sides = check_shape(shape)
+    check_choice("circuit", name, CIRCUITS)
     check_boundary(boundary)
-    if name not in CIRCUITS:
-        raise ValueError(f"circuit is {name!r}; accepted: {', '.join(CIRCUITS)}")
     block = check_integer("block", block, 2)
     depth = None if depth is None else check_integer("depth", depth, 0)
     if name == "brickwork":
@@ -287,8 +231,13 @@ def _hierarchical_layers(
     layers: list[Layer] = []
     scale = 0
     while max(shape) > 1 and (depth is None or scale < depth):
-        layers += _scale_layers(scale, shape, block, boundary, disentangle)
-        shape = layers[-1].coarse_shape
+        decimator = _layer("decimator", scale, shape, block, False, boundary)
+        disentangler = _layer("disentangler", scale, shape, block, True, boundary)
+        same_blocks = (disentangler.shift, disentangler.axes) == (decimator.shift, decimator.axes)
+        if disentangle and not same_blocks:
+            layers.append(disentangler)
+        layers.append(decimator)
+        shape = decimator.coarse_shape
         scale += 1
     return layers
 
@@ -298,8 +247,7 @@ def _brickwork_layers(
 ) -> list[Layer]:
     if max(shape) == 1:
         return []
-    if depth is None:
-        depth = max(2, math.ceil(max(shape) / block))
+    depth = max(2, math.ceil(max(shape) / block)) if depth is None else depth
     return [
         _layer("disentangler", 0, shape, block, index % 2 == 1, boundary) for index in range(depth)
     ]

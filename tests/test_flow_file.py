@@ -79,33 +79,20 @@ def test_code_is_never_run(tmp_path: Path) -> None:
         ("pickle.pt", lambda p: p.write_bytes(pickle.dumps(Runs(evidence)))),
         ("torch.pt", lambda p: torch.save({"format": Runs(evidence)}, p)),
     ):
-        path = tmp_path / name
-        write(path)
-        with pytest.raises(
-            ValueError, match=f"{name} is corrupt or holds more than tensors"
-        ) as info:
-            load(path)
-        assert "\n" not in str(info.value)
+        write(tmp_path / name)
+        with pytest.raises(ValueError, match=f"{name} is corrupt or holds more than tensors"):
+            load(tmp_path / name)
         assert not evidence.exists()
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"nonsense", b"PK\x03\x04 cut off"], ids=["empty", "text", "cut"]
-)
-def test_corrupt(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize("content", [b"", b"nonsense", b"PK\x03\x04 cut off", None], ids=str)
+def test_corrupt(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "flow.pt"
-    path.write_bytes(content)
+    save(path, make("default"))
+    path.write_bytes(path.read_bytes()[:-3000] if content is None else content)
     with pytest.raises(ValueError, match=r"flow\.pt is corrupt .*; accepted: a file of") as info:
         load(path)
     assert "\n" not in str(info.value)
-
-
-def test_cut_off_file(tmp_path: Path) -> None:
-    path = tmp_path / "flow.pt"
-    save(path, make("default"))
-    path.write_bytes(path.read_bytes()[:-3000])
-    with pytest.raises(ValueError, match="is corrupt"):
-        load(path)
 
 
 CONFIG = hierarchical_flow((4, 4)).config
@@ -127,9 +114,7 @@ CONFIG = hierarchical_flow((4, 4)).config
         ({"metadata": "{"}, "cannot be built"),
         ({"metadata": "3"}, "cannot be built"),
         ({"metadata": {"a": 1}}, "is corrupt: its metadata is a dict"),
-        ({"version": torch.ones(2)}, "has version tensor"),
         ({"version": "2"}, "has version 2"),
-        ({"format": torch.ones(2)}, "is not a flow file"),
     ],
     ids=str,
 )
@@ -166,28 +151,12 @@ def test_flipped_bits_are_never_loaded_unnoticed(tmp_path: Path) -> None:
     assert noticed > 10
 
 
-def test_a_changed_weight_is_noticed(tmp_path: Path) -> None:
-    path = tmp_path / "flow.pt"
-    save(path, make("default"))
-    payload = torch.load(path, weights_only=True)
-    next(iter(payload["state_dict"].values())).view(-1)[0] += 1e-12
-    torch.save(payload, path)
-    with pytest.raises(ValueError, match="its checksum is not that of its contents"):
-        load(path)
-
-
 @pytest.mark.parametrize("device", ["abacus", "cuda:99"])
 def test_devices_that_are_not_there(tmp_path: Path, device: str) -> None:
     path = tmp_path / "flow.pt"
     save(path, make("default"))
     with pytest.raises(ValueError, match=f"map_location is '{device}'; accepted: a device"):
         load(path, map_location=device)
-
-
-def test_the_file_has_the_permissions_of_any_other(tmp_path: Path) -> None:
-    save(tmp_path / "flow.pt", make("default"))
-    (tmp_path / "other").write_text("")
-    assert (tmp_path / "flow.pt").stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
 def test_missing_entries(tmp_path: Path) -> None:
@@ -199,24 +168,9 @@ def test_missing_entries(tmp_path: Path) -> None:
         load(tmp_path / "none.pt")
 
 
-def test_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "flow.pt"
-    save(path, make("default"))
-    before = path.read_bytes()
-
-    def fail(*args: Any, **kwargs: Any) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr(torch, "save", fail)
-    with pytest.raises(OSError, match="disk full"):
-        save(path, make("default"))
-    assert path.read_bytes() == before
-    assert os.listdir(tmp_path) == ["flow.pt"]
-
-
-def test_what_cannot_be_saved(tmp_path: Path, flow: Any) -> None:
-    path = tmp_path / "flow.pt"
-    with pytest.raises(TypeError, match="flow is a ScaleFlow; accepted: HierarchicalFlow"):
+def test_what_cannot_be_saved(tmp_path: Path) -> None:
+    path, flow = tmp_path / "flow.pt", torch.nn.Linear(2, 2)
+    with pytest.raises(TypeError, match="flow is a Linear; accepted: HierarchicalFlow"):
         save(path, flow)
     with pytest.raises(ValueError, match="metadata is not JSON data"):
         save(path, make("default"), metadata={"flow": flow})

@@ -19,27 +19,13 @@ from pyro_neuralrg.lattice import (
     Circuit,
     Layer,
     Segment,
-    check_boundary,
     check_shape,
     make_circuit,
 )
 
 Site = tuple[int, ...]
 
-SHAPES = [
-    (1,),
-    (2,),
-    (5,),
-    (8,),
-    (13,),
-    (1, 1),
-    (1, 6),
-    (4, 4),
-    (3, 7),
-    (6, 9),
-    (2, 3, 4),
-    (5, 1, 2),
-]
+SHAPES = [(1,), (2,), (5,), (8,), (13,), (1, 6), (4, 4), (3, 7), (6, 9), (2, 3, 4), (5, 1, 2)]
 BLOCKS = [2, 3, 4]
 
 
@@ -107,7 +93,9 @@ def test_each_site_lies_in_exactly_one_block(circuit: Circuit) -> None:
     for layer in circuit.layers:
         sites = [site for block in blocks_of(layer) for site in block]
         assert sorted(sites) == list(itertools.product(*map(range, layer.shape)))
-        assert sum(math.prod(r.count) * r.size for r in layer.regions) == math.prod(layer.shape)
+        assert sum(math.prod(r.count) * math.prod(r.block) for r in layer.regions) == math.prod(
+            layer.shape
+        )
         assert len(blocks_of(layer)) == math.prod(layer.coarse_shape)
         for axis, segments in enumerate(layer.axes):
             assert segments[0].start == 0
@@ -120,8 +108,7 @@ def test_blocks_are_at_most_a_block_wide(circuit: Circuit) -> None:
     for layer in circuit.layers:
         for region in layer.regions:
             assert max(region.block) <= circuit.block
-            assert region in layer.active_regions or region.size == 1
-        assert layer.active_regions, "a layer with nothing to do"
+        assert max(math.prod(region.block) for region in layer.regions) > 1, "nothing to do"
 
 
 @every_circuit
@@ -204,11 +191,6 @@ def test_side_one_has_no_layers() -> None:
         assert make_circuit(name, (1, 1)).depth == 0
 
 
-def test_sides_of_one_are_passed_over() -> None:
-    assert make_circuit("mera", (1, 4)).layers[0].shift == (0, 1)
-    assert blocks_of(make_circuit("tree", (1, 2)).layers[0]) == [[(0, 0), (0, 1)]]
-
-
 @pytest.mark.parametrize("boundary", BOUNDARIES)
 def test_top_layer_has_a_disentangler_only_where_it_acts_on_other_sites(boundary: str) -> None:
     """The top of a 2^n lattice is one block: shifted, it would be the decimator's own block."""
@@ -238,17 +220,6 @@ def test_truncated_depth() -> None:
 
 
 # light cones
-
-
-@pytest.mark.parametrize("name", ["mera", "tree"])
-@pytest.mark.parametrize("shape", [(8,), (7,), (4, 4), (3, 5), (2, 3, 4)])
-@pytest.mark.parametrize("boundary", BOUNDARIES)
-def test_every_cone_reaches_the_top(name: str, shape: Site, boundary: str) -> None:
-    circuit = make_circuit(name, shape, boundary=boundary)
-    for site in itertools.product(*map(range, shape)):
-        sets, left = cone(circuit, site)
-        assert all(sets)
-        assert left == 1
 
 
 @pytest.mark.parametrize("boundary", BOUNDARIES)
@@ -307,70 +278,29 @@ def test_shapes_out_of_range(shape: Any) -> None:
         make_circuit("mera", shape)
 
 
-@pytest.mark.parametrize(
-    "shape",
-    [
-        8,
-        None,
-        "8",
-        "88",
-        b"88",
-        (8.0,),
-        (4, 2.5),
-        ("8",),
-        (True, 4),
-        (4, False),
-        ((4, 4),),
-        (None,),
-    ],
-)
+NO_SHAPES = [8, None, "88", b"88", (8.0,), (4, 2.5), ("8",), (True, 4), ((4, 4),), (None,)]
+
+
+@pytest.mark.parametrize("shape", NO_SHAPES)
 def test_shapes_that_are_no_integers(shape: Any) -> None:
     with pytest.raises(TypeError, match=r"shape must be a sequence of integers, not .*accepted"):
         make_circuit("mera", shape)
 
 
-def test_a_generator_does_not_smuggle_in_a_bool() -> None:
-    with pytest.raises(TypeError, match="shape must be"):
-        check_shape(side for side in (4, True))
-
-
-@pytest.mark.parametrize("name", ["MERA", "tebd", "", None, 3])
-def test_unknown_circuits(name: Any) -> None:
-    with pytest.raises(ValueError, match=r"circuit is .*accepted: mera, tree, brickwork"):
-        make_circuit(name, (4,))
-
-
-@pytest.mark.parametrize("boundary", ["closed", None, True])
-def test_unknown_boundaries(boundary: Any) -> None:
-    with pytest.raises(ValueError, match=r"boundary is .*accepted: periodic, open"):
-        make_circuit("mera", (4,), boundary=boundary)
-    with pytest.raises(ValueError, match=r"boundary is .*accepted: periodic, open"):
-        check_boundary(boundary)
-
-
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"block": 1}, ValueError, r"block is 1; accepted: an integer >= 2"),
-        ({"block": -2}, ValueError, r"block is -2; accepted: an integer >= 2"),
+        ({"name": "tebd"}, ValueError, "circuit is 'tebd'; accepted: mera, tree, brickwork"),
+        ({"name": None}, ValueError, "circuit is None; accepted: mera, tree, brickwork"),
+        ({"boundary": "closed"}, ValueError, "boundary is 'closed'; accepted: periodic, open"),
+        ({"boundary": None}, ValueError, "boundary is None; accepted: periodic, open"),
+        ({"block": 1}, ValueError, "block is 1; accepted: an integer >= 2"),
         ({"block": 2.0}, TypeError, r"block is 2\.0; accepted: an integer >= 2"),
-        ({"block": True}, TypeError, r"block is True; accepted: an integer >= 2"),
-        ({"block": "2"}, TypeError, r"block is '2'; accepted: an integer >= 2"),
-        ({"block": None}, TypeError, r"block is None; accepted: an integer >= 2"),
-        ({"depth": -1}, ValueError, r"depth is -1; accepted: an integer >= 0"),
-        ({"depth": 1.5}, TypeError, r"depth is 1\.5; accepted: an integer >= 0"),
-        ({"depth": False}, TypeError, r"depth is False; accepted: an integer >= 0"),
+        ({"block": None}, TypeError, "block is None; accepted: an integer >= 2"),
+        ({"depth": -1}, ValueError, "depth is -1; accepted: an integer >= 0"),
+        ({"depth": False}, TypeError, "depth is False; accepted: an integer >= 0"),
     ],
 )
-@pytest.mark.parametrize("name", CIRCUITS)
-def test_block_and_depth_out_of_range(
-    name: str, options: dict[str, Any], error: type[Exception], message: str
-) -> None:
+def test_bad_options(options: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        make_circuit(name, (4, 4), **options)
-
-
-def test_numpy_integers_are_integers() -> None:
-    circuit = make_circuit("mera", (4,), block=np.int64(2), depth=np.int64(1))
-    assert circuit == make_circuit("mera", (4,), block=2, depth=1)
-    assert type(circuit.block) is int
+        make_circuit(**{"name": "mera", "shape": (4, 4), **options})

@@ -17,17 +17,6 @@ from torch import Tensor
 from pyro_neuralrg.bases import BaseDistribution, base_of
 from pyro_neuralrg.transforms.base import LatticeTransform
 
-__all__ = [
-    "FlowDistribution",
-    "base_distribution",
-    "check_flow",
-    "event_shape",
-    "flow_dtype_and_device",
-    "forward_and_ladj",
-    "inverse_and_ladj",
-    "log_prob_of_nothing",
-]
-
 
 class FlowDistribution(dist.TransformedDistribution):
     r"""The distribution q of ``x = flow(z)`` with draws z of the flow's base p.
@@ -37,8 +26,7 @@ class FlowDistribution(dist.TransformedDistribution):
     (paper Eq. 1, 2). Parameters of the flow receive gradients through both ``rsample`` and
     ``log_prob``. Of a fresh sample the latter goes through its z, at no cost: for the gradient with
     respect to a drawn x take ``log_prob`` at ``x.clone()``, or at ``x.detach().requires_grad_()``.
-    A flow of two phases has a base of two modes, so that ``flow(torch.randn(...))`` is no draw of q
-    there; ``rsample()`` is.
+    Where the base has two modes, ``flow(torch.randn(...))`` is no draw of q; ``rsample()`` is.
 
     Args:
         flow: a TransformModule, for example a HierarchicalFlow; one that carries no base has
@@ -63,6 +51,9 @@ class FlowDistribution(dist.TransformedDistribution):
         base = base_distribution(flow, event_shape(flow, shape))
         super().__init__(base, [flow], validate_args=validate_args)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.flow!r})"
+
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         """The same distribution in a batch."""
         return super().expand(batch_shape, self._get_checked_instance(FlowDistribution, _instance))
@@ -73,19 +64,24 @@ class FlowDistribution(dist.TransformedDistribution):
         return self.transforms[0]
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """ln q(value) in nats, of the batch shape of ``value`` with that of the distribution."""
-        if value.numel() == 0:
-            return log_prob_of_nothing(self, value)
-        if self._validate_args:
+        r"""Return :math:`\ln q(x) = \ln p(z) - \ln|\det \partial x / \partial z|` (paper Eq. 1).
+
+        Args:
+            value: x, shape ``batch_shape + shape``.
+
+        Returns:
+            Nats, of the batch shape of ``value`` with that of the distribution.
+        """
+        if self._validate_args and value.numel():  # torch cannot check an empty tensor
             self._validate_sample(value)
-        z, ladj = inverse_and_ladj(self.flow, value, len(self.event_shape))
+        z, ladj = inverse_and_ladj(self.flow, value, self.event_dim)
         log_p = self.base_dist.log_prob(z)
         return log_p - ladj
 
     def rsample_and_log_prob(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
         """Draw differentiable fields with ln q, as ``rsample`` and then ``log_prob`` do."""
         z = self.base_dist.rsample(torch.Size(sample_shape))
-        x, ladj = forward_and_ladj(self.flow, z, len(self.event_shape))
+        x, ladj = forward_and_ladj(self.flow, z, self.event_dim)
         return x, self.base_dist.log_prob(z) - ladj
 
     @property
@@ -113,23 +109,8 @@ def base_distribution(
     return BaseDistribution(base_of(flow), shape, like, from_normal)
 
 
-def log_prob_of_nothing(distribution: Any, value: Tensor) -> Tensor:
-    """The empty tensor that ``distribution.log_prob`` owes to an empty batch.
-
-    Raises:
-        ValueError: if ``value`` is not such a batch.
-    """
-    split = value.dim() - len(distribution.event_shape)
-    if split < 0 or value.shape[split:] != distribution.event_shape:
-        raise ValueError(
-            f"value has shape {tuple(value.shape)}; "
-            f"accepted: any batch shape followed by {tuple(distribution.event_shape)}"
-        )
-    return value.new_zeros(torch.broadcast_shapes(value.shape[:split], distribution.batch_shape))
-
-
 def check_flow(flow: Any) -> None:
-    """Raise TypeError unless ``flow`` is a transform that is also a module."""
+    """Raise a TypeError unless ``flow`` is a transform that is also a module."""
     if not isinstance(flow, TransformModule):
         hint = ""
         if isinstance(flow, torch.distributions.Transform):
@@ -143,15 +124,11 @@ def event_shape(flow: Any, shape: Sequence[int] | None = None) -> tuple[int, ...
     Raises:
         ValueError: if neither is known, or if they differ.
     """
-    own = getattr(flow, "shape", None)
-    if own is None and shape is None:
-        raise ValueError(
-            f"shape is None, and {type(flow).__name__} has no attribute shape; accepted: the event "
-            "shape"
-        )
-    if own is not None and shape is not None and tuple(own) != tuple(shape):
-        raise ValueError(f"shape is {tuple(shape)}; accepted: the flow's own shape {tuple(own)}")
-    return tuple(own) if own is not None else tuple(shape or ())
+    own = getattr(flow, "shape", shape)
+    if own is None or (shape is not None and tuple(own) != tuple(shape)):
+        accepted = "the event shape, as the flow has none" if own is None else f"the flow's, {own}"
+        raise ValueError(f"shape is {shape}; accepted: {accepted}")
+    return tuple(own)
 
 
 def flow_dtype_and_device(flow: Any) -> tuple[torch.dtype, torch.device]:
@@ -166,8 +143,7 @@ def flow_dtype_and_device(flow: Any) -> tuple[torch.dtype, torch.device]:
 def forward_and_ladj(flow: Any, z: Tensor, event_dim: int) -> tuple[Tensor, Tensor]:
     """``x = flow(z)`` and ln |det dx/dz| over the ``event_dim`` rightmost dimensions.
 
-    In one pass where the flow offers it. Works for any TransformModule: a log-determinant that is
-    constant or of fewer event dimensions gets the batch shape.
+    In one pass where the flow offers it; for any TransformModule.
     """
     if hasattr(flow, "forward_and_ladj"):
         x, ladj = flow.forward_and_ladj(z)
@@ -181,6 +157,8 @@ def inverse_and_ladj(flow: Any, x: Tensor, event_dim: int) -> tuple[Tensor, Tens
     """``z = flow.inv(x)`` and the same ln |det dx/dz| as :func:`forward_and_ladj`."""
     if hasattr(flow, "inverse_and_ladj"):
         z, ladj = flow.inverse_and_ladj(x)
+    elif x.numel() == 0:  # which some of Pyro's transforms refuse
+        z, ladj = x, x.new_zeros(x.shape[: x.dim() - flow.domain.event_dim])
     else:
         z = flow.inv(x)
         ladj = flow.log_abs_det_jacobian(z, x)
@@ -188,6 +166,7 @@ def inverse_and_ladj(flow: Any, x: Tensor, event_dim: int) -> tuple[Tensor, Tens
 
 
 def _to_batch(ladj: Tensor, flow: Any, value: Tensor, event_dim: int) -> Tensor:
+    """One log-determinant for each event, of one that is constant or of fewer dimensions."""
     flow_event_dim = flow.domain.event_dim
     shape = value.shape[: value.dim() - flow_event_dim]
     return sum_rightmost(ladj.expand(shape), event_dim - flow_event_dim)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -15,14 +15,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_neuralrg.arguments import check_integer
-from pyro_neuralrg.distributions.flow import (
-    base_distribution,
-    check_flow,
-    event_shape,
-    forward_and_ladj,
-    inverse_and_ladj,
-    log_prob_of_nothing,
-)
+from pyro_neuralrg.distributions.flow import FlowDistribution, check_flow, event_shape
 from pyro_neuralrg.distributions.symmetry import (
     LatticeSymmetry,
     check_group,
@@ -31,8 +24,6 @@ from pyro_neuralrg.distributions.symmetry import (
     symmetry_group,
 )
 from pyro_neuralrg.transforms.base import state_of
-
-__all__ = ["SymmetrizedFlow"]
 
 
 class _Draw(NamedTuple):
@@ -49,14 +40,12 @@ class SymmetrizedFlow(TorchDistribution):
 
     .. math:: q(x) = \frac{1}{|G|} \sum_{g \in G} q_0(g^{-1} x), \qquad q(gx) = q(x)
 
-    A sample is ``x = g flow(z)`` with g uniform in G. Its density needs q0 on the orbit of x, which
-    is the orbit of ``flow(z)``: the log-determinant of the generating pass serves the identity, so
-    that a sample with its density costs |G| - 1 inverse passes and not |G| + 1. ``log_prob`` of the
-    sample drawn last takes that short cut by itself, once, and as long as nothing has changed (see
-    :class:`~pyro_neuralrg.transforms.LatticeTransform`). It goes through ``flow(z)``
-    and not through the sample x: for the gradient of ln q with respect to a drawn x take
-    ``log_prob`` at ``x.clone()``, or at ``x.detach().requires_grad_()``. The choice of g does not
-    depend on the parameters, so that the reparameterised gradient is unbiased.
+    A sample is ``x = g flow(z)`` with g uniform in G, which does not depend on the parameters: the
+    reparameterised gradient is unbiased. Its density needs q0 on the orbit of x, which is that of
+    ``flow(z)``, whose log-determinant is known already: a sample with its density costs |G| - 1
+    inverse passes and not |G| + 1. ``log_prob`` of the sample drawn last takes that short cut, once
+    and as long as nothing has changed, and goes through ``flow(z)``: for the gradient of ln q with
+    respect to a drawn x take ``log_prob`` at ``x.clone()``, or at ``x.detach().requires_grad_()``.
 
     Args:
         flow: a TransformModule on lattice fields.
@@ -93,10 +82,10 @@ class SymmetrizedFlow(TorchDistribution):
     ) -> None:
         check_flow(flow)
         lattice = event_shape(flow, shape)
-        elements = symmetry_group(lattice) if elements is None else _as_elements(elements)
+        elements = symmetry_group(lattice) if elements is None else elements
         check_group(elements, lattice)
         self.flow = flow
-        self.elements = elements
+        self.elements = elements = tuple(elements)
         self.orbit_chunk = check_integer("orbit_chunk", orbit_chunk, 1)
         self._orbit = _orbit_representatives(elements, lattice, bool(getattr(flow, "odd", False)))
         self._signs = torch.tensor([element.sign for element in elements])
@@ -105,10 +94,13 @@ class SymmetrizedFlow(TorchDistribution):
         self._draw: _Draw | None = None
         super().__init__(torch.Size(), torch.Size(lattice), validate_args=validate_args)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.flow!r}, <{len(self.elements)} elements>)"
+
     @constraints.dependent_property(is_discrete=False)
     def support(self) -> constraints.Constraint:
         """Real fields."""
-        return constraints.independent(constraints.real, len(self.event_shape))
+        return constraints.independent(constraints.real, self.event_dim)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> SymmetrizedFlow:
         """The same distribution with another batch shape."""
@@ -124,11 +116,11 @@ class SymmetrizedFlow(TorchDistribution):
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw differentiable fields of shape ``sample_shape + batch_shape + shape``."""
-        base = base_distribution(self.flow, tuple(self.event_shape))
-        z = base.rsample(torch.Size(sample_shape) + self.batch_shape)
-        x0, ladj = forward_and_ladj(self.flow, z, len(self.event_shape))
+        shape = torch.Size(sample_shape) + self.batch_shape
+        x0, log_q0 = self._flow_density().rsample_and_log_prob(shape)
         x = self._act(x0)
-        self._remember(x, x0, base.log_prob(z) - ladj)
+        state = state_of(self.flow, x, x0)
+        self._draw = None if state is None else _Draw(x, x0, log_q0, state)
         return x
 
     def rsample_and_log_prob(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
@@ -138,9 +130,7 @@ class SymmetrizedFlow(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """ln q(value) in nats, of the batch shape of ``value`` with that of the distribution."""
-        if value.numel() == 0:
-            return log_prob_of_nothing(self, value)
-        if self._validate_args:
+        if self._validate_args and value.numel():
             self._validate_sample(value)
         draw = self._recall(value)
         if draw is None:
@@ -157,15 +147,14 @@ class SymmetrizedFlow(TorchDistribution):
 
     def _log_orbit(self, x: Tensor, elements: Sequence[LatticeSymmetry]) -> list[Tensor]:
         """ln q0(g x) for all g, in pieces of shape ``(elements of the piece,) + batch_shape``."""
-        base = base_distribution(self.flow, tuple(self.event_shape))
-        terms = []
-        for start in range(0, len(elements), self.orbit_chunk):
-            piece = elements[start : start + self.orbit_chunk]
-            z, ladj = inverse_and_ladj(
-                self.flow, torch.stack([g(x) for g in piece]), len(self.event_shape)
-            )
-            terms.append(base.log_prob(z) - ladj)
-        return terms
+        q0 = self._flow_density()
+        chunks = range(0, len(elements), self.orbit_chunk)
+        pieces = (elements[start : start + self.orbit_chunk] for start in chunks)
+        return [q0.log_prob(torch.stack([g(x) for g in piece])) for piece in pieces]
+
+    def _flow_density(self) -> FlowDistribution:
+        """q0, in the flow's present dtype and on its device."""
+        return FlowDistribution(self.flow, self.event_shape, validate_args=False)
 
     def _act(self, x: Tensor) -> Tensor:
         """Apply an independent, uniformly drawn group element to every field of the batch."""
@@ -179,12 +168,8 @@ class SymmetrizedFlow(TorchDistribution):
             x = x.flatten(-dims).gather(-1, self._sources.to(x.device)[chosen]).reshape(x.shape)
         return x * signs.reshape(batch + (1,) * dims)
 
-    def _remember(self, x: Tensor, x0: Tensor, log_q0: Tensor) -> None:
-        state = state_of(self.flow, x, x0)
-        self._draw = None if state is None else _Draw(x, x0, log_q0, state)
-
     def _recall(self, value: Tensor) -> _Draw | None:
-        """What is known of ``value``, if it was drawn last; it is told once."""
+        """The last draw, if ``value`` is it and nothing has changed since, once."""
         if self._draw is None or self._draw.x is not value:
             return None
         draw, self._draw = self._draw, None
@@ -192,14 +177,6 @@ class SymmetrizedFlow(TorchDistribution):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_draw": None}
-
-
-def _as_elements(elements: Any) -> tuple[LatticeSymmetry, ...]:
-    if not isinstance(elements, Iterable):
-        raise TypeError(
-            f"elements is {elements!r}; accepted: a group of LatticeSymmetry, from symmetry_group"
-        )
-    return tuple(elements)
 
 
 def _orbit_representatives(

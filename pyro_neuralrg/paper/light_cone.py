@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_neuralrg.lattice import Circuit, Layer
-from pyro_neuralrg.transforms.partition import cut, join, pack, tile
+from pyro_neuralrg.transforms.partition import block_sites, pack
 
 __all__ = ["light_cone", "reach"]
 
@@ -77,9 +77,11 @@ def reach(circuit: Circuit) -> list[int]:
 
 def _enter(h: Tensor, layer: Layer) -> tuple[Tensor, Tensor | None]:
     """The cone inside a layer's blocks, and of a decimator what goes on."""
-    mixed = [block.amax(0, keepdim=True).expand_as(block).contiguous() for block in cut(h, layer)]
-    kept = None if layer.kind == "disentangler" else tile([b[0] for b in mixed], layer)
-    return join(mixed, layer), kept
+    sites = block_sites(layer)  # -1 where a thinner block has none: the last row
+    rows = torch.cat([h.flatten(0, -2), h.new_zeros(1, h.shape[-1])])
+    mixed = rows[sites].amax(0)
+    rows[sites] = mixed.expand_as(rows[sites])
+    return rows[:-1].view(h.shape), None if layer.kind == "disentangler" else mixed
 
 
 def _largest_distance(meet: Tensor, sides: tuple[int, ...], boundary: str) -> int:

@@ -18,7 +18,7 @@ from torch import Tensor
 from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, check_number
 from pyro_neuralrg.bases import NORMAL, StandardNormal
 from pyro_neuralrg.lattice import check_boundary, check_shape
-from pyro_neuralrg.transforms import HierarchicalFlow, hierarchical_flow
+from pyro_neuralrg.transforms import HierarchicalFlow
 
 __all__ = ["LatticePotential"]
 
@@ -192,7 +192,8 @@ class LatticePotential(ABC):
         """Build a flow that knows this target's shape, boundary, spectrum, symmetry and phases.
 
         Args:
-            **options: of :func:`~pyro_neuralrg.transforms.hierarchical_flow`; they take precedence.
+            **options: of :meth:`~pyro_neuralrg.transforms.HierarchicalFlow.build`; they take
+                precedence.
         """
         known = {
             "boundary": self.boundary,
@@ -200,7 +201,7 @@ class LatticePotential(ABC):
             "odd": self.even,
             "base": self.base,
         }
-        return hierarchical_flow(self.shape, **{**known, **options})
+        return HierarchicalFlow.build(self.shape, **{**known, **options})
 
     def to(self: AnyPotential, device: torch.device | str) -> AnyPotential:
         """The same potential for fields on another device (itself if it is there already)."""

@@ -151,7 +151,8 @@ class IsingDual(LatticePotential):
         The ``site_features`` are h / T of each site, for flows whose bijector can see them.
 
         Args:
-            **options: of :func:`~pyro_neuralrg.transforms.hierarchical_flow`; they take precedence.
+            **options: of :meth:`~pyro_neuralrg.transforms.HierarchicalFlow.build`; they take
+                precedence.
         """
         sees = getattr(as_bijector(options.get("bijector", "neighbour")), "sees_sites", False)
         if self.field is None or not sees or options.get("odd", False):

@@ -113,26 +113,27 @@ def active_operations() -> Operations:
     return _active.get()
 
 
-@contextmanager
-def compiled_operations() -> Iterator[None]:
-    """Let the couplings' plain torch run through ``torch.compile`` meanwhile, in this thread.
+def compile_operations(**options: Any) -> Operations:
+    """The two functions through ``torch.compile``, for plain torch on an accelerator.
 
-    On a CPU couplings have a faster way of their own, :mod:`~pyro_neuralrg.compiled`.
+    Where nothing can be compiled they are the plain ones, after one warning with the reason.
 
-    Where nothing can be compiled, all goes on as it is.
-
-    Warns:
-        UserWarning: once, if nothing can be compiled, with the reason.
+    Args:
+        **options: of ``torch.compile``.
     """
-    guard = _Guard()
-    operations = Operations(
+    guard = _Guard(options)
+    return Operations(
         guard.compiled(couple, couple),
         guard.compiled(_couple_with_score_in_one_graph, couple_with_score),
     )
-    token = _active.set(operations)
+
+
+@contextmanager
+def compiled_operations() -> Iterator[None]:
+    """Let all couplings run through :func:`compile_operations` meanwhile, in this thread."""
+    token = _active.set(compile_operations())
     try:
-        with guard.limit():
-            yield
+        yield
     finally:
         _active.reset(token)
 
@@ -140,7 +141,8 @@ def compiled_operations() -> Iterator[None]:
 class _Guard:
     """Compiled functions, until the first of them fails; then the plain ones."""
 
-    def __init__(self) -> None:
+    def __init__(self, options: dict[str, Any]) -> None:
+        self.options = {"dynamic": False, **options}
         self.failed = False
 
     def limit(self) -> Any:
@@ -159,9 +161,9 @@ class _Guard:
             if self.failed:
                 return plain(*arguments)
             try:
-                with warnings.catch_warnings():  # the compiler's, of itself
+                with warnings.catch_warnings(), self.limit():  # the compiler's, of itself
                     warnings.simplefilter("ignore")
-                    fast = fast or torch.compile(function, dynamic=False)
+                    fast = fast or torch.compile(function, **self.options)
                     return fast(*arguments)
             except Exception as error:  # whatever a compiler may raise
                 found = plain(*arguments)  # which raises what is not the compiler's

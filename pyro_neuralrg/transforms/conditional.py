@@ -12,13 +12,10 @@ import torch
 from pyro.distributions.conditional import ConditionalTransformModule
 from torch import Tensor, nn
 
-from pyro_neuralrg.arguments import check_integer
-from pyro_neuralrg.bases import StandardNormal
+from pyro_neuralrg.arguments import check_integer, check_tensor
 from pyro_neuralrg.transforms.base import LatticeTransform
-from pyro_neuralrg.transforms.hierarchical import HierarchicalFlow, hierarchical_flow
+from pyro_neuralrg.transforms.hierarchical import HierarchicalFlow
 from pyro_neuralrg.transforms.partition import pack
-
-__all__ = ["ConditionalHierarchicalFlow", "conditional_hierarchical_flow"]
 
 
 class ConditionalHierarchicalFlow(ConditionalTransformModule):
@@ -28,13 +25,11 @@ class ConditionalHierarchicalFlow(ConditionalTransformModule):
     >>> temperature = torch.linspace(-1.0, 1.0, 10).unsqueeze(-1)
     >>> x = flow.condition(temperature)(torch.randn(10, 4, 4))
 
-    Every field of a batch may have a context of its own. A small network, shared by all layers,
-    turns c into features, and each layer of the conditioners has a gain and (unless the flow is
-    odd) a bias that are linear in c and in these features. At the start they do nothing: the flow
-    begins as the same for every context. Values of order one are learned best.
-
-    It follows Pyro's convention for conditional transforms, and takes its place in a
-    ``ConditionalTransformedDistribution``. Build one with :func:`conditional_hierarchical_flow`.
+    Every field of a batch may have a context of its own; values of order one are learned best. A
+    small network, shared by all layers, turns c into features, and each layer of the conditioners
+    has a gain and (unless the flow is odd) a bias that are linear in c and in these features, zero
+    at the start. A Pyro conditional transform, for ``ConditionalTransformedDistribution``; build
+    one with :func:`conditional_hierarchical_flow`.
 
     Args:
         flow: a HierarchicalFlow of ``context_dim`` + ``features`` context features.
@@ -45,6 +40,8 @@ class ConditionalHierarchicalFlow(ConditionalTransformModule):
     domain = property(lambda self: self.flow.domain)
     codomain = property(lambda self: self.flow.codomain)
     bijective = True
+    shape = property(lambda self: self.flow.shape)
+    base = property(lambda self: self.flow.base)
     event_dim = property(lambda self: len(self.shape))
 
     def __init__(self, flow: HierarchicalFlow, context_dim: int, features: int) -> None:
@@ -54,15 +51,8 @@ class ConditionalHierarchicalFlow(ConditionalTransformModule):
         self.feature_count = features
         self.encoder = nn.Sequential(nn.Linear(context_dim, features), nn.Tanh())
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The lattice shape."""
-        return self.flow.shape
-
-    @property
-    def base(self) -> StandardNormal:
-        """The density of z, the same for every context."""
-        return self.flow.base
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.flow!r}, {self.context_dim}, {self.feature_count})"
 
     def condition(self, context: Tensor) -> LatticeTransform:
         """The flow at a context, an ordinary transform for one context or a batch of them.
@@ -75,19 +65,17 @@ class ConditionalHierarchicalFlow(ConditionalTransformModule):
             TypeError: if it is no tensor of the flow's dtype.
             ValueError: if its last dimension is not ``context_dim``.
         """
-        accepted = f"accepted: a tensor of shape (..., {self.context_dim})"
-        if not isinstance(context, Tensor) or not context.is_floating_point():
-            seen = context.dtype if isinstance(context, Tensor) else type(context).__name__
-            raise TypeError(f"context is {seen}; {accepted} and a floating dtype")
+        like = self.encoder[0].weight
+        accepted = f"a tensor of shape (..., {self.context_dim}), {like.dtype} as the flow"
+        check_tensor("context", context, accepted)
         if context.dim() == 0 or context.shape[-1] != self.context_dim:
-            raise ValueError(f"context has shape {tuple(context.shape)}; {accepted}")
-        parameter = self.encoder[0].weight
-        if context.dtype != parameter.dtype:
-            raise TypeError(f"context is {context.dtype}; accepted: {parameter.dtype}, as the flow")
+            raise ValueError(f"context has shape {tuple(context.shape)}; accepted: {accepted}")
+        if context.dtype != like.dtype:
+            raise TypeError(f"context is {context.dtype}; accepted: {accepted}")
         return _Conditioned(self, context)
 
     def features(self, context: Tensor) -> Tensor:
-        """What the layers see of a context, ``batch_shape + (context_dim + features,)``."""
+        """Context as the layers see it, ``batch_shape + (context_dim + features,)``."""
         return torch.cat([context, self.encoder(context)], dim=-1)
 
     def grow(self, spectrum: Tensor | None = None) -> ConditionalHierarchicalFlow:
@@ -99,11 +87,7 @@ class ConditionalHierarchicalFlow(ConditionalTransformModule):
 
     @property
     def config(self) -> dict[str, Any]:
-        """What :meth:`from_config` needs to build this flow again, as JSON data.
-
-        Raises:
-            ValueError: if the blocks come from a factory that is not ours.
-        """
+        """Options for :meth:`from_config` as JSON data; tensors are in ``state_dict()``."""
         own = {"context_dim": self.context_dim, "features": self.feature_count}
         return {**self.flow.config, **own}
 
@@ -125,12 +109,11 @@ class _Conditioned(LatticeTransform):
         super().__init__(conditional.shape)
         self.conditional = conditional
         self.base = conditional.base
+        self.shape = conditional.shape
         self.register_buffer("context", context, persistent=False)
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The lattice shape."""
-        return self.conditional.shape
+    def __repr__(self) -> str:
+        return f"{self.conditional!r}.condition(<{tuple(self.context.shape)}>)"
 
     def forward(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z to x, batch-last, for features of a context."""
@@ -173,7 +156,7 @@ def conditional_hierarchical_flow(
         circuit: "mera", "tree" or "brickwork".
         features: width of the network that makes features of a context.
         dtype: of the parameters; torch's default dtype if None.
-        **options: of :func:`~pyro_neuralrg.transforms.hierarchical_flow`. As ``bijector`` also a
+        **options: of :meth:`HierarchicalFlow.build`, such as ``spectrum_slopes``. As ``bijector`` a
             callable ``size -> ConditionalTransformModule``, such as Pyro's
             ``conditional_affine_coupling`` with its ``context_dim`` set to the two numbers' sum.
 
@@ -187,7 +170,7 @@ def conditional_hierarchical_flow(
     """
     context_dim = check_integer("context_dim", context_dim, 1)
     features = check_integer("features", features, 1)
-    flow = hierarchical_flow(
+    flow = HierarchicalFlow.build(
         shape, circuit, context_dim=context_dim + features, dtype=dtype, **options
     )
     conditional = ConditionalHierarchicalFlow(flow, context_dim, features)

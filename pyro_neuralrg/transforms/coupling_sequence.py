@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_neuralrg.compiled.operation import couple, is_compiled
-from pyro_neuralrg.transforms.compilation import active_operations
+from pyro_neuralrg.transforms.compilation import Operations, active_operations
 from pyro_neuralrg.transforms.networks import Bends, Inputs, NetworkOptions
 
 CONTEXT_FEATURES = 5
@@ -97,6 +97,11 @@ class CouplingSequence(nn.Module):
         """Values that the couplings overwrite."""
         self.program: Any = None
         """The same for compiled code, made when first needed."""
+        self.operations: Operations | None = None
+        """Functions that couple where they are not those of the module; see HierarchicalFlow."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "operations": None}
 
     def _plan(self, layers: Sequence[tuple[Any, Tensor]], tables: dict[str, list[Tensor]]) -> None:
         """Lay out all couplings; rows that their networks see, and rows that they move."""
@@ -208,7 +213,7 @@ class CouplingSequence(nn.Module):
         assert h is not None
         state = torch.cat([h, h.new_zeros(1, h.shape[-1])])  # a row for all that is outside
         ladj = h.new_zeros(h.shape[-1])
-        run = active_operations().couple
+        run = (self.operations or active_operations()).couple
         order = list(zip(self.couplings, self.networks(Inputs(*inputs)), strict=True))
         for coupling, (arrays, bends) in reversed(order) if inverse else order:
             seen, moved, live = self._places(coupling)
@@ -221,7 +226,7 @@ class CouplingSequence(nn.Module):
     def _reference_with_score(
         self, h: Tensor, score: Tensor, inputs: Inputs, want_context: bool
     ) -> tuple[Tensor, ...]:
-        run = active_operations().couple_with_score
+        run = (self.operations or active_operations()).couple_with_score
         nothing = h.new_zeros(1, h.shape[-1])
         of_context: list[Sequence[Tensor]] = []
         with torch.enable_grad():

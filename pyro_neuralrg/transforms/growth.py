@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""What a flow has learned at its scales, carried over to a larger lattice (paper, note [53])."""
+"""Weights of the scales of a flow, carried over to a larger lattice (paper, note [53])."""
 
 from __future__ import annotations
 
@@ -13,35 +13,26 @@ from torch import Tensor, nn
 from pyro_neuralrg.lattice import Circuit, Layer, make_circuit
 from pyro_neuralrg.transforms.building import blocks_of_layer
 
-__all__ = ["copy_scales", "grow", "grown_shape"]
-
 
 def grow(flow: Any, spectrum: Tensor | None) -> Any:
     """The larger flow; see :meth:`~pyro_neuralrg.transforms.HierarchicalFlow.grow`."""
-    if flow.weights == "block":
-        raise ValueError(
-            "weights is 'block': every block has weights of its own, and a larger lattice has "
-            "more blocks; accepted for grow: flows with weights 'scale' or 'shared'"
-        )
-    if flow.site_features is not None:
-        raise ValueError(
-            "the flow has site_features, and those of the larger lattice are not known; accepted "
-            "for grow: flows without"
-        )
-    circuit = flow.circuit
+    circuit, gaussian = flow.circuit, flow.gaussian
     shape = grown_shape(circuit.shape, circuit.block)
-    if flow.gaussian is None and spectrum is not None:
+    unknown = {
+        "weights of each block": flow.weights == "block",
+        "site_features": flow.site_features is not None,
+        "a spectrum for each context": gaussian is not None and gaussian.slopes is not None,
+    }
+    if any(unknown.values()):
         raise ValueError(
-            "spectrum is given, but the flow has learned without a Gaussian layer; accepted: None"
+            f"the flow has {next(name for name in unknown if unknown[name])}, and those of the "
+            f"larger lattice are not known; accepted for grow: flows without {', '.join(unknown)}"
         )
-    if flow.gaussian is not None and spectrum is None:
+    if (gaussian is None) != (spectrum is None):
+        accepted = f"eigenvalues for the shape {shape}, such as IsingDual({shape}).spectrum"
         raise ValueError(
-            "spectrum is None, but the flow has a Gaussian layer; accepted: the eigenvalues "
-            f"for the shape {shape}, such as IsingDual({shape}).spectrum"
-        )
-    if flow.gaussian is not None and flow.gaussian.slopes is not None:
-        raise ValueError(
-            "the spectrum depends on the context; accepted for grow: flows of one spectrum"
+            f"spectrum is {'None' if spectrum is None else 'given'}; accepted: "
+            f"{'None, as the flow has no Gaussian layer' if gaussian is None else accepted}"
         )
     grown = type(flow)(
         make_circuit(
@@ -72,12 +63,7 @@ def _grown_depth(circuit: Circuit) -> int | None:
 
 
 def grown_shape(shape: tuple[int, ...], block: int) -> tuple[int, ...]:
-    """Every side ``block`` times as long; sides of one stay, unless there are no others.
-
-    Example:
-        >>> grown_shape((8, 8), 2), grown_shape((1, 8), 2), grown_shape((1,), 2)
-        ((16, 16), (1, 16), (2,))
-    """
+    """Every side ``block`` times as long; sides of one stay, unless there are no others."""
     longer = tuple(side * block if side > 1 else 1 for side in shape)
     return longer if max(shape) > 1 else tuple(block for _ in shape)
 
@@ -85,10 +71,9 @@ def grown_shape(shape: tuple[int, ...], block: int) -> tuple[int, ...]:
 def copy_scales(large: Any, small: Any) -> None:
     """Give each layer of a large HierarchicalFlow the weights of the small one's counterpart.
 
-    Scale k of the one is scale k of the other: near the field both do the same. The coarsest scale
-    is the coarsest again, and the one below it, which is new, begins as the next finer one. Layers
-    of a brickwork correspond in their order. Blocks for which there is no counterpart keep the
-    weights they start with.
+    Scale k of the one is scale k of the other. The coarsest is the coarsest again, and the one
+    below it, which is new, begins as the next finer one. Layers of a brickwork correspond in their
+    order. Blocks without a counterpart keep the weights they start with.
 
     Raises:
         ValueError: if corresponding layers have weights of different shapes.
@@ -114,7 +99,7 @@ def _sources(index: int, layer: Layer, large: Circuit, small: Circuit) -> Iterat
         return
     kin = [i for i, other in enumerate(small.layers) if other.kind == layer.kind]
     wanted = layer.scale
-    if large.depth > small.depth:  # then there is a scale more, below the coarsest one
+    if large.depth > small.depth:  # one scale more, below the coarsest one
         coarsest = layer.scale == large.depth - 1
         wanted = small.depth - 1 if coarsest else min(layer.scale, max(0, small.depth - 2))
     yield from sorted(kin, key=lambda i: abs(small.layers[i].scale - wanted))

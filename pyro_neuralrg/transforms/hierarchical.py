@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
@@ -11,12 +12,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from pyro_neuralrg.arguments import check_integer
+from pyro_neuralrg.arguments import check_choice, check_integer
 from pyro_neuralrg.bases import NORMAL, StandardNormal, base_from_config
 from pyro_neuralrg.lattice import Circuit, make_circuit
 from pyro_neuralrg.transforms.base import LatticeTransform
-from pyro_neuralrg.transforms.bijectors import Bijector, as_bijector, bijector_config
+from pyro_neuralrg.transforms.bijectors import as_bijector, bijector_config
 from pyro_neuralrg.transforms.building import build_layer, sites_of_layers
+from pyro_neuralrg.transforms.compilation import Operations, compile_operations
 from pyro_neuralrg.transforms.coupling import Couplings
 from pyro_neuralrg.transforms.coupling_sequence import CouplingSequence
 from pyro_neuralrg.transforms.fourier import FourierLayer
@@ -26,10 +28,7 @@ from pyro_neuralrg.transforms.sites import (
     check_site_features,
     features_of_blocks,
     show_site_features,
-    with_site_features,
 )
-
-__all__ = ["WEIGHTS", "HierarchicalFlow", "hierarchical_flow"]
 
 WEIGHTS = ("scale", "block", "shared")
 
@@ -41,8 +40,8 @@ class HierarchicalFlow(LatticeTransform):
 
     .. math:: \ln q(x) = \ln p(z) - \ln|\det \partial x/\partial z|
 
-    as :class:`~pyro_neuralrg.distributions.FlowDistribution` computes it; ``FlowDistribution(flow)
-    .rsample()`` draws of q, which ``flow(torch.randn(...))`` are only if the base is normal.
+    as :meth:`FlowDistribution(flow).log_prob <pyro_neuralrg.distributions.FlowDistribution>`
+    computes it.
 
     >>> flow = hierarchical_flow((4, 4))
     >>> z = torch.randn(10, 4, 4)
@@ -50,24 +49,21 @@ class HierarchicalFlow(LatticeTransform):
     >>> log_q = flow.base.log_prob(z, event_dim=2) - ladj
 
     Latents have the shape of the field: the variable kept by a block sits on the block's first
-    site, so that scale k lives on the sublattice of spacing b^k. Build one with
-    :func:`hierarchical_flow`.
+    site, so that scale k lives on the sublattice of spacing b^k. :func:`hierarchical_flow` builds
+    the usual ones, :meth:`build` those of every option.
 
     Args:
-        circuit: the arrangement of the layers.
-        bijector: factory of what acts on the blocks.
-        weights: "scale", "block" or "shared".
-        odd: g(-z) = -g(z), so that q(x) = q(-x) exactly.
-        spectrum: eigenvalues for a fixed Gaussian layer next to the field, or None.
-        base: density of z, :class:`~pyro_neuralrg.bases.StandardNormal` or
-            :class:`~pyro_neuralrg.bases.TwoModes`. Circuits that leave more than one coarsest
-            variable have normals.
+        circuit: arrangement of the layers.
+        bijector, weights, odd, spectrum, base: as in :func:`hierarchical_flow`.
         context_dim: features of a context that the networks take besides; 0 for none. See
             :class:`~pyro_neuralrg.transforms.conditional.ConditionalHierarchicalFlow`.
-        spectrum_slopes: how the spectrum depends on the context, or None, see
-            :class:`~pyro_neuralrg.transforms.fourier.FourierLayer`.
-        site_features: what the networks are to know of each site, shape ``(channels,) + shape``, or
-            None.
+        spectrum_slopes: derivatives of the spectrum with respect to the first entries of the
+            context, shape ``(entries,) + shape``, or None.
+        site_features: numbers of order one that tell the sites apart (an external field, say),
+            shape ``(channels,) + shape``, which the networks of "neighbour" see; or None.
+
+    Raises:
+        TypeError, ValueError: naming the argument, the value seen and what is accepted.
     """
 
     site_features: Tensor | None
@@ -75,7 +71,7 @@ class HierarchicalFlow(LatticeTransform):
     def __init__(
         self,
         circuit: Circuit,
-        bijector: Bijector,
+        bijector: Any = "neighbour",
         *,
         weights: str = "scale",
         odd: bool = False,
@@ -86,16 +82,27 @@ class HierarchicalFlow(LatticeTransform):
         site_features: Tensor | None = None,
     ) -> None:
         super().__init__(circuit.shape)
+        if not isinstance(base, StandardNormal):
+            raise TypeError(
+                f"base is {base!r}; accepted: StandardNormal() or TwoModes(separation), of "
+                "pyro_neuralrg.distributions"
+            )
+        if not isinstance(odd, bool):
+            raise TypeError(f"odd is {odd!r}; accepted: True or False")
         if isinstance(spectrum, Tensor) and tuple(spectrum.shape) != circuit.shape:
             raise ValueError(
                 f"spectrum has shape {tuple(spectrum.shape)}; "
                 f"accepted: the lattice shape {circuit.shape}"
             )
+        if spectrum_slopes is not None and (spectrum is None or not context_dim):
+            raise ValueError(
+                "spectrum_slopes is given; accepted: only beside a spectrum, in a conditional flow"
+            )
         self.circuit = circuit
-        self.bijector = bijector
-        self.weights = weights
+        self.bijector = as_bijector(bijector)
+        self.weights = check_choice("weights", weights, WEIGHTS)
         self.odd = odd
-        self.context_dim = context_dim
+        self.context_dim = check_integer("context_dim", context_dim, 0)
         known = self._keep_site_features(site_features)
         shared: dict[Any, nn.Module] = {}
         self.layers = nn.ModuleList(
@@ -103,12 +110,9 @@ class HierarchicalFlow(LatticeTransform):
             for layer, features in zip(circuit.layers, known, strict=True)
         )
         self._sites = sites_of_layers(self)
+        self._operations: Operations | None = None
         self._sequences: dict[int, CouplingSequence] = {}
         self._couplings(None)
-        if spectrum_slopes is not None and (spectrum is None or not context_dim):
-            raise ValueError(
-                "spectrum_slopes is given; accepted: only beside a spectrum, in a conditional flow"
-            )
         self.gaussian = (
             None if spectrum is None else FourierLayer(spectrum, circuit.boundary, spectrum_slopes)
         )
@@ -119,7 +123,23 @@ class HierarchicalFlow(LatticeTransform):
         """The lattice shape, which is the event shape of x and of z."""
         return self.circuit.shape
 
-    # The flow
+    def __repr__(self) -> str:
+        circuit = self.circuit
+        usual = make_circuit(circuit.name, self.shape, block=circuit.block)
+        options = {
+            "block": (circuit.block, 2),
+            "depth": (circuit.depth, usual.depth),
+            "boundary": (circuit.boundary, "periodic"),
+            "weights": (self.weights, "scale"),
+            "odd": (self.odd, False),
+            "base": (self.base, NORMAL),
+            "context_dim": (self.context_dim, 0),
+        }
+        given: dict[str, Any] = {"bijector": self.bijector}
+        given |= {name: value for name, (value, default) in options.items() if value != default}
+        listed = ", ".join(f"{name}={value!r}" for name, value in given.items())
+        coloured = "" if self.gaussian is None else ", spectrum=..."
+        return f"HierarchicalFlow({self.shape}, {circuit.name!r}, {listed}{coloured})"
 
     def forward(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z to x, batch-last: all of :meth:`generate`."""
@@ -133,7 +153,7 @@ class HierarchicalFlow(LatticeTransform):
         self, h: Tensor, context: Tensor | None = None, stop: int | None = None
     ) -> tuple[Tensor, Tensor]:
         """z to x, batch-last; from the field that enters layer ``stop``, if given."""
-        h, ladj = self._generate_layers(h, context, stop)
+        h, ladj = self._through_layers(h, context, stop, inverse=False)
         if self.gaussian is not None:
             h, more = self.gaussian.forward(h, context)
             ladj = ladj + more
@@ -146,7 +166,7 @@ class HierarchicalFlow(LatticeTransform):
         ladj = h.new_zeros(h.shape[-1])
         if self.gaussian is not None:
             h, ladj = self.gaussian.inverse(h, context)
-        h, more = self._renormalize_layers(h, context, stop)
+        h, more = self._through_layers(h, context, stop, inverse=True)
         return h, ladj + more
 
     def push_score(
@@ -158,9 +178,7 @@ class HierarchicalFlow(LatticeTransform):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """z to x with the score of q, batch-last."""
         want_context = want_context and context is not None
-        h, ladj, score, of_context = self._generate_layers_with_score(
-            h, score, context, want_context
-        )
+        h, ladj, score, of_context = self._push_through_layers(h, score, context, want_context)
         if self.gaussian is not None:
             h, more, score, of_gaussian = self.gaussian.push_score(h, score, context, want_context)
             ladj, of_context = ladj + more, _add_scores(of_context, of_gaussian)
@@ -172,11 +190,7 @@ class HierarchicalFlow(LatticeTransform):
         """x as a function of u: the field of scale k on its sublattice, finer latents elsewhere.
 
         Scales run from 0, where u is the field under the Gaussian layer, to the number of
-        decimators, where u is z. See
-        :class:`~pyro_neuralrg.transforms.scales.UpToScale`.
-
-        Raises:
-            TypeError, ValueError: if ``scale`` is no such integer.
+        decimators, where u is z.
 
         Example:
             >>> flow = hierarchical_flow((4, 4))
@@ -185,24 +199,25 @@ class HierarchicalFlow(LatticeTransform):
         """
         return UpToScale(self, scale)
 
-    def _generate_layers(
-        self, h: Tensor, context: Tensor | None, stop: int | None
+    def _through_layers(
+        self, h: Tensor, context: Tensor | None, stop: int | None, inverse: bool
     ) -> tuple[Tensor, Tensor]:
-        """All layers before ``stop`` (all, if None), the coarsest first."""
+        """All layers before ``stop`` (all, if None): the coarsest first, or last if inverse."""
         rows, n = h.flatten(0, -2), h.shape[-1]
         sequence = self._couplings(stop)
         if sequence is not None:
-            rows, ladj = sequence.forward(rows, context)
+            rows, ladj = (sequence.inverse if inverse else sequence.forward)(rows, context)
             return rows.view(h.shape), ladj
         ladj = h.new_zeros(n)
-        for transform, sites in reversed(self._transforms(stop)):
+        transforms = self._transforms(stop)
+        for transform, sites in transforms if inverse else reversed(transforms):
             block = rows[sites.flatten()].view(*sites.shape, n)
-            block, more = transform.forward(block, context)
+            block, more = (transform.inverse if inverse else transform.forward)(block, context)
             rows = rows.index_copy(0, sites.flatten(), block.flatten(0, -2))
             ladj = ladj + more
         return rows.view(h.shape), ladj
 
-    def _generate_layers_with_score(
+    def _push_through_layers(
         self, h: Tensor, score: Tensor, context: Tensor | None, want_context: bool
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """All layers with the score, which is cut and joined as the field is."""
@@ -223,23 +238,6 @@ class HierarchicalFlow(LatticeTransform):
             scores = scores.index_copy(0, at, of_block.flatten(0, -2))
             ladj, of_context = ladj + more, _add_scores(of_context, of_layer)
         return rows.view(h.shape), ladj, scores.view(h.shape), of_context
-
-    def _renormalize_layers(
-        self, h: Tensor, context: Tensor | None, stop: int | None
-    ) -> tuple[Tensor, Tensor]:
-        """Undo :meth:`_generate_layers`: the finest layer first."""
-        rows, n = h.flatten(0, -2), h.shape[-1]
-        sequence = self._couplings(stop)
-        if sequence is not None:
-            rows, ladj = sequence.inverse(rows, context)
-            return rows.view(h.shape), ladj
-        ladj = h.new_zeros(n)
-        for transform, sites in self._transforms(stop):
-            block = rows[sites.flatten()].view(*sites.shape, n)
-            block, more = transform.inverse(block, context)
-            rows = rows.index_copy(0, sites.flatten(), block.flatten(0, -2))
-            ladj = ladj + more
-        return rows.view(h.shape), ladj
 
     def _transforms(self, stop: int | None) -> list[tuple[Any, Tensor]]:
         """The transforms of the layers before ``stop``, each with the sites that it acts on."""
@@ -266,51 +264,58 @@ class HierarchicalFlow(LatticeTransform):
             self._sequences[stop] = sequence
         if sequence.index.device != next(self.parameters()).device:
             sequence.to(next(self.parameters()).device)
+        sequence.operations = self._operations
         return sequence
 
-    # Construction
+    def compile(self, **options: Any) -> None:
+        """Run the couplings through ``torch.compile`` from now on, where they are plain torch.
+
+        That is on accelerators: on a CPU they are compiled anyway. Without a compiler all goes on
+        as it is, with a warning. Copies are not compiled.
+
+        Args:
+            **options: of ``torch.compile``.
+        """
+        self._operations = compile_operations(**options)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_operations": None}
 
     def grow(self, spectrum: Tensor | None = None) -> HierarchicalFlow:
         """A flow on a lattice with sides ``block`` times as long, that begins with these weights.
 
         Scales are carried over, finest to finest, coarsest to coarsest, and the new one between
-        begins as a copy of the next finer one (see
-        :func:`~pyro_neuralrg.transforms.growth.copy_scales`); at a critical point all scales are
-        alike (paper, note [53]). Train it further without cooling, ``fit(..., anneal=None)``.
+        begins as a copy of the next finer one (paper, note [53]). Train it further without cooling.
 
         Args:
-            spectrum: for the fixed Gaussian layer of the larger lattice, needed if this flow has
-                one.
+            spectrum: for the Gaussian layer of the larger lattice, if this flow has one.
 
         Raises:
-            ValueError: if each block has weights of its own, or the spectrum is missing or has
-                another shape.
+            ValueError: if each block has weights of its own, or the spectrum does not fit.
 
         Example:
-            >>> flow = hierarchical_flow((8, 8))
-            >>> flow.grow().shape
+            >>> hierarchical_flow((8, 8)).grow().shape
             (16, 16)
         """
         return grow(self, spectrum)
 
     def with_site_features(self, site_features: Tensor) -> HierarchicalFlow:
-        """A copy whose networks, with these very weights, see other features of the sites.
-
-        What has been learned of one sample of an inhomogeneous lattice is a start for another.
+        """A copy with these very weights whose networks see other features of the sites.
 
         Args:
-            site_features: of the shape of those that the flow has.
-
-        Raises:
-            ValueError: if it has none, or they have another shape or are not finite.
-            TypeError: if they are no floating tensor.
-
-        Example:
-            >>> flow = hierarchical_flow((4, 4), site_features=torch.randn(1, 4, 4))
-            >>> flow.with_site_features(torch.zeros(1, 4, 4))(torch.randn(2, 4, 4)).shape
-            torch.Size([2, 4, 4])
+            site_features: finite numbers, of the shape of those that the flow has.
         """
-        return with_site_features(self, site_features)
+        features = check_site_features(site_features, self.shape)
+        if self.site_features is None or features.shape != self.site_features.shape:
+            mine = self.site_features
+            raise ValueError(
+                f"site_features has shape {tuple(features.shape)}; accepted: "
+                f"{'none, as the flow has none' if mine is None else tuple(mine.shape)}"
+            )
+        other = copy.deepcopy(self)
+        other.site_features = features.to(self.site_features)
+        show_site_features(other)
+        return other
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
@@ -321,24 +326,19 @@ class HierarchicalFlow(LatticeTransform):
         self.register_buffer("site_features", None)
         if features is None:
             return [None] * len(self.circuit.layers)
-        if self.odd:
-            raise ValueError("site_features are given and odd is True; accepted: odd=False")
-        if not getattr(self.bijector, "sees_sites", False):
+        if self.odd or not getattr(self.bijector, "sees_sites", False):
             raise ValueError(
-                f"site_features are given, and the bijector is {self.bijector!r}; accepted: one "
-                "that sees them, such as 'neighbour'"
+                f"site_features with odd={self.odd} and bijector is {self.bijector!r}; "
+                "accepted: odd=False and a bijector that sees them, such as 'neighbour'"
             )
         self.site_features = check_site_features(features, self.shape)
         return list(features_of_blocks(self.site_features, self.circuit))
 
     @property
     def config(self) -> dict[str, Any]:
-        """What :meth:`from_config` needs to build this flow again, as JSON data.
+        """Options for :meth:`from_config` as JSON data; tensors are in ``state_dict()``.
 
-        Tensors, and with them the dtype, are in ``state_dict()``.
-
-        Raises:
-            ValueError: if the blocks come from a factory that is not ours.
+        A ValueError for blocks from a user's own factory.
         """
         return {
             "shape": list(self.shape),
@@ -352,14 +352,9 @@ class HierarchicalFlow(LatticeTransform):
             "base": self.base.config,
             "context_dim": self.context_dim,
             "spectrum": self.gaussian is not None,
-            **self._rare_config(),
+            "spectrum_slopes": _length(getattr(self.gaussian, "slopes", None)),
+            "site_features": _length(self.site_features),
         }
-
-    def _rare_config(self) -> dict[str, Any]:
-        """Only where there are such, so that other flows are named as they always were."""
-        slopes = None if self.gaussian is None else self.gaussian.slopes
-        rare = {"spectrum_slopes": slopes, "site_features": self.site_features}
-        return {name: len(tensor) for name, tensor in rare.items() if tensor is not None}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> HierarchicalFlow:
@@ -367,12 +362,40 @@ class HierarchicalFlow(LatticeTransform):
         options = dict(config)
         shape = options.pop("shape")
         options["base"] = base_from_config(options["base"])
-        if options.pop("spectrum"):
-            options["spectrum"] = torch.ones(tuple(shape), dtype=torch.get_default_dtype())
+        options["spectrum"] = torch.ones(tuple(shape)) if options["spectrum"] else None
         for name in ("spectrum_slopes", "site_features"):
-            if options.get(name) is not None:
-                options[name] = torch.zeros(options[name], *shape)
-        return hierarchical_flow(shape, **options)
+            number = options.get(name)
+            options[name] = torch.zeros(number, *shape) if number else None
+        return cls.build(shape, **options)
+
+    @classmethod
+    def build(
+        cls,
+        shape: Iterable[int],
+        circuit: str = "mera",
+        bijector: Any = "neighbour",
+        *,
+        block: int = 2,
+        depth: int | None = None,
+        boundary: str = "periodic",
+        dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> HierarchicalFlow:
+        """Build a flow as :func:`hierarchical_flow` does, with all options of this class.
+
+        ``block`` is the block side b.
+        """
+        dtype = torch.get_default_dtype() if dtype is None else dtype
+        if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise TypeError(f"dtype is {dtype!r}; accepted: a floating dtype such as torch.float64")
+        layers = make_circuit(circuit, shape, block=block, depth=depth, boundary=boundary)
+        flow = cls(layers, bijector, **options).to(dtype)
+        show_site_features(flow)  # in its precision
+        return flow
+
+
+def _length(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else len(tensor)
 
 
 def _add_scores(first: Tensor | None, second: Tensor | None) -> Tensor | None:
@@ -387,22 +410,15 @@ def hierarchical_flow(
     circuit: str = "mera",
     *,
     bijector: Any = "neighbour",
-    block: int = 2,
     depth: int | None = None,
     boundary: str = "periodic",
     weights: str = "scale",
     odd: bool = False,
     spectrum: Tensor | None = None,
     base: StandardNormal = NORMAL,
-    context_dim: int = 0,
-    spectrum_slopes: Tensor | None = None,
-    site_features: Tensor | None = None,
     dtype: torch.dtype | None = None,
 ) -> HierarchicalFlow:
-    """Build a :class:`HierarchicalFlow`.
-
-    What it may know of its target is ``odd``, ``spectrum``, ``base`` and ``site_features``;
-    ``target.flow()`` fills them in.
+    """Build a :class:`HierarchicalFlow`; ``target.flow()`` fills in what a target knows.
 
     Args:
         shape: lattice shape, one to three sides >= 1.
@@ -410,7 +426,6 @@ def hierarchical_flow(
         bijector: "neighbour" (couplings that see the neighbouring blocks), "realnvp" (the paper's
             block), a factory of :mod:`~pyro_neuralrg.transforms.bijectors`
             such as ``RealNVP(layers=4)``, or a callable ``size -> TransformModule``.
-        block: block side b.
         depth: number of scales, or of layers of a brickwork; default: all.
         boundary: "periodic" or "open".
         weights: one set per "scale" (and layer), per "block", or "shared" by all scales (paper,
@@ -421,14 +436,6 @@ def hierarchical_flow(
         base: density p(z) of the latents; for targets that may have two phases
             :class:`~pyro_neuralrg.bases.TwoModes` of the coarsest variable. Circuits that leave
             more than one coarsest variable have normals.
-        context_dim: features of a context that the networks can take, for
-            :func:`~pyro_neuralrg.transforms.conditional_hierarchical_flow`; 0 for none.
-        spectrum_slopes: derivatives of the spectrum with respect to the first entries of the
-            context, shape ``(entries,) + shape``; None: the same spectrum for every context.
-        site_features: numbers of order one that tell the sites of an inhomogeneous lattice apart
-            (an external field, say), shape ``(channels,) + shape``; the networks of "neighbour"
-            see those of their neighbourhood, on coarse scales sums over blocks. Without, all blocks
-            of a layer are treated alike. None for none.
         dtype: of the parameters; torch's default dtype if None.
 
     Raises:
@@ -439,31 +446,15 @@ def hierarchical_flow(
         >>> flow(torch.randn(3, 8, 8)).shape
         torch.Size([3, 8, 8])
     """
-    if weights not in WEIGHTS:
-        raise ValueError(f"weights is {weights!r}; accepted: {', '.join(WEIGHTS)}")
-    context_dim = check_integer("context_dim", context_dim, 0)
-    if not isinstance(base, StandardNormal):
-        raise TypeError(
-            f"base is {base!r}; accepted: StandardNormal() or TwoModes(separation), of "
-            "pyro_neuralrg.distributions"
-        )
-    if not isinstance(odd, bool):
-        raise TypeError(f"odd is {odd!r}; accepted: True or False")
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise TypeError(f"dtype is {dtype!r}; accepted: a floating dtype such as torch.float64")
-    dtype = torch.get_default_dtype() if dtype is None else dtype
-    arrangement = make_circuit(circuit, shape, block=block, depth=depth, boundary=boundary)
-    if site_features is not None:
-        site_features = check_site_features(site_features, arrangement.shape).to(dtype)
-    flow = HierarchicalFlow(
-        arrangement,
-        as_bijector(bijector),
+    return HierarchicalFlow.build(
+        shape,
+        circuit,
+        bijector,
+        depth=depth,
+        boundary=boundary,
         weights=weights,
         odd=odd,
         spectrum=spectrum,
         base=base,
-        context_dim=context_dim,
-        spectrum_slopes=spectrum_slopes,
-        site_features=site_features,
+        dtype=dtype,
     )
-    return flow.to(dtype)

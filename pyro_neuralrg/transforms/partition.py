@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Cutting a lattice field into blocks and putting it together, by rolls, slices and reshapes.
+"""Cutting a lattice field into blocks, by rolls, slices and reshapes.
 
 Tensors are *batch-last* here: a field is ``(*shape, batch)``, the blocks of a region are
 ``(size, *count, batch)``. Shifts and slices of a lattice then move whole contiguous runs, and a
@@ -63,50 +63,18 @@ def block_sites(layer: Layer) -> Tensor:
 
 def cut(h: Tensor, layer: Layer) -> list[Tensor]:
     """Cut a field ``(*shape, batch)`` into one tensor ``(size, *count, batch)`` per region."""
-    h = _roll(h, layer.shift, -1)
+    axes = [axis for axis, step in enumerate(layer.shift) if step]
+    if axes:
+        h = h.roll([-layer.shift[axis] for axis in axes], axes)
     return [_to_blocks(h, region) for region in layer.regions]
-
-
-def join(blocks: Sequence[Tensor], layer: Layer) -> Tensor:
-    """Undo :func:`cut`."""
-    fields = [
-        _from_blocks(block, region) for block, region in zip(blocks, layer.regions, strict=True)
-    ]
-    return _roll(tile(fields, layer), layer.shift, 1)
-
-
-def tile(fields: Sequence[Tensor], layer: Layer) -> Tensor:
-    """Lay the fields of all regions side by side, along the last axis first."""
-    fields = list(fields)
-    for axis in reversed(range(len(layer.axes))):
-        width = len(layer.axes[axis])
-        if width > 1:
-            rows = [fields[i : i + width] for i in range(0, len(fields), width)]
-            fields = [torch.cat(row, dim=axis) for row in rows]
-    return fields[0]
-
-
-def _roll(h: Tensor, shift: Sequence[int], direction: int) -> Tensor:
-    axes = [axis for axis, step in enumerate(shift) if step]
-    return h.roll([direction * shift[axis] for axis in axes], axes) if axes else h
 
 
 def _to_blocks(h: Tensor, region: Region) -> Tensor:
     dim = len(region.segments)
     for axis, segment in enumerate(region.segments):
-        if segment.stop - segment.start != h.shape[axis]:
-            h = h.narrow(axis, segment.start, segment.stop - segment.start)
+        h = h.narrow(axis, segment.start, segment.stop - segment.start)
     batch = h.shape[-1]
     pairs = [side for pair in zip(region.count, region.block, strict=True) for side in pair]
     inside, outside = range(1, 2 * dim, 2), range(0, 2 * dim, 2)
     h = h.reshape(*pairs, batch).permute(*inside, *outside, 2 * dim)
-    return h.reshape(region.size, *region.count, batch)
-
-
-def _from_blocks(h: Tensor, region: Region) -> Tensor:
-    dim = len(region.segments)
-    batch = h.shape[-1]
-    order = [axis for pair in zip(range(dim, 2 * dim), range(dim), strict=True) for axis in pair]
-    h = h.reshape(*region.block, *region.count, batch).permute(*order, 2 * dim)
-    sides = [count * block for count, block in zip(region.count, region.block, strict=True)]
-    return h.reshape(*sides, batch)
+    return h.reshape(math.prod(region.block), *region.count, batch)

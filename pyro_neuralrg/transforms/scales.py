@@ -13,13 +13,11 @@ from torch import Tensor
 from pyro_neuralrg.arguments import check_integer
 from pyro_neuralrg.lattice import Circuit
 from pyro_neuralrg.transforms.base import LatticeTransform
-from pyro_neuralrg.transforms.partition import cut, tile
-
-__all__ = ["UpToScale", "blocks_of_scale", "number_of_scales", "sites_of_scale"]
+from pyro_neuralrg.transforms.partition import block_sites
 
 
 def number_of_scales(circuit: Circuit) -> int:
-    """The number of decimators; what the last of them keeps is the field of this very scale.
+    """The number of decimators; the last of them keeps the field of this very scale.
 
     Example:
         >>> from pyro_neuralrg.lattice import make_circuit
@@ -34,13 +32,10 @@ def sites_of_scale(circuit: Circuit, scale: int) -> Tensor:
 
     Args:
         circuit: of a flow.
-        scale: k, from 0 (all sites) to the number of decimators (what is left at the end).
+        scale: k, from 0 (all sites) to the number of decimators (the coarsest variables).
 
     Returns:
         Flat indices of sites of the whole lattice, of the shape that the lattice has at scale k.
-
-    Raises:
-        TypeError, ValueError: if ``scale`` is no such integer.
 
     Example:
         >>> from pyro_neuralrg.lattice import make_circuit
@@ -48,12 +43,10 @@ def sites_of_scale(circuit: Circuit, scale: int) -> Tensor:
         tensor([[ 0,  2],
                 [ 8, 10]])
     """
-    scale = _check_scale(circuit, scale)
-    sites = torch.arange(math.prod(circuit.shape)).reshape(*circuit.shape, 1)
-    for layer in circuit.layers[: _first_layer(circuit, scale)]:
-        if layer.kind == "decimator":
-            sites = tile([block[0] for block in cut(sites, layer)], layer)
-    return sites[..., 0]
+    sites = torch.arange(math.prod(circuit.shape)).reshape(circuit.shape)
+    for blocks in _blocks_up_to(circuit, scale):
+        sites = sites.flatten()[blocks[0]]
+    return sites
 
 
 def blocks_of_scale(circuit: Circuit, scale: int) -> Tensor:
@@ -67,31 +60,20 @@ def blocks_of_scale(circuit: Circuit, scale: int) -> Tensor:
         For each site the position, 0, 1, ..., of its block among the sites of scale k; of the
         lattice's shape.
 
-    Raises:
-        TypeError, ValueError: if ``scale`` is no such integer.
-
     Example:
         >>> from pyro_neuralrg.lattice import make_circuit
         >>> blocks_of_scale(make_circuit("tree", (2, 4)), 1)
         tensor([[0, 0, 1, 1],
                 [0, 0, 1, 1]])
     """
-    scale = _check_scale(circuit, scale)
-    sites = math.prod(circuit.shape)
-    owner = torch.arange(sites)  # of each site, the site that stands for its block
-    positions = owner.reshape(*circuit.shape, 1)
-    for layer in circuit.layers[: _first_layer(circuit, scale)]:
-        if layer.kind != "decimator":
-            continue
-        blocks = cut(positions, layer)
-        step = torch.arange(sites)
-        for block in blocks:
-            step[block.flatten()] = block[:1].expand_as(block).flatten()
-        owner = step[owner]
-        positions = tile([block[0] for block in blocks], layer)
-    number = torch.empty(sites, dtype=torch.long)
-    number[positions.flatten()] = torch.arange(positions.numel())
-    return number[owner].reshape(circuit.shape)
+    position = torch.arange(math.prod(circuit.shape))
+    for blocks in _blocks_up_to(circuit, scale):
+        sites = blocks.flatten(1)
+        numbers = torch.arange(sites.shape[1]).expand_as(sites)
+        block_of = torch.empty(int(sites.max()) + 1, dtype=torch.long)
+        block_of[sites[sites >= 0]] = numbers[sites >= 0]
+        position = block_of[position]
+    return position.reshape(circuit.shape)
 
 
 class UpToScale(LatticeTransform):
@@ -103,21 +85,15 @@ class UpToScale(LatticeTransform):
     Args:
         flow: a HierarchicalFlow, whose parameters these are.
         scale: k, from 0 to the number of decimators.
-
-    Raises:
-        TypeError, ValueError: if ``scale`` is no such integer.
     """
 
     def __init__(self, flow: Any, scale: int) -> None:
         super().__init__(flow.event_shape)
-        self.scale = _check_scale(flow.circuit, scale)
-        self.stop = _first_layer(flow.circuit, self.scale)
+        layers = _layers_up_to(flow.circuit, scale)
+        self.scale = scale
+        self.stop = len(layers)
+        self.shape = flow.shape
         self.flow = flow
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The lattice shape."""
-        return self.event_shape
 
     def forward(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """u to x."""
@@ -128,11 +104,14 @@ class UpToScale(LatticeTransform):
         return self.flow.renormalize(h, context, self.stop)
 
 
-def _check_scale(circuit: Circuit, scale: int) -> int:
-    return check_integer("scale", scale, 0, number_of_scales(circuit))
-
-
-def _first_layer(circuit: Circuit, scale: int) -> int:
-    """The layer that the field of a scale enters: behind the decimator of the finer one."""
+def _layers_up_to(circuit: Circuit, scale: int) -> tuple[Any, ...]:
+    """The layers before the field of a scale: up to the decimator of the next finer one."""
+    scale = check_integer("scale", scale, 0, number_of_scales(circuit))
     decimators = [i for i, layer in enumerate(circuit.layers) if layer.kind == "decimator"]
-    return 0 if scale == 0 else decimators[scale - 1] + 1
+    return circuit.layers[: decimators[scale - 1] + 1 if scale else 0]
+
+
+def _blocks_up_to(circuit: Circuit, scale: int) -> list[Tensor]:
+    """The sites of the blocks of each decimator before the field of a scale."""
+    layers = _layers_up_to(circuit, scale)
+    return [block_sites(layer) for layer in layers if layer.kind == "decimator"]

@@ -1,15 +1,15 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""What is known of each site of an inhomogeneous lattice, brought to the blocks of every layer."""
+"""Features of the sites of an inhomogeneous lattice, brought to the blocks of every layer."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
 
+from pyro_neuralrg.arguments import check_tensor
 from pyro_neuralrg.lattice import Circuit
 from pyro_neuralrg.transforms.coupling import Couplings
 from pyro_neuralrg.transforms.partition import block_sites
@@ -47,20 +47,13 @@ def features_of_blocks(features: Tensor, circuit: Circuit) -> Iterator[Tensor]:
 
 
 def check_site_features(features: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The features, cut off from any graph.
-
-    Raises:
-        TypeError: if they are no floating tensor.
-        ValueError: if their shape is not ``(channels,) + shape``, or one is not finite.
-    """
-    accepted = f"accepted: a floating tensor of shape (channels, {', '.join(map(str, shape))})"
-    if not isinstance(features, Tensor) or not features.is_floating_point():
-        seen = features.dtype if isinstance(features, Tensor) else type(features).__name__
-        raise TypeError(f"site_features is {seen}; {accepted}")
+    """The features, cut off from any graph; of shape ``(channels,) + shape``, finite."""
+    accepted = f"finite floating numbers of shape (channels, {', '.join(map(str, shape))})"
+    check_tensor("site_features", features, accepted)
     if features.dim() != 1 + len(shape) or features.shape[1:] != shape or not len(features):
-        raise ValueError(f"site_features has shape {tuple(features.shape)}; {accepted}")
+        raise ValueError(f"site_features has shape {tuple(features.shape)}; accepted: {accepted}")
     if not bool(features.isfinite().all()):
-        raise ValueError("site_features has entries that are not finite; accepted: finite ones")
+        raise ValueError(f"site_features has an entry inf or nan; accepted: {accepted}")
     return features.detach()
 
 
@@ -73,19 +66,3 @@ def show_site_features(flow: Any) -> None:
         for transform in transforms:
             if isinstance(transform, Couplings):
                 transform.see_features(features)
-
-
-def with_site_features(flow: Any, site_features: Tensor) -> Any:
-    """See :meth:`~pyro_neuralrg.transforms.HierarchicalFlow.with_site_features`."""
-    mine = flow.site_features
-    if mine is None:
-        raise ValueError("the flow has no site_features; accepted: a flow made with some")
-    features = check_site_features(site_features, flow.shape)
-    if features.shape != mine.shape:
-        raise ValueError(
-            f"site_features has shape {tuple(features.shape)}; accepted: {tuple(mine.shape)}"
-        )
-    other = copy.deepcopy(flow)
-    other.site_features = features.to(mine)
-    show_site_features(other)
-    return other

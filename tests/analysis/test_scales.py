@@ -13,7 +13,7 @@ from pyro_neuralrg.analysis import (
     scale_of_latents,
     variables_of_scale,
 )
-from pyro_neuralrg.transforms import hierarchical_flow
+from pyro_neuralrg.transforms import HierarchicalFlow
 from pyro_neuralrg.transforms.scales import number_of_scales
 
 FLOWS = {
@@ -29,7 +29,7 @@ FLOWS = {
 
 def named(name: str):
     shape, circuit, options = FLOWS[name]
-    return hierarchical_flow(shape, circuit, **options)
+    return HierarchicalFlow.build(shape, circuit, **options)
 
 
 @pytest.mark.parametrize("name", FLOWS)

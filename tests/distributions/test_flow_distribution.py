@@ -48,5 +48,5 @@ def test_wrong_arguments() -> None:
         FlowDistribution(flow.inv)
     with pytest.raises(TypeError, match="accepted: a Pyro TransformModule"):
         FlowDistribution("flow")
-    with pytest.raises(ValueError, match="the flow's own shape"):
+    with pytest.raises(ValueError, match="accepted: the flow's, "):
         FlowDistribution(flow, shape=(5,))

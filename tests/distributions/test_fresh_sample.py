@@ -5,8 +5,6 @@
 from __future__ import annotations
 
 import functools
-import gc
-import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -22,7 +20,6 @@ from pyro.optim.dct_adam import DCTAdam
 from torch import Tensor
 
 from pyro_neuralrg.distributions import FlowDistribution, SymmetrizedFlow
-from pyro_neuralrg.distributions.flow import forward_and_ladj
 from pyro_neuralrg.infer import PDD, FlowGuide
 from pyro_neuralrg.transforms import LatticeTransform, hierarchical_flow
 from tests.distributions.test_symmetrized import Affine
@@ -76,6 +73,43 @@ def is_honest(q: Any, x: Tensor) -> None:
     torch.testing.assert_close(q.log_prob(x), q.log_prob(fresh), rtol=1e-9, atol=1e-9)
 
 
+@any_flow
+@any_optimiser
+@pytest.mark.parametrize("scored", [False, True])
+@either
+def test_after_a_training_step(
+    jittered: Make, kind: str, optimiser: str, source: str, scored: bool
+) -> None:
+    """Whether the density was in the loss or not."""
+    flow = FLOWS[source](jittered)
+    q, step = DISTRIBUTIONS[kind](flow), OPTIMISERS[optimiser](flow.parameters(), lr=0.1)
+    x = q.rsample((3,))
+    log_q = q.log_prob(x) if scored else torch.zeros(3)
+    (log_q + x.square().flatten(1).sum(1)).mean().backward()
+    step.step()
+    step.zero_grad()
+    is_honest(q, x)
+    if scored:
+        assert (q.log_prob(x) - log_q).abs().min() > 1e-4
+
+
+@any_optimiser
+@either
+def test_after_training_through_another_object(jittered: Make, kind: str, optimiser: str) -> None:
+    """Gradients lie where old ones did."""
+    flow = jittered((2, 2))
+    step = OPTIMISERS[optimiser](flow.parameters(), lr=0.1)
+    q = DISTRIBUTIONS[kind](flow)
+    for _ in range(2):
+        with torch.no_grad():
+            x = q.sample((3,))
+        step.zero_grad()
+        flow.forward_and_ladj(torch.randn(3, 2, 2))[0].square().mean().backward()
+        step.step()
+        with torch.no_grad():
+            is_honest(q, x)
+
+
 def move_by_vector(flow: Any) -> None:
     """As optimisers do that know nothing of gradients."""
     parameters = list(flow.parameters())
@@ -83,118 +117,49 @@ def move_by_vector(flow: Any) -> None:
     torch.nn.utils.vector_to_parameters(vector + 0.1, parameters)
 
 
-@any_flow
-@any_optimiser
-@either
-def test_after_a_training_step(jittered: Make, kind: str, optimiser: str, source: str) -> None:
-    flow = FLOWS[source](jittered)
-    q, step = DISTRIBUTIONS[kind](flow), OPTIMISERS[optimiser](flow.parameters(), lr=0.1)
-    x = q.rsample((3,))
-    log_q = q.log_prob(x)
-    (log_q + x.square().flatten(1).sum(1)).mean().backward()
-    step.step()
-    is_honest(q, x)
-    assert (q.log_prob(x) - log_q).abs().min() > 1e-4
+def write_to_data(flow: Any) -> None:
+    """With no mark but the values."""
+    for parameter in flow.parameters():
+        parameter.data.add_(0.1)
 
 
-@any_flow
-@any_optimiser
-@either
-def test_after_a_step_whose_loss_had_no_density(
-    jittered: Make, kind: str, optimiser: str, source: str
-) -> None:
-    flow = FLOWS[source](jittered)
-    q, step = DISTRIBUTIONS[kind](flow), OPTIMISERS[optimiser](flow.parameters(), lr=0.1)
-    x = q.rsample((3,))
-    x.square().sum().backward()
-    step.step()
-    step.zero_grad()
-    is_honest(q, x)
+def replace_data(flow: Any) -> None:
+    """The old is freed, so that the next of its size would lie there."""
+    for parameter in flow.parameters():
+        for _ in range(2):
+            parameter.data = parameter.data + 0.05
 
 
-@any_optimiser
-@either
-def test_after_training_through_another_object(jittered: Make, kind: str, optimiser: str) -> None:
-    flow = jittered((2, 2))
-    step = OPTIMISERS[optimiser](flow.parameters(), lr=0.1)
-    q = DISTRIBUTIONS[kind](flow)
-    with torch.no_grad():
-        x = q.sample((3,))
-    for _ in range(2):
-        step.zero_grad()
-        flow.forward_and_ladj(torch.randn(3, 2, 2))[0].square().mean().backward()
-        step.step()
-    with torch.no_grad():
-        is_honest(q, x)
+def assign(flow: Any) -> None:
+    flow.load_state_dict({k: v + 0.1 for k, v in flow.state_dict().items()}, assign=True)
+
+
+def convert(flow: Any) -> None:
+    """The same parameters, rounded."""
+    flow.to(torch.float32).to(torch.float64)
 
 
 @any_flow
 @pytest.mark.parametrize("scored", [False, True])
 @pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize(
+    "change",
+    [move_by_vector, write_to_data, replace_data, assign, convert],
+    ids=str,
+)
 @either
-def test_after_parameters_from_a_vector(
-    jittered: Make, kind: str, gradients: bool, scored: bool, source: str
+def test_after_a_change_by_hand(
+    jittered: Make, kind: str, change: Any, gradients: bool, scored: bool, source: str
 ) -> None:
     flow = FLOWS[source](jittered)
     q = DISTRIBUTIONS[kind](flow)
     with torch.set_grad_enabled(gradients):
-        x = q.rsample((3,))
-        if scored:
-            q.log_prob(x)
-        for _ in range(2):  # the second may lie where the first did
-            move_by_vector(flow)
-        is_honest(q, x)
-
-
-@any_flow
-@either
-@pytest.mark.parametrize("scored", [False, True])
-def test_after_writing_to_data(jittered: Make, kind: str, source: str, scored: bool) -> None:
-    """With no gradient at all, which leaves no mark but the values."""
-    flow = FLOWS[source](jittered)
-    q = DISTRIBUTIONS[kind](flow)
-    with torch.no_grad():
-        x = q.sample((3,))
-        if scored:
-            q.log_prob(x)
-        for parameter in flow.parameters():
-            parameter.data.add_(0.1)
-        is_honest(q, x)
-
-
-@any_flow
-@either
-def test_after_new_data_at_an_old_address(jittered: Make, kind: str, source: str) -> None:
-    """What is replaced is freed, so that the next of its size would lie there."""
-    flow = FLOWS[source](jittered)
-    q = DISTRIBUTIONS[kind](flow)
-    with torch.no_grad():
-        for _ in range(3):
-            x = q.sample((3,))
-            for parameter in flow.parameters():
-                for _ in range(2):
-                    parameter.data = parameter.data + 0.05
+        for _ in range(2):
+            x = q.rsample((3,))
+            if scored:
+                q.log_prob(x)
+            change(flow)
             is_honest(q, x)
-
-
-@any_flow
-@either
-def test_after_a_new_gradient_in_the_place_of_an_old(
-    jittered: Make, kind: str, source: str
-) -> None:
-    flow = FLOWS[source](jittered)
-    q, step = DISTRIBUTIONS[kind](flow), ClippedAdam(flow.parameters(), lr=0.1)
-    latents = torch.randn(3, *q.event_shape)
-    for _ in range(4):
-        flow(latents).square().mean().backward()
-        with torch.no_grad():
-            drawn = q.sample((3,))
-        step.zero_grad()
-        forward_and_ladj(flow, latents, len(q.event_shape))[0].square().mean().backward()
-        step.step()
-        step.zero_grad()
-        with torch.no_grad():
-            is_honest(q, drawn)
 
 
 @any_flow
@@ -208,30 +173,6 @@ def test_in_inference_mode(jittered: Make, kind: str, source: str) -> None:
         is_honest(q, x)
 
 
-@any_flow
-@either
-def test_after_a_step_by_hand(jittered: Make, kind: str, source: str) -> None:
-    """Gradients that no parameter keeps, written to ``.data``."""
-    flow = FLOWS[source](jittered)
-    q, parameters = DISTRIBUTIONS[kind](flow), list(flow.parameters())
-    x = q.rsample((3,))
-    gradients = torch.autograd.grad(x.square().sum(), parameters, allow_unused=True)
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        if gradient is not None:
-            parameter.data.sub_(0.1 * gradient)
-    is_honest(q, x)
-
-
-@any_flow
-@either
-def test_after_other_parameters_were_assigned(jittered: Make, kind: str, source: str) -> None:
-    flow = FLOWS[source](jittered)
-    q = DISTRIBUTIONS[kind](flow)
-    x = q.rsample((3,))
-    flow.load_state_dict({k: v + 0.1 for k, v in flow.state_dict().items()}, assign=True)
-    is_honest(q, x)
-
-
 @either
 def test_after_a_buffer_was_changed(kind: str) -> None:
     flow = hierarchical_flow((4,), spectrum=free_spectrum((4,)))
@@ -241,20 +182,6 @@ def test_after_a_buffer_was_changed(kind: str) -> None:
         for buffer in flow.gaussian.buffers():
             buffer.mul_(2.0)
     is_honest(q, x)
-
-
-@any_flow
-@either
-def test_after_a_conversion(jittered: Make, kind: str, source: str) -> None:
-    """To float32 and back: the same parameters, rounded."""
-    flow = FLOWS[source](jittered)
-    q = DISTRIBUTIONS[kind](flow)
-    with torch.no_grad():
-        x = q.rsample((3,))
-        flow.to(torch.float32).to(torch.float64)
-        is_honest(q, x)
-        found = q.log_prob(x)
-        assert torch.equal(found, q.log_prob(x.clone()))
 
 
 @either
@@ -310,23 +237,6 @@ def test_training_by_pdd_costs_one_pass_a_draw(
     assert passes == ["forward"] * (2 if vectorize else 6)
 
 
-@either
-def test_the_graph_does_not_keep_the_sample_alive(jittered: Make, kind: str) -> None:
-    flow = jittered((2, 2))
-    q = DISTRIBUTIONS[kind](flow)
-    gc.disable()
-    try:
-        x = q.rsample((3,))
-        gone = weakref.ref(x)
-        q.log_prob(x).sum().backward()
-        flow.clear_cache()
-        q.clear_cache()
-        del x
-        assert gone() is None
-    finally:
-        gc.enable()
-
-
 @any_flow
 @either
 def test_gradient_with_respect_to_a_drawn_field(jittered: Make, kind: str, source: str) -> None:
@@ -359,7 +269,7 @@ def test_no_field_at_all(jittered: Make, kind: str) -> None:
     assert q.log_prob(torch.zeros(3, 0, 2, 2)).shape == (3, 0)
     assert q.expand((0,)).rsample((5,)).shape == (5, 0, 2, 2)
     assert q.expand((3, 1)).log_prob(torch.zeros(0, 2, 2)).shape == (3, 0)
-    with pytest.raises(ValueError, match=r"value has shape \(0, 2, 3\); accepted"):
+    with pytest.raises(ValueError, match=r"x has shape \(.*0, 2, 3\); accepted"):
         q.log_prob(torch.zeros(0, 2, 3))
 
 

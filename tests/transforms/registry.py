@@ -19,6 +19,7 @@ from torch.distributions import constraints
 from pyro_neuralrg.distributions import TwoModes
 from pyro_neuralrg.transforms import (
     FourierLayer,
+    HierarchicalFlow,
     LatticeTransform,
     LayerFactory,
     LearnedSpectrum,
@@ -68,7 +69,7 @@ class Entry:
 def flow(shape: tuple[int, ...], circuit: str = "mera", **options: Any) -> Entry:
     """A hierarchical flow of small networks."""
     options = {"bijector": NEIGHBOUR, **options}
-    make = functools.partial(hierarchical_flow, shape, circuit, **options)
+    make = functools.partial(HierarchicalFlow.build, shape, circuit, **options)
     coloured = "spectrum" in options
     near = not coloured
     if coloured:
@@ -87,7 +88,7 @@ def foreign(
     shape: tuple[int, ...], bijector: Any, *, exactness: float = 1e-10, **options: Any
 ) -> Entry:
     """A hierarchical flow of blocks from elsewhere."""
-    make = functools.partial(hierarchical_flow, shape, bijector=bijector, **options)
+    make = functools.partial(HierarchicalFlow.build, shape, bijector=bijector, **options)
     return Entry(
         shape, make, ours=False, starts_near_identity=False, is_flow=True, exactness=exactness
     )
@@ -120,7 +121,7 @@ def waves(*shape: int) -> Tensor:
 def coloured_flow(
     shape: tuple[int, ...], circuit: str, *, spectrum: str, **options: Any
 ) -> LatticeTransform:
-    return hierarchical_flow(
+    return HierarchicalFlow.build(
         shape, circuit, boundary=spectrum, spectrum=free_spectrum(shape, spectrum), **options
     )
 

@@ -48,14 +48,6 @@ def evaluations(transform: LatticeTransform, monkeypatch: pytest.MonkeyPatch) ->
     return passes
 
 
-def step(transform: LatticeTransform) -> None:
-    optimizer = torch.optim.SGD(transform.parameters(), lr=0.1)
-    for parameter in transform.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    optimizer.step()
-    optimizer.zero_grad()
-
-
 def agrees_with_a_fresh_copy(transform: LatticeTransform, z: Tensor, x: Tensor) -> None:
     """All public ways give what a transform that has seen nothing gives."""
     exactness = {"rtol": 1e-10, "atol": 1e-10}
@@ -93,15 +85,13 @@ def test_other_tensors_are_evaluated(name: str, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("name", TRAINED)
 def test_an_optimiser_step_is_seen(name: str) -> None:
     transform, z = perturbed(name), latents(name, 3)
+    optimizer = torch.optim.SGD(transform.parameters(), lr=0.1)
     x = transform(z)
-    ladj = transform.log_abs_det_jacobian(z, x).detach()
-    step(transform)
-    assert not torch.equal(transform(z), x)
-    if not name.startswith("layer-factory"):
-        assert not torch.equal(transform.log_abs_det_jacobian(z, transform(z)), ladj)
-    agrees_with_a_fresh_copy(transform, z, x.detach())
     back = transform.inv(x.detach())
-    step(transform)
+    for parameter in transform.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    assert not torch.equal(transform(z), x)
     agrees_with_a_fresh_copy(transform, back.detach(), x.detach())
 
 
@@ -128,29 +118,16 @@ def test_replaced_parameters_are_seen(name: str) -> None:
     expected = torch.func.functional_call(copy.deepcopy(transform), other, (z,))
     torch.testing.assert_close(torch.func.functional_call(transform, other, (z,)), expected)
     torch.testing.assert_close(transform(z), x)
-    transform.load_state_dict({**transform.state_dict(), **other})
-    torch.testing.assert_close(transform(z), expected)
-    state = {k: v.clone() - 0.1 for k, v in transform.state_dict().items() if k in other}
-    transform.load_state_dict({**transform.state_dict(), **state}, assign=True)
-    agrees_with_a_fresh_copy(transform, z, x.detach())
-
-
-def test_another_parameter_in_the_place_of_one_is_seen() -> None:
-    """Both are new tensors, which no one has changed."""
-    transform, z = ENTRIES["learned-spectrum-2d"].make(), latents("learned-spectrum-2d", 3)
-    x = transform(z)
-    transform.log_scale = torch.nn.Parameter(transform.log_scale.detach() + 1.0)
-    assert transform.inv(x) is not z
+    state = {k: v.clone() - 0.1 for k, v in transform.state_dict().items()}
+    transform.load_state_dict({**state, **other}, assign=True)
     agrees_with_a_fresh_copy(transform, z, x.detach())
 
 
 def test_a_changed_buffer_is_seen() -> None:
     transform, z = perturbed("fourier-2d"), latents("fourier-2d")
     x = transform(z)
-    state = {name: 2 * tensor for name, tensor in transform.state_dict().items()}
-    transform.load_state_dict(state)
+    transform.load_state_dict({name: 2 * tensor for name, tensor in transform.state_dict().items()})
     torch.testing.assert_close(transform.inv(x), z / 2)
-    torch.testing.assert_close(transform(z), 2 * x)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -188,29 +165,19 @@ def test_gradients_do_not_depend_on_what_was_remembered(name: str) -> None:
     torch.testing.assert_close(gradient, expected)
 
 
-def test_frozen_and_thawed_parameters() -> None:
-    transform, z = perturbed("mera-2d"), latents("mera-2d", 3)
-    transform.requires_grad_(False)
-    x = transform(z)
-    transform.requires_grad_(True)
-    assert transform.log_abs_det_jacobian(z, x).requires_grad
-    transform.requires_grad_(False)
-    assert not transform.log_abs_det_jacobian(z, transform(z)).requires_grad
-
-
-def test_a_log_determinant_without_its_graph_is_not_given_out() -> None:
-    transform, z = perturbed("mera-2d"), latents("mera-2d", 3)
-    with torch.no_grad():
-        x = transform(z)
-    assert transform.log_abs_det_jacobian(z, x).requires_grad
-
-
-def test_a_fresh_leaf_of_a_frozen_flow() -> None:
+def test_frozen_thawed_and_without_gradients() -> None:
+    """A log-determinant without its graph is not given out where there is to be one."""
     transform, z = perturbed("mera-2d"), latents("mera-2d", 3)
     transform.requires_grad_(False)
     x = transform(z).requires_grad_()
     (gradient,) = torch.autograd.grad(transform.inv(x).sum(), x)
     assert bool(gradient.isfinite().all())
+    assert not transform.log_abs_det_jacobian(z, transform(z)).requires_grad
+    transform.requires_grad_(True)
+    assert transform.log_abs_det_jacobian(z, x).requires_grad
+    with torch.no_grad():
+        x = transform(z)
+    assert transform.log_abs_det_jacobian(z, x).requires_grad
 
 
 def test_no_trace_of_vmap_is_left() -> None:

@@ -22,6 +22,7 @@ from pyro_neuralrg import IsingDual
 from pyro_neuralrg.compiled import operation
 from pyro_neuralrg.runtime import threads
 from pyro_neuralrg.transforms import (
+    HierarchicalFlow,
     LatticeTransform,
     Neighbour,
     RealNVP,
@@ -38,13 +39,13 @@ FLOWS = {
     "odd-sides": lambda: hierarchical_flow((5, 7)),
     "odd-sides-open": lambda: hierarchical_flow((5, 7), boundary="open", odd=True),
     "line": lambda: hierarchical_flow((7,), boundary="open"),
-    "cube": lambda: hierarchical_flow((3, 2, 4), block=3),
+    "cube": lambda: HierarchicalFlow.build((3, 2, 4), block=3),
     "shared": lambda: hierarchical_flow((6, 5), weights="shared"),
     "brickwork": lambda: hierarchical_flow((4, 4), "brickwork", odd=True),
     "realnvp": lambda: hierarchical_flow((4, 6), bijector="realnvp"),
     "realnvp-tanh": lambda: hierarchical_flow((4,), bijector=RealNVP(4, (5, 3), "tanh")),
     "realnvp-linear": lambda: hierarchical_flow((4,), bijector=RealNVP(4, ())),
-    "sites": lambda: hierarchical_flow((4, 5), site_features=waves(2, 4, 5)),
+    "sites": lambda: HierarchicalFlow.build((4, 5), site_features=waves(2, 4, 5)),
     "context": lambda: conditional_hierarchical_flow((4, 4), 2),
     "context-slow": lambda: conditional_hierarchical_flow((4, 4), 2, bijector=SLOW),
     "context-odd": lambda: conditional_hierarchical_flow((4, 5), 2, odd=True),

@@ -15,9 +15,10 @@ from pyro.distributions import ConditionalTransformedDistribution
 from pyro.infer import SVI
 
 from pyro_neuralrg import PDD, ConditionalHierarchicalFlow, FlowGuide, IsingDual, fit, load, save
-from pyro_neuralrg.distributions import FlowDistribution, StandardNormal, TwoModes
+from pyro_neuralrg.distributions import FlowDistribution, TwoModes
 from pyro_neuralrg.transforms import (
     FourierLayer,
+    HierarchicalFlow,
     Neighbour,
     conditional_hierarchical_flow,
     hierarchical_flow,
@@ -101,9 +102,8 @@ def test_slopes_are_saved_and_copied(tmp_path: Any) -> None:
     save(tmp_path / "flow.pt", flow)
     for again in (load(tmp_path / "flow.pt").flow, copy.deepcopy(flow)):
         assert torch.equal(again.condition(context)(z), expected)
-    with pytest.raises(ValueError, match="the spectrum depends on the context"):
+    with pytest.raises(ValueError, match="the flow has a spectrum for each context"):
         flow.grow(torch.ones(8, 8))
-    assert "spectrum_slopes" not in conditional_hierarchical_flow((4,), 1).config
 
 
 @pytest.mark.parametrize(
@@ -131,8 +131,8 @@ def test_slopes_need_a_spectrum_and_a_context() -> None:
     slopes = torch.zeros(1, 4, 4)
     for given in ({"context_dim": 2}, {"spectrum": torch.ones(4, 4)}):
         with pytest.raises(ValueError, match="spectrum_slopes is given; accepted: only beside"):
-            hierarchical_flow((4, 4), spectrum_slopes=slopes, **given)
-    flow = hierarchical_flow(
+            HierarchicalFlow.build((4, 4), spectrum_slopes=slopes, **given)
+    flow = HierarchicalFlow.build(
         (4, 4), spectrum=torch.ones(4, 4), spectrum_slopes=slopes, context_dim=1
     )
     with pytest.raises(ValueError, match="context is None; accepted for a spectrum with slopes"):
@@ -194,11 +194,6 @@ def test_saved_copied_and_converted(tmp_path: Any) -> None:
     assert single(z.float()).dtype == torch.float32
 
 
-def test_dtype_argument() -> None:
-    flow = conditional_hierarchical_flow((4,), 1, dtype=torch.float32)
-    assert {p.dtype for p in flow.parameters()} == {torch.float32}
-
-
 @pytest.mark.parametrize(
     ("context", "error", "match"),
     [
@@ -206,7 +201,7 @@ def test_dtype_argument() -> None:
         (torch.zeros(2, dtype=torch.int64), TypeError, "context is torch.int64"),
         (torch.zeros(3), ValueError, r"context has shape \(3,\); accepted: .*\(\.\.\., 2\)"),
         (torch.tensor(0.0), ValueError, r"context has shape \(\)"),
-        (torch.zeros(2, dtype=torch.float32), TypeError, "accepted: torch.float64, as the flow"),
+        (torch.zeros(2, dtype=torch.float32), TypeError, "accepted: .*, torch.float64 as the flow"),
     ],
 )
 def test_bad_contexts(context: Any, error: type[Exception], match: str) -> None:
@@ -226,7 +221,7 @@ def test_conditional_blocks_need_a_conditional_flow() -> None:
 
     with pytest.raises(ValueError, match="needs a context; accepted: that in a Conditional"):
         hierarchical_flow((4, 4), bijector=block)
-    flow = hierarchical_flow((4, 4), bijector=block, context_dim=5)
+    flow = HierarchicalFlow.build((4, 4), bijector=block, context_dim=5)
     with pytest.raises(ValueError, match="context is None; accepted for ConditionalAffine"):
         flow(torch.randn(4, 4))
 
@@ -248,10 +243,3 @@ def test_base_at_a_context() -> None:
     x, ladj = transform.forward_and_ladj(z)
     log_q = FlowDistribution(transform).log_prob(x)
     torch.testing.assert_close(log_q, transform.base.log_prob(z, 2) - ladj)
-
-
-def test_a_field_switches_the_symmetry_off() -> None:
-    assert IsingDual((4, 4)).flow().odd
-    in_field = IsingDual((4, 4), field=0.1).flow()
-    assert not in_field.odd
-    assert in_field.base == StandardNormal()

@@ -29,7 +29,7 @@ def test_blocks_cover_a_layer(name: str, shape: tuple[int, ...]) -> None:
             pieces = cut(numbers.reshape(*layer.shape, 1), layer)
             corners = itertools.product(*(starts(axis) for axis in layer.axes))
             for piece, region, corner in zip(pieces, layer.regions, corners, strict=True):
-                assert piece.shape == (region.size, *region.count, 1)
+                assert piece.shape == (math.prod(region.block), *region.count, 1)
                 there = sites[(slice(None), *map(slice, corner, end(corner, region.count)))]
                 for cell in itertools.product(*map(range, region.count)):
                     filled = there[(slice(None), *cell)]

@@ -22,7 +22,6 @@ from pyro_neuralrg.transforms import (
     ConditionalHierarchicalFlow,
     HierarchicalFlow,
     conditional_hierarchical_flow,
-    hierarchical_flow,
 )
 from pyro_neuralrg.transforms.base import LatticeTransform
 from pyro_neuralrg.transforms.bijectors import BlockLayout, as_bijector
@@ -102,7 +101,7 @@ class FieldFlow(LatticeTransform):
         like: of the flow's shape, with the dtype and device of all parameters.
         channels: number of fields, which divides the last side.
         context_dim: length of c; 0 for none.
-        options: of :func:`~pyro_neuralrg.transforms.hierarchical_flow`.
+        options: of :meth:`~pyro_neuralrg.transforms.HierarchicalFlow.build`.
     """
 
     def __init__(
@@ -119,7 +118,7 @@ class FieldFlow(LatticeTransform):
             self.flow = conditional_hierarchical_flow(shape, context_dim, **options)
         else:
             own = {name: value for name, value in options.items() if name != "features"}
-            self.flow = hierarchical_flow(shape, **own)
+            self.flow = HierarchicalFlow.build(shape, **own)
         self.flow.to(like)
         odd, boundary = options.get("odd", False), options.get("boundary", "periodic")
         self.frame = FieldFrame(like, channels, context_dim, odd=odd, boundary=boundary)
