@@ -60,7 +60,16 @@ def available_memory(device: torch.device) -> float:
     if device.type == "cuda":
         there = float(torch.cuda.mem_get_info(device)[0])
         return there if torch.cuda.device_count() >= sharing else there / sharing
-    return min(_free_memory(ROOT), *_left_in_cgroups(ROOT)) / sharing
+    return host_memory() / sharing
+
+
+def host_memory(root: Path = ROOT) -> float:
+    """Bytes that a process can have: what is free, within the limits of its cgroups.
+
+    Args:
+        root: of the file system.
+    """
+    return min(_free_memory(root), *_left_in_cgroups(root))
 
 
 def _free_memory(root: Path) -> float:

@@ -89,17 +89,6 @@ class Progress:
             self._bar.set_postfix_str(figures(), refresh=False)
         self._bar.update()
 
-    def note(self, text: str) -> None:
-        """Show a line that stays."""
-        if not self.shown:
-            return
-        line = f"{self.label}: {text}"
-        if self._bar is not None:
-            self._bar.write(line, file=sys.stderr)
-        else:
-            sys.stderr.write(f"{line}\n")
-            sys.stderr.flush()
-
     def _is_due(self, now: float) -> bool:
         elapsed = now - self._written_at
         tenth = 10 * self._done // self.total > 10 * self._written // self.total

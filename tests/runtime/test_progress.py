@@ -126,18 +126,5 @@ def test_another_label(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [line.split(":")[0] for line in lines] == ["warm-up", "draws"]
 
 
-@pytest.mark.parametrize(("stream", "left"), [(io.StringIO(), ""), (Terminal(), "\r")])
-def test_a_note_stays(stream: io.StringIO, left: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def run() -> None:
-        with Progress(2, "fit") as progress:
-            progress.note("about an hour")
-        Progress(2, "fit", shown=False).note("nothing")
-
-    text = shown(stream, run, monkeypatch)
-    assert "fit: about an hour\n" in text
-    assert text.startswith(left)
-    assert "nothing" not in text
-
-
 def test_a_run_without_steps_is_silent(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     assert shown(io.StringIO(), steps(clock, 0, 1.0), monkeypatch) == ""
