@@ -26,7 +26,7 @@ FORMAT = FileFormat(
         "chains": (dict,),
         "random": (Tensor,),
         "warmup": (dict, type(None)),
-        "records": (dict,),
+        "rows": (dict,),
         "mark": (dict,),
     },
 )

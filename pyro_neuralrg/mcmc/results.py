@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_neuralrg.mcmc import checkpoints
 from pyro_neuralrg.mcmc.base import ChainState, Kernel
 from pyro_neuralrg.mcmc.progress import MIN_DRAWS
-from pyro_neuralrg.mcmc.record import Record
+from pyro_neuralrg.mcmc.rows import Rows
 from pyro_neuralrg.mcmc.target import Target
 from pyro_neuralrg.runtime.memory import check_fits, kept_bytes
 from pyro_neuralrg.runtime.processes import Processes
@@ -37,7 +37,7 @@ class Cost(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """Where a run stands after a whole step: all that the next one depends on, and the costs."""
+    """State of a run after a whole step: all that the next one depends on, and the costs."""
 
     state: ChainState
     random: Tensor
@@ -66,7 +66,7 @@ class RunResults:
     kernel: Kernel
     _mark: Mark | None
     _samples: dict[str, Tensor] | None
-    _records: dict[str, Record]
+    _rows: dict[str, Rows]
     _joined: dict[str, dict[str, Tensor]] | None  # of all processes, if there are several
     _world: Processes
 
@@ -93,11 +93,11 @@ class RunResults:
         self._samples = None
         self._joined = None
         self._world = Processes()
-        self._records = {
-            "warmup_stats": Record(self.warmup_steps),
-            "sample_stats": Record(self.num_samples),
-            "observables": Record(self.num_samples),
-            "draws": Record(self.num_samples),
+        self._rows = {
+            "warmup_stats": Rows(self.warmup_steps),
+            "sample_stats": Rows(self.num_samples),
+            "observables": Rows(self.num_samples),
+            "draws": Rows(self.num_samples),
         }
 
     def _check_memory(self, target: Target) -> None:
@@ -114,7 +114,7 @@ class RunResults:
         return self._mark is not None and self._mark.drawn > 0
 
     def _columns(self, name: str) -> dict[str, Tensor]:
-        return self._records[name].columns() if self._joined is None else self._joined[name]
+        return self._rows[name].columns() if self._joined is None else self._joined[name]
 
     @property
     def gradient_evaluations(self) -> Cost:

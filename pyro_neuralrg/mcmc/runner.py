@@ -20,8 +20,8 @@ from pyro_neuralrg.mcmc import checkpoints
 from pyro_neuralrg.mcmc.adaptation import Adaptation, Warmup
 from pyro_neuralrg.mcmc.base import Kernel, StepInfo
 from pyro_neuralrg.mcmc.progress import Figures
-from pyro_neuralrg.mcmc.record import Observable, check_observables, observe, statistics
 from pyro_neuralrg.mcmc.results import Cost, Mark, RunResults
+from pyro_neuralrg.mcmc.rows import Observable, check_observables, observe, statistics
 from pyro_neuralrg.mcmc.starts import check_start, started
 from pyro_neuralrg.mcmc.target import frozen
 from pyro_neuralrg.runtime.interrupts import HELD, deferred_interrupts
@@ -175,10 +175,10 @@ class VectorizedMCMC(RunResults):
         if self._mark is None:
             raise RuntimeError("there is no run to go on with; call run() first")
         self.num_samples = check_integer("num_samples", self.num_samples, 1)
-        if self.num_samples > self._records["draws"].capacity:
+        if self.num_samples > self._rows["draws"].capacity:
             self._check_memory(self.kernel.target)
         for name in ("sample_stats", "observables", "draws"):
-            self._records[name].reserve(self.num_samples)
+            self._rows[name].reserve(self.num_samples)
         with self._folder():
             self._go_on()
 
@@ -245,17 +245,17 @@ class VectorizedMCMC(RunResults):
         """Take over what a checkpoint holds of this process's chains; return its mark."""
         assert self._checkpoints is not None
         world, chains = self._world, self.num_chains
-        rows, target = world.rows(chains), self.kernel.target
-        state = checkpoints.chains_of(self.kernel, contents["chains"], rows)
+        own, target = world.rows(chains), self.kernel.target
+        state = checkpoints.chains_of(self.kernel, contents["chains"], own)
         with frozen(target.modules()):
             check_energies(self._checkpoints.folder, state.energy, target.energy(state.position))
         self.kernel = checkpoints.kernel_of(self.kernel, contents["kernel"])
         if contents["warmup"] is not None:
             self._warmup = Warmup(self.kernel, self.adaptation, self.warmup_steps, chains, world)
             self._warmup.load_state_dict(contents["warmup"])
-        for name, record in self._records.items():
-            saved = contents["records"][name]
-            record.load_state_dict({key: value[:, rows] for key, value in saved.items()})
+        for name, rows in self._rows.items():
+            saved = contents["rows"][name]
+            rows.load_state_dict({key: value[:, own] for key, value in saved.items()})
         mark = contents["mark"]
         return Mark(
             state,
@@ -317,8 +317,8 @@ class VectorizedMCMC(RunResults):
         state, info = warmup.kernel.step(mark.state, generator)
         evaluations = info.gradient_evaluations
         evaluations += warmup.update(mark.warmed_up, state, info, generator)
-        self._records["warmup_stats"].truncate(mark.warmed_up)
-        self._records["warmup_stats"].add(statistics(warmup.kernel, state, info))
+        self._rows["warmup_stats"].truncate(mark.warmed_up)
+        self._rows["warmup_stats"].add(statistics(warmup.kernel, state, info))
         self.kernel = warmup.kernel
         cost, seconds = mark.gradient_evaluations, mark.seconds
         mark = Mark(
@@ -343,7 +343,7 @@ class VectorizedMCMC(RunResults):
                 raise
         with deferred_interrupts() as late:
             for name in ("sample_stats", "observables", "draws"):
-                self._records[name].truncate(self._mark.drawn)
+                self._rows[name].truncate(self._mark.drawn)
             self._keep()
             self._join()
         stopped = self.interrupted or bool(late) or bool(pressed)
@@ -359,8 +359,8 @@ class VectorizedMCMC(RunResults):
             "draws": {"position": state.position} if self.keep_draws else {},
         }
         for name, row in rows.items():
-            self._records[name].truncate(mark.drawn)
-            self._records[name].add(row)
+            self._rows[name].truncate(mark.drawn)
+            self._rows[name].add(row)
         progress.step(partial(self._figures.of, self.kernel, info), "draws")
         evaluations = info.gradient_evaluations * self.num_chains
         cost, seconds = mark.gradient_evaluations, mark.seconds
@@ -393,9 +393,9 @@ class VectorizedMCMC(RunResults):
             "chains": checkpoints.joined(mark.state._asdict(), world),
             "random": world.gather(mark.random[None]),
             "warmup": None if self._warmup is None else self._warmup.state_dict(),
-            "records": {
-                name: checkpoints.joined(record.state_dict(), world, axis=1)
-                for name, record in self._records.items()
+            "rows": {
+                name: checkpoints.joined(rows.state_dict(), world, axis=1)
+                for name, rows in self._rows.items()
             },
             "mark": {
                 "warmed_up": mark.warmed_up,
@@ -410,12 +410,12 @@ class VectorizedMCMC(RunResults):
         """Let every process have the figures of all chains."""
         if self._world.size > 1:
             self._joined = {
-                name: {key: self._world.gather(value) for key, value in record.columns().items()}
-                for name, record in self._records.items()
+                name: {key: self._world.gather(value) for key, value in rows.columns().items()}
+                for name, rows in self._rows.items()
             }
 
     def _series(self) -> dict[str, Tensor]:
         """Series of this process's chains, whose worst R-hat is shown."""
-        columns = (self._records[name].columns() for name in ("sample_stats", "observables"))
+        columns = (self._rows[name].columns() for name in ("sample_stats", "observables"))
         stats, observables = columns
         return {name: value for name, value in stats.items() if name == "lp"} | observables

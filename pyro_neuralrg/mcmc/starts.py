@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Where chains start: what is accepted, and that every start is one to go on from."""
+"""Starts of chains: what is accepted, and that every one is finite."""
 
 from __future__ import annotations
 

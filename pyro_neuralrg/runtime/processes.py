@@ -20,8 +20,8 @@ LET_GO = 0.2
 and a Python that ends meanwhile ends the process by SIGABRT (torch 2.13)."""
 
 SEED_STRIDE = 0x9E3779B97F4A7C15
-"""Between the seeds of two processes: 2^64 over the golden ratio, so that no two seeds that a user
-may choose, such as 0 and 1, share a stream."""
+"""Distance of the seeds of two processes: 2^64 over the golden ratio, so that no two seeds that a
+user may choose, such as 0 and 1, share a stream."""
 
 SEEDS = 2**63
 
@@ -85,7 +85,7 @@ class Processes(NamedTuple):
         return self.stream(seed)
 
     def stream(self, seed: int) -> int:
-        """As :meth:`seed`, of a seed that is given."""
+        """Seed of this process from one that is given, as by :meth:`seed`."""
         return seed if self.size == 1 else (int(seed) + self.rank * SEED_STRIDE) % SEEDS
 
     def rows(self, number: int) -> slice:
@@ -175,7 +175,7 @@ def processes() -> Processes:
 
 
 def processes_here() -> int:
-    """How many processes ``torchrun`` started on this host, which share its memory; else 1."""
+    """Number of processes that ``torchrun`` started on this host; 1 without it."""
     try:
         return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     except ValueError:
@@ -218,7 +218,7 @@ def _answered() -> Iterator[None]:
 
 
 def _device(own: torch.device) -> torch.device:
-    """Where a tensor that is ``own`` must be to be sent; a group that a user made may know one."""
+    """Device from which a tensor on ``own`` can be sent by the backend of the group."""
     backend = distributed.get_backend()
     if backend == "nccl":
         return torch.device("cuda", torch.cuda.current_device())

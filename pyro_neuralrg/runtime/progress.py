@@ -21,7 +21,7 @@ LINE = "{desc}: {n_fmt}/{total_fmt} ({percentage:.0f} %), {elapsed} gone, {remai
 
 
 class Progress:
-    """How far a run is, on stderr: a bar on a terminal or in a notebook, else a line now and then.
+    """Progress of a run on stderr: a bar on a terminal or in a notebook, else a line now and then.
 
     Lines come with the first step, every half a minute, and with the last step.
 

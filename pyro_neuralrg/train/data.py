@@ -244,7 +244,7 @@ def _check_data(name: str, values: Tensor) -> None:
 
 
 def _fields(flow: Any, data: Tensor, prepare: Callable[[Tensor], Tensor] | None) -> Tensor:
-    """What the flow is to learn, in its dtype and on its device."""
+    """The fields to be learned, in the dtype and on the device of the flow."""
     fields = data if prepare is None else prepare(data)
     shape = event_shape(flow)
     if not fields.is_floating_point() or tuple(fields.shape[1:]) != shape:

@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""What a training did, step by step."""
+"""Steps of a training, one by one and as a table."""
 
 from __future__ import annotations
 

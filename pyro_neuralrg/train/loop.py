@@ -389,7 +389,7 @@ class Training:
         checkpoints.keep(self.step, contents, table if checkpoints.record.history else None)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the training stands between two steps, as tensors and numbers."""
+        """State of the training between two steps, as tensors and numbers."""
         return {
             **{name: getattr(self, name) for name in NUMBERS},
             "parameters": self.optimizer.vector(),

@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""How long, with how many samples, at which learning rate and temperature a flow is trained."""
+"""Length, batch, learning rate and temperature of a training."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FINAL_RATE = 0.01
 
 LARGEST_RATE = 8e-3
 RATE_SITES = 256
-"""From here on the learning rate falls with the root of the number of sites: at 32 x 32, T = 2.0,
+"""Sites from which on the learning rate falls with the root of their number: at 32 x 32, T = 2.0,
 trainings ran away with 8e-3 and did not with 3e-3."""
 
 TEMPERATURE_LEVELS = 100

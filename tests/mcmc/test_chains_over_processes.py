@@ -16,6 +16,7 @@ from pyro_neuralrg.mcmc import EnergyTarget
 from pyro_neuralrg.mcmc.checkpoints import FORMAT
 from tests.train.processes import together
 
+pytestmark = pytest.mark.slow
 WIDTHS = (0.5, 1.0, 3.0)
 
 # What both processes know: kernels of a Gaussian, a runner, and what is written of a run.
@@ -88,7 +89,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         try:
             torn.run()
         except KeyboardInterrupt:
-            print("stopped in the warm-up of step", torn._mark.warmed_up, flush=True)
+            os.write(1, f"stopped in step {torn._mark.warmed_up} of the warm-up\\n".encode())
         calls, at = [], 300
         later = make(jumpy(stop), record=rg.Record(states, resume=True))
         later.run()

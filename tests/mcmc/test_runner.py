@@ -465,10 +465,11 @@ def test_chains_in_batches_are_the_same_chains() -> None:
         return x.flatten(1).sum(1)
 
     for name in ("hmc", "latent cycle", "random walk"):
-        target = TARGETS["free field"]()
-        all_at_once = run(KERNELS[name](target))
+        kernel = KERNELS[name](TARGETS["free field"]())
+        all_at_once = run(kernel)
         sizes.clear()
-        batched = run(KERNELS[name](target.in_batches(4)), observables={"size": size})
+        in_batches = kernel.on(kernel.target.in_batches(4))
+        batched = run(in_batches, observables={"size": size})
         assert set(sizes) == {4, 2}
         torch.testing.assert_close(all_at_once.positions, batched.positions)
         torch.testing.assert_close(

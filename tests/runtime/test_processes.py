@@ -134,6 +134,7 @@ def test_what_cannot_be_divided_names_a_number_that_can(
     assert {part.stop - part.start for part in rows} == {world.share(name, fitting)}
 
 
+@pytest.mark.slow
 def test_a_group_by_device_does_all(tmp_path: Path) -> None:
     """As the one with NCCL for GPUs, without them."""
     found = together(

@@ -10,24 +10,24 @@ import pytest
 import torch
 
 from pyro_neuralrg import HMC, VectorizedMCMC
-from pyro_neuralrg.mcmc.record import Record
+from pyro_neuralrg.mcmc.rows import Rows
 from pyro_neuralrg.runtime import memory
 
 
 def test_rows_are_copies() -> None:
-    record, value = Record(2), torch.ones(3)
-    record.add({"a": value})
+    rows, value = Rows(2), torch.ones(3)
+    rows.add({"a": value})
     value.zero_()
-    assert record.columns()["a"].tolist() == [[1.0]] * 3
+    assert rows.columns()["a"].tolist() == [[1.0]] * 3
 
 
 def test_more_memory_keeps_the_rows() -> None:
-    record = Record(1)
-    record.add({"a": torch.ones(2)})
-    record.reserve(3)
-    record.reserve(1)
-    record.add({"a": 2 * torch.ones(2)})
-    assert record.columns()["a"].tolist() == [[1.0, 2.0]] * 2
+    rows = Rows(1)
+    rows.add({"a": torch.ones(2)})
+    rows.reserve(3)
+    rows.reserve(1)
+    rows.add({"a": 2 * torch.ones(2)})
+    assert rows.columns()["a"].tolist() == [[1.0, 2.0]] * 2
 
 
 def test_draws_that_cannot_be_held(monkeypatch: pytest.MonkeyPatch) -> None:

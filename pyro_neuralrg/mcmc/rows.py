@@ -14,11 +14,12 @@ from torch import Tensor
 from pyro_neuralrg.mcmc.base import ChainState, Kernel, StepInfo
 from pyro_neuralrg.mcmc.target import Target
 
-#: Of the lattice field ``(chains,) + shape``, or of all sites by name, to ``(chains, ...)``.
+#: A function of the lattice field ``(chains,) + shape``, or of all sites by name, to
+#: ``(chains, ...)``.
 Observable: TypeAlias = Callable[[Any], Tensor]
 
 
-class Record:
+class Rows:
     """Columns of rows ``(chains, ...)``.
 
     Memory for all rows is set aside with the first one, so that a long run needs no second copy.
