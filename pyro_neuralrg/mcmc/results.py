@@ -85,6 +85,13 @@ class RunResults:
         self.keep_draws = keep_draws
         self._forget()
 
+    def __repr__(self) -> str:
+        drawn = 0 if self._mark is None else self._mark.drawn
+        return (
+            f"{type(self).__name__}({self._given.name}, {self.num_chains} chains, "
+            f"{drawn} of {self.num_samples} draws)"
+        )
+
     def _forget(self) -> None:
         """Be as before any run."""
         self.kernel = self._given

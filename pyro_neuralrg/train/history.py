@@ -40,7 +40,7 @@ class TrainingStep(NamedTuple):
     seconds: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class History:
     """The steps of a training as arrays of equal length, named as in :class:`TrainingStep`."""
 
@@ -54,6 +54,10 @@ class History:
 
     def __len__(self) -> int:
         return len(self.step)
+
+    def __repr__(self) -> str:
+        last = f", free_energy {self.free_energy[-1]:.6g} nats" if len(self) else ""
+        return f"History({len(self)} steps{last})"
 
     @staticmethod
     def from_steps(steps: list[TrainingStep]) -> History:

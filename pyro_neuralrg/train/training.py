@@ -51,7 +51,7 @@ class FitResult:
     """
 
     flow: Any = field(repr=False)
-    history: History = field(repr=False)
+    history: History
     steps: int
     batch: int
     seconds: float
