@@ -18,7 +18,7 @@ from pyro_neuralrg.transforms import ConditionalHierarchicalFlow, HierarchicalFl
 
 FORMAT = FileFormat(
     name="pyro_neuralrg.flow",
-    version=3,
+    version=4,
     writer="pyro_neuralrg.save",
     entries={
         "config": (str,),

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import signal
 import zlib
 from collections.abc import Iterator
 
@@ -11,6 +12,12 @@ import numpy as np
 import pyro
 import pytest
 import torch
+
+
+def pytest_configure() -> None:
+    """Let SIGINT interrupt, here and in child processes, also in a background job of a script."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

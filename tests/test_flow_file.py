@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from pyro_neuralrg.files.format import checksum
 from pyro_neuralrg.flow_file import FORMAT, load, save
 from pyro_neuralrg.transforms import hierarchical_flow
 
@@ -74,14 +74,17 @@ class Runs:
 
 
 def test_code_is_never_run(tmp_path: Path) -> None:
-    evidence = tmp_path / "ran"
-    for name, write in (
-        ("pickle.pt", lambda p: p.write_bytes(pickle.dumps(Runs(evidence)))),
-        ("torch.pt", lambda p: torch.save({"format": Runs(evidence)}, p)),
+    """Also in a file whose checksum is right."""
+    evidence, path = tmp_path / "ran", tmp_path / "flow.pt"
+    contents = {"config": "{}", "dtype": Runs(evidence), "state_dict": {}, "metadata": "{}"}
+    for write in (
+        lambda: path.write_bytes(pickle.dumps(Runs(evidence))),
+        lambda: torch.save(contents, path),
+        lambda: FORMAT.write(path, contents),
     ):
-        write(tmp_path / name)
-        with pytest.raises(ValueError, match=f"{name} is corrupt or holds more than tensors"):
-            load(tmp_path / name)
+        write()
+        with pytest.raises(ValueError, match=r"is corrupt|no seal|holds more than tensors"):
+            load(path)
         assert not evidence.exists()
 
 
@@ -90,7 +93,7 @@ def test_corrupt(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "flow.pt"
     save(path, make("default"))
     path.write_bytes(path.read_bytes()[:-3000] if content is None else content)
-    with pytest.raises(ValueError, match=r"flow\.pt is corrupt .*; accepted: a file of") as info:
+    with pytest.raises(ValueError, match=r"flow\.pt (is|has) .*; accepted: a file of") as info:
         load(path)
     assert "\n" not in str(info.value)
 
@@ -101,11 +104,6 @@ CONFIG = hierarchical_flow((4, 4)).config
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (
-            {"version": FORMAT.version + 1},
-            f"has version {FORMAT.version + 1}; accepted: .* version {FORMAT.version}",
-        ),
-        ({"format": "other"}, "is not a flow file"),
         ({"config": None}, "is corrupt: its config is a NoneType"),
         ({"config": '{"shape": [4]}'}, "holds a flow that cannot be built"),
         ({"config": json.dumps({**CONFIG, "circuit": "ring"})}, "ring"),
@@ -114,41 +112,45 @@ CONFIG = hierarchical_flow((4, 4)).config
         ({"metadata": "{"}, "cannot be built"),
         ({"metadata": "3"}, "cannot be built"),
         ({"metadata": {"a": 1}}, "is corrupt: its metadata is a dict"),
-        ({"version": "2"}, "has version 2"),
     ],
     ids=str,
 )
 def test_altered_files(tmp_path: Path, change: dict[str, Any], match: str) -> None:
     path = tmp_path / "flow.pt"
     save(path, make("default"))
-    payload = {**torch.load(path, weights_only=True), **change}
-    contents = ("config", "dtype", "state_dict", "metadata")
-    payload["sha256"] = checksum({name: payload[name] for name in contents})
-    torch.save(payload, path)
+    FORMAT.write(path, {**FORMAT.read(path), **change})
     with pytest.raises(ValueError, match=match) as info:
         load(path)
     assert str(path) in str(info.value)
     assert "\n" not in str(info.value)
 
 
-def test_flipped_bits_are_never_loaded_unnoticed(tmp_path: Path) -> None:
+def test_files_of_other_versions_and_formats(tmp_path: Path) -> None:
+    path = tmp_path / "flow.pt"
+    replace(FORMAT, version=FORMAT.version + 1).write(path, {})
+    with pytest.raises(ValueError, match=f"has version .*; accepted: .* {FORMAT.version}$"):
+        load(path)
+    replace(FORMAT, name="pyro_neuralrg.other").write(path, {})
+    with pytest.raises(ValueError, match="is not a flow file"):
+        load(path)
+    FORMAT.write(path, {})
+    with pytest.raises(ValueError, match="its config is a NoneType"):
+        load(path)
+    with pytest.raises(FileNotFoundError):
+        load(tmp_path / "none.pt")
+
+
+def test_flipped_bits_are_never_loaded(tmp_path: Path) -> None:
     """Torch's reader checks no checksum: a weight would change silently."""
-    flow, path = hierarchical_flow((2, 2)), tmp_path / "flow.pt"
-    metadata = {"temperature": 2.5}
-    save(path, flow, metadata=metadata)
-    whole, noticed = path.read_bytes(), 0
+    path = tmp_path / "flow.pt"
+    save(path, hierarchical_flow((2, 2)))
+    whole = path.read_bytes()
     for place in torch.randint(8 * len(whole), (60,)).tolist():
         damaged = bytearray(whole)
         damaged[place // 8] ^= 1 << place % 8
         path.write_bytes(damaged)
-        try:
-            loaded = load(path)
-        except ValueError:
-            noticed += 1
-            continue
-        assert loaded.metadata == metadata
-        torch.testing.assert_close(loaded.flow.state_dict(), flow.state_dict(), rtol=0, atol=0)
-    assert noticed > 10
+        with pytest.raises(ValueError, match="accepted"):
+            load(path)
 
 
 @pytest.mark.parametrize("device", ["abacus", "cuda:99"])
@@ -157,15 +159,6 @@ def test_devices_that_are_not_there(tmp_path: Path, device: str) -> None:
     save(path, make("default"))
     with pytest.raises(ValueError, match=f"map_location is '{device}'; accepted: a device"):
         load(path, map_location=device)
-
-
-def test_missing_entries(tmp_path: Path) -> None:
-    path = tmp_path / "flow.pt"
-    torch.save({"format": "pyro_neuralrg.flow", "version": FORMAT.version}, path)
-    with pytest.raises(ValueError, match="lacks config, dtype, metadata, state"):
-        load(path)
-    with pytest.raises(FileNotFoundError):
-        load(tmp_path / "none.pt")
 
 
 def test_what_cannot_be_saved(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""What the progress bar of a run shows."""
+"""Figures that the progress bar of a run shows."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from pyro.ops.stats import split_gelman_rubin
 from torch import Tensor
 
 from pyro_neuralrg.mcmc.base import Kernel, StepInfo
-
-__all__ = ["MIN_DRAWS", "Figures", "worst_rhat"]
 
 #: R-hat splits chains and needs two draws of each half.
 MIN_DRAWS = 4
@@ -34,7 +32,7 @@ class Figures:
         self._looked = time.monotonic()
 
     def of(self, kernel: Kernel, info: StepInfo) -> str:
-        """Of one step, and of the draws before it."""
+        """Figures of one step, and of the draws before it."""
         shown = {"acceptance": f"{float(info.acceptance_rate.mean()):.2f}"}
         for name, member in kernel.members.items():
             if member.step_size is not None:

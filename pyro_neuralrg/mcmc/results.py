@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""What there is of a run, as far as it went: draws, statistics, costs, tables."""
+"""Draws, statistics and costs of a run, finished or not."""
 
 from __future__ import annotations
 
@@ -14,13 +14,11 @@ from torch import Tensor
 from pyro_neuralrg.mcmc import checkpoints
 from pyro_neuralrg.mcmc.base import ChainState, Kernel
 from pyro_neuralrg.mcmc.progress import MIN_DRAWS
-from pyro_neuralrg.mcmc.record import Record
+from pyro_neuralrg.mcmc.rows import Rows
 from pyro_neuralrg.mcmc.target import Target
 from pyro_neuralrg.runtime.memory import check_fits, kept_bytes
 from pyro_neuralrg.runtime.processes import Processes
 from pyro_neuralrg.statistics import summary_table
-
-__all__ = ["Cost", "Mark", "RunResults"]
 
 #: Positions mapped to physical space at once.
 PHYSICAL_BATCH = 1024
@@ -39,7 +37,7 @@ class Cost(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """Where a run stands after a whole step: all that the next one depends on, and the costs."""
+    """State of a run after a whole step: all that the next one depends on, and the costs."""
 
     state: ChainState
     random: Tensor
@@ -47,6 +45,11 @@ class Mark(NamedTuple):
     drawn: int
     gradient_evaluations: Cost
     seconds: Cost
+
+    @property
+    def steps(self) -> int:
+        """Steps taken, of warm-up and draws."""
+        return self.warmed_up + self.drawn
 
 
 class RunResults:
@@ -63,7 +66,7 @@ class RunResults:
     kernel: Kernel
     _mark: Mark | None
     _samples: dict[str, Tensor] | None
-    _records: dict[str, Record]
+    _rows: dict[str, Rows]
     _joined: dict[str, dict[str, Tensor]] | None  # of all processes, if there are several
     _world: Processes
 
@@ -82,6 +85,13 @@ class RunResults:
         self.keep_draws = keep_draws
         self._forget()
 
+    def __repr__(self) -> str:
+        drawn = 0 if self._mark is None else self._mark.drawn
+        return (
+            f"{type(self).__name__}({self._given.name}, {self.num_chains} chains, "
+            f"{drawn} of {self.num_samples} draws)"
+        )
+
     def _forget(self) -> None:
         """Be as before any run."""
         self.kernel = self._given
@@ -90,11 +100,11 @@ class RunResults:
         self._samples = None
         self._joined = None
         self._world = Processes()
-        self._records = {
-            "warmup_stats": Record(self.warmup_steps),
-            "sample_stats": Record(self.num_samples),
-            "observables": Record(self.num_samples),
-            "draws": Record(self.num_samples),
+        self._rows = {
+            "warmup_stats": Rows(self.warmup_steps),
+            "sample_stats": Rows(self.num_samples),
+            "observables": Rows(self.num_samples),
+            "draws": Rows(self.num_samples),
         }
 
     def _check_memory(self, target: Target) -> None:
@@ -105,13 +115,13 @@ class RunResults:
         seen = f"num_chains is {self.num_chains} and num_samples is {self.num_samples}"
         kept = kept_bytes(size, self._world.size)
         instead = ", or keep_draws=False"
-        self._world.together(lambda: check_fits(seen, kept, target.device, instead))
+        self._world.run_on_all(lambda: check_fits(seen, kept, target.device, instead))
 
     def _has_run(self) -> bool:
         return self._mark is not None and self._mark.drawn > 0
 
     def _columns(self, name: str) -> dict[str, Tensor]:
-        return self._records[name].columns() if self._joined is None else self._joined[name]
+        return self._rows[name].columns() if self._joined is None else self._joined[name]
 
     @property
     def gradient_evaluations(self) -> Cost:
@@ -163,10 +173,9 @@ class RunResults:
         """Per draw, shape ``(chains, draws)``, under ArviZ's names.
 
         ``lp`` (ln of the density of the position, nats), ``energy`` (the Hamiltonian),
-        ``acceptance_rate``, ``step_size``, ``n_steps``, ``diverging``; with thinning, means, sums
-        or any over the steps of a draw. Kernels with a trajectory length add
-        ``trajectory_length``, composed ones ``acceptance_rate_{member}`` (NaN where a member of a
-        mixture did not move).
+        ``acceptance_rate``, ``step_size``, ``n_steps``, ``diverging``. Kernels with a trajectory
+        length add ``trajectory_length``, composed ones ``acceptance_rate_{member}`` (NaN where a
+        member of a mixture did not move).
         """
         return self._columns("sample_stats")
 

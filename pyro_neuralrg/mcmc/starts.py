@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Where chains start: what is accepted, and that every start is one to go on from."""
+"""Starts of chains: what is accepted, and that every one is finite."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from torch import Tensor
 
 from pyro_neuralrg.mcmc.base import ChainState, Kernel
 from pyro_neuralrg.runtime.processes import Processes
-
-__all__ = ["Start", "check_start", "started"]
 
 #: How often random starts of chains whose energy is not finite are drawn anew.
 MAX_RESTARTS = 10

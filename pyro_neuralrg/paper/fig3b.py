@@ -236,9 +236,8 @@ def sample(
     began = time.process_time()
     pilot = VectorizedMCMC(
         local,
-        adaptation=Adaptation(target_acceptance=settings.acceptance),
         num_samples=1,
-        warmup_steps=settings.pilot,
+        warmup_steps=Adaptation(settings.acceptance, steps=settings.pilot),
         num_chains=min(PILOT_CHAINS, settings.chains),
         initial_params={"x": start[:PILOT_CHAINS]},
         seed=seed + 1,

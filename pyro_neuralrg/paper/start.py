@@ -21,8 +21,7 @@ from pyro_neuralrg.files.format import one_line
 from pyro_neuralrg.flow_file import load
 from pyro_neuralrg.lattice import check_shape
 from pyro_neuralrg.potentials import CRITICAL_TEMPERATURE, IsingDual
-from pyro_neuralrg.train import FitResult, TrainingStep, default_schedule, fit
-from pyro_neuralrg.train.schedule import COOLING
+from pyro_neuralrg.train import Cooling, FitResult, Schedule, TrainingStep, default_budget, fit
 from pyro_neuralrg.transforms import HierarchicalFlow
 
 __all__ = ["BLOCKS", "Prepared", "Start", "Trained", "exact_or_none", "inverse", "paper_flow"]
@@ -181,7 +180,7 @@ class Prepared:
             steps=steps,
             batch=batch,
             lr=PAPER_RATE if faithful else None,
-            anneal=None if faithful or self.is_trained else COOLING,
+            schedule=Schedule(cooling=None if faithful or self.is_trained else Cooling()),
             seed=start.seed,
             progress=start.progress,
             callback=callback,
@@ -194,14 +193,18 @@ class Prepared:
         """Steps that :meth:`train` takes."""
         if self.start.steps is not None:
             return self.start.steps
-        return PAPER_STEPS if self.start.blocks == "paper" else default_schedule(self.flow.shape)[0]
+        return (
+            PAPER_STEPS if self.start.blocks == "paper" else default_budget(self.flow.shape).steps
+        )
 
     @property
     def batch(self) -> int:
         """Fields of each of these steps."""
         if self.start.batch is not None:
             return self.start.batch
-        return PAPER_BATCH if self.start.blocks == "paper" else default_schedule(self.flow.shape)[1]
+        return (
+            PAPER_BATCH if self.start.blocks == "paper" else default_budget(self.flow.shape).batch
+        )
 
     @property
     def title(self) -> str:

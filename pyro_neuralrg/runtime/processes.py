@@ -13,8 +13,6 @@ from typing import Any, NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor, distributed
 
-__all__ = ["LostProcessError", "Processes", "joined", "processes", "processes_here"]
-
 T = TypeVar("T")
 
 LET_GO = 0.2
@@ -22,8 +20,8 @@ LET_GO = 0.2
 and a Python that ends meanwhile ends the process by SIGABRT (torch 2.13)."""
 
 SEED_STRIDE = 0x9E3779B97F4A7C15
-"""Between the seeds of two processes: 2^64 over the golden ratio, so that no two seeds that a user
-may choose, such as 0 and 1, share a stream."""
+"""Distance of the seeds of two processes: 2^64 over the golden ratio, so that no two seeds that a
+user may choose, such as 0 and 1, share a stream."""
 
 SEEDS = 2**63
 
@@ -83,11 +81,11 @@ class Processes(NamedTuple):
         if self.size == 1:
             return seed
         if seed is None:
-            seed = int(self.from_first(lambda: int(torch.randint(SEEDS - 1, ()))))
+            seed = int(self.broadcast_from_first(lambda: int(torch.randint(SEEDS - 1, ()))))
         return self.stream(seed)
 
     def stream(self, seed: int) -> int:
-        """As :meth:`seed`, of a seed that is given."""
+        """Seed of this process from one that is given, as by :meth:`seed`."""
         return seed if self.size == 1 else (int(seed) + self.rank * SEED_STRIDE) % SEEDS
 
     def rows(self, number: int) -> slice:
@@ -122,7 +120,7 @@ class Processes(NamedTuple):
             distributed.all_gather(parts, present)
         return torch.cat(parts).to(value.device)
 
-    def any(self, *flags: bool) -> tuple[bool, ...]:
+    def any_process(self, *flags: bool) -> tuple[bool, ...]:
         """For each flag, whether it is set on any process."""
         if self.size == 1:
             return flags
@@ -133,8 +131,8 @@ class Processes(NamedTuple):
         """The number of the first process, on all."""
         return number if self.size == 1 else int(self.gather(torch.tensor([number]))[0])
 
-    def together(self, compute: Callable[[], T]) -> T:
-        """What ``compute`` returns here; what it raises on any process, all raise."""
+    def run_on_all(self, compute: Callable[[], T]) -> T:
+        """The result of ``compute`` here; an exception that it raises on any process, all raise."""
         if self.size == 1:
             return compute()
         found: T | None = None
@@ -151,8 +149,8 @@ class Processes(NamedTuple):
                 raise one
         return cast(T, found)
 
-    def from_first(self, compute: Callable[[], T]) -> T:
-        """What ``compute`` returns, or raises, on the first process; the others do not call it."""
+    def broadcast_from_first(self, compute: Callable[[], T]) -> T:
+        """The result, or the exception, of ``compute``, which the first process alone calls."""
         if self.size == 1:
             return compute()
         outcome: list[Any] = [None, None]
@@ -177,7 +175,7 @@ def processes() -> Processes:
 
 
 def processes_here() -> int:
-    """How many processes ``torchrun`` started on this host, which share its memory; else 1."""
+    """Number of processes that ``torchrun`` started on this host; 1 without it."""
     try:
         return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     except ValueError:
@@ -220,7 +218,7 @@ def _answered() -> Iterator[None]:
 
 
 def _device(own: torch.device) -> torch.device:
-    """Where a tensor that is ``own`` must be to be sent; a group that a user made may know one."""
+    """Device from which a tensor on ``own`` can be sent by the backend of the group."""
     backend = distributed.get_backend()
     if backend == "nccl":
         return torch.device("cuda", torch.cuda.current_device())

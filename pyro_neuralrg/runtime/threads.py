@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 SHARED_ENTRIES = 2**15
-"""Of a tensor, from which on it is worth while to share its fields among threads."""
+"""Entries of a tensor from which on it is worth while to share its fields among threads."""
 SHARED_FIELDS = 64
 """Fields of a part, whatever the number of threads, so that it changes no bit of a result."""
 
@@ -31,7 +31,7 @@ _held: list[int] = []
 
 
 def number_of_threads() -> int:
-    """As many as torch has, or had when :func:`own_threads` began."""
+    """Number of threads that torch has, or had when :func:`own_threads` began."""
     return _held[0] if _held else torch.get_num_threads()
 
 

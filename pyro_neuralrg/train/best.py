@@ -10,23 +10,21 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["Best"]
-
 RUNNING_STEPS = 50
-"""Of the running mean of the loss: the batch's noise falls by seven, and a divergence is seen
+"""Steps of the running mean of the loss: the batch's noise falls by seven, and a divergence is seen
 within as many steps."""
 
 LEAST_STEPS = 10
-"""Before a running mean is compared: a single batch of heavy tails is no divergence."""
+"""Steps before a running mean is compared: a single batch of heavy tails is no divergence."""
 
 DIVERGED_SPREADS = 10.0
-"""By how many standard deviations of one sample's log-weight, as they were at the best, a running
-mean is above the best one where the training has diverged. The noise of a mean is at most a seventh
-of one of them; where q is near the target, with a gap of v / 2 for the variance v, losing ten of
-them is far more than noise of the optimiser takes from a training and gives back."""
+"""Standard deviations of one sample's log-weight, as they were at the best, by which the running
+mean of a diverged training is above the best one. The noise of a mean is at most a seventh of one;
+where q is near the target, with a gap of v / 2 for the variance v, losing ten is far more than
+noise of the optimiser takes from a training and gives back."""
 
 DIVERGED_NATS = 1.0
-"""And by so much at least: of a flow that is nearly exact the spread is next to nothing."""
+"""Least rise of a diverged mean: the spread of a flow that is nearly exact is next to nothing."""
 
 
 class Best:

@@ -29,8 +29,8 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -50,8 +50,6 @@ from pyro_neuralrg.runtime.seeds import seeded
 from pyro_neuralrg.train.optimizer import JoinedAdam
 from pyro_neuralrg.train.schedule import learning_rate_factor
 
-__all__ = ["DataFit", "cross_entropy", "fit_data"]
-
 LEARNING_RATE = 3e-3
 EVALUATED_AT_ONCE = 1000
 
@@ -70,10 +68,10 @@ class DataFit:
         stopped: why the training ended early, else None.
     """
 
-    flow: Any
-    loss: npt.NDArray[np.float64]
-    checked: npt.NDArray[np.int64]
-    held_out: npt.NDArray[np.float64]
+    flow: Any = field(repr=False)
+    loss: npt.NDArray[np.float64] = field(repr=False)
+    checked: npt.NDArray[np.int64] = field(repr=False)
+    held_out: npt.NDArray[np.float64] = field(repr=False)
     best: int
     seconds: float
     stopped: str | None
@@ -129,15 +127,85 @@ def fit_data(
         True
     """
     check_flow(flow)
-    for name, value in (("steps", steps), ("batch", batch), ("check_every", check_every)):
-        check_integer(name, value, 1)
+    for name, number in (("steps", steps), ("batch", batch), ("check_every", check_every)):
+        check_integer(name, number, 1)
     for name, rate in (("lr", lr), ("clip", clip)):
         if rate is not None:
             check_number(name, rate, "a positive number or None", above=0)
-    with seeded(seed):
-        training = _DataTraining(flow, data, held_out, prepare, min(batch, len(data)))
-        training.optimizer = JoinedAdam([p for p in flow.parameters() if p.requires_grad], lr, clip)
-        return training.run(steps, lr, check_every, progress)
+    for name, values in (("data", data), ("held_out", held_out)):
+        if values is not None:
+            _check_data(name, values)
+    q, began = FlowDistribution(flow), time.perf_counter()
+    losses: list[float] = []
+    checks: list[tuple[int, float]] = []
+    stopped = None
+
+    def figures() -> str:
+        seen = f", held out {checks[-1][1]:.3f}" if checks else ""
+        return f"loss {losses[-1]:.3f}{seen}"
+
+    with seeded(seed), Progress(steps, "fit_data", progress) as bar:
+        for values in (data, held_out):
+            if values is not None:
+                _fields(flow, values[:1], prepare)
+        optimizer = JoinedAdam([p for p in flow.parameters() if p.requires_grad], lr, clip)
+        best = before = optimizer.vector()
+        batches = _batches(len(data), min(batch, len(data)))
+        for step in range(steps):
+            optimizer.learning_rate = lr * learning_rate_factor(step, steps)
+            x = _fields(flow, data[next(batches).to(data.device)], prepare)
+            loss = -q.log_prob(x).mean()
+            gradient = optimizer.gradient(loss)
+            value, norm = torch.stack([loss.detach(), gradient.norm()]).tolist()
+            if not (math.isfinite(value) and math.isfinite(norm)):
+                if not losses:
+                    raise ValueError(
+                        f"data give a loss of {value} at the first step; accepted: fields where "
+                        "the flow's density and its gradient are finite"
+                    )
+                stopped = f"the gradient at step {step} is not finite"
+                if not math.isfinite(value):
+                    stopped = f"the loss at step {step} is {value}"
+                    optimizer.assign(before)
+                warnings.warn(
+                    f"training stopped: {stopped}; the last finite parameters are kept",
+                    stacklevel=2,
+                )
+                break
+            before = optimizer.vector()
+            optimizer.step(gradient, norm)
+            losses.append(value)
+            bar.step(figures)
+            if held_out is not None and (step + 1) % check_every == 0:
+                found, _ = cross_entropy(flow, held_out, prepare)
+                if all(found < earlier for _, earlier in checks):
+                    best = optimizer.vector()
+                checks.append((step + 1, found))
+        if checks:
+            optimizer.assign(best)
+    clear_cache = getattr(flow, "clear_cache", None)
+    if clear_cache is not None:
+        clear_cache()
+    checked, held = ([row[i] for row in checks] for i in (0, 1))
+    return DataFit(
+        flow=flow,
+        loss=np.array(losses),
+        checked=np.array(checked, dtype=np.int64),
+        held_out=np.array(held, dtype=np.float64),
+        best=min(checks, key=lambda row: row[1])[0] if checks else len(losses),
+        seconds=time.perf_counter() - began,
+        stopped=stopped,
+    )
+
+
+def _batches(number: int, batch: int) -> Iterator[Tensor]:
+    """Indices of batches, without replacement until all of an epoch have been seen."""
+    waiting = torch.empty(0, dtype=torch.int64)
+    while True:
+        if len(waiting) < batch:
+            waiting = torch.cat([waiting, torch.randperm(number)])
+        yield waiting[:batch]
+        waiting = waiting[batch:]
 
 
 def cross_entropy(
@@ -168,106 +236,6 @@ def cross_entropy(
     return float(losses.mean()), spread / math.sqrt(len(losses))
 
 
-class _DataTraining:
-    """The loop over the steps, with what it needs and what it found."""
-
-    optimizer: JoinedAdam
-
-    def __init__(
-        self,
-        flow: Any,
-        data: Tensor,
-        held_out: Tensor | None,
-        prepare: Callable[[Tensor], Tensor] | None,
-        batch: int,
-    ) -> None:
-        self.flow, self.data, self.held_out = flow, data, held_out
-        self.prepare, self.batch = prepare, batch
-        self.q = FlowDistribution(flow)
-        self.waiting = torch.empty(0, dtype=torch.int64)
-        self.loss: list[float] = []
-        self.checks: list[tuple[int, float]] = []
-        self.best: Tensor | None = None
-        self.before: Tensor | None = None
-        self.stopped: str | None = None
-        for name, values in (("data", data), ("held_out", held_out)):
-            if values is not None:
-                _check_data(name, values)
-                _fields(flow, values[:1], prepare)
-
-    def run(self, steps: int, lr: float, check_every: int, progress: bool) -> DataFit:
-        """Take the steps, until the end or a reason to stop."""
-        began = time.perf_counter()
-        with Progress(steps, "fit_data", progress) as bar:
-            for step in range(steps):
-                self.optimizer.learning_rate = lr * learning_rate_factor(step, steps)
-                if not self._step(step):
-                    break
-                bar.step(self._figures)
-                if self.held_out is not None and (step + 1) % check_every == 0:
-                    self._check(step + 1)
-        if self.best is not None:
-            self.optimizer.assign(self.best)
-        clear_cache = getattr(self.flow, "clear_cache", None)
-        if clear_cache is not None:
-            clear_cache()
-        checked, held_out = ([row[i] for row in self.checks] for i in (0, 1))
-        return DataFit(
-            flow=self.flow,
-            loss=np.array(self.loss),
-            checked=np.array(checked, dtype=np.int64),
-            held_out=np.array(held_out, dtype=np.float64),
-            best=min(self.checks, key=lambda row: row[1])[0] if self.checks else len(self.loss),
-            seconds=time.perf_counter() - began,
-            stopped=self.stopped,
-        )
-
-    def _figures(self) -> str:
-        held_out = f", held out {self.checks[-1][1]:.3f}" if self.checks else ""
-        return f"loss {self.loss[-1]:.3f}{held_out}"
-
-    def _step(self, step: int) -> bool:
-        """One step of Adam; False if it had to stop."""
-        x = _fields(self.flow, self.data[self._draw()], self.prepare)
-        loss = -self.q.log_prob(x).mean()
-        gradient = self.optimizer.gradient(loss)
-        value, norm = torch.stack([loss.detach(), gradient.norm()]).tolist()
-        if math.isfinite(value) and math.isfinite(norm):
-            self.before = self.optimizer.vector()
-            self.optimizer.step(gradient, norm)
-            self.loss.append(value)
-            return True
-        if not self.loss:
-            raise ValueError(
-                f"data give a loss of {value} at the first step; accepted: fields where the flow's "
-                "density and its gradient are finite"
-            )
-        self.stopped = f"the gradient at step {step} is not finite"
-        if not math.isfinite(value):
-            self.stopped = f"the loss at step {step} is {value}"
-            assert self.before is not None
-            self.optimizer.assign(self.before)
-        warnings.warn(
-            f"training stopped: {self.stopped}; the last finite parameters are kept", stacklevel=4
-        )
-        return False
-
-    def _draw(self) -> Tensor:
-        """Indices of the next batch."""
-        if len(self.waiting) < self.batch:
-            self.waiting = torch.cat([self.waiting, torch.randperm(len(self.data))])
-        chosen, self.waiting = self.waiting[: self.batch], self.waiting[self.batch :]
-        return chosen.to(self.data.device)
-
-    def _check(self, step: int) -> None:
-        """Look at the held-out data; remember the parameters if they are the best."""
-        assert self.held_out is not None
-        value, _ = cross_entropy(self.flow, self.held_out, self.prepare)
-        if all(value < earlier for _, earlier in self.checks):
-            self.best = self.optimizer.vector()
-        self.checks.append((step, value))
-
-
 def _check_data(name: str, values: Tensor) -> None:
     if not isinstance(values, Tensor):
         raise TypeError(f"{name} is a {type(values).__name__}; accepted: a tensor")
@@ -276,7 +244,7 @@ def _check_data(name: str, values: Tensor) -> None:
 
 
 def _fields(flow: Any, data: Tensor, prepare: Callable[[Tensor], Tensor] | None) -> Tensor:
-    """What the flow is to learn, in its dtype and on its device."""
+    """The fields to be learned, in the dtype and on the device of the flow."""
     fields = data if prepare is None else prepare(data)
     shape = event_shape(flow)
     if not fields.is_floating_point() or tuple(fields.shape[1:]) != shape:

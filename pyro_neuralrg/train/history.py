@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""What a training did, step by step."""
+"""Steps of a training, one by one and as a table."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ import numpy as np
 import numpy.typing as npt
 
 from pyro_neuralrg.files.atomic import writing
-
-__all__ = ["History", "TrainingStep"]
 
 
 class TrainingStep(NamedTuple):
@@ -42,7 +40,7 @@ class TrainingStep(NamedTuple):
     seconds: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class History:
     """The steps of a training as arrays of equal length, named as in :class:`TrainingStep`."""
 
@@ -56,6 +54,10 @@ class History:
 
     def __len__(self) -> int:
         return len(self.step)
+
+    def __repr__(self) -> str:
+        last = f", free_energy {self.free_energy[-1]:.6g} nats" if len(self) else ""
+        return f"History({len(self)} steps{last})"
 
     @staticmethod
     def from_steps(steps: list[TrainingStep]) -> History:

@@ -285,7 +285,8 @@ class HierarchicalFlow(LatticeTransform):
         """A flow on a lattice with sides ``block`` times as long, that begins with these weights.
 
         Scales are carried over, finest to finest, coarsest to coarsest, and the new one between
-        begins as a copy of the next finer one (paper, note [53]). Train it further without cooling.
+        begins as a copy of the next finer one (paper, note [53]). Train it further without cooling,
+        ``fit(..., schedule=Schedule(cooling=None))``.
 
         Args:
             spectrum: for the Gaussian layer of the larger lattice, if this flow has one.

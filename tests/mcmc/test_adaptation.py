@@ -68,10 +68,8 @@ def test_a_short_warm_up_keeps_the_rough_step(steps: int, start: float) -> None:
 @pytest.mark.parametrize("steps", [1, 2, 5, 10, 20, 24, 40])
 @pytest.mark.parametrize("chains", [1, 3])
 def test_a_short_warm_up_never_gives_a_mass_that_is_no_mass(steps: int, chains: int) -> None:
-    adaptation = Adaptation(mass="diagonal")
-    mcmc = VectorizedMCMC(
-        normal(), 2, steps, num_chains=chains, seed=0, progress=False, adaptation=adaptation
-    )
+    warmup = Adaptation(mass="diagonal", steps=steps)
+    mcmc = VectorizedMCMC(normal(), 2, warmup, num_chains=chains, seed=0, progress=False)
     mcmc.run()
     mass = mcmc.kernel.members["hmc"].inverse_mass
     assert (mass is None) == (steps < 24)
@@ -133,10 +131,8 @@ def energy_rows(rows: list[int]) -> Any:
 def test_the_cost_of_the_warm_up_is_what_was_evaluated(adapt: bool) -> None:
     rows: list[int] = []
     kernel = HMC(energy_rows(rows), shape=(4,), num_steps=3)
-    adaptation = Adaptation(step_size=adapt)
-    mcmc = VectorizedMCMC(
-        kernel, 7, 12, num_chains=5, seed=0, progress=False, adaptation=adaptation
-    )
+    warmup = Adaptation(step_size=adapt, steps=12)
+    mcmc = VectorizedMCMC(kernel, 7, warmup, num_chains=5, seed=0, progress=False)
     mcmc.run()
     cost = mcmc.gradient_evaluations
     assert cost.draws == 7 * 3 * 5
@@ -165,7 +161,7 @@ def test_a_dense_mass_is_the_covariance() -> None:
 
 def test_a_dense_mass_is_adapted() -> None:
     kernel = HMC(lambda x: 0.5 * x.square().sum(-1), shape=(3,), num_steps=2)
-    adaptation = Adaptation(mass="dense")
-    mcmc = VectorizedMCMC(kernel, 2, 60, 8, seed=0, progress=False, adaptation=adaptation)
+    warmup = Adaptation(mass="dense", steps=60)
+    mcmc = VectorizedMCMC(kernel, 2, warmup, 8, seed=0, progress=False)
     mcmc.run()
     assert mcmc.adapted["hmc"]["inverse_mass"].shape == (3, 3)

@@ -11,18 +11,19 @@ from typing import Any
 import pytest
 import torch
 
-from pyro_neuralrg import HMC, VectorizedMCMC
+from pyro_neuralrg import HMC, Record, VectorizedMCMC
 from pyro_neuralrg.mcmc import EnergyTarget
 from pyro_neuralrg.mcmc.checkpoints import FORMAT
 from tests.train.processes import together
 
+pytestmark = pytest.mark.slow
 WIDTHS = (0.5, 1.0, 3.0)
 
 # What both processes know: kernels of a Gaussian, a runner, and what is written of a run.
 SETTING = f"""
     import math
     import pyro_neuralrg as rg
-    from pyro_neuralrg.mcmc import Adaptation, Mixture
+    from pyro_neuralrg.mcmc import MALA, Adaptation, Mixture
     widths = torch.tensor({WIDTHS})
     def energy(x):
         return 0.5 * (x / widths).square().sum(-1)
@@ -61,7 +62,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         """
         kernel = rg.ChEESHMC(energy, shape=(3,))
         chees = make(
-            kernel, 60, num_chains=64, warmup_steps=100, adaptation=Adaptation(mass="diagonal"),
+            kernel, 60, num_chains=64, warmup_steps=Adaptation(mass="diagonal", steps=100),
             observables={"square": lambda x: x.square()},
         )
         chees.run()
@@ -71,34 +72,33 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
         mixture = Mixture(
             rg.HMC(energy, shape=(3,), num_steps=8, jitter=0.5),
-            rg.infer.mcmc.MALA(energy, shape=(3,)),
+            MALA(energy, shape=(3,)),
         )
         whole = make(mixture, seed=None)
         whole.run()
         note(whole, "mixture")
 
-        path, calls = folder / "run.pt", []
+        states, calls = folder / "states", []
         def stop(x):
             calls.append(1)
             if rank == 1 and len(calls) == at:
                 os.kill(os.getpid(), signal.SIGTERM)
             return energy(x)
         jumpy = lambda of: rg.HMC(of, shape=(3,), num_steps=8, jitter=0.5)
-        at, torn = 100, make(jumpy(stop), checkpoint=path)
+        at, torn = 100, make(jumpy(stop), record=rg.Record(states))
         try:
             torn.run()
         except KeyboardInterrupt:
-            print("stopped in the warm-up of step", torn._mark.warmed_up, flush=True)
+            os.write(1, f"stopped in step {torn._mark.warmed_up} of the warm-up\\n".encode())
         calls, at = [], 300
-        later = make(jumpy(stop), checkpoint=path)
-        later.load(path)
-        later.resume()
+        later = make(jumpy(stop), record=rg.Record(states, resume=True))
+        later.run()
         note(later, "part")
-        last = make(jumpy(energy), seed=99)
-        last.load(path)
-        note(last, "loaded")
-        last.resume()
-        note(last, "rest")
+        drawn = later.positions.shape[1]
+        for name, draws in (("loaded", drawn), ("rest", 20)):
+            last = make(jumpy(energy), draws, record=rg.Record(states, resume=True))
+            last.run()
+            note(last, name)
         uninterrupted = make(jumpy(energy))
         uninterrupted.run()
         note(uninterrupted, "whole")
@@ -173,17 +173,18 @@ def test_stopped_by_one_and_resumed(folder: Path) -> None:
     assert part["interrupted"]
     assert 0 < draws < 20
     assert torch.equal(part["x"], whole["x"][:, :draws])
-    assert same(notes(folder, "loaded")[1], part)
+    assert same(notes(folder, "loaded")[1], part | {"interrupted": False})
     assert same(rest, whole)
 
 
 def test_the_file_is_of_both(folder: Path) -> None:
-    contents = FORMAT.read(folder / "run.pt")
+    contents = FORMAT.read(sorted((folder / "states").glob("*.pt"))[-1])
     assert contents["chains"]["position"].shape == (16, 3)
     assert not torch.equal(*contents["random"])
-    alone = VectorizedMCMC(kernel(), 20, 40, num_chains=16, progress=False)
+    record = Record(folder / "states", resume=True)
+    alone = VectorizedMCMC(kernel(), 20, 40, num_chains=16, progress=False, record=record)
     with pytest.raises(ValueError, match=r"processes 2 \(here 1\)"):
-        alone.load(folder / "run.pt")
+        alone.run()
 
 
 @pytest.mark.parametrize(
@@ -199,14 +200,14 @@ def test_the_file_is_of_both(folder: Path) -> None:
             "gradient of 1 of 16 chains is not finite (energies by chain: {9: nan})",
         ),
         (
-            'm = make(rg.HMC(energy, shape=(3,))); m.run(); m.save(folder / "own.pt")\n'
+            'make(rg.HMC(energy, shape=(3,)), record=rg.Record(folder / "a")).run()\n'
             'other = rg.HMC(lambda x: (1 + rank) * energy(x), shape=(3,))\n'
-            'make(other).load(folder / "own.pt")',
-            "is of another target: its energies are off by",
+            'make(other, record=rg.Record(folder / "a", resume=True)).run()',
+            "of another target: its energies are off by",
         ),
         (
-            'm = make(rg.HMC(energy, shape=(3,))); m.run(); m.save(folder / "none" / "own.pt")',
-            "No such file or directory",
+            'make(rg.HMC(energy, shape=(3,)), record=rg.Record("/dev/null/a")).run()',
+            "folder is /dev/null/a (NotADirectoryError",
         ),
     ],
 )  # fmt: skip
@@ -229,15 +230,15 @@ def test_a_process_that_dies_ends_the_run(tmp_path: Path) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             return energy(x)
         kernel = rg.HMC(mortal, shape=(3,), num_steps=5)
-        make(kernel, 10_000, checkpoint=folder / "run.pt", checkpoint_every=1e-9).run()
+        make(kernel, 10_000, record=rg.Record(folder / "states", every=0)).run()
         """,
     )
     assert found.stdout == "[1, -9]\n"
     (message,) = (line for line in found.stderr.splitlines() if line.startswith("rank"))
     assert message.startswith("rank 0: LostProcessError: another process of this run has ended")
-    saved = FORMAT.read(tmp_path / "run.pt")
-    assert saved["costs"]["warmed_up"] == 40
-    assert saved["costs"]["drawn"] > 10
+    mark = FORMAT.read(sorted((tmp_path / "states").glob("*.pt"))[-1])["mark"]
+    assert mark["warmed_up"] == 40
+    assert mark["drawn"] > 10
 
 
 def test_only_the_first_shows_a_bar(tmp_path: Path) -> None:

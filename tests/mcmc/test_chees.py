@@ -157,7 +157,7 @@ def test_it_mixes_where_trajectories_of_fixed_length_do_not() -> None:
     scale = torch.logspace(-1, 1, 10)
     kernel = ChEESHMC(lambda x: 0.5 * (x / scale).square().sum(-1), shape=(10,))
     mcmc = VectorizedMCMC(
-        kernel, 100, 400, 64, seed=1, progress=False, adaptation=Adaptation(mass="diagonal")
+        kernel, 100, Adaptation(mass="diagonal", steps=400), 64, seed=1, progress=False
     )
     mcmc.run()
     assert mcmc.adapted["chees"]["trajectory_length"] == mcmc.kernel.trajectory_length
@@ -170,8 +170,8 @@ def test_a_single_chain_cannot_adapt_it() -> None:
     kernel = ChEESHMC(lambda x: 0.5 * x.square().sum(-1), shape=(2,), trajectory_length=0.4)
     with pytest.raises(ValueError, match=r"num_chains is 1; accepted: at least 2"):
         VectorizedMCMC(kernel, 5, 20, 1, seed=0, progress=False).run()
-    fixed = Adaptation(trajectory_length=False)
-    mcmc = VectorizedMCMC(kernel, 5, 20, 1, seed=0, progress=False, adaptation=fixed)
+    fixed = Adaptation(trajectory_length=False, steps=20)
+    mcmc = VectorizedMCMC(kernel, 5, fixed, 1, seed=0, progress=False)
     mcmc.run()
     assert mcmc.kernel.trajectory_length == 0.4
 

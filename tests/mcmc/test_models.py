@@ -62,11 +62,10 @@ def test_eight_schools_agree_with_pyros_nuts() -> None:
     ours = VectorizedMCMC(
         ChEESHMC(eight_schools),
         400,
-        400,
+        Adaptation(mass="diagonal", steps=400),
         initial_params=start,
         seed=0,
         progress=False,
-        adaptation=Adaptation(mass="diagonal"),
     )
     ours.run()
     expected = figures(theirs.get_samples(group_by_chain=True))

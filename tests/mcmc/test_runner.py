@@ -9,6 +9,7 @@ import signal
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,9 @@ from tests.mcmc.registry import KERNELS, TARGETS, ToyFlow, kinked
 
 def run(kernel: Any, num_samples: int = 20, **options: Any) -> VectorizedMCMC:
     settings = {"warmup_steps": 5, "num_chains": 6, "seed": 0, "progress": False} | options
+    if "adaptation" in settings:
+        steps = settings.pop("warmup_steps")
+        settings["warmup_steps"] = replace(settings.pop("adaptation"), steps=steps)
     mcmc = VectorizedMCMC(kernel, num_samples, **settings)
     mcmc.run()
     return mcmc
@@ -152,15 +156,6 @@ def test_without_adaptation_nothing_changes() -> None:
         assert isinstance(mcmc.kernel, HMC)
         assert mcmc.kernel.step_size == 0.123
         assert float(mcmc.sample_stats["step_size"].min()) == 0.123
-
-
-def test_thinning_keeps_every_nth_draw() -> None:
-    kernel = KERNELS["hmc"](TARGETS["free field"]())
-    options = {"adaptation": Adaptation(step_size=False)}
-    every, thin = run(kernel, 12, **options), run(kernel, 4, thinning=3, **options)
-    assert torch.equal(every.positions[:, 2::3], thin.positions)
-    assert every.gradient_evaluations.draws == thin.gradient_evaluations.draws == 12 * 3 * 6
-    assert int(thin.sample_stats["n_steps"][0, 0]) == 9
 
 
 def test_physical_starts_of_a_latent_run() -> None:
@@ -281,14 +276,7 @@ def energy_of_one(x: Tensor) -> Tensor:
         ({"seed": 2**65}, rf"seed is {2**65}; accepted: an integer from 0"),
         ({"num_chains": -1}, r"num_chains is -1; accepted"),
         ({"warmup_steps": -1}, r"warmup_steps is -1; accepted"),
-        ({"thinning": 0}, r"thinning is 0; accepted"),
         ({"seed": -1}, r"seed is -1; accepted"),
-        ({"checkpoint_every": 60.0}, r"checkpoint_every is 60.0 without checkpoint; accepted"),
-        ({"checkpoint_keep": 2}, r"checkpoint_keep is 2 without checkpoint; accepted"),
-        ({"checkpoint": "run.pt", "checkpoint_keep": 0}, r"checkpoint_keep is 0; accepted"),
-        ({"checkpoint": "run.pt", "checkpoint_every": 0.0}, r"checkpoint_every is 0.0; accepted"),
-        ({"checkpoint": ""}, r"checkpoint is ''; accepted: a file"),
-        ({"checkpoint": "nowhere/run.pt"}, r"checkpoint is 'nowhere/run.pt', and .*; accepted"),
         ({"initial_params": {"x": torch.zeros(5, 2)}}, r"shape \(5, 2\); accepted: \(6, 2\)"),
         ({"initial_params": {"y": torch.zeros(6, 2)}}, r"sites \['y'\]; accepted: \['x'\]"),
         ({"initial_params": {"x": torch.full((6, 2), math.nan)}}, r"of 6 of 6 chains"),
@@ -307,7 +295,8 @@ def test_bad_arguments(options: dict[str, Any], message: str) -> None:
         ({"num_samples": None}, r"num_samples is None; accepted"),
         ({"num_samples": math.nan}, r"num_samples is nan; accepted"),
         ({"num_samples": True}, r"num_samples is True; accepted"),
-        ({"adaptation": "dense"}, r"adaptation is 'dense'; accepted: an Adaptation"),
+        ({"warmup_steps": "dense"}, r"warmup_steps is 'dense'; accepted"),
+        ({"record": "run.pt"}, r"record is a str; accepted: a Record, or None"),
         ({"observables": [energy_of_one]}, r"observables is \[.*; accepted"),
         ({"observables": {"a": 3}}, r"observables\['a'\] is 3; accepted"),
     ],
@@ -479,7 +468,8 @@ def test_chains_in_batches_are_the_same_chains() -> None:
         kernel = KERNELS[name](TARGETS["free field"]())
         all_at_once = run(kernel)
         sizes.clear()
-        batched = run(kernel, chain_batch_size=4, observables={"size": size})
+        in_batches = kernel.on(kernel.target.in_batches(4))
+        batched = run(in_batches, observables={"size": size})
         assert set(sizes) == {4, 2}
         torch.testing.assert_close(all_at_once.positions, batched.positions)
         torch.testing.assert_close(

@@ -21,7 +21,7 @@ from pyro_neuralrg.free_energy import bounds
 from pyro_neuralrg.infer import PDD
 from pyro_neuralrg.potentials import IsingDual
 from pyro_neuralrg.train import cross_entropy, fit_data
-from pyro_neuralrg.train.data import _DataTraining
+from pyro_neuralrg.train.data import _batches
 from pyro_neuralrg.train.optimizer import JoinedAdam
 from pyro_neuralrg.transforms import Neighbour, hierarchical_flow
 
@@ -106,11 +106,10 @@ def test_the_best_step_is_kept(flow: Any) -> None:
     assert len(result.loss) == 100
 
 
-def test_every_datum_is_seen_once_an_epoch(flow: Any) -> None:
-    data = torch.randn(12, 2, 2)
-    training = _DataTraining(flow, data, None, None, 4)
+def test_every_datum_is_seen_once_an_epoch() -> None:
+    batches = _batches(12, 4)
     for _ in range(2):
-        seen = torch.cat([training._draw() for _ in range(3)])
+        seen = torch.cat([next(batches) for _ in range(3)])
         assert sorted(seen.tolist()) == list(range(12))
 
 

@@ -4,9 +4,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -14,75 +11,39 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_neuralrg import IsingDual
+from pyro_neuralrg import IsingDual, Record, Schedule
+from pyro_neuralrg.files import CheckpointError
 from pyro_neuralrg.runtime.processes import Processes, processes
 from pyro_neuralrg.train import fit
-from pyro_neuralrg.train.checkpoints import FORMAT, CheckpointError
+from pyro_neuralrg.train.checkpoints import FORMAT
+from tests.train.processes import together
 
-# Both processes are forked from one that has imported everything but computed nothing.
-GROUP = """
-    import os, signal, sys, warnings
-    from pathlib import Path
-    import torch
-    from torch import distributed
-    from pyro_neuralrg import IsingDual, fit
-    from pyro_neuralrg.runtime.processes import processes
+PLAIN = Schedule(cooling=None, clip=None)
 
-    folder = Path(sys.argv[1])
-    def run(rank, train):
-        torch.set_default_dtype(torch.float64)
-        distributed.init_process_group(
-            "gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2
-        )
-        target = IsingDual((2, 2), temperature=3.0)
-        torch.manual_seed(1 + rank)  # a flow of its own on each process
-        flow, vectors = target.flow(), []
-        def look(record):
-            vectors.append(torch.cat([p.detach().reshape(-1) for p in flow.parameters()]).clone())
-        def fit_here(callback=look, **options):
-            options = dict(batch=8, lr=0.02, clip=None, seed=5, progress=False) | options
-            return fit(target, flow, callback=callback, **options)
-        start = torch.cat([p.detach().reshape(-1) for p in flow.parameters()])
-        result = train(rank, fit_here, flow)
-        if result is not None:
-            torch.save({
-                "start": start, "vectors": torch.stack(vectors),
-                "loss": torch.tensor(result.history.free_energy),
-                "error": torch.tensor(result.history.free_energy_se),
-                "divergences": result.divergences,
-                "stopped": result.stopped, "steps": result.steps, "batch": result.batch,
-            }, folder / f"{rank}.pt")
-        distributed.destroy_process_group()
-
-    def group(train):
-        children = []
-        for rank in range(2):
-            children.append(os.fork())
-            if children[-1] == 0:
-                code = 1
-                try:
-                    run(rank, train)
-                    code = 0
-                except RuntimeError as error:
-                    sys.stderr.write(f"rank {rank}: {type(error).__name__}: {error}\\n")
-                except ValueError as error:
-                    sys.stderr.write(f"{error}\\n")
-                os._exit(code)
-        return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+# What both processes know: a flow of its own on each, a training, and what is written of it.
+SETTING = """
+    from pyro_neuralrg import IsingDual, Record, Schedule, fit as plain_fit
+    PLAIN = Schedule(cooling=None, clip=None)
+    target = IsingDual((2, 2), temperature=3.0)
+    torch.manual_seed(1 + rank)
+    flow, vectors = target.flow(), []
+    def vector():
+        return torch.cat([p.detach().reshape(-1) for p in flow.parameters()]).clone()
+    def look(record):
+        vectors.append(vector())
+    def fit(callback=look, **options):
+        options = dict(batch=8, lr=0.02, seed=5, progress=False) | options
+        return plain_fit(target, flow, callback=callback, **options)
+    start = vector()
+    def note(result):
+        torch.save({
+            "start": start, "vectors": torch.stack(vectors),
+            "loss": torch.tensor(result.history.free_energy),
+            "error": torch.tensor(result.history.free_energy_se),
+            "divergences": result.divergences,
+            "stopped": result.stopped, "steps": result.steps, "batch": result.batch,
+        }, folder / f"{rank}.pt")
 """
-
-
-def together(folder: Path, train: str) -> subprocess.CompletedProcess[str]:
-    """Run ``train``, the body of ``def train(rank, fit, flow)``, on both processes."""
-    body = textwrap.indent(textwrap.dedent(train), "    ")
-    code = f"{textwrap.dedent(GROUP)}\ndef train(rank, fit, flow):\n{body}\nprint(group(train))\n"
-    return subprocess.run(
-        [sys.executable, "-c", code, str(folder)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-    )
 
 
 def outcomes(folder: Path) -> list[dict[str, Any]]:
@@ -95,11 +56,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     found = together(
         folder,
+        SETTING,
         """
         state = {name: value.clone() for name, value in flow.state_dict().items()}
-        fit(steps=1, batch=64, lr=0.005, anneal=None, callback=None, checkpoint=folder / "one")
+        one = Record(folder / "one")
+        fit(steps=1, batch=64, lr=0.005, schedule=PLAIN, callback=None, record=one)
         flow.load_state_dict(state)
-        return fit(steps=60, batch=64, lr=0.005, anneal=None)
+        note(fit(steps=60, batch=64, lr=0.005, schedule=PLAIN))
         """,
     )
     assert found.stdout == "[0, 0]\n", found.stderr
@@ -111,6 +74,7 @@ def trained(folder: Path) -> list[dict[str, Any]]:
     return outcomes(folder)
 
 
+@pytest.mark.slow
 def test_parameters_are_equal_after_every_step(trained: list[dict[str, Any]]) -> None:
     first, second = trained
     assert not torch.equal(first["start"], second["start"])
@@ -128,6 +92,7 @@ def first_moment(folder: Path) -> torch.Tensor:
     return state["optimizer"]["state"][0]["exp_avg"]
 
 
+@pytest.mark.slow
 def test_loss_and_gradient_are_means_over_processes(folder: Path, tmp_path: Path) -> None:
     """Each alone, with its seed and its part of the batch, finds its part of them."""
     losses, moments = [], [first_moment(folder / "one")]
@@ -135,8 +100,8 @@ def test_loss_and_gradient_are_means_over_processes(folder: Path, tmp_path: Path
         torch.manual_seed(1)
         target = IsingDual((2, 2), temperature=3.0)
         alone = fit(
-            target, target.flow(), steps=1, batch=32, lr=0.005, clip=None, anneal=None,
-            seed=Processes(rank, 2).seed(5), progress=False, checkpoint=tmp_path / str(rank),
+            target, target.flow(), steps=1, batch=32, lr=0.005, schedule=PLAIN,
+            seed=Processes(rank, 2).seed(5), progress=False, record=Record(tmp_path / str(rank)),
         )  # fmt: skip
         losses.append(alone.history.free_energy[0])
         moments.append(first_moment(tmp_path / str(rank)))
@@ -146,6 +111,7 @@ def test_loss_and_gradient_are_means_over_processes(folder: Path, tmp_path: Path
     torch.testing.assert_close(moments[0], (moments[1] + moments[2]) / 2)
 
 
+@pytest.mark.slow
 def test_the_loss_curve_is_that_of_one_process(trained: list[dict[str, Any]]) -> None:
     """Within four standard errors, at every stretch of ten steps.
 
@@ -154,7 +120,7 @@ def test_the_loss_curve_is_that_of_one_process(trained: list[dict[str, Any]]) ->
     torch.manual_seed(1)
     target = IsingDual((2, 2), temperature=3.0)
     one = fit(
-        target, target.flow(), steps=60, batch=64, lr=0.005, clip=None, anneal=None, seed=5,
+        target, target.flow(), steps=60, batch=64, lr=0.005, schedule=PLAIN, seed=5,
         progress=False,
     ).history  # fmt: skip
     both = trained[0]
@@ -165,9 +131,11 @@ def test_the_loss_curve_is_that_of_one_process(trained: list[dict[str, Any]]) ->
         assert abs(difference) < 4.0 * float(variance) ** 0.5 / 10
 
 
+@pytest.mark.slow
 def test_what_is_not_finite_on_one_process_sends_both_back(tmp_path: Path) -> None:
     found = together(
         tmp_path,
+        SETTING,
         """
         energy, calls = IsingDual.energy, []
         def breaking(self, x):
@@ -177,7 +145,7 @@ def test_what_is_not_finite_on_one_process_sends_both_back(tmp_path: Path) -> No
         IsingDual.energy = breaking
         if rank == 1:
             warnings.simplefilter("error")  # the first process warns, alone
-        return fit(steps=20, lr=0.005)
+        note(fit(steps=20, lr=0.005))
         """,
     )
     assert found.stdout == "[0, 0]\n", found.stderr
@@ -188,52 +156,56 @@ def test_what_is_not_finite_on_one_process_sends_both_back(tmp_path: Path) -> No
     assert found.stderr.count("training diverged") == 1
 
 
+@pytest.mark.slow
 def test_checkpoints_of_two_processes(tmp_path: Path) -> None:
     """Stopped by one of them and resumed, they find what they would have found."""
     found = together(
         tmp_path,
+        SETTING,
         """
-        options = dict(steps=12, checkpoint=folder / "states")
-        fit(callback=lambda record: rank == 1 and record.step == 6, **options)
-        return fit(resume=True, **options)
+        states = folder / "states"
+        stop = lambda record: rank == 1 and record.step == 6
+        fit(steps=12, callback=stop, record=Record(states))
+        note(fit(steps=12, record=Record(states, resume=True)))
         """,
     )
     assert found.stdout == "[0, 0]\n", found.stderr
-    (tmp_path / "meeting").unlink(missing_ok=True)
     stopped = outcomes(tmp_path)
     assert [one["steps"] for one in stopped] == [12, 12]
-    whole = together(tmp_path, "return fit(steps=12)")
+    whole = together(tmp_path, SETTING, "note(fit(steps=12))")
     assert whole.stdout == "[0, 0]\n", whole.stderr
     for one, other in zip(stopped, outcomes(tmp_path), strict=True):
         assert torch.equal(one["loss"], other["loss"])
         assert torch.equal(one["vectors"][-1], other["vectors"][-1])
-    states = sorted((tmp_path / "states").iterdir())
+    states = sorted((tmp_path / "states").glob("*.pt"))
     assert [path.name for path in states] == ["training-0000000007.pt", "training-0000000012.pt"]
     random = FORMAT.read(states[0])["random"]["cpu"]
     assert random.shape[0] == 2
     assert not torch.equal(random[0], random[1])
     with pytest.raises(CheckpointError, match=r"processes 2 \(here 1\)"):
         fit(
-            IsingDual((2, 2), temperature=3.0), steps=12, batch=8, lr=0.02, clip=None, seed=5,
-            progress=False, checkpoint=tmp_path / "states", resume=True,
+            IsingDual((2, 2), temperature=3.0), steps=12, batch=8, lr=0.02, seed=5,
+            progress=False, record=Record(tmp_path / "states", resume=True),
         )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_ends_the_run(tmp_path: Path) -> None:
     found = together(
         tmp_path,
+        SETTING,
         """
         def kill(record):
             if rank == 1 and record.step == 5:
                 os.kill(os.getpid(), signal.SIGKILL)
-        return fit(steps=1000, callback=kill, checkpoint=folder / "states", every_steps=1)
+        note(fit(steps=1000, callback=kill, record=Record(folder / "states", every_steps=1)))
         """,
     )
     assert found.stdout == "[1, -9]\n"
     messages = [line for line in found.stderr.splitlines() if line.startswith("rank")]
     assert len(messages) == 1
     assert messages[0].startswith("rank 0: LostProcessError: another process of this run has ended")
-    newest = sorted((tmp_path / "states").iterdir())[-1]
+    newest = sorted((tmp_path / "states").glob("*.pt"))[-1]
     assert newest.name == "training-0000000005.pt"
     assert FORMAT.read(newest)["training"]["step"] == 5
 
@@ -260,5 +232,5 @@ def test_one_process_alone() -> None:
     value = torch.ones(3)
     assert alone.mean(value) is value
     assert alone.gather(value) is value
-    assert alone.any(True, False) == (True, False)
-    assert alone.from_first(lambda: 4) == 4
+    assert alone.any_process(True, False) == (True, False)
+    assert alone.broadcast_from_first(lambda: 4) == 4

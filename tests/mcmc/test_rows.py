@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""What is kept of a run, row by row."""
+"""Rows of figures, in memory that there is."""
 
 from __future__ import annotations
 
@@ -10,41 +10,24 @@ import pytest
 import torch
 
 from pyro_neuralrg import HMC, VectorizedMCMC
-from pyro_neuralrg.mcmc.record import Record, statistics
+from pyro_neuralrg.mcmc.rows import Rows
 from pyro_neuralrg.runtime import memory
 
 
-def test_a_draw_of_several_steps_has_their_means_sums_and_any() -> None:
-    kernel = HMC(lambda x: 0.5 * x.square().sum(-1), shape=(2,), num_steps=3)
-    state, info = kernel.step(kernel.init(torch.zeros(2, 2)))
-    first = info._replace(
-        acceptance_rate=torch.tensor([1.0, 0.5]), diverging=torch.tensor([True, False])
-    )
-    last = info._replace(
-        acceptance_rate=torch.tensor([0.0, 0.5]), diverging=torch.tensor([False, False])
-    )
-    row = statistics(kernel, state, [first, last])
-    assert row["diverging"].tolist() == [True, False]
-    assert row["acceptance_rate"].tolist() == [0.5, 0.5]
-    assert row["n_steps"].tolist() == [6, 6]
-    torch.testing.assert_close(row["energy"], last.hamiltonian)
-    torch.testing.assert_close(row["lp"], -state.energy)
-
-
 def test_rows_are_copies() -> None:
-    record, value = Record(2), torch.ones(3)
-    record.add({"a": value})
+    rows, value = Rows(2), torch.ones(3)
+    rows.add({"a": value})
     value.zero_()
-    assert record.columns()["a"].tolist() == [[1.0]] * 3
+    assert rows.columns()["a"].tolist() == [[1.0]] * 3
 
 
 def test_more_memory_keeps_the_rows() -> None:
-    record = Record(1)
-    record.add({"a": torch.ones(2)})
-    record.reserve(3)
-    record.reserve(1)
-    record.add({"a": 2 * torch.ones(2)})
-    assert record.columns()["a"].tolist() == [[1.0, 2.0]] * 2
+    rows = Rows(1)
+    rows.add({"a": torch.ones(2)})
+    rows.reserve(3)
+    rows.reserve(1)
+    rows.add({"a": 2 * torch.ones(2)})
+    assert rows.columns()["a"].tolist() == [[1.0, 2.0]] * 2
 
 
 def test_draws_that_cannot_be_held(monkeypatch: pytest.MonkeyPatch) -> None:

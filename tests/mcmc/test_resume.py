@@ -1,0 +1,250 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Runs that were stopped go on with the very draws of runs that were not."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pyro_neuralrg import HMC, Record, VectorizedMCMC
+from pyro_neuralrg.files import CheckpointError
+from pyro_neuralrg.mcmc import Adaptation, ChEESHMC, EnergyTarget, Kernel
+from pyro_neuralrg.mcmc.checkpoints import FORMAT
+from tests.mcmc.registry import KERNELS, TARGETS
+
+
+class KilledError(Exception):
+    """The end of the process, as far as the runner can tell."""
+
+
+def acting(
+    energy: Callable[[Tensor], Tensor], call: int, act: Callable[[], object]
+) -> Callable[[Tensor], Tensor]:
+    """The same energy, which acts when it is called for the so-manieth time."""
+    counter = itertools.count(1)
+
+    def watched(x: Tensor) -> Tensor:
+        if next(counter) == call:
+            act()
+        return energy(x)
+
+    return watched
+
+
+def die() -> None:
+    raise KilledError
+
+
+def make(kernel: Kernel, num_samples: int = 12, **options: Any) -> VectorizedMCMC:
+    settings: dict[str, Any] = {"num_chains": 5, "seed": 3, "progress": False}
+    settings["warmup_steps"] = Adaptation(mass="diagonal", steps=30)
+    settings["observables"] = {"square": lambda x: x.square().flatten(1).mean(1)}
+    return VectorizedMCMC(kernel, num_samples, **(settings | options))
+
+
+def finished(kernel: Kernel, num_samples: int = 12, **options: Any) -> VectorizedMCMC:
+    mcmc = make(kernel, num_samples, **options)
+    mcmc.run()
+    return mcmc
+
+
+def resumed(kernel: Kernel, folder: Path, num_samples: int = 12, **options: Any) -> VectorizedMCMC:
+    return finished(kernel, num_samples, record=Record(folder, resume=True), **options)
+
+
+def assert_same(one: VectorizedMCMC, other: VectorizedMCMC) -> None:
+    assert torch.equal(one.positions, other.positions)
+    for name in ("sample_stats", "warmup_stats", "observables"):
+        first, second = getattr(one, name), getattr(other, name)
+        assert set(first) == set(second)
+        for key, value in first.items():
+            torch.testing.assert_close(value, second[key], rtol=0, atol=0, equal_nan=True)
+    assert one.gradient_evaluations == other.gradient_evaluations
+    assert one.seed == other.seed
+
+
+def gaussian(width: float = 1.0, sites: int = 4) -> EnergyTarget:
+    return EnergyTarget(lambda x: 0.5 * (x / width).square().sum(-1), (sites,))
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("*.pt"))
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_finished_run_goes_on_with_more_draws(name: str, tmp_path: Path) -> None:
+    kernel = KERNELS[name](TARGETS["free field"]())
+    whole = finished(kernel, 12)
+    finished(kernel, 5, record=Record(tmp_path))
+    rest = resumed(kernel, tmp_path, 12)
+    assert_same(rest, whole)
+    before = (tmp_path / names(tmp_path)[-1]).stat().st_mtime_ns
+    rest.resume()  # nothing to draw, nothing to write
+    assert_same(rest, whole)
+    assert (tmp_path / names(tmp_path)[-1]).stat().st_mtime_ns == before
+
+
+def test_a_finished_run_goes_on_in_the_same_process() -> None:
+    kernel = KERNELS["hmc"](TARGETS["free field"]())
+    part = finished(kernel, 5)
+    part.num_samples = 12
+    part.resume()
+    assert_same(part, finished(kernel, 12))
+
+
+def test_without_a_seed_the_seed_of_the_record_goes_on(tmp_path: Path) -> None:
+    first = finished(HMC(gaussian()), 5, record=Record(tmp_path), seed=None)
+    rest = resumed(HMC(gaussian()), tmp_path, seed=None)
+    assert rest.seed == first.seed
+    assert_same(rest, finished(HMC(gaussian()), seed=first.seed))
+
+
+def count_calls(mcmc: VectorizedMCMC) -> int:
+    """Energies and gradients of a run, each of all chains at once."""
+    return int(mcmc.gradient_evaluations.total) // mcmc.num_chains
+
+
+@pytest.mark.parametrize("fraction", [0.2, 0.4, 0.6, 0.9, 0.98])
+@pytest.mark.parametrize("kind", ["hmc", "chees"])
+def test_killed_anywhere_the_last_saved_state_goes_on(
+    kind: str, fraction: float, tmp_path: Path
+) -> None:
+    energy = TARGETS["correlated Gaussian"]().energy
+
+    def kernel(energy: Callable[[Tensor], Tensor]) -> Kernel:
+        target = EnergyTarget(energy, (5,))
+        return HMC(target, num_steps=3) if kind == "hmc" else ChEESHMC(target)
+
+    whole = finished(kernel(energy))
+    mortal = acting(energy, int(fraction * count_calls(whole)), die)
+    with pytest.raises(KilledError):
+        finished(kernel(mortal), record=Record(tmp_path, every=0))
+    assert_same(resumed(kernel(energy), tmp_path), whole)
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def test_interrupted_and_resumed_in_the_same_process() -> None:
+    energy = TARGETS["correlated Gaussian"]().energy
+    whole = finished(HMC(energy, shape=(5,), num_steps=3))
+    torn = acting(energy, count_calls(whole) - 10, interrupt)
+    mcmc = finished(HMC(torn, shape=(5,), num_steps=3))
+    assert mcmc.interrupted
+    assert 0 < mcmc.positions.shape[1] < 12
+    mcmc.resume()
+    assert not mcmc.interrupted
+    assert_same(mcmc, whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("moment", [0.1, 0.4])
+def test_signals_in_the_warm_up_save_first(
+    moment: float, number: signal.Signals, tmp_path: Path
+) -> None:
+    """After the present step, and go on with the very numbers, here or in another process."""
+    energy = TARGETS["correlated Gaussian"]().energy
+    whole = finished(HMC(energy, shape=(5,), num_steps=3))
+    call = int(moment * count_calls(whole))
+    pressed = acting(energy, call, lambda: signal.raise_signal(number))
+    handler = signal.getsignal(number)
+    record = Record(tmp_path, every=1e9)
+    stopped = make(HMC(pressed, shape=(5,), num_steps=3), record=record)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.run()
+    assert signal.getsignal(number) is handler
+    assert stopped.interrupted
+    assert 0 < stopped.warmup_stats["lp"].shape[1] < 30
+    after = resumed(HMC(energy, shape=(5,), num_steps=3), tmp_path)
+    stopped.resume()
+    for one in (stopped, after):
+        assert not one.interrupted
+        assert_same(one, whole)
+
+
+def test_checkpoints_of_every_step(tmp_path: Path) -> None:
+    """The newest intact one is used; fewer stay when fewer are asked for."""
+    kernel = HMC(gaussian())
+    finished(kernel, record=Record(tmp_path, every_steps=1, keep=4))
+    assert names(tmp_path) == [f"sampling-{30 + drawn:010d}.pt" for drawn in (9, 10, 11, 12)]
+    drawn = [FORMAT.read(path)["mark"]["drawn"] for path in sorted(tmp_path.glob("*.pt"))]
+    assert drawn == [9, 10, 11, 12]
+    for name in names(tmp_path)[2:]:
+        (tmp_path / name).write_bytes(b"")
+    with pytest.warns(UserWarning, match=r"is corrupt.*going on from sampling-0000000040\.pt"):
+        assert_same(resumed(kernel, tmp_path), finished(kernel))
+
+
+def test_a_checkpoint_that_cannot_be_written(tmp_path: Path) -> None:
+    """A full disk, say, does not end days of sampling."""
+    folder, away = tmp_path / "folder", tmp_path / "away"
+
+    def energy(x: Tensor) -> Tensor:
+        return 0.5 * x.square().sum(-1)
+
+    whole = finished(HMC(energy, shape=(4,)))
+    moved = acting(energy, count_calls(whole) // 2, lambda: folder.rename(away))
+    mcmc = make(HMC(moved, shape=(4,)), record=Record(folder, every=0))
+    with pytest.warns(UserWarning, match=r"cannot be written .* the run goes on without") as caught:
+        mcmc.run()
+    assert len(caught) == 1  # of one for each step
+    assert_same(mcmc, whole)
+    assert mcmc.unsaved is not None
+    assert str(folder) in mcmc.unsaved
+    mcmc.resume()  # nothing to draw, but to save
+    assert mcmc.unsaved is None
+    assert names(folder) == ["sampling-0000000042.pt"]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "options", "message"),
+    [
+        (lambda: ChEESHMC(gaussian()), {}, r"kernel\.whole 'HMC' \(here 'ChEESHMC'\)"),
+        (lambda: HMC(gaussian()), {"num_chains": 4}, r"num_chains 5 \(here 4\)"),
+        (lambda: HMC(gaussian()), {"seed": 4}, r"seed 3 \(here 4\)"),
+        (
+            lambda: HMC(gaussian()),
+            {"warmup_steps": 3},
+            r"adaptation\.mass 'diagonal' \(here 'unit'\); warmup_steps 30 \(here 3\)",
+        ),
+        (lambda: HMC(gaussian()), {"keep_draws": False}, r"keep_draws True \(here False\)"),
+        (lambda: HMC(gaussian()), {"observables": {}}, r"observables \['square'\] \(here \[\]\)"),
+        (lambda: HMC(gaussian(sites=3)), {}, r"sites\.x \[4\] \(here \[3\]\)"),
+        (lambda: HMC(gaussian(), num_steps=9), {}, r"options\.hmc\.num_steps 10 \(here 9\)"),
+        (lambda: HMC(gaussian(), jitter=0.5), {}, r"options\.hmc\.jitter 0\.0 \(here 0\.5\)"),
+        (lambda: HMC(gaussian(1.1)), {}, r"another target: its energies are off by"),
+    ],
+)
+def test_checkpoints_of_other_runs(
+    kernel: Callable[[], Kernel], options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    finished(HMC(gaussian()), record=Record(tmp_path))
+    other = make(kernel(), record=Record(tmp_path, resume=True), **options)
+    if "target" not in message:
+        with pytest.raises(CheckpointError, match=message):
+            other.check()
+    with pytest.raises(CheckpointError, match=rf"{tmp_path}.* of .*{message}.*accepted"):
+        other.run()
+    with pytest.raises(RuntimeError, match=r"call run\(\) first"):
+        other.resume()
+
+
+def test_a_record_serves_one_run(tmp_path: Path) -> None:
+    finished(HMC(gaussian()), record=Record(tmp_path))
+    again = make(HMC(gaussian()), record=Record(tmp_path))
+    for act in (again.check, again.run):
+        with pytest.raises(CheckpointError, match="holds checkpoints of an earlier sampling run"):
+            act()
+    with pytest.raises(ValueError, match="record has history=True; accepted"):
+        make(HMC(gaussian()), record=Record(tmp_path, history=True))
+    assert os.listdir(tmp_path)
