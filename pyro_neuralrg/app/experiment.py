@@ -33,10 +33,10 @@ from pyro_neuralrg.mcmc import (
 )
 from pyro_neuralrg.mcmc.checkpoints import is_there
 from pyro_neuralrg.potentials import IsingDual
-from pyro_neuralrg.potentials.cluster import MonteCarlo
 from pyro_neuralrg.runtime.interrupts import deferred_interrupts
 from pyro_neuralrg.runtime.memory import MemoryLimitError, check_fits, kept_bytes
 from pyro_neuralrg.runtime.processes import processes
+from pyro_neuralrg.statistics import Estimate
 from pyro_neuralrg.train import FitResult, default_schedule, fit
 from pyro_neuralrg.train.checkpoints import CheckpointError, Checkpoints
 from pyro_neuralrg.train.history_file import HistoryFile
@@ -128,7 +128,7 @@ class Experiment:
                 ends the run with what there is, and ``stopped`` says why.
         """
         exact_free_energy = _exact(lambda: -self.target.log_partition())
-        exact_structure_factor = _exact(self.target.exact_structure_factor)
+        exact_structure_factor = _exact(self.target.spins.structure_factor)
         self._check_samplers()
         training = self.train()
         with deferred_interrupts() as pressed:
@@ -154,11 +154,11 @@ class Experiment:
 
     def _estimates(
         self, exact: bool, stopped: str
-    ) -> tuple[FreeEnergyEstimate | None, Bounds | None, MonteCarlo | None, str]:
+    ) -> tuple[FreeEnergyEstimate | None, Bounds | None, Estimate | None, str]:
         """Free energies, the structure factor where it is not ``exact``, and why it stopped."""
         found: FreeEnergyEstimate | None = None
         between: Bounds | None = None
-        reference: MonteCarlo | None = None
+        reference: Estimate | None = None
         try:
             if processes().is_first:
                 found = self.estimate()
@@ -218,10 +218,10 @@ class Experiment:
             torch.manual_seed(seed + 2)
             return bounds(self.target, self.flow, number, batch_size=ESTIMATE_BATCH, seed=seed)
 
-    def reference(self) -> MonteCarlo:
+    def reference(self) -> Estimate:
         """The structure factor by cluster Monte Carlo of the spins, without the flow."""
         n = max(REFERENCE_LEAST, REFERENCE_SITES // self.target.spectrum.numel())
-        return self.target.reference_structure_factor(n, self.settings.seed)
+        return self.target.spins.reference_structure_factor(n, self.settings.seed)
 
     def sample(self, space: str) -> Sampling:
         """Sample in the "latent" space (HMC and jumps) or in the "physical" one (HMC).

@@ -18,8 +18,6 @@ from pyro_neuralrg.arguments import check_integer, check_number
 from pyro_neuralrg.lattice import check_shape
 from pyro_neuralrg.statistics import Estimate, jackknife
 
-__all__ = ["binder_cumulant", "correlation_length", "specific_heat", "susceptibility"]
-
 
 def susceptibility(
     structure_factor: Any,

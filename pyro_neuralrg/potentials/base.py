@@ -18,9 +18,9 @@ from torch import Tensor
 from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, check_number
 from pyro_neuralrg.bases import NORMAL, StandardNormal
 from pyro_neuralrg.lattice import check_boundary, check_shape
+from pyro_neuralrg.observables.sites import check_values
+from pyro_neuralrg.observables.standard import Observable, field_observables
 from pyro_neuralrg.transforms import HierarchicalFlow, hierarchical_flow
-
-__all__ = ["LatticePotential"]
 
 AnyPotential = TypeVar("AnyPotential", bound="LatticePotential")
 
@@ -188,6 +188,15 @@ class LatticePotential(ABC):
         """
         return _Heated(self, check_number("factor", factor, "a finite number > 0", above=0))
 
+    def observables(self) -> dict[str, Observable]:
+        """Observables that fit the target, by name.
+
+        Returns:
+            Functions of fields, ``batch + shape -> batch``, which can be pickled; here those of
+            :func:`~pyro_neuralrg.observables.field_observables`.
+        """
+        return field_observables(self.shape, self.boundary)
+
     def flow(self, **options: Any) -> HierarchicalFlow:
         """Build a flow that knows this target's shape, boundary, spectrum, symmetry and phases.
 
@@ -221,16 +230,7 @@ class LatticePotential(ABC):
             TypeError: if x is no tensor of a floating dtype.
             ValueError: if x has another shape or is on another device.
         """
-        if not isinstance(x, Tensor):
-            raise TypeError(f"x is a {type(x).__name__}; accepted: a tensor of a floating dtype")
-        if not x.is_floating_point():
-            raise TypeError(f"x has dtype {x.dtype}; accepted: a floating dtype")
-        if x.dim() < len(self.shape) or x.shape[x.dim() - len(self.shape) :] != self.shape:
-            raise ValueError(
-                f"x has shape {tuple(x.shape)}; accepted: any batch shape followed by the "
-                f"lattice's, {self.shape}"
-            )
-        if x.device != self.device:
+        if check_values("x", x, self.shape).device != self.device:
             raise ValueError(
                 f"x is on the device {x.device}; accepted: {self.device}, where the potential is "
                 f"(move it with potential.to({str(x.device)!r}))"
@@ -370,8 +370,10 @@ def _check_spectrum(spectrum: Tensor, shape: tuple[int, ...]) -> Tensor:
     return exact
 
 
-def generator_of(seed: int | None) -> torch.Generator:
+def generator_of(seed: int | torch.Generator | None) -> torch.Generator:
     """A generator of random numbers on the CPU: of a seed, or continuing torch's own for None."""
+    if isinstance(seed, torch.Generator):
+        return seed
     if seed is None:
         seed = int(torch.randint(2**62, ()))
     return torch.Generator().manual_seed(check_integer("seed", seed, 0, LARGEST_SEED))

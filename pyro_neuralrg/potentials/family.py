@@ -16,13 +16,12 @@ from torch import Tensor
 from pyro_neuralrg.arguments import check_integer, check_number
 from pyro_neuralrg.bases import NORMAL, StandardNormal
 from pyro_neuralrg.lattice import check_boundary, check_shape
+from pyro_neuralrg.observables.sites import check_values
 from pyro_neuralrg.potentials.base import LatticePotential
-from pyro_neuralrg.potentials.exact.api import check_couplings
 from pyro_neuralrg.potentials.ising import LOWEST_EIGENVALUE, IsingDual, logcosh
+from pyro_neuralrg.potentials.ising_model import check_couplings
 from pyro_neuralrg.spectral import neighbour_spectrum, quadratic_form
 from pyro_neuralrg.transforms import ConditionalHierarchicalFlow, conditional_hierarchical_flow
-
-__all__ = ["GaussianPart", "IsingDualFamily", "PotentialFamily"]
 
 
 class GaussianPart(NamedTuple):
@@ -149,11 +148,7 @@ class PotentialFamily(ABC):
 
     def _check(self, x: Tensor, context: Tensor) -> None:
         """Raise if the fields or the contexts do not fit."""
-        split = x.dim() - len(self.shape)
-        if split < 0 or tuple(x.shape[split:]) != self.shape:
-            raise ValueError(
-                f"x has shape {tuple(x.shape)}; accepted: any batch shape followed by {self.shape}"
-            )
+        check_values("x", x, self.shape)
         if context.dim() == 0 or context.shape[-1] != self.context_dim:
             raise ValueError(
                 f"context has shape {tuple(context.shape)}; accepted: (..., {self.context_dim})"

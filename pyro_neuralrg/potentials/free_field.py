@@ -16,8 +16,6 @@ from pyro_neuralrg.lattice import check_boundary, check_shape
 from pyro_neuralrg.potentials.base import LatticePotential, generator_of
 from pyro_neuralrg.spectral import apply_spectrum
 
-__all__ = ["FreeField"]
-
 
 class FreeField(LatticePotential):
     r"""The free field, energy :math:`\frac12\sum_x |\nabla\phi|^2 + \frac{m^2}{2}\sum_x\phi^2`.
