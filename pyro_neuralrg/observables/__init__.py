@@ -7,7 +7,8 @@ here take ``(mean, variance, shape)``: the mean of every site and, where the sit
 spins of +1 and -1 of that mean, their variance, over which the average is then taken exactly (Rao
 and Blackwell: the same expectation as from sampled spins, less scatter). The spins given the dual
 field have ``IsingDual.spin_moments(x)``. With ``variance=None`` the values are known: sampled
-spins, or any field. What is a function of several means is estimated from series of draws.
+spins, or any field. Functions of several means are estimated from series of draws. Wrong arguments
+raise a TypeError or a ValueError that names the argument, the value seen and what is accepted.
 """
 
 from __future__ import annotations

@@ -23,9 +23,6 @@ def magnetisation(mean: Tensor, variance: Tensor | None, shape: Iterable[int]) -
     Returns:
         Shape ``batch``.
 
-    Raises:
-        TypeError, ValueError: naming the argument, the value seen and what is accepted.
-
     Example:
         >>> magnetisation(torch.tensor([[1.0, 1.0, 1.0, -1.0]]), None, (4,))
         tensor([0.5000])
@@ -43,9 +40,6 @@ def abs_magnetisation(mean: Tensor, variance: Tensor | None, shape: Iterable[int
 
     Returns:
         Shape ``batch``.
-
-    Raises:
-        TypeError, ValueError: naming the argument, the value seen and what is accepted.
 
     Example:
         >>> abs_magnetisation(-torch.ones(2, 3), None, (2, 3))
@@ -75,9 +69,6 @@ def structure_factor(mean: Tensor, variance: Tensor | None, shape: Iterable[int]
     Returns:
         Shape ``batch``.
 
-    Raises:
-        TypeError, ValueError: naming the argument, the value seen and what is accepted.
-
     Example:
         >>> structure_factor(torch.tensor([1.0, 1.0, -1.0, 1.0]), None, (4,))
         tensor(0.2500)
@@ -106,9 +97,6 @@ def fourth_moment(mean: Tensor, variance: Tensor | None, shape: Iterable[int]) -
 
     Returns:
         Shape ``batch``.
-
-    Raises:
-        TypeError, ValueError: naming the argument, the value seen and what is accepted.
 
     Example:
         >>> fourth_moment(torch.zeros(2, 1), torch.ones(2, 1), (2, 1))  # 1 or 0, evenly
@@ -140,9 +128,6 @@ def magnetisation_probabilities(mean: Tensor, shape: Iterable[int]) -> Tensor:
 
     Returns:
         Probabilities of :math:`m = (2n - N) / N`, n = 0 .. N; shape ``batch + (N + 1,)``.
-
-    Raises:
-        TypeError, ValueError: naming the argument, the value seen and what is accepted.
 
     Example:
         >>> magnetisation_probabilities(torch.zeros(2, 1), (2, 1))  # m = -1, 0, 1

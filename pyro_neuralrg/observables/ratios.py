@@ -38,9 +38,6 @@ def susceptibility(
         temperature: T in units of J / k_B.
         magnetisation: series of m, or of its absolute value; None subtracts nothing.
 
-    Raises:
-        TypeError, ValueError: naming the argument, the value seen and what is accepted.
-
     Example:
         >>> import torch
         >>> susceptibility(torch.full((40, 5), 0.5), (4, 4), 2.0).value
@@ -66,9 +63,6 @@ def binder_cumulant(structure_factor: Any, fourth_moment: Any) -> Estimate:
 
     Returns:
         The estimate; NaN if m is zero throughout.
-
-    Raises:
-        ValueError: as :func:`~pyro_neuralrg.statistics.jackknife`.
 
     References:
         K. Binder, Z. Phys. B 43, 119 (1981).
@@ -98,9 +92,6 @@ def specific_heat(
         shape: of the lattice.
         temperature: T in units of J / k_B.
 
-    Raises:
-        TypeError, ValueError: naming the argument, the value seen and what is accepted.
-
     Example:
         >>> import torch
         >>> energy = torch.tensor([[-1.0, -2.0]]).expand(40, 2)
@@ -128,9 +119,6 @@ def correlation_length(uniform: Any, lowest: Any, side: int) -> Estimate:
 
     Returns:
         The estimate; NaN if S(0) < S(k), for all draws or all but one block.
-
-    Raises:
-        TypeError, ValueError: naming the argument, the value seen and what is accepted.
 
     References:
         F. Cooper, B. Freedman and D. Preston, Nucl. Phys. B 210, 210 (1982).

@@ -27,7 +27,7 @@ def check_values(name: str, values: Any, shape: tuple[int, ...]) -> Tensor:
     if not isinstance(values, Tensor) or not values.is_floating_point():
         is_tensor = isinstance(values, Tensor)
         seen = f"has dtype {values.dtype}" if is_tensor else f"is a {type(values).__name__}"
-        raise TypeError(f"{name} {seen}; accepted: a floating dtype, in a tensor")
+        raise TypeError(f"{name} {seen}; accepted: a tensor of a floating dtype")
     split = values.dim() - len(shape)
     if split < 0 or values.shape[split:] != shape:
         raise ValueError(

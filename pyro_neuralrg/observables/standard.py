@@ -35,9 +35,6 @@ def field_observables(shape: Iterable[int], boundary: str = "periodic") -> dict[
         periodic lattice, ``structure_factor_axis0``, ...: S at k = 2 pi / L along each axis of
         more than one site.
 
-    Raises:
-        TypeError, ValueError: naming the argument, the value seen and what is accepted.
-
     Example:
         >>> import torch
         >>> field_observables((2, 2))["abs_magnetisation"](-torch.ones(2, 2))

@@ -35,9 +35,6 @@ def mode_structure_factor(mean: Tensor, variance: Tensor | None, shape: Iterable
         S(k) at :math:`k_a = 2\pi n_a / L_a`, n in FFT order; shape ``batch + shape``. The entry of
         index 0 is :func:`~pyro_neuralrg.observables.structure_factor`.
 
-    Raises:
-        TypeError, ValueError: naming the argument, the value seen and what is accepted.
-
     Example:
         >>> mode_structure_factor(torch.tensor([1.0, -1.0, 1.0, -1.0]), None, (4,))
         tensor([0., 0., 1., 0.])
@@ -65,9 +62,6 @@ def correlations(mean: Tensor, variance: Tensor | None, shape: Iterable[int]) ->
 
     Returns:
         C(r), r_a = 0 .. L_a - 1, shape ``batch + shape``.
-
-    Raises:
-        TypeError, ValueError: naming the argument, the value seen and what is accepted.
 
     Example:
         >>> correlations(torch.tensor([1.0, -1.0, 1.0, -1.0]), None, (4,))
@@ -99,9 +93,6 @@ def axis_correlations(
 
     Returns:
         C(r), r = 0 .. L - 1 with the axis' side L, shape ``batch + (L,)``.
-
-    Raises:
-        TypeError, ValueError: naming the argument, the value seen and what is accepted.
 
     Example:
         >>> axis_correlations(torch.tensor([1.0, 1.0, -1.0]), None, (3,), boundary="open")

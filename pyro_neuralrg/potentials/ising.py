@@ -45,16 +45,13 @@ class IsingDual(LatticePotential):
     Args:
         shape: lattice shape, one to three sides >= 1.
         temperature: T in units of J / k_B, > 0; default: the critical one of the square lattice.
-        couplings: J of each axis, of either sign; default: 1 each. A periodic side of 2 counts both
-            bonds of a pair, a side of 1 has none.
+        couplings: J of each axis, of either sign; default: 1 each.
         field: external field h in units of J, one number or one per site (shape ``shape``).
         boundary: "periodic" or "open".
 
     Attributes:
-        spins: the :class:`IsingModel` it is dual to, with the exact quantities of the spins.
-        temperature: T.
-        couplings: J of each axis.
-        field: h of each site, float64 of shape ``shape``; None if there is none, or it is zero.
+        spins: the :class:`IsingModel` it is dual to, with bonds and exact quantities.
+        temperature, couplings, field: those of the spins.
         alpha: makes the lowest eigenvalue of K + alpha I equal to 0.1.
         spectrum: eigenvalues of K + alpha I.
 
@@ -84,17 +81,15 @@ class IsingDual(LatticePotential):
         boundary: str = "periodic",
     ) -> None:
         self.spins = spins = IsingModel(shape, temperature, couplings, field, boundary)
-        self.temperature, self.couplings, self.field = (
-            spins.temperature,
-            spins.couplings,
-            spins.field,
-        )
-        bonds = tuple(coupling / spins.temperature for coupling in spins.couplings)
+        self.temperature = spins.temperature
+        self.couplings = spins.couplings
+        self.field = spins.field
+        bonds = tuple(coupling / self.temperature for coupling in self.couplings)
         neighbours = neighbour_spectrum(spins.shape, bonds, boundary)
         self.alpha = LOWEST_EIGENVALUE - float(neighbours.min())
         even = self.field is None
         super().__init__(spins.shape, boundary, even=even, spectrum=neighbours + self.alpha)
-        self.base = TwoModes(SEPARATION) if self.even else NORMAL
+        self.base = TwoModes(SEPARATION) if even else NORMAL
         self._register("precision", 1 / self.spectrum)
         if spins.reduced_field is not None:
             self._register("reduced_field", spins.reduced_field)
@@ -155,9 +150,6 @@ class IsingDual(LatticePotential):
         Returns:
             Two tensors of x's shape and dtype.
 
-        Raises:
-            TypeError, ValueError: if x is no field of the lattice.
-
         Example:
             >>> IsingDual((2,), temperature=2.0, field=(0.0, 2.0)).spin_moments(torch.zeros(2))[0]
             tensor([0.0000, 0.7616])
@@ -175,9 +167,6 @@ class IsingDual(LatticePotential):
 
         Returns:
             A tensor of x's shape and dtype.
-
-        Raises:
-            TypeError, ValueError: if x is no field of the lattice.
 
         Example:
             >>> IsingDual((2,), temperature=2.0, field=(0.0, 2.0)).spin_probability(torch.zeros(2))
@@ -214,9 +203,7 @@ class IsingDual(LatticePotential):
         return function(*self.spin_moments(x))
 
     def sample_spins(self, x: Tensor, seed: int | None = None) -> Tensor:
-        r"""Draw spins given fields.
-
-        :math:`\pi(s_i = \pm1 | x) = 1 / (1 + e^{\mp 2 (x_i + h_i / T)})`, independently.
+        r"""Draw spins given fields, independently with :meth:`spin_probability`.
 
         Args:
             x: fields, shape ``batch + shape``.
@@ -224,9 +211,6 @@ class IsingDual(LatticePotential):
 
         Returns:
             Spins of +1 and -1, in x's shape and dtype.
-
-        Raises:
-            TypeError, ValueError: if x is no field of the lattice.
         """
         probability = self.spin_probability(check_values("x", x, self.shape).detach().double())
         uniform = torch.rand(x.shape, generator=generator_of(seed), dtype=torch.float64)
@@ -234,15 +218,9 @@ class IsingDual(LatticePotential):
         return torch.where(up, x.new_ones(()), x.new_full((), -1.0))
 
     def sample_reference(self, n: int, seed: int | None = None) -> Tensor:
-        """Draw fields independently of any flow: Swendsen-Wang spins, then the field given spins.
+        """Draw spins from the chains of :meth:`IsingModel.sample`, then the field given spins.
 
-        Args:
-            n: number of fields.
-            seed: of the random numbers; None continues torch's own.
-
-        Returns:
-            Fields of shape ``(n,) + shape``, in torch's default dtype, from the chains that
-            :meth:`IsingModel.sample` describes.
+        See :meth:`LatticePotential.sample_reference`.
         """
         generator = generator_of(seed)
         spins = self.spins.sample(n, generator)
@@ -280,11 +258,7 @@ class IsingDual(LatticePotential):
         return torch.fft.ifftn(self.spectrum + self.spectrum.square() * spins).real
 
     def heated(self, factor: float) -> IsingDual:
-        """The same couplings and external field at ``factor`` times the temperature.
-
-        Raises:
-            ValueError: if the factor is not a positive number.
-        """
+        """The same couplings and external field at ``factor`` times the temperature."""
         hot = self.temperature * check_number("factor", factor, "a finite number > 0", above=0)
         potential = IsingDual(self.shape, hot, self.couplings, self.field, self.boundary)
         return potential.to(self.device)

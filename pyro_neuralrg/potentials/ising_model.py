@@ -117,20 +117,18 @@ class IsingModel:
         Returns:
             Shape ``batch``, in units of J.
 
-        Raises:
-            TypeError, ValueError: naming the argument, the value seen and what is accepted.
-
         Example:
             >>> IsingModel((4, 4), field=0.5).energy_per_site(torch.ones(4, 4))
             tensor(-2.5000)
         """
-        lattice = tuple(range(-len(self.shape), 0))
         check_values("mean", mean, self.shape)
-        total = mean.new_zeros(()) if self.field is None else self.field.to(mean) * mean
+        lattice = tuple(range(-len(self.shape), 0))
+        h = 0.0 if self.field is None else self.field.to(mean)
+        total = (h * mean).sum(lattice)
         for axis, coupling in enumerate(self.couplings):
             if self.shape[axis] > 1:
-                total = total + coupling * (mean * self._neighbour(mean, axis, 1))
-        return -total.expand_as(mean).sum(lattice) / math.prod(self.shape)
+                total = total + coupling * (mean * self._neighbour(mean, axis, 1)).sum(lattice)
+        return -total / math.prod(self.shape)
 
     def squared_energy_per_site(self, mean: Tensor, variance: Tensor | None = None) -> Tensor:
         r"""(H / N)^2 of spins, or its mean over independent spins of given means, in O(N).
@@ -149,9 +147,6 @@ class IsingModel:
 
         Returns:
             Shape ``batch``, in units of J^2.
-
-        Raises:
-            TypeError, ValueError: naming the argument, the value seen and what is accepted.
 
         Example:
             >>> pair = IsingModel((2,), boundary="open")  # H = -s_0 s_1
@@ -265,26 +260,16 @@ class IsingModel:
 
         Rings in closed form, two-dimensional tori by Kaufman's formula (stable to sides of 1024 and
         beyond), all else by the transfer matrix.
-
-        Raises:
-            NotImplementedError: if no method reaches the lattice; says which are reached.
         """
         with torch.no_grad():
             return float(self._log_partition(self._beta))
 
     def internal_energy(self) -> float:
-        """Exact <H> per site in units of J: -d ln Z / d beta / N.
-
-        Raises:
-            NotImplementedError: as :meth:`log_partition`.
-        """
+        """Exact <H> per site in units of J: -d ln Z / d beta / N."""
         return -_derivative(self._log_partition)(self._beta).item() / math.prod(self.shape)
 
     def specific_heat(self) -> float:
         """Exact specific heat d<H>/dT per site in units of k_B: beta^2 d^2 ln Z / d beta^2 / N.
-
-        Raises:
-            NotImplementedError: as :meth:`log_partition`.
 
         Example:
             >>> f"{IsingModel((2,), 1.0).specific_heat():.6f}"  # both bonds of a pair
@@ -301,9 +286,6 @@ class IsingModel:
         lattices that are frustrated or have three dimensions by the transfer matrix. The Pfaffians
         of wide frustrated tori cancel at low temperature, which is refused.
 
-        Raises:
-            NotImplementedError: if no method reaches the lattice, it is open or in a field.
-
         Example:
             >>> IsingModel((4,), 1.0).correlations()
             tensor([1.0000, 0.9004, 0.8680, 0.9004], dtype=torch.float64)
@@ -314,11 +296,8 @@ class IsingModel:
         """Exact uniform structure factor E[(sum_i s_i)^2] / N^2.
 
         The mean of :meth:`correlations` where these are known, else the second derivative of the
-        transfer matrix's ln Z in a uniform field.
-
-        Raises:
-            NotImplementedError: if no method reaches the lattice; then
-                :meth:`reference_structure_factor` does.
+        transfer matrix's ln Z in a uniform field. Where neither reaches,
+        :meth:`reference_structure_factor` does.
 
         Example:
             >>> f"{IsingModel((8, 8)).structure_factor():.6f}"

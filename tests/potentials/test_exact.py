@@ -20,7 +20,7 @@ from pyro_neuralrg.potentials.exact import pfaffian, torus, transfer
 from tests.potentials.enumeration import Ising
 
 QUANTITIES = ("log_partition", "internal_energy", "specific_heat", "structure_factor")
-TEMPERATURES = (1e-4, 0.05, 0.3, CRITICAL_TEMPERATURE, 3.5, 1e4)
+TEMPERATURES = (1e-4, 0.2, CRITICAL_TEMPERATURE, 3.5, 1e4)
 SHAPES = [(1,), (2,), (5,), (6,), (3, 3), (4, 3), (2, 4), (2, 2), (1, 5), (4, 1, 1)]
 SHAPES += [(2, 2, 2), (2, 3, 2)]
 COUPLINGS = [
@@ -38,7 +38,7 @@ COUPLINGS = [
 def test_all_agree_with_enumeration(shape: tuple[int, ...], field: str, boundary: str) -> None:
     per_site = np.random.default_rng(len(shape)).normal(size=shape)
     h: Any = {"no field": None, "uniform": -0.4, "per site": per_site}[field]
-    tried = COUPLINGS if h is None else COUPLINGS[:2]
+    tried = COUPLINGS if h is None and boundary == "periodic" else COUPLINGS[:2]
     for temperature, couplings in itertools.product(TEMPERATURES, tried):
         model = IsingModel(shape, temperature, couplings[: len(shape)], h, boundary)
         ising = Ising.of(model)

@@ -120,7 +120,7 @@ def test_model_has_the_energies_of_its_contexts() -> None:
     expected = -family.energy(x, context)
     torch.testing.assert_close(trace.nodes["energy_factor"]["log_prob"], expected)
     assert float(trace.nodes["x"]["log_prob"].sum()) == 0
-    with pytest.raises(ValueError, match=r"energy of .* has shape \(3,\) for fields .*\(4, 3\)"):
+    with pytest.raises(ValueError, match=r"energy of .* returned shape \(3,\) for .*\(4, 3\)"):
         family.model(context)
 
 
