@@ -9,6 +9,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,8 @@ from torch import Tensor
 from pyro_neuralrg.app.job import Exact, Results, Sampling, Settings
 from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, refuse_without
 from pyro_neuralrg.diagnostics import summarise, to_arviz
-from pyro_neuralrg.files import CheckpointError
-from pyro_neuralrg.files.record import checkpoint_files, format_differences
+from pyro_neuralrg.files.format import DamagedFileError, OtherRunError, named
+from pyro_neuralrg.files.interval import Interval
 from pyro_neuralrg.free_energy import Bounds, FreeEnergyEstimate, bounds, estimate
 from pyro_neuralrg.lattice import check_shape
 from pyro_neuralrg.mcmc import (
@@ -30,16 +31,16 @@ from pyro_neuralrg.mcmc import (
     Kernel,
     VectorizedMCMC,
 )
-from pyro_neuralrg.mcmc.checkpoints import FORMAT as SAMPLING
+from pyro_neuralrg.mcmc.checkpoints import is_there
 from pyro_neuralrg.potentials import IsingDual
-from pyro_neuralrg.potentials.cluster import MonteCarlo
 from pyro_neuralrg.runtime.interrupts import deferred_interrupts
 from pyro_neuralrg.runtime.memory import MemoryLimitError, check_fits, kept_bytes
 from pyro_neuralrg.runtime.processes import processes
-from pyro_neuralrg.train import FitResult, default_budget, fit
-from pyro_neuralrg.train.checkpoints import FORMAT as TRAINING
+from pyro_neuralrg.statistics import Estimate
+from pyro_neuralrg.train import FitResult, default_schedule, fit
+from pyro_neuralrg.train.checkpoints import CheckpointError, Checkpoints
+from pyro_neuralrg.train.history_file import HistoryFile
 from pyro_neuralrg.transforms import HierarchicalFlow
-from pyro_neuralrg.transforms.compilation import compiled_operations
 
 __all__ = [
     "FAILURES",
@@ -59,6 +60,7 @@ PHYSICAL_STEPS = 10  # leapfrog steps of a trajectory, as in the paper
 WARMUP = 200  # draws, at most
 REFERENCE_SITES = 2**22  # of all configurations of the cluster Monte Carlo: seconds
 REFERENCE_LEAST = 64  # configurations, whatever the lattice
+LEAST_EVERY = 1e-3  # seconds between checkpoints of a sampler
 PICTURED = 4  # fields kept for the figure
 LEAST = {"steps": 1, "batch": 2, "chains": 1, "draws": 1}
 MOST = 2**31 - 1  # of each of them
@@ -89,13 +91,17 @@ class Experiment:
                 check_integer(name, value, least, MOST)
         check_integer("seed", settings.seed, 0, LARGEST_SEED)
         if settings.checkpoint is None:
-            given = {
-                name: getattr(settings, name) for name in ("every", "keep", "resume", "history")
-            }
+            given = {name: getattr(settings, name) for name in ("keep", "resume")}
             refuse_without("checkpoint", "with a folder of them", **given)
-        settings.record("training", settings.resume)
+            if settings.history is None:
+                refuse_without("checkpoint", "with it or with history", every=settings.every)
+        else:
+            Checkpoints(settings.checkpoint, settings.every, keep=settings.keep)
+        if settings.history is not None:
+            table = settings.history
+            processes().from_first(lambda: HistoryFile(table, Interval(settings.every)))
         device = _device(settings.device)
-        processes().run_on_all(lambda: _check_memory(settings, device))
+        processes().together(lambda: _check_memory(settings, device))
         processes().share("batch", _batch(settings))
         processes().share("chains", settings.chains)
         target = IsingDual(settings.shape, temperature=settings.temperature).to(device)
@@ -122,7 +128,7 @@ class Experiment:
                 ends the run with what there is, and ``stopped`` says why.
         """
         exact_free_energy = _exact(lambda: -self.target.log_partition())
-        exact_structure_factor = _exact(self.target.exact_structure_factor)
+        exact_structure_factor = _exact(self.target.spins.structure_factor)
         self._check_samplers()
         training = self.train()
         with deferred_interrupts() as pressed:
@@ -148,11 +154,11 @@ class Experiment:
 
     def _estimates(
         self, exact: bool, stopped: str
-    ) -> tuple[FreeEnergyEstimate | None, Bounds | None, MonteCarlo | None, str]:
+    ) -> tuple[FreeEnergyEstimate | None, Bounds | None, Estimate | None, str]:
         """Free energies, the structure factor where it is not ``exact``, and why it stopped."""
         found: FreeEnergyEstimate | None = None
         between: Bounds | None = None
-        reference: MonteCarlo | None = None
+        reference: Estimate | None = None
         try:
             if processes().is_first:
                 found = self.estimate()
@@ -170,9 +176,7 @@ class Experiment:
         """What the samplers found, none if the run has stopped, and why it stopped."""
         samplers: dict[str, Sampling] = {}
         try:
-            stopped = processes().broadcast_from_first(
-                lambda: stopped
-            )  # so that all sample, or none
+            stopped = processes().from_first(lambda: stopped)  # so that all sample, or none
             for name in () if stopped else SPACES:
                 samplers[name] = self.sample(name)
                 if samplers[name].interrupted:
@@ -186,15 +190,19 @@ class Experiment:
     def train(self) -> FitResult:
         """Train the flow, with steps and batch from the shape where they are not set."""
         settings = self.settings
-        with compiled_operations() if settings.compile else contextlib.nullcontext():
-            return fit(
-                self.target,
-                self.flow,
-                steps=settings.steps,
-                batch=settings.batch,
-                seed=settings.seed,
-                record=settings.record("training", settings.resume),
-            )
+        return fit(
+            self.target,
+            self.flow,
+            steps=settings.steps,
+            batch=settings.batch,
+            seed=settings.seed,
+            compile=settings.compile,
+            checkpoint=settings.checkpoint,
+            every=settings.every,
+            keep=settings.keep,
+            history=settings.history,
+            resume=settings.resume,
+        )
 
     def estimate(self) -> FreeEnergyEstimate:
         """Estimate -ln Z from samples of the flow."""
@@ -210,10 +218,10 @@ class Experiment:
             torch.manual_seed(seed + 2)
             return bounds(self.target, self.flow, number, batch_size=ESTIMATE_BATCH, seed=seed)
 
-    def reference(self) -> MonteCarlo:
+    def reference(self) -> Estimate:
         """The structure factor by cluster Monte Carlo of the spins, without the flow."""
         n = max(REFERENCE_LEAST, REFERENCE_SITES // self.target.spectrum.numel())
-        return self.target.reference_structure_factor(n, self.settings.seed)
+        return self.target.spins.reference_structure_factor(n, self.settings.seed)
 
     def sample(self, space: str) -> Sampling:
         """Sample in the "latent" space (HMC and jumps) or in the "physical" one (HMC).
@@ -221,14 +229,30 @@ class Experiment:
         With checkpoints, it goes on where it was stopped if it is to be resumed.
         """
         mcmc = self._sampler(space)
-        mcmc.run()
+        if self.settings.resume and self._is_there(space):
+            try:
+                mcmc.load(self._state_file(space))
+            except DamagedFileError as error:
+                warnings.warn(
+                    f"{error}; the {space} sampler starts from the beginning", stacklevel=2
+                )
+                mcmc.run()
+            else:
+                mcmc.resume()
+        else:
+            mcmc.run()
         with deferred_interrupts() as pressed:
             found = _sampling(mcmc)
-        (interrupted,) = processes().any_process(found.interrupted or bool(pressed))
+        (interrupted,) = processes().any(found.interrupted or bool(pressed))
         return replace(found, interrupted=interrupted)
 
     def _sampler(self, space: str) -> VectorizedMCMC:
         """What samples in the "latent" or in the "physical" space, not run yet."""
+        every = self.settings.every
+        checkpoint = None if self.settings.checkpoint is None else self._state_file(space)
+        if checkpoint is not None:
+            with contextlib.suppress(OSError):  # if it is missing after all, the sampler says so
+                checkpoint.parent.mkdir(parents=True, exist_ok=True)
         return VectorizedMCMC(
             self._kernel(space),
             num_samples=self.settings.draws,
@@ -236,18 +260,18 @@ class Experiment:
             num_chains=self.settings.chains,
             initial_params={"x": self._start()},
             seed=self.settings.seed,
-            record=self.settings.record(space, self.settings.resume and self._is_there(space)),
+            checkpoint=checkpoint,
+            checkpoint_every=None if every is None else max(every, LEAST_EVERY),
+            checkpoint_keep=self.settings.keep,
         )
 
-    def _is_there(self, name: str) -> bool:
-        """Whether there are checkpoints of the training or of a sampler."""
-        folder = self.settings.folder(name)
-        if folder is None:
-            return False
-        kind = TRAINING if name == "training" else SAMPLING
-        return processes().broadcast_from_first(
-            lambda: folder.is_dir() and bool(checkpoint_files(folder, kind))
-        )
+    def _state_file(self, space: str) -> Path:
+        assert self.settings.checkpoint is not None
+        return Path(self.settings.checkpoint) / f"{space}.pt"
+
+    def _is_there(self, space: str) -> bool:
+        """Whether there is a state of this sampler."""
+        return processes().from_first(lambda: is_there(self._state_file(space)))
 
     def _check_samplers(self) -> None:
         """Raise a CheckpointError if there are states of samplers that this run cannot go on from.
@@ -256,33 +280,45 @@ class Experiment:
         is missing; or of one with other settings; or they cannot be read.
         """
         folder = self.settings.checkpoint
+        if folder is None:
+            return
         try:
             present = [space for space in SPACES if self._is_there(space)]
-            trained = self._is_there("training")
+            trained = processes().from_first(
+                lambda: bool(present) and Checkpoints(folder).has_any()
+            )
         except OSError as error:
             raise CheckpointError(one_line(error)) from None
+        names = " and ".join(f"{space}.pt" for space in present)
         if present and not trained:
             raise CheckpointError(
-                f"checkpoint is {folder}, which holds {' and '.join(present)} without the training "
-                "before; accepted: a folder with both, or without checkpoints"
+                f"checkpoint is {folder}, which holds {names} without the training before; "
+                "accepted: a folder with both, or without checkpoints"
+            )
+        if present and not self.settings.resume:
+            raise CheckpointError(
+                f"checkpoint is {folder}, which holds {names} of an earlier training; accepted: "
+                "resume=True, or a folder without checkpoints"
             )
         for space in present:
             self._check_sampler(space)
 
     def _check_sampler(self, space: str) -> None:
         """Raise a CheckpointError if this sampler cannot go on from the state that is there."""
-        with warnings.catch_warnings():
+        path = self._state_file(space)
+        with warnings.catch_warnings(), contextlib.suppress(DamagedFileError):
             warnings.simplefilter("ignore")  # sampling will speak of damaged files
             try:
-                self._sampler(space).check()
-            except CheckpointError as error:
-                if not error.differing:
-                    raise
+                self._sampler(space).check(path)
+            except DamagedFileError:
+                raise
+            except OtherRunError as error:
                 raise CheckpointError(
-                    f"{self.settings.folder(space)} is of another run, with "
-                    f"{format_differences(self._in_words(error.differing))}; accepted: the same "
-                    "settings"
+                    f"{path} is of another run, with {named(self._in_words(error.differing))}; "
+                    "accepted: the same settings"
                 ) from None
+            except (OSError, ValueError) as error:
+                raise CheckpointError(one_line(error)) from None
 
     def _in_words(self, differing: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
         """The settings of a sampler by the names of those of this job, which they come from."""
@@ -365,7 +401,7 @@ def _device(name: str) -> torch.device:
 
 def _batch(settings: Settings) -> int:
     """Fields per training step, of all processes."""
-    return default_budget(settings.shape).batch if settings.batch is None else settings.batch
+    return default_schedule(settings.shape).batch if settings.batch is None else settings.batch
 
 
 def _check_memory(settings: Settings, device: torch.device) -> None:

@@ -15,7 +15,7 @@ from pyro_neuralrg.diagnostics import Summary
 from pyro_neuralrg.files import Record
 from pyro_neuralrg.free_energy import Bounds, FreeEnergyEstimate
 from pyro_neuralrg.potentials import CRITICAL_TEMPERATURE
-from pyro_neuralrg.potentials.cluster import MonteCarlo
+from pyro_neuralrg.statistics import Estimate
 from pyro_neuralrg.train import FitResult
 
 __all__ = ["Exact", "Results", "Sampling", "Settings"]
@@ -140,7 +140,7 @@ class Results:
     parameters: int
     exact_free_energy: Exact
     exact_structure_factor: Exact
-    reference_structure_factor: MonteCarlo | None
+    reference_structure_factor: Estimate | None
     estimate: FreeEnergyEstimate | None
     bounds: Bounds | None
     samplers: dict[str, Sampling]

@@ -27,7 +27,7 @@ from pyro_neuralrg.app.job import Exact, Results, Sampling
 from pyro_neuralrg.diagnostics import save_tree
 from pyro_neuralrg.files.atomic import remove_leftovers, replacing, writing
 from pyro_neuralrg.flow_file import save
-from pyro_neuralrg.potentials.cluster import MonteCarlo
+from pyro_neuralrg.statistics import Estimate
 from pyro_neuralrg.train import FitResult
 
 __all__ = ["Output", "as_json", "table"]
@@ -174,7 +174,7 @@ def title(results: Results) -> str:
     return f"Ising model {sides}, T = {results.settings.temperature:.6g} J/k$_B$"
 
 
-def _draw_reference(ax: Axes, reference: MonteCarlo) -> None:
+def _draw_reference(ax: Axes, reference: Estimate) -> None:
     """The band of one standard error in the place of the exact line."""
     mean, error = reference
     ax.axhspan(mean - error, mean + error, color="black", alpha=0.3, label="cluster Monte Carlo")
@@ -200,7 +200,7 @@ def as_json(results: Results) -> dict[str, Any]:
         "free_energy": _free_energy(results),
         "sampling": {
             "exact_structure_factor": results.exact_structure_factor.value,
-            "reference_structure_factor": reference and reference.mean,
+            "reference_structure_factor": reference and reference.value,
             "reference_structure_factor_se": reference and reference.standard_error,
             "latent": _sampler(results.samplers.get("latent")),
             "physical": _sampler(results.samplers.get("physical")),

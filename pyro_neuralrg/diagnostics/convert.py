@@ -16,7 +16,7 @@ from pyro_neuralrg.diagnostics.runs import BATCH, Program, Run, read_run
 from pyro_neuralrg.diagnostics.tree import make_tree
 from pyro_neuralrg.diagnostics.weights import importance_group
 from pyro_neuralrg.mcmc import EnergyTarget, Target, VectorizedMCMC
-from pyro_neuralrg.observables import dual_observables, field_observables
+from pyro_neuralrg.observables import field_observables
 
 __all__ = ["default_observables", "to_arviz"]
 
@@ -126,24 +126,14 @@ def to_arviz(
 def default_observables(target: Target | None) -> dict[str, Observable]:
     """Observables of a field with a known energy; none of other models.
 
-    ``energy`` (-ln pi(x), nats), and those of :func:`~pyro_neuralrg.observables.dual_observables`
-    for the dual Ising model, which are those of the spins, averaged over the spins given x; for
-    other potentials those of :func:`~pyro_neuralrg.observables.field_observables`.
+    ``energy`` (-ln pi(x), nats), and those of ``potential.observables()``; of an energy function
+    those of :func:`~pyro_neuralrg.observables.field_observables`.
     """
     if not isinstance(target, EnergyTarget):
         return {}
-    potential: Any = target.lattice_potential
-    energy: dict[str, Observable] = {"energy": target._energy}
-    if hasattr(potential, "sample_spins"):
-        return energy | dual_observables(
-            potential.shape,
-            potential.temperature,
-            potential.couplings,
-            potential.field,
-            potential.boundary,
-        )
-    boundary = "periodic" if potential is None else potential.boundary
-    return energy | field_observables(target.shape, boundary)
+    potential = target.lattice_potential
+    fitting = field_observables(target.shape) if potential is None else potential.observables()
+    return {"energy": target._energy, **fitting}
 
 
 def _posterior(run: Run, observables: Mapping[str, Observable] | None) -> dict[str, Tensor]:

@@ -18,8 +18,6 @@ from pyro_neuralrg.arguments import check_integer
 from pyro_neuralrg.bases import base_of
 from pyro_neuralrg.free_energy.importance import from_log_weights, warn_of_few_samples
 from pyro_neuralrg.free_energy.reweighting import Reweighted, reweight
-from pyro_neuralrg.observables import internal_energy, squared_internal_energy
-from pyro_neuralrg.observables.sites import spin_mean
 from pyro_neuralrg.potentials.family import IsingDualFamily
 from pyro_neuralrg.potentials.ising import IsingDual
 
@@ -175,14 +173,14 @@ def _samples(family: IsingDualFamily, flow: Any, context: Tensor, n: int) -> _Sa
     (second,) = torch.autograd.grad(first.sum(), c)
     # contexts are linear in beta
     per_beta = 2 / (1 / family.temperatures[0] - 1 / family.temperatures[1])
-    x = x.detach().double()
-    options = (family.shape, family.couplings, 0.0, family.boundary)
+    member = family.at(context)
+    mean, variance = member.spin_moments(x.detach().double())
     return _Samples(
         log_weight.detach().double().cpu(),
         (first[:, 0].detach().double() * per_beta).cpu(),
         (second[:, 0].double() * per_beta**2).cpu(),
-        internal_energy(spin_mean(x), *options).cpu(),
-        squared_internal_energy(x, *options).cpu(),
+        member.spins.energy_per_site(mean).cpu(),
+        member.spins.squared_energy_per_site(mean, variance).cpu(),
     )
 
 
@@ -225,13 +223,9 @@ def _reweighted(samples: _Samples, scale: float) -> tuple[Reweighted, tuple[floa
 
 def _exact(target: IsingDual) -> list[float]:
     """ln Z of the spins, energy and specific heat, NaN where they are not known."""
-    offset = 0.5 * float(target.spectrum.log().sum())
-    offset += 0.5 * target.spectrum.numel() * (math.log(math.pi / 2) + target.alpha)
-    return [
-        _or_nan(lambda: target.log_partition() - offset),
-        _or_nan(target.exact_internal_energy),
-        _or_nan(target.exact_specific_heat),
-    ]
+    spins = target.spins
+    exact = (spins.log_partition, spins.internal_energy, spins.specific_heat)
+    return [_or_nan(quantity) for quantity in exact]
 
 
 def _or_nan(exact: Callable[[], float]) -> float:

@@ -18,8 +18,6 @@ from pyro_neuralrg.arguments import check_integer, check_number
 from pyro_neuralrg.lattice import check_shape
 from pyro_neuralrg.statistics import Estimate, jackknife
 
-__all__ = ["binder_cumulant", "correlation_length", "specific_heat", "susceptibility"]
-
 
 def susceptibility(
     structure_factor: Any,
@@ -39,9 +37,6 @@ def susceptibility(
         shape: of the lattice.
         temperature: T in units of J / k_B.
         magnetisation: series of m, or of its absolute value; None subtracts nothing.
-
-    Raises:
-        TypeError, ValueError: naming the argument, the value seen and what is accepted.
 
     Example:
         >>> import torch
@@ -68,9 +63,6 @@ def binder_cumulant(structure_factor: Any, fourth_moment: Any) -> Estimate:
 
     Returns:
         The estimate; NaN if m is zero throughout.
-
-    Raises:
-        ValueError: as :func:`~pyro_neuralrg.statistics.jackknife`.
 
     References:
         K. Binder, Z. Phys. B 43, 119 (1981).
@@ -100,9 +92,6 @@ def specific_heat(
         shape: of the lattice.
         temperature: T in units of J / k_B.
 
-    Raises:
-        TypeError, ValueError: naming the argument, the value seen and what is accepted.
-
     Example:
         >>> import torch
         >>> energy = torch.tensor([[-1.0, -2.0]]).expand(40, 2)
@@ -130,9 +119,6 @@ def correlation_length(uniform: Any, lowest: Any, side: int) -> Estimate:
 
     Returns:
         The estimate; NaN if S(0) < S(k), for all draws or all but one block.
-
-    Raises:
-        TypeError, ValueError: naming the argument, the value seen and what is accepted.
 
     References:
         F. Cooper, B. Freedman and D. Preston, Nucl. Phys. B 210, 210 (1982).

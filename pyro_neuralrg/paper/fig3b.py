@@ -27,7 +27,6 @@ from pyro_neuralrg.mcmc import (
     Kernel,
     VectorizedMCMC,
 )
-from pyro_neuralrg.observables import structure_factor
 from pyro_neuralrg.paper.files import read_numbers, write_flow, write_numbers
 from pyro_neuralrg.paper.start import Prepared, Start, exact_or_none
 from pyro_neuralrg.plotting import Series
@@ -186,7 +185,7 @@ def compute(settings: Settings, prepared: Prepared, folder: Path) -> Results:
         curves[name] = sample(settings, prepared, local, whole, trajectories)
     results = Results(
         title=f"{prepared.title}, {settings.chains} chains",
-        exact=exact_or_none(prepared.target.exact_structure_factor),
+        exact=exact_or_none(prepared.target.spins.structure_factor),
         training_seconds=seconds,
         training_cpu_seconds=cpu_seconds,
         curves=curves,
@@ -253,7 +252,7 @@ def sample(
         initial_params={"x": start},
         seed=seed,
         progress=prepared.start.progress,
-        observables={"structure_factor": lambda x: structure_factor(x, prepared.target.shape)},
+        observables={"structure_factor": prepared.target.observables()["structure_factor"]},
         keep_draws=False,
     )
     run.run()
@@ -329,7 +328,8 @@ class Visits:
         site = f"{'x_latent' if name == 'latent' else 'x'}"
         draws = run.get_samples(group_by_chain=True)
         self.positions[name], self.sites[name] = draws[site][:, -1], site
-        mean, error = _over_chains(structure_factor(draws["x"], self.prepared.target.shape))
+        structure_factor = self.prepared.target.observables()["structure_factor"]
+        mean, error = _over_chains(structure_factor(draws["x"]))
         found = self.found[name]
         found.mean.extend(mean)
         found.standard_error.extend(error)

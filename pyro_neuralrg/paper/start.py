@@ -261,9 +261,9 @@ def exact_or_none(value: Callable[[], float]) -> float | None:
     """An exact value; None where it is not known.
 
     Example:
-        >>> round(exact_or_none(IsingDual((4, 4)).exact_structure_factor), 3)
+        >>> round(exact_or_none(IsingDual((4, 4)).spins.structure_factor), 3)
         0.761
-        >>> exact_or_none(IsingDual((8, 8, 8)).exact_structure_factor) is None
+        >>> exact_or_none(IsingDual((8, 8, 8)).spins.structure_factor) is None
         True
     """
     try:

@@ -7,7 +7,8 @@ from __future__ import annotations
 from pyro_neuralrg.potentials.base import LatticePotential
 from pyro_neuralrg.potentials.family import IsingDualFamily, PotentialFamily
 from pyro_neuralrg.potentials.free_field import FreeField
-from pyro_neuralrg.potentials.ising import CRITICAL_TEMPERATURE, IsingDual
+from pyro_neuralrg.potentials.ising import IsingDual
+from pyro_neuralrg.potentials.ising_model import CRITICAL_TEMPERATURE, IsingModel
 from pyro_neuralrg.potentials.phi4 import Phi4
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "FreeField",
     "IsingDual",
     "IsingDualFamily",
+    "IsingModel",
     "LatticePotential",
     "Phi4",
     "PotentialFamily",

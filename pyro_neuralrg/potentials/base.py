@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""What a target is: an energy of fields on a lattice, also as a Pyro program."""
+"""The base of all targets: an energy of fields on a lattice, also as a Pyro program."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from torch import Tensor
 from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, check_number
 from pyro_neuralrg.bases import NORMAL, StandardNormal
 from pyro_neuralrg.lattice import check_boundary, check_shape
+from pyro_neuralrg.observables.sites import check_values
+from pyro_neuralrg.observables.standard import Observable, field_observables
 from pyro_neuralrg.transforms import HierarchicalFlow
-
-__all__ = ["LatticePotential"]
 
 AnyPotential = TypeVar("AnyPotential", bound="LatticePotential")
 
@@ -94,8 +94,7 @@ class LatticePotential(ABC):
             A tensor of the batch shape, in x's dtype.
 
         Raises:
-            TypeError: if x is no tensor of a floating dtype.
-            ValueError: if x has another shape or is on another device.
+            TypeError, ValueError: as :meth:`check_field`.
         """
 
     def energy_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,9 +108,6 @@ class LatticePotential(ABC):
 
         Returns:
             Tensors of the batch shape and of x's shape, in x's dtype.
-
-        Raises:
-            TypeError, ValueError: as :meth:`energy`.
         """
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
@@ -120,11 +116,7 @@ class LatticePotential(ABC):
         return energy.detach(), gradient
 
     def potential_fn(self, params: Mapping[str, Tensor]) -> Tensor:
-        """The energy of ``params["x"]``, for Pyro's ``HMC`` and ``NUTS``.
-
-        Raises:
-            ValueError: if there is no site "x", or the energy has the wrong shape.
-        """
+        """The energy of ``params["x"]``, for Pyro's ``HMC`` and ``NUTS``."""
         if "x" not in params:
             raise ValueError(f"params has the sites {sorted(params)}; accepted: a mapping with 'x'")
         return self._checked_energy(params["x"])
@@ -134,29 +126,14 @@ class LatticePotential(ABC):
 
         Returns:
             The field, shape ``batch + shape``, in torch's default dtype.
-
-        Raises:
-            ValueError: if the energy is not one number per field.
         """
         zero = torch.zeros((), device=self.device)
-        flat = dist.Normal(zero, 1.0).expand(self.shape).to_event(len(self.shape)).mask(False)
-        x = pyro.sample("x", flat)
-        pyro.factor("energy_factor", -self._checked_energy(x))
-        return x
+        return pyro_program(self._checked_energy, self.shape, zero)
 
     def try_energy(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Evaluate the energy once on fields of standard normals, to see what it returns.
+        """Fields of standard normals in the dtype of ``like``, and their energies, checked.
 
-        On more fields than any side has sites, so that no wrong shape passes by chance.
-
-        Args:
-            like: a tensor whose dtype the fields are to have.
-
-        Returns:
-            The fields, shape ``(max(shape) + 1,) + shape``, and their energies.
-
-        Raises:
-            ValueError: if the energy is not one number per field.
+        More fields than any side has sites, so that no wrong shape passes by chance.
         """
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(max(self.shape) + 1, *self.shape, generator=generator)
@@ -173,7 +150,14 @@ class LatticePotential(ABC):
         raise NotImplementedError(f"log_partition: no exact ln Z is known for {self!r}")
 
     def sample_reference(self, n: int, seed: int | None = None) -> Tensor:
-        """Draw fields from pi / Z independently of any flow, shape ``(n,) + shape``.
+        """Draw fields from pi / Z independently of any flow.
+
+        Args:
+            n: number of fields.
+            seed: of the random numbers; None continues torch's own.
+
+        Returns:
+            Fields of shape ``(n,) + shape``, in torch's default dtype.
 
         Raises:
             NotImplementedError: if there is no such sampler.
@@ -181,12 +165,17 @@ class LatticePotential(ABC):
         raise NotImplementedError(f"sample_reference: no reference sampler is known for {self!r}")
 
     def heated(self, factor: float) -> LatticePotential:
-        """The same model at ``factor`` times its temperature: here the energy divided by it.
-
-        Raises:
-            ValueError: if the factor is not a positive number.
-        """
+        """The same model at ``factor`` > 0 times its temperature: here the energy divided by it."""
         return _Heated(self, check_number("factor", factor, "a finite number > 0", above=0))
+
+    def observables(self) -> dict[str, Observable]:
+        """Observables that fit the target, by name.
+
+        Returns:
+            Functions of fields, ``batch + shape -> batch``, which can be pickled; here those of
+            :func:`~pyro_neuralrg.observables.field_observables`.
+        """
+        return field_observables(self.shape, self.boundary)
 
     def flow(self, **options: Any) -> HierarchicalFlow:
         """Build a flow that knows this target's shape, boundary, spectrum, symmetry and phases.
@@ -222,32 +211,14 @@ class LatticePotential(ABC):
             TypeError: if x is no tensor of a floating dtype.
             ValueError: if x has another shape or is on another device.
         """
-        if not isinstance(x, Tensor):
-            raise TypeError(f"x is a {type(x).__name__}; accepted: a tensor of a floating dtype")
-        if not x.is_floating_point():
-            raise TypeError(f"x has dtype {x.dtype}; accepted: a floating dtype")
-        if x.dim() < len(self.shape) or x.shape[x.dim() - len(self.shape) :] != self.shape:
-            raise ValueError(
-                f"x has shape {tuple(x.shape)}; accepted: any batch shape followed by the "
-                f"lattice's, {self.shape}"
-            )
-        if x.device != self.device:
+        if check_values("x", x, self.shape).device != self.device:
             raise ValueError(
                 f"x is on the device {x.device}; accepted: {self.device}, where the potential is "
                 f"(move it with potential.to({str(x.device)!r}))"
             )
 
     def _checked_energy(self, x: Tensor) -> Tensor:
-        """The energy, or an error if it is not one number per field."""
-        nats = self.energy(x)
-        batch = tuple(x.shape[: x.dim() - len(self.shape)])
-        if not isinstance(nats, Tensor) or tuple(nats.shape) != batch:
-            seen = f"shape {tuple(nats.shape)}" if isinstance(nats, Tensor) else repr(nats)
-            raise ValueError(
-                f"energy of {self!r} returned {seen} for fields of shape {tuple(x.shape)}; "
-                f"accepted: one number per field, a tensor of shape {batch}"
-            )
-        return nats
+        return check_energy(self.energy(x), x, self.shape, f"energy of {self!r}")
 
     def _register(self, name: str, value: Tensor) -> None:
         """Keep a constant in both usual precisions.
@@ -312,17 +283,8 @@ class _EnergyFunction(LatticePotential):
     def energy(self, x: Tensor) -> Tensor:
         self.check_field(x)
         batch = x.shape[: x.dim() - len(self.shape)]
-        nats = self.fn(x.reshape(math.prod(batch), *self.shape))
-        if not isinstance(nats, Tensor) or not nats.is_floating_point():
-            seen = nats.dtype if isinstance(nats, Tensor) else type(nats).__name__
-            raise TypeError(f"fn returned {seen}; accepted: a tensor of a floating dtype")
-        if nats.shape != (math.prod(batch),):
-            raise ValueError(
-                f"fn returned shape {tuple(nats.shape)} for fields of shape "
-                f"{(math.prod(batch), *self.shape)}; accepted: one number per field, "
-                f"{(math.prod(batch),)}"
-            )
-        return nats.reshape(batch)
+        fields = x.reshape(math.prod(batch), *self.shape)
+        return check_energy(self.fn(fields), fields, self.shape, "fn").reshape(batch)
 
     def tried_on(self, device: torch.device | str) -> LatticePotential:
         """Self on a device, after a trial."""
@@ -360,19 +322,43 @@ class _Heated(LatticePotential):
 
 
 def _check_spectrum(spectrum: Tensor, shape: tuple[int, ...]) -> Tensor:
-    if not isinstance(spectrum, Tensor) or tuple(spectrum.shape) != shape:
-        seen = tuple(spectrum.shape) if isinstance(spectrum, Tensor) else type(spectrum).__name__
-        raise ValueError(f"spectrum is {seen}; accepted: a tensor of the lattice's shape, {shape}")
-    exact = spectrum.detach().to("cpu", torch.float64)
-    if not bool((torch.isfinite(exact) & (exact > 0)).all()):
+    exact = check_values("spectrum", spectrum, shape).detach().to("cpu", torch.float64)
+    if exact.shape != shape or not bool((exact.isfinite() & (exact > 0)).all()):
         raise ValueError(
-            f"spectrum has entries down to {float(exact.min())}; accepted: positive and finite ones"
+            f"spectrum has shape {tuple(exact.shape)} and entries down to {float(exact.min())}; "
+            f"accepted: positive and finite ones, of shape {shape}"
         )
     return exact
 
 
-def generator_of(seed: int | None) -> torch.Generator:
+def check_energy(nats: Any, x: Tensor, shape: tuple[int, ...], whose: str) -> Tensor:
+    """Return energies if they are one number per field."""
+    if not isinstance(nats, Tensor) or not nats.is_floating_point():
+        seen = nats.dtype if isinstance(nats, Tensor) else type(nats).__name__
+        raise TypeError(f"{whose} returned {seen}; accepted: a tensor of a floating dtype")
+    batch = tuple(x.shape[: x.dim() - len(shape)])
+    if tuple(nats.shape) != batch:
+        raise ValueError(
+            f"{whose} returned shape {tuple(nats.shape)} for fields of shape {tuple(x.shape)}; "
+            f"accepted: one number per field, {batch}"
+        )
+    return nats
+
+
+def pyro_program(
+    energy: Callable[[Tensor], Tensor], shape: tuple[int, ...], zero: Tensor
+) -> Tensor:
+    """Pyro statements by which the log-density of the site "x" is ``-energy(x)``."""
+    flat = dist.Normal(zero, 1.0).expand(shape).to_event(len(shape)).mask(False)
+    x = pyro.sample("x", flat)
+    pyro.factor("energy_factor", -energy(x))
+    return x
+
+
+def generator_of(seed: int | torch.Generator | None) -> torch.Generator:
     """A generator of random numbers on the CPU: of a seed, or continuing torch's own for None."""
+    if isinstance(seed, torch.Generator):
+        return seed
     if seed is None:
         seed = int(torch.randint(2**62, ()))
     return torch.Generator().manual_seed(check_integer("seed", seed, 0, LARGEST_SEED))

@@ -6,17 +6,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
-
-from pyro_neuralrg.arguments import check_integer
-from pyro_neuralrg.lattice import check_boundary, check_shape
-
-__all__ = ["MonteCarlo", "bonds_of", "structure_factor", "sweep", "swendsen_wang"]
 
 Spins = NDArray[np.int8]
 
@@ -25,18 +20,49 @@ Spins = NDArray[np.int8]
 WARMUP_SWEEPS = 100
 SWEEPS_BETWEEN = 15
 SITES_AT_ONCE = 2**16
-LEAST_CHAINS = 32  # for an error bar
+
+
+class Bonds(NamedTuple):
+    """Bonds of nearest neighbours.
+
+    Attributes:
+        left: one end of every bond, an index into the flattened lattice.
+        right: the other end.
+        strength: K of every bond, shape ``(bonds,)`` or ``(chains, bonds)``.
+    """
+
+    left: NDArray[np.intp]
+    right: NDArray[np.intp]
+    strength: NDArray[np.float64]
+
+
+def lattice_bonds(shape: tuple[int, ...], strengths: Sequence[float], boundary: str) -> Bonds:
+    """Bonds of a lattice with K of each axis: none along a side of 1, two between a side of 2.
+
+    Example:
+        >>> lattice_bonds((3,), (0.5,), "open").left
+        array([0, 1])
+    """
+    index = np.arange(math.prod(shape)).reshape(shape)
+    left, right, strength = [index[:0].reshape(-1)], [index[:0].reshape(-1)], [np.zeros(0)]
+    for axis, (side, bond) in enumerate(zip(shape, strengths, strict=True)):
+        if side == 1 or bond == 0:
+            continue
+        last = side if boundary == "periodic" else side - 1
+        left.append(index.take(np.arange(last), axis).reshape(-1))
+        right.append(index.take(np.arange(1, last + 1) % side, axis).reshape(-1))
+        strength.append(np.full(left[-1].size, float(bond)))
+    return Bonds(np.concatenate(left), np.concatenate(right), np.concatenate(strength))
 
 
 def swendsen_wang(
-    shape: Sequence[int],
-    bonds: Sequence[float],
-    n: int,
+    bonds: Bonds,
+    field: NDArray[np.float64] | None,
+    sites: int,
     *,
-    boundary: str = "periodic",
-    field: NDArray[Any] | None = None,
+    chains: int,
+    rounds: int,
     seed: int = 0,
-    chains: int | None = None,
     warmup: int = WARMUP_SWEEPS,
     between: int = SWEEPS_BETWEEN,
 ) -> Spins:
@@ -47,152 +73,45 @@ def swendsen_wang(
     Every bond whose energy is low (:math:`K_{ij} s_i s_j > 0`, either sign of K, frustrated or not)
     is closed with probability :math:`1 - e^{-2|K_{ij}|}`; each cluster of closed bonds keeps its
     spins with probability :math:`1/(1 + e^{-2 h \cdot s})`, with the sum over its sites, else flips
-    as a whole. Many chains from random starts run side by side; each gives ``ceil(n / chains)``
-    configurations, with ``between`` sweeps from one to the next.
+    as a whole. Chains from random starts run side by side.
 
     Args:
-        shape: lattice shape.
-        bonds: K = J / T of the nearest-neighbour bonds of each axis; a periodic side of 2 has two
-            bonds between its sites, a side of 1 has none.
-        n: number of configurations.
-        boundary: "periodic" or "open".
-        field: h / T of each site, or None.
+        bonds: see :func:`lattice_bonds`.
+        field: h / T of each site, shape ``(sites,)``, or None.
+        sites: number of spins.
+        chains: number of independent chains.
+        rounds: configurations of each chain.
         seed: of the random numbers.
-        chains: number of independent chains; default: as many as fit 65536 sites, at most n.
         warmup: sweeps of each chain before its first configuration.
         between: sweeps between two configurations of a chain.
 
     Returns:
-        Spins of +1 and -1, shape ``(n,) + shape``.
+        Spins of +1 and -1, shape ``(rounds, chains, sites)``.
 
     References:
         R. H. Swendsen and J.-S. Wang, Nonuniversal critical dynamics in Monte Carlo simulations,
         Phys. Rev. Lett. 58, 86 (1987).
 
     Example:
-        >>> swendsen_wang((8, 8), (0.4, 0.4), 10).shape
-        (10, 8, 8)
+        >>> bonds = lattice_bonds((8, 8), (0.4, 0.4), "periodic")
+        >>> swendsen_wang(bonds, None, 64, chains=5, rounds=2).shape
+        (2, 5, 64)
     """
-    sides = check_shape(shape)
-    sites = math.prod(sides)
-    if chains is None:
-        chains = max(1, min(n, SITES_AT_ONCE // sites))
-    left, right, strength = bonds_of(sides, bonds, check_boundary(boundary))
-    h = None if field is None else np.broadcast_to(np.asarray(field, float), sides).reshape(-1)
     rng = np.random.default_rng(seed)
     spins = rng.choice(np.array([-1, 1], dtype=np.int8), size=(chains, sites))
-    rounds = []
-    for index in range(-(-n // chains)):
+    configurations = []
+    for index in range(rounds):
         for _ in range(between if index else warmup):
-            spins = sweep(spins, left, right, strength, h, rng)
-        rounds.append(spins)
-    return np.concatenate(rounds)[:n].reshape(n, *sides)
-
-
-class MonteCarlo(NamedTuple):
-    """A mean over Monte Carlo configurations.
-
-    Attributes:
-        mean: the estimate.
-        standard_error: of the mean, from the scatter of independent chains.
-    """
-
-    mean: float
-    standard_error: float
-
-
-def structure_factor(
-    shape: Sequence[int],
-    bonds: Sequence[float],
-    n: int,
-    *,
-    boundary: str = "periodic",
-    field: NDArray[Any] | None = None,
-    seed: int = 0,
-) -> MonteCarlo:
-    r"""Uniform structure factor :math:`E[(\sum_i s_i)^2] / N^2` by :func:`swendsen_wang`.
-
-    From at least 32 chains that share nothing (as many as fit 65536 sites, if these are more; ``n``
-    if that is less), of equal length and ``n`` configurations or a few more in all. The standard
-    error is the scatter of the chains' means over the square root of their number, so that no
-    autocorrelation time is needed; with 32 chains it is itself known to 13 %. It knows nothing of
-    what all chains miss alike: where clusters do not help (frustrated or in opposing fields, cold)
-    100 sweeps may be too few to reach equilibrium.
-
-    Args:
-        shape: lattice shape.
-        bonds: as for :func:`swendsen_wang`.
-        n: number of configurations, at least 2.
-        boundary: "periodic" or "open".
-        field: h / T of each site, or None.
-        seed: of the random numbers.
-
-    Example:
-        >>> found = structure_factor((8, 8), (0.44, 0.44), 320)
-        >>> abs(found.mean - 0.643) < 4 * found.standard_error
-        True
-    """
-    sites = math.prod(check_shape(shape))
-    chains = min(check_integer("n", n, 2), max(LEAST_CHAINS, SITES_AT_ONCE // sites))
-    rounds = -(-n // chains)
-    spins = swendsen_wang(
-        shape, bonds, rounds * chains, boundary=boundary, field=field, seed=seed, chains=chains
-    )
-    magnetisation = spins.reshape(rounds, chains, sites).mean(2, dtype=np.float64)
-    means = np.square(magnetisation).mean(0)
-    return MonteCarlo(float(means.mean()), float(means.std(ddof=1) / math.sqrt(chains)))
-
-
-def bonds_of(
-    shape: tuple[int, ...], couplings: Sequence[float], boundary: str
-) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float64]]:
-    """Sites at both ends of every bond, as indices into the flattened lattice, and its K.
-
-    Example:
-        >>> bonds_of((3,), (0.5,), "open")[0]
-        array([0, 1])
-    """
-    index = np.arange(math.prod(shape)).reshape(shape)
-    ends: list[tuple[NDArray[np.intp], NDArray[np.intp]]] = []
-    strength = []
-    for axis, (side, coupling) in enumerate(zip(shape, couplings, strict=True)):
-        if side == 1 or coupling == 0:
-            continue
-        last = side if boundary == "periodic" else side - 1
-        left = index.take(np.arange(last), axis)
-        right = index.take(np.arange(1, last + 1) % side, axis)
-        ends.append((left.reshape(-1), right.reshape(-1)))
-        strength.append(np.full(left.size, float(coupling)))
-    if not ends:
-        return np.zeros(0, np.intp), np.zeros(0, np.intp), np.zeros(0)
-    return (
-        np.concatenate([left for left, _ in ends]),
-        np.concatenate([right for _, right in ends]),
-        np.concatenate(strength),
-    )
+            spins = sweep(spins, bonds, field, rng)
+        configurations.append(spins)
+    return np.stack(configurations)
 
 
 def sweep(
-    spins: Spins,
-    left: NDArray[np.intp],
-    right: NDArray[np.intp],
-    strength: NDArray[np.float64],
-    field: NDArray[np.float64] | None,
-    rng: np.random.Generator,
+    spins: Spins, bonds: Bonds, field: NDArray[np.float64] | None, rng: np.random.Generator
 ) -> Spins:
-    """One Swendsen-Wang sweep of all chains.
-
-    Args:
-        spins: shape ``(chains, sites)``.
-        left: one end of every bond.
-        right: the other.
-        strength: K of every bond, shape ``(bonds,)`` or ``(chains, bonds)``.
-        field: h / T of each site, or None.
-        rng: random numbers.
-
-    Returns:
-        New spins, of the same shape.
-    """
+    """One Swendsen-Wang sweep of all chains, of spins of shape ``(chains, sites)``."""
+    left, right, strength = bonds
     sites = spins.shape[1]
     satisfied = spins[:, left] * spins[:, right] == np.sign(strength).astype(np.int8)
     closed = satisfied & (rng.random(satisfied.shape) < -np.expm1(-2 * np.abs(strength)))

@@ -11,9 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.potentials.cluster import SITES_AT_ONCE, bonds_of, sweep
-
-__all__ = ["sample_with_clusters"]
+from pyro_neuralrg.potentials.cluster import SITES_AT_ONCE, Bonds, lattice_bonds, sweep
 
 WARMUP_ROUNDS = 100
 ROUNDS_BETWEEN = 10
@@ -25,7 +23,7 @@ TUNING_RATE = 0.1
 
 
 def sample_with_clusters(
-    energy: Callable[[Tensor], Tensor],
+    energy_and_gradient: Callable[[Tensor], tuple[Tensor, Tensor]],
     shape: tuple[int, ...],
     bond: float,
     boundary: str,
@@ -39,7 +37,7 @@ def sample_with_clusters(
     side from random starts, each giving ``ceil(n / chains)`` fields.
 
     Args:
-        energy: in nats; takes float64 fields ``(chains,) + shape``.
+        energy_and_gradient: in nats; takes float64 fields ``(chains,) + shape``.
         shape: lattice shape.
         bond: b for every bond, of either sign.
         boundary: "periodic" or "open".
@@ -55,53 +53,49 @@ def sample_with_clusters(
 
     Example:
         >>> generator = torch.Generator().manual_seed(0)
-        >>> def energy(x):  # of two independent sites
-        ...     return x.pow(4).sum(-1)
-        >>> sample_with_clusters(energy, (2,), 0.0, "periodic", 3, generator).shape
+        >>> def energy_and_gradient(x):  # of two independent sites
+        ...     return x.pow(4).sum(-1), 4 * x.pow(3)
+        >>> sample_with_clusters(energy_and_gradient, (2,), 0.0, "periodic", 3, generator).shape
         torch.Size([3, 2])
     """
     chains = max(1, min(n, SITES_AT_ONCE // math.prod(shape)))
     rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
-    left, right, strength = bonds_of(shape, (bond,) * len(shape), boundary)
+    left, right, strength = lattice_bonds(shape, (bond,) * len(shape), boundary)
     x = torch.randn(chains, *shape, generator=generator, dtype=torch.float64)
     rounds = []
     log_step = math.log(FIRST_STEP_SIZE)
     for index in range(-(-n // chains)):
         for step in range(ROUNDS_BETWEEN if index else WARMUP_ROUNDS):
-            x, acceptance = _trajectory(energy, x, math.exp(log_step), generator)
+            x, acceptance = _trajectory(energy_and_gradient, x, math.exp(log_step), generator)
             if index == 0 and step < WARMUP_ROUNDS // 2:
                 log_step += TUNING_RATE * (acceptance - ACCEPTANCE)
             size = x.abs().flatten(1).numpy()
             spins = np.where(x.flatten(1).numpy() < 0, -1, 1).astype(np.int8)
-            spins = sweep(spins, left, right, strength * size[:, left] * size[:, right], None, rng)
+            bonds = Bonds(left, right, strength * size[:, left] * size[:, right])
+            spins = sweep(spins, bonds, None, rng)
             x = torch.from_numpy(spins * size).view(x.shape)
         rounds.append(x)
     return torch.cat(rounds)[:n]
 
 
 def _trajectory(
-    energy: Callable[[Tensor], Tensor], x: Tensor, step: float, generator: torch.Generator
+    energy_and_gradient: Callable[[Tensor], tuple[Tensor, Tensor]],
+    x: Tensor,
+    step: float,
+    generator: torch.Generator,
 ) -> tuple[Tensor, float]:
     """One HMC trajectory of every chain, and the mean acceptance probability."""
     momentum = torch.randn(x.shape, generator=generator, dtype=x.dtype)
     position = x
-    before, force = _energy_and_force(energy, position)
+    before, gradient = energy_and_gradient(position)
     start = before + 0.5 * momentum.square().flatten(1).sum(1)
     for _ in range(LEAPFROG_STEPS):
-        momentum = momentum + 0.5 * step * force
+        momentum = momentum - 0.5 * step * gradient
         position = position + step * momentum
-        after, force = _energy_and_force(energy, position)
-        momentum = momentum + 0.5 * step * force
+        after, gradient = energy_and_gradient(position)
+        momentum = momentum - 0.5 * step * gradient
     change = after + 0.5 * momentum.square().flatten(1).sum(1) - start
     probability = (-change).exp().clamp(max=1.0).nan_to_num(0.0)
     accepted = torch.rand(len(x), generator=generator, dtype=x.dtype) < probability
     keep = accepted.view(-1, *(1,) * (x.dim() - 1))
     return torch.where(keep, position, x), float(probability.mean())
-
-
-def _energy_and_force(energy: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-    with torch.enable_grad():
-        leaf = x.detach().requires_grad_()
-        nats = energy(leaf)
-        (slope,) = torch.autograd.grad(nats.sum(), leaf)
-    return nats.detach(), -slope

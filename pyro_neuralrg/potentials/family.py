@@ -8,21 +8,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-import pyro
-import pyro.distributions as dist
 import torch
 from torch import Tensor
 
 from pyro_neuralrg.arguments import check_integer, check_number
 from pyro_neuralrg.bases import NORMAL, StandardNormal
 from pyro_neuralrg.lattice import check_boundary, check_shape
-from pyro_neuralrg.potentials.base import LatticePotential
-from pyro_neuralrg.potentials.exact.api import check_couplings
+from pyro_neuralrg.observables.sites import check_values
+from pyro_neuralrg.potentials.base import LatticePotential, check_energy, pyro_program
 from pyro_neuralrg.potentials.ising import LOWEST_EIGENVALUE, IsingDual, logcosh
+from pyro_neuralrg.potentials.ising_model import check_couplings
 from pyro_neuralrg.spectral import neighbour_spectrum, quadratic_form
 from pyro_neuralrg.transforms import ConditionalHierarchicalFlow, conditional_hierarchical_flow
-
-__all__ = ["GaussianPart", "IsingDualFamily", "PotentialFamily"]
 
 
 class GaussianPart(NamedTuple):
@@ -117,22 +114,13 @@ class PotentialFamily(ABC):
 
         Args:
             context: shape ``batch + (context_dim,)``, the batch being that of the plates around.
-
-        Raises:
-            ValueError: if the energy is not one number per field.
         """
-        zero = context.new_zeros(())
-        flat = dist.Normal(zero, 1.0).expand(self.shape).to_event(len(self.shape)).mask(False)
-        x = pyro.sample("x", flat)
-        nats = self.energy(x, context)
-        batch = x.shape[: x.dim() - len(self.shape)]
-        if nats.shape != batch:
-            raise ValueError(
-                f"energy of {type(self).__name__} has shape {tuple(nats.shape)} for fields of "
-                f"shape {tuple(x.shape)}; accepted: {tuple(batch)}"
-            )
-        pyro.factor("energy_factor", -nats)
-        return x
+        whose = f"energy of {type(self).__name__}"
+        return pyro_program(
+            lambda x: check_energy(self.energy(x, context), x, self.shape, whose),
+            self.shape,
+            context.new_zeros(()),
+        )
 
     def flow(self, **options: Any) -> ConditionalHierarchicalFlow:
         """Build a flow that knows shape, boundary, symmetry, phases and the Gaussian part.
@@ -149,11 +137,7 @@ class PotentialFamily(ABC):
 
     def _check(self, x: Tensor, context: Tensor) -> None:
         """Raise if the fields or the contexts do not fit."""
-        split = x.dim() - len(self.shape)
-        if split < 0 or tuple(x.shape[split:]) != self.shape:
-            raise ValueError(
-                f"x has shape {tuple(x.shape)}; accepted: any batch shape followed by {self.shape}"
-            )
+        check_values("x", x, self.shape)
         if context.dim() == 0 or context.shape[-1] != self.context_dim:
             raise ValueError(
                 f"context has shape {tuple(context.shape)}; accepted: (..., {self.context_dim})"
@@ -275,11 +259,7 @@ class IsingDualFamily(PotentialFamily):
         return IsingDual(self.shape, temperature, self.couplings, boundary=self.boundary)
 
     def heated(self, factor: float) -> IsingDualFamily:
-        """The family at ``factor`` times all temperatures.
-
-        Raises:
-            ValueError: if the factor is not a positive number.
-        """
+        """The family at ``factor`` times all temperatures."""
         factor = check_number("factor", factor, "a finite number > 0", above=0)
         low, high = self.temperatures
         return IsingDualFamily(

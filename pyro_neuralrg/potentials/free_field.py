@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -15,8 +14,6 @@ from pyro_neuralrg.arguments import check_integer, check_number
 from pyro_neuralrg.lattice import check_boundary, check_shape
 from pyro_neuralrg.potentials.base import LatticePotential, generator_of
 from pyro_neuralrg.spectral import apply_spectrum
-
-__all__ = ["FreeField"]
 
 
 class FreeField(LatticePotential):
@@ -85,12 +82,7 @@ class FreeField(LatticePotential):
         return 0.5 * (sites * math.log(2 * math.pi) + float(self.spectrum.log().sum()))
 
     def sample_reference(self, n: int, seed: int | None = None) -> Tensor:
-        """Draw independent fields, exactly, shape ``(n,) + shape``, in torch's default dtype.
-
-        Args:
-            n: number of fields.
-            seed: of the random numbers; None continues torch's own.
-        """
+        """Draw independent fields, exactly; see :meth:`LatticePotential.sample_reference`."""
         generator = generator_of(seed)
         noise = torch.randn(check_integer("n", n, 1), *self.shape, generator=generator)
         return apply_spectrum(noise, self.spectrum.sqrt(), self.boundary).to(self.device)
@@ -104,10 +96,16 @@ class FreeField(LatticePotential):
         Raises:
             TypeError, ValueError: if there is no such site.
         """
-        origin = (0,) * len(self.shape)
-        position = origin if site is None else _check_site(site, self.shape)
+        accepted = f"a position on the lattice {self.shape}, one integer per axis"
+        position = (0,) * len(self.shape) if site is None else site
+        if not isinstance(position, Iterable) or len(tuple(position)) != len(self.shape):
+            raise ValueError(f"site is {site!r}; accepted: {accepted}")
+        index = tuple(
+            check_integer("site", at, 0, side - 1, accepted)
+            for at, side in zip(position, self.shape, strict=True)
+        )
         delta = torch.zeros(self.shape, dtype=torch.float64)
-        delta[position] = 1.0
+        delta[index] = 1.0
         return apply_spectrum(delta, self.spectrum, self.boundary)
 
     def __repr__(self) -> str:
@@ -130,16 +128,3 @@ def _laplacian(shape: tuple[int, ...], boundary: str) -> Tensor:
         along = [side if other == axis else 1 for other in range(len(shape))]
         total = total + (4 * half.sin() ** 2).reshape(along)
     return total
-
-
-def _check_site(site: Sequence[int], shape: tuple[int, ...]) -> tuple[int, ...]:
-    accepted = f"accepted: a position on the lattice {shape}, one integer per axis"
-    try:
-        position = tuple(operator.index(at) for at in site)
-    except TypeError:
-        raise TypeError(f"site is {site!r}; {accepted}") from None
-    if len(position) != len(shape) or not all(
-        0 <= at < side for at, side in zip(position, shape, strict=True)
-    ):
-        raise ValueError(f"site is {position}; {accepted}")
-    return position

@@ -4,30 +4,24 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor
 
-from pyro_neuralrg.arguments import check_integer, check_number
+from pyro_neuralrg.arguments import check_number
 from pyro_neuralrg.bases import NORMAL, TwoModes
-from pyro_neuralrg.lattice import check_boundary, check_shape
-from pyro_neuralrg.potentials import cluster, exact
+from pyro_neuralrg.observables.sites import check_values
+from pyro_neuralrg.observables.standard import Observable
 from pyro_neuralrg.potentials.base import LatticePotential, generator_of
-from pyro_neuralrg.potentials.cluster import MonteCarlo, swendsen_wang
-from pyro_neuralrg.potentials.exact.api import check_couplings, check_site_field
+from pyro_neuralrg.potentials.ising_model import CRITICAL_TEMPERATURE, IsingModel
 from pyro_neuralrg.spectral import apply_spectrum, neighbour_spectrum, quadratic_form
 from pyro_neuralrg.transforms import HierarchicalFlow
 from pyro_neuralrg.transforms.bijectors import as_bijector
-
-__all__ = ["CRITICAL_TEMPERATURE", "IsingDual"]
-
-CRITICAL_TEMPERATURE = 2 / math.log(1 + math.sqrt(2))
-"""Of the infinite square lattice with J = 1, in J / k_B (L. Onsager, 1944)."""
 
 LOWEST_EIGENVALUE = 0.1
 """Of K + alpha I (paper, reference [70])."""
@@ -51,15 +45,13 @@ class IsingDual(LatticePotential):
     Args:
         shape: lattice shape, one to three sides >= 1.
         temperature: T in units of J / k_B, > 0; default: the critical one of the square lattice.
-        couplings: J of each axis, of either sign; default: 1 each. A periodic side of 2 counts both
-            bonds of a pair, a side of 1 has none.
+        couplings: J of each axis, of either sign; default: 1 each.
         field: external field h in units of J, one number or one per site (shape ``shape``).
         boundary: "periodic" or "open".
 
     Attributes:
-        temperature: T.
-        couplings: J of each axis.
-        field: h of each site, float64 of shape ``shape``; None if there is none, or it is zero.
+        spins: the :class:`IsingModel` it is dual to, with bonds and exact quantities.
+        temperature, couplings, field: those of the spins.
         alpha: makes the lowest eigenvalue of K + alpha I equal to 0.1.
         spectrum: eigenvalues of K + alpha I.
 
@@ -88,37 +80,25 @@ class IsingDual(LatticePotential):
         field: ArrayLike | Tensor | None = None,
         boundary: str = "periodic",
     ) -> None:
-        sides = check_shape(shape)
-        self.temperature = check_number("temperature", temperature, "a finite number > 0", above=0)
-        self.couplings = check_couplings(couplings, sides)
-        self.field = check_site_field(field, sides)
-        neighbours = neighbour_spectrum(sides, self._bonds, check_boundary(boundary))
+        self.spins = spins = IsingModel(shape, temperature, couplings, field, boundary)
+        self.temperature = spins.temperature
+        self.couplings = spins.couplings
+        self.field = spins.field
+        bonds = tuple(coupling / self.temperature for coupling in self.couplings)
+        neighbours = neighbour_spectrum(spins.shape, bonds, boundary)
         self.alpha = LOWEST_EIGENVALUE - float(neighbours.min())
-        super().__init__(sides, boundary, even=self.field is None, spectrum=neighbours + self.alpha)
-        self.base = TwoModes(SEPARATION) if self.even else NORMAL
+        even = self.field is None
+        super().__init__(spins.shape, boundary, even=even, spectrum=neighbours + self.alpha)
+        self.base = TwoModes(SEPARATION) if even else NORMAL
         self._register("precision", 1 / self.spectrum)
-        if self.field is not None:
-            self._register("reduced_field", self.field / self.temperature)
-
-    @property
-    def _bonds(self) -> tuple[float, ...]:
-        """K = J / T of the bonds of each axis."""
-        return tuple(coupling / self.temperature for coupling in self.couplings)
+        if spins.reduced_field is not None:
+            self._register("reduced_field", spins.reduced_field)
 
     def energy(self, x: Tensor) -> Tensor:
         r"""-ln pi(x) in nats, O(N log N).
 
-        :math:`\frac12 x^T (K + \alpha I)^{-1} x - \sum_i \ln\cosh(x_i + h_i / T)`.
-
-        Args:
-            x: fields, shape ``batch + shape``, of any floating dtype.
-
-        Returns:
-            A tensor of the batch shape, in x's dtype.
-
-        Raises:
-            TypeError: if x is no tensor of a floating dtype.
-            ValueError: if x has another shape or is on another device.
+        :math:`\frac12 x^T (K + \alpha I)^{-1} x - \sum_i \ln\cosh(x_i + h_i / T)`; see
+        :meth:`LatticePotential.energy`.
         """
         self.check_field(x)
         gaussian = quadratic_form(x, self._constant("precision", x), self.boundary) / 2
@@ -143,7 +123,7 @@ class IsingDual(LatticePotential):
 
     def _shifted(self, x: Tensor) -> Tensor:
         """The field seen by the spins, x + h / T."""
-        return x if self.field is None else x + self._constant("reduced_field", x)
+        return x if self.field is None else x + self._constant("reduced_field", x).to(x.device)
 
     def flow(self, **options: Any) -> HierarchicalFlow:
         """As :meth:`LatticePotential.flow`; its networks see a field that differs between sites.
@@ -155,12 +135,28 @@ class IsingDual(LatticePotential):
                 precedence.
         """
         sees = getattr(as_bijector(options.get("bijector", "neighbour")), "sees_sites", False)
-        if self.field is None or not sees or options.get("odd", False):
-            return super().flow(**options)
-        if bool((self.field == self.field.flatten()[0]).all()):
-            return super().flow(**options)
-        reduced = (self.field / self.temperature).unsqueeze(0)
-        return super().flow(**{"site_features": reduced, **options})
+        h = self.spins.reduced_field
+        if h is not None and sees and not options.get("odd", False) and h.unique().numel() > 1:
+            options = {"site_features": h.unsqueeze(0), **options}
+        return super().flow(**options)
+
+    def spin_moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Mean and variance of each spin given fields: t = tanh(x + h / T) and 1 - t^2.
+
+        With them the functions of :mod:`pyro_neuralrg.observables` average over the spins exactly.
+
+        Args:
+            x: fields, shape ``batch + shape``.
+
+        Returns:
+            Two tensors of x's shape and dtype.
+
+        Example:
+            >>> IsingDual((2,), temperature=2.0, field=(0.0, 2.0)).spin_moments(torch.zeros(2))[0]
+            tensor([0.0000, 0.7616])
+        """
+        mean = self._shifted(check_values("x", x, self.shape)).tanh()
+        return mean, 1 - mean.square()
 
     def spin_probability(self, x: Tensor) -> Tensor:
         r"""Probability of spin up given fields: :math:`1 / (1 + e^{-2 (x_i + h_i / T)})`.
@@ -173,20 +169,42 @@ class IsingDual(LatticePotential):
         Returns:
             A tensor of x's shape and dtype.
 
-        Raises:
-            TypeError, ValueError: as :meth:`energy`.
-
         Example:
             >>> IsingDual((2,), temperature=2.0, field=(0.0, 2.0)).spin_probability(torch.zeros(2))
             tensor([0.5000, 0.8808])
         """
-        self.check_field(x)
-        return torch.sigmoid(2 * self._shifted(x))
+        return torch.sigmoid(2 * self._shifted(check_values("x", x, self.shape)))
+
+    def observables(self) -> dict[str, Observable]:
+        """Observables of the spins as functions of the field, averaged over the spins given it.
+
+        Exactly (Rao-Blackwell): the same expectation as of sampled spins, less scatter.
+
+        Returns:
+            Functions ``batch + shape -> batch``, which can be pickled:
+
+            * ``magnetisation``: m, the mean spin;
+            * ``abs_magnetisation``: E[|m| | x], O(N log^2 N);
+            * ``structure_factor``: E[m^2 | x];
+            * ``fourth_moment``: E[m^4 | x];
+            * ``structure_factor_axis0``, ...: S at k = 2 pi / L along each axis of more than one
+              site, on a periodic lattice;
+            * ``internal_energy``: E[H | x] / N, in units of J;
+            * ``squared_internal_energy``: E[H^2 | x] / N^2.
+
+        Example:
+            >>> functions = IsingDual((4, 4)).observables()
+            >>> functions["structure_factor"](torch.zeros(3, 4, 4))
+            tensor([0.0625, 0.0625, 0.0625])
+        """
+        functions = self.spins.observables()
+        return {name: functools.partial(self._averaged, f) for name, f in functions.items()}
+
+    def _averaged(self, function: Callable[[Tensor, Tensor], Tensor], x: Tensor) -> Tensor:
+        return function(*self.spin_moments(x))
 
     def sample_spins(self, x: Tensor, seed: int | None = None) -> Tensor:
-        r"""Draw spins given fields.
-
-        :math:`\pi(s_i = \pm1 | x) = 1 / (1 + e^{\mp 2 (x_i + h_i / T)})`, independently.
+        r"""Draw spins given fields, independently with :meth:`spin_probability`.
 
         Args:
             x: fields, shape ``batch + shape``.
@@ -194,38 +212,21 @@ class IsingDual(LatticePotential):
 
         Returns:
             Spins of +1 and -1, in x's shape and dtype.
-
-        Raises:
-            TypeError, ValueError: as :meth:`energy`.
         """
-        self.check_field(x)
+        probability = self.spin_probability(check_values("x", x, self.shape).detach().double())
         uniform = torch.rand(x.shape, generator=generator_of(seed), dtype=torch.float64)
-        up = uniform.to(x.device) < self.spin_probability(x.detach().double())
+        up = uniform.to(x.device) < probability
         return torch.where(up, x.new_ones(()), x.new_full((), -1.0))
 
     def sample_reference(self, n: int, seed: int | None = None) -> Tensor:
-        """Draw fields independently of any flow: Swendsen-Wang spins, then the field given spins.
+        """Draw spins from the chains of :meth:`IsingModel.sample`, then the field given spins.
 
-        Args:
-            n: number of fields.
-            seed: of the random numbers; None continues torch's own.
-
-        Returns:
-            Fields of shape ``(n,) + shape``, in torch's default dtype. They come from as many
-            independent chains as fit 65536 sites; those of one chain are 15 sweeps apart.
+        See :meth:`LatticePotential.sample_reference`.
         """
         generator = generator_of(seed)
-        spins = swendsen_wang(
-            self.shape,
-            self._bonds,
-            check_integer("n", n, 1),
-            boundary=self.boundary,
-            field=self._cluster_field(),
-            seed=_numpy_seed(generator),
-        )
-        s = torch.from_numpy(spins).to(torch.get_default_dtype())
-        noise = torch.randn(s.shape, generator=generator)
-        mean = apply_spectrum(s, self.spectrum, self.boundary)
+        spins = self.spins.sample(n, generator)
+        noise = torch.randn(spins.shape, generator=generator)
+        mean = apply_spectrum(spins, self.spectrum, self.boundary)
         return (mean + apply_spectrum(noise, self.spectrum.sqrt(), self.boundary)).to(self.device)
 
     def log_partition(self) -> float:
@@ -238,143 +239,33 @@ class IsingDual(LatticePotential):
             NotImplementedError: where no exact ln Z of the spins is in reach.
         """
         sites = self.spectrum.numel()
-        ising = exact.log_partition(
-            self.shape, self.temperature, self.couplings, self.boundary, self._exact_field()
-        )
         gaussian = 0.5 * float(self.spectrum.log().sum())
-        return float(ising) + gaussian + 0.5 * sites * (math.log(math.pi / 2) + self.alpha)
+        constant = 0.5 * sites * (math.log(math.pi / 2) + self.alpha)
+        return self.spins.log_partition() + gaussian + constant
 
-    def exact_internal_energy(self) -> float:
-        """Exact <H> of the spins per site, in units of J.
+    def correlations(self) -> Tensor:
+        r"""Exact <x_0 x_r> of the field for every displacement r (periodic, no field h).
 
-        Raises:
-            NotImplementedError: where no exact method is in reach.
-        """
-        return float(
-            exact.internal_energy(
-                self.shape, self.temperature, self.couplings, self.boundary, self._exact_field()
-            )
-        )
-
-    def exact_specific_heat(self) -> float:
-        """Exact d<H>/dT of the spins per site, in units of k_B.
-
-        Raises:
-            NotImplementedError: where no exact method is in reach.
-        """
-        return float(
-            exact.specific_heat(
-                self.shape, self.temperature, self.couplings, self.boundary, self._exact_field()
-            )
-        )
-
-    def exact_correlations(self) -> NDArray[np.float64]:
-        """Exact <s_0 s_r> of the spins for every displacement r (periodic, no field).
+        :math:`\langle x x^T\rangle = K' + K' \langle s s^T\rangle K'` with K' = K + alpha I. Those
+        of the spins are ``spins.correlations()``.
 
         Returns:
-            A float64 array of shape ``shape``.
+            A float64 tensor of shape ``shape``.
 
         Raises:
             NotImplementedError: where no exact method is in reach.
         """
-        self._need_no_field("exact_correlations")
-        return exact.correlations(self.shape, self.temperature, self.couplings, self.boundary)
-
-    def exact_structure_factor(self) -> float:
-        """Exact uniform structure factor of the spins, E[(sum_i s_i)^2] / N^2.
-
-        Raises:
-            NotImplementedError: where no exact method is in reach; then
-                :meth:`reference_structure_factor` is.
-        """
-        return float(
-            exact.structure_factor(
-                self.shape, self.temperature, self.couplings, self.boundary, self._exact_field()
-            )
-        )
-
-    def reference_structure_factor(self, n: int, seed: int | None = None) -> MonteCarlo:
-        """Uniform structure factor of the spins by cluster Monte Carlo, with its standard error.
-
-        Independent of any flow, and of any lattice size: what to compare with where
-        :meth:`exact_structure_factor` does not reach. The error comes from the scatter of
-        independent chains, see :func:`pyro_neuralrg.potentials.cluster.structure_factor`.
-
-        Args:
-            n: number of spin configurations, at least 2.
-            seed: of the random numbers; None continues torch's own.
-
-        Returns:
-            The named tuple ``(mean, standard_error)``.
-
-        Example:
-            >>> mean, error = IsingDual((6, 6, 6), temperature=4.5).reference_structure_factor(320)
-            >>> error < 0.1 * mean
-            True
-        """
-        return cluster.structure_factor(
-            self.shape,
-            self._bonds,
-            check_integer("n", n, 2),
-            boundary=self.boundary,
-            field=self._cluster_field(),
-            seed=_numpy_seed(generator_of(seed)),
-        )
-
-    def exact_field_correlations(self) -> NDArray[np.float64]:
-        r"""Exact <x_0 x_r> of the field for every displacement r (periodic, no field).
-
-        :math:`\langle x x^T\rangle = K' + K' \langle s s^T\rangle K'` with K' = K + alpha I.
-
-        Returns:
-            A float64 array of shape ``shape``.
-
-        Raises:
-            NotImplementedError: where no exact method is in reach.
-        """
-        spins = torch.fft.fftn(torch.from_numpy(np.asarray(self.exact_correlations()))).real
-        eigenvalues = self.spectrum + self.spectrum.square() * spins
-        return torch.fft.ifftn(eigenvalues).real.numpy()
-
-    def _exact_field(self) -> NDArray[np.float64] | None:
-        return None if self.field is None else self.field.numpy()
-
-    def _cluster_field(self) -> NDArray[np.float64] | None:
-        """h / T of each site."""
-        return None if self.field is None else (self.field / self.temperature).numpy()
-
-    def _need_no_field(self, what: str) -> None:
-        if self.field is not None:
-            raise NotImplementedError(
-                f"{what}: no exact method for spins in an external field; "
-                "sample_reference() has no such limit"
-            )
+        spins = torch.fft.fftn(self.spins.correlations()).real
+        return torch.fft.ifftn(self.spectrum + self.spectrum.square() * spins).real
 
     def heated(self, factor: float) -> IsingDual:
-        """The same couplings and external field at ``factor`` times the temperature.
-
-        Raises:
-            ValueError: if the factor is not a positive number.
-        """
-        hot = IsingDual(
-            self.shape,
-            self.temperature * check_number("factor", factor, "a finite number > 0", above=0),
-            self.couplings,
-            self.field,
-            self.boundary,
-        )
-        return hot.to(self.device)
+        """The same couplings and external field at ``factor`` times the temperature."""
+        hot = self.temperature * check_number("factor", factor, "a finite number > 0", above=0)
+        potential = IsingDual(self.shape, hot, self.couplings, self.field, self.boundary)
+        return potential.to(self.device)
 
     def __repr__(self) -> str:
-        field = "" if self.field is None else ", field=..."
-        return (
-            f"IsingDual({self.shape}, temperature={self.temperature:.9g}, "
-            f"couplings={self.couplings}{field}, boundary={self.boundary!r})"
-        )
-
-
-def _numpy_seed(generator: torch.Generator) -> int:
-    return int(torch.randint(2**62, (), generator=generator))
+        return repr(self.spins).replace("IsingModel", "IsingDual", 1)
 
 
 def logcosh(x: Tensor) -> Tensor:

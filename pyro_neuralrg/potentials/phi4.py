@@ -18,8 +18,6 @@ from pyro_neuralrg.potentials.base import LatticePotential, generator_of
 from pyro_neuralrg.potentials.embedded import sample_with_clusters
 from pyro_neuralrg.spectral import apply_spectrum, neighbour_spectrum, quadratic_form
 
-__all__ = ["Hopping", "Phi4", "Quartic", "from_hopping", "to_hopping"]
-
 SEPARATION = 3.0
 """As of the Ising model's dual. After 400 steps at 8 x 8 they lower the loss by 0.03 nats in the
 broken phase (kappa = 0.3, lam = 0.022) and raise it by 0.06 in the symmetric one (m^2 = -4, g = 36,
@@ -30,18 +28,6 @@ CORRELATED_PART = 0.25
 
 BISECTIONS = 100
 """More than there are digits."""
-
-
-class Hopping(NamedTuple):
-    """Parameters of the hopping convention.
-
-    Attributes:
-        kappa: hopping parameter.
-        lam: quartic coupling.
-    """
-
-    kappa: float
-    lam: float
 
 
 class Quartic(NamedTuple):
@@ -69,9 +55,9 @@ class Phi4(LatticePotential):
     :math:`J / T = 2\kappa`. Bonds are those of :class:`IsingDual`: a periodic side of 2 has two
     between its sites, a side of 1 has none, and the open lattice ends without any.
 
-    Other conventions are the same theory in another unit of the field; :func:`to_hopping`,
-    :func:`from_hopping` and :meth:`from_mass` convert. The field here is always that of the hopping
-    convention, so that :math:`\ln Z` of the other is :math:`N \ln` ``field_scale`` larger:
+    Other conventions are the same theory in another unit of the field; :meth:`from_mass` and
+    :attr:`quartic` convert. The field here is always that of the hopping convention, so that
+    :math:`\ln Z` of the other is :math:`N \ln` ``field_scale`` larger:
 
     * :math:`\tfrac12\sum_\mu(\phi_{x+\mu} - \phi_x)^2 + \tfrac{m^2}{2}\phi^2 + \tfrac{g}{24}\phi^4`
       (textbooks; Schaich and Loinaz with :math:`g = 6\lambda`);
@@ -145,30 +131,53 @@ class Phi4(LatticePotential):
 
         :math:`S = \sum_x [\frac12\sum_\mu(\phi_{x+\mu} - \phi_x)^2 + \frac{m^2}{2}\phi^2 +
         \frac g{24}\phi^4]`, where the open lattice is held at zero outside, as that of
-        :class:`FreeField`. For the couplings of Albergo et al. take ``g = 6 * lam``.
+        :class:`FreeField`. With d axes that have bonds, kappa solves :math:`\kappa (2 d + m^2) +
+        g\kappa^2 / 3 = 1`, :math:`\lambda = g\kappa^2 / 6`, and the field is smaller by
+        :math:`\sqrt{2\kappa}`. For the couplings of Albergo et al. take ``g = 6 * lam``.
 
         Args:
             shape: lattice shape.
             m2: mass squared, of either sign.
-            g: coupling, >= 0.
+            g: coupling, >= 0; for 0 only m2 > -2 d.
             boundary: "periodic" or "open".
 
         Raises:
-            ValueError: as :func:`to_hopping`.
+            TypeError, ValueError: naming the argument, the value seen and what is accepted.
 
         Example:
             >>> target = Phi4.from_mass((6, 6), m2=-4.0, g=6 * 6.975)  # Albergo et al., E1
             >>> f"{target.kappa:.4f} {target.lam:.4f}"
             '0.2677 0.5000'
         """
-        sides = check_shape(shape)
-        hopping = to_hopping(m2, g, bonded_axes(sides, boundary))
-        return cls(sides, *hopping, boundary)
+        m2 = check_number("m2", m2)
+        g = check_number("g", g, "a finite number >= 0", least=0)
+        bonded = _bonded_axes(check_shape(shape), check_boundary(boundary))
+        linear = 2 * bonded + m2
+        root = math.sqrt(linear**2 + 4 * g / 3)
+        if linear > 0:
+            kappa = 2 / (linear + root)  # without cancellation
+        elif g > 0:
+            kappa = 3 * (root - linear) / (2 * g)
+        else:
+            raise ValueError(f"m2 is {m2} with g = 0; accepted: a number > {-2 * bonded}, or g > 0")
+        return cls(shape, kappa, g * kappa**2 / 6, boundary)
 
     @property
     def quartic(self) -> Quartic:
-        """The same theory in terms of mass and coupling, see :func:`from_hopping`."""
-        return from_hopping(self.kappa, self.lam, bonded_axes(self.shape, self.boundary))
+        r"""The same theory in terms of mass and coupling, see :meth:`from_mass`.
+
+        :math:`m^2 = (1 - 2\lambda) / \kappa - 2 d` and :math:`g = 6\lambda / \kappa^2`.
+
+        Raises:
+            ValueError: if kappa is not positive.
+
+        Example:
+            >>> Phi4((4, 4), kappa=0.2, lam=0.0).quartic
+            Quartic(m2=1.0, g=0.0, field_scale=0.6324555320336759)
+        """
+        kappa = check_number("kappa", self.kappa, "a number > 0", above=0)
+        m2 = (1 - 2 * self.lam) / kappa - 2 * _bonded_axes(self.shape, self.boundary)
+        return Quartic(m2, 6 * self.lam / kappa**2, math.sqrt(2 * kappa))
 
     def energy(self, x: Tensor) -> Tensor:
         """The action in nats; see :class:`LatticePotential`."""
@@ -186,7 +195,7 @@ class Phi4(LatticePotential):
         if self.lam > 0:
             raise NotImplementedError(
                 "log_partition: no exact ln Z is known for lam > 0; estimate it with a flow "
-                "(pyro_neuralrg.infer.estimate or anneal)"
+                "(pyro_neuralrg.estimate or anneal)"
             )
         sites = self.spectrum.numel()
         return 0.5 * (sites * math.log(2 * math.pi) + float(self.spectrum.log().sum()))
@@ -197,16 +206,15 @@ class Phi4(LatticePotential):
         Independent ones for lam = 0, else by
         :func:`~pyro_neuralrg.potentials.embedded.sample_with_clusters`.
 
-        Args:
-            n: number of fields.
-            seed: of the random numbers; None continues torch's own.
+        See :meth:`LatticePotential.sample_reference`.
         """
         n, generator = check_integer("n", n, 1), generator_of(seed)
         if self.lam == 0:
             noise = torch.randn(n, *self.shape, generator=generator)
             return apply_spectrum(noise, self.spectrum.sqrt(), self.boundary).to(self.device)
+        energy_and_gradient = self.to("cpu").energy_and_gradient
         x = sample_with_clusters(
-            self.to("cpu").energy, self.shape, 2 * self.kappa, self.boundary, n, generator
+            energy_and_gradient, self.shape, 2 * self.kappa, self.boundary, n, generator
         )
         return x.to(self.device, torch.get_default_dtype())
 
@@ -214,9 +222,6 @@ class Phi4(LatticePotential):
         """The same measure of a single site, at ``kappa / factor``.
 
         As in the Ising model, to which 2 kappa is J / T: hot, sites are independent.
-
-        Raises:
-            ValueError: if the factor is not a positive number.
         """
         factor = check_number("factor", factor, "a finite number > 0", above=0)
         return Phi4(self.shape, self.kappa / factor, self.lam, self.boundary).to(self.device)
@@ -228,69 +233,9 @@ class Phi4(LatticePotential):
         )
 
 
-def bonded_axes(shape: Iterable[int], boundary: str = "periodic") -> int:
-    """Axes along which there are bonds, in the convention of :class:`FreeField` those to zero too.
-
-    Example:
-        >>> bonded_axes((8, 1)), bonded_axes((8, 1), "open")
-        (1, 2)
-    """
-    sides = check_shape(shape)
-    return len(sides) if check_boundary(boundary) == "open" else sum(side > 1 for side in sides)
-
-
-def to_hopping(m2: float, g: float, dimensions: int) -> Hopping:
-    r"""From mass and coupling: the kappa with :math:`\kappa (2 d + m^2) + g\kappa^2 / 3 = 1`.
-
-    Then :math:`\lambda = g\kappa^2 / 6`, and the field is smaller by :math:`\sqrt{2\kappa}`.
-
-    Args:
-        m2: mass squared, of either sign.
-        g: coupling, >= 0.
-        dimensions: d, the axes with bonds.
-
-    Raises:
-        TypeError, ValueError: naming the argument; also if g = 0 with m2 <= -2 d.
-
-    Example:
-        >>> to_hopping(0.0, 0.0, 2)  # the massless free field
-        Hopping(kappa=0.25, lam=0.0)
-    """
-    m2 = check_number("m2", m2)
-    g = check_number("g", g, "a finite number >= 0", least=0)
-    linear = 2 * check_integer("dimensions", dimensions, 0) + m2
-    root = math.sqrt(linear**2 + 4 * g / 3)
-    if linear > 0:
-        kappa = 2 / (linear + root)  # without cancellation
-    elif g > 0:
-        kappa = 3 * (root - linear) / (2 * g)
-    else:
-        raise ValueError(f"m2 is {m2} with g = 0; accepted: a number > {-2 * dimensions}, or g > 0")
-    return Hopping(kappa, g * kappa**2 / 6)
-
-
-def from_hopping(kappa: float, lam: float, dimensions: int) -> Quartic:
-    r"""To mass and coupling.
-
-    :math:`m^2 = (1 - 2\lambda) / \kappa - 2 d` and :math:`g = 6\lambda / \kappa^2`.
-
-    Args:
-        kappa: hopping parameter, > 0.
-        lam: quartic coupling, >= 0.
-        dimensions: d, the axes with bonds.
-
-    Raises:
-        TypeError, ValueError: naming the argument, the value seen and what is accepted.
-
-    Example:
-        >>> from_hopping(0.25, 0.0, 2)
-        Quartic(m2=0.0, g=0.0, field_scale=0.7071067811865476)
-    """
-    kappa = check_number("kappa", kappa, "a finite number > 0", above=0)
-    lam = check_number("lam", lam, "a finite number >= 0", least=0)
-    dimensions = check_integer("dimensions", dimensions, 0)
-    m2 = (1 - 2 * lam) / kappa - 2 * dimensions
-    return Quartic(m2, 6 * lam / kappa**2, math.sqrt(2 * kappa))
+def _bonded_axes(shape: tuple[int, ...], boundary: str) -> int:
+    """Axes along which there are bonds, in the convention of :class:`FreeField` those to zero."""
+    return len(shape) if boundary == "open" else sum(side > 1 for side in shape)
 
 
 def _hartree(precision: Tensor, lam: float) -> Tensor:

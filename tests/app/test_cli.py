@@ -33,6 +33,7 @@ from pyro_neuralrg.app.experiment import Experiment
 from pyro_neuralrg.app.report import Output
 from pyro_neuralrg.free_energy import Bounds, FreeEnergyEstimate
 from pyro_neuralrg.mcmc.checkpoints import FORMAT
+from pyro_neuralrg.potentials import IsingModel
 from pyro_neuralrg.train import fit
 from tests.broken_files import break_reading, fill_disk
 
@@ -428,7 +429,7 @@ def test_a_report_of_numbers_that_are_not_finite(
     monkeypatch.setattr(Experiment, "estimate", lambda _: nothing)
     monkeypatch.setattr(Experiment, "bounds", lambda _: Bounds(-math.inf, math.nan, math.inf, 0.0))
     monkeypatch.setattr(IsingDual, "log_partition", lambda _: math.nan)
-    monkeypatch.setattr(IsingDual, "exact_structure_factor", lambda _: -math.inf)
+    monkeypatch.setattr(IsingModel, "structure_factor", lambda _: -math.inf)
     report = run(tmp_path, "--shape", "2", "2")
     assert {path.name for path in tmp_path.iterdir()} == FILES
     energy = report["free_energy"]

@@ -38,7 +38,6 @@ from pyro_neuralrg import HMC, IsingDual, Schedule, fit, save
 from pyro_neuralrg.distributions import FlowDistribution
 from pyro_neuralrg.free_energy import estimate
 from pyro_neuralrg.mcmc import LatentTarget
-from pyro_neuralrg.observables import structure_factor
 
 SAMPLES = 20_000
 SITES_AT_ONCE = 2**18
@@ -86,7 +85,7 @@ def train(case: dict[str, Any]) -> dict[str, float]:
     found = estimate(target, flow, SAMPLES, max(1, SITES_AT_ONCE // math.prod(shape)))
     with torch.no_grad():
         fields = [FlowDistribution(flow).rsample((200,)) for _ in range(20)]
-    factor = float(structure_factor(torch.cat(fields), shape).double().mean())
+    factor = float(target.observables()["structure_factor"](torch.cat(fields)).double().mean())
     figures = {
         "gap": found.variational + target.log_partition(),
         "gap_se": found.variational_se,

@@ -13,6 +13,7 @@ is ArviZ's, of several runs at once.
 from __future__ import annotations
 
 import argparse
+import math
 import time
 
 import numpy as np
@@ -48,12 +49,13 @@ def main() -> None:
     print(f"second; importance ESS {ess:.1%}: {ess * rate:.0f} effective draws a second")
     began = time.perf_counter()
     sweeps = max(10, arguments.draws // CHAINS)
-    bonds = [1 / target.temperature] * len(target.shape)
-    spins = swendsen_wang(target.shape, bonds, CHAINS * sweeps, chains=CHAINS, between=1)
+    sites = math.prod(target.shape)
+    spins = swendsen_wang(target.spins.bonds, None, sites, chains=CHAINS, rounds=sweeps, between=1)
     seconds = time.perf_counter() - began
-    magnetisation = spins.reshape(sweeps, CHAINS, -1).mean(2, dtype=np.float64)
+    magnetisation = spins.mean(2, dtype=np.float64)
     found = summarise(np.square(magnetisation).T)
-    print(f"Swendsen-Wang: {len(spins)} updates in {seconds:.1f} s, {len(spins) / seconds:.0f} a")
+    count = magnetisation.size
+    print(f"Swendsen-Wang: {count} updates in {seconds:.1f} s, {count / seconds:.0f} a")
     print(f"second; {found.ess_bulk:.0f} effective draws, {found.ess_bulk / seconds:.0f} a second")
 
 

@@ -20,7 +20,6 @@ from pyro.infer import MCMC, NUTS
 from torch import Tensor
 
 from pyro_neuralrg import ChEESHMC, IsingDual, VectorizedMCMC
-from pyro_neuralrg.observables import structure_factor
 from pyro_neuralrg.statistics import summarise
 
 CHAINS, WARMUP, DRAWS, THEIR_DRAWS = 64, 300, 300, 1500
@@ -47,7 +46,7 @@ def ising(side: int, temperature: float | None = None) -> Target:
     """The dual field, and its structure factor."""
     shape = (side, side)
     target = IsingDual(shape) if temperature is None else IsingDual(shape, temperature)
-    return Target(target.energy, shape, lambda x: structure_factor(x, shape))
+    return Target(target.energy, shape, target.observables()["structure_factor"])
 
 
 TARGETS = {

@@ -41,7 +41,6 @@ from pyro_neuralrg import (
 )
 from pyro_neuralrg.free_energy import estimate
 from pyro_neuralrg.mcmc import MALA, Kernel, RandomWalkMetropolis
-from pyro_neuralrg.observables import structure_factor
 from pyro_neuralrg.statistics import Summary, summarise
 
 HEADINGS = (
@@ -71,7 +70,7 @@ def run(kernel: Kernel, target: IsingDual, draws: int, warmup: int, chains: int)
         chains,
         seed=0,
         progress=False,
-        observables={"s": lambda x: structure_factor(x, target.shape)},
+        observables={"s": target.observables()["structure_factor"]},
         keep_draws=False,
     )
     mcmc.run()
@@ -119,7 +118,7 @@ def run_pyros_nuts(target: IsingDual, draws: int, warmup: int) -> Row:
         kernel.step_size,
         math.nan,
         math.nan,
-        summarise(structure_factor(x, target.shape)),
+        summarise(target.observables()["structure_factor"](x)),
         calls - after_warmup[0],
         time.perf_counter() - after_warmup[1],
         after_warmup[1] - began,
@@ -148,10 +147,11 @@ def approach(
     kernel = kernel.on(space)
     state = kernel.init(space.initial(chains, generator, "prior"))
     spent, averages = [0], []
+    structure_factor = target.observables()["structure_factor"]
 
     def average() -> Tensor:
         parts = state.position.split(1024)
-        values = [structure_factor(space.physical(part)["x"], target.shape) for part in parts]
+        values = [structure_factor(space.physical(part)["x"]) for part in parts]
         return torch.cat(values).double().mean()
 
     averages.append(average())
@@ -211,7 +211,7 @@ def from_a_cold_start(
     target: IsingDual, makers: Kernels, rows: dict[str, Row], options: Any
 ) -> None:
     """Print after how many gradients each sampler stays close to the exact value."""
-    exact = target.exact_structure_factor()
+    exact = target.spins.structure_factor()
     print("from a cold start, gradient evaluations of each chain until the average stays close")
     for name, fraction, gradients in (
         ("latent ChEES", 0.02, options.cold_gradients),
@@ -261,7 +261,7 @@ def main() -> None:
     training = time.perf_counter() - began
     quality = estimate(target, flow, 4000)
     gap = quality.variational + target.log_partition()
-    exact = target.exact_structure_factor()
+    exact = target.spins.structure_factor()
     print(
         f"{options.side} x {options.side}, flow of gap {gap:.2f} +- {quality.variational_se:.2f} "
         f"nats, importance ESS {quality.ess:.1%}, "

@@ -18,7 +18,6 @@ import sys
 import torch
 
 from pyro_neuralrg import HMC, IsingDual, VectorizedMCMC
-from pyro_neuralrg.observables import structure_factor
 
 SIDE, CHAINS = 64, 64
 
@@ -35,7 +34,7 @@ def peak(draws: int, keep: bool) -> float:
         seed=0,
         progress=False,
         keep_draws=keep,
-        observables={"structure_factor": lambda x: structure_factor(x, target.shape)},
+        observables={"structure_factor": target.observables()["structure_factor"]},
     )
     mcmc.run()
     assert mcmc.observables["structure_factor"].shape == (CHAINS, draws)

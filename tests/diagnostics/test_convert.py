@@ -27,7 +27,7 @@ from pyro_neuralrg import (
     to_arviz,
 )
 from pyro_neuralrg import observables as obs
-from pyro_neuralrg.observables import dual_observables, field_observables
+from pyro_neuralrg.observables import field_observables
 from tests.mcmc.registry import ToyFlow
 
 STATS = {"lp", "energy", "acceptance_rate", "step_size", "n_steps", "diverging"}
@@ -86,10 +86,10 @@ def test_default_observables_of_the_ising_dual() -> None:
     expected = {
         "energy": target.energy(x),
         "magnetisation": (x + 0.35).tanh().mean((-1, -2)),
-        "structure_factor": obs.structure_factor(x, (2, 3), 0.35),
-        "internal_energy": obs.internal_energy((x + 0.35).tanh(), (2, 3), (1.0, 0.5), 0.7, "open"),
+        "structure_factor": obs.structure_factor(*target.spin_moments(x), (2, 3)),
+        "internal_energy": target.spins.energy_per_site((x + 0.35).tanh()),
     }
-    spins = dual_observables((2, 3), 2.0, (1.0, 0.5), 0.7, "open")
+    spins = target.observables()
     assert set(posterior.data_vars) == {"x", "energy", *spins}
     for name, values in expected.items():
         np.testing.assert_allclose(posterior[name], values)
@@ -142,7 +142,8 @@ def test_pyros_run_in_the_physical_space(of: str) -> None:
     x = mcmc.get_samples(group_by_chain=True)["x"]
     np.testing.assert_allclose(idata.posterior["x"], x)
     np.testing.assert_allclose(idata.sample_stats["lp"], -target.energy(x))
-    np.testing.assert_allclose(idata.posterior["structure_factor"], obs.structure_factor(x, (2, 3)))
+    expected = target.observables()["structure_factor"](x)
+    np.testing.assert_allclose(idata.posterior["structure_factor"], expected)
     assert not hasattr(idata, "unconstrained_posterior")
 
 

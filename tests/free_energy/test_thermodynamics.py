@@ -17,7 +17,7 @@ from pyro_neuralrg import FlowGuide, fit
 from pyro_neuralrg.distributions import StandardNormal, TwoModes
 from pyro_neuralrg.free_energy import Thermodynamics, thermodynamics
 from pyro_neuralrg.free_energy.importance import log_weights
-from pyro_neuralrg.potentials import IsingDual, IsingDualFamily, exact
+from pyro_neuralrg.potentials import IsingDual, IsingDualFamily, IsingModel
 from pyro_neuralrg.transforms import LatticeTransform, Neighbour, hierarchical_flow
 
 RANGE = (2.0, 2.7)
@@ -106,10 +106,10 @@ def test_importance_weights_make_up_for_a_poor_flow() -> None:
         assert (abs(value - reference) < 4.5 * error).all(), name
         assert (error < 0.1 * abs(reference)).all(), name
     for i, temperature in enumerate(temperatures):
-        spins = exact.log_partition((2, 2), temperature)
+        spins = IsingModel((2, 2), temperature).log_partition()
         assert found.exact_log_partition[i] == pytest.approx(spins)
-        assert found.exact_energy[i] == exact.internal_energy((2, 2), temperature)
-        assert found.exact_specific_heat[i] == exact.specific_heat((2, 2), temperature)
+        assert found.exact_energy[i] == IsingModel((2, 2), temperature).internal_energy()
+        assert found.exact_specific_heat[i] == IsingModel((2, 2), temperature).specific_heat()
 
 
 def test_nan_where_nothing_is_exact() -> None:

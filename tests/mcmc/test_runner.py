@@ -203,7 +203,7 @@ def test_ising_structure_factor(space: str) -> None:
     mcmc = run(kernel, 50, warmup_steps=40, num_chains=64)
     spins = mcmc.get_samples(group_by_chain=True)["x"].tanh().flatten(2)
     values = spins.mean(-1).square() - spins.square().mean(-1) / 16 + 1 / 16
-    assert standard_errors(values, target.exact_structure_factor()) < 4
+    assert standard_errors(values, target.spins.structure_factor()) < 4
 
 
 def test_model_of_a_potential_is_the_potential() -> None:

@@ -49,10 +49,11 @@ def test_correlation_length_of_a_free_field(shape: tuple[int, ...]) -> None:
 def test_correlation_length_of_free_field_samples() -> None:
     target = FreeField((6, 5), mass=0.8)
     x = target.sample_reference(40_000)
-    modes = obs.spin_mode_structure_factor(x, (6, 5)).unflatten(0, (1000, 40))  # independent
+    series = {name: f(x).view(1000, 40) for name, f in target.observables().items()}  # independent
     for axis, side in enumerate((6, 5)):
-        lowest = modes[..., 1, 0] if axis == 0 else modes[..., 0, 1]
-        assert_within(obs.correlation_length(modes[..., 0, 0], lowest, side), 1 / 0.8, 0.05)
+        lowest = series[f"structure_factor_axis{axis}"]
+        found = obs.correlation_length(series["structure_factor"], lowest, side)
+        assert_within(found, 1 / 0.8, 0.05)
 
 
 def test_correlation_length_of_the_ring_is_that_of_its_exponential() -> None:
@@ -72,50 +73,29 @@ def test_no_length_is_nan() -> None:
     assert math.isnan(obs.correlation_length(torch.ones(40, 5), torch.zeros(40, 5), 4).value)
 
 
-def exact_moments(target: IsingDual) -> dict[str, float]:
-    """Thermal averages by enumeration: m, |m|, m^2, m^4, H, H^2 (per site)."""
-    ising = Ising.of(target)
-    m = ising.spins.mean(1)
-    energy = -ising.log_weight * target.temperature / len(ising.matrix)
-    moments = {"m": m, "abs": m.abs(), "m2": m**2, "m4": m**4, "e": energy, "e2": energy**2}
-    return {name: float(ising.probability @ values) for name, values in moments.items()}
-
-
 @pytest.mark.parametrize("boundary", ["periodic", "open"])
 @pytest.mark.parametrize("field", [None, 0.15])
 def test_against_enumeration(boundary: str, field: float | None) -> None:
     """From sampled spins and averaged over them: the same means, and smaller errors."""
-    shape, temperature = (3, 3), 2.6
+    shape, temperature, size = (3, 3), 2.6, 9
     target = IsingDual(shape, temperature, (1.0, 0.7), field, boundary)
-    exact, size = exact_moments(target), 9
+    exact = Ising.of(target).averages
     x = target.sample_reference(2**16 // 9).unsqueeze(1)  # one of each chain: independent
-    functions = obs.dual_observables(shape, temperature, (1.0, 0.7), field, boundary)
-    averaged = {name: function(x) for name, function in functions.items()}
     spins = target.sample_spins(x)
-    energy = obs.internal_energy(spins, shape, (1.0, 0.7), field or 0.0, boundary)
-    sampled = {
-        "magnetisation": obs.magnetisation(spins, shape),
-        "abs_magnetisation": obs.abs_magnetisation(spins, shape),
-        "structure_factor": obs.spin_structure_factor(spins, shape),
-        "fourth_moment": obs.spin_fourth_moment(spins, shape),
-        "internal_energy": energy,
-        "squared_internal_energy": energy.square(),
-    }
-    variance = size * (exact["m2"] - exact["abs"] ** 2) / temperature
+    m2 = exact["structure_factor"]
     errors = []
-    for series in (averaged, sampled):
-        m2, m4 = series["structure_factor"], series["fourth_moment"]
-        e, e2 = series["internal_energy"], series["squared_internal_energy"]
+    for functions, values in ((target.observables(), x), (target.spins.observables(), spins)):
+        series = {name: function(values) for name, function in functions.items()}
+        square, fourth = series["structure_factor"], series["fourth_moment"]
+        energies = series["internal_energy"], series["squared_internal_energy"]
         results = [
-            (obs.susceptibility(m2, shape, temperature), size * exact["m2"] / temperature),
-            (obs.susceptibility(m2, shape, temperature, series["abs_magnetisation"]), variance),
-            (
-                obs.susceptibility(m2, shape, temperature, series["magnetisation"]),
-                size * (exact["m2"] - exact["m"] ** 2) / temperature,
-            ),
-            (obs.binder_cumulant(m2, m4), 1 - exact["m4"] / (3 * exact["m2"] ** 2)),
-            (obs.specific_heat(e, e2, shape, temperature), target.exact_specific_heat()),
+            (obs.susceptibility(square, shape, temperature), size * m2 / temperature),
+            (obs.binder_cumulant(square, fourth), 1 - exact["fourth_moment"] / (3 * m2**2)),
+            (obs.specific_heat(*energies, shape, temperature), target.spins.specific_heat()),
         ]
+        for name in ("magnetisation", "abs_magnetisation"):
+            found = obs.susceptibility(square, shape, temperature, series[name])
+            results.append((found, size * (m2 - exact[name] ** 2) / temperature))
         for found, value in results:
             assert_within(found, value, 0.05)
         errors.append([found.standard_error for found, _ in results])
@@ -128,26 +108,21 @@ def test_at_the_critical_temperature() -> None:
     target = IsingDual(shape)
     # 1024 chains, round by round: one of each, then the next of each
     x = target.sample_reference(2048).unflatten(0, (2, 1024)).movedim(1, 0)
-    series = {name: function(x) for name, function in obs.dual_observables(shape).items()}
+    series = {name: function(x) for name, function in target.observables().items()}
     for name, exact in (("structure_factor", 0.6469116), ("internal_energy", -1.4915891)):
         assert_within(jackknife(lambda mean: mean, series[name]), exact, 0.02)
-    heat = obs.specific_heat(
-        series["internal_energy"],
-        series["squared_internal_energy"],
-        shape,
-        target.temperature,
-    )
-    assert_within(heat, target.exact_specific_heat(), 0.1)
-    correlations = target.exact_correlations()
-    modes = np.fft.fft2(correlations).real
+    energies = series["internal_energy"], series["squared_internal_energy"]
+    heat = obs.specific_heat(*energies, shape, target.temperature)
+    assert_within(heat, target.spins.specific_heat(), 0.1)
+    correlations = target.spins.correlations()
+    modes = torch.fft.fft2(correlations).real
     length = math.sqrt(modes[0, 0] / modes[1, 0] - 1) / (2 * math.sin(math.pi / 8))
     for axis in (0, 1):
         lowest = series[f"structure_factor_axis{axis}"]
         assert_within(obs.correlation_length(series["structure_factor"], lowest, 8), length, 0.05)
-    table = obs.correlations(x, shape).mean(1)
+    table = obs.correlations(*target.spin_moments(x), shape).mean(1)
     errors = table.std(0) / math.sqrt(len(table))
-    difference = table.mean(0) - torch.from_numpy(np.asarray(correlations))
-    assert bool((difference.abs() <= 4.5 * errors + 1e-12).all())
+    assert bool(((table.mean(0) - correlations).abs() <= 4.5 * errors + 1e-12).all())
 
 
 ONES = torch.ones(40, 5)

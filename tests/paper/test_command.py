@@ -259,7 +259,8 @@ def test_fig3b_visits_go_on_from_the_latents(tmp_path: Path) -> None:
     assert visits.sites == {"latent": "x_latent", "physical": "x"}
     reached = visits.positions["latent"].clone()
     assert not torch.equal(reached, first)
-    where = fig3b.structure_factor(visits.positions["physical"], (2, 2)).mean()
+    structure_factor = job.prepared.target.observables()["structure_factor"]
+    where = structure_factor(visits.positions["physical"]).mean()
     assert visits.found["physical"].mean[-1] == pytest.approx(float(where), abs=1e-6)
     assert visits.found["physical"].mean[-2] != visits.found["physical"].mean[-1]
     with torch.no_grad():

@@ -32,7 +32,7 @@ def point(case: sweep.Case, _: object = None) -> sweep.Point:
 
 
 def test_correlation_length_is_how_correlations_decay() -> None:
-    correlations = np.asarray(IsingDual((16, 16), temperature=4.0).exact_correlations())[0]
+    correlations = IsingDual((16, 16), temperature=4.0).spins.correlations()[0]
     # C(r) ~ r^(-1/2) exp(-r / xi)
     decay = math.log(correlations[4] / correlations[5]) - 0.5 * math.log(5 / 4)
     assert sweep.correlation_length(4.0) == pytest.approx(1 / decay, rel=0.05)

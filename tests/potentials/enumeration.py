@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.potentials import IsingDual
+from pyro_neuralrg.potentials import IsingDual, IsingModel
 
 
 def bond_matrix(shape: tuple[int, ...], bonds: tuple[float, ...], boundary: str) -> Tensor:
@@ -33,29 +33,27 @@ class Ising:
     """All states of a small Ising model.
 
     Attributes:
+        temperature: T.
         spins: every configuration, shape ``(2^N, N)``.
         log_weight: of each, s.K.s / 2 + h.s / T.
         matrix: K, shape ``(N, N)``.
     """
 
+    temperature: float
     spins: Tensor
     log_weight: Tensor
     matrix: Tensor
 
     @staticmethod
-    def of(potential: IsingDual) -> Ising:
-        bonds = tuple(coupling / potential.temperature for coupling in potential.couplings)
-        matrix = bond_matrix(potential.shape, bonds, potential.boundary)
-        sites = torch.arange(math.prod(potential.shape))
+    def of(model: IsingDual | IsingModel) -> Ising:
+        bonds = tuple(coupling / model.temperature for coupling in model.couplings)
+        matrix = bond_matrix(model.shape, bonds, model.boundary)
+        sites = torch.arange(math.prod(model.shape))
         spins = 2.0 * ((torch.arange(2 ** len(sites))[:, None] >> sites) & 1).double() - 1
         log_weight = ((spins @ matrix) * spins).sum(1) / 2
-        if potential.field is not None:
-            log_weight = log_weight + spins @ potential.field.flatten() / potential.temperature
-        return Ising(spins, log_weight, matrix)
-
-    @property
-    def log_partition(self) -> float:
-        return float(self.log_weight.logsumexp(0))
+        if model.field is not None:
+            log_weight = log_weight + spins @ model.field.flatten() / model.temperature
+        return Ising(model.temperature, spins, log_weight, matrix)
 
     @property
     def probability(self) -> Tensor:
@@ -68,3 +66,27 @@ class Ising:
     @property
     def second_moment(self) -> Tensor:
         return self.spins.T @ (self.probability[:, None] * self.spins)
+
+    @property
+    def log_partition(self) -> float:
+        return float(self.log_weight.logsumexp(0))
+
+    @property
+    def specific_heat(self) -> float:
+        deviation = self.log_weight - self.probability @ self.log_weight
+        return float(self.probability @ deviation.square()) / len(self.matrix)
+
+    @property
+    def averages(self) -> dict[str, float]:
+        """Thermal averages by the names of the observables, energies per site."""
+        m = self.spins.mean(1)
+        energy = -self.log_weight * self.temperature / len(self.matrix)
+        values = {
+            "magnetisation": m,
+            "abs_magnetisation": m.abs(),
+            "structure_factor": m**2,
+            "fourth_moment": m**4,
+            "internal_energy": energy,
+            "squared_internal_energy": energy**2,
+        }
+        return {name: float(self.probability @ value) for name, value in values.items()}

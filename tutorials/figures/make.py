@@ -24,7 +24,6 @@ from pyro_neuralrg import (
     load,
     plotting,
 )
-from pyro_neuralrg.observables import structure_factor
 from pyro_neuralrg.paper.files import write_figure
 from pyro_neuralrg.plotting.style import note
 
@@ -55,8 +54,9 @@ def sample(target: IsingDual, flow: torch.nn.Module) -> dict[str, torch.Tensor]:
 def pictures_of_runs(target: IsingDual, flow: torch.nn.Module, out: Path) -> None:
     """Running means, traces, ranks and configurations of the two samplers."""
     fields = sample(target, flow)
-    series = {name: structure_factor(x, target.shape).numpy() for name, x in fields.items()}
-    exact = target.exact_structure_factor()
+    structure_factor = target.observables()["structure_factor"]
+    series = {name: structure_factor(x).numpy() for name, x in fields.items()}
+    exact = target.spins.structure_factor()
     drawn = {
         "structure_factor": plotting.structure_factor(series, exact=exact),
         "trace": plotting.trace(

@@ -13,8 +13,6 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["kaufman_log_partition", "ring_log_partition"]
-
 WARM = 0.5
 """Below this K, 1 - tanh(K)^n is computed as it stands; above, from the small 1 - tanh K."""
 

@@ -13,15 +13,6 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = [
-    "MAX_SECTION_OPEN",
-    "MAX_SECTION_PERIODIC",
-    "cross_section",
-    "reaches_correlations",
-    "transfer_correlations",
-    "transfer_log_partition",
-]
-
 MAX_SECTION_PERIODIC = 10
 """Spins of a cross-section of a periodic lattice: the matrix has 4^W entries."""
 

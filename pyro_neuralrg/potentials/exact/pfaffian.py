@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-r"""Spin correlations on the two-dimensional torus from Pfaffians over the four spin structures.
+r"""Spin correlations on the ring, and on the torus from Pfaffians over four spin structures.
 
 Notation of B. M. McCoy and T. T. Wu, The Two-Dimensional Ising Model (1973), chapters IV and VIII:
 each site becomes four fermions R, L, U, D; with t = tanh K the partition function is
@@ -20,8 +20,6 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["torus_correlations"]
-
 R, L, U, D = range(4)
 SITE = np.array([[0, 1, -1, -1], [-1, 0, 1, -1], [1, -1, 0, 1], [1, 1, -1, 0]], dtype=float)
 SECTORS = ((0, 0, -1.0), (0, 1, 1.0), (1, 0, 1.0), (1, 1, 1.0))
@@ -35,6 +33,23 @@ NUDGE = 1e-6
 
 CANCELLED = 1e-6
 """Z over the sum of its sectors' sizes, below which too few digits of the difference are left."""
+
+
+def ring_correlations(length: int, coupling: float) -> NDArray[np.float64]:
+    """(t^r + t^(n-r)) / (1 + t^n) with t = tanh K.
+
+    On an odd antiferromagnetic ring numerator and denominator vanish at low temperature: there
+    their common factor 1 - |t| is divided out.
+    """
+    if length == 1:
+        return np.ones(1)
+    distance = np.arange(length)
+    near, size = np.minimum(distance, length - distance), abs(math.tanh(coupling))
+    signs = (math.copysign(1.0, coupling)) ** near
+    if coupling >= 0 or length % 2 == 0:
+        return signs * (size**near + size ** (length - near)) / (1 + size**length)
+    sums = np.concatenate([[0.0], np.cumsum(size**distance)])  # 1 + |t| + ... + |t|^(m - 1)
+    return signs * size**near * sums[length - 2 * near] / sums[length]
 
 
 def torus_correlations(

@@ -10,7 +10,7 @@ from pyro_neuralrg.app import experiment
 from pyro_neuralrg.app.experiment import Experiment
 from pyro_neuralrg.app.job import Results, Settings
 from pyro_neuralrg.app.report import as_json, table
-from pyro_neuralrg.potentials import IsingDual
+from pyro_neuralrg.potentials import IsingModel
 
 
 def run(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> Results:
@@ -26,7 +26,7 @@ def test_reference_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     report = as_json(results)["sampling"]
     assert report["exact_structure_factor"] is None
     mean, error = report["reference_structure_factor"], report["reference_structure_factor_se"]
-    expected, its_error = IsingDual((3, 4, 4), 4.5).reference_structure_factor(4000, 1)
+    expected, its_error = IsingModel((3, 4, 4), 4.5).reference_structure_factor(4000, 1)
     assert 0 < error < 0.1 * mean
     assert abs(mean - expected) < 4 * (error**2 + its_error**2) ** 0.5
     assert f"cluster Monte Carlo   {mean:.5f} +- {error:.5f}" in table(results)

@@ -1,0 +1,453 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""The Ising model of spins: exact quantities, cluster Monte Carlo and observables."""
+
+from __future__ import annotations
+
+import math
+import sys
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from pyro_neuralrg.arguments import check_integer, check_number
+from pyro_neuralrg.lattice import check_boundary, check_shape
+from pyro_neuralrg.observables.sites import check_values
+from pyro_neuralrg.observables.standard import Observable, field_observables
+from pyro_neuralrg.potentials import cluster
+from pyro_neuralrg.potentials.base import generator_of
+from pyro_neuralrg.potentials.exact import pfaffian, torus, transfer
+from pyro_neuralrg.statistics import Estimate
+
+CRITICAL_TEMPERATURE = 2 / math.log(1 + math.sqrt(2))
+"""Of the infinite square lattice with J = 1, in J / k_B (L. Onsager, 1944)."""
+
+LEAST_TEMPERATURE = 1 / sys.float_info.max
+"""1 / T is finite."""
+
+LEAST_CHAINS = 32
+"""Independent chains for an error bar, which is then itself known to 13 %."""
+
+
+class IsingModel:
+    r"""Ising spins on a lattice, :math:`p(s) \propto e^{-H(s) / T}`.
+
+    .. math:: H(s) = -\sum_{a, \langle ij \rangle_a} J_a s_i s_j - \sum_i h_i s_i
+
+    with the bonds of nearest neighbours along each axis a. Energies are in units of J, temperatures
+    in J / k_B. Exact quantities raise NotImplementedError, with the reason, where no method reaches
+    the lattice: rings and two-dimensional tori of any size are reached without field and
+    frustration, all else if the cross-section is small; :meth:`sample` has no such limit.
+
+    Args:
+        shape: lattice shape, one to three sides >= 1.
+        temperature: T in units of J / k_B, > 0; default: the critical one of the square lattice.
+        couplings: J of each axis, of either sign; default: 1 each. A periodic side of 2 counts both
+            bonds of a pair, a side of 1 has none.
+        field: external field h in units of J, one number or one per site (shape ``shape``).
+        boundary: "periodic" or "open".
+
+    Attributes:
+        shape: as above.
+        temperature: as above.
+        couplings: J of each axis.
+        field: h of each site, float64 of shape ``shape``; None if there is none, or it is zero.
+        boundary: as above.
+
+    Raises:
+        TypeError, ValueError: naming the argument, the value seen and what is accepted.
+
+    References:
+        B. Kaufman, Crystal statistics II, Phys. Rev. 76, 1232 (1949).
+        B. M. McCoy and T. T. Wu, The Two-Dimensional Ising Model (1973).
+
+    Example:
+        >>> model = IsingModel((8, 8))
+        >>> f"{model.log_partition():.6f} {model.internal_energy():.6f}"
+        '60.141781 -1.491589'
+    """
+
+    def __init__(
+        self,
+        shape: Iterable[int],
+        temperature: float = CRITICAL_TEMPERATURE,
+        couplings: Iterable[float] | None = None,
+        field: ArrayLike | Tensor | None = None,
+        boundary: str = "periodic",
+    ) -> None:
+        self.shape = check_shape(shape)
+        self.temperature = check_number(
+            "temperature",
+            temperature,
+            "a finite number > 0, as is 1 / T",
+            above=0,
+            least=LEAST_TEMPERATURE,
+        )
+        self.couplings = check_couplings(couplings, self.shape)
+        self.field = _check_field(field, self.shape)
+        self.boundary = check_boundary(boundary)
+        # the exact methods drop sides of one
+        axes = [axis for axis, side in enumerate(self.shape) if side > 1] or [0]
+        self._sides = tuple(self.shape[axis] for axis in axes)
+        self._strengths = tuple(self.couplings[axis] for axis in axes)
+
+    @property
+    def bonds(self) -> cluster.Bonds:
+        """All bonds: the sites at both ends, as indices into the flattened lattice, and J / T."""
+        strengths = [coupling / self.temperature for coupling in self.couplings]
+        return cluster.lattice_bonds(self.shape, strengths, self.boundary)
+
+    @property
+    def reduced_field(self) -> Tensor | None:
+        """h / T of each site in float64, or None."""
+        return None if self.field is None else self.field / self.temperature
+
+    def energy_per_site(self, mean: Tensor, variance: Tensor | None = None) -> Tensor:
+        """H / N of spins, or its mean over independent spins of given means.
+
+        Args:
+            mean: spins or their means, shape ``batch + shape``.
+            variance: not needed, as H is linear in each spin; an argument of all observables.
+
+        Returns:
+            Shape ``batch``, in units of J.
+
+        Example:
+            >>> IsingModel((4, 4), field=0.5).energy_per_site(torch.ones(4, 4))
+            tensor(-2.5000)
+        """
+        check_values("mean", mean, self.shape)
+        lattice = tuple(range(-len(self.shape), 0))
+        h = 0.0 if self.field is None else self.field.to(mean)
+        total = (h * mean).sum(lattice)
+        for axis, coupling in enumerate(self.couplings):
+            if self.shape[axis] > 1:
+                total = total + coupling * (mean * self._neighbour(mean, axis, 1)).sum(lattice)
+        return -total / math.prod(self.shape)
+
+    def squared_energy_per_site(self, mean: Tensor, variance: Tensor | None = None) -> Tensor:
+        r"""(H / N)^2 of spins, or its mean over independent spins of given means, in O(N).
+
+        About the means t the energy is a sum of terms without correlation,
+
+        .. math:: H(s) = H(t) - \sum_i g_i (s_i - t_i) - \sum_{(ij)} J_{ij} (s_i - t_i)(s_j - t_j),
+
+        with :math:`g_i = h_i + \sum_j J_{ij} t_j` and pairs (ij) of neighbours (whose two bonds
+        along a periodic side of 2 make one :math:`J_{ij}`), so that its variance is :math:`\sum_i
+        g_i^2 \sigma_i^2 + \sum_{(ij)} J_{ij}^2 \sigma_i^2 \sigma_j^2`.
+
+        Args:
+            mean: spins or their means, shape ``batch + shape``.
+            variance: :math:`\sigma^2` of each spin; None of known spins.
+
+        Returns:
+            Shape ``batch``, in units of J^2.
+
+        Example:
+            >>> pair = IsingModel((2,), boundary="open")  # H = -s_0 s_1
+            >>> pair.squared_energy_per_site(torch.zeros(2), torch.ones(2))
+            tensor(0.2500)
+        """
+        square = self.energy_per_site(mean).square()
+        if variance is None:
+            return square
+        check_values("variance", variance, self.shape)
+        local = torch.zeros_like(mean) if self.field is None else self.field.to(mean)
+        pairs = torch.zeros_like(mean)
+        for axis, (side, coupling) in enumerate(zip(self.shape, self.couplings, strict=True)):
+            if side == 1:
+                continue
+            both = self._neighbour(mean, axis, 1) + self._neighbour(mean, axis, -1)
+            local = local + coupling * both
+            # both bonds of a pair: (2 J)^2 of one pair, of which each bond brings half
+            weight = 2 if self.boundary == "periodic" and side == 2 else 1
+            pairs = pairs + weight * coupling**2 * self._neighbour(variance, axis, 1)
+        scatter = (variance * (local.square() + pairs)).sum(tuple(range(-len(self.shape), 0)))
+        return square + scatter / math.prod(self.shape) ** 2
+
+    def _neighbour(self, values: Tensor, axis: int, step: int) -> Tensor:
+        """The value of each site's neighbour along an axis; zero beyond an open edge."""
+        dim = axis - len(self.shape)
+        if self.boundary == "periodic":
+            return values.roll(step, dim)
+        edge = torch.zeros_like(values.narrow(dim, 0, 1))
+        last = values.shape[dim] - 1
+        if step > 0:
+            return torch.cat([edge, values.narrow(dim, 0, last)], dim)
+        return torch.cat([values.narrow(dim, 1, last), edge], dim)
+
+    def observables(self) -> dict[str, Observable]:
+        """Observables that fit the model, as functions of spins, or of their means and variances.
+
+        Returns:
+            Functions of ``(mean, variance=None)``, ``batch + shape -> batch``: those of
+            :func:`~pyro_neuralrg.observables.field_observables`, ``internal_energy`` and
+            ``squared_internal_energy`` per site.
+
+        Example:
+            >>> IsingModel((4, 4)).observables()["internal_energy"](torch.ones(4, 4))
+            tensor(-2.)
+        """
+        return {
+            **field_observables(self.shape, self.boundary),
+            "internal_energy": self.energy_per_site,
+            "squared_internal_energy": self.squared_energy_per_site,
+        }
+
+    def sample(self, n: int, seed: int | torch.Generator | None = None) -> Tensor:
+        """Draw spins by cluster Monte Carlo (Swendsen-Wang).
+
+        Args:
+            n: number of configurations.
+            seed: of the random numbers, or a generator; None continues torch's own.
+
+        Returns:
+            Spins of +1 and -1, shape ``(n,) + shape``, in torch's default dtype. They come from as
+            many independent chains as fit 65536 sites; those of one chain are 15 sweeps apart.
+        """
+        n = check_integer("n", n, 1)
+        chains = min(n, max(1, cluster.SITES_AT_ONCE // math.prod(self.shape)))
+        spins = self._swendsen_wang(chains, -(-n // chains), seed)
+        spins = spins.reshape(-1, *self.shape)[:n]
+        return torch.from_numpy(spins).to(torch.get_default_dtype())
+
+    def reference_structure_factor(self, n: int, seed: int | None = None) -> Estimate:
+        """Uniform structure factor by cluster Monte Carlo: of any lattice, with a standard error.
+
+        From at least 32 chains that share nothing (as many as fit 65536 sites, if these are more;
+        ``n`` if that is less), of equal length and ``n`` configurations or a few more in all. The
+        standard error is the scatter of the chains' means over the square root of their number, so
+        that no autocorrelation time is needed. It knows nothing of what all chains miss alike:
+        where clusters do not help (frustrated or in opposing fields, cold) 100 sweeps may be too
+        few to reach equilibrium.
+
+        Args:
+            n: number of configurations, at least 2.
+            seed: of the random numbers; None continues torch's own.
+
+        Example:
+            >>> model = IsingModel((6, 6, 6), temperature=4.5)
+            >>> value, error = model.reference_structure_factor(320)
+            >>> error < 0.1 * value
+            True
+        """
+        chains = max(LEAST_CHAINS, cluster.SITES_AT_ONCE // math.prod(self.shape))
+        chains = min(check_integer("n", n, 2), chains)
+        spins = self._swendsen_wang(chains, -(-n // chains), seed)
+        means = np.square(spins.mean(2, dtype=np.float64)).mean(0)
+        return Estimate(float(means.mean()), float(means.std(ddof=1) / math.sqrt(chains)))
+
+    def _swendsen_wang(
+        self, chains: int, rounds: int, seed: int | torch.Generator | None
+    ) -> cluster.Spins:
+        field = self.reduced_field
+        return cluster.swendsen_wang(
+            self.bonds,
+            None if field is None else field.flatten().numpy(),
+            math.prod(self.shape),
+            chains=chains,
+            rounds=rounds,
+            seed=int(torch.randint(2**62, (), generator=generator_of(seed))),
+        )
+
+    def log_partition(self) -> float:
+        """Exact ln Z in nats.
+
+        Rings in closed form, two-dimensional tori by Kaufman's formula (stable to sides of 1024 and
+        beyond), all else by the transfer matrix.
+        """
+        with torch.no_grad():
+            return float(self._log_partition(self._beta))
+
+    def internal_energy(self) -> float:
+        """Exact <H> per site in units of J: -d ln Z / d beta / N."""
+        return -_derivative(self._log_partition)(self._beta).item() / math.prod(self.shape)
+
+    def specific_heat(self) -> float:
+        """Exact specific heat d<H>/dT per site in units of k_B: beta^2 d^2 ln Z / d beta^2 / N.
+
+        Example:
+            >>> f"{IsingModel((2,), 1.0).specific_heat():.6f}"  # both bonds of a pair
+            '0.141302'
+        """
+        beta = self._beta
+        second = _derivative(_derivative(self._log_partition))(beta)
+        return (beta * (beta * second)).item() / math.prod(self.shape)
+
+    def correlations(self) -> Tensor:
+        """Exact <s_0 s_r> on the periodic lattice without field, float64 of shape ``shape``.
+
+        Rings in closed form, two-dimensional tori by Pfaffians (below, at and above Tc), narrow
+        lattices that are frustrated or have three dimensions by the transfer matrix. The Pfaffians
+        of wide frustrated tori cancel at low temperature, which is refused.
+
+        Example:
+            >>> IsingModel((4,), 1.0).correlations()
+            tensor([1.0000, 0.9004, 0.8680, 0.9004], dtype=torch.float64)
+        """
+        return torch.from_numpy(self._correlations()).reshape(self.shape)
+
+    def structure_factor(self) -> float:
+        """Exact uniform structure factor E[(sum_i s_i)^2] / N^2.
+
+        The mean of :meth:`correlations` where these are known, else the second derivative of the
+        transfer matrix's ln Z in a uniform field. Where neither reaches,
+        :meth:`reference_structure_factor` does.
+
+        Example:
+            >>> f"{IsingModel((8, 8)).structure_factor():.6f}"
+            '0.646912'
+        """
+        if self._sums_correlations():
+            return float(self._correlations().mean())
+        self._require_transfer("the structure factor")
+
+        def of_field(extra: Tensor) -> Tensor:
+            return self._log_partition(self._beta, extra)
+
+        zero = torch.zeros((), dtype=torch.float64)
+        mean = _derivative(of_field)(zero)
+        variance = _derivative(_derivative(of_field))(zero)
+        return float(variance + mean**2) / math.prod(self.shape) ** 2
+
+    @property
+    def _beta(self) -> Tensor:
+        return torch.tensor(1 / self.temperature, dtype=torch.float64)
+
+    def _log_partition(self, beta: Tensor, extra: Tensor | None = None) -> Tensor:
+        """ln Z at the inverse temperature ``beta``; ``extra`` is added to h_i / T."""
+        sides = self._sides
+        couplings = beta * torch.tensor(self._strengths, dtype=torch.float64)
+        if extra is None and self.field is None and self.boundary == "periodic":
+            if len(sides) == 1:
+                return torus.ring_log_partition(sides[0], couplings[0])
+            if len(sides) == 2 and 0.0 in self._strengths:
+                axis = self._ring_axis()
+                return sides[1 - axis] * torus.ring_log_partition(sides[axis], couplings[axis])
+            if len(sides) == 2 and not self._frustrated():
+                return torus.kaufman_log_partition((sides[0], sides[1]), couplings.abs())
+        self._require_transfer("ln Z")
+        field = torch.zeros(sides, dtype=torch.float64)
+        if self.field is not None:
+            field = self.field.reshape(sides)
+        fields = beta * field + (0.0 if extra is None else extra)
+        return transfer.transfer_log_partition(sides, couplings, fields, self.boundary)
+
+    def _correlations(self) -> NDArray[np.float64]:
+        """Correlations on the lattice without its sides of one."""
+        if self.field is not None or self.boundary == "open":
+            raise NotImplementedError(
+                "correlations of the open lattice, or in a field, depend on both sites; accepted: "
+                "boundary='periodic', field=None"
+            )
+        sides, beta = self._sides, 1 / self.temperature
+        if len(sides) == 1:
+            return pfaffian.ring_correlations(sides[0], beta * self._strengths[0])
+        if len(sides) == 2 and 0.0 in self._strengths:
+            axis, table = self._ring_axis(), np.zeros(sides)
+            ring = pfaffian.ring_correlations(sides[axis], beta * self._strengths[axis])
+            np.moveaxis(table, axis, 0)[:, 0] = ring
+            return table
+        narrow = transfer.reaches_correlations(sides)
+        if len(sides) == 2 and not (narrow and self._frustrated()):
+            couplings = beta * np.array(self._strengths)
+            return pfaffian.torus_correlations((sides[0], sides[1]), couplings)
+        if not narrow:
+            raise NotImplementedError(
+                f"correlations of the periodic lattice {sides} are not known exactly: accepted are "
+                f"one and two dimensions, and at most {transfer.MAX_SECTION_PERIODIC} spins across "
+                "the longest side (fewer if that is very long)"
+            )
+        strengths = beta * torch.tensor(self._strengths, dtype=torch.float64)
+        return transfer.transfer_correlations(sides, strengths).numpy()
+
+    def _ring_axis(self) -> int:
+        """The axis of rings that are not coupled to one another."""
+        return 0 if self._strengths[1] == 0.0 else 1
+
+    def _frustrated(self) -> bool:
+        """An antiferromagnetic bond along an odd side cannot be gauged away."""
+        pairs = zip(self._sides, self._strengths, strict=True)
+        return any(strength < 0 and side % 2 for side, strength in pairs)
+
+    def _sums_correlations(self) -> bool:
+        """The structure factor is the mean of correlations that are known."""
+        if len(self._sides) > 2 or self.boundary == "open" or self.field is not None:
+            return False
+        slow = self._frustrated() and not transfer.reaches_correlations(self._sides)
+        return not slow or transfer.cross_section(self._sides) > transfer.MAX_SECTION_PERIODIC
+
+    def _require_transfer(self, what: str) -> None:
+        section = transfer.cross_section(self._sides)
+        is_open = self.boundary == "open"
+        limit = transfer.MAX_SECTION_OPEN if is_open else transfer.MAX_SECTION_PERIODIC
+        if section > limit:
+            raise NotImplementedError(
+                f"{what} of the {self.boundary} Ising lattice {self.shape}"
+                f"{'' if self.field is None else ' in a field'} is not known exactly: accepted are "
+                "periodic lattices of one or two dimensions without field and frustration, and any "
+                f"with at most {limit} spins across the longest side (here {section})"
+            )
+
+    def __repr__(self) -> str:
+        field = "" if self.field is None else ", field=..."
+        return (
+            f"IsingModel({self.shape}, temperature={self.temperature:.9g}, "
+            f"couplings={self.couplings}{field}, boundary={self.boundary!r})"
+        )
+
+
+def check_couplings(couplings: Iterable[float] | None, shape: tuple[int, ...]) -> tuple[float, ...]:
+    """J of each axis; 1 each for None.
+
+    Raises:
+        TypeError, ValueError: naming the argument, the value seen and what is accepted.
+    """
+    if couplings is None:
+        return (1.0,) * len(shape)
+    accepted = f"one finite J for each side of {shape}"
+    try:
+        values = tuple(couplings)
+    except TypeError:
+        raise TypeError(f"couplings is {couplings!r}; accepted: {accepted}") from None
+    if len(values) != len(shape):
+        raise ValueError(f"couplings is {couplings!r}; accepted: {accepted}")
+    return tuple(check_number("couplings", value, accepted, given=couplings) for value in values)
+
+
+def _check_field(field: Any, shape: tuple[int, ...]) -> Tensor | None:
+    """The field of each site in float64, or None if it is zero everywhere."""
+    if field is None:
+        return None
+    accepted = f"accepted: a finite number, or one per site, of shape {shape}"
+    try:
+        # a copy, since torch takes no array that is reversed and warns of one that is read-only
+        value = field.detach().cpu() if isinstance(field, Tensor) else np.array(field, order="C")
+        tensor = torch.as_tensor(value)
+        if tensor.is_complex():
+            raise TypeError
+        values = tensor.to(torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"field is {field!r}; {accepted}") from None
+    fits = tuple(values.shape) in ((), shape)
+    if not fits or not bool(values.isfinite().all()):
+        seen = "entries that are not finite" if fits else f"shape {tuple(values.shape)}"
+        raise ValueError(f"field has {seen}; {accepted}")
+    return values.expand(shape).clone() if bool(values.any()) else None
+
+
+def _derivative(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Forward-mode derivative in a scalar: no memory beyond that of the function itself."""
+
+    def derivative(point: Tensor) -> Tensor:
+        with warnings.catch_warnings():
+            # at its first forward-mode derivative torch itself calls torch.jit.script
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return torch.func.jvp(function, (point,), (torch.ones_like(point),))[1]
+
+    return derivative
