@@ -19,7 +19,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import NoReturn, TextIO
 
 from pyro_neuralrg import __version__
 from pyro_neuralrg.app.experiment import (
@@ -31,14 +31,12 @@ from pyro_neuralrg.app.experiment import (
 )
 from pyro_neuralrg.app.job import Settings
 from pyro_neuralrg.app.report import Output, table
-from pyro_neuralrg.paper import BLOCKS, FIGURES, Start, make_folder, prepare, redraw
 from pyro_neuralrg.runtime.interrupts import deferred_interrupts
 from pyro_neuralrg.runtime.processes import joined, processes
 
 __all__ = ["build_parser", "main"]
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
-OWN = sorted({name for kind in FIGURES.values() for name in kind.own})
 
 
 class _Parser(argparse.ArgumentParser):
@@ -57,7 +55,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_ising(commands)
-    _add_paper(commands)
     return parser
 
 
@@ -79,7 +76,11 @@ def _add_ising(commands: argparse._SubParsersAction[_Parser]) -> None:
     add = ising.add_argument
     add("--shape", type=int, nargs="+", default=list(new.shape), metavar="L",
         help="sides of the periodic lattice, one to three")  # fmt: skip
-    _add_training(ising, new, "the shape")
+    add("--temperature", type=float, default=new.temperature, metavar="T",
+        help="in J/k_B; the default is the critical temperature of the square lattice")  # fmt: skip
+    add("--steps", type=int, metavar="N", help="training steps (default: from the shape)")
+    add("--batch", type=int, metavar="N", help="fields per training step (default: from the shape)")
+    add("--seed", type=int, default=new.seed, help="of training and sampling")
     add("--chains", type=int, metavar="N", default=new.chains,
         help="chains of each sampler")  # fmt: skip
     add("--draws", type=int, metavar="N", default=new.draws,
@@ -100,62 +101,6 @@ def _add_ising(commands: argparse._SubParsersAction[_Parser]) -> None:
         help="a table of the training steps, which grows with them (default: none)")  # fmt: skip
     add("--out", type=Path, default=Path("neuralrg-output"), metavar="DIR",
         help="folder for what is written; made if it is missing")  # fmt: skip
-
-
-def _add_training(parser: argparse.ArgumentParser, new: Settings | Start, origin: str) -> None:
-    """What both commands train with, on which model."""
-    add = parser.add_argument
-    add("--temperature", type=float, default=new.temperature, metavar="T",
-        help="in J/k_B; the default is the critical temperature of the square lattice")  # fmt: skip
-    add("--steps", type=int, metavar="N", help=f"training steps (default: from {origin})")
-    add("--batch", type=int, metavar="N", help=f"fields per training step (default: from {origin})")
-    add("--seed", type=int, default=new.seed, help="of training and sampling")
-
-
-def _add_paper(commands: argparse._SubParsersAction[_Parser]) -> None:
-    paper = commands.add_parser(
-        "paper",
-        help="make a figure of the paper, from nothing or from a saved flow",
-        description=(
-            "Make a figure of Li and Wang (2018): "
-            + "; ".join(f"{name}: {kind.about}" for name, kind in FIGURES.items())
-            + ". Writes FIGURE.png, the numbers behind it (FIGURE.json or FIGURE.npz) and, if it "
-            "trained one, flow.pt, from which the other figures can start."
-        ),
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        argument_default=argparse.SUPPRESS,
-    )
-    add = paper.add_argument
-    add("figure", choices=sorted(FIGURES), metavar="FIGURE", help=", ".join(FIGURES))
-    add("--shape", type=int, nargs="+", metavar="L",
-        help="sides of the periodic lattice (default: those of the flow, else 16 16)")  # fmt: skip
-    _add_training(paper, Start(), "the blocks and the shape")
-    add("--flow", type=Path, metavar="PATH",
-        help="start from this flow.pt (default: train one)")  # fmt: skip
-    add("--blocks", choices=BLOCKS,
-        help="default: the flow that knows its target; paper: Real NVP blocks, 5000 steps of 512 "
-        "fields (default: paper for the sweep, else default)")  # fmt: skip
-    add("--seconds", type=float, metavar="S",
-        help="sweep: CPU seconds of training for each point (default: 60)")  # fmt: skip
-    add("--temperatures", type=float, nargs="+", metavar="T",
-        help="sweep: those of the points, in J/k_B (default: nine from 2.0 to 2.7)")  # fmt: skip
-    add("--depths", type=int, nargs="+", metavar="K",
-        help="sweep: numbers of scales (default: from 1 to all)")  # fmt: skip
-    add("--circuits", nargs="*", metavar="NAME",
-        help="sweep: whole circuits at --temperature, of tree, brickwork, mera; no name for none "
-        "(default: all three)")  # fmt: skip
-    add("--chains", type=int, metavar="N",
-        help="fig3b: of each sampler (default: 256)")  # fmt: skip
-    add("--trajectories", type=int, metavar="N",
-        help="fig3b: of each chain (default: 400)")  # fmt: skip
-    add("--seeds", type=int, metavar="N",
-        help="fig4a: trainings whose overlaps are reported (default: 1)")  # fmt: skip
-    add("--smoke", action="store_true", help="make it in seconds, with numbers that mean nothing")
-    add("--out", type=Path, default=Path("neuralrg-paper"), metavar="DIR",
-        help="folder for what is written; made if it is missing. A sweep that was stopped goes on "
-        "with the points that this folder does not have yet")  # fmt: skip
-    add("--redraw", action="store_true",
-        help="compute nothing: draw the numbers in --out again")  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -181,9 +126,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _main(arguments: Sequence[str] | None) -> int:
     parser = build_parser()
     options = vars(parser.parse_args(arguments))
-    command, out = options.pop("command"), options.pop("out")
-    if command == "paper":
-        return _paper(parser, options, out)
+    del options["command"]
+    out = options.pop("out")
     options["shape"] = tuple(options["shape"])
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
@@ -210,53 +154,6 @@ def _follow(experiment: Experiment) -> int:
     if results.stopped == "interrupted":
         return INTERRUPTED
     return FAILED if results.stopped or results.unsaved else DONE
-
-
-def _paper(parser: argparse.ArgumentParser, options: dict[str, Any], out: Path) -> int:
-    """Make a figure of the paper, and print the numbers."""
-    if processes().size > 1:
-        parser.error(f"paper runs in {processes().size} processes; accepted: one")
-    figure, saved = options.pop("figure"), options.pop("flow", None)
-    small = options.pop("smoke", False)
-    if options.pop("redraw", False):
-        return _redraw(parser, figure, out)
-    own = {name: _tuple(options.pop(name)) for name in OWN if name in options}
-    options.setdefault("blocks", "paper" if figure == "sweep" else "default")
-    with warnings.catch_warnings():
-        warnings.showwarning = _show_warning
-        try:
-            start = Start(saved=saved, **options)
-            job = prepare(figure, start, small=small, own=own)
-            folder = make_folder(out)
-        except FAILURES as error:
-            parser.error(one_line(error))
-        except KeyboardInterrupt:
-            return INTERRUPTED
-        try:
-            lines = job.run(folder)
-        except KeyboardInterrupt:
-            sys.stderr.write("neuralrg: interrupted\n")
-            return INTERRUPTED
-        except FAILURES as error:
-            sys.stderr.write(f"neuralrg: error: {one_line(error)}\n")
-            return FAILED
-    sys.stdout.write("\n".join(lines) + f"\n\nwritten to {folder}: {figure}.png\n")
-    return DONE
-
-
-def _redraw(parser: argparse.ArgumentParser, figure: str, out: Path) -> int:
-    """Draw a figure again, and print its numbers."""
-    try:
-        lines = redraw(figure, out)
-    except FAILURES as error:
-        parser.error(one_line(error))
-    sys.stdout.write("\n".join(lines) + f"\n\nwritten to {out}: {figure}.png\n")
-    return DONE
-
-
-def _tuple(value: Any) -> Any:
-    """Lists of the command line as the tuples that settings hold."""
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _run(experiment: Experiment, output: Output) -> int:

@@ -12,8 +12,6 @@ from torch import Tensor
 from pyro_neuralrg.lattice import Circuit, Layer
 from pyro_neuralrg.transforms.partition import cut, join, pack, tile
 
-__all__ = ["light_cone", "reach"]
-
 
 def light_cone(circuit: Circuit) -> list[Tensor]:
     """Variables of each scale in the light cone of every site.

@@ -9,10 +9,12 @@ import torch
 
 from pyro_neuralrg.analysis import latents_of_scale
 from pyro_neuralrg.lattice import make_circuit
-from pyro_neuralrg.paper import light_cone, reach
 from pyro_neuralrg.transforms import hierarchical_flow
 from pyro_neuralrg.transforms.bijectors import RealNVP
 from pyro_neuralrg.transforms.scales import number_of_scales, sites_of_scale
+from tests.tutorials.scripts import load
+
+light_cone, reach = load("light_cone").light_cone, load("light_cone").reach
 
 
 @pytest.mark.parametrize(
