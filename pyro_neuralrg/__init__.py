@@ -8,6 +8,7 @@ an error bar, and sample it in the latent space (Li and Wang, PRL 121, 260601, 2
 
 from pyro_neuralrg.diagnostics import diagnose, to_arviz
 from pyro_neuralrg.distributions import SymmetrizedFlow
+from pyro_neuralrg.files import Record
 from pyro_neuralrg.flow_file import load, save
 from pyro_neuralrg.free_energy import anneal, estimate, expectations
 from pyro_neuralrg.infer import PDD, AutoHierarchicalFlow, FlowGuide, FlowReparam
@@ -20,7 +21,7 @@ from pyro_neuralrg.mcmc import (
     VectorizedMCMC,
 )
 from pyro_neuralrg.potentials import FreeField, IsingDual, IsingDualFamily, LatticePotential, Phi4
-from pyro_neuralrg.train import fit
+from pyro_neuralrg.train import Cooling, Schedule, fit
 from pyro_neuralrg.transforms import (
     ConditionalHierarchicalFlow,
     HierarchicalFlow,
@@ -36,6 +37,7 @@ __all__ = [
     "AutoHierarchicalFlow",
     "ChEESHMC",
     "ConditionalHierarchicalFlow",
+    "Cooling",
     "Cycle",
     "FlowGuide",
     "FlowReparam",
@@ -47,6 +49,8 @@ __all__ = [
     "LatticePotential",
     "Mixture",
     "Phi4",
+    "Record",
+    "Schedule",
     "SymmetrizedFlow",
     "VectorizedMCMC",
     "__version__",

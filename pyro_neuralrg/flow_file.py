@@ -20,7 +20,7 @@ __all__ = ["Loaded", "load", "save"]
 
 FORMAT = FileFormat(
     name="pyro_neuralrg.flow",
-    version=3,
+    version=4,
     writer="pyro_neuralrg.save",
     entries={
         "config": (str,),

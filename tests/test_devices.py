@@ -25,7 +25,7 @@ from pyro_neuralrg.mcmc import MALA, EnergyTarget, Kernel, RandomWalkMetropolis
 from pyro_neuralrg.runtime.processes import Processes
 from pyro_neuralrg.train.loop import Training
 from pyro_neuralrg.train.optimizer import JoinedAdam
-from pyro_neuralrg.train.schedule import Anneal
+from pyro_neuralrg.train.schedule import Cooling, Schedule
 from pyro_neuralrg.train.training import _guide
 
 META, CPU = torch.device("meta"), torch.device("cpu")
@@ -135,8 +135,7 @@ def test_a_training_step_waits_once(name: str, path_after_cooling: bool) -> None
         PDD(num_particles=4, max_plate_nesting=0, vectorize_particles=True),
         JoinedAdam(flow.parameters(), 0.01, clip=100.0),
         steps=4,
-        anneal=Anneal(1.5, 0.5),
-        average=0.5,
+        schedule=Schedule(cooling=Cooling(1.5, 0.5), average=0.5),
         path_after_cooling=path_after_cooling,
         world=Processes(),
     )

@@ -94,11 +94,14 @@ def _add_ising(commands: argparse._SubParsersAction[_Parser]) -> None:
     add("--every", type=float, metavar="SECONDS",
         help="between checkpoints; Ctrl-C and SIGTERM save one first (default: 60)")  # fmt: skip
     add("--keep", type=int, metavar="K",
-        help="newest checkpoints that stay (default: 3 of training, 2 of a sampler)")  # fmt: skip
+        help="newest checkpoints that stay (default: 3)")  # fmt: skip
     add("--resume", action="store_true",
         help="go on from the newest intact checkpoint, if there is one")  # fmt: skip
-    add("--history", type=Path, metavar="FILE.csv",
-        help="a table of the training steps, which grows with them (default: none)")  # fmt: skip
+    add(
+        "--history",
+        action="store_true",
+        help="keep a table of the training steps beside the checkpoints, training/history.csv",
+    )
     add("--out", type=Path, default=Path("neuralrg-output"), metavar="DIR",
         help="folder for what is written; made if it is missing")  # fmt: skip
 

@@ -9,7 +9,6 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +18,8 @@ from torch import Tensor
 from pyro_neuralrg.app.job import Exact, Results, Sampling, Settings
 from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, refuse_without
 from pyro_neuralrg.diagnostics import summarise, to_arviz
-from pyro_neuralrg.files.format import DamagedFileError, OtherRunError, named
-from pyro_neuralrg.files.interval import Interval
+from pyro_neuralrg.files import CheckpointError
+from pyro_neuralrg.files.record import checkpoint_files, format_differences
 from pyro_neuralrg.free_energy import Bounds, FreeEnergyEstimate, bounds, estimate
 from pyro_neuralrg.lattice import check_shape
 from pyro_neuralrg.mcmc import (
@@ -31,16 +30,16 @@ from pyro_neuralrg.mcmc import (
     Kernel,
     VectorizedMCMC,
 )
-from pyro_neuralrg.mcmc.checkpoints import is_there
+from pyro_neuralrg.mcmc.checkpoints import FORMAT as SAMPLING
 from pyro_neuralrg.potentials import IsingDual
 from pyro_neuralrg.potentials.cluster import MonteCarlo
 from pyro_neuralrg.runtime.interrupts import deferred_interrupts
 from pyro_neuralrg.runtime.memory import MemoryLimitError, check_fits, kept_bytes
 from pyro_neuralrg.runtime.processes import processes
-from pyro_neuralrg.train import FitResult, default_schedule, fit
-from pyro_neuralrg.train.checkpoints import CheckpointError, Checkpoints
-from pyro_neuralrg.train.history_file import HistoryFile
+from pyro_neuralrg.train import FitResult, default_budget, fit
+from pyro_neuralrg.train.checkpoints import FORMAT as TRAINING
 from pyro_neuralrg.transforms import HierarchicalFlow
+from pyro_neuralrg.transforms.compilation import compiled_operations
 
 __all__ = [
     "FAILURES",
@@ -60,7 +59,6 @@ PHYSICAL_STEPS = 10  # leapfrog steps of a trajectory, as in the paper
 WARMUP = 200  # draws, at most
 REFERENCE_SITES = 2**22  # of all configurations of the cluster Monte Carlo: seconds
 REFERENCE_LEAST = 64  # configurations, whatever the lattice
-LEAST_EVERY = 1e-3  # seconds between checkpoints of a sampler
 PICTURED = 4  # fields kept for the figure
 LEAST = {"steps": 1, "batch": 2, "chains": 1, "draws": 1}
 MOST = 2**31 - 1  # of each of them
@@ -91,17 +89,13 @@ class Experiment:
                 check_integer(name, value, least, MOST)
         check_integer("seed", settings.seed, 0, LARGEST_SEED)
         if settings.checkpoint is None:
-            given = {name: getattr(settings, name) for name in ("keep", "resume")}
+            given = {
+                name: getattr(settings, name) for name in ("every", "keep", "resume", "history")
+            }
             refuse_without("checkpoint", "with a folder of them", **given)
-            if settings.history is None:
-                refuse_without("checkpoint", "with it or with history", every=settings.every)
-        else:
-            Checkpoints(settings.checkpoint, settings.every, keep=settings.keep)
-        if settings.history is not None:
-            table = settings.history
-            processes().from_first(lambda: HistoryFile(table, Interval(settings.every)))
+        settings.record("training", settings.resume)
         device = _device(settings.device)
-        processes().together(lambda: _check_memory(settings, device))
+        processes().run_on_all(lambda: _check_memory(settings, device))
         processes().share("batch", _batch(settings))
         processes().share("chains", settings.chains)
         target = IsingDual(settings.shape, temperature=settings.temperature).to(device)
@@ -176,7 +170,9 @@ class Experiment:
         """What the samplers found, none if the run has stopped, and why it stopped."""
         samplers: dict[str, Sampling] = {}
         try:
-            stopped = processes().from_first(lambda: stopped)  # so that all sample, or none
+            stopped = processes().broadcast_from_first(
+                lambda: stopped
+            )  # so that all sample, or none
             for name in () if stopped else SPACES:
                 samplers[name] = self.sample(name)
                 if samplers[name].interrupted:
@@ -190,19 +186,15 @@ class Experiment:
     def train(self) -> FitResult:
         """Train the flow, with steps and batch from the shape where they are not set."""
         settings = self.settings
-        return fit(
-            self.target,
-            self.flow,
-            steps=settings.steps,
-            batch=settings.batch,
-            seed=settings.seed,
-            compile=settings.compile,
-            checkpoint=settings.checkpoint,
-            every=settings.every,
-            keep=settings.keep,
-            history=settings.history,
-            resume=settings.resume,
-        )
+        with compiled_operations() if settings.compile else contextlib.nullcontext():
+            return fit(
+                self.target,
+                self.flow,
+                steps=settings.steps,
+                batch=settings.batch,
+                seed=settings.seed,
+                record=settings.record("training", settings.resume),
+            )
 
     def estimate(self) -> FreeEnergyEstimate:
         """Estimate -ln Z from samples of the flow."""
@@ -229,30 +221,14 @@ class Experiment:
         With checkpoints, it goes on where it was stopped if it is to be resumed.
         """
         mcmc = self._sampler(space)
-        if self.settings.resume and self._is_there(space):
-            try:
-                mcmc.load(self._state_file(space))
-            except DamagedFileError as error:
-                warnings.warn(
-                    f"{error}; the {space} sampler starts from the beginning", stacklevel=2
-                )
-                mcmc.run()
-            else:
-                mcmc.resume()
-        else:
-            mcmc.run()
+        mcmc.run()
         with deferred_interrupts() as pressed:
             found = _sampling(mcmc)
-        (interrupted,) = processes().any(found.interrupted or bool(pressed))
+        (interrupted,) = processes().any_process(found.interrupted or bool(pressed))
         return replace(found, interrupted=interrupted)
 
     def _sampler(self, space: str) -> VectorizedMCMC:
         """What samples in the "latent" or in the "physical" space, not run yet."""
-        every = self.settings.every
-        checkpoint = None if self.settings.checkpoint is None else self._state_file(space)
-        if checkpoint is not None:
-            with contextlib.suppress(OSError):  # if it is missing after all, the sampler says so
-                checkpoint.parent.mkdir(parents=True, exist_ok=True)
         return VectorizedMCMC(
             self._kernel(space),
             num_samples=self.settings.draws,
@@ -260,18 +236,18 @@ class Experiment:
             num_chains=self.settings.chains,
             initial_params={"x": self._start()},
             seed=self.settings.seed,
-            checkpoint=checkpoint,
-            checkpoint_every=None if every is None else max(every, LEAST_EVERY),
-            checkpoint_keep=self.settings.keep,
+            record=self.settings.record(space, self.settings.resume and self._is_there(space)),
         )
 
-    def _state_file(self, space: str) -> Path:
-        assert self.settings.checkpoint is not None
-        return Path(self.settings.checkpoint) / f"{space}.pt"
-
-    def _is_there(self, space: str) -> bool:
-        """Whether there is a state of this sampler."""
-        return processes().from_first(lambda: is_there(self._state_file(space)))
+    def _is_there(self, name: str) -> bool:
+        """Whether there are checkpoints of the training or of a sampler."""
+        folder = self.settings.folder(name)
+        if folder is None:
+            return False
+        kind = TRAINING if name == "training" else SAMPLING
+        return processes().broadcast_from_first(
+            lambda: folder.is_dir() and bool(checkpoint_files(folder, kind))
+        )
 
     def _check_samplers(self) -> None:
         """Raise a CheckpointError if there are states of samplers that this run cannot go on from.
@@ -280,45 +256,33 @@ class Experiment:
         is missing; or of one with other settings; or they cannot be read.
         """
         folder = self.settings.checkpoint
-        if folder is None:
-            return
         try:
             present = [space for space in SPACES if self._is_there(space)]
-            trained = processes().from_first(
-                lambda: bool(present) and Checkpoints(folder).has_any()
-            )
+            trained = self._is_there("training")
         except OSError as error:
             raise CheckpointError(one_line(error)) from None
-        names = " and ".join(f"{space}.pt" for space in present)
         if present and not trained:
             raise CheckpointError(
-                f"checkpoint is {folder}, which holds {names} without the training before; "
-                "accepted: a folder with both, or without checkpoints"
-            )
-        if present and not self.settings.resume:
-            raise CheckpointError(
-                f"checkpoint is {folder}, which holds {names} of an earlier training; accepted: "
-                "resume=True, or a folder without checkpoints"
+                f"checkpoint is {folder}, which holds {' and '.join(present)} without the training "
+                "before; accepted: a folder with both, or without checkpoints"
             )
         for space in present:
             self._check_sampler(space)
 
     def _check_sampler(self, space: str) -> None:
         """Raise a CheckpointError if this sampler cannot go on from the state that is there."""
-        path = self._state_file(space)
-        with warnings.catch_warnings(), contextlib.suppress(DamagedFileError):
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # sampling will speak of damaged files
             try:
-                self._sampler(space).check(path)
-            except DamagedFileError:
-                raise
-            except OtherRunError as error:
+                self._sampler(space).check()
+            except CheckpointError as error:
+                if not error.differing:
+                    raise
                 raise CheckpointError(
-                    f"{path} is of another run, with {named(self._in_words(error.differing))}; "
-                    "accepted: the same settings"
+                    f"{self.settings.folder(space)} is of another run, with "
+                    f"{format_differences(self._in_words(error.differing))}; accepted: the same "
+                    "settings"
                 ) from None
-            except (OSError, ValueError) as error:
-                raise CheckpointError(one_line(error)) from None
 
     def _in_words(self, differing: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
         """The settings of a sampler by the names of those of this job, which they come from."""
@@ -401,7 +365,7 @@ def _device(name: str) -> torch.device:
 
 def _batch(settings: Settings) -> int:
     """Fields per training step, of all processes."""
-    return default_schedule(settings.shape).batch if settings.batch is None else settings.batch
+    return default_budget(settings.shape).batch if settings.batch is None else settings.batch
 
 
 def _check_memory(settings: Settings, device: torch.device) -> None:

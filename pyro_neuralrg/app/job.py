@@ -4,14 +4,15 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from pyro_neuralrg.diagnostics import Summary
+from pyro_neuralrg.files import Record
 from pyro_neuralrg.free_energy import Bounds, FreeEnergyEstimate
 from pyro_neuralrg.potentials import CRITICAL_TEMPERATURE
 from pyro_neuralrg.potentials.cluster import MonteCarlo
@@ -36,10 +37,10 @@ class Settings:
         device: Where torch computes; "auto" is an NVIDIA GPU where there is one, else the CPU.
         dtype: "float32" or "float64".
         checkpoint: Folder for checkpoints of training and sampling; None: there are none.
-        every: Seconds between them, and between two tables; None: 60.
-        keep: How many of them, the newest, are kept; None: three of training, two of a sampler.
+        every: Seconds between them; None: 60.
+        keep: How many of them, the newest, are kept; None: three.
         resume: Go on from the newest intact one.
-        history: Table of the training steps, which grows with them; None: there is none.
+        history: Keep a table of the training steps, ``training/history.csv``, beside them.
     """
 
     shape: tuple[int, ...] = (8, 8)
@@ -56,7 +57,25 @@ class Settings:
     every: float | None = None
     keep: int | None = None
     resume: bool = False
-    history: str | os.PathLike[str] | None = None
+    history: bool = False
+
+    def folder(self, name: str) -> Path | None:
+        """Folder for the checkpoints of one stage, "training", "latent" or "physical"."""
+        return None if self.checkpoint is None else Path(self.checkpoint) / name
+
+    def record(self, name: str, resume: bool) -> Record | None:
+        """Record of one stage, if there are checkpoints."""
+        if self.checkpoint is None:
+            return None
+        if self.checkpoint == "":
+            raise ValueError("checkpoint is ''; accepted: a folder")
+        given: dict[str, Any] = {"every": self.every, "keep": self.keep}
+        return Record(
+            Path(self.checkpoint) / name,
+            resume=resume,
+            history=self.history and name == "training",
+            **{option: value for option, value in given.items() if value is not None},
+        )
 
 
 @dataclass(frozen=True)

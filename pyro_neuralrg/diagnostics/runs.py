@@ -88,7 +88,6 @@ def _of_vectorized(mcmc: VectorizedMCMC) -> Run:
         "sampler": mcmc.kernel.name,
         "seed": mcmc.seed,
         "warmup_steps": mcmc.warmup_steps,
-        "thinning": mcmc.thinning,
         "gradient_evaluations_warmup": mcmc.gradient_evaluations.warmup,
         "gradient_evaluations": mcmc.gradient_evaluations.draws,
         "seconds_warmup": mcmc.seconds.warmup,

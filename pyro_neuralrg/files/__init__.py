@@ -1,3 +1,7 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are whole or absent: writing, reading and their format."""
+"""Files that are whole or absent, and folders in which long runs are recorded."""
+
+from pyro_neuralrg.files.record import CheckpointError, Record
+
+__all__ = ["CheckpointError", "Record"]

@@ -41,12 +41,14 @@ class Adaptation:
             covariance (for problems of few dimensions), pooled over chains and over windows of
             doubling length.
         trajectory_length: adapt the trajectory length of kernels that have one.
+        steps: steps of the warm-up; as many as draws if None.
     """
 
     target_acceptance: float | None = None
     step_size: bool = True
     mass: str = "unit"
     trajectory_length: bool = True
+    steps: int | None = None
 
     def __post_init__(self) -> None:
         if self.target_acceptance is not None:

@@ -13,8 +13,6 @@ from torch import Tensor
 
 from pyro_neuralrg.mcmc.base import Kernel, StepInfo
 
-__all__ = ["MIN_DRAWS", "Figures", "worst_rhat"]
-
 #: R-hat splits chains and needs two draws of each half.
 MIN_DRAWS = 4
 #: Seconds between two R-hats, which cost as much as several steps of a small model.

@@ -1,11 +1,11 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""What is kept of a run: rows of figures of all chains, in memory set aside once."""
+"""Rows of figures of all chains, in memory set aside once."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import torch
@@ -13,8 +13,6 @@ from torch import Tensor
 
 from pyro_neuralrg.mcmc.base import ChainState, Kernel, StepInfo
 from pyro_neuralrg.mcmc.target import Target
-
-__all__ = ["Observable", "Record", "check_observables", "observe", "statistics"]
 
 #: Of the lattice field ``(chains,) + shape``, or of all sites by name, to ``(chains, ...)``.
 Observable: TypeAlias = Callable[[Any], Tensor]
@@ -73,26 +71,26 @@ class Record:
             self._columns[name][: self.length] = value[: self.length]
 
 
-def statistics(kernel: Kernel, state: ChainState, infos: Sequence[StepInfo]) -> dict[str, Tensor]:
-    """One row of sample_stats, each of shape ``(chains,)``, of the steps that make one draw."""
-    energy = state.energy
-    members = kernel.members
+def statistics(kernel: Kernel, state: ChainState, info: StepInfo) -> dict[str, Tensor]:
+    """One row of sample_stats, each of shape ``(chains,)``, of one step."""
+    energy, members = state.energy, kernel.members
     sizes = [m.step_size for m in members.values() if m.step_size is not None]
     lengths = [m.trajectory_length for m in members.values() if m.trajectory_length is not None]
     row = {
         "lp": -energy,
-        "energy": infos[-1].hamiltonian,
-        "acceptance_rate": torch.stack([info.acceptance_rate for info in infos]).mean(0),
+        "energy": info.hamiltonian,
+        "acceptance_rate": info.acceptance_rate,
         "step_size": torch.full_like(energy, sizes[0] if sizes else math.nan),
-        "n_steps": torch.full_like(energy, sum(info.n_steps for info in infos), dtype=torch.int64),
-        "diverging": torch.stack([info.diverging for info in infos]).any(0),
+        "n_steps": torch.full_like(energy, info.n_steps, dtype=torch.int64),
+        "diverging": info.diverging,
     }
     if lengths:
         row["trajectory_length"] = torch.full_like(energy, lengths[0])
     for name in members if list(members) != [kernel.name] else ():
-        rates = [info.parts[name].acceptance_rate for info in infos if name in info.parts]
-        unmoved = torch.full_like(energy, math.nan)
-        row[f"acceptance_rate_{name}"] = torch.stack(rates).mean(0) if rates else unmoved
+        moved = name in info.parts
+        row[f"acceptance_rate_{name}"] = (
+            info.parts[name].acceptance_rate if moved else torch.full_like(energy, math.nan)
+        )
     return {name: value.cpu() for name, value in row.items()}
 
 

@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""What there is of a run, as far as it went: draws, statistics, costs, tables."""
+"""Draws, statistics and costs of a run, finished or not."""
 
 from __future__ import annotations
 
@@ -19,8 +19,6 @@ from pyro_neuralrg.mcmc.target import Target
 from pyro_neuralrg.runtime.memory import check_fits, kept_bytes
 from pyro_neuralrg.runtime.processes import Processes
 from pyro_neuralrg.statistics import summary_table
-
-__all__ = ["Cost", "Mark", "RunResults"]
 
 #: Positions mapped to physical space at once.
 PHYSICAL_BATCH = 1024
@@ -47,6 +45,11 @@ class Mark(NamedTuple):
     drawn: int
     gradient_evaluations: Cost
     seconds: Cost
+
+    @property
+    def steps(self) -> int:
+        """Steps taken, of warm-up and draws."""
+        return self.warmed_up + self.drawn
 
 
 class RunResults:
@@ -105,7 +108,7 @@ class RunResults:
         seen = f"num_chains is {self.num_chains} and num_samples is {self.num_samples}"
         kept = kept_bytes(size, self._world.size)
         instead = ", or keep_draws=False"
-        self._world.together(lambda: check_fits(seen, kept, target.device, instead))
+        self._world.run_on_all(lambda: check_fits(seen, kept, target.device, instead))
 
     def _has_run(self) -> bool:
         return self._mark is not None and self._mark.drawn > 0
@@ -163,10 +166,9 @@ class RunResults:
         """Per draw, shape ``(chains, draws)``, under ArviZ's names.
 
         ``lp`` (ln of the density of the position, nats), ``energy`` (the Hamiltonian),
-        ``acceptance_rate``, ``step_size``, ``n_steps``, ``diverging``; with thinning, means, sums
-        or any over the steps of a draw. Kernels with a trajectory length add
-        ``trajectory_length``, composed ones ``acceptance_rate_{member}`` (NaN where a member of a
-        mixture did not move).
+        ``acceptance_rate``, ``step_size``, ``n_steps``, ``diverging``. Kernels with a trajectory
+        length add ``trajectory_length``, composed ones ``acceptance_rate_{member}`` (NaN where a
+        member of a mixture did not move).
         """
         return self._columns("sample_stats")
 

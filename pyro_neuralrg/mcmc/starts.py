@@ -14,8 +14,6 @@ from torch import Tensor
 from pyro_neuralrg.mcmc.base import ChainState, Kernel
 from pyro_neuralrg.runtime.processes import Processes
 
-__all__ = ["Start", "check_start", "started"]
-
 #: How often random starts of chains whose energy is not finite are drawn anew.
 MAX_RESTARTS = 10
 

@@ -10,8 +10,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["HELD", "deferred_interrupts"]
-
 INTERRUPT = (signal.SIGINT,)
 
 HELD = (signal.SIGINT, signal.SIGTERM)

@@ -13,8 +13,6 @@ from typing import Any, NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor, distributed
 
-__all__ = ["LostProcessError", "Processes", "joined", "processes", "processes_here"]
-
 T = TypeVar("T")
 
 LET_GO = 0.2
@@ -83,7 +81,7 @@ class Processes(NamedTuple):
         if self.size == 1:
             return seed
         if seed is None:
-            seed = int(self.from_first(lambda: int(torch.randint(SEEDS - 1, ()))))
+            seed = int(self.broadcast_from_first(lambda: int(torch.randint(SEEDS - 1, ()))))
         return self.stream(seed)
 
     def stream(self, seed: int) -> int:
@@ -122,7 +120,7 @@ class Processes(NamedTuple):
             distributed.all_gather(parts, present)
         return torch.cat(parts).to(value.device)
 
-    def any(self, *flags: bool) -> tuple[bool, ...]:
+    def any_process(self, *flags: bool) -> tuple[bool, ...]:
         """For each flag, whether it is set on any process."""
         if self.size == 1:
             return flags
@@ -133,8 +131,8 @@ class Processes(NamedTuple):
         """The number of the first process, on all."""
         return number if self.size == 1 else int(self.gather(torch.tensor([number]))[0])
 
-    def together(self, compute: Callable[[], T]) -> T:
-        """What ``compute`` returns here; what it raises on any process, all raise."""
+    def run_on_all(self, compute: Callable[[], T]) -> T:
+        """The result of ``compute`` here; an exception that it raises on any process, all raise."""
         if self.size == 1:
             return compute()
         found: T | None = None
@@ -151,8 +149,8 @@ class Processes(NamedTuple):
                 raise one
         return cast(T, found)
 
-    def from_first(self, compute: Callable[[], T]) -> T:
-        """What ``compute`` returns, or raises, on the first process; the others do not call it."""
+    def broadcast_from_first(self, compute: Callable[[], T]) -> T:
+        """The result, or the exception, of ``compute``, which the first process alone calls."""
         if self.size == 1:
             return compute()
         outcome: list[Any] = [None, None]

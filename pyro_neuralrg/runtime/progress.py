@@ -11,8 +11,6 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-__all__ = ["Progress"]
-
 BAR_SECONDS = 0.2
 """A bar shows new figures this often: they may cost as much as a step."""
 

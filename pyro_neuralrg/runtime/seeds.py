@@ -11,8 +11,6 @@ import torch
 
 from pyro_neuralrg.arguments import LARGEST_SEED, check_integer
 
-__all__ = ["seeded"]
-
 
 @contextlib.contextmanager
 def seeded(seed: int | None) -> Iterator[None]:

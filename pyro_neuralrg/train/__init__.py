@@ -4,17 +4,19 @@
 
 from pyro_neuralrg.train.data import DataFit, cross_entropy, fit_data
 from pyro_neuralrg.train.history import History, TrainingStep
-from pyro_neuralrg.train.schedule import Schedule, default_schedule
+from pyro_neuralrg.train.schedule import Budget, Cooling, Schedule, default_budget
 from pyro_neuralrg.train.training import FitResult, fit
 
 __all__ = [
+    "Budget",
+    "Cooling",
     "DataFit",
     "FitResult",
     "History",
     "Schedule",
     "TrainingStep",
     "cross_entropy",
-    "default_schedule",
+    "default_budget",
     "fit",
     "fit_data",
 ]

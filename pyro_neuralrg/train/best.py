@@ -10,8 +10,6 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["Best"]
-
 RUNNING_STEPS = 50
 """Of the running mean of the loss: the batch's noise falls by seven, and a divergence is seen
 within as many steps."""

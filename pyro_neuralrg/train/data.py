@@ -50,8 +50,6 @@ from pyro_neuralrg.runtime.seeds import seeded
 from pyro_neuralrg.train.optimizer import JoinedAdam
 from pyro_neuralrg.train.schedule import learning_rate_factor
 
-__all__ = ["DataFit", "cross_entropy", "fit_data"]
-
 LEARNING_RATE = 3e-3
 EVALUATED_AT_ONCE = 1000
 

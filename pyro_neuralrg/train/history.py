@@ -16,8 +16,6 @@ import numpy.typing as npt
 
 from pyro_neuralrg.files.atomic import writing
 
-__all__ = ["History", "TrainingStep"]
-
 
 class TrainingStep(NamedTuple):
     """One step of a training, as given to callbacks.

@@ -7,16 +7,17 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyro_neuralrg.files.record import Checkpoints, check_energies
 from pyro_neuralrg.infer.pdd import PDD
 from pyro_neuralrg.potentials.base import LatticePotential
 from pyro_neuralrg.potentials.family import PotentialFamily
@@ -26,41 +27,31 @@ from pyro_neuralrg.runtime.progress import Progress
 from pyro_neuralrg.runtime.threads import own_threads
 from pyro_neuralrg.statistics.weights import kish_fraction
 from pyro_neuralrg.train.best import Best
-from pyro_neuralrg.train.history import TrainingStep
+from pyro_neuralrg.train.checkpoints import random_state, set_random_state, trial_energies
+from pyro_neuralrg.train.history import History, TrainingStep
 from pyro_neuralrg.train.optimizer import JoinedAdam
-from pyro_neuralrg.train.schedule import Anneal, learning_rate_factor, temperature_factor
-from pyro_neuralrg.transforms.compilation import compiled_operations
+from pyro_neuralrg.train.schedule import Schedule, learning_rate_factor, temperature_factor
 
-__all__ = ["Keeper", "Training"]
-
-MOST_DIVERGENCES = 10
+MAX_DIVERGENCES = 10
 """After one more a training ends: its rate is a thousandth of what was asked for."""
 
 CHECKED_SAMPLES = 2000
-"""Of each set of parameters that may be worse than those of the beginning."""
+"""Samples of each set of parameters that may be worse than those of the beginning."""
 
 CHECKED_AT_ONCE = 8
-"""Batches: without a gradient they take less memory than one does with it."""
+"""Batches of them at once: without a gradient they take less memory than one does with it."""
 
 WORSE_ERRORS = 2.0
-"""Standard errors by which the loss is then higher."""
+"""Standard errors by which a worse loss is higher."""
 
 CLEARLY_BETTER_ERRORS = 4.0
 """Standard errors by which the loss of one batch is lower where no more are needed to tell."""
 
+HISTORY = "history.csv"
+"""Name of the table of steps in the folder of a record."""
 
-class Keeper(Protocol):
-    """What writes a training down, now and then and in the end.
-
-    See :class:`~pyro_neuralrg.train.checkpoints.Checkpoints` and
-    :class:`~pyro_neuralrg.train.history_file.HistoryFile`.
-    """
-
-    def is_due(self, step: int) -> bool:
-        """Whether it is time, with ``step`` steps taken."""
-
-    def keep(self, training: Training) -> None:
-        """Keep the training; called by all processes."""
+NUMBERS = ("step", "factor", "divergences", "begun", "averaged", "seconds")
+"""Attributes of a training that are plain numbers of its state."""
 
 
 class Measured(NamedTuple):
@@ -76,14 +67,10 @@ class Measured(NamedTuple):
     spread: float
     number: int
 
-    @property
-    def error(self) -> float:
-        """Standard error of the loss."""
-        return self.spread / math.sqrt(self.number)
-
     def is_above(self, other: Measured, errors: float) -> bool:
         """Whether it is higher by more than so many standard errors."""
-        return self.loss > other.loss + errors * math.hypot(self.error, other.error)
+        error = math.hypot(*(one.spread / math.sqrt(one.number) for one in (self, other)))
+        return self.loss > other.loss + errors * error
 
 
 class Training:
@@ -97,19 +84,16 @@ class Training:
         guide: what draws from the flow.
         elbo: the loss of this process's samples.
         optimizer: of all parameters; its gradients are averaged over ``world``.
-        steps: length of the schedule.
-        anneal: cooling, if any.
-        average: fraction of the steps, at the end, whose parameters are averaged.
+        steps: number of steps.
+        schedule: course of the training.
         path_after_cooling: use path gradients once the target has cooled.
         world: the processes that train together, each with an equal part of the batch.
-        warmup: steps of the warm-up of the rate; None: see
-            :func:`~pyro_neuralrg.train.schedule.learning_rate_factor`.
-        compiles: take the steps through ``torch.compile``.
+        arguments: of a model and its guide.
 
     Attributes:
         step: number of the next step.
-        records: of the steps taken.
-        seconds: that they took.
+        records: the steps taken.
+        seconds: the time that they took.
         interrupted: a signal ended the training.
         stopped: why it ended early, else None.
         divergences: times that it went back to its best parameters.
@@ -123,58 +107,50 @@ class Training:
         optimizer: JoinedAdam,
         *,
         steps: int,
-        anneal: Anneal | None,
-        average: float,
+        schedule: Schedule,
         path_after_cooling: bool,
         world: Processes,
-        warmup: int | None = None,
-        compiles: bool = False,
+        arguments: tuple[Any, ...] = (),
     ) -> None:
-        self.target = target
-        self.guide = guide
-        self.elbo = elbo
-        self.optimizer = optimizer
-        self.steps = steps
-        self.anneal = anneal
+        self.target, self.guide, self.elbo, self.optimizer = target, guide, elbo, optimizer
+        self.steps, self.schedule, self.world = steps, schedule, world
+        self.cooling = schedule.cooling if hasattr(target, "heated") else None
         self.path_after_cooling = path_after_cooling
-        self.warmup = warmup
-        self.compiles = compiles
-        self.average_from = steps - round(average * steps)
+        self.arguments = arguments
+        self.average_from = steps - round(schedule.average * steps)
         self.largest_rate = optimizer.learning_rate
-        self.world = world
-        self.family = target if isinstance(target, PotentialFamily) else None
         self.factor, self.model = 1.0, self._model(1.0)
         self.start = optimizer.vector()
         self.first: Measured | None = None
         self.best = Best(self.start)
-        self.divergences = self.begun = 0
-        self.step = 0
-        self.records: list[TrainingStep] = []
+        self.step = self.divergences = self.begun = self.averaged = 0
         self.average: Tensor | None = None
-        self.averaged = 0
+        self.records: list[TrainingStep] = []
+        self.seconds = 0.0
         self.interrupted = False
         self.stopped: str | None = None
-        self.seconds = 0.0
 
     def run(
         self,
         progress: Progress,
         callback: Callable[[TrainingStep], Any] | None = None,
-        keepers: Sequence[Keeper] = (),
+        checkpoints: Checkpoints | None = None,
     ) -> None:
         """Take the steps that are left, until the end or a reason to stop."""
         begin = time.perf_counter() - self.seconds
-        held = HELD if keepers or self.world.size > 1 else ()
+        held = () if checkpoints is None and self.world.size == 1 else HELD
+        # threads of our own for a lattice model; a Pyro model may need those of torch
+        known = isinstance(self.target, LatticePotential | PotentialFamily)
         try:
             with deferred_interrupts(held) as pressed:
                 if self.first is None:
                     self.first = self._measure(self.elbo.num_particles * self.world.size)
-                    self._begin_record()
-                with self._threads(), compiled_operations() if self.compiles else nullcontext():
+                    self._begin_temperature()
+                with own_threads() if known else nullcontext():
                     while self.step < self.steps and self.stopped is None:
                         if self._take_step(begin):
                             progress.step(partial(_figures, self.records[-1]))
-                            self._after_step(pressed, callback, keepers)
+                            self._after_step(pressed, callback, checkpoints)
         except KeyboardInterrupt:
             self._interrupt()
         with deferred_interrupts() as pressed:
@@ -182,65 +158,17 @@ class Training:
             self._finish()
         self.interrupted = self.interrupted or bool(pressed)
 
-    def try_step(self, batch: int) -> None:
-        """Compute the gradient of so many samples, by path gradients if any step has them."""
-        elbo = self.elbo
-        before = elbo.num_particles, elbo.path_gradient
-        elbo.num_particles = batch
-        elbo.path_gradient = elbo.path_gradient or self.path_after_cooling
-        try:
-            self.optimizer.gradient(self._loss(self.model))
-        finally:
-            elbo.num_particles, elbo.path_gradient = before
-            elbo.log_weights = None
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where the training stands between two steps, as tensors and numbers."""
-        return {
-            "step": self.step,
-            "parameters": self.optimizer.vector(),
-            "optimizer": self.optimizer.state_dict(),
-            "start": self.start,
-            "first": self.first and tuple(self.first),
-            "best": self.best.state_dict(),
-            "factor": self.factor,
-            "divergences": self.divergences,
-            "begun": self.begun,
-            "average": self.average,
-            "averaged": self.averaged,
-            "history": torch.tensor(self.records, dtype=torch.float64),
-            "seconds": self.seconds,
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Stand where another training of the same settings did."""
-        like = self.optimizer.vector()
-        self.optimizer.assign(state["parameters"].to(like))
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.start = state["start"].to(like, copy=True)
-        self.first = state["first"] and Measured(*state["first"])
-        self.best.load_state_dict(state["best"])
-        self.factor = state["factor"]  # of the record of the best
-        self.model = self._model(self.factor)
-        self.divergences, self.begun = state["divergences"], state["begun"]
-        average = state["average"]
-        self.average = None if average is None else average.to(like, copy=True)
-        self.averaged = state["averaged"]
-        self.step = state["step"]
-        self.seconds = state["seconds"]
-        rows = state["history"].tolist()
-        self.records = [TrainingStep(int(step), *numbers) for step, *numbers in rows]
-
     def _take_step(self, begin: float) -> bool:
         """One step of Adam; False if it was not taken."""
-        step, optimizer = self.step, self.optimizer
-        self._set_temperature(temperature_factor(step, self.steps, self.anneal))
+        step, optimizer, world = self.step, self.optimizer, self.world
+        self._set_temperature(temperature_factor(step, self.steps, self.cooling))
         rate = self.largest_rate * 0.5**self.divergences
-        rate *= learning_rate_factor(step, self.steps, self.warmup, self.begun)
+        rate *= learning_rate_factor(step, self.steps, self.schedule.warmup, self.begun)
         optimizer.learning_rate = rate
 
-        gradient = self.world.mean(optimizer.gradient(self._loss(self.model)))
-        log_weights = self.world.gather(self._log_weights())
+        surrogate, log_weights = self._evaluate(self.model)
+        gradient = world.mean(optimizer.gradient(surrogate))
+        log_weights = world.gather(log_weights)
         numbers = torch.cat([log_weights, gradient.norm()[None]]).cpu()  # the only wait
         log_weights, norm = numbers[:-1], float(numbers[-1])
         loss = -float(log_weights.mean())
@@ -250,7 +178,8 @@ class Training:
 
         spread = float(log_weights.std())
         error = spread / math.sqrt(len(log_weights))
-        ess = math.nan if self.family is not None else kish_fraction(log_weights)
+        several = isinstance(self.target, PotentialFamily)
+        ess = math.nan if several else kish_fraction(log_weights)
         self.seconds = time.perf_counter() - begin
         self.records.append(TrainingStep(step, loss, error, ess, self.factor, rate, self.seconds))
         self.step += 1
@@ -263,84 +192,69 @@ class Training:
             self._accumulate()
         return True
 
-    def _loss(self, model: Callable[..., Any]) -> Tensor:
-        """The loss of this process's samples, to be differentiated.
+    def _evaluate(self, model: Callable[..., Any]) -> tuple[Tensor, Tensor]:
+        """The loss of this process's samples, to be differentiated, and their log-weights.
 
         Raises:
             ValueError: if the programs made parameters that the optimiser was not given.
         """
+        arguments = self.arguments
+        if isinstance(self.target, PotentialFamily):  # a context for each sample
+            like = self.optimizer.parameters[0]
+            arguments = (self.target.sample_contexts(self.elbo.num_particles, like),)
         with (
             pyro.validation_enabled(False),  # a NaN must reach us, not raise in a distribution
             poutine.trace(param_only=True) as capture,
         ):
-            loss = self.elbo.differentiable_loss(model, self.guide, *self._arguments())
+            surrogate = self.elbo.differentiable_loss(model, self.guide, *arguments)
         known = {id(parameter) for parameter in self.optimizer.parameters}
         sites: Any = capture.trace.nodes.values()
-        unknown = sum(
-            value.requires_grad and id(value) not in known
-            for value in (site["value"].unconstrained() for site in sites)
-        )
+        made = [site["value"].unconstrained() for site in sites]
+        unknown = sum(value.requires_grad and id(value) not in known for value in made)
         if unknown:
             raise ValueError(
                 f"the model or guide made {unknown} parameters after training began; accepted: "
                 "programs that create all their parameters when first run"
             )
-        return loss
-
-    def _log_weights(self) -> Tensor:
-        """Of the samples of the last loss."""
         assert self.elbo.log_weights is not None
-        return self.elbo.log_weights
+        return surrogate, self.elbo.log_weights
 
     def _set_temperature(self, factor: float) -> None:
-        """What is trained on from here on, and by which gradient."""
+        """Set the target from here on, and the kind of gradient."""
         if factor != self.factor:
             self.factor, self.model = factor, self._model(factor)
-            self._begin_record()
+            self._begin_temperature()
         if self.path_after_cooling:
             self.elbo.path_gradient = factor == 1.0
 
-    def _arguments(self) -> tuple[Tensor, ...]:
-        """Of model and guide: for a family, a context for each sample."""
-        if self.family is None:
-            return ()
-        like = self.optimizer.parameters[0]
-        return (self.family.sample_contexts(self.elbo.num_particles, like),)
-
-    def _threads(self) -> AbstractContextManager[None]:
-        """Threads of our own for a lattice model; a Pyro model may need those of torch."""
-        known = isinstance(self.target, LatticePotential | PotentialFamily)
-        return own_threads() if known else nullcontext()
+    def _begin_temperature(self) -> None:
+        """Forget the best parameters; at the final temperature those of the beginning are known."""
+        if self.factor == 1.0 and self.first is not None:
+            self.best.begin_with(self.first.loss, self.first.spread, self.start)
+        else:
+            self.best.begin()
 
     def _after_step(
         self,
         pressed: list[int],
         callback: Callable[[TrainingStep], Any] | None,
-        keepers: Sequence[Keeper],
+        checkpoints: Checkpoints | None,
     ) -> None:
-        """Whatever comes between two steps; all processes agree on it."""
+        """Everything between two steps; all processes agree on it."""
         asked = callback is not None and callback(self.records[-1]) is True
-        due = [self.world.is_first and keeper.is_due(self.step) for keeper in keepers]
-        interrupted, asked, *due = self.world.any(bool(pressed), asked, *due)
+        due = checkpoints is not None and self.world.is_first and checkpoints.is_due(self.step)
+        interrupted, asked, due = self.world.any_process(bool(pressed), asked, due)
         if asked:
             self.stopped = f"the callback stopped it after step {self.step - 1}"
         if interrupted:
             self._interrupt()
-        last = self.stopped is not None or self.step == self.steps
-        for keeper, now in zip(keepers, due, strict=True):
-            if now or last:
-                keeper.keep(self)
+        is_last = self.stopped is not None or self.step == self.steps
+        if checkpoints is not None and (due or is_last):
+            self._keep(checkpoints)
 
     def _interrupt(self) -> None:
         self.interrupted = True
         self.stopped = f"interrupted at step {self.step}"
-
-    def _begin_record(self) -> None:
-        """Begin the record of a temperature; at the final one those of the beginning are known."""
-        if self.factor == 1.0 and self.first is not None:
-            self.best.begin_with(self.first.loss, self.first.spread, self.start)
-        else:
-            self.best.begin()
 
     def _refuse(self, loss: float) -> None:
         """Go back from a step that cannot be taken: its loss, or its gradient, is not finite.
@@ -370,8 +284,8 @@ class Training:
         self.optimizer.reset()
         self.best.restart()
         self.average, self.averaged = None, 0
-        if self.divergences > MOST_DIVERGENCES:
-            self.stopped = f"{reason}, after {MOST_DIVERGENCES} divergences before"
+        if self.divergences > MAX_DIVERGENCES:
+            self.stopped = f"{reason}, after {MAX_DIVERGENCES} divergences before"
             self._warn(f"training stopped: {self.stopped}; the best parameters are kept")
         elif self.divergences == 1:
             self._warn(
@@ -426,8 +340,7 @@ class Training:
                 torch.no_grad(),
             ):
                 for _ in range(math.ceil(here / at_once)):
-                    self._loss(model)
-                    found.append(self._log_weights())
+                    found.append(self._evaluate(model)[1])
         finally:
             elbo.num_particles, elbo.path_gradient = before
         losses = -self.world.gather(torch.cat(found)).cpu().double()
@@ -450,6 +363,58 @@ class Training:
         """The target's Pyro program at ``factor`` times its temperature."""
         target = self.target if factor == 1.0 else self.target.heated(factor)
         return getattr(target, "model", target)
+
+    def go_on_from(self, contents: Mapping[str, Any], checkpoints: Checkpoints) -> None:
+        """Stand where the training of a checkpoint did, also with its random numbers.
+
+        Raises:
+            CheckpointError: if its target has other energies.
+        """
+        like = self.optimizer.parameters[0]
+        energies = trial_energies(self.target, like)
+        if energies is not None and contents["energies"] is not None:
+            check_energies(checkpoints.folder, contents["energies"], energies)
+        self.load_state_dict(contents["training"])
+        set_random_state(contents["random"], self.world, like.device)
+
+    def _keep(self, checkpoints: Checkpoints) -> None:
+        """Write a checkpoint, and the table of the steps so far."""
+        like = self.optimizer.parameters[0]
+        contents = {
+            "training": self.state_dict(),
+            "random": random_state(self.world, like.device),
+            "energies": trial_energies(self.target, like),
+        }
+        table = partial(History.from_steps(self.records).to_csv, checkpoints.folder / HISTORY)
+        checkpoints.keep(self.step, contents, table if checkpoints.record.history else None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the training stands between two steps, as tensors and numbers."""
+        return {
+            **{name: getattr(self, name) for name in NUMBERS},
+            "parameters": self.optimizer.vector(),
+            "optimizer": self.optimizer.state_dict(),
+            "start": self.start,
+            "first": self.first and tuple(self.first),
+            "best": self.best.state_dict(),
+            "average": self.average,
+            "history": torch.tensor(self.records, dtype=torch.float64),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Stand where another training of the same settings did."""
+        like = self.optimizer.vector()
+        vars(self).update({name: state[name] for name in NUMBERS})
+        self.model = self._model(self.factor)
+        self.optimizer.assign(state["parameters"].to(like))
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.start = state["start"].to(like, copy=True)
+        self.first = state["first"] and Measured(*state["first"])
+        self.best.load_state_dict(state["best"])
+        average = state["average"]
+        self.average = None if average is None else average.to(like, copy=True)
+        rows = state["history"].tolist()
+        self.records = [TrainingStep(int(step), *numbers) for step, *numbers in rows]
 
 
 def _figures(record: TrainingStep) -> str:

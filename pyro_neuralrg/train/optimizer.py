@@ -12,8 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["JoinedAdam"]
-
 
 class JoinedAdam:
     """Adam with gradient clipping on all parameters, joined to one vector.

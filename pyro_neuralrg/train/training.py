@@ -6,9 +6,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyro
@@ -17,33 +16,22 @@ from pyro import poutine
 from pyro.distributions.conditional import ConditionalTransformModule
 from torch import Tensor
 
-from pyro_neuralrg.arguments import (
-    LARGEST_SEED,
-    check_integer,
-    check_number,
-    refuse_without,
-)
-from pyro_neuralrg.files.interval import Interval
+from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, check_number
+from pyro_neuralrg.files.record import Checkpoints, Record
 from pyro_neuralrg.infer.guides import FlowGuide
 from pyro_neuralrg.infer.pdd import PDD
 from pyro_neuralrg.potentials.base import LatticePotential
 from pyro_neuralrg.potentials.family import PotentialFamily
-from pyro_neuralrg.runtime.memory import check_memory
+from pyro_neuralrg.runtime.memory import check_fits
 from pyro_neuralrg.runtime.processes import Processes, processes
 from pyro_neuralrg.runtime.progress import Progress
 from pyro_neuralrg.runtime.seeds import seeded
-from pyro_neuralrg.train.checkpoints import Checkpoints, described
+from pyro_neuralrg.train.checkpoints import FORMAT, describe
 from pyro_neuralrg.train.history import History, TrainingStep
-from pyro_neuralrg.train.history_file import HistoryFile
 from pyro_neuralrg.train.loop import Training
 from pyro_neuralrg.train.optimizer import JoinedAdam
-from pyro_neuralrg.train.schedule import COOLING, Anneal, Schedule, default_schedule
+from pyro_neuralrg.train.schedule import Budget, Schedule, default_budget
 from pyro_neuralrg.transforms import ConditionalHierarchicalFlow
-
-__all__ = ["FitResult", "fit"]
-
-LARGE_BATCH = 2**17
-"""Sites of a batch whose memory is looked at: fewer take less than half a GB."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +44,14 @@ class FitResult:
         steps: steps taken, those before a checkpoint included.
         batch: samples per step.
         seconds: wall time.
-        interrupted: Ctrl-C, or SIGTERM with checkpoints, ended the training.
+        interrupted: Ctrl-C, or SIGTERM with a record, ended the training.
         stopped: why the training ended early, else None.
         divergences: times that it went back to its best parameters, see :func:`fit`.
-        unsaved: why the last checkpoint or the history could not be written, else None.
+        unsaved: why the last checkpoint could not be written, else None.
     """
 
-    flow: Any
-    history: History
+    flow: Any = field(repr=False)
+    history: History = field(repr=False)
     steps: int
     batch: int
     seconds: float
@@ -80,21 +68,13 @@ def fit(
     steps: int | None = None,
     batch: int | None = None,
     lr: float | None = None,
-    warmup: int | None = None,
-    clip: float | None = 100.0,
-    anneal: tuple[float, float] | None = COOLING,
-    average: float = 0.0,
     path_gradient: bool | None = None,
-    compile: bool = False,
     seed: int | None = None,
     progress: bool = True,
     callback: Callable[[TrainingStep], Any] | None = None,
-    history: str | os.PathLike[str] | None = None,
-    checkpoint: str | os.PathLike[str] | None = None,
-    every: float | None = None,
-    every_steps: int | None = None,
-    keep: int | None = None,
-    resume: bool = False,
+    schedule: Schedule | None = None,
+    record: Record | None = None,
+    model_args: tuple[Any, ...] = (),
 ) -> FitResult:
     """Train ``flow`` to sample ``target`` by minimising the free energy bound (paper Eq. 3-5).
 
@@ -121,55 +101,34 @@ def fit(
     those of the whole batch, and parameters stay equal. The first process alone shows the bar and
     writes checkpoints, from which as many processes as wrote them can go on.
 
-    With ``checkpoint``, a training that was killed at any moment goes on with ``resume=True``; on a
-    CPU with the very numbers of one that was not. Ctrl-C and SIGTERM then, or with ``history``, end
-    it after the present step, which is kept.
-
     Args:
-        target: a LatticePotential, or a Pyro model without arguments; or a PotentialFamily: each
-            step then draws a context for each sample, and the loss is the mean over contexts, whose
-            effective sample size means nothing (it is reported as NaN).
-        flow: a flow, a SymmetrizedFlow, a FlowGuide or another reparameterised guide without
-            arguments; for a family a ConditionalTransformModule, or a FlowGuide of one; default:
-            ``target.flow()``. It is trained in place.
-        steps: length of the schedule; default: by the shape, see
-            :func:`~pyro_neuralrg.train.schedule.default_schedule`.
+        target: a LatticePotential or a Pyro model; or a PotentialFamily: each step then draws a
+            context for each sample, and the loss is the mean over contexts, whose effective sample
+            size means nothing (it is reported as NaN).
+        flow: a flow, a SymmetrizedFlow, a FlowGuide or another reparameterised guide; for a family
+            a ConditionalTransformModule, or a FlowGuide of one; default: ``target.flow()``. It is
+            trained in place.
+        steps: length of the training; default: by the shape, see
+            :func:`~pyro_neuralrg.train.default_budget`.
         batch: samples per step; default: by the shape.
         lr: largest learning rate; default: by the shape.
-        warmup: steps in which the rate rises to it; None: 100, but at most a tenth of all.
-        clip: largest norm of the gradient; None: unlimited.
-        anneal: ``(start, fraction)``: begin at ``start`` times the temperature and reach the
-            temperature after this fraction of the steps; None: no cooling. A target without
-            ``heated`` (a model) is not cooled.
-        average: fraction of the steps, at the end, whose parameters are averaged for the result.
         path_gradient: see :class:`~pyro_neuralrg.infer.pdd.PDD`; None: for flows of this package,
             where it is cheap, once the target has cooled. Far from the target the plain gradient
             has the smaller variance, and a path gradient can run away.
-        compile: run the couplings of flows of this package through ``torch.compile`` on an
-            accelerator; on a CPU they are compiled in any case. Without a compiler it warns, and
-            works.
         seed: of the samples and of a flow built here; None: the global random state goes on.
         progress: show one progress bar; a line now and then where stderr is no terminal.
         callback: called after each step, on every process; if it returns True on any, training
             stops.
-        history: a CSV file for the steps so far, written anew, whole or not at all, as often as
-            checkpoints and at the end. Its folder is made if it is missing.
-        checkpoint: a folder for where the training stands, made if it is missing; see
-            :class:`~pyro_neuralrg.train.checkpoints.Checkpoints`.
-        every: seconds between checkpoints, 60 if None; one at the end comes in any case. Accepted
-            with a checkpoint or a history only, as ``every_steps``.
-        every_steps: steps between checkpoints, instead.
-        keep: how many of them, the newest, are kept; three if None. Accepted with a checkpoint
-            only, as ``resume``.
-        resume: go on from the newest intact checkpoint; from the beginning if there is none.
+        schedule: warm-up, cooling, clipping and averaging; default: ``Schedule()``.
+        record: a folder for checkpoints, from which a killed training goes on; None: none.
+        model_args: arguments of a Pyro model and its guide.
 
     Raises:
         ValueError, TypeError: naming the argument; also if the first loss is not finite.
-        MemoryLimitError: if a step takes more memory than is available (a ValueError): found out
-            beforehand, with few samples, where there are 2^17 sites or more in a batch.
-        CheckpointError: if the folder of checkpoints cannot be made or read, another training uses
-            it at the moment, none in it is intact, or they are of another training, whose settings
-            are named (a ValueError).
+        MemoryLimitError: if the fields of a step alone do not fit into memory (a ValueError).
+        CheckpointError: if the training cannot begin in the folder of the record: another run uses
+            it, none of its checkpoints is intact, or they are of other settings, which are named (a
+            ValueError).
         RuntimeError: if another process of the group has ended.
 
     Warns:
@@ -178,72 +137,90 @@ def fit(
             is none to resume from, or one cannot be written (said once; the training goes on and
             tries again, see ``unsaved``).
     """
-    _check(steps, batch, lr, warmup, clip, average, seed)
-    _check_switch("compile", compile)
-    _check_switch("path_gradient", path_gradient)
-    cooling = _check_anneal(anneal)
+    schedule = Schedule() if schedule is None else schedule
+    _check(target, steps, batch, lr, path_gradient, seed, schedule, record, model_args)
     world = processes()
-    if checkpoint is None and history is None:
-        given = {"every": every, "every_steps": every_steps}
-        refuse_without("checkpoint", "with a checkpoint or a history", **given)
-    table = _table(world, history, every, every_steps)
-    checkpoints = _checkpoints(checkpoint, every, every_steps, keep, resume)
-    keepers = [keeper for keeper in (checkpoints, table) if keeper is not None]
     with seeded(world.seed(seed)), contextlib.ExitStack() as stack:
         if flow is None:
             flow = _default_flow(target)
-        schedule = _schedule(target, flow, steps, batch, lr)
-        training = _training(
-            target, flow, schedule, warmup, compile, clip, cooling, average, path_gradient, world
-        )
-        _check_memory(training, schedule.batch, math.prod(_shape(target, flow, schedule)))
+        shape = _shape(target, flow)
+        budget = _budget(shape, steps, batch, lr)
+        training = _training(target, flow, budget, schedule, path_gradient, world, model_args)
+        _check_memory(training, budget.batch, math.prod(shape or ()))
         _clear_cache(flow)
-        if checkpoints is not None:
-            options = {"average": average, "seed": seed}
-            settings = described(training, flow, schedule, options)
-            stack.callback(checkpoints.end)
-            checkpoints.begin(training, settings, resume)
-        if table is not None:
-            table.begin(world)
+        checkpoints = None
+        if record is not None:
+            checkpoints = stack.enter_context(Checkpoints(record, FORMAT, world))
+            found = checkpoints.find(_settings(training, flow, budget, seed))
+            if found is not None:
+                training.go_on_from(found, checkpoints)
         bar = stack.enter_context(
             Progress(training.steps, "fit", progress and world.is_first, training.step)
         )
-        training.run(bar, callback, keepers)
-    if table is not None:
-        table.keep(training)  # whatever ended it
-    unsaved = "; ".join(keeper.unsaved for keeper in keepers if keeper.unsaved is not None) or None
+        training.run(bar, callback, checkpoints)
     _clear_cache(flow)
     return FitResult(
         flow=flow,
         history=History.from_steps(training.records),
         steps=len(training.records),
-        batch=schedule.batch,
+        batch=budget.batch,
         seconds=training.seconds,
         interrupted=training.interrupted,
         stopped=training.stopped,
         divergences=training.divergences,
-        unsaved=world.from_first(lambda: unsaved),
+        unsaved=None if checkpoints is None else checkpoints.unsaved,
     )
+
+
+def _check(
+    target: Any,
+    steps: int | None,
+    batch: int | None,
+    lr: float | None,
+    path_gradient: bool | None,
+    seed: int | None,
+    schedule: Schedule,
+    record: Record | None,
+    model_args: tuple[Any, ...],
+) -> None:
+    for name, value, least, most in (
+        ("steps", steps, 1, None),
+        ("batch", batch, 2, None),
+        ("seed", seed, 0, LARGEST_SEED),
+    ):
+        if value is not None:
+            check_integer(name, value, least, most)
+    if lr is not None:
+        check_number("lr", lr, "a positive number or None", above=0)
+    for name, given, kind, accepted in (
+        ("path_gradient", path_gradient, bool | None, "True, False or None"),
+        ("schedule", schedule, Schedule, "a Schedule"),
+        ("record", record, Record | None, "a Record or None"),
+        ("model_args", model_args, tuple, "a tuple"),
+    ):
+        if not isinstance(given, kind):
+            raise TypeError(f"{name} is {given!r}; accepted: {accepted}")
+    if model_args and isinstance(target, LatticePotential | PotentialFamily):
+        raise ValueError("model_args are given with a potential; accepted: with a Pyro model")
 
 
 def _training(
     target: Any,
     flow: Any,
+    budget: Budget,
     schedule: Schedule,
-    warmup: int | None,
-    compile: bool,
-    clip: float | None,
-    anneal: Anneal | None,
-    average: float,
     path_gradient: bool | None,
     world: Processes,
+    model_args: tuple[Any, ...],
 ) -> Training:
-    """What is to be run, checked, with the same parameters on all processes."""
-    share = world.share("batch", schedule.batch)
+    """The training that is to be run, with the same parameters on all processes."""
+    share = world.share("batch", budget.batch)
     guide = _guide(flow, isinstance(target, PotentialFamily))
-    optimizer = JoinedAdam(_trainable(target, guide), schedule.learning_rate, clip)
+    parameters = _trainable(target, guide, model_args)
+    optimizer = JoinedAdam(parameters, budget.learning_rate, schedule.clip)
     if world.size > 1:
-        optimizer.assign(world.from_first(lambda: optimizer.vector().cpu()).to(optimizer.vector()))
+        vector = optimizer.vector()
+        optimizer.assign(world.broadcast_from_first(lambda: vector.cpu()).to(vector))
     elbo = PDD(
         num_particles=share,
         max_plate_nesting=_plates(target, guide),
@@ -257,64 +234,52 @@ def _training(
         guide,
         elbo,
         optimizer,
-        steps=schedule.steps,
-        anneal=anneal if hasattr(target, "heated") else None,
-        average=average,
+        steps=budget.steps,
+        schedule=schedule,
         path_after_cooling=path_gradient is None and _has_score(guide),
-        warmup=warmup,
-        compiles=compile,
         world=world,
+        arguments=model_args,
     )
 
 
+def _settings(training: Training, flow: Any, budget: Budget, seed: int | None) -> dict[str, Any]:
+    """Settings that must be the same for a training to go on."""
+    like = training.optimizer.parameters[0]
+    path_gradient = "after cooling" if training.path_after_cooling else training.elbo.path_gradient
+    return {
+        **budget._asdict(),
+        **asdict(training.schedule),
+        "cooling": training.cooling and asdict(training.cooling),
+        "seed": seed,
+        "path_gradient": path_gradient,
+        "processes": training.world.size,
+        "dtype": str(like.dtype),
+        "device": like.device.type,
+        "parameters": sum(parameter.numel() for parameter in training.optimizer.parameters),
+        "target": describe(training.target),
+        "flow": describe(flow),
+    }
+
+
 def _check_memory(training: Training, batch: int, sites: int) -> None:
-    """Refuse a step that cannot fit, before the first one; small ones are not looked at."""
-    world = training.world
-    if world.share("batch", batch) * sites < LARGE_BATCH:
-        return
-    device = training.optimizer.parameters[0].device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        world.together(lambda: check_memory(training.try_step, batch, sites, device, world.size))
+    """Refuse a batch whose fields, and the gradient of them, do not fit."""
+    like, world = training.optimizer.parameters[0], training.world
+    size = 2 * world.share("batch", batch) * sites * like.dtype.itemsize
+    world.run_on_all(lambda: check_fits(f"batch is {batch}", size, like.device))
 
 
-def _schedule(
-    target: Any, flow: Any, steps: int | None, batch: int | None, lr: float | None
-) -> Schedule:
-    """What was given, else the defaults of the shape."""
-    known = default_schedule(_shape(target, flow, (steps, batch, lr)))
-    return Schedule(
+def _budget(
+    shape: tuple[int, ...] | None, steps: int | None, batch: int | None, lr: float | None
+) -> Budget:
+    """The given numbers, else the defaults of the shape."""
+    if shape is None and None in (steps, batch, lr):
+        raise ValueError("steps, batch or lr is None; accepted for a model and a guide: all three")
+    known = default_budget(shape or ())
+    return Budget(
         steps=known.steps if steps is None else int(steps),
         batch=known.batch if batch is None else int(batch),
         learning_rate=known.learning_rate if lr is None else float(lr),
     )
-
-
-def _checkpoints(
-    folder: str | os.PathLike[str] | None,
-    every: float | None,
-    every_steps: int | None,
-    keep: int | None,
-    resume: bool,
-) -> Checkpoints | None:
-    """Where to keep the training, if anywhere."""
-    if not isinstance(resume, bool):
-        raise TypeError(f"resume is {resume!r}; accepted: True or False")
-    if folder is None:
-        refuse_without("checkpoint", "with a folder of them", keep=keep, resume=resume)
-        return None
-    return Checkpoints(folder, every, every_steps, keep)
-
-
-def _table(
-    world: Processes,
-    path: str | os.PathLike[str] | None,
-    every: float | None,
-    every_steps: int | None,
-) -> HistoryFile | None:
-    """Where to write the steps, if anywhere; the first process checks the path."""
-    if path is None:
-        return None
-    return world.from_first(lambda: HistoryFile(path, Interval(every, every_steps)))
 
 
 def _clear_cache(flow: Any) -> None:
@@ -322,11 +287,6 @@ def _clear_cache(flow: Any) -> None:
     clear_cache = getattr(flow, "clear_cache", None)
     if clear_cache is not None:
         clear_cache()
-
-
-def _check_switch(name: str, value: Any) -> None:
-    if value is not None and not isinstance(value, bool):
-        raise TypeError(f"{name} is {value!r}; accepted: True or False")
 
 
 def _guide(flow: Any, takes_context: bool) -> Callable[..., Any]:
@@ -349,11 +309,8 @@ def _guide(flow: Any, takes_context: bool) -> Callable[..., Any]:
         )
     if isinstance(flow, FlowGuide):
         return _Sampler(flow)
-    if isinstance(
-        flow,
-        ConditionalTransformModule
-        | torch.distributions.Distribution
-        | torch.distributions.Transform,
+    if conditional or isinstance(
+        flow, torch.distributions.Distribution | torch.distributions.Transform
     ):
         return _Sampler(FlowGuide(flow))
     if not callable(flow):
@@ -363,7 +320,7 @@ def _guide(flow: Any, takes_context: bool) -> Callable[..., Any]:
     return flow
 
 
-def _trainable(target: Any, guide: Callable[..., Any]) -> list[Tensor]:
+def _trainable(target: Any, guide: Callable[..., Any], model_args: tuple[Any, ...]) -> list[Tensor]:
     """The parameters of the flow, and those that a model or a guide makes with ``pyro.param``."""
     found = list(guide.parameters()) if isinstance(guide, _Sampler) else []
     programs = [] if isinstance(guide, _Sampler) else [guide]
@@ -371,7 +328,7 @@ def _trainable(target: Any, guide: Callable[..., Any]) -> list[Tensor]:
         programs.append(target)
     with poutine.block(), poutine.trace(param_only=True) as capture:
         for program in programs:
-            program()
+            program(*model_args)
     sites: Any = capture.trace.nodes.values()
     found += [site["value"].unconstrained() for site in sites]
     trainable = [parameter for parameter in found if parameter.requires_grad]
@@ -387,7 +344,7 @@ def _has_score(guide: Callable[..., Any]) -> bool:
     flow = guide.guide.flow
     if isinstance(flow, ConditionalTransformModule):
         return isinstance(flow, ConditionalHierarchicalFlow)
-    return getattr(guide.distribution(), "has_score", False)
+    return getattr(guide.guide.distribution(), "has_score", False)
 
 
 def _plates(target: Any, guide: Callable[..., Any]) -> float:
@@ -396,7 +353,7 @@ def _plates(target: Any, guide: Callable[..., Any]) -> float:
 
 
 class _Sampler:
-    """A FlowGuide without its parameter statements."""
+    """A FlowGuide without its parameter statements; a flow uses no argument but a context."""
 
     def __init__(self, guide: FlowGuide) -> None:
         self.guide = guide
@@ -405,12 +362,10 @@ class _Sampler:
         """The parameters, for path gradients."""
         return self.guide.parameters()
 
-    def distribution(self, *context: Tensor) -> Any:
-        """What is sampled."""
-        return self.guide.distribution(*context)
-
-    def __call__(self, *context: Tensor) -> Tensor:
-        return pyro.sample(self.guide.site, self.distribution(*context))
+    def __call__(self, *args: Any) -> Tensor:
+        conditional = isinstance(self.guide.flow, ConditionalTransformModule)
+        context = args[:1] if conditional else ()
+        return pyro.sample(self.guide.site, self.guide.distribution(*context))
 
 
 def _default_flow(target: Any) -> Any:
@@ -422,46 +377,10 @@ def _default_flow(target: Any) -> Any:
     return target.flow()
 
 
-def _shape(target: Any, flow: Any, given: tuple[Any, ...]) -> tuple[int, ...]:
-    """The lattice shape, from whichever knows it; a single site if nothing depends on it."""
+def _shape(target: Any, flow: Any) -> tuple[int, ...] | None:
+    """The lattice shape, from whichever knows it."""
     for owner in (target, flow):
         shape = getattr(owner, "shape", None) or getattr(owner, "event_shape", None)
         if shape is not None:
             return tuple(shape)
-    if None in given:
-        raise ValueError("steps, batch or lr is None; accepted for a model and a guide: all three")
-    return (1,)
-
-
-def _check(
-    steps: int | None,
-    batch: int | None,
-    lr: float | None,
-    warmup: int | None,
-    clip: float | None,
-    average: float,
-    seed: int | None,
-) -> None:
-    for name, value, least in (("steps", steps, 1), ("batch", batch, 2), ("warmup", warmup, 0)):
-        if value is not None:
-            check_integer(name, value, least)
-    if seed is not None:
-        check_integer("seed", seed, 0, LARGEST_SEED)
-    for name, rate in (("lr", lr), ("clip", clip)):
-        if rate is not None:
-            check_number(name, rate, "a positive number or None", above=0)
-    check_number("average", average, "a fraction between 0 and 1", least=0, most=1)
-
-
-def _check_anneal(anneal: tuple[float, float] | None) -> Anneal | None:
-    if anneal is None:
-        return None
-    accepted = "(temperature factor > 0, fraction of the steps) or None"
-    try:
-        start, fraction = anneal
-    except (TypeError, ValueError) as error:  # no pair
-        raise type(error)(f"anneal is {anneal!r}; accepted: {accepted}") from None
-    return Anneal(
-        check_number("anneal", start, accepted, above=0, given=anneal),
-        check_number("anneal", fraction, accepted, least=0, most=1, given=anneal),
-    )
+    return None

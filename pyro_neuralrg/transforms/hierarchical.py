@@ -270,7 +270,8 @@ class HierarchicalFlow(LatticeTransform):
         Scales are carried over, finest to finest, coarsest to coarsest, and the new one between
         begins as a copy of the next finer one (see
         :func:`~pyro_neuralrg.transforms.growth.copy_scales`); at a critical point all scales are
-        alike (paper, note [53]). Train it further without cooling, ``fit(..., anneal=None)``.
+        alike (paper, note [53]). Train it further without cooling,
+        ``fit(..., schedule=Schedule(cooling=None))``.
 
         Args:
             spectrum: for the fixed Gaussian layer of the larger lattice, needed if this flow has

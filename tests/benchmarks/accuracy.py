@@ -34,7 +34,7 @@ from typing import Any
 
 import torch
 
-from pyro_neuralrg import HMC, IsingDual, fit, save
+from pyro_neuralrg import HMC, IsingDual, Schedule, fit, save
 from pyro_neuralrg.distributions import FlowDistribution
 from pyro_neuralrg.free_energy import estimate
 from pyro_neuralrg.mcmc import LatentTarget
@@ -72,7 +72,7 @@ def train(case: dict[str, Any]) -> dict[str, float]:
     if flow is None:
         flow = target.flow(**case["flow"]).to(case["device"])
     else:
-        options["anneal"] = None
+        options["schedule"] = Schedule(cooling=None)
     steps = case["steps"]
     if case["minutes"] is not None:
         steps = _steps_within(60 * case["minutes"], target, flow, options)
@@ -112,7 +112,7 @@ def _grown(
             fit(small, flow, steps=steps, **options)
         else:
             flow = flow.grow(small.spectrum)
-            fit(small, flow, steps=steps, **{**options, "anneal": None})
+            fit(small, flow, steps=steps, **{**options, "schedule": Schedule(cooling=None)})
     return flow.grow(target.spectrum)
 
 

@@ -24,7 +24,7 @@ from itertools import pairwise
 import torch
 import torch.distributed
 
-from pyro_neuralrg import IsingDual, fit
+from pyro_neuralrg import IsingDual, Schedule, fit
 from pyro_neuralrg.runtime.processes import joined, processes
 
 STEPS, SKIPPED = 16, 4
@@ -44,7 +44,7 @@ def worker(side: int) -> None:
             flow,
             steps=STEPS,
             batch=BATCHES[side],
-            anneal=None,
+            schedule=Schedule(cooling=None),
             seed=0,
             progress=False,
             callback=lambda _: marks.append((time.perf_counter(), time.process_time())),

@@ -40,7 +40,7 @@ from pyro_neuralrg import (
     load,
 )
 from pyro_neuralrg.free_energy import estimate
-from pyro_neuralrg.mcmc import MALA, Adaptation, Kernel, RandomWalkMetropolis
+from pyro_neuralrg.mcmc import MALA, Kernel, RandomWalkMetropolis
 from pyro_neuralrg.observables import structure_factor
 from pyro_neuralrg.statistics import Summary, summarise
 
@@ -71,7 +71,6 @@ def run(kernel: Kernel, target: IsingDual, draws: int, warmup: int, chains: int)
         chains,
         seed=0,
         progress=False,
-        adaptation=Adaptation(),
         observables={"s": lambda x: structure_factor(x, target.shape)},
         keep_draws=False,
     )

@@ -41,7 +41,7 @@ def measure(what: str, side: int, threads: int) -> dict[str, float]:
     """Medians of CPU and wall milliseconds."""
     import torch
 
-    from pyro_neuralrg import HMC, IsingDual, fit
+    from pyro_neuralrg import HMC, IsingDual, Schedule, fit
     from pyro_neuralrg.mcmc import LatentTarget
 
     torch.set_num_threads(threads)
@@ -56,7 +56,8 @@ def measure(what: str, side: int, threads: int) -> dict[str, float]:
         return marks[-1][1] - begun > SECONDS
 
     if what == "step":
-        fit(target, flow, steps=100_000, batch=BATCH, path_gradient=True, anneal=None,
+        fit(target, flow, steps=100_000, batch=BATCH, path_gradient=True,
+            schedule=Schedule(cooling=None),
             lr=1e-4, progress=False, callback=mark)  # fmt: skip
         divisor = 1
     else:

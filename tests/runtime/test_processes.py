@@ -155,10 +155,10 @@ def test_a_group_by_device_does_all(tmp_path: Path) -> None:
         assert world.gather(own).shape == (6, 2)
         assert world.mean(own) is own
         assert own.tolist() == [[0.5, 3.5], [1.5, 4.5], [2.5, 5.5]]
-        assert world.any(rank == 1, False) == (True, False)
+        assert world.any_process(rank == 1, False) == (True, False)
         assert world.first(rank + 7) == 7
-        assert world.together(lambda: rank) == rank
-        assert world.from_first(lambda: rank + 1) == 1
+        assert world.run_on_all(lambda: rank) == rank
+        assert world.broadcast_from_first(lambda: rank + 1) == 1
         """,
         backend="cpu:gloo",
     )

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_neuralrg import IsingDual, fit
-from pyro_neuralrg.train import TrainingStep
+from pyro_neuralrg import IsingDual, Record, fit
+from pyro_neuralrg.train import Cooling, Schedule, TrainingStep
 from pyro_neuralrg.train.best import LEAST_STEPS, RUNNING_STEPS, Best
 from pyro_neuralrg.train.checkpoints import FORMAT
-from pyro_neuralrg.train.loop import CHECKED_SAMPLES, MOST_DIVERGENCES, Measured, Training
+from pyro_neuralrg.train.loop import CHECKED_SAMPLES, MAX_DIVERGENCES, Measured, Training
 from tests.infer.conftest import GaussianTarget, ScaleFlow
 
 QUICK: dict[str, Any] = {"steps": 30, "batch": 16, "lr": 0.05, "progress": False, "seed": 1}
@@ -134,13 +134,13 @@ def test_a_target_that_breaks_for_good_ends_the_training(
     """With the best parameters, not with an average that holds those which led there."""
     target = Breaking(flow, 1 + 10, value)
     with pytest.warns(UserWarning, match="training") as caught:
-        result = fit(target, flow, anneal=None, average=average, **QUICK)
+        result = fit(target, flow, schedule=Schedule(cooling=None, average=average), **QUICK)
     said = [str(warning.message) for warning in caught]
     assert len(said) == 2
     assert said[0].startswith(f"training diverged: the loss at step 10 is {value}; it goes on")
     assert said[1].startswith(f"training stopped: the loss at step 10 is {value}, after 10 diver")
     assert result.stopped == f"the loss at step 10 is {value}, after 10 divergences before"
-    assert result.divergences == MOST_DIVERGENCES + 1
+    assert result.divergences == MAX_DIVERGENCES + 1
     assert result.steps == 10
     assert np.isfinite(result.history.free_energy).all()
     means = np.cumsum(result.history.free_energy) / np.arange(1, 11)
@@ -150,7 +150,9 @@ def test_a_target_that_breaks_for_good_ends_the_training(
 
 @pytest.mark.filterwarnings("ignore:training (diverged|stopped):UserWarning")
 def test_a_gradient_that_is_not_finite_is_not_stepped_on(flow: Any) -> None:
-    result = fit(Breaking(flow, 1 + 5, 0.0, kinked=True), flow, anneal=None, **QUICK)
+    result = fit(
+        Breaking(flow, 1 + 5, 0.0, kinked=True), flow, schedule=Schedule(cooling=None), **QUICK
+    )
     assert result.stopped == "the gradient at step 5 is not finite, after 10 divergences before"
     assert result.steps == 5
     assert torch.isfinite(state(flow)).all()
@@ -169,12 +171,14 @@ class Hole(GaussianTarget):
 def test_a_target_that_breaks_once_costs_no_step(flow: Any) -> None:
     """The step is tried again, at half the rate, which rises anew; and it is said once."""
     with pytest.warns(UserWarning, match="diverged: the loss at step 10 is nan") as caught:
-        result = fit(Hole(), flow, anneal=None, warmup=4, **QUICK)
+        result = fit(Hole(), flow, schedule=Schedule(warmup=4, cooling=None), **QUICK)
     assert len(caught) == 1
     assert result.stopped is None
     assert (result.steps, result.divergences) == (30, 2)
     assert list(result.history.step) == list(range(30))
-    plain = fit(GaussianTarget(), None, anneal=None, warmup=4, **QUICK).history.learning_rate
+    plain = fit(
+        GaussianTarget(), None, schedule=Schedule(warmup=4, cooling=None), **QUICK
+    ).history.learning_rate
     ratio = result.history.learning_rate / plain
     rise = [0.25, 0.5, 0.75]
     expected = [*10 * [1.0], *(0.5 * r for r in rise), *3 * [0.5], *(0.25 * r for r in rise)]
@@ -184,7 +188,7 @@ def test_a_target_that_breaks_once_costs_no_step(flow: Any) -> None:
 @pytest.mark.filterwarnings("ignore:training diverged:UserWarning")
 def test_after_a_divergence_one_batch_does_not_do(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = measured(monkeypatch)
-    options = {**QUICK, "anneal": None, "steps": 60, "batch": 64}
+    options = {**QUICK, "schedule": Schedule(cooling=None), "steps": 60, "batch": 64}
     fit(GaussianTarget(), **options)
     assert sizes == [64, 64]
     sizes.clear()
@@ -194,32 +198,40 @@ def test_after_a_divergence_one_batch_does_not_do(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.filterwarnings("ignore:training diverged:UserWarning")
 def test_moments_are_of_the_steps_since(flow: Any, tmp_path: Path) -> None:
-    fit(Hole(), flow, anneal=None, checkpoint=tmp_path, every_steps=12, **QUICK)
+    fit(
+        Hole(),
+        flow,
+        schedule=Schedule(cooling=None),
+        record=Record(tmp_path, every_steps=12),
+        **QUICK,
+    )
     state = FORMAT.read(tmp_path / "training-0000000012.pt")["training"]["optimizer"]["state"]
     assert float(state[0]["step"]) == 2
 
 
-@pytest.mark.parametrize("anneal", [None, (1.5, 0.25)])
+@pytest.mark.parametrize("cooling", [None, Cooling(1.5, 0.25)])
 @pytest.mark.filterwarnings("ignore:training diverged:UserWarning")
-def test_a_rate_that_is_far_too_large(target: Any, flow: Any, anneal: Any) -> None:
+def test_a_rate_that_is_far_too_large(target: Any, flow: Any, cooling: Any) -> None:
     """It is lowered until the training learns, also if that ran away while it cooled."""
     before = loss(target, flow)
     options = {**QUICK, "steps": 600, "lr": 40.0}
-    result = fit(target, flow, anneal=anneal, clip=None, **options)
+    result = fit(target, flow, schedule=Schedule(cooling=cooling, clip=None), **options)
     assert result.divergences > 0
     assert loss(target, flow) < before - 1.0
     assert loss(target, flow) - -target.log_partition() < 0.5
 
 
-@pytest.mark.parametrize("anneal", [None, (1.5, 0.25)])
+@pytest.mark.parametrize("cooling", [None, Cooling(1.5, 0.25)])
 @pytest.mark.parametrize("steps", [1, 8])
-def test_never_worse_than_the_beginning(target: Any, flow: Any, anneal: Any, steps: int) -> None:
+def test_never_worse_than_the_beginning(target: Any, flow: Any, cooling: Any, steps: int) -> None:
     """Of an exact flow any large step makes a worse one, also the last, whose loss is not seen."""
     flow.set_exact(target)
     exact = state(flow)
     generator = torch.random.get_rng_state()
     with pytest.warns(UserWarning, match="training ended at a loss of .*, it began at"):
-        fit(target, flow, anneal=anneal, **{**QUICK, "steps": steps, "lr": 5.0})
+        fit(
+            target, flow, schedule=Schedule(cooling=cooling), **{**QUICK, "steps": steps, "lr": 5.0}
+        )
     assert torch.equal(torch.random.get_rng_state(), generator)
     assert loss(target, flow) < -target.log_partition() + 0.02
     if steps == 1:
@@ -238,7 +250,13 @@ def test_what_counts_is_the_loss_at_the_final_temperature(target: Any, flow: Any
         return record.step == 30
 
     with pytest.warns(UserWarning, match="the first parameters are kept"):
-        fit(target, flow, anneal=(4.0, 1.0), callback=stop, **{**QUICK, **slow})
+        fit(
+            target,
+            flow,
+            schedule=Schedule(cooling=Cooling(4.0, 1.0)),
+            callback=stop,
+            **{**QUICK, **slow},
+        )
     assert losses[-1] < before - 0.1
     torch.testing.assert_close(state(flow), exact, rtol=0, atol=0)
 
@@ -249,10 +267,12 @@ def test_the_beginning_is_that_of_the_training_which_is_resumed(
 ) -> None:
     flow.set_exact(target)
     exact = state(flow)
-    options = {**QUICK, "steps": 8, "lr": 5.0, "anneal": (1.5, 0.75), "checkpoint": tmp_path}
-    fit(target, flow, callback=lambda record: record.step == 3, **options)
+    options = {**QUICK, "steps": 8, "lr": 5.0}
+    options["schedule"] = Schedule(cooling=Cooling(1.5, 0.75))
+    first = {**options, "record": Record(tmp_path)}
+    fit(target, flow, callback=lambda record: record.step == 3, **first)
     other = ScaleFlow((2, 2))
-    assert fit(target, other, resume=True, **options).steps == 8
+    assert fit(target, other, record=Record(tmp_path, resume=True), **options).steps == 8
     assert loss(target, other) < -target.log_partition() + 0.02
     assert torch.equal(state(flow), exact)
 
@@ -275,7 +295,13 @@ def test_as_good_as_the_beginning_is_kept(target: Any, flow: Any) -> None:
     flow.set_exact(target)
     states: list[torch.Tensor] = []
     options = {**QUICK, "lr": 1e-4}
-    fit(target, flow, anneal=None, callback=lambda _: states.append(state(flow)), **options)
+    fit(
+        target,
+        flow,
+        schedule=Schedule(cooling=None),
+        callback=lambda _: states.append(state(flow)),
+        **options,
+    )
     torch.testing.assert_close(state(flow), states[-1], rtol=0, atol=0)
 
 
@@ -300,10 +326,11 @@ def test_resumed_where_cooling_ends(cut: int, tmp_path: Path) -> None:
     target = IsingDual((2, 2))
     flow = target.flow()
     again = copy.deepcopy(flow)
-    options = {**QUICK, "steps": 120, "lr": 1.0, "clip": None, "warmup": 0}
-    options["anneal"] = (4.0, 0.8)
+    options = {**QUICK, "steps": 120, "lr": 1.0}
+    options["schedule"] = Schedule(warmup=0, cooling=Cooling(4.0, 0.8), clip=None)
     whole = fit(target, flow, **options)
-    fit(target, again, checkpoint=tmp_path, callback=lambda s: s.step == cut - 1, **options)
-    resumed = fit(target, again, checkpoint=tmp_path, resume=True, **options)
+    first = {**options, "record": Record(tmp_path)}
+    fit(target, again, callback=lambda s: s.step == cut - 1, **first)
+    resumed = fit(target, again, record=Record(tmp_path, resume=True), **options)
     assert whole.divergences == resumed.divergences > 0
     assert torch.equal(state(flow), state(again))

@@ -14,10 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_neuralrg import IsingDual
+from pyro_neuralrg import IsingDual, Record, Schedule
+from pyro_neuralrg.files import CheckpointError
 from pyro_neuralrg.runtime.processes import Processes, processes
 from pyro_neuralrg.train import fit
-from pyro_neuralrg.train.checkpoints import FORMAT, CheckpointError
+from pyro_neuralrg.train.checkpoints import FORMAT
+
+PLAIN = Schedule(cooling=None, clip=None)
 
 # Both processes are forked from one that has imported everything but computed nothing.
 GROUP = """
@@ -25,10 +28,11 @@ GROUP = """
     from pathlib import Path
     import torch
     from torch import distributed
-    from pyro_neuralrg import IsingDual, fit
+    from pyro_neuralrg import Cooling, IsingDual, Record, Schedule, fit
     from pyro_neuralrg.runtime.processes import processes
 
     folder = Path(sys.argv[1])
+    PLAIN = Schedule(cooling=None, clip=None)
     def run(rank, train):
         torch.set_default_dtype(torch.float64)
         distributed.init_process_group(
@@ -40,7 +44,7 @@ GROUP = """
         def look(record):
             vectors.append(torch.cat([p.detach().reshape(-1) for p in flow.parameters()]).clone())
         def fit_here(callback=look, **options):
-            options = dict(batch=8, lr=0.02, clip=None, seed=5, progress=False) | options
+            options = dict(batch=8, lr=0.02, seed=5, progress=False) | options
             return fit(target, flow, callback=callback, **options)
         start = torch.cat([p.detach().reshape(-1) for p in flow.parameters()])
         result = train(rank, fit_here, flow)
@@ -97,9 +101,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder,
         """
         state = {name: value.clone() for name, value in flow.state_dict().items()}
-        fit(steps=1, batch=64, lr=0.005, anneal=None, callback=None, checkpoint=folder / "one")
+        fit(steps=1, batch=64, lr=0.005, schedule=PLAIN, callback=None, record=Record(folder / "one"))
         flow.load_state_dict(state)
-        return fit(steps=60, batch=64, lr=0.005, anneal=None)
+        return fit(steps=60, batch=64, lr=0.005, schedule=PLAIN)
         """,
     )
     assert found.stdout == "[0, 0]\n", found.stderr
@@ -135,8 +139,8 @@ def test_loss_and_gradient_are_means_over_processes(folder: Path, tmp_path: Path
         torch.manual_seed(1)
         target = IsingDual((2, 2), temperature=3.0)
         alone = fit(
-            target, target.flow(), steps=1, batch=32, lr=0.005, clip=None, anneal=None,
-            seed=Processes(rank, 2).seed(5), progress=False, checkpoint=tmp_path / str(rank),
+            target, target.flow(), steps=1, batch=32, lr=0.005, schedule=PLAIN,
+            seed=Processes(rank, 2).seed(5), progress=False, record=Record(tmp_path / str(rank)),
         )  # fmt: skip
         losses.append(alone.history.free_energy[0])
         moments.append(first_moment(tmp_path / str(rank)))
@@ -154,7 +158,7 @@ def test_the_loss_curve_is_that_of_one_process(trained: list[dict[str, Any]]) ->
     torch.manual_seed(1)
     target = IsingDual((2, 2), temperature=3.0)
     one = fit(
-        target, target.flow(), steps=60, batch=64, lr=0.005, clip=None, anneal=None, seed=5,
+        target, target.flow(), steps=60, batch=64, lr=0.005, schedule=PLAIN, seed=5,
         progress=False,
     ).history  # fmt: skip
     both = trained[0]
@@ -193,9 +197,10 @@ def test_checkpoints_of_two_processes(tmp_path: Path) -> None:
     found = together(
         tmp_path,
         """
-        options = dict(steps=12, checkpoint=folder / "states")
-        fit(callback=lambda record: rank == 1 and record.step == 6, **options)
-        return fit(resume=True, **options)
+        states = folder / "states"
+        stop = lambda record: rank == 1 and record.step == 6
+        fit(steps=12, callback=stop, record=Record(states))
+        return fit(steps=12, record=Record(states, resume=True))
         """,
     )
     assert found.stdout == "[0, 0]\n", found.stderr
@@ -207,15 +212,15 @@ def test_checkpoints_of_two_processes(tmp_path: Path) -> None:
     for one, other in zip(stopped, outcomes(tmp_path), strict=True):
         assert torch.equal(one["loss"], other["loss"])
         assert torch.equal(one["vectors"][-1], other["vectors"][-1])
-    states = sorted((tmp_path / "states").iterdir())
+    states = sorted((tmp_path / "states").glob("*.pt"))
     assert [path.name for path in states] == ["training-0000000007.pt", "training-0000000012.pt"]
     random = FORMAT.read(states[0])["random"]["cpu"]
     assert random.shape[0] == 2
     assert not torch.equal(random[0], random[1])
     with pytest.raises(CheckpointError, match=r"processes 2 \(here 1\)"):
         fit(
-            IsingDual((2, 2), temperature=3.0), steps=12, batch=8, lr=0.02, clip=None, seed=5,
-            progress=False, checkpoint=tmp_path / "states", resume=True,
+            IsingDual((2, 2), temperature=3.0), steps=12, batch=8, lr=0.02, seed=5,
+            progress=False, record=Record(tmp_path / "states", resume=True),
         )  # fmt: skip
 
 
@@ -226,14 +231,14 @@ def test_a_process_that_dies_ends_the_run(tmp_path: Path) -> None:
         def kill(record):
             if rank == 1 and record.step == 5:
                 os.kill(os.getpid(), signal.SIGKILL)
-        return fit(steps=1000, callback=kill, checkpoint=folder / "states", every_steps=1)
+        return fit(steps=1000, callback=kill, record=Record(folder / "states", every_steps=1))
         """,
     )
     assert found.stdout == "[1, -9]\n"
     messages = [line for line in found.stderr.splitlines() if line.startswith("rank")]
     assert len(messages) == 1
     assert messages[0].startswith("rank 0: LostProcessError: another process of this run has ended")
-    newest = sorted((tmp_path / "states").iterdir())[-1]
+    newest = sorted((tmp_path / "states").glob("*.pt"))[-1]
     assert newest.name == "training-0000000005.pt"
     assert FORMAT.read(newest)["training"]["step"] == 5
 
@@ -260,5 +265,5 @@ def test_one_process_alone() -> None:
     value = torch.ones(3)
     assert alone.mean(value) is value
     assert alone.gather(value) is value
-    assert alone.any(True, False) == (True, False)
-    assert alone.from_first(lambda: 4) == 4
+    assert alone.any_process(True, False) == (True, False)
+    assert alone.broadcast_from_first(lambda: 4) == 4

@@ -18,6 +18,7 @@ import pytest
 import torch
 from torch.distributions import constraints
 
+from pyro_neuralrg import Record
 from pyro_neuralrg.distributions import SymmetrizedFlow
 from pyro_neuralrg.infer import PDD, FlowGuide
 from pyro_neuralrg.potentials import IsingDual
@@ -25,12 +26,14 @@ from pyro_neuralrg.train import TrainingStep, fit
 from pyro_neuralrg.train.history import History
 from pyro_neuralrg.train.optimizer import JoinedAdam
 from pyro_neuralrg.train.schedule import (
-    Anneal,
-    default_schedule,
+    Cooling,
+    Schedule,
+    default_budget,
     learning_rate_factor,
     temperature_factor,
 )
 
+PLAIN = Schedule(cooling=None)
 QUICK: dict[str, Any] = {"steps": 30, "batch": 16, "lr": 0.05, "progress": False}
 
 
@@ -61,7 +64,7 @@ def test_every_kind_of_flow(target: Any, flow: Any, kind: str) -> None:
         "guide of symmetrized": FlowGuide(SymmetrizedFlow(flow)),
     }[kind]
     before = state(flow)
-    result = fit(target, given, anneal=None, **QUICK)
+    result = fit(target, given, schedule=PLAIN, **QUICK)
     assert result.flow is given
     assert (state(flow) != before).all()
     assert result.history.free_energy[-5:].mean() < result.history.free_energy[:5].mean()
@@ -103,14 +106,14 @@ def test_cooling(target: Any, flow: Any) -> None:
     heated = type(target).heated
     try:
         type(target).heated = lambda self, f: seen.append(f) or heated(self, f)  # type: ignore[func-returns-value]
-        history = fit(target, flow, anneal=(2.0, 0.5), **QUICK).history
+        history = fit(target, flow, schedule=Schedule(cooling=Cooling(2.0, 0.5)), **QUICK).history
     finally:
         type(target).heated = heated
     assert history.temperature_factor[0] == 2.0
     assert (np.diff(history.temperature_factor) <= 0).all()
     assert (history.temperature_factor[15:] == 1.0).all()
     assert seen == sorted(set(seen), reverse=True)
-    history = fit(target, flow, anneal=None, **QUICK).history
+    history = fit(target, flow, schedule=PLAIN, **QUICK).history
     assert (history.temperature_factor == 1.0).all()
 
 
@@ -120,7 +123,7 @@ def test_first_loss_not_finite(target: Any, flow: Any) -> None:
             return x.flatten(-2).sum(-1) * math.nan
 
     with pytest.raises(ValueError, match="target or flow gives a loss of nan at the first step"):
-        fit(Broken(), flow, anneal=None, **QUICK)
+        fit(Broken(), flow, schedule=PLAIN, **QUICK)
 
 
 def test_interrupt_keeps_what_is_there(target: Any, flow: Any) -> None:
@@ -138,7 +141,13 @@ def test_interrupt_keeps_what_is_there(target: Any, flow: Any) -> None:
 
 def test_average_of_the_last_steps(target: Any, flow: Any) -> None:
     states = []
-    fit(target, flow, average=0.2, callback=lambda _: states.append(state(flow)), **QUICK)
+    fit(
+        target,
+        flow,
+        schedule=Schedule(average=0.2),
+        callback=lambda _: states.append(state(flow)),
+        **QUICK,
+    )
     torch.testing.assert_close(state(flow), torch.stack(states[-6:]).mean(0))
 
 
@@ -152,7 +161,7 @@ def test_path_gradient_trains(target: Any, flow: Any) -> None:
     ("options", "expected"),
     [
         ({}, [False, False, True, True]),
-        ({"anneal": None}, [True] * 4),
+        ({"schedule": PLAIN}, [True] * 4),
         ({"path_gradient": True}, [True] * 4),
         ({"path_gradient": False}, [False] * 4),
     ],
@@ -169,7 +178,7 @@ def test_path_gradients_once_the_target_has_cooled(
         return plain(self, *args, **kwargs)
 
     monkeypatch.setattr(PDD, "differentiable_loss", watched)
-    options = {"anneal": (1.5, 0.5), **options}
+    options = {"schedule": Schedule(cooling=Cooling(1.5, 0.5)), **options}
     fit(IsingDual((2, 2)), steps=4, batch=4, seed=0, progress=False, **options)
     assert seen == expected
 
@@ -199,68 +208,20 @@ def test_history_as_a_file(target: Any, flow: Any, tmp_path: Path) -> None:
         np.testing.assert_array_equal([float(row[name]) for row in rows], column)
 
 
-def lines(path: Path) -> int:
-    return len(path.read_text().splitlines())
-
-
 def test_a_table_that_grows(target: Any, tmp_path: Path) -> None:
-    """Every so many steps, and at the end, also one that comes early."""
+    """As often as checkpoints, and at the end, also one that comes early."""
     path, seen = tmp_path / "history.csv", []
 
     def look(record: TrainingStep) -> bool:
-        seen.append(lines(path) - 1 if path.exists() else 0)
+        seen.append(len(path.read_text().splitlines()) - 1 if path.exists() else 0)
         return record.step == 24
 
-    result = fit(target, history=path, every_steps=10, callback=look, **QUICK)
+    result = fit(
+        target, record=Record(tmp_path, every_steps=10, history=True), callback=look, **QUICK
+    )
     assert seen == [0] * 10 + [10] * 10 + [20] * 5
-    written = path.read_bytes()
     result.history.to_csv(tmp_path / "other.csv")
-    assert (tmp_path / "other.csv").read_bytes() == written
-    assert lines(path) == 1 + 25
-    whole = fit(target, history=path, every=0, **QUICK)
-    assert lines(path) == 1 + len(whole.history)
-
-
-def test_the_folder_of_a_table(target: Any, tmp_path: Path) -> None:
-    """Made when the training begins; what killed ones left of this table is removed then."""
-    path = tmp_path / "new" / "folder" / "h[1].csv"
-    fit(target, history=path, **QUICK)
-    assert lines(path) == 1 + 30
-    left, other = (path.with_name(f".{name}.0a.tmp") for name in ("h[1].csv", "h1.csv"))
-    for torn in (left, other):
-        torn.write_text("torn")
-    with pytest.raises(ValueError, match="average"):
-        fit(target, history=tmp_path / "other" / "h.csv", **QUICK, average=99)
-    assert left.exists()
-    assert not (tmp_path / "other").exists()
-    fit(target, history=path, **QUICK)
-    assert sorted(path.parent.iterdir()) == [other, path]
-
-
-def test_a_table_of_a_training_that_was_resumed(target: Any, tmp_path: Path) -> None:
-    path, states = tmp_path / "history.csv", tmp_path / "states"
-    options = {**QUICK, "seed": 3, "checkpoint": states}
-    fit(target, callback=lambda record: record.step == 6, **options)
-    fit(target, resume=True, history=path, **options)
-    assert lines(path) == 1 + 30
-    path.unlink()
-    fit(target, resume=True, history=path, **options)  # no step to take
-    assert lines(path) == 1 + 30
-
-
-def test_a_table_that_cannot_be_written(
-    target: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(History, "to_csv", full)
-    path = tmp_path / "history.csv"
-    with pytest.warns(UserWarning, match="No space left .* the training goes on") as caught:
-        result = fit(target, history=path, every_steps=4, **QUICK)
-    assert len(caught) == 1
-    assert result.steps == 30
-    assert f"{path} cannot be written" in str(result.unsaved)
+    assert (tmp_path / "other.csv").read_bytes() == path.read_bytes()
 
 
 def test_a_table_is_written_whole_or_not_at_all(
@@ -282,55 +243,76 @@ def test_a_table_is_written_whole_or_not_at_all(
 
 
 @pytest.mark.parametrize(
-    ("options", "match"),
+    ("options", "error", "message"),
     [
-        ({"steps": 0}, "steps is 0"),
-        ({"history": f"{__file__}/no/h.csv"}, r"history is .*/no/h.csv; accepted: a file in"),
-        ({"history": "."}, "history is .; accepted: a file in"),
-        ({"batch": 1}, "batch is 1"),
-        ({"warmup": -1}, "warmup is -1; accepted: an integer >= 0"),
-        ({"lr": -1.0}, "lr is -1.0"),
-        ({"lr": math.nan}, "lr is nan"),
-        ({"clip": 0.0}, "clip is 0.0"),
-        ({"average": 2.0}, "average is 2.0"),
-        ({"anneal": (0.0, 0.5)}, r"anneal is \(0.0, 0.5\)"),
-        ({"anneal": (1.5, 1.1)}, "anneal is"),
-        ({"seed": -1}, "seed is -1; accepted: an integer from 0"),
-        ({"seed": 2**65}, f"seed is {2**65}; accepted"),
+        ({"steps": 0}, ValueError, "steps is 0"),
+        ({"batch": 1}, ValueError, "batch is 1"),
+        ({"lr": -1.0}, ValueError, "lr is -1.0"),
+        ({"lr": math.nan}, ValueError, "lr is nan"),
+        ({"seed": -1}, ValueError, "seed is -1; accepted: an integer from 0"),
+        ({"seed": 2**65}, ValueError, f"seed is {2**65}; accepted"),
+        ({"lr": "a"}, TypeError, "lr is 'a'; accepted"),
+        ({"steps": "a"}, TypeError, "steps is 'a'; accepted: an integer >= 1"),
+        ({"seed": 1.5}, TypeError, "seed is 1.5; accepted"),
+        ({"path_gradient": "yes"}, TypeError, "path_gradient is 'yes'; accepted: True, False or"),
+        ({"schedule": 3}, TypeError, "schedule is 3; accepted: a Schedule"),
+        ({"record": "folder"}, TypeError, "record is 'folder'; accepted: a Record"),
+        ({"model_args": 3}, TypeError, "model_args is 3; accepted: a tuple"),
+        ({"model_args": (3,)}, ValueError, "model_args .* accepted: with a Pyro model"),
     ],
 )
-def test_bad_options(target: Any, flow: Any, options: dict[str, Any], match: str) -> None:
-    with pytest.raises(ValueError, match=match):
+def test_bad_options(
+    target: Any, flow: Any, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
         fit(target, flow, **{**QUICK, **options})
 
 
 @pytest.mark.parametrize(
-    ("options", "match"),
+    ("make", "error", "message"),
     [
-        ({"anneal": 3}, "anneal is 3; accepted"),
-        ({"anneal": (1.5, "a")}, r"anneal is \(1.5, 'a'\); accepted"),
-        ({"lr": "a"}, "lr is 'a'; accepted"),
-        ({"average": None}, "average is None; accepted"),
-        ({"steps": "a"}, "steps is 'a'; accepted: an integer >= 1"),
-        ({"warmup": 2.5}, "warmup is 2.5; accepted"),
-        ({"seed": 1.5}, "seed is 1.5; accepted"),
+        (lambda: Schedule(warmup=-1), ValueError, "warmup is -1; accepted: an integer >= 0"),
+        (lambda: Schedule(warmup=2.5), TypeError, "warmup is 2.5; accepted"),
+        (lambda: Schedule(clip=0.0), ValueError, "clip is 0.0"),
+        (lambda: Schedule(average=2.0), ValueError, "average is 2.0"),
+        (lambda: Schedule(average=None), TypeError, "average is None; accepted"),
+        (lambda: Schedule(cooling=(1.3, 0.1)), TypeError, r"cooling is \(1.3, 0.1\); accepted"),
+        (lambda: Cooling(0.0), ValueError, "start is 0.0; accepted"),
+        (lambda: Cooling(fraction=1.1), ValueError, "fraction is 1.1; accepted"),
+        (lambda: Cooling(fraction="a"), TypeError, "fraction is 'a'; accepted"),
     ],
 )
-def test_options_of_wrong_type(target: Any, flow: Any, options: dict[str, Any], match: str) -> None:
-    with pytest.raises(TypeError, match=match):
-        fit(target, flow, **{**QUICK, **options})
+def test_bad_schedules(make: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        make()
 
 
-@pytest.mark.parametrize("name", ["compile", "path_gradient"])
-def test_switches_are_true_or_false(target: Any, flow: Any, name: str) -> None:
-    with pytest.raises(TypeError, match=f"{name} is 'yes'; accepted: True or False"):
-        fit(target, flow, steps=1, progress=False, **{name: "yes"})
+def test_arguments_of_a_model_and_its_guide(flow: Any) -> None:
+    def model(data: torch.Tensor) -> None:
+        x = pyro.sample("x", dist.Normal(torch.zeros(2, 2), 1.0).to_event(2))
+        pyro.sample("y", dist.Normal(x, 1.0).to_event(2), obs=data)
+
+    def guide(data: torch.Tensor) -> None:
+        loc = pyro.param("loc", torch.zeros(2, 2))
+        pyro.sample("x", dist.Normal(loc + 0.1 * data, 0.7).to_event(2))
+
+    data = torch.full((2, 2), 4.0)
+    options = {**QUICK, "steps": 200, "seed": 0, "model_args": (data,)}
+    fit(model, guide, **options)
+    torch.testing.assert_close(pyro.param("loc").detach() + 0.1 * data, data / 2, atol=0.1, rtol=0)
+    fit(model, flow, **options)
+    torch.testing.assert_close(flow.loc.detach(), data / 2, atol=0.1, rtol=0)
 
 
 def test_numpy_integers_are_integers(target: Any, flow: Any) -> None:
     options = {"steps": np.int64(2), "batch": np.int32(4)}
     result = fit(
-        target, flow, seed=np.int64(2), anneal=(np.float32(1.5), 1), progress=False, **options
+        target,
+        flow,
+        seed=np.int64(2),
+        schedule=Schedule(cooling=Cooling(np.float32(1.5), 1)),
+        progress=False,
+        **options,
     )
     assert (result.steps, result.batch) == (2, 4)
 
@@ -364,10 +346,10 @@ def test_schedules() -> None:
     whole = learning_rate_factor(300, 1000, warmup=0)
     assert learning_rate_factor(300, 1000, warmup=400) == pytest.approx(whole * 301 / 400)
     assert learning_rate_factor(300, 1000, warmup=10, begun=300) == pytest.approx(whole / 10)
-    assert temperature_factor(0, 10, Anneal(1.5, 0.0)) == 1.0
-    assert default_schedule((16, 16)).steps > default_schedule((8, 8)).steps
-    assert default_schedule((32, 32)).learning_rate == pytest.approx(4e-3)
-    assert default_schedule((4, 4)).learning_rate == default_schedule((16, 16)).learning_rate
+    assert temperature_factor(0, 10, Cooling(1.5, 0.0)) == 1.0
+    assert default_budget((16, 16)).steps > default_budget((8, 8)).steps
+    assert default_budget((32, 32)).learning_rate == pytest.approx(4e-3)
+    assert default_budget((4, 4)).learning_rate == default_budget((16, 16)).learning_rate
 
 
 def test_clipping_and_adam_against_torch() -> None:
@@ -430,13 +412,21 @@ def test_ctrl_c_after_the_last_step_keeps_the_average(
         assign(self, vector)
 
     monkeypatch.setattr(JoinedAdam, "assign", pressed)
-    result = fit(target, flow, average=0.2, callback=lambda _: states.append(state(flow)), **QUICK)
+    result = fit(
+        target,
+        flow,
+        schedule=Schedule(average=0.2),
+        callback=lambda _: states.append(state(flow)),
+        **QUICK,
+    )
     assert result.interrupted
     torch.testing.assert_close(state(flow), torch.stack(states[-6:]).mean(0))
 
 
 def test_warm_up_in_steps(target: Any, flow: Any) -> None:
-    rates = fit(target, flow, warmup=6, anneal=None, **QUICK).history.learning_rate
+    rates = fit(
+        target, flow, schedule=Schedule(warmup=6, cooling=None), **QUICK
+    ).history.learning_rate
     expected = [0.05 * learning_rate_factor(step, 30, warmup=6) for step in range(30)]
     assert list(rates) == expected
     assert rates[2] < 0.6 * rates[5]

@@ -19,7 +19,7 @@ import torch
 
 from pyro_neuralrg import IsingDual, hierarchical_flow, load, save
 from pyro_neuralrg.potentials import CRITICAL_TEMPERATURE
-from pyro_neuralrg.train import TrainingStep, default_schedule
+from pyro_neuralrg.train import TrainingStep, default_budget
 from tests.tutorials import scripts
 
 start, fig3a, fig3b, fig4a, fig4b, sweep = map(
@@ -129,9 +129,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def test_training_follows_the_blocks(blocks: str, asked: dict[str, Any], tmp_path: Path) -> None:
     model = Model(Start(shape=(4, 4), blocks=blocks))
     model.train(tmp_path / "flow.pt")
-    expected = (5000, 512, 1e-3) if blocks == "paper" else (default_schedule((4, 4))[0], None, None)
+    expected = (5000, 512, 1e-3) if blocks == "paper" else (default_budget((4, 4))[0], None, None)
     assert (asked["steps"], asked["batch"], asked["lr"]) == expected
-    assert ("anneal" in asked) == (blocks == "paper")
+    assert (asked["schedule"].cooling is None) == (blocks == "paper")
     assert f"{blocks} blocks, 5 steps of 32, seed 0" in model.title
 
 
@@ -143,7 +143,7 @@ def test_a_saved_flow_goes_on_without_cooling(asked: dict[str, Any], tmp_path: P
             model = Model(Start(flow=str(path)))
         assert model.target.shape == (4, 4)
         model.train(path)
-        assert asked["anneal"] is None
+        assert asked["schedule"].cooling is None
         again = load(path).metadata
         assert again["training"].endswith(", 5 steps of 32 more")
         assert again["seconds"][0] == pytest.approx(seconds, abs=0.5, nan_ok=True)

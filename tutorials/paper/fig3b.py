@@ -101,10 +101,9 @@ def sample(model: Model, local: HMC, trajectories: int, *jumps: Kernel) -> dict[
     settings, start = model.start, cold_start(model)
     began = clock()
     pilot = VectorizedMCMC(
-        local, num_samples=1, warmup_steps=settings.pilot,
+        local, num_samples=1, warmup_steps=Adaptation(ACCEPTANCE, steps=settings.pilot),
         num_chains=min(PILOT_CHAINS, settings.chains), initial_params={"x": start[:PILOT_CHAINS]},
-        adaptation=Adaptation(target_acceptance=ACCEPTANCE), seed=settings.seed + 1,
-        progress=settings.progress,
+        seed=settings.seed + 1, progress=settings.progress,
     )  # fmt: skip
     pilot.run()
     tuned = local.tuned(step_size=pilot.kernel.step_size)

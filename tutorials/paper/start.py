@@ -27,7 +27,7 @@ from pyro_neuralrg.observables import structure_factor
 from pyro_neuralrg.plotting import COLOURS, MARKERS, STYLES, Series
 from pyro_neuralrg.plotting.style import png
 from pyro_neuralrg.potentials import CRITICAL_TEMPERATURE
-from pyro_neuralrg.train import FitResult, TrainingStep, default_schedule
+from pyro_neuralrg.train import Cooling, FitResult, Schedule, TrainingStep, default_budget
 
 PAPER_STEPS, PAPER_BATCH, PAPER_RATE = 5000, 512, 1e-3  # supplement of the paper
 SMOKE = {"shape": (4, 4), "steps": 8, "batch": 16}
@@ -95,7 +95,7 @@ class Model:
     def steps(self) -> int:
         """Steps that :meth:`train` takes."""
         paper = self.start.blocks == "paper"
-        usual = PAPER_STEPS if paper else default_schedule(self.flow.shape).steps
+        usual = PAPER_STEPS if paper else default_budget(self.flow.shape).steps
         return usual if self.start.steps is None else self.start.steps
 
     @property
@@ -163,7 +163,7 @@ class Model:
             seed=start.seed,
             progress=start.progress,
             callback=timed,
-            **({"anneal": None} if paper or before else {}),
+            schedule=Schedule(cooling=None if paper or before else Cooling()),
         )
         spent = clock() - began - outside + before.get("seconds", 0.0)
         if found.interrupted:
