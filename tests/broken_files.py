@@ -17,11 +17,11 @@ from pyro_neuralrg.files.format import FileFormat
 
 
 def break_reading(name: str, monkeypatch: pytest.MonkeyPatch, after: int = 0) -> None:
-    """Let files whose names begin so be unreadable, after so many of them were read."""
+    """Let files whose paths contain this be unreadable, after so many of them were read."""
     read, counter = Path.read_bytes, itertools.count()
 
     def broken(self: Path) -> bytes:
-        if self.name.startswith(name) and self.exists() and next(counter) >= after:
+        if name in str(self) and self.exists() and next(counter) >= after:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return read(self)
 

@@ -200,7 +200,7 @@ def _check(
     ):
         if not isinstance(given, kind):
             raise TypeError(f"{name} is {given!r}; accepted: {accepted}")
-    if model_args and isinstance(target, LatticePotential | PotentialFamily):
+    if model_args and hasattr(target, "energy"):
         raise ValueError("model_args are given with a potential; accepted: with a Pyro model")
 
 

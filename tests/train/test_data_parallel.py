@@ -101,7 +101,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder,
         """
         state = {name: value.clone() for name, value in flow.state_dict().items()}
-        fit(steps=1, batch=64, lr=0.005, schedule=PLAIN, callback=None, record=Record(folder / "one"))
+        one = Record(folder / "one")
+        fit(steps=1, batch=64, lr=0.005, schedule=PLAIN, callback=None, record=one)
         flow.load_state_dict(state)
         return fit(steps=60, batch=64, lr=0.005, schedule=PLAIN)
         """,
