@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 
 from pyro_neuralrg import __version__
 from pyro_neuralrg.app.ising import FAILURES, Experiment, Settings
-from pyro_neuralrg.app.report import Output, table
+from pyro_neuralrg.app.report import FILES, Output, table
 from pyro_neuralrg.arguments import refuse_without
 from pyro_neuralrg.files import CheckpointError, Record
 from pyro_neuralrg.files.format import one_line
@@ -34,6 +34,7 @@ from pyro_neuralrg.runtime.processes import joined, processes
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 RECORD_OPTIONS: dict[str, dict[str, Any]] = {
+    "checkpoint": {"help": "folder for checkpoints of all stages (default: none)"},
     "every": {"type": float, "help": "seconds between two; Ctrl-C saves one first (default: 60)"},
     "keep": {"type": int, "help": "how many stay, the newest of each stage (default: 3)"},
     "resume": {"action": "store_true", "help": "go on from the newest intact one, if there is one"},
@@ -62,9 +63,8 @@ def build_parser() -> argparse.ArgumentParser:
         description=(
             "Train a flow on the dual field of the Ising model, estimate -ln Z, and sample the "
             "structure factor in the latent and in the physical space from the same start, each "
-            "beside the exact value. Writes report.json, flow.pt, samples.nc (the latent sampler's "
-            "run), free_energy.png, structure_factor.png and configurations.png, and removes those "
-            "of an earlier run. Ctrl-C ends with what is there, saved."
+            f"beside the exact value. Writes {', '.join(FILES)} (samples: of the latent sampler), "
+            "and removes those of an earlier run. Ctrl-C ends with what is there, saved."
         ),
         argument_default=argparse.SUPPRESS,
     )
@@ -74,13 +74,10 @@ def build_parser() -> argparse.ArgumentParser:
             if "(default: " not in told["help"] and entry.default is not False:
                 told["help"] += f" (default: {entry.default})"
             ising.add_argument(f"--{entry.name}", **told)
-    ising.add_argument("--checkpoint", metavar="DIR", help="for checkpoints (default: none)")
     for name, told in RECORD_OPTIONS.items():
         ising.add_argument(f"--{name}", **told)
-    add, out = ising.add_argument, Path("neuralrg-output")
-    add(
-        "--out", type=Path, default=out, metavar="DIR", help=f"for what is written (default: {out})"
-    )
+    folder = "folder for what is written (default: neuralrg-output)"
+    ising.add_argument("--out", type=Path, default=Path("neuralrg-output"), help=folder)
     return parser
 
 
@@ -113,8 +110,8 @@ def _main(arguments: Sequence[str] | None) -> int:
 
 def _settings(options: dict[str, Any]) -> Settings:
     """The settings that options of the command stand for."""
-    folder = options.pop("checkpoint", None)
     given = {name: options.pop(name) for name in RECORD_OPTIONS if name in options}
+    folder = given.pop("checkpoint", None)
     if folder is None:
         refuse_without("checkpoint", "with a folder of them", **given)
     record = None if folder is None else Record(folder, **given)

@@ -155,7 +155,8 @@ def title(results: Results) -> str:
 
 def as_json(results: Results) -> dict[str, Any]:
     """The report: what is not known, not finite, or was not reached, is None."""
-    settings, reference, training = results.settings, results.reference, results.training
+    settings, training = results.settings, results.training
+    reference, error = results.reference or (None, None)
     report = {
         "shape": list(settings.shape),
         **{name: getattr(settings, name) for name in ("temperature", "seed", "device", "dtype")},
@@ -164,8 +165,8 @@ def as_json(results: Results) -> dict[str, Any]:
         "free_energy": _free_energy(results),
         "sampling": {
             "exact_structure_factor": results.exact_structure_factor.value,
-            "reference_structure_factor": reference and reference.mean,
-            "reference_structure_factor_se": reference and reference.standard_error,
+            "reference_structure_factor": reference,
+            "reference_structure_factor_se": error,
             **dict.fromkeys(SPACES),
             **{space: _sampler(run) for space, run in results.samplers.items()},
         },

@@ -16,7 +16,7 @@ from torch import Tensor, distributed
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pyro_neuralrg import HMC, IsingDual, VectorizedMCMC, fit
-from pyro_neuralrg.app.experiment import Experiment, Settings
+from pyro_neuralrg.app.ising import Experiment, Settings
 from pyro_neuralrg.runtime.processes import LET_GO, Processes, joined
 from tests.train.processes import together
 
@@ -126,7 +126,7 @@ def test_what_cannot_be_divided_names_a_number_that_can(
         raise ReachedError
 
     world = Processes(1, size)
-    for module in ("train.training", "mcmc.runner", "app.experiment"):
+    for module in ("train.training", "mcmc.runner", "app.ising"):
         monkeypatch.setattr(sys.modules[f"pyro_neuralrg.{module}"], "processes", lambda: world)
     monkeypatch.setattr(Processes, "together", lambda self, compute: compute())
     monkeypatch.setattr(Processes, "from_first", reach)  # what comes next, if it is accepted
