@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -41,22 +42,30 @@ def small(figure: Any, **options: Any) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("as_a_reader")
 @pytest.mark.parametrize("name", FIGURES)
-def test_from_nothing_and_drawn_again(name: str, tmp_path: Path) -> None:
-    script = [sys.executable, str(scripts.FOLDER / f"{name}.py"), "--out", str(tmp_path)]
-    done, again = (
-        subprocess.run([*script, *more], capture_output=True, text=True, check=True)
-        for more in (["--smoke", "--shape", "2", "2"], ["--redraw"])
-    )
+def test_from_nothing_and_drawn_again(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = []
+    for more in (["--smoke", "--shape", "2", "2"], ["--redraw"]):
+        start.run(FIGURES[name], ["--out", str(tmp_path), *more])
+        said.append(capsys.readouterr().out)
     trained = set() if name == "sweep" else {"flow.pt"}
     assert {path.name for path in tmp_path.iterdir()} == {f"{name}.png", f"{name}.pt"} | trained
     assert matplotlib.image.imread(tmp_path / f"{name}.png").std() > 0.01
-    assert again.stdout == done.stdout
-    assert "2 x 2" in done.stdout
-    assert f"{name}.png" in done.stdout
+    assert said[0] == said[1]
+    assert "2 x 2" in said[0]
+    assert f"{name}.png" in said[0]
     if trained:
         assert "8 steps of 16" in load(tmp_path / "flow.pt").metadata["training"]
+
+
+@pytest.mark.slow
+def test_a_script_is_a_command() -> None:
+    command = [sys.executable, str(scripts.FOLDER / "fig3a.py"), "--help"]
+    environment = os.environ | {"PYTHONPATH": str(scripts.FOLDER.parents[1])}
+    said = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert "--snapshots" in said.stdout
 
 
 @pytest.mark.slow

@@ -1,9 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Paper Fig. 3(a): the free energy on the way of a training, beside the exact one.
-
-``python tutorials/paper/fig3a.py``
-"""
+"""Paper Fig. 3(a): the free energy on the way of a training, beside the exact one."""
 
 from __future__ import annotations
 

@@ -130,12 +130,8 @@ def sample(model: Model, local: HMC, trajectories: int, *jumps: Kernel) -> dict[
 class Visits:
     """The paper's own protocol: short runs beside the training, chains carried over.
 
-    After every 100 training steps both kinds of chains make 10 trajectories, each of 10 leapfrog
-    steps of size 0.2. Latent chains go on from the latents where they were, with the flow of the
-    moment.
-
-    Attributes:
-        found: Mean and standard error over the chains after each trajectory, of both.
+    Latent chains go on from the latents where they were, with the flow of the moment. ``found`` are
+    mean and standard error over the chains after each trajectory.
     """
 
     def __init__(self, settings: Settings, model: Model) -> None:

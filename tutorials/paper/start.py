@@ -42,7 +42,7 @@ Callback = Callable[[TrainingStep], Any]
 
 def option(default: Any, help: str, **more: Any) -> Any:
     """A setting that the command line asks for, with what ``add_argument`` is to be told of it."""
-    kind = {} if default is None or "type" in more else {"type": type(default)}
+    kind = {"type": type(default)} if isinstance(default, int | float) else {}
     return field(default=default, metadata={"help": help, **kind, **more})
 
 
@@ -50,10 +50,7 @@ def option(default: Any, help: str, **more: Any) -> Any:
 class Start:
     """The model and its flow: settings of every figure, and options of every command."""
 
-    shape: tuple[int, ...] | None = option(
-        None, "sides of the periodic lattice (default: those of the flow, else 16 16)",
-        type=int, nargs="+", metavar="L",
-    )  # fmt: skip
+    shape: tuple[int, ...] | None = option(None, "default: 16 16", type=int, nargs="+")
     temperature: float = option(CRITICAL_TEMPERATURE, "in J/k_B (default: critical)")
     seed: int = option(0, "of all random numbers (default: 0)")
     blocks: str = option(
@@ -238,12 +235,8 @@ def make_parser(figure: ModuleType) -> argparse.ArgumentParser:
 def run(figure: ModuleType, arguments: Sequence[str] | None = None) -> None:
     """The command of one figure: compute, write FIGURE.pt and FIGURE.png, and describe.
 
-    What is not accepted ends it with one line and status 2.
-
-    Args:
-        figure: A script with ``Settings``, ``SMOKE`` (settings that take seconds), ``compute``,
-            ``draw`` and ``describe``.
-        arguments: Of the command line; None takes those of the process.
+    A figure is a script with ``Settings``, ``SMOKE`` (those that take seconds), ``compute``,
+    ``draw`` and ``describe``. What is not accepted ends it with one line and status 2.
     """
     parser, name = make_parser(figure), Path(figure.__file__).stem
     given = vars(parser.parse_args(arguments))

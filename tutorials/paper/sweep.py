@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from light_cone import light_cone, reach
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from start import Model, Results, Start, errorbars, option, paper_flow, read, run, write
 
 from pyro_neuralrg import fit, plotting
+from pyro_neuralrg.analysis.light_cone import light_cone, reach
 from pyro_neuralrg.free_energy import estimate
 from pyro_neuralrg.lattice import make_circuit
 from pyro_neuralrg.plotting import Series
@@ -48,16 +48,11 @@ class Settings(Start):
 
     blocks: str = option("paper", "paper or default (default: paper)", choices=BIJECTOR_OF)
     batch: int = option(256, "fields per training step (default: 256)")
-    temperatures: tuple[float, ...] = option(
-        TEMPERATURES, "of the points (default: nine from 2.0 to 2.7)", type=float, nargs="+"
-    )
-    depths: tuple[int, ...] | None = option(
-        None, "numbers of scales (default: from 1 to all)", type=int, nargs="+"
-    )
+    temperatures: tuple[float, ...] = option(TEMPERATURES, "2.0 to 2.7", type=float, nargs="+")
+    depths: tuple[int, ...] | None = option(None, "default: 1 to all", type=int, nargs="+")
     circuits: tuple[str, ...] = option(
-        CIRCUITS, "whole circuits of about as many parameters, at --temperature; none for none "
-        "(default: all three)", type=str, nargs="*", choices=CIRCUITS,
-    )  # fmt: skip
+        CIRCUITS, "whole ones at --temperature (default: all)", nargs="*", choices=CIRCUITS
+    )
     seconds: float = option(60.0, "CPU seconds of training for each point (default: 60)")
     samples: int = option(10_000, "of each estimate (default: 10000)")
     steps: None = None  # a point has its seconds
@@ -79,12 +74,13 @@ def compute(settings: Settings, folder: Path) -> Results:
         f"layer, {settings.seconds:g} CPU s of training per point\n"
         "(one training each: error bars are those of the estimates)",
         "shape": shape,
-        "asked": {name: [key(case) for case in some] for name, some in asked.items()},
+        "asked": {name: [json.dumps(case) for case in some] for name, some in asked.items()},
         "known": known,
     }
     for case in (case for some in asked.values() for case in some):
-        if key(case) not in known:
-            known[key(case)] = train_point(case, settings)
+        key = json.dumps(case)  # what a point was asked for
+        if key not in known:
+            known[key] = train_point(case, settings)
             write(folder, "sweep", results)
     return results
 
@@ -92,11 +88,6 @@ def compute(settings: Settings, folder: Path) -> Results:
 def points_of(results: Results, name: str) -> list[dict[str, Any]]:
     """The "points" or the "circuits" that were asked for, as far as they are known."""
     return [results["known"][key] for key in results["asked"][name] if key in results["known"]]
-
-
-def key(case: dict[str, Any]) -> str:
-    """What a point was asked for, as text: equal for equal ones."""
-    return json.dumps(case, sort_keys=True)
 
 
 def cases(settings: Settings, shape: tuple[int, ...]) -> dict[str, list[dict[str, Any]]]:
