@@ -23,11 +23,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pyro_neuralrg import __version__
-from pyro_neuralrg.app.ising import FAILURES, Experiment, Settings
+from pyro_neuralrg.app.ising import FAILURES, Experiment, Settings, one_line
 from pyro_neuralrg.app.report import FILES, Output, table
 from pyro_neuralrg.arguments import refuse_without
 from pyro_neuralrg.files import CheckpointError, Record
-from pyro_neuralrg.files.format import one_line
 from pyro_neuralrg.runtime.interrupts import deferred_interrupts
 from pyro_neuralrg.runtime.memory import MemoryLimitError
 from pyro_neuralrg.runtime.processes import joined, processes

@@ -17,7 +17,6 @@ import torch
 from pyro_neuralrg.arguments import LARGEST_SEED, check_integer
 from pyro_neuralrg.diagnostics import Summary, summarise, to_arviz
 from pyro_neuralrg.files import CheckpointError, Record
-from pyro_neuralrg.files.format import one_line
 from pyro_neuralrg.files.record import format_differences
 from pyro_neuralrg.free_energy import Bounds, FreeEnergyEstimate, bounds, estimate
 from pyro_neuralrg.lattice import check_shape
@@ -55,6 +54,11 @@ SETTING_OF = {"num_chains": "chains", "warmup_steps": "draws for warm-up", "site
 FAILURES = (ValueError, TypeError, ArithmeticError, RuntimeError, MemoryError, OSError)
 """What a stage may raise: a target that is not finite, numbers out of range, no more memory, files
 that cannot be read or written."""
+
+
+def one_line(error: BaseException) -> str:
+    """All of an error's message in one line; its kind, if it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def option(default: Any, help: str, **more: Any) -> Any:
