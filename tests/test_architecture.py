@@ -42,7 +42,6 @@ ORDER = (
     "diagnostics",
     "analysis",
     "plotting",
-    "paper",
 )
 """Of the parts: each may import those before it."""
 MAY_IMPORT = {name: set(ORDER[:place]) for place, name in enumerate(ORDER)}

@@ -18,8 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_neuralrg import HMC, ChEESHMC, Cycle, FreeField, IndependenceMetropolis, IsingDual
-from pyro_neuralrg.app.experiment import Experiment
-from pyro_neuralrg.app.job import Settings
+from pyro_neuralrg.app.ising import Experiment, Settings
 from pyro_neuralrg.infer.pdd import PDD
 from pyro_neuralrg.mcmc import MALA, EnergyTarget, Kernel, RandomWalkMetropolis
 from pyro_neuralrg.runtime.processes import Processes

@@ -50,6 +50,7 @@ def test_there_are_tutorials() -> None:
 def test_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NEURALRG_SMOKE", "1")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(path.parent / "paper")
     exec(compile(code_of(path), str(path), "exec"), {"__name__": "__main__"})
 
 

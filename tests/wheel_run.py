@@ -68,11 +68,11 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"  # the same numbers, whatever the machine does beside
     states, out = Path("states"), Path("out")
     command = [sys.argv[1], "ising", *OPTIONS, "--out", str(out)]
-    said = killed_once(command, lambda: len(list(states.glob("training-*.pt"))) == 3)
+    said = killed_once(command, lambda: len(list(states.glob("training/*.pt"))) == 3)
     check("training starts from the beginning" in said, "--resume without a checkpoint says so")
-    steps = max(int(path.stem.split("-")[1]) for path in states.glob("training-*.pt"))
+    steps = max(int(path.stem.split("-")[1]) for path in states.glob("training/*.pt"))
     check(0 < steps < 200 and not out.joinpath("flow.pt").exists(), "killed while training")
-    killed_once(command, lambda: (states / "latent.previous.pt").exists())
+    killed_once(command, lambda: len(list(states.glob("latent/*.pt"))) == 3)
     check(not out.joinpath("report.json").exists(), "resumed, and killed while sampling")
     report = finished(command)
     whole = finished([sys.argv[1], "ising", *OPTIONS[:-5], "--out", "whole"])

@@ -99,6 +99,7 @@ def execute(path: Path, version: str) -> None:
 def main() -> None:
     """Execute the notebooks named, or all."""
     os.environ.pop("NEURALRG_SMOKE", None)
+    os.environ["PYTHONPATH"] = f"{HERE / 'paper'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     version = made_by()  # before the first is written
     for name in sys.argv[1:] or sorted(path.stem for path in HERE.glob("*.ipynb")):
         execute(HERE / f"{name}.ipynb", version)

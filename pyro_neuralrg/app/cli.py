@@ -18,27 +18,27 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn
 
 from pyro_neuralrg import __version__
-from pyro_neuralrg.app.experiment import (
-    FAILURES,
-    CheckpointError,
-    Experiment,
-    MemoryLimitError,
-    one_line,
-)
-from pyro_neuralrg.app.job import Settings
-from pyro_neuralrg.app.report import Output, table
-from pyro_neuralrg.paper import BLOCKS, FIGURES, Start, make_folder, prepare, redraw
+from pyro_neuralrg.app.ising import FAILURES, Experiment, Settings, one_line
+from pyro_neuralrg.app.report import FILES, Output, table
+from pyro_neuralrg.arguments import refuse_without
+from pyro_neuralrg.files import CheckpointError, Record
 from pyro_neuralrg.runtime.interrupts import deferred_interrupts
+from pyro_neuralrg.runtime.memory import MemoryLimitError
 from pyro_neuralrg.runtime.processes import joined, processes
 
-__all__ = ["build_parser", "main"]
-
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
-OWN = sorted({name for kind in FIGURES.values() for name in kind.own})
+RECORD_OPTIONS: dict[str, dict[str, Any]] = {
+    "checkpoint": {"help": "folder for checkpoints of all stages (default: none)"},
+    "every": {"type": float, "help": "seconds between two; Ctrl-C saves one first (default: 60)"},
+    "keep": {"type": int, "help": "how many stay, the newest of each stage (default: 3)"},
+    "resume": {"action": "store_true", "help": "go on from the newest intact one, if there is one"},
+    "history": {"action": "store_true", "help": "also write DIR/training/history.csv"},
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -56,249 +56,101 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_ising(commands)
-    _add_paper(commands)
-    return parser
-
-
-def _add_ising(commands: argparse._SubParsersAction[_Parser]) -> None:
     ising = commands.add_parser(
         "ising",
         help="train on the Ising model, estimate its free energy, sample it in the latent space",
         description=(
             "Train a flow on the dual field of the Ising model, estimate -ln Z, and sample the "
             "structure factor in the latent and in the physical space from the same start, each "
-            "beside the exact value. Writes report.json, flow.pt, samples.nc (the latent sampler's "
-            "run), free_energy.png, structure_factor.png and configurations.png, and removes those "
-            "of an earlier run. Ctrl-C ends with what is there, saved."
+            f"beside the exact value. Writes {', '.join(FILES)} (samples: of the latent sampler), "
+            "and removes those of an earlier run. Ctrl-C ends with what is there, saved."
         ),
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         argument_default=argparse.SUPPRESS,
     )
-    new = Settings()
-    add = ising.add_argument
-    add("--shape", type=int, nargs="+", default=list(new.shape), metavar="L",
-        help="sides of the periodic lattice, one to three")  # fmt: skip
-    _add_training(ising, new, "the shape")
-    add("--chains", type=int, metavar="N", default=new.chains,
-        help="chains of each sampler")  # fmt: skip
-    add("--draws", type=int, metavar="N", default=new.draws,
-        help="kept draws per chain, after as many for warm-up, at most 200")  # fmt: skip
-    add("--compile", action="store_true", help="train through torch.compile, on an accelerator")
-    add("--device", default=new.device, help="where torch computes: auto, cpu, cuda, cuda:1, ...")
-    add("--dtype", default=new.dtype, choices=["float32", "float64"],
-        help="of the flow and of the fields")  # fmt: skip
-    add("--checkpoint", metavar="DIR",
-        help="folder for checkpoints of training and sampling (default: none)")  # fmt: skip
-    add("--every", type=float, metavar="SECONDS",
-        help="between checkpoints; Ctrl-C and SIGTERM save one first (default: 60)")  # fmt: skip
-    add("--keep", type=int, metavar="K",
-        help="newest checkpoints that stay (default: 3)")  # fmt: skip
-    add("--resume", action="store_true",
-        help="go on from the newest intact checkpoint, if there is one")  # fmt: skip
-    add(
-        "--history",
-        action="store_true",
-        help="keep a table of the training steps beside the checkpoints, training/history.csv",
-    )
-    add("--out", type=Path, default=Path("neuralrg-output"), metavar="DIR",
-        help="folder for what is written; made if it is missing")  # fmt: skip
-
-
-def _add_training(parser: argparse.ArgumentParser, new: Settings | Start, origin: str) -> None:
-    """What both commands train with, on which model."""
-    add = parser.add_argument
-    add("--temperature", type=float, default=new.temperature, metavar="T",
-        help="in J/k_B; the default is the critical temperature of the square lattice")  # fmt: skip
-    add("--steps", type=int, metavar="N", help=f"training steps (default: from {origin})")
-    add("--batch", type=int, metavar="N", help=f"fields per training step (default: from {origin})")
-    add("--seed", type=int, default=new.seed, help="of training and sampling")
-
-
-def _add_paper(commands: argparse._SubParsersAction[_Parser]) -> None:
-    paper = commands.add_parser(
-        "paper",
-        help="make a figure of the paper, from nothing or from a saved flow",
-        description=(
-            "Make a figure of Li and Wang (2018): "
-            + "; ".join(f"{name}: {kind.about}" for name, kind in FIGURES.items())
-            + ". Writes FIGURE.png, the numbers behind it (FIGURE.json or FIGURE.npz) and, if it "
-            "trained one, flow.pt, from which the other figures can start."
-        ),
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        argument_default=argparse.SUPPRESS,
-    )
-    add = paper.add_argument
-    add("figure", choices=sorted(FIGURES), metavar="FIGURE", help=", ".join(FIGURES))
-    add("--shape", type=int, nargs="+", metavar="L",
-        help="sides of the periodic lattice (default: those of the flow, else 16 16)")  # fmt: skip
-    _add_training(paper, Start(), "the blocks and the shape")
-    add("--flow", type=Path, metavar="PATH",
-        help="start from this flow.pt (default: train one)")  # fmt: skip
-    add("--blocks", choices=BLOCKS,
-        help="default: the flow that knows its target; paper: Real NVP blocks, 5000 steps of 512 "
-        "fields (default: paper for the sweep, else default)")  # fmt: skip
-    add("--seconds", type=float, metavar="S",
-        help="sweep: CPU seconds of training for each point (default: 60)")  # fmt: skip
-    add("--temperatures", type=float, nargs="+", metavar="T",
-        help="sweep: those of the points, in J/k_B (default: nine from 2.0 to 2.7)")  # fmt: skip
-    add("--depths", type=int, nargs="+", metavar="K",
-        help="sweep: numbers of scales (default: from 1 to all)")  # fmt: skip
-    add("--circuits", nargs="*", metavar="NAME",
-        help="sweep: whole circuits at --temperature, of tree, brickwork, mera; no name for none "
-        "(default: all three)")  # fmt: skip
-    add("--chains", type=int, metavar="N",
-        help="fig3b: of each sampler (default: 256)")  # fmt: skip
-    add("--trajectories", type=int, metavar="N",
-        help="fig3b: of each chain (default: 400)")  # fmt: skip
-    add("--seeds", type=int, metavar="N",
-        help="fig4a: trainings whose overlaps are reported (default: 1)")  # fmt: skip
-    add("--smoke", action="store_true", help="make it in seconds, with numbers that mean nothing")
-    add("--out", type=Path, default=Path("neuralrg-paper"), metavar="DIR",
-        help="folder for what is written; made if it is missing. A sweep that was stopped goes on "
-        "with the points that this folder does not have yet")  # fmt: skip
-    add("--redraw", action="store_true",
-        help="compute nothing: draw the numbers in --out again")  # fmt: skip
+    for entry in fields(Settings):
+        if entry.metadata:
+            told = dict(entry.metadata)
+            if "(default: " not in told["help"] and entry.default is not False:
+                told["help"] += f" (default: {entry.default})"
+            ising.add_argument(f"--{entry.name}", **told)
+    for name, told in RECORD_OPTIONS.items():
+        ising.add_argument(f"--{name}", **told)
+    folder = "folder for what is written (default: neuralrg-output)"
+    ising.add_argument("--out", type=Path, default=Path("neuralrg-output"), help=folder)
+    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Args:
-        arguments: Without the program's name; None takes those of the process.
-
-    Returns:
-        The exit code, as the module says.
-    """
-    with joined() as world:
-        if world.is_first:
-            return _main(arguments)
-        with (
-            open(os.devnull, "w", encoding="utf-8") as nowhere,
-            contextlib.redirect_stdout(nowhere),
-            contextlib.redirect_stderr(nowhere),
-        ):
-            return _main(arguments)
+    """Run the command line, of the process if none is given, and return the exit code."""
+    with joined() as world, contextlib.ExitStack() as stack:
+        if not world.is_first:
+            nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+            stack.enter_context(contextlib.redirect_stderr(nowhere))
+        stack.enter_context(warnings.catch_warnings())
+        warnings.showwarning = _show_warning  # type: ignore[assignment]
+        return _main(arguments)
 
 
 def _main(arguments: Sequence[str] | None) -> int:
     parser = build_parser()
     options = vars(parser.parse_args(arguments))
-    command, out = options.pop("command"), options.pop("out")
-    if command == "paper":
-        return _paper(parser, options, out)
-    options["shape"] = tuple(options["shape"])
-    with warnings.catch_warnings():
-        warnings.showwarning = _show_warning
-        try:
-            experiment = Experiment.prepare(Settings(**options))
-            output = Output.prepare(out) if processes().is_first else None
-        except FAILURES as error:
-            parser.error(one_line(error))
-        except KeyboardInterrupt:
-            return INTERRUPTED
-        return _follow(experiment) if output is None else _run(experiment, output)
-
-
-def _follow(experiment: Experiment) -> int:
-    """Train and sample as part of a group, and leave the rest to its first process."""
+    del options["command"]
+    out: Path = options.pop("out")
     try:
-        results = experiment.run()
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except (CheckpointError, MemoryLimitError):
-        return BAD_INPUT
-    except FAILURES:
-        return FAILED
-    if results.stopped == "interrupted":
-        return INTERRUPTED
-    return FAILED if results.stopped or results.unsaved else DONE
-
-
-def _paper(parser: argparse.ArgumentParser, options: dict[str, Any], out: Path) -> int:
-    """Make a figure of the paper, and print the numbers."""
-    if processes().size > 1:
-        parser.error(f"paper runs in {processes().size} processes; accepted: one")
-    figure, saved = options.pop("figure"), options.pop("flow", None)
-    small = options.pop("smoke", False)
-    if options.pop("redraw", False):
-        return _redraw(parser, figure, out)
-    own = {name: _tuple(options.pop(name)) for name in OWN if name in options}
-    options.setdefault("blocks", "paper" if figure == "sweep" else "default")
-    with warnings.catch_warnings():
-        warnings.showwarning = _show_warning
-        try:
-            start = Start(saved=saved, **options)
-            job = prepare(figure, start, small=small, own=own)
-            folder = make_folder(out)
-        except FAILURES as error:
-            parser.error(one_line(error))
-        except KeyboardInterrupt:
-            return INTERRUPTED
-        try:
-            lines = job.run(folder)
-        except KeyboardInterrupt:
-            sys.stderr.write("neuralrg: interrupted\n")
-            return INTERRUPTED
-        except FAILURES as error:
-            sys.stderr.write(f"neuralrg: error: {one_line(error)}\n")
-            return FAILED
-    sys.stdout.write("\n".join(lines) + f"\n\nwritten to {folder}: {figure}.png\n")
-    return DONE
-
-
-def _redraw(parser: argparse.ArgumentParser, figure: str, out: Path) -> int:
-    """Draw a figure again, and print its numbers."""
-    try:
-        lines = redraw(figure, out)
+        experiment = Experiment.prepare(_settings(options))
+        output = Output.prepare(out) if processes().is_first else None
     except FAILURES as error:
         parser.error(one_line(error))
-    sys.stdout.write("\n".join(lines) + f"\n\nwritten to {out}: {figure}.png\n")
-    return DONE
-
-
-def _tuple(value: Any) -> Any:
-    """Lists of the command line as the tuples that settings hold."""
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _run(experiment: Experiment, output: Output) -> int:
-    """Run the stages, save what there is however they end, and print the table."""
-    try:
-        results = experiment.run(on_trained=output.write_training)
-        with deferred_interrupts() as pressed:
-            output.write(results)
     except KeyboardInterrupt:
-        sys.stderr.write("neuralrg: interrupted\n")
         return INTERRUPTED
+    return _run(experiment, output)
+
+
+def _settings(options: dict[str, Any]) -> Settings:
+    """The settings that options of the command stand for."""
+    given = {name: options.pop(name) for name in RECORD_OPTIONS if name in options}
+    folder = given.pop("checkpoint", None)
+    if folder is None:
+        refuse_without("checkpoint", "with a folder of them", **given)
+    record = None if folder is None else Record(folder, **given)
+    if "shape" in options:
+        options["shape"] = tuple(options["shape"])
+    return Settings(**options, record=record)
+
+
+def _run(experiment: Experiment, output: Output | None) -> int:
+    """Run the stages, save what there is however they end, and print the table."""
+    pressed: list[int] = []
+    try:
+        if output is None:
+            results = experiment.run()
+        else:
+            results = experiment.run(on_trained=output.write_training)
+            with deferred_interrupts() as pressed:
+                output.write(results)
+    except KeyboardInterrupt:
+        return _say("interrupted", INTERRUPTED)
     except (CheckpointError, MemoryLimitError) as error:
-        sys.stderr.write(f"neuralrg: error: {one_line(error)}\n")
-        return BAD_INPUT
+        return _say(f"error: {one_line(error)}", BAD_INPUT)
     except FAILURES as error:
-        sys.stderr.write(f"neuralrg: error: {one_line(error)}{_kept(output)}\n")
-        return FAILED
-    sys.stdout.write(f"{table(results)}\n\nwritten to {output.folder}: {output.names()}\n")
+        saved = f"; saved: {output.names()}" if output and output.written else ""
+        return _say(f"error: {one_line(error)}{saved}", FAILED)
+    if output is not None:
+        sys.stdout.write(f"{table(results)}\n\nwritten to {output.folder}: {output.names()}\n")
     if results.unsaved:
-        sys.stderr.write(f"neuralrg: not written: {'; '.join(results.unsaved)}\n")
+        _say(f"not written: {'; '.join(results.unsaved)}", FAILED)
     if results.stopped == "interrupted" or pressed:
-        sys.stderr.write("neuralrg: interrupted; what was there is saved\n")
-        return INTERRUPTED
+        return _say("interrupted; what was there is saved", INTERRUPTED)
     if results.stopped:
-        sys.stderr.write(f"neuralrg: stopped early: {results.stopped}; what was there is saved\n")
-        return FAILED
+        return _say(f"stopped early: {results.stopped}; what was there is saved", FAILED)
     return FAILED if results.unsaved else DONE
 
 
-def _kept(output: Output) -> str:
-    return f"; saved: {output.names()}" if output.written else ""
+def _say(line: str, code: int) -> int:
+    sys.stderr.write(f"neuralrg: {line}\n")
+    return code
 
 
-def _show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
+def _show_warning(message: Warning | str, *_: Any) -> None:
     sys.stderr.write(f"neuralrg: warning: {' '.join(str(message).split())}\n")

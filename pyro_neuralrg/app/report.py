@@ -19,28 +19,21 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pyro_neuralrg import __version__, plotting
-from pyro_neuralrg.app.job import Exact, Results, Sampling
+from pyro_neuralrg.app.ising import SPACES, Exact, Results, Sampling
 from pyro_neuralrg.diagnostics import save_tree
 from pyro_neuralrg.files.atomic import remove_leftovers, replacing, writing
 from pyro_neuralrg.flow_file import save
-from pyro_neuralrg.statistics import Estimate
 from pyro_neuralrg.train import FitResult
 
-__all__ = ["Output", "as_json", "table"]
-
 FIGURE_SIZE = (6.4, 4.2)
+NUM_PICTURES = 4  # fields of each sampler
 FILES = (
-    "report.json",
-    "flow.pt",
-    "samples.nc",
-    "free_energy.png",
-    "structure_factor.png",
+    "report.json", "flow.pt", "samples.nc", "free_energy.png", "structure_factor.png",
     "configurations.png",
-)
+)  # fmt: skip
 PACKAGES = ("torch", "pyro-ppl", "numpy", "scipy", "arviz", "matplotlib")
 
 
@@ -60,11 +53,7 @@ class Output:
 
     @classmethod
     def prepare(cls, folder: Path) -> Output:
-        """Make the folder and see that it can be written, before any work is done.
-
-        Raises:
-            OSError: It cannot; the message names the argument and the folder.
-        """
+        """Make the folder and see that it can be written, before any work is done."""
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
@@ -73,10 +62,8 @@ class Output:
                 if (folder / name).is_dir():
                     raise OSError(f"{name} in it is a folder")
         except OSError as error:
-            reason = error.strerror or error
-            raise OSError(
-                f"argument --out: {folder}: {reason}; accepted: a writable folder"
-            ) from None
+            seen = f"{folder}: {error.strerror or error}"
+            raise OSError(f"argument --out: {seen}; accepted: a writable folder") from None
         return cls(folder)
 
     def names(self) -> str:
@@ -88,84 +75,76 @@ class Output:
 
         The files of an earlier run are removed first: no folder holds files of two runs. What is
         half-written stays if it was written to since this run began: by another one, maybe.
-
-        Raises:
-            OSError: A file cannot be written; the message names it.
         """
-        for name in FILES:
-            with _failing_at(self.folder / name) as path:
-                path.unlink(missing_ok=True)
-            remove_leftovers(self.folder, name, self.begun)
-        with self._named("flow.pt") as path:
+        with self._writing("flow.pt") as path:
+            for name in FILES:
+                (self.folder / name).unlink(missing_ok=True)
+                remove_leftovers(self.folder, name, self.begun)
             save(path, training.flow)
 
     def write(self, results: Results) -> None:
-        """Write all else that the results hold, the report first.
-
-        Raises:
-            OSError: A file cannot be written; the message names it.
-        """
+        """Write all else that the results hold, the report first."""
         text = json.dumps(as_json(results), indent=2, allow_nan=False) + "\n"
-        with self._named("report.json") as path, writing(path) as stream:
+        with self._writing("report.json") as path, writing(path) as stream:
             stream.write(text.encode())
-        samples = results.samplers.get("latent")
-        if samples is not None:
-            with self._named("samples.nc") as path, replacing(path) as temporary:
-                save_tree(samples.idata, temporary)
+        if "latent" in results.samplers:
+            with self._writing("samples.nc") as path, replacing(path) as temporary:
+                save_tree(results.samplers["latent"].idata, temporary)
         self._write_figures(results)
 
     def _write_figures(self, results: Results) -> None:
         history, found = results.training.history, results.estimate
+        draws = {name: run.idata.posterior for name, run in results.samplers.items()}
         if len(history) == 0:
             return
-        figure = Figure(figsize=FIGURE_SIZE, layout="constrained")
-        plotting.free_energy(
-            history.free_energy,
-            standard_error=history.free_energy_se,
-            annealing_steps=int((history.temperature_factor > 1.0).sum()),
-            exact=results.exact_free_energy.value,
-            estimate=None if found is None else (found.importance, found.importance_se),
-            ax=figure.subplots(),
-        )
-        figure.suptitle(title(results))  # the axes' own says what has not converged
-        self._write_png("free_energy.png", figure)
-        if not results.samplers:
+        with self._figure("free_energy.png", title(results)) as figure:
+            plotting.free_energy(
+                history.free_energy,
+                standard_error=history.free_energy_se,
+                annealing_steps=int((history.temperature_factor > 1.0).sum()),
+                exact=results.exact_free_energy.value,
+                estimate=None if found is None else (found.importance, found.importance_se),
+                ax=figure.subplots(),
+            )
+        if not draws:
             return
-        figure = Figure(figsize=FIGURE_SIZE, layout="constrained")
-        ax = plotting.structure_factor(
-            {name: run.structure_factor for name, run in results.samplers.items()},
-            exact=results.exact_structure_factor.value,
-            ax=figure.subplots(),
-        )
-        figure.suptitle(title(results))
-        if results.reference_structure_factor is not None:
-            _draw_reference(ax, results.reference_structure_factor)
-        self._write_png("structure_factor.png", figure)
-        fields = {name: run.last_fields for name, run in results.samplers.items()}
+        with self._figure("structure_factor.png", title(results)) as figure:
+            ax = plotting.structure_factor(
+                {name: found["structure_factor"].values for name, found in draws.items()},
+                exact=results.exact_structure_factor.value,
+                ax=figure.subplots(),
+            )
+            if results.reference is not None:
+                mean, error = results.reference
+                words = "cluster Monte Carlo"
+                ax.axhspan(mean - error, mean + error, color="black", alpha=0.3, label=words)
+                ax.legend(frameon=False)
+        fields = {name: found["x"].values[:NUM_PICTURES, -1] for name, found in draws.items()}
         count = min(len(values) for values in fields.values())
-        figure = Figure(figsize=(2.0 * count + 1.2, 2.2 * len(fields)), layout="constrained")
-        plotting.configurations(fields, count=count, figure=figure)
-        self._write_png("configurations.png", figure)
+        with self._figure("configurations.png", "") as figure:
+            figure.set_size_inches(2.0 * count + 1.2, 2.2 * len(fields))
+            plotting.configurations(fields, count=count, figure=figure)
 
-    def _write_png(self, name: str, figure: Figure) -> None:
-        with self._named(name) as path, writing(path) as stream:
+    @contextlib.contextmanager
+    def _figure(self, name: str, above: str) -> Iterator[Figure]:
+        """An empty figure, written as PNG at the end of the block."""
+        figure = Figure(figsize=FIGURE_SIZE, layout="constrained")
+        yield figure
+        figure.suptitle(above)  # the axes' own title says what has not converged
+        with self._writing(name) as path, writing(path) as stream:
             figure.savefig(stream, format="png", dpi=150)
 
     @contextlib.contextmanager
-    def _named(self, name: str) -> Iterator[Path]:
-        """Where a file of this run is written, in the block."""
-        with _failing_at(self.folder / name) as path:
+    def _writing(self, name: str) -> Iterator[Path]:
+        """Where a file of this run is written in the block; an OSError names it."""
+        path = self.folder / name
+        try:
             yield path
+        except OSError as error:
+            raise OSError(
+                f"{error.filename or path} cannot be written ({error.strerror or error})"
+            ) from None
         self.written.append(name)
-
-
-@contextlib.contextmanager
-def _failing_at(path: Path) -> Iterator[Path]:
-    """Let an OSError name the file that was to be written."""
-    try:
-        yield path
-    except OSError as error:
-        raise OSError(f"{path} cannot be written ({error.strerror or error})") from None
 
 
 def title(results: Results) -> str:
@@ -174,80 +153,65 @@ def title(results: Results) -> str:
     return f"Ising model {sides}, T = {results.settings.temperature:.6g} J/k$_B$"
 
 
-def _draw_reference(ax: Axes, reference: Estimate) -> None:
-    """The band of one standard error in the place of the exact line."""
-    mean, error = reference
-    ax.axhspan(mean - error, mean + error, color="black", alpha=0.3, label="cluster Monte Carlo")
-    ax.legend(frameon=False)
-
-
 def as_json(results: Results) -> dict[str, Any]:
-    """The report: what is not known, not finite, or was not reached, is None.
-
-    Free energies are in nats; ``gap`` is KL(q || pi/Z), ``forward_kl`` KL(pi/Z || q); ``ess`` of
-    the free energy is a fraction of the samples, ``ess_bulk`` counts effective draws over all
-    chains.
-    """
-    settings, reference = results.settings, results.reference_structure_factor
+    """The report: what is not known, not finite, or was not reached, is None."""
+    settings, training = results.settings, results.training
+    reference, error = results.reference or (None, None)
     report = {
         "shape": list(settings.shape),
-        "temperature": settings.temperature,
-        "seed": settings.seed,
-        "device": settings.device,
-        "dtype": settings.dtype,
+        **{name: getattr(settings, name) for name in ("temperature", "seed", "device", "dtype")},
         "stopped": results.stopped or None,
         "unsaved": results.unsaved,
         "free_energy": _free_energy(results),
         "sampling": {
             "exact_structure_factor": results.exact_structure_factor.value,
-            "reference_structure_factor": reference and reference.value,
-            "reference_structure_factor_se": reference and reference.standard_error,
-            "latent": _sampler(results.samplers.get("latent")),
-            "physical": _sampler(results.samplers.get("physical")),
+            "reference_structure_factor": reference,
+            "reference_structure_factor_se": error,
+            **dict.fromkeys(SPACES),
+            **{space: _sampler(run) for space, run in results.samplers.items()},
         },
         "training": {
-            "steps": results.training.steps,
-            "batch": results.training.batch,
-            "seconds": results.training.seconds,
+            **{name: getattr(training, name) for name in ("steps", "batch", "seconds")},
             "parameters": results.parameters,
         },
-        "versions": _versions(),
+        "versions": {
+            "python": platform.python_version(),
+            "pyro_neuralrg": __version__,
+            **{name: metadata.version(name) for name in PACKAGES},
+        },
     }
     return _plain(report)
 
 
-def _free_energy(results: Results) -> dict[str, float | int | None]:
-    found, bounds = results.estimate, results.bounds
-    return {
-        "exact": results.exact_free_energy.value,
-        "variational": found and found.variational,
-        "variational_se": found and found.variational_se,
-        "gap": results.gap,
-        "relative_error": results.relative_error,
-        "lower": bounds and bounds.lower,
-        "lower_se": bounds and bounds.lower_se,
-        "forward_kl": results.forward_kl,
-        "importance": found and found.importance,
-        "importance_se": found and found.importance_se,
-        "ess": found and found.ess,
-        "num_samples": found and found.num_samples,
-        "pareto_k": found and found.pareto_k,
-    }
+def _free_energy(results: Results) -> dict[str, float]:
+    """Free energies in nats, NaN where there is none; ``ess`` is a fraction of the samples.
+
+    ``gap`` is KL(q || pi/Z). A mode that the flow misses shows in ``forward_kl``, KL(pi/Z || q).
+    """
+    exact = results.exact_free_energy.value
+    exact = math.nan if exact is None else exact
+    names = "variational variational_se importance importance_se ess num_samples pareto_k"
+    found = {name: getattr(results.estimate, name, math.nan) for name in names.split()}
+    found |= {name: getattr(results.bounds, name, math.nan) for name in ("lower", "lower_se")}
+    gap = found["variational"] - exact
+    relative = gap / abs(exact) if exact else math.nan
+    divergences = {"gap": gap, "relative_error": relative, "forward_kl": exact - found["lower"]}
+    return {"exact": exact, **found, **divergences}
 
 
-def _sampler(run: Sampling | None) -> dict[str, float | int | None] | None:
-    if run is None:
-        return None
+def _sampler(run: Sampling) -> dict[str, float]:
+    """The structure factor by one sampler; ``ess_bulk`` counts effective draws of all chains."""
+    gradients, seconds = int(run.mcmc.gradient_evaluations.draws), run.mcmc.seconds.draws
     return {
         "structure_factor": run.summary.mean,
         "mcse": run.summary.mcse,
         "rhat": run.summary.rhat,
         "ess_bulk": run.summary.ess_bulk,
-        "ess_per_gradient": run.summary.ess_bulk / run.gradient_evaluations,
-        "ess_per_second": run.summary.ess_bulk / run.seconds,
-        "acceptance_rate": run.acceptance_rate,
-        "gradient_evaluations": run.gradient_evaluations,
-        "seconds": run.seconds,
+        "ess_per_gradient": run.summary.ess_bulk / gradients,  # a jump counts as one
+        "ess_per_second": run.summary.ess_bulk / seconds,
+        "acceptance_rate": float(run.mcmc.sample_stats["acceptance_rate"].mean()),
+        "gradient_evaluations": gradients,
+        "seconds": seconds,
     }
 
 
@@ -256,11 +220,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(entry) for key, entry in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "pyro_neuralrg": __version__}
-    return found | {name: metadata.version(name) for name in PACKAGES}
 
 
 def table(results: Results) -> str:
@@ -275,51 +234,47 @@ def table(results: Results) -> str:
     return "\n".join([*head, "", *_free_energy_rows(results), "", *_sampling_rows(results)])
 
 
-def _free_energy_rows(results: Results) -> list[str]:
-    found = results.estimate
-    rows = ["free energy -ln Z (nats)", f"  {'exact':<22}{_exact(results.exact_free_energy)}"]
-    if found is None:
-        return [*rows, "  not estimated"]
-    bound = f"  {'variational bound':<22}{found.variational:.4f} +- {found.variational_se:.4f}"
-    if results.gap is not None:
-        bound += f"   gap KL(q || pi/Z) {results.gap:.4f}"
-    if results.relative_error is not None:
-        bound += f"   relative error {results.relative_error:.2e}"
-    weighted = f"  {'importance sampling':<22}{found.importance:.4f} +- {found.importance_se:.4f}"
-    quality = f"ESS {100 * found.ess:.1f} % of {found.num_samples}, k-hat {found.pareto_k:.2f}"
-    return [*rows, bound, *_lower_bound_rows(results), f"{weighted}   {quality}"]
+def _free_energy_rows(results: Results) -> Iterator[str]:
+    found, between = _free_energy(results), results.bounds
 
+    def row(words: str, name: str, *more: str) -> str:
+        value = f"  {words:<22}{found[name]:.4f} +- {found[f'{name}_se']:.4f}"
+        return "   ".join([value, *more])
 
-def _lower_bound_rows(results: Results) -> list[str]:
-    """What exact samples say, if there are any: reverse KL alone hides modes that q misses."""
-    found = results.bounds
-    if found is None:
-        return []
-    if results.forward_kl is None:
-        divergence = f"sum of both KLs {found.upper - found.lower:.4f}"
-    else:
-        divergence = f"KL(pi/Z || q) {results.forward_kl:.4f}"
-    return [f"  {'lower bound':<22}{found.lower:.4f} +- {found.lower_se:.4f}   {divergence}"]
-
-
-def _sampling_rows(results: Results) -> list[str]:
-    columns = ("value", "MCSE", "R-hat", "bulk ESS", "ESS/gradient", "ESS/s")
-    rows = ["structure factor <(sum_i s_i)^2>/N^2", " " * 12 + "".join(f"{c:>14}" for c in columns)]
-    rows.append(f"  {'exact':<10}{_exact(results.exact_structure_factor):>14}")
-    if results.reference_structure_factor is not None:
-        mean, error = results.reference_structure_factor
-        rows.append(f"  {'cluster Monte Carlo':<22}{mean:.5f} +- {error:.5f}")
-    for name, run in results.samplers.items():
-        cells = (
-            f"{run.summary.mean:.5f}",
-            f"{run.summary.mcse:.5f}",
-            f"{run.summary.rhat:.4f}",
-            f"{run.summary.ess_bulk:.0f}",
-            f"{run.summary.ess_bulk / run.gradient_evaluations:.2e}",
-            f"{run.summary.ess_bulk / run.seconds:.1f}",
+    yield "free energy -ln Z (nats)"
+    yield f"  {'exact':<22}{_exact(results.exact_free_energy)}"
+    if results.estimate is None:
+        yield "  not estimated"
+        return
+    known = results.exact_free_energy.value is not None
+    relative = f"relative error {found['relative_error']:.2e}"
+    gap = (f"gap KL(q || pi/Z) {found['gap']:.4f}", relative) if known else ()
+    yield row("variational bound", "variational", *gap)
+    if between is not None:
+        both = f"sum of both KLs {between.upper - between.lower:.4f}"
+        yield row(
+            "lower bound", "lower", f"KL(pi/Z || q) {found['forward_kl']:.4f}" if known else both
         )
-        rows.append(f"  {name:<10}" + "".join(f"{cell:>14}" for cell in cells))
-    return rows if results.samplers else [*rows, "  not sampled"]
+    quality = f"ESS {found['ess']:.1%} of {found['num_samples']}, k-hat {found['pareto_k']:.2f}"
+    yield row("importance sampling", "importance", quality.replace("%", " %"))
+
+
+def _sampling_rows(results: Results) -> Iterator[str]:
+    columns = ("value", "MCSE", "R-hat", "bulk ESS", "ESS/gradient", "ESS/s")
+    yield "structure factor <(sum_i s_i)^2>/N^2"
+    yield " " * 12 + "".join(f"{column:>14}" for column in columns)
+    yield f"  {'exact':<10}{_exact(results.exact_structure_factor):>14}"
+    if results.reference is not None:
+        mean, error = results.reference
+        yield f"  {'cluster Monte Carlo':<22}{mean:.5f} +- {error:.5f}"
+    formats = {"structure_factor": ".5f", "mcse": ".5f", "rhat": ".4f", "ess_bulk": ".0f"}
+    formats |= {"ess_per_gradient": ".2e", "ess_per_second": ".1f"}
+    for name, run in results.samplers.items():
+        row = _sampler(run)
+        cells = [f"{row[key]:{digits}}" for key, digits in formats.items()]
+        yield f"  {name:<10}" + "".join(f"{cell:>14}" for cell in cells)
+    if not results.samplers:
+        yield "  not sampled"
 
 
 def _exact(exact: Exact) -> str:

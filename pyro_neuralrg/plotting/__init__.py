@@ -13,7 +13,7 @@ with any kind of colour vision tell apart; curves differ in line style or marker
 
 from __future__ import annotations
 
-from pyro_neuralrg.plotting.curves import Series
+from pyro_neuralrg.plotting.curves import Series, estimates
 from pyro_neuralrg.plotting.learned import (
     effective_energy,
     information_by_distance,
@@ -22,13 +22,6 @@ from pyro_neuralrg.plotting.learned import (
     pyramid,
     responses,
     top_variable,
-)
-from pyro_neuralrg.plotting.paper import (
-    depths,
-    estimates,
-    light_cone,
-    relative_errors,
-    relaxation,
 )
 from pyro_neuralrg.plotting.runs import (
     configurations,
@@ -45,19 +38,15 @@ __all__ = [
     "STYLES",
     "Series",
     "configurations",
-    "depths",
     "effective_energy",
     "estimates",
     "free_energy",
     "information_by_distance",
     "information_by_scale",
     "information_matrix",
-    "light_cone",
     "new_figure",
     "pyramid",
     "ranks",
-    "relative_errors",
-    "relaxation",
     "responses",
     "structure_factor",
     "top_variable",

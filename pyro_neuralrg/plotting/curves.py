@@ -11,9 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 
-from pyro_neuralrg.plotting.style import check_named, note
-
-__all__ = ["Series", "known_points"]
+from pyro_neuralrg.plotting.style import COLOURS, MARKERS, axes_or_new, check_named, note
 
 Array = npt.NDArray[np.float64]
 
@@ -83,3 +81,31 @@ def known_points(ax: Axes, found: Mapping[str, Series]) -> dict[str, tuple[Array
     if missing:
         note(ax, "; ".join(missing))
     return points
+
+
+def estimates(found: Mapping[str, Series], *, ax: Axes | None = None) -> Axes:
+    """Estimates with error bars, for example on the Axes of ``free_energy``.
+
+    Shown in ``tutorials/figures/fig3a.png``.
+
+    Args:
+        found: For each name its estimates.
+        ax: Axes to draw on; None makes a new figure.
+
+    Returns:
+        The Axes, with the legend renewed.
+
+    Raises:
+        ValueError: There are none, or lengths differ.
+
+    >>> len(estimates({"importance": Series([1, 2], [3.0, 2.0], [0.1, 0.1])}).containers)
+    1
+    """
+    ax = axes_or_new(ax)
+    for index, (name, (x, values, error)) in enumerate(known_points(ax, found).items()):
+        ax.errorbar(
+            x, values, yerr=error, color=COLOURS[1 + index % (len(COLOURS) - 1)], capsize=3,
+            marker=MARKERS[(1 + index) % len(MARKERS)], markersize=4, linestyle="none", label=name,
+        )  # fmt: skip
+    ax.legend(frameon=False, fontsize="small")
+    return ax

@@ -6,16 +6,15 @@ from __future__ import annotations
 
 import pytest
 
-from pyro_neuralrg.app import experiment
-from pyro_neuralrg.app.experiment import Experiment
-from pyro_neuralrg.app.job import Results, Settings
+from pyro_neuralrg.app import ising
+from pyro_neuralrg.app.ising import Experiment, Results, Settings
 from pyro_neuralrg.app.report import as_json, table
 from pyro_neuralrg.potentials import IsingModel
 
 
 def run(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> Results:
-    monkeypatch.setattr(experiment, "ESTIMATE_SAMPLES", 2000)
-    monkeypatch.setattr(experiment, "REFERENCE_SITES", 2**15)
+    monkeypatch.setattr(ising, "ESTIMATE_SAMPLES", 2000)
+    monkeypatch.setattr(ising, "REFERENCE_SITES", 2**15)
     settings = Settings(shape, temperature=4.5, steps=2, batch=8, chains=2, draws=4)
     with pytest.warns(UserWarning, match="effective samples"):
         return Experiment.prepare(settings).run()

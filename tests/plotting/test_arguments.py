@@ -13,10 +13,7 @@ import pytest
 from pyro_neuralrg import plotting
 
 NEEDED: dict[str, dict[str, Any]] = {
-    "depths": {"lengths": {}},
     "ranks": {"label": "m"},
-    "relative_errors": {"exact": 1.0},
-    "relaxation": {"xlabel": "x", "label": "S"},
     "trace": {"label": "m"},
 }
 """What some need beside what they draw."""

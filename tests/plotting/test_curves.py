@@ -32,15 +32,12 @@ def effective(found: dict[str, Series]) -> Axes:
 
 FIGURES: dict[str, Callable[[dict[str, Series]], Axes]] = {
     "estimates": plotting.estimates,
-    "relative_errors": lambda found: plotting.relative_errors(found, exact=0.5),
-    "relaxation": lambda found: plotting.relaxation(found, exact=3.0, xlabel="x", label="S"),
-    "depths": lambda found: plotting.depths(found, lengths={}),
     "information_by_distance": information,
     "effective_energy": effective,
 }
 """Every function that draws curves, of the curves alone."""
 
-BARS = [name for name in FIGURES if name not in ("relaxation", "effective_energy")]  # of bands
+BARS = [name for name in FIGURES if name != "effective_energy"]  # of bands
 
 
 def drawn(name: str, **curves: Series) -> Axes:
@@ -112,21 +109,7 @@ def test_an_unknown_error_has_no_bar(name: str) -> None:
     assert (lengths > 0).all()
 
 
-def test_a_band_has_a_gap_where_the_error_is_unknown() -> None:
-    steps = np.arange(1.0, 10.0)
-    error = np.where(steps > 5, np.nan, 0.5)
-    ax = drawn("relaxation", a=Series(steps, np.full(9, 3.0), error))
-    band = np.concatenate([path.vertices for path in ax.collections[0].get_paths()])
-    assert band[:, 0].max() == 5.0
-    assert title(ax) == (
-        "no error bar known for 4 of 9 points of 'a' not known whether converged: a"
-    )
-
-
 def test_notes_stand_below_one_another() -> None:
-    far = Series([1, 2, 3], [1.0, np.nan, 1.0], [0.1, 0.1, 0.1])
-    lines = drawn("relaxation", a=far).get_title().splitlines()
-    assert lines == ["1 of 3 points of 'a' are not finite and left out", "not converged: a"]
     ax = plotting.free_energy([3.0, np.nan], estimate=(2.0, np.nan))
     plotting.estimates({"b": Series([1], [2.0], [np.nan])}, ax=ax)
     assert ax.get_title().splitlines() == [
@@ -141,3 +124,12 @@ def test_the_error_of_a_single_chain_is_not_known() -> None:
     ax = plotting.structure_factor({"one": values})
     assert title(ax).startswith("no error bar known for 'one'")
     assert not ax.collections or not any(len(p.vertices) for p in ax.collections[0].get_paths())
+
+
+def test_estimates_are_drawn_with_bars_and_named() -> None:
+    found = {"a": Series([1, 2], [3.0, 4.0], [0.1, 0.2]), "b": Series([1], [2.0], [0.3])}
+    ax = plotting.estimates(found)
+    assert ax.get_legend_handles_labels()[1] == ["a", "b"]
+    assert ax.containers[0].lines[0].get_ydata().tolist() == [3.0, 4.0]
+    segments = ax.containers[0].lines[2][0].get_segments()
+    np.testing.assert_allclose(segments[1][:, 1], [3.8, 4.2])

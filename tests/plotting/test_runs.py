@@ -214,14 +214,10 @@ def test_a_long_note_is_broken_into_lines_that_fit() -> None:
     [
         (lambda: plotting.structure_factor({}), "draws is empty"),
         (lambda: plotting.estimates({}), "found is empty"),
-        (lambda: plotting.relative_errors({}, exact=1.0), "found is empty"),
-        (lambda: plotting.relaxation({}, xlabel="x", label="y"), "found is empty"),
-        (lambda: plotting.depths({}, lengths={}), "found is empty"),
         (lambda: plotting.free_energy([2.0, 1.0], exact=np.nan), "exact is nan"),
         (lambda: plotting.free_energy([2.0, 1.0], standard_error=[0.1]), "standard_error has"),
         (lambda: plotting.configurations({"a": np.full((4, 2, 2), np.nan)}), "not finite"),
         (lambda: plotting.pyramid([np.full((1, 4, 4), np.nan)]), "not finite"),
-        (lambda: plotting.light_cone([np.full((2, 2), np.nan)]), "not finite"),
     ],
 )
 def test_nothing_or_nan_is_refused(draw, word: str) -> None:

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from pyro_neuralrg import IsingDual, plotting
-from pyro_neuralrg.app.cli import build_parser
 from pyro_neuralrg.plotting.style import png
+from tests.tutorials.scripts import load
 
 PICTURES = Path(__file__).parents[2] / "tutorials" / "figures"
 FUNCTIONS = sorted(
@@ -81,10 +81,10 @@ def test_pictures_have_commands_that_are_accepted() -> None:
     for name, command in commands().items():
         words = shlex.split(command)
         assert words[0] == "python"
-        if words[1] == "-m":
-            assert words[2:4] == ["pyro_neuralrg", "paper"]
-            options = build_parser().parse_args(words[3:])
-            assert name.startswith(options.figure)
+        if words[1].startswith("tutorials/paper/"):
+            figure = load(Path(words[1]).stem)
+            load("start").make_parser(figure).parse_args(words[2:])
+            assert name.startswith(figure.__name__)
         else:
             assert words[1:] == ["tutorials/figures/make.py", "--flow", "flow.pt"]
             stem = name.removesuffix(".png")

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pictures of those functions of ``pyro_neuralrg.plotting`` that no figure of the paper shows.
 
-``python tutorials/figures/make.py --flow flow.pt``, with the flow of ``paper fig3a``, 16 x 16 at
-the critical temperature.
+``python tutorials/figures/make.py --flow flow.pt``, with the flow of
+``tutorials/paper/fig3a.py``, 16 x 16 at the critical temperature.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 from pyro_neuralrg import (
     HMC,
@@ -24,14 +25,18 @@ from pyro_neuralrg import (
     load,
     plotting,
 )
-from pyro_neuralrg.paper.files import write_figure
-from pyro_neuralrg.plotting.style import note
+from pyro_neuralrg.plotting.style import note, png
 
 HERE = Path(__file__).parent
 CHAINS, DRAWS, WARMUP = 32, 300, 200
 FIELDS, POINTS = 4000, 41
 FEWEST = 30  # effective samples behind a point
 TEMPERATURES = (2.0, 2.269185, 2.7)
+
+
+def write_figure(path: Path, figure: Figure) -> None:
+    """Write a small PNG."""
+    path.write_bytes(png(figure, 120))
 
 
 def sample(target: IsingDual, flow: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -54,8 +59,7 @@ def sample(target: IsingDual, flow: torch.nn.Module) -> dict[str, torch.Tensor]:
 def pictures_of_runs(target: IsingDual, flow: torch.nn.Module, out: Path) -> None:
     """Running means, traces, ranks and configurations of the two samplers."""
     fields = sample(target, flow)
-    structure_factor = target.observables()["structure_factor"]
-    series = {name: structure_factor(x).numpy() for name, x in fields.items()}
+    series = {name: target.observables()["structure_factor"](x).numpy() for name, x in fields.items()}
     exact = target.spins.structure_factor()
     drawn = {
         "structure_factor": plotting.structure_factor(series, exact=exact),

@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Which variables of each scale a site has to do with (paper Fig. 2a), from the circuit itself."""
+"""Light cones of a circuit: the variables of each scale that a site depends on (paper Fig. 2a)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from torch import Tensor
 from pyro_neuralrg.lattice import Circuit, Layer
 from pyro_neuralrg.transforms.partition import block_sites, pack
 
-__all__ = ["light_cone", "reach"]
-
 
 def light_cone(circuit: Circuit) -> list[Tensor]:
     """Variables of each scale in the light cone of every site.
@@ -23,10 +21,13 @@ def light_cone(circuit: Circuit) -> list[Tensor]:
     and renormalization have the same cone.
 
     Args:
-        circuit: the arrangement of the layers.
+        circuit: the arrangement of the layers, a flow's ``circuit``.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
 
     Returns:
-        For each scale a bool tensor of shape ``(sites,) + shape of the scale``: whether the
+        For each scale a bool tensor of shape ``(sites,) + shape of the scale``, True where the
         variable is in the cone of the site. The last are those that the circuit leaves.
 
     Example:
@@ -35,6 +36,10 @@ def light_cone(circuit: Circuit) -> list[Tensor]:
         >>> cone[0].int().sum(1), cone[1].int().sum(1)  # a block of two, then both kept ones
         (tensor([2, 2, 2, 2]), tensor([2, 2, 2, 2]))
     """
+    if not isinstance(circuit, Circuit):
+        raise TypeError(
+            f"circuit is a {type(circuit).__name__}; accepted: a Circuit (flow.circuit)"
+        )
     sites = math.prod(circuit.shape)
     h = pack(torch.eye(sites).reshape(sites, *circuit.shape), len(circuit.shape))
     scales = []
@@ -64,10 +69,10 @@ def reach(circuit: Circuit) -> list[int]:
         >>> reach(make_circuit("tree", (8,))), reach(make_circuit("mera", (8,)))
         ([0, 0, 4], [2, 4, 4])
     """
+    cones = light_cone(circuit)
     sides = circuit.shape
     meet = torch.zeros(math.prod(sides), math.prod(sides), dtype=torch.bool)
     found = []
-    cones = light_cone(circuit)
     for cone in cones[: max(1, len(cones) - 1)]:
         flat = cone.flatten(1).float()
         meet |= (flat @ flat.T) > 0

@@ -1,0 +1,367 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""The main job on the Ising model: train a flow, estimate -ln Z, sample with it and without it."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from pyro_neuralrg.arguments import LARGEST_SEED, check_integer
+from pyro_neuralrg.diagnostics import Summary, summarise, to_arviz
+from pyro_neuralrg.files import CheckpointError, Record
+from pyro_neuralrg.files.record import format_differences
+from pyro_neuralrg.free_energy import Bounds, FreeEnergyEstimate, bounds, estimate
+from pyro_neuralrg.lattice import check_shape
+from pyro_neuralrg.mcmc import (
+    HMC,
+    Cycle,
+    EnergyTarget,
+    IndependenceMetropolis,
+    Kernel,
+    VectorizedMCMC,
+)
+from pyro_neuralrg.potentials import CRITICAL_TEMPERATURE, IsingDual
+from pyro_neuralrg.runtime.interrupts import deferred_interrupts
+from pyro_neuralrg.runtime.memory import check_fits, kept_bytes
+from pyro_neuralrg.runtime.processes import processes
+from pyro_neuralrg.statistics import Estimate
+from pyro_neuralrg.train import FitResult, default_budget, fit
+from pyro_neuralrg.transforms import HierarchicalFlow
+from pyro_neuralrg.transforms.compilation import compiled_operations
+
+SPACES = ("latent", "physical")
+ESTIMATE_SAMPLES = 20_000
+ESTIMATE_BATCH = 1000
+BOUND_SITES, BOUND_SAMPLES = 2**19, 5000  # of exact samples, at most: seconds
+LATENT_STEPS = 2  # leapfrog steps of a latent draw
+JUMPS = 2  # and jumps after them: cheaper, and what moves the collective variables
+PHYSICAL_STEPS = 10  # leapfrog steps of a trajectory, as in the paper
+WARMUP = 200  # draws, at most
+REFERENCE_SITES = 2**22  # of all configurations of the cluster Monte Carlo: seconds
+REFERENCE_LEAST = 64  # configurations, whatever the lattice
+MINIMA = {"steps": 1, "batch": 2, "chains": 1, "draws": 1}
+MAXIMUM = 2**31 - 1  # of each of them
+SETTING_OF = {"num_chains": "chains", "warmup_steps": "draws for warm-up", "sites.x": "shape"}
+"""What the settings of a sampler come from."""
+FAILURES = (ValueError, TypeError, ArithmeticError, RuntimeError, MemoryError, OSError)
+"""What a stage may raise: a target that is not finite, numbers out of range, no more memory, files
+that cannot be read or written."""
+
+
+def one_line(error: BaseException) -> str:
+    """All of an error's message in one line; its kind, if it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def option(default: Any, help: str, **more: Any) -> Any:
+    """A setting that is an option of the command, with what ``add_argument`` is told of it."""
+    kind = {} if more else {"type": type(default)}
+    return field(default=default, metadata={"help": help, **kind, **more})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is to be done: the options of ``neuralrg ising``, whose help describes them.
+
+    Attributes:
+        record: Folder for checkpoints, one below it for each stage; None: there are none.
+    """
+
+    shape: tuple[int, ...] = option((8, 8), "one to three sides", type=int, nargs="+")
+    temperature: float = option(CRITICAL_TEMPERATURE, "in J/k_B (default: critical, 2.269...)")
+    steps: int | None = option(None, "training steps (default: from the shape)", type=int)
+    batch: int | None = option(None, "fields per step (default: from the shape)", type=int)
+    seed: int = option(0, "of training, estimates and sampling")
+    chains: int = option(32, "chains of each sampler")
+    draws: int = option(700, "kept draws per chain, after as many for warm-up, at most 200")
+    compile: bool = option(False, "train by torch.compile, on an accelerator", action="store_true")
+    device: str = option("auto", "where torch computes: auto, cpu, cuda, cuda:1, ...")
+    dtype: str = option("float32", "of flow and fields", choices=("float32", "float64"))
+    record: Record | None = None
+
+
+class Exact(NamedTuple):
+    """An exact value; None, and the reason, where it is not known."""
+
+    value: float | None
+    reason: str = ""
+
+    @classmethod
+    def of(cls, compute: Callable[[], float]) -> Exact:
+        """The value, if it can be computed and is finite."""
+        try:
+            found = float(compute())
+        except FAILURES as error:  # NotImplementedError is a RuntimeError
+            return cls(None, one_line(error))
+        return cls(found) if math.isfinite(found) else cls(None, f"the exact formula gives {found}")
+
+
+class Sampling(NamedTuple):
+    """A sampler that has run, its draws in ArviZ's form, and a summary of the structure factor."""
+
+    mcmc: VectorizedMCMC
+    idata: Any
+    summary: Summary
+    interrupted: bool
+
+
+@dataclass
+class Results:
+    """What there is at the end, however it came; None is what it did not come to.
+
+    Attributes:
+        exact_free_energy: -ln Z of the dual field in nats.
+        exact_structure_factor: E[(sum s)^2] / N^2.
+        reference: The structure factor by cluster Monte Carlo, where no exact value is known.
+        estimate: Free energies from samples of the flow.
+        bounds: The free energy from below, from exact samples, and from above.
+        samplers: "latent" and "physical", those that drew anything.
+        stopped: Why the run ended early, "interrupted" for Ctrl-C; empty if it did not.
+    """
+
+    settings: Settings
+    training: FitResult
+    parameters: int
+    exact_free_energy: Exact
+    exact_structure_factor: Exact
+    reference: Estimate | None = None
+    estimate: FreeEnergyEstimate | None = None
+    bounds: Bounds | None = None
+    samplers: dict[str, Sampling] = field(default_factory=dict)
+    stopped: str = ""
+
+    @contextlib.contextmanager
+    def stopping(self) -> Iterator[None]:
+        """Let what ends the block early be the reason why the run stopped."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.stopped = "interrupted"
+        except FAILURES as error:
+            self.stopped = self.stopped or one_line(error)
+
+    @property
+    def unsaved(self) -> list[str]:
+        """What could not be written of the stages, the last checkpoints for one, and why."""
+        found = [self.training.unsaved, *(run.mcmc.unsaved for run in self.samplers.values())]
+        return [reason for reason in found if reason is not None]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Target and flow, checked and ready to run."""
+
+    settings: Settings
+    target: IsingDual
+    flow: HierarchicalFlow
+
+    @classmethod
+    def prepare(cls, settings: Settings) -> Experiment:
+        """Check every setting and build target and flow, the flow from ``settings.seed``."""
+        for name, least in MINIMA.items():
+            value = getattr(settings, name)
+            if value is not None:
+                check_integer(name, value, least, MAXIMUM)
+        check_integer("seed", settings.seed, 0, LARGEST_SEED)
+        device = _device(settings.device)
+        processes().run_on_all(lambda: _check_memory(settings, device))
+        processes().share("batch", _batch(settings))
+        processes().share("chains", settings.chains)
+        target = IsingDual(settings.shape, temperature=settings.temperature).to(device)
+        with _seeded(device, settings.seed):
+            flow = target.flow(dtype=getattr(torch, settings.dtype)).to(device)
+        if not any(True for _ in flow.parameters()):
+            raise ValueError(f"shape is {settings.shape}; accepted: at least two sites")
+        return cls(replace(settings, device=str(device)), target, flow)
+
+    def run(self, on_trained: Callable[[FitResult], object] | None = None) -> Results:
+        """Train, estimate, sample; Ctrl-C, or a stage that fails, ends it with what there is.
+
+        All processes of a group train and sample; the first one alone estimates. ``on_trained`` is
+        called with the training as soon as it is over, however it ended.
+        """
+        exact_free_energy = Exact.of(lambda: -self.target.log_partition())
+        exact_structure_factor = Exact.of(self.target.spins.structure_factor)
+        samplers = self._samplers()
+        training = self.train()
+        with deferred_interrupts() as pressed:
+            if on_trained is not None:
+                on_trained(training)
+        interrupted = training.interrupted or bool(pressed)
+        results = Results(
+            settings=self.settings,
+            training=training,
+            parameters=sum(p.numel() for p in self.flow.parameters()),
+            exact_free_energy=exact_free_energy,
+            exact_structure_factor=exact_structure_factor,
+            stopped="interrupted" if interrupted else training.stopped or "",
+        )
+        with results.stopping():
+            if processes().is_first:
+                results.estimate = self.estimate()
+                if not results.stopped:
+                    results.bounds = self.bounds()
+                if not results.stopped and exact_structure_factor.value is None:
+                    results.reference = self.reference()
+        with results.stopping():  # all processes sample, or none
+            results.stopped = processes().broadcast_from_first(lambda: results.stopped)
+            for name, mcmc in samplers.items() if not results.stopped else ():
+                results.samplers[name] = self.sample(mcmc)
+                if results.samplers[name].interrupted:
+                    raise KeyboardInterrupt
+        return results
+
+    def train(self) -> FitResult:
+        """Train the flow, with steps and batch from the shape where they are not set."""
+        settings = self.settings
+        with compiled_operations() if settings.compile else contextlib.nullcontext():
+            return fit(
+                self.target,
+                self.flow,
+                steps=settings.steps,
+                batch=settings.batch,
+                seed=settings.seed,
+                record=self._record("training"),
+            )
+
+    def estimate(self) -> FreeEnergyEstimate:
+        """Estimate -ln Z from samples of the flow."""
+        with _seeded(self.target.device, self.settings.seed + 1):
+            return estimate(self.target, self.flow, ESTIMATE_SAMPLES, ESTIMATE_BATCH)
+
+    def bounds(self) -> Bounds:
+        """Bound -ln Z from both sides: from exact samples of the target, and from the flow's."""
+        seed = self.settings.seed
+        number = min(BOUND_SAMPLES, max(REFERENCE_LEAST, BOUND_SITES // math.prod(self.flow.shape)))
+        with _seeded(self.target.device, seed + 2):
+            return bounds(self.target, self.flow, number, batch_size=ESTIMATE_BATCH, seed=seed)
+
+    def reference(self) -> Estimate:
+        """The structure factor by cluster Monte Carlo of the spins, without the flow."""
+        n = max(REFERENCE_LEAST, REFERENCE_SITES // math.prod(self.flow.shape))
+        return self.target.spins.reference_structure_factor(n, self.settings.seed)
+
+    def sample(self, mcmc: VectorizedMCMC) -> Sampling:
+        """Run a sampler, or let it go on from its checkpoints."""
+        mcmc.run()
+        with deferred_interrupts() as pressed:
+            idata = to_arviz(mcmc)
+            summary = summarise(idata.posterior["structure_factor"].values)
+        (interrupted,) = processes().any_process(mcmc.interrupted or bool(pressed))
+        return Sampling(mcmc, idata, summary, interrupted)
+
+    def _samplers(self) -> dict[str, VectorizedMCMC]:
+        """The samplers; refuse checkpoints of another run, or without the training before."""
+        samplers = {space: self._sampler(space) for space in SPACES}
+        present = [space for space in SPACES if self._has_checkpoints(space)]
+        if present and not self._has_checkpoints("training"):
+            assert self.settings.record is not None
+            raise CheckpointError(
+                f"checkpoint is {self.settings.record.folder}, which holds {' and '.join(present)} "
+                "without the training before; accepted: a folder with both, or without checkpoints"
+            )
+        for space in present:
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # sampling will speak of damaged files
+                    samplers[space].check()
+            except CheckpointError as error:
+                differing = {SETTING_OF.get(k, k): both for k, both in error.differing.items()}
+                if not differing:
+                    raise
+                raise CheckpointError(
+                    f"the {space} sampler in checkpoint is of another run, with "
+                    f"{format_differences(differing)}; accepted: the same settings"
+                ) from None
+        return samplers
+
+    def _sampler(self, space: str) -> VectorizedMCMC:
+        """The sampler of the "latent" space (HMC and jumps) or of the "physical" one (HMC)."""
+        settings, dtype = self.settings, getattr(torch, self.settings.dtype)
+        generator = torch.Generator().manual_seed(settings.seed)
+        kernel: Kernel
+        if space == "latent":
+            jumps = [IndependenceMetropolis(self.flow) for _ in range(JUMPS)]
+            kernel = Cycle(HMC(self.target, num_steps=LATENT_STEPS, flow=self.flow), *jumps)
+        else:
+            target = EnergyTarget(self.target, dtype=dtype, device=self.target.device)
+            kernel = HMC(target, num_steps=PHYSICAL_STEPS)
+        noise = torch.randn(settings.chains, *self.target.shape, generator=generator)
+        return VectorizedMCMC(
+            kernel,
+            num_samples=settings.draws,
+            warmup_steps=min(settings.draws, WARMUP),
+            num_chains=settings.chains,
+            initial_params={"x": noise},  # far from equilibrium and the same for both samplers
+            seed=settings.seed,
+            record=self._record(space),
+        )
+
+    def _record(self, stage: str) -> Record | None:
+        """The record of one stage, "training", "latent" or "physical"."""
+        record = self.settings.record
+        if record is None:
+            return None
+        training = stage == "training"
+        return replace(
+            record,
+            folder=Path(record.folder) / stage,
+            resume=record.resume and (training or self._has_checkpoints(stage)),
+            history=record.history and training,
+        )
+
+    def _has_checkpoints(self, stage: str) -> bool:
+        record = self.settings.record
+        return record is not None and processes().broadcast_from_first(
+            lambda: any((Path(record.folder) / stage).glob("*.pt"))
+        )
+
+
+@contextlib.contextmanager
+def _seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Random numbers from a seed in the block, and then as if it had not been."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _device(name: str) -> torch.device:
+    """The device of this name, if torch can compute there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        float(torch.zeros(1, device=device).sum())  # a "meta" tensor, say, has no numbers
+    except Exception as error:  # whatever its backend raises
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"device is {name!r}; accepted: auto, cpu, or an accelerator that torch finds here "
+            f"({reason})"
+        ) from None
+    return device
+
+
+def _batch(settings: Settings) -> int:
+    """Fields per training step, of all processes."""
+    return default_budget(settings.shape).batch if settings.batch is None else settings.batch
+
+
+def _check_memory(settings: Settings, device: torch.device) -> None:
+    """Refuse fields of a training step, or of a sampler, that cannot be held, before any tries."""
+    size = 8 if settings.dtype == "float64" else 4
+    shape = f"shape is {settings.shape}"
+    field, number = size * math.prod(check_shape(settings.shape)), processes().size
+    check_fits(shape, field, device)
+    batch = _batch(settings)
+    check_fits(f"{shape} and batch is {batch}", field * batch / number, device)
+    chains, draws = settings.chains, settings.draws
+    sampled = f"{shape}, chains is {chains} and draws is {draws}"
+    check_fits(sampled, kept_bytes(field * chains * draws, number), device)
