@@ -16,14 +16,13 @@ from torch import Tensor
 
 from pyro_neuralrg.arguments import check_integer
 from pyro_neuralrg.bases import base_of
-from pyro_neuralrg.free_energy.importance import from_log_weights, warn_of_few_samples
-from pyro_neuralrg.free_energy.reweighting import Reweighted, reweight
+from pyro_neuralrg.free_energy.reweighting import reweight
 from pyro_neuralrg.observables import internal_energy, squared_internal_energy
 from pyro_neuralrg.observables.sites import spin_mean
 from pyro_neuralrg.potentials.family import IsingDualFamily
 from pyro_neuralrg.potentials.ising import IsingDual
-
-__all__ = ["Thermodynamics", "thermodynamics"]
+from pyro_neuralrg.statistics import LogWeights
+from pyro_neuralrg.statistics.resampling import sample_mean
 
 Array = npt.NDArray[np.float64]
 
@@ -97,7 +96,7 @@ def thermodynamics(
     *,
     batch_size: int = 500,
 ) -> Thermodynamics:
-    r"""What a conditional flow says of the Ising model at each of some temperatures.
+    r"""Free energy, energy and specific heat of the Ising model from one conditional flow.
 
     Twice, from the same samples: by derivatives of the variational estimate,
 
@@ -145,7 +144,7 @@ def thermodynamics(
 
 
 class _Samples(NamedTuple):
-    """Of each sample, float64 without a graph, shape ``(n,)`` each.
+    """Figures of each sample, float64 without a graph, shape ``(n,)`` each.
 
     Attributes:
         log_weight: its estimate of ln Z of the spins, ln pi - ln q less what the dual adds.
@@ -187,47 +186,33 @@ def _samples(family: IsingDualFamily, flow: Any, context: Tensor, n: int) -> _Sa
 
 
 def _row(target: IsingDual, samples: _Samples) -> list[float]:
-    """Everything at one temperature, in the order of the dataclass."""
-    sites, beta, n = math.prod(target.shape), 1 / target.temperature, len(samples.log_weight)
-    found = from_log_weights(samples.log_weight)
-    warn_of_few_samples(found)
-    energy, heat = _reweighted(samples, sites * beta**2)
-
-    def mean(values: Tensor, scale: float) -> tuple[float, float]:
-        error = float(values.std()) / math.sqrt(n)
-        return scale * float(values.mean()), abs(scale) * error
-
-    return [
-        target.temperature,
-        -found.variational,
-        found.variational_se,
-        *mean(samples.first, -1 / sites),
-        *mean(samples.second, beta**2 / sites),
-        -found.importance,
-        found.importance_se,
-        float(energy.estimate),
-        float(energy.standard_error),
-        *heat,
-        found.ess,
-        found.pareto_k,
-        *_exact(target),
-    ]
-
-
-def _reweighted(samples: _Samples, scale: float) -> tuple[Reweighted, tuple[float, float]]:
-    """The energy, and the specific heat with its error by the delta method."""
+    """Everything at one temperature, in the order of :class:`Thermodynamics`."""
+    sites, beta = math.prod(target.shape), 1 / target.temperature
+    weights = LogWeights(samples.log_weight)
+    weights.warn_if_poor()
+    first, second = sample_mean(samples.first), sample_mean(samples.second)
     energy = reweight(samples.energy, samples.log_weight)
     mean = energy.estimate
+    # the variance of H, with its error by the delta method
     variance = reweight(samples.square - 2 * mean * samples.energy, samples.log_weight)
-    heat = scale * float(variance.estimate + mean.square())
-    return energy, (heat, scale * float(variance.standard_error))
-
-
-def _exact(target: IsingDual) -> list[float]:
-    """ln Z of the spins, energy and specific heat, NaN where they are not known."""
+    heat = sites * beta**2
+    # ln Z of the dual less that of the spins
     offset = 0.5 * float(target.spectrum.log().sum())
     offset += 0.5 * target.spectrum.numel() * (math.log(math.pi / 2) + target.alpha)
     return [
+        target.temperature,
+        *weights.mean_log,
+        -first.value / sites,
+        first.standard_error / sites,
+        beta**2 * second.value / sites,
+        beta**2 * second.standard_error / sites,
+        *weights.log_mean,
+        float(mean),
+        float(energy.standard_error),
+        heat * float(variance.estimate + mean.square()),
+        heat * float(variance.standard_error),
+        weights.ess,
+        weights.pareto_k,
         _or_nan(lambda: target.log_partition() - offset),
         _or_nan(target.exact_internal_energy),
         _or_nan(target.exact_specific_heat),
@@ -235,6 +220,7 @@ def _exact(target: IsingDual) -> list[float]:
 
 
 def _or_nan(exact: Callable[[], float]) -> float:
+    """The exact figure, NaN where it is not known."""
     try:
         return exact()
     except NotImplementedError:

@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 
 from pyro_neuralrg.statistics.draws import MIN_DRAWS, as_finite_draws
 
-__all__ = ["AutocorrelationTime", "integrated_autocorrelation_time"]
-
 WINDOW_FACTOR = 1.5
 """The exponential autocorrelation time in units of the integrated one, for the choice of the window
 (Wolff's S: 1 to 2 for most processes)."""
@@ -70,7 +68,6 @@ def integrated_autocorrelation_time(values: Any) -> AutocorrelationTime:
         N. Madras and A. D. Sokal, The pivot algorithm, J. Stat. Phys. 50, 109 (1988).
 
     Example:
-        >>> import numpy as np
         >>> found = integrated_autocorrelation_time(np.random.default_rng(0).normal(size=(4, 500)))
         >>> abs(found.time - 0.5) < 4 * found.standard_error
         True
