@@ -10,12 +10,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.analysis.scales import check_fields, check_flow, check_tensor, variables_of_scale
+from pyro_neuralrg.analysis.scales import (
+    check_fields,
+    check_hierarchical,
+    check_tensor,
+    variables_of_scale,
+)
 from pyro_neuralrg.arguments import LARGEST_SEED, check_integer
+from pyro_neuralrg.free_energy.importance import energy_function
+from pyro_neuralrg.statistics import kish_fraction
 from pyro_neuralrg.transforms import HierarchicalFlow
 from pyro_neuralrg.transforms.scales import number_of_scales, sites_of_scale
-
-__all__ = ["TopEnergy", "effective_energy", "pyramid", "resample", "top_energy", "top_variable"]
 
 FIXED = ("coarse", "fine")
 
@@ -23,8 +28,8 @@ FIXED = ("coarse", "fine")
 def pyramid(flow: HierarchicalFlow, x: Tensor) -> tuple[Tensor, ...]:
     """The flow of fields through the scales: x, then what is kept at scale 1, 2, ....
 
-    Fields of scale k are those that its layers meet, behind the monotone map of the decimator. The
-    last is the top: in a flow of two phases, with the two modes of its base.
+    Fields of scale k are those that its layers meet. The last is the top: in a flow of two phases,
+    with the two modes of its base.
 
     Args:
         flow: a HierarchicalFlow.
@@ -192,7 +197,7 @@ class TopEnergy(NamedTuple):
     Attributes:
         values: in nats, float64, of the shape of y.
         standard_error: of the values; too small where the weights are poor.
-        ess: effective share of the samples behind each value: 1 if the finer latents are
+        ess: Kish effective sample size behind each value, as a fraction: 1 if the finer latents are
             independent normals there.
     """
 
@@ -231,7 +236,7 @@ def top_energy(
         >>> top_energy(target, target.flow(), torch.tensor([-1.0, 0.0, 1.0])).values.shape
         torch.Size([3])
     """
-    check_flow(flow)
+    check_hierarchical(flow)
     _check_single_top(flow)
     check_tensor("y", y)
     if y.dim() != 1 or not len(y) or not bool(y.isfinite().all()):
@@ -258,7 +263,7 @@ def top_energy(
     return TopEnergy(
         values=-mean - 0.5 * dimensions * math.log(2 * math.pi),
         standard_error=relative.std(1) / math.sqrt(num_samples),
-        ess=1 / relative.square().mean(1),
+        ess=kish_fraction(log_weights),
     )
 
 
@@ -272,20 +277,14 @@ def _check_single_top(flow: HierarchicalFlow) -> None:
 
 def _energy(target: Any, flow: HierarchicalFlow, x: Tensor, ladj: Tensor) -> Tensor:
     """The target's energy of fields, checked."""
-    energy = getattr(target, "energy", target)
-    if not callable(energy):
-        raise TypeError(
-            f"target is a {type(target).__name__}; accepted: a LatticePotential or an energy "
-            "function"
-        )
+    energy = energy_function(target)
     shape = getattr(target, "shape", flow.shape)
     if tuple(shape) != flow.shape:
         raise ValueError(f"target has shape {tuple(shape)}; accepted: {flow.shape}, the flow's")
     physical = energy(x)
-    if not isinstance(physical, Tensor):
-        raise TypeError(f"target's energy is {physical!r}; accepted: a tensor of nats")
-    if physical.shape != ladj.shape:
+    seen = tuple(physical.shape) if isinstance(physical, Tensor) else None
+    if seen != tuple(ladj.shape):
         raise ValueError(
-            f"target's energy has shape {tuple(physical.shape)}; accepted: {tuple(ladj.shape)}"
+            f"target's energy has shape {seen} (None: no tensor); accepted: {tuple(ladj.shape)}"
         )
     return physical
