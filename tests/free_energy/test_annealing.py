@@ -146,12 +146,11 @@ def test_same_seed_same_run(seed: int) -> None:
 
 
 def test_step_size_follows_the_acceptance(seed: int) -> None:
-    """Of a target far narrower or wider than the start's steps."""
-    for width in (0.1, 10.0):
-        target = EnergyTarget(lambda x, w=width: 0.5 * (x / w).square().sum(-1), (4,))
-        run = anneal(target, num_particles=256, conditional_ess=0.9, seed=seed, progress=False)
-        assert abs(run.acceptance[-1] - 0.8) < 0.15
-        assert (run.step_sizes[-1] > run.step_sizes[0]) == (width > 1)
+    """To a target much narrower than the start."""
+    target = EnergyTarget(lambda x: 50.0 * x.square().sum(-1), (4,))
+    run = anneal(target, num_particles=64, conditional_ess=0.9, seed=seed, progress=False)
+    assert abs(run.acceptance[-1] - 0.8) < 0.2
+    assert run.step_sizes[-1] < 0.3 * run.step_sizes[0]
 
 
 def test_energies_that_are_infinite_somewhere(seed: int) -> None:
