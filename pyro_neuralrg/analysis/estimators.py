@@ -56,7 +56,7 @@ class Neighbours:
         k: neighbours; more lower the noise and wash out what is finer.
 
     Raises:
-        TypeError, ValueError: if k is not an integer >= 1.
+        TypeError, ValueError: naming the argument.
 
     References:
         A. Kraskov, H. Stoegbauer and P. Grassberger, Estimating mutual information, Phys. Rev. E
@@ -113,7 +113,7 @@ class Bins:
         count: bins b of each variable.
 
     Raises:
-        TypeError, ValueError: if the count is not an integer >= 2.
+        TypeError, ValueError: naming the argument.
 
     Example:
         >>> estimator = Bins(4)

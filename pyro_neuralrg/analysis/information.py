@@ -70,8 +70,7 @@ class MutualInformation:
             groups: number of groups; None for as many as the labels name.
 
         Raises:
-            TypeError: if the labels are no tensor.
-            ValueError: if they are of another shape or dtype.
+            TypeError, ValueError: naming the argument.
 
         Example:
             >>> found = mutual_information(torch.randn(200, 3), shuffles=20)
@@ -136,9 +135,7 @@ def mutual_information(
         seed: of the shuffles.
 
     Raises:
-        TypeError: if the samples are no real numbers, the estimator is none or an integer is none.
-        ValueError: if there are too few samples, fewer than two variables, a value that is not
-            finite, or a variable that is constant.
+        TypeError, ValueError: naming the argument.
 
     Example:
         >>> from torch.distributions import MultivariateNormal
@@ -187,8 +184,7 @@ def by_distance(
         Groups with ``positions``, the Euclidean distances in sites, increasing.
 
     Raises:
-        TypeError: if ``information`` is no MutualInformation, or an argument has the wrong type.
-        ValueError: if the lattice has another number of sites, or a boundary of another name.
+        TypeError, ValueError: naming the argument.
 
     Example:
         >>> found = by_distance(mutual_information(torch.randn(200, 4), shuffles=20), (4,))
@@ -220,8 +216,7 @@ def by_scale(information: MutualInformation, flow: HierarchicalFlow) -> GroupedI
         pair, as within a scale of one variable.
 
     Raises:
-        TypeError: if ``information`` is no MutualInformation or ``flow`` no HierarchicalFlow.
-        ValueError: if it has another number of latents.
+        TypeError, ValueError: naming the argument.
 
     Example:
         >>> from pyro_neuralrg import hierarchical_flow
@@ -260,9 +255,7 @@ def gaussian_mutual_information(
         second: those of B, none of which is in A.
 
     Raises:
-        TypeError: if the covariance is no floating tensor or an index no integer.
-        ValueError: if it is no symmetric, positive definite matrix, or the groups are empty, repeat
-            a variable or share one.
+        TypeError, ValueError: naming the argument.
 
     Example:
         >>> covariance = torch.tensor([[1.0, 0.8], [0.8, 1.0]])

@@ -69,8 +69,7 @@ def responses(
         batch_size: fields in memory at a time.
 
     Raises:
-        TypeError: if ``flow`` is no HierarchicalFlow or an argument has the wrong type.
-        ValueError: if x does not fit the flow, is empty or not finite, or there is no such latent.
+        TypeError, ValueError: naming the argument.
 
     Example:
         >>> from pyro_neuralrg import hierarchical_flow
@@ -103,7 +102,7 @@ def written_patterns(
         batch_size: fields in memory at a time.
 
     Raises:
-        TypeError, ValueError: as :func:`responses`.
+        TypeError, ValueError: naming the argument.
 
     Example:
         >>> from pyro_neuralrg import hierarchical_flow
@@ -126,7 +125,7 @@ def responses_by_scale(
         batch_size: fields in memory at a time.
 
     Raises:
-        TypeError, ValueError: as :func:`responses`, or if ``most`` is below 1.
+        TypeError, ValueError: naming the argument.
 
     Example:
         >>> from pyro_neuralrg import hierarchical_flow
@@ -185,9 +184,7 @@ def overlap(response: Response | Tensor, patterns: Tensor) -> Overlap:
         patterns: orthonormal, shape ``(n,) + shape``, for example from ``block_wavelets``.
 
     Raises:
-        TypeError: if one is no floating tensor.
-        ValueError: if shapes differ, an entry is not finite, a response vanishes, or the patterns
-            are not orthonormal.
+        TypeError, ValueError: naming the argument.
 
     References:
         P. H. Schoenemann, A generalized solution of the orthogonal Procrustes problem,

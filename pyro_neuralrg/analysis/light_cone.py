@@ -24,7 +24,7 @@ def light_cone(circuit: Circuit) -> list[Tensor]:
         circuit: the arrangement of the layers, a flow's ``circuit``.
 
     Raises:
-        TypeError: if it is no Circuit.
+        TypeError, ValueError: naming the argument.
 
     Returns:
         For each scale a bool tensor of shape ``(sites,) + shape of the scale``, True where the

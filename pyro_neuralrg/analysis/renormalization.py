@@ -39,8 +39,7 @@ def pyramid(flow: HierarchicalFlow, x: Tensor) -> tuple[Tensor, ...]:
         A field for each scale k, shape ``batch_shape`` + the lattice's shape at scale k.
 
     Raises:
-        TypeError: if ``flow`` is no HierarchicalFlow or x no floating tensor.
-        ValueError: if x does not fit the flow or is not finite.
+        TypeError, ValueError: naming the argument.
 
     Example:
         >>> from pyro_neuralrg import hierarchical_flow
@@ -72,8 +71,7 @@ def top_variable(flow: HierarchicalFlow, x: Tensor) -> Tensor:
         Shape ``batch_shape``.
 
     Raises:
-        TypeError: if ``flow`` is no HierarchicalFlow or x no floating tensor.
-        ValueError: if x does not fit the flow or is not finite, or the circuit is not complete.
+        TypeError, ValueError: naming the argument.
 
     Example:
         >>> from pyro_neuralrg import hierarchical_flow
@@ -98,9 +96,8 @@ def resample(
 ) -> Tensor:
     """Draw the fine latents of fields anew at fixed coarse ones, or the other way round.
 
-    With ``fix="coarse"`` the field of scale k is the same before and after, and each result is an
-    independent fine field with these blocks, distributed as in q; with ``fix="fine"`` what is
-    coarser is drawn anew instead.
+    With ``fix="coarse"`` the field of scale k stays as it is, and each result is an independent fine
+    field with these blocks, distributed as in q.
 
     Args:
         flow: a HierarchicalFlow.
@@ -114,9 +111,7 @@ def resample(
         Fields, shape ``(number,) + batch_shape + shape``.
 
     Raises:
-        TypeError: if ``flow`` is no HierarchicalFlow or an argument has the wrong type.
-        ValueError: if x does not fit the flow or is not finite, or ``fix`` or a number is not
-            accepted.
+        TypeError, ValueError: naming the argument.
 
     Example:
         >>> from pyro_neuralrg import hierarchical_flow
@@ -137,13 +132,8 @@ def resample(
     kept = (coarse if fix == "coarse" else ~coarse).reshape(flow.shape).to(x.device)
     with torch.no_grad():
         z = flow.inverse_and_ladj(x)[0]
-        fresh = flow.base.sample(
-            (number, *x.shape),
-            len(flow.shape),
-            dtype=x.dtype,
-            device=x.device,
-            generator=generator,
-        )
+        options: Any = {"dtype": x.dtype, "device": x.device, "generator": generator}
+        fresh = flow.base.sample((number, *x.shape), len(flow.shape), **options)
         return flow.forward_and_ladj(torch.where(kept, z, fresh))[0]
 
 
@@ -155,13 +145,10 @@ def effective_energy(
     .. math:: -\ln \pi(g(z)) - \ln\left|\det \frac{\partial g(z)}{\partial z}\right|
 
     For a perfect flow it is :math:`-\ln p(z)` of the base and a constant: nothing is left to
-    sample. With a scale k, z is replaced by u(z), the field of that scale together with the latents
-    of the finer ones, whose energy in the physical field x = g_k(u) is
-
-    .. math:: -\ln \pi(g_k(u)) - \ln\left|\det \frac{\partial g_k(u)}{\partial u}\right|
-
-    If the finer latents are independent normals, what is left without their :math:`z^2 / 2` is the
-    energy of the block variables. Scale 0 is the field under the Gaussian layer.
+    sample. With a scale k it is that of u(z), the field of that scale together with the latents of
+    the finer ones, and of the map from u to x. If the finer latents are independent normals, what
+    is left without their :math:`z^2 / 2` is the energy of the block variables. Scale 0 is the field
+    under the Gaussian layer.
 
     Args:
         target: a potential, or a batched energy function in nats.
@@ -173,9 +160,7 @@ def effective_energy(
         Nats, shape ``batch_shape``; differentiable with respect to z.
 
     Raises:
-        TypeError: if an argument has the wrong type.
-        ValueError: if z does not fit the flow or is not finite, there is no such scale, the target
-            is of another lattice, or the energy has another shape than the batch.
+        TypeError, ValueError: naming the argument.
 
     Example:
         >>> from pyro_neuralrg import IsingDual
@@ -184,10 +169,9 @@ def effective_energy(
         torch.Size([10])
     """
     check_fields(flow, "z", z)
-    part = None if scale is None else flow.up_to_scale(scale)
     x, ladj = flow.forward_and_ladj(z)
-    if part is not None:
-        ladj = part.inverse_and_ladj(x)[1]
+    if scale is not None:
+        ladj = flow.up_to_scale(scale).inverse_and_ladj(x)[1]
     return _energy(target, flow, x, ladj) - ladj
 
 
@@ -226,9 +210,7 @@ def top_energy(
         seed: of the normals.
 
     Raises:
-        TypeError: if an argument has the wrong type.
-        ValueError: if y has another shape, is empty or not finite, the circuit is not complete, a
-            number is not accepted, or the target does not fit the flow.
+        TypeError, ValueError: naming the argument.
 
     Example:
         >>> from pyro_neuralrg import IsingDual
@@ -244,22 +226,19 @@ def top_energy(
     y = y.to(next(flow.parameters(), y).dtype)
     num_samples = check_integer("num_samples", num_samples, 2)
     generator = torch.Generator().manual_seed(check_integer("seed", seed, 0, LARGEST_SEED))
-    finer = torch.randn((num_samples, math.prod(flow.shape)), generator=generator).to(y)
-    finer[:, 0] = 0.0
+    finer = torch.randn((num_samples, math.prod(flow.shape)), generator=generator).to(y)[:, 1:]
     normal = 0.5 * finer.square().sum(1)
     part = flow.up_to_scale(number_of_scales(flow.circuit))
-    top = torch.zeros_like(finer)
-    top[:, 0] = 1.0
     weights = []
     with torch.no_grad():
         for value in y:
-            u = (finer + value * top).reshape(num_samples, *flow.shape)
-            x, ladj = part.forward_and_ladj(u)
+            u = torch.cat([value.expand(num_samples, 1), finer], 1)
+            x, ladj = part.forward_and_ladj(u.reshape(num_samples, *flow.shape))
             weights.append((normal - _energy(target, flow, x, ladj) + ladj).double())
     log_weights = torch.stack(weights)
     mean = log_weights.logsumexp(1) - math.log(num_samples)
     relative = (log_weights - mean[:, None]).exp()
-    dimensions = finer.shape[1] - 1
+    dimensions = finer.shape[1]
     return TopEnergy(
         values=-mean - 0.5 * dimensions * math.log(2 * math.pi),
         standard_error=relative.std(1) / math.sqrt(num_samples),

@@ -30,8 +30,7 @@ def latents_of_scale(flow: HierarchicalFlow, scale: int) -> Tensor:
         Flat indices of sites, increasing.
 
     Raises:
-        TypeError: if ``flow`` is no HierarchicalFlow, or ``scale`` no integer.
-        ValueError: if there is no such scale.
+        TypeError, ValueError: naming the argument.
 
     Example:
         >>> from pyro_neuralrg import hierarchical_flow
@@ -60,7 +59,7 @@ def variables_of_scale(flow: HierarchicalFlow, scale: int) -> Tensor:
         Flat indices of sites, increasing.
 
     Raises:
-        TypeError, ValueError: as :func:`latents_of_scale`.
+        TypeError, ValueError: naming the argument.
 
     Example:
         >>> from pyro_neuralrg import hierarchical_flow
@@ -75,7 +74,7 @@ def scale_of_latents(flow: HierarchicalFlow) -> Tensor:
     """The scale of every latent, of the lattice's shape; see :func:`latents_of_scale`.
 
     Raises:
-        TypeError: if ``flow`` is no HierarchicalFlow.
+        TypeError, ValueError: naming the argument.
 
     Example:
         >>> from pyro_neuralrg import hierarchical_flow
@@ -103,7 +102,7 @@ def block_wavelets(flow: HierarchicalFlow, scale: int) -> Tensor:
         Shape ``(variables of the scale,) + shape``, in torch's default dtype.
 
     Raises:
-        TypeError, ValueError: as :func:`latents_of_scale`.
+        TypeError, ValueError: naming the argument.
 
     Example:
         >>> from pyro_neuralrg import hierarchical_flow

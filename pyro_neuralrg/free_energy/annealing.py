@@ -27,7 +27,6 @@ from pyro_neuralrg.mcmc import (
     IndependenceMetropolis,
     Kernel,
     ModelTarget,
-    StepInfo,
     Target,
     as_target,
 )
@@ -52,12 +51,11 @@ MAX_TEMPERATURES = 10_000
 
 @dataclass(frozen=True)
 class Annealing:
-    """Estimate and particles of a run of :func:`anneal`; energies in nats.
+    """Result of :func:`anneal`; energies in nats.
 
     Attributes:
-        free_energy: -ln of the estimate of Z. With given ``betas`` the latter is unbiased but for
-            what the adapted step size brings; adaptive ones lower it by order 1 / num_particles
-            (1 to 2 %, a fifth of the standard error, of 256 particles with an untrained flow on
+        free_energy: -ln of the estimate of Z, which is unbiased with given ``betas``; adaptive ones
+            lower it by order 1 / num_particles (a fifth of the standard error of 256 particles on
             2 x 2). The logarithm adds about half the squared standard error.
         standard_error: of it, from the spread of the groups (delta method).
         betas: from 0 to 1.
@@ -91,11 +89,7 @@ class Annealing:
 
     @property
     def fields(self) -> Tensor:
-        """The particles of the only site, shape ``(num_particles,) + shape``.
-
-        Raises:
-            ValueError: if there are several.
-        """
+        """The particles of the only site, shape ``(num_particles,) + shape``."""
         if len(self.sites) != 1:
             raise ValueError(f"fields of the sites {sorted(self.sites)}; accepted: sites[name]")
         (fields,) = self.sites.values()
@@ -122,24 +116,17 @@ def anneal(
     Particles y start from p, the density of the flow's latents, and go through :math:`p(y)\,
     w(y)^\beta` with :math:`w = \pi(g(y)) / q(g(y))` while beta rises from 0 to 1. Their weights
     take in :math:`w^{\Delta\beta}`; groups with few effective particles are resampled
-    (systematically); then every particle is moved at the present beta by HMC and, with a flow, by
-    a jump to a fresh draw of it, accepted with probability :math:`\min(1, (w'/w)^\beta)`. With
-    ``resample_below=0`` there is no resampling: annealed importance sampling. Works for flows whose
-    own weights are useless.
+    (systematically); then every particle is moved at the present beta by HMC (its step size follows
+    an acceptance of 0.8) and, with a flow, by a jump to a fresh draw of it. Works for flows whose
+    own weights are useless. With ``resample_below=0`` it is annealed importance sampling, whose
+    weights may have heavy tails that its standard error does not see; that of resampling, from 16
+    groups, is known to 18 % and covers as Student's t (one error: 0.67 for 0.68).
 
-    Prefer resampling for poor flows: weights of single particles may have heavy tails, of which the
-    standard error of annealed importance sampling sees too little. That of resampling, from 16
-    groups, is known to 18 %; its coverage is that of Student's t (one error: 0.67 for 0.68).
-
-    Step sizes and betas come from the particles as they were before, so that the kernel of a move
-    does not depend on it. The step size follows an acceptance of 0.8. Without a flow the start is a
-    standard normal.
-
-    Of a Pyro model with data y, Z is the evidence p(y), as for :func:`estimate`. The start is a
-    standard normal of all unconstrained values; that of ``NeuTraReparam(guide).reparam(model)`` is
-    the guide, and jumps are to fresh draws of it. The better the guide, the fewer temperatures; of
-    one that is narrower than the posterior the weights have heavy tails here, too, and the free
-    energy comes out too high: compare several conditional_ess and num_particles.
+    Of a Pyro model with data y, Z is the evidence p(y), as for :func:`estimate`. Without a flow the
+    start is a standard normal of all unconstrained values; that of
+    ``NeuTraReparam(guide).reparam(model)`` is the guide, and jumps are to fresh draws of it. A
+    guide that is narrower than the posterior makes the free energy too high: compare several
+    conditional_ess and num_particles.
 
     Args:
         target: a LatticePotential, a Pyro model, or a Target, such as ``EnergyTarget(energy,
@@ -216,8 +203,7 @@ def anneal(
             bar.set_postfix(beta=f"{run.beta:.4f}", ess=f"{run.stages[-1].ess:.2f}", refresh=False)
             bar.update()
         found = run.result()
-    copies = any(found.resampled)
-    LogWeights(found.log_weights, copies=copies).warn_if_poor("annealed")
+    LogWeights(found.log_weights, copies=any(found.resampled)).warn_if_poor("annealed")
     return found
 
 
@@ -304,16 +290,11 @@ class _Run:
         self.particles = self._evaluated(tempered.initial(num_particles, generator))
         energy = self.particles.energy
         self.log_weights = torch.zeros_like(energy)
-        bad = int((energy.isnan() | (energy == -math.inf)).sum())
-        if bad:
+        bad, none = (energy.isnan() | (energy == -math.inf)).sum(), (energy == math.inf).sum()
+        if bad or none == num_particles:
             raise ValueError(
-                f"the energy of {bad} of {num_particles} starts is NaN or minus infinity; "
-                "accepted: a target whose energy is a number for every field (or +inf)"
-            )
-        if bool((energy == math.inf).all()):
-            raise ValueError(
-                f"the energy of all {num_particles} starts is infinite; accepted: a target with "
-                "some weight where the flow has some"
+                f"the energy of {int(bad)} of {num_particles} starts is NaN or minus infinity, of "
+                f"{int(none)} infinite; accepted: numbers, or +inf for some of the starts"
             )
 
     def next_beta(self, fraction: float) -> float:
@@ -368,11 +349,7 @@ class _Run:
         return _Particles(positions, *self.tempered.both(positions))
 
     def _move(self) -> tuple[float, float]:
-        """Move all particles at the present beta, adapt the step size to the next one.
-
-        Returns:
-            Mean acceptance probabilities of HMC and of jumps.
-        """
+        """Move all particles, adapt the step size; mean acceptances of HMC and of jumps."""
         at_beta, particles = self.tempered.at(self.beta), self.particles
         state = ChainState(
             particles.positions,
@@ -383,13 +360,10 @@ class _Run:
         self.gradient_evaluations += info.gradient_evaluations * len(state.position)
         self.particles = self._evaluated(state.position)
         members = self.kernel.members
-        hmc, acceptance = members["hmc"], _mean_acceptance(info, "hmc")
-        change = math.exp(STEP_SIZE_GAIN * (acceptance - TARGET_ACCEPTANCE))
+        parts = info.parts or {"hmc": info}
+        rates = {name: float(part.acceptance_rate.mean()) for name, part in parts.items()}
+        change = math.exp(STEP_SIZE_GAIN * (rates["hmc"] - TARGET_ACCEPTANCE))
+        hmc = members["hmc"]
         members["hmc"] = hmc.tuned(step_size=(hmc.step_size or math.nan) * change)
         self.kernel = self.kernel.with_members(members)
-        return acceptance, _mean_acceptance(info, "jump") if "jump" in members else math.nan
-
-
-def _mean_acceptance(info: StepInfo, name: str) -> float:
-    part = info.part(name)
-    return math.nan if part is None else float(part.acceptance_rate.mean())
+        return rates["hmc"], rates.get("jump", math.nan)

@@ -26,9 +26,8 @@ def resample(
         generator: source of the random numbers.
 
     Returns:
-        The particles to go on with, as indices of shape ``(groups, n)`` into all of them; their
-        log-weights, equal in a resampled group, with the same mean weight; and for each group
-        whether it was resampled.
+        Indices into all particles, shape ``(groups, n)``; their log-weights, in a resampled group
+        all ln of its mean weight; and True for each group that was resampled.
     """
     groups, size = log_weights.shape
     alive = torch.isfinite(log_weights).any(-1)

@@ -55,9 +55,8 @@ def reweight(values: Tensor, log_weights: Tensor, *, groups: int | None = None) 
     .. math:: \bar v = \frac{\sum_i w_i v_i}{\sum_i w_i}, \qquad
         \sigma^2 = \frac{n}{n - 1} \frac{\sum_i w_i^2 (v_i - \bar v)^2}{(\sum_i w_i)^2}
 
-    The error is that of the delta method. The estimate is consistent; its bias, -Cov(w, w (v -
-    v_mean)) / n for weights of mean one, is of order 1 / n and so below the error, which is of
-    order 1 / sqrt(n).
+    The error is that of the delta method. The estimate is consistent; its bias is of order 1 / n
+    and so below the error, which is of order 1 / sqrt(n).
 
     Args:
         values: at the samples, ``(num_samples,)`` or ``(num_samples, ...)``.

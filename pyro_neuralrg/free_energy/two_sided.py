@@ -51,12 +51,9 @@ def bounds(
     .. math:: E_{\pi/Z}[\ln q - \ln\pi] \le -\ln Z \le E_q[\ln q - \ln\pi]
 
     The distance of the two is the sum of both Kullback-Leibler divergences. A mode that the flow
-    misses leaves the upper bound as good as it was (that of its part of Z) and shows in the lower.
-
-    Both means are unbiased, with standard errors of independent samples. For reference samples that
-    are correlated give ``(chains, draws) + shape``: then their error comes from the effective
-    sample size of the chains, which must have forgotten their starts; neither sees a mode that the
-    reference misses too.
+    misses leaves the upper bound as good as it was (that of its part of Z) and shows in the lower,
+    unless the reference misses it too. Both means are unbiased. The error of reference samples from
+    chains comes from their effective sample size; they must have forgotten their starts.
 
     Args:
         target: as for :func:`~pyro_neuralrg.free_energy.estimate`.
