@@ -12,8 +12,6 @@ import math
 import operator
 from typing import Any
 
-__all__ = ["LARGEST_SEED", "as_integer", "check_integer", "check_number", "refuse_without"]
-
 LARGEST_SEED = 2**63 - 1
 """Of torch's generators, as a signed integer."""
 
@@ -106,6 +104,18 @@ def check_number(
     if not (above < number < below and least <= number <= most):
         raise ValueError(message)
     return number
+
+
+def check_type(name: str, value: Any, kind: Any, accepted: str) -> None:
+    """Raise a TypeError unless ``value`` is an instance of ``kind``.
+
+    Example:
+        >>> check_type("x", 1.0, str, "a word")
+        Traceback (most recent call last):
+        TypeError: x is a float; accepted: a word
+    """
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} is a {type(value).__name__}; accepted: {accepted}")
 
 
 def refuse_without(missing: str, accepted: str, **given: Any) -> None:

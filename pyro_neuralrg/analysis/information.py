@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pyro_neuralrg.analysis.estimators import Estimator, Neighbours
 from pyro_neuralrg.analysis.scales import check_indices, check_tensor, scale_of_latents
-from pyro_neuralrg.arguments import LARGEST_SEED, check_integer
+from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, check_type
 from pyro_neuralrg.lattice import check_boundary, check_shape
 from pyro_neuralrg.statistics import Estimate
 from pyro_neuralrg.transforms import HierarchicalFlow
@@ -77,8 +77,7 @@ class MutualInformation:
             >>> found.grouped(torch.tensor([[0, 0, 1], [0, 0, 1], [1, 1, 0]])).pairs
             tensor([1, 2])
         """
-        if not isinstance(labels, Tensor):
-            raise TypeError(f"labels is a {type(labels).__name__}; accepted: a tensor of integers")
+        check_type("labels", labels, Tensor, "a tensor of integers")
         if labels.shape != self.values.shape or labels.is_floating_point():
             raise ValueError(
                 f"labels has shape {tuple(labels.shape)} and dtype {labels.dtype}; "
@@ -264,14 +263,16 @@ def gaussian_mutual_information(
     """
     check_tensor("covariance", covariance)
     matrix = covariance.double()
-    if matrix.dim() != 2 or len(matrix) != matrix.shape[-1]:
-        raise ValueError(f"covariance has shape {tuple(matrix.shape)}; accepted: (n, n)")
-    symmetric = bool(matrix.isfinite().all()) and torch.allclose(
-        matrix, matrix.T, rtol=0.0, atol=1e-6 * float(matrix.abs().max())
+    square = matrix.dim() == 2 and len(matrix) == matrix.shape[-1]
+    symmetric = (
+        square
+        and bool(matrix.isfinite().all())
+        and torch.allclose(matrix, matrix.T, rtol=0.0, atol=1e-6 * float(matrix.abs().max()))
     )
     if not symmetric or int(torch.linalg.cholesky_ex(matrix).info):
         raise ValueError(
-            "covariance is not symmetric and positive definite; accepted: a matrix that is"
+            f"covariance, of shape {tuple(matrix.shape)}, is not symmetric and positive definite; "
+            "accepted: a matrix (n, n) that is"
         )
     size = len(matrix)
     a, b = check_indices("first", first, size), check_indices("second", second, size)
@@ -297,10 +298,7 @@ def _error_of_mean(parts: Tensor) -> Tensor:
 
 
 def _check_variables(information: MutualInformation, shape: tuple[int, ...]) -> None:
-    if not isinstance(information, MutualInformation):
-        raise TypeError(
-            f"information is a {type(information).__name__}; accepted: a MutualInformation"
-        )
+    check_type("information", information, MutualInformation, "a MutualInformation")
     count = len(information.values)
     if math.prod(shape) != count:
         raise ValueError(
@@ -313,12 +311,11 @@ def _columns(samples: Any, least: int) -> Array:
     """The samples of each variable, shape ``(variables, samples)``."""
     if isinstance(samples, Tensor):
         samples = samples.detach().cpu().numpy()
-    if np.iscomplexobj(samples):
-        raise TypeError("samples is complex; accepted: real numbers")
     try:
-        array = np.asarray(samples, dtype=np.float64)
+        array = np.asarray(samples).astype(np.float64, casting="same_kind")
     except (TypeError, ValueError):
-        raise TypeError(f"samples is a {type(samples).__name__}; accepted: numbers") from None
+        kind = type(samples).__name__
+        raise TypeError(f"samples is a {kind}, not of numbers; accepted: real numbers") from None
     if array.ndim < 2 or len(array) < least or math.prod(array.shape[1:]) < 2:
         raise ValueError(
             f"samples has shape {array.shape}; accepted: (samples,) + shape with at least {least} "

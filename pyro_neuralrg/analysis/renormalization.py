@@ -16,7 +16,7 @@ from pyro_neuralrg.analysis.scales import (
     check_tensor,
     variables_of_scale,
 )
-from pyro_neuralrg.arguments import LARGEST_SEED, check_integer
+from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, check_type
 from pyro_neuralrg.free_energy.importance import energy_function
 from pyro_neuralrg.statistics import kish_fraction
 from pyro_neuralrg.transforms import HierarchicalFlow
@@ -96,8 +96,8 @@ def resample(
 ) -> Tensor:
     """Draw the fine latents of fields anew at fixed coarse ones, or the other way round.
 
-    With ``fix="coarse"`` the field of scale k stays as it is, and each result is an independent fine
-    field with these blocks, distributed as in q.
+    With ``fix="coarse"`` the field of scale k stays as it is, and each result is an independent
+    fine field with these blocks, distributed as in q.
 
     Args:
         flow: a HierarchicalFlow.
@@ -125,8 +125,7 @@ def resample(
     if fix not in FIXED:
         raise ValueError(f"fix is {fix!r}; accepted: {', '.join(FIXED)}")
     number = check_integer("number", number, 1)
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise TypeError(f"generator is {generator!r}; accepted: a torch.Generator or None")
+    check_type("generator", generator, torch.Generator | None, "a torch.Generator or None")
     coarse = torch.zeros(math.prod(flow.shape), dtype=torch.bool)
     coarse[variables_of_scale(flow, scale)] = True
     kept = (coarse if fix == "coarse" else ~coarse).reshape(flow.shape).to(x.device)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.arguments import check_integer
+from pyro_neuralrg.arguments import check_integer, check_type
 from pyro_neuralrg.transforms import HierarchicalFlow
 from pyro_neuralrg.transforms.scales import blocks_of_scale, number_of_scales, sites_of_scale
 
@@ -119,8 +119,7 @@ def block_wavelets(flow: HierarchicalFlow, scale: int) -> Tensor:
 
 def check_hierarchical(flow: Any) -> None:
     """Raise a TypeError unless ``flow`` is a HierarchicalFlow."""
-    if not isinstance(flow, HierarchicalFlow):
-        raise TypeError(f"flow is a {type(flow).__name__}; accepted: a HierarchicalFlow")
+    check_type("flow", flow, HierarchicalFlow, "a HierarchicalFlow")
 
 
 def check_tensor(name: str, value: Any) -> None:

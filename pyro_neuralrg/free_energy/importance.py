@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.arguments import check_integer
+from pyro_neuralrg.arguments import check_integer, check_type
 from pyro_neuralrg.distributions.flow import FlowDistribution
 from pyro_neuralrg.free_energy.model_evidence import is_guide, model_log_weights
 from pyro_neuralrg.infer.guides import FlowGuide
@@ -169,11 +169,7 @@ def log_weights_of(energy: Callable[[Tensor], Tensor], density: Any, x: Tensor) 
 def energy_function(target: Any) -> Callable[[Tensor], Tensor]:
     """The energy of a potential, or a function as it is."""
     energy = getattr(target, "energy", target)
-    if not callable(energy):
-        raise TypeError(
-            f"target is a {type(target).__name__}; accepted: a LatticePotential or an energy "
-            "function"
-        )
+    check_type("target", energy, Callable, "a LatticePotential or an energy function")
     return energy
 
 
@@ -205,10 +201,7 @@ def _model_weights(
             f"model_args are given, and q is a {type(q).__name__}; accepted: a guide of the model"
         )
     model = target.model if isinstance(target, LatticePotential) else target
-    if not callable(model):
-        raise TypeError(
-            f"target is a {type(target).__name__}; accepted: a Pyro model or a LatticePotential"
-        )
+    check_type("target", model, Callable, "a Pyro model or a LatticePotential")
     check_model_args(args)
     sizes = _batch_sizes(num_samples, batch_size)
     return torch.cat(list(model_log_weights(model, q, sizes, args, kwargs)))

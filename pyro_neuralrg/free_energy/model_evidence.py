@@ -96,15 +96,14 @@ def _vectorised(
 
 def _order_of_sites(guide: AutoContinuous, sites: Mapping[str, tuple[int, ...]]) -> Tensor:
     """Indices of the model's sites, one after the other, in the guide's vector."""
-    if guide.prototype_trace is None:
-        raise ValueError(
-            "the guide has not seen its model yet; accepted: one that has been trained, or called"
-        )
-    shapes = {name: tuple(shape) for name, shape in guide._unconstrained_shapes.items()}
+    seen = guide.prototype_trace is not None
+    unconstrained = guide._unconstrained_shapes if seen else {}
+    shapes = {name: tuple(shape) for name, shape in unconstrained.items()}
     if shapes != dict(sites):
         raise ValueError(
             f"model has the latent sites {dict(sites)} (unconstrained shapes), and the guide "
-            f"{shapes}; accepted: the model of the guide, with arguments of the same shapes"
+            f"{shapes}; accepted: the model of the guide, which has seen it, with arguments of the "
+            "same shapes"
         )
     lengths = [torch.Size(shape).numel() for shape in shapes.values()]
     indices = dict(zip(shapes, torch.arange(sum(lengths)).split(lengths), strict=True))

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.arguments import check_integer
+from pyro_neuralrg.arguments import check_integer, check_type
 from pyro_neuralrg.free_energy.importance import (
     FreeEnergyEstimate,
     from_log_weights,
@@ -82,8 +82,7 @@ def reweight(values: Tensor, log_weights: Tensor, *, groups: int | None = None) 
         0.25
     """
     for name, given in (("values", values), ("log_weights", log_weights)):
-        if not isinstance(given, Tensor):
-            raise TypeError(f"{name} is a {type(given).__name__}; accepted: a tensor")
+        check_type(name, given, Tensor, "a tensor")
     weights = LogWeights(log_weights)
     number = len(weights)
     groups = number if groups is None else check_integer("groups", groups, 1, number)
@@ -168,14 +167,9 @@ def expectations(
         >>> bool((square.estimate - 1.0).abs() < 4 * square.standard_error)
         True
     """
-    if not isinstance(observables, Mapping):
-        raise TypeError(f"observables is {observables!r}; accepted: functions of fields by name")
+    check_type("observables", observables, Mapping, "functions of fields by name")
     for name, observable in observables.items():
-        if not callable(observable):
-            raise TypeError(
-                f"observables[{name!r}] is a {type(observable).__name__}; accepted: a function of "
-                "fields"
-            )
+        check_type(f"observables[{name!r}]", observable, Callable, "a function of fields")
     parts: list[Tensor] = []
     values: dict[str, list[Tensor]] = {name: [] for name in observables}
     for x, part in weighted_samples(target, q, num_samples, batch_size):
@@ -194,10 +188,7 @@ def _observed(name: str, observable: Callable[[Tensor], Tensor], x: Tensor) -> T
     """The observable of a batch of fields, float64 on the CPU."""
     with torch.no_grad():
         found = observable(x)
-    if not isinstance(found, Tensor):
-        raise TypeError(
-            f"observables[{name!r}] returned a {type(found).__name__}; accepted: a tensor"
-        )
+    check_type(f"observables[{name!r}] of fields", found, Tensor, "a tensor")
     if found.dim() == 0 or len(found) != len(x):
         raise ValueError(
             f"observables[{name!r}] returned shape {tuple(found.shape)} for {len(x)} fields; "

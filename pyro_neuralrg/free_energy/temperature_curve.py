@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.arguments import check_integer
+from pyro_neuralrg.arguments import check_integer, check_type
 from pyro_neuralrg.bases import base_of
 from pyro_neuralrg.free_energy.reweighting import reweight
 from pyro_neuralrg.observables import internal_energy, squared_internal_energy
@@ -128,8 +128,7 @@ def thermodynamics(
     """
     check_integer("num_samples", num_samples, 2)
     check_integer("batch_size", batch_size, 1)
-    if not isinstance(family, IsingDualFamily):
-        raise TypeError(f"family is a {type(family).__name__}; accepted: an IsingDualFamily")
+    check_type("family", family, IsingDualFamily, "an IsingDualFamily")
     contexts = family.contexts(temperatures)
     rows = []
     for temperature, context in zip(temperatures, contexts, strict=True):

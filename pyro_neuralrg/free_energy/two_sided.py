@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.arguments import check_integer
+from pyro_neuralrg.arguments import check_integer, check_type
 from pyro_neuralrg.free_energy.importance import (
     as_distribution,
     energy_function,
@@ -101,8 +101,7 @@ def bounds(
 def _mean_log_weight(target: Any, q: Any, reference: Tensor, batch_size: int) -> Estimate:
     """Mean of ln pi - ln q of fields of the target, independent ones or those of chains."""
     energy, density = energy_function(target), as_distribution(q)
-    if not isinstance(reference, Tensor):
-        raise TypeError(f"reference is a {type(reference).__name__}; accepted: a tensor of fields")
+    check_type("reference", reference, Tensor, "a tensor of fields")
     shape = tuple(density.event_shape)
     batch = reference.dim() - len(shape)
     right = batch in (1, 2) and tuple(reference.shape[batch:]) == shape

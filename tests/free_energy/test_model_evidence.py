@@ -169,7 +169,7 @@ def prepared(kind: Any) -> Any:
 BAD: list[tuple[Any, Any, dict[str, Any], type[Exception], str]] = [
     (model, lambda: prepared(AutoDelta), {}, TypeError, "guide is an AutoDelta, a point; acc"),
     (model, lambda: prepared(AutoLaplaceApproximation), {}, TypeError, "ation, a point; accepted"),
-    (model, lambda: AutoIAFNormal(model), {}, ValueError, "has not seen its model yet; accepted"),
+    (model, lambda: AutoIAFNormal(model), {}, ValueError, r"and the guide \{\}; accepted"),
     (model, lambda: hierarchical_flow((3, 2)), {}, TypeError, "q is a Hier.*; accepted: a guide o"),
     ("model", exact_guide, {}, TypeError, "target is a str; accepted: a Pyro model"),
     (model, exact_guide, {"num_samples": 0}, ValueError, "num_samples is 0; accepted"),
