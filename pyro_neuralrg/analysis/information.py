@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ NUM_PARTS = 32
 Array = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MutualInformation:
     """The mutual information of every pair of variables, in nats.
 
@@ -52,8 +52,11 @@ class MutualInformation:
     standard_error: Tensor
     bias: Estimate
     num_samples: int
-    parts: Tensor = field(repr=False)
+    parts: Tensor
     noise: float
+
+    def __repr__(self) -> str:
+        return f"MutualInformation({len(self.values)} variables, {self.num_samples} samples)"
 
     def total(self) -> Estimate:
         """The sum over all pairs i < j, in nats, with the error of the bias."""

@@ -24,7 +24,7 @@ from pyro_neuralrg.transforms import HierarchicalFlow
 from pyro_neuralrg.transforms.scales import number_of_scales
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Response:
     r"""Mean and variation of :math:`\partial z_i / \partial x` (paper Fig. 4a), or the reverse.
 
@@ -42,6 +42,9 @@ class Response:
     standard_error: Tensor
     spread: Tensor
     num_samples: int
+
+    def __repr__(self) -> str:
+        return f"Response({len(self.variables)} latents, {self.num_samples} fields)"
 
     @property
     def nonlinearity(self) -> Tensor:
@@ -89,11 +92,11 @@ def written_patterns(
     *,
     batch_size: int = 256,
 ) -> Response:
-    r"""What latents write into the field, :math:`E_z[\partial x / \partial z_i]`.
+    r"""Patterns that latents write into the field, :math:`E_z[\partial x / \partial z_i]`.
 
-    The other half of a pair: of an orthogonal flow the same as :func:`responses`, of any other
-    linear one its dual basis. A latent may answer to a single site and yet write a broad pattern,
-    as one site of a smooth field tells of all around it. One pass per variable and batch.
+    Of an orthogonal flow the same as :func:`responses`, of any other linear one its dual basis. A
+    latent may answer to a single site and yet write a broad pattern. One pass per variable and
+    batch.
 
     Args:
         flow: a HierarchicalFlow.

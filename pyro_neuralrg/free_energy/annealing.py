@@ -7,7 +7,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -37,10 +37,10 @@ NUM_GROUPS = 16
 """Independent groups of particles, by whose spread the error is known to about 1 in 6."""
 
 JITTER = 0.5
-"""Of the number of leapfrog steps."""
+"""Relative spread of the number of leapfrog steps."""
 
 TARGET_ACCEPTANCE = 0.8
-"""Of the HMC moves, which the step size follows."""
+"""Acceptance of the HMC moves that the step size follows."""
 
 STEP_SIZE_GAIN = 2.0
 """Change of the logarithm of the step size per excess of the acceptance."""
@@ -49,7 +49,7 @@ MAX_TEMPERATURES = 10_000
 """More say that the weights are without bounds."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Annealing:
     """Result of :func:`anneal`; energies in nats.
 
@@ -83,9 +83,15 @@ class Annealing:
     jump_acceptance: tuple[float, ...]
     step_sizes: tuple[float, ...]
     gradient_evaluations: int
-    sites: Mapping[str, Tensor] = field(repr=False)
-    log_weights: Tensor = field(repr=False)
+    sites: Mapping[str, Tensor]
+    log_weights: Tensor
     groups: int
+
+    def __repr__(self) -> str:
+        return (
+            f"Annealing(-ln Z = {self.free_energy:.4f} +- {self.standard_error:.4f} from "
+            f"{len(self.log_weights)} particles, {len(self.betas)} betas)"
+        )
 
     @property
     def fields(self) -> Tensor:

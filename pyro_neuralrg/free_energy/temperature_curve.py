@@ -27,7 +27,7 @@ from pyro_neuralrg.statistics.resampling import sample_mean
 Array = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Thermodynamics:
     r"""Quantities of the Ising spins over temperatures, arrays of equal length.
 
@@ -79,6 +79,12 @@ class Thermodynamics:
     def gap(self) -> Array:
         """KL(q || pi / Z) at each temperature in nats, where the exact ln Z is known."""
         return self.exact_log_partition - self.variational_log_partition
+
+    def __repr__(self) -> str:
+        return (
+            f"Thermodynamics({len(self)} temperatures from {self.temperature.min():g} to "
+            f"{self.temperature.max():g}, ESS >= {100 * self.ess.min():.1f} %)"
+        )
 
     def __len__(self) -> int:
         return len(self.temperature)

@@ -47,6 +47,7 @@ def test_smc_from_a_standard_normal(seed: int) -> None:
     run = gaussian(num_particles=1024, conditional_ess=0.8, seed=seed)
     assert abs(run.free_energy - CorrelatedGaussian.exact) < 4 * run.standard_error
     assert run.standard_error < 0.1
+    assert repr(run).startswith("Annealing(-ln Z = ")
     assert run.betas[0] == 0.0
     assert run.betas[-1] == 1.0
     steps = len(run.betas) - 1
@@ -264,8 +265,10 @@ def covers(runs: list[Annealing], exact: float, bias: float = 0.0) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("resample_below", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("betas", [BETAS, None])
+@pytest.mark.parametrize(
+    ("betas", "resample_below"),
+    [(BETAS, 0.0), (BETAS, 0.5), (BETAS, 1.0), (None, 0.0), (None, 0.5)],
+)
 def test_error_bars_cover_and_z_is_unbiased(betas: Any, resample_below: float) -> None:
     """But for the bias of adaptive temperatures."""
     options: dict[str, Any] = {"betas": betas, "conditional_ess": 0.9, "num_particles": 512}

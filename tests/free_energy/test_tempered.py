@@ -54,6 +54,9 @@ def test_mixture_of_energies_and_its_gradient(make: Any, beta: float, seed: int)
     base = TemperedTarget(whole, 0.0).energy(y)
     torch.testing.assert_close(energy, beta * whole.energy(y) + (1 - beta) * base)
     step = 1e-5 * torch.randn_like(y)
+    for name, value in target.physical(y).items():  # in batches
+        torch.testing.assert_close(value, whole.physical(y)[name])
+    assert target.modules() == whole.modules()
     change = target.energy(y + step) - target.energy(y - step)
     torch.testing.assert_close(change, 2 * (gradient * step).sum(-1), rtol=1e-5, atol=1e-9)
 
@@ -91,11 +94,3 @@ def test_infinite_energies_are_none_at_the_start() -> None:
     y = torch.tensor([[-1.0, 0.0]])
     assert math.isfinite(float(TemperedTarget(target, 0.0).energy(y)))
     assert float(TemperedTarget(target, 0.1).energy(y)) == math.inf
-
-
-def test_physical_sites() -> None:
-    whole = latent()
-    target = TemperedTarget(whole, 0.5, batch_size=2)
-    y = target.initial(5, torch.Generator().manual_seed(0))
-    torch.testing.assert_close(target.physical(y)["x"], whole.physical(y)["x"])
-    assert target.modules() == [whole.flow]

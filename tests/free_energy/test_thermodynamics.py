@@ -62,6 +62,7 @@ def test_an_exact_flow_has_exact_thermodynamics() -> None:
             np.testing.assert_allclose(getattr(found, kind + name), 0, atol=1e-10)
     np.testing.assert_allclose(found.gap, 0, atol=1e-12)
     np.testing.assert_allclose(found.ess, 1)
+    assert repr(found) == "Thermodynamics(2 temperatures from 2 to 2.4, ESS >= 100.0 %)"
 
 
 def test_derivatives_are_those_of_the_estimate() -> None:
