@@ -103,7 +103,7 @@ def windowed_time(series: NDArray[np.float64]) -> tuple[AutocorrelationTime, boo
 
 
 def _standard_error(rho: NDArray[np.float64], n: int) -> float:
-    """Standard error of 1/2 + sum rho(t), by Bartlett's formula with no correlations behind the window."""
+    """Standard error of 1/2 + sum rho(t), by Bartlett's formula, without correlations beyond W."""
     window = len(rho) - 1
     both = np.concatenate([rho[:0:-1], rho, np.zeros(2 * window)])  # lags -W .. 3 W
     sums = np.concatenate([[0.0], np.cumsum(both)])

@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
@@ -79,7 +80,7 @@ def elbo_of(model: Any, guide: Any) -> tuple[float, float]:
     loss = Trace_ELBO(DRAWS_AT_ONCE, vectorize_particles=True)
     with torch.no_grad():
         values = [-loss.loss(model, guide) for _ in range(DRAWS // DRAWS_AT_ONCE)]
-    return statistics.mean(values), statistics.stdev(values) / math.sqrt(len(values))
+    return float(np.mean(values)), float(np.std(values, ddof=1) / math.sqrt(len(values)))
 
 
 def train(name: str, model: Any, seed: int) -> dict[str, float]:

@@ -178,16 +178,7 @@ def test_bad_arguments(
         small(target, **options)
 
 
-def test_bad_models() -> None:
-    def subsampled() -> None:
-        x = pyro.sample("x", dist.Normal(0.0, 1.0))
-        with pyro.plate("data", 6, subsample_size=2):
-            pyro.sample("y", dist.Normal(x, 1.0), obs=torch.zeros(2))
-
-    with pytest.raises(ValueError, match=r"model has subsampled plates 'data' \(2 of 6\)"):
-        small(subsampled, model_args=())
-    with pytest.raises(ValueError, match="no continuous latent site"):
-        small(lambda: None, model_args=())
+def test_fields_of_several_sites() -> None:
     with pytest.raises(ValueError, match=r"fields of the sites \['field', 'scale'\]; accepted"):
         _ = small(betas=BETAS).fields
 
