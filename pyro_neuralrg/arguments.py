@@ -105,6 +105,18 @@ def check_tensor(name: str, value: Any, accepted: str = "a floating tensor") -> 
     return value
 
 
+def check_type(name: str, value: Any, kind: Any, accepted: str) -> None:
+    """Raise a TypeError unless ``value`` is an instance of ``kind``.
+
+    Example:
+        >>> check_type("x", 1.0, str, "a word")
+        Traceback (most recent call last):
+        TypeError: x is a float; accepted: a word
+    """
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} is a {type(value).__name__}; accepted: {accepted}")
+
+
 def refuse_without(missing: str, accepted: str, **given: Any) -> None:
     """Raise a ValueError for an argument, not None or False, without the ``missing`` one."""
     for name, value in given.items():

@@ -1,18 +1,27 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""What a flow has learned: responses of its latents, mutual information, the RG at work."""
+"""Analysis of a flow: responses of its latents, mutual information, fields of every scale."""
 
 from __future__ import annotations
 
 from pyro_neuralrg.analysis.estimators import Bins, Estimator, Neighbours
-from pyro_neuralrg.analysis.gaussian import gaussian_mutual_information
-from pyro_neuralrg.analysis.mutual_information import (
+from pyro_neuralrg.analysis.information import (
     GroupedInformation,
     MutualInformation,
     by_distance,
     by_scale,
+    gaussian_mutual_information,
     mutual_information,
 )
+from pyro_neuralrg.analysis.jacobians import (
+    Overlap,
+    Response,
+    overlap,
+    responses,
+    responses_by_scale,
+    written_patterns,
+)
+from pyro_neuralrg.analysis.light_cone import light_cone, reach
 from pyro_neuralrg.analysis.renormalization import (
     TopEnergy,
     effective_energy,
@@ -20,14 +29,6 @@ from pyro_neuralrg.analysis.renormalization import (
     resample,
     top_energy,
     top_variable,
-)
-from pyro_neuralrg.analysis.responses import (
-    Overlap,
-    Response,
-    overlap,
-    responses,
-    responses_by_scale,
-    written_patterns,
 )
 from pyro_neuralrg.analysis.scales import (
     block_wavelets,
@@ -51,9 +52,11 @@ __all__ = [
     "effective_energy",
     "gaussian_mutual_information",
     "latents_of_scale",
+    "light_cone",
     "mutual_information",
     "overlap",
     "pyramid",
+    "reach",
     "resample",
     "responses",
     "responses_by_scale",

@@ -22,8 +22,6 @@ from scipy.special import digamma, ndtri
 
 from pyro_neuralrg.arguments import check_integer
 
-__all__ = ["Bins", "Estimator", "Neighbours"]
-
 Array = NDArray[np.float64]
 
 STRICTLY_LESS = 1.0 - 1e-10
@@ -31,22 +29,22 @@ STRICTLY_LESS = 1.0 - 1e-10
 
 
 class Estimator(Protocol):
-    """What estimates a mutual information: define the two methods and ``least_samples``."""
+    """Estimator of a mutual information: define the two methods and ``least_samples``."""
 
     @property
     def least_samples(self) -> int:
-        """With fewer samples there is no estimate."""
+        """The smallest number of samples for an estimate."""
 
     def prepare(self, ranks: NDArray[np.int64]) -> Any:
-        """A variable as ``contributions`` takes it, from its ranks 0 .. n - 1."""
+        """Prepare a variable for ``contributions``, from its ranks 0 .. n - 1."""
 
     def contributions(self, first: Any, second: Any) -> Array:
-        """Of each sample, in nats, shape ``(samples,)``; their mean is the estimate."""
+        """Contribution of each sample in nats, shape ``(samples,)``; their mean is the estimate."""
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    r"""From distances to nearest neighbours (Kraskov, Stoegbauer, Grassberger; their Eq. 8).
+    r"""Estimator from distances to nearest neighbours (Kraskov et al., their Eq. 8).
 
     .. math:: I = \psi(k) + \psi(n) - \langle \psi(n_x + 1) + \psi(n_y + 1) \rangle
 
@@ -58,7 +56,7 @@ class Neighbours:
         k: neighbours; more lower the noise and wash out what is finer.
 
     Raises:
-        TypeError, ValueError: if k is not an integer >= 1.
+        TypeError, ValueError: naming the argument.
 
     References:
         A. Kraskov, H. Stoegbauer and P. Grassberger, Estimating mutual information, Phys. Rev. E
@@ -87,7 +85,7 @@ class Neighbours:
         return scores[ranks], scores
 
     def contributions(self, first: tuple[Array, Array], second: tuple[Array, Array]) -> Array:
-        """Of each sample, in nats, shape ``(samples,)``."""
+        """Contribution of each sample in nats, shape ``(samples,)``."""
         size = first[0].size
         points = np.column_stack([first[0], second[0]])
         distances = cKDTree(points).query(points, k=[self.k + 1], p=np.inf)[0][:, 0]
@@ -103,7 +101,7 @@ class Neighbours:
 
 @dataclass(frozen=True)
 class Bins:
-    r"""From the frequencies of equally likely bins: what the bins hold, a lower bound.
+    r"""Estimator from the frequencies of equally likely bins, a lower bound.
 
     .. math:: I = \sum_{ab} p_{ab} \ln \frac{p_{ab}}{p_a p_b}
 
@@ -115,7 +113,7 @@ class Bins:
         count: bins b of each variable.
 
     Raises:
-        TypeError, ValueError: if the count is not an integer >= 2.
+        TypeError, ValueError: naming the argument.
 
     Example:
         >>> estimator = Bins(4)
@@ -139,9 +137,9 @@ class Bins:
         return ranks * self.count // ranks.size
 
     def contributions(self, first: NDArray[np.int64], second: NDArray[np.int64]) -> Array:
-        """Of each sample, in nats, shape ``(samples,)``."""
+        """Contribution of each sample in nats, shape ``(samples,)``."""
         cells = first * self.count + second
         joint = np.bincount(cells, minlength=self.count**2).reshape(self.count, self.count)
         expected = np.outer(joint.sum(1), joint.sum(0)) / first.size
-        ratios = np.log(np.maximum(joint, 1) / expected)  # what no sample is in is not looked up
+        ratios = np.log(np.maximum(joint, 1) / expected)  # empty cells are not looked up
         return ratios.ravel()[cells]

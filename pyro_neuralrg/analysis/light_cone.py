@@ -9,6 +9,7 @@ import math
 import torch
 from torch import Tensor
 
+from pyro_neuralrg.arguments import check_type
 from pyro_neuralrg.lattice import Circuit, Layer
 from pyro_neuralrg.transforms.partition import block_sites, pack
 
@@ -36,10 +37,7 @@ def light_cone(circuit: Circuit) -> list[Tensor]:
         >>> cone[0].int().sum(1), cone[1].int().sum(1)  # a block of two, then both kept ones
         (tensor([2, 2, 2, 2]), tensor([2, 2, 2, 2]))
     """
-    if not isinstance(circuit, Circuit):
-        raise TypeError(
-            f"circuit is a {type(circuit).__name__}; accepted: a Circuit (flow.circuit)"
-        )
+    check_type("circuit", circuit, Circuit, "a Circuit, as flow.circuit")
     sites = math.prod(circuit.shape)
     h = pack(torch.eye(sites).reshape(sites, *circuit.shape), len(circuit.shape))
     scales = []

@@ -10,12 +10,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.analysis.scales import check_fields, check_flow, check_tensor, variables_of_scale
-from pyro_neuralrg.arguments import LARGEST_SEED, check_integer
+from pyro_neuralrg.analysis.scales import (
+    check_fields,
+    check_hierarchical,
+    check_tensor,
+    variables_of_scale,
+)
+from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, check_type
+from pyro_neuralrg.free_energy.importance import energy_function
+from pyro_neuralrg.statistics import kish_fraction
 from pyro_neuralrg.transforms import HierarchicalFlow
 from pyro_neuralrg.transforms.scales import number_of_scales, sites_of_scale
-
-__all__ = ["TopEnergy", "effective_energy", "pyramid", "resample", "top_energy", "top_variable"]
 
 FIXED = ("coarse", "fine")
 
@@ -23,8 +28,8 @@ FIXED = ("coarse", "fine")
 def pyramid(flow: HierarchicalFlow, x: Tensor) -> tuple[Tensor, ...]:
     """The flow of fields through the scales: x, then what is kept at scale 1, 2, ....
 
-    Fields of scale k are those that its layers meet, behind the monotone map of the decimator. The
-    last is the top: in a flow of two phases, with the two modes of its base.
+    Fields of scale k are those that its layers meet. The last is the top: in a flow of two phases,
+    with the two modes of its base.
 
     Args:
         flow: a HierarchicalFlow.
@@ -34,8 +39,7 @@ def pyramid(flow: HierarchicalFlow, x: Tensor) -> tuple[Tensor, ...]:
         A field for each scale k, shape ``batch_shape`` + the lattice's shape at scale k.
 
     Raises:
-        TypeError: if ``flow`` is no HierarchicalFlow or x no floating tensor.
-        ValueError: if x does not fit the flow or is not finite.
+        TypeError, ValueError: naming the argument.
 
     Example:
         >>> from pyro_neuralrg import hierarchical_flow
@@ -67,8 +71,7 @@ def top_variable(flow: HierarchicalFlow, x: Tensor) -> Tensor:
         Shape ``batch_shape``.
 
     Raises:
-        TypeError: if ``flow`` is no HierarchicalFlow or x no floating tensor.
-        ValueError: if x does not fit the flow or is not finite, or the circuit is not complete.
+        TypeError, ValueError: naming the argument.
 
     Example:
         >>> from pyro_neuralrg import hierarchical_flow
@@ -93,9 +96,8 @@ def resample(
 ) -> Tensor:
     """Draw the fine latents of fields anew at fixed coarse ones, or the other way round.
 
-    With ``fix="coarse"`` the field of scale k is the same before and after, and each result is an
-    independent fine field with these blocks, distributed as in q; with ``fix="fine"`` what is
-    coarser is drawn anew instead.
+    With ``fix="coarse"`` the field of scale k stays as it is, and each result is an independent
+    fine field with these blocks, distributed as in q.
 
     Args:
         flow: a HierarchicalFlow.
@@ -109,9 +111,7 @@ def resample(
         Fields, shape ``(number,) + batch_shape + shape``.
 
     Raises:
-        TypeError: if ``flow`` is no HierarchicalFlow or an argument has the wrong type.
-        ValueError: if x does not fit the flow or is not finite, or ``fix`` or a number is not
-            accepted.
+        TypeError, ValueError: naming the argument.
 
     Example:
         >>> from pyro_neuralrg import hierarchical_flow
@@ -125,20 +125,14 @@ def resample(
     if fix not in FIXED:
         raise ValueError(f"fix is {fix!r}; accepted: {', '.join(FIXED)}")
     number = check_integer("number", number, 1)
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise TypeError(f"generator is {generator!r}; accepted: a torch.Generator or None")
+    check_type("generator", generator, torch.Generator | None, "a torch.Generator or None")
     coarse = torch.zeros(math.prod(flow.shape), dtype=torch.bool)
     coarse[variables_of_scale(flow, scale)] = True
     kept = (coarse if fix == "coarse" else ~coarse).reshape(flow.shape).to(x.device)
     with torch.no_grad():
         z = flow.inverse_and_ladj(x)[0]
-        fresh = flow.base.sample(
-            (number, *x.shape),
-            len(flow.shape),
-            dtype=x.dtype,
-            device=x.device,
-            generator=generator,
-        )
+        options: Any = {"dtype": x.dtype, "device": x.device, "generator": generator}
+        fresh = flow.base.sample((number, *x.shape), len(flow.shape), **options)
         return flow.forward_and_ladj(torch.where(kept, z, fresh))[0]
 
 
@@ -150,13 +144,10 @@ def effective_energy(
     .. math:: -\ln \pi(g(z)) - \ln\left|\det \frac{\partial g(z)}{\partial z}\right|
 
     For a perfect flow it is :math:`-\ln p(z)` of the base and a constant: nothing is left to
-    sample. With a scale k, z is replaced by u(z), the field of that scale together with the latents
-    of the finer ones, whose energy in the physical field x = g_k(u) is
-
-    .. math:: -\ln \pi(g_k(u)) - \ln\left|\det \frac{\partial g_k(u)}{\partial u}\right|
-
-    If the finer latents are independent normals, what is left without their :math:`z^2 / 2` is the
-    energy of the block variables. Scale 0 is the field under the Gaussian layer.
+    sample. With a scale k it is that of u(z), the field of that scale together with the latents of
+    the finer ones, and of the map from u to x. If the finer latents are independent normals, what
+    is left without their :math:`z^2 / 2` is the energy of the block variables. Scale 0 is the field
+    under the Gaussian layer.
 
     Args:
         target: a potential, or a batched energy function in nats.
@@ -168,9 +159,7 @@ def effective_energy(
         Nats, shape ``batch_shape``; differentiable with respect to z.
 
     Raises:
-        TypeError: if an argument has the wrong type.
-        ValueError: if z does not fit the flow or is not finite, there is no such scale, the target
-            is of another lattice, or the energy has another shape than the batch.
+        TypeError, ValueError: naming the argument.
 
     Example:
         >>> from pyro_neuralrg import IsingDual
@@ -179,10 +168,9 @@ def effective_energy(
         torch.Size([10])
     """
     check_fields(flow, "z", z)
-    part = None if scale is None else flow.up_to_scale(scale)
     x, ladj = flow.forward_and_ladj(z)
-    if part is not None:
-        ladj = part.inverse_and_ladj(x)[1]
+    if scale is not None:
+        ladj = flow.up_to_scale(scale).inverse_and_ladj(x)[1]
     return _energy(target, flow, x, ladj) - ladj
 
 
@@ -192,7 +180,7 @@ class TopEnergy(NamedTuple):
     Attributes:
         values: in nats, float64, of the shape of y.
         standard_error: of the values; too small where the weights are poor.
-        ess: effective share of the samples behind each value: 1 if the finer latents are
+        ess: Kish effective sample size behind each value, as a fraction: 1 if the finer latents are
             independent normals there.
     """
 
@@ -221,9 +209,7 @@ def top_energy(
         seed: of the normals.
 
     Raises:
-        TypeError: if an argument has the wrong type.
-        ValueError: if y has another shape, is empty or not finite, the circuit is not complete, a
-            number is not accepted, or the target does not fit the flow.
+        TypeError, ValueError: naming the argument.
 
     Example:
         >>> from pyro_neuralrg import IsingDual
@@ -231,7 +217,7 @@ def top_energy(
         >>> top_energy(target, target.flow(), torch.tensor([-1.0, 0.0, 1.0])).values.shape
         torch.Size([3])
     """
-    check_flow(flow)
+    check_hierarchical(flow)
     _check_single_top(flow)
     check_tensor("y", y)
     if y.dim() != 1 or not len(y) or not bool(y.isfinite().all()):
@@ -239,26 +225,23 @@ def top_energy(
     y = y.to(next(flow.parameters(), y).dtype)
     num_samples = check_integer("num_samples", num_samples, 2)
     generator = torch.Generator().manual_seed(check_integer("seed", seed, 0, LARGEST_SEED))
-    finer = torch.randn((num_samples, math.prod(flow.shape)), generator=generator).to(y)
-    finer[:, 0] = 0.0
+    finer = torch.randn((num_samples, math.prod(flow.shape)), generator=generator).to(y)[:, 1:]
     normal = 0.5 * finer.square().sum(1)
     part = flow.up_to_scale(number_of_scales(flow.circuit))
-    top = torch.zeros_like(finer)
-    top[:, 0] = 1.0
     weights = []
     with torch.no_grad():
         for value in y:
-            u = (finer + value * top).reshape(num_samples, *flow.shape)
-            x, ladj = part.forward_and_ladj(u)
+            u = torch.cat([value.expand(num_samples, 1), finer], 1)
+            x, ladj = part.forward_and_ladj(u.reshape(num_samples, *flow.shape))
             weights.append((normal - _energy(target, flow, x, ladj) + ladj).double())
     log_weights = torch.stack(weights)
     mean = log_weights.logsumexp(1) - math.log(num_samples)
     relative = (log_weights - mean[:, None]).exp()
-    dimensions = finer.shape[1] - 1
+    dimensions = finer.shape[1]
     return TopEnergy(
         values=-mean - 0.5 * dimensions * math.log(2 * math.pi),
         standard_error=relative.std(1) / math.sqrt(num_samples),
-        ess=1 / relative.square().mean(1),
+        ess=kish_fraction(log_weights),
     )
 
 
@@ -272,20 +255,14 @@ def _check_single_top(flow: HierarchicalFlow) -> None:
 
 def _energy(target: Any, flow: HierarchicalFlow, x: Tensor, ladj: Tensor) -> Tensor:
     """The target's energy of fields, checked."""
-    energy = getattr(target, "energy", target)
-    if not callable(energy):
-        raise TypeError(
-            f"target is a {type(target).__name__}; accepted: a LatticePotential or an energy "
-            "function"
-        )
+    energy = energy_function(target)
     shape = getattr(target, "shape", flow.shape)
     if tuple(shape) != flow.shape:
         raise ValueError(f"target has shape {tuple(shape)}; accepted: {flow.shape}, the flow's")
     physical = energy(x)
-    if not isinstance(physical, Tensor):
-        raise TypeError(f"target's energy is {physical!r}; accepted: a tensor of nats")
-    if physical.shape != ladj.shape:
+    seen = tuple(physical.shape) if isinstance(physical, Tensor) else None
+    if seen != tuple(ladj.shape):
         raise ValueError(
-            f"target's energy has shape {tuple(physical.shape)}; accepted: {tuple(ladj.shape)}"
+            f"target's energy has shape {seen} (None: no tensor); accepted: {tuple(ladj.shape)}"
         )
     return physical

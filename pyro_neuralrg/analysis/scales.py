@@ -1,26 +1,18 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Which latent variables belong to which scale of a flow."""
+"""The scales of a flow's latent variables."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pyro_neuralrg.arguments import check_integer, check_type
 from pyro_neuralrg.transforms import HierarchicalFlow
 from pyro_neuralrg.transforms.scales import blocks_of_scale, number_of_scales, sites_of_scale
-
-__all__ = [
-    "block_wavelets",
-    "check_fields",
-    "check_flow",
-    "check_tensor",
-    "latents_of_scale",
-    "scale_of_latents",
-    "variables_of_scale",
-]
 
 
 def latents_of_scale(flow: HierarchicalFlow, scale: int) -> Tensor:
@@ -38,8 +30,7 @@ def latents_of_scale(flow: HierarchicalFlow, scale: int) -> Tensor:
         Flat indices of sites, increasing.
 
     Raises:
-        TypeError: if ``flow`` is none, or ``scale`` no integer.
-        ValueError: if there is no such scale.
+        TypeError, ValueError: naming the argument.
 
     Example:
         >>> from pyro_neuralrg import hierarchical_flow
@@ -47,7 +38,7 @@ def latents_of_scale(flow: HierarchicalFlow, scale: int) -> Tensor:
         >>> latents_of_scale(flow, 1), latents_of_scale(flow, 2)
         (tensor([ 2,  8, 10]), tensor([0]))
     """
-    check_flow(flow)
+    check_hierarchical(flow)
     there = sites_of_scale(flow.circuit, scale).flatten()
     if scale == number_of_scales(flow.circuit):
         return there.sort().values
@@ -68,15 +59,14 @@ def variables_of_scale(flow: HierarchicalFlow, scale: int) -> Tensor:
         Flat indices of sites, increasing.
 
     Raises:
-        TypeError: if ``flow`` is none, or ``scale`` no integer.
-        ValueError: if there is no such scale.
+        TypeError, ValueError: naming the argument.
 
     Example:
         >>> from pyro_neuralrg import hierarchical_flow
         >>> variables_of_scale(hierarchical_flow((4, 4)), 1)
         tensor([ 0,  2,  8, 10])
     """
-    check_flow(flow)
+    check_hierarchical(flow)
     return sites_of_scale(flow.circuit, scale).flatten().sort().values
 
 
@@ -84,14 +74,14 @@ def scale_of_latents(flow: HierarchicalFlow) -> Tensor:
     """The scale of every latent, of the lattice's shape; see :func:`latents_of_scale`.
 
     Raises:
-        TypeError: if ``flow`` is no HierarchicalFlow.
+        TypeError, ValueError: naming the argument.
 
     Example:
         >>> from pyro_neuralrg import hierarchical_flow
         >>> scale_of_latents(hierarchical_flow((4,)))
         tensor([2, 0, 1, 0])
     """
-    check_flow(flow)
+    check_hierarchical(flow)
     scales = torch.zeros(flow.shape, dtype=torch.long)
     for scale in range(1, number_of_scales(flow.circuit) + 1):
         scales.view(-1)[sites_of_scale(flow.circuit, scale).flatten()] = scale
@@ -99,7 +89,7 @@ def scale_of_latents(flow: HierarchicalFlow) -> Tensor:
 
 
 def block_wavelets(flow: HierarchicalFlow, scale: int) -> Tensor:
-    """The indicators of the blocks of one scale, normalised: what a block spin responds to.
+    """The indicators of the blocks of one scale, normalised: the responses of block spins.
 
     Orthonormal, one for each variable of :func:`variables_of_scale`. Of the last scale but one of
     a square lattice with sides 2^n they are its four quarters.
@@ -112,8 +102,7 @@ def block_wavelets(flow: HierarchicalFlow, scale: int) -> Tensor:
         Shape ``(variables of the scale,) + shape``, in torch's default dtype.
 
     Raises:
-        TypeError: if ``flow`` is none, or ``scale`` no integer.
-        ValueError: if there is no such scale.
+        TypeError, ValueError: naming the argument.
 
     Example:
         >>> from pyro_neuralrg import hierarchical_flow
@@ -121,48 +110,46 @@ def block_wavelets(flow: HierarchicalFlow, scale: int) -> Tensor:
         tensor([[0.7071, 0.7071, 0.0000, 0.0000],
                 [0.0000, 0.0000, 0.7071, 0.7071]])
     """
-    check_flow(flow)
+    check_hierarchical(flow)
     blocks = blocks_of_scale(flow.circuit, scale).flatten()
     order = sites_of_scale(flow.circuit, scale).flatten().argsort()
     inside = (blocks == order[:, None]).to(torch.get_default_dtype())
     return (inside / inside.sum(1, keepdim=True).sqrt()).reshape(-1, *flow.shape)
 
 
-def check_flow(flow: Any) -> None:
+def check_hierarchical(flow: Any) -> None:
     """Raise a TypeError unless ``flow`` is a HierarchicalFlow."""
-    if not isinstance(flow, HierarchicalFlow):
-        raise TypeError(f"flow is a {type(flow).__name__}; accepted: a HierarchicalFlow")
+    check_type("flow", flow, HierarchicalFlow, "a HierarchicalFlow")
 
 
 def check_tensor(name: str, value: Any) -> None:
-    """Raise a TypeError unless ``value`` is a floating tensor.
-
-    Example:
-        >>> check_tensor("x", torch.zeros(3))
-    """
+    """Raise a TypeError unless ``value`` is a floating tensor."""
     if not isinstance(value, Tensor) or not value.is_floating_point():
         seen = value.dtype if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(f"{name} is {seen}; accepted: a floating tensor")
 
 
+def check_indices(name: str, value: Any, variables: int) -> list[int]:
+    """Return flat indices of at least one of so many variables, or raise."""
+    accepted = f"flat indices of variables, integers from 0 to {variables - 1}, at least one"
+    given = value.flatten().tolist() if isinstance(value, Tensor) else value
+    if not isinstance(given, Sequence) or isinstance(given, str | bytes):
+        raise TypeError(f"{name} is {value!r}; accepted: {accepted}")
+    if not given:
+        raise ValueError(f"{name} is empty; accepted: {accepted}")
+    return [check_integer(name, index, 0, variables - 1, accepted) for index in given]
+
+
 def check_fields(flow: HierarchicalFlow, name: str, value: Any, *, least: int = 0) -> None:
-    """Raise unless ``value`` is a batch of finite fields of the flow's shape and dtype.
+    """Raise unless ``value`` is a batch of finite fields of the flow's shape.
 
     Args:
         flow: a HierarchicalFlow.
         name: of the argument.
-        value: what was given.
+        value: of the argument.
         least: if above 0, accept just one batch dimension, of at least so many fields.
-
-    Raises:
-        TypeError: if ``flow`` is no HierarchicalFlow or ``value`` no floating tensor.
-        ValueError: if the shape differs or an entry is not finite.
-
-    Example:
-        >>> from pyro_neuralrg import hierarchical_flow
-        >>> check_fields(hierarchical_flow((4, 4)), "x", torch.zeros(3, 4, 4))
     """
-    check_flow(flow)
+    check_hierarchical(flow)
     check_tensor(name, value)
     batch = value.dim() - len(flow.shape)
     fits = batch >= 0 and tuple(value.shape[batch:]) == flow.shape

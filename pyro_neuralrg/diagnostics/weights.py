@@ -4,14 +4,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 from numpy.typing import NDArray
 
 from pyro_neuralrg.diagnostics.tree import make_tree
-from pyro_neuralrg.statistics import pareto_k
+from pyro_neuralrg.statistics import LogWeights
+from pyro_neuralrg.statistics.draws import as_array
 
 __all__ = ["importance_group", "weights_to_arviz"]
 
@@ -43,8 +44,8 @@ def weights_to_arviz(
     Returns:
         A container with the group ``importance``: ``log_weight``, ``log_weight_normalised`` (their
         exponentials sum to one) and the observables, with the dimension ``sample`` first; and its
-        attributes ``pareto_k`` (see :func:`pyro_neuralrg.statistics.pareto_k`), ``ess`` (Kish, in
-        samples), ``ess_fraction`` and ``log_partition`` (ln of the mean weight, nats).
+        attributes ``pareto_k`` (see :class:`pyro_neuralrg.statistics.LogWeights`), ``ess`` (Kish,
+        in samples), ``ess_fraction`` and ``log_partition`` (ln of the mean weight, nats).
 
     Raises:
         ValueError: if shapes do not fit, a log-weight is NaN or plus infinity, all weights are
@@ -69,23 +70,20 @@ def weights_to_arviz(
 
 def importance_group(log_weights: Any, observables: Mapping[str, Any] | None = None) -> Group:
     """The same as arrays, dimensions and attributes; see :func:`weights_to_arviz`."""
-    weights = _array(log_weights)
-    shape = pareto_k(weights)  # checks that they are numbers, one per sample
-    largest = weights.max(initial=-np.inf)
-    if not np.isfinite(largest):
+    weights = LogWeights(log_weights)
+    log_mean = weights.log_mean.value
+    if log_mean == -math.inf:
         raise ValueError(
-            f"log_weights are {weights.size} weights of zero; accepted: at least one above zero"
+            f"log_weights are {len(weights)} weights of zero; accepted: at least one above zero"
         )
-    relative = np.exp(weights - largest)
-    total = relative.sum()
-    ess = float(total**2 / np.square(relative).sum())
-    log_sum = float(largest + np.log(total))
-    variables = {"log_weight": weights, "log_weight_normalised": weights - log_sum}
-    for name, values in (observables or {}).items():
-        array = _array(values)
-        if name in variables or array.shape[:1] != weights.shape:
+    values = weights.values.numpy()
+    normalised = values - log_mean - math.log(len(weights))
+    variables = {"log_weight": values, "log_weight_normalised": normalised}
+    for name, observable in (observables or {}).items():
+        array = as_array(observable)
+        if name in variables or array.shape[:1] != values.shape:
             raise ValueError(
-                f"observables[{name!r}] has shape {array.shape}; accepted: {weights.shape} first, "
+                f"observables[{name!r}] has shape {array.shape}; accepted: {values.shape} first, "
                 f"and a name other than {list(variables)}"
             )
         variables[name] = array
@@ -94,14 +92,9 @@ def importance_group(log_weights: Any, observables: Mapping[str, Any] | None = N
         for name, array in variables.items()
     }
     attrs = {
-        "pareto_k": shape,
-        "ess": ess,
-        "ess_fraction": ess / weights.size,
-        "log_partition": log_sum - float(np.log(weights.size)),
+        "pareto_k": weights.pareto_k,
+        "ess": weights.ess * len(weights),
+        "ess_fraction": weights.ess,
+        "log_partition": log_mean,
     }
     return Group(variables, dims, attrs)
-
-
-def _array(values: Any) -> NDArray[Any]:
-    detached = values.detach().cpu() if hasattr(values, "detach") else values
-    return np.asarray(detached, dtype=np.float64)

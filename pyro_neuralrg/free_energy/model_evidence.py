@@ -19,18 +19,18 @@ from torch.distributions import Distribution, Transform
 from pyro_neuralrg.infer.pdd import PDD
 from pyro_neuralrg.mcmc.model_target import ModelTarget
 
-__all__ = ["is_guide", "model_log_weights"]
+Program = Callable[..., Any]
 
 
 def is_guide(q: Any) -> bool:
-    """Whether q is a Pyro program, not a flow, a FlowGuide or a distribution of fields."""
+    """True of a Pyro program, False of a flow, a FlowGuide or a distribution of fields."""
     fields = isinstance(q, Distribution | Transform | ConditionalTransformModule)
     return callable(q) and not fields and not hasattr(q, "distribution")
 
 
 def model_log_weights(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
+    model: Program,
+    guide: Program,
     sizes: Sequence[int],
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
@@ -42,7 +42,7 @@ def model_log_weights(
 
     Args:
         model: a Pyro program with the sites of the guide, and without subsampling.
-        guide: what draws them.
+        guide: of the model.
         sizes: of the batches.
         args: of both.
         kwargs: of both.
@@ -60,15 +60,23 @@ def model_log_weights(
             f"guide is an {type(guide).__name__}, a point; accepted: a guide with a density (of a "
             "Laplace approximation: guide.laplace_approximation(...))"
         )
-    _check_data(model, args, options)
+    trace = _trace(model, args, options)
+    for site in trace.nodes.values():
+        for frame in site["cond_indep_stack"] if site["type"] == "sample" else ():
+            if frame.full_size not in (None, frame.size):
+                # the exponential of an unbiased ln p is no unbiased p
+                raise ValueError(
+                    f"plate {frame.name!r} of the model is subsampled ({frame.size} of "
+                    f"{frame.full_size}); accepted for an evidence: all of the data"
+                )
     if isinstance(guide, AutoContinuous):
-        return _of_vectors(model, guide, sizes, args, options)
-    _check_sites(model, guide, args, options)
+        return _vectorised(model, guide, sizes, args, options)
+    _check_guide(trace, guide, args, options)
     return _one_by_one(model, guide, sizes, args, options)
 
 
-def _of_vectors(
-    model: Callable[..., Any],
+def _vectorised(
+    model: Program,
     guide: AutoContinuous,
     sizes: Sequence[int],
     args: Sequence[Any],
@@ -76,7 +84,7 @@ def _of_vectors(
 ) -> Iterator[Tensor]:
     """The weights in unconstrained space, where both densities have the same Jacobian."""
     target = ModelTarget(model).setup(*args, **kwargs)
-    order = _order(guide, target.sites)
+    order = _order_of_sites(guide, target.sites)
     for size in sizes:
         with torch.no_grad(), poutine.block():
             density = guide.get_posterior(*args, **kwargs)
@@ -86,89 +94,65 @@ def _of_vectors(
         yield (-energy - log_q.double()).cpu()
 
 
-def _order(guide: AutoContinuous, sites: Mapping[str, tuple[int, ...]]) -> Tensor:
-    """Which entries of the guide's vector are those of the model's sites, in their order."""
-    if guide.prototype_trace is None:
-        raise ValueError(
-            "the guide has not seen its model yet; accepted: one that has been trained, or called"
-        )
-    shapes = {name: tuple(shape) for name, shape in guide._unconstrained_shapes.items()}
+def _order_of_sites(guide: AutoContinuous, sites: Mapping[str, tuple[int, ...]]) -> Tensor:
+    """Indices of the model's sites, one after the other, in the guide's vector."""
+    seen = guide.prototype_trace is not None
+    unconstrained = guide._unconstrained_shapes if seen else {}
+    shapes = {name: tuple(shape) for name, shape in unconstrained.items()}
     if shapes != dict(sites):
         raise ValueError(
             f"model has the latent sites {dict(sites)} (unconstrained shapes), and the guide "
-            f"{shapes}; accepted: the model of the guide, with arguments of the same shapes"
+            f"{shapes}; accepted: the model of the guide, which has seen it, with arguments of the "
+            "same shapes"
         )
     lengths = [torch.Size(shape).numel() for shape in shapes.values()]
-    places = dict(zip(shapes, torch.arange(sum(lengths)).split(lengths), strict=True))
-    return torch.cat([places[name] for name in sites])
+    indices = dict(zip(shapes, torch.arange(sum(lengths)).split(lengths), strict=True))
+    return torch.cat([indices[name] for name in sites])
 
 
 def _one_by_one(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
+    model: Program,
+    guide: Program,
     sizes: Sequence[int],
     args: Sequence[Any],
     kwargs: dict[str, Any],
 ) -> Iterator[Tensor]:
     """The weights of single runs, for guides of any kind."""
     for size in sizes:
-        elbo = _SilentPDD(num_particles=size)
+        elbo = PDD(num_particles=size)
         with torch.no_grad(), poutine.block():
-            elbo.loss(model, guide, *args, **kwargs)
+            elbo.differentiable_loss(model, guide, *args, **kwargs)
         assert elbo.log_weights is not None
         yield elbo.log_weights.double().cpu()
 
 
-class _SilentPDD(PDD):
-    """Leaves it to the estimate to speak of weights that are not finite."""
-
-    def _check_loss(self, loss: Any) -> None:
-        pass
-
-
-def _check_data(model: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-    """Refuse subsampled plates: the exponential of an unbiased ln p is no unbiased p."""
-    for site in _run(model, args, kwargs).nodes.values():
-        for frame in site["cond_indep_stack"] if site["type"] == "sample" else ():
-            if frame.full_size is not None and frame.full_size != frame.size:
-                raise ValueError(
-                    f"plate {frame.name!r} of the model is subsampled ({frame.size} of "
-                    f"{frame.full_size}); accepted for an evidence: all of the data"
-                )
-
-
-def _check_sites(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    args: Sequence[Any],
-    kwargs: dict[str, Any],
+def _check_guide(
+    model_trace: Any, guide: Program, args: Sequence[Any], kwargs: dict[str, Any]
 ) -> None:
     """Refuse points, and latent sites of one program only: they count in one density alone."""
+    first, second = _trace(guide, args, kwargs), _trace(guide, args, kwargs, runs=2)
     theirs, ours = (
         {
             name: site
-            for name, site in _run(program, args, kwargs).iter_stochastic_nodes()
+            for name, site in trace.iter_stochastic_nodes()
             if not site["infer"].get("is_auxiliary")
         }
-        for program in (model, guide)
+        for trace in (model_trace, first)
     )
     if theirs.keys() != ours.keys():
         raise ValueError(
             f"model has the latent sites {sorted(theirs)}, and the guide {sorted(ours)}; "
             "accepted: the same"
         )
-    again = _run(guide, args, kwargs, runs=2)
     for name, site in ours.items():
-        same = torch.equal(site["value"], again.nodes[name]["value"])
+        same = torch.equal(site["value"], second.nodes[name]["value"])
         if same and isinstance(site["fn"], Delta) and not isinstance(theirs[name]["fn"], Delta):
             raise TypeError(
                 f"guide's site {name!r} is a point; accepted: a guide with a density of every site"
             )
 
 
-def _run(
-    program: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], runs: int = 1
-) -> Any:
+def _trace(program: Program, args: Sequence[Any], kwargs: dict[str, Any], runs: int = 1) -> Any:
     """The trace of the last of so many runs, without using up random numbers."""
     devices = range(torch.cuda.device_count())
     with torch.random.fork_rng(devices), torch.no_grad(), poutine.block():

@@ -1,22 +1,43 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Weights of particles: how even they are, who is copied, and how far beta may go."""
+"""Weights of particles: resampling, and the next step of beta."""
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.arguments import check_number
+from pyro_neuralrg.statistics import kish_fraction
 
-__all__ = ["effective_fraction", "effective_fractions", "log_mean_exp", "next_betas", "systematic"]
-
-BISECTIONS = 50
+BETA_HALVINGS = 50
 """Halvings of the interval in which the next beta lies."""
+
+
+def resample(
+    log_weights: Tensor, threshold: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Resample the groups whose effective fraction is below the threshold.
+
+    Args:
+        log_weights: shape ``(groups, n)``.
+        threshold: of Kish's effective fraction; groups without any weight stay as they are.
+        generator: source of the random numbers.
+
+    Returns:
+        Indices into all particles, shape ``(groups, n)``; their log-weights, in a resampled group
+        all ln of its mean weight; and True for each group that was resampled.
+    """
+    groups, size = log_weights.shape
+    alive = torch.isfinite(log_weights).any(-1)
+    poor = alive & (kish_fraction(log_weights) < threshold)
+    chosen = torch.arange(groups * size, device=log_weights.device).view(groups, size)
+    if bool(poor.any()):
+        chosen[poor] = chosen[poor].gather(-1, systematic(log_weights[poor], generator))
+        means = log_mean_exp(log_weights).unsqueeze(-1).expand_as(log_weights)
+        log_weights = torch.where(poor.unsqueeze(-1), means, log_weights)
+    return chosen, log_weights, poor
 
 
 def systematic(log_weights: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -46,59 +67,34 @@ def systematic(log_weights: Tensor, generator: torch.Generator | None = None) ->
     return indices.clamp(max=size - 1)
 
 
-def next_betas(
-    betas: Sequence[float] | None, conditional_ess: float
-) -> Callable[[Tensor, Tensor, float], float]:
-    """What gives the next beta of log-ratios ln w, log-weights and the present beta."""
-    fraction = check_number(
-        "conditional_ess", conditional_ess, "a number in (0, 1)", above=0, below=1
-    )
-    if betas is None:
-        return lambda log_ratio, weights, beta: next_beta(log_ratio, weights, beta, fraction)
-    accepted = "increasing numbers from 0 to 1, both among them"
-    if not isinstance(betas, Iterable):
-        raise TypeError(f"betas is {betas!r}; accepted: {accepted}")
-    given = [check_number("betas", beta, accepted, least=0, most=1, given=betas) for beta in betas]
-    rising = all(a < b for a, b in itertools.pairwise(given))
-    if len(given) < 2 or given[0] != 0.0 or given[-1] != 1.0 or not rising:
-        raise ValueError(f"betas is {betas!r}; accepted: {accepted}")
-    following = dict(itertools.pairwise(given))
-    return lambda log_ratio, weights, beta: following[beta]
+def next_beta(log_ratio: Tensor, log_weights: Tensor, beta: float, fraction: float) -> float:
+    """The beta at which the conditional ESS falls to ``fraction``, or 1 if it does not.
 
-
-def next_beta(log_ratio: Tensor, weights: Tensor, beta: float, fraction: float) -> float:
-    """The beta at which the conditional ESS falls to ``fraction``, or 1 if it does not."""
-    alive = torch.isfinite(log_ratio) & torch.isfinite(weights)
-    log_ratio, weights = log_ratio[alive], weights[alive]
-    if conditional_ess(log_ratio * (1.0 - beta), weights) >= fraction:
+    Args:
+        log_ratio: ln w of the particles, whose weights take in w^(change of beta).
+        log_weights: of the particles so far.
+        beta: the present one.
+        fraction: in (0, 1).
+    """
+    alive = torch.isfinite(log_ratio) & torch.isfinite(log_weights)
+    log_ratio, log_weights = log_ratio[alive], log_weights[alive]
+    if conditional_ess(log_ratio * (1.0 - beta), log_weights) >= fraction:
         return 1.0
     low, high = 0.0, 1.0 - beta
-    for _ in range(BISECTIONS):
+    for _ in range(BETA_HALVINGS):
         middle = 0.5 * (low + high)
-        if conditional_ess(log_ratio * middle, weights) >= fraction:
+        if conditional_ess(log_ratio * middle, log_weights) >= fraction:
             low = middle
         else:
             high = middle
     return min(1.0, beta + high)
 
 
-def conditional_ess(increments: Tensor, weights: Tensor) -> float:
+def conditional_ess(increments: Tensor, log_weights: Tensor) -> float:
     """(sum W u)^2 / (sum W sum W u^2) of increments u of the weights W, all as logarithms."""
-    first = torch.logsumexp(weights + increments, 0)
-    second = torch.logsumexp(weights + 2.0 * increments, 0)
-    return math.exp(float(2.0 * first - torch.logsumexp(weights, 0) - second))
-
-
-def effective_fractions(log_weights: Tensor) -> Tensor:
-    """Kish ESS over the last dimension as a fraction; NaN if all weights are zero."""
-    size = log_weights.shape[-1]
-    first = torch.logsumexp(log_weights, -1)
-    return (2.0 * first - torch.logsumexp(2.0 * log_weights, -1) - math.log(size)).exp()
-
-
-def effective_fraction(log_weights: Tensor) -> float:
-    """Of one row of weights."""
-    return float(effective_fractions(log_weights))
+    first = torch.logsumexp(log_weights + increments, 0)
+    second = torch.logsumexp(log_weights + 2.0 * increments, 0)
+    return math.exp(float(2.0 * first - torch.logsumexp(log_weights, 0) - second))
 
 
 def log_mean_exp(log_weights: Tensor) -> Tensor:

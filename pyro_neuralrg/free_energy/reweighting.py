@@ -11,16 +11,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.arguments import LARGEST_SEED, check_integer
+from pyro_neuralrg.arguments import check_integer, check_type
 from pyro_neuralrg.free_energy.importance import (
     FreeEnergyEstimate,
     from_log_weights,
-    warn_of_few_samples,
     weighted_samples,
 )
-from pyro_neuralrg.statistics import pareto_k
-
-__all__ = ["Expectations", "Reweighted", "expectations", "reweight"]
+from pyro_neuralrg.statistics import LogWeights
 
 
 class Reweighted(NamedTuple):
@@ -30,8 +27,8 @@ class Reweighted(NamedTuple):
         estimate: float64, of the shape of one value.
         standard_error: of each, float64, same shape; NaN of a single group.
         ess: Kish effective sample size of the weights as a fraction, between 0 and 1.
-        pareto_k: of the weights, see :func:`~pyro_neuralrg.statistics.pareto_k`; NaN for groups of
-            several samples, which may be copies.
+        pareto_k: of the weights, see :class:`~pyro_neuralrg.statistics.LogWeights`; NaN for groups
+            of several samples, which may be copies.
     """
 
     estimate: Tensor
@@ -41,7 +38,7 @@ class Reweighted(NamedTuple):
 
 
 class Expectations(NamedTuple):
-    """What :func:`expectations` found.
+    """Means over the target, and its free energy.
 
     Attributes:
         observables: by name.
@@ -52,22 +49,14 @@ class Expectations(NamedTuple):
     free_energy: FreeEnergyEstimate
 
 
-def reweight(
-    values: Tensor,
-    log_weights: Tensor,
-    *,
-    groups: int | None = None,
-    bootstrap: int = 0,
-    seed: int | None = None,
-) -> Reweighted:
+def reweight(values: Tensor, log_weights: Tensor, *, groups: int | None = None) -> Reweighted:
     r"""Mean over the target of values at samples of another density.
 
     .. math:: \bar v = \frac{\sum_i w_i v_i}{\sum_i w_i}, \qquad
         \sigma^2 = \frac{n}{n - 1} \frac{\sum_i w_i^2 (v_i - \bar v)^2}{(\sum_i w_i)^2}
 
-    The error is that of the delta method, or the spread of bootstrap samples. The estimate is
-    consistent; its bias, -Cov(w, w (v - v_mean)) / n for weights of mean one, is of order 1 / n and
-    so below the error, which is of order 1 / sqrt(n).
+    The error is that of the delta method. The estimate is consistent; its bias is of order 1 / n
+    and so below the error, which is of order 1 / sqrt(n).
 
     Args:
         values: at the samples, ``(num_samples,)`` or ``(num_samples, ...)``.
@@ -76,8 +65,6 @@ def reweight(
         groups: number of consecutive equal groups of samples that are independent of each other,
             while those within a group are not (particles of
             :func:`~pyro_neuralrg.free_energy.anneal`); None: all samples are independent.
-        bootstrap: number of bootstrap samples of the groups for the error; 0: the delta method.
-        seed: of the bootstrap; None goes on with torch's own generator.
 
     Raises:
         TypeError: if something is no tensor or no integer.
@@ -90,33 +77,54 @@ def reweight(
         generative models", PRL 126, 032001 (2021).
 
     Example:
-        >>> import torch
         >>> found = reweight(torch.tensor([0.0, 1.0]), torch.tensor([3.0, 1.0]).log())
         >>> round(float(found.estimate), 4)
         0.25
     """
-    values, weights = _check(values, log_weights)
+    for name, given in (("values", values), ("log_weights", log_weights)):
+        check_type(name, given, Tensor, "a tensor")
+    weights = LogWeights(log_weights)
     number = len(weights)
     groups = number if groups is None else check_integer("groups", groups, 1, number)
     if number % groups:
         raise ValueError(f"groups is {groups}; accepted: a divisor of {number}, the samples")
-    bootstrap = check_integer("bootstrap", bootstrap, 0)
+    return _reweighted(values.detach().double().cpu(), weights, groups)
+
+
+def _reweighted(values: Tensor, weights: LogWeights, groups: int) -> Reweighted:
+    number, largest = len(weights), weights.values.max()
+    if values.dim() == 0 or len(values) != number:
+        raise ValueError(
+            f"values has shape {tuple(values.shape)}; accepted: ({number},) or ({number}, ...), "
+            "as many as log_weights"
+        )
+    if largest == -math.inf:
+        raise ValueError(
+            f"log_weights are all -inf ({number} samples): none has any weight; accepted: at "
+            "least one finite log-weight"
+        )
     flat = values.reshape(number, -1)
-    relative = (weights - weights.max()).exp()
-    # of what has no weight even an infinite value is none
+    bad = int((~flat.isfinite().all(-1) & (weights.values > -math.inf)).sum())
+    if bad:
+        raise ValueError(
+            f"values of {bad} of {number} samples are not finite; accepted: finite values "
+            "wherever the weight is not zero"
+        )
+    relative = (weights.values - largest).exp()
+    # an infinite value of a sample without weight counts nothing
     weighted = torch.where(relative.unsqueeze(-1) > 0, relative.unsqueeze(-1) * flat, 0.0)
     sums = weighted.view(groups, -1, flat.shape[-1]).sum(1)
     masses = relative.view(groups, -1).sum(1)
     mean = sums.sum(0) / masses.sum()
-    if bootstrap:
-        error = _bootstrap_error(sums, masses, bootstrap, seed)
-    else:
-        error = _delta_error(sums, masses, mean)
+    error = torch.full_like(mean, math.nan)
+    if groups > 1:
+        residuals = sums - mean * masses.unsqueeze(-1)
+        error = (residuals.square().sum(0) * (groups / (groups - 1))).sqrt() / masses.sum()
     return Reweighted(
         estimate=mean.view(values.shape[1:]),
         standard_error=error.view(values.shape[1:]),
-        ess=min(1.0, float(relative.sum() ** 2 / relative.square().sum()) / number),
-        pareto_k=pareto_k(weights) if groups == number else math.nan,
+        ess=weights.ess,
+        pareto_k=weights.pareto_k if groups == number else math.nan,
     )
 
 
@@ -127,13 +135,11 @@ def expectations(
     num_samples: int = 10_000,
     *,
     batch_size: int = 1000,
-    bootstrap: int = 0,
-    seed: int | None = None,
 ) -> Expectations:
     """Means of observables over the target, and its free energy, from samples of a flow.
 
-    Draws fields in batches and keeps of them what the observables say, not the fields. See
-    :func:`reweight` for errors and bias.
+    Draws fields in batches and keeps the observables, not the fields. See :func:`reweight` for
+    errors and bias.
 
     Args:
         target: as for :func:`~pyro_neuralrg.free_energy.estimate`.
@@ -142,8 +148,6 @@ def expectations(
             ...)``.
         num_samples: samples of q.
         batch_size: fields in memory at a time.
-        bootstrap: see :func:`reweight`.
-        seed: likewise.
 
     Raises:
         TypeError: if an observable is not callable or returns no tensor.
@@ -163,103 +167,31 @@ def expectations(
         >>> bool((square.estimate - 1.0).abs() < 4 * square.standard_error)
         True
     """
-    if not isinstance(observables, Mapping):
-        raise TypeError(f"observables is {observables!r}; accepted: functions of fields by name")
+    check_type("observables", observables, Mapping, "functions of fields by name")
     for name, observable in observables.items():
-        if not callable(observable):
-            raise TypeError(
-                f"observables[{name!r}] is a {type(observable).__name__}; accepted: a function of "
-                "fields"
-            )
-    bootstrap = check_integer("bootstrap", bootstrap, 0)
-    weights: list[Tensor] = []
+        check_type(f"observables[{name!r}]", observable, Callable, "a function of fields")
+    parts: list[Tensor] = []
     values: dict[str, list[Tensor]] = {name: [] for name in observables}
     for x, part in weighted_samples(target, q, num_samples, batch_size):
-        weights.append(part)
+        parts.append(part)
         for name, observable in observables.items():
-            values[name].append(_values(name, observable, x))
-    all_weights = torch.cat(weights)
-    found = from_log_weights(all_weights)
-    warn_of_few_samples(found)
+            values[name].append(_observed(name, observable, x))
+    weights = LogWeights(torch.cat(parts))
+    weights.warn_if_poor()
     means = {
-        name: reweight(torch.cat(parts), all_weights, bootstrap=bootstrap, seed=seed)
-        for name, parts in values.items()
+        name: _reweighted(torch.cat(found), weights, len(weights)) for name, found in values.items()
     }
-    return Expectations(means, found)
+    return Expectations(means, from_log_weights(weights))
 
 
-def _values(name: str, observable: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def _observed(name: str, observable: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """The observable of a batch of fields, float64 on the CPU."""
     with torch.no_grad():
         found = observable(x)
-    if not isinstance(found, Tensor):
-        raise TypeError(
-            f"observables[{name!r}] returned a {type(found).__name__}; accepted: a tensor"
-        )
+    check_type(f"observables[{name!r}] of fields", found, Tensor, "a tensor")
     if found.dim() == 0 or len(found) != len(x):
         raise ValueError(
             f"observables[{name!r}] returned shape {tuple(found.shape)} for {len(x)} fields; "
             f"accepted: ({len(x)},) or ({len(x)}, ...)"
         )
     return found.double().cpu()
-
-
-def _delta_error(sums: Tensor, masses: Tensor, mean: Tensor) -> Tensor:
-    """Of the ratio of sums of independent pairs, float64, of the shape of ``mean``."""
-    groups = len(masses)
-    if groups == 1:
-        return torch.full_like(mean, math.nan)
-    residuals = sums - mean * masses.unsqueeze(-1)
-    return (residuals.square().sum(0) * (groups / (groups - 1))).sqrt() / masses.sum()
-
-
-def _bootstrap_error(sums: Tensor, masses: Tensor, number: int, seed: int | None) -> Tensor:
-    """Spread of the ratio over samples of the pairs with replacement."""
-    groups = len(masses)
-    if groups == 1 or number == 1:
-        return torch.full_like(sums[0], math.nan)
-    generator = None
-    if seed is not None:
-        seed = check_integer("seed", seed, 0, LARGEST_SEED)
-        generator = torch.Generator().manual_seed(seed)
-    ratios = []
-    for _ in range(number):
-        chosen = torch.randint(groups, (groups,), generator=generator)
-        counts = torch.bincount(chosen, minlength=groups).double()
-        ratios.append((counts @ sums) / (counts @ masses))
-    # samples that miss the only weights there are have no ratio
-    return torch.stack(ratios).std(0)
-
-
-def _check(values: Tensor, log_weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in float64 on the CPU."""
-    for name, given in (("values", values), ("log_weights", log_weights)):
-        if not isinstance(given, Tensor):
-            raise TypeError(f"{name} is a {type(given).__name__}; accepted: a tensor")
-    values, weights = values.detach().double().cpu(), log_weights.detach().double().cpu()
-    if weights.dim() != 1 or weights.numel() == 0:
-        raise ValueError(
-            f"log_weights has shape {tuple(weights.shape)}; accepted: (num_samples,), at least one"
-        )
-    if values.dim() == 0 or len(values) != len(weights):
-        raise ValueError(
-            f"values has shape {tuple(values.shape)}; accepted: ({len(weights)},) or "
-            f"({len(weights)}, ...), as many as log_weights"
-        )
-    for what, bad in (("NaN", weights.isnan()), ("plus infinity", weights == math.inf)):
-        if bool(bad.any()):
-            raise ValueError(
-                f"{int(bad.sum())} of {len(weights)} log_weights are {what}; accepted: numbers, "
-                "or -inf for a weight of zero"
-            )
-    if bool((weights == -math.inf).all()):
-        raise ValueError(
-            f"log_weights are all -inf ({len(weights)} samples): none has any weight; accepted: "
-            "at least one finite log-weight"
-        )
-    bad = ~torch.isfinite(values.reshape(len(weights), -1)).all(-1) & (weights > -math.inf)
-    if bool(bad.any()):
-        raise ValueError(
-            f"values of {int(bad.sum())} of {len(weights)} samples are not finite; accepted: "
-            "finite values wherever the weight is not zero"
-        )
-    return values, weights

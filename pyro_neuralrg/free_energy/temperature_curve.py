@@ -14,19 +14,18 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.arguments import check_integer
+from pyro_neuralrg.arguments import check_integer, check_type
 from pyro_neuralrg.bases import base_of
-from pyro_neuralrg.free_energy.importance import from_log_weights, warn_of_few_samples
-from pyro_neuralrg.free_energy.reweighting import Reweighted, reweight
+from pyro_neuralrg.free_energy.reweighting import reweight
 from pyro_neuralrg.potentials.family import IsingDualFamily
 from pyro_neuralrg.potentials.ising import IsingDual
-
-__all__ = ["Thermodynamics", "thermodynamics"]
+from pyro_neuralrg.statistics import LogWeights
+from pyro_neuralrg.statistics.resampling import sample_mean
 
 Array = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Thermodynamics:
     r"""Quantities of the Ising spins over temperatures, arrays of equal length.
 
@@ -79,6 +78,12 @@ class Thermodynamics:
         """KL(q || pi / Z) at each temperature in nats, where the exact ln Z is known."""
         return self.exact_log_partition - self.variational_log_partition
 
+    def __repr__(self) -> str:
+        return (
+            f"Thermodynamics({len(self)} temperatures from {self.temperature.min():g} to "
+            f"{self.temperature.max():g}, ESS >= {100 * self.ess.min():.1f} %)"
+        )
+
     def __len__(self) -> int:
         return len(self.temperature)
 
@@ -95,7 +100,7 @@ def thermodynamics(
     *,
     batch_size: int = 500,
 ) -> Thermodynamics:
-    r"""What a conditional flow says of the Ising model at each of some temperatures.
+    r"""Free energy, energy and specific heat of the Ising model from one conditional flow.
 
     Twice, from the same samples: by derivatives of the variational estimate,
 
@@ -127,8 +132,7 @@ def thermodynamics(
     """
     check_integer("num_samples", num_samples, 2)
     check_integer("batch_size", batch_size, 1)
-    if not isinstance(family, IsingDualFamily):
-        raise TypeError(f"family is a {type(family).__name__}; accepted: an IsingDualFamily")
+    check_type("family", family, IsingDualFamily, "an IsingDualFamily")
     contexts = family.contexts(temperatures)
     rows = []
     for temperature, context in zip(temperatures, contexts, strict=True):
@@ -143,7 +147,7 @@ def thermodynamics(
 
 
 class _Samples(NamedTuple):
-    """Of each sample, float64 without a graph, shape ``(n,)`` each.
+    """Figures of each sample, float64 without a graph, shape ``(n,)`` each.
 
     Attributes:
         log_weight: its estimate of ln Z of the spins, ln pi - ln q less what the dual adds.
@@ -185,50 +189,39 @@ def _samples(family: IsingDualFamily, flow: Any, context: Tensor, n: int) -> _Sa
 
 
 def _row(target: IsingDual, samples: _Samples) -> list[float]:
-    """Everything at one temperature, in the order of the dataclass."""
-    sites, beta, n = math.prod(target.shape), 1 / target.temperature, len(samples.log_weight)
-    found = from_log_weights(samples.log_weight)
-    warn_of_few_samples(found)
-    energy, heat = _reweighted(samples, sites * beta**2)
-
-    def mean(values: Tensor, scale: float) -> tuple[float, float]:
-        error = float(values.std()) / math.sqrt(n)
-        return scale * float(values.mean()), abs(scale) * error
-
+    """Everything at one temperature, in the order of :class:`Thermodynamics`."""
+    sites, beta = math.prod(target.shape), 1 / target.temperature
+    weights = LogWeights(samples.log_weight)
+    weights.warn_if_poor()
+    first, second = sample_mean(samples.first), sample_mean(samples.second)
+    energy = reweight(samples.energy, samples.log_weight)
+    mean = energy.estimate
+    # the variance of H, with its error by the delta method
+    variance = reweight(samples.square - 2 * mean * samples.energy, samples.log_weight)
+    heat = sites * beta**2
+    spins = target.spins
     return [
         target.temperature,
-        -found.variational,
-        found.variational_se,
-        *mean(samples.first, -1 / sites),
-        *mean(samples.second, beta**2 / sites),
-        -found.importance,
-        found.importance_se,
-        float(energy.estimate),
+        *weights.mean_log,
+        -first.value / sites,
+        first.standard_error / sites,
+        beta**2 * second.value / sites,
+        beta**2 * second.standard_error / sites,
+        *weights.log_mean,
+        float(mean),
         float(energy.standard_error),
-        *heat,
-        found.ess,
-        found.pareto_k,
-        *_exact(target),
+        heat * float(variance.estimate + mean.square()),
+        heat * float(variance.standard_error),
+        weights.ess,
+        weights.pareto_k,
+        _or_nan(spins.log_partition),
+        _or_nan(spins.internal_energy),
+        _or_nan(spins.specific_heat),
     ]
 
 
-def _reweighted(samples: _Samples, scale: float) -> tuple[Reweighted, tuple[float, float]]:
-    """The energy, and the specific heat with its error by the delta method."""
-    energy = reweight(samples.energy, samples.log_weight)
-    mean = energy.estimate
-    variance = reweight(samples.square - 2 * mean * samples.energy, samples.log_weight)
-    heat = scale * float(variance.estimate + mean.square())
-    return energy, (heat, scale * float(variance.standard_error))
-
-
-def _exact(target: IsingDual) -> list[float]:
-    """ln Z of the spins, energy and specific heat, NaN where they are not known."""
-    spins = target.spins
-    exact = (spins.log_partition, spins.internal_energy, spins.specific_heat)
-    return [_or_nan(quantity) for quantity in exact]
-
-
 def _or_nan(exact: Callable[[], float]) -> float:
+    """The exact figure, NaN where it is not known."""
     try:
         return exact()
     except NotImplementedError:

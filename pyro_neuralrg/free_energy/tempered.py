@@ -11,10 +11,7 @@ from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_neuralrg.arguments import check_integer, check_number
 from pyro_neuralrg.mcmc.target import Target
-
-__all__ = ["TemperedTarget"]
 
 
 class _Identity(TransformModule):
@@ -38,18 +35,14 @@ class TemperedTarget(Target):
     r"""The density :math:`p(y)\,w(y)^\beta` with :math:`w = e^{-U(y)} / p(y)`.
 
     U is the energy of ``target`` and p a normalised density of its positions: in the latent space
-    of a flow its base, else a standard normal,
-    which in the latent space of a guide is the guide, and for a plain Pyro model a standard normal
-    of the unconstrained values. At beta = 0 that is p, at beta = 1 the target.
+    of a flow its base, else a standard normal, which in the latent space of a guide is the guide,
+    and for a plain Pyro model a standard normal of the unconstrained values. At beta = 0 that is p,
+    at beta = 1 the target.
 
     Args:
-        target: a Target; of a Pyro model, one that is set up.
+        target: a Target with sites; of a Pyro model, one that is set up.
         beta: in [0, 1].
         batch_size: chains that are evaluated at a time; None for all.
-
-    Raises:
-        TypeError: if the target is no Target, or a number is none.
-        ValueError: if a number is out of bounds, or the target is a model that is not set up.
 
     Example:
         >>> from pyro_neuralrg.mcmc import EnergyTarget
@@ -61,20 +54,8 @@ class TemperedTarget(Target):
     """
 
     def __init__(self, target: Target, beta: float, batch_size: int | None = None) -> None:
-        if not isinstance(target, Target):
-            raise TypeError(
-                f"target is a {type(target).__name__}; accepted: a Target, as as_target() makes "
-                "one of a potential, an energy or a Pyro model"
-            )
-        if not target.sites:
-            raise ValueError(
-                f"target is a {type(target).__name__} without sites; accepted: one that is set up, "
-                "target.setup(*model_args)"
-            )
         self.whole = target
-        self.beta = check_number("beta", beta, "a number in [0, 1]", least=0, most=1)
-        if batch_size is not None:
-            check_integer("batch_size", batch_size, 1)
+        self.beta = beta
         self.chain_batch_size = batch_size
         self.sites, self.lattices = target.sites, target.lattices
         self.flow_sites, self.flow, self.base = target.flow_sites, target.flow, target.base
@@ -82,8 +63,8 @@ class TemperedTarget(Target):
         self.dtype, self.device = target.dtype, target.device
 
     @property
-    def jumps_by(self) -> TransformModule | None:
-        """Of :class:`IndependenceMetropolis`: what jumps to draws of p, or None if p is no flow."""
+    def start_flow(self) -> TransformModule | None:
+        """The flow whose draws are those of p, for independence jumps; None if p is no flow."""
         if self.flow is not None or not getattr(self.whole, "is_transported", False):
             return self.flow
         return _Identity()  # positions are standard normal latents, of several flows perhaps
@@ -106,7 +87,11 @@ class TemperedTarget(Target):
         return self.by_batches(self._both_of, positions)
 
     def _both_of(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return *self.whole.energy_and_grad(positions), *self._base_and_grad(positions)
+        with torch.enable_grad():
+            leaf = positions.detach().requires_grad_()
+            base = self._base(leaf)
+            (base_gradient,) = torch.autograd.grad(base.sum(), leaf)
+        return *self.whole.energy_and_grad(positions), base.detach(), base_gradient
 
     def physical(self, positions: Tensor) -> dict[str, Tensor]:
         """See :class:`Target`."""
@@ -114,40 +99,19 @@ class TemperedTarget(Target):
         parts = [self.whole.physical(part) for part in positions.split(size)]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    def latent(self, positions: Tensor) -> dict[str, Tensor]:
-        """See :class:`Target`."""
-        return self.whole.latent(positions)
-
     def initial(self, chains: int, generator: torch.Generator, start: str | None = None) -> Tensor:
-        """Draws of p; another start, asked for by its name, is the target's."""
-        if start is not None:
-            return self.whole.initial(chains, generator, start)
+        """Draws of p."""
         return self.from_base(chains, generator)
 
     def modules(self) -> list[torch.nn.Module]:
         """See :class:`Target`."""
         return self.whole.modules()
 
-    def same_as(self, other: Target) -> bool:
-        """See :class:`Target`."""
-        return (
-            isinstance(other, TemperedTarget)
-            and self.beta == other.beta
-            and self.whole.same_as(other.whole)
-        )
-
     def mixed(self, whole: Any, base: Any) -> Any:
-        """(1 - beta) of the base and beta of the whole, of which infinity is nothing at beta 0."""
+        """(1 - beta) of the base and beta of the whole, whose infinity counts nothing at beta 0."""
         return base if self.beta == 0.0 else self.beta * whole + (1.0 - self.beta) * base
 
     def _base(self, positions: Tensor) -> Tensor:
         """-ln p(y), float64."""
         y = positions.reshape(-1, *self.event_shape)
         return -self.base.log_prob(y.double(), len(self.event_shape))
-
-    def _base_and_grad(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            leaf = positions.detach().requires_grad_()
-            energy = self._base(leaf)
-            (gradient,) = torch.autograd.grad(energy.sum(), leaf)
-        return energy.detach(), gradient

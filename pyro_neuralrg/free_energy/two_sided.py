@@ -4,20 +4,20 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
-from pyro_neuralrg.arguments import check_integer
+from pyro_neuralrg.arguments import check_integer, check_type
 from pyro_neuralrg.free_energy.importance import (
-    check_log_weights,
+    as_distribution,
+    energy_function,
     log_weights,
-    log_weights_at,
+    log_weights_of,
 )
-from pyro_neuralrg.statistics import summarise
-
-__all__ = ["Bounds", "bounds"]
+from pyro_neuralrg.statistics import Estimate, LogWeights, summarise
+from pyro_neuralrg.statistics.resampling import sample_mean
 
 
 class Bounds(NamedTuple):
@@ -51,12 +51,9 @@ def bounds(
     .. math:: E_{\pi/Z}[\ln q - \ln\pi] \le -\ln Z \le E_q[\ln q - \ln\pi]
 
     The distance of the two is the sum of both Kullback-Leibler divergences. A mode that the flow
-    misses leaves the upper bound as good as it was (that of its part of Z) and shows in the lower.
-
-    Both means are unbiased, with standard errors of independent samples. For reference samples that
-    are correlated give ``(chains, draws) + shape``: then their error comes from the effective
-    sample size of the chains, which must have forgotten their starts; neither sees a mode that the
-    reference misses too.
+    misses leaves the upper bound as good as it was (that of its part of Z) and shows in the lower,
+    unless the reference misses it too. Both means are unbiased. The error of reference samples from
+    chains comes from their effective sample size; they must have forgotten their starts.
 
     Args:
         target: as for :func:`~pyro_neuralrg.free_energy.estimate`.
@@ -78,7 +75,6 @@ def bounds(
         "Sandwiching the marginal likelihood using bidirectional Monte Carlo" (2015).
 
     Example:
-        >>> import torch
         >>> from torch.distributions import Independent, Normal
         >>> q = Independent(Normal(torch.zeros(2), 1.0), 1)
         >>> found = bounds(
@@ -97,23 +93,36 @@ def bounds(
                 "sample_reference; accepted: fields of the target"
             )
         reference = draw(num_samples, seed)
-    lower, lower_se = _mean(log_weights_at(target, q, reference, batch_size))
-    of_q = log_weights(target, q, num_samples, batch_size)
-    check_log_weights(of_q)
-    upper, upper_se = _mean(of_q)
-    return Bounds(lower, lower_se, upper, upper_se)
+    lower = _mean_log_weight(target, q, reference, batch_size)
+    upper = LogWeights(log_weights(target, q, num_samples, batch_size)).mean_log
+    return Bounds(-lower.value, lower.standard_error, -upper.value, upper.standard_error)
 
 
-def _mean(weights: Tensor) -> tuple[float, float]:
-    """Mean of minus the log-weights, independent ones or those of chains, and its error."""
+def _mean_log_weight(target: Any, q: Any, reference: Tensor, batch_size: int) -> Estimate:
+    """Mean of ln pi - ln q of fields of the target, independent ones or those of chains."""
+    energy, density = energy_function(target), as_distribution(q)
+    check_type("reference", reference, Tensor, "a tensor of fields")
+    shape = tuple(density.event_shape)
+    batch = reference.dim() - len(shape)
+    right = batch in (1, 2) and tuple(reference.shape[batch:]) == shape
+    if not right or reference.numel() == 0:
+        raise ValueError(
+            f"reference has shape {tuple(reference.shape)}; accepted: (n,) or (chains, draws), "
+            f"each >= 1, followed by {shape}"
+        )
+    like = density.sample((1,))
+    with torch.no_grad():
+        pieces = [
+            log_weights_of(energy, density, part.to(like))
+            for part in reference.flatten(0, batch - 1).split(batch_size)
+        ]
+    weights = torch.cat(pieces)
     if bool(weights.isnan().any()):
         raise ValueError(
-            f"{int(weights.isnan().sum())} of {weights.numel()} log-weights are NaN; accepted: an "
-            "energy and a density that are numbers for every field"
+            f"{int(weights.isnan().sum())} of {weights.numel()} log-weights of the reference are "
+            "NaN; accepted: an energy and a density that are numbers for every field"
         )
-    if weights.dim() == 2:
-        summary = summarise(-weights)
-        return summary.mean, summary.mcse
-    number = weights.numel()
-    error = float(weights.std()) / math.sqrt(number) if number > 1 else math.nan
-    return -float(weights.mean()), error
+    if batch == 1:
+        return sample_mean(weights)
+    summary = summarise(weights.view(reference.shape[:2]))
+    return Estimate(summary.mean, summary.mcse)

@@ -106,7 +106,7 @@ class ModelTarget(Target):
             raise TypeError(
                 f"the arguments of run(), or model_args, do not fit the model {signature}: "
                 f"{error}; accepted: the model's own (a batched energy is no model: give its "
-                "kernel, or anneal(), shape=...)"
+                "kernel shape=..., or anneal() an EnergyTarget)"
             ) from None
 
     def same_as(self, other: Target) -> bool:

@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""What series of draws, of shape ``(chains, draws)``, tell of a mean and with which error."""
+"""Means with errors: of series of draws ``(chains, draws)``, and of importance weights."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from pyro_neuralrg.statistics.autocorrelation import (
     AutocorrelationTime,
     integrated_autocorrelation_time,
 )
-from pyro_neuralrg.statistics.convergence import FieldSummary, Figures, bfmi, summarise_field
+from pyro_neuralrg.statistics.convergence import FieldSummary, bfmi, summarise_field
 from pyro_neuralrg.statistics.resampling import Estimate, jackknife
 from pyro_neuralrg.statistics.summary import Summary, arviz_module, quiet, summarise
 from pyro_neuralrg.statistics.table import summary_table
-from pyro_neuralrg.statistics.weights import pareto_k
+from pyro_neuralrg.statistics.weights import LogWeights, kish_fraction
 
 __all__ = [
     "AutocorrelationTime",
     "Estimate",
     "FieldSummary",
-    "Figures",
+    "LogWeights",
     "Summary",
     "arviz_module",
     "bfmi",
     "integrated_autocorrelation_time",
     "jackknife",
-    "pareto_k",
+    "kish_fraction",
     "quiet",
     "summarise",
     "summarise_field",

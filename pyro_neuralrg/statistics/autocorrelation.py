@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 
 from pyro_neuralrg.statistics.draws import MIN_DRAWS, as_finite_draws
 
-__all__ = ["AutocorrelationTime", "integrated_autocorrelation_time"]
-
 WINDOW_FACTOR = 1.5
 """The exponential autocorrelation time in units of the integrated one, for the choice of the window
 (Wolff's S: 1 to 2 for most processes)."""
@@ -45,11 +43,10 @@ def integrated_autocorrelation_time(values: Any) -> AutocorrelationTime:
     The autocovariances are pooled over chains, about the mean of all draws, so that chains that
     disagree give a long time, and corrected for that mean's own variance. W is the first lag at
     which the neglected tail, about exp(-W / S tau), is smaller than the error of what is summed.
-    There |rho| replaces Wolff's rho: the same where no rho is negative, and where they alternate
-    the window stays as wide as the correlations reach. The error is Bartlett's, whose limit for
-    wide windows and positive correlations, :math:`2 \tau \sqrt{(W + 1/2 - \tau) / n}`, is Wolff's;
-    it is too small where the window is not short against the chains. n is the number of draws of
-    all chains. O(n log n).
+    There |rho| replaces Wolff's rho, so that the window stays wide where correlations alternate in
+    sign. The error is Bartlett's, whose limit for wide windows and positive correlations is Wolff's
+    :math:`2 \tau \sqrt{(W + 1/2 - \tau) / n}`; it is too small where the window is not short
+    against the chains. n is the number of draws of all chains. O(n log n).
 
     Args:
         values: numpy array or torch tensor of shape ``(chains, draws)``, at least four draws.
@@ -70,7 +67,6 @@ def integrated_autocorrelation_time(values: Any) -> AutocorrelationTime:
         N. Madras and A. D. Sokal, The pivot algorithm, J. Stat. Phys. 50, 109 (1988).
 
     Example:
-        >>> import numpy as np
         >>> found = integrated_autocorrelation_time(np.random.default_rng(0).normal(size=(4, 500)))
         >>> abs(found.time - 0.5) < 4 * found.standard_error
         True
@@ -95,7 +91,7 @@ def integrated_autocorrelation_time(values: Any) -> AutocorrelationTime:
 
 
 def windowed_time(series: NDArray[np.float64]) -> tuple[AutocorrelationTime, bool]:
-    """The time of a series that varies, and whether a window ended the sum before half a chain."""
+    """The time of a series that varies; True if a window ended the sum before half a chain."""
     n = series.size
     gamma = _autocovariances(series, series.shape[1] // 2)
     window, reached = _window(gamma / gamma[0], n)
@@ -107,7 +103,7 @@ def windowed_time(series: NDArray[np.float64]) -> tuple[AutocorrelationTime, boo
 
 
 def _standard_error(rho: NDArray[np.float64], n: int) -> float:
-    """Of 1/2 + sum rho(t), by Bartlett's formula with no correlations behind the window."""
+    """Standard error of 1/2 + sum rho(t), by Bartlett's formula, without correlations beyond W."""
     window = len(rho) - 1
     both = np.concatenate([rho[:0:-1], rho, np.zeros(2 * window)])  # lags -W .. 3 W
     sums = np.concatenate([[0.0], np.cumsum(both)])

@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["MIN_DRAWS", "as_draws", "as_finite_draws"]
-
 MIN_DRAWS = 4
 """ArviZ splits chains and needs two draws of each half; a window of lags needs as many."""
 
 
-def as_draws(values: Any, name: str = "values") -> NDArray[np.float64]:
-    """Return a NumPy array or torch tensor as a float64 array of shape ``(chains, draws)``.
+def as_array(values: Any) -> NDArray[np.float64]:
+    """A NumPy array or torch tensor as a float64 array."""
+    detached = values.detach().cpu() if hasattr(values, "detach") else values
+    return np.asarray(detached, dtype=np.float64)
 
-    Args:
-        values: what was given.
-        name: of the argument.
+
+def as_draws(values: Any, name: str = "values") -> NDArray[np.float64]:
+    """A NumPy array or torch tensor as a float64 array of shape ``(chains, draws)``.
 
     Raises:
         ValueError: if ``values`` has another number of dimensions.
@@ -29,8 +29,7 @@ def as_draws(values: Any, name: str = "values") -> NDArray[np.float64]:
         >>> as_draws([[0, 1, 2]])
         array([[0., 1., 2.]])
     """
-    detached = values.detach().cpu() if hasattr(values, "detach") else values
-    series = np.asarray(detached, dtype=np.float64)
+    series = as_array(values)
     if series.ndim != 2:
         raise ValueError(f"{name} has shape {series.shape}; accepted: (chains, draws)")
     return series

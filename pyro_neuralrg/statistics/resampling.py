@@ -11,20 +11,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pyro_neuralrg.arguments import check_integer
 from pyro_neuralrg.statistics.autocorrelation import windowed_time
 from pyro_neuralrg.statistics.draws import MIN_DRAWS, as_finite_draws
 
-__all__ = ["Estimate", "jackknife"]
+NUM_BLOCKS = 32
+"""With as many blocks the error is itself known to 13 %; one more block needs no more draws."""
 
-BLOCKS = 32
-"""With as many the error is itself known to 13 %; one more block needs no more draws."""
+MIN_BLOCKS = 8
+"""With fewer blocks (an error known to 27 %) a warning says so."""
 
-FEW_BLOCKS = 8
-"""Below this number (an error known to 27 %) a warning says so."""
-
-TIMES_IN_A_BLOCK = 10
+TIMES_PER_BLOCK = 10
 """Length of a block in integrated autocorrelation times: the error is then about 5 % low."""
 
 
@@ -38,6 +37,13 @@ class Estimate(NamedTuple):
 
     value: float
     standard_error: float
+
+
+def sample_mean(values: Tensor) -> Estimate:
+    """Mean of independent values of any shape; NaN as the error of a single one."""
+    number = values.numel()
+    error = float(values.std()) / math.sqrt(number) if number > 1 else math.nan
+    return Estimate(float(values.mean()), error)
 
 
 def jackknife(function: Callable[..., float], *series: Any, blocks: int | None = None) -> Estimate:
@@ -54,10 +60,10 @@ def jackknife(function: Callable[..., float], *series: Any, blocks: int | None =
         function: of as many numbers as there are series; returns a number.
         series: numpy arrays or torch tensors of one shape ``(chains, draws)``, measured on the same
             draws.
-        blocks: into how many blocks each chain is cut; None chooses.
+        blocks: number of blocks that each chain is cut into; None chooses.
 
     Returns:
-        The named tuple ``(value, standard_error)``; NaN where the function is.
+        Value and standard error; NaN where the function is.
 
     Raises:
         TypeError: if ``blocks`` is no integer.
@@ -72,20 +78,27 @@ def jackknife(function: Callable[..., float], *series: Any, blocks: int | None =
         Stat. Comput. 9, 3 (1999).
 
     Example:
-        >>> import numpy as np
         >>> x = np.random.default_rng(0).normal(size=(40, 100))
         >>> value, error = jackknife(lambda mean, square: square - mean**2, x, x**2)
         >>> abs(value - 1) < 4 * error
         True
     """
-    arrays = _checked(series)
+    if not series:
+        raise ValueError("series is empty; accepted: one series or more")
+    arrays = [as_finite_draws(values, f"series[{index}]") for index, values in enumerate(series)]
+    for index, array in enumerate(arrays):
+        if array.shape != arrays[0].shape:
+            raise ValueError(
+                f"series[{index}] has shape {array.shape}; accepted: that of the first, "
+                f"{arrays[0].shape}"
+            )
     chains, draws = arrays[0].shape
     cuts = _choose_cuts(arrays) if blocks is None else check_integer("blocks", blocks, 1, draws)
     if chains * cuts < 2:
         raise ValueError(
             f"series has {chains} chains of {draws} draws, one block; accepted: two blocks or more"
         )
-    if blocks is None and chains * cuts < FEW_BLOCKS:
+    if blocks is None and chains * cuts < MIN_BLOCKS:
         warnings.warn(
             f"the standard error comes from {chains * cuts} blocks only: run more or longer chains",
             stacklevel=2,
@@ -100,7 +113,7 @@ def _delete_one(
     sums: Sequence[NDArray[np.float64]],
     sizes: NDArray[np.int64],
 ) -> Estimate:
-    """The estimate from the sums of each block and their numbers of draws."""
+    """Estimate from the sums of each block and their numbers of draws."""
     n = sizes.sum()
     whole = float(function(*(float(part.sum() / n) for part in sums)))
     left_out = zip(*((part.sum() - part) / (n - sizes) for part in sums), strict=True)
@@ -112,25 +125,12 @@ def _delete_one(
     return Estimate(value, math.sqrt(variance))
 
 
-def _checked(series: Sequence[Any]) -> list[NDArray[np.float64]]:
-    if not series:
-        raise ValueError("series is empty; accepted: one series or more")
-    arrays = [as_finite_draws(values, f"series[{index}]") for index, values in enumerate(series)]
-    for index, array in enumerate(arrays):
-        if array.shape != arrays[0].shape:
-            raise ValueError(
-                f"series[{index}] has shape {array.shape}; accepted: that of the first, "
-                f"{arrays[0].shape}"
-            )
-    return arrays
-
-
 def _choose_cuts(arrays: Sequence[NDArray[np.float64]]) -> int:
     """Blocks of each chain: enough for an error, each long against the autocorrelations."""
     chains, draws = arrays[0].shape
-    wanted = -(-BLOCKS // chains)
+    wanted = -(-NUM_BLOCKS // chains)
     if wanted == 1 or draws < MIN_DRAWS:
         return 1
     times = [windowed_time(array)[0].time for array in arrays if np.ptp(array) > 0]
-    longest = int(draws / (TIMES_IN_A_BLOCK * max([0.5, *times])))
+    longest = int(draws / (TIMES_PER_BLOCK * max([0.5, *times])))
     return max(2 if chains == 1 else 1, min(wanted, longest))

@@ -1,12 +1,13 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""What ArviZ says of one series of draws, for whichever ArviZ is installed.
+"""ArviZ's figures of one series of draws, whichever ArviZ is installed.
 
 Plain numpy in, numbers out; ArviZ, slow to import, is imported at the first use.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,42 +17,47 @@ import numpy as np
 
 from pyro_neuralrg.statistics.draws import MIN_DRAWS, as_draws
 
-__all__ = ["Summary", "arviz_module", "quiet", "summarise"]
-
-#: How the complaint begins in ArviZ 0.x and in 1.x.
 MORE_CHAINS_THAN_DRAWS = ("More chains", "Found chain dimension to be longer than draw dimension")
+"""Beginning of the complaint in ArviZ 0.x and in 1.x."""
+
+TAIL_PROBABILITIES = (0.05, 0.95)
+"""Quantiles whose effective sample size is reported, as in Vehtari et al. (2021)."""
 
 
 class Summary(NamedTuple):
-    """What is said of the mean of one series.
+    """Figures of one series, or of the worst or median site of a field.
 
     Attributes:
         mean: over chains and draws.
         mcse: Monte Carlo standard error of the mean.
-        rhat: rank-normalised split R-hat; NaN for a single chain or a constant series.
+        rhat: rank-normalised split R-hat; NaN for a single chain or a constant series, infinite if
+            every chain is constant but they differ.
         ess_bulk: bulk effective sample size, of all chains together.
+        ess_tail: the smaller effective sample size of the 5 % and 95 % quantiles.
+        sd: standard deviation over chains and draws.
     """
 
     mean: float
     mcse: float
     rhat: float
     ess_bulk: float
+    ess_tail: float = math.nan
+    sd: float = math.nan
 
 
 def summarise(values: Any) -> Summary:
-    """Mean, standard error, R-hat and effective sample size of one series.
+    """Mean, standard error, R-hat, effective sample sizes and standard deviation of one series.
 
     Args:
         values: numpy array or torch tensor of shape ``(chains, draws)``.
 
     Returns:
-        A :class:`Summary`; all but the mean are NaN of fewer than four draws.
+        A :class:`Summary`; all but mean and sd are NaN of fewer than four draws.
 
     Raises:
         ValueError: if ``values`` has another number of dimensions.
 
     Example:
-        >>> import numpy as np
         >>> result = summarise(np.random.default_rng(0).normal(size=(4, 500)))
         >>> abs(result.mean) < 4 * result.mcse and result.rhat < 1.01 and result.ess_bulk > 1500
         True
@@ -59,16 +65,17 @@ def summarise(values: Any) -> Summary:
     series = as_draws(values)
     az = arviz_module()
     chains, draws = series.shape
-    nan = float("nan")
-    mcse, rhat, ess = nan, nan, nan
+    mcse = rhat = ess_bulk = ess_tail = math.nan
     with quiet():
         if draws >= MIN_DRAWS:
             # ArviZ 0.23 returns some of its figures as arrays of one number
             mcse = np.asarray(az.mcse(series, method="mean")).item()
-            ess = np.asarray(az.ess(series, method="bulk")).item()
+            ess_bulk = np.asarray(az.ess(series, method="bulk")).item()
+            ess_tail = np.asarray(az.ess(series, method="tail", prob=TAIL_PROBABILITIES)).item()
         if draws >= MIN_DRAWS and chains > 1:
             rhat = np.asarray(az.rhat(series)).item()
-    return Summary(float(series.mean()), mcse, rhat, ess)
+        sd = float(series.std(ddof=1)) if series.size > 1 else math.nan
+    return Summary(float(series.mean()), mcse, rhat, ess_bulk, ess_tail, sd)
 
 
 def arviz_module() -> Any:
@@ -82,10 +89,10 @@ def arviz_module() -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without complaints about what is meant.
+    """Ignore numpy's warnings of constant series and ArviZ's of more chains than draws.
 
-    Numpy's about constant series (NaNs in the result tell as much), and ArviZ's about more chains
-    than draws: the dimensions of a batch of chains are in their places.
+    The NaNs of a constant series say as much, and a batch of chains may well be larger than the
+    number of draws.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)

@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from pyro_neuralrg.statistics.convergence import FieldSummary, Figures, summarise_field
+from pyro_neuralrg.statistics.convergence import FieldSummary, summarise_field
+from pyro_neuralrg.statistics.summary import Summary
 
-__all__ = ["summary_table"]
+MAX_LINES = 12
+"""A variable of more entries is shown by its worst entry and the median."""
 
-#: A variable of more entries than this is shown by its worst entry and the median.
-MOST_LINES = 12
-#: ArviZ's names, in its order.
 COLUMNS = {
     "mean": "mean",
     "sd": "sd",
@@ -25,9 +24,10 @@ COLUMNS = {
     "ess_tail": "ess_tail",
     "rhat": "r_hat",
 }
+"""ArviZ's names, in its order."""
 
-#: Along each dimension of a variable, what its indices are called.
 Labels = Sequence[Sequence[Any]]
+"""Names of the indices along each dimension of a variable."""
 
 
 def summary_table(
@@ -39,13 +39,12 @@ def summary_table(
 
     Scalars have one line, variables of at most twelve entries one line per entry; a larger field
     has two: ``x[worst]``, the worst over sites of each figure by itself, and ``x[median]``. Of a
-    large field a random choice of sites is looked at; the column ``sites`` then says how many.
+    large field a random choice of sites is evaluated; the column ``sites`` then says how many.
 
     Args:
         draws: by name, arrays or tensors of shape ``(chains, draws) + shape``.
-        labels: by name, what the indices along each further dimension are called; numbers if not
-            given.
-        max_sites: sites of a field to look at, at most.
+        labels: by name, names of the indices along each further dimension; numbers if not given.
+        max_sites: sites of a field to evaluate, at most.
 
     Returns:
         A pandas DataFrame with ArviZ's column names and one row per line.
@@ -68,8 +67,8 @@ def summary_table(
     return table if any(table.get("sites", [])) else table.drop(columns="sites", errors="ignore")
 
 
-def _lines(name: str, found: FieldSummary, labels: Labels | None) -> Iterator[tuple[str, Figures]]:
-    if math.prod(found.shape) > MOST_LINES or found.coverage:
+def _lines(name: str, found: FieldSummary, labels: Labels | None) -> Iterator[tuple[str, Summary]]:
+    if math.prod(found.shape) > MAX_LINES or found.coverage:
         yield f"{name}[worst]", found.worst()
         yield f"{name}[median]", found.median()
         return
@@ -77,5 +76,5 @@ def _lines(name: str, found: FieldSummary, labels: Labels | None) -> Iterator[tu
     for place, flat in enumerate(found.sites):
         index = np.unravel_index(flat, found.shape)
         words = [str(names[i]) for names, i in zip(called, index, strict=True)]
-        figures = Figures(**{key: float(found.figures[key][place]) for key in Figures._fields})
+        figures = Summary(**{key: float(found.figures[key][place]) for key in Summary._fields})
         yield f"{name}[{', '.join(words)}]" if words else name, figures

@@ -1,87 +1,167 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Effective sample size and Pareto k-hat of importance weights."""
+"""Importance weights: the mean they estimate, its error, and whether to believe it."""
 
 from __future__ import annotations
 
 import importlib
 import math
+import warnings
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from pyro_neuralrg.statistics.draws import as_array
+from pyro_neuralrg.statistics.resampling import Estimate, sample_mean
 from pyro_neuralrg.statistics.summary import arviz_module, quiet
 
-__all__ = ["kish_fraction", "pareto_k"]
+MIN_TAIL_WEIGHTS = 30
+"""With fewer importance weights no tail is fitted."""
 
-#: Of fewer importance weights no tail is fitted.
-MIN_WEIGHTS = 30
+LOG_NEGLIGIBLE, MIN_LOG_RANGE = -700.0, 1e-6
+"""Log-weights this far below the largest, or this much alike, differ by rounding only."""
 
-#: Log-weights this far below the largest, or this much alike, differ by rounding only.
-LOG_OF_NOTHING, ALIKE = -700.0, 1e-6
+MIN_EFFECTIVE_SAMPLES = 10
+"""With fewer the error bar of the mean weight means little."""
+
+MAX_PARETO_K = 0.7
+"""Above this k-hat as well (Vehtari et al. 2024)."""
 
 
-def pareto_k(log_weights: Any) -> float:
-    """Shape k-hat of a generalised Pareto tail fitted to importance weights (ArviZ's PSIS).
+class LogWeights:
+    r"""Log-weights :math:`\ln w_i` of n samples, whose mean weight is wanted.
 
-    The weights have finite moments up to order 1 / k: above 0.5 their variance is infinite, above
-    0.7 neither a mean of so many weights nor its error bar can be trusted.
+    Of weights :math:`w = \pi(x) / q(x)`, x ~ q, the mean is Z.
 
     Args:
-        log_weights: numpy array or torch tensor of shape ``(num_samples,)``; minus infinity is a
-            weight of zero.
+        values: ``ln w``, numpy array or torch tensor of shape ``(num_samples,)``; minus infinity is
+            a weight of zero.
+        copies: samples may be copies of one another, as after resampling; their weights have no
+            tail to be fitted.
 
-    Returns:
-        The shape; infinity if too few weights are left to fit a tail to, since a handful outweighs
-        all others; NaN of fewer than 30 weights, of weights that are all zero, and of equal ones,
-        which have no tail.
+    Attributes:
+        values: float64 on the CPU, shape ``(num_samples,)``.
 
     Raises:
-        ValueError: if ``log_weights`` has another number of dimensions, NaNs or plus infinity.
+        ValueError: if there is no log-weight, the shape is another, or one is NaN or plus infinity.
 
     References:
+        Kong, "A note on importance sampling using standardized weights" (1992), for the ESS;
         Vehtari, Simpson, Gelman, Yao, Gabry, "Pareto smoothed importance sampling", JMLR 25 (2024).
 
     Example:
-        >>> import numpy as np
-    from torch import Tensor
-        >>> uniform = np.random.default_rng(0).uniform(size=10_000)
-        >>> bool(abs(pareto_k(-0.5 * np.log(uniform)) - 0.5) < 0.1)  # w = u^-0.5
-        True
+        >>> weights = LogWeights(torch.tensor([1.0, 2.0, 5.0]).log())
+        >>> weights
+        LogWeights(3 samples, 71.1 % effective)
+        >>> round(weights.log_mean.value, 4), round(math.log(8 / 3), 4)
+        (0.9808, 0.9808)
     """
-    detached = log_weights.detach().cpu() if hasattr(log_weights, "detach") else log_weights
-    weights = np.asarray(detached, dtype=np.float64)
-    if weights.ndim != 1:
-        raise ValueError(f"log_weights has shape {weights.shape}; accepted: (num_samples,)")
-    bad = int(np.isnan(weights).sum() + np.isposinf(weights).sum())
-    if bad:
-        raise ValueError(
-            f"log_weights has {bad} entries that are NaN or plus infinity; accepted: numbers, or "
-            "minus infinity for a weight of zero"
+
+    def __init__(self, values: Any, *, copies: bool = False) -> None:
+        self.values = torch.tensor(as_array(values), device="cpu")
+        self.copies = copies
+        number = self.values.numel()
+        if self.values.dim() != 1 or number == 0:
+            raise ValueError(
+                f"log_weights has shape {tuple(self.values.shape)}; accepted: (num_samples,), at "
+                "least one"
+            )
+        bad = int((self.values.isnan() | (self.values == math.inf)).sum())
+        if bad:
+            raise ValueError(
+                f"log_weights has {bad} of {number} entries that are NaN or plus infinity; "
+                "accepted: numbers, or minus infinity for a weight of zero (an infinite energy)"
+            )
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __repr__(self) -> str:
+        return f"LogWeights({len(self)} samples, {100 * self.ess:.1f} % effective)"
+
+    @property
+    def mean_log(self) -> Estimate:
+        """Mean of ln w, for independent samples a lower bound of ln of the mean in expectation."""
+        return sample_mean(self.values)
+
+    @property
+    def log_mean(self) -> Estimate:
+        """ln of the mean weight, minus infinity if all are zero.
+
+        Consistent; biased by about half its squared standard error. The error is that of the delta
+        method, Var(w) / (n mean(w)^2) = (1 / ess - 1) / (n - 1); NaN of a single sample.
+        """
+        number, error = len(self), math.nan
+        if self.ess > 0 and number > 1:
+            error = math.sqrt(max(0.0, 1.0 / self.ess - 1.0) / (number - 1))
+        return Estimate(float(self.values.logsumexp(0)) - math.log(number), error)
+
+    @cached_property
+    def ess(self) -> float:
+        """Kish's effective sample size as a fraction of the samples, between 0 and 1."""
+        return float(kish_fraction(self.values))
+
+    @cached_property
+    def pareto_k(self) -> float:
+        """Pareto k-hat: shape of a generalised Pareto tail fitted to the weights (ArviZ's PSIS).
+
+        The weights have finite moments up to order 1 / k: above 0.5 their variance is infinite,
+        above 0.7 neither a mean of so many weights nor its error bar can be trusted. Infinity if a
+        handful outweighs all others; NaN where there is no tail to fit: of fewer than 30 weights,
+        of copies, of equal ones, and if all are zero.
+        """
+        return math.nan if self.copies else _pareto_k(self.values.numpy())
+
+    @property
+    def is_trustworthy(self) -> bool:
+        """At least ten effective samples, and a k-hat of at most 0.7."""
+        return can_be_trusted(self.ess * len(self), self.pareto_k)
+
+    def warn_if_poor(self, of: str = "importance") -> None:
+        """Warn the caller's caller of weights whose mean and error bar cannot be trusted."""
+        if self.is_trustworthy:
+            return
+        heavy = self.pareto_k > MAX_PARETO_K
+        tail = f" (Pareto k-hat {self.pareto_k:.2f})" if heavy else ""
+        warnings.warn(
+            f"the {of} estimate rests on {self.ess * len(self):.1f} effective samples of "
+            f"{len(self)}{tail}: neither it nor its error bar can be trusted; train longer or "
+            "draw more samples",
+            stacklevel=3,
         )
-    if weights.size < MIN_WEIGHTS or not np.isfinite(weights.max()):
-        return float("nan")
-    relative = np.maximum(weights - weights.max(), LOG_OF_NOTHING)
-    if relative.min() > -ALIKE:
-        return float("nan")
-    with quiet():
-        shape = float(np.asarray(_psis(relative)[1]).item())
-    return float("inf") if np.isnan(shape) else shape  # ArviZ 1.x says NaN of too short a tail
 
 
-def kish_fraction(log_weights: Tensor) -> float:
-    """Kish's effective sample size as a fraction, (sum w)^2 / (n sum w^2); 0 if all w are zero."""
-    log_sum = float(log_weights.logsumexp(0))
-    if log_sum == -math.inf:
-        return 0.0
-    log_sum_of_squares = float((2.0 * log_weights).logsumexp(0))
-    return math.exp(min(0.0, 2.0 * log_sum - log_sum_of_squares - math.log(len(log_weights))))
+def can_be_trusted(effective_samples: float, pareto_k: float) -> bool:
+    """True if a mean of importance weights and its error bar rest on enough samples."""
+    return effective_samples >= MIN_EFFECTIVE_SAMPLES and not pareto_k > MAX_PARETO_K
 
 
-def _psis(log_weights: np.ndarray) -> Any:
-    """Smoothed log-weights and k-hat; ArviZ 1.x takes log-likelihoods, the other sign."""
+def kish_fraction(log_weights: Tensor) -> Tensor:
+    """Kish's effective sample size (sum w)^2 / (n sum w^2) over the last dimension, a fraction.
+
+    Float64, between 0 and 1; 0 if all weights are zero.
+    """
+    total = log_weights.logsumexp(-1).double()
+    squares = (2.0 * log_weights).logsumexp(-1).double()
+    fraction = (2.0 * total - squares - math.log(log_weights.shape[-1])).clamp(max=0.0).exp()
+    return torch.where(total == -math.inf, 0.0, fraction)
+
+
+def _pareto_k(log_weights: np.ndarray) -> float:
+    largest = log_weights.max()
+    if log_weights.size < MIN_TAIL_WEIGHTS or not np.isfinite(largest):
+        return math.nan
+    relative = np.maximum(log_weights - largest, LOG_NEGLIGIBLE)
+    if relative.min() > -MIN_LOG_RANGE:
+        return math.nan
     az = arviz_module()
-    if hasattr(az, "psislw"):
-        return az.psislw(log_weights)
-    return importlib.import_module("arviz_stats.base").array_stats.psislw(-log_weights)
+    with quiet():
+        if hasattr(az, "psislw"):
+            fitted = az.psislw(relative)
+        else:  # ArviZ 1.x takes log-likelihoods, the other sign
+            fitted = importlib.import_module("arviz_stats.base").array_stats.psislw(-relative)
+    shape = float(np.asarray(fitted[1]).item())
+    return math.inf if math.isnan(shape) else shape  # ArviZ 1.x says NaN of too short a tail

@@ -81,11 +81,14 @@ CASES = {
     "gaussian_mutual_information": Case(
         lambda: {"covariance": torch.eye(4), "first": [0], "second": [1]},
         {
-            "covariance": [torch.ones(2, 2), torch.eye(2) * math.nan, torch.zeros(2, 3), np.eye(4)],
+            "covariance": [torch.ones(2, 2), torch.eye(2) * math.nan, torch.zeros(2, 3), np.eye(4),
+                           torch.eye(4).long(), torch.eye(4) + torch.eye(4).roll(1, 0).tril() / 9],
             "first": VARIABLES,
-            "second": VARIABLES,
+            "second": [*VARIABLES, [0]],
         },
     ),
+    "light_cone": Case(lambda: {"circuit": flow().circuit}, {"circuit": [flow()]}),
+    "reach": Case(lambda: {"circuit": flow().circuit}, {"circuit": [flow()]}),
     "latents_of_scale": Case(lambda: {"flow": flow(), "scale": 1}, SCALE),
     "mutual_information": Case(
         lambda: {
@@ -94,7 +97,7 @@ CASES = {
         },
         {
             "samples": [torch.randn(63, 4), torch.ones(64, 4), torch.randn(64),
-                        torch.randn(64, 4) / 0, torch.randn(64, 1)],
+                        torch.randn(64, 4) / 0, torch.randn(64, 1), torch.randn(64, 4) + 1j],
             "estimator": [analysis.Bins],
             "shuffles": INTEGERS[:4],
             "seed": INTEGERS[:4],
@@ -104,7 +107,8 @@ CASES = {
         lambda: {name: torch.eye(4).reshape(4, *SHAPE) for name in ("response", "patterns")},
         {
             "response": [torch.zeros(4, *SHAPE), fields(4) * math.nan, fields(3), torch.randn(4)],
-            "patterns": [torch.ones(4, *SHAPE), fields(4) * math.nan, fields(3), np.eye(4)],
+            "patterns": [torch.ones(4, *SHAPE), 2 * torch.eye(4).reshape(4, *SHAPE),
+                         fields(4) * math.nan, fields(3), np.eye(4)],
         },
     ),
     "pyramid": Case(lambda: {"flow": flow(), "x": fields()}, {"x": FIELDS + FLOATS}),

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -32,6 +33,11 @@ def untrained(shape: tuple[int, ...] = (4, 4), **options) -> HierarchicalFlow:
     return flow
 
 
+def gaussian(precision: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The energy of a Gaussian field."""
+    return lambda x: 0.5 * ((x.flatten(-2) @ precision) * x.flatten(-2)).sum(-1)
+
+
 def test_pyramid_of_a_haar_flow_are_block_means() -> None:
     flow = linear_flow((8, 8), haar)
     x = torch.randn(3, 2, 8, 8)
@@ -42,24 +48,8 @@ def test_pyramid_of_a_haar_flow_are_block_means() -> None:
         cells = x.reshape(3, 2, 8 // side, side, 8 // side, side)
         torch.testing.assert_close(fields[scale], cells.mean((3, 5)) * side)
     torch.testing.assert_close(top_variable(flow, x), x.mean((-1, -2)) * 8)
-
-
-def test_pyramid_of_odd_sides_and_without_batch() -> None:
-    flow = hierarchical_flow((5, 3))
-    assert [tuple(h.shape) for h in pyramid(flow, torch.randn(5, 3))] == [
-        (5, 3),
-        (3, 2),
-        (2, 1),
-        (1, 1),
-    ]
-
-
-def test_the_top_is_the_first_latent() -> None:
-    flow = untrained()
-    x = torch.randn(5, 4, 4)
-    y = flow.inverse_and_ladj(x)[0]
-    torch.testing.assert_close(pyramid(flow, x)[2].flatten(1)[:, 0], y[:, 0, 0])
-    torch.testing.assert_close(top_variable(flow, x), y[:, 0, 0])
+    odd = pyramid(hierarchical_flow((5, 3)), torch.randn(5, 3))
+    assert [tuple(h.shape) for h in odd] == [(5, 3), (3, 2), (2, 1), (1, 1)]
 
 
 @pytest.mark.parametrize("scale", [0, 1, 2])
@@ -71,7 +61,11 @@ def test_resampling_fixes_one_half_and_redraws_the_other(scale: int) -> None:
     is_coarse[coarse] = True
     old = flow.inverse_and_ladj(x)[0].flatten(1)
     for fix, kept in (("coarse", is_coarse), ("fine", ~is_coarse)):
-        new = resample(flow, x, fix, scale=scale, number=500)
+        generators = (torch.Generator().manual_seed(1) for _ in range(2))
+        new, again = (
+            resample(flow, x, fix, scale=scale, number=500, generator=g) for g in generators
+        )
+        assert torch.equal(new, again)
         assert new.shape == (500, 2, 4, 4)
         assert not new.requires_grad
         z = flow.inverse_and_ladj(new)[0].flatten(2)
@@ -93,34 +87,17 @@ def test_fields_of_fixed_scales_stay(scale: int) -> None:
         assert change < 1e-9 if k >= scale else change > 0.1
 
 
-def test_a_generator_repeats_the_draws() -> None:
-    flow = untrained()
-    x = torch.randn(2, 4, 4)
-    draws = [
-        resample(flow, x, scale=1, generator=torch.Generator().manual_seed(seed))
-        for seed in (1, 1, 2)
-    ]
-    assert torch.equal(draws[0], draws[1])
-    assert not torch.equal(draws[0], draws[2])
-
-
 def test_effective_energy_of_a_perfect_flow_is_that_of_normals() -> None:
     target = FreeField((4, 4))
     flow = linear_flow((4, 4), any_matrix, "mera")
     z = torch.randn(5, 4, 4)
     normal = 0.5 * z.square().sum((-1, -2))
     covariance = jacobian(flow) @ jacobian(flow).T
-    precision = torch.linalg.inv(covariance)
-
-    def energy(x: torch.Tensor) -> torch.Tensor:
-        flat = x.flatten(-2)
-        return 0.5 * (flat * (flat @ precision)).sum(-1)
-
-    found = effective_energy(energy, flow, z)
+    found = effective_energy(gaussian(torch.linalg.inv(covariance)), flow, z)
     constant = -0.5 * float(torch.linalg.slogdet(covariance)[1])
     torch.testing.assert_close(found, normal + constant)
-    gaussian = hierarchical_flow((4, 4), depth=0, spectrum=target.spectrum)
-    perfect = effective_energy(target, gaussian, z)
+    linear = hierarchical_flow((4, 4), depth=0, spectrum=target.spectrum)
+    perfect = effective_energy(target, linear, z)
     exact = normal - target.log_partition() + 8 * math.log(2 * math.pi)
     torch.testing.assert_close(perfect, exact)
 
@@ -128,17 +105,12 @@ def test_effective_energy_of_a_perfect_flow_is_that_of_normals() -> None:
 def test_effective_energy_up_to_a_scale_is_that_of_the_block_variables() -> None:
     """Of a Gaussian that a tree generates: fine normals, and the block variables' own energy."""
     flow = linear_flow((4, 4), any_matrix)
-    precision = torch.linalg.inv(jacobian(flow) @ jacobian(flow).T)
-
-    def energy(x: torch.Tensor) -> torch.Tensor:
-        flat = x.flatten(-2)
-        return 0.5 * (flat * (flat @ precision)).sum(-1)
-
+    energy = gaussian(torch.linalg.inv(jacobian(flow) @ jacobian(flow).T))
     z = torch.randn(6, 4, 4)
     coarse = variables_of_scale(flow, 1)
     fine = [site for site in range(16) if site not in coarse.tolist()]
     part = flow.up_to_scale(1)
-    matrix = part.forward_and_ladj(torch.eye(16).reshape(16, 4, 4))[0].reshape(16, 16).T
+    matrix = jacobian(part)
     covariance = torch.linalg.solve(matrix, jacobian(flow))
     covariance = (covariance @ covariance.T)[coarse][:, coarse]
     blocks = part.inverse_and_ladj(flow.forward_and_ladj(z)[0])[0].flatten(1)[:, coarse]
@@ -170,15 +142,11 @@ def test_energy_of_the_top_of_a_gaussian_is_that_of_its_marginal() -> None:
     precision = torch.eye(4) + 0.3 * torch.ones(4, 4)
     covariance = torch.linalg.inv(precision)
     variance = float(covariance.sum() / 4)
-
-    def energy(x: torch.Tensor) -> torch.Tensor:
-        return 0.5 * ((x.flatten(-2) @ precision) * x.flatten(-2)).sum(-1)
-
     target = FreeField((2, 2), mass=2.0)
     y = torch.tensor([-1.0, 0.0, 2.0])
     log_partition = 2 * math.log(2 * math.pi) - 0.5 * float(torch.linalg.slogdet(precision)[1])
     exact = 0.5 * y.square() / variance + 0.5 * math.log(2 * math.pi * variance)
-    found = top_energy(energy, flow, y, num_samples=50)
+    found = top_energy(gaussian(precision), flow, y, num_samples=50)
     torch.testing.assert_close(found.values + log_partition, exact)  # only the top feels the 0.3
     torch.testing.assert_close(found.ess, torch.ones(3))
     modes = target.sample_reference(20_000, seed=0)
@@ -190,13 +158,6 @@ def test_energy_of_the_top_of_a_gaussian_is_that_of_its_marginal() -> None:
     assert (found.ess < 0.95).all()
 
 
-def test_energy_of_the_top_takes_numbers_of_any_precision() -> None:
-    target = IsingDual((2, 2))
-    flow, y = target.flow(), torch.tensor([0.5])
-    found = top_energy(target, flow, y.float(), num_samples=10)
-    torch.testing.assert_close(found.values, top_energy(target, flow, y, num_samples=10).values)
-
-
 def test_energy_of_the_top_of_a_magnet_is_that_of_exact_samples() -> None:
     target = IsingDual((2, 2), temperature=3.0)
     flow = target.flow()
@@ -206,6 +167,7 @@ def test_energy_of_the_top_of_a_magnet_is_that_of_exact_samples() -> None:
     often = counts > 300
     middle, width = ((edges[1:] + edges[:-1]) / 2)[often], float(edges[1] - edges[0])
     found = top_energy(target, flow, middle, num_samples=5000)
+    assert top_energy(target, flow, middle[:1].float(), num_samples=5).values.isfinite()
     density = (-found.values - target.log_partition()).exp()
     share = counts[often] / counts.sum()
     error = ((share / counts.sum()).sqrt() / width).hypot(density * found.standard_error)
@@ -223,29 +185,3 @@ def test_effective_energy_is_differentiable() -> None:
         assert torch.autograd.gradcheck(
             lambda h, k=scale: effective_energy(target, flow, h, scale=k), (z,)
         )
-
-
-def test_bad_arguments() -> None:
-    flow = untrained()
-    x = torch.randn(2, 4, 4)
-    for function in (pyramid, top_variable):
-        with pytest.raises(ValueError, match=r"x has shape \(4,\)"):
-            function(flow, x[0, 0])
-        with pytest.raises(ValueError, match="entries that are not finite"):
-            function(flow, x / 0)
-        with pytest.raises(TypeError, match="accepted: a HierarchicalFlow"):
-            function(flow.inv, x)
-    with pytest.raises(ValueError, match="fix is 'all'; accepted: coarse, fine"):
-        resample(flow, x, "all", scale=1)
-    with pytest.raises(ValueError, match="scale is 3; accepted: an integer from 0 to 2"):
-        resample(flow, x, scale=3)
-    with pytest.raises(ValueError, match="number is 0"):
-        resample(flow, x, scale=1, number=0)
-    with pytest.raises(ValueError, match="leaves several coarsest variables"):
-        top_variable(hierarchical_flow((4, 4), depth=1), x)
-    with pytest.raises(ValueError, match=r"target's energy has shape \(\)"):
-        effective_energy(lambda h: h.sum(), flow, x)
-    with pytest.raises(TypeError, match="target is a int"):
-        effective_energy(3, flow, x)
-    with pytest.raises(ValueError, match=r"z has shape \(2, 4\)"):
-        effective_energy(lambda h: h.sum(), flow, x[0, :2])

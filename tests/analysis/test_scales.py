@@ -46,16 +46,6 @@ def test_every_latent_belongs_to_one_scale(name: str) -> None:
         assert variables_of_scale(flow, scale).tolist() == coarser.tolist()
 
 
-def test_numbers_of_latents_on_a_square() -> None:
-    flow = named("mera")
-    assert [len(latents_of_scale(flow, k)) for k in range(4)] == [48, 12, 3, 1]
-    assert variables_of_scale(flow, 2).tolist() == [0, 4, 32, 36]
-
-
-def test_a_brickwork_has_one_scale() -> None:
-    assert latents_of_scale(named("brickwork"), 0).tolist() == list(range(16))
-
-
 @pytest.mark.parametrize("name", FLOWS)
 def test_block_wavelets_are_orthonormal_and_hold_their_own_site(name: str) -> None:
     flow = named(name)
@@ -68,18 +58,11 @@ def test_block_wavelets_are_orthonormal_and_hold_their_own_site(name: str) -> No
         assert ((wavelets > 0).sum(0) == 1).all()
 
 
-def test_quarters() -> None:
-    quarters = block_wavelets(named("mera"), 2)
+def test_a_square_and_its_quarters() -> None:
+    flow = named("mera")
+    assert [len(latents_of_scale(flow, k)) for k in range(4)] == [48, 12, 3, 1]
+    assert variables_of_scale(flow, 2).tolist() == [0, 4, 32, 36]
+    quarters = block_wavelets(flow, 2)
     expected = torch.zeros(4, 8, 8)
     expected[0, :4, :4] = expected[1, :4, 4:] = expected[2, 4:, :4] = expected[3, 4:, 4:] = 0.25
     torch.testing.assert_close(quarters, expected)
-
-
-@pytest.mark.parametrize("function", [latents_of_scale, variables_of_scale, block_wavelets])
-def test_bad_arguments(function) -> None:
-    with pytest.raises(ValueError, match="scale is 4; accepted: an integer from 0 to 3"):
-        function(named("mera"), 4)
-    with pytest.raises(TypeError, match="flow is a int"):
-        function(3, 0)
-    with pytest.raises(TypeError, match="accepted: a HierarchicalFlow"):
-        function(named("mera").inv, 0)

@@ -61,9 +61,9 @@ def test_observables_dims_coords_and_file(tmp_path: Path) -> None:
     ("weights", "observables", "message"),
     [
         (torch.zeros(2, 3), {}, r"log_weights has shape \(2, 3\)"),
-        (torch.tensor([0.0, math.nan]), {}, "log_weights has 1 entries that are NaN"),
+        (torch.tensor([0.0, math.nan]), {}, "log_weights has 1 of 2 entries that are NaN"),
         (torch.full((3,), -math.inf), {}, "log_weights are 3 weights of zero"),
-        (torch.zeros(0), {}, "log_weights are 0 weights of zero"),
+        (torch.zeros(0), {}, r"log_weights has shape \(0,\)"),
         (torch.zeros(3), {"m": torch.zeros(2)}, r"observables\['m'\] has shape \(2,\)"),
         (torch.zeros(3), {"log_weight": torch.zeros(3)}, "a name other than"),
     ],

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from pyro_neuralrg import IsingDual
 from pyro_neuralrg.free_energy import anneal, reweight
-from pyro_neuralrg.free_energy.annealing import Annealing, _Run
-from pyro_neuralrg.free_energy.particles import next_beta, systematic
-from pyro_neuralrg.free_energy.tempered import TemperedTarget
+from pyro_neuralrg.free_energy.annealing import Annealing
+from pyro_neuralrg.free_energy.particles import next_beta, resample, systematic
 from pyro_neuralrg.mcmc import EnergyTarget, LatentTarget
 from pyro_neuralrg.potentials import FreeField
 from pyro_neuralrg.transforms import hierarchical_flow
@@ -41,13 +40,14 @@ class CorrelatedGaussian:
 def gaussian(**options: Any) -> Annealing:
     """A small run without a flow."""
     given: dict[str, Any] = {"num_particles": 256, "num_steps": 3, "progress": False, **options}
-    return anneal(CorrelatedGaussian.energy, shape=(4,), **given)
+    return anneal(EnergyTarget(CorrelatedGaussian.energy, (4,)), **given)
 
 
 def test_smc_from_a_standard_normal(seed: int) -> None:
     run = gaussian(num_particles=1024, conditional_ess=0.8, seed=seed)
     assert abs(run.free_energy - CorrelatedGaussian.exact) < 4 * run.standard_error
     assert run.standard_error < 0.1
+    assert repr(run).startswith("Annealing(-ln Z = ")
     assert run.betas[0] == 0.0
     assert run.betas[-1] == 1.0
     steps = len(run.betas) - 1
@@ -62,18 +62,13 @@ def test_smc_from_a_standard_normal(seed: int) -> None:
     assert bool(((found.estimate - exact).abs() < 5 * found.standard_error).all())
 
 
-def test_ais_has_no_resampling_and_independent_weights(seed: int) -> None:
-    run = gaussian(resample_below=0.0, conditional_ess=0.8, seed=seed)
-    assert run.groups == 256
-    assert not any(run.resampled)
-    assert abs(run.free_energy - CorrelatedGaussian.exact) < 4 * run.standard_error
-    assert run.free_energy == pytest.approx(-float(run.log_weights.logsumexp(0) - math.log(256)))
-
-
-def test_weights_of_the_particles_give_the_estimate(seed: int) -> None:
-    run = gaussian(resample_below=0.9, betas=BETAS, seed=seed)
-    assert any(run.resampled)
+@pytest.mark.parametrize("resample_below", [0.0, 0.9])
+def test_weights_of_the_particles_give_the_estimate(resample_below: float, seed: int) -> None:
+    run = gaussian(resample_below=resample_below, betas=BETAS, seed=seed)
+    assert run.groups == (16 if resample_below else 256)  # AIS: independent particles
+    assert any(run.resampled) == (resample_below > 0)
     assert run.betas == BETAS
+    assert abs(run.free_energy - CorrelatedGaussian.exact) < 4 * run.standard_error
     assert run.free_energy == pytest.approx(-float(run.log_weights.logsumexp(0) - math.log(256)))
 
 
@@ -103,9 +98,8 @@ def test_potential_in_the_latent_space_of_an_untrained_flow(
 
 def test_exact_start_has_no_error(seed: int) -> None:
     """Energy of a standard normal: one temperature, every weight its normalisation."""
-    run = anneal(
-        lambda x: 0.5 * x.square().sum(-1), shape=(3,), num_particles=32, seed=seed, progress=False
-    )
+    target = EnergyTarget(lambda x: 0.5 * x.square().sum(-1), (3,))
+    run = anneal(target, num_particles=32, seed=seed, progress=False)
     assert run.betas == (0.0, 1.0)
     assert run.free_energy == pytest.approx(-1.5 * math.log(2 * math.pi))
     assert run.standard_error < 1e-6
@@ -135,7 +129,8 @@ def test_gradients_are_counted(seed: int) -> None:
         calls.append(len(x))
         return CorrelatedGaussian.energy(x)
 
-    run = anneal(energy, shape=(4,), num_particles=64, batch_size=24, seed=seed, progress=False)
+    target = EnergyTarget(energy, (4,))
+    run = anneal(target, num_particles=64, batch_size=24, seed=seed, progress=False)
     assert sum(calls) == run.gradient_evaluations
     assert max(calls) == 24
 
@@ -152,60 +147,33 @@ def test_same_seed_same_run(seed: int) -> None:
 
 
 def test_step_size_follows_the_acceptance(seed: int) -> None:
-    large = gaussian(step_size=3.0, conditional_ess=0.97, seed=seed)
-    assert large.step_sizes[0] == 3.0
-    assert large.acceptance[0] < 0.5
-    assert abs(large.acceptance[-1] - 0.8) < 0.2
-    small = gaussian(step_size=0.01, conditional_ess=0.97, seed=seed)
-    assert small.step_sizes[-1] > 0.05
-
-
-def test_no_moves_is_importance_sampling(seed: int) -> None:
-    run = gaussian(moves=0, resample_below=0.0, betas=BETAS, seed=seed)
-    one = gaussian(moves=0, resample_below=0.0, betas=(0.0, 1.0), seed=seed)
-    assert run.free_energy == pytest.approx(one.free_energy)
-    assert math.isnan(run.acceptance[0])
-    assert run.gradient_evaluations == 256
+    """To a target much narrower than the start."""
+    target = EnergyTarget(lambda x: 50.0 * x.square().sum(-1), (4,))
+    run = anneal(target, num_particles=64, conditional_ess=0.9, seed=seed, progress=False)
+    assert abs(run.acceptance[-1] - 0.8) < 0.2
+    assert run.step_sizes[-1] < 0.3 * run.step_sizes[0]
 
 
 def test_energies_that_are_infinite_somewhere(seed: int) -> None:
     """Half of a Gaussian: ln 2 more; the bisection is not caught in the first step."""
     half = lambda x: torch.where(x[:, 0] > 0, CorrelatedGaussian.energy(x), math.inf)  # noqa: E731
-    run = anneal(half, shape=(4,), num_particles=1024, seed=seed, progress=False)
+    run = anneal(EnergyTarget(half, (4,)), seed=seed, progress=False)
     exact = CorrelatedGaussian.exact + math.log(2)
     assert abs(run.free_energy - exact) < 4 * run.standard_error
     assert bool((run.fields[run.log_weights > -math.inf][:, 0] > 0).all())
     assert run.betas[1] > 0.01
 
 
-def test_resampling_takes_all_of_a_particle_along(seed: int) -> None:
-    run = _Run(
-        TemperedTarget(EnergyTarget(CorrelatedGaussian.energy, (4,)), 0.0),
-        groups=4,
-        moves=1,
-        num_steps=1,
-        step_size=0.1,
-        target_acceptance=0.8,
-        resample_below=0.9,
-        next_beta=lambda log_ratio, weights, beta: 1.0,
-        generator=torch.Generator().manual_seed(seed),
-    )
-    run.start(40)
-    before, first = run.positions, run.positions[:10].clone()
-    run.log_weights = 3.0 * torch.randn(40)
-    run.log_weights[:10] = 0.0  # a good group stays as it is
-    sums = run.log_weights.view(4, 10).logsumexp(-1)
-    run._resample()
-    assert run.resampled == [0.75]
-    assert len(run.positions.unique(dim=0)) < len(before)
-    assert torch.equal(run.positions[:10], first)
-    for group in range(4):  # copies of the own group's
-        rows = slice(10 * group, 10 * group + 10)
-        assert bool((run.positions[rows, None] == before[rows]).all(-1).any(-1).all())
-    torch.testing.assert_close(run.log_weights.view(4, 10).logsumexp(-1), sums)
-    carried = run.energy, run.gradient, run.base, run.base_gradient
-    for old, new in zip(carried, run.tempered.both(run.positions), strict=True):
-        torch.testing.assert_close(old, new)
+def test_only_poor_groups_are_resampled_and_keep_their_mean_weight(seed: int) -> None:
+    weights = 3.0 * torch.randn(4, 10)
+    weights[0], weights[3] = 0.0, -math.inf  # even weights, and none at all
+    rows, new, poor = resample(weights, 0.9, torch.Generator().manual_seed(seed))
+    assert poor.tolist() == [False, True, True, False]
+    assert torch.equal(rows[~poor], torch.arange(40).view(4, 10)[~poor])
+    assert torch.equal(rows // 10, torch.arange(4)[:, None].expand(4, 10))  # copies of its own
+    assert len(rows[poor].unique()) < 20
+    torch.testing.assert_close(new.logsumexp(-1), weights.logsumexp(-1))
+    assert bool((new[poor] == new[poor][:, :1]).all())
 
 
 def test_next_beta_leaves_the_conditional_ess() -> None:
@@ -243,13 +211,9 @@ def test_resampling_leaves_out_what_has_no_weight() -> None:
 
 BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"num_particles": 1}, ValueError, "num_particles is 1; accepted"),
-    ({"num_particles": 100}, ValueError, "num_particles is 100; accepted: a multiple of groups"),
-    ({"groups": 1}, ValueError, "groups is 1; accepted"),
-    ({"groups": 2.0}, TypeError, r"groups is 2\.0; accepted"),
-    ({"moves": -1}, ValueError, "moves is -1; accepted"),
+    ({"num_particles": 100}, ValueError, "num_particles is 100; accepted: a multiple of 16"),
+    ({"num_particles": 32.0}, TypeError, r"num_particles is 32\.0; accepted"),
     ({"num_steps": 0}, ValueError, "num_steps is 0; accepted"),
-    ({"step_size": 0.0}, ValueError, r"step_size is 0\.0; accepted"),
-    ({"target_acceptance": 1.0}, ValueError, r"target_acceptance is 1\.0; accepted"),
     ({"conditional_ess": 1.0}, ValueError, r"conditional_ess is 1\.0; accepted"),
     ({"resample_below": 1.1}, ValueError, r"resample_below is 1\.1; accepted"),
     ({"betas": (0.0, 0.5)}, ValueError, r"betas is \(0\.0, 0\.5\); accepted"),
@@ -267,17 +231,23 @@ def test_bad_arguments(options: dict[str, Any], error: type[Exception], match: s
         gaussian(**options)
 
 
-def test_bad_targets() -> None:
+@pytest.mark.parametrize(
+    ("energy", "match"),
+    [
+        (lambda x: x.sum(-1) * math.nan, "the energy of 32 of 32 starts is NaN or minus inf"),
+        (lambda x: x.sum(-1) - math.inf, "the energy of 32 of 32 starts is NaN or minus inf"),
+        (lambda x: x.sum(-1) + math.inf, "minus infinity, of 32 infinite; accepted"),
+        (lambda x: x, "energy returned"),
+    ],
+)
+def test_bad_energies(energy: Any, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        anneal(EnergyTarget(energy, (2,)), num_particles=32, progress=False)
+
+
+def test_flow_of_another_shape() -> None:
     with pytest.raises(ValueError, match=r"flow has shape \(2, 4\), the field \(2, 2\)"):
         anneal(IsingDual((2, 2)), hierarchical_flow((2, 4)))
-    with pytest.raises(ValueError, match="the energy of 32 of 32 starts is NaN; accepted"):
-        anneal(lambda x: x.sum(-1) * math.nan, shape=(2,), num_particles=32, progress=False)
-    with pytest.raises(ValueError, match="the energy of 32 of 32 starts is minus infinity"):
-        anneal(lambda x: x.sum(-1) - math.inf, shape=(2,), num_particles=32, progress=False)
-    with pytest.raises(ValueError, match="the energy of all 32 starts is infinite"):
-        anneal(lambda x: x.sum(-1) + math.inf, shape=(2,), num_particles=32, progress=False)
-    with pytest.raises(ValueError, match="energy returned"):
-        anneal(lambda x: x, shape=(2,), num_particles=32, progress=False)
 
 
 def covers(runs: list[Annealing], exact: float, bias: float = 0.0) -> None:
@@ -295,23 +265,15 @@ def covers(runs: list[Annealing], exact: float, bias: float = 0.0) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("resample_below", [0.0, 0.5, 1.0])
-def test_error_bars_cover_and_z_is_unbiased(resample_below: float) -> None:
-    runs = [
-        gaussian(betas=BETAS, resample_below=resample_below, num_particles=512, seed=seed)
-        for seed in range(200)
-    ]
-    covers(runs, CorrelatedGaussian.exact)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("resample_below", [0.0, 0.5])
-def test_error_bars_cover_with_adaptive_temperatures(resample_below: float) -> None:
-    runs = [
-        gaussian(conditional_ess=0.9, resample_below=resample_below, num_particles=512, seed=seed)
-        for seed in range(200)
-    ]
-    covers(runs, CorrelatedGaussian.exact, bias=0.25)
+@pytest.mark.parametrize(
+    ("betas", "resample_below"),
+    [(BETAS, 0.0), (BETAS, 0.5), (BETAS, 1.0), (None, 0.0), (None, 0.5)],
+)
+def test_error_bars_cover_and_z_is_unbiased(betas: Any, resample_below: float) -> None:
+    """But for the bias of adaptive temperatures."""
+    options: dict[str, Any] = {"betas": betas, "conditional_ess": 0.9, "num_particles": 512}
+    runs = [gaussian(resample_below=resample_below, seed=seed, **options) for seed in range(200)]
+    covers(runs, CorrelatedGaussian.exact, bias=0.0 if betas else 0.25)
 
 
 @pytest.mark.slow
@@ -327,15 +289,8 @@ def test_error_bars_cover_with_a_flow() -> None:
 
 
 def test_warns_of_few_effective_particles(seed: int) -> None:
-    """Without moves or resampling, far from the start, a few weights are all there is."""
+    """In one step, far from the start and without resampling, a few weights are all there is."""
+    target = EnergyTarget(lambda x: 50.0 * (x - 2.0).square().sum(-1), (4,))
+    options: dict[str, Any] = {"betas": (0.0, 1.0), "resample_below": 0.0, "progress": False}
     with pytest.warns(UserWarning, match="the annealed estimate rests on"):
-        anneal(
-            lambda x: 50.0 * (x - 2.0).square().sum(-1),
-            shape=(4,),
-            num_particles=64,
-            moves=0,
-            resample_below=0.0,
-            betas=(0.0, 1.0),
-            seed=seed,
-            progress=False,
-        )
+        anneal(target, num_particles=64, seed=seed, **options)

@@ -162,16 +162,10 @@ BAD: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     (model, {"model_args": None}, TypeError, "model_args, do not fit the model"),
     (model, {"model_args": DATA}, TypeError, "model_args is a Tensor; accepted: a sequence"),
     (model, {"model_args": 3}, TypeError, "model_args is a int; accepted: a sequence"),
-    (one_number, {"shape": (2,)}, TypeError, "model_args .*, and target is a function; accepted"),
     (EnergyTarget(one_number, (2,)), {}, TypeError, "and target is a EnergyTarget; accepted: a P"),
     (FreeField((2, 2), mass=1.0), {}, TypeError, "and target is a FreeField; accepted: a Pyro"),
     (model, {"flow": hierarchical_flow((3, 2))}, ValueError, "flow is for a potential or energy"),
-    (
-        model,
-        {"flow": AutoDiagonalNormal(model)},
-        TypeError,
-        "Normal, a guide; accepted",
-    ),
+    (model, {"flow": AutoDiagonalNormal(model)}, TypeError, "Normal, a guide; accepted"),
     (3.0, {}, TypeError, "target is a float; accepted"),
 ]
 
@@ -184,16 +178,7 @@ def test_bad_arguments(
         small(target, **options)
 
 
-def test_bad_models() -> None:
-    def subsampled() -> None:
-        x = pyro.sample("x", dist.Normal(0.0, 1.0))
-        with pyro.plate("data", 6, subsample_size=2):
-            pyro.sample("y", dist.Normal(x, 1.0), obs=torch.zeros(2))
-
-    with pytest.raises(ValueError, match=r"model has subsampled plates 'data' \(2 of 6\)"):
-        small(subsampled, model_args=())
-    with pytest.raises(ValueError, match="no continuous latent site"):
-        small(lambda: None, model_args=())
+def test_fields_of_several_sites() -> None:
     with pytest.raises(ValueError, match=r"fields of the sites \['field', 'scale'\]; accepted"):
         _ = small(betas=BETAS).fields
 

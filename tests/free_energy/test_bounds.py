@@ -116,11 +116,11 @@ def test_bad_arguments(options: dict[str, Any], error: type[Exception], match: s
 
 def test_bad_energies() -> None:
     reference = torch.randn(10, SITES)
-    with pytest.raises(ValueError, match="10 of 10 log-weights are NaN"):
+    with pytest.raises(ValueError, match="10 of 10 log-weights of the reference are NaN"):
         bounds(lambda x: energy(x) * math.nan, proposal(), 10, reference=reference)
     with pytest.raises(ValueError, match=r"energy has shape \(10, 4\) for 10 fields"):
         bounds(lambda x: x, proposal(), 10, reference=reference)
-    with pytest.raises(ValueError, match="20 of 20 log-weights are infinite"):
+    with pytest.raises(ValueError, match="log_weights has 20 of 20 entries that are NaN or plus"):
         bounds(lambda x: energy(x) - math.inf, proposal(), 20, reference=reference)
 
 

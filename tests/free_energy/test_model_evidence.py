@@ -25,6 +25,7 @@ from torch import Tensor
 from pyro_neuralrg import AutoHierarchicalFlow, FlowGuide
 from pyro_neuralrg.free_energy import estimate
 from pyro_neuralrg.potentials import FreeField
+from pyro_neuralrg.transforms import hierarchical_flow
 from tests.infer.solvable_model import (
     DATA,
     NOISE,
@@ -118,14 +119,6 @@ def test_a_flow_guide_with_a_model_rather_than_an_energy(target: Any, flow: Any)
     assert found.importance == pytest.approx(-target.log_partition())
 
 
-def test_refuses_points() -> None:
-    for kind in (AutoDelta, AutoLaplaceApproximation):
-        guide = kind(model)
-        guide(DATA)
-        with pytest.raises(TypeError, match=f"guide is an {kind.__name__}, a point; accepted"):
-            estimate(model, guide, 10, model_args=(DATA,))
-
-
 def test_refuses_points_of_single_sites() -> None:
     def two() -> None:
         pyro.sample("s", dist.Normal(0.0, 1.0))
@@ -162,21 +155,33 @@ def test_refuses_other_sites() -> None:
 
     with pytest.raises(ValueError, match=r"model has the latent sites \{'level': .* accepted"):
         estimate(other, exact_guide(), 10, model_args=(DATA,))
-    loop = AutoNormal(model)
-    loop(DATA)
+    loop = prepared(AutoNormal)
     with pytest.raises(ValueError, match=r"model has the latent sites \['field', 'level', 'scale'"):
         estimate(other, loop, 10, model_args=(DATA,))
 
 
-def test_refuses_guides_without_parameters_and_what_is_none(flow: Any) -> None:
-    with pytest.raises(ValueError, match="has not seen its model yet; accepted"):
-        estimate(model, AutoIAFNormal(model), 10, model_args=(DATA,))
-    with pytest.raises(TypeError, match="q is a ScaleFlow; accepted: a guide of the model"):
-        estimate(model, flow, 10, model_args=(DATA,))
-    with pytest.raises(TypeError, match="target is a str; accepted: a Pyro model"):
-        estimate("model", exact_guide(), 10)
-    with pytest.raises(ValueError, match="num_samples is 0; accepted"):
-        estimate(model, exact_guide(), 0, model_args=(DATA,))
-    for bare in (DATA, "data", 3):
-        with pytest.raises(TypeError, match=f"model_args is a {type(bare).__name__}; accepted: a"):
-            estimate(model, exact_guide(), 10, model_args=bare)
+def prepared(kind: Any) -> Any:
+    guide = kind(model)
+    guide(DATA)
+    return guide
+
+
+BAD: list[tuple[Any, Any, dict[str, Any], type[Exception], str]] = [
+    (model, lambda: prepared(AutoDelta), {}, TypeError, "guide is an AutoDelta, a point; acc"),
+    (model, lambda: prepared(AutoLaplaceApproximation), {}, TypeError, "ation, a point; accepted"),
+    (model, lambda: AutoIAFNormal(model), {}, ValueError, r"and the guide \{\}; accepted"),
+    (model, lambda: hierarchical_flow((3, 2)), {}, TypeError, "q is a Hier.*; accepted: a guide o"),
+    ("model", exact_guide, {}, TypeError, "target is a str; accepted: a Pyro model"),
+    (model, exact_guide, {"num_samples": 0}, ValueError, "num_samples is 0; accepted"),
+    (model, exact_guide, {"model_args": DATA}, TypeError, "model_args is a Tensor; accepted: a"),
+    (model, exact_guide, {"model_args": "data"}, TypeError, "model_args is a str; accepted: a"),
+    (model, exact_guide, {"model_args": 3}, TypeError, "model_args is a int; accepted: a"),
+]
+
+
+@pytest.mark.parametrize(("target", "guide", "options", "error", "match"), BAD)
+def test_bad_arguments(
+    target: Any, guide: Any, options: dict[str, Any], error: type[Exception], match: str
+) -> None:
+    with pytest.raises(error, match=match):
+        estimate(target, guide(), **({"num_samples": 10, "model_args": (DATA,)} | options))

@@ -54,6 +54,9 @@ def test_mixture_of_energies_and_its_gradient(make: Any, beta: float, seed: int)
     base = TemperedTarget(whole, 0.0).energy(y)
     torch.testing.assert_close(energy, beta * whole.energy(y) + (1 - beta) * base)
     step = 1e-5 * torch.randn_like(y)
+    for name, value in target.physical(y).items():  # in batches
+        torch.testing.assert_close(value, whole.physical(y)[name])
+    assert target.modules() == whole.modules()
     change = target.energy(y + step) - target.energy(y - step)
     torch.testing.assert_close(change, 2 * (gradient * step).sum(-1), rtol=1e-5, atol=1e-9)
 
@@ -91,33 +94,3 @@ def test_infinite_energies_are_none_at_the_start() -> None:
     y = torch.tensor([[-1.0, 0.0]])
     assert math.isfinite(float(TemperedTarget(target, 0.0).energy(y)))
     assert float(TemperedTarget(target, 0.1).energy(y)) == math.inf
-
-
-def test_physical_sites_and_latents() -> None:
-    whole = latent()
-    target = TemperedTarget(whole, 0.5, batch_size=2)
-    y = target.initial(5, torch.Generator().manual_seed(0))
-    torch.testing.assert_close(target.physical(y)["x"], whole.physical(y)["x"])
-    assert target.latent(y)["x_latent"].shape == (5, 4, 4)
-    assert target.modules() == [whole.flow]
-
-
-def test_same_as() -> None:
-    whole = EnergyTarget(stiff, (2,))
-    half = TemperedTarget(whole, 0.5)
-    assert half.same_as(TemperedTarget(EnergyTarget(stiff, (2,)), 0.5))
-    assert not half.same_as(half.at(0.6))
-    assert not half.same_as(whole)
-    assert not half.same_as(TemperedTarget(EnergyTarget(stiff, (3,)), 0.5))
-
-
-def test_bad_arguments() -> None:
-    whole = EnergyTarget(stiff, (2,))
-    with pytest.raises(ValueError, match=r"beta is 1\.5; accepted"):
-        TemperedTarget(whole, 1.5)
-    with pytest.raises(ValueError, match="batch_size is 0; accepted"):
-        TemperedTarget(whole, 0.5, 0)
-    with pytest.raises(ValueError, match="target is a ModelTarget without sites; accepted"):
-        TemperedTarget(ModelTarget(IsingDual((2, 2)).model), 0.5)
-    with pytest.raises(TypeError, match="target is a function; accepted: a Target"):
-        TemperedTarget(stiff, 0.5)  # type: ignore[arg-type]

@@ -17,17 +17,14 @@ from pyro_neuralrg.statistics import jackknife
 from tests.statistics.processes import autoregressive
 
 
-def test_a_mean_and_its_error_are_the_usual_ones() -> None:
-    values = autoregressive(0.0, 40, 1)
+def test_means_and_variances_are_the_usual_ones() -> None:
+    values = torch.from_numpy(autoregressive(0.0, 40, 1))
     found = jackknife(lambda mean: 3 * mean, values)
-    assert found.value == pytest.approx(3 * values.mean(), rel=1e-12)
-    assert found.standard_error == pytest.approx(3 * values.std(ddof=1) / math.sqrt(40), rel=1e-12)
-
-
-def test_the_variance_of_independent_draws_is_the_unbiased_one() -> None:
-    values = torch.from_numpy(autoregressive(0.0, 50, 1))
-    found = jackknife(lambda mean, square: square - mean**2, values, values.square())
-    assert found.value == pytest.approx(float(values.var()), rel=1e-12)
+    assert found.value == pytest.approx(3 * float(values.mean()), rel=1e-12)
+    error = 3 * float(values.std()) / math.sqrt(40)
+    assert found.standard_error == pytest.approx(error, rel=1e-12)
+    variance = jackknife(lambda mean, square: square - mean**2, values, values.square())
+    assert variance.value == pytest.approx(float(values.var()), rel=1e-12)
 
 
 def test_blocks_of_unequal_length_weigh_as_their_draws() -> None:
@@ -68,15 +65,12 @@ def test_blocks_are_long_against_the_correlations() -> None:
     assert 0.6 * exact < chosen < 1.5 * exact
 
 
-def test_a_constant_has_no_error() -> None:
+def test_constants_and_functions_that_are_not_known() -> None:
     found = jackknife(lambda mean: mean**2, np.full((3, 100), 0.5))
     assert found == pytest.approx((0.25, 0.0), abs=1e-14)
-
-
-def test_what_the_function_cannot_tell_is_nan() -> None:
-    found = jackknife(lambda mean: math.nan, np.ones((40, 3)))
-    assert math.isnan(found.value)
-    assert math.isnan(found.standard_error)
+    unknown = jackknife(lambda mean: math.nan, np.ones((40, 3)))
+    assert math.isnan(unknown.value)
+    assert math.isnan(unknown.standard_error)
 
 
 def test_few_blocks_warn() -> None:

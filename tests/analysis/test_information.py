@@ -11,8 +11,18 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_neuralrg.analysis import Bins, Neighbours, by_distance, by_scale, mutual_information
+from pyro_neuralrg.analysis import (
+    Bins,
+    Neighbours,
+    by_distance,
+    by_scale,
+    gaussian_mutual_information,
+    mutual_information,
+    variables_of_scale,
+)
 from pyro_neuralrg.transforms import hierarchical_flow
+from pyro_neuralrg.transforms.scales import blocks_of_scale
+from tests.analysis.linear import any_matrix, jacobian, linear_flow, orthogonal
 
 
 def correlated_pairs(pairs: int, size: int, correlation: float) -> torch.Tensor:
@@ -35,14 +45,6 @@ def test_gaussians_by_neighbours() -> None:
     assert torch.equal(found.values.nan_to_num(7), found.values.T.nan_to_num(7))
     assert found.values.diagonal().isnan().all()
     assert found.num_samples == 2000
-
-
-def test_units_and_monotone_maps_do_not_matter() -> None:
-    x = correlated_pairs(2, 300, 0.7)
-    plain = mutual_information(x, shuffles=20).values
-    stretched = torch.stack([x[:, 0].exp(), 1e6 * x[:, 1], x[:, 2] ** 3, x[:, 3]], 1)
-    mapped = mutual_information(stretched, shuffles=20).values
-    torch.testing.assert_close(plain, mapped, equal_nan=True)
 
 
 @pytest.mark.parametrize("estimator", [Neighbours(3), Bins(4)])
@@ -119,13 +121,13 @@ def test_equal_values_are_ordered_at_random() -> None:
     assert found.values.nan_to_num(0).abs().max() < 0.1
 
 
-def test_same_seed_same_figures() -> None:
+def test_same_seed_same_figures_whatever_the_units() -> None:
     x = torch.randn(100, 2, 2)
     first, second = (mutual_information(x, shuffles=10, seed=3) for _ in range(2))
     assert torch.equal(first.parts, second.parts)
     assert first.bias != mutual_information(x, shuffles=10, seed=4).bias
-    array = mutual_information(x.numpy().astype(np.float32), shuffles=10, seed=3)
-    assert torch.equal(first.parts, array.parts)
+    for mapped in (x.numpy().astype(np.float32), x.exp(), 1e6 * x**3):
+        assert torch.equal(mutual_information(mapped, shuffles=10, seed=3).parts, first.parts)
 
 
 def ring(size: int, sites: int = 6) -> torch.Tensor:
@@ -168,30 +170,7 @@ def test_by_scale() -> None:
 
 def test_groups_of_other_pairs() -> None:
     found = mutual_information(torch.randn(100, 3), shuffles=10)
-    none = found.grouped(torch.full((3, 3), -1))
-    assert none.values.shape == (0,)
-    for labels in (torch.zeros(2, 2, dtype=torch.long), torch.zeros(3, 3)):
-        with pytest.raises(ValueError, match=r"accepted: integers of shape \(3, 3\)"):
-            found.grouped(labels)
-
-
-@pytest.mark.parametrize(
-    ("samples", "message"),
-    [
-        (torch.randn(100), r"samples has shape \(100,\)"),
-        (torch.randn(100, 1), r"at least 2 variables|of at least 2 variables"),
-        (torch.randn(5, 3), "at least 64 samples"),
-        (torch.full((100, 2), torch.nan), "samples has 200 entries that are not finite"),
-        (torch.tensor([[0.0, torch.inf]] * 100), "samples has 100 entries that are not finite"),
-        (
-            torch.stack([torch.arange(100.0), torch.ones(100)], 1),
-            "1 constant variables, .* index 1",
-        ),
-    ],
-)
-def test_bad_samples(samples, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        mutual_information(samples)
+    assert found.grouped(torch.full((3, 3), -1)).values.shape == (0,)
 
 
 def test_fewer_samples_than_neighbours() -> None:
@@ -201,25 +180,63 @@ def test_fewer_samples_than_neighbours() -> None:
         mutual_information(torch.randn(150, 2), estimator=Bins(16))
 
 
-def test_other_bad_arguments() -> None:
-    x = torch.randn(100, 4)
-    with pytest.raises(TypeError, match="samples is a str"):
-        mutual_information("x")
-    with pytest.raises(TypeError, match="samples is complex"):
-        mutual_information(x + 1j)
-    with pytest.raises(TypeError, match="estimator is 'bins'"):
-        mutual_information(x, estimator="bins")
-    with pytest.raises(ValueError, match="shuffles is 1; accepted: an integer >= 2"):
-        mutual_information(x, shuffles=1)
-    with pytest.raises(ValueError, match="seed is -1"):
-        mutual_information(x, seed=-1)
-    found = mutual_information(x, shuffles=5)
-    with pytest.raises(ValueError, match="information is of 4 variables; accepted: 6"):
-        by_distance(found, (2, 3))
-    with pytest.raises(ValueError, match="information is of 4 variables; accepted: 9"):
-        by_scale(found, hierarchical_flow((3, 3)))
-    with pytest.raises(TypeError, match="accepted: a HierarchicalFlow"):
-        by_scale(found, None)
+def random_covariance(size: int) -> torch.Tensor:
+    root = torch.randn(size, size)
+    return root @ root.T + 0.1 * torch.eye(size)
+
+
+def test_gaussian_groups() -> None:
+    """Two variables, the chain rule, and independent groups."""
+    pair = torch.tensor([[4.0, 1.2], [1.2, 1.0]])
+    assert gaussian_mutual_information(pair, [0], [1]) == pytest.approx(-0.5 * math.log(1 - 0.36))
+    c = random_covariance(6)
+    assert gaussian_mutual_information(c, [0, 3], [1, 2]) == pytest.approx(
+        gaussian_mutual_information(c, [2, 1], [3, 0])
+    )
+    # I(A : BC) = I(A : B) + I(AB : C) - I(B : C)
+    chain = (
+        gaussian_mutual_information(c, [0], [1])
+        + gaussian_mutual_information(c, [0, 1], [2])
+        - gaussian_mutual_information(c, [1], [2])
+    )
+    assert gaussian_mutual_information(c, [0], [1, 2]) == pytest.approx(chain)
+    covariance = torch.block_diag(random_covariance(2), random_covariance(3))
+    assert gaussian_mutual_information(covariance, [0, 1], [2, 3, 4]) == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("block", [orthogonal, any_matrix])
+def test_a_tree_hands_mutual_information_on_to_the_kept_variables(block) -> None:
+    """Eq. 2: I(A : B) = I(R_A z_A : R_B z_B) = I(R_A : R_B), at every scale of a tree."""
+    flow = linear_flow((4, 8), block)
+    if block is orthogonal:  # else the field is white noise
+        for parameter in flow.buffers():
+            parameter.mul_(torch.linspace(0.5, 2.0, parameter.shape[-1]))
+    matrix = jacobian(flow)
+    field = matrix @ matrix.T
+    owner = blocks_of_scale(flow.circuit, 2).flatten()
+    a, b = (owner == 0).nonzero().flatten(), (owner == 1).nonzero().flatten()
+    exact = gaussian_mutual_information(field, a, b)
+    assert exact > 0.01
+    for scale in (1, 2):
+        to_u = torch.linalg.inv(jacobian(flow.up_to_scale(scale)))
+        after = to_u @ field @ to_u.T
+        assert gaussian_mutual_information(after, a, b) == pytest.approx(exact)
+        kept = variables_of_scale(flow, scale)
+        r_a, r_b = kept[torch.isin(kept, a)], kept[torch.isin(kept, b)]
+        assert len(r_a) == len(r_b) == 4 ** (2 - scale)
+        assert gaussian_mutual_information(after, r_a, r_b) == pytest.approx(exact)
+
+
+def test_latents_that_know_of_others_break_the_identity() -> None:
+    """The second half of Eq. 2 needs independent latents: of another field they are not."""
+    flow = linear_flow((2, 4), any_matrix)
+    field = random_covariance(8)
+    part = torch.linalg.inv(jacobian(flow.up_to_scale(1)))
+    after = part @ field @ part.T
+    a, b = [0, 1, 4, 5], [2, 3, 6, 7]
+    exact = gaussian_mutual_information(field, a, b)
+    assert gaussian_mutual_information(after, a, b) == pytest.approx(exact)
+    assert gaussian_mutual_information(after, [0], [2]) < 0.9 * exact
 
 
 @pytest.mark.slow

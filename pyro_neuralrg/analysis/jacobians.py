@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""To which pattern of the field a latent variable responds, and how much that varies."""
+"""Jacobians of a flow: patterns of the field that its latents respond to and write."""
 
 from __future__ import annotations
 
@@ -12,22 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.analysis.scales import check_fields, check_flow, check_tensor, latents_of_scale
+from pyro_neuralrg.analysis.scales import (
+    check_fields,
+    check_hierarchical,
+    check_indices,
+    check_tensor,
+    latents_of_scale,
+)
 from pyro_neuralrg.arguments import check_integer
 from pyro_neuralrg.transforms import HierarchicalFlow
 from pyro_neuralrg.transforms.scales import number_of_scales
 
-__all__ = [
-    "Overlap",
-    "Response",
-    "overlap",
-    "responses",
-    "responses_by_scale",
-    "written_patterns",
-]
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Response:
     r"""Mean and variation of :math:`\partial z_i / \partial x` (paper Fig. 4a), or the reverse.
 
@@ -46,6 +43,9 @@ class Response:
     spread: Tensor
     num_samples: int
 
+    def __repr__(self) -> str:
+        return f"Response({len(self.variables)} latents, {self.num_samples} fields)"
+
     @property
     def nonlinearity(self) -> Tensor:
         """The share of each variable's squared response that varies: 0 if linear; shape (n,)."""
@@ -60,7 +60,7 @@ def responses(
     *,
     batch_size: int = 256,
 ) -> Response:
-    r"""How latents answer to the field, :math:`E_x[\partial z_i / \partial x]` (paper Fig. 4a).
+    r"""Responses of latents to the field, :math:`E_x[\partial z_i / \partial x]` (paper Fig. 4a).
 
     Of a linear flow these are its wavelets, whatever x. One reverse pass per variable and batch:
     never dearer than forward passes, one per site.
@@ -72,8 +72,7 @@ def responses(
         batch_size: fields in memory at a time.
 
     Raises:
-        TypeError: if ``flow`` is no HierarchicalFlow or an argument has the wrong type.
-        ValueError: if x does not fit the flow, is empty or not finite, or there is no such latent.
+        TypeError, ValueError: naming the argument.
 
     Example:
         >>> from pyro_neuralrg import hierarchical_flow
@@ -93,11 +92,11 @@ def written_patterns(
     *,
     batch_size: int = 256,
 ) -> Response:
-    r"""What latents write into the field, :math:`E_z[\partial x / \partial z_i]`.
+    r"""Patterns that latents write into the field, :math:`E_z[\partial x / \partial z_i]`.
 
-    The other half of a pair: of an orthogonal flow the same as :func:`responses`, of any other
-    linear one its dual basis. A latent may answer to a single site and yet write a broad pattern,
-    as one site of a smooth field tells of all around it. One pass per variable and batch.
+    Of an orthogonal flow the same as :func:`responses`, of any other linear one its dual basis. A
+    latent may answer to a single site and yet write a broad pattern. One pass per variable and
+    batch.
 
     Args:
         flow: a HierarchicalFlow.
@@ -106,8 +105,7 @@ def written_patterns(
         batch_size: fields in memory at a time.
 
     Raises:
-        TypeError: if ``flow`` is no HierarchicalFlow or an argument has the wrong type.
-        ValueError: if z does not fit the flow, is empty or not finite, or there is no such latent.
+        TypeError, ValueError: naming the argument.
 
     Example:
         >>> from pyro_neuralrg import hierarchical_flow
@@ -130,7 +128,7 @@ def responses_by_scale(
         batch_size: fields in memory at a time.
 
     Raises:
-        TypeError, ValueError: as :func:`responses`, or if ``most`` is below 1.
+        TypeError, ValueError: naming the argument.
 
     Example:
         >>> from pyro_neuralrg import hierarchical_flow
@@ -138,7 +136,7 @@ def responses_by_scale(
         >>> [len(response.variables) for response in found.values()]
         [2, 2, 1]
     """
-    check_flow(flow)
+    check_hierarchical(flow)
     count = None if most is None else check_integer("most", most, 1)
     members = {k: latents_of_scale(flow, k) for k in range(number_of_scales(flow.circuit) + 1)}
     return {
@@ -150,14 +148,14 @@ def responses_by_scale(
 
 @dataclass(frozen=True)
 class Overlap:
-    """How alike n responses and n orthonormal patterns are: cosines of angles.
+    """Cosines of the angles between n responses and n orthonormal patterns.
 
     Attributes:
         cosines: of every response (row) with every pattern (column), shape ``(n, n)``.
         rotation: the orthogonal Q that takes the responses R closest to the patterns, as Q R.
         rotated: the same cosines after the rotation.
-        subspace: cosines of the principal angles between what the responses and the patterns span,
-            descending, shape ``(n,)``: all 1 if other latents play no part.
+        subspace: cosines of the principal angles between the spaces that responses and patterns
+            span, descending, shape ``(n,)``: all 1 if other latents play no part.
     """
 
     cosines: Tensor
@@ -189,9 +187,7 @@ def overlap(response: Response | Tensor, patterns: Tensor) -> Overlap:
         patterns: orthonormal, shape ``(n,) + shape``, for example from ``block_wavelets``.
 
     Raises:
-        TypeError: if one is no floating tensor.
-        ValueError: if shapes differ, an entry is not finite, a response vanishes, or the patterns
-            are not orthonormal.
+        TypeError, ValueError: naming the argument.
 
     References:
         P. H. Schoenemann, A generalized solution of the orthogonal Procrustes problem,
@@ -238,8 +234,8 @@ def _averaged(
     variables: Any,
     batch_size: int,
 ) -> Response:
-    """Mean and variation of what ``derivative`` gives for each variable."""
-    chosen = _check_variables(flow, variables)
+    """Mean and variation of the derivative of each variable."""
+    chosen = tuple(check_indices("variables", variables, math.prod(flow.shape)))
     batch_size = check_integer("batch_size", batch_size, 1)
     number = len(fields)
     total = square = origin = torch.zeros(())
@@ -258,38 +254,27 @@ def _averaged(
 
 def _answers(flow: HierarchicalFlow, x: Tensor, variables: Sequence[int]) -> Iterator[Tensor]:
     """dz_i/dx of each field, for each variable."""
-    last = len(variables) - 1
     with torch.enable_grad():
         x = x.requires_grad_()
         z = flow.inverse_and_ladj(x)[0].flatten(1)
-    for index, variable in enumerate(variables):
-        # fields do not affect one another: the gradient of the sum holds those of all
-        (slope,) = torch.autograd.grad(z[:, variable].sum(), x, retain_graph=index < last)
-        yield slope
+    return _gradients(z, x, variables)
 
 
 def _patterns(flow: HierarchicalFlow, z: Tensor, variables: Sequence[int]) -> Iterator[Tensor]:
     """dx/dz_i of each field, for each variable: the slope of a gradient in its cotangent."""
-    last = len(variables) - 1
     with torch.enable_grad():
         z = z.requires_grad_()
         x = flow.forward_and_ladj(z)[0]
         cotangent = torch.zeros_like(x, requires_grad=True)
         (pulled,) = torch.autograd.grad(x, z, cotangent, create_graph=True)
-        pulled = pulled.flatten(1)
+    return _gradients(pulled.flatten(1), cotangent, variables)
+
+
+def _gradients(values: Tensor, at: Tensor, variables: Sequence[int]) -> Iterator[Tensor]:
+    """Gradients of each field's values; as fields do not meet, those of the sum over fields."""
     for index, variable in enumerate(variables):
-        (slope,) = torch.autograd.grad(
-            pulled[:, variable].sum(), cotangent, retain_graph=index < last
-        )
+        keep = index < len(variables) - 1
+        with torch.enable_grad():
+            total = values[:, variable].sum()
+        (slope,) = torch.autograd.grad(total, at, retain_graph=keep)
         yield slope
-
-
-def _check_variables(flow: HierarchicalFlow, variables: Any) -> tuple[int, ...]:
-    given = variables.tolist() if isinstance(variables, Tensor) else variables
-    sites = math.prod(flow.shape)
-    if not isinstance(given, Sequence) or isinstance(given, str | bytes):
-        raise TypeError(f"variables is {variables!r}; accepted: flat indices of latents")
-    if not given:
-        raise ValueError("variables is empty; accepted: at least one flat index of a latent")
-    accepted = f"flat indices of latents, integers from 0 to {sites - 1}"
-    return tuple(check_integer("variables", v, 0, sites - 1, accepted) for v in given)

@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""The mutual information of all pairs of variables, without bias and with errors.
+"""Mutual information of all pairs of variables, with errors; of Gaussian groups, exact.
 
 Paper Fig. 4(b), (c): a renormalization group has disentangled the field if its latents know little
 of each other.
@@ -9,7 +9,8 @@ of each other.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,27 +19,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_neuralrg.analysis.estimators import Estimator, Neighbours
-from pyro_neuralrg.analysis.scales import scale_of_latents
-from pyro_neuralrg.arguments import LARGEST_SEED, check_integer
+from pyro_neuralrg.analysis.scales import check_indices, check_tensor, scale_of_latents
+from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, check_type
 from pyro_neuralrg.lattice import check_boundary, check_shape
 from pyro_neuralrg.statistics import Estimate
 from pyro_neuralrg.transforms import HierarchicalFlow
 
-__all__ = [
-    "GroupedInformation",
-    "MutualInformation",
-    "by_distance",
-    "by_scale",
-    "mutual_information",
-]
-
-BLOCKS = 32
-"""Of samples, from whose scatter the errors come: known to 13 %."""
+NUM_PARTS = 32
+"""Parts of the samples, from whose scatter the errors come: known to 13 %."""
 
 Array = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MutualInformation:
     """The mutual information of every pair of variables, in nats.
 
@@ -46,8 +39,8 @@ class MutualInformation:
         values: shape ``(variables, variables)``, symmetric, bias removed, so that values near zero
             may be negative; NaN on the diagonal.
         standard_error: of the values, same shape, without that of the bias.
-        bias: what shuffled pairs give on average and is subtracted, with its standard error: an
-            error that all pairs share.
+        bias: the mean of shuffled pairs, which is subtracted, with its standard error: an error
+            that all pairs share.
         num_samples: independent or successive samples.
         parts: the values from each of some blocks of samples, shape ``(blocks, pairs)``, pairs i <
             j in the order of ``torch.triu_indices``; any sum of pairs takes its error from them.
@@ -59,45 +52,44 @@ class MutualInformation:
     standard_error: Tensor
     bias: Estimate
     num_samples: int
-    parts: Tensor = field(repr=False)
+    parts: Tensor
     noise: float
+
+    def __repr__(self) -> str:
+        return f"MutualInformation({len(self.values)} variables, {self.num_samples} samples)"
 
     def total(self) -> Estimate:
         """The sum over all pairs i < j, in nats, with the error of the bias."""
-        everywhere = torch.zeros(len(self.values), len(self.values), dtype=torch.long)
-        found = self.grouped(everywhere)
+        found = self.grouped(torch.zeros_like(self.values, dtype=torch.long))
         number = int(found.pairs[0])
         return Estimate(number * float(found.values[0]), number * float(found.standard_error[0]))
 
-    def grouped(self, labels: Tensor) -> GroupedInformation:
+    def grouped(self, labels: Tensor, groups: int | None = None) -> GroupedInformation:
         """Means over groups of pairs.
 
         Args:
             labels: a group 0, 1, ... of each pair, integers of shape ``(variables, variables)``,
                 read where i < j; negative: of no group.
+            groups: number of groups; None for as many as the labels name.
 
         Raises:
-            TypeError: if the labels are no tensor.
-            ValueError: if they are of another shape or dtype.
+            TypeError, ValueError: naming the argument.
 
         Example:
             >>> found = mutual_information(torch.randn(200, 3), shuffles=20)
             >>> found.grouped(torch.tensor([[0, 0, 1], [0, 0, 1], [1, 1, 0]])).pairs
             tensor([1, 2])
         """
-        if not isinstance(labels, Tensor):
-            raise TypeError(f"labels is a {type(labels).__name__}; accepted: a tensor of integers")
+        check_type("labels", labels, Tensor, "a tensor of integers")
         if labels.shape != self.values.shape or labels.is_floating_point():
             raise ValueError(
                 f"labels has shape {tuple(labels.shape)} and dtype {labels.dtype}; "
                 f"accepted: integers of shape {tuple(self.values.shape)}"
             )
-        first, second = _pairs(len(self.values))
-        own = labels[first, second]
+        own = labels[tuple(_pairs(len(self.values)))]
         inside = own >= 0
-        groups = int(own.max()) + 1 if bool(inside.any()) else 0
-        pairs = torch.bincount(own[inside], minlength=groups)
-        sums = self.parts.new_zeros(len(self.parts), groups)
+        pairs = torch.bincount(own[inside], minlength=groups or 0)
+        sums = self.parts.new_zeros(len(self.parts), len(pairs))
         sums.index_add_(1, own[inside], self.parts[:, inside])
         means = sums / pairs
         scatter = self.noise * _error_of_mean(means)
@@ -113,7 +105,7 @@ class GroupedInformation:
         values: mean over the pairs of each group, NaN of an empty one.
         standard_error: of the values, with that of the bias.
         pairs: how many there are.
-        positions: what the groups are: distances in sites, from ``by_distance``; or None.
+        positions: of the groups, distances in sites, from ``by_distance``; or None.
     """
 
     values: Tensor
@@ -145,9 +137,7 @@ def mutual_information(
         seed: of the shuffles.
 
     Raises:
-        TypeError: if the samples are no real numbers, the estimator is none or an integer is none.
-        ValueError: if there are too few samples, fewer than two variables, a value that is not
-            finite, or a variable that is constant.
+        TypeError, ValueError: naming the argument.
 
     Example:
         >>> from torch.distributions import MultivariateNormal
@@ -161,19 +151,25 @@ def mutual_information(
         raise TypeError(f"estimator is {method!r}; accepted: Neighbours(), Bins() or the like")
     shuffles = check_integer("shuffles", shuffles, 2)
     rng = np.random.default_rng(check_integer("seed", seed, 0, LARGEST_SEED))
-    columns = _columns(samples, max(method.least_samples, 2 * BLOCKS))
+    columns = _columns(samples, max(method.least_samples, 2 * NUM_PARTS))
     ranks = _ranks(columns, rng)
     bias, noise = _shuffled(ranks, method, shuffles, rng)
     ready = [method.prepare(column) for column in ranks]
     size = columns.shape[1]
-    edges = np.linspace(0, size, BLOCKS + 1).astype(int)
+    edges = np.linspace(0, size, NUM_PARTS + 1).astype(int)
     first, second = _pairs(len(ready))
-    parts = np.empty((BLOCKS, len(first)))
-    weights = BLOCKS * np.diff(edges) / size  # so that the mean of the parts is that of the samples
+    parts = np.empty((NUM_PARTS, len(first)))
+    # the mean of the parts is that of the samples
+    weights = NUM_PARTS * np.diff(edges) / size
     for pair, (i, j) in enumerate(zip(first.tolist(), second.tolist(), strict=True)):
         local = method.contributions(ready[i], ready[j])
         parts[:, pair] = np.add.reduceat(local, edges[:-1]) / np.diff(edges) * weights
-    return _collect(torch.from_numpy(parts - bias.value), len(ready), size, bias, noise)
+    unbiased = torch.from_numpy(parts - bias.value)
+    values = unbiased.new_full((len(ready), len(ready)), torch.nan)
+    error = values.clone()
+    for table, entries in ((values, unbiased.mean(0)), (error, noise * _error_of_mean(unbiased))):
+        table[first, second] = table[second, first] = entries
+    return MutualInformation(values, error, bias, size, unbiased, noise)
 
 
 def by_distance(
@@ -190,8 +186,7 @@ def by_distance(
         Groups with ``positions``, the Euclidean distances in sites, increasing.
 
     Raises:
-        TypeError: if ``information`` is no MutualInformation, or an argument has the wrong type.
-        ValueError: if the lattice has another number of sites, or a boundary of another name.
+        TypeError, ValueError: naming the argument.
 
     Example:
         >>> found = by_distance(mutual_information(torch.randn(200, 4), shuffles=20), (4,))
@@ -199,7 +194,7 @@ def by_distance(
         (tensor([1., 2.], dtype=torch.float64), tensor([4, 2]))
     """
     sides = check_shape(shape)
-    _check_sites(information, sides)
+    _check_variables(information, sides)
     periodic = check_boundary(boundary) == "periodic"
     sites = torch.cartesian_prod(*(torch.arange(side) for side in sides)).reshape(-1, len(sides))
     apart = (sites[:, None] - sites).abs()
@@ -208,9 +203,7 @@ def by_distance(
     squares = apart.square().sum(-1)
     found, labels = squares.unique(return_inverse=True)
     grouped = information.grouped(labels - 1)  # the first is no distance at all: i = j
-    return GroupedInformation(
-        grouped.values, grouped.standard_error, grouped.pairs, found[1:].double().sqrt()
-    )
+    return replace(grouped, positions=found[1:].double().sqrt())
 
 
 def by_scale(information: MutualInformation, flow: HierarchicalFlow) -> GroupedInformation:
@@ -225,8 +218,7 @@ def by_scale(information: MutualInformation, flow: HierarchicalFlow) -> GroupedI
         pair, as within a scale of one variable.
 
     Raises:
-        TypeError: if ``information`` is no MutualInformation or ``flow`` no HierarchicalFlow.
-        ValueError: if it has another number of latents.
+        TypeError, ValueError: naming the argument.
 
     Example:
         >>> from pyro_neuralrg import hierarchical_flow
@@ -237,20 +229,64 @@ def by_scale(information: MutualInformation, flow: HierarchicalFlow) -> GroupedI
                 [2, 1, 0]])
     """
     scales = scale_of_latents(flow).flatten()
-    _check_sites(information, flow.shape)
+    _check_variables(information, flow.shape)
     count = int(scales.max()) + 1
-    low, high = torch.minimum(scales[:, None], scales), torch.maximum(scales[:, None], scales)
-    found = information.grouped(low * count + high)
-    missing = count**2 - len(found.values)
-    upper = (
-        torch.cat([found.values, found.values.new_full((missing,), torch.nan)]),
-        torch.cat([found.standard_error, found.values.new_full((missing,), torch.nan)]),
-        torch.cat([found.pairs, found.pairs.new_zeros(missing)]),
+    k = torch.arange(count)
+    group = torch.minimum(k[:, None], k) * count + torch.maximum(k[:, None], k)
+    found = information.grouped(group[scales[:, None], scales], count**2)
+    return GroupedInformation(found.values[group], found.standard_error[group], found.pairs[group])
+
+
+def gaussian_mutual_information(
+    covariance: Tensor, first: Sequence[int] | Tensor, second: Sequence[int] | Tensor
+) -> float:
+    r"""I(A : B) of two groups of jointly Gaussian variables, in nats.
+
+    .. math:: I(A : B) = \tfrac12 \ln \frac{\det C_A \det C_B}{\det C_{AB}}
+
+    Bijections within A and within B leave it unchanged, and latents that are independent of all
+    else can then be left out. So a step of a tree, whose blocks lie in A or in B, hands it on to
+    the variables that it keeps (paper Eq. 2):
+
+    .. math:: I(A : B) = I(R_A \cup z_A : R_B \cup z_B) = I(R_A : R_B)
+
+    Args:
+        covariance: of all variables, shape ``(n, n)``; a field of covariance shape ``shape +
+            shape`` is to be reshaped.
+        first: flat indices of the variables of A.
+        second: those of B, none of which is in A.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+
+    Example:
+        >>> covariance = torch.tensor([[1.0, 0.8], [0.8, 1.0]])
+        >>> round(gaussian_mutual_information(covariance, [0], [1]), 4)  # -ln(1 - 0.8^2) / 2
+        0.5108
+    """
+    check_tensor("covariance", covariance)
+    matrix = covariance.double()
+    square = matrix.dim() == 2 and len(matrix) == matrix.shape[-1]
+    symmetric = (
+        square
+        and bool(matrix.isfinite().all())
+        and torch.allclose(matrix, matrix.T, rtol=0.0, atol=1e-6 * float(matrix.abs().max()))
     )
-    i, j = torch.meshgrid(torch.arange(count), torch.arange(count), indexing="ij")
-    where = torch.minimum(i, j) * count + torch.maximum(i, j)
-    values, error, pairs = (table[where] for table in upper)
-    return GroupedInformation(values, error, pairs)
+    if not symmetric or int(torch.linalg.cholesky_ex(matrix).info):
+        raise ValueError(
+            f"covariance, of shape {tuple(matrix.shape)}, is not symmetric and positive definite; "
+            "accepted: a matrix (n, n) that is"
+        )
+    size = len(matrix)
+    a, b = check_indices("first", first, size), check_indices("second", second, size)
+    if len({*a, *b}) < len(a) + len(b):
+        raise ValueError("first and second repeat or share a variable; accepted: disjoint groups")
+    return 0.5 * (_log_det(matrix, a) + _log_det(matrix, b) - _log_det(matrix, a + b))
+
+
+def _log_det(matrix: Tensor, group: list[int]) -> float:
+    factor = torch.linalg.cholesky(matrix[group][:, group])
+    return 2.0 * float(factor.diagonal().log().sum())
 
 
 def _pairs(count: int) -> Tensor:
@@ -264,11 +300,8 @@ def _error_of_mean(parts: Tensor) -> Tensor:
     return (deviation.square().sum(0) / (len(parts) * (len(parts) - 1))).sqrt()
 
 
-def _check_sites(information: MutualInformation, shape: tuple[int, ...]) -> None:
-    if not isinstance(information, MutualInformation):
-        raise TypeError(
-            f"information is a {type(information).__name__}; accepted: a MutualInformation"
-        )
+def _check_variables(information: MutualInformation, shape: tuple[int, ...]) -> None:
+    check_type("information", information, MutualInformation, "a MutualInformation")
     count = len(information.values)
     if math.prod(shape) != count:
         raise ValueError(
@@ -281,12 +314,11 @@ def _columns(samples: Any, least: int) -> Array:
     """The samples of each variable, shape ``(variables, samples)``."""
     if isinstance(samples, Tensor):
         samples = samples.detach().cpu().numpy()
-    if np.iscomplexobj(samples):
-        raise TypeError("samples is complex; accepted: real numbers")
     try:
-        array = np.asarray(samples, dtype=np.float64)
+        array = np.asarray(samples).astype(np.float64, casting="same_kind")
     except (TypeError, ValueError):
-        raise TypeError(f"samples is a {type(samples).__name__}; accepted: numbers") from None
+        kind = type(samples).__name__
+        raise TypeError(f"samples is a {kind}, not of numbers; accepted: real numbers") from None
     if array.ndim < 2 or len(array) < least or math.prod(array.shape[1:]) < 2:
         raise ValueError(
             f"samples has shape {array.shape}; accepted: (samples,) + shape with at least {least} "
@@ -328,16 +360,3 @@ def _shuffled(
     seen = math.sqrt(np.square(errors).mean())
     noise = max(1.0, spread / seen) if seen > 0 else 1.0
     return Estimate(float(means.mean()), float(spread / math.sqrt(shuffles))), float(noise)
-
-
-def _collect(
-    parts: Tensor, count: int, size: int, bias: Estimate, noise: float
-) -> MutualInformation:
-    first, second = _pairs(count)
-    values = parts.new_full((count, count), torch.nan)
-    error = values.clone()
-    scatter = noise * _error_of_mean(parts)
-    for table, entries in ((values, parts.mean(0)), (error, scatter)):
-        table[first, second] = entries
-        table[second, first] = entries
-    return MutualInformation(values, error, bias, size, parts, noise)

@@ -1,0 +1,110 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Importance weights: by hand, with tails of known shape, and what are no weights."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pyro_neuralrg.statistics import LogWeights, kish_fraction
+
+
+def test_estimates_by_hand() -> None:
+    weights = torch.tensor([1.0, 2.0, 5.0])
+    found = LogWeights(weights.log() + 1000.0)  # beyond the range of exp
+    assert found.log_mean.value == pytest.approx(1000.0 + math.log(8.0 / 3.0))
+    relative = weights.std() / weights.mean() / math.sqrt(3.0)
+    assert found.log_mean.standard_error == pytest.approx(relative.item())
+    assert found.mean_log.value == pytest.approx(1000.0 + weights.log().mean().item())
+    assert found.mean_log.standard_error == pytest.approx(weights.log().std().item() / 3**0.5)
+    assert found.ess == pytest.approx(64.0 / 30.0 / 3.0)
+    assert repr(found) == "LogWeights(3 samples, 71.1 % effective)"
+    single = LogWeights(np.zeros(1))
+    assert single.log_mean.value == 0.0
+    assert math.isnan(single.log_mean.standard_error)
+    assert math.isnan(single.mean_log.standard_error)
+
+
+def test_weights_of_zero() -> None:
+    """The mean weight leaves them out, the mean of ln w does not."""
+    some = LogWeights(torch.tensor([0.0, 0.0, -math.inf, -math.inf]))
+    assert some.mean_log.value == -math.inf
+    assert some.log_mean == pytest.approx((-math.log(2.0), math.sqrt(1.0 / 3.0)))
+    assert some.ess == pytest.approx(0.5)
+    none = LogWeights(torch.full((4,), -math.inf))
+    assert (none.mean_log.value, none.log_mean.value, none.ess) == (-math.inf, -math.inf, 0.0)
+    for figure in (none.pareto_k, none.log_mean.standard_error, none.mean_log.standard_error):
+        assert math.isnan(figure)
+
+
+def test_effective_fractions_of_rows() -> None:
+    rows = torch.tensor([[0.0, 0.0, 0.0], [0.0, -math.inf, -math.inf], [-math.inf] * 3])
+    torch.testing.assert_close(kish_fraction(rows), torch.tensor([1.0, 1 / 3, 0.0]))
+    torch.testing.assert_close(kish_fraction(rows - 500), kish_fraction(rows))
+
+
+@pytest.mark.parametrize("shape", [-0.5, 0.3, 0.9])
+def test_pareto_k_of_weights_of_known_tail(shape: float) -> None:
+    """u^-k of uniform u; for negative k the weights 1 - u^-k, whose tail ends at 1."""
+    u = np.random.default_rng(int(torch.randint(2**31, ()))).uniform(size=20_000)
+    log_weights = -shape * np.log(u) if shape > 0 else np.log1p(-(u**-shape))
+    # 425 weights of the tail, and a prior that draws k to 0.5 by 10 of them
+    assert abs(LogWeights(torch.from_numpy(log_weights)).pareto_k - shape) < 0.2
+    shifted = np.where(np.arange(20_000) % 3 == 0, -np.inf, log_weights + 1e4)
+    assert abs(LogWeights(shifted).pareto_k - shape) < 0.25
+    assert math.isnan(LogWeights(shifted, copies=True).pareto_k)
+
+
+def test_pareto_k_where_there_is_no_tail() -> None:
+    some = np.random.default_rng(0).normal(size=30)
+    assert math.isfinite(LogWeights(some).pareto_k)
+    for none in (some[:29], np.zeros(100), np.full(100, -np.inf)):
+        assert math.isnan(LogWeights(none).pareto_k)
+    for least in (-1000.0, -np.inf):
+        assert LogWeights(np.r_[0.0, np.full(99, least)]).pareto_k == math.inf
+
+
+@pytest.mark.parametrize(
+    ("values", "trusted"),
+    [
+        (np.zeros(9), False),
+        (np.zeros(11), True),
+        (-0.9 * np.log(np.random.default_rng(0).uniform(size=2000)), False),  # heavy tail
+    ],
+)
+def test_poor_weights_warn_once(values: Any, trusted: bool) -> None:
+    weights = LogWeights(values)
+
+    def caller() -> None:
+        weights.warn_if_poor("annealed")
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        caller()
+    assert weights.is_trustworthy == trusted
+    assert len(caught) == (not trusted)
+    for warning in caught:
+        text = f"the annealed estimate rests on {weights.ess * len(weights):.1f} effective samples"
+        assert text in str(warning.message)
+        assert ("k-hat" in str(warning.message)) == (len(weights) > 100)
+        assert warning.filename == __file__
+
+
+@pytest.mark.parametrize(
+    ("weights", "match"),
+    [
+        (np.zeros((2, 50)), r"log_weights has shape \(2, 50\); accepted"),
+        (torch.zeros(0), r"log_weights has shape \(0,\); accepted"),
+        (np.r_[np.zeros(50), np.nan], "log_weights has 1 of 51 entries that are NaN or plus inf"),
+        (torch.full((3,), math.inf), "log_weights has 3 of 3 entries that are NaN or plus inf"),
+    ],
+)
+def test_bad_log_weights(weights: Any, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        LogWeights(weights)
