@@ -25,7 +25,7 @@ from pyro_neuralrg.free_energy.particles import (
     systematic,
 )
 from pyro_neuralrg.free_energy.tempered import TemperedTarget
-from pyro_neuralrg.infer.model_checks import check_model_args
+from pyro_neuralrg.infer.pyro_internals import check_model_args
 from pyro_neuralrg.mcmc import (
     HMC,
     ChainState,

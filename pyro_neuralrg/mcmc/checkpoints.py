@@ -26,7 +26,7 @@ from pyro_neuralrg.files.format import (
     named,
 )
 from pyro_neuralrg.mcmc.adaptation import Adaptation
-from pyro_neuralrg.mcmc.base import ChainState, Kernel
+from pyro_neuralrg.mcmc.kernel import ChainState, Kernel
 from pyro_neuralrg.runtime.processes import Processes
 
 __all__ = [

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.mcmc.base import ChainState, Kernel, StepInfo
+from pyro_neuralrg.mcmc.kernel import ChainState, Kernel, StepInfo
 from pyro_neuralrg.mcmc.target import Target
 
 __all__ = ["Observable", "Record", "check_observables", "observe", "statistics"]

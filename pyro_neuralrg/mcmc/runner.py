@@ -19,7 +19,7 @@ from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, check_number, r
 from pyro_neuralrg.files.interval import EVERY, attempt
 from pyro_neuralrg.mcmc import checkpoints
 from pyro_neuralrg.mcmc.adaptation import Adaptation, Warmup
-from pyro_neuralrg.mcmc.base import Kernel, StepInfo
+from pyro_neuralrg.mcmc.kernel import Kernel, StepInfo
 from pyro_neuralrg.mcmc.progress import Figures
 from pyro_neuralrg.mcmc.record import Observable, check_observables, observe, statistics
 from pyro_neuralrg.mcmc.results import Cost, Mark, RunResults

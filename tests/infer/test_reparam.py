@@ -198,7 +198,7 @@ def test_sites_that_do_not_fit(distribution: Any, message: str) -> None:
 def test_bad_flows() -> None:
     flow = hierarchical_flow((2, 2))
     for bad in (flow.inv, lambda z: z, None):
-        with pytest.raises(TypeError, match=r"accepted: a pyro TransformModule"):
+        with pytest.raises(TypeError, match=r"accepted: a Pyro TransformModule"):
             FlowReparam(bad)  # type: ignore[arg-type]
 
 
