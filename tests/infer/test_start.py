@@ -122,13 +122,6 @@ def test_blocks_have_the_covariance(odd: bool) -> None:
     torch.testing.assert_close(found[3:, 3:], found[3:, 3:].T)
 
 
-def test_half_the_width() -> None:
-    q = dense(3).narrower()
-    assert q.log_det == pytest.approx(float(torch.logdet(q.factor)))
-    wide = LatticeGaussian.isotropic(torch.zeros(5), 0.1, (5,), 1, "open")
-    assert wide.narrower().log_det == pytest.approx(wide.log_det - 5 * math.log(2))
-
-
 # The density --------------------------------------------------------------------------------------
 
 
@@ -139,7 +132,14 @@ def prototype(model: Any, *args: Any) -> Any:
     return guide.prototype_trace
 
 
-@pytest.mark.parametrize("name", [*REGISTRY, *CASES])
+QUICK = ("smoothing, weak", "BYM2 map", "probit", "cube")
+every_model = [
+    pytest.param(name, marks=() if name in (*QUICK, *CASES) else pytest.mark.slow)
+    for name in (*REGISTRY, *CASES)
+]
+
+
+@pytest.mark.parametrize("name", every_model)
 def test_many_points_are_single_ones(name: str) -> None:
     """Energies and gradients of points together are those by vmap."""
     case = CASES.get(name)

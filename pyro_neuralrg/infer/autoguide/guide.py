@@ -63,36 +63,31 @@ class AutoHierarchicalFlow(AutoContinuous):
     r"""A guide for a Pyro model with one or more fields on a lattice.
 
     All continuous latent sites, unconstrained, are one vector :math:`u = g(z)` of standard normals
-    z. The fields come from one :func:`~pyro_neuralrg.transforms.hierarchical_flow` (several of them
-    as a last axis of its lattice, or within the last of three axes), conditioned on the latents of
-    all other sites, the globals, which have a small flow of their own. The latents of the sites
-    stand in the model's order.
+    z, in the model's order. The fields come from one
+    :func:`~pyro_neuralrg.transforms.hierarchical_flow` (several of them as a last axis of its
+    lattice, or within the last of three axes), conditioned on the latents of all other sites, the
+    globals, which have a small flow of their own.
 
-    All of it stands in a frame, an affine map that is not trained. By default that is the Gaussian
-    nearest to the posterior, found in seconds by a fixed point of the model's gradients
-    (:func:`~pyro_neuralrg.infer.autoguide.start.nearest_gaussian`): with a covariance matrix up to
-    2048 unknowns, beyond with widths of sites and of the fields' modes. What is trained begins as
-    the identity and acts in the frame's units, so that one step of Adam at a rate of 1e-2 moves
-    draws by a twentieth of their standard deviations: plain SVI with plain Adam is safe. The fixed
-    point begins at ``init_loc_fn``. Give ``init_scale``, and the guide begins
-    there itself, as Pyro's do; so it does, with a warning, where the fixed point finds nothing, or
-    where the data are subsampled.
+    All of it stands in a frame, an affine map that is not trained: by default the Gaussian nearest
+    to the posterior, found in seconds
+    (:func:`~pyro_neuralrg.infer.autoguide.start.nearest_gaussian`), with a covariance matrix up to
+    2048 unknowns, beyond with widths of sites and of the fields' modes. Training begins at the
+    identity in the frame's units: one step of Adam at a rate of 1e-2 moves draws by a twentieth of
+    their standard deviations, and plain SVI is safe. With ``init_scale`` the guide begins at
+    ``init_loc_fn``, as Pyro's do; so it does, with a warning, where no Gaussian is found, or where
+    the data are subsampled.
 
-    Which options? None, for most models: the frame holds what a Gaussian can, each site has a
-    skewness and a weight of its tails, the modes of the fields have widths that depend on the
-    globals, and two small couplings a block see the neighbours. Where many steps are affordable and
-    the ELBO still rises, give more couplings (``bijector=Neighbour(layers=4, hidden=(16,),
-    num_tanh=2)``, ``depth=2``). ``boundary="periodic"`` is for fields on a torus;
-    ``odd=True`` for posteriors that are symmetric.
+    Most models need no options: each site has a skewness and a weight of its tails, the modes of
+    the fields have widths that depend on the globals, and two small couplings a block see the
+    neighbours. Where the ELBO still rises after many steps, give more couplings
+    (``bijector=Neighbour(layers=4, hidden=(16,), num_tanh=2)``, ``depth=2``).
+    ``boundary="periodic"`` is for fields on a torus, ``odd=True`` for symmetric posteriors.
 
     It does what Pyro's ``AutoIAFNormal`` does: ``SVI``, ``Predictive``, plates, vectorised
     particles, ``NeuTraReparam(guide)`` for MCMC; ``fit(model, guide, ...)`` trains it, too. Its
     parameters exist at once where the model takes no arguments (or has a default other than None
-    for each), or with ``prototype_args``; else from the first call, or :meth:`initialize`, on.
-
-    The parameters are the guide's own, also where Pyro's parameter store holds others under their
-    names: of a guide of the same name, of which a copy is one. They are then trained without being
-    in the store.
+    for each), or with ``prototype_args``; else from the first call, or :meth:`initialize`, on. They
+    are the guide's own, also where Pyro's parameter store holds others under their names.
 
     Args:
         model: a Pyro model with static structure and without discrete latent sites.
@@ -275,13 +270,8 @@ class AutoHierarchicalFlow(AutoContinuous):
         except (NotImplementedError, RuntimeError, ValueError) as error:
             if self.prototype_trace is None:  # an error of the model's own
                 raise
-            if not site_shapes(self.prototype_trace):
-                raise ValueError(
-                    "model has no latent sites; accepted: at least one that is not observed (if "
-                    "all are, the guide is empty: lambda *args: None)"
-                ) from error
             raise ValueError(
-                f"model has latents that this guide cannot draw: {error}; accepted: continuous "
+                f"model has no latents that this guide can draw: {error}; accepted: continuous "
                 f"latent sites in vectorised plates; {format_sites(self.prototype_trace)}"
             ) from error
         for node in ("_INPUT", "_RETURN"):  # data, which need not be carried along
