@@ -108,7 +108,7 @@ class FlowGuide(PyroModule):
 
 
 def with_tensors(density: Distribution, fn: Callable[[Tensor], Tensor]) -> Distribution:
-    """The same distribution with ``fn`` of all its tensors."""
+    """A copy of the distribution with ``fn`` of all its tensors."""
     moved = copy.copy(density)
     for name, value in vars(density).items():
         if isinstance(value, Tensor):

@@ -102,7 +102,7 @@ class PDD(ELBO):
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:
-        """The same estimate as a scalar tensor, whose gradient is that of ``loss_and_grads``.
+        """The estimate of :meth:`loss` as a tensor, with the gradient of ``loss_and_grads``.
 
         No number is read from it: an accelerator goes on computing, and losses that are not finite
         are not warned of.
@@ -118,7 +118,7 @@ class PDD(ELBO):
     def loss_and_grads(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> float:
-        """The same estimate as a float, after adding its gradient to every parameter's ``grad``."""
+        """The estimate of :meth:`loss`; its gradient is added to every parameter's ``grad``."""
         log_weights = []
         with self._threads(guide):
             parts = self._particles(model, guide, args, kwargs, self.path_gradient)

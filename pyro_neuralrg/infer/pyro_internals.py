@@ -205,6 +205,6 @@ def guide_shapes(guide: Any) -> Mapping[str, tuple[int, ...]]:
 
 
 def entries_of_sites(shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
-    """Where the entries of each site stand in the vector of all, one after the other."""
+    """Places of each site's entries in the vector of all sites, one after the other."""
     sizes = [torch.Size(shape).numel() for shape in shapes.values()]
     return dict(zip(shapes, torch.arange(sum(sizes)).split(sizes), strict=True))

@@ -18,7 +18,7 @@ from pyro_neuralrg.mcmc.kernel import ChainState, LocalKernel, StepInfo, TargetL
 from pyro_neuralrg.mcmc.mass import Mass
 
 CRITERIA = ("chees", "snaper")
-"""Of trajectory lengths: all of the position, or its widest component."""
+"""Criteria of trajectory lengths: all of the position, or its widest component."""
 
 
 class ChEESHMC(LocalKernel):

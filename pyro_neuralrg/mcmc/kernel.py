@@ -24,7 +24,7 @@ AnyKernel = TypeVar("AnyKernel", bound="Kernel")
 
 
 class ChainState(NamedTuple):
-    """What the next step of every chain needs.
+    """State of all chains, all that the next step needs.
 
     Attributes:
         position: unconstrained position of each chain, shape ``(chains, dim)``.
@@ -56,7 +56,7 @@ class Trajectory(NamedTuple):
 
 
 class StepInfo(NamedTuple):
-    """What a human wants to know about one step.
+    """Report on one step, for humans and for adaptation.
 
     Attributes:
         acceptance_rate: acceptance probability of each chain's proposal, shape ``(chains,)``.

@@ -26,7 +26,7 @@ class Mass:
 
     @classmethod
     def of(cls, inverse: Tensor | None, like: Tensor) -> Mass:
-        """Of an inverse mass (None: the identity) for positions such as ``like``.
+        """The mass of an inverse (None: the identity) for positions such as ``like``.
 
         Raises:
             ValueError: if it is not of the positions' dimension.

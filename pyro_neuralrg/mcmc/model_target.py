@@ -94,7 +94,7 @@ class ModelTarget(Target):
 
     @property
     def is_transported(self) -> bool:
-        """Whether all of a position is latents of flows or of a guide."""
+        """Report whether all of a position is latents of flows or of a guide."""
         return (
             bool(self.sites) and self.sites.keys() <= self._reparams.keys() | self._neutras.keys()
         )
@@ -171,7 +171,7 @@ class ModelTarget(Target):
         return Transport(guide.get_transform(), behind, order.to(self.device))
 
     def _log_joint_energy(self, params: dict[str, Tensor]) -> Tensor:
-        """As Pyro's potential_fn, but without the enumeration, which vmap does not take."""
+        """Pyro's potential_fn without the enumeration, which vmap does not take."""
         values = {name: self._transforms[name].inv(value) for name, value in params.items()}
         log_joint: Any = self._run(poutine.condition(self.model, values)).log_prob_sum()
         for name, transform in self._transforms.items():
@@ -294,7 +294,7 @@ class ModelTarget(Target):
         return self.pack(values, chains)
 
     def _own_values(self) -> dict[str, Tensor]:
-        """Unconstrained values of one start: what the model draws, at the sites that it has."""
+        """Unconstrained values of one start: draws of the model at the sites that it has."""
         nodes = self._run(self.model).nodes
         return {
             name: nodes[name]["value"] if name in self._reparams else f(nodes[name]["value"])
@@ -302,7 +302,7 @@ class ModelTarget(Target):
         }
 
     def _prior_values(self) -> dict[str, Tensor]:
-        """Likewise, what the model without its reparameterisations draws."""
+        """Unconstrained values of one start: draws of the model without its reparameterisations."""
         nodes = self._run(
             [self.model, *(fn for _, fn in reparameterisations(self.model))][-1]
         ).nodes

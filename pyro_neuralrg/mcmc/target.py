@@ -98,7 +98,7 @@ class Target(ABC):
         return self.by_batches(self._energy_of, positions)
 
     def energy_and_grad(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """The same, and its gradient of shape ``(chains, dim)`` in the dtype of positions."""
+        """Energies, and gradients of shape ``(chains, dim)`` in the dtype of positions."""
         return self.by_batches(self._energy_and_grad_of, positions)
 
     def by_batches(self, function: Callable[[Tensor], Any], positions: Tensor) -> Any:
@@ -113,11 +113,11 @@ class Target(ABC):
 
     @abstractmethod
     def _energy_of(self, positions: Tensor) -> Tensor:
-        """As :meth:`energy`, of one batch."""
+        """Energies of one batch."""
 
     @abstractmethod
     def _energy_and_grad_of(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """As :meth:`energy_and_grad`, of one batch."""
+        """Energies and gradients of one batch."""
 
     @abstractmethod
     def physical(self, positions: Tensor) -> dict[str, Tensor]:
@@ -145,7 +145,7 @@ class Target(ABC):
         return []
 
     def same_as(self, other: Target) -> bool:
-        """Whether the other one is the same density over the same positions."""
+        """Report whether the other one is the same density over the same positions."""
         return self is other
 
     def pack(self, params: Mapping[str, Tensor], chains: int) -> Tensor:
@@ -295,7 +295,7 @@ class EnergyTarget(Target):
         return self._energy, id(self.flow), self.base, *of_positions
 
     def _evaluate(self, positions: Tensor) -> Tensor:
-        """As :meth:`energy`, with a graph."""
+        """Energies with a graph."""
         return self._checked(self._energy(positions.reshape(-1, *self.shape)), len(positions))
 
     def _checked(self, energy: Tensor, chains: int) -> Tensor:
@@ -309,7 +309,7 @@ class EnergyTarget(Target):
 
 
 class LatentTarget(EnergyTarget):
-    r"""The same field in the latent space of a flow (paper Eq. 6).
+    r"""A batched energy of one field, in the latent space of a flow (paper Eq. 6).
 
     Its energy is :math:`U(z) = E(g(z)) - \ln|\det \partial g/\partial z|`. Positions are z, or
     standard normals u with ``z = flow.base.from_normal(u)``, whose slope the energy then has

@@ -55,7 +55,7 @@ class MatrixGaussian:
 
     @classmethod
     def isotropic(cls, mean: Tensor, width: float) -> MatrixGaussian:
-        """Of one width."""
+        """A Gaussian of one width."""
         factor = width * torch.eye(len(mean), dtype=mean.dtype)
         return cls(mean, factor, len(mean) * math.log(width))
 
@@ -91,7 +91,7 @@ class MatrixGaussian:
         return MatrixGaussian(self.mean + self.factor @ move, factor, log_det)
 
     def narrower(self) -> MatrixGaussian:
-        """The same with half of the width."""
+        """The Gaussian of half the width."""
         log_det = self.log_det - len(self.mean) * math.log(2)
         return replace(self, factor=0.5 * self.factor, log_det=log_det)
 
@@ -124,7 +124,7 @@ class LatticeGaussian:
     def isotropic(
         cls, mean: Tensor, width: float, lattice: tuple[int, ...], channels: int, boundary: str
     ) -> LatticeGaussian:
-        """Of one width."""
+        """A Gaussian of one width."""
         log_modes = torch.zeros(channels, *lattice, dtype=mean.dtype)
         return cls(mean, torch.full_like(mean, width), log_modes, boundary)
 

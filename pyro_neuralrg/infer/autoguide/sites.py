@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Which latent sites of a model are fields on a lattice, and their order in the guide's flow."""
+"""The fields among a model's latent sites, and the order of all latents in the guide's flow."""
 
 from __future__ import annotations
 

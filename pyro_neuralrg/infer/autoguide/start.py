@@ -45,7 +45,7 @@ MODEL_ERRORS = (ArithmeticError, RuntimeError, ValueError)
 """Raised by models far out: a matrix that is singular, say."""
 
 MIN_RELATIVE_VARIANCE = 1e-7
-"""Of fields, relative to the largest: below it is rounding."""
+"""Variance of fields, relative to the largest, below which it is rounding."""
 
 Gaussian = TypeVar("Gaussian", MatrixGaussian, LatticeGaussian)
 
@@ -239,7 +239,7 @@ def _bound(target: Density, q: Gaussian, z: Tensor) -> float:
 
 
 def _split(target: Density, points: Tensor) -> tuple[Tensor, ...]:
-    """As many points at once as memory likes, also where a model makes matrices of them."""
+    """Points in parts that fit into memory, also where a model makes matrices of them."""
     number = min(MAX_POINTS, MAX_NUMBERS // points.shape[-1])
     return points.to(target.dtype).split(max(1, number))
 
