@@ -55,7 +55,7 @@ def response(model: object, guide: AutoHierarchicalFlow) -> Response:
     return Response(float(moved.max()), float((ladj_after - ladj).square().mean().sqrt()))
 
 
-QUICK = ("smoothing, weak", "BYM2 map", "cube")
+QUICK = ("smoothing, weak", "cube")
 every_model = pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in REGISTRY],
@@ -93,7 +93,10 @@ def test_plain_svi_is_safe(name: str) -> None:
     [
         {"features": 64},
         {"bijector": "neighbour"},
-        {"bijector": Neighbour(layers=8, hidden=(24,)), "circuit": "mera", "depth": None},
+        pytest.param(
+            {"bijector": Neighbour(layers=8, hidden=(24,)), "circuit": "mera", "depth": None},
+            marks=pytest.mark.slow,
+        ),
         {"boundary": "periodic", "odd": True},
     ],
     ids=str,
