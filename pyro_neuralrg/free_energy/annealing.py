@@ -19,7 +19,7 @@ from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, check_number
 from pyro_neuralrg.free_energy.model_evidence import is_guide
 from pyro_neuralrg.free_energy.particles import log_mean_exp, next_beta, resample
 from pyro_neuralrg.free_energy.tempered import TemperedTarget
-from pyro_neuralrg.infer.model_checks import check_model_args
+from pyro_neuralrg.infer.pyro_internals import check_model_args
 from pyro_neuralrg.mcmc import (
     HMC,
     ChainState,

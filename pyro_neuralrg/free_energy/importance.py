@@ -15,7 +15,7 @@ from pyro_neuralrg.arguments import check_integer, check_type
 from pyro_neuralrg.distributions.flow import FlowDistribution
 from pyro_neuralrg.free_energy.model_evidence import is_guide, model_log_weights
 from pyro_neuralrg.infer.guides import FlowGuide
-from pyro_neuralrg.infer.model_checks import check_model_args
+from pyro_neuralrg.infer.pyro_internals import check_model_args
 from pyro_neuralrg.potentials.base import LatticePotential
 from pyro_neuralrg.statistics import LogWeights
 from pyro_neuralrg.statistics.weights import can_be_trusted

@@ -19,9 +19,7 @@ from torch.distributions import Distribution
 
 from pyro_neuralrg.distributions.flow import FlowDistribution, check_flow, event_shape
 from pyro_neuralrg.distributions.symmetrized import SymmetrizedFlow
-from pyro_neuralrg.infer.naming import name_parameters
-
-__all__ = ["FlowGuide"]
+from pyro_neuralrg.infer.pyro_internals import register_parameters
 
 
 class FlowGuide(PyroModule):
@@ -29,8 +27,9 @@ class FlowGuide(PyroModule):
 
     The flow is a submodule, so that its parameters are trained by ``SVI`` as well as by plain torch
     optimisers over ``guide.parameters()``; ``.to``, ``copy.deepcopy`` and pickling work as for
-    every module. A copy has the name of its original: to call both in one session, give the copy a
-    parameter store of its own (``pyro.get_param_store().scope()``), or clear the store between.
+    every module. The parameters are the guide's own, also where Pyro's parameter store holds others
+    under their names, of a guide of the same site or of a copy; they are then trained without being
+    in the store, with a warning if the values differ.
 
     Args:
         flow: a TransformModule on lattice fields, a SymmetrizedFlow, a TransformedDistribution of
@@ -102,30 +101,14 @@ class FlowGuide(PyroModule):
 
         The arguments are those of the model. A conditional flow takes the first of them, or the
         keyword ``context``, as its context; others are not used.
-
-        Raises:
-            ValueError: if Pyro's parameter store holds other tensors under this guide's names.
         """
-        self._register()
+        register_parameters(self, "flow")
         context = args[0] if args else kwargs.get("context")
         return pyro.sample(self.site, self.distribution(context))
 
-    def _register(self) -> None:
-        """``pyro.module``, but never silently training another guide's parameters."""
-        prefix = f"{self._pyro_name}.flow$$$"
-        flow: Any = self._modules["flow"]
-        named = [(prefix + name, p) for name, p in flow.named_parameters() if p.requires_grad]
-        values = name_parameters(named, pyro.get_param_store().get_param)
-        if any(value is not p for value, (_, p) in zip(values, named, strict=True)):
-            raise ValueError(
-                f"name is {self.site!r}, and Pyro's parameter store already holds parameters "
-                "of another FlowGuide under it; accepted: another name, or an empty store "
-                "(pyro.clear_param_store() or pyro.get_param_store().scope())"
-            )
-
 
 def with_tensors(density: Distribution, fn: Callable[[Tensor], Tensor]) -> Distribution:
-    """The same distribution with ``fn`` of all its tensors."""
+    """A copy of the distribution with ``fn`` of all its tensors."""
     moved = copy.copy(density)
     for name, value in vars(density).items():
         if isinstance(value, Tensor):

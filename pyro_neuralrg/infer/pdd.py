@@ -12,7 +12,7 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions.score_parts import ScoreParts
-from pyro.distributions.util import sum_rightmost
+from pyro.distributions.util import scale_and_mask, sum_rightmost
 from pyro.infer import ELBO
 from pyro.infer.autoguide import AutoGuide
 from pyro.infer.enum import get_importance_trace
@@ -23,8 +23,6 @@ from torch import Tensor
 
 from pyro_neuralrg.arguments import check_integer
 from pyro_neuralrg.runtime.threads import own_threads
-
-__all__ = ["PDD"]
 
 FEW_ENTRIES = 2**17
 """Entries of all sites up to which torch gets one thread: a step of 600 latents and as many data,
@@ -48,10 +46,9 @@ class PDD(ELBO):
         vectorize_particles: draw all particles at once, in an outermost plate.
         path_gradient: leave out the gradient of ln q's parameters at fixed x, whose expectation is
             zero ("sticking the landing"). The variance of the gradient then vanishes where q equals
-            the target. A step costs half as much again for guides of one site whose flow is of this
-            package and of its own couplings, and for AutoHierarchicalFlow, since their samples come
-            with the gradient of ln q at fixed parameters, and one more evaluation of ln q for other
-            guides.
+            the target. For guides of one site, and for autoguides of one vector. A step costs half
+            as much again if the flow is of this package and of its own couplings, else one more
+            evaluation of ln q.
         retain_graph: keep the graph after ``loss_and_grads``.
 
     Attributes:
@@ -105,7 +102,7 @@ class PDD(ELBO):
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:
-        """The same estimate as a scalar tensor, whose gradient is that of ``loss_and_grads``.
+        """The estimate of :meth:`loss` as a tensor, with the gradient of ``loss_and_grads``.
 
         No number is read from it: an accelerator goes on computing, and losses that are not finite
         are not warned of.
@@ -121,7 +118,7 @@ class PDD(ELBO):
     def loss_and_grads(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> float:
-        """The same estimate as a float, after adding its gradient to every parameter's ``grad``."""
+        """The estimate of :meth:`loss`; its gradient is added to every parameter's ``grad``."""
         log_weights = []
         with self._threads(guide):
             parts = self._particles(model, guide, args, kwargs, self.path_gradient)
@@ -157,19 +154,9 @@ class PDD(ELBO):
         """Run the guide, then the model against it; both traces with log probabilities."""
         if not isinstance(poutine.unwrap(guide), Messenger):
             guide = _Draws(self.path_gradient)(guide)
-        elif self.path_gradient:
-            raise ValueError(
-                "guide is a messenger; accepted with path_gradient: a callable to run twice"
-            )
-        if self.path_gradient:
-            guide = poutine.trace(guide)
         model_trace, guide_trace = get_importance_trace(
             "flat", self.max_plate_nesting, model, guide, args, kwargs
         )
-        if self.path_gradient:
-            guide_trace.unpruned = (
-                guide.trace
-            )  # with the subsamples of plates, which the second pass must repeat
         if is_validation_enabled():
             check_if_enumerated(guide_trace)
         _check_reparameterised(guide_trace)
@@ -189,14 +176,12 @@ class PDD(ELBO):
             drawn = bool(_sample_sites(guide_trace))  # else all of the model is observed
             log_q = self._log_prob(guide_trace) if drawn else torch.zeros_like(log_pi)
             log_weights = (log_pi - log_q).reshape(-1)
-            self._entries = _entries(model_trace)
-            if drawn and path_gradient and _is_one_site_with_score(guide_trace):
+            self._entries = sum(
+                s["value"].numel() + s["log_prob"].numel() for s in _sample_sites(model_trace)
+            )
+            if drawn and path_gradient:
+                _check_one_site(guide_trace)
                 log_q = self._sum(guide_trace, _path_term)
-            elif drawn and path_gradient:
-                wrapped = (
-                    self._vectorized_num_particles(guide) if self.vectorize_particles else guide
-                )
-                log_q = self._log_prob(_path_trace(wrapped, guide, guide_trace, args, kwargs))
             yield log_weights, (log_q - log_pi).sum() / self.num_particles
 
     def _log_prob(self, trace: Any) -> Tensor:
@@ -233,7 +218,7 @@ class PDD(ELBO):
 
 
 class _Draws(Messenger):
-    """Draws from flows of this package with ln q; with the score, kept as ``infer["score"]``.
+    """Draws that come with ln q; with its score at fixed parameters, kept as ``infer["score"]``.
 
     Outermost, so that plates have expanded the distribution, and scales and masks are known.
     """
@@ -243,52 +228,62 @@ class _Draws(Messenger):
         self.with_score = with_score
 
     def _pyro_sample(self, msg: Any) -> None:
-        free = not msg["is_observed"] and msg["value"] is None
-        plain = msg["mask"] is None and not isinstance(msg["scale"], Tensor) and msg["scale"] == 1
-        if not (free and plain and getattr(msg["fn"], "has_score", False)):
+        q = msg["fn"]
+        if msg["is_observed"] or msg["value"] is not None:
             return
-        if self.with_score:
-            msg["value"], log_q, msg["infer"]["score"] = msg["fn"].rsample_with_score()
+        if self.with_score and q.has_rsample and not isinstance(q, dist.Delta):
+            msg["value"], log_q, msg["infer"]["score"] = _rsample_with_score(q)
+        elif not self.with_score and hasattr(q, "rsample_and_log_prob"):
+            msg["value"], log_q = q.rsample_and_log_prob()
         else:
-            msg["value"], log_q = msg["fn"].rsample_and_log_prob()
+            return
         # as the trace would compute them, by an inverse pass, were one of them missing
-        msg["unscaled_log_prob"] = msg["log_prob"] = log_q
+        msg["unscaled_log_prob"] = log_q
+        msg["log_prob"] = log_q = scale_and_mask(log_q, msg["scale"], msg["mask"])
         msg["log_prob_sum"] = log_q.sum()
         msg["score_parts"] = ScoreParts(log_q, torch.zeros_like(log_q), log_q)
+
+
+def _rsample_with_score(q: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """A draw, ln q and its gradient at the draw; flows of this package need no second pass."""
+    if getattr(q, "has_score", False):
+        return q.rsample_with_score()
+    x = q.rsample()
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()  # no remembered pair of the flow is recognised by it
+        log_q = q.log_prob(leaf)
+        (score,) = torch.autograd.grad(log_q.sum(), leaf)
+    return x, log_q.detach(), score
 
 
 def _sample_sites(trace: Any) -> list[Any]:
     return [site for site in trace.nodes.values() if site["type"] == "sample"]
 
 
-def _entries(trace: Any) -> int:
-    """The number of all values and log probabilities."""
-    return sum(site["value"].numel() + site["log_prob"].numel() for site in _sample_sites(trace))
+def _check_one_site(guide_trace: Any) -> None:
+    """Refuse guides whose path gradient is more than one score: sites may depend on each other.
 
-
-def _is_one_site_with_score(guide_trace: Any) -> bool:
-    """Whether the score is all there is: a site that another one depends on has more.
-
-    Not so if the others are computed from an auxiliary one, as by Pyro's ``AutoGuide``: these
-    have no parameters of their own.
+    Those that Pyro's ``AutoGuide`` computes from an auxiliary one have no parameters of their own.
     """
     sites = _sample_sites(guide_trace)
     scored = [site for site in sites if "score" in site["infer"]]
     others = [site for site in sites if "score" not in site["infer"]]
-    if len(scored) != 1:
-        return False
-    auxiliary = scored[0]["infer"].get("is_auxiliary", False)
-    return not others or (auxiliary and all(isinstance(s["fn"], dist.Delta) for s in others))
+    is_auxiliary = any(site["infer"].get("is_auxiliary", False) for site in scored)
+    are_computed = is_auxiliary and all(isinstance(site["fn"], dist.Delta) for site in others)
+    if len(scored) == 1 and (not others or are_computed):
+        return
+    raise ValueError(
+        f"path_gradient is True, and the guide has the sites {[site['name'] for site in sites]}; "
+        "accepted: guides of one site, or of sites that are computed from an auxiliary one"
+    )
 
 
 def _path_term(site: Any) -> Tensor:
-    """What has the path gradient of ln q(x): the score at x, a constant, times x.
-
-    Of what is computed from an auxiliary site, it is the density itself.
-    """
+    """The score at x, a constant, times x: its gradient is the path gradient of ln q(x)."""
     if "score" not in site["infer"]:
         return site["log_prob"]
-    return sum_rightmost(site["infer"]["score"] * site["value"], site["fn"].event_dim)
+    term = sum_rightmost(site["infer"]["score"] * site["value"], site["fn"].event_dim)
+    return scale_and_mask(term, site["scale"], site["mask"])
 
 
 def _check_reparameterised(guide_trace: Any) -> None:
@@ -301,49 +296,3 @@ def _check_reparameterised(guide_trace: Any) -> None:
                 "has no rsample; accepted by PDD: reparameterised distributions (else use "
                 "Trace_ELBO)"
             )
-
-
-def _path_trace(
-    wrapped: Callable[..., Any],
-    guide: Callable[..., Any],
-    guide_trace: Any,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> Any:
-    """Score the guide's samples with its parameters as constants, the samples differentiable."""
-    seen = guide_trace.unpruned.copy()
-    for name, site in guide_trace.nodes.items():
-        if site["type"] == "sample" and isinstance(site["value"], Tensor):
-            # A new tensor of the same graph: transforms that remember their last sample must not
-            # recognise it.
-            seen.nodes[name] = {**site, "value": site["value"].view_as(site["value"])}
-    with _frozen(_parameters(guide, guide_trace)):
-        trace = poutine.trace(poutine.replay(wrapped, trace=seen)).get_trace(*args, **kwargs)
-        trace = poutine.util.prune_subsample_sites(trace)
-        trace.compute_log_prob()
-    return trace
-
-
-def _parameters(guide: Callable[..., Any], guide_trace: Any) -> list[Tensor]:
-    """Every parameter that the guide's density may depend on."""
-    found = [
-        site["value"].unconstrained()
-        for site in guide_trace.nodes.values()
-        if site["type"] == "param"
-    ]
-    if hasattr(guide, "parameters"):
-        found.extend(guide.parameters())
-    return list({id(parameter): parameter for parameter in found}.values())
-
-
-@contextlib.contextmanager
-def _frozen(parameters: list[Tensor]) -> Iterator[None]:
-    """Let new graphs take the parameters as constants; graphs built before are not touched."""
-    trainable = [parameter for parameter in parameters if parameter.requires_grad]
-    for parameter in trainable:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trainable:
-            parameter.requires_grad_(True)

@@ -18,11 +18,10 @@ from torch.distributions import constraints
 
 from pyro_neuralrg.distributions.flow import (
     base_distribution,
+    check_flow,
     forward_and_ladj,
     inverse_and_ladj,
 )
-
-__all__ = ["FlowReparam"]
 
 
 class FlowReparam(Reparam):
@@ -79,11 +78,7 @@ class FlowReparam(Reparam):
     """
 
     def __init__(self, flow: TransformModule, from_normal: bool = False) -> None:
-        if not isinstance(flow, TransformModule):
-            raise TypeError(
-                f"flow is a {type(flow).__name__}; accepted: a pyro TransformModule "
-                "x = flow(z) (flow.inv is not one)"
-            )
+        check_flow(flow)
         self.flow = flow
         self.from_normal = from_normal
 

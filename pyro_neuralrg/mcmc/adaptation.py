@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Warm-up: what kernels, which know nothing of it, are tuned by before the draws."""
+"""Warm-up: kernels, which know nothing of it, are tuned before the draws."""
 
 from __future__ import annotations
 
@@ -12,22 +12,20 @@ import torch
 
 from pyro_neuralrg.arguments import check_number
 from pyro_neuralrg.mcmc.adapters import DualAveraging, PooledCovariance
-from pyro_neuralrg.mcmc.base import ChainState, Kernel, StepInfo, Trajectory
 from pyro_neuralrg.mcmc.chees import TrajectoryLength
-from pyro_neuralrg.mcmc.mass import check_inverse_mass
+from pyro_neuralrg.mcmc.kernel import ChainState, Kernel, StepInfo, Trajectory
+from pyro_neuralrg.mcmc.mass import is_covariance
 from pyro_neuralrg.runtime.processes import Processes
 
-__all__ = ["Adaptation", "Warmup"]
-
 MIN_STEPS = 10
-"""Fewer steps tell less of a step size, or of a mass, than the rough guess at the beginning."""
+"""Steps from which on they tell more of a step size, or a mass, than the guess at the start."""
 
 MASSES = ("unit", "diagonal", "dense")
 
 
 @dataclass(frozen=True)
 class Adaptation:
-    """What is adapted during warm-up.
+    """Choice of what is adapted during warm-up.
 
     A warm-up of fewer than ten steps only finds the order of magnitude of the step size; the mass
     needs ten steps of positions and ten more for the step size that belongs to it.
@@ -120,9 +118,7 @@ class Warmup:
         evaluations = 0
         for name, average in self._step_sizes.items():
             member = self.kernel.members[name]
-            step_size, cost = _rough_step_size(
-                member, state, generator, average.target, self._world
-            )
+            step_size, cost = rough_step_size(member, state, generator, average.target, self._world)
             average.restart(step_size)
             evaluations += cost
         sizes = {name: average.step_size for name, average in self._step_sizes.items()}
@@ -173,21 +169,16 @@ class Warmup:
             )
 
     def _set_mass(self, state: ChainState) -> bool:
-        """Give every kernel with a step size the mass of the window; whether there is one."""
+        """Give kernels with a step size the mass of the window; report whether it has one."""
         covariance = self._covariance.regularised()
         self._covariance.clear()
-        if covariance is None:
-            return False
-        covariance = covariance.to(state.position)
-        try:
-            check_inverse_mass(covariance)
-        except ValueError:  # positions that ran away, beyond the dtype
+        covariance = None if covariance is None else covariance.to(state.position)
+        if covariance is None or not is_covariance(covariance):  # positions that ran away
             return False
         members = self.kernel.members
         for name, member in members.items():
-            if member.step_size is None:
-                continue
-            members[name] = member.tuned(inverse_mass=covariance)
+            if member.step_size is not None:
+                members[name] = member.tuned(inverse_mass=covariance)
         self.kernel = self.kernel.with_members(members)
         return True
 
@@ -201,7 +192,7 @@ class Warmup:
             self.kernel = self.kernel.with_members(members)
 
     def state_dict(self) -> dict[str, Any]:
-        """What has been learned so far, but for the kernel, as plain numbers and tensors."""
+        """All that has been learned but for the kernel, as plain numbers and tensors."""
         return {
             "step_sizes": {name: one.state_dict() for name, one in self._step_sizes.items()},
             "lengths": {name: one.state_dict() for name, one in self._lengths.items()},
@@ -218,7 +209,7 @@ class Warmup:
 
 
 def _window_ends(steps: int) -> list[int]:
-    """Where windows of the mass begin and end.
+    """Steps at which windows of the mass begin and end.
 
     The first 15 % adapt without it, then come windows of doubling length, then 10 % more without,
     but at least ``MIN_STEPS``; no windows where that leaves fewer than ``MIN_STEPS`` for them. As
@@ -247,21 +238,20 @@ def _joined(info: StepInfo, world: Processes) -> StepInfo:
     return info._replace(acceptance_rate=world.gather(info.acceptance_rate), trajectory=path)
 
 
-def _rough_step_size(
+def rough_step_size(
     kernel: Kernel,
     state: ChainState,
     generator: torch.Generator,
     target_acceptance: float,
-    world: Processes | None = None,
+    world: Processes,
 ) -> tuple[float, int]:
     """Double or halve the step size until the acceptance of one step crosses the target.
 
     With trajectories of a single step where the kernel has a length to be adapted. Returns the
     largest size tried whose acceptance was above the target, and the gradients spent.
     """
+    assert kernel.step_size is not None
     size = kernel.step_size
-    if size is None:
-        raise ValueError(f"kernel {kernel.name!r} has no step size")
     evaluations = 0
     direction = 0
     for _ in range(30):
@@ -269,7 +259,7 @@ def _rough_step_size(
         trial = kernel.tuned(step_size=size, trajectory_length=length)
         _, info = trial.step(state, generator)
         evaluations += info.gradient_evaluations
-        info = _joined(info._replace(trajectory=None), world or Processes())
+        info = _joined(info._replace(trajectory=None), world)
         higher = kernel.acceptance(info) > target_acceptance
         if direction == 0:
             direction = 1 if higher else -1

@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""What warm-up learns from the steps: a step size, a mass. The trajectory length is in chees.py."""
+"""A step size and a mass, learned from the steps of warm-up; trajectory lengths: chees.py."""
 
 from __future__ import annotations
 
@@ -10,10 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["DualAveraging", "PooledCovariance"]
+
+class Learner:
+    """Something learned during warm-up, whose attributes are plain numbers and tensors."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it, as plain numbers and tensors."""
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Be as the one whose ``state_dict`` this is."""
+        vars(self).update(state)
 
 
-class DualAveraging:
+class DualAveraging(Learner):
     """Step size whose acceptance tends to a target.
 
     Hoffman & Gelman, "The No-U-Turn Sampler" (2014), section 3.2.
@@ -55,16 +65,8 @@ class DualAveraging:
         """The averaged step size, to be used for the draws."""
         return math.exp(self._log_average)
 
-    def state_dict(self) -> dict[str, Any]:
-        """All of it, as plain numbers."""
-        return dict(vars(self))
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Be as the one whose ``state_dict`` this is."""
-        vars(self).update(state)
-
-
-class PooledCovariance:
+class PooledCovariance(Learner):
     """Running covariance of positions over chains and steps together.
 
     Args:
@@ -113,11 +115,3 @@ class PooledCovariance:
         if self._dense:
             prior = prior.diagonal().diag()
         return (self._count * covariance + prior) / (self._count + 5)
-
-    def state_dict(self) -> dict[str, Any]:
-        """All of it, as plain numbers and tensors."""
-        return dict(vars(self))
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Be as the one whose ``state_dict`` this is."""
-        vars(self).update(state)

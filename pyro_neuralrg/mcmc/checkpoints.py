@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_neuralrg.files.format import FileFormat
 from pyro_neuralrg.mcmc.adaptation import Adaptation
-from pyro_neuralrg.mcmc.base import ChainState, Kernel
+from pyro_neuralrg.mcmc.kernel import ChainState, Kernel
 from pyro_neuralrg.runtime.processes import Processes
 
 FORMAT = FileFormat(

@@ -12,17 +12,16 @@ from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor
 
 from pyro_neuralrg.arguments import check_integer, check_number
-from pyro_neuralrg.mcmc.base import ChainState, Kernel, StepInfo, TargetLike, Trajectory
-from pyro_neuralrg.mcmc.hamiltonian import hamiltonian_step
-from pyro_neuralrg.mcmc.mass import Mass, check_inverse_mass
-
-__all__ = ["CRITERIA", "ChEESHMC", "PrincipalDirection", "TrajectoryLength"]
+from pyro_neuralrg.mcmc.adapters import Learner
+from pyro_neuralrg.mcmc.hmc import hamiltonian_step
+from pyro_neuralrg.mcmc.kernel import ChainState, LocalKernel, StepInfo, TargetLike, Trajectory
+from pyro_neuralrg.mcmc.mass import Mass
 
 CRITERIA = ("chees", "snaper")
-"""Of trajectory lengths: all of the position, or its widest component."""
+"""Criteria of trajectory lengths: all of the position, or its widest component."""
 
 
-class ChEESHMC(Kernel):
+class ChEESHMC(LocalKernel):
     r"""HMC with trajectories of quasi-random length, up to one that warm-up learns.
 
     Step n integrates for the time :math:`h_n T`, rounded up to whole leapfrog steps, with h the
@@ -76,7 +75,6 @@ class ChEESHMC(Kernel):
     name = "chees"
     needs_gradient = True
     target_acceptance = 0.651
-    step_size: float
 
     def __init__(
         self,
@@ -90,17 +88,16 @@ class ChEESHMC(Kernel):
         shape: tuple[int, ...] | None = None,
         flow: TransformModule | None = None,
     ) -> None:
-        super().__init__(target, shape=shape, flow=flow)
+        super().__init__(
+            target, step_size=step_size, inverse_mass=inverse_mass, shape=shape, flow=flow
+        )
+        length = self.step_size if trajectory_length is None else trajectory_length
         accepted = "a finite number > 0"
-        self.step_size = check_number("step_size", step_size, accepted, above=0)
-        if trajectory_length is not None:
-            check_number("trajectory_length", trajectory_length, accepted, above=0)
-        self.trajectory_length = self.step_size if trajectory_length is None else trajectory_length
+        self.trajectory_length = check_number("trajectory_length", length, accepted, above=0)
         self.max_steps = check_integer("max_steps", max_steps, 1)
         if criterion not in CRITERIA:
             raise ValueError(f"criterion is {criterion!r}; accepted: {', '.join(CRITERIA)}")
         self.criterion = criterion
-        self.inverse_mass = check_inverse_mass(inverse_mass)
 
     def step(
         self, state: ChainState, generator: torch.Generator | None = None
@@ -117,7 +114,7 @@ class ChEESHMC(Kernel):
         return float(1 / (1 / info.acceptance_rate.clamp(min=1e-12)).mean())
 
 
-class TrajectoryLength:
+class TrajectoryLength(Learner):
     """Ascent of the criterion in ln T, by its relative slope d ln(C / T) / d ln T.
 
     Numerator and denominator of the slope are averaged over the last steps, which together see the
@@ -184,21 +181,18 @@ class TrajectoryLength:
 
     def state_dict(self) -> dict[str, Any]:
         """All of it, as plain numbers and tensors."""
-        own = {name: value for name, value in vars(self).items() if name != "_direction"}
-        return own | (
-            {} if self._direction is None else {"direction": self._direction.state_dict()}
-        )
+        own = super().state_dict()
+        direction = own.pop("_direction")
+        return own | ({} if direction is None else {"direction": direction.state_dict()})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Be as the one whose ``state_dict`` this is."""
-        own = dict(state)
-        direction = own.pop("direction", None)
-        vars(self).update(own)
-        if self._direction is not None and direction is not None:
-            self._direction.load_state_dict(direction)
+        super().load_state_dict({k: value for k, value in state.items() if k != "direction"})
+        if self._direction is not None and "direction" in state:
+            self._direction.load_state_dict(state["direction"])
 
 
-class PrincipalDirection:
+class PrincipalDirection(Learner):
     r"""The direction in which chains spread most, by Oja's rule over the steps of warm-up.
 
     The mean and the vector :math:`v \leftarrow (1 - r) v + r\, C v / |C v|` forget as 1 / n; C is
@@ -246,14 +240,6 @@ class PrincipalDirection:
         if float(image.norm()) > 0:
             unit = self._vector / self._vector.norm()
             self._vector = (1 - rate) * unit + rate * image / image.norm()
-
-    def state_dict(self) -> dict[str, Any]:
-        """All of it, as plain numbers and tensors."""
-        return dict(vars(self))
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Be as the one whose ``state_dict`` this is."""
-        vars(self).update(state)
 
 
 def criterion_slope(trajectory: Trajectory, acceptance: Tensor) -> tuple[float, float]:

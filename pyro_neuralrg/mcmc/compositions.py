@@ -11,11 +11,9 @@ import torch
 from torch import Tensor
 
 from pyro_neuralrg.arguments import check_number
-from pyro_neuralrg.mcmc.base import ChainState, Kernel, StepInfo
+from pyro_neuralrg.mcmc.kernel import ChainState, Kernel, StepInfo
 from pyro_neuralrg.mcmc.target import Target
 from pyro_neuralrg.runtime.processes import processes
-
-__all__ = ["Cycle", "Mixture"]
 
 AnyComposition = TypeVar("AnyComposition", bound="Composition")
 
@@ -24,46 +22,32 @@ class Composition(Kernel):
     """Members by name, all of one target; those without a target get the first one found.
 
     Each member leaves the target invariant, so does what is made of them.
-
-    Args:
-        *kernels: at least one.
-
-    Raises:
-        TypeError: if one is no kernel, or a composition.
-        ValueError: if there is no kernel, no target, or two different ones.
     """
 
     def __init__(self, *kernels: Kernel) -> None:
-        if not kernels:
-            raise ValueError("kernels is empty; accepted: at least one kernel")
         for kernel in kernels:
-            if not isinstance(kernel, Kernel):
-                raise TypeError(f"kernels has a {type(kernel).__name__}; accepted: kernels")
-            if isinstance(kernel, Composition):  # whose members warm-up would not see
+            if not isinstance(kernel, Kernel) or isinstance(kernel, Composition):
                 raise TypeError(
                     f"kernels has a {type(kernel).__name__}; accepted: kernels that are not made "
-                    "of others; give its members themselves"
+                    "of others (of a Cycle or Mixture, its members)"
                 )
         targets = [kernel._target for kernel in kernels if kernel._target is not None]
-        if not targets:
-            raise ValueError("none of the kernels has a target; accepted: at least one that has")
-        for other in targets[1:]:
-            if not other.same_as(targets[0]):
-                raise ValueError(
-                    "the kernels have different targets; accepted: one, made by as_target(...) "
-                    "and given to each"
-                )
+        if not targets or not all(other.same_as(targets[0]) for other in targets):
+            raise ValueError(
+                f"kernels is {list(kernels)}; accepted: at least one kernel that has a target, and "
+                "no two different ones: make it by as_target(...) and give it to each"
+            )
         super().__init__(targets[0])
         self._members: dict[str, Kernel] = {}
         for kernel in kernels:
-            self._add(kernel.on(targets[0]))
+            number, name = 2, kernel.name
+            while name in self._members:
+                name, number = f"{kernel.name}_{number}", number + 1
+            self._members[name] = kernel.on(targets[0])
         self.needs_gradient = any(member.needs_gradient for member in self._members.values())
 
-    def _add(self, kernel: Kernel) -> None:
-        number, candidate = 2, kernel.name
-        while candidate in self._members:
-            candidate, number = f"{kernel.name}_{number}", number + 1
-        self._members[candidate] = kernel
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(map(repr, self._members.values()))})"
 
     @property
     def members(self) -> dict[str, Kernel]:
@@ -96,11 +80,10 @@ class Cycle(Composition):
     energy of the new position and the last kinetic one.
 
     Args:
-        *kernels: at least one; those without a target get the first one found. A ``Mixture`` or
-            ``Cycle`` is no member of another.
+        *kernels: at least one; those without a target get the first one found.
 
     Raises:
-        TypeError: if one is no kernel, or a composition.
+        TypeError: if one is no kernel, or a ``Mixture`` or ``Cycle``.
         ValueError: if there is no kernel, no target, or two different ones.
 
     Example:
@@ -159,18 +142,13 @@ class Mixture(Composition):
     def __init__(self, *kernels: Kernel, probabilities: Sequence[float] | None = None) -> None:
         super().__init__(*kernels)
         count = len(kernels)
+        given = [1 / count] * count if probabilities is None else probabilities
         accepted = f"{count} numbers > 0 that sum to 1"
-        try:
-            given = [1 / count] * count if probabilities is None else list(probabilities)
-        except TypeError:
-            raise TypeError(f"probabilities is {probabilities!r}; accepted: {accepted}") from None
-        if len(given) != count:
-            raise ValueError(f"probabilities is {given!r}; accepted: {accepted}")
         numbers = [
             check_number("probabilities", value, accepted, above=0, most=1, given=given)
-            for value in given
+            for value in (given if isinstance(given, Sequence) else [given])
         ]
-        if abs(sum(numbers) - 1) > 1e-6:
+        if len(numbers) != count or abs(sum(numbers) - 1) > 1e-6:
             raise ValueError(f"probabilities is {given!r}; accepted: {accepted}")
         self.probabilities = tuple(numbers)
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from pyro.distributions.torch_transform import TransformModule
@@ -12,15 +13,12 @@ from torch import Tensor
 
 from pyro_neuralrg.bases import base_of
 from pyro_neuralrg.distributions.flow import (
+    check_flow,
     flow_dtype_and_device,
     forward_and_ladj,
     inverse_and_ladj,
 )
-from pyro_neuralrg.infer.reparam import FlowReparam
-from pyro_neuralrg.mcmc.base import ChainState, Kernel, StepInfo, TargetLike, metropolis
-from pyro_neuralrg.mcmc.target import Target
-
-__all__ = ["IndependenceMetropolis"]
+from pyro_neuralrg.mcmc.kernel import ChainState, Kernel, StepInfo, TargetLike, metropolis_step
 
 
 class IndependenceMetropolis(Kernel):
@@ -66,13 +64,22 @@ class IndependenceMetropolis(Kernel):
         *,
         shape: tuple[int, ...] | None = None,
     ) -> None:
-        FlowReparam(flow)  # one check, one message, of what a flow is
+        check_flow(flow)
         super().__init__(target, shape=shape)
         self.flow = flow
 
     def init(self, positions: Tensor) -> ChainState:
         """Evaluate the starting positions, shape ``(chains, dim)``."""
-        self._check()
+        target = self.target
+        if target.flow not in (None, self.flow):
+            raise ValueError(
+                "flow is not the one whose latent space the target lives in; accepted: that one"
+            )
+        shape = tuple(getattr(self.flow, "shape", target.event_shape))
+        if shape != target.event_shape:
+            raise ValueError(
+                f"flow has shape {shape}, the target {target.event_shape}; accepted: equal ones"
+            )
         return super().init(positions)
 
     def step(
@@ -82,60 +89,35 @@ class IndependenceMetropolis(Kernel):
         with torch.no_grad():
             position, log_q_new = self._propose(state.position, generator)
             log_q = self.target.by_batches(self._log_q, state.position)
-        proposal, sound = self.proposed(state, position)
+        proposal, is_sound = self.evaluated(state, position)
         log_ratio = (state.energy + log_q) - (proposal.energy + log_q_new)
-        log_ratio = torch.where(sound, log_ratio, torch.full_like(log_ratio, -math.inf))
-        new, probability, accepted = metropolis(state, proposal, log_ratio, generator)
-        return new, StepInfo(
-            acceptance_rate=probability,
-            accepted=accepted,
-            diverging=~torch.isfinite(log_ratio),
-            hamiltonian=new.energy,
-            n_steps=0,
-            gradient_evaluations=1,
-        )
+        log_ratio = torch.where(is_sound, log_ratio, torch.full_like(log_ratio, -math.inf))
+        return metropolis_step(state, proposal, log_ratio, generator)
 
     def _propose(self, like: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """Positions drawn from the flow, and ln of their density."""
         target = self.target
-        if self._is_latent:
+        if target.flow is not None:
             z = target.from_base(len(like), generator)
             return z, target.by_batches(self._log_q, z)
-        dtype = flow_dtype_and_device(self.flow)[0]
         shape = (len(like), *target.event_shape)
-        z = base_of(self.flow).sample(
-            shape, len(shape) - 1, generator=generator, dtype=dtype, device=like.device
-        )
+        dtype = flow_dtype_and_device(self.flow)[0]
+        options: Any = {"generator": generator, "dtype": dtype, "device": like.device}
+        z = base_of(self.flow).sample(shape, len(shape) - 1, **options)
         return target.by_batches(self._generate, z)
 
     def _generate(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Positions of draws of the base, and ln of the density that they have."""
         event_dim = z.dim() - 1
         x, ladj = forward_and_ladj(self.flow, z, event_dim)
         log_p = base_of(self.flow).log_prob(z.double(), event_dim)
         return x.flatten(1).to(self.target.dtype), log_p - ladj.double()
 
     def _log_q(self, position: Tensor) -> Tensor:
+        """ln of the density of positions as proposals."""
         shape = self.target.event_shape
         value = position.reshape(-1, *shape)
-        if self._is_latent:
+        if self.target.flow is not None:
             return self.target.base.log_prob(value.double(), len(shape))
         x = value.to(flow_dtype_and_device(self.flow)[0])
         z, ladj = inverse_and_ladj(self.flow, x, len(shape))
         return base_of(self.flow).log_prob(z.double(), len(shape)) - ladj.double()
-
-    @property
-    def _is_latent(self) -> bool:
-        return self.target.flow is not None
-
-    def _check(self) -> None:
-        target: Target = self.target
-        if self._is_latent and target.flow is not self.flow:
-            raise ValueError(
-                "flow is not the one whose latent space the target lives in; accepted: that one"
-            )
-        shape = getattr(self.flow, "shape", target.event_shape)
-        if tuple(shape) != tuple(target.event_shape):
-            raise ValueError(
-                f"flow has shape {tuple(shape)}, the target {target.event_shape}; "
-                "accepted: equal ones"
-            )

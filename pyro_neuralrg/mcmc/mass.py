@@ -9,8 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Mass", "check_inverse_mass"]
-
 
 @dataclass(frozen=True)
 class Mass:
@@ -28,7 +26,7 @@ class Mass:
 
     @classmethod
     def of(cls, inverse: Tensor | None, like: Tensor) -> Mass:
-        """Of an inverse mass (None: the identity) for positions such as ``like``.
+        """The mass of an inverse (None: the identity) for positions such as ``like``.
 
         Raises:
             ValueError: if it is not of the positions' dimension.
@@ -78,32 +76,23 @@ class Mass:
 
 
 def check_inverse_mass(inverse_mass: Tensor | None) -> Tensor | None:
-    """Return it if it is a diagonal, a matrix or None.
-
-    Raises:
-        ValueError: if it is something else, not positive, not finite or not symmetric.
-    """
-    if inverse_mass is None:
-        return None
-    accepted = "accepted: a tensor of shape (dim,) or (dim, dim), or None"
-    if not isinstance(inverse_mass, Tensor) or inverse_mass.dim() not in (1, 2):
-        raise ValueError(f"inverse_mass is {inverse_mass!r}; {accepted}")
-    diagonal = inverse_mass
-    if inverse_mass.dim() == 2:
-        if inverse_mass.shape[0] != inverse_mass.shape[1]:
-            raise ValueError(f"inverse_mass has shape {tuple(inverse_mass.shape)}; {accepted}")
-        bad = inverse_mass[~torch.isfinite(inverse_mass)]
-        if bad.numel():
-            raise ValueError(
-                f"inverse_mass has entries such as {float(bad[0])}; accepted: finite ones"
-            )
-        if not torch.allclose(inverse_mass, inverse_mass.mT, rtol=1e-4):
-            raise ValueError("inverse_mass is not symmetric; accepted: a covariance matrix")
-        diagonal = torch.linalg.eigvalsh(inverse_mass.double())
-    bad = diagonal[~(torch.isfinite(diagonal) & (diagonal > 0))]
-    if bad.numel():
-        what = "entries" if inverse_mass.dim() == 1 else "eigenvalues"
+    """Return it if it is None or a covariance, else raise a ValueError."""
+    if inverse_mass is not None and not is_covariance(inverse_mass):
         raise ValueError(
-            f"inverse_mass has {what} such as {float(bad[0])}; accepted: finite ones > 0"
+            f"inverse_mass is {inverse_mass!r}; accepted: finite variances > 0 of shape (dim,), a "
+            "symmetric matrix (dim, dim) of positive eigenvalues, or None"
         )
     return inverse_mass
+
+
+def is_covariance(values: Tensor) -> bool:
+    """Report whether these are variances, or a covariance matrix, all finite and positive."""
+    if not isinstance(values, Tensor) or values.dim() not in (1, 2):
+        return False
+    if values.shape[0] != values.shape[-1] or not bool(values.isfinite().all()):
+        return False
+    if values.dim() == 2:
+        if not torch.allclose(values, values.mT, rtol=1e-4):
+            return False
+        values = torch.linalg.eigvalsh(values.double())
+    return bool((values > 0).all())

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -16,18 +15,23 @@ from pyro import poutine
 from pyro.distributions.torch_transform import TransformModule
 from pyro.infer.mcmc.util import initialize_model
 from pyro.infer.reparam import NeuTraReparam
-from pyro.poutine.reparam_messenger import ReparamHandler
 from torch import Tensor
 from torch.distributions import biject_to
 
 from pyro_neuralrg.bases import NORMAL, base_of
-from pyro_neuralrg.infer.model_checks import check_no_subsampling, check_not_enumerated
+from pyro_neuralrg.infer.pyro_internals import (
+    check_no_subsampling,
+    check_not_enumerated,
+    entries_of_sites,
+    find_neutra,
+    guide_shapes,
+    num_plate_dims,
+    reparameterisations,
+)
 from pyro_neuralrg.infer.reparam import FlowReparam
 from pyro_neuralrg.mcmc.target import EnergyTarget, LatentTarget, Target
-from pyro_neuralrg.mcmc.transport import Transport, neutra_of
+from pyro_neuralrg.mcmc.transport import Transport
 from pyro_neuralrg.potentials.base import LatticePotential
-
-__all__ = ["ModelTarget", "as_target"]
 
 
 class ModelTarget(Target):
@@ -71,7 +75,7 @@ class ModelTarget(Target):
         self._check_arguments(args, kwargs)
         with torch.random.fork_rng(), poutine.block():
             with torch.no_grad():
-                plain = poutine.trace(self.model).get_trace(*args, **kwargs)
+                plain = target._run(self.model)
             check_no_subsampling(plain)
             _, potential_fn, transforms, trace = initialize_model(
                 self.model, args, kwargs, initial_params={}
@@ -90,7 +94,7 @@ class ModelTarget(Target):
 
     @property
     def is_transported(self) -> bool:
-        """Whether all of a position is latents of flows or of a guide."""
+        """Report whether all of a position is latents of flows or of a guide."""
         return (
             bool(self.sites) and self.sites.keys() <= self._reparams.keys() | self._neutras.keys()
         )
@@ -115,72 +119,61 @@ class ModelTarget(Target):
             (self.model, self._args, self._kwargs) == (other.model, other._args, other._kwargs)
         )
 
+    def _run(self, model: Any) -> Any:
+        return poutine.trace(model).get_trace(*self._args, **self._kwargs)
+
     def _read_sites(self, trace: Any) -> None:
-        values = {
-            name: self._transforms[name](trace.nodes[name]["value"]) for name in self._transforms
-        }
+        values = {name: f(trace.nodes[name]["value"]) for name, f in self._transforms.items()}
         if not values:
             raise ValueError("model has no continuous latent site; accepted: at least one")
         self.sites = {name: tuple(value.shape) for name, value in values.items()}
         example = next(iter(values.values()))
         self.dtype, self.device = example.dtype, example.device
-        for name in self.sites:
-            known = trace.nodes[name]["infer"].get("flow_site")
-            if known is not None:
-                self._reparams[name] = known
-                self.flow_sites = {**self.flow_sites, name: (known[0], known[1].flow)}
-                event_dim = trace.nodes[known[0]]["fn"].event_dim
-                shape = self.sites[name]
-                self.lattices[known[0]] = shape[len(shape) - event_dim :]
-        self._read_neutras(trace)
+        for name, shape in self.sites.items():
+            found = trace.nodes[name]["infer"].get("flow_site")
+            if found is not None:
+                site, reparam = self._reparams[name] = found
+                self.flow_sites = {**self.flow_sites, name: (site, reparam.flow)}
+                event_dim = trace.nodes[site]["fn"].event_dim
+                self.lattices[site] = shape[len(shape) - event_dim :]
+            neutra = find_neutra(self.model, name, trace)
+            if neutra is not None:
+                self._read_neutra(name, *neutra, trace)
         flows = [flow for _, flow in self.flow_sites.values()]
         if len(flows) == len(self.sites) == 1:
             self.flow = flows[0]
             from_normal = any(reparam.from_normal for _, reparam in self._reparams.values())
             self.base = NORMAL if from_normal else base_of(self.flow)
 
-    def _read_neutras(self, trace: Any) -> None:
-        """Which sites are the shared latents of Pyro's neural transport, and of which sites."""
-        for name in self.sites:
-            site = name.removesuffix("_shared_latent")
-            neutra = neutra_of(self.model, trace.nodes[site]) if site in trace.nodes else None
-            if neutra is None or site == name:
-                continue
-            self._neutras[name] = neutra
-            guide: Any = neutra.guide
-            behind = {
-                site: trace.nodes[site] for site, _ in guide.prototype_trace.iter_stochastic_nodes()
-            }
-            self._shapes = {site: tuple(node["value"].shape) for site, node in behind.items()}
-            frames = [frame for node in behind.values() for frame in node["cond_indep_stack"]]
-            self._plates = max((-frame.dim for frame in frames if frame.vectorized), default=0)
-            flow = guide.get_transform()
-            if isinstance(flow, TransformModule):
-                self.flow_sites = {**self.flow_sites, name: (site, flow)}
-            for field in getattr(guide, "fields", ()):
-                self.lattices[field] = guide.shape
+    def _read_neutra(self, name: str, site: str, neutra: NeuTraReparam, trace: Any) -> None:
+        """The sites behind the shared latent of Pyro's neural transport."""
+        self._neutras[name] = neutra
+        guide: Any = neutra.guide
+        behind = {site: trace.nodes[site] for site in guide_shapes(guide)}
+        self._shapes = {site: tuple(node["value"].shape) for site, node in behind.items()}
+        self._plates = num_plate_dims(behind.values())
+        flow = guide.get_transform()
+        if isinstance(flow, TransformModule):
+            self.flow_sites = {**self.flow_sites, name: (site, flow)}
+        self.lattices |= dict.fromkeys(getattr(guide, "fields", ()), getattr(guide, "shape", ()))
 
     def _transport_of_all(self) -> Transport | None:
         """The flow of the guide, if the whole model is in its latent space."""
-        if len(self.sites) != 1 or self.sites.keys() != self._neutras.keys():
-            return None
-        if not isinstance(self.model, ReparamHandler):
+        inner = next((inner for _, inner in reparameterisations(self.model)), None)
+        if inner is None or len(self.sites) != 1 or self.sites.keys() != self._neutras.keys():
             return None
         guide: Any = next(iter(self._neutras.values())).guide
-        shapes = {name: tuple(shape) for name, shape in guide._unconstrained_shapes.items()}
-        behind = ModelTarget(self.model.fn).setup(*self._args, **self._kwargs)
-        if behind.sites != shapes:
+        behind = ModelTarget(inner).setup(*self._args, **self._kwargs)
+        if behind.sites != guide_shapes(guide):
             return None
-        parts = torch.arange(behind.dim).split([math.prod(shape) for shape in shapes.values()])
-        places = dict(zip(shapes, parts, strict=True))
-        order = torch.cat([places[name] for name in behind.sites])
+        entries = entries_of_sites(guide_shapes(guide))
+        order = torch.cat([entries[name] for name in behind.sites])
         return Transport(guide.get_transform(), behind, order.to(self.device))
 
     def _log_joint_energy(self, params: dict[str, Tensor]) -> Tensor:
-        """As Pyro's potential_fn, but without the enumeration, which vmap does not take."""
+        """Pyro's potential_fn without the enumeration, which vmap does not take."""
         values = {name: self._transforms[name].inv(value) for name, value in params.items()}
-        model = poutine.trace(poutine.condition(self.model, values))
-        log_joint: Any = model.get_trace(*self._args, **self._kwargs).log_prob_sum()
+        log_joint: Any = self._run(poutine.condition(self.model, values)).log_prob_sum()
         for name, transform in self._transforms.items():
             log_joint = log_joint - transform.log_abs_det_jacobian(values[name], params[name]).sum()
         return -log_joint
@@ -188,7 +181,6 @@ class ModelTarget(Target):
     # Energies -------------------------------------------------------------------------------------
 
     def _energy_of(self, positions: Tensor) -> Tensor:
-        """See :class:`Target`."""
         if self._transport is not None:
             return self._transport.energy(positions)
         params = self._params(positions)
@@ -198,17 +190,17 @@ class ModelTarget(Target):
             return torch.stack([self._potential_fn(one) for one in _each(params)]).double()
 
     def _energy_and_grad_of(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """See :class:`Target`."""
         if self._transport is not None:
             return self._transport.energy_and_grad(positions)
         params = self._params(positions)
         with pyro.validation_enabled(False):
             if self._vectorised:
                 gradients, energy = self._all_at_once(params)
-            else:
-                gradients, energy = self._one_by_one(params)
-        flat = [gradients[name].reshape(len(positions), -1) for name in self.sites]
-        return energy.detach().double(), torch.cat(flat, -1).detach()
+                flat = [gradients[name].reshape(len(positions), -1) for name in self.sites]
+                return energy.detach().double(), torch.cat(flat, -1).detach()
+            both = [self._energy_and_grad_of_one(one) for one in _each(params)]
+        energies, rows = zip(*both, strict=True)
+        return torch.stack(energies).double(), torch.stack(rows)
 
     def _all_at_once(self, params: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
         """By autograd outside of vmap: compiled couplings know vmap, but not torch.func.grad."""
@@ -220,21 +212,12 @@ class ModelTarget(Target):
             )
         return dict(zip(leaves, found, strict=True)), energy
 
-    def _one_by_one(self, params: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
-        gradients: dict[str, list[Tensor]] = {name: [] for name in params}
-        energies = []
-        for one in _each(params):
-            leaves = {name: value.detach().requires_grad_() for name, value in one.items()}
-            with torch.enable_grad():
-                energy = self._potential_fn(leaves)
-            for name, gradient in zip(
-                leaves, torch.autograd.grad(energy, list(leaves.values())), strict=True
-            ):
-                gradients[name].append(gradient)
-            energies.append(energy.detach())
-        return {name: torch.stack(value) for name, value in gradients.items()}, torch.stack(
-            energies
-        )
+    def _energy_and_grad_of_one(self, params: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
+        with torch.enable_grad():
+            energy = self._potential_fn(leaves)
+        gradients = torch.autograd.grad(energy, list(leaves.values()))
+        return energy.detach(), torch.cat([g.flatten() for g in gradients])
 
     def _try_vmap(self) -> None:
         """Find out, at two points, whether vmap takes the model; fall back with a warning."""
@@ -293,9 +276,9 @@ class ModelTarget(Target):
         """See :class:`Target`; for a shared latent also of all the sites behind it."""
         given = dict(params)
         for name, neutra in self._neutras.items():
-            shapes = neutra.guide._unconstrained_shapes
-            if name not in given and shapes.keys() <= given.keys():
-                parts = [torch.as_tensor(given.pop(site)).reshape(chains, -1) for site in shapes]
+            sites = list(guide_shapes(neutra.guide))
+            if name not in given and given.keys() >= set(sites):
+                parts = [torch.as_tensor(given.pop(site)).reshape(chains, -1) for site in sites]
                 with torch.no_grad():
                     joint = torch.cat(parts, -1).to(dtype=self.dtype, device=self.device)
                     given[name] = neutra.guide.get_transform().inv(joint)
@@ -320,37 +303,34 @@ class ModelTarget(Target):
         return self.pack(values, chains)
 
     def _own_values(self) -> dict[str, Tensor]:
-        """Unconstrained values of one start: what the model draws, at the sites that it has."""
-        sites = poutine.trace(self.model).get_trace(*self._args, **self._kwargs).nodes
-        own: dict[str, Any] = {name: sites[name]["value"] for name in self.sites}
+        """Unconstrained values of one start: draws of the model at the sites that it has."""
+        nodes = self._run(self.model).nodes
         return {
-            name: value if name in self._reparams else self._transforms[name](value)
-            for name, value in own.items()
+            name: nodes[name]["value"] if name in self._reparams else f(nodes[name]["value"])
+            for name, f in self._transforms.items()
         }
 
     def _prior_values(self) -> dict[str, Tensor]:
-        """Likewise, what the model without its reparameterisations draws."""
-        model: Any = self.model
-        while isinstance(model, ReparamHandler):
-            model = model.fn
-        sites = poutine.trace(model).get_trace(*self._args, **self._kwargs).nodes
+        """Unconstrained values of one start: draws of the model without its reparameterisations."""
+        nodes = self._run(
+            [self.model, *(fn for _, fn in reparameterisations(self.model))][-1]
+        ).nodes
         names = [behind for name in self.sites for behind in self._behind_names(name)]
         for name in names:
-            if name not in sites or sites[name]["is_observed"]:
+            if name not in nodes or nodes[name]["is_observed"]:
                 raise ValueError(
                     f"initial_params is 'prior', and site {name!r} has none that could be drawn, "
                     "being reparameterised within the model or by other means than a flow; "
                     "accepted for this model: None, 'flow', or unconstrained values"
                 )
         return {
-            name: biject_to(sites[name]["fn"].support).inv(sites[name]["value"]) for name in names
+            name: biject_to(nodes[name]["fn"].support).inv(nodes[name]["value"]) for name in names
         }
 
     def _behind_names(self, name: str) -> list[str]:
         """The model's own sites that a site of the positions stands for."""
         if name in self._neutras:
-            guide: Any = self._neutras[name].guide
-            return list(guide._unconstrained_shapes)
+            return list(guide_shapes(self._neutras[name].guide))
         return [self._reparams[name][0] if name in self._reparams else name]
 
     def modules(self) -> list[torch.nn.Module]:
@@ -393,11 +373,13 @@ def as_target(
         return target
     from_normal = False
     if not isinstance(target, LatticePotential) and shape is None:
-        recognised = _recognise(target)
-        if recognised is not None:
-            target, reparam = recognised
-            flow = _only_one(flow, None if reparam is None else reparam.flow)
-            from_normal = reparam is not None and reparam.from_normal
+        target, reparam = _recognise(target)
+        if reparam is not None:
+            if flow not in (None, reparam.flow):
+                raise ValueError(
+                    "flow is given twice: by poutine.reparam and by flow=...; accepted: once"
+                )
+            flow, from_normal = reparam.flow, reparam.from_normal
     if isinstance(target, LatticePotential) or (callable(target) and shape is not None):
         if flow is None:
             return EnergyTarget(target, shape)
@@ -415,33 +397,17 @@ def as_target(
     return ModelTarget(target)
 
 
-def _only_one(
-    given: TransformModule | None, known: TransformModule | None
-) -> TransformModule | None:
-    if given is not None and known is not None and given is not known:
-        raise ValueError("flow is given twice: by poutine.reparam and by flow=...; accepted: once")
-    return known if given is None else given
-
-
-def _recognise(
-    model: Callable[..., Any],
-) -> tuple[LatticePotential, FlowReparam | None] | None:
-    """The potential behind its own ``model``, if it is one, and how that is reparameterised."""
-    if isinstance(model, ReparamHandler):
-        config = model.msngr.config
-        inner = _recognise(model.fn)
-        if (
-            inner is None
-            or inner[1] is not None
-            or not isinstance(config, dict)
-            or set(config) != {"x"}
-        ):
-            return None
-        reparam = config["x"]
-        return (inner[0], reparam) if type(reparam) is FlowReparam else None
-    owner = getattr(model, "__self__", None)
-    if not inspect.ismethod(model) or not isinstance(owner, LatticePotential):
-        return None
-    if model.__func__ in (LatticePotential.model, LatticePotential.potential_fn):
-        return owner, None
-    return None
+def _recognise(model: Any) -> tuple[Any, FlowReparam | None]:
+    """The potential behind its own ``model`` and how that is reparameterised; else as it is."""
+    layers = list(reparameterisations(model))
+    configs, inner = [config for config, _ in layers], layers[-1][1] if layers else model
+    owner, reparam = getattr(inner, "__self__", None), None
+    if configs and isinstance(configs[0], dict):
+        reparam = configs[0].get("x")
+    is_plain = not configs or (
+        len(configs) == 1 and type(reparam) is FlowReparam and len(configs[0]) == 1
+    )
+    own = (LatticePotential.model, LatticePotential.potential_fn)
+    if is_plain and isinstance(owner, LatticePotential) and inner.__func__ in own:
+        return owner, reparam
+    return model, None

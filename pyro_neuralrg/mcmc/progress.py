@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pyro.ops.stats import split_gelman_rubin
 from torch import Tensor
 
-from pyro_neuralrg.mcmc.base import Kernel, StepInfo
+from pyro_neuralrg.mcmc.kernel import Kernel, StepInfo
 
 #: R-hat splits chains and needs two draws of each half.
 MIN_DRAWS = 4

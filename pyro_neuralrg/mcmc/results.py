@@ -12,7 +12,7 @@ from pyro.infer.mcmc.util import diagnostics as site_diagnostics
 from torch import Tensor
 
 from pyro_neuralrg.mcmc import checkpoints
-from pyro_neuralrg.mcmc.base import ChainState, Kernel
+from pyro_neuralrg.mcmc.kernel import ChainState, Kernel
 from pyro_neuralrg.mcmc.progress import MIN_DRAWS
 from pyro_neuralrg.mcmc.rows import Rows
 from pyro_neuralrg.mcmc.target import Target

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.mcmc.base import ChainState, Kernel, StepInfo
+from pyro_neuralrg.mcmc.kernel import ChainState, Kernel, StepInfo
 from pyro_neuralrg.mcmc.target import Target
 
 #: A function of the lattice field ``(chains,) + shape``, or of all sites by name, to

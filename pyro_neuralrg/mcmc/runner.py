@@ -18,7 +18,7 @@ from pyro_neuralrg.arguments import LARGEST_SEED, check_integer
 from pyro_neuralrg.files.record import Checkpoints, Record, check_energies
 from pyro_neuralrg.mcmc import checkpoints
 from pyro_neuralrg.mcmc.adaptation import Adaptation, Warmup
-from pyro_neuralrg.mcmc.base import Kernel, StepInfo
+from pyro_neuralrg.mcmc.kernel import Kernel, StepInfo
 from pyro_neuralrg.mcmc.progress import Figures
 from pyro_neuralrg.mcmc.results import Cost, Mark, RunResults
 from pyro_neuralrg.mcmc.rows import Observable, check_observables, observe, statistics

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.mcmc.base import ChainState, Kernel
+from pyro_neuralrg.mcmc.kernel import ChainState, Kernel
 from pyro_neuralrg.runtime.processes import Processes
 
 #: How often random starts of chains whose energy is not finite are drawn anew.

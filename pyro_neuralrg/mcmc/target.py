@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""What a kernel samples: the energy of many chains at once, over flat unconstrained positions."""
+"""The density that a kernel samples: energies of many chains over flat unconstrained positions."""
 
 from __future__ import annotations
 
@@ -17,15 +17,13 @@ from torch import Tensor
 
 from pyro_neuralrg.bases import NORMAL, StandardNormal, base_of
 from pyro_neuralrg.distributions.flow import (
+    check_flow,
     flow_dtype_and_device,
     forward_and_ladj,
     inverse_and_ladj,
 )
-from pyro_neuralrg.infer.reparam import FlowReparam
 from pyro_neuralrg.lattice import check_shape
 from pyro_neuralrg.potentials.base import LatticePotential
-
-__all__ = ["EnergyTarget", "LatentTarget", "Target"]
 
 AnyTarget = TypeVar("AnyTarget", bound="Target")
 
@@ -59,6 +57,10 @@ class Target(ABC):
     dtype: torch.dtype
     device: torch.device
     chain_batch_size: int | None = None
+
+    def __repr__(self) -> str:
+        sites = ", ".join(f"{name} {shape}" for name, shape in self.sites.items())
+        return f"{type(self).__name__}({sites or 'not set up'})"
 
     @property
     def dim(self) -> int:
@@ -96,11 +98,11 @@ class Target(ABC):
         return self.by_batches(self._energy_of, positions)
 
     def energy_and_grad(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """The same, and its gradient of shape ``(chains, dim)`` in the dtype of positions."""
+        """Energies, and gradients of shape ``(chains, dim)`` in the dtype of positions."""
         return self.by_batches(self._energy_and_grad_of, positions)
 
     def by_batches(self, function: Callable[[Tensor], Any], positions: Tensor) -> Any:
-        """What the function makes of positions, a tensor or a tuple, for a batch at a time."""
+        """A function's result for positions, a tensor or a tuple, computed a batch at a time."""
         size = self.chain_batch_size
         if size is None or len(positions) <= size:
             return function(positions)
@@ -111,11 +113,11 @@ class Target(ABC):
 
     @abstractmethod
     def _energy_of(self, positions: Tensor) -> Tensor:
-        """As :meth:`energy`, of one batch."""
+        """Energies of one batch."""
 
     @abstractmethod
     def _energy_and_grad_of(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """As :meth:`energy_and_grad`, of one batch."""
+        """Energies and gradients of one batch."""
 
     @abstractmethod
     def physical(self, positions: Tensor) -> dict[str, Tensor]:
@@ -143,7 +145,7 @@ class Target(ABC):
         return []
 
     def same_as(self, other: Target) -> bool:
-        """Whether the other one is the same density over the same positions."""
+        """Report whether the other one is the same density over the same positions."""
         return self is other
 
     def pack(self, params: Mapping[str, Tensor], chains: int) -> Tensor:
@@ -231,22 +233,18 @@ class EnergyTarget(Target):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
+        own_shape = shape
+        self._energy: Callable[[Tensor], Tensor]
         if isinstance(energy, LatticePotential):
-            self.lattice_potential = energy
-            if shape is not None and tuple(shape) != tuple(energy.shape):
-                raise ValueError(
-                    f"shape is {tuple(shape)}; accepted: the potential's {tuple(energy.shape)}"
-                )
-            shape = energy.shape
+            self.lattice_potential, self._energy = energy, energy.energy
+            own_shape = energy.shape
             device = getattr(energy, "device", None) if device is None else device
-            self._energy: Callable[[Tensor], Tensor] = energy.energy
         else:
             self._energy = energy
-        if shape is None:
-            raise ValueError(
-                "shape is None; accepted: the lattice shape of the field that the energy takes"
-            )
-        self.shape = check_shape(shape)
+        if own_shape is None or (shape is not None and tuple(shape) != tuple(own_shape)):
+            accepted = "the lattice shape of the field that the energy takes"
+            raise ValueError(f"shape is {shape}; accepted: {own_shape or accepted}")
+        self.shape = check_shape(own_shape)
         self.name = name
         self.sites = {name: self.shape}
         self.lattices = {name: self.shape}
@@ -254,17 +252,25 @@ class EnergyTarget(Target):
         self.dtype, self.device = empty.dtype, empty.device
 
     def _energy_of(self, positions: Tensor) -> Tensor:
-        """See :class:`Target`."""
         with torch.no_grad():
             return self._evaluate(positions)
 
     def _energy_and_grad_of(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """See :class:`Target`."""
-        if self.lattice_potential is None or self.flow is not None:
-            return _by_one_autograd_call(self._evaluate, positions)
-        x = positions.reshape(-1, *self.shape)
-        energy, gradient = self.lattice_potential.energy_and_gradient(x)
-        return self._checked(energy, len(positions)), gradient.reshape(positions.shape)
+        if self.lattice_potential is not None and self.flow is None:
+            x = positions.reshape(-1, *self.shape)
+            energy, gradient = self.lattice_potential.energy_and_gradient(x)
+            return self._checked(energy, len(positions)), gradient.reshape(positions.shape)
+        with torch.enable_grad():
+            leaf = positions.detach().requires_grad_()
+            energy = self._evaluate(leaf)
+            if not energy.requires_grad:
+                raise ValueError(
+                    "energy returned a tensor that does not depend on the field differentiably; "
+                    "accepted: one that torch.autograd can differentiate (RandomWalkMetropolis "
+                    "needs no gradient)"
+                )
+            (gradient,) = torch.autograd.grad(energy.sum(), leaf)
+        return energy.detach(), gradient
 
     def physical(self, positions: Tensor) -> dict[str, Tensor]:
         """See :class:`Target`."""
@@ -277,29 +283,19 @@ class EnergyTarget(Target):
                 "initial_params is 'flow', and the target is in physical space; accepted: 'prior', "
                 "None, or {site: flow(z)}"
             )
-        return self._normals(chains, generator)
-
-    def _normals(self, chains: int, generator: torch.Generator) -> Tensor:
-        return torch.randn(
-            chains, self.dim, generator=generator, dtype=self.dtype, device=self.device
-        )
+        options: Any = {"generator": generator, "dtype": self.dtype, "device": self.device}
+        return torch.randn(chains, self.dim, **options)
 
     def same_as(self, other: Target) -> bool:
         """See :class:`Target`."""
         return isinstance(other, type(self)) and self._source() == other._source()
 
     def _source(self) -> tuple[Any, ...]:
-        return (
-            self._energy,
-            self.shape,
-            self.name,
-            self.dtype,
-            self.device,
-            id(self.flow),
-            self.base,
-        )
+        of_positions = self.shape, self.name, self.dtype, self.device
+        return self._energy, id(self.flow), self.base, *of_positions
 
     def _evaluate(self, positions: Tensor) -> Tensor:
+        """Energies with a graph."""
         return self._checked(self._energy(positions.reshape(-1, *self.shape)), len(positions))
 
     def _checked(self, energy: Tensor, chains: int) -> Tensor:
@@ -313,7 +309,7 @@ class EnergyTarget(Target):
 
 
 class LatentTarget(EnergyTarget):
-    r"""The same field in the latent space of a flow (paper Eq. 6).
+    r"""A batched energy of one field, in the latent space of a flow (paper Eq. 6).
 
     Its energy is :math:`U(z) = E(g(z)) - \ln|\det \partial g/\partial z|`. Positions are z, or
     standard normals u with ``z = flow.base.from_normal(u)``, whose slope the energy then has
@@ -341,7 +337,7 @@ class LatentTarget(EnergyTarget):
         name: str = "x",
         from_normal: bool = False,
     ) -> None:
-        FlowReparam(flow)  # one check, one message, of what a flow is
+        check_flow(flow)
         dtype, device = flow_dtype_and_device(flow)
         super().__init__(energy, shape, name=name, dtype=dtype, device=device)
         flow_shape = tuple(getattr(flow, "shape", self.shape))
@@ -370,8 +366,8 @@ class LatentTarget(EnergyTarget):
     def initial(self, chains: int, generator: torch.Generator, start: str | None = None) -> Tensor:
         """Draws of the flow; of the prior, standard normals in physical space."""
         if start == "prior":
-            x = self._normals(chains, generator)
-            return self.pack({self.name: x.reshape(-1, *self.shape)}, chains)
+            x = super().initial(chains, generator).reshape(-1, *self.shape)
+            return self.pack({self.name: x}, chains)
         return self.from_base(chains, generator)
 
     def modules(self) -> list[torch.nn.Module]:
@@ -385,30 +381,13 @@ class LatentTarget(EnergyTarget):
 
     def _latents(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """z of positions, and ln |det dz/du|."""
-        position, base = positions.reshape(-1, *self.shape), base_of(self.flow)
-        of = NORMAL if self.base == base else base
-        return of.from_normal(position, len(self.shape))
+        base = base_of(self.flow)
+        map_from = NORMAL if self.base == base else base
+        return map_from.from_normal(positions.reshape(-1, *self.shape), len(self.shape))
 
     def _unconstrain(self, name: str, value: Tensor) -> Tensor:
         base = base_of(self.flow)
         return value if self.base == base else base.to_normal(value, len(self.shape))[0]
-
-
-def _by_one_autograd_call(
-    energy_of: Callable[[Tensor], Tensor], positions: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Energies and gradients; chains do not meet, so the gradient of the sum is each one's own."""
-    with torch.enable_grad():
-        leaf = positions.detach().requires_grad_()
-        energy = energy_of(leaf)
-        if not energy.requires_grad:
-            raise ValueError(
-                "energy returned a tensor that does not depend on the field differentiably; "
-                "accepted: one that torch.autograd can differentiate (RandomWalkMetropolis needs "
-                "no gradient)"
-            )
-        (gradient,) = torch.autograd.grad(energy.sum(), leaf)
-    return energy.detach(), gradient
 
 
 @contextmanager

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
 import warnings
+from functools import partial
 from typing import Any
 
 import pyro
@@ -13,12 +13,13 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import SVI, Trace_ELBO
-from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
+from pyro.infer.autoguide import AutoNormal
 from torch.distributions import constraints
 
 from pyro_neuralrg.distributions import FlowDistribution, SymmetrizedFlow, TwoModes
-from pyro_neuralrg.infer import PDD, FlowGuide, pdd
-from pyro_neuralrg.transforms import conditional_hierarchical_flow, hierarchical_flow
+from pyro_neuralrg.infer import PDD, FlowGuide
+from pyro_neuralrg.transforms import hierarchical_flow
+from tests.infer.second_pass import loss_and_path_gradients
 
 DATA = torch.tensor([0.3, -1.2, 2.0, 0.7, 0.1, 0.9], dtype=torch.float64)
 
@@ -50,7 +51,8 @@ def minibatch_model() -> None:
 def minibatch_guide() -> None:
     with pyro.plate("data", 6, subsample_size=3):
         pass
-    pyro.sample("loc", dist.Normal(pyro.param("mean", torch.tensor(0.4)), 0.7))
+    scale = pyro.param("scale", torch.tensor(0.7), constraint=constraints.positive)
+    pyro.sample("loc", dist.Normal(pyro.param("mean", torch.tensor(0.4)), scale))
 
 
 PROGRAMS = {
@@ -69,9 +71,10 @@ def clear_gradients() -> None:
         parameter.grad = None
 
 
-@pytest.mark.parametrize("path_gradient", [False, True])
+@pytest.mark.parametrize(
+    ("program", "path_gradient"), [("plated", False), ("minibatch", False), ("minibatch", True)]
+)
 @pytest.mark.parametrize("vectorize", [False, True])
-@pytest.mark.parametrize("program", PROGRAMS)
 def test_three_losses_agree(program: str, vectorize: bool, path_gradient: bool) -> None:
     """Under one seed all three are one number and one gradient."""
     model, guide = PROGRAMS[program]
@@ -119,19 +122,15 @@ def test_agrees_with_trace_elbo(program: str, vectorize: bool) -> None:
         torch.testing.assert_close(value, their_gradients[name])
 
 
-@pytest.mark.parametrize("vectorize", [False, True])
-def test_path_gradient_has_the_same_mean(vectorize: bool) -> None:
+def test_path_gradient_has_the_same_mean() -> None:
     """Leaving out the score term changes no expectation, within five standard errors."""
-    elbos = [
-        PDD(num_particles=200, vectorize_particles=True, path_gradient=path)
-        for path in (False, True)
-    ]
     found = []
-    for elbo in elbos:
+    for path in (False, True):
         runs = []
+        elbo = PDD(num_particles=200, vectorize_particles=True, path_gradient=path)
         for _ in range(30):
-            elbo.loss_and_grads(plated_model, plated_guide)
-            runs.append(torch.stack(list(gradients(["mean", "scale", "weight"]).values())))
+            elbo.loss_and_grads(minibatch_model, minibatch_guide)
+            runs.append(torch.stack(list(gradients(["mean", "scale"]).values())))
             clear_gradients()
         found.append(torch.stack(runs))
     error = (found[0].var(0) + found[1].var(0)).div(30).sqrt()
@@ -169,83 +168,50 @@ def test_path_gradient_vanishes_at_the_optimum(
     assert sizes[1] < 1e-10
 
 
-def test_path_gradient_bypasses_the_cache_of_the_flow() -> None:
-    """A flow remembers its last sample; the path gradient must still leave out the score."""
-    flow = hierarchical_flow((2, 2))
-    guide = FlowGuide(flow)
-    z = torch.randn(6, 2, 2)
-
-    def energy(x: torch.Tensor) -> torch.Tensor:
-        return x.pow(4).sum((-1, -2))
-
-    def model() -> None:
-        x = pyro.sample("x", dist.Normal(0.0, 1.0).expand((2, 2)).to_event(2).mask(False))
-        pyro.factor("f", -energy(x))
-
-    pyro.set_rng_seed(5)
-    PDD(6, vectorize_particles=True, path_gradient=True, max_plate_nesting=0).loss_and_grads(
-        model, guide
-    )
-    found = [p.grad.clone() for p in flow.parameters() if p.grad is not None]
-    used = [p for p in flow.parameters() if p.grad is not None]
-    pyro.set_rng_seed(5)
-    z = dist.Normal(torch.tensor(0.0), 1.0).expand((6, 2, 2)).sample()
-    x, _ = flow.forward_and_ladj(z)
-    leaf = x.detach().requires_grad_()
-    latent, ladj = flow.inverse_and_ladj(leaf)
-    log_q = dist.Normal(0.0, 1.0).log_prob(latent).sum((-1, -2)) - ladj
-    force = torch.autograd.grad((log_q + energy(leaf)).mean(), leaf)[0]
-    exact = torch.autograd.grad(x, used, force)
-    for a, b in zip(found, exact, strict=True):
-        torch.testing.assert_close(a, b)
-
-
 @pytest.mark.parametrize("vectorize", [False, True])
-@pytest.mark.parametrize("plated", [False, True])
-def test_path_gradient_in_one_pass_is_that_of_the_second_pass(
-    vectorize: bool, plated: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Scores that come with the samples, and the replay that any guide allows."""
+@pytest.mark.parametrize("surroundings", ["none", "plate", "scale"])
+def test_path_gradient_is_that_of_a_second_pass(vectorize: bool, surroundings: str) -> None:
     flow = hierarchical_flow((2, 2), base=TwoModes(2.0))
     inner = FlowGuide(flow)
     elbo = PDD(4, vectorize_particles=vectorize, path_gradient=True)
-    replays = []
-    monkeypatch.setattr(pdd, "_path_trace", counted(pdd._path_trace, replays))
 
-    def copies() -> Any:
-        return pyro.plate("copies", 3) if plated else contextlib.nullcontext()
+    def around() -> Any:
+        if surroundings == "plate":
+            return pyro.plate("copies", 3)
+        is_scaled = surroundings == "scale"
+        return pyro.poutine.scale(scale=2.5) if is_scaled else contextlib.nullcontext()
 
     def model() -> None:
-        with copies():
+        with around():
             x = pyro.sample("x", dist.Normal(0.0, 1.0).expand((2, 2)).to_event(2).mask(False))
             pyro.factor("f", -x.pow(4).sum((-1, -2)))
 
     def guide() -> None:
-        with copies():
+        with around():
             inner()
 
-    def replayed() -> None:
-        with pyro.poutine.scale(scale=1.0 + 1e-12):  # which the scores do not take part in
-            guide()
-
     found = []
-    for program in (guide, replayed):
+    for step in (elbo.loss_and_grads, partial(loss_and_path_gradients, elbo)):
         pyro.set_rng_seed(3)
         flow.zero_grad()
-        loss = elbo.loss_and_grads(model, program)
+        loss = step(model, guide)
         found.append((loss, [p.grad.clone() for p in flow.parameters() if p.grad is not None]))
-        assert bool(replays) == (program is replayed)
     assert found[0][0] == pytest.approx(found[1][0])
     assert len(found[0][1]) == len(found[1][1]) > 0
     for mine, theirs in zip(found[0][1], found[1][1], strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-9)
 
 
-def test_path_gradient_in_one_pass_makes_no_inverse_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_path_gradient_makes_no_inverse_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """Which would cost more than all the rest of the step."""
     flow = hierarchical_flow((2, 2))
     inverses: list[Any] = []
-    monkeypatch.setattr(flow, "renormalize", counted(flow.renormalize, inverses))
+
+    def counted(*arguments: Any, of: Any = flow.renormalize) -> Any:
+        inverses.append(arguments)
+        return of(*arguments)
+
+    monkeypatch.setattr(flow, "renormalize", counted)
     FlowGuide(flow).distribution().log_prob(torch.zeros(2, 2))
     assert len(inverses) == 1, "what is counted is not what an inverse pass calls"
 
@@ -258,36 +224,10 @@ def test_path_gradient_in_one_pass_makes_no_inverse_pass(monkeypatch: pytest.Mon
     assert len(inverses) == 1
 
 
-def counted(function: Any, calls: list[Any]) -> Any:
-    def call(*arguments: Any) -> Any:
-        calls.append(arguments)
-        return function(*arguments)
-
-    return call
-
-
-def test_path_gradient_of_dependent_sites_vanishes_at_the_optimum() -> None:
-    """One flow's sample is the context of the other: the score of the latter alone has less."""
-    first, second = hierarchical_flow((2,)), conditional_hierarchical_flow((2,), 2, features=3)
-    with torch.no_grad():
-        for parameter in second.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    outer, inner = FlowGuide(first, name="a"), FlowGuide(second, name="b")
-
-    def guide() -> None:
-        inner(outer())
-
-    def model() -> None:
-        with torch.no_grad():
-            frozen = copy.deepcopy(first), copy.deepcopy(second)
-        for module in frozen:
-            module.requires_grad_(False)
-        a = pyro.sample("a", FlowDistribution(frozen[0]))
-        pyro.sample("b", FlowDistribution(frozen[1].condition(a)))
-
-    PDD(1, path_gradient=True).loss_and_grads(model, guide)
-    gradients = [p.grad for flow in (first, second) for p in flow.parameters()]
-    assert all(g is None or float(g.abs().max()) < 1e-8 for g in gradients)
+def test_path_gradient_of_several_sites_is_refused() -> None:
+    """One may depend on another, and its score alone has less."""
+    with pytest.raises(ValueError, match=r"sites \['loc', 'local'\]; accepted: guides of one site"):
+        PDD(path_gradient=True).loss_and_grads(plated_model, plated_guide)
 
 
 def test_density_of_a_draw_with_score_keeps_its_gradient() -> None:
@@ -308,36 +248,26 @@ def test_density_of_a_draw_with_score_keeps_its_gradient() -> None:
 
 def test_elbo_module_with_a_plain_optimiser(target: Any, flow: Any) -> None:
     module = PDD(64, vectorize_particles=True)(target.model, FlowGuide(flow))
-    optimiser = torch.optim.Adam(module.parameters(), lr=0.05)
-    for _ in range(200):
+    optimiser = torch.optim.Adam(module.parameters(), lr=0.1)
+    for _ in range(60):
         optimiser.zero_grad()
         loss = module()
         loss.backward()
         optimiser.step()
-    assert abs(loss.item() + target.log_partition()) < 0.05
+    assert abs(loss.item() + target.log_partition()) < 0.1
 
 
 def test_svi_with_pyro_optimiser(target: Any, flow: Any) -> None:
     svi = SVI(
         target.model,
         FlowGuide(flow),
-        pyro.optim.Adam({"lr": 0.05}),
+        pyro.optim.Adam({"lr": 0.1}),
         loss=PDD(num_particles=64, vectorize_particles=True),
     )
-    for _ in range(200):
+    for _ in range(60):
         loss = svi.step()
-    assert abs(loss + target.log_partition()) < 0.05
-    assert svi.evaluate_loss() == pytest.approx(-target.log_partition(), abs=0.05)
-
-
-def test_autoguide() -> None:
-    def model() -> None:
-        pyro.sample("x", dist.Normal(torch.zeros(3), 2.0).to_event(1))
-
-    guide = AutoMultivariateNormal(model)
-    for vectorize in (False, True):
-        loss = PDD(num_particles=7, vectorize_particles=vectorize).loss(model, guide)
-        assert math.isfinite(loss)
+    assert abs(loss + target.log_partition()) < 0.1
+    assert svi.evaluate_loss() == pytest.approx(-target.log_partition(), abs=0.1)
 
 
 def test_not_reparameterised() -> None:

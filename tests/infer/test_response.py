@@ -55,7 +55,7 @@ def response(model: object, guide: AutoHierarchicalFlow) -> Response:
     return Response(float(moved.max()), float((ladj_after - ladj).square().mean().sqrt()))
 
 
-QUICK = ("smoothing, weak", "ICAR map", "BYM2 map", "stochastic volatility", "cube")
+QUICK = ("smoothing, weak", "cube")
 every_model = pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in REGISTRY],
@@ -75,7 +75,7 @@ def test_plain_svi_is_safe(name: str) -> None:
     optimiser = pyro.optim.Adam({"lr": RATE})  # type: ignore[attr-defined]
     svi = SVI(model, guide, optimiser, PDD(16, vectorize_particles=True))
     losses: list[float] = []
-    for steps in (0, 200):
+    for steps in (0, 100):
         losses += [svi.step() for _ in range(steps)]
         found = response(model, guide)
         assert found.moved < 0.2
@@ -93,7 +93,10 @@ def test_plain_svi_is_safe(name: str) -> None:
     [
         {"features": 64},
         {"bijector": "neighbour"},
-        {"bijector": Neighbour(layers=8, hidden=(24,)), "circuit": "mera", "depth": None},
+        pytest.param(
+            {"bijector": Neighbour(layers=8, hidden=(24,)), "circuit": "mera", "depth": None},
+            marks=pytest.mark.slow,
+        ),
         {"boundary": "periodic", "odd": True},
     ],
     ids=str,

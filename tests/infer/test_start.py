@@ -20,7 +20,7 @@ from torch import Tensor
 from pyro_neuralrg import PDD
 from pyro_neuralrg.infer import AutoHierarchicalFlow
 from pyro_neuralrg.infer.autoguide import start
-from pyro_neuralrg.infer.autoguide.density import ParticleDensity, model_density
+from pyro_neuralrg.infer.autoguide.density import Density, ModelEnergy, model_density
 from pyro_neuralrg.infer.autoguide.gaussians import LatticeGaussian, MatrixGaussian
 from pyro_neuralrg.infer.autoguide.start import blocks, nearest_gaussian
 from pyro_neuralrg.mcmc.model_target import ModelTarget
@@ -29,18 +29,8 @@ from tests.infer.autoguide_models import CASES
 from tests.models.registry import REGISTRY
 
 
-class Energy:
-    """A density given by its energy, a function of points ``(n, dim)``."""
-
-    dtype, device = torch.float64, torch.device("cpu")
-
-    def __init__(self, energy: Any) -> None:
-        self.energy = energy
-
-    def energy_and_grad(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        leaf = positions.detach().requires_grad_()
-        energy = self.energy(leaf)
-        return energy.detach(), torch.autograd.grad(energy.sum(), leaf)[0]
+def density(energy: Any) -> Density:
+    return Density(energy, torch.float64)
 
 
 def precision_matrix(dim: int) -> Tensor:
@@ -48,8 +38,8 @@ def precision_matrix(dim: int) -> Tensor:
     return root @ root.T / dim + 0.2 * torch.eye(dim)
 
 
-def normal_energy(mean: Tensor, precision: Tensor) -> Energy:
-    return Energy(lambda u: 0.5 * ((u - mean) * ((u - mean) @ precision)).sum(-1))
+def normal_energy(mean: Tensor, precision: Tensor) -> Density:
+    return density(lambda u: 0.5 * ((u - mean) * ((u - mean) @ precision)).sum(-1))
 
 
 def dense(dim: int) -> MatrixGaussian:
@@ -92,7 +82,7 @@ def test_widths_of_sites_and_modes(boundary: str) -> None:
 def test_a_poisson_rate_has_the_known_optimum() -> None:
     """u with ln pi = y u - e^u - u^2 / 2: E[e^u] = y - m, and 1 / v = 1 + E[e^u]."""
     y = torch.tensor([0.0, 3.0, 40.0])
-    target = Energy(lambda u: (0.5 * u.square() + u.exp() - y * u).sum(-1))
+    target = density(lambda u: (0.5 * u.square() + u.exp() - y * u).sum(-1))
     found = nearest_gaussian(target, dense(3))
     assert found is not None
     covariance = found.factor @ found.factor.T
@@ -114,7 +104,7 @@ def test_it_is_the_same_each_time() -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_none_where_there_is_no_density(value: float) -> None:
-    target = Energy(lambda u: value * u.sum(-1))
+    target = density(lambda u: value * u.sum(-1))
     assert nearest_gaussian(target, dense(4)) is None
 
 
@@ -132,13 +122,6 @@ def test_blocks_have_the_covariance(odd: bool) -> None:
     torch.testing.assert_close(found[3:, 3:], found[3:, 3:].T)
 
 
-def test_half_the_width() -> None:
-    q = dense(3).narrower()
-    assert q.log_det == pytest.approx(float(torch.logdet(q.factor)))
-    wide = LatticeGaussian.isotropic(torch.zeros(5), 0.1, (5,), 1, "open")
-    assert wide.narrower().log_det == pytest.approx(wide.log_det - 5 * math.log(2))
-
-
 # The density --------------------------------------------------------------------------------------
 
 
@@ -149,21 +132,30 @@ def prototype(model: Any, *args: Any) -> Any:
     return guide.prototype_trace
 
 
-@pytest.mark.parametrize("name", [*REGISTRY, *CASES])
+QUICK = ("smoothing, weak", "BYM2 map", "probit", "cube")
+every_model = [
+    pytest.param(name, marks=() if name in (*QUICK, *CASES) else pytest.mark.slow)
+    for name in (*REGISTRY, *CASES)
+]
+
+
+@pytest.mark.parametrize("name", every_model)
 def test_many_points_are_single_ones(name: str) -> None:
     """Energies and gradients of points together are those by vmap."""
     case = CASES.get(name)
     model = case.model if case else REGISTRY[name].build(1)
     args = (models.ramp(2),) if model is models.subsampled else ()
-    density = ParticleDensity(model, args, {}, prototype(model, *args))
-    assert density.is_right()
+    trace = prototype(model, *args)
+    assert ModelEnergy(model, args, {}, trace).takes_many()
     target = ModelTarget(model).setup(*args)
+    found = model_density(model, args, {}, trace, torch.arange(target.dim))
     points = 0.3 * torch.randn(3, target.dim)
-    energy, gradient = density.energy_and_grad(points)
     expected, expected_gradient = target.energy_and_grad(points)
-    torch.testing.assert_close(energy, expected)
-    torch.testing.assert_close(gradient, expected_gradient)
-    torch.testing.assert_close(density.energy(points), expected)
+    torch.testing.assert_close(found.energy(points), expected)
+    torch.testing.assert_close(found.gradient(points), expected_gradient)
+    order = torch.randperm(target.dim)
+    reordered = model_density(model, args, {}, trace, order)
+    torch.testing.assert_close(reordered.energy(points[:, order]), expected)
 
 
 def of_one_site(data: Tensor) -> None:
@@ -180,8 +172,12 @@ def mixing(data: Tensor) -> None:
 def test_a_model_that_knows_of_no_particles(model: Any) -> None:
     data = torch.tensor(0.5)
     trace = prototype(model, data)
-    assert not ParticleDensity(model, (data,), {}, trace).is_right()
-    assert isinstance(model_density(model, (data,), {}, trace), ModelTarget)
+    assert not ModelEnergy(model, (data,), {}, trace).takes_many()
+    target, points = ModelTarget(model).setup(data), torch.randn(4, 3)
+    found = model_density(model, (data,), {}, trace, torch.arange(3))
+    energy, gradient = target.energy_and_grad(points)
+    torch.testing.assert_close(found.energy(points), energy)
+    torch.testing.assert_close(found.gradient(points), gradient)
     pyro.clear_param_store()
     guide = AutoHierarchicalFlow(model)
     SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO()).step(data)  # the first call

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from pyro_neuralrg import HMC, VectorizedMCMC
 from pyro_neuralrg.mcmc import Adaptation
-from pyro_neuralrg.mcmc.adaptation import Warmup, _rough_step_size
+from pyro_neuralrg.mcmc.adaptation import rough_step_size
 from pyro_neuralrg.mcmc.adapters import PooledCovariance
+from pyro_neuralrg.runtime.processes import Processes
 
 
 def normal(step_size: float = 0.1) -> HMC:
@@ -22,16 +23,19 @@ def normal(step_size: float = 0.1) -> HMC:
     return HMC(lambda x: 0.5 * x.square().sum(-1), shape=(10,), step_size=step_size, num_steps=3)
 
 
-def test_variance_over_batches_of_different_means() -> None:
+@pytest.mark.parametrize("is_dense", [False, True])
+def test_covariance_over_batches_of_different_means(is_dense: bool) -> None:
     batches = [torch.randn(n, 3) * 2.0 + shift for n, shift in ((4, 0.0), (7, 5.0), (5, -3.0))]
-    pooled = PooledCovariance()
+    pooled = PooledCovariance(is_dense)
     for batch in batches:
         pooled.update(batch)
     together = torch.cat(batches)
-    expected = (len(together) * together.var(0) + 5 * 1e-3) / (len(together) + 5)
+    prior, expected = 5e-3 * torch.eye(3), together.T.cov()
+    if not is_dense:
+        prior, expected = prior.diagonal(), expected.diagonal()
     found = pooled.regularised()
     assert found is not None
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found, (len(together) * expected + prior) / (len(together) + 5))
 
 
 def test_few_values_have_no_variance() -> None:
@@ -45,7 +49,8 @@ def test_few_values_have_no_variance() -> None:
 def test_the_rough_step_size_is_the_largest_that_is_accepted(start: float) -> None:
     kernel = normal(start)
     state = kernel.init(torch.randn(200, 10))
-    size, evaluations = _rough_step_size(kernel, state, torch.Generator().manual_seed(0), 0.8)
+    generator = torch.Generator().manual_seed(0)
+    size, evaluations = rough_step_size(kernel, state, generator, 0.8, Processes())
     assert 0.2 < size < 1.5
     assert evaluations % 3 == 0
     for factor, enough in ((0.9, True), (2.2, False)):
@@ -55,7 +60,7 @@ def test_the_rough_step_size_is_the_largest_that_is_accepted(start: float) -> No
         assert (float(info.acceptance_rate.mean()) > 0.8) == enough
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 9])
+@pytest.mark.parametrize("steps", [1, 9])
 @pytest.mark.parametrize("start", [1e-4, 1e3])
 def test_a_short_warm_up_keeps_the_rough_step(steps: int, start: float) -> None:
     mcmc = VectorizedMCMC(normal(start), 5, steps, num_chains=100, seed=0, progress=False)
@@ -65,7 +70,7 @@ def test_a_short_warm_up_keeps_the_rough_step(steps: int, start: float) -> None:
     assert float(mcmc.sample_stats["acceptance_rate"].mean()) > 0.6
 
 
-@pytest.mark.parametrize("steps", [1, 2, 5, 10, 20, 24, 40])
+@pytest.mark.parametrize("steps", [2, 20, 24, 40])
 @pytest.mark.parametrize("chains", [1, 3])
 def test_a_short_warm_up_never_gives_a_mass_that_is_no_mass(steps: int, chains: int) -> None:
     warmup = Adaptation(mass="diagonal", steps=steps)
@@ -74,34 +79,6 @@ def test_a_short_warm_up_never_gives_a_mass_that_is_no_mass(steps: int, chains: 
     mass = mcmc.kernel.members["hmc"].inverse_mass
     assert (mass is None) == (steps < 24)
     assert mass is None or bool((torch.isfinite(mass) & (mass > 0)).all())
-
-
-def test_a_variance_beyond_the_dtype_is_no_mass() -> None:
-    kernel = normal()
-    warmup = Warmup(kernel, Adaptation(mass="diagonal"), 100, 3)
-    state = kernel.init(torch.zeros(3, 10)).position.float()
-    warmup._covariance.update(1e25 * torch.randn(3, 10))
-    warmup._set_mass(kernel.init(state))
-    assert warmup.kernel.inverse_mass is None
-
-
-def test_the_step_size_begins_anew_with_each_mass() -> None:
-    kernel = normal()
-    warmup = Warmup(kernel, Adaptation(mass="diagonal"), 200, 50)
-    generator = torch.Generator().manual_seed(0)
-    state = kernel.init(torch.randn(50, 10))
-    warmup.begin(state, generator)
-    average = warmup._step_sizes["hmc"]
-    counts: list[int] = []
-    for index in range(200):
-        state, info = warmup.kernel.step(state, generator)
-        warmup.update(index, state, info, generator)
-        counts.append(average._count)
-        if index + 1 in (55, 180):
-            assert warmup.kernel.step_size == average.step_size == average.average
-            assert average._attractor == pytest.approx(math.log(10 * average.step_size))
-    assert [index + 1 for index, count in enumerate(counts) if count == 0] == [55, 180]
-    assert warmup.finish().step_size == average.average
 
 
 @pytest.mark.parametrize(
@@ -145,18 +122,6 @@ def test_the_cost_of_the_warm_up_is_what_was_evaluated(adapt: bool) -> None:
 def test_what_is_adapted_is_yes_or_no(name: str) -> None:
     with pytest.raises(TypeError, match=rf"{name} is 0\.1; accepted: True or False"):
         Adaptation(**{name: 0.1})  # type: ignore[arg-type]
-
-
-def test_a_dense_mass_is_the_covariance() -> None:
-    batches = [torch.randn(n, 3) @ torch.randn(3, 3) + shift for n, shift in ((4, 0.0), (7, 5.0))]
-    pooled = PooledCovariance(dense=True)
-    for batch in batches:
-        pooled.update(batch)
-    together = torch.cat(batches)
-    expected = (len(together) * together.T.cov() + 5e-3 * torch.eye(3)) / (len(together) + 5)
-    found = pooled.regularised()
-    assert found is not None
-    torch.testing.assert_close(found, expected)
 
 
 def test_a_dense_mass_is_adapted() -> None:

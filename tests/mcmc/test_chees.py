@@ -108,15 +108,17 @@ def test_the_principal_direction_of_chains() -> None:
     assert torch.equal(other.projected(path).end, direction.projected(path).end)
 
 
-def test_snaper_adapts_from_one_point_for_all_chains() -> None:
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_it_adapts_from_one_point_for_all_chains(criterion: str) -> None:
     """Half a period of unit normals is 3.1; they begin all at the mode."""
-    kernel = ChEESHMC(lambda x: 0.5 * x.square().sum(-1), shape=(10,), criterion="snaper")
+    kernel = ChEESHMC(lambda x: 0.5 * x.square().sum(-1), shape=(10,), criterion=criterion)
     start = {"x": torch.zeros(32, 10)}
     mcmc = VectorizedMCMC(kernel, 5, 150, 32, seed=0, progress=False, initial_params=start)
     mcmc.run()
     assert 0.7 < mcmc.kernel.trajectory_length < 3.0
 
 
+@pytest.mark.slow
 def test_snaper_sees_the_one_wide_direction_of_many() -> None:
     """One width of 10 beside 300 of 1: half its period is 31, half of theirs 3.1."""
     scale = torch.ones(301)

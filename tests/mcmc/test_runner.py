@@ -34,7 +34,7 @@ from pyro_neuralrg import (
 from pyro_neuralrg.infer import AutoHierarchicalFlow
 from pyro_neuralrg.mcmc import Adaptation, ModelTarget, progress, starts
 from pyro_neuralrg.mcmc import runner as runner_module
-from pyro_neuralrg.mcmc.base import ChainState
+from pyro_neuralrg.mcmc.kernel import ChainState
 from pyro_neuralrg.mcmc.starts import started
 from pyro_neuralrg.runtime.interrupts import deferred_interrupts
 from pyro_neuralrg.runtime.processes import Processes

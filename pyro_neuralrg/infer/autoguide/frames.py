@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""What a guide is beside its couplings: the Gaussian it begins as, places, widths and skewness."""
+"""A guide without its couplings: the Gaussian it begins as, places, widths and skewness."""
 
 from __future__ import annotations
 
@@ -13,13 +13,11 @@ from pyro_neuralrg.transforms import LearnedSpectrum
 from pyro_neuralrg.transforms.base import LatticeTransform
 from pyro_neuralrg.transforms.elementwise import SinhArcsinh
 
-__all__ = ["FAN_IN", "MOST_TIED", "Bend", "FieldFrame", "GaussianFrame"]
-
-MOST_TIED = 100
+MAX_DENSE_GLOBALS = 100
 """Globals up to which each depends on all before it, and every site and mode of the fields on each:
 matrices of N x N and of sites x N entries."""
 
-MOST_MULTIPLIED = 8
+MAX_MULTIPLIED_GLOBALS = 8
 """Globals up to which their products move the fields as well."""
 
 FAN_IN = 5.0
@@ -128,7 +126,7 @@ def with_products(context: Tensor) -> Tensor:
 
 
 def _products(dim: int) -> int:
-    return dim * (dim + 1) // 2 if dim <= MOST_MULTIPLIED else 0
+    return dim * (dim + 1) // 2 if dim <= MAX_MULTIPLIED_GLOBALS else 0
 
 
 class FieldFrame(LatticeTransform):
@@ -165,7 +163,7 @@ class FieldFrame(LatticeTransform):
         self.loc = None if odd else nn.Parameter(torch.zeros_like(like))
         self.log_scale = nn.Parameter(torch.zeros_like(like))
         self.bend = None if odd else Bend(like)
-        if context_dim > MOST_TIED:  # a number for each site and global would be too many
+        if context_dim > MAX_DENSE_GLOBALS:  # a number for each site and global would be too many
             context_dim = 0
         moves = like.new_zeros(*shape, context_dim + _products(context_dim))
         self.shift = nn.Parameter(moves) if context_dim and not odd else None

@@ -12,25 +12,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from pyro_neuralrg.spectral import apply_spectrum, quadratic_form
 
-__all__ = ["Gaussian", "LatticeGaussian", "MatrixGaussian", "Moments"]
-
-FEWEST_DRAWS = 128
+STEP_DRAWS = 128
 """Draws of each step, and as many mirrored ones; more where there are more unknowns."""
 
-LEAST_SHRINKING = 0.1
+MIN_ROOT_PRECISION = 0.1
 """Root of a precision, relative to that before, below which the safe step is taken."""
 
 
 @dataclass(frozen=True)
 class Moments:
-    """What a step is made of.
+    """Expectations that a step is made of.
 
     Attributes:
         gradient: C^T E[g], shape ``(dim,)``.
@@ -40,40 +37,6 @@ class Moments:
 
     gradient: Tensor
     excess: tuple[Tensor, ...]
-
-
-class Gaussian(Protocol):
-    """A normal distribution on the way to a density; see the module."""
-
-    @property
-    def mean(self) -> Tensor:
-        """Shape ``(dim,)``."""
-        ...
-
-    @property
-    def log_det(self) -> float:
-        """ln |det C|."""
-        ...
-
-    def moved(self, z: Tensor) -> Tensor:
-        """C z of latents ``(n, dim)``."""
-        ...
-
-    def latents(self, generator: torch.Generator) -> Tensor:
-        """Latents for a step."""
-        ...
-
-    def moments(self, z: Tensor, even: Tensor, odd: Tensor) -> Moments:
-        """Of gradients at draws of latents z, ``(n, dim)`` each."""
-        ...
-
-    def stepped(self, moments: Moments, step: float) -> Gaussian:
-        """A part of the natural-gradient step."""
-        ...
-
-    def narrower(self) -> Gaussian:
-        """Of half the width."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -92,35 +55,35 @@ class MatrixGaussian:
 
     @classmethod
     def isotropic(cls, mean: Tensor, width: float) -> MatrixGaussian:
-        """Of one width."""
+        """A Gaussian of one width."""
         factor = width * torch.eye(len(mean), dtype=mean.dtype)
         return cls(mean, factor, len(mean) * math.log(width))
 
     def moved(self, z: Tensor) -> Tensor:
-        """See :class:`Gaussian`."""
+        """C z of latents ``(n, dim)``."""
         return z @ self.factor.T
 
     def latents(self, generator: torch.Generator) -> Tensor:
         """Sets of orthogonal vectors of the lengths of normal ones."""
         dim, dtype = len(self.mean), self.mean.dtype
-        sets = -(-FEWEST_DRAWS // dim)
+        sets = -(-STEP_DRAWS // dim)
         directions = torch.randn(sets, dim, dim, generator=generator, dtype=dtype)
         lengths = torch.randn(sets, dim, dim, generator=generator, dtype=dtype).norm(dim=-1)
         return (torch.linalg.qr(directions).Q * lengths[..., None]).flatten(0, 1)
 
     def moments(self, z: Tensor, even: Tensor, odd: Tensor) -> Moments:
-        """See :class:`Gaussian`."""
+        """Moments of gradients at draws of latents z, ``(n, dim)`` each."""
         curvature = -self.factor.T @ _slope(odd, z)
         identity = torch.eye(len(curvature), dtype=curvature.dtype)
         excess = 0.5 * (curvature + curvature.T) - identity
         return Moments(even.mean(0) @ self.factor, (excess,))
 
     def stepped(self, moments: Moments, step: float) -> MatrixGaussian:
-        """See :class:`Gaussian`; in z the precision is 1 + s G (+ s^2 G^2 / 2)."""
+        """A part s of the natural-gradient step: in z the precision is 1 + s G (+ s^2 G^2 / 2)."""
         (excess,) = moments.excess
         precision = torch.eye(len(excess), dtype=excess.dtype) + step * excess
         lower, failed = torch.linalg.cholesky_ex(precision)
-        if failed or float(lower.diagonal().min()) < LEAST_SHRINKING:
+        if failed or float(lower.diagonal().min()) < MIN_ROOT_PRECISION:
             lower = torch.linalg.cholesky(precision + 0.5 * step**2 * excess @ excess)
         move = step * torch.cholesky_solve(moments.gradient[:, None], lower)[:, 0]
         factor = torch.linalg.solve_triangular(lower, self.factor.T, upper=False).T
@@ -128,7 +91,7 @@ class MatrixGaussian:
         return MatrixGaussian(self.mean + self.factor @ move, factor, log_det)
 
     def narrower(self) -> MatrixGaussian:
-        """See :class:`Gaussian`."""
+        """The Gaussian of half the width."""
         log_det = self.log_det - len(self.mean) * math.log(2)
         return replace(self, factor=0.5 * self.factor, log_det=log_det)
 
@@ -161,7 +124,7 @@ class LatticeGaussian:
     def isotropic(
         cls, mean: Tensor, width: float, lattice: tuple[int, ...], channels: int, boundary: str
     ) -> LatticeGaussian:
-        """Of one width."""
+        """A Gaussian of one width."""
         log_modes = torch.zeros(channels, *lattice, dtype=mean.dtype)
         return cls(mean, torch.full_like(mean, width), log_modes, boundary)
 
@@ -171,16 +134,16 @@ class LatticeGaussian:
         return float(self.widths.log().sum() + self.log_modes.sum())
 
     def moved(self, z: Tensor) -> Tensor:
-        """See :class:`Gaussian`."""
+        """See :class:`MatrixGaussian`."""
         return self.widths * self._in_modes(z)
 
     def latents(self, generator: torch.Generator) -> Tensor:
         """Normal vectors."""
-        size = (FEWEST_DRAWS, len(self.mean))
+        size = (STEP_DRAWS, len(self.mean))
         return torch.randn(size, generator=generator, dtype=self.mean.dtype)
 
     def moments(self, z: Tensor, even: Tensor, odd: Tensor) -> Moments:
-        """See :class:`Gaussian`; what widths of sites and of modes can follow."""
+        """See :class:`MatrixGaussian`; what widths of sites and of modes can follow."""
         smooth = self._in_modes(z)
         of_sites = -(self.widths * odd * smooth).mean(0) - 1
         flat = torch.zeros_like(self.log_modes).requires_grad_()
@@ -199,7 +162,7 @@ class LatticeGaussian:
         return Moments(gradient, (of_sites, -of_modes / len(z) - 1))
 
     def stepped(self, moments: Moments, step: float) -> LatticeGaussian:
-        """See :class:`Gaussian`; sites and modes take half of a common factor each."""
+        """See :class:`MatrixGaussian`; sites and modes take half of a common factor each."""
         of_sites, of_modes = (_precision(excess, step) for excess in moments.excess)
         halves = torch.full_like(self.widths, 0.5)
         halves[len(self.widths) - self.log_modes.numel() :] = 0.25
@@ -211,7 +174,7 @@ class LatticeGaussian:
         )
 
     def narrower(self) -> LatticeGaussian:
-        """See :class:`Gaussian`."""
+        """See :class:`MatrixGaussian`."""
         return replace(self, widths=0.5 * self.widths)
 
     def _fields(self, values: Tensor) -> Tensor:
@@ -232,4 +195,4 @@ def _precision(excess: Tensor, step: float) -> Tensor:
     """1 + s G, or 1 + s G + s^2 G^2 / 2 where that is not safely positive."""
     precision = 1 + step * excess
     safe = precision + 0.5 * (step * excess) ** 2
-    return torch.where(precision > LEAST_SHRINKING**2, precision, safe)
+    return torch.where(precision > MIN_ROOT_PRECISION**2, precision, safe)

@@ -6,39 +6,42 @@ from __future__ import annotations
 
 import copy
 import inspect
-import warnings
-import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.torch_transform import TransformModule
-from pyro.infer.autoguide.guides import AutoContinuous, prototype_hide_fn
+from pyro.infer.autoguide.guides import AutoContinuous
 from pyro.infer.autoguide.initialization import init_to_median
-from pyro.poutine.reparam_messenger import ReparamMessenger
 from torch import Tensor, nn
-from torch.distributions import Transform, biject_to
+from torch.distributions import biject_to
 
 from pyro_neuralrg.arguments import check_number
 from pyro_neuralrg.distributions.flow import FlowDistribution, base_distribution
 from pyro_neuralrg.infer.autoguide.frames import GaussianFrame
 from pyro_neuralrg.infer.autoguide.sites import (
-    Layout,
-    describe,
-    find_fields,
-    layout_of,
-    shapes_of,
+    LatentOrder,
+    format_sites,
+    order_latents,
+    site_shapes,
 )
 from pyro_neuralrg.infer.autoguide.size import flow_options
-from pyro_neuralrg.infer.autoguide.start import INIT_SCALE, Start, posterior_start
-from pyro_neuralrg.infer.autoguide.transform import FieldFlow, GlobalsFlow, LatentFlow
+from pyro_neuralrg.infer.autoguide.start import INIT_SCALE, GaussianStart, posterior_start
+from pyro_neuralrg.infer.autoguide.transform import (
+    FieldFlow,
+    GlobalsFlow,
+    LatentFlow,
+    SharedAmongDraws,
+)
 from pyro_neuralrg.infer.guides import with_tensors
-from pyro_neuralrg.infer.naming import name_parameters
+from pyro_neuralrg.infer.pyro_internals import (
+    is_being_reparameterised,
+    is_in_program,
+    register_parameters,
+    without_hidden_sites,
+)
 from pyro_neuralrg.transforms import conditional_hierarchical_flow, hierarchical_flow
-
-__all__ = ["QUANTILE_DRAWS", "AutoHierarchicalFlow"]
 
 QUANTILE_DRAWS = 1000
 """Draws of the posterior behind :meth:`AutoHierarchicalFlow.median` and ``quantiles``."""
@@ -47,8 +50,8 @@ STRUCTURE_RUNS = 3
 """Runs of the model with latents of its prior that must have the same sites."""
 
 
-class _Plan(NamedTuple):
-    """What the flow is to be, until the model's sites are known."""
+class _Wishes(NamedTuple):
+    """Arguments for the flow, kept until the model's sites are known."""
 
     fields: tuple[str, ...] | None
     init_scale: float | None
@@ -60,36 +63,31 @@ class AutoHierarchicalFlow(AutoContinuous):
     r"""A guide for a Pyro model with one or more fields on a lattice.
 
     All continuous latent sites, unconstrained, are one vector :math:`u = g(z)` of standard normals
-    z. The fields come from one :func:`~pyro_neuralrg.transforms.hierarchical_flow` (several of them
-    as a last axis of its lattice, or within the last of three axes), conditioned on the latents of
-    all other sites, the globals, which have a small flow of their own. The latents of the sites
-    stand in the model's order.
+    z, in the model's order. The fields come from one
+    :func:`~pyro_neuralrg.transforms.hierarchical_flow` (several of them as a last axis of its
+    lattice, or within the last of three axes), conditioned on the latents of all other sites, the
+    globals, which have a small flow of their own.
 
-    All of it stands in a frame, an affine map that is not trained. By default that is the Gaussian
-    nearest to the posterior, found in seconds by a fixed point of the model's gradients
-    (:func:`~pyro_neuralrg.infer.autoguide.start.nearest_gaussian`): with a covariance matrix up to
-    2048 unknowns, beyond with widths of sites and of the fields' modes. What is trained begins as
-    the identity and acts in the frame's units, so that one step of Adam at a rate of 1e-2 moves
-    draws by a twentieth of their standard deviations: plain SVI with plain Adam is safe. The fixed
-    point begins at ``init_loc_fn``. Give ``init_scale``, and the guide begins
-    there itself, as Pyro's do; so it does, with a warning, where the fixed point finds nothing, or
-    where the data are subsampled.
+    All of it stands in a frame, an affine map that is not trained: by default the Gaussian nearest
+    to the posterior, found in seconds
+    (:func:`~pyro_neuralrg.infer.autoguide.start.nearest_gaussian`), with a covariance matrix up to
+    2048 unknowns, beyond with widths of sites and of the fields' modes. Training begins at the
+    identity in the frame's units: one step of Adam at a rate of 1e-2 moves draws by a twentieth of
+    their standard deviations, and plain SVI is safe. With ``init_scale`` the guide begins at
+    ``init_loc_fn``, as Pyro's do; so it does, with a warning, where no Gaussian is found, or where
+    the data are subsampled.
 
-    Which options? None, for most models: the frame holds what a Gaussian can, each site has a
-    skewness and a weight of its tails, the modes of the fields have widths that depend on the
-    globals, and two small couplings a block see the neighbours. Where many steps are affordable and
-    the ELBO still rises, give more couplings (``bijector=Neighbour(layers=4, hidden=(16,),
-    num_tanh=2)``, ``depth=2``). ``boundary="periodic"`` is for fields on a torus;
-    ``odd=True`` for posteriors that are symmetric.
+    Most models need no options: each site has a skewness and a weight of its tails, the modes of
+    the fields have widths that depend on the globals, and two small couplings a block see the
+    neighbours. Where the ELBO still rises after many steps, give more couplings
+    (``bijector=Neighbour(layers=4, hidden=(16,), num_tanh=2)``, ``depth=2``).
+    ``boundary="periodic"`` is for fields on a torus, ``odd=True`` for symmetric posteriors.
 
     It does what Pyro's ``AutoIAFNormal`` does: ``SVI``, ``Predictive``, plates, vectorised
     particles, ``NeuTraReparam(guide)`` for MCMC; ``fit(model, guide, ...)`` trains it, too. Its
     parameters exist at once where the model takes no arguments (or has a default other than None
-    for each), or with ``prototype_args``; else from the first call, or :meth:`initialize`, on.
-
-    The parameters are the guide's own, also where Pyro's parameter store holds others under their
-    names: of a guide of the same name, of which a copy is one. They are then trained without being
-    in the store.
+    for each), or with ``prototype_args``; else from the first call, or :meth:`initialize`, on. They
+    are the guide's own, also where Pyro's parameter store holds others under their names.
 
     Args:
         model: a Pyro model with static structure and without discrete latent sites.
@@ -162,11 +160,10 @@ class AutoHierarchicalFlow(AutoContinuous):
         self.shape: tuple[int, ...] | None = None
         self.plates: dict[str, Any] = {}
         self.transform: nn.Module | None = None
-        self._plan: _Plan | None = _Plan(
+        self._wishes: _Wishes | None = _Wishes(
             _names(field, fields), init_scale, globals_flow, dict(flow_options)
         )
         self._prior: Any = (model,)  # not a submodule, and without the initialisation
-        self._has_compared = False
         kwargs = dict(prototype_kwargs or {})
         if prototype_args or kwargs or _takes_nothing(model):
             self.initialize(*prototype_args, **kwargs)
@@ -197,21 +194,21 @@ class AutoHierarchicalFlow(AutoContinuous):
     def get_transform(self, *args: Any, **kwargs: Any) -> Any:
         """The change of variables u = g(z); the arguments are not used.
 
-        Within ``poutine.reparam`` its log-determinant is that of each of the independent draws of
-        the model's first latent site (see :class:`_PerDraw`).
+        Within ``poutine.reparam`` each of the independent draws of the model's first latent site
+        has its share of the log-determinant, see ``SharedAmongDraws``.
         """
         flow = self._known()
-        if not any(isinstance(m, ReparamMessenger) for m in poutine.runtime._PYRO_STACK):
+        if not is_being_reparameterised():
             return flow
         site = next(iter(self.prototype_trace.iter_stochastic_nodes()))[1]
         draws = site["value"].shape[: site["value"].dim() - site["fn"].event_dim].numel()
-        return flow if draws == 1 else _PerDraw(flow, draws)
+        return flow if draws == 1 else SharedAmongDraws(flow, draws)
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> Any:
         """The distribution of all unconstrained latents; the arguments are not used."""
         flow = self._known()
-        if self._pyro_context.active:
-            self._register(flow)
+        if is_in_program(self):
+            register_parameters(self, "transform")
         return FlowDistribution(flow, flow.event_shape)
 
     @torch.no_grad()
@@ -262,7 +259,7 @@ class AutoHierarchicalFlow(AutoContinuous):
         except Exception:
             self.prototype_trace = None
             raise
-        self._plan = None
+        self._wishes = None
         with poutine.block():
             self._create_plates(*args, **kwargs)
 
@@ -273,14 +270,9 @@ class AutoHierarchicalFlow(AutoContinuous):
         except (NotImplementedError, RuntimeError, ValueError) as error:
             if self.prototype_trace is None:  # an error of the model's own
                 raise
-            if not shapes_of(self.prototype_trace):
-                raise ValueError(
-                    "model has no latent sites; accepted: at least one that is not observed (if "
-                    "all are, the guide is empty: lambda *args: None)"
-                ) from error
             raise ValueError(
-                f"model has latents that this guide cannot draw: {error}; accepted: continuous "
-                f"latent sites in vectorised plates; {describe(self.prototype_trace)}"
+                f"model has no latents that this guide can draw: {error}; accepted: continuous "
+                f"latent sites in vectorised plates; {format_sites(self.prototype_trace)}"
             ) from error
         for node in ("_INPUT", "_RETURN"):  # data, which need not be carried along
             self.prototype_trace.remove_node(node)
@@ -290,21 +282,21 @@ class AutoHierarchicalFlow(AutoContinuous):
                     raise ValueError(
                         f"latent site {name!r} stands in plate {frame.name!r}, which is subsampled "
                         f"({frame.size} of {frame.full_size}); accepted: subsampled plates around "
-                        f"observations only; {describe(self.prototype_trace)}"
+                        f"observations only; {format_sites(self.prototype_trace)}"
                     )
         self._check_structure(args, kwargs)
 
     def _check_structure(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Compare the sites with those of runs with other latents, where the prior can be drawn."""
-        expected = shapes_of(self.prototype_trace)
-        model = poutine.block(self._prior[0], hide_fn=prototype_hide_fn)
+        expected = site_shapes(self.prototype_trace)
+        model = without_hidden_sites(self._prior[0])
         with torch.random.fork_rng(), torch.no_grad(), poutine.block():
             for _ in range(STRUCTURE_RUNS):
                 try:
                     trace = poutine.trace(model).get_trace(*args, **kwargs)
                 except Exception:  # an improper prior, or one with values the model cannot take
                     return
-                found = shapes_of(trace)
+                found = site_shapes(trace)
                 if found != expected:
                     raise ValueError(
                         "model has sites that come and go, or others than it had: "
@@ -314,46 +306,42 @@ class AutoHierarchicalFlow(AutoContinuous):
 
     def _build(self, args: Any, kwargs: Any) -> None:
         """Create the flow of the model's latents."""
-        assert self._plan is not None
-        found = find_fields(self.prototype_trace, self._plan.fields)
+        assert self._wishes is not None
+        latents = order_latents(
+            self.prototype_trace, self._wishes.fields, self._unconstrained_shapes
+        )
         loc = self._init_loc()
         if not bool(loc.isfinite().all()):
             raise ValueError(
                 "init_loc_fn gives values that are not finite in unconstrained space; accepted: "
-                f"a start inside of the supports; {describe(self.prototype_trace)}"
+                f"a start inside of the supports; {format_sites(self.prototype_trace)}"
             )
-        layout = layout_of(found, self._unconstrained_shapes)
-        options = flow_options(layout.shape, self._plan.options) if found.names else {}
-        start = self._start(loc, layout, options, args, kwargs)
+        options = flow_options(latents.shape, self._wishes.options) if latents.fields else {}
+        start = self._start(loc, latents, options, args, kwargs)
         frame = GaussianFrame(start.mean.to(loc), start.factor.to(loc))
         globals_flow, field_flow = None, None
-        if layout.globals_dim:
-            like = loc.new_zeros(layout.globals_dim)
-            globals_flow = GlobalsFlow(like, self._plan.globals_flow)
-        if found.names:
-            like = loc.new_zeros(layout.shape)
-            field_flow = FieldFlow(like, layout.channels, layout.globals_dim, options)
+        if latents.globals_dim:
+            like = loc.new_zeros(latents.globals_dim)
+            globals_flow = GlobalsFlow(like, self._wishes.globals_flow)
+        if latents.fields:
+            like = loc.new_zeros(latents.shape)
+            field_flow = FieldFlow(like, latents.channels, latents.globals_dim, options)
             if start.log_modes is not None:
                 field_flow.frame.widen(start.log_modes.to(loc))
-        self.transform = LatentFlow(layout.order, frame, globals_flow, field_flow)
-        self.fields, self.shape = found.names, found.lattice if found.names else None
+        self.transform = LatentFlow(latents.order, frame, globals_flow, field_flow)
+        self.fields, self.shape = latents.fields, latents.lattice or None
 
     def _start(
-        self,
-        loc: Tensor,
-        layout: Layout,
-        options: dict[str, Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Start:
-        """Where the guide begins, found or given."""
-        assert self._plan is not None
+        self, loc: Tensor, latents: LatentOrder, options: dict[str, Any], args: Any, kwargs: Any
+    ) -> GaussianStart:
+        """The Gaussian nearest to the posterior, or one of the width given, at loc."""
+        assert self._wishes is not None
         found = None
-        if self._plan.init_scale is None:
+        if self._wishes.init_scale is None:
             prototype = self.prototype_trace
-            found = posterior_start(self._prior[0], prototype, loc, layout, options, args, kwargs)
-        scale = self._plan.init_scale or INIT_SCALE
-        return found or Start(loc[layout.order], torch.full_like(loc, scale))
+            found = posterior_start(self._prior[0], prototype, loc, latents, options, args, kwargs)
+        scale = self._wishes.init_scale or INIT_SCALE
+        return found or GaussianStart(loc[latents.order], torch.full_like(loc, scale))
 
     def _known(self) -> LatentFlow:
         """The flow, which is there once the model has been seen."""
@@ -367,29 +355,8 @@ class AutoHierarchicalFlow(AutoContinuous):
 
     # Parameters, copies, files
 
-    def _register(self, flow: LatentFlow) -> None:
-        """Name the parameters to Pyro: as ``pyro.module``, but never those of another guide."""
-        store = pyro.get_param_store()
-        named = [
-            (f"{self._pyro_name}.transform$$${name}", parameter)
-            for name, parameter in flow.named_parameters()
-            if parameter.requires_grad
-        ]
-        taken = any(name in store and store[name] is not parameter for name, parameter in named[:1])
-        if taken and not self._has_compared:
-            self._has_compared = True
-            _warn_of_others(named, store)
-        name_parameters(named, _as_it_is if taken else store.get_param)
-
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._known()
-        state, prefix = args[:2]
-        own = [key for key in state if key.startswith(f"{prefix}transform.")]
-        if own and f"{prefix}transform.frame.mean" not in own:
-            raise ValueError(
-                "state_dict is of a guide without a frame, saved by an earlier version; accepted: "
-                "that of a guide of this version"
-            )
         super()._load_from_state_dict(*args, **kwargs)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Any:
@@ -416,80 +383,32 @@ class AutoHierarchicalFlow(AutoContinuous):
         return twin
 
 
-class _PerDraw(Transform):
-    """A flow for Pyro's ``NeuTraReparam``, which adds the log-determinant to each draw in plates.
-
-    It adds ln |det| to the density of the model's first latent site, of which every independent
-    draw (a plate's entry, say) then has all of it: here each draw gets its share.
-    """
-
-    bijective = True
-
-    def __init__(self, flow: LatentFlow, draws: int) -> None:
-        super().__init__()
-        self.flow = flow
-        self.draws = draws
-        self.domain, self.codomain = flow.domain, flow.codomain
-
-    def _call(self, x: Tensor) -> Tensor:
-        return self.flow(x)
-
-    def _inverse(self, y: Tensor) -> Tensor:
-        return self.flow.inv(y)
-
-    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.flow.log_abs_det_jacobian(x, y) / self.draws
-
-
 def _names(field: str | None, fields: Sequence[str] | None) -> tuple[str, ...] | None:
     """The names given, or None."""
     if field is not None and fields is not None:
         raise ValueError("field and fields are both given; accepted: one of them")
-    if field is not None and not isinstance(field, str):
+    if not isinstance(field, str | None):
         raise TypeError(f"field is {field!r}; accepted: the name of a site (fields=[...] for more)")
-    if fields is None:
-        return None if field is None else (field,)
-    if isinstance(fields, str) or not all(isinstance(name, str) for name in fields):
+    if isinstance(fields, str) or not all(isinstance(name, str) for name in fields or ()):
         raise TypeError(f"fields is {fields!r}; accepted: a list of names of sites")
-    return tuple(fields)
+    names = fields if field is None else (field,)
+    return None if names is None else tuple(names)
 
 
 def _check_options(options: dict[str, Any]) -> None:
-    known = {*_parameters(hierarchical_flow), *_parameters(conditional_hierarchical_flow)}
+    makers = hierarchical_flow, conditional_hierarchical_flow
+    known = {name for maker in makers for name in inspect.signature(maker).parameters}
     known -= {"shape", "dtype", "base", "context_dim", "options"}
     unknown = sorted(set(options) - known)
     if unknown:
         raise TypeError(f"unknown options {unknown}; accepted: {', '.join(sorted(known))}")
 
 
-def _parameters(function: Callable[..., Any]) -> Iterator[str]:
-    return iter(inspect.signature(function).parameters)
-
-
 def _takes_nothing(model: Callable[..., Any]) -> bool:
-    """Whether a call without arguments shows the model as it is: a default of None awaits data."""
+    """Report whether a call without arguments shows the model: a default of None awaits data."""
     try:
         program = model.forward if isinstance(model, nn.Module) else model
         parameters = inspect.signature(program).parameters.values()
     except (TypeError, ValueError):
         return False
     return all(p.default is not p.empty and p.default is not None for p in parameters)
-
-
-def _warn_of_others(named: Sequence[tuple[str, Tensor]], store: Any) -> None:
-    """Say once that the store's parameters are not the guide's, unless they are equal."""
-    for name, parameter in named:
-        if name not in store or not torch.equal(store[name], parameter):
-            warnings.warn(
-                f"Pyro's parameter store holds other values than the guide's for {name!r}, of "
-                "another guide or a file; the guide goes on with its own, outside of the store "
-                "(pyro.clear_param_store() empties it, guide.load_state_dict() loads values)",
-                stacklevel=2,
-            )
-            return
-
-
-def _as_it_is(name: str, parameter: Any, **options: Any) -> Tensor:
-    """The value of a parameter that is not in the store, as of Pyro's module-local ones."""
-    parameter.unconstrained = weakref.ref(parameter)
-    return parameter

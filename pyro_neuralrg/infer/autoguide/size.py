@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""How large the flow of a guide's fields is, and how much it follows a step of an optimiser."""
+"""Size of the flow of a guide's fields, and its response to a step of an optimiser."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from pyro_neuralrg.lattice import make_circuit
 from pyro_neuralrg.transforms import Neighbour
 from pyro_neuralrg.transforms.bijectors import as_bijector
 
-LARGEST_RESPONSE = 0.2
-"""Of two couplings of eight units: a step of Adam at 1e-2 then moves draws of twenty models by at
-most 0.05 standard deviations, and ln|det| by at most 1.6 nats for some sixty unknowns."""
+MAX_RESPONSE = 0.2
+"""Response of two couplings of eight units: a step of Adam at 1e-2 then moves draws of twenty
+models by at most 0.05 standard deviations, and ln|det| by at most 1.6 nats for some sixty
+unknowns."""
 
 SUMMED_RESPONSE = 4.0
 """Response times the weights behind one output, added up over all couplings that move a site."""
@@ -41,6 +42,6 @@ def flow_options(lattice: tuple[int, ...], given: dict[str, Any]) -> dict[str, A
         circuit = make_circuit(options["circuit"], lattice, **kept)
         passes = 0.5 * bijector.layers * len(circuit.layers)
         weights = 1 + bijector.hidden[-1]
-        response = min(LARGEST_RESPONSE, SUMMED_RESPONSE / (passes * weights))
+        response = min(MAX_RESPONSE, SUMMED_RESPONSE / (passes * weights))
         options["bijector"] = replace(bijector, response=response)
     return options

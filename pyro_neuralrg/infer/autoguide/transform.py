@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor, nn
+from torch.distributions import Transform
 
 from pyro_neuralrg.infer.autoguide.frames import (
     FAN_IN,
-    MOST_TIED,
+    MAX_DENSE_GLOBALS,
     Bend,
     FieldFrame,
     GaussianFrame,
@@ -25,8 +26,6 @@ from pyro_neuralrg.transforms import (
 )
 from pyro_neuralrg.transforms.base import LatticeTransform
 from pyro_neuralrg.transforms.bijectors import BlockLayout, as_bijector
-
-__all__ = ["FieldFlow", "GlobalsFlow", "LatentFlow"]
 
 
 class GlobalsFlow(LatticeTransform):
@@ -55,7 +54,7 @@ class GlobalsFlow(LatticeTransform):
             self.inner = as_bijector(inner).build(layout).to(like)
             return
         self.bend = Bend(like)
-        tied = 1 < dim <= MOST_TIED
+        tied = 1 < dim <= MAX_DENSE_GLOBALS
         self.below = nn.Parameter(like.new_zeros(dim * (dim - 1) // 2)) if tied else None
 
     def forward(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -265,3 +264,29 @@ class LatentFlow(LatticeTransform):
 def _together(others: Tensor, fields: Tensor) -> Tensor:
     """Globals first, then the fields, one row each."""
     return torch.cat([others, fields.reshape(-1, others.shape[-1])])
+
+
+class SharedAmongDraws(Transform):
+    """A flow for Pyro's ``NeuTraReparam``, which adds the log-determinant to each draw in plates.
+
+    It adds ln |det| to the density of the model's first latent site, of which every independent
+    draw (a plate's entry, say) then has all of it: here each draw gets its share.
+    """
+
+    bijective = True
+
+    def __init__(self, flow: LatentFlow, draws: int) -> None:
+        super().__init__()
+        self.flow = flow
+        self.draws = draws
+        self.domain, self.codomain = flow.domain, flow.codomain
+
+    def _call(self, x: Tensor) -> Tensor:
+        return self.flow(x)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return self.flow.inv(y)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """The share of each draw."""
+        return self.flow.log_abs_det_jacobian(x, y) / self.draws

@@ -15,8 +15,7 @@ import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
 
-from pyro_neuralrg.infer import naming
-from pyro_neuralrg.infer.naming import name_parameters
+from pyro_neuralrg.infer.pyro_internals import name_parameters
 
 NAMES = ("a", "b", "c")
 
@@ -47,46 +46,35 @@ SURROUNDINGS: dict[str, Callable[[], Any]] = {
     "own messenger": Renamed,
     "substitute": lambda: poutine.substitute(data={"b": torch.ones(2)}),
 }
-ALL_AT_ONCE = {"nothing", "plate", "subsample", "scale", "mask", "other messenger"}
 
 
-def run(
-    name_all: Callable[[], list[Any]], surroundings: Callable[[], Any]
-) -> tuple[list[Any], list[Any]]:
-    """Values, and the nodes of an outer and of an inner trace."""
+def run(name_all: Callable[[], None], surroundings: Callable[[], Any]) -> list[Any]:
+    """The nodes of an outer and of an inner trace."""
     pyro.set_rng_seed(0)
     with poutine.trace(param_only=True) as outer, surroundings(), poutine.trace() as inner:
-        values = name_all()
-    return values, [outer.trace.nodes, inner.trace.nodes]
+        name_all()
+    return [outer.trace.nodes, inner.trace.nodes]
 
 
 @pytest.mark.parametrize("kind", SURROUNDINGS)
-def test_traces_are_those_of_single_statements(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_traces_are_those_of_single_statements(kind: str) -> None:
     named = [(name, torch.nn.Parameter(torch.randn(2))) for name in NAMES]
-    verdicts: list[bool] = []
 
-    def judged() -> bool:
-        verdicts.append(judge())
-        return verdicts[-1]
+    def by_statements() -> None:
+        for name, value in named:
+            pyro.param(name, value)
 
-    judge = naming._all_are_even
-    monkeypatch.setattr(naming, "_all_are_even", judged)
+    def at_once() -> None:
+        name_parameters(named, pyro.get_param_store().get_param)
 
-    def by_statements() -> list[Any]:
-        return [pyro.param(name, value) for name, value in named]
-
-    expected_values, expected = run(by_statements, SURROUNDINGS[kind])
-    for _ in range(2):  # the second time they are in the store
-        values, found = run(
-            lambda: name_parameters(named, pyro.get_param_store().get_param), SURROUNDINGS[kind]
-        )
-        assert all(torch.equal(*pair) for pair in zip(values, expected_values, strict=True))
+    expected = run(by_statements, SURROUNDINGS[kind])
+    for _ in range(2):  # with the parameters in the store, and without
+        found = run(at_once, SURROUNDINGS[kind])
         for ours, theirs in zip(found, expected, strict=True):
             assert list(ours) == list(theirs)
             for name in theirs:
                 assert same(ours[name], theirs[name]), name
         pyro.clear_param_store()
-    assert verdicts == [kind in ALL_AT_ONCE] * 2
 
 
 def same(ours: Any, theirs: Any) -> bool:
@@ -106,25 +94,6 @@ def same(ours: Any, theirs: Any) -> bool:
     )
 
 
-def test_no_messengers_and_no_parameters() -> None:
-    value = torch.nn.Parameter(torch.zeros(2))
-    assert name_parameters([("a", value)], pyro.get_param_store().get_param) == [value]
-    assert list(pyro.get_param_store()) == ["a"]
-    assert name_parameters([], pyro.get_param_store().get_param) == []
-
-
-def test_they_are_trained_after_the_store_was_cleared() -> None:
-    value = torch.nn.Parameter(torch.zeros(2))
-
-    def program() -> None:
-        name_parameters([("a", value), ("b", value)], pyro.get_param_store().get_param)
-
-    for _ in range(2):
-        with poutine.trace(param_only=True) as trace:
-            program()
-        sites = trace.trace.nodes
-        assert {name: site["value"].unconstrained() is value for name, site in sites.items()} == {
-            "a": True,
-            "b": True,
-        }
-        pyro.clear_param_store()
+def test_no_parameters() -> None:
+    name_parameters([], pyro.get_param_store().get_param)
+    assert list(pyro.get_param_store()) == []

@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""What a kernel is: ``init(positions) -> state``, ``step(state) -> (state, info)``."""
+"""The contract of kernels: ``init(positions) -> state``, ``step(state) -> (state, info)``."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ import torch
 from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor
 
-from pyro_neuralrg.mcmc.mass import Mass
+from pyro_neuralrg.arguments import check_number
+from pyro_neuralrg.mcmc.mass import Mass, check_inverse_mass
 from pyro_neuralrg.mcmc.model_target import as_target
 from pyro_neuralrg.mcmc.target import Target
 from pyro_neuralrg.potentials.base import LatticePotential
-
-__all__ = ["ChainState", "Kernel", "StepInfo", "TargetLike", "Trajectory"]
 
 TargetLike: TypeAlias = "Target | LatticePotential | Callable[..., Any]"
 AnyKernel = TypeVar("AnyKernel", bound="Kernel")
 
 
 class ChainState(NamedTuple):
-    """What the next step of every chain needs.
+    """State of all chains, all that the next step needs.
 
     Attributes:
         position: unconstrained position of each chain, shape ``(chains, dim)``.
@@ -57,7 +56,7 @@ class Trajectory(NamedTuple):
 
 
 class StepInfo(NamedTuple):
-    """What a human wants to know about one step.
+    """Report on one step, for humans and for adaptation.
 
     Attributes:
         acceptance_rate: acceptance probability of each chain's proposal, shape ``(chains,)``.
@@ -92,10 +91,8 @@ class Kernel(ABC):
     To write another one: derive, define ``step`` (draw random numbers from ``generator`` only, let
     no chain affect another, reject what is not finite), set ``name`` and whether the state must
     carry ``needs_gradient``, and add a line to ``tests/mcmc/registry.py``: the laws there
-    check that exact samples stay exact. A kernel with a ``step_size`` (and ``inverse_mass``,
-    ``trajectory_length``) to be adapted says what acceptance suits it by ``target_acceptance``; it
-    gets others by ``tuned``. Adaptation itself lives in
-    :mod:`pyro_neuralrg.mcmc.adaptation`.
+    check that exact samples stay exact. Kernels with a step size to be adapted derive from
+    :class:`LocalKernel`. Adaptation itself lives in :mod:`pyro_neuralrg.mcmc.adaptation`.
 
     Args:
         target: a :class:`Target` or what :func:`as_target` makes one of; None if a :class:`Cycle`
@@ -121,6 +118,12 @@ class Kernel(ABC):
         flow: TransformModule | None = None,
     ) -> None:
         self._target = None if target is None else as_target(target, shape=shape, flow=flow)
+
+    def __repr__(self) -> str:
+        tuned = {"step_size": self.step_size, "trajectory_length": self.trajectory_length}
+        parts = [f"{name}={value:.3g}" for name, value in tuned.items() if value is not None]
+        target = [] if self._target is None else [repr(self._target)]
+        return f"{type(self).__name__}({', '.join(target + parts)})"
 
     @property
     def target(self) -> Target:
@@ -178,7 +181,7 @@ class Kernel(ABC):
             return ChainState(positions, *self.target.energy_and_grad(positions))
         return ChainState(positions, self.target.energy(positions), None)
 
-    def proposed(self, state: ChainState, positions: Tensor) -> tuple[ChainState, Tensor]:
+    def evaluated(self, state: ChainState, positions: Tensor) -> tuple[ChainState, Tensor]:
         """Evaluate proposed positions; say of each chain whether it could go on from there.
 
         With a gradient if the state has one: one that is not finite would poison the moves to come.
@@ -198,9 +201,39 @@ class Kernel(ABC):
 
     def _changed(self: AnyKernel, **changes: Any) -> AnyKernel:
         other = copy.copy(self)
-        for key, value in changes.items():
-            setattr(other, key, value)
+        vars(other).update(changes)
         return other
+
+
+class LocalKernel(Kernel):
+    """A kernel that moves around the present position, with a step size and a mass to be tuned.
+
+    Warm-up aims at the acceptance ``target_acceptance``, and tunes a ``trajectory_length`` if the
+    kernel has one.
+
+    Args:
+        target: as for :class:`Kernel`.
+        step_size: > 0.
+        inverse_mass: its diagonal, shape ``(dim,)``, or the whole matrix, shape ``(dim, dim)``;
+            None for the identity.
+        shape: lattice shape of a plain energy.
+        flow: sample in the latent space of this flow.
+    """
+
+    step_size: float
+
+    def __init__(
+        self,
+        target: TargetLike,
+        *,
+        step_size: float = 0.1,
+        inverse_mass: Tensor | None = None,
+        shape: tuple[int, ...] | None = None,
+        flow: TransformModule | None = None,
+    ) -> None:
+        super().__init__(target, shape=shape, flow=flow)
+        self.step_size = check_number("step_size", step_size, "a finite number > 0", above=0)
+        self.inverse_mass = check_inverse_mass(inverse_mass)
 
 
 def metropolis(
@@ -234,3 +267,18 @@ def metropolis(
         gradient=gradient,
     )
     return new, probability, accepted
+
+
+def metropolis_step(
+    state: ChainState, proposal: ChainState, log_ratio: Tensor, generator: torch.Generator | None
+) -> tuple[ChainState, StepInfo]:
+    """As :func:`metropolis`, with the info of a kernel without momenta."""
+    new, probability, accepted = metropolis(state, proposal, log_ratio, generator)
+    return new, StepInfo(
+        acceptance_rate=probability,
+        accepted=accepted,
+        diverging=~torch.isfinite(log_ratio),
+        hamiltonian=new.energy,
+        n_steps=0,
+        gradient_evaluations=1,
+    )

@@ -1,0 +1,210 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Every use of what Pyro keeps private: its stack, its handlers' insides, names of its sites."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer.autoguide.guides import prototype_hide_fn
+from pyro.infer.reparam import NeuTraReparam
+from pyro.nn import PyroModule
+from pyro.poutine.mask_messenger import MaskMessenger
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.plate_messenger import PlateMessenger
+from pyro.poutine.reparam_messenger import ReparamHandler, ReparamMessenger
+from pyro.poutine.runtime import _PYRO_STACK, effectful
+from pyro.poutine.scale_messenger import ScaleMessenger
+from pyro.poutine.trace_messenger import TraceMessenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+from torch.distributions import constraints
+
+UNIFORM_MESSENGERS = (
+    TraceMessenger,
+    pyro.plate,
+    PlateMessenger,
+    ScaleMessenger,
+    MaskMessenger,
+)
+"""Messengers that do to every parameter what they do to the first."""
+
+PARAMETER_HOOKS = ("_process_message", "_postprocess_message", "_pyro_param", "_pyro_post_param")
+
+SHARED_LATENT = "_shared_latent"
+"""Suffix of the site of a NeuTraReparam, behind the name of the first site that it replaces."""
+
+
+# Parameters ---------------------------------------------------------------------------------------
+
+
+def register_parameters(owner: PyroModule, attribute: str) -> None:
+    """Name a submodule's trainable parameters to Pyro, as ``pyro.module`` does, but always its own.
+
+    Where the parameter store holds other tensors under their names, of another module or a file,
+    they are trained without being in the store.
+
+    Warns:
+        UserWarning: once for each owner, if the store holds other values.
+    """
+    store, prefix = pyro.get_param_store(), f"{owner._pyro_name}.{attribute}$$$"
+    module: Any = owner._modules[attribute]  # an attribute would be registered by Pyro
+    named = [(prefix + name, p) for name, p in module.named_parameters() if p.requires_grad]
+    is_taken = any(store._params.get(name, p) is not p for name, p in named)
+    if is_taken and not owner.__dict__.get("_has_compared"):
+        owner.__dict__["_has_compared"] = True
+        _warn_of_other_values(named, store)
+    name_parameters(named, _outside_store if is_taken else store.get_param)
+
+
+def name_parameters(named: Sequence[tuple[str, Tensor]], value_of: Callable[..., Tensor]) -> None:
+    """Do what ``pyro.param(name, tensor)`` of each does, in half of the time.
+
+    The first is a statement like any other. Where all messengers on the stack treat parameters
+    alike, the others enter the traces as the first one did; else each is a statement.
+
+    Args:
+        named: names and unconstrained tensors.
+        value_of: finds the value of a name and tensor: the parameter store's ``get_param``, say.
+    """
+    options: Any = {"constraint": constraints.real, "event_dim": None}
+    statement = effectful(value_of, type="param")
+    num_stated = 1 if all(map(_is_uniform, _PYRO_STACK)) else len(named)
+    for name, parameter in named[:num_stated]:
+        statement(name, parameter, **options, name=name)
+    traces = [frame.trace for frame in _PYRO_STACK if isinstance(frame, TraceMessenger)]
+    for name, parameter in named[num_stated:]:
+        value = value_of(name, parameter, **options)
+        for trace in traces:
+            first = trace.nodes[named[0][0]]
+            trace.add_node(name, **{**first, "name": name, "args": (name, value), "value": value})
+
+
+def _is_uniform(frame: Messenger) -> bool:
+    kind: Any = type(frame)
+    return kind in UNIFORM_MESSENGERS or not any(
+        getattr(frame, hook, None) is not None
+        and getattr(kind, hook, None) is not getattr(Messenger, hook, None)
+        for hook in PARAMETER_HOOKS
+    )
+
+
+def _outside_store(name: str, parameter: Any, **options: Any) -> Tensor:
+    """The value of a parameter that is not in the store, as of Pyro's module-local ones."""
+    parameter.unconstrained = weakref.ref(parameter)
+    return parameter
+
+
+def _warn_of_other_values(named: Sequence[tuple[str, Tensor]], store: Any) -> None:
+    for name, parameter in named:
+        if name not in store or not torch.equal(store[name], parameter):
+            warnings.warn(
+                f"Pyro's parameter store holds other values than the guide's for {name!r}, of "
+                "another guide or a file; the guide goes on with its own, outside of the store "
+                "(pyro.clear_param_store() empties it, guide.load_state_dict() loads values)",
+                stacklevel=2,
+            )
+            return
+
+
+def is_in_program(module: PyroModule) -> bool:
+    """Report whether the module is being called, so that its parameters are Pyro's to see."""
+    return bool(module._pyro_context.active)
+
+
+# Sites --------------------------------------------------------------------------------------------
+
+
+def without_hidden_sites(model: Callable[..., Any]) -> Callable[..., Any]:
+    """The model with its latent sites only, as autoguides see it."""
+    return poutine.block(model, hide_fn=prototype_hide_fn)
+
+
+def num_plate_dims(sites: Iterable[Any]) -> int:
+    """Batch dimensions that the vectorised plates of these sites take."""
+    frames = [frame for site in sites for frame in site["cond_indep_stack"]]
+    return max((-frame.dim for frame in frames if frame.vectorized), default=0)
+
+
+def check_no_subsampling(trace: Any) -> None:
+    """Refuse subsampled plates: each step of a chain would see other data."""
+    plates = [
+        f"{name!r} ({site['fn'].subsample_size} of {site['fn'].size})"
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample"
+        and site_is_subsample(site)
+        and site["fn"].subsample_size not in (None, site["fn"].size)
+    ]
+    if plates:
+        raise ValueError(
+            f"model has subsampled plates {', '.join(plates)}; accepted: plates of all data "
+            "(without subsample_size), since every step of a chain needs one and the same density "
+            "(SVI takes subsamples)"
+        )
+
+
+def check_not_enumerated(
+    names: Iterable[str], trace: Any, plain: Any, discrete: Sequence[str]
+) -> None:
+    """Refuse continuous sites with a value for each value of an enumerated one."""
+    for name in names:
+        seen, alone = (tuple(t.nodes[name]["value"].shape) for t in (trace, plain))
+        if seen != alone:
+            raise ValueError(
+                f"site {name!r} of shape {alone} depends on a discrete site, {list(discrete)}, "
+                f"which is enumerated, and has shape {seen} there; accepted: continuous sites that "
+                "depend on continuous ones only; write the mixture as one site "
+                "(MixtureSameFamily), or let the discrete site act on observations"
+            )
+
+
+def check_model_args(args: Any) -> None:
+    """Refuse a tensor or a string, which would be taken apart."""
+    if isinstance(args, str | Tensor) or not isinstance(args or (), Sequence):
+        raise TypeError(
+            f"model_args is a {type(args).__name__}; accepted: a sequence of the model's arguments"
+        )
+
+
+# Reparameterisations and the guides of neural transport -------------------------------------------
+
+
+def is_being_reparameterised() -> bool:
+    """Report whether the present statement is made within ``poutine.reparam``."""
+    return any(isinstance(frame, ReparamMessenger) for frame in _PYRO_STACK)
+
+
+def reparameterisations(model: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield each ``poutine.reparam`` around a model, outermost first: its config, the rest."""
+    while isinstance(model, ReparamHandler):
+        yield model.msngr.config, model.fn
+        model = model.fn
+
+
+def find_neutra(model: Any, latent: str, trace: Any) -> tuple[str, NeuTraReparam] | None:
+    """The site and the transport behind a latent site, if it is that of a NeuTraReparam."""
+    site = trace.nodes.get(latent.removesuffix(SHARED_LATENT))
+    if site is None or not latent.endswith(SHARED_LATENT):
+        return None
+    for config, _ in reparameterisations(model):
+        found = config.get(site["name"]) if isinstance(config, dict) else config(site)
+        if isinstance(found, NeuTraReparam):
+            return site["name"], found
+    return None
+
+
+def guide_shapes(guide: Any) -> Mapping[str, tuple[int, ...]]:
+    """Unconstrained shape of each latent site of an AutoContinuous guide, in its order."""
+    return {name: tuple(shape) for name, shape in guide._unconstrained_shapes.items()}
+
+
+def entries_of_sites(shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+    """Places of each site's entries in the vector of all sites, one after the other."""
+    sizes = [torch.Size(shape).numel() for shape in shapes.values()]
+    return dict(zip(shapes, torch.arange(sum(sizes)).split(sizes), strict=True))
