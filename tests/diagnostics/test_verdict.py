@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +21,7 @@ from pyro_neuralrg.diagnostics import (
     save_tree,
     weights_to_arviz,
 )
+from pyro_neuralrg.diagnostics.checks import split_of_chains
 from tests.mcmc.registry import ToyFlow
 
 Rng = np.random.Generator
@@ -125,10 +125,6 @@ CASES: dict[str, tuple[Callable[[Rng], Groups], str]] = {
         with_stats("energy", lambda rng, e: 0.3 * rng.normal(size=e.shape).cumsum(1)),
         "problem",
     ),
-    "two_humps": (
-        with_stats("lp", lambda rng, lp: lp - np.where(rng.uniform(size=lp.shape) < 0.4, 30, 0)),
-        "note",
-    ),
 }
 
 
@@ -151,7 +147,7 @@ def test_each_finding_is_provoked(name: str, rng: Rng) -> None:
     assert verdict.ok == (severity == "note")
 
 
-ALONE = ["single_chain", "divergences", "bfmi", "two_humps", "not_finite"]
+ALONE = ["single_chain", "divergences", "bfmi", "not_finite"]
 
 
 @pytest.mark.parametrize("name", ALONE)
@@ -203,23 +199,17 @@ def test_fields_have_one_line_with_worst_and_median(rng: Rng) -> None:
     verdict = diagnose(make_tree({"posterior": {"x": x}}), max_sites=36)
     text = next(f.message for f in verdict.findings if f.name == "rhat")
     assert text.startswith("not converged: R-hat > 1.01 for x (worst 1.")
-    assert "at [2, 3], median over sites 1.00" in text or "at [2, 3], median over sites 1)" in text
-    assert "looked at" not in text
-    fewer = diagnose(
-        make_tree({"posterior": {"x": x + 5 * (np.arange(4) < 1)[:, None, None, None]}})
-    )
-    assert "36 sites looked at" not in str(fewer)
-    some = diagnose(
-        make_tree({"posterior": {"x": x + 5 * (np.arange(4) < 1)[:, None, None, None]}}),
-        max_sites=5,
-    )
-    assert "5 of 36 sites looked at" in str(some)
+    assert "at [2, 3], median over sites 1" in text
+    assert "looked at" not in str(verdict)
 
 
-def test_a_good_verdict_on_some_sites_says_so(rng: Rng) -> None:
-    verdict = diagnose(make_tree({"posterior": {"x": rng.normal(size=(4, 500, 20))}}), max_sites=5)
-    assert verdict.ok
-    assert str(verdict).endswith("; of x 5 of 20 sites looked at")
+@pytest.mark.parametrize("offset", [0.0, 5.0])
+def test_a_verdict_on_some_sites_says_so(offset: float, rng: Rng) -> None:
+    x = rng.normal(size=(4, 500, 36)) + offset * (np.arange(4) < 1)[:, None, None]
+    verdict = diagnose(make_tree({"posterior": {"x": x}}), max_sites=5)
+    assert verdict.ok == (offset == 0.0)
+    assert str(verdict).endswith("; of x 5 of 36 sites looked at")
+    assert all("5 of 36 sites" in f.message for f in verdict.findings if f.name == "rhat")
 
 
 def test_many_bad_variables_are_counted(rng: Rng) -> None:
@@ -235,20 +225,6 @@ def test_chains_in_two_modes_are_counted(rng: Rng) -> None:
     found = next(f for f in verdict.findings if f.name == "separate_modes")
     assert "magnetisation (31 near -0.7" in found.message
     assert ", 33 near 0." in found.message
-
-
-def test_two_humps_of_an_observable_named_energy(rng: Rng) -> None:
-    humps = rng.normal(size=(4, 500)) + np.where(rng.uniform(size=(4, 500)) < 0.5, 20.0, 0.0)
-    verdict = diagnose(make_tree({"posterior": {"energy": humps}}))
-    assert names(verdict) == ["two_humps"]
-    assert names(diagnose(make_tree({"posterior": {"m": humps}}))) == []
-
-
-def test_correlated_draws_of_one_hump_do_not_look_like_two(rng: Rng) -> None:
-    """Draws are thinned by their autocorrelation: 200 numbers, each 20 times, are not 4000."""
-    for _ in range(5):
-        energy = np.repeat(rng.uniform(size=(4, 50)), 20, axis=1)
-        assert "two_humps" not in names(diagnose(make_tree({"posterior": {"energy": energy}})))
 
 
 def test_tails_count_as_well_as_the_bulk(rng: Rng) -> None:
@@ -335,14 +311,6 @@ def test_pyros_runs() -> None:
     assert (verdict.chains, verdict.draws) == (1, 150)
 
 
-@pytest.mark.slow
-def test_a_large_field_takes_seconds(rng: Rng) -> None:
-    tree = make_tree({"posterior": {"x": rng.normal(size=(64, 1000, 16, 16))}})
-    began = time.process_time()
-    assert "; of x 65 of 256 sites looked at" in str(diagnose(tree))
-    assert time.process_time() - began < 10
-
-
 def test_a_saved_and_read_tree_can_be_judged(rng: Rng, tmp_path: Any) -> None:
     import arviz
 
@@ -355,3 +323,24 @@ def test_a_saved_and_read_tree_can_be_judged(rng: Rng, tmp_path: Any) -> None:
 
         again = xarray.open_datatree(tmp_path / "run.nc", engine="h5netcdf")
     assert str(diagnose(again)) == str(diagnose(tree))
+
+
+@pytest.mark.parametrize("chains", [2, 4, 64])
+def test_chains_of_one_distribution_are_not_apart(chains: int, rng: Rng) -> None:
+    for draw in (rng.normal, rng.standard_cauchy, rng.exponential):
+        assert max(split_of_chains(draw(size=(chains, 12)))[0] for _ in range(50)) < 3
+
+
+def test_chains_that_visit_both_modes_are_not_apart(rng: Rng) -> None:
+    signs = np.where(rng.uniform(size=(8, 200)) < 0.5, -1.0, 1.0)
+    assert split_of_chains(signs + 0.05 * rng.normal(size=(8, 200)))[0] < 2.5
+
+
+def test_separate_chains_are_counted(rng: Rng) -> None:
+    draws = 0.1 * rng.normal(size=(10, 50))
+    draws[[1, 4, 7]] += 2.0
+    gap, low, high = split_of_chains(draws)
+    assert (len(low), len(high)) == (7, 3)
+    assert gap == pytest.approx(20, rel=0.3)
+    np.testing.assert_allclose(np.r_[low, high], np.repeat([0.0, 2.0], [7, 3]), atol=0.1)
+    assert math.isnan(split_of_chains(np.arange(4.0)[:, None] * np.ones(10))[0])
