@@ -119,7 +119,7 @@ class Output:
         if len(history) == 0:
             return
         figure = Figure(figsize=FIGURE_SIZE, layout="constrained")
-        plotting.free_energy(
+        plotting.plot_free_energy(
             history.free_energy,
             standard_error=history.free_energy_se,
             annealing_steps=int((history.temperature_factor > 1.0).sum()),
@@ -132,7 +132,7 @@ class Output:
         if not results.samplers:
             return
         figure = Figure(figsize=FIGURE_SIZE, layout="constrained")
-        ax = plotting.structure_factor(
+        ax = plotting.plot_structure_factor(
             {name: run.structure_factor for name, run in results.samplers.items()},
             exact=results.exact_structure_factor.value,
             ax=figure.subplots(),
@@ -144,7 +144,7 @@ class Output:
         fields = {name: run.last_fields for name, run in results.samplers.items()}
         count = min(len(values) for values in fields.values())
         figure = Figure(figsize=(2.0 * count + 1.2, 2.2 * len(fields)), layout="constrained")
-        plotting.configurations(fields, count=count, figure=figure)
+        plotting.plot_configurations(fields, count=count, figure=figure)
         self._write_png("configurations.png", figure)
 
     def _write_png(self, name: str, figure: Figure) -> None:

@@ -195,7 +195,7 @@ def draw(results: Results) -> Figure:
     """Free energies above, their relative errors below, against the training step."""
     figure = new_figure(6.4, 7.0)
     above, below = figure.subplots(2, 1, sharex=True)
-    plotting.free_energy(
+    plotting.plot_free_energy(
         results.loss,
         standard_error=results.loss_se,
         annealing_steps=results.heated,
@@ -209,7 +209,7 @@ def draw(results: Results) -> Figure:
         "importance sampling": Series(steps, results.importance, results.importance_se),
         "sequential Monte Carlo": Series(steps, results.smc, results.smc_se),
     }
-    plotting.estimates(found, ax=above)
+    plotting.plot_estimates(found, ax=above)
     title = (
         f"{results.title}\n{len(results.loss)} training steps took "
         f"{results.training_seconds:.0f} s ({results.training_cpu_seconds:.0f} s of CPU time)"

@@ -173,7 +173,7 @@ def _write(results: Results, settings: Settings, folder: Path) -> None:
 def draw(results: Results) -> Figure:
     """The top variables in the first row of panels, then a row for each scale."""
     rows: dict[Any, Response] = {"top variables": results.top, **results.responses}
-    figure = plotting.responses(rows)
+    figure = plotting.plot_responses(rows)
     found = results.overlaps
     trainings = f", {len(found.before)} trainings" if len(found.before) > 1 else ""
     figure.suptitle(

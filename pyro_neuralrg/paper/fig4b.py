@@ -165,10 +165,10 @@ def draw(results: Results) -> Figure:
     )
     largest = float(results.information["field"].values.nan_to_num(0.0).max())
     for ax, kind in zip(panels[0], KINDS, strict=True):
-        plotting.information_matrix(results.information[kind], largest=largest, ax=ax)
+        plotting.plot_information_matrix(results.information[kind], largest=largest, ax=ax)
         ax.set_title(f"{kind}: {ax.get_title()}")
-    plotting.information_by_distance(results.distances, ax=panels[1, 0])
-    plotting.information_by_scale(results.scales, ax=panels[1, 1])
+    plotting.plot_information_by_distance(results.distances, ax=panels[1, 0])
+    plotting.plot_information_by_scale(results.scales, ax=panels[1, 1])
     return figure
 
 

@@ -446,7 +446,7 @@ def _draw_circuits(results: Results, ax: Any) -> None:
     gaps = [math.nan if p.gap is None else p.gap for p in known]
     places = list(range(len(known)))
     found = Series(places, gaps, [p.gap_se for p in known])
-    plotting.estimates({f"whole circuits, T = {known[0].case.temperature:.6g}": found}, ax=ax)
+    plotting.plot_estimates({f"whole circuits, T = {known[0].case.temperature:.6g}": found}, ax=ax)
     ax.set_xticks(places, names)
     ax.set_xlim(-0.5, len(known) - 0.5)
     ax.set_ylim(bottom=0.0)

@@ -13,29 +13,23 @@ with any kind of colour vision tell apart; curves differ in line style or marker
 
 from __future__ import annotations
 
-from pyro_neuralrg.plotting.curves import Series
+from pyro_neuralrg.plotting.curves import Series, plot_estimates
 from pyro_neuralrg.plotting.learned import (
-    effective_energy,
-    information_by_distance,
-    information_by_scale,
-    information_matrix,
-    pyramid,
-    responses,
-    top_variable,
+    plot_effective_energy,
+    plot_information_by_distance,
+    plot_information_by_scale,
+    plot_information_matrix,
+    plot_pyramid,
+    plot_responses,
+    plot_top_variable,
 )
-from pyro_neuralrg.plotting.paper import (
-    depths,
-    estimates,
-    light_cone,
-    relative_errors,
-    relaxation,
-)
+from pyro_neuralrg.plotting.paper import depths, light_cone, relative_errors, relaxation
 from pyro_neuralrg.plotting.runs import (
-    configurations,
-    free_energy,
-    ranks,
-    structure_factor,
-    trace,
+    plot_configurations,
+    plot_free_energy,
+    plot_ranks,
+    plot_structure_factor,
+    plot_trace,
 )
 from pyro_neuralrg.plotting.style import COLOURS, MARKERS, STYLES, new_figure
 
@@ -44,22 +38,22 @@ __all__ = [
     "MARKERS",
     "STYLES",
     "Series",
-    "configurations",
     "depths",
-    "effective_energy",
-    "estimates",
-    "free_energy",
-    "information_by_distance",
-    "information_by_scale",
-    "information_matrix",
     "light_cone",
     "new_figure",
-    "pyramid",
-    "ranks",
+    "plot_configurations",
+    "plot_effective_energy",
+    "plot_estimates",
+    "plot_free_energy",
+    "plot_information_by_distance",
+    "plot_information_by_scale",
+    "plot_information_matrix",
+    "plot_pyramid",
+    "plot_ranks",
+    "plot_responses",
+    "plot_structure_factor",
+    "plot_top_variable",
+    "plot_trace",
     "relative_errors",
     "relaxation",
-    "responses",
-    "structure_factor",
-    "top_variable",
-    "trace",
 ]

@@ -26,41 +26,11 @@ from pyro_neuralrg.plotting.style import (
     note,
 )
 
-__all__ = ["depths", "estimates", "light_cone", "relative_errors", "relaxation"]
-
 LOWER_EDGE = 3.0
 """The lower edge of relative errors is the smallest one over this number: bars may reach zero."""
 
 FAR = 4.0
 """A curve that ends so many standard errors from the exact value is named."""
-
-
-def estimates(found: Mapping[str, Series], *, ax: Axes | None = None) -> Axes:
-    """Estimates with error bars, for example on the Axes of ``free_energy``.
-
-    Shown in ``tutorials/figures/fig3a.png``.
-
-    Args:
-        found: For each name its estimates.
-        ax: Axes to draw on; None makes a new figure.
-
-    Returns:
-        The Axes, with the legend renewed.
-
-    Raises:
-        ValueError: There are none, or lengths differ.
-
-    >>> len(estimates({"importance": Series([1, 2], [3.0, 2.0], [0.1, 0.1])}).containers)
-    1
-    """
-    ax = axes_or_new(ax)
-    for index, (name, (x, values, error)) in enumerate(known_points(ax, found).items()):
-        ax.errorbar(
-            x, values, yerr=error, color=COLOURS[1 + index % (len(COLOURS) - 1)], capsize=3,
-            marker=MARKERS[(1 + index) % len(MARKERS)], markersize=4, linestyle="none", label=name,
-        )  # fmt: skip
-    ax.legend(frameon=False, fontsize="small")
-    return ax
 
 
 def relative_errors(

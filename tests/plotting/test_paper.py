@@ -13,7 +13,7 @@ from pyro_neuralrg.plotting import Series
 
 def test_estimates_are_drawn_with_bars_and_named() -> None:
     found = {"a": Series([1, 2], [3.0, 4.0], [0.1, 0.2]), "b": Series([1], [2.0], [0.3])}
-    ax = plotting.estimates(found)
+    ax = plotting.plot_estimates(found)
     assert ax.get_legend_handles_labels()[1] == ["a", "b"]
     line = ax.containers[0].lines[0]
     assert line.get_ydata().tolist() == [3.0, 4.0]
