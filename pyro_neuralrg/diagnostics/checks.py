@@ -224,14 +224,6 @@ def split_of_chains(
     both of two modes in equal shares have a standard deviation of half their distance or more, so
     their gap is two at most. Medians, since a single far draw moves the mean of a chain with heavy
     tails.
-
-    Example:
-        >>> import numpy as np
-        >>> draws = np.random.default_rng(0).normal(size=(4, 100))
-        >>> draws[:3] += 20
-        >>> gap, low, high = split_of_chains(draws)
-        >>> len(low), len(high), 15 < gap < 25
-        (1, 3, True)
     """
     medians = np.sort(np.median(values, axis=1))
     within = float(np.median(values.std(axis=1)))

@@ -18,19 +18,12 @@ from pyro_neuralrg.diagnostics.runs import BATCH, Tensors
 
 
 class ModelSites(NamedTuple):
-    """Sites of one execution of a model.
+    """Sites of one execution of a model, by name."""
 
-    Attributes:
-        observed: values of the observed sites.
-        batch_dims: of each observed site, its dimensions that are not of one event.
-        dims: names of all dimensions of the sites that stand in plates, by site.
-        unknown: latent sites whose values were not given, such as discrete ones.
-    """
-
-    observed: Tensors
-    batch_dims: dict[str, int]
-    dims: dict[str, list[str]]
-    unknown: list[str]
+    observed: Tensors  # values
+    batch_dims: dict[str, int]  # of observed sites: dimensions that are not of one event
+    dims: dict[str, list[str]]  # names of all dimensions of the sites that stand in plates
+    unknown: list[str]  # latent sites whose values were not given, such as discrete ones
 
 
 def read_sites(model: Callable[[], Any] | None, values: Mapping[str, Tensor]) -> ModelSites:
@@ -38,16 +31,6 @@ def read_sites(model: Callable[[], Any] | None, values: Mapping[str, Tensor]) ->
 
     Torch's random numbers are left as they are. Values that are functions of others
     (``pyro.deterministic``, sites replaced by a reparameterisation) and factors are no data.
-
-    Example:
-        >>> import pyro, pyro.distributions as dist, torch
-        >>> def model():
-        ...     mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
-        ...     with pyro.plate("person", 3):
-        ...         pyro.sample("height", dist.Normal(mean, 1.0), obs=torch.zeros(3))
-        >>> found = read_sites(model, {})
-        >>> found.observed, found.dims
-        ({'height': tensor([0., 0., 0.])}, {'height': ['person']})
     """
     if model is None:
         return ModelSites({}, {}, {}, [])
@@ -82,13 +65,10 @@ def log_likelihood(
     Args:
         model: with its arguments bound.
         values: of all latent sites, shape ``(chains, draws) + site shape`` each.
-        sites: what :func:`read_sites` found.
+        sites: result of :func:`read_sites`.
 
     Returns:
         By observed site, shape ``(chains, draws) + batch shape`` of the site.
-
-    Raises:
-        ValueError: if nothing is observed, no draws were kept, or not of all latent sites.
     """
     observed = list(sites.observed)
     if model is None or not observed or not values or sites.unknown:

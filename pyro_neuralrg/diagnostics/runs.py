@@ -27,29 +27,17 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """Tensors of shape ``(chains, draws, ...)`` by name, and what is known of the whole run.
+    """Tensors of shape ``(chains, draws, ...)`` by name, and what is known of the whole run."""
 
-    Attributes:
-        physical: the model's own sites; empty if no draws were kept.
-        stats: per draw.
-        attrs: of the run as a whole.
-        latent: latent sites of flows.
-        unconstrained: unconstrained values of constrained sites.
-        streamed: observables that were computed while sampling.
-        warmup_stats: per step, shape ``(chains, steps)``; empty if unknown.
-        target: the density that was sampled, if known.
-        model: the Pyro model with its arguments, if it was one.
-    """
-
-    physical: Tensors
-    stats: Tensors
-    attrs: dict[str, Any]
-    latent: Tensors = field(default_factory=dict)
-    unconstrained: Tensors = field(default_factory=dict)
-    streamed: Tensors = field(default_factory=dict)
-    warmup_stats: Tensors = field(default_factory=dict)
-    target: Target | None = None
-    model: Callable[[], Any] | None = None
+    physical: Tensors  # the model's own sites; empty if no draws were kept
+    stats: Tensors  # of each draw
+    attrs: dict[str, Any]  # of the run as a whole
+    latent: Tensors = field(default_factory=dict)  # latent sites of flows
+    unconstrained: Tensors = field(default_factory=dict)  # of constrained sites
+    streamed: Tensors = field(default_factory=dict)  # observables computed while sampling
+    warmup_stats: Tensors = field(default_factory=dict)  # of each step; empty if unknown
+    target: Target | None = None  # the density that was sampled, if known
+    model: Callable[[], Any] | None = None  # the Pyro model with its arguments, if it was one
 
     def model_values(self) -> Tensors:
         """Draws of every sampled site of the model, as the model sees them; z for flows."""
@@ -58,12 +46,7 @@ class Run:
 
 
 def read_run(mcmc: VectorizedMCMC | MCMC) -> Run:
-    """Read a run of :class:`VectorizedMCMC` or of Pyro's own ``MCMC``.
-
-    Raises:
-        RuntimeError: if ``mcmc`` has not been run.
-        TypeError: if ``mcmc`` is neither.
-    """
+    """Read a run of :class:`VectorizedMCMC` or of Pyro's own ``MCMC``."""
     if isinstance(mcmc, VectorizedMCMC):
         return _read_vectorized(mcmc)
     if isinstance(mcmc, MCMC):

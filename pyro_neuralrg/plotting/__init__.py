@@ -7,8 +7,10 @@ Each function draws on the given Axes, or on those of a new :class:`matplotlib.f
 panels; ``axes.figure.savefig(path)`` writes it. Numbers are drawn as they were given, but for what
 the function's own docstring says it makes of them: relative errors, running means and medians,
 histograms and ranks, R-hat. Figures of chains that have not converged say so, and so do those in
-which points or error bars are missing. Colours are those of Okabe and Ito (2008), which readers
-with any kind of colour vision tell apart; curves differ in line style or marker as well.
+which points or error bars are missing. What cannot be drawn (nothing, other shapes, fields that
+are not finite) is refused by a TypeError or ValueError that names the argument. Colours are those
+of Okabe and Ito (2008), which readers with any kind of colour vision tell apart; curves differ in
+line style or marker as well.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -55,14 +55,7 @@ class Series(NamedTuple):
 
 
 def known_points(ax: Axes, found: Mapping[str, Series]) -> dict[str, Points]:
-    """Finite points of each curve, by its name; ``ax`` gets a note of all that is missing.
-
-    Example:
-        >>> ax = axes_or_new(None)
-        >>> curves = known_points(ax, {"a": Series([1, 2], [3.0, None], [None, 0.1])})
-        >>> " ".join(ax.get_title().split())
-        "1 of 2 points of 'a' are not finite and left out; no error bar known for 'a'"
-    """
+    """Finite points of each curve, by its name; ``ax`` gets a note of all that is missing."""
     check_named("found", found, Series)
     points = {name: series.finite() for name, series in found.items()}
     missing = []
@@ -79,11 +72,15 @@ def known_points(ax: Axes, found: Mapping[str, Series]) -> dict[str, Points]:
     return points
 
 
-def draw_bars(ax: Axes, points: Points, **options: Any) -> None:
-    """Points with error bars."""
+def draw_bars(
+    ax: Axes, points: Points, index: int, label: str, *, joined: bool = False, size: float = 4.0
+) -> None:
+    """Points with error bars, in the look of the curve of that number."""
     x, values, error = points
-    chosen = {"capsize": 2, "markersize": 4, "linewidth": 1.0, **options}
-    ax.errorbar(x, values, yerr=error, **chosen)
+    chosen = look(index) if joined else {**look(index), "linestyle": "none"}
+    ax.errorbar(
+        x, values, yerr=error, label=label, capsize=2, markersize=size, linewidth=1, **chosen
+    )
 
 
 def draw_band(ax: Axes, points: Points, index: int, label: str) -> None:
@@ -106,17 +103,12 @@ def plot_estimates(found: Mapping[str, Series], *, ax: Axes | None = None) -> Ax
     Returns:
         The Axes, with the legend renewed.
 
-    Raises:
-        TypeError: if an entry is no Series.
-        ValueError: if there are none, or lengths differ.
-
     Example:
         >>> len(plot_estimates({"importance": Series([1, 2], [3.0, 2.0], [0.1, 0.1])}).containers)
         1
     """
     ax = axes_or_new(ax)
     for index, (name, points) in enumerate(known_points(ax, found).items()):
-        chosen = {**look(1 + index % (len(COLOURS) - 1)), "linestyle": "none"}  # the first: a loss
-        draw_bars(ax, points, label=name, capsize=3, **chosen)
+        draw_bars(ax, points, 1 + index % (len(COLOURS) - 1), name)  # the first is that of a loss
     ax.legend(frameon=False, fontsize="small")
     return ax

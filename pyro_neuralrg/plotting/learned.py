@@ -55,17 +55,11 @@ def plot_responses(
     Shown in ``tutorials/figures/fig4a.png``.
 
     Args:
-        found: responses of each scale or of anything else that names a row, for example from
+        found: responses by scale, or by anything else that names a row, as from
             :func:`~pyro_neuralrg.analysis.responses_by_scale`.
         count: panels of each row at most.
         label: of the colour bars, with the unit.
         figure: to draw on; None makes a new one.
-
-    Returns:
-        The Figure.
-
-    Raises:
-        ValueError: if there are none, or ``count`` is below 1.
 
     Example:
         >>> import torch
@@ -118,9 +112,6 @@ def plot_information_matrix(
             for the largest value.
         ax: Axes to draw on; None makes a new figure.
 
-    Returns:
-        The Axes.
-
     Example:
         >>> import torch
         >>> from pyro_neuralrg.analysis import mutual_information
@@ -158,12 +149,6 @@ def plot_information_by_distance(
             :func:`~pyro_neuralrg.analysis.by_distance`.
         ax: Axes to draw on; None makes a new figure.
 
-    Returns:
-        The Axes.
-
-    Raises:
-        ValueError: if there are none, or groups are no distances.
-
     Example:
         >>> import torch
         >>> from pyro_neuralrg import analysis
@@ -183,7 +168,7 @@ def plot_information_by_distance(
     ax = axes_or_new(ax)
     points = known_points(ax, curves)
     for index, (name, curve) in enumerate(points.items()):
-        draw_bars(ax, curve, label=name, **look(index))
+        draw_bars(ax, curve, index, name, joined=True)
     ax.axhline(0.0, color="black", linewidth=0.8)
     errors = np.concatenate([error[~np.isnan(error)] for _, _, error in points.values()])
     ax.set_yscale("symlog", linthresh=max(float(np.median(errors)) if errors.size else 0.0, 1e-12))
@@ -201,12 +186,6 @@ def plot_information_by_scale(found: GroupedInformation, *, ax: Axes | None = No
     Args:
         found: result of :func:`~pyro_neuralrg.analysis.by_scale`.
         ax: Axes to draw on; None makes a new figure.
-
-    Returns:
-        The Axes.
-
-    Raises:
-        ValueError: if the groups are not those of scales.
 
     Example:
         >>> import torch
@@ -255,13 +234,6 @@ def plot_pyramid(
         count: rows at most.
         figure: to draw on; None makes a new one.
 
-    Returns:
-        The Figure.
-
-    Raises:
-        ValueError: if there are no fields, they have not one batch dimension, one is not finite, or
-            ``count`` is below 1.
-
     Example:
         >>> import torch
         >>> from pyro_neuralrg import analysis, hierarchical_flow
@@ -308,24 +280,17 @@ def plot_top_variable(
         bins: of the histogram, the same for all.
         ax: Axes to draw on; None makes a new figure.
 
-    Returns:
-        The Axes.
-
-    Raises:
-        ValueError: if there are none, one is empty or not finite.
-
     Example:
         >>> plot_top_variable({"T = 2": [-1.0, 1.0], "T = 3": [0.1, -0.1]}).get_ylabel()
         'probability density'
     """
-    shares, edges = _histograms(values, bins)
-    width, middle = np.diff(edges), (edges[1:] + edges[:-1]) / 2
+    shares, edges, middle, width = _histograms(values, bins)
     ax = axes_or_new(ax)
     for index, (name, (share, number)) in enumerate(shares.items()):
-        line, density = look(index), share / width
-        style, error = line.pop("linestyle"), np.sqrt(share * (1 - share) / number) / width
-        ax.stairs(density, edges, color=line["color"], linestyle=style, linewidth=1.5)
-        draw_bars(ax, (middle, density, error), label=name, linestyle="none", **line)
+        density, error = share / width, np.sqrt(share * (1 - share) / number) / width
+        line = {key: value for key, value in look(index).items() if key != "marker"}
+        ax.stairs(density, edges, linewidth=1.5, **line)
+        draw_bars(ax, (middle, density, error), index, name, size=3.0)
     ax.set_ylim(bottom=0.0)
     ax.set(xlabel="top variable (dimensionless)", ylabel="probability density")
     ax.legend(frameon=False)
@@ -355,32 +320,23 @@ def plot_effective_energy(
         bins: of the histogram, the same for all.
         ax: Axes to draw on; None makes a new figure.
 
-    Returns:
-        The Axes.
-
-    Raises:
-        TypeError: if there are no mappings of names to numbers and to Series.
-        ValueError: if there are no values, one is not finite, or ``computed`` has another name.
-
     Example:
         >>> line = Series([-1.0, 0.0, 1.0], [0.6, 2.0, 0.6], [0.1, 0.1, 0.1])
         >>> samples = {"T = 2": [-1.0, 1.0, 0.9], "T = 3": [0.1, -0.1, 0.2]}
         >>> plot_effective_energy(samples, computed={"T = 2": line}, bins=4).get_ylabel()
         'effective energy $-\\ln p$ (nats)'
     """
-    shares, edges = _histograms(values, bins)
+    shares, _, middle, width = _histograms(values, bins)
     ax = axes_or_new(ax)
     lines = known_points(ax, computed) if computed else {}
     strange = [name for name in lines if name not in shares]
     if strange:
         raise ValueError(f"computed has {strange}; accepted: names of values, {list(shares)}")
-    width, middle = np.diff(edges), (edges[1:] + edges[:-1]) / 2
     for index, (name, (share, number)) in enumerate(shares.items()):
         seen = share > 0
         p = share[seen]
         points = (middle[seen], -np.log(p / width[seen]), np.sqrt((1 - p) / (p * number)))
-        line = {**look(index), "linestyle": "none"}
-        draw_bars(ax, points, label=f"{name}, exact samples", **line)
+        draw_bars(ax, points, index, f"{name}, exact samples", size=3.0)
         if name in lines:
             draw_band(ax, lines[name], index, f"{name}, Eq. 6 integrated")
     ax.set(xlabel="top variable (dimensionless)", ylabel=r"effective energy $-\ln p$ (nats)")
@@ -390,10 +346,8 @@ def plot_effective_energy(
     return ax
 
 
-def _histograms(
-    values: Mapping[str, npt.ArrayLike], bins: int
-) -> tuple[dict[str, tuple[npt.NDArray[np.float64], int]], npt.NDArray[np.float64]]:
-    """Share of each bin and number of samples, by name, and edges of bins that hold all."""
+def _histograms(values: Mapping[str, npt.ArrayLike], bins: int) -> tuple[Any, ...]:
+    """Share of each bin and number of samples by name; edges, middles and widths of the bins."""
     check_named("values", values)
     arrays = {name: as_numbers(f"values[{name!r}]", v).ravel() for name, v in values.items()}
     if any(not v.size or not np.isfinite(v).all() for v in arrays.values()):
@@ -401,8 +355,8 @@ def _histograms(
             "values has an entry that is empty or not finite; accepted: finite numbers"
         )
     edges = np.histogram_bin_edges(np.concatenate(list(arrays.values())), bins)
-    counts = {name: np.histogram(v, edges)[0] for name, v in arrays.items()}
-    return {name: (n / arrays[name].size, arrays[name].size) for name, n in counts.items()}, edges
+    shares = {name: (np.histogram(v, edges)[0] / v.size, v.size) for name, v in arrays.items()}
+    return shares, edges, (edges[1:] + edges[:-1]) / 2, np.diff(edges)
 
 
 def _copied(values: Tensor) -> npt.NDArray[np.float64]:

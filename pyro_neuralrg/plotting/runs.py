@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from pyro_neuralrg.arguments import check_integer
-from pyro_neuralrg.plotting.curves import Series, draw_band, draw_bars, known_points
+from pyro_neuralrg.arguments import check_integer, check_number
+from pyro_neuralrg.plotting.curves import Series, draw_band, known_points
 from pyro_neuralrg.plotting.style import (
     BLUE,
     COLOURS,
@@ -66,10 +66,6 @@ def plot_free_energy(
     Returns:
         The Axes, with a note if the last step's loss is not finite.
 
-    Raises:
-        ValueError: if the loss is empty or not one-dimensional, its errors have another shape, or
-            the exact value is not finite.
-
     Example:
         >>> plot_free_energy([3.0, 2.0, 1.5], exact=1.0).get_ylabel()
         'free energy $-\\ln Z$ (nats)'
@@ -77,8 +73,8 @@ def plot_free_energy(
     values = as_numbers("loss", loss)
     if values.ndim != 1 or values.size == 0:
         raise ValueError(f"loss has shape {values.shape}; accepted: (steps,) with steps >= 1")
-    if exact is not None and not np.isfinite(exact):
-        raise ValueError(f"exact is {exact}; accepted: a finite number or None")
+    if exact is not None:
+        check_number("exact", exact, "a finite number or None")
     ax = axes_or_new(ax)
     steps = np.arange(1, values.size + 1)
     ax.plot(steps, values, color=BLUE, alpha=0.3, linewidth=0.6)
@@ -97,8 +93,7 @@ def plot_free_energy(
     if estimate is not None:
         last = Series([values.size], [estimate[0]], [estimate[1]])
         for name, points in known_points(ax, {"importance sampling": last}).items():
-            style = {"color": VERMILION, "marker": "o", "linestyle": "none"}
-            draw_bars(ax, points, label=name, capsize=3, **style)
+            ax.errorbar(*points, color=VERMILION, marker="o", markersize=4, capsize=3, label=name)
     exact_line(ax, exact)
     if not np.isfinite(values[-1]):
         note(ax, "not converged: the loss is not finite")
@@ -124,12 +119,6 @@ def plot_structure_factor(
             ``(chains, draws)``.
         exact: the exact value; None where it is not known.
         ax: Axes to draw on; None makes a new figure.
-
-    Returns:
-        The Axes.
-
-    Raises:
-        ValueError: if there is none, or an entry is empty or not two-dimensional.
 
     Example:
         >>> plot_structure_factor({"latent": [[0.5, 0.6], [0.7, 0.4]]}, exact=0.55).get_xlabel()
@@ -173,9 +162,6 @@ def plot_trace(
 
     Returns:
         The Axes, with a note if the draws have not converged.
-
-    Raises:
-        ValueError: if an array is empty or not two-dimensional, or the numbers of chains differ.
 
     Example:
         >>> plot_trace([[0.1, 0.2, 0.1], [0.3, 0.2, 0.2]], label="magnetisation").get_xlabel()
@@ -222,9 +208,6 @@ def plot_ranks(draws: npt.ArrayLike, *, label: str, bins: int = 20, ax: Axes | N
 
     Returns:
         The Axes, with a note if the draws have not converged.
-
-    Raises:
-        ValueError: if ``draws`` is empty, not two-dimensional or has fewer entries than ``bins``.
 
     References:
         Vehtari, Gelman, Simpson, Carpenter, Buerkner, "Rank-normalization, folding, and
@@ -274,10 +257,6 @@ def plot_configurations(
 
     Returns:
         The Axes, an array of shape ``(samplers, count)``.
-
-    Raises:
-        ValueError: if there is no sampler, ``count`` is not positive, or an entry holds fewer than
-            ``count`` fields, fields of more than three dimensions or values that are not finite.
 
     Example:
         >>> plot_configurations({"latent": np.ones((4, 8, 8))}, count=2).shape

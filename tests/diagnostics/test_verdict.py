@@ -18,7 +18,6 @@ from pyro_neuralrg.diagnostics import (
     Thresholds,
     diagnose,
     make_tree,
-    save_tree,
     weights_to_arviz,
 )
 from pyro_neuralrg.diagnostics.checks import split_of_chains
@@ -309,20 +308,6 @@ def test_pyros_runs() -> None:
     verdict = diagnose(to_arviz(mcmc))
     assert "single_chain" in names(verdict)
     assert (verdict.chains, verdict.draws) == (1, 150)
-
-
-def test_a_saved_and_read_tree_can_be_judged(rng: Rng, tmp_path: Any) -> None:
-    import arviz
-
-    tree = make_tree(good(rng))
-    save_tree(tree, tmp_path / "run.nc")
-    if int(arviz.__version__.split(".")[0]) < 1:
-        again = arviz.from_netcdf(str(tmp_path / "run.nc"), engine="h5netcdf")
-    else:
-        import xarray
-
-        again = xarray.open_datatree(tmp_path / "run.nc", engine="h5netcdf")
-    assert str(diagnose(again)) == str(diagnose(tree))
 
 
 @pytest.mark.parametrize("chains", [2, 4, 64])
