@@ -100,8 +100,7 @@ def to_arviz(
             "include_warmup is True for a run of which no warm-up is known; accepted: False, or a "
             "run of VectorizedMCMC with warmup_steps >= 1"
         )
-    variables = [name for group in groups.values() for name in group]
-    check_names("dims", dims, variables)
+    check_names("dims", dims, sorted({name for group in groups.values() for name in group}))
     named: dict[str, Sequence[str]] = {
         **_model_dims(run, sites),
         **_field_dims(run),
@@ -289,5 +288,6 @@ def _importance_group(log_weights: Any) -> tuple[dict[str, NDArray[Any]], dict[s
 
 
 def _as_numpy(values: Any) -> NDArray[np.float64]:
+    """A copy, which may be written to."""
     detached = values.detach().cpu() if hasattr(values, "detach") else values
-    return np.asarray(detached, dtype=np.float64)
+    return np.asarray(detached, dtype=np.float64).copy()

@@ -93,7 +93,8 @@ def plot_free_energy(
     if estimate is not None:
         last = Series([values.size], [estimate[0]], [estimate[1]])
         for name, points in known_points(ax, {"importance sampling": last}).items():
-            ax.errorbar(*points, color=VERMILION, marker="o", markersize=4, capsize=3, label=name)
+            style: dict[str, Any] = {"color": VERMILION, "marker": "o", "linestyle": "none"}
+            ax.errorbar(*points, label=name, markersize=4, capsize=3, **style)
     exact_line(ax, exact)
     if not np.isfinite(values[-1]):
         note(ax, "not converged: the loss is not finite")

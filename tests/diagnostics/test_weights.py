@@ -64,3 +64,9 @@ def test_observables_dims_coords_and_file(tmp_path: Path) -> None:
 def test_bad_arguments(weights: torch.Tensor, observables: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         weights_to_arviz(weights, observables)
+
+
+def test_weights_that_cannot_be_written_to() -> None:
+    weights = np.zeros(3)
+    weights.flags.writeable = False
+    assert weights_to_arviz(weights).importance.attrs["log_partition"] == pytest.approx(0.0)
