@@ -5,8 +5,8 @@
 Each function draws on the given Axes, or on those of a new :class:`matplotlib.figure.Figure`
 (no pyplot, so no global state and no display), and returns the Axes, or the Figure of several
 panels; ``axes.figure.savefig(path)`` writes it. Numbers are drawn as they were given, but for what
-the function's own docstring says it makes of them: relative errors, running means and medians,
-histograms and ranks, R-hat. Figures of chains that have not converged say so, and so do those in
+the function's own docstring says it makes of them: running means and medians, histograms and
+ranks, R-hat. Figures of chains that have not converged say so, and so do those in
 which points or error bars are missing. What cannot be drawn (nothing, other shapes, fields that
 are not finite) is refused by a TypeError or ValueError that names the argument. Colours are those
 of Okabe and Ito (2008), which readers with any kind of colour vision tell apart; curves differ in
@@ -25,7 +25,6 @@ from pyro_neuralrg.plotting.learned import (
     plot_responses,
     plot_top_variable,
 )
-from pyro_neuralrg.plotting.paper import depths, light_cone, relative_errors, relaxation
 from pyro_neuralrg.plotting.runs import (
     plot_configurations,
     plot_free_energy,
@@ -40,8 +39,6 @@ __all__ = [
     "MARKERS",
     "STYLES",
     "Series",
-    "depths",
-    "light_cone",
     "new_figure",
     "plot_configurations",
     "plot_effective_energy",
@@ -56,6 +53,4 @@ __all__ = [
     "plot_structure_factor",
     "plot_top_variable",
     "plot_trace",
-    "relative_errors",
-    "relaxation",
 ]
