@@ -14,7 +14,7 @@ from pyro.infer import MCMC
 from torch import Tensor
 
 from pyro_neuralrg.diagnostics import program
-from pyro_neuralrg.diagnostics.runs import BATCH, Run, Tensors, read_run
+from pyro_neuralrg.diagnostics.runs import BATCH, NamedTensors, Run, read_run
 from pyro_neuralrg.diagnostics.tree import check_names, make_tree
 from pyro_neuralrg.mcmc import EnergyTarget, Target, VectorizedMCMC
 from pyro_neuralrg.observables import dual_observables, field_observables
@@ -197,7 +197,9 @@ def default_observables(target: Target | None) -> dict[str, Callable[[Tensor], T
     return energy | field_observables(target.shape, boundary)
 
 
-def _posterior(run: Run, observables: Mapping[str, Callable[[Tensor], Tensor]] | None) -> Tensors:
+def _posterior(
+    run: Run, observables: Mapping[str, Callable[[Tensor], Tensor]] | None
+) -> NamedTensors:
     """The sites and the observables, computed or streamed."""
     if observables is None:
         known = default_observables(run.target) if run.physical else {}
@@ -211,7 +213,7 @@ def _posterior(run: Run, observables: Mapping[str, Callable[[Tensor], Tensor]] |
     return run.physical | values
 
 
-def _evaluate(functions: Mapping[str, Callable[[Tensor], Tensor]], run: Run) -> Tensors:
+def _evaluate(functions: Mapping[str, Callable[[Tensor], Tensor]], run: Run) -> NamedTensors:
     if not functions:
         return {}
     lattices = {} if run.target is None else run.target.lattices

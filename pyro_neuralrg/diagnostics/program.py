@@ -14,13 +14,13 @@ from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_neuralrg.diagnostics.runs import BATCH, Tensors
+from pyro_neuralrg.diagnostics.runs import BATCH, NamedTensors
 
 
 class ModelSites(NamedTuple):
     """Sites of one execution of a model, by name."""
 
-    observed: Tensors  # values
+    observed: NamedTensors  # values
     batch_dims: dict[str, int]  # of observed sites: dimensions that are not of one event
     dims: dict[str, list[str]]  # names of all dimensions of the sites that stand in plates
     unknown: list[str]  # latent sites whose values were not given, such as discrete ones
@@ -56,7 +56,7 @@ def read_sites(model: Callable[[], Any] | None, values: Mapping[str, Tensor]) ->
 
 def log_likelihood(
     model: Callable[[], Any] | None, values: Mapping[str, Tensor], sites: ModelSites
-) -> Tensors:
+) -> NamedTensors:
     """Log-density of each datum of each observed site at each draw, nats.
 
     Vectorised over draws by ``torch.func.vmap``; draw by draw for models that it cannot take. As
@@ -78,7 +78,7 @@ def log_likelihood(
             "model with observed sites, and draws of all latent ones"
         )
 
-    def of_one_draw(one: Tensors) -> Tensors:
+    def of_one_draw(one: NamedTensors) -> NamedTensors:
         nodes = _trace(model, one)
         return {name: nodes[name]["fn"].log_prob(nodes[name]["value"]) for name in observed}
 

@@ -22,24 +22,24 @@ from pyro_neuralrg.mcmc import EnergyTarget, Target, VectorizedMCMC, as_target
 #: Configurations that are mapped at once.
 BATCH = 1024
 
-Tensors = dict[str, Tensor]
+NamedTensors = dict[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """Tensors of shape ``(chains, draws, ...)`` by name, and what is known of the whole run."""
 
-    physical: Tensors  # the model's own sites; empty if no draws were kept
-    stats: Tensors  # of each draw
+    physical: NamedTensors  # the model's own sites; empty if no draws were kept
+    stats: NamedTensors  # of each draw
     attrs: dict[str, Any]  # of the run as a whole
-    latent: Tensors = field(default_factory=dict)  # latent sites of flows
-    unconstrained: Tensors = field(default_factory=dict)  # of constrained sites
-    streamed: Tensors = field(default_factory=dict)  # observables computed while sampling
-    warmup_stats: Tensors = field(default_factory=dict)  # of each step; empty if unknown
+    latent: NamedTensors = field(default_factory=dict)  # latent sites of flows
+    unconstrained: NamedTensors = field(default_factory=dict)  # of constrained sites
+    streamed: NamedTensors = field(default_factory=dict)  # observables computed while sampling
+    warmup_stats: NamedTensors = field(default_factory=dict)  # of each step; empty if unknown
     target: Target | None = None  # the density that was sampled, if known
     model: Callable[[], Any] | None = None  # the Pyro model with its arguments, if it was one
 
-    def model_values(self) -> Tensors:
+    def model_values(self) -> NamedTensors:
         """Draws of every sampled site of the model, as the model sees them; z for flows."""
         known = self.physical | self.latent
         return {name: known[name] for name in self.target.sites} if self.target and known else {}
@@ -133,7 +133,7 @@ def _pyro_attrs(mcmc: MCMC, kept: Any) -> dict[str, Any]:
     return attrs
 
 
-def _sites(target: Target, positions: Tensor, samples: Tensors) -> dict[str, Tensors]:
+def _sites(target: Target, positions: Tensor, samples: NamedTensors) -> dict[str, NamedTensors]:
     """Physical, latent and unconstrained values of positions; samples hold the physical ones."""
     latent = target.latent(positions)
     physical = {name: value for name, value in samples.items() if name not in latent}

@@ -265,7 +265,7 @@ def plot_configurations(
     """
     check_named("fields", fields)
     check_integer("count", count, 1)
-    arrays = {name: _fields(name, values, count) for name, values in fields.items()}
+    arrays = {name: _first_pictures(name, values, count) for name, values in fields.items()}
     if figure is None:
         figure = new_figure(2.0 * count + 1.2, 2.2 * len(arrays))
     axes = figure.subplots(len(arrays), count, squeeze=False)
@@ -338,8 +338,8 @@ def _running_mean(name: str, values: npt.ArrayLike) -> Series:
     return Series(steps, running.mean(axis=0), scatter / np.sqrt(chains))
 
 
-def _fields(name: str, values: npt.ArrayLike, count: int) -> npt.NDArray[np.float64]:
-    """The first ``count`` fields as pictures."""
+def _first_pictures(name: str, values: npt.ArrayLike, count: int) -> npt.NDArray[np.float64]:
+    """The first fields as pictures."""
     array = as_numbers(f"fields[{name!r}]", values)
     if not 2 <= array.ndim <= 4 or len(array) < count or not np.isfinite(array[:count]).all():
         raise ValueError(
