@@ -98,7 +98,7 @@ class Output:
         if len(history) == 0:
             return
         with self._figure("free_energy.png", title(results)) as figure:
-            plotting.free_energy(
+            plotting.plot_free_energy(
                 history.free_energy,
                 standard_error=history.free_energy_se,
                 annealing_steps=int((history.temperature_factor > 1.0).sum()),
@@ -109,7 +109,7 @@ class Output:
         if not draws:
             return
         with self._figure("structure_factor.png", title(results)) as figure:
-            ax = plotting.structure_factor(
+            ax = plotting.plot_structure_factor(
                 {name: found["structure_factor"].values for name, found in draws.items()},
                 exact=results.exact_structure_factor.value,
                 ax=figure.subplots(),
@@ -123,7 +123,7 @@ class Output:
         count = min(len(values) for values in fields.values())
         with self._figure("configurations.png", "") as figure:
             figure.set_size_inches(2.0 * count + 1.2, 2.2 * len(fields))
-            plotting.configurations(fields, count=count, figure=figure)
+            plotting.plot_configurations(fields, count=count, figure=figure)
 
     @contextlib.contextmanager
     def _figure(self, name: str, above: str) -> Iterator[Figure]:

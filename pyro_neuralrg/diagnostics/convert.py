@@ -1,34 +1,32 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""From a finished run, Pyro's or ours, to ArviZ."""
+"""Finished runs, Pyro's or ours, and importance weights to ArviZ."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from pyro.infer import MCMC
 from torch import Tensor
 
 from pyro_neuralrg.diagnostics import program
-from pyro_neuralrg.diagnostics.runs import BATCH, Program, Run, read_run
-from pyro_neuralrg.diagnostics.tree import make_tree
-from pyro_neuralrg.diagnostics.weights import importance_group
+from pyro_neuralrg.diagnostics.runs import BATCH, NamedTensors, Run, read_run
+from pyro_neuralrg.diagnostics.tree import check_names, make_tree
 from pyro_neuralrg.mcmc import EnergyTarget, Target, VectorizedMCMC
 from pyro_neuralrg.observables import field_observables
-
-__all__ = ["default_observables", "to_arviz"]
+from pyro_neuralrg.statistics import LogWeights
+from pyro_neuralrg.statistics.draws import as_array
 
 LATTICE_DIMS = {1: ("site",), 2: ("row", "col"), 3: ("row", "col", "layer")}
-
-Observable = Callable[[Tensor], Tensor]
-Groups = dict[str, dict[str, Tensor]]
 
 
 def to_arviz(
     mcmc: VectorizedMCMC | MCMC,
-    observables: Mapping[str, Observable] | None = None,
+    observables: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
     *,
     dims: Mapping[str, Sequence[str]] | None = None,
     coords: Mapping[str, Sequence[Any]] | None = None,
@@ -85,45 +83,98 @@ def to_arviz(
         ('chain', 'draw', 'col')
     """
     run = read_run(mcmc)
+    values = run.model_values()
+    sites = program.read_sites(run.model, {name: value[0, 0] for name, value in values.items()})
     groups = {
         "posterior": _posterior(run, observables),
         "unconstrained_posterior": run.latent | run.unconstrained,
         "sample_stats": run.stats,
+        "warmup_sample_stats": run.warmup_stats if include_warmup else {},
+        "observed_data": sites.observed,
+        "log_likelihood": (
+            program.log_likelihood(run.model, values, sites) if log_likelihood else {}
+        ),
     }
-    if include_warmup:
-        groups["warmup_sample_stats"] = _warmup(run)
-    names = _lattice_dims(run)
-    if run.program is not None:
-        plates = _add_data(groups, run, run.program, log_likelihood)
-        names = {**plates, **names}
-    elif log_likelihood:
+    if include_warmup and not any(value.numel() for value in run.warmup_stats.values()):
         raise ValueError(
-            "log_likelihood is True for a run without a Pyro model; accepted: False, or a run of "
-            "a Pyro model with observed sites"
+            "include_warmup is True for a run of which no warm-up is known; accepted: False, or a "
+            "run of VectorizedMCMC with warmup_steps >= 1"
         )
+    check_names("dims", dims, sorted({name for group in groups.values() for name in group}))
+    named: dict[str, Sequence[str]] = {
+        **_model_dims(run, sites),
+        **_field_dims(run),
+        **(dims or {}),
+    }
     arrays = {
         group: {name: value.detach().cpu().numpy() for name, value in variables.items()}
         for group, variables in groups.items()
         if variables
     }
-    names = {**names, **_given_dims(dims, groups)}
     attrs = {}
     if importance is not None:
-        weights = importance_group(importance)
-        arrays["importance"] = weights.variables
-        names.update({f"importance/{name}": value for name, value in weights.dims.items()})
-        attrs["importance"] = weights.attrs
-    _check_coords(coords, names.values())
+        arrays["importance"], attrs["importance"] = _importance_group(importance)
+    known = {dim for names in named.values() for dim in names}
+    check_names("coords", coords, sorted(known | ({"sample"} if attrs else set())))
     return make_tree(
         arrays,
-        dims=names,
+        dims=named,
         coords=coords,
         attrs={"inference_library": "pyro_neuralrg", **run.attrs},
         group_attrs=attrs,
     )
 
 
-def default_observables(target: Target | None) -> dict[str, Observable]:
+def weights_to_arviz(
+    log_weights: Any,
+    observables: Mapping[str, Any] | None = None,
+    *,
+    dims: Mapping[str, Sequence[str]] | None = None,
+    coords: Mapping[str, Sequence[Any]] | None = None,
+) -> Any:
+    """Return importance weights as ArviZ's InferenceData (ArviZ 0.x) or DataTree (ArviZ 1.x).
+
+    Args:
+        log_weights: ``ln pi(x) - ln q(x)`` of samples x ~ q, numpy array or torch tensor of shape
+            ``(num_samples,)``, nats; minus infinity is a weight of zero.
+        observables: by name, values ``(num_samples,) + shape`` of the same samples.
+        dims: names of the dimensions after ``sample``, by observable.
+        coords: values along named dimensions.
+
+    Returns:
+        A container with the group ``importance``: ``log_weight``, ``log_weight_normalised`` (their
+        exponentials sum to one) and the observables, with the dimension ``sample`` first; and its
+        attributes ``pareto_k`` (see :class:`pyro_neuralrg.statistics.LogWeights`), ``ess`` (Kish,
+        in samples), ``ess_fraction`` and ``log_partition`` (ln of the mean weight, nats).
+
+    Raises:
+        ValueError: if shapes do not fit, a log-weight is NaN or plus infinity, all weights are
+            zero, or an observable has a name that is taken.
+
+    Example:
+        >>> import numpy as np
+        >>> tree = weights_to_arviz(np.zeros(100), {"x": np.arange(100.0)})
+        >>> dict(tree.importance.sizes), round(tree.importance.attrs["ess"], 6)
+        ({'sample': 100}, 100.0)
+    """
+    variables, attrs = _importance_group(log_weights)
+    for name, values in (observables or {}).items():
+        array = as_array(values)
+        if name in variables or array.shape[:1] != variables["log_weight"].shape:
+            raise ValueError(
+                f"observables[{name!r}] has shape {array.shape}; accepted: one value per weight, "
+                f"and a name other than {list(variables)}"
+            )
+        variables[name] = array
+    return make_tree(
+        {"importance": variables},
+        dims=dims,
+        coords=coords,
+        attrs={"inference_library": "pyro_neuralrg", **attrs},
+    )
+
+
+def default_observables(target: Target | None) -> dict[str, Callable[[Tensor], Tensor]]:
     """Observables of a field with a known energy; none of other models.
 
     ``energy`` (-ln pi(x), nats), and those of ``potential.observables()``; of an energy function
@@ -136,29 +187,27 @@ def default_observables(target: Target | None) -> dict[str, Observable]:
     return {"energy": target._energy, **fitting}
 
 
-def _posterior(run: Run, observables: Mapping[str, Observable] | None) -> dict[str, Tensor]:
+def _posterior(
+    run: Run, observables: Mapping[str, Callable[[Tensor], Tensor]] | None
+) -> NamedTensors:
     """The sites and the observables, computed or streamed."""
     if observables is None:
         known = default_observables(run.target) if run.physical else {}
-        functions = {name: f for name, f in known.items() if name not in run.streamed}
-    else:
-        functions = dict(observables)
-    posterior = dict(run.physical)
-    for name, values in {**run.streamed, **_evaluate(functions, run)}.items():
-        if name in posterior:
+        observables = {name: f for name, f in known.items() if name not in run.streamed}
+    values = {**run.streamed, **_evaluate(observables, run)}
+    for name in values:
+        if name in run.physical:
             raise ValueError(
                 f"observables has {name!r}, which is a site of the model; accepted: another name"
             )
-        posterior[name] = values
-    return posterior
+    return run.physical | values
 
 
-def _evaluate(functions: Mapping[str, Observable], run: Run) -> dict[str, Tensor]:
+def _evaluate(functions: Mapping[str, Callable[[Tensor], Tensor]], run: Run) -> NamedTensors:
     if not functions:
         return {}
-    fields = [
-        name for name in run.physical if run.target is not None and name in run.target.lattices
-    ]
+    lattices = {} if run.target is None else run.target.lattices
+    fields = [name for name in run.physical if name in lattices]
     if len(fields) != 1:
         kept = "" if run.physical else ", or no draws were kept"
         raise ValueError(
@@ -168,37 +217,22 @@ def _evaluate(functions: Mapping[str, Observable], run: Run) -> dict[str, Tensor
     values = {}
     for name, function in functions.items():
         with torch.no_grad():
-            parts = [function(part) for part in x.flatten(0, 1).split(BATCH)]
-        value = torch.cat(parts)
+            value = torch.cat([function(part) for part in x.flatten(0, 1).split(BATCH)])
         if tuple(value.shape) != (x.shape[0] * x.shape[1],):
             raise ValueError(
-                f"observables[{name!r}] returned {tuple(parts[0].shape)} for a batch of {len(x[0])}"
+                f"observables[{name!r}] returned {tuple(value.shape)} for {len(x.flatten(0, 1))} "
+                "fields; accepted: one number of each"
             )
         values[name] = value.unflatten(0, x.shape[:2])
     return values
 
 
-def _warmup(run: Run) -> dict[str, Tensor]:
-    if not any(value.numel() for value in run.warmup_stats.values()):
-        raise ValueError(
-            "include_warmup is True for a run of which no warm-up is known; accepted: False, or a "
-            "run of VectorizedMCMC with warmup_steps >= 1"
-        )
-    return run.warmup_stats
-
-
-def _add_data(groups: Groups, run: Run, of: Program, log_likelihood: bool) -> dict[str, list[str]]:
-    """Add observed data and log-likelihoods to the groups; return names of dimensions."""
-    values = run.values_of_sites()
-    first = {name: value[0, 0] for name, value in values.items()}
-    sites = program.read_sites(of, first)
-    groups["observed_data"] = sites.observed
+def _model_dims(run: Run, sites: program.ModelSites) -> dict[str, list[str]]:
+    """Names by the plates of a Pyro model; fewer of a log-likelihood, which sums over events."""
     dims = dict(sites.dims)
-    if log_likelihood:
-        groups["log_likelihood"] = program.log_likelihood(of, values, sites)
-        for name, size in sites.batch_dims.items():
-            if name in dims:
-                dims[f"log_likelihood/{name}"] = dims[name][:size]
+    for name, size in sites.batch_dims.items():
+        if name in dims:
+            dims[f"log_likelihood/{name}"] = dims[name][:size]
     for name, value in run.unconstrained.items():
         if name in dims and value.shape != run.physical[name].shape:
             dims[f"unconstrained_posterior/{name}"] = [
@@ -207,36 +241,39 @@ def _add_data(groups: Groups, run: Run, of: Program, log_likelihood: bool) -> di
     return dims
 
 
-def _lattice_dims(run: Run) -> dict[str, list[str]]:
-    """Names of the dimensions after chain and draw; distinct ones for fields of distinct shapes."""
+def _field_dims(run: Run) -> dict[str, list[str]]:
+    """Names by the lattices of fields and of their latents; distinct ones for distinct shapes."""
     if run.target is None:
         return {}
     lattices = run.target.lattices
     same = len(set(lattices.values())) <= 1
+    of = {name: name for name in lattices}
+    of.update({latent: name for latent, (name, _) in run.target.flow_sites.items()})
     dims = {}
-    for name, shape in lattices.items():
-        if len(shape) not in LATTICE_DIMS:
-            continue
-        axes = [axis if same else f"{name}_{axis}" for axis in LATTICE_DIMS[len(shape)]]
-        for variable, group in ((name, run.physical), (f"{name}_latent", run.latent)):
-            if variable in group:
-                plates = group[variable].dim() - 2 - len(shape)
-                dims[variable] = [f"{name}_plate_{index}" for index in range(plates)] + axes
+    for variable, value in (run.physical | run.latent).items():
+        shape = lattices.get(of.get(variable, ""), ())
+        if len(shape) in LATTICE_DIMS:
+            name = of[variable]
+            axes = [axis if same else f"{name}_{axis}" for axis in LATTICE_DIMS[len(shape)]]
+            plates = [f"{name}_plate_{index}" for index in range(value.dim() - 2 - len(shape))]
+            dims[variable] = plates + axes
     return dims
 
 
-def _given_dims(dims: Mapping[str, Sequence[str]] | None, groups: Groups) -> dict[str, list[str]]:
-    known = {name for variables in groups.values() for name in variables}
-    unknown = sorted(set(dims or {}) - known)
-    if unknown:
-        raise ValueError(f"dims has {unknown}; accepted: names of the variables {sorted(known)}")
-    return {name: list(names) for name, names in (dims or {}).items()}
-
-
-def _check_coords(
-    coords: Mapping[str, Sequence[Any]] | None, dims: Iterable[Sequence[str]]
-) -> None:
-    known = {dim for names in dims for dim in names}
-    unknown = sorted(set(coords or {}) - known)
-    if unknown:
-        raise ValueError(f"coords has {unknown}; accepted: the dimensions {sorted(known)}")
+def _importance_group(log_weights: Any) -> tuple[dict[str, NDArray[Any]], dict[str, float]]:
+    """Variables and attributes of the group ``importance``."""
+    weights = LogWeights(log_weights)
+    number, log_mean = len(weights), weights.log_mean.value
+    if log_mean == -math.inf:
+        raise ValueError(
+            f"log_weights are {number} weights of zero; accepted: at least one above zero"
+        )
+    attrs = {
+        "pareto_k": weights.pareto_k,
+        "ess": weights.ess * number,
+        "ess_fraction": weights.ess,
+        "log_partition": log_mean,
+    }
+    values = weights.values.numpy()
+    normalised = values - log_mean - math.log(number)
+    return {"log_weight": values, "log_weight_normalised": normalised}, attrs

@@ -1,12 +1,17 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""What is known of a finished run, ours or Pyro's, in one form."""
+"""Draws, statistics and costs of a finished run, ours or Pyro's, in one form.
+
+All that is read of private parts of Pyro's ``MCMC`` is read here.
+"""
 
 from __future__ import annotations
 
+import functools
 import warnings
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from pyro.infer import HMC, MCMC, NUTS
@@ -14,76 +19,46 @@ from torch import Tensor
 
 from pyro_neuralrg.mcmc import EnergyTarget, Target, VectorizedMCMC, as_target
 
-__all__ = ["Run", "read_run"]
-
 #: Configurations that are mapped at once.
 BATCH = 1024
 
-
-class Program(NamedTuple):
-    """A Pyro model and the arguments of its run."""
-
-    model: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+NamedTensors = dict[str, Tensor]
 
 
-class Run(NamedTuple):
-    """What is known of a run: tensors of shape ``(chains, draws, ...)``.
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Tensors of shape ``(chains, draws, ...)`` by name, and what is known of the whole run."""
 
-    Attributes:
-        physical: the model's own sites; empty if no draws were kept.
-        latent: latent sites of flows.
-        unconstrained: unconstrained values of constrained sites.
-        streamed: observables that were computed while sampling.
-        stats: per draw.
-        warmup_stats: per step of the warm-up, shape ``(chains, steps)``; empty if unknown.
-        attrs: of the run as a whole.
-        target: what was sampled, if known.
-        program: the Pyro model, if it was one.
-    """
+    physical: NamedTensors  # the model's own sites; empty if no draws were kept
+    stats: NamedTensors  # of each draw
+    attrs: dict[str, Any]  # of the run as a whole
+    latent: NamedTensors = field(default_factory=dict)  # latent sites of flows
+    unconstrained: NamedTensors = field(default_factory=dict)  # of constrained sites
+    streamed: NamedTensors = field(default_factory=dict)  # observables computed while sampling
+    warmup_stats: NamedTensors = field(default_factory=dict)  # of each step; empty if unknown
+    target: Target | None = None  # the density that was sampled, if known
+    model: Callable[[], Any] | None = None  # the Pyro model with its arguments, if it was one
 
-    physical: dict[str, Tensor]
-    latent: dict[str, Tensor]
-    unconstrained: dict[str, Tensor]
-    streamed: dict[str, Tensor]
-    stats: dict[str, Tensor]
-    warmup_stats: dict[str, Tensor]
-    attrs: dict[str, Any]
-    target: Target | None
-    program: Program | None
-
-    def values_of_sites(self) -> dict[str, Tensor]:
+    def model_values(self) -> NamedTensors:
         """Draws of every sampled site of the model, as the model sees them; z for flows."""
         known = self.physical | self.latent
-        sites = {} if self.target is None else self.target.sites
-        return {name: known[name] for name in sites if name in known}
+        return {name: known[name] for name in self.target.sites} if self.target and known else {}
 
 
 def read_run(mcmc: VectorizedMCMC | MCMC) -> Run:
-    """Read a run of :class:`VectorizedMCMC` or of Pyro's own ``MCMC``.
-
-    Raises:
-        RuntimeError: if ``mcmc`` has not been run.
-        TypeError: if ``mcmc`` is neither.
-    """
+    """Read a run of :class:`VectorizedMCMC` or of Pyro's own ``MCMC``."""
     if isinstance(mcmc, VectorizedMCMC):
-        return _of_vectorized(mcmc)
+        return _read_vectorized(mcmc)
     if isinstance(mcmc, MCMC):
-        return _of_pyro(mcmc)
+        return _read_pyro(mcmc)
     raise TypeError(
         f"mcmc is a {type(mcmc).__name__}; accepted: a VectorizedMCMC or pyro.infer.MCMC"
     )
 
 
-def _of_vectorized(mcmc: VectorizedMCMC) -> Run:
+def _read_vectorized(mcmc: VectorizedMCMC) -> Run:
     samples = mcmc.get_samples(group_by_chain=True)
     target = mcmc.kernel.target
-    latent: dict[str, Tensor] = {}
-    unconstrained: dict[str, Tensor] = {}
-    if samples:  # none were kept of a run that only streamed its observables
-        latent = {name: samples.pop(name) for name in list(target.latent(mcmc.positions))}
-        unconstrained = _unconstrained(target, mcmc.positions, samples)
     attrs = {
         "sampler": mcmc.kernel.name,
         "seed": mcmc.seed,
@@ -94,61 +69,60 @@ def _of_vectorized(mcmc: VectorizedMCMC) -> Run:
         "seconds": mcmc.seconds.draws,
     }
     return Run(
-        physical=samples,
-        latent=latent,
-        unconstrained=unconstrained,
-        streamed=dict(getattr(mcmc, "observables", None) or {}),
+        # none were kept of a run that only streamed its observables
+        **(_sites(target, mcmc.positions, samples) if samples else {"physical": {}}),
+        streamed=mcmc.observables,
         stats=mcmc.sample_stats,
-        warmup_stats=dict(getattr(mcmc, "warmup_stats", None) or {}),
+        warmup_stats=mcmc.warmup_stats,
         attrs=attrs,
         target=target,
-        program=_program(target),
+        model=_bound_model(target),
     )
 
 
-def _of_pyro(mcmc: MCMC) -> Run:
+def _read_pyro(mcmc: MCMC) -> Run:
     if mcmc._samples is None:
         raise RuntimeError("there are no draws; call run() first")
     samples = mcmc.get_samples(group_by_chain=True)
-    first = next(iter(samples.values()))
-    stats = {"diverging": torch.zeros(first.shape[:2], dtype=torch.bool)}
-    kept: Any = mcmc._diagnostics
+    batch = next(iter(samples.values())).shape[:2]
+    diverging = torch.zeros(batch, dtype=torch.bool)
+    kept: Any = mcmc._diagnostics  # a dict of each chain, or None
     for chain, diagnostics in enumerate(kept):
-        for draw in (diagnostics or {}).get("divergences", []):
-            stats["diverging"][chain, draw] = True
-    known = Run(samples, {}, {}, {}, stats, {}, _pyro_attrs(mcmc), None, None)
-    model = mcmc.kernel.model
-    target = as_target(mcmc.kernel.potential_fn if model is None else model)
-    if model is None and not isinstance(target, EnergyTarget):
-        return known  # a bare potential_fn: nothing more is known
-    if not isinstance(target, EnergyTarget):
-        args: Any = mcmc._args
-        kwargs: Any = mcmc._kwargs
-        with warnings.catch_warnings():  # of how slowly our kernels would sample it
-            warnings.filterwarnings("ignore", "the model cannot be vectorised", UserWarning)
-            target = target.setup(*args, **kwargs)
+        diverging[chain, (diagnostics or {}).get("divergences", [])] = True
+    attrs = _pyro_attrs(mcmc, kept)
+    target = _pyro_target(mcmc)
+    if target is None:
+        return Run(physical=samples, stats={"diverging": diverging}, attrs=attrs)
     positions = target.from_constrained(samples)
     flat = positions.flatten(0, 1)
-    lp = torch.cat([-target.energy(part) for part in flat.split(BATCH)])
-    physical = {
-        name: value.unflatten(0, positions.shape[:2])
-        for name, value in target.physical(flat).items()
-    }
-    return known._replace(
-        physical=physical,
-        latent=target.latent(positions),
-        unconstrained=_unconstrained(target, positions, physical),
-        stats={"lp": lp.unflatten(0, positions.shape[:2])} | stats,
+    lp = -target.in_batches(BATCH).energy(flat).unflatten(0, batch)
+    physical = {name: x.unflatten(0, batch) for name, x in target.physical(flat).items()}
+    return Run(
+        **_sites(target, positions, physical),
+        stats={"lp": lp, "diverging": diverging},
+        attrs=attrs,
         target=target,
-        program=_program(target),
+        model=_bound_model(target),
     )
 
 
-def _pyro_attrs(mcmc: MCMC) -> dict[str, Any]:
-    """What Pyro knows of a run as a whole: its kernels keep no acceptance of single draws."""
+def _pyro_target(mcmc: MCMC) -> Target | None:
+    """Target of Pyro's kernel; None of a bare potential_fn, of which nothing more is known."""
+    model: Any = mcmc.kernel.model
+    target = as_target(mcmc.kernel.potential_fn if model is None else model)
+    if model is None or isinstance(target, EnergyTarget):
+        return target if isinstance(target, EnergyTarget) else None
+    args: Any = mcmc._args
+    kwargs: Any = mcmc._kwargs
+    with warnings.catch_warnings():  # of how slowly our kernels would sample it
+        warnings.filterwarnings("ignore", "the model cannot be vectorised", UserWarning)
+        return target.setup(*args, **kwargs)
+
+
+def _pyro_attrs(mcmc: MCMC, kept: Any) -> dict[str, Any]:
+    """Acceptance of each chain, and settings that all draws share: Pyro keeps no more."""
     kernel: Any = mcmc.kernel
     attrs: dict[str, Any] = {"sampler": type(kernel).__name__, "warmup_steps": mcmc.warmup_steps}
-    kept: Any = mcmc._diagnostics
     if all("acceptance rate" in (diagnostics or {}) for diagnostics in kept):
         attrs["acceptance_rate"] = [float(known["acceptance rate"]) for known in kept]
     if mcmc.num_chains == 1 and isinstance(kernel, HMC):  # several ran as copies, now gone
@@ -158,22 +132,22 @@ def _pyro_attrs(mcmc: MCMC) -> dict[str, Any]:
     return attrs
 
 
-def _unconstrained(
-    target: Target, positions: Tensor, physical: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """Of the sites, other than latent ones of flows, whose unconstrained values are others."""
-    values = target.unpack(positions)
-    return {
+def _sites(target: Target, positions: Tensor, samples: NamedTensors) -> dict[str, NamedTensors]:
+    """Physical, latent and unconstrained values of positions; samples hold the physical ones."""
+    latent = target.latent(positions)
+    physical = {name: value for name, value in samples.items() if name not in latent}
+    unconstrained = {
         name: value
-        for name, value in values.items()
-        if name not in target.flow_sites
+        for name, value in target.unpack(positions).items()
+        if name not in latent
         and not (value.shape == physical[name].shape and torch.allclose(value, physical[name]))
     }
+    return {"physical": physical, "latent": latent, "unconstrained": unconstrained}
 
 
-def _program(target: Target) -> Program | None:
-    model = getattr(target, "model", None)
-    if model is None:
-        return None
+def _bound_model(target: Target) -> Callable[[], Any] | None:
+    """The Pyro model of a target, if it has one, with the arguments of the run."""
     known: Any = target
-    return Program(model, known._args, known._kwargs)
+    if not hasattr(target, "model"):
+        return None
+    return functools.partial(known.model, *known._args, **known._kwargs)

@@ -5,19 +5,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
-from pyro_neuralrg.statistics import arviz_module, quiet
+from pyro_neuralrg.statistics import arviz_module
 
-__all__ = ["group_of", "make_tree", "save_tree"]
-
-
-#: Groups that have no draws, in ArviZ's scheme, and our own group of independent weighted draws.
-WITHOUT_CHAINS = ("observed_data", "constant_data", "importance")
+#: First dimensions of the groups that have no chains and draws.
+FIRST_DIMS = {"observed_data": (), "constant_data": (), "importance": ("sample",)}
 
 
 def make_tree(
@@ -30,10 +28,11 @@ def make_tree(
     """Return ArviZ's container: an InferenceData (ArviZ 0.x) or an xarray DataTree (ArviZ 1.x).
 
     Args:
-        groups: by group name, arrays ``(chains, draws) + shape`` by variable name; of the groups
-            ``observed_data``, ``constant_data`` and ``importance``, arrays of any shape.
-        dims: names of the dimensions after chain and draw (of the groups without chains, of all
-            dimensions), by variable name, or by ``group/name`` for one group alone.
+        groups: by group name, arrays ``(chains, draws) + shape`` by variable name; of
+            ``importance`` ``(samples,) + shape``, of ``observed_data`` and ``constant_data`` any
+            shape.
+        dims: names of the dimensions of ``shape``, by variable name, or by ``group/name`` for one
+            group alone.
         coords: values along named dimensions; 0, 1, ... if not given.
         attrs: of every group.
         group_attrs: of single groups, beside those.
@@ -48,23 +47,25 @@ def make_tree(
         >>> tree.posterior["x"].dims
         ('chain', 'draw', 'site')
     """
-    known = {} if dims is None else {name: list(value) for name, value in dims.items()}
+    import xarray  # a dependency of ArviZ, slow to import
+
+    created = {"created_at": datetime.now(timezone.utc).isoformat()}
     datasets = {}
     for group, variables in groups.items():
-        used = {
-            name: known.get(f"{group}/{name}", known.get(name, []))
-            for name in variables
-            if name in known or f"{group}/{name}" in known
-        }
-        _check(group, variables, used)
-        present = {dim for names in used.values() for dim in names}
-        chosen = {} if coords is None else {k: list(v) for k, v in coords.items() if k in present}
-        own = {} if group_attrs is None else dict(group_attrs.get(group, {}))
-        datasets[group] = _dataset(group, variables, used, chosen, {**(attrs or {}), **own})
+        arrays = {}
+        sizes: dict[str, int] = {}
+        for name, values in variables.items():
+            given = (dims or {}).get(f"{group}/{name}", (dims or {}).get(name))
+            names = _dim_names(group, name, values.shape, given)
+            arrays[name] = (names, values)
+            sizes.update(zip(names, values.shape, strict=True))
+        datasets[group] = xarray.Dataset(
+            arrays,
+            {dim: list((coords or {}).get(dim, range(size))) for dim, size in sizes.items()},
+            {**created, **(attrs or {}), **(group_attrs or {}).get(group, {})},
+        )
     az = arviz_module()
-    if _is_tree(az):
-        import xarray  # a dependency of ArviZ
-
+    if int(az.__version__.split(".")[0]) >= 1:
         return xarray.DataTree.from_dict(datasets)
     with warnings.catch_warnings():  # 0.x complains about groups it does not know
         warnings.simplefilter("ignore", UserWarning)
@@ -80,9 +81,7 @@ def group_of(tree: Any, name: str) -> Any:
         >>> list(group_of(tree, "posterior")), group_of(tree, "prior")
         (['x'], None)
     """
-    group = getattr(tree, name, None)
-    if group is None:
-        return None
+    group: Any = getattr(tree, name, None)
     return group.to_dataset() if hasattr(group, "to_dataset") else group
 
 
@@ -91,42 +90,26 @@ def save_tree(tree: Any, path: str | Path) -> None:
     tree.to_netcdf(str(path), engine="h5netcdf")
 
 
-def _is_tree(az: Any) -> bool:
-    return int(az.__version__.split(".")[0]) >= 1
+def check_names(argument: str, given: Iterable[str] | None, known: Collection[str]) -> None:
+    """Raise a ValueError if the argument has names of variables or dimensions that are unknown."""
+    unknown = [name for name in given or () if name not in known]
+    if unknown:
+        raise ValueError(f"{argument} has {unknown}; accepted: {list(known)}")
 
 
-def _check(
-    group: str, variables: Mapping[str, NDArray[Any]], dims: Mapping[str, Sequence[str]]
-) -> None:
-    first = 0 if group in WITHOUT_CHAINS else 2
-    for name, value in variables.items():
-        if value.ndim < first:
-            raise ValueError(
-                f"{group}[{name!r}] has shape {value.shape}; accepted: (chains, draws, ...)"
-            )
-        if name in dims and len(dims[name]) != value.ndim - first:
-            raise ValueError(
-                f"dims[{name!r}] is {list(dims[name])}; accepted: {value.ndim - first} names, for "
-                f"the shape {value.shape[first:]} of {group}[{name!r}]"
-            )
-
-
-def _dataset(
-    group: str,
-    variables: Mapping[str, NDArray[Any]],
-    dims: Mapping[str, Sequence[str]],
-    coords: Mapping[str, Sequence[Any]],
-    attrs: Mapping[str, Any],
-) -> Any:
-    az = arviz_module()
-    options: dict[str, Any] = {}
-    if group in WITHOUT_CHAINS:  # the dimensions of draws have another name in 0.x and in 1.x
-        options["sample_dims" if _is_tree(az) else "default_dims"] = []
-    with quiet():
-        return az.dict_to_dataset(
-            dict(variables),
-            dims={name: list(names) for name, names in dims.items()},
-            coords=dict(coords),
-            attrs=dict(attrs),
-            **options,
+def _dim_names(
+    group: str, name: str, shape: tuple[int, ...], given: Sequence[str] | None
+) -> tuple[str, ...]:
+    """Names of all dimensions of a variable."""
+    first = FIRST_DIMS.get(group, ("chain", "draw"))
+    others = len(shape) - len(first)
+    if others < 0:
+        raise ValueError(f"{group}[{name!r}] has shape {shape}; accepted: {first} first")
+    if given is None:
+        given = [f"{name}_dim_{axis}" for axis in range(others)]
+    if len(given) != others:
+        raise ValueError(
+            f"dims[{name!r}] is {list(given)}; accepted: {others} names, for the shape "
+            f"{shape[len(first) :]} of {group}[{name!r}]"
         )
+    return (*first, *given)

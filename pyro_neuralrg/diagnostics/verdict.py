@@ -17,21 +17,17 @@ from pyro_neuralrg.diagnostics.checks import (
     Facts,
     Finding,
     Thresholds,
-    short,
+    four_digits,
     worst_of,
 )
-from pyro_neuralrg.diagnostics.tree import group_of
+from pyro_neuralrg.diagnostics.tree import check_names, group_of
 from pyro_neuralrg.statistics.convergence import FieldSummary, summarise_field
 from pyro_neuralrg.statistics.draws import MIN_DRAWS
 
-__all__ = ["Diagnosis", "Finding", "Thresholds", "diagnose"]
 
-Array = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Diagnosis:
-    """What :func:`diagnose` says; ``str`` of it is the text.
+    """The verdict of :func:`diagnose`; it prints as text.
 
     Attributes:
         chains: of the posterior, 0 if there is none.
@@ -50,7 +46,7 @@ class Diagnosis:
         """Whether there is no problem."""
         return not any(finding.severity == "problem" for finding in self.findings)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         problems = sum(finding.severity == "problem" for finding in self.findings)
         verdict = {0: "no problem found", 1: "1 problem"}.get(problems, f"{problems} problems")
         of = f"{self.chains} chains x {self.draws} draws: " if self.chains else ""
@@ -69,11 +65,10 @@ class Diagnosis:
         ):
             worst = worst_of(self.figures, of)
             if worst:
-                parts.append(f"{words} {short(abs(worst[0][0]))} ({worst[0][1]})")
-        some = [
-            f"of {name} {found.coverage}" for name, found in self.figures.items() if found.coverage
-        ]
-        looked = f"; {', '.join(some)} looked at" if some else ""
+                parts.append(f"{words} {four_digits(abs(worst[0].value))} ({worst[0].name})")
+        covered = {name: found.coverage for name, found in self.figures.items() if found.coverage}
+        some = ", ".join(f"of {name} {coverage}" for name, coverage in covered.items())
+        looked = f"; {some} looked at" if some else ""
         return ["worst figures: " + ", ".join(parts) + looked] if parts else []
 
 
@@ -94,8 +89,8 @@ def diagnose(
     How often exact, independent draws are accused: R-hat of one variable exceeds 1.01 by chance in
     10 % of runs of four chains of 100 draws, 3 % at 150, 0.2 % at 250, and never in 400 runs of
     500. More chains do not help, more effective draws of each do: 26 % at 64 chains of 16 draws,
-    never in 200 runs of 50. The dip of the energy accuses one run of a thousand at most; gaps
-    between chains stay below 1.5 for seven draws each, and the threshold is three.
+    never in 200 runs of 50. Gaps between chains stay below 1.5 for seven draws each, and the
+    threshold is three.
 
     Args:
         idata: ArviZ's InferenceData or DataTree, of :func:`to_arviz`, :func:`make_tree`,
@@ -150,14 +145,12 @@ def diagnose(
     return Diagnosis(chains, length, figures, tuple(findings))
 
 
-def _variables(group: Any, var_names: Sequence[str] | None) -> dict[str, Array]:
+def _variables(group: Any, var_names: Sequence[str] | None) -> dict[str, NDArray[np.float64]]:
     """Arrays of a group with chains and draws first."""
     if group is None:
         return {}
     known = [name for name in group.data_vars if {"chain", "draw"} <= set(group[name].dims)]
-    unknown = sorted(set(var_names or ()) - set(known))
-    if unknown:
-        raise ValueError(f"var_names has {unknown}; accepted: {known}")
+    check_names("var_names", var_names, known)
     return {
         str(name): np.asarray(group[name].transpose("chain", "draw", ...), dtype=np.float64)
         for name in (known if var_names is None else var_names)

@@ -5,30 +5,32 @@
 Each function draws on the given Axes, or on those of a new :class:`matplotlib.figure.Figure`
 (no pyplot, so no global state and no display), and returns the Axes, or the Figure of several
 panels; ``axes.figure.savefig(path)`` writes it. Numbers are drawn as they were given, but for what
-the function's own docstring says it makes of them: relative errors, running means and medians,
-histograms and ranks, R-hat. Figures of chains that have not converged say so, and so do those in
-which points or error bars are missing. Colours are those of Okabe and Ito (2008), which readers
-with any kind of colour vision tell apart; curves differ in line style or marker as well.
+the function's own docstring says it makes of them: running means and medians, histograms and
+ranks, R-hat. Figures of chains that have not converged say so, and so do those in
+which points or error bars are missing. What cannot be drawn (nothing, other shapes, fields that
+are not finite) is refused by a TypeError or ValueError that names the argument. Colours are those
+of Okabe and Ito (2008), which readers with any kind of colour vision tell apart; curves differ in
+line style or marker as well.
 """
 
 from __future__ import annotations
 
-from pyro_neuralrg.plotting.curves import Series, estimates
+from pyro_neuralrg.plotting.curves import Series, plot_estimates
 from pyro_neuralrg.plotting.learned import (
-    effective_energy,
-    information_by_distance,
-    information_by_scale,
-    information_matrix,
-    pyramid,
-    responses,
-    top_variable,
+    plot_effective_energy,
+    plot_information_by_distance,
+    plot_information_by_scale,
+    plot_information_matrix,
+    plot_pyramid,
+    plot_responses,
+    plot_top_variable,
 )
 from pyro_neuralrg.plotting.runs import (
-    configurations,
-    free_energy,
-    ranks,
-    structure_factor,
-    trace,
+    plot_configurations,
+    plot_free_energy,
+    plot_ranks,
+    plot_structure_factor,
+    plot_trace,
 )
 from pyro_neuralrg.plotting.style import COLOURS, MARKERS, STYLES, new_figure
 
@@ -37,18 +39,18 @@ __all__ = [
     "MARKERS",
     "STYLES",
     "Series",
-    "configurations",
-    "effective_energy",
-    "estimates",
-    "free_energy",
-    "information_by_distance",
-    "information_by_scale",
-    "information_matrix",
     "new_figure",
-    "pyramid",
-    "ranks",
-    "responses",
-    "structure_factor",
-    "top_variable",
-    "trace",
+    "plot_configurations",
+    "plot_effective_energy",
+    "plot_estimates",
+    "plot_free_energy",
+    "plot_information_by_distance",
+    "plot_information_by_scale",
+    "plot_information_matrix",
+    "plot_pyramid",
+    "plot_ranks",
+    "plot_responses",
+    "plot_structure_factor",
+    "plot_top_variable",
+    "plot_trace",
 ]

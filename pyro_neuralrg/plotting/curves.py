@@ -1,19 +1,20 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Curves with error bars, and a note on the Axes of what is missing in them."""
+"""Curves with error bars or bands, and a note on the Axes of what is missing in them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 
-from pyro_neuralrg.plotting.style import COLOURS, MARKERS, axes_or_new, check_named, note
+from pyro_neuralrg.plotting.style import COLOURS, axes_or_new, check_named, look, note
 
-Array = npt.NDArray[np.float64]
+#: x, values and errors.
+Points: TypeAlias = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]
 
 
 class Series(NamedTuple):
@@ -23,24 +24,24 @@ class Series(NamedTuple):
     has no bar. Figures say so in a note.
 
     Attributes:
-        x: Where.
-        values: The means.
-        standard_error: Of them.
+        x: where the points are.
+        values: the means.
+        standard_error: of the means.
     """
 
     x: npt.ArrayLike
     values: npt.ArrayLike
     standard_error: npt.ArrayLike
 
-    def finite(self) -> tuple[Array, Array, Array]:
+    def finite(self) -> Points:
         """The three as arrays, without points that are not finite; unknown errors are NaN.
 
         Raises:
-            ValueError: The lengths differ.
+            ValueError: if the lengths differ.
 
         Example:
-            >>> Series([1, 2, 3], [0.5, None, 0.25], [0.125, 0.125, None]).finite()
-            (array([1., 3.]), array([0.5 , 0.25]), array([0.125,   nan]))
+            >>> Series([1, 2, 3], [0.5, None, 0.25], [0.125, 0.125, None]).finite()[2]
+            array([0.125,   nan])
         """
         x, values, error = (np.array(a, dtype=np.float64, ndmin=1) for a in self)
         if not x.shape == values.shape == error.shape or x.ndim != 1:
@@ -53,20 +54,8 @@ class Series(NamedTuple):
         return x[known], values[known], error[known]
 
 
-def known_points(ax: Axes, found: Mapping[str, Series]) -> dict[str, tuple[Array, Array, Array]]:
-    """What is finite of each curve, by its name; ``ax`` gets a note of all that is missing.
-
-    Raises:
-        TypeError: An entry is no Series.
-        ValueError: There are none, or lengths differ.
-
-    Example:
-        >>> from matplotlib.figure import Figure
-        >>> ax = Figure().subplots()
-        >>> curves = known_points(ax, {"a": Series([1, 2], [3.0, None], [None, 0.1])})
-        >>> " ".join(ax.get_title().split())
-        "1 of 2 points of 'a' are not finite and left out; no error bar known for 'a'"
-    """
+def known_points(ax: Axes, found: Mapping[str, Series]) -> dict[str, Points]:
+    """Finite points of each curve, by its name; ``ax`` gets a note of all that is missing."""
     check_named("found", found, Series)
     points = {name: series.finite() for name, series in found.items()}
     missing = []
@@ -83,29 +72,43 @@ def known_points(ax: Axes, found: Mapping[str, Series]) -> dict[str, tuple[Array
     return points
 
 
-def estimates(found: Mapping[str, Series], *, ax: Axes | None = None) -> Axes:
-    """Estimates with error bars, for example on the Axes of ``free_energy``.
+def draw_bars(
+    ax: Axes, points: Points, index: int, label: str, *, joined: bool = False, size: float = 4.0
+) -> None:
+    """Points with error bars, in the look of the curve of that number."""
+    x, values, error = points
+    chosen = look(index) if joined else {**look(index), "linestyle": "none"}
+    ax.errorbar(
+        x, values, yerr=error, label=label, capsize=2, markersize=size, linewidth=1, **chosen
+    )
+
+
+def draw_band(ax: Axes, points: Points, index: int, label: str) -> None:
+    """A line with a band of one standard error, in the look of the curve of that number."""
+    x, mean, error = points
+    line = {**look(index), "marker": ""}
+    ax.plot(x, mean, linewidth=1.5, label=label, **line)
+    ax.fill_between(x, mean - error, mean + error, color=line["color"], alpha=0.25, linewidth=0)
+
+
+def plot_estimates(found: Mapping[str, Series], *, ax: Axes | None = None) -> Axes:
+    """Estimates with error bars, for example on the Axes of :func:`plot_free_energy`.
 
     Shown in ``tutorials/figures/fig3a.png``.
 
     Args:
-        found: For each name its estimates.
+        found: estimates by name.
         ax: Axes to draw on; None makes a new figure.
 
     Returns:
         The Axes, with the legend renewed.
 
-    Raises:
-        ValueError: There are none, or lengths differ.
-
-    >>> len(estimates({"importance": Series([1, 2], [3.0, 2.0], [0.1, 0.1])}).containers)
-    1
+    Example:
+        >>> len(plot_estimates({"importance": Series([1, 2], [3.0, 2.0], [0.1, 0.1])}).containers)
+        1
     """
     ax = axes_or_new(ax)
-    for index, (name, (x, values, error)) in enumerate(known_points(ax, found).items()):
-        ax.errorbar(
-            x, values, yerr=error, color=COLOURS[1 + index % (len(COLOURS) - 1)], capsize=3,
-            marker=MARKERS[(1 + index) % len(MARKERS)], markersize=4, linestyle="none", label=name,
-        )  # fmt: skip
+    for index, (name, points) in enumerate(known_points(ax, found).items()):
+        draw_bars(ax, points, 1 + index % (len(COLOURS) - 1), name)  # the first is that of a loss
     ax.legend(frameon=False, fontsize="small")
     return ax

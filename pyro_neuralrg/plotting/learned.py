@@ -18,41 +18,28 @@ from torch import Tensor
 
 from pyro_neuralrg.analysis import GroupedInformation, MutualInformation, Response
 from pyro_neuralrg.arguments import check_integer
-from pyro_neuralrg.plotting.curves import Series, known_points
+from pyro_neuralrg.plotting.curves import Series, draw_band, draw_bars, known_points
 from pyro_neuralrg.plotting.style import (
-    COLOURS,
-    MARKERS,
-    SIGNED,
-    STYLES,
     as_numbers,
+    as_picture,
     axes_or_new,
     check_kind,
     check_named,
+    draw_signed,
+    look,
     new_figure,
 )
-
-__all__ = [
-    "effective_energy",
-    "information_by_distance",
-    "information_by_scale",
-    "information_matrix",
-    "pyramid",
-    "responses",
-    "top_variable",
-]
-
-Array = npt.NDArray[np.float64]
 
 LEVELS = 25  # of the colours of mutual information: noise takes less room in a file
 LINEAR = 10.0  # colours of responses are linear up to the largest one over this
 POSITIVE = colormaps["Blues"].resampled(LEVELS)  # zero is the white of the paper
 RESPONSE = r"$E[\partial z / \partial x]$ (1/x)"
 INFORMATION = "mutual information (nats)"
-LEGEND = 0.35  # of the height of effective energies, above them
-MOST_SCALES = 12  # beyond, the numbers in the cells cannot be read
+LEGEND_SHARE = 0.35  # of the height of effective energies, above them
+MAX_NUMBERED_SCALES = 12  # beyond, the numbers in the cells cannot be read
 
 
-def responses(
+def plot_responses(
     found: Mapping[Any, Response],
     *,
     count: int = 4,
@@ -68,45 +55,38 @@ def responses(
     Shown in ``tutorials/figures/fig4a.png``.
 
     Args:
-        found: responses of each scale or of anything else that names a row, for example from
+        found: responses by scale, or by anything else that names a row, as from
             :func:`~pyro_neuralrg.analysis.responses_by_scale`.
         count: panels of each row at most.
         label: of the colour bars, with the unit.
         figure: to draw on; None makes a new one.
 
-    Returns:
-        The Figure.
-
-    Raises:
-        ValueError: if there are none, or ``count`` is below 1.
-
-    >>> import torch
-    >>> from pyro_neuralrg import analysis, hierarchical_flow
-    >>> flow = hierarchical_flow((4, 4))
-    >>> found = analysis.responses_by_scale(flow, torch.randn(8, 4, 4), most=2)
-    >>> len(responses(found).axes)  # three rows of two panels, a colour bar each
-    9
+    Example:
+        >>> import torch
+        >>> from pyro_neuralrg import analysis, hierarchical_flow
+        >>> flow = hierarchical_flow((4, 4))
+        >>> found = analysis.responses_by_scale(flow, torch.randn(8, 4, 4), most=2)
+        >>> len(plot_responses(found).axes)  # three rows of two panels, a colour bar each
+        9
     """
     check_named("found", found, Response)
     check_integer("count", count, 1)
     columns = min(count, max(len(response.mean) for response in found.values()))
     if figure is None:
-        size = (2.1 * columns + 1.6, 2.3 * len(found) + 0.3)
-        figure = new_figure(*size)
+        figure = new_figure(2.1 * columns + 1.6, 2.3 * len(found) + 0.3)
     grid = figure.subplots(len(found), columns, squeeze=False)
     for row, (name, response) in zip(grid, found.items(), strict=True):
-        shown = min(columns, len(response.mean))
-        pictures = [_picture(_array(mean)) for mean in response.mean[:shown]]
-        limit = max(float(np.abs(picture).max()) for picture in pictures) or 1.0
-        share = _array(response.nonlinearity)
-        for index, (ax, picture) in enumerate(zip(row, pictures, strict=False)):
-            image = _signed(ax, picture, limit, AsinhNorm(limit / LINEAR, -limit, limit))
+        means = [as_picture(mean) for mean in _copied(response.mean)[:columns]]
+        limit = float(np.abs(means).max()) or 1.0
+        share = _copied(response.nonlinearity)
+        for index, (ax, mean) in enumerate(zip(row, means, strict=False)):
+            image = draw_signed(ax, mean, AsinhNorm(limit / LINEAR, -limit, limit))
             error = float(response.standard_error[index].max())
             ax.set_title(f"latent {response.variables[index]}", fontsize="small")
             ax.set_xlabel(
                 f"error <= {error:.1g}\nvaries: {100 * share[index]:.1f} %", fontsize="small"
             )
-        for ax in row[shown:]:
+        for ax in row[len(means) :]:
             ax.set_axis_off()
         row[0].set_ylabel(f"scale {name}" if isinstance(name, int) else str(name))
         bar = figure.colorbar(image, ax=list(row), label=label, shrink=0.9)
@@ -116,7 +96,7 @@ def responses(
     return figure
 
 
-def information_matrix(
+def plot_information_matrix(
     found: MutualInformation, *, largest: float | None = None, ax: Axes | None = None
 ) -> Axes:
     """The mutual information of every pair of variables as a picture (paper Fig. 4b).
@@ -127,38 +107,34 @@ def information_matrix(
     Shown in ``tutorials/figures/fig4b.png``.
 
     Args:
-        found: of ``analysis.mutual_information``.
+        found: result of :func:`~pyro_neuralrg.analysis.mutual_information`.
         largest: end of the colour scale in nats, to be shared by figures that are compared; None
             for the largest value.
         ax: Axes to draw on; None makes a new figure.
 
-    Returns:
-        The Axes.
-
-    >>> import torch
-    >>> from pyro_neuralrg.analysis import mutual_information
-    >>> found = mutual_information(torch.randn(200, 5), shuffles=20)
-    >>> information_matrix(found).get_xlabel()
-    'variable'
+    Example:
+        >>> import torch
+        >>> from pyro_neuralrg.analysis import mutual_information
+        >>> found = mutual_information(torch.randn(200, 5), shuffles=20)
+        >>> plot_information_matrix(found).get_xlabel()
+        'variable'
     """
     check_kind("found", found, MutualInformation)
-    values = _array(found.values)
-    error = np.hypot(_array(found.standard_error), found.bias.standard_error)
+    values = _copied(found.values)
+    error = np.hypot(_copied(found.standard_error), found.bias.standard_error)
     lower = np.tril_indices(len(values))
     values[lower] = np.where(values[lower] > 3 * error[lower], values[lower], np.nan)
     top = float(np.nanmax(values)) if largest is None else largest
     ax = axes_or_new(ax)
     ax.set_facecolor("white")
     image = ax.imshow(values, cmap=POSITIVE, vmin=0.0, vmax=max(top, 1e-12))
-    total = found.total()
-    ax.set_title(f"total {_with_error(*total)} nats")
-    ax.set_xlabel("variable")
-    ax.set_ylabel("variable (below the diagonal: > 3 errors)")
+    ax.set_title(f"total {_with_error(*found.total())} nats")
+    ax.set(xlabel="variable", ylabel="variable (below the diagonal: > 3 errors)")
     ax.figure.colorbar(image, ax=ax, label=INFORMATION, extend="min")
     return ax
 
 
-def information_by_distance(
+def plot_information_by_distance(
     found: Mapping[str, GroupedInformation], *, ax: Axes | None = None
 ) -> Axes:
     """Mean mutual information of a pair against its distance, with error bars (paper Fig. 4c).
@@ -169,71 +145,58 @@ def information_by_distance(
     Shown in ``tutorials/figures/fig4b.png``.
 
     Args:
-        found: for the name of each kind of variable, what ``analysis.by_distance`` returns.
+        found: for the name of each kind of variable, the result of
+            :func:`~pyro_neuralrg.analysis.by_distance`.
         ax: Axes to draw on; None makes a new figure.
 
-    Returns:
-        The Axes.
-
-    Raises:
-        ValueError: if there are none, or groups are no distances.
-
-    >>> import torch
-    >>> from pyro_neuralrg import analysis
-    >>> found = analysis.mutual_information(torch.randn(200, 4), shuffles=20)
-    >>> information_by_distance({"field": analysis.by_distance(found, (4,))}).get_xlabel()
-    'distance (sites)'
+    Example:
+        >>> import torch
+        >>> from pyro_neuralrg import analysis
+        >>> found = analysis.mutual_information(torch.randn(200, 4), shuffles=20)
+        >>> groups = analysis.by_distance(found, (4,))
+        >>> plot_information_by_distance({"field": groups}).get_xlabel()
+        'distance (sites)'
     """
     check_named("found", found, GroupedInformation)
-    distances = [g.positions for g in found.values() if g.positions is not None]
-    if len(distances) < len(found):
-        raise ValueError("found holds no groups with distances; accepted: those of by_distance")
+    curves = {}
+    for name, groups in found.items():
+        if groups.positions is None:
+            raise ValueError(f"found[{name!r}] has no distances; accepted: those of by_distance")
+        curves[name] = Series(
+            *map(_copied, (groups.positions, groups.values, groups.standard_error))
+        )
     ax = axes_or_new(ax)
-    curves = {
-        name: Series(_array(positions), _array(groups.values), _array(groups.standard_error))
-        for (name, groups), positions in zip(found.items(), distances, strict=True)
-    }
     points = known_points(ax, curves)
-    for index, (name, (x, values, error)) in enumerate(points.items()):
-        ax.errorbar(
-            x, values, yerr=error, capsize=2, markersize=4, linewidth=1.0,
-            color=COLOURS[index % len(COLOURS)], marker=MARKERS[index % len(MARKERS)],
-            linestyle=STYLES[index % len(STYLES)], label=name,
-        )  # fmt: skip
+    for index, (name, curve) in enumerate(points.items()):
+        draw_bars(ax, curve, index, name, joined=True)
     ax.axhline(0.0, color="black", linewidth=0.8)
     errors = np.concatenate([error[~np.isnan(error)] for _, _, error in points.values()])
     ax.set_yscale("symlog", linthresh=max(float(np.median(errors)) if errors.size else 0.0, 1e-12))
     ax.margins(y=0.1)
-    ax.set_xlabel("distance (sites)")
-    ax.set_ylabel(f"{INFORMATION} per pair")
+    ax.set(xlabel="distance (sites)", ylabel=f"{INFORMATION} per pair")
     ax.legend(frameon=False)
     return ax
 
 
-def information_by_scale(found: GroupedInformation, *, ax: Axes | None = None) -> Axes:
+def plot_information_by_scale(found: GroupedInformation, *, ax: Axes | None = None) -> Axes:
     """Mean mutual information of latents of each two scales, with numbers and errors in the cells.
 
     Shown in ``tutorials/figures/fig4b.png``.
 
     Args:
-        found: what ``analysis.by_scale`` returns.
+        found: result of :func:`~pyro_neuralrg.analysis.by_scale`.
         ax: Axes to draw on; None makes a new figure.
 
-    Returns:
-        The Axes.
-
-    Raises:
-        ValueError: if the groups are not those of scales.
-
-    >>> import torch
-    >>> from pyro_neuralrg import analysis, hierarchical_flow
-    >>> found = analysis.mutual_information(torch.randn(200, 4), shuffles=20)
-    >>> groups = analysis.by_scale(found, hierarchical_flow((4,)))
-    >>> information_by_scale(groups).get_xlabel()
-    'scale (0: the finest)'
+    Example:
+        >>> import torch
+        >>> from pyro_neuralrg import analysis, hierarchical_flow
+        >>> found = analysis.mutual_information(torch.randn(200, 4), shuffles=20)
+        >>> groups = analysis.by_scale(found, hierarchical_flow((4,)))
+        >>> plot_information_by_scale(groups).get_xlabel()
+        'scale (0: the finest)'
     """
     check_kind("found", found, GroupedInformation)
-    values, error = _array(found.values), _array(found.standard_error)
+    values, error = _copied(found.values), _copied(found.standard_error)
     if values.ndim != 2:
         raise ValueError(f"found has shape {values.shape}; accepted: groups of by_scale")
     count = len(values)
@@ -244,24 +207,19 @@ def information_by_scale(found: GroupedInformation, *, ax: Axes | None = None) -
     top = max(float(np.nanmax(largest, initial=0.0)), 1e-12)
     unit = math.floor(math.log10(top))
     image = ax.imshow(np.clip(values, 0.0, None), cmap=POSITIVE, vmin=0.0, vmax=top, aspect="auto")
-    for i, j in np.ndindex(count, count) if count <= MOST_SCALES else ():
+    for i, j in np.ndindex(count, count) if count <= MAX_NUMBERED_SCALES else ():
         number, its_error = values[i, j] / 10.0**unit, error[i, j] / 10.0**unit
-        known = np.isfinite(number)
-        ax.text(
-            j, i, f"{number:.2f}\n$\\pm${its_error:.2f}" if known else "no pair",
-            ha="center", va="center", fontsize="small",
-            color="white" if known and values[i, j] > 0.6 * top else "black",
-        )  # fmt: skip
-    ax.set_xticks(range(count))
-    ax.set_yticks(range(count))
-    ax.set_xlabel("scale (0: the finest)")
-    ax.set_ylabel("scale (0: the finest)")
+        words = f"{number:.2f}\n$\\pm${its_error:.2f}" if np.isfinite(number) else "no pair"
+        colour = "white" if values[i, j] > 0.6 * top else "black"
+        ax.text(j, i, words, ha="center", va="center", fontsize="small", color=colour)
+    ax.set(xticks=range(count), xlabel="scale (0: the finest)")
+    ax.set(yticks=range(count), ylabel="scale (0: the finest)")
     ax.set_title(f"numbers in $10^{{{unit}}}$ nats per pair")
     ax.figure.colorbar(image, ax=ax, label=f"{INFORMATION} per pair")
     return ax
 
 
-def pyramid(
+def plot_pyramid(
     fields: Sequence[npt.ArrayLike], *, count: int = 3, figure: Figure | None = None
 ) -> Figure:
     """Fields at every scale, physical on the left, the top on the right; a row for each field.
@@ -271,52 +229,44 @@ def pyramid(
     Shown in ``tutorials/figures/pyramid.png``.
 
     Args:
-        fields: what ``analysis.pyramid`` returns for a batch of fields with one batch dimension.
+        fields: result of :func:`~pyro_neuralrg.analysis.pyramid` for fields with one batch
+            dimension.
         count: rows at most.
         figure: to draw on; None makes a new one.
 
-    Returns:
-        The Figure.
-
-    Raises:
-        ValueError: if there are no fields, they have not one batch dimension, one is not finite, or
-            ``count`` is below 1.
-
-    >>> import torch
-    >>> from pyro_neuralrg import analysis, hierarchical_flow
-    >>> fields = analysis.pyramid(hierarchical_flow((4, 4)), torch.randn(2, 4, 4))
-    >>> len(pyramid(fields).axes)  # 2 rows of 3 scales, 3 colour bars
-    9
+    Example:
+        >>> import torch
+        >>> from pyro_neuralrg import analysis, hierarchical_flow
+        >>> fields = analysis.pyramid(hierarchical_flow((4, 4)), torch.randn(2, 4, 4))
+        >>> len(plot_pyramid(fields).axes)  # 2 rows of 3 scales, 3 colour bars
+        9
     """
     check_kind("fields", fields, Sequence)
+    check_integer("count", count, 1)
     arrays = [as_numbers("fields", values) for values in fields]
     ranks = {array.ndim for array in arrays}
-    if not arrays or len(ranks) != 1 or not 2 <= ranks.pop() <= 4 or not len(arrays[0]):
+    finite = all(np.isfinite(array).all() for array in arrays)
+    if len(ranks) != 1 or not 2 <= ranks.pop() <= 4 or not len(arrays[0]) or not finite:
         raise ValueError(
-            f"fields has shapes {[array.shape for array in arrays]}; accepted: (n,) + the shape of "
-            "each scale, n >= 1"
+            f"fields has shapes {[array.shape for array in arrays]}"
+            f"{'' if finite else ' and values that are not finite'}; accepted: finite fields, "
+            "(n,) + the shape of each scale, n >= 1"
         )
-    check_integer("count", count, 1)
-    if not all(np.isfinite(array).all() for array in arrays):
-        raise ValueError("fields has values that are not finite; accepted: finite ones")
     rows = min(count, len(arrays[0]))
     if figure is None:
-        size = (2.3 * len(arrays) + 0.4, 1.9 * rows + 1.0)
-        figure = new_figure(*size)
+        figure = new_figure(2.3 * len(arrays) + 0.4, 1.9 * rows + 1.0)
     grid = figure.subplots(rows, len(arrays), squeeze=False)
     for scale, (array, column) in enumerate(zip(arrays, grid.T, strict=True)):
         limit = float(np.quantile(np.abs(array[:rows]), 0.99)) or 1.0
         for ax, values in zip(column, array, strict=False):
-            image = _signed(ax, _picture(values), limit)
+            image = draw_signed(ax, as_picture(values), Normalize(-limit, limit))
         column[0].set_title("field" if scale == 0 else f"scale {scale}")
-        figure.colorbar(
-            image, ax=list(column), location="bottom", label="x" if scale == 0 else "kept",
-            extend="both", shrink=0.9,
-        )  # fmt: skip
+        bar: dict[str, Any] = {"location": "bottom", "extend": "both", "shrink": 0.9}
+        figure.colorbar(image, ax=list(column), label="x" if scale == 0 else "kept", **bar)
     return figure
 
 
-def top_variable(
+def plot_top_variable(
     values: Mapping[str, npt.ArrayLike], *, bins: int = 40, ax: Axes | None = None
 ) -> Axes:
     """Histograms of the top variable, for example above, at and below the critical temperature.
@@ -330,38 +280,30 @@ def top_variable(
         bins: of the histogram, the same for all.
         ax: Axes to draw on; None makes a new figure.
 
-    Returns:
-        The Axes.
-
-    Raises:
-        ValueError: if there are none, one is empty or not finite.
-
-    >>> top_variable({"T = 2": [-1.0, 1.0], "T = 3": [0.1, -0.1]}).get_ylabel()
-    'probability density'
+    Example:
+        >>> plot_top_variable({"T = 2": [-1.0, 1.0], "T = 3": [0.1, -0.1]}).get_ylabel()
+        'probability density'
     """
-    arrays, edges = _histograms(values, bins)
-    width, middle = np.diff(edges), (edges[1:] + edges[:-1]) / 2
+    shares, edges, middle, width = _histograms(values, bins)
     ax = axes_or_new(ax)
-    for index, (name, array) in enumerate(arrays.items()):
-        share = np.histogram(array, edges)[0] / array.size
-        error = np.sqrt(share * (1 - share) / array.size) / width
-        colour, style = COLOURS[index % len(COLOURS)], STYLES[index % len(STYLES)]
-        ax.stairs(share / width, edges, color=colour, linestyle=style, linewidth=1.5)
-        ax.errorbar(
-            middle, share / width, yerr=error, color=colour, linestyle="none", capsize=1.5,
-            marker=MARKERS[index % len(MARKERS)], markersize=3, linewidth=0.8, label=name,
-        )  # fmt: skip
+    for index, (name, (share, number)) in enumerate(shares.items()):
+        density, error = share / width, np.sqrt(share * (1 - share) / number) / width
+        line = {key: value for key, value in look(index).items() if key != "marker"}
+        ax.stairs(density, edges, linewidth=1.5, **line)
+        draw_bars(ax, (middle, density, error), index, name, size=3.0)
     ax.set_ylim(bottom=0.0)
-    ax.set_xlabel("top variable (dimensionless)")
-    ax.set_ylabel("probability density")
+    ax.set(xlabel="top variable (dimensionless)", ylabel="probability density")
     ax.legend(frameon=False)
     return ax
 
 
-def effective_energy(
-    values: Mapping[str, npt.ArrayLike], *, computed: Mapping[str, Series] | None = None,
-    bins: int = 40, ax: Axes | None = None,
-) -> Axes:  # fmt: skip
+def plot_effective_energy(
+    values: Mapping[str, npt.ArrayLike],
+    *,
+    computed: Mapping[str, Series] | None = None,
+    bins: int = 40,
+    ax: Axes | None = None,
+) -> Axes:
     r"""The effective energy of the top variable, for example around the critical temperature.
 
     Points are -ln of the histogram of exact samples; each of two phases has a well. Lines are the
@@ -373,85 +315,56 @@ def effective_energy(
 
     Args:
         values: for each name, for example a temperature, the top variable of every field.
-        computed: for some of the names -ln p(y) in nats at some y, from ``analysis.top_energy``
-            and ln Z.
+        computed: for some of the names -ln p(y) in nats at some y, from
+            :func:`~pyro_neuralrg.analysis.top_energy` and ln Z.
         bins: of the histogram, the same for all.
         ax: Axes to draw on; None makes a new figure.
 
-    Returns:
-        The Axes.
-
-    Raises:
-        TypeError: if there are no mappings of names to numbers and to Series.
-        ValueError: if there are no values, one is not finite, or ``computed`` has another name.
-
-    >>> line = Series([-1.0, 0.0, 1.0], [0.6, 2.0, 0.6], [0.1, 0.1, 0.1])
-    >>> samples = {"T = 2": [-1.0, 1.0, 0.9], "T = 3": [0.1, -0.1, 0.2]}
-    >>> effective_energy(samples, computed={"T = 2": line}, bins=4).get_ylabel()
-    'effective energy $-\\ln p$ (nats)'
+    Example:
+        >>> line = Series([-1.0, 0.0, 1.0], [0.6, 2.0, 0.6], [0.1, 0.1, 0.1])
+        >>> samples = {"T = 2": [-1.0, 1.0, 0.9], "T = 3": [0.1, -0.1, 0.2]}
+        >>> plot_effective_energy(samples, computed={"T = 2": line}, bins=4).get_ylabel()
+        'effective energy $-\\ln p$ (nats)'
     """
-    arrays, edges = _histograms(values, bins)
+    shares, _, middle, width = _histograms(values, bins)
     ax = axes_or_new(ax)
     lines = known_points(ax, computed) if computed else {}
-    strange = [name for name in lines if name not in arrays]
+    strange = [name for name in lines if name not in shares]
     if strange:
-        raise ValueError(f"computed has {strange}; accepted: names of values, {list(arrays)}")
-    width, middle = np.diff(edges), (edges[1:] + edges[:-1]) / 2
-    for index, (name, array) in enumerate(arrays.items()):
-        share = np.histogram(array, edges)[0] / array.size
+        raise ValueError(f"computed has {strange}; accepted: names of values, {list(shares)}")
+    for index, (name, (share, number)) in enumerate(shares.items()):
         seen = share > 0
-        colour, style = COLOURS[index % len(COLOURS)], STYLES[index % len(STYLES)]
-        ax.errorbar(
-            middle[seen], -np.log(share[seen] / width[seen]), color=colour, linestyle="none",
-            yerr=np.sqrt((1 - share[seen]) / (share[seen] * array.size)), capsize=1.5,
-            marker=MARKERS[index % len(MARKERS)], markersize=3.5, linewidth=0.8,
-            label=f"{name}, exact samples",
-        )  # fmt: skip
+        p = share[seen]
+        points = (middle[seen], -np.log(p / width[seen]), np.sqrt((1 - p) / (p * number)))
+        draw_bars(ax, points, index, f"{name}, exact samples", size=3.0)
         if name in lines:
-            x, energy, error = lines[name]
-            ax.plot(x, energy, color=colour, linestyle=style, label=f"{name}, Eq. 6 integrated")
-            ax.fill_between(x, energy - error, energy + error, color=colour, alpha=0.25, lw=0)
-    ax.set_xlabel("top variable (dimensionless)")
-    ax.set_ylabel(r"effective energy $-\ln p$ (nats)")
+            draw_band(ax, lines[name], index, f"{name}, Eq. 6 integrated")
+    ax.set(xlabel="top variable (dimensionless)", ylabel=r"effective energy $-\ln p$ (nats)")
     bottom, top = ax.get_ylim()
-    ax.set_ylim(bottom, top + LEGEND * (top - bottom))
+    ax.set_ylim(bottom, top + LEGEND_SHARE * (top - bottom))
     ax.legend(frameon=False, fontsize="small", loc="upper center", ncols=2)
     return ax
 
 
-def _histograms(values: Mapping[str, npt.ArrayLike], bins: int) -> tuple[dict[str, Array], Array]:
-    """Samples of each name, and edges of bins that hold all of them."""
+def _histograms(values: Mapping[str, npt.ArrayLike], bins: int) -> tuple[Any, ...]:
+    """Share of each bin and number of samples by name; edges, middles and widths of the bins."""
     check_named("values", values)
     arrays = {name: as_numbers(f"values[{name!r}]", v).ravel() for name, v in values.items()}
     if any(not v.size or not np.isfinite(v).all() for v in arrays.values()):
         raise ValueError(
             "values has an entry that is empty or not finite; accepted: finite numbers"
         )
-    return arrays, np.histogram_bin_edges(np.concatenate(list(arrays.values())), bins)
+    edges = np.histogram_bin_edges(np.concatenate(list(arrays.values())), bins)
+    shares = {name: (np.histogram(v, edges)[0] / v.size, v.size) for name, v in arrays.items()}
+    return shares, edges, (edges[1:] + edges[:-1]) / 2, np.diff(edges)
 
 
-def _array(values: Tensor) -> Array:
+def _copied(values: Tensor) -> npt.NDArray[np.float64]:
     """A copy in double precision."""
     return np.array(values.detach().cpu().double().numpy())
-
-
-def _signed(ax: Axes, picture: Array, limit: float, norm: Normalize | None = None) -> Any:
-    """A picture on a colour scale with zero in the middle, linear if there is no ``norm``."""
-    norm = Normalize(-limit, limit) if norm is None else norm
-    image = ax.imshow(picture, cmap=SIGNED, norm=norm, aspect="equal")
-    ax.set_xticks([])
-    ax.set_yticks([])
-    return image
 
 
 def _with_error(value: float, error: float) -> str:
     """Both to the second digit of the error."""
     digits = max(0, 1 - math.floor(math.log10(error))) if error > 0 else 3
     return rf"{value:.{digits}f} $\pm$ {error:.{digits}f}"
-
-
-def _picture(field: Array) -> Array:
-    """A field as a picture: a row of a one-dimensional lattice, the middle of a cubic one."""
-    if field.ndim == 1:
-        return field[None]
-    return field[:, :, field.shape[2] // 2] if field.ndim == 3 else field

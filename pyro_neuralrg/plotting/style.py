@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Colours, line styles and new Axes, the same for all figures."""
+"""Colours, line styles, new Axes, notes and pictures, the same for all figures."""
 
 from __future__ import annotations
 
@@ -13,29 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from PIL import Image
-
-__all__ = [
-    "BLUE",
-    "COLOURS",
-    "GREEN",
-    "GREY",
-    "MARKERS",
-    "SIGNED",
-    "STYLES",
-    "VERMILION",
-    "as_numbers",
-    "axes_or_new",
-    "broken",
-    "check_kind",
-    "check_named",
-    "new_figure",
-    "note",
-    "png",
-]
-
-Array = npt.NDArray[np.float64]
 
 BLUE, VERMILION, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
 COLOURS = (BLUE, VERMILION, GREEN, "#CC79A7", "#E69F00")
@@ -76,53 +56,52 @@ def png(figure: Figure, dots_per_inch: float) -> bytes:
 
 
 def axes_or_new(ax: Axes | None) -> Axes:
-    """The Axes given, or those of a new figure.
-
-    Example:
-        >>> axes_or_new(None).figure.get_size_inches().tolist()
-        [6.0, 4.0]
-    """
+    """The Axes given, or those of a new figure."""
     return new_figure(6.0, 4.0).subplots() if ax is None else ax
 
 
+def look(index: int) -> dict[str, Any]:
+    """Colour, line style and marker of the curve of that number."""
+    place = index % len(COLOURS)
+    return {"color": COLOURS[place], "linestyle": STYLES[place], "marker": MARKERS[place]}
+
+
+def exact_line(ax: Axes, exact: float | None, label: str = "exact") -> None:
+    """A dashed black line at the exact value, if it is known."""
+    if exact is not None:
+        ax.axhline(exact, color="black", linestyle=(0, (5, 2)), linewidth=1.2, label=label)
+
+
+def as_picture(field: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """A row of a one-dimensional lattice, the middle layer of a three-dimensional one."""
+    if field.ndim == 3:
+        return field[:, :, field.shape[2] // 2]
+    return np.atleast_2d(field)
+
+
+def draw_signed(ax: Axes, picture: npt.NDArray[np.float64], norm: Normalize) -> Any:
+    """A picture on a colour scale with zero in the middle, without ticks."""
+    ax.set(xticks=[], yticks=[])
+    return ax.imshow(picture, cmap=SIGNED, norm=norm, aspect="equal")
+
+
 def check_named(name: str, given: Any, kind: type = object) -> None:
-    """Raise unless ``given`` maps names to what is to be drawn.
-
-    Raises:
-        TypeError: if it is no mapping, or an entry is not of the kind.
-        ValueError: if it is empty.
-
-    Example:
-        >>> check_named("found", {"a": 1}, int)
-    """
-    if not isinstance(given, Mapping):
-        raise TypeError(f"{name} is a {type(given).__name__}; accepted: a mapping of names")
+    """Raise unless ``given`` maps one or more names to what is of the kind."""
+    check_kind(name, given, Mapping)
     if not given:
-        raise ValueError(f"{name} is empty; accepted: at least one")
+        raise ValueError(f"{name} is empty; accepted: at least one entry")
     for key, value in given.items():
         check_kind(f"{name}[{key!r}]", value, kind)
 
 
 def check_kind(name: str, value: Any, kind: type) -> None:
-    """Raise a TypeError unless ``value`` is of the kind.
-
-    Example:
-        >>> check_kind("found", 1, int)
-    """
+    """Raise a TypeError unless ``value`` is of the kind."""
     if not isinstance(value, kind):
         raise TypeError(f"{name} is a {type(value).__name__}; accepted: a {kind.__name__}")
 
 
-def as_numbers(name: str, values: npt.ArrayLike) -> Array:
-    """An array in double precision.
-
-    Raises:
-        TypeError: if the values are no real numbers.
-
-    Example:
-        >>> as_numbers("loss", [1, None])
-        array([ 1., nan])
-    """
+def as_numbers(name: str, values: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """An array in double precision, None as NaN; a TypeError if these are no real numbers."""
     try:
         return np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError):
@@ -146,13 +125,7 @@ def note(ax: Axes, text: str) -> None:
 
 
 def broken(ax: Axes | Figure, text: str) -> str:
-    """A text broken into lines that fit the width of the Axes or of the Figure.
-
-    Example:
-        >>> print(broken(new_figure(2.0, 2.0), "twenty-four letters fit into two inches of it"))
-        twenty-four letters fit
-        into two inches of it
-    """
+    """A text broken into lines that fit the width of the Axes or of the Figure."""
     figure = ax if isinstance(ax, Figure) else ax.figure
     most = max(20, int(LETTERS_PER_INCH * ax.bbox.width / figure.dpi))
     lines = (textwrap.wrap(line, most, break_long_words=False) for line in text.splitlines())

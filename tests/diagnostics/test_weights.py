@@ -21,6 +21,7 @@ def test_figures_agree_with_the_estimate_of_the_free_energy() -> None:
     group = weights_to_arviz(weights).importance
     known = from_log_weights(weights)
     assert group.attrs["log_partition"] == pytest.approx(-known.importance)
+    assert group.attrs["pareto_k"] == known.pareto_k
     assert group.attrs["ess_fraction"] == pytest.approx(known.ess)
     assert group.attrs["ess"] == pytest.approx(known.ess * 500)
     np.testing.assert_array_equal(group["log_weight"], weights)
@@ -36,12 +37,6 @@ def test_weights_of_zero() -> None:
     assert group.attrs["log_partition"] == pytest.approx(math.log(2 / 3))
 
 
-def test_the_tail_is_told() -> None:
-    uniform = torch.rand(5000)
-    assert weights_to_arviz(-0.9 * uniform.log()).importance.attrs["pareto_k"] > 0.7
-    assert weights_to_arviz(-0.2 * uniform.log()).importance.attrs["pareto_k"] < 0.5
-
-
 def test_observables_dims_coords_and_file(tmp_path: Path) -> None:
     values = {"m": torch.arange(4.0), "x": torch.arange(8.0).reshape(4, 2)}
     tree = weights_to_arviz(
@@ -50,11 +45,9 @@ def test_observables_dims_coords_and_file(tmp_path: Path) -> None:
     assert tree.importance["x"].dims == ("sample", "row")
     np.testing.assert_array_equal(tree.importance["x"].sel(row="bottom"), [1.0, 3.0, 5.0, 7.0])
     save_tree(tree, tmp_path / "weights.nc")
-    with xarray.open_dataset(
-        tmp_path / "weights.nc", group="importance", engine="h5netcdf"
-    ) as found:
-        np.testing.assert_array_equal(found["m"], values["m"])
-        assert found.attrs["ess"] == pytest.approx(4.0)
+    found = xarray.open_datatree(tmp_path / "weights.nc", engine="h5netcdf")["importance"]
+    np.testing.assert_array_equal(found["m"], values["m"])
+    assert found.attrs["ess"] == pytest.approx(4.0)
 
 
 @pytest.mark.parametrize(
@@ -71,3 +64,9 @@ def test_observables_dims_coords_and_file(tmp_path: Path) -> None:
 def test_bad_arguments(weights: torch.Tensor, observables: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         weights_to_arviz(weights, observables)
+
+
+def test_weights_that_cannot_be_written_to() -> None:
+    weights = np.zeros(3)
+    weights.flags.writeable = False
+    assert weights_to_arviz(weights).importance.attrs["log_partition"] == pytest.approx(0.0)

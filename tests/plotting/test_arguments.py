@@ -6,23 +6,18 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pyro_neuralrg import plotting
 
-NEEDED: dict[str, dict[str, Any]] = {
-    "ranks": {"label": "m"},
-    "trace": {"label": "m"},
-}
+NEEDED: dict[str, dict[str, Any]] = {"plot_ranks": {"label": "m"}, "plot_trace": {"label": "m"}}
 """What some need beside what they draw."""
 
-FUNCTIONS = [
-    name
-    for name in plotting.__all__
-    if inspect.isfunction(getattr(plotting, name)) and name != "new_figure"
-]
+FUNCTIONS = [name for name in plotting.__all__ if name.startswith("plot_")]
 WRONG = [None, math.nan, "x", object(), 3, {}, [], {"a": None}, {"a": "x"}, {"a": {}}, ["x"]]
 
 
@@ -33,3 +28,37 @@ def test_what_cannot_be_drawn_is_named(name: str) -> None:
     for wrong in WRONG:
         with pytest.raises((TypeError, ValueError), match=rf"^{first}\b.*accepted: "):
             function(wrong, **NEEDED.get(name, {}))
+
+
+NAN = np.full((4, 2, 2), np.nan)
+REFUSED: dict[str, Callable[[], Any]] = {
+    r"count is 0": lambda: plotting.plot_pyramid([np.ones((2, 4))], count=0),
+    r"draws has shape \(2,\)": lambda: plotting.plot_ranks([0.5, 0.6], label="m"),
+    r"draws has shape \(2, 0\)": lambda: plotting.plot_trace(np.empty((2, 0)), label="m"),
+    r"draws\['a'\] has shape \(2,\)": lambda: plotting.plot_structure_factor({"a": [0.5, 0.6]}),
+    r"exact is nan": lambda: plotting.plot_free_energy([2.0, 1.0], exact=math.nan),
+    r"fields\['a'\] has shape \(2, 4\)": lambda: plotting.plot_configurations(
+        {"a": np.zeros((2, 4))}, count=3
+    ),
+    r"fields\['a'\] .* not finite": lambda: plotting.plot_configurations({"a": NAN}),
+    r"fields has shapes .* not finite": lambda: plotting.plot_pyramid([NAN]),
+    r"fields has shapes \[\(0, 4\)\]": lambda: plotting.plot_pyramid([np.ones((0, 4))]),
+    r"fields has shapes \[\(2, 4\), \(2,\)\]": lambda: plotting.plot_pyramid(
+        [np.ones((2, 4)), np.ones(2)]
+    ),
+    r"loss has shape \(1, 1\)": lambda: plotting.plot_free_energy([[1.0]]),
+    r"standard_error has shape \(1,\)": lambda: plotting.plot_free_energy(
+        [2.0, 1.0], standard_error=[0.1]
+    ),
+    r"values has an entry that is empty": lambda: plotting.plot_top_variable({"a": []}),
+    r"values has .* not finite": lambda: plotting.plot_top_variable({"a": [math.nan]}),
+    r"warmup has 3 chains": lambda: plotting.plot_trace(
+        np.ones((2, 5)), label="m", warmup=np.zeros((3, 3))
+    ),
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_bad_numbers_are_refused(message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}.*accepted: "):
+        REFUSED[message]()

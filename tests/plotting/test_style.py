@@ -14,24 +14,55 @@ from pathlib import Path
 import matplotlib.image
 import numpy as np
 import pytest
+from matplotlib import colormaps
+from matplotlib.colors import Colormap, to_rgb
+from matplotlib.figure import Figure
 
 from pyro_neuralrg import IsingDual, plotting
-from pyro_neuralrg.plotting.style import png
-from tests.tutorials.scripts import load
+from pyro_neuralrg.plotting.learned import LEVELS, POSITIVE
+from pyro_neuralrg.plotting.style import SIGNED, png
 
 PICTURES = Path(__file__).parents[2] / "tutorials" / "figures"
-FUNCTIONS = sorted(
-    name
-    for name in plotting.__all__
-    if inspect.isfunction(getattr(plotting, name)) and name != "new_figure"
-)
+FUNCTIONS = sorted(name for name in plotting.__all__ if name.startswith("plot_"))
 
 
 def test_notebooks_show_new_figures() -> None:
-    ax = plotting.free_energy([3.0, 2.0, 1.5], exact=1.0)
+    ax = plotting.plot_free_energy([3.0, 2.0, 1.5], exact=1.0)
     picture = matplotlib.image.imread(io.BytesIO(ax.figure._repr_png_()))
     assert picture.shape[:2] == (320, 480)
     assert picture.std() > 0.05
+
+
+def test_draws_on_what_is_given_and_writes_a_png(tmp_path: Path) -> None:
+    figure = Figure()
+    ax = figure.subplots()
+    assert plotting.plot_free_energy([1.0, 0.5], ax=ax) is ax
+    assert plotting.plot_pyramid([np.ones((2, 4))], figure=figure) is figure
+    figure.savefig(tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_curves_differ_in_lightness_or_style() -> None:
+    """Two curves that only differ in hue cannot be told apart by every reader or on paper."""
+    lightness = [sum(to_rgb(colour)) / 3 for colour in plotting.COLOURS]
+    pairs = list(zip(lightness, plotting.STYLES, strict=True))
+    assert all(
+        abs(a - c) > 0.05 or b != d for i, (a, b) in enumerate(pairs) for c, d in pairs[i + 1 :]
+    )
+
+
+@pytest.mark.parametrize("colours", [SIGNED, POSITIVE])
+def test_lightness_grows_or_falls_along_the_colours(colours: str | Colormap) -> None:
+    """So that figures can be read in grey, signs among them."""
+    shown = colormaps.get_cmap(colours)(np.linspace(0, 1, LEVELS))[:, :3]
+    steps = np.diff(shown @ [0.299, 0.587, 0.114])
+    assert (steps > 0).all() or (steps < 0).all()
+
+
+def test_pyplot_is_not_imported() -> None:
+    sources = [path.read_text(encoding="utf-8") for path in Path(plotting.__path__[0]).glob("*.py")]
+    assert len(sources) >= 4
+    assert not any("import matplotlib.pyplot" in s or "pyplot as" in s for s in sources)
 
 
 def test_pngs_keep_the_colours_of_curves() -> None:
@@ -88,7 +119,7 @@ def test_pictures_have_commands_that_are_accepted() -> None:
         else:
             assert words[1:] == ["tutorials/figures/make.py", "--flow", "flow.pt"]
             stem = name.removesuffix(".png")
-            assert f'"{name}"' in script or f'"{stem}": plotting.{stem}(' in script
+            assert f'"{name}"' in script or f'"{stem}": plotting.plot_{stem}(' in script
 
 
 def test_the_energy_of_the_picture_is_that_of_a_probability() -> None:

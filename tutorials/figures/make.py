@@ -59,26 +59,28 @@ def sample(target: IsingDual, flow: torch.nn.Module) -> dict[str, torch.Tensor]:
 def pictures_of_runs(target: IsingDual, flow: torch.nn.Module, out: Path) -> None:
     """Running means, traces, ranks and configurations of the two samplers."""
     fields = sample(target, flow)
-    series = {name: target.observables()["structure_factor"](x).numpy() for name, x in fields.items()}
+    series = {
+        name: target.observables()["structure_factor"](x).numpy() for name, x in fields.items()
+    }
     exact = target.spins.structure_factor()
     drawn = {
-        "structure_factor": plotting.structure_factor(series, exact=exact),
-        "trace": plotting.trace(
+        "structure_factor": plotting.plot_structure_factor(series, exact=exact),
+        "trace": plotting.plot_trace(
             fields["physical"].mean((-1, -2)).numpy(), label="mean field (dimensionless)", exact=0.0
         ),
-        "ranks": plotting.ranks(series["physical"], label="the structure factor"),
+        "ranks": plotting.plot_ranks(series["physical"], label="the structure factor"),
     }
     for name, ax in drawn.items():
         write_figure(out / f"{name}.png", ax.figure)
     last = {name: x[:4, -1].numpy() for name, x in fields.items()}
     last["cluster Monte Carlo"] = target.sample_reference(4, seed=0).numpy()
-    write_figure(out / "configurations.png", plotting.configurations(last)[0, 0].figure)
+    write_figure(out / "configurations.png", plotting.plot_configurations(last)[0, 0].figure)
 
 
 def pictures_of_scales(target: IsingDual, flow: torch.nn.Module, out: Path) -> None:
     """Fields at every scale, and the coarsest variable around the critical temperature."""
     x = target.sample_reference(3, seed=1).float()
-    write_figure(out / "pyramid.png", plotting.pyramid(analysis.pyramid(flow, x)))
+    write_figure(out / "pyramid.png", plotting.plot_pyramid(analysis.pyramid(flow, x)))
     tops, energies = {}, {}
     for temperature in TEMPERATURES:
         name, model = f"T = {temperature:.3g}", IsingDual(target.shape, temperature=temperature)
@@ -87,8 +89,8 @@ def pictures_of_scales(target: IsingDual, flow: torch.nn.Module, out: Path) -> N
         energy = energy_of_the_top(model, flow, tops[name])
         if np.isfinite(energy.values).any():
             energies[name] = energy
-    write_figure(out / "top_variable.png", plotting.top_variable(tops).figure)
-    ax = plotting.effective_energy(tops, computed=energies)
+    write_figure(out / "top_variable.png", plotting.plot_top_variable(tops).figure)
+    ax = plotting.plot_effective_energy(tops, computed=energies)
     unknown = [name for name in tops if name not in energies]
     if unknown:
         note(ax, f"Eq. 6 from too few effective samples of this flow: {', '.join(unknown)}")

@@ -117,13 +117,15 @@ def draw(results: Results) -> Figure:
     above, below = figure.subplots(2, 1, sharex=True)
     loss, error, heated = (results[name] for name in ("loss", "loss_se", "heated"))
     exact = None if math.isnan(results["exact"]) else results["exact"]
-    plotting.free_energy(loss, standard_error=error, annealing_steps=heated, exact=exact, ax=above)
+    plotting.plot_free_energy(
+        loss, standard_error=error, annealing_steps=heated, exact=exact, ax=above
+    )
     above.set_xlabel("")
     found = {
         words: Series(results["steps"], results[name], results[f"{name}_se"])
         for name, words in ESTIMATES.items()
     }
-    plotting.estimates(found, ax=above)
+    plotting.plot_estimates(found, ax=above)
     wall, cpu = results["seconds"]
     figure.suptitle(
         f"{results['title']}\nthe training took {wall:.0f} s ({cpu:.0f} s of CPU time)",

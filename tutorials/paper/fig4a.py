@@ -82,7 +82,9 @@ def overlaps(model: Model, x: Tensor, top: Response) -> tuple[float, ...]:
 
 def draw(results: Results) -> Figure:
     """The top variables in the first row of panels, then a row for each scale."""
-    figure = plotting.responses({name: Response(**row) for name, row in results["rows"].items()})
+    figure = plotting.plot_responses(
+        {name: Response(**row) for name, row in results["rows"].items()}
+    )
     listed = {name: " ".join(f"{value:.3f}" for value in results[name]) for name in OVERLAPS}
     count = len(results["before"])
     figure.suptitle(

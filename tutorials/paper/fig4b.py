@@ -77,11 +77,11 @@ def draw(results: Results) -> Figure:
     )
     largest = float(found["field"].values.nan_to_num(0.0).max())
     for ax, kind in zip(panels[0], KINDS, strict=True):
-        plotting.information_matrix(found[kind], largest=largest, ax=ax)
+        plotting.plot_information_matrix(found[kind], largest=largest, ax=ax)
         ax.set_title(f"{kind}: {ax.get_title()}")
     distances = {kind: by_distance(found[kind], results["shape"]) for kind in KINDS}
-    plotting.information_by_distance(distances, ax=panels[1, 0])
-    plotting.information_by_scale(GroupedInformation(**results["scales"]), ax=panels[1, 1])
+    plotting.plot_information_by_distance(distances, ax=panels[1, 0])
+    plotting.plot_information_by_scale(GroupedInformation(**results["scales"]), ax=panels[1, 1])
     return figure
 
 

@@ -258,7 +258,7 @@ def draw_circuits(points: list[dict[str, Any]], ax: Axes) -> None:
     """The gap of each whole circuit."""
     names = [f"{p['circuit']}\n{p['parameters']} parameters\n{p['steps']} steps" for p in points]
     found = Series(range(len(points)), [p["gap"] for p in points], [p["gap_se"] for p in points])
-    plotting.estimates({f"whole circuits, T = {points[0]['temperature']:.6g}": found}, ax=ax)
+    plotting.plot_estimates({f"whole circuits, T = {points[0]['temperature']:.6g}": found}, ax=ax)
     ax.set_xticks(range(len(points)), names)
     ax.set(xlim=(-0.5, len(points) - 0.5), ylabel="gap (nats)")
     ax.set_ylim(bottom=0.0)
