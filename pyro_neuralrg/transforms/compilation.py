@@ -117,59 +117,49 @@ def active_operations() -> Operations:
 def compiled_operations() -> Iterator[None]:
     """Let the couplings' plain torch run through ``torch.compile`` meanwhile, in this thread.
 
-    On a CPU couplings have a faster way of their own, :mod:`~pyro_neuralrg.compiled`.
-
-    Where nothing can be compiled, all goes on as it is.
+    On a CPU couplings have a faster way of their own, :mod:`~pyro_neuralrg.compiled`. Where nothing
+    can be compiled, all goes on as it is.
 
     Warns:
         UserWarning: once, if nothing can be compiled, with the reason.
     """
-    guard = _Guard()
+    failed: list[Exception] = []
     operations = Operations(
-        guard.compiled(couple, couple),
-        guard.compiled(_couple_with_score_in_one_graph, couple_with_score),
+        _compiled(couple, couple, failed),
+        _compiled(_couple_with_score_in_one_graph, couple_with_score, failed),
     )
+    try:  # as many shapes as we may have, a setting of the process
+        limit: Any = torch._dynamo.config.patch(recompile_limit=SHAPES)
+    except Exception:  # no compiler for this Python, or another name of the setting
+        limit = nullcontext()
     token = _active.set(operations)
     try:
-        with guard.limit():
+        with limit:
             yield
     finally:
         _active.reset(token)
 
 
-class _Guard:
-    """Compiled functions, until the first of them fails; then the plain ones."""
+def _compiled(
+    function: Callable[..., Any], plain: Callable[..., Any], failed: list[Exception]
+) -> Callable[..., Any]:
+    """``function`` compiled, or ``plain`` once anything has failed."""
+    fast: Any = None
 
-    def __init__(self) -> None:
-        self.failed = False
-
-    def limit(self) -> Any:
-        """As many shapes as we may have (a setting of the process), where torch has the setting."""
+    def call(*arguments: Any) -> Any:
+        nonlocal fast
+        if failed:
+            return plain(*arguments)
         try:
-            return torch._dynamo.config.patch(recompile_limit=SHAPES)
-        except Exception:  # no compiler for this Python, or another name of the setting
-            return nullcontext()
+            with warnings.catch_warnings():  # the compiler's, of itself
+                warnings.simplefilter("ignore")
+                fast = fast or torch.compile(function, dynamic=False)
+                return fast(*arguments)
+        except Exception as error:  # whatever a compiler may raise
+            found = plain(*arguments)  # which raises what is not the compiler's
+            failed.append(error)
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            warnings.warn(f"torch.compile fails here ({reason}); going on without", stacklevel=2)
+            return found
 
-    def compiled(self, function: Callable[..., Any], plain: Callable[..., Any]) -> Any:
-        """``function`` compiled, or else ``plain``."""
-        fast: Any = None
-
-        def call(*arguments: Any) -> Any:
-            nonlocal fast
-            if self.failed:
-                return plain(*arguments)
-            try:
-                with warnings.catch_warnings():  # the compiler's, of itself
-                    warnings.simplefilter("ignore")
-                    fast = fast or torch.compile(function, dynamic=False)
-                    return fast(*arguments)
-            except Exception as error:  # whatever a compiler may raise
-                found = plain(*arguments)  # which raises what is not the compiler's
-                self.failed = True
-                lines = str(error).strip().splitlines() or [type(error).__name__]
-                warnings.warn(
-                    f"torch.compile fails here ({lines[0][:200]}); going on without", stacklevel=2
-                )
-                return found
-
-        return call
+    return call
