@@ -168,7 +168,8 @@ class _Symmetric(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        return _operator(gradients[0], *ctx.saved_tensors, ctx.dim), None, None
+        (eigenvalues,) = ctx.saved_tensors
+        return _operator(gradients[0], eigenvalues, ctx.dim), None, None
 
 
 class _Form(torch.autograd.Function):

@@ -12,12 +12,12 @@ from numba import njit
 from pyro_neuralrg.compiled import HEIGHT_GAIN
 from pyro_neuralrg.compiled.program import CHUNK
 from pyro_neuralrg.compiled.vectors import (
-    OUTERS,
-    PRODUCTS,
     VECTOR_BYTES,
     VECTORS,
     exp,
     log,
+    make_outer,
+    make_product,
     rowwise,
     tanh,
     where,
@@ -31,9 +31,8 @@ PART = {**OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 ZERO, ONE = np.int64(0), np.int64(1)
 NO, YES = ZERO, ONE
 
-_product_6, _product_2, _product_1 = (PRODUCTS[r, VECTORS] for r in (6, 2, 1))
-_product_6_narrow, _product_1_narrow = PRODUCTS[6, 1], PRODUCTS[1, 1]
-_outer_4_6, _outer_4_1, _outer_1_1 = OUTERS[4, 6], OUTERS[4, 1], OUTERS[1, 1]
+_product_6, _product_2, _product_1 = (make_product(rows) for rows in (6, 2, 1))
+_outer_4_6, _outer_4_1, _outer_1_1 = make_outer(4, 6), make_outer(4, 1), make_outer(1, 1)
 
 
 # Formulas on rows
@@ -148,11 +147,11 @@ newton_only = rowwise(lambda x, v, value, slope: v - (value - x) / slope)
 
 @njit(**PART)
 def multiply(a, at, a_row, a_k, work, x, y, rows, inputs, columns):
-    """y = a x, rows x and y of ``work``: ``(rows, columns)`` from ``(inputs, columns)``."""
-    lanes = VECTOR_BYTES // work.itemsize
-    wide = lanes * VECTORS
-    whole = columns - columns % wide
-    for c in range(0, whole, wide):
+    """y = a x, rows x and y of ``work``: ``(rows, columns)`` from ``(inputs, columns)``.
+
+    Whole groups of vectors, whose last may run into columns of the chunk that nobody reads.
+    """
+    for c in range(0, columns, VECTORS * VECTOR_BYTES // work.itemsize):
         r = 0
         while r + 6 <= rows:
             _product_6(a, at + r * a_row, a_row, a_k, work, x + c, y + r * CHUNK + c, CHUNK, inputs)
@@ -162,18 +161,6 @@ def multiply(a, at, a_row, a_k, work, x, y, rows, inputs, columns):
             r += 2
         while r < rows:
             _product_1(a, at + r * a_row, a_row, a_k, work, x + c, y + r * CHUNK + c, CHUNK, inputs)
-            r += 1
-    for c in range(whole, columns, lanes):
-        r = 0
-        while r + 6 <= rows:
-            _product_6_narrow(
-                a, at + r * a_row, a_row, a_k, work, x + c, y + r * CHUNK + c, CHUNK, inputs
-            )
-            r += 6
-        while r < rows:
-            _product_1_narrow(
-                a, at + r * a_row, a_row, a_k, work, x + c, y + r * CHUNK + c, CHUNK, inputs
-            )
             r += 1
 
 

@@ -22,16 +22,24 @@ import math
 
 import numpy as np
 from numba import njit
+from numba.np.unsafe.ndarray import to_fixed_tuple
 
 from pyro_neuralrg.compiled import INVERSE_STEPS
 from pyro_neuralrg.compiled import formulas as f
 from pyro_neuralrg.compiled.formulas import NO, ONE, PART, PASS, YES, ZERO
-from pyro_neuralrg.compiled.program import CHUNK, TILE
+from pyro_neuralrg.compiled.program import CHUNK, TILE, Coupling
 
 AT_ONCE = CHUNK // TILE
 """Cells of a chunk."""
+FIELDS = len(Coupling._fields)
 
-# One coupling, record c of the program, on a chunk of its cells
+# One coupling c on a chunk of its cells
+
+
+@njit(**PART)
+def coupling_of(p, number):
+    """A coupling of the program."""
+    return Coupling(*to_fixed_tuple(p.couplings[number], FIELDS))
 
 
 @njit(**PART)
@@ -96,12 +104,12 @@ def evaluate_network(p, w, c, cell, cells, n, t0, state, work):
         below = c.square
     at = layer(w, c, at, units, below, width, c.form, c.heads, cell, cells, n, t0, work)
     for o in range(c.moved):
-        row, bound = o * CHUNK, w.parameters[at + p.terms * c.moved + o]
-        out = (work, c.q + row), (work, c.scale + row)
-        f.scales(((work, c.form + row),), out, (bound,), columns)
+        to, bound = o * CHUNK, w.parameters[at + p.terms * c.moved + o]
+        out = (work, c.q + to), (work, c.scale + to)
+        f.scales(((work, c.form + to),), out, (bound,), columns)
     for k in range(p.terms * c.moved):
-        row, form = k * CHUNK, (work, c.form + (c.moved + k) * CHUNK)
-        f.heights((form,), ((work, c.height + row), (work, c.gate + row)), (), columns)
+        to, form = k * CHUNK, (work, c.form + (c.moved + k) * CHUNK)
+        f.heights((form,), ((work, c.height + to), (work, c.gate + to)), (), columns)
     return at
 
 
@@ -244,51 +252,48 @@ def pull_network(p, w, d, c, cell, cells, n, t0, sign, at, slopes, work):
             f.add_scaled((to, (work, here + i * CHUNK + j * TILE)), (to,), (sign,), TILE)
 
 
-# What the cells move: entry i is site o of cell j, at its place in the working memory
-
-
-@njit(**PART)
-def target(p, c, cell, i):
-    """Row of the state, or -1 for one that is not there; and the place."""
-    row = p.targets[c.targets + cell * c.moved + i]
-    return row, i % c.moved * CHUNK + i // c.moved * TILE
+# What the cells move
 
 
 @njit(**PART)
 def fetch(p, c, cell, cells, source, out, work):
     """The rows that the cells move, to the working memory; zeros for those that are not there."""
-    for i in range(cells * c.moved):
-        row, at = target(p, c, cell, i)
-        row = row if row >= 0 else p.rows
-        f.copy(((source, row * TILE),), ((work, out + at),), (), TILE)
+    for j in range(cells):
+        for o in range(c.moved):
+            row = p.targets[c.targets + (cell + j) * c.moved + o]
+            row = row if row >= 0 else p.rows
+            f.copy(((source, row * TILE),), ((work, out + o * CHUNK + j * TILE),), (), TILE)
 
 
 @njit(**PART)
 def put(p, c, cell, cells, source, to, work):
     """Undo :func:`fetch`."""
-    for i in range(cells * c.moved):
-        row, at = target(p, c, cell, i)
-        if row >= 0:
-            f.copy(((work, source + at),), ((to, row * TILE),), (), TILE)
+    for j in range(cells):
+        for o in range(c.moved):
+            row = p.targets[c.targets + (cell + j) * c.moved + o]
+            if row >= 0:
+                f.copy(((work, source + o * CHUNK + j * TILE),), ((to, row * TILE),), (), TILE)
 
 
 @njit(**PART)
 def mask(p, c, cell, cells, work):
     """No gradient of value and slope for sites that are not there."""
-    for i in range(cells * c.moved):
-        row, at = target(p, c, cell, i)
-        if row < 0:
-            f.zero(((work, c.ones),), ((work, c.a + at),), (), TILE)
-            f.zero(((work, c.ones),), ((work, c.b + at),), (), TILE)
+    for j in range(cells):
+        for o in range(c.moved):
+            if p.targets[c.targets + (cell + j) * c.moved + o] < 0:
+                at = o * CHUNK + j * TILE
+                f.zero(((work, c.ones),), ((work, c.a + at),), (), TILE)
+                f.zero(((work, c.ones),), ((work, c.b + at),), (), TILE)
 
 
 @njit(**PART)
 def add_log_slopes(p, c, cell, cells, ladj, work):
     """Add ln slope of all sites that are there to ``ladj``, ``(TILE,)``."""
-    for i in range(cells * c.moved):
-        row, at = target(p, c, cell, i)
-        if row >= 0:
-            f.add_log(((ladj, 0), (work, c.slope + at)), ((ladj, 0),), (), TILE)
+    for j in range(cells):
+        for o in range(c.moved):
+            if p.targets[c.targets + (cell + j) * c.moved + o] >= 0:
+                slope = (work, c.slope + o * CHUNK + j * TILE)
+                f.add_log(((ladj, 0), slope), ((ladj, 0),), (), TILE)
 
 
 @njit(**PART)
@@ -311,8 +316,8 @@ def solve(p, w, at, c, o, columns, small, work):
     f.bracket(given, (lower, upper, v, last), (), columns)
     for _ in range(INVERSE_STEPS if p.terms else 0):
         evaluate_map(p, w, at, c, o, columns, work)
-        given, out = (x, v, value, slope, lower, upper, last), (v, lower, upper, last, change)
-        f.newton(given, out, (small,), columns)
+        before, after = (x, v, value, slope, lower, upper, last), (v, lower, upper, last, change)
+        f.newton(before, after, (small,), columns)
         largest = work[c.d_below + CHUNK]
         for t in range(c.d_below + CHUNK, c.d_below + CHUNK + columns):
             largest = max(largest, work[t])
@@ -331,13 +336,9 @@ def solve(p, w, at, c, o, columns, small, work):
 def load(source, n, t0, rows, state):
     """Columns of ``(rows, n)`` to a state, zeros where there are none."""
     live = min(TILE, n - t0)
+    state[:] = 0
     for row in range(rows):
-        if live == TILE:
-            f.copy(((source, row * n + t0),), ((state, row * TILE),), (), TILE)
-        else:
-            for t in range(TILE):
-                state[row * TILE + t] = source[row * n + t0 + t] if t < live else 0
-    state[rows * TILE :] = 0
+        state[row * TILE : row * TILE + live] = source[row * n + t0 : row * n + t0 + live]
 
 
 @njit(**PART)
@@ -345,11 +346,7 @@ def store(state, n, t0, rows, out):
     """Undo :func:`load`."""
     live = min(TILE, n - t0)
     for row in range(rows):
-        if live == TILE:
-            f.copy(((state, row * TILE),), ((out, row * n + t0),), (), TILE)
-        else:
-            for t in range(live):
-                out[row * n + t0 + t] = state[row * TILE + t]
+        out[row * n + t0 : row * n + t0 + live] = state[row * TILE : row * TILE + live]
 
 
 @njit(**PART)
@@ -391,7 +388,7 @@ def forward(p, w, d, n, columns, first, last, z, x, ladj, kept, score, out_score
         sums = ladj[t0 : t0 + TILE]
         sums[:] = 0
         for number in range(len(p.couplings)):
-            c = p.couplings[number]
+            c = coupling_of(p, number)
             work[c.ones : c.ones + CHUNK] = 1
             if len(kept):
                 keep(p, c, kept, index, state, NO)
@@ -433,7 +430,7 @@ def inverse(p, w, n, columns, first, last, x, z, ladj, kept):
         sums = ladj[t0 : t0 + TILE]
         sums[:] = 0
         for number in range(len(p.couplings) - 1, -1, -1):
-            c = p.couplings[number]
+            c = coupling_of(p, number)
             work[c.ones : c.ones + CHUNK] = 1
             if len(kept):
                 keep(p, c, kept, index, state, NO)
@@ -462,7 +459,7 @@ def pull_back(p, w, d, n, columns, first, last, inverse, result, kept, d_result,
         load(result, n, t0, p.rows, state)
         load(d_result, n, t0, p.rows, slopes)
         for step in range(len(p.couplings)):
-            c = p.couplings[step if inverse else len(p.couplings) - 1 - step]
+            c = coupling_of(p, step if inverse else len(p.couplings) - 1 - step)
             work[c.ones : c.ones + CHUNK] = 1
             if not inverse:
                 keep(p, c, kept, index, state, YES)

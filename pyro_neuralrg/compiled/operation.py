@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
@@ -30,7 +29,6 @@ from pyro_neuralrg.runtime.threads import share
 
 Tensors = Sequence[Tensor | None]
 """Field ``(rows, n)``, arrays of the networks, biases of sites, gains and shifts of a context."""
-DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
 GROUPS = 8
 """Parts of a batch that threads share; each adds up its own gradient of the weights, so that sums
 do not depend on the number of threads."""
@@ -43,7 +41,7 @@ def is_compiled(sequence: Any, h: Tensor) -> bool:
     options = sequence.options
     return (
         h.device.type == "cpu"
-        and h.dtype in DTYPES
+        and h.dtype in (torch.float32, torch.float64)
         and h.shape[-1] > 0
         and options.activation in ("tanh", "elu")
         and not (options.odd and options.separate)
@@ -278,8 +276,8 @@ def _go_back(
 
     def work(p: Any, w: Any, group: int, first: int, last: int, *arrays: Any) -> None:
         *common, parameters, sites, d_gains, d_shifts = arrays
-        own = (total.reshape(call.groups, -1)[group] for total in (parameters, sites))
-        d = Weights(*own, d_gains, d_shifts)
+        parameters, sites = (t.reshape(call.groups, -1)[group] for t in (parameters, sites))
+        d = Weights(parameters, sites, d_gains, d_shifts)
         call.kernels.pull_back(p, w, d, call.n, call.columns, first, last, inverse, *common)
 
     common = out, kept, d_out, call.padded(d_ladj), d_h

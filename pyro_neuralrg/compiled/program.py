@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import namedtuple
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -21,11 +22,7 @@ class Program(NamedTuple):
     """Couplings as numbers, in the order of generation.
 
     Attributes:
-        couplings: one record each. Of the coupling: ``inputs`` of the network of one cell, sites
-            ``moved`` in one cell, ``cells``, outputs of each of its ``heads``; where its
-            ``parameters``, its rows of ``seen`` and of ``targets``, its ``units``, its biases of
-            ``sites`` and the rows ``kept`` for the backward pass begin. And its rows of the working
-            memory, see :func:`_rows_of_work`.
+        couplings: one row each, the fields of :class:`Coupling`.
         seen: rows of the state that the network of a cell sees, ``(cells, inputs)`` a coupling.
         targets: rows that are moved, ``(cells, moved)`` a coupling; -1 for one that is not there.
         widths: units of the hidden layers.
@@ -99,10 +96,21 @@ def _rows_of_work(
     }
 
 
+FIELDS = (
+    *("inputs", "moved", "cells"),  # of its network of one cell, sites moved in one cell, cells
+    "heads",  # outputs of each head of the network
+    *("parameters", "seen", "targets", "units", "sites", "kept"),  # where its own begin
+    "last",  # row of what the heads see: the last hidden layer, or the inputs
+    *_rows_of_work(1, (), 1, 1, 1),  # where these begin in the working memory
+)
+Coupling: Any = namedtuple("Coupling", FIELDS)  # type: ignore[misc]
+"""One coupling as numbers."""
+
+
 def program_of(sequence: Any) -> Program:
     """The program of a :class:`~pyro_neuralrg.transforms.coupling_sequence.CouplingSequence`."""
     options = sequence.options
-    records: list[dict[str, int]] = []
+    couplings: list[list[int]] = []
     tables: dict[str, list[Any]] = {"seen": [], "targets": []}
     kept = work = 0
     for c in sequence.couplings:
@@ -115,25 +123,23 @@ def program_of(sequence: Any) -> Program:
         *begins, end = itertools.accumulate(rows.values(), initial=0)
         layout = {name: row * CHUNK for name, row in zip(rows, begins, strict=True)}
         last = layout["raw"] - CHUNK * options.widths[-1] if options.widths else layout["x"]
-        records.append(
-            {
-                "inputs": c.inputs,
-                "moved": c.moved,
-                "cells": c.cells,
-                "heads": heads,
-                "parameters": c.start,
-                "units": c.unit,
-                "sites": c.site,
-                "kept": kept,
-                "last": last,  # what the heads see: the last hidden layer, or the inputs
-                **starts,
-                **layout,
-            }
-        )
+        record = {
+            "inputs": c.inputs,
+            "moved": c.moved,
+            "cells": c.cells,
+            "heads": heads,
+            "parameters": c.start,
+            "units": c.unit,
+            "sites": c.site,
+            "kept": kept,
+            "last": last,
+            **starts,
+            **layout,
+        }
+        couplings.append([record[name] for name in FIELDS])
         kept, work = kept + c.cells * c.moved, max(work, end * CHUNK)
-    kind = np.dtype([(name, np.int64) for name in records[0]])
     return Program(
-        couplings=np.array([tuple(record.values()) for record in records], kind),
+        couplings=np.array(couplings, np.int64),
         seen=torch.cat(tables["seen"]).numpy(),
         targets=torch.cat(tables["targets"]).numpy(),
         widths=np.array(options.widths, np.int64),

@@ -284,7 +284,7 @@ def rowwise(formula: Callable[..., Any]) -> Any:
     return call
 
 
-def _make_product(rows: int, vectors: int) -> Any:
+def make_product(rows: int) -> Any:
     """y[r, :] = sum_k a[r, k] x[k, :] for so many rows r and columns, the sums in registers."""
 
     @intrinsic
@@ -301,7 +301,7 @@ def _make_product(rows: int, vectors: int) -> Any:
 
             def body(k: Any, *sums: Any) -> list[Any]:
                 x_k = builder.gep(x_from, [builder.mul(k, row)])
-                columns = [write.load(x_k, write.index(v * write.lanes)) for v in range(vectors)]
+                columns = [write.load(x_k, write.index(v * write.lanes)) for v in range(VECTORS)]
                 a_k_from = builder.gep(a_from, [builder.mul(k, a_k)])
                 weights = [
                     write.spread(
@@ -310,16 +310,16 @@ def _make_product(rows: int, vectors: int) -> Any:
                     for r in range(rows)
                 ]
                 return [
-                    write.add_product(weights[r], columns[v], sums[r * vectors + v])
+                    write.add_product(weights[r], columns[v], sums[r * VECTORS + v])
                     for r in range(rows)
-                    for v in range(vectors)
+                    for v in range(VECTORS)
                 ]
 
-            sums = write.loop(inputs, 1, [zero] * (rows * vectors), body)
+            sums = write.loop(inputs, 1, [zero] * (rows * VECTORS), body)
             for r in range(rows):
                 y_r = builder.gep(y_to, [builder.mul(write.index(r), row)])
-                for v in range(vectors):
-                    write.store(sums[r * vectors + v], y_r, write.index(v * write.lanes))
+                for v in range(VECTORS):
+                    write.store(sums[r * VECTORS + v], y_r, write.index(v * write.lanes))
             return context.get_dummy_value()
 
         return types.void(a, at, a_row, a_k, x, x_at, y_at, row, inputs), generate
@@ -327,7 +327,7 @@ def _make_product(rows: int, vectors: int) -> Any:
     return product
 
 
-def _make_outer(rows: int, others: int) -> Any:
+def make_outer(rows: int, others: int) -> Any:
     """total[r, s] += sum_c g[r, c] x[s, c] for so many rows of each, the sums in registers."""
 
     @intrinsic
@@ -374,10 +374,3 @@ def _make_outer(rows: int, others: int) -> Any:
         return types.void(work, g_at, x_at, row, total, at, t_row, t_other, columns), generate
 
     return outer
-
-
-PRODUCTS = {
-    (r, v): _make_product(r, v)
-    for r, v in ((6, VECTORS), (2, VECTORS), (1, VECTORS), (6, 1), (1, 1))
-}
-OUTERS = {sizes: _make_outer(*sizes) for sizes in ((4, 6), (4, 1), (1, 1))}

@@ -12,10 +12,12 @@ or ``spline_coupling``) or layer (``(size, count) -> TransformModule``) needs no
 from __future__ import annotations
 
 import dataclasses
+import functools
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, cast
+from typing import Any, ClassVar, Protocol
 
 import torch
 from pyro.distributions.conditional import ConditionalTransformModule
@@ -23,9 +25,8 @@ from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor, nn
 from torch.distributions import Transform
 
-from pyro_neuralrg.arguments import as_integer
 from pyro_neuralrg.transforms.base import LatticeTransform
-from pyro_neuralrg.transforms.coupling import Couplings, neighbour_coupling, realnvp_block
+from pyro_neuralrg.transforms.coupling import neighbour_coupling, realnvp_block
 
 
 @dataclass(frozen=True)
@@ -81,19 +82,11 @@ class RealNVP:
 
     def build(self, layout: BlockLayout) -> LatticeTransform:
         """One Real NVP shared by all blocks, or one for each."""
-
-        def block(size: int, count: tuple[int, ...] = ()) -> Couplings:
-            return realnvp_block(
-                size,
-                layers=self.layers,
-                hidden=self.hidden,
-                activation=self.activation,
-                odd=layout.odd,
-                context_dim=layout.context_dim,
-                count=count,
-            )
-
-        return _Blockwise(layout, block) if layout.per_block else block(layout.size, layout.count)
+        options: Any = dataclasses.asdict(self)
+        options |= {"odd": layout.odd, "context_dim": layout.context_dim}
+        if layout.per_block:
+            return _Blockwise(layout, functools.partial(realnvp_block, **options))
+        return realnvp_block(layout.size, count=layout.count, **options)
 
 
 @dataclass(frozen=True)
@@ -118,15 +111,11 @@ class Neighbour:
         return neighbour_coupling(
             layout.block,
             layout.count,
-            layers=self.layers,
-            hidden=self.hidden,
-            num_tanh=self.num_tanh,
-            response=self.response,
-            max_log_scale=self.max_log_scale,
             odd=layout.odd,
             boundary=layout.boundary,
             context_dim=layout.context_dim,
             features=layout.features,
+            **dataclasses.asdict(self),
         )
 
 
@@ -157,10 +146,7 @@ class LayerFactory:
         return _Foreign((layout.size, *layout.count), transform)
 
 
-BIJECTORS: dict[str, type[Any]] = {
-    RealNVP.name: RealNVP,
-    Neighbour.name: Neighbour,
-}
+BIJECTORS: dict[str, type[Any]] = {RealNVP.name: RealNVP, Neighbour.name: Neighbour}
 
 
 def as_bijector(bijector: Any) -> Bijector:
@@ -178,24 +164,22 @@ def as_bijector(bijector: Any) -> Bijector:
         >>> as_bijector("realnvp")
         RealNVP(layers=10, hidden=(10, 10, 10), activation='elu')
     """
-    names = ", ".join(BIJECTORS)
-    if isinstance(bijector, type) and hasattr(bijector, "build"):
-        raise TypeError(
-            f"bijector is the class {bijector.__name__}; accepted: a factory made of it, "
-            f"{bijector.__name__}(...), or one of {names}"
-        )
+    if isinstance(bijector, str):
+        bijector = {"name": bijector}
     if isinstance(bijector, Mapping):
         options = {k: tuple(v) if isinstance(v, list) else v for k, v in bijector.items()}
         return _by_name(options.pop("name", None), options)
-    if isinstance(bijector, str):
-        return _by_name(bijector, {})
-    if hasattr(bijector, "build"):
+    if hasattr(bijector, "build") and not isinstance(bijector, type):
         return bijector
-    if callable(bijector) and not isinstance(bijector, Transform):
+    if (
+        callable(bijector)
+        and not hasattr(bijector, "build")
+        and not isinstance(bijector, Transform)
+    ):
         return BlockFactory(bijector)
     raise TypeError(
-        f"bijector is {bijector!r}; accepted: one of {names}, a factory such as RealNVP(layers=4), "
-        "or a callable size -> TransformModule"
+        f"bijector is {bijector!r}; accepted: one of {', '.join(BIJECTORS)}, a factory such as "
+        "RealNVP(layers=4), not the class, or a callable size -> TransformModule"
     )
 
 
@@ -221,16 +205,8 @@ def bijector_config(bijector: Bijector) -> dict[str, Any]:
             f"bijector {bijector!r} cannot be written as JSON; accepted: {', '.join(BIJECTORS)}. "
             "A flow of your own blocks is saved by its state_dict() and built again by your code"
         )
-    options = dataclasses.asdict(bijector)  # type: ignore[call-overload]
-    return {"name": bijector.name, **{key: _plain(value) for key, value in options.items()}}  # type: ignore[attr-defined]
-
-
-def _plain(value: Any) -> Any:
-    """An option without integers of other libraries, which JSON does not know."""
-    if isinstance(value, list | tuple):
-        return type(value)(_plain(entry) for entry in value)
-    number = as_integer(value)
-    return value if number is None else number
+    options: Any = {"name": bijector.name, **dataclasses.asdict(bijector)}  # type: ignore[call-overload, attr-defined]
+    return dict(json.loads(json.dumps(options, default=lambda number: number.item())))
 
 
 def _refuse_per_block(layout: BlockLayout, what: str) -> None:
@@ -251,33 +227,23 @@ def _refuse_odd(layout: BlockLayout) -> None:
 
 
 def _check_module(transform: Any, layout: BlockLayout, event_dim: int) -> Any:
-    if isinstance(transform, ConditionalTransformModule):
-        if not layout.context_dim:
-            raise ValueError(
-                f"the bijector factory returned {type(transform).__name__}, which needs a context; "
-                "accepted: that in a ConditionalHierarchicalFlow, else a TransformModule"
-            )
-        return transform
-    if layout.context_dim:
+    """What a user's factory has returned, if it can serve."""
+    returned = f"the bijector factory returned {type(transform).__name__}"
+    conditional = isinstance(transform, ConditionalTransformModule)
+    if conditional != bool(layout.context_dim):
         raise ValueError(
-            f"the bijector factory returned {type(transform).__name__}, which takes no context; "
-            "accepted in a conditional flow: a ConditionalTransformModule, or one of "
-            f"{', '.join(BIJECTORS)}"
+            f"{returned}; accepted: a ConditionalTransformModule in a conditional flow, and only "
+            f"there, or one of {', '.join(BIJECTORS)}"
         )
+    if conditional:
+        return transform
     # a ComposeTransformModule is a transform and a module, but no TransformModule
     if not (isinstance(transform, Transform) and isinstance(transform, nn.Module)):
-        raise TypeError(
-            f"the bijector factory returned {type(transform).__name__}; accepted: a TransformModule"
-        )
-    if transform.domain.event_dim > event_dim:
+        raise TypeError(f"{returned}; accepted: a TransformModule")
+    if transform.domain.event_dim > event_dim or not transform.bijective:
         raise ValueError(
-            f"the bijector factory returned a transform of event_dim {transform.domain.event_dim}; "
-            f"accepted: at most {event_dim}"
-        )
-    if not transform.bijective:
-        raise ValueError(
-            f"the bijector factory returned {type(transform).__name__}, which is not bijective; "
-            "accepted: a bijective TransformModule"
+            f"{returned} of event_dim {transform.domain.event_dim}; "
+            f"accepted: a bijective TransformModule of event_dim at most {event_dim}"
         )
     return transform
 
@@ -291,36 +257,33 @@ class _Foreign(LatticeTransform):
 
     def forward(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z to x."""
-        if h.shape[-1] == 0:  # which some of Pyro's transforms refuse
-            return h, h.new_zeros(0)
-        transform = self._conditioned(context)
-        z = h.movedim(-1, 0).contiguous()
-        x = transform(z)
-        ladj = _open_ladj(transform, z, x)
-        self._drop_cache()
-        return x.movedim(0, -1), ladj
+        return self._through(h, context, inverse=False)
 
     def inverse(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x to z."""
-        if h.shape[-1] == 0:
-            return h, h.new_zeros(0)
-        transform = self._conditioned(context)
-        x = h.movedim(-1, 0).contiguous()
-        z = transform.inv(x)
-        ladj = _open_ladj(transform, z, x)
-        self._drop_cache()
-        return z.movedim(0, -1), ladj
+        return self._through(h, context, inverse=True)
 
-    def _conditioned(self, context: Tensor | None) -> Any:
-        """The transform itself, or what a conditional one makes of the context."""
-        if not isinstance(self.transform, ConditionalTransformModule):
-            return self.transform
-        if context is None:
-            raise ValueError(
-                f"context is None; accepted for {type(self.transform).__name__}: a tensor, by way "
-                "of ConditionalHierarchicalFlow.condition"
-            )
-        return self.transform.condition(context.movedim(-1, 0))
+    def _through(self, h: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
+        if h.shape[-1] == 0:  # which some of Pyro's transforms refuse
+            return h, h.new_zeros(0)
+        transform = self.transform
+        if isinstance(transform, ConditionalTransformModule):
+            if context is None:
+                raise ValueError(
+                    f"context is None; accepted for {type(transform).__name__}: a tensor, by way "
+                    "of ConditionalHierarchicalFlow.condition"
+                )
+            transform = transform.condition(context.movedim(-1, 0))
+        given = h.movedim(-1, 0).contiguous()
+        found = transform.inv(given) if inverse else transform(given)
+        z, x = (found, given) if inverse else (given, found)
+        ladj = transform.log_abs_det_jacobian(z, x)
+        # summed over what a transform of fewer event dimensions leaves open; some of Pyro's return
+        # the shape () for a constant, which counts once for each
+        open_shape = z.shape[: z.dim() - transform.domain.event_dim]
+        ladj = ladj.expand(open_shape).reshape(len(z), math.prod(open_shape[1:])).sum(-1)
+        self._drop_cache()
+        return found.movedim(0, -1), ladj
 
     def _drop_cache(self) -> None:
         """Forget non-leaf tensors: with them the flow could not be copied, and could go stale."""
@@ -330,17 +293,6 @@ class _Foreign(LatticeTransform):
                     part.__dict__[name] = (None, None)
                 elif name.startswith("_cache") and isinstance(value, Tensor):
                     part.__dict__[name] = None
-
-
-def _open_ladj(transform: Any, z: Tensor, x: Tensor) -> Tensor:
-    """The log-determinant of each field.
-
-    Summed over what a transform of fewer event dimensions leaves open; some of Pyro's transforms
-    return the shape () for a constant, which counts once for each.
-    """
-    ladj = transform.log_abs_det_jacobian(z, x)
-    open_shape = z.shape[: z.dim() - transform.domain.event_dim]
-    return ladj.expand(open_shape).reshape(z.shape[0], math.prod(open_shape[1:])).sum(-1)
 
 
 def _parts(transform: Transform) -> Iterator[Any]:
@@ -368,43 +320,18 @@ class _Blockwise(LatticeTransform):
         """x to z."""
         return self._each(h, context, "inverse")
 
-    def push_score(
-        self,
-        h: Tensor,
-        score: Tensor,
-        context: Tensor | None = None,
-        want_context: bool = False,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """z to x with the score; of one block shared by all without an inverse, if it can."""
-        if len(self.blocks) > 1:
-            return super().push_score(h, score, context, want_context)
-        size, batch = h.shape[0], h.shape[-1]
-        count = math.prod(h.shape[1:-1])
-        repeated = None if context is None else context.repeat(1, count)
-        flat = (size, count * batch)
-        out, ladj, score, of_context = cast("LatticeTransform", self.blocks[0]).push_score(
-            h.reshape(flat), score.reshape(flat), repeated, want_context
-        )
-        if of_context is not None:
-            of_context = of_context.reshape(-1, count, batch).sum(1)
-        ladj = ladj.reshape(count, batch).sum(0)
-        return out.reshape(h.shape), ladj, score.reshape(h.shape), of_context
-
     def _each(self, h: Tensor, context: Tensor | None, direction: str) -> tuple[Tensor, Tensor]:
-        size, batch = h.shape[0], h.shape[-1]
-        count = math.prod(h.shape[1:-1])
-        if len(self.blocks) == 1:
-            repeated = None if context is None else context.repeat(1, count)
-            block = cast("LatticeTransform", self.blocks[0])
-            out, ladj = getattr(block, direction)(h.reshape(size, count * batch), repeated)
-            return out.reshape(h.shape), ladj.reshape(count, batch).sum(0)
-        pieces = h.reshape(size, count, batch).unbind(1)
+        blocks = h.flatten(1, -2)  # (size, blocks, batch)
+        if len(self.blocks) == 1:  # which takes the blocks for a part of the batch
+            of_blocks = None if context is None else context.repeat(1, blocks.shape[1])
+            out, ladj = getattr(self.blocks[0], direction)(blocks.flatten(1), of_blocks)
+            return out.view(h.shape), ladj.view(blocks.shape[1:]).sum(0)
         pairs = [
             getattr(block, direction)(piece, context)
-            for block, piece in zip(self.blocks, pieces, strict=True)
+            for block, piece in zip(self.blocks, blocks.unbind(1), strict=True)
         ]
-        out = torch.stack([piece for piece, _ in pairs], dim=1)
-        return out.reshape(h.shape), torch.stack([ladj for _, ladj in pairs]).sum(0)
+        out, ladj = (torch.stack(parts, dim=-2) for parts in zip(*pairs, strict=True))
+        return out.view(h.shape), ladj.sum(0)
 
 
 def _adapt(transform: Any, layout: BlockLayout) -> LatticeTransform:

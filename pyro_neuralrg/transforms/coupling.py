@@ -66,23 +66,21 @@ class Couplings(LatticeTransform):
         units = [options.units(len(v)) for _, v in self.halves]
         of_form = [options.heads(len(v)) for _, v in self.halves]
         shifted = of_form if options.is_odd_by_form else units  # the rest of an odd map stays odd
-        self.context_gain = (
-            nn.Parameter(torch.zeros(sum(units), context_dim)) if context_dim else None
-        )
-        self.context_shift = (
-            nn.Parameter(torch.zeros(sum(shifted), context_dim)) if context_dim else None
-        )
-        ends = list(itertools.accumulate(units))
-        rows = [torch.arange(end - n, end) for end, n in zip(ends, shifted, strict=True)]
-        self.register_buffer(
-            "shifted_units", torch.cat(rows) if context_dim else None, persistent=False
-        )
+        self.context_gain = self.context_shift = self.site_weight = None
+        rows: Tensor | None = None
+        if context_dim:
+            self.context_gain = nn.Parameter(torch.zeros(sum(units), context_dim))
+            self.context_shift = nn.Parameter(torch.zeros(sum(shifted), context_dim))
+            pairs = zip(itertools.accumulate(units), shifted, strict=True)
+            rows = torch.cat([torch.arange(end - number, end) for end, number in pairs])
+        self.register_buffer("shifted_units", rows, persistent=False)
         self.register_buffer("features", None, persistent=False)
-        self.site_weight = None
         if features is not None:
+            columns = torch.tensor(offsets)
+            near_all = torch.where(columns < 0, -1, near[:, columns.clamp(min=0)])
+            self.register_buffer("near_all", near_all, persistent=False)  # (cells, 3^d), -1 outside
             number = len(features) * len(offsets)
             self.site_weight = nn.Parameter(torch.zeros(sum(units), number))
-            self.register_buffer("near_all", all_neighbours(near, offsets), persistent=False)
             self.see_features(features)
         self._alone: list[CouplingSequence] = []
 
@@ -156,35 +154,18 @@ def neighbours(count: Sequence[int], boundary: str | None) -> tuple[Tensor, list
     cells = torch.arange(math.prod(count)).view(tuple(count))
     if boundary is None:
         return cells.view(-1, 1), [0]
-    near, offsets = cells.unsqueeze(-1), [0]
-    for axis, side in enumerate(count):
-        if side == 1:
-            steps, of_axis = [0], [-1, 0, -1] if boundary == "open" else [0, 0, 0]
-        elif side == 2 and boundary == "periodic":
-            steps, of_axis = [0, 1], [1, 0, 1]
-        else:
-            steps, of_axis = [-1, 0, 1], [0, 1, 2]
-        shifted = []
-        for step in steps:
-            moved = near.roll(-step, axis)
-            if boundary == "open" and step:
-                outside = side - 1 if step > 0 else 0
-                moved.select(axis, outside).fill_(-1)
-            shifted.append(moved)
-        seen = near.shape[-1]
-        near = torch.cat(shifted, dim=-1)
-        offsets = [
-            -1 if position < 0 or known < 0 else position * seen + known
-            for position in of_axis
-            for known in offsets
-        ]
-    return near.flatten(0, -2), offsets
-
-
-def all_neighbours(near: Tensor, offsets: Sequence[int]) -> Tensor:
-    """All 3^d neighbours of each cell, ``(cells, 3^d)``, -1 outside."""
-    columns = torch.tensor(offsets)
-    return torch.where(columns < 0, -1, near[:, columns.clamp(min=0)])
+    columns = []
+    for step in itertools.product((-1, 0, 1), repeat=len(count)):
+        moved = cells
+        for axis, move in enumerate(reversed(step)):
+            moved = moved.roll(-move, axis)
+            if boundary == "open" and move:
+                moved.select(axis, -1 if move > 0 else 0).fill_(-1)
+        columns.append(tuple(moved.flatten().tolist()))
+    distinct = [*dict.fromkeys(reversed(columns))][::-1]
+    inside = [column for column in distinct if max(column) >= 0]
+    offsets = [inside.index(column) if column in inside else -1 for column in columns]
+    return torch.tensor(inside).T, offsets
 
 
 def realnvp_block(

@@ -82,7 +82,8 @@ class CouplingSequence(nn.Module):
         self.rows = rows
         self.options: NetworkOptions = self.layers[0].options
         self.couplings: list[Coupling] = []
-        tables = {"seen": [], "targets": [], "index": [], "constants": []}
+        names = ("seen", "targets", "index", "constants")
+        tables: dict[str, list[Tensor]] = {name: [] for name in names}
         self._plan(layers, tables)
         start, total = 0, sum(couplings.packing.total for couplings in self.layers)
         for packing in (couplings.packing for couplings in self.layers):
@@ -181,7 +182,8 @@ class CouplingSequence(nn.Module):
             return h, h.new_zeros(0)
         tensors = (h, *self.inputs(context))
         if is_compiled(self, h):
-            return couple(self, tensors, inverse)[:2]
+            out, ladj, *_ = couple(self, tensors, inverse)
+            return out, ladj
         return self.reference(tensors, inverse)
 
     def push_score(
@@ -207,14 +209,13 @@ class CouplingSequence(nn.Module):
 
     # The reference
 
-    def reference(self, tensors: Sequence[Tensor | None], inverse: bool) -> tuple[Tensor, Tensor]:
+    def reference(self, tensors: Sequence[Any], inverse: bool) -> tuple[Tensor, Tensor]:
         """All couplings in plain torch, on the field and the inputs of the networks."""
-        h, *inputs = tensors
-        assert h is not None
+        h, inputs = tensors[0], Inputs(*tensors[1:])
         state = torch.cat([h, h.new_zeros(1, h.shape[-1])])  # a row for all that is outside
         ladj = h.new_zeros(h.shape[-1])
         run = (self.operations or active_operations()).couple
-        order = list(zip(self.couplings, self.networks(Inputs(*inputs)), strict=True))
+        order = list(zip(self.couplings, self.networks(inputs), strict=True))
         for coupling, (arrays, bends) in reversed(order) if inverse else order:
             seen, moved, live = self._places(coupling)
             x, v = _rows(state, seen, coupling.inputs), _rows(state, moved, *coupling.shape)

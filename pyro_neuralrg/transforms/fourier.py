@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +15,45 @@ from pyro_neuralrg.lattice import check_boundary, check_shape
 from pyro_neuralrg.spectral import apply_spectrum
 from pyro_neuralrg.transforms.base import LatticeTransform
 
-__all__ = ["FourierLayer", "LearnedSpectrum"]
+
+class _ModeScaling(LatticeTransform):
+    """Every mode of the lattice times a factor of its own; subclasses define ``_factors``."""
+
+    boundary: str
+
+    def forward(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """z to x."""
+        return self._apply_factors(h, context, inverse=False)
+
+    def inverse(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x to z."""
+        return self._apply_factors(h, context, inverse=True)
+
+    def _factors(self, h: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
+        """Factors of the modes, or of the inverse, and their logarithms in the former case.
+
+        Of the lattice's shape, or one for each field of the batch, which stands first.
+        """
+        raise NotImplementedError
+
+    def _apply_factors(
+        self, h: Tensor, context: Tensor | None, inverse: bool
+    ) -> tuple[Tensor, Tensor]:
+        factors, logarithms = self._factors(h, context, inverse)
+        dims = len(self.event_shape)
+        fields = apply_spectrum(h.movedim(-1, 0), factors.to(h.dtype), self.boundary, dims)
+        ladj = logarithms.flatten(-dims).sum(-1).to(h.dtype).expand(h.shape[-1])
+        return fields.movedim(0, -1), ladj
 
 
-class FourierLayer(LatticeTransform):
+def _slope_term(context: Tensor | None, slopes: Tensor) -> Tensor:
+    """What the first entries of a context add, one for each field."""
+    if context is None:
+        raise ValueError("context is None; accepted for a spectrum with slopes: a tensor")
+    return torch.tensordot(context[: len(slopes)], slopes, ([0], [0]))
+
+
+class FourierLayer(_ModeScaling):
     r"""Colour white noise with a given spectrum: :math:`x = F^{-1} \sqrt{\lambda} F z`, O(N log N).
 
     With the spectrum of a free field the layer alone is that field's exact sampler. It has no
@@ -60,16 +96,6 @@ class FourierLayer(LatticeTransform):
         self.register_buffer("scale", spectrum.detach().sqrt().clone())
         self.register_buffer("slopes", None if slopes is None else slopes.detach().clone())
 
-    def forward(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """z to x."""
-        scale = self._scale(h, context)
-        return self._apply_scale(h, scale), self._ladj(h, scale)
-
-    def inverse(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """x to z."""
-        scale = self._scale(h, context)
-        return self._apply_scale(h, scale.reciprocal()), self._ladj(h, scale)
-
     def push_score(
         self,
         h: Tensor,
@@ -77,7 +103,7 @@ class FourierLayer(LatticeTransform):
         context: Tensor | None = None,
         want_context: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """z to x with the score, which goes through the inverse."""
+        """The score goes through the inverse."""
         if self.slopes is not None:
             return super().push_score(h, score, context, want_context)
         x, ladj = self.forward(h)
@@ -85,29 +111,15 @@ class FourierLayer(LatticeTransform):
             score, _ = self.inverse(score)
         return x, ladj, score, None
 
-    def _scale(self, h: Tensor, context: Tensor | None) -> Tensor:
-        """Roots of the eigenvalues, of the lattice's shape or, with slopes, one for each field."""
-        if self.slopes is None:
-            return self.scale
-        if context is None:
-            raise ValueError("context is None; accepted for a spectrum with slopes: a tensor")
-        moved = torch.tensordot(context[: len(self.slopes)], self.slopes.to(h.dtype), ([0], [0]))
-        return (self.scale.to(h.dtype).square() + moved).sqrt()
-
-    def _apply_scale(self, h: Tensor, scale: Tensor) -> Tensor:
-        if h.shape[-1] == 0:  # torch's FFT refuses empty tensors
-            return h
-        dims = len(self.event_shape)
-        return apply_spectrum(h.movedim(-1, 0), scale.to(h.dtype), self.boundary, dims).movedim(
-            0, -1
-        )
-
-    def _ladj(self, h: Tensor, scale: Tensor) -> Tensor:
-        dims = tuple(range(-len(self.event_shape), 0))
-        return scale.log().sum(dims).to(h.dtype).expand(h.shape[-1])
+    def _factors(self, h: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
+        scale = self.scale
+        if self.slopes is not None:
+            moved = _slope_term(context, self.slopes.to(h.dtype))
+            scale = (scale.to(h.dtype).square() + moved).sqrt()
+        return scale.reciprocal() if inverse else scale, scale.log()
 
 
-class LearnedSpectrum(LatticeTransform):
+class LearnedSpectrum(_ModeScaling):
     r"""Scale every mode of the lattice by a factor of its own: :math:`x = F^{-1} e^{s(c)} F z`.
 
     The factors are parameters, one for each mode (one for each pair k, -k on a periodic lattice),
@@ -153,25 +165,11 @@ class LearnedSpectrum(LatticeTransform):
         slopes = torch.zeros(context_dim, *sides, dtype=dtype, device=device)
         self.slopes = nn.Parameter(slopes) if context_dim else None
 
-    def forward(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """z to x."""
-        log_scale = self._log_scale(context)
-        return self._scaled(h, log_scale.exp()), self._ladj(h, log_scale)
-
-    def inverse(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """x to z."""
-        log_scale = self._log_scale(context)
-        return self._scaled(h, (-log_scale).exp()), self._ladj(h, log_scale)
-
-    def _log_scale(self, context: Tensor | None) -> Tensor:
-        """s, of the lattice's shape, or with a context one for each field of the batch."""
+    def _factors(self, h: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
         log_scale = self.response * self._even(self.log_scale)
-        if self.slopes is None:
-            return log_scale
-        if context is None:
-            raise ValueError("context is None; accepted for a spectrum with slopes: a tensor")
-        slopes = self.response * self._even(self.slopes)
-        return log_scale + torch.tensordot(context, slopes, ([0], [0]))
+        if self.slopes is not None:
+            log_scale = log_scale + _slope_term(context, self.response * self._even(self.slopes))
+        return (-log_scale if inverse else log_scale).exp(), log_scale
 
     def _even(self, values: Tensor) -> Tensor:
         """Their part that is even under k -> -k; of sines all of it."""
@@ -180,18 +178,9 @@ class LearnedSpectrum(LatticeTransform):
         axes = tuple(range(-len(self.event_shape), 0))
         return 0.5 * (values + values.flip(axes).roll((1,) * len(axes), axes))
 
-    def _scaled(self, h: Tensor, scale: Tensor) -> Tensor:
-        dims = len(self.event_shape)
-        return apply_spectrum(h.movedim(-1, 0), scale, self.boundary, dims).movedim(0, -1)
-
-    def _ladj(self, h: Tensor, log_scale: Tensor) -> Tensor:
-        return log_scale.flatten(-len(self.event_shape)).sum(-1).expand(h.shape[-1])
-
 
 def _check_spectrum(spectrum: Tensor, boundary: str) -> None:
-    if not isinstance(spectrum, Tensor) or not spectrum.is_floating_point():
-        seen = spectrum.dtype if isinstance(spectrum, Tensor) else type(spectrum).__name__
-        raise TypeError(f"spectrum is {seen}; accepted: a floating tensor")
+    _check_floating("spectrum", spectrum, "a floating tensor")
     check_shape(spectrum.shape)
     usable = torch.isfinite(spectrum) & (spectrum > 0)
     if not bool(usable.all()):
@@ -207,14 +196,16 @@ def _check_spectrum(spectrum: Tensor, boundary: str) -> None:
 
 
 def _check_slopes(slopes: Tensor, spectrum: Tensor, boundary: str) -> None:
-    accepted = (
-        f"accepted: a floating tensor of shape (entries, {', '.join(map(str, spectrum.shape))})"
-    )
-    if not isinstance(slopes, Tensor) or not slopes.is_floating_point():
-        seen = slopes.dtype if isinstance(slopes, Tensor) else type(slopes).__name__
-        raise TypeError(f"slopes is {seen}; {accepted}")
+    accepted = f"a floating tensor of shape (entries, {', '.join(map(str, spectrum.shape))})"
+    _check_floating("slopes", slopes, accepted)
     if slopes.dim() != spectrum.dim() + 1 or slopes.shape[1:] != spectrum.shape:
-        raise ValueError(f"slopes has shape {tuple(slopes.shape)}; {accepted}")
+        raise ValueError(f"slopes has shape {tuple(slopes.shape)}; accepted: {accepted}")
     _check_spectrum(spectrum - slopes.abs().sum(0), boundary)
     for slope in slopes:  # each even by itself
         _check_spectrum(spectrum + slope, boundary)
+
+
+def _check_floating(name: str, value: Any, accepted: str) -> None:
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        seen = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{name} is {seen}; accepted: {accepted}")

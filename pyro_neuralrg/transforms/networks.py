@@ -140,12 +140,9 @@ class Packing:
     def _arrays(self, begin: int, fixed: int, moved: int) -> list[Tensor]:
         """Indices of the entries of each array of one network."""
         shapes = self.options.shapes(self.seen * fixed, moved)
-        arrays = []
-        for shape in shapes:
-            number = math.prod(shape)
-            arrays.append(torch.arange(begin, begin + number).reshape(shape))
-            begin += number
-        return arrays
+        sizes = [math.prod(shape) for shape in shapes]
+        parts = torch.arange(begin, begin + sum(sizes)).split(sizes)
+        return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
 
     def _first_layer(self, matrix: Tensor, fixed: int) -> Tensor:
         """The entries of a layer that sees neighbours, one column for each of them."""
@@ -182,28 +179,15 @@ class Packing:
         *layers, _, bound = self._arrays(begin, fixed, moved)
         *hidden, place, place_bias, form, form_bias = layers
         for index, (matrix, bias) in enumerate(_pairs(hidden)):
-            width = matrix.shape[0] // 2
-            yield from self._halves(matrix, width, self.seen * fixed if index == 0 else 0)
+            for half, rows in enumerate(matrix.chunk(2)):
+                own = rows.chunk(2, 1)[half] if index else self._first_layer(rows, fixed)
+                yield _uniform(own.shape), own
             yield torch.zeros(bias.shape), bias
-        for number, (matrix, bias) in enumerate(((form, form_bias), (place, place_bias))):
-            width = matrix.shape[1] // 2 if hidden else 0
-            own = matrix[:, number * width : (number + 1) * width] if hidden else matrix
-            if not hidden:
-                own = self._first_layer(own, fixed)
+        for half, (matrix, bias) in enumerate(((form, form_bias), (place, place_bias))):
+            own = matrix.chunk(2, 1)[half] if hidden else self._first_layer(matrix, fixed)
             yield SMALL * _uniform(own.shape), own
             yield torch.zeros(bias.shape), bias
         yield torch.ones(bound.shape), bound
-
-    def _halves(self, matrix: Tensor, width: int, inputs: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The entries of s and of t in the matrix of a hidden layer of both."""
-        for number in range(2):
-            own = matrix[number * width : (number + 1) * width]
-            if inputs:
-                own = self._first_layer(own, inputs // self.seen)
-            else:
-                before = matrix.shape[1] // 2
-                own = own[:, number * before : (number + 1) * before]
-            yield _uniform(own.shape), own
 
 
 def _pairs(layers: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:

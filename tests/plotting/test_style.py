@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 
 from pyro_neuralrg import IsingDual, plotting
 from pyro_neuralrg.plotting.learned import LEVELS, POSITIVE
+from tests.tutorials.scripts import load
 from pyro_neuralrg.plotting.style import SIGNED, png
 
 PICTURES = Path(__file__).parents[2] / "tutorials" / "figures"

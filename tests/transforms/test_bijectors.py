@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
+import numpy as np
 import pyro.distributions.transforms as pyro_transforms
 import pytest
 import torch
@@ -32,13 +34,9 @@ def test_names_mappings_and_factories() -> None:
     assert as_bijector({"name": "realnvp", "hidden": [3, 4]}) == RealNVP(hidden=(3, 4))
     assert as_bijector(RealNVP(layers=4)) == RealNVP(layers=4)
     assert as_bijector(Scale) == BlockFactory(Scale)
-
-
-@pytest.mark.parametrize("name", BIJECTORS)
-def test_configuration_of_a_factory(name: str) -> None:
-    options = {"layers": 3, "hidden": (7,)}
-    bijector = as_bijector({"name": name, **options})
-    assert as_bijector(bijector_config(bijector)) == bijector
+    for name in BIJECTORS:
+        bijector = as_bijector({"name": name, "layers": np.int64(3), "hidden": (7,)})
+        assert as_bijector(json.loads(json.dumps(bijector_config(bijector)))) == bijector
 
 
 def test_realnvp_is_the_papers() -> None:
@@ -111,12 +109,12 @@ def test_what_a_factory_may_return() -> None:
     with pytest.raises(TypeError, match="factory returned ExpTransform; accepted"):
         returned(torch.distributions.transforms.ExpTransform())
     with pytest.raises(
-        TypeError, match=r"bijector is the class RealNVP; accepted: .*RealNVP\(\.\.\.\)"
+        TypeError, match=r"bijector is <class .*RealNVP'>; accepted: .*not the class"
     ):
         hierarchical_flow((4, 4), bijector=RealNVP)
-    with pytest.raises(ValueError, match="OneWay, which is not bijective"):
+    with pytest.raises(ValueError, match=r"returned OneWay .*accepted: a bijective"):
         returned(OneWay())
-    with pytest.raises(ValueError, match="transform of event_dim 3; accepted: at most 1"):
+    with pytest.raises(ValueError, match=r"of event_dim 3; accepted: .* at most 1"):
         returned(pyro_transforms.generalized_channel_permute(channels=4))
 
 

@@ -163,21 +163,6 @@ def test_gradient_reaches_every_parameter(name: str, direction: str) -> None:
 
 
 @selected("ours")
-def test_gradients_under_functional_call(name: str) -> None:
-    """Parameters handed in by torch.func.functional_call get the gradients of the flow's own."""
-    transform, z = perturbed(name), latents(name, 8)
-    own = dict(transform.named_parameters())
-    handed_in = {label: value.detach().clone().requires_grad_() for label, value in own.items()}
-    if not own:
-        return
-    expected = torch.autograd.grad(transform(z).sin().sum(), list(own.values()))
-    x = torch.func.functional_call(transform, handed_in, (z,))
-    found = torch.autograd.grad(x.sin().sum(), list(handed_in.values()))
-    for label, mine, theirs in zip(own, found, expected, strict=True):
-        assert torch.allclose(mine, theirs, rtol=1e-9, atol=1e-9), label
-
-
-@selected("ours")
 @both_ways
 def test_vmap_of_the_gradient(name: str, direction: str) -> None:
     transform, batch = perturbed(name), latents(name, 3)
