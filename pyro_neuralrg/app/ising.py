@@ -49,7 +49,9 @@ REFERENCE_SITES = 2**22  # of all configurations of the cluster Monte Carlo: sec
 REFERENCE_LEAST = 64  # configurations, whatever the lattice
 MINIMA = {"steps": 1, "batch": 2, "chains": 1, "draws": 1}
 MAXIMUM = 2**31 - 1  # of each of them
-SETTING_OF = {"num_chains": "chains", "warmup_steps": "draws for warm-up", "sites.x": "shape"}
+SETTING_OF = {"num_chains": "chains", "warmup_steps": "draws for warm-up"} | dict.fromkeys(
+    ("sites.x", "sites.x_latent"), "shape"
+)
 """What the settings of a sampler come from."""
 FAILURES = (ValueError, TypeError, ArithmeticError, RuntimeError, MemoryError, OSError)
 """What a stage may raise: a target that is not finite, numbers out of range, no more memory, files

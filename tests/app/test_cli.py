@@ -37,7 +37,10 @@ from pyro_neuralrg.files import Record
 from pyro_neuralrg.free_energy import Bounds, FreeEnergyEstimate
 from tests.broken_files import break_reading, fill_disk
 
-pytestmark = pytest.mark.filterwarnings("ignore:the importance estimate rests on:UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:the importance estimate rests on:UserWarning"),
+    pytest.mark.filterwarnings("default:.*(going on from|cannot be written):UserWarning"),
+]
 
 ROOT = Path(pyro_neuralrg.__file__).parents[1]
 QUICK = ["--steps", "4", "--batch", "16", "--chains", "3", "--draws", "10"]
