@@ -20,8 +20,8 @@ from matplotlib.figure import Figure
 
 from pyro_neuralrg import IsingDual, plotting
 from pyro_neuralrg.plotting.learned import LEVELS, POSITIVE
-from tests.tutorials.scripts import load
 from pyro_neuralrg.plotting.style import SIGNED, png
+from tests.tutorials.scripts import load
 
 PICTURES = Path(__file__).parents[2] / "tutorials" / "figures"
 FUNCTIONS = sorted(name for name in plotting.__all__ if name.startswith("plot_"))
