@@ -250,7 +250,7 @@ class Training:
 
         spread = float(log_weights.std())
         error = spread / math.sqrt(len(log_weights))
-        ess = math.nan if self.family is not None else float(kish_fraction(log_weights))
+        ess = math.nan if self.family is not None else kish_fraction(log_weights)
         self.seconds = time.perf_counter() - begin
         self.records.append(TrainingStep(step, loss, error, ess, self.factor, rate, self.seconds))
         self.step += 1
