@@ -18,7 +18,7 @@ from pyro_neuralrg.analysis.scales import (
 )
 from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, check_type
 from pyro_neuralrg.free_energy.importance import energy_function
-from pyro_neuralrg.statistics import kish_fraction
+from pyro_neuralrg.statistics import kish_fractions
 from pyro_neuralrg.transforms import HierarchicalFlow
 from pyro_neuralrg.transforms.scales import number_of_scales, sites_of_scale
 
@@ -241,7 +241,7 @@ def top_energy(
     return TopEnergy(
         values=-mean - 0.5 * dimensions * math.log(2 * math.pi),
         standard_error=relative.std(1) / math.sqrt(num_samples),
-        ess=kish_fraction(log_weights),
+        ess=kish_fractions(log_weights),
     )
 
 

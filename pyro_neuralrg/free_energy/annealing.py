@@ -318,7 +318,7 @@ class _Run:
         log_ratio = self.particles.base - self.particles.energy
         self.log_weights = self.log_weights + (beta - self.beta) * log_ratio
         self.beta = beta
-        ess = float(kish_fraction(self.log_weights))
+        ess = kish_fraction(self.log_weights)
         grouped = self.log_weights.view(self.groups, -1)
         chosen, weights, poor = resample(grouped, self.resample_below, self.generator)
         self.log_weights = weights.reshape(-1)

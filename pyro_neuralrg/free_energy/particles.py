@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.statistics import kish_fraction
+from pyro_neuralrg.statistics import kish_fractions
 
 BETA_HALVINGS = 50
 """Halvings of the interval in which the next beta lies."""
@@ -31,7 +31,7 @@ def resample(
     """
     groups, size = log_weights.shape
     alive = torch.isfinite(log_weights).any(-1)
-    poor = alive & (kish_fraction(log_weights) < threshold)
+    poor = alive & (kish_fractions(log_weights) < threshold)
     chosen = torch.arange(groups * size, device=log_weights.device).view(groups, size)
     if bool(poor.any()):
         chosen[poor] = chosen[poor].gather(-1, systematic(log_weights[poor], generator))

@@ -12,7 +12,7 @@ from pyro_neuralrg.statistics.convergence import FieldSummary, bfmi, summarise_f
 from pyro_neuralrg.statistics.resampling import Estimate, jackknife
 from pyro_neuralrg.statistics.summary import Summary, arviz_module, quiet, summarise
 from pyro_neuralrg.statistics.table import summary_table
-from pyro_neuralrg.statistics.weights import LogWeights, kish_fraction
+from pyro_neuralrg.statistics.weights import LogWeights, kish_fraction, kish_fractions
 
 __all__ = [
     "AutocorrelationTime",
@@ -25,6 +25,7 @@ __all__ = [
     "integrated_autocorrelation_time",
     "jackknife",
     "kish_fraction",
+    "kish_fractions",
     "quiet",
     "summarise",
     "summarise_field",

@@ -102,7 +102,7 @@ class LogWeights:
     @cached_property
     def ess(self) -> float:
         """Kish's effective sample size as a fraction of the samples, between 0 and 1."""
-        return float(kish_fraction(self.values))
+        return kish_fraction(self.values)
 
     @cached_property
     def pareto_k(self) -> float:
@@ -139,7 +139,12 @@ def can_be_trusted(effective_samples: float, pareto_k: float) -> bool:
     return effective_samples >= MIN_EFFECTIVE_SAMPLES and not pareto_k > MAX_PARETO_K
 
 
-def kish_fraction(log_weights: Tensor) -> Tensor:
+def kish_fraction(log_weights: Tensor) -> float:
+    """Kish's effective sample size of one row of weights, as a fraction."""
+    return float(kish_fractions(log_weights))
+
+
+def kish_fractions(log_weights: Tensor) -> Tensor:
     """Kish's effective sample size (sum w)^2 / (n sum w^2) over the last dimension, a fraction.
 
     Float64, between 0 and 1; 0 if all weights are zero.

@@ -179,7 +179,7 @@ class Training:
         spread = float(log_weights.std())
         error = spread / math.sqrt(len(log_weights))
         several = isinstance(self.target, PotentialFamily)
-        ess = math.nan if several else float(kish_fraction(log_weights))
+        ess = math.nan if several else kish_fraction(log_weights)
         self.seconds = time.perf_counter() - begin
         self.records.append(TrainingStep(step, loss, error, ess, self.factor, rate, self.seconds))
         self.step += 1

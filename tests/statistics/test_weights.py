@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_neuralrg.statistics import LogWeights, kish_fraction
+from pyro_neuralrg.statistics import LogWeights, kish_fractions
 
 
 def test_estimates_by_hand() -> None:
@@ -45,8 +45,8 @@ def test_weights_of_zero() -> None:
 
 def test_effective_fractions_of_rows() -> None:
     rows = torch.tensor([[0.0, 0.0, 0.0], [0.0, -math.inf, -math.inf], [-math.inf] * 3])
-    torch.testing.assert_close(kish_fraction(rows), torch.tensor([1.0, 1 / 3, 0.0]))
-    torch.testing.assert_close(kish_fraction(rows - 500), kish_fraction(rows))
+    torch.testing.assert_close(kish_fractions(rows), torch.tensor([1.0, 1 / 3, 0.0]))
+    torch.testing.assert_close(kish_fractions(rows - 500), kish_fractions(rows))
 
 
 @pytest.mark.parametrize("shape", [-0.5, 0.3, 0.9])
