@@ -23,7 +23,7 @@ from pyro_neuralrg.paper.start import (
     inverse,
     paper_flow,
 )
-from pyro_neuralrg.train.schedule import COOLING, default_schedule
+from pyro_neuralrg.train import Cooling, default_budget
 
 
 @pytest.fixture
@@ -118,12 +118,12 @@ def test_training_follows_the_blocks(blocks: str, monkeypatch: pytest.MonkeyPatc
     prepared.train()
     if blocks == "paper":
         assert (asked["steps"], asked["batch"], asked["lr"]) == (5000, 512, 1e-3)
-        assert asked["anneal"] is None
+        assert asked["schedule"].cooling is None
         assert prepared.steps == 5000
     else:
         assert (asked["steps"], asked["batch"], asked["lr"]) == (None, None, None)
-        assert asked["anneal"] == COOLING
-        assert prepared.steps == default_schedule((4, 4)).steps
+        assert asked["schedule"].cooling == Cooling()
+        assert prepared.steps == default_budget((4, 4)).steps
 
 
 def test_a_saved_flow_is_trained_on_without_cooling(
@@ -132,7 +132,7 @@ def test_a_saved_flow_is_trained_on_without_cooling(
     asked: dict[str, Any] = {}
     monkeypatch.setattr("pyro_neuralrg.paper.start.fit", recorded(asked))
     Start(saved=saved, temperature=2.5).prepare().train()
-    assert asked["anneal"] is None
+    assert asked["schedule"].cooling is None
 
 
 def test_the_same_seed_gives_the_same_flow() -> None:
