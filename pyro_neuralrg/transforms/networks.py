@@ -258,7 +258,8 @@ def evaluate(
     log_scale = bound[:, None, None] * torch.tanh(log_scale)
     if not options.terms:
         return Affine(shift, log_scale)
-    height = F.softplus(HEIGHT_GAIN * torch.stack(raw_heights))
+    # from torch's threshold of 20 on a line would be 2e-9 off
+    height = F.softplus(HEIGHT_GAIN * torch.stack(raw_heights), threshold=40)
     steepness = F.softplus(raw_steepness)[:, :, None, None]
     return AffineTanh(shift, log_scale, height, torch.stack(centres), steepness)
 
