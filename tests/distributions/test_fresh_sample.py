@@ -145,7 +145,7 @@ def convert(flow: Any) -> None:
 @pytest.mark.parametrize(
     "change",
     [move_by_vector, write_to_data, replace_data, assign, convert],
-    ids=str,
+    ids=lambda change: change.__name__,
 )
 @either
 def test_after_a_change_by_hand(
