@@ -30,9 +30,10 @@ def check_shape(shape: Iterable[int]) -> tuple[int, ...]:
         (8, 5)
     """
     accepted = f"accepted: one to {MAX_DIM} integers >= 1, such as (16, 16)"
-    given = (
-        tuple(shape) if isinstance(shape, Iterable) and not isinstance(shape, bytes) else (None,)
-    )
+    try:
+        given = (None,) if isinstance(shape, bytes) else tuple(shape)
+    except TypeError:  # no sequence, or a tensor of no dimension
+        given = (None,)
     sides = tuple(side for side in map(as_integer, given) if side is not None)
     if len(sides) < len(given):
         raise TypeError(f"shape must be a sequence of integers, not {shape!r}; {accepted}")

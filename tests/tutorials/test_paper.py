@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from pyro_neuralrg import IsingDual, hierarchical_flow, load, save
-from pyro_neuralrg.potentials import CRITICAL_TEMPERATURE
+from pyro_neuralrg.potentials import CRITICAL_TEMPERATURE, IsingModel
 from pyro_neuralrg.train import TrainingStep, default_budget
 from tests.tutorials import scripts
 
@@ -322,7 +322,7 @@ def point(case: dict[str, Any], _: Any = None) -> dict[str, Any]:
 
 
 def test_correlation_length_is_how_correlations_decay() -> None:
-    correlations = np.asarray(IsingDual((16, 16), temperature=4.0).exact_correlations())[0]
+    correlations = np.asarray(IsingModel((16, 16), temperature=4.0).correlations())[0]
     # C(r) ~ r^(-1/2) exp(-r / xi)
     decay = math.log(correlations[4] / correlations[5]) - 0.5 * math.log(5 / 4)
     assert sweep.correlation_length(4.0) == pytest.approx(1 / decay, rel=0.05)
