@@ -152,7 +152,7 @@ class Training:
                         if self._take_step(begin):
                             progress.step(partial(_figures, self.records[-1]))
                             self._after_step(pressed, callback, checkpoints)
-                if self.divergences > MAX_DIVERGENCES and checkpoints is not None:
+                if checkpoints is not None:
                     self._write_table(checkpoints)
         except KeyboardInterrupt:
             self._interrupt()
@@ -392,7 +392,7 @@ class Training:
         checkpoints.keep(self.step, contents, table if checkpoints.record.history else None)
 
     def _write_table(self, checkpoints: Checkpoints) -> None:
-        """Write the table alone, of a training that cannot go on."""
+        """Write the table alone: of a training that cannot go on, or took no step."""
         if not (checkpoints.record.history and self.world.is_first):
             return
         path = checkpoints.folder / HISTORY
