@@ -33,7 +33,10 @@ from pyro_neuralrg.runtime.processes import joined, processes
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 RECORD_OPTIONS: dict[str, dict[str, Any]] = {
-    "checkpoint": {"help": "folder for checkpoints of all stages (default: none)"},
+    "checkpoint": {
+        "metavar": "DIR",
+        "help": "folder for checkpoints of all stages (default: none)",
+    },
     "every": {"type": float, "help": "seconds between two; Ctrl-C saves one first (default: 60)"},
     "keep": {"type": int, "help": "how many stay, the newest of each stage (default: 3)"},
     "resume": {"action": "store_true", "help": "go on from the newest intact one, if there is one"},

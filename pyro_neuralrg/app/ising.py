@@ -264,10 +264,10 @@ class Experiment:
         """The samplers; refuse checkpoints of another run, or without the training before."""
         samplers = {space: self._sampler(space) for space in SPACES}
         present = [space for space in SPACES if self._has_checkpoints(space)]
+        folder = None if self.settings.record is None else self.settings.record.folder
         if present and not self._has_checkpoints("training"):
-            assert self.settings.record is not None
             raise CheckpointError(
-                f"checkpoint is {self.settings.record.folder}, which holds {' and '.join(present)} "
+                f"checkpoint is {folder}, which holds {' and '.join(present)} "
                 "without the training before; accepted: a folder with both, or without checkpoints"
             )
         for space in present:
@@ -280,7 +280,7 @@ class Experiment:
                 if not differing:
                     raise
                 raise CheckpointError(
-                    f"the {space} sampler in checkpoint is of another run, with "
+                    f"the {space} sampler in {folder} is of another run, with "
                     f"{format_differences(differing)}; accepted: the same settings"
                 ) from None
         return samplers

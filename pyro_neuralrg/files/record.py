@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import json
 import os
@@ -120,7 +121,7 @@ class Checkpoints:
         self.record, self.format, self.world = record, format, world
         self.folder = Path(record.folder)
         self.unsaved: str | None = None
-        self._lock = filelock.FileLock(self.folder / LOCK, blocking=False)
+        self._lock = filelock.FileLock(self.folder / LOCK, timeout=0)
         self._settings = ""
         self._newest: int | None = None
         self._written_at = 0.0
@@ -181,20 +182,28 @@ class Checkpoints:
     def _open(self) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire()
+            self._acquire()
             remove_leftovers(self.folder, f"{self.format.kind}-*.pt")
         except filelock.Timeout:
             raise CheckpointError(
                 f"folder is {self.folder}, which another run uses right now; accepted: a folder of "
                 "its own"
             ) from None
-        except NotImplementedError:  # a file system without locks
-            pass
         except OSError as error:
             raise CheckpointError(
                 f"folder is {self.folder} ({one_line(error)}); accepted: a folder that can be read "
                 "and written"
             ) from None
+
+    def _acquire(self) -> None:
+        """Lock the folder, where the file system has locks."""
+        try:
+            self._lock.acquire()
+        except NotImplementedError:
+            pass
+        except OSError as error:  # a Timeout is one, too
+            if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP):
+                raise
 
     def _find(self) -> dict[str, Any] | None:
         try:

@@ -148,6 +148,9 @@ def weighted_samples(
     """Batches of samples x ~ q with ``ln pi(x) - ln q(x)``, float64 on the CPU."""
     sizes = _batch_sizes(num_samples, batch_size)
     energy, density = energy_function(target), as_distribution(q)
+    shape, own = getattr(target, "shape", None), tuple(density.event_shape)
+    if isinstance(shape, tuple) and shape != own:
+        raise ValueError(f"q has shape {own}, the target {shape}; accepted: equal ones")
     for size in sizes:
         with torch.no_grad():
             x = density.sample((size,))
@@ -178,7 +181,11 @@ def as_distribution(q: Any) -> Any:
     if isinstance(q, torch.distributions.Distribution):
         return q
     distribution = getattr(q, "distribution", None)
-    return distribution() if callable(distribution) else FlowDistribution(q)
+    if callable(distribution):
+        return distribution()
+    accepted = "a flow, a FlowGuide, a SymmetrizedFlow or a distribution"
+    check_type("q", q, torch.distributions.Transform, accepted)
+    return FlowDistribution(q)
 
 
 def _batch_sizes(num_samples: int, batch_size: int) -> list[int]:

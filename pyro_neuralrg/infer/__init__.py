@@ -41,6 +41,7 @@ _MOVED = {
         "fit_data",
     ),
     "pyro_neuralrg": ("load", "save"),
+    "pyro_neuralrg.flow_file": ("Loaded",),
 }
 """By their new modules."""
 

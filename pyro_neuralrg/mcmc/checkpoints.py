@@ -51,15 +51,15 @@ def describe(kernel: Kernel, adaptation: Adaptation) -> dict[str, Any]:
 
 
 def _options(kernel: Kernel) -> dict[str, Any]:
-    """Options of a kernel beside its target, but for those that warm-up adapts."""
-    adapted = {"step_size", "trajectory_length"}
-    return {
+    """Options of a kernel beside its target, as it was given; of a mass, its sum."""
+    options: dict[str, Any] = {
         name: value
         for name, value in vars(kernel).items()
-        if name not in adapted
-        and isinstance(value, int | float | str | tuple)
-        and not name.startswith("_")
+        if isinstance(value, int | float | str | tuple) and not name.startswith("_")
     }
+    if kernel.inverse_mass is not None:
+        options["inverse_mass"] = float(kernel.inverse_mass.sum())
+    return options
 
 
 def tuning(kernel: Kernel) -> dict[str, dict[str, Any]]:

@@ -72,6 +72,7 @@ class ModelTarget(Target):
         """Run the model once with its arguments to see its sites."""
         target = ModelTarget(self.model)
         target._args, target._kwargs = args, kwargs
+        target.chain_batch_size = self.chain_batch_size
         self._check_arguments(args, kwargs)
         with torch.random.fork_rng(), poutine.block():
             with torch.no_grad():

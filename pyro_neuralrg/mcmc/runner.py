@@ -151,7 +151,8 @@ class VectorizedMCMC(RunResults):
             CheckpointError: if the run cannot begin in the folder of the record: another run uses
                 it, it holds checkpoints and is not to be resumed, none of them is intact, or they
                 are of other settings, which are named, or of another target, whose energies would
-                be others (a ValueError). ``num_samples`` and ``progress`` may differ.
+                be others (a ValueError). ``num_samples`` and ``progress`` may differ;
+                ``initial_params`` and what observables compute are not compared.
         """
         self._forget()
         self._set_up(args, kwargs)

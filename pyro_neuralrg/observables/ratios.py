@@ -85,8 +85,8 @@ def specific_heat(
     r"""Specific heat per site, :math:`(\langle H^2\rangle - \langle H\rangle^2) / (N T^2)`, in k_B.
 
     Args:
-        internal_energy: series of H / N, as of :func:`internal_energy`.
-        squared_internal_energy: series of (H / N)^2, as of :func:`squared_internal_energy`; not the
+        internal_energy: series of H / N, as of ``target.observables()``.
+        squared_internal_energy: series of (H / N)^2, likewise; not the
             square of energies averaged over the spins given x, which lacks their variance. The
             difference loses N-fold precision: of large lattices measure float64 fields.
         shape: of the lattice.

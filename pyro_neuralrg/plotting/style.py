@@ -17,6 +17,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from PIL import Image
 
+from pyro_neuralrg.arguments import check_number
+
 BLUE, VERMILION, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
 COLOURS = (BLUE, VERMILION, GREEN, "#CC79A7", "#E69F00")
 STYLES = ("-", "--", "-.", ":", "-")
@@ -69,6 +71,7 @@ def look(index: int) -> dict[str, Any]:
 def exact_line(ax: Axes, exact: float | None, label: str = "exact") -> None:
     """A dashed black line at the exact value, if it is known."""
     if exact is not None:
+        exact = check_number("exact", exact, "a finite number or None")
         ax.axhline(exact, color="black", linestyle=(0, (5, 2)), linewidth=1.2, label=label)
 
 

@@ -17,6 +17,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyro_neuralrg.files.format import one_line
 from pyro_neuralrg.files.record import Checkpoints, check_energies
 from pyro_neuralrg.infer.pdd import PDD
 from pyro_neuralrg.potentials.base import LatticePotential
@@ -151,6 +152,8 @@ class Training:
                         if self._take_step(begin):
                             progress.step(partial(_figures, self.records[-1]))
                             self._after_step(pressed, callback, checkpoints)
+                if checkpoints is not None:
+                    self._write_table(checkpoints)
         except KeyboardInterrupt:
             self._interrupt()
         with deferred_interrupts() as pressed:
@@ -387,6 +390,16 @@ class Training:
         }
         table = partial(History.from_steps(self.records).to_csv, checkpoints.folder / HISTORY)
         checkpoints.keep(self.step, contents, table if checkpoints.record.history else None)
+
+    def _write_table(self, checkpoints: Checkpoints) -> None:
+        """Write the table alone: of a training that cannot go on, or took no step."""
+        if not (checkpoints.record.history and self.world.is_first):
+            return
+        path = checkpoints.folder / HISTORY
+        try:
+            History.from_steps(self.records).to_csv(path)
+        except OSError as error:
+            self._warn(f"{path} cannot be written ({one_line(error)})")
 
     def state_dict(self) -> dict[str, Any]:
         """State of the training between two steps, as tensors and numbers."""

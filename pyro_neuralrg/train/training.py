@@ -16,7 +16,7 @@ from pyro import poutine
 from pyro.distributions.conditional import ConditionalTransformModule
 from torch import Tensor
 
-from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, check_number
+from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, check_number, check_type
 from pyro_neuralrg.files.record import Checkpoints, Record
 from pyro_neuralrg.infer.guides import FlowGuide
 from pyro_neuralrg.infer.pdd import PDD
@@ -138,12 +138,17 @@ def fit(
             tries again, see ``unsaved``).
     """
     schedule = Schedule() if schedule is None else schedule
+    if callback is not None:
+        check_type("callback", callback, Callable, "a function or None")
     _check(target, steps, batch, lr, path_gradient, seed, schedule, record, model_args)
     world = processes()
     with seeded(world.seed(seed)), contextlib.ExitStack() as stack:
         if flow is None:
             flow = _default_flow(target)
         shape = _shape(target, flow)
+        own = getattr(flow, "shape", None)
+        if isinstance(own, tuple) and own != shape:
+            raise ValueError(f"flow has shape {own}, the target {shape}; accepted: equal ones")
         budget = _budget(shape, steps, batch, lr)
         training = _training(target, flow, budget, schedule, path_gradient, world, model_args)
         _check_memory(training, budget.batch, math.prod(shape or ()))
@@ -183,6 +188,9 @@ def _check(
     record: Record | None,
     model_args: tuple[Any, ...],
 ) -> None:
+    if not (callable(target) or hasattr(target, "energy")):
+        accepted = "a LatticePotential, a PotentialFamily or a Pyro model"
+        check_type("target", target, LatticePotential, accepted)
     for name, value, least, most in (
         ("steps", steps, 1, None),
         ("batch", batch, 2, None),

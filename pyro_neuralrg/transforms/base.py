@@ -156,7 +156,7 @@ class LatticeTransform(TransformModule):
         Returns:
             z of the shape of x, and ladj of shape ``batch_shape``.
         """
-        known = self._recall(x)
+        known = self._recall("x", x)
         if known is not None:
             return known.z, known.ladj
         batch_shape, h, context = self._packed("x", x)
@@ -175,7 +175,7 @@ class LatticeTransform(TransformModule):
         self._pair = None
 
     def _call(self, x: Tensor) -> Tensor:
-        known = self._recall(x)
+        known = self._recall("z", x)
         if known is not None:
             return known.x
         y, ladj = self.forward_and_ladj(x)
@@ -183,7 +183,7 @@ class LatticeTransform(TransformModule):
         return y
 
     def _inverse(self, y: Tensor) -> Tensor:
-        known = self._recall(y)
+        known = self._recall("x", y)
         if known is not None:
             return known.z
         x, ladj = self.inverse_and_ladj(y)
@@ -194,10 +194,12 @@ class LatticeTransform(TransformModule):
         state = state_of(self, z, x)
         self._pair = None if state is None else _Pair(z, x, ladj, out, state)
 
-    def _recall(self, value: Tensor) -> _Pair | None:
-        """The last pair if this very tensor came out of it and nothing has changed, once."""
+    def _recall(self, place: str, value: Tensor) -> _Pair | None:
+        """The last pair if this very tensor came out as its z or x, unchanged since, once."""
         known = self._pair
         if known is None or known.out is not value or known.came_back:
+            return None
+        if getattr(known, place) is not value:  # the same direction once more
             return None
         if known.state != state_of(self, known.z, known.x):
             return None

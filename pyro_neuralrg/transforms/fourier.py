@@ -47,10 +47,10 @@ class _ModeScaling(LatticeTransform):
 
 
 def _slope_term(context: Tensor | None, slopes: Tensor) -> Tensor:
-    """What the first entries of a context add, one for each field."""
+    """Sum of the slopes times the entries of a context, one for each field."""
     if context is None:
         raise ValueError("context is None; accepted for a spectrum with slopes: a tensor")
-    return torch.tensordot(context[: len(slopes)], slopes, ([0], [0]))
+    return torch.tensordot(context, slopes, ([0], [0]))
 
 
 class FourierLayer(_ModeScaling):
@@ -114,7 +114,8 @@ class FourierLayer(_ModeScaling):
     def _factors(self, h: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
         scale = self.scale
         if self.slopes is not None:
-            moved = _slope_term(context, self.slopes.to(h.dtype))
+            first = None if context is None else context[: len(self.slopes)]
+            moved = _slope_term(first, self.slopes.to(h.dtype))
             scale = (scale.to(h.dtype).square() + moved).sqrt()
         return scale.reciprocal() if inverse else scale, scale.log()
 

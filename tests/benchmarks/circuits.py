@@ -3,7 +3,7 @@
 """Which circuit closes the gap: mera, brickwork or tree, of as many parameters, on 8 x 8.
 
 Two targets, a free field of mass 0.25 (correlation length 4) and the dual Ising model at Tc, and
-the paper's blocks or couplings that see neighbouring blocks. No Fourier layer and no monotone map:
+the paper's blocks or couplings that see neighbouring blocks. No Fourier layer:
 what the circuit itself can do. The number of couplings in a block makes up for the number of
 layers; the table has the parameters. Gaps are KL(q || pi/Z) in nats, mean and standard error over
 the seeds.

@@ -283,6 +283,19 @@ KILLS = """
 """
 
 
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP])
+def test_a_file_system_without_locks(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def acquire(*_: Any, **__: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("filelock.FileLock.acquire", acquire)
+    (tmp_path / ".counting-0000000001.pt.0a.tmp").write_text("torn")
+    count(often(tmp_path), 3)
+    assert names(tmp_path)[-1] == "counting-0000000003.pt"
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_killed_by_the_system_at_random_moments(tmp_path: Path, seed: int) -> None:

@@ -92,7 +92,7 @@ def test_bad_energies(target: Any) -> None:
         estimate(lambda x: x, proposal(), num_samples=10)
     with pytest.raises(TypeError, match="target is a str"):
         estimate("ising", proposal(), num_samples=10)
-    with pytest.raises(TypeError, match="flow is a str"):
+    with pytest.raises(TypeError, match="q is a str"):
         estimate(energy, "flow", num_samples=10)
 
 

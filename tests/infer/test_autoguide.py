@@ -707,6 +707,13 @@ def test_bad_types(options: dict[str, Any], message: str) -> None:
         AutoHierarchicalFlow(models.one_field, **options)
 
 
+def test_the_side_of_blocks_is_an_option() -> None:
+    guide = AutoHierarchicalFlow(models.one_field, block=3, init_scale=0.3)
+    assert any(
+        getattr(module, "circuit", None) and module.circuit.block == 3 for module in guide.modules()
+    )
+
+
 def test_one_of_two_lattices() -> None:
     guide = AutoHierarchicalFlow(two_lattices, "w", **SMALL)
     assert guide.fields == ("w",)

@@ -168,7 +168,14 @@ def mixing(data: Tensor) -> None:
     pyro.sample("y", dist.Normal(x - x.mean(), 1.0).to_event(1), obs=data)
 
 
-@pytest.mark.parametrize("model", [of_one_site, mixing])
+def branching(data: Tensor) -> None:
+    x = pyro.sample("x", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+    width = 1.0 if x[0].item() > -10.0 else 2.0  # which vmap does not take
+    pyro.sample("y", dist.Normal(x[0], width), obs=data)
+
+
+@pytest.mark.filterwarnings("ignore:the model cannot be vectorised:UserWarning")
+@pytest.mark.parametrize("model", [of_one_site, mixing, branching])
 def test_a_model_that_knows_of_no_particles(model: Any) -> None:
     data = torch.tensor(0.5)
     trace = prototype(model, data)

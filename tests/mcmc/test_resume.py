@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_neuralrg import HMC, Record, VectorizedMCMC
+from pyro_neuralrg import HMC, FreeField, Record, VectorizedMCMC
 from pyro_neuralrg.files import CheckpointError
 from pyro_neuralrg.mcmc import Adaptation, ChEESHMC, EnergyTarget, Kernel
 from pyro_neuralrg.mcmc.checkpoints import FORMAT
@@ -248,3 +248,16 @@ def test_a_record_serves_one_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="record has history=True; accepted"):
         make(HMC(gaussian()), record=Record(tmp_path, history=True))
     assert os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "other", [{"step_size": 0.2}, {"inverse_mass": torch.full((4,), 4.0)}], ids=["step", "mass"]
+)
+def test_another_kernel_is_refused(other: dict[str, Any], tmp_path: Path) -> None:
+    """Also without a warm-up, which would adapt these."""
+    target = FreeField((2, 2), mass=1.0)
+    options: dict[str, Any] = {"warmup_steps": 0, "num_chains": 4, "seed": 0, "progress": False}
+    VectorizedMCMC(HMC(target), 2, record=Record(tmp_path), **options).run()
+    again = VectorizedMCMC(HMC(target, **other), 4, record=Record(tmp_path, resume=True), **options)
+    with pytest.raises(CheckpointError, match=next(iter(other))):
+        again.run()

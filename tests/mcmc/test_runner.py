@@ -456,6 +456,12 @@ def test_physical_starts_of_a_reparameterised_model() -> None:
         run(kernel, 1, initial_params={"f": x}, **options)
 
 
+def test_batches_of_chains_are_those_of_a_model_too() -> None:
+    kernel = HMC(lambda: pyro.sample("x", dist.Normal(0.0, 1.0)), step_size=0.5, num_steps=1)
+    mcmc = run(kernel.on(kernel.target.in_batches(4)), 1, warmup_steps=0)
+    assert mcmc.kernel.target.chain_batch_size == 4
+
+
 def test_chains_in_batches_are_the_same_chains() -> None:
     """Also jumps, latent energies and observables; only the memory is another."""
     sizes: list[int] = []

@@ -129,12 +129,14 @@ class Breaking(GaussianTarget):
 @pytest.mark.parametrize("average", [0.0, 1.0])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_target_that_breaks_for_good_ends_the_training(
-    flow: Any, value: float, average: float
+    flow: Any, value: float, average: float, tmp_path: Path
 ) -> None:
     """With the best parameters, not with an average that holds those which led there."""
+    record = Record(tmp_path, history=True)
     target = Breaking(flow, 1 + 10, value)
+    schedule = Schedule(cooling=None, average=average)
     with pytest.warns(UserWarning, match="training") as caught:
-        result = fit(target, flow, schedule=Schedule(cooling=None, average=average), **QUICK)
+        result = fit(target, flow, schedule=schedule, record=record, **QUICK)
     said = [str(warning.message) for warning in caught]
     assert len(said) == 2
     assert said[0].startswith(f"training diverged: the loss at step 10 is {value}; it goes on")
@@ -142,6 +144,7 @@ def test_a_target_that_breaks_for_good_ends_the_training(
     assert result.stopped == f"the loss at step 10 is {value}, after 10 divergences before"
     assert result.divergences == MAX_DIVERGENCES + 1
     assert result.steps == 10
+    assert len((tmp_path / "history.csv").read_text().splitlines()) == 1 + 10
     assert np.isfinite(result.history.free_energy).all()
     means = np.cumsum(result.history.free_energy) / np.arange(1, 11)
     best = target.states[1 + int(means.argmin())]

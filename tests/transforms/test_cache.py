@@ -210,3 +210,15 @@ def test_with_cache_is_the_same_module() -> None:
     transform = ENTRIES["mera-2d"].make()
     assert transform.with_cache(1) is transform
     assert transform.with_cache(0) is transform
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_direction_once_more_is_another_map(name: str) -> None:
+    """A tensor that came out as x may go in as z."""
+    transform = perturbed(name)
+    fresh, x = copy.deepcopy(transform), transform(latents(name, 3))
+    torch.testing.assert_close(transform(x), fresh(x.clone()))
+    z = transform.inv(latents(name, 3))
+    torch.testing.assert_close(transform.inv(z), fresh.inv(z.clone()))
+    z = transform.inv(latents(name, 3))
+    torch.testing.assert_close(transform.inverse_and_ladj(z), fresh.inverse_and_ladj(z.clone()))

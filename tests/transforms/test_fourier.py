@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from pyro_neuralrg.transforms import FourierLayer
+from pyro_neuralrg.transforms import FourierLayer, LearnedSpectrum
 from tests.transforms.registry import free_spectrum
 
 
@@ -61,3 +61,9 @@ def test_an_open_spectrum_need_not_be_even() -> None:
     assert FourierLayer(torch.tensor([1.0, 2.0, 3.0]), "open").event_shape == (3,)
     with pytest.raises(ValueError, match="boundary is 'closed'; accepted: periodic, open"):
         FourierLayer(torch.ones(3), "closed")
+
+
+def test_a_learned_spectrum_takes_all_of_its_context() -> None:
+    layer = LearnedSpectrum((3, 3), context_dim=2)
+    with pytest.raises((RuntimeError, ValueError)):
+        layer.forward(torch.randn(3, 3, 4), torch.randn(3, 4))

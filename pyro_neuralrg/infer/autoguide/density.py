@@ -55,7 +55,8 @@ def model_density(
     """The density of a model's latents, for points on the CPU.
 
     Points have a leading dimension of their own, as particles in Pyro's vectorised losses. Of a
-    model that does not work so, ``torch.func.vmap`` evaluates them.
+    model that does not work so, ``torch.func.vmap`` evaluates them; where that fails, too, they are
+    evaluated one by one.
 
     Args:
         model: a Pyro model.
@@ -69,14 +70,26 @@ def model_density(
             hidden, say).
     """
     joint = ModelEnergy(model, args, kwargs, prototype)
-    by_vmap = torch.func.vmap(joint.of_one, randomness="different")  # which is refused below
-    of_many = joint.of_many if joint.takes_many() else by_vmap
+    of_many = _of_many(joint, len(order))
     back = order.argsort()
     density = Density(lambda u: of_many(u[:, back].to(joint.device)).cpu(), joint.dtype)
     points = torch.zeros(2, len(order), dtype=joint.dtype)
     if not torch.equal(density.energy(points), density.energy(points)):
         raise ValueError("the model's density is another each time")
     return density
+
+
+def _of_many(joint: ModelEnergy, dim: int) -> Callable[[Tensor], Tensor]:
+    """The fastest way that the model takes."""
+    if joint.takes_many():
+        return joint.of_many
+    by_vmap = torch.func.vmap(joint.of_one, randomness="different")  # refused by the caller
+    try:
+        with torch.no_grad():
+            by_vmap(torch.zeros(2, dim, dtype=joint.dtype, device=joint.device))
+    except Exception:  # a branch that depends on a value, say
+        return lambda points: torch.stack([joint.of_one(point) for point in points])
+    return by_vmap
 
 
 class _Site(NamedTuple):

@@ -41,7 +41,7 @@ from pyro_neuralrg.infer.pyro_internals import (
     register_parameters,
     without_hidden_sites,
 )
-from pyro_neuralrg.transforms import conditional_hierarchical_flow, hierarchical_flow
+from pyro_neuralrg.transforms import HierarchicalFlow, conditional_hierarchical_flow
 
 QUANTILE_DRAWS = 1000
 """Draws of the posterior behind :meth:`AutoHierarchicalFlow.median` and ``quantiles``."""
@@ -399,7 +399,7 @@ def _names(field: str | None, fields: Sequence[str] | None) -> tuple[str, ...] |
 
 
 def _check_options(options: dict[str, Any]) -> None:
-    makers = hierarchical_flow, conditional_hierarchical_flow
+    makers = HierarchicalFlow, HierarchicalFlow.build, conditional_hierarchical_flow
     known = {name for maker in makers for name in inspect.signature(maker).parameters}
     known -= {"shape", "dtype", "base", "context_dim", "options"}
     unknown = sorted(set(options) - known)
