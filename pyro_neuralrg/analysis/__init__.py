@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from pyro_neuralrg.analysis.cones import light_cone, reach
 from pyro_neuralrg.analysis.estimators import Bins, Estimator, Neighbours
 from pyro_neuralrg.analysis.information import (
     GroupedInformation,
@@ -21,7 +22,6 @@ from pyro_neuralrg.analysis.jacobians import (
     responses_by_scale,
     written_patterns,
 )
-from pyro_neuralrg.analysis.light_cone import light_cone, reach
 from pyro_neuralrg.analysis.renormalization import (
     TopEnergy,
     effective_energy,

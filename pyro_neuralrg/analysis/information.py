@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_neuralrg.analysis.estimators import Estimator, Neighbours
-from pyro_neuralrg.analysis.scales import check_indices, check_tensor, scale_of_latents
-from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, check_type
+from pyro_neuralrg.analysis.scales import check_indices, scale_of_latents
+from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, check_tensor, check_type
 from pyro_neuralrg.lattice import check_boundary, check_shape
 from pyro_neuralrg.statistics import Estimate
 from pyro_neuralrg.transforms import HierarchicalFlow

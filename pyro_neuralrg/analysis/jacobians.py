@@ -16,10 +16,9 @@ from pyro_neuralrg.analysis.scales import (
     check_fields,
     check_hierarchical,
     check_indices,
-    check_tensor,
     latents_of_scale,
 )
-from pyro_neuralrg.arguments import check_integer
+from pyro_neuralrg.arguments import check_integer, check_tensor
 from pyro_neuralrg.transforms import HierarchicalFlow
 from pyro_neuralrg.transforms.scales import number_of_scales
 

@@ -13,10 +13,9 @@ from torch import Tensor
 from pyro_neuralrg.analysis.scales import (
     check_fields,
     check_hierarchical,
-    check_tensor,
     variables_of_scale,
 )
-from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, check_type
+from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, check_tensor, check_type
 from pyro_neuralrg.free_energy.importance import energy_function
 from pyro_neuralrg.statistics import kish_fractions
 from pyro_neuralrg.transforms import HierarchicalFlow

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.arguments import check_integer, check_type
+from pyro_neuralrg.arguments import check_integer, check_tensor, check_type
 from pyro_neuralrg.transforms import HierarchicalFlow
 from pyro_neuralrg.transforms.scales import blocks_of_scale, number_of_scales, sites_of_scale
 
@@ -120,13 +120,6 @@ def block_wavelets(flow: HierarchicalFlow, scale: int) -> Tensor:
 def check_hierarchical(flow: Any) -> None:
     """Raise a TypeError unless ``flow`` is a HierarchicalFlow."""
     check_type("flow", flow, HierarchicalFlow, "a HierarchicalFlow")
-
-
-def check_tensor(name: str, value: Any) -> None:
-    """Raise a TypeError unless ``value`` is a floating tensor."""
-    if not isinstance(value, Tensor) or not value.is_floating_point():
-        seen = value.dtype if isinstance(value, Tensor) else type(value).__name__
-        raise TypeError(f"{name} is {seen}; accepted: a floating tensor")
 
 
 def check_indices(name: str, value: Any, variables: int) -> list[int]:

@@ -116,11 +116,6 @@ def estimate(
     return from_log_weights(weights)
 
 
-def is_trustworthy(found: FreeEnergyEstimate) -> bool:
-    """As the property of the estimate."""
-    return found.is_trustworthy
-
-
 def from_log_weights(weights: LogWeights | Tensor) -> FreeEnergyEstimate:
     """Both estimates from the log-weights ``ln pi(x) - ln q(x)`` of independent samples x ~ q."""
     if not isinstance(weights, LogWeights):

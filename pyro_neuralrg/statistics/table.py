@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -26,13 +26,9 @@ COLUMNS = {
 }
 """ArviZ's names, in its order."""
 
-Labels = Sequence[Sequence[Any]]
-"""Names of the indices along each dimension of a variable."""
-
 
 def summary_table(
     draws: Mapping[str, Any],
-    labels: Mapping[str, Labels] | None = None,
     max_sites: int | None = None,
 ) -> Any:
     """Mean, sd, standard error, effective sample sizes and R-hat of each variable.
@@ -43,7 +39,6 @@ def summary_table(
 
     Args:
         draws: by name, arrays or tensors of shape ``(chains, draws) + shape``.
-        labels: by name, names of the indices along each further dimension; numbers if not given.
         max_sites: sites of a field to evaluate, at most.
 
     Returns:
@@ -60,21 +55,19 @@ def summary_table(
     lines: dict[str, dict[str, Any]] = {}
     for name, values in draws.items():
         found = summarise_field(values, max_sites)
-        for label, figures in _lines(name, found, (labels or {}).get(name)):
+        for label, figures in _lines(name, found):
             row = {title: getattr(figures, key) for key, title in COLUMNS.items()}
             lines[label] = {**row, "sites": found.coverage}
     table = pd.DataFrame.from_dict(lines, orient="index")
     return table if any(table.get("sites", [])) else table.drop(columns="sites", errors="ignore")
 
 
-def _lines(name: str, found: FieldSummary, labels: Labels | None) -> Iterator[tuple[str, Summary]]:
+def _lines(name: str, found: FieldSummary) -> Iterator[tuple[str, Summary]]:
     if math.prod(found.shape) > MAX_LINES or found.coverage:
         yield f"{name}[worst]", found.worst()
         yield f"{name}[median]", found.median()
         return
-    called = [range(size) for size in found.shape] if labels is None else labels
     for place, flat in enumerate(found.sites):
-        index = np.unravel_index(flat, found.shape)
-        words = [str(names[i]) for names, i in zip(called, index, strict=True)]
+        words = map(str, np.unravel_index(flat, found.shape))
         figures = Summary(**{key: float(found.figures[key][place]) for key in Summary._fields})
-        yield f"{name}[{', '.join(words)}]" if words else name, figures
+        yield f"{name}[{', '.join(words)}]" if found.shape else name, figures

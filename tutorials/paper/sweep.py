@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from start import Model, Results, Start, errorbars, option, paper_flow, read, run, write
 
 from pyro_neuralrg import fit, plotting
-from pyro_neuralrg.analysis.light_cone import light_cone, reach
+from pyro_neuralrg.analysis import light_cone, reach
 from pyro_neuralrg.free_energy import estimate
 from pyro_neuralrg.lattice import make_circuit
 from pyro_neuralrg.plotting import Series
