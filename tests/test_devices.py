@@ -57,7 +57,13 @@ def test_the_device_tells_what_is_wrong() -> None:
         float(normals(3).sum())
 
 
-@pytest.mark.parametrize("name", POTENTIALS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ("ising", "free field") else pytest.param(name, marks=pytest.mark.slow)
+        for name in POTENTIALS
+    ],
+)
 def test_flows_and_energies_move(name: str) -> None:
     target, flow = moved(name)
     for tensor in [*flow.parameters(), *flow.buffers()]:
