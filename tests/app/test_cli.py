@@ -392,6 +392,7 @@ def test_interrupted_run_is_saved(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_terminated_and_resumed(run: Run, tmp_path: Path) -> None:
     """SIGTERM, as batch systems send it, saves a checkpoint and the report."""
+    torch.set_default_dtype(torch.float32)  # as in the other process, for the same first weights
     options = "--steps 400 --batch 8 --checkpoint states --resume --history"
     signalled(signal.SIGTERM, tmp_path, *QUICK, *SMALL, *options.split(), "--out", "out")
     report = read("out")
