@@ -15,6 +15,8 @@ from pyro_neuralrg.distributions import SymmetrizedFlow
 from pyro_neuralrg.free_energy import estimate
 from pyro_neuralrg.free_energy.importance import log_weights
 from pyro_neuralrg.infer import FlowGuide
+from pyro_neuralrg.potentials import IsingDual
+from pyro_neuralrg.transforms import hierarchical_flow
 
 SITES = 4
 WIDTH = 1.25  # of q over that of the target: weights of finite variance, ESS well below 1
@@ -111,3 +113,8 @@ def test_error_bars_cover() -> None:
             covered = (pulls.abs() < width).double().mean().item()
             assert abs(covered - rate) < 4 * (rate * (1 - rate) / 200) ** 0.5
         assert abs(pulls.mean().item()) < 4 / 200**0.5
+
+
+def test_a_flow_of_another_shape_is_named() -> None:
+    with pytest.raises(ValueError, match=r"q has shape \(2, 2\), the target \(4, 4\)"):
+        estimate(IsingDual((4, 4)), hierarchical_flow((2, 2)), num_samples=10)

@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch.distributions import constraints
 
-from pyro_neuralrg import Record
+from pyro_neuralrg import Record, hierarchical_flow
 from pyro_neuralrg.distributions import SymmetrizedFlow
 from pyro_neuralrg.infer import PDD, FlowGuide
 from pyro_neuralrg.potentials import IsingDual
@@ -430,3 +430,25 @@ def test_warm_up_in_steps(target: Any, flow: Any) -> None:
     expected = [0.05 * learning_rate_factor(step, 30, warmup=6) for step in range(30)]
     assert list(rates) == expected
     assert rates[2] < 0.6 * rates[5]
+
+
+def test_a_flow_of_another_shape_is_named() -> None:
+    with pytest.raises(ValueError, match=r"flow has shape \(2, 2\), the target \(4, 4\)"):
+        fit(IsingDual((4, 4)), hierarchical_flow((2, 2)), steps=1, batch=4, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"callback": 3}, "callback is a int"), ({"target": 3}, "target is a int")],
+)
+def test_what_is_no_function_or_target(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        fit(**{"target": IsingDual((2, 2)), "steps": 1, "progress": False, **options})
+
+
+def test_a_finished_training_that_is_resumed_has_its_table(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"steps": 3, "batch": 4, "seed": 0, "progress": False}
+    target = IsingDual((2, 2))
+    fit(target, record=Record(tmp_path), **options)
+    fit(target, record=Record(tmp_path, resume=True, history=True), **options)
+    assert len((tmp_path / "history.csv").read_text().splitlines()) == 1 + 3

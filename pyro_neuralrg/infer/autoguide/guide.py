@@ -79,11 +79,11 @@ class AutoHierarchicalFlow(AutoContinuous):
 
     Which options? None, for most models: each site has a skewness and a weight of its tails, the
     modes of the fields have widths that depend on the globals, and two small couplings a block see
-    the neighbours. More gain little, in as much time: of six sizes (depth 2, four couplings, 16
-    units, tanh terms, disentanglers) none was above the default after 2,400 steps by more than 0.01
-    nats for a smooth map and a disease map, or 0.13 for a Cox process of many points, where
-    ``bijector=Neighbour(layers=4, hidden=(16,), num_tanh=2)`` was best (one seed each,
-    ``python -m tests.benchmarks.guides --options``). A lower learning rate at the end gains more.
+    the neighbours. More gain little, in as much time: of depth 2, four couplings and 16 units with
+    tanh terms none was above the default after 2,400 steps by more than 0.01 nats for a smooth map
+    and a disease map, nor were disentanglers for the smooth map; for a Cox process of many points
+    ``bijector=Neighbour(layers=4, hidden=(16,), num_tanh=2)`` was best, by 0.13 (one seed each,
+    ``python -m tests.benchmarks.guides --options``). More steps at a lower rate gain more.
     ``boundary="periodic"`` is for fields on a torus, ``odd=True`` for symmetric posteriors.
 
     It does what Pyro's ``AutoIAFNormal`` does: ``SVI``, ``Predictive``, plates, vectorised
