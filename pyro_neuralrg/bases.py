@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,9 +29,9 @@ FAR = 8.0
 class StandardNormal:
     """Independent standard normals, the paper's base.
 
-    To write another base: derive, define all methods below for latents of any batch shape on the
-    left of ``event_dim`` dimensions (none of a single number), let :func:`base_from_config` know
-    it, and add a line to ``tests/test_bases.py``.
+    To write another base: derive, define all methods below for latents of any batch shape followed
+    by ``event_dim`` dimensions, let :func:`base_from_config` know it, and add it to
+    ``tests/test_bases.py``.
     """
 
     def log_prob(self, z: Tensor, event_dim: int) -> Tensor:
@@ -70,13 +71,10 @@ class TwoModes(StandardNormal):
 
     .. math:: p(z_1) = \tfrac12 N(z_1; -m, 1) + \tfrac12 N(z_1; m, 1)
 
-    For targets that may have two phases: a smooth flow would have to be bent to make two of one.
+    For targets that may have two phases, which a smooth flow cannot easily make of one mode.
 
     Args:
-        separation: m, the distance of either mode from zero, in standard deviations.
-
-    Raises:
-        TypeError, ValueError: if the separation is not a number in (0, 4].
+        separation: m in (0, 4], the distance of either mode from zero, in standard deviations.
 
     Example:
         >>> base = TwoModes(3.0)
@@ -129,8 +127,9 @@ class TwoModes(StandardNormal):
     def _from_normal(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """From u >= 0 to z >= 0: Newton's iteration for equal logarithms of the tails.
 
-        That of the two modes is concave and falls, so that it converges from the right. The last
-        two steps make first and second derivatives those of the implicit function theorem.
+        The log tail of the two modes is concave and falls, so the iteration converges from the
+        right. The last two steps give first and second derivatives, by the implicit function
+        theorem.
         """
         goal = _log_upper(u)
         with torch.no_grad():
@@ -188,8 +187,8 @@ class BaseDistribution(dist.TorchDistribution):
         base: the density of the latents.
         shape: of an event.
         like: a tensor of the dtype and on the device of draws; None: torch's defaults.
-        from_normal: let samplers that move in unconstrained space, Pyro's HMC and NUTS among them,
-            see standard normals u with ``z = base.from_normal(u)``.
+        from_normal: let samplers in unconstrained space, such as Pyro's NUTS, see standard normals
+            u with ``z = base.from_normal(u)``.
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
@@ -219,12 +218,8 @@ class BaseDistribution(dist.TorchDistribution):
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> BaseDistribution:
         """The same events in a batch."""
-        new = self._get_checked_instance(BaseDistribution, _instance)
-        new.base, new.like, new.from_normal = self.base, self.like, self.from_normal
-        dist.TorchDistribution.__init__(
-            new, torch.Size(batch_shape), self.event_shape, validate_args=False
-        )
-        new._validate_args = self._validate_args
+        new = copy.copy(self)
+        new._batch_shape = torch.Size(batch_shape)
         return new
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
@@ -245,19 +240,12 @@ class BaseDistribution(dist.TorchDistribution):
         return self.base.log_prob(value, self.event_dim).expand(batch)
 
 
-class LatentsOf(constraints.Constraint):
+class LatentsOf(constraints.independent):
     """Real tensors that standard normals reach by ``from_normal`` of a base."""
 
-    is_discrete = False
-
     def __init__(self, base: StandardNormal, event_dim: int) -> None:
+        super().__init__(constraints.real, event_dim)
         self.base = base
-        self.event_dim = event_dim
-        super().__init__()
-
-    def check(self, value: Tensor) -> Tensor:
-        """Which events are real."""
-        return constraints.independent(constraints.real, self.event_dim).check(value)
 
 
 class FromNormal(Transform):

@@ -23,12 +23,7 @@ MAX_DIM = 3
 
 
 def check_shape(shape: Iterable[int]) -> tuple[int, ...]:
-    """Return ``shape`` as a tuple of one to three positive integers.
-
-    Example:
-        >>> check_shape([8, 5])
-        (8, 5)
-    """
+    """Return ``shape`` as a tuple of one to three positive integers."""
     accepted = f"accepted: one to {MAX_DIM} integers >= 1, such as (16, 16)"
     try:
         given = (None,) if isinstance(shape, bytes) else tuple(shape)
@@ -88,8 +83,7 @@ class Layer:
         scale: k, 0 is the finest.
         shape: lattice shape at this scale.
         block: sites of a block along each axis.
-        shift: how far the lattice is rolled back along each axis before it is cut into blocks
-            (periodic).
+        shift: sites by which a periodic lattice is rolled back before it is cut into blocks.
         axes: the segments of each axis, in order, covering it without gaps.
     """
 
@@ -155,28 +149,15 @@ def _cut_axis(side: int, block: int, offset: int) -> tuple[Segment, ...]:
 def _layer(
     kind: str, scale: int, shape: tuple[int, ...], block: int, shifted: bool, boundary: str
 ) -> Layer:
-    """A block layer; a shifted one is displaced by half a block along every axis with room for it.
-
-    A periodic axis with a single block, shifted, would hold the same sites again, and an open one
-    has no second block: such an axis is left unshifted.
-    """
-    sides = tuple(min(block, side) for side in shape)
-    offsets = tuple(
-        side // 2 if shifted and length > side else 0
-        for side, length in zip(sides, shape, strict=True)
-    )
-    rolled = boundary == "periodic"
-    return Layer(
-        kind=kind,
-        scale=scale,
-        shape=shape,
-        block=sides,
-        shift=offsets if rolled else (0,) * len(shape),
-        axes=tuple(
-            _cut_axis(length, side, 0 if rolled else offset)
-            for length, side, offset in zip(shape, sides, offsets, strict=True)
-        ),
-    )
+    """A layer of blocks, ``shifted`` by half a block along every axis with more than one block."""
+    sides = tuple(min(block, length) for length in shape)
+    nowhere = (0,) * len(shape)
+    offsets = nowhere
+    if shifted:  # a single block, shifted, would hold the same sites again
+        offsets = tuple(block // 2 if length > block else 0 for length in shape)
+    shift, cut_at = (offsets, nowhere) if boundary == "periodic" else (nowhere, offsets)
+    axes = tuple(map(_cut_axis, shape, sides, cut_at))
+    return Layer(kind, scale, shape, sides, shift, axes)
 
 
 def make_circuit(
@@ -189,21 +170,18 @@ def make_circuit(
 ) -> Circuit:
     """Build a circuit as data (paper Fig. 1; supplement for the brickwork, there called TEBD).
 
-    * ``mera``: a disentangler and a decimator at each scale, until one site is left or ``depth``
-      scales are done. The disentangler is shifted by half a block along every axis with more than
-      one block, and left out where no axis is shifted: a deeper bijector in the decimator does the
-      same. Sites behind a truncated depth remain independent normals.
+    * ``mera``: at each scale a disentangler, shifted by half a block, and a decimator. The
+      disentangler is left out where no axis has a second block.
     * ``tree``: decimators only.
-    * ``brickwork``: ``depth`` disentanglers on the finest lattice, alternately unshifted and
-      shifted.
+    * ``brickwork``: disentanglers on the finest lattice, alternately unshifted and shifted.
 
     Args:
         name: one of ``CIRCUITS``.
-        shape: lattice shape, d = 1, 2 or 3 sides >= 1.
+        shape: lattice shape, one to three sides >= 1.
         block: block side b >= 2; an axis shorter than b forms blocks of its own length.
-        depth: number of scales (``mera``, ``tree``; default: all) or of layers (``brickwork``;
-            default: largest side / b, at least two; on a periodic lattice of whole blocks just
-            as many as let the light cone of every site span it).
+        depth: number of scales (``mera``, ``tree``; default: down to one site; sites behind fewer
+            remain independent normals) or of layers (``brickwork``; default: largest side / b, at
+            least two: the light cone of every site then spans a periodic lattice).
         boundary: "periodic" or "open" (an open shifted layer has thinner blocks at the edges).
 
     Raises:
@@ -223,7 +201,7 @@ def make_circuit(
         layers = _brickwork_layers(sides, block, depth, boundary)
     else:
         layers = _hierarchical_layers(sides, block, depth, boundary, disentangle=name == "mera")
-    return Circuit(name=name, shape=sides, block=block, boundary=boundary, layers=tuple(layers))
+    return Circuit(name, sides, block, boundary, tuple(layers))
 
 
 def _hierarchical_layers(

@@ -34,18 +34,14 @@ def apply_spectrum(
     r"""Apply the operator with the given eigenvalues, :math:`F^{-1} \lambda F x`.
 
     Args:
-        x: fields, any batch shape followed by the lattice's shape, of a floating dtype.
-        spectrum: eigenvalues :math:`\lambda`, of the lattice's shape; used in x's precision. With
-            ``dims``, batch dimensions may stand before it, which broadcast with those of x.
+        x: fields, ``batch_shape + shape``, of a floating dtype, which the result has too.
+        spectrum: eigenvalues :math:`\lambda`, of the lattice's shape; with ``dims``, batch
+            dimensions may stand before it, which broadcast with those of x.
         boundary: "periodic" or "open".
         dims: number of the lattice's dimensions; None: those of the spectrum.
 
-    Returns:
-        A tensor of x's shape and dtype.
-
     Raises:
-        ValueError: if the last sides of x are not those of the spectrum, or the boundary is
-            unknown.
+        ValueError: if x has not the lattice's shape, or the boundary is unknown.
 
     Example:
         >>> x = torch.eye(4)[0]  # its neighbours on a ring of four sites:
@@ -63,22 +59,10 @@ def apply_spectrum(
 def quadratic_form(
     x: Tensor, spectrum: Tensor, boundary: str = "periodic", dims: int | None = None
 ) -> Tensor:
-    r"""The form :math:`x^T A x` of the operator A with the given eigenvalues, in one transform.
+    r"""The form :math:`x^T A x` of the operator A with the given eigenvalues, of the batch shape.
 
-    By Parseval's theorem, without going back.
-
-    Args:
-        x: fields, any batch shape followed by the lattice's shape, of a floating dtype.
-        spectrum: eigenvalues of A, of the lattice's shape, or a batch of them as for
-            :func:`apply_spectrum`.
-        boundary: "periodic" or "open".
-        dims: number of the lattice's dimensions; None: those of the spectrum.
-
-    Returns:
-        A tensor of the batch shape, in x's dtype.
-
-    Raises:
-        ValueError: as :func:`apply_spectrum`.
+    In one transform, by Parseval's theorem. Arguments and errors are those of
+    :func:`apply_spectrum`.
 
     Example:
         >>> quadratic_form(torch.ones(4), neighbour_spectrum((4,), (1.0,)))  # two neighbours each
@@ -115,6 +99,14 @@ def _prepared(
 # On a periodic lattice
 
 
+def _operator(h: Tensor, eigenvalues: Tensor, dim: tuple[int, ...]) -> Tensor:
+    """A h."""
+    if _is_constant(eigenvalues):
+        applied: Tensor = _Symmetric.apply(h, eigenvalues, dim)
+        return applied
+    return _apply(h, eigenvalues, dim)
+
+
 def _apply(h: Tensor, eigenvalues: Tensor, dim: tuple[int, ...]) -> Tensor:
     """A h by two real transforms."""
     waves = torch.fft.rfftn(h, dim=dim) * _half(eigenvalues)
@@ -122,24 +114,26 @@ def _apply(h: Tensor, eigenvalues: Tensor, dim: tuple[int, ...]) -> Tensor:
 
 
 def _form(h: Tensor, eigenvalues: Tensor, dim: tuple[int, ...]) -> Tensor:
-    """h^T A h by one real transform."""
+    """h^T A h by one real transform, whose modes stand for two but k = 0 and n / 2 (side n)."""
     waves = torch.view_as_real(torch.fft.rfftn(h, dim=dim, norm="ortho"))
-    weights = (_half(eigenvalues) * _multiplicity(eigenvalues.shape[-1], h)).unsqueeze(-1)
+    side = eigenvalues.shape[-1]
+    count = h.new_full((side // 2 + 1,), 2.0)
+    count[0] = 1.0
+    if side % 2 == 0:
+        count[-1] = 1.0
+    weights = (_half(eigenvalues) * count).unsqueeze(-1)
     return (waves.square() * weights).sum((*(d - 1 for d in dim), -1))
+
+
+def _half(spectrum: Tensor) -> Tensor:
+    """The part of a spectrum that belongs to the modes of a real FFT."""
+    return spectrum[..., : spectrum.shape[-1] // 2 + 1]
 
 
 def _is_constant(eigenvalues: Tensor) -> bool:
     """Whether only the derivative with respect to the field can be asked for."""
     wrapped = torch._C._functorch.is_functorch_wrapped_tensor(eigenvalues)
     return not eigenvalues.requires_grad and not wrapped and takes_own_functions()
-
-
-def _operator(h: Tensor, eigenvalues: Tensor, dim: tuple[int, ...]) -> Tensor:
-    """A h."""
-    if _is_constant(eigenvalues):
-        applied: Tensor = _Symmetric.apply(h, eigenvalues, dim)
-        return applied
-    return _apply(h, eigenvalues, dim)
 
 
 def _in_parts(
@@ -194,20 +188,6 @@ class _Form(torch.autograd.Function):
         return (scale * _operator(h, eigenvalues, ctx.dim)).sum_to_size(h.shape), None, None
 
 
-def _half(spectrum: Tensor) -> Tensor:
-    """The part of a spectrum that belongs to the modes of a real FFT."""
-    return spectrum[..., : spectrum.shape[-1] // 2 + 1]
-
-
-def _multiplicity(side: int, like: Tensor) -> Tensor:
-    """How often each mode of a real FFT stands in the full one: 1 for k = 0, n / 2, else 2."""
-    weights = like.new_full((side // 2 + 1,), 2.0)
-    weights[0] = 1.0
-    if side % 2 == 0:
-        weights[-1] = 1.0
-    return weights
-
-
 def neighbour_spectrum(
     shape: Sequence[int], couplings: Sequence[float], boundary: str = "periodic"
 ) -> Tensor:
@@ -216,13 +196,7 @@ def neighbour_spectrum(
     :math:`\sum_a 2 c_a \cos k_a` with :math:`k = 2 \pi m / n` (periodic) or :math:`k = \pi m / (n +
     1)` (open). A periodic side of 2 has two bonds between its sites, a side of 1 has none.
 
-    Args:
-        shape: lattice shape.
-        couplings: one number per axis.
-        boundary: "periodic" or "open".
-
-    Returns:
-        A float64 tensor of the lattice's shape, on the CPU.
+    In float64, on the CPU.
 
     Example:
         >>> neighbour_spectrum((2, 1), (0.5, 7.0))[:, 0]

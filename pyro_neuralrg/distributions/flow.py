@@ -23,15 +23,14 @@ class FlowDistribution(dist.TransformedDistribution):
 
     .. math:: \ln q(x) = \ln p(z) - \ln|\det \partial x / \partial z|, \quad z = g^{-1}(x)
 
-    (paper Eq. 1, 2). Parameters of the flow receive gradients through both ``rsample`` and
-    ``log_prob``. Of a fresh sample the latter goes through its z, at no cost: for the gradient with
-    respect to a drawn x take ``log_prob`` at ``x.clone()``, or at ``x.detach().requires_grad_()``.
-    Where the base has two modes, ``flow(torch.randn(...))`` is no draw of q; ``rsample()`` is.
+    (paper Eq. 1, 2). Both ``rsample`` and ``log_prob`` are differentiable in the flow's parameters.
+    ``log_prob`` of a fresh sample goes through its z, at no cost; for the gradient with respect to
+    a drawn x take it at ``x.clone()``. Where the base has two modes, ``flow(torch.randn(...))`` is
+    no draw of q; ``rsample()`` is.
 
     Args:
-        flow: a TransformModule, for example a HierarchicalFlow; one that carries no base has
-            standard normals.
-        shape: event shape; only needed for a flow that has no ``shape`` attribute.
+        flow: a TransformModule; one that carries no base has standard normals.
+        shape: event shape, only for a flow that has no ``shape`` attribute.
 
     Raises:
         TypeError: if ``flow`` is not a TransformModule (``flow.inv`` has no parameters to train).
@@ -64,19 +63,11 @@ class FlowDistribution(dist.TransformedDistribution):
         return self.transforms[0]
 
     def log_prob(self, value: Tensor) -> Tensor:
-        r"""Return :math:`\ln q(x) = \ln p(z) - \ln|\det \partial x / \partial z|` (paper Eq. 1).
-
-        Args:
-            value: x, shape ``batch_shape + shape``.
-
-        Returns:
-            Nats, of the batch shape of ``value`` with that of the distribution.
-        """
+        """ln q(value) in nats, of the batch shape of ``value`` with that of the distribution."""
         if self._validate_args and value.numel():  # torch cannot check an empty tensor
             self._validate_sample(value)
         z, ladj = inverse_and_ladj(self.flow, value, self.event_dim)
-        log_p = self.base_dist.log_prob(z)
-        return log_p - ladj
+        return self.base_dist.log_prob(z) - ladj
 
     def rsample_and_log_prob(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
         """Draw differentiable fields with ln q, as ``rsample`` and then ``log_prob`` do."""
@@ -90,10 +81,9 @@ class FlowDistribution(dist.TransformedDistribution):
         return isinstance(self.flow, LatticeTransform)
 
     def rsample_with_score(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor, Tensor]:
-        """Draw differentiable fields with ln q and its gradient there, at fixed parameters.
+        """Draw differentiable fields with ln q and its gradient there; the last two have no graph.
 
-        The last two have no graph; see
-        :meth:`~pyro_neuralrg.transforms.LatticeTransform.forward_with_score`.
+        See :meth:`~pyro_neuralrg.transforms.LatticeTransform.forward_with_score`.
         """
         z = self.base_dist.rsample(torch.Size(sample_shape))
         x, ladj, score = self.flow.forward_with_score(z)
@@ -119,11 +109,7 @@ def check_flow(flow: Any) -> None:
 
 
 def event_shape(flow: Any, shape: Sequence[int] | None = None) -> tuple[int, ...]:
-    """The lattice shape of a flow: its own, or ``shape`` where it has none.
-
-    Raises:
-        ValueError: if neither is known, or if they differ.
-    """
+    """The lattice shape of a flow: its own, or ``shape`` where it has none."""
     own = getattr(flow, "shape", shape)
     if own is None or (shape is not None and tuple(own) != tuple(shape)):
         accepted = "the event shape, as the flow has none" if own is None else f"the flow's, {own}"
@@ -141,10 +127,7 @@ def flow_dtype_and_device(flow: Any) -> tuple[torch.dtype, torch.device]:
 
 
 def forward_and_ladj(flow: Any, z: Tensor, event_dim: int) -> tuple[Tensor, Tensor]:
-    """``x = flow(z)`` and ln |det dx/dz| over the ``event_dim`` rightmost dimensions.
-
-    In one pass where the flow offers it; for any TransformModule.
-    """
+    """``x = flow(z)`` and ln |det dx/dz| over ``event_dim`` dimensions, of any TransformModule."""
     if hasattr(flow, "forward_and_ladj"):
         x, ladj = flow.forward_and_ladj(z)
     else:

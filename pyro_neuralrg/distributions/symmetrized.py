@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -40,24 +41,20 @@ class SymmetrizedFlow(TorchDistribution):
 
     .. math:: q(x) = \frac{1}{|G|} \sum_{g \in G} q_0(g^{-1} x), \qquad q(gx) = q(x)
 
-    A sample is ``x = g flow(z)`` with g uniform in G, which does not depend on the parameters: the
-    reparameterised gradient is unbiased. Its density needs q0 on the orbit of x, which is that of
-    ``flow(z)``, whose log-determinant is known already: a sample with its density costs |G| - 1
-    inverse passes and not |G| + 1. ``log_prob`` of the sample drawn last takes that short cut, once
-    and as long as nothing has changed, and goes through ``flow(z)``: for the gradient of ln q with
-    respect to a drawn x take ``log_prob`` at ``x.clone()``, or at ``x.detach().requires_grad_()``.
+    A sample is ``x = g flow(z)`` with g uniform in G, so that reparameterised gradients are
+    unbiased. A sample with its density costs one forward and |G| - 1 inverse passes: ``log_prob``
+    of the sample drawn last goes through its z, once and as long as nothing has changed. For the
+    gradient of ln q with respect to a drawn x take ``log_prob`` at ``x.clone()``.
 
     Args:
         flow: a TransformModule on lattice fields.
         elements: the group elements; default: the spin flip Z2. See
             :func:`~pyro_neuralrg.distributions.symmetry_group`.
         shape: event shape, only for a flow that has no ``shape`` attribute.
-        orbit_chunk: group elements evaluated in one inverse pass; bounds the memory when no
-            gradient is taken.
+        orbit_chunk: group elements evaluated in one inverse pass, which bounds the memory.
 
     Raises:
-        TypeError: if ``flow`` is not a TransformModule, or ``elements`` or ``orbit_chunk`` of
-            another type.
+        TypeError: if ``flow``, ``elements`` or ``orbit_chunk`` has another type.
         ValueError: if ``elements`` is not a group on this lattice, or ``orbit_chunk`` below 1.
 
     Example:
@@ -82,8 +79,10 @@ class SymmetrizedFlow(TorchDistribution):
     ) -> None:
         check_flow(flow)
         lattice = event_shape(flow, shape)
-        elements = symmetry_group(lattice) if elements is None else elements
-        check_group(elements, lattice)
+        if elements is None:
+            elements = symmetry_group(lattice)
+        else:
+            check_group(elements, lattice)
         self.flow = flow
         self.elements = elements = tuple(elements)
         self.orbit_chunk = check_integer("orbit_chunk", orbit_chunk, 1)
@@ -104,14 +103,8 @@ class SymmetrizedFlow(TorchDistribution):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> SymmetrizedFlow:
         """The same distribution with another batch shape."""
-        new = self._get_checked_instance(SymmetrizedFlow, _instance)
-        for name in ("flow", "elements", "orbit_chunk", "_orbit", "_signs", "_sources"):
-            setattr(new, name, getattr(self, name))
-        new._draw = None
-        super(SymmetrizedFlow, new).__init__(
-            torch.Size(batch_shape), self.event_shape, validate_args=False
-        )
-        new._validate_args = self._validate_args
+        new = copy.copy(self)
+        new._batch_shape = torch.Size(batch_shape)
         return new
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
@@ -182,11 +175,7 @@ class SymmetrizedFlow(TorchDistribution):
 def _orbit_representatives(
     elements: Sequence[LatticeSymmetry], shape: tuple[int, ...], odd: bool
 ) -> tuple[LatticeSymmetry, ...]:
-    """The elements whose densities differ, the identity first.
-
-    For an odd flow q0(-x) = q0(x): g and -g count the same, and every class has as many members as
-    any other.
-    """
+    """The elements whose densities differ, the identity first; g and -g for an odd flow do not."""
     one = LatticeSymmetry.identity(len(shape))
     signed = [dataclasses.replace(g, sign=1) for g in elements] if odd else elements
     return distinct((one, *signed), shape)

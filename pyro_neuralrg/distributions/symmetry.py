@@ -69,21 +69,11 @@ class LatticeSymmetry:
 
     def compose(self, first: LatticeSymmetry, shape: Sequence[int]) -> LatticeSymmetry:
         """The element ``self o first``: x -> self(first(x)), on a lattice of ``shape``."""
-        axes, flips, shift = [], [], []
-        for axis, own_shift in enumerate(self.shift):
-            middle = self.axes[axis]
-            direction = -1 if self.flips[axis] else 1
-            first_direction = -1 if first.flips[middle] else 1
-            both = direction * first_direction
-            flip = both == -1
-            # The source site along this axis is both * (i - shift) - flip; self and first in turn
-            # give the same as
-            offset = (
-                first_direction * (self.flips[axis] + first.shift[middle]) + first.flips[middle]
-            )
-            shift.append((own_shift + both * (offset - flip)) % shape[axis])
+        shift, axes, flips = [], [], []
+        for side, own, middle, flip in zip(shape, self.shift, self.axes, self.flips, strict=True):
+            shift.append((own + (-1 if flip else 1) * first.shift[middle]) % side)
             axes.append(first.axes[middle])
-            flips.append(flip)
+            flips.append(flip != first.flips[middle])
         return LatticeSymmetry(tuple(shift), tuple(axes), tuple(flips), self.sign * first.sign)
 
 
@@ -175,9 +165,7 @@ def point_group(shape: Sequence[int]) -> tuple[LatticeSymmetry, ...]:
 
 
 def product_group(
-    shape: Sequence[int],
-    left: Sequence[LatticeSymmetry],
-    right: Sequence[LatticeSymmetry],
+    shape: Sequence[int], left: Sequence[LatticeSymmetry], right: Sequence[LatticeSymmetry]
 ) -> tuple[LatticeSymmetry, ...]:
     """The distinct products g o h: a group if one of the two normalises the other, as ours do."""
     return distinct([g.compose(h, shape) for g in left for h in right], shape)
@@ -218,7 +206,7 @@ def symmetry_group(
 def check_group(elements: Sequence[LatticeSymmetry], shape: Sequence[int]) -> None:
     """Check that elements are a group on a lattice of ``shape``, each given once.
 
-    A finite set that is closed under composition with generators is one. Cost |G| (N + ln^2 |G|).
+    A finite set that is closed under composition is one.
 
     Raises:
         TypeError: if ``elements`` is not a sequence of LatticeSymmetry.
@@ -231,27 +219,14 @@ def check_group(elements: Sequence[LatticeSymmetry], shape: Sequence[int]) -> No
     if not elements or any(len(element.shift) != len(shape) for element in elements):
         raise ValueError(f"elements is {elements}; accepted: a group for shape {tuple(shape)}")
     signs, table, frame = _signs(elements), source_table(elements, shape).T, _frame(shape)
-    known, order = _numbers(signs, table[frame]).sort()
-    signs, table = signs[order], table[:, order]
-    if bool((known[1:] == known[:-1]).any()):
+    known = _numbers(signs, table[frame])
+    if len(known.unique()) < len(known):
         raise ValueError("elements repeats an element; accepted: every group element once")
-    reached = known == _numbers(torch.ones(1, dtype=torch.long), frame.unsqueeze(1))  # identity
-    moves: list[Tensor] = []
-    for at in range(len(known)):
-        if reached[at]:  # a product of elements that have been checked
-            continue
+    for at, second in enumerate(elements):
         products = _numbers(signs[at] * signs, table[table[frame, at]])
-        places = torch.searchsorted(known, products).clamp(max=len(known) - 1)
-        outside = (known[places] != products).nonzero()
+        outside = (~torch.isin(products, known)).nonzero()
         if len(outside):
-            first, second = elements[int(order[outside[0]])], elements[int(order[at])]
             raise ValueError(
-                f"elements is not closed under composition: {first} followed by {second} is not "
-                "among them; accepted: a group"
+                f"elements is not closed under composition: {elements[int(outside[0])]} followed "
+                f"by {second} is not among them; accepted: a group"
             )
-        moves.append(places)
-        before = 0
-        while before < int(reached.sum()):
-            before = int(reached.sum())
-            for move in moves:
-                reached[move[reached]] = True
