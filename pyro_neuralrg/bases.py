@@ -18,11 +18,11 @@ from torch.distributions import Transform, biject_to, constraints, transform_to
 from pyro_neuralrg.arguments import check_choice, check_number
 
 MAX_SEPARATION = 4.0
-"""Farther apart, what lies between the modes is lost in the digits of a double."""
+"""With more, what lies between the modes is lost in the digits of a double."""
 NEWTON_STEPS = 12
-"""From a normal to the two modes; 10 are the most that were needed, for the largest separation."""
+"""From a normal to the two modes; at most 10 were needed, for the largest separation."""
 FAR = 8.0
-"""Where a tail probability is no longer inverted directly."""
+"""Distance from which a tail probability is not inverted directly."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class StandardNormal:
         return torch.randn(tuple(shape), **options)
 
     def from_normal(self, u: Tensor, event_dim: int) -> tuple[Tensor, Tensor]:
-        """Map standard normals u to draws z of the base; ln |det dz/du| of batch shape beside."""
+        """Map standard normals u to draws z of the base; return z and ln |det dz/du|."""
         return u, u.new_zeros(u.shape[: u.dim() - event_dim])
 
     def to_normal(self, z: Tensor, event_dim: int) -> tuple[Tensor, Tensor]:
@@ -186,24 +186,18 @@ class BaseDistribution(dist.TorchDistribution):
     Args:
         base: the density of the latents.
         shape: of an event.
-        like: a tensor of the dtype and on the device of draws; None: torch's defaults.
         from_normal: let samplers in unconstrained space, such as Pyro's NUTS, see standard normals
             u with ``z = base.from_normal(u)``.
+        **options: dtype and device of draws.
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
     has_rsample = True
 
     def __init__(
-        self,
-        base: StandardNormal,
-        shape: Sequence[int],
-        like: Tensor | None = None,
-        from_normal: bool = False,
+        self, base: StandardNormal, shape: Sequence[int], from_normal: bool = False, **options: Any
     ) -> None:
-        self.base = base
-        self.from_normal = from_normal
-        self.like = torch.empty(0) if like is None else like.detach().new_empty(0)
+        self.base, self.from_normal, self.options = base, from_normal, options
         super().__init__(torch.Size(), torch.Size(shape), validate_args=False)
 
     def __repr__(self) -> str:
@@ -225,8 +219,7 @@ class BaseDistribution(dist.TorchDistribution):
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw latents."""
         shape = (*sample_shape, *self.batch_shape, *self.event_shape)
-        like = self.like
-        return self.base.sample(shape, self.event_dim, dtype=like.dtype, device=like.device)
+        return self.base.sample(shape, self.event_dim, **self.options)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """ln p(value) in nats."""

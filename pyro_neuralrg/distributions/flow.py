@@ -77,7 +77,7 @@ class FlowDistribution(dist.TransformedDistribution):
 
     @property
     def has_score(self) -> bool:
-        """Whether :meth:`rsample_with_score` works: for flows of this package."""
+        """Whether :meth:`rsample_with_score` works, as for every flow of this package."""
         return isinstance(self.flow, LatticeTransform)
 
     def rsample_with_score(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor, Tensor]:
@@ -95,8 +95,7 @@ def base_distribution(
 ) -> BaseDistribution:
     """The flow's base, as one event of ``shape``, in the flow's dtype and on its device."""
     dtype, device = flow_dtype_and_device(flow)
-    like = torch.empty(0, dtype=dtype, device=device)
-    return BaseDistribution(base_of(flow), shape, like, from_normal)
+    return BaseDistribution(base_of(flow), shape, from_normal, dtype=dtype, device=device)
 
 
 def check_flow(flow: Any) -> None:
@@ -118,7 +117,7 @@ def event_shape(flow: Any, shape: Sequence[int] | None = None) -> tuple[int, ...
 
 
 def flow_dtype_and_device(flow: Any) -> tuple[torch.dtype, torch.device]:
-    """Those of the flow's first floating parameter or buffer, else torch's defaults."""
+    """Return those of the flow's first floating parameter or buffer, else torch's defaults."""
     for tensor in itertools.chain(flow.parameters(), flow.buffers()):
         if tensor.is_floating_point():
             return tensor.dtype, tensor.device

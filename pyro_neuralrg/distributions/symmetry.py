@@ -167,7 +167,7 @@ def point_group(shape: Sequence[int]) -> tuple[LatticeSymmetry, ...]:
 def product_group(
     shape: Sequence[int], left: Sequence[LatticeSymmetry], right: Sequence[LatticeSymmetry]
 ) -> tuple[LatticeSymmetry, ...]:
-    """The distinct products g o h: a group if one of the two normalises the other, as ours do."""
+    """The distinct products g o h: a group if one of the two normalises the other."""
     return distinct([g.compose(h, shape) for g in left for h in right], shape)
 
 
@@ -183,8 +183,7 @@ def symmetry_group(
     Args:
         shape: lattice shape.
         spin_flips: include x -> -x.
-        translation_step: include translations by multiples of this many sites (1: all of them);
-            None: none.
+        translation_step: include translations by multiples of this many sites; None: none.
         point_symmetries: include reflections and exchanges of equal sides.
 
     Example:
