@@ -7,9 +7,8 @@
 One row for each case, and the medians over the seeds. Each case is trained in a process of its own,
 so that the peak memory is its own. Trainings have the length that ``fit`` gives them, ``--steps``,
 or as many steps as fit into ``--minutes``; ``--grow`` trains smaller lattices first. ``--fit`` and
-``--flow`` are options as JSON. To compare with another version of the code in one run, name its
-checkout: every case is then trained with both, one after the other, and the table shows them side
-by side.
+``--flow`` are options as JSON. ``--against`` names another checkout: every case is then trained
+with both, one after the other.
 
     python -m tests.benchmarks.accuracy --shapes 8x8 --steps 1000 --against ../before
 
@@ -19,16 +18,11 @@ probability 0.8, by 64 chains that start from the latent posterior.
 
 from __future__ import annotations
 
-import argparse
+import itertools
 import json
 import math
-import os
-import resource
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +32,7 @@ from pyro_neuralrg import HMC, IsingDual, Schedule, fit, save
 from pyro_neuralrg.distributions import FlowDistribution
 from pyro_neuralrg.free_energy import estimate
 from pyro_neuralrg.mcmc import LatentTarget
+from tests.benchmarks.harness import HERE, medians, parse, peak_mib, result, shape, start
 
 SAMPLES = 20_000
 SITES_AT_ONCE = 2**18
@@ -67,11 +62,12 @@ def train(case: dict[str, Any]) -> dict[str, float]:
     torch.manual_seed(case["seed"])
     options = {"seed": case["seed"], "progress": False, **case["fit"]}
     began = time.perf_counter()
-    flow = _grown(case, target, temperature, options) if case["grow"] else None
-    if flow is None:
-        flow = target.flow(**case["flow"]).to(case["device"])
-    else:
-        options["schedule"] = Schedule(cooling=None)
+    flow = None
+    for side, steps in case["grow"]:
+        small = IsingDual((side, side), **temperature).to(case["device"])
+        flow, options = _flow(case, small, flow, options)
+        fit(small, flow, steps=steps, **options)
+    flow, options = _flow(case, target, flow, options)
     steps = case["steps"]
     if case["minutes"] is not None:
         steps = _steps_within(60 * case["minutes"], target, flow, options)
@@ -86,7 +82,8 @@ def train(case: dict[str, Any]) -> dict[str, float]:
     with torch.no_grad():
         fields = [FlowDistribution(flow).rsample((200,)) for _ in range(20)]
     factor = float(target.observables()["structure_factor"](torch.cat(fields)).double().mean())
-    figures = {
+    cuda = torch.device(case["device"]).type == "cuda"
+    return {
         "gap": found.variational + target.log_partition(),
         "gap_se": found.variational_se,
         "ess": found.ess,
@@ -95,24 +92,17 @@ def train(case: dict[str, Any]) -> dict[str, float]:
         "seconds": seconds,
         "steps": float(result.steps),
         "milliseconds": 1000 * result.seconds / result.steps,
+        "peak_mib": torch.cuda.max_memory_allocated() / 2**20 if cuda else peak_mib(),
     }
-    return {**figures, "peak_mib": _peak_mib(case["device"])}
 
 
-def _grown(
-    case: dict[str, Any], target: IsingDual, temperature: dict[str, float], options: dict[str, Any]
-) -> Any:
-    """A flow that was trained on each of some smaller lattices before, ``[side, steps]`` each."""
-    flow: Any = None
-    for side, steps in case["grow"]:
-        small = IsingDual((side, side), **temperature).to(case["device"])
-        if flow is None:
-            flow = small.flow(**case["flow"]).to(case["device"])
-            fit(small, flow, steps=steps, **options)
-        else:
-            flow = flow.grow(small.spectrum)
-            fit(small, flow, steps=steps, **{**options, "schedule": Schedule(cooling=None)})
-    return flow.grow(target.spectrum)
+def _flow(
+    case: dict[str, Any], target: IsingDual, before: Any, options: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """A flow, grown from the one before if there is one, and how it is trained."""
+    if before is None:
+        return target.flow(**case["flow"]).to(case["device"]), options
+    return before.grow(target.spectrum), {**options, "schedule": Schedule(cooling=None)}
 
 
 def latent_step(target: IsingDual, flow: Any) -> float:
@@ -152,94 +142,57 @@ def _steps_within(seconds: float, target: IsingDual, flow: Any, options: dict[st
     return max(1, int(seconds / step))
 
 
-def _peak_mib(device: str) -> float:
-    if torch.device(device).type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def in_a_process(case: dict[str, Any], checkout: Path) -> dict[str, float]:
-    """Run one case with the package of a checkout."""
-    environment = {**os.environ, "PYTHONPATH": str(checkout)}
-    command = [sys.executable, __file__, "--case", json.dumps(case)]
-    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def _shape(text: str) -> list[int]:
-    return [int(side) for side in text.split("x")]
-
-
-def _row(name: str, figures: dict[str, float]) -> str:
+def _row(name: str, figures: dict[str, float]) -> None:
     cells = [f"{figures[key]:{form}}" for key, (_, form) in FIGURES.items()]
-    return f"{name:<34} " + " ".join(cells)
-
-
-def _heading() -> str:
-    cells = [f"{head:>{form.split('.')[0]}}" for head, form in FIGURES.values()]
-    return f"{'case':<34} " + " ".join(cells)
-
-
-def _median(rows: Iterable[dict[str, float]]) -> dict[str, float]:
-    rows = list(rows)
-    return {key: statistics.median(row[key] for row in rows) for key in FIGURES}
+    print(f"{name:<34}", *cells)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    options = parse(
+        __doc__,
+        shapes={"type": shape, "nargs": "+", "default": [[8, 8]], "metavar": "8x8"},
+        temperatures=({"type": float, "nargs": "+", "default": [None]}, "default: critical"),
+        seeds=[0],
+        steps=({"type": int}, "default: that of fit"),
+        minutes=({"type": float}, "as many steps as fit into this time"),
+        fit=({"type": json.loads, "default": {}}, "such as '{\"batch\": 512}'"),
+        flow=({"type": json.loads, "default": {}}, 'such as \'{"bijector": "realnvp"}\''),
+        grow=(
+            {"type": json.loads, "default": []},
+            "train smaller lattices first and grow: sides and steps, such as '[[8, 500]]'",
+        ),
+        threads=torch.get_num_threads(),
+        device="cpu",
+        no_latent_step=(False, "leave it out: it takes a while"),
+        json=({"type": Path}, "file for all figures"),
+        save=("", "folder for the flows"),
+        against=({"type": Path}, "another checkout of this project, to compare with"),
     )
-    add = parser.add_argument
-    add("--shapes", type=_shape, nargs="+", default=[[8, 8]], metavar="8x8")
-    add("--temperatures", type=float, nargs="+", default=[None], help="default: critical")
-    add("--seeds", type=int, nargs="+", default=[0])
-    add("--steps", type=int, help="default: that of fit")
-    add("--minutes", type=float, help="as many steps as fit into this time")
-    add("--fit", type=json.loads, default={}, help="such as '{\"batch\": 512}'")
-    add("--flow", type=json.loads, default={}, help='such as \'{"bijector": "realnvp"}\'')
-    add("--grow", type=json.loads, default=[], help="train smaller lattices first and grow: "
-        "sides and steps, such as '[[8, 500], [16, 700]]'")  # fmt: skip
-    add("--threads", type=int, default=torch.get_num_threads())
-    add("--device", default="cpu")
-    add("--no-latent-step", action="store_true", help="leave it out: it takes a while")
-    add("--json", type=Path, help="file for all figures")
-    add("--save", default="", help="folder for the flows")
-    add("--against", type=Path, help="another checkout of this project, to compare with")
-    add("--case", type=json.loads, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.case is not None:
-        print(json.dumps(train(arguments.case)))
-        return
-    here = Path(__file__).parents[2]
-    checkouts = {"": here} if arguments.against is None else {
-        "here": here, "against": arguments.against.resolve()
-    }  # fmt: skip
-    print(_heading(), flush=True)
-    records = []
-    for shape in arguments.shapes:
-        for temperature in arguments.temperatures:
-            found: dict[str, list[dict[str, float]]] = {label: [] for label in checkouts}
-            name = "x".join(map(str, shape))
-            heat = "Tc" if temperature is None else f"T = {temperature:g}"
-            for seed in arguments.seeds:
-                case = {
-                    **{key: getattr(arguments, key) for key in PASSED_ON},
-                    "shape": shape,
-                    "temperature": temperature,
-                    "seed": seed,
-                    "latent_step": not arguments.no_latent_step,
-                }
-                for label, checkout in checkouts.items():
-                    began = time.time()
-                    figures = in_a_process(case, checkout)
-                    found[label].append(figures)
-                    records.append({"case": case, "label": label, "began": began, **figures})
-                    print(_row(f"{name}, {heat}, seed {seed} {label}", figures), flush=True)
-                    if arguments.json is not None:
-                        arguments.json.write_text(json.dumps(records, indent=1))
-            if len(arguments.seeds) > 1:
-                for label, rows in found.items():
-                    print(_row(f"{name}, {heat}, median {label}", _median(rows)), flush=True)
+    checkouts = {"": HERE}
+    if options.against is not None:
+        checkouts = {"here": HERE, "against": options.against.resolve()}
+    headings = [f"{head:>{form.split('.')[0]}}" for head, form in FIGURES.values()]
+    print(f"{'case':<34}", *headings)
+    records: list[dict[str, Any]] = []
+    for sides, temperature in itertools.product(options.shapes, options.temperatures):
+        found: dict[str, list[dict[str, float]]] = {label: [] for label in checkouts}
+        name = "x".join(map(str, sides))
+        name += ", Tc" if temperature is None else f", T = {temperature:g}"
+        for seed in options.seeds:
+            case = {key: getattr(options, key) for key in PASSED_ON}
+            case |= {"shape": sides, "temperature": temperature, "seed": seed}
+            case |= {"latent_step": not options.no_latent_step}
+            for label, checkout in checkouts.items():
+                began = time.time()
+                figures = result(start(train, case, checkout=checkout))
+                found[label].append(figures)
+                records.append({"case": case, "label": label, "began": began, **figures})
+                _row(f"{name}, seed {seed} {label}", figures)
+                if options.json is not None:
+                    options.json.write_text(json.dumps(records, indent=1))
+        if len(options.seeds) > 1:
+            for label, rows in found.items():
+                _row(f"{name}, median {label}", medians(rows))
 
 
 if __name__ == "__main__":

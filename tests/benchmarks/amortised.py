@@ -12,7 +12,6 @@ of them, ``--alone 0`` to none. Times are CPU seconds of the process.
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 import warnings
@@ -24,6 +23,7 @@ import torch
 from pyro_neuralrg import fit
 from pyro_neuralrg.free_energy import estimate, thermodynamics
 from pyro_neuralrg.potentials import IsingDualFamily
+from tests.benchmarks.harness import parse, shape
 
 SAMPLES = 10_000
 TIMED_STEPS = 20
@@ -43,37 +43,34 @@ def trained(target: Any, seconds: float, seed: int, options: dict[str, Any]) -> 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    options = parse(
+        __doc__,
+        shape={"type": shape, "default": [8, 8], "metavar": "8x8"},
+        temperatures=[2.0, 2.1, 2.2, 2.3, 2.4, 2.5, 2.6, 2.7],
+        seconds=(60.0, "CPU seconds of each training"),
+        alone=({"type": float, "nargs": "*"}, "train alone only at these; default: at all"),
+        seed=0,
+        flow=({"type": json.loads, "default": {}}, "such as '{\"spectrum_slopes\": null}'"),
+        samples=SAMPLES,
+        json=({"type": Path}, "file for all figures"),
     )
-    add = parser.add_argument
-    add("--shape", default="8x8")
-    add("--temperatures", type=float, nargs="+", default=[2.0, 2.1, 2.2, 2.3, 2.4, 2.5, 2.6, 2.7])
-    add("--seconds", type=float, default=60.0, help="CPU seconds of each training")
-    add("--alone", type=float, nargs="*", help="train alone only at these; default: at all")
-    add("--seed", type=int, default=0)
-    add("--flow", type=json.loads, default={}, help="such as '{\"spectrum_slopes\": null}'")
-    add("--samples", type=int, default=SAMPLES)
-    add("--json", type=Path, help="file for all figures")
-    arguments = parser.parse_args()
     warnings.simplefilter("ignore", UserWarning)
-    shape = tuple(int(side) for side in arguments.shape.split("x"))
-    temperatures = arguments.temperatures
-    family = IsingDualFamily(shape, (min(temperatures), max(temperatures)))
-    flow, steps, seconds = trained(family, arguments.seconds, arguments.seed, arguments.flow)
-    print(f"{arguments.shape}, one flow: {steps} steps, {seconds:.0f} CPU seconds", flush=True)
-    torch.manual_seed(arguments.seed + 1)
-    found = thermodynamics(family, flow, temperatures, arguments.samples)
-    alone = temperatures if arguments.alone is None else arguments.alone
+    temperatures = options.temperatures
+    family = IsingDualFamily(tuple(options.shape), (min(temperatures), max(temperatures)))
+    flow, steps, seconds = trained(family, options.seconds, options.seed, options.flow)
+    print(f"{family.shape}, one flow: {steps} steps, {seconds:.0f} CPU seconds")
+    torch.manual_seed(options.seed + 1)
+    found = thermodynamics(family, flow, temperatures, options.samples)
+    alone = temperatures if options.alone is None else options.alone
     print("     T     gap      +-   alone  ratio    ESS  energy %  derivative %  C - exact  +-")
     rows = []
     for i, temperature in enumerate(temperatures):
         single = float("nan")
         if temperature in alone:
             target = family.at_temperature(temperature)
-            own, *_ = trained(target, arguments.seconds, arguments.seed, {})
-            torch.manual_seed(arguments.seed + 2)
-            bound = estimate(target, own, arguments.samples).variational
+            own, *_ = trained(target, options.seconds, options.seed, {})
+            torch.manual_seed(options.seed + 2)
+            bound = estimate(target, own, options.samples).variational
             single = bound + target.log_partition()
         row = {name: float(values[i]) for name, values in found.as_dict().items()}
         row |= {"gap": float(found.gap[i]), "alone": single}
@@ -86,11 +83,10 @@ def main() -> None:
             f"{temperature:6.2f} {row['gap']:7.4f} {row['variational_log_partition_se']:7.4f} "
             f"{single:7.4f} {row['gap'] / single:6.2f} {row['ess']:6.3f} {error:9.3f} "
             f"{slope:13.3f} {row['specific_heat'] - row['exact_specific_heat']:10.4f} "
-            f"{row['specific_heat_se']:.4f}",
-            flush=True,
+            f"{row['specific_heat_se']:.4f}"
         )
-        if arguments.json is not None:
-            arguments.json.write_text(json.dumps(rows, indent=1))
+        if options.json is not None:
+            options.json.write_text(json.dumps(rows, indent=1))
 
 
 if __name__ == "__main__":

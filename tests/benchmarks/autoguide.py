@@ -11,9 +11,7 @@ turns; the ratio is one of medians of CPU time, which others on the machine do n
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import time
 from collections.abc import Callable
 
 import pyro
@@ -24,6 +22,7 @@ from pyro_neuralrg import PDD, hierarchical_flow
 from pyro_neuralrg.distributions import FlowDistribution
 from pyro_neuralrg.infer import AutoHierarchicalFlow
 from pyro_neuralrg.train.optimizer import JoinedAdam
+from tests.benchmarks.harness import in_turns, parse
 
 LEARNING_RATE = 1e-3
 
@@ -61,30 +60,16 @@ def bare_step(data: torch.Tensor, batch: int) -> Callable[[], None]:
     return step
 
 
-def seconds(step: Callable[[], None]) -> float:
-    start = time.process_time()
-    step()
-    return time.process_time() - start
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--side", type=int, default=16)
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    options = parse(__doc__, side=16, batch=128, repeats=15, threads=1)
     torch.manual_seed(0)
-    data = torch.randn(arguments.side, arguments.side)
-    guided, bare = guided_step(data, arguments.batch), bare_step(data, arguments.batch)
-    for step in (guided, bare):
-        step()
+    data = torch.randn(options.side, options.side)
+    steps = [guided_step(data, options.batch), bare_step(data, options.batch)]
+    in_turns(steps, 1)
     with pyro.validation_enabled(False):
-        times = [(seconds(guided), seconds(bare)) for _ in range(arguments.repeats)]
-    one, other = (statistics.median(column) for column in zip(*times, strict=True))
+        one, other = map(statistics.median, in_turns(steps, options.repeats))
     print(
-        f"L = {arguments.side}, batch {arguments.batch}: {1e3 * one:.1f} ms with the guide, "
+        f"L = {options.side}, batch {options.batch}: {1e3 * one:.1f} ms with the guide, "
         f"{1e3 * other:.1f} ms without: ratio {one / other:.2f}"
     )
 

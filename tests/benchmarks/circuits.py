@@ -13,10 +13,9 @@ the seeds.
 
 from __future__ import annotations
 
-import argparse
+import itertools
 import statistics
 import time
-from typing import NamedTuple
 
 import torch
 
@@ -24,6 +23,7 @@ from pyro_neuralrg import FreeField, IsingDual, LatticePotential, fit
 from pyro_neuralrg.free_energy import estimate
 from pyro_neuralrg.lattice import make_circuit
 from pyro_neuralrg.transforms import BIJECTORS, HierarchicalFlow
+from tests.benchmarks.harness import parse
 
 SHAPE = (8, 8)
 TARGETS = {"free field": FreeField(SHAPE, mass=0.25), "Ising at Tc": IsingDual(SHAPE)}
@@ -31,29 +31,16 @@ MERA_COUPLINGS = {"realnvp": 10, "neighbour": 8}
 MERA_LAYERS = len(make_circuit("mera", SHAPE).layers)
 
 
-class Contender(NamedTuple):
-    """A circuit, and its depth where it has one of its own."""
-
-    circuit: str
-    depth: int | None
-
-    def flow(self, target: LatticePotential, bijector: str) -> HierarchicalFlow:
-        """The flow with as many couplings in all as a mera of the default blocks."""
-        layers = len(make_circuit(self.circuit, SHAPE, depth=self.depth).layers)
-        couplings = round(MERA_COUPLINGS[bijector] * MERA_LAYERS / layers)
-        return target.flow(
-            circuit=self.circuit,
-            depth=self.depth,
-            bijector=BIJECTORS[bijector](layers=couplings),
-            spectrum=None,
-        )
+CIRCUITS = {"mera": None, "brickwork": MERA_LAYERS, "tree": None}
+"""Each with its depth, where it has one of its own."""
 
 
-CONTENDERS = [
-    Contender("mera", None),
-    Contender("brickwork", MERA_LAYERS),
-    Contender("tree", None),
-]
+def make_flow(target: LatticePotential, circuit: str, bijector: str) -> HierarchicalFlow:
+    """The flow with as many couplings in all as a mera of the default blocks."""
+    depth = CIRCUITS[circuit]
+    layers = len(make_circuit(circuit, SHAPE, depth=depth).layers)
+    blocks = BIJECTORS[bijector](layers=round(MERA_COUPLINGS[bijector] * MERA_LAYERS / layers))
+    return target.flow(circuit=circuit, depth=depth, bijector=blocks, spectrum=None)
 
 
 def gap(target: LatticePotential, flow: HierarchicalFlow, steps: int, seed: int) -> float:
@@ -64,28 +51,21 @@ def gap(target: LatticePotential, flow: HierarchicalFlow, steps: int, seed: int)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--bijectors", nargs="+", default=["realnvp", "neighbour"])
-    arguments = parser.parse_args()
-    print(f"gap in nats after {arguments.steps} steps of 256, {arguments.seeds} seeds")
-    for name, target in TARGETS.items():
-        for bijector in arguments.bijectors:
-            for contender in CONTENDERS:
-                began, gaps = time.perf_counter(), []
-                for seed in range(arguments.seeds):
-                    torch.manual_seed(seed)
-                    flow = contender.flow(target, bijector)
-                    gaps.append(gap(target, flow, arguments.steps, seed))
-                error = statistics.stdev(gaps) / len(gaps) ** 0.5 if len(gaps) > 1 else float("nan")
-                parameters = sum(parameter.numel() for parameter in flow.parameters())
-                print(
-                    f"{name:<12} {bijector:<9} {contender.circuit:<9} {parameters:6d} parameters: "
-                    f"{statistics.mean(gaps):7.3f} +- {error:.3f}   "
-                    f"({(time.perf_counter() - began) / len(gaps):.0f} s a training)",
-                    flush=True,
-                )
+    options = parse(__doc__, steps=1000, seeds=3, bijectors=["realnvp", "neighbour"])
+    print(f"gap in nats after {options.steps} steps of 256, {options.seeds} seeds")
+    for name, bijector, circuit in itertools.product(TARGETS, options.bijectors, CIRCUITS):
+        target, began, gaps = TARGETS[name], time.perf_counter(), []
+        for seed in range(options.seeds):
+            torch.manual_seed(seed)
+            flow = make_flow(target, circuit, bijector)
+            gaps.append(gap(target, flow, options.steps, seed))
+        error = statistics.stdev(gaps) / len(gaps) ** 0.5 if len(gaps) > 1 else float("nan")
+        parameters = sum(parameter.numel() for parameter in flow.parameters())
+        print(
+            f"{name:<12} {bijector:<9} {circuit:<9} {parameters:6d} parameters: "
+            f"{statistics.mean(gaps):7.3f} +- {error:.3f}   "
+            f"({(time.perf_counter() - began) / len(gaps):.0f} s a training)"
+        )
 
 
 if __name__ == "__main__":

@@ -12,11 +12,8 @@ gradients, as ``fit`` trains them, and the paper's Real NVP blocks without.
 
 from __future__ import annotations
 
-import argparse
-import json
+import itertools
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -24,6 +21,7 @@ import torch
 
 from pyro_neuralrg import IsingDual
 from pyro_neuralrg.distributions import FlowDistribution, StandardNormal
+from tests.benchmarks.harness import parse, result, seconds_of, start
 
 SITES = 2**17
 REPEATS = 7
@@ -36,8 +34,9 @@ def resident(name: str) -> float:
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(name))
 
 
-def cost(side: int, bijector: str) -> dict[str, float]:
+def cost(side: int, bijector: str, threads: int) -> dict[str, float]:
     """Seconds and MiB that one step needs, parameters and compiled code not counted."""
+    torch.set_num_threads(threads)
     target = IsingDual((side, side))
     options = {"odd": False, "base": StandardNormal()} if bijector == "realnvp" else {}
     flow = target.flow(bijector=bijector, **options)
@@ -58,40 +57,21 @@ def cost(side: int, bijector: str) -> dict[str, float]:
     before = resident("VmRSS")
     step(batch)
     peak = resident("VmHWM") - before
-    times = []
-    for _ in range(REPEATS):
-        began = time.perf_counter()
-        step(batch)
-        times.append(time.perf_counter() - began)
+    times = [seconds_of(lambda: step(batch), time.perf_counter) for _ in range(REPEATS)]
     return {"seconds": statistics.median(times), "mib": peak}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--sides", type=int, nargs="+", default=[8, 16, 32, 64, 128])
-    parser.add_argument("--bijectors", nargs="+", default=list(BIJECTORS))
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    if arguments.case is not None:
-        print(json.dumps(cost(*arguments.case)))
-        return
-    print(f"a step of {SITES} sites in all, float32, {arguments.threads} threads")
-    for bijector in arguments.bijectors:
-        for side in arguments.sides:
-            command = [sys.executable, __file__, "--threads", str(arguments.threads)]
-            command += ["--case", json.dumps([side, bijector])]
-            found = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
-            print(
-                f"{bijector:>9}  L = {side:3}, {SITES // side**2:4} fields: "
-                f"{1e3 * found['seconds']:7.1f} ms, {1e6 * found['seconds'] / SITES:.2f} "
-                f"microseconds a site; {found['mib']:6.0f} MiB, "
-                f"{2**20 * found['mib'] / SITES:5.0f} bytes a site",
-                flush=True,
-            )
+    options = parse(__doc__, sides=[8, 16, 32, 64, 128], bijectors=list(BIJECTORS), threads=1)
+    print(f"a step of {SITES} sites in all, float32, {options.threads} threads")
+    for bijector, side in itertools.product(options.bijectors, options.sides):
+        found = result(start(cost, side, bijector, options.threads))
+        print(
+            f"{bijector:>9}  L = {side:3}, {SITES // side**2:4} fields: "
+            f"{1e3 * found['seconds']:7.1f} ms, {1e6 * found['seconds'] / SITES:.2f} "
+            f"microseconds a site; {found['mib']:6.0f} MiB, "
+            f"{2**20 * found['mib'] / SITES:5.0f} bytes a site"
+        )
 
 
 if __name__ == "__main__":

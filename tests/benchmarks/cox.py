@@ -18,13 +18,13 @@ effective draws of the three and of the field at all sites.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
 import math
 import time
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import arviz as az
 import numpy as np
@@ -44,6 +44,7 @@ from torch import Tensor
 from pyro_neuralrg import AutoHierarchicalFlow, ChEESHMC, VectorizedMCMC, fit
 from pyro_neuralrg.free_energy import anneal, estimate
 from pyro_neuralrg.spectral import apply_spectrum, neighbour_spectrum, quadratic_form
+from tests.benchmarks.harness import parse
 
 SHAPE, WINDOW = (32, 32), 28
 SITES = math.prod(SHAPE)
@@ -101,82 +102,64 @@ def plain(counts: Tensor) -> None:
     observe(field, counts)
 
 
-def fewest_effective(samples: dict[str, Tensor]) -> tuple[float, dict[str, float]]:
-    """Bulk effective draws of draws ``(chains, draws, ...)``: the fewest, and by name."""
+def effective_draws(samples: dict[str, Tensor]) -> dict[str, float]:
+    """Bulk effective draws of draws ``(chains, draws, ...)``, the fewest of each site."""
     field = samples.get("field")
     if field is None:
         field = field_of(*(samples[name] for name in GLOBALS), samples["noise"])
     series = {name: samples[name].numpy() for name in GLOBALS} | {"field": field.numpy()}
     found = az.ess(az.from_dict(posterior=series))
-    by_name = {name: float(found[name].min()) for name in series}
-    return min(by_name.values()), by_name
+    return {name: float(found[name].min()) for name in series}
 
 
-Run = Callable[[Tensor, argparse.Namespace], dict[str, Tensor]]
-
-
-def by_guide(counts: Tensor, arguments: argparse.Namespace) -> dict[str, Tensor]:
+def by_guide(counts: Tensor, options: Any) -> dict[str, Tensor]:
     model = functools.partial(noncentred, counts)
     began = time.process_time()
-    guide = AutoHierarchicalFlow(model, field="noise", **arguments.flow)
-    settings = {"steps": arguments.steps, "batch": 64, "lr": 0.02, "seed": arguments.seed}
+    guide = AutoHierarchicalFlow(model, field="noise", **options.flow)
+    settings = {"steps": options.steps, "batch": 64, "lr": 0.02, "seed": options.seed}
     fit(model, guide, **settings, progress=False)
-    print(f"guide: fit in {time.process_time() - began:.1f} CPU seconds", flush=True)
-    if arguments.evidence:
-        print(estimate(model, guide, 20_000), flush=True)
-        for name, start in (("guide", NeuTraReparam(guide).reparam(model)), ("normal", model)):
-            run = anneal(
-                start, model_args=(), num_particles=512, num_steps=20, seed=4, progress=False
-            )
-            print(f"annealed from the {name}: {run.free_energy:.2f} +- {run.standard_error:.2f}")
+    print(f"guide: fit in {time.process_time() - began:.1f} CPU seconds")
     latent = NeuTraReparam(guide).reparam(model)
+    if options.evidence:
+        print(estimate(model, guide, 20_000))
+        settings = {"num_particles": 512, "num_steps": 20, "seed": 4, "progress": False}
+        for name, start in (("guide", latent), ("normal", model)):
+            run = anneal(start, model_args=(), **settings)
+            print(f"annealed from the {name}: {run.free_energy:.2f} +- {run.standard_error:.2f}")
     kernel = ChEESHMC(latent, criterion="snaper")
-    mcmc = VectorizedMCMC(
-        kernel, arguments.guide_draws, 150, 64, seed=arguments.seed, progress=False
-    )
+    mcmc = VectorizedMCMC(kernel, options.guide_draws, 150, 64, seed=options.seed, progress=False)
     mcmc.run()
     print(
         f"guide: leapfrog steps of {mcmc.kernel.step_size:.3f}, trajectories of up to "
-        f"{mcmc.kernel.trajectory_length:.2f}",
-        flush=True,
+        f"{mcmc.kernel.trajectory_length:.2f}"
     )
     return mcmc.get_samples(group_by_chain=True)
 
 
-def nuts(
-    model: Callable[..., None], counts: Tensor, arguments: argparse.Namespace
-) -> dict[str, Tensor]:
-    mcmc = MCMC(NUTS(model), arguments.draws, arguments.warmup, disable_progbar=True)
+def by_nuts(model: Callable[..., None], counts: Tensor, options: Any) -> dict[str, Tensor]:
+    mcmc = MCMC(NUTS(model), options.draws, options.warmup, disable_progbar=True)
     mcmc.run(counts)
     return mcmc.get_samples(group_by_chain=True)
 
 
-def by_haar(counts: Tensor, arguments: argparse.Namespace) -> dict[str, Tensor]:
+def by_haar(counts: Tensor, options: Any) -> dict[str, Tensor]:
     columns = poutine.reparam(noncentred, config={"noise": HaarReparam(dim=-1)})
     model = poutine.reparam(columns, config={"noise_haar": HaarReparam(dim=-2)})
-    mcmc = MCMC(NUTS(model), arguments.draws, arguments.warmup, disable_progbar=True)
-    mcmc.run(counts)
-    samples = mcmc.get_samples(group_by_chain=True)
+    samples = by_nuts(model, counts, options)
     noise = samples.pop("noise_haar_haar")
     for dim in (-2, -1):
         noise = dist.transforms.HaarTransform(dim=dim).inv(noise)
     return samples | {"noise": noise}
 
 
-def by_normal(counts: Tensor, arguments: argparse.Namespace) -> dict[str, Tensor]:
+def by_normal(counts: Tensor, options: Any) -> dict[str, Tensor]:
     guide = AutoMultivariateNormal(noncentred, init_scale=0.3)
     svi = SVI(noncentred, guide, pyro.optim.ClippedAdam({"lr": 0.01}), Trace_ELBO(20))
-    for _ in range(arguments.steps):
+    for _ in range(options.steps):
         svi.step(counts)
     transport = NeuTraReparam(guide)
-    mcmc = MCMC(
-        NUTS(transport.reparam(noncentred)),
-        arguments.draws,
-        arguments.warmup,
-        disable_progbar=True,
-    )
-    mcmc.run(counts)
-    latent = mcmc.get_samples(group_by_chain=True)["level_shared_latent"]
+    samples = by_nuts(transport.reparam(noncentred), counts, options)
+    latent = samples["level_shared_latent"]
     with torch.no_grad():
         values = transport.transform_sample(latent)
     return {
@@ -184,46 +167,44 @@ def by_normal(counts: Tensor, arguments: argparse.Namespace) -> dict[str, Tensor
     }
 
 
-METHODS: dict[str, Run] = {
+METHODS: dict[str, Callable[[Tensor, Any], dict[str, Tensor]]] = {
     "guide": by_guide,
-    "noncentred": lambda counts, arguments: nuts(noncentred, counts, arguments),
-    "plain": lambda counts, arguments: nuts(plain, counts, arguments),
+    "noncentred": functools.partial(by_nuts, noncentred),
+    "plain": functools.partial(by_nuts, plain),
     "haar": by_haar,
     "normal": by_normal,
 }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    options = parse(
+        __doc__,
+        ("methods", {"nargs": "*", "choices": list(METHODS), "help": "default: all"}),
+        draws=(1000, "of Pyro's NUTS"),
+        warmup=(300, "of Pyro's NUTS"),
+        steps=(1000, "of the guides' trainings"),
+        guide_draws=(100, "of each of our 64 chains"),
+        flow=({"type": json.loads, "default": {}}, "options of the guide's flow, as JSON"),
+        seed=0,
+        evidence=(False, "-ln of it, by weights and by annealing"),
     )
-    add = parser.add_argument
-    add("methods", nargs="*", choices=list(METHODS), help="default: all")
-    add("--draws", type=int, default=1000, help="of Pyro's NUTS")
-    add("--warmup", type=int, default=300, help="of Pyro's NUTS")
-    add("--steps", type=int, default=1000, help="of the guides' trainings")
-    add("--guide-draws", type=int, default=100, help="of each of our 64 chains")
-    add("--flow", type=json.loads, default={}, help="options of the guide's flow, as JSON")
-    add("--seed", type=int, default=0)
-    add("--evidence", action="store_true", help="-ln of it, by weights and by annealing")
-    arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     counts = counts_of_cells()
     print(f"{int(counts.sum())} cells; effective draws per CPU second")
-    for name in arguments.methods or METHODS:
+    for name in options.methods or METHODS:
         pyro.clear_param_store()
-        pyro.set_rng_seed(arguments.seed)
+        pyro.set_rng_seed(options.seed)
         began = time.process_time()
-        samples = METHODS[name](counts, arguments)
+        samples = METHODS[name](counts, options)
         seconds = time.process_time() - began
-        fewest, by_name = fewest_effective(samples)
+        effective = effective_draws(samples)
+        fewest = min(effective.values())
         means = {key: f"{float(samples[key].mean()):.3f}" for key in GLOBALS}
-        listed = ", ".join(f"{key} {value:.0f}" for key, value in by_name.items())
+        listed = ", ".join(f"{key} {value:.0f}" for key, value in effective.items())
         print(
             f"{name:>11}: {fewest / seconds:8.3f} ({fewest:.0f} in {seconds:.0f} s; {listed}); "
-            f"means {means}",
-            flush=True,
+            f"means {means}"
         )
 
 

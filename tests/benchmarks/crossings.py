@@ -7,14 +7,14 @@ temperature), with the target's own flow, untrained or trained for some steps. W
 chains of HMC that start at exact draws, 20 times 10 leapfrog steps of that size: a hundred times as
 many crossings in the same time.
 
-    python tests/benchmarks/crossings.py --steps 0 --gradients 5000 --seeds 2
-    python tests/benchmarks/crossings.py --steps 400 --hmc 0.2 --from-normal
+    python -m tests.benchmarks.crossings --steps 0 --gradients 5000 --seeds 2
+    python -m tests.benchmarks.crossings --steps 400 --hmc 0.2 --from-normal
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
+import itertools
 import time
 
 import pyro
@@ -24,6 +24,9 @@ from pyro.infer import MCMC, NUTS, SVI
 from pyro_neuralrg import PDD, FlowGuide, FlowReparam, IsingDual
 from pyro_neuralrg.mcmc import HMC, LatentTarget
 from pyro_neuralrg.potentials import CRITICAL_TEMPERATURE
+from tests.benchmarks.harness import Gradients, parse
+
+CHAINS = 192
 
 
 def trained(target: IsingDual, steps: int) -> torch.nn.Module:
@@ -36,39 +39,31 @@ def trained(target: IsingDual, steps: int) -> torch.nn.Module:
     return flow.requires_grad_(False)
 
 
-CHAINS = 192
-
-
 class EnoughError(Exception):
     """The gradients are spent."""
 
 
-class Count:
-    """The hook of a run: what happened since warm-up ended."""
+def by_nuts(target: IsingDual, reparam: FlowReparam, warmup: int, gradients: int) -> list[int]:
+    """Crossings, draws and gradients of one chain of Pyro's NUTS after its warm-up."""
+    signs: list[float] = []
+    energy = Gradients(None)
 
-    def __init__(self, reparam: FlowReparam, gradients: int) -> None:
-        self.reparam, self.most = reparam, gradients
-        self.gradients = self.draws = self.crossings = 0
-        self.sign = 0.0
-
-    def __call__(self, kernel: NUTS, values: dict[str, torch.Tensor], stage: str, i: int) -> None:
-        """Look at a draw."""
+    def hook(kernel: NUTS, values: dict[str, torch.Tensor], stage: str, index: int) -> None:
         if stage != "Sample":
             return
-        if self.draws == 0:
-            energy = kernel.potential_fn
-
-            def counted(values: dict[str, torch.Tensor]) -> torch.Tensor:
-                self.gradients += 1
-                return energy(values)
-
-            kernel.potential_fn = counted
+        if not signs:  # from here on they count
+            energy.energy, kernel.potential_fn = kernel.potential_fn, energy
         z = kernel.transforms["x_latent"].inv(values["x_latent"])
-        sign = float(self.reparam.transform_sample(z).mean().sign())
-        self.crossings += self.draws > 0 and sign != self.sign
-        self.draws, self.sign = self.draws + 1, sign
-        if self.gradients >= self.most:
+        signs.append(float(reparam.transform_sample(z).mean().sign()))
+        if energy.calls >= gradients:
             raise EnoughError
+
+    kernel = NUTS(pyro.poutine.reparam(target.model, config={"x": reparam}))
+    mcmc = MCMC(kernel, 10**6, warmup, hook_fn=hook, disable_progbar=True)
+    with contextlib.suppress(EnoughError):
+        mcmc.run()
+    crossings = sum(one != other for one, other in itertools.pairwise(signs))
+    return [crossings, len(signs), energy.calls]
 
 
 def by_hmc(target: IsingDual, flow: torch.nn.Module, step_size: float, **choice: bool) -> str:
@@ -92,38 +87,34 @@ def by_hmc(target: IsingDual, flow: torch.nn.Module, step_size: float, **choice:
 
 def main() -> None:
     """Print a row for each seed."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=0, help="training steps")
-    parser.add_argument("--gradients", type=int, default=5000)
-    parser.add_argument("--warmup", type=int, default=100, help="draws")
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--temperature", type=float, default=CRITICAL_TEMPERATURE)
-    parser.add_argument("--hmc", type=float, help="step size")
-    parser.add_argument("--from-normal", action="store_true", help="sample what is behind z")
-    options = parser.parse_args()
+    options = parse(
+        __doc__,
+        steps=(0, "training steps"),
+        gradients=5000,
+        warmup=(100, "draws"),
+        seeds=2,
+        temperature=CRITICAL_TEMPERATURE,
+        hmc=({"type": float}, "step size"),
+        from_normal=(False, "sample what is behind z"),
+    )
     choice = {"from_normal": True} if options.from_normal else {}
-    crossings, gradients = 0, 0
+    crossings = gradients = 0
     for seed in range(options.seeds):
         pyro.set_rng_seed(seed)
         pyro.clear_param_store()
         target = IsingDual((8, 8), options.temperature)
         flow = trained(target, options.steps)
+        said, began = f"steps {options.steps}, seed {seed}:", time.perf_counter()
         if options.hmc:
-            found = by_hmc(target, flow, options.hmc, **choice)
-            print(f"steps {options.steps}, seed {seed}: {found}", flush=True)
+            print(said, by_hmc(target, flow, options.hmc, **choice))
             continue
         reparam = FlowReparam(flow, **choice)
-        count = Count(reparam, options.gradients)
-        kernel = NUTS(pyro.poutine.reparam(target.model, config={"x": reparam}))
-        began = time.perf_counter()
-        mcmc = MCMC(kernel, 10**6, options.warmup, hook_fn=count, disable_progbar=True)
-        with contextlib.suppress(EnoughError):
-            mcmc.run()
-        crossings, gradients = crossings + count.crossings, gradients + count.gradients
+        found = by_nuts(target, reparam, options.warmup, options.gradients)
+        crossings, gradients = crossings + found[0], gradients + found[2]
+        seconds = time.perf_counter() - began
         print(
-            f"steps {options.steps}, seed {seed}: {count.crossings} crossings in {count.draws} "
-            f"draws, {count.gradients} gradients ({time.perf_counter() - began:.0f} s)",
-            flush=True,
+            f"{said} {found[0]} crossings in {found[1]} draws, {found[2]} gradients "
+            f"({seconds:.0f} s)"
         )
     if gradients:
         print(f"all seeds: {1000 * crossings / gradients:.2f} crossings per 1000 gradients")

@@ -11,14 +11,12 @@ waiting. The cost of communication is that of the all-reduce of a gradient, meas
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -26,6 +24,7 @@ import torch.distributed
 
 from pyro_neuralrg import IsingDual, Schedule, fit
 from pyro_neuralrg.runtime.processes import joined, processes
+from tests.benchmarks.harness import in_turns, medians, parse
 
 STEPS, SKIPPED = 16, 4
 BATCHES = {16: 256, 64: 32}
@@ -39,26 +38,18 @@ def worker(side: int) -> None:
         torch.manual_seed(0)
         flow = target.flow(dtype=torch.float32)
         marks: list[tuple[float, float]] = []
-        fit(
-            target,
-            flow,
-            steps=STEPS,
-            batch=BATCHES[side],
-            schedule=Schedule(cooling=None),
-            seed=0,
-            progress=False,
-            callback=lambda _: marks.append((time.perf_counter(), time.process_time())),
-        )
+
+        def mark(_: object) -> None:
+            marks.append((time.perf_counter(), time.process_time()))
+
+        settings = {"steps": STEPS, "batch": BATCHES[side], "schedule": Schedule(cooling=None)}
+        fit(target, flow, **settings, seed=0, progress=False, callback=mark)
         step, cpu = (
             statistics.median(b - a for a, b in pairwise(clock[SKIPPED:]))
             for clock in zip(*marks, strict=True)
         )
         gradient = torch.zeros(sum(p.numel() for p in flow.parameters()))
-        costs = []
-        for _ in range(30):
-            began = time.perf_counter()
-            processes().mean(gradient)
-            costs.append(time.perf_counter() - began)
+        costs = in_turns([lambda: processes().mean(gradient)], 30, time.perf_counter)[0]
         if world.is_first:
             print(json.dumps({"step": step, "cpu": cpu, "reduce": statistics.median(costs)}))
 
@@ -73,32 +64,25 @@ def measured(side: int, count: int) -> dict[str, float]:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def middle(found: Sequence[dict[str, float]], key: str) -> float:
-    """The median over runs."""
-    return statistics.median(one[key] for one in found)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sides", type=int, nargs="+", default=[16, 64], choices=sorted(BATCHES))
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.worker:
-        worker(arguments.worker)
+    options = parse(
+        __doc__,
+        sides={"type": int, "nargs": "+", "default": [16, 64], "choices": sorted(BATCHES)},
+        repeats=3,
+        worker=({"type": int}, "train as one of the processes"),
+    )
+    if options.worker:
+        worker(options.worker)
         return
-    for side in arguments.sides:
-        pairs = [(measured(side, 1), measured(side, 2)) for _ in range(arguments.repeats)]
-        one, two = (
-            {key: middle(found, key) for key in found[0]} for found in zip(*pairs, strict=True)
-        )
+    for side in options.sides:
+        pairs = [(measured(side, 1), measured(side, 2)) for _ in range(options.repeats)]
+        one, two = map(medians, zip(*pairs, strict=True))
         faster, per_cpu = (one[key] / two[key] for key in ("step", "cpu"))
         print(
             f"{side} x {side}, batch {BATCHES[side]}: one process {1000 * one['step']:.1f} ms a "
             f"step, two {1000 * two['step']:.1f}: {faster:.2f} times the samples per second, "
             f"{per_cpu:.2f} times per CPU second of a process; the all-reduce of a gradient takes "
-            f"{1000 * two['reduce']:.2f} ms, {two['reduce'] / two['step']:.1%} of a step",
-            flush=True,
+            f"{1000 * two['reduce']:.2f} ms, {two['reduce'] / two['step']:.1%} of a step"
         )
 
 

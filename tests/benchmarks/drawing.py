@@ -12,7 +12,6 @@ is ArviZ's, of several runs at once.
 
 from __future__ import annotations
 
-import argparse
 import math
 import time
 
@@ -23,20 +22,19 @@ from pyro_neuralrg import IsingDual, load
 from pyro_neuralrg.diagnostics import summarise
 from pyro_neuralrg.free_energy.importance import from_log_weights, log_weights
 from pyro_neuralrg.potentials.cluster import swendsen_wang
+from tests.benchmarks.harness import parse
 
 BATCH = 500
 CHAINS = 64  # of Swendsen-Wang, side by side
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    arguments = parse(
+        __doc__,
+        ("flow", {"help": "file of a flow for the critical Ising model"}),
+        draws=100_000,
+        threads=torch.get_num_threads(),
     )
-    parser.add_argument("flow", help="file of a flow for the critical Ising model")
-    parser.add_argument("--draws", type=int, default=100_000)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
     flow = load(arguments.flow).flow
     target = IsingDual(flow.shape)
     log_weights(target, flow, BATCH, BATCH)

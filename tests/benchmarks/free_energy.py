@@ -13,7 +13,7 @@ clock and, in the last column, of the processor.
 
 from __future__ import annotations
 
-import argparse
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,21 +23,14 @@ import torch
 
 from pyro_neuralrg import IsingDual, fit, load
 from pyro_neuralrg.free_energy import anneal, bounds, estimate
+from tests.benchmarks.harness import parse
 
 Row = tuple[str, float, float, int]
 
 
-def _flow(arguments: argparse.Namespace, target: IsingDual) -> Any:
-    if arguments.flow is not None:
-        return load(arguments.flow).flow
-    flow = target.flow(dtype=torch.float32)
-    fit(target, flow, steps=arguments.steps, seed=arguments.seed, progress=False)
-    return flow
-
-
-def of_samples(target: IsingDual, flow: Any, arguments: argparse.Namespace) -> list[Row]:
+def of_samples(target: IsingDual, flow: Any, options: Any) -> list[Row]:
     """From independent samples: the bound and importance sampling."""
-    number = arguments.samples
+    number = options.samples
     found = estimate(target, flow, number)
     note = f"ESS {100 * found.ess:.2f} %, k-hat {found.pareto_k:.2f}"
     return [
@@ -46,72 +39,64 @@ def of_samples(target: IsingDual, flow: Any, arguments: argparse.Namespace) -> l
     ]
 
 
-def of_reference(target: IsingDual, flow: Any, arguments: argparse.Namespace) -> list[Row]:
+def of_reference(target: IsingDual, flow: Any, options: Any) -> list[Row]:
     """From cluster Monte Carlo of the target."""
-    number = arguments.samples // 4
-    found = bounds(target, flow, number, seed=arguments.seed)
+    number = options.samples // 4
+    found = bounds(target, flow, number, seed=options.seed)
     return [("lower bound", found.lower, found.lower_se, number)]
 
 
-def of_annealing(
-    target: IsingDual, flow: Any, arguments: argparse.Namespace, resample_below: float
-) -> list[Row]:
+def of_annealing(resample_below: float, target: IsingDual, flow: Any, options: Any) -> list[Row]:
     """From particles that are carried to the target."""
     found = anneal(
-        target,
-        flow,
-        num_particles=arguments.particles,
-        conditional_ess=arguments.conditional_ess,
-        resample_below=resample_below,
-        seed=arguments.seed,
-        progress=False,
-    )
+        target, flow, num_particles=options.particles, conditional_ess=options.conditional_ess,
+        resample_below=resample_below, seed=options.seed, progress=False,
+    )  # fmt: skip
     name = "SMC" if resample_below else "AIS"
     note = f"{len(found.betas) - 1} temperatures, ESS {100 * found.ess[-1]:.0f} %"
-    return [
-        (f"{name} ({note})", found.free_energy, found.standard_error, found.gradient_evaluations)
-    ]
+    evaluations = found.gradient_evaluations
+    return [(f"{name} ({note})", found.free_energy, found.standard_error, evaluations)]
 
 
-def _timed(target: IsingDual, estimator: Callable[[], list[Row]]) -> None:
+def timed(target: IsingDual, estimator: Callable[..., list[Row]], *arguments: Any) -> None:
+    """Print the rows of an estimator."""
     clock, processor = time.perf_counter(), time.process_time()
-    rows = estimator()
+    rows = estimator(target, *arguments)
     clock, processor = time.perf_counter() - clock, time.process_time() - processor
     for name, value, error, evaluations in rows:
         off = value + target.log_partition()
         print(
             f"{name:<44}{value:>12.4f}{error:>9.4f}{off:>10.4f}{off / error:>8.1f}"
-            f"{evaluations:>13}{clock:>9.1f}{processor:>9.1f}",
-            flush=True,
+            f"{evaluations:>13}{clock:>9.1f}{processor:>9.1f}"
         )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    arguments = parse(
+        __doc__,
+        side=(16, "of the square lattice"),
+        flow=({"type": Path}, "file of a trained flow of that lattice"),
+        steps=(70, "of the training, without --flow"),
+        samples=(20_000, "of the flow"),
+        particles=1024,
+        conditional_ess=0.97,
+        seed=0,
+        threads=torch.get_num_threads(),
     )
-    add = parser.add_argument
-    add("--side", type=int, default=16, help="of the square lattice")
-    add("--flow", type=Path, help="file of a trained flow of that lattice")
-    add("--steps", type=int, default=70, help="of the training, without --flow")
-    add("--samples", type=int, default=20_000, help="of the flow")
-    add("--particles", type=int, default=1024)
-    add("--conditional-ess", type=float, default=0.97)
-    add("--seed", type=int, default=0)
-    add("--threads", type=int, default=torch.get_num_threads())
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
     target = IsingDual((arguments.side, arguments.side))
-    flow = _flow(arguments, target)
+    if arguments.flow is not None:
+        flow = load(arguments.flow).flow
+    else:
+        flow = target.flow(dtype=torch.float32)
+        fit(target, flow, steps=arguments.steps, seed=arguments.seed, progress=False)
     torch.manual_seed(arguments.seed)
     heads = ("-ln Z", "+-", "off", "in +-", "evaluations", "s", "CPU s")
     widths = (12, 9, 10, 8, 13, 9, 9)
     print(f"{'':<44}" + "".join(f"{h:>{w}}" for h, w in zip(heads, widths, strict=True)))
-    print(f"{'exact':<44}{-target.log_partition():>12.4f}", flush=True)
-    _timed(target, lambda: of_samples(target, flow, arguments))
-    _timed(target, lambda: of_reference(target, flow, arguments))
-    _timed(target, lambda: of_annealing(target, flow, arguments, 0.0))
-    _timed(target, lambda: of_annealing(target, flow, arguments, 0.5))
+    print(f"{'exact':<44}{-target.log_partition():>12.4f}")
+    without, with_resampling = (functools.partial(of_annealing, below) for below in (0.0, 0.5))
+    for estimator in (of_samples, of_reference, without, with_resampling):
+        timed(target, estimator, flow, arguments)
 
 
 if __name__ == "__main__":

@@ -12,13 +12,14 @@ of samples, and that is why there is no option for them; for a flow that is not 
 
 from __future__ import annotations
 
-import argparse
+import itertools
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_neuralrg import IsingDual, fit
+from tests.benchmarks.harness import parse
 
 BATCH, REPEATS = 256, 24
 
@@ -49,24 +50,19 @@ def spread(target: IsingDual, flow: Any, path: bool, antithetic: bool) -> tuple[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--side", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=1000)
-    arguments = parser.parse_args()
+    arguments = parse(__doc__, side=8, steps=1000)
     target = IsingDual((arguments.side, arguments.side))
     for odd in (True, False):
         torch.manual_seed(0)
         flow = target.flow(odd=odd)
         scale = float(spread(target, flow, True, False)[1].square().sum())
         for stage in ("at the start", f"after {arguments.steps} steps"):
-            for path, antithetic in ((False, False), (True, False), (False, True), (True, True)):
+            for antithetic, path in itertools.product((False, True), repeat=2):
                 torch.manual_seed(1)
                 variance, _ = spread(target, flow, path, antithetic)
                 kind = f"{'path' if path else 'plain'}{', antithetic' if antithetic else ''}"
                 label = "odd" if odd else "not odd"
-                print(f"{label:>8}, {stage:<16} {kind:<18} {variance / scale:.3g}", flush=True)
+                print(f"{label:>8}, {stage:<16} {kind:<18} {variance / scale:.3g}")
             if stage == "at the start":
                 fit(target, flow, steps=arguments.steps, seed=0, progress=False)
 

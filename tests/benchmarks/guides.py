@@ -18,7 +18,6 @@ the rate.
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import math
@@ -28,6 +27,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +46,13 @@ from pyro.infer.autoguide import (
 from pyro_neuralrg import PDD
 from pyro_neuralrg.infer import AutoHierarchicalFlow
 from pyro_neuralrg.transforms import Neighbour
+from tests.benchmarks.harness import in_turns, medians, parse, seconds_of
 from tests.models.registry import REGISTRY
 
 OURS = "AutoHierarchicalFlow"
+PEERS = (AutoNormal, AutoMultivariateNormal, AutoLowRankMultivariateNormal, AutoIAFNormal)
 GUIDES: dict[str, Callable[[Any], Any]] = {
-    OURS: AutoHierarchicalFlow,
-    "AutoNormal": AutoNormal,
-    "AutoMultivariateNormal": AutoMultivariateNormal,
-    "AutoLowRankMultivariateNormal": AutoLowRankMultivariateNormal,
-    "AutoIAFNormal": AutoIAFNormal,
+    guide.__name__: guide for guide in (AutoHierarchicalFlow, *PEERS)
 }
 STEPS, PARTICLES, RATE = 800, 16, 1e-2
 DRAWS, DRAWS_AT_ONCE = 20_000, 500
@@ -75,6 +73,20 @@ OPTIONS: dict[str, dict[str, Any]] = {
 GRIDS = ((5, 7), (8, 8), (16, 16), (20, 30))
 
 
+def make_svi(model: Any, guide: Any, loss: Any = None, rate: float = RATE) -> SVI:
+    """SVI by Adam, by default with the loss of the comparison."""
+    adam = pyro.optim.Adam({"lr": rate})  # type: ignore[attr-defined]
+    return SVI(model, guide, adam, loss or Trace_ELBO(PARTICLES, vectorize_particles=True))
+
+
+def fresh(name: str, seed: int) -> Any:
+    """A model of the registry, and Pyro as if nothing had run before."""
+    model = REGISTRY[name].build(0)
+    pyro.clear_param_store()
+    pyro.set_rng_seed(seed)
+    return model
+
+
 def elbo_of(model: Any, guide: Any) -> tuple[float, float]:
     """Mean and standard error over fresh draws."""
     loss = Trace_ELBO(DRAWS_AT_ONCE, vectorize_particles=True)
@@ -83,22 +95,20 @@ def elbo_of(model: Any, guide: Any) -> tuple[float, float]:
     return float(np.mean(values)), float(np.std(values, ddof=1) / math.sqrt(len(values)))
 
 
-def train(name: str, model: Any, seed: int) -> dict[str, float]:
+def train(kind: str, name: str, seed: int) -> dict[str, float]:
     """One guide on one model."""
-    pyro.clear_param_store()
-    pyro.set_rng_seed(seed)
-    began, start = time.process_time(), math.nan
+    model, start = fresh(name, seed), math.nan
     try:
-        guide = GUIDES[name](model)
-        if name == OURS:
-            began_measuring = time.process_time()
+        began = time.process_time()
+        guide = GUIDES[kind](model)
+        seconds = time.process_time() - began
+        if kind == OURS:
             start = elbo_of(model, guide)[0]
-            began += time.process_time() - began_measuring
-        loss = Trace_ELBO(PARTICLES, vectorize_particles=True)
-        svi = SVI(model, guide, pyro.optim.Adam({"lr": RATE}), loss)  # type: ignore[attr-defined]
+        began = time.process_time()
+        svi = make_svi(model, guide)
         for _ in range(STEPS):
             svi.step()
-        seconds = time.process_time() - began
+        seconds += time.process_time() - began
         elbo, error = elbo_of(model, guide)
     except ValueError:  # Pyro's guides meet NaN in some models
         return {"elbo": -math.inf, "error": 0.0, "seconds": math.nan, "start": math.nan}
@@ -112,18 +122,17 @@ def compare(models: list[str], seeds: list[int], file: Path | None) -> None:
     )
     records = []
     for name in models:
-        medians: dict[str, dict[str, float]] = {}
+        by_guide: dict[str, dict[str, float]] = {}
         for guide in GUIDES:
-            rows = [train(guide, REGISTRY[name].build(0), seed) for seed in seeds]
+            rows = [train(guide, name, seed) for seed in seeds]
             records += [{"model": name, "guide": guide, **row} for row in rows]
-            medians[guide] = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
-        ours = medians.pop(OURS)
-        best = max(medians, key=lambda guide: medians[guide]["elbo"])
-        gain = ours["elbo"] - medians[best]["elbo"]
+            by_guide[guide] = medians(rows)
+        ours = by_guide.pop(OURS)
+        best = max(by_guide, key=lambda guide: by_guide[guide]["elbo"])
+        gain = ours["elbo"] - by_guide[best]["elbo"]
         print(
             f"{name:<26} {ours['start']:9.2f} {ours['elbo']:9.2f} {ours['seconds']:6.1f} "
-            f"{medians[best]['elbo']:9.2f} {best:<30} {gain:7.2f}",
-            flush=True,
+            f"{by_guide[best]['elbo']:9.2f} {best:<30} {gain:7.2f}"
         )
         if file is not None:
             file.write_text(json.dumps(records, indent=1))
@@ -131,46 +140,33 @@ def compare(models: list[str], seeds: list[int], file: Path | None) -> None:
 
 def sizes(models: list[str], seed: int) -> None:
     """ELBO and CPU seconds of flows of several sizes."""
-    for name in models:
-        for kind, options in OPTIONS.items():
-            pyro.clear_param_store()
-            pyro.set_rng_seed(seed)
-            model = REGISTRY[name].build(0)
-            began, row = time.process_time(), []
-            guide = AutoHierarchicalFlow(model, **options)
-            loss = Trace_ELBO(PARTICLES, vectorize_particles=True)
-            adam = pyro.optim.Adam({"lr": RATE})  # type: ignore[attr-defined]
-            svi = SVI(model, guide, adam, loss)
-            for steps in (STEPS, 2 * STEPS):
-                for _ in range(steps):
-                    svi.step()
-                seconds = time.process_time() - began
-                elbo, error = elbo_of(model, guide)
-                row.append(f"{elbo:9.2f}({error:.2f}) {seconds:6.1f} s")
-                began = time.process_time() - seconds
-                for optimizer in adam.optim_objs.values():
-                    optimizer.param_groups[0]["lr"] = RATE / 5
-            print(f"{name:<26} {kind:<18} {'  '.join(row)}", flush=True)
+    for name, kind in product(models, OPTIONS):
+        model, seconds, row = fresh(name, seed), 0.0, []
+        began = time.process_time()
+        guide = AutoHierarchicalFlow(model, **OPTIONS[kind])
+        svi = make_svi(model, guide)
+        for steps in (STEPS, 2 * STEPS):
+            for _ in range(steps):
+                svi.step()
+            seconds += time.process_time() - began
+            elbo, error = elbo_of(model, guide)
+            row.append(f"{elbo:9.2f}({error:.2f}) {seconds:6.1f} s")
+            began = time.process_time()
+            for optimizer in svi.optim.optim_objs.values():
+                optimizer.param_groups[0]["lr"] = RATE / 5
+        print(f"{name:<26} {kind:<18} {'  '.join(row)}")
 
 
 def explosions(models: list[str], seeds: list[int]) -> Iterator[str]:
     """Trainings whose loss grew beyond all measure."""
-    for name in models:
-        model = REGISTRY[name].build(0)
-        for seed in seeds:
-            for rate in RATES:
-                for kind, loss in LOSSES.items():
-                    if kind.endswith("one by one") and (seed != seeds[0] or rate != RATES[-1]):
-                        continue
-                    pyro.clear_param_store()
-                    pyro.set_rng_seed(seed)
-                    guide = AutoHierarchicalFlow(model)
-                    adam = pyro.optim.Adam({"lr": rate})  # type: ignore[attr-defined]
-                    svi = SVI(model, guide, adam, loss())
-                    losses = [svi.step() for _ in range(STEPS)]
-                    if _exploded(losses, 20 if kind == "Trace_ELBO(1)" else 1):
-                        yield f"{name}, seed {seed}, rate {rate:g}, {kind}: {max(losses):g}"
-        print(f"{name}: done", flush=True)
+    for name, seed, rate, kind in product(models, seeds, RATES, LOSSES):
+        if kind.endswith("one by one") and (seed != seeds[0] or rate != RATES[-1]):
+            continue
+        model = fresh(name, seed)
+        svi = make_svi(model, AutoHierarchicalFlow(model), LOSSES[kind](), rate)
+        losses = [svi.step() for _ in range(STEPS)]
+        if _exploded(losses, 20 if kind == "Trace_ELBO(1)" else 1):
+            yield f"{name}, seed {seed}, rate {rate:g}, {kind}: {max(losses):g}"
 
 
 def _exploded(losses: list[float], window: int) -> bool:
@@ -192,10 +188,8 @@ def steps_on(shape: tuple[int, ...]) -> list[Callable[[], Any]]:
     steps = []
     for guide, kind in ((AutoHierarchicalFlow, PDD), (AutoIAFNormal, Trace_ELBO)):
         loss = kind(64, vectorize_particles=True, max_plate_nesting=0)
-        adam = pyro.optim.Adam({"lr": 1e-3})  # type: ignore[attr-defined]
-        steps.append(SVI(model, guide(model), adam, loss).step)
-        for _ in range(3):
-            steps[-1]()
+        steps.append(make_svi(model, guide(model), loss, 1e-3).step)
+    in_turns(steps, 3)
     return steps
 
 
@@ -203,20 +197,13 @@ def cost() -> None:
     """CPU time of a step beside AutoIAFNormal's, in turns."""
     for shape in GRIDS:
         steps = steps_on(shape)
-        times: list[list[float]] = [[], []]
-        for _ in range(30):
-            for step, of_guide in zip(steps, times, strict=True):
-                began = time.process_time()
-                step()
-                of_guide.append(time.process_time() - began)
-        ours, theirs = map(statistics.median, times)
+        ours, theirs = map(statistics.median, in_turns(steps, 30))
         with torch.profiler.profile() as profile:
             steps[0]()
         operations = sum(event.name.startswith("aten::") for event in profile.events() or ())
         print(
             f"{shape}: {1e3 * ours:.1f} ms, AutoIAFNormal {1e3 * theirs:.1f} ms, "
-            f"ratio {ours / theirs:.2f}; {operations} operations",
-            flush=True,
+            f"ratio {ours / theirs:.2f}; {operations} operations"
         )
 
 
@@ -225,35 +212,31 @@ def busy() -> None:
     neighbour = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
         for shape in GRIDS:
-            step, _ = steps_on(shape)
-            times: dict[int, list[float]] = {1: [], 2: []}
+            step, times = steps_on(shape)[0], []
             for _ in range(30):
-                for threads, of_threads in times.items():
+                pair = []
+                for threads in (1, 2):
                     torch.set_num_threads(threads)
-                    began = time.perf_counter()
-                    step()
-                    of_threads.append(time.perf_counter() - began)
-            one, two = (1e3 * statistics.median(of_threads) for of_threads in times.values())
+                    pair.append(1e3 * seconds_of(step, time.perf_counter))
+                times.append(pair)
+            one, two = map(statistics.median, zip(*times, strict=True))
             print(f"{shape}: {one:.1f} ms on one thread, {two:.1f} ms on two: {two / one:.2f}")
     finally:
         neighbour.kill()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    arguments = parse(
+        __doc__,
+        seeds=[0],
+        models=([""], "parts of names; default: all"),
+        explosions=False,
+        cost=False,
+        busy=False,
+        options=False,
+        json=({"type": Path}, "file for all figures"),
+        threads=1,
     )
-    add = parser.add_argument
-    add("--seeds", type=int, nargs="+", default=[0])
-    add("--models", nargs="+", default=[""], help="parts of names; default: all")
-    add("--explosions", action="store_true")
-    add("--cost", action="store_true")
-    add("--busy", action="store_true")
-    add("--options", action="store_true")
-    add("--json", type=Path, help="file for all figures")
-    add("--threads", type=int, default=1)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
     logging.disable(logging.INFO)  # Pyro's guesses of plates
     warnings.simplefilter("ignore")  # of the losses that are looked for
     chosen = [name for name in REGISTRY if any(part in name for part in arguments.models)]
@@ -265,7 +248,7 @@ def main() -> None:
         sizes(chosen, arguments.seeds[0])
     elif arguments.explosions:
         for found in explosions(chosen, arguments.seeds):
-            print(found, flush=True)
+            print(found)
     else:
         compare(chosen, arguments.seeds, arguments.json)
 

@@ -12,36 +12,23 @@ gradients.
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import time
-from collections.abc import Callable
-from typing import NamedTuple
 
 import pyro
 import pyro.infer
 import torch
 
 from pyro_neuralrg import HMC, IsingDual, VectorizedMCMC
+from tests.benchmarks.harness import parse, seconds_of
 
 SIDE, CHAINS, STEP_SIZE, STEPS = 16, 64, 0.1, 10
 OUR_DRAWS, THEIR_DRAWS = 1000, 100
 
 
-class Ours(NamedTuple):
-    """Chain-leapfrogs per second, and the additions to the time of the gradients."""
-
-    rate: float
-    kernel: float
-    runner: float
-
-
-def ours(target: IsingDual, seed: int) -> Ours:
-    """A whole run, its kernel alone, and its gradients alone."""
+def ours(target: IsingDual, seed: int) -> tuple[float, float, float]:
+    """Chain-leapfrogs per second, and what kernel and runner add to the time of the gradients."""
     kernel = HMC(target, step_size=STEP_SIZE, num_steps=STEPS)
-    mcmc = VectorizedMCMC(
-        kernel, OUR_DRAWS, warmup_steps=0, num_chains=CHAINS, seed=seed, progress=False
-    )
+    mcmc = VectorizedMCMC(kernel, OUR_DRAWS, 0, CHAINS, seed=seed, progress=False)
     whole = seconds_of(mcmc.run)
     state = kernel.init(torch.randn(CHAINS, SIDE * SIDE))
     generator = torch.Generator().manual_seed(seed)
@@ -56,56 +43,34 @@ def ours(target: IsingDual, seed: int) -> Ours:
             kernel.target.energy_and_grad(state.position)
 
     stepping, differentiating = seconds_of(steps), seconds_of(gradients)
-    return Ours(
+    return (
         CHAINS * OUR_DRAWS * STEPS / whole,
         (stepping - differentiating) / differentiating,
         (whole - stepping) / differentiating,
     )
 
 
-def seconds_of(function: Callable[[], object]) -> float:
-    """Of this process, which others do not disturb as they do a clock on the wall."""
-    start = time.process_time()
-    function()
-    return time.process_time() - start
-
-
 def theirs(target: IsingDual, seed: int) -> float:
     """Leapfrogs per second of one chain, and so of any number one after another."""
     pyro.set_rng_seed(seed)
+    fixed = {"adapt_step_size": False, "adapt_mass_matrix": False}
     kernel = pyro.infer.HMC(
-        potential_fn=target.potential_fn,
-        step_size=STEP_SIZE,
-        num_steps=STEPS,
-        adapt_step_size=False,
-        adapt_mass_matrix=False,
+        potential_fn=target.potential_fn, step_size=STEP_SIZE, num_steps=STEPS, **fixed
     )
-    mcmc = pyro.infer.MCMC(
-        kernel,
-        num_samples=THEIR_DRAWS,
-        warmup_steps=0,
-        initial_params={"x": torch.randn(SIDE, SIDE)},
-        disable_progbar=True,
-    )
+    start = {"x": torch.randn(SIDE, SIDE)}
+    mcmc = pyro.infer.MCMC(kernel, THEIR_DRAWS, 0, start, disable_progbar=True)
     return THEIR_DRAWS * STEPS / seconds_of(mcmc.run)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    options = parse(__doc__, repeats=5, threads=1)
     torch.set_default_dtype(torch.float64)
     target = IsingDual((SIDE, SIDE))
     ours(target, 0), theirs(target, 0)
-    pairs = [(ours(target, seed), theirs(target, seed)) for seed in range(arguments.repeats)]
-    rate, kernel, runner = (
-        statistics.median(column) for column in zip(*(one for one, _ in pairs), strict=True)
-    )
-    sequential = statistics.median(other for _, other in pairs)
+    pairs = [(*ours(target, seed), theirs(target, seed)) for seed in range(options.repeats)]
+    rate, kernel, runner, sequential = map(statistics.median, zip(*pairs, strict=True))
     print(
-        f"{SIDE} x {SIDE}, {arguments.threads} threads: {CHAINS} chains in one batch {rate:.0f} "
+        f"{SIDE} x {SIDE}, {options.threads} threads: {CHAINS} chains in one batch {rate:.0f} "
         f"chain-leapfrogs/s, Pyro's HMC {sequential:.0f}: {rate / sequential:.1f} times as many; "
         f"of the time of the gradients, the kernel adds {kernel:.0%}, the runner {runner:.1%}"
     )

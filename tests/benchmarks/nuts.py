@@ -21,6 +21,7 @@ from torch import Tensor
 
 from pyro_neuralrg import ChEESHMC, IsingDual, VectorizedMCMC
 from pyro_neuralrg.statistics import summarise
+from tests.benchmarks.harness import Gradients, parse
 
 CHAINS, WARMUP, DRAWS, THEIR_DRAWS = 64, 300, 300, 1500
 
@@ -59,30 +60,14 @@ TARGETS = {
 
 def nuts(target: Target) -> tuple[float, float]:
     """Effective samples for each 1000 gradients: of one chain, and of 64 in step."""
-    calls = 0
-
-    def potential_fn(params: dict[str, Tensor]) -> Tensor:
-        nonlocal calls
-        calls += 1
-        return target.energy(params["x"].unsqueeze(0))[0]
-
-    marks: list[int] = []
-
-    def hook(kernel: object, samples: object, stage: str, index: int) -> None:
-        if stage == "Sample":
-            marks.append(calls)
-
+    energy = Gradients(lambda params: target.energy(params["x"].unsqueeze(0))[0])
     pyro.set_rng_seed(0)
+    kernel, start = NUTS(potential_fn=energy, adapt_mass_matrix=False), torch.randn(target.shape)
     mcmc = MCMC(
-        NUTS(potential_fn=potential_fn, adapt_mass_matrix=False),
-        THEIR_DRAWS,
-        warmup_steps=WARMUP,
-        initial_params={"x": torch.randn(target.shape)},
-        hook_fn=hook,
-        disable_progbar=True,
+        kernel, THEIR_DRAWS, WARMUP, {"x": start}, hook_fn=energy.hook, disable_progbar=True
     )
     mcmc.run()
-    trees = torch.tensor(marks).diff().double()
+    trees = torch.tensor(energy.marks).diff().double()
     batches = trees[torch.randint(len(trees), (2000, CHAINS))]
     ess = summarise(target.watched(mcmc.get_samples(group_by_chain=True)["x"])).ess_bulk
     alone = 1000 * ess / float(trees.sum())
@@ -91,29 +76,23 @@ def nuts(target: Target) -> tuple[float, float]:
 
 def chees(target: Target) -> float:
     """The same of ChEES-HMC."""
-    mcmc = VectorizedMCMC(
-        ChEESHMC(target.energy, shape=target.shape),
-        DRAWS,
-        WARMUP,
-        CHAINS,
-        seed=0,
-        progress=False,
-        keep_draws=False,
-        observables={"watched": target.watched},
-    )
+    kernel = ChEESHMC(target.energy, shape=target.shape)
+    options = {"keep_draws": False, "observables": {"watched": target.watched}, "progress": False}
+    mcmc = VectorizedMCMC(kernel, DRAWS, WARMUP, CHAINS, seed=0, **options)
     mcmc.run()
     ess = summarise(mcmc.observables["watched"]).ess_bulk
     return 1000 * ess / mcmc.gradient_evaluations.draws
 
 
 def main() -> None:
+    parse(__doc__)
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     print(f"{'ESS / 1000 gradients':<24}{'NUTS':>8}{'64 in step':>12}{'ChEES':>8}")
     for name, make in TARGETS.items():
         target = make()
         alone, in_step = nuts(target)
-        print(f"{name:<24}{alone:>8.2f}{in_step:>12.2f}{chees(target):>8.2f}", flush=True)
+        print(f"{name:<24}{alone:>8.2f}{in_step:>12.2f}{chees(target):>8.2f}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ SMC 497.9).
 
 from __future__ import annotations
 
-import argparse
 import math
 import time
 from collections.abc import Callable
@@ -25,6 +24,7 @@ import pyro.distributions as dist
 import torch
 
 from pyro_neuralrg import PDD, AutoHierarchicalFlow, fit
+from tests.benchmarks.harness import parse
 
 TREES, VARIANCE, SCALE = 126, 1.91, 33.0
 DRAWS, DRAWS_AT_ONCE = 10_000, 100
@@ -62,22 +62,13 @@ def elbo(model: Callable[[], None], guide: AutoHierarchicalFlow) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--side", type=int, default=40)
-    add("--steps", type=int, default=1500)
-    add("--threads", type=int, default=2)
-    add("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    arguments = parse(__doc__, side=40, steps=1500, threads=2, seed=0)
     pyro.set_rng_seed(arguments.seed)
     model = pines(arguments.side)
     began, processor = time.perf_counter(), time.process_time()
     guide = AutoHierarchicalFlow(model)
     seconds = time.perf_counter() - began
-    print(f"start: {seconds:.0f} s, ELBO {elbo(model, guide)}", flush=True)
+    print(f"start: {seconds:.0f} s, ELBO {elbo(model, guide)}")
     training = time.perf_counter()
     fit(model, guide, steps=arguments.steps, batch=BATCH, lr=RATE, seed=arguments.seed)
     seconds += time.perf_counter() - training

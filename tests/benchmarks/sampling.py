@@ -18,7 +18,6 @@ exact value.
 
 from __future__ import annotations
 
-import argparse
 import math
 import time
 from collections.abc import Callable
@@ -42,6 +41,7 @@ from pyro_neuralrg import (
 from pyro_neuralrg.free_energy import estimate
 from pyro_neuralrg.mcmc import MALA, Kernel, RandomWalkMetropolis
 from pyro_neuralrg.statistics import Summary, summarise
+from tests.benchmarks.harness import Gradients, parse
 
 HEADINGS = (
     f"{'sampler':<26}{'step':>7}{'length':>8}{'accept':>8}{'S':>9}{'MCSE':>9}{'R-hat':>8}{'ESS':>8}"
@@ -61,18 +61,11 @@ class Row(NamedTuple):
     warmup_seconds: float
 
 
-def run(kernel: Kernel, target: IsingDual, draws: int, warmup: int, chains: int) -> Row:
+def run(kernel: Kernel, target: IsingDual, options: Any) -> Row:
     """Run one of our samplers."""
-    mcmc = VectorizedMCMC(
-        kernel,
-        draws,
-        warmup,
-        chains,
-        seed=0,
-        progress=False,
-        observables={"s": target.observables()["structure_factor"]},
-        keep_draws=False,
-    )
+    observables = {"s": target.observables()["structure_factor"]}
+    settings = {"keep_draws": False, "observables": observables, "progress": False}
+    mcmc = VectorizedMCMC(kernel, options.draws, options.warmup, options.chains, seed=0, **settings)
     mcmc.run()
     first = next(iter(mcmc.adapted.values()))
     return Row(
@@ -86,43 +79,22 @@ def run(kernel: Kernel, target: IsingDual, draws: int, warmup: int, chains: int)
     )
 
 
-def run_pyros_nuts(target: IsingDual, draws: int, warmup: int) -> Row:
+def run_pyros_nuts(target: IsingDual, options: Any) -> Row:
     """Pyro's NUTS, one chain in physical space, its gradients counted by its energy's calls."""
-    calls = 0
-
-    def potential_fn(params: dict[str, Tensor]) -> Tensor:
-        nonlocal calls
-        calls += 1
-        return target.potential_fn(params)
-
     pyro.set_rng_seed(0)
-    kernel = pyro.infer.NUTS(potential_fn=potential_fn, adapt_mass_matrix=False)
-    after_warmup = []
-
-    def hook(kernel: object, samples: object, stage: str, index: int) -> None:
-        if stage == "Sample" and not after_warmup:
-            after_warmup.extend([calls, time.perf_counter()])
-
+    energy = Gradients(target.potential_fn)
+    kernel = pyro.infer.NUTS(potential_fn=energy, adapt_mass_matrix=False)
+    start = {"x": torch.randn(target.shape)}
     mcmc = pyro.infer.MCMC(
-        kernel,
-        num_samples=draws,
-        warmup_steps=warmup,
-        initial_params={"x": torch.randn(target.shape)},
-        hook_fn=hook,
-        disable_progbar=True,
+        kernel, options.draws, options.warmup, start, hook_fn=energy.hook, disable_progbar=True
     )
     began = time.perf_counter()
     mcmc.run()
+    ended = time.perf_counter()
     x = mcmc.get_samples(group_by_chain=True)["x"]
-    return Row(
-        kernel.step_size,
-        math.nan,
-        math.nan,
-        summarise(target.observables()["structure_factor"](x)),
-        calls - after_warmup[0],
-        time.perf_counter() - after_warmup[1],
-        after_warmup[1] - began,
-    )
+    found = summarise(target.observables()["structure_factor"](x))
+    gradients, warm = energy.calls - energy.marks[0], energy.times[0]
+    return Row(kernel.step_size, math.nan, math.nan, found, gradients, ended - warm, warm - began)
 
 
 def show(name: str, row: Row, training: float) -> None:
@@ -133,20 +105,16 @@ def show(name: str, row: Row, training: float) -> None:
         f"{name:<26}{row.step_size:>7.3f}{row.length:>8.2f}{row.acceptance:>8.2f}"
         f"{found.mean:>9.4f}{found.mcse:>9.4f}{found.rhat:>8.3f}{found.ess_bulk:>8.0f}"
         f"{1000 * found.ess_bulk / row.gradients:>12.3g}{found.ess_bulk / row.seconds:>8.1f}"
-        f"{found.ess_bulk / whole:>9.2f}",
-        flush=True,
+        f"{found.ess_bulk / whole:>9.2f}"
     )
 
 
-def approach(
-    kernel: Kernel, target: IsingDual, chains: int, gradients: int
-) -> tuple[list[int], Tensor]:
-    """Averages over chains of the structure factor from a cold start, step by step."""
+def approach(kernel: Kernel, target: IsingDual, chains: int, gradients: int) -> Any:
+    """Averages over chains of the structure factor from a cold start, and gradients spent."""
     generator = torch.Generator().manual_seed(1)
     space = kernel.target.in_batches(1024)
     kernel = kernel.on(space)
     state = kernel.init(space.initial(chains, generator, "prior"))
-    spent, averages = [0], []
     structure_factor = target.observables()["structure_factor"]
 
     def average() -> Tensor:
@@ -154,7 +122,7 @@ def approach(
         values = [structure_factor(space.physical(part)["x"]) for part in parts]
         return torch.cat(values).double().mean()
 
-    averages.append(average())
+    spent, averages = [0], [average()]
     while spent[-1] < gradients:
         state, info = kernel.step(state, generator)
         spent.append(spent[-1] + info.gradient_evaluations)
@@ -177,7 +145,7 @@ def kernels(target: IsingDual, flow: Any) -> tuple[Kernels, Kernels]:
     latent: Kernels = {
         "latent ChEES": lambda: ChEESHMC(target, flow=flow),
         "latent ChEES + jump": lambda: Cycle(
-            ChEESHMC(target, flow=flow), IndependenceMetropolis(flow)
+            latent["latent ChEES"](), IndependenceMetropolis(flow)
         ),
         "latent HMC, 5 leapfrogs": lambda: HMC(target, num_steps=5, jitter=0.5, flow=flow),
         "jumps alone": lambda: IndependenceMetropolis(flow, HMC(target, flow=flow).target),
@@ -189,22 +157,6 @@ def kernels(target: IsingDual, flow: Any) -> tuple[Kernels, Kernels]:
         "physical random walk": lambda: RandomWalkMetropolis(target),
     }
     return latent, physical
-
-
-def table(
-    target: IsingDual, latent: Kernels, physical: Kernels, training: float, options: Any
-) -> dict[str, Row]:
-    """Print a line for each sampler; return the rows by name."""
-    rows: dict[str, Row] = {}
-    for name, make in latent.items():
-        rows[name] = run(make(), target, options.draws, options.warmup, options.chains)
-        show(name, rows[name], training)
-    for name, make in physical.items():
-        rows[name] = run(make(), target, options.draws, options.warmup, options.chains)
-        show(name, rows[name], 0.0)
-    nuts = run_pyros_nuts(target, options.draws, options.warmup)
-    show("physical NUTS of Pyro", nuts, 0.0)
-    return rows
 
 
 def from_a_cold_start(
@@ -230,34 +182,32 @@ def from_a_cold_start(
         )
         print(
             f"{name:<26}within {fraction:.0%}: {stays_within(spent, averages, exact, fraction)}; "
-            f"start {float(averages[0]):.3f}, end {float(averages[-1]):.4f}",
-            flush=True,
+            f"start {float(averages[0]):.3f}, end {float(averages[-1]):.4f}"
         )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--flow", help="a file of pyro_neuralrg.save")
-    parser.add_argument("--side", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=150, help="of training, without --flow")
-    parser.add_argument("--chains", type=int, default=64)
-    parser.add_argument("--draws", type=int, default=300)
-    parser.add_argument("--warmup", type=int, default=200)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--cold", action="store_true", help="the approach from a cold start, too")
-    parser.add_argument("--cold-chains", type=int, default=4096)
-    parser.add_argument("--cold-gradients", type=int, default=40)
-    parser.add_argument("--cold-physical", type=int, default=4000)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    options = parse(
+        __doc__,
+        flow=({}, "a file of pyro_neuralrg.save"),
+        side=16,
+        steps=(150, "of training, without --flow"),
+        chains=64,
+        draws=300,
+        warmup=200,
+        threads=torch.get_num_threads(),
+        cold=(False, "the approach from a cold start, too"),
+        cold_chains=4096,
+        cold_gradients=40,
+        cold_physical=4000,
+    )
     target = IsingDual((options.side, options.side))
     began = time.perf_counter()
     if options.flow:
         flow = load(options.flow).flow
     else:
-        flow = fit(
-            target, target.flow(dtype=torch.float32), steps=options.steps, seed=0, progress=False
-        ).flow
+        flow = target.flow(dtype=torch.float32)
+        flow = fit(target, flow, steps=options.steps, seed=0, progress=False).flow
     training = time.perf_counter() - began
     quality = estimate(target, flow, 4000)
     gap = quality.variational + target.log_partition()
@@ -269,7 +219,11 @@ def main() -> None:
     )
     print(f"exact S {exact:.6f}; {options.chains} chains, {options.draws} draws\n{HEADINGS}")
     latent, physical = kernels(target, flow)
-    rows = table(target, latent, physical, training, options)
+    rows: dict[str, Row] = {}
+    for name, make in (latent | physical).items():
+        rows[name] = run(make(), target, options)
+        show(name, rows[name], training if name in latent else 0.0)
+    show("physical NUTS of Pyro", run_pyros_nuts(target, options), 0.0)
     if options.cold:
         from_a_cold_start(target, latent | physical, rows, options)
 

@@ -11,16 +11,19 @@ of this project takes turns with this one.
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
-import os
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+import torch
+
+from pyro_neuralrg import HMC, IsingDual, Schedule, fit
+from pyro_neuralrg.mcmc import LatentTarget
+from tests.benchmarks.harness import HERE, parse, result, start
 
 BATCH, CHAINS, LEAPFROGS = 256, 64, 10
 SECONDS = 4.0
@@ -39,11 +42,6 @@ while True:
 
 def measure(what: str, side: int, threads: int) -> dict[str, float]:
     """Medians of CPU and wall milliseconds."""
-    import torch
-
-    from pyro_neuralrg import HMC, IsingDual, Schedule, fit
-    from pyro_neuralrg.mcmc import LatentTarget
-
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     target = IsingDual((side, side))
@@ -56,9 +54,8 @@ def measure(what: str, side: int, threads: int) -> dict[str, float]:
         return marks[-1][1] - begun > SECONDS
 
     if what == "step":
-        fit(target, flow, steps=100_000, batch=BATCH, path_gradient=True,
-            schedule=Schedule(cooling=None),
-            lr=1e-4, progress=False, callback=mark)  # fmt: skip
+        cold = {"schedule": Schedule(cooling=None), "lr": 1e-4, "path_gradient": True}
+        fit(target, flow, steps=100_000, batch=BATCH, progress=False, callback=mark, **cold)
         divisor = 1
     else:
         kernel = HMC(LatentTarget(target, flow), step_size=0.05, num_steps=LEAPFROGS)
@@ -74,101 +71,83 @@ def measure(what: str, side: int, threads: int) -> dict[str, float]:
     }
 
 
-def start(checkout: Path, what: str, side: int, threads: int) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(checkout)}
-    environment.pop("OMP_NUM_THREADS", None)
-    command = [sys.executable, __file__, "--case", json.dumps([what, side, threads])]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+def begin(what: str, side: int, threads: int, checkout: Path = HERE) -> subprocess.Popen[str]:
+    """Start a measurement."""
+    arguments = (what, side, threads)
+    return start(measure, *arguments, checkout=checkout, OMP_NUM_THREADS=str(threads))
 
 
-def run(checkout: Path, what: str, side: int, threads: int) -> dict[str, float]:
-    return finish(start(checkout, what, side, threads))
+def wall(side: int, threads: int) -> float:
+    """Milliseconds of a step."""
+    return result(begin("step", side, threads))["wall"]
 
 
-def finish(process: subprocess.Popen[str]) -> dict[str, float]:
-    output, _ = process.communicate()
-    assert process.returncode == 0, output
-    return json.loads(output.splitlines()[-1])
-
-
-def compare(here: Path, against: Path | None, sides: list[int], repeats: int) -> None:
+def compare(checkouts: list[Path], sides: list[int], repeats: int) -> None:
     """One thread, CPU time, this checkout and the other in turn."""
-    for what in ("step", "gradient"):
-        for side in sides:
-            ours, theirs = [], []
-            for _ in range(repeats):
-                ours.append(run(here, what, side, 1)["cpu"])
-                if against is not None:
-                    theirs.append(run(against, what, side, 1)["cpu"])
-            line = f"{what:>8}  L = {side:2}: {statistics.median(ours):8.2f} ms CPU"
-            if theirs:
-                ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
-                line += (
-                    f", before {statistics.median(theirs):8.2f}: {statistics.median(ratios):.2f} x"
-                )
-                line += f" ({min(ratios):.2f} to {max(ratios):.2f})"
-            print(line, flush=True)
+    for what, side in itertools.product(("step", "gradient"), sides):
+        rounds = [
+            [result(begin(what, side, 1, checkout))["cpu"] for checkout in checkouts]
+            for _ in range(repeats)
+        ]
+        ours, *others = map(statistics.median, zip(*rounds, strict=True))
+        line = f"{what:>8}  L = {side:2}: {ours:8.2f} ms CPU"
+        if others:
+            ratios = [theirs / own for own, theirs in rounds]
+            line += f", before {others[0]:8.2f}: {statistics.median(ratios):.2f} x"
+            line += f" ({min(ratios):.2f} to {max(ratios):.2f})"
+        print(line)
 
 
-def compare_threads(here: Path, sides: list[int], repeats: int) -> None:
+def compare_threads(sides: list[int], repeats: int) -> None:
     """Steps a second of two threads, against those of two processes of one thread together."""
     for side in sides:
         shares = []
         for _ in range(repeats):
-            two = run(here, "step", side, 2)["wall"]
-            pair = [start(here, "step", side, 1) for _ in range(2)]
-            together = sum(1 / finish(process)["wall"] for process in pair)
-            one = run(here, "step", side, 1)["wall"]
+            two = wall(side, 2)
+            pair = [begin("step", side, 1) for _ in range(2)]
+            together = sum(1 / result(process)["wall"] for process in pair)
+            one = wall(side, 1)
             shares.append((1 / two / together, one / two, one * together))
-        share, gain, both = (statistics.median(column) for column in zip(*shares, strict=True))
+        share, gain, both = map(statistics.median, zip(*shares, strict=True))
         print(
             f" threads  L = {side:2}: two threads {gain:.2f} x one, two processes {both:.2f} x, "
-            f"share {share:.2f}",
-            flush=True,
+            f"share {share:.2f}"
         )
 
 
-def compare_busy(here: Path, sides: list[int], repeats: int) -> None:
+def compare_busy(sides: list[int], repeats: int) -> None:
     """Wall time of two threads over that of one, beside a process that keeps a core busy."""
-    for name, program in BUSY.items():
-        for side in sides:
-            ratios = []
-            for _ in range(repeats):
-                neighbour = subprocess.Popen([sys.executable, "-c", program])
-                try:
-                    one, two = (run(here, "step", side, threads)["wall"] for threads in (1, 2))
-                finally:
-                    neighbour.kill()
-                    neighbour.wait()
-                ratios.append(two / one)
-            print(
-                f"    busy  L = {side:2}: two threads take {statistics.median(ratios):.2f} x one, "
-                f"beside {name} ({min(ratios):.2f} to {max(ratios):.2f})",
-                flush=True,
-            )
+    for (name, program), side in itertools.product(BUSY.items(), sides):
+        ratios = []
+        for _ in range(repeats):
+            neighbour = subprocess.Popen([sys.executable, "-c", program])
+            try:
+                one, two = (wall(side, threads) for threads in (1, 2))
+            finally:
+                neighbour.kill()
+                neighbour.wait()
+            ratios.append(two / one)
+        print(
+            f"    busy  L = {side:2}: two threads take {statistics.median(ratios):.2f} x one, "
+            f"beside {name} ({min(ratios):.2f} to {max(ratios):.2f})"
+        )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    options = parse(
+        __doc__,
+        sides=[8, 16, 32],
+        repeats=3,
+        against=({"type": Path}, "another checkout of this project, to compare with"),
+        threads=(False, "also two threads against two processes"),
+        busy=(False, "also beside a process that keeps a core busy"),
     )
-    add = parser.add_argument
-    add("--sides", type=int, nargs="+", default=[8, 16, 32])
-    add("--repeats", type=int, default=3)
-    add("--against", type=Path, help="another checkout of this project, to compare with")
-    add("--threads", action="store_true", help="also two threads against two processes")
-    add("--busy", action="store_true", help="also beside a process that keeps a core busy")
-    add("--case", type=json.loads, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.case is not None:
-        print(json.dumps(measure(*arguments.case)))
-        return
-    here = Path(__file__).parents[2]
-    compare(here, arguments.against, arguments.sides, arguments.repeats)
-    if arguments.threads:
-        compare_threads(here, arguments.sides, arguments.repeats)
-    if arguments.busy:
-        compare_busy(here, arguments.sides, arguments.repeats)
+    checkouts = [HERE] if options.against is None else [HERE, options.against.resolve()]
+    compare(checkouts, options.sides, options.repeats)
+    if options.threads:
+        compare_threads(options.sides, options.repeats)
+    if options.busy:
+        compare_busy(options.sides, options.repeats)
 
 
 if __name__ == "__main__":

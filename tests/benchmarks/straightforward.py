@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -53,13 +53,18 @@ class MaskedRealNVP(nn.Module):
         self.scale_nets = nn.ModuleList(network(widths, ScaledTanh(size)) for _ in masks)
         self.shift_nets = nn.ModuleList(network(widths, None) for _ in masks)
 
+    def _terms(self, index: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """m x, (1 - m) s and (1 - m) t of one coupling."""
+        mask = self.masks[index]
+        held = x * mask
+        s, t = self.scale_nets[index](held), self.shift_nets[index](held)
+        return held, s * (1 - mask), t * (1 - mask)
+
     def generate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """z to x with ln |det dx/dz|."""
         ladj = x.new_zeros(x.shape[0])
-        for mask, s_net, t_net in zip(self.masks, self.scale_nets, self.shift_nets, strict=True):
-            held = x * mask
-            s = s_net(held) * (1 - mask)
-            t = t_net(held) * (1 - mask)
+        for index, mask in enumerate(self.masks):
+            held, s, t = self._terms(index, x)
             x = held + (1 - mask) * (x * torch.exp(s) + t)
             ladj = ladj + s.sum(-1)
         return x, ladj
@@ -68,11 +73,8 @@ class MaskedRealNVP(nn.Module):
         """x to z with ln |det dz/dx|."""
         ladj = x.new_zeros(x.shape[0])
         for index in reversed(range(len(self.masks))):
-            mask = self.masks[index]
-            held = x * mask
-            s = self.scale_nets[index](held) * (1 - mask)
-            t = self.shift_nets[index](held) * (1 - mask)
-            x = held + (1 - mask) * (x - t) * torch.exp(-s)
+            held, s, t = self._terms(index, x)
+            x = held + (1 - self.masks[index]) * (x - t) * torch.exp(-s)
             ladj = ladj - s.sum(-1)
         return x, ladj
 
@@ -96,27 +98,22 @@ class StraightforwardFlow(nn.Module):
 
     def generate(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """z to x with ln |det dx/dz|."""
-        ladj = z.new_zeros(z.shape[0])
-        for layer in reversed(range(len(self.blocks))):
-            z, more = self._apply_layer(layer, z, "generate")
-            ladj = ladj + more
-        return z, ladj
+        return self._through(reversed(range(len(self.blocks))), z, "generate")
 
     def renormalize(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x to z with ln |det dz/dx|."""
-        ladj = x.new_zeros(x.shape[0])
-        for layer in range(len(self.blocks)):
-            x, more = self._apply_layer(layer, x, "renormalize")
-            ladj = ladj + more
-        return x, ladj
+        return self._through(range(len(self.blocks)), x, "renormalize")
 
-    def _apply_layer(self, layer: int, x: Tensor, direction: str) -> tuple[Tensor, Tensor]:
-        rows, columns = self.rows[layer], self.columns[layer]
-        gathered = x[:, rows, columns]
-        moved, ladj = getattr(self.blocks[layer], direction)(gathered.reshape(-1, rows.shape[1]))
-        x = x.clone()
-        x[:, rows, columns] = moved.reshape(gathered.shape)
-        return x, ladj.reshape(x.shape[0], -1).sum(1)
+    def _through(self, layers: Iterable[int], x: Tensor, direction: str) -> tuple[Tensor, Tensor]:
+        ladj = x.new_zeros(x.shape[0])
+        for layer in layers:
+            rows, columns = self.rows[layer], self.columns[layer]
+            blocks = x[:, rows, columns]
+            moved, more = getattr(self.blocks[layer], direction)(blocks.reshape(-1, rows.shape[1]))
+            x = x.clone()
+            x[:, rows, columns] = moved.reshape(blocks.shape)
+            ladj = ladj + more.reshape(x.shape[0], -1).sum(1)
+        return x, ladj
 
     def log_prob(self, x: Tensor) -> Tensor:
         """ln q(x) by a pass from x to z."""

@@ -10,14 +10,10 @@ is its own.
 
 from __future__ import annotations
 
-import argparse
-import resource
-import subprocess
-import sys
-
 import torch
 
 from pyro_neuralrg import HMC, IsingDual, VectorizedMCMC
+from tests.benchmarks.harness import parse, peak_mib, result, start
 
 SIDE, CHAINS = 64, 64
 
@@ -26,39 +22,20 @@ def peak(draws: int, keep: bool) -> float:
     """MiB of this process after a run."""
     torch.set_num_threads(1)
     target = IsingDual((SIDE, SIDE))
-    mcmc = VectorizedMCMC(
-        HMC(target, num_steps=1),
-        draws,
-        warmup_steps=0,
-        num_chains=CHAINS,
-        seed=0,
-        progress=False,
-        keep_draws=keep,
-        observables={"structure_factor": target.observables()["structure_factor"]},
-    )
+    observables = {"structure_factor": target.observables()["structure_factor"]}
+    options = {"keep_draws": keep, "observables": observables, "progress": False}
+    mcmc = VectorizedMCMC(HMC(target, num_steps=1), draws, 0, CHAINS, seed=0, **options)
     mcmc.run()
     assert mcmc.observables["structure_factor"].shape == (CHAINS, draws)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return peak_mib()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--draws", type=int, nargs="+", default=[200, 2000])
-    parser.add_argument("--case", type=int, nargs=2, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.case:
-        print(peak(arguments.case[0], bool(arguments.case[1])))
-        return
+    options = parse(__doc__, draws=[200, 2000])
     print(f"{'draws':>8}{'all kept, MiB':>16}{'observables only, MiB':>24}")
-    for draws in arguments.draws:
-        found = []
-        for keep in (1, 0):
-            command = [sys.executable, "-m", "tests.benchmarks.streaming", "--case"]
-            done = subprocess.run(
-                [*command, str(draws), str(keep)], check=True, stdout=subprocess.PIPE, text=True
-            )
-            found.append(float(done.stdout))
-        print(f"{draws:>8}{found[0]:>16.0f}{found[1]:>24.0f}")
+    for draws in options.draws:
+        kept, streamed = (result(start(peak, draws, keep)) for keep in (True, False))
+        print(f"{draws:>8}{kept:>16.0f}{streamed:>24.0f}")
 
 
 if __name__ == "__main__":

@@ -11,19 +11,18 @@ with that of the mixture over x -> -x. The two versions take turns; the table ha
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pyro_neuralrg import IsingDual, SymmetrizedFlow, hierarchical_flow
 from pyro_neuralrg.distributions import FlowDistribution
 from pyro_neuralrg.train.optimizer import JoinedAdam
 from pyro_neuralrg.transforms import HierarchicalFlow
+from tests.benchmarks.harness import in_turns, parse
 from tests.benchmarks.straightforward import StraightforwardFlow, straightforward_copy
 
 SIDE, BATCH, LEARNING_RATE = 16, 512, 1e-3
@@ -59,7 +58,7 @@ def our_step(flow: HierarchicalFlow, target: IsingDual, symmetrized: bool) -> Ca
 
     def step() -> None:
         x = q.rsample((BATCH,))
-        gradient = optimizer.gradient(pdd(q.log_prob(x), target, x))
+        gradient = optimizer.gradient((q.log_prob(x) + target.energy(x)).mean())
         optimizer.step(gradient, float(gradient.norm()))
 
     return step
@@ -74,44 +73,30 @@ def their_step(
     def step() -> None:
         optimizer.zero_grad()
         x, log_q = sample(BATCH)
-        pdd(log_q, target, x).backward()
+        (log_q + target.energy(x)).mean().backward()
         optimizer.step()
 
     return step
 
 
-def pdd(log_q: Tensor, target: IsingDual, x: Tensor) -> Tensor:
-    return (log_q + target.energy(x)).mean()
-
-
-def seconds(step: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    step()
-    return time.perf_counter() - start
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--repeats", type=int, default=9)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    options = parse(__doc__, threads=torch.get_num_threads(), repeats=9)
     torch.manual_seed(0)
-    print(f"L = {SIDE}, batch {BATCH}, {arguments.threads} threads, torch {torch.__version__}")
-    for symmetrized in (False, True):
-        name = "symmetrised" if symmetrized else "plain"
+    print(f"L = {SIDE}, batch {BATCH}, {options.threads} threads, torch {torch.__version__}")
+    for symmetrized, name in enumerate(("plain", "symmetrised")):
         for dtype in (torch.float32, torch.float64):
-            print(f"{name}: ln q differs by {largest_difference(dtype, symmetrized):.1e} ({dtype})")
+            difference = largest_difference(dtype, bool(symmetrized))
+            print(f"{name}: ln q differs by {difference:.1e} ({dtype})")
         flow, target = paper_flow(), IsingDual((SIDE, SIDE))
-        ours = our_step(flow, target, symmetrized)
-        theirs = their_step(straightforward_copy(flow), target, symmetrized)
-        ours(), theirs()  # compile, allocate
-        times = [(seconds(ours), seconds(theirs)) for _ in range(arguments.repeats)]
-        one, other = (statistics.median(column) for column in zip(*times, strict=True))
-        ratios = sorted(b / a for a, b in times)
+        ours = our_step(flow, target, bool(symmetrized))
+        theirs = their_step(straightforward_copy(flow), target, bool(symmetrized))
+        in_turns([ours, theirs], 1)  # compile, allocate
+        times = in_turns([ours, theirs], options.repeats, time.perf_counter)
+        one, other = map(statistics.median, times)
+        ratios = [b / a for a, b in zip(*times, strict=True)]
         print(
             f"{name}: {1e3 * one:.0f} ms against {1e3 * other:.0f} ms: {other / one:.1f} times as "
-            f"fast (single pairs {ratios[0]:.1f} to {ratios[-1]:.1f})"
+            f"fast (single pairs {min(ratios):.1f} to {max(ratios):.1f})"
         )
 
 

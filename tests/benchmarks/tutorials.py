@@ -9,7 +9,6 @@ together are to take less than eight minutes on two cores.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import resource
@@ -19,8 +18,9 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-TUTORIALS = ROOT / "tutorials"
+from tests.benchmarks.harness import HERE, parse
+
+TUTORIALS = HERE / "tutorials"
 MINUTES = 8
 
 
@@ -33,7 +33,7 @@ def code(path: Path) -> str:
 def smoke(path: Path) -> tuple[float, float, int]:
     """CPU and wall seconds of one notebook, and its exit status."""
     environment = os.environ | {"NEURALRG_SMOKE": "1", "MPLBACKEND": "Agg"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment["PYTHONPATH"] = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         found = subprocess.run(
@@ -50,12 +50,8 @@ def smoke(path: Path) -> tuple[float, float, int]:
 def main() -> int:
     """Print a line for each and for all."""
     names = sorted(path.stem for path in TUTORIALS.glob("*.ipynb"))
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", help="of tutorials; all, if there is none")
-    chosen = parser.parse_args().names or names
-    unknown = sorted(set(chosen) - set(names))
-    if unknown:
-        parser.error(f"names are {', '.join(unknown)}; accepted: {', '.join(names)}")
+    of_names = {"nargs": "*", "choices": names, "help": "of tutorials; all, if there is none"}
+    chosen = parse(__doc__, ("names", of_names)).names or names
     total_cpu = total_wall = 0.0
     failed = []
     print(f"{'':28}{'CPU s':>8}{'wall s':>8}")
@@ -63,7 +59,7 @@ def main() -> int:
         cpu, wall, status = smoke(TUTORIALS / f"{name}.ipynb")
         total_cpu, total_wall = total_cpu + cpu, total_wall + wall
         failed += [name] if status else []
-        print(f"{name:28}{cpu:8.1f}{wall:8.1f}{'  failed' if status else ''}", flush=True)
+        print(f"{name:28}{cpu:8.1f}{wall:8.1f}{'  failed' if status else ''}")
     print(f"{'all':28}{total_cpu:8.1f}{total_wall:8.1f}  (at most {60 * MINUTES} on two cores)")
     return 1 if failed else 0
 
