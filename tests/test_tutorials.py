@@ -15,21 +15,24 @@ import pytest
 
 import pyro_neuralrg
 
-TUTORIALS = sorted((Path(__file__).parents[1] / "tutorials").glob("*.ipynb"))
+FOLDER = Path(pyro_neuralrg.__file__).parents[1] / "tutorials"
+TUTORIALS = sorted(FOLDER.glob("*.ipynb"))
+SLOW = {
+    "cox_process",
+    "elevation_holes",
+    "image_restoration",
+    "paper_fig3",
+    "temperature_conditioned",
+}
+"""They take many seconds, and other tests run what they call."""
+MOST_BYTES = 200_000
+"""Of a notebook with its outputs."""
 
+spec = importlib.util.spec_from_file_location("execute", FOLDER / "execute.py")
+execute = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(execute)
 
-MOST_BYTES = 200_000  # of a notebook with its outputs
-
-
-def load_execute() -> Any:
-    path = Path(__file__).parents[1] / "tutorials" / "execute.py"
-    spec = importlib.util.spec_from_file_location("execute", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-execute = load_execute()
+every_tutorial = pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
 
 
 def code_cells(path: Path) -> list[dict[str, Any]]:
@@ -41,12 +44,18 @@ def code_of(path: Path) -> str:
     return "\n".join("".join(cell["source"]) for cell in code_cells(path))
 
 
-def test_there_are_tutorials() -> None:
-    assert TUTORIALS
+def test_slow_tutorials_exist() -> None:
+    assert {path.stem for path in TUTORIALS} > SLOW
 
 
 @pytest.mark.usefixtures("as_a_reader")
-@pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem in SLOW))
+        for path in TUTORIALS
+    ],
+)
 def test_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NEURALRG_SMOKE", "1")
     monkeypatch.chdir(tmp_path)
@@ -54,7 +63,7 @@ def test_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     exec(compile(code_of(path), str(path), "exec"), {"__name__": "__main__"})
 
 
-@pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
+@every_tutorial
 def test_asserts_a_number_in_short_functions(path: Path) -> None:
     nodes = list(ast.walk(ast.parse(code_of(path))))
     assert any(isinstance(node, ast.Assert) for node in nodes)
@@ -62,7 +71,7 @@ def test_asserts_a_number_in_short_functions(path: Path) -> None:
     assert all((node.end_lineno or 0) - node.lineno < 10 for node in functions)
 
 
-@pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
+@every_tutorial
 def test_kept_outputs_are_those_of_one_run_of_this_code(path: Path) -> None:
     cells = code_cells(path)
     outputs = [output for cell in cells for output in cell["outputs"]]
