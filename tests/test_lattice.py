@@ -29,21 +29,14 @@ SHAPES = [(1,), (2,), (5,), (8,), (13,), (1, 6), (4, 4), (3, 7), (6, 9), (2, 3, 
 BLOCKS = [2, 3, 4]
 
 
-def circuits(name: str, shape: Site) -> list[Circuit]:
-    return [
-        make_circuit(name, shape, block=block, boundary=boundary)
-        for block, boundary in itertools.product(BLOCKS, BOUNDARIES)
-    ]
-
-
 def every_circuit(test: Callable[[Circuit], None]) -> Callable[..., None]:
     """Run a test on all names, shapes, block sides and boundaries."""
 
     @pytest.mark.parametrize("name", CIRCUITS)
     @pytest.mark.parametrize("shape", SHAPES)
     def run(name: str, shape: Site) -> None:
-        for circuit in circuits(name, shape):
-            test(circuit)
+        for block, boundary in itertools.product(BLOCKS, BOUNDARIES):
+            test(make_circuit(name, shape, block=block, boundary=boundary))
 
     return run
 
@@ -101,13 +94,7 @@ def test_each_site_lies_in_exactly_one_block(circuit: Circuit) -> None:
             assert segments[0].start == 0
             assert segments[-1].stop == layer.shape[axis]
             assert all(a.stop == b.start for a, b in itertools.pairwise(segments))
-
-
-@every_circuit
-def test_blocks_are_at_most_a_block_wide(circuit: Circuit) -> None:
-    for layer in circuit.layers:
-        for region in layer.regions:
-            assert max(region.block) <= circuit.block
+        assert all(max(region.block) <= circuit.block for region in layer.regions)
         assert max(math.prod(region.block) for region in layer.regions) > 1, "nothing to do"
 
 
@@ -132,16 +119,12 @@ def kinds(circuit: Circuit) -> list[tuple[str, Site]]:
 
 
 def test_mera_of_four_sites_by_hand() -> None:
-    first, second, third = make_circuit("mera", (4,)).layers
-    assert [layer.kind for layer in (first, second, third)] == [
-        "disentangler",
-        "decimator",
-        "decimator",
-    ]
-    assert blocks_of(first) == [[(1,), (2,)], [(3,), (0,)]]
-    assert blocks_of(second) == [[(0,), (1,)], [(2,), (3,)]]
-    assert third.shape == (2,)
-    assert blocks_of(third) == [[(0,), (1,)]]
+    circuit = make_circuit("mera", (4,))
+    assert kinds(circuit) == [("disentangler", (4,)), ("decimator", (4,)), ("decimator", (2,))]
+    first, second, third = map(blocks_of, circuit.layers)
+    assert first == [[(1,), (2,)], [(3,), (0,)]]
+    assert second == [[(0,), (1,)], [(2,), (3,)]]
+    assert third == [[(0,), (1,)]]
 
 
 def test_open_mera_of_five_sites_by_hand() -> None:
@@ -170,11 +153,9 @@ def test_what_is_left_over_forms_a_thinner_block() -> None:
 def test_tree_of_a_rectangle_by_hand() -> None:
     circuit = make_circuit("tree", (2, 3))
     assert kinds(circuit) == [("decimator", (2, 3)), ("decimator", (1, 2))]
-    assert blocks_of(circuit.layers[0]) == [
-        [(0, 0), (0, 1), (1, 0), (1, 1)],
-        [(0, 2), (1, 2)],
-    ]
-    assert blocks_of(circuit.layers[1]) == [[(0, 0), (0, 1)]]
+    first, second = map(blocks_of, circuit.layers)
+    assert first == [[(0, 0), (0, 1), (1, 0), (1, 1)], [(0, 2), (1, 2)]]
+    assert second == [[(0, 0), (0, 1)]]
     assert circuit.depth == 2
 
 
@@ -201,12 +182,9 @@ def test_top_layer_has_a_disentangler_only_where_it_acts_on_other_sites(boundary
     assert kinds(row)[:2] == [("disentangler", (2, 4)), ("decimator", (2, 4))]
     assert row.layers[0].axes[0] == (Segment(0, 1, 2),)
     for circuit in (square, row):
-        for one, next_one in itertools.pairwise(circuit.layers):
-            if (one.kind, next_one.kind) == ("disentangler", "decimator"):
-                blocks = [
-                    {frozenset(b) for b in blocks_of(x) if len(b) > 1} for x in (one, next_one)
-                ]
-                assert blocks[0] != blocks[1]
+        for one, other in itertools.pairwise(circuit.layers):
+            sites = [{frozenset(b) for b in blocks_of(x) if len(b) > 1} for x in (one, other)]
+            assert one.kind != "disentangler" or sites[0] != sites[1]
 
 
 def test_truncated_depth() -> None:
@@ -231,14 +209,8 @@ def test_mera_cones_have_bounded_width(boundary: str) -> None:
         assert max(map(len, sets)) <= 6
 
 
-def test_tree_cones_hold_one_block_per_scale() -> None:
-    circuit = make_circuit("tree", (8, 8))
-    for site in itertools.product(range(8), range(8)):
-        assert [len(s) for s in cone(circuit, site)[0]] == [4, 4, 4]
-
-
 def test_neighbours_across_a_tree_boundary_meet_only_at_the_top() -> None:
-    """What the disentanglers are for: in the mera sites 3 and 4 of eight share a block at once."""
+    """In the mera, sites 3 and 4 of eight share a block at once: what disentanglers are for."""
     tree, mera = (make_circuit(name, (8,)) for name in ("tree", "mera"))
     assert any({(3,), (4,)} <= set(block) for block in blocks_of(mera.layers[0]))
     shared = [
@@ -272,16 +244,13 @@ def test_shapes_of_any_sequence_of_integers(shape: Any) -> None:
     assert all(type(side) is int for side in checked)
 
 
-@pytest.mark.parametrize("shape", [(), (0,), (4, 0), (-1,), (4, -4), (2, 2, 2, 2), []])
+@pytest.mark.parametrize("shape", [(), (4, 0), (-1,), (2, 2, 2, 2)])
 def test_shapes_out_of_range(shape: Any) -> None:
     with pytest.raises(ValueError, match=r"shape is .*accepted: one to 3 integers >= 1"):
         make_circuit("mera", shape)
 
 
-NO_SHAPES = [8, None, "88", b"88", (8.0,), (4, 2.5), ("8",), (True, 4), ((4, 4),), (None,)]
-
-
-@pytest.mark.parametrize("shape", NO_SHAPES)
+@pytest.mark.parametrize("shape", [8, None, "88", b"88", (4, 8.0), (True, 4), ((4, 4),)])
 def test_shapes_that_are_no_integers(shape: Any) -> None:
     with pytest.raises(TypeError, match=r"shape must be a sequence of integers, not .*accepted"):
         make_circuit("mera", shape)
@@ -291,14 +260,10 @@ def test_shapes_that_are_no_integers(shape: Any) -> None:
     ("options", "error", "message"),
     [
         ({"name": "tebd"}, ValueError, "circuit is 'tebd'; accepted: mera, tree, brickwork"),
-        ({"name": None}, ValueError, "circuit is None; accepted: mera, tree, brickwork"),
-        ({"boundary": "closed"}, ValueError, "boundary is 'closed'; accepted: periodic, open"),
         ({"boundary": None}, ValueError, "boundary is None; accepted: periodic, open"),
         ({"block": 1}, ValueError, "block is 1; accepted: an integer >= 2"),
         ({"block": 2.0}, TypeError, r"block is 2\.0; accepted: an integer >= 2"),
-        ({"block": None}, TypeError, "block is None; accepted: an integer >= 2"),
         ({"depth": -1}, ValueError, "depth is -1; accepted: an integer >= 0"),
-        ({"depth": False}, TypeError, "depth is False; accepted: an integer >= 0"),
     ],
 )
 def test_bad_options(options: dict[str, Any], error: type[Exception], message: str) -> None:

@@ -71,9 +71,8 @@ def test_any_batch_shape(batch: tuple[int, ...], boundary: str) -> None:
     form = quadratic_form(x, spectrum, boundary)
     assert applied.shape == x.shape
     assert form.shape == batch
-    one_by_one = [apply_spectrum(field, spectrum, boundary) for field in x.reshape(-1, 4, 3)]
-    if one_by_one:
-        torch.testing.assert_close(applied, torch.stack(one_by_one).reshape(x.shape))
+    for field, one in zip(x.reshape(-1, 4, 3), applied.reshape(-1, 4, 3), strict=True):
+        torch.testing.assert_close(one, apply_spectrum(field, spectrum, boundary))
 
 
 @pytest.mark.parametrize("boundary", BOUNDARIES)
@@ -100,14 +99,14 @@ def test_spectrum_of_a_periodic_lattice_is_exactly_even() -> None:
 
 @pytest.mark.parametrize("function", [apply_spectrum, quadratic_form])
 def test_wrong_arguments_are_named(function: Any) -> None:
-    for shape in ((3,), (4, 4), (3, 4), ()):
+    for shape in ((3,), (3, 4), ()):
         with pytest.raises(ValueError, match=r"x has shape .*accepted.*\(4, 3\)"):
             function(torch.zeros(shape), torch.ones(4, 3))
     with pytest.raises(ValueError, match="boundary is 'twisted'"):
         function(torch.zeros(4, 3), torch.ones(4, 3), "twisted")
 
 
-@pytest.mark.parametrize("boundary", ["periodic", "open"])
+@pytest.mark.parametrize("boundary", BOUNDARIES)
 def test_a_spectrum_for_each_field(boundary: str) -> None:
     x = torch.randn(3, 2, 4, 3)
     spectra = torch.stack([neighbour_spectrum((4, 3), (c, 1.0), boundary) for c in (0.5, 2.0)])

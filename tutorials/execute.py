@@ -20,18 +20,18 @@ from typing import Any
 
 HERE = Path(__file__).parent
 WIDGET = "application/vnd.jupyter.widget-view+json"
-#: A bar, a line, an open end, a forecast.
-PROGRESS = re.compile(r"\d+%\|| \d+/\d+ \(\d+ %\), |\b\d+it \[|: about .* left, .* a step now")
+PROGRESS = re.compile(r"\d+%\|| \d+/\d+ \(\d+ %\), |\b\d+it \[")
+"""A progress bar, a line of progress, or a count without a known end."""
 
 
 def fingerprint(notebook: dict[str, Any]) -> str:
-    """Of the code of all cells."""
+    """Hash of the code of all cells."""
     code = "\n".join(cell["source"] for cell in notebook["cells"] if cell["cell_type"] == "code")
     return hashlib.sha256(code.encode()).hexdigest()
 
 
 def keep(notebook: dict[str, Any], made_by: str) -> dict[str, Any]:
-    """What is worth keeping of an executed notebook: no times, no progress bars.
+    """Keep what is worth it of an executed notebook: no times, no progress bars.
 
     Args:
         notebook: Executed, in the form of nbformat 4; changed in place.

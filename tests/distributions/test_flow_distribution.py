@@ -8,19 +8,20 @@ import torch
 from pyro.distributions.transforms import AffineCoupling
 from pyro.nn import DenseNN
 
-from pyro_neuralrg.distributions import FlowDistribution
+from pyro_neuralrg.distributions import FlowDistribution, StandardNormal, TwoModes
 from pyro_neuralrg.transforms import hierarchical_flow
 
 
-def test_density_is_change_of_variables(jittered: object) -> None:
-    flow = jittered((3, 4))  # type: ignore[operator]
+@pytest.mark.parametrize("base", [StandardNormal(), TwoModes(3.0)], ids=str)
+def test_density_is_change_of_variables(jittered: object, base: StandardNormal) -> None:
+    flow = jittered((3, 4), base=base)  # type: ignore[operator]
     q = FlowDistribution(flow)
     assert q.event_shape == (3, 4)
     assert q.batch_shape == ()
     x = q.sample((7,))
     z = flow.inv(x)
     jacobian = torch.autograd.functional.jacobian(flow, z[0]).reshape(12, 12)
-    expected = torch.distributions.Normal(0.0, 1.0).log_prob(z[0]).sum() - jacobian.slogdet()[1]
+    expected = base.log_prob(z[0], 2) - jacobian.slogdet()[1]
     torch.testing.assert_close(q.log_prob(x)[0], expected)
 
 

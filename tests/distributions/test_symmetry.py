@@ -71,8 +71,8 @@ def test_groups_are_told_from_other_sets(shape: tuple[int, ...]) -> None:
         ((5,), 2 * 5 * 2),
         ((2, 2), 2 * 4 * 2),
         ((1, 1), 2),
-        ((3, 3, 3), 2 * 27 * 48),
-        ((16, 16), 4096),
+        ((2, 2, 2), 2 * 8 * 6),
+        ((8, 8), 1024),
     ],
     ids=str,
 )
@@ -108,12 +108,8 @@ def test_not_a_group() -> None:
     step = LatticeSymmetry((1, 0), (0, 1), (False, False))
     with pytest.raises(ValueError, match=r"not closed under composition: .*shift=\(1, 0\)"):
         check_group((one, step), shape)
-    with pytest.raises(ValueError, match="not closed"):
-        check_group(spin_flip(shape)[1:], shape)
     with pytest.raises(ValueError, match="repeats"):
         check_group((one, one), shape)
-    with pytest.raises(ValueError, match=r"elements is \(\); accepted: a group"):
-        check_group((), shape)
     with pytest.raises(ValueError, match="permutations of equal sides"):
         check_group((one, LatticeSymmetry((0, 0), (1, 0), (False, False))), (2, 4))
     # Z2 twisted with a translation is a group although -1 is not in it.

@@ -85,7 +85,6 @@ def test_from_a_saved_flow(name: str, flow: str, tmp_path: Path) -> None:
 
 BAD = {
     "shape": ("fig3a", "--shape 0", "shape"),
-    "temperature": ("fig4a", "--temperature -1", "temperature"),
     "steps": ("fig3b", "--steps 0", "steps"),
     "blocks": ("fig3b", "--blocks lego", "blocks"),
     "another shape": ("fig4a", "--shape 8 8 --flow mine.pt", "shape"),
@@ -95,12 +94,10 @@ BAD = {
     "no seconds": ("sweep", "--seconds 0", "seconds"),
     "temperatures": ("sweep", "--temperatures 2 -1", "temperatures"),
     "depths": ("sweep", "--shape 4 4 --depths 3", "depths"),
-    "circuits": ("sweep", "--circuits ring", "circuits"),
     "no seeds": ("fig4a", "--seeds 0", "seeds"),
     "seeds of one flow": ("fig4a", "--seeds 2 --flow mine.pt", "seeds"),
     "steps beside a flow": ("fig4b", "--steps 2 --flow mine.pt", "steps"),
     "one chain": ("fig3b", "--chains 1", "chains"),
-    "chains elsewhere": ("fig3a", "--chains 9", "chains"),
     "nothing to draw": ("fig3a", "--redraw", "fig3a.pt"),
 }
 
@@ -128,7 +125,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     def fit(*_: Any, **options: Any) -> SimpleNamespace:
         asked.update(options)
         ended = {name: asked[name] for name in ("interrupted", "stopped")}
-        return SimpleNamespace(**ended, **{"steps": 5, "batch": 32})
+        return SimpleNamespace(**ended, steps=5, batch=32)
 
     monkeypatch.setattr(start, "fit", fit)
     return asked
@@ -271,14 +268,12 @@ def test_fig3b_counts_the_training_of_latent_samplers_only() -> None:
         "title": "t", "exact": 0.5, "seconds": [100.0, 90.0], "protocol": {}, "visit": 1,
         "every": 1, "curves": {"latent HMC": curve, fig3b.PHYSICAL: curve},
     }  # fmt: skip
-    axes = fig3b.draw(results).axes
-    mark, latent, physical = axes[1].lines[:3]
-    assert mark.get_xdata() == [100.0, 100.0]
-    assert latent.get_xdata().tolist() == [105.0, 107.0]  # training, tuning, two trajectories
-    assert physical.get_xdata().tolist() == [5.0, 7.0]
-    assert "training 90 s of 100 s, latent HMC 3.5 s of 7 s" in axes[1].get_xlabel()
-    assert axes[0].get_title().startswith("not converged")
-    latent, _ = fig3b.draw({**results, "seconds": start.UNKNOWN}).axes[1].lines[1:3]
+    above, below = fig3b.draw(results).axes
+    drawn = [list(line.get_xdata()) for line in below.lines[:3]]
+    assert drawn == [[100.0, 100.0], [105.0, 107.0], [5.0, 7.0]]  # training, latent, physical
+    assert "training 90 s of 100 s, latent HMC 3.5 s of 7 s" in below.get_xlabel()
+    assert above.get_title().startswith("not converged")
+    latent = fig3b.draw({**results, "seconds": start.UNKNOWN}).axes[1].lines[1]
     assert latent.get_xdata().tolist() == [5.0, 7.0]  # what is not known is left out
 
 
@@ -287,7 +282,6 @@ def test_fig4a_reports_every_seed(tmp_path: Path) -> None:
     found = fig4a.compute(small(fig4a, seeds=2), tmp_path)
     assert len(set(found["before"])) == len(set(found["written_after"])) == 2
     assert list(found["rows"]) == ["top variables", 0, 1, 2]
-    assert len(found["rows"]["top variables"]["variables"]) == 4
     assert (tmp_path / "flow-1.pt").exists()
 
 
