@@ -132,45 +132,6 @@ def _numbers(signs: Tensor, images: Tensor) -> Tensor:
     return signs * (1 + number)
 
 
-def spin_flip(shape: Sequence[int]) -> tuple[LatticeSymmetry, ...]:
-    """Z2: the identity and x -> -x."""
-    one = LatticeSymmetry.identity(len(shape))
-    return one, LatticeSymmetry(one.shift, one.axes, one.flips, sign=-1)
-
-
-def translations(shape: Sequence[int], step: int = 1) -> tuple[LatticeSymmetry, ...]:
-    """Translations by multiples of ``step``, which must divide every side above 1."""
-    for side in shape:
-        if step < 1 or (side > 1 and side % step):
-            raise ValueError(f"step is {step}; accepted: a divisor of every side of {tuple(shape)}")
-    one = LatticeSymmetry.identity(len(shape))
-    shifts = itertools.product(*(range(0, side, step) for side in shape))
-    return tuple(LatticeSymmetry(shift, one.axes, one.flips) for shift in shifts)
-
-
-def point_group(shape: Sequence[int]) -> tuple[LatticeSymmetry, ...]:
-    """Reflections of every axis and exchanges of equal sides: 8 on a square, 48 on a cube."""
-    dims = len(shape)
-    permutations = [
-        axes
-        for axes in itertools.permutations(range(dims))
-        if all(shape[axis] == shape[k] for k, axis in enumerate(axes))
-    ]
-    elements = [
-        LatticeSymmetry((0,) * dims, axes, flips)
-        for axes in permutations
-        for flips in itertools.product((False, True), repeat=dims)
-    ]
-    return distinct(elements, shape)
-
-
-def product_group(
-    shape: Sequence[int], left: Sequence[LatticeSymmetry], right: Sequence[LatticeSymmetry]
-) -> tuple[LatticeSymmetry, ...]:
-    """The distinct products g o h: a group if one of the two normalises the other."""
-    return distinct([g.compose(h, shape) for g in left for h in right], shape)
-
-
 def symmetry_group(
     shape: Sequence[int],
     *,
@@ -183,8 +144,12 @@ def symmetry_group(
     Args:
         shape: lattice shape.
         spin_flips: include x -> -x.
-        translation_step: include translations by multiples of this many sites; None: none.
-        point_symmetries: include reflections and exchanges of equal sides.
+        translation_step: include translations by multiples of this many sites, a divisor of every
+            side above 1; None: none.
+        point_symmetries: include reflections of every axis and exchanges of equal sides.
+
+    Raises:
+        ValueError: if ``translation_step`` is no such divisor.
 
     Example:
         >>> len(symmetry_group((4, 4))), len(symmetry_group((4, 4), point_symmetries=True))
@@ -192,14 +157,23 @@ def symmetry_group(
         >>> len(symmetry_group((4, 4), spin_flips=False, translation_step=2))
         4
     """
-    group: tuple[LatticeSymmetry, ...] = (LatticeSymmetry.identity(len(shape)),)
+    one = LatticeSymmetry.identity(len(shape))
+    shifts, axes, flips = [one.shift], [one.axes], [one.flips]
     if translation_step is not None:
-        group = product_group(shape, group, translations(shape, translation_step))
+        if translation_step < 1 or any(side > 1 and side % translation_step for side in shape):
+            raise ValueError(
+                f"translation_step is {translation_step}; accepted: a divisor of every side of "
+                f"{tuple(shape)}"
+            )
+        shifts = list(itertools.product(*(range(0, side, translation_step) for side in shape)))
     if point_symmetries:
-        group = product_group(shape, group, point_group(shape))
-    if spin_flips:
-        group = product_group(shape, group, spin_flip(shape))
-    return group
+        sides = tuple(shape)
+        exchanges = itertools.permutations(one.axes)
+        axes = [order for order in exchanges if tuple(sides[k] for k in order) == sides]
+        flips = list(itertools.product((False, True), repeat=len(sides)))
+    signs = (1, -1) if spin_flips else (1,)
+    chosen = itertools.product(shifts, axes, flips, signs)
+    return distinct([LatticeSymmetry(*parts) for parts in chosen], shape)
 
 
 def check_group(elements: Sequence[LatticeSymmetry], shape: Sequence[int]) -> None:
