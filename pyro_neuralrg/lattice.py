@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from pyro_neuralrg.arguments import as_integer, check_choice, check_integer
@@ -181,7 +181,7 @@ def make_circuit(
         block: block side b >= 2; an axis shorter than b forms blocks of its own length.
         depth: number of scales (``mera``, ``tree``; default: down to one site; sites behind fewer
             remain independent normals) or of layers (``brickwork``; default: largest side / b, at
-            least two: the light cone of every site then spans a periodic lattice).
+            least two: light cones then just span a periodic lattice of whole blocks).
         boundary: "periodic" or "open" (an open shifted layer has thinner blocks at the edges).
 
     Raises:
@@ -197,36 +197,23 @@ def make_circuit(
     check_boundary(boundary)
     block = check_integer("block", block, 2)
     depth = None if depth is None else check_integer("depth", depth, 0)
+    layers = tuple(_layers(name, sides, block, depth, boundary))
+    return Circuit(name, sides, block, boundary, layers)
+
+
+def _layers(
+    name: str, shape: tuple[int, ...], block: int, depth: int | None, boundary: str
+) -> Iterator[Layer]:
+    """The layers of a circuit, finest first."""
     if name == "brickwork":
-        layers = _brickwork_layers(sides, block, depth, boundary)
-    else:
-        layers = _hierarchical_layers(sides, block, depth, boundary, disentangle=name == "mera")
-    return Circuit(name, sides, block, boundary, tuple(layers))
-
-
-def _hierarchical_layers(
-    shape: tuple[int, ...], block: int, depth: int | None, boundary: str, disentangle: bool
-) -> list[Layer]:
-    layers: list[Layer] = []
+        depth = max(2, math.ceil(max(shape) / block)) if depth is None else depth
+        for index in range(depth if max(shape) > 1 else 0):
+            yield _layer("disentangler", 0, shape, block, index % 2 == 1, boundary)
+        return
     scale = 0
     while max(shape) > 1 and (depth is None or scale < depth):
+        if name == "mera" and max(shape) > block:
+            yield _layer("disentangler", scale, shape, block, True, boundary)
         decimator = _layer("decimator", scale, shape, block, False, boundary)
-        disentangler = _layer("disentangler", scale, shape, block, True, boundary)
-        same_blocks = (disentangler.shift, disentangler.axes) == (decimator.shift, decimator.axes)
-        if disentangle and not same_blocks:
-            layers.append(disentangler)
-        layers.append(decimator)
-        shape = decimator.coarse_shape
-        scale += 1
-    return layers
-
-
-def _brickwork_layers(
-    shape: tuple[int, ...], block: int, depth: int | None, boundary: str
-) -> list[Layer]:
-    if max(shape) == 1:
-        return []
-    depth = max(2, math.ceil(max(shape) / block)) if depth is None else depth
-    return [
-        _layer("disentangler", 0, shape, block, index % 2 == 1, boundary) for index in range(depth)
-    ]
+        yield decimator
+        shape, scale = decimator.coarse_shape, scale + 1

@@ -84,12 +84,14 @@ class SymmetrizedFlow(TorchDistribution):
         else:
             check_group(elements, lattice)
         self.flow = flow
-        self.elements = elements = tuple(elements)
+        self.elements = tuple(elements)
         self.orbit_chunk = check_integer("orbit_chunk", orbit_chunk, 1)
-        self._orbit = _orbit_representatives(elements, lattice, bool(getattr(flow, "odd", False)))
-        self._signs = torch.tensor([element.sign for element in elements])
-        moves = any(element.moves_sites for element in elements)
-        self._sources = source_table(elements, lattice) if moves else None
+        if getattr(flow, "odd", False):  # q0(-x) = q0(x): g and -g count the same
+            elements = tuple(dataclasses.replace(g, sign=1) for g in elements)
+        self._orbit = distinct((LatticeSymmetry.identity(len(lattice)), *elements), lattice)
+        self._signs = torch.tensor([element.sign for element in self.elements])
+        moves = any(element.moves_sites for element in self.elements)
+        self._sources = source_table(self.elements, lattice) if moves else None
         self._draw: _Draw | None = None
         super().__init__(torch.Size(), torch.Size(lattice), validate_args=validate_args)
 
@@ -170,12 +172,3 @@ class SymmetrizedFlow(TorchDistribution):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_draw": None}
-
-
-def _orbit_representatives(
-    elements: Sequence[LatticeSymmetry], shape: tuple[int, ...], odd: bool
-) -> tuple[LatticeSymmetry, ...]:
-    """The elements whose densities differ, the identity first; g and -g for an odd flow do not."""
-    one = LatticeSymmetry.identity(len(shape))
-    signed = [dataclasses.replace(g, sign=1) for g in elements] if odd else elements
-    return distinct((one, *signed), shape)
