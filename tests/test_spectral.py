@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyro_neuralrg.spectral import apply_spectrum, neighbour_spectrum, quadratic_form
 
-SHAPES = [(1,), (2,), (5,), (8,), (4, 6), (3, 5), (1, 4), (7, 2), (2, 3, 4), (2, 1, 3)]
+SHAPES = [(1,), (2,), (5,), (8,), (201,), (4, 6), (3, 5), (1, 4), (7, 2), (2, 3, 4), (2, 1, 3)]
 BOUNDARIES = ["periodic", "open"]
 COUPLINGS = (0.3, -0.7, 0.5)
 
