@@ -24,22 +24,22 @@ TUTORIALS = HERE / "tutorials"
 MINUTES = 8
 
 
-def code(path: Path) -> str:
-    """All cells."""
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-
-
 def smoke(path: Path) -> tuple[float, float, int]:
     """CPU and wall seconds of one notebook, and its exit status."""
     environment = os.environ | {"NEURALRG_SMOKE": "1", "MPLBACKEND": "Agg"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
+    places = (str(HERE), str(TUTORIALS / "paper"), os.environ.get("PYTHONPATH", ""))
+    environment["PYTHONPATH"] = os.pathsep.join(places)
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         found = subprocess.run(
-            [sys.executable, "-c", code(path)],
-            cwd=folder, env=environment, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+            [sys.executable, "-c", code],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
     wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
     if found.returncode:
         print(found.stderr, file=sys.stderr)
