@@ -125,7 +125,7 @@ class Circuit:
 
     @property
     def is_complete(self) -> bool:
-        """Whether decimators leave a single coarsest variable, which is at index (0, ..., 0)."""
+        """True if decimators leave a single coarsest variable, which is at index (0, ..., 0)."""
         if not self.layers:
             return max(self.shape) == 1
         return self.layers[-1].kind == "decimator" and max(self.layers[-1].coarse_shape) == 1

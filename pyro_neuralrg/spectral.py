@@ -131,7 +131,7 @@ def _half(spectrum: Tensor) -> Tensor:
 
 
 def _is_constant(eigenvalues: Tensor) -> bool:
-    """Whether only the derivative with respect to the field can be asked for."""
+    """True if only the derivative with respect to the field can be asked for."""
     wrapped = torch._C._functorch.is_functorch_wrapped_tensor(eigenvalues)
     return not eigenvalues.requires_grad and not wrapped and takes_own_functions()
 

@@ -133,7 +133,7 @@ def test_a_name_means_one_thing() -> None:
 
 
 def is_declaration(node: ast.stmt) -> bool:
-    """Whether a top-level statement only names things: no call is made for its effect."""
+    """True if a top-level statement only names things: no call is made for its effect."""
     match node:
         case ast.Import() | ast.ImportFrom() | ast.FunctionDef() | ast.ClassDef():
             return True

@@ -26,7 +26,7 @@ SLOW = {
 }
 """They take many seconds, and other tests run what they call."""
 MOST_BYTES = 200_000
-"""Of a notebook with its outputs."""
+"""Largest size of a notebook with its outputs."""
 
 spec = importlib.util.spec_from_file_location("execute", FOLDER / "execute.py")
 execute = importlib.util.module_from_spec(spec)

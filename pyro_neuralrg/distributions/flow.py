@@ -77,7 +77,7 @@ class FlowDistribution(dist.TransformedDistribution):
 
     @property
     def has_score(self) -> bool:
-        """Whether :meth:`rsample_with_score` works, as for every flow of this package."""
+        """True if :meth:`rsample_with_score` works, as for every flow of this package."""
         return isinstance(self.flow, LatticeTransform)
 
     def rsample_with_score(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""What a training reaches: the gap to the exact free energy, what it costs, how smooth the flow is.
+"""Results of a training: the gap to the exact free energy, the cost, the smoothness of the flow.
 
     python -m tests.benchmarks.accuracy --shapes 8x8 16x16 --seeds 0 1 2 --json accuracy.json
 
@@ -135,7 +135,7 @@ def _acceptance(latent: LatentTarget, start: torch.Tensor, step_size: float) -> 
 
 
 def _steps_within(seconds: float, target: IsingDual, flow: Any, options: dict[str, Any]) -> int:
-    """How many steps fit into the time, by the second half of a few at full heat and size."""
+    """Steps that fit into the time, by the second half of a few at full heat and size."""
     trial = fit(target, flow, **{**options, "steps": TIMED_STEPS, "lr": 1e-9})
     marks = trial.history.seconds
     step = (marks[-1] - marks[TIMED_STEPS // 2]) / (TIMED_STEPS - 1 - TIMED_STEPS // 2)

@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""What a guide and an ELBO around a flow cost: a step of AutoHierarchicalFlow against the flow's.
+"""Cost of a guide and an ELBO around a flow: a step of AutoHierarchicalFlow against the flow's.
 
 A Gaussian field with noisy observations. Both train a flow of the same circuit with Adam: one with
 SVI, the guide and the PDD loss, one with ln q and the model's density written out. The two take

@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Which circuit closes the gap: mera, brickwork or tree, of as many parameters, on 8 x 8.
+"""Gaps of three circuits, mera, brickwork and tree, of as many parameters, on 8 x 8.
 
 Two targets, a free field of mass 0.25 (correlation length 4) and the dual Ising model at Tc, and
 the paper's blocks or couplings that see neighbouring blocks. No Fourier layer:

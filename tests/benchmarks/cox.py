@@ -53,7 +53,7 @@ GLOBALS = ("level", "width", "length")
 
 
 def counts_of_cells() -> Tensor:
-    """Of brown spots, in WINDOW x WINDOW pixels."""
+    """Count brown spots in WINDOW x WINDOW pixels."""
     stain = gaussian(rgb2hed(immunohistochemistry())[..., 2], 2.5)
     spots = peak_local_max(stain, min_distance=3, threshold_abs=float(np.percentile(stain, 75)))
     edges = [[0, side] for side in stain.shape]
@@ -62,7 +62,7 @@ def counts_of_cells() -> Tensor:
 
 
 def spectrum(length: Tensor) -> Tensor:
-    """Of a Matern field of smoothness 1 and variance 1, ``length.shape + SHAPE``."""
+    """Spectra of Matern fields of smoothness 1 and variance 1, ``length.shape + SHAPE``."""
     modes = (8.0 / length[..., None, None].square() + LAPLACIAN) ** -2
     return modes / modes.mean((-2, -1), keepdim=True)
 

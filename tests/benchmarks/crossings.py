@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""How often Pyro's NUTS crosses between the phases of the Ising dual behind a flow.
+"""Crossings of Pyro's NUTS between the phases of the Ising dual behind a flow.
 
 Sign changes of the magnetisation of x per 1000 gradients, of the 8 x 8 model at Tc (or another
 temperature), with the target's own flow, untrained or trained for some steps. With ``--hmc`` of 192

@@ -55,7 +55,7 @@ def worker(side: int) -> None:
 
 
 def measured(side: int, count: int) -> dict[str, float]:
-    """Of one process, or of several under torchrun."""
+    """Figures of one process, or of several under torchrun."""
     module = ["-m", "tests.benchmarks.data_parallel", "--worker", str(side)]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count)]
     command = [sys.executable, *module] if count == 1 else [*launcher, *module]

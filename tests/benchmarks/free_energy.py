@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""What each estimator of the free energy makes of one flow: error, error bar and cost.
+"""Estimators of the free energy with one flow: error, error bar and cost.
 
     python -m tests.benchmarks.free_energy --flow flow.pt
     python -m tests.benchmarks.free_energy --steps 70 --particles 1024

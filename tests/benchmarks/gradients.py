@@ -25,7 +25,7 @@ BATCH, REPEATS = 256, 24
 
 
 def gradient(target: IsingDual, flow: Any, z: Tensor, path: bool) -> Tensor:
-    """Of the mean of ln q - ln pi, as one vector."""
+    """Gradient of the mean of ln q - ln pi, as one vector."""
     flow.zero_grad()
     if path:
         x, _, score = flow.forward_with_score(z)

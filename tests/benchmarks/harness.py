@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""What benchmarks share: their options, clocks, tables, and interpreters of their own.
+"""Options, clocks and interpreters of the benchmarks.
 
 Benchmarks are run as modules from the root of a checkout: ``python -m tests.benchmarks.NAME``.
 """
@@ -102,7 +102,7 @@ def start(
 
 
 def result(process: subprocess.Popen[str]) -> Any:
-    """What the function returned, by way of JSON."""
+    """Wait for what the function returns, by way of JSON."""
     output, _ = process.communicate()
     if process.returncode:
         raise SystemExit(process.returncode)
@@ -128,7 +128,7 @@ class Gradients:
         return self.energy(values)
 
     def hook(self, kernel: Any, values: Any, stage: str, index: int) -> None:
-        """Of ``pyro.infer.MCMC(hook_fn=...)``: note the calls before each draw after warm-up."""
+        """Note the calls before each draw after warm-up: the ``hook_fn`` of ``pyro.infer.MCMC``."""
         if stage == "Sample":
             self.marks.append(self.calls)
             self.times.append(time.perf_counter())

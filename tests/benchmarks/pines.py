@@ -54,7 +54,7 @@ def pines(side: int) -> Callable[[], None]:
 
 
 def elbo(model: Callable[[], None], guide: AutoHierarchicalFlow) -> str:
-    """Of fresh draws."""
+    """ELBO of fresh draws, with its error."""
     loss = PDD(DRAWS_AT_ONCE, vectorize_particles=True, max_plate_nesting=0)
     with torch.no_grad():
         values = torch.tensor([-loss.loss(model, guide) for _ in range(DRAWS // DRAWS_AT_ONCE)])

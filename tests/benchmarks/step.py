@@ -27,7 +27,7 @@ from tests.benchmarks.harness import HERE, parse, result, start
 
 BATCH, CHAINS, LEAPFROGS = 256, 64, 10
 SECONDS = 4.0
-"""Of each measurement, roughly."""
+"""Rough length of each measurement."""
 BUSY = {
     "a plain loop": "while True: pass",
     "a training of torch": """

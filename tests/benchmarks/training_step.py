@@ -42,7 +42,7 @@ def density(flow: HierarchicalFlow, symmetrized: bool) -> Any:
 
 
 def largest_difference(dtype: torch.dtype, symmetrized: bool) -> float:
-    """Of ln q, relative, between the two versions on a batch of our samples."""
+    """Largest relative difference of the two ln q on a batch of our samples."""
     flow = paper_flow(dtype)
     theirs = straightforward_copy(flow)
     with torch.no_grad():

@@ -33,7 +33,7 @@ ESTIMATES = {
 
 @dataclass(frozen=True)
 class Settings(Start):
-    """What is computed; a flow that was saved is trained on."""
+    """Settings of the figure; a saved flow is trained on."""
 
     snapshots: int = option(6, "flows of the training to be estimated (default: 6)")
     samples: int = option(10_000, "of each importance-sampling estimate (default: 10000)")

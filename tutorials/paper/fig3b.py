@@ -42,7 +42,7 @@ the latent space: with steps that suit the others they never move."""
 
 @dataclass(frozen=True)
 class Settings(Start):
-    """What is computed."""
+    """Settings of the figure."""
 
     chains: int = option(256, "of each sampler, from one cold start (default: 256)")
     trajectories: int = option(400, "of each chain (default: 400)")

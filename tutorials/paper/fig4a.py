@@ -33,7 +33,7 @@ OVERLAPS = ("before", "after", "subspace", "written_before", "written_after")
 
 @dataclass(frozen=True)
 class Settings(Start):
-    """What is computed."""
+    """Settings of the figure."""
 
     samples: int = option(1000, "fields that responses are averaged over (default: 1000)")
     most: int = option(4, "latents of each scale (default: 4)")

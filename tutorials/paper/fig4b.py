@@ -30,7 +30,7 @@ KINDS = ("field", "latents")
 
 @dataclass(frozen=True)
 class Settings(Start):
-    """What is computed."""
+    """Settings of the figure."""
 
     samples: int = option(2000, "fields of the target (default: 2000)")
     shuffles: int = option(2000, "pairs that tell the bias (default: 2000)")
@@ -53,7 +53,7 @@ def compute(settings: Settings, folder: Path) -> Results:
 
 
 def information(results: Results, kind: str) -> MutualInformation:
-    """Of all pairs of sites of the "field" or of the "latents"."""
+    """Mutual information of all pairs of sites of the "field" or of the "latents"."""
     row = results[kind]
     return MutualInformation(**{**row, "bias": Estimate(*row["bias"])})
 

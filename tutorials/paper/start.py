@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""What every figure of the paper has: a model, a flow, a command line and a file of numbers."""
+"""Shared parts of the paper's figures: a model, a flow, a command line, a file of numbers."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ AUTHORS = {
 
 @dataclass(frozen=True)
 class Settings(Start):
-    """What is computed; the flows know nothing of the spectrum: it would reach everywhere."""
+    """Settings of the sweep. Its flows have no Fourier layer, which would reach everywhere."""
 
     blocks: str = option("paper", "paper or default (default: paper)", choices=BIJECTOR_OF)
     batch: int = option(256, "fields per training step (default: 256)")
@@ -91,7 +91,7 @@ def points_of(results: Results, name: str) -> list[dict[str, Any]]:
 
 
 def cases(settings: Settings, shape: tuple[int, ...]) -> dict[str, list[dict[str, Any]]]:
-    """What is asked for: "points" of temperatures and depths, and whole "circuits".
+    """List the trainings: "points" of temperatures and depths, and whole "circuits".
 
     Raises:
         ValueError: if a depth is more than the lattice has.
@@ -181,7 +181,7 @@ def build_flow(case: dict[str, Any], target: Any) -> Any:
 
 
 def correlation_length(temperature: float) -> float:
-    r"""Of the infinite square Ising lattice along an axis, in sites (exact).
+    r"""Correlation length of the infinite square Ising lattice along an axis, in sites (exact).
 
     .. math:: 1/\xi = -\ln\tanh K - 2K \quad (T > T_c), \qquad 1/\xi = 4K + 2\ln\tanh K \quad (T <
         T_c)
