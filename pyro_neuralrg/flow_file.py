@@ -16,7 +16,7 @@ from pyro_neuralrg.distributions.flow import flow_dtype_and_device
 from pyro_neuralrg.files.format import FileFormat, one_line
 from pyro_neuralrg.transforms import ConditionalHierarchicalFlow, HierarchicalFlow
 
-FORMAT = FileFormat(
+FLOW_FORMAT = FileFormat(
     name="pyro_neuralrg.flow",
     version=4,
     writer="pyro_neuralrg.save",
@@ -83,7 +83,7 @@ def save(
         "state_dict": {name: tensor.detach() for name, tensor in flow.state_dict().items()},
         "metadata": described,
     }
-    FORMAT.write(Path(path), contents)
+    FLOW_FORMAT.write(Path(path), contents)
 
 
 def load(path: str | os.PathLike[str], map_location: Any = "cpu") -> Loaded:
@@ -105,7 +105,7 @@ def load(path: str | os.PathLike[str], map_location: Any = "cpu") -> Loaded:
             f"map_location is {map_location!r}; accepted: a device that torch finds here "
             f"({one_line(error)})"
         ) from None
-    payload = FORMAT.read(Path(path))
+    payload = FLOW_FORMAT.read(Path(path))
     try:
         config = json.loads(payload["config"])
         flow = KINDS[config.pop("kind", HierarchicalFlow.__name__)].from_config(config)
@@ -115,6 +115,6 @@ def load(path: str | os.PathLike[str], map_location: Any = "cpu") -> Loaded:
     except Exception as error:
         raise ValueError(
             f"{os.fspath(path)} holds a flow that cannot be built ({one_line(error)}); "
-            f"{FORMAT.accepted}"
+            f"{FLOW_FORMAT.accepted}"
         ) from None
     return Loaded(flow, metadata)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from pyro_neuralrg.flow_file import FORMAT, load, save
+from pyro_neuralrg.flow_file import FLOW_FORMAT, load, save
 from pyro_neuralrg.transforms import hierarchical_flow
 
 FLOWS: dict[str, dict[str, Any]] = {
@@ -80,7 +80,7 @@ def test_code_is_never_run(tmp_path: Path) -> None:
     for write in (
         lambda: path.write_bytes(pickle.dumps(Runs(evidence))),
         lambda: torch.save(contents, path),
-        lambda: FORMAT.write(path, contents),
+        lambda: FLOW_FORMAT.write(path, contents),
     ):
         write()
         with pytest.raises(ValueError, match=r"is corrupt|no seal|holds more than tensors"):
@@ -118,7 +118,7 @@ CONFIG = hierarchical_flow((4, 4)).config
 def test_altered_files(tmp_path: Path, change: dict[str, Any], match: str) -> None:
     path = tmp_path / "flow.pt"
     save(path, make("default"))
-    FORMAT.write(path, {**FORMAT.read(path), **change})
+    FLOW_FORMAT.write(path, {**FLOW_FORMAT.read(path), **change})
     with pytest.raises(ValueError, match=match) as info:
         load(path)
     assert str(path) in str(info.value)
@@ -127,13 +127,13 @@ def test_altered_files(tmp_path: Path, change: dict[str, Any], match: str) -> No
 
 def test_files_of_other_versions_and_formats(tmp_path: Path) -> None:
     path = tmp_path / "flow.pt"
-    replace(FORMAT, version=FORMAT.version + 1).write(path, {})
-    with pytest.raises(ValueError, match=f"has version .*; accepted: .* {FORMAT.version}$"):
+    replace(FLOW_FORMAT, version=FLOW_FORMAT.version + 1).write(path, {})
+    with pytest.raises(ValueError, match=f"has version .*; accepted: .* {FLOW_FORMAT.version}$"):
         load(path)
-    replace(FORMAT, name="pyro_neuralrg.other").write(path, {})
+    replace(FLOW_FORMAT, name="pyro_neuralrg.other").write(path, {})
     with pytest.raises(ValueError, match="is not a flow file"):
         load(path)
-    FORMAT.write(path, {})
+    FLOW_FORMAT.write(path, {})
     with pytest.raises(ValueError, match="its config is a NoneType"):
         load(path)
     with pytest.raises(FileNotFoundError):

@@ -9,8 +9,7 @@ import fnmatch
 import json
 import os
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,9 @@ import filelock
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.arguments import check_integer, check_number
-from pyro_neuralrg.files.atomic import remove_leftovers
-from pyro_neuralrg.files.format import FileFormat, VersionError, one_line
+from pyro_neuralrg.arguments import check_integer, check_number, check_type
+from pyro_neuralrg.files.format import FileFormat, VersionError, one_line, remove_leftovers
+from pyro_neuralrg.runtime.console import warn_user
 from pyro_neuralrg.runtime.processes import Processes
 
 LOCK = ".lock"
@@ -90,17 +89,15 @@ class Record:
     history: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.folder, str | os.PathLike):
-            raise TypeError(f"folder is {self.folder!r}; accepted: a path")
+        check_type("folder", self.folder, str | os.PathLike, "a path")
         if self.folder == "":  # of which Path makes the current folder
             raise ValueError("folder is ''; accepted: a path")
         check_number("every", self.every, "a number of seconds >= 0", least=0)
         if self.every_steps is not None:
             check_integer("every_steps", self.every_steps, 1)
         check_integer("keep", self.keep, 1)
-        for name in ("resume", "history"):
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name} is {getattr(self, name)!r}; accepted: True or False")
+        check_type("resume", self.resume, bool, "True or False")
+        check_type("history", self.history, bool, "True or False")
 
 
 class Checkpoints:
@@ -162,21 +159,18 @@ class Checkpoints:
             return step % self.record.every_steps == 0
         return time.monotonic() - self._written_at >= self.record.every
 
-    def keep(
-        self, step: int, contents: Mapping[str, Any], also: Callable[[], object] | None = None
-    ) -> None:
+    def keep(self, step: int, contents: Mapping[str, Any]) -> None:
         """Write a checkpoint if it is not there yet, and remove the oldest ones.
 
         Args:
             step: steps taken.
             contents: of the file, but for its settings.
-            also: writes another file.
 
         Warns:
             UserWarning: if it cannot be written, once until one can. The run can go on all the
                 same, and the checkpoints that were written before stay.
         """
-        self.unsaved = self.world.broadcast_from_first(lambda: self._keep(step, contents, also))
+        self.unsaved = self.world.broadcast_from_first(lambda: self._keep(step, contents))
         self._written_at = time.monotonic()
 
     def _open(self) -> None:
@@ -207,22 +201,21 @@ class Checkpoints:
 
     def _find(self) -> dict[str, Any] | None:
         try:
-            files = checkpoint_files(self.folder, self.format)
+            files = self._files()
         except OSError as error:
             raise CheckpointError(f"{self.folder} cannot be read ({one_line(error)})") from None
-        if files and not self.record.resume:
-            raise CheckpointError(
-                f"folder is {self.folder}, which holds checkpoints of an earlier {self.format.kind}"
-                " run; accepted: resume=True, or a folder without checkpoints"
-            )
+        kind = self.format.kind
         if not files:
             if self.record.resume:
-                warnings.warn(
-                    f"{self.folder} holds no checkpoint yet: {self.format.kind} starts from the "
-                    "beginning",
-                    stacklevel=2,
+                warn_user(
+                    f"{self.folder} holds no checkpoint yet: {kind} starts from the beginning"
                 )
             return None
+        if not self.record.resume:
+            raise CheckpointError(
+                f"folder is {self.folder}, which holds checkpoints of an earlier {kind} run; "
+                "accepted: resume=True, or a folder without checkpoints"
+            )
         path, found = self._newest_intact(files)
         differing = differences(found["settings"], self._settings)
         if differing:
@@ -233,6 +226,12 @@ class Checkpoints:
             )
         self._newest = int(path.stem.rpartition("-")[2])
         return found
+
+    def _files(self) -> list[Path]:
+        """The checkpoints, intact or not, the newest first."""
+        # not by Path.glob, which makes an empty folder of one that cannot be read
+        names = fnmatch.filter(os.listdir(self.folder), f"{self.format.kind}-*.pt")
+        return [self.folder / name for name in sorted(names, reverse=True)]
 
     def _newest_intact(self, files: list[Path]) -> tuple[Path, dict[str, Any]]:
         failures: list[str] = []
@@ -245,44 +244,30 @@ class Checkpoints:
                 failures.append(str(error))
                 continue
             for failure in failures:
-                warnings.warn(f"{failure}; going on from {path.name}", stacklevel=2)
+                warn_user(f"{failure}; going on from {path.name}")
             return path, found
         raise CheckpointError(f"no intact checkpoint in {self.folder}: {'; '.join(failures)}")
 
-    def _keep(
-        self, step: int, contents: Mapping[str, Any], also: Callable[[], object] | None
-    ) -> str | None:
+    def _keep(self, step: int, contents: Mapping[str, Any]) -> str | None:
         path = self.folder / f"{self.format.kind}-{step:010d}.pt"
         try:
             if self._newest != step or not path.exists():
                 self.format.write(path, {"settings": self._settings, **contents})
                 self._newest = step
                 self._tidy(path)
-            if also is not None:
-                also()
         except OSError as error:
             reason = f"{path} cannot be written ({one_line(error)})"
             if self.unsaved is None:
-                warnings.warn(f"{reason}; the run goes on without it", stacklevel=4)
+                warn_user(f"{reason}; the run goes on without it")
             return reason
         return None
 
     def _tidy(self, newest: Path) -> None:
         """Remove all but the newest, and later ones, which were corrupt and have been redone."""
-        files = checkpoint_files(self.folder, self.format)
+        files = self._files()
         later = [path for path in files if path.name > newest.name]
         for path in [*later, *files[len(later) + self.record.keep :]]:
             path.unlink(missing_ok=True)
-
-
-def checkpoint_files(folder: Path, format: FileFormat) -> list[Path]:
-    """The checkpoints in a folder, intact or not, the newest first.
-
-    Raises:
-        OSError: if the folder cannot be read, of which ``Path.glob`` makes an empty one.
-    """
-    names = fnmatch.filter(os.listdir(folder), f"{format.kind}-*.pt")
-    return [folder / name for name in sorted(names, reverse=True)]
 
 
 def check_energies(folder: str | os.PathLike[str], saved: Tensor, present: Tensor) -> None:

@@ -2,10 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train a flow on data by maximum likelihood: the other Kullback-Leibler divergence.
 
-In Pyro's ``SVI`` this takes no loss of its own: the data are an observed site of the flow's
-distribution, the guide has nothing to draw, and minus the ELBO is minus the log-likelihood. A plate
-with a subsample makes batches of the data; its loss is that of all data, in nats. :func:`fit_data`
-does the same with one Adam for all parameters, a schedule and held-out data.
+In Pyro's ``SVI`` the data are an observed site of the flow's distribution, and the guide has
+nothing to draw; a plate with a subsample makes batches, whose loss is that of all data, in nats.
+:func:`fit_data` does the same with one Adam for all parameters, a schedule and held-out data.
 
 Example:
     >>> import pyro
@@ -28,7 +27,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,20 +36,19 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.arguments import check_integer, check_number
+from pyro_neuralrg.arguments import check_integer, check_number, check_type
 from pyro_neuralrg.distributions.flow import (
     FlowDistribution,
     check_flow,
     event_shape,
     flow_dtype_and_device,
 )
-from pyro_neuralrg.runtime.progress import Progress
-from pyro_neuralrg.runtime.seeds import seeded
-from pyro_neuralrg.train.optimizer import JoinedAdam
-from pyro_neuralrg.train.schedule import learning_rate_factor
+from pyro_neuralrg.runtime.console import Progress, warn_user
+from pyro_neuralrg.runtime.processes import seeded
+from pyro_neuralrg.train.optimizer import JoinedAdam, learning_rate_factor
 
-LEARNING_RATE = 3e-3
 EVALUATED_AT_ONCE = 1000
+"""Fields of a part of the data whose density is computed at once, without a gradient."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +80,7 @@ def fit_data(
     *,
     steps: int = 1000,
     batch: int = 256,
-    lr: float = LEARNING_RATE,
+    lr: float = 3e-3,
     clip: float | None = 100.0,
     held_out: Tensor | None = None,
     check_every: int = 50,
@@ -94,10 +91,9 @@ def fit_data(
     r"""Train ``flow`` to the distribution of ``data`` by minimising :math:`-E[\ln q(x)]`.
 
     The mean over the data is their entropy plus KL(pi || q), which punishes what the flow misses;
-    the loss of :func:`~pyro_neuralrg.train.fit`, KL(q || pi), what it invents. Of samples of a
+    the loss of :func:`~pyro_neuralrg.train.fit`, KL(q || pi), what it invents. For samples of a
     target, :func:`~pyro_neuralrg.free_energy.bounds` turns the result into a bound of the free
-    energy.
-    Adam, with a short rise of the learning rate and then half a cosine.
+    energy. Adam, with a short rise of the learning rate and then half a cosine.
 
     Args:
         flow: a TransformModule on fields, such as a HierarchicalFlow; trained in place.
@@ -134,7 +130,10 @@ def fit_data(
             check_number(name, rate, "a positive number or None", above=0)
     for name, values in (("data", data), ("held_out", held_out)):
         if values is not None:
-            _check_data(name, values)
+            check_type(name, values, Tensor, "a tensor")
+            if values.dim() == 0 or len(values) == 0:
+                seen = tuple(values.shape)
+                raise ValueError(f"{name} has shape {seen}; accepted: at least one field")
     q, began = FlowDistribution(flow), time.perf_counter()
     losses: list[float] = []
     checks: list[tuple[int, float]] = []
@@ -167,10 +166,7 @@ def fit_data(
                 if not math.isfinite(value):
                     stopped = f"the loss at step {step} is {value}"
                     optimizer.assign(before)
-                warnings.warn(
-                    f"training stopped: {stopped}; the last finite parameters are kept",
-                    stacklevel=2,
-                )
+                warn_user(f"training stopped: {stopped}; the last finite parameters are kept")
                 break
             before = optimizer.vector()
             optimizer.step(gradient, norm)
@@ -183,15 +179,13 @@ def fit_data(
                 checks.append((step + 1, found))
         if checks:
             optimizer.assign(best)
-    clear_cache = getattr(flow, "clear_cache", None)
-    if clear_cache is not None:
-        clear_cache()
-    checked, held = ([row[i] for row in checks] for i in (0, 1))
+    if hasattr(flow, "clear_cache"):
+        flow.clear_cache()
     return DataFit(
         flow=flow,
         loss=np.array(losses),
-        checked=np.array(checked, dtype=np.int64),
-        held_out=np.array(held, dtype=np.float64),
+        checked=np.array([step for step, _ in checks], dtype=np.int64),
+        held_out=np.array([value for _, value in checks], dtype=np.float64),
         best=min(checks, key=lambda row: row[1])[0] if checks else len(losses),
         seconds=time.perf_counter() - began,
         stopped=stopped,
@@ -234,13 +228,6 @@ def cross_entropy(
     losses = torch.cat(parts)
     spread = float(losses.std()) if len(losses) > 1 else math.nan
     return float(losses.mean()), spread / math.sqrt(len(losses))
-
-
-def _check_data(name: str, values: Tensor) -> None:
-    if not isinstance(values, Tensor):
-        raise TypeError(f"{name} is a {type(values).__name__}; accepted: a tensor")
-    if values.dim() == 0 or len(values) == 0:
-        raise ValueError(f"{name} has shape {tuple(values.shape)}; accepted: at least one field")
 
 
 def _fields(flow: Any, data: Tensor, prepare: Callable[[Tensor], Tensor] | None) -> Tensor:

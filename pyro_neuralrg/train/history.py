@@ -1,20 +1,39 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Steps of a training, one by one and as a table."""
+"""Steps of a training, one by one and as a table, and the best parameters among them."""
 
 from __future__ import annotations
 
 import csv
 import io
+import math
 import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
-from pyro_neuralrg.files.atomic import writing
+from pyro_neuralrg.files.format import writing
+
+RUNNING_STEPS = 50
+"""Steps of the running mean of the loss: the batch's noise falls by seven, and a divergence is seen
+within as many steps."""
+
+LEAST_STEPS = 10
+"""Steps before a running mean is compared: a single batch of heavy tails is no divergence."""
+
+DIVERGED_SPREADS = 10.0
+"""Standard deviations of one sample's log-weight, as they were at the best, by which the running
+mean of a diverged training is above the best one. The noise of a mean is at most a seventh of one;
+where q is near the target, with a gap of v / 2 for the variance v, losing ten is far more than
+noise of the optimiser takes from a training and gives back."""
+
+DIVERGED_NATS = 1.0
+"""Least rise of a diverged mean: the spread of a flow that is nearly exact is next to nothing."""
 
 
 class TrainingStep(NamedTuple):
@@ -85,3 +104,76 @@ class History:
     def as_dict(self) -> dict[str, npt.NDArray[np.generic]]:
         """The arrays by name, for a table or a figure."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+class Best:
+    """The parameters with the lowest running mean of the loss at one temperature.
+
+    Args:
+        parameters: those of the beginning, joined.
+
+    Attributes:
+        parameters: the best ones; after another temperature has begun, those of the one before
+            until there is a loss.
+        loss: running mean there, infinite before there is one.
+        spread: of the log-weights there.
+
+    Example:
+        >>> import torch
+        >>> best = Best(torch.zeros(1))
+        >>> descent = [3.0 - 0.1 * step for step in range(20)]
+        >>> any(best.add(loss, 0.5, lambda: torch.ones(1)) for loss in descent)
+        False
+        >>> any(best.add(loss, 50.0, lambda: torch.full((1,), 2.0)) for loss in 20 * [100.0])
+        True
+        >>> best.parameters.item()
+        1.0
+    """
+
+    def __init__(self, parameters: Tensor) -> None:
+        self.parameters = parameters
+        self.loss = self.spread = math.inf
+        self.restart()
+
+    def add(self, loss: float, spread: float, parameters: Callable[[], Tensor]) -> bool:
+        """Add a step at this temperature; return whether the training has diverged from the best.
+
+        Args:
+            loss: of the step, finite.
+            spread: standard deviation of its log-weights.
+            parameters: returns a copy of those that the loss is of.
+        """
+        self._steps += 1
+        weight = 1.0 / min(self._steps, RUNNING_STEPS)
+        self._mean += weight * (loss - self._mean)
+        self._mean_spread += weight * (spread - self._mean_spread)
+        if self._mean < self.loss:
+            self.loss, self.spread = self._mean, self._mean_spread
+            self.parameters = parameters()
+            return False
+        allowed = max(DIVERGED_NATS, DIVERGED_SPREADS * self.spread)
+        return self._steps >= LEAST_STEPS and self._mean > self.loss + allowed
+
+    def begin(
+        self, loss: float = math.inf, spread: float = math.inf, parameters: Tensor | None = None
+    ) -> None:
+        """Begin another record, at another temperature; parameters that are known are the best."""
+        self.loss, self.spread = loss, spread
+        if parameters is not None:
+            self.parameters = parameters
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin another running mean, from the best parameters."""
+        self._mean = self._mean_spread = 0.0
+        self._steps = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it, as tensors and numbers."""
+        return vars(self).copy()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where another record was."""
+        like = self.parameters
+        vars(self).update(state)
+        self.parameters = self.parameters.to(like, copy=True)

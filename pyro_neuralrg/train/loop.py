@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
@@ -22,16 +21,17 @@ from pyro_neuralrg.files.record import Checkpoints, check_energies
 from pyro_neuralrg.infer.pdd import PDD
 from pyro_neuralrg.potentials.base import LatticePotential
 from pyro_neuralrg.potentials.family import PotentialFamily
-from pyro_neuralrg.runtime.interrupts import HELD, deferred_interrupts
-from pyro_neuralrg.runtime.processes import Processes
-from pyro_neuralrg.runtime.progress import Progress
+from pyro_neuralrg.runtime.console import HELD, Progress, deferred_interrupts, warn_user
+from pyro_neuralrg.runtime.processes import Processes, random_state, set_random_state
 from pyro_neuralrg.runtime.threads import own_threads
 from pyro_neuralrg.statistics.weights import kish_fraction
-from pyro_neuralrg.train.best import Best
-from pyro_neuralrg.train.checkpoints import random_state, set_random_state, trial_energies
-from pyro_neuralrg.train.history import History, TrainingStep
-from pyro_neuralrg.train.optimizer import JoinedAdam
-from pyro_neuralrg.train.schedule import Schedule, learning_rate_factor, temperature_factor
+from pyro_neuralrg.train.history import Best, History, TrainingStep
+from pyro_neuralrg.train.optimizer import (
+    JoinedAdam,
+    Schedule,
+    learning_rate_factor,
+    temperature_factor,
+)
 
 MAX_DIVERGENCES = 10
 """After one more a training ends: its rate is a thousandth of what was asked for."""
@@ -75,10 +75,10 @@ class Measured(NamedTuple):
 
 
 class Training:
-    """The loop over the steps, with what it needs and what it found.
+    """The loop over the steps: what it needs and what it found.
 
     A step waits for an accelerator once, for its log-weights and the norm of its gradient together:
-    whether they are finite decides whether the step is taken, and callbacks get numbers.
+    if they are not finite, the step is not taken.
 
     Args:
         target: a LatticePotential, a PotentialFamily or a Pyro model.
@@ -115,9 +115,8 @@ class Training:
     ) -> None:
         self.target, self.guide, self.elbo, self.optimizer = target, guide, elbo, optimizer
         self.steps, self.schedule, self.world = steps, schedule, world
+        self.path_after_cooling, self.arguments = path_after_cooling, arguments
         self.cooling = schedule.cooling if hasattr(target, "heated") else None
-        self.path_after_cooling = path_after_cooling
-        self.arguments = arguments
         self.average_from = steps - round(schedule.average * steps)
         self.largest_rate = optimizer.learning_rate
         self.factor, self.model = 1.0, self._model(1.0)
@@ -152,8 +151,7 @@ class Training:
                         if self._take_step(begin):
                             progress.step(partial(_figures, self.records[-1]))
                             self._after_step(pressed, callback, checkpoints)
-                if checkpoints is not None:
-                    self._write_table(checkpoints)
+                self._write_table(checkpoints)
         except KeyboardInterrupt:
             self._interrupt()
         with deferred_interrupts() as pressed:
@@ -233,7 +231,7 @@ class Training:
     def _begin_temperature(self) -> None:
         """Forget the best parameters; at the final temperature those of the beginning are known."""
         if self.factor == 1.0 and self.first is not None:
-            self.best.begin_with(self.first.loss, self.first.spread, self.start)
+            self.best.begin(self.first.loss, self.first.spread, self.start)
         else:
             self.best.begin()
 
@@ -253,7 +251,9 @@ class Training:
             self._interrupt()
         is_last = self.stopped is not None or self.step == self.steps
         if checkpoints is not None and (due or is_last):
-            self._keep(checkpoints)
+            checkpoints.keep(self.step, self._contents())
+            if not is_last:  # at the end it is written in any case
+                self._write_table(checkpoints)
 
     def _interrupt(self) -> None:
         self.interrupted = True
@@ -295,6 +295,10 @@ class Training:
                 f"training diverged: {reason}; it goes on from its best parameters at half the "
                 "rate, and again if need be"
             )
+
+    def _warn(self, message: str) -> None:
+        if self.world.is_first:
+            warn_user(message)
 
     def _finish(self) -> None:
         """Leave the result in the flow: parameters that are not worse than those of the beginning.
@@ -350,10 +354,6 @@ class Training:
         loss, spread, number = float(losses.mean()), float(losses.std()), losses.numel()
         return Measured(loss, spread, number) if math.isfinite(loss) else Measured(math.inf, 0.0, 1)
 
-    def _warn(self, message: str) -> None:
-        if self.world.is_first:
-            warnings.warn(message, stacklevel=5)
-
     def _accumulate(self) -> None:
         """Running mean of the parameters, in place."""
         self.averaged += 1
@@ -373,33 +373,40 @@ class Training:
         Raises:
             CheckpointError: if its target has other energies.
         """
-        like = self.optimizer.parameters[0]
-        energies = trial_energies(self.target, like)
+        energies = self._trial_energies()
         if energies is not None and contents["energies"] is not None:
             check_energies(checkpoints.folder, contents["energies"], energies)
         self.load_state_dict(contents["training"])
-        set_random_state(contents["random"], self.world, like.device)
+        set_random_state(contents["random"], self.world, self.optimizer.parameters[0].device)
 
-    def _keep(self, checkpoints: Checkpoints) -> None:
-        """Write a checkpoint, and the table of the steps so far."""
+    def _contents(self) -> dict[str, Any]:
+        """Contents of a checkpoint."""
         like = self.optimizer.parameters[0]
-        contents = {
+        return {
             "training": self.state_dict(),
             "random": random_state(self.world, like.device),
-            "energies": trial_energies(self.target, like),
+            "energies": self._trial_energies(),
         }
-        table = partial(History.from_steps(self.records).to_csv, checkpoints.folder / HISTORY)
-        checkpoints.keep(self.step, contents, table if checkpoints.record.history else None)
 
-    def _write_table(self, checkpoints: Checkpoints) -> None:
-        """Write the table alone: of a training that cannot go on, or took no step."""
-        if not (checkpoints.record.history and self.world.is_first):
+    def _trial_energies(self) -> Tensor | None:
+        """Energies of a few fixed fields: two targets of one name and shape differ in them."""
+        if not isinstance(self.target, LatticePotential):
+            return None
+        return self.target.try_energy(like=self.optimizer.parameters[0])[1].cpu()
+
+    def _write_table(self, checkpoints: Checkpoints | None) -> None:
+        """Write the table of the steps so far, if it is asked for.
+
+        Warns:
+            UserWarning: if it cannot be written.
+        """
+        if checkpoints is None or not (checkpoints.record.history and self.world.is_first):
             return
         path = checkpoints.folder / HISTORY
         try:
             History.from_steps(self.records).to_csv(path)
         except OSError as error:
-            self._warn(f"{path} cannot be written ({one_line(error)})")
+            warn_user(f"{path} cannot be written ({one_line(error)})")
 
     def state_dict(self) -> dict[str, Any]:
         """State of the training between two steps, as tensors and numbers."""

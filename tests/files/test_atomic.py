@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pyro_neuralrg.files.atomic import remove_leftovers, replacing, writing
+from pyro_neuralrg.files.format import remove_leftovers, replacing, writing
 
 
 def names(folder: Path) -> list[str]:

@@ -316,14 +316,14 @@ def test_killed_by_the_system_at_random_moments(tmp_path: Path, seed: int) -> No
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"folder": 3}, TypeError, "folder is 3; accepted: a path"),
+        ({"folder": 3}, TypeError, "folder is a int; accepted: a path"),
         ({"folder": ""}, ValueError, "folder is ''; accepted: a path"),
         ({"every": -1.0}, ValueError, "every is -1.0; accepted: a number of seconds"),
         ({"every": "soon"}, TypeError, "every is 'soon'"),
         ({"every_steps": 0}, ValueError, "every_steps is 0; accepted: an integer >= 1"),
         ({"keep": 0}, ValueError, "keep is 0"),
-        ({"resume": 1}, TypeError, "resume is 1; accepted: True or False"),
-        ({"history": "a.csv"}, TypeError, "history is 'a.csv'; accepted: True or False"),
+        ({"resume": 1}, TypeError, "resume is a int; accepted: True or False"),
+        ({"history": "a.csv"}, TypeError, "history is a str; accepted: True or False"),
     ],
 )
 def test_bad_records(options: dict[str, Any], error: type[Exception], message: str) -> None:

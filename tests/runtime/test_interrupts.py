@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from pyro_neuralrg.runtime.interrupts import deferred_interrupts
+from pyro_neuralrg.runtime.console import deferred_interrupts
 
 
 def test_held_back_as_often_as_it_comes() -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from pyro_neuralrg.runtime import progress as module
-from pyro_neuralrg.runtime.progress import Progress
+from pyro_neuralrg.runtime import console as module
+from pyro_neuralrg.runtime.console import Progress
 
 
 class Terminal(io.StringIO):

@@ -16,9 +16,9 @@ import torch
 
 from pyro_neuralrg import IsingDual, Record, fit
 from pyro_neuralrg.train import Cooling, Schedule, TrainingStep
-from pyro_neuralrg.train.best import LEAST_STEPS, RUNNING_STEPS, Best
-from pyro_neuralrg.train.checkpoints import FORMAT
+from pyro_neuralrg.train.history import LEAST_STEPS, RUNNING_STEPS, Best
 from pyro_neuralrg.train.loop import CHECKED_SAMPLES, MAX_DIVERGENCES, Measured, Training
+from pyro_neuralrg.train.training import TRAINING_FORMAT
 from tests.infer.conftest import GaussianTarget, ScaleFlow
 
 QUICK: dict[str, Any] = {"steps": 30, "batch": 16, "lr": 0.05, "progress": False, "seed": 1}
@@ -208,8 +208,8 @@ def test_moments_are_of_the_steps_since(flow: Any, tmp_path: Path) -> None:
         record=Record(tmp_path, every_steps=12),
         **QUICK,
     )
-    state = FORMAT.read(tmp_path / "training-0000000012.pt")["training"]["optimizer"]["state"]
-    assert float(state[0]["step"]) == 2
+    contents = TRAINING_FORMAT.read(tmp_path / "training-0000000012.pt")
+    assert float(contents["training"]["optimizer"]["state"][0]["step"]) == 2
 
 
 @pytest.mark.parametrize("cooling", [None, Cooling(1.5, 0.25)])

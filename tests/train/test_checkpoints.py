@@ -16,9 +16,8 @@ import torch
 
 from pyro_neuralrg import Cooling, IsingDual, Record, Schedule
 from pyro_neuralrg.files import CheckpointError
-from pyro_neuralrg.runtime.processes import Processes
+from pyro_neuralrg.runtime.processes import Processes, random_state, set_random_state
 from pyro_neuralrg.train import FitResult, TrainingStep, fit
-from pyro_neuralrg.train.checkpoints import random_state, set_random_state
 from tests.infer.conftest import GaussianTarget
 
 AVERAGING = Schedule(average=0.4)

@@ -15,7 +15,7 @@ from pyro_neuralrg import IsingDual, Record, Schedule
 from pyro_neuralrg.files import CheckpointError
 from pyro_neuralrg.runtime.processes import Processes, processes
 from pyro_neuralrg.train import fit
-from pyro_neuralrg.train.checkpoints import FORMAT
+from pyro_neuralrg.train.training import TRAINING_FORMAT
 from tests.train.processes import together
 
 PLAIN = Schedule(cooling=None, clip=None)
@@ -88,7 +88,7 @@ def test_parameters_are_equal_after_every_step(trained: list[dict[str, Any]]) ->
 
 def first_moment(folder: Path) -> torch.Tensor:
     """Of Adam after one step: a tenth of the gradient."""
-    state = FORMAT.read(folder / "training-0000000001.pt")["training"]
+    state = TRAINING_FORMAT.read(folder / "training-0000000001.pt")["training"]
     return state["optimizer"]["state"][0]["exp_avg"]
 
 
@@ -179,7 +179,7 @@ def test_checkpoints_of_two_processes(tmp_path: Path) -> None:
         assert torch.equal(one["vectors"][-1], other["vectors"][-1])
     states = sorted((tmp_path / "states").glob("*.pt"))
     assert [path.name for path in states] == ["training-0000000007.pt", "training-0000000012.pt"]
-    random = FORMAT.read(states[0])["random"]["cpu"]
+    random = TRAINING_FORMAT.read(states[0])["random"]["cpu"]
     assert random.shape[0] == 2
     assert not torch.equal(random[0], random[1])
     with pytest.raises(CheckpointError, match=r"processes 2 \(here 1\)"):
@@ -207,7 +207,7 @@ def test_a_process_that_dies_ends_the_run(tmp_path: Path) -> None:
     assert messages[0].startswith("rank 0: LostProcessError: another process of this run has ended")
     newest = sorted((tmp_path / "states").glob("*.pt"))[-1]
     assert newest.name == "training-0000000005.pt"
-    assert FORMAT.read(newest)["training"]["step"] == 5
+    assert TRAINING_FORMAT.read(newest)["training"]["step"] == 5
 
 
 def test_a_batch_that_cannot_be_divided() -> None:

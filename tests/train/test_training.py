@@ -24,9 +24,9 @@ from pyro_neuralrg.infer import PDD, FlowGuide
 from pyro_neuralrg.potentials import IsingDual
 from pyro_neuralrg.train import TrainingStep, fit
 from pyro_neuralrg.train.history import History
-from pyro_neuralrg.train.optimizer import JoinedAdam
-from pyro_neuralrg.train.schedule import (
+from pyro_neuralrg.train.optimizer import (
     Cooling,
+    JoinedAdam,
     Schedule,
     default_budget,
     learning_rate_factor,
@@ -254,10 +254,10 @@ def test_a_table_is_written_whole_or_not_at_all(
         ({"lr": "a"}, TypeError, "lr is 'a'; accepted"),
         ({"steps": "a"}, TypeError, "steps is 'a'; accepted: an integer >= 1"),
         ({"seed": 1.5}, TypeError, "seed is 1.5; accepted"),
-        ({"path_gradient": "yes"}, TypeError, "path_gradient is 'yes'; accepted: True, False or"),
-        ({"schedule": 3}, TypeError, "schedule is 3; accepted: a Schedule"),
-        ({"record": "folder"}, TypeError, "record is 'folder'; accepted: a Record"),
-        ({"model_args": 3}, TypeError, "model_args is 3; accepted: a tuple"),
+        ({"path_gradient": "yes"}, TypeError, "path_gradient is a str; accepted: True, False or"),
+        ({"schedule": 3}, TypeError, "schedule is a int; accepted: a Schedule"),
+        ({"record": "folder"}, TypeError, "record is a str; accepted: a Record"),
+        ({"model_args": 3}, TypeError, "model_args is a int; accepted: a tuple"),
         ({"model_args": (3,)}, ValueError, "model_args .* accepted: with a Pyro model"),
     ],
 )
@@ -276,7 +276,7 @@ def test_bad_options(
         (lambda: Schedule(clip=0.0), ValueError, "clip is 0.0"),
         (lambda: Schedule(average=2.0), ValueError, "average is 2.0"),
         (lambda: Schedule(average=None), TypeError, "average is None; accepted"),
-        (lambda: Schedule(cooling=(1.3, 0.1)), TypeError, r"cooling is \(1.3, 0.1\); accepted"),
+        (lambda: Schedule(cooling=(1.3, 0.1)), TypeError, "cooling is a tuple; accepted"),
         (lambda: Cooling(0.0), ValueError, "start is 0.0; accepted"),
         (lambda: Cooling(fraction=1.1), ValueError, "fraction is 1.1; accepted"),
         (lambda: Cooling(fraction="a"), TypeError, "fraction is 'a'; accepted"),
