@@ -20,26 +20,14 @@ FLOW_FORMAT = FileFormat(
     name="pyro_neuralrg.flow",
     version=4,
     writer="pyro_neuralrg.save",
-    entries={
-        "config": (str,),
-        "dtype": (str,),
-        "state_dict": (dict,),
-        "metadata": (str,),
-    },
+    entries={"config": (str,), "dtype": (str,), "state_dict": (dict,), "metadata": (str,)},
 )
 
-KINDS: dict[str, Any] = {
-    kind.__name__: kind for kind in (HierarchicalFlow, ConditionalHierarchicalFlow)
-}
+KINDS = {kind.__name__: kind for kind in (HierarchicalFlow, ConditionalHierarchicalFlow)}
 
 
 class Loaded(NamedTuple):
-    """Contents of a file of :func:`save`.
-
-    Attributes:
-        flow: the flow, with its weights, in its dtype.
-        metadata: what was given to :func:`save`, else an empty dictionary.
-    """
+    """Contents of a file of :func:`save`: the flow in its dtype, and its metadata or {}."""
 
     flow: Any
     metadata: dict[str, Any]
@@ -108,7 +96,7 @@ def load(path: str | os.PathLike[str], map_location: Any = "cpu") -> Loaded:
     payload = FLOW_FORMAT.read(Path(path))
     try:
         config = json.loads(payload["config"])
-        flow = KINDS[config.pop("kind", HierarchicalFlow.__name__)].from_config(config)
+        flow = KINDS[config.pop("kind")].from_config(config)
         flow = flow.to(dtype=getattr(torch, payload["dtype"]), device=device)
         flow.load_state_dict(payload["state_dict"])
         metadata = dict(json.loads(payload["metadata"]))

@@ -98,7 +98,7 @@ def test_corrupt(tmp_path: Path, content: bytes | None) -> None:
     assert "\n" not in str(info.value)
 
 
-CONFIG = hierarchical_flow((4, 4)).config
+CONFIG = {"kind": "HierarchicalFlow", **hierarchical_flow((4, 4)).config}
 
 
 @pytest.mark.parametrize(

@@ -51,15 +51,11 @@ class FileFormat:
 
     @property
     def accepted(self) -> str:
-        """The end of messages."""
+        """End of the messages."""
         return f"accepted: a file of {self.writer}, version {self.version}"
 
     def write(self, path: Path, contents: Mapping[str, Any]) -> None:
-        """Write the file whole or not at all.
-
-        Raises:
-            OSError: if ``path`` cannot be written.
-        """
+        """Write the file whole or, with an OSError, not at all."""
         stream = io.BytesIO()
         torch.save(dict(contents), stream)
         data = stream.getvalue()
@@ -73,9 +69,8 @@ class FileFormat:
 
         Raises:
             OSError: if there is no such file, or it cannot be read; the message names it.
-            VersionError: if it is of another version (a ValueError).
-            ValueError: if it is corrupt, of another format, or holds anything but tensors and plain
-                data.
+            ValueError: if it is corrupt, of another format or version (a VersionError), or holds
+                anything but tensors and plain data.
         """
         try:
             sealed = path.read_bytes()
@@ -128,11 +123,9 @@ def one_line(error: BaseException) -> str:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Write a file by name: at the end of the block it takes the place of ``path``.
+    """Write a file by another name in the same folder: it takes the place of ``path`` at the end.
 
-    Yields:
-        Another name in the same folder, of no file yet. If the block raises, it is removed, and
-        ``path`` is what it was.
+    If the block raises, it is removed, and ``path`` is what it was.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
@@ -147,20 +140,8 @@ def replacing(path: Path) -> Iterator[Path]:
 def writing(path: Path) -> Iterator[BinaryIO]:
     """Write bytes, which are ``path`` at the end of the block, and on the disk.
 
-    Opened as any other file, not by ``tempfile``, so that it gets the permissions of one.
-
-    Raises:
-        OSError: if ``path`` cannot be written; it is what it was.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = Path(folder, "numbers.txt")
-        ...     with writing(path) as stream:
-        ...         _ = stream.write(b"1 2 3")
-        ...         there = path.exists()
-        ...     there, path.read_text()
-        (False, '1 2 3')
+    Opened as any other file, not by ``tempfile``, so that it gets the permissions of one. An
+    OSError leaves ``path`` as it was.
     """
     with replacing(path) as temporary, temporary.open("x+b") as stream:
         yield stream
@@ -169,12 +150,9 @@ def writing(path: Path) -> Iterator[BinaryIO]:
 
 
 def remove_leftovers(folder: Path, names: str, older_than: float = math.inf) -> None:
-    """Remove what processes left that were killed while they wrote.
+    """Remove what killed processes left of files that match ``names``, as for ``Path.glob``.
 
-    Args:
-        folder: where to look.
-        names: pattern of the files that were to be written, as for ``Path.glob``.
-        older_than: seconds since the epoch; what was written later stays.
+    What was written after ``older_than``, in seconds since the epoch, stays.
     """
     for left in folder.glob(f".{names}.*.tmp"):
         with suppress(OSError):  # it does no harm

@@ -45,14 +45,14 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Record:
-    """Where, and how often, a training or a sampling run is written down.
+    """Folder of checkpoints of a training or a sampling run, and how often they are written.
 
     The folder holds the newest checkpoints of one run as numbered files. Each is written under
     another name and then renamed, and begins with a checksum of all the rest; reading them executes
     nothing. A run that was killed at any moment goes on from the newest intact one with
     ``resume=True``, on a CPU with the very numbers of one that was not. Ctrl-C and SIGTERM end a
     recorded run after its present step, which is kept. A folder serves one run at a time, where
-    the file system has locks; with several processes the first one reads and writes, for all.
+    the file system has locks; of several processes the first one reads and writes, for all.
 
     Args:
         folder: made if it is missing.
@@ -101,17 +101,10 @@ class Record:
 
 
 class Checkpoints:
-    """The numbered files of one run, ``training-0000000123.pt`` for one, locked in the block.
+    """The numbered files of one run, such as ``training-0000000123.pt``, locked in the block.
 
-    Every method is called by all processes.
-
-    Args:
-        record: where and how often.
-        format: what the files hold; its entries must include "settings", a string.
-        world: the processes of the run.
-
-    Attributes:
-        unsaved: why the newest checkpoint could not be written; None if it could.
+    Every method is called by all processes. The entries of ``format`` include "settings", a string;
+    ``unsaved`` says why the newest checkpoint could not be written, None if it could.
     """
 
     def __init__(self, record: Record, format: FileFormat, world: Processes) -> None:
@@ -124,11 +117,7 @@ class Checkpoints:
         self._written_at = 0.0
 
     def __enter__(self) -> Checkpoints:
-        """Make and lock the folder, and remove what killed runs left there.
-
-        Raises:
-            CheckpointError: if it cannot be made, or another run uses it.
-        """
+        """Make and lock the folder, and remove what killed runs left there."""
         self.world.broadcast_from_first(self._open)
         self._written_at = time.monotonic()
         return self
@@ -139,16 +128,9 @@ class Checkpoints:
     def find(self, settings: Mapping[str, Any]) -> dict[str, Any] | None:
         """The newest intact checkpoint, if the record is to be resumed and there are any.
 
-        Args:
-            settings: of this run; numbers, strings, lists and dictionaries.
-
         Raises:
             CheckpointError: if there are checkpoints, but ``resume`` is False, they are of another
                 version or other settings, or none is intact.
-
-        Warns:
-            UserWarning: if there is nothing to resume, or a file is corrupt or cannot be read and
-                the one before it is used.
         """
         self._settings = json.dumps(settings, default=lambda number: number.item())
         return self.world.broadcast_from_first(self._find)
@@ -160,15 +142,9 @@ class Checkpoints:
         return time.monotonic() - self._written_at >= self.record.every
 
     def keep(self, step: int, contents: Mapping[str, Any]) -> None:
-        """Write a checkpoint if it is not there yet, and remove the oldest ones.
+        """Write the checkpoint of this step if it is not there yet, and remove the oldest ones.
 
-        Args:
-            step: steps taken.
-            contents: of the file, but for its settings.
-
-        Warns:
-            UserWarning: if it cannot be written, once until one can. The run can go on all the
-                same, and the checkpoints that were written before stay.
+        If it cannot be written, a warning says so, once until one can; the earlier ones stay.
         """
         self.unsaved = self.world.broadcast_from_first(lambda: self._keep(step, contents))
         self._written_at = time.monotonic()
@@ -219,11 +195,9 @@ class Checkpoints:
         path, found = self._newest_intact(files)
         differing = differences(found["settings"], self._settings)
         if differing:
-            raise CheckpointError(
-                f"{path} is of another run, with {format_differences(differing)}; accepted: the "
-                "same settings",
-                differing,
-            )
+            seen = format_differences(differing)
+            message = f"{path} is of another run, with {seen}; accepted: the same settings"
+            raise CheckpointError(message, differing)
         self._newest = int(path.stem.rpartition("-")[2])
         return found
 
@@ -271,11 +245,7 @@ class Checkpoints:
 
 
 def check_energies(folder: str | os.PathLike[str], saved: Tensor, present: Tensor) -> None:
-    """Refuse a checkpoint of another target, whose energies at the same fields are others.
-
-    Raises:
-        CheckpointError: naming the folder.
-    """
+    """Raise a CheckpointError if energies at the same fields differ: of another target."""
     difference = (present - saved).abs() / (1 + saved.abs())
     worst = float(torch.where(difference.isnan(), torch.inf, difference).max())
     if worst > ENERGY_TOLERANCE:
@@ -286,7 +256,7 @@ def check_energies(folder: str | os.PathLike[str], saved: Tensor, present: Tenso
 
 
 def differences(saved: str, present: str) -> dict[str, tuple[Any, Any]]:
-    """Every setting of a file, as JSON, which is not that of now: its value there, and here.
+    """Every setting, as JSON, that differs: its value in a file, and the present one.
 
     Example:
         >>> differences('{"steps": 3, "shape": [4]}', '{"steps": 5, "shape": [4]}')
@@ -301,12 +271,7 @@ def differences(saved: str, present: str) -> dict[str, tuple[Any, Any]]:
 
 
 def format_differences(differing: Mapping[str, tuple[Any, Any]]) -> str:
-    """The :func:`differences` in words.
-
-    Example:
-        >>> format_differences({"steps": (3, 5), "seed": (0, 1)})
-        'steps 3 (here 5); seed 0 (here 1)'
-    """
+    """The :func:`differences` in words."""
     return "; ".join(
         f"{name} {saved!r} (here {ours!r})" for name, (saved, ours) in differing.items()
     )

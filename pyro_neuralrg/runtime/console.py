@@ -39,21 +39,8 @@ def warn_user(message: str) -> None:
 class Progress:
     """Progress of a run on stderr: a bar on a terminal or in a notebook, else a line now and then.
 
-    Lines come with the first step, every half a minute, and with the last step.
-
-    Args:
-        total: number of steps.
-        label: name of the steps.
-        shown: False shows nothing.
-        done: steps that were made before.
-
-    Example:
-        >>> import contextlib, io
-        >>> with contextlib.redirect_stderr(io.StringIO()) as out, Progress(20, "fit") as progress:
-        ...     for loss in range(20):
-        ...         progress.step(lambda: f"F {loss}")
-        >>> [line.split(",")[0] + line[-4:] for line in out.getvalue().splitlines()]
-        ['fit: 1/20 (5 %) F 0', 'fit: 20/20 (100 %)F 19']
+    Lines come with the first step, every half a minute, and with the last step. Of ``total`` steps,
+    so many are ``done`` before.
     """
 
     def __init__(self, total: int, label: str, shown: bool = True, done: int = 0) -> None:
@@ -70,19 +57,13 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Show the last figures."""
         if self._figures is not None and self._shown_n != self._bar.n:
             self._show(self._figures)
         self._bar.leave = _has_bars()
         self._bar.close()
 
     def step(self, figures: Callable[[], str], label: str | None = None) -> None:
-        """Count a step.
-
-        Args:
-            figures: returns its figures; called only if they are shown.
-            label: name of this step and those to come, if it changes.
-        """
+        """Count a step; ``figures`` is called only if they are shown, ``label`` is a new name."""
         if self._bar.disable:
             return
         self._bar.n += 1
@@ -117,17 +98,10 @@ class _Lines:
 def deferred_interrupts(
     signals: Iterable[signal.Signals] = (signal.SIGINT,),
 ) -> Iterator[list[int]]:
-    """Hold back Ctrl-C, or these signals, inside the block: for work that must not be torn.
+    """Hold back Ctrl-C, or these signals, inside the block, and list those that came.
 
-    Yields:
-        A list of the numbers of the signals that came. Nothing is raised: what an interrupt means
-        is for the caller to say. Threads other than the main one get no signals.
-
-    Example:
-        >>> with deferred_interrupts() as pressed:
-        ...     signal.raise_signal(signal.SIGINT)
-        >>> len(pressed)
-        1
+    Nothing is raised: what an interrupt means is for the caller to say. Threads other than the main
+    one get no signals.
     """
     pressed: list[int] = []
     if threading.current_thread() is not threading.main_thread():

@@ -27,11 +27,8 @@ class MemoryLimitError(ValueError):
 def check_fits(asked: str, size: float, device: torch.device, otherwise: str = "") -> None:
     """Raise a MemoryLimitError if ``size`` bytes on ``device`` are more than there are.
 
-    Args:
-        asked: what was asked for, for the message: "shape is (8, 8)".
-        size: bytes that it takes.
-        device: where.
-        otherwise: what is accepted too.
+    Its message says what was ``asked`` for, such as "shape is (8, 8)", and what is accepted
+    ``otherwise``.
     """
     there = available_memory(device)
     if size > there:

@@ -34,19 +34,12 @@ class Processes(NamedTuple):
     """This process among those that do one run together.
 
     What is reduced or gathered is the same, bit for bit, on all of them. Every method has to be
-    called by all processes, in the same order; of one process alone they cost nothing.
+    called by all processes, in the same order; of one process alone they cost nothing. Each raises
+    a LostProcessError if another process has ended.
 
     Attributes:
         rank: number of this process, from 0.
         size: number of processes.
-
-    Raises:
-        LostProcessError: by every method, if another process has ended.
-
-    Example:
-        >>> alone = Processes()
-        >>> alone.is_first, alone.share("batch", 256)
-        (True, 256)
     """
 
     rank: int = 0
@@ -58,11 +51,7 @@ class Processes(NamedTuple):
         return self.rank == 0
 
     def share(self, name: str, number: int) -> int:
-        """This process's part of ``number``, the same for all.
-
-        Raises:
-            ValueError: if it cannot be divided, naming the nearest number that can.
-        """
+        """This process's part of ``number``, the same for all, else a ValueError."""
         if number % self.size:
             fitting = self.size * max(1, round(number / self.size))
             raise ValueError(
@@ -74,9 +63,8 @@ class Processes(NamedTuple):
     def seed(self, seed: int | None) -> int | None:
         """Seed of this process: on the first one the given one itself.
 
-        Args:
-            seed: None draws one from the random state of the first process if there are several,
-                since fresh processes would all draw the same numbers.
+        For None it is drawn from the random state of the first process if there are several, since
+        fresh processes would all draw the same numbers.
         """
         if self.size > 1 and seed is None:
             seed = self.broadcast_from_first(lambda: int(torch.randint(LARGEST_SEED, ())))
@@ -193,9 +181,6 @@ def joined() -> Iterator[Processes]:
 @contextmanager
 def seeded(seed: int | None) -> Iterator[None]:
     """Seed torch inside and put its random state back afterwards; nothing for None.
-
-    Raises:
-        TypeError, ValueError: if it is no seed.
 
     Example:
         >>> with seeded(0):

@@ -42,8 +42,7 @@ def number_of_threads() -> int:
 def own_threads() -> Iterator[None]:
     """Leave torch's number of threads to :func:`share` meanwhile, and torch itself one.
 
-    That number is one of the whole process: where several threads of Python are inside, the last to
-    leave puts it back.
+    Where several threads of Python are inside, the last to leave puts that number back.
     """
     with _lock:
         _held.append(number_of_threads())
@@ -58,10 +57,7 @@ def own_threads() -> Iterator[None]:
 
 
 def share(work: Callable[[int], None], number: int) -> None:
-    """Call ``work(part)`` for all parts, each on whichever thread is free.
-
-    Only what lets go of Python's lock runs at the same time.
-    """
+    """Call ``work(part)`` for all parts, each on whichever thread is free."""
     parts = iter(range(number))
     torch_has_one = bool(_held)
 
@@ -116,7 +112,7 @@ def _pool() -> ThreadPoolExecutor:
 
 
 def takes_own_functions() -> bool:
-    """Whether functions with a backward pass and a rule for ``vmap``, and no more, can be used.
+    """Whether functions with no more than a backward pass and a rule for ``vmap`` can be used.
 
     Not under forward-mode derivatives, ``torch.compile`` or other transforms of ``torch.func``.
     """

@@ -2,25 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train a flow on data by maximum likelihood: the other Kullback-Leibler divergence.
 
-In Pyro's ``SVI`` the data are an observed site of the flow's distribution, and the guide has
-nothing to draw; a plate with a subsample makes batches, whose loss is that of all data, in nats.
+In Pyro's ``SVI`` the data are an observed site of the flow's distribution,
+``pyro.sample("x", FlowDistribution(flow), obs=data)``, and the guide has nothing to draw.
 :func:`fit_data` does the same with one Adam for all parameters, a schedule and held-out data.
-
-Example:
-    >>> import pyro
-    >>> from pyro.infer import SVI, Trace_ELBO
-    >>> from pyro_neuralrg.transforms import hierarchical_flow
-    >>> flow, data = hierarchical_flow((4, 4)), 2 * torch.randn(500, 4, 4)
-    >>> def model(data):
-    ...     pyro.module("flow", flow)
-    ...     with pyro.plate("data", len(data), subsample_size=100) as chosen:
-    ...         pyro.sample("x", FlowDistribution(flow), obs=data[chosen])
-    >>> def guide(data):
-    ...     pass
-    >>> svi = SVI(model, guide, pyro.optim.Adam({"lr": 3e-3}), Trace_ELBO())
-    >>> per_field = [svi.step(data) / len(data) for _ in range(20)]  # -ln q, nats
-    >>> per_field[-1] < per_field[0]
-    True
 """
 
 from __future__ import annotations
@@ -56,7 +40,7 @@ class DataFit:
     """A finished or stopped training on data; all losses in nats per field.
 
     Attributes:
-        flow: what was given and is now trained, in place: with held-out data, at its best step.
+        flow: the given one, trained in place: with held-out data, at its best step.
         loss: mean of -ln q of each step's batch.
         checked: steps (counted from 1) after which the held-out data were looked at.
         held_out: mean of -ln q over them, there.
@@ -125,9 +109,9 @@ def fit_data(
     check_flow(flow)
     for name, number in (("steps", steps), ("batch", batch), ("check_every", check_every)):
         check_integer(name, number, 1)
-    for name, rate in (("lr", lr), ("clip", clip)):
-        if rate is not None:
-            check_number(name, rate, "a positive number or None", above=0)
+    check_number("lr", lr, "a positive number", above=0)
+    if clip is not None:
+        check_number("clip", clip, "a positive number or None", above=0)
     for name, values in (("data", data), ("held_out", held_out)):
         if values is not None:
             check_type(name, values, Tensor, "a tensor")
@@ -162,10 +146,8 @@ def fit_data(
                         f"data give a loss of {value} at the first step; accepted: fields where "
                         "the flow's density and its gradient are finite"
                     )
-                stopped = f"the gradient at step {step} is not finite"
-                if not math.isfinite(value):
-                    stopped = f"the loss at step {step} is {value}"
-                    optimizer.assign(before)
+                stopped = f"the loss at step {step} is {value}, the norm of its gradient {norm}"
+                optimizer.assign(before)
                 warn_user(f"training stopped: {stopped}; the last finite parameters are kept")
                 break
             before = optimizer.vector()
@@ -207,13 +189,7 @@ def cross_entropy(
 ) -> tuple[float, float]:
     """Mean of -ln q(x) over data in nats per field, and its standard error.
 
-    Args:
-        flow: a TransformModule on fields.
-        data: as for :func:`fit_data`.
-        prepare: likewise.
-
-    Raises:
-        ValueError: if the data do not fit the flow.
+    The arguments are those of :func:`fit_data`; a ValueError says if the data do not fit the flow.
 
     Example:
         >>> from pyro_neuralrg.transforms import hierarchical_flow

@@ -4,8 +4,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -28,9 +26,8 @@ LEAST_STEPS = 10
 
 DIVERGED_SPREADS = 10.0
 """Standard deviations of one sample's log-weight, as they were at the best, by which the running
-mean of a diverged training is above the best one. The noise of a mean is at most a seventh of one;
-where q is near the target, with a gap of v / 2 for the variance v, losing ten is far more than
-noise of the optimiser takes from a training and gives back."""
+mean of a diverged training is above the best one; the noise of a mean is at most a seventh of one.
+"""
 
 DIVERGED_NATS = 1.0
 """Least rise of a diverged mean: the spread of a flow that is nearly exact is next to nothing."""
@@ -94,12 +91,10 @@ class History:
             OSError: if ``path`` cannot be written; it is what it was.
         """
         columns = self.as_dict()
-        text = io.StringIO(newline="")
-        table = csv.writer(text)
-        table.writerow(columns)
-        table.writerows(zip(*(column.tolist() for column in columns.values()), strict=True))
+        rows = zip(*(column.tolist() for column in columns.values()), strict=True)
         with writing(Path(path)) as stream:
-            stream.write(text.getvalue().encode())
+            for row in [columns, *rows]:
+                stream.write((",".join(map(str, row)) + "\n").encode())
 
     def as_dict(self) -> dict[str, npt.NDArray[np.generic]]:
         """The arrays by name, for a table or a figure."""
@@ -109,25 +104,10 @@ class History:
 class Best:
     """The parameters with the lowest running mean of the loss at one temperature.
 
-    Args:
-        parameters: those of the beginning, joined.
-
     Attributes:
-        parameters: the best ones; after another temperature has begun, those of the one before
-            until there is a loss.
+        parameters: the best ones, joined; until there is a loss, those that were known before.
         loss: running mean there, infinite before there is one.
-        spread: of the log-weights there.
-
-    Example:
-        >>> import torch
-        >>> best = Best(torch.zeros(1))
-        >>> descent = [3.0 - 0.1 * step for step in range(20)]
-        >>> any(best.add(loss, 0.5, lambda: torch.ones(1)) for loss in descent)
-        False
-        >>> any(best.add(loss, 50.0, lambda: torch.full((1,), 2.0)) for loss in 20 * [100.0])
-        True
-        >>> best.parameters.item()
-        1.0
+        spread: mean standard deviation of the log-weights there.
     """
 
     def __init__(self, parameters: Tensor) -> None:
@@ -138,10 +118,7 @@ class Best:
     def add(self, loss: float, spread: float, parameters: Callable[[], Tensor]) -> bool:
         """Add a step at this temperature; return whether the training has diverged from the best.
 
-        Args:
-            loss: of the step, finite.
-            spread: standard deviation of its log-weights.
-            parameters: returns a copy of those that the loss is of.
+        ``loss`` is finite, ``parameters`` returns a copy of those that it is of.
         """
         self._steps += 1
         weight = 1.0 / min(self._steps, RUNNING_STEPS)

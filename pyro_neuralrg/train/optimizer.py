@@ -35,13 +35,7 @@ TEMPERATURE_LEVELS = 100
 
 
 class Budget(NamedTuple):
-    """Size of a training.
-
-    Attributes:
-        steps: optimiser steps.
-        batch: samples per step.
-        learning_rate: largest learning rate of Adam.
-    """
+    """Size of a training: optimiser steps, samples per step, largest learning rate."""
 
     steps: int
     batch: int
@@ -52,8 +46,8 @@ class Budget(NamedTuple):
 class Cooling:
     """Training starts at ``start`` times the temperature, where q is close to the target.
 
-    With the default, at 8 x 8, Tc, 6000 steps leave 0.0115 nats, with (1.5, 0.25) 0.0147 (one
-    seed). Path gradients begin at the final temperature.
+    At 8 x 8, Tc, 6000 steps leave 0.0115 nats, with (1.5, 0.25) 0.0147 (one seed). Path gradients
+    begin at the final temperature.
 
     Attributes:
         start: factor of the temperature at the first step, > 0.
@@ -144,26 +138,14 @@ def temperature_factor(step: int, steps: int, cooling: Cooling | None) -> float:
 class JoinedAdam:
     """Adam with gradient clipping on all parameters, joined to one vector.
 
-    A flow has a few hundred small tensors. One vector makes the norm of the gradient and its mean
-    over processes one operation each, and a step takes a quarter of the time that
-    ``torch.optim.Adam(foreach=True)`` takes with the tensors (0.6 ms for 2.3 ms with the 200 of the
-    8 x 8 flow, one thread).
+    One vector makes the norm of the gradient and its mean over processes one operation each, and a
+    step takes a quarter of the time that ``torch.optim.Adam(foreach=True)`` takes with the tensors
+    (0.6 ms for 2.3 ms with the 200 of the 8 x 8 flow, one thread).
 
     Args:
-        parameters: all that is to be trained, of one dtype and on one device.
-        learning_rate: Adam's learning rate; assign ``learning_rate`` to change it.
+        parameters: all that is to be trained, of one dtype and on one device, else a ValueError.
+        learning_rate: of the next step, can be assigned.
         clip: largest norm of the whole gradient; None: unlimited.
-
-    Raises:
-        ValueError: if there are no parameters, or they differ in dtype or device.
-
-    Example:
-        >>> x = torch.tensor([1.0, -2.0], requires_grad=True)
-        >>> adam = JoinedAdam([x], learning_rate=0.5)
-        >>> gradient = adam.gradient(x.square().sum())
-        >>> adam.step(gradient, float(gradient.norm()))
-        >>> [round(value, 4) for value in x.tolist()]
-        [0.5, -1.5]
     """
 
     def __init__(
@@ -176,26 +158,15 @@ class JoinedAdam:
                 f"parameters are {', '.join(sorted(kinds)) or 'none'}; accepted: at least one, "
                 "all of one dtype and on one device"
             )
-        self.clip = math.inf if clip is None else clip
+        self.learning_rate, self.clip = learning_rate, math.inf if clip is None else clip
         self._sizes = [parameter.numel() for parameter in self.parameters]
         self._vector = torch.nn.Parameter(self.vector())
         self._pieces = self._split(self._vector.detach())
         self._adam = torch.optim.Adam([self._vector], lr=learning_rate)
 
-    @property
-    def learning_rate(self) -> float:
-        """The learning rate of the next step."""
-        return self._adam.param_groups[0]["lr"]
-
-    @learning_rate.setter
-    def learning_rate(self, value: float) -> None:
-        self._adam.param_groups[0]["lr"] = value
-
     def gradient(self, loss: Tensor) -> Tensor:
         """The gradient of a scalar, joined; zero for parameters that it does not depend on."""
-        parts = torch.autograd.grad(
-            loss, self.parameters, allow_unused=True, materialize_grads=True
-        )
+        parts = torch.autograd.grad(loss, self.parameters, materialize_grads=True)
         return torch.cat([part.reshape(-1) for part in parts])
 
     @torch.no_grad()
@@ -203,6 +174,7 @@ class JoinedAdam:
         """Take one step along a gradient with this finite norm, which is clipped in place."""
         self._vector.copy_(self.vector())
         self._vector.grad = gradient.mul_(min(1.0, self.clip / max(norm, 1e-12)))
+        self._adam.param_groups[0]["lr"] = self.learning_rate
         self._adam.step()
         torch._foreach_copy_(self.parameters, self._pieces)
 
@@ -220,7 +192,7 @@ class JoinedAdam:
         self._adam = torch.optim.Adam([self._vector], lr=self.learning_rate)
 
     def state_dict(self) -> dict[str, Any]:
-        """A copy of Adam's state, as plain tensors and numbers."""
+        """A copy of Adam's state."""
         return copy.deepcopy(self._adam.state_dict())
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -94,41 +94,36 @@ def fit(
     (if ``seed`` is given) nor Pyro's parameter store (for flows) is changed.
 
     A training diverges if a loss or gradient is not finite, or if the running mean of the loss is
-    far above its lowest value at this temperature. It then takes up the parameters of that lowest
-    value again, forgets Adam's moments, halves the rate, which rises anew, and goes on; after ten
-    times it ends there.
+    far above its lowest value at this temperature. It then takes up the parameters of that value
+    again, forgets Adam's moments and halves the rate, which rises anew; after ten times it ends.
 
-    However a training ends, its result is not worse than its beginning: where the loss at the final
+    However it ends, the result is not worse than the beginning: where the loss at the final
     temperature is higher by more than two standard errors, on 2,000 fresh samples of each, the best
-    known parameters are the result instead. The samples are drawn after a divergence, or if one
-    batch does not show already that the result is better.
+    known parameters are the result. The samples are drawn after a divergence, or if one batch does
+    not show that the result is better.
 
     On a CPU, for a lattice model, torch has one thread meanwhile; couplings share the threads that
-    it had, so that a core that is busy elsewhere does no harm.
-
-    Where ``torch.distributed`` is initialised, all its processes must call this with the same
-    arguments: each draws its part of the batch from a seed of its own, gradients and statistics are
-    those of the whole batch, and parameters stay equal. The first process alone shows the bar and
-    writes checkpoints, from which as many processes as wrote them can go on.
+    it had. Where ``torch.distributed`` is initialised, all its processes must call this with the
+    same arguments: each draws its part of the batch from a seed of its own, gradients and
+    statistics are those of the whole batch, and parameters stay equal. The first process alone
+    shows the bar and writes checkpoints, from which as many processes as wrote them can go on.
 
     Args:
         target: a LatticePotential or a Pyro model; or a PotentialFamily: each step then draws a
-            context for each sample, and the loss is the mean over contexts, whose effective sample
-            size means nothing (it is reported as NaN).
+            context for each sample, the loss is the mean over contexts, and its ``ess`` is NaN.
         flow: a flow, a SymmetrizedFlow, a FlowGuide or another reparameterised guide; for a family
-            a ConditionalTransformModule, or a FlowGuide of one; default: ``target.flow()``. It is
-            trained in place.
-        steps: length of the training; default: by the shape, see
+            a ConditionalTransformModule, or a FlowGuide of one. Trained in place. Default:
+            ``target.flow()``.
+        steps: length of the training; default: by the shape, as for ``batch`` and ``lr``, see
             :func:`~pyro_neuralrg.train.default_budget`.
-        batch: samples per step; default: by the shape.
-        lr: largest learning rate; default: by the shape.
+        batch: samples per step.
+        lr: largest learning rate.
         path_gradient: see :class:`~pyro_neuralrg.infer.pdd.PDD`; None: for flows of this package,
             where it is cheap, once the target has cooled. Far from the target the plain gradient
             has the smaller variance, and a path gradient can run away.
         seed: of the samples and of a flow built here; None: the global random state goes on.
         progress: show one progress bar; a line now and then where stderr is no terminal.
-        callback: called after each step, on every process; if it returns True on any, training
-            stops.
+        callback: called after each step, on every process; True from any stops the training.
         schedule: warm-up, cooling, clipping and averaging; default: ``Schedule()``.
         record: a folder for checkpoints, from which a killed training goes on; None: none.
         model_args: arguments of a Pyro model and its guide.
@@ -136,9 +131,8 @@ def fit(
     Raises:
         ValueError, TypeError: naming the argument; also if the first loss is not finite.
         MemoryLimitError: if the fields of a step alone do not fit into memory (a ValueError).
-        CheckpointError: if the training cannot begin in the folder of the record: another run uses
-            it, none of its checkpoints is intact, or they are of other settings, which are named (a
-            ValueError).
+        CheckpointError: if another run uses the folder of the record, none of its checkpoints is
+            intact, or they are of other settings, which are named (a ValueError).
         RuntimeError: if another process of the group has ended.
 
     Warns:
@@ -148,7 +142,16 @@ def fit(
             tries again, see ``unsaved``).
     """
     schedule = Schedule() if schedule is None else schedule
-    _check(target, path_gradient, callback, schedule, record, model_args)
+    if not (callable(target) or hasattr(target, "energy")):
+        accepted = "a LatticePotential, a PotentialFamily or a Pyro model"
+        check_type("target", target, LatticePotential, accepted)
+    check_type("path_gradient", path_gradient, bool | None, "True, False or None")
+    check_type("callback", callback, Callable | None, "a function or None")
+    check_type("schedule", schedule, Schedule, "a Schedule")
+    check_type("record", record, Record | None, "a Record or None")
+    check_type("model_args", model_args, tuple, "a tuple")
+    if model_args and hasattr(target, "energy"):
+        raise ValueError("model_args are given with a potential; accepted: with a Pyro model")
     world = processes()
     with seeded(world.seed(seed)), contextlib.ExitStack() as stack:
         flow = _default_flow(target) if flow is None else flow
@@ -177,26 +180,6 @@ def fit(
         divergences=training.divergences,
         unsaved=None if checkpoints is None else checkpoints.unsaved,
     )
-
-
-def _check(
-    target: Any,
-    path_gradient: bool | None,
-    callback: Callable[[TrainingStep], Any] | None,
-    schedule: Schedule,
-    record: Record | None,
-    model_args: tuple[Any, ...],
-) -> None:
-    if not (callable(target) or hasattr(target, "energy")):
-        accepted = "a LatticePotential, a PotentialFamily or a Pyro model"
-        check_type("target", target, LatticePotential, accepted)
-    check_type("path_gradient", path_gradient, bool | None, "True, False or None")
-    check_type("callback", callback, Callable | None, "a function or None")
-    check_type("schedule", schedule, Schedule, "a Schedule")
-    check_type("record", record, Record | None, "a Record or None")
-    check_type("model_args", model_args, tuple, "a tuple")
-    if model_args and hasattr(target, "energy"):
-        raise ValueError("model_args are given with a potential; accepted: with a Pyro model")
 
 
 def _default_flow(target: Any) -> Any:
@@ -229,11 +212,9 @@ def _budget(
         raise ValueError("steps, batch or lr is None; accepted for a model and a guide: all three")
     known = default_budget(shape or ())
     return Budget(
-        steps=known.steps if steps is None else check_integer("steps", steps, 1),
-        batch=known.batch if batch is None else check_integer("batch", batch, 2),
-        learning_rate=known.learning_rate
-        if lr is None
-        else check_number("lr", lr, "a positive number or None", above=0),
+        check_integer("steps", known.steps if steps is None else steps, 1),
+        check_integer("batch", known.batch if batch is None else batch, 2),
+        check_number("lr", known.learning_rate if lr is None else lr, "a positive number", above=0),
     )
 
 
@@ -249,9 +230,8 @@ def _training(
     """The training that is to be run, with the same parameters on all processes."""
     share = world.share("batch", budget.batch)
     guide = _guide(flow, isinstance(target, PotentialFamily))
-    optimizer = JoinedAdam(
-        _trainable(target, guide, model_args), budget.learning_rate, schedule.clip
-    )
+    parameters = _trainable(target, guide, model_args)
+    optimizer = JoinedAdam(parameters, budget.learning_rate, schedule.clip)
     vector = optimizer.vector()
     if world.size > 1:
         optimizer.assign(world.broadcast_from_first(lambda: vector.cpu()).to(vector))
