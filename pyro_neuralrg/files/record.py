@@ -32,11 +32,7 @@ batch sizes round otherwise."""
 
 
 class CheckpointError(ValueError):
-    """A folder of checkpoints that a run cannot begin with; the message says why.
-
-    Attributes:
-        differing: see :func:`differences`.
-    """
+    """A folder of checkpoints that a run cannot begin with; ``differing``: :func:`differences`."""
 
     def __init__(self, message: str, differing: Mapping[str, tuple[Any, Any]] | None = None):
         super().__init__(message)
@@ -136,7 +132,7 @@ class Checkpoints:
         return self.world.broadcast_from_first(self._find)
 
     def is_due(self, step: int) -> bool:
-        """Whether it is time for another checkpoint, with ``step`` steps taken."""
+        """True if it is time for another checkpoint, with ``step`` steps taken."""
         if self.record.every_steps is not None:
             return step % self.record.every_steps == 0
         return time.monotonic() - self._written_at >= self.record.every

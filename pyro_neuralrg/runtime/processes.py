@@ -47,7 +47,7 @@ class Processes(NamedTuple):
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the process that prints and writes."""
+        """True for the process that prints and writes."""
         return self.rank == 0
 
     def share(self, name: str, number: int) -> int:

@@ -112,7 +112,7 @@ def _pool() -> ThreadPoolExecutor:
 
 
 def takes_own_functions() -> bool:
-    """Whether functions with no more than a backward pass and a rule for ``vmap`` can be used.
+    """True if functions with no more than a backward pass and a rule for ``vmap`` can be used.
 
     Not under forward-mode derivatives, ``torch.compile`` or other transforms of ``torch.func``.
     """

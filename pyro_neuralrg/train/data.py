@@ -42,11 +42,11 @@ class DataFit:
     Attributes:
         flow: the given one, trained in place: with held-out data, at its best step.
         loss: mean of -ln q of each step's batch.
-        checked: steps (counted from 1) after which the held-out data were looked at.
-        held_out: mean of -ln q over them, there.
+        checked: steps (counted from 1) after which the held-out loss was computed.
+        held_out: mean of -ln q over the held-out data, there.
         best: the step with the lowest of these, or the last step without held-out data.
         seconds: wall time.
-        stopped: why the training ended early, else None.
+        stopped: reason of an early end, else None.
     """
 
     flow: Any = field(repr=False)
@@ -87,7 +87,7 @@ def fit_data(
         lr: largest learning rate.
         clip: largest norm of the gradient; None: unlimited.
         held_out: more data, to choose the best step by.
-        check_every: steps between two looks at the held-out data.
+        check_every: steps from one evaluation of the held-out data to the next.
         prepare: makes fields of a batch of data, anew each time: for instance the logit of grey
             values with noise between two levels.
         seed: of order and noise; None: the global random state goes on.

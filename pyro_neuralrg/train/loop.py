@@ -66,7 +66,7 @@ class Measured(NamedTuple):
     number: int
 
     def is_above(self, other: Measured, errors: float) -> bool:
-        """Whether it is higher by more than so many standard errors."""
+        """True if it is higher by more than so many standard errors."""
         error = math.hypot(*(one.spread / math.sqrt(one.number) for one in (self, other)))
         return self.loss > other.loss + errors * error
 

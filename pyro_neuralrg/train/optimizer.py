@@ -44,7 +44,7 @@ class Budget(NamedTuple):
 
 @dataclass(frozen=True)
 class Cooling:
-    """Training starts at ``start`` times the temperature, where q is close to the target.
+    """Start of a training at a higher temperature, where q is close to the target.
 
     At 8 x 8, Tc, 6000 steps leave 0.0115 nats, with (1.5, 0.25) 0.0147 (one seed). Path gradients
     begin at the final temperature.
@@ -68,8 +68,8 @@ class Schedule:
 
     Attributes:
         warmup: steps in which the learning rate rises; None: 100, but at most a tenth of all.
-        cooling: how the temperature falls; None: not at all. A target without ``heated`` (a model)
-            is not cooled.
+        cooling: fall of the temperature; None: no cooling. A target without ``heated`` (a model) is
+            not cooled.
         clip: largest norm of the gradient; None: unlimited.
         average: fraction of the steps, at the end, whose parameters are averaged for the result.
 

@@ -49,15 +49,15 @@ class FitResult:
     """A finished, stopped or interrupted training.
 
     Attributes:
-        flow: what was given (or built) and is now trained, in place.
+        flow: the given flow, or the one built here, trained in place.
         history: every step as arrays.
         steps: steps taken, those before a checkpoint included.
         batch: samples per step.
         seconds: wall time.
-        interrupted: Ctrl-C, or SIGTERM with a record, ended the training.
-        stopped: why the training ended early, else None.
-        divergences: times that it went back to its best parameters, see :func:`fit`.
-        unsaved: why the last checkpoint could not be written, else None.
+        interrupted: True if Ctrl-C, or SIGTERM with a record, ended the training.
+        stopped: reason of an early end, else None.
+        divergences: number of returns to the best parameters, see :func:`fit`.
+        unsaved: reason why the last checkpoint could not be written, else None.
     """
 
     flow: Any = field(repr=False)
@@ -275,12 +275,12 @@ def _fixed_settings(
         "dtype": str(vector.dtype),
         "device": vector.device.type,
         "parameters": vector.numel(),
-        "target": _described(training.target),
-        "flow": _described(flow),
+        "target": _traits(training.target),
+        "flow": _traits(flow),
     }
 
 
-def _described(owner: Any) -> dict[str, Any]:
+def _traits(owner: Any) -> dict[str, Any]:
     """Kind of a target or a flow, with what it tells of itself in plain numbers and words."""
     known: dict[str, Any] = {"kind": getattr(owner, "__qualname__", type(owner).__qualname__)}
     for name in ("shape", "boundary", "temperature"):
@@ -344,7 +344,7 @@ def _trainable(target: Any, guide: Callable[..., Any], model_args: tuple[Any, ..
 
 
 def _has_score(guide: Callable[..., Any]) -> bool:
-    """Whether samples come with the score, so that path gradients cost little more."""
+    """True if samples come with the score, so that path gradients cost little more."""
     if not isinstance(guide, _Sampler):
         return False
     flow = guide.guide.flow
