@@ -91,7 +91,7 @@ def test_the_best_step_is_kept(flow: Any) -> None:
     """Held-out data of another mean: the flow meets it on its way, and leaves it again."""
     data, other = torch.full((64, 2, 2), 3.0), 1.0 + 0.7 * torch.randn(200, 2, 2)
     data = data + 0.7 * torch.randn_like(data)
-    options = {**QUICK, "steps": 100, "lr": 0.1}
+    options = {**QUICK, "steps": 100, "lr": 0.1, "progress": True}
     result = fit_data(flow, data, held_out=other, check_every=5, **options)
     assert result.checked.tolist() == list(range(5, 101, 5))
     assert result.best == result.checked[result.held_out.argmin()] < 100

@@ -150,6 +150,7 @@ def test_a_table_that_grows(target: Any, tmp_path: Path) -> None:
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == list(TrainingStep._fields)
+    assert repr(result.history).startswith("History(25 steps, free_energy ")
     for name, column in result.history.as_dict().items():
         np.testing.assert_array_equal([float(row[name]) for row in rows], column)
 
