@@ -2,8 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Arguments of public functions, checked by one rule: TypeError for a wrong type, else ValueError.
 
-Messages name the argument, the value seen and what is accepted. Numbers of NumPy and tensors of one
-entry count as numbers; True, False and strings do not.
+Numbers of NumPy and tensors of one entry count as numbers; True, False and strings do not.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 LARGEST_SEED = 2**63 - 1
-"""Of torch's generators, as a signed integer."""
+"""Largest seed of torch's generators, as a signed integer."""
 
 
 def as_integer(value: Any) -> int | None:
@@ -66,15 +65,8 @@ def check_number(
 ) -> float:
     """Return ``value`` as a finite float if it lies within the bounds.
 
-    Args:
-        name: of the argument.
-        value: the number.
-        accepted: what the message says is accepted.
-        above: lower bound, itself not accepted.
-        least: lower bound, itself accepted.
-        below: upper bound, itself not accepted.
-        most: upper bound, itself accepted.
-        given: the whole argument, to be shown where ``value`` is a part of it.
+    ``least`` and ``most`` are accepted themselves, ``above`` and ``below`` are not. ``given`` is
+    the whole argument, to be shown where ``value`` is a part of it.
     """
     message = f"{name} is {(value if given is None else given)!r}; accepted: {accepted}"
     if isinstance(value, str | bytes | bool):

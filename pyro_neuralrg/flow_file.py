@@ -16,30 +16,18 @@ from pyro_neuralrg.distributions.flow import flow_dtype_and_device
 from pyro_neuralrg.files.format import FileFormat, one_line
 from pyro_neuralrg.transforms import ConditionalHierarchicalFlow, HierarchicalFlow
 
-FORMAT = FileFormat(
+FLOW_FORMAT = FileFormat(
     name="pyro_neuralrg.flow",
     version=4,
     writer="pyro_neuralrg.save",
-    entries={
-        "config": (str,),
-        "dtype": (str,),
-        "state_dict": (dict,),
-        "metadata": (str,),
-    },
+    entries={"config": (str,), "dtype": (str,), "state_dict": (dict,), "metadata": (str,)},
 )
 
-KINDS: dict[str, Any] = {
-    kind.__name__: kind for kind in (HierarchicalFlow, ConditionalHierarchicalFlow)
-}
+KINDS = {kind.__name__: kind for kind in (HierarchicalFlow, ConditionalHierarchicalFlow)}
 
 
 class Loaded(NamedTuple):
-    """Contents of a file of :func:`save`.
-
-    Attributes:
-        flow: the flow, with its weights, in its dtype.
-        metadata: what was given to :func:`save`, else an empty dictionary.
-    """
+    """Contents of a file of :func:`save`: the flow in its dtype, and its metadata or {}."""
 
     flow: Any
     metadata: dict[str, Any]
@@ -83,7 +71,7 @@ def save(
         "state_dict": {name: tensor.detach() for name, tensor in flow.state_dict().items()},
         "metadata": described,
     }
-    FORMAT.write(Path(path), contents)
+    FLOW_FORMAT.write(Path(path), contents)
 
 
 def load(path: str | os.PathLike[str], map_location: Any = "cpu") -> Loaded:
@@ -105,16 +93,16 @@ def load(path: str | os.PathLike[str], map_location: Any = "cpu") -> Loaded:
             f"map_location is {map_location!r}; accepted: a device that torch finds here "
             f"({one_line(error)})"
         ) from None
-    payload = FORMAT.read(Path(path))
+    payload = FLOW_FORMAT.read(Path(path))
     try:
         config = json.loads(payload["config"])
-        flow = KINDS[config.pop("kind", HierarchicalFlow.__name__)].from_config(config)
+        flow = KINDS[config.pop("kind")].from_config(config)
         flow = flow.to(dtype=getattr(torch, payload["dtype"]), device=device)
         flow.load_state_dict(payload["state_dict"])
         metadata = dict(json.loads(payload["metadata"]))
     except Exception as error:
         raise ValueError(
             f"{os.fspath(path)} holds a flow that cannot be built ({one_line(error)}); "
-            f"{FORMAT.accepted}"
+            f"{FLOW_FORMAT.accepted}"
         ) from None
     return Loaded(flow, metadata)

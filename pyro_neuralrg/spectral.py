@@ -19,9 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.autograd import remember_signature, takes_own_functions
 from pyro_neuralrg.lattice import check_boundary, check_shape
-from pyro_neuralrg.runtime.threads import by_fields
+from pyro_neuralrg.runtime.threads import by_fields, remember_signature, takes_own_functions
 
 LONGEST_MATRIX = 200
 """Sides up to which a sine transform is a product with a matrix. 64 fields of 8 x 8, 64 x 64 and

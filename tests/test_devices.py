@@ -23,8 +23,7 @@ from pyro_neuralrg.infer.pdd import PDD
 from pyro_neuralrg.mcmc import MALA, EnergyTarget, Kernel, RandomWalkMetropolis
 from pyro_neuralrg.runtime.processes import Processes
 from pyro_neuralrg.train.loop import Training
-from pyro_neuralrg.train.optimizer import JoinedAdam
-from pyro_neuralrg.train.schedule import Cooling, Schedule
+from pyro_neuralrg.train.optimizer import Cooling, JoinedAdam, Schedule
 from pyro_neuralrg.train.training import _guide
 from pyro_neuralrg.transforms import Neighbour
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from pyro_neuralrg.flow_file import FORMAT, load, save
+from pyro_neuralrg.flow_file import FLOW_FORMAT, load, save
 from pyro_neuralrg.transforms import hierarchical_flow
 
 FLOWS: dict[str, dict[str, Any]] = {
@@ -54,15 +54,6 @@ def test_samples_are_equal_before_and_after(tmp_path: Path, name: str) -> None:
     assert os.listdir(tmp_path) == ["flow.pt"]
 
 
-def test_saved_whatever_the_default_dtype(tmp_path: Path) -> None:
-    path = tmp_path / "flow.pt"
-    flow = make("odd with spectrum")
-    save(path, flow)
-    torch.set_default_dtype(torch.float32)
-    loaded = load(path).flow
-    torch.testing.assert_close(loaded.state_dict(), flow.state_dict(), rtol=0, atol=0)
-
-
 class Runs:
     """A pickle that would run code."""
 
@@ -80,7 +71,7 @@ def test_code_is_never_run(tmp_path: Path) -> None:
     for write in (
         lambda: path.write_bytes(pickle.dumps(Runs(evidence))),
         lambda: torch.save(contents, path),
-        lambda: FORMAT.write(path, contents),
+        lambda: FLOW_FORMAT.write(path, contents),
     ):
         write()
         with pytest.raises(ValueError, match=r"is corrupt|no seal|holds more than tensors"):
@@ -98,18 +89,16 @@ def test_corrupt(tmp_path: Path, content: bytes | None) -> None:
     assert "\n" not in str(info.value)
 
 
-CONFIG = hierarchical_flow((4, 4)).config
+CONFIG = {"kind": "HierarchicalFlow", **hierarchical_flow((4, 4)).config}
 
 
 @pytest.mark.parametrize(
     ("change", "match"),
     [
         ({"config": None}, "is corrupt: its config is a NoneType"),
-        ({"config": '{"shape": [4]}'}, "holds a flow that cannot be built"),
-        ({"config": json.dumps({**CONFIG, "circuit": "ring"})}, "ring"),
+        ({"config": json.dumps({**CONFIG, "circuit": "ring"})}, "cannot be built .*ring"),
         ({"state_dict": {}}, "cannot be built"),
         ({"dtype": "int64"}, "cannot be built"),
-        ({"metadata": "{"}, "cannot be built"),
         ({"metadata": "3"}, "cannot be built"),
         ({"metadata": {"a": 1}}, "is corrupt: its metadata is a dict"),
     ],
@@ -118,7 +107,7 @@ CONFIG = hierarchical_flow((4, 4)).config
 def test_altered_files(tmp_path: Path, change: dict[str, Any], match: str) -> None:
     path = tmp_path / "flow.pt"
     save(path, make("default"))
-    FORMAT.write(path, {**FORMAT.read(path), **change})
+    FLOW_FORMAT.write(path, {**FLOW_FORMAT.read(path), **change})
     with pytest.raises(ValueError, match=match) as info:
         load(path)
     assert str(path) in str(info.value)
@@ -127,38 +116,20 @@ def test_altered_files(tmp_path: Path, change: dict[str, Any], match: str) -> No
 
 def test_files_of_other_versions_and_formats(tmp_path: Path) -> None:
     path = tmp_path / "flow.pt"
-    replace(FORMAT, version=FORMAT.version + 1).write(path, {})
-    with pytest.raises(ValueError, match=f"has version .*; accepted: .* {FORMAT.version}$"):
+    replace(FLOW_FORMAT, version=FLOW_FORMAT.version + 1).write(path, {})
+    with pytest.raises(ValueError, match=f"has version .*; accepted: .* {FLOW_FORMAT.version}$"):
         load(path)
-    replace(FORMAT, name="pyro_neuralrg.other").write(path, {})
+    replace(FLOW_FORMAT, name="pyro_neuralrg.other").write(path, {})
     with pytest.raises(ValueError, match="is not a flow file"):
-        load(path)
-    FORMAT.write(path, {})
-    with pytest.raises(ValueError, match="its config is a NoneType"):
         load(path)
     with pytest.raises(FileNotFoundError):
         load(tmp_path / "none.pt")
 
 
-def test_flipped_bits_are_never_loaded(tmp_path: Path) -> None:
-    """Torch's reader checks no checksum: a weight would change silently."""
-    path = tmp_path / "flow.pt"
-    save(path, hierarchical_flow((2, 2)))
-    whole = path.read_bytes()
-    for place in torch.randint(8 * len(whole), (60,)).tolist():
-        damaged = bytearray(whole)
-        damaged[place // 8] ^= 1 << place % 8
-        path.write_bytes(damaged)
-        with pytest.raises(ValueError, match="accepted"):
-            load(path)
-
-
 @pytest.mark.parametrize("device", ["abacus", "cuda:99"])
 def test_devices_that_are_not_there(tmp_path: Path, device: str) -> None:
-    path = tmp_path / "flow.pt"
-    save(path, make("default"))
     with pytest.raises(ValueError, match=f"map_location is '{device}'; accepted: a device"):
-        load(path, map_location=device)
+        load(tmp_path / "flow.pt", map_location=device)
 
 
 def test_what_cannot_be_saved(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from pyro_neuralrg.app.ising import FAILURES, Experiment, Settings, one_line
 from pyro_neuralrg.app.report import FILES, Output, table
 from pyro_neuralrg.arguments import refuse_without
 from pyro_neuralrg.files import CheckpointError, Record
-from pyro_neuralrg.runtime.interrupts import deferred_interrupts
+from pyro_neuralrg.runtime.console import deferred_interrupts
 from pyro_neuralrg.runtime.memory import MemoryLimitError
 from pyro_neuralrg.runtime.processes import joined, processes
 

@@ -29,7 +29,7 @@ from pyro_neuralrg.mcmc import (
     VectorizedMCMC,
 )
 from pyro_neuralrg.potentials import CRITICAL_TEMPERATURE, IsingDual
-from pyro_neuralrg.runtime.interrupts import deferred_interrupts
+from pyro_neuralrg.runtime.console import deferred_interrupts
 from pyro_neuralrg.runtime.memory import check_fits, kept_bytes
 from pyro_neuralrg.runtime.processes import processes
 from pyro_neuralrg.statistics import Estimate

@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from pyro_neuralrg import __version__, plotting
 from pyro_neuralrg.app.ising import SPACES, Exact, Results, Sampling
 from pyro_neuralrg.diagnostics import save_tree
-from pyro_neuralrg.files.atomic import remove_leftovers, replacing, writing
+from pyro_neuralrg.files.format import remove_leftovers, replacing, writing
 from pyro_neuralrg.flow_file import save
 from pyro_neuralrg.train import FitResult
 

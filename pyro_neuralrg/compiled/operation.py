@@ -23,9 +23,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
-from pyro_neuralrg.autograd import remember_signature, takes_own_functions
 from pyro_neuralrg.compiled.program import TILE, Weights, program_of
-from pyro_neuralrg.runtime.threads import share
+from pyro_neuralrg.runtime.threads import remember_signature, share, takes_own_functions
 
 Tensors = Sequence[Tensor | None]
 """Field ``(rows, n)``, arrays of the networks, biases of sites, gains and shifts of a context."""

@@ -1,19 +1,21 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Files of tensors and plain data: written whole or not at all, checked, never executed."""
+"""Files that are written whole or not at all, and a format for tensors and plain data."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping
+import math
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
-
-from pyro_neuralrg.files.atomic import writing
 
 TORCH_ARCHIVE = b"PK"
 """First bytes of a file of torch.save."""
@@ -49,15 +51,11 @@ class FileFormat:
 
     @property
     def accepted(self) -> str:
-        """The end of messages."""
+        """End of the messages."""
         return f"accepted: a file of {self.writer}, version {self.version}"
 
     def write(self, path: Path, contents: Mapping[str, Any]) -> None:
-        """Write the file whole or not at all.
-
-        Raises:
-            OSError: if ``path`` cannot be written.
-        """
+        """Write the file whole or, with an OSError, not at all."""
         stream = io.BytesIO()
         torch.save(dict(contents), stream)
         data = stream.getvalue()
@@ -70,11 +68,9 @@ class FileFormat:
         """The contents, checked for integrity, format, version and types.
 
         Raises:
-            FileNotFoundError, OSError: if there is no such file, or it cannot be read; the message
-                names it.
-            VersionError: if it is of another version (a ValueError).
-            ValueError: if it is corrupt, of another format, or holds anything but tensors and plain
-                data.
+            OSError: if there is no such file, or it cannot be read; the message names it.
+            ValueError: if it is corrupt, of another format or version (a VersionError), or holds
+                anything but tensors and plain data.
         """
         try:
             sealed = path.read_bytes()
@@ -123,3 +119,42 @@ def one_line(error: BaseException) -> str:
     """The kind and the first line of an error's message."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Write a file by another name in the same folder: it takes the place of ``path`` at the end.
+
+    If the block raises, it is removed, and ``path`` is what it was.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """Write bytes, which are ``path`` at the end of the block, and on the disk.
+
+    Opened as any other file, not by ``tempfile``, so that it gets the permissions of one. An
+    OSError leaves ``path`` as it was.
+    """
+    with replacing(path) as temporary, temporary.open("x+b") as stream:
+        yield stream
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def remove_leftovers(folder: Path, names: str, older_than: float = math.inf) -> None:
+    """Remove what killed processes left of files that match ``names``, as for ``Path.glob``.
+
+    What was written after ``older_than``, in seconds since the epoch, stays.
+    """
+    for left in folder.glob(f".{names}.*.tmp"):
+        with suppress(OSError):  # it does no harm
+            if left.stat().st_mtime < older_than:
+                left.unlink()

@@ -9,8 +9,7 @@ import fnmatch
 import json
 import os
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,9 @@ import filelock
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.arguments import check_integer, check_number
-from pyro_neuralrg.files.atomic import remove_leftovers
-from pyro_neuralrg.files.format import FileFormat, VersionError, one_line
+from pyro_neuralrg.arguments import check_integer, check_number, check_type
+from pyro_neuralrg.files.format import FileFormat, VersionError, one_line, remove_leftovers
+from pyro_neuralrg.runtime.console import warn_user
 from pyro_neuralrg.runtime.processes import Processes
 
 LOCK = ".lock"
@@ -33,11 +32,7 @@ batch sizes round otherwise."""
 
 
 class CheckpointError(ValueError):
-    """A folder of checkpoints that a run cannot begin with; the message says why.
-
-    Attributes:
-        differing: see :func:`differences`.
-    """
+    """A folder of checkpoints that a run cannot begin with; ``differing``: :func:`differences`."""
 
     def __init__(self, message: str, differing: Mapping[str, tuple[Any, Any]] | None = None):
         super().__init__(message)
@@ -46,14 +41,14 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Record:
-    """Where, and how often, a training or a sampling run is written down.
+    """Folder of checkpoints of a training or a sampling run, and how often they are written.
 
     The folder holds the newest checkpoints of one run as numbered files. Each is written under
     another name and then renamed, and begins with a checksum of all the rest; reading them executes
     nothing. A run that was killed at any moment goes on from the newest intact one with
     ``resume=True``, on a CPU with the very numbers of one that was not. Ctrl-C and SIGTERM end a
     recorded run after its present step, which is kept. A folder serves one run at a time, where
-    the file system has locks; with several processes the first one reads and writes, for all.
+    the file system has locks; of several processes the first one reads and writes, for all.
 
     Args:
         folder: made if it is missing.
@@ -90,31 +85,22 @@ class Record:
     history: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.folder, str | os.PathLike):
-            raise TypeError(f"folder is {self.folder!r}; accepted: a path")
+        check_type("folder", self.folder, str | os.PathLike, "a path")
         if self.folder == "":  # of which Path makes the current folder
             raise ValueError("folder is ''; accepted: a path")
         check_number("every", self.every, "a number of seconds >= 0", least=0)
         if self.every_steps is not None:
             check_integer("every_steps", self.every_steps, 1)
         check_integer("keep", self.keep, 1)
-        for name in ("resume", "history"):
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name} is {getattr(self, name)!r}; accepted: True or False")
+        check_type("resume", self.resume, bool, "True or False")
+        check_type("history", self.history, bool, "True or False")
 
 
 class Checkpoints:
-    """The numbered files of one run, ``training-0000000123.pt`` for one, locked in the block.
+    """The numbered files of one run, such as ``training-0000000123.pt``, locked in the block.
 
-    Every method is called by all processes.
-
-    Args:
-        record: where and how often.
-        format: what the files hold; its entries must include "settings", a string.
-        world: the processes of the run.
-
-    Attributes:
-        unsaved: why the newest checkpoint could not be written; None if it could.
+    Every method is called by all processes. The entries of ``format`` include "settings", a string;
+    ``unsaved`` says why the newest checkpoint could not be written, None if it could.
     """
 
     def __init__(self, record: Record, format: FileFormat, world: Processes) -> None:
@@ -127,11 +113,7 @@ class Checkpoints:
         self._written_at = 0.0
 
     def __enter__(self) -> Checkpoints:
-        """Make and lock the folder, and remove what killed runs left there.
-
-        Raises:
-            CheckpointError: if it cannot be made, or another run uses it.
-        """
+        """Make and lock the folder, and remove what killed runs left there."""
         self.world.broadcast_from_first(self._open)
         self._written_at = time.monotonic()
         return self
@@ -142,41 +124,25 @@ class Checkpoints:
     def find(self, settings: Mapping[str, Any]) -> dict[str, Any] | None:
         """The newest intact checkpoint, if the record is to be resumed and there are any.
 
-        Args:
-            settings: of this run; numbers, strings, lists and dictionaries.
-
         Raises:
             CheckpointError: if there are checkpoints, but ``resume`` is False, they are of another
                 version or other settings, or none is intact.
-
-        Warns:
-            UserWarning: if there is nothing to resume, or a file is corrupt or cannot be read and
-                the one before it is used.
         """
         self._settings = json.dumps(settings, default=lambda number: number.item())
         return self.world.broadcast_from_first(self._find)
 
     def is_due(self, step: int) -> bool:
-        """Whether it is time for another checkpoint, with ``step`` steps taken."""
+        """True if it is time for another checkpoint, with ``step`` steps taken."""
         if self.record.every_steps is not None:
             return step % self.record.every_steps == 0
         return time.monotonic() - self._written_at >= self.record.every
 
-    def keep(
-        self, step: int, contents: Mapping[str, Any], also: Callable[[], object] | None = None
-    ) -> None:
-        """Write a checkpoint if it is not there yet, and remove the oldest ones.
+    def keep(self, step: int, contents: Mapping[str, Any]) -> None:
+        """Write the checkpoint of this step if it is not there yet, and remove the oldest ones.
 
-        Args:
-            step: steps taken.
-            contents: of the file, but for its settings.
-            also: writes another file.
-
-        Warns:
-            UserWarning: if it cannot be written, once until one can. The run can go on all the
-                same, and the checkpoints that were written before stay.
+        If it cannot be written, a warning says so, once until one can; the earlier ones stay.
         """
-        self.unsaved = self.world.broadcast_from_first(lambda: self._keep(step, contents, also))
+        self.unsaved = self.world.broadcast_from_first(lambda: self._keep(step, contents))
         self._written_at = time.monotonic()
 
     def _open(self) -> None:
@@ -207,32 +173,35 @@ class Checkpoints:
 
     def _find(self) -> dict[str, Any] | None:
         try:
-            files = checkpoint_files(self.folder, self.format)
+            files = self._files()
         except OSError as error:
             raise CheckpointError(f"{self.folder} cannot be read ({one_line(error)})") from None
-        if files and not self.record.resume:
-            raise CheckpointError(
-                f"folder is {self.folder}, which holds checkpoints of an earlier {self.format.kind}"
-                " run; accepted: resume=True, or a folder without checkpoints"
-            )
+        kind = self.format.kind
         if not files:
             if self.record.resume:
-                warnings.warn(
-                    f"{self.folder} holds no checkpoint yet: {self.format.kind} starts from the "
-                    "beginning",
-                    stacklevel=2,
+                warn_user(
+                    f"{self.folder} holds no checkpoint yet: {kind} starts from the beginning"
                 )
             return None
+        if not self.record.resume:
+            raise CheckpointError(
+                f"folder is {self.folder}, which holds checkpoints of an earlier {kind} run; "
+                "accepted: resume=True, or a folder without checkpoints"
+            )
         path, found = self._newest_intact(files)
         differing = differences(found["settings"], self._settings)
         if differing:
-            raise CheckpointError(
-                f"{path} is of another run, with {format_differences(differing)}; accepted: the "
-                "same settings",
-                differing,
-            )
+            seen = format_differences(differing)
+            message = f"{path} is of another run, with {seen}; accepted: the same settings"
+            raise CheckpointError(message, differing)
         self._newest = int(path.stem.rpartition("-")[2])
         return found
+
+    def _files(self) -> list[Path]:
+        """The checkpoints, intact or not, the newest first."""
+        # not by Path.glob, which makes an empty folder of one that cannot be read
+        names = fnmatch.filter(os.listdir(self.folder), f"{self.format.kind}-*.pt")
+        return [self.folder / name for name in sorted(names, reverse=True)]
 
     def _newest_intact(self, files: list[Path]) -> tuple[Path, dict[str, Any]]:
         failures: list[str] = []
@@ -245,52 +214,34 @@ class Checkpoints:
                 failures.append(str(error))
                 continue
             for failure in failures:
-                warnings.warn(f"{failure}; going on from {path.name}", stacklevel=2)
+                warn_user(f"{failure}; going on from {path.name}")
             return path, found
         raise CheckpointError(f"no intact checkpoint in {self.folder}: {'; '.join(failures)}")
 
-    def _keep(
-        self, step: int, contents: Mapping[str, Any], also: Callable[[], object] | None
-    ) -> str | None:
+    def _keep(self, step: int, contents: Mapping[str, Any]) -> str | None:
         path = self.folder / f"{self.format.kind}-{step:010d}.pt"
         try:
             if self._newest != step or not path.exists():
                 self.format.write(path, {"settings": self._settings, **contents})
                 self._newest = step
                 self._tidy(path)
-            if also is not None:
-                also()
         except OSError as error:
             reason = f"{path} cannot be written ({one_line(error)})"
             if self.unsaved is None:
-                warnings.warn(f"{reason}; the run goes on without it", stacklevel=4)
+                warn_user(f"{reason}; the run goes on without it")
             return reason
         return None
 
     def _tidy(self, newest: Path) -> None:
         """Remove all but the newest, and later ones, which were corrupt and have been redone."""
-        files = checkpoint_files(self.folder, self.format)
+        files = self._files()
         later = [path for path in files if path.name > newest.name]
         for path in [*later, *files[len(later) + self.record.keep :]]:
             path.unlink(missing_ok=True)
 
 
-def checkpoint_files(folder: Path, format: FileFormat) -> list[Path]:
-    """The checkpoints in a folder, intact or not, the newest first.
-
-    Raises:
-        OSError: if the folder cannot be read, of which ``Path.glob`` makes an empty one.
-    """
-    names = fnmatch.filter(os.listdir(folder), f"{format.kind}-*.pt")
-    return [folder / name for name in sorted(names, reverse=True)]
-
-
 def check_energies(folder: str | os.PathLike[str], saved: Tensor, present: Tensor) -> None:
-    """Refuse a checkpoint of another target, whose energies at the same fields are others.
-
-    Raises:
-        CheckpointError: naming the folder.
-    """
+    """Raise a CheckpointError if energies at the same fields differ: of another target."""
     difference = (present - saved).abs() / (1 + saved.abs())
     worst = float(torch.where(difference.isnan(), torch.inf, difference).max())
     if worst > ENERGY_TOLERANCE:
@@ -301,7 +252,7 @@ def check_energies(folder: str | os.PathLike[str], saved: Tensor, present: Tenso
 
 
 def differences(saved: str, present: str) -> dict[str, tuple[Any, Any]]:
-    """Every setting of a file, as JSON, which is not that of now: its value there, and here.
+    """Every setting, as JSON, that differs: its value in a file, and the present one.
 
     Example:
         >>> differences('{"steps": 3, "shape": [4]}', '{"steps": 5, "shape": [4]}')
@@ -316,12 +267,7 @@ def differences(saved: str, present: str) -> dict[str, tuple[Any, Any]]:
 
 
 def format_differences(differing: Mapping[str, tuple[Any, Any]]) -> str:
-    """The :func:`differences` in words.
-
-    Example:
-        >>> format_differences({"steps": (3, 5), "seed": (0, 1)})
-        'steps 3 (here 5); seed 0 (here 1)'
-    """
+    """The :func:`differences` in words."""
     return "; ".join(
         f"{name} {saved!r} (here {ours!r})" for name, (saved, ours) in differing.items()
     )

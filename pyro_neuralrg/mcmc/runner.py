@@ -24,9 +24,8 @@ from pyro_neuralrg.mcmc.results import Cost, Mark, RunResults
 from pyro_neuralrg.mcmc.rows import Observable, check_observables, observe, statistics
 from pyro_neuralrg.mcmc.starts import check_start, started
 from pyro_neuralrg.mcmc.target import frozen
-from pyro_neuralrg.runtime.interrupts import HELD, deferred_interrupts
+from pyro_neuralrg.runtime.console import HELD, Progress, deferred_interrupts
 from pyro_neuralrg.runtime.processes import processes
-from pyro_neuralrg.runtime.progress import Progress
 from pyro_neuralrg.runtime.threads import own_threads
 
 

@@ -15,28 +15,26 @@ from pyro_neuralrg.runtime.processes import processes_here
 
 ROOT = Path("/")
 
+CGROUP_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+CGROUP_V2 = ("memory.max", "memory.current", "inactive_file")
+"""Names of a cgroup's limit, of its use and of its cached files, which count as free."""
+
 
 class MemoryLimitError(ValueError):
     """Something was asked for that cannot fit into memory."""
 
 
 def check_fits(asked: str, size: float, device: torch.device, otherwise: str = "") -> None:
-    """Refuse what takes more bytes than this process can have.
+    """Raise a MemoryLimitError if ``size`` bytes on ``device`` are more than there are.
 
-    Args:
-        asked: what was asked for, for the message: "shape is (8, 8)".
-        size: bytes that it takes.
-        device: where.
-        otherwise: what is accepted too.
-
-    Raises:
-        MemoryLimitError: naming what was asked for.
+    Its message says what was ``asked`` for, such as "shape is (8, 8)", and what is accepted
+    ``otherwise``.
     """
     there = available_memory(device)
     if size > there:
         raise MemoryLimitError(
-            f"{asked}: that takes {readable(size)} of memory; accepted: what fits into the "
-            f"{readable(there)} available here{otherwise}"
+            f"{asked}: that takes {size / 1e6:,.0f} MB of memory; accepted: what fits into the "
+            f"{there / 1e6:,.0f} MB available here{otherwise}"
         )
 
 
@@ -64,11 +62,7 @@ def available_memory(device: torch.device) -> float:
 
 
 def host_memory(root: Path = ROOT) -> float:
-    """Bytes that a process can have: what is free, within the limits of its cgroups.
-
-    Args:
-        root: of the file system.
-    """
+    """Bytes that are free below ``root``, the file system, within the limits of the cgroups."""
     return min(_free_memory(root), *_left_in_cgroups(root))
 
 
@@ -86,8 +80,8 @@ def _free_memory(root: Path) -> float:
 def _left_in_cgroups(root: Path) -> Iterator[float]:
     """Bytes left in the memory cgroups around this process, of version 2 or 1.
 
-    Inside a container the path of the process is that of the host, and what is seen of the groups
-    begins at its own: so the top is looked at in any case. Cached files count as free.
+    Inside a container the path of the process is that of the host, and the groups that are seen
+    begin at its own: the top is looked at in any case.
     """
     yield math.inf
     try:
@@ -96,16 +90,12 @@ def _left_in_cgroups(root: Path) -> Iterator[float]:
         return
     for line in lines:
         _, controllers, path = line.split(":", 2)
-        names = ("memory.max", "memory.current", "inactive_file")
-        top = root / "sys/fs/cgroup"
-        if controllers:
-            if "memory" not in controllers.split(","):
-                continue
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-            top /= "memory"
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        top = root / "sys/fs/cgroup" / ("memory" if controllers else "")
         inner = PurePosixPath(path.lstrip("/"))
         for group in (inner, *inner.parents):
-            yield _left_in(top / group, *names)
+            yield _left_in(top / group, *(CGROUP_V1 if controllers else CGROUP_V2))
 
 
 def _left_in(group: Path, limit: str, used: str, cached: str) -> float:
@@ -115,13 +105,3 @@ def _left_in(group: Path, limit: str, used: str, cached: str) -> float:
         return max(0.0, float(left + int(dict(zip(stat[::2], stat[1::2], strict=True))[cached])))
     except (OSError, ValueError, KeyError):  # no such group here, or no limit: "max"
         return math.inf
-
-
-def readable(size: float) -> str:
-    """Bytes for a reader.
-
-    >>> readable(1.5e9), readable(3.46e8), readable(2e6)
-    ('1.5 GB', '350 MB', '2 MB')
-    """
-    number, unit = (size / 1e9, "GB") if size >= 1e9 else (size / 1e6, "MB")
-    return f"{float(f'{number:.2g}'):g} {unit}"

@@ -1,17 +1,19 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""The processes of one run: this one alone, or all of a ``torch.distributed`` group."""
+"""The processes of one run, this one alone or a ``torch.distributed`` group, and their seeds."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, distributed
+
+from pyro_neuralrg.arguments import LARGEST_SEED, check_integer
 
 T = TypeVar("T")
 
@@ -23,8 +25,6 @@ SEED_STRIDE = 0x9E3779B97F4A7C15
 """Distance of the seeds of two processes: 2^64 over the golden ratio, so that no two seeds that a
 user may choose, such as 0 and 1, share a stream."""
 
-SEEDS = 2**63
-
 
 class LostProcessError(RuntimeError):
     """Another process of the group has ended, or does not answer."""
@@ -34,19 +34,12 @@ class Processes(NamedTuple):
     """This process among those that do one run together.
 
     What is reduced or gathered is the same, bit for bit, on all of them. Every method has to be
-    called by all processes, in the same order; of one process alone they cost nothing.
+    called by all processes, in the same order; of one process alone they cost nothing. Each raises
+    a LostProcessError if another process has ended.
 
     Attributes:
         rank: number of this process, from 0.
         size: number of processes.
-
-    Raises:
-        LostProcessError: by every method, if another process has ended.
-
-    Example:
-        >>> alone = Processes()
-        >>> alone.is_first, alone.share("batch", 256)
-        (True, 256)
     """
 
     rank: int = 0
@@ -54,15 +47,11 @@ class Processes(NamedTuple):
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the process that prints and writes."""
+        """True for the process that prints and writes."""
         return self.rank == 0
 
     def share(self, name: str, number: int) -> int:
-        """This process's part of ``number``, the same for all.
-
-        Raises:
-            ValueError: if it cannot be divided, naming the nearest number that can.
-        """
+        """This process's part of ``number``, the same for all, else a ValueError."""
         if number % self.size:
             fitting = self.size * max(1, round(number / self.size))
             raise ValueError(
@@ -72,24 +61,22 @@ class Processes(NamedTuple):
         return number // self.size
 
     def seed(self, seed: int | None) -> int | None:
-        """A seed for this process: on the first one the given one itself.
+        """Seed of this process: on the first one the given one itself.
 
-        Args:
-            seed: None draws one from the random state of the first process if there are several,
-                since fresh processes would all draw the same numbers.
+        For None it is drawn from the random state of the first process if there are several, since
+        fresh processes would all draw the same numbers.
         """
-        if self.size == 1:
-            return seed
-        if seed is None:
-            seed = int(self.broadcast_from_first(lambda: int(torch.randint(SEEDS - 1, ()))))
-        return self.stream(seed)
+        if self.size > 1 and seed is None:
+            seed = self.broadcast_from_first(lambda: int(torch.randint(LARGEST_SEED, ())))
+        return seed if seed is None else self.stream(seed)
 
     def stream(self, seed: int) -> int:
-        """Seed of this process from one that is given, as by :meth:`seed`."""
-        return seed if self.size == 1 else (int(seed) + self.rank * SEED_STRIDE) % SEEDS
+        """Seed of this process, from a given one."""
+        seed = check_integer("seed", seed, 0, LARGEST_SEED)
+        return (seed + self.rank * SEED_STRIDE) % (LARGEST_SEED + 1)
 
     def rows(self, number: int) -> slice:
-        """Which of ``number`` rows, cut into equal stretches by rank, are this process's.
+        """This process's rows of ``number``, cut into equal stretches by rank.
 
         >>> Processes(1, 2).rows(6)
         slice(3, 6, None)
@@ -100,7 +87,7 @@ class Processes(NamedTuple):
     def mean(self, value: Tensor) -> Tensor:
         """The mean over processes, in place."""
         if self.size > 1:
-            sent = value.to(_device(value.device)).contiguous()
+            sent = value.to(_sending_device(value.device)).contiguous()
             with _answered():
                 distributed.all_reduce(sent)
             sent /= self.size
@@ -114,7 +101,8 @@ class Processes(NamedTuple):
             return value
         if value.dtype == torch.bool:  # which not every backend sends
             return self.gather(value.byte()).bool()
-        present = value.to(_device(value.device)).contiguous()  # gloo reads memory as it lies
+        # gloo reads memory as it lies
+        present = value.to(_sending_device(value.device)).contiguous()
         parts = [torch.empty_like(present) for _ in range(self.size)]
         with _answered():
             distributed.all_gather(parts, present)
@@ -135,13 +123,8 @@ class Processes(NamedTuple):
         """The result of ``compute`` here; an exception that it raises on any process, all raise."""
         if self.size == 1:
             return compute()
-        found: T | None = None
-        failure: Exception | None = None
+        found, failure = _outcome(compute)
         failures: list[Exception | None] = [None] * self.size
-        try:
-            found = compute()
-        except (ValueError, TypeError, OSError) as error:
-            failure = error
         with _answered():
             distributed.all_gather_object(failures, failure)
         for one in failures:
@@ -153,18 +136,13 @@ class Processes(NamedTuple):
         """The result, or the exception, of ``compute``, which the first process alone calls."""
         if self.size == 1:
             return compute()
-        outcome: list[Any] = [None, None]
-        if self.is_first:
-            try:
-                outcome[0] = compute()
-            except (ValueError, TypeError, OSError) as error:
-                outcome[1] = error
+        outcome = list(_outcome(compute)) if self.is_first else [None, None]
         with _answered():
-            place = _device(torch.device("cpu"))
+            place = _sending_device(torch.device("cpu"))
             distributed.broadcast_object_list(outcome, src=0, device=place)
         if outcome[1] is not None:
             raise outcome[1]
-        return outcome[0]
+        return cast(T, outcome[0])
 
 
 def processes() -> Processes:
@@ -176,10 +154,7 @@ def processes() -> Processes:
 
 def processes_here() -> int:
     """Number of processes that ``torchrun`` started on this host; 1 without it."""
-    try:
-        return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    except ValueError:
-        return 1
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 @contextmanager
@@ -188,23 +163,63 @@ def joined() -> Iterator[Processes]:
 
     Tensors on CPUs go by gloo, and those on GPUs by NCCL if every process has a GPU of its own: the
     device that a job computes on decides, whatever else there is.
-
-    Yields:
-        The processes.
     """
     if not (distributed.is_available() and distributed.is_torchelastic_launched()):
         yield Processes()
         return
-    local, locals_ = (int(os.environ[name]) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
-    on_gpus = torch.cuda.is_available() and torch.cuda.device_count() >= locals_
+    on_gpus = torch.cuda.is_available() and torch.cuda.device_count() >= processes_here()
     if on_gpus:
-        torch.cuda.set_device(local)
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo")
     try:
         yield processes()
     finally:
         distributed.destroy_process_group()
         time.sleep(LET_GO)
+
+
+@contextmanager
+def seeded(seed: int | None) -> Iterator[None]:
+    """Seed torch inside and put its random state back afterwards; nothing for None.
+
+    Example:
+        >>> with seeded(0):
+        ...     one = torch.rand(())
+        >>> with seeded(0):
+        ...     bool(one == torch.rand(()))
+        True
+    """
+    if seed is None:
+        yield
+        return
+    seed = check_integer("seed", seed, 0, LARGEST_SEED)
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        yield
+
+
+def random_state(world: Processes, device: torch.device) -> dict[str, Tensor]:
+    """States of torch's generators, one row for each process."""
+    found = {"cpu": world.gather(torch.random.get_rng_state()[None])}
+    if device.type == "cuda":
+        found["cuda"] = world.gather(torch.cuda.get_rng_state(device)[None])
+    return found
+
+
+def set_random_state(saved: Mapping[str, Tensor], world: Processes, device: torch.device) -> None:
+    """Set torch's generators to a state of :func:`random_state`."""
+    torch.random.set_rng_state(saved["cpu"][world.rank].clone())
+    if "cuda" in saved:
+        torch.cuda.set_rng_state(saved["cuda"][world.rank].clone(), device)
+
+
+def _outcome(compute: Callable[[], Any]) -> tuple[Any, Exception | None]:
+    """The result of ``compute``, or the exception that other processes are to raise, too."""
+    try:
+        return compute(), None
+    except (ValueError, TypeError, OSError) as error:
+        return None, error
 
 
 @contextmanager
@@ -217,7 +232,7 @@ def _answered() -> Iterator[None]:
         raise LostProcessError(f"another process of this run has ended ({reason})") from None
 
 
-def _device(own: torch.device) -> torch.device:
+def _sending_device(own: torch.device) -> torch.device:
     """Device from which a tensor on ``own`` can be sent by the backend of the group."""
     backend = distributed.get_backend()
     if backend == "nccl":

@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Threads that share the parts of one computation, in the place of torch's own.
+"""Threads and autograd functions of our own, in the place of torch's operations.
 
 The threads of torch (OpenMP) meet at a barrier after each of its operations, where they spin for a
 core that another process may have: thousands of small operations then take several times as long as
@@ -11,14 +11,17 @@ last; a core that is busy elsewhere takes fewer parts.
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 SHARED_ENTRIES = 2**15
 """Entries of a tensor from which on it is worth while to share its fields among threads."""
@@ -39,8 +42,7 @@ def number_of_threads() -> int:
 def own_threads() -> Iterator[None]:
     """Leave torch's number of threads to :func:`share` meanwhile, and torch itself one.
 
-    That number is one of the whole process: where several threads of Python are inside, the last to
-    leave puts it back.
+    Where several threads of Python are inside, the last to leave puts that number back.
     """
     with _lock:
         _held.append(number_of_threads())
@@ -55,10 +57,7 @@ def own_threads() -> Iterator[None]:
 
 
 def share(work: Callable[[int], None], number: int) -> None:
-    """Call ``work(part)`` for all parts, each on whichever thread is free.
-
-    Only what lets go of Python's lock runs at the same time.
-    """
+    """Call ``work(part)`` for all parts, each on whichever thread is free."""
     parts = iter(range(number))
     torch_has_one = bool(_held)
 
@@ -110,3 +109,24 @@ def _pool() -> ThreadPoolExecutor:
     if hasattr(os, "register_at_fork"):  # a forked process has none of its parent's threads
         os.register_at_fork(after_in_child=_pool.cache_clear)
     return ThreadPoolExecutor(os.cpu_count())
+
+
+def takes_own_functions() -> bool:
+    """True if functions with no more than a backward pass and a rule for ``vmap`` can be used.
+
+    Not under forward-mode derivatives, ``torch.compile`` or other transforms of ``torch.func``.
+    """
+    if torch.compiler.is_compiling() or forward_ad._current_level >= 0:
+        return False
+    stack = torch._C._functorch.get_interpreter_stack() or []
+    return all(one.key() == torch._C._functorch.TransformType.Vmap for one in stack)
+
+
+def remember_signature(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Let ``inspect.signature`` find the signature at once.
+
+    ``torch.autograd.Function.apply`` asks for that of ``forward`` in each call: three hundredths of
+    a training step at 8 x 8.
+    """
+    function.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
+    return function

@@ -4,7 +4,7 @@
 
 from pyro_neuralrg.train.data import DataFit, cross_entropy, fit_data
 from pyro_neuralrg.train.history import History, TrainingStep
-from pyro_neuralrg.train.schedule import Budget, Cooling, Schedule, default_budget
+from pyro_neuralrg.train.optimizer import Budget, Cooling, Schedule, default_budget
 from pyro_neuralrg.train.training import FitResult, fit
 
 __all__ = [

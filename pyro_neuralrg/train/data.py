@@ -2,33 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train a flow on data by maximum likelihood: the other Kullback-Leibler divergence.
 
-In Pyro's ``SVI`` this takes no loss of its own: the data are an observed site of the flow's
-distribution, the guide has nothing to draw, and minus the ELBO is minus the log-likelihood. A plate
-with a subsample makes batches of the data; its loss is that of all data, in nats. :func:`fit_data`
-does the same with one Adam for all parameters, a schedule and held-out data.
-
-Example:
-    >>> import pyro
-    >>> from pyro.infer import SVI, Trace_ELBO
-    >>> from pyro_neuralrg.transforms import hierarchical_flow
-    >>> flow, data = hierarchical_flow((4, 4)), 2 * torch.randn(500, 4, 4)
-    >>> def model(data):
-    ...     pyro.module("flow", flow)
-    ...     with pyro.plate("data", len(data), subsample_size=100) as chosen:
-    ...         pyro.sample("x", FlowDistribution(flow), obs=data[chosen])
-    >>> def guide(data):
-    ...     pass
-    >>> svi = SVI(model, guide, pyro.optim.Adam({"lr": 3e-3}), Trace_ELBO())
-    >>> per_field = [svi.step(data) / len(data) for _ in range(20)]  # -ln q, nats
-    >>> per_field[-1] < per_field[0]
-    True
+In Pyro's ``SVI`` the data are an observed site of the flow's distribution,
+``pyro.sample("x", FlowDistribution(flow), obs=data)``, and the guide has nothing to draw.
+:func:`fit_data` does the same with one Adam for all parameters, a schedule and held-out data.
 """
 
 from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,20 +20,19 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.arguments import check_integer, check_number
+from pyro_neuralrg.arguments import check_integer, check_number, check_type
 from pyro_neuralrg.distributions.flow import (
     FlowDistribution,
     check_flow,
     event_shape,
     flow_dtype_and_device,
 )
-from pyro_neuralrg.runtime.progress import Progress
-from pyro_neuralrg.runtime.seeds import seeded
-from pyro_neuralrg.train.optimizer import JoinedAdam
-from pyro_neuralrg.train.schedule import learning_rate_factor
+from pyro_neuralrg.runtime.console import Progress, warn_user
+from pyro_neuralrg.runtime.processes import seeded
+from pyro_neuralrg.train.optimizer import JoinedAdam, learning_rate_factor
 
-LEARNING_RATE = 3e-3
 EVALUATED_AT_ONCE = 1000
+"""Fields of a part of the data whose density is computed at once, without a gradient."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +40,13 @@ class DataFit:
     """A finished or stopped training on data; all losses in nats per field.
 
     Attributes:
-        flow: what was given and is now trained, in place: with held-out data, at its best step.
+        flow: the given one, trained in place: with held-out data, at its best step.
         loss: mean of -ln q of each step's batch.
-        checked: steps (counted from 1) after which the held-out data were looked at.
-        held_out: mean of -ln q over them, there.
+        checked: steps (counted from 1) after which the held-out loss was computed.
+        held_out: mean of -ln q over the held-out data, there.
         best: the step with the lowest of these, or the last step without held-out data.
         seconds: wall time.
-        stopped: why the training ended early, else None.
+        stopped: reason of an early end, else None.
     """
 
     flow: Any = field(repr=False)
@@ -83,7 +64,7 @@ def fit_data(
     *,
     steps: int = 1000,
     batch: int = 256,
-    lr: float = LEARNING_RATE,
+    lr: float = 3e-3,
     clip: float | None = 100.0,
     held_out: Tensor | None = None,
     check_every: int = 50,
@@ -94,10 +75,9 @@ def fit_data(
     r"""Train ``flow`` to the distribution of ``data`` by minimising :math:`-E[\ln q(x)]`.
 
     The mean over the data is their entropy plus KL(pi || q), which punishes what the flow misses;
-    the loss of :func:`~pyro_neuralrg.train.fit`, KL(q || pi), what it invents. Of samples of a
+    the loss of :func:`~pyro_neuralrg.train.fit`, KL(q || pi), what it invents. For samples of a
     target, :func:`~pyro_neuralrg.free_energy.bounds` turns the result into a bound of the free
-    energy.
-    Adam, with a short rise of the learning rate and then half a cosine.
+    energy. Adam, with a short rise of the learning rate and then half a cosine.
 
     Args:
         flow: a TransformModule on fields, such as a HierarchicalFlow; trained in place.
@@ -107,7 +87,7 @@ def fit_data(
         lr: largest learning rate.
         clip: largest norm of the gradient; None: unlimited.
         held_out: more data, to choose the best step by.
-        check_every: steps between two looks at the held-out data.
+        check_every: steps from one evaluation of the held-out data to the next.
         prepare: makes fields of a batch of data, anew each time: for instance the logit of grey
             values with noise between two levels.
         seed: of order and noise; None: the global random state goes on.
@@ -129,12 +109,15 @@ def fit_data(
     check_flow(flow)
     for name, number in (("steps", steps), ("batch", batch), ("check_every", check_every)):
         check_integer(name, number, 1)
-    for name, rate in (("lr", lr), ("clip", clip)):
-        if rate is not None:
-            check_number(name, rate, "a positive number or None", above=0)
+    check_number("lr", lr, "a positive number", above=0)
+    if clip is not None:
+        check_number("clip", clip, "a positive number or None", above=0)
     for name, values in (("data", data), ("held_out", held_out)):
         if values is not None:
-            _check_data(name, values)
+            check_type(name, values, Tensor, "a tensor")
+            if values.dim() == 0 or len(values) == 0:
+                seen = tuple(values.shape)
+                raise ValueError(f"{name} has shape {seen}; accepted: at least one field")
     q, began = FlowDistribution(flow), time.perf_counter()
     losses: list[float] = []
     checks: list[tuple[int, float]] = []
@@ -163,14 +146,9 @@ def fit_data(
                         f"data give a loss of {value} at the first step; accepted: fields where "
                         "the flow's density and its gradient are finite"
                     )
-                stopped = f"the gradient at step {step} is not finite"
-                if not math.isfinite(value):
-                    stopped = f"the loss at step {step} is {value}"
-                    optimizer.assign(before)
-                warnings.warn(
-                    f"training stopped: {stopped}; the last finite parameters are kept",
-                    stacklevel=2,
-                )
+                stopped = f"the loss at step {step} is {value}, the norm of its gradient {norm}"
+                optimizer.assign(before)
+                warn_user(f"training stopped: {stopped}; the last finite parameters are kept")
                 break
             before = optimizer.vector()
             optimizer.step(gradient, norm)
@@ -183,15 +161,13 @@ def fit_data(
                 checks.append((step + 1, found))
         if checks:
             optimizer.assign(best)
-    clear_cache = getattr(flow, "clear_cache", None)
-    if clear_cache is not None:
-        clear_cache()
-    checked, held = ([row[i] for row in checks] for i in (0, 1))
+    if hasattr(flow, "clear_cache"):
+        flow.clear_cache()
     return DataFit(
         flow=flow,
         loss=np.array(losses),
-        checked=np.array(checked, dtype=np.int64),
-        held_out=np.array(held, dtype=np.float64),
+        checked=np.array([step for step, _ in checks], dtype=np.int64),
+        held_out=np.array([value for _, value in checks], dtype=np.float64),
         best=min(checks, key=lambda row: row[1])[0] if checks else len(losses),
         seconds=time.perf_counter() - began,
         stopped=stopped,
@@ -213,13 +189,7 @@ def cross_entropy(
 ) -> tuple[float, float]:
     """Mean of -ln q(x) over data in nats per field, and its standard error.
 
-    Args:
-        flow: a TransformModule on fields.
-        data: as for :func:`fit_data`.
-        prepare: likewise.
-
-    Raises:
-        ValueError: if the data do not fit the flow.
+    The arguments are those of :func:`fit_data`; a ValueError says if the data do not fit the flow.
 
     Example:
         >>> from pyro_neuralrg.transforms import hierarchical_flow
@@ -234,13 +204,6 @@ def cross_entropy(
     losses = torch.cat(parts)
     spread = float(losses.std()) if len(losses) > 1 else math.nan
     return float(losses.mean()), spread / math.sqrt(len(losses))
-
-
-def _check_data(name: str, values: Tensor) -> None:
-    if not isinstance(values, Tensor):
-        raise TypeError(f"{name} is a {type(values).__name__}; accepted: a tensor")
-    if values.dim() == 0 or len(values) == 0:
-        raise ValueError(f"{name} has shape {tuple(values.shape)}; accepted: at least one field")
 
 
 def _fields(flow: Any, data: Tensor, prepare: Callable[[Tensor], Tensor] | None) -> Tensor:

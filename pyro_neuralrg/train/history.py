@@ -1,20 +1,36 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Steps of a training, one by one and as a table."""
+"""Steps of a training, one by one and as a table, and the best parameters among them."""
 
 from __future__ import annotations
 
-import csv
-import io
+import math
 import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
-from pyro_neuralrg.files.atomic import writing
+from pyro_neuralrg.files.format import writing
+
+RUNNING_STEPS = 50
+"""Steps of the running mean of the loss: the batch's noise falls by seven, and a divergence is seen
+within as many steps."""
+
+LEAST_STEPS = 10
+"""Steps before a running mean is compared: a single batch of heavy tails is no divergence."""
+
+DIVERGED_SPREADS = 10.0
+"""Standard deviations of one sample's log-weight, as they were at the best, by which the running
+mean of a diverged training is above the best one; the noise of a mean is at most a seventh of one.
+"""
+
+DIVERGED_NATS = 1.0
+"""Least rise of a diverged mean: the spread of a flow that is nearly exact is next to nothing."""
 
 
 class TrainingStep(NamedTuple):
@@ -75,13 +91,66 @@ class History:
             OSError: if ``path`` cannot be written; it is what it was.
         """
         columns = self.as_dict()
-        text = io.StringIO(newline="")
-        table = csv.writer(text)
-        table.writerow(columns)
-        table.writerows(zip(*(column.tolist() for column in columns.values()), strict=True))
+        rows = zip(*(column.tolist() for column in columns.values()), strict=True)
         with writing(Path(path)) as stream:
-            stream.write(text.getvalue().encode())
+            for row in [columns, *rows]:
+                stream.write((",".join(map(str, row)) + "\n").encode())
 
     def as_dict(self) -> dict[str, npt.NDArray[np.generic]]:
         """The arrays by name, for a table or a figure."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+class Best:
+    """The parameters with the lowest running mean of the loss at one temperature.
+
+    Attributes:
+        parameters: the best ones, joined; until there is a loss, those that were known before.
+        loss: running mean there, infinite before there is one.
+        spread: mean standard deviation of the log-weights there.
+    """
+
+    def __init__(self, parameters: Tensor) -> None:
+        self.parameters = parameters
+        self.loss = self.spread = math.inf
+        self.restart()
+
+    def add(self, loss: float, spread: float, parameters: Callable[[], Tensor]) -> bool:
+        """Add a step at this temperature; return whether the training has diverged from the best.
+
+        ``loss`` is finite, ``parameters`` returns a copy of those that it is of.
+        """
+        self._steps += 1
+        weight = 1.0 / min(self._steps, RUNNING_STEPS)
+        self._mean += weight * (loss - self._mean)
+        self._mean_spread += weight * (spread - self._mean_spread)
+        if self._mean < self.loss:
+            self.loss, self.spread = self._mean, self._mean_spread
+            self.parameters = parameters()
+            return False
+        allowed = max(DIVERGED_NATS, DIVERGED_SPREADS * self.spread)
+        return self._steps >= LEAST_STEPS and self._mean > self.loss + allowed
+
+    def begin(
+        self, loss: float = math.inf, spread: float = math.inf, parameters: Tensor | None = None
+    ) -> None:
+        """Begin another record, at another temperature; parameters that are known are the best."""
+        self.loss, self.spread = loss, spread
+        if parameters is not None:
+            self.parameters = parameters
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin another running mean, from the best parameters."""
+        self._mean = self._mean_spread = 0.0
+        self._steps = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it, as tensors and numbers."""
+        return vars(self).copy()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where another record was."""
+        like = self.parameters
+        vars(self).update(state)
+        self.parameters = self.parameters.to(like, copy=True)

@@ -1,12 +1,11 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""The loop over the steps of a training, on one process or several, and where it stands."""
+"""The loop over the steps of a training, on one process or several."""
 
 from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
@@ -22,16 +21,17 @@ from pyro_neuralrg.files.record import Checkpoints, check_energies
 from pyro_neuralrg.infer.pdd import PDD
 from pyro_neuralrg.potentials.base import LatticePotential
 from pyro_neuralrg.potentials.family import PotentialFamily
-from pyro_neuralrg.runtime.interrupts import HELD, deferred_interrupts
-from pyro_neuralrg.runtime.processes import Processes
-from pyro_neuralrg.runtime.progress import Progress
+from pyro_neuralrg.runtime.console import HELD, Progress, deferred_interrupts, warn_user
+from pyro_neuralrg.runtime.processes import Processes, random_state, set_random_state
 from pyro_neuralrg.runtime.threads import own_threads
 from pyro_neuralrg.statistics.weights import kish_fraction
-from pyro_neuralrg.train.best import Best
-from pyro_neuralrg.train.checkpoints import random_state, set_random_state, trial_energies
-from pyro_neuralrg.train.history import History, TrainingStep
-from pyro_neuralrg.train.optimizer import JoinedAdam
-from pyro_neuralrg.train.schedule import Schedule, learning_rate_factor, temperature_factor
+from pyro_neuralrg.train.history import Best, History, TrainingStep
+from pyro_neuralrg.train.optimizer import (
+    JoinedAdam,
+    Schedule,
+    learning_rate_factor,
+    temperature_factor,
+)
 
 MAX_DIVERGENCES = 10
 """After one more a training ends: its rate is a thousandth of what was asked for."""
@@ -46,22 +46,19 @@ WORSE_ERRORS = 2.0
 """Standard errors by which a worse loss is higher."""
 
 CLEARLY_BETTER_ERRORS = 4.0
-"""Standard errors by which the loss of one batch is lower where no more are needed to tell."""
+"""Standard errors by which the loss of one batch is lower, where that one is enough."""
 
 HISTORY = "history.csv"
 """Name of the table of steps in the folder of a record."""
 
-NUMBERS = ("step", "factor", "divergences", "begun", "averaged", "seconds")
-"""Attributes of a training that are plain numbers of its state."""
+STATE = ("step", "factor", "divergences", "begun", "averaged", "seconds", "start", "average")
+"""Attributes of a training that its checkpoints hold as they are."""
 
 
 class Measured(NamedTuple):
-    """A loss at the final temperature, infinite if it is not finite.
+    """A loss at the final temperature in nats, infinite if it is not finite.
 
-    Attributes:
-        loss: mean of the samples, in nats.
-        spread: their standard deviation.
-        number: how many there are.
+    Mean, standard deviation and number of its samples.
     """
 
     loss: float
@@ -69,20 +66,20 @@ class Measured(NamedTuple):
     number: int
 
     def is_above(self, other: Measured, errors: float) -> bool:
-        """Whether it is higher by more than so many standard errors."""
+        """True if it is higher by more than so many standard errors."""
         error = math.hypot(*(one.spread / math.sqrt(one.number) for one in (self, other)))
         return self.loss > other.loss + errors * error
 
 
 class Training:
-    """The loop over the steps, with what it needs and what it found.
+    """The loop over the steps: what it needs and what it found.
 
     A step waits for an accelerator once, for its log-weights and the norm of its gradient together:
-    whether they are finite decides whether the step is taken, and callbacks get numbers.
+    if they are not finite, the step is not taken.
 
     Args:
         target: a LatticePotential, a PotentialFamily or a Pyro model.
-        guide: what draws from the flow.
+        guide: draws from the flow.
         elbo: the loss of this process's samples.
         optimizer: of all parameters; its gradients are averaged over ``world``.
         steps: number of steps.
@@ -90,14 +87,6 @@ class Training:
         path_after_cooling: use path gradients once the target has cooled.
         world: the processes that train together, each with an equal part of the batch.
         arguments: of a model and its guide.
-
-    Attributes:
-        step: number of the next step.
-        records: the steps taken.
-        seconds: the time that they took.
-        interrupted: a signal ended the training.
-        stopped: why it ended early, else None.
-        divergences: times that it went back to its best parameters.
     """
 
     def __init__(
@@ -115,12 +104,11 @@ class Training:
     ) -> None:
         self.target, self.guide, self.elbo, self.optimizer = target, guide, elbo, optimizer
         self.steps, self.schedule, self.world = steps, schedule, world
+        self.path_after_cooling, self.arguments = path_after_cooling, arguments
         self.cooling = schedule.cooling if hasattr(target, "heated") else None
-        self.path_after_cooling = path_after_cooling
-        self.arguments = arguments
         self.average_from = steps - round(schedule.average * steps)
         self.largest_rate = optimizer.learning_rate
-        self.factor, self.model = 1.0, self._model(1.0)
+        self.factor, self.model = math.nan, self._model(1.0)
         self.start = optimizer.vector()
         self.first: Measured | None = None
         self.best = Best(self.start)
@@ -146,14 +134,12 @@ class Training:
             with deferred_interrupts(held) as pressed:
                 if self.first is None:
                     self.first = self._measure(self.elbo.num_particles * self.world.size)
-                    self._begin_temperature()
                 with own_threads() if known else nullcontext():
                     while self.step < self.steps and self.stopped is None:
                         if self._take_step(begin):
                             progress.step(partial(_figures, self.records[-1]))
                             self._after_step(pressed, callback, checkpoints)
-                if checkpoints is not None:
-                    self._write_table(checkpoints)
+                self._write_table(checkpoints)
         except KeyboardInterrupt:
             self._interrupt()
         with deferred_interrupts() as pressed:
@@ -192,15 +178,14 @@ class Training:
             return self.stopped is None
         optimizer.step(gradient, norm)
         if step >= self.average_from:
-            self._accumulate()
+            self.averaged += 1
+            vector = optimizer.vector()
+            weight = 1.0 / self.averaged
+            self.average = vector if self.average is None else self.average.lerp(vector, weight)
         return True
 
     def _evaluate(self, model: Callable[..., Any]) -> tuple[Tensor, Tensor]:
-        """The loss of this process's samples, to be differentiated, and their log-weights.
-
-        Raises:
-            ValueError: if the programs made parameters that the optimiser was not given.
-        """
+        """The loss of this process's samples, to be differentiated, and their log-weights."""
         arguments = self.arguments
         if isinstance(self.target, PotentialFamily):  # a context for each sample
             like = self.optimizer.parameters[0]
@@ -226,16 +211,12 @@ class Training:
         """Set the target from here on, and the kind of gradient."""
         if factor != self.factor:
             self.factor, self.model = factor, self._model(factor)
-            self._begin_temperature()
+            if factor == 1.0 and self.first is not None:  # there, those of the beginning are known
+                self.best.begin(self.first.loss, self.first.spread, self.start)
+            else:
+                self.best.begin()
         if self.path_after_cooling:
             self.elbo.path_gradient = factor == 1.0
-
-    def _begin_temperature(self) -> None:
-        """Forget the best parameters; at the final temperature those of the beginning are known."""
-        if self.factor == 1.0 and self.first is not None:
-            self.best.begin_with(self.first.loss, self.first.spread, self.start)
-        else:
-            self.best.begin()
 
     def _after_step(
         self,
@@ -253,18 +234,16 @@ class Training:
             self._interrupt()
         is_last = self.stopped is not None or self.step == self.steps
         if checkpoints is not None and (due or is_last):
-            self._keep(checkpoints)
+            checkpoints.keep(self.step, self._contents())
+            if not is_last:  # at the end it is written in any case
+                self._write_table(checkpoints)
 
     def _interrupt(self) -> None:
         self.interrupted = True
         self.stopped = f"interrupted at step {self.step}"
 
     def _refuse(self, loss: float) -> None:
-        """Go back from a step that cannot be taken: its loss, or its gradient, is not finite.
-
-        Raises:
-            ValueError: if there was no finite loss before.
-        """
+        """Go back from a loss or a gradient that is not finite; a ValueError at the first step."""
         if math.isfinite(loss):
             self._go_back(f"the gradient at step {self.step} is not finite")
         elif self.records:
@@ -276,11 +255,7 @@ class Training:
             )
 
     def _go_back(self, reason: str) -> None:
-        """Take up the best parameters again, at half the rate, which rises anew.
-
-        Warns:
-            UserWarning: the first time, and if there were too many.
-        """
+        """Take up the best parameters again, at half the rate, which rises anew."""
         self.divergences += 1
         self.begun = self.step
         self.optimizer.assign(self.best.parameters)
@@ -296,21 +271,19 @@ class Training:
                 "rate, and again if need be"
             )
 
+    def _warn(self, message: str) -> None:
+        if self.world.is_first:
+            warn_user(message)
+
     def _finish(self) -> None:
-        """Leave the result in the flow: parameters that are not worse than those of the beginning.
-
-        One batch tells as much of most trainings.
-
-        Warns:
-            UserWarning: if they would have been worse.
-        """
+        """Leave the result in the flow: parameters not worse than those of the beginning."""
         if self.average is not None:
             self.optimizer.assign(self.average)
         if self.first is None or not self.records:
             return
         batch = self._measure(self.elbo.num_particles * self.world.size)
         if not self.divergences and self.first.is_above(batch, CLEARLY_BETTER_ERRORS):
-            return
+            return  # one batch tells
         result = self.optimizer.vector()
         known = {"the result": result, "the first": self.start, "the best": self.best.parameters}
         losses = {}
@@ -350,84 +323,57 @@ class Training:
         loss, spread, number = float(losses.mean()), float(losses.std()), losses.numel()
         return Measured(loss, spread, number) if math.isfinite(loss) else Measured(math.inf, 0.0, 1)
 
-    def _warn(self, message: str) -> None:
-        if self.world.is_first:
-            warnings.warn(message, stacklevel=5)
-
-    def _accumulate(self) -> None:
-        """Running mean of the parameters, in place."""
-        self.averaged += 1
-        if self.average is None:
-            self.average = self.optimizer.vector()
-        else:
-            self.average.lerp_(self.optimizer.vector(), 1.0 / self.averaged)
-
     def _model(self, factor: float) -> Callable[..., Any]:
         """The target's Pyro program at ``factor`` times its temperature."""
         target = self.target if factor == 1.0 else self.target.heated(factor)
         return getattr(target, "model", target)
 
-    def go_on_from(self, contents: Mapping[str, Any], checkpoints: Checkpoints) -> None:
-        """Stand where the training of a checkpoint did, also with its random numbers.
+    def _contents(self) -> dict[str, Any]:
+        """The state between two steps, with that of the random numbers, for a checkpoint."""
+        state = {
+            **{name: getattr(self, name) for name in STATE},
+            "parameters": self.optimizer.vector(),
+            "optimizer": self.optimizer.state_dict(),
+            "first": self.first and tuple(self.first),
+            "best": self.best.state_dict(),
+            "history": torch.tensor(self.records, dtype=torch.float64),
+        }
+        random = random_state(self.world, self.start.device)
+        return {"training": state, "random": random, "energies": self._trial_energies()}
 
-        Raises:
-            CheckpointError: if its target has other energies.
-        """
-        like = self.optimizer.parameters[0]
-        energies = trial_energies(self.target, like)
+    def go_on_from(self, contents: Mapping[str, Any], checkpoints: Checkpoints) -> None:
+        """Stand where the training of a checkpoint did; it raises if its energies are others."""
+        energies, like = self._trial_energies(), self.start
         if energies is not None and contents["energies"] is not None:
             check_energies(checkpoints.folder, contents["energies"], energies)
-        self.load_state_dict(contents["training"])
+        state = contents["training"]
+        for name in STATE:
+            value = state[name]
+            setattr(self, name, value.to(like) if isinstance(value, Tensor) else value)
+        self.model = self._model(self.factor)
+        self.optimizer.assign(state["parameters"].to(like))
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.first = state["first"] and Measured(*state["first"])
+        self.best.load_state_dict(state["best"])
+        rows = state["history"].tolist()
+        self.records = [TrainingStep(int(step), *numbers) for step, *numbers in rows]
         set_random_state(contents["random"], self.world, like.device)
 
-    def _keep(self, checkpoints: Checkpoints) -> None:
-        """Write a checkpoint, and the table of the steps so far."""
-        like = self.optimizer.parameters[0]
-        contents = {
-            "training": self.state_dict(),
-            "random": random_state(self.world, like.device),
-            "energies": trial_energies(self.target, like),
-        }
-        table = partial(History.from_steps(self.records).to_csv, checkpoints.folder / HISTORY)
-        checkpoints.keep(self.step, contents, table if checkpoints.record.history else None)
+    def _trial_energies(self) -> Tensor | None:
+        """Energies of a few fixed fields: two targets of one name and shape differ in them."""
+        if not isinstance(self.target, LatticePotential):
+            return None
+        return self.target.try_energy(like=self.start)[1].cpu()
 
-    def _write_table(self, checkpoints: Checkpoints) -> None:
-        """Write the table alone: of a training that cannot go on, or took no step."""
-        if not (checkpoints.record.history and self.world.is_first):
+    def _write_table(self, checkpoints: Checkpoints | None) -> None:
+        """Write the table of the steps so far, if it is asked for."""
+        if checkpoints is None or not (checkpoints.record.history and self.world.is_first):
             return
         path = checkpoints.folder / HISTORY
         try:
             History.from_steps(self.records).to_csv(path)
         except OSError as error:
-            self._warn(f"{path} cannot be written ({one_line(error)})")
-
-    def state_dict(self) -> dict[str, Any]:
-        """State of the training between two steps, as tensors and numbers."""
-        return {
-            **{name: getattr(self, name) for name in NUMBERS},
-            "parameters": self.optimizer.vector(),
-            "optimizer": self.optimizer.state_dict(),
-            "start": self.start,
-            "first": self.first and tuple(self.first),
-            "best": self.best.state_dict(),
-            "average": self.average,
-            "history": torch.tensor(self.records, dtype=torch.float64),
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Stand where another training of the same settings did."""
-        like = self.optimizer.vector()
-        vars(self).update({name: state[name] for name in NUMBERS})
-        self.model = self._model(self.factor)
-        self.optimizer.assign(state["parameters"].to(like))
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.start = state["start"].to(like, copy=True)
-        self.first = state["first"] and Measured(*state["first"])
-        self.best.load_state_dict(state["best"])
-        average = state["average"]
-        self.average = None if average is None else average.to(like, copy=True)
-        rows = state["history"].tolist()
-        self.records = [TrainingStep(int(step), *numbers) for step, *numbers in rows]
+            warn_user(f"{path} cannot be written ({one_line(error)})")
 
 
 def _figures(record: TrainingStep) -> str:

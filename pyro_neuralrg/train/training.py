@@ -16,22 +16,32 @@ from pyro import poutine
 from pyro.distributions.conditional import ConditionalTransformModule
 from torch import Tensor
 
-from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, check_number, check_type
+from pyro_neuralrg.arguments import check_integer, check_number, check_type
+from pyro_neuralrg.files.format import FileFormat
 from pyro_neuralrg.files.record import Checkpoints, Record
 from pyro_neuralrg.infer.guides import FlowGuide
 from pyro_neuralrg.infer.pdd import PDD
 from pyro_neuralrg.potentials.base import LatticePotential
 from pyro_neuralrg.potentials.family import PotentialFamily
+from pyro_neuralrg.runtime.console import Progress
 from pyro_neuralrg.runtime.memory import check_fits
-from pyro_neuralrg.runtime.processes import Processes, processes
-from pyro_neuralrg.runtime.progress import Progress
-from pyro_neuralrg.runtime.seeds import seeded
-from pyro_neuralrg.train.checkpoints import FORMAT, describe
+from pyro_neuralrg.runtime.processes import Processes, processes, seeded
 from pyro_neuralrg.train.history import History, TrainingStep
 from pyro_neuralrg.train.loop import Training
-from pyro_neuralrg.train.optimizer import JoinedAdam
-from pyro_neuralrg.train.schedule import Budget, Schedule, default_budget
+from pyro_neuralrg.train.optimizer import Budget, JoinedAdam, Schedule, default_budget
 from pyro_neuralrg.transforms import ConditionalHierarchicalFlow
+
+TRAINING_FORMAT = FileFormat(
+    name="pyro_neuralrg.training",
+    version=3,
+    writer="fit(..., record=Record(...))",
+    entries={
+        "settings": (str,),
+        "training": (dict,),
+        "random": (dict,),
+        "energies": (Tensor, type(None)),
+    },
+)
 
 
 @dataclass(frozen=True)
@@ -39,15 +49,15 @@ class FitResult:
     """A finished, stopped or interrupted training.
 
     Attributes:
-        flow: what was given (or built) and is now trained, in place.
+        flow: the given flow, or the one built here, trained in place.
         history: every step as arrays.
         steps: steps taken, those before a checkpoint included.
         batch: samples per step.
         seconds: wall time.
-        interrupted: Ctrl-C, or SIGTERM with a record, ended the training.
-        stopped: why the training ended early, else None.
-        divergences: times that it went back to its best parameters, see :func:`fit`.
-        unsaved: why the last checkpoint could not be written, else None.
+        interrupted: True if Ctrl-C, or SIGTERM with a record, ended the training.
+        stopped: reason of an early end, else None.
+        divergences: number of returns to the best parameters, see :func:`fit`.
+        unsaved: reason why the last checkpoint could not be written, else None.
     """
 
     flow: Any = field(repr=False)
@@ -84,41 +94,36 @@ def fit(
     (if ``seed`` is given) nor Pyro's parameter store (for flows) is changed.
 
     A training diverges if a loss or gradient is not finite, or if the running mean of the loss is
-    far above its lowest value at this temperature (:mod:`~pyro_neuralrg.train.best` says how far).
-    It then takes up the parameters of that lowest value again, forgets Adam's moments, halves the
-    rate, which rises anew, and goes on; after ten times it ends there.
+    far above its lowest value at this temperature. It then takes up the parameters of that value
+    again, forgets Adam's moments and halves the rate, which rises anew; after ten times it ends.
 
-    However a training ends, its result is not worse than its beginning: where the loss at the final
+    However it ends, the result is not worse than the beginning: where the loss at the final
     temperature is higher by more than two standard errors, on 2,000 fresh samples of each, the best
-    known parameters are the result instead. The samples are drawn after a divergence, or if one
-    batch does not show already that the result is better.
+    known parameters are the result. The samples are drawn after a divergence, or if one batch does
+    not show that the result is better.
 
     On a CPU, for a lattice model, torch has one thread meanwhile; couplings share the threads that
-    it had, so that a core that is busy elsewhere does no harm.
-
-    Where ``torch.distributed`` is initialised, all its processes must call this with the same
-    arguments: each draws its part of the batch from a seed of its own, gradients and statistics are
-    those of the whole batch, and parameters stay equal. The first process alone shows the bar and
-    writes checkpoints, from which as many processes as wrote them can go on.
+    it had. Where ``torch.distributed`` is initialised, all its processes must call this with the
+    same arguments: each draws its part of the batch from a seed of its own, gradients and
+    statistics are those of the whole batch, and parameters stay equal. The first process alone
+    shows the bar and writes checkpoints, from which as many processes as wrote them can go on.
 
     Args:
         target: a LatticePotential or a Pyro model; or a PotentialFamily: each step then draws a
-            context for each sample, and the loss is the mean over contexts, whose effective sample
-            size means nothing (it is reported as NaN).
+            context for each sample, the loss is the mean over contexts, and its ``ess`` is NaN.
         flow: a flow, a SymmetrizedFlow, a FlowGuide or another reparameterised guide; for a family
-            a ConditionalTransformModule, or a FlowGuide of one; default: ``target.flow()``. It is
-            trained in place.
-        steps: length of the training; default: by the shape, see
+            a ConditionalTransformModule, or a FlowGuide of one. Trained in place. Default:
+            ``target.flow()``.
+        steps: length of the training; default: by the shape, as for ``batch`` and ``lr``, see
             :func:`~pyro_neuralrg.train.default_budget`.
-        batch: samples per step; default: by the shape.
-        lr: largest learning rate; default: by the shape.
+        batch: samples per step.
+        lr: largest learning rate.
         path_gradient: see :class:`~pyro_neuralrg.infer.pdd.PDD`; None: for flows of this package,
             where it is cheap, once the target has cooled. Far from the target the plain gradient
             has the smaller variance, and a path gradient can run away.
         seed: of the samples and of a flow built here; None: the global random state goes on.
         progress: show one progress bar; a line now and then where stderr is no terminal.
-        callback: called after each step, on every process; if it returns True on any, training
-            stops.
+        callback: called after each step, on every process; True from any stops the training.
         schedule: warm-up, cooling, clipping and averaging; default: ``Schedule()``.
         record: a folder for checkpoints, from which a killed training goes on; None: none.
         model_args: arguments of a Pyro model and its guide.
@@ -126,9 +131,8 @@ def fit(
     Raises:
         ValueError, TypeError: naming the argument; also if the first loss is not finite.
         MemoryLimitError: if the fields of a step alone do not fit into memory (a ValueError).
-        CheckpointError: if the training cannot begin in the folder of the record: another run uses
-            it, none of its checkpoints is intact, or they are of other settings, which are named (a
-            ValueError).
+        CheckpointError: if another run uses the folder of the record, none of its checkpoints is
+            intact, or they are of other settings, which are named (a ValueError).
         RuntimeError: if another process of the group has ended.
 
     Warns:
@@ -138,25 +142,26 @@ def fit(
             tries again, see ``unsaved``).
     """
     schedule = Schedule() if schedule is None else schedule
-    if callback is not None:
-        check_type("callback", callback, Callable, "a function or None")
-    _check(target, steps, batch, lr, path_gradient, seed, schedule, record, model_args)
+    if not (callable(target) or hasattr(target, "energy")):
+        accepted = "a LatticePotential, a PotentialFamily or a Pyro model"
+        check_type("target", target, LatticePotential, accepted)
+    check_type("path_gradient", path_gradient, bool | None, "True, False or None")
+    check_type("callback", callback, Callable | None, "a function or None")
+    check_type("schedule", schedule, Schedule, "a Schedule")
+    check_type("record", record, Record | None, "a Record or None")
+    check_type("model_args", model_args, tuple, "a tuple")
+    if model_args and hasattr(target, "energy"):
+        raise ValueError("model_args are given with a potential; accepted: with a Pyro model")
     world = processes()
     with seeded(world.seed(seed)), contextlib.ExitStack() as stack:
-        if flow is None:
-            flow = _default_flow(target)
-        shape = _shape(target, flow)
-        own = getattr(flow, "shape", None)
-        if isinstance(own, tuple) and own != shape:
-            raise ValueError(f"flow has shape {own}, the target {shape}; accepted: equal ones")
-        budget = _budget(shape, steps, batch, lr)
+        flow = _default_flow(target) if flow is None else flow
+        budget = _budget(_shape(target, flow), steps, batch, lr)
         training = _training(target, flow, budget, schedule, path_gradient, world, model_args)
-        _check_memory(training, budget.batch, math.prod(shape or ()))
         _clear_cache(flow)
         checkpoints = None
         if record is not None:
-            checkpoints = stack.enter_context(Checkpoints(record, FORMAT, world))
-            found = checkpoints.find(_settings(training, flow, budget, seed))
+            checkpoints = stack.enter_context(Checkpoints(record, TRAINING_FORMAT, world))
+            found = checkpoints.find(_fixed_settings(training, flow, budget, seed))
             if found is not None:
                 training.go_on_from(found, checkpoints)
         bar = stack.enter_context(
@@ -177,39 +182,40 @@ def fit(
     )
 
 
-def _check(
-    target: Any,
-    steps: int | None,
-    batch: int | None,
-    lr: float | None,
-    path_gradient: bool | None,
-    seed: int | None,
-    schedule: Schedule,
-    record: Record | None,
-    model_args: tuple[Any, ...],
-) -> None:
-    if not (callable(target) or hasattr(target, "energy")):
-        accepted = "a LatticePotential, a PotentialFamily or a Pyro model"
-        check_type("target", target, LatticePotential, accepted)
-    for name, value, least, most in (
-        ("steps", steps, 1, None),
-        ("batch", batch, 2, None),
-        ("seed", seed, 0, LARGEST_SEED),
-    ):
-        if value is not None:
-            check_integer(name, value, least, most)
-    if lr is not None:
-        check_number("lr", lr, "a positive number or None", above=0)
-    for name, given, kind, accepted in (
-        ("path_gradient", path_gradient, bool | None, "True, False or None"),
-        ("schedule", schedule, Schedule, "a Schedule"),
-        ("record", record, Record | None, "a Record or None"),
-        ("model_args", model_args, tuple, "a tuple"),
-    ):
-        if not isinstance(given, kind):
-            raise TypeError(f"{name} is {given!r}; accepted: {accepted}")
-    if model_args and hasattr(target, "energy"):
-        raise ValueError("model_args are given with a potential; accepted: with a Pyro model")
+def _default_flow(target: Any) -> Any:
+    if not hasattr(target, "flow"):
+        raise ValueError(
+            f"flow is None, and target, a {type(target).__name__}, offers none; accepted: a flow "
+            "or a guide"
+        )
+    return target.flow()
+
+
+def _shape(target: Any, flow: Any) -> tuple[int, ...] | None:
+    """The lattice shape, from whichever knows it."""
+    known = [
+        getattr(owner, name)
+        for owner in (target, flow)
+        for name in ("shape", "event_shape")
+        if isinstance(getattr(owner, name, None), tuple)
+    ]
+    if any(tuple(shape) != tuple(known[0]) for shape in known):
+        raise ValueError(f"flow has shape {known[-1]}, the target {known[0]}; accepted: equal ones")
+    return tuple(known[0]) if known else None
+
+
+def _budget(
+    shape: tuple[int, ...] | None, steps: int | None, batch: int | None, lr: float | None
+) -> Budget:
+    """The given numbers, else the defaults of the shape."""
+    if shape is None and None in (steps, batch, lr):
+        raise ValueError("steps, batch or lr is None; accepted for a model and a guide: all three")
+    known = default_budget(shape or ())
+    return Budget(
+        check_integer("steps", known.steps if steps is None else steps, 1),
+        check_integer("batch", known.batch if batch is None else batch, 2),
+        check_number("lr", known.learning_rate if lr is None else lr, "a positive number", above=0),
+    )
 
 
 def _training(
@@ -226,17 +232,20 @@ def _training(
     guide = _guide(flow, isinstance(target, PotentialFamily))
     parameters = _trainable(target, guide, model_args)
     optimizer = JoinedAdam(parameters, budget.learning_rate, schedule.clip)
+    vector = optimizer.vector()
     if world.size > 1:
-        vector = optimizer.vector()
         optimizer.assign(world.broadcast_from_first(lambda: vector.cpu()).to(vector))
+    fields = 2 * share * math.prod(_shape(target, flow) or ()) * vector.element_size()
+    world.run_on_all(lambda: check_fits(f"batch is {budget.batch}", fields, vector.device))
+    is_plain = isinstance(guide, _Sampler) and hasattr(target, "energy")
     elbo = PDD(
         num_particles=share,
-        max_plate_nesting=_plates(target, guide),
+        max_plate_nesting=0 if is_plain else math.inf,  # for Pyro to find out
         vectorize_particles=True,
         path_gradient=bool(path_gradient),
     )
     if isinstance(target, LatticePotential):
-        target.try_energy(like=optimizer.parameters[0])
+        target.try_energy(like=vector)
     return Training(
         target,
         guide,
@@ -250,10 +259,12 @@ def _training(
     )
 
 
-def _settings(training: Training, flow: Any, budget: Budget, seed: int | None) -> dict[str, Any]:
+def _fixed_settings(
+    training: Training, flow: Any, budget: Budget, seed: int | None
+) -> dict[str, Any]:
     """Settings that must be the same for a training to go on."""
-    like = training.optimizer.parameters[0]
     path_gradient = "after cooling" if training.path_after_cooling else training.elbo.path_gradient
+    vector = training.start
     return {
         **budget._asdict(),
         **asdict(training.schedule),
@@ -261,40 +272,32 @@ def _settings(training: Training, flow: Any, budget: Budget, seed: int | None) -
         "seed": seed,
         "path_gradient": path_gradient,
         "processes": training.world.size,
-        "dtype": str(like.dtype),
-        "device": like.device.type,
-        "parameters": sum(parameter.numel() for parameter in training.optimizer.parameters),
-        "target": describe(training.target),
-        "flow": describe(flow),
+        "dtype": str(vector.dtype),
+        "device": vector.device.type,
+        "parameters": vector.numel(),
+        "target": _traits(training.target),
+        "flow": _traits(flow),
     }
 
 
-def _check_memory(training: Training, batch: int, sites: int) -> None:
-    """Refuse a batch whose fields, and the gradient of them, do not fit."""
-    like, world = training.optimizer.parameters[0], training.world
-    size = 2 * world.share("batch", batch) * sites * like.dtype.itemsize
-    world.run_on_all(lambda: check_fits(f"batch is {batch}", size, like.device))
-
-
-def _budget(
-    shape: tuple[int, ...] | None, steps: int | None, batch: int | None, lr: float | None
-) -> Budget:
-    """The given numbers, else the defaults of the shape."""
-    if shape is None and None in (steps, batch, lr):
-        raise ValueError("steps, batch or lr is None; accepted for a model and a guide: all three")
-    known = default_budget(shape or ())
-    return Budget(
-        steps=known.steps if steps is None else int(steps),
-        batch=known.batch if batch is None else int(batch),
-        learning_rate=known.learning_rate if lr is None else float(lr),
-    )
+def _traits(owner: Any) -> dict[str, Any]:
+    """Kind of a target or a flow, with what it tells of itself in plain numbers and words."""
+    known: dict[str, Any] = {"kind": getattr(owner, "__qualname__", type(owner).__qualname__)}
+    for name in ("shape", "boundary", "temperature"):
+        value = getattr(owner, name, None)
+        if isinstance(value, float | str | tuple):
+            known[name] = value
+    flows: tuple[Any, ...] = (owner, getattr(owner, "flow", None))  # the second of a guide
+    for flow in flows:
+        with contextlib.suppress(ValueError, AttributeError, TypeError):
+            return known | flow.config
+    return known
 
 
 def _clear_cache(flow: Any) -> None:
     """Forget samples of the flow that are not to outlive what made them."""
-    clear_cache = getattr(flow, "clear_cache", None)
-    if clear_cache is not None:
-        clear_cache()
+    if hasattr(flow, "clear_cache"):
+        flow.clear_cache()
 
 
 def _guide(flow: Any, takes_context: bool) -> Callable[..., Any]:
@@ -305,26 +308,21 @@ def _guide(flow: Any, takes_context: bool) -> Callable[..., Any]:
     """
     inner = flow.flow if isinstance(flow, FlowGuide) else flow
     conditional = isinstance(inner, ConditionalTransformModule)
-    if conditional and not takes_context:
-        raise TypeError(
-            f"flow is a {type(flow).__name__}; accepted: flow.condition(context), a guide that "
-            "draws the context, or a PotentialFamily as target"
+    if conditional != takes_context:
+        accepted = (
+            " for a PotentialFamily: a ConditionalTransformModule such as target.flow()"
+            if takes_context
+            else ": flow.condition(context), a guide that draws the context, or a PotentialFamily "
+            "as target"
         )
-    if takes_context and not conditional:
-        raise TypeError(
-            f"flow is a {type(flow).__name__}; accepted for a PotentialFamily: a "
-            "ConditionalTransformModule such as target.flow()"
-        )
+        raise TypeError(f"flow is a {type(flow).__name__}; accepted{accepted}")
     if isinstance(flow, FlowGuide):
         return _Sampler(flow)
     if conditional or isinstance(
         flow, torch.distributions.Distribution | torch.distributions.Transform
     ):
         return _Sampler(FlowGuide(flow))
-    if not callable(flow):
-        raise TypeError(
-            f"flow is a {type(flow).__name__}; accepted: a flow, a SymmetrizedFlow or a guide"
-        )
+    check_type("flow", flow, Callable, "a flow, a SymmetrizedFlow or a guide")
     return flow
 
 
@@ -346,18 +344,13 @@ def _trainable(target: Any, guide: Callable[..., Any], model_args: tuple[Any, ..
 
 
 def _has_score(guide: Callable[..., Any]) -> bool:
-    """Whether samples come with the score, so that path gradients cost little more."""
+    """True if samples come with the score, so that path gradients cost little more."""
     if not isinstance(guide, _Sampler):
         return False
     flow = guide.guide.flow
     if isinstance(flow, ConditionalTransformModule):
         return isinstance(flow, ConditionalHierarchicalFlow)
     return getattr(guide.guide.distribution(), "has_score", False)
-
-
-def _plates(target: Any, guide: Callable[..., Any]) -> float:
-    """Nesting of plates: none for a potential and a flow, for Pyro to find out otherwise."""
-    return 0 if isinstance(guide, _Sampler) and hasattr(target, "energy") else math.inf
 
 
 class _Sampler:
@@ -374,21 +367,3 @@ class _Sampler:
         conditional = isinstance(self.guide.flow, ConditionalTransformModule)
         context = args[:1] if conditional else ()
         return pyro.sample(self.guide.site, self.guide.distribution(*context))
-
-
-def _default_flow(target: Any) -> Any:
-    if not hasattr(target, "flow"):
-        raise ValueError(
-            f"flow is None, and target, a {type(target).__name__}, offers none; accepted: a flow "
-            "or a guide"
-        )
-    return target.flow()
-
-
-def _shape(target: Any, flow: Any) -> tuple[int, ...] | None:
-    """The lattice shape, from whichever knows it."""
-    for owner in (target, flow):
-        shape = getattr(owner, "shape", None) or getattr(owner, "event_shape", None)
-        if shape is not None:
-            return tuple(shape)
-    return None

@@ -36,7 +36,7 @@ from pyro_neuralrg.mcmc import Adaptation, ModelTarget, progress, starts
 from pyro_neuralrg.mcmc import runner as runner_module
 from pyro_neuralrg.mcmc.kernel import ChainState
 from pyro_neuralrg.mcmc.starts import started
-from pyro_neuralrg.runtime.interrupts import deferred_interrupts
+from pyro_neuralrg.runtime.console import deferred_interrupts
 from pyro_neuralrg.runtime.processes import Processes
 from pyro_neuralrg.transforms import Neighbour
 from tests.mcmc.registry import KERNELS, TARGETS, ToyFlow, kinked

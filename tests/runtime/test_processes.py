@@ -94,10 +94,7 @@ def sample(number: int) -> None:
 
 @pytest.mark.parametrize("number", [2, 5, 64, 100])
 @pytest.mark.parametrize("size", [3, 8, 48])
-@pytest.mark.parametrize(
-    ("name", "use"),
-    [("batch", train), ("num_chains", sample)],
-)
+@pytest.mark.parametrize(("name", "use"), [("batch", train), ("num_chains", sample)])
 def test_what_cannot_be_divided_names_a_number_that_can(
     name: str,
     use: Callable[[int], None],
@@ -117,9 +114,7 @@ def test_what_cannot_be_divided_names_a_number_that_can(
     for module in ("train.training", "mcmc.runner"):
         monkeypatch.setattr(sys.modules[f"pyro_neuralrg.{module}"], "processes", lambda: world)
     monkeypatch.setattr(Processes, "run_on_all", lambda self, compute: compute())
-    monkeypatch.setattr(
-        Processes, "broadcast_from_first", reach
-    )  # what comes next, if it is accepted
+    monkeypatch.setattr(Processes, "broadcast_from_first", reach)  # comes next, if it is accepted
     fitting = number
     if number % size:
         expected = rf"^{name} is {number} over {size} processes; .* of {size}, such as (\d+)$"

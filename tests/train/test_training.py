@@ -2,11 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import copy
 import csv
-import errno
-import math
-import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -23,15 +19,15 @@ from pyro_neuralrg.distributions import SymmetrizedFlow
 from pyro_neuralrg.infer import PDD, FlowGuide
 from pyro_neuralrg.potentials import IsingDual
 from pyro_neuralrg.train import TrainingStep, fit
-from pyro_neuralrg.train.history import History
-from pyro_neuralrg.train.optimizer import JoinedAdam
-from pyro_neuralrg.train.schedule import (
+from pyro_neuralrg.train.optimizer import (
     Cooling,
+    JoinedAdam,
     Schedule,
     default_budget,
     learning_rate_factor,
     temperature_factor,
 )
+from tests.infer.conftest import GaussianTarget
 
 PLAIN = Schedule(cooling=None)
 QUICK: dict[str, Any] = {"steps": 30, "batch": 16, "lr": 0.05, "progress": False}
@@ -101,31 +97,6 @@ def test_seed_decides_everything_and_leaks_nothing(target: Any) -> None:
     assert (first.history.free_energy != other.history.free_energy).any()
 
 
-def test_cooling(target: Any, flow: Any) -> None:
-    seen = []
-    heated = type(target).heated
-    try:
-        type(target).heated = lambda self, f: seen.append(f) or heated(self, f)  # type: ignore[func-returns-value]
-        history = fit(target, flow, schedule=Schedule(cooling=Cooling(2.0, 0.5)), **QUICK).history
-    finally:
-        type(target).heated = heated
-    assert history.temperature_factor[0] == 2.0
-    assert (np.diff(history.temperature_factor) <= 0).all()
-    assert (history.temperature_factor[15:] == 1.0).all()
-    assert seen == sorted(set(seen), reverse=True)
-    history = fit(target, flow, schedule=PLAIN, **QUICK).history
-    assert (history.temperature_factor == 1.0).all()
-
-
-def test_first_loss_not_finite(target: Any, flow: Any) -> None:
-    class Broken(type(target)):  # type: ignore[misc]
-        def energy(self, x: torch.Tensor) -> torch.Tensor:
-            return x.flatten(-2).sum(-1) * math.nan
-
-    with pytest.raises(ValueError, match="target or flow gives a loss of nan at the first step"):
-        fit(Broken(), flow, schedule=PLAIN, **QUICK)
-
-
 def test_interrupt_keeps_what_is_there(target: Any, flow: Any) -> None:
     def interrupt(step: TrainingStep) -> None:
         if step.step == 4:
@@ -137,24 +108,6 @@ def test_interrupt_keeps_what_is_there(target: Any, flow: Any) -> None:
     assert result.stopped == "interrupted at step 5"
     assert result.steps == 5
     assert (state(flow) != before).all()
-
-
-def test_average_of_the_last_steps(target: Any, flow: Any) -> None:
-    states = []
-    fit(
-        target,
-        flow,
-        schedule=Schedule(average=0.2),
-        callback=lambda _: states.append(state(flow)),
-        **QUICK,
-    )
-    torch.testing.assert_close(state(flow), torch.stack(states[-6:]).mean(0))
-
-
-def test_path_gradient_trains(target: Any, flow: Any) -> None:
-    result = fit(target, flow, path_gradient=True, steps=200, batch=16, lr=0.05, progress=False)
-    assert result.history.free_energy[-1] == pytest.approx(-target.log_partition(), abs=1e-3)
-    assert result.history.ess[-1] > 0.999
 
 
 @pytest.mark.parametrize(
@@ -183,63 +136,23 @@ def test_path_gradients_once_the_target_has_cooled(
     assert seen == expected
 
 
-def test_progress_bar(target: Any, flow: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    fit(target, flow, **{**QUICK, "progress": True})
-    shown = capsys.readouterr().err
-    assert "30/30" in shown
-    assert "ESS" in shown
-
-
-def test_history_as_table(target: Any, flow: Any) -> None:
-    table = fit(target, flow, **QUICK).history.as_dict()
-    assert list(table) == list(TrainingStep._fields)
-    assert {column.shape for column in table.values()} == {(30,)}
-
-
-def test_history_as_a_file(target: Any, flow: Any, tmp_path: Path) -> None:
-    """A header and a line for each step, from which every number is read again."""
-    history = fit(target, flow, **QUICK).history
-    history.to_csv(tmp_path / "history.csv")
-    with (tmp_path / "history.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert list(rows[0]) == list(TrainingStep._fields)
-    assert [row["step"] for row in rows] == [str(step) for step in range(30)]
-    for name, column in history.as_dict().items():
-        np.testing.assert_array_equal([float(row[name]) for row in rows], column)
-
-
 def test_a_table_that_grows(target: Any, tmp_path: Path) -> None:
-    """As often as checkpoints, and at the end, also one that comes early."""
+    """As often as checkpoints, and at the end, also one that comes early; with every digit."""
     path, seen = tmp_path / "history.csv", []
 
     def look(record: TrainingStep) -> bool:
         seen.append(len(path.read_text().splitlines()) - 1 if path.exists() else 0)
         return record.step == 24
 
-    result = fit(
-        target, record=Record(tmp_path, every_steps=10, history=True), callback=look, **QUICK
-    )
+    record = Record(tmp_path, every_steps=10, history=True)
+    result = fit(target, record=record, callback=look, **QUICK)
     assert seen == [0] * 10 + [10] * 10 + [20] * 5
-    result.history.to_csv(tmp_path / "other.csv")
-    assert (tmp_path / "other.csv").read_bytes() == path.read_bytes()
-
-
-def test_a_table_is_written_whole_or_not_at_all(
-    target: Any, flow: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    history = fit(target, flow, **QUICK).history
-    path = tmp_path / "history.csv"
-    history.to_csv(path)
-    before = path.read_bytes()
-
-    def full(_: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        History.from_steps([]).to_csv(path)
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == list(TrainingStep._fields)
+    assert repr(result.history).startswith("History(25 steps, free_energy ")
+    for name, column in result.history.as_dict().items():
+        np.testing.assert_array_equal([float(row[name]) for row in rows], column)
 
 
 @pytest.mark.parametrize(
@@ -248,43 +161,44 @@ def test_a_table_is_written_whole_or_not_at_all(
         ({"steps": 0}, ValueError, "steps is 0"),
         ({"batch": 1}, ValueError, "batch is 1"),
         ({"lr": -1.0}, ValueError, "lr is -1.0"),
-        ({"lr": math.nan}, ValueError, "lr is nan"),
         ({"seed": -1}, ValueError, "seed is -1; accepted: an integer from 0"),
         ({"seed": 2**65}, ValueError, f"seed is {2**65}; accepted"),
         ({"lr": "a"}, TypeError, "lr is 'a'; accepted"),
-        ({"steps": "a"}, TypeError, "steps is 'a'; accepted: an integer >= 1"),
         ({"seed": 1.5}, TypeError, "seed is 1.5; accepted"),
-        ({"path_gradient": "yes"}, TypeError, "path_gradient is 'yes'; accepted: True, False or"),
-        ({"schedule": 3}, TypeError, "schedule is 3; accepted: a Schedule"),
-        ({"record": "folder"}, TypeError, "record is 'folder'; accepted: a Record"),
-        ({"model_args": 3}, TypeError, "model_args is 3; accepted: a tuple"),
+        ({"path_gradient": "yes"}, TypeError, "path_gradient is a str; accepted: True, False or"),
+        ({"schedule": 3}, TypeError, "schedule is a int; accepted: a Schedule"),
+        ({"record": "folder"}, TypeError, "record is a str; accepted: a Record"),
+        ({"model_args": 3}, TypeError, "model_args is a int; accepted: a tuple"),
         ({"model_args": (3,)}, ValueError, "model_args .* accepted: with a Pyro model"),
+        ({"callback": 3}, TypeError, "callback is a int; accepted: a function"),
+        ({"target": 3}, TypeError, "target is a int; accepted: a LatticePotential"),
+        ({"flow": "mera"}, TypeError, "flow is a str; accepted"),
+        ({"flow": hierarchical_flow((4, 4))}, ValueError, r"flow has shape \(4, 4\), the target"),
+        ({"target": GaussianTarget().model, "flow": None}, ValueError, "flow is None, and target"),
     ],
 )
 def test_bad_options(
     target: Any, flow: Any, options: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        fit(target, flow, **{**QUICK, **options})
+        fit(**{"target": target, "flow": flow, **QUICK, **options})
 
 
 @pytest.mark.parametrize(
-    ("make", "error", "message"),
+    ("kind", "name", "value"),
     [
-        (lambda: Schedule(warmup=-1), ValueError, "warmup is -1; accepted: an integer >= 0"),
-        (lambda: Schedule(warmup=2.5), TypeError, "warmup is 2.5; accepted"),
-        (lambda: Schedule(clip=0.0), ValueError, "clip is 0.0"),
-        (lambda: Schedule(average=2.0), ValueError, "average is 2.0"),
-        (lambda: Schedule(average=None), TypeError, "average is None; accepted"),
-        (lambda: Schedule(cooling=(1.3, 0.1)), TypeError, r"cooling is \(1.3, 0.1\); accepted"),
-        (lambda: Cooling(0.0), ValueError, "start is 0.0; accepted"),
-        (lambda: Cooling(fraction=1.1), ValueError, "fraction is 1.1; accepted"),
-        (lambda: Cooling(fraction="a"), TypeError, "fraction is 'a'; accepted"),
+        (Schedule, "warmup", -1),
+        (Schedule, "clip", 0.0),
+        (Schedule, "average", 2.0),
+        (Cooling, "start", 0.0),
+        (Cooling, "fraction", 1.1),
     ],
 )
-def test_bad_schedules(make: Any, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        make()
+def test_bad_schedules(kind: Any, name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{name} is {value}; accepted"):
+        kind(**{name: value})
+    with pytest.raises(TypeError, match="cooling is a tuple; accepted"):
+        Schedule(cooling=(1.3, 0.1))  # type: ignore[arg-type]
 
 
 def test_arguments_of_a_model_and_its_guide(flow: Any) -> None:
@@ -302,39 +216,14 @@ def test_arguments_of_a_model_and_its_guide(flow: Any) -> None:
     torch.testing.assert_close(pyro.param("loc").detach() + 0.1 * data, data / 2, atol=0.1, rtol=0)
     fit(model, flow, **options)
     torch.testing.assert_close(flow.loc.detach(), data / 2, atol=0.1, rtol=0)
-
-
-def test_numpy_integers_are_integers(target: Any, flow: Any) -> None:
-    options = {"steps": np.int64(2), "batch": np.int32(4)}
-    result = fit(
-        target,
-        flow,
-        seed=np.int64(2),
-        schedule=Schedule(cooling=Cooling(np.float32(1.5), 1)),
-        progress=False,
-        **options,
-    )
-    assert (result.steps, result.batch) == (2, 4)
-
-
-def test_gradients_from_before_are_not_used(target: Any) -> None:
-    flows = [target.flow(), target.flow()]
-    for parameter in flows[1].parameters():
-        parameter.grad = torch.full_like(parameter, 1e3)
-    for flow in flows:
-        fit(target, flow, seed=0, **QUICK)
-    torch.testing.assert_close(state(flows[0]), state(flows[1]), rtol=0, atol=0)
+    assert fit(model, SymmetrizedFlow(flow), **{**options, "steps": 1}).steps == 1
 
 
 def test_bad_flows(target: Any, flow: Any) -> None:
     with pytest.raises(TypeError, match=r"\.inv holds no parameters"):
         fit(target, flow.inv, **QUICK)
-    with pytest.raises(TypeError, match="flow is a str"):
-        fit(target, "mera", **QUICK)
     with pytest.raises(ValueError, match="no parameters to train"):
         fit(target, flow.requires_grad_(False), **QUICK)
-    with pytest.raises(ValueError, match="flow is None, and target"):
-        fit(target.model, None, **QUICK)
 
 
 def test_schedules() -> None:
@@ -387,21 +276,6 @@ def test_parameters_that_come_later_are_not_passed_over(target: Any) -> None:
         fit(target, guide, **QUICK)
 
 
-def test_states_of_the_optimizer_are_copies_and_keep_the_present_rate() -> None:
-    parameter = torch.ones(3, requires_grad=True)
-    one, other = JoinedAdam([parameter], 0.1), JoinedAdam([parameter], 0.1)
-    one.step(torch.ones(3), 1.0)
-    state = one.state_dict()
-    kept = copy.deepcopy(state)
-    one.step(torch.ones(3), 1.0)
-    torch.testing.assert_close(state, kept, rtol=0, atol=0)
-    other.learning_rate = 0.03
-    other.load_state_dict(state)
-    assert other.learning_rate == 0.03
-    other.step(torch.ones(3), 1.0)
-    torch.testing.assert_close(state, kept, rtol=0, atol=0)
-
-
 def test_ctrl_c_after_the_last_step_keeps_the_average(
     target: Any, flow: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -412,43 +286,18 @@ def test_ctrl_c_after_the_last_step_keeps_the_average(
         assign(self, vector)
 
     monkeypatch.setattr(JoinedAdam, "assign", pressed)
-    result = fit(
-        target,
-        flow,
-        schedule=Schedule(average=0.2),
-        callback=lambda _: states.append(state(flow)),
-        **QUICK,
-    )
+    options = {**QUICK, "callback": lambda _: states.append(state(flow))}
+    result = fit(target, flow, schedule=Schedule(average=0.2), **options)
     assert result.interrupted
     torch.testing.assert_close(state(flow), torch.stack(states[-6:]).mean(0))
 
 
-def test_warm_up_in_steps(target: Any, flow: Any) -> None:
-    rates = fit(
-        target, flow, schedule=Schedule(warmup=6, cooling=None), **QUICK
-    ).history.learning_rate
-    expected = [0.05 * learning_rate_factor(step, 30, warmup=6) for step in range(30)]
-    assert list(rates) == expected
-    assert rates[2] < 0.6 * rates[5]
-
-
-def test_a_flow_of_another_shape_is_named() -> None:
-    with pytest.raises(ValueError, match=r"flow has shape \(2, 2\), the target \(4, 4\)"):
-        fit(IsingDual((4, 4)), hierarchical_flow((2, 2)), steps=1, batch=4, progress=False)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [({"callback": 3}, "callback is a int"), ({"target": 3}, "target is a int")],
-)
-def test_what_is_no_function_or_target(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(TypeError, match=message):
-        fit(**{"target": IsingDual((2, 2)), "steps": 1, "progress": False, **options})
-
-
-def test_a_finished_training_that_is_resumed_has_its_table(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"steps": 3, "batch": 4, "seed": 0, "progress": False}
-    target = IsingDual((2, 2))
-    fit(target, record=Record(tmp_path), **options)
-    fit(target, record=Record(tmp_path, resume=True, history=True), **options)
-    assert len((tmp_path / "history.csv").read_text().splitlines()) == 1 + 3
+def test_a_finished_training_that_is_resumed_has_its_table(target: Any, tmp_path: Path) -> None:
+    fit(target, record=Record(tmp_path), **QUICK)
+    path, again = tmp_path / "history.csv", Record(tmp_path, resume=True, history=True)
+    path.mkdir()
+    with pytest.warns(UserWarning, match=r"history\.csv cannot be written"):
+        fit(target, record=again, **QUICK)
+    path.rmdir()
+    fit(target, record=again, **QUICK)
+    assert len(path.read_text().splitlines()) == 1 + 30
