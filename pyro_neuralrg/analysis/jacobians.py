@@ -53,25 +53,17 @@ class Response:
 
 
 def responses(
-    flow: HierarchicalFlow,
-    x: Tensor,
-    variables: Sequence[int] | Tensor,
-    *,
-    batch_size: int = 256,
+    flow: HierarchicalFlow, x: Tensor, variables: Sequence[int] | Tensor, *, batch_size: int = 256
 ) -> Response:
     r"""Responses of latents to the field, :math:`E_x[\partial z_i / \partial x]` (paper Fig. 4a).
 
-    Of a linear flow these are its wavelets, whatever x. One reverse pass per variable and batch:
-    never dearer than forward passes, one per site.
+    Of a linear flow these are its wavelets, whatever x. One reverse pass per variable and batch.
 
     Args:
         flow: a HierarchicalFlow.
         x: fields, shape ``(samples,) + shape``, in the flow's dtype.
         variables: flat indices of latents, for example ``latents_of_scale(flow, k)``.
         batch_size: fields in memory at a time.
-
-    Raises:
-        TypeError, ValueError: naming the argument.
 
     Example:
         >>> from pyro_neuralrg import hierarchical_flow
@@ -85,26 +77,13 @@ def responses(
 
 
 def written_patterns(
-    flow: HierarchicalFlow,
-    z: Tensor,
-    variables: Sequence[int] | Tensor,
-    *,
-    batch_size: int = 256,
+    flow: HierarchicalFlow, z: Tensor, variables: Sequence[int] | Tensor, *, batch_size: int = 256
 ) -> Response:
     r"""Patterns that latents write into the field, :math:`E_z[\partial x / \partial z_i]`.
 
     Of an orthogonal flow the same as :func:`responses`, of any other linear one its dual basis. A
-    latent may answer to a single site and yet write a broad pattern. One pass per variable and
-    batch.
-
-    Args:
-        flow: a HierarchicalFlow.
-        z: latents, shape ``(samples,) + shape``, in the flow's dtype.
-        variables: flat indices of latents.
-        batch_size: fields in memory at a time.
-
-    Raises:
-        TypeError, ValueError: naming the argument.
+    latent may answer to a single site and yet write a broad pattern. Arguments and cost are those
+    of :func:`responses`, with latents z, shape ``(samples,) + shape``, instead of fields.
 
     Example:
         >>> from pyro_neuralrg import hierarchical_flow
@@ -118,16 +97,7 @@ def written_patterns(
 def responses_by_scale(
     flow: HierarchicalFlow, x: Tensor, *, most: int | None = None, batch_size: int = 256
 ) -> dict[int, Response]:
-    """The :func:`responses` of the latents of every scale, finest first.
-
-    Args:
-        flow: a HierarchicalFlow.
-        x: fields, shape ``(samples,) + shape``, in the flow's dtype.
-        most: latents of each scale, the first ones; None for all.
-        batch_size: fields in memory at a time.
-
-    Raises:
-        TypeError, ValueError: naming the argument.
+    """The :func:`responses` of the latents of every scale, finest first; of each at ``most`` so many.
 
     Example:
         >>> from pyro_neuralrg import hierarchical_flow
@@ -153,8 +123,8 @@ class Overlap:
         cosines: of every response (row) with every pattern (column), shape ``(n, n)``.
         rotation: the orthogonal Q that takes the responses R closest to the patterns, as Q R.
         rotated: the same cosines after the rotation.
-        subspace: cosines of the principal angles between the spaces that responses and patterns
-            span, descending, shape ``(n,)``: all 1 if other latents play no part.
+        subspace: cosines of the principal angles between the spaces that both span, descending,
+            shape ``(n,)``: all 1 if other latents play no part.
     """
 
     cosines: Tensor
@@ -176,17 +146,14 @@ class Overlap:
 def overlap(response: Response | Tensor, patterns: Tensor) -> Overlap:
     r"""Compare responses with ideal patterns, as they are and after the best rotation.
 
-    Standard normals are invariant under rotations: a flow followed by Q, z' = Q z, is as good as
-    without. Block spins are therefore one basis of the coarse variables among many, and the
-    rotation with the largest :math:`\mathrm{tr}\, Q R W^T` is taken: with the singular value
-    decomposition :math:`R W^T = U S V^T` it is :math:`Q = V U^T` (orthogonal Procrustes).
+    Standard normals are invariant under rotations: block spins are one basis of the coarse
+    variables among many. The rotation of the responses R towards the patterns W with the largest
+    :math:`\mathrm{tr}\, Q R W^T` is :math:`Q = V U^T`, with the singular value decomposition
+    :math:`R W^T = U S V^T` (orthogonal Procrustes).
 
     Args:
         response: of n latents, or their mean responses, shape ``(n,) + shape``.
         patterns: orthonormal, shape ``(n,) + shape``, for example from ``block_wavelets``.
-
-    Raises:
-        TypeError, ValueError: naming the argument.
 
     References:
         P. H. Schoenemann, A generalized solution of the orthogonal Procrustes problem,
@@ -256,7 +223,7 @@ def _answers(flow: HierarchicalFlow, x: Tensor, variables: Sequence[int]) -> Ite
     with torch.enable_grad():
         x = x.requires_grad_()
         z = flow.inverse_and_ladj(x)[0].flatten(1)
-    return _gradients(z, x, variables)
+    return _slopes(z, x, variables)
 
 
 def _patterns(flow: HierarchicalFlow, z: Tensor, variables: Sequence[int]) -> Iterator[Tensor]:
@@ -266,14 +233,13 @@ def _patterns(flow: HierarchicalFlow, z: Tensor, variables: Sequence[int]) -> It
         x = flow.forward_and_ladj(z)[0]
         cotangent = torch.zeros_like(x, requires_grad=True)
         (pulled,) = torch.autograd.grad(x, z, cotangent, create_graph=True)
-    return _gradients(pulled.flatten(1), cotangent, variables)
+    return _slopes(pulled.flatten(1), cotangent, variables)
 
 
-def _gradients(values: Tensor, at: Tensor, variables: Sequence[int]) -> Iterator[Tensor]:
+def _slopes(values: Tensor, at: Tensor, variables: Sequence[int]) -> Iterator[Tensor]:
     """Gradients of each field's values; as fields do not meet, those of the sum over fields."""
-    for index, variable in enumerate(variables):
-        keep = index < len(variables) - 1
+    for variable in variables:
         with torch.enable_grad():
             total = values[:, variable].sum()
-        (slope,) = torch.autograd.grad(total, at, retain_graph=keep)
+        (slope,) = torch.autograd.grad(total, at, retain_graph=True)
         yield slope
