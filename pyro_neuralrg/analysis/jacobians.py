@@ -97,7 +97,7 @@ def written_patterns(
 def responses_by_scale(
     flow: HierarchicalFlow, x: Tensor, *, most: int | None = None, batch_size: int = 256
 ) -> dict[int, Response]:
-    """The :func:`responses` of the latents of every scale, finest first; of each at ``most`` so many.
+    """The :func:`responses` of the first ``most`` latents of every scale, or of all; finest first.
 
     Example:
         >>> from pyro_neuralrg import hierarchical_flow
@@ -149,15 +149,11 @@ def overlap(response: Response | Tensor, patterns: Tensor) -> Overlap:
     Standard normals are invariant under rotations: block spins are one basis of the coarse
     variables among many. The rotation of the responses R towards the patterns W with the largest
     :math:`\mathrm{tr}\, Q R W^T` is :math:`Q = V U^T`, with the singular value decomposition
-    :math:`R W^T = U S V^T` (orthogonal Procrustes).
+    :math:`R W^T = U S V^T` (P. H. Schoenemann, Psychometrika 31, 1 (1966)).
 
     Args:
         response: of n latents, or their mean responses, shape ``(n,) + shape``.
         patterns: orthonormal, shape ``(n,) + shape``, for example from ``block_wavelets``.
-
-    References:
-        P. H. Schoenemann, A generalized solution of the orthogonal Procrustes problem,
-        Psychometrika 31, 1 (1966).
 
     Example:
         >>> quarters = torch.eye(4)

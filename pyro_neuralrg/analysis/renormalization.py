@@ -25,9 +25,7 @@ from pyro_neuralrg.transforms.scales import number_of_scales, sites_of_scale
 
 
 def pyramid(flow: HierarchicalFlow, x: Tensor) -> tuple[Tensor, ...]:
-    """The flow of fields through the scales: x, then what is kept at scale 1, 2, ....
-
-    The field of scale k is the one that its layers meet, the last is the top.
+    """The flow of fields through the scales: x, then what is kept at scale 1, 2, ..., the top.
 
     Args:
         flow: a HierarchicalFlow.
@@ -55,15 +53,8 @@ def pyramid(flow: HierarchicalFlow, x: Tensor) -> tuple[Tensor, ...]:
 def top_variable(flow: HierarchicalFlow, x: Tensor) -> Tensor:
     """The coarsest variable of each field, an order parameter that the flow has found.
 
-    The top of :func:`pyramid`, a coordinate of the temperature of the training, also for fields of
-    another.
-
-    Args:
-        flow: a HierarchicalFlow that leaves one coarsest variable.
-        x: fields, any batch shape + ``shape``, in the flow's dtype.
-
-    Returns:
-        Shape ``batch_shape``.
+    The top of :func:`pyramid`, of a flow that leaves one coarsest variable; shape ``batch_shape``.
+    It is a coordinate of the temperature of the training, also for fields of another.
 
     Example:
         >>> from pyro_neuralrg import hierarchical_flow
@@ -134,14 +125,14 @@ def effective_energy(
     For a perfect flow it is :math:`-\ln p(z)` of the base and a constant. With a scale k it is that
     of u(z), the field of that scale together with the latents of the finer ones, and of the map
     from u to x. If the finer latents are independent normals, what is left without their
-    :math:`z^2 / 2` is the energy of the block variables. Scale 0 is the field under the Gaussian
-    layer.
+    :math:`z^2 / 2` is the energy of the block variables.
 
     Args:
         target: a potential, or a batched energy function in nats.
         flow: a HierarchicalFlow.
         z: latents, any batch shape + ``shape``, in the flow's dtype.
-        scale: k, from 0 to the number of decimators; None for all latents.
+        scale: k, from 0 (the field under the Gaussian layer) to the number of decimators; None for
+            all latents.
 
     Returns:
         Nats, shape ``batch_shape``; differentiable with respect to z.

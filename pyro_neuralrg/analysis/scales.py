@@ -19,18 +19,10 @@ from pyro_neuralrg.transforms.scales import blocks_of_scale, number_of_scales, s
 
 
 def latents_of_scale(flow: HierarchicalFlow, scale: int) -> Tensor:
-    """The latents that the decimator of one scale leaves behind.
+    """The latents that the decimator of one scale leaves behind: flat indices, increasing.
 
-    Every latent belongs to one scale: k = 0, the finest, to the number n of decimators, to which
-    belongs what the last of them keeps (a single variable of a complete circuit; all, of a
-    brickwork, whose only scale is 0).
-
-    Args:
-        flow: a HierarchicalFlow.
-        scale: k, from 0 to n.
-
-    Returns:
-        Flat indices of sites, increasing.
+    Every latent belongs to one scale, from k = 0, the finest, to the number n of decimators, to
+    which belongs what the last of them keeps (a single variable of a complete circuit).
 
     Example:
         >>> from pyro_neuralrg import hierarchical_flow
@@ -45,14 +37,7 @@ def latents_of_scale(flow: HierarchicalFlow, scale: int) -> Tensor:
 
 
 def variables_of_scale(flow: HierarchicalFlow, scale: int) -> Tensor:
-    """The latents of a scale and of all coarser ones, of which its field is made.
-
-    Args:
-        flow: a HierarchicalFlow.
-        scale: k, from 0 to the number of decimators.
-
-    Returns:
-        Flat indices of sites, increasing.
+    """The latents of a scale k = 0 ... n and of all coarser ones: flat indices, increasing.
 
     Example:
         >>> from pyro_neuralrg import hierarchical_flow
@@ -81,15 +66,10 @@ def scale_of_latents(flow: HierarchicalFlow) -> Tensor:
 def block_wavelets(flow: HierarchicalFlow, scale: int) -> Tensor:
     """The indicators of the blocks of one scale, normalised: the responses of block spins.
 
-    Orthonormal, one for each variable of :func:`variables_of_scale`. Of the last scale but one of
-    a square lattice with sides 2^n they are its four quarters.
-
-    Args:
-        flow: a HierarchicalFlow.
-        scale: k, from 0 to the number of decimators.
+    Of a square lattice with sides 2^n those of scale n - 1 are its four quarters.
 
     Returns:
-        Shape ``(variables of the scale,) + shape``, in torch's default dtype.
+        Orthonormal, shape ``(variables of the scale,) + shape``, in torch's default dtype.
 
     Example:
         >>> from pyro_neuralrg import hierarchical_flow
@@ -105,14 +85,11 @@ def block_wavelets(flow: HierarchicalFlow, scale: int) -> Tensor:
 
 
 def light_cone(circuit: Circuit) -> list[Tensor]:
-    """Variables of each scale in the light cone of every site.
+    """Variables of each scale in the light cone of every site of a flow's ``circuit``.
 
-    Blocks are taken to act alone: each mixes its sites and sees no others. Going up, a site meets
-    all sites of the blocks that it enters, and those that are kept go on to the next scale;
-    generation and renormalization have the same cone.
-
-    Args:
-        circuit: the arrangement of the layers, a flow's ``circuit``.
+    Blocks are taken to mix their sites and to see no others. Going up, a site meets all sites of
+    the blocks that it enters, and those that are kept go on to the next scale; generation and
+    renormalization have the same cone.
 
     Returns:
         For each scale a bool tensor of shape ``(sites,) + shape of the scale``, True where the
@@ -141,9 +118,6 @@ def reach(circuit: Circuit) -> list[int]:
     """The distance along the first axis up to which all pairs of sites share a variable.
 
     Sites whose light cones do not meet are independent, whatever the weights.
-
-    Args:
-        circuit: the arrangement of the layers.
 
     Returns:
         For each depth, from the first scale alone to the whole circuit, the largest distance (at

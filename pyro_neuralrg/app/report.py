@@ -128,7 +128,7 @@ class Output:
     @contextlib.contextmanager
     def _figure(self, name: str, above: str) -> Iterator[Figure]:
         """An empty figure, written as PNG at the end of the block."""
-        figure = Figure(figsize=FIGURE_SIZE, layout="constrained")
+        figure = plotting.new_figure(*FIGURE_SIZE)
         yield figure
         figure.suptitle(above)  # the axes' own title says what has not converged
         with self._writing(name) as path, writing(path) as stream:
@@ -204,9 +204,7 @@ def _sampler(run: Sampling) -> dict[str, float]:
     gradients, seconds = int(run.mcmc.gradient_evaluations.draws), run.mcmc.seconds.draws
     return {
         "structure_factor": run.summary.mean,
-        "mcse": run.summary.mcse,
-        "rhat": run.summary.rhat,
-        "ess_bulk": run.summary.ess_bulk,
+        **{name: getattr(run.summary, name) for name in ("mcse", "rhat", "ess_bulk")},
         "ess_per_gradient": run.summary.ess_bulk / gradients,  # a jump counts as one
         "ess_per_second": run.summary.ess_bulk / seconds,
         "acceptance_rate": float(run.mcmc.sample_stats["acceptance_rate"].mean()),
@@ -252,9 +250,8 @@ def _free_energy_rows(results: Results) -> Iterator[str]:
     yield row("variational bound", "variational", *gap)
     if between is not None:
         both = f"sum of both KLs {between.upper - between.lower:.4f}"
-        yield row(
-            "lower bound", "lower", f"KL(pi/Z || q) {found['forward_kl']:.4f}" if known else both
-        )
+        forward = f"KL(pi/Z || q) {found['forward_kl']:.4f}"
+        yield row("lower bound", "lower", forward if known else both)
     quality = f"ESS {found['ess']:.1%} of {found['num_samples']}, k-hat {found['pareto_k']:.2f}"
     yield row("importance sampling", "importance", quality.replace("%", " %"))
 
@@ -271,8 +268,7 @@ def _sampling_rows(results: Results) -> Iterator[str]:
     formats |= {"ess_per_gradient": ".2e", "ess_per_second": ".1f"}
     for name, run in results.samplers.items():
         row = _sampler(run)
-        cells = [f"{row[key]:{digits}}" for key, digits in formats.items()]
-        yield f"  {name:<10}" + "".join(f"{cell:>14}" for cell in cells)
+        yield f"  {name:<10}" + "".join(f"{row[key]:>14{form}}" for key, form in formats.items())
     if not results.samplers:
         yield "  not sampled"
 

@@ -47,13 +47,11 @@ def plot_responses(
     label: str = RESPONSE,
     figure: Figure | None = None,
 ) -> Figure:
-    r"""Mean responses of some latents of each scale, one row a scale (paper Fig. 4a).
+    """Mean responses of some latents of each scale, one row a scale (paper Fig. 4a).
 
-    The colour scale is linear about zero and logarithmic beyond a tenth of the largest response, so
-    that a broad pattern is seen beside a sharp one. Under each panel its largest standard error and
-    the share of the response that varies from field to field.
-
-    Shown in ``tutorials/figures/fig4a.png``.
+    The colour scale is linear about zero and logarithmic beyond a tenth of the largest response.
+    Under each panel are its largest standard error and the share of the response that varies from
+    field to field. Shown in ``tutorials/figures/fig4a.png``.
 
     Args:
         found: responses by scale, or by anything else that names a row, as from
@@ -99,10 +97,8 @@ def plot_information_matrix(
 ) -> Axes:
     """The mutual information of every pair of variables as a picture (paper Fig. 4b).
 
-    Above the diagonal the values, below it those that exceed three standard errors: what is noise
-    is blank there. The title has the total of all pairs with its error.
-
-    Shown in ``tutorials/figures/fig4b.png``.
+    Above the diagonal the values, below it those that exceed three standard errors; the title has
+    the total of all pairs with its error. Shown in ``tutorials/figures/fig4b.png``.
 
     Args:
         found: result of :func:`~pyro_neuralrg.analysis.mutual_information`.
@@ -137,10 +133,8 @@ def plot_information_by_distance(
 ) -> Axes:
     """Mean mutual information of a pair against its distance, with error bars (paper Fig. 4c).
 
-    The scale is logarithmic down to the median error and linear below it, so that values that are
-    zero within their errors are seen to be.
-
-    Shown in ``tutorials/figures/fig4b.png``.
+    The scale is logarithmic down to the median error and linear below it. Shown in
+    ``tutorials/figures/fig4b.png``.
 
     Args:
         found: for the name of each kind of variable, the result of
@@ -220,13 +214,10 @@ def plot_pyramid(
 ) -> Figure:
     """Fields at every scale, physical on the left, the top on the right; a row for each field.
 
-    Each scale has a colour scale of its own, with zero in the middle.
-
-    Shown in ``tutorials/figures/pyramid.png``.
+    Each scale has a colour scale of its own. Shown in ``tutorials/figures/pyramid.png``.
 
     Args:
-        fields: result of :func:`~pyro_neuralrg.analysis.pyramid` for fields with one batch
-            dimension.
+        fields: result of :func:`~pyro_neuralrg.analysis.pyramid`, with one batch dimension.
         count: rows at most.
         figure: to draw on; None makes a new one.
 
@@ -266,9 +257,8 @@ def plot_top_variable(
 ) -> Axes:
     """Histograms of the top variable, for example above, at and below the critical temperature.
 
-    Error bars are those of independent samples: the root of p (1 - p) / n of each bin.
-
-    Shown in ``tutorials/figures/top_variable.png``.
+    Error bars are those of independent samples: the root of p (1 - p) / n of each bin. Shown in
+    ``tutorials/figures/top_variable.png``.
 
     Args:
         values: for each name, for example a temperature, the top variable of every field.
@@ -301,11 +291,9 @@ def plot_effective_energy(
 ) -> Axes:
     r"""The effective energy of the top variable, for example around the critical temperature.
 
-    Points are -ln of the histogram of exact samples, with the error (1 - p) / (p n) under a root in
-    a bin of probability p; bins without samples have none. Lines are the renormalised energy (paper
-    Eq. 6), all finer latents integrated out.
-
-    Shown in ``tutorials/figures/effective_energy.png``.
+    Points are -ln of the histogram of exact samples, their errors the root of (1 - p) / (p n) in a
+    bin of probability p; bins without samples have none. Lines are the renormalised energy (paper
+    Eq. 6), all finer latents integrated out. Shown in ``tutorials/figures/effective_energy.png``.
 
     Args:
         values: for each name, for example a temperature, the top variable of every field.

@@ -51,9 +51,8 @@ def plot_free_energy(
     r"""Training loss against the exact free energy.
 
     The thin line is the loss of each step, the thick one its running median over 51 steps, of the
-    steps at a higher temperature and of the others apart.
-
-    Shown in ``tutorials/figures/fig3a.png``.
+    steps at a higher temperature and of the others apart; a note says if the last loss is not
+    finite. Shown in ``tutorials/figures/fig3a.png``.
 
     Args:
         loss: loss of each training step in nats, shape ``(steps,)``.
@@ -63,9 +62,6 @@ def plot_free_energy(
         exact: the exact :math:`-\ln Z` in nats; None where it is not known.
         estimate: importance-sampling estimate and its standard error after training, in nats.
         ax: Axes to draw on; None makes a new figure.
-
-    Returns:
-        The Axes, with a note if the last step's loss is not finite.
 
     Example:
         >>> plot_free_energy([3.0, 2.0, 1.5], exact=1.0).get_ylabel()
@@ -105,14 +101,11 @@ def plot_free_energy(
 def plot_estimates(found: Mapping[str, Series], *, ax: Axes | None = None) -> Axes:
     """Estimates with error bars, for example on the Axes of :func:`plot_free_energy`.
 
-    Shown in ``tutorials/figures/fig3a.png``.
+    The legend is renewed. Shown in ``tutorials/figures/fig3a.png``.
 
     Args:
         found: estimates by name.
         ax: Axes to draw on; None makes a new figure.
-
-    Returns:
-        The Axes, with the legend renewed.
 
     Example:
         >>> len(plot_estimates({"importance": Series([1, 2], [3.0, 2.0], [0.1, 0.1])}).containers)
@@ -132,9 +125,7 @@ def plot_structure_factor(
 
     The band is one standard error, the scatter of the running mean from chain to chain divided by
     the square root of their number; of a single chain it is not known. Samplers whose chains have
-    not converged are named with their R-hat.
-
-    Shown in ``tutorials/figures/structure_factor.png``.
+    not converged are named with their R-hat. Shown in ``tutorials/figures/structure_factor.png``.
 
     Args:
         draws: for each sampler's name the structure factor of every draw, shape
@@ -168,11 +159,10 @@ def plot_trace(
     exact: float | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """An observable along the chains; of many chains, three in colour before the others in grey.
+    """An observable along the chains, with a note if they have not converged.
 
-    The three are those with the lowest, the middle and the highest median.
-
-    Shown in ``tutorials/figures/trace.png``.
+    Of many chains those with the lowest, the middle and the highest median are in colour before
+    the others in grey. Shown in ``tutorials/figures/trace.png``.
 
     Args:
         draws: values of the observable, shape ``(chains, draws)``.
@@ -180,9 +170,6 @@ def plot_trace(
         warmup: the same during warm-up, shape ``(chains, steps)``, drawn on a shaded ground.
         exact: the exact mean; None where it is not known.
         ax: Axes to draw on; None makes a new figure.
-
-    Returns:
-        The Axes, with a note if the draws have not converged.
 
     Example:
         >>> plot_trace([[0.1, 0.2, 0.1], [0.3, 0.2, 0.2]], label="magnetisation").get_xlabel()
@@ -217,18 +204,14 @@ def plot_ranks(draws: npt.ArrayLike, *, label: str, bins: int = 20, ax: Axes | N
     """Ranks of the draws of each chain among all draws: even, if the chains agree.
 
     Up to twelve chains have a histogram each, about a line at the even count; more are the rows of
-    a picture, dark where a chain has more draws than its share.
-
-    Shown in ``tutorials/figures/ranks.png``.
+    a picture, dark where a chain has more draws than its share. A note says if they have not
+    converged. Shown in ``tutorials/figures/ranks.png``.
 
     Args:
         draws: values of the observable, shape ``(chains, draws)``.
         label: name of the observable.
         bins: number of bins of the ranks.
         ax: Axes to draw on; None makes a new figure.
-
-    Returns:
-        The Axes, with a note if the draws have not converged.
 
     References:
         Vehtari, Gelman, Simpson, Carpenter, Buerkner, "Rank-normalization, folding, and
@@ -268,7 +251,6 @@ def plot_configurations(
     """Fields of several samplers, one row of panels per sampler, all on one colour scale.
 
     A one-dimensional lattice is drawn as a stripe, of a three-dimensional one the middle layer.
-
     Shown in ``tutorials/figures/configurations.png``.
 
     Args:

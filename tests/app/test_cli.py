@@ -429,7 +429,7 @@ def another_sampler(run: Run) -> None:
 
 
 REFUSED: dict[str, tuple[str, Callable[[Run], object] | None, list[str]]] = {
-    "not to be resumed": ("", None, ["of an earlier", "accepted: resume=True"]),
+    "not to be resumed": ("", None, ["of an earlier", "accepted: --resume"]),
     "shape, seed": ("--shape 4 2 --seed 3 --resume", None, ["shape", "seed 0 (here 3)"]),
     "chains": ("--chains 4 --resume", None, ["chains 3 (here 4)"]),
     "draws": ("--draws 11 --resume", None, ["draws for warm-up 10 (here 11)"]),

@@ -82,7 +82,7 @@ def test_pngs_keep_the_colours_of_curves() -> None:
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_committed_picture_shows_it(name: str) -> None:
     described = inspect.getdoc(getattr(plotting, name)) or ""
-    found = re.search(r"Shown in ``tutorials/figures/(\w+\.png)``", described)
+    found = re.search(r"Shown in\s+``tutorials/figures/(\w+\.png)``", described)
     assert found is not None
     assert (PICTURES / found[1]).exists()
 
