@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -190,7 +190,7 @@ def overlap(response: Response | Tensor, patterns: Tensor) -> Overlap:
 
 
 def _averaged(
-    derivative: Callable[[HierarchicalFlow, Tensor, Sequence[int]], Iterator[Tensor]],
+    prepare: Callable[[HierarchicalFlow, Tensor], tuple[Tensor, Tensor]],
     flow: HierarchicalFlow,
     fields: Tensor,
     variables: Any,
@@ -202,10 +202,14 @@ def _averaged(
     number = len(fields)
     total = square = origin = torch.zeros(())
     for index, batch in enumerate(fields.detach().split(batch_size)):
-        slopes = torch.stack(list(derivative(flow, batch, chosen))).detach().double()
+        with torch.enable_grad():
+            values, at = prepare(flow, batch.requires_grad_())
+            sums = values.flatten(1).sum(0).unbind()  # fields do not meet: its gradients are theirs
+        slopes = [torch.autograd.grad(sums[i], at, retain_graph=True)[0] for i in chosen]
+        slope = torch.stack(slopes).double()
         if index == 0:  # sums of deviations from one field lose no digits
-            origin = slopes[:, :1]
-        deviation = slopes - origin
+            origin = slope[:, :1]
+        deviation = slope - origin
         total = total + deviation.sum(1)
         square = square + deviation.square().sum(1)
     shift = total / number
@@ -214,28 +218,14 @@ def _averaged(
     return Response(chosen, origin[:, 0] + shift, spread / number**0.5, spread, number)
 
 
-def _answers(flow: HierarchicalFlow, x: Tensor, variables: Sequence[int]) -> Iterator[Tensor]:
-    """dz_i/dx of each field, for each variable."""
-    with torch.enable_grad():
-        x = x.requires_grad_()
-        z = flow.inverse_and_ladj(x)[0].flatten(1)
-    return _slopes(z, x, variables)
+def _answers(flow: HierarchicalFlow, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Latents, and the fields that they answer to."""
+    return flow.inverse_and_ladj(x)[0], x
 
 
-def _patterns(flow: HierarchicalFlow, z: Tensor, variables: Sequence[int]) -> Iterator[Tensor]:
-    """dx/dz_i of each field, for each variable: the slope of a gradient in its cotangent."""
-    with torch.enable_grad():
-        z = z.requires_grad_()
-        x = flow.forward_and_ladj(z)[0]
-        cotangent = torch.zeros_like(x, requires_grad=True)
-        (pulled,) = torch.autograd.grad(x, z, cotangent, create_graph=True)
-    return _slopes(pulled.flatten(1), cotangent, variables)
-
-
-def _slopes(values: Tensor, at: Tensor, variables: Sequence[int]) -> Iterator[Tensor]:
-    """Gradients of each field's values; as fields do not meet, those of the sum over fields."""
-    for variable in variables:
-        with torch.enable_grad():
-            total = values[:, variable].sum()
-        (slope,) = torch.autograd.grad(total, at, retain_graph=True)
-        yield slope
+def _patterns(flow: HierarchicalFlow, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of fields with respect to latents, and the cotangents in which they are linear."""
+    x = flow.forward_and_ladj(z)[0]
+    cotangent = torch.zeros_like(x, requires_grad=True)
+    (pulled,) = torch.autograd.grad(x, z, cotangent, create_graph=True)
+    return pulled, cotangent

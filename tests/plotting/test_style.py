@@ -56,14 +56,6 @@ def title(ax: Axes) -> str:
     return " ".join(ax.get_title().split())
 
 
-def test_points_that_are_not_finite_are_left_out_and_unknown_errors_stay_unknown() -> None:
-    series = Series([1, 2, 3, np.inf], [1.0, None, 3.0, 4.0], [0.1, 0.2, np.inf, 0.4])
-    x, values, error = series.finite()
-    assert x.tolist() == [1, 3]
-    assert values.tolist() == [1.0, 3.0]
-    np.testing.assert_array_equal(error, [0.1, np.nan])
-
-
 @pytest.mark.parametrize("name", FIGURES)
 def test_what_is_missing_is_said(name: str) -> None:
     whole = Series([1, 2], [2.0, 3.0], [0.1, 0.1])
@@ -94,16 +86,6 @@ def test_a_band_has_a_gap_where_the_error_is_unknown() -> None:
     band = np.concatenate([path.vertices for path in ax.collections[-1].get_paths()])
     assert band[:, 0].max() == 5.0
     assert title(ax) == "no error bar known for 4 of 9 points of 'a'"
-
-
-def test_notes_stand_below_one_another() -> None:
-    ax = plotting.plot_free_energy([3.0, np.nan], estimate=(2.0, np.nan))
-    plotting.plot_estimates({"b": Series([1], [2.0], [np.nan])}, ax=ax)
-    assert ax.get_title().splitlines() == [
-        "no error bar known for 'importance sampling'",
-        "not converged: the loss is not finite",
-        "no error bar known for 'b'",
-    ]
 
 
 def test_estimates_are_drawn_with_bars_and_named() -> None:
