@@ -146,11 +146,11 @@ def mutual_information(
     size = columns.shape[1]
     edges = np.linspace(0, size, NUM_PARTS + 1).astype(int)
     first, second = _upper_pairs(len(ready))
-    parts = np.empty((NUM_PARTS, len(first)))
+    parts, lengths = np.empty((NUM_PARTS, len(first))), np.diff(edges)
+    weights = NUM_PARTS * lengths / size  # the mean of the parts is that of the samples
     for pair, (i, j) in enumerate(zip(first.tolist(), second.tolist(), strict=True)):
         local = method.contributions(ready[i], ready[j])
-        # times the same for all, so that the mean of the parts is that of the samples
-        parts[:, pair] = np.add.reduceat(local, edges[:-1]) * (NUM_PARTS / size)
+        parts[:, pair] = np.add.reduceat(local, edges[:-1]) / lengths * weights
     unbiased = torch.from_numpy(parts - bias.value)
     values = unbiased.new_full((len(ready), len(ready)), torch.nan)
     error = values.clone()

@@ -58,8 +58,8 @@ WORDS = {
 }
 """Words of the command for those of the library, in messages."""
 FAILURES = (ValueError, TypeError, ArithmeticError, RuntimeError, MemoryError, OSError)
-"""What a stage may raise: a target that is not finite, numbers out of range, no more memory, files
-that cannot be read or written."""
+"""Errors of a stage: a target that is not finite, numbers out of range, no more memory, files that
+cannot be read or written."""
 
 
 def in_words(error: BaseException | str) -> str:
@@ -83,11 +83,7 @@ def option(default: Any, help: str, **more: Any) -> Any:
 
 @dataclass(frozen=True)
 class Settings:
-    """What is to be done: the options of ``neuralrg ising``, whose help describes them.
-
-    Attributes:
-        record: Folder for checkpoints, one below it for each stage; None: there are none.
-    """
+    """The options of ``neuralrg ising``, whose help describes them; ``record`` is of all stages."""
 
     shape: tuple[int, ...] = option((8, 8), "one to three sides", type=int, nargs="+")
     temperature: float = option(CRITICAL_TEMPERATURE, "in J/k_B (default: critical, 2.269...)")
@@ -129,16 +125,16 @@ class Sampling(NamedTuple):
 
 @dataclass
 class Results:
-    """What there is at the end, however it came; None is what it did not come to.
+    """The results of a run, finished or not; None for what it did not reach.
 
     Attributes:
         exact_free_energy: -ln Z of the dual field in nats.
         exact_structure_factor: E[(sum s)^2] / N^2.
-        reference: The structure factor by cluster Monte Carlo, where no exact value is known.
-        estimate: Free energies from samples of the flow.
-        bounds: The free energy from below, from exact samples, and from above.
+        reference: the structure factor by cluster Monte Carlo, where no exact value is known.
+        estimate: free energies from samples of the flow.
+        bounds: the free energy from below, from exact samples, and from above.
         samplers: "latent" and "physical", those that drew anything.
-        stopped: Why the run ended early, "interrupted" for Ctrl-C; empty if it did not.
+        stopped: reason of an early end, "interrupted" for Ctrl-C; else empty.
     """
 
     settings: Settings
@@ -153,7 +149,7 @@ class Results:
 
     @contextlib.contextmanager
     def stopping(self) -> Iterator[None]:
-        """Let what ends the block early be the reason why the run stopped."""
+        """Note an error or interrupt in the block as the reason why the run stopped."""
         try:
             yield
         except KeyboardInterrupt:
@@ -203,8 +199,8 @@ class Experiment:
     def run(self, on_trained: Callable[[FitResult], object] | None = None) -> Results:
         """Train, estimate, sample; Ctrl-C, or a stage that fails, ends it with what there is.
 
-        All processes of a group train and sample; the first one alone estimates. ``on_trained`` is
-        called with the training as soon as it is over, however it ended.
+        All processes train and sample, the first one alone estimates. ``on_trained`` is called with
+        the training as soon as it is over, however it ended.
         """
         exact = Exact.of(lambda: -self.target.log_partition())
         exact_structure_factor = Exact.of(self.target.spins.structure_factor)

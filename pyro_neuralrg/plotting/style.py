@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""What all figures share: colours, new Axes, curves with errors, pictures, notes, checks."""
+"""Parts of all figures: colours, new Axes, curves with errors, pictures, notes, checks."""
 
 from __future__ import annotations
 
