@@ -113,6 +113,9 @@ class Exact(NamedTuple):
             return cls(None, in_words(error))
         return cls(found) if math.isfinite(found) else cls(None, f"the exact formula gives {found}")
 
+    def __str__(self) -> str:
+        return f"unknown ({self.reason})" if self.value is None else f"{self.value:.6f}"
+
 
 class Sampling(NamedTuple):
     """A sampler that has run, its draws in ArviZ's form, and a summary of the structure factor."""

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pyro_neuralrg import __version__, plotting
-from pyro_neuralrg.app.ising import SPACES, Exact, Results, Sampling
+from pyro_neuralrg.app.ising import SPACES, Results, Sampling
 from pyro_neuralrg.diagnostics import save_tree
 from pyro_neuralrg.files.atomic import remove_leftovers, replacing, writing
 from pyro_neuralrg.flow_file import save
@@ -171,7 +171,7 @@ def as_json(results: Results) -> dict[str, Any]:
             **{name: metadata.version(name) for name in PACKAGES},
         },
     }
-    return _plain(report)
+    return json.loads(json.dumps(report), parse_constant=lambda _: None)
 
 
 def _free_energy(results: Results) -> dict[str, float]:
@@ -204,13 +204,6 @@ def _sampler(run: Sampling) -> dict[str, float]:
     }
 
 
-def _plain(value: Any) -> Any:
-    """The same tree with None for numbers that JSON cannot say."""
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def table(results: Results) -> str:
     """The results as one table of text."""
     settings, training = results.settings, results.training
@@ -231,7 +224,7 @@ def _free_energy_rows(results: Results) -> Iterator[str]:
         return "   ".join([value, *more])
 
     yield "free energy -ln Z (nats)"
-    yield f"  {'exact':<22}{_exact(results.exact_free_energy)}"
+    yield f"  {'exact':<22}{results.exact_free_energy}"
     if results.estimate is None:
         yield "  not estimated"
         return
@@ -251,7 +244,7 @@ def _sampling_rows(results: Results) -> Iterator[str]:
     columns = ("value", "MCSE", "R-hat", "bulk ESS", "ESS/gradient", "ESS/s")
     yield "structure factor <(sum_i s_i)^2>/N^2"
     yield " " * 12 + "".join(f"{column:>14}" for column in columns)
-    yield f"  {'exact':<10}{_exact(results.exact_structure_factor):>14}"
+    yield f"  {'exact':<10}{results.exact_structure_factor!s:>14}"
     if results.reference is not None:
         mean, error = results.reference
         yield f"  {'cluster Monte Carlo':<22}{mean:.5f} +- {error:.5f}"
@@ -262,7 +255,3 @@ def _sampling_rows(results: Results) -> Iterator[str]:
         yield f"  {name:<10}" + "".join(f"{row[key]:>14{form}}" for key, form in formats.items())
     if not results.samplers:
         yield "  not sampled"
-
-
-def _exact(exact: Exact) -> str:
-    return f"unknown ({exact.reason})" if exact.value is None else f"{exact.value:.6f}"

@@ -232,8 +232,8 @@ def plot_ranks(draws: npt.ArrayLike, *, label: str, bins: int = 20, ax: Axes | N
         for chain, row in enumerate(relative):
             ax.stairs(chain + height * row, edges, baseline=chain, fill=True, color="#9ECAE1")
             ax.stairs(chain + height * row, edges, baseline=chain, color=BLUE, linewidth=0.8)
-            even: dict[str, Any] = {"color": "black", "linestyle": "--", "linewidth": 0.9}
-            ax.plot(edges[[0, -1]], [chain + height] * 2, label="" if chain else "even", **even)
+        even = np.arange(chains) + height
+        ax.hlines(even, 0, values.size, color="black", linestyle="--", linewidth=0.9, label="even")
         ax.set_yticks(range(chains))
         ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     else:

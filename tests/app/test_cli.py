@@ -157,14 +157,15 @@ def test_the_table_says_what_the_report_says(quick: Path) -> None:
 def test_cluster_monte_carlo_where_no_exact_structure_factor_is_known(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ising, "ESTIMATE_SAMPLES", 2000)
-    monkeypatch.setattr(ising, "REFERENCE_SITES", 2**15)
+    sizes = {"ESTIMATE_SAMPLES": 2000, "BOUND_SAMPLES": 64, "REFERENCE_SITES": 2**15}
+    for name, size in sizes.items():
+        monkeypatch.setattr(ising, name, size)
     settings = Settings((3, 4, 4), temperature=4.5, steps=2, batch=8, chains=2, draws=4)
     results = Experiment.prepare(settings).run()
     report = as_json(results)["sampling"]
     assert report["exact_structure_factor"] is None
     mean, error = report["reference_structure_factor"], report["reference_structure_factor_se"]
-    expected, its_error = IsingModel((3, 4, 4), 4.5).reference_structure_factor(4000, 1)
+    expected, its_error = IsingModel((3, 4, 4), 4.5).reference_structure_factor(1000, 1)
     assert 0 < error < 0.1 * mean
     assert abs(mean - expected) < 4 * math.hypot(error, its_error)
     assert f"cluster Monte Carlo   {mean:.5f} +- {error:.5f}" in table(results)

@@ -106,7 +106,7 @@ def test_ranks_of_few_chains_are_histograms() -> None:
     # two outlines a chain; all draws of the last chain are in the last bin, at four times the even
     heights = [patch.get_data() for patch in ax.patches[::2]]
     np.testing.assert_allclose(heights[3].values - 3, [0, 0, 0, 0.8])
-    even = [found.get_ydata()[0] for found in ax.get_lines()]
+    even = [segment[0, 1] for segment in ax.collections[0].get_segments()]
     np.testing.assert_allclose(even, np.arange(4) + 0.2)
     assert heights[0].edges[-1] == 1200
 
