@@ -190,7 +190,6 @@ def top_energy(
         >>> top_energy(target, target.flow(), torch.tensor([-1.0, 0.0, 1.0])).values.shape
         torch.Size([3])
     """
-    check_hierarchical(flow)
     _check_single_top(flow)
     check_tensor("y", y)
     if y.dim() != 1 or not len(y) or not bool(y.isfinite().all()):
@@ -218,6 +217,7 @@ def top_energy(
 
 
 def _check_single_top(flow: HierarchicalFlow) -> None:
+    check_hierarchical(flow)
     if not flow.circuit.is_complete:
         raise ValueError(
             f"flow has the circuit {flow.circuit.name!r} of depth {flow.circuit.depth}, which "
@@ -228,13 +228,11 @@ def _check_single_top(flow: HierarchicalFlow) -> None:
 def _energy(target: Any, flow: HierarchicalFlow, x: Tensor, ladj: Tensor) -> Tensor:
     """The target's energy of fields, checked."""
     energy = energy_function(target)
-    shape = getattr(target, "shape", flow.shape)
-    if tuple(shape) != flow.shape:
-        raise ValueError(f"target has shape {tuple(shape)}; accepted: {flow.shape}, the flow's")
-    physical = energy(x)
-    seen = tuple(physical.shape) if isinstance(physical, Tensor) else None
-    if seen != tuple(ladj.shape):
-        raise ValueError(
-            f"target's energy has shape {seen} (None: no tensor); accepted: {tuple(ladj.shape)}"
-        )
-    return physical
+    shape = tuple(getattr(target, "shape", flow.shape))
+    if shape != flow.shape:
+        raise ValueError(f"target has shape {shape}; accepted: {flow.shape}, the flow's")
+    found = energy(x)
+    if not isinstance(found, Tensor) or found.shape != ladj.shape:
+        seen = getattr(found, "shape", type(found).__name__)
+        raise ValueError(f"target's energy is {seen}; accepted: a tensor {tuple(ladj.shape)}")
+    return found
