@@ -42,7 +42,7 @@ class Estimator(Protocol):
 
 @dataclass(frozen=True)
 class Neighbours:
-    r"""Estimator from distances to nearest neighbours (Kraskov et al., their Eq. 8).
+    r"""Estimator from distances to nearest neighbours (A. Kraskov et al., PRE 69, 066138, Eq. 8).
 
     .. math:: I = \psi(k) + \psi(n) - \langle \psi(n_x + 1) + \psi(n_y + 1) \rangle
 
@@ -52,10 +52,6 @@ class Neighbours:
 
     Args:
         k: neighbours; more lower the noise and wash out what is finer.
-
-    References:
-        A. Kraskov, H. Stoegbauer and P. Grassberger, Estimating mutual information, Phys. Rev. E
-        69, 066138 (2004).
 
     Example:
         >>> estimator = Neighbours(k=3)

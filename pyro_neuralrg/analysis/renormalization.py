@@ -27,12 +27,8 @@ from pyro_neuralrg.transforms.scales import number_of_scales, sites_of_scale
 def pyramid(flow: HierarchicalFlow, x: Tensor) -> tuple[Tensor, ...]:
     """The flow of fields through the scales: x, then what is kept at scale 1, 2, ..., the top.
 
-    Args:
-        flow: a HierarchicalFlow.
-        x: fields, any batch shape + ``shape``, in the flow's dtype.
-
-    Returns:
-        A field for each scale k, shape ``batch_shape`` + the lattice's shape at scale k.
+    Of fields x, any batch shape + ``shape``, in the flow's dtype; the field of scale k has the
+    lattice's shape at that scale.
 
     Example:
         >>> from pyro_neuralrg import hierarchical_flow

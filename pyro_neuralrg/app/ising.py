@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pyro_neuralrg.arguments import LARGEST_SEED, check_integer
+from pyro_neuralrg.arguments import check_integer
 from pyro_neuralrg.diagnostics import Summary, summarise, to_arviz
 from pyro_neuralrg.files import CheckpointError, Record
+from pyro_neuralrg.files.format import one_line
 from pyro_neuralrg.free_energy import Bounds, FreeEnergyEstimate, bounds, estimate
 from pyro_neuralrg.lattice import check_shape
 from pyro_neuralrg.mcmc import (
@@ -31,6 +32,7 @@ from pyro_neuralrg.potentials import CRITICAL_TEMPERATURE, IsingDual
 from pyro_neuralrg.runtime.interrupts import deferred_interrupts
 from pyro_neuralrg.runtime.memory import check_fits, kept_bytes
 from pyro_neuralrg.runtime.processes import processes
+from pyro_neuralrg.runtime.seeds import seeded
 from pyro_neuralrg.statistics import Estimate
 from pyro_neuralrg.train import FitResult, default_budget, fit
 from pyro_neuralrg.transforms import HierarchicalFlow
@@ -187,13 +189,12 @@ class Experiment:
             value = getattr(settings, name)
             if value is not None:
                 check_integer(name, value, least, MAXIMUM)
-        check_integer("seed", settings.seed, 0, LARGEST_SEED)
         device = _torch_device(settings.device)
         processes().run_on_all(lambda: _check_fields_fit(settings, device))
         processes().share("batch", _batch(settings))
         processes().share("chains", settings.chains)
         target = IsingDual(settings.shape, temperature=settings.temperature).to(device)
-        with _seeded(device, settings.seed):
+        with seeded(settings.seed):
             flow = target.flow(dtype=getattr(torch, settings.dtype)).to(device)
         if not any(True for _ in flow.parameters()):
             raise ValueError(f"shape is {settings.shape}; accepted: at least two sites")
@@ -244,14 +245,14 @@ class Experiment:
 
     def estimate(self) -> FreeEnergyEstimate:
         """Estimate -ln Z from samples of the flow."""
-        with _seeded(self.target.device, self.settings.seed + 1):
+        with seeded(self.settings.seed + 1):
             return estimate(self.target, self.flow, ESTIMATE_SAMPLES, ESTIMATE_BATCH)
 
     def bounds(self) -> Bounds:
         """Bound -ln Z from both sides: from exact samples of the target, and from the flow's."""
         seed = self.settings.seed
         number = min(BOUND_SAMPLES, max(REFERENCE_LEAST, BOUND_SITES // math.prod(self.flow.shape)))
-        with _seeded(self.target.device, seed + 2):
+        with seeded(seed + 2):
             return bounds(self.target, self.flow, number, batch_size=ESTIMATE_BATCH, seed=seed)
 
     def reference(self) -> Estimate:
@@ -323,14 +324,6 @@ class Experiment:
         )
 
 
-@contextlib.contextmanager
-def _seeded(device: torch.device, seed: int) -> Iterator[None]:
-    """Random numbers from a seed in the block, and then as if it had not been."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
-
-
 def _torch_device(name: str) -> torch.device:
     """The device of this name, if torch can compute there."""
     if name == "auto":
@@ -339,11 +332,8 @@ def _torch_device(name: str) -> torch.device:
         device = torch.device(name)
         float(torch.zeros(1, device=device).sum())  # a "meta" tensor, say, has no numbers
     except Exception as error:  # whatever its backend raises
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(
-            f"device is {name!r}; accepted: auto, cpu, or an accelerator that torch finds here "
-            f"({reason})"
-        ) from None
+        accepted = "auto, cpu, or an accelerator that torch finds here"
+        raise ValueError(f"device is {name!r}; accepted: {accepted} ({one_line(error)})") from None
     return device
 
 

@@ -204,18 +204,14 @@ def plot_ranks(draws: npt.ArrayLike, *, label: str, bins: int = 20, ax: Axes | N
     """Ranks of the draws of each chain among all draws: even, if the chains agree.
 
     Up to twelve chains have a histogram each, about a line at the even count; more are the rows of
-    a picture, dark where a chain has more draws than its share. A note says if they have not
-    converged. Shown in ``tutorials/figures/ranks.png``.
+    a picture, dark where a chain has more draws than its share (A. Vehtari et al., Bayesian
+    Analysis 16 (2021)). Shown in ``tutorials/figures/ranks.png``.
 
     Args:
         draws: values of the observable, shape ``(chains, draws)``.
         label: name of the observable.
         bins: number of bins of the ranks.
         ax: Axes to draw on; None makes a new figure.
-
-    References:
-        Vehtari, Gelman, Simpson, Carpenter, Buerkner, "Rank-normalization, folding, and
-        localization: an improved R-hat", Bayesian Analysis 16 (2021).
 
     Example:
         >>> ax = plot_ranks([[0.1, 0.2, 0.1], [0.3, 0.2, 0.2]], label="magnetisation", bins=3)
