@@ -173,7 +173,7 @@ def overlap(response: Response | Tensor, patterns: Tensor) -> Overlap:
     rows, ideal = mean.double().flatten(1), patterns.double().flatten(1)
     norms = rows.norm(dim=1)
     if not bool(norms.isfinite().all()) or bool((norms == 0).any()):
-        raise ValueError("response has a row that vanishes or is not finite; accepted: others")
+        raise ValueError("response has a row of zeros or not finite; accepted: finite responses")
     unit = torch.eye(len(ideal), dtype=torch.float64, device=ideal.device)
     if not torch.allclose(ideal @ ideal.T, unit, atol=1e-5):
         raise ValueError("patterns are not orthonormal; accepted: orthonormal patterns")

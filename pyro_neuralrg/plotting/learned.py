@@ -310,7 +310,7 @@ def plot_effective_energy(
     """
     shares, _, middle, width = _histograms(values, bins)
     ax = axes_or_new(ax)
-    lines = known_points(ax, computed) if computed else {}
+    lines = known_points(ax, computed, "computed") if computed else {}
     strange = [name for name in lines if name not in shares]
     if strange:
         raise ValueError(f"computed has {strange}; accepted: names of values, {list(shares)}")

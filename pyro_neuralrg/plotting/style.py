@@ -107,9 +107,11 @@ class Series(NamedTuple):
         return x[known], values[known], error[known]
 
 
-def known_points(ax: Axes, found: Mapping[str, Series]) -> dict[str, Points]:
+def known_points(
+    ax: Axes, found: Mapping[str, Series], argument: str = "found"
+) -> dict[str, Points]:
     """Finite points of each curve, by its name; ``ax`` gets a note of all that is missing."""
-    check_named("found", found, Series)
+    check_named(argument, found, Series)
     points = {name: series.finite() for name, series in found.items()}
     missing = []
     for name, (x, _, error) in points.items():

@@ -52,8 +52,9 @@ NEVER = [None, math.nan, "x", object(), 3j, {}, [], torch.zeros(())]
 """No argument takes one of these, but None where it is the default."""
 
 SCALE = {"scale": INTEGERS}
+OF_SCALE = Case(lambda: {"flow": flow(), "scale": 1}, SCALE)
 CASES = {
-    "block_wavelets": Case(lambda: {"flow": flow(), "scale": 1}, SCALE),
+    "block_wavelets": OF_SCALE,
     "by_distance": Case(
         lambda: {"information": information(), "shape": SHAPE, "boundary": "periodic"},
         {"information": [torch.zeros(4, 4), information(9)], "shape": [(2.0, 2), -4]},
@@ -81,7 +82,7 @@ CASES = {
     ),
     "light_cone": Case(lambda: {"circuit": flow().circuit}, {"circuit": [flow()]}),
     "reach": Case(lambda: {"circuit": flow().circuit}, {"circuit": [flow()]}),
-    "latents_of_scale": Case(lambda: {"flow": flow(), "scale": 1}, SCALE),
+    "latents_of_scale": OF_SCALE,
     "mutual_information": Case(
         lambda: {
             "samples": torch.randn(64, *SHAPE), "estimator": analysis.Bins(2), "shuffles": 2,
@@ -133,7 +134,7 @@ CASES = {
         lambda: {"flow": flow(), "x": fields()},
         {"x": FIELDS + FLOATS, "flow": [hierarchical_flow(SHAPE, depth=0)]},
     ),
-    "variables_of_scale": Case(lambda: {"flow": flow(), "scale": 1}, SCALE),
+    "variables_of_scale": OF_SCALE,
     "written_patterns": Case(
         lambda: {"flow": flow(), "z": fields(), "variables": [0], "batch_size": 2},
         {"z": FIELDS + FLOATS + FEW, "variables": VARIABLES, "batch_size": INTEGERS[:4]},

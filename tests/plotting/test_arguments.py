@@ -88,6 +88,9 @@ REFUSED: dict[str, Callable[[], Any]] = {
     r"found has shape \(1,\)": lambda: plotting.plot_information_by_scale(
         analysis.GroupedInformation(*torch.ones(3, 1))
     ),
+    r"computed\['a'\] is a list": lambda: plotting.plot_effective_energy(
+        {"a": [0.0, 1.0]}, computed={"a": [1.0]}
+    ),
     r"computed has \['b'\]": lambda: plotting.plot_effective_energy(
         {"a": [0.0, 1.0]}, computed={"b": plotting.Series([1], [2.0], [0.1])}
     ),
@@ -105,5 +108,5 @@ REFUSED: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("message", REFUSED)
 def test_bad_numbers_are_refused(message: str) -> None:
-    with pytest.raises(ValueError, match=f"^{message}.*accepted: "):
+    with pytest.raises((TypeError, ValueError), match=f"^{message}.*accepted: "):
         REFUSED[message]()
