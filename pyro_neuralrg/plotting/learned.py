@@ -31,13 +31,13 @@ from pyro_neuralrg.plotting.style import (
     look,
 )
 
-LEVELS = 25  # of the colours of mutual information: noise takes less room in a file
-LINEAR = 10.0  # colours of responses are linear up to the largest one over this
+LEVELS = 25  # colours of mutual information: few, so that noise takes less room in a file
+LINEAR = 10.0  # colours are linear up to the largest response divided by this
 POSITIVE = colormaps["Blues"].resampled(LEVELS)  # zero is the white of the paper
 RESPONSE = r"$E[\partial z / \partial x]$ (1/x)"
 INFORMATION = "mutual information (nats)"
-LEGEND_SHARE = 0.35  # of the height of effective energies, above them
-MAX_NUMBERED_SCALES = 12  # beyond, the numbers in the cells cannot be read
+LEGEND_SHARE = 0.35  # height of the legend over that of the curves
+MAX_NUMBERED_SCALES = 12  # numbers in more cells cannot be read
 
 
 def plot_responses(

@@ -9,7 +9,6 @@ import torch
 
 from pyro_neuralrg.analysis import (
     block_wavelets,
-    latents_of_scale,
     overlap,
     responses,
     variables_of_scale,
@@ -17,17 +16,6 @@ from pyro_neuralrg.analysis import (
 )
 from pyro_neuralrg.transforms import hierarchical_flow
 from tests.analysis.linear import any_matrix, haar, jacobian, linear_flow, orthogonal
-
-
-def test_haar_flow_answers_with_haar_wavelets() -> None:
-    flow = linear_flow((8, 8), haar)
-    found = responses(flow, torch.randn(5, 8, 8), latents_of_scale(flow, 3))
-    torch.testing.assert_close(found.mean, torch.full((1, 8, 8), 1 / 8))
-    detail = responses(flow, torch.randn(5, 8, 8), [2]).mean[0]  # scale 1, left - right
-    expected = torch.zeros(8, 8)
-    expected[:4, :2], expected[:4, 2:4] = 0.25, -0.25
-    torch.testing.assert_close(detail, expected)
-    assert detail.norm() == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("circuit", ["tree", "mera"])

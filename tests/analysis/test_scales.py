@@ -62,16 +62,6 @@ def test_block_wavelets_are_orthonormal_and_hold_their_own_site(name: str) -> No
         assert ((wavelets > 0).sum(0) == 1).all()
 
 
-def test_a_square_and_its_quarters() -> None:
-    flow = named("mera")
-    assert [len(latents_of_scale(flow, k)) for k in range(4)] == [48, 12, 3, 1]
-    assert variables_of_scale(flow, 2).tolist() == [0, 4, 32, 36]
-    quarters = block_wavelets(flow, 2)
-    expected = torch.zeros(4, 8, 8)
-    expected[0, :4, :4] = expected[1, :4, 4:] = expected[2, 4:, :4] = expected[3, 4:, 4:] = 0.25
-    torch.testing.assert_close(quarters, expected)
-
-
 @pytest.mark.parametrize(
     ("circuit", "shape", "boundary"),
     [("tree", (8,), "periodic"), ("mera", (7,), "open"), ("mera", (4, 6), "periodic"),

@@ -88,27 +88,11 @@ def test_a_band_has_a_gap_where_the_error_is_unknown() -> None:
     assert title(ax) == "no error bar known for 4 of 9 points of 'a'"
 
 
-def test_estimates_are_drawn_with_bars_and_named() -> None:
-    found = {"a": Series([1, 2], [3.0, 4.0], [0.1, 0.2]), "b": Series([1], [2.0], [0.3])}
-    ax = plotting.plot_estimates(found)
-    assert ax.get_legend_handles_labels()[1] == ["a", "b"]
-    line, _, bars = ax.containers[0]
-    assert line.get_ydata().tolist() == [3.0, 4.0]
-    np.testing.assert_allclose(bars[0].get_segments()[1][:, 1], [3.8, 4.2])
-
-
 def test_the_error_of_a_single_chain_is_not_known() -> None:
     values = np.random.default_rng(0).uniform(size=(1, 40))
     ax = plotting.plot_structure_factor({"one": values})
     assert title(ax).startswith("no error bar known for 'one'")
     assert not ax.collections or not any(len(p.vertices) for p in ax.collections[0].get_paths())
-
-
-def test_notebooks_show_new_figures() -> None:
-    ax = plotting.plot_free_energy([3.0, 2.0, 1.5], exact=1.0)
-    picture = matplotlib.image.imread(io.BytesIO(ax.figure._repr_png_()))
-    assert picture.shape[:2] == (320, 480)
-    assert picture.std() > 0.05
 
 
 def test_draws_on_what_is_given_and_writes_a_png(tmp_path: Path) -> None:
