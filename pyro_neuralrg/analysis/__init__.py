@@ -1,10 +1,12 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Analysis of a flow: responses of its latents, mutual information, fields of every scale."""
+"""Analysis of a flow: responses of its latents, mutual information, fields of every scale.
+
+Every function raises a TypeError or ValueError that names the argument it cannot take.
+"""
 
 from __future__ import annotations
 
-from pyro_neuralrg.analysis.cones import light_cone, reach
 from pyro_neuralrg.analysis.estimators import Bins, Estimator, Neighbours
 from pyro_neuralrg.analysis.information import (
     GroupedInformation,
@@ -33,6 +35,8 @@ from pyro_neuralrg.analysis.renormalization import (
 from pyro_neuralrg.analysis.scales import (
     block_wavelets,
     latents_of_scale,
+    light_cone,
+    reach,
     scale_of_latents,
     variables_of_scale,
 )

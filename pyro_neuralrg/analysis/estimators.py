@@ -3,11 +3,9 @@
 """Estimators of the mutual information of two continuous variables.
 
 Each gives a contribution of every sample, whose mean is the estimate: means over parts of the
-samples then tell its error, also of sums over many pairs of variables.
-
-Mutual information does not change if each variable is mapped monotonically. Samples are therefore
-replaced by their ranks first, so that all variables have the same distribution, whatever their
-units and tails, and one bias of independent variables is that of all.
+samples then tell its error, also of sums over many pairs of variables. Mutual information does not
+change if each variable is mapped monotonically: samples are replaced by their ranks, so that all
+variables have one distribution, and independent ones one bias.
 """
 
 from __future__ import annotations
@@ -44,23 +42,16 @@ class Estimator(Protocol):
 
 @dataclass(frozen=True)
 class Neighbours:
-    r"""Estimator from distances to nearest neighbours (Kraskov et al., their Eq. 8).
+    r"""Estimator from distances to nearest neighbours (A. Kraskov et al., PRE 69, 066138, Eq. 8).
 
     .. math:: I = \psi(k) + \psi(n) - \langle \psi(n_x + 1) + \psi(n_y + 1) \rangle
 
     with the numbers :math:`n_x`, :math:`n_y` of samples closer in one variable than the k-th
-    neighbour is in both (the larger of the two distances). Of the values that normal variables
+    neighbour is in both (the larger of the two distances), between values that normal variables
     would have at these ranks. Free of bias for independent variables; O(n log n) a pair.
 
     Args:
         k: neighbours; more lower the noise and wash out what is finer.
-
-    Raises:
-        TypeError, ValueError: naming the argument.
-
-    References:
-        A. Kraskov, H. Stoegbauer and P. Grassberger, Estimating mutual information, Phys. Rev. E
-        69, 066138 (2004).
 
     Example:
         >>> estimator = Neighbours(k=3)
@@ -85,7 +76,7 @@ class Neighbours:
         return scores[ranks], scores
 
     def contributions(self, first: tuple[Array, Array], second: tuple[Array, Array]) -> Array:
-        """Contribution of each sample in nats, shape ``(samples,)``."""
+        """See :meth:`Estimator.contributions`."""
         size = first[0].size
         points = np.column_stack([first[0], second[0]])
         distances = cKDTree(points).query(points, k=[self.k + 1], p=np.inf)[0][:, 0]
@@ -112,9 +103,6 @@ class Bins:
     Args:
         count: bins b of each variable.
 
-    Raises:
-        TypeError, ValueError: naming the argument.
-
     Example:
         >>> estimator = Bins(4)
         >>> x = estimator.prepare(np.arange(1000))
@@ -137,7 +125,7 @@ class Bins:
         return ranks * self.count // ranks.size
 
     def contributions(self, first: NDArray[np.int64], second: NDArray[np.int64]) -> Array:
-        """Contribution of each sample in nats, shape ``(samples,)``."""
+        """See :meth:`Estimator.contributions`."""
         cells = first * self.count + second
         joint = np.bincount(cells, minlength=self.count**2).reshape(self.count, self.count)
         expected = np.outer(joint.sum(1), joint.sum(0)) / first.size

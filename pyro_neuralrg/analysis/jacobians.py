@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,25 +53,17 @@ class Response:
 
 
 def responses(
-    flow: HierarchicalFlow,
-    x: Tensor,
-    variables: Sequence[int] | Tensor,
-    *,
-    batch_size: int = 256,
+    flow: HierarchicalFlow, x: Tensor, variables: Sequence[int] | Tensor, *, batch_size: int = 256
 ) -> Response:
     r"""Responses of latents to the field, :math:`E_x[\partial z_i / \partial x]` (paper Fig. 4a).
 
-    Of a linear flow these are its wavelets, whatever x. One reverse pass per variable and batch:
-    never dearer than forward passes, one per site.
+    Of a linear flow these are its wavelets, whatever x. One reverse pass per variable and batch.
 
     Args:
         flow: a HierarchicalFlow.
         x: fields, shape ``(samples,) + shape``, in the flow's dtype.
         variables: flat indices of latents, for example ``latents_of_scale(flow, k)``.
         batch_size: fields in memory at a time.
-
-    Raises:
-        TypeError, ValueError: naming the argument.
 
     Example:
         >>> from pyro_neuralrg import hierarchical_flow
@@ -85,26 +77,13 @@ def responses(
 
 
 def written_patterns(
-    flow: HierarchicalFlow,
-    z: Tensor,
-    variables: Sequence[int] | Tensor,
-    *,
-    batch_size: int = 256,
+    flow: HierarchicalFlow, z: Tensor, variables: Sequence[int] | Tensor, *, batch_size: int = 256
 ) -> Response:
     r"""Patterns that latents write into the field, :math:`E_z[\partial x / \partial z_i]`.
 
     Of an orthogonal flow the same as :func:`responses`, of any other linear one its dual basis. A
-    latent may answer to a single site and yet write a broad pattern. One pass per variable and
-    batch.
-
-    Args:
-        flow: a HierarchicalFlow.
-        z: latents, shape ``(samples,) + shape``, in the flow's dtype.
-        variables: flat indices of latents.
-        batch_size: fields in memory at a time.
-
-    Raises:
-        TypeError, ValueError: naming the argument.
+    latent may answer to a single site and yet write a broad pattern. Arguments and cost are those
+    of :func:`responses`, with latents z, shape ``(samples,) + shape``, instead of fields.
 
     Example:
         >>> from pyro_neuralrg import hierarchical_flow
@@ -118,16 +97,7 @@ def written_patterns(
 def responses_by_scale(
     flow: HierarchicalFlow, x: Tensor, *, most: int | None = None, batch_size: int = 256
 ) -> dict[int, Response]:
-    """The :func:`responses` of the latents of every scale, finest first.
-
-    Args:
-        flow: a HierarchicalFlow.
-        x: fields, shape ``(samples,) + shape``, in the flow's dtype.
-        most: latents of each scale, the first ones; None for all.
-        batch_size: fields in memory at a time.
-
-    Raises:
-        TypeError, ValueError: naming the argument.
+    """The :func:`responses` of the first ``most`` latents of every scale, or of all; finest first.
 
     Example:
         >>> from pyro_neuralrg import hierarchical_flow
@@ -153,8 +123,8 @@ class Overlap:
         cosines: of every response (row) with every pattern (column), shape ``(n, n)``.
         rotation: the orthogonal Q that takes the responses R closest to the patterns, as Q R.
         rotated: the same cosines after the rotation.
-        subspace: cosines of the principal angles between the spaces that responses and patterns
-            span, descending, shape ``(n,)``: all 1 if other latents play no part.
+        subspace: cosines of the principal angles between the spaces that both span, descending,
+            shape ``(n,)``: all 1 if other latents play no part.
     """
 
     cosines: Tensor
@@ -176,21 +146,14 @@ class Overlap:
 def overlap(response: Response | Tensor, patterns: Tensor) -> Overlap:
     r"""Compare responses with ideal patterns, as they are and after the best rotation.
 
-    Standard normals are invariant under rotations: a flow followed by Q, z' = Q z, is as good as
-    without. Block spins are therefore one basis of the coarse variables among many, and the
-    rotation with the largest :math:`\mathrm{tr}\, Q R W^T` is taken: with the singular value
-    decomposition :math:`R W^T = U S V^T` it is :math:`Q = V U^T` (orthogonal Procrustes).
+    Standard normals are invariant under rotations: block spins are one basis of the coarse
+    variables among many. The rotation of the responses R towards the patterns W with the largest
+    :math:`\mathrm{tr}\, Q R W^T` is :math:`Q = V U^T`, with the singular value decomposition
+    :math:`R W^T = U S V^T` (P. H. Schoenemann, Psychometrika 31, 1 (1966)).
 
     Args:
         response: of n latents, or their mean responses, shape ``(n,) + shape``.
         patterns: orthonormal, shape ``(n,) + shape``, for example from ``block_wavelets``.
-
-    Raises:
-        TypeError, ValueError: naming the argument.
-
-    References:
-        P. H. Schoenemann, A generalized solution of the orthogonal Procrustes problem,
-        Psychometrika 31, 1 (1966).
 
     Example:
         >>> quarters = torch.eye(4)
@@ -210,7 +173,7 @@ def overlap(response: Response | Tensor, patterns: Tensor) -> Overlap:
     rows, ideal = mean.double().flatten(1), patterns.double().flatten(1)
     norms = rows.norm(dim=1)
     if not bool(norms.isfinite().all()) or bool((norms == 0).any()):
-        raise ValueError("response has a row that vanishes or is not finite; accepted: others")
+        raise ValueError("response has a row of zeros or not finite; accepted: finite responses")
     unit = torch.eye(len(ideal), dtype=torch.float64, device=ideal.device)
     if not torch.allclose(ideal @ ideal.T, unit, atol=1e-5):
         raise ValueError("patterns are not orthonormal; accepted: orthonormal patterns")
@@ -227,7 +190,7 @@ def overlap(response: Response | Tensor, patterns: Tensor) -> Overlap:
 
 
 def _averaged(
-    derivative: Callable[[HierarchicalFlow, Tensor, Sequence[int]], Iterator[Tensor]],
+    prepare: Callable[[HierarchicalFlow, Tensor], tuple[Tensor, Tensor]],
     flow: HierarchicalFlow,
     fields: Tensor,
     variables: Any,
@@ -239,10 +202,14 @@ def _averaged(
     number = len(fields)
     total = square = origin = torch.zeros(())
     for index, batch in enumerate(fields.detach().split(batch_size)):
-        slopes = torch.stack(list(derivative(flow, batch, chosen))).detach().double()
+        with torch.enable_grad():
+            values, at = prepare(flow, batch.requires_grad_())
+            sums = values.flatten(1).sum(0).unbind()  # fields do not meet: its gradients are theirs
+        slopes = [torch.autograd.grad(sums[i], at, retain_graph=True)[0] for i in chosen]
+        slope = torch.stack(slopes).double()
         if index == 0:  # sums of deviations from one field lose no digits
-            origin = slopes[:, :1]
-        deviation = slopes - origin
+            origin = slope[:, :1]
+        deviation = slope - origin
         total = total + deviation.sum(1)
         square = square + deviation.square().sum(1)
     shift = total / number
@@ -251,29 +218,14 @@ def _averaged(
     return Response(chosen, origin[:, 0] + shift, spread / number**0.5, spread, number)
 
 
-def _answers(flow: HierarchicalFlow, x: Tensor, variables: Sequence[int]) -> Iterator[Tensor]:
-    """dz_i/dx of each field, for each variable."""
-    with torch.enable_grad():
-        x = x.requires_grad_()
-        z = flow.inverse_and_ladj(x)[0].flatten(1)
-    return _gradients(z, x, variables)
+def _answers(flow: HierarchicalFlow, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Latents, and the fields that they answer to."""
+    return flow.inverse_and_ladj(x)[0], x
 
 
-def _patterns(flow: HierarchicalFlow, z: Tensor, variables: Sequence[int]) -> Iterator[Tensor]:
-    """dx/dz_i of each field, for each variable: the slope of a gradient in its cotangent."""
-    with torch.enable_grad():
-        z = z.requires_grad_()
-        x = flow.forward_and_ladj(z)[0]
-        cotangent = torch.zeros_like(x, requires_grad=True)
-        (pulled,) = torch.autograd.grad(x, z, cotangent, create_graph=True)
-    return _gradients(pulled.flatten(1), cotangent, variables)
-
-
-def _gradients(values: Tensor, at: Tensor, variables: Sequence[int]) -> Iterator[Tensor]:
-    """Gradients of each field's values; as fields do not meet, those of the sum over fields."""
-    for index, variable in enumerate(variables):
-        keep = index < len(variables) - 1
-        with torch.enable_grad():
-            total = values[:, variable].sum()
-        (slope,) = torch.autograd.grad(total, at, retain_graph=keep)
-        yield slope
+def _patterns(flow: HierarchicalFlow, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of fields with respect to latents, and the cotangents in which they are linear."""
+    x = flow.forward_and_ladj(z)[0]
+    cotangent = torch.zeros_like(x, requires_grad=True)
+    (pulled,) = torch.autograd.grad(x, z, cotangent, create_graph=True)
+    return pulled, cotangent

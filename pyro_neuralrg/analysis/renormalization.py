@@ -10,35 +10,25 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.analysis.scales import (
-    check_fields,
-    check_hierarchical,
-    variables_of_scale,
+from pyro_neuralrg.analysis.scales import check_fields, check_hierarchical, variables_of_scale
+from pyro_neuralrg.arguments import (
+    LARGEST_SEED,
+    check_choice,
+    check_integer,
+    check_tensor,
+    check_type,
 )
-from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, check_tensor, check_type
 from pyro_neuralrg.free_energy.importance import energy_function
 from pyro_neuralrg.statistics import kish_fractions
 from pyro_neuralrg.transforms import HierarchicalFlow
 from pyro_neuralrg.transforms.scales import number_of_scales, sites_of_scale
 
-FIXED = ("coarse", "fine")
-
 
 def pyramid(flow: HierarchicalFlow, x: Tensor) -> tuple[Tensor, ...]:
-    """The flow of fields through the scales: x, then what is kept at scale 1, 2, ....
+    """The flow of fields through the scales: x, then what is kept at scale 1, 2, ..., the top.
 
-    Fields of scale k are those that its layers meet. The last is the top: in a flow of two phases,
-    with the two modes of its base.
-
-    Args:
-        flow: a HierarchicalFlow.
-        x: fields, any batch shape + ``shape``, in the flow's dtype.
-
-    Returns:
-        A field for each scale k, shape ``batch_shape`` + the lattice's shape at scale k.
-
-    Raises:
-        TypeError, ValueError: naming the argument.
+    Of fields x, any batch shape + ``shape``, in the flow's dtype; the field of scale k has the
+    lattice's shape at that scale.
 
     Example:
         >>> from pyro_neuralrg import hierarchical_flow
@@ -59,18 +49,8 @@ def pyramid(flow: HierarchicalFlow, x: Tensor) -> tuple[Tensor, ...]:
 def top_variable(flow: HierarchicalFlow, x: Tensor) -> Tensor:
     """The coarsest variable of each field, an order parameter that the flow has found.
 
-    The top of :func:`pyramid`. Of a flow that was trained at one temperature it is a coordinate of
-    that temperature, also for fields of another.
-
-    Args:
-        flow: a HierarchicalFlow that leaves one coarsest variable.
-        x: fields, any batch shape + ``shape``, in the flow's dtype.
-
-    Returns:
-        Shape ``batch_shape``.
-
-    Raises:
-        TypeError, ValueError: naming the argument.
+    The top of :func:`pyramid`, of a flow that leaves one coarsest variable; shape ``batch_shape``.
+    It is a coordinate of the temperature of the training, also for fields of another.
 
     Example:
         >>> from pyro_neuralrg import hierarchical_flow
@@ -109,9 +89,6 @@ def resample(
     Returns:
         Fields, shape ``(number,) + batch_shape + shape``.
 
-    Raises:
-        TypeError, ValueError: naming the argument.
-
     Example:
         >>> from pyro_neuralrg import hierarchical_flow
         >>> flow = hierarchical_flow((4, 4))
@@ -121,8 +98,7 @@ def resample(
         (torch.Size([3, 10, 4, 4]), True)
     """
     check_fields(flow, "x", x)
-    if fix not in FIXED:
-        raise ValueError(f"fix is {fix!r}; accepted: {', '.join(FIXED)}")
+    check_choice("fix", fix, ("coarse", "fine"))
     number = check_integer("number", number, 1)
     check_type("generator", generator, torch.Generator | None, "a torch.Generator or None")
     coarse = torch.zeros(math.prod(flow.shape), dtype=torch.bool)
@@ -142,23 +118,20 @@ def effective_energy(
 
     .. math:: -\ln \pi(g(z)) - \ln\left|\det \frac{\partial g(z)}{\partial z}\right|
 
-    For a perfect flow it is :math:`-\ln p(z)` of the base and a constant: nothing is left to
-    sample. With a scale k it is that of u(z), the field of that scale together with the latents of
-    the finer ones, and of the map from u to x. If the finer latents are independent normals, what
-    is left without their :math:`z^2 / 2` is the energy of the block variables. Scale 0 is the field
-    under the Gaussian layer.
+    For a perfect flow it is :math:`-\ln p(z)` of the base and a constant. With a scale k it is that
+    of u(z), the field of that scale together with the latents of the finer ones, and of the map
+    from u to x. If the finer latents are independent normals, what is left without their
+    :math:`z^2 / 2` is the energy of the block variables.
 
     Args:
         target: a potential, or a batched energy function in nats.
         flow: a HierarchicalFlow.
         z: latents, any batch shape + ``shape``, in the flow's dtype.
-        scale: k, from 0 to the number of decimators; None for all latents.
+        scale: k, from 0 (the field under the Gaussian layer) to the number of decimators; None for
+            all latents.
 
     Returns:
         Nats, shape ``batch_shape``; differentiable with respect to z.
-
-    Raises:
-        TypeError, ValueError: naming the argument.
 
     Example:
         >>> from pyro_neuralrg import IsingDual
@@ -195,10 +168,10 @@ def top_energy(
 
     .. math:: V(y) = -\ln \int e^{-E(y, z)}\, dz
 
-    with E(y, z) the :func:`effective_energy` of the last scale (paper Eq. 6), y the top variable of
-    :func:`top_variable` and z all others. With -ln Z of the target subtracted it is -ln p(y), which
-    can be read from exact samples, too: two wells where the flow tells two phases apart. The
-    integral is an average over independent normals z, the same ones for every y.
+    with E(y, z) the :func:`effective_energy` of the last scale (paper Eq. 6), y the
+    :func:`top_variable` and z all others. With -ln Z of the target subtracted it is -ln p(y): two
+    wells where the flow tells two phases apart. The integral is an average over independent normals
+    z, the same ones for every y.
 
     Args:
         target: a potential, or a batched energy function in nats.
@@ -207,16 +180,12 @@ def top_energy(
         num_samples: for each of them.
         seed: of the normals.
 
-    Raises:
-        TypeError, ValueError: naming the argument.
-
     Example:
         >>> from pyro_neuralrg import IsingDual
         >>> target = IsingDual((4, 4))
         >>> top_energy(target, target.flow(), torch.tensor([-1.0, 0.0, 1.0])).values.shape
         torch.Size([3])
     """
-    check_hierarchical(flow)
     _check_single_top(flow)
     check_tensor("y", y)
     if y.dim() != 1 or not len(y) or not bool(y.isfinite().all()):
@@ -236,15 +205,15 @@ def top_energy(
     log_weights = torch.stack(weights)
     mean = log_weights.logsumexp(1) - math.log(num_samples)
     relative = (log_weights - mean[:, None]).exp()
-    dimensions = finer.shape[1]
     return TopEnergy(
-        values=-mean - 0.5 * dimensions * math.log(2 * math.pi),
+        values=-mean - 0.5 * finer.shape[1] * math.log(2 * math.pi),
         standard_error=relative.std(1) / math.sqrt(num_samples),
         ess=kish_fractions(log_weights),
     )
 
 
 def _check_single_top(flow: HierarchicalFlow) -> None:
+    check_hierarchical(flow)
     if not flow.circuit.is_complete:
         raise ValueError(
             f"flow has the circuit {flow.circuit.name!r} of depth {flow.circuit.depth}, which "
@@ -255,13 +224,11 @@ def _check_single_top(flow: HierarchicalFlow) -> None:
 def _energy(target: Any, flow: HierarchicalFlow, x: Tensor, ladj: Tensor) -> Tensor:
     """The target's energy of fields, checked."""
     energy = energy_function(target)
-    shape = getattr(target, "shape", flow.shape)
-    if tuple(shape) != flow.shape:
-        raise ValueError(f"target has shape {tuple(shape)}; accepted: {flow.shape}, the flow's")
-    physical = energy(x)
-    seen = tuple(physical.shape) if isinstance(physical, Tensor) else None
-    if seen != tuple(ladj.shape):
-        raise ValueError(
-            f"target's energy has shape {seen} (None: no tensor); accepted: {tuple(ladj.shape)}"
-        )
-    return physical
+    shape = tuple(getattr(target, "shape", flow.shape))
+    if shape != flow.shape:
+        raise ValueError(f"target has shape {shape}; accepted: {flow.shape}, the flow's")
+    found = energy(x)
+    if not isinstance(found, Tensor) or found.shape != ladj.shape:
+        seen = getattr(found, "shape", type(found).__name__)
+        raise ValueError(f"target's energy is {seen}; accepted: a tensor {tuple(ladj.shape)}")
+    return found

@@ -1,9 +1,10 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""The scales of a flow's latent variables."""
+"""Scales of a flow's latents, blocks of sites, and the light cones of a circuit (paper Fig. 2a)."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,26 +12,17 @@ import torch
 from torch import Tensor
 
 from pyro_neuralrg.arguments import check_integer, check_tensor, check_type
+from pyro_neuralrg.lattice import Circuit, Layer
 from pyro_neuralrg.transforms import HierarchicalFlow
+from pyro_neuralrg.transforms.partition import block_sites, pack
 from pyro_neuralrg.transforms.scales import blocks_of_scale, number_of_scales, sites_of_scale
 
 
 def latents_of_scale(flow: HierarchicalFlow, scale: int) -> Tensor:
-    """The latents that the decimator of one scale leaves behind.
+    """The latents that the decimator of one scale leaves behind: flat indices, increasing.
 
-    Every latent belongs to one scale: k = 0, the finest, to the number n of decimators, to which
-    belongs what the last of them keeps (a single variable of a complete circuit; all, of a
-    brickwork, whose only scale is 0).
-
-    Args:
-        flow: a HierarchicalFlow.
-        scale: k, from 0 to n.
-
-    Returns:
-        Flat indices of sites, increasing.
-
-    Raises:
-        TypeError, ValueError: naming the argument.
+    Every latent belongs to one scale, from k = 0, the finest, to the number n of decimators, to
+    which belongs what the last of them keeps (a single variable of a complete circuit).
 
     Example:
         >>> from pyro_neuralrg import hierarchical_flow
@@ -38,28 +30,14 @@ def latents_of_scale(flow: HierarchicalFlow, scale: int) -> Tensor:
         >>> latents_of_scale(flow, 1), latents_of_scale(flow, 2)
         (tensor([ 2,  8, 10]), tensor([0]))
     """
-    check_hierarchical(flow)
-    there = sites_of_scale(flow.circuit, scale).flatten()
+    there = variables_of_scale(flow, scale)
     if scale == number_of_scales(flow.circuit):
-        return there.sort().values
-    coarser = sites_of_scale(flow.circuit, scale + 1).flatten()
-    return there[~torch.isin(there, coarser)].sort().values
+        return there
+    return there[~torch.isin(there, variables_of_scale(flow, scale + 1))]
 
 
 def variables_of_scale(flow: HierarchicalFlow, scale: int) -> Tensor:
-    """The latents of a scale and of all coarser ones: those its field is made of.
-
-    Of the last scale but one of a complete flow with blocks of 2 x 2, the four top variables.
-
-    Args:
-        flow: a HierarchicalFlow.
-        scale: k, from 0 to the number of decimators.
-
-    Returns:
-        Flat indices of sites, increasing.
-
-    Raises:
-        TypeError, ValueError: naming the argument.
+    """The latents of a scale k = 0 ... n and of all coarser ones: flat indices, increasing.
 
     Example:
         >>> from pyro_neuralrg import hierarchical_flow
@@ -73,9 +51,6 @@ def variables_of_scale(flow: HierarchicalFlow, scale: int) -> Tensor:
 def scale_of_latents(flow: HierarchicalFlow) -> Tensor:
     """The scale of every latent, of the lattice's shape; see :func:`latents_of_scale`.
 
-    Raises:
-        TypeError, ValueError: naming the argument.
-
     Example:
         >>> from pyro_neuralrg import hierarchical_flow
         >>> scale_of_latents(hierarchical_flow((4,)))
@@ -84,25 +59,17 @@ def scale_of_latents(flow: HierarchicalFlow) -> Tensor:
     check_hierarchical(flow)
     scales = torch.zeros(flow.shape, dtype=torch.long)
     for scale in range(1, number_of_scales(flow.circuit) + 1):
-        scales.view(-1)[sites_of_scale(flow.circuit, scale).flatten()] = scale
+        scales.view(-1)[sites_of_scale(flow.circuit, scale)] = scale
     return scales
 
 
 def block_wavelets(flow: HierarchicalFlow, scale: int) -> Tensor:
     """The indicators of the blocks of one scale, normalised: the responses of block spins.
 
-    Orthonormal, one for each variable of :func:`variables_of_scale`. Of the last scale but one of
-    a square lattice with sides 2^n they are its four quarters.
-
-    Args:
-        flow: a HierarchicalFlow.
-        scale: k, from 0 to the number of decimators.
+    Of a square lattice with sides 2^n those of scale n - 1 are its four quarters.
 
     Returns:
-        Shape ``(variables of the scale,) + shape``, in torch's default dtype.
-
-    Raises:
-        TypeError, ValueError: naming the argument.
+        Orthonormal, shape ``(variables of the scale,) + shape``, in torch's default dtype.
 
     Example:
         >>> from pyro_neuralrg import hierarchical_flow
@@ -117,6 +84,60 @@ def block_wavelets(flow: HierarchicalFlow, scale: int) -> Tensor:
     return (inside / inside.sum(1, keepdim=True).sqrt()).reshape(-1, *flow.shape)
 
 
+def light_cone(circuit: Circuit) -> list[Tensor]:
+    """Variables of each scale in the light cone of every site of a flow's ``circuit``.
+
+    Blocks are taken to mix their sites and to see no others. Going up, a site meets all sites of
+    the blocks that it enters, and those that are kept go on to the next scale; generation and
+    renormalization have the same cone.
+
+    Returns:
+        For each scale a bool tensor of shape ``(sites,) + shape of the scale``, True where the
+        variable is in the cone of the site. The last are those that the circuit leaves.
+
+    Example:
+        >>> from pyro_neuralrg.lattice import make_circuit
+        >>> cone = light_cone(make_circuit("tree", (4,)))
+        >>> cone[0].int().sum(1), cone[1].int().sum(1)  # a block of two, then both kept ones
+        (tensor([2, 2, 2, 2]), tensor([2, 2, 2, 2]))
+    """
+    check_type("circuit", circuit, Circuit, "a Circuit, as flow.circuit")
+    sites = math.prod(circuit.shape)
+    h = pack(torch.eye(sites).reshape(sites, *circuit.shape), len(circuit.shape))
+    scales = []
+    for layer in circuit.layers:
+        h, kept = _enter(h, layer)
+        if kept is not None:
+            scales.append(h)
+            h = kept
+    scales.append(h)
+    return [scale.movedim(-1, 0).bool() for scale in scales]
+
+
+def reach(circuit: Circuit) -> list[int]:
+    """The distance along the first axis up to which all pairs of sites share a variable.
+
+    Sites whose light cones do not meet are independent, whatever the weights.
+
+    Returns:
+        For each depth, from the first scale alone to the whole circuit, the largest distance (at
+        most half of a periodic side).
+
+    Example:
+        >>> from pyro_neuralrg.lattice import make_circuit
+        >>> reach(make_circuit("tree", (8,))), reach(make_circuit("mera", (8,)))
+        ([0, 0, 4], [2, 4, 4])
+    """
+    cones = light_cone(circuit)
+    meet = torch.zeros(2 * (math.prod(circuit.shape),), dtype=torch.bool)
+    found = []
+    for cone in cones[: max(1, len(cones) - 1)]:
+        flat = cone.flatten(1).float()
+        meet |= (flat @ flat.T) > 0
+        found.append(_largest_distance(meet, circuit))
+    return found
+
+
 def check_hierarchical(flow: Any) -> None:
     """Raise a TypeError unless ``flow`` is a HierarchicalFlow."""
     check_type("flow", flow, HierarchicalFlow, "a HierarchicalFlow")
@@ -126,8 +147,7 @@ def check_indices(name: str, value: Any, variables: int) -> list[int]:
     """Return flat indices of at least one of so many variables, or raise."""
     accepted = f"flat indices of variables, integers from 0 to {variables - 1}, at least one"
     given = value.flatten().tolist() if isinstance(value, Tensor) else value
-    if not isinstance(given, Sequence) or isinstance(given, str | bytes):
-        raise TypeError(f"{name} is {value!r}; accepted: {accepted}")
+    check_type(name, given, Sequence, accepted)
     if not given:
         raise ValueError(f"{name} is empty; accepted: {accepted}")
     return [check_integer(name, index, 0, variables - 1, accepted) for index in given]
@@ -136,11 +156,7 @@ def check_indices(name: str, value: Any, variables: int) -> list[int]:
 def check_fields(flow: HierarchicalFlow, name: str, value: Any, *, least: int = 0) -> None:
     """Raise unless ``value`` is a batch of finite fields of the flow's shape.
 
-    Args:
-        flow: a HierarchicalFlow.
-        name: of the argument.
-        value: of the argument.
-        least: if above 0, accept just one batch dimension, of at least so many fields.
+    With ``least`` above 0, accept just one batch dimension, of at least so many fields.
     """
     check_hierarchical(flow)
     check_tensor(name, value)
@@ -152,3 +168,24 @@ def check_fields(flow: HierarchicalFlow, name: str, value: Any, *, least: int = 
     bad = int((~value.isfinite()).sum())
     if bad:
         raise ValueError(f"{name} has {bad} entries that are not finite; accepted: finite numbers")
+
+
+def _enter(h: Tensor, layer: Layer) -> tuple[Tensor, Tensor | None]:
+    """The cone inside a layer's blocks, and of a decimator what goes on."""
+    sites = block_sites(layer)  # -1 where a thinner block has none: the last row
+    rows = torch.cat([h.flatten(0, -2), h.new_zeros(1, h.shape[-1])])
+    mixed = rows[sites].amax(0)
+    rows[sites] = mixed.expand_as(rows[sites])
+    return rows[:-1].view(h.shape), None if layer.kind == "disentangler" else mixed
+
+
+def _largest_distance(meet: Tensor, circuit: Circuit) -> int:
+    """The largest distance along the first axis up to which all pairs meet."""
+    side, periodic = circuit.shape[0], circuit.boundary == "periodic"
+    index = torch.arange(len(meet)).reshape(circuit.shape)
+    most = side // 2 if periodic else side - 1
+    for distance in range(1, most + 1):
+        stop = side if periodic else side - distance
+        if not bool(meet[index[:stop], index.roll(-distance, 0)[:stop]].all()):
+            return distance - 1
+    return most

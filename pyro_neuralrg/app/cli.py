@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pyro_neuralrg import __version__
-from pyro_neuralrg.app.ising import FAILURES, Experiment, Settings, one_line
+from pyro_neuralrg.app.ising import FAILURES, Experiment, Settings, in_words
 from pyro_neuralrg.app.report import FILES, Output, table
 from pyro_neuralrg.arguments import refuse_without
 from pyro_neuralrg.files import CheckpointError, Record
@@ -33,10 +33,7 @@ from pyro_neuralrg.runtime.processes import joined, processes
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 RECORD_OPTIONS: dict[str, dict[str, Any]] = {
-    "checkpoint": {
-        "metavar": "DIR",
-        "help": "folder for checkpoints of all stages (default: none)",
-    },
+    "checkpoint": {"metavar": "DIR", "help": "folder for checkpoints of stages (default: none)"},
     "every": {"type": float, "help": "seconds between two; Ctrl-C saves one first (default: 60)"},
     "keep": {"type": int, "help": "how many stay, the newest of each stage (default: 3)"},
     "resume": {"action": "store_true", "help": "go on from the newest intact one, if there is one"},
@@ -101,25 +98,25 @@ def _main(arguments: Sequence[str] | None) -> int:
     del options["command"]
     out: Path = options.pop("out")
     try:
-        experiment = Experiment.prepare(_settings(options))
+        experiment = Experiment.prepare(_read_settings(options))
         output = Output.prepare(out) if processes().is_first else None
     except FAILURES as error:
-        parser.error(one_line(error))
+        parser.error(in_words(error))
     except KeyboardInterrupt:
         return INTERRUPTED
     return _run(experiment, output)
 
 
-def _settings(options: dict[str, Any]) -> Settings:
+def _read_settings(options: dict[str, Any]) -> Settings:
     """The settings that options of the command stand for."""
     given = {name: options.pop(name) for name in RECORD_OPTIONS if name in options}
-    folder = given.pop("checkpoint", None)
-    if folder is None:
+    if "checkpoint" in given:
+        options["record"] = Record(given.pop("checkpoint"), **given)
+    else:
         refuse_without("checkpoint", "with a folder of them", **given)
-    record = None if folder is None else Record(folder, **given)
     if "shape" in options:
         options["shape"] = tuple(options["shape"])
-    return Settings(**options, record=record)
+    return Settings(**options)
 
 
 def _run(experiment: Experiment, output: Output | None) -> int:
@@ -133,27 +130,28 @@ def _run(experiment: Experiment, output: Output | None) -> int:
             with deferred_interrupts() as pressed:
                 output.write(results)
     except KeyboardInterrupt:
-        return _say("interrupted", INTERRUPTED)
+        return _end("interrupted", INTERRUPTED)
     except (CheckpointError, MemoryLimitError) as error:
-        return _say(f"error: {one_line(error)}", BAD_INPUT)
+        return _end(f"error: {in_words(error)}", BAD_INPUT)
     except FAILURES as error:
         saved = f"; saved: {output.names()}" if output and output.written else ""
-        return _say(f"error: {one_line(error)}{saved}", FAILED)
+        return _end(f"error: {in_words(error)}{saved}", FAILED)
     if output is not None:
         sys.stdout.write(f"{table(results)}\n\nwritten to {output.folder}: {output.names()}\n")
     if results.unsaved:
-        _say(f"not written: {'; '.join(results.unsaved)}", FAILED)
+        _end(f"not written: {'; '.join(results.unsaved)}", FAILED)
     if results.stopped == "interrupted" or pressed:
-        return _say("interrupted; what was there is saved", INTERRUPTED)
+        return _end("interrupted; what was there is saved", INTERRUPTED)
     if results.stopped:
-        return _say(f"stopped early: {results.stopped}; what was there is saved", FAILED)
+        return _end(f"stopped early: {results.stopped}; what was there is saved", FAILED)
     return FAILED if results.unsaved else DONE
 
 
-def _say(line: str, code: int) -> int:
+def _end(line: str, code: int) -> int:
+    """Write a line to stderr, and return the exit code."""
     sys.stderr.write(f"neuralrg: {line}\n")
     return code
 
 
 def _show_warning(message: Warning | str, *_: Any) -> None:
-    sys.stderr.write(f"neuralrg: warning: {' '.join(str(message).split())}\n")
+    sys.stderr.write(f"neuralrg: warning: {in_words(message)}\n")

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pyro_neuralrg.arguments import LARGEST_SEED, check_integer
+from pyro_neuralrg.arguments import check_integer
 from pyro_neuralrg.diagnostics import Summary, summarise, to_arviz
 from pyro_neuralrg.files import CheckpointError, Record
-from pyro_neuralrg.files.record import format_differences
+from pyro_neuralrg.files.format import one_line
 from pyro_neuralrg.free_energy import Bounds, FreeEnergyEstimate, bounds, estimate
 from pyro_neuralrg.lattice import check_shape
 from pyro_neuralrg.mcmc import (
@@ -32,6 +32,7 @@ from pyro_neuralrg.potentials import CRITICAL_TEMPERATURE, IsingDual
 from pyro_neuralrg.runtime.console import deferred_interrupts
 from pyro_neuralrg.runtime.memory import check_fits, kept_bytes
 from pyro_neuralrg.runtime.processes import processes
+from pyro_neuralrg.runtime.seeds import seeded
 from pyro_neuralrg.statistics import Estimate
 from pyro_neuralrg.train import FitResult, default_budget, fit
 from pyro_neuralrg.transforms import HierarchicalFlow
@@ -49,18 +50,31 @@ REFERENCE_SITES = 2**22  # of all configurations of the cluster Monte Carlo: sec
 REFERENCE_LEAST = 64  # configurations, whatever the lattice
 MINIMA = {"steps": 1, "batch": 2, "chains": 1, "draws": 1}
 MAXIMUM = 2**31 - 1  # of each of them
-SETTING_OF = {"num_chains": "chains", "warmup_steps": "draws for warm-up"} | dict.fromkeys(
-    ("sites.x", "sites.x_latent"), "shape"
-)
-"""What the settings of a sampler come from."""
+WORDS = {
+    "resume=True": "--resume",
+    "folder is": "checkpoint is",
+    "num_chains": "chains",
+    "warmup_steps": "draws for warm-up",
+    "sites.x_latent": "shape",
+    "sites.x": "shape",
+}
+"""Words of the command for those of the library, in messages."""
 FAILURES = (ValueError, TypeError, ArithmeticError, RuntimeError, MemoryError, OSError)
-"""What a stage may raise: a target that is not finite, numbers out of range, no more memory, files
-that cannot be read or written."""
+"""Errors of a stage: a target that is not finite, numbers out of range, no more memory, files that
+cannot be read or written."""
 
 
-def one_line(error: BaseException) -> str:
-    """All of an error's message in one line; its kind, if it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
+def in_words(error: BaseException | str) -> str:
+    r"""A message of the library in one line, in the words of the command.
+
+    Example:
+        >>> in_words(ValueError("accepted: resume=True,\nor a new folder")), in_words(OSError())
+        ('accepted: --resume, or a new folder', 'OSError')
+    """
+    line = " ".join(str(error).split()) or type(error).__name__
+    for theirs, ours in WORDS.items():
+        line = line.replace(theirs, ours)
+    return line
 
 
 def option(default: Any, help: str, **more: Any) -> Any:
@@ -71,11 +85,7 @@ def option(default: Any, help: str, **more: Any) -> Any:
 
 @dataclass(frozen=True)
 class Settings:
-    """What is to be done: the options of ``neuralrg ising``, whose help describes them.
-
-    Attributes:
-        record: Folder for checkpoints, one below it for each stage; None: there are none.
-    """
+    """The options of ``neuralrg ising``, whose help describes them; ``record`` is of all stages."""
 
     shape: tuple[int, ...] = option((8, 8), "one to three sides", type=int, nargs="+")
     temperature: float = option(CRITICAL_TEMPERATURE, "in J/k_B (default: critical, 2.269...)")
@@ -102,8 +112,11 @@ class Exact(NamedTuple):
         try:
             found = float(compute())
         except FAILURES as error:  # NotImplementedError is a RuntimeError
-            return cls(None, one_line(error))
+            return cls(None, in_words(error))
         return cls(found) if math.isfinite(found) else cls(None, f"the exact formula gives {found}")
+
+    def __str__(self) -> str:
+        return f"unknown ({self.reason})" if self.value is None else f"{self.value:.6f}"
 
 
 class Sampling(NamedTuple):
@@ -117,21 +130,20 @@ class Sampling(NamedTuple):
 
 @dataclass
 class Results:
-    """What there is at the end, however it came; None is what it did not come to.
+    """The results of a run, finished or not; None for what it did not reach.
 
     Attributes:
         exact_free_energy: -ln Z of the dual field in nats.
         exact_structure_factor: E[(sum s)^2] / N^2.
-        reference: The structure factor by cluster Monte Carlo, where no exact value is known.
-        estimate: Free energies from samples of the flow.
-        bounds: The free energy from below, from exact samples, and from above.
+        reference: the structure factor by cluster Monte Carlo, where no exact value is known.
+        estimate: free energies from samples of the flow.
+        bounds: the free energy from below, from exact samples, and from above.
         samplers: "latent" and "physical", those that drew anything.
-        stopped: Why the run ended early, "interrupted" for Ctrl-C; empty if it did not.
+        stopped: reason of an early end, "interrupted" for Ctrl-C; else empty.
     """
 
     settings: Settings
     training: FitResult
-    parameters: int
     exact_free_energy: Exact
     exact_structure_factor: Exact
     reference: Estimate | None = None
@@ -142,19 +154,24 @@ class Results:
 
     @contextlib.contextmanager
     def stopping(self) -> Iterator[None]:
-        """Let what ends the block early be the reason why the run stopped."""
+        """Note an error or interrupt in the block as the reason why the run stopped."""
         try:
             yield
         except KeyboardInterrupt:
             self.stopped = "interrupted"
         except FAILURES as error:
-            self.stopped = self.stopped or one_line(error)
+            self.stopped = self.stopped or in_words(error)
 
     @property
     def unsaved(self) -> list[str]:
-        """What could not be written of the stages, the last checkpoints for one, and why."""
+        """Last checkpoints of stages that could not be written, and why."""
         found = [self.training.unsaved, *(run.mcmc.unsaved for run in self.samplers.values())]
         return [reason for reason in found if reason is not None]
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the flow."""
+        return sum(p.numel() for p in self.training.flow.parameters())
 
 
 @dataclass(frozen=True)
@@ -172,13 +189,12 @@ class Experiment:
             value = getattr(settings, name)
             if value is not None:
                 check_integer(name, value, least, MAXIMUM)
-        check_integer("seed", settings.seed, 0, LARGEST_SEED)
-        device = _device(settings.device)
-        processes().run_on_all(lambda: _check_memory(settings, device))
+        device = _torch_device(settings.device)
+        processes().run_on_all(lambda: _check_fields_fit(settings, device))
         processes().share("batch", _batch(settings))
         processes().share("chains", settings.chains)
         target = IsingDual(settings.shape, temperature=settings.temperature).to(device)
-        with _seeded(device, settings.seed):
+        with seeded(settings.seed):
             flow = target.flow(dtype=getattr(torch, settings.dtype)).to(device)
         if not any(True for _ in flow.parameters()):
             raise ValueError(f"shape is {settings.shape}; accepted: at least two sites")
@@ -187,25 +203,18 @@ class Experiment:
     def run(self, on_trained: Callable[[FitResult], object] | None = None) -> Results:
         """Train, estimate, sample; Ctrl-C, or a stage that fails, ends it with what there is.
 
-        All processes of a group train and sample; the first one alone estimates. ``on_trained`` is
-        called with the training as soon as it is over, however it ended.
+        All processes train and sample, the first one alone estimates. ``on_trained`` is called with
+        the training as soon as it is over, however it ended.
         """
-        exact_free_energy = Exact.of(lambda: -self.target.log_partition())
+        exact = Exact.of(lambda: -self.target.log_partition())
         exact_structure_factor = Exact.of(self.target.spins.structure_factor)
         samplers = self._samplers()
         training = self.train()
         with deferred_interrupts() as pressed:
             if on_trained is not None:
                 on_trained(training)
-        interrupted = training.interrupted or bool(pressed)
-        results = Results(
-            settings=self.settings,
-            training=training,
-            parameters=sum(p.numel() for p in self.flow.parameters()),
-            exact_free_energy=exact_free_energy,
-            exact_structure_factor=exact_structure_factor,
-            stopped="interrupted" if interrupted else training.stopped or "",
-        )
+        stopped = "interrupted" if training.interrupted or pressed else training.stopped or ""
+        results = Results(self.settings, training, exact, exact_structure_factor, stopped=stopped)
         with results.stopping():
             if processes().is_first:
                 results.estimate = self.estimate()
@@ -236,14 +245,14 @@ class Experiment:
 
     def estimate(self) -> FreeEnergyEstimate:
         """Estimate -ln Z from samples of the flow."""
-        with _seeded(self.target.device, self.settings.seed + 1):
+        with seeded(self.settings.seed + 1):
             return estimate(self.target, self.flow, ESTIMATE_SAMPLES, ESTIMATE_BATCH)
 
     def bounds(self) -> Bounds:
         """Bound -ln Z from both sides: from exact samples of the target, and from the flow's."""
         seed = self.settings.seed
         number = min(BOUND_SAMPLES, max(REFERENCE_LEAST, BOUND_SITES // math.prod(self.flow.shape)))
-        with _seeded(self.target.device, seed + 2):
+        with seeded(seed + 2):
             return bounds(self.target, self.flow, number, batch_size=ESTIMATE_BATCH, seed=seed)
 
     def reference(self) -> Estimate:
@@ -264,25 +273,16 @@ class Experiment:
         """The samplers; refuse checkpoints of another run, or without the training before."""
         samplers = {space: self._sampler(space) for space in SPACES}
         present = [space for space in SPACES if self._has_checkpoints(space)]
-        folder = None if self.settings.record is None else self.settings.record.folder
+        folder = self.settings.record and self.settings.record.folder
         if present and not self._has_checkpoints("training"):
             raise CheckpointError(
                 f"checkpoint is {folder}, which holds {' and '.join(present)} "
                 "without the training before; accepted: a folder with both, or without checkpoints"
             )
-        for space in present:
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # sampling will speak of damaged files
-                    samplers[space].check()
-            except CheckpointError as error:
-                differing = {SETTING_OF.get(k, k): both for k, both in error.differing.items()}
-                if not differing:
-                    raise
-                raise CheckpointError(
-                    f"the {space} sampler in {folder} is of another run, with "
-                    f"{format_differences(differing)}; accepted: the same settings"
-                ) from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # sampling will speak of damaged files
+            for space in present:
+                samplers[space].check()
         return samplers
 
     def _sampler(self, space: str) -> VectorizedMCMC:
@@ -309,11 +309,8 @@ class Experiment:
 
     def _record(self, stage: str) -> Record | None:
         """The record of one stage, "training", "latent" or "physical"."""
-        record = self.settings.record
-        if record is None:
-            return None
-        training = stage == "training"
-        return replace(
+        record, training = self.settings.record, stage == "training"
+        return record and replace(
             record,
             folder=Path(record.folder) / stage,
             resume=record.resume and (training or self._has_checkpoints(stage)),
@@ -327,15 +324,7 @@ class Experiment:
         )
 
 
-@contextlib.contextmanager
-def _seeded(device: torch.device, seed: int) -> Iterator[None]:
-    """Random numbers from a seed in the block, and then as if it had not been."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
-
-
-def _device(name: str) -> torch.device:
+def _torch_device(name: str) -> torch.device:
     """The device of this name, if torch can compute there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -343,11 +332,8 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
         float(torch.zeros(1, device=device).sum())  # a "meta" tensor, say, has no numbers
     except Exception as error:  # whatever its backend raises
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(
-            f"device is {name!r}; accepted: auto, cpu, or an accelerator that torch finds here "
-            f"({reason})"
-        ) from None
+        accepted = "auto, cpu, or an accelerator that torch finds here"
+        raise ValueError(f"device is {name!r}; accepted: {accepted} ({one_line(error)})") from None
     return device
 
 
@@ -356,14 +342,12 @@ def _batch(settings: Settings) -> int:
     return default_budget(settings.shape).batch if settings.batch is None else settings.batch
 
 
-def _check_memory(settings: Settings, device: torch.device) -> None:
+def _check_fields_fit(settings: Settings, device: torch.device) -> None:
     """Refuse fields of a training step, or of a sampler, that cannot be held, before any tries."""
-    size = 8 if settings.dtype == "float64" else 4
-    shape = f"shape is {settings.shape}"
-    field, number = size * math.prod(check_shape(settings.shape)), processes().size
-    check_fits(shape, field, device)
-    batch = _batch(settings)
-    check_fits(f"{shape} and batch is {batch}", field * batch / number, device)
-    chains, draws = settings.chains, settings.draws
+    shape, chains, draws = f"shape is {settings.shape}", settings.chains, settings.draws
+    size = getattr(torch, settings.dtype).itemsize * math.prod(check_shape(settings.shape))
+    number, batch = processes().size, _batch(settings)
+    check_fits(shape, size, device)
+    check_fits(f"{shape} and batch is {batch}", size * batch / number, device)
     sampled = f"{shape}, chains is {chains} and draws is {draws}"
-    check_fits(sampled, kept_bytes(field * chains * draws, number), device)
+    check_fits(sampled, kept_bytes(size * chains * draws, number), device)

@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""What a run leaves behind: the table, report.json, the flow, the samples and the figures.
+"""The results of a run: the table, report.json, the flow, the samples and the figures.
 
 Every file is written whole or not at all: a run that dies leaves whole files only.
 """
@@ -19,16 +19,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from pyro_neuralrg import __version__, plotting
-from pyro_neuralrg.app.ising import SPACES, Exact, Results, Sampling
+from pyro_neuralrg.app.ising import SPACES, Results, Sampling
 from pyro_neuralrg.diagnostics import save_tree
 from pyro_neuralrg.files.format import remove_leftovers, replacing, writing
 from pyro_neuralrg.flow_file import save
+from pyro_neuralrg.plotting.style import png
 from pyro_neuralrg.train import FitResult
 
-FIGURE_SIZE = (6.4, 4.2)
+DOTS_PER_INCH = 150
 NUM_PICTURES = 4  # fields of each sampler
 FILES = (
     "report.json", "flow.pt", "samples.nc", "free_energy.png", "structure_factor.png",
@@ -42,9 +41,9 @@ class Output:
     """The folder that a run writes to.
 
     Attributes:
-        folder: Where the files are.
-        written: Names of the files of this run, in the order of writing.
-        begun: When this run began, in seconds since the epoch.
+        folder: for the files.
+        written: names of the files of this run, in the order of writing.
+        begun: start of this run, in seconds since the epoch.
     """
 
     folder: Path
@@ -71,10 +70,9 @@ class Output:
         return ", ".join(self.written)
 
     def write_training(self, training: FitResult) -> None:
-        """Save the trained flow, as soon as there is one: ``pyro_neuralrg.load`` reads it.
+        """Remove the files of an earlier run, and save the trained flow.
 
-        The files of an earlier run are removed first: no folder holds files of two runs. What is
-        half-written stays if it was written to since this run began: by another one, maybe.
+        Half-written files stay if they were written to since this run began: by another one, maybe.
         """
         with self._writing("flow.pt") as path:
             for name in FILES:
@@ -97,46 +95,39 @@ class Output:
         draws = {name: run.idata.posterior for name, run in results.samplers.items()}
         if len(history) == 0:
             return
-        with self._figure("free_energy.png", title(results)) as figure:
-            plotting.plot_free_energy(
-                history.free_energy,
-                standard_error=history.free_energy_se,
-                annealing_steps=int((history.temperature_factor > 1.0).sum()),
-                exact=results.exact_free_energy.value,
-                estimate=None if found is None else (found.importance, found.importance_se),
-                ax=figure.subplots(),
-            )
+        ax = plotting.plot_free_energy(
+            history.free_energy,
+            standard_error=history.free_energy_se,
+            annealing_steps=int((history.temperature_factor > 1.0).sum()),
+            exact=results.exact_free_energy.value,
+            estimate=None if found is None else (found.importance, found.importance_se),
+        )
+        self._write_figure("free_energy.png", ax, title(results))
         if not draws:
             return
-        with self._figure("structure_factor.png", title(results)) as figure:
-            ax = plotting.plot_structure_factor(
-                {name: found["structure_factor"].values for name, found in draws.items()},
-                exact=results.exact_structure_factor.value,
-                ax=figure.subplots(),
-            )
-            if results.reference is not None:
-                mean, error = results.reference
-                words = "cluster Monte Carlo"
-                ax.axhspan(mean - error, mean + error, color="black", alpha=0.3, label=words)
-                ax.legend(frameon=False)
+        ax = plotting.plot_structure_factor(
+            {name: found["structure_factor"].values for name, found in draws.items()},
+            exact=results.exact_structure_factor.value,
+        )
+        if results.reference is not None:
+            mean, error = results.reference
+            words = "cluster Monte Carlo"
+            ax.axhspan(mean - error, mean + error, color="black", alpha=0.3, label=words)
+            ax.legend(frameon=False)
+        self._write_figure("structure_factor.png", ax, title(results))
         fields = {name: found["x"].values[:NUM_PICTURES, -1] for name, found in draws.items()}
         count = min(len(values) for values in fields.values())
-        with self._figure("configurations.png", "") as figure:
-            figure.set_size_inches(2.0 * count + 1.2, 2.2 * len(fields))
-            plotting.plot_configurations(fields, count=count, figure=figure)
+        axes = plotting.plot_configurations(fields, count=count)
+        self._write_figure("configurations.png", axes[0, 0], "")
 
-    @contextlib.contextmanager
-    def _figure(self, name: str, above: str) -> Iterator[Figure]:
-        """An empty figure, written as PNG at the end of the block."""
-        figure = Figure(figsize=FIGURE_SIZE, layout="constrained")
-        yield figure
-        figure.suptitle(above)  # the axes' own title says what has not converged
+    def _write_figure(self, name: str, ax: Any, above: str) -> None:
+        ax.figure.suptitle(above)  # the axes' own title says what has not converged
         with self._writing(name) as path, writing(path) as stream:
-            figure.savefig(stream, format="png", dpi=150)
+            stream.write(png(ax.figure, DOTS_PER_INCH))
 
     @contextlib.contextmanager
     def _writing(self, name: str) -> Iterator[Path]:
-        """Where a file of this run is written in the block; an OSError names it."""
+        """The path of a file of this run, written in the block; an OSError names it."""
         path = self.folder / name
         try:
             yield path
@@ -154,7 +145,7 @@ def title(results: Results) -> str:
 
 
 def as_json(results: Results) -> dict[str, Any]:
-    """The report: what is not known, not finite, or was not reached, is None."""
+    """The report, with None for what is not known, not finite, or was not reached."""
     settings, training = results.settings, results.training
     reference, error = results.reference or (None, None)
     report = {
@@ -180,7 +171,7 @@ def as_json(results: Results) -> dict[str, Any]:
             **{name: metadata.version(name) for name in PACKAGES},
         },
     }
-    return _plain(report)
+    return json.loads(json.dumps(report), parse_constant=lambda _: None)
 
 
 def _free_energy(results: Results) -> dict[str, float]:
@@ -204,22 +195,13 @@ def _sampler(run: Sampling) -> dict[str, float]:
     gradients, seconds = int(run.mcmc.gradient_evaluations.draws), run.mcmc.seconds.draws
     return {
         "structure_factor": run.summary.mean,
-        "mcse": run.summary.mcse,
-        "rhat": run.summary.rhat,
-        "ess_bulk": run.summary.ess_bulk,
+        **{name: getattr(run.summary, name) for name in ("mcse", "rhat", "ess_bulk")},
         "ess_per_gradient": run.summary.ess_bulk / gradients,  # a jump counts as one
         "ess_per_second": run.summary.ess_bulk / seconds,
         "acceptance_rate": float(run.mcmc.sample_stats["acceptance_rate"].mean()),
         "gradient_evaluations": gradients,
         "seconds": seconds,
     }
-
-
-def _plain(value: Any) -> Any:
-    """The same tree with None for numbers that JSON cannot say."""
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def table(results: Results) -> str:
@@ -242,7 +224,7 @@ def _free_energy_rows(results: Results) -> Iterator[str]:
         return "   ".join([value, *more])
 
     yield "free energy -ln Z (nats)"
-    yield f"  {'exact':<22}{_exact(results.exact_free_energy)}"
+    yield f"  {'exact':<22}{results.exact_free_energy}"
     if results.estimate is None:
         yield "  not estimated"
         return
@@ -252,9 +234,8 @@ def _free_energy_rows(results: Results) -> Iterator[str]:
     yield row("variational bound", "variational", *gap)
     if between is not None:
         both = f"sum of both KLs {between.upper - between.lower:.4f}"
-        yield row(
-            "lower bound", "lower", f"KL(pi/Z || q) {found['forward_kl']:.4f}" if known else both
-        )
+        forward = f"KL(pi/Z || q) {found['forward_kl']:.4f}"
+        yield row("lower bound", "lower", forward if known else both)
     quality = f"ESS {found['ess']:.1%} of {found['num_samples']}, k-hat {found['pareto_k']:.2f}"
     yield row("importance sampling", "importance", quality.replace("%", " %"))
 
@@ -263,7 +244,7 @@ def _sampling_rows(results: Results) -> Iterator[str]:
     columns = ("value", "MCSE", "R-hat", "bulk ESS", "ESS/gradient", "ESS/s")
     yield "structure factor <(sum_i s_i)^2>/N^2"
     yield " " * 12 + "".join(f"{column:>14}" for column in columns)
-    yield f"  {'exact':<10}{_exact(results.exact_structure_factor):>14}"
+    yield f"  {'exact':<10}{results.exact_structure_factor!s:>14}"
     if results.reference is not None:
         mean, error = results.reference
         yield f"  {'cluster Monte Carlo':<22}{mean:.5f} +- {error:.5f}"
@@ -271,11 +252,6 @@ def _sampling_rows(results: Results) -> Iterator[str]:
     formats |= {"ess_per_gradient": ".2e", "ess_per_second": ".1f"}
     for name, run in results.samplers.items():
         row = _sampler(run)
-        cells = [f"{row[key]:{digits}}" for key, digits in formats.items()]
-        yield f"  {name:<10}" + "".join(f"{cell:>14}" for cell in cells)
+        yield f"  {name:<10}" + "".join(f"{row[key]:>14{form}}" for key, form in formats.items())
     if not results.samplers:
         yield "  not sampled"
-
-
-def _exact(exact: Exact) -> str:
-    return f"unknown ({exact.reason})" if exact.value is None else f"{exact.value:.6f}"

@@ -4,18 +4,15 @@
 
 Each function draws on the given Axes, or on those of a new :class:`matplotlib.figure.Figure`
 (no pyplot, so no global state and no display), and returns the Axes, or the Figure of several
-panels; ``axes.figure.savefig(path)`` writes it. Numbers are drawn as they were given, but for what
-the function's own docstring says it makes of them: running means and medians, histograms and
-ranks, R-hat. Figures of chains that have not converged say so, and so do those in
-which points or error bars are missing. What cannot be drawn (nothing, other shapes, fields that
-are not finite) is refused by a TypeError or ValueError that names the argument. Colours are those
-of Okabe and Ito (2008), which readers with any kind of colour vision tell apart; curves differ in
-line style or marker as well.
+panels; ``axes.figure.savefig(path)`` writes it. Figures of chains that have not converged say so,
+and so do those in which points or error bars are missing. What cannot be drawn (nothing, other
+shapes, fields that are not finite) is refused by a TypeError or ValueError that names the argument.
+Colours are those of Okabe and Ito (2008), which readers with any kind of colour vision tell apart;
+curves differ in line style or marker as well.
 """
 
 from __future__ import annotations
 
-from pyro_neuralrg.plotting.curves import Series, plot_estimates
 from pyro_neuralrg.plotting.learned import (
     plot_effective_energy,
     plot_information_by_distance,
@@ -27,12 +24,13 @@ from pyro_neuralrg.plotting.learned import (
 )
 from pyro_neuralrg.plotting.runs import (
     plot_configurations,
+    plot_estimates,
     plot_free_energy,
     plot_ranks,
     plot_structure_factor,
     plot_trace,
 )
-from pyro_neuralrg.plotting.style import COLOURS, MARKERS, STYLES, new_figure
+from pyro_neuralrg.plotting.style import COLOURS, MARKERS, STYLES, Series, new_figure
 
 __all__ = [
     "COLOURS",

@@ -17,26 +17,27 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_neuralrg.analysis import GroupedInformation, MutualInformation, Response
-from pyro_neuralrg.arguments import check_integer
-from pyro_neuralrg.plotting.curves import Series, draw_band, draw_bars, known_points
+from pyro_neuralrg.arguments import check_integer, check_type
 from pyro_neuralrg.plotting.style import (
+    Series,
     as_numbers,
-    as_picture,
     axes_or_new,
-    check_kind,
     check_named,
-    draw_signed,
+    draw_band,
+    draw_bars,
+    draw_field,
+    figure_or_new,
+    known_points,
     look,
-    new_figure,
 )
 
-LEVELS = 25  # of the colours of mutual information: noise takes less room in a file
-LINEAR = 10.0  # colours of responses are linear up to the largest one over this
+LEVELS = 25  # colours of mutual information: few, so that noise takes less room in a file
+LINEAR = 10.0  # colours are linear up to the largest response divided by this
 POSITIVE = colormaps["Blues"].resampled(LEVELS)  # zero is the white of the paper
 RESPONSE = r"$E[\partial z / \partial x]$ (1/x)"
 INFORMATION = "mutual information (nats)"
-LEGEND_SHARE = 0.35  # of the height of effective energies, above them
-MAX_NUMBERED_SCALES = 12  # beyond, the numbers in the cells cannot be read
+LEGEND_SHARE = 0.35  # height of the legend over that of the curves
+MAX_NUMBERED_SCALES = 12  # numbers in more cells cannot be read
 
 
 def plot_responses(
@@ -46,13 +47,11 @@ def plot_responses(
     label: str = RESPONSE,
     figure: Figure | None = None,
 ) -> Figure:
-    r"""Mean responses of some latents of each scale, one row a scale (paper Fig. 4a).
+    """Mean responses of some latents of each scale, one row a scale (paper Fig. 4a).
 
-    The colour scale is linear about zero and logarithmic beyond a tenth of the largest response, so
-    that a broad pattern is seen beside a sharp one. Under each panel its largest standard error and
-    the share of the response that varies from field to field.
-
-    Shown in ``tutorials/figures/fig4a.png``.
+    The colour scale is linear about zero and logarithmic beyond a tenth of the largest response.
+    Under each panel are its largest standard error and the share of the response that varies from
+    field to field. Shown in ``tutorials/figures/fig4a.png``.
 
     Args:
         found: responses by scale, or by anything else that names a row, as from
@@ -72,20 +71,17 @@ def plot_responses(
     check_named("found", found, Response)
     check_integer("count", count, 1)
     columns = min(count, max(len(response.mean) for response in found.values()))
-    if figure is None:
-        figure = new_figure(2.1 * columns + 1.6, 2.3 * len(found) + 0.3)
+    figure = figure_or_new(figure, 2.1 * columns + 1.6, 2.3 * len(found) + 0.3)
     grid = figure.subplots(len(found), columns, squeeze=False)
     for row, (name, response) in zip(grid, found.items(), strict=True):
-        means = [as_picture(mean) for mean in _copied(response.mean)[:columns]]
+        means = _copied(response.mean)[:columns]
         limit = float(np.abs(means).max()) or 1.0
-        share = _copied(response.nonlinearity)
         for index, (ax, mean) in enumerate(zip(row, means, strict=False)):
-            image = draw_signed(ax, mean, AsinhNorm(limit / LINEAR, -limit, limit))
+            image = draw_field(ax, mean, AsinhNorm(limit / LINEAR, -limit, limit))
             error = float(response.standard_error[index].max())
+            share = 100 * float(response.nonlinearity[index])
             ax.set_title(f"latent {response.variables[index]}", fontsize="small")
-            ax.set_xlabel(
-                f"error <= {error:.1g}\nvaries: {100 * share[index]:.1f} %", fontsize="small"
-            )
+            ax.set_xlabel(f"error <= {error:.1g}\nvaries: {share:.1f} %", fontsize="small")
         for ax in row[len(means) :]:
             ax.set_axis_off()
         row[0].set_ylabel(f"scale {name}" if isinstance(name, int) else str(name))
@@ -101,10 +97,8 @@ def plot_information_matrix(
 ) -> Axes:
     """The mutual information of every pair of variables as a picture (paper Fig. 4b).
 
-    Above the diagonal the values, below it those that exceed three standard errors: what is noise
-    is blank there. The title has the total of all pairs with its error.
-
-    Shown in ``tutorials/figures/fig4b.png``.
+    Above the diagonal the values, below it those that exceed three standard errors; the title has
+    the total of all pairs with its error. Shown in ``tutorials/figures/fig4b.png``.
 
     Args:
         found: result of :func:`~pyro_neuralrg.analysis.mutual_information`.
@@ -119,7 +113,7 @@ def plot_information_matrix(
         >>> plot_information_matrix(found).get_xlabel()
         'variable'
     """
-    check_kind("found", found, MutualInformation)
+    check_type("found", found, MutualInformation, "a MutualInformation")
     values = _copied(found.values)
     error = np.hypot(_copied(found.standard_error), found.bias.standard_error)
     lower = np.tril_indices(len(values))
@@ -139,10 +133,8 @@ def plot_information_by_distance(
 ) -> Axes:
     """Mean mutual information of a pair against its distance, with error bars (paper Fig. 4c).
 
-    The scale is logarithmic down to the median error and linear below it, so that values that are
-    zero within their errors are seen to be.
-
-    Shown in ``tutorials/figures/fig4b.png``.
+    The scale is logarithmic down to the median error and linear below it. Shown in
+    ``tutorials/figures/fig4b.png``.
 
     Args:
         found: for the name of each kind of variable, the result of
@@ -162,16 +154,15 @@ def plot_information_by_distance(
     for name, groups in found.items():
         if groups.positions is None:
             raise ValueError(f"found[{name!r}] has no distances; accepted: those of by_distance")
-        curves[name] = Series(
-            *map(_copied, (groups.positions, groups.values, groups.standard_error))
-        )
+        points = (groups.positions, groups.values, groups.standard_error)
+        curves[name] = Series(*map(_copied, points))
     ax = axes_or_new(ax)
-    points = known_points(ax, curves)
-    for index, (name, curve) in enumerate(points.items()):
-        draw_bars(ax, curve, index, name, joined=True)
+    errors: list[float] = []
+    for index, (name, curve) in enumerate(known_points(ax, curves).items()):
+        draw_bars(ax, curve, index, name, linestyle=look(index)["linestyle"])
+        errors.extend(error for error in curve[2] if not np.isnan(error))
     ax.axhline(0.0, color="black", linewidth=0.8)
-    errors = np.concatenate([error[~np.isnan(error)] for _, _, error in points.values()])
-    ax.set_yscale("symlog", linthresh=max(float(np.median(errors)) if errors.size else 0.0, 1e-12))
+    ax.set_yscale("symlog", linthresh=max(float(np.median(errors or [0.0])), 1e-12))
     ax.margins(y=0.1)
     ax.set(xlabel="distance (sites)", ylabel=f"{INFORMATION} per pair")
     ax.legend(frameon=False)
@@ -195,14 +186,13 @@ def plot_information_by_scale(found: GroupedInformation, *, ax: Axes | None = No
         >>> plot_information_by_scale(groups).get_xlabel()
         'scale (0: the finest)'
     """
-    check_kind("found", found, GroupedInformation)
+    check_type("found", found, GroupedInformation, "a GroupedInformation")
     values, error = _copied(found.values), _copied(found.standard_error)
     if values.ndim != 2:
         raise ValueError(f"found has shape {values.shape}; accepted: groups of by_scale")
     count = len(values)
-    if ax is None:
-        size = max(5.0, 1.3 * count + 1.5)
-        ax = new_figure(size, 0.75 * size).subplots()
+    size = max(5.0, 1.3 * count + 1.5)
+    ax = axes_or_new(ax, size, 0.75 * size)
     largest = np.fmax(np.abs(values), 3 * error)  # what is noise stays pale
     top = max(float(np.nanmax(largest, initial=0.0)), 1e-12)
     unit = math.floor(math.log10(top))
@@ -224,13 +214,10 @@ def plot_pyramid(
 ) -> Figure:
     """Fields at every scale, physical on the left, the top on the right; a row for each field.
 
-    Each scale has a colour scale of its own, with zero in the middle.
-
-    Shown in ``tutorials/figures/pyramid.png``.
+    Each scale has a colour scale of its own. Shown in ``tutorials/figures/pyramid.png``.
 
     Args:
-        fields: result of :func:`~pyro_neuralrg.analysis.pyramid` for fields with one batch
-            dimension.
+        fields: result of :func:`~pyro_neuralrg.analysis.pyramid`, with one batch dimension.
         count: rows at most.
         figure: to draw on; None makes a new one.
 
@@ -241,7 +228,7 @@ def plot_pyramid(
         >>> len(plot_pyramid(fields).axes)  # 2 rows of 3 scales, 3 colour bars
         9
     """
-    check_kind("fields", fields, Sequence)
+    check_type("fields", fields, Sequence, "a sequence of arrays")
     check_integer("count", count, 1)
     arrays = [as_numbers("fields", values) for values in fields]
     ranks = {array.ndim for array in arrays}
@@ -253,13 +240,12 @@ def plot_pyramid(
             "(n,) + the shape of each scale, n >= 1"
         )
     rows = min(count, len(arrays[0]))
-    if figure is None:
-        figure = new_figure(2.3 * len(arrays) + 0.4, 1.9 * rows + 1.0)
+    figure = figure_or_new(figure, 2.3 * len(arrays) + 0.4, 1.9 * rows + 1.0)
     grid = figure.subplots(rows, len(arrays), squeeze=False)
     for scale, (array, column) in enumerate(zip(arrays, grid.T, strict=True)):
         limit = float(np.quantile(np.abs(array[:rows]), 0.99)) or 1.0
         for ax, values in zip(column, array, strict=False):
-            image = draw_signed(ax, as_picture(values), Normalize(-limit, limit))
+            image = draw_field(ax, values, Normalize(-limit, limit))
         column[0].set_title("field" if scale == 0 else f"scale {scale}")
         bar: dict[str, Any] = {"location": "bottom", "extend": "both", "shrink": 0.9}
         figure.colorbar(image, ax=list(column), label="x" if scale == 0 else "kept", **bar)
@@ -271,9 +257,8 @@ def plot_top_variable(
 ) -> Axes:
     """Histograms of the top variable, for example above, at and below the critical temperature.
 
-    Error bars are those of independent samples: the root of p (1 - p) / n of each bin.
-
-    Shown in ``tutorials/figures/top_variable.png``.
+    Error bars are those of independent samples: the root of p (1 - p) / n of each bin. Shown in
+    ``tutorials/figures/top_variable.png``.
 
     Args:
         values: for each name, for example a temperature, the top variable of every field.
@@ -288,9 +273,9 @@ def plot_top_variable(
     ax = axes_or_new(ax)
     for index, (name, (share, number)) in enumerate(shares.items()):
         density, error = share / width, np.sqrt(share * (1 - share) / number) / width
-        line = {key: value for key, value in look(index).items() if key != "marker"}
-        ax.stairs(density, edges, linewidth=1.5, **line)
-        draw_bars(ax, (middle, density, error), index, name, size=3.0)
+        shown = look(index)
+        ax.stairs(density, edges, linewidth=1.5, color=shown["color"], linestyle=shown["linestyle"])
+        draw_bars(ax, (middle, density, error), index, name, markersize=3)
     ax.set_ylim(bottom=0.0)
     ax.set(xlabel="top variable (dimensionless)", ylabel="probability density")
     ax.legend(frameon=False)
@@ -306,12 +291,9 @@ def plot_effective_energy(
 ) -> Axes:
     r"""The effective energy of the top variable, for example around the critical temperature.
 
-    Points are -ln of the histogram of exact samples; each of two phases has a well. Lines are the
-    renormalised energy (paper Eq. 6), all finer latents integrated out: the two agree within their
-    errors, of which the samples' are the root of (1 - p) / (p n) in a bin of probability p. Bins
-    without samples have no point.
-
-    Shown in ``tutorials/figures/effective_energy.png``.
+    Points are -ln of the histogram of exact samples, their errors the root of (1 - p) / (p n) in a
+    bin of probability p; bins without samples have none. Lines are the renormalised energy (paper
+    Eq. 6), all finer latents integrated out. Shown in ``tutorials/figures/effective_energy.png``.
 
     Args:
         values: for each name, for example a temperature, the top variable of every field.
@@ -328,7 +310,7 @@ def plot_effective_energy(
     """
     shares, _, middle, width = _histograms(values, bins)
     ax = axes_or_new(ax)
-    lines = known_points(ax, computed) if computed else {}
+    lines = known_points(ax, computed, "computed") if computed else {}
     strange = [name for name in lines if name not in shares]
     if strange:
         raise ValueError(f"computed has {strange}; accepted: names of values, {list(shares)}")
@@ -336,7 +318,7 @@ def plot_effective_energy(
         seen = share > 0
         p = share[seen]
         points = (middle[seen], -np.log(p / width[seen]), np.sqrt((1 - p) / (p * number)))
-        draw_bars(ax, points, index, f"{name}, exact samples", size=3.0)
+        draw_bars(ax, points, index, f"{name}, exact samples", markersize=3)
         if name in lines:
             draw_band(ax, lines[name], index, f"{name}, Eq. 6 integrated")
     ax.set(xlabel="top variable (dimensionless)", ylabel=r"effective energy $-\ln p$ (nats)")

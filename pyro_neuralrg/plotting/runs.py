@@ -13,21 +13,22 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from pyro_neuralrg.arguments import check_integer, check_number
-from pyro_neuralrg.plotting.curves import Series, draw_band, known_points
+from pyro_neuralrg.arguments import check_integer
 from pyro_neuralrg.plotting.style import (
     BLUE,
     COLOURS,
     GREY,
     STYLES,
-    VERMILION,
+    Series,
     as_numbers,
-    as_picture,
     axes_or_new,
     check_named,
-    draw_signed,
+    draw_band,
+    draw_bars,
+    draw_field,
     exact_line,
-    new_figure,
+    figure_or_new,
+    known_points,
     note,
 )
 from pyro_neuralrg.statistics import summarise
@@ -50,9 +51,8 @@ def plot_free_energy(
     r"""Training loss against the exact free energy.
 
     The thin line is the loss of each step, the thick one its running median over 51 steps, of the
-    steps at a higher temperature and of the others apart.
-
-    Shown in ``tutorials/figures/fig3a.png``.
+    steps at a higher temperature and of the others apart; a note says if the last loss is not
+    finite. Shown in ``tutorials/figures/fig3a.png``.
 
     Args:
         loss: loss of each training step in nats, shape ``(steps,)``.
@@ -63,9 +63,6 @@ def plot_free_energy(
         estimate: importance-sampling estimate and its standard error after training, in nats.
         ax: Axes to draw on; None makes a new figure.
 
-    Returns:
-        The Axes, with a note if the last step's loss is not finite.
-
     Example:
         >>> plot_free_energy([3.0, 2.0, 1.5], exact=1.0).get_ylabel()
         'free energy $-\\ln Z$ (nats)'
@@ -73,8 +70,6 @@ def plot_free_energy(
     values = as_numbers("loss", loss)
     if values.ndim != 1 or values.size == 0:
         raise ValueError(f"loss has shape {values.shape}; accepted: (steps,) with steps >= 1")
-    if exact is not None:
-        check_number("exact", exact, "a finite number or None")
     ax = axes_or_new(ax)
     steps = np.arange(1, values.size + 1)
     ax.plot(steps, values, color=BLUE, alpha=0.3, linewidth=0.6)
@@ -93,8 +88,7 @@ def plot_free_energy(
     if estimate is not None:
         last = Series([values.size], [estimate[0]], [estimate[1]])
         for name, points in known_points(ax, {"importance sampling": last}).items():
-            style: dict[str, Any] = {"color": VERMILION, "marker": "o", "linestyle": "none"}
-            ax.errorbar(*points, label=name, markersize=4, capsize=3, **style)
+            draw_bars(ax, points, 1, name, marker="o")
     exact_line(ax, exact)
     if not np.isfinite(values[-1]):
         note(ax, "not converged: the loss is not finite")
@@ -104,16 +98,34 @@ def plot_free_energy(
     return ax
 
 
+def plot_estimates(found: Mapping[str, Series], *, ax: Axes | None = None) -> Axes:
+    """Estimates with error bars, for example on the Axes of :func:`plot_free_energy`.
+
+    The legend is renewed. Shown in ``tutorials/figures/fig3a.png``.
+
+    Args:
+        found: estimates by name.
+        ax: Axes to draw on; None makes a new figure.
+
+    Example:
+        >>> len(plot_estimates({"importance": Series([1, 2], [3.0, 2.0], [0.1, 0.1])}).containers)
+        1
+    """
+    ax = axes_or_new(ax)
+    for index, (name, points) in enumerate(known_points(ax, found).items()):
+        draw_bars(ax, points, 1 + index % (len(COLOURS) - 1), name)  # the first is that of a loss
+    ax.legend(frameon=False, fontsize="small")
+    return ax
+
+
 def plot_structure_factor(
     draws: Mapping[str, npt.ArrayLike], *, exact: float | None = None, ax: Axes | None = None
 ) -> Axes:
     """Running means of the structure factor, one curve per sampler, against the exact value.
 
-    The band is one standard error: the scatter of the running mean from chain to chain, divided by
-    the square root of their number, so it needs no estimate of the autocorrelation; of a single
-    chain it is not known. Samplers whose chains have not converged are named with their R-hat.
-
-    Shown in ``tutorials/figures/structure_factor.png``.
+    The band is one standard error, the scatter of the running mean from chain to chain divided by
+    the square root of their number; of a single chain it is not known. Samplers whose chains have
+    not converged are named with their R-hat. Shown in ``tutorials/figures/structure_factor.png``.
 
     Args:
         draws: for each sampler's name the structure factor of every draw, shape
@@ -147,12 +159,10 @@ def plot_trace(
     exact: float | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """An observable along the chains; of many chains, three in colour before the others in grey.
+    """An observable along the chains, with a note if they have not converged.
 
-    The three are those with the lowest, the middle and the highest median: chains that stay in
-    another mode than the rest are among them.
-
-    Shown in ``tutorials/figures/trace.png``.
+    Of many chains those with the lowest, the middle and the highest median are in colour before
+    the others in grey. Shown in ``tutorials/figures/trace.png``.
 
     Args:
         draws: values of the observable, shape ``(chains, draws)``.
@@ -160,9 +170,6 @@ def plot_trace(
         warmup: the same during warm-up, shape ``(chains, steps)``, drawn on a shaded ground.
         exact: the exact mean; None where it is not known.
         ax: Axes to draw on; None makes a new figure.
-
-    Returns:
-        The Axes, with a note if the draws have not converged.
 
     Example:
         >>> plot_trace([[0.1, 0.2, 0.1], [0.3, 0.2, 0.2]], label="magnetisation").get_xlabel()
@@ -197,22 +204,14 @@ def plot_ranks(draws: npt.ArrayLike, *, label: str, bins: int = 20, ax: Axes | N
     """Ranks of the draws of each chain among all draws: even, if the chains agree.
 
     Up to twelve chains have a histogram each, about a line at the even count; more are the rows of
-    a picture, dark where a chain has more draws than its share.
-
-    Shown in ``tutorials/figures/ranks.png``.
+    a picture, dark where a chain has more draws than its share (A. Vehtari et al., Bayesian
+    Analysis 16 (2021)). Shown in ``tutorials/figures/ranks.png``.
 
     Args:
         draws: values of the observable, shape ``(chains, draws)``.
         label: name of the observable.
         bins: number of bins of the ranks.
         ax: Axes to draw on; None makes a new figure.
-
-    Returns:
-        The Axes, with a note if the draws have not converged.
-
-    References:
-        Vehtari, Gelman, Simpson, Carpenter, Buerkner, "Rank-normalization, folding, and
-        localization: an improved R-hat", Bayesian Analysis 16 (2021).
 
     Example:
         >>> ax = plot_ranks([[0.1, 0.2, 0.1], [0.3, 0.2, 0.2]], label="magnetisation", bins=3)
@@ -229,8 +228,8 @@ def plot_ranks(draws: npt.ArrayLike, *, label: str, bins: int = 20, ax: Axes | N
         for chain, row in enumerate(relative):
             ax.stairs(chain + height * row, edges, baseline=chain, fill=True, color="#9ECAE1")
             ax.stairs(chain + height * row, edges, baseline=chain, color=BLUE, linewidth=0.8)
-            even: dict[str, Any] = {"color": "black", "linestyle": "--", "linewidth": 0.9}
-            ax.plot(edges[[0, -1]], [chain + height] * 2, label="" if chain else "even", **even)
+        even = np.arange(chains) + height
+        ax.hlines(even, 0, values.size, color="black", linestyle="--", linewidth=0.9, label="even")
         ax.set_yticks(range(chains))
         ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     else:
@@ -248,7 +247,6 @@ def plot_configurations(
     """Fields of several samplers, one row of panels per sampler, all on one colour scale.
 
     A one-dimensional lattice is drawn as a stripe, of a three-dimensional one the middle layer.
-
     Shown in ``tutorials/figures/configurations.png``.
 
     Args:
@@ -265,18 +263,16 @@ def plot_configurations(
     """
     check_named("fields", fields)
     check_integer("count", count, 1)
-    arrays = {name: _first_pictures(name, values, count) for name, values in fields.items()}
-    if figure is None:
-        figure = new_figure(2.0 * count + 1.2, 2.2 * len(arrays))
+    arrays = {name: _first_fields(name, values, count) for name, values in fields.items()}
+    figure = figure_or_new(figure, 2.0 * count + 1.2, 2.2 * len(arrays))
     axes = figure.subplots(len(arrays), count, squeeze=False)
     limit = max(float(np.quantile(np.abs(x), 0.99)) for x in arrays.values()) or 1.0
     for row, (name, array) in zip(axes, arrays.items(), strict=True):
-        images = [
-            draw_signed(ax, x, Normalize(-limit, limit)) for ax, x in zip(row, array, strict=True)
-        ]
+        for ax, field in zip(row, array, strict=True):
+            image = draw_field(ax, field, Normalize(-limit, limit))
         row[0].set_ylabel(name)
     bar: dict[str, Any] = {"shrink": 0.8, "extend": "both"}
-    figure.colorbar(images[0], ax=axes, label="field $x$ (dimensionless)", **bar)
+    figure.colorbar(image, ax=axes, label="field $x$ (dimensionless)", **bar)
     return axes
 
 
@@ -338,12 +334,12 @@ def _running_mean(name: str, values: npt.ArrayLike) -> Series:
     return Series(steps, running.mean(axis=0), scatter / np.sqrt(chains))
 
 
-def _first_pictures(name: str, values: npt.ArrayLike, count: int) -> npt.NDArray[np.float64]:
-    """The first fields as pictures."""
+def _first_fields(name: str, values: npt.ArrayLike, count: int) -> npt.NDArray[np.float64]:
+    """The first fields, checked."""
     array = as_numbers(f"fields[{name!r}]", values)
     if not 2 <= array.ndim <= 4 or len(array) < count or not np.isfinite(array[:count]).all():
         raise ValueError(
             f"fields[{name!r}] has shape {array.shape} or values that are not finite; accepted: at "
             f"least {count} finite fields of a lattice with 1 to 3 dimensions"
         )
-    return np.stack([as_picture(field) for field in array[:count]])
+    return array[:count]

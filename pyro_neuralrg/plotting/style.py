@@ -1,14 +1,13 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Colours, line styles, new Axes, notes and pictures, the same for all figures."""
+"""Parts of all figures: colours, new Axes, curves with errors, pictures, notes, checks."""
 
 from __future__ import annotations
 
 import io
 import textwrap
 from collections.abc import Mapping
-from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,15 +16,17 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from PIL import Image
 
-from pyro_neuralrg.arguments import check_number
+from pyro_neuralrg.arguments import check_number, check_type
+
+#: x, values and errors.
+Points: TypeAlias = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]
 
 BLUE, VERMILION, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
 COLOURS = (BLUE, VERMILION, GREEN, "#CC79A7", "#E69F00")
 STYLES = ("-", "--", "-.", ":", "-")
-SIGNED = "cividis"  # lightness grows from end to end: the sign survives in grey
 MARKERS = ("o", "s", "^", "D", "v")
+SIGNED = "cividis"  # lightness grows from end to end: the sign survives in grey
 NOTEBOOK_DOTS_PER_INCH = 80
-
 LETTERS_PER_INCH = 12  # of small bold type, rather too few
 
 
@@ -57,15 +58,94 @@ def png(figure: Figure, dots_per_inch: float) -> bytes:
     return small.getvalue()
 
 
-def axes_or_new(ax: Axes | None) -> Axes:
+def axes_or_new(ax: Axes | None, width: float = 6.0, height: float = 4.0) -> Axes:
     """The Axes given, or those of a new figure."""
-    return new_figure(6.0, 4.0).subplots() if ax is None else ax
+    check_type("ax", ax, Axes | None, "the Axes of one panel, or None")
+    return new_figure(width, height).subplots() if ax is None else ax
+
+
+def figure_or_new(figure: Figure | None, width: float, height: float) -> Figure:
+    """The figure given, or a new one."""
+    check_type("figure", figure, Figure | None, "a matplotlib Figure or None")
+    return new_figure(width, height) if figure is None else figure
+
+
+class Series(NamedTuple):
+    """A curve with error bars, all of one length.
+
+    Points that are not finite are left out; an error that is not finite is unknown, and its point
+    has no bar. Figures say so in a note.
+
+    Attributes:
+        x: where the points are.
+        values: the means.
+        standard_error: of the means.
+    """
+
+    x: npt.ArrayLike
+    values: npt.ArrayLike
+    standard_error: npt.ArrayLike
+
+    def finite(self) -> Points:
+        """The three as arrays, without points that are not finite; unknown errors are NaN.
+
+        Raises:
+            ValueError: if the lengths differ.
+
+        Example:
+            >>> Series([1, 2, 3], [0.5, None, 0.25], [0.125, 0.125, None]).finite()[2]
+            array([0.125,   nan])
+        """
+        x, values, error = (np.array(a, dtype=np.float64, ndmin=1) for a in self)
+        if not x.shape == values.shape == error.shape or x.ndim != 1:
+            raise ValueError(
+                f"x, values and standard_error have shapes {x.shape}, {values.shape}, "
+                f"{error.shape}; accepted: one length"
+            )
+        known = np.isfinite(x) & np.isfinite(values)
+        error = np.where(np.isfinite(error), error, np.nan)
+        return x[known], values[known], error[known]
+
+
+def known_points(
+    ax: Axes, found: Mapping[str, Series], argument: str = "found"
+) -> dict[str, Points]:
+    """Finite points of each curve, by its name; ``ax`` gets a note of all that is missing."""
+    check_named(argument, found, Series)
+    points = {name: series.finite() for name, series in found.items()}
+    missing = []
+    for name, (x, _, error) in points.items():
+        given, unknown = np.size(found[name].x), int(np.isnan(error).sum())
+        if x.size < given:
+            left_out = given - x.size
+            missing.append(f"{left_out} of {given} points of '{name}' are not finite and left out")
+        if unknown:
+            some = f"{unknown} of {x.size} points of " if unknown < x.size else ""
+            missing.append(f"no error bar known for {some}'{name}'")
+    if missing:
+        note(ax, "; ".join(missing))
+    return points
 
 
 def look(index: int) -> dict[str, Any]:
     """Colour, line style and marker of the curve of that number."""
     place = index % len(COLOURS)
     return {"color": COLOURS[place], "linestyle": STYLES[place], "marker": MARKERS[place]}
+
+
+def draw_bars(ax: Axes, points: Points, index: int, label: str, **style: Any) -> None:
+    """Points with error bars, in the look of the curve of that number but for the style given."""
+    x, values, error = points
+    chosen = {**look(index), "linestyle": "none", "linewidth": 1, "markersize": 4, **style}
+    ax.errorbar(x, values, yerr=error, label=label, capsize=2, **chosen)
+
+
+def draw_band(ax: Axes, points: Points, index: int, label: str) -> None:
+    """A line with a band of one standard error, in the look of the curve of that number."""
+    x, mean, error = points
+    line = {**look(index), "marker": ""}
+    ax.plot(x, mean, linewidth=1.5, label=label, **line)
+    ax.fill_between(x, mean - error, mean + error, color=line["color"], alpha=0.25, linewidth=0)
 
 
 def exact_line(ax: Axes, exact: float | None, label: str = "exact") -> None:
@@ -75,40 +155,14 @@ def exact_line(ax: Axes, exact: float | None, label: str = "exact") -> None:
         ax.axhline(exact, color="black", linestyle=(0, (5, 2)), linewidth=1.2, label=label)
 
 
-def as_picture(field: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """A row of a one-dimensional lattice, the middle layer of a three-dimensional one."""
-    if field.ndim == 3:
-        return field[:, :, field.shape[2] // 2]
-    return np.atleast_2d(field)
+def draw_field(ax: Axes, field: npt.NDArray[np.float64], norm: Normalize) -> Any:
+    """A field on a colour scale with zero in the middle, without ticks.
 
-
-def draw_signed(ax: Axes, picture: npt.NDArray[np.float64], norm: Normalize) -> Any:
-    """A picture on a colour scale with zero in the middle, without ticks."""
+    Of a three-dimensional lattice the middle layer, a one-dimensional one as a row.
+    """
+    picture = field[:, :, field.shape[2] // 2] if field.ndim == 3 else np.atleast_2d(field)
     ax.set(xticks=[], yticks=[])
     return ax.imshow(picture, cmap=SIGNED, norm=norm, aspect="equal")
-
-
-def check_named(name: str, given: Any, kind: type = object) -> None:
-    """Raise unless ``given`` maps one or more names to what is of the kind."""
-    check_kind(name, given, Mapping)
-    if not given:
-        raise ValueError(f"{name} is empty; accepted: at least one entry")
-    for key, value in given.items():
-        check_kind(f"{name}[{key!r}]", value, kind)
-
-
-def check_kind(name: str, value: Any, kind: type) -> None:
-    """Raise a TypeError unless ``value`` is of the kind."""
-    if not isinstance(value, kind):
-        raise TypeError(f"{name} is a {type(value).__name__}; accepted: a {kind.__name__}")
-
-
-def as_numbers(name: str, values: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """An array in double precision, None as NaN; a TypeError if these are no real numbers."""
-    try:
-        return np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} is a {type(values).__name__}; accepted: real numbers") from None
 
 
 def note(ax: Axes, text: str) -> None:
@@ -123,13 +177,23 @@ def note(ax: Axes, text: str) -> None:
         >>> ax.get_title().splitlines()[2]
         'another'
     """
-    above = [ax.get_title()] if ax.get_title() else []
-    ax.set_title("\n".join([*above, broken(ax, text)]), fontweight="bold", fontsize="small")
+    most = max(20, int(LETTERS_PER_INCH * ax.bbox.width / ax.figure.dpi))
+    broken = textwrap.fill(text, most, break_long_words=False)
+    ax.set_title(f"{ax.get_title()}\n{broken}".strip(), fontweight="bold", fontsize="small")
 
 
-def broken(ax: Axes | Figure, text: str) -> str:
-    """A text broken into lines that fit the width of the Axes or of the Figure."""
-    figure = ax if isinstance(ax, Figure) else ax.figure
-    most = max(20, int(LETTERS_PER_INCH * ax.bbox.width / figure.dpi))
-    lines = (textwrap.wrap(line, most, break_long_words=False) for line in text.splitlines())
-    return "\n".join(chain.from_iterable(lines))
+def check_named(name: str, given: Any, kind: type = object) -> None:
+    """Raise unless ``given`` maps one or more names to what is of the kind."""
+    check_type(name, given, Mapping, f"a mapping of names to {kind.__name__}s")
+    if not given:
+        raise ValueError(f"{name} is empty; accepted: at least one entry")
+    for key, value in given.items():
+        check_type(f"{name}[{key!r}]", value, kind, f"a {kind.__name__}")
+
+
+def as_numbers(name: str, values: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """An array in double precision, None as NaN; a TypeError if these are no real numbers."""
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} is a {type(values).__name__}; accepted: real numbers") from None

@@ -58,9 +58,5 @@ def linear_flow(
 
 def jacobian(flow: HierarchicalFlow) -> Tensor:
     """dx/dz of a linear flow, ``(sites, sites)``."""
-    sites = math.prod(flow.shape)
-    return (
-        flow.forward_and_ladj(torch.eye(sites).reshape(sites, *flow.shape))[0]
-        .reshape(sites, sites)
-        .T
-    )
+    units = torch.eye(math.prod(flow.shape))
+    return flow.forward_and_ladj(units.reshape(-1, *flow.shape))[0].flatten(1).T

@@ -17,24 +17,20 @@ import torch
 from pyro_neuralrg import analysis
 from pyro_neuralrg.potentials import IsingDual
 from pyro_neuralrg.transforms import HierarchicalFlow, hierarchical_flow
+from tests.analysis.linear import haar
 
 SHAPE = (2, 2)
 
 
 class Case(NamedTuple):
-    """A call that is right, and what more is wrong in it.
-
-    Attributes:
-        right: Makes the arguments by name.
-        wrong: Values of some arguments that are wrong there, beside those of ``NEVER``.
-    """
+    """Makes the arguments, by name, of a call that is right; values of some that are wrong."""
 
     right: Callable[[], dict[str, Any]]
     wrong: Mapping[str, list[Any]] = MappingProxyType({})
 
 
 def flow() -> HierarchicalFlow:
-    return hierarchical_flow(SHAPE)
+    return hierarchical_flow(SHAPE, bijector=haar)
 
 
 def fields(number: int = 3) -> torch.Tensor:
@@ -56,15 +52,12 @@ NEVER = [None, math.nan, "x", object(), 3j, {}, [], torch.zeros(())]
 """No argument takes one of these, but None where it is the default."""
 
 SCALE = {"scale": INTEGERS}
+OF_SCALE = Case(lambda: {"flow": flow(), "scale": 1}, SCALE)
 CASES = {
-    "block_wavelets": Case(lambda: {"flow": flow(), "scale": 1}, SCALE),
+    "block_wavelets": OF_SCALE,
     "by_distance": Case(
         lambda: {"information": information(), "shape": SHAPE, "boundary": "periodic"},
-        {
-            "information": [torch.zeros(4, 4), information(9)],
-            "shape": [(2.0, 2), -4],
-            "boundary": ["round"],
-        },
+        {"information": [torch.zeros(4, 4), information(9)], "shape": [(2.0, 2), -4]},
     ),
     "by_scale": Case(
         lambda: {"information": information(), "flow": flow()},
@@ -89,7 +82,7 @@ CASES = {
     ),
     "light_cone": Case(lambda: {"circuit": flow().circuit}, {"circuit": [flow()]}),
     "reach": Case(lambda: {"circuit": flow().circuit}, {"circuit": [flow()]}),
-    "latents_of_scale": Case(lambda: {"flow": flow(), "scale": 1}, SCALE),
+    "latents_of_scale": OF_SCALE,
     "mutual_information": Case(
         lambda: {
             "samples": torch.randn(64, *SHAPE), "estimator": analysis.Bins(2), "shuffles": 2,
@@ -141,7 +134,7 @@ CASES = {
         lambda: {"flow": flow(), "x": fields()},
         {"x": FIELDS + FLOATS, "flow": [hierarchical_flow(SHAPE, depth=0)]},
     ),
-    "variables_of_scale": Case(lambda: {"flow": flow(), "scale": 1}, SCALE),
+    "variables_of_scale": OF_SCALE,
     "written_patterns": Case(
         lambda: {"flow": flow(), "z": fields(), "variables": [0], "batch_size": 2},
         {"z": FIELDS + FLOATS + FEW, "variables": VARIABLES, "batch_size": INTEGERS[:4]},
@@ -155,16 +148,11 @@ def test_every_public_function_is_here() -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_calls_are_right_but_for_what_is_changed(name: str) -> None:
-    right = CASES[name].right()
-    assert set(right) == set(inspect.signature(getattr(analysis, name)).parameters)
-    assert getattr(analysis, name)(**right) is not None
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_what_is_wrong_is_named(name: str) -> None:
+def test_what_is_wrong_in_a_call_that_is_right_is_named(name: str) -> None:
     function, case = getattr(analysis, name), CASES[name]
     right = case.right()
+    assert set(right) == set(inspect.signature(function).parameters)
+    assert function(**right) is not None
     for argument, parameter in inspect.signature(function).parameters.items():
         never = [v for v in NEVER if v is not None or parameter.default is not None]
         for value in never + case.wrong.get(argument, []):
@@ -172,8 +160,12 @@ def test_what_is_wrong_is_named(name: str) -> None:
                 function(**(right | {argument: value}))
 
 
-def test_labels_of_groups_are_named() -> None:
+def test_labels_of_groups_and_sizes_of_estimators_are_named() -> None:
     found = information()
     for labels in [*NEVER, torch.zeros(4, 4), torch.zeros(3, 3, dtype=torch.long)]:
         with pytest.raises((TypeError, ValueError), match=r"labels .*accepted: "):
             found.grouped(labels)
+    for make, name in ((analysis.Neighbours, "k"), (analysis.Bins, "count")):
+        for size in (*INTEGERS[:4], 0):
+            with pytest.raises((TypeError, ValueError), match=f"{name} is .*accepted: "):
+                make(size)

@@ -77,16 +77,6 @@ def test_resampling_fixes_one_half_and_redraws_the_other(scale: int) -> None:
             assert (drawn.var((0, 1)) - 1).abs().max() < 5 * math.sqrt(2 / 1000)
 
 
-@pytest.mark.parametrize("scale", [1, 2])
-def test_fields_of_fixed_scales_stay(scale: int) -> None:
-    flow = untrained()
-    x = torch.randn(2, 4, 4)
-    before, after = pyramid(flow, x), pyramid(flow, resample(flow, x, scale=scale))
-    for k in range(3):
-        change = (after[k][0] - before[k]).abs().max()
-        assert change < 1e-9 if k >= scale else change > 0.1
-
-
 def test_effective_energy_of_a_perfect_flow_is_that_of_normals() -> None:
     target = FreeField((4, 4))
     flow = linear_flow((4, 4), any_matrix, "mera")
@@ -162,19 +152,19 @@ def test_energy_of_the_top_of_a_magnet_is_that_of_exact_samples() -> None:
     target = IsingDual((2, 2), temperature=3.0)
     flow = target.flow()
     fit(target, flow, steps=60, batch=64, seed=0, progress=False)
-    y = top_variable(flow, target.sample_reference(20_000, seed=1))
-    counts, edges = torch.histogram(y, 40)
-    often = counts > 300
+    y = top_variable(flow, target.sample_reference(10_000, seed=1))
+    counts, edges = torch.histogram(y, 30)
+    often = counts > 200
     middle, width = ((edges[1:] + edges[:-1]) / 2)[often], float(edges[1] - edges[0])
-    found = top_energy(target, flow, middle, num_samples=5000)
+    found = top_energy(target, flow, middle, num_samples=3000)
     assert top_energy(target, flow, middle[:1].float(), num_samples=5).values.isfinite()
     density = (-found.values - target.log_partition()).exp()
     share = counts[often] / counts.sum()
     error = ((share / counts.sum()).sqrt() / width).hypot(density * found.standard_error)
     bent = 0.02 * density.max()  # within a bin
-    assert len(middle) > 10
+    assert len(middle) > 9
     assert ((density - share / width).abs() < 4 * error + bent).all()
-    assert density.max() > 20 * error.max()
+    assert density.max() > 15 * error.max()
 
 
 def test_effective_energy_is_differentiable() -> None:

@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Every latent belongs to one scale, and blocks are what the decimators make of the lattice."""
+"""Every latent belongs to one scale, and sees what the Jacobian says that it sees."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ import torch
 from pyro_neuralrg.analysis import (
     block_wavelets,
     latents_of_scale,
+    light_cone,
+    reach,
     scale_of_latents,
     variables_of_scale,
 )
-from pyro_neuralrg.transforms import HierarchicalFlow
-from pyro_neuralrg.transforms.scales import number_of_scales
+from pyro_neuralrg.lattice import make_circuit
+from pyro_neuralrg.transforms import HierarchicalFlow, hierarchical_flow
+from pyro_neuralrg.transforms.bijectors import RealNVP
+from pyro_neuralrg.transforms.scales import number_of_scales, sites_of_scale
 
 FLOWS = {
     "mera": ((8, 8), "mera", {}),
@@ -58,11 +62,36 @@ def test_block_wavelets_are_orthonormal_and_hold_their_own_site(name: str) -> No
         assert ((wavelets > 0).sum(0) == 1).all()
 
 
-def test_a_square_and_its_quarters() -> None:
-    flow = named("mera")
-    assert [len(latents_of_scale(flow, k)) for k in range(4)] == [48, 12, 3, 1]
-    assert variables_of_scale(flow, 2).tolist() == [0, 4, 32, 36]
-    quarters = block_wavelets(flow, 2)
-    expected = torch.zeros(4, 8, 8)
-    expected[0, :4, :4] = expected[1, :4, 4:] = expected[2, 4:, :4] = expected[3, 4:, 4:] = 0.25
-    torch.testing.assert_close(quarters, expected)
+@pytest.mark.parametrize(
+    ("circuit", "shape", "boundary"),
+    [("tree", (8,), "periodic"), ("mera", (7,), "open"), ("mera", (4, 6), "periodic"),
+     ("brickwork", (8,), "periodic")],
+)  # fmt: skip
+def test_the_cone_is_where_the_jacobian_is_not_zero(
+    circuit: str, shape: tuple[int, ...], boundary: str
+) -> None:
+    bijector = RealNVP(layers=4, hidden=(4,))
+    flow = hierarchical_flow(shape, circuit, bijector=bijector, boundary=boundary)
+    for parameter in flow.parameters():
+        parameter.data = torch.randn_like(parameter)
+    z = torch.randn(shape)
+    jacobian = torch.autograd.functional.jacobian(flow, z).reshape(z.numel(), z.numel())
+    expected = torch.zeros_like(jacobian, dtype=torch.bool)
+    for scale, cone in enumerate(light_cone(flow.circuit)):
+        sites = sites_of_scale(flow.circuit, scale).flatten()
+        own = torch.isin(sites, latents_of_scale(flow, scale))
+        expected[:, sites[own]] = cone.flatten(1)[:, own]
+    assert torch.equal(jacobian.abs() > 1e-12, expected)
+
+
+def test_reach_of_known_circuits() -> None:
+    assert reach(make_circuit("tree", (8,))) == [0, 0, 4]
+    assert reach(make_circuit("mera", (16, 16))) == [2, 6, 8, 8]
+    assert reach(make_circuit("brickwork", (16,), depth=2)) == [2]
+    assert reach(make_circuit("tree", (4,), boundary="open")) == [0, 3]
+
+
+def test_the_cone_of_a_mera_stays_narrow() -> None:
+    cones = light_cone(make_circuit("mera", (64,)))
+    widths = [int(cone.flatten(1).sum(1).max()) for cone in cones]
+    assert widths == [4, 6, 6, 6, 4, 2, 1]

@@ -16,21 +16,23 @@ def line(ax, label):
     return next(found for found in ax.get_lines() if found.get_label() == label)
 
 
+def legend(ax) -> set[str]:
+    return {text.get_text() for text in ax.get_legend().get_texts()}
+
+
 def test_free_energy_draws_exact_line_and_estimate() -> None:
     loss = 10.0 + np.exp(-np.arange(200) / 30.0)
     ax = plotting.plot_free_energy(loss, exact=9.8, estimate=(9.81, 0.02), annealing_steps=40)
     assert np.allclose(line(ax, "exact").get_ydata(), 9.8)
     bottom, top = ax.get_ylim()
     assert bottom < 9.8 < loss[-1] < top
-    labels = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert "importance sampling" in labels
-    assert "higher temperature" in labels
+    assert {"importance sampling", "higher temperature"} <= legend(ax)
     assert "nats" in ax.get_ylabel()
 
 
 def test_free_energy_without_exact_value_has_no_exact_line() -> None:
     ax = plotting.plot_free_energy([3.0, 2.0, np.nan], standard_error=[0.1, 0.1, 0.1])
-    assert "exact" not in [text.get_text() for text in ax.get_legend().get_texts()]
+    assert "exact" not in legend(ax)
     assert ax.get_title() == "not converged: the loss is not finite"
     assert plotting.plot_free_energy([3.0, 2.0]).get_title() == ""
 
@@ -46,40 +48,29 @@ def test_structure_factor_ends_at_the_mean_with_its_standard_error() -> None:
     assert np.allclose(line(ax, "exact").get_ydata(), 0.5)
 
 
-@pytest.mark.parametrize("shape", [(8,), (8, 4), (1, 1), (4, 4, 3)])
+@pytest.mark.parametrize("shape", [(8,), (1, 1), (4, 4, 3)])
 def test_configurations_share_one_scale(shape: tuple[int, ...]) -> None:
     rng = np.random.default_rng(1)
     fields = {"latent": rng.normal(size=(5, *shape)), "physical": np.zeros((4, *shape))}
     axes = plotting.plot_configurations(fields, count=3)
     assert axes.shape == (2, 3)
-    limits = {ax.images[0].get_clim() for ax in axes.flat}
-    assert len(limits) == 1
-    low, high = limits.pop()
+    ((low, high),) = {ax.images[0].get_clim() for ax in axes.flat}
     assert low == -high < 0
 
 
-def stuck(chains: int = 4, draws: int = 300, seed: int = 0) -> np.ndarray:
+def converged(chains: int = 4) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(chains, 300))
+
+
+def stuck(chains: int = 4) -> np.ndarray:
     """Chains that stay in one of two modes; the last one in the upper, the others below."""
-    values = 0.1 * np.random.default_rng(seed).normal(size=(chains, draws)) - 0.7
+    values = 0.1 * converged(chains) - 0.7
     values[-1] += 1.4
     return values
 
 
-def converged(chains: int = 4, draws: int = 300, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=(chains, draws))
-
-
-@pytest.mark.parametrize("figure", [plotting.plot_trace, plotting.plot_ranks])
-def test_chains_that_have_not_converged_are_said_not_to_have(figure) -> None:
-    assert figure(converged(), label="m").get_title() == ""
-    title = figure(stuck(), label="m").get_title()
-    assert title.startswith("not converged: R-hat = 1.")
-
-
 def test_structure_factor_names_the_sampler_that_has_not_converged() -> None:
-    ax = plotting.plot_structure_factor(
-        {"latent": converged() ** 2, "physical": stuck() ** 2 + stuck()}
-    )
+    ax = plotting.plot_structure_factor({"latent": converged(), "physical": stuck()})
     assert ax.get_title().startswith("not converged: physical: R-hat = 1.")
     assert "latent" not in ax.get_title()
 
@@ -107,7 +98,7 @@ def test_trace_begins_with_the_warmup() -> None:
     shown = line(ax, "chain 0")
     np.testing.assert_array_equal(shown.get_xdata(), np.arange(-2, 6))
     np.testing.assert_array_equal(shown.get_ydata(), [0, 0, 0, 1, 1, 1, 1, 1])
-    assert "warm-up" in [text.get_text() for text in ax.get_legend().get_texts()]
+    assert "warm-up" in legend(ax)
 
 
 def test_ranks_of_few_chains_are_histograms() -> None:
@@ -115,7 +106,7 @@ def test_ranks_of_few_chains_are_histograms() -> None:
     # two outlines a chain; all draws of the last chain are in the last bin, at four times the even
     heights = [patch.get_data() for patch in ax.patches[::2]]
     np.testing.assert_allclose(heights[3].values - 3, [0, 0, 0, 0.8])
-    even = [found.get_ydata()[0] for found in ax.get_lines()]
+    even = [segment[0, 1] for segment in ax.collections[0].get_segments()]
     np.testing.assert_allclose(even, np.arange(4) + 0.2)
     assert heights[0].edges[-1] == 1200
 
@@ -133,6 +124,7 @@ def test_ranks_of_many_chains_are_a_picture() -> None:
 @pytest.mark.parametrize(
     ("values", "finding"),
     [
+        (stuck(), "R-hat = 1."),
         (np.full((4, 9), np.nan), "36 draws are not finite"),
         (np.where(np.arange(36) == 7, np.inf, np.arange(36.0)).reshape(4, 9), "1 draws are not"),
         (np.arange(8.0).reshape(4, 2), "too few chains or draws for R-hat"),
@@ -142,8 +134,8 @@ def test_ranks_of_many_chains_are_a_picture() -> None:
 def test_what_cannot_have_converged_is_said_not_to_have(figure, values, finding: str) -> None:
     options = {"bins": 2} if figure is plotting.plot_ranks else {}
     title = figure(values, label="m", **options).get_title().replace("\n", " ")
-    assert title.startswith("not converged: ")
-    assert finding in title
+    assert title.startswith(f"not converged: {finding}")
+    assert figure(converged(), label="m").get_title() == ""
 
 
 def test_a_long_note_is_broken_into_lines_that_fit() -> None:

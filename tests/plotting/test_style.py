@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Figures that notebooks show, and a committed picture of every function."""
+"""Curves say what is missing in them, notebooks show figures, and every function has a picture."""
 
 from __future__ import annotations
 
@@ -9,16 +9,21 @@ import inspect
 import io
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib.image
 import numpy as np
 import pytest
+import torch
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, to_rgb
 from matplotlib.figure import Figure
 
 from pyro_neuralrg import IsingDual, plotting
+from pyro_neuralrg.analysis import GroupedInformation
+from pyro_neuralrg.plotting import Series
 from pyro_neuralrg.plotting.learned import LEVELS, POSITIVE
 from pyro_neuralrg.plotting.style import SIGNED, png
 from tests.tutorials.scripts import load
@@ -27,11 +32,67 @@ PICTURES = Path(__file__).parents[2] / "tutorials" / "figures"
 FUNCTIONS = sorted(name for name in plotting.__all__ if name.startswith("plot_"))
 
 
-def test_notebooks_show_new_figures() -> None:
-    ax = plotting.plot_free_energy([3.0, 2.0, 1.5], exact=1.0)
-    picture = matplotlib.image.imread(io.BytesIO(ax.figure._repr_png_()))
-    assert picture.shape[:2] == (320, 480)
-    assert picture.std() > 0.05
+def information(found: dict[str, Series]) -> Axes:
+    groups = {}
+    for name, series in found.items():
+        x, values, error = (torch.tensor(np.array(a, dtype=float)) for a in series)
+        groups[name] = GroupedInformation(values, error, torch.ones(len(x)), positions=x)
+    return plotting.plot_information_by_distance(groups)
+
+
+def effective(found: dict[str, Series]) -> Axes:
+    return plotting.plot_effective_energy({name: [0.0, 1.0] for name in found}, computed=found)
+
+
+FIGURES: dict[str, Callable[[dict[str, Series]], Axes]] = {
+    "plot_estimates": plotting.plot_estimates,
+    "plot_information_by_distance": information,
+    "plot_effective_energy": effective,
+}
+"""Every function that draws curves, of the curves alone."""
+
+
+def title(ax: Axes) -> str:
+    return " ".join(ax.get_title().split())
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_what_is_missing_is_said(name: str) -> None:
+    whole = Series([1, 2], [2.0, 3.0], [0.1, 0.1])
+    assert FIGURES[name]({"a": whole}).get_title() == ""
+    some = Series([1, 2, 3, 4], [2.0, np.nan, np.inf, 3.0], [0.1, 0.1, 0.1, np.nan])
+    ax = FIGURES[name]({"a": some, "b": Series([1, 2], [2.0, 3.0], [np.nan, np.nan]), "c": whole})
+    assert title(ax).startswith(
+        "2 of 4 points of 'a' are not finite and left out; no error bar known for 1 of 2 points of "
+        "'a'; no error bar known for 'b'"
+    )
+    assert "'c'" not in title(ax)
+
+
+@pytest.mark.parametrize("name", ["plot_estimates", "plot_information_by_distance"])
+def test_an_unknown_error_has_no_bar(name: str) -> None:
+    ax = FIGURES[name]({"a": Series([1, 2, 3], [2.0, 2.5, 3.0], [0.1, np.nan, 0.2])})
+    line, _, bars = ax.containers[0]
+    assert len(line.get_ydata()) == 3
+    ends = np.array([np.asarray(bar)[:, 1] for bar in bars[0].get_segments() if len(bar)])
+    lengths = np.ptp(ends[np.isfinite(ends).all(1)], axis=1)
+    np.testing.assert_allclose(lengths, [0.2, 0.4])
+
+
+def test_a_band_has_a_gap_where_the_error_is_unknown() -> None:
+    steps = np.arange(1.0, 10.0)
+    error = np.where(steps > 5, np.nan, 0.5)
+    ax = effective({"a": Series(steps, np.full(9, 3.0), error)})
+    band = np.concatenate([path.vertices for path in ax.collections[-1].get_paths()])
+    assert band[:, 0].max() == 5.0
+    assert title(ax) == "no error bar known for 4 of 9 points of 'a'"
+
+
+def test_the_error_of_a_single_chain_is_not_known() -> None:
+    values = np.random.default_rng(0).uniform(size=(1, 40))
+    ax = plotting.plot_structure_factor({"one": values})
+    assert title(ax).startswith("no error bar known for 'one'")
+    assert not ax.collections or not any(len(p.vertices) for p in ax.collections[0].get_paths())
 
 
 def test_draws_on_what_is_given_and_writes_a_png(tmp_path: Path) -> None:
@@ -82,7 +143,7 @@ def test_pngs_keep_the_colours_of_curves() -> None:
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_committed_picture_shows_it(name: str) -> None:
     described = inspect.getdoc(getattr(plotting, name)) or ""
-    found = re.search(r"Shown in ``tutorials/figures/(\w+\.png)``", described)
+    found = re.search(r"Shown in\s+``tutorials/figures/(\w+\.png)``", described)
     assert found is not None
     assert (PICTURES / found[1]).exists()
 
