@@ -11,7 +11,8 @@ from torch import Tensor
 
 from pyro_neuralrg.arguments import check_type
 from pyro_neuralrg.lattice import Circuit, Layer
-from pyro_neuralrg.transforms.partition import block_sites, pack
+from pyro_neuralrg.transforms.base import pack
+from pyro_neuralrg.transforms.partition import block_sites
 
 
 def light_cone(circuit: Circuit) -> list[Tensor]:

@@ -50,9 +50,8 @@ elu_back = rowwise(lambda d, h: where(h > 0.0, d, d * (h + 1.0)))
 square_back = rowwise(lambda d, h: 2.0 * d * h)
 bend_row = rowwise(lambda x, gain, shift, bias: (x + bias, (x + bias) * (1.0 + gain) + shift))
 unbend_row = rowwise(
-    lambda d, raw, gain, d_gain, d_shift: (d * (1.0 + gain), d_gain + d * raw, d_shift + d)
+    lambda raw, gain, d, d_gain, d_shift: (d * (1.0 + gain), d_gain + d * raw, d_shift + d)
 )
-unbend_row_only = rowwise(lambda d, gain: d * (1.0 + gain))
 
 
 @rowwise
@@ -91,7 +90,6 @@ def curvature_of(total, height, rise, slope, steepness):
 score_of_v = rowwise(lambda score, curvature, slope: (score - curvature) / slope)
 through_inverse = rowwise(lambda d, d_log, curvature, slope: -(d + d_log * curvature) / slope)
 negative = rowwise(lambda x: -x)
-zero = rowwise(lambda x: 0.0 * x)
 
 
 @rowwise
@@ -169,24 +167,20 @@ def add_outer(work, g, x, total, at, t_row, t_other, rows, others, columns):
     """total[r, s] += sum over columns of g[r] x[s], rows g and x of ``work``."""
     r = 0
     while r + 4 <= rows:
-        s, g_r, to = 0, g + r * CHUNK, at + r * t_row
+        s, g_r = 0, g + r * CHUNK
         while s + 6 <= others:
-            _outer_4_6(
-                work, g_r, x + s * CHUNK, CHUNK, total, to + s * t_other, t_row, t_other, columns
-            )
+            x_s, to = x + s * CHUNK, at + r * t_row + s * t_other
+            _outer_4_6(work, g_r, x_s, CHUNK, total, to, t_row, t_other, columns)
             s += 6
         while s < others:
-            _outer_4_1(
-                work, g_r, x + s * CHUNK, CHUNK, total, to + s * t_other, t_row, t_other, columns
-            )
+            x_s, to = x + s * CHUNK, at + r * t_row + s * t_other
+            _outer_4_1(work, g_r, x_s, CHUNK, total, to, t_row, t_other, columns)
             s += 1
         r += 4
     while r < rows:
         for s in range(others):
-            to = at + r * t_row + s * t_other
-            _outer_1_1(
-                work, g + r * CHUNK, x + s * CHUNK, CHUNK, total, to, t_row, t_other, columns
-            )
+            g_r, x_s, to = g + r * CHUNK, x + s * CHUNK, at + r * t_row + s * t_other
+            _outer_1_1(work, g_r, x_s, CHUNK, total, to, t_row, t_other, columns)
         r += 1
 
 

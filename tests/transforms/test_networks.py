@@ -4,16 +4,13 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from pyro_neuralrg.transforms import Couplings, neighbour_coupling, realnvp_block
-from pyro_neuralrg.transforms.coupling import neighbours
-from pyro_neuralrg.transforms.networks import Bends, NetworkOptions, evaluate
+from pyro_neuralrg.transforms.networks import Network, NetworkOptions, evaluate
 
 HIDDEN = 5
 
@@ -69,33 +66,6 @@ def test_network_is_a_convolution(count: tuple[int, int], boundary: str, odd: bo
         torch.testing.assert_close(moved, convolved(made, field, boundary))
 
 
-@pytest.mark.parametrize("count", [(1,), (2,), (3, 2), (2, 1, 4)])
-def test_neighbours_on_a_torus(count: tuple[int, ...]) -> None:
-    """Each of the 3^d positions names the cell that lies there."""
-    near, offsets = neighbours(count, "periodic")
-    cells = torch.arange(math.prod(count)).view(count)
-    steps = torch.cartesian_prod(*[torch.arange(-1, 2)] * len(count)).view(-1, len(count))
-    for position, step in zip(offsets, steps.flip(1).tolist(), strict=True):
-        there = cells.roll([-s for s in step], list(range(len(count)))).flatten()
-        assert torch.equal(near[:, position], there)
-    assert all(len(set(row)) == len(row) for row in near.tolist())  # none twice
-
-
-def test_outside_of_an_open_lattice() -> None:
-    near, offsets = neighbours((3,), "open")
-    assert near.tolist() == [[-1, 0, 1], [0, 1, 2], [1, 2, -1]]
-    assert neighbours((1,), "open") == (torch.zeros(1, 1, dtype=torch.long), [-1, 0, -1])
-    assert offsets == [0, 1, 2]
-
-
-def test_parameters_of_a_coupling() -> None:
-    """4-site blocks, 9 neighbours, 24 units, two heads of shift or form and two tanh terms."""
-    made = neighbour_coupling((2, 2), (4, 4), layers=1, odd=True)
-    assert made.packed.numel() == 24 * 18 + 6 * 24 + 6 * 24 + 6 + 4
-    made = neighbour_coupling((2, 2), (4, 4), layers=1)
-    assert made.packed.numel() == 24 * 18 + 24 + 2 * (6 * 24 + 6) + 4
-
-
 def test_the_papers_networks_do_not_see_each_other() -> None:
     """s and t have ten units a layer each, whatever array they are evaluated in."""
     block = realnvp_block(4, layers=1)
@@ -121,8 +91,8 @@ def test_site_biases_and_context_bend_units() -> None:
     arrays = [weight, bias, torch.zeros(1, 2), torch.zeros(1), torch.zeros(0, 1), bound]
     sites, gains, shifts = torch.randn(2, 3), torch.randn(2, 4), torch.randn(2, 4)
     x = torch.randn(2, 3, 4)
-    bends = Bends(sites, gains, shifts)
-    found = evaluate(options, arrays, bends, x.flatten(1), (1, 3, 4)).shift
+    network = Network(options, arrays, sites, gains, shifts)
+    found = evaluate(network, x.flatten(1), (1, 3, 4)).shift
     plain = torch.einsum("i,icn->cn", weight[0], x) + bias
     expected = (plain + sites[0, :, None]) * (1 + gains[0]) + shifts[0]
     torch.testing.assert_close(found[0], expected)
