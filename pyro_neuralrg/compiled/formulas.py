@@ -25,9 +25,9 @@ from pyro_neuralrg.compiled.vectors import (
 
 OPTIONS: dict[str, Any] = {"error_model": "numpy", "boundscheck": False}
 PASS = {**OPTIONS, "nogil": True, "cache": True}
-"""Of functions that Python calls."""
+"""Options of functions that Python calls."""
 PART = {**OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-"""Of functions that only others call, which then compile faster."""
+"""Options of functions that only others call, which then compile faster."""
 ZERO, ONE = np.int64(0), np.int64(1)
 NO, YES = ZERO, ONE
 
@@ -115,7 +115,7 @@ def term_back(a, b, v, slope, centre, height, gate, rise, d_v, steepness):
 
 @rowwise
 def bracket(x, shift, reach, scale):
-    """Where the inverse begins: the terms add at most the sum of their heights."""
+    """The bracket of the inverse: the terms add at most the sum of their heights."""
     lower, upper = (x - shift - reach) / scale, (x - shift + reach) / scale
     return lower, upper, 0.5 * (lower + upper), upper - lower
 

@@ -37,7 +37,7 @@ ANNOUNCED_AFTER = 1.0
 
 
 def is_compiled(sequence: Any, h: Tensor) -> bool:
-    """Whether the compiled loops can serve these couplings and this field."""
+    """True if the compiled loops can serve these couplings and this field."""
     options = sequence.options
     return (
         h.device.type == "cpu"

@@ -151,7 +151,7 @@ _ABOVE = (
 )  # fmt: skip
 _BELOW = (1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03)
 _FLAT = 7.90531110763549805
-"""Where tanh is 1 in single precision; coefficients of its odd and even polynomial (Eigen's)."""
+"""Coefficients of tanh's odd and even polynomial in single precision (Eigen's); where it is 1."""
 
 
 def tanh(x: Lanes) -> Lanes:
@@ -280,18 +280,15 @@ def rowwise(formula: Callable[..., Any]) -> Any:
     """
 
     def write_code(write: _Writer, inputs: Any, outputs: Any, scalars: Any, columns: Any) -> None:
-        builder, kinds = write.builder, write.kinds
-
-        def rows(kind: Any, value: Any) -> list[Any]:
-            pairs = (builder.extract_value(value, i) for i in range(len(kind)))
-            return [write.row(*(builder.extract_value(pair, i) for i in (0, 1))) for pair in pairs]
-
-        sources, targets = rows(kinds[0], inputs), rows(kinds[1], outputs)
+        builder, unpack = write.builder, cgutils.unpack_tuple
+        sources, targets = (
+            [write.row(*unpack(builder, row)) for row in unpack(builder, rows)]
+            for rows in (inputs, outputs)
+        )
         numbers = []
-        for i, kind in enumerate(kinds[2]):
-            number = builder.extract_value(scalars, i)
-            number = write.context.cast(builder, number, kind, write.array.dtype)
-            numbers.append(Lanes(builder, write.digits, write.spread(number)))
+        for kind, number in zip(write.kinds[2], unpack(builder, scalars), strict=True):
+            cast = write.context.cast(builder, number, kind, write.array.dtype)
+            numbers.append(Lanes(builder, write.digits, write.spread(cast)))
 
         def body(c: Any) -> tuple[()]:
             given = [Lanes(builder, write.digits, write.load(row, c)) for row in sources]

@@ -24,13 +24,14 @@ from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor, nn
 from torch.distributions import Transform
 
+from pyro_neuralrg.arguments import check_choice
 from pyro_neuralrg.transforms.base import LatticeTransform
 from pyro_neuralrg.transforms.coupling import neighbour_coupling, realnvp_block
 
 
 @dataclass(frozen=True)
 class BlockLayout:
-    """Where a bijector is to act.
+    """The place where a bijector is to act.
 
     Attributes:
         block: sites of a block along each axis.
@@ -154,9 +155,7 @@ def as_bijector(bijector: Any) -> Bijector:
         bijector = {"name": bijector}
     if isinstance(bijector, Mapping):
         options = {k: tuple(v) if isinstance(v, list) else v for k, v in bijector.items()}
-        name = options.pop("name", None)
-        if name not in BIJECTORS:
-            raise ValueError(f"bijector is {name!r}; accepted: {', '.join(BIJECTORS)}")
+        name = check_choice("bijector", options.pop("name", None), BIJECTORS)
         known = {field.name for field in dataclasses.fields(BIJECTORS[name])}
         if not set(options) <= known:
             raise ValueError(

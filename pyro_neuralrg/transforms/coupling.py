@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_neuralrg.arguments import as_integer, check_integer, check_number
+from pyro_neuralrg.arguments import as_integer, check_choice, check_integer, check_number
 from pyro_neuralrg.transforms.base import LatticeTransform, Pushed
 from pyro_neuralrg.transforms.coupling_sequence import CouplingSequence
 from pyro_neuralrg.transforms.networks import ACTIVATIONS, NetworkOptions, Packing
@@ -183,8 +183,7 @@ def realnvp_block(
     if size < 2:
         raise ValueError(f"size is {size}; accepted: a block of at least two sites")
     layers, hidden = _check_network(layers, hidden)
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation is {activation!r}; accepted: {', '.join(ACTIVATIONS)}")
+    check_choice("activation", activation, ACTIVATIONS)
     # the parity of the bits is the checkerboard of a block of 2^d sites
     halves = _in_turn([[site.bit_count() % 2 == 0 for site in range(size)]], layers)
     options = NetworkOptions(hidden, activation, odd=odd, separate=True)
@@ -258,17 +257,16 @@ def _check_network(layers: Any, hidden: Any) -> tuple[int, tuple[int, ...]]:
     return number, widths
 
 
-def _block_masks(block: Sequence[int]) -> list[list[bool]]:
+def _block_masks(block: Sequence[int]) -> list[tuple[bool, ...]]:
     """The ways to halve a block: checkerboard first, then along each axis."""
     sites = list(itertools.product(*(range(side) for side in block)))
-    masks = [[sum(site) % 2 == 0 for site in sites]]
+    masks = [tuple(sum(site) % 2 == 0 for site in sites)]
     for axis in range(len(block)):
-        masks.append([site[axis] % 2 == 0 for site in sites])
-    halving = [mask for mask in masks if any(mask) and not all(mask)]
-    return [mask for index, mask in enumerate(halving) if mask not in halving[:index]]
+        masks.append(tuple(site[axis] % 2 == 0 for site in sites))
+    return list(dict.fromkeys(mask for mask in masks if any(mask) and not all(mask)))
 
 
-def _in_turn(masks: list[list[bool]], layers: int) -> list[Half]:
+def _in_turn(masks: Sequence[Sequence[bool]], layers: int) -> list[Half]:
     """Use each mask twice, the second time with the halves exchanged, until all layers have one."""
     halves = []
     for layer in range(layers):

@@ -32,7 +32,7 @@ from pyro_neuralrg.transforms.networks import (
 CONTEXT_FEATURES = 5
 """Features of a context from which on slow couplings follow each of them less."""
 SHAPES = 64
-"""How many shapes may be compiled: scales, times the batch sizes that are used."""
+"""Shapes that may be compiled: scales, times the batch sizes that are used."""
 
 
 class Operations(NamedTuple):

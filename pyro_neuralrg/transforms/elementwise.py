@@ -134,12 +134,12 @@ Elementwise = Affine | AffineTanh
 
 
 def _is_small(step: Tensor, v: Tensor) -> Tensor:
-    """Whether a step leaves half of the digits alone; Newton's next step doubles them."""
+    """True where a step leaves half of the digits alone; Newton's next step doubles them."""
     return step <= 0.1 * math.sqrt(torch.finfo(v.dtype).eps) * (1 + v.abs())
 
 
 def _is_true(condition: Tensor) -> bool:
-    """Whether it holds, if that can be read; else False, and all steps are taken."""
+    """True if it holds and can be read; else False, and all steps are taken."""
     if torch.compiler.is_compiling():  # would end the graph there
         return False
     try:

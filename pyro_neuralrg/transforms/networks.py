@@ -38,7 +38,7 @@ TERM_HEIGHT, TERM_STEEPNESS = 0.03, 0.7  # at the start; the heights of one map 
 
 @dataclass(frozen=True)
 class NetworkOptions:
-    """What all networks of a flow have in common.
+    """Options that all networks of a flow share.
 
     Attributes:
         hidden: widths of the hidden layers.
@@ -69,7 +69,7 @@ class NetworkOptions:
 
     @property
     def is_odd_by_form(self) -> bool:
-        """Whether there are no biases but those of ``form``, which sees squares."""
+        """True if there are no biases but those of ``form``, which sees squares."""
         return self.odd and not self.separate
 
     def heads(self, moved: int) -> int:
@@ -94,7 +94,7 @@ class NetworkOptions:
 
 
 class Packing:
-    """Where the packed parameters of a stack of couplings belong, and what they are at the start.
+    """The places of the packed parameters of a stack of couplings, and their values at the start.
 
     Args:
         options: of the networks.

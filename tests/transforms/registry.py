@@ -4,10 +4,10 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyro.distributions.transforms as pyro_transforms
@@ -69,7 +69,7 @@ def flow(shape: tuple[int, ...], circuit: str = "mera", **options: Any) -> Entry
         options |= {"spectrum": free_spectrum(shape, boundary), "boundary": boundary}
     return Entry(
         shape,
-        functools.partial(HierarchicalFlow.build, shape, circuit, **options),
+        partial(HierarchicalFlow.build, shape, circuit, **options),
         odd=options.get("odd", False),
         starts_near_identity="spectrum" not in options,
         is_flow=True,
@@ -79,7 +79,7 @@ def flow(shape: tuple[int, ...], circuit: str = "mera", **options: Any) -> Entry
 
 def foreign(shape: tuple[int, ...], bijector: Any, **options: Any) -> Entry:
     """A hierarchical flow of blocks from elsewhere."""
-    make = functools.partial(HierarchicalFlow.build, shape, bijector=bijector, **options)
+    make = partial(HierarchicalFlow.build, shape, bijector=bijector, **options)
     return Entry(shape, make, ours=False, starts_near_identity=False, is_flow=True)
 
 
@@ -148,19 +148,19 @@ def wide_layer(size: int, count: tuple[int, ...]) -> TransformModule:
     return neighbour_coupling((size,) + (1,) * (len(count) - 1), count, layers=2, hidden=(4,))
 
 
-conditional_coupling = functools.partial(
+conditional_coupling = partial(
     pyro_transforms.conditional_affine_coupling,
     context_dim=CONTEXT_DIM + FEATURES,
     hidden_dims=[5],
 )
-small_coupling = functools.partial(pyro_transforms.affine_coupling, hidden_dims=[5])
-small_spline = functools.partial(pyro_transforms.spline_coupling, hidden_dims=[5], count_bins=3)
+small_coupling = partial(pyro_transforms.affine_coupling, hidden_dims=[5])
+small_spline = partial(pyro_transforms.spline_coupling, hidden_dims=[5], count_bins=3)
 # of order 8, Pyro's default, the series has an error of its own
-long_exponential = functools.partial(pyro_transforms.matrix_exponential, iterations=20)
+long_exponential = partial(pyro_transforms.matrix_exponential, iterations=20)
 
 
 def couplings(block: tuple[int, ...], count: tuple[int, ...], **options: Any) -> Entry:
-    make = functools.partial(
+    make = partial(
         neighbour_coupling, block, count, **{"layers": 4, "hidden": (5,), "odd": True, **options}
     )
     odd = options.get("odd", True)
@@ -168,7 +168,7 @@ def couplings(block: tuple[int, ...], count: tuple[int, ...], **options: Any) ->
 
 
 def paper_block(size: int, **options: Any) -> Entry:
-    make = functools.partial(realnvp_block, size, **{"layers": 4, "hidden": (5, 4), **options})
+    make = partial(realnvp_block, size, **{"layers": 4, "hidden": (5, 4), **options})
     return Entry((size,), make, odd=options.get("odd", False))
 
 
@@ -180,7 +180,7 @@ def conditioned_flow(shape: tuple[int, ...], **options: Any) -> LatticeTransform
 
 def conditioned(shape: tuple[int, ...], bijector: Any, **options: Any) -> Entry:
     own = not callable(bijector)
-    make = functools.partial(conditioned_flow, shape, bijector=bijector, **options)
+    make = partial(conditioned_flow, shape, bijector=bijector, **options)
     odd = options.get("odd", False)
     return Entry(shape, make, odd, own, starts_near_identity=own, spread=TANH_SPREAD)
 
@@ -202,11 +202,6 @@ def fourier(shape: tuple[int, ...], boundary: str) -> Entry:
         return FourierLayer(free_spectrum(shape, boundary).to(torch.get_default_dtype()), boundary)
 
     return Entry(shape, make, odd=True, starts_near_identity=False)
-
-
-def learned(shape: tuple[int, ...], boundary: str) -> Entry:
-    make = functools.partial(LearnedSpectrum, shape, boundary)
-    return Entry(shape, make, odd=True)
 
 
 ENTRIES: dict[str, Entry] = {
@@ -284,9 +279,9 @@ ENTRIES: dict[str, Entry] = {
     "fourier-2d": fourier((4, 3), "periodic"),
     "fourier-3d": fourier((2, 3, 4), "periodic"),
     "fourier-open-3d": fourier((2, 1, 3), "open"),
-    "learned-spectrum-1d": learned((5,), "periodic"),
-    "learned-spectrum-2d": learned((4, 3), "periodic"),
-    "learned-spectrum-open-2d": learned((3, 4), "open"),
+    "learned-spectrum-1d": Entry((5,), partial(LearnedSpectrum, (5,), "periodic"), odd=True),
+    "learned-spectrum-2d": Entry((4, 3), partial(LearnedSpectrum, (4, 3), "periodic"), odd=True),
+    "learned-spectrum-open-2d": Entry((3, 4), partial(LearnedSpectrum, (3, 4), "open"), odd=True),
     "neighbour-coupling-1d": couplings((2,), (4,), odd=False),
     "neighbour-coupling-2d": couplings((2, 2), (3, 2)),
     "neighbour-coupling-2d-one-block": couplings((2, 2), (1, 1), odd=False),

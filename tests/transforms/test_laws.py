@@ -89,7 +89,7 @@ def test_pyro_interface_agrees(name: str) -> None:
 
 @every
 def test_score_is_the_gradient_of_the_density(name: str) -> None:
-    """And the sample that comes with it is the same, with the same gradients of the parameters."""
+    """The sample that comes with it is the same, with the same gradients of the parameters."""
     transform, z = perturbed(name), latents(name, 4)
     x, ladj, score = transform.forward_with_score(z)
     expected_x, expected_ladj = transform.forward_and_ladj(z)

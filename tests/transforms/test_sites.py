@@ -18,7 +18,6 @@ from pyro_neuralrg import IsingDual, fit, load, save
 from pyro_neuralrg.free_energy import estimate
 from pyro_neuralrg.lattice import BOUNDARIES, CIRCUITS, make_circuit
 from pyro_neuralrg.transforms import HierarchicalFlow, LayerFactory, Neighbour
-from pyro_neuralrg.transforms.base import pack, unpack
 from pyro_neuralrg.transforms.partition import block_sites, cut_regions, features_of_blocks
 from tests.transforms.registry import perturb
 
@@ -59,15 +58,6 @@ def test_a_block_holds_neighbouring_sites(shape: tuple[int, ...]) -> None:
                     )
                 )
                 assert block[(index, *place)] == numbers[site]
-
-
-@pytest.mark.parametrize("batch", [(), (3,), (2, 3), (0,), (2, 0)])
-def test_unpack_undoes_pack(batch: tuple[int, ...]) -> None:
-    x = torch.randn(*batch, 4, 5)
-    h = pack(x, 2)
-    assert h.shape == (4, 5, math.prod(batch))
-    assert h.is_contiguous()
-    assert torch.equal(unpack(h, batch), x)
 
 
 def perturbed(features: Tensor, circuit: str = "mera", **options: Any) -> HierarchicalFlow:
