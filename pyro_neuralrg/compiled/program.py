@@ -19,31 +19,18 @@ CHUNK = 512
 
 
 class CouplingProgram(NamedTuple):
-    """Couplings as numbers, in the order of generation.
+    """Couplings as numbers, in the order of generation."""
 
-    Attributes:
-        couplings: one row each, the fields of :class:`CouplingRecord`.
-        seen: rows of the state that the network of a cell sees, ``(cells, inputs)`` a coupling.
-        targets: rows that are moved, ``(cells, moved)`` a coupling; -1 for one that is not there.
-        widths: units of the hidden layers.
-        rows: of the state, without the row of zeros.
-        kept: rows that are kept for the backward pass.
-        terms: tanh terms of each map.
-        odd: 1 if the maps commute with x -> -x.
-        tanh: 1 if that is the activation, 0 for elu.
-        work: length of the working memory.
-    """
-
-    couplings: Any
-    seen: Any
-    targets: Any
-    widths: Any
-    rows: int
-    kept: int
-    terms: int
-    odd: int
-    tanh: int
-    work: int
+    couplings: Any  # one row each, the fields of CouplingRecord
+    seen: Any  # rows of the state that the network of a cell sees, (cells, inputs) a coupling
+    targets: Any  # rows that are moved, (cells, moved) a coupling; -1 for one that is not there
+    widths: Any  # units of the hidden layers
+    rows: int  # of the state, without the row of zeros
+    kept: int  # rows that are kept for the backward pass
+    terms: int  # tanh terms of each map
+    odd: int  # 1 if the maps commute with x -> -x
+    tanh: int  # 1 if that is the activation, 0 for elu
+    work: int  # length of the working memory
 
 
 class Weights(NamedTuple):

@@ -12,7 +12,6 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -45,33 +44,19 @@ class Operations(NamedTuple):
 EAGER = Operations(couple, couple_with_score)
 
 
-@dataclass(frozen=True)
-class Coupling:
-    """One coupling of a sequence.
+class Coupling(NamedTuple):
+    """One coupling of a sequence, with the places of its own among those of all."""
 
-    Attributes:
-        shapes: of the arrays of its network.
-        arrays: these among those of all, flat.
-        inputs: what the network of one cell sees.
-        moved: sites moved in one cell.
-        cells: their number.
-        units: of its network among those of all.
-        sites: its biases of cells among those of all.
-        seen: its rows in ``CouplingSequence.seen``, ``(inputs, cells)``.
-        targets: likewise in ``targets``, ``(moved, cells)``.
-        whole: all its targets are there.
-    """
-
-    shapes: list[tuple[int, ...]]
-    arrays: slice
-    inputs: int
-    moved: int
+    shapes: list[tuple[int, ...]]  # of the arrays of its network
+    arrays: slice  # these, flat
+    inputs: int  # what the network of one cell sees
+    moved: int  # sites moved in one cell
     cells: int
-    units: slice
-    sites: slice
-    seen: slice
-    targets: slice
-    whole: bool
+    units: slice  # of its network
+    sites: slice  # its biases of cells
+    seen: slice  # its rows in ``CouplingSequence.seen``, ``(inputs, cells)``
+    targets: slice  # likewise in ``targets``, ``(moved, cells)``
+    whole: bool  # all its targets are there
 
 
 class CouplingSequence(nn.Module):

@@ -193,20 +193,12 @@ def _inverse_softplus(value: float) -> float:
 
 
 class Network(NamedTuple):
-    """The network of one coupling, and what acts on its units besides its biases; None if nothing.
-
-    Attributes:
-        options: of all networks.
-        arrays: as ``NetworkOptions.shapes`` lists them.
-        sites: biases ``(units, cells)``.
-        gains: of a context, ``(units, n)``.
-        shifts: likewise.
-    """
+    """The network of one coupling, and what acts on its units besides its biases, if anything."""
 
     options: NetworkOptions
-    arrays: Sequence[Tensor]
-    sites: Tensor | None = None
-    gains: Tensor | None = None
+    arrays: Sequence[Tensor]  # as ``NetworkOptions.shapes`` lists them
+    sites: Tensor | None = None  # biases ``(units, cells)``
+    gains: Tensor | None = None  # of a context, ``(units, n)``
     shifts: Tensor | None = None
 
 
