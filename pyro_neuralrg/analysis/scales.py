@@ -14,7 +14,8 @@ from torch import Tensor
 from pyro_neuralrg.arguments import check_integer, check_tensor, check_type
 from pyro_neuralrg.lattice import Circuit, Layer
 from pyro_neuralrg.transforms import HierarchicalFlow
-from pyro_neuralrg.transforms.partition import block_sites, pack
+from pyro_neuralrg.transforms.base import pack
+from pyro_neuralrg.transforms.partition import block_sites
 from pyro_neuralrg.transforms.scales import blocks_of_scale, number_of_scales, sites_of_scale
 
 

@@ -36,7 +36,6 @@ from pyro_neuralrg.runtime.seeds import seeded
 from pyro_neuralrg.statistics import Estimate
 from pyro_neuralrg.train import FitResult, default_budget, fit
 from pyro_neuralrg.transforms import HierarchicalFlow
-from pyro_neuralrg.transforms.compilation import compiled_operations
 
 SPACES = ("latent", "physical")
 ESTIMATE_SAMPLES = 20_000
@@ -233,15 +232,16 @@ class Experiment:
     def train(self) -> FitResult:
         """Train the flow, with steps and batch from the shape where they are not set."""
         settings = self.settings
-        with compiled_operations() if settings.compile else contextlib.nullcontext():
-            return fit(
-                self.target,
-                self.flow,
-                steps=settings.steps,
-                batch=settings.batch,
-                seed=settings.seed,
-                record=self._record("training"),
-            )
+        if settings.compile:
+            self.flow.compile()
+        return fit(
+            self.target,
+            self.flow,
+            steps=settings.steps,
+            batch=settings.batch,
+            seed=settings.seed,
+            record=self._record("training"),
+        )
 
     def estimate(self) -> FreeEnergyEstimate:
         """Estimate -ln Z from samples of the flow."""

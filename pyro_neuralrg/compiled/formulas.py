@@ -25,9 +25,9 @@ from pyro_neuralrg.compiled.vectors import (
 
 OPTIONS: dict[str, Any] = {"error_model": "numpy", "boundscheck": False}
 PASS = {**OPTIONS, "nogil": True, "cache": True}
-"""Of functions that Python calls."""
+"""Options of functions that Python calls."""
 PART = {**OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-"""Of functions that only others call, which then compile faster."""
+"""Options of functions that only others call, which then compile faster."""
 ZERO, ONE = np.int64(0), np.int64(1)
 NO, YES = ZERO, ONE
 
@@ -50,9 +50,8 @@ elu_back = rowwise(lambda d, h: where(h > 0.0, d, d * (h + 1.0)))
 square_back = rowwise(lambda d, h: 2.0 * d * h)
 bend_row = rowwise(lambda x, gain, shift, bias: (x + bias, (x + bias) * (1.0 + gain) + shift))
 unbend_row = rowwise(
-    lambda d, raw, gain, d_gain, d_shift: (d * (1.0 + gain), d_gain + d * raw, d_shift + d)
+    lambda raw, gain, d, d_gain, d_shift: (d * (1.0 + gain), d_gain + d * raw, d_shift + d)
 )
-unbend_row_only = rowwise(lambda d, gain: d * (1.0 + gain))
 
 
 @rowwise
@@ -91,7 +90,6 @@ def curvature_of(total, height, rise, slope, steepness):
 score_of_v = rowwise(lambda score, curvature, slope: (score - curvature) / slope)
 through_inverse = rowwise(lambda d, d_log, curvature, slope: -(d + d_log * curvature) / slope)
 negative = rowwise(lambda x: -x)
-zero = rowwise(lambda x: 0.0 * x)
 
 
 @rowwise
@@ -117,7 +115,7 @@ def term_back(a, b, v, slope, centre, height, gate, rise, d_v, steepness):
 
 @rowwise
 def bracket(x, shift, reach, scale):
-    """Where the inverse begins: the terms add at most the sum of their heights."""
+    """The bracket of the inverse: the terms add at most the sum of their heights."""
     lower, upper = (x - shift - reach) / scale, (x - shift + reach) / scale
     return lower, upper, 0.5 * (lower + upper), upper - lower
 
@@ -169,24 +167,20 @@ def add_outer(work, g, x, total, at, t_row, t_other, rows, others, columns):
     """total[r, s] += sum over columns of g[r] x[s], rows g and x of ``work``."""
     r = 0
     while r + 4 <= rows:
-        s, g_r, to = 0, g + r * CHUNK, at + r * t_row
+        s, g_r = 0, g + r * CHUNK
         while s + 6 <= others:
-            _outer_4_6(
-                work, g_r, x + s * CHUNK, CHUNK, total, to + s * t_other, t_row, t_other, columns
-            )
+            x_s, to = x + s * CHUNK, at + r * t_row + s * t_other
+            _outer_4_6(work, g_r, x_s, CHUNK, total, to, t_row, t_other, columns)
             s += 6
         while s < others:
-            _outer_4_1(
-                work, g_r, x + s * CHUNK, CHUNK, total, to + s * t_other, t_row, t_other, columns
-            )
+            x_s, to = x + s * CHUNK, at + r * t_row + s * t_other
+            _outer_4_1(work, g_r, x_s, CHUNK, total, to, t_row, t_other, columns)
             s += 1
         r += 4
     while r < rows:
         for s in range(others):
-            to = at + r * t_row + s * t_other
-            _outer_1_1(
-                work, g + r * CHUNK, x + s * CHUNK, CHUNK, total, to, t_row, t_other, columns
-            )
+            g_r, x_s, to = g + r * CHUNK, x + s * CHUNK, at + r * t_row + s * t_other
+            _outer_1_1(work, g_r, x_s, CHUNK, total, to, t_row, t_other, columns)
         r += 1
 
 

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A sequence of couplings as one operation on a CPU: a node of autograd's graph, tiles on threads.
 
-Of all that the couplings compute, only the values that each overwrites are kept. Gradients that are
-differentiated again, forward-mode derivatives, the transforms of ``torch.func`` but for ``vmap``,
-accelerators and ``torch.compile`` take the reference, ``sequence.reference``.
+Only the values that each coupling overwrites are kept. Gradients that are differentiated again,
+forward-mode derivatives, the transforms of ``torch.func`` but for ``vmap``, accelerators and
+``torch.compile`` take the reference, ``sequence.reference``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pyro_neuralrg.compiled.program import TILE, Weights, program_of
 from pyro_neuralrg.runtime.threads import remember_signature, share, takes_own_functions
 
 Tensors = Sequence[Tensor | None]
-"""Field ``(rows, n)``, arrays of the networks, biases of sites, gains and shifts of a context."""
+"""Field ``(rows, n)``, and the four of :class:`~pyro_neuralrg.compiled.program.Weights`."""
 GROUPS = 8
 """Parts of a batch that threads share; each adds up its own gradient of the weights, so that sums
 do not depend on the number of threads."""
@@ -36,7 +36,7 @@ ANNOUNCED_AFTER = 1.0
 
 
 def is_compiled(sequence: Any, h: Tensor) -> bool:
-    """Whether the compiled loops can serve these couplings and this field."""
+    """True if the compiled loops can serve these couplings and this field."""
     options = sequence.options
     return (
         h.device.type == "cpu"
@@ -59,39 +59,35 @@ def _has_numba() -> bool:
     return False
 
 
-def couple(
-    sequence: Any,
-    tensors: Tensors,
-    inverse: bool = False,
-    score: Tensor | None = None,
-    want_context: bool = False,
+def apply_couplings(
+    sequence: Any, tensors: Tensors, inverse: bool = False, score: Tensor | None = None
 ) -> tuple[Tensor, ...]:
     """z to x, or x to z if ``inverse``, with ladj ``(n,)`` and the score of x, if one is given.
 
     Returns:
-        Field, ladj, score and gradients of gains and shifts, the last three empty if not wanted.
-        With a score, all but the field are constants.
+        Field, ladj, score and gradients of gains and shifts, the last three empty without a score
+        or a context. With a score, all but the field are constants.
     """
     inside = torch._C._functorch.maybe_current_level() is not None
     free = inside or any(t is not None and t.requires_grad for t in tensors)
     store = torch.is_grad_enabled() and free
     score = None if score is None else score.detach()
-    found: Any = _Couple.apply(*tensors, score, sequence, inverse, want_context, store)
+    found: Any = _Couple.apply(*tensors, score, sequence, inverse, store)
     return tuple(found[:5])
 
 
 class _Couple(torch.autograd.Function):
-    """As :func:`couple`, and what is kept to go back."""
+    """As :func:`apply_couplings`, and what is kept to go back."""
 
     @staticmethod
     @remember_signature
     def forward(*args: Any) -> Any:
-        *tensors, score, sequence, inverse, want_context, store = args
-        return _advance(sequence, tensors, inverse, store, score, want_context)
+        *tensors, score, sequence, inverse, store = args
+        return _advance(sequence, tensors, inverse, store, score)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        *tensors, score, ctx.sequence, ctx.inverse, _, _ = inputs
+        *tensors, score, ctx.sequence, ctx.inverse, _ = inputs
         out, ladj, *others = output
         ctx.mark_non_differentiable(*others, *([] if score is None else [ladj]))
         ctx.set_materialize_grads(False)
@@ -102,24 +98,21 @@ class _Couple(torch.autograd.Function):
         *tensors, out, kept = ctx.saved_tensors
         d_out, d_ladj = gradients[:2]
         wants = ctx.needs_input_grad[:5]
-        found: Sequence[Tensor | None] = [None] * 5
-        if d_out is not None or d_ladj is not None:
-            d_out = torch.zeros_like(out) if d_out is None else d_out
-            d_ladj = out.new_zeros(out.shape[-1]) if d_ladj is None else d_ladj
-            batched = map(torch._C._functorch.is_legacy_batchedtensor, (d_out, d_ladj))
-            if torch.is_grad_enabled() or forward_ad._current_level >= 0 or any(batched):
-                found = _pull_reference(ctx, tensors, wants, d_out, d_ladj)
-            else:
-                back = ctx.sequence, tensors, ctx.inverse, wants, out, kept, d_out, d_ladj
-                found = [
-                    g if want else None for g, want in zip(_go_back(*back), wants, strict=True)
-                ]
-        return *found, None, None, None, None, None
+        if d_out is None and d_ladj is None:
+            return (None,) * 9
+        d_out = torch.zeros_like(out) if d_out is None else d_out
+        d_ladj = out.new_zeros(out.shape[-1]) if d_ladj is None else d_ladj
+        batched = map(torch._C._functorch.is_legacy_batchedtensor, (d_out, d_ladj))
+        if torch.is_grad_enabled() or forward_ad._current_level >= 0 or any(batched):
+            found = _pull_reference(ctx, tensors, wants, d_out, d_ladj)
+        else:
+            found = _go_back(ctx, tensors, out, kept, d_out, d_ladj)
+        return *found, None, None, None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
         """The batch joins the columns, unless the couplings themselves are batched."""
-        *tensors, score, sequence, inverse, _, store = args
+        *tensors, score, sequence, inverse, store = args
         if score is not None:
             raise NotImplementedError("the pass with the score knows no vmap")
         h, arrays, sites, gains, shifts = tensors
@@ -130,14 +123,9 @@ class _Couple(torch.autograd.Function):
             return (*of_each(*tensors), *[nothing] * 4), (0, 0, *[None] * 4)
         size = info.batch_size
         fold = functools.partial(_fold, size=size)
-        folded = (
-            fold(h, in_dims[0]),
-            arrays,
-            sites,
-            fold(gains, in_dims[3]),
-            fold(shifts, in_dims[4]),
-        )
-        out, ladj, *others = _Couple.apply(*folded, score, sequence, inverse, False, store)
+        of_context = fold(gains, in_dims[3]), fold(shifts, in_dims[4])
+        folded = (fold(h, in_dims[0]), arrays, sites, *of_context)
+        out, ladj, *others = _Couple.apply(*folded, score, sequence, inverse, store)
         out, ladj = (part.unflatten(-1, (size, -1)) for part in (out, ladj))
         return (out, ladj, *others), (out.dim() - 2, 0, *[None] * 4)
 
@@ -200,9 +188,9 @@ class _Call:
             return tensor
         return torch.nn.functional.pad(tensor.detach(), (0, self.columns - self.n))
 
-    def sums(self, which: slice, wanted: bool, *groups: int) -> list[Tensor]:
-        """Zeros for gradients of some of the weights; empty if these are not wanted."""
-        return [self.like.new_zeros(*groups, len(w) * wanted) for w in self.weights[which]]
+    def zeros(self, index: int, wanted: bool = True, groups: int = 1) -> Tensor:
+        """Zeros for the gradient of one of the weights; empty if it is not wanted."""
+        return self.like.new_zeros(groups, len(self.weights[index]) * wanted)
 
     def of_context(self, sums: Sequence[Tensor]) -> list[Tensor]:
         """Gradients of gains and shifts, ``(units, n)``."""
@@ -229,12 +217,7 @@ class _Call:
 
 
 def _advance(
-    sequence: Any,
-    tensors: Tensors,
-    inverse: bool,
-    store: bool,
-    score: Tensor | None,
-    want_context: bool,
+    sequence: Any, tensors: Tensors, inverse: bool, store: bool, score: Tensor | None
 ) -> tuple[Tensor, ...]:
     """Result, ladj, score, gradients of gains and shifts, and what is kept to go back."""
     call = _Call(sequence, tensors)
@@ -242,46 +225,36 @@ def _advance(
     out, ladj = empty(sequence.rows, n), empty(call.columns)
     kept = empty(call.tiles if store else 0, sequence.kept_rows, TILE)
     new_score = empty(0 if score is None else sequence.rows, n)
-    sums = call.sums(slice(2, 4), want_context)
+    sums = [call.zeros(index, score is not None) for index in (2, 3)]
 
     def work(p: Any, w: Any, _: int, first: int, last: int, *arrays: Any) -> None:
         *common, score, new_score, d_gains, d_shifts = arrays
-        if inverse:
-            k.inverse(p, w, n, call.columns, first, last, *common)
-        else:
-            d = Weights(score[:0], score[:0], d_gains, d_shifts)
-            k.forward(p, w, d, n, call.columns, first, last, *common, score, new_score)
+        d = Weights(score[:0], score[:0], d_gains, d_shifts)
+        k.advance(p, w, d, n, call.columns, first, last, inverse, *common, score, new_score)
 
     call.over_tiles(work, tensors[0], out, ladj, kept, score, new_score, *sums)
     return out, ladj[:n].clone(), new_score, *call.of_context(sums), kept
 
 
 def _go_back(
-    sequence: Any,
-    tensors: Tensors,
-    inverse: bool,
-    wants: Sequence[bool],
-    out: Tensor,
-    kept: Tensor,
-    d_out: Tensor,
-    d_ladj: Tensor,
-) -> tuple[Tensor, ...]:
-    """Gradients with respect to the field, arrays, sites, gains and shifts; empty if unwanted."""
-    call = _Call(sequence, tensors)
-    d_h = call.like.new_empty(sequence.rows, call.n)
-    arrays = call.sums(slice(0, 1), wants[1], call.groups)
-    sites = call.sums(slice(1, 2), wants[2], call.groups)
-    sums = call.sums(slice(2, 4), wants[3] or wants[4])
+    ctx: Any, tensors: Tensors, out: Tensor, kept: Tensor, d_out: Tensor, d_ladj: Tensor
+) -> list[Tensor | None]:
+    """Gradients with respect to the field, arrays, sites, gains and shifts."""
+    wants = ctx.needs_input_grad[:5]
+    call = _Call(ctx.sequence, tensors)
+    d_h = call.like.new_empty(ctx.sequence.rows, call.n)
+    sums = [call.zeros(index, wants[1 + index], call.groups) for index in (0, 1)]
+    sums += [call.zeros(index) for index in (2, 3)]
 
     def work(p: Any, w: Any, group: int, first: int, last: int, *arrays: Any) -> None:
-        *common, parameters, sites, d_gains, d_shifts = arrays
-        parameters, sites = (t.reshape(call.groups, -1)[group] for t in (parameters, sites))
-        d = Weights(parameters, sites, d_gains, d_shifts)
-        call.kernels.pull_back(p, w, d, call.n, call.columns, first, last, inverse, *common)
+        *common, d_arrays, d_sites, d_gains, d_shifts = arrays
+        d_arrays, d_sites = (t.reshape(call.groups, -1)[group] for t in (d_arrays, d_sites))
+        d = Weights(d_arrays, d_sites, d_gains, d_shifts)
+        call.kernels.pull_back(p, w, d, call.n, call.columns, first, last, ctx.inverse, *common)
 
-    common = out, kept, d_out, call.padded(d_ladj), d_h
-    call.over_tiles(work, *common, *arrays, *sites, *sums)
-    return d_h, *(total.sum(0) for total in (*arrays, *sites)), *call.of_context(sums)
+    call.over_tiles(work, out, kept, d_out, call.padded(d_ladj), d_h, *sums)
+    found = d_h, *(total.sum(0) for total in sums[:2]), *call.of_context(sums[2:])
+    return [gradient if want else None for gradient, want in zip(found, wants, strict=True)]
 
 
 _known: set[torch.dtype] = set()
@@ -290,13 +263,11 @@ _known: set[torch.dtype] = set()
 @contextmanager
 def _announced(dtype: torch.dtype) -> Iterator[None]:
     """Say so if a first call takes time, since it then compiles."""
-    if dtype in _known:
-        yield
-        return
     line = "pyro_neuralrg compiles its couplings, once for this machine\n"
     timer = threading.Timer(ANNOUNCED_AFTER, sys.stderr.write, (line,))
     timer.daemon = True
-    timer.start()
+    if dtype not in _known:
+        timer.start()
     try:
         yield
     finally:

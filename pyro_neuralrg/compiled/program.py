@@ -18,46 +18,36 @@ CHUNK = 512
 """Columns of a chunk, cells times columns of a tile: its values fit into the second-level cache."""
 
 
-class Program(NamedTuple):
-    """Couplings as numbers, in the order of generation.
+class CouplingProgram(NamedTuple):
+    """Couplings as numbers, in the order of generation."""
 
-    Attributes:
-        couplings: one row each, the fields of :class:`Coupling`.
-        seen: rows of the state that the network of a cell sees, ``(cells, inputs)`` a coupling.
-        targets: rows that are moved, ``(cells, moved)`` a coupling; -1 for one that is not there.
-        widths: units of the hidden layers.
-        rows: of the state, without the row of zeros.
-        kept: rows that are kept for the backward pass.
-        terms: tanh terms of each map.
-        odd: 1 if the maps commute with x -> -x.
-        tanh: 1 if that is the activation, 0 for elu.
-        work: length of the working memory.
-    """
-
-    couplings: Any
-    seen: Any
-    targets: Any
-    widths: Any
-    rows: int
-    kept: int
-    terms: int
-    odd: int
-    tanh: int
-    work: int
+    couplings: Any  # one row each, the fields of CouplingRecord
+    seen: Any  # rows of the state that the network of a cell sees, (cells, inputs) a coupling
+    targets: Any  # rows that are moved, (cells, moved) a coupling; -1 for one that is not there
+    widths: Any  # units of the hidden layers
+    rows: int  # of the state, without the row of zeros
+    kept: int  # rows that are kept for the backward pass
+    terms: int  # tanh terms of each map
+    odd: int  # 1 if the maps commute with x -> -x
+    tanh: int  # 1 if that is the activation, 0 for elu
+    work: int  # length of the working memory
 
 
 class Weights(NamedTuple):
-    """What the networks are made of, or their gradients, each empty if there is none.
+    """The tensors (arrays, in compiled code) that couplings depend on beside the field.
+
+    Or their gradients. None, or empty in compiled code, where there is none.
 
     Attributes:
-        parameters: of each coupling the matrix and the biases of each hidden layer, of ``place``
-            and of ``form``; steepness before its softplus ``(terms, moved)``; bounds of the
-            log-scales ``(moved,)``.
-        sites: biases of the cells, ``(units, cells)`` a coupling.
-        gains, shifts: what a context does to the units, ``(units, columns)``, whole tiles.
+        arrays: of each network the matrix and the biases of each hidden layer, of ``place`` and of
+            ``form``; steepness before its softplus ``(terms, moved)``; bounds of the log-scales
+            ``(moved,)``; flat.
+        sites: biases of the units for each cell, ``(units, cells)`` a network, flat.
+        gains: of a context, ``(units, n)``; in compiled code whole tiles.
+        shifts: likewise.
     """
 
-    parameters: Any
+    arrays: Any
     sites: Any
     gains: Any
     shifts: Any
@@ -96,52 +86,51 @@ def _rows_of_work(
     }
 
 
-FIELDS = (
-    *("inputs", "moved", "cells"),  # of its network of one cell, sites moved in one cell, cells
+_COUNTS = ("inputs", "moved", "cells")  # of its network of one cell, sites moved in one cell, cells
+_BEGINS = ("arrays", "seen", "targets", "units", "sites")  # where its own begin
+_FIELDS = (
+    *(*_COUNTS, *_BEGINS),
     "heads",  # outputs of each head of the network
-    *("parameters", "seen", "targets", "units", "sites", "kept"),  # where its own begin
+    "kept",  # where its kept rows begin
     "last",  # row of what the heads see: the last hidden layer, or the inputs
     *_rows_of_work(1, (), 1, 1, 1),  # where these begin in the working memory
 )
-Coupling: Any = namedtuple("Coupling", FIELDS)  # type: ignore[misc]
+CouplingRecord: Any = namedtuple("CouplingRecord", _FIELDS)  # type: ignore[misc]
 """One coupling as numbers."""
 
 
-def program_of(sequence: Any) -> Program:
-    """The program of a :class:`~pyro_neuralrg.transforms.coupling_sequence.CouplingSequence`."""
+class Cells(NamedTuple):
+    """Some cells of a coupling in one tile."""
+
+    first: int
+    number: int
+    size: int  # columns of their chunk
+    n: int  # columns of gains and shifts
+    t0: int  # where the tile begins
+
+
+def program_of(sequence: Any) -> CouplingProgram:
+    """Program of a :class:`~pyro_neuralrg.transforms.coupling_sequence.CouplingSequence`."""
     options = sequence.options
-    couplings: list[list[int]] = []
-    tables: dict[str, list[Any]] = {"seen": [], "targets": []}
+    couplings, seen, targets = [], [], []
     kept = work = 0
     for c in sequence.couplings:
-        starts = {name: sum(map(len, parts)) for name, parts in tables.items()}
-        for name, begin, width in (("seen", c.seen, c.inputs), ("targets", c.target, c.moved)):
-            table = getattr(sequence, name)[begin : begin + width * c.cells]
-            tables[name].append(table.view(width, c.cells).T.flatten())
+        seen.append(sequence.seen[c.seen].view(c.inputs, c.cells).T.flatten())
+        targets.append(sequence.targets[c.targets].view(c.moved, c.cells).T.flatten())
         heads = options.heads(c.moved)
         rows = _rows_of_work(c.inputs, options.widths, heads, c.moved, options.terms)
         *begins, end = itertools.accumulate(rows.values(), initial=0)
         layout = {name: row * CHUNK for name, row in zip(rows, begins, strict=True)}
         last = layout["raw"] - CHUNK * options.widths[-1] if options.widths else layout["x"]
-        record = {
-            "inputs": c.inputs,
-            "moved": c.moved,
-            "cells": c.cells,
-            "heads": heads,
-            "parameters": c.start,
-            "units": c.unit,
-            "sites": c.site,
-            "kept": kept,
-            "last": last,
-            **starts,
-            **layout,
-        }
-        couplings.append([record[name] for name in FIELDS])
+        record = {name: getattr(c, name) for name in _COUNTS}
+        record |= {name: getattr(c, name).start for name in _BEGINS}
+        record |= {"heads": heads, "kept": kept, "last": last, **layout}
+        couplings.append([record[name] for name in _FIELDS])
         kept, work = kept + c.cells * c.moved, max(work, end * CHUNK)
-    return Program(
+    return CouplingProgram(
         couplings=np.array(couplings, np.int64),
-        seen=torch.cat(tables["seen"]).numpy(),
-        targets=torch.cat(tables["targets"]).numpy(),
+        seen=torch.cat(seen).numpy(),
+        targets=torch.cat(targets).numpy(),
         widths=np.array(options.widths, np.int64),
         rows=sequence.rows,
         kept=kept,

@@ -10,6 +10,8 @@ call in compiled code. Rows are pairs of a flat array and an offset.
 
 from __future__ import annotations
 
+import inspect
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -149,7 +151,7 @@ _ABOVE = (
 )  # fmt: skip
 _BELOW = (1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03)
 _FLAT = 7.90531110763549805
-"""Where tanh is 1 in single precision; coefficients of its odd and even polynomial (Eigen's)."""
+"""Coefficients of tanh's odd and even polynomial in single precision (Eigen's); where it is 1."""
 
 
 def tanh(x: Lanes) -> Lanes:
@@ -176,21 +178,29 @@ def _spread(kind: Any, number: float) -> Any:
 
 
 class _Writer:
-    """Writes vector code for arrays of one type at one place."""
+    """Writes vector code for a call with arguments of these kinds, all arrays of one type.
 
-    def __init__(self, context: Any, builder: Any, array_type: Any) -> None:
-        self.context, self.builder = context, builder
-        self.digits = _SINGLE if array_type.dtype == types.float32 else _DOUBLE
-        self.real = context.get_value_type(array_type.dtype)
+    The first argument, or the first of the first row, is an array.
+    """
+
+    def __init__(self, context: Any, builder: Any, kinds: Any) -> None:
+        self.context, self.builder, self.kinds = context, builder, kinds
+        self.array = kinds[0] if isinstance(kinds[0], types.Array) else kinds[0][0][0]
+        self.digits = _SINGLE if self.array.dtype == types.float32 else _DOUBLE
+        self.real = context.get_value_type(self.array.dtype)
         self.size = self.digits.bits // 8
         self.lanes = VECTOR_BYTES // self.size
         self.kind = ir.VectorType(self.real, self.lanes)
         self.index = ir.IntType(64)
 
-    def row(self, array_type: Any, array: Any, offset: Any) -> Any:
+    def row(self, array: Any, offset: Any) -> Any:
         """Pointer to an entry of an array."""
-        data = self.context.make_array(array_type)(self.context, self.builder, array).data
+        data = self.context.make_array(self.array)(self.context, self.builder, array).data
         return self.builder.gep(data, [offset])
+
+    def step(self, pointer: Any, number: Any, stride: Any) -> Any:
+        """Pointer so many strides further."""
+        return self.builder.gep(pointer, [self.builder.mul(number, stride)])
 
     def at(self, pointer: Any, offset: Any) -> Any:
         """Pointer to the vector that begins at an offset."""
@@ -211,9 +221,15 @@ class _Writer:
         mask = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), [0] * self.lanes)
         return self.builder.shuffle_vector(first, nothing, mask)
 
-    def add_product(self, a: Any, b: Any, c: Any) -> Any:
-        """a b + c."""
-        return self.builder.fadd(self.builder.fmul(a, b, flags=CONTRACT), c, flags=CONTRACT)
+    def zeros(self, number: int) -> list[Any]:
+        """Vectors of zeros."""
+        return [ir.Constant(self.kind, [0.0] * self.lanes)] * number
+
+    def add_products(self, left: list[Any], right: list[Any], sums: Sequence[Any]) -> list[Any]:
+        """All products of one of each, added to the sums."""
+        pairs = zip(itertools.product(left, right), sums, strict=True)
+        product, add = self.builder.fmul, self.builder.fadd
+        return [add(product(a, b, flags=CONTRACT), c, flags=CONTRACT) for (a, b), c in pairs]
 
     def loop(
         self, stop: Any, step: int, start: Sequence[Any], body: Callable[..., Any]
@@ -238,6 +254,20 @@ class _Writer:
         return following
 
 
+def written(write_code: Callable[..., Any]) -> Any:
+    """Make ``call(*args)`` for compiled code of ``write_code(writer, *args)``."""
+
+    def definition(typingctx: Any, *kinds: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            write_code(_Writer(context, builder, kinds), *args)
+            return context.get_dummy_value()
+
+        return types.void(*kinds), generate
+
+    definition.__signature__ = inspect.signature(write_code)  # type: ignore[attr-defined]
+    return intrinsic(definition)
+
+
 def rowwise(formula: Callable[..., Any]) -> Any:
     """Make ``call(inputs, outputs, scalars, columns)`` of a formula on rows.
 
@@ -249,128 +279,93 @@ def rowwise(formula: Callable[..., Any]) -> Any:
     must be at least one input. Scalars are a tuple, empty as ``()``.
     """
 
-    @intrinsic
-    def call(typingctx: Any, inputs: Any, outputs: Any, scalars: Any, columns: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            kinds = signature.args
-            write = _Writer(context, builder, kinds[0][0][0])
+    def write_code(write: _Writer, inputs: Any, outputs: Any, scalars: Any, columns: Any) -> None:
+        builder, unpack = write.builder, cgutils.unpack_tuple
+        sources, targets = (
+            [write.row(*unpack(builder, row)) for row in unpack(builder, rows)]
+            for rows in (inputs, outputs)
+        )
+        numbers = []
+        for kind, number in zip(write.kinds[2], unpack(builder, scalars), strict=True):
+            cast = write.context.cast(builder, number, kind, write.array.dtype)
+            numbers.append(Lanes(builder, write.digits, write.spread(cast)))
 
-            def rows(kind: Any, value: Any) -> list[Any]:
-                return [
-                    write.row(k[0], *(builder.extract_value(value, [i, part]) for part in (0, 1)))
-                    for i, k in enumerate(kind)
-                ]
+        def body(c: Any) -> tuple[()]:
+            given = [Lanes(builder, write.digits, write.load(row, c)) for row in sources]
+            found = formula(*given, *numbers)
+            found = found if isinstance(found, tuple) else (found,)
+            for value, row in zip(found, targets, strict=True):
+                write.store(value.value, row, c)
+            return ()
 
-            sources, targets = rows(kinds[0], args[0]), rows(kinds[1], args[1])
-            numbers = []
-            for i, kind in enumerate(kinds[2]):
-                number = builder.extract_value(args[2], i)
-                number = context.cast(builder, number, kind, kinds[0][0][0].dtype)
-                numbers.append(Lanes(builder, write.digits, write.spread(number)))
+        write.loop(columns, write.lanes, (), body)
 
-            def body(c: Any) -> tuple[()]:
-                given = [Lanes(builder, write.digits, write.load(row, c)) for row in sources]
-                found = formula(*given, *numbers)
-                found = found if isinstance(found, tuple) else (found,)
-                for value, row in zip(found, targets, strict=True):
-                    write.store(value.value, row, c)
-                return ()
-
-            write.loop(args[3], write.lanes, (), body)
-            return context.get_dummy_value()
-
-        return types.void(inputs, outputs, scalars, columns), generate
-
-    return call
+    return written(write_code)
 
 
 def make_product(rows: int) -> Any:
-    """y[r, :] = sum_k a[r, k] x[k, :] for so many rows r and columns, the sums in registers."""
+    """``call(a, at, a_row, a_k, x, x_at, y_at, row, inputs)`` with so many rows r and columns.
 
-    @intrinsic
-    def product(
-        typingctx: Any, a: Any, at: Any, a_row: Any, a_k: Any, x: Any, x_at: Any, y_at: Any,
-        row: Any, inputs: Any,
-    ) -> Any:  # fmt: skip
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            a, at, a_row, a_k, x, x_at, y_at, row, inputs = args
-            write = _Writer(context, builder, signature.args[0])
-            a_from = write.row(signature.args[0], a, at)
-            x_from, y_to = (write.row(signature.args[4], x, offset) for offset in (x_at, y_at))
-            zero = ir.Constant(write.kind, [0.0] * write.lanes)
+    y[r, :] = sum_k a[r, k] x[k, :], the sums in registers.
+    """
 
-            def body(k: Any, *sums: Any) -> list[Any]:
-                x_k = builder.gep(x_from, [builder.mul(k, row)])
-                columns = [write.load(x_k, write.index(v * write.lanes)) for v in range(VECTORS)]
-                a_k_from = builder.gep(a_from, [builder.mul(k, a_k)])
-                weights = [
-                    write.spread(
-                        builder.load(builder.gep(a_k_from, [builder.mul(write.index(r), a_row)]))
-                    )
-                    for r in range(rows)
-                ]
-                return [
-                    write.add_product(weights[r], columns[v], sums[r * VECTORS + v])
-                    for r in range(rows)
-                    for v in range(VECTORS)
-                ]
+    def write_code(
+        write: _Writer, a: Any, at: Any, a_row: Any, a_k: Any, x: Any, x_at: Any,
+        y_at: Any, row: Any, inputs: Any,
+    ) -> None:  # fmt: skip
+        builder = write.builder
+        a_from, x_from, y_to = write.row(a, at), write.row(x, x_at), write.row(x, y_at)
 
-            sums = write.loop(inputs, 1, [zero] * (rows * VECTORS), body)
-            for r in range(rows):
-                y_r = builder.gep(y_to, [builder.mul(write.index(r), row)])
-                for v in range(VECTORS):
-                    write.store(sums[r * VECTORS + v], y_r, write.index(v * write.lanes))
-            return context.get_dummy_value()
+        def body(k: Any, *sums: Any) -> list[Any]:
+            x_k = write.step(x_from, k, row)
+            columns = [write.load(x_k, write.index(v * write.lanes)) for v in range(VECTORS)]
+            a_k_from = write.step(a_from, k, a_k)
+            weights = [
+                write.spread(builder.load(write.step(a_k_from, write.index(r), a_row)))
+                for r in range(rows)
+            ]
+            return write.add_products(weights, columns, sums)
 
-        return types.void(a, at, a_row, a_k, x, x_at, y_at, row, inputs), generate
+        sums = write.loop(inputs, 1, write.zeros(rows * VECTORS), body)
+        for r in range(rows):
+            y_r = write.step(y_to, write.index(r), row)
+            for v in range(VECTORS):
+                write.store(sums[r * VECTORS + v], y_r, write.index(v * write.lanes))
 
-    return product
+    return written(write_code)
 
 
 def make_outer(rows: int, others: int) -> Any:
-    """total[r, s] += sum_c g[r, c] x[s, c] for so many rows of each, the sums in registers."""
+    """``call(work, g_at, x_at, row, total, at, t_row, t_other, columns)`` for so many rows of each.
 
-    @intrinsic
-    def outer(
-        typingctx: Any, work: Any, g_at: Any, x_at: Any, row: Any, total: Any, at: Any, t_row: Any,
-        t_other: Any, columns: Any,
-    ) -> Any:  # fmt: skip
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            work, g_at, x_at, row, total, at, t_row, t_other, columns = args
-            write = _Writer(context, builder, signature.args[0])
-            g, x = (write.row(signature.args[0], work, offset) for offset in (g_at, x_at))
-            to = write.row(signature.args[4], total, at)
-            zero = ir.Constant(write.kind, [0.0] * write.lanes)
+    total[r, s] += sum_c g[r, c] x[s, c], the sums in registers.
+    """
 
-            def load(pointer: Any, r: int, c: Any) -> Any:
-                return write.load(pointer, builder.add(builder.mul(write.index(r), row), c))
+    def write_code(
+        write: _Writer, work: Any, g_at: Any, x_at: Any, row: Any, total: Any, at: Any,
+        t_row: Any, t_other: Any, columns: Any,
+    ) -> None:  # fmt: skip
+        builder = write.builder
+        g, x, to = write.row(work, g_at), write.row(work, x_at), write.row(total, at)
 
-            def body(c: Any, *sums: Any) -> list[Any]:
-                left = [load(g, r, c) for r in range(rows)]
-                right = [load(x, s, c) for s in range(others)]
-                return [
-                    write.add_product(left[r], right[s], sums[r * others + s])
-                    for r in range(rows)
-                    for s in range(others)
-                ]
+        def load(pointer: Any, r: int, c: Any) -> Any:
+            return write.load(pointer, builder.add(builder.mul(write.index(r), row), c))
 
-            sums = write.loop(columns, write.lanes, [zero] * (rows * others), body)
-            name = f"llvm.vector.reduce.fadd.v{write.lanes}{write.digits.name}"
-            function = ir.FunctionType(write.real, [write.real, write.kind])
-            add_up = cgutils.get_or_insert_function(builder.module, function, name)
-            for r in range(rows):
-                for s in range(others):
-                    flat = builder.add(
-                        builder.mul(write.index(r), t_row), builder.mul(write.index(s), t_other)
-                    )
-                    place = builder.gep(to, [flat])
-                    begin = ir.Constant(write.real, -0.0)
-                    found = builder.call(
-                        add_up, [begin, sums[r * others + s]], fastmath=("reassoc",)
-                    )
-                    builder.store(builder.fadd(builder.load(place), found), place)
-            return context.get_dummy_value()
+        def body(c: Any, *sums: Any) -> list[Any]:
+            left = [load(g, r, c) for r in range(rows)]
+            right = [load(x, s, c) for s in range(others)]
+            return write.add_products(left, right, sums)
 
-        return types.void(work, g_at, x_at, row, total, at, t_row, t_other, columns), generate
+        sums = write.loop(columns, write.lanes, write.zeros(rows * others), body)
+        name = f"llvm.vector.reduce.fadd.v{write.lanes}{write.digits.name}"
+        function = ir.FunctionType(write.real, [write.real, write.kind])
+        add_up = cgutils.get_or_insert_function(builder.module, function, name)
+        begin = ir.Constant(write.real, -0.0)
+        for r in range(rows):
+            to_r = write.step(to, write.index(r), t_row)
+            for s in range(others):
+                place = write.step(to_r, write.index(s), t_other)
+                found = builder.call(add_up, [begin, sums[r * others + s]], fastmath=("reassoc",))
+                builder.store(builder.fadd(builder.load(place), found), place)
 
-    return outer
+    return written(write_code)

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +15,23 @@ from torch.distributions import constraints
 
 from pyro_neuralrg.arguments import check_tensor
 from pyro_neuralrg.bases import NORMAL, StandardNormal
-from pyro_neuralrg.transforms.partition import pack, unpack
+
+Pushed = tuple[Tensor, Tensor, Tensor, Tensor | None]
+"""x, ladj, the score of x and that of the context, if wanted."""
+
+
+def pack(x: Tensor, event_dim: int) -> Tensor:
+    """Move all batch dimensions into one on the right: ``batch + event -> event + (n,)``.
+
+    A network that acts on the leading dimension is then one matrix product.
+    """
+    batch, event = x.shape[: x.dim() - event_dim], x.shape[x.dim() - event_dim :]
+    return x.reshape(math.prod(batch), *event).movedim(0, -1).contiguous()
+
+
+def unpack(h: Tensor, batch_shape: Sequence[int]) -> Tensor:
+    """Undo :func:`pack`: ``event + (n,) -> batch_shape + event``."""
+    return h.movedim(-1, 0).reshape(*batch_shape, *h.shape[:-1])
 
 
 class _Pair(NamedTuple):
@@ -37,8 +55,8 @@ class LatticeTransform(TransformModule):
     * ``inverse(h, context) -> (h, ladj)``: x to z, with the *same* ``ladj = ln |det dx/dz|``
       (not its negative);
 
-    where the context is None or a tensor ``(features, batch)`` that may decide what is done, but
-    need not. Then create parameters in ``__init__``, and add a line to
+    or ``_pass(h, context, inverse)`` for both; the context is None or a tensor ``(features,
+    batch)``, which need not be used. Create parameters in ``__init__``, and add a line to
     ``tests/transforms/registry.py``.
 
     The last pair of ``transform(z)`` or ``transform.inv(x)`` is remembered by identity, as by
@@ -69,19 +87,19 @@ class LatticeTransform(TransformModule):
 
     def forward(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Batch-last z to (x, ladj); see the class docstring."""
-        raise NotImplementedError(f"{type(self).__name__} does not define forward(h, context)")
+        return self._pass(h, context, inverse=False)
 
     def inverse(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Batch-last x to (z, ladj); see the class docstring."""
-        raise NotImplementedError(f"{type(self).__name__} does not define inverse(h, context)")
+        return self._pass(h, context, inverse=True)
+
+    def _pass(self, h: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
+        """Either of the two."""
+        raise NotImplementedError(f"{type(self).__name__} does not define forward and inverse")
 
     def push_score(
-        self,
-        h: Tensor,
-        score: Tensor,
-        context: Tensor | None = None,
-        want_context: bool = False,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        self, h: Tensor, score: Tensor, context: Tensor | None = None, want_context: bool = False
+    ) -> Pushed:
         r"""Batch-last z to (x, ladj), and the score of the density along with it.
 
         With :math:`s = \partial_z \ln p(z)` given, :math:`\partial_x \ln q(x) = J^{-T} (s -
@@ -91,18 +109,15 @@ class LatticeTransform(TransformModule):
         q(x; c)` at fixed x, if it is wanted and there is a context, else None.
         """
         out, ladj = self.forward(h, context)
-        want_context = want_context and context is not None
         with torch.enable_grad():
             x = out.detach().requires_grad_()
             c = None if context is None else context.detach().requires_grad_(want_context)
-            z, inverse_ladj = self.inverse(x, c)
-            cotangents = [score, -torch.ones_like(inverse_ladj)]
-            score, *more = torch.autograd.grad(  # a constant log-determinant has no graph
-                [y for y in (z, inverse_ladj) if y.requires_grad],
-                [x, c] if want_context and c is not None else [x],
-                [c for y, c in zip((z, inverse_ladj), cotangents, strict=True) if y.requires_grad],
-                allow_unused=True,
-                materialize_grads=True,
+            both = zip(self.inverse(x, c), (score, -torch.ones_like(ladj)), strict=True)
+            pairs = [pair for pair in both if pair[0].requires_grad]  # not a constant ladj
+            wanted = [x] if c is None or not want_context else [x, c]
+            results, cotangents = zip(*pairs, strict=True)
+            score, *more = torch.autograd.grad(
+                results, wanted, cotangents, allow_unused=True, materialize_grads=True
             )
         return out, ladj, score, more[0] if more else None
 
@@ -131,12 +146,8 @@ class LatticeTransform(TransformModule):
 
         Of draws z of the base, that is :math:`\partial_x \ln q(x)` at fixed parameters.
 
-        Args:
-            z: as there.
-
         Returns:
-            x of the shape of z, ladj of shape ``batch_shape``, and the score of the shape of z; the
-            last two without a graph.
+            x, ladj, and the score of the shape of z; the last two without a graph.
         """
         event_dim = len(self.event_shape)
         batch_shape, h, context = self._packed("z", z)
@@ -148,13 +159,8 @@ class LatticeTransform(TransformModule):
     def inverse_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``z = g^-1(x)`` and the same ``ladj = ln |det dx/dz|`` at that point.
 
-        For the very tensor that ``flow(z)`` returned last, that z (see the class).
-
-        Args:
-            x: shape ``batch_shape + event_shape``, any batch shape, in the transform's dtype.
-
-        Returns:
-            z of the shape of x, and ladj of shape ``batch_shape``.
+        For the very tensor that ``flow(z)`` returned last, that z (see the class). Shapes as those
+        of :meth:`forward_and_ladj`.
         """
         known = self._recall("x", x)
         if known is not None:
@@ -246,13 +252,12 @@ class LatticeTransform(TransformModule):
 def state_of(module: nn.Module, *tensors: Tensor) -> tuple[Any, ...] | None:
     """Identities, versions and contents that a result of a module and tensors depends on.
 
-    States are equal as long as the tensors and the module's parameters and buffers are the same
-    and unchanged, in the same grad mode. Contents are hashed, since Pyro's optimisers write to
-    ``parameter.data``, which counts no version: 0.6 ms for a default flow on 8 x 8.
+    Contents are hashed, since Pyro's optimisers write to ``parameter.data``, which counts no
+    version: 0.6 ms for a default flow on 8 x 8.
 
     Returns:
         None where no result may be remembered: in compiled code, inside the transforms of
-        ``torch.func``, of tensors that count no versions, of a module on several devices or none.
+        ``torch.func``, of tensors that count no versions, of a module on several devices.
     """
     if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
         return None

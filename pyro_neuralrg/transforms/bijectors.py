@@ -1,12 +1,11 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""What acts on the blocks of a layer, as exchangeable factories.
+"""Factories of the transforms that act on the blocks of a layer.
 
-A factory is a frozen dataclass with one method, ``build(layout) -> LatticeTransform`` of event
-shape ``(size, *count)``: all blocks of a layer at once. To add one, write the dataclass here, put
+A factory is a frozen dataclass with one method, ``build(layout)``. To add one, write it here, put
 it into ``BIJECTORS`` and add a line to ``tests/transforms/registry.py``. A user's own block (any
-callable ``size -> TransformModule`` of event shape ``(size,)``, such as Pyro's ``affine_coupling``
-or ``spline_coupling``) or layer (``(size, count) -> TransformModule``) needs no new class.
+callable ``size -> TransformModule`` of event shape ``(size,)``, such as Pyro's
+``affine_coupling``) or layer (``(size, count) -> TransformModule``) needs no new class.
 """
 
 from __future__ import annotations
@@ -25,13 +24,14 @@ from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor, nn
 from torch.distributions import Transform
 
+from pyro_neuralrg.arguments import check_choice
 from pyro_neuralrg.transforms.base import LatticeTransform
 from pyro_neuralrg.transforms.coupling import neighbour_coupling, realnvp_block
 
 
 @dataclass(frozen=True)
 class BlockLayout:
-    """Where a bijector is to act.
+    """The place where a bijector is to act.
 
     Attributes:
         block: sites of a block along each axis.
@@ -60,9 +60,8 @@ class BlockLayout:
 class Bijector(Protocol):
     """A factory of layer transforms.
 
-    With an attribute ``sees_sites = True`` it takes site features; with ``fills_up_blocks = True``
-    it builds one transform for all blocks of a layer, where thinner ones at the edge of a lattice
-    are filled up with sites that stay zero.
+    With an attribute ``sees_sites = True`` it takes site features. With ``fills_up_blocks = True``
+    its transform acts on all blocks of a layer, thinner ones filled up with sites that stay zero.
     """
 
     def build(self, layout: BlockLayout) -> LatticeTransform:
@@ -72,7 +71,7 @@ class Bijector(Protocol):
 
 @dataclass(frozen=True)
 class RealNVP:
-    """The paper's block: see :func:`~pyro_neuralrg.transforms.coupling.realnvp_block`."""
+    """See :func:`~pyro_neuralrg.transforms.coupling.realnvp_block`."""
 
     name: ClassVar[str] = "realnvp"
     fills_up_blocks: ClassVar[bool] = True
@@ -91,13 +90,10 @@ class RealNVP:
 
 @dataclass(frozen=True)
 class Neighbour:
-    """Couplings that see the neighbouring blocks.
-
-    See :func:`~pyro_neuralrg.transforms.coupling.neighbour_coupling`.
-    """
+    """See :func:`~pyro_neuralrg.transforms.coupling.neighbour_coupling`."""
 
     name: ClassVar[str] = "neighbour"
-    sees_sites: ClassVar[bool] = True  # it takes site features
+    sees_sites: ClassVar[bool] = True
     fills_up_blocks: ClassVar[bool] = True
     layers: int = 8
     hidden: tuple[int, ...] = (24,)
@@ -108,15 +104,10 @@ class Neighbour:
     def build(self, layout: BlockLayout) -> LatticeTransform:
         """Couplings shared by all blocks."""
         _refuse_per_block(layout, self.name)
-        return neighbour_coupling(
-            layout.block,
-            layout.count,
-            odd=layout.odd,
-            boundary=layout.boundary,
-            context_dim=layout.context_dim,
-            features=layout.features,
-            **dataclasses.asdict(self),
-        )
+        options: Any = dataclasses.asdict(self)
+        options |= {"odd": layout.odd, "boundary": layout.boundary}
+        options |= {"context_dim": layout.context_dim, "features": layout.features}
+        return neighbour_coupling(layout.block, layout.count, **options)
 
 
 @dataclass(frozen=True)
@@ -150,15 +141,11 @@ BIJECTORS: dict[str, type[Any]] = {RealNVP.name: RealNVP, Neighbour.name: Neighb
 
 
 def as_bijector(bijector: Any) -> Bijector:
-    """Turn what a user may give as ``bijector`` into a factory.
-
-    Args:
-        bijector: a name, a mapping of a name and options, a factory, or a callable
-            ``size -> TransformModule``.
+    """The factory that a name, a mapping of a name and options, or a callable stands for.
 
     Raises:
         ValueError: if the name or an option is unknown.
-        TypeError: if it is none of these.
+        TypeError: if it is none of these, nor a factory.
 
     Example:
         >>> as_bijector("realnvp")
@@ -168,14 +155,17 @@ def as_bijector(bijector: Any) -> Bijector:
         bijector = {"name": bijector}
     if isinstance(bijector, Mapping):
         options = {k: tuple(v) if isinstance(v, list) else v for k, v in bijector.items()}
-        return _by_name(options.pop("name", None), options)
-    if hasattr(bijector, "build") and not isinstance(bijector, type):
+        name = check_choice("bijector", options.pop("name", None), BIJECTORS)
+        known = {field.name for field in dataclasses.fields(BIJECTORS[name])}
+        if not set(options) <= known:
+            raise ValueError(
+                f"bijector {name!r} has options {sorted(options)}; accepted: {sorted(known)}"
+            )
+        return BIJECTORS[name](**options)
+    builds = hasattr(bijector, "build")
+    if builds and not isinstance(bijector, type):
         return bijector
-    if (
-        callable(bijector)
-        and not hasattr(bijector, "build")
-        and not isinstance(bijector, Transform)
-    ):
+    if callable(bijector) and not builds and not isinstance(bijector, Transform):
         return BlockFactory(bijector)
     raise TypeError(
         f"bijector is {bijector!r}; accepted: one of {', '.join(BIJECTORS)}, a factory such as "
@@ -183,23 +173,8 @@ def as_bijector(bijector: Any) -> Bijector:
     )
 
 
-def _by_name(name: Any, options: dict[str, Any]) -> Bijector:
-    if name not in BIJECTORS:
-        raise ValueError(f"bijector is {name!r}; accepted: {', '.join(BIJECTORS)}")
-    known = {field.name for field in dataclasses.fields(BIJECTORS[name])}
-    if not set(options) <= known:
-        raise ValueError(
-            f"bijector {name!r} has options {sorted(options)}; accepted: {sorted(known)}"
-        )
-    return BIJECTORS[name](**options)
-
-
 def bijector_config(bijector: Bijector) -> dict[str, Any]:
-    """A factory as JSON data.
-
-    Raises:
-        ValueError: if it is not one of ``BIJECTORS``.
-    """
+    """A factory as JSON data; a ValueError if it is not one of ``BIJECTORS``."""
     if type(bijector) not in BIJECTORS.values():
         raise ValueError(
             f"bijector {bijector!r} cannot be written as JSON; accepted: {', '.join(BIJECTORS)}. "
@@ -227,7 +202,7 @@ def _refuse_odd(layout: BlockLayout) -> None:
 
 
 def _check_module(transform: Any, layout: BlockLayout, event_dim: int) -> Any:
-    """What a user's factory has returned, if it can serve."""
+    """Return what a user's factory has made, if it can serve."""
     returned = f"the bijector factory returned {type(transform).__name__}"
     conditional = isinstance(transform, ConditionalTransformModule)
     if conditional != bool(layout.context_dim):
@@ -255,31 +230,21 @@ class _Foreign(LatticeTransform):
         super().__init__(event_shape)
         self.transform = transform
 
-    def forward(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """z to x."""
-        return self._through(h, context, inverse=False)
-
-    def inverse(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """x to z."""
-        return self._through(h, context, inverse=True)
-
-    def _through(self, h: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
+    def _pass(self, h: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
         if h.shape[-1] == 0:  # which some of Pyro's transforms refuse
             return h, h.new_zeros(0)
         transform = self.transform
         if isinstance(transform, ConditionalTransformModule):
             if context is None:
                 raise ValueError(
-                    f"context is None; accepted for {type(transform).__name__}: a tensor, by way "
-                    "of ConditionalHierarchicalFlow.condition"
+                    f"context is None; accepted for {type(transform).__name__}: a tensor"
                 )
             transform = transform.condition(context.movedim(-1, 0))
         given = h.movedim(-1, 0).contiguous()
         found = transform.inv(given) if inverse else transform(given)
         z, x = (found, given) if inverse else (given, found)
         ladj = transform.log_abs_det_jacobian(z, x)
-        # summed over what a transform of fewer event dimensions leaves open; some of Pyro's return
-        # the shape () for a constant, which counts once for each
+        # one of fewer event dimensions leaves some open, and may return a single constant for all
         open_shape = z.shape[: z.dim() - transform.domain.event_dim]
         ladj = ladj.expand(open_shape).reshape(len(z), math.prod(open_shape[1:])).sum(-1)
         self._drop_cache()
@@ -310,33 +275,21 @@ class _Blockwise(LatticeTransform):
     def __init__(self, layout: BlockLayout, factory: Callable[[int], TransformModule]) -> None:
         super().__init__((layout.size, *layout.count))
         copies = math.prod(layout.count) if layout.per_block else 1
-        self.blocks = nn.ModuleList(_adapt(factory(layout.size), layout) for _ in range(copies))
+        self.blocks = nn.ModuleList()
+        for _ in range(copies):
+            block: Any = factory(layout.size)
+            if not (isinstance(block, LatticeTransform) and block.event_shape == (layout.size,)):
+                block = _Foreign((layout.size,), _check_module(block, layout, 1))
+            self.blocks.append(block)
 
-    def forward(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """z to x."""
-        return self._each(h, context, "forward")
-
-    def inverse(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """x to z."""
-        return self._each(h, context, "inverse")
-
-    def _each(self, h: Tensor, context: Tensor | None, direction: str) -> tuple[Tensor, Tensor]:
+    def _pass(self, h: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
+        own: list[Any] = list(self.blocks)
+        passes = [one.inverse if inverse else one.forward for one in own]
         blocks = h.flatten(1, -2)  # (size, blocks, batch)
-        if len(self.blocks) == 1:  # which takes the blocks for a part of the batch
+        if len(passes) == 1:  # which takes the blocks for a part of the batch
             of_blocks = None if context is None else context.repeat(1, blocks.shape[1])
-            out, ladj = getattr(self.blocks[0], direction)(blocks.flatten(1), of_blocks)
+            out, ladj = passes[0](blocks.flatten(1), of_blocks)
             return out.view(h.shape), ladj.view(blocks.shape[1:]).sum(0)
-        pairs = [
-            getattr(block, direction)(piece, context)
-            for block, piece in zip(self.blocks, blocks.unbind(1), strict=True)
-        ]
+        pairs = [one(piece, context) for one, piece in zip(passes, blocks.unbind(1), strict=True)]
         out, ladj = (torch.stack(parts, dim=-2) for parts in zip(*pairs, strict=True))
         return out.view(h.shape), ladj.sum(0)
-
-
-def _adapt(transform: Any, layout: BlockLayout) -> LatticeTransform:
-    """A block under the batch-last contract."""
-    event_shape = (layout.size,)
-    if isinstance(transform, LatticeTransform) and transform.event_shape == event_shape:
-        return transform
-    return _Foreign(event_shape, _check_module(transform, layout, 1))

@@ -13,9 +13,8 @@ from pyro.distributions.conditional import ConditionalTransformModule
 from torch import Tensor, nn
 
 from pyro_neuralrg.arguments import check_integer, check_tensor
-from pyro_neuralrg.transforms.base import LatticeTransform
+from pyro_neuralrg.transforms.base import LatticeTransform, Pushed, pack
 from pyro_neuralrg.transforms.hierarchical import HierarchicalFlow
-from pyro_neuralrg.transforms.partition import pack
 
 
 class ConditionalHierarchicalFlow(ConditionalTransformModule):
@@ -26,10 +25,10 @@ class ConditionalHierarchicalFlow(ConditionalTransformModule):
     >>> x = flow.condition(temperature)(torch.randn(10, 4, 4))
 
     Every field of a batch may have a context of its own; values of order one are learned best. A
-    small network, shared by all layers, turns c into features, and each layer of the conditioners
-    has a gain and (unless the flow is odd) a bias that are linear in c and in these features, zero
-    at the start. A Pyro conditional transform, for ``ConditionalTransformedDistribution``; build
-    one with :func:`conditional_hierarchical_flow`.
+    small network turns c into features, and every unit of the couplings' networks has a gain and
+    (unless the flow is odd) a bias that are linear in c and in these features, zero at the start.
+    A Pyro conditional transform, for ``ConditionalTransformedDistribution``; build one with
+    :func:`conditional_hierarchical_flow`.
 
     Args:
         flow: a HierarchicalFlow of ``context_dim`` + ``features`` context features.
@@ -58,12 +57,11 @@ class ConditionalHierarchicalFlow(ConditionalTransformModule):
         """The flow at a context, an ordinary transform for one context or a batch of them.
 
         Args:
-            context: shape ``batch_shape + (context_dim,)``; the batch shape broadcasts with that
-                of the fields.
+            context: shape ``batch_shape + (context_dim,)``, in the flow's dtype; the batch shape
+                broadcasts with that of the fields.
 
         Raises:
-            TypeError: if it is no tensor of the flow's dtype.
-            ValueError: if its last dimension is not ``context_dim``.
+            TypeError, ValueError: for another dtype, or another shape.
         """
         like = self.encoder[0].weight
         accepted = f"a tensor of shape (..., {self.context_dim}), {like.dtype} as the flow"
@@ -88,8 +86,8 @@ class ConditionalHierarchicalFlow(ConditionalTransformModule):
     @property
     def config(self) -> dict[str, Any]:
         """Options for :meth:`from_config` as JSON data; tensors are in ``state_dict()``."""
-        own = {"context_dim": self.context_dim, "features": self.feature_count}
-        return {**self.flow.config, **own}
+        config = self.flow.config
+        return {**config, "context_dim": self.context_dim, "features": self.feature_count}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> ConditionalHierarchicalFlow:
@@ -115,17 +113,13 @@ class _Conditioned(LatticeTransform):
     def __repr__(self) -> str:
         return f"{self.conditional!r}.condition(<{tuple(self.context.shape)}>)"
 
-    def forward(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """z to x, batch-last, for features of a context."""
-        return self.conditional.flow.generate(h, context)
-
-    def inverse(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """x to z, batch-last, for features of a context."""
-        return self.conditional.flow.renormalize(h, context)
+    def _pass(self, h: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
+        """z to x or back, batch-last, for features of a context."""
+        return self.conditional.flow._pass(h, context, inverse)
 
     def push_score(
         self, h: Tensor, score: Tensor, context: Tensor | None = None, want_context: bool = False
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    ) -> Pushed:
         """z to x with the score, batch-last, for features of a context."""
         return self.conditional.flow.push_score(h, score, context, want_context)
 

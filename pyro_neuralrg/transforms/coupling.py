@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_neuralrg.arguments import as_integer, check_integer, check_number
-from pyro_neuralrg.transforms.base import LatticeTransform
+from pyro_neuralrg.arguments import as_integer, check_choice, check_integer, check_number
+from pyro_neuralrg.transforms.base import LatticeTransform, Pushed
 from pyro_neuralrg.transforms.coupling_sequence import CouplingSequence
 from pyro_neuralrg.transforms.networks import ACTIVATIONS, NetworkOptions, Packing
 
@@ -100,30 +100,16 @@ class Couplings(LatticeTransform):
     def networks(self) -> list[list[Tensor]]:
         """Arrays of each coupling's network, as ``NetworkOptions.shapes`` lists them."""
         sequence = self._sequence()
-        return [arrays for arrays, _ in sequence.networks(sequence.inputs(None))]
+        return [list(network.arrays) for network in sequence.networks(sequence.weights(None))]
 
-    def forward(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """z to x."""
-        out, ladj = self._sequence().forward(h.flatten(0, -2), context)
-        return out.view(h.shape), ladj
-
-    def inverse(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """x to z."""
-        out, ladj = self._sequence().inverse(h.flatten(0, -2), context)
-        return out.view(h.shape), ladj
+    def _pass(self, h: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
+        return self._sequence().run(h, context, inverse)
 
     def push_score(
-        self,
-        h: Tensor,
-        score: Tensor,
-        context: Tensor | None = None,
-        want_context: bool = False,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        self, h: Tensor, score: Tensor, context: Tensor | None = None, want_context: bool = False
+    ) -> Pushed:
         """z to x with the score, without any inverse."""
-        out, ladj, score_out, of_context = self._sequence().push_score(
-            h.flatten(0, -2), score.flatten(0, -2), context, want_context
-        )
-        return out.view(h.shape), ladj, score_out.view(h.shape), of_context
+        return self._sequence().push_score(h, score, context, want_context)
 
     def _sequence(self) -> CouplingSequence:
         """These couplings on a field of their own."""
@@ -136,11 +122,7 @@ class Couplings(LatticeTransform):
 
 
 def neighbours(count: Sequence[int], boundary: str | None) -> tuple[Tensor, list[int]]:
-    """The neighbouring cells of each cell, itself among them.
-
-    Args:
-        count: cells along each axis.
-        boundary: "periodic", "open", or None for the cell alone.
+    """The neighbouring cells of each cell, itself among them; of no boundary the cell alone.
 
     Returns:
         Distinct neighbours ``(cells, seen)``, -1 for those outside; and for each of the 3^d
@@ -180,22 +162,19 @@ def realnvp_block(
 ) -> Couplings:
     """The paper's block: Real NVP on the sites of one block, event shape ``(size,)``.
 
-    The two halves of the checkerboard are moved in turn (paper, supplement): the parities of the
-    sites' binary digits, which is the checkerboard of a block of 2^d sites.
+    The two halves of the checkerboard are moved in turn (paper, supplement).
 
     Args:
-        size: number of sites of the block, at least two.
+        size: sites of the block, at least two, row by row for a block of 2^d.
         layers: number of couplings (paper: 10).
         hidden: widths of the hidden layers of the s- and t-networks (paper: 10, 10, 10).
         activation: one of ``networks.ACTIVATIONS`` (paper: "elu").
         odd: make the block commute with x -> -x.
         context_dim: features of a context that the networks take besides; 0 for none.
-        count: of many blocks, the number along each axis; the event shape is then
-            ``(size, *count)``.
+        count: of many blocks, the number along each axis; event shape ``(size, *count)``.
 
     Raises:
-        TypeError: if a number is no integer.
-        ValueError: if a number is out of range or the activation is unknown.
+        TypeError, ValueError: naming the argument, the value seen and what is accepted.
 
     Example:
         >>> realnvp_block(4)(torch.zeros(7, 4)).shape
@@ -204,9 +183,8 @@ def realnvp_block(
     if size < 2:
         raise ValueError(f"size is {size}; accepted: a block of at least two sites")
     layers, hidden = _check_network(layers, hidden)
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation is {activation!r}; accepted: {', '.join(ACTIVATIONS)}")
-    # in a block of 2^d sites, row-major, the parity of the set bits is the checkerboard
+    check_choice("activation", activation, ACTIVATIONS)
+    # the parity of the bits is the checkerboard of a block of 2^d sites
     halves = _in_turn([[site.bit_count() % 2 == 0 for site in range(size)]], layers)
     options = NetworkOptions(hidden, activation, odd=odd, separate=True)
     return Couplings(size, count, halves, options, boundary=None, context_dim=context_dim)
@@ -228,9 +206,8 @@ def neighbour_coupling(
 ) -> Couplings:
     """Couplings on all blocks of a layer, event shape ``(size, *count)``, that see neighbours.
 
-    Their networks take in the neighbouring blocks, and what they do to a site has tanh terms: a
-    site of a magnet, given its neighbours, is up or down. The halves are the checkerboard, then the
-    rows and columns of the block, each moved in turn.
+    The maps have tanh terms: a site of a magnet, given its neighbours, is up or down. The halves
+    are the checkerboard, then the rows and columns of the block, each moved in turn.
 
     Args:
         block: sites of a block along each axis.
@@ -247,8 +224,7 @@ def neighbour_coupling(
         features: known of the blocks, shape ``(number, *count)``, which the networks also see.
 
     Raises:
-        TypeError: if a number is no integer.
-        ValueError: if a number is out of range.
+        TypeError, ValueError: naming the argument, the value seen and what is accepted.
 
     Example:
         >>> neighbour_coupling((2, 2), (4, 4))(torch.zeros(7, 4, 4, 4)).shape
@@ -265,15 +241,8 @@ def neighbour_coupling(
         max_log_scale=check_number("max_log_scale", max_log_scale, "at least 0.1", least=0.1),
     )
     halves = _in_turn(_block_masks(block), layers)
-    return Couplings(
-        math.prod(block),
-        count,
-        halves,
-        options,
-        boundary=boundary,
-        context_dim=context_dim,
-        features=features,
-    )
+    given: Any = {"boundary": boundary, "context_dim": context_dim, "features": features}
+    return Couplings(math.prod(block), count, halves, options, **given)
 
 
 def _check_network(layers: Any, hidden: Any) -> tuple[int, tuple[int, ...]]:
@@ -288,17 +257,16 @@ def _check_network(layers: Any, hidden: Any) -> tuple[int, tuple[int, ...]]:
     return number, widths
 
 
-def _block_masks(block: Sequence[int]) -> list[list[bool]]:
+def _block_masks(block: Sequence[int]) -> list[tuple[bool, ...]]:
     """The ways to halve a block: checkerboard first, then along each axis."""
     sites = list(itertools.product(*(range(side) for side in block)))
-    masks = [[sum(site) % 2 == 0 for site in sites]]
+    masks = [tuple(sum(site) % 2 == 0 for site in sites)]
     for axis in range(len(block)):
-        masks.append([site[axis] % 2 == 0 for site in sites])
-    halving = [mask for mask in masks if any(mask) and not all(mask)]
-    return [mask for index, mask in enumerate(halving) if mask not in halving[:index]]
+        masks.append(tuple(site[axis] % 2 == 0 for site in sites))
+    return list(dict.fromkeys(mask for mask in masks if any(mask) and not all(mask)))
 
 
-def _in_turn(masks: list[list[bool]], layers: int) -> list[Half]:
+def _in_turn(masks: Sequence[Sequence[bool]], layers: int) -> list[Half]:
     """Use each mask twice, the second time with the halves exchanged, until all layers have one."""
     halves = []
     for layer in range(layers):

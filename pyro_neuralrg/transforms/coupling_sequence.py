@@ -9,55 +9,54 @@ what that does not know, it is the plain torch of this module, which is the refe
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from pyro_neuralrg.compiled.operation import couple, is_compiled
-from pyro_neuralrg.transforms.compilation import Operations, active_operations
-from pyro_neuralrg.transforms.networks import Bends, Inputs, NetworkOptions
+from pyro_neuralrg.compiled.operation import apply_couplings, is_compiled
+from pyro_neuralrg.compiled.program import Weights
+from pyro_neuralrg.transforms.base import Pushed
+from pyro_neuralrg.transforms.networks import (
+    Network,
+    NetworkOptions,
+    couple,
+    couple_with_score,
+    couple_with_score_in_one_graph,
+)
 
 CONTEXT_FEATURES = 5
 """Features of a context from which on slow couplings follow each of them less."""
+SHAPES = 64
+"""Shapes that may be compiled: scales, times the batch sizes that are used."""
 
 
-@dataclass(frozen=True)
-class Coupling:
-    """One coupling of a sequence.
+class Operations(NamedTuple):
+    """The two functions of :mod:`~pyro_neuralrg.transforms.networks` that plain torch calls."""
 
-    Attributes:
-        start: of its network in the arrays of all.
-        shapes: of the network's arrays.
-        inputs: what the network of one cell sees.
-        moved: sites moved in one cell.
-        cells: their number.
-        unit: start of its units among those of all.
-        units: their number.
-        site: start of its biases of cells among those of all.
-        seen: start of its rows in ``CouplingSequence.seen``, ``(inputs, cells)``.
-        target: likewise in ``targets``, ``(moved, cells)``.
-        whole: all its targets are there.
-    """
+    couple: Callable[..., tuple[Tensor, Tensor]]
+    couple_with_score: Callable[..., tuple[Tensor, ...]]
 
-    start: int
-    shapes: list[tuple[int, ...]]
-    inputs: int
-    moved: int
+
+EAGER = Operations(couple, couple_with_score)
+
+
+class Coupling(NamedTuple):
+    """One coupling of a sequence, with the places of its own among those of all."""
+
+    shapes: list[tuple[int, ...]]  # of the arrays of its network
+    arrays: slice  # these, flat
+    inputs: int  # what the network of one cell sees
+    moved: int  # sites moved in one cell
     cells: int
-    unit: int
-    units: int
-    site: int
-    seen: int
-    target: int
-    whole: bool
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Sites moved, and cells."""
-        return self.moved, self.cells
+    units: slice  # of its network
+    sites: slice  # its biases of cells
+    seen: slice  # its rows in ``CouplingSequence.seen``, ``(inputs, cells)``
+    targets: slice  # likewise in ``targets``, ``(moved, cells)``
+    whole: bool  # all its targets are there
 
 
 class CouplingSequence(nn.Module):
@@ -98,46 +97,47 @@ class CouplingSequence(nn.Module):
         """Values that the couplings overwrite."""
         self.program: Any = None
         """The same for compiled code, made when first needed."""
-        self.operations: Operations | None = None
-        """Functions that couple where they are not those of the module; see HierarchicalFlow."""
+        self.operations = EAGER
+        """Compiled functions in place of these; see ``HierarchicalFlow.compile``."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "operations": None}
+        return {**self.__dict__, "operations": EAGER}
 
     def _plan(self, layers: Sequence[tuple[Any, Tensor]], tables: dict[str, list[Tensor]]) -> None:
         """Lay out all couplings; rows that their networks see, and rows that they move."""
-        start = unit = site = 0
+        ends = {"arrays": 0, "units": 0, "sites": 0, "seen": 0, "targets": 0}
+
+        def place(name: str, length: int) -> slice:
+            begin, ends[name] = ends[name], ends[name] + length
+            return slice(begin, ends[name])
+
         for couplings, sites in layers:
             padded = torch.nn.functional.pad(sites, (0, 1), value=-1)  # what is outside
             for fixed, moved in couplings.halves:
                 seen = padded[fixed][:, couplings.near]  # (fixed, cells, near)
                 seen = seen.permute(2, 0, 1).flatten(0, 1)
-                inputs, target = len(seen), sites[moved]
+                inputs, targets, cells = len(seen), sites[moved], couplings.cells
                 units = self.options.units(len(moved))
                 self.couplings.append(
                     Coupling(
-                        start=start,
                         shapes=self.options.shapes(inputs, len(moved)),
+                        arrays=place("arrays", self.options.size(inputs, len(moved))),
                         inputs=inputs,
                         moved=len(moved),
-                        cells=couplings.cells,
-                        unit=unit,
-                        units=units,
-                        site=site,
-                        seen=sum(map(len, tables["seen"])),
-                        target=sum(map(len, tables["targets"])),
-                        whole=bool((target >= 0).all()),
+                        cells=cells,
+                        units=place("units", units),
+                        sites=place("sites", units * cells),
+                        seen=place("seen", seen.numel()),
+                        targets=place("targets", targets.numel()),
+                        whole=bool((targets >= 0).all()),
                     )
                 )
                 tables["seen"].append(torch.where(seen < 0, self.rows, seen).flatten())
-                tables["targets"].append(target.flatten())
-                start += self.options.size(inputs, len(moved))
-                unit += units
-                site += units * couplings.cells
+                tables["targets"].append(targets.flatten())
 
     # What the couplings are made of
 
-    def inputs(self, context: Tensor | None) -> Inputs:
+    def weights(self, context: Tensor | None) -> Weights:
         """Arrays of the networks, and what sites and a context do to their units."""
         response = self.options.response
         packed = torch.cat([couplings.packed for couplings in self.layers]) * response
@@ -148,13 +148,10 @@ class CouplingSequence(nn.Module):
             sites = torch.cat(biases).to(packed.dtype) * response
         if context is not None and self.layers[0].context_gain is not None:
             gains, shifts = ((part @ context).to(packed.dtype) for part in self._of_context())
-        return Inputs(arrays, sites, gains, shifts)
+        return Weights(arrays, sites, gains, shifts)
 
     def _of_context(self) -> tuple[Tensor, Tensor]:
-        """Matrices from a context to gains and shifts of all units.
-
-        Those of an odd map that may not be shifted have zeros.
-        """
+        """Matrices from a context to gains and shifts of all units, zeros for those without."""
         gains = torch.cat([couplings.context_gain for couplings in self.layers])
         shifts = torch.cat(
             [
@@ -169,82 +166,69 @@ class CouplingSequence(nn.Module):
 
     # The passes
 
-    def forward(self, h: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        """z to x, rows ``(rows, n)``, and ladj ``(n,)``."""
-        return self._run(h, context, False)
-
-    def inverse(self, h: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        """x to z, and the same ladj = ln |det dx/dz|."""
-        return self._run(h, context, True)
-
-    def _run(self, h: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
+    def run(self, h: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
+        """z to x or back, ``(..., n)`` with the rows flattened; and ladj = ln |det dx/dz|."""
         if h.shape[-1] == 0:
             return h, h.new_zeros(0)
-        tensors = (h, *self.inputs(context))
-        if is_compiled(self, h):
-            out, ladj, *_ = couple(self, tensors, inverse)
-            return out, ladj
-        return self.reference(tensors, inverse)
+        run = apply_couplings if is_compiled(self, h) else CouplingSequence.reference
+        out, ladj, *_ = run(self, (h.flatten(0, -2), *self.weights(context)), inverse)
+        return out.view(h.shape), ladj
 
     def push_score(
         self, h: Tensor, score: Tensor, context: Tensor | None, want_context: bool
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """z to x, ladj and the score, both without a graph, and the score of the context.
-
-        The last is the gradient of ln q with respect to the context at fixed x, if wanted.
-        """
+    ) -> Pushed:
+        """z to x, with ladj, the score and, if wanted, that of the context, without graphs."""
         if h.shape[-1] == 0:
             return h, h.new_zeros(0), score, None if context is None else torch.zeros_like(context)
-        inputs = self.inputs(context)
-        want_context = want_context and inputs.gains is not None
+        rows, scores, weights = h.flatten(0, -2), score.flatten(0, -2), self.weights(context)
+        want_context = want_context and weights.gains is not None
         if is_compiled(self, h):
-            found = couple(self, (h, *inputs), False, score, want_context)
+            found = apply_couplings(self, (rows, *weights), False, scores)
         else:
-            found = self._reference_with_score(h, score, inputs, want_context)
-        out, ladj, score, d_gains, d_shifts = found
-        if not want_context:
-            return out, ladj, score, None
-        gains, shifts = self._of_context()
-        return out, ladj, score, -(gains.T @ d_gains + shifts.T @ d_shifts).detach()
+            found = self._reference_with_score(rows, scores, weights, want_context)
+        rows, ladj, scores, d_gains, d_shifts = found
+        of_context = None
+        if want_context:
+            gains, shifts = self._of_context()
+            of_context = -(gains.T @ d_gains + shifts.T @ d_shifts).detach()
+        return rows.view(h.shape), ladj, scores.view(h.shape), of_context
 
     # The reference
 
     def reference(self, tensors: Sequence[Any], inverse: bool) -> tuple[Tensor, Tensor]:
-        """All couplings in plain torch, on the field and the inputs of the networks."""
-        h, inputs = tensors[0], Inputs(*tensors[1:])
+        """All couplings in plain torch, on the field and the weights."""
+        h, weights = tensors[0], Weights(*tensors[1:])
         state = torch.cat([h, h.new_zeros(1, h.shape[-1])])  # a row for all that is outside
         ladj = h.new_zeros(h.shape[-1])
-        run = (self.operations or active_operations()).couple
-        order = list(zip(self.couplings, self.networks(inputs), strict=True))
-        for coupling, (arrays, bends) in reversed(order) if inverse else order:
+        order = list(zip(self.couplings, self.networks(weights), strict=True))
+        for coupling, network in reversed(order) if inverse else order:
             seen, moved, live = self._places(coupling)
-            x, v = _rows(state, seen, coupling.inputs), _rows(state, moved, *coupling.shape)
-            values, log_slope = run(self.options, arrays, bends, x, v, inverse)
+            x, v = _rows(state, seen, coupling.inputs), _rows(state, moved, *_shape(coupling))
+            values, log_slope = self.operations.couple(network, x, v, inverse)
             state = state.index_copy(0, moved, _masked(values, live).flatten(0, 1))
             ladj = ladj + _masked(log_slope, live).sum((0, 1))
         return state[:-1], ladj
 
     def _reference_with_score(
-        self, h: Tensor, score: Tensor, inputs: Inputs, want_context: bool
+        self, h: Tensor, score: Tensor, weights: Weights, want_context: bool
     ) -> tuple[Tensor, ...]:
-        run = (self.operations or active_operations()).couple_with_score
         nothing = h.new_zeros(1, h.shape[-1])
         of_context: list[Sequence[Tensor]] = []
         with torch.enable_grad():
             if not h.requires_grad:
                 h = h.detach().requires_grad_()
-            if want_context and not (inputs.gains is None or inputs.gains.requires_grad):
-                free = (part.detach().requires_grad_() for part in inputs[2:] if part is not None)
-                inputs = Inputs(*inputs[:2], *free)
+            if want_context and not weights.gains.requires_grad:
+                free = (part.detach().requires_grad_() for part in weights[2:])
+                weights = Weights(*weights[:2], *free)
             state, scores = torch.cat([h, nothing]), torch.cat([score, nothing])
             ladj = h.new_zeros(h.shape[-1])
-            networks = self.networks(inputs)
-            for coupling, (arrays, bends) in zip(self.couplings, networks, strict=True):
+            for coupling, network in zip(self.couplings, self.networks(weights), strict=True):
+                shape = _shape(coupling)
                 seen, moved, live = self._places(coupling)
-                x, v = _rows(state, seen, coupling.inputs), _rows(state, moved, *coupling.shape)
-                of_v = _rows(scores, moved, *coupling.shape)
-                values, log_slope, of_x, of_v, *more = run(
-                    self.options, arrays, bends, x, v, of_v, live, want_context
+                x, v = _rows(state, seen, coupling.inputs), _rows(state, moved, *shape)
+                of_v = _rows(scores, moved, *shape)
+                values, log_slope, of_x, of_v, *more = self.operations.couple_with_score(
+                    network, x, v, of_v, live, want_context
                 )
                 state = state.index_copy(0, moved, _masked(values, live).flatten(0, 1))
                 ladj = ladj + _masked(log_slope.detach(), live).sum((0, 1))
@@ -255,31 +239,30 @@ class CouplingSequence(nn.Module):
         found = [torch.cat(part) for part in zip(*of_context, strict=True)]
         return state[:-1], ladj, scores[:-1], *(found or (nothing, nothing))
 
-    def networks(self, inputs: Inputs) -> list[tuple[list[Tensor], Bends]]:
-        """Arrays of each coupling's network, and what acts on its units."""
-        sizes = [math.prod(shape) for coupling in self.couplings for shape in coupling.shapes]
-        pieces = iter(inputs.arrays[:-1].split(sizes))
+    def networks(self, weights: Weights) -> list[Network]:
+        """The network of each coupling."""
+        sizes = [math.prod(shape) for c in self.couplings for shape in c.shapes]
+        pieces = iter(weights.arrays[:-1].split(sizes))  # one split: its backward pass is cheaper
         networks = []
         for c in self.couplings:
-            units = slice(c.unit, c.unit + c.units)
-            cells = slice(c.site, c.site + c.units * c.cells)
-            sites = None if inputs.sites is None else inputs.sites[cells].view(c.units, c.cells)
-            gains, shifts = (None if part is None else part[units] for part in inputs[2:])
+            sites = None if weights.sites is None else weights.sites[c.sites].view(-1, c.cells)
+            gains, shifts = (None if part is None else part[c.units] for part in weights[2:])
             arrays = [next(pieces).reshape(shape) for shape in c.shapes]
-            networks.append((arrays, Bends(sites, gains, shifts)))
+            networks.append(Network(self.options, arrays, sites, gains, shifts))
         return networks
 
     def _places(self, coupling: Coupling) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Rows that are seen, rows that are moved, and which of the latter are there, if not all.
-
-        What is not there is moved in the row of zeros, as zero.
-        """
-        seen = self.seen[coupling.seen : coupling.seen + coupling.inputs * coupling.cells]
-        moved = self.targets[coupling.target : coupling.target + coupling.moved * coupling.cells]
+        """Rows that are seen, rows that are moved, and which of these are there, if not all."""
+        seen, moved = self.seen[coupling.seen], self.targets[coupling.targets]
         if coupling.whole:
             return seen, moved, None
         live = moved >= 0
-        return seen, torch.where(live, moved, self.rows), live.view(*coupling.shape, 1)
+        moved = torch.where(live, moved, self.rows)  # the others move in the row of zeros, as zero
+        return seen, moved, live.view(*_shape(coupling), 1)
+
+
+def _shape(coupling: Coupling) -> tuple[int, int]:
+    return coupling.moved, coupling.cells
 
 
 def _rows(state: Tensor, rows: Tensor, *shape: int) -> Tensor:
@@ -288,3 +271,46 @@ def _rows(state: Tensor, rows: Tensor, *shape: int) -> Tensor:
 
 def _masked(values: Tensor, live: Tensor | None) -> Tensor:
     return values if live is None else torch.where(live, values, 0.0)
+
+
+def compile_operations(**options: Any) -> Operations:
+    """The two functions through ``torch.compile``, with its options.
+
+    Where nothing can be compiled they are the plain ones, after one warning with the reason.
+    """
+    options = {"dynamic": False, **options}
+    failed = False
+
+    def compiled(function: Callable[..., Any], plain: Callable[..., Any]) -> Any:
+        fast: Any = None
+
+        def call(*arguments: Any) -> Any:
+            nonlocal fast, failed
+            if failed:
+                return plain(*arguments)
+            try:
+                with warnings.catch_warnings(), _many_shapes():  # the compiler's, of itself
+                    warnings.simplefilter("ignore")
+                    fast = fast or torch.compile(function, **options)
+                    return fast(*arguments)
+            except Exception as error:  # whatever a compiler may raise
+                found = plain(*arguments)  # which raises what is not the compiler's
+                failed = True
+                lines = str(error).strip().splitlines() or [type(error).__name__]
+                warnings.warn(
+                    f"torch.compile fails here ({lines[0][:200]}); going on without", stacklevel=2
+                )
+                return found
+
+        return call
+
+    with_score = compiled(couple_with_score_in_one_graph, couple_with_score)
+    return Operations(compiled(couple, couple), with_score)
+
+
+def _many_shapes() -> Any:
+    """Raise the limit of shapes (a setting of the process), where torch has the setting."""
+    try:
+        return torch._dynamo.config.patch(recompile_limit=SHAPES)
+    except Exception:  # no compiler for this Python, or another name of the setting
+        return nullcontext()

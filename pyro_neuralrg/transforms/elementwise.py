@@ -1,10 +1,9 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Increasing maps of one variable: what is done to each entry of a field, and undone.
+"""Increasing maps of one variable, for each entry of a field.
 
-A map is a named tuple of its parameters, tensors that broadcast with the field. It has
-``forward(v) -> (x, log_slope)`` and ``inverse(x) -> (v, log_slope)``, with the *same*
-``log_slope = ln dx/dv`` of every entry.
+A map is a named tuple of its parameters, which broadcast with the field, with ``forward(v) -> (x,
+log_slope)`` and ``inverse(x) -> (v, log_slope)``, the *same* ``log_slope = ln dx/dv``.
 """
 
 from __future__ import annotations
@@ -18,17 +17,11 @@ from torch import Tensor
 from pyro_neuralrg.compiled import INVERSE_STEPS
 
 COMPILED_STEPS = 48
-"""Of the same in compiled code, which cannot stop early: 42 is the most that was seen, for steps a
-hundred high and wide on a line a hundred times as flat as in practice."""
+"""Steps of the inverse under ``torch.compile``, which cannot stop early: the most seen is 42."""
 
 
 class Affine(NamedTuple):
-    """A line, :math:`x = e^s v + t`.
-
-    Attributes:
-        shift: t.
-        log_scale: s.
-    """
+    """A line, :math:`x = e^s v + t`, with the shift t and the log-scale s."""
 
     shift: Tensor
     log_scale: Tensor
@@ -74,15 +67,12 @@ class AffineTanh(NamedTuple):
     r"""A line plus tanh terms: :math:`x = e^s v + t + \sum_k a_k \tanh(b_k (v - c_k))`.
 
     With all a_k, b_k > 0. One term turns one hump of a density into two, with weights that its
-    centre decides: what a line cannot do. The inverse is a bracketed Newton iteration; its first
-    and second derivatives are those of the implicit function theorem.
+    centre decides. The inverse is a bracketed Newton iteration; its first and second derivatives
+    are those of the implicit function theorem.
 
     Attributes:
-        shift: t.
-        log_scale: s.
-        height: a_k, terms on the leading dimension.
-        centre: c_k, likewise.
-        steepness: b_k, likewise.
+        shift, log_scale: t and s.
+        height, centre, steepness: a_k, c_k and b_k, terms on the leading dimension.
     """
 
     shift: Tensor
@@ -115,9 +105,8 @@ class AffineTanh(NamedTuple):
     def _solve(self, x: Tensor) -> Tensor:
         """Newton's iteration kept inside a shrinking bracket, to half of the digits.
 
-        The bracket: the terms add at most the sum of their heights. It is halved where Newton's
-        step would leave it, or is not half as long as the last: between flat and steep parts the
-        steps could go to and fro without an end.
+        It is halved where Newton's step would leave it, or is not half as long as the last: between
+        flat and steep parts the steps could go to and fro without an end.
         """
         reach, middle = self.height.sum(0), x - self.shift
         lower = (middle - reach) * (-self.log_scale).exp()
@@ -145,12 +134,12 @@ Elementwise = Affine | AffineTanh
 
 
 def _is_small(step: Tensor, v: Tensor) -> Tensor:
-    """Whether a step leaves half of the digits alone; Newton's next step doubles them."""
+    """True where a step leaves half of the digits alone; Newton's next step doubles them."""
     return step <= 0.1 * math.sqrt(torch.finfo(v.dtype).eps) * (1 + v.abs())
 
 
 def _is_true(condition: Tensor) -> bool:
-    """Whether it holds, where a value can be read; else False, and all steps are taken."""
+    """True if it holds and can be read; else False, and all steps are taken."""
     if torch.compiler.is_compiling():  # would end the graph there
         return False
     try:

@@ -5,15 +5,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pyro_neuralrg.arguments import check_integer
+from pyro_neuralrg.arguments import check_integer, check_tensor
 from pyro_neuralrg.lattice import check_boundary, check_shape
 from pyro_neuralrg.spectral import apply_spectrum
-from pyro_neuralrg.transforms.base import LatticeTransform
+from pyro_neuralrg.transforms.base import LatticeTransform, Pushed
 
 
 class _ModeScaling(LatticeTransform):
@@ -21,24 +20,14 @@ class _ModeScaling(LatticeTransform):
 
     boundary: str
 
-    def forward(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """z to x."""
-        return self._apply_factors(h, context, inverse=False)
-
-    def inverse(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """x to z."""
-        return self._apply_factors(h, context, inverse=True)
-
     def _factors(self, h: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
-        """Factors of the modes, or of the inverse, and their logarithms in the former case.
+        """Factors of the modes, or of the inverse, and the logarithms of the former.
 
         Of the lattice's shape, or one for each field of the batch, which stands first.
         """
         raise NotImplementedError
 
-    def _apply_factors(
-        self, h: Tensor, context: Tensor | None, inverse: bool
-    ) -> tuple[Tensor, Tensor]:
+    def _pass(self, h: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
         factors, logarithms = self._factors(h, context, inverse)
         dims = len(self.event_shape)
         fields = apply_spectrum(h.movedim(-1, 0), factors.to(h.dtype), self.boundary, dims)
@@ -70,10 +59,8 @@ class FourierLayer(_ModeScaling):
             shape``, or None.
 
     Raises:
-        TypeError: if the spectrum is not a floating tensor.
-        ValueError: if it is not positive and finite or, on a periodic lattice, not even; if the
-            slopes have another shape, or lead to a spectrum that is not; on use, if there are
-            slopes and no context.
+        TypeError, ValueError: naming the argument, the value seen and what is accepted; on use, if
+            there are slopes and no context.
 
     Example:
         >>> layer = FourierLayer(torch.full((4, 4), 4.0))
@@ -88,7 +75,7 @@ class FourierLayer(_ModeScaling):
         self, spectrum: Tensor, boundary: str = "periodic", slopes: Tensor | None = None
     ) -> None:
         check_boundary(boundary)
-        _check_spectrum(spectrum, boundary)
+        _check_eigenvalues(spectrum, boundary)
         if slopes is not None:
             _check_slopes(slopes, spectrum, boundary)
         super().__init__(tuple(spectrum.shape))
@@ -97,12 +84,8 @@ class FourierLayer(_ModeScaling):
         self.register_buffer("slopes", None if slopes is None else slopes.detach().clone())
 
     def push_score(
-        self,
-        h: Tensor,
-        score: Tensor,
-        context: Tensor | None = None,
-        want_context: bool = False,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        self, h: Tensor, score: Tensor, context: Tensor | None = None, want_context: bool = False
+    ) -> Pushed:
         """The score goes through the inverse."""
         if self.slopes is not None:
             return super().push_score(h, score, context, want_context)
@@ -123,10 +106,9 @@ class FourierLayer(_ModeScaling):
 class LearnedSpectrum(_ModeScaling):
     r"""Scale every mode of the lattice by a factor of its own: :math:`x = F^{-1} e^{s(c)} F z`.
 
-    The factors are parameters, one for each mode (one for each pair k, -k on a periodic lattice),
-    and with a context depend on it: :math:`s(c) = s_0 + \sum_i c_i s_i`. At the start the layer
-    is the identity. O(N log N). The posterior of a smooth field, whose data tell of some of its
-    scales only, is learned soonest so.
+    One factor for each mode (for each pair k, -k on a periodic lattice), with a context
+    :math:`s(c) = s_0 + \sum_i c_i s_i`; the identity at the start. O(N log N). The posterior of a
+    smooth field, whose data tell of some of its scales only, is learned soonest so.
 
     Args:
         shape: lattice shape.
@@ -137,8 +119,8 @@ class LearnedSpectrum(_ModeScaling):
         device: of the parameters.
 
     Raises:
-        ValueError: if the shape is none of a lattice, or the boundary is unknown; on use, if there
-            is no context where one is needed.
+        TypeError, ValueError: naming the argument, the value seen and what is accepted; on use, if
+            there is no context where one is needed.
 
     Example:
         >>> layer = LearnedSpectrum((4, 4))
@@ -156,12 +138,11 @@ class LearnedSpectrum(_ModeScaling):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        check_boundary(boundary)
         sides = check_shape(shape)
-        self.response = response
         context_dim = check_integer("context_dim", context_dim, 0)
         super().__init__(sides)
-        self.boundary = boundary
+        self.response = response
+        self.boundary = check_boundary(boundary)
         self.log_scale = nn.Parameter(torch.zeros(sides, dtype=dtype, device=device))
         slopes = torch.zeros(context_dim, *sides, dtype=dtype, device=device)
         self.slopes = nn.Parameter(slopes) if context_dim else None
@@ -176,19 +157,23 @@ class LearnedSpectrum(_ModeScaling):
         """Their part that is even under k -> -k; of sines all of it."""
         if self.boundary == "open":
             return values
-        axes = tuple(range(-len(self.event_shape), 0))
-        return 0.5 * (values + values.flip(axes).roll((1,) * len(axes), axes))
+        return 0.5 * (values + _mirrored(values, len(self.event_shape)))
 
 
-def _check_spectrum(spectrum: Tensor, boundary: str) -> None:
-    _check_floating("spectrum", spectrum, "a floating tensor")
+def _mirrored(values: Tensor, dims: int) -> Tensor:
+    """The values at -k."""
+    axes = tuple(range(-dims, 0))
+    return values.flip(axes).roll((1,) * dims, axes)
+
+
+def _check_eigenvalues(spectrum: Tensor, boundary: str) -> None:
+    check_tensor("spectrum", spectrum)
     check_shape(spectrum.shape)
     usable = torch.isfinite(spectrum) & (spectrum > 0)
     if not bool(usable.all()):
         worst = float(spectrum[~usable][0])
         raise ValueError(f"spectrum has an entry {worst}; accepted: positive, finite eigenvalues")
-    axes = tuple(range(spectrum.dim()))
-    mirrored = spectrum.flip(axes).roll((1,) * len(axes), axes)  # k -> -k
+    mirrored = _mirrored(spectrum, spectrum.dim())
     if boundary == "periodic" and not torch.allclose(spectrum, mirrored, atol=0.0):
         raise ValueError(
             "spectrum is not even under k -> -k; accepted: for a periodic lattice, the "
@@ -198,15 +183,9 @@ def _check_spectrum(spectrum: Tensor, boundary: str) -> None:
 
 def _check_slopes(slopes: Tensor, spectrum: Tensor, boundary: str) -> None:
     accepted = f"a floating tensor of shape (entries, {', '.join(map(str, spectrum.shape))})"
-    _check_floating("slopes", slopes, accepted)
+    check_tensor("slopes", slopes, accepted)
     if slopes.dim() != spectrum.dim() + 1 or slopes.shape[1:] != spectrum.shape:
         raise ValueError(f"slopes has shape {tuple(slopes.shape)}; accepted: {accepted}")
-    _check_spectrum(spectrum - slopes.abs().sum(0), boundary)
+    _check_eigenvalues(spectrum - slopes.abs().sum(0), boundary)
     for slope in slopes:  # each even by itself
-        _check_spectrum(spectrum + slope, boundary)
-
-
-def _check_floating(name: str, value: Any, accepted: str) -> None:
-    if not isinstance(value, Tensor) or not value.is_floating_point():
-        seen = value.dtype if isinstance(value, Tensor) else type(value).__name__
-        raise TypeError(f"{name} is {seen}; accepted: {accepted}")
+        _check_eigenvalues(spectrum + slope, boundary)

@@ -12,23 +12,24 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from pyro_neuralrg.arguments import check_choice, check_integer
+from pyro_neuralrg.arguments import check_choice, check_integer, check_tensor
 from pyro_neuralrg.bases import NORMAL, StandardNormal, base_from_config
-from pyro_neuralrg.lattice import Circuit, make_circuit
-from pyro_neuralrg.transforms.base import LatticeTransform
-from pyro_neuralrg.transforms.bijectors import as_bijector, bijector_config
-from pyro_neuralrg.transforms.building import build_layer, sites_of_layers
-from pyro_neuralrg.transforms.compilation import Operations, compile_operations
+from pyro_neuralrg.lattice import Circuit, Layer, make_circuit
+from pyro_neuralrg.transforms.base import LatticeTransform, Pushed
+from pyro_neuralrg.transforms.bijectors import BlockLayout, as_bijector, bijector_config
 from pyro_neuralrg.transforms.coupling import Couplings
-from pyro_neuralrg.transforms.coupling_sequence import CouplingSequence
-from pyro_neuralrg.transforms.fourier import FourierLayer
-from pyro_neuralrg.transforms.growth import grow
-from pyro_neuralrg.transforms.scales import UpToScale
-from pyro_neuralrg.transforms.sites import (
-    check_site_features,
-    features_of_blocks,
-    show_site_features,
+from pyro_neuralrg.transforms.coupling_sequence import (
+    EAGER,
+    CouplingSequence,
+    compile_operations,
 )
+from pyro_neuralrg.transforms.fourier import FourierLayer
+from pyro_neuralrg.transforms.partition import (
+    blocks_of_layer,
+    features_of_blocks,
+    sites_of_layers,
+)
+from pyro_neuralrg.transforms.scales import UpToScale, grow
 
 WEIGHTS = ("scale", "block", "shared")
 
@@ -48,15 +49,13 @@ class HierarchicalFlow(LatticeTransform):
     >>> x, ladj = flow.forward_and_ladj(z)
     >>> log_q = flow.base.log_prob(z, event_dim=2) - ladj
 
-    Latents have the shape of the field: the variable kept by a block sits on the block's first
-    site, so that scale k lives on the sublattice of spacing b^k. :func:`hierarchical_flow` builds
-    the usual ones, :meth:`build` those of every option.
+    The variable kept by a block sits on its first site, so that scale k lives on the sublattice of
+    spacing b^k. :func:`hierarchical_flow` builds the usual flows, :meth:`build` all of them.
 
     Args:
         circuit: arrangement of the layers.
         bijector, weights, odd, spectrum, base: as in :func:`hierarchical_flow`.
-        context_dim: features of a context that the networks take besides; 0 for none. See
-            :class:`~pyro_neuralrg.transforms.conditional.ConditionalHierarchicalFlow`.
+        context_dim: features of a context that the networks take besides; 0 for none.
         spectrum_slopes: derivatives of the spectrum with respect to the first entries of the
             context, shape ``(entries,) + shape``, or None.
         site_features: numbers of order one that tell the sites apart (an external field, say),
@@ -83,10 +82,7 @@ class HierarchicalFlow(LatticeTransform):
     ) -> None:
         super().__init__(circuit.shape)
         if not isinstance(base, StandardNormal):
-            raise TypeError(
-                f"base is {base!r}; accepted: StandardNormal() or TwoModes(separation), of "
-                "pyro_neuralrg.distributions"
-            )
+            raise TypeError(f"base is {base!r}; accepted: StandardNormal() or TwoModes(separation)")
         if not isinstance(odd, bool):
             raise TypeError(f"odd is {odd!r}; accepted: True or False")
         if isinstance(spectrum, Tensor) and tuple(spectrum.shape) != circuit.shape:
@@ -103,19 +99,21 @@ class HierarchicalFlow(LatticeTransform):
         self.weights = check_choice("weights", weights, WEIGHTS)
         self.odd = odd
         self.context_dim = check_integer("context_dim", context_dim, 0)
+        self.filled_up = getattr(self.bijector, "fills_up_blocks", False) and weights != "block"
+        """One transform acts on all blocks of a layer, thinner ones filled up with zeros."""
         known = self._keep_site_features(site_features)
         shared: dict[Any, nn.Module] = {}
         self.layers = nn.ModuleList(
-            build_layer(self, layer, features, shared)
+            self._build_layer(layer, features, shared)
             for layer, features in zip(circuit.layers, known, strict=True)
         )
-        self._sites = sites_of_layers(self)
-        self._operations: Operations | None = None
+        self._sites = sites_of_layers(circuit, self.filled_up)
+        self._operations = EAGER
         self._sequences: dict[int, CouplingSequence] = {}
         self._couplings(None)
-        self.gaussian = (
-            None if spectrum is None else FourierLayer(spectrum, circuit.boundary, spectrum_slopes)
-        )
+        self.gaussian: FourierLayer | None = None
+        if spectrum is not None:
+            self.gaussian = FourierLayer(spectrum, circuit.boundary, spectrum_slopes)
         self.base = base if circuit.is_complete else NORMAL
 
     @property
@@ -135,19 +133,13 @@ class HierarchicalFlow(LatticeTransform):
             "base": (self.base, NORMAL),
             "context_dim": (self.context_dim, 0),
         }
-        given: dict[str, Any] = {"bijector": self.bijector}
-        given |= {name: value for name, (value, default) in options.items() if value != default}
-        listed = ", ".join(f"{name}={value!r}" for name, value in given.items())
-        coloured = "" if self.gaussian is None else ", spectrum=..."
-        return f"HierarchicalFlow({self.shape}, {circuit.name!r}, {listed}{coloured})"
+        given = [f"bijector={self.bijector!r}"]
+        given += [f"{name}={own!r}" for name, (own, default) in options.items() if own != default]
+        given += [] if self.gaussian is None else ["spectrum=..."]
+        return f"HierarchicalFlow({self.shape}, {circuit.name!r}, {', '.join(given)})"
 
-    def forward(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """z to x, batch-last: all of :meth:`generate`."""
-        return self.generate(h, context)
-
-    def inverse(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """x to z, batch-last: all of :meth:`renormalize`."""
-        return self.renormalize(h, context)
+    def _pass(self, h: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
+        return (self.renormalize if inverse else self.generate)(h, context)
 
     def generate(
         self, h: Tensor, context: Tensor | None = None, stop: int | None = None
@@ -170,12 +162,8 @@ class HierarchicalFlow(LatticeTransform):
         return h, ladj + more
 
     def push_score(
-        self,
-        h: Tensor,
-        score: Tensor,
-        context: Tensor | None = None,
-        want_context: bool = False,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        self, h: Tensor, score: Tensor, context: Tensor | None = None, want_context: bool = False
+    ) -> Pushed:
         """z to x with the score of q, batch-last."""
         want_context = want_context and context is not None
         h, ladj, score, of_context = self._push_through_layers(h, score, context, want_context)
@@ -189,8 +177,7 @@ class HierarchicalFlow(LatticeTransform):
     def up_to_scale(self, scale: int) -> LatticeTransform:
         """x as a function of u: the field of scale k on its sublattice, finer latents elsewhere.
 
-        Scales run from 0, where u is the field under the Gaussian layer, to the number of
-        decimators, where u is z.
+        At k = 0 u is the field under the Gaussian layer, at k = the number of decimators it is z.
 
         Example:
             >>> flow = hierarchical_flow((4, 4))
@@ -203,13 +190,11 @@ class HierarchicalFlow(LatticeTransform):
         self, h: Tensor, context: Tensor | None, stop: int | None, inverse: bool
     ) -> tuple[Tensor, Tensor]:
         """All layers before ``stop`` (all, if None): the coarsest first, or last if inverse."""
-        rows, n = h.flatten(0, -2), h.shape[-1]
         sequence = self._couplings(stop)
         if sequence is not None:
-            rows, ladj = (sequence.inverse if inverse else sequence.forward)(rows, context)
-            return rows.view(h.shape), ladj
-        ladj = h.new_zeros(n)
-        transforms = self._transforms(stop)
+            return sequence.run(h, context, inverse)
+        n, transforms = h.shape[-1], self._transforms(stop)
+        rows, ladj = h.flatten(0, -2), h.new_zeros(n)
         for transform, sites in transforms if inverse else reversed(transforms):
             block = rows[sites.flatten()].view(*sites.shape, n)
             block, more = (transform.inverse if inverse else transform.forward)(block, context)
@@ -219,21 +204,17 @@ class HierarchicalFlow(LatticeTransform):
 
     def _push_through_layers(
         self, h: Tensor, score: Tensor, context: Tensor | None, want_context: bool
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    ) -> Pushed:
         """All layers with the score, which is cut and joined as the field is."""
-        rows, scores, n = h.flatten(0, -2), score.flatten(0, -2), h.shape[-1]
         sequence = self._couplings(None)
         if sequence is not None:
-            rows, ladj, scores, of_context = sequence.push_score(
-                rows, scores, context, want_context
-            )
-            return rows.view(h.shape), ladj, scores.view(h.shape), of_context
-        ladj, of_context = h.new_zeros(n), None
+            return sequence.push_score(h, score, context, want_context)
+        rows, scores = h.flatten(0, -2), score.flatten(0, -2)
+        ladj, of_context = h.new_zeros(h.shape[-1]), None
         for transform, sites in reversed(self._transforms(None)):
-            at, shape = sites.flatten(), (*sites.shape, n)
-            block, more, of_block, of_layer = transform.push_score(
-                rows[at].view(shape), scores[at].view(shape), context, want_context
-            )
+            at, shape = sites.flatten(), (*sites.shape, h.shape[-1])
+            given = rows[at].view(shape), scores[at].view(shape)
+            block, more, of_block, of_layer = transform.push_score(*given, context, want_context)
             rows = rows.index_copy(0, at, block.flatten(0, -2))
             scores = scores.index_copy(0, at, of_block.flatten(0, -2))
             ladj, of_context = ladj + more, _add_scores(of_context, of_layer)
@@ -268,10 +249,10 @@ class HierarchicalFlow(LatticeTransform):
         return sequence
 
     def compile(self, **options: Any) -> None:
-        """Run the couplings through ``torch.compile`` from now on, where they are plain torch.
+        """Run the couplings through ``torch.compile`` from now on, on accelerators.
 
-        That is on accelerators: on a CPU they are compiled anyway. Without a compiler all goes on
-        as it is, with a warning. Copies are not compiled.
+        On a CPU they are compiled anyway. Without a compiler all goes on as it is, with a warning.
+        Copies are not compiled.
 
         Args:
             **options: of ``torch.compile``.
@@ -279,14 +260,13 @@ class HierarchicalFlow(LatticeTransform):
         self._operations = compile_operations(**options)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_operations": None}
+        return {**super().__getstate__(), "_operations": EAGER}
 
     def grow(self, spectrum: Tensor | None = None) -> HierarchicalFlow:
         """A flow on a lattice with sides ``block`` times as long, that begins with these weights.
 
-        Scales are carried over, finest to finest, coarsest to coarsest, and the new one between
-        begins as a copy of the next finer one (paper, note [53]). Train it further without cooling,
-        ``fit(..., schedule=Schedule(cooling=None))``.
+        Finest to finest, coarsest to coarsest; the new scale between begins as a copy of the next
+        finer one (paper, note [53]). Train it without cooling, ``Schedule(cooling=None)``.
 
         Args:
             spectrum: for the Gaussian layer of the larger lattice, if this flow has one.
@@ -306,21 +286,20 @@ class HierarchicalFlow(LatticeTransform):
         Args:
             site_features: finite numbers, of the shape of those that the flow has.
         """
-        features = check_site_features(site_features, self.shape)
-        if self.site_features is None or features.shape != self.site_features.shape:
-            mine = self.site_features
+        features, mine = _check_site_features(site_features, self.shape), self.site_features
+        if mine is None or features.shape != mine.shape:
             raise ValueError(
                 f"site_features has shape {tuple(features.shape)}; accepted: "
                 f"{'none, as the flow has none' if mine is None else tuple(mine.shape)}"
             )
         other = copy.deepcopy(self)
-        other.site_features = features.to(self.site_features)
-        show_site_features(other)
+        other.site_features = features.to(mine)
+        other._show_site_features()
         return other
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        show_site_features(self)
+        self._show_site_features()
 
     def _keep_site_features(self, features: Tensor | None) -> list[Tensor | None]:
         """For each layer the features of its blocks, or None."""
@@ -332,8 +311,40 @@ class HierarchicalFlow(LatticeTransform):
                 f"site_features with odd={self.odd} and bijector is {self.bijector!r}; "
                 "accepted: odd=False and a bijector that sees them, such as 'neighbour'"
             )
-        self.site_features = check_site_features(features, self.shape)
+        self.site_features = _check_site_features(features, self.shape)
         return list(features_of_blocks(self.site_features, self.circuit))
+
+    def _show_site_features(self) -> None:
+        """Let all layers see ``site_features`` as they are now."""
+        if self.site_features is None:
+            return
+        known = features_of_blocks(self.site_features, self.circuit)
+        for transforms, features in zip(self.layers, known, strict=True):
+            for transform in cast("nn.ModuleList", transforms):
+                if isinstance(transform, Couplings):
+                    transform.see_features(features)
+
+    def _build_layer(
+        self, layer: Layer, features: Tensor | None, shared: dict[Any, nn.Module]
+    ) -> nn.ModuleList:
+        """The transforms of a layer; those that share weights take over the parameters in shared.
+
+        Single sites pass through an identity.
+        """
+        modules: list[nn.Module] = []
+        for block, count in blocks_of_layer(layer, self.filled_up):
+            if math.prod(block) == 1:
+                modules.append(nn.Identity())
+                continue
+            options = self.odd, self.circuit.boundary, self.weights == "block", self.context_dim
+            layout = BlockLayout(block, count, *options, features)
+            transform: nn.Module = self.bijector.build(layout)
+            if self.weights == "shared":
+                source = shared.setdefault((layer.kind, block), transform)
+                for mine, theirs in zip(transform.modules(), source.modules(), strict=True):
+                    mine._parameters.update(theirs._parameters)
+            modules.append(transform)
+        return nn.ModuleList(modules)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -382,17 +393,25 @@ class HierarchicalFlow(LatticeTransform):
         dtype: torch.dtype | None = None,
         **options: Any,
     ) -> HierarchicalFlow:
-        """Build a flow as :func:`hierarchical_flow` does, with all options of this class.
-
-        ``block`` is the block side b.
-        """
+        """Build a flow as :func:`hierarchical_flow`, with a block side and all options of this."""
         dtype = torch.get_default_dtype() if dtype is None else dtype
         if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise TypeError(f"dtype is {dtype!r}; accepted: a floating dtype such as torch.float64")
         layers = make_circuit(circuit, shape, block=block, depth=depth, boundary=boundary)
         flow = cls(layers, bijector, **options).to(dtype)
-        show_site_features(flow)  # in its precision
+        flow._show_site_features()  # in its precision
         return flow
+
+
+def _check_site_features(features: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The features, cut off from any graph; of shape ``(channels,) + shape``, finite."""
+    accepted = f"finite floating numbers of shape (channels, {', '.join(map(str, shape))})"
+    check_tensor("site_features", features, accepted)
+    if features.dim() != 1 + len(shape) or features.shape[1:] != shape or not len(features):
+        raise ValueError(f"site_features has shape {tuple(features.shape)}; accepted: {accepted}")
+    if not bool(features.isfinite().all()):
+        raise ValueError(f"site_features has an entry inf or nan; accepted: {accepted}")
+    return features.detach()
 
 
 def _length(tensor: Tensor | None) -> int:

@@ -2,14 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Networks of the couplings: from the sites held fixed to an increasing map for each of the others.
 
-The network of a coupling has tanh or other hidden layers and two linear heads: ``place`` gives
-shift and centres, ``form`` log-scales and heights of the map
-(:mod:`~pyro_neuralrg.transforms.elementwise`). This is the reference, in plain torch;
-:mod:`~pyro_neuralrg.compiled` computes the same on a CPU.
+The network of a coupling has hidden layers and two linear heads: ``place`` gives shift and centres,
+``form`` log-scales and heights of the map (:mod:`~pyro_neuralrg.transforms.elementwise`). This is
+the reference, in plain torch; :mod:`~pyro_neuralrg.compiled` computes the same on a CPU.
 
 The parameters of a stack of couplings are one vector, ``packed``, since the handling of hundreds of
-small matrices would cost more than the networks. :class:`Packing` says where in the arrays of the
-networks each of its entries belongs.
+small matrices would cost more than the networks. :class:`Packing` says where they belong.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -35,27 +33,24 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
 }
 SMALL = 1e-2  # weights of the heads at the start: couplings begin close to the identity
-# Of the tanh terms at the start, the heights of one map added up.
-TERM_HEIGHT, TERM_STEEPNESS = 0.03, 0.7
+TERM_HEIGHT, TERM_STEEPNESS = 0.03, 0.7  # at the start; the heights of one map added up
 
 
 @dataclass(frozen=True)
 class NetworkOptions:
-    """What all networks of a flow have in common.
+    """Options that all networks of a flow share.
 
     Attributes:
         hidden: widths of the hidden layers.
         activation: one of ``ACTIVATIONS``.
         terms: tanh terms of each map, 0 for an affine one.
-        odd: the maps commute with x -> -x. Of tanh networks, by having no biases before the
-            nonlinearities: hidden units are odd functions of what is seen, ``place`` is linear in
-            them and ``form`` in their squares. Of separate ones, by the odd part of the shift and
-            the even part of the log-scale of a network evaluated twice.
+        odd: the maps commute with x -> -x. Tanh networks then have no biases in hidden layers and
+            ``place``, and ``form`` is linear in the squares of hidden units; separate ones give the
+            odd part of the shift and the even part of the log-scale, evaluated twice.
         separate: log-scale and shift come from two networks of the given widths, and the bounds of
             the log-scales are learned (the paper's s and t).
-        response: factor between a parameter and what the network makes of it, so that a step of an
-            optimiser does so much less; of networks that are not separate. Below 1 the maps are the
-            identity at the start but for their terms.
+        response: factor between a parameter and what a network that is not separate makes of it.
+            Below 1 the maps are the identity at the start but for their terms.
         max_log_scale: bound of each log-scale, of networks that are not separate.
     """
 
@@ -74,7 +69,7 @@ class NetworkOptions:
 
     @property
     def is_odd_by_form(self) -> bool:
-        """Whether there are no biases but those of ``form``, which sees squares."""
+        """True if there are no biases but those of ``form``, which sees squares."""
         return self.odd and not self.separate
 
     def heads(self, moved: int) -> int:
@@ -90,11 +85,7 @@ class NetworkOptions:
         return sum(math.prod(shape) for shape in self.shapes(inputs, moved))
 
     def shapes(self, inputs: int, moved: int) -> list[tuple[int, ...]]:
-        """Shapes of the arrays of one network, in their order.
-
-        Matrix and biases of each hidden layer, of place and of form, then the raw steepness of the
-        terms and the bounds of the log-scales.
-        """
+        """Shapes of the arrays of one network, as compiled.program.Weights lists them."""
         heads = self.heads(moved)
         widths = [inputs, *self.widths]
         layers = [*itertools.pairwise(widths), (widths[-1], heads), (widths[-1], heads)]
@@ -103,18 +94,17 @@ class NetworkOptions:
 
 
 class Packing:
-    """Where the packed parameters of a stack of couplings belong, and what they are at the start.
+    """The places of the packed parameters of a stack of couplings, and their values at the start.
 
     Args:
         options: of the networks.
         sizes: sites held fixed and sites moved, of each coupling.
-        offsets: for each neighbour (of 3^d, or the cell itself) its position among those that the
-            cell really sees, or -1 if it is outside.
+        offsets: of neighbours, as :func:`~pyro_neuralrg.transforms.coupling.neighbours` has them.
 
     Attributes:
         start: the parameters at the start.
         index: for each parameter the entry of the arrays to which it is added; neighbours that are
-            one and the same share an entry, one entry behind the end is for those outside.
+            one and the same share an entry, those outside have one behind the end, ``total``.
         constants: what the arrays hold besides.
     """
 
@@ -156,7 +146,7 @@ class Packing:
         *layers, steepness, bound = self._arrays(begin, fixed, moved)
         self.constants[bound] = options.max_log_scale
         *hidden, place, place_bias, form, form_bias = layers
-        for index, (matrix, bias) in enumerate(_pairs(hidden)):
+        for index, (matrix, bias) in enumerate(_matrices_and_biases(hidden)):
             seen = self._first_layer(matrix, fixed) if index == 0 else matrix
             yield torch.randn(seen.shape) / math.sqrt(seen.shape[1]), seen
             if not options.odd:
@@ -178,7 +168,7 @@ class Packing:
         """The networks s and t, which do not see each other."""
         *layers, _, bound = self._arrays(begin, fixed, moved)
         *hidden, place, place_bias, form, form_bias = layers
-        for index, (matrix, bias) in enumerate(_pairs(hidden)):
+        for index, (matrix, bias) in enumerate(_matrices_and_biases(hidden)):
             for half, rows in enumerate(matrix.chunk(2)):
                 own = rows.chunk(2, 1)[half] if index else self._first_layer(rows, fixed)
                 yield _uniform(own.shape), own
@@ -190,9 +180,8 @@ class Packing:
         yield torch.ones(bound.shape), bound
 
 
-def _pairs(layers: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Matrix and biases of each layer."""
-    yield from zip(layers[::2], layers[1::2], strict=True)
+def _matrices_and_biases(layers: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    return zip(layers[::2], layers[1::2], strict=True)
 
 
 def _uniform(shape: Sequence[int]) -> Tensor:
@@ -203,56 +192,27 @@ def _inverse_softplus(value: float) -> float:
     return math.log(math.expm1(value))
 
 
-class Inputs(NamedTuple):
-    """The tensors that couplings depend on beside the field, all differentiable.
+class Network(NamedTuple):
+    """The network of one coupling, and what acts on its units besides its biases, if anything."""
 
-    Attributes:
-        arrays: of all networks, flat.
-        sites: biases of the units of all networks for each cell, flat; or None.
-        gains: of a context, ``(units, n)``, or None.
-        shifts: likewise.
-    """
-
-    arrays: Tensor
-    sites: Tensor | None
-    gains: Tensor | None
-    shifts: Tensor | None
-
-
-class Bends(NamedTuple):
-    """What acts on the units of one network besides its biases, None each if there is none.
-
-    Attributes:
-        sites: biases ``(units, cells)``.
-        gains: of a context, ``(units, n)``.
-        shifts: likewise.
-    """
-
-    sites: Tensor | None = None
-    gains: Tensor | None = None
+    options: NetworkOptions
+    arrays: Sequence[Tensor]  # as ``NetworkOptions.shapes`` lists them
+    sites: Tensor | None = None  # biases ``(units, cells)``
+    gains: Tensor | None = None  # of a context, ``(units, n)``
     shifts: Tensor | None = None
 
 
-def evaluate(
-    options: NetworkOptions, arrays: Sequence[Tensor], bends: Bends, x: Tensor, shape: Sequence[int]
-) -> Elementwise:
-    """The maps of one coupling.
-
-    Args:
-        options: of the network.
-        arrays: of the network, as ``NetworkOptions.shapes`` lists them.
-        bends: what acts on its units.
-        x: what it sees, ``(inputs, cells * n)``.
-        shape: of what is moved, ``(moved, cells, n)``.
-    """
-    *layers, raw_steepness, bound = arrays
+def evaluate(network: Network, x: Tensor, shape: Sequence[int]) -> Elementwise:
+    """The maps of ``shape`` (moved, cells, n) from what is seen, x ``(inputs, cells * n)``."""
+    options = network.options
+    *_, raw_steepness, bound = network.arrays
     if options.odd and options.separate:
-        up, down = (_heads(options, layers, bends, sign * x, shape[-1]) for sign in (1, -1))
+        up, down = (_heads(network, sign * x, shape[-1]) for sign in (1, -1))
         (place, form), (minus_place, minus_form) = up, down
         bound = bound[:, None]
         log_scale = 0.5 * bound * (torch.tanh(form) + torch.tanh(minus_form))
         return Affine(*(part.reshape(shape) for part in (0.5 * (place - minus_place), log_scale)))
-    place, form = _heads(options, layers, bends, x, shape[-1])
+    place, form = _heads(network, x, shape[-1])
     shift, *centres = place.reshape(-1, *shape).unbind(0)
     log_scale, *raw_heights = form.reshape(-1, *shape).unbind(0)
     log_scale = bound[:, None, None] * torch.tanh(log_scale)
@@ -264,36 +224,93 @@ def evaluate(
     return AffineTanh(shift, log_scale, height, torch.stack(centres), steepness)
 
 
-def _heads(
-    options: NetworkOptions, layers: Sequence[Tensor], bends: Bends, x: Tensor, n: int
-) -> tuple[Tensor, Tensor]:
+def _heads(network: Network, x: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """Place and form, ``(heads, cells * n)`` each."""
-    activation = ACTIVATIONS[options.activation]
-    *hidden, place, form = _pairs(layers)
-    h, unit = x, 0
+    options, unit = network.options, 0
+
+    def layer(matrix: Tensor, bias: Tensor, h: Tensor) -> Tensor:
+        nonlocal unit
+        units, unit = slice(unit, unit + len(bias)), unit + len(bias)
+        return _bend(network, units, torch.addmm(bias[:, None], matrix, h), n)
+
+    *hidden, place, form = _matrices_and_biases(network.arrays[:-2])
+    h = x
     for matrix, bias in hidden:
-        h = activation(_bend(bends, unit, torch.addmm(bias[:, None], matrix, h), n, len(bias)))
-        unit += len(bias)
-    seen = h * h if options.is_odd_by_form else h
-    found = []
-    for (matrix, bias), inputs in ((place, h), (form, seen)):
-        found.append(_bend(bends, unit, torch.addmm(bias[:, None], matrix, inputs), n, len(bias)))
-        unit += len(bias)
-    return found[0], found[1]
+        h = ACTIVATIONS[options.activation](layer(matrix, bias, h))
+    return layer(*place, h), layer(*form, h * h if options.is_odd_by_form else h)
 
 
-def _bend(bends: Bends, unit: int, h: Tensor, n: int, number: int) -> Tensor:
-    """Units h ``(number, cells * n)`` from ``unit`` on: (h + sites) (1 + gain) + shift.
+def _bend(network: Network, units: slice, h: Tensor, n: int) -> Tensor:
+    """Some units h ``(number, cells * n)``: (h + sites) (1 + gain) + shift.
 
     References:
         Perez et al., FiLM: Visual Reasoning with a General Conditioning Layer, AAAI (2018).
     """
-    if bends.sites is None and bends.gains is None:
+    sites, gains, shifts = network[2:]
+    if sites is None and gains is None:
         return h
-    units = slice(unit, unit + number)
-    rows = h.reshape(number, -1, n)
-    if bends.sites is not None:
-        rows = rows + bends.sites[units, :, None]
-    if bends.gains is not None and bends.shifts is not None:
-        rows = rows * (1 + bends.gains[units, None]) + bends.shifts[units, None]
+    rows = h.reshape(len(h), -1, n)
+    if sites is not None:
+        rows = rows + sites[units, :, None]
+    if gains is not None and shifts is not None:
+        rows = rows * (1 + gains[units, None]) + shifts[units, None]
     return rows.reshape(h.shape)
+
+
+# One coupling in plain torch
+
+
+def couple(network: Network, x: Tensor, v: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+    """The moved sites ``(moved, cells, n)``, and the logarithm of the slope for each."""
+    maps = evaluate(network, x, v.shape)
+    return maps.inverse(v) if inverse else maps.forward(v)
+
+
+def couple_with_score(
+    network: Network, x: Tensor, v: Tensor, score: Tensor, live: Tensor | None, want_context: bool
+) -> tuple[Tensor, ...]:
+    r"""The same, and how the score goes on.
+
+    With :math:`s_v' = (s_v - \partial_v \ln f') / f'` the score of what is seen falls by
+    :math:`\partial_x \ln f' + s_v' \cdot \partial_x f` (Vaitl, Winkler, Richter, Kessel, "Fast and
+    unified path gradient estimators for normalizing flows", ICLR 2024).
+
+    Returns:
+        Values; ln slope, what is subtracted from the score of x, the new score of v and, if asked
+        for, the same gradient with respect to gains and shifts, all to be taken as constants.
+    """
+    values, log_slope = couple(network, x, v, False)
+    ones = torch.ones_like(log_slope)
+    (curvature,) = torch.autograd.grad(
+        log_slope, v, ones, retain_graph=True, allow_unused=True, materialize_grads=True
+    )
+    moved, ones = _live((score - curvature) * (-log_slope.detach()).exp(), ones, live)
+    wanted = [x]
+    if want_context:
+        wanted += [part for part in (network.gains, network.shifts) if part is not None]
+    pulled = torch.autograd.grad([log_slope, values], wanted, [ones, moved], retain_graph=True)
+    return values, log_slope.detach(), pulled[0], moved, *pulled[1:]
+
+
+def couple_with_score_in_one_graph(
+    network: Network, x: Tensor, v: Tensor, score: Tensor, live: Tensor | None, want_context: bool
+) -> tuple[Tensor, ...]:
+    """The same in terms that can be compiled, a quarter slower if they are not."""
+
+    def of(x: Tensor, v: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
+        here = Network(*network[:3], *context) if context else network
+        return couple(here, x, v, False)
+
+    wanted = (network.gains, network.shifts) if want_context else ()
+    vjp: Any = torch.func.vjp  # its annotation knows functions of one result only
+    (values, log_slope), pull = vjp(of, x, v, *wanted)
+    ones = torch.ones_like(log_slope)
+    curvature = pull((torch.zeros_like(values), ones))[1]
+    moved, ones = _live((score - curvature) * (-log_slope).exp(), ones, live)
+    pulled, _, *more = (part.detach() for part in pull((moved, ones)))
+    return values, log_slope.detach(), pulled, moved.detach(), *more
+
+
+def _live(moved: Tensor, ones: Tensor, live: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Without the sites that are not there."""
+    return (moved, ones) if live is None else (moved * live, ones * live)

@@ -1,32 +1,16 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Cutting a lattice field into blocks, by rolls, slices and reshapes.
-
-Tensors are *batch-last* here: a field is ``(*shape, batch)``, the blocks of a region are
-``(size, *count, batch)``. Shifts and slices of a lattice then move whole contiguous runs, and a
-network that acts on the leading dimension is one matrix product.
-"""
+"""The blocks of a circuit: their sites, and features of the sites brought to every layer."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.lattice import Layer, Region
-
-
-def pack(x: Tensor, event_dim: int) -> Tensor:
-    """Move all batch dimensions into one on the right: ``batch + event -> event + (n,)``."""
-    batch, event = x.shape[: x.dim() - event_dim], x.shape[x.dim() - event_dim :]
-    return x.reshape(math.prod(batch), *event).movedim(0, -1).contiguous()
-
-
-def unpack(h: Tensor, batch_shape: Sequence[int]) -> Tensor:
-    """Undo :func:`pack`: ``event + (n,) -> batch_shape + event``."""
-    return h.movedim(-1, 0).reshape(*batch_shape, *h.shape[:-1])
+from pyro_neuralrg.lattice import Circuit, Layer
 
 
 def block_sites(layer: Layer) -> Tensor:
@@ -61,20 +45,59 @@ def block_sites(layer: Layer) -> Tensor:
     return sites.permute(order).flatten(0, dim - 1)
 
 
-def cut(h: Tensor, layer: Layer) -> list[Tensor]:
-    """Cut a field ``(*shape, batch)`` into one tensor ``(size, *count, batch)`` per region."""
-    axes = [axis for axis, step in enumerate(layer.shift) if step]
-    if axes:
-        h = h.roll([-layer.shift[axis] for axis in axes], axes)
-    return [_to_blocks(h, region) for region in layer.regions]
+def blocks_of_layer(layer: Layer, filled_up: bool) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Sites and number of blocks along each axis: one pair for all if filled up, or by region."""
+    if filled_up:
+        return [(layer.block, layer.coarse_shape)]
+    return [(region.block, region.count) for region in layer.regions]
 
 
-def _to_blocks(h: Tensor, region: Region) -> Tensor:
-    dim = len(region.segments)
-    for axis, segment in enumerate(region.segments):
-        h = h.narrow(axis, segment.start, segment.stop - segment.start)
-    batch = h.shape[-1]
-    pairs = [side for pair in zip(region.count, region.block, strict=True) for side in pair]
-    inside, outside = range(1, 2 * dim, 2), range(0, 2 * dim, 2)
-    h = h.reshape(*pairs, batch).permute(*inside, *outside, 2 * dim)
-    return h.reshape(math.prod(region.block), *region.count, batch)
+def sites_of_layers(circuit: Circuit, filled_up: bool) -> list[list[Tensor]]:
+    """The blocks of each pair of each layer, as :func:`block_sites` of the whole lattice."""
+    found = []
+    sites = torch.arange(math.prod(circuit.shape))  # of the present scale
+    for layer in circuit.layers:
+        everywhere = torch.cat([sites, sites.new_full((1,), -1)])[block_sites(layer)]
+        found.append([everywhere] if filled_up else cut_regions(everywhere, layer))
+        if layer.kind == "decimator":
+            sites = everywhere[0].flatten()
+    return found
+
+
+def cut_regions(sites: Tensor, layer: Layer) -> list[Tensor]:
+    """Cut sites of all blocks ``(size, *count)`` into regions of equal blocks, none filled up."""
+    pieces = [sites]
+    for axis, segments in enumerate(layer.axes, start=1):
+        counts = [segment.count for segment in segments]
+        pieces = [part for piece in pieces for part in piece.split(counts, axis)]
+    return [piece[piece.flatten(1)[:, 0] >= 0] for piece in pieces]
+
+
+def features_of_blocks(features: Tensor, circuit: Circuit) -> Iterator[Tensor]:
+    """For each layer of a circuit the features of its blocks.
+
+    A coarse site has the sum over its block divided by the root of the number of sites: features
+    that are independent from site to site keep their size from scale to scale.
+
+    Args:
+        features: shape ``(channels,) + shape``.
+        circuit: the layers.
+
+    Yields:
+        Tensors ``(channels * size, *count)``, the site changing fastest; zeros for sites that a
+        thinner block lacks.
+
+    Example:
+        >>> from pyro_neuralrg.lattice import make_circuit
+        >>> layers = list(features_of_blocks(torch.ones(1, 4), make_circuit("tree", (4,))))
+        >>> layers[0].shape, layers[1].flatten()
+        (torch.Size([2, 2]), tensor([1.4142, 1.4142]))
+    """
+    flat = features.flatten(1)
+    for layer in circuit.layers:
+        sites = block_sites(layer)
+        here = (sites >= 0).to(flat)
+        blocks = flat[:, sites.clamp(min=0)] * here
+        yield blocks.flatten(0, 1)
+        if layer.kind == "decimator":
+            flat = (blocks.sum(1) / here.sum(0).sqrt()).flatten(1)

@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""The scales of a circuit: which sites live on which, and a flow cut off at one of them."""
+"""The scales of a flow: their sites, the flow cut off at one, weights on a larger lattice."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_neuralrg.arguments import check_integer
-from pyro_neuralrg.lattice import Circuit
+from pyro_neuralrg.lattice import Circuit, Layer
 from pyro_neuralrg.transforms.base import LatticeTransform
-from pyro_neuralrg.transforms.partition import block_sites
+from pyro_neuralrg.transforms.partition import block_sites, blocks_of_layer
 
 
 def number_of_scales(circuit: Circuit) -> int:
@@ -30,9 +30,7 @@ def number_of_scales(circuit: Circuit) -> int:
 def sites_of_scale(circuit: Circuit, scale: int) -> Tensor:
     """The sites that the field of one scale lives on: in latents, the variables of its sublattice.
 
-    Args:
-        circuit: of a flow.
-        scale: k, from 0 (all sites) to the number of decimators (the coarsest variables).
+    Scales run from 0 (all sites) to the number of decimators (the coarsest variables).
 
     Returns:
         Flat indices of sites of the whole lattice, of the shape that the lattice has at scale k.
@@ -50,15 +48,10 @@ def sites_of_scale(circuit: Circuit, scale: int) -> Tensor:
 
 
 def blocks_of_scale(circuit: Circuit, scale: int) -> Tensor:
-    """To which site of one scale the decimators take each site of the lattice.
-
-    Args:
-        circuit: of a flow.
-        scale: k, as in :func:`sites_of_scale`.
+    """The site of scale k to which the decimators take each site of the lattice.
 
     Returns:
-        For each site the position, 0, 1, ..., of its block among the sites of scale k; of the
-        lattice's shape.
+        The position, 0, 1, ..., of its block among :func:`sites_of_scale`; of the lattice's shape.
 
     Example:
         >>> from pyro_neuralrg.lattice import make_circuit
@@ -80,31 +73,22 @@ class UpToScale(LatticeTransform):
     """A HierarchicalFlow cut off at scale k: x from u, nothing done to what is coarser.
 
     u holds the field of scale k, as the layers of that scale meet it, on its sublattice, and the
-    latents of the finer scales elsewhere.
-
-    Args:
-        flow: a HierarchicalFlow, whose parameters these are.
-        scale: k, from 0 to the number of decimators.
+    latents of the finer scales elsewhere. The parameters are those of the flow.
     """
 
     def __init__(self, flow: Any, scale: int) -> None:
         super().__init__(flow.event_shape)
-        layers = _layers_up_to(flow.circuit, scale)
         self.scale = scale
-        self.stop = len(layers)
+        self.stop = len(_layers_up_to(flow.circuit, scale))
         self.shape = flow.shape
         self.flow = flow
 
-    def forward(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """u to x."""
-        return self.flow.generate(h, context, self.stop)
-
-    def inverse(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """x to u."""
-        return self.flow.renormalize(h, context, self.stop)
+    def _pass(self, h: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
+        """u to x, or back."""
+        return (self.flow.renormalize if inverse else self.flow.generate)(h, context, self.stop)
 
 
-def _layers_up_to(circuit: Circuit, scale: int) -> tuple[Any, ...]:
+def _layers_up_to(circuit: Circuit, scale: int) -> tuple[Layer, ...]:
     """The layers before the field of a scale: up to the decimator of the next finer one."""
     scale = check_integer("scale", scale, 0, number_of_scales(circuit))
     decimators = [i for i, layer in enumerate(circuit.layers) if layer.kind == "decimator"]
@@ -115,3 +99,97 @@ def _blocks_up_to(circuit: Circuit, scale: int) -> list[Tensor]:
     """The sites of the blocks of each decimator before the field of a scale."""
     layers = _layers_up_to(circuit, scale)
     return [block_sites(layer) for layer in layers if layer.kind == "decimator"]
+
+
+def grow(flow: Any, spectrum: Tensor | None) -> Any:
+    """The larger flow; see :meth:`~pyro_neuralrg.transforms.HierarchicalFlow.grow`."""
+    circuit, gaussian = flow.circuit, flow.gaussian
+    # sides of one stay, unless there are no others
+    only_one = max(circuit.shape) == 1
+    shape = tuple(side * circuit.block if side > 1 or only_one else 1 for side in circuit.shape)
+    unknown = {
+        "weights of each block": flow.weights == "block",
+        "site_features": flow.site_features is not None,
+        "a spectrum for each context": gaussian is not None and gaussian.slopes is not None,
+    }
+    if any(unknown.values()):
+        raise ValueError(
+            f"the flow has {next(name for name in unknown if unknown[name])}, and those of the "
+            f"larger lattice are not known; accepted for grow: flows without {', '.join(unknown)}"
+        )
+    if (gaussian is None) != (spectrum is None):
+        accepted = f"eigenvalues for the shape {shape}, such as IsingDual({shape}).spectrum"
+        raise ValueError(
+            f"spectrum is {'None' if spectrum is None else 'given'}; accepted: "
+            f"{'None, as the flow has no Gaussian layer' if gaussian is None else accepted}"
+        )
+    grown = type(flow).build(
+        shape,
+        circuit.name,
+        flow.bijector,
+        block=circuit.block,
+        depth=_grown_depth(circuit),
+        boundary=circuit.boundary,
+        weights=flow.weights,
+        odd=flow.odd,
+        spectrum=spectrum,
+        base=flow.base,
+        context_dim=flow.context_dim,
+    )
+    like = next(flow.parameters(), torch.empty(0))
+    grown = grown.to(dtype=like.dtype, device=like.device)
+    copy_scales(grown, flow)
+    return grown
+
+
+def _grown_depth(circuit: Circuit) -> int | None:
+    """Twice the layers of a brickwork; all scales where there are all, else as many as here."""
+    if circuit.name == "brickwork":
+        return circuit.block * circuit.depth
+    return None if circuit.is_complete else circuit.depth
+
+
+def copy_scales(large: Any, small: Any) -> None:
+    """Give each layer of a large HierarchicalFlow the weights of the small one's counterpart.
+
+    Blocks without a counterpart keep the weights they start with.
+    """
+    for index, layer in enumerate(large.circuit.layers):
+        sources = _sources(index, layer, large.circuit, small.circuit)
+        candidates = [pair for source in sources for pair in _modules(small, source)]
+        for block, module in _modules(large, index):
+            same = [other for its_block, other in candidates if its_block == block]
+            if same:
+                _copy(module, same[0])
+
+
+def _modules(flow: Any, index: int) -> list[tuple[tuple[int, ...], nn.Module]]:
+    """The modules of a layer, each with the sides of its blocks."""
+    blocks = blocks_of_layer(flow.circuit.layers[index], flow.filled_up)
+    return [(block, m) for (block, _), m in zip(blocks, flow.layers[index], strict=True)]
+
+
+def _sources(index: int, layer: Layer, large: Circuit, small: Circuit) -> list[int]:
+    """Indices of the small circuit's layers that may serve, the best first.
+
+    Scale k is scale k again and the coarsest the coarsest; the new one below it is the next finer
+    one. Layers of a brickwork correspond in their order.
+    """
+    if large.name == "brickwork":
+        return [index] if index < len(small.layers) else []
+    kin = [i for i, other in enumerate(small.layers) if other.kind == layer.kind]
+    wanted = layer.scale
+    if large.depth > small.depth:  # one scale more, below the coarsest one
+        coarsest = layer.scale == large.depth - 1
+        wanted = small.depth - 1 if coarsest else min(layer.scale, max(0, small.depth - 2))
+    return sorted(kin, key=lambda i: abs(small.layers[i].scale - wanted))
+
+
+def _copy(module: nn.Module, source: nn.Module) -> None:
+    try:
+        module.load_state_dict(source.state_dict())
+    except RuntimeError as error:
+        raise ValueError(
+            "the weights of the flow's layers depend on the number of blocks, so that they cannot "
+            f"grow; accepted: layers whose weights do not ({str(error).splitlines()[-1].strip()})"
+        ) from None

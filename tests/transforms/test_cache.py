@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_neuralrg.transforms import LatticeTransform
-from tests.transforms.registry import ENTRIES, latents, perturbed
+from tests.transforms.registry import latents, perturbed
 
 # one entry for each way in which a transform holds its tensors
 NAMES = [
@@ -38,11 +38,9 @@ def evaluations(transform: LatticeTransform, monkeypatch: pytest.MonkeyPatch) ->
     for direction in ("forward", "inverse"):
         original = getattr(transform, direction)
 
-        def counted(
-            h: Tensor, *rest: Any, direction: str = direction, original: Any = original
-        ) -> Any:
+        def counted(*arguments: Any, direction: str = direction, original: Any = original) -> Any:
             passes.append(direction)
-            return original(h, *rest)
+            return original(*arguments)
 
         monkeypatch.setattr(transform, direction, counted)
     return passes
@@ -50,12 +48,11 @@ def evaluations(transform: LatticeTransform, monkeypatch: pytest.MonkeyPatch) ->
 
 def agrees_with_a_fresh_copy(transform: LatticeTransform, z: Tensor, x: Tensor) -> None:
     """All public ways give what a transform that has seen nothing gives."""
-    exactness = {"rtol": 1e-10, "atol": 1e-10}
     fresh = copy.deepcopy(transform)
     expected, ladj = fresh.forward_and_ladj(z)
-    torch.testing.assert_close(transform.log_abs_det_jacobian(z, x), ladj, **exactness)
-    torch.testing.assert_close(transform(z), expected, **exactness)
-    torch.testing.assert_close(transform.inv(x), fresh.inverse_and_ladj(x)[0], **exactness)
+    found = transform.log_abs_det_jacobian(z, x), transform(z), transform.inv(x)
+    wanted = ladj, expected, fresh.inverse_and_ladj(x)[0]
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -64,22 +61,13 @@ def test_log_prob_of_a_fresh_sample_is_free(name: str, monkeypatch: pytest.Monke
     passes = evaluations(transform, monkeypatch)
     x = transform(z)
     assert transform.inv(x) is z
+    assert transform.with_cache(0) is transform
     transform.log_abs_det_jacobian(z, x)
     transform.inv.log_abs_det_jacobian(x, z)
     assert passes == ["forward"]
     z = transform.inv(latents(name))
     transform(z)
     assert passes == ["forward", "inverse"]
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_other_tensors_are_evaluated(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    transform, z = perturbed(name), latents(name, 3)
-    x = transform(z)
-    passes = evaluations(transform, monkeypatch)
-    transform.inv(x.clone())
-    assert passes == ["inverse"]
-    agrees_with_a_fresh_copy(transform, latents(name, 3), x)
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -123,15 +111,8 @@ def test_replaced_parameters_are_seen(name: str) -> None:
     agrees_with_a_fresh_copy(transform, z, x.detach())
 
 
-def test_a_changed_buffer_is_seen() -> None:
-    transform, z = perturbed("fourier-2d"), latents("fourier-2d")
-    x = transform(z)
-    transform.load_state_dict({name: 2 * tensor for name, tensor in transform.state_dict().items()})
-    torch.testing.assert_close(transform.inv(x), z / 2)
-
-
 @pytest.mark.parametrize("name", NAMES)
-def test_a_conversion_is_seen(name: str) -> None:
+def test_a_conversion_and_changed_buffers_are_seen(name: str) -> None:
     transform, z = perturbed(name), latents(name, 3)
     x = transform(z)
     transform.to(torch.float32).to(torch.float64)
@@ -140,6 +121,11 @@ def test_a_conversion_is_seen(name: str) -> None:
     assert torch.equal(x, copy.deepcopy(transform)(z))
     transform.clear_cache()
     assert transform.inv(x) is not z
+    x = transform(z).detach()
+    with torch.no_grad():
+        for tensor in (*transform.parameters(), *transform.buffers()):
+            tensor.mul_(1.1 if tensor.is_floating_point() else 1)
+    agrees_with_a_fresh_copy(transform, z, x)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -204,12 +190,6 @@ def test_inference_mode(name: str) -> None:
         close_to = copy.deepcopy(transform)(inner)
         assert torch.allclose(transform(inner), close_to)
     assert torch.allclose(transform(z), x)
-
-
-def test_with_cache_is_the_same_module() -> None:
-    transform = ENTRIES["mera-2d"].make()
-    assert transform.with_cache(1) is transform
-    assert transform.with_cache(0) is transform
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -4,8 +4,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
+import copy
+import itertools
+import pickle
 import shutil
 from typing import Any
 
@@ -14,11 +15,14 @@ import torch
 from torch import Tensor
 
 from pyro_neuralrg import IsingDual, fit
-from pyro_neuralrg.transforms import Neighbour, compilation, coupling_sequence, hierarchical_flow
-from pyro_neuralrg.transforms.compilation import (
-    active_operations,
-    compiled_operations,
+from pyro_neuralrg.transforms import (
+    HierarchicalFlow,
+    Neighbour,
+    coupling_sequence,
+    hierarchical_flow,
+    networks,
 )
+from pyro_neuralrg.transforms.coupling_sequence import EAGER
 from tests.transforms.registry import perturbed
 
 
@@ -28,37 +32,53 @@ def _plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coupling_sequence, "is_compiled", lambda *_: False)
 
 
-FLOWS = ["site-features-open-odd-sides", "odd-with-spectrum", "realnvp", "conditioned"]
+def train_shortly(compiled: bool = False) -> Tensor:
+    """The losses of a few steps."""
+    torch.manual_seed(0)
+    target = IsingDual((4, 4))
+    flow = target.flow(bijector=Neighbour(layers=2, hidden=(4,)))
+    if compiled:
+        flow.compile()
+    result = fit(target, flow, steps=4, batch=8, seed=1, progress=False)
+    return torch.as_tensor(result.history.free_energy)
 
 
-def everything(transform: Any, z: Tensor) -> list[Tensor]:
+def samples(transform: Any, z: Tensor) -> list[Tensor]:
     """Both kinds of samples and their gradients."""
     parameters = list(transform.parameters())
     x, ladj = transform.forward_and_ladj(z)
-    plain = torch.autograd.grad(x.sin().sum() + ladj.sum(), parameters)
-    x_again, ladj_again, score = transform.forward_with_score(z)
-    path = torch.autograd.grad((x_again * score).sum(), parameters, allow_unused=True)
-    found = [x, ladj, x_again, ladj_again, score, *plain, *path]
-    return [tensor.detach() for tensor in found if tensor is not None]
+    again = transform.forward_with_score(z)
+    losses = x.sin().sum() + ladj.sum(), (again[0] * again[2]).sum()
+    gradients = [torch.autograd.grad(loss, parameters, allow_unused=True) for loss in losses]
+    return [x, ladj, *again, *(g for part in gradients for g in part if g is not None)]
+
+
+FLOWS = ["site-features-open-1d", "odd-two-sites", "realnvp-tanh", "conditioned-two-sites"]
 
 
 @pytest.mark.filterwarnings("ignore")  # the compiler's own, none of them about our code
 @pytest.mark.filterwarnings("error:torch.compile fails here")
 @pytest.mark.parametrize("name", FLOWS)
-def test_compiled_operations_give_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_operations_give_the_same(name: str) -> None:
     """By the tracing of torch.compile alone, which takes less time than a compiler."""
-    traced = functools.partial(torch.compile, backend="aot_eager")
-    monkeypatch.setattr(torch, "compile", traced)
     transform = perturbed(name)
     z = torch.randn(3, *transform.event_shape)
-    expected = everything(transform, z)
-    with compiled_operations():
-        assert active_operations() is not compilation.EAGER
-        found = everything(transform, z)
-    assert active_operations() is compilation.EAGER
-    assert len(found) == len(expected)
-    for mine, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(mine, theirs)
+    expected = samples(transform, z)
+    flow = next(part for part in transform.modules() if isinstance(part, HierarchicalFlow))
+    flow.compile(backend="aot_eager")
+    found = samples(transform, z)
+    assert flow._couplings(None).operations != EAGER
+    torch.testing.assert_close(found, expected)
+
+
+def test_copies_are_not_compiled() -> None:
+    flow, z = perturbed("mera-two-sites"), torch.randn(3, 2)
+    expected = flow.forward_and_ladj(z)
+    flow.compile(backend="none")
+    flow._couplings(None)
+    for one in (copy.deepcopy(flow), pickle.loads(pickle.dumps(flow))):
+        torch.testing.assert_close(one.forward_and_ladj(z), expected)
+        assert one._couplings(None).operations == EAGER
 
 
 @pytest.mark.slow
@@ -66,16 +86,7 @@ def test_compiled_operations_give_the_same(name: str, monkeypatch: pytest.Monkey
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.filterwarnings("error:torch.compile fails here")
 def test_with_the_compiler() -> None:
-    target = IsingDual((4, 4))
-    bijector = Neighbour(layers=2, hidden=(4,))
-    histories = []
-    for compile in (False, True):
-        torch.manual_seed(0)
-        flow = target.flow(bijector=bijector)
-        options = {"steps": 3, "batch": 8, "seed": 1, "progress": False}
-        with compiled_operations() if compile else contextlib.nullcontext():
-            histories.append(fit(target, flow, **options).history.free_energy)
-    torch.testing.assert_close(*map(torch.as_tensor, histories))
+    torch.testing.assert_close(train_shortly(compiled=True), train_shortly())
 
 
 @pytest.mark.parametrize("where", ["compile", "first", "later"])
@@ -83,34 +94,23 @@ def test_without_a_compiler_warns_once_and_works(
     where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def failing(function: Any, **_: Any) -> Any:
-        calls = 0
+        calls = itertools.count(1)
         if where == "compile":
             raise RuntimeError("no C++ compiler")
 
         def call(*arguments: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            if where == "first" or calls > 3:
+            if where == "first" or next(calls) > 3:
                 raise RuntimeError("no C++ compiler\nand much more")
             return function(*arguments)
 
         return call
 
+    expected = train_shortly()
     monkeypatch.setattr(torch, "compile", failing)
-    target = IsingDual((4, 4))
-    found = []
-    for compile in (False, True):
-        torch.manual_seed(0)
-        flow = target.flow(bijector=Neighbour(layers=2, hidden=(4,)))
-        options = {"steps": 4, "batch": 8, "seed": 1, "progress": False}
-        if compile:
-            said = r"fails here \(no C\+\+ compiler\)"
-            with compiled_operations(), pytest.warns(UserWarning, match=said) as warned:
-                found.append(fit(target, flow, **options).history.free_energy)
-            assert len(warned) == 1
-        else:
-            found.append(fit(target, flow, **options).history.free_energy)
-    torch.testing.assert_close(*map(torch.as_tensor, found))
+    with pytest.warns(UserWarning, match=r"fails here \(no C\+\+ compiler\)") as warned:
+        found = train_shortly(compiled=True)
+    assert len(warned) == 1
+    torch.testing.assert_close(found, expected)
 
 
 def test_errors_of_the_flow_are_not_taken_for_those_of_the_compiler(
@@ -122,7 +122,8 @@ def test_errors_of_the_flow_are_not_taken_for_those_of_the_compiler(
     def broken(*_: Any) -> Any:
         raise ValueError("mine")
 
-    monkeypatch.setattr(compilation, "evaluate", broken)
-    with compiled_operations(), pytest.raises(ValueError, match="mine"):
+    monkeypatch.setattr(networks, "evaluate", broken)
+    flow.compile()
+    with pytest.raises(ValueError, match="mine"):
         flow(torch.randn(4))
     assert not recwarn.list

@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import math
 from typing import Any
 
 import pyro
@@ -23,26 +25,21 @@ from pyro_neuralrg.transforms import (
     conditional_hierarchical_flow,
     hierarchical_flow,
 )
-from tests.transforms.registry import free_spectrum
+from tests.transforms.registry import free_spectrum, perturb
 
 SMALL = {"bijector": Neighbour(layers=2, hidden=(5,)), "features": 3}
 
 
 def perturbed(shape: tuple[int, ...] = (4, 4), **options: Any) -> ConditionalHierarchicalFlow:
-    flow = conditional_hierarchical_flow(shape, 2, **SMALL, **options)
-    with torch.no_grad():
-        for parameter in flow.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return flow
+    return perturb(conditional_hierarchical_flow(shape, 2, **SMALL, **options), 0.1)
 
 
 def test_each_field_of_a_batch_has_its_own_context() -> None:
     flow, context, z = perturbed(), torch.randn(5, 2), torch.randn(5, 4, 4)
     x, ladj = flow.condition(context).forward_and_ladj(z)
     for i in range(5):
-        one, one_ladj = flow.condition(context[i]).forward_and_ladj(z[i])
-        torch.testing.assert_close(x[i], one)
-        torch.testing.assert_close(ladj[i], one_ladj)
+        one = flow.condition(context[i]).forward_and_ladj(z[i])
+        torch.testing.assert_close((x[i], ladj[i]), one)
     other, _ = flow.condition(context.flip(0)).forward_and_ladj(z)
     assert float((other - x)[0].detach().abs().max()) > 1e-3
 
@@ -66,12 +63,6 @@ def test_starts_as_the_same_flow_for_every_context() -> None:
     torch.testing.assert_close(one, other)
 
 
-def test_odd_for_every_context() -> None:
-    flow, z = perturbed(odd=True, base=TwoModes(3.0)), torch.randn(3, 4, 4)
-    transform = flow.condition(torch.randn(3, 2))
-    torch.testing.assert_close(transform(-z), -transform(z))
-
-
 def slopes_of(shape: tuple[int, ...]) -> dict[str, torch.Tensor]:
     spectrum = free_spectrum(shape, "periodic")
     return {"spectrum": spectrum, "spectrum_slopes": 0.5 * spectrum.square().unsqueeze(0)}
@@ -81,42 +72,22 @@ def test_the_spectrum_follows_the_context() -> None:
     """Each field of a batch is coloured by the spectrum of its own context."""
     given = slopes_of((4, 3))
     flow = conditional_hierarchical_flow((4, 3), 2, **SMALL, **given)
-    bare = conditional_hierarchical_flow((4, 3), 2, **SMALL)
-    bare.load_state_dict(
-        {k: v for k, v in flow.state_dict().items() if not k.startswith("flow.gaussian")}
-    )
+    bare = copy.deepcopy(flow)
+    bare.flow.gaussian = None
     context, z = torch.tensor([[-0.8, 0.3], [0.0, 1.0], [1.0, -0.5]]), torch.randn(3, 4, 3)
     x, ladj = flow.condition(context).forward_and_ladj(z)
     h, bare_ladj = bare.condition(context).forward_and_ladj(z)
     for i in range(3):
         layer = FourierLayer(given["spectrum"] + context[i, 0] * given["spectrum_slopes"][0])
         expected, more = layer.forward_and_ladj(h[i])
-        torch.testing.assert_close(x[i], expected)
-        torch.testing.assert_close(ladj[i], bare_ladj[i] + more)
-
-
-def test_slopes_are_saved_and_copied(tmp_path: Any) -> None:
-    flow = conditional_hierarchical_flow((4, 4), 2, **SMALL, **slopes_of((4, 4)))
-    context, z = torch.tensor([0.9, 0.1]), torch.randn(3, 4, 4)
-    expected = flow.condition(context)(z)
-    save(tmp_path / "flow.pt", flow)
-    for again in (load(tmp_path / "flow.pt").flow, copy.deepcopy(flow)):
-        assert torch.equal(again.condition(context)(z), expected)
-    with pytest.raises(ValueError, match="the flow has a spectrum for each context"):
-        flow.grow(torch.ones(8, 8))
+        torch.testing.assert_close((x[i], ladj[i]), (expected, bare_ladj[i] + more))
 
 
 @pytest.mark.parametrize(
     ("slopes", "error", "match"),
     [
-        (
-            torch.zeros(4, 4),
-            ValueError,
-            r"slopes has shape \(4, 4\); .*\(entries, 4, 4\)",
-        ),
+        (torch.zeros(4, 4), ValueError, r"slopes has shape \(4, 4\); .*\(entries, 4, 4\)"),
         (torch.zeros(1, 4, 4).int(), TypeError, "slopes is torch.int32; accepted"),
-        (1.0, TypeError, "slopes is float; accepted"),
-        (torch.ones(1, 4, 4), ValueError, r"spectrum has an entry 0\.0; accepted: positive"),
         (-0.6 * torch.ones(2, 4, 4), ValueError, "accepted: positive"),
         (torch.arange(16.0).view(1, 4, 4) / 20, ValueError, "not even under k -> -k"),
     ],
@@ -143,21 +114,27 @@ def test_in_a_conditional_distribution_of_pyro() -> None:
     flow, context = perturbed(), torch.randn(6, 2)
     base = dist.Normal(0.0, 1.0).expand((4, 4)).to_event(2)
     q = ConditionalTransformedDistribution(base, [flow]).condition(context)
-    x = q.rsample((6,))
-    expected = flow.condition(context).inv(x.detach())
-    _, ladj = flow.condition(context).inverse_and_ladj(x.detach())
-    log_q = base.log_prob(expected) - ladj
-    torch.testing.assert_close(q.log_prob(x.detach()), log_q)
+    x = q.rsample((6,)).detach()
+    z, ladj = flow.condition(context).inverse_and_ladj(x)
+    torch.testing.assert_close(q.log_prob(x), base.log_prob(z) - ladj)
+
+
+def test_base_at_a_context() -> None:
+    transform = perturbed(odd=True, base=TwoModes(3.0)).condition(torch.randn(3, 2))
+    z = TwoModes(3.0).sample((3, 4, 4), 2)
+    x, ladj = transform.forward_and_ladj(z)
+    log_q = FlowDistribution(transform).log_prob(x)
+    torch.testing.assert_close(log_q, TwoModes(3.0).log_prob(z, 2) - ladj)
 
 
 def test_learns_a_family_of_targets() -> None:
     """Normal fields whose width and mean depend on the context: the bound is tight for each."""
-    flow = conditional_hierarchical_flow((2,), 1, features=8)
-    normal = dist.Normal(0.0, 1.0).expand((2,)).to_event(1)
+    inner = FlowGuide(conditional_hierarchical_flow((2,), 1, features=8))
 
     def model(context: torch.Tensor) -> None:
         with pyro.plate("fields", len(context)):
-            x = pyro.sample("x", normal.expand((len(context),)).mask(False))
+            normal = dist.Normal(0.0, 1.0).expand((len(context), 2)).to_event(1)
+            x = pyro.sample("x", normal.mask(False))
             width = (0.5 * context).exp()
             pyro.factor("energy", -0.5 * ((x - context) / width).square().sum(-1))
 
@@ -165,31 +142,36 @@ def test_learns_a_family_of_targets() -> None:
         with pyro.plate("fields", len(context)):
             inner(context)
 
-    inner = FlowGuide(flow)
     svi = SVI(model, guide, pyro.optim.ClippedAdam({"lr": 0.02, "lrd": 0.99}), loss=PDD())
     for _ in range(300):
         svi.step(2 * torch.rand(64, 1) - 1)
     for value in (-0.8, 0.0, 0.8):
-        context = torch.full((1000, 1), value)
-        exact = float(torch.tensor(2 * torch.pi).log()) + value
-        bound = PDD().loss(model, guide, context) / 1000
-        assert -0.01 < bound + exact < 0.1, value  # of 0.9 without a context, at the ends
+        bound = PDD().loss(model, guide, torch.full((1000, 1), value)) / 1000
+        exact = -math.log(2 * math.pi) - value
+        assert -0.01 < bound - exact < 0.1, value  # of 0.9 without a context, at the ends
 
 
-def test_a_guide_needs_the_context() -> None:
+def test_guides_and_trainings_need_the_context() -> None:
     guide = FlowGuide(perturbed())
     with pytest.raises(ValueError, match="context is None; accepted for a conditional flow"):
         guide()
     assert guide(context=torch.zeros(3, 2)).shape == (3, 4, 4)
+    with pytest.raises(TypeError, match=r"flow is a Conditional.*; accepted: flow\.condition\(con"):
+        fit(IsingDual((4, 4)), guide.flow, steps=1, progress=False)
 
 
-def test_saved_copied_and_converted(tmp_path: Any) -> None:
-    flow, context, z = perturbed(odd=True, base=TwoModes(2.0)), torch.randn(2), torch.randn(3, 4, 4)
+@pytest.mark.parametrize("slopes", [False, True])
+def test_saved_copied_and_converted(slopes: bool, tmp_path: Any) -> None:
+    options = slopes_of((4, 4)) if slopes else {"odd": True, "base": TwoModes(2.0)}
+    flow, context, z = perturbed(**options), torch.tensor([0.9, 0.1]), torch.randn(3, 4, 4)
     expected = flow.condition(context)(z)
     save(tmp_path / "flow.pt", flow)
     for again in (load(tmp_path / "flow.pt").flow, copy.deepcopy(flow)):
         assert isinstance(again, ConditionalHierarchicalFlow)
         assert torch.equal(again.condition(context)(z), expected)
+    if slopes:
+        with pytest.raises(ValueError, match="the flow has a spectrum for each context"):
+            flow.grow(torch.ones(8, 8))
     single = flow.float().condition(context.float())
     assert single(z.float()).dtype == torch.float32
 
@@ -198,7 +180,6 @@ def test_saved_copied_and_converted(tmp_path: Any) -> None:
     ("context", "error", "match"),
     [
         (1.0, TypeError, "context is float; accepted: a tensor"),
-        (torch.zeros(2, dtype=torch.int64), TypeError, "context is torch.int64"),
         (torch.zeros(3), ValueError, r"context has shape \(3,\); accepted: .*\(\.\.\., 2\)"),
         (torch.tensor(0.0), ValueError, r"context has shape \(\)"),
         (torch.zeros(2, dtype=torch.float32), TypeError, "accepted: .*, torch.float64 as the flow"),
@@ -209,41 +190,16 @@ def test_bad_contexts(context: Any, error: type[Exception], match: str) -> None:
         perturbed().condition(context)
 
 
-@pytest.mark.parametrize("options", [{"context_dim": 0}, {"context_dim": 1, "features": 0}])
-def test_bad_options(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="is 0; accepted: an integer >= 1"):
-        conditional_hierarchical_flow((4,), **options)
-
-
-def test_conditional_blocks_need_a_conditional_flow() -> None:
-    def block(size: int) -> Any:
-        return dist.transforms.conditional_affine_coupling(size, 5, hidden_dims=[4])
-
-    with pytest.raises(
-        ValueError, match="accepted: a ConditionalTransformModule in a conditional flow"
-    ):
+def test_conditional_blocks_belong_into_conditional_flows() -> None:
+    block = functools.partial(
+        dist.transforms.conditional_affine_coupling, context_dim=5, hidden_dims=[4]
+    )
+    with pytest.raises(ValueError, match="accepted: a ConditionalTransformModule in a conditional"):
         hierarchical_flow((4, 4), bijector=block)
     flow = HierarchicalFlow.build((4, 4), bijector=block, context_dim=5)
     with pytest.raises(ValueError, match="context is None; accepted for ConditionalAffine"):
         flow(torch.randn(4, 4))
-
-
-def test_blocks_that_take_no_context_are_refused() -> None:
-    with pytest.raises(
-        ValueError, match="AffineCoupling; accepted: a ConditionalTransformModule in a"
-    ):
+    with pytest.raises(ValueError, match="AffineCoupling; accepted: a ConditionalTransformModule"):
         conditional_hierarchical_flow((4, 4), 1, bijector=dist.transforms.affine_coupling)
-
-
-def test_fit_wants_a_context_first() -> None:
-    with pytest.raises(TypeError, match=r"flow is a Conditional.*; accepted: flow\.condition\(con"):
-        fit(IsingDual((4, 4)), perturbed(), steps=1, progress=False)
-
-
-def test_base_at_a_context() -> None:
-    transform = perturbed(odd=True, base=TwoModes(3.0)).condition(torch.randn(3, 2))
-    assert transform.base == TwoModes(3.0)
-    z = transform.base.sample((3, 4, 4), 2)
-    x, ladj = transform.forward_and_ladj(z)
-    log_q = FlowDistribution(transform).log_prob(x)
-    torch.testing.assert_close(log_q, transform.base.log_prob(z, 2) - ladj)
+    with pytest.raises(ValueError, match="features is 0; accepted: an integer >= 1"):
+        conditional_hierarchical_flow((4,), 1, features=0)

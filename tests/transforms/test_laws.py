@@ -23,12 +23,12 @@ from pyro_neuralrg.transforms import HierarchicalFlow, LatticeTransform
 from tests.transforms.registry import ENTRIES, latents, perturbed
 
 NAMES = list(ENTRIES)
-FLOWS = [name for name, entry in ENTRIES.items() if entry.is_flow]
-OWN_FLOWS = [name for name in FLOWS if ENTRIES[name].ours]
+OWN_FLOWS = [name for name, entry in ENTRIES.items() if entry.is_flow and entry.ours]
+EXACTNESS = 1e-10
+"""Allowed error of values and log-determinants in float64."""
 DIRECTIONS = ["forward_and_ladj", "inverse_and_ladj"]
 
 every = pytest.mark.parametrize("name", NAMES)
-every_flow = pytest.mark.parametrize("name", FLOWS)
 every_own_flow = pytest.mark.parametrize("name", OWN_FLOWS)
 both_ways = pytest.mark.parametrize("direction", DIRECTIONS)
 
@@ -60,9 +60,9 @@ def test_round_trip(name: str) -> None:
         x, ladj = transform.forward_and_ladj(z)
         back, ladj_back = transform.inverse_and_ladj(x)
         again, _ = transform.forward_and_ladj(transform.inverse_and_ladj(z)[0])
-    close(back, z, ENTRIES[name].exactness)
-    close(again, z, ENTRIES[name].exactness)
-    close(ladj_back, ladj, ENTRIES[name].exactness)
+    close(back, z, EXACTNESS)
+    close(again, z, EXACTNESS)
+    close(ladj_back, ladj, EXACTNESS)
 
 
 @every
@@ -73,7 +73,7 @@ def test_ladj_is_that_of_the_full_jacobian(name: str, direction: str) -> None:
     for at in latents(name, 2):
         expected = torch.linalg.slogdet(jacobian(transform, direction, at)).logabsdet
         _, ladj = getattr(transform, direction)(at)
-        close(sign * ladj, expected, ENTRIES[name].exactness)
+        close(sign * ladj, expected, EXACTNESS)
 
 
 @every
@@ -83,13 +83,13 @@ def test_pyro_interface_agrees(name: str) -> None:
     assert torch.equal(transform(z), x)
     assert torch.equal(transform.log_abs_det_jacobian(z, transform(z)), ladj)
     assert torch.equal(transform.log_abs_det_jacobian(z, x.clone()), ladj)
-    close(transform.inv(x.detach().clone()), z, ENTRIES[name].exactness)
-    close(transform.inv.log_abs_det_jacobian(x, z), -ladj, ENTRIES[name].exactness)
+    close(transform.inv(x.detach().clone()), z, EXACTNESS)
+    close(transform.inv.log_abs_det_jacobian(x, z), -ladj, EXACTNESS)
 
 
 @every
 def test_score_is_the_gradient_of_the_density(name: str) -> None:
-    """And the sample that comes with it is the same, with the same gradients of the parameters."""
+    """The sample that comes with it is the same, with the same gradients of the parameters."""
     transform, z = perturbed(name), latents(name, 4)
     x, ladj, score = transform.forward_with_score(z)
     expected_x, expected_ladj = transform.forward_and_ladj(z)
@@ -99,7 +99,7 @@ def test_score_is_the_gradient_of_the_density(name: str) -> None:
     leaf = x.detach().requires_grad_()
     latent, at_leaf = transform.inverse_and_ladj(leaf)
     log_q = transform.base.log_prob(latent, latent.dim() - 1).sum() - at_leaf.sum()
-    close(score, torch.autograd.grad(log_q, leaf)[0], 100 * ENTRIES[name].exactness)
+    close(score, torch.autograd.grad(log_q, leaf)[0], 100 * EXACTNESS)
     parameters = list(transform.parameters())
     if parameters:
         weights = torch.randn_like(x)
@@ -109,7 +109,7 @@ def test_score_is_the_gradient_of_the_density(name: str) -> None:
         )
         for mine, theirs in zip(found, wanted, strict=True):
             assert (mine is None) == (theirs is None)
-            if mine is not None and theirs is not None:
+            if mine is not None:
                 close(mine, theirs, 1e-9)
 
 
@@ -245,14 +245,6 @@ def test_parameters_exist_in_the_default_dtype_before_the_first_use(name: str) -
         assert before == {label: id(p) for label, p in transform.named_parameters()}
 
 
-@every_flow
-def test_dtype_argument(name: str) -> None:
-    flow = ENTRIES[name].make(dtype=torch.float32)
-    assert all(parameter.dtype == torch.float32 for parameter in flow.parameters())
-    x, ladj = flow.forward_and_ladj(latents(name, 2).float())
-    assert x.dtype == ladj.dtype == torch.float32
-
-
 @pytest.mark.gpu
 @every
 @both_ways
@@ -308,13 +300,10 @@ def test_state_dict_round_trip(name: str) -> None:
 @every_own_flow
 def test_config_builds_the_flow_again(name: str) -> None:
     flow, z = perturbed(name), latents(name, 3)
-    assert isinstance(flow, HierarchicalFlow)
-    config = json.loads(json.dumps(flow.config))
-    other = HierarchicalFlow.from_config(config)
+    other = HierarchicalFlow.from_config(json.loads(json.dumps(flow.config)))
     other.load_state_dict(flow.state_dict())
     assert other.config == flow.config
-    for mine, theirs in zip(other.forward_and_ladj(z), flow.forward_and_ladj(z), strict=True):
-        assert torch.equal(mine, theirs)
+    torch.testing.assert_close(other.forward_and_ladj(z), flow.forward_and_ladj(z), rtol=0, atol=0)
 
 
 # use under Pyro
@@ -322,16 +311,14 @@ def test_config_builds_the_flow_again(name: str) -> None:
 
 @every
 def test_domain_and_codomain(name: str) -> None:
-    transform = ENTRIES[name].make()
-    dim = len(ENTRIES[name].shape)
+    transform, shape = ENTRIES[name].make(), ENTRIES[name].shape
     assert transform.bijective
     assert transform.sign == 1
     for space in (transform.domain, transform.codomain):
-        assert isinstance(space, constraints.independent)
         assert space.base_constraint is constraints.real
-        assert space.event_dim == dim
-    assert transform.event_shape == ENTRIES[name].shape
-    assert transform.forward_shape((7, *transform.event_shape)) == (7, *transform.event_shape)
+        assert space.event_dim == len(shape)
+    assert transform.event_shape == shape
+    assert transform.forward_shape((7, *shape)) == (7, *shape)
 
 
 @every
@@ -349,8 +336,8 @@ def test_pyro_program(name: str) -> None:
     assert site["fn"].event_shape == shape
     z, ladj = transform.inverse_and_ladj(site["value"].detach().clone())
     normal = -0.5 * z.flatten(1).square().sum(1) - 0.5 * z[0].numel() * math.log(2 * math.pi)
-    close(site["fn"].log_prob(site["value"]), normal - ladj, ENTRIES[name].exactness)
-    close(trace.log_prob_sum(), (normal - ladj).sum(), ENTRIES[name].exactness)
+    close(site["fn"].log_prob(site["value"]), normal - ladj, EXACTNESS)
+    close(trace.log_prob_sum(), (normal - ladj).sum(), EXACTNESS)
 
 
 @pytest.mark.slow
@@ -362,5 +349,4 @@ def test_pyro_program(name: str) -> None:
 def test_compiled_forward(name: str) -> None:
     transform, z = perturbed(name), latents(name, 5)
     compiled = torch.compile(transform.forward_and_ladj)
-    for mine, theirs in zip(compiled(z), transform.forward_and_ladj(z), strict=True):
-        close(mine, theirs, 1e-9)
+    torch.testing.assert_close(compiled(z), transform.forward_and_ladj(z), rtol=1e-9, atol=1e-9)

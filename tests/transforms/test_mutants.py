@@ -13,10 +13,10 @@ import pytest
 from pyro_neuralrg.transforms import (
     FourierLayer,
     bijectors,
-    compilation,
     coupling_sequence,
     elementwise,
     fourier,
+    hierarchical,
     networks,
 )
 from tests.transforms import test_compiled, test_laws
@@ -30,8 +30,9 @@ def inverse_ladj(name: str) -> None:
     ladj(name, "inverse_and_ladj")
 
 
+EAGER = coupling_sequence.EAGER
 score = test_laws.test_score_is_the_gradient_of_the_density
-reference = test_compiled.test_float64_is_that_of_the_reference
+reference = test_compiled.test_results_are_those_of_the_reference
 context = test_compiled.test_score_of_the_context
 
 MUTANTS: dict[str, tuple[Any, str, int, Callable[[str], None], str]] = {
@@ -40,19 +41,19 @@ MUTANTS: dict[str, tuple[Any, str, int, Callable[[str], None], str]] = {
     "inverse tanh maps": (elementwise.AffineTanh, "inverse", 1, inverse_ladj, "mera-two-sites"),
     "lines": (elementwise.Affine, "forward", 1, ladj, "realnvp-block-2"),
     "inverse lines": (elementwise.Affine, "inverse", 1, inverse_ladj, "realnvp-block-2"),
-    "compiled couplings": (coupling_sequence, "couple", 1, ladj, "mera-two-sites"),
-    "modes": (fourier._ModeScaling, "_apply_factors", 1, ladj, "learned-spectrum-1d"),
-    "blocks of others": (bijectors._Foreign, "_through", 1, ladj, "elementwise-block"),
-    "each block": (bijectors._Blockwise, "_each", 1, ladj, "realnvp-per-block-odd-side"),
-    "score of compiled couplings": (coupling_sequence, "couple", 2, score, "mera-two-sites"),
-    "score of plain couplings": (compilation.EAGER, "couple_with_score", 3, score, "mera-1d"),
-    "score of what is seen": (compilation.EAGER, "couple_with_score", 2, score, "mera-1d"),
+    "compiled couplings": (coupling_sequence, "apply_couplings", 1, ladj, "mera-two-sites"),
+    "modes": (fourier._ModeScaling, "_pass", 1, ladj, "learned-spectrum-1d"),
+    "blocks of others": (bijectors._Foreign, "_pass", 1, ladj, "elementwise-block"),
+    "each block": (bijectors._Blockwise, "_pass", 1, ladj, "realnvp-per-block-odd-side"),
+    "compiled score": (coupling_sequence, "apply_couplings", 2, score, "mera-two-sites"),
+    "score of plain couplings": (EAGER, "couple_with_score", 3, score, "mera-1d"),
+    "score of what is seen": (EAGER, "couple_with_score", 2, score, "mera-1d"),
     "score of modes": (FourierLayer, "push_score", 2, score, "fourier-2d"),
     "score of a context": (coupling_sequence.CouplingSequence, "push_score", 3, context, "context"),
     "place": (networks, "_heads", 0, reference, "line"),
     "form": (networks, "_heads", 1, reference, "line"),
 }
-PLAIN = {name for name, mutant in MUTANTS.items() if mutant[0] is compilation.EAGER}
+PLAIN = {name for name, mutant in MUTANTS.items() if mutant[0] is EAGER}
 PLAIN |= {name for name, mutant in MUTANTS.items() if "tanh" in name or "lines" in name}
 
 
@@ -70,9 +71,9 @@ def test_the_law_notices(mutant: str, flips: bool, monkeypatch: pytest.MonkeyPat
         found[index] = -found[index] if flips else found[index]
         return tuple(found)
 
-    if owner is compilation.EAGER:
+    if owner is EAGER:
         operations = owner._replace(**{attribute: flipped})
-        monkeypatch.setattr(coupling_sequence, "active_operations", lambda: operations)
+        monkeypatch.setattr(hierarchical, "EAGER", operations)
     else:
         monkeypatch.setattr(owner, attribute, flipped)
     noticed = pytest.raises(AssertionError) if flips else contextlib.nullcontext()

@@ -1,37 +1,44 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""The sites of each scale, and flows that are cut off there."""
+"""The sites of each scale, flows that are cut off there, and flows grown to larger lattices."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import pyro.distributions as dist
 import pytest
 import torch
+from torch import Tensor
 
+from pyro_neuralrg import FreeField, IsingDual, fit
 from pyro_neuralrg.distributions import TwoModes
+from pyro_neuralrg.free_energy.importance import log_weights
 from pyro_neuralrg.lattice import make_circuit
-from pyro_neuralrg.transforms import HierarchicalFlow, Neighbour, hierarchical_flow
+from pyro_neuralrg.transforms import (
+    HierarchicalFlow,
+    LayerFactory,
+    Neighbour,
+    RealNVP,
+    conditional_hierarchical_flow,
+    hierarchical_flow,
+)
 from pyro_neuralrg.transforms.scales import blocks_of_scale, number_of_scales, sites_of_scale
+from tests.transforms.registry import free_spectrum, perturb
+
+SMALL = Neighbour(layers=2, hidden=(4,))
 
 
-def small_flow(shape: tuple[int, ...], circuit: str = "mera", **options) -> HierarchicalFlow:
-    bijector = Neighbour(layers=3, hidden=(5,))
-    flow = hierarchical_flow(shape, circuit, bijector=bijector, **options)
-    with torch.no_grad():
-        for parameter in flow.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return flow
-
-
-def spectrum(shape: tuple[int, ...]) -> torch.Tensor:
-    values = torch.rand(shape) + 0.5
-    return values + values.flip((0, 1)).roll((1, 1), (0, 1))
+def small_flow(shape: tuple[int, ...], circuit: str = "mera", **options: Any) -> HierarchicalFlow:
+    flow = HierarchicalFlow.build(shape, circuit, **{"bijector": SMALL, **options})
+    return perturb(flow, 0.1)
 
 
 FLOWS = {
-    "mera": lambda: small_flow((4, 4)),
-    "everything": lambda: small_flow((4, 4), base=TwoModes(2.0), spectrum=spectrum((4, 4))),
+    "everything": lambda: small_flow(
+        (4, 4), base=TwoModes(2.0), spectrum=free_spectrum((4, 4), "periodic")
+    ),
     "odd sides": lambda: small_flow((3, 5)),
     "tree": lambda: small_flow((6,), "tree", boundary="open"),
     "truncated": lambda: small_flow((4, 4), depth=1),
@@ -40,43 +47,27 @@ FLOWS = {
 
 
 @pytest.mark.parametrize("name", FLOWS)
-def test_cut_off_flow_has_the_log_determinant_of_its_jacobian(name: str) -> None:
-    flow = FLOWS[name]()
-    for scale in range(number_of_scales(flow.circuit) + 1):
-        part = flow.up_to_scale(scale)
-        u = torch.randn(flow.shape)
-        x, ladj = part.forward_and_ladj(u)
-        jacobian = torch.autograd.functional.jacobian(part, u)
-        sites = math.prod(flow.shape)
-        exact = torch.linalg.slogdet(jacobian.reshape(sites, sites))[1]
-        torch.testing.assert_close(ladj, exact)
-        back, same = part.inverse_and_ladj(x)
-        torch.testing.assert_close(back, u)
-        torch.testing.assert_close(same, ladj)
+def test_a_flow_cut_off(name: str) -> None:
+    """Its log-determinant is that of its Jacobian; finer latents are those of the whole flow.
 
-
-@pytest.mark.parametrize("name", FLOWS)
-def test_finer_latents_are_those_of_the_whole_flow(name: str) -> None:
+    Scale zero is the field under the Gaussian layer.
+    """
     flow = FLOWS[name]()
     x = torch.randn(3, *flow.shape)
-    z = flow.inverse_and_ladj(x)[0].flatten(1)
+    z, sites = flow.inverse_and_ladj(x)[0].flatten(1), math.prod(flow.shape)
     for scale in range(number_of_scales(flow.circuit) + 1):
-        u = flow.up_to_scale(scale).inverse_and_ladj(x)[0].flatten(1)
-        finer = torch.ones(u.shape[1], dtype=torch.bool)
+        part = flow.up_to_scale(scale)
+        u, ladj = part.inverse_and_ladj(x)
+        jacobian = torch.autograd.functional.jacobian(part, u[0]).reshape(sites, sites)
+        torch.testing.assert_close(ladj[0], torch.linalg.slogdet(jacobian)[1])
+        torch.testing.assert_close(part.forward_and_ladj(u), (x, ladj))
+        finer = torch.ones(sites, dtype=torch.bool)
         finer[sites_of_scale(flow.circuit, scale).flatten()] = False
-        torch.testing.assert_close(u[:, finer], z[:, finer])
-        coarse = ~finer
+        torch.testing.assert_close(u.flatten(1)[:, finer], z[:, finer])
+        if scale == 0 and flow.gaussian is not None:
+            torch.testing.assert_close(u, flow.gaussian.inverse_and_ladj(x)[0])
         if scale < number_of_scales(flow.circuit):
-            assert (u[:, coarse] - z[:, coarse]).abs().max() > 1e-3
-
-
-def test_scale_zero_is_the_field_under_the_gaussian_layer() -> None:
-    flow = FLOWS["everything"]()
-    assert flow.gaussian is not None
-    x = torch.randn(3, 4, 4)
-    torch.testing.assert_close(
-        flow.up_to_scale(0).inverse_and_ladj(x)[0], flow.gaussian.inverse_and_ladj(x)[0]
-    )
+            assert (u.flatten(1) - z)[:, ~finer].abs().max() > 1e-3
 
 
 def test_sites_of_odd_sides() -> None:
@@ -85,13 +76,8 @@ def test_sites_of_odd_sides() -> None:
     assert sites_of_scale(circuit, 1).tolist() == [[0, 2], [6, 8], [12, 14]]
     assert sites_of_scale(circuit, 2).tolist() == [[0], [12]]
     assert sites_of_scale(circuit, 3).tolist() == [[0]]
-    assert blocks_of_scale(circuit, 1).tolist() == [
-        [0, 0, 1],
-        [0, 0, 1],
-        [2, 2, 3],
-        [2, 2, 3],
-        [4, 4, 5],
-    ]
+    rows = [[0, 0, 1], [0, 0, 1], [2, 2, 3], [2, 2, 3], [4, 4, 5]]
+    assert blocks_of_scale(circuit, 1).tolist() == rows
     assert blocks_of_scale(circuit, 2)[:, 0].tolist() == [0, 0, 0, 0, 1]
     assert blocks_of_scale(circuit, 3).max() == 0
 
@@ -104,5 +90,114 @@ def test_scales_that_are_not_there(scale: int) -> None:
             function(circuit, scale)
     with pytest.raises(ValueError, match="scale is"):
         hierarchical_flow((4, 4)).up_to_scale(scale)
-    with pytest.raises(TypeError, match=r"scale is 1\.5"):
-        hierarchical_flow((4, 4)).up_to_scale(1.5)  # type: ignore[arg-type]
+
+
+# flows grown
+
+
+def weights(flow: HierarchicalFlow, index: int, region: int = 0) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in flow.layers[index][region].parameters()])  # type: ignore[index]
+
+
+def test_scales_correspond() -> None:
+    """Finest to finest, coarsest to coarsest, and the new one as the next finer one."""
+    small = small_flow((8, 8), odd=True, base=TwoModes(2.0))
+    large = small.grow()
+    assert large.config == {**small.config, "shape": [16, 16], "depth": 4}
+    layers = [(layer.kind[0], layer.scale) for layer in large.circuit.layers]
+    assert layers == [("d", 0), ("d", 0), ("d", 1), ("d", 1), ("d", 2), ("d", 2), ("d", 3)]
+    for index, source in enumerate([0, 1, 2, 3, 2, 3, 4]):
+        assert torch.equal(weights(large, index), weights(small, source)), index
+    assert not {id(p) for p in large.parameters()} & {id(p) for p in small.parameters()}
+
+
+def test_shared_weights_stay_shared() -> None:
+    small = small_flow((4, 4), weights="shared")
+    large = small.grow().grow()
+    assert large.shape == (16, 16)
+    assert torch.equal(weights(large, 0), weights(small, 0))
+    decimators = [i for i, layer in enumerate(large.circuit.layers) if layer.kind == "decimator"]
+    first, *others = [list(large.layers[i].parameters()) for i in decimators]
+    assert len(others) == 3
+    for other in others:
+        assert all(a is b for a, b in zip(first, other, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("shape", "circuit", "options", "expected"),
+    [
+        ((8,), "tree", {}, (16,)),
+        ((4,), "brickwork", {}, (8,)),
+        ((5, 3), "mera", {}, (10, 6)),
+        ((1, 4), "mera", {}, (1, 8)),
+        ((1,), "mera", {}, (2,)),
+        ((9,), "mera", {"block": 3}, (27,)),
+        ((4, 4), "mera", {"depth": 1}, (8, 8)),
+        ((4, 4), "mera", {"bijector": RealNVP(layers=2)}, (8, 8)),
+        ((4, 3), "mera", {"boundary": "open"}, (8, 6)),
+    ],
+)
+def test_any_flow_grows_into_a_working_one(
+    shape: tuple[int, ...], circuit: str, options: dict[str, Any], expected: tuple[int, ...]
+) -> None:
+    small = small_flow(shape, circuit, **options)
+    large = small.grow()
+    assert large.shape == expected
+    learned = {float(p.detach().sum()) for p in small.parameters()} - {0.0}
+    copied = {float(p.detach().sum()) for p in large.parameters()} & learned
+    assert len(copied) >= 0.5 * len(learned)  # some blocks of odd sides have no counterpart
+    z = torch.randn(3, *expected)
+    x, ladj = large.forward_and_ladj(z)
+    torch.testing.assert_close(large.inverse_and_ladj(x), (z, ladj))
+    assert HierarchicalFlow.from_config(large.config).shape == expected
+
+
+def test_a_grown_flow_keeps_dtype_and_conditions() -> None:
+    flow = conditional_hierarchical_flow((4,), 2, bijector=SMALL, features=3, dtype=torch.float32)
+    large = perturb(flow, 0.1).grow()
+    context = torch.randn(2, dtype=torch.float32)
+    assert torch.equal(large.features(context), flow.features(context))
+    assert torch.equal(weights(large.flow, 0), weights(flow.flow, 0))
+    x = large.condition(context)(torch.randn(3, 8, dtype=torch.float32))
+    assert x.dtype == torch.float32
+
+
+def test_what_was_learned_is_worth_something() -> None:
+    """A grown flow begins nearer to its target than a new one."""
+    small, large = (FreeField((side, side), mass=0.5) for side in (4, 8))
+    flow = small.flow(spectrum=None, bijector=Neighbour(layers=4, hidden=(8,)))
+    fit(small, flow, steps=100, seed=0, progress=False)
+    grown = flow.grow()
+    fresh = large.flow(spectrum=None, bijector=Neighbour(layers=4, hidden=(8,)))
+    gaps = [
+        large.log_partition() - float(log_weights(large, q, 2000).mean()) for q in (grown, fresh)
+    ]
+    assert gaps[0] < 0.3 * gaps[1]
+
+
+def test_a_gaussian_layer_needs_the_larger_spectrum() -> None:
+    flow, target = IsingDual((4, 4)).flow(bijector=SMALL), IsingDual((8, 8))
+    with pytest.raises(ValueError, match=r"spectrum is None; accepted: .*IsingDual\(\(8, 8\)\)"):
+        flow.grow()
+    with pytest.raises(ValueError, match="spectrum is given; accepted: None"):
+        hierarchical_flow((4, 4)).grow(target.spectrum)
+    with pytest.raises(ValueError, match=r"spectrum has shape \(4, 4\); accepted: .*\(8, 8\)"):
+        flow.grow(IsingDual((4, 4)).spectrum)
+    large = flow.grow(target.spectrum)
+    torch.testing.assert_close(large.gaussian.scale.square(), target.spectrum)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"bijector": "realnvp", "weights": "block"}, "the flow has weights of each block"),
+        ({"site_features": torch.zeros(1, 4, 4)}, "the flow has site_features, and those of"),
+        (
+            {"bijector": LayerFactory(lambda n, c: dist.transforms.matrix_exponential(c[-1]))},
+            "depend on the number of blocks, so that they cannot grow",
+        ),
+    ],
+)
+def test_what_cannot_grow(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        HierarchicalFlow.build((4, 4), **options).grow()
