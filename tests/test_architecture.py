@@ -23,7 +23,6 @@ NAME = pyro_neuralrg.__name__
 
 ORDER = (
     "arguments",
-    "autograd",
     "runtime",
     "files",
     "statistics",
