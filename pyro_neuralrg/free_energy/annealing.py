@@ -15,21 +15,17 @@ from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, check_number
+from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, check_number, check_type
 from pyro_neuralrg.free_energy.model_evidence import is_guide
-from pyro_neuralrg.free_energy.particles import log_mean_exp, next_beta, resample
-from pyro_neuralrg.free_energy.tempered import TemperedTarget
-from pyro_neuralrg.infer.pyro_internals import check_model_args
-from pyro_neuralrg.mcmc import (
-    HMC,
-    ChainState,
-    Cycle,
-    IndependenceMetropolis,
-    Kernel,
-    ModelTarget,
-    Target,
-    as_target,
+from pyro_neuralrg.free_energy.tempered import (
+    Particles,
+    TemperedTarget,
+    log_mean_exp,
+    next_beta,
+    resample_groups,
 )
+from pyro_neuralrg.infer.pyro_internals import check_model_args
+from pyro_neuralrg.mcmc import HMC, Cycle, IndependenceMetropolis, Kernel, Target, as_target
 from pyro_neuralrg.mcmc.target import frozen
 from pyro_neuralrg.statistics import LogWeights, kish_fraction
 
@@ -62,9 +58,9 @@ class Annealing:
         ess: Kish effective sample size of all particles at each beta but the first, before
             resampling, as a fraction of their number.
         resampled: fraction of the groups that were resampled there.
-        acceptance: mean acceptance probability of the HMC moves at each beta but the first.
+        acceptance: mean acceptance probability of the HMC moves there.
         jump_acceptance: the same of the independence jumps; NaN without a flow.
-        step_sizes: of the moves there.
+        step_sizes: of the HMC moves there.
         gradient_evaluations: of the target, all particles together; a jump counts as one.
         sites: particles at beta = 1, by the name of the site (of a Pyro model its own sites,
             constrained), shape ``(num_particles,) + shape``.
@@ -122,26 +118,25 @@ def anneal(
     Particles y start from p, the density of the flow's latents, and go through :math:`p(y)\,
     w(y)^\beta` with :math:`w = \pi(g(y)) / q(g(y))` while beta rises from 0 to 1. Their weights
     take in :math:`w^{\Delta\beta}`; groups with few effective particles are resampled
-    (systematically); then every particle is moved at the present beta by HMC (its step size follows
-    an acceptance of 0.8) and, with a flow, by a jump to a fresh draw of it. Works for flows whose
-    own weights are useless. With ``resample_below=0`` it is annealed importance sampling, whose
-    weights may have heavy tails that its standard error does not see; that of resampling, from 16
-    groups, is known to 18 % and covers as Student's t (one error: 0.67 for 0.68).
+    systematically; then every particle is moved at the present beta by HMC and, with a flow, by a
+    jump to a fresh draw of it. Works for flows whose own weights are useless. With
+    ``resample_below=0`` it is annealed importance sampling, whose weights may have heavy tails that
+    its standard error does not see; that of resampling, from 16 groups, is known to 18 % and covers
+    as Student's t (one error: 0.67 for 0.68).
 
-    Of a Pyro model with data y, Z is the evidence p(y), as for :func:`estimate`. Without a flow the
-    start is a standard normal of all unconstrained values; that of
-    ``NeuTraReparam(guide).reparam(model)`` is the guide, and jumps are to fresh draws of it. A
-    guide that is narrower than the posterior makes the free energy too high: compare several
-    conditional_ess and num_particles.
+    For a Pyro model with data y, Z is the evidence p(y). Without a flow the start is a standard
+    normal of all unconstrained values; that of ``NeuTraReparam(guide).reparam(model)`` is the
+    guide, and jumps are to fresh draws of it. A guide that is narrower than the posterior makes the
+    free energy too high: compare several conditional_ess and num_particles.
 
     Args:
         target: a LatticePotential, a Pyro model, or a Target, such as ``EnergyTarget(energy,
             shape)`` of a batched energy.
         flow: the start; frozen meanwhile. Not for a model: reparameterise it by ``NeuTraReparam``,
             or a site by :class:`~pyro_neuralrg.FlowReparam`.
-        model_args: of the model.
+        model_args: arguments of the model.
         model_kwargs: likewise by keyword.
-        num_particles: a multiple of 16 with resampling, if there are as many: groups of them do not
+        num_particles: with resampling a multiple of 16, if there are as many: groups of them do not
             meet, for the standard error.
         num_steps: mean number of leapfrog steps of an HMC move.
         conditional_ess: in (0, 1), effective fraction that one increase of beta leaves of equally
@@ -174,15 +169,6 @@ def anneal(
         >>> exact = -2.0 * math.log(math.pi / 2.0)
         >>> bool(abs(run.free_energy - exact) < 4 * run.standard_error)
         True
-        >>> import pyro, pyro.distributions as dist
-        >>> def model(data):
-        ...     x = pyro.sample("x", dist.Normal(0.0, 1.0))
-        ...     pyro.sample("data", dist.Normal(x, 1.0), obs=data)
-        >>> data = torch.tensor(1.0)
-        >>> run = anneal(model, model_args=(data,), num_particles=160, seed=0, progress=False)
-        >>> exact = -dist.Normal(0.0, 2**0.5).log_prob(data)
-        >>> bool(abs(run.free_energy - exact) < 4 * run.standard_error), run.sites["x"].shape
-        (True, torch.Size([160]))
     """
     whole = _target_of(target, flow, model_args, model_kwargs)
     batch_size = check_integer("batch_size", batch_size, 1)
@@ -225,49 +211,31 @@ def _target_of(
             f"flow is a {type(flow).__name__}, a guide; accepted: a flow (a guide stands in the "
             "model: NeuTraReparam(guide).reparam(model))"
         )
-    whole = as_target(target, flow=flow)
     check_model_args(args)
-    if isinstance(whole, ModelTarget):
-        ready = bool(whole.sites) and args is None and kwargs is None
-        return whole if ready else whole.setup(*(args or ()), **(kwargs or {}))
-    if args or kwargs:
-        raise TypeError(
-            f"model_args or model_kwargs are given, and target is a {type(target).__name__}; "
-            "accepted: a Pyro model"
-        )
-    return whole
+    whole = as_target(target, flow=flow)
+    is_set_up = bool(whole.sites) and args is None and kwargs is None
+    return whole if is_set_up else whole.setup(*(args or ()), **(kwargs or {}))
 
 
 def _check_betas(betas: Any) -> list[float]:
     accepted = "increasing numbers from 0 to 1, both among them"
-    if not isinstance(betas, Iterable):
-        raise TypeError(f"betas is {betas!r}; accepted: {accepted}")
+    check_type("betas", betas, Iterable, accepted)
     given = [check_number("betas", beta, accepted, least=0, most=1, given=betas) for beta in betas]
     rising = all(a < b for a, b in itertools.pairwise(given))
-    if len(given) < 2 or given[0] != 0.0 or given[-1] != 1.0 or not rising:
+    if given[:1] != [0.0] or given[-1] != 1.0 or not rising:
         raise ValueError(f"betas is {betas!r}; accepted: {accepted}")
     return given
-
-
-class _Particles(NamedTuple):
-    """Positions, with energies and gradients of the target and of the start."""
-
-    positions: Tensor
-    energy: Tensor
-    gradient: Tensor
-    base: Tensor
-    base_gradient: Tensor
 
 
 class _Stage(NamedTuple):
     """Figures of one beta, as in :class:`Annealing`."""
 
-    beta: float
+    betas: float
     ess: float
     resampled: float
     acceptance: float
     jump_acceptance: float
-    step_size: float
+    step_sizes: float
 
 
 class _Run:
@@ -286,14 +254,15 @@ class _Run:
         self.groups = groups
         self.resample_below = resample_below
         self.generator = generator
-        step_size = tempered.dim**-0.25
-        self.kernel: Kernel = HMC(tempered, step_size=step_size, num_steps=num_steps, jitter=JITTER)
+        self.step_size = tempered.dim**-0.25
+        self.kernel: Kernel = HMC(
+            tempered, step_size=self.step_size, num_steps=num_steps, jitter=JITTER
+        )
         if tempered.start_flow is not None:
             self.kernel = Cycle(self.kernel, IndependenceMetropolis(tempered.start_flow))
-        self.beta = 0.0
         self.stages: list[_Stage] = []
-        self.gradient_evaluations = 0
-        self.particles = self._evaluated(tempered.initial(num_particles, generator))
+        self.particles = tempered.evaluated(tempered.initial(num_particles, generator))
+        self.gradient_evaluations = num_particles
         energy = self.particles.energy
         self.log_weights = torch.zeros_like(energy)
         bad, none = (energy.isnan() | (energy == -math.inf)).sum(), (energy == math.inf).sum()
@@ -303,6 +272,10 @@ class _Run:
                 f"{int(none)} infinite; accepted: numbers, or +inf for some of the starts"
             )
 
+    @property
+    def beta(self) -> float:
+        return self.tempered.beta
+
     def next_beta(self, fraction: float) -> float:
         """The beta that leaves this effective fraction of the particles."""
         if len(self.stages) >= MAX_TEMPERATURES:
@@ -310,66 +283,47 @@ class _Run:
                 f"beta is {self.beta} after {MAX_TEMPERATURES} temperatures: the energy of some "
                 "particles is without bounds; use a better flow or a smaller conditional_ess"
             )
-        log_ratio = self.particles.base - self.particles.energy
-        return next_beta(log_ratio, self.log_weights, self.beta, fraction)
+        return next_beta(self.particles.log_ratio, self.log_weights, self.beta, fraction)
 
     def advance(self, beta: float) -> None:
         """Go on to the next beta: weigh, resample, move."""
-        log_ratio = self.particles.base - self.particles.energy
-        self.log_weights = self.log_weights + (beta - self.beta) * log_ratio
-        self.beta = beta
-        ess = kish_fraction(self.log_weights)
+        self.log_weights = self.log_weights + (beta - self.beta) * self.particles.log_ratio
+        self.tempered = self.tempered.at(beta)
+        ess, step_size = kish_fraction(self.log_weights), self.step_size
         grouped = self.log_weights.view(self.groups, -1)
-        chosen, weights, poor = resample(grouped, self.resample_below, self.generator)
+        chosen, weights, poor = resample_groups(grouped, self.resample_below, self.generator)
         self.log_weights = weights.reshape(-1)
         if bool(poor.any()):
-            self.particles = _Particles(*(part[chosen.view(-1)] for part in self.particles))
-        step_size = self.kernel.members["hmc"].step_size or math.nan
+            self.particles = Particles(*(part[chosen.view(-1)] for part in self.particles))
         rates = self._move()
-        self.stages.append(_Stage(beta, ess, float(poor.double().mean()), *rates, step_size))
+        self.step_size *= math.exp(STEP_SIZE_GAIN * (rates["hmc"] - TARGET_ACCEPTANCE))
+        jumps = rates.get("jump", math.nan)
+        resampled = float(poor.double().mean())
+        self.stages.append(_Stage(beta, ess, resampled, rates["hmc"], jumps, step_size))
+
+    def _move(self) -> dict[str, float]:
+        """Move all particles at the present beta; mean acceptances by the name of the move."""
+        members = self.kernel.members
+        members["hmc"] = members["hmc"].tuned(step_size=self.step_size)
+        self.kernel = self.kernel.with_members(members).on(self.tempered)
+        state, info = self.kernel.step(self.tempered.state(self.particles), self.generator)
+        self.particles = self.tempered.evaluated(state.position)
+        self.gradient_evaluations += (info.gradient_evaluations + 1) * len(state.position)
+        parts = info.parts or {"hmc": info}
+        return {name: float(part.acceptance_rate.mean()) for name, part in parts.items()}
 
     def result(self) -> Annealing:
         """The estimates, from the particles at beta = 1."""
         of_groups = log_mean_exp(self.log_weights.view(self.groups, -1))
         log_partition = LogWeights(of_groups).log_mean
-        betas, ess, resampled, acceptance, jump_acceptance, step_sizes = zip(
-            *self.stages, strict=True
-        )
+        figures = dict(zip(_Stage._fields, zip(*self.stages, strict=True), strict=True))
+        figures["betas"] = (0.0, *figures["betas"])
         return Annealing(
             free_energy=-log_partition.value,
             standard_error=log_partition.standard_error,
-            betas=(0.0, *betas),
-            ess=ess,
-            resampled=resampled,
-            acceptance=acceptance,
-            jump_acceptance=jump_acceptance,
-            step_sizes=step_sizes,
             gradient_evaluations=self.gradient_evaluations,
             sites=self.tempered.physical(self.particles.positions),
             log_weights=self.log_weights.cpu(),
             groups=self.groups,
+            **figures,
         )
-
-    def _evaluated(self, positions: Tensor) -> _Particles:
-        self.gradient_evaluations += len(positions)
-        return _Particles(positions, *self.tempered.both(positions))
-
-    def _move(self) -> tuple[float, float]:
-        """Move all particles, adapt the step size; mean acceptances of HMC and of jumps."""
-        at_beta, particles = self.tempered.at(self.beta), self.particles
-        state = ChainState(
-            particles.positions,
-            at_beta.mixed(particles.energy, particles.base),
-            at_beta.mixed(particles.gradient, particles.base_gradient),
-        )
-        state, info = self.kernel.on(at_beta).step(state, self.generator)
-        self.gradient_evaluations += info.gradient_evaluations * len(state.position)
-        self.particles = self._evaluated(state.position)
-        members = self.kernel.members
-        parts = info.parts or {"hmc": info}
-        rates = {name: float(part.acceptance_rate.mean()) for name, part in parts.items()}
-        change = math.exp(STEP_SIZE_GAIN * (rates["hmc"] - TARGET_ACCEPTANCE))
-        hmc = members["hmc"]
-        members["hmc"] = hmc.tuned(step_size=(hmc.step_size or math.nan) * change)
-        self.kernel = self.kernel.with_members(members)
-        return rates["hmc"], rates.get("jump", math.nan)

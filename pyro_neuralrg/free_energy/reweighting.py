@@ -49,7 +49,9 @@ class Expectations(NamedTuple):
     free_energy: FreeEnergyEstimate
 
 
-def reweight(values: Tensor, log_weights: Tensor, *, groups: int | None = None) -> Reweighted:
+def reweight(
+    values: Tensor, log_weights: Tensor | LogWeights, *, groups: int | None = None
+) -> Reweighted:
     r"""Mean over the target of values at samples of another density.
 
     .. math:: \bar v = \frac{\sum_i w_i v_i}{\sum_i w_i}, \qquad
@@ -81,18 +83,13 @@ def reweight(values: Tensor, log_weights: Tensor, *, groups: int | None = None) 
         >>> round(float(found.estimate), 4)
         0.25
     """
-    for name, given in (("values", values), ("log_weights", log_weights)):
-        check_type(name, given, Tensor, "a tensor")
-    weights = LogWeights(log_weights)
-    number = len(weights)
+    check_type("values", values, Tensor, "a tensor")
+    check_type("log_weights", log_weights, Tensor | LogWeights, "a tensor")
+    weights = log_weights if isinstance(log_weights, LogWeights) else LogWeights(log_weights)
+    number, largest = len(weights), weights.values.max()
     groups = number if groups is None else check_integer("groups", groups, 1, number)
     if number % groups:
         raise ValueError(f"groups is {groups}; accepted: a divisor of {number}, the samples")
-    return _reweighted(values.detach().double().cpu(), weights, groups)
-
-
-def _reweighted(values: Tensor, weights: LogWeights, groups: int) -> Reweighted:
-    number, largest = len(weights), weights.values.max()
     if values.dim() == 0 or len(values) != number:
         raise ValueError(
             f"values has shape {tuple(values.shape)}; accepted: ({number},) or ({number}, ...), "
@@ -103,16 +100,16 @@ def _reweighted(values: Tensor, weights: LogWeights, groups: int) -> Reweighted:
             f"log_weights are all -inf ({number} samples): none has any weight; accepted: at "
             "least one finite log-weight"
         )
-    flat = values.reshape(number, -1)
+    flat = values.detach().double().cpu().reshape(number, -1)
     bad = int((~flat.isfinite().all(-1) & (weights.values > -math.inf)).sum())
     if bad:
         raise ValueError(
             f"values of {bad} of {number} samples are not finite; accepted: finite values "
             "wherever the weight is not zero"
         )
-    relative = (weights.values - largest).exp()
+    relative = (weights.values - largest).exp().unsqueeze(-1)
     # an infinite value of a sample without weight counts nothing
-    weighted = torch.where(relative.unsqueeze(-1) > 0, relative.unsqueeze(-1) * flat, 0.0)
+    weighted = torch.where(relative > 0, relative * flat, 0.0)
     sums = weighted.view(groups, -1, flat.shape[-1]).sum(1)
     masses = relative.view(groups, -1).sum(1)
     mean = sums.sum(0) / masses.sum()
@@ -170,17 +167,15 @@ def expectations(
     check_type("observables", observables, Mapping, "functions of fields by name")
     for name, observable in observables.items():
         check_type(f"observables[{name!r}]", observable, Callable, "a function of fields")
-    parts: list[Tensor] = []
+    log_weights: list[Tensor] = []
     values: dict[str, list[Tensor]] = {name: [] for name in observables}
     for x, part in weighted_samples(target, q, num_samples, batch_size):
-        parts.append(part)
+        log_weights.append(part)
         for name, observable in observables.items():
             values[name].append(_observed(name, observable, x))
-    weights = LogWeights(torch.cat(parts))
+    weights = LogWeights(torch.cat(log_weights))
     weights.warn_if_poor()
-    means = {
-        name: _reweighted(torch.cat(found), weights, len(weights)) for name, found in values.items()
-    }
+    means = {name: reweight(torch.cat(found), weights) for name, found in values.items()}
     return Expectations(means, from_log_weights(weights))
 
 

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+from pyro.distributions.conditional import ConditionalTransformModule
 from torch import Tensor
 
 from pyro_neuralrg.arguments import check_integer, check_type
-from pyro_neuralrg.bases import base_of
+from pyro_neuralrg.distributions.flow import FlowDistribution
 from pyro_neuralrg.free_energy.reweighting import reweight
 from pyro_neuralrg.potentials.family import IsingDualFamily
 from pyro_neuralrg.potentials.ising import IsingDual
@@ -35,23 +36,14 @@ class Thermodynamics:
     Attributes:
         temperature: T in units of J / k_B.
         variational_log_partition: a lower bound of ln Z in expectation.
-        variational_log_partition_se: its error.
         variational_energy: :math:`-\partial\ln Z / \partial\beta / N` of that bound, as the flow
-            changes with beta.
-        variational_energy_se: its error; the derivative of the gap is not in it.
-        variational_specific_heat: :math:`\beta^2 \partial^2\ln Z / \partial\beta^2 / N` of it.
-        variational_specific_heat_se: its error, likewise.
+            changes with beta; the derivative of the gap is not in its error.
+        variational_specific_heat: :math:`\beta^2 \partial^2\ln Z / \partial\beta^2 / N` likewise.
         log_partition: by importance weights.
-        log_partition_se: its error.
         energy: mean of H by importance weights, averaged over the spins given x.
-        energy_se: its error.
         specific_heat: variance of H by importance weights.
-        specific_heat_se: its error.
         ess: effective sample size of the weights, as a fraction.
         pareto_k: of the weights; above 0.7 neither these means nor their errors can be trusted.
-        exact_log_partition: exact ln Z.
-        exact_energy: exact energy.
-        exact_specific_heat: exact specific heat.
     """
 
     temperature: Array
@@ -133,46 +125,37 @@ def thermodynamics(
     check_integer("num_samples", num_samples, 2)
     check_integer("batch_size", batch_size, 1)
     check_type("family", family, IsingDualFamily, "an IsingDualFamily")
-    contexts = family.contexts(temperatures)
+    accepted = "a conditional flow, such as family.flow() or fit(family).flow"
+    check_type("flow", flow, ConditionalTransformModule, accepted)
     rows = []
-    for temperature, context in zip(temperatures, contexts, strict=True):
+    for temperature, context in zip(temperatures, family.contexts(temperatures), strict=True):
         parts = [
             _samples(family, flow, context, min(batch_size, num_samples - start))
             for start in range(0, num_samples, batch_size)
         ]
-        merged = _Samples(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
-        rows.append(_row(family.at_temperature(float(temperature)), merged))
+        samples = _Samples(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+        weights = LogWeights(samples.log_weight)
+        weights.warn_if_poor()
+        rows.append(_row(family.at_temperature(float(temperature)), samples, weights))
     columns = [np.array(column, dtype=np.float64) for column in zip(*rows, strict=True)]
     return Thermodynamics(*columns)
 
 
 class _Samples(NamedTuple):
-    """Figures of each sample, float64 without a graph, shape ``(n,)`` each.
+    """Figures of each sample, float64 without a graph, shape ``(n,)`` each."""
 
-    Attributes:
-        log_weight: its estimate of ln Z of the spins, ln pi - ln q less what the dual adds.
-        first: derivative of that in beta.
-        second: second derivative.
-        energy: H / N, averaged over the spins.
-        square: (H / N)^2, likewise.
-    """
-
-    log_weight: Tensor
-    first: Tensor
-    second: Tensor
-    energy: Tensor
-    square: Tensor
+    log_weight: Tensor  # its estimate of ln Z of the spins, ln pi - ln q less what the dual adds
+    first: Tensor  # derivative of that in beta
+    second: Tensor  # second derivative
+    energy: Tensor  # H / N, averaged over the spins
+    square: Tensor  # (H / N)^2, likewise
 
 
 def _samples(family: IsingDualFamily, flow: Any, context: Tensor, n: int) -> _Samples:
-    like = next(flow.parameters())
-    base, event_dim = base_of(flow), len(family.shape)
-    z = base.sample((n, *family.shape), event_dim, dtype=like.dtype, device=like.device)
-    c = context.to(like).expand(n, 1).clone().requires_grad_()
-    x, ladj = flow.condition(c).forward_and_ladj(z)
-    log_q = base.log_prob(z, event_dim) - ladj
-    beta = family.beta(c)
-    log_weight = -family.energy(x, c) - log_q - family.dual_log_partition(beta)
+    c = context.to(next(flow.parameters())).expand(n, 1).clone().requires_grad_()
+    q = FlowDistribution(flow.condition(c), family.shape)
+    x, log_q = q.rsample_and_log_prob((n,))
+    log_weight = -family.energy(x, c) - log_q - family.dual_log_partition(family.beta(c))
     (first,) = torch.autograd.grad(log_weight.sum(), c, create_graph=True)
     (second,) = torch.autograd.grad(first.sum(), c)
     # contexts are linear in beta
@@ -188,18 +171,15 @@ def _samples(family: IsingDualFamily, flow: Any, context: Tensor, n: int) -> _Sa
     )
 
 
-def _row(target: IsingDual, samples: _Samples) -> list[float]:
+def _row(target: IsingDual, samples: _Samples, weights: LogWeights) -> list[float]:
     """Everything at one temperature, in the order of :class:`Thermodynamics`."""
     sites, beta = math.prod(target.shape), 1 / target.temperature
-    weights = LogWeights(samples.log_weight)
-    weights.warn_if_poor()
     first, second = sample_mean(samples.first), sample_mean(samples.second)
-    energy = reweight(samples.energy, samples.log_weight)
+    energy = reweight(samples.energy, weights)
     mean = energy.estimate
     # the variance of H, with its error by the delta method
-    variance = reweight(samples.square - 2 * mean * samples.energy, samples.log_weight)
-    heat = sites * beta**2
-    spins = target.spins
+    variance = reweight(samples.square - 2 * mean * samples.energy, weights)
+    heat, spins = sites * beta**2, target.spins
     return [
         target.temperature,
         *weights.mean_log,

@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_neuralrg import IsingDual
 from pyro_neuralrg.free_energy import anneal, reweight
 from pyro_neuralrg.free_energy.annealing import Annealing
-from pyro_neuralrg.free_energy.particles import next_beta, resample, systematic
+from pyro_neuralrg.free_energy.tempered import next_beta, resample_groups, systematic
 from pyro_neuralrg.mcmc import EnergyTarget, LatentTarget
 from pyro_neuralrg.potentials import FreeField
 from pyro_neuralrg.transforms import hierarchical_flow
@@ -167,7 +167,7 @@ def test_energies_that_are_infinite_somewhere(seed: int) -> None:
 def test_only_poor_groups_are_resampled_and_keep_their_mean_weight(seed: int) -> None:
     weights = 3.0 * torch.randn(4, 10)
     weights[0], weights[3] = 0.0, -math.inf  # even weights, and none at all
-    rows, new, poor = resample(weights, 0.9, torch.Generator().manual_seed(seed))
+    rows, new, poor = resample_groups(weights, 0.9, torch.Generator().manual_seed(seed))
     assert poor.tolist() == [False, True, True, False]
     assert torch.equal(rows[~poor], torch.arange(40).view(4, 10)[~poor])
     assert torch.equal(rows // 10, torch.arange(4)[:, None].expand(4, 10))  # copies of its own
@@ -219,7 +219,7 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"betas": (0.0, 0.5)}, ValueError, r"betas is \(0\.0, 0\.5\); accepted"),
     ({"betas": (0.0, 0.6, 0.5, 1.0)}, ValueError, "betas is .*; accepted: increasing"),
     ({"betas": (0.0, "a", 1.0)}, TypeError, "betas is .*; accepted: increasing"),
-    ({"betas": 3}, TypeError, "betas is 3; accepted: increasing"),
+    ({"betas": 3}, TypeError, "betas is a int; accepted: increasing"),
     ({"batch_size": 0}, ValueError, "batch_size is 0; accepted"),
     ({"seed": -1}, ValueError, "seed is -1; accepted"),
 ]
