@@ -38,8 +38,8 @@ def make_tree(
         group_attrs: of single groups, beside those.
 
     Raises:
-        ValueError: if an array has no chain and draw dimensions, or more or fewer names than
-            dimensions.
+        ValueError: if an array has no chain and draw dimensions, or other than one name for each
+            of the others.
 
     Example:
         >>> import numpy as np
@@ -49,20 +49,21 @@ def make_tree(
     """
     import xarray  # a dependency of ArviZ, slow to import
 
-    created = {"created_at": datetime.now(timezone.utc).isoformat()}
+    dims, coords, group_attrs = dims or {}, coords or {}, group_attrs or {}
+    common = {"created_at": datetime.now(timezone.utc).isoformat(), **(attrs or {})}
     datasets = {}
     for group, variables in groups.items():
         arrays = {}
         sizes: dict[str, int] = {}
         for name, values in variables.items():
-            given = (dims or {}).get(f"{group}/{name}", (dims or {}).get(name))
+            given = dims.get(f"{group}/{name}", dims.get(name))
             names = _dim_names(group, name, values.shape, given)
             arrays[name] = (names, values)
             sizes.update(zip(names, values.shape, strict=True))
         datasets[group] = xarray.Dataset(
             arrays,
-            {dim: list((coords or {}).get(dim, range(size))) for dim, size in sizes.items()},
-            {**created, **(attrs or {}), **(group_attrs or {}).get(group, {})},
+            {dim: list(coords.get(dim, range(size))) for dim, size in sizes.items()},
+            {**common, **group_attrs.get(group, {})},
         )
     az = arviz_module()
     if int(az.__version__.split(".")[0]) >= 1:

@@ -53,7 +53,7 @@ class Annealing:
         free_energy: -ln of the estimate of Z, which is unbiased with given ``betas``; adaptive ones
             lower it by order 1 / num_particles (a fifth of the standard error of 256 particles on
             2 x 2). The logarithm adds about half the squared standard error.
-        standard_error: of it, from the spread of the groups (delta method).
+        standard_error: from the spread of the groups (delta method).
         betas: from 0 to 1.
         ess: Kish effective sample size of all particles at each beta but the first, before
             resampling, as a fraction of their number.
@@ -66,8 +66,7 @@ class Annealing:
             constrained), shape ``(num_particles,) + shape``.
         log_weights: of them, float64, shape ``(num_particles,)``; their mean weight is the estimate
             of Z.
-        groups: consecutive equal groups of particles that do not depend on each other, for
-            :func:`~pyro_neuralrg.free_energy.reweight`.
+        groups: consecutive equal groups of independent particles, for :func:`reweight`.
     """
 
     free_energy: float
@@ -118,32 +117,29 @@ def anneal(
     Particles y start from p, the density of the flow's latents, and go through :math:`p(y)\,
     w(y)^\beta` with :math:`w = \pi(g(y)) / q(g(y))` while beta rises from 0 to 1. Their weights
     take in :math:`w^{\Delta\beta}`; groups with few effective particles are resampled
-    systematically; then every particle is moved at the present beta by HMC and, with a flow, by a
-    jump to a fresh draw of it. Works for flows whose own weights are useless. With
-    ``resample_below=0`` it is annealed importance sampling, whose weights may have heavy tails that
-    its standard error does not see; that of resampling, from 16 groups, is known to 18 % and covers
-    as Student's t (one error: 0.67 for 0.68).
+    systematically; then each is moved at the present beta by HMC and, with a flow, by a jump to a
+    fresh draw of it. Works for flows whose own weights are useless. With ``resample_below=0`` it is
+    annealed importance sampling, whose weights may have heavy tails that its standard error does
+    not see; that of resampling, from 16 groups, is known to 18 % and covers as Student's t.
 
     For a Pyro model with data y, Z is the evidence p(y). Without a flow the start is a standard
     normal of all unconstrained values; that of ``NeuTraReparam(guide).reparam(model)`` is the
-    guide, and jumps are to fresh draws of it. A guide that is narrower than the posterior makes the
-    free energy too high: compare several conditional_ess and num_particles.
+    guide. One that is narrower than the posterior makes the free energy too high: compare several
+    conditional_ess and num_particles.
 
     Args:
         target: a LatticePotential, a Pyro model, or a Target, such as ``EnergyTarget(energy,
             shape)`` of a batched energy.
-        flow: the start; frozen meanwhile. Not for a model: reparameterise it by ``NeuTraReparam``,
-            or a site by :class:`~pyro_neuralrg.FlowReparam`.
+        flow: the start, frozen meanwhile; not for a model, which is reparameterised instead.
         model_args: arguments of the model.
         model_kwargs: likewise by keyword.
-        num_particles: with resampling a multiple of 16, if there are as many: groups of them do not
-            meet, for the standard error.
+        num_particles: with resampling a multiple of 16: as many groups do not meet, for the error.
         num_steps: mean number of leapfrog steps of an HMC move.
-        conditional_ess: in (0, 1), effective fraction that one increase of beta leaves of equally
-            good particles; decides the next beta.
+        conditional_ess: in (0, 1), effective fraction that the next beta leaves of equally good
+            particles.
         resample_below: in [0, 1], effective fraction of a group below which it is resampled.
-        betas: a schedule from 0 to 1, increasing, instead of the adaptive one.
-        batch_size: particles evaluated at a time, which bounds the memory.
+        betas: an increasing schedule from 0 to 1, instead of the adaptive one.
+        batch_size: particles evaluated at a time.
         seed: of all random numbers; None takes one from torch's global state.
         progress: show a progress bar.
 
@@ -157,10 +153,9 @@ def anneal(
         RuntimeError: if beta = 1 is too far away.
 
     References:
-        Neal, "Annealed importance sampling", Statistics and Computing 11, 125 (2001); Del Moral,
-        Doucet, Jasra, "Sequential Monte Carlo samplers", JRSS B 68, 411 (2006); Zhou, Johansen,
-        Aston, "Toward automatic model comparison", JCGS 25, 701 (2016), for the conditional ESS;
-        Arbel, Matthews, Doucet, "Annealed flow transport Monte Carlo", ICML (2021).
+        Neal, Statistics and Computing 11, 125 (2001), annealed importance sampling; Del Moral,
+        Doucet, Jasra, JRSS B 68, 411 (2006), sequential Monte Carlo; Zhou, Johansen, Aston, JCGS
+        25, 701 (2016), the conditional ESS; Arbel, Matthews, Doucet, ICML (2021), with flows.
 
     Example:
         >>> from pyro_neuralrg.mcmc import EnergyTarget
@@ -172,12 +167,10 @@ def anneal(
     """
     whole = _target_of(target, flow, model_args, model_kwargs)
     batch_size = check_integer("batch_size", batch_size, 1)
-    resample_below = check_number(
-        "resample_below", resample_below, "a number in [0, 1]", least=0, most=1
-    )
-    fraction = check_number(
-        "conditional_ess", conditional_ess, "a number in (0, 1)", above=0, below=1
-    )
+    accepted = "a number from 0 to 1"
+    resample_below = check_number("resample_below", resample_below, accepted, least=0, most=1)
+    accepted = "a number between 0 and 1"
+    fraction = check_number("conditional_ess", conditional_ess, accepted, above=0, below=1)
     given = None if betas is None else _check_betas(betas)
     num_particles = check_integer("num_particles", num_particles, 2)
     groups = min(NUM_GROUPS, num_particles) if resample_below > 0 else num_particles

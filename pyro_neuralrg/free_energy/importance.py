@@ -31,9 +31,8 @@ class FreeEnergyEstimate(NamedTuple):
         importance_se: its standard error (delta method).
         ess: Kish effective sample size as a fraction of ``num_samples``, between 0 and 1.
         num_samples: samples of q.
-        pareto_k: shape of the tail of the weights, see
-            :class:`~pyro_neuralrg.statistics.LogWeights`; above 0.7 the importance estimate and its
-            error bar cannot be trusted. NaN where no tail can be fitted.
+        pareto_k: shape of the tail of the weights (:class:`~pyro_neuralrg.statistics.LogWeights`);
+            above 0.7 the importance estimate and its error bar cannot be trusted.
     """
 
     variational: float
@@ -88,14 +87,13 @@ def estimate(
             the model (``AutoContinuous`` ones are drawn in batches, others one by one).
         num_samples: samples of q.
         batch_size: samples in memory at a time.
-        model_args: arguments of model and guide. If given, also as ``()``, ``target`` is a model
-            where q, a FlowGuide, may go with an energy as well.
+        model_args: of model and guide; ``()`` says that the target of a FlowGuide is a model.
         model_kwargs: likewise by keyword.
 
     Raises:
-        TypeError: if a size is no integer, or a guide is no density (``AutoDelta``).
-        ValueError: if a size is below 1, the energy has the wrong shape or is NaN, a plate of the
-            model is subsampled, or its latent sites are not the guide's.
+        TypeError, ValueError: naming the argument; also if a guide is no density (``AutoDelta``),
+            the energy has the wrong shape or is NaN, a plate of the model is subsampled, or its
+            latent sites are not the guide's.
 
     Warns:
         UserWarning: if fewer than ten effective samples stand behind the importance estimate, or
@@ -141,14 +139,13 @@ def bounds(
 
     .. math:: E_{\pi/Z}[\ln q - \ln\pi] \le -\ln Z \le E_q[\ln q - \ln\pi]
 
-    The distance of the two is the sum of both Kullback-Leibler divergences. A mode that the flow
-    misses shows in the lower bound alone, unless the reference misses it too. Both means are
-    unbiased. The error of reference samples from chains comes from their effective sample size;
-    they must have forgotten their starts.
+    Their distance is the sum of both Kullback-Leibler divergences, and both means are unbiased. A
+    mode that the flow misses shows in the lower bound alone, unless the reference misses it too.
+    The error of reference samples from chains comes from their effective sample size.
 
     Args:
-        target: as for :func:`estimate`, no Pyro model.
-        q: likewise, no guide of a model.
+        target: a LatticePotential or a batched energy function.
+        q: a flow, a FlowGuide, a SymmetrizedFlow or another distribution over fields.
         num_samples: samples of q, and of the target if there are none.
         reference: fields of the target, ``(n,) + shape``, taken to be independent, or ``(chains,
             draws) + shape``; None draws them by ``target.sample_reference``.
@@ -157,9 +154,7 @@ def bounds(
             samples of q always do.
 
     Raises:
-        TypeError: if a size is no integer, or there are no reference samples.
-        ValueError: if a size is below 1, ``reference`` has another shape, or an energy or ln q is
-            NaN.
+        TypeError, ValueError: naming the argument; also if an energy or ln q is NaN.
 
     References:
         Li & Wang, PRL 121, 260601 (2018), Eq. 4, for the upper bound; Grosse, Ghahramani, Adams,

@@ -27,8 +27,7 @@ class Reweighted(NamedTuple):
         estimate: float64, of the shape of one value.
         standard_error: of each, float64, same shape; NaN of a single group.
         ess: Kish effective sample size of the weights as a fraction, between 0 and 1.
-        pareto_k: of the weights, see :class:`~pyro_neuralrg.statistics.LogWeights`; NaN for groups
-            of several samples, which may be copies.
+        pareto_k: of the weights; NaN for groups of several samples, which may be copies.
     """
 
     estimate: Tensor
@@ -65,18 +64,15 @@ def reweight(
         log_weights: ``ln pi - ln q`` of the samples up to a constant, ``(num_samples,)``; minus
             infinity is a weight of zero, whose value does not matter.
         groups: number of consecutive equal groups of samples that are independent of each other,
-            while those within a group are not (particles of
-            :func:`~pyro_neuralrg.free_energy.anneal`); None: all samples are independent.
+            while those within a group are not, as of :func:`anneal`; None: all are independent.
 
     Raises:
-        TypeError: if something is no tensor or no integer.
-        ValueError: if shapes do not fit, the weights are all zero, NaN or plus infinity, or a value
-            of positive weight is not finite.
+        TypeError, ValueError: naming the argument; also if the weights are all zero, NaN or plus
+            infinity, or a value of positive weight is not finite.
 
     References:
         Owen, "Monte Carlo theory, methods and examples" (2013), chapter 9, for the delta method;
-        Nicoli et al., "Estimation of thermodynamic observables in lattice field theories with deep
-        generative models", PRL 126, 032001 (2021).
+        Nicoli et al., PRL 126, 032001 (2021), for lattice fields.
 
     Example:
         >>> found = reweight(torch.tensor([0.0, 1.0]), torch.tensor([3.0, 1.0]).log())
@@ -147,9 +143,7 @@ def expectations(
         batch_size: fields in memory at a time.
 
     Raises:
-        TypeError: if an observable is not callable or returns no tensor.
-        ValueError: if an observable has another shape, or for what ``estimate`` and
-            :func:`reweight` raise.
+        TypeError, ValueError: naming the argument or the observable.
 
     Warns:
         UserWarning: if the weights cannot be trusted, as ``estimate`` does.

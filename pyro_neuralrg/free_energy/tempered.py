@@ -38,15 +38,10 @@ class Particles(NamedTuple):
 class TemperedTarget(Target):
     r"""The density :math:`p(y)\,w(y)^\beta` with :math:`w = e^{-U(y)} / p(y)`.
 
-    U is the energy of ``target`` and p a normalised density of its positions: in the latent space
-    of a flow its base, else a standard normal, which in the latent space of a guide is the guide,
-    and for a plain Pyro model a standard normal of the unconstrained values. At beta = 0 that is p,
-    at beta = 1 the target.
-
-    Args:
-        target: a Target with sites; of a Pyro model, one that is set up.
-        beta: in [0, 1].
-        batch_size: chains that are evaluated at a time; None for all.
+    U is the energy of ``target``, which is set up, and p a normalised density of its positions: in
+    the latent space of a flow its base, else a standard normal (in the latent space of a guide that
+    is the guide). At beta = 0 that is p, at beta = 1 the target. ``batch_size`` chains are
+    evaluated at a time.
 
     Example:
         >>> from pyro_neuralrg.mcmc import EnergyTarget
@@ -140,11 +135,7 @@ class _Identity(LatticeTransform):
 def next_beta(log_ratio: Tensor, log_weights: Tensor, beta: float, fraction: float) -> float:
     """The beta at which the conditional ESS falls to ``fraction``, or 1 if it does not.
 
-    Args:
-        log_ratio: ln w of the particles, whose weights take in w^(change of beta).
-        log_weights: of the particles so far.
-        beta: the present one.
-        fraction: in (0, 1).
+    The weights of the particles, so far ``log_weights``, take in w^(change of beta).
     """
     alive = torch.isfinite(log_ratio) & torch.isfinite(log_weights)
     log_ratio, log_weights = log_ratio[alive], log_weights[alive]
@@ -170,16 +161,11 @@ def conditional_ess(increments: Tensor, log_weights: Tensor) -> float:
 def resample_groups(
     log_weights: Tensor, threshold: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Resample the groups whose effective fraction is below the threshold.
+    """Resample the groups, rows of the weights, whose Kish fraction is below the threshold.
 
-    Args:
-        log_weights: shape ``(groups, n)``.
-        threshold: of Kish's effective fraction; groups without any weight stay as they are.
-        generator: source of the random numbers.
-
-    Returns:
-        Indices into all particles, shape ``(groups, n)``; their log-weights, in a resampled group
-        all ln of its mean weight; and True for each group that was resampled.
+    Groups without any weight stay as they are. Returns indices into all particles, shape ``(groups,
+    n)``; their log-weights, in a resampled group all ln of its mean weight; and True for each group
+    that was resampled.
     """
     groups, size = log_weights.shape
     alive = torch.isfinite(log_weights).any(-1)

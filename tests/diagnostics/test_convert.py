@@ -111,7 +111,7 @@ def test_own_observables() -> None:
     assert set(posterior.data_vars) == {"x", "corner"}
     np.testing.assert_array_equal(posterior["corner"], posterior["x"][..., 0, 0])
     assert set(to_arviz(mcmc, {}).posterior.data_vars) == {"x"}
-    with pytest.raises(ValueError, match=r"observables has 'x'"):
+    with pytest.raises(ValueError, match=r"observables has \['x'\]"):
         to_arviz(mcmc, {"x": lambda x: x[..., 0, 0]})
     with pytest.raises(ValueError, match=r"observables\['site'\] returned \(18, 2, 2\)"):
         to_arviz(mcmc, {"site": lambda x: x})
@@ -216,7 +216,7 @@ def test_observables_need_a_field() -> None:
 
     mcmc = run(HMC(model, num_steps=2))
     assert set(to_arviz(mcmc).posterior.data_vars) == {"mean"}
-    with pytest.raises(ValueError, match=r"exactly one lattice field"):
+    with pytest.raises(ValueError, match="exactly one lattice field"):
         to_arviz(mcmc, {"corner": lambda x: x})
 
 
@@ -235,7 +235,7 @@ def test_observables_that_were_streamed_are_not_computed_again() -> None:
     assert set(idata.posterior.data_vars) == {"magnetisation"}
     assert set(idata.sample_stats.data_vars) >= STATS
     assert not hasattr(idata, "unconstrained_posterior")
-    with pytest.raises(ValueError, match="no draws were kept"):
+    with pytest.raises(ValueError, match="exactly one lattice field; the run has 0"):
         to_arviz(streamed, {"corner": lambda x: x[..., 0, 0]})
 
 

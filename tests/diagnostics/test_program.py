@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pyro_neuralrg import HMC, FlowReparam, VectorizedMCMC, to_arviz
 from pyro_neuralrg.diagnostics import diagnose
-from pyro_neuralrg.diagnostics.program import read_sites
+from pyro_neuralrg.diagnostics.runs import read_sites
 from tests.mcmc.registry import ToyFlow
 
 EFFECTS = [28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0]

@@ -20,7 +20,7 @@ from pyro_neuralrg.diagnostics import (
     make_tree,
     weights_to_arviz,
 )
-from pyro_neuralrg.diagnostics.checks import split_of_chains
+from pyro_neuralrg.diagnostics.verdict import split_of_chains
 from tests.mcmc.registry import ToyFlow
 
 Rng = np.random.Generator
@@ -319,3 +319,15 @@ def test_separate_chains_are_counted(rng: Rng) -> None:
     assert gap == pytest.approx(20, rel=0.3)
     np.testing.assert_allclose(np.r_[low, high], np.repeat([0.0, 2.0], [7, 3]), atol=0.1)
     assert math.isnan(split_of_chains(np.arange(4.0)[:, None] * np.ones(10))[0])
+
+
+@pytest.mark.parametrize("limits", [{"rhat": "high"}, {"ess": -1.0}, {"pareto_k": math.nan}])
+def test_thresholds_are_numbers(limits: dict[str, Any]) -> None:
+    (name,) = limits
+    with pytest.raises((TypeError, ValueError), match=f"{name} is .*; accepted: a number >= 0"):
+        Thresholds(**limits)
+
+
+def test_thresholds_of_another_type() -> None:
+    with pytest.raises(TypeError, match="thresholds is a dict; accepted: Thresholds"):
+        diagnose(make_tree({"posterior": {}}), thresholds={"rhat": 1.1})  # type: ignore[arg-type]
