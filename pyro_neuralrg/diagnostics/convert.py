@@ -45,32 +45,28 @@ def to_arviz(
 
     Args:
         mcmc: a run :class:`VectorizedMCMC`, or Pyro's own ``MCMC`` of a kernel with a model or a
-            LatticePotential's ``potential_fn``, reparameterised by ``FlowReparam`` or not.
+            LatticePotential's ``potential_fn``.
         observables: by name, functions of the *physical* field, ``batch_shape + shape ->
             batch_shape``, beside those computed while sampling. None takes the energy and
             ``potential.observables()``.
-        dims: names of the dimensions after chain and draw, by variable, in place of the lattice's
-            and of the names of the model's plates.
+        dims: names of the dimensions after chain and draw, by variable.
         coords: values along named dimensions; 0, 1, ... if not given.
         include_warmup: add the group ``warmup_sample_stats``.
         log_likelihood: add the group ``log_likelihood``: of each datum of each observed site of a
             Pyro model at each draw, nats.
-        importance: log-weights ``(num_samples,)`` of samples of the flow, added as the group
-            ``importance`` of :func:`weights_to_arviz`.
+        importance: log-weights of samples of the flow, for the group of :func:`weights_to_arviz`.
 
     Returns:
-        Groups
+        The groups
 
         * ``posterior``: the model's own sites (x, not z) with dimensions chain, draw and site
-          (1-d), row, col (2-d) or row, col, layer (3-d), and the observables;
-        * ``unconstrained_posterior``: latent sites ``{name}_latent`` of the flows, and the
-          unconstrained values of constrained sites, if there are any;
+          (1-d), row, col (2-d) or row, col, layer (3-d) or the plates', and the observables;
+        * ``unconstrained_posterior``: latents ``{name}_latent`` of flows, and unconstrained values;
         * ``sample_stats``: lp, energy (the Hamiltonian), acceptance_rate, step_size, n_steps,
           diverging; of Pyro's MCMC, which keeps no more of each draw, lp and diverging;
         * ``observed_data``: of a Pyro model with observed sites;
 
-        and what is known of the run as a whole as attributes, among them ``sampler``,
-        ``warmup_steps`` and, of Pyro's, ``acceptance_rate`` and ``step_size``.
+        and attributes of the run as a whole.
 
     Raises:
         RuntimeError: if ``mcmc`` has not been run.

@@ -117,15 +117,14 @@ def anneal(
     Particles y start from p, the density of the flow's latents, and go through :math:`p(y)\,
     w(y)^\beta` with :math:`w = \pi(g(y)) / q(g(y))` while beta rises from 0 to 1. Their weights
     take in :math:`w^{\Delta\beta}`; groups with few effective particles are resampled
-    systematically; then each is moved at the present beta by HMC and, with a flow, by a jump to a
-    fresh draw of it. Works for flows whose own weights are useless. With ``resample_below=0`` it is
-    annealed importance sampling, whose weights may have heavy tails that its standard error does
-    not see; that of resampling, from 16 groups, is known to 18 % and covers as Student's t.
+    systematically; then each is moved by HMC and, with a flow, by a jump to a fresh draw of it.
+    With ``resample_below=0`` it is annealed importance sampling, whose weights may have heavy tails
+    that its standard error does not see; that of 16 groups is known to 18 % and covers as
+    Student's t.
 
     For a Pyro model with data y, Z is the evidence p(y). Without a flow the start is a standard
     normal of all unconstrained values; that of ``NeuTraReparam(guide).reparam(model)`` is the
-    guide. One that is narrower than the posterior makes the free energy too high: compare several
-    conditional_ess and num_particles.
+    guide: one narrower than the posterior makes the free energy too high.
 
     Args:
         target: a LatticePotential, a Pyro model, or a Target, such as ``EnergyTarget(energy,
@@ -133,10 +132,9 @@ def anneal(
         flow: the start, frozen meanwhile; not for a model, which is reparameterised instead.
         model_args: arguments of the model.
         model_kwargs: likewise by keyword.
-        num_particles: with resampling a multiple of 16: as many groups do not meet, for the error.
+        num_particles: with resampling fewer than 16 or a multiple, for groups that do not meet.
         num_steps: mean number of leapfrog steps of an HMC move.
-        conditional_ess: in (0, 1), effective fraction that the next beta leaves of equally good
-            particles.
+        conditional_ess: in (0, 1), effective fraction that each next beta leaves.
         resample_below: in [0, 1], effective fraction of a group below which it is resampled.
         betas: an increasing schedule from 0 to 1, instead of the adaptive one.
         batch_size: particles evaluated at a time.
@@ -144,12 +142,10 @@ def anneal(
         progress: show a progress bar.
 
     Warns:
-        UserWarning: if fewer than ten effective particles are left, or, where none was resampled,
-            the Pareto k-hat of their weights is above 0.7.
+        UserWarning: if the final weights cannot be trusted.
 
     Raises:
-        TypeError, ValueError: naming the argument; also if the energy of a start is NaN or minus
-            infinity, or all are infinite.
+        TypeError, ValueError: naming the argument; also if starts have no finite energy.
         RuntimeError: if beta = 1 is too far away.
 
     References:
@@ -193,10 +189,7 @@ def anneal(
 
 
 def _target_of(
-    target: Any,
-    flow: TransformModule | None,
-    args: Sequence[Any] | None,
-    kwargs: Mapping[str, Any] | None,
+    target: Any, flow: Any, args: Sequence[Any] | None, kwargs: Mapping[str, Any] | None
 ) -> Target:
     """The target, of a model for its arguments."""
     if is_guide(flow):

@@ -15,7 +15,6 @@ from pyro_neuralrg.arguments import check_integer, check_type
 from pyro_neuralrg.distributions.flow import FlowDistribution
 from pyro_neuralrg.free_energy.model_evidence import is_guide, model_log_weights
 from pyro_neuralrg.statistics import Estimate, LogWeights, summarise
-from pyro_neuralrg.statistics.resampling import sample_mean
 from pyro_neuralrg.statistics.weights import can_be_trusted
 
 
@@ -91,9 +90,8 @@ def estimate(
         model_kwargs: likewise by keyword.
 
     Raises:
-        TypeError, ValueError: naming the argument; also if a guide is no density (``AutoDelta``),
-            the energy has the wrong shape or is NaN, a plate of the model is subsampled, or its
-            latent sites are not the guide's.
+        TypeError, ValueError: naming the argument; also if a guide is no density (``AutoDelta``) or
+            has other latent sites, or a plate of the model is subsampled.
 
     Warns:
         UserWarning: if fewer than ten effective samples stand behind the importance estimate, or
@@ -275,13 +273,8 @@ def _mean_over_reference(target: Any, q: Any, reference: Tensor, batch_size: int
             _log_weights_of(energy, density, part.to(like))
             for part in reference.flatten(0, batch - 1).split(batch_size)
         ]
-    weights = torch.cat(pieces)
-    if bool(weights.isnan().any()):
-        raise ValueError(
-            f"{int(weights.isnan().sum())} of {weights.numel()} log-weights of the reference are "
-            "NaN; accepted: an energy and a density that are numbers for every field"
-        )
+    weights = LogWeights(torch.cat(pieces))
     if batch == 1:
-        return sample_mean(weights)
-    summary = summarise(weights.view(reference.shape[:2]))
+        return weights.mean_log
+    summary = summarise(weights.values.view(reference.shape[:2]))
     return Estimate(summary.mean, summary.mcse)

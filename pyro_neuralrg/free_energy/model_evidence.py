@@ -37,11 +37,10 @@ def model_log_weights(
     model_args: Sequence[Any] | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
 ) -> Tensor:
-    r""":math:`\ln p(x, y) - \ln q(x)` for x ~ q of a model, or a potential's own, with data y.
+    """``ln p(x, y) - ln q(x)`` for x ~ q of a model, or a potential's own, with data y.
 
-    The guide of an ``AutoContinuous`` is drawn in batches of these sizes, and the model is
-    vectorised over them by ``torch.func.vmap``; other guides run draw by draw. Returns nats,
-    float64 on the CPU. See :func:`~pyro_neuralrg.free_energy.estimate` for what is refused.
+    An ``AutoContinuous`` guide is drawn in batches of these sizes, and the model is vectorised over
+    them by ``torch.func.vmap``; other guides run draw by draw. Float64 on the CPU.
     """
     if not is_guide(guide) and not isinstance(guide, FlowGuide):
         raise TypeError(
@@ -73,11 +72,7 @@ def model_log_weights(
 
 
 def _vectorised(
-    model: Callable[..., Any],
-    guide: AutoContinuous,
-    sizes: Sequence[int],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    model: Any, guide: Any, sizes: Sequence[int], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Iterator[Tensor]:
     """The weights in unconstrained space, where both densities have the same Jacobian."""
     target = ModelTarget(model).setup(*args, **kwargs)
@@ -100,11 +95,7 @@ def _vectorised(
 
 
 def _one_by_one(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    sizes: Sequence[int],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    model: Any, guide: Any, sizes: Sequence[int], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Iterator[Tensor]:
     """The weights of single runs, for guides of any kind."""
     for size in sizes:
@@ -116,7 +107,7 @@ def _one_by_one(
 
 
 def _check_guide(
-    model_trace: Any, guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    model_trace: Any, guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
     """Refuse points, and latent sites of one program only: they count in one density alone."""
     first, second = _traces(guide, args, kwargs, runs=2)
@@ -140,7 +131,7 @@ def _latent_sites(trace: Any) -> dict[str, Any]:
 
 
 def _traces(
-    program: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], runs: int = 1
+    program: Any, args: tuple[Any, ...], kwargs: dict[str, Any], runs: int = 1
 ) -> list[Any]:
     """Traces of so many runs, without using up random numbers."""
     devices = range(torch.cuda.device_count())

@@ -56,15 +56,14 @@ def reweight(
     .. math:: \bar v = \frac{\sum_i w_i v_i}{\sum_i w_i}, \qquad
         \sigma^2 = \frac{n}{n - 1} \frac{\sum_i w_i^2 (v_i - \bar v)^2}{(\sum_i w_i)^2}
 
-    The error is that of the delta method. The estimate is consistent; its bias is of order 1 / n
-    and so below the error, which is of order 1 / sqrt(n).
+    The error is that of the delta method. The bias, of order 1 / n, is below it.
 
     Args:
         values: at the samples, ``(num_samples,)`` or ``(num_samples, ...)``.
         log_weights: ``ln pi - ln q`` of the samples up to a constant, ``(num_samples,)``; minus
             infinity is a weight of zero, whose value does not matter.
-        groups: number of consecutive equal groups of samples that are independent of each other,
-            while those within a group are not, as of :func:`anneal`; None: all are independent.
+        groups: number of consecutive equal groups of samples, independent of each other, where
+            those within a group are not (:func:`anneal`); None: all samples are independent.
 
     Raises:
         TypeError, ValueError: naming the argument; also if the weights are all zero, NaN or plus
@@ -131,14 +130,12 @@ def expectations(
 ) -> Expectations:
     """Means of observables over the target, and its free energy, from samples of a flow.
 
-    Draws fields in batches and keeps the observables, not the fields. See :func:`reweight` for
-    errors and bias.
+    Keeps the observables, not the fields. See :func:`reweight` for errors and bias.
 
     Args:
-        target: as for :func:`~pyro_neuralrg.free_energy.estimate`.
-        q: likewise.
-        observables: by name, functions of fields ``(n,) + shape`` to values ``(n,)`` or ``(n,
-            ...)``.
+        target: a LatticePotential or a batched energy function.
+        q: a flow, a FlowGuide, a SymmetrizedFlow or another distribution over fields.
+        observables: functions of fields ``(n,) + shape`` to values ``(n,)`` or ``(n, ...)``.
         num_samples: samples of q.
         batch_size: fields in memory at a time.
 

@@ -42,14 +42,6 @@ class TemperedTarget(Target):
     the latent space of a flow its base, else a standard normal (in the latent space of a guide that
     is the guide). At beta = 0 that is p, at beta = 1 the target. ``batch_size`` chains are
     evaluated at a time.
-
-    Example:
-        >>> from pyro_neuralrg.mcmc import EnergyTarget
-        >>> whole = EnergyTarget(lambda x: 2.0 * x.square().sum(-1), (3,))
-        >>> half = TemperedTarget(whole, 0.5)
-        >>> shift = half.energy(torch.zeros(1, 3))
-        >>> half.energy(torch.ones(1, 3)) - shift  # 3 (4 + 1) / 4
-        tensor([3.7500], dtype=torch.float64)
     """
 
     def __init__(self, target: Target, beta: float, batch_size: int | None = None) -> None:
@@ -182,10 +174,6 @@ def systematic(log_weights: Tensor, generator: torch.Generator) -> Tensor:
     """Increasing indices in proportion to weights ``(groups, n)``, from one uniform number a row.
 
     Entry i is chosen n W_i times in expectation, and never more than one time off that.
-
-    Example:
-        >>> systematic(torch.tensor([[0.5, 0.0, 0.25, 0.25]]).log(), torch.Generator())
-        tensor([[0, 0, 2, 3]])
     """
     rows, size = log_weights.shape
     start = torch.rand(
