@@ -98,7 +98,7 @@ def to_arviz(
             "run of VectorizedMCMC with warmup_steps >= 1"
         )
     check_names("dims", dims, sorted({name for group in groups.values() for name in group}))
-    named = {**sites.dims, **_shorter_dims(sites.dims, groups), **_field_dims(run), **(dims or {})}
+    named = sites.dims | _unconstrained_dims(run, sites.dims) | _field_dims(run) | dict(dims or {})
     arrays = {
         group: {name: value.detach().cpu().numpy() for name, value in variables.items()}
         for group, variables in groups.items()
@@ -192,22 +192,15 @@ def _default_observables(run: Run) -> dict[str, Callable[[Tensor], Tensor]]:
     return {name: f for name, f in functions.items() if name not in run.streamed}
 
 
-def _shorter_dims(
-    dims: Mapping[str, list[str]], groups: Mapping[str, NamedTensors]
-) -> dict[str, list[str]]:
-    """Names in groups where a site has fewer dimensions: densities sum over those of an event."""
-    densities, unconstrained = groups["log_likelihood"], groups["unconstrained_posterior"]
-    shorter = {
-        f"log_likelihood/{name}": dims[name][: value.dim() - 2]
-        for name, value in densities.items()
-        if name in dims
+def _unconstrained_dims(run: Run, dims: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """Names of their own for named sites of another shape where they are unconstrained."""
+    return {
+        f"unconstrained_posterior/{name}": [
+            f"{name}_unconstrained_dim_{axis}" for axis in range(value.dim() - 2)
+        ]
+        for name, value in run.unconstrained.items()
+        if name in dims and value.shape != run.physical[name].shape
     }
-    for name, value in unconstrained.items():
-        if name in dims and value.shape != groups["posterior"][name].shape:
-            shorter[f"unconstrained_posterior/{name}"] = [
-                f"{name}_unconstrained_dim_{axis}" for axis in range(value.dim() - 2)
-            ]
-    return shorter
 
 
 def _field_dims(run: Run) -> dict[str, list[str]]:

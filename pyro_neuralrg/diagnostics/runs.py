@@ -57,7 +57,7 @@ class ModelSites(NamedTuple):
     """Sites of one execution of a model, by name."""
 
     observed: NamedTensors  # values
-    dims: dict[str, list[str]]  # names of all dimensions of the sites that stand in plates
+    dims: dict[str, list[str]]  # names of all dimensions of sites in plates, and of densities
     unknown: list[str]  # latent sites whose values were not given, such as discrete ones
 
 
@@ -178,11 +178,12 @@ def read_sites(model: Callable[[], Any], values: Mapping[str, Tensor]) -> ModelS
         for name, node in new.items()
         if node["is_observed"] and not _is_computed(node["fn"])
     }
-    return ModelSites(
-        observed,
-        {name: names for name in nodes if (names := _plate_dims(name, nodes))},
-        [name for name, node in new.items() if not node["is_observed"]],
-    )
+    dims = {name: names for name in nodes if (names := _plate_dims(name, nodes))}
+    for name in observed.keys() & dims.keys():  # a density sums over the dimensions of an event
+        size = observed[name].dim() - nodes[name]["fn"].event_dim
+        dims[f"log_likelihood/{name}"] = dims[name][:size]
+    unknown = [name for name, node in new.items() if not node["is_observed"]]
+    return ModelSites(observed, dims, unknown)
 
 
 def log_likelihood_of(

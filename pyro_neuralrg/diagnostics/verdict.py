@@ -141,8 +141,6 @@ def diagnose(
         >>> import numpy as np
         >>> from pyro_neuralrg.diagnostics import make_tree
         >>> draws = np.random.default_rng(0).normal(size=(4, 500))
-        >>> diagnose(make_tree({"posterior": {"m": draws}})).ok
-        True
         >>> stuck = draws * 0.1 + np.array([[-1.0], [-1.0], [1.0], [1.0]])
         >>> for finding in diagnose(make_tree({"posterior": {"m": stuck}})).findings[:2]:
         ...     print(finding.name, finding.value > finding.threshold)

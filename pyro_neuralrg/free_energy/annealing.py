@@ -16,7 +16,6 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, check_number, check_type
-from pyro_neuralrg.free_energy.model_evidence import is_guide
 from pyro_neuralrg.free_energy.tempered import (
     Particles,
     TemperedTarget,
@@ -129,7 +128,8 @@ def anneal(
     Args:
         target: a LatticePotential, a Pyro model, or a Target, such as ``EnergyTarget(energy,
             shape)`` of a batched energy.
-        flow: the start, frozen meanwhile; not for a model, which is reparameterised instead.
+        flow: the start, frozen meanwhile; not for a model, which is reparameterised instead, by
+            FlowReparam or NeuTraReparam.
         model_args: arguments of the model.
         model_kwargs: likewise by keyword.
         num_particles: with resampling fewer than 16 or a multiple, for groups that do not meet.
@@ -192,11 +192,6 @@ def _target_of(
     target: Any, flow: Any, args: Sequence[Any] | None, kwargs: Mapping[str, Any] | None
 ) -> Target:
     """The target, of a model for its arguments."""
-    if is_guide(flow):
-        raise TypeError(
-            f"flow is a {type(flow).__name__}, a guide; accepted: a flow (a guide stands in the "
-            "model: NeuTraReparam(guide).reparam(model))"
-        )
     check_model_args(args)
     whole = as_target(target, flow=flow)
     is_set_up = bool(whole.sites) and args is None and kwargs is None

@@ -103,16 +103,6 @@ def estimate(
         >>> found = estimate(lambda x: 0.5 * x.square().sum(-1), q, num_samples=100)
         >>> round(found.importance, 4), round(found.ess, 4)  # -ln(2 pi)
         (-1.8379, 1.0)
-        >>> import pyro, pyro.distributions as dist
-        >>> def model(data):
-        ...     x = pyro.sample("x", dist.Normal(0.0, 1.0))
-        ...     pyro.sample("data", dist.Normal(x, 1.0), obs=data)
-        >>> def guide(data):
-        ...     pyro.sample("x", dist.Normal(data / 2, 0.5**0.5))  # the posterior
-        >>> data = torch.tensor(1.0)
-        >>> found = estimate(model, guide, num_samples=100, model_args=(data,))
-        >>> round(found.importance, 4), round(-dist.Normal(0.0, 2**0.5).log_prob(data).item(), 4)
-        (1.5155, 1.5155)
     """
     if is_guide(q) or model_args is not None or model_kwargs is not None:
         sizes = _batch_sizes(num_samples, batch_size)

@@ -130,7 +130,8 @@ def expectations(
 ) -> Expectations:
     """Means of observables over the target, and its free energy, from samples of a flow.
 
-    Keeps the observables, not the fields. See :func:`reweight` for errors and bias.
+    Keeps the observables, not the fields. See :func:`reweight` for errors and bias; warns as
+    :func:`~pyro_neuralrg.free_energy.estimate` does.
 
     Args:
         target: a LatticePotential or a batched energy function.
@@ -141,9 +142,6 @@ def expectations(
 
     Raises:
         TypeError, ValueError: naming the argument or the observable.
-
-    Warns:
-        UserWarning: if the weights cannot be trusted, as ``estimate`` does.
 
     Example:
         >>> from torch.distributions import Independent, Normal

@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -133,25 +133,20 @@ def thermodynamics(
             _samples(family, flow, context, min(batch_size, num_samples - start))
             for start in range(0, num_samples, batch_size)
         ]
-        samples = _Samples(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
-        weights = LogWeights(samples.log_weight)
+        samples = torch.cat(parts, -1)
+        weights = LogWeights(samples[0])
         weights.warn_if_poor()
         rows.append(_row(family.at_temperature(float(temperature)), samples, weights))
     columns = [np.array(column, dtype=np.float64) for column in zip(*rows, strict=True)]
     return Thermodynamics(*columns)
 
 
-class _Samples(NamedTuple):
-    """Figures of each sample, float64 without a graph, shape ``(n,)`` each."""
+def _samples(family: IsingDualFamily, flow: Any, context: Tensor, n: int) -> Tensor:
+    """Figures of n samples, float64 without a graph, shape ``(5, n)``.
 
-    log_weight: Tensor  # its estimate of ln Z of the spins, ln pi - ln q less what the dual adds
-    first: Tensor  # derivative of that in beta
-    second: Tensor  # second derivative
-    energy: Tensor  # H / N, averaged over the spins
-    square: Tensor  # (H / N)^2, likewise
-
-
-def _samples(family: IsingDualFamily, flow: Any, context: Tensor, n: int) -> _Samples:
+    ln pi - ln q less what the dual adds, an estimate of ln Z of the spins; its first and second
+    derivative in beta; H / N and its square, averaged over the spins.
+    """
     c = context.to(next(flow.parameters())).expand(n, 1).clone().requires_grad_()
     q = FlowDistribution(flow.condition(c), family.shape)
     x, log_q = q.rsample_and_log_prob((n,))
@@ -162,23 +157,25 @@ def _samples(family: IsingDualFamily, flow: Any, context: Tensor, n: int) -> _Sa
     per_beta = 2 / (1 / family.temperatures[0] - 1 / family.temperatures[1])
     member = family.at(context)
     mean, variance = member.spin_moments(x.detach().double())
-    return _Samples(
-        log_weight.detach().double().cpu(),
-        (first[:, 0].detach().double() * per_beta).cpu(),
-        (second[:, 0].double() * per_beta**2).cpu(),
-        member.spins.energy_per_site(mean).cpu(),
-        member.spins.squared_energy_per_site(mean, variance).cpu(),
+    figures = (
+        log_weight.detach(),
+        first[:, 0].detach().double() * per_beta,
+        second[:, 0].double() * per_beta**2,
+        member.spins.energy_per_site(mean),
+        member.spins.squared_energy_per_site(mean, variance),
     )
+    return torch.stack([figure.double().cpu() for figure in figures])
 
 
-def _row(target: IsingDual, samples: _Samples, weights: LogWeights) -> list[float]:
+def _row(target: IsingDual, samples: Tensor, weights: LogWeights) -> list[float]:
     """Everything at one temperature, in the order of :class:`Thermodynamics`."""
     sites, beta = math.prod(target.shape), 1 / target.temperature
-    first, second = sample_mean(samples.first), sample_mean(samples.second)
-    energy = reweight(samples.energy, weights)
+    _, *derivatives, energies, squares = samples
+    first, second = (sample_mean(values) for values in derivatives)
+    energy = reweight(energies, weights)
     mean = energy.estimate
     # the variance of H, with its error by the delta method
-    variance = reweight(samples.square - 2 * mean * samples.energy, weights)
+    variance = reweight(squares - 2 * mean * energies, weights)
     heat, spins = sites * beta**2, target.spins
     return [
         target.temperature,

@@ -146,7 +146,7 @@ BAD: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     (model, {"model_args": DATA}, TypeError, "model_args is a Tensor; accepted: a sequence"),
     (EnergyTarget(FreeField((2, 2), mass=1.0)), {}, TypeError, "EnergyTarget takes none"),
     (model, {"flow": hierarchical_flow((3, 2))}, ValueError, "flow is for a potential or energy"),
-    (model, {"flow": AutoDiagonalNormal(model)}, TypeError, "Normal, a guide; accepted"),
+    (model, {"flow": AutoDiagonalNormal(model)}, ValueError, "flow is for a potential or energy"),
     (3.0, {}, TypeError, "target is a float; accepted"),
 ]
 
