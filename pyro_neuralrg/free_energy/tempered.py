@@ -70,11 +70,9 @@ class TemperedTarget(Target):
 
     def state(self, particles: Particles) -> ChainState:
         """The particles as kernels see them, at this beta."""
-        return ChainState(
-            particles.positions,
-            self._mixed(particles.energy, particles.base_energy),
-            self._mixed(particles.gradient, particles.base_gradient),
-        )
+        positions, energy, gradient, base_energy, base_gradient = particles
+        energy = self._mixed(energy, base_energy)
+        return ChainState(positions, energy, self._mixed(gradient, base_gradient))
 
     def _energy_of(self, positions: Tensor) -> Tensor:
         return self._mixed(self.whole.energy(positions), self._base_energy(positions))
@@ -111,8 +109,7 @@ class TemperedTarget(Target):
         return -self.base.log_prob(y.double(), len(self.event_shape))
 
     def _mixed(self, whole: Tensor, base: Tensor) -> Tensor:
-        """(1 - beta) of the base and beta of the whole, whose infinity counts nothing at beta 0."""
-        return base if self.beta == 0.0 else self.beta * whole + (1.0 - self.beta) * base
+        return self.beta * whole + (1.0 - self.beta) * base
 
 
 class _Identity(LatticeTransform):

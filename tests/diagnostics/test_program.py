@@ -18,7 +18,6 @@ from pyro.infer.reparam import LocScaleReparam
 from torch import Tensor
 
 from pyro_neuralrg import HMC, FlowReparam, VectorizedMCMC, to_arviz
-from pyro_neuralrg.diagnostics import diagnose
 from pyro_neuralrg.diagnostics.runs import read_sites
 from tests.mcmc.registry import ToyFlow
 
@@ -165,18 +164,3 @@ def test_a_run_of_the_prior_leaves_the_random_numbers_alone() -> None:
     assert torch.equal(before, torch.random.get_rng_state())
     assert found.unknown == ["mean", "shift"]
     assert list(found.observed) == ["y"]
-
-
-@pytest.mark.slow
-def test_a_chain_that_starts_where_it_cannot_move_is_found() -> None:
-    """A start in the far tail of tau: the step size of the others is too large there."""
-    starts = {"mu": torch.zeros(16), "tau": torch.zeros(16), "eta": torch.randn(16, 8)}
-    starts["tau"][3] = 4.0
-    starts["eta"][3] = 3.0
-    mcmc = VectorizedMCMC(
-        HMC(eight_schools, num_steps=4), 400, 200, 16, starts, seed=0, progress=False
-    )
-    mcmc.run(torch.tensor(ERRORS), effects=torch.tensor(EFFECTS))
-    verdict = diagnose(to_arviz(mcmc))
-    found = {finding.name for finding in verdict.findings}
-    assert {"frozen_chains", "separate_modes"} <= found, str(verdict)

@@ -284,16 +284,6 @@ def test_chains_that_visit_both_modes_are_not_apart(rng: Rng) -> None:
     assert split_of_chains(signs + 0.05 * rng.normal(size=(8, 200)))[0] < 2.5
 
 
-def test_separate_chains_are_counted(rng: Rng) -> None:
-    draws = 0.1 * rng.normal(size=(10, 50))
-    draws[[1, 4, 7]] += 2.0
-    gap, low, high = split_of_chains(draws)
-    assert (len(low), len(high)) == (7, 3)
-    assert gap == pytest.approx(20, rel=0.3)
-    np.testing.assert_allclose(np.r_[low, high], np.repeat([0.0, 2.0], [7, 3]), atol=0.1)
-    assert math.isnan(split_of_chains(np.arange(4.0)[:, None] * np.ones(10))[0])
-
-
 def test_bad_thresholds() -> None:
     assert Thresholds(rhat=math.inf).rhat == math.inf
     for name, limit in {"rhat": "high", "ess": -1.0, "pareto_k": math.nan}.items():

@@ -87,10 +87,3 @@ def test_start_of_a_model_behind_a_guide_is_the_guide() -> None:
     mean, covariance = exact()[1:]
     found = start.physical(drawn)["scale"].log().mean()
     assert abs(float(found - mean[6])) < 4 * (float(covariance[6, 6]) / 4000) ** 0.5
-
-
-def test_infinite_energies_are_none_at_the_start() -> None:
-    target = EnergyTarget(lambda x: torch.where(x[:, 0] > 0, stiff(x), math.inf), (2,))
-    y = torch.tensor([[-1.0, 0.0]])
-    assert math.isfinite(float(TemperedTarget(target, 0.0).energy(y)))
-    assert float(TemperedTarget(target, 0.1).energy(y)) == math.inf
