@@ -149,6 +149,14 @@ def test_what_pyro_knows_of_a_run(kind: Any) -> None:
     assert attrs.get("n_steps") == (kernel.num_steps if kind is PyroHMC else None)
 
 
+def test_of_a_bare_potential_of_pyros_only_the_draws_are_known() -> None:
+    kernel = PyroHMC(potential_fn=lambda params: params["y"].square().sum(), num_steps=2)
+    mcmc = run_pyro(kernel, initial_params={"y": torch.zeros(2)})
+    idata = to_arviz(mcmc)
+    np.testing.assert_array_equal(idata.posterior["y"], mcmc.get_samples(group_by_chain=True)["y"])
+    assert list(idata.sample_stats.data_vars) == ["diverging"]
+
+
 def test_pyros_divergences_are_found() -> None:
     target = FreeField((2, 2), 0.8)
     kernel = PyroHMC(

@@ -21,7 +21,7 @@ from pyro_neuralrg.free_energy.importance import from_log_weights
 def test_container_is_the_one_of_this_arviz(
     version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of the installed ArviZ, and of the one that holds xarray's trees."""
+    """The installed ArviZ, and the one that holds xarray's trees."""
     monkeypatch.setattr(arviz, "__version__", version)
     values = np.random.default_rng(0).normal(size=(2, 50))
     tree = make_tree({"posterior": {"x": values}, "sample_stats": {"lp": values}})

@@ -185,7 +185,7 @@ def test_a_good_run_has_none(rng: Rng) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("chains", "draws"), [(4, 1000), (64, 110)])
 def test_exact_runs_are_rarely_accused(chains: int, draws: int, rng: Rng) -> None:
-    """Of 200 runs, with seven series each: the rates of the docstring give less than one."""
+    """200 runs with seven series each: the rates of the docstring give less than one."""
     accused = [names(diagnose(make_tree(good(rng, chains, draws)))) for _ in range(200)]
     problems = [found for found in accused if set(found) - {"ess_per_chain"}]
     assert len(problems) <= 3, problems

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_neuralrg import IsingDual
-from pyro_neuralrg.free_energy import anneal, reweight
+from pyro_neuralrg.free_energy import anneal, annealing, reweight
 from pyro_neuralrg.free_energy.annealing import Annealing
 from pyro_neuralrg.free_energy.tempered import next_beta, resample_groups, systematic
 from pyro_neuralrg.mcmc import EnergyTarget, LatentTarget
@@ -111,6 +111,12 @@ def test_targets_that_are_given_ready(seed: int) -> None:
     assert abs(plain.free_energy + potential.log_partition()) < 5 * plain.standard_error
 
 
+def test_a_target_that_is_too_far_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(annealing, "MAX_TEMPERATURES", 2)
+    with pytest.raises(RuntimeError, match="after 2 temperatures"):
+        gaussian(num_particles=16)
+
+
 def test_gradients_are_counted(seed: int) -> None:
     calls = []
 
@@ -167,7 +173,7 @@ def test_only_poor_groups_are_resampled_and_keep_their_mean_weight(seed: int) ->
 
 
 def test_next_beta_leaves_the_conditional_ess() -> None:
-    """Of normal ln w of variance v, step d leaves exp(-d^2 v)."""
+    """Step d leaves exp(-d^2 v) of normal ln w of variance v."""
     log_ratio = 3.0 * torch.randn(200_000)
     beta = next_beta(log_ratio, torch.zeros(200_000), 0.25, 0.9)
     assert beta - 0.25 == pytest.approx(math.sqrt(-math.log(0.9)) / 3.0, rel=0.02)

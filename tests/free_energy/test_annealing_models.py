@@ -162,7 +162,6 @@ def test_bad_arguments(
 @pytest.mark.slow
 @pytest.mark.parametrize("start", ["plain", "Pyro's guide"])
 def test_error_bars_cover_and_the_evidence_is_unbiased(start: str) -> None:
-    """Of 200 short runs with given betas."""
     target = STARTS[start]()
     runs = [small(target, betas=BETAS, seed=seed) for seed in range(200)]
     covers(runs, -exact()[0])

@@ -95,7 +95,7 @@ def test_reference_samples_of_a_potential(seed: int) -> None:
 
 
 def test_a_missed_mode_shows_in_the_lower_bound_only() -> None:
-    """Of two far humps q knows one: the upper bound is ln 2 off, the lower one far more."""
+    """q knows one of two far humps: the upper bound is ln 2 off, the lower one far more."""
 
     def two_humps(x: Tensor) -> Tensor:
         both = torch.stack([-0.5 * (x - s * 6.0).square().sum(-1) for s in (-1.0, 1.0)])

@@ -39,7 +39,7 @@ from tests.infer.solvable_model import (
 
 
 def test_the_posterior_itself_gives_the_exact_evidence() -> None:
-    """Of a constrained site, masked data and a model that takes no batches."""
+    """A constrained site, masked data and a model that takes no batches."""
     found = estimate(model, exact_guide(), 50, batch_size=20, model_args=(DATA,))
     assert found.importance == pytest.approx(-exact()[0], abs=1e-9)
     assert found.variational == pytest.approx(-exact()[0], abs=1e-9)

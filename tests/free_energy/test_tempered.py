@@ -78,7 +78,7 @@ def test_start_is_normalised_and_the_one_that_is_drawn() -> None:
 
 
 def test_start_of_a_model_behind_a_guide_is_the_guide() -> None:
-    """Of the posterior itself: beta makes no difference but for the evidence."""
+    """Here the posterior itself: beta makes no difference but for the evidence."""
     start = TemperedTarget(behind_a_guide(), 0.0)
     y = start.initial(5, torch.Generator().manual_seed(0))
     difference = start.at(1.0).energy(y) - start.energy(y)
