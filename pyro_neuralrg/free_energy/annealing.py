@@ -24,7 +24,7 @@ from pyro_neuralrg.free_energy.tempered import (
     resample_groups,
 )
 from pyro_neuralrg.infer.pyro_internals import check_model_args
-from pyro_neuralrg.mcmc import HMC, Cycle, IndependenceMetropolis, Kernel, Target, as_target
+from pyro_neuralrg.mcmc import HMC, Cycle, IndependenceMetropolis, Kernel, as_target
 from pyro_neuralrg.mcmc.target import frozen
 from pyro_neuralrg.statistics import LogWeights, kish_fraction
 
@@ -161,7 +161,10 @@ def anneal(
         >>> bool(abs(run.free_energy - exact) < 4 * run.standard_error)
         True
     """
-    whole = _target_of(target, flow, model_args, model_kwargs)
+    check_model_args(model_args)
+    whole = as_target(target, flow=flow)
+    if not whole.sites or model_args is not None or model_kwargs is not None:
+        whole = whole.setup(*(model_args or ()), **(model_kwargs or {}))
     batch_size = check_integer("batch_size", batch_size, 1)
     accepted = "a number from 0 to 1"
     resample_below = check_number("resample_below", resample_below, accepted, least=0, most=1)
@@ -186,16 +189,6 @@ def anneal(
         found = run.result()
     LogWeights(found.log_weights, copies=any(found.resampled)).warn_if_poor("annealed")
     return found
-
-
-def _target_of(
-    target: Any, flow: Any, args: Sequence[Any] | None, kwargs: Mapping[str, Any] | None
-) -> Target:
-    """The target, of a model for its arguments."""
-    check_model_args(args)
-    whole = as_target(target, flow=flow)
-    is_set_up = bool(whole.sites) and args is None and kwargs is None
-    return whole if is_set_up else whole.setup(*(args or ()), **(kwargs or {}))
 
 
 def _check_betas(betas: Any) -> list[float]:

@@ -258,11 +258,9 @@ def _mean_over_reference(target: Any, q: Any, reference: Tensor, batch_size: int
             f"each >= 1, followed by {shape}"
         )
     like = density.sample((1,))
+    parts = reference.flatten(0, batch - 1).split(batch_size)
     with torch.no_grad():
-        pieces = [
-            _log_weights_of(energy, density, part.to(like))
-            for part in reference.flatten(0, batch - 1).split(batch_size)
-        ]
+        pieces = [_log_weights_of(energy, density, part.to(like)) for part in parts]
     weights = LogWeights(torch.cat(pieces))
     if batch == 1:
         return weights.mean_log

@@ -42,11 +42,9 @@ def model_log_weights(
     An ``AutoContinuous`` guide is drawn in batches of these sizes, and the model is vectorised over
     them by ``torch.func.vmap``; other guides run draw by draw. Float64 on the CPU.
     """
-    if not is_guide(guide) and not isinstance(guide, FlowGuide):
-        raise TypeError(
-            f"model_args are given, and q is a {type(guide).__name__}; accepted: a guide of the "
-            "model"
-        )
+    if not isinstance(guide, FlowGuide) and not is_guide(guide):
+        seen = type(guide).__name__
+        raise TypeError(f"model_args are given, and q is a {seen}; accepted: a guide of the model")
     if isinstance(guide, AutoDelta | AutoLaplaceApproximation):
         raise TypeError(
             f"guide is an {type(guide).__name__}, a point; accepted: a guide with a density (of a "
