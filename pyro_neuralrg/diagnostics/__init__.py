@@ -2,10 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Chains as ArviZ sees them: containers, convergence diagnostics and a verdict in words."""
 
-from pyro_neuralrg.diagnostics.checks import Finding, Thresholds
 from pyro_neuralrg.diagnostics.convert import to_arviz, weights_to_arviz
 from pyro_neuralrg.diagnostics.tree import group_of, make_tree, save_tree
-from pyro_neuralrg.diagnostics.verdict import Diagnosis, diagnose
+from pyro_neuralrg.diagnostics.verdict import Diagnosis, Finding, Thresholds, diagnose
 from pyro_neuralrg.statistics import Summary, summarise
 
 __all__ = [

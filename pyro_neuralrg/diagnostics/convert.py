@@ -13,14 +13,21 @@ from numpy.typing import NDArray
 from pyro.infer import MCMC
 from torch import Tensor
 
-from pyro_neuralrg.diagnostics import program
-from pyro_neuralrg.diagnostics.runs import BATCH, NamedTensors, Run, read_run
+from pyro_neuralrg.diagnostics.runs import (
+    BATCH,
+    NamedTensors,
+    Run,
+    log_likelihood_of,
+    read_run,
+    read_sites,
+)
 from pyro_neuralrg.diagnostics.tree import check_names, make_tree
-from pyro_neuralrg.mcmc import EnergyTarget, Target, VectorizedMCMC
+from pyro_neuralrg.mcmc import EnergyTarget, VectorizedMCMC
 from pyro_neuralrg.observables import field_observables
 from pyro_neuralrg.statistics import LogWeights
 from pyro_neuralrg.statistics.draws import as_array
 
+LIBRARY = {"inference_library": "pyro_neuralrg"}
 LATTICE_DIMS = {1: ("site",), 2: ("row", "col"), 3: ("row", "col", "layer")}
 
 
@@ -38,41 +45,33 @@ def to_arviz(
 
     Args:
         mcmc: a run :class:`VectorizedMCMC`, or Pyro's own ``MCMC`` of a kernel with a model or a
-            LatticePotential's ``potential_fn``, reparameterised by ``FlowReparam`` or not.
-        observables: by name, functions of the *physical* field,
-            ``batch_shape + shape -> batch_shape``. None takes those of :func:`default_observables`
-            that were not computed while sampling; an empty mapping takes none. Observables
-            computed while sampling are always there.
-        dims: names of the dimensions after chain and draw, by variable, in place of the lattice's
-            (row, col) and of the names of the model's plates.
-        coords: values along named dimensions, the lattice's or your own; 0, 1, ... if not given.
+            LatticePotential's ``potential_fn``.
+        observables: by name, functions of the *physical* field, ``batch_shape + shape ->
+            batch_shape``, beside those computed while sampling. None takes the energy and
+            ``potential.observables()``.
+        dims: names of the dimensions after chain and draw, by variable.
+        coords: values along named dimensions; 0, 1, ... if not given.
         include_warmup: add the group ``warmup_sample_stats``.
         log_likelihood: add the group ``log_likelihood``: of each datum of each observed site of a
             Pyro model at each draw, nats.
-        importance: log-weights ``(num_samples,)`` of samples of the flow, added as the group
-            ``importance`` of :func:`~pyro_neuralrg.diagnostics.weights_to_arviz`.
+        importance: log-weights of samples of the flow, for the group of :func:`weights_to_arviz`.
 
     Returns:
-        Groups
+        The groups
 
         * ``posterior``: the model's own sites (x, not z) with dimensions chain, draw and site
-          (1-d), row, col (2-d) or row, col, layer (3-d), and the observables;
-        * ``unconstrained_posterior``: latent sites ``{name}_latent`` of the flows, and the
-          unconstrained values of constrained sites, if there are any;
+          (1-d), row, col (2-d) or row, col, layer (3-d) or the plates', and the observables;
+        * ``unconstrained_posterior``: latents ``{name}_latent`` of flows, and unconstrained values;
         * ``sample_stats``: lp, energy (the Hamiltonian), acceptance_rate, step_size, n_steps,
           diverging; of Pyro's MCMC, which keeps no more of each draw, lp and diverging;
         * ``observed_data``: of a Pyro model with observed sites;
 
-        and the attributes ``sampler``, ``warmup_steps`` and what else is known of the run as a
-        whole; of Pyro's, ``acceptance_rate`` (of each chain) and, if it ran a single chain,
-        ``step_size`` and (HMC) ``n_steps``, the same for all its draws.
+        and attributes of the run as a whole.
 
     Raises:
         RuntimeError: if ``mcmc`` has not been run.
-        TypeError: if ``mcmc`` is neither.
-        ValueError: if an observable has the name of a site or the wrong shape, or is asked for
-            where no field is known; if ``dims`` or ``coords`` name what is not there; if there is
-            no warm-up to include (Pyro keeps none) or no log-likelihood to compute.
+        TypeError, ValueError: naming the argument, such as an observable with the name of a site,
+            or ``include_warmup`` where none is known (Pyro keeps none).
 
     Example:
         >>> from pyro_neuralrg import HMC, FreeField, VectorizedMCMC
@@ -84,16 +83,14 @@ def to_arviz(
     """
     run = read_run(mcmc)
     values = run.model_values()
-    sites = program.read_sites(run.model, {name: value[0, 0] for name, value in values.items()})
+    sites = read_sites(run.model, {name: value[0, 0] for name, value in values.items()})
     groups = {
         "posterior": _posterior(run, observables),
         "unconstrained_posterior": run.latent | run.unconstrained,
         "sample_stats": run.stats,
         "warmup_sample_stats": run.warmup_stats if include_warmup else {},
         "observed_data": sites.observed,
-        "log_likelihood": (
-            program.log_likelihood(run.model, values, sites) if log_likelihood else {}
-        ),
+        "log_likelihood": log_likelihood_of(run.model, values, sites) if log_likelihood else {},
     }
     if include_warmup and not any(value.numel() for value in run.warmup_stats.values()):
         raise ValueError(
@@ -101,11 +98,7 @@ def to_arviz(
             "run of VectorizedMCMC with warmup_steps >= 1"
         )
     check_names("dims", dims, sorted({name for group in groups.values() for name in group}))
-    named: dict[str, Sequence[str]] = {
-        **_model_dims(run, sites),
-        **_field_dims(run),
-        **(dims or {}),
-    }
+    named = sites.dims | _unconstrained_dims(run, sites.dims) | _field_dims(run) | dict(dims or {})
     arrays = {
         group: {name: value.detach().cpu().numpy() for name, value in variables.items()}
         for group, variables in groups.items()
@@ -116,13 +109,7 @@ def to_arviz(
         arrays["importance"], attrs["importance"] = _importance_group(importance)
     known = {dim for names in named.values() for dim in names}
     check_names("coords", coords, sorted(known | ({"sample"} if attrs else set())))
-    return make_tree(
-        arrays,
-        dims=named,
-        coords=coords,
-        attrs={"inference_library": "pyro_neuralrg", **run.attrs},
-        group_attrs=attrs,
-    )
+    return make_tree(arrays, named, coords, {**LIBRARY, **run.attrs}, attrs)
 
 
 def weights_to_arviz(
@@ -142,14 +129,13 @@ def weights_to_arviz(
         coords: values along named dimensions.
 
     Returns:
-        A container with the group ``importance``: ``log_weight``, ``log_weight_normalised`` (their
-        exponentials sum to one) and the observables, with the dimension ``sample`` first; and its
-        attributes ``pareto_k`` (see :class:`pyro_neuralrg.statistics.LogWeights`), ``ess`` (Kish,
-        in samples), ``ess_fraction`` and ``log_partition`` (ln of the mean weight, nats).
+        The group ``importance``: ``log_weight``, ``log_weight_normalised`` (their exponentials sum
+        to one) and the observables, with the dimension ``sample`` first; and its attributes
+        ``pareto_k``, ``ess`` (Kish, in samples), ``ess_fraction`` and ``log_partition`` (ln of the
+        mean weight, nats).
 
     Raises:
-        ValueError: if shapes do not fit, a log-weight is NaN or plus infinity, all weights are
-            zero, or an observable has a name that is taken.
+        ValueError: naming the argument; also if all weights are zero.
 
     Example:
         >>> import numpy as np
@@ -166,79 +152,55 @@ def weights_to_arviz(
                 f"and a name other than {list(variables)}"
             )
         variables[name] = array
-    return make_tree(
-        {"importance": variables},
-        dims=dims,
-        coords=coords,
-        attrs={"inference_library": "pyro_neuralrg", **attrs},
-    )
-
-
-def default_observables(target: Target | None) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Observables of a field with a known energy; none of other models.
-
-    ``energy`` (-ln pi(x), nats), and those of ``potential.observables()``; of an energy function
-    those of :func:`~pyro_neuralrg.observables.field_observables`.
-    """
-    if not isinstance(target, EnergyTarget):
-        return {}
-    potential = target.lattice_potential
-    fitting = field_observables(target.shape) if potential is None else potential.observables()
-    return {"energy": target._energy, **fitting}
+    return make_tree({"importance": variables}, dims, coords, {**LIBRARY, **attrs})
 
 
 def _posterior(
     run: Run, observables: Mapping[str, Callable[[Tensor], Tensor]] | None
 ) -> NamedTensors:
     """The sites and the observables, computed or streamed."""
-    if observables is None:
-        known = default_observables(run.target) if run.physical else {}
-        observables = {name: f for name, f in known.items() if name not in run.streamed}
-    values = {**run.streamed, **_evaluate(observables, run)}
-    for name in values:
-        if name in run.physical:
+    functions = _default_observables(run) if observables is None else observables
+    values = dict(run.streamed)
+    lattices = {} if run.target is None else run.target.lattices
+    fields = [x for name, x in run.physical.items() if name in lattices]
+    if functions and len(fields) != 1:
+        raise ValueError(
+            f"observables need the draws of exactly one lattice field; the run has {len(fields)}"
+        )
+    for name, function in functions.items():
+        x = fields[0].flatten(0, 1)
+        with torch.no_grad():
+            value = torch.cat([function(part) for part in x.split(BATCH)])
+        if tuple(value.shape) != (len(x),):
             raise ValueError(
-                f"observables has {name!r}, which is a site of the model; accepted: another name"
+                f"observables[{name!r}] returned {tuple(value.shape)} for {len(x)} fields; "
+                "accepted: one number of each"
             )
+        values[name] = value.unflatten(0, fields[0].shape[:2])
+    if taken := sorted(values.keys() & run.physical.keys()):
+        raise ValueError(f"observables has {taken}, sites of the model; accepted: other names")
     return run.physical | values
 
 
-def _evaluate(functions: Mapping[str, Callable[[Tensor], Tensor]], run: Run) -> NamedTensors:
-    if not functions:
+def _default_observables(run: Run) -> dict[str, Callable[[Tensor], Tensor]]:
+    """The energy and its observables of a field that was kept; none of other models."""
+    if not run.physical or not isinstance(run.target, EnergyTarget):
         return {}
-    lattices = {} if run.target is None else run.target.lattices
-    fields = [name for name in run.physical if name in lattices]
-    if len(fields) != 1:
-        kept = "" if run.physical else ", or no draws were kept"
-        raise ValueError(
-            f"observables need exactly one lattice field; the model has {fields}{kept}"
-        )
-    x = run.physical[fields[0]]
-    values = {}
-    for name, function in functions.items():
-        with torch.no_grad():
-            value = torch.cat([function(part) for part in x.flatten(0, 1).split(BATCH)])
-        if tuple(value.shape) != (x.shape[0] * x.shape[1],):
-            raise ValueError(
-                f"observables[{name!r}] returned {tuple(value.shape)} for {len(x.flatten(0, 1))} "
-                "fields; accepted: one number of each"
-            )
-        values[name] = value.unflatten(0, x.shape[:2])
-    return values
+    potential, shape = run.target.lattice_potential, run.target.shape
+    fitting = field_observables(shape) if potential is None else potential.observables()
+    functions = {"energy": run.target._energy, **fitting}
+    return {name: f for name, f in functions.items() if name not in run.streamed}
 
 
-def _model_dims(run: Run, sites: program.ModelSites) -> dict[str, list[str]]:
-    """Names by the plates of a Pyro model; fewer of a log-likelihood, which sums over events."""
-    dims = dict(sites.dims)
-    for name, size in sites.batch_dims.items():
-        if name in dims:
-            dims[f"log_likelihood/{name}"] = dims[name][:size]
-    for name, value in run.unconstrained.items():
-        if name in dims and value.shape != run.physical[name].shape:
-            dims[f"unconstrained_posterior/{name}"] = [
-                f"{name}_unconstrained_dim_{axis}" for axis in range(value.dim() - 2)
-            ]
-    return dims
+def _unconstrained_dims(run: Run, dims: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """Names of their own for named sites of another shape where they are unconstrained."""
+    return {
+        f"unconstrained_posterior/{name}": [
+            f"{name}_unconstrained_dim_{axis}" for axis in range(value.dim() - 2)
+        ]
+        for name, value in run.unconstrained.items()
+        if name in dims and value.shape != run.physical[name].shape
+    }
 
 
 def _field_dims(run: Run) -> dict[str, list[str]]:
@@ -265,15 +227,9 @@ def _importance_group(log_weights: Any) -> tuple[dict[str, NDArray[Any]], dict[s
     weights = LogWeights(log_weights)
     number, log_mean = len(weights), weights.log_mean.value
     if log_mean == -math.inf:
-        raise ValueError(
-            f"log_weights are {number} weights of zero; accepted: at least one above zero"
-        )
-    attrs = {
-        "pareto_k": weights.pareto_k,
-        "ess": weights.ess * number,
-        "ess_fraction": weights.ess,
-        "log_partition": log_mean,
-    }
+        raise ValueError(f"log_weights are {number} weights of zero; accepted: at least one above")
+    ess = {"ess": weights.ess * number, "ess_fraction": weights.ess}
     values = weights.values.numpy()
     normalised = values - log_mean - math.log(number)
-    return {"log_weight": values, "log_weight_normalised": normalised}, attrs
+    variables = {"log_weight": values, "log_weight_normalised": normalised}
+    return variables, {"pareto_k": weights.pareto_k, **ess, "log_partition": log_mean}

@@ -31,15 +31,13 @@ def make_tree(
         groups: by group name, arrays ``(chains, draws) + shape`` by variable name; of
             ``importance`` ``(samples,) + shape``, of ``observed_data`` and ``constant_data`` any
             shape.
-        dims: names of the dimensions of ``shape``, by variable name, or by ``group/name`` for one
-            group alone.
+        dims: names of the dimensions of ``shape``, by variable name or by ``group/name``.
         coords: values along named dimensions; 0, 1, ... if not given.
         attrs: of every group.
         group_attrs: of single groups, beside those.
 
     Raises:
-        ValueError: if an array has no chain and draw dimensions, or more or fewer names than
-            dimensions.
+        ValueError: if an array has other dimensions than these.
 
     Example:
         >>> import numpy as np
@@ -49,20 +47,21 @@ def make_tree(
     """
     import xarray  # a dependency of ArviZ, slow to import
 
-    created = {"created_at": datetime.now(timezone.utc).isoformat()}
+    dims, coords, group_attrs = dims or {}, coords or {}, group_attrs or {}
+    common = {"created_at": datetime.now(timezone.utc).isoformat(), **(attrs or {})}
     datasets = {}
     for group, variables in groups.items():
         arrays = {}
         sizes: dict[str, int] = {}
         for name, values in variables.items():
-            given = (dims or {}).get(f"{group}/{name}", (dims or {}).get(name))
+            given = dims.get(f"{group}/{name}", dims.get(name))
             names = _dim_names(group, name, values.shape, given)
             arrays[name] = (names, values)
             sizes.update(zip(names, values.shape, strict=True))
         datasets[group] = xarray.Dataset(
             arrays,
-            {dim: list((coords or {}).get(dim, range(size))) for dim, size in sizes.items()},
-            {**created, **(attrs or {}), **(group_attrs or {}).get(group, {})},
+            {dim: list(coords.get(dim, range(size))) for dim, size in sizes.items()},
+            {**common, **group_attrs.get(group, {})},
         )
     az = arviz_module()
     if int(az.__version__.split(".")[0]) >= 1:
@@ -102,14 +101,11 @@ def _dim_names(
 ) -> tuple[str, ...]:
     """Names of all dimensions of a variable."""
     first = FIRST_DIMS.get(group, ("chain", "draw"))
-    others = len(shape) - len(first)
-    if others < 0:
-        raise ValueError(f"{group}[{name!r}] has shape {shape}; accepted: {first} first")
-    if given is None:
-        given = [f"{name}_dim_{axis}" for axis in range(others)]
-    if len(given) != others:
+    others = shape[len(first) :]
+    names = [f"{name}_dim_{axis}" for axis in range(len(others))] if given is None else given
+    if len(shape) < len(first) or len(names) != len(others):
         raise ValueError(
-            f"dims[{name!r}] is {list(given)}; accepted: {others} names, for the shape "
-            f"{shape[len(first) :]} of {group}[{name!r}]"
+            f"{group}[{name!r}] has shape {shape}, and dims[{name!r}] is {list(names)}; accepted: "
+            f"{len(others)} names, after the dimensions {first}"
         )
-    return (*first, *given)
+    return (*first, *names)

@@ -3,10 +3,9 @@
 """Free energies, evidence and expectations from weighted draws of a flow."""
 
 from pyro_neuralrg.free_energy.annealing import Annealing, anneal
-from pyro_neuralrg.free_energy.importance import FreeEnergyEstimate, estimate
+from pyro_neuralrg.free_energy.importance import Bounds, FreeEnergyEstimate, bounds, estimate
 from pyro_neuralrg.free_energy.reweighting import Expectations, Reweighted, expectations, reweight
 from pyro_neuralrg.free_energy.temperature_curve import Thermodynamics, thermodynamics
-from pyro_neuralrg.free_energy.two_sided import Bounds, bounds
 
 __all__ = [
     "Annealing",

@@ -15,21 +15,16 @@ from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, check_number
-from pyro_neuralrg.free_energy.model_evidence import is_guide
-from pyro_neuralrg.free_energy.particles import log_mean_exp, next_beta, resample
-from pyro_neuralrg.free_energy.tempered import TemperedTarget
-from pyro_neuralrg.infer.pyro_internals import check_model_args
-from pyro_neuralrg.mcmc import (
-    HMC,
-    ChainState,
-    Cycle,
-    IndependenceMetropolis,
-    Kernel,
-    ModelTarget,
-    Target,
-    as_target,
+from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, check_number, check_type
+from pyro_neuralrg.free_energy.tempered import (
+    Particles,
+    TemperedTarget,
+    log_mean_exp,
+    next_beta,
+    resample_groups,
 )
+from pyro_neuralrg.infer.pyro_internals import check_model_args
+from pyro_neuralrg.mcmc import HMC, Cycle, IndependenceMetropolis, Kernel, as_target
 from pyro_neuralrg.mcmc.target import frozen
 from pyro_neuralrg.statistics import LogWeights, kish_fraction
 
@@ -57,21 +52,20 @@ class Annealing:
         free_energy: -ln of the estimate of Z, which is unbiased with given ``betas``; adaptive ones
             lower it by order 1 / num_particles (a fifth of the standard error of 256 particles on
             2 x 2). The logarithm adds about half the squared standard error.
-        standard_error: of it, from the spread of the groups (delta method).
+        standard_error: from the spread of the groups (delta method).
         betas: from 0 to 1.
         ess: Kish effective sample size of all particles at each beta but the first, before
             resampling, as a fraction of their number.
         resampled: fraction of the groups that were resampled there.
-        acceptance: mean acceptance probability of the HMC moves at each beta but the first.
+        acceptance: mean acceptance probability of the HMC moves there.
         jump_acceptance: the same of the independence jumps; NaN without a flow.
-        step_sizes: of the moves there.
+        step_sizes: of the HMC moves there.
         gradient_evaluations: of the target, all particles together; a jump counts as one.
         sites: particles at beta = 1, by the name of the site (of a Pyro model its own sites,
             constrained), shape ``(num_particles,) + shape``.
         log_weights: of them, float64, shape ``(num_particles,)``; their mean weight is the estimate
             of Z.
-        groups: consecutive equal groups of particles that do not depend on each other, for
-            :func:`~pyro_neuralrg.free_energy.reweight`.
+        groups: consecutive equal groups of independent particles, for :func:`reweight`.
     """
 
     free_energy: float
@@ -122,50 +116,42 @@ def anneal(
     Particles y start from p, the density of the flow's latents, and go through :math:`p(y)\,
     w(y)^\beta` with :math:`w = \pi(g(y)) / q(g(y))` while beta rises from 0 to 1. Their weights
     take in :math:`w^{\Delta\beta}`; groups with few effective particles are resampled
-    (systematically); then every particle is moved at the present beta by HMC (its step size follows
-    an acceptance of 0.8) and, with a flow, by a jump to a fresh draw of it. Works for flows whose
-    own weights are useless. With ``resample_below=0`` it is annealed importance sampling, whose
-    weights may have heavy tails that its standard error does not see; that of resampling, from 16
-    groups, is known to 18 % and covers as Student's t (one error: 0.67 for 0.68).
+    systematically; then each is moved by HMC and, with a flow, by a jump to a fresh draw of it.
+    With ``resample_below=0`` it is annealed importance sampling, whose weights may have heavy tails
+    that its standard error does not see; that of 16 groups is known to 18 % and covers as
+    Student's t.
 
-    Of a Pyro model with data y, Z is the evidence p(y), as for :func:`estimate`. Without a flow the
-    start is a standard normal of all unconstrained values; that of
-    ``NeuTraReparam(guide).reparam(model)`` is the guide, and jumps are to fresh draws of it. A
-    guide that is narrower than the posterior makes the free energy too high: compare several
-    conditional_ess and num_particles.
+    For a Pyro model with data y, Z is the evidence p(y). Without a flow the start is a standard
+    normal of all unconstrained values; that of ``NeuTraReparam(guide).reparam(model)`` is the
+    guide: one narrower than the posterior makes the free energy too high.
 
     Args:
         target: a LatticePotential, a Pyro model, or a Target, such as ``EnergyTarget(energy,
             shape)`` of a batched energy.
-        flow: the start; frozen meanwhile. Not for a model: reparameterise it by ``NeuTraReparam``,
-            or a site by :class:`~pyro_neuralrg.FlowReparam`.
-        model_args: of the model.
+        flow: the start, frozen meanwhile; not for a model, which is reparameterised instead, by
+            FlowReparam or NeuTraReparam.
+        model_args: arguments of the model.
         model_kwargs: likewise by keyword.
-        num_particles: a multiple of 16 with resampling, if there are as many: groups of them do not
-            meet, for the standard error.
+        num_particles: with resampling fewer than 16 or a multiple, for groups that do not meet.
         num_steps: mean number of leapfrog steps of an HMC move.
-        conditional_ess: in (0, 1), effective fraction that one increase of beta leaves of equally
-            good particles; decides the next beta.
+        conditional_ess: in (0, 1), effective fraction that each next beta leaves.
         resample_below: in [0, 1], effective fraction of a group below which it is resampled.
-        betas: a schedule from 0 to 1, increasing, instead of the adaptive one.
-        batch_size: particles evaluated at a time, which bounds the memory.
+        betas: an increasing schedule from 0 to 1, instead of the adaptive one.
+        batch_size: particles evaluated at a time.
         seed: of all random numbers; None takes one from torch's global state.
         progress: show a progress bar.
 
     Warns:
-        UserWarning: if fewer than ten effective particles are left, or, where none was resampled,
-            the Pareto k-hat of their weights is above 0.7.
+        UserWarning: if the final weights cannot be trusted.
 
     Raises:
-        TypeError, ValueError: naming the argument; also if the energy of a start is NaN or minus
-            infinity, or all are infinite.
+        TypeError, ValueError: naming the argument; also if starts have no finite energy.
         RuntimeError: if beta = 1 is too far away.
 
     References:
-        Neal, "Annealed importance sampling", Statistics and Computing 11, 125 (2001); Del Moral,
-        Doucet, Jasra, "Sequential Monte Carlo samplers", JRSS B 68, 411 (2006); Zhou, Johansen,
-        Aston, "Toward automatic model comparison", JCGS 25, 701 (2016), for the conditional ESS;
-        Arbel, Matthews, Doucet, "Annealed flow transport Monte Carlo", ICML (2021).
+        Neal, Statistics and Computing 11, 125 (2001), annealed importance sampling; Del Moral,
+        Doucet, Jasra, JRSS B 68, 411 (2006), sequential Monte Carlo; Zhou, Johansen, Aston, JCGS
+        25, 701 (2016), the conditional ESS; Arbel, Matthews, Doucet, ICML (2021), with flows.
 
     Example:
         >>> from pyro_neuralrg.mcmc import EnergyTarget
@@ -174,24 +160,16 @@ def anneal(
         >>> exact = -2.0 * math.log(math.pi / 2.0)
         >>> bool(abs(run.free_energy - exact) < 4 * run.standard_error)
         True
-        >>> import pyro, pyro.distributions as dist
-        >>> def model(data):
-        ...     x = pyro.sample("x", dist.Normal(0.0, 1.0))
-        ...     pyro.sample("data", dist.Normal(x, 1.0), obs=data)
-        >>> data = torch.tensor(1.0)
-        >>> run = anneal(model, model_args=(data,), num_particles=160, seed=0, progress=False)
-        >>> exact = -dist.Normal(0.0, 2**0.5).log_prob(data)
-        >>> bool(abs(run.free_energy - exact) < 4 * run.standard_error), run.sites["x"].shape
-        (True, torch.Size([160]))
     """
-    whole = _target_of(target, flow, model_args, model_kwargs)
+    check_model_args(model_args)
+    whole = as_target(target, flow=flow)
+    if not whole.sites or model_args is not None or model_kwargs is not None:
+        whole = whole.setup(*(model_args or ()), **(model_kwargs or {}))
     batch_size = check_integer("batch_size", batch_size, 1)
-    resample_below = check_number(
-        "resample_below", resample_below, "a number in [0, 1]", least=0, most=1
-    )
-    fraction = check_number(
-        "conditional_ess", conditional_ess, "a number in (0, 1)", above=0, below=1
-    )
+    accepted = "a number from 0 to 1"
+    resample_below = check_number("resample_below", resample_below, accepted, least=0, most=1)
+    accepted = "a number between 0 and 1"
+    fraction = check_number("conditional_ess", conditional_ess, accepted, above=0, below=1)
     given = None if betas is None else _check_betas(betas)
     num_particles = check_integer("num_particles", num_particles, 2)
     groups = min(NUM_GROUPS, num_particles) if resample_below > 0 else num_particles
@@ -213,61 +191,25 @@ def anneal(
     return found
 
 
-def _target_of(
-    target: Any,
-    flow: TransformModule | None,
-    args: Sequence[Any] | None,
-    kwargs: Mapping[str, Any] | None,
-) -> Target:
-    """The target, of a model for its arguments."""
-    if is_guide(flow):
-        raise TypeError(
-            f"flow is a {type(flow).__name__}, a guide; accepted: a flow (a guide stands in the "
-            "model: NeuTraReparam(guide).reparam(model))"
-        )
-    whole = as_target(target, flow=flow)
-    check_model_args(args)
-    if isinstance(whole, ModelTarget):
-        ready = bool(whole.sites) and args is None and kwargs is None
-        return whole if ready else whole.setup(*(args or ()), **(kwargs or {}))
-    if args or kwargs:
-        raise TypeError(
-            f"model_args or model_kwargs are given, and target is a {type(target).__name__}; "
-            "accepted: a Pyro model"
-        )
-    return whole
-
-
 def _check_betas(betas: Any) -> list[float]:
     accepted = "increasing numbers from 0 to 1, both among them"
-    if not isinstance(betas, Iterable):
-        raise TypeError(f"betas is {betas!r}; accepted: {accepted}")
+    check_type("betas", betas, Iterable, accepted)
     given = [check_number("betas", beta, accepted, least=0, most=1, given=betas) for beta in betas]
     rising = all(a < b for a, b in itertools.pairwise(given))
-    if len(given) < 2 or given[0] != 0.0 or given[-1] != 1.0 or not rising:
+    if given[:1] != [0.0] or given[-1] != 1.0 or not rising:
         raise ValueError(f"betas is {betas!r}; accepted: {accepted}")
     return given
-
-
-class _Particles(NamedTuple):
-    """Positions, with energies and gradients of the target and of the start."""
-
-    positions: Tensor
-    energy: Tensor
-    gradient: Tensor
-    base: Tensor
-    base_gradient: Tensor
 
 
 class _Stage(NamedTuple):
     """Figures of one beta, as in :class:`Annealing`."""
 
-    beta: float
+    betas: float
     ess: float
     resampled: float
     acceptance: float
     jump_acceptance: float
-    step_size: float
+    step_sizes: float
 
 
 class _Run:
@@ -286,14 +228,15 @@ class _Run:
         self.groups = groups
         self.resample_below = resample_below
         self.generator = generator
-        step_size = tempered.dim**-0.25
-        self.kernel: Kernel = HMC(tempered, step_size=step_size, num_steps=num_steps, jitter=JITTER)
+        self.step_size = tempered.dim**-0.25
+        self.kernel: Kernel = HMC(
+            tempered, step_size=self.step_size, num_steps=num_steps, jitter=JITTER
+        )
         if tempered.start_flow is not None:
             self.kernel = Cycle(self.kernel, IndependenceMetropolis(tempered.start_flow))
-        self.beta = 0.0
         self.stages: list[_Stage] = []
-        self.gradient_evaluations = 0
-        self.particles = self._evaluated(tempered.initial(num_particles, generator))
+        self.particles = tempered.evaluated(tempered.initial(num_particles, generator))
+        self.gradient_evaluations = num_particles
         energy = self.particles.energy
         self.log_weights = torch.zeros_like(energy)
         bad, none = (energy.isnan() | (energy == -math.inf)).sum(), (energy == math.inf).sum()
@@ -303,6 +246,10 @@ class _Run:
                 f"{int(none)} infinite; accepted: numbers, or +inf for some of the starts"
             )
 
+    @property
+    def beta(self) -> float:
+        return self.tempered.beta
+
     def next_beta(self, fraction: float) -> float:
         """The beta that leaves this effective fraction of the particles."""
         if len(self.stages) >= MAX_TEMPERATURES:
@@ -310,66 +257,47 @@ class _Run:
                 f"beta is {self.beta} after {MAX_TEMPERATURES} temperatures: the energy of some "
                 "particles is without bounds; use a better flow or a smaller conditional_ess"
             )
-        log_ratio = self.particles.base - self.particles.energy
-        return next_beta(log_ratio, self.log_weights, self.beta, fraction)
+        return next_beta(self.particles.log_ratio, self.log_weights, self.beta, fraction)
 
     def advance(self, beta: float) -> None:
         """Go on to the next beta: weigh, resample, move."""
-        log_ratio = self.particles.base - self.particles.energy
-        self.log_weights = self.log_weights + (beta - self.beta) * log_ratio
-        self.beta = beta
-        ess = kish_fraction(self.log_weights)
+        self.log_weights = self.log_weights + (beta - self.beta) * self.particles.log_ratio
+        self.tempered = self.tempered.at(beta)
+        ess, step_size = kish_fraction(self.log_weights), self.step_size
         grouped = self.log_weights.view(self.groups, -1)
-        chosen, weights, poor = resample(grouped, self.resample_below, self.generator)
+        chosen, weights, poor = resample_groups(grouped, self.resample_below, self.generator)
         self.log_weights = weights.reshape(-1)
         if bool(poor.any()):
-            self.particles = _Particles(*(part[chosen.view(-1)] for part in self.particles))
-        step_size = self.kernel.members["hmc"].step_size or math.nan
+            self.particles = Particles(*(part[chosen.view(-1)] for part in self.particles))
         rates = self._move()
-        self.stages.append(_Stage(beta, ess, float(poor.double().mean()), *rates, step_size))
+        self.step_size *= math.exp(STEP_SIZE_GAIN * (rates["hmc"] - TARGET_ACCEPTANCE))
+        jumps = rates.get("jump", math.nan)
+        resampled = float(poor.double().mean())
+        self.stages.append(_Stage(beta, ess, resampled, rates["hmc"], jumps, step_size))
+
+    def _move(self) -> dict[str, float]:
+        """Move all particles at the present beta; mean acceptances by the name of the move."""
+        members = self.kernel.members
+        members["hmc"] = members["hmc"].tuned(step_size=self.step_size)
+        self.kernel = self.kernel.with_members(members).on(self.tempered)
+        state, info = self.kernel.step(self.tempered.state(self.particles), self.generator)
+        self.particles = self.tempered.evaluated(state.position)
+        self.gradient_evaluations += (info.gradient_evaluations + 1) * len(state.position)
+        parts = info.parts or {"hmc": info}
+        return {name: float(part.acceptance_rate.mean()) for name, part in parts.items()}
 
     def result(self) -> Annealing:
         """The estimates, from the particles at beta = 1."""
         of_groups = log_mean_exp(self.log_weights.view(self.groups, -1))
         log_partition = LogWeights(of_groups).log_mean
-        betas, ess, resampled, acceptance, jump_acceptance, step_sizes = zip(
-            *self.stages, strict=True
-        )
+        figures = dict(zip(_Stage._fields, zip(*self.stages, strict=True), strict=True))
+        figures["betas"] = (0.0, *figures["betas"])
         return Annealing(
             free_energy=-log_partition.value,
             standard_error=log_partition.standard_error,
-            betas=(0.0, *betas),
-            ess=ess,
-            resampled=resampled,
-            acceptance=acceptance,
-            jump_acceptance=jump_acceptance,
-            step_sizes=step_sizes,
             gradient_evaluations=self.gradient_evaluations,
             sites=self.tempered.physical(self.particles.positions),
             log_weights=self.log_weights.cpu(),
             groups=self.groups,
+            **figures,
         )
-
-    def _evaluated(self, positions: Tensor) -> _Particles:
-        self.gradient_evaluations += len(positions)
-        return _Particles(positions, *self.tempered.both(positions))
-
-    def _move(self) -> tuple[float, float]:
-        """Move all particles, adapt the step size; mean acceptances of HMC and of jumps."""
-        at_beta, particles = self.tempered.at(self.beta), self.particles
-        state = ChainState(
-            particles.positions,
-            at_beta.mixed(particles.energy, particles.base),
-            at_beta.mixed(particles.gradient, particles.base_gradient),
-        )
-        state, info = self.kernel.on(at_beta).step(state, self.generator)
-        self.gradient_evaluations += info.gradient_evaluations * len(state.position)
-        self.particles = self._evaluated(state.position)
-        members = self.kernel.members
-        parts = info.parts or {"hmc": info}
-        rates = {name: float(part.acceptance_rate.mean()) for name, part in parts.items()}
-        change = math.exp(STEP_SIZE_GAIN * (rates["hmc"] - TARGET_ACCEPTANCE))
-        hmc = members["hmc"]
-        members["hmc"] = hmc.tuned(step_size=(hmc.step_size or math.nan) * change)
-        self.kernel = self.kernel.with_members(members)
-        return rates["hmc"], rates.get("jump", math.nan)

@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Free energies from samples of a flow: variational bound and importance-sampling estimate."""
+"""Free energies from samples of a flow: an importance-sampling estimate, and two bounds."""
 
 from __future__ import annotations
 
@@ -14,10 +14,7 @@ from torch import Tensor
 from pyro_neuralrg.arguments import check_integer, check_type
 from pyro_neuralrg.distributions.flow import FlowDistribution
 from pyro_neuralrg.free_energy.model_evidence import is_guide, model_log_weights
-from pyro_neuralrg.infer.guides import FlowGuide
-from pyro_neuralrg.infer.pyro_internals import check_model_args
-from pyro_neuralrg.potentials.base import LatticePotential
-from pyro_neuralrg.statistics import LogWeights
+from pyro_neuralrg.statistics import Estimate, LogWeights, summarise
 from pyro_neuralrg.statistics.weights import can_be_trusted
 
 
@@ -33,10 +30,8 @@ class FreeEnergyEstimate(NamedTuple):
         importance_se: its standard error (delta method).
         ess: Kish effective sample size as a fraction of ``num_samples``, between 0 and 1.
         num_samples: samples of q.
-        pareto_k: shape of the tail of the weights, see
-            :class:`~pyro_neuralrg.statistics.LogWeights`; above 0.7 the importance estimate and its
-            error bar cannot be trusted. NaN where no tail can be fitted: fewer than 30 samples, or
-            equal weights.
+        pareto_k: shape of the tail of the weights (:class:`~pyro_neuralrg.statistics.LogWeights`);
+            above 0.7 the importance estimate and its error bar cannot be trusted.
     """
 
     variational: float
@@ -53,6 +48,22 @@ class FreeEnergyEstimate(NamedTuple):
         return can_be_trusted(self.ess * self.num_samples, self.pareto_k)
 
 
+class Bounds(NamedTuple):
+    """Bounds of -ln Z in nats: ``lower <= -ln Z <= upper``, each in expectation.
+
+    Attributes:
+        lower: mean of ln q - ln pi over the target; -ln Z - KL(pi/Z || q) in expectation.
+        lower_se: its standard error.
+        upper: mean of ln q - ln pi over q; -ln Z + KL(q || pi/Z) in expectation.
+        upper_se: its standard error.
+    """
+
+    lower: float
+    lower_se: float
+    upper: float
+    upper_se: float
+
+
 def estimate(
     target: Any,
     q: Any,
@@ -65,25 +76,22 @@ def estimate(
     r"""Estimate the free energy -ln Z of ``target`` from samples of ``q``.
 
     With :math:`w = \pi(x) / q(x)`, x ~ q: :math:`-E[\ln w] \ge -\ln Z` and :math:`-\ln E[w] = -\ln
-    Z`. Of a Pyro model with data y and its guide, :math:`\pi(x) = p(x, y)`, and Z is the evidence
+    Z`. For a Pyro model with data y and its guide, :math:`\pi(x) = p(x, y)`, and Z is the evidence
     p(y).
 
     Args:
-        target: a LatticePotential, or a batched energy function ``x -> -ln pi(x)``; or a Pyro
-            model, which need not be written for batches.
+        target: a LatticePotential, a batched energy function ``x -> -ln pi(x)``, or a Pyro model,
+            which need not be written for batches.
         q: a flow, a FlowGuide, a SymmetrizedFlow or another distribution over fields; or a guide of
-            the model, such as an AutoHierarchicalFlow or one of Pyro's (``AutoContinuous`` ones are
-            drawn in batches, others one draw after another).
+            the model (``AutoContinuous`` ones are drawn in batches, others one by one).
         num_samples: samples of q.
         batch_size: samples in memory at a time.
-        model_args: of model and guide. Given, also as ``()``, they say that ``target`` is a model
-            where q, a FlowGuide, may go with an energy as well.
+        model_args: of model and guide; ``()`` says that the target of a FlowGuide is a model.
         model_kwargs: likewise by keyword.
 
     Raises:
-        TypeError: if a size is no integer, or a guide is no density (``AutoDelta``).
-        ValueError: if a size is below 1, the energy has the wrong shape or is NaN, a plate of the
-            model is subsampled, or its latent sites are not the guide's.
+        TypeError, ValueError: naming the argument; also if a guide is no density (``AutoDelta``) or
+            has other latent sites, or a plate of the model is subsampled.
 
     Warns:
         UserWarning: if fewer than ten effective samples stand behind the importance estimate, or
@@ -95,25 +103,73 @@ def estimate(
         >>> found = estimate(lambda x: 0.5 * x.square().sum(-1), q, num_samples=100)
         >>> round(found.importance, 4), round(found.ess, 4)  # -ln(2 pi)
         (-1.8379, 1.0)
-        >>> import pyro, pyro.distributions as dist
-        >>> def model(data):
-        ...     x = pyro.sample("x", dist.Normal(0.0, 1.0))
-        ...     pyro.sample("data", dist.Normal(x, 1.0), obs=data)
-        >>> def guide(data):
-        ...     pyro.sample("x", dist.Normal(data / 2, 0.5**0.5))  # the posterior
-        >>> data = torch.tensor(1.0)
-        >>> found = estimate(model, guide, num_samples=100, model_args=(data,))
-        >>> round(found.importance, 4), round(-dist.Normal(0.0, 2**0.5).log_prob(data).item(), 4)
-        (1.5155, 1.5155)
     """
     if is_guide(q) or model_args is not None or model_kwargs is not None:
-        args = () if model_args is None else model_args
-        values = _model_weights(target, q, num_samples, batch_size, args, model_kwargs)
+        sizes = _batch_sizes(num_samples, batch_size)
+        values = model_log_weights(target, q, sizes, model_args, model_kwargs)
     else:
         values = log_weights(target, q, num_samples, batch_size)
     weights = LogWeights(values)
     weights.warn_if_poor()
     return from_log_weights(weights)
+
+
+def bounds(
+    target: Any,
+    q: Any,
+    num_samples: int = 10_000,
+    *,
+    reference: Tensor | None = None,
+    batch_size: int = 1000,
+    seed: int | None = None,
+) -> Bounds:
+    r"""Bound the free energy from both sides.
+
+    .. math:: E_{\pi/Z}[\ln q - \ln\pi] \le -\ln Z \le E_q[\ln q - \ln\pi]
+
+    Their distance is the sum of both Kullback-Leibler divergences, and both means are unbiased. A
+    mode that the flow misses shows in the lower bound alone, unless the reference misses it too.
+    The error of reference samples from chains comes from their effective sample size.
+
+    Args:
+        target: a LatticePotential or a batched energy function.
+        q: a flow, a FlowGuide, a SymmetrizedFlow or another distribution over fields.
+        num_samples: samples of q, and of the target if there are none.
+        reference: fields of the target, ``(n,) + shape``, taken to be independent, or ``(chains,
+            draws) + shape``; None draws them by ``target.sample_reference``.
+        batch_size: fields in memory at a time.
+        seed: of the reference samples drawn here; None goes on with torch's own generator, as the
+            samples of q always do.
+
+    Raises:
+        TypeError, ValueError: naming the argument; also if an energy or ln q is NaN.
+
+    References:
+        Li & Wang, PRL 121, 260601 (2018), Eq. 4, for the upper bound; Grosse, Ghahramani, Adams,
+        "Sandwiching the marginal likelihood using bidirectional Monte Carlo" (2015).
+
+    Example:
+        >>> from torch.distributions import Independent, Normal
+        >>> q = Independent(Normal(torch.zeros(2), 1.0), 1)
+        >>> found = bounds(
+        ...     lambda x: 0.5 * x.square().sum(-1), q, 100, reference=torch.randn(100, 2)
+        ... )
+        >>> round(found.lower, 4), round(found.upper, 4)  # -ln(2 pi), since q is the target
+        (-1.8379, -1.8379)
+    """
+    num_samples = check_integer("num_samples", num_samples, 1)
+    batch_size = check_integer("batch_size", batch_size, 1)
+    if reference is None:
+        draw = getattr(target, "sample_reference", None)
+        if draw is None:
+            raise TypeError(
+                f"reference is None and target, a {type(target).__name__}, has no "
+                "sample_reference; accepted: fields of the target"
+            )
+        reference = draw(num_samples, seed)
+    lower = _mean_over_reference(target, q, reference, batch_size)
+    upper = LogWeights(log_weights(target, q, num_samples, batch_size)).mean_log
+    return Bounds(-lower.value, lower.standard_error, -upper.value, upper.standard_error)
 
 
 def from_log_weights(weights: LogWeights | Tensor) -> FreeEnergyEstimate:
@@ -149,19 +205,8 @@ def weighted_samples(
     for size in sizes:
         with torch.no_grad():
             x = density.sample((size,))
-            weights = log_weights_of(energy, density, x)
+            weights = _log_weights_of(energy, density, x)
         yield x, weights
-
-
-def log_weights_of(energy: Callable[[Tensor], Tensor], density: Any, x: Tensor) -> Tensor:
-    """``ln pi(x) - ln q(x)`` of a batch of fields, float64 on the CPU."""
-    minus_log_pi, log_q = energy(x), density.log_prob(x)
-    if minus_log_pi.shape != log_q.shape:
-        raise ValueError(
-            f"target's energy has shape {tuple(minus_log_pi.shape)} for {len(x)} fields; "
-            f"accepted: {tuple(log_q.shape)}"
-        )
-    return (-minus_log_pi.double() - log_q.double()).cpu()
 
 
 def energy_function(target: Any) -> Callable[[Tensor], Tensor]:
@@ -189,21 +234,35 @@ def _batch_sizes(num_samples: int, batch_size: int) -> list[int]:
     return [min(batch_size, num_samples - start) for start in range(0, num_samples, batch_size)]
 
 
-def _model_weights(
-    target: Any,
-    q: Any,
-    num_samples: int,
-    batch_size: int,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any] | None,
-) -> Tensor:
-    """``ln p(x, y) - ln q(x)`` of a model, or of a potential's own, with its guide."""
-    if not is_guide(q) and not isinstance(q, FlowGuide):
-        raise TypeError(
-            f"model_args are given, and q is a {type(q).__name__}; accepted: a guide of the model"
+def _log_weights_of(energy: Callable[[Tensor], Tensor], density: Any, x: Tensor) -> Tensor:
+    """``ln pi(x) - ln q(x)`` of a batch of fields, float64 on the CPU."""
+    minus_log_pi, log_q = energy(x), density.log_prob(x)
+    if minus_log_pi.shape != log_q.shape:
+        raise ValueError(
+            f"target's energy has shape {tuple(minus_log_pi.shape)} for {len(x)} fields; "
+            f"accepted: {tuple(log_q.shape)}"
         )
-    model = target.model if isinstance(target, LatticePotential) else target
-    check_type("target", model, Callable, "a Pyro model or a LatticePotential")
-    check_model_args(args)
-    sizes = _batch_sizes(num_samples, batch_size)
-    return torch.cat(list(model_log_weights(model, q, sizes, args, kwargs)))
+    return (-minus_log_pi.double() - log_q.double()).cpu()
+
+
+def _mean_over_reference(target: Any, q: Any, reference: Tensor, batch_size: int) -> Estimate:
+    """Mean of ln pi - ln q of fields of the target, independent ones or those of chains."""
+    energy, density = energy_function(target), as_distribution(q)
+    check_type("reference", reference, Tensor, "a tensor of fields")
+    shape = tuple(density.event_shape)
+    batch = reference.dim() - len(shape)
+    right = batch in (1, 2) and tuple(reference.shape[batch:]) == shape
+    if not right or reference.numel() == 0:
+        raise ValueError(
+            f"reference has shape {tuple(reference.shape)}; accepted: (n,) or (chains, draws), "
+            f"each >= 1, followed by {shape}"
+        )
+    like = density.sample((1,))
+    parts = reference.flatten(0, batch - 1).split(batch_size)
+    with torch.no_grad():
+        pieces = [_log_weights_of(energy, density, part.to(like)) for part in parts]
+    weights = LogWeights(torch.cat(pieces))
+    if batch == 1:
+        return weights.mean_log
+    summary = summarise(weights.values.view(reference.shape[:2]))
+    return Estimate(summary.mean, summary.mcse)

@@ -16,10 +16,12 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import Distribution, Transform
 
+from pyro_neuralrg.arguments import check_type
+from pyro_neuralrg.infer.guides import FlowGuide
 from pyro_neuralrg.infer.pdd import PDD
+from pyro_neuralrg.infer.pyro_internals import check_model_args, entries_of_sites, guide_shapes
 from pyro_neuralrg.mcmc.model_target import ModelTarget
-
-Program = Callable[..., Any]
+from pyro_neuralrg.potentials.base import LatticePotential
 
 
 def is_guide(q: Any) -> bool:
@@ -29,40 +31,32 @@ def is_guide(q: Any) -> bool:
 
 
 def model_log_weights(
-    model: Program,
-    guide: Program,
+    target: Any,
+    guide: Any,
     sizes: Sequence[int],
-    args: Sequence[Any] = (),
-    kwargs: Mapping[str, Any] | None = None,
-) -> Iterator[Tensor]:
-    r"""Batches of :math:`\ln p(x, y) - \ln q(x)` for x ~ q, of a model with data y.
+    model_args: Sequence[Any] | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+) -> Tensor:
+    """``ln p(x, y) - ln q(x)`` for x ~ q of a model, or a potential's own, with data y.
 
-    The guide of an ``AutoContinuous`` is drawn in batches, and the model is vectorised over them by
-    ``torch.func.vmap``, so that it need not know of batches; other guides run draw by draw.
-
-    Args:
-        model: a Pyro program with the sites of the guide, and without subsampling.
-        guide: of the model.
-        sizes: of the batches.
-        args: of both.
-        kwargs: of both.
-
-    Yields:
-        float64 on the CPU, shape ``(size,)``, in nats.
-
-    Raises:
-        TypeError: if the guide is a point and no density.
-        ValueError: if a plate is subsampled, or model and guide have different latent sites.
+    An ``AutoContinuous`` guide is drawn in batches of these sizes, and the model is vectorised over
+    them by ``torch.func.vmap``; other guides run draw by draw. Float64 on the CPU.
     """
-    options = dict(kwargs or {})
+    if not isinstance(guide, FlowGuide) and not is_guide(guide):
+        seen = type(guide).__name__
+        raise TypeError(f"model_args are given, and q is a {seen}; accepted: a guide of the model")
     if isinstance(guide, AutoDelta | AutoLaplaceApproximation):
         raise TypeError(
             f"guide is an {type(guide).__name__}, a point; accepted: a guide with a density (of a "
             "Laplace approximation: guide.laplace_approximation(...))"
         )
-    trace = _trace(model, args, options)
+    model = target.model if isinstance(target, LatticePotential) else target
+    check_type("target", model, Callable, "a Pyro model or a LatticePotential")
+    check_model_args(model_args)
+    args, kwargs = tuple(model_args or ()), dict(model_kwargs or {})
+    (trace,) = _traces(model, args, kwargs)
     for site in trace.nodes.values():
-        for frame in site["cond_indep_stack"] if site["type"] == "sample" else ():
+        for frame in site.get("cond_indep_stack", ()):
             if frame.full_size not in (None, frame.size):
                 # the exponential of an unbiased ln p is no unbiased p
                 raise ValueError(
@@ -70,21 +64,25 @@ def model_log_weights(
                     f"{frame.full_size}); accepted for an evidence: all of the data"
                 )
     if isinstance(guide, AutoContinuous):
-        return _vectorised(model, guide, sizes, args, options)
-    _check_guide(trace, guide, args, options)
-    return _one_by_one(model, guide, sizes, args, options)
+        return torch.cat(list(_vectorised(model, guide, sizes, args, kwargs)))
+    _check_guide(trace, guide, args, kwargs)
+    return torch.cat(list(_one_by_one(model, guide, sizes, args, kwargs)))
 
 
 def _vectorised(
-    model: Program,
-    guide: AutoContinuous,
-    sizes: Sequence[int],
-    args: Sequence[Any],
-    kwargs: dict[str, Any],
+    model: Any, guide: Any, sizes: Sequence[int], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Iterator[Tensor]:
     """The weights in unconstrained space, where both densities have the same Jacobian."""
     target = ModelTarget(model).setup(*args, **kwargs)
-    order = _order_of_sites(guide, target.sites)
+    shapes = {} if guide.prototype_trace is None else guide_shapes(guide)
+    if shapes != dict(target.sites):
+        raise ValueError(
+            f"model has the latent sites {dict(target.sites)} (unconstrained shapes), and the "
+            f"guide {shapes}; accepted: the model of the guide, which has seen it, with arguments "
+            "of the same shapes"
+        )
+    entries = entries_of_sites(shapes)  # the guide's sites may be in another order
+    order = torch.cat([entries[name] for name in target.sites])
     for size in sizes:
         with torch.no_grad(), poutine.block():
             density = guide.get_posterior(*args, **kwargs)
@@ -94,28 +92,8 @@ def _vectorised(
         yield (-energy - log_q.double()).cpu()
 
 
-def _order_of_sites(guide: AutoContinuous, sites: Mapping[str, tuple[int, ...]]) -> Tensor:
-    """Indices of the model's sites, one after the other, in the guide's vector."""
-    seen = guide.prototype_trace is not None
-    unconstrained = guide._unconstrained_shapes if seen else {}
-    shapes = {name: tuple(shape) for name, shape in unconstrained.items()}
-    if shapes != dict(sites):
-        raise ValueError(
-            f"model has the latent sites {dict(sites)} (unconstrained shapes), and the guide "
-            f"{shapes}; accepted: the model of the guide, which has seen it, with arguments of the "
-            "same shapes"
-        )
-    lengths = [torch.Size(shape).numel() for shape in shapes.values()]
-    indices = dict(zip(shapes, torch.arange(sum(lengths)).split(lengths), strict=True))
-    return torch.cat([indices[name] for name in sites])
-
-
 def _one_by_one(
-    model: Program,
-    guide: Program,
-    sizes: Sequence[int],
-    args: Sequence[Any],
-    kwargs: dict[str, Any],
+    model: Any, guide: Any, sizes: Sequence[int], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Iterator[Tensor]:
     """The weights of single runs, for guides of any kind."""
     for size in sizes:
@@ -127,18 +105,11 @@ def _one_by_one(
 
 
 def _check_guide(
-    model_trace: Any, guide: Program, args: Sequence[Any], kwargs: dict[str, Any]
+    model_trace: Any, guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
     """Refuse points, and latent sites of one program only: they count in one density alone."""
-    first, second = _trace(guide, args, kwargs), _trace(guide, args, kwargs, runs=2)
-    theirs, ours = (
-        {
-            name: site
-            for name, site in trace.iter_stochastic_nodes()
-            if not site["infer"].get("is_auxiliary")
-        }
-        for trace in (model_trace, first)
-    )
+    first, second = _traces(guide, args, kwargs, runs=2)
+    theirs, ours = _latent_sites(model_trace), _latent_sites(first)
     if theirs.keys() != ours.keys():
         raise ValueError(
             f"model has the latent sites {sorted(theirs)}, and the guide {sorted(ours)}; "
@@ -152,10 +123,16 @@ def _check_guide(
             )
 
 
-def _trace(program: Program, args: Sequence[Any], kwargs: dict[str, Any], runs: int = 1) -> Any:
-    """The trace of the last of so many runs, without using up random numbers."""
+def _latent_sites(trace: Any) -> dict[str, Any]:
+    nodes = trace.iter_stochastic_nodes()
+    return {name: site for name, site in nodes if not site["infer"].get("is_auxiliary")}
+
+
+def _traces(
+    program: Any, args: tuple[Any, ...], kwargs: dict[str, Any], runs: int = 1
+) -> list[Any]:
+    """Traces of so many runs, without using up random numbers."""
     devices = range(torch.cuda.device_count())
     with torch.random.fork_rng(devices), torch.no_grad(), poutine.block():
-        for _ in range(runs):
-            trace = poutine.trace(program).get_trace(*args, **kwargs)
-    return prune_subsample_sites(trace)
+        traces = [poutine.trace(program).get_trace(*args, **kwargs) for _ in range(runs)]
+    return [prune_subsample_sites(trace) for trace in traces]

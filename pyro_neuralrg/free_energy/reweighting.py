@@ -27,8 +27,7 @@ class Reweighted(NamedTuple):
         estimate: float64, of the shape of one value.
         standard_error: of each, float64, same shape; NaN of a single group.
         ess: Kish effective sample size of the weights as a fraction, between 0 and 1.
-        pareto_k: of the weights, see :class:`~pyro_neuralrg.statistics.LogWeights`; NaN for groups
-            of several samples, which may be copies.
+        pareto_k: of the weights; NaN for groups of several samples, which may be copies.
     """
 
     estimate: Tensor
@@ -49,50 +48,43 @@ class Expectations(NamedTuple):
     free_energy: FreeEnergyEstimate
 
 
-def reweight(values: Tensor, log_weights: Tensor, *, groups: int | None = None) -> Reweighted:
+def reweight(
+    values: Tensor, log_weights: Tensor | LogWeights, *, groups: int | None = None
+) -> Reweighted:
     r"""Mean over the target of values at samples of another density.
 
     .. math:: \bar v = \frac{\sum_i w_i v_i}{\sum_i w_i}, \qquad
         \sigma^2 = \frac{n}{n - 1} \frac{\sum_i w_i^2 (v_i - \bar v)^2}{(\sum_i w_i)^2}
 
-    The error is that of the delta method. The estimate is consistent; its bias is of order 1 / n
-    and so below the error, which is of order 1 / sqrt(n).
+    The error is that of the delta method. The bias, of order 1 / n, is below it.
 
     Args:
         values: at the samples, ``(num_samples,)`` or ``(num_samples, ...)``.
         log_weights: ``ln pi - ln q`` of the samples up to a constant, ``(num_samples,)``; minus
             infinity is a weight of zero, whose value does not matter.
-        groups: number of consecutive equal groups of samples that are independent of each other,
-            while those within a group are not (particles of
-            :func:`~pyro_neuralrg.free_energy.anneal`); None: all samples are independent.
+        groups: number of consecutive equal groups of samples, independent of each other, where
+            those within a group are not (:func:`anneal`); None: all samples are independent.
 
     Raises:
-        TypeError: if something is no tensor or no integer.
-        ValueError: if shapes do not fit, the weights are all zero, NaN or plus infinity, or a value
-            of positive weight is not finite.
+        TypeError, ValueError: naming the argument; also if the weights are all zero, NaN or plus
+            infinity, or a value of positive weight is not finite.
 
     References:
         Owen, "Monte Carlo theory, methods and examples" (2013), chapter 9, for the delta method;
-        Nicoli et al., "Estimation of thermodynamic observables in lattice field theories with deep
-        generative models", PRL 126, 032001 (2021).
+        Nicoli et al., PRL 126, 032001 (2021), for lattice fields.
 
     Example:
         >>> found = reweight(torch.tensor([0.0, 1.0]), torch.tensor([3.0, 1.0]).log())
         >>> round(float(found.estimate), 4)
         0.25
     """
-    for name, given in (("values", values), ("log_weights", log_weights)):
-        check_type(name, given, Tensor, "a tensor")
-    weights = LogWeights(log_weights)
-    number = len(weights)
+    check_type("values", values, Tensor, "a tensor")
+    check_type("log_weights", log_weights, Tensor | LogWeights, "a tensor")
+    weights = log_weights if isinstance(log_weights, LogWeights) else LogWeights(log_weights)
+    number, largest = len(weights), weights.values.max()
     groups = number if groups is None else check_integer("groups", groups, 1, number)
     if number % groups:
         raise ValueError(f"groups is {groups}; accepted: a divisor of {number}, the samples")
-    return _reweighted(values.detach().double().cpu(), weights, groups)
-
-
-def _reweighted(values: Tensor, weights: LogWeights, groups: int) -> Reweighted:
-    number, largest = len(weights), weights.values.max()
     if values.dim() == 0 or len(values) != number:
         raise ValueError(
             f"values has shape {tuple(values.shape)}; accepted: ({number},) or ({number}, ...), "
@@ -103,16 +95,16 @@ def _reweighted(values: Tensor, weights: LogWeights, groups: int) -> Reweighted:
             f"log_weights are all -inf ({number} samples): none has any weight; accepted: at "
             "least one finite log-weight"
         )
-    flat = values.reshape(number, -1)
+    flat = values.detach().double().cpu().reshape(number, -1)
     bad = int((~flat.isfinite().all(-1) & (weights.values > -math.inf)).sum())
     if bad:
         raise ValueError(
             f"values of {bad} of {number} samples are not finite; accepted: finite values "
             "wherever the weight is not zero"
         )
-    relative = (weights.values - largest).exp()
+    relative = (weights.values - largest).exp().unsqueeze(-1)
     # an infinite value of a sample without weight counts nothing
-    weighted = torch.where(relative.unsqueeze(-1) > 0, relative.unsqueeze(-1) * flat, 0.0)
+    weighted = torch.where(relative > 0, relative * flat, 0.0)
     sums = weighted.view(groups, -1, flat.shape[-1]).sum(1)
     masses = relative.view(groups, -1).sum(1)
     mean = sums.sum(0) / masses.sum()
@@ -138,24 +130,18 @@ def expectations(
 ) -> Expectations:
     """Means of observables over the target, and its free energy, from samples of a flow.
 
-    Draws fields in batches and keeps the observables, not the fields. See :func:`reweight` for
-    errors and bias.
+    Keeps the observables, not the fields. See :func:`reweight` for errors and bias; warns as
+    :func:`~pyro_neuralrg.free_energy.estimate` does.
 
     Args:
-        target: as for :func:`~pyro_neuralrg.free_energy.estimate`.
-        q: likewise.
-        observables: by name, functions of fields ``(n,) + shape`` to values ``(n,)`` or ``(n,
-            ...)``.
+        target: a LatticePotential or a batched energy function.
+        q: a flow, a FlowGuide, a SymmetrizedFlow or another distribution over fields.
+        observables: functions of fields ``(n,) + shape`` to values ``(n,)`` or ``(n, ...)``.
         num_samples: samples of q.
         batch_size: fields in memory at a time.
 
     Raises:
-        TypeError: if an observable is not callable or returns no tensor.
-        ValueError: if an observable has another shape, or for what ``estimate`` and
-            :func:`reweight` raise.
-
-    Warns:
-        UserWarning: if the weights cannot be trusted, as ``estimate`` does.
+        TypeError, ValueError: naming the argument or the observable.
 
     Example:
         >>> from torch.distributions import Independent, Normal
@@ -170,17 +156,15 @@ def expectations(
     check_type("observables", observables, Mapping, "functions of fields by name")
     for name, observable in observables.items():
         check_type(f"observables[{name!r}]", observable, Callable, "a function of fields")
-    parts: list[Tensor] = []
+    log_weights: list[Tensor] = []
     values: dict[str, list[Tensor]] = {name: [] for name in observables}
     for x, part in weighted_samples(target, q, num_samples, batch_size):
-        parts.append(part)
+        log_weights.append(part)
         for name, observable in observables.items():
             values[name].append(_observed(name, observable, x))
-    weights = LogWeights(torch.cat(parts))
+    weights = LogWeights(torch.cat(log_weights))
     weights.warn_if_poor()
-    means = {
-        name: _reweighted(torch.cat(found), weights, len(weights)) for name, found in values.items()
-    }
+    means = {name: reweight(torch.cat(found), weights) for name, found in values.items()}
     return Expectations(means, from_log_weights(weights))
 
 

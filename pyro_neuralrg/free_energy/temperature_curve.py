@@ -7,15 +7,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from pyro.distributions.conditional import ConditionalTransformModule
 from torch import Tensor
 
 from pyro_neuralrg.arguments import check_integer, check_type
-from pyro_neuralrg.bases import base_of
+from pyro_neuralrg.distributions.flow import FlowDistribution
 from pyro_neuralrg.free_energy.reweighting import reweight
 from pyro_neuralrg.potentials.family import IsingDualFamily
 from pyro_neuralrg.potentials.ising import IsingDual
@@ -35,23 +36,14 @@ class Thermodynamics:
     Attributes:
         temperature: T in units of J / k_B.
         variational_log_partition: a lower bound of ln Z in expectation.
-        variational_log_partition_se: its error.
         variational_energy: :math:`-\partial\ln Z / \partial\beta / N` of that bound, as the flow
-            changes with beta.
-        variational_energy_se: its error; the derivative of the gap is not in it.
-        variational_specific_heat: :math:`\beta^2 \partial^2\ln Z / \partial\beta^2 / N` of it.
-        variational_specific_heat_se: its error, likewise.
+            changes with beta; the derivative of the gap is not in its error.
+        variational_specific_heat: :math:`\beta^2 \partial^2\ln Z / \partial\beta^2 / N` likewise.
         log_partition: by importance weights.
-        log_partition_se: its error.
         energy: mean of H by importance weights, averaged over the spins given x.
-        energy_se: its error.
         specific_heat: variance of H by importance weights.
-        specific_heat_se: its error.
         ess: effective sample size of the weights, as a fraction.
         pareto_k: of the weights; above 0.7 neither these means nor their errors can be trusted.
-        exact_log_partition: exact ln Z.
-        exact_energy: exact energy.
-        exact_specific_heat: exact specific heat.
     """
 
     temperature: Array
@@ -133,73 +125,58 @@ def thermodynamics(
     check_integer("num_samples", num_samples, 2)
     check_integer("batch_size", batch_size, 1)
     check_type("family", family, IsingDualFamily, "an IsingDualFamily")
-    contexts = family.contexts(temperatures)
+    accepted = "a conditional flow, such as family.flow() or fit(family).flow"
+    check_type("flow", flow, ConditionalTransformModule, accepted)
     rows = []
-    for temperature, context in zip(temperatures, contexts, strict=True):
+    for temperature, context in zip(temperatures, family.contexts(temperatures), strict=True):
         parts = [
             _samples(family, flow, context, min(batch_size, num_samples - start))
             for start in range(0, num_samples, batch_size)
         ]
-        merged = _Samples(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
-        rows.append(_row(family.at_temperature(float(temperature)), merged))
+        samples = torch.cat(parts, -1)
+        weights = LogWeights(samples[0])
+        weights.warn_if_poor()
+        rows.append(_row(family.at_temperature(float(temperature)), samples, weights))
     columns = [np.array(column, dtype=np.float64) for column in zip(*rows, strict=True)]
     return Thermodynamics(*columns)
 
 
-class _Samples(NamedTuple):
-    """Figures of each sample, float64 without a graph, shape ``(n,)`` each.
+def _samples(family: IsingDualFamily, flow: Any, context: Tensor, n: int) -> Tensor:
+    """Figures of n samples, float64 without a graph, shape ``(5, n)``.
 
-    Attributes:
-        log_weight: its estimate of ln Z of the spins, ln pi - ln q less what the dual adds.
-        first: derivative of that in beta.
-        second: second derivative.
-        energy: H / N, averaged over the spins.
-        square: (H / N)^2, likewise.
+    ln pi - ln q less what the dual adds, an estimate of ln Z of the spins; its first and second
+    derivative in beta; H / N and its square, averaged over the spins.
     """
-
-    log_weight: Tensor
-    first: Tensor
-    second: Tensor
-    energy: Tensor
-    square: Tensor
-
-
-def _samples(family: IsingDualFamily, flow: Any, context: Tensor, n: int) -> _Samples:
-    like = next(flow.parameters())
-    base, event_dim = base_of(flow), len(family.shape)
-    z = base.sample((n, *family.shape), event_dim, dtype=like.dtype, device=like.device)
-    c = context.to(like).expand(n, 1).clone().requires_grad_()
-    x, ladj = flow.condition(c).forward_and_ladj(z)
-    log_q = base.log_prob(z, event_dim) - ladj
-    beta = family.beta(c)
-    log_weight = -family.energy(x, c) - log_q - family.dual_log_partition(beta)
+    c = context.to(next(flow.parameters())).expand(n, 1).clone().requires_grad_()
+    q = FlowDistribution(flow.condition(c), family.shape)
+    x, log_q = q.rsample_and_log_prob((n,))
+    log_weight = -family.energy(x, c) - log_q - family.dual_log_partition(family.beta(c))
     (first,) = torch.autograd.grad(log_weight.sum(), c, create_graph=True)
     (second,) = torch.autograd.grad(first.sum(), c)
     # contexts are linear in beta
     per_beta = 2 / (1 / family.temperatures[0] - 1 / family.temperatures[1])
     member = family.at(context)
     mean, variance = member.spin_moments(x.detach().double())
-    return _Samples(
-        log_weight.detach().double().cpu(),
-        (first[:, 0].detach().double() * per_beta).cpu(),
-        (second[:, 0].double() * per_beta**2).cpu(),
-        member.spins.energy_per_site(mean).cpu(),
-        member.spins.squared_energy_per_site(mean, variance).cpu(),
+    figures = (
+        log_weight.detach(),
+        first[:, 0].detach().double() * per_beta,
+        second[:, 0].double() * per_beta**2,
+        member.spins.energy_per_site(mean),
+        member.spins.squared_energy_per_site(mean, variance),
     )
+    return torch.stack([figure.double().cpu() for figure in figures])
 
 
-def _row(target: IsingDual, samples: _Samples) -> list[float]:
+def _row(target: IsingDual, samples: Tensor, weights: LogWeights) -> list[float]:
     """Everything at one temperature, in the order of :class:`Thermodynamics`."""
     sites, beta = math.prod(target.shape), 1 / target.temperature
-    weights = LogWeights(samples.log_weight)
-    weights.warn_if_poor()
-    first, second = sample_mean(samples.first), sample_mean(samples.second)
-    energy = reweight(samples.energy, samples.log_weight)
+    _, *derivatives, energies, squares = samples
+    first, second = (sample_mean(values) for values in derivatives)
+    energy = reweight(energies, weights)
     mean = energy.estimate
     # the variance of H, with its error by the delta method
-    variance = reweight(samples.square - 2 * mean * samples.energy, samples.log_weight)
-    heat = sites * beta**2
-    spins = target.spins
+    variance = reweight(squares - 2 * mean * energies, weights)
+    heat, spins = sites * beta**2, target.spins
     return [
         target.temperature,
         *weights.mean_log,

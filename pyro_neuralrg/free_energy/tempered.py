@@ -1,56 +1,47 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""The densities between a flow and its target, as targets of the kernels."""
+"""The densities between a flow and its target, and the weights of particles on their way."""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import NamedTuple
 
 import torch
 from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor
-from torch.distributions import constraints
 
+from pyro_neuralrg.mcmc import ChainState
 from pyro_neuralrg.mcmc.target import Target
+from pyro_neuralrg.statistics import kish_fractions
+from pyro_neuralrg.transforms.base import LatticeTransform
+
+BETA_HALVINGS = 50
+"""Halvings of the interval in which the next beta lies."""
 
 
-class _Identity(TransformModule):
-    """The flow of latents that are a position as they are."""
+class Particles(NamedTuple):
+    """Positions, with energies and gradients of the target and of the start."""
 
-    bijective = True
-    domain = codomain = constraints.real_vector
+    positions: Tensor
+    energy: Tensor
+    gradient: Tensor
+    base_energy: Tensor
+    base_gradient: Tensor
 
-    def _call(self, z: Tensor) -> Tensor:
-        return z
-
-    def _inverse(self, x: Tensor) -> Tensor:
-        return x
-
-    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """Zero."""
-        return x.new_zeros(x.shape[:-1])
+    @property
+    def log_ratio(self) -> Tensor:
+        """ln w, target over start, of shape ``(num_particles,)``."""
+        return self.base_energy - self.energy
 
 
 class TemperedTarget(Target):
     r"""The density :math:`p(y)\,w(y)^\beta` with :math:`w = e^{-U(y)} / p(y)`.
 
-    U is the energy of ``target`` and p a normalised density of its positions: in the latent space
-    of a flow its base, else a standard normal, which in the latent space of a guide is the guide,
-    and for a plain Pyro model a standard normal of the unconstrained values. At beta = 0 that is p,
-    at beta = 1 the target.
-
-    Args:
-        target: a Target with sites; of a Pyro model, one that is set up.
-        beta: in [0, 1].
-        batch_size: chains that are evaluated at a time; None for all.
-
-    Example:
-        >>> from pyro_neuralrg.mcmc import EnergyTarget
-        >>> whole = EnergyTarget(lambda x: 2.0 * x.square().sum(-1), (3,))
-        >>> half = TemperedTarget(whole, 0.5)
-        >>> shift = half.energy(torch.zeros(1, 3))
-        >>> half.energy(torch.ones(1, 3)) - shift  # 3 (4 + 1) / 4
-        tensor([3.7500], dtype=torch.float64)
+    U is the energy of ``target``, which is set up, and p a normalised density of its positions: in
+    the latent space of a flow its base, else a standard normal (in the latent space of a guide that
+    is the guide). At beta = 0 that is p, at beta = 1 the target. ``batch_size`` chains are
+    evaluated at a time.
     """
 
     def __init__(self, target: Target, beta: float, batch_size: int | None = None) -> None:
@@ -67,31 +58,28 @@ class TemperedTarget(Target):
         """The flow whose draws are those of p, for independence jumps; None if p is no flow."""
         if self.flow is not None or not getattr(self.whole, "is_transported", False):
             return self.flow
-        return _Identity()  # positions are standard normal latents, of several flows perhaps
+        return _Identity(self.event_shape)  # positions are latents, of several flows perhaps
 
     def at(self, beta: float) -> TemperedTarget:
         """The same family at another beta."""
         return TemperedTarget(self.whole, beta, self.chain_batch_size)
 
+    def evaluated(self, positions: Tensor) -> Particles:
+        """Particles at these positions, with all that does not depend on beta."""
+        return Particles(positions, *self.by_batches(self._both_of, positions))
+
+    def state(self, particles: Particles) -> ChainState:
+        """The particles as kernels see them, at this beta."""
+        positions, energy, gradient, base_energy, base_gradient = particles
+        energy = self._mixed(energy, base_energy)
+        return ChainState(positions, energy, self._mixed(gradient, base_gradient))
+
     def _energy_of(self, positions: Tensor) -> Tensor:
-        """See :class:`Target`."""
-        return self.mixed(self.whole.energy(positions), self._base(positions))
+        return self._mixed(self.whole.energy(positions), self._base_energy(positions))
 
     def _energy_and_grad_of(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """See :class:`Target`."""
-        energy, gradient, base, base_gradient = self._both_of(positions)
-        return self.mixed(energy, base), self.mixed(gradient, base_gradient)
-
-    def both(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Energy and gradient of the target, then of -ln p; ln w is the difference of energies."""
-        return self.by_batches(self._both_of, positions)
-
-    def _both_of(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        with torch.enable_grad():
-            leaf = positions.detach().requires_grad_()
-            base = self._base(leaf)
-            (base_gradient,) = torch.autograd.grad(base.sum(), leaf)
-        return *self.whole.energy_and_grad(positions), base.detach(), base_gradient
+        energy, gradient, base_energy, base_gradient = self._both_of(positions)
+        return self._mixed(energy, base_energy), self._mixed(gradient, base_gradient)
 
     def physical(self, positions: Tensor) -> dict[str, Tensor]:
         """See :class:`Target`."""
@@ -107,11 +95,94 @@ class TemperedTarget(Target):
         """See :class:`Target`."""
         return self.whole.modules()
 
-    def mixed(self, whole: Any, base: Any) -> Any:
-        """(1 - beta) of the base and beta of the whole, whose infinity counts nothing at beta 0."""
-        return base if self.beta == 0.0 else self.beta * whole + (1.0 - self.beta) * base
+    def _both_of(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Energies and gradients of the target and of the start."""
+        with torch.enable_grad():
+            leaf = positions.detach().requires_grad_()
+            base_energy = self._base_energy(leaf)
+            (gradient,) = torch.autograd.grad(base_energy.sum(), leaf)
+        return *self.whole.energy_and_grad(positions), base_energy.detach(), gradient
 
-    def _base(self, positions: Tensor) -> Tensor:
+    def _base_energy(self, positions: Tensor) -> Tensor:
         """-ln p(y), float64."""
         y = positions.reshape(-1, *self.event_shape)
         return -self.base.log_prob(y.double(), len(self.event_shape))
+
+    def _mixed(self, whole: Tensor, base: Tensor) -> Tensor:
+        return self.beta * whole + (1.0 - self.beta) * base
+
+
+class _Identity(LatticeTransform):
+    """The flow of latents that are a position as they are."""
+
+    def forward(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return h, h.new_zeros(h.shape[-1])
+
+    inverse = forward
+
+
+def next_beta(log_ratio: Tensor, log_weights: Tensor, beta: float, fraction: float) -> float:
+    """The beta at which the conditional ESS falls to ``fraction``, or 1 if it does not.
+
+    The weights of the particles, so far ``log_weights``, take in w^(change of beta).
+    """
+    alive = torch.isfinite(log_ratio) & torch.isfinite(log_weights)
+    log_ratio, log_weights = log_ratio[alive], log_weights[alive]
+    if conditional_ess(log_ratio * (1.0 - beta), log_weights) >= fraction:
+        return 1.0
+    low, high = 0.0, 1.0 - beta
+    for _ in range(BETA_HALVINGS):
+        middle = 0.5 * (low + high)
+        if conditional_ess(log_ratio * middle, log_weights) >= fraction:
+            low = middle
+        else:
+            high = middle
+    return min(1.0, beta + high)
+
+
+def conditional_ess(increments: Tensor, log_weights: Tensor) -> float:
+    """(sum W u)^2 / (sum W sum W u^2) of increments u of the weights W, all as logarithms."""
+    first = torch.logsumexp(log_weights + increments, 0)
+    second = torch.logsumexp(log_weights + 2.0 * increments, 0)
+    return math.exp(float(2.0 * first - torch.logsumexp(log_weights, 0) - second))
+
+
+def resample_groups(
+    log_weights: Tensor, threshold: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Resample the groups, rows of the weights, whose Kish fraction is below the threshold.
+
+    Groups without any weight stay as they are. Returns indices into all particles, shape ``(groups,
+    n)``; their log-weights, in a resampled group all ln of its mean weight; and True for each group
+    that was resampled.
+    """
+    groups, size = log_weights.shape
+    alive = torch.isfinite(log_weights).any(-1)
+    poor = alive & (kish_fractions(log_weights) < threshold)
+    chosen = torch.arange(groups * size, device=log_weights.device).view(groups, size)
+    if bool(poor.any()):
+        chosen[poor] = chosen[poor].gather(-1, systematic(log_weights[poor], generator))
+        means = log_mean_exp(log_weights).unsqueeze(-1).expand_as(log_weights)
+        log_weights = torch.where(poor.unsqueeze(-1), means, log_weights)
+    return chosen, log_weights, poor
+
+
+def systematic(log_weights: Tensor, generator: torch.Generator) -> Tensor:
+    """Increasing indices in proportion to weights ``(groups, n)``, from one uniform number a row.
+
+    Entry i is chosen n W_i times in expectation, and never more than one time off that.
+    """
+    rows, size = log_weights.shape
+    start = torch.rand(
+        rows, 1, generator=generator, dtype=log_weights.dtype, device=log_weights.device
+    )
+    points = (start + torch.arange(size, device=log_weights.device)) / size
+    cumulative = torch.softmax(log_weights, -1).cumsum(-1)
+    # the last weight that is none takes what rounding leaves
+    indices = torch.searchsorted(cumulative / cumulative[:, -1:], points, right=True)
+    return indices.clamp(max=size - 1)
+
+
+def log_mean_exp(log_weights: Tensor) -> Tensor:
+    """Logarithm of the mean weight, over the last dimension."""
+    return torch.logsumexp(log_weights, -1) - math.log(log_weights.shape[-1])

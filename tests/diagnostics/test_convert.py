@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""What ArviZ gets of a run, ours or Pyro's."""
+"""ArviZ's view of a run, ours or Pyro's."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from pyro.infer import HMC as PyroHMC  # noqa: N811
 from pyro.infer import MCMC, NUTS
 from pyro.infer.autoguide import AutoDiagonalNormal
 from pyro.infer.reparam import NeuTraReparam
-from torch import Tensor
 
 from pyro_neuralrg import (
     HMC,
@@ -96,22 +95,13 @@ def test_default_observables_of_the_ising_dual() -> None:
     np.testing.assert_allclose(posterior["internal_energy"], expected)
 
 
-def test_default_observables_of_a_field() -> None:
-    target = FreeField((2, 2), 0.8)
-    posterior = to_arviz(run(HMC(target))).posterior
-    x = torch.from_numpy(np.asarray(posterior["x"]))
-    assert set(posterior.data_vars) == {"x", "energy", *field_observables((2, 2))}
-    np.testing.assert_allclose(posterior["energy"], target.energy(x))
-    np.testing.assert_allclose(posterior["structure_factor"], x.mean((-1, -2)) ** 2)
-
-
 def test_own_observables() -> None:
     mcmc = run(HMC(FreeField((2, 2), 0.8)))
     posterior = to_arviz(mcmc, {"corner": lambda x: x[..., 0, 0]}).posterior
     assert set(posterior.data_vars) == {"x", "corner"}
     np.testing.assert_array_equal(posterior["corner"], posterior["x"][..., 0, 0])
     assert set(to_arviz(mcmc, {}).posterior.data_vars) == {"x"}
-    with pytest.raises(ValueError, match=r"observables has 'x'"):
+    with pytest.raises(ValueError, match=r"observables has \['x'\]"):
         to_arviz(mcmc, {"x": lambda x: x[..., 0, 0]})
     with pytest.raises(ValueError, match=r"observables\['site'\] returned \(18, 2, 2\)"):
         to_arviz(mcmc, {"site": lambda x: x})
@@ -156,9 +146,15 @@ def test_what_pyro_knows_of_a_run(kind: Any) -> None:
     attrs = idata.sample_stats.attrs
     assert np.asarray(attrs["acceptance_rate"]) == mcmc.diagnostics()["acceptance rate"]["chain 0"]
     assert attrs["step_size"] == kernel.step_size > 0
-    assert ("n_steps" in attrs) == (kind is PyroHMC)
-    if kind is PyroHMC:
-        assert attrs["n_steps"] == kernel.num_steps
+    assert attrs.get("n_steps") == (kernel.num_steps if kind is PyroHMC else None)
+
+
+def test_of_a_bare_potential_of_pyros_only_the_draws_are_known() -> None:
+    kernel = PyroHMC(potential_fn=lambda params: params["y"].square().sum(), num_steps=2)
+    mcmc = run_pyro(kernel, initial_params={"y": torch.zeros(2)})
+    idata = to_arviz(mcmc)
+    np.testing.assert_array_equal(idata.posterior["y"], mcmc.get_samples(group_by_chain=True)["y"])
+    assert list(idata.sample_stats.data_vars) == ["diverging"]
 
 
 def test_pyros_divergences_are_found() -> None:
@@ -200,6 +196,8 @@ def test_latents_of_pyros_own_guides_are_apart() -> None:
         assert set(idata.posterior.data_vars) == {"scale", "x"}
         (z,) = idata.unconstrained_posterior.data_vars.values()
         assert z.shape[2:] == (4,)
+        with pytest.raises(ValueError, match="exactly one lattice field"):
+            to_arviz(mcmc, {"first": lambda x: x[..., 0]})
 
 
 def test_bad_runs() -> None:
@@ -208,16 +206,6 @@ def test_bad_runs() -> None:
     for mcmc in (MCMC(NUTS(FreeField((2, 2), 0.8).model), 3), VectorizedMCMC(HMC(lambda: None), 3)):
         with pytest.raises(RuntimeError, match=r"there are no draws; call run\(\) first"):
             to_arviz(mcmc)
-
-
-def test_observables_need_a_field() -> None:
-    def model() -> Tensor:
-        return pyro.sample("mean", dist.Normal(0.0, 1.0))
-
-    mcmc = run(HMC(model, num_steps=2))
-    assert set(to_arviz(mcmc).posterior.data_vars) == {"mean"}
-    with pytest.raises(ValueError, match=r"exactly one lattice field"):
-        to_arviz(mcmc, {"corner": lambda x: x})
 
 
 def test_observables_that_were_streamed_are_not_computed_again() -> None:
@@ -235,7 +223,7 @@ def test_observables_that_were_streamed_are_not_computed_again() -> None:
     assert set(idata.posterior.data_vars) == {"magnetisation"}
     assert set(idata.sample_stats.data_vars) >= STATS
     assert not hasattr(idata, "unconstrained_posterior")
-    with pytest.raises(ValueError, match="no draws were kept"):
+    with pytest.raises(ValueError, match="exactly one lattice field; the run has 0"):
         to_arviz(streamed, {"corner": lambda x: x[..., 0, 0]})
 
 
@@ -279,6 +267,5 @@ def test_importance_weights_beside_a_run() -> None:
     weights = torch.randn(200)
     idata = to_arviz(run(HMC(FreeField((2, 2), 0.8))), importance=weights)
     np.testing.assert_array_equal(idata.importance["log_weight"], weights)
-    assert idata.importance["log_weight"].dims == ("sample",)
-    assert idata.importance.attrs["pareto_k"] < 0.7
+    assert "pareto_k" in idata.importance.attrs
     assert "pareto_k" not in idata.posterior.attrs

@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import arviz
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -19,8 +18,7 @@ from pyro.infer.reparam import LocScaleReparam
 from torch import Tensor
 
 from pyro_neuralrg import HMC, FlowReparam, VectorizedMCMC, to_arviz
-from pyro_neuralrg.diagnostics import diagnose
-from pyro_neuralrg.diagnostics.program import read_sites
+from pyro_neuralrg.diagnostics.runs import read_sites
 from tests.mcmc.registry import ToyFlow
 
 EFFECTS = [28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0]
@@ -38,18 +36,15 @@ def eight_schools(errors: Tensor, effects: Tensor | None = None) -> None:
         pyro.sample("y", dist.Normal(theta, errors), obs=effects)
 
 
-def ours(
-    model: Any, *args: Any, draws: int = 5, warmup: int = 3, chains: int = 2, **kwargs: Any
-) -> Any:
+def ours(model: Any, *args: Any, **kwargs: Any) -> Any:
     kernel = HMC(model, num_steps=4)
-    mcmc = VectorizedMCMC(kernel, draws, warmup, num_chains=chains, seed=0, progress=False)
+    mcmc = VectorizedMCMC(kernel, 5, 3, num_chains=2, seed=0, progress=False)
     mcmc.run(*args, **kwargs)
     return mcmc
 
 
-def pyros(model: Any, *args: Any, draws: int = 5, warmup: int = 3, **kwargs: Any) -> Any:
-    kernel = NUTS(model, max_tree_depth=3)
-    mcmc = MCMC(kernel, num_samples=draws, warmup_steps=warmup, disable_progbar=True)
+def pyros(model: Any, *args: Any, **kwargs: Any) -> Any:
+    mcmc = MCMC(NUTS(model, max_tree_depth=3), 5, 3, disable_progbar=True)
     mcmc.run(*args, **kwargs)
     return mcmc
 
@@ -65,7 +60,6 @@ def test_eight_schools(sampler: Sampler) -> None:
     assert set(idata.observed_data.data_vars) == {"y"}
     assert idata.observed_data["y"].dims == ("school",)
     np.testing.assert_array_equal(idata.observed_data["y"], EFFECTS)
-    assert float(idata.observed_data["y"].sel(school="Paul")) == 18.0
     posterior = idata.posterior
     assert set(posterior.data_vars) == {"mu", "tau", "eta"}
     assert posterior["eta"].dims == ("chain", "draw", "school")
@@ -77,16 +71,6 @@ def test_eight_schools(sampler: Sampler) -> None:
     found = idata.log_likelihood["y"]
     assert found.dims == ("chain", "draw", "school")
     np.testing.assert_allclose(found, expected)
-
-
-@pytest.mark.skipif(not hasattr(arviz, "from_pyro"), reason="ArviZ 1.x reads no Pyro runs")
-def test_log_likelihood_is_that_of_arviz() -> None:
-    mcmc = pyros(eight_schools, torch.tensor(ERRORS), effects=torch.tensor(EFFECTS), draws=6)
-    theirs = arviz.from_pyro(mcmc, log_likelihood=True)
-    idata = to_arviz(mcmc, log_likelihood=True)
-    np.testing.assert_allclose(idata.log_likelihood["y"], theirs.log_likelihood["y"])
-    np.testing.assert_array_equal(idata.observed_data["y"], theirs.observed_data["y"])
-    np.testing.assert_allclose(idata.posterior["eta"], theirs.posterior["eta"])
 
 
 @SAMPLERS
@@ -180,18 +164,3 @@ def test_a_run_of_the_prior_leaves_the_random_numbers_alone() -> None:
     assert torch.equal(before, torch.random.get_rng_state())
     assert found.unknown == ["mean", "shift"]
     assert list(found.observed) == ["y"]
-
-
-@pytest.mark.slow
-def test_a_chain_that_starts_where_it_cannot_move_is_found() -> None:
-    """A start in the far tail of tau: the step size of the others is too large there."""
-    starts = {"mu": torch.zeros(16), "tau": torch.zeros(16), "eta": torch.randn(16, 8)}
-    starts["tau"][3] = 4.0
-    starts["eta"][3] = 3.0
-    mcmc = VectorizedMCMC(
-        HMC(eight_schools, num_steps=4), 400, 200, 16, starts, seed=0, progress=False
-    )
-    mcmc.run(torch.tensor(ERRORS), effects=torch.tensor(EFFECTS))
-    verdict = diagnose(to_arviz(mcmc))
-    found = {finding.name for finding in verdict.findings}
-    assert {"frozen_chains", "separate_modes"} <= found, str(verdict)

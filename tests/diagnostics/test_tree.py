@@ -1,31 +1,32 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""ArviZ's containers, for whichever ArviZ is installed."""
+"""ArviZ's containers, for whichever ArviZ is installed, and importance weights in them."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import arviz
 import numpy as np
 import pytest
+import torch
 import xarray
 
-from pyro_neuralrg.diagnostics import diagnose, group_of, make_tree, save_tree
+from pyro_neuralrg.diagnostics import diagnose, group_of, make_tree, save_tree, weights_to_arviz
+from pyro_neuralrg.free_energy.importance import from_log_weights
 
 
-@pytest.fixture(params=["installed", "1.0.0"])
-def version(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """The generation of ArviZ: the installed one, and the one that holds xarray's trees."""
-    if request.param != "installed":
-        monkeypatch.setattr(arviz, "__version__", request.param)
-    return int(arviz.__version__.split(".")[0])
-
-
-def test_container_is_the_one_of_this_arviz(version: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [arviz.__version__, "1.0.0"])
+def test_container_is_the_one_of_this_arviz(
+    version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The installed ArviZ, and the one that holds xarray's trees."""
+    monkeypatch.setattr(arviz, "__version__", version)
     values = np.random.default_rng(0).normal(size=(2, 50))
     tree = make_tree({"posterior": {"x": values}, "sample_stats": {"lp": values}})
-    assert isinstance(tree, xarray.DataTree if version >= 1 else arviz.InferenceData)
+    holds_trees = int(version.split(".")[0]) >= 1
+    assert isinstance(tree, xarray.DataTree if holds_trees else arviz.InferenceData)
     assert list(group_of(tree, "sample_stats").data_vars) == ["lp"]
     assert group_of(tree, "prior") is None
     save_tree(tree, tmp_path / "run.nc")
@@ -35,7 +36,7 @@ def test_container_is_the_one_of_this_arviz(version: int, tmp_path: Path) -> Non
 
 def test_dims_coords_and_attributes() -> None:
     tree = make_tree(
-        {"posterior": {"x": np.zeros((2, 5, 3)), "y": np.zeros((2, 5))}},
+        {"posterior": {"x": np.zeros((64, 5, 3)), "y": np.zeros((64, 5))}},
         dims={"x": ["site"], "absent": ["other"]},
         coords={"site": ["a", "b", "c"], "other": [1]},
         attrs={"seed": 7},
@@ -46,12 +47,48 @@ def test_dims_coords_and_attributes() -> None:
     assert "other" not in tree.posterior.coords
 
 
-def test_more_chains_than_draws_warn_of_nothing() -> None:
-    assert make_tree({"posterior": {"x": np.zeros((64, 5))}}).posterior["x"].shape == (64, 5)
-
-
 def test_bad_shapes() -> None:
     with pytest.raises(ValueError, match=r"posterior\['x'\] has shape \(3,\)"):
         make_tree({"posterior": {"x": np.zeros(3)}})
     with pytest.raises(ValueError, match=r"dims\['x'\] is \['row'\]; accepted: 2 names"):
         make_tree({"posterior": {"x": np.zeros((2, 5, 3, 3))}}, dims={"x": ["row"]})
+
+
+def test_weights_agree_with_the_estimate_of_the_free_energy() -> None:
+    weights = torch.randn(500) + 3.0
+    group, known = weights_to_arviz(weights).importance, from_log_weights(weights)
+    assert group.attrs["log_partition"] == pytest.approx(-known.importance)
+    assert group.attrs["pareto_k"] == known.pareto_k
+    assert group.attrs["ess"] == pytest.approx(known.ess * 500)
+    np.testing.assert_array_equal(group["log_weight"], weights)
+    normalised = np.exp(group["log_weight_normalised"].values)
+    np.testing.assert_allclose(normalised, torch.softmax(weights, 0))
+
+
+def test_weights_of_zero() -> None:
+    group = weights_to_arviz([0.0, -math.inf, 0.0]).importance
+    np.testing.assert_allclose(np.exp(group["log_weight_normalised"]), [0.5, 0.0, 0.5])
+    assert group.attrs["ess"] == pytest.approx(2.0)
+
+
+def test_observables_and_coordinates_of_weights() -> None:
+    values = {"m": torch.arange(4.0), "x": torch.arange(8.0).reshape(4, 2)}
+    coords = {"row": ["top", "bottom"]}
+    group = weights_to_arviz(torch.zeros(4), values, dims={"x": ["row"]}, coords=coords).importance
+    assert group["x"].dims == ("sample", "row")
+    np.testing.assert_array_equal(group["x"].sel(row="bottom"), [1.0, 3.0, 5.0, 7.0])
+    np.testing.assert_array_equal(group["m"], values["m"])
+
+
+@pytest.mark.parametrize(
+    ("weights", "observables", "message"),
+    [
+        (torch.zeros(2, 3), {}, r"log_weights has shape \(2, 3\)"),
+        (torch.full((3,), -math.inf), {}, "log_weights are 3 weights of zero"),
+        (torch.zeros(3), {"m": torch.zeros(2)}, r"observables\['m'\] has shape \(2,\)"),
+        (torch.zeros(3), {"log_weight": torch.zeros(3)}, "a name other than"),
+    ],
+)
+def test_bad_weights(weights: torch.Tensor, observables: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        weights_to_arviz(weights, observables)

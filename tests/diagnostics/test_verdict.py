@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,13 +14,8 @@ import torch
 from pyro.infer import MCMC, NUTS
 
 from pyro_neuralrg import HMC, FreeField, IndependenceMetropolis, VectorizedMCMC, to_arviz
-from pyro_neuralrg.diagnostics import (
-    Thresholds,
-    diagnose,
-    make_tree,
-    weights_to_arviz,
-)
-from pyro_neuralrg.diagnostics.checks import split_of_chains
+from pyro_neuralrg.diagnostics import Thresholds, diagnose, make_tree, weights_to_arviz
+from pyro_neuralrg.diagnostics.verdict import split_of_chains
 from tests.mcmc.registry import ToyFlow
 
 Rng = np.random.Generator
@@ -43,30 +38,36 @@ def good(rng: Rng, chains: int = 4, draws: int = 800) -> Groups:
     }
 
 
-def with_posterior(change: Callable[[Rng, np.ndarray], np.ndarray]) -> Callable[[Rng], Groups]:
+def changed(group: str, names: Sequence[str], change: Callable[[np.ndarray], np.ndarray]) -> Any:
+    """A good run but for these variables."""
+
     def case(rng: Rng) -> Groups:
         groups = good(rng)
-        groups["posterior"] = {name: change(rng, x) for name, x in groups["posterior"].items()}
+        groups[group] |= {name: change(groups[group][name]) for name in names}
         return groups
 
     return case
 
 
-def with_stats(name: str, change: Callable[[Rng, np.ndarray], np.ndarray]) -> Any:
-    def case(rng: Rng) -> Groups:
-        groups = good(rng)
-        groups["sample_stats"][name] = change(rng, groups["sample_stats"][name])
-        return groups
-
-    return case
+def with_posterior(change: Callable[[np.ndarray], np.ndarray]) -> Any:
+    return changed("posterior", ("x", "m"), change)
 
 
-def shifted(rng: Rng, x: np.ndarray) -> np.ndarray:
+def put(where: Any, value: float) -> Callable[[np.ndarray], np.ndarray]:
+    def change(x: np.ndarray) -> np.ndarray:
+        out = x.copy()
+        out[where] = value
+        return out
+
+    return change
+
+
+def shifted(x: np.ndarray) -> np.ndarray:
     """The first chain lies 0.4 standard deviations off: R-hat, but no mode of its own."""
     return np.concatenate([x[:1] + 0.4 * x.std(), x[1:]])
 
 
-def walk(rng: Rng, x: np.ndarray) -> np.ndarray:
+def walk(x: np.ndarray) -> np.ndarray:
     """Autoregressive: 1 % of the draws are effective."""
     r = 0.98
     out = [x[:, 0]]
@@ -75,38 +76,17 @@ def walk(rng: Rng, x: np.ndarray) -> np.ndarray:
     return np.stack(out, 1)
 
 
-def apart(rng: Rng, x: np.ndarray) -> np.ndarray:
+def apart(x: np.ndarray) -> np.ndarray:
     return np.concatenate([x[:1] - 20 * x.std(), x[1:]])
 
 
-def frozen(rng: Rng, x: np.ndarray) -> np.ndarray:
+def frozen(x: np.ndarray) -> np.ndarray:
     return np.concatenate([np.repeat(x[:1, :1], x.shape[1], axis=1), x[1:]])
 
 
 def all_frozen(rng: Rng) -> Groups:
-    return {
-        group: {name: frozen(rng, x) for name, x in variables.items()}
-        for group, variables in good(rng).items()
-    }
-
-
-def not_finite(rng: Rng, x: np.ndarray) -> np.ndarray:
-    out = x.copy()
-    out[0, 3] = math.nan
-    return out
-
-
-def outlier(rng: Rng, x: np.ndarray) -> np.ndarray:
-    """One of the chains' draws lies in a far tail for a while: ranks do not see how far."""
-    out = x.copy()
-    out[:, 100:160] += 1e6
-    return out
-
-
-def few_diverge(rng: Rng, none: np.ndarray) -> np.ndarray:
-    out = none.copy()
-    out[0, :2] = True
-    return out
+    groups = good(rng)
+    return {group: {name: frozen(x) for name, x in groups[group].items()} for group in groups}
 
 
 def two_phases(rng: Rng) -> np.ndarray:
@@ -114,24 +94,21 @@ def two_phases(rng: Rng) -> np.ndarray:
 
 
 def changing_scale(rng: Rng) -> np.ndarray:
-    return rng.normal(size=(4, 1000)) * np.exp(walk(rng, rng.normal(size=(4, 1000))))
+    return rng.normal(size=(4, 1000)) * np.exp(walk(rng.normal(size=(4, 1000))))
 
 
 CASES: dict[str, tuple[Callable[[Rng], Groups], str]] = {
     "too_short": (lambda rng: good(rng, draws=3), "problem"),
     "single_chain": (lambda rng: good(rng, chains=1), "note"),
-    "not_finite": (with_posterior(not_finite), "problem"),
+    "not_finite": (with_posterior(put((0, 3), math.nan)), "problem"),
     "frozen_chains": (all_frozen, "problem"),
     "rhat": (with_posterior(shifted), "problem"),
     "separate_modes": (with_posterior(apart), "problem"),
     "ess": (with_posterior(walk), "problem"),
     "ess_per_chain": (lambda rng: good(rng, chains=16, draws=90), "note"),
-    "mcse": (with_posterior(outlier), "problem"),
-    "divergences": (with_stats("diverging", lambda rng, none: ~none), "problem"),
-    "bfmi": (
-        with_stats("energy", lambda rng, e: 0.3 * rng.normal(size=e.shape).cumsum(1)),
-        "problem",
-    ),
+    "mcse": (with_posterior(put(np.s_[:, 100:160], 1e6)), "problem"),
+    "divergences": (changed("sample_stats", ["diverging"], np.logical_not), "problem"),
+    "bfmi": (changed("sample_stats", ["energy"], lambda e: 0.3 * e.cumsum(1)), "problem"),
 }
 
 
@@ -157,14 +134,12 @@ def test_each_finding_is_provoked(name: str, rng: Rng) -> None:
 
 SAID: dict[str, tuple[Callable[[Rng], Groups], str, str]] = {
     "few divergences": (
-        with_stats("diverging", few_diverge),
+        changed("sample_stats", ["diverging"], put((0, slice(2)), True)),
         "divergences",
         "2 of 3200 draws (0.0625 %), in 1 of 4 chains",
     ),
     "many variables": (
-        lambda rng: {
-            "posterior": {f"v{i}": apart(rng, rng.normal(size=(4, 99))) for i in range(7)}
-        },
+        lambda rng: {"posterior": {f"v{i}": apart(rng.normal(size=(4, 99))) for i in range(7)}},
         "rhat",
         "and 3 more",
     ),
@@ -210,7 +185,7 @@ def test_a_good_run_has_none(rng: Rng) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("chains", "draws"), [(4, 1000), (64, 110)])
 def test_exact_runs_are_rarely_accused(chains: int, draws: int, rng: Rng) -> None:
-    """Of 200 runs, with seven series each: the rates of the docstring give less than one."""
+    """200 runs with seven series each: the rates of the docstring give less than one."""
     accused = [names(diagnose(make_tree(good(rng, chains, draws)))) for _ in range(200)]
     problems = [found for found in accused if set(found) - {"ess_per_chain"}]
     assert len(problems) <= 3, problems
@@ -259,17 +234,15 @@ def test_problems_come_before_notes(rng: Rng) -> None:
 def test_importance_weights() -> None:
     uniform = torch.rand(5000)
     bad, fine = (weights_to_arviz(-k * uniform.log()) for k in (1.2, 0.3))
-    verdict = diagnose(bad)
-    assert names(verdict) == ["pareto_k"]
-    assert not verdict.ok
-    assert "k-hat 1." in str(verdict)
+    assert names(diagnose(bad)) == ["pareto_k"]
+    assert "k-hat 1." in str(diagnose(bad))
     assert diagnose(fine).ok
     assert diagnose(bad, thresholds=Thresholds(pareto_k=2.0)).ok
 
 
 def test_names_and_thresholds_are_obeyed(rng: Rng) -> None:
     groups = good(rng)
-    groups["posterior"]["m"] = shifted(rng, groups["posterior"]["m"])
+    groups["posterior"]["m"] = shifted(groups["posterior"]["m"])
     tree = make_tree(groups)
     assert set(diagnose(tree, var_names=["x"]).figures) == {"x"}
     assert diagnose(tree, var_names=["x"]).ok
@@ -311,11 +284,10 @@ def test_chains_that_visit_both_modes_are_not_apart(rng: Rng) -> None:
     assert split_of_chains(signs + 0.05 * rng.normal(size=(8, 200)))[0] < 2.5
 
 
-def test_separate_chains_are_counted(rng: Rng) -> None:
-    draws = 0.1 * rng.normal(size=(10, 50))
-    draws[[1, 4, 7]] += 2.0
-    gap, low, high = split_of_chains(draws)
-    assert (len(low), len(high)) == (7, 3)
-    assert gap == pytest.approx(20, rel=0.3)
-    np.testing.assert_allclose(np.r_[low, high], np.repeat([0.0, 2.0], [7, 3]), atol=0.1)
-    assert math.isnan(split_of_chains(np.arange(4.0)[:, None] * np.ones(10))[0])
+def test_bad_thresholds() -> None:
+    assert Thresholds(rhat=math.inf).rhat == math.inf
+    for name, limit in {"rhat": "high", "ess": -1.0, "pareto_k": math.nan}.items():
+        with pytest.raises((TypeError, ValueError), match=f"{name} is .*; accepted: a number >= 0"):
+            Thresholds(**{name: limit})  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="thresholds is a dict; accepted: Thresholds"):
+        diagnose(make_tree({"posterior": {}}), thresholds={"rhat": 1.1})  # type: ignore[arg-type]

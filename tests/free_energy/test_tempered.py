@@ -78,7 +78,7 @@ def test_start_is_normalised_and_the_one_that_is_drawn() -> None:
 
 
 def test_start_of_a_model_behind_a_guide_is_the_guide() -> None:
-    """Of the posterior itself: beta makes no difference but for the evidence."""
+    """Here the posterior itself: beta makes no difference but for the evidence."""
     start = TemperedTarget(behind_a_guide(), 0.0)
     y = start.initial(5, torch.Generator().manual_seed(0))
     difference = start.at(1.0).energy(y) - start.energy(y)
@@ -87,10 +87,3 @@ def test_start_of_a_model_behind_a_guide_is_the_guide() -> None:
     mean, covariance = exact()[1:]
     found = start.physical(drawn)["scale"].log().mean()
     assert abs(float(found - mean[6])) < 4 * (float(covariance[6, 6]) / 4000) ** 0.5
-
-
-def test_infinite_energies_are_none_at_the_start() -> None:
-    target = EnergyTarget(lambda x: torch.where(x[:, 0] > 0, stiff(x), math.inf), (2,))
-    y = torch.tensor([[-1.0, 0.0]])
-    assert math.isfinite(float(TemperedTarget(target, 0.0).energy(y)))
-    assert float(TemperedTarget(target, 0.1).energy(y)) == math.inf

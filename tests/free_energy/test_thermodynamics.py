@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pyro.distributions.conditional import ConditionalTransformModule
 from torch import Tensor, nn
 
 from pyro_neuralrg import FlowGuide, fit
@@ -25,13 +26,11 @@ SMALL: dict[str, Any] = {"bijector": Neighbour(layers=2, hidden=(4,)), "features
 QUICK: dict[str, Any] = {"steps": 20, "batch": 32, "lr": 0.01, "seed": 0, "progress": False}
 
 
-class Exact(nn.Module):
+class Exact(ConditionalTransformModule):
     """The exact flow of the dual of one spin, x from z, at any temperature.
 
     Without bonds x has two modes of variance 0.1 at +-0.1, whatever T.
     """
-
-    base = TwoModes(math.sqrt(0.1))
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,6 +41,8 @@ class Exact(nn.Module):
 
 
 class _Scaled(LatticeTransform):
+    base = TwoModes(math.sqrt(0.1))
+
     def __init__(self, scale: Tensor) -> None:
         super().__init__((1,))
         self.scale = scale
@@ -116,8 +117,9 @@ def test_importance_weights_make_up_for_a_poor_flow() -> None:
 def test_nan_where_nothing_is_exact() -> None:
     family = IsingDualFamily((3, 6, 6), (8.0, 9.0))
     flow = family.flow(**SMALL)
-    with pytest.warns(UserWarning, match="effective samples"):
+    with pytest.warns(UserWarning, match="effective samples") as caught:
         found = thermodynamics(family, flow, [8.5], 4)
+    assert caught[0].filename == __file__
     assert np.isnan(found.exact_energy).all()
     assert np.isnan(found.gap).all()
     assert np.isfinite(found.variational_energy).all()
@@ -173,6 +175,8 @@ def test_bad_arguments() -> None:
     flow = family.flow(**SMALL)
     with pytest.raises(TypeError, match="family is a IsingDual; accepted: an IsingDualFamily"):
         thermodynamics(IsingDual((2, 2)), flow, [2.3])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="flow is a HierarchicalFlow; accepted: a conditional flow"):
+        thermodynamics(family, hierarchical_flow((2, 2)), [2.3])
     with pytest.raises(ValueError, match=r"temperatures is .*accepted: from"):
         thermodynamics(family, flow, [1.0])
     with pytest.raises(ValueError, match="num_samples is 1; accepted"):
