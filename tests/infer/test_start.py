@@ -20,9 +20,13 @@ from torch import Tensor
 from pyro_neuralrg import PDD
 from pyro_neuralrg.infer import AutoHierarchicalFlow
 from pyro_neuralrg.infer.autoguide import start
-from pyro_neuralrg.infer.autoguide.density import Density, ModelEnergy, model_density
-from pyro_neuralrg.infer.autoguide.gaussians import LatticeGaussian, MatrixGaussian
-from pyro_neuralrg.infer.autoguide.start import blocks, nearest_gaussian
+from pyro_neuralrg.infer.autoguide.gaussians import (
+    Density,
+    LatticeGaussian,
+    MatrixGaussian,
+    nearest_gaussian,
+)
+from pyro_neuralrg.infer.autoguide.start import ModelEnergy, blocks, model_density
 from pyro_neuralrg.mcmc.model_target import ModelTarget
 from tests.infer import autoguide_models as models
 from tests.infer.autoguide_models import CASES

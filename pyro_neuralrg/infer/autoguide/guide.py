@@ -20,19 +20,15 @@ from torch.distributions import biject_to
 from pyro_neuralrg.arguments import check_number
 from pyro_neuralrg.distributions.flow import FlowDistribution, base_distribution
 from pyro_neuralrg.infer.autoguide.frames import GaussianFrame
-from pyro_neuralrg.infer.autoguide.sites import (
-    LatentOrder,
-    format_sites,
-    order_latents,
-    site_shapes,
-)
-from pyro_neuralrg.infer.autoguide.size import flow_options
+from pyro_neuralrg.infer.autoguide.sites import format_sites, order_latents, site_shapes
 from pyro_neuralrg.infer.autoguide.start import INIT_SCALE, GaussianStart, posterior_start
 from pyro_neuralrg.infer.autoguide.transform import (
     FieldFlow,
     GlobalsFlow,
     LatentFlow,
     SharedAmongDraws,
+    check_flow_options,
+    flow_options,
 )
 from pyro_neuralrg.infer.guides import with_tensors
 from pyro_neuralrg.infer.pyro_internals import (
@@ -41,7 +37,6 @@ from pyro_neuralrg.infer.pyro_internals import (
     register_parameters,
     without_hidden_sites,
 )
-from pyro_neuralrg.transforms import HierarchicalFlow, conditional_hierarchical_flow
 
 QUANTILE_DRAWS = 1000
 """Draws of the posterior behind :meth:`AutoHierarchicalFlow.median` and ``quantiles``."""
@@ -70,27 +65,26 @@ class AutoHierarchicalFlow(AutoContinuous):
 
     All of it stands in a frame, an affine map that is not trained: by default the Gaussian nearest
     to the posterior, found in seconds
-    (:func:`~pyro_neuralrg.infer.autoguide.start.nearest_gaussian`), with a covariance matrix up to
-    2048 unknowns, beyond with widths of sites and of the fields' modes. Training begins at the
-    identity in the frame's units: one step of Adam at a rate of 1e-2 moves draws by a twentieth of
-    their standard deviations, and plain SVI is safe. With ``init_scale`` the guide begins at
-    ``init_loc_fn``, as Pyro's do; so it does, with a warning, where no Gaussian is found, or where
-    the data are subsampled.
+    (:func:`~pyro_neuralrg.infer.autoguide.gaussians.nearest_gaussian`), with a covariance matrix up
+    to 2048 unknowns, beyond with widths of sites and of the fields' modes. Training begins at the
+    identity in the frame's units, where one step of Adam at a rate of 1e-2 moves draws by a
+    twentieth of their standard deviations: plain SVI is safe. With ``init_scale``, where no
+    Gaussian is found (with a warning) and where data are subsampled, the guide begins at
+    ``init_loc_fn``, as Pyro's do.
 
-    Which options? None, for most models: each site has a skewness and a weight of its tails, the
-    modes of the fields have widths that depend on the globals, and two small couplings a block see
-    the neighbours. More gain little, in as much time: of depth 2, four couplings and 16 units with
-    tanh terms none was above the default after 2,400 steps by more than 0.01 nats for a smooth map
-    and a disease map, nor were disentanglers for the smooth map; for a Cox process of many points
-    ``bijector=Neighbour(layers=4, hidden=(16,), num_tanh=2)`` was best, by 0.13 (one seed each,
-    ``python -m tests.benchmarks.guides --options``). More steps at a lower rate gain more.
-    ``boundary="periodic"`` is for fields on a torus, ``odd=True`` for symmetric posteriors.
+    Most models need no options: each site has a skewness and a weight of its tails, the modes of
+    the fields have widths that depend on the globals, and two small couplings a block see the
+    neighbours. More couplings, units or depth gained at most 0.01 nats in 2,400 steps on two smooth
+    maps; for a Cox process of many points ``bijector=Neighbour(layers=4, hidden=(16,),
+    num_tanh=2)`` gained 0.13 (one seed each, ``python -m tests.benchmarks.guides --options``). More
+    steps at a lower rate gain more. ``boundary="periodic"`` is for fields on a torus, ``odd=True``
+    for symmetric posteriors.
 
-    It does what Pyro's ``AutoIAFNormal`` does: ``SVI``, ``Predictive``, plates, vectorised
-    particles, ``NeuTraReparam(guide)`` for MCMC; ``fit(model, guide, ...)`` trains it, too. Its
-    parameters exist at once where the model takes no arguments (or has a default other than None
-    for each), or with ``prototype_args``; else from the first call, or :meth:`initialize`, on. They
-    are the guide's own, also where Pyro's parameter store holds others under their names.
+    ``SVI``, ``Predictive``, plates, vectorised particles, ``NeuTraReparam(guide)`` for MCMC and
+    ``fit(model, guide, ...)`` work with it. Its parameters exist at once where the model takes no
+    arguments (or has a default other than None for each), or with ``prototype_args``; else from the
+    first call, or :meth:`initialize`, on. They are the guide's own, also where Pyro's parameter
+    store holds others under their names.
 
     Args:
         model: a Pyro model with static structure and without discrete latent sites.
@@ -106,9 +100,9 @@ class AutoHierarchicalFlow(AutoContinuous):
             :class:`~pyro_neuralrg.infer.autoguide.transform.GlobalsFlow`.
         prototype_args: arguments of the model to find its sites with.
         prototype_kwargs: likewise by keyword.
-        **flow_options: of :func:`~pyro_neuralrg.transforms.hierarchical_flow` without shape and
-            dtype, and ``features`` of the conditional one; each replaces the one of
-            :func:`~pyro_neuralrg.infer.autoguide.size.flow_options`. With ``odd=True`` the
+        **options: of :func:`~pyro_neuralrg.transforms.hierarchical_flow` without shape and dtype,
+            and ``features`` of the conditional one; each replaces the one of
+            :func:`~pyro_neuralrg.infer.autoguide.transform.flow_options`. With ``odd=True`` the
             density of the fields is symmetric about where it begins.
 
     Attributes:
@@ -149,14 +143,14 @@ class AutoHierarchicalFlow(AutoContinuous):
         globals_flow: Callable[[int], TransformModule] | None = None,
         prototype_args: Sequence[Any] = (),
         prototype_kwargs: Mapping[str, Any] | None = None,
-        **flow_options: Any,
+        **options: Any,
     ) -> None:
         for name, function in (("init_loc_fn", init_loc_fn), ("globals_flow", globals_flow)):
             if not callable(function) and not (name == "globals_flow" and function is None):
                 raise TypeError(f"{name} is {function!r}; accepted: a function")
         super().__init__(model, init_loc_fn=init_loc_fn)
         self.prototype_trace: Any = None
-        _check_options(flow_options)
+        check_flow_options(options)
         if init_scale is not None:
             init_scale = check_number("init_scale", init_scale, "a positive number", above=0)
         self.fields: tuple[str, ...] = ()
@@ -164,7 +158,7 @@ class AutoHierarchicalFlow(AutoContinuous):
         self.plates: dict[str, Any] = {}
         self.transform: nn.Module | None = None
         self._wishes: _Wishes | None = _Wishes(
-            _names(field, fields), init_scale, globals_flow, dict(flow_options)
+            _names(field, fields), init_scale, globals_flow, options
         )
         self._prior: Any = (model,)  # not a submodule, and without the initialisation
         kwargs = dict(prototype_kwargs or {})
@@ -309,23 +303,25 @@ class AutoHierarchicalFlow(AutoContinuous):
 
     def _build(self, args: Any, kwargs: Any) -> None:
         """Create the flow of the model's latents."""
-        assert self._wishes is not None
-        latents = order_latents(
-            self.prototype_trace, self._wishes.fields, self._unconstrained_shapes
-        )
+        wishes, trace = self._wishes, self.prototype_trace
+        assert wishes is not None
+        latents = order_latents(trace, wishes.fields, self._unconstrained_shapes)
         loc = self._init_loc()
         if not bool(loc.isfinite().all()):
             raise ValueError(
                 "init_loc_fn gives values that are not finite in unconstrained space; accepted: "
-                f"a start inside of the supports; {format_sites(self.prototype_trace)}"
+                f"a start inside of the supports; {format_sites(trace)}"
             )
-        options = flow_options(latents.shape, self._wishes.options) if latents.fields else {}
-        start = self._start(loc, latents, options, args, kwargs)
+        options = flow_options(latents.shape, wishes.options) if latents.fields else {}
+        mean, scale = loc[latents.order], wishes.init_scale or INIT_SCALE
+        start = GaussianStart(mean, torch.full_like(loc, scale))
+        if wishes.init_scale is None:
+            model = self._prior[0]
+            start = posterior_start(model, args, kwargs, trace, mean, latents, options) or start
         frame = GaussianFrame(start.mean.to(loc), start.factor.to(loc))
         globals_flow, field_flow = None, None
         if latents.globals_dim:
-            like = loc.new_zeros(latents.globals_dim)
-            globals_flow = GlobalsFlow(like, self._wishes.globals_flow)
+            globals_flow = GlobalsFlow(loc.new_zeros(latents.globals_dim), wishes.globals_flow)
         if latents.fields:
             like = loc.new_zeros(latents.shape)
             field_flow = FieldFlow(like, latents.channels, latents.globals_dim, options)
@@ -333,18 +329,6 @@ class AutoHierarchicalFlow(AutoContinuous):
                 field_flow.frame.widen(start.log_modes.to(loc))
         self.transform = LatentFlow(latents.order, frame, globals_flow, field_flow)
         self.fields, self.shape = latents.fields, latents.lattice or None
-
-    def _start(
-        self, loc: Tensor, latents: LatentOrder, options: dict[str, Any], args: Any, kwargs: Any
-    ) -> GaussianStart:
-        """The Gaussian nearest to the posterior, or one of the width given, at loc."""
-        assert self._wishes is not None
-        found = None
-        if self._wishes.init_scale is None:
-            prototype = self.prototype_trace
-            found = posterior_start(self._prior[0], prototype, loc, latents, options, args, kwargs)
-        scale = self._wishes.init_scale or INIT_SCALE
-        return found or GaussianStart(loc[latents.order], torch.full_like(loc, scale))
 
     def _known(self) -> LatentFlow:
         """The flow, which is there once the model has been seen."""
@@ -396,15 +380,6 @@ def _names(field: str | None, fields: Sequence[str] | None) -> tuple[str, ...] |
         raise TypeError(f"fields is {fields!r}; accepted: a list of names of sites")
     names = fields if field is None else (field,)
     return None if names is None else tuple(names)
-
-
-def _check_options(options: dict[str, Any]) -> None:
-    makers = HierarchicalFlow, HierarchicalFlow.build, conditional_hierarchical_flow
-    known = {name for maker in makers for name in inspect.signature(maker).parameters}
-    known -= {"shape", "dtype", "base", "context_dim", "options"}
-    unknown = sorted(set(options) - known)
-    if unknown:
-        raise TypeError(f"unknown options {unknown}; accepted: {', '.join(sorted(known))}")
 
 
 def _takes_nothing(model: Callable[..., Any]) -> bool:
