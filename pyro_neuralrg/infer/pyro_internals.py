@@ -25,9 +25,6 @@ SHARED_LATENT = "_shared_latent"
 """Suffix of the site of a NeuTraReparam, behind the name of the first site that it replaces."""
 
 
-# Parameters ---------------------------------------------------------------------------------------
-
-
 def register_parameters(owner: PyroModule, attribute: str) -> None:
     """Name a submodule's trainable parameters to Pyro, as ``pyro.module`` does, but always its own.
 
@@ -70,9 +67,6 @@ def _warn_of_other_values(named: Mapping[str, Tensor], store: Any) -> None:
 def is_in_program(module: PyroModule) -> bool:
     """Report whether the module is being called, so that its parameters are Pyro's to see."""
     return bool(module._pyro_context.active)
-
-
-# Sites --------------------------------------------------------------------------------------------
 
 
 def without_hidden_sites(model: Callable[..., Any]) -> Callable[..., Any]:
@@ -124,9 +118,6 @@ def check_model_args(args: Any) -> None:
         raise TypeError(
             f"model_args is a {type(args).__name__}; accepted: a sequence of the model's arguments"
         )
-
-
-# Reparameterisations and the guides of neural transport -------------------------------------------
 
 
 def is_being_reparameterised() -> bool:

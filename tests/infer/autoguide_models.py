@@ -1,9 +1,10 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Models for autoguides by name, with their arguments, and what a guide should find in them."""
+"""Models for autoguides by name, what a guide should find in them, and guides of them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,7 +12,11 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor
+
+from pyro_neuralrg.infer import AutoHierarchicalFlow
+from pyro_neuralrg.transforms import Neighbour
 
 
 class Case(NamedTuple):
@@ -118,3 +123,37 @@ CASES = {
     "3-d": Case(three_dimensions, ("x",), (2, 2, 3), 12),
     "3-d, several": Case(three_fields_in_three_dimensions, ("a", "b", "c"), (2, 1, 3), 19),
 }
+
+
+# Guides of them -----------------------------------------------------------------------------------
+
+SMALL: Any = {"bijector": Neighbour(layers=2, hidden=(4,))}
+
+
+def make(case: Case, **options: Any) -> AutoHierarchicalFlow:
+    """A guide of a given width; ``init_scale=None`` looks for the posterior, which takes longer."""
+    options = {"init_scale": 0.4, **SMALL, **options}
+    return AutoHierarchicalFlow(case.model, prototype_args=case.args, **options)
+
+
+def shaken(guide: AutoHierarchicalFlow, amount: float = 0.2) -> AutoHierarchicalFlow:
+    """With parameters that are not those of the start."""
+    with torch.no_grad():
+        for parameter in guide.parameters():
+            parameter.add_(amount * torch.randn_like(parameter))
+    guide.clear_cache()
+    return guide
+
+
+def train(guide: Any, case: Case, steps: int = 2, **options: Any) -> SVI:
+    svi = SVI(case.model, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO(**options))
+    for _ in range(steps):
+        assert math.isfinite(svi.step(*case.args))
+    return svi
+
+
+def quiet_subsampling(case: Case) -> Case:
+    """All the data in place of a random part."""
+    if case.model is not subsampled:
+        return case
+    return case._replace(model=poutine.condition(case.model, {}), args=(ramp(2),))

@@ -64,10 +64,10 @@ def test_latents_of_two_modes_and_the_normals_that_samplers_may_see(from_normal:
         torch.testing.assert_close(kernel_target.pack({"x_latent": z[None]}, 1), flat)
         torch.testing.assert_close(FlowReparam(flow).transform_sample(z), x.detach())
     starts = torch.stack(
-        [poutine.trace(latent).get_trace().nodes["x_latent"]["value"] for _ in range(400)]
+        [poutine.trace(latent).get_trace().nodes["x_latent"]["value"] for _ in range(100)]
     )
     sizes = starts[:, 0, 0].abs()
-    assert float(sizes.mean()) == pytest.approx(3.0, abs=0.2)
+    assert float(sizes.mean()) == pytest.approx(3.0, abs=0.4)
 
 
 def test_prior_and_likelihood_keep_their_density() -> None:
@@ -165,7 +165,7 @@ def sample_of(distribution: Any) -> Any:
 @pytest.mark.parametrize(
     ("distribution", "message"),
     [
-        (dist.Normal(torch.zeros(3, 2), 1.0).to_event(2), r"event shape \(3, 2\).*flow \(2, 2\)"),
+        (dist.Normal(torch.zeros(3, 2), 1.0).to_event(2), r"event shape \(3, 2\).*of \(2, 2\)"),
         (dist.Normal(torch.zeros(2, 2), 1.0), r"event shape \(\).*to_event\(2\)"),
         (dist.LogNormal(torch.zeros(2, 2), 1.0).to_event(2), r"support .*accepted: the real line"),
     ],
@@ -177,10 +177,15 @@ def test_sites_that_do_not_fit(distribution: Any, message: str) -> None:
 
 
 def test_bad_flows() -> None:
+    bad: Any = hierarchical_flow((2, 2)).inv
+    with pytest.raises(TypeError, match=r"accepted: a Pyro TransformModule"):
+        FlowReparam(bad)
+
+
+def test_repr_says_the_options() -> None:
     flow = hierarchical_flow((2, 2))
-    for bad in (flow.inv, lambda z: z, None):
-        with pytest.raises(TypeError, match=r"accepted: a Pyro TransformModule"):
-            FlowReparam(bad)  # type: ignore[arg-type]
+    assert repr(FlowReparam(flow)) == f"FlowReparam({flow!r})"
+    assert repr(FlowReparam(flow, from_normal=True)) == f"FlowReparam({flow!r}, from_normal=True)"
 
 
 def test_a_mask_that_hides_the_log_determinant_is_warned_of() -> None:

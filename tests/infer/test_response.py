@@ -28,21 +28,16 @@ DRAWS = 256
 
 
 class Response(NamedTuple):
-    """Of a step in all parameters at once, root mean squares over draws.
-
-    Attributes:
-        moved: of each unknown, in its standard deviations; the largest.
-        log_det: of ln|det|, in nats.
-    """
+    """Root mean squares over draws: of the unknown that moves most, in its widths, of ln|det|."""
 
     moved: float
     log_det: float
 
 
-def response(model: object, guide: AutoHierarchicalFlow) -> Response:
+def response(model: Any, guide: AutoHierarchicalFlow) -> Response:
     """What the signs of the loss's gradient do, at a rate of 1e-2: Adam's first step."""
     guide.zero_grad()
-    PDD(64, vectorize_particles=True).loss_and_grads(model, guide)  # type: ignore[arg-type]
+    PDD(64, vectorize_particles=True).loss_and_grads(model, guide)
     other = copy.deepcopy(guide)
     with torch.no_grad():
         for mine, theirs in zip(guide.parameters(), other.parameters(), strict=True):
@@ -72,10 +67,10 @@ def test_plain_svi_is_safe(name: str) -> None:
     assert guide.shape == entry.lattice
     flow = guide.get_transform()
     assert flow.event_shape == (entry.number,)
-    optimiser = pyro.optim.Adam({"lr": RATE})  # type: ignore[attr-defined]
+    optimiser: Any = pyro.optim.Adam({"lr": RATE})  # type: ignore[attr-defined]
     svi = SVI(model, guide, optimiser, PDD(16, vectorize_particles=True))
     losses: list[float] = []
-    for steps in (0, 100):
+    for steps in (0, 40 if name in QUICK else 100):
         losses += [svi.step() for _ in range(steps)]
         found = response(model, guide)
         assert found.moved < 0.2
@@ -104,7 +99,7 @@ def test_plain_svi_is_safe(name: str) -> None:
 def test_whatever_the_couplings(options: dict[str, Any]) -> None:
     entry = REGISTRY["smoothing, weak"]
     model = entry.build(0)
-    found = response(model, AutoHierarchicalFlow(model, **options))
+    found = response(model, AutoHierarchicalFlow(model, init_scale=0.3, **options))
     assert found.moved < 0.2
     assert found.log_det < 1 + 0.02 * entry.number
 

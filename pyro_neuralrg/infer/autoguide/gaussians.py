@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -50,12 +50,7 @@ MODEL_ERRORS = (ArithmeticError, RuntimeError, ValueError)
 
 @dataclass(frozen=True)
 class Density:
-    """An unnormalised density by its energy.
-
-    Attributes:
-        energy_of: -ln pi, differentiable, of points ``(n, dim)``; shape ``(n,)``.
-        dtype: of the points.
-    """
+    """An unnormalised density by its energy -ln pi, of points ``(n, dim)`` to shape ``(n,)``."""
 
     energy_of: Callable[[Tensor], Tensor]
     dtype: torch.dtype
@@ -73,14 +68,10 @@ class Density:
         return gradient
 
 
-@dataclass(frozen=True)
-class Moments:
-    """Expectations that a step is made of.
+class Moments(NamedTuple):
+    """C^T E[g], and the mean negative Hessian in the coordinates z less the identity.
 
-    Attributes:
-        gradient: C^T E[g], shape ``(dim,)``.
-        excess: the mean negative Hessian in the coordinates z less the identity: a matrix, or the
-            parts of it that widths can follow, of sites and of modes.
+    The latter is a matrix, or the parts of it that widths can follow, of sites and of modes.
     """
 
     gradient: Tensor
@@ -89,13 +80,7 @@ class Moments:
 
 @dataclass(frozen=True)
 class MatrixGaussian:
-    """N(mean, factor factor^T).
-
-    Attributes:
-        mean: shape ``(dim,)``.
-        factor: shape ``(dim, dim)``.
-        log_det: ln |det factor|.
-    """
+    """N(mean, factor factor^T), with ``log_det`` the logarithm of |det factor|."""
 
     mean: Tensor
     factor: Tensor
@@ -156,25 +141,14 @@ def _slope(gradient: Tensor, z: Tensor) -> Tensor:
 class LatticeGaussian:
     r"""Independent globals, and fields :math:`s \odot F^{-1} e^b F z`: widths of sites and modes.
 
-    Attributes:
-        mean: shape ``(dim,)``, globals first; fields are the fastest index of the sites.
-        widths: s, likewise.
-        log_modes: b, of the lattice's shape, one for each field.
-        boundary: of the lattice, "periodic" or "open".
+    ``mean`` and ``widths`` s have globals first, then fields as the fastest index of the sites;
+    ``log_modes`` b the lattice's shape for each field.
     """
 
     mean: Tensor
     widths: Tensor
     log_modes: Tensor
     boundary: str
-
-    @classmethod
-    def isotropic(
-        cls, mean: Tensor, width: float, lattice: tuple[int, ...], channels: int, boundary: str
-    ) -> LatticeGaussian:
-        """A Gaussian of one width."""
-        log_modes = torch.zeros(channels, *lattice, dtype=mean.dtype)
-        return cls(mean, torch.full_like(mean, width), log_modes, boundary)
 
     @property
     def log_det(self) -> float:
@@ -204,8 +178,7 @@ class LatticeGaussian:
             (of_modes,) = torch.autograd.grad(products, flat)
         if self.boundary == "periodic":  # k and -k have one width
             axes = tuple(range(1, of_modes.dim()))
-            mirrored = of_modes.flip(axes).roll((1,) * len(axes), axes)
-            of_modes = 0.5 * (of_modes + mirrored)
+            of_modes = 0.5 * (of_modes + of_modes.flip(axes).roll((1,) * len(axes), axes))
         gradient = self._in_modes((even.mean(0) * self.widths)[None])[0]
         return Moments(gradient, (of_sites, -of_modes / len(z) - 1))
 
@@ -258,14 +231,7 @@ def nearest_gaussian(target: Density, first: Gaussian) -> Gaussian | None:
     for q = N(m, C C^T). Both expectations come from gradients at draws u = m + C z alone. The z of
     a step are orthogonal to one another and come with their mirror images: of a Gaussian target one
     full step finds the solution. Shorter steps are those of Lin et al., whose covariance stays
-    positive.
-
-    Args:
-        target: of dimension ``dim``.
-        first: where to begin.
-
-    Returns:
-        the Gaussian, or None if none was found that is better than the one to begin with.
+    positive. None if no Gaussian was found that is better than the first.
 
     References:
         Opper, Archambeau, "The variational Gaussian approximation revisited", Neural Computation 21

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from pyro.infer.autoguide.initialization import init_to_median
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
-from pyro_neuralrg.arguments import check_number
+from pyro_neuralrg.arguments import check_number, check_type
 from pyro_neuralrg.distributions.flow import FlowDistribution, base_distribution
 from pyro_neuralrg.infer.autoguide.frames import GaussianFrame
 from pyro_neuralrg.infer.autoguide.sites import format_sites, order_latents, site_shapes
@@ -75,35 +76,32 @@ class AutoHierarchicalFlow(AutoContinuous):
     Most models need no options: each site has a skewness and a weight of its tails, the modes of
     the fields have widths that depend on the globals, and two small couplings a block see the
     neighbours. More couplings, units or depth gained at most 0.01 nats in 2,400 steps on two smooth
-    maps; for a Cox process of many points ``bijector=Neighbour(layers=4, hidden=(16,),
-    num_tanh=2)`` gained 0.13 (one seed each, ``python -m tests.benchmarks.guides --options``). More
-    steps at a lower rate gain more. ``boundary="periodic"`` is for fields on a torus, ``odd=True``
-    for symmetric posteriors.
+    maps; on a Cox process of many points ``bijector=Neighbour(layers=4, hidden=(16,),
+    num_tanh=2)`` gained 0.13 (one seed each, ``python -m tests.benchmarks.guides --options``).
+    ``boundary="periodic"`` is for fields on a torus, ``odd=True`` for symmetric posteriors.
 
     ``SVI``, ``Predictive``, plates, vectorised particles, ``NeuTraReparam(guide)`` for MCMC and
     ``fit(model, guide, ...)`` work with it. Its parameters exist at once where the model takes no
     arguments (or has a default other than None for each), or with ``prototype_args``; else from the
-    first call, or :meth:`initialize`, on. They are the guide's own, also where Pyro's parameter
-    store holds others under their names.
+    first call, or :meth:`initialize`, on. They are the guide's own: see
+    :class:`~pyro_neuralrg.infer.FlowGuide`.
 
     Args:
         model: a Pyro model with static structure and without discrete latent sites.
         field: name of the field, or None to look for fields: sites of two or three dimensions
-            (plates and ``.to_event`` alike), or if there is none of one. A model without any is
-            taken as one of globals only.
+            (plates and ``.to_event`` alike), or if there is none of one. A model without any has
+            globals only.
         fields: names of several fields of one shape, instead of ``field``.
         init_loc_fn: Pyro's initialisation of each site.
         init_scale: standard deviation at the start, in unconstrained space; None: that of the
             Gaussian nearest to the posterior.
         globals_flow: a callable ``dim -> TransformModule`` of event shape ``(dim,)`` for the
-            globals, such as Pyro's ``spline_autoregressive``; default: see
-            :class:`~pyro_neuralrg.infer.autoguide.transform.GlobalsFlow`.
+            globals, such as Pyro's ``spline_autoregressive``.
         prototype_args: arguments of the model to find its sites with.
         prototype_kwargs: likewise by keyword.
         **options: of :func:`~pyro_neuralrg.transforms.hierarchical_flow` without shape and dtype,
-            and ``features`` of the conditional one; each replaces the one of
-            :func:`~pyro_neuralrg.infer.autoguide.transform.flow_options`. With ``odd=True`` the
-            density of the fields is symmetric about where it begins.
+            and ``features`` of the conditional one. With ``odd=True`` the density of the fields is
+            symmetric about where it begins.
 
     Attributes:
         fields: names of the fields, in the model's order, once they are known.
@@ -145,9 +143,8 @@ class AutoHierarchicalFlow(AutoContinuous):
         prototype_kwargs: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
-        for name, function in (("init_loc_fn", init_loc_fn), ("globals_flow", globals_flow)):
-            if not callable(function) and not (name == "globals_flow" and function is None):
-                raise TypeError(f"{name} is {function!r}; accepted: a function")
+        check_type("init_loc_fn", init_loc_fn, Callable, "a function")
+        check_type("globals_flow", globals_flow, Callable | None, "a function")
         super().__init__(model, init_loc_fn=init_loc_fn)
         self.prototype_trace: Any = None
         check_flow_options(options)
@@ -168,10 +165,7 @@ class AutoHierarchicalFlow(AutoContinuous):
     # The contract of AutoContinuous
 
     def initialize(self, *args: Any, **kwargs: Any) -> AutoHierarchicalFlow:
-        """Look at the model, called with these arguments, and create the parameters.
-
-        Returns:
-            the guide itself.
+        """Look at the model, called with these arguments, create the parameters, return the guide.
 
         Raises:
             ValueError: as the class; also if the guide knows its model already, and the sites are
@@ -214,15 +208,8 @@ class AutoHierarchicalFlow(AutoContinuous):
     ) -> dict[str, Tensor]:
         """Quantiles of each entry of each latent site, from 1000 draws of the posterior.
 
-        They are taken in unconstrained space and constrained then, as by Pyro's autoguides.
-
-        Args:
-            quantiles: numbers between 0 and 1.
-            *args: of the model; not used.
-            **kwargs: likewise.
-
-        Returns:
-            by site, tensors of shape ``(len(quantiles),) + site shape``.
+        They are taken in unconstrained space and constrained then, as by Pyro's autoguides, and
+        have shape ``(len(quantiles),) + site shape`` for each site; other arguments are not used.
         """
         draws = self.get_posterior().sample((QUANTILE_DRAWS,))
         levels = torch.as_tensor(quantiles, dtype=draws.dtype, device=draws.device)
@@ -275,7 +262,7 @@ class AutoHierarchicalFlow(AutoContinuous):
             self.prototype_trace.remove_node(node)
         for name, site in self.prototype_trace.iter_stochastic_nodes():
             for frame in site["cond_indep_stack"]:
-                if frame.full_size is not None and frame.full_size != frame.size:
+                if frame.full_size not in (None, frame.size):
                     raise ValueError(
                         f"latent site {name!r} stands in plate {frame.name!r}, which is subsampled "
                         f"({frame.size} of {frame.full_size}); accepted: subsampled plates around "
@@ -316,8 +303,8 @@ class AutoHierarchicalFlow(AutoContinuous):
         mean, scale = loc[latents.order], wishes.init_scale or INIT_SCALE
         start = GaussianStart(mean, torch.full_like(loc, scale))
         if wishes.init_scale is None:
-            model = self._prior[0]
-            start = posterior_start(model, args, kwargs, trace, mean, latents, options) or start
+            program = functools.partial(self._prior[0], *args, **kwargs)
+            start = posterior_start(program, trace, mean, latents, options) or start
         frame = GaussianFrame(start.mean.to(loc), start.factor.to(loc))
         globals_flow, field_flow = None, None
         if latents.globals_dim:
@@ -374,8 +361,7 @@ def _names(field: str | None, fields: Sequence[str] | None) -> tuple[str, ...] |
     """The names given, or None."""
     if field is not None and fields is not None:
         raise ValueError("field and fields are both given; accepted: one of them")
-    if not isinstance(field, str | None):
-        raise TypeError(f"field is {field!r}; accepted: the name of a site (fields=[...] for more)")
+    check_type("field", field, str | None, "the name of a site (fields=[...] for more)")
     if isinstance(fields, str) or not all(isinstance(name, str) for name in fields or ()):
         raise TypeError(f"fields is {fields!r}; accepted: a list of names of sites")
     names = fields if field is None else (field,)

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import pyro
@@ -38,12 +38,9 @@ ROUNDING = 1e3
 
 
 class GaussianStart(NamedTuple):
-    """The Gaussian that a guide begins as, globals first.
+    """The Gaussian that a guide begins as, globals first; a vector ``factor`` is one of widths.
 
-    Attributes:
-        mean: shape ``(dim,)``.
-        factor: shape ``(dim, dim)``, or ``(dim,)`` for widths.
-        log_modes: logarithms of the widths of the modes of each field, or None.
+    ``log_modes`` are logarithms of the widths of the modes of each field.
     """
 
     mean: Tensor
@@ -52,35 +49,24 @@ class GaussianStart(NamedTuple):
 
 
 def posterior_start(
-    model: Callable[..., Any],
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
+    program: Callable[[], Any],
     prototype: Any,
     mean: Tensor,
     latents: LatentOrder,
     options: Mapping[str, Any],
 ) -> GaussianStart | None:
-    """The Gaussian nearest to the posterior of a model's latents, or None where there is none.
+    """The Gaussian nearest to the posterior of a model's latents, or None, with a warning.
 
-    Args:
-        model: a Pyro model, called with ``args`` and ``kwargs``.
-        args: see there.
-        kwargs: likewise.
-        prototype: a trace of its latent sites.
-        mean: where to begin, globals first.
-        latents: their order.
-        options: of the flow; ``odd`` and ``boundary`` are used.
-
-    Warns:
-        UserWarning: if there is none, with the reason.
+    ``program`` is the model with its arguments, ``prototype`` a trace of its latent sites; ``mean``
+    is where to begin, globals first. Of the flow's options ``odd`` and ``boundary`` count.
     """
     found, reason = None, "no Gaussian is nearer to the posterior"
     mean, odd = mean.cpu(), options.get("odd", False)
     try:
         with warnings.catch_warnings(), poutine.block():
             warnings.simplefilter("ignore")
-            density = model_density(model, args, kwargs, prototype, latents.order)
-            if odd and latents.channels:
+            density = model_density(program, prototype, latents.order)
+            if odd and latents.fields:
                 density = _mirrored(density, mean, latents.globals_dim)
             found = _start(density, mean, latents, odd, options.get("boundary", "periodic"))
     except Exception as error:  # whatever the model raises where it is evaluated
@@ -96,22 +82,21 @@ def posterior_start(
 def _start(
     density: Density, mean: Tensor, latents: LatentOrder, odd: bool, boundary: str
 ) -> GaussianStart | None:
-    globals_dim = latents.globals_dim
+    start, globals_dim = None, latents.globals_dim
     if len(mean) <= MAX_DENSE:
         dtype = torch.float64 if len(mean) <= LARGE_DIM else density.dtype
         dense = nearest_gaussian(density, MatrixGaussian.isotropic(mean.to(dtype), INIT_SCALE))
-        if dense is None:
-            return None
-        start = GaussianStart(dense.mean, blocks(dense.factor.double(), globals_dim, odd))
-    elif latents.channels:
-        lattice = latents.lattice, latents.channels, boundary
-        wide = nearest_gaussian(density, LatticeGaussian.isotropic(mean, INIT_SCALE, *lattice))
-        if wide is None:
-            return None
-        start = GaussianStart(wide.mean, wide.widths, wide.log_modes)
+        if dense is not None:
+            start = GaussianStart(dense.mean, blocks(dense.factor.double(), globals_dim, odd))
+    elif latents.fields:
+        log_modes = mean.new_zeros(latents.channels, *latents.lattice)
+        first = LatticeGaussian(mean, torch.full_like(mean, INIT_SCALE), log_modes, boundary)
+        wide = nearest_gaussian(density, first)
+        if wide is not None:
+            start = GaussianStart(wide.mean, wide.widths, wide.log_modes)
     else:
         raise ValueError(f"there are {len(mean)} globals; a matrix takes {MAX_DENSE} at most")
-    if odd:
+    if odd and start is not None:
         start.mean[globals_dim:] = mean[globals_dim:]
     return start
 
@@ -147,27 +132,16 @@ def blocks(factor: Tensor, globals_dim: int, odd: bool) -> Tensor:
 # The density of a model ---------------------------------------------------------------------------
 
 
-def model_density(
-    model: Callable[..., Any],
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    prototype: Any,
-    order: Tensor,
-) -> Density:
+def model_density(program: Callable[[], Any], prototype: Any, order: Tensor) -> Density:
     """The density of a model's unconstrained latents, for points on the CPU.
 
-    Args:
-        model: a Pyro model, called with ``args`` and ``kwargs``.
-        args: see there.
-        kwargs: likewise.
-        prototype: a trace of its latent sites, whose values and supports are used.
-        order: for each coordinate of the points, its place in the order of the sites.
+    ``order`` is for each coordinate of the points its place in the order of the prototype's sites.
 
     Raises:
-        ValueError: if the model subsamples data, if its density is random (of latents that are
+        ValueError: if the model subsamples data, or its density is random (of latents that are
             hidden, say).
     """
-    joint = ModelEnergy(model, args, kwargs, prototype)
+    joint = ModelEnergy(program, prototype)
     energy_of, back = joint.fastest(), order.argsort()
     density = Density(lambda u: energy_of(u[:, back].to(joint.device)).cpu(), joint.dtype)
     points = torch.zeros(2, len(order), dtype=joint.dtype)
@@ -189,21 +163,16 @@ class ModelEnergy:
     Many points have a leading dimension of their own, as particles in Pyro's vectorised losses.
     """
 
-    def __init__(
-        self,
-        model: Callable[..., Any],
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        prototype: Any,
-    ) -> None:
-        self.model, self.args, self.kwargs = model, args, kwargs
+    def __init__(self, program: Callable[[], Any], prototype: Any) -> None:
+        self.program = program
         self.sites: list[_Site] = []
-        values = {name: site["value"] for name, site in prototype.iter_stochastic_nodes()}
+        values = {}
         for name, site in prototype.iter_stochastic_nodes():
+            values[name] = value = site["value"]
             transform = biject_to(site["fn"].support)
-            shape = transform.inv(site["value"]).shape
+            shape = transform.inv(value).shape
             self.sites.append(_Site(name, transform, len(site["fn"].batch_shape), shape))
-            self.dtype, self.device = site["value"].dtype, site["value"].device
+            self.dtype, self.device = value.dtype, value.device
         self.sizes = [site.shape.numel() for site in self.sites]
         trace = self._run(values)
         check_no_subsampling(trace)
@@ -273,6 +242,4 @@ class ModelEnergy:
 
     def _run(self, values: dict[str, Tensor]) -> Any:
         with pyro.validation_enabled(False):
-            return poutine.trace(poutine.condition(self.model, values)).get_trace(
-                *self.args, **self.kwargs
-            )
+            return poutine.trace(poutine.condition(self.program, values)).get_trace()
