@@ -229,19 +229,19 @@ def test_density_of_a_draw_with_score_keeps_its_gradient() -> None:
         torch.testing.assert_close(mine, theirs)
 
 
-def test_trains_with_svi_and_with_a_plain_optimiser(target: Any, flow: Any) -> None:
+@pytest.mark.parametrize("with_svi", [True, False])
+def test_trains(target: Any, flow: Any, with_svi: bool) -> None:
     elbo, guide = PDD(64, vectorize_particles=True), FlowGuide(flow)
+    svi = SVI(target.model, guide, pyro.optim.Adam({"lr": 0.1}), loss=elbo)
     module = elbo(target.model, guide)
     optimiser = torch.optim.Adam(module.parameters(), lr=0.1)
-    svi = SVI(target.model, guide, pyro.optim.Adam({"lr": 0.1}), loss=elbo)
-    for _ in range(30):
-        optimiser.zero_grad()
-        module().backward()
-        optimiser.step()
-    first = module().item()
-    losses = [svi.step() for _ in range(30)]
-    assert 0.1 < first + target.log_partition() < 10
-    assert abs(losses[-1] + target.log_partition()) < 0.1
+    for _ in range(60):
+        if with_svi:
+            svi.step()
+        else:
+            optimiser.zero_grad()
+            module().backward()
+            optimiser.step()
     assert svi.evaluate_loss() == pytest.approx(-target.log_partition(), abs=0.1)
 
 
@@ -281,12 +281,9 @@ def test_repr_says_the_options() -> None:
     assert repr(elbo) == "PDD(num_particles=16, vectorize_particles=True, path_gradient=True)"
 
 
-@pytest.mark.parametrize(
-    ("value", "error"), [(0, ValueError), (-1, ValueError), (2.5, TypeError), (True, TypeError)]
-)
-def test_bad_num_particles(value: Any, error: type[Exception]) -> None:
-    with pytest.raises(error, match=r"num_particles is .*; accepted: an integer >= 1"):
-        PDD(num_particles=value)
+def test_bad_num_particles() -> None:
+    with pytest.raises(ValueError, match="num_particles is 0; accepted: an integer >= 1"):
+        PDD(num_particles=0)
 
 
 @pytest.mark.parametrize(("data", "expected"), [(10, 1), (10**5, 2)])

@@ -50,7 +50,7 @@ def response(model: Any, guide: AutoHierarchicalFlow) -> Response:
     return Response(float(moved.max()), float((ladj_after - ladj).square().mean().sqrt()))
 
 
-QUICK = ("smoothing, weak", "cube")
+QUICK = ("smoothing, whitened", "positive field")
 every_model = pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in REGISTRY],

@@ -311,7 +311,7 @@ class AutoHierarchicalFlow(AutoContinuous):
             globals_flow = GlobalsFlow(loc.new_zeros(latents.globals_dim), wishes.globals_flow)
         if latents.fields:
             like = loc.new_zeros(latents.shape)
-            field_flow = FieldFlow(like, latents.channels, latents.globals_dim, options)
+            field_flow = FieldFlow(like, len(latents.fields), latents.globals_dim, options)
             if start.log_modes is not None:
                 field_flow.frame.widen(start.log_modes.to(loc))
         self.transform = LatentFlow(latents.order, frame, globals_flow, field_flow)

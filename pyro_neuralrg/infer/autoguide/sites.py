@@ -24,7 +24,8 @@ class LatentOrder(NamedTuple):
         globals_dim: number of globals.
         fields: names, in the model's order.
         lattice: of each field.
-        shape: lattice of the flow of them all.
+        shape: lattice of the flow of them all, where several fields are a last axis, or part of the
+            third.
     """
 
     order: Tensor
@@ -32,11 +33,6 @@ class LatentOrder(NamedTuple):
     fields: tuple[str, ...]
     lattice: tuple[int, ...]
     shape: tuple[int, ...]
-
-    @property
-    def channels(self) -> int:
-        """Number of fields."""
-        return len(self.fields)
 
 
 def site_shapes(trace: Any) -> dict[str, tuple[int, ...]]:
@@ -48,20 +44,6 @@ def format_sites(trace: Any) -> str:
     """The latent sites and their shapes, for messages."""
     seen = ", ".join(f"{name!r} {shape}" for name, shape in site_shapes(trace).items())
     return f"latent sites seen: {seen or 'none'}"
-
-
-def flow_shape(lattice: tuple[int, ...], channels: int) -> tuple[int, ...]:
-    """The lattice of the flow of several fields: they are a last axis, or part of the third.
-
-    Example:
-        >>> flow_shape((8, 8), 3), flow_shape((4, 4, 4), 3), flow_shape((4, 4, 4), 1)
-        ((8, 8, 3), (4, 4, 12), (4, 4, 4))
-    """
-    if channels == 1:
-        return lattice
-    if len(lattice) < MAX_SIDES:
-        return (*lattice, channels)
-    return (*lattice[:-1], lattice[-1] * channels)
 
 
 def order_latents(
@@ -85,9 +67,11 @@ def order_latents(
     globals_dim = len(order)
     if not fields:
         return LatentOrder(order, globals_dim, (), (), ())
-    of_fields = torch.stack([entries[name] for name in fields], 1).flatten()
-    shape = flow_shape(lattice, len(fields))
-    return LatentOrder(torch.cat([order, of_fields]), globals_dim, fields, lattice, shape)
+    of_fields = torch.stack([entries[name] for name in fields], 1)
+    shape = (*lattice, len(fields))
+    if len(fields) == 1 or len(lattice) == MAX_SIDES:  # no axis, or no room for one
+        shape = (*lattice[:-1], lattice[-1] * len(fields))
+    return LatentOrder(torch.cat([order, of_fields.flatten()]), globals_dim, fields, lattice, shape)
 
 
 def _find_fields(
