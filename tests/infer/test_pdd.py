@@ -6,6 +6,7 @@ import contextlib
 import math
 from functools import partial
 from typing import Any
+from unittest.mock import Mock
 
 import pyro
 import pyro.distributions as dist
@@ -108,20 +109,6 @@ def test_agrees_with_trace_elbo(program: str, vectorize: bool) -> None:
     torch.testing.assert_close(*found)
 
 
-def test_path_gradient_has_the_same_mean() -> None:
-    """Leaving out the score term changes no expectation, within five standard errors."""
-    found = []
-    for path in (False, True):
-        runs = []
-        elbo = PDD(num_particles=200, vectorize_particles=True, path_gradient=path)
-        for _ in range(30):
-            elbo.loss_and_grads(minibatch_model, minibatch_guide)
-            runs.append(torch.stack(list(gradients().values())))
-        found.append(torch.stack(runs))
-    error = (found[0].var(0) + found[1].var(0)).div(30).sqrt()
-    assert ((found[0].mean(0) - found[1].mean(0)).abs() < 5 * error).all()
-
-
 @pytest.mark.parametrize("cache_size", [0, 1])
 @pytest.mark.parametrize("symmetrized", [False, True])
 def test_path_gradient_vanishes_at_the_optimum(
@@ -130,18 +117,13 @@ def test_path_gradient_vanishes_at_the_optimum(
     """Where q is the target the gradient of every single sample is zero; the plain one is not."""
     flow._cache_size, flow._cached_x_y = cache_size, (None, None)  # of torch's own
     flow.set_exact(target)
-    guide = FlowGuide(flow)
+    guide = FlowGuide(SymmetrizedFlow(flow) if symmetrized else flow)
     model = target.model
     if symmetrized:
-        density = SymmetrizedFlow(flow)
-        guide = FlowGuide(density)
 
         def model() -> None:
-            base = dist.Normal(0.0, 1.0).expand((2, 2)).to_event(2)
-            x = pyro.sample("x", base.mask(False))
-            pyro.factor(
-                "f", torch.logsumexp(torch.stack([-target.energy(x), -target.energy(-x)]), 0)
-            )
+            x = pyro.sample("x", dist.Normal(torch.zeros(2, 2), 1.0).to_event(2).mask(False))
+            pyro.factor("f", torch.logaddexp(-target.energy(x), -target.energy(-x)))
 
     sizes = []
     for path in (False, True):
@@ -193,18 +175,12 @@ def test_path_gradient_is_that_of_a_second_pass(vectorize: bool, surroundings: s
 def test_path_gradient_makes_no_inverse_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """Which would cost more than all the rest of the step."""
     flow = hierarchical_flow((2, 2))
-    inverses: list[Any] = []
-
-    def counted(*arguments: Any, of: Any = flow.renormalize) -> Any:
-        inverses.append(arguments)
-        return of(*arguments)
-
+    counted = Mock(side_effect=flow.renormalize)
     monkeypatch.setattr(flow, "renormalize", counted)
     FlowGuide(flow).distribution().log_prob(torch.zeros(2, 2))
-    assert len(inverses) == 1, "what is counted is not what an inverse pass calls"
-
+    assert counted.call_count == 1, "what is counted is not what an inverse pass calls"
     PDD(4, vectorize_particles=True, path_gradient=True).loss_and_grads(quartic, FlowGuide(flow))
-    assert len(inverses) == 1
+    assert counted.call_count == 1
 
 
 def test_path_gradient_of_several_sites_is_refused() -> None:
@@ -225,8 +201,7 @@ def test_density_of_a_draw_with_score_keeps_its_gradient() -> None:
     parameters = list(flow.parameters())
     found = torch.autograd.grad(again.sum(), parameters, retain_graph=True)
     expected = torch.autograd.grad(q.log_prob(x.clone()).sum(), parameters)
-    for mine, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(mine, theirs)
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("with_svi", [True, False])
@@ -258,14 +233,13 @@ def test_no_sites() -> None:
         PDD().loss(lambda: None, lambda: None)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_warns_of_losses_that_are_not_finite(value: float) -> None:
-    def model() -> None:
-        x = pyro.sample("x", dist.Normal(0.0, 1.0))
-        pyro.factor("f", torch.full_like(x, -value))
-
     def guide() -> None:
         pyro.sample("x", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
+
+    def model() -> None:
+        pyro.factor("f", torch.full_like(pyro.sample("x", dist.Normal(0.0, 1.0)), -value))
 
     elbo = PDD(num_particles=3, vectorize_particles=True)
     with (
