@@ -28,9 +28,8 @@ from pyro_neuralrg.arguments import check_integer
 from pyro_neuralrg.runtime.threads import own_threads
 
 FEW_ENTRIES = 2**17
-"""Entries of all sites up to which torch gets one thread: a step of 600 latents and as many data,
-64 particles (77,000 entries) takes as long on one as on two, and three times as long on two where a
-core of the two is busy."""
+"""Entries of all sites up to which torch gets one thread: 64 particles of 600 latents and as many
+data (77,000) take as long on one as on two, and three times as long on two of which one is busy."""
 
 
 class PDD(ELBO):

@@ -92,7 +92,7 @@ def test_predictive(case: Case, parallel: bool) -> None:
 
 
 def test_medians_and_quantiles() -> None:
-    """Those of the posterior, of the sites' shapes, in the order of the levels."""
+    """As of draws of the posterior, in the sites' shapes and the order of the levels."""
     guide = shaken(make(CASES["constrained"]), 0.1)
     nodes = guide.prototype_trace.iter_stochastic_nodes()
     shapes = {name: site["value"].shape for name, site in nodes}

@@ -61,7 +61,7 @@ PROGRAMS = {
 
 
 def gradients() -> dict[str, torch.Tensor]:
-    """Those of the parameter store, which has none afterwards."""
+    """Take the gradients out of the parameter store."""
     found = {}
     for name, parameter in pyro.get_param_store()._params.items():
         found[name], parameter.grad = parameter.grad, None
@@ -190,7 +190,7 @@ def test_path_gradient_of_several_sites_is_refused() -> None:
 
 
 def test_density_of_a_draw_with_score_keeps_its_gradient() -> None:
-    """What was drawn for a path gradient must not serve a later ln q without its graph."""
+    """A draw for a path gradient must not serve a later ln q without its graph."""
     flow = hierarchical_flow((2, 2))
     q = FlowDistribution(flow)
     x, log_q, score = q.rsample_with_score((5,))

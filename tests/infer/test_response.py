@@ -35,7 +35,7 @@ class Response(NamedTuple):
 
 
 def response(model: Any, guide: AutoHierarchicalFlow) -> Response:
-    """What the signs of the loss's gradient do, at a rate of 1e-2: Adam's first step."""
+    """Response to Adam's first step: the signs of the loss's gradient, at a rate of 1e-2."""
     guide.zero_grad()
     PDD(64, vectorize_particles=True).loss_and_grads(model, guide)
     other = copy.deepcopy(guide)

@@ -244,7 +244,7 @@ def test_many_globals_have_no_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_symmetric_guide_keeps_its_centre() -> None:
-    """Of two modes neither is chosen."""
+    """Neither of two modes is chosen."""
 
     def model() -> None:
         x = pyro.sample("x", dist.Normal(torch.zeros(2, 2), 3.0).to_event(2))

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""The Gaussian nearest to a density: two families of them, and the fixed point.
 
-A Gaussian has latents z, standard normal, and draws ``mean + moved(z)``. A natural-gradient step
-is made of moments of the gradients g = grad ln pi at draws and at their mirror images: of ``even``,
-half of their sum, and of ``odd``, half of their difference. By Stein's lemma
+A Gaussian has standard normal latents z and draws ``mean + moved(z)``. A natural-gradient step is
+made of moments of the gradients g = grad ln pi at draws and at their mirror images: of ``even``,
+half of their sum, and ``odd``, half of their difference. By Stein's lemma
 :math:`E[g z^T] = E[\nabla^2 \ln \pi]\, C`.
 """
 

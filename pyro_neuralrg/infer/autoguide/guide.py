@@ -208,8 +208,8 @@ class AutoHierarchicalFlow(AutoContinuous):
     ) -> dict[str, Tensor]:
         """Quantiles of each entry of each latent site, from 1000 draws of the posterior.
 
-        They are taken in unconstrained space and constrained then, as by Pyro's autoguides, and
-        have shape ``(len(quantiles),) + site shape`` for each site; other arguments are not used.
+        They are taken in unconstrained space, as by Pyro's autoguides. By site, of shape
+        ``(len(quantiles),) + site shape``; the model's arguments are not used.
         """
         draws = self.get_posterior().sample((QUANTILE_DRAWS,))
         levels = torch.as_tensor(quantiles, dtype=draws.dtype, device=draws.device)
