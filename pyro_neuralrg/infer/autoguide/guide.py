@@ -8,7 +8,7 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from pyro import poutine
@@ -44,15 +44,6 @@ QUANTILE_DRAWS = 1000
 
 STRUCTURE_RUNS = 3
 """Runs of the model with latents of its prior that must have the same sites."""
-
-
-class _Wishes(NamedTuple):
-    """Arguments for the flow, kept until the model's sites are known."""
-
-    fields: tuple[str, ...] | None
-    init_scale: float | None
-    globals_flow: Callable[[int], TransformModule] | None
-    options: dict[str, Any]
 
 
 class AutoHierarchicalFlow(AutoContinuous):
@@ -154,9 +145,8 @@ class AutoHierarchicalFlow(AutoContinuous):
         self.shape: tuple[int, ...] | None = None
         self.plates: dict[str, Any] = {}
         self.transform: nn.Module | None = None
-        self._wishes: _Wishes | None = _Wishes(
-            _names(field, fields), init_scale, globals_flow, options
-        )
+        # for the flow, until the model's sites are known
+        self._wishes: Any = _names(field, fields), init_scale, globals_flow, options
         self._prior: Any = (model,)  # not a submodule, and without the initialisation
         kwargs = dict(prototype_kwargs or {})
         if prototype_args or kwargs or _takes_nothing(model):
@@ -290,25 +280,24 @@ class AutoHierarchicalFlow(AutoContinuous):
 
     def _build(self, args: Any, kwargs: Any) -> None:
         """Create the flow of the model's latents."""
-        wishes, trace = self._wishes, self.prototype_trace
-        assert wishes is not None
-        latents = order_latents(trace, wishes.fields, self._unconstrained_shapes)
+        trace, (names, init_scale, own_flow, given) = self.prototype_trace, self._wishes
+        latents = order_latents(trace, names, self._unconstrained_shapes)
         loc = self._init_loc()
         if not bool(loc.isfinite().all()):
             raise ValueError(
                 "init_loc_fn gives values that are not finite in unconstrained space; accepted: "
                 f"a start inside of the supports; {format_sites(trace)}"
             )
-        options = flow_options(latents.shape, wishes.options) if latents.fields else {}
-        mean, scale = loc[latents.order], wishes.init_scale or INIT_SCALE
-        start = GaussianStart(mean, torch.full_like(loc, scale))
-        if wishes.init_scale is None:
+        options = flow_options(latents.shape, given) if latents.fields else {}
+        mean = loc[latents.order]
+        start = GaussianStart(mean, torch.full_like(loc, init_scale or INIT_SCALE))
+        if init_scale is None:
             program = functools.partial(self._prior[0], *args, **kwargs)
             start = posterior_start(program, trace, mean, latents, options) or start
         frame = GaussianFrame(start.mean.to(loc), start.factor.to(loc))
         globals_flow, field_flow = None, None
         if latents.globals_dim:
-            globals_flow = GlobalsFlow(loc.new_zeros(latents.globals_dim), wishes.globals_flow)
+            globals_flow = GlobalsFlow(loc.new_zeros(latents.globals_dim), own_flow)
         if latents.fields:
             like = loc.new_zeros(latents.shape)
             field_flow = FieldFlow(like, len(latents.fields), latents.globals_dim, options)

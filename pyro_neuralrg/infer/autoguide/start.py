@@ -150,13 +150,6 @@ def model_density(program: Callable[[], Any], prototype: Any, order: Tensor) -> 
     return density
 
 
-class _Site(NamedTuple):
-    name: str
-    transform: Any
-    batch_dim: int
-    shape: torch.Size
-
-
 class ModelEnergy:
     """Energies of a model's latents by one run of it: at one point, or at many together.
 
@@ -165,15 +158,14 @@ class ModelEnergy:
 
     def __init__(self, program: Callable[[], Any], prototype: Any) -> None:
         self.program = program
-        self.sites: list[_Site] = []
-        values = {}
+        self.sites, self.sizes, values = [], [], {}
         for name, site in prototype.iter_stochastic_nodes():
             values[name] = value = site["value"]
             transform = biject_to(site["fn"].support)
             shape = transform.inv(value).shape
-            self.sites.append(_Site(name, transform, len(site["fn"].batch_shape), shape))
+            self.sites.append((name, transform, len(site["fn"].batch_shape), shape))
+            self.sizes.append(shape.numel())
             self.dtype, self.device = value.dtype, value.device
-        self.sizes = [site.shape.numel() for site in self.sites]
         trace = self._run(values)
         check_no_subsampling(trace)
         sites = [site for site in trace.nodes.values() if site["type"] == "sample"]
@@ -233,10 +225,11 @@ class ModelEnergy:
         batch = points.shape[:-1]
         values, total = {}, points.new_zeros(batch)
         for site, part in zip(self.sites, points.split(self.sizes, -1), strict=True):
-            plates = (1,) * (self.num_plate_dims - site.batch_dim) if batch else ()
-            u = part.reshape((*batch, *plates, *site.shape))
-            values[site.name] = value = site.transform(u)
-            ladj = site.transform.log_abs_det_jacobian(u, value)
+            name, transform, batch_dim, shape = site
+            plates = (1,) * (self.num_plate_dims - batch_dim) if batch else ()
+            u = part.reshape((*batch, *plates, *shape))
+            values[name] = value = transform(u)
+            ladj = transform.log_abs_det_jacobian(u, value)
             total = total + (ladj.reshape(*batch, -1).sum(-1) if batch else ladj.sum())
         return self._run(values), total
 
