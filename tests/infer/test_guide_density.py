@@ -94,7 +94,7 @@ def test_elbo_is_of_one_density(case: Case) -> None:
 
 
 def test_odd_flows_are_symmetric_about_the_start() -> None:
-    guide = shaken(make(CASES["field and globals"], odd=True))
+    guide = shaken(make(CASES["field and globals"], odd=True, init_scale=None))
     flow = guide.get_transform()
     assert flow.field_flow is not None
     place = flow.frame.mean[2:]  # after the globals
@@ -172,7 +172,9 @@ def log_q_at(flow: Any, u: Tensor) -> Tensor:
 @pytest.mark.parametrize("kind", FLOWS)
 def test_the_score_of_all_latents(kind: str) -> None:
     """Two fields and a global: also what the fields tell of the globals."""
-    flow = shaken(AutoHierarchicalFlow(wide_fields, init_scale=0.5, **FLOWS[kind])).get_transform()
+    init_scale = None if kind == "small" else 0.5  # a matrix in the frame, or widths
+    guide = AutoHierarchicalFlow(wide_fields, init_scale=init_scale, **FLOWS[kind])
+    flow = shaken(guide).get_transform()
     z = torch.randn(4, 15)
     for has_graph in (True, False):
         with torch.set_grad_enabled(has_graph):
