@@ -12,7 +12,6 @@ import pyro
 import torch
 from pyro.distributions import TransformedDistribution
 from pyro.distributions.conditional import ConditionalTransformModule
-from pyro.distributions.torch_transform import TransformModule
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.distributions import Distribution
@@ -25,16 +24,15 @@ from pyro_neuralrg.infer.pyro_internals import register_parameters
 class FlowGuide(PyroModule):
     """Guide with one sample site, whose distribution is a flow (or its symmetrisation).
 
-    The flow is a submodule, so that its parameters are trained by ``SVI`` as well as by plain torch
-    optimisers over ``guide.parameters()``; ``.to``, ``copy.deepcopy`` and pickling work as for
-    every module. The parameters are the guide's own, also where Pyro's parameter store holds others
-    under their names, of a guide of the same site or of a copy; they are then trained without being
-    in the store, with a warning if the values differ.
+    The flow is a submodule: ``SVI`` trains its parameters, and so do plain torch optimisers over
+    ``guide.parameters()``. The parameters are the guide's own, also where Pyro's parameter store
+    holds others under their names, of a guide of the same site or of a copy; they are then trained
+    without being in the store, with a warning if the values differ.
 
     Args:
         flow: a TransformModule on lattice fields, a SymmetrizedFlow, a TransformedDistribution of
             TransformModules, or a ConditionalTransformModule such as a ConditionalHierarchicalFlow:
-            the guide then takes the context, ``guide(context)``, as the model does.
+            the guide then takes the context first, as the model does, or by its name.
         name: the sample site.
         shape: event shape, only for a flow that has no ``shape`` attribute.
 
@@ -53,15 +51,13 @@ class FlowGuide(PyroModule):
     def __init__(self, flow: Any, name: str = "x", shape: Sequence[int] | None = None) -> None:
         super().__init__(f"{name}_guide")
         self.site = name
-        self._density: Any = None
+        self._density: Any = None  # where it is given
         if isinstance(flow, SymmetrizedFlow):
-            self.flow = flow.flow
-            self._density = flow
+            self._density, self.flow = flow, flow.flow
         elif isinstance(flow, TransformedDistribution):
             for transform in flow.transforms:
                 check_flow(transform)
-            self.flow = nn.ModuleList(flow.transforms)
-            self._density = flow
+            self._density, self.flow = flow, nn.ModuleList(flow.transforms)
         else:
             if not isinstance(flow, ConditionalTransformModule):
                 check_flow(flow)
@@ -78,30 +74,21 @@ class FlowGuide(PyroModule):
     def distribution(self, context: Tensor | None = None) -> Any:
         """The distribution q of the sample site; registers nothing with Pyro.
 
-        Args:
-            context: of a conditional flow, shape ``batch_shape + (context_dim,)``.
-
-        Raises:
-            ValueError: if a conditional flow gets none.
+        A conditional flow needs a context of shape ``batch_shape + (context_dim,)``, else a
+        ValueError is raised.
         """
-        if isinstance(self._density, SymmetrizedFlow):
+        if self._density is not None:
             return self._density
         flow: Any = self._modules["flow"]
-        if isinstance(flow, ConditionalTransformModule):
-            if context is None:
-                raise ValueError("context is None; accepted for a conditional flow: a tensor")
-            batch = torch.Size(context.shape[:-1])
-            return FlowDistribution(flow.condition(context), self.shape).expand(batch)
-        if isinstance(flow, TransformModule):
+        if not isinstance(flow, ConditionalTransformModule):
             return FlowDistribution(flow, self.shape)
-        return self._density
+        if context is None:
+            raise ValueError("context is None; accepted for a conditional flow: a tensor")
+        batch = torch.Size(context.shape[:-1])
+        return FlowDistribution(flow.condition(context), self.shape).expand(batch)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Register the flow's parameters with Pyro and sample the site.
-
-        The arguments are those of the model. A conditional flow takes the first of them, or the
-        keyword ``context``, as its context; others are not used.
-        """
+        """Register the flow's parameters with Pyro and sample the site, called as the model is."""
         register_parameters(self, "flow")
         context = args[0] if args else kwargs.get("context")
         return pyro.sample(self.site, self.distribution(context))

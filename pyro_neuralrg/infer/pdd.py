@@ -5,6 +5,9 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
+import math
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -25,9 +28,8 @@ from pyro_neuralrg.arguments import check_integer
 from pyro_neuralrg.runtime.threads import own_threads
 
 FEW_ENTRIES = 2**17
-"""Entries of all sites up to which torch gets one thread: a step of 600 latents and as many data,
-64 particles (77,000 entries) takes as long on one as on two, and three times as long on two where a
-core of the two is busy."""
+"""Entries of all sites up to which torch gets one thread: 64 particles of 600 latents and as many
+data (77,000) take as long on one as on two, and three times as long on two of which one is busy."""
 
 
 class PDD(ELBO):
@@ -37,7 +39,7 @@ class PDD(ELBO):
 
     Guide sites must be reparameterised, so that the gradient goes through the samples. With an
     autoguide and few data, torch computes ``loss`` and ``loss_and_grads`` on one thread, from the
-    second evaluation on: its threads would wait for each other in operations of microseconds.
+    second evaluation on.
 
     Args:
         num_particles: samples of the guide per evaluation.
@@ -45,22 +47,19 @@ class PDD(ELBO):
             particles; guessed if infinite, as by Pyro's ``Trace_ELBO``.
         vectorize_particles: draw all particles at once, in an outermost plate.
         path_gradient: leave out the gradient of ln q's parameters at fixed x, whose expectation is
-            zero ("sticking the landing"). The variance of the gradient then vanishes where q equals
-            the target. For guides of one site, and for autoguides of one vector. A step costs half
-            as much again if the flow is of this package and of its own couplings, else one more
-            evaluation of ln q.
+            zero ("sticking the landing"): no variance is left where q equals the target. For guides
+            of one site, and for autoguides of one vector. A step costs half as much again for flows
+            of this package with their own couplings, else one more evaluation of ln q.
         retain_graph: keep the graph after ``loss_and_grads``.
 
     Attributes:
         log_weights: ``ln pi(x) - ln q(x)`` in nats for each particle of the last evaluation,
-            detached, shape ``(num_particles,)``: its mean is minus the loss, and error bars and ESS
-            come at no cost.
+            detached, shape ``(num_particles,)``; its mean is minus the loss.
 
     References:
         Li, Wang, Neural Network Renormalization Group, PRL 121, 260601 (2018).
         Roeder, Wu, Duvenaud, Sticking the Landing, NeurIPS (2017).
-        Vaitl, Winkler, Richter, Kessel, Fast and unified path gradient estimators for normalizing
-        flows, ICLR (2024).
+        Vaitl et al., Fast and unified path gradient estimators for normalizing flows, ICLR (2024).
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -91,33 +90,34 @@ class PDD(ELBO):
         self.log_weights: Tensor | None = None
         self._entries = FEW_ENTRIES + 1  # not known yet
 
-    def loss(
-        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> float:
+    def __repr__(self) -> str:
+        names = inspect.signature(PDD).parameters
+        options = {name: getattr(self, name) for name in names}
+        given = [f"{name}={x!r}" for name, x in options.items() if x not in (None, False, math.inf)]
+        return f"{type(self).__name__}({', '.join(given)})"
+
+    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """The estimate of E_q[ln q - ln pi] in nats."""
         with self._threads(guide):
-            parts = list(self._particles(model, guide, args, kwargs, False))
-        return self._report([log_weights for log_weights, _ in parts])
+            parts = self._particles(model, guide, args, kwargs, False)
+            log_weights = [weights for weights, _ in parts]
+        return self._report(log_weights)
 
-    def differentiable_loss(
-        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> Tensor:
+    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         """The estimate of :meth:`loss` as a tensor, with the gradient of ``loss_and_grads``.
 
         No number is read from it: an accelerator goes on computing, and losses that are not finite
         are not warned of.
         """
         parts = list(self._particles(model, guide, args, kwargs, self.path_gradient))
-        self.log_weights = torch.cat([log_weights.detach() for log_weights, _ in parts])
-        value = -torch.cat([log_weights for log_weights, _ in parts]).mean()
+        log_weights = torch.cat([weights for weights, _ in parts])
+        self.log_weights, value = log_weights.detach(), -log_weights.mean()
         if not self.path_gradient:
             return value
         surrogate = torch.stack([surrogate for _, surrogate in parts]).sum()
         return value.detach() + (surrogate - surrogate.detach())
 
-    def loss_and_grads(
-        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> float:
+    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """The estimate of :meth:`loss`; its gradient is added to every parameter's ``grad``."""
         log_weights = []
         with self._threads(guide):
@@ -128,29 +128,17 @@ class PDD(ELBO):
                     surrogate.backward(retain_graph=self.retain_graph)
         return self._report(log_weights)
 
-    def _threads(self, guide: Callable[..., Any]) -> contextlib.AbstractContextManager[None]:
+    def _threads(self, guide: Any) -> contextlib.AbstractContextManager[None]:
         """One thread of torch for small problems; other guides than these may be networks."""
         small = isinstance(guide, AutoGuide) and self._entries <= FEW_ENTRIES
         return own_threads() if small else contextlib.nullcontext()
 
-    def _guess_max_plate_nesting(
-        self,
-        model: Callable[..., Any],
-        guide: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> None:
+    def _guess_max_plate_nesting(self, model: Any, guide: Any, args: Any, kwargs: Any) -> None:
         """Run both once to see their plates, without using up random numbers."""
         with torch.random.fork_rng(range(torch.cuda.device_count())):
             super()._guess_max_plate_nesting(model, guide, args, kwargs)
 
-    def _get_trace(
-        self,
-        model: Callable[..., Any],
-        guide: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> tuple[Any, Any]:
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Run the guide, then the model against it; both traces with log probabilities."""
         if not isinstance(poutine.unwrap(guide), Messenger):
             guide = _Draws(self.path_gradient)(guide)
@@ -163,12 +151,7 @@ class PDD(ELBO):
         return model_trace, guide_trace
 
     def _particles(
-        self,
-        model: Callable[..., Any],
-        guide: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        path_gradient: bool,
+        self, model: Any, guide: Any, args: Any, kwargs: Any, path_gradient: bool
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield log-weights and the scalar to differentiate, for all particles or one by one."""
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
@@ -181,15 +164,13 @@ class PDD(ELBO):
             )
             if drawn and path_gradient:
                 _check_one_site(guide_trace)
-                log_q = self._sum(guide_trace, _path_term)
+                log_q = self._log_prob(guide_trace, _path_term)
             yield log_weights, (log_q - log_pi).sum() / self.num_particles
 
-    def _log_prob(self, trace: Any) -> Tensor:
-        """Joint log probability: shape ``(num_particles,)`` if vectorised, else ``(1,)``."""
-        return self._sum(trace, lambda site: site["log_prob"])
-
-    def _sum(self, trace: Any, term_of: Callable[[Any], Tensor]) -> Tensor:
-        """The terms of all sample sites, added up for each particle."""
+    def _log_prob(
+        self, trace: Any, term_of: Callable[[Any], Tensor] = operator.itemgetter("log_prob")
+    ) -> Tensor:
+        """Sum over sample sites: shape ``(num_particles,)`` if vectorised, else ``(1,)``."""
         vectorized = self.vectorize_particles and self.num_particles > 1
         total: Any = 0.0
         for site in _sample_sites(trace):
@@ -208,13 +189,10 @@ class PDD(ELBO):
     def _report(self, log_weights: list[Tensor]) -> float:
         """Keep the detached log-weights and return minus their mean; warn if it is not finite."""
         self.log_weights = torch.cat([weights.detach() for weights in log_weights])
-        loss = -self.log_weights.mean().item()
-        self._check_loss(loss)
-        return loss
-
-    def _check_loss(self, loss: Any) -> None:
+        loss: Any = -self.log_weights.mean().item()
         warn_if_nan(loss, "loss")
         warn_if_inf(loss, "loss")
+        return loss
 
 
 class _Draws(Messenger):
@@ -267,15 +245,15 @@ def _check_one_site(guide_trace: Any) -> None:
     """
     sites = _sample_sites(guide_trace)
     scored = [site for site in sites if "score" in site["infer"]]
-    others = [site for site in sites if "score" not in site["infer"]]
     is_auxiliary = any(site["infer"].get("is_auxiliary", False) for site in scored)
-    are_computed = is_auxiliary and all(isinstance(site["fn"], dist.Delta) for site in others)
-    if len(scored) == 1 and (not others or are_computed):
-        return
-    raise ValueError(
-        f"path_gradient is True, and the guide has the sites {[site['name'] for site in sites]}; "
-        "accepted: guides of one site, or of sites that are computed from an auxiliary one"
+    are_computed = is_auxiliary and all(
+        isinstance(site["fn"], dist.Delta) for site in sites if "score" not in site["infer"]
     )
+    if len(scored) != 1 or not (are_computed or len(sites) == 1):
+        raise ValueError(
+            f"path_gradient is True, and the guide has the sites {[s['name'] for s in sites]}; "
+            "accepted: guides of one site, or of sites that are computed from an auxiliary one"
+        )
 
 
 def _path_term(site: Any) -> Tensor:
@@ -288,9 +266,7 @@ def _path_term(site: Any) -> Tensor:
 
 def _check_reparameterised(guide_trace: Any) -> None:
     for site in _sample_sites(guide_trace):
-        if site["is_observed"]:
-            continue
-        if not getattr(site["fn"], "has_rsample", False):
+        if not site["is_observed"] and not getattr(site["fn"], "has_rsample", False):
             raise ValueError(
                 f"guide site {site['name']!r} has distribution {type(site['fn']).__name__}, which "
                 "has no rsample; accepted by PDD: reparameterised distributions (else use "

@@ -15,33 +15,14 @@ from pyro import poutine
 from pyro.infer.autoguide.guides import prototype_hide_fn
 from pyro.infer.reparam import NeuTraReparam
 from pyro.nn import PyroModule
-from pyro.poutine.mask_messenger import MaskMessenger
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.plate_messenger import PlateMessenger
 from pyro.poutine.reparam_messenger import ReparamHandler, ReparamMessenger
 from pyro.poutine.runtime import _PYRO_STACK, effectful
-from pyro.poutine.scale_messenger import ScaleMessenger
-from pyro.poutine.trace_messenger import TraceMessenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import constraints
 
-UNIFORM_MESSENGERS = (
-    TraceMessenger,
-    pyro.plate,
-    PlateMessenger,
-    ScaleMessenger,
-    MaskMessenger,
-)
-"""Messengers that do to every parameter what they do to the first."""
-
-PARAMETER_HOOKS = ("_process_message", "_postprocess_message", "_pyro_param", "_pyro_post_param")
-
 SHARED_LATENT = "_shared_latent"
 """Suffix of the site of a NeuTraReparam, behind the name of the first site that it replaces."""
-
-
-# Parameters ---------------------------------------------------------------------------------------
 
 
 def register_parameters(owner: PyroModule, attribute: str) -> None:
@@ -55,44 +36,14 @@ def register_parameters(owner: PyroModule, attribute: str) -> None:
     """
     store, prefix = pyro.get_param_store(), f"{owner._pyro_name}.{attribute}$$$"
     module: Any = owner._modules[attribute]  # an attribute would be registered by Pyro
-    named = [(prefix + name, p) for name, p in module.named_parameters() if p.requires_grad]
-    is_taken = any(store._params.get(name, p) is not p for name, p in named)
+    named = {prefix + name: p for name, p in module.named_parameters() if p.requires_grad}
+    is_taken = any(store._params.get(name, p) is not p for name, p in named.items())
     if is_taken and not owner.__dict__.get("_has_compared"):
         owner.__dict__["_has_compared"] = True
         _warn_of_other_values(named, store)
-    name_parameters(named, _outside_store if is_taken else store.get_param)
-
-
-def name_parameters(named: Sequence[tuple[str, Tensor]], value_of: Callable[..., Tensor]) -> None:
-    """Do what ``pyro.param(name, tensor)`` of each does, in half of the time.
-
-    The first is a statement like any other. Where all messengers on the stack treat parameters
-    alike, the others enter the traces as the first one did; else each is a statement.
-
-    Args:
-        named: names and unconstrained tensors.
-        value_of: finds the value of a name and tensor: the parameter store's ``get_param``, say.
-    """
-    options: Any = {"constraint": constraints.real, "event_dim": None}
-    statement = effectful(value_of, type="param")
-    num_stated = 1 if all(map(_is_uniform, _PYRO_STACK)) else len(named)
-    for name, parameter in named[:num_stated]:
-        statement(name, parameter, **options, name=name)
-    traces = [frame.trace for frame in _PYRO_STACK if isinstance(frame, TraceMessenger)]
-    for name, parameter in named[num_stated:]:
-        value = value_of(name, parameter, **options)
-        for trace in traces:
-            first = trace.nodes[named[0][0]]
-            trace.add_node(name, **{**first, "name": name, "args": (name, value), "value": value})
-
-
-def _is_uniform(frame: Messenger) -> bool:
-    kind: Any = type(frame)
-    return kind in UNIFORM_MESSENGERS or not any(
-        getattr(frame, hook, None) is not None
-        and getattr(kind, hook, None) is not getattr(Messenger, hook, None)
-        for hook in PARAMETER_HOOKS
-    )
+    statement = effectful(_outside_store if is_taken else store.get_param, type="param")
+    for name, parameter in named.items():
+        statement(name, parameter, constraint=constraints.real, event_dim=None, name=name)
 
 
 def _outside_store(name: str, parameter: Any, **options: Any) -> Tensor:
@@ -101,8 +52,8 @@ def _outside_store(name: str, parameter: Any, **options: Any) -> Tensor:
     return parameter
 
 
-def _warn_of_other_values(named: Sequence[tuple[str, Tensor]], store: Any) -> None:
-    for name, parameter in named:
+def _warn_of_other_values(named: Mapping[str, Tensor], store: Any) -> None:
+    for name, parameter in named.items():
         if name not in store or not torch.equal(store[name], parameter):
             warnings.warn(
                 f"Pyro's parameter store holds other values than the guide's for {name!r}, of "
@@ -116,9 +67,6 @@ def _warn_of_other_values(named: Sequence[tuple[str, Tensor]], store: Any) -> No
 def is_in_program(module: PyroModule) -> bool:
     """Report whether the module is being called, so that its parameters are Pyro's to see."""
     return bool(module._pyro_context.active)
-
-
-# Sites --------------------------------------------------------------------------------------------
 
 
 def without_hidden_sites(model: Callable[..., Any]) -> Callable[..., Any]:
@@ -170,9 +118,6 @@ def check_model_args(args: Any) -> None:
         raise TypeError(
             f"model_args is a {type(args).__name__}; accepted: a sequence of the model's arguments"
         )
-
-
-# Reparameterisations and the guides of neural transport -------------------------------------------
 
 
 def is_being_reparameterised() -> bool:

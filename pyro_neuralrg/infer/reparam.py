@@ -27,28 +27,25 @@ from pyro_neuralrg.distributions.flow import (
 class FlowReparam(Reparam):
     r"""Replace a site ``name`` by its latents ``{name}_latent``, with ``name = flow(z)`` computed.
 
-    The density of the reparameterised program in ``z`` is exactly
+    The density of the reparameterised program in ``z`` is exactly (paper Eq. 6)
 
-    .. math:: \tilde p(z) = p(x = g(z)) \, |\det \partial g / \partial z|    \qquad \text{(paper Eq.
-    6)}
+    .. math:: \tilde p(z) = p(x = g(z)) \, |\det \partial g / \partial z|
 
-    whatever the flow: a perfect flow makes it standard normals, a poor one leaves it as hard as it
-    was. The distribution of the latent site carries no density of its own. Pyro's ``HMC``, ``NUTS``
-    and ``SVI`` as well as :class:`~pyro_neuralrg.mcmc.VectorizedMCMC` run on the result. The
-    flow is used as it is and not trained: it is not registered in the parameter store.
+    whatever the flow: a perfect one makes it standard normals, a poor one leaves it as hard as it
+    was. Pyro's ``HMC``, ``NUTS`` and ``SVI`` as well as
+    :class:`~pyro_neuralrg.mcmc.VectorizedMCMC` run on the result. The flow is not trained.
 
-    A site may stand inside plates (batch dimensions on the left) and its distribution may be
-    masked, as in :meth:`~pyro_neuralrg.potentials.LatticePotential.model`. An observed site stays
-    as it is. The handlers ``poutine.mask`` and ``poutine.scale`` act on the *whole* site,
-    log-determinant included, as for every reparameteriser of Pyro; to leave out a prior alone, mask
-    its distribution (``fn.mask(False)``).
+    A site may stand inside plates (batch dimensions on the left); an observed one stays as it is.
+    As for every reparameteriser of Pyro, ``poutine.mask`` and ``poutine.scale`` act on the *whole*
+    site, log-determinant included; to leave out a prior alone, mask its distribution
+    (``fn.mask(False)``).
 
     What is drawn when nothing else sets the value is the flow's base. Two modes of a base 3
     standard deviations from zero are a barrier of 3.8 nats, which a poor flow does not have in z:
     samplers move in z. With ``from_normal=True`` they move in standard normals u, ``z =
     base.from_normal(u)``, where a good flow has no barrier, but a poor one a narrow well between
     the phases. Of the Ising dual at Tc, 8 x 8, HMC crosses between the phases 1.5 times per 1000
-    gradients in z, with an untrained flow as with one of 400 steps; in u 0.1 and 5 times
+    gradients in z, with any flow; in u 0.1 times with an untrained one, 5 times after 400 steps
     (``tests/benchmarks/crossings.py``). Draws are z all the same.
 
     Args:
@@ -63,8 +60,9 @@ class FlowReparam(Reparam):
             support is not the real line.
 
     References:
-        Li & Wang, "Neural Network Renormalization Group", PRL 121, 260601 (2018); Hoffman et al.,
-        "NeuTra-lizing Bad Geometry in Hamiltonian Monte Carlo Using Neural Transport" (2019).
+        Li, Wang, Neural Network Renormalization Group, PRL 121, 260601 (2018).
+        Hoffman et al., NeuTra-lizing Bad Geometry in Hamiltonian Monte Carlo Using Neural
+        Transport (2019).
 
     Example:
         >>> import pyro, pyro.distributions as dist, torch
@@ -82,6 +80,10 @@ class FlowReparam(Reparam):
         self.flow = flow
         self.from_normal = from_normal
 
+    def __repr__(self) -> str:
+        options = ", from_normal=True" if self.from_normal else ""
+        return f"{type(self).__name__}({self.flow!r}{options})"
+
     def apply(self, msg: Any) -> Any:
         """Replace the site; called by ``poutine.reparam``."""
         name, fn, value = msg["name"], msg["fn"], msg["value"]
@@ -96,8 +98,8 @@ class FlowReparam(Reparam):
                 stacklevel=2,
             )
         if value is not None:  # an initial value, not data: keep it, and find its latent
-            z_initial, ladj = inverse_and_ladj(self.flow, value, fn.event_dim)
-            self._sample_latent(name, fn, z_initial)
+            z, ladj = inverse_and_ladj(self.flow, value, fn.event_dim)
+            self._sample_latent(name, fn, z)
         else:
             z = self._sample_latent(name, fn, None)
             value, ladj = forward_and_ladj(self.flow, z, fn.event_dim)
@@ -105,32 +107,22 @@ class FlowReparam(Reparam):
         return {"fn": density, "value": value, "is_observed": True}
 
     def transform_sample(self, latent: Tensor) -> Tensor:
-        """Return the field of latent samples of any batch shape, without gradients.
+        """Return the fields x of latent samples z, of the same shape, without gradients.
 
         Args:
-            latent: z of shape ``batch_shape + event_shape``, as
-                ``mcmc.get_samples()["x_latent"]``.
-
-        Returns:
-            x of the same shape.
+            latent: shape ``batch_shape + event_shape``, as ``mcmc.get_samples()["x_latent"]``.
         """
         with torch.no_grad():
             return forward_and_ladj(self.flow, latent, self.flow.domain.event_dim)[0]
 
     def _check_site(self, name: str, fn: Any) -> None:
-        shape = getattr(self.flow, "shape", None)
-        event_shape = tuple(fn.event_shape)
-        if shape is not None and event_shape != tuple(shape):
+        shape, sides = getattr(self.flow, "shape", fn.event_shape), self.flow.domain.event_dim
+        if tuple(fn.event_shape) != tuple(shape) or fn.event_dim < sides:
+            accepted = tuple(shape) if hasattr(self.flow, "shape") else f"{sides} dimensions"
             raise ValueError(
-                f"site {name!r} has event shape {event_shape} (batch shape "
-                f"{tuple(fn.batch_shape)}), "
-                f"the flow {tuple(shape)}; accepted: equal ones (.to_event({len(shape)}) turns "
-                "batch into event dimensions)"
-            )
-        if fn.event_dim < self.flow.domain.event_dim:
-            raise ValueError(
-                f"site {name!r} has {fn.event_dim} event dimensions, the flow "
-                f"{self.flow.domain.event_dim}; accepted: at least as many (use .to_event)"
+                f"site {name!r} has event shape {tuple(fn.event_shape)} and batch shape "
+                f"{tuple(fn.batch_shape)}; accepted: an event of {accepted}, as the flow's "
+                f"(.to_event({sides}) turns batch into event dimensions)"
             )
         support = fn.support
         while isinstance(support, constraints.independent):
@@ -140,13 +132,8 @@ class FlowReparam(Reparam):
 
     def _sample_latent(self, name: str, fn: Any, initial: Tensor | None) -> Tensor:
         latent = base_distribution(self.flow, fn.event_shape, self.from_normal)
-        latent = latent.expand(fn.batch_shape)
+        latent = latent.expand(fn.batch_shape).mask(False)
         # "is_observed" keeps an initial value from counting as data; "flow_site" tells whoever
         # reads the trace how latent values become physical ones.
         infer: Any = {"is_observed": False, "flow_site": (name, self)}
-        return pyro.sample(
-            f"{name}_latent",
-            latent.mask(False),
-            obs=initial,
-            infer=infer,
-        )
+        return pyro.sample(f"{name}_latent", latent, obs=initial, infer=infer)

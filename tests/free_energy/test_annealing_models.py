@@ -23,8 +23,8 @@ from pyro_neuralrg.free_energy.annealing import Annealing
 from pyro_neuralrg.mcmc import EnergyTarget, ModelTarget
 from pyro_neuralrg.potentials import FreeField
 from pyro_neuralrg.transforms import hierarchical_flow
+from tests.free_energy.solvable_model import DATA, at_the_mean, exact, exact_guide, model
 from tests.free_energy.test_annealing import covers
-from tests.infer.solvable_model import DATA, at_the_mean, exact, exact_guide, model
 
 BETAS = (0.0, 0.05, 0.2, 0.5, 1.0)
 

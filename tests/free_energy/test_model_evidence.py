@@ -27,7 +27,7 @@ from pyro_neuralrg.free_energy import estimate
 from pyro_neuralrg.mcmc import ModelTarget
 from pyro_neuralrg.potentials import FreeField
 from pyro_neuralrg.transforms import hierarchical_flow
-from tests.infer.solvable_model import (
+from tests.free_energy.solvable_model import (
     DATA,
     NOISE,
     at_the_mean,

@@ -16,7 +16,7 @@ from pyro_neuralrg import IsingDual
 from pyro_neuralrg.distributions import TwoModes
 from pyro_neuralrg.free_energy.tempered import TemperedTarget
 from pyro_neuralrg.mcmc import EnergyTarget, LatentTarget, ModelTarget
-from tests.infer.solvable_model import DATA, exact, exact_guide, model
+from tests.free_energy.solvable_model import DATA, exact, exact_guide, model
 
 
 def stiff(x: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Models for autoguides by name, with their arguments, and what a guide should find in them."""
+"""Models for autoguides by name, what a guide should find in them, and guides of them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,7 +12,11 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor
+
+from pyro_neuralrg.infer import AutoHierarchicalFlow
+from pyro_neuralrg.transforms import Neighbour
 
 
 class Case(NamedTuple):
@@ -29,6 +34,11 @@ def ramp(*shape: int) -> Tensor:
     return torch.linspace(-1.0, 1.0, torch.Size(shape).numel(), dtype=torch.float64).reshape(shape)
 
 
+def normals(name: str, *sides: int) -> Tensor:
+    """A field of independent standard normals."""
+    return pyro.sample(name, dist.Normal(torch.zeros(sides), 1.0).to_event(len(sides)))
+
+
 def globals_only() -> None:
     loc = pyro.sample("loc", dist.Normal(0.0, 2.0))
     scale = pyro.sample("scale", dist.LogNormal(0.0, 0.5))
@@ -37,7 +47,7 @@ def globals_only() -> None:
 
 
 def one_field() -> None:
-    x = pyro.sample("x", dist.Normal(torch.zeros(4, 4), 1.0).to_event(2))
+    x = normals("x", 4, 4)
     pyro.sample("y", dist.Normal(x + 0.5 * x.roll(1, -1), 0.7).to_event(2), obs=ramp(4, 4))
 
 
@@ -50,7 +60,7 @@ def field_and_globals() -> None:
 
 
 def two_fields() -> None:
-    a = pyro.sample("a", dist.Normal(torch.zeros(2, 3), 1.0).to_event(2))
+    a = normals("a", 2, 3)
     width = pyro.sample("width", dist.LogNormal(0.0, 0.5))
     b = pyro.sample("b", dist.Normal(a, width[..., None, None]).to_event(2))
     pyro.sample("y", dist.Normal(a * b, 0.5).to_event(2), obs=ramp(2, 3))
@@ -78,30 +88,26 @@ def masked() -> None:
 
 
 def subsampled(data: Tensor) -> None:
-    x = pyro.sample("x", dist.Normal(torch.zeros(2, 2), 1.0).to_event(2))
+    x = normals("x", 2, 2)
     with pyro.plate("data", len(data), subsample_size=2) as index:
         loc = x[..., 0, 0] * data[index]
         pyro.sample("y", dist.Normal(loc, 0.5), obs=data[index])
 
 
 def one_dimension() -> None:
-    x = pyro.sample("x", dist.Normal(torch.zeros(5), 1.0).to_event(1))
+    x = normals("x", 5)
     pyro.sample("y", dist.Normal(x, 0.5).to_event(1), obs=ramp(5))
 
 
 def three_dimensions() -> None:
-    x = pyro.sample("x", dist.Normal(torch.zeros(2, 2, 3), 1.0).to_event(3))
+    x = normals("x", 2, 2, 3)
     pyro.sample("y", dist.Normal(x, 0.5).to_event(3), obs=ramp(2, 2, 3))
 
 
 def three_fields_in_three_dimensions() -> None:
     width = pyro.sample("width", dist.LogNormal(0.0, 0.5))
-    fields = [
-        pyro.sample(
-            name, dist.Normal(torch.zeros(2, 1, 3), width[..., None, None, None]).to_event(3)
-        )
-        for name in ("a", "b", "c")
-    ]
+    prior = dist.Normal(torch.zeros(2, 1, 3), width[..., None, None, None]).to_event(3)
+    fields = [pyro.sample(name, prior) for name in ("a", "b", "c")]
     pyro.sample("y", dist.Normal(sum(fields), 0.5).to_event(3), obs=ramp(2, 1, 3))
 
 
@@ -118,3 +124,37 @@ CASES = {
     "3-d": Case(three_dimensions, ("x",), (2, 2, 3), 12),
     "3-d, several": Case(three_fields_in_three_dimensions, ("a", "b", "c"), (2, 1, 3), 19),
 }
+
+
+# Guides of them -----------------------------------------------------------------------------------
+
+SMALL: Any = {"bijector": Neighbour(layers=2, hidden=(4,))}
+
+
+def make(case: Case, **options: Any) -> AutoHierarchicalFlow:
+    """A guide of a given width; ``init_scale=None`` looks for the posterior, which takes longer."""
+    options = {"init_scale": 0.4, **SMALL, **options}
+    return AutoHierarchicalFlow(case.model, prototype_args=case.args, **options)
+
+
+def shaken(guide: AutoHierarchicalFlow, amount: float = 0.2) -> AutoHierarchicalFlow:
+    """With parameters that are not those of the start."""
+    with torch.no_grad():
+        for parameter in guide.parameters():
+            parameter.add_(amount * torch.randn_like(parameter))
+    guide.clear_cache()
+    return guide
+
+
+def train(guide: Any, case: Case, steps: int = 2, **options: Any) -> SVI:
+    svi = SVI(case.model, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO(**options))
+    for _ in range(steps):
+        assert math.isfinite(svi.step(*case.args))
+    return svi
+
+
+def quiet_subsampling(case: Case) -> Case:
+    """All the data in place of a random part."""
+    if case.model is not subsampled:
+        return case
+    return case._replace(model=poutine.condition(case.model, {}), args=(ramp(2),))

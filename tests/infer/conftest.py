@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""A solvable target and a small flow that can reach it."""
+"""A solvable target and a small flow that can reach it; the models for autoguides."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ import torch
 from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor
 from torch.distributions import constraints
+
+from tests.infer.autoguide_models import CASES, Case
 
 
 class GaussianTarget:
@@ -71,6 +73,11 @@ class ScaleFlow(TransformModule):
         with torch.no_grad():
             self.loc.fill_(1.0)
             self.log_scale.fill_(0.5 * math.log(target.variance))
+
+
+@pytest.fixture(params=CASES, ids=lambda name: name.replace(" ", "-"))
+def case(request: pytest.FixtureRequest) -> Case:
+    return CASES[request.param]
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import pickle
 from typing import Any
 
@@ -80,10 +79,9 @@ def test_copies_after_training(target: Any, symmetrized: bool) -> None:
                 parameter.add_(0.1)
         assert (clone.distribution().log_prob(x) != expected).any()
         torch.testing.assert_close(guide.distribution().log_prob(x), expected)
-    stream = io.BytesIO()
-    torch.save(guide.state_dict(), stream)
-    stream.seek(0)
-    guide.load_state_dict(torch.load(stream, weights_only=True))
+    other = FlowGuide(hierarchical_flow((2, 2)))
+    other.load_state_dict(guide.state_dict())
+    torch.testing.assert_close(other.flow(x), guide.flow(x))
 
 
 def test_dtype_follows_the_module(flow: Any) -> None:
@@ -116,7 +114,5 @@ def test_frozen_parameters_are_not_registered(flow: Any) -> None:
 def test_wrong_flow(flow: Any) -> None:
     with pytest.raises(TypeError, match=r"\.inv holds no parameters"):
         FlowGuide(flow.inv)
-    with pytest.raises(TypeError, match="accepted: a Pyro TransformModule"):
-        FlowGuide(torch.nn.Linear(2, 2))
     with pytest.raises(TypeError, match="accepted: a Pyro TransformModule"):
         FlowGuide(pyro.distributions.Normal(0.0, 1.0))

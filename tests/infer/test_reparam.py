@@ -25,9 +25,8 @@ from tests.mcmc.registry import ToyFlow
 
 def perturbed_flow(shape: tuple[int, ...], **options: Any) -> Any:
     flow = hierarchical_flow(shape, **options)
-    with torch.no_grad():
-        for parameter in flow.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
+    for parameter in flow.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
     return flow
 
 
@@ -64,10 +63,10 @@ def test_latents_of_two_modes_and_the_normals_that_samplers_may_see(from_normal:
         torch.testing.assert_close(kernel_target.pack({"x_latent": z[None]}, 1), flat)
         torch.testing.assert_close(FlowReparam(flow).transform_sample(z), x.detach())
     starts = torch.stack(
-        [poutine.trace(latent).get_trace().nodes["x_latent"]["value"] for _ in range(400)]
+        [poutine.trace(latent).get_trace().nodes["x_latent"]["value"] for _ in range(100)]
     )
     sizes = starts[:, 0, 0].abs()
-    assert float(sizes.mean()) == pytest.approx(3.0, abs=0.2)
+    assert float(sizes.mean()) == pytest.approx(3.0, abs=0.4)
 
 
 def test_prior_and_likelihood_keep_their_density() -> None:
@@ -127,14 +126,10 @@ def test_a_flow_of_fewer_dimensions_acts_on_the_rightmost_ones() -> None:
 
 
 def test_an_observed_site_stays_as_it_is() -> None:
-    data = torch.zeros(2, 2)
-
-    def model() -> None:
-        pyro.sample("x", dist.Normal(torch.zeros(2, 2), 1.0).to_event(2), obs=data)
-
-    trace = poutine.trace(
-        poutine.reparam(model, {"x": FlowReparam(perturbed_flow((2, 2)))})
-    ).get_trace()
+    prior = dist.Normal(torch.zeros(2, 2), 1.0).to_event(2)
+    model = poutine.condition(sample_of(prior), {"x": torch.zeros(2, 2)})
+    latent = poutine.reparam(model, {"x": FlowReparam(perturbed_flow((2, 2)))})
+    trace = poutine.trace(latent).get_trace()
     assert "x_latent" not in trace.nodes
     assert float(trace.log_prob_sum()) == pytest.approx(-2 * math.log(2 * math.pi))
 
@@ -165,7 +160,7 @@ def sample_of(distribution: Any) -> Any:
 @pytest.mark.parametrize(
     ("distribution", "message"),
     [
-        (dist.Normal(torch.zeros(3, 2), 1.0).to_event(2), r"event shape \(3, 2\).*flow \(2, 2\)"),
+        (dist.Normal(torch.zeros(3, 2), 1.0).to_event(2), r"event shape \(3, 2\).*of \(2, 2\)"),
         (dist.Normal(torch.zeros(2, 2), 1.0), r"event shape \(\).*to_event\(2\)"),
         (dist.LogNormal(torch.zeros(2, 2), 1.0).to_event(2), r"support .*accepted: the real line"),
     ],
@@ -177,19 +172,20 @@ def test_sites_that_do_not_fit(distribution: Any, message: str) -> None:
 
 
 def test_bad_flows() -> None:
+    bad: Any = hierarchical_flow((2, 2)).inv
+    with pytest.raises(TypeError, match=r"accepted: a Pyro TransformModule"):
+        FlowReparam(bad)
+
+
+def test_repr_says_the_options() -> None:
     flow = hierarchical_flow((2, 2))
-    for bad in (flow.inv, lambda z: z, None):
-        with pytest.raises(TypeError, match=r"accepted: a Pyro TransformModule"):
-            FlowReparam(bad)  # type: ignore[arg-type]
+    assert repr(FlowReparam(flow)) == f"FlowReparam({flow!r})"
+    assert repr(FlowReparam(flow, from_normal=True)) == f"FlowReparam({flow!r}, from_normal=True)"
 
 
 def test_a_mask_that_hides_the_log_determinant_is_warned_of() -> None:
-    model = poutine.mask(
-        poutine.reparam(
-            sample_of(dist.Normal(torch.zeros(2, 2), 1.0).to_event(2)),
-            {"x": FlowReparam(hierarchical_flow((2, 2)))},
-        ),
-        mask=False,
-    )
+    prior = dist.Normal(torch.zeros(2, 2), 1.0).to_event(2)
+    latent = poutine.reparam(sample_of(prior), {"x": FlowReparam(hierarchical_flow((2, 2)))})
+    model = poutine.mask(latent, mask=False)
     with pytest.warns(UserWarning, match=r"fn\.mask\(False\)"):
         model()

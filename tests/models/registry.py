@@ -91,6 +91,23 @@ def differences(x: Tensor, scale: Tensor, sides: int) -> Tensor:
     return total - rank * scale.log()
 
 
+def slow_series(seed: int, steps: int, phi: float, first: float, width: float) -> Tensor:
+    """Numbers that return to zero by a factor phi a step, of a seed."""
+    white = normal(seed, steps)
+    values = [first * white[0]]
+    for t in range(1, steps):
+        values.append(phi * values[-1] + width * white[t])
+    return torch.stack(values)
+
+
+def returning(x: Tensor, phi: Tensor, width: Tensor) -> Tensor:
+    """ln density of a stationary series that returns by a factor phi a step."""
+    step = x[..., 1:] - phi[..., None] * x[..., :-1]
+    first = dist.Normal(0.0, width / (1 - phi.square()).clamp(min=1e-6).sqrt())
+    inner = dist.Normal(torch.zeros(step.shape[-1]), width[..., None]).to_event(1)
+    return first.log_prob(x[..., 0]) + inner.log_prob(step)
+
+
 # The models ---------------------------------------------------------------------------------------
 
 
@@ -108,8 +125,7 @@ def smoothing(noise: float, centred: bool) -> Callable[[int], Model]:
                 f = gaussian_field("f", (6, 8), scale, factor)
             else:
                 white = pyro.sample("f", dist.Normal(torch.zeros(6, 8), 1.0).to_event(2))
-                f = white.flatten(-2) @ factor.T * scale[..., None]
-                f = f.unflatten(-1, (6, 8))
+                f = (white.flatten(-2) @ factor.T * scale[..., None]).unflatten(-1, (6, 8))
             pyro.sample("y", dist.Normal(f, whole(sigma, 2)).to_event(2), obs=y)
 
         return model
@@ -278,21 +294,14 @@ def negative_binomial(seed: int) -> Model:
 
 def ar1(seed: int) -> Model:
     """A series that returns slowly, with unknown return, innovation and noise."""
-    steps, white = 40, normal(seed, 40)
-    truth = [2.0 * white[0]]
-    for t in range(1, steps):
-        truth.append(0.97 * truth[-1] + 0.5 * white[t])
-    y = torch.stack(truth) + 0.3 * normal(seed + 1, steps)
+    y = slow_series(seed, 40, 0.97, 2.0, 0.5) + 0.3 * normal(seed + 1, 40)
 
     def model() -> None:
         phi = pyro.sample("phi", dist.Beta(10.0, 1.0))
         tau = pyro.sample("tau", dist.LogNormal(-0.7, 0.5))
         sigma = pyro.sample("sigma", dist.LogNormal(-1.0, 0.5))
-        f = pyro.sample("f", dist.Normal(torch.zeros(steps), 20.0).to_event(1))
-        step = f[..., 1:] - phi[..., None] * f[..., :-1]
-        first = dist.Normal(0.0, tau / (1 - phi.square()).clamp(min=1e-6).sqrt())
-        inner = dist.Normal(torch.zeros(steps - 1), tau[..., None]).to_event(1)
-        pyro.factor("series", first.log_prob(f[..., 0]) + inner.log_prob(step))
+        f = pyro.sample("f", dist.Normal(torch.zeros(40), 20.0).to_event(1))
+        pyro.factor("series", returning(f, phi, tau))
         pyro.sample("y", dist.Normal(f, sigma[..., None]).to_event(1), obs=y)
 
     return model
@@ -314,21 +323,15 @@ def random_walk(seed: int) -> Model:
 
 def volatility(seed: int) -> Model:
     """Stochastic volatility: returns whose log-variance is a slow series."""
-    steps, white = 64, normal(seed, 64)
-    truth = [white[0] * 0.6]
-    for t in range(1, steps):
-        truth.append(0.95 * truth[-1] + 0.25 * white[t])
-    returns = torch.exp(-0.5 + 0.5 * torch.stack(truth)) * normal(seed + 1, steps)
+    truth = slow_series(seed, 64, 0.95, 0.6, 0.25)
+    returns = torch.exp(-0.5 + 0.5 * truth) * normal(seed + 1, 64)
 
     def model() -> None:
         mean = pyro.sample("mean", dist.Normal(-1.0, 1.0))
         phi = pyro.sample("phi", dist.Beta(20.0, 1.5))
         tau = pyro.sample("tau", dist.LogNormal(-1.5, 0.5))
-        h = pyro.sample("h", dist.Normal(torch.zeros(steps), 5.0).to_event(1))
-        step = h[..., 1:] - phi[..., None] * h[..., :-1]
-        first = dist.Normal(0.0, tau / (1 - phi.square()).clamp(min=1e-6).sqrt())
-        inner = dist.Normal(torch.zeros(steps - 1), tau[..., None]).to_event(1)
-        pyro.factor("series", first.log_prob(h[..., 0]) + inner.log_prob(step))
+        h = pyro.sample("h", dist.Normal(torch.zeros(64), 5.0).to_event(1))
+        pyro.factor("series", returning(h, phi, tau))
         width = torch.exp(0.5 * (mean[..., None] + h))
         pyro.sample("y", dist.Normal(0.0, width).to_event(1), obs=returns)
 

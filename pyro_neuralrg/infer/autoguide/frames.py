@@ -28,12 +28,7 @@ WIDTH_RESPONSE = 0.5
 
 
 class GaussianFrame(LatticeTransform):
-    r"""The fixed affine map :math:`u = m + C v`, where a guide begins.
-
-    Args:
-        mean: m, shape ``(dim,)``.
-        factor: C, shape ``(dim, dim)``, or ``(dim,)`` for a diagonal one.
-    """
+    r"""The fixed affine map :math:`u = m + C v`, where a guide begins; a vector C is diagonal."""
 
     mean: Tensor
     factor: Tensor
@@ -48,7 +43,7 @@ class GaussianFrame(LatticeTransform):
         self.register_buffer("mean", mean.clone())
         self.register_buffer("factor", factor.clone())
         self.register_buffer("log_det", log_det.to(mean))
-        self._inverse_of: tuple[Tensor, int, Tensor] | None = None
+        self._inverse_of: Any = None  # C, its version and its inverse
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         """A guide may have begun with a matrix, and another of the same model with widths."""
@@ -70,23 +65,8 @@ class GaussianFrame(LatticeTransform):
     def inverse(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """u to v, batch-last."""
         moved = h - self.mean[:, None]
-        if self.factor.dim() == 1:
-            return moved / self.factor[:, None], self.log_det.expand(h.shape[-1])
-        return self._inverse() @ moved, self.log_det.expand(h.shape[-1])
-
-    def push_score(
-        self,
-        h: Tensor,
-        score: Tensor,
-        context: Tensor | None = None,
-        want_context: bool = False,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """v to u with the score, batch-last."""
-        u, ladj = self.forward(h)
-        score = (
-            score / self.factor[:, None] if self.factor.dim() == 1 else self._inverse().T @ score
-        )
-        return u, ladj, score, None
+        v = self._inverse() @ moved if self.factor.dim() == 2 else moved / self.factor[:, None]
+        return v, self.log_det.expand(h.shape[-1])
 
     def _inverse(self) -> Tensor:  # type: ignore[override]
         """C^-1, computed in float64 and remembered."""
@@ -99,11 +79,7 @@ class GaussianFrame(LatticeTransform):
 
 
 class Bend(nn.Module):
-    """A :class:`SinhArcsinh` for each variable, the identity at the start.
-
-    Args:
-        like: a tensor of the variables' shape with the dtype and device of all parameters.
-    """
+    """A :class:`SinhArcsinh` for each variable, the identity at the start."""
 
     def __init__(self, like: Tensor) -> None:
         super().__init__()
@@ -135,28 +111,16 @@ class FieldFrame(LatticeTransform):
     .. math:: w = m + A c + e^{r s} \odot F^{-1} e^{r b(c)} F\, f(v)
 
     for a context c. Each site has a map f_i that skews it and weighs its tails
-    (:class:`~pyro_neuralrg.transforms.elementwise.SinhArcsinh`). A has a row for each site. The
-    modes of each field are scaled by factors of their own, whose logarithms b are linear in c
-    (:class:`~pyro_neuralrg.transforms.LearnedSpectrum`). The identity at the start. With r = 1/2 a
-    step of Adam at a rate of 1e-2 changes ln|det| by half a percent of the sites through s, by as
-    much through b, through the tails, and for each entry of c.
-
-    Args:
-        like: of the flow's shape, with the dtype and device of all parameters.
-        channels: number of fields, which divides the last side.
-        context_dim: length of c; 0 for none.
-        odd: w and its negative have the same density: there is no m, no A and no f.
-        boundary: "periodic" or "open", of the lattice.
+    (:class:`~pyro_neuralrg.transforms.elementwise.SinhArcsinh`), the modes of each field have
+    widths whose logarithms b are linear in c (:class:`~pyro_neuralrg.transforms.LearnedSpectrum`).
+    The identity at the start. With r = 1/2 a step of Adam at a rate of 1e-2 changes ln|det| by half
+    a percent of the sites through s, by as much through b, the tails, and each entry of c. Several
+    fields (``channels``) are the fastest index of the sites. With ``odd`` w and its negative have
+    the same density: there is no m, no A and no f.
     """
 
     def __init__(
-        self,
-        like: Tensor,
-        channels: int,
-        context_dim: int,
-        *,
-        odd: bool,
-        boundary: str,
+        self, like: Tensor, channels: int, context_dim: int, *, odd: bool, boundary: str
     ) -> None:
         shape = tuple(like.shape)
         super().__init__(shape)
@@ -177,32 +141,27 @@ class FieldFrame(LatticeTransform):
 
     def forward(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """v to w, batch-last."""
-        v, bent = h, None
-        if self.bend is not None:
-            v, bent = self.bend().forward(h)
+        v, bent = (h, None) if self.bend is None else self.bend().forward(h)
         w, ladj = self._by_field("forward", v, context)
         if bent is not None:
             ladj = ladj + bent.flatten(0, -2).sum(0)
         log_scale = WIDTH_RESPONSE * self.log_scale
-        place = self._place(context)
         w = log_scale.exp().unsqueeze(-1) * w
-        return w if place is None else place + w, ladj + log_scale.sum()
+        return w if self.loc is None else self._place(context) + w, ladj + log_scale.sum()
 
     def inverse(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """w to v, batch-last."""
         log_scale = WIDTH_RESPONSE * self.log_scale
-        place = self._place(context)
-        w = (h if place is None else h - place) * (-log_scale).exp().unsqueeze(-1)
-        v, ladj = self._by_field("inverse", w, context)
+        w = h if self.loc is None else h - self._place(context)
+        v, ladj = self._by_field("inverse", w * (-log_scale).exp().unsqueeze(-1), context)
         if self.bend is not None:
             v, bent = self.bend().inverse(v)
             ladj = ladj + bent.flatten(0, -2).sum(0)
         return v, ladj + log_scale.sum()
 
-    def _place(self, context: Tensor | None) -> Tensor | None:
-        """m + A c, batch-last; None if odd."""
-        if self.loc is None:
-            return None
+    def _place(self, context: Tensor | None) -> Tensor:
+        """m + A c, batch-last."""
+        assert self.loc is not None
         place = self.loc.unsqueeze(-1)
         if self.shift is None or context is None:
             return place
@@ -219,7 +178,7 @@ class FieldFrame(LatticeTransform):
     def _by_field(
         self, direction: Literal["forward", "inverse"], h: Tensor, context: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Scale the modes of each field; fields are the fastest index of the sites."""
+        """Scale the modes of each field."""
         if len(self.spectra) == 1:
             return getattr(self.spectra[0], direction)(h, context)
         fields = h.reshape(*self.lattice, len(self.spectra), h.shape[-1]).unbind(-2)

@@ -1,17 +1,19 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-r"""Gaussians that take natural-gradient steps towards a density: with a matrix, or with widths.
+r"""The Gaussian nearest to a density: two families of them, and the fixed point.
 
-Both have latents z, standard normal, and draws ``mean + moved(z)``. A step is made of moments of
-the gradients g = grad ln pi at draws and at their mirror images: of ``even``, half of their sum,
-and of ``odd``, half of their difference. By Stein's lemma
+A Gaussian has standard normal latents z and draws ``mean + moved(z)``. A natural-gradient step is
+made of moments of the gradients g = grad ln pi at draws and at their mirror images: of ``even``,
+half of their sum, and ``odd``, half of their difference. By Stein's lemma
 :math:`E[g z^T] = E[\nabla^2 \ln \pi]\, C`.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,15 +26,52 @@ STEP_DRAWS = 128
 MIN_ROOT_PRECISION = 0.1
 """Root of a precision, relative to that before, below which the safe step is taken."""
 
+STEPS = (1.0, 0.5, 0.25, 0.1, 0.03, 0.01, 0.003)
+"""Parts of the full step that are tried."""
+
+TRIAL_DRAWS = 16
+"""Draws, and as many mirrored ones, that compare these."""
+
+MAX_STEPS, SETTLING_STEPS = 60, 12
+"""Steps until the bound stops rising, and steps that are averaged then."""
+
+MIN_GAIN = 0.03
+"""Nats; a step that gains less is the last of its kind."""
+
+LARGE_DIM = 512
+"""Unknowns from which on matrices have the dtype of the model, and fewer steps are tried."""
+
+MAX_COORDINATES, MAX_POINTS = 2**20, 512
+"""Coordinates, and points, at which the model is evaluated together at most."""
+
+MODEL_ERRORS = (ArithmeticError, RuntimeError, ValueError)
+"""Raised by models far out: a matrix that is singular, say."""
+
 
 @dataclass(frozen=True)
-class Moments:
-    """Expectations that a step is made of.
+class Density:
+    """An unnormalised density by its energy -ln pi, of points ``(n, dim)`` to shape ``(n,)``."""
 
-    Attributes:
-        gradient: C^T E[g], shape ``(dim,)``.
-        excess: the mean negative Hessian in the coordinates z less the identity: a matrix, or the
-            parts of it that widths can follow, one after the other.
+    energy_of: Callable[[Tensor], Tensor]
+    dtype: torch.dtype
+
+    def energy(self, points: Tensor) -> Tensor:
+        """Energies without a graph."""
+        with torch.no_grad():
+            return self.energy_of(points)
+
+    def gradient(self, points: Tensor) -> Tensor:
+        """Gradients of the energies, shape ``(n, dim)``."""
+        with torch.enable_grad():
+            leaf = points.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(self.energy_of(leaf).sum(), leaf)
+        return gradient
+
+
+class Moments(NamedTuple):
+    """C^T E[g], and the mean negative Hessian in the coordinates z less the identity.
+
+    The latter is a matrix, or the parts of it that widths can follow, of sites and of modes.
     """
 
     gradient: Tensor
@@ -41,13 +80,7 @@ class Moments:
 
 @dataclass(frozen=True)
 class MatrixGaussian:
-    """N(mean, factor factor^T).
-
-    Attributes:
-        mean: shape ``(dim,)``.
-        factor: shape ``(dim, dim)``.
-        log_det: ln |det factor|.
-    """
+    """N(mean, factor factor^T), with ``log_det`` the logarithm of |det factor|."""
 
     mean: Tensor
     factor: Tensor
@@ -108,25 +141,14 @@ def _slope(gradient: Tensor, z: Tensor) -> Tensor:
 class LatticeGaussian:
     r"""Independent globals, and fields :math:`s \odot F^{-1} e^b F z`: widths of sites and modes.
 
-    Attributes:
-        mean: shape ``(dim,)``, globals first; fields are the fastest index of the sites.
-        widths: s, likewise.
-        log_modes: b, of the lattice's shape, one for each field.
-        boundary: of the lattice, "periodic" or "open".
+    ``mean`` and ``widths`` s have globals first, then fields as the fastest index of the sites;
+    ``log_modes`` b the lattice's shape for each field.
     """
 
     mean: Tensor
     widths: Tensor
     log_modes: Tensor
     boundary: str
-
-    @classmethod
-    def isotropic(
-        cls, mean: Tensor, width: float, lattice: tuple[int, ...], channels: int, boundary: str
-    ) -> LatticeGaussian:
-        """A Gaussian of one width."""
-        log_modes = torch.zeros(channels, *lattice, dtype=mean.dtype)
-        return cls(mean, torch.full_like(mean, width), log_modes, boundary)
 
     @property
     def log_det(self) -> float:
@@ -156,8 +178,7 @@ class LatticeGaussian:
             (of_modes,) = torch.autograd.grad(products, flat)
         if self.boundary == "periodic":  # k and -k have one width
             axes = tuple(range(1, of_modes.dim()))
-            mirrored = of_modes.flip(axes).roll((1,) * len(axes), axes)
-            of_modes = 0.5 * (of_modes + mirrored)
+            of_modes = 0.5 * (of_modes + of_modes.flip(axes).roll((1,) * len(axes), axes))
         gradient = self._in_modes((even.mean(0) * self.widths)[None])[0]
         return Moments(gradient, (of_sites, -of_modes / len(z) - 1))
 
@@ -196,3 +217,104 @@ def _precision(excess: Tensor, step: float) -> Tensor:
     precision = 1 + step * excess
     safe = precision + 0.5 * (step * excess) ** 2
     return torch.where(precision > MIN_ROOT_PRECISION**2, precision, safe)
+
+
+# The fixed point ----------------------------------------------------------------------------------
+
+Gaussian = TypeVar("Gaussian", MatrixGaussian, LatticeGaussian)
+
+
+def nearest_gaussian(target: Density, first: Gaussian) -> Gaussian | None:
+    r"""The Gaussian q with the least KL(q || pi), by natural gradients of the target's density.
+
+    At the optimum :math:`E_q[\nabla \ln \pi] = 0` and :math:`C^T E_q[-\nabla^2 \ln \pi]\, C = 1`
+    for q = N(m, C C^T). Both expectations come from gradients at draws u = m + C z alone. The z of
+    a step are orthogonal to one another and come with their mirror images: of a Gaussian target one
+    full step finds the solution. Shorter steps are those of Lin et al., whose covariance stays
+    positive. None if no Gaussian was found that is better than the first.
+
+    References:
+        Opper, Archambeau, "The variational Gaussian approximation revisited", Neural Computation 21
+        (2009), Eq. 8-9.
+        Lin, Schmidt, Khan, "Handling the positive-definite constraint in the Bayesian learning
+        rule", ICML (2020).
+    """
+    generator = torch.Generator().manual_seed(0)
+    trials = _trials(TRIAL_DRAWS, first, generator)
+    present, settled = first, 0
+    for _ in range(MAX_STEPS):
+        moments = _moments(target, present, generator)
+        if moments is None:  # too wide: it reaches where the density has no finite gradients
+            present = present.narrower()
+            continue
+        bound = _bound(target, present, trials)
+        present, of_found = _best_step(target, present, bound, moments, trials)
+        settled = settled + 1 if of_found < bound + MIN_GAIN else 0
+        if settled == 2:
+            break
+    for step in range(SETTLING_STEPS):
+        moments = _moments(target, present, generator)
+        if moments is None:
+            break
+        present = present.stepped(moments, 1 / (step + 2))
+    fresh = _trials(4 * TRIAL_DRAWS, first, generator)
+    return present if _bound(target, present, fresh) > _bound(target, first, fresh) else None
+
+
+def _best_step(
+    target: Density, present: Gaussian, bound: float, moments: Moments, trials: Tensor
+) -> tuple[Gaussian, float]:
+    """The step that gains most; beyond LARGE_DIM unknowns the first that the next does not beat."""
+    best, of_best = present, bound
+    for step in STEPS:
+        candidate = present.stepped(moments, step)
+        of_candidate = _bound(target, candidate, trials)
+        if of_candidate > of_best:
+            best, of_best = candidate, of_candidate
+        elif best is not present and len(present.mean) > LARGE_DIM:
+            break
+    return best, of_best
+
+
+def _moments(target: Density, q: Gaussian, generator: torch.Generator) -> Moments | None:
+    """Moments of gradients at draws and their mirror images; None where there are too few."""
+    z = q.latents(generator)
+    moved = q.moved(z)
+    up, down = (_scores(target, q.mean + sign * moved) for sign in (1, -1))
+    usable = (up + down).isfinite().all(-1)
+    if 2 * int(usable.sum()) < len(z):
+        return None
+    return q.moments(z[usable], 0.5 * (up + down)[usable], 0.5 * (up - down)[usable])
+
+
+def _scores(target: Density, points: Tensor) -> Tensor:
+    """Gradients of ln pi; NaN where the model raises an error."""
+    found = []
+    for part in _split(target, points):
+        try:
+            found.append(-target.gradient(part).to(points.dtype))
+        except MODEL_ERRORS:
+            found.append(torch.full_like(part, math.nan, dtype=points.dtype))
+    return torch.cat(found)
+
+
+def _trials(number: int, q: Gaussian, generator: torch.Generator) -> Tensor:
+    """Standard normal vectors and their mirror images."""
+    z = torch.randn(number, len(q.mean), generator=generator, dtype=q.mean.dtype)
+    return torch.cat([z, -z])
+
+
+def _bound(target: Density, q: Gaussian, z: Tensor) -> float:
+    """E_q[ln pi] + entropy, up to a constant, by the latents z; -inf where the model raises."""
+    try:
+        parts = [target.energy(part).double() for part in _split(target, q.mean + q.moved(z))]
+    except MODEL_ERRORS:
+        return -math.inf
+    value = q.log_det - float(torch.cat(parts).mean())
+    return value if math.isfinite(value) else -math.inf
+
+
+def _split(target: Density, points: Tensor) -> tuple[Tensor, ...]:
+    """Points in parts that fit into memory, also where a model makes matrices of them."""
+    number = min(MAX_POINTS, MAX_COORDINATES // points.shape[-1])
+    return points.to(target.dtype).split(max(1, number))

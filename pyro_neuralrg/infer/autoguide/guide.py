@@ -5,9 +5,10 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from pyro import poutine
@@ -17,22 +18,18 @@ from pyro.infer.autoguide.initialization import init_to_median
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
-from pyro_neuralrg.arguments import check_number
+from pyro_neuralrg.arguments import check_number, check_type
 from pyro_neuralrg.distributions.flow import FlowDistribution, base_distribution
 from pyro_neuralrg.infer.autoguide.frames import GaussianFrame
-from pyro_neuralrg.infer.autoguide.sites import (
-    LatentOrder,
-    format_sites,
-    order_latents,
-    site_shapes,
-)
-from pyro_neuralrg.infer.autoguide.size import flow_options
+from pyro_neuralrg.infer.autoguide.sites import format_sites, order_latents, site_shapes
 from pyro_neuralrg.infer.autoguide.start import INIT_SCALE, GaussianStart, posterior_start
 from pyro_neuralrg.infer.autoguide.transform import (
     FieldFlow,
     GlobalsFlow,
     LatentFlow,
     SharedAmongDraws,
+    check_flow_options,
+    flow_options,
 )
 from pyro_neuralrg.infer.guides import with_tensors
 from pyro_neuralrg.infer.pyro_internals import (
@@ -41,22 +38,12 @@ from pyro_neuralrg.infer.pyro_internals import (
     register_parameters,
     without_hidden_sites,
 )
-from pyro_neuralrg.transforms import HierarchicalFlow, conditional_hierarchical_flow
 
 QUANTILE_DRAWS = 1000
 """Draws of the posterior behind :meth:`AutoHierarchicalFlow.median` and ``quantiles``."""
 
 STRUCTURE_RUNS = 3
 """Runs of the model with latents of its prior that must have the same sites."""
-
-
-class _Wishes(NamedTuple):
-    """Arguments for the flow, kept until the model's sites are known."""
-
-    fields: tuple[str, ...] | None
-    init_scale: float | None
-    globals_flow: Callable[[int], TransformModule] | None
-    options: dict[str, Any]
 
 
 class AutoHierarchicalFlow(AutoContinuous):
@@ -70,46 +57,42 @@ class AutoHierarchicalFlow(AutoContinuous):
 
     All of it stands in a frame, an affine map that is not trained: by default the Gaussian nearest
     to the posterior, found in seconds
-    (:func:`~pyro_neuralrg.infer.autoguide.start.nearest_gaussian`), with a covariance matrix up to
-    2048 unknowns, beyond with widths of sites and of the fields' modes. Training begins at the
-    identity in the frame's units: one step of Adam at a rate of 1e-2 moves draws by a twentieth of
-    their standard deviations, and plain SVI is safe. With ``init_scale`` the guide begins at
-    ``init_loc_fn``, as Pyro's do; so it does, with a warning, where no Gaussian is found, or where
-    the data are subsampled.
+    (:func:`~pyro_neuralrg.infer.autoguide.gaussians.nearest_gaussian`), with a covariance matrix up
+    to 2048 unknowns, beyond with widths of sites and of the fields' modes. Training begins at the
+    identity in the frame's units, where one step of Adam at a rate of 1e-2 moves draws by a
+    twentieth of their standard deviations: plain SVI is safe. With ``init_scale``, where no
+    Gaussian is found (with a warning) and where data are subsampled, the guide begins at
+    ``init_loc_fn``, as Pyro's do.
 
-    Which options? None, for most models: each site has a skewness and a weight of its tails, the
-    modes of the fields have widths that depend on the globals, and two small couplings a block see
-    the neighbours. More gain little, in as much time: of depth 2, four couplings and 16 units with
-    tanh terms none was above the default after 2,400 steps by more than 0.01 nats for a smooth map
-    and a disease map, nor were disentanglers for the smooth map; for a Cox process of many points
-    ``bijector=Neighbour(layers=4, hidden=(16,), num_tanh=2)`` was best, by 0.13 (one seed each,
-    ``python -m tests.benchmarks.guides --options``). More steps at a lower rate gain more.
+    Most models need no options: each site has a skewness and a weight of its tails, the modes of
+    the fields have widths that depend on the globals, and two small couplings a block see the
+    neighbours. More couplings, units or depth gained at most 0.01 nats in 2,400 steps on two smooth
+    maps; on a Cox process of many points ``bijector=Neighbour(layers=4, hidden=(16,),
+    num_tanh=2)`` gained 0.13 (one seed each, ``python -m tests.benchmarks.guides --options``).
     ``boundary="periodic"`` is for fields on a torus, ``odd=True`` for symmetric posteriors.
 
-    It does what Pyro's ``AutoIAFNormal`` does: ``SVI``, ``Predictive``, plates, vectorised
-    particles, ``NeuTraReparam(guide)`` for MCMC; ``fit(model, guide, ...)`` trains it, too. Its
-    parameters exist at once where the model takes no arguments (or has a default other than None
-    for each), or with ``prototype_args``; else from the first call, or :meth:`initialize`, on. They
-    are the guide's own, also where Pyro's parameter store holds others under their names.
+    ``SVI``, ``Predictive``, plates, vectorised particles, ``NeuTraReparam(guide)`` for MCMC and
+    ``fit(model, guide, ...)`` work with it. Its parameters exist at once where the model takes no
+    arguments (or has a default other than None for each), or with ``prototype_args``; else from the
+    first call, or :meth:`initialize`, on. They are the guide's own: see
+    :class:`~pyro_neuralrg.infer.FlowGuide`.
 
     Args:
         model: a Pyro model with static structure and without discrete latent sites.
         field: name of the field, or None to look for fields: sites of two or three dimensions
-            (plates and ``.to_event`` alike), or if there is none of one. A model without any is
-            taken as one of globals only.
+            (plates and ``.to_event`` alike), or if there is none of one. A model without any has
+            globals only.
         fields: names of several fields of one shape, instead of ``field``.
         init_loc_fn: Pyro's initialisation of each site.
         init_scale: standard deviation at the start, in unconstrained space; None: that of the
             Gaussian nearest to the posterior.
         globals_flow: a callable ``dim -> TransformModule`` of event shape ``(dim,)`` for the
-            globals, such as Pyro's ``spline_autoregressive``; default: see
-            :class:`~pyro_neuralrg.infer.autoguide.transform.GlobalsFlow`.
+            globals, such as Pyro's ``spline_autoregressive``.
         prototype_args: arguments of the model to find its sites with.
         prototype_kwargs: likewise by keyword.
-        **flow_options: of :func:`~pyro_neuralrg.transforms.hierarchical_flow` without shape and
-            dtype, and ``features`` of the conditional one; each replaces the one of
-            :func:`~pyro_neuralrg.infer.autoguide.size.flow_options`. With ``odd=True`` the
-            density of the fields is symmetric about where it begins.
+        **options: of :func:`~pyro_neuralrg.transforms.hierarchical_flow` without shape and dtype,
+            and ``features`` of the conditional one. With ``odd=True`` the density of the fields is
+            symmetric about where it begins.
 
     Attributes:
         fields: names of the fields, in the model's order, once they are known.
@@ -149,23 +132,21 @@ class AutoHierarchicalFlow(AutoContinuous):
         globals_flow: Callable[[int], TransformModule] | None = None,
         prototype_args: Sequence[Any] = (),
         prototype_kwargs: Mapping[str, Any] | None = None,
-        **flow_options: Any,
+        **options: Any,
     ) -> None:
-        for name, function in (("init_loc_fn", init_loc_fn), ("globals_flow", globals_flow)):
-            if not callable(function) and not (name == "globals_flow" and function is None):
-                raise TypeError(f"{name} is {function!r}; accepted: a function")
+        check_type("init_loc_fn", init_loc_fn, Callable, "a function")
+        check_type("globals_flow", globals_flow, Callable | None, "a function")
         super().__init__(model, init_loc_fn=init_loc_fn)
         self.prototype_trace: Any = None
-        _check_options(flow_options)
+        check_flow_options(options)
         if init_scale is not None:
             init_scale = check_number("init_scale", init_scale, "a positive number", above=0)
         self.fields: tuple[str, ...] = ()
         self.shape: tuple[int, ...] | None = None
         self.plates: dict[str, Any] = {}
         self.transform: nn.Module | None = None
-        self._wishes: _Wishes | None = _Wishes(
-            _names(field, fields), init_scale, globals_flow, dict(flow_options)
-        )
+        # for the flow, until the model's sites are known
+        self._wishes: Any = _names(field, fields), init_scale, globals_flow, options
         self._prior: Any = (model,)  # not a submodule, and without the initialisation
         kwargs = dict(prototype_kwargs or {})
         if prototype_args or kwargs or _takes_nothing(model):
@@ -174,10 +155,7 @@ class AutoHierarchicalFlow(AutoContinuous):
     # The contract of AutoContinuous
 
     def initialize(self, *args: Any, **kwargs: Any) -> AutoHierarchicalFlow:
-        """Look at the model, called with these arguments, and create the parameters.
-
-        Returns:
-            the guide itself.
+        """Look at the model, called with these arguments, create the parameters, return the guide.
 
         Raises:
             ValueError: as the class; also if the guide knows its model already, and the sites are
@@ -220,15 +198,8 @@ class AutoHierarchicalFlow(AutoContinuous):
     ) -> dict[str, Tensor]:
         """Quantiles of each entry of each latent site, from 1000 draws of the posterior.
 
-        They are taken in unconstrained space and constrained then, as by Pyro's autoguides.
-
-        Args:
-            quantiles: numbers between 0 and 1.
-            *args: of the model; not used.
-            **kwargs: likewise.
-
-        Returns:
-            by site, tensors of shape ``(len(quantiles),) + site shape``.
+        They are taken in unconstrained space, as by Pyro's autoguides. By site, of shape
+        ``(len(quantiles),) + site shape``; the model's arguments are not used.
         """
         draws = self.get_posterior().sample((QUANTILE_DRAWS,))
         levels = torch.as_tensor(quantiles, dtype=draws.dtype, device=draws.device)
@@ -281,7 +252,7 @@ class AutoHierarchicalFlow(AutoContinuous):
             self.prototype_trace.remove_node(node)
         for name, site in self.prototype_trace.iter_stochastic_nodes():
             for frame in site["cond_indep_stack"]:
-                if frame.full_size is not None and frame.full_size != frame.size:
+                if frame.full_size not in (None, frame.size):
                     raise ValueError(
                         f"latent site {name!r} stands in plate {frame.name!r}, which is subsampled "
                         f"({frame.size} of {frame.full_size}); accepted: subsampled plates around "
@@ -309,42 +280,31 @@ class AutoHierarchicalFlow(AutoContinuous):
 
     def _build(self, args: Any, kwargs: Any) -> None:
         """Create the flow of the model's latents."""
-        assert self._wishes is not None
-        latents = order_latents(
-            self.prototype_trace, self._wishes.fields, self._unconstrained_shapes
-        )
+        trace, (names, init_scale, own_flow, given) = self.prototype_trace, self._wishes
+        latents = order_latents(trace, names, self._unconstrained_shapes)
         loc = self._init_loc()
         if not bool(loc.isfinite().all()):
             raise ValueError(
                 "init_loc_fn gives values that are not finite in unconstrained space; accepted: "
-                f"a start inside of the supports; {format_sites(self.prototype_trace)}"
+                f"a start inside of the supports; {format_sites(trace)}"
             )
-        options = flow_options(latents.shape, self._wishes.options) if latents.fields else {}
-        start = self._start(loc, latents, options, args, kwargs)
+        options = flow_options(latents.shape, given) if latents.fields else {}
+        mean = loc[latents.order]
+        start = GaussianStart(mean, torch.full_like(loc, init_scale or INIT_SCALE))
+        if init_scale is None:
+            program = functools.partial(self._prior[0], *args, **kwargs)
+            start = posterior_start(program, trace, mean, latents, options) or start
         frame = GaussianFrame(start.mean.to(loc), start.factor.to(loc))
         globals_flow, field_flow = None, None
         if latents.globals_dim:
-            like = loc.new_zeros(latents.globals_dim)
-            globals_flow = GlobalsFlow(like, self._wishes.globals_flow)
+            globals_flow = GlobalsFlow(loc.new_zeros(latents.globals_dim), own_flow)
         if latents.fields:
             like = loc.new_zeros(latents.shape)
-            field_flow = FieldFlow(like, latents.channels, latents.globals_dim, options)
+            field_flow = FieldFlow(like, len(latents.fields), latents.globals_dim, options)
             if start.log_modes is not None:
                 field_flow.frame.widen(start.log_modes.to(loc))
         self.transform = LatentFlow(latents.order, frame, globals_flow, field_flow)
         self.fields, self.shape = latents.fields, latents.lattice or None
-
-    def _start(
-        self, loc: Tensor, latents: LatentOrder, options: dict[str, Any], args: Any, kwargs: Any
-    ) -> GaussianStart:
-        """The Gaussian nearest to the posterior, or one of the width given, at loc."""
-        assert self._wishes is not None
-        found = None
-        if self._wishes.init_scale is None:
-            prototype = self.prototype_trace
-            found = posterior_start(self._prior[0], prototype, loc, latents, options, args, kwargs)
-        scale = self._wishes.init_scale or INIT_SCALE
-        return found or GaussianStart(loc[latents.order], torch.full_like(loc, scale))
 
     def _known(self) -> LatentFlow:
         """The flow, which is there once the model has been seen."""
@@ -390,21 +350,11 @@ def _names(field: str | None, fields: Sequence[str] | None) -> tuple[str, ...] |
     """The names given, or None."""
     if field is not None and fields is not None:
         raise ValueError("field and fields are both given; accepted: one of them")
-    if not isinstance(field, str | None):
-        raise TypeError(f"field is {field!r}; accepted: the name of a site (fields=[...] for more)")
+    check_type("field", field, str | None, "the name of a site (fields=[...] for more)")
     if isinstance(fields, str) or not all(isinstance(name, str) for name in fields or ()):
         raise TypeError(f"fields is {fields!r}; accepted: a list of names of sites")
     names = fields if field is None else (field,)
     return None if names is None else tuple(names)
-
-
-def _check_options(options: dict[str, Any]) -> None:
-    makers = HierarchicalFlow, HierarchicalFlow.build, conditional_hierarchical_flow
-    known = {name for maker in makers for name in inspect.signature(maker).parameters}
-    known -= {"shape", "dtype", "base", "context_dim", "options"}
-    unknown = sorted(set(options) - known)
-    if unknown:
-        raise TypeError(f"unknown options {unknown}; accepted: {', '.join(sorted(known))}")
 
 
 def _takes_nothing(model: Callable[..., Any]) -> bool:

@@ -22,9 +22,10 @@ class LatentOrder(NamedTuple):
     Attributes:
         order: the place of each in the model's order; the fields are the fastest index.
         globals_dim: number of globals.
-        fields: names, in the model's order; none for a model without a lattice.
-        lattice: of each field; () without any.
-        shape: lattice of the flow of them all, likewise.
+        fields: names, in the model's order.
+        lattice: of each field.
+        shape: lattice of the flow of them all, where several fields are a last axis, or part of the
+            third.
     """
 
     order: Tensor
@@ -32,11 +33,6 @@ class LatentOrder(NamedTuple):
     fields: tuple[str, ...]
     lattice: tuple[int, ...]
     shape: tuple[int, ...]
-
-    @property
-    def channels(self) -> int:
-        """Number of fields."""
-        return len(self.fields)
 
 
 def site_shapes(trace: Any) -> dict[str, tuple[int, ...]]:
@@ -50,22 +46,6 @@ def format_sites(trace: Any) -> str:
     return f"latent sites seen: {seen or 'none'}"
 
 
-def flow_shape(lattice: tuple[int, ...], channels: int) -> tuple[int, ...]:
-    """The lattice of the flow of several fields: they are a last axis, the last index of each site.
-
-    On three sides there is no room for a fourth: there the last side is that many times as long.
-
-    Example:
-        >>> flow_shape((8, 8), 3), flow_shape((4, 4, 4), 3), flow_shape((4, 4, 4), 1)
-        ((8, 8, 3), (4, 4, 12), (4, 4, 4))
-    """
-    if channels == 1:
-        return lattice
-    if len(lattice) < MAX_SIDES:
-        return (*lattice, channels)
-    return (*lattice[:-1], lattice[-1] * channels)
-
-
 def order_latents(
     trace: Any, names: Sequence[str] | None, shapes: Mapping[str, Sequence[int]]
 ) -> LatentOrder:
@@ -74,26 +54,24 @@ def order_latents(
     A field's lattice is all of its shape, plates and event alike, without leading plates of size
     one. Without names: every site of two or three sides longer than one, or where there is none,
     every site of one such side; supports that tie sites together, such as a simplex, are none.
-
-    Args:
-        trace: of a model, with its latent sites only.
-        names: of the fields, or None to look for them.
-        shapes: of each latent site, unconstrained, in the model's order.
+    ``shapes`` are those of the latent sites, unconstrained, in the model's order.
 
     Raises:
-        ValueError: naming the sites seen, if a named one is not there or no field, or if fields
-            have different shapes or more sides than a flow takes.
+        ValueError: naming the sites seen, if a named one is no field, or if fields have different
+            shapes or more sides than a flow takes.
     """
     fields, lattice = _find_fields(trace, names)
     entries = entries_of_sites(shapes)
     of_globals = [place for name, place in entries.items() if name not in fields]
     order = torch.cat([*of_globals, torch.arange(0)])
     globals_dim = len(order)
-    shape: tuple[int, ...] = ()
-    if fields:
-        order = torch.cat([order, torch.stack([entries[name] for name in fields], 1).flatten()])
-        shape = flow_shape(lattice, len(fields))
-    return LatentOrder(order, globals_dim, fields, lattice, shape)
+    if not fields:
+        return LatentOrder(order, globals_dim, (), (), ())
+    of_fields = torch.stack([entries[name] for name in fields], 1)
+    shape = (*lattice, len(fields))
+    if len(fields) == 1 or len(lattice) == MAX_SIDES:  # no axis, or no room for one
+        shape = (*lattice[:-1], lattice[-1] * len(fields))
+    return LatentOrder(torch.cat([order, of_fields.flatten()]), globals_dim, fields, lattice, shape)
 
 
 def _find_fields(

@@ -1,21 +1,28 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""The start of a guide: the Gaussian nearest to the posterior, found by a fixed point."""
+"""The start of a guide: the Gaussian nearest to the posterior, and the density it is found by."""
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
+import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
+from torch.distributions import biject_to
 
-from pyro_neuralrg.infer.autoguide.density import Density, model_density
-from pyro_neuralrg.infer.autoguide.gaussians import LatticeGaussian, MatrixGaussian, Moments
+from pyro_neuralrg.infer.autoguide.gaussians import (
+    LARGE_DIM,
+    Density,
+    LatticeGaussian,
+    MatrixGaussian,
+    nearest_gaussian,
+)
 from pyro_neuralrg.infer.autoguide.sites import LatentOrder
+from pyro_neuralrg.infer.pyro_internals import check_no_subsampling, num_plate_dims
 
 INIT_SCALE = 0.1
 """Standard deviation, in unconstrained space, to begin with."""
@@ -23,40 +30,17 @@ INIT_SCALE = 0.1
 MAX_DENSE = 2048
 """Unknowns up to which the Gaussian has a covariance matrix; beyond, widths of sites and modes."""
 
-STEPS = (1.0, 0.5, 0.25, 0.1, 0.03, 0.01, 0.003)
-"""Parts of the full step that are tried."""
-
-TRIAL_DRAWS = 16
-"""Draws, and as many mirrored ones, that compare these."""
-
-MAX_STEPS, SETTLING_STEPS = 60, 12
-"""Steps until the bound stops rising, and steps that are averaged then."""
-
-MIN_GAIN = 0.03
-"""Nats; a step that gains less is the last of its kind."""
-
-LARGE_DIM = 512
-"""Unknowns from which on matrices have the dtype of the model, and fewer steps are tried."""
-
-MAX_NUMBERS, MAX_POINTS = 2**20, 512
-"""Coordinates, and points, at which the model is evaluated together at most."""
-
-MODEL_ERRORS = (ArithmeticError, RuntimeError, ValueError)
-"""Raised by models far out: a matrix that is singular, say."""
-
 MIN_RELATIVE_VARIANCE = 1e-7
 """Variance of fields, relative to the largest, below which it is rounding."""
 
-Gaussian = TypeVar("Gaussian", MatrixGaussian, LatticeGaussian)
+ROUNDING = 1e3
+"""Machine precisions by which energies may differ that are the same."""
 
 
 class GaussianStart(NamedTuple):
-    """The Gaussian that a guide begins as, globals first.
+    """The Gaussian that a guide begins as, globals first; a vector ``factor`` is one of widths.
 
-    Attributes:
-        mean: shape ``(dim,)``.
-        factor: shape ``(dim, dim)``, or ``(dim,)`` for widths.
-        log_modes: logarithms of the widths of the modes of each field, or None.
+    ``log_modes`` are logarithms of the widths of the modes of each field.
     """
 
     mean: Tensor
@@ -65,46 +49,32 @@ class GaussianStart(NamedTuple):
 
 
 def posterior_start(
-    model: Callable[..., Any],
+    program: Callable[[], Any],
     prototype: Any,
-    loc: Tensor,
+    mean: Tensor,
     latents: LatentOrder,
-    options: dict[str, Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    options: Mapping[str, Any],
 ) -> GaussianStart | None:
-    """The Gaussian nearest to the posterior of a model's latents, unconstrained.
+    """The Gaussian nearest to the posterior of a model's latents, or None, with a warning.
 
-    Args:
-        model: a Pyro model.
-        prototype: a trace of its latent sites.
-        loc: where to begin, shape ``(dim,)``, in their order.
-        latents: their order in the flow.
-        options: of the flow; ``odd`` and ``boundary`` are used.
-        args: of the model.
-        kwargs: likewise by keyword.
-
-    Returns:
-        the start, or None where there is none.
-
-    Warns:
-        UserWarning: if there is none, with the reason.
+    ``program`` is the model with its arguments, ``prototype`` a trace of its latent sites; ``mean``
+    is where to begin, globals first. Of the flow's options ``odd`` and ``boundary`` count.
     """
     found, reason = None, "no Gaussian is nearer to the posterior"
-    mean, odd = loc[latents.order].cpu(), options.get("odd", False)
+    mean, odd = mean.cpu(), options.get("odd", False)
     try:
         with warnings.catch_warnings(), poutine.block():
             warnings.simplefilter("ignore")
-            density = model_density(model, args, kwargs, prototype, latents.order)
-            if odd and latents.channels:
-                density = mirrored(density, mean, latents.globals_dim)
+            density = model_density(program, prototype, latents.order)
+            if odd and latents.fields:
+                density = _mirrored(density, mean, latents.globals_dim)
             found = _start(density, mean, latents, odd, options.get("boundary", "periodic"))
     except Exception as error:  # whatever the model raises where it is evaluated
         reason = f"{type(error).__name__}: {error}"
     if found is None:
         warnings.warn(
             f"the guide begins at init_loc_fn with standard deviations of {INIT_SCALE}: {reason}",
-            stacklevel=2,
+            stacklevel=6,  # the caller of the guide's class
         )
     return found
 
@@ -112,136 +82,32 @@ def posterior_start(
 def _start(
     density: Density, mean: Tensor, latents: LatentOrder, odd: bool, boundary: str
 ) -> GaussianStart | None:
-    globals_dim = latents.globals_dim
+    start, globals_dim = None, latents.globals_dim
     if len(mean) <= MAX_DENSE:
         dtype = torch.float64 if len(mean) <= LARGE_DIM else density.dtype
         dense = nearest_gaussian(density, MatrixGaussian.isotropic(mean.to(dtype), INIT_SCALE))
-        if dense is None:
-            return None
-        start = GaussianStart(dense.mean, blocks(dense.factor.double(), globals_dim, odd))
-    elif latents.channels:
-        lattice = latents.lattice, latents.channels, boundary
-        wide = nearest_gaussian(density, LatticeGaussian.isotropic(mean, INIT_SCALE, *lattice))
-        if wide is None:
-            return None
-        start = GaussianStart(wide.mean, wide.widths, wide.log_modes)
+        if dense is not None:
+            start = GaussianStart(dense.mean, blocks(dense.factor.double(), globals_dim, odd))
+    elif latents.fields:
+        log_modes = mean.new_zeros(len(latents.fields), *latents.lattice)
+        first = LatticeGaussian(mean, torch.full_like(mean, INIT_SCALE), log_modes, boundary)
+        wide = nearest_gaussian(density, first)
+        if wide is not None:
+            start = GaussianStart(wide.mean, wide.widths, wide.log_modes)
     else:
         raise ValueError(f"there are {len(mean)} globals; a matrix takes {MAX_DENSE} at most")
-    if odd:
+    if odd and start is not None:
         start.mean[globals_dim:] = mean[globals_dim:]
     return start
 
 
-def mirrored(density: Density, centre: Tensor, globals_dim: int) -> Density:
+def _mirrored(density: Density, centre: Tensor, globals_dim: int) -> Density:
     """The mean of ln pi over a field and its mirror image, which a symmetric q sees of it."""
     sign = torch.ones(len(centre), dtype=density.dtype)
     sign[globals_dim:] = -1
     shift = (1 - sign) * centre.to(density.dtype)
-    of, dtype = density.energy_of, density.dtype
-    return Density(lambda u: 0.5 * (of(u) + of(sign * u + shift)), dtype)
-
-
-def nearest_gaussian(target: Density, first: Gaussian) -> Gaussian | None:
-    r"""The Gaussian q with the least KL(q || pi), by natural gradients of the target's density.
-
-    At the optimum :math:`E_q[\nabla \ln \pi] = 0` and :math:`C^T E_q[-\nabla^2 \ln \pi]\, C = 1`
-    for q = N(m, C C^T). Both expectations come from gradients at draws u = m + C z alone, the
-    second by Stein's lemma, :math:`-E[C^T \nabla \ln \pi(u)\, z^T]`. The z of a step are
-    orthogonal to one another and come with their mirror images: of a Gaussian target one full step
-    finds the solution. Shorter steps are those of Lin et al., whose covariance stays positive.
-
-    Args:
-        target: of dimension ``dim``.
-        first: where to begin.
-
-    Returns:
-        the Gaussian, or None if none was found that is better than the one to begin with.
-
-    References:
-        Opper, Archambeau, "The variational Gaussian approximation revisited", Neural Computation 21
-        (2009), Eq. 8-9.
-        Lin, Schmidt, Khan, "Handling the positive-definite constraint in the Bayesian learning
-        rule", ICML (2020).
-    """
-    generator = torch.Generator().manual_seed(0)
-    trials = _trials(TRIAL_DRAWS, first, generator)
-    present, settled = first, 0
-    for _ in range(MAX_STEPS):
-        moments = _moments(target, present, generator)
-        if moments is None:  # too wide: it reaches where the density has no finite gradients
-            present = present.narrower()
-            continue
-        bound = _bound(target, present, trials)
-        found, of_found = _best_step(target, present, bound, moments, trials)
-        present, settled = found, settled + 1 if of_found < bound + MIN_GAIN else 0
-        if settled == 2:
-            break
-    for step in range(SETTLING_STEPS):
-        moments = _moments(target, present, generator)
-        if moments is None:
-            break
-        present = present.stepped(moments, 1 / (step + 2))
-    fresh = _trials(4 * TRIAL_DRAWS, first, generator)
-    return present if _bound(target, present, fresh) > _bound(target, first, fresh) else None
-
-
-def _best_step(
-    target: Density, present: Gaussian, bound: float, moments: Moments, trials: Tensor
-) -> tuple[Gaussian, float]:
-    """The step that gains most; beyond LARGE_DIM unknowns the first that the next does not beat."""
-    best, of_best = present, bound
-    for step in STEPS:
-        candidate = present.stepped(moments, step)
-        of_candidate = _bound(target, candidate, trials)
-        if of_candidate > of_best:
-            best, of_best = candidate, of_candidate
-        elif best is not present and len(present.mean) > LARGE_DIM:
-            break
-    return best, of_best
-
-
-def _moments(target: Density, q: Gaussian, generator: torch.Generator) -> Moments | None:
-    """Moments of gradients at draws and their mirror images; None where there are too few."""
-    z = q.latents(generator)
-    moved = q.moved(z)
-    up, down = (_gradients(target, q.mean + sign * moved) for sign in (1, -1))
-    usable = (up + down).isfinite().all(-1)
-    if 2 * int(usable.sum()) < len(z):
-        return None
-    return q.moments(z[usable], 0.5 * (up + down)[usable], 0.5 * (up - down)[usable])
-
-
-def _gradients(target: Density, points: Tensor) -> Tensor:
-    """Gradients of ln pi; NaN where the model raises an error."""
-    found = []
-    for part in _split(target, points):
-        try:
-            found.append(-target.gradient(part).to(points.dtype))
-        except MODEL_ERRORS:
-            found.append(torch.full_like(part, math.nan, dtype=points.dtype))
-    return torch.cat(found)
-
-
-def _trials(number: int, q: Gaussian, generator: torch.Generator) -> Tensor:
-    """Standard normal vectors and their mirror images."""
-    z = torch.randn(number, len(q.mean), generator=generator, dtype=q.mean.dtype)
-    return torch.cat([z, -z])
-
-
-def _bound(target: Density, q: Gaussian, z: Tensor) -> float:
-    """E_q[ln pi] + entropy, up to a constant, by the latents z; -inf where the model raises."""
-    try:
-        parts = [target.energy(part).double() for part in _split(target, q.mean + q.moved(z))]
-    except MODEL_ERRORS:
-        return -math.inf
-    value = q.log_det - float(torch.cat(parts).mean())
-    return value if math.isfinite(value) else -math.inf
-
-
-def _split(target: Density, points: Tensor) -> tuple[Tensor, ...]:
-    """Points in parts that fit into memory, also where a model makes matrices of them."""
-    number = min(MAX_POINTS, MAX_NUMBERS // points.shape[-1])
-    return points.to(target.dtype).split(max(1, number))
+    energy = density.energy_of
+    return Density(lambda u: 0.5 * (energy(u) + energy(sign * u + shift)), density.dtype)
 
 
 def blocks(factor: Tensor, globals_dim: int, odd: bool) -> Tensor:
@@ -261,3 +127,112 @@ def blocks(factor: Tensor, globals_dim: int, odd: bool) -> Tensor:
     above = factor.new_zeros(globals_dim, len(rest))
     top = torch.cat([of_globals, above], 1)
     return torch.cat([top, torch.cat([0 * tied if odd else tied, root], 1)])
+
+
+# The density of a model ---------------------------------------------------------------------------
+
+
+def model_density(program: Callable[[], Any], prototype: Any, order: Tensor) -> Density:
+    """The density of a model's unconstrained latents, for points on the CPU.
+
+    ``order`` is for each coordinate of the points its place in the order of the prototype's sites.
+
+    Raises:
+        ValueError: if the model subsamples data, or its density is random (of latents that are
+            hidden, say).
+    """
+    joint = ModelEnergy(program, prototype)
+    energy_of, back = joint.fastest(), order.argsort()
+    density = Density(lambda u: energy_of(u[:, back].to(joint.device)).cpu(), joint.dtype)
+    points = torch.zeros(2, len(order), dtype=joint.dtype)
+    if not torch.equal(density.energy(points), density.energy(points)):
+        raise ValueError("the model's density is another each time")
+    return density
+
+
+class ModelEnergy:
+    """Energies of a model's latents by one run of it: at one point, or at many together.
+
+    Many points have a leading dimension of their own, as particles in Pyro's vectorised losses.
+    """
+
+    def __init__(self, program: Callable[[], Any], prototype: Any) -> None:
+        self.program = program
+        self.sites, self.sizes, values = [], [], {}
+        for name, site in prototype.iter_stochastic_nodes():
+            values[name] = value = site["value"]
+            transform = biject_to(site["fn"].support)
+            shape = transform.inv(value).shape
+            self.sites.append((name, transform, len(site["fn"].batch_shape), shape))
+            self.sizes.append(shape.numel())
+            self.dtype, self.device = value.dtype, value.device
+        trace = self._run(values)
+        check_no_subsampling(trace)
+        sites = [site for site in trace.nodes.values() if site["type"] == "sample"]
+        self.num_plate_dims = num_plate_dims(sites)
+
+    def fastest(self) -> Callable[[Tensor], Tensor]:
+        """Energies of points ``(n, dim)``: together, or by vmap, or one by one."""
+        if self.takes_many():
+            return self.of_many
+        by_vmap = torch.func.vmap(self.of_one, randomness="different")  # refused by the caller
+        try:
+            with torch.no_grad():
+                by_vmap(torch.zeros(2, sum(self.sizes), dtype=self.dtype, device=self.device))
+        except Exception:  # a branch that depends on a value, say
+            return lambda points: torch.stack([self.of_one(point) for point in points])
+        return by_vmap
+
+    def takes_many(self) -> bool:
+        """Report whether energies of points together are those of each, and of each alone."""
+        generator = torch.Generator().manual_seed(0)
+        points = 0.3 * torch.randn(2, sum(self.sizes), generator=generator, dtype=self.dtype)
+        points = points.to(self.device).requires_grad_()
+        try:
+            with torch.enable_grad():
+                together = self.of_many(points)
+                (gradient,) = torch.autograd.grad(together[0], points)
+            with torch.no_grad():
+                alone = torch.stack([self.of_one(point) for point in points])
+        except Exception:  # whatever a model raises that knows of no particles
+            return False
+        rounding = ROUNDING * torch.finfo(self.dtype).eps
+        is_same = torch.allclose(together.detach(), alone, rtol=rounding)
+        return is_same and not bool(gradient[1].any())
+
+    def of_many(self, points: Tensor) -> Tensor:
+        """Energies of points ``(n, dim)``."""
+        trace, total = self._at(points)
+        with pyro.validation_enabled(False):
+            trace.compute_log_prob()
+        for node in trace.nodes.values():
+            if node["type"] == "sample" and "log_prob" in node:
+                log_prob = node["log_prob"]
+                if log_prob.dim() <= self.num_plate_dims:  # the same for all points
+                    total = total + log_prob.sum()
+                else:
+                    total = total + log_prob.reshape(log_prob.shape[0], -1).sum(-1)
+        return -total
+
+    def of_one(self, point: Tensor) -> Tensor:
+        """The energy of a point ``(dim,)``."""
+        trace, total = self._at(point)
+        with pyro.validation_enabled(False):
+            return -total - trace.log_prob_sum()
+
+    def _at(self, points: Tensor) -> tuple[Any, Tensor]:
+        """The trace at one point or many, and ln |det| of the constraints."""
+        batch = points.shape[:-1]
+        values, total = {}, points.new_zeros(batch)
+        for site, part in zip(self.sites, points.split(self.sizes, -1), strict=True):
+            name, transform, batch_dim, shape = site
+            plates = (1,) * (self.num_plate_dims - batch_dim) if batch else ()
+            u = part.reshape((*batch, *plates, *shape))
+            values[name] = value = transform(u)
+            ladj = transform.log_abs_det_jacobian(u, value)
+            total = total + (ladj.reshape(*batch, -1).sum(-1) if batch else ladj.sum())
+        return self._run(values), total
+
+    def _run(self, values: dict[str, Tensor]) -> Any:
+        with pyro.validation_enabled(False):
+            return poutine.trace(poutine.condition(self.program, values)).get_trace()
