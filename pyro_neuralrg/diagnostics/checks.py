@@ -12,8 +12,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pyro_neuralrg.statistics.convergence import LARGEST_RHAT, FieldSummary, bfmi
 from pyro_neuralrg.statistics.draws import MIN_DRAWS
+from pyro_neuralrg.statistics.summary import LARGEST_RHAT, FieldSummary, bfmi
 
 #: Variables that a message names, at most.
 MAX_NAMES = 4

@@ -21,8 +21,8 @@ from pyro_neuralrg.diagnostics.checks import (
     worst_of,
 )
 from pyro_neuralrg.diagnostics.tree import check_names, group_of
-from pyro_neuralrg.statistics.convergence import FieldSummary, summarise_field
 from pyro_neuralrg.statistics.draws import MIN_DRAWS
+from pyro_neuralrg.statistics.summary import FieldSummary, summarise_field
 
 
 @dataclass(frozen=True, repr=False)

@@ -3,7 +3,7 @@
 """Quantities that are functions of several means, from series of draws, with standard errors.
 
 All take series of shape ``(chains, draws)``, numpy arrays or torch tensors measured on the same
-draws, and return an :class:`~pyro_neuralrg.statistics.Estimate` by
+draws (by ``target.observables()``), and return an :class:`~pyro_neuralrg.statistics.Estimate` by
 :func:`~pyro_neuralrg.statistics.jackknife`. As only means enter, series averaged over the spins
 given x serve as well as those of sampled spins.
 """
@@ -33,7 +33,7 @@ def susceptibility(
     absolute value of m in an ordered phase that a finite lattice visits with both signs.
 
     Args:
-        structure_factor: series of m^2, as of :func:`structure_factor`.
+        structure_factor: series of m^2.
         shape: of the lattice.
         temperature: T in units of J / k_B.
         magnetisation: series of m, or of its absolute value; None subtracts nothing.
@@ -58,11 +58,8 @@ def binder_cumulant(structure_factor: Any, fourth_moment: Any) -> Estimate:
     lattice, there is the transition.
 
     Args:
-        structure_factor: series of m^2, as of :func:`structure_factor`.
-        fourth_moment: series of m^4, as of :func:`fourth_moment`.
-
-    Returns:
-        The estimate; NaN if m is zero throughout.
+        structure_factor: series of m^2; if it is zero throughout, the estimate is NaN.
+        fourth_moment: series of m^4.
 
     References:
         K. Binder, Z. Phys. B 43, 119 (1981).
@@ -85,10 +82,10 @@ def specific_heat(
     r"""Specific heat per site, :math:`(\langle H^2\rangle - \langle H\rangle^2) / (N T^2)`, in k_B.
 
     Args:
-        internal_energy: series of H / N, as of ``target.observables()``.
-        squared_internal_energy: series of (H / N)^2, likewise; not the
-            square of energies averaged over the spins given x, which lacks their variance. The
-            difference loses N-fold precision: of large lattices measure float64 fields.
+        internal_energy: series of H / N.
+        squared_internal_energy: series of (H / N)^2; not the square of energies averaged over the
+            spins given x, which lacks their variance. The difference loses N-fold precision: of
+            large lattices measure float64 fields.
         shape: of the lattice.
         temperature: T in units of J / k_B.
 
@@ -112,9 +109,8 @@ def correlation_length(uniform: Any, lowest: Any, side: int) -> Estimate:
     \xi^{-2})`, on a periodic lattice without a mean.
 
     Args:
-        uniform: series of S(0), as of :func:`structure_factor`.
-        lowest: series of S(k), as of :func:`mode_structure_factor` at index 1 of the axis and 0 of
-            the others.
+        uniform: series of S(0).
+        lowest: series of S(k), :func:`mode_structure_factor` at index 1 of the axis, 0 of others.
         side: L, at least 2.
 
     Returns:

@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_neuralrg.arguments import check_integer, check_number
 from pyro_neuralrg.bases import NORMAL, StandardNormal
 from pyro_neuralrg.lattice import check_boundary, check_shape
-from pyro_neuralrg.observables.sites import check_values
+from pyro_neuralrg.observables.configurations import check_values
 from pyro_neuralrg.potentials.base import LatticePotential, check_energy, pyro_program
 from pyro_neuralrg.potentials.ising import LOWEST_EIGENVALUE, IsingDual, logcosh
 from pyro_neuralrg.potentials.ising_model import check_couplings
@@ -54,9 +54,6 @@ class PotentialFamily(ABC):
         even: energy(x, c) == energy(-x, c).
         gaussian: for the fixed layer of its flows, or None.
         base: as of :class:`~pyro_neuralrg.potentials.LatticePotential`.
-
-    Raises:
-        TypeError, ValueError: naming the argument, the value seen and what is accepted.
     """
 
     def __init__(
@@ -95,14 +92,10 @@ class PotentialFamily(ABC):
         return self
 
     def sample_contexts(self, n: int, like: Tensor) -> Tensor:
-        """Random contexts spread evenly, shape ``(n, context_dim)``: a Latin hypercube.
+        """Draw ``n`` contexts spread evenly, shape ``(n, context_dim)``: a Latin hypercube.
 
         Each entry has one value in each of n equal parts of [-1, 1], so that means over a batch
-        scatter less than those of independent draws.
-
-        Args:
-            n: number of contexts.
-            like: a tensor whose dtype and device they are to have.
+        scatter less than those of independent draws. Dtype and device are those of ``like``.
         """
         shape = (check_integer("n", n, 1), self.context_dim)
         jitter = torch.rand(shape, dtype=like.dtype, device=like.device)
@@ -112,8 +105,7 @@ class PotentialFamily(ABC):
     def model(self, context: Tensor) -> Tensor:
         """A Pyro program whose log-density of the site "x" is ``-energy(x, context)``.
 
-        Args:
-            context: shape ``batch + (context_dim,)``, the batch being that of the plates around.
+        The batch of contexts is that of the plates around it.
         """
         whose = f"energy of {type(self).__name__}"
         return pyro_program(
@@ -125,9 +117,8 @@ class PotentialFamily(ABC):
     def flow(self, **options: Any) -> ConditionalHierarchicalFlow:
         """Build a flow that knows shape, boundary, symmetry, phases and the Gaussian part.
 
-        Args:
-            **options: of :func:`~pyro_neuralrg.transforms.conditional_hierarchical_flow`; they
-                take precedence.
+        ``options`` of :func:`~pyro_neuralrg.transforms.conditional_hierarchical_flow` take
+        precedence.
         """
         known: dict[str, Any] = {"boundary": self.boundary, "odd": self.even, "base": self.base}
         if self.gaussian is not None:
@@ -158,11 +149,7 @@ class IsingDualFamily(PotentialFamily):
         boundary: "periodic" or "open".
 
     Attributes:
-        temperatures: as above.
-        couplings: J of each axis.
-
-    Raises:
-        TypeError, ValueError: naming the argument, the value seen and what is accepted.
+        temperatures, couplings: as above.
 
     Example:
         >>> family = IsingDualFamily((8, 8), temperatures=(2.0, 2.7))
@@ -186,7 +173,7 @@ class IsingDualFamily(PotentialFamily):
         neighbours = neighbour_spectrum(sides, self.couplings, check_boundary(boundary))
         self._lowest = float(neighbours.min())
         self._excess = neighbours - self._lowest
-        cold, hot = (1 / temperature for temperature in self.temperatures)
+        cold, hot = self._betas
         gaussian = GaussianPart(
             LOWEST_EIGENVALUE + self._excess * (cold + hot) / 2,
             (self._excess * (cold - hot) / 2).unsqueeze(0),
@@ -194,14 +181,15 @@ class IsingDualFamily(PotentialFamily):
         member = IsingDual(sides, self.temperatures[0], self.couplings, boundary=boundary)
         super().__init__(sides, 1, boundary, even=True, gaussian=gaussian, base=member.base)
 
-    def contexts(self, temperatures: Any) -> Tensor:
-        """Contexts of temperatures ``(n,)``, shape ``(n, 1)``, in torch's default dtype.
+    @property
+    def _betas(self) -> tuple[float, float]:
+        """Inverse temperatures, cold and hot."""
+        return 1 / self.temperatures[0], 1 / self.temperatures[1]
 
-        Raises:
-            ValueError: if one is outside the range of the family.
-        """
+    def contexts(self, temperatures: Any) -> Tensor:
+        """Contexts of temperatures ``(n,)`` in the range, ``(n, 1)`` in torch's default dtype."""
         values = torch.as_tensor(temperatures, dtype=torch.float64).reshape(-1)
-        cold, hot = (1 / temperature for temperature in self.temperatures)
+        cold, hot = self._betas
         context = (2 / values - cold - hot) / (cold - hot)
         if not bool((context.abs() <= 1 + 1e-9).all()):
             raise ValueError(
@@ -212,26 +200,18 @@ class IsingDualFamily(PotentialFamily):
 
     def beta(self, context: Tensor) -> Tensor:
         """J / T at contexts ``(..., 1)``, of shape ``(...)``, differentiable."""
-        cold, hot = (1 / temperature for temperature in self.temperatures)
+        cold, hot = self._betas
         return (cold + hot + (cold - hot) * context[..., 0]) / 2
 
     def eigenvalues(self, beta: Tensor) -> Tensor:
-        """Of K + alpha I, shape ``beta.shape + shape``."""
+        """Eigenvalues of K + alpha I, shape ``beta.shape + shape``."""
         excess = self._excess.to(beta)
         return LOWEST_EIGENVALUE + beta.reshape(beta.shape + (1,) * excess.dim()) * excess
 
     def energy(self, x: Tensor, context: Tensor) -> Tensor:
         """-ln pi(x) in nats, each field at a temperature of its own; O(N log N).
 
-        Args:
-            x: fields, shape ``batch + shape``.
-            context: shape ``batch + (1,)``, or one that broadcasts.
-
-        Returns:
-            A tensor of the batch shape.
-
-        Raises:
-            ValueError: if a shape does not fit.
+        Contexts may have any shape ``(..., 1)`` that broadcasts with the batch of fields.
         """
         self._check(x, context)
         precision = self.eigenvalues(self.beta(context)).reciprocal()
@@ -262,9 +242,8 @@ class IsingDualFamily(PotentialFamily):
         """The family at ``factor`` times all temperatures."""
         factor = check_number("factor", factor, "a finite number > 0", above=0)
         low, high = self.temperatures
-        return IsingDualFamily(
-            self.shape, (factor * low, factor * high), self.couplings, self.boundary
-        )
+        hot = (factor * low, factor * high)
+        return IsingDualFamily(self.shape, hot, self.couplings, self.boundary)
 
     def __repr__(self) -> str:
         return (

@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Importance weights: the mean they estimate, its error, and whether to believe it."""
+"""Importance weights: the mean they estimate, its error, and whether to trust either."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.statistics.draws import as_array
+from pyro_neuralrg.statistics.draws import FloatArray, arviz_module, as_array, quiet
 from pyro_neuralrg.statistics.resampling import Estimate, sample_mean
-from pyro_neuralrg.statistics.summary import arviz_module, quiet
 
 MIN_TAIL_WEIGHTS = 30
 """With fewer importance weights no tail is fitted."""
@@ -121,7 +120,7 @@ class LogWeights:
         return can_be_trusted(self.ess * len(self), self.pareto_k)
 
     def warn_if_poor(self, of: str = "importance") -> None:
-        """Warn the caller's caller of weights whose mean and error bar cannot be trusted."""
+        """Warn the caller's caller if the weights are not trustworthy."""
         if self.is_trustworthy:
             return
         heavy = self.pareto_k > MAX_PARETO_K
@@ -155,7 +154,8 @@ def kish_fractions(log_weights: Tensor) -> Tensor:
     return torch.where(total == -math.inf, 0.0, fraction)
 
 
-def _pareto_k(log_weights: np.ndarray) -> float:
+def _pareto_k(log_weights: FloatArray) -> float:
+    """See :attr:`LogWeights.pareto_k`."""
     largest = log_weights.max()
     if log_weights.size < MIN_TAIL_WEIGHTS or not np.isfinite(largest):
         return math.nan

@@ -31,9 +31,9 @@ def gaussian(x: Tensor) -> Tensor:
         (lambda x: x.square().sum((0, 1)), ValueError, r"fn returned shape \(4,\).*accepted"),
         (lambda x: x.square().sum((0, 2)), ValueError, r"fn returned shape \(3,\).*accepted"),
         (lambda x: x.log().sum((-1, -2)), ValueError, "fn returned NaN.*accepted"),
-        (lambda x: (x > 0).sum((-1, -2)), TypeError, "fn returned torch.int64; accepted"),
-        (lambda x: 1.0, TypeError, "fn returned float; accepted: a tensor"),
-        (3, TypeError, "fn is 3; accepted: a function"),
+        (lambda x: (x > 0).sum((-1, -2)), TypeError, "the result of fn is torch.int64; accepted"),
+        (lambda x: 1.0, TypeError, "the result of fn is float; accepted"),
+        (3, TypeError, "fn is a int; accepted: a function"),
         (lambda x: gaussian(x - 1), ValueError, "even is True, but"),
     ],
 )
@@ -56,7 +56,7 @@ def test_energy_that_turns_wrong_later_is_named() -> None:
         (torch.ones(2, 3, 4), r"spectrum has shape \(2, 3, 4\).*accepted.*\(3, 4\)"),
         (torch.zeros(3, 4), r"spectrum has .* entries down to 0\.0; accepted"),
         (torch.full((3, 4), math.nan), "spectrum has .* entries down to nan; accepted"),
-        ([1.0], "spectrum is a list; accepted"),
+        ([1.0], "spectrum is list; accepted"),
     ],
 )
 def test_bad_spectrum_is_named(spectrum: Any, message: str) -> None:
@@ -85,7 +85,7 @@ def test_a_subclass_needs_one_method() -> None:
     free = FreeField((4, 4), 0.7)
     torch.testing.assert_close(free.heated(2.0).spectrum, 2 * free.spectrum)
     assert potential.flow().odd
-    with pytest.raises(NotImplementedError, match=r"for Gaussian\(\(3, 4\)\)"):
+    with pytest.raises(NotImplementedError, match=r"for Gaussian\(\(3, 4\), boundary="):
         potential.log_partition()
 
 
@@ -152,7 +152,7 @@ def test_a_subclass_of_the_wrong_shape_is_named(energy: Any, seen: str) -> None:
             return energy(x)
 
     potential = Wrong((3, 4))
-    message = rf"energy of Wrong\(\(3, 4\)\) returned {seen} .*accepted: one number per field"
+    message = rf"energy of Wrong\(\(3, 4\), boundary='periodic'\) returned {seen} .*accepted"
     with pytest.raises(ValueError, match=message):
         potential.potential_fn({"x": torch.zeros(5, 3, 4)})
     with pytest.raises(ValueError, match="accepted: one number per field"), pyro.plate("p", 5):

@@ -149,11 +149,11 @@ def test_wrong_fields_are_named(potential: LatticePotential) -> None:
         with pytest.raises(ValueError, match=f"x has shape .*{accepted}"):
             potential.energy(torch.zeros(wrong))
     for dtype in (torch.int64, torch.bool, torch.complex128):
-        with pytest.raises(TypeError, match=rf"x has dtype {dtype}.*accepted: a tensor"):
+        with pytest.raises(TypeError, match=f"x is {dtype}; accepted"):
             potential.energy(torch.zeros(shape, dtype=dtype))
     with pytest.raises(ValueError, match=r"x is on the device meta.*accepted: cpu"):
         potential.energy(torch.zeros(shape, device="meta"))
-    with pytest.raises(TypeError, match=r"x is a ndarray.*accepted: a tensor"):
+    with pytest.raises(TypeError, match="x is ndarray; accepted"):
         potential.energy(torch.zeros(shape).numpy())  # type: ignore[arg-type]
 
 
