@@ -3,12 +3,11 @@
 """Observables of lattice configurations: batched, torch in, torch out, differentiable.
 
 Those that fit a target, as functions of its field x, are ``target.observables()``. The functions
-here take ``(mean, variance, shape)``: the mean of every site and, where the sites are independent
-spins of +1 and -1, their variance, over which the average is then taken exactly (Rao and
-Blackwell: the same expectation as from sampled spins, less scatter). The spins given the dual field
-have ``IsingDual.spin_moments(x)``. With ``variance=None`` the values are known: sampled spins, or
-any field. Functions of several means are estimated from series of draws. Wrong arguments raise a
-TypeError or a ValueError that names the argument, the value seen and what is accepted.
+of one configuration take ``(mean, variance, shape)``: the mean of every site and, where the sites
+are independent spins, as those given the dual field with ``IsingDual.spin_moments(x)``, their
+variance, over which the average is then taken exactly (Rao and Blackwell: the same expectation as
+from sampled spins, less scatter). Functions of several means are estimated from series of draws.
+Wrong arguments raise a TypeError or a ValueError that names the argument and what is accepted.
 """
 
 from __future__ import annotations

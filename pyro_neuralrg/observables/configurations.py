@@ -33,10 +33,6 @@ Observable = Callable[..., Tensor]
 def field_observables(shape: Iterable[int], boundary: str = "periodic") -> dict[str, Observable]:
     """Observables of any field, or of spins of given means and variances, by name.
 
-    Args:
-        shape: of the lattice.
-        boundary: "periodic" or "open".
-
     Returns:
         Functions of ``(mean, variance=None)``, ``batch + shape -> batch``, which can be pickled:
         ``magnetisation``, ``abs_magnetisation``, ``structure_factor``, ``fourth_moment`` and, on a

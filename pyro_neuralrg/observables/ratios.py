@@ -20,10 +20,7 @@ from pyro_neuralrg.statistics import Estimate, jackknife
 
 
 def susceptibility(
-    structure_factor: Any,
-    shape: Iterable[int],
-    temperature: float,
-    magnetisation: Any = None,
+    structure_factor: Any, shape: Iterable[int], temperature: float, magnetisation: Any = None
 ) -> Estimate:
     r"""Magnetic susceptibility per site, in units of 1 / J.
 
@@ -43,7 +40,8 @@ def susceptibility(
         >>> susceptibility(torch.full((40, 5), 0.5), (4, 4), 2.0).value
         4.0
     """
-    scale = math.prod(check_shape(shape)) / _temperature(temperature)
+    temperature = check_number("temperature", temperature, "a finite number > 0", above=0)
+    scale = math.prod(check_shape(shape)) / temperature
     if magnetisation is None:
         return jackknife(lambda square: scale * square, structure_factor)
     return jackknife(
@@ -95,7 +93,8 @@ def specific_heat(
         >>> specific_heat(energy, energy**2, (4, 4), 2.0).value
         1.0
     """
-    scale = math.prod(check_shape(shape)) / _temperature(temperature) ** 2
+    temperature = check_number("temperature", temperature, "a finite number > 0", above=0)
+    scale = math.prod(check_shape(shape)) / temperature**2
     return jackknife(
         lambda mean, square: scale * (square - mean**2), internal_energy, squared_internal_energy
     )
@@ -106,15 +105,13 @@ def correlation_length(uniform: Any, lowest: Any, side: int) -> Estimate:
 
     :math:`\xi = \sqrt{S(0) / S(k) - 1} / (2 \sin(\pi / L))` with :math:`k = 2\pi / L` along the
     axis: exact where S is that of a free field, :math:`S(k) \propto 1 / (4 \sin^2(k/2) +
-    \xi^{-2})`, on a periodic lattice without a mean.
+    \xi^{-2})`, on a periodic lattice without a mean. NaN if S(0) < S(k), for all draws or all but
+    one block.
 
     Args:
         uniform: series of S(0).
         lowest: series of S(k), :func:`mode_structure_factor` at index 1 of the axis, 0 of others.
         side: L, at least 2.
-
-    Returns:
-        The estimate; NaN if S(0) < S(k), for all draws or all but one block.
 
     References:
         F. Cooper, B. Freedman and D. Preston, Nucl. Phys. B 210, 210 (1982).
@@ -132,7 +129,3 @@ def correlation_length(uniform: Any, lowest: Any, side: int) -> Estimate:
         return math.sqrt(ratio) / unit if ratio >= 0 else math.nan
 
     return jackknife(length, uniform, lowest)
-
-
-def _temperature(temperature: float) -> float:
-    return check_number("temperature", temperature, "a finite number > 0", above=0)

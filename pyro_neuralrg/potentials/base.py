@@ -15,13 +15,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.arguments import (
-    LARGEST_SEED,
-    check_integer,
-    check_number,
-    check_tensor,
-    check_type,
-)
+from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, check_number, check_tensor
 from pyro_neuralrg.bases import NORMAL, StandardNormal, TwoModes
 from pyro_neuralrg.lattice import check_boundary, check_shape
 from pyro_neuralrg.observables.configurations import Observable, check_values, field_observables
@@ -90,14 +84,7 @@ class LatticePotential(ABC):
 
     @abstractmethod
     def energy(self, x: Tensor) -> Tensor:
-        """-ln pi(x) in nats, of the batch shape and in x's dtype.
-
-        Args:
-            x: fields, shape ``batch + shape``, of any floating dtype.
-
-        Raises:
-            TypeError, ValueError: as :meth:`check_field`.
-        """
+        """-ln pi(x) in nats, of the batch shape and dtype of x; raises as :meth:`check_field`."""
 
     def energy_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The energy and its gradient, of x's shape, both detached.
@@ -118,12 +105,9 @@ class LatticePotential(ABC):
         return self._checked_energy(params["x"])
 
     def model(self) -> Tensor:
-        """A Pyro program whose log-density of the site "x" is ``-energy(x)``.
-
-        Returns the field, of shape ``batch + shape``, in torch's default dtype.
-        """
+        """A Pyro program of a field "x" in the default dtype, with log-density ``-energy(x)``."""
         zero = torch.zeros((), device=self.device)
-        return pyro_program(self._checked_energy, self.shape, zero)
+        return pyro_program(self.energy, self.shape, zero, f"energy of {self!r}")
 
     def try_energy(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Fields of standard normals in the dtype of ``like``, and their energies, checked.
@@ -137,7 +121,7 @@ class LatticePotential(ABC):
             return x, self._checked_energy(x)
 
     def log_partition(self) -> float:
-        """Ln Z, the log of the integral of exp(-energy(x)) over all fields, exactly (nats).
+        """Ln Z, the log of the integral of exp(-energy(x)) over all fields, exactly, in nats.
 
         Raises:
             NotImplementedError: if it is not known, with the reason.
@@ -147,9 +131,7 @@ class LatticePotential(ABC):
     def sample_reference(self, n: int, seed: int | None = None) -> Tensor:
         """Draw ``n`` fields from pi / Z, ``(n,) + shape`` in torch's default dtype, without a flow.
 
-        Args:
-            n: number of fields.
-            seed: of the random numbers; None continues torch's own.
+        Without a ``seed`` torch's own random numbers continue.
 
         Raises:
             NotImplementedError: if there is no such sampler.
@@ -243,33 +225,29 @@ class LatticePotential(ABC):
         the other arguments are those of the class.
 
         Raises:
-            TypeError: if fn is not callable or returns no tensor of a floating dtype.
-            ValueError: if fn returns another shape, NaN, or is not even though ``even`` says so.
+            TypeError, ValueError: if fn returns no floating tensor, another shape or NaN, or is not
+                even though ``even`` says so.
 
         Example:
             >>> target = LatticePotential.from_energy((4, 4), lambda x: x.pow(4).sum((-1, -2)))
             >>> target.energy(torch.ones(7, 4, 4)).shape
             torch.Size([7])
         """
-        potential = _EnergyFunction(shape, fn, boundary, even=even, spectrum=spectrum).to(device)
+        options = {"boundary": boundary, "even": even, "spectrum": spectrum}
+        potential = _EnergyFunction(shape, fn, **options).to(device)
         x, nats = potential.try_energy(like=torch.empty(0))
         if bool(nats.isnan().any()):
             raise ValueError("fn returned NaN for a field of standard normals; accepted: energies")
         if even and not torch.allclose(nats, potential.energy(-x).detach(), rtol=1e-3, atol=1e-3):
-            raise ValueError(
-                "even is True, but fn(x) != fn(-x); accepted: even=False, or an even fn"
-            )
+            raise ValueError("even is True but fn(x) != fn(-x); accepted: even=False, an even fn")
         return potential
 
 
 class _EnergyFunction(LatticePotential):
     """A potential of a user's energy function, see :meth:`LatticePotential.from_energy`."""
 
-    def __init__(
-        self, shape: Iterable[int], fn: Callable[[Tensor], Tensor], boundary: str, **options: Any
-    ) -> None:
-        super().__init__(shape, boundary, **options)
-        check_type("fn", fn, Callable, "a function of fields that returns nats")
+    def __init__(self, shape: Iterable[int], fn: Callable[..., Tensor], **options: Any) -> None:
+        super().__init__(shape, **options)
         self.fn = fn
 
     def energy(self, x: Tensor) -> Tensor:
@@ -325,12 +303,12 @@ def check_energy(nats: Any, x: Tensor, shape: tuple[int, ...], whose: str) -> Te
 
 
 def pyro_program(
-    energy: Callable[[Tensor], Tensor], shape: tuple[int, ...], zero: Tensor
+    energy: Callable[[Tensor], Tensor], shape: tuple[int, ...], zero: Tensor, whose: str
 ) -> Tensor:
-    """Pyro statements by which the log-density of the site "x" is ``-energy(x)``."""
+    """Pyro statements of :meth:`LatticePotential.model`."""
     flat = dist.Normal(zero, 1.0).expand(shape).to_event(len(shape)).mask(False)
     x = pyro.sample("x", flat)
-    pyro.factor("energy_factor", -energy(x))
+    pyro.factor("energy_factor", -check_energy(energy(x), x, shape, whose))
     return x
 
 

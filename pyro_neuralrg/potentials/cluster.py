@@ -82,29 +82,15 @@ def swendsen_wang(
     Every bond whose energy is low (:math:`K_{ij} s_i s_j > 0`, either sign of K, frustrated or not)
     is closed with probability :math:`1 - e^{-2|K_{ij}|}`; each cluster of closed bonds keeps its
     spins with probability :math:`1/(1 + e^{-2 h \cdot s})`, with the sum over its sites, else flips
-    as a whole. Chains from random starts run side by side.
-
-    Args:
-        bonds: see :func:`lattice_bonds`.
-        field: h / T of each site, shape ``(sites,)``, or None.
-        sites: number of spins.
-        chains: number of independent chains.
-        rounds: configurations of each chain.
-        seed: of the random numbers.
-        warmup: sweeps before the first configuration of each chain.
-        between: sweeps from one configuration to the next.
+    as a whole. ``field`` is h / T of each site, shape ``(sites,)``. Chains from random starts run
+    side by side, with ``warmup`` sweeps before the first configuration and ``between`` from one to
+    the next.
 
     Returns:
         Spins of +1 and -1, shape ``(rounds, chains, sites)``.
 
     References:
-        R. H. Swendsen and J.-S. Wang, Nonuniversal critical dynamics in Monte Carlo simulations,
-        Phys. Rev. Lett. 58, 86 (1987).
-
-    Example:
-        >>> bonds = lattice_bonds((8, 8), (0.4, 0.4), "periodic")
-        >>> swendsen_wang(bonds, None, 64, chains=5, rounds=2).shape
-        (2, 5, 64)
+        R. H. Swendsen and J.-S. Wang, Phys. Rev. Lett. 58, 86 (1987).
     """
     rng = np.random.default_rng(seed)
     spins = rng.choice(np.array([-1, 1], dtype=np.int8), size=(chains, sites))
@@ -145,22 +131,13 @@ def sample_with_clusters(
 
     At given sizes the signs are Ising spins with :math:`K_{xy} = b |\phi_x| |\phi_y|`, which
     Swendsen-Wang moves; a short HMC trajectory of all sites moves sizes. Chains from random starts
-    run side by side.
-
-    Args:
-        energy_and_gradient: in nats; takes float64 fields ``(chains,) + shape``.
-        shape: lattice shape.
-        bond: b for every bond, of either sign.
-        boundary: "periodic" or "open".
-        n: number of fields.
-        generator: of the random numbers, on the CPU.
+    run side by side: ``energy_and_gradient``, in nats, takes float64 fields ``(chains,) + shape``.
 
     Returns:
         Float64 fields of shape ``(n,) + shape``.
 
     References:
-        R. C. Brower and P. Tamayo, Embedded dynamics for phi^4 theory, Phys. Rev. Lett. 62, 1087
-        (1989).
+        R. C. Brower and P. Tamayo, Phys. Rev. Lett. 62, 1087 (1989).
     """
     chains = max(1, min(n, SITES_AT_ONCE // math.prod(shape)))
     rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))

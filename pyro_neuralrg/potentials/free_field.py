@@ -84,9 +84,6 @@ class FreeField(LatticePotential):
 
         Args:
             site: position, one integer >= 0 per axis; default: the origin.
-
-        Raises:
-            TypeError, ValueError: if there is no such site.
         """
         accepted = f"a position on the lattice {self.shape}, one integer per axis"
         position = (0,) * len(self.shape) if site is None else site

@@ -39,11 +39,7 @@ class IsingDual(LatticePotential):
     given the field are independent.
 
     Args:
-        shape: lattice shape, one to three sides >= 1.
-        temperature: T in units of J / k_B, > 0; default: the critical one of the square lattice.
-        couplings: J of each axis, of either sign; default: 1 each.
-        field: external field h in units of J, one number or one per site (shape ``shape``).
-        boundary: "periodic" or "open".
+        shape, temperature, couplings, field, boundary: those of :class:`IsingModel`.
 
     Attributes:
         spins: the :class:`IsingModel` it is dual to, with bonds and exact quantities.
@@ -52,8 +48,7 @@ class IsingDual(LatticePotential):
         spectrum: eigenvalues of K + alpha I.
 
     References:
-        S.-H. Li and L. Wang, Neural Network Renormalization Group, Phys. Rev. Lett. 121, 260601
-        (2018).
+        S.-H. Li and L. Wang, Phys. Rev. Lett. 121, 260601 (2018).
 
     Example:
         >>> target = IsingDual((8, 8))
@@ -139,10 +134,6 @@ class IsingDual(LatticePotential):
 
         Of the shape ``batch + shape`` and dtype of x. Its mean over fields is that of the spins,
         P(s_i = 1), with less noise than spins drawn.
-
-        Example:
-            >>> IsingDual((2,), temperature=2.0, field=(0.0, 2.0)).spin_probability(torch.zeros(2))
-            tensor([0.5000, 0.8808])
         """
         return torch.sigmoid(2 * self._shifted(check_values("x", x, self.shape)))
 
@@ -169,9 +160,7 @@ class IsingDual(LatticePotential):
     def sample_spins(self, x: Tensor, seed: int | None = None) -> Tensor:
         """Draw spins of +1 and -1 given fields, in the shape ``batch + shape`` and dtype of x.
 
-        Args:
-            x: the fields.
-            seed: of the random numbers; None continues torch's own.
+        Without a ``seed`` torch's own random numbers continue.
         """
         probability = self.spin_probability(check_values("x", x, self.shape).detach().double())
         uniform = torch.rand(x.shape, generator=generator_of(seed), dtype=torch.float64)

@@ -26,7 +26,7 @@ from pyro_neuralrg.statistics import Estimate, FloatArray
 CRITICAL_TEMPERATURE = 2 / math.log(1 + math.sqrt(2))
 """Critical T of the infinite square lattice with J = 1, in J / k_B (L. Onsager, 1944)."""
 
-LEAST_TEMPERATURE = 1 / sys.float_info.max
+LOWEST_TEMPERATURE = 1 / sys.float_info.max
 """Below it 1 / T overflows."""
 
 LEAST_CHAINS = 32
@@ -52,8 +52,7 @@ class IsingModel:
         boundary: "periodic" or "open".
 
     Attributes:
-        shape, temperature, boundary: as above.
-        couplings: J of each axis.
+        shape, temperature, couplings, boundary: as above.
         field: h of each site, float64 of shape ``shape``; None if there is none, or it is zero.
 
     References:
@@ -75,24 +74,24 @@ class IsingModel:
         boundary: str = "periodic",
     ) -> None:
         self.shape = check_shape(shape)
+        accepted = "a finite number > 0, as is 1 / T"
         self.temperature = check_number(
-            "temperature",
-            temperature,
-            "a finite number > 0, as is 1 / T",
-            above=0,
-            least=LEAST_TEMPERATURE,
+            "temperature", temperature, accepted, least=LOWEST_TEMPERATURE
         )
         self.couplings = check_couplings(couplings, self.shape)
         self.field = _check_field(field, self.shape)
         self.boundary = check_boundary(boundary)
         # the exact methods see one of the equal sublattices without bonds between them
-        pairs = enumerate(zip(self.shape, self.couplings, strict=True))
-        in_field = self.field is not None
-        axes = [axis for axis, (side, j) in pairs if side > 1 and (j != 0 or in_field)] or [0]
-        dims = range(len(self.shape))
-        self._sublattice = tuple(slice(None) if axis in axes else 0 for axis in dims)
+        has_bonds = [
+            side > 1 and (coupling != 0 or self.field is not None)
+            for side, coupling in zip(self.shape, self.couplings, strict=True)
+        ]
+        has_bonds[0] |= not any(has_bonds)  # free spins
+        axes = [axis for axis, bonded in enumerate(has_bonds) if bonded]
+        self._sublattice = tuple(slice(None) if bonded else 0 for bonded in has_bonds)
         self._sides = tuple(self.shape[axis] for axis in axes)
         self._strengths = tuple(self.couplings[axis] for axis in axes)
+        self._num_sublattices = math.prod(self.shape) // math.prod(self._sides)
 
     @property
     def bonds(self) -> cluster.Bonds:
@@ -110,10 +109,6 @@ class IsingModel:
 
         Of shape ``batch`` from means of shape ``batch + shape``. H is linear in each spin: their
         variance, an argument of all observables, is not needed.
-
-        Example:
-            >>> IsingModel((4, 4), field=0.5).energy_per_site(torch.ones(4, 4))
-            tensor(-2.5000)
         """
         check_values("mean", mean, self.shape)
         lattice = tuple(range(-len(self.shape), 0))
@@ -182,15 +177,13 @@ class IsingModel:
         }
 
     def sample(self, n: int, seed: int | torch.Generator | None = None) -> Tensor:
-        """Draw spins by cluster Monte Carlo (Swendsen-Wang).
+        """Draw ``n`` configurations by cluster Monte Carlo (Swendsen-Wang).
 
-        Args:
-            n: number of configurations.
-            seed: of the random numbers, or a generator; None continues torch's own.
+        From as many independent chains as fit 65536 sites; those of one chain are 15 sweeps apart.
+        Without a ``seed`` or generator torch's own random numbers continue.
 
         Returns:
-            Spins of +1 and -1, shape ``(n,) + shape``, in torch's default dtype. They come from as
-            many independent chains as fit 65536 sites; those of one chain are 15 sweeps apart.
+            Spins of +1 and -1, shape ``(n,) + shape``, in torch's default dtype.
         """
         n = check_integer("n", n, 1)
         chains = min(n, max(1, cluster.SITES_AT_ONCE // math.prod(self.shape)))
@@ -199,22 +192,12 @@ class IsingModel:
         return torch.from_numpy(spins).to(torch.get_default_dtype())
 
     def reference_structure_factor(self, n: int, seed: int | None = None) -> Estimate:
-        """Uniform structure factor by cluster Monte Carlo: of any lattice, with a standard error.
+        """Uniform structure factor of ``n`` >= 2 configurations drawn as by :meth:`sample`.
 
-        The standard error is the scatter of the means of independent chains, at least 32 (``n`` if
-        that is less), over the square root of their number. It knows nothing of what all chains
-        miss alike: where clusters do not help (frustrated or in opposing fields, cold) 100 sweeps
-        may be too few to reach equilibrium.
-
-        Args:
-            n: number of configurations, at least 2.
-            seed: of the random numbers; None continues torch's own.
-
-        Example:
-            >>> model = IsingModel((6, 6, 6), temperature=4.5)
-            >>> value, error = model.reference_structure_factor(320)
-            >>> error < 0.1 * value
-            True
+        Of any lattice. The standard error is the scatter of the means of independent chains, at
+        least 32 (``n`` if that is less), over the square root of their number. It knows nothing of
+        what all chains miss alike: where clusters do not help (frustrated or in opposing fields,
+        cold) 100 sweeps may be too few to reach equilibrium.
         """
         chains = max(LEAST_CHAINS, cluster.SITES_AT_ONCE // math.prod(self.shape))
         chains = min(check_integer("n", n, 2), chains)
@@ -249,12 +232,7 @@ class IsingModel:
         return -_derivative(self._log_partition)(self._beta).item() / math.prod(self.shape)
 
     def specific_heat(self) -> float:
-        """Exact specific heat d<H>/dT per site in units of k_B: beta^2 d^2 ln Z / d beta^2 / N.
-
-        Example:
-            >>> f"{IsingModel((2,), 1.0).specific_heat():.6f}"  # both bonds of a pair
-            '0.141302'
-        """
+        """Exact specific heat d<H>/dT per site in units of k_B: beta^2 d^2 ln Z / d beta^2 / N."""
         beta = self._beta
         second = _derivative(_derivative(self._log_partition))(beta)
         return (beta * (beta * second)).item() / math.prod(self.shape)
@@ -282,7 +260,7 @@ class IsingModel:
         :meth:`reference_structure_factor` does.
         """
         if self._sums_correlations():
-            return float(self.correlations().numpy().mean())
+            return float(self._correlations().mean()) / self._num_sublattices
         self._require_transfer("the structure factor")
 
         def of_field(extra: Tensor) -> Tensor:
@@ -299,8 +277,7 @@ class IsingModel:
 
     def _log_partition(self, beta: Tensor, extra: Tensor | None = None) -> Tensor:
         """ln Z at the inverse temperature ``beta``; ``extra`` is added to h_i / T."""
-        sublattices = math.prod(self.shape) // math.prod(self._sides)
-        return sublattices * self._sublattice_log_partition(beta, extra)
+        return self._num_sublattices * self._sublattice_log_partition(beta, extra)
 
     def _sublattice_log_partition(self, beta: Tensor, extra: Tensor | None) -> Tensor:
         sides = self._sides

@@ -54,12 +54,11 @@ def integrated_autocorrelation_time(values: Any) -> AutocorrelationTime:
         ValueError: if the shape is another, an entry is not finite, or all entries are equal.
 
     Warns:
-        UserWarning: if the correlations reach further than half of a chain: the time is then rather
-            a lower bound.
+        UserWarning: if the correlations reach further than half of a chain.
 
     References:
-        U. Wolff, Monte Carlo errors with less errors, Comput. Phys. Commun. 156, 143 (2004);
-        N. Madras and A. D. Sokal, The pivot algorithm, J. Stat. Phys. 50, 109 (1988).
+        U. Wolff, Comput. Phys. Commun. 156, 143 (2004); N. Madras and A. D. Sokal, J. Stat. Phys.
+        50, 109 (1988).
 
     Example:
         >>> found = integrated_autocorrelation_time(np.random.default_rng(0).normal(size=(4, 500)))

@@ -36,13 +36,7 @@ def as_draws(values: Any, name: str = "values") -> FloatArray:
 
 
 def as_finite_draws(values: Any, name: str = "values") -> FloatArray:
-    """The same; a ValueError if there is no draw, or one that is infinite or NaN.
-
-    Example:
-        >>> as_finite_draws([[0, float("nan")]])
-        Traceback (most recent call last):
-        ValueError: values has 1 entries that are not finite; accepted: finite numbers
-    """
+    """The same; a ValueError if there is no draw, or one that is infinite or NaN."""
     series = as_draws(values, name)
     if series.size == 0:
         raise ValueError(f"{name} has shape {series.shape}; accepted: at least one draw")

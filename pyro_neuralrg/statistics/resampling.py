@@ -52,13 +52,10 @@ def jackknife(function: Callable[..., float], *series: Any, blocks: int | None =
     series.
 
     Args:
-        function: of as many numbers as there are series; returns a number.
+        function: of as many numbers as there are series; if it returns NaN, so does the jackknife.
         series: numpy arrays or torch tensors of one shape ``(chains, draws)``, measured on the same
             draws.
         blocks: number of blocks that each chain is cut into; None chooses.
-
-    Returns:
-        Value and standard error; NaN where the function is.
 
     Raises:
         TypeError, ValueError: if there is no series, shapes differ, an entry is not finite, or
@@ -68,8 +65,7 @@ def jackknife(function: Callable[..., float], *series: Any, blocks: int | None =
         UserWarning: if the choice left fewer than eight blocks.
 
     References:
-        F. M. T. A. Busing, E. Meijer and R. van der Leeden, Delete-m jackknife for unequal m,
-        Stat. Comput. 9, 3 (1999).
+        F. M. T. A. Busing, E. Meijer and R. van der Leeden, Stat. Comput. 9, 3 (1999).
 
     Example:
         >>> x = np.random.default_rng(0).normal(size=(40, 100))

@@ -79,11 +79,8 @@ class Summary(NamedTuple):
 def summarise(values: Any) -> Summary:
     """Mean, standard error, R-hat, effective sample sizes and standard deviation of one series.
 
-    Args:
-        values: numpy array or torch tensor of shape ``(chains, draws)``.
-
-    Returns:
-        A :class:`Summary`; all but mean and sd are NaN of fewer than four draws.
+    Of a numpy array or torch tensor ``(chains, draws)``; of fewer than four draws all but mean and
+    sd are NaN.
 
     Example:
         >>> result = summarise(np.random.default_rng(0).normal(size=(4, 500)))
@@ -239,14 +236,9 @@ def _lines(name: str, found: FieldSummary) -> Iterator[tuple[str, Summary]]:
 def bfmi(energy: Any) -> FloatArray:
     """Bayesian fraction of missing information of each chain (Betancourt 2016), by ArviZ.
 
-    Mean squared change of the Hamiltonian from draw to draw over its variance: about 1 if fresh
-    momenta take the chain anywhere in energy, small if they do not.
-
-    Args:
-        energy: the Hamiltonian of each draw, numpy array or torch tensor ``(chains, draws)``.
-
-    Returns:
-        Shape ``(chains,)``; NaN of a constant chain.
+    Mean squared change of the Hamiltonian ``(chains, draws)`` from draw to draw over its variance,
+    shape ``(chains,)``: about 1 if fresh momenta take the chain anywhere in energy, small if they
+    do not, NaN of a constant chain.
 
     Example:
         >>> walk = np.random.default_rng(0).normal(size=(2, 1000)).cumsum(1)
@@ -264,13 +256,8 @@ def rank_counts(values: Any, bins: int = 20) -> FloatArray:
 
     Chains that sample the same distribution have about ``draws / bins`` in each bin.
 
-    Args:
-        values: numpy array or torch tensor of shape ``(chains, draws)``; equal draws share the
-            ranks between them in turn.
-        bins: of equal width from the lowest to the highest rank, at most as many as draws.
-
-    Returns:
-        Shape ``(chains, bins)``, summing to the draws of each chain.
+    Of values of shape ``(chains, draws)``, in bins of equal width from the lowest to the highest
+    rank: shape ``(chains, bins)``. Equal draws share the ranks between them in turn.
 
     Example:
         >>> rank_counts([[1.0, 2.0], [3.0, 4.0]], bins=2)

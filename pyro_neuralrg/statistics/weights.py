@@ -36,20 +36,17 @@ class LogWeights:
     Of weights :math:`w = \pi(x) / q(x)`, x ~ q, the mean is Z.
 
     Args:
-        values: ``ln w``, numpy array or torch tensor of shape ``(num_samples,)``; minus infinity is
-            a weight of zero.
+        values: ``ln w``, numpy array or torch tensor of shape ``(num_samples,)``, kept as float64
+            on the CPU; minus infinity is a weight of zero.
         copies: samples may be copies of one another, as after resampling; their weights have no
             tail to be fitted.
-
-    Attributes:
-        values: float64 on the CPU, shape ``(num_samples,)``.
 
     Raises:
         ValueError: if there is no log-weight, the shape is another, or one is NaN or plus infinity.
 
     References:
-        Kong, "A note on importance sampling using standardized weights" (1992), for the ESS;
-        Vehtari, Simpson, Gelman, Yao, Gabry, "Pareto smoothed importance sampling", JMLR 25 (2024).
+        A. Kong, A note on importance sampling using standardized weights (1992), for the ESS;
+        A. Vehtari et al., Pareto smoothed importance sampling, JMLR 25 (2024).
 
     Example:
         >>> weights = LogWeights(torch.tensor([1.0, 2.0, 5.0]).log())
@@ -90,8 +87,8 @@ class LogWeights:
     def log_mean(self) -> Estimate:
         """ln of the mean weight, minus infinity if all are zero.
 
-        Consistent; biased by about half its squared standard error. The error is that of the delta
-        method, Var(w) / (n mean(w)^2) = (1 / ess - 1) / (n - 1); NaN of a single sample.
+        Biased by about half its squared standard error, that of the delta method, Var(w) /
+        (n mean(w)^2) = (1 / ess - 1) / (n - 1); NaN of a single sample.
         """
         number, error = len(self), math.nan
         if self.ess > 0 and number > 1:

@@ -137,12 +137,7 @@ class _Sector:
     """One spin structure: its Pfaffian and the fermions' propagator."""
 
     def __init__(
-        self,
-        shape: tuple[int, int],
-        couplings: FloatArray,
-        first: int,
-        second: int,
-        sign: float,
+        self, shape: tuple[int, int], couplings: FloatArray, first: int, second: int, sign: float
     ) -> None:
         k0, k1 = np.meshgrid(_momenta(shape[0], first), _momenta(shape[1], second), indexing="ij")
         tangents = np.tanh(couplings)
