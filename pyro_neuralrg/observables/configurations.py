@@ -77,7 +77,7 @@ def magnetisation(mean: Tensor, variance: Tensor | None, shape: Iterable[int]) -
         >>> magnetisation(torch.tensor([[1.0, 1.0, 1.0, -1.0]]), None, (4,))
         tensor([0.5000])
     """
-    return _flat(mean, shape).mean(-1)
+    return _flattened(mean, shape).mean(-1)
 
 
 def abs_magnetisation(mean: Tensor, variance: Tensor | None, shape: Iterable[int]) -> Tensor:
@@ -108,11 +108,11 @@ def structure_factor(mean: Tensor, variance: Tensor | None, shape: Iterable[int]
         >>> structure_factor(torch.zeros(2, 2), torch.ones(2, 2), (2, 2))  # free spins: 1 / N
         tensor(0.2500)
     """
-    values = _flat(mean, shape)
+    values = _flattened(mean, shape)
     square = values.mean(-1).square()
     if variance is None:
         return square
-    return square + _flat(variance, shape, "variance").sum(-1) / values.shape[-1] ** 2
+    return square + _flattened(variance, shape, "variance").sum(-1) / values.shape[-1] ** 2
 
 
 def fourth_moment(mean: Tensor, variance: Tensor | None, shape: Iterable[int]) -> Tensor:
@@ -127,12 +127,12 @@ def fourth_moment(mean: Tensor, variance: Tensor | None, shape: Iterable[int]) -
         >>> fourth_moment(torch.zeros(2, 1), torch.ones(2, 1), (2, 1))  # 1 or 0, evenly
         tensor(0.5000)
     """
-    values = _flat(mean, shape)
+    values = _flattened(mean, shape)
     size = values.shape[-1]
     first = values.mean(-1)
     if variance is None:
         return first.square().square()
-    rest = _flat(variance, shape, "variance")
+    rest = _flattened(variance, shape, "variance")
     second = rest.sum(-1) / size**2
     third = -2 * (values * rest).sum(-1) / size**3
     fourth = -2 * (rest * (1 - 3 * values.square())).sum(-1) / size**4
@@ -154,7 +154,7 @@ def magnetisation_probabilities(mean: Tensor, shape: Iterable[int]) -> Tensor:
         >>> magnetisation_probabilities(torch.zeros(2, 1), (2, 1))  # m = -1, 0, 1
         tensor([0.2500, 0.5000, 0.2500])
     """
-    up = _computable((1 + _flat(mean, shape)) / 2)
+    up = _computable((1 + _flattened(mean, shape)) / 2)
     size = up.shape[-1]
     padding = 2 ** (size - 1).bit_length() - size  # sites that are never up
     up = torch.cat([up, up.new_zeros(*up.shape[:-1], padding)], -1)
@@ -245,7 +245,7 @@ def axis_correlations(
         return result
     same_site = torch.zeros_like(result)
     same_site[..., 0] = 1.0
-    return result + same_site * _flat(variance, sides, "variance").mean(-1, keepdim=True)
+    return result + same_site * _flattened(variance, sides, "variance").mean(-1, keepdim=True)
 
 
 def _along_lines(lines: Tensor, dimension: int, periodic: bool) -> Tensor:
@@ -278,7 +278,7 @@ def check_values(name: str, values: Any, shape: tuple[int, ...]) -> Tensor:
     return values
 
 
-def _flat(values: Tensor, shape: Iterable[int], name: str = "mean") -> Tensor:
+def _flattened(values: Tensor, shape: Iterable[int], name: str = "mean") -> Tensor:
     """Check a field and put all its sites in one last dimension."""
     sides = check_shape(shape)
     return check_values(name, values, sides).flatten(-len(sides))

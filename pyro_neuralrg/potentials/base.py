@@ -54,7 +54,7 @@ class LatticePotential(ABC):
     Attributes:
         shape, boundary, even: as above.
         spectrum: as above, float64 on the CPU, or None.
-        base: of its flows; :class:`~pyro_neuralrg.bases.TwoModes` where there may be two phases.
+        base: p(z) of its flows, two modes where there may be two phases.
         device: of the fields it takes; see :meth:`to`.
     """
 

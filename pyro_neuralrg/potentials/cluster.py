@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Cluster Monte Carlo of Ising spins, and of fields whose signs are such: it knows no flow."""
+"""Cluster Monte Carlo of Ising spins, and of fields whose signs are such, without any flow."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ SITES_AT_ONCE = 2**16
 WARMUP_SWEEPS = 100
 SWEEPS_BETWEEN = 15
 
-# of fields, each round an HMC trajectory and a sweep of their signs
+# for fields: a round is an HMC trajectory and a sweep of the signs
 WARMUP_ROUNDS = 100
 ROUNDS_BETWEEN = 10
 LEAPFROG_STEPS = 5
 FIRST_STEP_SIZE = 0.2
 ACCEPTANCE = 0.8
 TUNING_RATE = 0.1
-"""Of the logarithm of the step size, in the first half of the warm-up."""
+"""Change of the logarithm of the step size per unit of acceptance, in half of the warm-up."""
 
 
 class Bonds(NamedTuple):

@@ -34,7 +34,7 @@ LARGEST_RHAT = 1.01
 TAIL_PROBABILITIES = (0.05, 0.95)
 """Quantiles whose effective sample size is reported (Vehtari et al.)."""
 
-MAX_NUMBERS = 2**22
+MAX_EVALUATED = 2**22
 """Numbers of one variable that are evaluated; ArviZ takes about 0.05 s for 64 chains x 1000 draws
 of one site, so a field of 16 x 16 would take 12 s."""
 
@@ -178,7 +178,7 @@ def summarise_field(values: Any, max_sites: int | None = None) -> FieldSummary:
 
 def _choose_sites(total: int, numbers: int, max_sites: int | None) -> NDArray[np.intp]:
     """Flat indices of the sites to evaluate; random, since a regular choice may follow a column."""
-    count = max(MIN_SITES, MAX_NUMBERS // numbers) if max_sites is None else max(1, max_sites)
+    count = max(MIN_SITES, MAX_EVALUATED // numbers) if max_sites is None else max(1, max_sites)
     if count >= total:
         return np.arange(total, dtype=np.intp)
     chosen = np.random.default_rng(0).choice(total, size=count, replace=False)

@@ -14,7 +14,7 @@ import torch
 
 from pyro_neuralrg.statistics import bfmi, quiet, summarise, summarise_field
 from pyro_neuralrg.statistics.draws import MORE_CHAINS_THAN_DRAWS
-from pyro_neuralrg.statistics.summary import MAX_NUMBERS, MIN_SITES, rank_counts
+from pyro_neuralrg.statistics.summary import MAX_EVALUATED, MIN_SITES, rank_counts
 from tests.statistics.processes import autoregressive
 
 
@@ -87,8 +87,8 @@ def test_large_fields_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
     for places in np.unravel_index(found.sites, (50, 40)):
         assert len(set(places)) > 15
     np.testing.assert_array_equal(found.sites, summarise_field(values, max_sites=30).sites)
-    assert MAX_NUMBERS // (64 * 1000) == 65
-    monkeypatch.setattr("pyro_neuralrg.statistics.summary.MAX_NUMBERS", 160)
+    assert MAX_EVALUATED // (64 * 1000) == 65
+    monkeypatch.setattr("pyro_neuralrg.statistics.summary.MAX_EVALUATED", 160)
     assert len(summarise_field(np.zeros((2, 5, 40))).sites) == 16
     assert len(summarise_field(np.zeros((2, 50, 40))).sites) == MIN_SITES
 
