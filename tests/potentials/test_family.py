@@ -66,7 +66,7 @@ def test_heated_family_has_the_same_contexts() -> None:
     hot = family.heated(1.5)
     context = family.contexts([2.2])
     assert float(hot.beta(context) * 1.5) == pytest.approx(1 / 2.2)
-    assert (hot.shape, hot.couplings, hot.boundary) == ((4, 3), (1.0, 0.5), "open")
+    assert repr(hot) == repr(IsingDualFamily((4, 3), (3.0, 1.5 * 2.7), (1.0, 0.5), "open"))
     with pytest.raises(ValueError, match=r"factor is 0\.0; accepted"):
         family.heated(0.0)
 

@@ -104,8 +104,6 @@ def _layer_weights(
     grid = spins.reshape(-1, *section)
     total = torch.zeros(len(spins), dtype=torch.float64)
     for axis, side in enumerate(section):
-        if side == 1:
-            continue
         if boundary == "periodic":
             products = grid * grid.roll(-1, axis + 1)
         else:
