@@ -19,8 +19,7 @@ from scipy.spatial import cKDTree
 from scipy.special import digamma, ndtri
 
 from pyro_neuralrg.arguments import check_integer
-
-Array = NDArray[np.float64]
+from pyro_neuralrg.statistics import FloatArray as Array
 
 STRICTLY_LESS = 1.0 - 1e-10
 """Leaves the neighbour at the very distance out of a count, whatever the last digits do."""

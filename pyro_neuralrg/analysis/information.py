@@ -23,12 +23,11 @@ from pyro_neuralrg.analysis.scales import check_indices, scale_of_latents
 from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, check_tensor, check_type
 from pyro_neuralrg.lattice import check_boundary, check_shape
 from pyro_neuralrg.statistics import Estimate
+from pyro_neuralrg.statistics import FloatArray as Array
 from pyro_neuralrg.transforms import HierarchicalFlow
 
 NUM_PARTS = 32
 """Parts of the samples, from whose scatter the errors come: known to 13 %."""
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, repr=False)

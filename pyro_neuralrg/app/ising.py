@@ -31,8 +31,7 @@ from pyro_neuralrg.mcmc import (
 from pyro_neuralrg.potentials import CRITICAL_TEMPERATURE, IsingDual
 from pyro_neuralrg.runtime.console import deferred_interrupts
 from pyro_neuralrg.runtime.memory import check_fits, kept_bytes
-from pyro_neuralrg.runtime.processes import processes
-from pyro_neuralrg.runtime.seeds import seeded
+from pyro_neuralrg.runtime.processes import processes, seeded
 from pyro_neuralrg.statistics import Estimate
 from pyro_neuralrg.train import FitResult, default_budget, fit
 from pyro_neuralrg.transforms import HierarchicalFlow

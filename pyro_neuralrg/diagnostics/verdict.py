@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from pyro_neuralrg.arguments import check_number, check_type
 from pyro_neuralrg.diagnostics.tree import check_names, group_of
-from pyro_neuralrg.statistics.convergence import LARGEST_RHAT, FieldSummary, bfmi, summarise_field
 from pyro_neuralrg.statistics.draws import MIN_DRAWS
+from pyro_neuralrg.statistics.summary import LARGEST_RHAT, FieldSummary, bfmi, summarise_field
 
 #: Variables that a message names, at most.
 MAX_NAMES = 4

@@ -10,7 +10,6 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from pyro.distributions.conditional import ConditionalTransformModule
 from torch import Tensor
@@ -20,10 +19,9 @@ from pyro_neuralrg.distributions.flow import FlowDistribution
 from pyro_neuralrg.free_energy.reweighting import reweight
 from pyro_neuralrg.potentials.family import IsingDualFamily
 from pyro_neuralrg.potentials.ising import IsingDual
+from pyro_neuralrg.statistics import FloatArray as Array
 from pyro_neuralrg.statistics import LogWeights
 from pyro_neuralrg.statistics.resampling import sample_mean
-
-Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, repr=False)

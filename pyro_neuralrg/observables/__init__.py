@@ -3,21 +3,24 @@
 """Observables of lattice configurations: batched, torch in, torch out, differentiable.
 
 Those that fit a target, as functions of its field x, are ``target.observables()``. The functions
-here take ``(mean, variance, shape)``: the mean of every site and, where the sites are independent
-spins of +1 and -1 of that mean, their variance, over which the average is then taken exactly (Rao
-and Blackwell: the same expectation as from sampled spins, less scatter). The spins given the dual
-field have ``IsingDual.spin_moments(x)``. With ``variance=None`` the values are known: sampled
-spins, or any field. Functions of several means are estimated from series of draws. Wrong arguments
-raise a TypeError or a ValueError that names the argument, the value seen and what is accepted.
+of one configuration take ``(mean, variance, shape)``: the mean of every site and, where the sites
+are independent spins, as those given the dual field with ``IsingDual.spin_moments(x)``, their
+variance, over which the average is then taken exactly (Rao and Blackwell: the same expectation as
+from sampled spins, less scatter). Functions of several means are estimated from series of draws.
+Wrong arguments raise a TypeError or a ValueError that names the argument and what is accepted.
 """
 
 from __future__ import annotations
 
-from pyro_neuralrg.observables.order_parameter import (
+from pyro_neuralrg.observables.configurations import (
     abs_magnetisation,
+    axis_correlations,
+    correlations,
+    field_observables,
     fourth_moment,
     magnetisation,
     magnetisation_probabilities,
+    mode_structure_factor,
     structure_factor,
 )
 from pyro_neuralrg.observables.ratios import (
@@ -25,12 +28,6 @@ from pyro_neuralrg.observables.ratios import (
     correlation_length,
     specific_heat,
     susceptibility,
-)
-from pyro_neuralrg.observables.standard import field_observables
-from pyro_neuralrg.observables.two_point import (
-    axis_correlations,
-    correlations,
-    mode_structure_factor,
 )
 
 __all__ = [

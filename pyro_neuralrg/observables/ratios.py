@@ -3,7 +3,7 @@
 """Quantities that are functions of several means, from series of draws, with standard errors.
 
 All take series of shape ``(chains, draws)``, numpy arrays or torch tensors measured on the same
-draws, and return an :class:`~pyro_neuralrg.statistics.Estimate` by
+draws (by ``target.observables()``), and return an :class:`~pyro_neuralrg.statistics.Estimate` by
 :func:`~pyro_neuralrg.statistics.jackknife`. As only means enter, series averaged over the spins
 given x serve as well as those of sampled spins.
 """
@@ -20,10 +20,7 @@ from pyro_neuralrg.statistics import Estimate, jackknife
 
 
 def susceptibility(
-    structure_factor: Any,
-    shape: Iterable[int],
-    temperature: float,
-    magnetisation: Any = None,
+    structure_factor: Any, shape: Iterable[int], temperature: float, magnetisation: Any = None
 ) -> Estimate:
     r"""Magnetic susceptibility per site, in units of 1 / J.
 
@@ -33,7 +30,7 @@ def susceptibility(
     absolute value of m in an ordered phase that a finite lattice visits with both signs.
 
     Args:
-        structure_factor: series of m^2, as of :func:`structure_factor`.
+        structure_factor: series of m^2.
         shape: of the lattice.
         temperature: T in units of J / k_B.
         magnetisation: series of m, or of its absolute value; None subtracts nothing.
@@ -43,7 +40,8 @@ def susceptibility(
         >>> susceptibility(torch.full((40, 5), 0.5), (4, 4), 2.0).value
         4.0
     """
-    scale = math.prod(check_shape(shape)) / _temperature(temperature)
+    temperature = check_number("temperature", temperature, "a finite number > 0", above=0)
+    scale = math.prod(check_shape(shape)) / temperature
     if magnetisation is None:
         return jackknife(lambda square: scale * square, structure_factor)
     return jackknife(
@@ -58,11 +56,8 @@ def binder_cumulant(structure_factor: Any, fourth_moment: Any) -> Estimate:
     lattice, there is the transition.
 
     Args:
-        structure_factor: series of m^2, as of :func:`structure_factor`.
-        fourth_moment: series of m^4, as of :func:`fourth_moment`.
-
-    Returns:
-        The estimate; NaN if m is zero throughout.
+        structure_factor: series of m^2; if it is zero throughout, the estimate is NaN.
+        fourth_moment: series of m^4.
 
     References:
         K. Binder, Z. Phys. B 43, 119 (1981).
@@ -85,10 +80,10 @@ def specific_heat(
     r"""Specific heat per site, :math:`(\langle H^2\rangle - \langle H\rangle^2) / (N T^2)`, in k_B.
 
     Args:
-        internal_energy: series of H / N, as of ``target.observables()``.
-        squared_internal_energy: series of (H / N)^2, likewise; not the
-            square of energies averaged over the spins given x, which lacks their variance. The
-            difference loses N-fold precision: of large lattices measure float64 fields.
+        internal_energy: series of H / N.
+        squared_internal_energy: series of (H / N)^2; not the square of energies averaged over the
+            spins given x, which lacks their variance. The difference loses N-fold precision: of
+            large lattices measure float64 fields.
         shape: of the lattice.
         temperature: T in units of J / k_B.
 
@@ -98,7 +93,8 @@ def specific_heat(
         >>> specific_heat(energy, energy**2, (4, 4), 2.0).value
         1.0
     """
-    scale = math.prod(check_shape(shape)) / _temperature(temperature) ** 2
+    temperature = check_number("temperature", temperature, "a finite number > 0", above=0)
+    scale = math.prod(check_shape(shape)) / temperature**2
     return jackknife(
         lambda mean, square: scale * (square - mean**2), internal_energy, squared_internal_energy
     )
@@ -109,16 +105,13 @@ def correlation_length(uniform: Any, lowest: Any, side: int) -> Estimate:
 
     :math:`\xi = \sqrt{S(0) / S(k) - 1} / (2 \sin(\pi / L))` with :math:`k = 2\pi / L` along the
     axis: exact where S is that of a free field, :math:`S(k) \propto 1 / (4 \sin^2(k/2) +
-    \xi^{-2})`, on a periodic lattice without a mean.
+    \xi^{-2})`, on a periodic lattice without a mean. NaN if S(0) < S(k), for all draws or all but
+    one block.
 
     Args:
-        uniform: series of S(0), as of :func:`structure_factor`.
-        lowest: series of S(k), as of :func:`mode_structure_factor` at index 1 of the axis and 0 of
-            the others.
+        uniform: series of S(0).
+        lowest: series of S(k), :func:`mode_structure_factor` at index 1 of the axis, 0 of others.
         side: L, at least 2.
-
-    Returns:
-        The estimate; NaN if S(0) < S(k), for all draws or all but one block.
 
     References:
         F. Cooper, B. Freedman and D. Preston, Nucl. Phys. B 210, 210 (1982).
@@ -136,7 +129,3 @@ def correlation_length(uniform: Any, lowest: Any, side: int) -> Estimate:
         return math.sqrt(ratio) / unit if ratio >= 0 else math.nan
 
     return jackknife(length, uniform, lowest)
-
-
-def _temperature(temperature: float) -> float:
-    return check_number("temperature", temperature, "a finite number > 0", above=0)

@@ -32,7 +32,7 @@ from pyro_neuralrg.plotting.style import (
     note,
 )
 from pyro_neuralrg.statistics import summarise
-from pyro_neuralrg.statistics.convergence import LARGEST_RHAT, rank_counts
+from pyro_neuralrg.statistics.summary import LARGEST_RHAT, rank_counts
 
 SMOOTHING = 50  # training steps in the running median of the loss
 MAX_COLOURED_CHAINS = 5  # up to so many, each chain has a colour of its own in a trace

@@ -1,6 +1,10 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Targets: energies of fields on a lattice, with exact references where they are known."""
+"""Targets: energies of fields on a lattice, with exact references where they are known.
+
+Wrong arguments raise a TypeError or a ValueError that names the argument, the value seen and what
+is accepted.
+"""
 
 from __future__ import annotations
 

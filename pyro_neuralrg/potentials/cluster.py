@@ -1,48 +1,57 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Cluster Monte Carlo of Ising spins: the yardstick that knows nothing of flows."""
+"""Cluster Monte Carlo of Ising spins, and of fields whose signs are such, without any flow."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
+from torch import Tensor
+
+from pyro_neuralrg.statistics import FloatArray
 
 Spins = NDArray[np.int8]
+
+SITES_AT_ONCE = 2**16
+"""Sites of all chains that run side by side."""
 
 # Autocorrelation times of Swendsen-Wang at criticality are 3-6 sweeps up to L = 64 (2-d) and 8-10
 # up to L = 16 (3-d): U. Wolff, Phys. Lett. B 228, 379 (1989), and measured here.
 WARMUP_SWEEPS = 100
 SWEEPS_BETWEEN = 15
-SITES_AT_ONCE = 2**16
+
+# for fields: a round is an HMC trajectory and a sweep of the signs
+WARMUP_ROUNDS = 100
+ROUNDS_BETWEEN = 10
+LEAPFROG_STEPS = 5
+FIRST_STEP_SIZE = 0.2
+ACCEPTANCE = 0.8
+TUNING_RATE = 0.1
+"""Change of the logarithm of the step size per unit of acceptance, in half of the warm-up."""
 
 
 class Bonds(NamedTuple):
     """Bonds of nearest neighbours.
 
     Attributes:
-        left: one end of every bond, an index into the flattened lattice.
-        right: the other end.
+        left, right: the ends of every bond, indices into the flattened lattice.
         strength: K of every bond, shape ``(bonds,)`` or ``(chains, bonds)``.
     """
 
     left: NDArray[np.intp]
     right: NDArray[np.intp]
-    strength: NDArray[np.float64]
+    strength: FloatArray
 
 
 def lattice_bonds(shape: tuple[int, ...], strengths: Sequence[float], boundary: str) -> Bonds:
-    """Bonds of a lattice with K of each axis: none along a side of 1, two between a side of 2.
-
-    Example:
-        >>> lattice_bonds((3,), (0.5,), "open").left
-        array([0, 1])
-    """
+    """Bonds of a lattice with K of each axis: none along a side of 1, two between a side of 2."""
     index = np.arange(math.prod(shape)).reshape(shape)
     left, right, strength = [index[:0].reshape(-1)], [index[:0].reshape(-1)], [np.zeros(0)]
     for axis, (side, bond) in enumerate(zip(shape, strengths, strict=True)):
@@ -57,7 +66,7 @@ def lattice_bonds(shape: tuple[int, ...], strengths: Sequence[float], boundary: 
 
 def swendsen_wang(
     bonds: Bonds,
-    field: NDArray[np.float64] | None,
+    field: FloatArray | None,
     sites: int,
     *,
     chains: int,
@@ -73,29 +82,15 @@ def swendsen_wang(
     Every bond whose energy is low (:math:`K_{ij} s_i s_j > 0`, either sign of K, frustrated or not)
     is closed with probability :math:`1 - e^{-2|K_{ij}|}`; each cluster of closed bonds keeps its
     spins with probability :math:`1/(1 + e^{-2 h \cdot s})`, with the sum over its sites, else flips
-    as a whole. Chains from random starts run side by side.
-
-    Args:
-        bonds: see :func:`lattice_bonds`.
-        field: h / T of each site, shape ``(sites,)``, or None.
-        sites: number of spins.
-        chains: number of independent chains.
-        rounds: configurations of each chain.
-        seed: of the random numbers.
-        warmup: sweeps of each chain before its first configuration.
-        between: sweeps between two configurations of a chain.
+    as a whole. ``field`` is h / T of each site, shape ``(sites,)``. Chains from random starts run
+    side by side, with ``warmup`` sweeps before the first configuration and ``between`` from one to
+    the next.
 
     Returns:
         Spins of +1 and -1, shape ``(rounds, chains, sites)``.
 
     References:
-        R. H. Swendsen and J.-S. Wang, Nonuniversal critical dynamics in Monte Carlo simulations,
-        Phys. Rev. Lett. 58, 86 (1987).
-
-    Example:
-        >>> bonds = lattice_bonds((8, 8), (0.4, 0.4), "periodic")
-        >>> swendsen_wang(bonds, None, 64, chains=5, rounds=2).shape
-        (2, 5, 64)
+        R. H. Swendsen and J.-S. Wang, Phys. Rev. Lett. 58, 86 (1987).
     """
     rng = np.random.default_rng(seed)
     spins = rng.choice(np.array([-1, 1], dtype=np.int8), size=(chains, sites))
@@ -107,10 +102,8 @@ def swendsen_wang(
     return np.stack(configurations)
 
 
-def sweep(
-    spins: Spins, bonds: Bonds, field: NDArray[np.float64] | None, rng: np.random.Generator
-) -> Spins:
-    """One Swendsen-Wang sweep of all chains, of spins of shape ``(chains, sites)``."""
+def sweep(spins: Spins, bonds: Bonds, field: FloatArray | None, rng: np.random.Generator) -> Spins:
+    """One Swendsen-Wang sweep of spins of shape ``(chains, sites)``."""
     left, right, strength = bonds
     sites = spins.shape[1]
     satisfied = spins[:, left] * spins[:, right] == np.sign(strength).astype(np.int8)
@@ -124,3 +117,66 @@ def sweep(
         log_odds = 2 * np.bincount(cluster, weights=(spins * field).reshape(-1), minlength=count)
     keeps = rng.logistic(size=count) < log_odds
     return np.where(keeps[cluster].reshape(spins.shape), spins, -spins)
+
+
+def sample_with_clusters(
+    energy_and_gradient: Callable[[Tensor], tuple[Tensor, Tensor]],
+    shape: tuple[int, ...],
+    bond: float,
+    boundary: str,
+    n: int,
+    generator: torch.Generator,
+) -> Tensor:
+    r"""Draw fields of an even energy whose only coupling of sites is ``-bond * phi_x phi_y``.
+
+    At given sizes the signs are Ising spins with :math:`K_{xy} = b |\phi_x| |\phi_y|`, which
+    Swendsen-Wang moves; a short HMC trajectory of all sites moves sizes. Chains from random starts
+    run side by side: ``energy_and_gradient``, in nats, takes float64 fields ``(chains,) + shape``.
+
+    Returns:
+        Float64 fields of shape ``(n,) + shape``.
+
+    References:
+        R. C. Brower and P. Tamayo, Phys. Rev. Lett. 62, 1087 (1989).
+    """
+    chains = max(1, min(n, SITES_AT_ONCE // math.prod(shape)))
+    rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
+    left, right, strength = lattice_bonds(shape, (bond,) * len(shape), boundary)
+    x = torch.randn(chains, *shape, generator=generator, dtype=torch.float64)
+    rounds = []
+    log_step = math.log(FIRST_STEP_SIZE)
+    for index in range(-(-n // chains)):
+        for step in range(ROUNDS_BETWEEN if index else WARMUP_ROUNDS):
+            x, acceptance = _trajectory(energy_and_gradient, x, math.exp(log_step), generator)
+            if index == 0 and step < WARMUP_ROUNDS // 2:
+                log_step += TUNING_RATE * (acceptance - ACCEPTANCE)
+            size = x.abs().flatten(1).numpy()
+            spins = np.where(x.flatten(1).numpy() < 0, -1, 1).astype(np.int8)
+            bonds = Bonds(left, right, strength * size[:, left] * size[:, right])
+            spins = sweep(spins, bonds, None, rng)
+            x = torch.from_numpy(spins * size).view(x.shape)
+        rounds.append(x)
+    return torch.cat(rounds)[:n]
+
+
+def _trajectory(
+    energy_and_gradient: Callable[[Tensor], tuple[Tensor, Tensor]],
+    x: Tensor,
+    step: float,
+    generator: torch.Generator,
+) -> tuple[Tensor, float]:
+    """One HMC trajectory of every chain, and the mean acceptance probability."""
+    momentum = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+    position = x
+    before, gradient = energy_and_gradient(position)
+    start = before + 0.5 * momentum.square().flatten(1).sum(1)
+    for _ in range(LEAPFROG_STEPS):
+        momentum = momentum - 0.5 * step * gradient
+        position = position + step * momentum
+        after, gradient = energy_and_gradient(position)
+        momentum = momentum - 0.5 * step * gradient
+    change = after + 0.5 * momentum.square().flatten(1).sum(1) - start
+    probability = (-change).exp().clamp(max=1.0).nan_to_num(0.0)
+    accepted = torch.rand(len(x), generator=generator, dtype=x.dtype) < probability
+    keep = accepted.view(-1, *(1,) * (x.dim() - 1))
+    return torch.where(keep, position, x), float(probability.mean())

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,24 +14,12 @@ from torch import Tensor
 from pyro_neuralrg.arguments import check_integer, check_number
 from pyro_neuralrg.bases import NORMAL, StandardNormal
 from pyro_neuralrg.lattice import check_boundary, check_shape
-from pyro_neuralrg.observables.sites import check_values
-from pyro_neuralrg.potentials.base import LatticePotential, check_energy, pyro_program
+from pyro_neuralrg.observables.configurations import check_values
+from pyro_neuralrg.potentials.base import TWO_PHASES, LatticePotential, pyro_program
 from pyro_neuralrg.potentials.ising import LOWEST_EIGENVALUE, IsingDual, logcosh
 from pyro_neuralrg.potentials.ising_model import check_couplings
 from pyro_neuralrg.spectral import neighbour_spectrum, quadratic_form
 from pyro_neuralrg.transforms import ConditionalHierarchicalFlow, conditional_hierarchical_flow
-
-
-class GaussianPart(NamedTuple):
-    """Covariance eigenvalues of a family, ``spectrum + sum_i c_i slopes[i]`` at the context c.
-
-    Attributes:
-        spectrum: shape ``shape``.
-        slopes: shape ``(entries,) + shape``, or None for the same spectrum everywhere.
-    """
-
-    spectrum: Tensor
-    slopes: Tensor | None
 
 
 class PotentialFamily(ABC):
@@ -52,11 +40,10 @@ class PotentialFamily(ABC):
         context_dim: length of the context vector.
         boundary: "periodic" or "open".
         even: energy(x, c) == energy(-x, c).
-        gaussian: for the fixed layer of its flows, or None.
+        spectrum: eigenvalues of the covariance of a Gaussian part, or None.
+        spectrum_slopes: their derivatives in the entries of the context, shape ``(context_dim,) +
+            shape``; None for the same spectrum everywhere.
         base: as of :class:`~pyro_neuralrg.potentials.LatticePotential`.
-
-    Raises:
-        TypeError, ValueError: naming the argument, the value seen and what is accepted.
     """
 
     def __init__(
@@ -66,24 +53,21 @@ class PotentialFamily(ABC):
         boundary: str = "periodic",
         *,
         even: bool = False,
-        gaussian: GaussianPart | None = None,
+        spectrum: Tensor | None = None,
+        spectrum_slopes: Tensor | None = None,
         base: StandardNormal = NORMAL,
     ) -> None:
         self.shape = check_shape(shape)
         self.context_dim = check_integer("context_dim", context_dim, 1)
         self.boundary = check_boundary(boundary)
         self.even = even
-        self.gaussian = gaussian
+        self.spectrum = spectrum
+        self.spectrum_slopes = spectrum_slopes
         self.base = base
 
     @abstractmethod
     def energy(self, x: Tensor, context: Tensor) -> Tensor:
-        """-ln pi(x; c) in nats, shape ``batch``.
-
-        Args:
-            x: fields, shape ``batch + shape``.
-            context: shape ``batch + (context_dim,)``.
-        """
+        """-ln pi(x; c) in nats."""
 
     @abstractmethod
     def at(self, context: Tensor) -> LatticePotential:
@@ -95,14 +79,10 @@ class PotentialFamily(ABC):
         return self
 
     def sample_contexts(self, n: int, like: Tensor) -> Tensor:
-        """Random contexts spread evenly, shape ``(n, context_dim)``: a Latin hypercube.
+        """Draw ``n`` contexts spread evenly, shape ``(n, context_dim)``: a Latin hypercube.
 
         Each entry has one value in each of n equal parts of [-1, 1], so that means over a batch
-        scatter less than those of independent draws.
-
-        Args:
-            n: number of contexts.
-            like: a tensor whose dtype and device they are to have.
+        scatter less than those of independent draws. Dtype and device are those of ``like``.
         """
         shape = (check_integer("n", n, 1), self.context_dim)
         jitter = torch.rand(shape, dtype=like.dtype, device=like.device)
@@ -110,29 +90,26 @@ class PotentialFamily(ABC):
         return 2 * (order + jitter) / n - 1
 
     def model(self, context: Tensor) -> Tensor:
-        """A Pyro program whose log-density of the site "x" is ``-energy(x, context)``.
+        """A Pyro program of a field "x" with log-density ``-energy(x, context)``.
 
-        Args:
-            context: shape ``batch + (context_dim,)``, the batch being that of the plates around.
+        The batch of contexts is that of the plates around it.
         """
-        whose = f"energy of {type(self).__name__}"
-        return pyro_program(
-            lambda x: check_energy(self.energy(x, context), x, self.shape, whose),
-            self.shape,
-            context.new_zeros(()),
-        )
+        zero, whose = context.new_zeros(()), f"energy of {type(self).__name__}"
+        return pyro_program(lambda x: self.energy(x, context), self.shape, zero, whose)
 
     def flow(self, **options: Any) -> ConditionalHierarchicalFlow:
         """Build a flow that knows shape, boundary, symmetry, phases and the Gaussian part.
 
-        Args:
-            **options: of :func:`~pyro_neuralrg.transforms.conditional_hierarchical_flow`; they
-                take precedence.
+        ``options`` of :func:`~pyro_neuralrg.transforms.conditional_hierarchical_flow` take
+        precedence.
         """
-        known: dict[str, Any] = {"boundary": self.boundary, "odd": self.even, "base": self.base}
-        if self.gaussian is not None:
-            known["spectrum"] = self.gaussian.spectrum
-            known["spectrum_slopes"] = self.gaussian.slopes
+        known = {
+            "boundary": self.boundary,
+            "spectrum": self.spectrum,
+            "spectrum_slopes": self.spectrum_slopes,
+            "odd": self.even,
+            "base": self.base,
+        }
         return conditional_hierarchical_flow(self.shape, self.context_dim, **{**known, **options})
 
     def _check(self, x: Tensor, context: Tensor) -> None:
@@ -157,21 +134,12 @@ class IsingDualFamily(PotentialFamily):
         couplings: J of each axis; default: 1 each.
         boundary: "periodic" or "open".
 
-    Attributes:
-        temperatures: as above.
-        couplings: J of each axis.
-
-    Raises:
-        TypeError, ValueError: naming the argument, the value seen and what is accepted.
-
     Example:
         >>> family = IsingDualFamily((8, 8), temperatures=(2.0, 2.7))
         >>> context = family.contexts([2.0, 2.7])
         >>> family.energy(torch.ones(2, 8, 8), context).shape
         torch.Size([2])
     """
-
-    gaussian: GaussianPart
 
     def __init__(
         self,
@@ -186,22 +154,26 @@ class IsingDualFamily(PotentialFamily):
         neighbours = neighbour_spectrum(sides, self.couplings, check_boundary(boundary))
         self._lowest = float(neighbours.min())
         self._excess = neighbours - self._lowest
-        cold, hot = (1 / temperature for temperature in self.temperatures)
-        gaussian = GaussianPart(
-            LOWEST_EIGENVALUE + self._excess * (cold + hot) / 2,
-            (self._excess * (cold - hot) / 2).unsqueeze(0),
+        cold, hot = self._betas
+        super().__init__(
+            sides,
+            1,
+            boundary,
+            even=True,
+            spectrum=LOWEST_EIGENVALUE + self._excess * (cold + hot) / 2,
+            spectrum_slopes=(self._excess * (cold - hot) / 2).unsqueeze(0),
+            base=TWO_PHASES,
         )
-        member = IsingDual(sides, self.temperatures[0], self.couplings, boundary=boundary)
-        super().__init__(sides, 1, boundary, even=True, gaussian=gaussian, base=member.base)
+
+    @property
+    def _betas(self) -> tuple[float, float]:
+        """Inverse temperatures, cold and hot."""
+        return 1 / self.temperatures[0], 1 / self.temperatures[1]
 
     def contexts(self, temperatures: Any) -> Tensor:
-        """Contexts of temperatures ``(n,)``, shape ``(n, 1)``, in torch's default dtype.
-
-        Raises:
-            ValueError: if one is outside the range of the family.
-        """
+        """Contexts of temperatures ``(n,)`` in the range, ``(n, 1)`` in torch's default dtype."""
         values = torch.as_tensor(temperatures, dtype=torch.float64).reshape(-1)
-        cold, hot = (1 / temperature for temperature in self.temperatures)
+        cold, hot = self._betas
         context = (2 / values - cold - hot) / (cold - hot)
         if not bool((context.abs() <= 1 + 1e-9).all()):
             raise ValueError(
@@ -212,26 +184,18 @@ class IsingDualFamily(PotentialFamily):
 
     def beta(self, context: Tensor) -> Tensor:
         """J / T at contexts ``(..., 1)``, of shape ``(...)``, differentiable."""
-        cold, hot = (1 / temperature for temperature in self.temperatures)
+        cold, hot = self._betas
         return (cold + hot + (cold - hot) * context[..., 0]) / 2
 
     def eigenvalues(self, beta: Tensor) -> Tensor:
-        """Of K + alpha I, shape ``beta.shape + shape``."""
+        """Eigenvalues of K + alpha I, shape ``beta.shape + shape``."""
         excess = self._excess.to(beta)
         return LOWEST_EIGENVALUE + beta.reshape(beta.shape + (1,) * excess.dim()) * excess
 
     def energy(self, x: Tensor, context: Tensor) -> Tensor:
         """-ln pi(x) in nats, each field at a temperature of its own; O(N log N).
 
-        Args:
-            x: fields, shape ``batch + shape``.
-            context: shape ``batch + (1,)``, or one that broadcasts.
-
-        Returns:
-            A tensor of the batch shape.
-
-        Raises:
-            ValueError: if a shape does not fit.
+        Contexts may have any shape ``(..., 1)`` that broadcasts with the batch of fields.
         """
         self._check(x, context)
         precision = self.eigenvalues(self.beta(context)).reciprocal()
@@ -242,8 +206,8 @@ class IsingDualFamily(PotentialFamily):
     def dual_log_partition(self, beta: Tensor) -> Tensor:
         r"""ln Z of the dual less that of the spins, shape of beta, differentiable.
 
-        :math:`\frac12\ln\det(K + \alpha I) + \frac N2 [\ln\frac\pi2 + \alpha]`, both of which
-        depend on the temperature.
+        :math:`\frac12\ln\det(K + \alpha I) + \frac N2 [\ln\frac\pi2 + \alpha]`, where alpha depends
+        on the temperature.
         """
         dims = tuple(range(-len(self.shape), 0))
         alpha = LOWEST_EIGENVALUE - beta * self._lowest
@@ -262,9 +226,8 @@ class IsingDualFamily(PotentialFamily):
         """The family at ``factor`` times all temperatures."""
         factor = check_number("factor", factor, "a finite number > 0", above=0)
         low, high = self.temperatures
-        return IsingDualFamily(
-            self.shape, (factor * low, factor * high), self.couplings, self.boundary
-        )
+        hot = (factor * low, factor * high)
+        return IsingDualFamily(self.shape, hot, self.couplings, self.boundary)
 
     def __repr__(self) -> str:
         return (

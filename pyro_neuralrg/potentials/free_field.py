@@ -29,9 +29,6 @@ class FreeField(LatticePotential):
             would be free), >= 0 on an open one.
         boundary: "periodic" or "open".
 
-    Raises:
-        TypeError, ValueError: naming the argument, the value seen and what is accepted.
-
     Example:
         >>> target = FreeField((8, 8), mass=0.5)
         >>> x = target.sample_reference(10)
@@ -40,6 +37,7 @@ class FreeField(LatticePotential):
     """
 
     spectrum: Tensor
+    _shown = ("mass",)
 
     def __init__(self, shape: Iterable[int], mass: float = 1.0, boundary: str = "periodic") -> None:
         sides = check_shape(shape)
@@ -55,9 +53,14 @@ class FreeField(LatticePotential):
     def energy(self, x: Tensor) -> Tensor:
         """See :class:`LatticePotential`."""
         self.check_field(x)
-        total = self.mass**2 * x.square().sum(tuple(range(-len(self.shape), 0)))
-        for axis in range(-len(self.shape), 0):
-            total = total + self._squared_differences(x, axis)
+        total = self.mass**2 * x.square().sum(self._axes)
+        for axis in self._axes:
+            if self.boundary == "periodic":
+                difference = x.roll(-1, axis) - x
+            else:
+                edge = torch.zeros_like(x.narrow(axis, 0, 1))
+                difference = torch.cat([edge, x], axis) - torch.cat([x, edge], axis)
+            total = total + difference.square().sum(self._axes)
         return total / 2
 
     @torch.no_grad()
@@ -65,36 +68,22 @@ class FreeField(LatticePotential):
         """See :class:`LatticePotential`: the gradient is linear in x."""
         self.check_field(x)
         gradient = apply_spectrum(x, self._constant("precision", x), self.boundary)
-        return (x * gradient).sum(tuple(range(-len(self.shape), 0))) / 2, gradient
-
-    def _squared_differences(self, x: Tensor, axis: int) -> Tensor:
-        """Sum over the bonds along an axis, shape: batch."""
-        if self.boundary == "periodic":
-            difference = x.roll(-1, axis) - x
-        else:
-            edge = torch.zeros_like(x.narrow(axis, 0, 1))
-            difference = torch.cat([edge, x], axis) - torch.cat([x, edge], axis)
-        return difference.square().sum(tuple(range(-len(self.shape), 0)))
+        return (x * gradient).sum(self._axes) / 2, gradient
 
     def log_partition(self) -> float:
-        r"""Exact :math:`\ln Z = \frac N2\ln 2\pi + \frac12\ln\det\text{Cov}` (nats)."""
-        sites = self.spectrum.numel()
-        return 0.5 * (sites * math.log(2 * math.pi) + float(self.spectrum.log().sum()))
+        """Exact ln Z in nats."""
+        return gaussian_log_partition(self.spectrum)
 
     def sample_reference(self, n: int, seed: int | None = None) -> Tensor:
         """Draw independent fields, exactly; see :meth:`LatticePotential.sample_reference`."""
-        generator = generator_of(seed)
-        noise = torch.randn(check_integer("n", n, 1), *self.shape, generator=generator)
-        return apply_spectrum(noise, self.spectrum.sqrt(), self.boundary).to(self.device)
+        x = gaussian_fields(self.spectrum, self.boundary, n, generator_of(seed))
+        return x.to(self.device)
 
     def correlations(self, site: Sequence[int] | None = None) -> Tensor:
         """Exact covariance of one site's field with that of every site, shape ``shape``, float64.
 
         Args:
             site: position, one integer >= 0 per axis; default: the origin.
-
-        Raises:
-            TypeError, ValueError: if there is no such site.
         """
         accepted = f"a position on the lattice {self.shape}, one integer per axis"
         position = (0,) * len(self.shape) if site is None else site
@@ -108,8 +97,16 @@ class FreeField(LatticePotential):
         delta[index] = 1.0
         return apply_spectrum(delta, self.spectrum, self.boundary)
 
-    def __repr__(self) -> str:
-        return f"FreeField({self.shape}, mass={self.mass:g}, boundary={self.boundary!r})"
+
+def gaussian_log_partition(spectrum: Tensor) -> float:
+    r"""ln Z of a Gaussian, :math:`\frac N2\ln 2\pi + \frac12\ln\det\text{Cov}` (nats)."""
+    return 0.5 * (spectrum.numel() * math.log(2 * math.pi) + float(spectrum.log().sum()))
+
+
+def gaussian_fields(spectrum: Tensor, boundary: str, n: int, generator: torch.Generator) -> Tensor:
+    """Draw ``n`` centred Gaussian fields whose covariance has the eigenvalues ``spectrum``."""
+    noise = torch.randn(check_integer("n", n, 1), *spectrum.shape, generator=generator)
+    return apply_spectrum(noise, spectrum.sqrt(), boundary)
 
 
 def _laplacian(shape: tuple[int, ...], boundary: str) -> Tensor:

@@ -14,21 +14,17 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from pyro_neuralrg.arguments import check_number
-from pyro_neuralrg.bases import NORMAL, TwoModes
-from pyro_neuralrg.observables.sites import check_values
-from pyro_neuralrg.observables.standard import Observable
-from pyro_neuralrg.potentials.base import LatticePotential, generator_of
+from pyro_neuralrg.bases import NORMAL
+from pyro_neuralrg.observables.configurations import Observable, check_values
+from pyro_neuralrg.potentials.base import TWO_PHASES, LatticePotential, generator_of
+from pyro_neuralrg.potentials.free_field import gaussian_fields
 from pyro_neuralrg.potentials.ising_model import CRITICAL_TEMPERATURE, IsingModel
 from pyro_neuralrg.spectral import apply_spectrum, neighbour_spectrum, quadratic_form
 from pyro_neuralrg.transforms import HierarchicalFlow
 from pyro_neuralrg.transforms.bijectors import as_bijector
 
 LOWEST_EIGENVALUE = 0.1
-"""Of K + alpha I (paper, reference [70])."""
-
-SEPARATION = 3.0
-"""At Tc and below, two modes of the coarsest variable take the fold between two phases out of a
-flow; far above, where there is but one, they cost 0.01 nats (8 x 8, T = 2.9)."""
+"""Lowest eigenvalue of K + alpha I (paper, reference [70])."""
 
 
 class IsingDual(LatticePotential):
@@ -43,11 +39,7 @@ class IsingDual(LatticePotential):
     given the field are independent.
 
     Args:
-        shape: lattice shape, one to three sides >= 1.
-        temperature: T in units of J / k_B, > 0; default: the critical one of the square lattice.
-        couplings: J of each axis, of either sign; default: 1 each.
-        field: external field h in units of J, one number or one per site (shape ``shape``).
-        boundary: "periodic" or "open".
+        shape, temperature, couplings, field, boundary: those of :class:`IsingModel`.
 
     Attributes:
         spins: the :class:`IsingModel` it is dual to, with bonds and exact quantities.
@@ -55,12 +47,8 @@ class IsingDual(LatticePotential):
         alpha: makes the lowest eigenvalue of K + alpha I equal to 0.1.
         spectrum: eigenvalues of K + alpha I.
 
-    Raises:
-        TypeError, ValueError: naming the argument, the value seen and what is accepted.
-
     References:
-        S.-H. Li and L. Wang, Neural Network Renormalization Group, Phys. Rev. Lett. 121, 260601
-        (2018).
+        S.-H. Li and L. Wang, Phys. Rev. Lett. 121, 260601 (2018).
 
     Example:
         >>> target = IsingDual((8, 8))
@@ -89,37 +77,29 @@ class IsingDual(LatticePotential):
         self.alpha = LOWEST_EIGENVALUE - float(neighbours.min())
         even = self.field is None
         super().__init__(spins.shape, boundary, even=even, spectrum=neighbours + self.alpha)
-        self.base = TwoModes(SEPARATION) if even else NORMAL
+        self.base = TWO_PHASES if even else NORMAL
         self._register("precision", 1 / self.spectrum)
         if spins.reduced_field is not None:
             self._register("reduced_field", spins.reduced_field)
 
     def energy(self, x: Tensor) -> Tensor:
-        r"""-ln pi(x) in nats, O(N log N).
-
-        :math:`\frac12 x^T (K + \alpha I)^{-1} x - \sum_i \ln\cosh(x_i + h_i / T)`; see
-        :meth:`LatticePotential.energy`.
-        """
+        """-ln pi(x) in nats, O(N log N); see :meth:`LatticePotential.energy`."""
         self.check_field(x)
         gaussian = quadratic_form(x, self._constant("precision", x), self.boundary) / 2
-        return gaussian - logcosh(self._shifted(x)).sum(tuple(range(-len(self.shape), 0)))
+        return gaussian - logcosh(self._shifted(x)).sum(self._axes)
 
     @torch.no_grad()
     def energy_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        r"""The energy and :math:`(K + \alpha I)^{-1} x - \tanh(x + h / T)`, in two transforms.
-
-        See :meth:`LatticePotential.energy_and_gradient`.
-        """
+        r"""The energy and :math:`(K + \alpha I)^{-1} x - \tanh(x + h / T)`, in two transforms."""
         self.check_field(x)
-        lattice = tuple(range(-len(self.shape), 0))
         gradient = apply_spectrum(x, self._constant("precision", x), self.boundary)
-        quadratic = (x * gradient).sum(lattice) / 2
+        quadratic = (x * gradient).sum(self._axes) / 2
         shifted = self._shifted(x)
         size = shifted.abs()
         decay = (-2 * size).exp()  # of which both ln cosh and tanh are made, as tanh is slow
         size = size + decay.log1p() - math.log(2)
         tanh = ((1 - decay) / (1 + decay)).copysign(shifted)
-        return quadratic - size.sum(lattice), gradient - tanh
+        return quadratic - size.sum(self._axes), gradient - tanh
 
     def _shifted(self, x: Tensor) -> Tensor:
         """The field seen by the spins, x + h / T."""
@@ -129,10 +109,6 @@ class IsingDual(LatticePotential):
         """As :meth:`LatticePotential.flow`; its networks see a field that differs between sites.
 
         The ``site_features`` are h / T of each site, for flows whose bijector can see them.
-
-        Args:
-            **options: of :meth:`~pyro_neuralrg.transforms.HierarchicalFlow.build`; they take
-                precedence.
         """
         sees = getattr(as_bijector(options.get("bijector", "neighbour")), "sees_sites", False)
         h = self.spins.reduced_field
@@ -143,13 +119,8 @@ class IsingDual(LatticePotential):
     def spin_moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         r"""Mean and variance of each spin given fields: t = tanh(x + h / T) and 1 - t^2.
 
-        With them the functions of :mod:`pyro_neuralrg.observables` average over the spins exactly.
-
-        Args:
-            x: fields, shape ``batch + shape``.
-
-        Returns:
-            Two tensors of x's shape and dtype.
+        Both of the shape ``batch + shape`` and dtype of x. With them the functions of
+        :mod:`pyro_neuralrg.observables` average over the spins exactly.
 
         Example:
             >>> IsingDual((2,), temperature=2.0, field=(0.0, 2.0)).spin_moments(torch.zeros(2))[0]
@@ -161,17 +132,8 @@ class IsingDual(LatticePotential):
     def spin_probability(self, x: Tensor) -> Tensor:
         r"""Probability of spin up given fields: :math:`1 / (1 + e^{-2 (x_i + h_i / T)})`.
 
-        Its mean over fields is that of the spins, P(s_i = 1), with less noise than spins drawn.
-
-        Args:
-            x: fields, shape ``batch + shape``.
-
-        Returns:
-            A tensor of x's shape and dtype.
-
-        Example:
-            >>> IsingDual((2,), temperature=2.0, field=(0.0, 2.0)).spin_probability(torch.zeros(2))
-            tensor([0.5000, 0.8808])
+        Of the shape ``batch + shape`` and dtype of x. Its mean over fields is that of the spins,
+        P(s_i = 1), with less noise than spins drawn.
         """
         return torch.sigmoid(2 * self._shifted(check_values("x", x, self.shape)))
 
@@ -181,16 +143,8 @@ class IsingDual(LatticePotential):
         Exactly (Rao-Blackwell): the same expectation as of sampled spins, less scatter.
 
         Returns:
-            Functions ``batch + shape -> batch``, which can be pickled:
-
-            * ``magnetisation``: m, the mean spin;
-            * ``abs_magnetisation``: E[|m| | x], O(N log^2 N);
-            * ``structure_factor``: E[m^2 | x];
-            * ``fourth_moment``: E[m^4 | x];
-            * ``structure_factor_axis0``, ...: S at k = 2 pi / L along each axis of more than one
-              site, on a periodic lattice;
-            * ``internal_energy``: E[H | x] / N, in units of J;
-            * ``squared_internal_energy``: E[H^2 | x] / N^2.
+            Functions ``batch + shape -> batch``, which can be pickled, by the names of
+            :meth:`IsingModel.observables`; ``abs_magnetisation`` is O(N log^2 N).
 
         Example:
             >>> functions = IsingDual((4, 4)).observables()
@@ -204,14 +158,9 @@ class IsingDual(LatticePotential):
         return function(*self.spin_moments(x))
 
     def sample_spins(self, x: Tensor, seed: int | None = None) -> Tensor:
-        r"""Draw spins given fields, independently with :meth:`spin_probability`.
+        """Draw spins of +1 and -1 given fields, in the shape ``batch + shape`` and dtype of x.
 
-        Args:
-            x: fields, shape ``batch + shape``.
-            seed: of the random numbers; None continues torch's own.
-
-        Returns:
-            Spins of +1 and -1, in x's shape and dtype.
+        Without a ``seed`` torch's own random numbers continue.
         """
         probability = self.spin_probability(check_values("x", x, self.shape).detach().double())
         uniform = torch.rand(x.shape, generator=generator_of(seed), dtype=torch.float64)
@@ -224,19 +173,16 @@ class IsingDual(LatticePotential):
         See :meth:`LatticePotential.sample_reference`.
         """
         generator = generator_of(seed)
-        spins = self.spins.sample(n, generator)
-        noise = torch.randn(spins.shape, generator=generator)
-        mean = apply_spectrum(spins, self.spectrum, self.boundary)
-        return (mean + apply_spectrum(noise, self.spectrum.sqrt(), self.boundary)).to(self.device)
+        mean = apply_spectrum(self.spins.sample(n, generator), self.spectrum, self.boundary)
+        noise = gaussian_fields(self.spectrum, self.boundary, n, generator)
+        return (mean + noise).to(self.device)
 
     def log_partition(self) -> float:
         r"""Exact ln Z of the dual (nats).
 
         :math:`\ln Z = \ln Z_\text{Ising} + \frac12\ln\det(K + \alpha I) + \frac N2 [\ln\frac\pi2 +
         \alpha]`.
-
-        Raises:
-            NotImplementedError: where no exact ln Z of the spins is in reach.
+        A NotImplementedError says where that of the spins is out of reach.
         """
         sites = self.spectrum.numel()
         gaussian = 0.5 * float(self.spectrum.log().sum())
@@ -244,16 +190,10 @@ class IsingDual(LatticePotential):
         return self.spins.log_partition() + gaussian + constant
 
     def correlations(self) -> Tensor:
-        r"""Exact <x_0 x_r> of the field for every displacement r (periodic, no field h).
+        r"""Exact <x_0 x_r> of the field for every displacement r, float64 of shape ``shape``.
 
-        :math:`\langle x x^T\rangle = K' + K' \langle s s^T\rangle K'` with K' = K + alpha I. Those
-        of the spins are ``spins.correlations()``.
-
-        Returns:
-            A float64 tensor of shape ``shape``.
-
-        Raises:
-            NotImplementedError: where no exact method is in reach.
+        :math:`\langle x x^T\rangle = K' + K' \langle s s^T\rangle K'` with K' = K + alpha I, where
+        ``spins.correlations()`` are known (periodic, no field h).
         """
         spins = torch.fft.fftn(self.spins.correlations()).real
         return torch.fft.ifftn(self.spectrum + self.spectrum.square() * spins).real

@@ -12,23 +12,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from pyro_neuralrg.arguments import check_integer, check_number
 from pyro_neuralrg.lattice import check_boundary, check_shape
-from pyro_neuralrg.observables.sites import check_values
-from pyro_neuralrg.observables.standard import Observable, field_observables
+from pyro_neuralrg.observables.configurations import Observable, check_values, field_observables
 from pyro_neuralrg.potentials import cluster
 from pyro_neuralrg.potentials.base import generator_of
 from pyro_neuralrg.potentials.exact import pfaffian, torus, transfer
-from pyro_neuralrg.statistics import Estimate
+from pyro_neuralrg.statistics import Estimate, FloatArray
 
 CRITICAL_TEMPERATURE = 2 / math.log(1 + math.sqrt(2))
-"""Of the infinite square lattice with J = 1, in J / k_B (L. Onsager, 1944)."""
+"""Critical T of the infinite square lattice with J = 1, in J / k_B (L. Onsager, 1944)."""
 
-LEAST_TEMPERATURE = 1 / sys.float_info.max
-"""1 / T is finite."""
+LOWEST_TEMPERATURE = 1 / sys.float_info.max
+"""Below it 1 / T overflows."""
 
 LEAST_CHAINS = 32
 """Independent chains for an error bar, which is then itself known to 13 %."""
@@ -53,14 +52,8 @@ class IsingModel:
         boundary: "periodic" or "open".
 
     Attributes:
-        shape: as above.
-        temperature: as above.
-        couplings: J of each axis.
+        shape, temperature, couplings, boundary: as above.
         field: h of each site, float64 of shape ``shape``; None if there is none, or it is zero.
-        boundary: as above.
-
-    Raises:
-        TypeError, ValueError: naming the argument, the value seen and what is accepted.
 
     References:
         B. Kaufman, Crystal statistics II, Phys. Rev. 76, 1232 (1949).
@@ -81,24 +74,28 @@ class IsingModel:
         boundary: str = "periodic",
     ) -> None:
         self.shape = check_shape(shape)
+        accepted = "a finite number > 0, as is 1 / T"
         self.temperature = check_number(
-            "temperature",
-            temperature,
-            "a finite number > 0, as is 1 / T",
-            above=0,
-            least=LEAST_TEMPERATURE,
+            "temperature", temperature, accepted, least=LOWEST_TEMPERATURE
         )
         self.couplings = check_couplings(couplings, self.shape)
         self.field = _check_field(field, self.shape)
         self.boundary = check_boundary(boundary)
-        # the exact methods drop sides of one
-        axes = [axis for axis, side in enumerate(self.shape) if side > 1] or [0]
+        # the exact methods see one of the equal sublattices without bonds between them
+        has_bonds = [
+            side > 1 and (coupling != 0 or self.field is not None)
+            for side, coupling in zip(self.shape, self.couplings, strict=True)
+        ]
+        has_bonds[0] |= not any(has_bonds)  # free spins
+        axes = [axis for axis, bonded in enumerate(has_bonds) if bonded]
+        self._sublattice = tuple(slice(None) if bonded else 0 for bonded in has_bonds)
         self._sides = tuple(self.shape[axis] for axis in axes)
         self._strengths = tuple(self.couplings[axis] for axis in axes)
+        self._num_sublattices = math.prod(self.shape) // math.prod(self._sides)
 
     @property
     def bonds(self) -> cluster.Bonds:
-        """All bonds: the sites at both ends, as indices into the flattened lattice, and J / T."""
+        """Both ends of all bonds, as indices into the flattened lattice, and their J / T."""
         strengths = [coupling / self.temperature for coupling in self.couplings]
         return cluster.lattice_bonds(self.shape, strengths, self.boundary)
 
@@ -108,18 +105,10 @@ class IsingModel:
         return None if self.field is None else self.field / self.temperature
 
     def energy_per_site(self, mean: Tensor, variance: Tensor | None = None) -> Tensor:
-        """H / N of spins, or its mean over independent spins of given means.
+        """H / N of spins, or its mean over independent spins of given means, in units of J.
 
-        Args:
-            mean: spins or their means, shape ``batch + shape``.
-            variance: not needed, as H is linear in each spin; an argument of all observables.
-
-        Returns:
-            Shape ``batch``, in units of J.
-
-        Example:
-            >>> IsingModel((4, 4), field=0.5).energy_per_site(torch.ones(4, 4))
-            tensor(-2.5000)
+        Of shape ``batch`` from means of shape ``batch + shape``. H is linear in each spin: their
+        variance, an argument of all observables, is not needed.
         """
         check_values("mean", mean, self.shape)
         lattice = tuple(range(-len(self.shape), 0))
@@ -131,7 +120,7 @@ class IsingModel:
         return -total / math.prod(self.shape)
 
     def squared_energy_per_site(self, mean: Tensor, variance: Tensor | None = None) -> Tensor:
-        r"""(H / N)^2 of spins, or its mean over independent spins of given means, in O(N).
+        r"""(H / N)^2 of spins, or its mean over independent spins, in units of J^2; O(N).
 
         About the means t the energy is a sum of terms without correlation,
 
@@ -140,13 +129,7 @@ class IsingModel:
         with :math:`g_i = h_i + \sum_j J_{ij} t_j` and pairs (ij) of neighbours (whose two bonds
         along a periodic side of 2 make one :math:`J_{ij}`), so that its variance is :math:`\sum_i
         g_i^2 \sigma_i^2 + \sum_{(ij)} J_{ij}^2 \sigma_i^2 \sigma_j^2`.
-
-        Args:
-            mean: spins or their means, shape ``batch + shape``.
-            variance: :math:`\sigma^2` of each spin; None of known spins.
-
-        Returns:
-            Shape ``batch``, in units of J^2.
+        Without ``variance`` the spins are known.
 
         Example:
             >>> pair = IsingModel((2,), boundary="open")  # H = -s_0 s_1
@@ -184,14 +167,8 @@ class IsingModel:
     def observables(self) -> dict[str, Observable]:
         """Observables that fit the model, as functions of spins, or of their means and variances.
 
-        Returns:
-            Functions of ``(mean, variance=None)``, ``batch + shape -> batch``: those of
-            :func:`~pyro_neuralrg.observables.field_observables`, ``internal_energy`` and
-            ``squared_internal_energy`` per site.
-
-        Example:
-            >>> IsingModel((4, 4)).observables()["internal_energy"](torch.ones(4, 4))
-            tensor(-2.)
+        Those of :func:`~pyro_neuralrg.observables.field_observables`, and ``internal_energy`` and
+        ``squared_internal_energy``, H / N and its square.
         """
         return {
             **field_observables(self.shape, self.boundary),
@@ -200,15 +177,13 @@ class IsingModel:
         }
 
     def sample(self, n: int, seed: int | torch.Generator | None = None) -> Tensor:
-        """Draw spins by cluster Monte Carlo (Swendsen-Wang).
+        """Draw ``n`` configurations by cluster Monte Carlo (Swendsen-Wang).
 
-        Args:
-            n: number of configurations.
-            seed: of the random numbers, or a generator; None continues torch's own.
+        From as many independent chains as fit 65536 sites; those of one chain are 15 sweeps apart.
+        Without a ``seed`` or generator torch's own random numbers continue.
 
         Returns:
-            Spins of +1 and -1, shape ``(n,) + shape``, in torch's default dtype. They come from as
-            many independent chains as fit 65536 sites; those of one chain are 15 sweeps apart.
+            Spins of +1 and -1, shape ``(n,) + shape``, in torch's default dtype.
         """
         n = check_integer("n", n, 1)
         chains = min(n, max(1, cluster.SITES_AT_ONCE // math.prod(self.shape)))
@@ -217,24 +192,12 @@ class IsingModel:
         return torch.from_numpy(spins).to(torch.get_default_dtype())
 
     def reference_structure_factor(self, n: int, seed: int | None = None) -> Estimate:
-        """Uniform structure factor by cluster Monte Carlo: of any lattice, with a standard error.
+        """Uniform structure factor of ``n`` >= 2 configurations drawn as by :meth:`sample`.
 
-        From at least 32 chains that share nothing (as many as fit 65536 sites, if these are more;
-        ``n`` if that is less), of equal length and ``n`` configurations or a few more in all. The
-        standard error is the scatter of the chains' means over the square root of their number, so
-        that no autocorrelation time is needed. It knows nothing of what all chains miss alike:
-        where clusters do not help (frustrated or in opposing fields, cold) 100 sweeps may be too
-        few to reach equilibrium.
-
-        Args:
-            n: number of configurations, at least 2.
-            seed: of the random numbers; None continues torch's own.
-
-        Example:
-            >>> model = IsingModel((6, 6, 6), temperature=4.5)
-            >>> value, error = model.reference_structure_factor(320)
-            >>> error < 0.1 * value
-            True
+        Of any lattice. The standard error is the scatter of the means of independent chains, at
+        least 32 (``n`` if that is less), over the square root of their number. It knows nothing of
+        what all chains miss alike: where clusters do not help (frustrated or in opposing fields,
+        cold) 100 sweeps may be too few to reach equilibrium.
         """
         chains = max(LEAST_CHAINS, cluster.SITES_AT_ONCE // math.prod(self.shape))
         chains = min(check_integer("n", n, 2), chains)
@@ -269,12 +232,7 @@ class IsingModel:
         return -_derivative(self._log_partition)(self._beta).item() / math.prod(self.shape)
 
     def specific_heat(self) -> float:
-        """Exact specific heat d<H>/dT per site in units of k_B: beta^2 d^2 ln Z / d beta^2 / N.
-
-        Example:
-            >>> f"{IsingModel((2,), 1.0).specific_heat():.6f}"  # both bonds of a pair
-            '0.141302'
-        """
+        """Exact specific heat d<H>/dT per site in units of k_B: beta^2 d^2 ln Z / d beta^2 / N."""
         beta = self._beta
         second = _derivative(_derivative(self._log_partition))(beta)
         return (beta * (beta * second)).item() / math.prod(self.shape)
@@ -290,7 +248,9 @@ class IsingModel:
             >>> IsingModel((4,), 1.0).correlations()
             tensor([1.0000, 0.9004, 0.8680, 0.9004], dtype=torch.float64)
         """
-        return torch.from_numpy(self._correlations()).reshape(self.shape)
+        table = torch.zeros(self.shape, dtype=torch.float64)
+        table[self._sublattice] = torch.from_numpy(self._correlations())
+        return table
 
     def structure_factor(self) -> float:
         """Exact uniform structure factor E[(sum_i s_i)^2] / N^2.
@@ -298,13 +258,9 @@ class IsingModel:
         The mean of :meth:`correlations` where these are known, else the second derivative of the
         transfer matrix's ln Z in a uniform field. Where neither reaches,
         :meth:`reference_structure_factor` does.
-
-        Example:
-            >>> f"{IsingModel((8, 8)).structure_factor():.6f}"
-            '0.646912'
         """
         if self._sums_correlations():
-            return float(self._correlations().mean())
+            return float(self._correlations().mean()) / self._num_sublattices
         self._require_transfer("the structure factor")
 
         def of_field(extra: Tensor) -> Tensor:
@@ -321,14 +277,14 @@ class IsingModel:
 
     def _log_partition(self, beta: Tensor, extra: Tensor | None = None) -> Tensor:
         """ln Z at the inverse temperature ``beta``; ``extra`` is added to h_i / T."""
+        return self._num_sublattices * self._sublattice_log_partition(beta, extra)
+
+    def _sublattice_log_partition(self, beta: Tensor, extra: Tensor | None) -> Tensor:
         sides = self._sides
         couplings = beta * torch.tensor(self._strengths, dtype=torch.float64)
         if extra is None and self.field is None and self.boundary == "periodic":
             if len(sides) == 1:
                 return torus.ring_log_partition(sides[0], couplings[0])
-            if len(sides) == 2 and 0.0 in self._strengths:
-                axis = self._ring_axis()
-                return sides[1 - axis] * torus.ring_log_partition(sides[axis], couplings[axis])
             if len(sides) == 2 and not self._frustrated():
                 return torus.kaufman_log_partition((sides[0], sides[1]), couplings.abs())
         self._require_transfer("ln Z")
@@ -338,8 +294,8 @@ class IsingModel:
         fields = beta * field + (0.0 if extra is None else extra)
         return transfer.transfer_log_partition(sides, couplings, fields, self.boundary)
 
-    def _correlations(self) -> NDArray[np.float64]:
-        """Correlations on the lattice without its sides of one."""
+    def _correlations(self) -> FloatArray:
+        """Correlations on the sublattice."""
         if self.field is not None or self.boundary == "open":
             raise NotImplementedError(
                 "correlations of the open lattice, or in a field, depend on both sites; accepted: "
@@ -348,11 +304,6 @@ class IsingModel:
         sides, beta = self._sides, 1 / self.temperature
         if len(sides) == 1:
             return pfaffian.ring_correlations(sides[0], beta * self._strengths[0])
-        if len(sides) == 2 and 0.0 in self._strengths:
-            axis, table = self._ring_axis(), np.zeros(sides)
-            ring = pfaffian.ring_correlations(sides[axis], beta * self._strengths[axis])
-            np.moveaxis(table, axis, 0)[:, 0] = ring
-            return table
         narrow = transfer.reaches_correlations(sides)
         if len(sides) == 2 and not (narrow and self._frustrated()):
             couplings = beta * np.array(self._strengths)
@@ -366,17 +317,13 @@ class IsingModel:
         strengths = beta * torch.tensor(self._strengths, dtype=torch.float64)
         return transfer.transfer_correlations(sides, strengths).numpy()
 
-    def _ring_axis(self) -> int:
-        """The axis of rings that are not coupled to one another."""
-        return 0 if self._strengths[1] == 0.0 else 1
-
     def _frustrated(self) -> bool:
-        """An antiferromagnetic bond along an odd side cannot be gauged away."""
+        """True for an antiferromagnetic bond along an odd side: it cannot be gauged away."""
         pairs = zip(self._sides, self._strengths, strict=True)
         return any(strength < 0 and side % 2 for side, strength in pairs)
 
     def _sums_correlations(self) -> bool:
-        """The structure factor is the mean of correlations that are known."""
+        """True if the structure factor is the mean of correlations that are known."""
         if len(self._sides) > 2 or self.boundary == "open" or self.field is not None:
             return False
         slow = self._frustrated() and not transfer.reaches_correlations(self._sides)
@@ -403,11 +350,7 @@ class IsingModel:
 
 
 def check_couplings(couplings: Iterable[float] | None, shape: tuple[int, ...]) -> tuple[float, ...]:
-    """J of each axis; 1 each for None.
-
-    Raises:
-        TypeError, ValueError: naming the argument, the value seen and what is accepted.
-    """
+    """J of each axis; 1 each for None."""
     if couplings is None:
         return (1.0,) * len(shape)
     accepted = f"one finite J for each side of {shape}"

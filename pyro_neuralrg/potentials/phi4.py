@@ -12,22 +12,18 @@ import torch
 from torch import Tensor
 
 from pyro_neuralrg.arguments import check_integer, check_number
-from pyro_neuralrg.bases import NORMAL, TwoModes
+from pyro_neuralrg.bases import NORMAL
 from pyro_neuralrg.lattice import check_boundary, check_shape
-from pyro_neuralrg.potentials.base import LatticePotential, generator_of
-from pyro_neuralrg.potentials.embedded import sample_with_clusters
-from pyro_neuralrg.spectral import apply_spectrum, neighbour_spectrum, quadratic_form
-
-SEPARATION = 3.0
-"""As of the Ising model's dual. After 400 steps at 8 x 8 they lower the loss by 0.03 nats in the
-broken phase (kappa = 0.3, lam = 0.022) and raise it by 0.06 in the symmetric one (m^2 = -4, g = 36,
-a correlation length of 1)."""
+from pyro_neuralrg.potentials.base import TWO_PHASES, LatticePotential, generator_of
+from pyro_neuralrg.potentials.cluster import sample_with_clusters
+from pyro_neuralrg.potentials.free_field import gaussian_fields, gaussian_log_partition
+from pyro_neuralrg.spectral import neighbour_spectrum, quadratic_form
 
 CORRELATED_PART = 0.25
-"""Of the longest side: with a longer correlation length there may be two phases."""
+"""Part of the longest side: with a longer correlation length there may be two phases."""
 
 BISECTIONS = 100
-"""More than there are digits."""
+"""More than a double has digits."""
 
 
 class Quartic(NamedTuple):
@@ -55,9 +51,8 @@ class Phi4(LatticePotential):
     :math:`J / T = 2\kappa`. Bonds are those of :class:`IsingDual`: a periodic side of 2 has two
     between its sites, a side of 1 has none, and the open lattice ends without any.
 
-    Other conventions are the same theory in another unit of the field; :meth:`from_mass` and
-    :attr:`quartic` convert. The field here is always that of the hopping convention, so that
-    :math:`\ln Z` of the other is :math:`N \ln` ``field_scale`` larger:
+    Other conventions are the same theory in another unit of the field, in which :math:`\ln Z` is
+    :math:`N \ln` ``field_scale`` larger; :meth:`from_mass` and :attr:`quartic` convert:
 
     * :math:`\tfrac12\sum_\mu(\phi_{x+\mu} - \phi_x)^2 + \tfrac{m^2}{2}\phi^2 + \tfrac{g}{24}\phi^4`
       (textbooks; Schaich and Loinaz with :math:`g = 6\lambda`);
@@ -71,24 +66,16 @@ class Phi4(LatticePotential):
         boundary: "periodic" or "open".
 
     Attributes:
-        kappa: as above.
-        lam: as above.
         spectrum: covariance of the Gaussian that is closest to the theory (the least KL(q || pi)
             among those centred at zero, the Hartree approximation): the theory itself for lam = 0.
         base: two modes if the correlation length of that Gaussian is more than a quarter of the
             longest side, else normals.
 
-    Raises:
-        TypeError, ValueError: naming the argument, the value seen and what is accepted.
-
     References:
         I. Montvay and G. Muenster, Quantum Fields on a Lattice (1994), for the hopping convention.
-        M. S. Albergo, G. Kanwar and P. E. Shanahan, Flow-based generative models for Markov chain
-        Monte Carlo in lattice field theory, Phys. Rev. D 100, 034515 (2019).
-        P. de Haan, C. Rainone, M. C. N. Cheng and R. Bondesan, Scaling up machine learning for
-        quantum field theory with equivariant continuous flows, arXiv:2110.02673 (2021).
-        D. Schaich and W. Loinaz, An improved lattice measurement of the critical coupling in
-        phi^4_2 theory, Phys. Rev. D 79, 056008 (2009).
+        M. S. Albergo, G. Kanwar and P. E. Shanahan, Phys. Rev. D 100, 034515 (2019).
+        P. de Haan, C. Rainone, M. C. N. Cheng and R. Bondesan, arXiv:2110.02673 (2021).
+        D. Schaich and W. Loinaz, Phys. Rev. D 79, 056008 (2009).
 
     Example:
         >>> target = Phi4((8, 8), kappa=0.25, lam=0.022)
@@ -97,13 +84,10 @@ class Phi4(LatticePotential):
     """
 
     spectrum: Tensor
+    _shown = ("kappa", "lam")
 
     def __init__(
-        self,
-        shape: Iterable[int],
-        kappa: float,
-        lam: float,
-        boundary: str = "periodic",
+        self, shape: Iterable[int], kappa: float, lam: float, boundary: str = "periodic"
     ) -> None:
         sides = check_shape(shape)
         self.kappa = check_number("kappa", kappa)
@@ -120,7 +104,7 @@ class Phi4(LatticePotential):
         super().__init__(sides, boundary, even=True, spectrum=_hartree(2 * quadratic, self.lam))
         length = math.sqrt(2 * max(self.kappa, 0.0) * float(self.spectrum.max()))
         may_break = self.lam > 0 and length > CORRELATED_PART * max(sides)
-        self.base = TwoModes(SEPARATION) if may_break else NORMAL
+        self.base = TWO_PHASES if may_break else NORMAL
         self._register("quadratic", quadratic)
 
     @classmethod
@@ -129,20 +113,10 @@ class Phi4(LatticePotential):
     ) -> Phi4:
         r"""The theory of mass squared ``m2`` and coupling ``g``, in the field of the hopping form.
 
-        :math:`S = \sum_x [\frac12\sum_\mu(\phi_{x+\mu} - \phi_x)^2 + \frac{m^2}{2}\phi^2 +
-        \frac g{24}\phi^4]`, where the open lattice is held at zero outside, as that of
-        :class:`FreeField`. With d axes that have bonds, kappa solves :math:`\kappa (2 d + m^2) +
-        g\kappa^2 / 3 = 1`, :math:`\lambda = g\kappa^2 / 6`, and the field is smaller by
-        :math:`\sqrt{2\kappa}`. For the couplings of Albergo et al. take ``g = 6 * lam``.
-
-        Args:
-            shape: lattice shape.
-            m2: mass squared, of either sign.
-            g: coupling, >= 0; for 0 only m2 > -2 d.
-            boundary: "periodic" or "open".
-
-        Raises:
-            TypeError, ValueError: naming the argument, the value seen and what is accepted.
+        The open lattice is held at zero outside, as that of :class:`FreeField`. With d axes that
+        have bonds, kappa solves :math:`\kappa (2 d + m^2) + g\kappa^2 / 3 = 1`, :math:`\lambda =
+        g\kappa^2 / 6`, and the field is smaller by :math:`\sqrt{2\kappa}`. ``g`` is >= 0, and with
+        ``g = 0`` only m2 > -2 d is accepted. For Albergo et al. take ``g = 6 * lam``.
 
         Example:
             >>> target = Phi4.from_mass((6, 6), m2=-4.0, g=6 * 6.975)  # Albergo et al., E1
@@ -164,16 +138,9 @@ class Phi4(LatticePotential):
 
     @property
     def quartic(self) -> Quartic:
-        r"""The same theory in terms of mass and coupling, see :meth:`from_mass`.
+        r"""The same theory in terms of mass and coupling, for kappa > 0, see :meth:`from_mass`.
 
         :math:`m^2 = (1 - 2\lambda) / \kappa - 2 d` and :math:`g = 6\lambda / \kappa^2`.
-
-        Raises:
-            ValueError: if kappa is not positive.
-
-        Example:
-            >>> Phi4((4, 4), kappa=0.2, lam=0.0).quartic
-            Quartic(m2=1.0, g=0.0, field_scale=0.6324555320336759)
         """
         kappa = check_number("kappa", self.kappa, "a number > 0", above=0)
         m2 = (1 - 2 * self.lam) / kappa - 2 * _bonded_axes(self.shape, self.boundary)
@@ -183,35 +150,26 @@ class Phi4(LatticePotential):
         """The action in nats; see :class:`LatticePotential`."""
         self.check_field(x)
         gaussian = quadratic_form(x, self._constant("quadratic", x), self.boundary)
-        fourth = x.square().square().sum(tuple(range(-len(self.shape), 0)))
+        fourth = x.square().square().sum(self._axes)
         return gaussian + self.lam * fourth
 
     def log_partition(self) -> float:
-        r"""Exact ln Z for lam = 0, :math:`\frac N2\ln 2\pi + \frac12\ln\det\text{Cov}` (nats).
-
-        Raises:
-            NotImplementedError: for lam > 0.
-        """
+        """Exact ln Z for lam = 0 in nats; a NotImplementedError for lam > 0."""
         if self.lam > 0:
             raise NotImplementedError(
                 "log_partition: no exact ln Z is known for lam > 0; estimate it with a flow "
                 "(pyro_neuralrg.estimate or anneal)"
             )
-        sites = self.spectrum.numel()
-        return 0.5 * (sites * math.log(2 * math.pi) + float(self.spectrum.log().sum()))
+        return gaussian_log_partition(self.spectrum)
 
     def sample_reference(self, n: int, seed: int | None = None) -> Tensor:
-        """Draw fields independently of any flow, shape ``(n,) + shape``, in torch's default dtype.
-
-        Independent ones for lam = 0, else by
-        :func:`~pyro_neuralrg.potentials.embedded.sample_with_clusters`.
+        """Draw independent fields for lam = 0, else by cluster Monte Carlo and HMC.
 
         See :meth:`LatticePotential.sample_reference`.
         """
         n, generator = check_integer("n", n, 1), generator_of(seed)
         if self.lam == 0:
-            noise = torch.randn(n, *self.shape, generator=generator)
-            return apply_spectrum(noise, self.spectrum.sqrt(), self.boundary).to(self.device)
+            return gaussian_fields(self.spectrum, self.boundary, n, generator).to(self.device)
         energy_and_gradient = self.to("cpu").energy_and_gradient
         x = sample_with_clusters(
             energy_and_gradient, self.shape, 2 * self.kappa, self.boundary, n, generator
@@ -225,12 +183,6 @@ class Phi4(LatticePotential):
         """
         factor = check_number("factor", factor, "a finite number > 0", above=0)
         return Phi4(self.shape, self.kappa / factor, self.lam, self.boundary).to(self.device)
-
-    def __repr__(self) -> str:
-        return (
-            f"Phi4({self.shape}, kappa={self.kappa:.9g}, lam={self.lam:.9g}, "
-            f"boundary={self.boundary!r})"
-        )
 
 
 def _bonded_axes(shape: tuple[int, ...], boundary: str) -> int:

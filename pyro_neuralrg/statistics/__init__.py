@@ -8,16 +8,23 @@ from pyro_neuralrg.statistics.autocorrelation import (
     AutocorrelationTime,
     integrated_autocorrelation_time,
 )
-from pyro_neuralrg.statistics.convergence import FieldSummary, bfmi, summarise_field
+from pyro_neuralrg.statistics.draws import FloatArray, arviz_module, quiet
 from pyro_neuralrg.statistics.resampling import Estimate, jackknife
-from pyro_neuralrg.statistics.summary import Summary, arviz_module, quiet, summarise
-from pyro_neuralrg.statistics.table import summary_table
+from pyro_neuralrg.statistics.summary import (
+    FieldSummary,
+    Summary,
+    bfmi,
+    summarise,
+    summarise_field,
+    summary_table,
+)
 from pyro_neuralrg.statistics.weights import LogWeights, kish_fraction, kish_fractions
 
 __all__ = [
     "AutocorrelationTime",
     "Estimate",
     "FieldSummary",
+    "FloatArray",
     "LogWeights",
     "Summary",
     "arviz_module",

@@ -9,9 +9,8 @@ import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pyro_neuralrg.statistics.draws import MIN_DRAWS, as_finite_draws
+from pyro_neuralrg.statistics.draws import MIN_DRAWS, FloatArray, as_finite_draws
 
 WINDOW_FACTOR = 1.5
 """The exponential autocorrelation time in units of the integrated one, for the choice of the window
@@ -51,20 +50,15 @@ def integrated_autocorrelation_time(values: Any) -> AutocorrelationTime:
     Args:
         values: numpy array or torch tensor of shape ``(chains, draws)``, at least four draws.
 
-    Returns:
-        An :class:`AutocorrelationTime`, in units of draws, 1/2 for independent ones.
-
     Raises:
-        ValueError: if the shape is another, there are fewer than four draws, an entry is not
-            finite, or all entries are equal.
+        ValueError: if the shape is another, an entry is not finite, or all entries are equal.
 
     Warns:
-        UserWarning: if the correlations reach further than half of a chain: the time is then rather
-            a lower bound.
+        UserWarning: if the correlations reach further than half of a chain.
 
     References:
-        U. Wolff, Monte Carlo errors with less errors, Comput. Phys. Commun. 156, 143 (2004);
-        N. Madras and A. D. Sokal, The pivot algorithm, J. Stat. Phys. 50, 109 (1988).
+        U. Wolff, Comput. Phys. Commun. 156, 143 (2004); N. Madras and A. D. Sokal, J. Stat. Phys.
+        50, 109 (1988).
 
     Example:
         >>> found = integrated_autocorrelation_time(np.random.default_rng(0).normal(size=(4, 500)))
@@ -90,7 +84,7 @@ def integrated_autocorrelation_time(values: Any) -> AutocorrelationTime:
     return found
 
 
-def windowed_time(series: NDArray[np.float64]) -> tuple[AutocorrelationTime, bool]:
+def windowed_time(series: FloatArray) -> tuple[AutocorrelationTime, bool]:
     """The time of a series that varies; True if a window ended the sum before half a chain."""
     n = series.size
     gamma = _autocovariances(series, series.shape[1] // 2)
@@ -102,7 +96,7 @@ def windowed_time(series: NDArray[np.float64]) -> tuple[AutocorrelationTime, boo
     return AutocorrelationTime(float(rho.sum()) - 0.5, _standard_error(rho, n), window), reached
 
 
-def _standard_error(rho: NDArray[np.float64], n: int) -> float:
+def _standard_error(rho: FloatArray, n: int) -> float:
     """Standard error of 1/2 + sum rho(t), by Bartlett's formula, without correlations beyond W."""
     window = len(rho) - 1
     both = np.concatenate([rho[:0:-1], rho, np.zeros(2 * window)])  # lags -W .. 3 W
@@ -115,7 +109,7 @@ def _standard_error(rho: NDArray[np.float64], n: int) -> float:
     return math.sqrt(float(np.square(terms).sum()) / n)
 
 
-def _autocovariances(series: NDArray[np.float64], lags: int) -> NDArray[np.float64]:
+def _autocovariances(series: FloatArray, lags: int) -> FloatArray:
     """At lags 0 .. ``lags``, about the mean of all draws, averaged over all chains."""
     draws = series.shape[1]
     waves = np.fft.rfft(series - series.mean(), n=2 * draws, axis=1)  # zeros: no lag wraps round
@@ -123,7 +117,7 @@ def _autocovariances(series: NDArray[np.float64], lags: int) -> NDArray[np.float
     return products / (draws - np.arange(lags + 1))
 
 
-def _window(rho: NDArray[np.float64], n: int) -> tuple[int, bool]:
+def _window(rho: FloatArray, n: int) -> tuple[int, bool]:
     """The first lag where the neglected tail is below the error; the last one if there is none."""
     lags = np.arange(1, len(rho))
     reach = np.cumsum(np.abs(rho[1:])).clip(min=np.finfo(float).tiny)

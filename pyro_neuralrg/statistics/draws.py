@@ -1,51 +1,42 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Series of draws as NumPy arrays, checked by one rule."""
+"""Series of draws as NumPy arrays, checked by one rule, and ArviZ, whichever is installed."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+FloatArray = NDArray[np.float64]
+
 MIN_DRAWS = 4
 """ArviZ splits chains and needs two draws of each half; a window of lags needs as many."""
 
+MORE_CHAINS_THAN_DRAWS = ("More chains", "Found chain dimension to be longer than draw dimension")
+"""Beginning of the complaint in ArviZ 0.x and in 1.x."""
 
-def as_array(values: Any) -> NDArray[np.float64]:
+
+def as_array(values: Any) -> FloatArray:
     """A NumPy array or torch tensor as a float64 array."""
     detached = values.detach().cpu() if hasattr(values, "detach") else values
     return np.asarray(detached, dtype=np.float64)
 
 
-def as_draws(values: Any, name: str = "values") -> NDArray[np.float64]:
-    """A NumPy array or torch tensor as a float64 array of shape ``(chains, draws)``.
-
-    Raises:
-        ValueError: if ``values`` has another number of dimensions.
-
-    Example:
-        >>> as_draws([[0, 1, 2]])
-        array([[0., 1., 2.]])
-    """
+def as_draws(values: Any, name: str = "values") -> FloatArray:
+    """The same; a ValueError if it is not of shape ``(chains, draws)``."""
     series = as_array(values)
     if series.ndim != 2:
         raise ValueError(f"{name} has shape {series.shape}; accepted: (chains, draws)")
     return series
 
 
-def as_finite_draws(values: Any, name: str = "values") -> NDArray[np.float64]:
-    """The same for at least one draw, none infinite or NaN.
-
-    Raises:
-        ValueError: if ``values`` has another number of dimensions, or such entries.
-
-    Example:
-        >>> as_finite_draws([[0, float("nan")]])
-        Traceback (most recent call last):
-        ValueError: values has 1 entries that are not finite; accepted: finite numbers
-    """
+def as_finite_draws(values: Any, name: str = "values") -> FloatArray:
+    """The same; a ValueError if there is no draw, or one that is infinite or NaN."""
     series = as_draws(values, name)
     if series.size == 0:
         raise ValueError(f"{name} has shape {series.shape}; accepted: at least one draw")
@@ -53,3 +44,26 @@ def as_finite_draws(values: Any, name: str = "values") -> NDArray[np.float64]:
     if bad:
         raise ValueError(f"{name} has {bad} entries that are not finite; accepted: finite numbers")
     return series
+
+
+def arviz_module() -> Any:
+    """Import ArviZ, which is slow to import, without its announcements."""
+    with warnings.catch_warnings():  # ArviZ 0.23 announces its 1.0 at import
+        warnings.simplefilter("ignore", FutureWarning)
+        import arviz
+
+        return arviz
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Ignore NumPy's warnings of constant series and ArviZ's of more chains than draws.
+
+    The NaNs of a constant series say as much, and a batch of chains may well be larger than the
+    number of draws.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        for text in MORE_CHAINS_THAN_DRAWS:
+            warnings.filterwarnings("ignore", text, UserWarning)
+        yield

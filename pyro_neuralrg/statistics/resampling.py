@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyro_neuralrg.arguments import check_integer
 from pyro_neuralrg.statistics.autocorrelation import windowed_time
-from pyro_neuralrg.statistics.draws import MIN_DRAWS, as_finite_draws
+from pyro_neuralrg.statistics.draws import MIN_DRAWS, FloatArray, as_finite_draws
 
 NUM_BLOCKS = 32
 """With as many blocks the error is itself known to 13 %; one more block needs no more draws."""
@@ -28,12 +28,7 @@ TIMES_PER_BLOCK = 10
 
 
 class Estimate(NamedTuple):
-    """An estimate with its error.
-
-    Attributes:
-        value: the estimate.
-        standard_error: of ``value``.
-    """
+    """A value and its standard error."""
 
     value: float
     standard_error: float
@@ -57,25 +52,20 @@ def jackknife(function: Callable[..., float], *series: Any, blocks: int | None =
     series.
 
     Args:
-        function: of as many numbers as there are series; returns a number.
+        function: of as many numbers as there are series; if it returns NaN, so does the jackknife.
         series: numpy arrays or torch tensors of one shape ``(chains, draws)``, measured on the same
             draws.
         blocks: number of blocks that each chain is cut into; None chooses.
 
-    Returns:
-        Value and standard error; NaN where the function is.
-
     Raises:
-        TypeError: if ``blocks`` is no integer.
-        ValueError: if there is no series, shapes differ, an entry is not finite, or there are
-            fewer than two blocks.
+        TypeError, ValueError: if there is no series, shapes differ, an entry is not finite, or
+            there are fewer than two blocks.
 
     Warns:
         UserWarning: if the choice left fewer than eight blocks.
 
     References:
-        F. M. T. A. Busing, E. Meijer and R. van der Leeden, Delete-m jackknife for unequal m,
-        Stat. Comput. 9, 3 (1999).
+        F. M. T. A. Busing, E. Meijer and R. van der Leeden, Stat. Comput. 9, 3 (1999).
 
     Example:
         >>> x = np.random.default_rng(0).normal(size=(40, 100))
@@ -109,9 +99,7 @@ def jackknife(function: Callable[..., float], *series: Any, blocks: int | None =
 
 
 def _delete_one(
-    function: Callable[..., float],
-    sums: Sequence[NDArray[np.float64]],
-    sizes: NDArray[np.int64],
+    function: Callable[..., float], sums: Sequence[FloatArray], sizes: NDArray[np.int64]
 ) -> Estimate:
     """Estimate from the sums of each block and their numbers of draws."""
     n = sizes.sum()
@@ -125,7 +113,7 @@ def _delete_one(
     return Estimate(value, math.sqrt(variance))
 
 
-def _choose_cuts(arrays: Sequence[NDArray[np.float64]]) -> int:
+def _choose_cuts(arrays: Sequence[FloatArray]) -> int:
     """Blocks of each chain: enough for an error, each long against the autocorrelations."""
     chains, draws = arrays[0].shape
     wanted = -(-NUM_BLOCKS // chains)

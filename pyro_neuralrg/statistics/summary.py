@@ -1,27 +1,58 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""ArviZ's figures of one series of draws, whichever ArviZ is installed.
+"""Convergence and accuracy of chains by ArviZ: of one series, of the sites of a field, as a table.
 
-Plain numpy in, numbers out; ArviZ, slow to import, is imported at the first use.
+Values of a wrong shape raise a ValueError that names the argument.
+
+References:
+    A. Vehtari, A. Gelman, D. Simpson, B. Carpenter and P.-C. Buerkner, Rank-normalization, folding,
+    and localization: an improved R-hat, Bayesian Analysis 16 (2021).
 """
 
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from pyro_neuralrg.statistics.draws import MIN_DRAWS, as_draws
+from pyro_neuralrg.statistics.draws import (
+    MIN_DRAWS,
+    FloatArray,
+    arviz_module,
+    as_array,
+    as_draws,
+    quiet,
+)
 
-MORE_CHAINS_THAN_DRAWS = ("More chains", "Found chain dimension to be longer than draw dimension")
-"""Beginning of the complaint in ArviZ 0.x and in 1.x."""
+LARGEST_RHAT = 1.01
+"""R-hat above which chains are said not to have converged (Vehtari et al.)."""
 
 TAIL_PROBABILITIES = (0.05, 0.95)
-"""Quantiles whose effective sample size is reported, as in Vehtari et al. (2021)."""
+"""Quantiles whose effective sample size is reported (Vehtari et al.)."""
+
+MAX_EVALUATED = 2**22
+"""Numbers of one variable that are evaluated; ArviZ takes about 0.05 s for 64 chains x 1000 draws
+of one site, so a field of 16 x 16 would take 12 s."""
+
+MIN_SITES = 8
+"""Sites that are evaluated in any case."""
+
+MAX_LINES = 12
+"""A variable of more entries is shown in a table by its worst entry and the median."""
+
+COLUMNS = {
+    "mean": "mean",
+    "sd": "sd",
+    "mcse": "mcse_mean",
+    "ess_bulk": "ess_bulk",
+    "ess_tail": "ess_tail",
+    "rhat": "r_hat",
+}
+"""ArviZ's names of the figures, in its order."""
 
 
 class Summary(NamedTuple):
@@ -48,14 +79,8 @@ class Summary(NamedTuple):
 def summarise(values: Any) -> Summary:
     """Mean, standard error, R-hat, effective sample sizes and standard deviation of one series.
 
-    Args:
-        values: numpy array or torch tensor of shape ``(chains, draws)``.
-
-    Returns:
-        A :class:`Summary`; all but mean and sd are NaN of fewer than four draws.
-
-    Raises:
-        ValueError: if ``values`` has another number of dimensions.
+    Of a numpy array or torch tensor ``(chains, draws)``; of fewer than four draws all but mean and
+    sd are NaN.
 
     Example:
         >>> result = summarise(np.random.default_rng(0).normal(size=(4, 500)))
@@ -78,24 +103,173 @@ def summarise(values: Any) -> Summary:
     return Summary(float(series.mean()), mcse, rhat, ess_bulk, ess_tail, sd)
 
 
-def arviz_module() -> Any:
-    """Import ArviZ, without its announcements."""
-    with warnings.catch_warnings():  # ArviZ 0.23 announces its 1.0 at import
-        warnings.simplefilter("ignore", FutureWarning)
-        import arviz
+@dataclass(frozen=True)
+class FieldSummary:
+    """Figures of the sites of a field that were evaluated.
 
-        return arviz
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Ignore numpy's warnings of constant series and ArviZ's of more chains than draws.
-
-    The NaNs of a constant series say as much, and a batch of chains may well be larger than the
-    number of draws.
+    Attributes:
+        shape: of the sites, ``()`` for a scalar.
+        sites: flat indices of the sites evaluated, shape ``(evaluated,)``.
+        figures: one array of shape ``(evaluated,)`` for each field of :class:`Summary`.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        for text in MORE_CHAINS_THAN_DRAWS:
-            warnings.filterwarnings("ignore", text, UserWarning)
-        yield
+
+    shape: tuple[int, ...]
+    sites: NDArray[np.intp]
+    figures: dict[str, FloatArray]
+
+    @property
+    def coverage(self) -> str:
+        """Number of sites evaluated, in words such as "3 of 16 sites"; empty if all were."""
+        total = math.prod(self.shape)
+        return "" if len(self.sites) == total else f"{len(self.sites)} of {total} sites"
+
+    @property
+    def relative_mcse(self) -> FloatArray:
+        """Standard error of the mean in units of the standard deviation, of each site."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return self.figures["mcse"] / self.figures["sd"]
+
+    def median(self) -> Summary:
+        """The median over sites of each figure, NaNs left out."""
+        return Summary(**{name: _without_nan(np.median, v) for name, v in self.figures.items()})
+
+    def worst(self) -> Summary:
+        """The worst over sites of each figure by itself; NaN for mean and sd if they are many."""
+        found = {}
+        for name, values in self.figures.items():
+            if name in ("mean", "sd"):
+                found[name] = float(values[0]) if len(values) == 1 else math.nan
+            else:
+                found[name] = _without_nan(np.min if "ess" in name else np.max, values)
+        return Summary(**found)
+
+    def where(self, values: FloatArray) -> tuple[int, ...]:
+        """The site at which ``values``, of shape ``(evaluated,)``, are largest."""
+        flat = self.sites[int(np.argmax(np.where(np.isnan(values), -np.inf, values)))]
+        return tuple(int(index) for index in np.unravel_index(flat, self.shape))
+
+
+def summarise_field(values: Any, max_sites: int | None = None) -> FieldSummary:
+    """Figures of :func:`summarise` for the sites of a field.
+
+    Of a field with many sites a random choice is evaluated, the same one each time.
+
+    Args:
+        values: numpy array or torch tensor of shape ``(chains, draws) + site shape``.
+        max_sites: sites to evaluate, at most; None takes as many as have four million numbers (65
+            for 64 chains of 1000 draws), at least eight.
+
+    Example:
+        >>> field = np.random.default_rng(0).normal(size=(4, 500, 3, 3))
+        >>> found = summarise_field(field)
+        >>> found.worst().rhat < 1.02, found.worst().ess_bulk > 1000
+        (True, True)
+    """
+    array = as_array(values)
+    if array.ndim < 2 or array.size == 0:
+        raise ValueError(f"values has shape {array.shape}; accepted: (chains, draws, ...), >= 1")
+    chains, draws, shape = array.shape[0], array.shape[1], array.shape[2:]
+    flat = array.reshape(chains, draws, -1)
+    sites = _choose_sites(flat.shape[2], chains * draws, max_sites)
+    rows = [summarise(flat[..., site]) for site in sites]
+    columns = {name: np.array([getattr(row, name) for row in rows]) for name in Summary._fields}
+    return FieldSummary(shape, sites, columns)
+
+
+def _choose_sites(total: int, numbers: int, max_sites: int | None) -> NDArray[np.intp]:
+    """Flat indices of the sites to evaluate; random, since a regular choice may follow a column."""
+    count = max(MIN_SITES, MAX_EVALUATED // numbers) if max_sites is None else max(1, max_sites)
+    if count >= total:
+        return np.arange(total, dtype=np.intp)
+    chosen = np.random.default_rng(0).choice(total, size=count, replace=False)
+    return np.sort(chosen).astype(np.intp)
+
+
+def _without_nan(function: Any, values: FloatArray) -> float:
+    known = values[~np.isnan(values)]
+    return float(function(known)) if known.size else math.nan
+
+
+def summary_table(draws: Mapping[str, Any], max_sites: int | None = None) -> Any:
+    """Mean, sd, standard error, effective sample sizes and R-hat of each variable.
+
+    Scalars have one line, variables of at most twelve entries one line per entry; a larger field
+    has two: ``x[worst]``, the worst over sites of each figure by itself, and ``x[median]``. If only
+    a choice of sites was evaluated, the column ``sites`` says how many.
+
+    Args:
+        draws: by name, arrays or tensors of shape ``(chains, draws) + shape``.
+        max_sites: as for :func:`summarise_field`.
+
+    Returns:
+        A pandas DataFrame with ArviZ's column names.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> draws = {"m": rng.normal(size=(4, 100)), "x": rng.normal(size=(4, 100, 4, 4))}
+        >>> list(summary_table(draws).index)
+        ['m', 'x[worst]', 'x[median]']
+    """
+    import pandas as pd  # type: ignore[import-untyped]  # a dependency of ArviZ, slow to import
+
+    lines: dict[str, dict[str, Any]] = {}
+    for name, values in draws.items():
+        found = summarise_field(values, max_sites)
+        for label, figures in _lines(name, found):
+            row = {title: getattr(figures, key) for key, title in COLUMNS.items()}
+            lines[label] = {**row, "sites": found.coverage}
+    table = pd.DataFrame.from_dict(lines, orient="index")
+    return table if any(table.get("sites", [])) else table.drop(columns="sites", errors="ignore")
+
+
+def _lines(name: str, found: FieldSummary) -> Iterator[tuple[str, Summary]]:
+    if math.prod(found.shape) > MAX_LINES or found.coverage:
+        yield f"{name}[worst]", found.worst()
+        yield f"{name}[median]", found.median()
+        return
+    for place, flat in enumerate(found.sites):
+        words = map(str, np.unravel_index(flat, found.shape))
+        figures = Summary(**{key: float(found.figures[key][place]) for key in Summary._fields})
+        yield f"{name}[{', '.join(words)}]" if found.shape else name, figures
+
+
+def bfmi(energy: Any) -> FloatArray:
+    """Bayesian fraction of missing information of each chain (Betancourt 2016), by ArviZ.
+
+    Mean squared change of the Hamiltonian ``(chains, draws)`` from draw to draw over its variance,
+    shape ``(chains,)``: about 1 if fresh momenta take the chain anywhere in energy, small if they
+    do not, NaN of a constant chain.
+
+    Example:
+        >>> walk = np.random.default_rng(0).normal(size=(2, 1000)).cumsum(1)
+        >>> bool((bfmi(walk) < 0.3).all())
+        True
+    """
+    array = as_draws(energy, "energy")
+    az = arviz_module()
+    with quiet():
+        return np.atleast_1d(np.asarray(az.bfmi(array), dtype=np.float64))
+
+
+def rank_counts(values: Any, bins: int = 20) -> FloatArray:
+    """Counts of the ranks of each chain's draws among all draws, for a rank plot.
+
+    Chains that sample the same distribution have about ``draws / bins`` in each bin.
+
+    Of values of shape ``(chains, draws)``, in bins of equal width from the lowest to the highest
+    rank: shape ``(chains, bins)``. Equal draws share the ranks between them in turn.
+
+    Example:
+        >>> rank_counts([[1.0, 2.0], [3.0, 4.0]], bins=2)
+        array([[2., 0.],
+               [0., 2.]])
+    """
+    array = as_draws(values)
+    if not 1 <= bins <= array.size:
+        raise ValueError(f"bins is {bins}; accepted: from 1 to the number of draws, {array.size}")
+    # draw by draw, so that equal values of different chains take turns
+    order = np.argsort(array.T.reshape(-1), kind="stable")
+    ranks = np.empty(array.size, dtype=np.intp)
+    ranks[order] = np.arange(array.size)
+    bin_of = (ranks * bins // array.size).reshape(array.shape[1], array.shape[0]).T
+    return np.stack([np.bincount(row, minlength=bins) for row in bin_of]).astype(np.float64)

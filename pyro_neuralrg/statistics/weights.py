@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Importance weights: the mean they estimate, its error, and whether to believe it."""
+"""Importance weights: the mean they estimate, its error, and whether to trust either."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.statistics.draws import as_array
+from pyro_neuralrg.statistics.draws import FloatArray, arviz_module, as_array, quiet
 from pyro_neuralrg.statistics.resampling import Estimate, sample_mean
-from pyro_neuralrg.statistics.summary import arviz_module, quiet
 
 MIN_TAIL_WEIGHTS = 30
 """With fewer importance weights no tail is fitted."""
@@ -37,20 +36,17 @@ class LogWeights:
     Of weights :math:`w = \pi(x) / q(x)`, x ~ q, the mean is Z.
 
     Args:
-        values: ``ln w``, numpy array or torch tensor of shape ``(num_samples,)``; minus infinity is
-            a weight of zero.
+        values: ``ln w``, numpy array or torch tensor of shape ``(num_samples,)``, kept as float64
+            on the CPU; minus infinity is a weight of zero.
         copies: samples may be copies of one another, as after resampling; their weights have no
             tail to be fitted.
-
-    Attributes:
-        values: float64 on the CPU, shape ``(num_samples,)``.
 
     Raises:
         ValueError: if there is no log-weight, the shape is another, or one is NaN or plus infinity.
 
     References:
-        Kong, "A note on importance sampling using standardized weights" (1992), for the ESS;
-        Vehtari, Simpson, Gelman, Yao, Gabry, "Pareto smoothed importance sampling", JMLR 25 (2024).
+        A. Kong, A note on importance sampling using standardized weights (1992), for the ESS;
+        A. Vehtari et al., Pareto smoothed importance sampling, JMLR 25 (2024).
 
     Example:
         >>> weights = LogWeights(torch.tensor([1.0, 2.0, 5.0]).log())
@@ -91,8 +87,8 @@ class LogWeights:
     def log_mean(self) -> Estimate:
         """ln of the mean weight, minus infinity if all are zero.
 
-        Consistent; biased by about half its squared standard error. The error is that of the delta
-        method, Var(w) / (n mean(w)^2) = (1 / ess - 1) / (n - 1); NaN of a single sample.
+        Biased by about half its squared standard error, that of the delta method, Var(w) /
+        (n mean(w)^2) = (1 / ess - 1) / (n - 1); NaN of a single sample.
         """
         number, error = len(self), math.nan
         if self.ess > 0 and number > 1:
@@ -121,7 +117,7 @@ class LogWeights:
         return can_be_trusted(self.ess * len(self), self.pareto_k)
 
     def warn_if_poor(self, of: str = "importance") -> None:
-        """Warn the caller's caller of weights whose mean and error bar cannot be trusted."""
+        """Warn the caller's caller if the weights are not trustworthy."""
         if self.is_trustworthy:
             return
         heavy = self.pareto_k > MAX_PARETO_K
@@ -155,7 +151,8 @@ def kish_fractions(log_weights: Tensor) -> Tensor:
     return torch.where(total == -math.inf, 0.0, fraction)
 
 
-def _pareto_k(log_weights: np.ndarray) -> float:
+def _pareto_k(log_weights: FloatArray) -> float:
+    """See :attr:`LogWeights.pareto_k`."""
     largest = log_weights.max()
     if log_weights.size < MIN_TAIL_WEIGHTS or not np.isfinite(largest):
         return math.nan

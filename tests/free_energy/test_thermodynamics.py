@@ -95,7 +95,8 @@ def test_derivatives_are_those_of_the_estimate() -> None:
 def test_importance_weights_make_up_for_a_poor_flow() -> None:
     """A Gaussian of twice the width of the dual's, whose weights are bounded."""
     family, temperatures = IsingDualFamily((2, 2), (3.0, 5.0)), [3.0, 4.0, 5.0]
-    spectrum, slopes = family.gaussian
+    spectrum, slopes = family.spectrum, family.spectrum_slopes
+    assert spectrum is not None
     assert slopes is not None
     flow = family.flow(
         **SMALL, base=StandardNormal(), spectrum=4 * spectrum, spectrum_slopes=4 * slopes

@@ -162,7 +162,7 @@ def test_wrong_fields_are_named(name: str) -> None:
             function(t, None, shape)
     with pytest.raises(ValueError, match=r"shape is \(3, 3, 3, 3\)"):
         function(t, None, (3,) * 4)
-    with pytest.raises(TypeError, match=r"mean has dtype torch\.int8; accepted: a tensor"):
+    with pytest.raises(TypeError, match=r"mean is torch\.int8; accepted"):
         function(t.to(torch.int8), None, (2, 3))
 
 
@@ -172,14 +172,10 @@ def test_other_wrong_arguments_are_named() -> None:
         obs.structure_factor(t, t[..., :2], (2, 3))
     with pytest.raises(ValueError, match=r"axis is 2; accepted: an integer from 0 to 1"):
         obs.axis_correlations(t, None, (2, 3), 2)
-    with pytest.raises(TypeError, match=r"axis is 'row'; accepted"):
-        obs.axis_correlations(t, None, (2, 3), "row")  # type: ignore[arg-type]
-    for call in (
-        lambda: obs.axis_correlations(t, None, (2, 3), 1, "closed"),
-        lambda: obs.field_observables((2, 3), "closed"),
-    ):
-        with pytest.raises(ValueError, match=r"boundary is 'closed'"):
-            call()
+    with pytest.raises(ValueError, match=r"boundary is 'closed'"):
+        obs.axis_correlations(t, None, (2, 3), 1, "closed")
+    with pytest.raises(ValueError, match=r"boundary is 'closed'"):
+        obs.field_observables((2, 3), "closed")
 
 
 @pytest.mark.parametrize("shape", [(7,), (3, 4), (4, 3, 2)], ids=str)
@@ -210,19 +206,3 @@ def test_moments_of_the_distribution_are_the_moments() -> None:
     assert_same(table.sum(-1), torch.ones(3))
     for power, function in ((2, obs.structure_factor), (4, obs.fourth_moment)):
         assert_same(table @ levels.pow(power), function(t, 1 - t.square(), shape))
-
-
-def test_energy_of_hand_counted_states() -> None:
-    up = torch.ones(3, 4)
-    one_down = up.clone()
-    one_down[1, 2] = -1
-    for spins, options, expected in (
-        (up, {}, -2.0),
-        (one_down, {}, -(24 - 8) / 12),
-        (up, {"boundary": "open"}, -17 / 12),
-        (up, {"couplings": (2.0, 0.5), "field": 0.3}, -2.8),
-        (torch.ones(2), {}, -1.0),  # both bonds
-        (torch.ones(1, 1), {}, 0.0),
-    ):
-        found = IsingModel(spins.shape, **options).energy_per_site(spins)
-        assert float(found) == pytest.approx(expected)

@@ -30,14 +30,7 @@ def bond_matrix(shape: tuple[int, ...], bonds: tuple[float, ...], boundary: str)
 
 @dataclass(frozen=True)
 class Ising:
-    """All states of a small Ising model.
-
-    Attributes:
-        temperature: T.
-        spins: every configuration, shape ``(2^N, N)``.
-        log_weight: of each, s.K.s / 2 + h.s / T.
-        matrix: K, shape ``(N, N)``.
-    """
+    """All spins ``(2^N, N)`` of a small model, their s.K.s / 2 + h.s / T, and K ``(N, N)``."""
 
     temperature: float
     spins: Tensor

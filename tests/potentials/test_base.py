@@ -27,14 +27,11 @@ def gaussian(x: Tensor) -> Tensor:
     ("fn", "error", "message"),
     [
         (lambda x: x.square().sum(), ValueError, r"fn returned shape \(\) for fields of shape"),
-        (lambda x: x.square().sum(-1), ValueError, r"fn returned shape \(\d, 3\).*accepted"),
         (lambda x: x.square().sum((0, 1)), ValueError, r"fn returned shape \(4,\).*accepted"),
-        (lambda x: x.square().sum((0, 2)), ValueError, r"fn returned shape \(3,\).*accepted"),
         (lambda x: x.log().sum((-1, -2)), ValueError, "fn returned NaN.*accepted"),
-        (lambda x: (x > 0).sum((-1, -2)), TypeError, "fn returned torch.int64; accepted"),
-        (lambda x: 1.0, TypeError, "fn returned float; accepted: a tensor"),
-        (3, TypeError, "fn is 3; accepted: a function"),
-        (lambda x: gaussian(x - 1), ValueError, "even is True, but"),
+        (lambda x: (x > 0).sum((-1, -2)), TypeError, "the result of fn is torch.int64; accepted"),
+        (3, TypeError, "not callable"),
+        (lambda x: gaussian(x - 1), ValueError, "even is True but"),
     ],
 )
 def test_bad_energies_are_named(fn: Any, error: type[Exception], message: str) -> None:
@@ -42,21 +39,13 @@ def test_bad_energies_are_named(fn: Any, error: type[Exception], message: str) -
         LatticePotential.from_energy((3, 4), fn, even=True)
 
 
-def test_energy_that_turns_wrong_later_is_named() -> None:
-    shapes = iter([slice(None), slice(1, None)])
-    potential = LatticePotential.from_energy((3, 4), lambda x: gaussian(x)[next(shapes)])
-    with pytest.raises(ValueError, match=r"fn returned shape \(4,\).*accepted.*\(5,\)"):
-        potential.energy(torch.zeros(5, 3, 4))
-
-
 @pytest.mark.parametrize(
     ("spectrum", "message"),
     [
-        (torch.ones(4, 3), r"spectrum has shape \(4, 3\); accepted.*\(3, 4\)"),
         (torch.ones(2, 3, 4), r"spectrum has shape \(2, 3, 4\).*accepted.*\(3, 4\)"),
         (torch.zeros(3, 4), r"spectrum has .* entries down to 0\.0; accepted"),
         (torch.full((3, 4), math.nan), "spectrum has .* entries down to nan; accepted"),
-        ([1.0], "spectrum is a list; accepted"),
+        ([1.0], "spectrum is list; accepted"),
     ],
 )
 def test_bad_spectrum_is_named(spectrum: Any, message: str) -> None:
@@ -85,7 +74,7 @@ def test_a_subclass_needs_one_method() -> None:
     free = FreeField((4, 4), 0.7)
     torch.testing.assert_close(free.heated(2.0).spectrum, 2 * free.spectrum)
     assert potential.flow().odd
-    with pytest.raises(NotImplementedError, match=r"for Gaussian\(\(3, 4\)\)"):
+    with pytest.raises(NotImplementedError, match=r"for Gaussian\(\(3, 4\), boundary="):
         potential.log_partition()
 
 
@@ -107,60 +96,6 @@ def test_constants_follow_the_field_s_precision() -> None:
     assert potential.device.type == "cpu"
 
 
-def test_model_runs_in_the_default_dtype(as_a_reader: None) -> None:
-    trace = poutine.trace(FreeField((4, 4)).model).get_trace()
-    assert trace.nodes["x"]["value"].dtype == torch.float32
-
-
-@pytest.mark.parametrize("how", ["model", "potential_fn"])
-def test_pyro_samples_it(how: str) -> None:
-    """Pyro's own NUTS takes the model and the potential function, and finds the variance."""
-    potential = FreeField((2, 2), 1.0)
-    options: dict[str, Any] = {"jit_compile": False, "max_tree_depth": 4}
-    if how == "model":
-        kernel = NUTS(potential.model, **options)
-        start = None
-    else:
-        kernel = NUTS(potential_fn=potential.potential_fn, **options)
-        start = {"x": torch.zeros(2, 2)}
-    pyro.set_rng_seed(0)
-    mcmc = MCMC(
-        kernel, num_samples=300, warmup_steps=100, initial_params=start, disable_progbar=True
-    )
-    mcmc.run()
-    squares = mcmc.get_samples()["x"].square().mean((-1, -2))
-    error = float(squares.std()) / math.sqrt(300 / 4)  # at least one effective draw in four
-    exact = float(potential.correlations()[0, 0])
-    assert abs(float(squares.mean()) - exact) < 4 * error
-
-
-@pytest.mark.parametrize(
-    ("energy", "seen"),
-    [
-        (lambda x: gaussian(x).sum(), r"shape \(\)"),
-        (lambda x: x.square().sum(-1), r"shape \(5, 3\)"),
-        # as many fields as there are sites on a side: the shape fits by chance
-        (lambda x: x.square().sum((0, -1)), r"shape \(3,\)"),
-    ],
-    ids=["scalar", "one sum too few", "wrong axes"],
-)
-def test_a_subclass_of_the_wrong_shape_is_named(energy: Any, seen: str) -> None:
-    """A scalar would broadcast over the batch and train to a wrong free energy."""
-
-    class Wrong(LatticePotential):
-        def energy(self, x: Tensor) -> Tensor:
-            return energy(x)
-
-    potential = Wrong((3, 4))
-    message = rf"energy of Wrong\(\(3, 4\)\) returned {seen} .*accepted: one number per field"
-    with pytest.raises(ValueError, match=message):
-        potential.potential_fn({"x": torch.zeros(5, 3, 4)})
-    with pytest.raises(ValueError, match="accepted: one number per field"), pyro.plate("p", 5):
-        poutine.condition(potential.model, {"x": torch.zeros(5, 3, 4)})()
-    with pytest.raises(ValueError, match="accepted: one number per field"):
-        fit(potential, hierarchical_flow((3, 4)), steps=2, batch=3, progress=False)
-
-
 def test_a_new_energy_is_not_given_an_inherited_gradient() -> None:
     class Quartic(FreeField):
         """A free field with one term more."""
@@ -177,3 +112,34 @@ def test_a_new_energy_is_not_given_an_inherited_gradient() -> None:
     torch.testing.assert_close(energy, free_energy + x.pow(4).sum((-1, -2)))
     torch.testing.assert_close(gradient, free_gradient + 4 * x.pow(3))
     assert Same.energy_and_gradient is FreeField.energy_and_gradient
+
+
+@pytest.mark.parametrize("how", ["model", "potential_fn"])
+def test_pyro_samples_it(how: str) -> None:
+    """Pyro's own NUTS takes the model and the potential function, and finds the variance."""
+    potential = FreeField((2, 2), 1.0)
+    kernel = NUTS(**{how: getattr(potential, how)}, jit_compile=False, max_tree_depth=4)
+    start = None if how == "model" else {"x": torch.zeros(2, 2)}
+    mcmc = MCMC(kernel, 200, warmup_steps=50, initial_params=start, disable_progbar=True)
+    mcmc.run()
+    squares = mcmc.get_samples()["x"].square().mean((-1, -2))
+    error = float(squares.std()) / math.sqrt(200 / 4)  # at least one effective draw in four
+    assert abs(float(squares.mean() - potential.correlations()[0, 0])) < 4 * error
+
+
+# as many fields as there are sites on a side: the last shape fits by chance
+@pytest.mark.parametrize("axes", [(0, 1, 2), (-1,), (0, -1)], ids=str)
+def test_a_subclass_of_the_wrong_shape_is_named(axes: tuple[int, ...]) -> None:
+    """A scalar would broadcast over the batch and train to a wrong free energy."""
+
+    class Wrong(LatticePotential):
+        def energy(self, x: Tensor) -> Tensor:
+            return x.square().sum(axes)
+
+    potential = Wrong((3, 4))
+    with pytest.raises(ValueError, match=r"energy of Wrong\(.* returned shape .*accepted"):
+        potential.potential_fn({"x": torch.zeros(5, 3, 4)})
+    with pytest.raises(ValueError, match="accepted: one number per field"), pyro.plate("p", 5):
+        poutine.condition(potential.model, {"x": torch.zeros(5, 3, 4)})()
+    with pytest.raises(ValueError, match="accepted: one number per field"):
+        fit(potential, hierarchical_flow((3, 4)), steps=2, batch=3, progress=False)

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from pyro_neuralrg.potentials import CRITICAL_TEMPERATURE, IsingModel
-from pyro_neuralrg.potentials.exact import pfaffian, torus, transfer
+from pyro_neuralrg.potentials.exact import pfaffian, transfer
 from tests.potentials.enumeration import Ising
 
 QUANTITIES = ("log_partition", "internal_energy", "specific_heat", "structure_factor")
@@ -38,7 +38,7 @@ COUPLINGS = [
 def test_all_agree_with_enumeration(shape: tuple[int, ...], field: str, boundary: str) -> None:
     per_site = np.random.default_rng(len(shape)).normal(size=shape)
     h: Any = {"no field": None, "uniform": -0.4, "per site": per_site}[field]
-    tried = COUPLINGS if h is None and boundary == "periodic" else COUPLINGS[:2]
+    tried = COUPLINGS if h is None and boundary == "periodic" else COUPLINGS[::4]
     for temperature, couplings in itertools.product(TEMPERATURES, tried):
         model = IsingModel(shape, temperature, couplings[: len(shape)], h, boundary)
         ising = Ising.of(model)
@@ -54,23 +54,6 @@ def test_all_agree_with_enumeration(shape: tuple[int, ...], field: str, boundary
         else:
             with pytest.raises(NotImplementedError, match="depend on both sites; accepted"):
                 model.correlations()
-
-
-@pytest.mark.parametrize("temperature", [1.2, CRITICAL_TEMPERATURE, 3.5])
-@pytest.mark.parametrize("shape", [(4, 5), (7, 3), (6, 6)], ids=str)
-def test_kaufman_is_the_transfer_matrix(shape: tuple[int, int], temperature: float) -> None:
-    couplings = torch.tensor([1.0, 0.6], dtype=torch.float64) / temperature
-    fields = torch.zeros(shape, dtype=torch.float64)
-    expected = transfer.transfer_log_partition(shape, couplings, fields, "periodic")
-    torch.testing.assert_close(torus.kaufman_log_partition(shape, couplings), expected)
-
-
-@pytest.mark.parametrize("coupling", [-0.7, 0.0, 0.3, 40.0])
-def test_ring_is_the_transfer_matrix(coupling: float) -> None:
-    k = torch.tensor(coupling, dtype=torch.float64)
-    fields = torch.zeros(9, dtype=torch.float64)
-    expected = transfer.transfer_log_partition((9,), k.reshape(1), fields, "periodic")
-    torch.testing.assert_close(torus.ring_log_partition(9, k), expected)
 
 
 @pytest.mark.parametrize("shape", [(5, 5), (4, 3), (6, 4), (3, 7)], ids=str)
@@ -94,46 +77,12 @@ def test_pfaffians_are_the_transfer_matrix_or_refuse(
 
 
 @pytest.mark.parametrize(
-    ("side", "temperature", "value"),
-    [
-        (8, CRITICAL_TEMPERATURE, 60.141781),
-        (16, CRITICAL_TEMPERATURE, 238.642257),
-        (32, CRITICAL_TEMPERATURE, 952.648080),
-        (16, 2.5, 225.228847),
-        (4, 3.0, 13.281033),
-    ],
-)
-def test_known_log_partition(side: int, temperature: float, value: float) -> None:
-    assert IsingModel((side, side), temperature).log_partition() == pytest.approx(value, abs=1e-6)
-
-
-@pytest.mark.parametrize(
     ("temperature", "value"), [(0.5, 0.00450976), (0.4, 0.00450307), (0.3, 0.00450206)]
 )
 def test_frustrated_torus(temperature: float, value: float) -> None:
-    """The second derivative of the transfer matrix's ln Z in a uniform field, by differences."""
+    """The second derivative of the transfer matrix's ln Z in a uniform field."""
     factor = IsingModel((5, 5), temperature, (-1.0, -1.0)).structure_factor()
     assert factor == pytest.approx(value, abs=1e-8)
-    step, couplings = 1e-2, -torch.ones(2) / temperature
-    up, middle = (
-        float(transfer.transfer_log_partition((5, 5), couplings, torch.full((5, 5), h), "periodic"))
-        for h in (step, 0.0)
-    )
-    assert factor == pytest.approx(2 * (up - middle) / step**2 / 25**2, rel=1e-3)
-
-
-@pytest.mark.parametrize("temperature", [1.8, CRITICAL_TEMPERATURE, 2.9])
-@pytest.mark.parametrize("shape", [(16, 12), (40,)], ids=str)
-def test_energy_and_specific_heat_are_derivatives(
-    shape: tuple[int, ...], temperature: float
-) -> None:
-    step, sites = 1e-4, math.prod(shape)
-    below, above = (IsingModel(shape, 1 / (1 / temperature + d)) for d in (-step, step))
-    slope = (above.log_partition() - below.log_partition()) / (2 * step)
-    model = IsingModel(shape, temperature)
-    assert model.internal_energy() == pytest.approx(-slope / sites, abs=1e-5)
-    cold, hot = (IsingModel(shape, temperature + d).internal_energy() for d in (-step, step))
-    assert model.specific_heat() == pytest.approx((hot - cold) / (2 * step), abs=1e-5)
 
 
 @pytest.mark.parametrize("ratio", [1.0, 1e-3, 1e3])
@@ -166,14 +115,6 @@ def test_distant_correlations_give_the_spontaneous_magnetisation() -> None:
     squared = (1 - math.sinh(2 / 2.0) ** -4) ** 0.25
     distant = IsingModel((32, 32), 2.0).correlations()[16, 16]
     assert float(distant) == pytest.approx(squared, abs=1e-3)
-
-
-@pytest.mark.parametrize("temperature", [2.0, CRITICAL_TEMPERATURE, 2.6])
-def test_large_lattices_are_finite(temperature: float) -> None:
-    large = IsingModel((1024, 1024), temperature)
-    assert all(math.isfinite(getattr(large, name)()) for name in QUANTITIES[:3])
-    smaller = IsingModel((256, 256), temperature).internal_energy()
-    assert large.internal_energy() == pytest.approx(smaller, abs=2e-3)
 
 
 @pytest.mark.parametrize("temperature", [1e-300, 1e-30, 1e-6, 1e-3, 0.05])
@@ -235,7 +176,7 @@ def test_high_temperature(shape: tuple[int, ...], temperature: float) -> None:
 def test_finite_at_any_temperature(name: str, couplings: tuple[float, ...]) -> None:
     """And without a warning, which pytest makes an error."""
     shapes = ((7,), (4, 6), (3, 4), (2, 2, 3))
-    for shape, exponent in itertools.product(shapes, range(-300, 301, 60)):
+    for shape, exponent in itertools.product(shapes, range(-300, 301, 100)):
         model = IsingModel(shape, 10.0**exponent, couplings[: len(shape)])
         assert np.isfinite(np.asarray(getattr(model, name)())).all()
 

@@ -41,46 +41,19 @@ def gaussian_part(potential: IsingDual, ising: Ising) -> Tensor:
 
 
 @every_small_model
-def test_lowest_eigenvalue_is_a_tenth(name: str) -> None:
-    potential, ising = small(name)
-    eigenvalues = torch.linalg.eigvalsh(gaussian_part(potential, ising))
-    assert float(eigenvalues[0]) == pytest.approx(0.1)
-    torch.testing.assert_close(potential.spectrum.flatten().sort().values, eigenvalues)
-
-
-@every_small_model
 def test_density_is_the_normalised_mixture_over_all_spins(name: str) -> None:
     """exp(-energy(x) - ln Z) = sum_s p(s) N(x; K' s, K'), manifestly of integral one, at any x."""
     potential, ising = small(name)
     covariance = gaussian_part(potential, ising)
+    eigenvalues = torch.linalg.eigvalsh(covariance)
+    assert float(eigenvalues[0]) == pytest.approx(0.1)
+    torch.testing.assert_close(potential.spectrum.flatten().sort().values, eigenvalues)
     x = 2 * torch.randn(3, *potential.shape)
     noise = x.flatten(1)[:, None] - ising.spins @ covariance
     given_spins = MultivariateNormal(torch.zeros(len(covariance)), covariance)
     log_prob = given_spins.log_prob(noise) + ising.probability.log()
     expected = -potential.energy(x) - potential.log_partition()
     torch.testing.assert_close(expected, log_prob.logsumexp(1), rtol=1e-10, atol=1e-9)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"shape": (1,)},
-        {"shape": (1,), "field": 0.7},
-        {"shape": (2,)},
-        {"shape": (2,), "boundary": "open", "couplings": (-1.0,)},
-        {"shape": (3,), "field": (0.5, -0.2, 0.1)},
-        {"shape": (1, 3), "boundary": "open"},
-    ],
-    ids=str,
-)
-def test_log_partition_is_the_integral(options: dict[str, Any]) -> None:
-    """The trapezoidal rule, whose error is exponentially small for such a density."""
-    potential = IsingDual(temperature=2.0, **options)
-    sites = math.prod(potential.shape)
-    axis = torch.arange(-12.0, 12.0, 0.25)
-    x = torch.cartesian_prod(*[axis] * sites).reshape(-1, *potential.shape)
-    integral = float((-potential.energy(x)).logsumexp(0)) + sites * math.log(0.25)
-    assert potential.log_partition() == pytest.approx(integral, abs=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -138,40 +111,17 @@ def test_observables_of_reference_draws_are_exact(name: str) -> None:
         assert error < 0.1, key
 
 
-CASES = {
-    "plain": {},
-    "uniform field": {"field": 0.3},
-    "field per site": {"field": np.linspace(-1.0, 1.5, 16).reshape(4, 4)[::-1]},
-    "open": {"boundary": "open"},
-    "unequal couplings": {"couplings": (1.4, 0.5)},
-}
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_observables_cannot_forget_the_target(case: str) -> None:
-    """Energy and structure factor; those of the plain model, on the same draws, are wrong."""
-    options: dict[str, Any] = CASES[case]
-    potential = IsingDual((4, 4), 2.6, **options)
-    exact = Ising.of(potential).averages
-    x = potential.sample_reference(10_000)
-    deviations = {}
-    for whose in (potential, IsingDual((4, 4), 2.6)):
-        for name in ("internal_energy", "structure_factor"):
-            values = whose.observables()[name](x)
-            error = float(values.std()) / math.sqrt(len(x))
-            deviations[whose, name] = abs(float(values.mean()) - exact[name]) / error
-    own = [value for (whose, _), value in deviations.items() if whose is potential]
-    assert max(own) < 4
-    if case != "plain":
-        assert max(deviations.values()) > 6
-
-
 @every_small_model
 def test_reference_samples_have_the_exact_mean_and_covariance(name: str) -> None:
-    """Mean K' <s>, second moment K' + K' <s s> K'; each from a chain of its own."""
+    """Mean K' <s>, second moment K' + K' <s s> K'; each from a chain of its own. Spins given x."""
     potential, ising = small(name)
-    n = 2000
-    x = potential.sample_reference(n).flatten(1)
+    fields = potential.sample_reference(2000)
+    spins, x = potential.sample_spins(fields).flatten(1), fields.flatten(1)
+    assert set(spins.unique().tolist()) <= {-1.0, 1.0}
+    _within_errors(spins, ising.mean, spins=True)
+    row, column = torch.triu_indices(spins.shape[1], spins.shape[1], 1)
+    products = spins[:, row] * spins[:, column]
+    _within_errors(products, ising.second_moment[row, column], spins=True)
     covariance = gaussian_part(potential, ising)
     _within_errors(x, covariance @ ising.mean)
     products = (x[:, :, None] * x[:, None, :]).flatten(1)
@@ -179,23 +129,12 @@ def test_reference_samples_have_the_exact_mean_and_covariance(name: str) -> None
     _within_errors(products, exact.flatten())
 
 
-@every_small_model
-def test_spins_of_reference_samples_have_the_exact_moments(name: str) -> None:
-    potential, ising = small(name)
-    spins = potential.sample_spins(potential.sample_reference(2000)).flatten(1)
-    assert set(spins.unique().tolist()) <= {-1.0, 1.0}
-    _within_errors(spins, ising.mean)
-    upper = torch.triu_indices(spins.shape[1], spins.shape[1], 1)
-    products = spins[:, upper[0]] * spins[:, upper[1]]
-    _within_errors(products, ising.second_moment[upper[0], upper[1]])
-
-
-def _within_errors(samples: Tensor, exact: Tensor) -> None:
+def _within_errors(samples: Tensor, exact: Tensor, spins: bool = False) -> None:
     """Means of independent samples, 4.5 standard errors for each of up to 225 of them."""
-    error = samples.std(0) / math.sqrt(len(samples))
-    deviation = (samples.mean(0) - exact).abs()
     # the error bar of a spin that hardly ever flips is not known from its samples
-    assert float((deviation / error.clamp_min(1 / len(samples))).max()) < 4.5
+    variance = 1 - exact.square() if spins else samples.var(0)
+    error = (variance / len(samples)).sqrt().clamp_min(1 / len(samples))
+    assert float(((samples.mean(0) - exact).abs() / error).max()) < 4.5
 
 
 def test_probabilities_and_moments_are_those_of_the_gradient() -> None:
@@ -216,23 +155,11 @@ def test_probabilities_and_moments_are_those_of_the_gradient() -> None:
             function(torch.zeros(3))
 
 
-def test_spins_keep_dtype_and_follow_the_seed() -> None:
-    potential = IsingDual((4, 4))
-    x = torch.randn(2, 4, 4, dtype=torch.float32)
-    one, two = potential.sample_spins(x, seed=3), potential.sample_spins(x, seed=3)
-    assert one.dtype == torch.float32
-    assert torch.equal(one, two)
-    torch.manual_seed(0)
-    three, four = potential.sample_spins(x), potential.sample_spins(x)
-    assert not torch.equal(three, four)
-
-
-@pytest.mark.parametrize("side", [64, 1024])
 @pytest.mark.parametrize("temperature", [1.5, CRITICAL_TEMPERATURE, 3.5])
-def test_large_lattices_are_stable(side: int, temperature: float) -> None:
+def test_large_lattices_are_stable(temperature: float) -> None:
     """A constant field has one mode; ln Z per site is near that of the largest known lattice."""
-    potential = IsingDual((side, side), temperature)
-    value, sites = 0.7, side**2
+    side, value = 1024, 0.7
+    potential, sites = IsingDual((side, side), temperature), side**2
     expected = sites * (
         value**2 / 2 / (4 / temperature + potential.alpha) - math.log(math.cosh(value))
     )
@@ -240,6 +167,9 @@ def test_large_lattices_are_stable(side: int, temperature: float) -> None:
     assert float(energy) == pytest.approx(expected, rel=1e-12)
     reference = IsingDual((32, 32), temperature).log_partition() / 32**2
     assert potential.log_partition() / sites == pytest.approx(reference, abs=2e-3)
+    smaller = IsingModel((256, 256), temperature).internal_energy()
+    assert potential.spins.internal_energy() == pytest.approx(smaller, abs=2e-3)
+    assert math.isfinite(potential.spins.specific_heat())
 
 
 def test_logcosh() -> None:
@@ -254,34 +184,6 @@ def test_logcosh() -> None:
     assert logcosh(torch.tensor(1e30, dtype=torch.float32)).isfinite()
 
 
-def test_energy_is_the_formula() -> None:
-    """Eq. 7 with a dense matrix."""
-    potential = IsingDual((3, 4), 1.7, (1.0, -0.5), 0.4 * torch.randn(3, 4))
-    assert potential.field is not None
-    inverse = torch.linalg.inv(gaussian_part(potential, Ising.of(potential)))
-    x = torch.randn(12)
-    shifted = x + potential.field.flatten() / 1.7
-    expected = x @ inverse @ x / 2 - shifted.cosh().log().sum()
-    torch.testing.assert_close(potential.energy(x.reshape(3, 4)), expected)
-
-
-def test_heated_is_the_model_at_the_higher_temperature() -> None:
-    potential = IsingDual((4, 3), 2.0, (1.0, -0.5), 0.3, "open")
-    hot = potential.heated(1.5)
-    x = torch.randn(5, 4, 3)
-    same = IsingDual((4, 3), 3.0, (1.0, -0.5), 0.3, "open")
-    torch.testing.assert_close(hot.energy(x), same.energy(x))
-    assert isinstance(hot, IsingDual)
-    assert hot.temperature == 3.0
-
-
-@pytest.mark.parametrize("field", [0.0, np.zeros((4, 4)), None])
-def test_a_zero_field_is_none(field: Any) -> None:
-    potential = IsingDual((4, 4), field=field)
-    assert potential.field is None
-    assert potential.even
-
-
 @pytest.mark.parametrize(
     "field", [0.5, np.float32(0.5), np.full((2, 2), 0.5), torch.full((2, 2), 0.5), [[0.5] * 2] * 2]
 )
@@ -292,35 +194,41 @@ def test_fields_of_any_kind(field: Any) -> None:
     assert not potential.even
 
 
+def test_fields_of_zero_and_read_only_reversed_fields() -> None:
+    for none in (0.0, np.zeros((4, 4)), None):
+        assert IsingDual((4, 4), field=none).field is None
+        assert IsingDual((4, 4), field=none).even
+    field = np.linspace(-1.0, 1.0, 12).reshape(4, 3).T[::-1]
+    value = IsingModel((3, 4), 2.0, field=np.ascontiguousarray(field)).log_partition()
+    field.flags.writeable = False
+    assert IsingModel((3, 4), 2.0, field=field).log_partition() == value
+
+
+def test_heated_is_the_model_at_the_higher_temperature() -> None:
+    hot = IsingDual((4, 3), 2.0, (1.0, -0.5), 0.3, "open").heated(1.5)
+    same = IsingDual((4, 3), 3.0, (1.0, -0.5), 0.3, "open")
+    x = torch.randn(5, 4, 3)
+    torch.testing.assert_close(hot.energy(x), same.energy(x))
+    assert repr(hot) == repr(same)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
         ({"shape": ()}, ValueError, "shape is"),
-        ({"shape": (4, -1)}, ValueError, "shape is"),
-        ({"shape": (4, 0)}, ValueError, "shape is"),
-        ({"shape": (2, 2, 2, 2)}, ValueError, "shape is"),
         ({"shape": (4.0, 4)}, TypeError, "shape must be"),
-        ({"shape": "44"}, TypeError, "shape must be"),
         ({"temperature": 0.0}, ValueError, r"temperature is 0\.0; accepted: a finite number > 0"),
-        ({"temperature": -1}, ValueError, "temperature is -1; accepted"),
         ({"temperature": math.nan}, ValueError, "temperature is nan; accepted: .* number > 0"),
-        ({"temperature": math.inf}, ValueError, "temperature is inf; accepted"),
         ({"temperature": "hot"}, TypeError, "temperature is 'hot'; accepted"),
-        ({"temperature": torch.ones(2)}, TypeError, "temperature is .*; accepted"),
-        ({"temperature": True}, TypeError, "temperature is True; accepted"),
         ({"temperature": 1e-310}, ValueError, "temperature is 1e-310; accepted: .* as is 1 / T"),
         ({"couplings": (1.0,)}, ValueError, r"couplings is \(1\.0,\); accepted: one finite J"),
         ({"couplings": (1.0, math.nan)}, ValueError, r"couplings is \(1\.0, nan\); accepted"),
-        ({"couplings": (math.inf, 1)}, ValueError, r"couplings is \(inf, 1\); accepted"),
         ({"couplings": 1.0}, TypeError, r"couplings is 1\.0; accepted: one finite J for"),
-        ({"couplings": "ab"}, TypeError, "couplings is 'ab'; accepted"),
         ({"field": torch.zeros(3, 4)}, ValueError, r"field has shape \(3, 4\).*accepted.*\(4, 4\)"),
         ({"field": math.nan}, ValueError, "field has entries that are not finite; accepted"),
         ({"field": [[0.0, 1.0], [2.0]]}, TypeError, "field is .*accepted"),
-        ({"field": "up"}, TypeError, "field is 'up'; accepted"),
         ({"field": 1j}, TypeError, "field is .*accepted"),
         ({"boundary": "twisted"}, ValueError, "boundary is 'twisted'; accepted: periodic, open"),
-        ({"boundary": None}, ValueError, "boundary is None; accepted: periodic, open"),
     ],
 )
 def test_bad_arguments_are_named(
@@ -331,41 +239,23 @@ def test_bad_arguments_are_named(
             kind(**{"shape": (4, 4), **options})
 
 
-def test_a_read_only_reversed_field() -> None:
-    field = np.linspace(-1.0, 1.0, 12).reshape(4, 3).T[::-1]
-    value = IsingModel((3, 4), 2.0, field=np.ascontiguousarray(field)).log_partition()
-    field.flags.writeable = False
-    assert IsingModel((3, 4), 2.0, field=field).log_partition() == value
-
-
 def test_representations() -> None:
-    model = IsingModel((4, 4), 2.5, (1.0, -0.5))
-    expected = "IsingModel((4, 4), temperature=2.5, couplings=(1.0, -0.5), boundary='periodic')"
-    assert repr(model) == expected
     dual = IsingDual((3,), 2.0, field=0.1, boundary="open")
     expected = "IsingDual((3,), temperature=2, couplings=(1.0,), field=..., boundary='open')"
     assert repr(dual) == expected
 
 
-def test_seeds_and_counts() -> None:
-    potential, x = IsingDual((2, 3)), torch.zeros(2, 3)
-    assert potential.sample_reference(np.int64(3), np.int64(1)).shape == (3, 2, 3)
-    torch.testing.assert_close(
-        potential.sample_reference(2, np.uint8(7)), potential.sample_reference(2, 7)
-    )
-    assert potential.sample_spins(x, 2**63 - 1).shape == (2, 3)
+def test_seeds() -> None:
+    potential, x = IsingDual((2, 3)), torch.randn(4, 2, 3, dtype=torch.float32)
+    spins = potential.sample_spins(x, seed=3)
+    assert (spins.shape, spins.dtype) == (x.shape, torch.float32)
+    assert torch.equal(potential.sample_spins(x, seed=3), spins)
+    assert not torch.equal(potential.sample_spins(x), potential.sample_spins(x))
+    fields = [potential.sample_reference(2, seed) for seed in (np.uint8(7), 7)]
+    assert torch.equal(*fields)
     for seed in (-1, 2**63):
         with pytest.raises(ValueError, match=f"seed is {seed}; accepted: an integer from 0 to"):
             potential.sample_spins(x, seed)
-    for wrong in (True, 1.0, "1"):
+    for wrong in (True, 1.0):
         with pytest.raises(TypeError, match=r"seed is .*; accepted: an integer"):
             potential.sample_reference(2, wrong)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("temperature", [1e-9, 1e-3, 0.05, 1e6, 1e12])
-def test_exact_values_at_any_temperature(temperature: float) -> None:
-    """No overflow, no cancellation; what is logarithmic stays so."""
-    for shape, couplings in (((4, 4), (1.0, -1.0)), ((3, 5), (-1.0, -1.0)), ((5,), (-1.0,))):
-        potential = IsingDual(shape, temperature, couplings)
-        assert math.isfinite(potential.log_partition())
-        assert bool(potential.correlations().isfinite().all())

@@ -38,7 +38,7 @@ def test_force_is_the_finite_difference_of_the_energy(potential: LatticePotentia
 @every_potential
 @pytest.mark.parametrize("batch", BATCHES, ids=str)
 def test_energy_with_its_gradient(potential: LatticePotential, batch: tuple[int, ...]) -> None:
-    """In closed form or not: what autograd says, without a graph; also at 0 and far away."""
+    """In closed form or not: that of autograd, without a graph; also at 0 and far away."""
     x = 2 * torch.randn(*batch, *potential.shape)
     x[..., :1] *= 100
     x[..., -1:] *= 0
@@ -52,6 +52,11 @@ def test_energy_with_its_gradient(potential: LatticePotential, batch: tuple[int,
         size = float(expected.detach().abs().max()) if expected.numel() else 1.0
         torch.testing.assert_close(energy, expected.detach(), rtol=rtol, atol=rtol * size)
         torch.testing.assert_close(gradient, force, rtol=rtol, atol=10 * rtol)
+    energy = potential.energy(x)
+    assert energy.shape == batch
+    one_by_one = [potential.energy(field) for field in x.reshape(-1, *potential.shape)]
+    if one_by_one:
+        torch.testing.assert_close(energy.flatten(), torch.stack(one_by_one))
 
 
 @every_potential
@@ -66,22 +71,15 @@ def test_second_derivatives_exist_everywhere(potential: LatticePotential) -> Non
         torch.testing.assert_close(hessian, slope, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("name", "symmetry"),
-    [(name, symmetry) for name, case in POTENTIALS.items() for symmetry in case.symmetries],
-)
-def test_energy_has_the_declared_symmetries(name: str, symmetry: str) -> None:
+@pytest.mark.parametrize("name", POTENTIALS)
+def test_energy_has_the_declared_symmetries(name: str) -> None:
     potential = POTENTIALS[name].build()
     x = 2 * torch.randn(20, *potential.shape)
-    moved = SYMMETRIES[symmetry](x, len(potential.shape))
-    torch.testing.assert_close(potential.energy(moved), potential.energy(x), rtol=1e-12, atol=1e-11)
-
-
-@every_potential
-def test_even_is_true_exactly_if_the_energy_is(potential: LatticePotential) -> None:
-    x = torch.randn(20, *potential.shape)
-    same = torch.allclose(potential.energy(x), potential.energy(-x), rtol=1e-10)
-    assert potential.even == same
+    energy = potential.energy(x)
+    for symmetry in POTENTIALS[name].symmetries:
+        moved = potential.energy(SYMMETRIES[symmetry](x, len(potential.shape)))
+        torch.testing.assert_close(moved, energy, rtol=1e-12, atol=1e-11)
+    assert potential.even == torch.allclose(energy, potential.energy(-x), rtol=1e-10)
 
 
 @every_potential
@@ -99,18 +97,6 @@ def test_every_precision_is_computed_in_its_own_dtype(
 
 
 @every_potential
-@pytest.mark.parametrize("batch", BATCHES, ids=str)
-def test_any_batch_shape_on_the_left(potential: LatticePotential, batch: tuple[int, ...]) -> None:
-    x = torch.randn(*batch, *potential.shape)
-    energy = potential.energy(x)
-    assert energy.shape == batch
-    fields = x.reshape(-1, *potential.shape)
-    one_by_one = [potential.energy(field) for field in fields]
-    if one_by_one:
-        torch.testing.assert_close(energy.flatten(), torch.stack(one_by_one))
-
-
-@every_potential
 def test_batched_and_vmapped_forces_agree(potential: LatticePotential) -> None:
     x = torch.randn(4, *potential.shape, requires_grad=True)
     energy = potential.energy(x)
@@ -119,17 +105,12 @@ def test_batched_and_vmapped_forces_agree(potential: LatticePotential) -> None:
     mapped_force, mapped_energy = per_chain(x.detach())
     torch.testing.assert_close(mapped_energy, energy.detach())
     torch.testing.assert_close(mapped_force, force)
-    again = potential.energy(x)  # nothing of the transform was kept
-    torch.testing.assert_close(torch.autograd.grad(again.sum(), x)[0], force)
-
-
-@every_potential
-def test_energy_in_inference_mode_leaves_nothing_behind(potential: LatticePotential) -> None:
     fresh = copy.deepcopy(potential)
-    x = torch.randn(4, *potential.shape, dtype=torch.float32)
     with torch.inference_mode():
-        fresh.energy(x)
-    assert torch.autograd.grad(fresh.energy(x.requires_grad_()).sum(), x)[0].isfinite().all()
+        fresh.energy(x.float())
+    for again in (potential, fresh):  # nothing of transform or mode was kept
+        torch.testing.assert_close(torch.autograd.grad(again.energy(x).sum(), x)[0], force)
+        assert torch.autograd.grad(again.energy(x.float()).sum(), x)[0].isfinite().all()
 
 
 @every_potential
@@ -148,13 +129,10 @@ def test_wrong_fields_are_named(potential: LatticePotential) -> None:
     for wrong in ((*shape[:-1], shape[-1] + 1), shape[1:], (*shape, 11)):
         with pytest.raises(ValueError, match=f"x has shape .*{accepted}"):
             potential.energy(torch.zeros(wrong))
-    for dtype in (torch.int64, torch.bool, torch.complex128):
-        with pytest.raises(TypeError, match=rf"x has dtype {dtype}.*accepted: a tensor"):
-            potential.energy(torch.zeros(shape, dtype=dtype))
+    with pytest.raises(TypeError, match=r"x is torch\.int64; accepted"):
+        potential.energy(torch.zeros(shape, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"x is on the device meta.*accepted: cpu"):
         potential.energy(torch.zeros(shape, device="meta"))
-    with pytest.raises(TypeError, match=r"x is a ndarray.*accepted: a tensor"):
-        potential.energy(torch.zeros(shape).numpy())  # type: ignore[arg-type]
 
 
 @every_potential
@@ -197,24 +175,16 @@ def test_copies_are_the_same_potential(potential: LatticePotential) -> None:
     x = torch.randn(3, *potential.shape)
     for twin in (copy.deepcopy(potential), pickle.loads(pickle.dumps(potential))):
         torch.testing.assert_close(twin.energy(x), potential.energy(x), rtol=0, atol=0)
-        assert (twin.shape, twin.boundary, twin.even) == (
-            potential.shape,
-            potential.boundary,
-            potential.even,
-        )
         assert repr(twin) == repr(potential)
 
 
 @every_potential
-def test_heating_by_one_changes_nothing_and_by_more_flattens(potential: LatticePotential) -> None:
+def test_heating_by_one_changes_nothing(potential: LatticePotential) -> None:
     x = torch.randn(3, *potential.shape)
     torch.testing.assert_close(potential.heated(1.0).energy(x), potential.energy(x))
     hot = potential.heated(2.0)
-    assert (hot.shape, hot.boundary, hot.even) == (
-        potential.shape,
-        potential.boundary,
-        potential.even,
-    )
+    for name in ("shape", "boundary", "even"):
+        assert getattr(hot, name) == getattr(potential, name)
     for factor in (0.0, -1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match=r"factor is .*accepted"):
             potential.heated(factor)
@@ -253,15 +223,13 @@ def test_reference_samples_repeat_with_their_seed(potential: LatticePotential) -
     assert x.dtype == torch.get_default_dtype()
     torch.testing.assert_close(potential.sample_reference(3, seed=5), x, rtol=0, atol=0)
     torch.manual_seed(1)
-    one, two = potential.sample_reference(3), potential.sample_reference(3)
-    assert not torch.equal(one, two)
+    one = potential.sample_reference(3)
+    assert not torch.equal(potential.sample_reference(3), one)
     torch.manual_seed(1)
     assert torch.equal(potential.sample_reference(3), one)
     for n in (0, -1):
         with pytest.raises(ValueError, match=f"n is {n}; accepted: an integer >= 1"):
             potential.sample_reference(n)
-    with pytest.raises(TypeError, match=r"n is 2\.5; accepted"):
-        potential.sample_reference(2.5)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("potential", SAMPLED)

@@ -4,14 +4,12 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from scipy.integrate import dblquad, quad
 from torch import Tensor
 
 from pyro_neuralrg.distributions import StandardNormal, TwoModes
@@ -33,25 +31,12 @@ def chain_log_partition(length: int, kappa: float, lam: float, boundary: str) ->
     return math.log(half @ np.linalg.matrix_power(matrix, length - 1) @ half)
 
 
-@pytest.mark.parametrize("lam", [0.0, 0.1, 2.0])
-def test_one_site_by_quadrature(lam: float) -> None:
-    potential = Phi4((1,), 0.3, lam)
-    value, _ = quad(lambda x: math.exp(-float(potential.energy(torch.tensor([x])))), -8, 8)
-    assert math.log(value) == pytest.approx(chain_log_partition(1, 0.0, lam, "periodic"))
-
-
 def test_two_sites_have_two_bonds_between_them() -> None:
     potential = Phi4((2,), 0.2, 0.3)
 
-    def density(y: float, x: float) -> float:
-        """With -2 kappa x y for each of the two bonds, written out."""
-        return math.exp(0.8 * x * y - 0.4 * (x * x + y * y) - 0.3 * (x**4 + y**4))
-
     for x, y in ((0.5, -0.7), (1.0, 2.0)):
-        energy = float(potential.energy(torch.tensor([x, y])))
-        assert energy == pytest.approx(-math.log(density(y, x)))
-    value, _ = dblquad(density, -5, 5, -5, 5)
-    assert math.log(value) == pytest.approx(chain_log_partition(2, 0.2, 0.3, "periodic"), rel=1e-7)
+        expected = -0.8 * x * y + 0.4 * (x * x + y * y) + 0.3 * (x**4 + y**4)
+        assert float(potential.energy(torch.tensor([x, y]))) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("boundary", ["periodic", "open"])
@@ -136,16 +121,6 @@ def test_a_published_critical_point_is_one() -> None:
     assert 1.1 < float(squares.square().mean() / squares.mean().square()) < 1.4
 
 
-def test_large_coupling_is_the_ising_model() -> None:
-    """Energies of fields of +1 and -1 differ as those of spins at J / T = 2 kappa."""
-    spins = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=4))).view(-1, 2, 2)
-    target = Phi4((2, 2), 0.2, 50.0)
-    bonds = sum((spins * spins.roll(1, axis)).sum((-1, -2)) for axis in (-1, -2))
-    expected = -0.4 * bonds
-    found = target.energy(spins)
-    torch.testing.assert_close(found - found[0], expected - expected[0])
-
-
 def test_hartree_spectrum_is_the_best_gaussian() -> None:
     """No other mass does better: the loss of exact Gaussian means, in closed form."""
     for kappa, lam in ((0.25, 0.022), (0.4, 0.5), (0.3, 1e-3), (0.25, 1e3)):
@@ -169,28 +144,19 @@ def test_two_modes_where_there_may_be_two_phases() -> None:
     assert Phi4((8, 8), 0.28, 0.022).base == TwoModes(3.0)
     assert Phi4((8, 8), 0.24, 0.022).base == StandardNormal()
     assert Phi4((8, 8), -0.28, 0.022).base == StandardNormal()
-    assert (
-        Phi4((8, 8), 0.2499, 0.0).base == StandardNormal()
-    )  # a long correlation length, but one phase
+    free = Phi4((8, 8), 0.2499, 0.0)  # a long correlation length, but one phase
+    assert free.base == StandardNormal()
     assert Phi4((8, 8), 0.28, 0.022).flow().base == TwoModes(3.0)
-
-
-def test_heating_uncouples_the_sites() -> None:
     hot = Phi4((4, 4), 0.3, 0.1, "open").heated(1.5)
-    assert isinstance(hot, Phi4)
-    assert (hot.kappa, hot.lam, hot.boundary) == (pytest.approx(0.2), 0.1, "open")
+    assert repr(hot) == repr(Phi4((4, 4), 0.2, 0.1, "open"))
 
 
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
         ({"lam": -0.1}, ValueError, r"lam is -0\.1; accepted: a finite number >= 0"),
-        ({"kappa": math.inf}, ValueError, "kappa is inf; accepted"),
-        ({"kappa": "cold"}, TypeError, "kappa is 'cold'; accepted"),
         ({"kappa": 0.25, "lam": 0.0}, ValueError, r"kappa is 0\.25 with lam = 0.*accepted"),
         ({"kappa": -0.26, "lam": 0.0}, ValueError, r"kappa is -0\.26 with lam = 0.*accepted"),
-        ({"boundary": "twisted"}, ValueError, "boundary is 'twisted'"),
-        ({"shape": ()}, ValueError, "shape is"),
     ],
 )
 def test_bad_arguments_are_named(

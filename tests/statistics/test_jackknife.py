@@ -68,9 +68,7 @@ def test_blocks_are_long_against_the_correlations() -> None:
 def test_constants_and_functions_that_are_not_known() -> None:
     found = jackknife(lambda mean: mean**2, np.full((3, 100), 0.5))
     assert found == pytest.approx((0.25, 0.0), abs=1e-14)
-    unknown = jackknife(lambda mean: math.nan, np.ones((40, 3)))
-    assert math.isnan(unknown.value)
-    assert math.isnan(unknown.standard_error)
+    assert all(math.isnan(part) for part in jackknife(lambda mean: math.nan, np.ones((40, 3))))
 
 
 def test_few_blocks_warn() -> None:
@@ -89,15 +87,9 @@ def test_few_blocks_warn() -> None:
     [
         ((), None, ValueError, r"series is empty; accepted"),
         ((np.ones(5),), None, ValueError, r"series\[0\] has shape \(5,\); accepted: \(chains"),
-        (
-            (np.ones((4, 5)), np.ones((4, 6))),
-            None,
-            ValueError,
-            r"series\[1\] has shape \(4, 6\); accepted: that of the first, \(4, 5\)",
-        ),
+        ((np.ones((4, 5)), np.ones((4, 6))), None, ValueError, r"series\[1\] has shape \(4, 6\)"),
         ((np.full((4, 5), math.nan),), None, ValueError, r"series\[0\] has 20 entries that are no"),
         ((np.ones((1, 3)),), None, ValueError, r"series has 1 chains of 3 draws, one block"),
-        ((np.ones((1, 9)),), 1, ValueError, r"series has 1 chains of 9 draws, one block"),
         ((np.ones((3, 9)),), 10, ValueError, r"blocks is 10; accepted: an integer from 1 to 9"),
         ((np.ones((3, 9)),), 2.5, TypeError, r"blocks is 2.5; accepted"),
     ],

@@ -20,6 +20,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from pyro_neuralrg.statistics import FloatArray
+
 R, L, U, D = range(4)
 SITE = np.array([[0, 1, -1, -1], [-1, 0, 1, -1], [1, -1, 0, 1], [1, 1, -1, 0]], dtype=float)
 SECTORS = ((0, 0, -1.0), (0, 1, 1.0), (1, 0, 1.0), (1, 1, 1.0))
@@ -35,7 +37,7 @@ CANCELLED = 1e-6
 """Z over the sum of its sectors' sizes, below which too few digits of the difference are left."""
 
 
-def ring_correlations(length: int, coupling: float) -> NDArray[np.float64]:
+def ring_correlations(length: int, coupling: float) -> FloatArray:
     """(t^r + t^(n-r)) / (1 + t^n) with t = tanh K.
 
     On an odd antiferromagnetic ring numerator and denominator vanish at low temperature: there
@@ -52,21 +54,13 @@ def ring_correlations(length: int, coupling: float) -> NDArray[np.float64]:
     return signs * size**near * sums[length - 2 * near] / sums[length]
 
 
-def torus_correlations(
-    shape: tuple[int, int], couplings: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """<s_0 s_r> for all displacements r, an array of shape ``shape``.
+def torus_correlations(shape: tuple[int, int], couplings: FloatArray) -> FloatArray:
+    """<s_0 s_r> for all displacements r, of shape ``shape``, both sides at least 2.
 
-    Antiferromagnetic bonds along an even side are gauged to ferromagnetic ones: every other spin
-    changes its name, and the correlations their sign.
-
-    Args:
-        shape: both sides at least 2.
-        couplings: K_0, K_1 = J_0 / T, J_1 / T, not zero, of either sign.
-
-    Raises:
-        NotImplementedError: for a frustrated lattice (antiferromagnetic along an odd side) so cold
-            that its four sectors cancel.
+    ``couplings`` K_a = J_a / T, not zero. Antiferromagnetic ones along an even side are gauged to
+    ferromagnetic ones: every other spin changes its name, and the correlations their sign. A
+    frustrated lattice (antiferromagnetic along an odd side) so cold that its four sectors cancel
+    raises a NotImplementedError.
     """
     gauged, table_signs = np.array(couplings, dtype=float), np.ones(shape)
     for axis, side in enumerate(shape):
@@ -77,9 +71,7 @@ def torus_correlations(
     return table_signs * _gauged_correlations(shape, gauged)
 
 
-def _gauged_correlations(
-    shape: tuple[int, int], couplings: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def _gauged_correlations(shape: tuple[int, int], couplings: FloatArray) -> FloatArray:
     if _distance_from_zero_mode(shape, couplings) < ZERO_MODE:
         low = _gauged_correlations(shape, couplings * (1 + NUDGE))
         high = _gauged_correlations(shape, couplings * (1 - NUDGE))
@@ -105,7 +97,7 @@ def _gauged_correlations(
     return table
 
 
-def _distance_from_zero_mode(shape: tuple[int, int], couplings: NDArray[np.float64]) -> float:
+def _distance_from_zero_mode(shape: tuple[int, int], couplings: FloatArray) -> float:
     """Smallest |Pf A(k)| over the momenta at which A(k) is real."""
     tangents = np.tanh(couplings)
     found = []
@@ -115,7 +107,7 @@ def _distance_from_zero_mode(shape: tuple[int, int], couplings: NDArray[np.float
     return min(found, default=math.inf)
 
 
-def _momenta(side: int, antiperiodic: int) -> NDArray[np.float64]:
+def _momenta(side: int, antiperiodic: int) -> FloatArray:
     return 2 * math.pi * (np.arange(side) + 0.5 * antiperiodic) / side
 
 
@@ -130,7 +122,7 @@ def _self_conjugate(
 
 
 def _symbol(
-    tangents: NDArray[np.float64], k0: NDArray[np.float64] | float, k1: NDArray[np.float64] | float
+    tangents: FloatArray, k0: FloatArray | float, k1: FloatArray | float
 ) -> NDArray[np.complex128]:
     """A(k) = sum_d a(d) exp(i k d), ``(..., 4, 4)``: bonds U-D along axis 0, R-L along axis 1."""
     k0, k1 = np.broadcast_arrays(np.asarray(k0, dtype=float), np.asarray(k1, dtype=float))
@@ -145,12 +137,7 @@ class _Sector:
     """One spin structure: its Pfaffian and the fermions' propagator."""
 
     def __init__(
-        self,
-        shape: tuple[int, int],
-        couplings: NDArray[np.float64],
-        first: int,
-        second: int,
-        sign: float,
+        self, shape: tuple[int, int], couplings: FloatArray, first: int, second: int, sign: float
     ) -> None:
         k0, k1 = np.meshgrid(_momenta(shape[0], first), _momenta(shape[1], second), indexing="ij")
         tangents = np.tanh(couplings)
@@ -193,7 +180,7 @@ class _Sector:
         return (-1.0) ** len(first) * _pfaffian(matrix)
 
 
-def _pfaffian(matrix: NDArray[np.float64]) -> float:
+def _pfaffian(matrix: FloatArray) -> float:
     """Pfaffian of a real antisymmetric matrix by pivoted elimination (Parlett-Reid).
 
     See M. Wimmer, ACM Trans. Math. Softw. 38, 30 (2012).

@@ -18,12 +18,7 @@ WARM = 0.5
 
 
 def ring_log_partition(length: int, coupling: Tensor) -> Tensor:
-    """ln Z of a ring of spins: ln[(2 cosh K)^n + (2 sinh K)^n]; a ring of one spin has no bond.
-
-    Args:
-        length: number of spins n.
-        coupling: K = J / T, a float64 scalar of either sign.
-    """
+    """ln Z of a ring of n spins, ln[(2 cosh K)^n + (2 sinh K)^n]; of one spin without a bond."""
     if length == 1:
         return 0.0 * coupling + math.log(2.0)
     free = length * (_log_cosh(coupling) + math.log(2.0))
@@ -57,9 +52,7 @@ def kaufman_log_partition(shape: tuple[int, int], couplings: Tensor) -> Tensor:
     same function of (exp(-2 K_1), exp(-2 K_0)): the duality of H. A. Kramers and G. H. Wannier.
     Values, energies and specific heats so keep their digits from T -> 0 to T -> infinity.
 
-    Args:
-        shape: (M, L), both sides at least 2.
-        couplings: (K_0, K_1), float64 of shape (2,).
+    Both sides of ``shape`` = (M, L) are at least 2.
 
     References:
         B. Kaufman, Phys. Rev. 76, 1232 (1949), Eq. 68.
@@ -83,14 +76,9 @@ def _log_sectors(
 
     With :math:`P_l = |1 - v e^{i\phi}|^2`, :math:`\phi = \pi l / L`, :math:`\prod_l P_l = (1 \pm
     v^L)^2` over the odd and the even modes, and :math:`e^{\gamma_l} = P_l (1 + \delta_l) / [u (1 -
-    v^2)]` defines a small :math:`\delta_l` without cancellation.
-
-    Args:
-        shape: (M, L).
-        u: tanh K_0 or exp(-2 K_1).
-        v: tanh K_1 or exp(-2 K_0), with u (1 + v) <= 1 - v.
-        complement: 1 - v.
-        zero_mode: sign of the last product.
+    v^2)]` defines a small :math:`\delta_l` without cancellation. (u, v) is (tanh K_0, tanh K_1) or
+    (exp(-2 K_1), exp(-2 K_0)), with u (1 + v) <= 1 - v, the ``complement``; ``zero_mode`` is the
+    sign of the last product.
     """
     rows, columns = shape
     angle = math.pi * torch.arange(1, 2 * columns, dtype=torch.float64) / columns

@@ -29,7 +29,7 @@ def cross_section(shape: tuple[int, ...]) -> int:
 
 
 def reaches_correlations(shape: tuple[int, ...]) -> bool:
-    """Whether :func:`transfer_correlations` takes the lattice."""
+    """True if :func:`transfer_correlations` takes the lattice."""
     width = cross_section(shape)
     return width <= MAX_SECTION_PERIODIC and max(shape) * 4**width <= MAX_POWERS
 
@@ -39,14 +39,9 @@ def transfer_log_partition(
 ) -> Tensor:
     r"""ln Z by multiplying layer after layer, along the longest side, spin by spin.
 
-    Differentiable in the couplings and fields. Time O(N 4^W) for a periodic, O(N 2^W) for an open
-    lattice, with W spins in a cross-section (H. A. Kramers and G. H. Wannier, 1941).
-
-    Args:
-        shape: lattice shape.
-        couplings: K_a = J_a / T of each axis, float64.
-        fields: h_i / T, float64 of the lattice's shape.
-        boundary: "periodic" or "open".
+    Differentiable in the couplings K_a = J_a / T of each axis and the fields h_i / T of each site,
+    float64. Time O(N 4^W) for a periodic, O(N 2^W) for an open lattice, with W spins in
+    a cross-section (H. A. Kramers and G. H. Wannier, 1941).
     """
     spins, inside, long = _layers(shape, couplings, boundary)
     along, length = couplings[long], shape[long]
@@ -67,11 +62,7 @@ def transfer_correlations(shape: tuple[int, ...], couplings: Tensor) -> Tensor:
     r"""<s_0 s_r> of the periodic lattice without field, a tensor of shape ``shape``.
 
     From the probability :math:`\propto (T^r)_{ij} (T^{n-r})_{ji}` of the states i, j of two layers
-    at the distance r.
-
-    Args:
-        shape: lattice shape, at least two layers, that :func:`reaches_correlations`.
-        couplings: K_a = J_a / T of each axis, float64.
+    at the distance r, of at least two layers.
     """
     spins, inside, long = _layers(shape, couplings, "periodic")
     along, length = couplings[long], shape[long]
@@ -113,8 +104,6 @@ def _layer_weights(
     grid = spins.reshape(-1, *section)
     total = torch.zeros(len(spins), dtype=torch.float64)
     for axis, side in enumerate(section):
-        if side == 1:
-            continue
         if boundary == "periodic":
             products = grid * grid.roll(-1, axis + 1)
         else:
@@ -128,10 +117,8 @@ def _through_bonds(state: Tensor, coupling: Tensor) -> Tensor:
     shape = state.shape
     for spin in range(shape[0].bit_length() - 1):
         up, down = state.reshape(2**spin, 2, -1).unbind(1)
-        same, other = (
-            _log_add(up + coupling, down - coupling),
-            _log_add(up - coupling, down + coupling),
-        )
+        same = _log_add(up + coupling, down - coupling)
+        other = _log_add(up - coupling, down + coupling)
         state = torch.stack([same, other], 1)
     return state.reshape(shape)
 
