@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyro
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from pyro_neuralrg.bases import NORMAL, base_of
+from pyro_neuralrg.distributions.flow import forward_and_ladj
 from pyro_neuralrg.infer.pyro_internals import (
     check_no_subsampling,
     check_not_enumerated,
@@ -29,8 +30,7 @@ from pyro_neuralrg.infer.pyro_internals import (
     reparameterisations,
 )
 from pyro_neuralrg.infer.reparam import FlowReparam
-from pyro_neuralrg.mcmc.target import EnergyTarget, LatentTarget, Target
-from pyro_neuralrg.mcmc.transport import Transport
+from pyro_neuralrg.mcmc.target import EnergyTarget, LatentTarget, Target, energy_and_gradient
 from pyro_neuralrg.potentials.base import LatticePotential
 
 
@@ -66,7 +66,7 @@ class ModelTarget(Target):
         self._args: tuple[Any, ...] = ()
         self._kwargs: dict[str, Any] = {}
         self._vectorised = True
-        self._transport: Transport | None = None
+        self._transport: tuple[Any, ModelTarget, Tensor] | None = None
 
     def setup(self, *args: Any, **kwargs: Any) -> ModelTarget:
         """Run the model once with its arguments to see its sites."""
@@ -158,8 +158,11 @@ class ModelTarget(Target):
             self.flow_sites = {**self.flow_sites, name: (site, flow)}
         self.lattices |= dict.fromkeys(getattr(guide, "fields", ()), getattr(guide, "shape", ()))
 
-    def _transport_of_all(self) -> Transport | None:
-        """The flow of the guide, if the whole model is in its latent space."""
+    def _transport_of_all(self) -> tuple[Any, ModelTarget, Tensor] | None:
+        """The flow of the guide, if the whole model is in its latent space.
+
+        Beside it the model itself, and the order of its positions in the guide's vector.
+        """
         inner = next((inner for _, inner in reparameterisations(self.model)), None)
         if inner is None or len(self.sites) != 1 or self.sites.keys() != self._neutras.keys():
             return None
@@ -169,7 +172,7 @@ class ModelTarget(Target):
             return None
         entries = entries_of_sites(guide_shapes(guide))
         order = torch.cat([entries[name] for name in behind.sites])
-        return Transport(guide.get_transform(), behind, order.to(self.device))
+        return guide.get_transform(), behind, order.to(self.device)
 
     def _log_joint_energy(self, params: dict[str, Tensor]) -> Tensor:
         """Pyro's potential_fn without the enumeration, which vmap does not take."""
@@ -182,43 +185,30 @@ class ModelTarget(Target):
     # Energies -------------------------------------------------------------------------------------
 
     def _energy_of(self, positions: Tensor) -> Tensor:
-        if self._transport is not None:
-            return self._transport.energy(positions)
-        params = self._params(positions)
-        with pyro.validation_enabled(False), torch.no_grad():
-            if self._vectorised:
-                return torch.func.vmap(self._potential_fn)(params).double()
-            return torch.stack([self._potential_fn(one) for one in _each(params)]).double()
+        with torch.no_grad():
+            return self._evaluate(positions)
 
     def _energy_and_grad_of(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        return energy_and_gradient(self._evaluate, positions)
+
+    def _evaluate(self, positions: Tensor) -> Tensor:
+        r"""Energies with a graph; behind the flow g of a guide U(z) = E(g(z)) - ln|det dg/dz|.
+
+        Autograd is to stand outside of vmap: compiled couplings do not know torch.func.grad.
+        """
+        if not self.sites:
+            raise ValueError(
+                "the model has not been set up; call target = target.setup(*args) first"
+            )
         if self._transport is not None:
-            return self._transport.energy_and_grad(positions)
-        params = self._params(positions)
+            flow, behind, order = self._transport
+            u, ladj = forward_and_ladj(flow, positions, 1)
+            return behind._evaluate(u[..., order]) - ladj.double()
         with pyro.validation_enabled(False):
             if self._vectorised:
-                gradients, energy = self._all_at_once(params)
-                flat = [gradients[name].reshape(len(positions), -1) for name in self.sites]
-                return energy.detach().double(), torch.cat(flat, -1).detach()
-            both = [self._energy_and_grad_of_one(one) for one in _each(params)]
-        energies, rows = zip(*both, strict=True)
-        return torch.stack(energies).double(), torch.stack(rows)
-
-    def _all_at_once(self, params: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
-        """By autograd outside of vmap: compiled couplings know vmap, but not torch.func.grad."""
-        leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
-        with torch.enable_grad():
-            energy = torch.func.vmap(self._potential_fn)(leaves)
-            found = torch.autograd.grad(
-                energy.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True
-            )
-        return dict(zip(leaves, found, strict=True)), energy
-
-    def _energy_and_grad_of_one(self, params: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
-        with torch.enable_grad():
-            energy = self._potential_fn(leaves)
-        gradients = torch.autograd.grad(energy, list(leaves.values()))
-        return energy.detach(), torch.cat([g.flatten() for g in gradients])
+                return torch.func.vmap(self._potential_fn)(self.unpack(positions)).double()
+            energies = [self._potential_fn(self.unpack(position)) for position in positions]
+        return torch.stack(energies).double()
 
     def _try_vmap(self) -> None:
         """Find out, at two points, whether vmap takes the model; fall back with a warning."""
@@ -234,13 +224,6 @@ class ModelTarget(Target):
                 f"{str(error).splitlines()[0]}",
                 stacklevel=5,  # the caller of run()
             )
-
-    def _params(self, positions: Tensor) -> dict[str, Tensor]:
-        if not self.sites:
-            raise ValueError(
-                "the model has not been set up; call target = target.setup(*args) first"
-            )
-        return self.unpack(positions)
 
     # Sites ----------------------------------------------------------------------------------------
 
@@ -339,12 +322,6 @@ class ModelTarget(Target):
         flows: list[torch.nn.Module] = [reparam.flow for _, reparam in self._reparams.values()]
         flows += [neutra.guide for neutra in self._neutras.values()]
         return flows + ([self.model] if isinstance(self.model, torch.nn.Module) else [])
-
-
-def _each(params: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """The values of one chain after another."""
-    for values in zip(*params.values(), strict=True):
-        yield dict(zip(params, values, strict=True))
 
 
 def as_target(

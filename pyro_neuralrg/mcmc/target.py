@@ -81,11 +81,14 @@ class Target(ABC):
             )
         return self
 
-    def from_base(self, chains: int, generator: torch.Generator | None) -> Tensor:
-        """Draw positions ``(chains, dim)`` of the base."""
+    def from_base(
+        self, chains: int, generator: torch.Generator | None, base: StandardNormal | None = None
+    ) -> Tensor:
+        """Draw positions ``(chains, dim)`` of the base, or of another one."""
         shape = self.event_shape
         options: Any = {"generator": generator, "dtype": self.dtype, "device": self.device}
-        return self.base.sample((chains, *shape), len(shape), **options).reshape(chains, -1)
+        draws = (base or self.base).sample((chains, *shape), len(shape), **options)
+        return draws.reshape(chains, -1)
 
     def in_batches(self: AnyTarget, chain_batch_size: int | None) -> AnyTarget:
         """Return this target, evaluated for that many chains at once."""
@@ -204,7 +207,7 @@ class Target(ABC):
         sizes = [math.prod(shape) for shape in self.sites.values()]
         parts = positions.split(sizes, -1)
         return {
-            name: part.reshape(*positions.shape[:-1], *shape)
+            name: part.reshape((*positions.shape[:-1], *shape))
             for (name, shape), part in zip(self.sites.items(), parts, strict=True)
         }
 
@@ -260,17 +263,7 @@ class EnergyTarget(Target):
             x = positions.reshape(-1, *self.shape)
             energy, gradient = self.lattice_potential.energy_and_gradient(x)
             return self._checked(energy, len(positions)), gradient.reshape(positions.shape)
-        with torch.enable_grad():
-            leaf = positions.detach().requires_grad_()
-            energy = self._evaluate(leaf)
-            if not energy.requires_grad:
-                raise ValueError(
-                    "energy returned a tensor that does not depend on the field differentiably; "
-                    "accepted: one that torch.autograd can differentiate (RandomWalkMetropolis "
-                    "needs no gradient)"
-                )
-            (gradient,) = torch.autograd.grad(energy.sum(), leaf)
-        return energy.detach(), gradient
+        return energy_and_gradient(self._evaluate, positions)
 
     def physical(self, positions: Tensor) -> dict[str, Tensor]:
         """See :class:`Target`."""
@@ -283,8 +276,7 @@ class EnergyTarget(Target):
                 "initial_params is 'flow', and the target is in physical space; accepted: 'prior', "
                 "None, or {site: flow(z)}"
             )
-        options: Any = {"generator": generator, "dtype": self.dtype, "device": self.device}
-        return torch.randn(chains, self.dim, **options)
+        return self.from_base(chains, generator, NORMAL)
 
     def same_as(self, other: Target) -> bool:
         """See :class:`Target`."""
@@ -347,6 +339,7 @@ class LatentTarget(EnergyTarget):
             )
         self.flow = flow
         self.base = NORMAL if from_normal else base_of(flow)
+        self._map = base_of(flow) if from_normal else NORMAL  # from positions to latents
         self.sites = {f"{name}_latent": self.shape}
         self.flow_sites = {f"{name}_latent": (name, flow)}
 
@@ -381,13 +374,27 @@ class LatentTarget(EnergyTarget):
 
     def _latents(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """z of positions, and ln |det dz/du|."""
-        base = base_of(self.flow)
-        map_from = NORMAL if self.base == base else base
-        return map_from.from_normal(positions.reshape(-1, *self.shape), len(self.shape))
+        return self._map.from_normal(positions.reshape(-1, *self.shape), len(self.shape))
 
     def _unconstrain(self, name: str, value: Tensor) -> Tensor:
-        base = base_of(self.flow)
-        return value if self.base == base else base.to_normal(value, len(self.shape))[0]
+        return self._map.to_normal(value, len(self.shape))[0]
+
+
+def energy_and_gradient(
+    evaluate: Callable[[Tensor], Tensor], positions: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Energies of positions by a differentiable function, and their gradients."""
+    with torch.enable_grad():
+        leaf = positions.detach().requires_grad_()
+        energy = evaluate(leaf)
+        if not energy.requires_grad:
+            raise ValueError(
+                "energy returned a tensor that does not depend on the field differentiably; "
+                "accepted: one that torch.autograd can differentiate (RandomWalkMetropolis needs "
+                "no gradient)"
+            )
+        (gradient,) = torch.autograd.grad(energy.sum(), leaf, materialize_grads=True)
+    return energy.detach(), gradient
 
 
 @contextmanager
