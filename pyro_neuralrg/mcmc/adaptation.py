@@ -10,11 +10,16 @@ from typing import Any
 
 import torch
 
-from pyro_neuralrg.arguments import check_number
-from pyro_neuralrg.mcmc.adapters import DualAveraging, PooledCovariance
-from pyro_neuralrg.mcmc.chees import TrajectoryLength
-from pyro_neuralrg.mcmc.kernel import ChainState, Kernel, StepInfo, Trajectory
-from pyro_neuralrg.mcmc.mass import is_covariance
+from pyro_neuralrg.arguments import check_choice, check_number, check_type
+from pyro_neuralrg.mcmc.kernel import (
+    ChainState,
+    Kernel,
+    LocalKernel,
+    StepInfo,
+    Trajectory,
+    is_covariance,
+)
+from pyro_neuralrg.mcmc.learning import DualAveraging, PooledCovariance, TrajectoryLength
 from pyro_neuralrg.runtime.processes import Processes
 
 MIN_STEPS = 10
@@ -40,6 +45,9 @@ class Adaptation:
             doubling length.
         trajectory_length: adapt the trajectory length of kernels that have one.
         steps: steps of the warm-up; as many as draws if None.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
     """
 
     target_acceptance: float | None = None
@@ -53,10 +61,8 @@ class Adaptation:
             accepted = "a number in (0, 1), or None"
             check_number("target_acceptance", self.target_acceptance, accepted, above=0, below=1)
         for name in ("step_size", "trajectory_length"):
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name} is {getattr(self, name)!r}; accepted: True or False")
-        if self.mass not in MASSES:
-            raise ValueError(f"mass is {self.mass!r}; accepted: {', '.join(MASSES)}")
+            check_type(name, getattr(self, name), bool, "True or False")
+        check_choice("mass", self.mass, MASSES)
 
 
 class Warmup:
@@ -69,23 +75,17 @@ class Warmup:
         adaptation: what to adapt.
         steps: length of the warm-up.
         chains: number of chains, of all processes.
-        world: the processes that share the chains; this one alone by default.
+        world: the processes that share the chains.
 
     Raises:
         ValueError: if a trajectory length is to be adapted over a single chain.
     """
 
     def __init__(
-        self,
-        kernel: Kernel,
-        adaptation: Adaptation,
-        steps: int,
-        chains: int,
-        world: Processes | None = None,
+        self, kernel: Kernel, adaptation: Adaptation, steps: int, chains: int, world: Processes
     ) -> None:
         self.kernel = kernel
-        self._world = Processes() if world is None else world
-        self._adaptation = adaptation
+        self._world = world
         self._averaging = steps >= MIN_STEPS
         tunable = kernel.members if steps > 0 else {}
         self._step_sizes = {
@@ -136,7 +136,7 @@ class Warmup:
             part = info.part(name)
             if part is not None:
                 known = part if name in self._lengths else part._replace(trajectory=None)
-                self._learn(name, member, _joined(known, self._world))
+                self._learn(name, member, _of_all(known, self._world))
         if self._window_ends and index >= self._window_start:
             self._covariance.update(self._world.gather(state.position))
             if index + 1 in self._window_ends[1:] and self._set_mass(state):
@@ -159,7 +159,7 @@ class Warmup:
         if name in self._step_sizes:
             self._step_sizes[name].update(member.acceptance(info))
         if name in self._lengths and info.trajectory is not None:
-            assert member.step_size is not None
+            assert isinstance(member, LocalKernel)
             self._lengths[name].update(
                 info.trajectory,
                 info.acceptance_rate,
@@ -175,21 +175,19 @@ class Warmup:
         covariance = None if covariance is None else covariance.to(state.position)
         if covariance is None or not is_covariance(covariance):  # positions that ran away
             return False
-        members = self.kernel.members
-        for name, member in members.items():
-            if member.step_size is not None:
-                members[name] = member.tuned(inverse_mass=covariance)
-        self.kernel = self.kernel.with_members(members)
+        local = [name for name, one in self.kernel.members.items() if one.step_size is not None]
+        self.kernel = self.kernel.with_tuning(
+            {name: {"inverse_mass": covariance} for name in local}
+        )
         return True
 
     def _tune(self, step_sizes: dict[str, float], lengths: dict[str, float]) -> None:
-        members = self.kernel.members
-        for name in step_sizes.keys() | lengths.keys():
-            members[name] = members[name].tuned(
-                step_size=step_sizes.get(name), trajectory_length=lengths.get(name)
-            )
-        if step_sizes or lengths:
-            self.kernel = self.kernel.with_members(members)
+        self.kernel = self.kernel.with_tuning(
+            {
+                name: {"step_size": step_sizes.get(name), "trajectory_length": lengths.get(name)}
+                for name in step_sizes.keys() | lengths.keys()
+            }
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """All that has been learned but for the kernel, as plain numbers and tensors."""
@@ -229,7 +227,7 @@ def _window_ends(steps: int) -> list[int]:
     return [*ends, stop] if stop - start >= MIN_STEPS else []
 
 
-def _joined(info: StepInfo, world: Processes) -> StepInfo:
+def _of_all(info: StepInfo, world: Processes) -> StepInfo:
     """The info with the acceptance, and the trajectory if there is one, of all chains."""
     path = info.trajectory
     if path is not None and world.size > 1:
@@ -259,7 +257,7 @@ def rough_step_size(
         trial = kernel.tuned(step_size=size, trajectory_length=length)
         _, info = trial.step(state, generator)
         evaluations += info.gradient_evaluations
-        info = _joined(info._replace(trajectory=None), world)
+        info = _of_all(info._replace(trajectory=None), world)
         higher = kernel.acceptance(info) > target_acceptance
         if direction == 0:
             direction = 1 if higher else -1

@@ -64,7 +64,7 @@ class Composition(Kernel):
         return self._changed(_target=target, _members=members)
 
     def init(self, positions: Tensor) -> ChainState:
-        """Evaluate the starting positions, shape ``(chains, dim)``."""
+        """See :class:`Kernel`."""
         for member in self._members.values():
             if not member.needs_gradient:
                 member.init(positions[:1])  # its own checks

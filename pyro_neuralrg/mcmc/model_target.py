@@ -7,7 +7,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyro
 import torch
@@ -32,6 +32,8 @@ from pyro_neuralrg.infer.pyro_internals import (
 from pyro_neuralrg.infer.reparam import FlowReparam
 from pyro_neuralrg.mcmc.target import EnergyTarget, LatentTarget, Target, energy_and_gradient
 from pyro_neuralrg.potentials.base import LatticePotential
+
+TargetLike: TypeAlias = "Target | LatticePotential | Callable[..., Any]"
 
 
 class ModelTarget(Target):
@@ -325,7 +327,7 @@ class ModelTarget(Target):
 
 
 def as_target(
-    target: Target | LatticePotential | Callable[..., Any],
+    target: TargetLike,
     *,
     shape: tuple[int, ...] | None = None,
     flow: TransformModule | None = None,

@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_neuralrg import HMC, VectorizedMCMC
 from pyro_neuralrg.mcmc import Adaptation
 from pyro_neuralrg.mcmc.adaptation import rough_step_size
-from pyro_neuralrg.mcmc.adapters import PooledCovariance
+from pyro_neuralrg.mcmc.learning import PooledCovariance
 from pyro_neuralrg.runtime.processes import Processes
 
 
@@ -120,7 +120,7 @@ def test_the_cost_of_the_warm_up_is_what_was_evaluated(adapt: bool) -> None:
 
 @pytest.mark.parametrize("name", ["step_size", "trajectory_length"])
 def test_what_is_adapted_is_yes_or_no(name: str) -> None:
-    with pytest.raises(TypeError, match=rf"{name} is 0\.1; accepted: True or False"):
+    with pytest.raises(TypeError, match=rf"{name} is a float; accepted: True or False"):
         Adaptation(**{name: 0.1})  # type: ignore[arg-type]
 
 

@@ -13,14 +13,15 @@ from torch import Tensor
 from pyro_neuralrg import VectorizedMCMC
 from pyro_neuralrg.mcmc import Adaptation, ChEESHMC, Trajectory, as_target
 from pyro_neuralrg.mcmc.adaptation import Warmup
-from pyro_neuralrg.mcmc.chees import (
+from pyro_neuralrg.mcmc.hmc import halton
+from pyro_neuralrg.mcmc.kernel import Mass
+from pyro_neuralrg.mcmc.learning import (
     CRITERIA,
     PrincipalDirection,
     TrajectoryLength,
     criterion_slope,
-    halton,
 )
-from pyro_neuralrg.mcmc.mass import Mass
+from pyro_neuralrg.runtime.processes import Processes
 from pyro_neuralrg.statistics import summarise
 
 
@@ -198,7 +199,7 @@ def test_the_length_begins_anew_with_each_mass() -> None:
     target = as_target(lambda x: 0.5 * (x / torch.tensor([0.1, 10.0])).square().sum(-1), shape=(2,))
     kernel = ChEESHMC(target)
     steps, generator = 100, torch.Generator().manual_seed(0)
-    warmup = Warmup(kernel, Adaptation(mass="diagonal"), steps, 16)
+    warmup = Warmup(kernel, Adaptation(mass="diagonal"), steps, 16, Processes())
     state = kernel.init(torch.randn(16, 2))
     warmup.begin(state, generator)
     anew = 0

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.mcmc.mass import Mass, check_inverse_mass
+from pyro_neuralrg.mcmc import RandomWalkMetropolis
+from pyro_neuralrg.mcmc.kernel import Mass
 
 COVARIANCE = torch.tensor(
     [[2.0, 0.6, 0.0], [0.6, 1.0, -0.3], [0.0, -0.3, 0.5]], dtype=torch.float64
@@ -50,7 +51,7 @@ def test_what_a_mass_does(inverse: Tensor | None) -> None:
 )
 def test_bad_masses(bad: Any) -> None:
     with pytest.raises(ValueError, match=r"(?s)inverse_mass is .*; accepted: finite variances"):
-        check_inverse_mass(bad)
+        RandomWalkMetropolis(lambda x: x.sum(-1), shape=(2,), inverse_mass=bad)
 
 
 def test_a_mass_of_another_dimension() -> None:

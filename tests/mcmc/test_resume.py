@@ -18,7 +18,7 @@ from torch import Tensor
 from pyro_neuralrg import HMC, FreeField, Record, VectorizedMCMC
 from pyro_neuralrg.files import CheckpointError
 from pyro_neuralrg.mcmc import Adaptation, ChEESHMC, EnergyTarget, Kernel
-from pyro_neuralrg.mcmc.checkpoints import FORMAT
+from pyro_neuralrg.mcmc.run_state import CHAIN_FORMAT
 from tests.mcmc.registry import KERNELS, TARGETS
 
 
@@ -177,7 +177,7 @@ def test_checkpoints_of_every_step(tmp_path: Path) -> None:
     kernel = HMC(gaussian())
     finished(kernel, record=Record(tmp_path, every_steps=1, keep=4))
     assert names(tmp_path) == [f"sampling-{30 + drawn:010d}.pt" for drawn in (9, 10, 11, 12)]
-    drawn = [FORMAT.read(path)["mark"]["drawn"] for path in sorted(tmp_path.glob("*.pt"))]
+    drawn = [CHAIN_FORMAT.read(path)["mark"]["drawn"] for path in sorted(tmp_path.glob("*.pt"))]
     assert drawn == [9, 10, 11, 12]
     for name in names(tmp_path)[2:]:
         (tmp_path / name).write_bytes(b"")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pyro_neuralrg import HMC, VectorizedMCMC
-from pyro_neuralrg.mcmc.rows import Rows
+from pyro_neuralrg.mcmc.results import Rows
 from pyro_neuralrg.runtime import memory
 
 

@@ -32,10 +32,10 @@ from pyro_neuralrg import (
     hierarchical_flow,
 )
 from pyro_neuralrg.infer import AutoHierarchicalFlow
-from pyro_neuralrg.mcmc import Adaptation, ModelTarget, progress, starts
+from pyro_neuralrg.mcmc import Adaptation, ModelTarget, results, run_state
 from pyro_neuralrg.mcmc import runner as runner_module
 from pyro_neuralrg.mcmc.kernel import ChainState
-from pyro_neuralrg.mcmc.starts import started
+from pyro_neuralrg.mcmc.run_state import started
 from pyro_neuralrg.runtime.interrupts import deferred_interrupts
 from pyro_neuralrg.runtime.processes import Processes
 from pyro_neuralrg.transforms import Neighbour
@@ -297,8 +297,8 @@ def test_bad_arguments(options: dict[str, Any], message: str) -> None:
         ({"num_samples": True}, r"num_samples is True; accepted"),
         ({"warmup_steps": "dense"}, r"warmup_steps is 'dense'; accepted"),
         ({"record": "run.pt"}, r"record is a str; accepted: a Record, or None"),
-        ({"observables": [energy_of_one]}, r"observables is \[.*; accepted"),
-        ({"observables": {"a": 3}}, r"observables\['a'\] is 3; accepted"),
+        ({"observables": [energy_of_one]}, r"observables is a list; accepted"),
+        ({"observables": {"a": 3}}, r"observables\['a'\] is a int; accepted"),
     ],
 )
 def test_arguments_of_wrong_type(options: dict[str, Any], message: str) -> None:
@@ -431,7 +431,7 @@ def test_starts_that_never_become_finite_are_named() -> None:
 
     with pytest.raises(ValueError, match="of 6 of 6 chains is not finite"):
         run(HMC(energy, shape=(2,)))
-    assert len(calls) == 1 + starts.MAX_RESTARTS
+    assert len(calls) == 1 + run_state.MAX_RESTARTS
 
 
 def test_physical_starts_of_a_reparameterised_model() -> None:
@@ -625,7 +625,7 @@ def test_a_mixture_moves_by_one_member_at_a_time() -> None:
 def test_the_bar_shows_the_worst_rhat(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(progress, "RHAT_SECONDS", 0.0)
+    monkeypatch.setattr(results, "RHAT_SECONDS", 0.0)
     apart = torch.arange(6.0).reshape(6, 1).expand(6, 2).clone()
     run(HMC(lambda x: 100 * x.sin().square().sum(-1), shape=(2,), step_size=0.01),
         initial_params={"x": 3.14159 * apart}, progress=True,

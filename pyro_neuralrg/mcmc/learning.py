@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Hamiltonian Monte Carlo whose trajectory length is learned across chains."""
+"""What warm-up learns from the steps of chains: a step size, a mass, a trajectory length."""
 
 from __future__ import annotations
 
@@ -8,110 +8,126 @@ import math
 from typing import Any
 
 import torch
-from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor
 
-from pyro_neuralrg.arguments import check_integer, check_number
-from pyro_neuralrg.mcmc.adapters import Learner
-from pyro_neuralrg.mcmc.hmc import hamiltonian_step
-from pyro_neuralrg.mcmc.kernel import ChainState, LocalKernel, StepInfo, TargetLike, Trajectory
-from pyro_neuralrg.mcmc.mass import Mass
+from pyro_neuralrg.mcmc.kernel import Mass, Trajectory
 
 CRITERIA = ("chees", "snaper")
 """Criteria of trajectory lengths: all of the position, or its widest component."""
 
 
-class ChEESHMC(LocalKernel):
-    r"""HMC with trajectories of quasi-random length, up to one that warm-up learns.
+class Learner:
+    """Something learned during warm-up: plain numbers, tensors and other learners."""
 
-    Step n integrates for the time :math:`h_n T`, rounded up to whole leapfrog steps, with h the
-    Halton (van der Corput) sequence of base 2 in (0, 1) and T the ``trajectory_length``. During
-    warm-up T climbs the criterion ChEES, the change in the estimator of the expected square, for
-    each unit of time:
+    def state_dict(self) -> dict[str, Any]:
+        """All of it, as plain numbers and tensors."""
+        return {
+            name: value.state_dict() if isinstance(value, Learner) else value
+            for name, value in vars(self).items()
+        }
 
-    .. math:: \tfrac14 E\big[(|x' - E x'|^2 - |x - E x|^2)^2\big] / T,
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Be as the one whose ``state_dict`` this is."""
+        for name, value in state.items():
+            own = getattr(self, name)
+            if isinstance(own, Learner):
+                own.load_state_dict(value)
+            else:
+                setattr(self, name, value)
 
-    means taken over the chains (:class:`TrajectoryLength`); the step size aims at a
-    harmonic mean acceptance of 0.651. So it takes at least two chains, better 32 or more, all of
-    which make steps of the same length: no chain waits for another. Without the division, as in the
-    first paper, the criterion of a normal target has a maximum in every half period, and T came to
-    rest at the third: on 20 standard normals 64 effective samples of the squares for each 1000
-    gradients, with it 345.
 
-    With ``criterion="snaper"`` x is not the whole position but its projection on the direction in
-    which the chains spread most, which is learned as well (:class:`PrincipalDirection`). That is
-    the better choice where a few directions are much wider than all others, whose sum of squares
-    does not see them: the hyper-parameters of a large field, say.
+class DualAveraging(Learner):
+    """Step size whose acceptance tends to a target.
+
+    Hoffman & Gelman, "The No-U-Turn Sampler" (2014), section 3.2.
 
     Args:
-        target: as for :class:`~pyro_neuralrg.mcmc.HMC`.
-        step_size: leapfrog step, > 0, to begin with.
-        trajectory_length: longest time of a trajectory, > 0; the mean is half of it. None begins
-            with one leapfrog step.
-        max_steps: leapfrog steps that no trajectory exceeds, >= 1.
-        criterion: "chees" or "snaper", see above.
-        inverse_mass: as for ``HMC``; the criterion is that of positions in units of it.
-        shape: lattice shape of a plain energy.
-        flow: sample in the latent space of this flow.
-
-    Raises:
-        TypeError, ValueError: as for ``HMC``.
-
-    References:
-        Hoffman, Radul, Sountsov, "An Adaptive MCMC Scheme for Setting Trajectory Lengths in
-        Hamiltonian Monte Carlo" (AISTATS 2021); for the division by the time and for SNAPER,
-        Sountsov, Hoffman, "Focusing on Difficult Directions for Learning HMC Trajectory Lengths"
-        (2021).
-
-    Example:
-        >>> from pyro_neuralrg import VectorizedMCMC
-        >>> kernel = ChEESHMC(lambda x: 0.5 * x.square().sum(-1), shape=(10,))
-        >>> mcmc = VectorizedMCMC(kernel, 10, 200, num_chains=32, seed=0, progress=False)
-        >>> mcmc.run()
-        >>> 0.7 < mcmc.kernel.trajectory_length < 3.0  # half a period of unit normals: pi
-        True
+        step_size: where to begin; the first trials go ten times higher.
+        target_acceptance: to be reached.
     """
 
-    name = "chees"
-    needs_gradient = True
-    target_acceptance = 0.651
+    SHRINKAGE = 0.05  # gamma of the paper, as are its other constants
+    DELAY = 10.0  # t_0
+    FORGETTING = 0.75  # kappa
 
-    def __init__(
-        self,
-        target: TargetLike,
-        *,
-        step_size: float = 0.1,
-        trajectory_length: float | None = None,
-        max_steps: int = 1000,
-        criterion: str = "chees",
-        inverse_mass: Tensor | None = None,
-        shape: tuple[int, ...] | None = None,
-        flow: TransformModule | None = None,
-    ) -> None:
-        super().__init__(
-            target, step_size=step_size, inverse_mass=inverse_mass, shape=shape, flow=flow
-        )
-        length = self.step_size if trajectory_length is None else trajectory_length
-        accepted = "a finite number > 0"
-        self.trajectory_length = check_number("trajectory_length", length, accepted, above=0)
-        self.max_steps = check_integer("max_steps", max_steps, 1)
-        if criterion not in CRITERIA:
-            raise ValueError(f"criterion is {criterion!r}; accepted: {', '.join(CRITERIA)}")
-        self.criterion = criterion
+    def __init__(self, step_size: float, target_acceptance: float) -> None:
+        self.target = target_acceptance
+        self.restart(step_size)
 
-    def step(
-        self, state: ChainState, generator: torch.Generator | None = None
-    ) -> tuple[ChainState, StepInfo]:
-        """Integrate the next trajectory of the sequence; accept or reject its end."""
-        assert self.trajectory_length is not None
-        state = state._replace(sequence=state.sequence + 1)
-        time = halton(state.sequence) * self.trajectory_length
-        n_steps = min(max(1, math.ceil(time / self.step_size)), self.max_steps)
-        return hamiltonian_step(self, state, n_steps, generator)
+    def restart(self, step_size: float) -> None:
+        """Forget everything and begin at another step size."""
+        self._attractor = math.log(10 * step_size)
+        self._error = 0.0
+        self._log_average = math.log(step_size)
+        self._count = 0
+        self.step_size = step_size
 
-    def acceptance(self, info: StepInfo) -> float:
-        """The harmonic mean over the chains, which no stuck chain hides behind others."""
-        return float(1 / (1 / info.acceptance_rate.clamp(min=1e-12)).mean())
+    def update(self, acceptance: float) -> float:
+        """Take in the acceptance at the present step size; return the next one."""
+        self._count += 1
+        weight = 1 / (self._count + self.DELAY)
+        self._error += weight * (self.target - acceptance - self._error)
+        log_step = self._attractor - math.sqrt(self._count) / self.SHRINKAGE * self._error
+        weight = self._count**-self.FORGETTING
+        self._log_average += weight * (log_step - self._log_average)
+        self.step_size = math.exp(log_step)
+        return self.step_size
+
+    @property
+    def average(self) -> float:
+        """The averaged step size, to be used for the draws."""
+        return math.exp(self._log_average)
+
+
+class PooledCovariance(Learner):
+    """Running covariance of positions over chains and steps together.
+
+    Args:
+        dense: the whole matrix ``(dim, dim)``; else the variances ``(dim,)``.
+    """
+
+    def __init__(self, dense: bool = False) -> None:
+        self._dense = dense
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._count = 0
+        self._mean: Tensor | None = None
+        self._sum_of_squares: Tensor | None = None
+
+    def update(self, positions: Tensor) -> None:
+        """Add a batch of positions ``(chains, dim)``."""
+        chains = len(positions)
+        values = positions.double()
+        mean = values.mean(0)
+        squares = self._squares(values - mean)
+        if self._mean is None or self._sum_of_squares is None:
+            self._count, self._mean, self._sum_of_squares = chains, mean, squares
+            return
+        total = self._count + chains
+        self._mean, self._sum_of_squares = self._mean.to(mean), self._sum_of_squares.to(mean)
+        shift = mean - self._mean
+        between = self._squares(shift.unsqueeze(0)) * (self._count * chains / total)
+        self._sum_of_squares = self._sum_of_squares + squares + between
+        self._mean = self._mean + shift * (chains / total)
+        self._count = total
+
+    def _squares(self, deviations: Tensor) -> Tensor:
+        return deviations.mT @ deviations if self._dense else deviations.square().sum(0)
+
+    def regularised(self) -> Tensor | None:
+        """The covariance, shrunk towards 1e-3 by five pseudo-observations as in Stan.
+
+        None of fewer than two values.
+        """
+        if self._sum_of_squares is None or self._count < 2:
+            return None
+        covariance = self._sum_of_squares / (self._count - 1)
+        prior = torch.full_like(covariance, 5e-3)
+        if self._dense:
+            prior = prior.diagonal().diag()
+        return (self._count * covariance + prior) / (self._count + 5)
 
 
 class TrajectoryLength(Learner):
@@ -131,7 +147,7 @@ class TrajectoryLength(Learner):
     AVERAGING = 0.5  # the n-th value of ln T enters the average with the weight n ** -0.5
 
     def __init__(self, length: float, criterion: str = "chees") -> None:
-        self._direction = PrincipalDirection() if criterion == "snaper" else None
+        self.direction = PrincipalDirection() if criterion == "snaper" else None
         self.restart(length)
 
     def restart(self, length: float) -> None:
@@ -139,8 +155,8 @@ class TrajectoryLength(Learner):
         self._log_length = self._log_average = math.log(length)
         self._slope = self._value = 0.0
         self._count = 0
-        if self._direction is not None:
-            self._direction.clear()
+        if self.direction is not None:
+            self.direction.clear()
 
     def update(
         self,
@@ -153,8 +169,8 @@ class TrajectoryLength(Learner):
         """Take in the trajectories of all chains, of these acceptances; return the next length."""
         start, end, velocity = map(mass.whitened, trajectory[:3])
         whitened = Trajectory(start, end, velocity, trajectory.time)
-        if self._direction is not None:
-            whitened = self._direction.projected(whitened)
+        if self.direction is not None:
+            whitened = self.direction.projected(whitened)
         slope, value = criterion_slope(whitened, acceptance)
         if math.isfinite(slope) and math.isfinite(value):
             self._count += 1
@@ -178,18 +194,6 @@ class TrajectoryLength(Learner):
     def average(self) -> float:
         """The averaged length, to be used for the draws."""
         return math.exp(self._log_average)
-
-    def state_dict(self) -> dict[str, Any]:
-        """All of it, as plain numbers and tensors."""
-        own = super().state_dict()
-        direction = own.pop("_direction")
-        return own | ({} if direction is None else {"direction": direction.state_dict()})
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Be as the one whose ``state_dict`` this is."""
-        super().load_state_dict({k: value for k, value in state.items() if k != "direction"})
-        if self._direction is not None and "direction" in state:
-            self._direction.load_state_dict(state["direction"])
 
 
 class PrincipalDirection(Learner):
@@ -266,17 +270,3 @@ def criterion_slope(trajectory: Trajectory, acceptance: Tensor) -> tuple[float, 
     value = float((weight * 0.25 * growth.square()).sum())
     change = float((weight * growth * (moved * velocity).sum(-1)).sum())
     return trajectory.time * change - value, value
-
-
-def halton(index: int, base: int = 2) -> float:
-    """The ``index``-th number (from 1) of the van der Corput sequence, in (0, 1).
-
-    >>> [halton(index) for index in range(1, 5)]
-    [0.5, 0.25, 0.75, 0.125]
-    """
-    value, scale = 0.0, 1.0
-    while index:
-        scale /= base
-        index, digit = divmod(index, base)
-        value += scale * digit
-    return value

@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Independence jumps: whole configurations proposed by a flow."""
+"""Metropolis' rule, and the kernels that need no more: random walks, and jumps drawn by a flow."""
 
 from __future__ import annotations
 
@@ -18,7 +18,98 @@ from pyro_neuralrg.distributions.flow import (
     forward_and_ladj,
     inverse_and_ladj,
 )
-from pyro_neuralrg.mcmc.kernel import ChainState, Kernel, StepInfo, TargetLike, metropolis_step
+from pyro_neuralrg.mcmc.kernel import ChainState, Kernel, LocalKernel, StepInfo
+from pyro_neuralrg.mcmc.model_target import TargetLike
+
+
+def metropolis(
+    state: ChainState, proposal: ChainState, log_ratio: Tensor, generator: torch.Generator | None
+) -> tuple[ChainState, Tensor, Tensor]:
+    """Accept or reject each chain's proposal by itself.
+
+    Args:
+        state: current state.
+        proposal: proposed state.
+        log_ratio: ln of the Metropolis-Hastings ratio, shape ``(chains,)``; a chain whose ratio is
+            not finite rejects.
+        generator: source of the uniform numbers.
+
+    Returns:
+        The new state, the acceptance probabilities and which chains accepted.
+    """
+    finite = torch.isfinite(log_ratio)
+    probability = torch.where(finite, log_ratio.clamp(max=0.0).exp(), torch.zeros_like(log_ratio))
+    uniform = torch.rand(
+        probability.shape, generator=generator, dtype=probability.dtype, device=probability.device
+    )
+    accepted = uniform < probability
+    rows = accepted.unsqueeze(-1)
+    gradient = None
+    if state.gradient is not None and proposal.gradient is not None:
+        gradient = torch.where(rows, proposal.gradient, state.gradient)
+    new = state._replace(
+        position=torch.where(rows, proposal.position, state.position),
+        energy=torch.where(accepted, proposal.energy, state.energy),
+        gradient=gradient,
+    )
+    return new, probability, accepted
+
+
+def metropolis_step(
+    state: ChainState, proposal: ChainState, log_ratio: Tensor, generator: torch.Generator | None
+) -> tuple[ChainState, StepInfo]:
+    """As :func:`metropolis`, with the info of a kernel without momenta."""
+    new, probability, accepted = metropolis(state, proposal, log_ratio, generator)
+    return new, StepInfo(
+        acceptance_rate=probability,
+        accepted=accepted,
+        diverging=~torch.isfinite(log_ratio),
+        hamiltonian=new.energy,
+        n_steps=0,
+        gradient_evaluations=1,
+    )
+
+
+class RandomWalkMetropolis(LocalKernel):
+    """Metropolis with normal proposals around where the chain is.
+
+    The proposal is ``x + step_size * N(0, inverse_mass)``. One energy counts as one gradient
+    evaluation, so that tables compare like with like. Warm-up aims at an acceptance of 0.234, the
+    optimum in many dimensions.
+
+    Args:
+        target: as for :class:`~pyro_neuralrg.mcmc.HMC`.
+        step_size: width of the proposals, > 0.
+        inverse_mass: their covariance up to the step size, shape ``(dim,)`` or ``(dim, dim)``.
+        shape: lattice shape of a plain energy.
+        flow: sample in the latent space of this flow.
+
+    References:
+        Roberts, Gelman, Gilks, "Weak convergence and optimal scaling of random walk Metropolis
+        algorithms" (1997).
+
+    Example:
+        >>> import torch
+        >>> walk = RandomWalkMetropolis(lambda x: 0.5 * x.square().sum(-1), shape=(3,))
+        >>> state, info = walk.step(walk.init(torch.zeros(5, 3)))
+        >>> info.n_steps, info.gradient_evaluations
+        (0, 1)
+    """
+
+    name = "random_walk"
+    target_acceptance = 0.234
+
+    def step(
+        self, state: ChainState, generator: torch.Generator | None = None
+    ) -> tuple[ChainState, StepInfo]:
+        """Propose one displacement to every chain."""
+        here = state.position
+        normal = torch.randn(here.shape, generator=generator, dtype=here.dtype, device=here.device)
+        proposal, is_sound = self.evaluated(
+            state, here + self.step_size * self.mass(here).displacement(normal)
+        )
+        log_ratio = torch.where(is_sound, state.energy - proposal.energy, -torch.inf)
+        return metropolis_step(state, proposal, log_ratio, generator)
 
 
 class IndependenceMetropolis(Kernel):
@@ -27,9 +118,8 @@ class IndependenceMetropolis(Kernel):
     With log-weights :math:`\ln w = \ln \pi(x) - \ln q(x)`, in float64, a proposal is accepted with
     probability :math:`\min(1, w' / w)`. In the latent space of the same flow the proposals are
     draws of its base; in physical space they are ``x = flow(z)``, and the density of the present
-    position costs one inverse pass. Jumps
-    between modes cost no more than any other; how many are accepted is what the flow's quality
-    decides. A jump counts as one gradient evaluation.
+    position costs one inverse pass. Jumps between modes cost no more than any other; the flow's
+    quality decides how many are accepted. A jump counts as one gradient evaluation.
 
     Args:
         flow: the proposal, ``x = flow(z)``, exactly invertible.
@@ -69,7 +159,7 @@ class IndependenceMetropolis(Kernel):
         self.flow = flow
 
     def init(self, positions: Tensor) -> ChainState:
-        """Evaluate the starting positions, shape ``(chains, dim)``."""
+        """See :class:`Kernel`."""
         target = self.target
         if target.flow not in (None, self.flow):
             raise ValueError(
