@@ -23,7 +23,7 @@ from pyro_neuralrg.mcmc.learning import DualAveraging, PooledCovariance, Traject
 from pyro_neuralrg.runtime.processes import Processes
 
 MIN_STEPS = 10
-"""Steps from which on they tell more of a step size, or a mass, than the guess at the start."""
+"""Fewer steps tell less of a step size, or a mass, than the guess at the start."""
 
 MASSES = ("unit", "diagonal", "dense")
 
@@ -68,7 +68,7 @@ class Adaptation:
 class Warmup:
     """Adapts the kernels with a step size within a kernel, one step at a time.
 
-    It learns from the chains of all processes, joined, so that all of them find the same numbers.
+    It learns from the chains of all processes, so that all of them find the same numbers.
 
     Args:
         kernel: to be adapted; it is not changed, :attr:`kernel` is the present one.
@@ -121,11 +121,11 @@ class Warmup:
             step_size, cost = rough_step_size(member, state, generator, average.target, self._world)
             average.restart(step_size)
             evaluations += cost
-        sizes = {name: average.step_size for name, average in self._step_sizes.items()}
         for name, length in self._lengths.items():
-            if name in sizes:
-                length.restart(sizes[name] if anew else max(sizes[name], length.average))
-        self._tune(sizes, {name: length.average for name, length in self._lengths.items()})
+            if name in self._step_sizes:
+                size = self._step_sizes[name].value
+                length.restart(size if anew else max(size, length.average))
+        self._tune()
         return evaluations
 
     def update(
@@ -141,18 +141,12 @@ class Warmup:
             self._covariance.update(self._world.gather(state.position))
             if index + 1 in self._window_ends[1:] and self._set_mass(state):
                 return self.begin(state, generator, anew=True)
-        self._tune(
-            {name: average.step_size for name, average in self._step_sizes.items()},
-            {name: length.length for name, length in self._lengths.items()},
-        )
+        self._tune()
         return 0
 
     def finish(self) -> Kernel:
         """Return the kernel for the draws, with averaged step sizes and lengths."""
-        self._tune(
-            {name: average.average for name, average in self._step_sizes.items()},
-            {name: length.average for name, length in self._lengths.items()},
-        )
+        self._tune(averaged=True)
         return self.kernel
 
     def _learn(self, name: str, member: Kernel, info: StepInfo) -> None:
@@ -181,13 +175,13 @@ class Warmup:
         )
         return True
 
-    def _tune(self, step_sizes: dict[str, float], lengths: dict[str, float]) -> None:
-        self.kernel = self.kernel.with_tuning(
-            {
-                name: {"step_size": step_sizes.get(name), "trajectory_length": lengths.get(name)}
-                for name in step_sizes.keys() | lengths.keys()
-            }
-        )
+    def _tune(self, averaged: bool = False) -> None:
+        tuning: dict[str, dict[str, float]] = {name: {} for name in self.kernel.members}
+        for name, step_size in self._step_sizes.items():
+            tuning[name]["step_size"] = step_size.average if averaged else step_size.value
+        for name, length in self._lengths.items():
+            tuning[name]["trajectory_length"] = length.average if averaged else length.value
+        self.kernel = self.kernel.with_tuning(tuning)
 
     def state_dict(self) -> dict[str, Any]:
         """All that has been learned but for the kernel, as plain numbers and tensors."""
@@ -245,8 +239,8 @@ def rough_step_size(
 ) -> tuple[float, int]:
     """Double or halve the step size until the acceptance of one step crosses the target.
 
-    With trajectories of a single step where the kernel has a length to be adapted. Returns the
-    largest size tried whose acceptance was above the target, and the gradients spent.
+    With trajectories of one step. Returns the largest size tried whose acceptance was above the
+    target, and the gradients spent.
     """
     assert kernel.step_size is not None
     size = kernel.step_size

@@ -164,22 +164,19 @@ class Kernel(ABC):
 
     @property
     def tuning(self) -> dict[str, dict[str, Any]]:
-        """``step_size``, ``inverse_mass`` and ``trajectory_length`` of each member, by its name."""
+        """What :meth:`tuned` sets, of each member by its name."""
+        names = ("step_size", "inverse_mass", "trajectory_length")
         return {
-            name: {
-                "step_size": member.step_size,
-                "inverse_mass": member.inverse_mass,
-                "trajectory_length": member.trajectory_length,
-            }
-            for name, member in self.members.items()
+            member: {name: getattr(kernel, name) for name in names}
+            for member, kernel in self.members.items()
         }
 
     def with_tuning(self, tuning: Mapping[str, Mapping[str, Any]]) -> Kernel:
-        """Return this kernel with such values for :meth:`tuned` of its members, by their names."""
+        """Return this kernel with some of the :attr:`tuning` of its members changed."""
         members = self.members
         for name, values in tuning.items():
             members[name] = members[name].tuned(**values)
-        return self.with_members(members) if tuning else self
+        return self.with_members(members)
 
     def acceptance(self, info: StepInfo) -> float:
         """Acceptance over the chains that ``target_acceptance`` is about."""

@@ -36,7 +36,31 @@ class Learner:
                 setattr(self, name, value)
 
 
-class DualAveraging(Learner):
+class LearnedNumber(Learner):
+    """A positive number that follows the steps, and its average, which is used for the draws."""
+
+    _log_average: float
+    _value: float
+    _count: int
+
+    def restart(self, value: float) -> None:
+        """Forget everything and begin at another value."""
+        self._value = value
+        self._log_average = math.log(value)
+        self._count = 0
+
+    @property
+    def value(self) -> float:
+        """The present one."""
+        return self._value
+
+    @property
+    def average(self) -> float:
+        """The average over the steps."""
+        return math.exp(self._log_average)
+
+
+class DualAveraging(LearnedNumber):
     """Step size whose acceptance tends to a target.
 
     Hoffman & Gelman, "The No-U-Turn Sampler" (2014), section 3.2.
@@ -54,29 +78,21 @@ class DualAveraging(Learner):
         self.target = target_acceptance
         self.restart(step_size)
 
-    def restart(self, step_size: float) -> None:
+    def restart(self, value: float) -> None:
         """Forget everything and begin at another step size."""
-        self._attractor = math.log(10 * step_size)
+        super().restart(value)
+        self._attractor = math.log(10 * value)
         self._error = 0.0
-        self._log_average = math.log(step_size)
-        self._count = 0
-        self.step_size = step_size
 
-    def update(self, acceptance: float) -> float:
-        """Take in the acceptance at the present step size; return the next one."""
+    def update(self, acceptance: float) -> None:
+        """Take in the acceptance at the present step size."""
         self._count += 1
         weight = 1 / (self._count + self.DELAY)
         self._error += weight * (self.target - acceptance - self._error)
         log_step = self._attractor - math.sqrt(self._count) / self.SHRINKAGE * self._error
         weight = self._count**-self.FORGETTING
         self._log_average += weight * (log_step - self._log_average)
-        self.step_size = math.exp(log_step)
-        return self.step_size
-
-    @property
-    def average(self) -> float:
-        """The averaged step size, to be used for the draws."""
-        return math.exp(self._log_average)
+        self._value = math.exp(log_step)
 
 
 class PooledCovariance(Learner):
@@ -130,7 +146,7 @@ class PooledCovariance(Learner):
         return (self._count * covariance + prior) / (self._count + 5)
 
 
-class TrajectoryLength(Learner):
+class TrajectoryLength(LearnedNumber):
     """Ascent of the criterion in ln T, by its relative slope d ln(C / T) / d ln T.
 
     Numerator and denominator of the slope are averaged over the last steps, which together see the
@@ -150,13 +166,18 @@ class TrajectoryLength(Learner):
         self.direction = PrincipalDirection() if criterion == "snaper" else None
         self.restart(length)
 
-    def restart(self, length: float) -> None:
+    def restart(self, value: float) -> None:
         """Forget everything and begin at another length."""
-        self._log_length = self._log_average = math.log(length)
-        self._slope = self._value = 0.0
-        self._count = 0
+        super().restart(value)
+        self._log_length = math.log(value)
+        self._slope = self._scale = 0.0
         if self.direction is not None:
             self.direction.clear()
+
+    @property
+    def value(self) -> float:
+        """The present one."""
+        return math.exp(self._log_length)
 
     def update(
         self,
@@ -165,8 +186,8 @@ class TrajectoryLength(Learner):
         mass: Mass,
         shortest: float,
         longest: float,
-    ) -> float:
-        """Take in the trajectories of all chains, of these acceptances; return the next length."""
+    ) -> None:
+        """Take in the trajectories of all chains, of these acceptances."""
         start, end, velocity = map(mass.whitened, trajectory[:3])
         whitened = Trajectory(start, end, velocity, trajectory.time)
         if self.direction is not None:
@@ -175,25 +196,14 @@ class TrajectoryLength(Learner):
         if math.isfinite(slope) and math.isfinite(value):
             self._count += 1
             self._slope += (1 - self.FORGETTING) * (slope - self._slope)
-            self._value += (1 - self.FORGETTING) * (value - self._value)
-        if self._value > 0:
+            self._scale += (1 - self.FORGETTING) * (value - self._scale)
+        if self._scale > 0:
             left = max(0.0, 1 - self._count / self.FALLING)
             rate = self.LAST_RATE + left * (self.FIRST_RATE - self.LAST_RATE)
-            self._log_length += rate * min(max(self._slope / self._value, -1.0), 1.0)
+            self._log_length += rate * min(max(self._slope / self._scale, -1.0), 1.0)
         self._log_length = min(max(self._log_length, math.log(shortest)), math.log(longest))
         weight = max(self._count, 1) ** -self.AVERAGING
         self._log_average += weight * (self._log_length - self._log_average)
-        return self.length
-
-    @property
-    def length(self) -> float:
-        """The present one."""
-        return math.exp(self._log_length)
-
-    @property
-    def average(self) -> float:
-        """The averaged length, to be used for the draws."""
-        return math.exp(self._log_average)
 
 
 class PrincipalDirection(Learner):

@@ -20,7 +20,7 @@ from pyro_neuralrg.runtime.processes import Processes
 
 CHAIN_FORMAT = FileFormat(
     name="pyro_neuralrg.sampling",
-    version=4,
+    version=5,
     writer="VectorizedMCMC(..., record=Record(...))",
     entries={
         "settings": (str,),

@@ -79,7 +79,7 @@ def test_the_length_comes_to_rest_at_the_first_maximum() -> None:
     """Mean over u in (0, 1) of sin^2(u T), over T: largest at T = 1.57, within 1 % from 1.3 on."""
     length = TrajectoryLength(0.01)
     for index in range(1, 600):
-        time = halton(index) * length.length
+        time = halton(index) * length.value
         length.update(oscillators(time, 64, 20), torch.ones(64), unit_mass(20), 1e-3, 1e3)
     assert 1.3 < length.average < 1.9
 
@@ -89,7 +89,7 @@ def test_the_length_keeps_its_bounds() -> None:
         length = TrajectoryLength(0.5)
         for _ in range(200):
             length.update(oscillators(time, 64), torch.ones(64), unit_mass(3), *bounds)
-        assert length.length == pytest.approx(bounds[1] if time < 1 else bounds[0])
+        assert length.value == pytest.approx(bounds[1] if time < 1 else bounds[0])
 
 
 def test_the_principal_direction_of_chains() -> None:
