@@ -11,14 +11,7 @@ from typing import Any
 import torch
 
 from pyro_neuralrg.arguments import check_choice, check_number, check_type
-from pyro_neuralrg.mcmc.kernel import (
-    ChainState,
-    Kernel,
-    LocalKernel,
-    StepInfo,
-    Trajectory,
-    is_covariance,
-)
+from pyro_neuralrg.mcmc.kernel import ChainState, Kernel, LocalKernel, StepInfo, is_covariance
 from pyro_neuralrg.mcmc.learning import DualAveraging, PooledCovariance, TrajectoryLength
 from pyro_neuralrg.runtime.processes import Processes
 
@@ -32,17 +25,15 @@ MASSES = ("unit", "diagonal", "dense")
 class Adaptation:
     """Choice of what is adapted during warm-up.
 
-    A warm-up of fewer than ten steps only finds the order of magnitude of the step size; the mass
-    needs ten steps of positions and ten more for the step size that belongs to it.
+    Fewer than ten steps only find the order of magnitude of the step size; the mass needs ten steps
+    of positions and ten more for the step size that belongs to it.
 
     Attributes:
-        target_acceptance: acceptance probability over the chains that the step size aims at, in
-            (0, 1); None takes each kernel's own (HMC 0.8, ChEES 0.651, Langevin 0.574, random walk
-            0.234).
+        target_acceptance: acceptance probability over the chains that the step size aims at; None
+            takes each kernel's own (HMC 0.8, ChEES 0.651, Langevin 0.574, random walk 0.234).
         step_size: adapt the step size, shared by the chains, by dual averaging.
-        mass: "unit" leaves the mass as it is; "diagonal" adapts it to the variances, "dense" to the
-            covariance (for problems of few dimensions), pooled over chains and over windows of
-            doubling length.
+        mass: "unit" leaves it as it is; "diagonal" adapts it to the variances, "dense" to the
+            covariance (for few dimensions), pooled over chains and windows of doubling length.
         trajectory_length: adapt the trajectory length of kernels that have one.
         steps: steps of the warm-up; as many as draws if None.
 
@@ -68,14 +59,8 @@ class Adaptation:
 class Warmup:
     """Adapts the kernels with a step size within a kernel, one step at a time.
 
-    It learns from the chains of all processes, so that all of them find the same numbers.
-
-    Args:
-        kernel: to be adapted; it is not changed, :attr:`kernel` is the present one.
-        adaptation: what to adapt.
-        steps: length of the warm-up.
-        chains: number of chains, of all processes.
-        world: the processes that share the chains.
+    It learns from the chains of all processes, so that all of them find the same numbers. The given
+    kernel is not changed; :attr:`kernel` is the present one.
 
     Raises:
         ValueError: if a trajectory length is to be adapted over a single chain.
@@ -201,11 +186,11 @@ class Warmup:
 
 
 def _window_ends(steps: int) -> list[int]:
-    """Steps at which windows of the mass begin and end.
+    """Steps at which windows of the mass begin and end; none where there are too few.
 
     The first 15 % adapt without it, then come windows of doubling length, then 10 % more without,
-    but at least ``MIN_STEPS``; no windows where that leaves fewer than ``MIN_STEPS`` for them. As
-    in Stan, a window after which the next one would not fit takes the rest as well.
+    but at least ``MIN_STEPS``. As in Stan, a window after which the next one would not fit takes
+    the rest as well.
 
     >>> _window_ends(200)
     [30, 55, 180]
@@ -225,8 +210,7 @@ def _of_all(info: StepInfo, world: Processes) -> StepInfo:
     """The info with the acceptance, and the trajectory if there is one, of all chains."""
     path = info.trajectory
     if path is not None and world.size > 1:
-        start, end, velocity = map(world.gather, path[:3])
-        path = Trajectory(start, end, velocity, path.time)
+        path = path.mapped(world.gather)
     return info._replace(acceptance_rate=world.gather(info.acceptance_rate), trajectory=path)
 
 
@@ -243,9 +227,7 @@ def rough_step_size(
     target, and the gradients spent.
     """
     assert kernel.step_size is not None
-    size = kernel.step_size
-    evaluations = 0
-    direction = 0
+    size, evaluations, direction = kernel.step_size, 0, 0
     for _ in range(30):
         length = None if kernel.trajectory_length is None else size
         trial = kernel.tuned(step_size=size, trajectory_length=length)

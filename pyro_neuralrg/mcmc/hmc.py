@@ -11,7 +11,7 @@ from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor
 
 from pyro_neuralrg.arguments import check_choice, check_integer, check_number
-from pyro_neuralrg.mcmc.kernel import ChainState, LocalKernel, Mass, StepInfo, Trajectory
+from pyro_neuralrg.mcmc.kernel import ChainState, LocalKernel, Mass, Step, StepInfo, Trajectory
 from pyro_neuralrg.mcmc.learning import CRITERIA
 from pyro_neuralrg.mcmc.metropolis import metropolis
 from pyro_neuralrg.mcmc.model_target import TargetLike
@@ -35,8 +35,8 @@ class HMC(LocalKernel):
         step_size: leapfrog step, > 0.
         num_steps: mean number of leapfrog steps a trajectory, >= 1.
         jitter: in [0, 1): each trajectory draws its number of steps, shared by the chains,
-            uniformly from the integers within ``num_steps * (1 - jitter)`` and
-            ``num_steps * (1 + jitter)``; guards against trajectories of one period.
+            uniformly from the integers within ``num_steps * (1 +- jitter)``; guards against
+            trajectories of one period.
         inverse_mass: its diagonal, shape ``(dim,)``, or the whole matrix, shape ``(dim, dim)``;
             None for the identity.
         shape: lattice shape of a plain energy.
@@ -78,9 +78,7 @@ class HMC(LocalKernel):
         self.num_steps = check_integer("num_steps", num_steps, 1)
         self.jitter = check_number("jitter", jitter, "a number in [0, 1)", least=0, below=1)
 
-    def step(
-        self, state: ChainState, generator: torch.Generator | None = None
-    ) -> tuple[ChainState, StepInfo]:
+    def step(self, state: ChainState, generator: torch.Generator | None = None) -> Step:
         """Integrate one trajectory of every chain and accept or reject its end."""
         return hamiltonian_step(self, state, self._draw_num_steps(generator), generator)
 
@@ -102,11 +100,8 @@ class MALA(LocalKernel):
     Warm-up aims at an acceptance of 0.574, the optimum in many dimensions.
 
     Args:
-        target: as for :class:`HMC`.
+        target, inverse_mass, shape, flow: as for :class:`HMC`.
         step_size: epsilon, > 0.
-        inverse_mass: as for ``HMC``.
-        shape: lattice shape of a plain energy.
-        flow: sample in the latent space of this flow.
 
     References:
         Roberts & Rosenthal, "Optimal scaling of discrete approximations to Langevin diffusions"
@@ -124,9 +119,7 @@ class MALA(LocalKernel):
     needs_gradient = True
     target_acceptance = 0.574
 
-    def step(
-        self, state: ChainState, generator: torch.Generator | None = None
-    ) -> tuple[ChainState, StepInfo]:
+    def step(self, state: ChainState, generator: torch.Generator | None = None) -> Step:
         """Propose one Langevin move to every chain."""
         return hamiltonian_step(self, state, 1, generator)
 
@@ -141,27 +134,24 @@ class ChEESHMC(LocalKernel):
 
     .. math:: \tfrac14 E\big[(|x' - E x'|^2 - |x - E x|^2)^2\big] / T,
 
-    means taken over the chains (:class:`~pyro_neuralrg.mcmc.learning.TrajectoryLength`); the step
-    size aims at a harmonic mean acceptance of 0.651. So it takes at least two chains, better 32 or
-    more, all of which make steps of the same length: no chain waits for another. Without the
-    division, as in the first paper, the criterion of a normal target has a maximum in every half
-    period, and T came to rest at the third: on 20 standard normals 64 effective samples of the
-    squares for each 1000 gradients, with it 345.
+    means taken over the chains; the step size aims at a harmonic mean acceptance of 0.651. So it
+    takes at least two chains, better 32 or more, all of which make steps of the same length.
+    Without the division, as in the first paper, T came to rest at the third maximum of a normal
+    target: on 20 standard normals 64 effective samples of the squares for each 1000 gradients, with
+    it 345.
 
     With ``criterion="snaper"`` x is the projection of the position on the direction in which the
-    chains spread most, learned as well: better where a few directions, such as the hyper-parameters
-    of a large field, are much wider than all others, whose sum of squares does not see them.
+    chains spread most: better where a few directions, such as the hyper-parameters of a large
+    field, are much wider than all others, whose sum of squares does not see them.
 
     Args:
-        target: as for :class:`~pyro_neuralrg.mcmc.HMC`.
+        target, shape, flow: as for :class:`HMC`.
         step_size: leapfrog step, > 0, to begin with.
         trajectory_length: longest time of a trajectory, > 0; the mean is half of it. None begins
             with one leapfrog step.
         max_steps: leapfrog steps that no trajectory exceeds, >= 1.
         criterion: "chees" or "snaper", see above.
         inverse_mass: as for ``HMC``; the criterion is that of positions in units of it.
-        shape: lattice shape of a plain energy.
-        flow: sample in the latent space of this flow.
 
     Raises:
         TypeError, ValueError: as for ``HMC``.
@@ -206,9 +196,7 @@ class ChEESHMC(LocalKernel):
         self.max_steps = check_integer("max_steps", max_steps, 1)
         self.criterion = check_choice("criterion", criterion, CRITERIA)
 
-    def step(
-        self, state: ChainState, generator: torch.Generator | None = None
-    ) -> tuple[ChainState, StepInfo]:
+    def step(self, state: ChainState, generator: torch.Generator | None = None) -> Step:
         """Integrate the next trajectory of the sequence; accept or reject its end."""
         state = state._replace(sequence=state.sequence + 1)
         time = halton(state.sequence) * self.trajectory_length
@@ -222,14 +210,13 @@ class ChEESHMC(LocalKernel):
 
 def hamiltonian_step(
     kernel: LocalKernel, state: ChainState, n_steps: int, generator: torch.Generator | None
-) -> tuple[ChainState, StepInfo]:
+) -> Step:
     """Draw momenta, integrate ``n_steps`` leapfrog steps, accept or reject their end."""
     evaluations = n_steps
     if state.gradient is None:
         energy, gradient = kernel.target.energy_and_grad(state.position)
         state, evaluations = state._replace(energy=energy, gradient=gradient), n_steps + 1
-    mass = kernel.mass(state.position)
-    position = state.position
+    position, mass = state.position, kernel.mass(state.position)
     normal = torch.randn(
         position.shape, generator=generator, dtype=position.dtype, device=position.device
     )
@@ -237,27 +224,19 @@ def hamiltonian_step(
     before = state.energy + mass.kinetic_energy(momentum)
     proposal, momentum = leapfrog(kernel.target, state, momentum, mass, kernel.step_size, n_steps)
     after = proposal.energy + mass.kinetic_energy(momentum)
-    new, probability, accepted = metropolis(state, proposal, before - after, generator)
-    return new, StepInfo(
-        acceptance_rate=probability,
-        accepted=accepted,
+    new, info = metropolis(state, proposal, before - after, generator)
+    velocity, time = mass.velocity(momentum), n_steps * kernel.step_size
+    return new, info._replace(
         diverging=~(torch.isfinite(after) & (after - before < DIVERGENCE_THRESHOLD)),
-        hamiltonian=torch.where(accepted, after, before),
+        hamiltonian=torch.where(info.accepted, after, before),
         n_steps=n_steps,
         gradient_evaluations=evaluations,
-        trajectory=Trajectory(
-            position, proposal.position, mass.velocity(momentum), n_steps * kernel.step_size
-        ),
+        trajectory=Trajectory(position, proposal.position, velocity, time),
     )
 
 
 def leapfrog(
-    target: Target,
-    state: ChainState,
-    momentum: Tensor,
-    mass: Mass,
-    step_size: float,
-    n_steps: int,
+    target: Target, state: ChainState, momentum: Tensor, mass: Mass, step_size: float, n_steps: int
 ) -> tuple[ChainState, Tensor]:
     """Integrate Hamilton's equations; return the end and its momentum."""
     gradient = state.gradient
@@ -273,15 +252,10 @@ def leapfrog(
     return state._replace(position=position, energy=energy, gradient=gradient), momentum
 
 
-def halton(index: int, base: int = 2) -> float:
+def halton(index: int) -> float:
     """The ``index``-th number (from 1) of the van der Corput sequence, in (0, 1).
 
     >>> [halton(index) for index in range(1, 5)]
     [0.5, 0.25, 0.75, 0.125]
     """
-    value, scale = 0.0, 1.0
-    while index:
-        scale /= base
-        index, digit = divmod(index, base)
-        value += scale * digit
-    return value
+    return int(f"{index:b}"[::-1], 2) / 2 ** index.bit_length()

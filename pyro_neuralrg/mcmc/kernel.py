@@ -1,21 +1,19 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""The contract of kernels: ``init(positions) -> state``, ``step(state) -> (state, info)``.
-
-Local kernels have a step size and a mass besides.
-"""
+"""The contract of kernels: ``init(positions) -> state``, ``step(state) -> (state, info)``."""
 
 from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import torch
 from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor
+from torch.distributions import constraints
 
 from pyro_neuralrg.arguments import check_number
 from pyro_neuralrg.mcmc.model_target import TargetLike, as_target
@@ -31,7 +29,7 @@ class ChainState(NamedTuple):
         position: unconstrained position of each chain, shape ``(chains, dim)``.
         energy: -ln of the unnormalised density of the position, nats, float64, shape ``(chains,)``.
         gradient: of the energy, shape ``(chains, dim)``, or None if no kernel of the run needs it.
-        sequence: numbers taken so far from a kernel's quasi-random sequence, if it has one.
+        sequence: numbers taken so far from a kernel's quasi-random sequence.
     """
 
     position: Tensor
@@ -41,13 +39,9 @@ class ChainState(NamedTuple):
 
 
 class Trajectory(NamedTuple):
-    """The trajectories of one step, before the ends were accepted or not.
+    """The trajectories of one step: positions ``(chains, dim)`` at both ends, the last velocities.
 
-    Attributes:
-        start: positions, shape ``(chains, dim)``.
-        end: likewise.
-        velocity: at the end, likewise.
-        time: from start to end, the same for every chain.
+    All chains move for the same ``time``.
     """
 
     start: Tensor
@@ -55,17 +49,20 @@ class Trajectory(NamedTuple):
     velocity: Tensor
     time: float
 
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> Trajectory:
+        """Apply a function to positions and velocities."""
+        start, end, velocity = (function(part) for part in self[:3])
+        return Trajectory(start, end, velocity, self.time)
+
 
 class StepInfo(NamedTuple):
     """Report on one step, for readers and for adaptation.
 
     Attributes:
         acceptance_rate: acceptance probability of each chain's proposal, shape ``(chains,)``.
-        accepted: whether it was accepted, bool, shape ``(chains,)``.
-        diverging: whether the proposal's energy was not finite, or far off (bool, shape
-            ``(chains,)``).
-        hamiltonian: energy of the new position plus kinetic energy, if the kernel has momenta
-            (nats, shape ``(chains,)``).
+        accepted: whether it was accepted, shape ``(chains,)``.
+        diverging: whether its energy was not finite, or far off, shape ``(chains,)``.
+        hamiltonian: energy of the new position plus kinetic energy, nats, shape ``(chains,)``.
         n_steps: leapfrog steps, the same for every chain; 0 for a kernel without.
         gradient_evaluations: per chain; a jump counts as one.
         parts: for a composed kernel, the info of each member that moved, by its name; empty else.
@@ -86,6 +83,10 @@ class StepInfo(NamedTuple):
         return self.parts.get(name) if self.parts else self
 
 
+Step: TypeAlias = tuple[ChainState, StepInfo]
+"""State after a step, and the report on it."""
+
+
 class Kernel(ABC):
     """A Markov transition of many chains at once, leaving ``exp(-energy)`` of its target invariant.
 
@@ -98,8 +99,7 @@ class Kernel(ABC):
     Args:
         target: a :class:`Target` or what :func:`as_target` makes one of; None if a :class:`Cycle`
             is to supply it.
-        shape: lattice shape, if ``target`` is a plain batched energy
-            ``(chains,) + shape -> (chains,)``.
+        shape: lattice shape, if ``target`` is a batched energy ``(chains,) + shape -> (chains,)``.
         flow: sample in the latent space of this flow instead of the physical one.
     """
 
@@ -164,7 +164,7 @@ class Kernel(ABC):
 
     @property
     def tuning(self) -> dict[str, dict[str, Any]]:
-        """What :meth:`tuned` sets, of each member by its name."""
+        """Present values of what :meth:`tuned` sets, of each member by its name."""
         names = ("step_size", "inverse_mass", "trajectory_length")
         return {
             member: {name: getattr(kernel, name) for name in names}
@@ -210,9 +210,7 @@ class Kernel(ABC):
         return proposal, torch.isfinite(energy) & torch.isfinite(gradient).all(-1)
 
     @abstractmethod
-    def step(
-        self, state: ChainState, generator: torch.Generator | None = None
-    ) -> tuple[ChainState, StepInfo]:
+    def step(self, state: ChainState, generator: torch.Generator | None = None) -> Step:
         """Make one transition of every chain."""
 
     def _changed(self: AnyKernel, **changes: Any) -> AnyKernel:
@@ -225,18 +223,7 @@ class LocalKernel(Kernel):
     """A kernel that moves around the present position, with a step size and a mass to be tuned.
 
     Warm-up aims at the acceptance ``target_acceptance``, and tunes a ``trajectory_length`` if the
-    kernel has one.
-
-    Args:
-        target: as for :class:`Kernel`.
-        step_size: > 0.
-        inverse_mass: its diagonal, shape ``(dim,)``, or the whole matrix, shape ``(dim, dim)``;
-            None for the identity.
-        shape: lattice shape of a plain energy.
-        flow: sample in the latent space of this flow.
-
-    Raises:
-        TypeError, ValueError: naming the argument, or as :func:`as_target`.
+    kernel has one. The arguments are those of :class:`HMC`.
     """
 
     step_size: float
@@ -273,10 +260,8 @@ class LocalKernel(Kernel):
 class Mass:
     """Momenta p ~ N(0, M), M^-1 being about the covariance of the target.
 
-    Attributes:
-        inverse: M^-1: its diagonal, shape ``(dim,)``, or the whole, shape ``(dim, dim)``.
-        factor: square roots of the diagonal, or the lower Cholesky factor.
-        unit: whether it is the identity.
+    ``inverse`` is M^-1, its diagonal ``(dim,)`` or the whole ``(dim, dim)``; ``factor`` the square
+    roots of the diagonal, or the lower Cholesky factor; ``unit`` says that it is the identity.
     """
 
     inverse: Tensor
@@ -285,11 +270,7 @@ class Mass:
 
     @classmethod
     def of(cls, inverse: Tensor | None, like: Tensor) -> Mass:
-        """The mass of an inverse (None: the identity) for positions such as ``like``.
-
-        Raises:
-            ValueError: if it is not of the positions' dimension.
-        """
+        """The mass of an inverse (None: the identity) for positions such as ``like``."""
         dim = like.shape[-1]
         if inverse is None:
             ones = like.new_ones(dim)
@@ -334,14 +315,10 @@ class Mass:
         return positions / self.factor
 
 
-def is_covariance(values: Tensor) -> bool:
+def is_covariance(values: Any) -> bool:
     """Report whether these are variances, or a covariance matrix, all finite and positive."""
-    if not isinstance(values, Tensor) or values.dim() not in (1, 2):
-        return False
-    if values.shape[0] != values.shape[-1] or not bool(values.isfinite().all()):
+    if not isinstance(values, Tensor) or not bool(values.isfinite().all()):
         return False
     if values.dim() == 2:
-        if not torch.allclose(values, values.mT, rtol=1e-4):
-            return False
-        values = torch.linalg.eigvalsh(values.double())
-    return bool((values > 0).all())
+        return bool(constraints.positive_definite.check(values.double()))
+    return values.dim() == 1 and bool((values > 0).all())

@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""What warm-up learns from the steps of chains: a step size, a mass, a trajectory length."""
+"""Step size, mass and trajectory length, learned from the steps of warm-up."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CRITERIA = ("chees", "snaper")
 
 
 class Learner:
-    """Something learned during warm-up: plain numbers, tensors and other learners."""
+    """Something learned during warm-up, as plain numbers, tensors and other learners."""
 
     def state_dict(self) -> dict[str, Any]:
         """All of it, as plain numbers and tensors."""
@@ -36,38 +36,10 @@ class Learner:
                 setattr(self, name, value)
 
 
-class LearnedNumber(Learner):
-    """A positive number that follows the steps, and its average, which is used for the draws."""
-
-    _log_average: float
-    _value: float
-    _count: int
-
-    def restart(self, value: float) -> None:
-        """Forget everything and begin at another value."""
-        self._value = value
-        self._log_average = math.log(value)
-        self._count = 0
-
-    @property
-    def value(self) -> float:
-        """The present one."""
-        return self._value
-
-    @property
-    def average(self) -> float:
-        """The average over the steps."""
-        return math.exp(self._log_average)
-
-
-class DualAveraging(LearnedNumber):
-    """Step size whose acceptance tends to a target.
+class DualAveraging(Learner):
+    """Step size whose acceptance tends to a target; the first trials go ten times higher.
 
     Hoffman & Gelman, "The No-U-Turn Sampler" (2014), section 3.2.
-
-    Args:
-        step_size: where to begin; the first trials go ten times higher.
-        target_acceptance: to be reached.
     """
 
     SHRINKAGE = 0.05  # gamma of the paper, as are its other constants
@@ -78,11 +50,13 @@ class DualAveraging(LearnedNumber):
         self.target = target_acceptance
         self.restart(step_size)
 
-    def restart(self, value: float) -> None:
+    def restart(self, step_size: float) -> None:
         """Forget everything and begin at another step size."""
-        super().restart(value)
-        self._attractor = math.log(10 * value)
+        self.value = step_size
+        self._attractor = math.log(10 * step_size)
         self._error = 0.0
+        self._log_average = math.log(step_size)
+        self._count = 0
 
     def update(self, acceptance: float) -> None:
         """Take in the acceptance at the present step size."""
@@ -92,15 +66,16 @@ class DualAveraging(LearnedNumber):
         log_step = self._attractor - math.sqrt(self._count) / self.SHRINKAGE * self._error
         weight = self._count**-self.FORGETTING
         self._log_average += weight * (log_step - self._log_average)
-        self._value = math.exp(log_step)
+        self.value = math.exp(log_step)
+
+    @property
+    def average(self) -> float:
+        """The averaged step size, to be used for the draws."""
+        return math.exp(self._log_average)
 
 
 class PooledCovariance(Learner):
-    """Running covariance of positions over chains and steps together.
-
-    Args:
-        dense: the whole matrix ``(dim, dim)``; else the variances ``(dim,)``.
-    """
+    """Covariance ``(dim, dim)`` of positions over chains and steps, or the variances ``(dim,)``."""
 
     def __init__(self, dense: bool = False) -> None:
         self._dense = dense
@@ -109,24 +84,19 @@ class PooledCovariance(Learner):
     def clear(self) -> None:
         """Forget everything."""
         self._count = 0
-        self._mean: Tensor | None = None
-        self._sum_of_squares: Tensor | None = None
+        self._mean: Tensor | float = 0.0
+        self._sum_of_squares: Tensor | float = 0.0
 
     def update(self, positions: Tensor) -> None:
         """Add a batch of positions ``(chains, dim)``."""
-        chains = len(positions)
-        values = positions.double()
-        mean = values.mean(0)
-        squares = self._squares(values - mean)
-        if self._mean is None or self._sum_of_squares is None:
-            self._count, self._mean, self._sum_of_squares = chains, mean, squares
-            return
-        total = self._count + chains
-        self._mean, self._sum_of_squares = self._mean.to(mean), self._sum_of_squares.to(mean)
-        shift = mean - self._mean
+        values, chains = positions.double(), len(positions)
+        mean, total = values.mean(0), self._count + chains
+        known = torch.as_tensor(self._mean).to(mean)  # a file's is on the CPU
+        shift = mean - known
         between = self._squares(shift.unsqueeze(0)) * (self._count * chains / total)
-        self._sum_of_squares = self._sum_of_squares + squares + between
-        self._mean = self._mean + shift * (chains / total)
+        squares = torch.as_tensor(self._sum_of_squares).to(mean) + self._squares(values - mean)
+        self._sum_of_squares = squares + between
+        self._mean = known + shift * (chains / total)
         self._count = total
 
     def _squares(self, deviations: Tensor) -> Tensor:
@@ -137,25 +107,21 @@ class PooledCovariance(Learner):
 
         None of fewer than two values.
         """
-        if self._sum_of_squares is None or self._count < 2:
+        if self._count < 2:
             return None
-        covariance = self._sum_of_squares / (self._count - 1)
+        covariance = torch.as_tensor(self._sum_of_squares) / (self._count - 1)
         prior = torch.full_like(covariance, 5e-3)
         if self._dense:
             prior = prior.diagonal().diag()
         return (self._count * covariance + prior) / (self._count + 5)
 
 
-class TrajectoryLength(LearnedNumber):
-    """Ascent of the criterion in ln T, by its relative slope d ln(C / T) / d ln T.
+class TrajectoryLength(Learner):
+    """Ascent of a criterion C in ln T, by its relative slope d ln(C / T) / d ln T.
 
     Numerator and denominator of the slope are averaged over the last steps, which together see the
     whole of (0, T). Adam, as in the paper, divides by the root of averaged squares instead, which
     lag behind while T grows: it led beyond the first maximum, to others.
-
-    Args:
-        length: where to begin.
-        criterion: "chees", of whole positions, or "snaper", of their principal component.
     """
 
     FIRST_RATE, LAST_RATE, FALLING = 0.15, 0.03, 100  # step in ln T for a slope of one
@@ -166,11 +132,11 @@ class TrajectoryLength(LearnedNumber):
         self.direction = PrincipalDirection() if criterion == "snaper" else None
         self.restart(length)
 
-    def restart(self, value: float) -> None:
+    def restart(self, length: float) -> None:
         """Forget everything and begin at another length."""
-        super().restart(value)
-        self._log_length = math.log(value)
+        self._log_length = self._log_average = math.log(length)
         self._slope = self._scale = 0.0
+        self._count = 0
         if self.direction is not None:
             self.direction.clear()
 
@@ -178,6 +144,11 @@ class TrajectoryLength(LearnedNumber):
     def value(self) -> float:
         """The present one."""
         return math.exp(self._log_length)
+
+    @property
+    def average(self) -> float:
+        """The averaged length, to be used for the draws."""
+        return math.exp(self._log_average)
 
     def update(
         self,
@@ -188,8 +159,7 @@ class TrajectoryLength(LearnedNumber):
         longest: float,
     ) -> None:
         """Take in the trajectories of all chains, of these acceptances."""
-        start, end, velocity = map(mass.whitened, trajectory[:3])
-        whitened = Trajectory(start, end, velocity, trajectory.time)
+        whitened = trajectory.mapped(mass.whitened)
         if self.direction is not None:
             whitened = self.direction.projected(whitened)
         slope, value = criterion_slope(whitened, acceptance)
@@ -227,13 +197,11 @@ class PrincipalDirection(Learner):
     def projected(self, trajectory: Trajectory) -> Trajectory:
         """Take in its starts; return its components along the direction, ``(chains, 1)``."""
         start = trajectory.start.double()
-        sound = torch.isfinite(start).all(-1)
-        self._update(start[sound])
+        self._update(start[torch.isfinite(start).all(-1)])
         if self._vector is None:  # nothing is known yet: all of the position
             return trajectory
         vector = (self._vector / self._vector.norm()).unsqueeze(-1)
-        start, end, velocity = (part.double() @ vector for part in trajectory[:3])
-        return Trajectory(start, end, velocity, trajectory.time)
+        return trajectory.mapped(lambda part: part.double() @ vector)
 
     def _update(self, positions: Tensor) -> None:
         if len(positions) < 2:
@@ -257,13 +225,10 @@ class PrincipalDirection(Learner):
 
 
 def criterion_slope(trajectory: Trajectory, acceptance: Tensor) -> tuple[float, float]:
-    """The criterion C, and t dC / dt - C, whose ratio is the slope of ln(C / t) in ln t.
+    """t dC / dt - C of the criterion C, and C; their ratio is the slope of ln(C / t) in ln t.
 
     Averaged over the chains with their acceptance probabilities as weights; chains that ran away
     have none. Positions and velocities are those of unit mass.
-
-    Returns:
-        The numerator, and C.
     """
     start, end, velocity = (part.double() for part in trajectory[:3])
     sound = torch.isfinite(end).all(-1) & torch.isfinite(velocity).all(-1)

@@ -18,24 +18,16 @@ from pyro_neuralrg.distributions.flow import (
     forward_and_ladj,
     inverse_and_ladj,
 )
-from pyro_neuralrg.mcmc.kernel import ChainState, Kernel, LocalKernel, StepInfo
+from pyro_neuralrg.mcmc.kernel import ChainState, Kernel, LocalKernel, Step, StepInfo
 from pyro_neuralrg.mcmc.model_target import TargetLike
 
 
 def metropolis(
     state: ChainState, proposal: ChainState, log_ratio: Tensor, generator: torch.Generator | None
-) -> tuple[ChainState, Tensor, Tensor]:
-    """Accept or reject each chain's proposal by itself.
+) -> Step:
+    """Accept or reject each chain's proposal by its ln of the Metropolis-Hastings ratio.
 
-    Args:
-        state: current state.
-        proposal: proposed state.
-        log_ratio: ln of the Metropolis-Hastings ratio, shape ``(chains,)``; a chain whose ratio is
-            not finite rejects.
-        generator: source of the uniform numbers.
-
-    Returns:
-        The new state, the acceptance probabilities and which chains accepted.
+    A chain whose ratio is not finite rejects. The info is that of a kernel without momenta.
     """
     finite = torch.isfinite(log_ratio)
     probability = torch.where(finite, log_ratio.clamp(max=0.0).exp(), torch.zeros_like(log_ratio))
@@ -52,22 +44,7 @@ def metropolis(
         energy=torch.where(accepted, proposal.energy, state.energy),
         gradient=gradient,
     )
-    return new, probability, accepted
-
-
-def metropolis_step(
-    state: ChainState, proposal: ChainState, log_ratio: Tensor, generator: torch.Generator | None
-) -> tuple[ChainState, StepInfo]:
-    """As :func:`metropolis`, with the info of a kernel without momenta."""
-    new, probability, accepted = metropolis(state, proposal, log_ratio, generator)
-    return new, StepInfo(
-        acceptance_rate=probability,
-        accepted=accepted,
-        diverging=~torch.isfinite(log_ratio),
-        hamiltonian=new.energy,
-        n_steps=0,
-        gradient_evaluations=1,
-    )
+    return new, StepInfo(probability, accepted, ~finite, new.energy, 0, 1)
 
 
 class RandomWalkMetropolis(LocalKernel):
@@ -78,11 +55,9 @@ class RandomWalkMetropolis(LocalKernel):
     optimum in many dimensions.
 
     Args:
-        target: as for :class:`~pyro_neuralrg.mcmc.HMC`.
+        target, shape, flow: as for :class:`~pyro_neuralrg.mcmc.HMC`.
         step_size: width of the proposals, > 0.
         inverse_mass: their covariance up to the step size, shape ``(dim,)`` or ``(dim, dim)``.
-        shape: lattice shape of a plain energy.
-        flow: sample in the latent space of this flow.
 
     References:
         Roberts, Gelman, Gilks, "Weak convergence and optimal scaling of random walk Metropolis
@@ -99,9 +74,7 @@ class RandomWalkMetropolis(LocalKernel):
     name = "random_walk"
     target_acceptance = 0.234
 
-    def step(
-        self, state: ChainState, generator: torch.Generator | None = None
-    ) -> tuple[ChainState, StepInfo]:
+    def step(self, state: ChainState, generator: torch.Generator | None = None) -> Step:
         """Propose one displacement to every chain."""
         here = state.position
         normal = torch.randn(here.shape, generator=generator, dtype=here.dtype, device=here.device)
@@ -109,7 +82,7 @@ class RandomWalkMetropolis(LocalKernel):
             state, here + self.step_size * self.mass(here).displacement(normal)
         )
         log_ratio = torch.where(is_sound, state.energy - proposal.energy, -torch.inf)
-        return metropolis_step(state, proposal, log_ratio, generator)
+        return metropolis(state, proposal, log_ratio, generator)
 
 
 class IndependenceMetropolis(Kernel):
@@ -118,8 +91,7 @@ class IndependenceMetropolis(Kernel):
     With log-weights :math:`\ln w = \ln \pi(x) - \ln q(x)`, in float64, a proposal is accepted with
     probability :math:`\min(1, w' / w)`. In the latent space of the same flow the proposals are
     draws of its base; in physical space they are ``x = flow(z)``, and the density of the present
-    position costs one inverse pass. Jumps between modes cost no more than any other; the flow's
-    quality decides how many are accepted. A jump counts as one gradient evaluation.
+    position costs one inverse pass. A jump counts as one gradient evaluation.
 
     Args:
         flow: the proposal, ``x = flow(z)``, exactly invertible.
@@ -162,19 +134,13 @@ class IndependenceMetropolis(Kernel):
         """See :class:`Kernel`."""
         target = self.target
         if target.flow not in (None, self.flow):
-            raise ValueError(
-                "flow is not the one whose latent space the target lives in; accepted: that one"
-            )
+            raise ValueError("flow is not that of the latent space that target lives in")
         shape = tuple(getattr(self.flow, "shape", target.event_shape))
         if shape != target.event_shape:
-            raise ValueError(
-                f"flow has shape {shape}, the target {target.event_shape}; accepted: equal ones"
-            )
+            raise ValueError(f"flow has shape {shape}; accepted: the target's {target.event_shape}")
         return super().init(positions)
 
-    def step(
-        self, state: ChainState, generator: torch.Generator | None = None
-    ) -> tuple[ChainState, StepInfo]:
+    def step(self, state: ChainState, generator: torch.Generator | None = None) -> Step:
         """Propose one jump to every chain."""
         with torch.no_grad():
             position, log_q_new = self._propose(state.position, generator)
@@ -182,25 +148,23 @@ class IndependenceMetropolis(Kernel):
         proposal, is_sound = self.evaluated(state, position)
         log_ratio = (state.energy + log_q) - (proposal.energy + log_q_new)
         log_ratio = torch.where(is_sound, log_ratio, torch.full_like(log_ratio, -math.inf))
-        return metropolis_step(state, proposal, log_ratio, generator)
+        return metropolis(state, proposal, log_ratio, generator)
 
     def _propose(self, like: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Positions drawn from the flow, and ln of their density."""
-        target = self.target
+        target, base, shape = self.target, base_of(self.flow), (len(like), *self.target.event_shape)
         if target.flow is not None:
             z = target.from_base(len(like), generator)
             return z, target.by_batches(self._log_q, z)
-        shape = (len(like), *target.event_shape)
         dtype = flow_dtype_and_device(self.flow)[0]
         options: Any = {"generator": generator, "dtype": dtype, "device": like.device}
-        z = base_of(self.flow).sample(shape, len(shape) - 1, **options)
-        return target.by_batches(self._generate, z)
 
-    def _generate(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        event_dim = z.dim() - 1
-        x, ladj = forward_and_ladj(self.flow, z, event_dim)
-        log_p = base_of(self.flow).log_prob(z.double(), event_dim)
-        return x.flatten(1).to(self.target.dtype), log_p - ladj.double()
+        def generate(z: Tensor) -> tuple[Tensor, Tensor]:
+            x, ladj = forward_and_ladj(self.flow, z, len(shape) - 1)
+            log_q = base.log_prob(z.double(), len(shape) - 1) - ladj.double()
+            return x.flatten(1).to(target.dtype), log_q
+
+        return target.by_batches(generate, base.sample(shape, len(shape) - 1, **options))
 
     def _log_q(self, position: Tensor) -> Tensor:
         """ln of the density of positions as proposals."""

@@ -41,9 +41,9 @@ class ModelTarget(Target):
 
     Constrained sites are sampled unconstrained, as by Pyro's HMC. A model that ``vmap`` cannot take
     (data-dependent branches, in-place writes through masks as in Pyro's spline transforms) is
-    evaluated chain after chain, with a warning: the same draws, more slowly. Argument validation is
-    off inside the evaluations only. Draws of a model in the latent space of an autoguide, by Pyro's
-    ``NeuTraReparam``, come back as the model's own sites, beside the latents.
+    evaluated chain after chain, with a warning. Argument validation is off inside the evaluations
+    only. Draws in the latent space of an autoguide, by Pyro's ``NeuTraReparam``, come back as the
+    model's own sites, beside the latents.
 
     Args:
         model: a Pyro program without data subsampling.
@@ -98,9 +98,11 @@ class ModelTarget(Target):
     @property
     def is_transported(self) -> bool:
         """Report whether all of a position is latents of flows or of a guide."""
-        return (
-            bool(self.sites) and self.sites.keys() <= self._reparams.keys() | self._neutras.keys()
-        )
+        return bool(self.sites) and self.sites.keys() <= self._latent_sites
+
+    @property
+    def _latent_sites(self) -> set[str]:
+        return self._reparams.keys() | self._neutras.keys()
 
     def _check_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         try:
@@ -116,11 +118,8 @@ class ModelTarget(Target):
                 "kernel shape=..., or anneal() an EnergyTarget)"
             ) from None
 
-    def same_as(self, other: Target) -> bool:
-        """See :class:`Target`."""
-        return isinstance(other, ModelTarget) and (
-            (self.model, self._args, self._kwargs) == (other.model, other._args, other._kwargs)
-        )
+    def _source(self) -> tuple[Any, ...]:
+        return self.model, self._args, self._kwargs
 
     def _run(self, model: Any) -> Any:
         return poutine.trace(model).get_trace(*self._args, **self._kwargs)
@@ -161,10 +160,7 @@ class ModelTarget(Target):
         self.lattices |= dict.fromkeys(getattr(guide, "fields", ()), getattr(guide, "shape", ()))
 
     def _transport_of_all(self) -> tuple[Any, ModelTarget, Tensor] | None:
-        """The flow of the guide, if the whole model is in its latent space.
-
-        Beside it the model itself, and the order of its positions in the guide's vector.
-        """
+        """Flow of the guide, model behind it and the order of its entries in the guide's vector."""
         inner = next((inner for _, inner in reparameterisations(self.model)), None)
         if inner is None or len(self.sites) != 1 or self.sites.keys() != self._neutras.keys():
             return None
@@ -245,11 +241,9 @@ class ModelTarget(Target):
 
     def latent(self, positions: Tensor) -> dict[str, Tensor]:
         """See :class:`Target`."""
-        latent = self._reparams.keys() | self._neutras.keys()
-        values = {name: v for name, v in self.unpack(positions).items() if name in latent}
-        transforms: dict[str, Any] = self._transforms
+        values, names = self.unpack(positions), self._latent_sites
         with torch.no_grad():
-            return {name: transforms[name].inv(v) for name, v in values.items()}
+            return {x: f.inv(values[x]) for x, f in self._transforms.items() if x in names}
 
     def _behind(self, name: str, latent: Tensor) -> dict[str, Tensor]:
         """The model's own sites behind a shared latent of any batch shape."""
@@ -274,10 +268,7 @@ class ModelTarget(Target):
         return self._transforms[name](value)
 
     def initial(self, chains: int, generator: torch.Generator, start: str | None = None) -> Tensor:
-        """Draws of the prior, by running the model once per chain; of flows at their sites.
-
-        From "prior" the sites behind flows are drawn from it, too.
-        """
+        """Draws of the model; of the prior also at the sites behind flows if that is the start."""
         if start == "flow" and not self.flow_sites:
             raise ValueError("initial_params is 'flow'; accepted for this model: 'prior'")
         one_start = self._prior_values if start == "prior" else self._own_values
@@ -298,9 +289,8 @@ class ModelTarget(Target):
 
     def _prior_values(self) -> dict[str, Tensor]:
         """Unconstrained values of one start: draws of the model without its reparameterisations."""
-        nodes = self._run(
-            [self.model, *(fn for _, fn in reparameterisations(self.model))][-1]
-        ).nodes
+        inner = [self.model, *(fn for _, fn in reparameterisations(self.model))][-1]
+        nodes = self._run(inner).nodes
         names = [behind for name in self.sites for behind in self._behind_names(name)]
         for name in names:
             if name not in nodes or nodes[name]["is_observed"]:
@@ -337,15 +327,13 @@ def as_target(
     Args:
         target: a :class:`Target`; a LatticePotential; a batched energy, with ``shape``; or a Pyro
             model. The model (or ``potential_fn``) of a LatticePotential, also reparameterised by
-            ``poutine.reparam(potential.model, {"x": FlowReparam(flow)})``, is recognised and
-            evaluated directly.
+            ``poutine.reparam(potential.model, {"x": FlowReparam(flow)})``, is evaluated directly.
         shape: lattice shape of a plain batched energy.
         flow: sample the potential or energy in this flow's latent space.
 
     Raises:
         TypeError: if it is none of these.
-        ValueError: if shapes do not fit, or ``flow`` is given for a model (use
-            ``poutine.reparam``).
+        ValueError: if shapes do not fit, or ``flow`` is given for a model.
     """
     if isinstance(target, Target):
         if shape is not None or flow is not None:

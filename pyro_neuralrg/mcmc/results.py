@@ -33,10 +33,7 @@ RHAT_SECONDS = 2.0
 class Rows:
     """Columns of rows ``(chains, ...)``.
 
-    Memory for all rows is set aside with the first one, so that a long run needs no second copy.
-
-    Args:
-        capacity: rows that there may be.
+    Memory for ``capacity`` rows is set aside with the first one: a long run needs no second copy.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -106,11 +103,7 @@ def statistics(kernel: Kernel, state: ChainState, info: StepInfo) -> dict[str, T
 def observe(
     observables: Mapping[str, Observable], target: Target, positions: Tensor
 ) -> dict[str, Tensor]:
-    """The observables of such positions, on the CPU.
-
-    Raises:
-        ValueError: if one does not return a value for each chain.
-    """
+    """The observables of such positions, on the CPU."""
     if not observables:
         return {}
     names = list(observables)
@@ -147,12 +140,7 @@ class RunResults:
     _rhat_at: float
 
     def __init__(
-        self,
-        kernel: Kernel,
-        warmup_steps: int,
-        num_samples: int,
-        num_chains: int,
-        keep_draws: bool,
+        self, kernel: Kernel, warmup_steps: int, num_samples: int, num_chains: int, keep_draws: bool
     ) -> None:
         self._given = kernel
         self.warmup_steps = warmup_steps
@@ -188,8 +176,7 @@ class RunResults:
             return
         size = self.num_chains * self.num_samples * target.dim * target.dtype.itemsize
         seen = f"num_chains is {self.num_chains} and num_samples is {self.num_samples}"
-        kept = kept_bytes(size, self._world.size)
-        instead = ", or keep_draws=False"
+        kept, instead = kept_bytes(size, self._world.size), ", or keep_draws=False"
         self._world.run_on_all(lambda: check_fits(seen, kept, target.device, instead))
 
     @property
@@ -241,8 +228,7 @@ class RunResults:
 
         Returns:
             For each site ``(chains * draws,) + site shape``, or ``(chains, draws) + site shape``;
-            physical sites under their own names, latent ones under ``{name}_latent``. Nothing if no
-            draws were kept.
+            latent ones under ``{name}_latent``. Nothing if no draws were kept.
         """
         if self._drawn and not self.keep_draws:
             return {}
@@ -253,11 +239,10 @@ class RunResults:
             parts = [target.physical(some) for some in flat]
             physical = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
             self._samples = physical | target.latent(positions.flatten(0, 1))
-        samples = self._samples
-        if group_by_chain:
-            chains_draws = positions.shape[:2]
-            samples = {name: value.unflatten(0, chains_draws) for name, value in samples.items()}
-        return dict(samples)
+        if not group_by_chain:
+            return dict(self._samples)
+        chains_draws = positions.shape[:2]
+        return {name: value.unflatten(0, chains_draws) for name, value in self._samples.items()}
 
     @property
     def positions(self) -> Tensor:
@@ -295,29 +280,19 @@ class RunResults:
         return self.kernel.tuning
 
     def summary(self, max_sites: int | None = None) -> Any:
-        """Return a table of lp, the observables and the sites, with ArviZ's figures.
+        """Return a table of lp, the observables and the sites, with ArviZ's figures, in pandas.
 
-        One line per scalar, two per field (the worst over sites, and the median); see
-        :func:`~pyro_neuralrg.statistics.summary_table`.
-
-        Args:
-            max_sites: sites of a field to look at, at most.
-
-        Returns:
-            A pandas DataFrame.
-
-        Raises:
-            RuntimeError: if there are no draws.
+        One line per scalar, two per field (the worst over sites, and the median) of at most
+        ``max_sites`` sites; see :func:`~pyro_neuralrg.statistics.summary_table`.
         """
         samples = self.get_samples(group_by_chain=True)
-        lp = {"lp": self.sample_stats["lp"]}
-        return summary_table({**lp, **self.observables, **samples}, max_sites=max_sites)
+        series = {"lp": self.sample_stats["lp"], **self.observables, **samples}
+        return summary_table(series, max_sites=max_sites)
 
     def diagnostics(self) -> dict[str, Any]:
         """Return n_eff and R-hat of each site, divergences and acceptance of each chain.
 
-        In the form of Pyro's ``MCMC.diagnostics``; n_eff and R-hat are NaN of fewer than four
-        draws, of which nothing can be told.
+        In the form of Pyro's ``MCMC.diagnostics``; n_eff and R-hat are NaN of fewer than 4 draws.
         """
         samples = self.get_samples(group_by_chain=True)
         stats = self.sample_stats
@@ -326,12 +301,9 @@ class RunResults:
         else:
             unknown = {name: torch.full_like(x[0, 0], math.nan) for name, x in samples.items()}
             result = {name: {"n_eff": nan, "r_hat": nan} for name, nan in unknown.items()}
-        diverging, acceptance = stats["diverging"], stats["acceptance_rate"]
-        result["divergences"] = {
-            f"chain {chain}": diverging[chain].nonzero().flatten().tolist()
-            for chain in range(self.num_chains)
-        }
-        result["acceptance rate"] = {
-            f"chain {chain}": float(acceptance[chain].mean()) for chain in range(self.num_chains)
-        }
+        result |= {"divergences": {}, "acceptance rate": {}}
+        for chain in range(self.num_chains):
+            diverging, rates = (stats[name][chain] for name in ("diverging", "acceptance_rate"))
+            result["divergences"][f"chain {chain}"] = diverging.nonzero().flatten().tolist()
+            result["acceptance rate"][f"chain {chain}"] = float(rates.mean())
         return result

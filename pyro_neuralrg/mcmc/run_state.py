@@ -35,7 +35,7 @@ CHAIN_FORMAT = FileFormat(
 )
 
 MAX_RESTARTS = 10
-"""How often random starts of chains whose energy is not finite are drawn anew."""
+"""Most times that starts of chains whose energy is not finite are drawn anew."""
 
 Start: TypeAlias = "Mapping[str, Tensor] | str | None"
 """Unconstrained values by site, "prior", "flow", or None."""
@@ -52,22 +52,11 @@ class Cost(NamedTuple):
         """Both together."""
         return self.warmup + self.draws
 
-    def plus(self, amount: float, is_draw: bool) -> Cost:
-        """Add the cost of a step to that of its phase."""
-        name = "draws" if is_draw else "warmup"
-        return self._replace(**{name: getattr(self, name) + amount})
-
 
 class RunState(NamedTuple):
     """All that the next step of a run depends on, and the costs so far.
 
-    Attributes:
-        chains: of this process.
-        random: state of its generator.
-        warmed_up: steps of warm-up taken.
-        drawn: draws made.
-        gradient_evaluations: of all processes.
-        seconds: wall-clock.
+    ``random`` is the state of the process's generator; ``warmed_up`` and ``drawn`` count steps.
     """
 
     chains: ChainState
@@ -81,6 +70,24 @@ class RunState(NamedTuple):
     def steps(self) -> int:
         """Steps taken, of warm-up and draws."""
         return self.warmed_up + self.drawn
+
+    def after(
+        self, is_draw: bool, chains: ChainState, random: Tensor, evaluations: int, seconds: float
+    ) -> RunState:
+        """The state after a step of the warm-up, or a draw, that cost so much."""
+        phase = "draws" if is_draw else "warmup"
+
+        def add(cost: Cost, amount: float) -> Cost:
+            return cost._replace(**{phase: getattr(cost, phase) + amount})
+
+        return RunState(
+            chains,
+            random,
+            self.warmed_up + (not is_draw),
+            self.drawn + is_draw,
+            add(self.gradient_evaluations, evaluations),
+            add(self.seconds, seconds),
+        )
 
     def contents(self, world: Processes) -> dict[str, Any]:
         """The entries of a file that hold the states of all processes."""
@@ -159,14 +166,10 @@ def started(
 ) -> ChainState:
     """Evaluate the starts of this process's chains, of all ``chains``.
 
-    Random ones that are not finite are drawn anew, up to ``MAX_RESTARTS`` times.
+    Random ones that are not finite are drawn anew, up to ``MAX_RESTARTS`` times, with a warning.
 
     Raises:
-        ValueError: on all processes, if a chain has no finite energy and gradient; the message
-            names some.
-
-    Warns:
-        UserWarning: if starts had to be drawn anew.
+        ValueError: on all processes, naming chains without a finite energy and gradient.
     """
     rows, target, redraw = world.rows(chains), kernel.target, None
     if isinstance(start, Mapping):

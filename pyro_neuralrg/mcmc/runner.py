@@ -47,10 +47,10 @@ class VectorizedMCMC(RunResults):
     Ctrl-C and SIGTERM end the run after the present step, which is saved, in the warm-up too (which
     then raises KeyboardInterrupt), and another process goes on from the record.
 
-    Where ``torch.distributed`` is initialised, all its processes must make the runner and call its
-    methods with the same arguments. Each runs its share of the chains, from a seed of its own;
-    warm-up learns from all of them, and in the end every process has the figures of all chains, in
-    the order of the processes. The first one alone shows the bar and writes files.
+    All processes of an initialised ``torch.distributed`` make the runner and call its methods with
+    the same arguments. Each runs its share of the chains, from a seed of its own; warm-up learns
+    from all of them, and in the end every process has the figures of all chains, in the order of
+    the processes. The first one alone shows the bar and writes files.
 
     Args:
         kernel: what to run; adapted during warm-up, then fixed.
@@ -76,9 +76,7 @@ class VectorizedMCMC(RunResults):
         interrupted: whether the draws were cut short.
 
     Raises:
-        TypeError: if an argument is of another type.
-        ValueError: if a number is out of range, the initial parameters do not fit, or a chain has
-            no finite starting energy.
+        TypeError, ValueError: naming the argument.
         MemoryLimitError: at the start, if the draws to be kept cannot fit (a ValueError).
 
     Example:
@@ -136,28 +134,23 @@ class VectorizedMCMC(RunResults):
             seed = int(world.broadcast_from_first(lambda: int(torch.randint(2**31, ()))))
         self.seed = check_integer("seed", seed, 0, LARGEST_SEED)
         self.progress = progress
-        self._checkpoints: Checkpoints | None = None
-        if record is not None:
-            self._checkpoints = Checkpoints(record, CHAIN_FORMAT, world)
+        self._checkpoints = None if record is None else Checkpoints(record, CHAIN_FORMAT, world)
 
     @property
     def unsaved(self) -> str | None:
-        """Why the last checkpoint could not be written, else None."""
+        """Reason why the last checkpoint could not be written, else None."""
         return None if self._checkpoints is None else self._checkpoints.unsaved
 
     def run(self, *args: Any, **kwargs: Any) -> None:
         """Warm up and draw, with the kernel as it was given; or go on from the record.
 
-        Args:
-            *args: arguments of the Pyro model, if the target is one.
-            **kwargs: likewise.
+        Arguments are those of the Pyro model, if the target is one.
 
         Raises:
-            CheckpointError: if the run cannot begin in the folder of the record: another run uses
-                it, it holds checkpoints and is not to be resumed, none of them is intact, or they
-                are of other settings, which are named, or of another target, whose energies would
-                be others (a ValueError). ``num_samples`` and ``progress`` may differ;
-                ``initial_params`` and what observables compute are not compared.
+            CheckpointError: if the run cannot begin in the folder of the record: it is in use, is
+                not to be resumed, has no intact checkpoint, or those of other settings, which are
+                named, or of a target of other energies (a ValueError). ``num_samples``,
+                ``progress``, ``initial_params`` and what observables compute may differ.
         """
         self._forget()
         self._set_up(args, kwargs)
@@ -189,12 +182,7 @@ class VectorizedMCMC(RunResults):
     def check(self, *args: Any, **kwargs: Any) -> None:
         """See that the run can begin, or go on from its record, before it is needed.
 
-        Args:
-            *args: arguments of the Pyro model, if the target is one.
-            **kwargs: likewise.
-
-        Raises:
-            ValueError: as :meth:`run`, but for another target.
+        Arguments and errors are those of :meth:`run`, but for another target of the record.
         """
         self._set_up(args, kwargs)
         with self._folder():
@@ -221,10 +209,11 @@ class VectorizedMCMC(RunResults):
         """The checkpoint to go on from, if any."""
         if self._checkpoints is None:
             return None
-        names = ("warmup_steps", "num_chains", "keep_draws")
         settings = {
             **settings_of(self.kernel, replace(self.adaptation, steps=None)),
-            **{name: getattr(self, name) for name in names},
+            "warmup_steps": self.warmup_steps,
+            "num_chains": self.num_chains,
+            "keep_draws": self.keep_draws,
             "observables": list(self._observables),
             "processes": self._world.size,
             "seed": self._given_seed,
@@ -233,32 +222,35 @@ class VectorizedMCMC(RunResults):
 
     def _start(self) -> RunState:
         """The beginning of the warm-up."""
-        world, chains, target = self._world, self.num_chains, self.kernel.target
-        generator = torch.Generator(target.device).manual_seed(world.stream(self.seed))
+        target, generator = self.kernel.target, torch.Generator(self.kernel.target.device)
+        generator.manual_seed(self._world.stream(self.seed))
         began = time.perf_counter()
         with frozen(target.modules()):
-            state = started(self.kernel, self.initial_params, chains, generator, world)
-            self._warmup = Warmup(self.kernel, self.adaptation, self.warmup_steps, chains, world)
-            evaluations = 1 + self._warmup.begin(state, generator)  # one for the start
-        seconds = Cost(time.perf_counter() - began, 0.0)
-        return RunState(state, generator.get_state(), 0, 0, Cost(evaluations * chains, 0), seconds)
+            chains = started(
+                self.kernel, self.initial_params, self.num_chains, generator, self._world
+            )
+            self._warmup = self._new_warmup()
+            evaluations = 1 + self._warmup.begin(chains, generator)  # one for the start
+        costs = Cost(evaluations * self.num_chains, 0), Cost(time.perf_counter() - began, 0.0)
+        return RunState(chains, generator.get_state(), 0, 0, *costs)
+
+    def _new_warmup(self) -> Warmup:
+        return Warmup(self.kernel, self.adaptation, self.warmup_steps, self.num_chains, self._world)
 
     def _stand_at(self, contents: Mapping[str, Any]) -> RunState:
         """Take over what a checkpoint holds of this process's chains; return their state."""
         assert self._checkpoints is not None
-        world, chains, target = self._world, self.num_chains, self.kernel.target
-        own = world.rows(chains)
-        state = RunState.of(contents, own, world.rank, target.device)
+        target, own = self.kernel.target, self._world.rows(self.num_chains)
+        state = RunState.of(contents, own, self._world.rank, target.device)
         with frozen(target.modules()):
             energies = target.energy(state.chains.position)
         check_energies(self._checkpoints.folder, state.chains.energy, energies)
-        tuning = contents["kernel"]
-        for values in tuning.values():
+        for values in contents["kernel"].values():
             if values["inverse_mass"] is not None:
                 values["inverse_mass"] = values["inverse_mass"].to(target.device)
-        self.kernel = self.kernel.with_tuning(tuning)
+        self.kernel = self.kernel.with_tuning(contents["kernel"])
         if contents["warmup"] is not None:
-            self._warmup = Warmup(self.kernel, self.adaptation, self.warmup_steps, chains, world)
+            self._warmup = self._new_warmup()
             self._warmup.load_state_dict(contents["warmup"])
         for name, rows in self._rows.items():
             saved = contents["rows"][name]
@@ -329,8 +321,7 @@ class VectorizedMCMC(RunResults):
 
     def _step(self, state: RunState, generator: torch.Generator) -> tuple[RunState, StepInfo]:
         """Make and record a step, of the warm-up if there is one, else a draw."""
-        began, warmup = time.perf_counter(), self._warmup
-        is_draw = warmup is None
+        began, warmup, is_draw = time.perf_counter(), self._warmup, self._warmup is None
         kernel = self.kernel if warmup is None else warmup.kernel
         chains, info = kernel.step(state.chains, generator)
         evaluations = info.gradient_evaluations
@@ -347,15 +338,9 @@ class VectorizedMCMC(RunResults):
         for name, row in rows.items():
             self._rows[name].truncate(state.drawn if is_draw else state.warmed_up)
             self._rows[name].add(row)
-        after = RunState(
-            chains,
-            generator.get_state(),
-            state.warmed_up + (not is_draw),
-            state.drawn + is_draw,
-            state.gradient_evaluations.plus(evaluations * self.num_chains, is_draw),
-            state.seconds.plus(time.perf_counter() - began, is_draw),
-        )
-        return after, info
+        seconds = time.perf_counter() - began
+        random = generator.get_state()
+        return state.after(is_draw, chains, random, evaluations * self.num_chains, seconds), info
 
     def _pause(self, pressed: list[int]) -> bool:
         """Between two steps: save if it is time; whether to stop. All processes agree on both."""

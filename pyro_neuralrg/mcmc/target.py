@@ -32,12 +32,11 @@ class Target(ABC):
     """An unnormalised density ``exp(-energy)`` over positions of shape ``(chains, dim)``.
 
     A position is the concatenation of the *unconstrained* values of all ``sites``, each flattened.
-    The energies of different chains must not depend on each other: gradients of all chains come
-    from one autograd call.
+    The energies of different chains do not depend on each other: one autograd call gives the
+    gradients of all.
 
     Attributes:
-        sites: unconstrained shape of each sampled site, by name, in the order they are
-            concatenated.
+        sites: unconstrained shape of each sampled site, by name, in the order of a position.
         lattices: lattice shape of each physical site that is a field on a lattice, by name.
         flow_sites: by latent site ``z``, the physical site of a flow and the flow.
         flow: the flow in whose latent space *all* of the position lives, or None.
@@ -134,10 +133,7 @@ class Target(ABC):
     def initial(self, chains: int, generator: torch.Generator, start: str | None = None) -> Tensor:
         """Draw starts ``(chains, dim)``.
 
-        Args:
-            chains: how many.
-            generator: of the random numbers.
-            start: "prior", "flow", or None: of the flow in a latent space, else of the prior.
+        From "prior", "flow", or None: of the flow in a latent space, else of the prior.
 
         Raises:
             ValueError: if the target has no such starts.
@@ -149,30 +145,28 @@ class Target(ABC):
 
     def same_as(self, other: Target) -> bool:
         """Report whether the other one is the same density over the same positions."""
-        return self is other
+        return type(self) is type(other) and self._source() == other._source()
+
+    def _source(self) -> tuple[Any, ...]:
+        """The identity of the density."""
+        return (id(self),)
 
     def pack(self, params: Mapping[str, Tensor], chains: int) -> Tensor:
-        """Make positions of given unconstrained values.
+        """Make positions of unconstrained values ``(chains,) + site shape`` of each site.
 
-        Args:
-            params: for each site, shape ``(chains,) + site shape``; for a latent site of a flow
-                either z under its own name or the physical field, renormalized by the flow.
-            chains: number of chains.
+        For a latent site of a flow either z under its own name or the physical field.
 
         Raises:
             ValueError: if a site is missing, unknown or of another shape.
         """
-        given = {name: name for name in self.sites}
-        for name, (field, _) in self.flow_sites.items():
-            given[name] = name if name in params else field
+        fields = {latent: field for latent, (field, _) in self.flow_sites.items()}
+        given = {name: name if name in params else fields.get(name, name) for name in self.sites}
         if set(params) != set(given.values()):
-            fields = sorted(site for site, _ in self.flow_sites.values())
             raise ValueError(
                 f"initial_params has sites {sorted(params)}; accepted: {sorted(self.sites)}"
-                + (f" (or the fields {fields} for the latent ones)" if fields else "")
+                + (f" (or the fields {sorted(fields.values())} for the latent ones)" * bool(fields))
             )
-        starts = [self._start(name, given[name], params, chains) for name in self.sites]
-        return torch.cat(starts, -1)
+        return torch.cat([self._start(name, given[name], params, chains) for name in given], -1)
 
     def _start(self, name: str, given: str, params: Mapping[str, Tensor], chains: int) -> Tensor:
         """The start of one site, flattened, from the value of the same site or of its field."""
@@ -204,8 +198,7 @@ class Target(ABC):
 
     def unpack(self, positions: Tensor) -> dict[str, Tensor]:
         """Cut positions into unconstrained values, ``batch_shape + site shape`` each."""
-        sizes = [math.prod(shape) for shape in self.sites.values()]
-        parts = positions.split(sizes, -1)
+        parts = positions.split([math.prod(shape) for shape in self.sites.values()], -1)
         return {
             name: part.reshape((*positions.shape[:-1], *shape))
             for (name, shape), part in zip(self.sites.items(), parts, strict=True)
@@ -216,8 +209,8 @@ class EnergyTarget(Target):
     """A batched energy of one field, in physical space.
 
     Args:
-        energy: a LatticePotential, or a callable of a field ``(chains,) + shape`` to nats of shape
-            ``(chains,)``, differentiable.
+        energy: a LatticePotential, or a differentiable callable of a field ``(chains,) + shape`` to
+            nats of shape ``(chains,)``.
         shape: of the field; None takes the potential's.
         name: of the site.
         dtype: of positions; torch's default if None.
@@ -237,20 +230,16 @@ class EnergyTarget(Target):
         device: torch.device | str | None = None,
     ) -> None:
         own_shape = shape
-        self._energy: Callable[[Tensor], Tensor]
+        self._energy = energy.energy if isinstance(energy, LatticePotential) else energy
         if isinstance(energy, LatticePotential):
-            self.lattice_potential, self._energy = energy, energy.energy
-            own_shape = energy.shape
+            self.lattice_potential, own_shape = energy, energy.shape
             device = getattr(energy, "device", None) if device is None else device
-        else:
-            self._energy = energy
         if own_shape is None or (shape is not None and tuple(shape) != tuple(own_shape)):
             accepted = "the lattice shape of the field that the energy takes"
             raise ValueError(f"shape is {shape}; accepted: {own_shape or accepted}")
         self.shape = check_shape(own_shape)
         self.name = name
-        self.sites = {name: self.shape}
-        self.lattices = {name: self.shape}
+        self.sites = self.lattices = {name: self.shape}
         empty = torch.empty(0, dtype=dtype, device=device)
         self.dtype, self.device = empty.dtype, empty.device
 
@@ -278,10 +267,6 @@ class EnergyTarget(Target):
             )
         return self.from_base(chains, generator, NORMAL)
 
-    def same_as(self, other: Target) -> bool:
-        """See :class:`Target`."""
-        return isinstance(other, type(self)) and self._source() == other._source()
-
     def _source(self) -> tuple[Any, ...]:
         of_positions = self.shape, self.name, self.dtype, self.device
         return self._energy, id(self.flow), self.base, *of_positions
@@ -304,13 +289,11 @@ class LatentTarget(EnergyTarget):
     r"""A batched energy of one field, in the latent space of a flow (paper Eq. 6).
 
     Its energy is :math:`U(z) = E(g(z)) - \ln|\det \partial g/\partial z|`. Positions are z, or
-    standard normals u with ``z = flow.base.from_normal(u)``, whose slope the energy then has
-    besides.
+    standard normals u with ``z = flow.base.from_normal(u)``, whose slope then enters as well.
 
     Args:
-        energy: as for :class:`EnergyTarget`.
+        energy, shape: as for :class:`EnergyTarget`.
         flow: ``x = flow(z)``, of the field's shape; positions are in its dtype and on its device.
-        shape: of the field, for a plain energy.
         name: of the physical site; the latent one is ``{name}_latent``.
         from_normal: as of :class:`~pyro_neuralrg.infer.FlowReparam`.
 
