@@ -23,6 +23,9 @@ from pyro_neuralrg.runtime.processes import Processes
 from pyro_neuralrg.statistics import summary_table
 from pyro_neuralrg.statistics.draws import MIN_DRAWS
 
+DRAWN = ("sample_stats", "observables", "draws")
+"""Names of the rows to which each draw adds one."""
+
 PHYSICAL_BATCH = 1024
 """Positions mapped to physical space at once."""
 
@@ -130,15 +133,6 @@ def observe(
 class RunResults:
     """Draws and statistics of a run; for the arguments see :class:`VectorizedMCMC`."""
 
-    kernel: Kernel
-    _state: RunState | None
-    _samples: dict[str, Tensor] | None
-    _rows: dict[str, Rows]
-    _joined: dict[str, dict[str, Tensor]] | None  # of all processes, if there are several
-    _world: Processes
-    _rhat: float
-    _rhat_at: float
-
     def __init__(
         self, kernel: Kernel, warmup_steps: int, num_samples: int, num_chains: int, keep_draws: bool
     ) -> None:
@@ -157,18 +151,15 @@ class RunResults:
 
     def _forget(self) -> None:
         """Be as before any run."""
-        self.kernel = self._given
+        self.kernel: Kernel = self._given
         self.interrupted = False
-        self._state = None
-        self._samples = None
-        self._joined = None
+        self._state: RunState | None = None
+        self._samples: dict[str, Tensor] | None = None
+        self._joined: dict[str, dict[str, Tensor]] | None = None  # of all processes
         self._world = Processes()
-        self._rows = {
-            "warmup_stats": Rows(self.warmup_steps),
-            "sample_stats": Rows(self.num_samples),
-            "observables": Rows(self.num_samples),
-            "draws": Rows(self.num_samples),
-        }
+        self._rhat = self._rhat_at = math.nan
+        self._rows = {name: Rows(self.num_samples) for name in DRAWN}
+        self._rows["warmup_stats"] = Rows(self.warmup_steps)
 
     def _check_memory(self, target: Target) -> None:
         """Refuse draws that cannot be held, before memory for them is set aside."""

@@ -35,7 +35,7 @@ CHAIN_FORMAT = FileFormat(
 )
 
 MAX_RESTARTS = 10
-"""Most times that starts of chains whose energy is not finite are drawn anew."""
+"""Largest number of times that starts whose energy is not finite are drawn anew."""
 
 Start: TypeAlias = "Mapping[str, Tensor] | str | None"
 """Unconstrained values by site, "prior", "flow", or None."""

@@ -19,7 +19,7 @@ from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, check_type
 from pyro_neuralrg.files.record import Checkpoints, Record, check_energies
 from pyro_neuralrg.mcmc.adaptation import Adaptation, Warmup
 from pyro_neuralrg.mcmc.kernel import Kernel, StepInfo
-from pyro_neuralrg.mcmc.results import RunResults, observe, statistics
+from pyro_neuralrg.mcmc.results import DRAWN, RunResults, observe, statistics
 from pyro_neuralrg.mcmc.run_state import (
     CHAIN_FORMAT,
     Cost,
@@ -174,7 +174,7 @@ class VectorizedMCMC(RunResults):
         self.num_samples = check_integer("num_samples", self.num_samples, 1)
         if self.num_samples > self._rows["draws"].capacity:
             self._check_memory(self.kernel.target)
-        for name in ("sample_stats", "observables", "draws"):
+        for name in DRAWN:
             self._rows[name].reserve(self.num_samples)
         with self._folder():
             self._go_on()
@@ -312,7 +312,7 @@ class VectorizedMCMC(RunResults):
             if not self._state.drawn:
                 raise
         with deferred_interrupts() as late:
-            for name in ("sample_stats", "observables", "draws"):
+            for name in DRAWN:
                 self._rows[name].truncate(self._state.drawn)
             self._keep()
             self._join()

@@ -162,9 +162,10 @@ class Target(ABC):
         fields = {latent: field for latent, (field, _) in self.flow_sites.items()}
         given = {name: name if name in params else fields.get(name, name) for name in self.sites}
         if set(params) != set(given.values()):
+            latent = f" (or the fields {sorted(fields.values())} for the latent ones)"
             raise ValueError(
                 f"initial_params has sites {sorted(params)}; accepted: {sorted(self.sites)}"
-                + (f" (or the fields {sorted(fields.values())} for the latent ones)" * bool(fields))
+                + (latent if fields else "")
             )
         return torch.cat([self._start(name, given[name], params, chains) for name in given], -1)
 

@@ -143,6 +143,11 @@ def ising_dual() -> ExactTarget:
     return ExactTarget(potential.energy, (2, 2), sample, 0.6)
 
 
+def normal(x: Tensor) -> Tensor:
+    """Energy of standard normals of one dimension of sites."""
+    return 0.5 * x.square().sum(-1)
+
+
 def kinked(x: Tensor) -> Tensor:
     """Normal, but of infinite slope (and finite energy) wherever the first coordinate is > 0."""
     first = x[..., 0]

@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_neuralrg import HMC, VectorizedMCMC
+from pyro_neuralrg import HMC
 from pyro_neuralrg.mcmc import Adaptation
 from pyro_neuralrg.mcmc.adaptation import rough_step_size
 from pyro_neuralrg.mcmc.kernel import is_covariance
 from pyro_neuralrg.mcmc.learning import PooledCovariance
 from pyro_neuralrg.runtime.processes import Processes
+from tests.mcmc.registry import run
 
 
 def normal(step_size: float = 0.1) -> HMC:
@@ -64,8 +65,7 @@ def test_the_rough_step_size_is_the_largest_that_is_accepted(start: float) -> No
 @pytest.mark.parametrize("steps", [1, 9])
 @pytest.mark.parametrize("start", [1e-4, 1e3])
 def test_a_short_warm_up_keeps_the_rough_step(steps: int, start: float) -> None:
-    mcmc = VectorizedMCMC(normal(start), 5, steps, num_chains=100, seed=0, progress=False)
-    mcmc.run()
+    mcmc = run(normal(start), 5, warmup_steps=steps, num_chains=100)
     assert mcmc.kernel.step_size is not None
     assert 0.2 < mcmc.kernel.step_size < 1.5
     assert float(mcmc.sample_stats["acceptance_rate"].mean()) > 0.6
@@ -77,8 +77,7 @@ def test_a_short_warm_up_never_gives_a_mass_that_is_no_mass(
     steps: int, chains: int, mass: str
 ) -> None:
     warmup = Adaptation(mass=mass, steps=steps)
-    mcmc = VectorizedMCMC(normal(), 2, warmup, num_chains=chains, seed=0, progress=False)
-    mcmc.run()
+    mcmc = run(normal(), 2, warmup_steps=warmup, num_chains=chains)
     inverse = mcmc.adapted["hmc"]["inverse_mass"]
     assert (inverse is None) == (steps < 24)
     if inverse is not None:
@@ -102,21 +101,17 @@ def test_bad_adaptations(options: dict[str, Any], error: type[Exception]) -> Non
         Adaptation(**options)
 
 
-def energy_rows(rows: list[int]) -> Any:
+@pytest.mark.parametrize("adapt", [True, False])
+def test_the_cost_of_the_warm_up_is_what_was_evaluated(adapt: bool) -> None:
+    rows: list[int] = []
+
     def energy(x: Tensor) -> Tensor:
         rows.append(len(x))
         return 0.5 * x.square().sum(-1)
 
-    return energy
-
-
-@pytest.mark.parametrize("adapt", [True, False])
-def test_the_cost_of_the_warm_up_is_what_was_evaluated(adapt: bool) -> None:
-    rows: list[int] = []
-    kernel = HMC(energy_rows(rows), shape=(4,), num_steps=3)
+    kernel = HMC(energy, shape=(4,), num_steps=3)
     warmup = Adaptation(step_size=adapt, steps=12)
-    mcmc = VectorizedMCMC(kernel, 7, warmup, num_chains=5, seed=0, progress=False)
-    mcmc.run()
+    mcmc = run(kernel, 7, warmup_steps=warmup, num_chains=5)
     cost = mcmc.gradient_evaluations
     assert cost.draws == 7 * 3 * 5
     assert cost.total == sum(rows)

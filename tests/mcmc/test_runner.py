@@ -22,7 +22,7 @@ from pyro_neuralrg.mcmc import Adaptation, results
 from pyro_neuralrg.mcmc import runner as runner_module
 from pyro_neuralrg.runtime import memory
 from pyro_neuralrg.runtime.interrupts import deferred_interrupts
-from tests.mcmc.registry import KERNELS, TARGETS, ToyFlow, run, standard_errors
+from tests.mcmc.registry import KERNELS, TARGETS, ToyFlow, normal, run, standard_errors
 
 
 @pytest.mark.parametrize("name", KERNELS)
@@ -137,10 +137,6 @@ def test_diagnostics_in_the_form_of_pyros(draws: int) -> None:
     assert found["divergences"]["chain 0"] == []
 
 
-def energy_of_one(x: Tensor) -> Tensor:
-    return 0.5 * x.square().sum(-1)
-
-
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -158,22 +154,22 @@ def energy_of_one(x: Tensor) -> Tensor:
         ({"record": "run.pt"}, TypeError, r"record is a str; accepted: a Record, or None"),
         ({"progress": 1}, TypeError, r"progress is a int; accepted: True or False"),
         ({"keep_draws": "no"}, TypeError, r"keep_draws is a str; accepted: True or False"),
-        ({"observables": [energy_of_one]}, TypeError, r"observables is a list; accepted"),
+        ({"observables": [normal]}, TypeError, r"observables is a list; accepted"),
         ({"observables": {"a": 3}}, TypeError, r"observables\['a'\] is a int; accepted"),
     ],
 )
 def test_bad_arguments(options: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        run(HMC(energy_of_one, shape=(2,)), **({"num_samples": 2} | options))
+        run(HMC(normal, shape=(2,)), **({"num_samples": 2} | options))
 
 
 def test_numpy_integers_are_integers() -> None:
     options = {"warmup_steps": np.int64(2), "num_chains": np.int32(3), "seed": np.int64(1)}
-    assert run(HMC(energy_of_one, shape=(2,)), np.int64(4), **options).positions.shape == (3, 4, 2)
+    assert run(HMC(normal, shape=(2,)), np.int64(4), **options).positions.shape == (3, 4, 2)
 
 
 def test_a_second_run_is_the_first_one_again() -> None:
-    mcmc = run(HMC(energy_of_one, shape=(2,), num_steps=2), warmup_steps=30)
+    mcmc = run(HMC(normal, shape=(2,), num_steps=2), warmup_steps=30)
     first = mcmc.positions
     mcmc.run()
     assert torch.equal(mcmc.positions, first)
@@ -185,7 +181,7 @@ def test_a_second_run_that_dies_in_warm_up_leaves_no_draws_of_the_first(
     def die(*_: object) -> None:
         raise KeyboardInterrupt
 
-    mcmc = run(HMC(energy_of_one, shape=(2,), num_steps=2), warmup_steps=3)
+    mcmc = run(HMC(normal, shape=(2,), num_steps=2), warmup_steps=3)
     monkeypatch.setattr(runner_module.Warmup, "update", die)
     with pytest.raises(KeyboardInterrupt):
         mcmc.run()
@@ -203,7 +199,7 @@ def test_ctrl_c_after_the_last_draw_keeps_them_all(monkeypatch: pytest.MonkeyPat
             yield pressed
 
     monkeypatch.setattr(runner_module, "deferred_interrupts", pressed_within)
-    mcmc = run(HMC(energy_of_one, shape=(2,)), 4)
+    mcmc = run(HMC(normal, shape=(2,)), 4)
     assert mcmc.interrupted
     assert mcmc.positions.shape == (6, 4, 2)
 
@@ -255,11 +251,11 @@ def test_observables_without_draws() -> None:
 )
 def test_bad_observables(observable: Any, message: str) -> None:
     with pytest.raises(ValueError, match=rf"observables\['o'\] {message}"):
-        run(HMC(energy_of_one, shape=(2,)), observables={"o": observable})
+        run(HMC(normal, shape=(2,)), observables={"o": observable})
 
 
 def test_warm_up_statistics() -> None:
-    mcmc = run(HMC(energy_of_one, shape=(2,)), warmup_steps=25)
+    mcmc = run(HMC(normal, shape=(2,)), warmup_steps=25)
     assert {tuple(value.shape) for value in mcmc.warmup_stats.values()} == {(6, 25)}
     assert set(mcmc.warmup_stats) == set(mcmc.sample_stats)
     assert len(mcmc.warmup_stats["step_size"].unique()) > 10

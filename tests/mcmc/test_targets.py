@@ -20,13 +20,9 @@ from pyro_neuralrg import HMC, FlowReparam, FreeField, IsingDual, VectorizedMCMC
 from pyro_neuralrg.infer import AutoHierarchicalFlow
 from pyro_neuralrg.mcmc import Adaptation, ModelTarget, run_state
 from pyro_neuralrg.transforms import Neighbour
-from tests.mcmc.registry import ToyFlow, kinked, run, standard_errors
+from tests.mcmc.registry import ToyFlow, kinked, normal, run, standard_errors
 
 STILL = Adaptation(step_size=False, steps=0)
-
-
-def energy_of_one(x: Tensor) -> Tensor:
-    return 0.5 * x.square().sum(-1)
 
 
 def normal_model(data: Tensor) -> None:
@@ -133,17 +129,17 @@ def test_bad_targets() -> None:
     with pytest.raises(ValueError, match=r"no continuous latent site"):
         run(HMC(lambda: pyro.sample("x", dist.Bernoulli(0.5))))
     with pytest.raises(TypeError, match=r"do not fit the model \(x.*; accepted: .*give its.*shape"):
-        run(HMC(energy_of_one))
+        run(HMC(normal))
     with pytest.raises(RuntimeError, match="call run"):
-        VectorizedMCMC(HMC(energy_of_one, shape=(2,)), 10).get_samples()
+        VectorizedMCMC(HMC(normal, shape=(2,)), 10).get_samples()
     with pytest.raises(TypeError, match="takes none"):
-        VectorizedMCMC(HMC(energy_of_one, shape=(2,)), 10, progress=False).run(3)
+        VectorizedMCMC(HMC(normal, shape=(2,)), 10, progress=False).run(3)
 
 
 @pytest.mark.parametrize("broken", ["energy", "gradient"])
 def test_bad_starts_are_drawn_anew_and_good_ones_kept(broken: str) -> None:
     def infinite(x: Tensor) -> Tensor:
-        return torch.where(x[..., 0] > 0, math.inf, energy_of_one(x))
+        return torch.where(x[..., 0] > 0, math.inf, normal(x))
 
     energy = infinite if broken == "energy" else kinked
     kernel = HMC(energy, shape=(2,), step_size=1e-9, num_steps=1)
