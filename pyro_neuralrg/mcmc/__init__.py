@@ -3,14 +3,12 @@
 """Markov chains over a batch: kernels as states and infos, adaptation beside them, a runner."""
 
 from pyro_neuralrg.mcmc.adaptation import Adaptation
-from pyro_neuralrg.mcmc.chees import ChEESHMC
 from pyro_neuralrg.mcmc.compositions import Cycle, Mixture
-from pyro_neuralrg.mcmc.hmc import HMC, MALA
-from pyro_neuralrg.mcmc.independence import IndependenceMetropolis
+from pyro_neuralrg.mcmc.hmc import HMC, MALA, ChEESHMC
 from pyro_neuralrg.mcmc.kernel import ChainState, Kernel, LocalKernel, StepInfo, Trajectory
+from pyro_neuralrg.mcmc.metropolis import IndependenceMetropolis, RandomWalkMetropolis
 from pyro_neuralrg.mcmc.model_target import ModelTarget, as_target
-from pyro_neuralrg.mcmc.random_walk import RandomWalkMetropolis
-from pyro_neuralrg.mcmc.results import Cost
+from pyro_neuralrg.mcmc.run_state import Cost
 from pyro_neuralrg.mcmc.runner import VectorizedMCMC
 from pyro_neuralrg.mcmc.target import EnergyTarget, LatentTarget, Target
 

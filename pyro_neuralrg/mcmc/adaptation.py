@@ -10,15 +10,13 @@ from typing import Any
 
 import torch
 
-from pyro_neuralrg.arguments import check_number
-from pyro_neuralrg.mcmc.adapters import DualAveraging, PooledCovariance
-from pyro_neuralrg.mcmc.chees import TrajectoryLength
-from pyro_neuralrg.mcmc.kernel import ChainState, Kernel, StepInfo, Trajectory
-from pyro_neuralrg.mcmc.mass import is_covariance
+from pyro_neuralrg.arguments import check_choice, check_number, check_type
+from pyro_neuralrg.mcmc.kernel import ChainState, Kernel, LocalKernel, StepInfo, is_covariance
+from pyro_neuralrg.mcmc.learning import DualAveraging, PooledCovariance, TrajectoryLength
 from pyro_neuralrg.runtime.processes import Processes
 
 MIN_STEPS = 10
-"""Steps from which on they tell more of a step size, or a mass, than the guess at the start."""
+"""Fewer steps tell less of a step size, or a mass, than the guess at the start."""
 
 MASSES = ("unit", "diagonal", "dense")
 
@@ -27,19 +25,20 @@ MASSES = ("unit", "diagonal", "dense")
 class Adaptation:
     """Choice of what is adapted during warm-up.
 
-    A warm-up of fewer than ten steps only finds the order of magnitude of the step size; the mass
-    needs ten steps of positions and ten more for the step size that belongs to it.
+    Fewer than ten steps only find the order of magnitude of the step size; the mass needs ten steps
+    of positions and ten more for the step size that belongs to it.
 
     Attributes:
-        target_acceptance: acceptance probability over the chains that the step size aims at, in
-            (0, 1); None takes each kernel's own (HMC 0.8, ChEES 0.651, Langevin 0.574, random walk
-            0.234).
+        target_acceptance: acceptance probability over the chains that the step size aims at; None
+            takes each kernel's own (HMC 0.8, ChEES 0.651, Langevin 0.574, random walk 0.234).
         step_size: adapt the step size, shared by the chains, by dual averaging.
-        mass: "unit" leaves the mass as it is; "diagonal" adapts it to the variances, "dense" to the
-            covariance (for problems of few dimensions), pooled over chains and over windows of
-            doubling length.
+        mass: "unit" leaves it as it is; "diagonal" adapts it to the variances, "dense" to the
+            covariance (for few dimensions), pooled over chains and windows of doubling length.
         trajectory_length: adapt the trajectory length of kernels that have one.
         steps: steps of the warm-up; as many as draws if None.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
     """
 
     target_acceptance: float | None = None
@@ -53,39 +52,25 @@ class Adaptation:
             accepted = "a number in (0, 1), or None"
             check_number("target_acceptance", self.target_acceptance, accepted, above=0, below=1)
         for name in ("step_size", "trajectory_length"):
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name} is {getattr(self, name)!r}; accepted: True or False")
-        if self.mass not in MASSES:
-            raise ValueError(f"mass is {self.mass!r}; accepted: {', '.join(MASSES)}")
+            check_type(name, getattr(self, name), bool, "True or False")
+        check_choice("mass", self.mass, MASSES)
 
 
 class Warmup:
     """Adapts the kernels with a step size within a kernel, one step at a time.
 
-    It learns from the chains of all processes, joined, so that all of them find the same numbers.
-
-    Args:
-        kernel: to be adapted; it is not changed, :attr:`kernel` is the present one.
-        adaptation: what to adapt.
-        steps: length of the warm-up.
-        chains: number of chains, of all processes.
-        world: the processes that share the chains; this one alone by default.
+    It learns from the chains of all processes, so that all of them find the same numbers. The given
+    kernel is not changed; :attr:`kernel` is the present one.
 
     Raises:
         ValueError: if a trajectory length is to be adapted over a single chain.
     """
 
     def __init__(
-        self,
-        kernel: Kernel,
-        adaptation: Adaptation,
-        steps: int,
-        chains: int,
-        world: Processes | None = None,
+        self, kernel: Kernel, adaptation: Adaptation, steps: int, chains: int, world: Processes
     ) -> None:
         self.kernel = kernel
-        self._world = Processes() if world is None else world
-        self._adaptation = adaptation
+        self._world = world
         self._averaging = steps >= MIN_STEPS
         tunable = kernel.members if steps > 0 else {}
         self._step_sizes = {
@@ -121,11 +106,11 @@ class Warmup:
             step_size, cost = rough_step_size(member, state, generator, average.target, self._world)
             average.restart(step_size)
             evaluations += cost
-        sizes = {name: average.step_size for name, average in self._step_sizes.items()}
         for name, length in self._lengths.items():
-            if name in sizes:
-                length.restart(sizes[name] if anew else max(sizes[name], length.average))
-        self._tune(sizes, {name: length.average for name, length in self._lengths.items()})
+            if name in self._step_sizes:
+                size = self._step_sizes[name].value
+                length.restart(size if anew else max(size, length.average))
+        self._tune()
         return evaluations
 
     def update(
@@ -136,30 +121,24 @@ class Warmup:
             part = info.part(name)
             if part is not None:
                 known = part if name in self._lengths else part._replace(trajectory=None)
-                self._learn(name, member, _joined(known, self._world))
+                self._learn(name, member, _of_all(known, self._world))
         if self._window_ends and index >= self._window_start:
             self._covariance.update(self._world.gather(state.position))
             if index + 1 in self._window_ends[1:] and self._set_mass(state):
                 return self.begin(state, generator, anew=True)
-        self._tune(
-            {name: average.step_size for name, average in self._step_sizes.items()},
-            {name: length.length for name, length in self._lengths.items()},
-        )
+        self._tune()
         return 0
 
     def finish(self) -> Kernel:
         """Return the kernel for the draws, with averaged step sizes and lengths."""
-        self._tune(
-            {name: average.average for name, average in self._step_sizes.items()},
-            {name: length.average for name, length in self._lengths.items()},
-        )
+        self._tune(averaged=True)
         return self.kernel
 
     def _learn(self, name: str, member: Kernel, info: StepInfo) -> None:
         if name in self._step_sizes:
             self._step_sizes[name].update(member.acceptance(info))
         if name in self._lengths and info.trajectory is not None:
-            assert member.step_size is not None
+            assert isinstance(member, LocalKernel)
             self._lengths[name].update(
                 info.trajectory,
                 info.acceptance_rate,
@@ -175,21 +154,19 @@ class Warmup:
         covariance = None if covariance is None else covariance.to(state.position)
         if covariance is None or not is_covariance(covariance):  # positions that ran away
             return False
-        members = self.kernel.members
-        for name, member in members.items():
-            if member.step_size is not None:
-                members[name] = member.tuned(inverse_mass=covariance)
-        self.kernel = self.kernel.with_members(members)
+        local = [name for name, one in self.kernel.members.items() if one.step_size is not None]
+        self.kernel = self.kernel.with_tuning(
+            {name: {"inverse_mass": covariance} for name in local}
+        )
         return True
 
-    def _tune(self, step_sizes: dict[str, float], lengths: dict[str, float]) -> None:
-        members = self.kernel.members
-        for name in step_sizes.keys() | lengths.keys():
-            members[name] = members[name].tuned(
-                step_size=step_sizes.get(name), trajectory_length=lengths.get(name)
-            )
-        if step_sizes or lengths:
-            self.kernel = self.kernel.with_members(members)
+    def _tune(self, averaged: bool = False) -> None:
+        tuning: dict[str, dict[str, float]] = {name: {} for name in self.kernel.members}
+        for name, step_size in self._step_sizes.items():
+            tuning[name]["step_size"] = step_size.average if averaged else step_size.value
+        for name, length in self._lengths.items():
+            tuning[name]["trajectory_length"] = length.average if averaged else length.value
+        self.kernel = self.kernel.with_tuning(tuning)
 
     def state_dict(self) -> dict[str, Any]:
         """All that has been learned but for the kernel, as plain numbers and tensors."""
@@ -209,11 +186,11 @@ class Warmup:
 
 
 def _window_ends(steps: int) -> list[int]:
-    """Steps at which windows of the mass begin and end.
+    """Steps at which windows of the mass begin and end; none where there are too few.
 
     The first 15 % adapt without it, then come windows of doubling length, then 10 % more without,
-    but at least ``MIN_STEPS``; no windows where that leaves fewer than ``MIN_STEPS`` for them. As
-    in Stan, a window after which the next one would not fit takes the rest as well.
+    but at least ``MIN_STEPS``. As in Stan, a window after which the next one would not fit takes
+    the rest as well.
 
     >>> _window_ends(200)
     [30, 55, 180]
@@ -229,12 +206,11 @@ def _window_ends(steps: int) -> list[int]:
     return [*ends, stop] if stop - start >= MIN_STEPS else []
 
 
-def _joined(info: StepInfo, world: Processes) -> StepInfo:
+def _of_all(info: StepInfo, world: Processes) -> StepInfo:
     """The info with the acceptance, and the trajectory if there is one, of all chains."""
     path = info.trajectory
     if path is not None and world.size > 1:
-        start, end, velocity = map(world.gather, path[:3])
-        path = Trajectory(start, end, velocity, path.time)
+        path = path.mapped(world.gather)
     return info._replace(acceptance_rate=world.gather(info.acceptance_rate), trajectory=path)
 
 
@@ -247,19 +223,17 @@ def rough_step_size(
 ) -> tuple[float, int]:
     """Double or halve the step size until the acceptance of one step crosses the target.
 
-    With trajectories of a single step where the kernel has a length to be adapted. Returns the
-    largest size tried whose acceptance was above the target, and the gradients spent.
+    With trajectories of one step. Returns the largest size tried whose acceptance was above the
+    target, and the gradients spent.
     """
     assert kernel.step_size is not None
-    size = kernel.step_size
-    evaluations = 0
-    direction = 0
+    size, evaluations, direction = kernel.step_size, 0, 0
     for _ in range(30):
         length = None if kernel.trajectory_length is None else size
         trial = kernel.tuned(step_size=size, trajectory_length=length)
         _, info = trial.step(state, generator)
         evaluations += info.gradient_evaluations
-        info = _joined(info._replace(trajectory=None), world)
+        info = _of_all(info._replace(trajectory=None), world)
         higher = kernel.acceptance(info) > target_acceptance
         if direction == 0:
             direction = 1 if higher else -1

@@ -5,13 +5,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from pyro_neuralrg.arguments import check_number
-from pyro_neuralrg.mcmc.kernel import ChainState, Kernel, StepInfo
+from pyro_neuralrg.mcmc.kernel import ChainState, Kernel, Step, StepInfo
 from pyro_neuralrg.mcmc.target import Target
 from pyro_neuralrg.runtime.processes import processes
 
@@ -19,10 +19,7 @@ AnyComposition = TypeVar("AnyComposition", bound="Composition")
 
 
 class Composition(Kernel):
-    """Members by name, all of one target; those without a target get the first one found.
-
-    Each member leaves the target invariant, so does what is made of them.
-    """
+    """Members by name, all of one target, each of which leaves it invariant."""
 
     def __init__(self, *kernels: Kernel) -> None:
         for kernel in kernels:
@@ -64,7 +61,7 @@ class Composition(Kernel):
         return self._changed(_target=target, _members=members)
 
     def init(self, positions: Tensor) -> ChainState:
-        """Evaluate the starting positions, shape ``(chains, dim)``."""
+        """See :class:`Kernel`."""
         for member in self._members.values():
             if not member.needs_gradient:
                 member.init(positions[:1])  # its own checks
@@ -95,9 +92,7 @@ class Cycle(Composition):
 
     name = "cycle"
 
-    def step(
-        self, state: ChainState, generator: torch.Generator | None = None
-    ) -> tuple[ChainState, StepInfo]:
+    def step(self, state: ChainState, generator: torch.Generator | None = None) -> Step:
         """One step of each member."""
         parts = {}
         kinetic = torch.zeros_like(state.energy)  # of the last momentum
@@ -127,7 +122,7 @@ class Mixture(Composition):
         probabilities: of each kernel, positive, summing to one; equal ones if None.
 
     Raises:
-        TypeError, ValueError: as for :class:`Cycle`, or if the probabilities do not fit.
+        TypeError, ValueError: as for :class:`Cycle`, or naming the probabilities.
 
     Example:
         >>> from pyro_neuralrg.mcmc import HMC, MALA, as_target
@@ -142,7 +137,7 @@ class Mixture(Composition):
     def __init__(self, *kernels: Kernel, probabilities: Sequence[float] | None = None) -> None:
         super().__init__(*kernels)
         count = len(kernels)
-        given = [1 / count] * count if probabilities is None else probabilities
+        given: Any = [1 / count] * count if probabilities is None else probabilities
         accepted = f"{count} numbers > 0 that sum to 1"
         numbers = [
             check_number("probabilities", value, accepted, above=0, most=1, given=given)
@@ -152,9 +147,7 @@ class Mixture(Composition):
             raise ValueError(f"probabilities is {given!r}; accepted: {accepted}")
         self.probabilities = tuple(numbers)
 
-    def step(
-        self, state: ChainState, generator: torch.Generator | None = None
-    ) -> tuple[ChainState, StepInfo]:
+    def step(self, state: ChainState, generator: torch.Generator | None = None) -> Step:
         """One step of one member."""
         device = None if generator is None else generator.device
         weights = torch.tensor(self.probabilities, device=device)

@@ -7,30 +7,29 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import torch
 from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor
+from torch.distributions import constraints
 
 from pyro_neuralrg.arguments import check_number
-from pyro_neuralrg.mcmc.mass import Mass, check_inverse_mass
-from pyro_neuralrg.mcmc.model_target import as_target
+from pyro_neuralrg.mcmc.model_target import TargetLike, as_target
 from pyro_neuralrg.mcmc.target import Target
-from pyro_neuralrg.potentials.base import LatticePotential
 
-TargetLike: TypeAlias = "Target | LatticePotential | Callable[..., Any]"
 AnyKernel = TypeVar("AnyKernel", bound="Kernel")
 
 
 class ChainState(NamedTuple):
-    """State of all chains, all that the next step needs.
+    """All that the next step of the chains needs.
 
     Attributes:
         position: unconstrained position of each chain, shape ``(chains, dim)``.
         energy: -ln of the unnormalised density of the position, nats, float64, shape ``(chains,)``.
         gradient: of the energy, shape ``(chains, dim)``, or None if no kernel of the run needs it.
-        sequence: numbers taken so far from a kernel's quasi-random sequence, if it has one.
+        sequence: numbers taken so far from a kernel's quasi-random sequence.
     """
 
     position: Tensor
@@ -40,13 +39,9 @@ class ChainState(NamedTuple):
 
 
 class Trajectory(NamedTuple):
-    """The trajectories of one step, before the ends were accepted or not.
+    """The trajectories of one step: positions ``(chains, dim)`` at both ends, the last velocities.
 
-    Attributes:
-        start: positions, shape ``(chains, dim)``.
-        end: likewise.
-        velocity: at the end, likewise.
-        time: from start to end, the same for every chain.
+    All chains move for the same ``time``.
     """
 
     start: Tensor
@@ -54,21 +49,24 @@ class Trajectory(NamedTuple):
     velocity: Tensor
     time: float
 
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> Trajectory:
+        """Apply a function to positions and velocities."""
+        start, end, velocity = (function(part) for part in self[:3])
+        return Trajectory(start, end, velocity, self.time)
+
 
 class StepInfo(NamedTuple):
-    """Report on one step, for humans and for adaptation.
+    """Report on one step, for readers and for adaptation.
 
     Attributes:
         acceptance_rate: acceptance probability of each chain's proposal, shape ``(chains,)``.
-        accepted: whether it was accepted, bool, shape ``(chains,)``.
-        diverging: whether the proposal's energy was not finite, or far off (bool, shape
-            ``(chains,)``).
-        hamiltonian: energy of the new position plus kinetic energy, if the kernel has momenta
-            (nats, shape ``(chains,)``).
+        accepted: whether it was accepted, shape ``(chains,)``.
+        diverging: whether its energy was not finite, or far off, shape ``(chains,)``.
+        hamiltonian: energy of the new position plus kinetic energy, nats, shape ``(chains,)``.
         n_steps: leapfrog steps, the same for every chain; 0 for a kernel without.
         gradient_evaluations: per chain; a jump counts as one.
         parts: for a composed kernel, the info of each member that moved, by its name; empty else.
-        trajectory: of a Hamiltonian kernel; adaptation learns from it.
+        trajectory: of a Hamiltonian kernel, from which adaptation learns.
     """
 
     acceptance_rate: Tensor
@@ -85,20 +83,23 @@ class StepInfo(NamedTuple):
         return self.parts.get(name) if self.parts else self
 
 
+Step: TypeAlias = tuple[ChainState, StepInfo]
+"""State after a step, and the report on it."""
+
+
 class Kernel(ABC):
     """A Markov transition of many chains at once, leaving ``exp(-energy)`` of its target invariant.
 
     To write another one: derive, define ``step`` (draw random numbers from ``generator`` only, let
     no chain affect another, reject what is not finite), set ``name`` and whether the state must
-    carry ``needs_gradient``, and add a line to ``tests/mcmc/registry.py``: the laws there
-    check that exact samples stay exact. Kernels with a step size to be adapted derive from
-    :class:`LocalKernel`. Adaptation itself lives in :mod:`pyro_neuralrg.mcmc.adaptation`.
+    carry ``needs_gradient``, and add a line to ``tests/mcmc/registry.py``, whose laws check that
+    exact samples stay exact. One with a step size to be adapted derives from :class:`LocalKernel`;
+    adaptation itself stands outside (:mod:`pyro_neuralrg.mcmc.adaptation`).
 
     Args:
         target: a :class:`Target` or what :func:`as_target` makes one of; None if a :class:`Cycle`
             is to supply it.
-        shape: lattice shape, if ``target`` is a plain batched energy
-            ``(chains,) + shape -> (chains,)``.
+        shape: lattice shape, if ``target`` is a batched energy ``(chains,) + shape -> (chains,)``.
         flow: sample in the latent space of this flow instead of the physical one.
     """
 
@@ -108,7 +109,6 @@ class Kernel(ABC):
     trajectory_length: float | None = None
     inverse_mass: Tensor | None = None
     target_acceptance: float = 0.8
-    _mass: Mass | None = None
 
     def __init__(
         self,
@@ -155,28 +155,44 @@ class Kernel(ABC):
         trajectory_length: float | None = None,
     ) -> AnyKernel:
         """Return this kernel with another step size, inverse mass, length (None: as it is)."""
-        changes: dict[str, Any] = {
+        given = {
             "step_size": step_size,
             "inverse_mass": inverse_mass,
             "trajectory_length": trajectory_length,
         }
-        changes = {key: value for key, value in changes.items() if value is not None}
-        if inverse_mass is not None:
-            changes["_mass"] = None
-        return self._changed(**changes)
+        return self._changed(**{name: value for name, value in given.items() if value is not None})
 
-    def mass(self, like: Tensor) -> Mass:
-        """The mass of momenta for positions such as ``like``."""
-        if self._mass is None or self._mass.inverse.dtype != like.dtype:
-            self._mass = Mass.of(self.inverse_mass, like)
-        return self._mass
+    @property
+    def tuning(self) -> dict[str, dict[str, Any]]:
+        """Present values of what :meth:`tuned` sets, of each member by its name."""
+        names = ("step_size", "inverse_mass", "trajectory_length")
+        return {
+            member: {name: getattr(kernel, name) for name in names}
+            for member, kernel in self.members.items()
+        }
+
+    def with_tuning(self, tuning: Mapping[str, Mapping[str, Any]]) -> Kernel:
+        """Return this kernel with some of the :attr:`tuning` of its members changed."""
+        members = self.members
+        for name, values in tuning.items():
+            members[name] = members[name].tuned(**values)
+        return self.with_members(members)
 
     def acceptance(self, info: StepInfo) -> float:
         """Acceptance over the chains that ``target_acceptance`` is about."""
         return float(info.acceptance_rate.mean())
 
     def init(self, positions: Tensor) -> ChainState:
-        """Evaluate the starting positions, shape ``(chains, dim)``."""
+        """Evaluate the starting positions, shape ``(chains, dim)``.
+
+        Raises:
+            ValueError: if they have another shape.
+        """
+        if self.target.sites and positions.shape[1:] != (self.target.dim,):
+            raise ValueError(
+                f"positions has shape {tuple(positions.shape)}; accepted: (chains, "
+                f"{self.target.dim}), chains flattened as by target.pack()"
+            )
         if self.needs_gradient:
             return ChainState(positions, *self.target.energy_and_grad(positions))
         return ChainState(positions, self.target.energy(positions), None)
@@ -194,9 +210,7 @@ class Kernel(ABC):
         return proposal, torch.isfinite(energy) & torch.isfinite(gradient).all(-1)
 
     @abstractmethod
-    def step(
-        self, state: ChainState, generator: torch.Generator | None = None
-    ) -> tuple[ChainState, StepInfo]:
+    def step(self, state: ChainState, generator: torch.Generator | None = None) -> Step:
         """Make one transition of every chain."""
 
     def _changed(self: AnyKernel, **changes: Any) -> AnyKernel:
@@ -209,18 +223,11 @@ class LocalKernel(Kernel):
     """A kernel that moves around the present position, with a step size and a mass to be tuned.
 
     Warm-up aims at the acceptance ``target_acceptance``, and tunes a ``trajectory_length`` if the
-    kernel has one.
-
-    Args:
-        target: as for :class:`Kernel`.
-        step_size: > 0.
-        inverse_mass: its diagonal, shape ``(dim,)``, or the whole matrix, shape ``(dim, dim)``;
-            None for the identity.
-        shape: lattice shape of a plain energy.
-        flow: sample in the latent space of this flow.
+    kernel has one. The arguments are those of :class:`HMC`.
     """
 
     step_size: float
+    _mass: tuple[Tensor | None, Mass] | None = None
 
     def __init__(
         self,
@@ -233,52 +240,85 @@ class LocalKernel(Kernel):
     ) -> None:
         super().__init__(target, shape=shape, flow=flow)
         self.step_size = check_number("step_size", step_size, "a finite number > 0", above=0)
-        self.inverse_mass = check_inverse_mass(inverse_mass)
+        if inverse_mass is not None and not is_covariance(inverse_mass):
+            raise ValueError(
+                f"inverse_mass is {inverse_mass!r}; accepted: finite variances > 0 of shape "
+                "(dim,), a symmetric matrix (dim, dim) of positive eigenvalues, or None"
+            )
+        self.inverse_mass = inverse_mass
+
+    def mass(self, like: Tensor) -> Mass:
+        """The mass of momenta for positions such as ``like``; computed once."""
+        given, mass = self._mass or (None, None)
+        if mass is None or given is not self.inverse_mass or mass.inverse.dtype != like.dtype:
+            mass = Mass.of(self.inverse_mass, like)
+            self._mass = self.inverse_mass, mass
+        return mass
 
 
-def metropolis(
-    state: ChainState, proposal: ChainState, log_ratio: Tensor, generator: torch.Generator | None
-) -> tuple[ChainState, Tensor, Tensor]:
-    """Accept or reject each chain's proposal by itself.
+@dataclass(frozen=True)
+class Mass:
+    """Momenta p ~ N(0, M), M^-1 being about the covariance of the target.
 
-    Args:
-        state: current state.
-        proposal: proposed state.
-        log_ratio: ln of the Metropolis-Hastings ratio, shape ``(chains,)``; a chain whose ratio is
-            not finite rejects.
-        generator: source of the uniform numbers.
-
-    Returns:
-        The new state, the acceptance probabilities and which chains accepted.
+    ``inverse`` is M^-1, its diagonal ``(dim,)`` or the whole ``(dim, dim)``; ``factor`` the square
+    roots of the diagonal, or the lower Cholesky factor; ``unit`` says that it is the identity.
     """
-    finite = torch.isfinite(log_ratio)
-    probability = torch.where(finite, log_ratio.clamp(max=0.0).exp(), torch.zeros_like(log_ratio))
-    uniform = torch.rand(
-        probability.shape, generator=generator, dtype=probability.dtype, device=probability.device
-    )
-    accepted = uniform < probability
-    rows = accepted.unsqueeze(-1)
-    gradient = None
-    if state.gradient is not None and proposal.gradient is not None:
-        gradient = torch.where(rows, proposal.gradient, state.gradient)
-    new = state._replace(
-        position=torch.where(rows, proposal.position, state.position),
-        energy=torch.where(accepted, proposal.energy, state.energy),
-        gradient=gradient,
-    )
-    return new, probability, accepted
+
+    inverse: Tensor
+    factor: Tensor
+    unit: bool = False
+
+    @classmethod
+    def of(cls, inverse: Tensor | None, like: Tensor) -> Mass:
+        """The mass of an inverse (None: the identity) for positions such as ``like``."""
+        dim = like.shape[-1]
+        if inverse is None:
+            ones = like.new_ones(dim)
+            return cls(ones, ones, unit=True)
+        if tuple(inverse.shape) not in {(dim,), (dim, dim)}:
+            raise ValueError(
+                f"inverse_mass has shape {tuple(inverse.shape)}; accepted: ({dim},) or "
+                f"({dim}, {dim})"
+            )
+        exact = inverse.double()
+        factor = exact.sqrt() if inverse.dim() == 1 else torch.linalg.cholesky(exact)
+        return cls(inverse.to(like), factor.to(like))
+
+    @property
+    def _dense(self) -> bool:
+        return self.inverse.dim() == 2
+
+    def momentum(self, normal: Tensor) -> Tensor:
+        """Momenta ``(chains, dim)`` of standard normals of that shape."""
+        if self._dense:
+            return torch.linalg.solve_triangular(self.factor.mT, normal.mT, upper=True).mT
+        return normal if self.unit else normal / self.factor
+
+    def displacement(self, normal: Tensor) -> Tensor:
+        """Normals of covariance M^-1 of standard ones, ``(chains, dim)`` each."""
+        return normal @ self.factor.mT if self._dense else normal * self.factor
+
+    def velocity(self, momentum: Tensor) -> Tensor:
+        """M^-1 p, shape ``(chains, dim)``."""
+        if self._dense:
+            return momentum @ self.inverse
+        return momentum if self.unit else self.inverse * momentum
+
+    def kinetic_energy(self, momentum: Tensor) -> Tensor:
+        """p M^-1 p / 2 in nats, float64, shape ``(chains,)``."""
+        return 0.5 * (momentum * self.velocity(momentum)).sum(-1).double()
+
+    def whitened(self, positions: Tensor) -> Tensor:
+        """Coordinates in which M is the identity, shape ``(chains, dim)``."""
+        if self._dense:
+            return torch.linalg.solve_triangular(self.factor, positions.mT, upper=False).mT
+        return positions / self.factor
 
 
-def metropolis_step(
-    state: ChainState, proposal: ChainState, log_ratio: Tensor, generator: torch.Generator | None
-) -> tuple[ChainState, StepInfo]:
-    """As :func:`metropolis`, with the info of a kernel without momenta."""
-    new, probability, accepted = metropolis(state, proposal, log_ratio, generator)
-    return new, StepInfo(
-        acceptance_rate=probability,
-        accepted=accepted,
-        diverging=~torch.isfinite(log_ratio),
-        hamiltonian=new.energy,
-        n_steps=0,
-        gradient_evaluations=1,
-    )
+def is_covariance(values: Any) -> bool:
+    """Report whether these are variances, or a covariance matrix, all finite and positive."""
+    if not isinstance(values, Tensor) or not bool(values.isfinite().all()):
+        return False
+    if values.dim() == 2:
+        return bool(constraints.positive_definite.check(values.double()))
+    return values.dim() == 1 and bool((values > 0).all())

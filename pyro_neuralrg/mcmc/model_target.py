@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 import pyro
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from pyro_neuralrg.bases import NORMAL, base_of
+from pyro_neuralrg.distributions.flow import forward_and_ladj
 from pyro_neuralrg.infer.pyro_internals import (
     check_no_subsampling,
     check_not_enumerated,
@@ -29,9 +30,10 @@ from pyro_neuralrg.infer.pyro_internals import (
     reparameterisations,
 )
 from pyro_neuralrg.infer.reparam import FlowReparam
-from pyro_neuralrg.mcmc.target import EnergyTarget, LatentTarget, Target
-from pyro_neuralrg.mcmc.transport import Transport
+from pyro_neuralrg.mcmc.target import EnergyTarget, LatentTarget, Target, energy_and_gradient
 from pyro_neuralrg.potentials.base import LatticePotential
+
+TargetLike: TypeAlias = "Target | LatticePotential | Callable[..., Any]"
 
 
 class ModelTarget(Target):
@@ -39,9 +41,9 @@ class ModelTarget(Target):
 
     Constrained sites are sampled unconstrained, as by Pyro's HMC. A model that ``vmap`` cannot take
     (data-dependent branches, in-place writes through masks as in Pyro's spline transforms) is
-    evaluated chain after chain, with a warning: the same draws, more slowly. Argument validation is
-    off inside the evaluations only. Draws of a model in the latent space of an autoguide, by Pyro's
-    ``NeuTraReparam``, come back as the model's own sites, beside the latents.
+    evaluated chain after chain, with a warning. Argument validation is off inside the evaluations
+    only. Draws in the latent space of an autoguide, by Pyro's ``NeuTraReparam``, come back as the
+    model's own sites, beside the latents.
 
     Args:
         model: a Pyro program without data subsampling.
@@ -66,7 +68,7 @@ class ModelTarget(Target):
         self._args: tuple[Any, ...] = ()
         self._kwargs: dict[str, Any] = {}
         self._vectorised = True
-        self._transport: Transport | None = None
+        self._transport: tuple[Any, ModelTarget, Tensor] | None = None
 
     def setup(self, *args: Any, **kwargs: Any) -> ModelTarget:
         """Run the model once with its arguments to see its sites."""
@@ -96,9 +98,11 @@ class ModelTarget(Target):
     @property
     def is_transported(self) -> bool:
         """Report whether all of a position is latents of flows or of a guide."""
-        return (
-            bool(self.sites) and self.sites.keys() <= self._reparams.keys() | self._neutras.keys()
-        )
+        return bool(self.sites) and self.sites.keys() <= self._latent_sites
+
+    @property
+    def _latent_sites(self) -> set[str]:
+        return self._reparams.keys() | self._neutras.keys()
 
     def _check_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         try:
@@ -114,11 +118,8 @@ class ModelTarget(Target):
                 "kernel shape=..., or anneal() an EnergyTarget)"
             ) from None
 
-    def same_as(self, other: Target) -> bool:
-        """See :class:`Target`."""
-        return isinstance(other, ModelTarget) and (
-            (self.model, self._args, self._kwargs) == (other.model, other._args, other._kwargs)
-        )
+    def _source(self) -> tuple[Any, ...]:
+        return self.model, self._args, self._kwargs
 
     def _run(self, model: Any) -> Any:
         return poutine.trace(model).get_trace(*self._args, **self._kwargs)
@@ -158,8 +159,8 @@ class ModelTarget(Target):
             self.flow_sites = {**self.flow_sites, name: (site, flow)}
         self.lattices |= dict.fromkeys(getattr(guide, "fields", ()), getattr(guide, "shape", ()))
 
-    def _transport_of_all(self) -> Transport | None:
-        """The flow of the guide, if the whole model is in its latent space."""
+    def _transport_of_all(self) -> tuple[Any, ModelTarget, Tensor] | None:
+        """Flow of the guide, model behind it and the order of its entries in the guide's vector."""
         inner = next((inner for _, inner in reparameterisations(self.model)), None)
         if inner is None or len(self.sites) != 1 or self.sites.keys() != self._neutras.keys():
             return None
@@ -169,7 +170,7 @@ class ModelTarget(Target):
             return None
         entries = entries_of_sites(guide_shapes(guide))
         order = torch.cat([entries[name] for name in behind.sites])
-        return Transport(guide.get_transform(), behind, order.to(self.device))
+        return guide.get_transform(), behind, order.to(self.device)
 
     def _log_joint_energy(self, params: dict[str, Tensor]) -> Tensor:
         """Pyro's potential_fn without the enumeration, which vmap does not take."""
@@ -182,43 +183,30 @@ class ModelTarget(Target):
     # Energies -------------------------------------------------------------------------------------
 
     def _energy_of(self, positions: Tensor) -> Tensor:
-        if self._transport is not None:
-            return self._transport.energy(positions)
-        params = self._params(positions)
-        with pyro.validation_enabled(False), torch.no_grad():
-            if self._vectorised:
-                return torch.func.vmap(self._potential_fn)(params).double()
-            return torch.stack([self._potential_fn(one) for one in _each(params)]).double()
+        with torch.no_grad():
+            return self._evaluate(positions)
 
     def _energy_and_grad_of(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        return energy_and_gradient(self._evaluate, positions)
+
+    def _evaluate(self, positions: Tensor) -> Tensor:
+        r"""Energies with a graph; behind the flow g of a guide U(z) = E(g(z)) - ln|det dg/dz|.
+
+        Autograd is to stand outside of vmap: compiled couplings do not know torch.func.grad.
+        """
+        if not self.sites:
+            raise ValueError(
+                "the model has not been set up; call target = target.setup(*args) first"
+            )
         if self._transport is not None:
-            return self._transport.energy_and_grad(positions)
-        params = self._params(positions)
+            flow, behind, order = self._transport
+            u, ladj = forward_and_ladj(flow, positions, 1)
+            return behind._evaluate(u[..., order]) - ladj.double()
         with pyro.validation_enabled(False):
             if self._vectorised:
-                gradients, energy = self._all_at_once(params)
-                flat = [gradients[name].reshape(len(positions), -1) for name in self.sites]
-                return energy.detach().double(), torch.cat(flat, -1).detach()
-            both = [self._energy_and_grad_of_one(one) for one in _each(params)]
-        energies, rows = zip(*both, strict=True)
-        return torch.stack(energies).double(), torch.stack(rows)
-
-    def _all_at_once(self, params: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
-        """By autograd outside of vmap: compiled couplings know vmap, but not torch.func.grad."""
-        leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
-        with torch.enable_grad():
-            energy = torch.func.vmap(self._potential_fn)(leaves)
-            found = torch.autograd.grad(
-                energy.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True
-            )
-        return dict(zip(leaves, found, strict=True)), energy
-
-    def _energy_and_grad_of_one(self, params: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
-        with torch.enable_grad():
-            energy = self._potential_fn(leaves)
-        gradients = torch.autograd.grad(energy, list(leaves.values()))
-        return energy.detach(), torch.cat([g.flatten() for g in gradients])
+                return torch.func.vmap(self._potential_fn)(self.unpack(positions)).double()
+            energies = [self._potential_fn(self.unpack(position)) for position in positions]
+        return torch.stack(energies).double()
 
     def _try_vmap(self) -> None:
         """Find out, at two points, whether vmap takes the model; fall back with a warning."""
@@ -234,13 +222,6 @@ class ModelTarget(Target):
                 f"{str(error).splitlines()[0]}",
                 stacklevel=5,  # the caller of run()
             )
-
-    def _params(self, positions: Tensor) -> dict[str, Tensor]:
-        if not self.sites:
-            raise ValueError(
-                "the model has not been set up; call target = target.setup(*args) first"
-            )
-        return self.unpack(positions)
 
     # Sites ----------------------------------------------------------------------------------------
 
@@ -260,11 +241,9 @@ class ModelTarget(Target):
 
     def latent(self, positions: Tensor) -> dict[str, Tensor]:
         """See :class:`Target`."""
-        latent = self._reparams.keys() | self._neutras.keys()
-        values = {name: v for name, v in self.unpack(positions).items() if name in latent}
-        transforms: dict[str, Any] = self._transforms
+        values, names = self.unpack(positions), self._latent_sites
         with torch.no_grad():
-            return {name: transforms[name].inv(v) for name, v in values.items()}
+            return {x: f.inv(values[x]) for x, f in self._transforms.items() if x in names}
 
     def _behind(self, name: str, latent: Tensor) -> dict[str, Tensor]:
         """The model's own sites behind a shared latent of any batch shape."""
@@ -289,10 +268,7 @@ class ModelTarget(Target):
         return self._transforms[name](value)
 
     def initial(self, chains: int, generator: torch.Generator, start: str | None = None) -> Tensor:
-        """Draws of the prior, by running the model once per chain; of flows at their sites.
-
-        From "prior" the sites behind flows are drawn from it, too.
-        """
+        """Draws of the model; of the prior also at the sites behind flows if that is the start."""
         if start == "flow" and not self.flow_sites:
             raise ValueError("initial_params is 'flow'; accepted for this model: 'prior'")
         one_start = self._prior_values if start == "prior" else self._own_values
@@ -313,9 +289,8 @@ class ModelTarget(Target):
 
     def _prior_values(self) -> dict[str, Tensor]:
         """Unconstrained values of one start: draws of the model without its reparameterisations."""
-        nodes = self._run(
-            [self.model, *(fn for _, fn in reparameterisations(self.model))][-1]
-        ).nodes
+        inner = [self.model, *(fn for _, fn in reparameterisations(self.model))][-1]
+        nodes = self._run(inner).nodes
         names = [behind for name in self.sites for behind in self._behind_names(name)]
         for name in names:
             if name not in nodes or nodes[name]["is_observed"]:
@@ -341,14 +316,8 @@ class ModelTarget(Target):
         return flows + ([self.model] if isinstance(self.model, torch.nn.Module) else [])
 
 
-def _each(params: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """The values of one chain after another."""
-    for values in zip(*params.values(), strict=True):
-        yield dict(zip(params, values, strict=True))
-
-
 def as_target(
-    target: Target | LatticePotential | Callable[..., Any],
+    target: TargetLike,
     *,
     shape: tuple[int, ...] | None = None,
     flow: TransformModule | None = None,
@@ -358,15 +327,13 @@ def as_target(
     Args:
         target: a :class:`Target`; a LatticePotential; a batched energy, with ``shape``; or a Pyro
             model. The model (or ``potential_fn``) of a LatticePotential, also reparameterised by
-            ``poutine.reparam(potential.model, {"x": FlowReparam(flow)})``, is recognised and
-            evaluated directly.
+            ``poutine.reparam(potential.model, {"x": FlowReparam(flow)})``, is evaluated directly.
         shape: lattice shape of a plain batched energy.
         flow: sample the potential or energy in this flow's latent space.
 
     Raises:
         TypeError: if it is none of these.
-        ValueError: if shapes do not fit, or ``flow`` is given for a model (use
-            ``poutine.reparam``).
+        ValueError: if shapes do not fit, or ``flow`` is given for a model.
     """
     if isinstance(target, Target):
         if shape is not None or flow is not None:

@@ -5,78 +5,136 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+import time
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from pyro.infer.mcmc.util import diagnostics as site_diagnostics
+from pyro.ops.stats import split_gelman_rubin
 from torch import Tensor
 
-from pyro_neuralrg.mcmc import checkpoints
-from pyro_neuralrg.mcmc.kernel import ChainState, Kernel
-from pyro_neuralrg.mcmc.progress import MIN_DRAWS
-from pyro_neuralrg.mcmc.rows import Rows
+from pyro_neuralrg.mcmc.kernel import ChainState, Kernel, StepInfo
+from pyro_neuralrg.mcmc.run_state import Cost, RunState
 from pyro_neuralrg.mcmc.target import Target
+from pyro_neuralrg.observables.configurations import Observable
 from pyro_neuralrg.runtime.memory import check_fits, kept_bytes
 from pyro_neuralrg.runtime.processes import Processes
 from pyro_neuralrg.statistics import summary_table
+from pyro_neuralrg.statistics.draws import MIN_DRAWS
 
-#: Positions mapped to physical space at once.
+DRAWN = ("sample_stats", "observables", "draws")
+"""Names of the rows to which each draw adds one."""
+
 PHYSICAL_BATCH = 1024
+"""Positions mapped to physical space at once."""
+
+RHAT_SECONDS = 2.0
+"""Seconds between two R-hats of a bar, which cost as much as several steps of a small model."""
 
 
-class Cost(NamedTuple):
-    """A cost of the two phases of a run: gradient evaluations summed over chains, or seconds."""
+class Rows:
+    """Columns of rows ``(chains, ...)``.
 
-    warmup: float
-    draws: float
+    Memory for ``capacity`` rows is set aside with the first one: a long run needs no second copy.
+    """
 
-    @property
-    def total(self) -> float:
-        """Both together."""
-        return self.warmup + self.draws
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._columns: dict[str, Tensor] = {}
+        self.length = 0
+
+    def add(self, row: Mapping[str, Tensor]) -> None:
+        """Add a row; all rows have the same columns."""
+        for name, value in row.items():
+            if name not in self._columns:
+                self._columns[name] = value.new_empty((self.capacity, *value.shape))
+            self._columns[name][self.length] = value
+        self.length += 1
+
+    def reserve(self, capacity: int) -> None:
+        """Set memory aside for so many rows, if it is not yet."""
+        if capacity > self.capacity:
+            self.capacity = capacity
+            self.load_state_dict({name: x[: self.length] for name, x in self._columns.items()})
+
+    def truncate(self, length: int) -> None:
+        """Forget the rows from there on."""
+        self.length = min(self.length, length)
+
+    def columns(self) -> dict[str, Tensor]:
+        """The columns, shape ``(chains, rows, ...)``."""
+        return {name: value[: self.length].movedim(0, 1) for name, value in self._columns.items()}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The columns as plain tensors, shape ``(rows, chains, ...)``."""
+        return {name: value[: self.length].clone() for name, value in self._columns.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Be as the one whose ``state_dict`` this is, but for the capacity."""
+        self._columns = {}
+        self.length = min((len(value) for value in state.values()), default=0)
+        self.capacity = max(self.capacity, self.length)
+        for name, value in state.items():
+            self._columns[name] = value.new_empty((self.capacity, *value.shape[1:]))
+            self._columns[name][: self.length] = value[: self.length]
 
 
-class Mark(NamedTuple):
-    """State of a run after a whole step: all that the next one depends on, and the costs."""
+def statistics(kernel: Kernel, state: ChainState, info: StepInfo) -> dict[str, Tensor]:
+    """One row of sample_stats, each of shape ``(chains,)``, of one step."""
+    energy, members = state.energy, kernel.members
+    sizes = [m.step_size for m in members.values() if m.step_size is not None]
+    lengths = [m.trajectory_length for m in members.values() if m.trajectory_length is not None]
+    row = {
+        "lp": -energy,
+        "energy": info.hamiltonian,
+        "acceptance_rate": info.acceptance_rate,
+        "step_size": torch.full_like(energy, sizes[0] if sizes else math.nan),
+        "n_steps": torch.full_like(energy, info.n_steps, dtype=torch.int64),
+        "diverging": info.diverging,
+    }
+    if lengths:
+        row["trajectory_length"] = torch.full_like(energy, lengths[0])
+    for name in members if list(members) != [kernel.name] else ():
+        moved = name in info.parts
+        row[f"acceptance_rate_{name}"] = (
+            info.parts[name].acceptance_rate if moved else torch.full_like(energy, math.nan)
+        )
+    return {name: value.cpu() for name, value in row.items()}
 
-    state: ChainState
-    random: Tensor
-    warmed_up: int
-    drawn: int
-    gradient_evaluations: Cost
-    seconds: Cost
 
-    @property
-    def steps(self) -> int:
-        """Steps taken, of warm-up and draws."""
-        return self.warmed_up + self.drawn
+def observe(
+    observables: Mapping[str, Observable], target: Target, positions: Tensor
+) -> dict[str, Tensor]:
+    """The observables of such positions, on the CPU."""
+    if not observables:
+        return {}
+    names = list(observables)
+
+    def values(part: Tensor) -> tuple[Tensor, ...]:
+        sites = target.physical(part)
+        fields = [name for name in sites if name in target.lattices]
+        seen = sites[fields[0]] if len(fields) == 1 else sites
+        with torch.no_grad():
+            found = [observables[name](seen) for name in names]
+        for name, value in zip(names, found, strict=True):
+            if not isinstance(value, Tensor) or value.shape[:1] != part.shape[:1]:
+                shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise ValueError(
+                    f"observables[{name!r}] returned {shape} for {len(part)} chains; accepted: "
+                    f"shape ({len(part)}, ...), one value for each chain"
+                )
+        return tuple(found)
+
+    found = target.by_batches(values, positions)
+    return {name: value.detach().cpu() for name, value in zip(names, found, strict=True)}
 
 
 class RunResults:
-    """Draws and statistics of a run; :class:`VectorizedMCMC` makes them.
-
-    Args:
-        kernel: what is run.
-        warmup_steps: steps before the draws.
-        num_samples: draws of each chain, at most.
-        num_chains: chains.
-        keep_draws: whether positions are kept.
-    """
-
-    kernel: Kernel
-    _mark: Mark | None
-    _samples: dict[str, Tensor] | None
-    _rows: dict[str, Rows]
-    _joined: dict[str, dict[str, Tensor]] | None  # of all processes, if there are several
-    _world: Processes
+    """Draws and statistics of a run; for the arguments see :class:`VectorizedMCMC`."""
 
     def __init__(
-        self,
-        kernel: Kernel,
-        warmup_steps: int,
-        num_samples: int,
-        num_chains: int,
-        keep_draws: bool,
+        self, kernel: Kernel, warmup_steps: int, num_samples: int, num_chains: int, keep_draws: bool
     ) -> None:
         self._given = kernel
         self.warmup_steps = warmup_steps
@@ -86,26 +144,22 @@ class RunResults:
         self._forget()
 
     def __repr__(self) -> str:
-        drawn = 0 if self._mark is None else self._mark.drawn
         return (
             f"{type(self).__name__}({self._given.name}, {self.num_chains} chains, "
-            f"{drawn} of {self.num_samples} draws)"
+            f"{self._drawn} of {self.num_samples} draws)"
         )
 
     def _forget(self) -> None:
         """Be as before any run."""
-        self.kernel = self._given
+        self.kernel: Kernel = self._given
         self.interrupted = False
-        self._mark = None
-        self._samples = None
-        self._joined = None
+        self._state: RunState | None = None
+        self._samples: dict[str, Tensor] | None = None
+        self._joined: dict[str, dict[str, Tensor]] | None = None  # of all processes
         self._world = Processes()
-        self._rows = {
-            "warmup_stats": Rows(self.warmup_steps),
-            "sample_stats": Rows(self.num_samples),
-            "observables": Rows(self.num_samples),
-            "draws": Rows(self.num_samples),
-        }
+        self._rhat = self._rhat_at = math.nan
+        self._rows = {name: Rows(self.num_samples) for name in DRAWN}
+        self._rows["warmup_stats"] = Rows(self.warmup_steps)
 
     def _check_memory(self, target: Target) -> None:
         """Refuse draws that cannot be held, before memory for them is set aside."""
@@ -113,25 +167,49 @@ class RunResults:
             return
         size = self.num_chains * self.num_samples * target.dim * target.dtype.itemsize
         seen = f"num_chains is {self.num_chains} and num_samples is {self.num_samples}"
-        kept = kept_bytes(size, self._world.size)
-        instead = ", or keep_draws=False"
+        kept, instead = kept_bytes(size, self._world.size), ", or keep_draws=False"
         self._world.run_on_all(lambda: check_fits(seen, kept, target.device, instead))
 
-    def _has_run(self) -> bool:
-        return self._mark is not None and self._mark.drawn > 0
+    @property
+    def _drawn(self) -> int:
+        return 0 if self._state is None else self._state.drawn
 
     def _columns(self, name: str) -> dict[str, Tensor]:
         return self._rows[name].columns() if self._joined is None else self._joined[name]
 
+    def _figures(self, kernel: Kernel, info: StepInfo) -> str:
+        """Acceptance, step sizes, and the worst R-hat of this process's draws, for the bar."""
+        shown = {"acceptance": f"{float(info.acceptance_rate.mean()):.2f}"}
+        for name, member in kernel.members.items():
+            if member.step_size is not None:
+                shown[f"step size {name}"] = f"{member.step_size:.3g}"
+        now = time.monotonic()
+        if now - self._rhat_at > RHAT_SECONDS:
+            self._rhat, self._rhat_at = self._worst_rhat(), now
+        if not math.isnan(self._rhat):
+            shown["R-hat"] = f"{self._rhat:.3f}"
+        return ", ".join(f"{name}={value}" for name, value in shown.items())
+
+    def _worst_rhat(self) -> float:
+        """Largest split R-hat (Gelman & Rubin) of lp and scalar observables; NaN without any."""
+        stats = self._rows["sample_stats"].columns()
+        observables = self._rows["observables"].columns()
+        found = [
+            float(split_gelman_rubin(values.double(), 0, 1))
+            for values in [*observables.values(), *(stats[name] for name in stats if name == "lp")]
+            if values.dim() == 2 and values.shape[1] >= MIN_DRAWS
+        ]
+        return max(filter(math.isfinite, found), default=math.nan)
+
     @property
     def gradient_evaluations(self) -> Cost:
         """Summed over chains; a jump counts as one."""
-        return Cost(0, 0) if self._mark is None else self._mark.gradient_evaluations
+        return Cost(0, 0) if self._state is None else self._state.gradient_evaluations
 
     @property
     def seconds(self) -> Cost:
         """Wall-clock."""
-        return Cost(0.0, 0.0) if self._mark is None else self._mark.seconds
+        return Cost(0.0, 0.0) if self._state is None else self._state.seconds
 
     def get_samples(self, group_by_chain: bool = False) -> dict[str, Tensor]:
         """Return the draws of the model's own sites and of the flows' latent sites.
@@ -141,10 +219,9 @@ class RunResults:
 
         Returns:
             For each site ``(chains * draws,) + site shape``, or ``(chains, draws) + site shape``;
-            physical sites under their own names, latent ones under ``{name}_latent``. Nothing if no
-            draws were kept.
+            latent ones under ``{name}_latent``. Nothing if no draws were kept.
         """
-        if self._has_run() and not self.keep_draws:
+        if self._drawn and not self.keep_draws:
             return {}
         positions = self.positions
         if self._samples is None:
@@ -153,16 +230,15 @@ class RunResults:
             parts = [target.physical(some) for some in flat]
             physical = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
             self._samples = physical | target.latent(positions.flatten(0, 1))
-        samples = self._samples
-        if group_by_chain:
-            chains_draws = positions.shape[:2]
-            samples = {name: value.unflatten(0, chains_draws) for name, value in samples.items()}
-        return dict(samples)
+        if not group_by_chain:
+            return dict(self._samples)
+        chains_draws = positions.shape[:2]
+        return {name: value.unflatten(0, chains_draws) for name, value in self._samples.items()}
 
     @property
     def positions(self) -> Tensor:
         """The unconstrained draws as the kernel sees them, shape ``(chains, draws, dim)``."""
-        if not self._has_run():
+        if not self._drawn:
             raise RuntimeError("there are no draws; call run() first")
         if not self.keep_draws:
             raise RuntimeError("no draws were kept: keep_draws is False")
@@ -192,48 +268,33 @@ class RunResults:
     @property
     def adapted(self) -> dict[str, dict[str, Any]]:
         """``step_size``, ``inverse_mass`` and ``trajectory_length`` of each member, by its name."""
-        return checkpoints.tuning(self.kernel)
+        return self.kernel.tuning
 
     def summary(self, max_sites: int | None = None) -> Any:
-        """Return a table of lp, the observables and the sites, with ArviZ's figures.
+        """Return a table of lp, the observables and the sites, with ArviZ's figures, in pandas.
 
-        One line per scalar, two per field (the worst over sites, and the median); see
-        :func:`~pyro_neuralrg.statistics.summary_table`.
-
-        Args:
-            max_sites: sites of a field to look at, at most.
-
-        Returns:
-            A pandas DataFrame.
-
-        Raises:
-            RuntimeError: if there are no draws.
+        One line per scalar, two per field (the worst over sites, and the median) of at most
+        ``max_sites`` sites; see :func:`~pyro_neuralrg.statistics.summary_table`.
         """
-        if not self._has_run():
-            raise RuntimeError("there are no draws; call run() first")
-        lp = {"lp": self.sample_stats["lp"]}
         samples = self.get_samples(group_by_chain=True)
-        return summary_table({**lp, **self.observables, **samples}, max_sites=max_sites)
+        series = {"lp": self.sample_stats["lp"], **self.observables, **samples}
+        return summary_table(series, max_sites=max_sites)
 
     def diagnostics(self) -> dict[str, Any]:
         """Return n_eff and R-hat of each site, divergences and acceptance of each chain.
 
-        In the form of Pyro's ``MCMC.diagnostics``; n_eff and R-hat are NaN of fewer than four
-        draws, of which nothing can be told.
+        In the form of Pyro's ``MCMC.diagnostics``; n_eff and R-hat are NaN of fewer than 4 draws.
         """
         samples = self.get_samples(group_by_chain=True)
         stats = self.sample_stats
-        if not samples or self.positions.shape[1] >= MIN_DRAWS:
+        if self._drawn >= MIN_DRAWS:
             result: dict[str, Any] = dict(site_diagnostics(samples))
         else:
             unknown = {name: torch.full_like(x[0, 0], math.nan) for name, x in samples.items()}
             result = {name: {"n_eff": nan, "r_hat": nan} for name, nan in unknown.items()}
-        diverging, acceptance = stats["diverging"], stats["acceptance_rate"]
-        result["divergences"] = {
-            f"chain {chain}": diverging[chain].nonzero().flatten().tolist()
-            for chain in range(self.num_chains)
-        }
-        result["acceptance rate"] = {
-            f"chain {chain}": float(acceptance[chain].mean()) for chain in range(self.num_chains)
-        }
+        result |= {"divergences": {}, "acceptance rate": {}}
+        for chain in range(self.num_chains):
+            diverging, rates = (stats[name][chain] for name in ("diverging", "acceptance_rate"))
+            result["divergences"][f"chain {chain}"] = diverging.nonzero().flatten().tolist()
+            result["acceptance rate"][f"chain {chain}"] = float(rates.mean())
         return result

@@ -32,12 +32,11 @@ class Target(ABC):
     """An unnormalised density ``exp(-energy)`` over positions of shape ``(chains, dim)``.
 
     A position is the concatenation of the *unconstrained* values of all ``sites``, each flattened.
-    The energies of different chains must not depend on each other: gradients of all chains come
-    from one autograd call.
+    The energies of different chains do not depend on each other: one autograd call gives the
+    gradients of all.
 
     Attributes:
-        sites: unconstrained shape of each sampled site, by name, in the order they are
-            concatenated.
+        sites: unconstrained shape of each sampled site, by name, in the order of a position.
         lattices: lattice shape of each physical site that is a field on a lattice, by name.
         flow_sites: by latent site ``z``, the physical site of a flow and the flow.
         flow: the flow in whose latent space *all* of the position lives, or None.
@@ -81,11 +80,14 @@ class Target(ABC):
             )
         return self
 
-    def from_base(self, chains: int, generator: torch.Generator | None) -> Tensor:
-        """Draw positions ``(chains, dim)`` of the base."""
+    def from_base(
+        self, chains: int, generator: torch.Generator | None, base: StandardNormal | None = None
+    ) -> Tensor:
+        """Draw positions ``(chains, dim)`` of the base, or of another one."""
         shape = self.event_shape
         options: Any = {"generator": generator, "dtype": self.dtype, "device": self.device}
-        return self.base.sample((chains, *shape), len(shape), **options).reshape(chains, -1)
+        draws = (base or self.base).sample((chains, *shape), len(shape), **options)
+        return draws.reshape(chains, -1)
 
     def in_batches(self: AnyTarget, chain_batch_size: int | None) -> AnyTarget:
         """Return this target, evaluated for that many chains at once."""
@@ -131,10 +133,7 @@ class Target(ABC):
     def initial(self, chains: int, generator: torch.Generator, start: str | None = None) -> Tensor:
         """Draw starts ``(chains, dim)``.
 
-        Args:
-            chains: how many.
-            generator: of the random numbers.
-            start: "prior", "flow", or None: of the flow in a latent space, else of the prior.
+        From "prior", "flow", or None: of the flow in a latent space, else of the prior.
 
         Raises:
             ValueError: if the target has no such starts.
@@ -146,30 +145,29 @@ class Target(ABC):
 
     def same_as(self, other: Target) -> bool:
         """Report whether the other one is the same density over the same positions."""
-        return self is other
+        return type(self) is type(other) and self._source() == other._source()
+
+    def _source(self) -> tuple[Any, ...]:
+        """The identity of the density."""
+        return (id(self),)
 
     def pack(self, params: Mapping[str, Tensor], chains: int) -> Tensor:
-        """Make positions of given unconstrained values.
+        """Make positions of unconstrained values ``(chains,) + site shape`` of each site.
 
-        Args:
-            params: for each site, shape ``(chains,) + site shape``; for a latent site of a flow
-                either z under its own name or the physical field, renormalized by the flow.
-            chains: number of chains.
+        For a latent site of a flow either z under its own name or the physical field.
 
         Raises:
             ValueError: if a site is missing, unknown or of another shape.
         """
-        given = {name: name for name in self.sites}
-        for name, (field, _) in self.flow_sites.items():
-            given[name] = name if name in params else field
+        fields = {latent: field for latent, (field, _) in self.flow_sites.items()}
+        given = {name: name if name in params else fields.get(name, name) for name in self.sites}
         if set(params) != set(given.values()):
-            fields = sorted(site for site, _ in self.flow_sites.values())
+            latent = f" (or the fields {sorted(fields.values())} for the latent ones)"
             raise ValueError(
                 f"initial_params has sites {sorted(params)}; accepted: {sorted(self.sites)}"
-                + (f" (or the fields {fields} for the latent ones)" if fields else "")
+                + (latent if fields else "")
             )
-        starts = [self._start(name, given[name], params, chains) for name in self.sites]
-        return torch.cat(starts, -1)
+        return torch.cat([self._start(name, given[name], params, chains) for name in given], -1)
 
     def _start(self, name: str, given: str, params: Mapping[str, Tensor], chains: int) -> Tensor:
         """The start of one site, flattened, from the value of the same site or of its field."""
@@ -201,10 +199,9 @@ class Target(ABC):
 
     def unpack(self, positions: Tensor) -> dict[str, Tensor]:
         """Cut positions into unconstrained values, ``batch_shape + site shape`` each."""
-        sizes = [math.prod(shape) for shape in self.sites.values()]
-        parts = positions.split(sizes, -1)
+        parts = positions.split([math.prod(shape) for shape in self.sites.values()], -1)
         return {
-            name: part.reshape(*positions.shape[:-1], *shape)
+            name: part.reshape((*positions.shape[:-1], *shape))
             for (name, shape), part in zip(self.sites.items(), parts, strict=True)
         }
 
@@ -213,8 +210,8 @@ class EnergyTarget(Target):
     """A batched energy of one field, in physical space.
 
     Args:
-        energy: a LatticePotential, or a callable of a field ``(chains,) + shape`` to nats of shape
-            ``(chains,)``, differentiable.
+        energy: a LatticePotential, or a differentiable callable of a field ``(chains,) + shape`` to
+            nats of shape ``(chains,)``.
         shape: of the field; None takes the potential's.
         name: of the site.
         dtype: of positions; torch's default if None.
@@ -234,20 +231,16 @@ class EnergyTarget(Target):
         device: torch.device | str | None = None,
     ) -> None:
         own_shape = shape
-        self._energy: Callable[[Tensor], Tensor]
+        self._energy = energy.energy if isinstance(energy, LatticePotential) else energy
         if isinstance(energy, LatticePotential):
-            self.lattice_potential, self._energy = energy, energy.energy
-            own_shape = energy.shape
+            self.lattice_potential, own_shape = energy, energy.shape
             device = getattr(energy, "device", None) if device is None else device
-        else:
-            self._energy = energy
         if own_shape is None or (shape is not None and tuple(shape) != tuple(own_shape)):
             accepted = "the lattice shape of the field that the energy takes"
             raise ValueError(f"shape is {shape}; accepted: {own_shape or accepted}")
         self.shape = check_shape(own_shape)
         self.name = name
-        self.sites = {name: self.shape}
-        self.lattices = {name: self.shape}
+        self.sites = self.lattices = {name: self.shape}
         empty = torch.empty(0, dtype=dtype, device=device)
         self.dtype, self.device = empty.dtype, empty.device
 
@@ -260,17 +253,7 @@ class EnergyTarget(Target):
             x = positions.reshape(-1, *self.shape)
             energy, gradient = self.lattice_potential.energy_and_gradient(x)
             return self._checked(energy, len(positions)), gradient.reshape(positions.shape)
-        with torch.enable_grad():
-            leaf = positions.detach().requires_grad_()
-            energy = self._evaluate(leaf)
-            if not energy.requires_grad:
-                raise ValueError(
-                    "energy returned a tensor that does not depend on the field differentiably; "
-                    "accepted: one that torch.autograd can differentiate (RandomWalkMetropolis "
-                    "needs no gradient)"
-                )
-            (gradient,) = torch.autograd.grad(energy.sum(), leaf)
-        return energy.detach(), gradient
+        return energy_and_gradient(self._evaluate, positions)
 
     def physical(self, positions: Tensor) -> dict[str, Tensor]:
         """See :class:`Target`."""
@@ -283,12 +266,7 @@ class EnergyTarget(Target):
                 "initial_params is 'flow', and the target is in physical space; accepted: 'prior', "
                 "None, or {site: flow(z)}"
             )
-        options: Any = {"generator": generator, "dtype": self.dtype, "device": self.device}
-        return torch.randn(chains, self.dim, **options)
-
-    def same_as(self, other: Target) -> bool:
-        """See :class:`Target`."""
-        return isinstance(other, type(self)) and self._source() == other._source()
+        return self.from_base(chains, generator, NORMAL)
 
     def _source(self) -> tuple[Any, ...]:
         of_positions = self.shape, self.name, self.dtype, self.device
@@ -312,13 +290,11 @@ class LatentTarget(EnergyTarget):
     r"""A batched energy of one field, in the latent space of a flow (paper Eq. 6).
 
     Its energy is :math:`U(z) = E(g(z)) - \ln|\det \partial g/\partial z|`. Positions are z, or
-    standard normals u with ``z = flow.base.from_normal(u)``, whose slope the energy then has
-    besides.
+    standard normals u with ``z = flow.base.from_normal(u)``, whose slope then enters as well.
 
     Args:
-        energy: as for :class:`EnergyTarget`.
+        energy, shape: as for :class:`EnergyTarget`.
         flow: ``x = flow(z)``, of the field's shape; positions are in its dtype and on its device.
-        shape: of the field, for a plain energy.
         name: of the physical site; the latent one is ``{name}_latent``.
         from_normal: as of :class:`~pyro_neuralrg.infer.FlowReparam`.
 
@@ -347,6 +323,7 @@ class LatentTarget(EnergyTarget):
             )
         self.flow = flow
         self.base = NORMAL if from_normal else base_of(flow)
+        self._map = base_of(flow) if from_normal else NORMAL  # from positions to latents
         self.sites = {f"{name}_latent": self.shape}
         self.flow_sites = {f"{name}_latent": (name, flow)}
 
@@ -381,13 +358,27 @@ class LatentTarget(EnergyTarget):
 
     def _latents(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """z of positions, and ln |det dz/du|."""
-        base = base_of(self.flow)
-        map_from = NORMAL if self.base == base else base
-        return map_from.from_normal(positions.reshape(-1, *self.shape), len(self.shape))
+        return self._map.from_normal(positions.reshape(-1, *self.shape), len(self.shape))
 
     def _unconstrain(self, name: str, value: Tensor) -> Tensor:
-        base = base_of(self.flow)
-        return value if self.base == base else base.to_normal(value, len(self.shape))[0]
+        return self._map.to_normal(value, len(self.shape))[0]
+
+
+def energy_and_gradient(
+    evaluate: Callable[[Tensor], Tensor], positions: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Energies of positions by a differentiable function, and their gradients."""
+    with torch.enable_grad():
+        leaf = positions.detach().requires_grad_()
+        energy = evaluate(leaf)
+        if not energy.requires_grad:
+            raise ValueError(
+                "energy returned a tensor that does not depend on the field differentiably; "
+                "accepted: one that torch.autograd can differentiate (RandomWalkMetropolis needs "
+                "no gradient)"
+            )
+        (gradient,) = torch.autograd.grad(energy.sum(), leaf, materialize_grads=True)
+    return energy.detach(), gradient
 
 
 @contextmanager

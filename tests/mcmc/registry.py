@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyro.distributions.transforms as transforms
 import torch
 from torch import Tensor, nn
 
+from pyro_neuralrg import VectorizedMCMC
 from pyro_neuralrg.distributions import TwoModes
 from pyro_neuralrg.mcmc import (
     HMC,
@@ -142,6 +143,11 @@ def ising_dual() -> ExactTarget:
     return ExactTarget(potential.energy, (2, 2), sample, 0.6)
 
 
+def normal(x: Tensor) -> Tensor:
+    """Energy of standard normals of one dimension of sites."""
+    return 0.5 * x.square().sum(-1)
+
+
 def kinked(x: Tensor) -> Tensor:
     """Normal, but of infinite slope (and finite energy) wherever the first coordinate is > 0."""
     first = x[..., 0]
@@ -258,3 +264,17 @@ KERNELS: dict[str, Callable[[ExactTarget], Kernel]] = {
         flow_of_two_modes(target), target.energy, shape=target.shape
     ),
 }
+
+
+def run(kernel: Any, num_samples: int = 20, **options: Any) -> VectorizedMCMC:
+    """A run of six chains after five steps of warm-up, unless told otherwise."""
+    settings = {"warmup_steps": 5, "num_chains": 6, "seed": 0, "progress": False}
+    mcmc = VectorizedMCMC(kernel, num_samples, **(settings | options))
+    mcmc.run()
+    return mcmc
+
+
+def standard_errors(values: Tensor, expected: float) -> float:
+    """Distance of the mean over independent chains, of values of shape (chains, draws)."""
+    means = values.mean(1)
+    return abs(float((means.mean() - expected) / (means.std() / math.sqrt(len(means)))))

@@ -11,11 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_neuralrg import HMC, VectorizedMCMC
+from pyro_neuralrg import HMC
 from pyro_neuralrg.mcmc import Adaptation
 from pyro_neuralrg.mcmc.adaptation import rough_step_size
-from pyro_neuralrg.mcmc.adapters import PooledCovariance
+from pyro_neuralrg.mcmc.kernel import is_covariance
+from pyro_neuralrg.mcmc.learning import PooledCovariance
 from pyro_neuralrg.runtime.processes import Processes
+from tests.mcmc.registry import run
 
 
 def normal(step_size: float = 0.1) -> HMC:
@@ -63,70 +65,55 @@ def test_the_rough_step_size_is_the_largest_that_is_accepted(start: float) -> No
 @pytest.mark.parametrize("steps", [1, 9])
 @pytest.mark.parametrize("start", [1e-4, 1e3])
 def test_a_short_warm_up_keeps_the_rough_step(steps: int, start: float) -> None:
-    mcmc = VectorizedMCMC(normal(start), 5, steps, num_chains=100, seed=0, progress=False)
-    mcmc.run()
+    mcmc = run(normal(start), 5, warmup_steps=steps, num_chains=100)
     assert mcmc.kernel.step_size is not None
     assert 0.2 < mcmc.kernel.step_size < 1.5
     assert float(mcmc.sample_stats["acceptance_rate"].mean()) > 0.6
 
 
-@pytest.mark.parametrize("steps", [2, 20, 24, 40])
-@pytest.mark.parametrize("chains", [1, 3])
-def test_a_short_warm_up_never_gives_a_mass_that_is_no_mass(steps: int, chains: int) -> None:
-    warmup = Adaptation(mass="diagonal", steps=steps)
-    mcmc = VectorizedMCMC(normal(), 2, warmup, num_chains=chains, seed=0, progress=False)
-    mcmc.run()
-    mass = mcmc.kernel.members["hmc"].inverse_mass
-    assert (mass is None) == (steps < 24)
-    assert mass is None or bool((torch.isfinite(mass) & (mass > 0)).all())
+@pytest.mark.parametrize("mass", ["diagonal", "dense"])
+@pytest.mark.parametrize(("steps", "chains"), [(2, 3), (20, 3), (24, 1), (40, 3)])
+def test_a_short_warm_up_never_gives_a_mass_that_is_no_mass(
+    steps: int, chains: int, mass: str
+) -> None:
+    warmup = Adaptation(mass=mass, steps=steps)
+    mcmc = run(normal(), 2, warmup_steps=warmup, num_chains=chains)
+    inverse = mcmc.adapted["hmc"]["inverse_mass"]
+    assert (inverse is None) == (steps < 24)
+    if inverse is not None:
+        assert inverse.shape == ((10,) if mass == "diagonal" else (10, 10))
+        assert is_covariance(inverse)
 
 
 @pytest.mark.parametrize(
-    ("bad", "error"),
+    ("options", "error"),
     [
-        ("a", TypeError),
-        (True, TypeError),
-        (0, ValueError),
-        (1, ValueError),
-        (math.nan, ValueError),
+        ({"target_acceptance": "a"}, TypeError),
+        ({"target_acceptance": 1}, ValueError),
+        ({"target_acceptance": math.nan}, ValueError),
+        ({"step_size": 0.1}, TypeError),
+        ({"trajectory_length": 0.1}, TypeError),
+        ({"mass": "full"}, ValueError),
     ],
 )
-def test_bad_targets(bad: Any, error: type[Exception]) -> None:
-    with pytest.raises(error, match=rf"target_acceptance is {bad!r}; accepted"):
-        Adaptation(target_acceptance=bad)
-
-
-def energy_rows(rows: list[int]) -> Any:
-    def energy(x: Tensor) -> Tensor:
-        rows.append(len(x))
-        return 0.5 * x.square().sum(-1)
-
-    return energy
+def test_bad_adaptations(options: dict[str, Any], error: type[Exception]) -> None:
+    with pytest.raises(error, match=f"{next(iter(options))} is .*; accepted"):
+        Adaptation(**options)
 
 
 @pytest.mark.parametrize("adapt", [True, False])
 def test_the_cost_of_the_warm_up_is_what_was_evaluated(adapt: bool) -> None:
     rows: list[int] = []
-    kernel = HMC(energy_rows(rows), shape=(4,), num_steps=3)
+
+    def energy(x: Tensor) -> Tensor:
+        rows.append(len(x))
+        return 0.5 * x.square().sum(-1)
+
+    kernel = HMC(energy, shape=(4,), num_steps=3)
     warmup = Adaptation(step_size=adapt, steps=12)
-    mcmc = VectorizedMCMC(kernel, 7, warmup, num_chains=5, seed=0, progress=False)
-    mcmc.run()
+    mcmc = run(kernel, 7, warmup_steps=warmup, num_chains=5)
     cost = mcmc.gradient_evaluations
     assert cost.draws == 7 * 3 * 5
     assert cost.total == sum(rows)
     if not adapt:
         assert cost.warmup == (1 + 12 * 3) * 5
-
-
-@pytest.mark.parametrize("name", ["step_size", "trajectory_length"])
-def test_what_is_adapted_is_yes_or_no(name: str) -> None:
-    with pytest.raises(TypeError, match=rf"{name} is 0\.1; accepted: True or False"):
-        Adaptation(**{name: 0.1})  # type: ignore[arg-type]
-
-
-def test_a_dense_mass_is_adapted() -> None:
-    kernel = HMC(lambda x: 0.5 * x.square().sum(-1), shape=(3,), num_steps=2)
-    warmup = Adaptation(mass="dense", steps=60)
-    mcmc = VectorizedMCMC(kernel, 2, warmup, 8, seed=0, progress=False)
-    mcmc.run()
-    assert mcmc.adapted["hmc"]["inverse_mass"].shape == (3, 3)

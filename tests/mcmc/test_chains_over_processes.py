@@ -13,7 +13,7 @@ import torch
 
 from pyro_neuralrg import HMC, Record, VectorizedMCMC
 from pyro_neuralrg.mcmc import EnergyTarget
-from pyro_neuralrg.mcmc.checkpoints import FORMAT
+from pyro_neuralrg.mcmc.run_state import CHAIN_FORMAT
 from tests.train.processes import together
 
 pytestmark = pytest.mark.slow
@@ -89,7 +89,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         try:
             torn.run()
         except KeyboardInterrupt:
-            os.write(1, f"stopped in step {torn._mark.warmed_up} of the warm-up\\n".encode())
+            os.write(1, f"stopped in step {torn._state.warmed_up} of the warm-up\\n".encode())
         calls, at = [], 300
         later = make(jumpy(stop), record=rg.Record(states, resume=True))
         later.run()
@@ -178,7 +178,7 @@ def test_stopped_by_one_and_resumed(folder: Path) -> None:
 
 
 def test_the_file_is_of_both(folder: Path) -> None:
-    contents = FORMAT.read(sorted((folder / "states").glob("*.pt"))[-1])
+    contents = CHAIN_FORMAT.read(sorted((folder / "states").glob("*.pt"))[-1])
     assert contents["chains"]["position"].shape == (16, 3)
     assert not torch.equal(*contents["random"])
     record = Record(folder / "states", resume=True)
@@ -236,7 +236,7 @@ def test_a_process_that_dies_ends_the_run(tmp_path: Path) -> None:
     assert found.stdout == "[1, -9]\n"
     (message,) = (line for line in found.stderr.splitlines() if line.startswith("rank"))
     assert message.startswith("rank 0: LostProcessError: another process of this run has ended")
-    mark = FORMAT.read(sorted((tmp_path / "states").glob("*.pt"))[-1])["mark"]
+    mark = CHAIN_FORMAT.read(sorted((tmp_path / "states").glob("*.pt"))[-1])["mark"]
     assert mark["warmed_up"] == 40
     assert mark["drawn"] > 10
 

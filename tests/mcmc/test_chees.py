@@ -8,20 +8,20 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
 
-from pyro_neuralrg import VectorizedMCMC
 from pyro_neuralrg.mcmc import Adaptation, ChEESHMC, Trajectory, as_target
 from pyro_neuralrg.mcmc.adaptation import Warmup
-from pyro_neuralrg.mcmc.chees import (
+from pyro_neuralrg.mcmc.hmc import halton
+from pyro_neuralrg.mcmc.kernel import Mass
+from pyro_neuralrg.mcmc.learning import (
     CRITERIA,
     PrincipalDirection,
     TrajectoryLength,
     criterion_slope,
-    halton,
 )
-from pyro_neuralrg.mcmc.mass import Mass
+from pyro_neuralrg.runtime.processes import Processes
 from pyro_neuralrg.statistics import summarise
+from tests.mcmc.registry import run
 
 
 def oscillators(time: float, chains: int = 20_000, dim: int = 3) -> Trajectory:
@@ -39,7 +39,7 @@ def unit_mass(dim: int) -> Mass:
 
 @pytest.mark.parametrize("time", [0.3, 0.8, 1.2, 2.0, 2.8])
 def test_criterion_and_slope_of_oscillators(time: float) -> None:
-    """Of d standard normals C = d sin^2 t, exactly; within five standard errors."""
+    """For d standard normals C = d sin^2 t, exactly; within five standard errors."""
     found = torch.tensor(
         [criterion_slope(oscillators(time, 1000), torch.ones(1000)) for _ in range(40)]
     )
@@ -56,10 +56,11 @@ def test_the_length_is_that_of_whitened_positions(criterion: str) -> None:
     white = oscillators(0.9, 50)
     wide = Trajectory(*(part @ mass.factor.mT for part in white[:3]), time=0.9)
     weights, bounds = torch.rand(50), (1e-3, 1e3)
-    expected = TrajectoryLength(0.5, criterion).update(white, weights, unit_mass(3), *bounds)
-    found = TrajectoryLength(0.5, criterion).update(wide, weights, mass, *bounds)
-    assert found == pytest.approx(expected)
-    assert found != 0.5
+    expected, found = TrajectoryLength(0.5, criterion), TrajectoryLength(0.5, criterion)
+    expected.update(white, weights, unit_mass(3), *bounds)
+    found.update(wide, weights, mass, *bounds)
+    assert found.value == pytest.approx(expected.value)
+    assert found.value != 0.5
 
 
 def test_chains_that_ran_away_have_no_weight() -> None:
@@ -78,7 +79,7 @@ def test_the_length_comes_to_rest_at_the_first_maximum() -> None:
     """Mean over u in (0, 1) of sin^2(u T), over T: largest at T = 1.57, within 1 % from 1.3 on."""
     length = TrajectoryLength(0.01)
     for index in range(1, 600):
-        time = halton(index) * length.length
+        time = halton(index) * length.value
         length.update(oscillators(time, 64, 20), torch.ones(64), unit_mass(20), 1e-3, 1e3)
     assert 1.3 < length.average < 1.9
 
@@ -88,11 +89,11 @@ def test_the_length_keeps_its_bounds() -> None:
         length = TrajectoryLength(0.5)
         for _ in range(200):
             length.update(oscillators(time, 64), torch.ones(64), unit_mass(3), *bounds)
-        assert length.length == pytest.approx(bounds[1] if time < 1 else bounds[0])
+        assert length.value == pytest.approx(bounds[1] if time < 1 else bounds[0])
 
 
 def test_the_principal_direction_of_chains() -> None:
-    """Of widths 1 and 3, however rotated, from 32 chains at a time."""
+    """Widths of 1 and 3, however rotated, from 32 chains at a time."""
     rotation = torch.linalg.qr(torch.randn(20, 20)).Q
     direction = PrincipalDirection()
     for _ in range(200):
@@ -113,8 +114,7 @@ def test_it_adapts_from_one_point_for_all_chains(criterion: str) -> None:
     """Half a period of unit normals is 3.1; they begin all at the mode."""
     kernel = ChEESHMC(lambda x: 0.5 * x.square().sum(-1), shape=(10,), criterion=criterion)
     start = {"x": torch.zeros(32, 10)}
-    mcmc = VectorizedMCMC(kernel, 5, 150, 32, seed=0, progress=False, initial_params=start)
-    mcmc.run()
+    mcmc = run(kernel, 5, warmup_steps=150, num_chains=32, initial_params=start)
     assert 0.7 < mcmc.kernel.trajectory_length < 3.0
 
 
@@ -128,8 +128,7 @@ def test_snaper_sees_the_one_wide_direction_of_many() -> None:
         kernel = ChEESHMC(
             lambda x: 0.5 * (x / scale).square().sum(-1), shape=(301,), criterion=criterion
         )
-        mcmc = VectorizedMCMC(kernel, 60, 150, 32, seed=1, progress=False)
-        mcmc.run()
+        mcmc = run(kernel, 60, warmup_steps=150, num_chains=32, seed=1)
         x = mcmc.get_samples(group_by_chain=True)["x"][..., 17]
         return mcmc.kernel.trajectory_length, summarise(x).ess_bulk
 
@@ -139,10 +138,8 @@ def test_snaper_sees_the_one_wide_direction_of_many() -> None:
 
 
 def test_trajectories_follow_the_sequence_up_to_the_length() -> None:
-    def energy(x: Tensor) -> Tensor:
-        return 0.5 * x.square().sum(-1)
-
-    kernel = ChEESHMC(energy, shape=(2,), step_size=0.1, trajectory_length=1.59, max_steps=11)
+    options = {"step_size": 0.1, "trajectory_length": 1.59, "max_steps": 11}
+    kernel = ChEESHMC(lambda x: 0.5 * x.square().sum(-1), shape=(2,), **options)
     state = kernel.init(torch.zeros(3, 2))
     steps = []
     for _ in range(7):
@@ -158,10 +155,8 @@ def test_it_mixes_where_trajectories_of_fixed_length_do_not() -> None:
     """Widths from 0.1 to 10: the squares of the widest, within four standard errors."""
     scale = torch.logspace(-1, 1, 10)
     kernel = ChEESHMC(lambda x: 0.5 * (x / scale).square().sum(-1), shape=(10,))
-    mcmc = VectorizedMCMC(
-        kernel, 100, Adaptation(mass="diagonal", steps=400), 64, seed=1, progress=False
-    )
-    mcmc.run()
+    warmup = Adaptation(mass="diagonal", steps=400)
+    mcmc = run(kernel, 100, warmup_steps=warmup, num_chains=64, seed=1)
     assert mcmc.adapted["chees"]["trajectory_length"] == mcmc.kernel.trajectory_length
     widest = mcmc.positions[..., -1].square().mean(1) / 100
     assert abs(float(widest.mean()) - 1) < 4 * float(widest.std()) / math.sqrt(64)
@@ -171,10 +166,9 @@ def test_it_mixes_where_trajectories_of_fixed_length_do_not() -> None:
 def test_a_single_chain_cannot_adapt_it() -> None:
     kernel = ChEESHMC(lambda x: 0.5 * x.square().sum(-1), shape=(2,), trajectory_length=0.4)
     with pytest.raises(ValueError, match=r"num_chains is 1; accepted: at least 2"):
-        VectorizedMCMC(kernel, 5, 20, 1, seed=0, progress=False).run()
+        run(kernel, 5, warmup_steps=20, num_chains=1)
     fixed = Adaptation(trajectory_length=False, steps=20)
-    mcmc = VectorizedMCMC(kernel, 5, fixed, 1, seed=0, progress=False)
-    mcmc.run()
+    mcmc = run(kernel, 5, warmup_steps=fixed, num_chains=1)
     assert mcmc.kernel.trajectory_length == 0.4
 
 
@@ -198,7 +192,7 @@ def test_the_length_begins_anew_with_each_mass() -> None:
     target = as_target(lambda x: 0.5 * (x / torch.tensor([0.1, 10.0])).square().sum(-1), shape=(2,))
     kernel = ChEESHMC(target)
     steps, generator = 100, torch.Generator().manual_seed(0)
-    warmup = Warmup(kernel, Adaptation(mass="diagonal"), steps, 16)
+    warmup = Warmup(kernel, Adaptation(mass="diagonal"), steps, 16, Processes())
     state = kernel.init(torch.randn(16, 2))
     warmup.begin(state, generator)
     anew = 0

@@ -1,0 +1,247 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Step size, mass and trajectory length, learned from the steps of warm-up."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_neuralrg.mcmc.kernel import Mass, Trajectory
+
+CRITERIA = ("chees", "snaper")
+"""Criteria of trajectory lengths: all of the position, or its widest component."""
+
+
+class Learner:
+    """Something learned during warm-up, as plain numbers, tensors and other learners."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it, as plain numbers and tensors."""
+        return {
+            name: value.state_dict() if isinstance(value, Learner) else value
+            for name, value in vars(self).items()
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Be as the one whose ``state_dict`` this is."""
+        for name, value in state.items():
+            own = getattr(self, name)
+            if isinstance(own, Learner):
+                own.load_state_dict(value)
+            else:
+                setattr(self, name, value)
+
+
+class DualAveraging(Learner):
+    """Step size whose acceptance tends to a target; the first trials go ten times higher.
+
+    Hoffman & Gelman, "The No-U-Turn Sampler" (2014), section 3.2.
+    """
+
+    SHRINKAGE = 0.05  # gamma of the paper, as are its other constants
+    DELAY = 10.0  # t_0
+    FORGETTING = 0.75  # kappa
+
+    def __init__(self, step_size: float, target_acceptance: float) -> None:
+        self.target = target_acceptance
+        self.restart(step_size)
+
+    def restart(self, step_size: float) -> None:
+        """Forget everything and begin at another step size."""
+        self.value = step_size
+        self._attractor = math.log(10 * step_size)
+        self._error = 0.0
+        self._log_average = math.log(step_size)
+        self._count = 0
+
+    def update(self, acceptance: float) -> None:
+        """Take in the acceptance at the present step size."""
+        self._count += 1
+        weight = 1 / (self._count + self.DELAY)
+        self._error += weight * (self.target - acceptance - self._error)
+        log_step = self._attractor - math.sqrt(self._count) / self.SHRINKAGE * self._error
+        weight = self._count**-self.FORGETTING
+        self._log_average += weight * (log_step - self._log_average)
+        self.value = math.exp(log_step)
+
+    @property
+    def average(self) -> float:
+        """The averaged step size, to be used for the draws."""
+        return math.exp(self._log_average)
+
+
+class PooledCovariance(Learner):
+    """Covariance ``(dim, dim)`` of positions over chains and steps, or the variances ``(dim,)``."""
+
+    def __init__(self, dense: bool = False) -> None:
+        self._dense = dense
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._count = 0
+        self._mean: Tensor | float = 0.0
+        self._sum_of_squares: Tensor | float = 0.0
+
+    def update(self, positions: Tensor) -> None:
+        """Add a batch of positions ``(chains, dim)``."""
+        values, chains = positions.double(), len(positions)
+        mean, total = values.mean(0), self._count + chains
+        known = torch.as_tensor(self._mean).to(mean)  # a file's is on the CPU
+        shift = mean - known
+        between = self._squares(shift.unsqueeze(0)) * (self._count * chains / total)
+        squares = torch.as_tensor(self._sum_of_squares).to(mean) + self._squares(values - mean)
+        self._sum_of_squares = squares + between
+        self._mean = known + shift * (chains / total)
+        self._count = total
+
+    def _squares(self, deviations: Tensor) -> Tensor:
+        return deviations.mT @ deviations if self._dense else deviations.square().sum(0)
+
+    def regularised(self) -> Tensor | None:
+        """The covariance, shrunk towards 1e-3 by five pseudo-observations as in Stan.
+
+        None of fewer than two values.
+        """
+        if self._count < 2:
+            return None
+        covariance = torch.as_tensor(self._sum_of_squares) / (self._count - 1)
+        prior = torch.full_like(covariance, 5e-3)
+        if self._dense:
+            prior = prior.diagonal().diag()
+        return (self._count * covariance + prior) / (self._count + 5)
+
+
+class TrajectoryLength(Learner):
+    """Ascent of a criterion C in ln T, by its relative slope d ln(C / T) / d ln T.
+
+    Numerator and denominator of the slope are averaged over the last steps, which together see the
+    whole of (0, T). Adam, as in the paper, divides by the root of averaged squares instead, which
+    lag behind while T grows: it led beyond the first maximum, to others.
+    """
+
+    FIRST_RATE, LAST_RATE, FALLING = 0.15, 0.03, 100  # step in ln T for a slope of one
+    FORGETTING = 0.9  # of numerators and denominators
+    AVERAGING = 0.5  # the n-th value of ln T enters the average with the weight n ** -0.5
+
+    def __init__(self, length: float, criterion: str = "chees") -> None:
+        self.direction = PrincipalDirection() if criterion == "snaper" else None
+        self.restart(length)
+
+    def restart(self, length: float) -> None:
+        """Forget everything and begin at another length."""
+        self._log_length = self._log_average = math.log(length)
+        self._slope = self._scale = 0.0
+        self._count = 0
+        if self.direction is not None:
+            self.direction.clear()
+
+    @property
+    def value(self) -> float:
+        """The present one."""
+        return math.exp(self._log_length)
+
+    @property
+    def average(self) -> float:
+        """The averaged length, to be used for the draws."""
+        return math.exp(self._log_average)
+
+    def update(
+        self,
+        trajectory: Trajectory,
+        acceptance: Tensor,
+        mass: Mass,
+        shortest: float,
+        longest: float,
+    ) -> None:
+        """Take in the trajectories of all chains, of these acceptances."""
+        whitened = trajectory.mapped(mass.whitened)
+        if self.direction is not None:
+            whitened = self.direction.projected(whitened)
+        slope, value = criterion_slope(whitened, acceptance)
+        if math.isfinite(slope) and math.isfinite(value):
+            self._count += 1
+            self._slope += (1 - self.FORGETTING) * (slope - self._slope)
+            self._scale += (1 - self.FORGETTING) * (value - self._scale)
+        if self._scale > 0:
+            left = max(0.0, 1 - self._count / self.FALLING)
+            rate = self.LAST_RATE + left * (self.FIRST_RATE - self.LAST_RATE)
+            self._log_length += rate * min(max(self._slope / self._scale, -1.0), 1.0)
+        self._log_length = min(max(self._log_length, math.log(shortest)), math.log(longest))
+        weight = max(self._count, 1) ** -self.AVERAGING
+        self._log_average += weight * (self._log_length - self._log_average)
+
+
+class PrincipalDirection(Learner):
+    r"""The direction in which chains spread most, by Oja's rule over the steps of warm-up.
+
+    The mean and the vector :math:`v \leftarrow (1 - r) v + r\, C v / |C v|` forget as 1 / n; C is
+    the covariance of the present positions about that mean.
+    """
+
+    DELAY = 8.0  # steps after which the n-th counts as 1 / n, as in the paper
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._count = 0
+        self._mean: Tensor | None = None
+        self._vector: Tensor | None = None
+
+    def projected(self, trajectory: Trajectory) -> Trajectory:
+        """Take in its starts; return its components along the direction, ``(chains, 1)``."""
+        start = trajectory.start.double()
+        self._update(start[torch.isfinite(start).all(-1)])
+        if self._vector is None:  # nothing is known yet: all of the position
+            return trajectory
+        vector = (self._vector / self._vector.norm()).unsqueeze(-1)
+        return trajectory.mapped(lambda part: part.double() @ vector)
+
+    def _update(self, positions: Tensor) -> None:
+        if len(positions) < 2:
+            return
+        self._count += 1
+        rate = self.DELAY / (self._count + self.DELAY)
+        mean = positions.mean(0)
+        known = mean if self._mean is None else self._mean.to(mean)  # a file's is on the CPU
+        self._mean = known + rate * (mean - known)
+        deviations = positions - self._mean
+        if self._vector is None:  # the farthest chain, unless all are at one point
+            farthest = deviations[deviations.square().sum(-1).argmax()]
+            if not float(farthest.norm()) > 0:
+                return
+            self._vector = farthest
+        self._vector = self._vector.to(mean)
+        image = deviations.mT @ (deviations @ self._vector)
+        if float(image.norm()) > 0:
+            unit = self._vector / self._vector.norm()
+            self._vector = (1 - rate) * unit + rate * image / image.norm()
+
+
+def criterion_slope(trajectory: Trajectory, acceptance: Tensor) -> tuple[float, float]:
+    """t dC / dt - C of the criterion C, and C; their ratio is the slope of ln(C / t) in ln t.
+
+    Averaged over the chains with their acceptance probabilities as weights; chains that ran away
+    have none. Positions and velocities are those of unit mass.
+    """
+    start, end, velocity = (part.double() for part in trajectory[:3])
+    sound = torch.isfinite(end).all(-1) & torch.isfinite(velocity).all(-1)
+    weight = torch.where(sound, acceptance, torch.zeros_like(acceptance))
+    total = float(weight.sum())
+    if total == 0:
+        return 0.0, 0.0
+    weight = weight / total
+    end = torch.where(sound.unsqueeze(-1), end, start)
+    velocity = torch.where(sound.unsqueeze(-1), velocity, torch.zeros_like(velocity))
+    moved = end - (weight.unsqueeze(-1) * end).sum(0)
+    rested = start - start.mean(0)
+    growth = moved.square().sum(-1) - rested.square().sum(-1)
+    value = float((weight * 0.25 * growth.square()).sum())
+    change = float((weight * growth * (moved * velocity).sum(-1)).sum())
+    return trajectory.time * change - value, value

@@ -1,0 +1,177 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Metropolis' rule, and the kernels that need no more: random walks, and jumps drawn by a flow."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from pyro.distributions.torch_transform import TransformModule
+from torch import Tensor
+
+from pyro_neuralrg.bases import base_of
+from pyro_neuralrg.distributions.flow import (
+    check_flow,
+    flow_dtype_and_device,
+    forward_and_ladj,
+    inverse_and_ladj,
+)
+from pyro_neuralrg.mcmc.kernel import ChainState, Kernel, LocalKernel, Step, StepInfo
+from pyro_neuralrg.mcmc.model_target import TargetLike
+
+
+def metropolis(
+    state: ChainState, proposal: ChainState, log_ratio: Tensor, generator: torch.Generator | None
+) -> Step:
+    """Accept or reject each chain's proposal by its ln of the Metropolis-Hastings ratio.
+
+    A chain whose ratio is not finite rejects. The info is that of a kernel without momenta.
+    """
+    finite = torch.isfinite(log_ratio)
+    probability = torch.where(finite, log_ratio.clamp(max=0.0).exp(), torch.zeros_like(log_ratio))
+    uniform = torch.rand(
+        probability.shape, generator=generator, dtype=probability.dtype, device=probability.device
+    )
+    accepted = uniform < probability
+    rows = accepted.unsqueeze(-1)
+    gradient = None
+    if state.gradient is not None and proposal.gradient is not None:
+        gradient = torch.where(rows, proposal.gradient, state.gradient)
+    new = state._replace(
+        position=torch.where(rows, proposal.position, state.position),
+        energy=torch.where(accepted, proposal.energy, state.energy),
+        gradient=gradient,
+    )
+    return new, StepInfo(probability, accepted, ~finite, new.energy, 0, 1)
+
+
+class RandomWalkMetropolis(LocalKernel):
+    """Metropolis with normal proposals around where the chain is.
+
+    The proposal is ``x + step_size * N(0, inverse_mass)``. One energy counts as one gradient
+    evaluation, so that tables compare like with like. Warm-up aims at an acceptance of 0.234, the
+    optimum in many dimensions.
+
+    Args:
+        target, shape, flow: as for :class:`~pyro_neuralrg.mcmc.HMC`.
+        step_size: width of the proposals, > 0.
+        inverse_mass: their covariance up to the step size, shape ``(dim,)`` or ``(dim, dim)``.
+
+    References:
+        Roberts, Gelman, Gilks, "Weak convergence and optimal scaling of random walk Metropolis
+        algorithms" (1997).
+
+    Example:
+        >>> import torch
+        >>> walk = RandomWalkMetropolis(lambda x: 0.5 * x.square().sum(-1), shape=(3,))
+        >>> state, info = walk.step(walk.init(torch.zeros(5, 3)))
+        >>> info.n_steps, info.gradient_evaluations
+        (0, 1)
+    """
+
+    name = "random_walk"
+    target_acceptance = 0.234
+
+    def step(self, state: ChainState, generator: torch.Generator | None = None) -> Step:
+        """Propose one displacement to every chain."""
+        here = state.position
+        normal = torch.randn(here.shape, generator=generator, dtype=here.dtype, device=here.device)
+        proposal, is_sound = self.evaluated(
+            state, here + self.step_size * self.mass(here).displacement(normal)
+        )
+        log_ratio = torch.where(is_sound, state.energy - proposal.energy, -torch.inf)
+        return metropolis(state, proposal, log_ratio, generator)
+
+
+class IndependenceMetropolis(Kernel):
+    r"""Metropolis-Hastings with proposals drawn from the flow, independent of where the chain is.
+
+    With log-weights :math:`\ln w = \ln \pi(x) - \ln q(x)`, in float64, a proposal is accepted with
+    probability :math:`\min(1, w' / w)`. In the latent space of the same flow the proposals are
+    draws of its base; in physical space they are ``x = flow(z)``, and the density of the present
+    position costs one inverse pass. A jump counts as one gradient evaluation.
+
+    Args:
+        flow: the proposal, ``x = flow(z)``, exactly invertible.
+        target: as for :class:`HMC`; None in a :class:`Cycle`, which supplies its own.
+        shape: lattice shape of a plain energy.
+
+    Raises:
+        ValueError: if the flow's shape is not the target's, or the target lives in the latent space
+            of another flow.
+
+    References:
+        Albergo, Kanwar, Shanahan, "Flow-based generative models for Markov chain Monte Carlo in
+        lattice field theory", PRD 100, 034515 (2019).
+
+    Example:
+        >>> import torch
+        >>> from pyro_neuralrg.transforms import hierarchical_flow
+        >>> flow = hierarchical_flow((2, 2))
+        >>> energy = lambda x: 0.5 * x.square().sum((-1, -2))
+        >>> jump = IndependenceMetropolis(flow, energy, shape=(2, 2))
+        >>> state, info = jump.step(jump.init(torch.zeros(5, 4)))
+        >>> info.gradient_evaluations
+        1
+    """
+
+    name = "jump"
+
+    def __init__(
+        self,
+        flow: TransformModule,
+        target: TargetLike | None = None,
+        *,
+        shape: tuple[int, ...] | None = None,
+    ) -> None:
+        check_flow(flow)
+        super().__init__(target, shape=shape)
+        self.flow = flow
+
+    def init(self, positions: Tensor) -> ChainState:
+        """See :class:`Kernel`."""
+        target = self.target
+        if target.flow not in (None, self.flow):
+            raise ValueError("flow is not that of the latent space that target lives in")
+        shape = tuple(getattr(self.flow, "shape", target.event_shape))
+        if shape != target.event_shape:
+            raise ValueError(f"flow has shape {shape}; accepted: the target's {target.event_shape}")
+        return super().init(positions)
+
+    def step(self, state: ChainState, generator: torch.Generator | None = None) -> Step:
+        """Propose one jump to every chain."""
+        with torch.no_grad():
+            position, log_q_new = self._propose(state.position, generator)
+            log_q = self.target.by_batches(self._log_q, state.position)
+        proposal, is_sound = self.evaluated(state, position)
+        log_ratio = (state.energy + log_q) - (proposal.energy + log_q_new)
+        log_ratio = torch.where(is_sound, log_ratio, torch.full_like(log_ratio, -math.inf))
+        return metropolis(state, proposal, log_ratio, generator)
+
+    def _propose(self, like: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """Positions drawn from the flow, and ln of their density."""
+        target, base, shape = self.target, base_of(self.flow), (len(like), *self.target.event_shape)
+        if target.flow is not None:
+            z = target.from_base(len(like), generator)
+            return z, target.by_batches(self._log_q, z)
+        dtype = flow_dtype_and_device(self.flow)[0]
+        options: Any = {"generator": generator, "dtype": dtype, "device": like.device}
+
+        def generate(z: Tensor) -> tuple[Tensor, Tensor]:
+            x, ladj = forward_and_ladj(self.flow, z, len(shape) - 1)
+            log_q = base.log_prob(z.double(), len(shape) - 1) - ladj.double()
+            return x.flatten(1).to(target.dtype), log_q
+
+        return target.by_batches(generate, base.sample(shape, len(shape) - 1, **options))
+
+    def _log_q(self, position: Tensor) -> Tensor:
+        """ln of the density of positions as proposals."""
+        shape = self.target.event_shape
+        value = position.reshape(-1, *shape)
+        if self.target.flow is not None:
+            return self.target.base.log_prob(value.double(), len(shape))
+        x = value.to(flow_dtype_and_device(self.flow)[0])
+        z, ladj = inverse_and_ladj(self.flow, x, len(shape))
+        return base_of(self.flow).log_prob(z.double(), len(shape)) - ladj.double()
