@@ -378,4 +378,5 @@ class Training:
 
 def _figures(record: TrainingStep) -> str:
     heat = f", T x {record.temperature_factor:.2f}" if record.temperature_factor != 1.0 else ""
-    return f"F {record.free_energy:.3f} ± {record.free_energy_se:.3f}, ESS {record.ess:.0%}{heat}"
+    ess = "" if math.isnan(record.ess) else f", ESS {record.ess:.0%}"  # of a family: none
+    return f"F {record.free_energy:.3f} ± {record.free_energy_se:.3f}{ess}{heat}"

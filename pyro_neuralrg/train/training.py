@@ -155,7 +155,7 @@ def fit(
     world = processes()
     with seeded(world.seed(seed)), contextlib.ExitStack() as stack:
         flow = _default_flow(target) if flow is None else flow
-        budget = _budget(_shape(target, flow), steps, batch, lr)
+        budget = _budget(_lattice_shape(target, flow), steps, batch, lr)
         training = _training(target, flow, budget, schedule, path_gradient, world, model_args)
         _clear_cache(flow)
         checkpoints = None
@@ -191,7 +191,7 @@ def _default_flow(target: Any) -> Any:
     return target.flow()
 
 
-def _shape(target: Any, flow: Any) -> tuple[int, ...] | None:
+def _lattice_shape(target: Any, flow: Any) -> tuple[int, ...] | None:
     """The lattice shape, from whichever knows it."""
     known = [
         getattr(owner, name)
@@ -235,7 +235,7 @@ def _training(
     vector = optimizer.vector()
     if world.size > 1:
         optimizer.assign(world.broadcast_from_first(lambda: vector.cpu()).to(vector))
-    fields = 2 * share * math.prod(_shape(target, flow) or ()) * vector.element_size()
+    fields = 2 * share * math.prod(_lattice_shape(target, flow) or ()) * vector.element_size()
     world.run_on_all(lambda: check_fits(f"batch is {budget.batch}", fields, vector.device))
     is_plain = isinstance(guide, _Sampler) and hasattr(target, "energy")
     elbo = PDD(

@@ -67,7 +67,7 @@ def posterior_start(
             warnings.simplefilter("ignore")
             density = model_density(program, prototype, latents.order)
             if odd and latents.fields:
-                density = _mirrored(density, mean, latents.globals_dim)
+                density = _mirrored_density(density, mean, latents.globals_dim)
             found = _start(density, mean, latents, odd, options.get("boundary", "periodic"))
     except Exception as error:  # whatever the model raises where it is evaluated
         reason = f"{type(error).__name__}: {error}"
@@ -101,7 +101,7 @@ def _start(
     return start
 
 
-def _mirrored(density: Density, centre: Tensor, globals_dim: int) -> Density:
+def _mirrored_density(density: Density, centre: Tensor, globals_dim: int) -> Density:
     """The mean of ln pi over a field and its mirror image, which a symmetric q sees of it."""
     sign = torch.ones(len(centre), dtype=density.dtype)
     sign[globals_dim:] = -1

@@ -43,7 +43,7 @@ def transfer_log_partition(
     float64. Time O(N 4^W) for a periodic, O(N 2^W) for an open lattice, with W spins in
     a cross-section (H. A. Kramers and G. H. Wannier, 1941).
     """
-    spins, inside, long = _layers(shape, couplings, boundary)
+    spins, inside, long = _rows_of_spins(shape, couplings, boundary)
     along, length = couplings[long], shape[long]
     layers = torch.movedim(fields, long, 0).reshape(length, -1) @ spins.T + inside
     if boundary == "open" or length == 1:
@@ -64,7 +64,7 @@ def transfer_correlations(shape: tuple[int, ...], couplings: Tensor) -> Tensor:
     From the probability :math:`\propto (T^r)_{ij} (T^{n-r})_{ji}` of the states i, j of two layers
     at the distance r, of at least two layers.
     """
-    spins, inside, long = _layers(shape, couplings, "periodic")
+    spins, inside, long = _rows_of_spins(shape, couplings, "periodic")
     along, length = couplings[long], shape[long]
     powers = [along * (spins @ spins.T) + inside[:, None]]
     for _ in range(length - 2):
@@ -81,7 +81,9 @@ def transfer_correlations(shape: tuple[int, ...], couplings: Tensor) -> Tensor:
     return torch.movedim(table.reshape(length, *section), 0, long)
 
 
-def _layers(shape: tuple[int, ...], couplings: Tensor, boundary: str) -> tuple[Tensor, Tensor, int]:
+def _rows_of_spins(
+    shape: tuple[int, ...], couplings: Tensor, boundary: str
+) -> tuple[Tensor, Tensor, int]:
     """States of a layer, the sum of K s s' within each, and the axis that the layers follow."""
     long = shape.index(max(shape))
     section = shape[:long] + shape[long + 1 :]
