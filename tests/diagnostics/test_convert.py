@@ -144,16 +144,16 @@ def test_pyros_run_in_the_physical_space(of: str, kind: Any) -> None:
 
 
 def test_of_a_bare_potential_of_pyros_only_draws_and_divergences_are_known() -> None:
-    kernel = PyroHMC(potential_fn=lambda params: params["y"].square().sum(), num_steps=2)
+    def energy(params: dict[str, torch.Tensor]) -> torch.Tensor:
+        return params["y"].square().sum()
+
+    kernel = PyroHMC(potential_fn=energy, num_steps=2)
     mcmc = run_pyro(kernel, initial_params={"y": torch.zeros(2)})
     idata = to_arviz(mcmc)
     np.testing.assert_array_equal(idata.posterior["y"], mcmc.get_samples(group_by_chain=True)["y"])
     assert list(idata.sample_stats.data_vars) == ["diverging"]
     assert not np.asarray(idata.sample_stats["diverging"]).any()
-    kernel = PyroHMC(
-        potential_fn=lambda params: params["y"].square().sum(), step_size=1e4, num_steps=1,
-        adapt_step_size=False,
-    )  # fmt: skip
+    kernel = PyroHMC(potential_fn=energy, step_size=1e4, num_steps=1, adapt_step_size=False)
     idata = to_arviz(run_pyro(kernel, initial_params={"y": torch.ones(2)}))
     assert np.asarray(idata.sample_stats["diverging"]).all()
 
