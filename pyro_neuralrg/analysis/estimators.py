@@ -21,8 +21,7 @@ from scipy.special import digamma, ndtri
 from pyro_neuralrg.arguments import check_integer
 from pyro_neuralrg.statistics import FloatArray as Array
 
-STRICTLY_LESS = 1.0 - 1e-10
-"""Leaves the neighbour at the very distance out of a count, whatever the last digits do."""
+STRICTLY_LESS = 1.0 - 1e-10  # leaves the neighbour at the very distance out of a count
 
 
 class Estimator(Protocol):

@@ -26,8 +26,7 @@ from pyro_neuralrg.statistics import Estimate
 from pyro_neuralrg.statistics import FloatArray as Array
 from pyro_neuralrg.transforms import HierarchicalFlow
 
-NUM_PARTS = 32
-"""Parts of the samples, from whose scatter the errors come: known to 13 %."""
+NUM_PARTS = 32  # parts of the samples, from whose scatter the errors come: known to 13 %
 
 
 @dataclass(frozen=True, repr=False)
@@ -161,15 +160,10 @@ def mutual_information(
 def by_distance(
     information: MutualInformation, shape: Any, boundary: str = "periodic"
 ) -> GroupedInformation:
-    """Mean mutual information of sites at each distance of the lattice.
+    """Mean mutual information of the sites of a lattice, in row-major order, at each distance.
 
-    Args:
-        information: of all sites, in row-major order.
-        shape: of the lattice.
-        boundary: "periodic", distances are the shortest way round; or "open".
-
-    Returns:
-        Groups with ``positions``, the Euclidean distances in sites, increasing.
+    The groups have ``positions``, the Euclidean distances in sites, increasing; with the boundary
+    "periodic", not "open", by the shortest way round.
 
     Example:
         >>> found = by_distance(mutual_information(torch.randn(200, 4), shuffles=20), (4,))
@@ -191,9 +185,8 @@ def by_distance(
 def by_scale(information: MutualInformation, flow: HierarchicalFlow) -> GroupedInformation:
     """Mean mutual information of a flow's latents, in row-major order, for each pair of scales.
 
-    Returns:
-        Groups as matrices of shape ``(scales, scales)``, symmetric, NaN where there is no pair, as
-        within a scale of one variable.
+    The groups are matrices of shape ``(scales, scales)``, symmetric, NaN where there is no pair, as
+    within a scale of one variable.
 
     Example:
         >>> from pyro_neuralrg import hierarchical_flow
@@ -223,10 +216,8 @@ def gaussian_mutual_information(
     out: a step of a tree, whose blocks lie in A or in B, hands it on to the variables that it keeps
     (paper Eq. 2): :math:`I(A : B) = I(R_A \cup z_A : R_B \cup z_B) = I(R_A : R_B)`.
 
-    Args:
-        covariance: of all variables, shape ``(n, n)``.
-        first: flat indices of the variables of A.
-        second: those of B, none of which is in A.
+    Of the covariance of all variables, shape ``(n, n)``, and flat indices of those of A and of B,
+    which have none in common.
 
     Example:
         >>> covariance = torch.tensor([[1.0, 0.8], [0.8, 1.0]])

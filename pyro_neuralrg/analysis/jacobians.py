@@ -60,7 +60,7 @@ def responses(
     Of a linear flow these are its wavelets, whatever x. One reverse pass per variable and batch.
 
     Args:
-        flow: a HierarchicalFlow.
+        flow: the renormalization group.
         x: fields, shape ``(samples,) + shape``, in the flow's dtype.
         variables: flat indices of latents, for example ``latents_of_scale(flow, k)``.
         batch_size: fields in memory at a time.
@@ -81,9 +81,9 @@ def written_patterns(
 ) -> Response:
     r"""Patterns that latents write into the field, :math:`E_z[\partial x / \partial z_i]`.
 
-    Of an orthogonal flow the same as :func:`responses`, of any other linear one its dual basis. A
-    latent may answer to a single site and yet write a broad pattern. Arguments and cost are those
-    of :func:`responses`, with latents z, shape ``(samples,) + shape``, instead of fields.
+    Of latents z instead of fields; else as :func:`responses`, and the same for an orthogonal flow.
+    Of any other linear one it is the dual basis: a latent may answer to a single site and yet write
+    a broad pattern.
 
     Example:
         >>> from pyro_neuralrg import hierarchical_flow

@@ -101,8 +101,7 @@ def resample(
     check_choice("fix", fix, ("coarse", "fine"))
     number = check_integer("number", number, 1)
     check_type("generator", generator, torch.Generator | None, "a torch.Generator or None")
-    coarse = torch.zeros(math.prod(flow.shape), dtype=torch.bool)
-    coarse[variables_of_scale(flow, scale)] = True
+    coarse = torch.isin(torch.arange(math.prod(flow.shape)), variables_of_scale(flow, scale))
     kept = (coarse if fix == "coarse" else ~coarse).reshape(flow.shape).to(x.device)
     with torch.no_grad():
         z = flow.inverse_and_ladj(x)[0]

@@ -32,9 +32,7 @@ def latents_of_scale(flow: HierarchicalFlow, scale: int) -> Tensor:
         (tensor([ 2,  8, 10]), tensor([0]))
     """
     there = variables_of_scale(flow, scale)
-    if scale == number_of_scales(flow.circuit):
-        return there
-    return there[~torch.isin(there, variables_of_scale(flow, scale + 1))]
+    return there[scale_of_latents(flow).flatten()[there] == scale]
 
 
 def variables_of_scale(flow: HierarchicalFlow, scale: int) -> Tensor:
@@ -67,10 +65,8 @@ def scale_of_latents(flow: HierarchicalFlow) -> Tensor:
 def block_wavelets(flow: HierarchicalFlow, scale: int) -> Tensor:
     """The indicators of the blocks of one scale, normalised: the responses of block spins.
 
-    Of a square lattice with sides 2^n those of scale n - 1 are its four quarters.
-
-    Returns:
-        Orthonormal, shape ``(variables of the scale,) + shape``, in torch's default dtype.
+    Orthonormal, shape ``(variables of the scale,) + shape``, in torch's default dtype. Of a square
+    lattice with sides 2^n those of scale n - 1 are its four quarters.
 
     Example:
         >>> from pyro_neuralrg import hierarchical_flow
@@ -90,11 +86,9 @@ def light_cone(circuit: Circuit) -> list[Tensor]:
 
     Blocks are taken to mix their sites and to see no others. Going up, a site meets all sites of
     the blocks that it enters, and those that are kept go on to the next scale; generation and
-    renormalization have the same cone.
-
-    Returns:
-        For each scale a bool tensor of shape ``(sites,) + shape of the scale``, True where the
-        variable is in the cone of the site. The last are those that the circuit leaves.
+    renormalization have the same cone. For each scale a bool tensor of shape ``(sites,) + shape of
+    the scale`` is True where the variable is in the cone of the site; the last are the variables
+    that the circuit leaves.
 
     Example:
         >>> from pyro_neuralrg.lattice import make_circuit
@@ -118,11 +112,8 @@ def light_cone(circuit: Circuit) -> list[Tensor]:
 def reach(circuit: Circuit) -> list[int]:
     """The distance along the first axis up to which all pairs of sites share a variable.
 
-    Sites whose light cones do not meet are independent, whatever the weights.
-
-    Returns:
-        For each depth, from the first scale alone to the whole circuit, the largest distance (at
-        most half of a periodic side).
+    For each depth, from the first scale alone to the whole circuit; at most half of a periodic
+    side. Sites whose light cones do not meet are independent, whatever the weights.
 
     Example:
         >>> from pyro_neuralrg.lattice import make_circuit

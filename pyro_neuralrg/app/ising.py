@@ -58,8 +58,7 @@ WORDS = {
 }
 """Words of the command for those of the library, in messages."""
 FAILURES = (ValueError, TypeError, ArithmeticError, RuntimeError, MemoryError, OSError)
-"""Errors of a stage: a target that is not finite, numbers out of range, no more memory, files that
-cannot be read or written."""
+"""Errors of a stage: numbers out of range or not finite, no more memory, unreadable files."""
 
 
 def in_words(error: BaseException | str) -> str:
@@ -128,27 +127,17 @@ class Sampling(NamedTuple):
 
 @dataclass
 class Results:
-    """The results of a run, finished or not; None for what it did not reach.
-
-    Attributes:
-        exact_free_energy: -ln Z of the dual field in nats.
-        exact_structure_factor: E[(sum s)^2] / N^2.
-        reference: the structure factor by cluster Monte Carlo, where no exact value is known.
-        estimate: free energies from samples of the flow.
-        bounds: the free energy from below, from exact samples, and from above.
-        samplers: "latent" and "physical", those that drew anything.
-        stopped: reason of an early end, "interrupted" for Ctrl-C; else empty.
-    """
+    """The results of a run, finished or not; None for what it did not reach."""
 
     settings: Settings
     training: FitResult
-    exact_free_energy: Exact
-    exact_structure_factor: Exact
-    reference: Estimate | None = None
+    exact_free_energy: Exact  # -ln Z of the dual field in nats
+    exact_structure_factor: Exact  # E[(sum s)^2] / N^2
+    reference: Estimate | None = None  # the structure factor by cluster Monte Carlo, if not exact
     estimate: FreeEnergyEstimate | None = None
     bounds: Bounds | None = None
-    samplers: dict[str, Sampling] = field(default_factory=dict)
-    stopped: str = ""
+    samplers: dict[str, Sampling] = field(default_factory=dict)  # by space, if they drew anything
+    stopped: str = ""  # reason of an early end, "interrupted" for Ctrl-C
 
     @contextlib.contextmanager
     def stopping(self) -> Iterator[None]:

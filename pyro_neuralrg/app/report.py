@@ -38,17 +38,11 @@ PACKAGES = ("torch", "pyro-ppl", "numpy", "scipy", "arviz", "matplotlib")
 
 @dataclass
 class Output:
-    """The folder that a run writes to.
-
-    Attributes:
-        folder: for the files.
-        written: names of the files of this run, in the order of writing.
-        begun: start of this run, in seconds since the epoch.
-    """
+    """The folder that a run writes to."""
 
     folder: Path
-    written: list[str] = field(default_factory=list)
-    begun: float = field(default_factory=time.time)
+    written: list[str] = field(default_factory=list)  # names of the files of this run
+    begun: float = field(default_factory=time.time)  # start of this run, seconds since the epoch
 
     @classmethod
     def prepare(cls, folder: Path) -> Output:

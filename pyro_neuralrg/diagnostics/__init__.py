@@ -1,6 +1,9 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Chains as ArviZ sees them: containers, convergence diagnostics and a verdict in words."""
+"""Chains as ArviZ sees them: containers, convergence diagnostics and a verdict in words.
+
+Every function raises a TypeError or ValueError that names the argument it cannot take.
+"""
 
 from pyro_neuralrg.diagnostics.convert import to_arviz, weights_to_arviz
 from pyro_neuralrg.diagnostics.tree import group_of, make_tree, save_tree

@@ -70,8 +70,8 @@ def to_arviz(
 
     Raises:
         RuntimeError: if ``mcmc`` has not been run.
-        TypeError, ValueError: naming the argument, such as an observable with the name of a site,
-            or ``include_warmup`` where none is known (Pyro keeps none).
+        ValueError: also if an observable has the name of a site, or a warm-up is wanted where none
+            is known (Pyro keeps none).
 
     Example:
         >>> from pyro_neuralrg import HMC, FreeField, VectorizedMCMC
@@ -121,12 +121,9 @@ def weights_to_arviz(
 ) -> Any:
     """Return importance weights as ArviZ's InferenceData (ArviZ 0.x) or DataTree (ArviZ 1.x).
 
-    Args:
-        log_weights: ``ln pi(x) - ln q(x)`` of samples x ~ q, numpy array or torch tensor of shape
-            ``(num_samples,)``, nats; minus infinity is a weight of zero.
-        observables: by name, values ``(num_samples,) + shape`` of the same samples.
-        dims: names of the dimensions after ``sample``, by observable.
-        coords: values along named dimensions.
+    Log-weights ``ln pi(x) - ln q(x)`` of samples x ~ q, shape ``(num_samples,)``, in nats (minus
+    infinity is a weight of zero), and by name observables of the same samples, of shape
+    ``(num_samples,) + shape``, with dims and coords as of :func:`make_tree`.
 
     Returns:
         The group ``importance``: ``log_weight``, ``log_weight_normalised`` (their exponentials sum
@@ -135,7 +132,7 @@ def weights_to_arviz(
         mean weight, nats).
 
     Raises:
-        ValueError: naming the argument; also if all weights are zero.
+        ValueError: also if all weights are zero.
 
     Example:
         >>> import numpy as np
@@ -207,18 +204,16 @@ def _field_dims(run: Run) -> dict[str, list[str]]:
     """Names by the lattices of fields and of their latents; distinct ones for distinct shapes."""
     if run.target is None:
         return {}
-    lattices = run.target.lattices
+    lattices, values = run.target.lattices, run.physical | run.latent
     same = len(set(lattices.values())) <= 1
-    of = {name: name for name in lattices}
-    of.update({latent: name for latent, (name, _) in run.target.flow_sites.items()})
+    of = {latent: name for latent, (name, _) in run.target.flow_sites.items()}
     dims = {}
-    for variable, value in (run.physical | run.latent).items():
-        shape = lattices.get(of.get(variable, ""), ())
-        if len(shape) in LATTICE_DIMS:
-            name = of[variable]
-            axes = [axis if same else f"{name}_{axis}" for axis in LATTICE_DIMS[len(shape)]]
-            plates = [f"{name}_plate_{index}" for index in range(value.dim() - 2 - len(shape))]
-            dims[variable] = plates + axes
+    for variable, name in ({name: name for name in lattices} | of).items():
+        axes = LATTICE_DIMS.get(len(lattices[name]), ())
+        if variable in values and axes:
+            plates = range(values[variable].dim() - 2 - len(axes))
+            dims[variable] = [f"{name}_plate_{index}" for index in plates]
+            dims[variable] += [axis if same else f"{name}_{axis}" for axis in axes]
     return dims
 
 

@@ -22,8 +22,7 @@ from torch import Tensor
 
 from pyro_neuralrg.mcmc import EnergyTarget, ModelTarget, Target, VectorizedMCMC, as_target
 
-#: Configurations that are mapped at once.
-BATCH = 1024
+BATCH = 1024  # configurations that are mapped at once
 
 NamedTensors = dict[str, Tensor]
 

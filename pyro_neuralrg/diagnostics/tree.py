@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pyro_neuralrg.statistics import arviz_module
 
-#: First dimensions of the groups that have no chains and draws.
+# first dimensions of the groups that have no chains and draws
 FIRST_DIMS = {"observed_data": (), "constant_data": (), "importance": ("sample",)}
 
 

@@ -17,8 +17,7 @@ from pyro_neuralrg.diagnostics.tree import check_names, group_of
 from pyro_neuralrg.statistics.draws import MIN_DRAWS
 from pyro_neuralrg.statistics.summary import LARGEST_RHAT, FieldSummary, bfmi, summarise_field
 
-#: Variables that a message names, at most.
-MAX_NAMES = 4
+MAX_NAMES = 4  # variables that a message names, at most
 
 Severity = Literal["problem", "note"]
 
@@ -130,8 +129,7 @@ def diagnose(
         max_sites: sites of a field to look at, at most.
 
     Raises:
-        TypeError, ValueError: naming the argument; also if there is neither a posterior nor
-            importance weights.
+        ValueError: also if there is neither a posterior nor importance weights.
 
     References:
         Vehtari, Gelman, Simpson, Carpenter, Buerkner, Bayesian Analysis 16 (2021), R-hat and ESS;

@@ -1,6 +1,10 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Free energies, evidence and expectations from weighted draws of a flow."""
+"""Free energies, evidence and expectations from weighted draws of a flow.
+
+Every function raises a TypeError or ValueError that names the argument it cannot take; NaN among
+energies or densities is refused likewise.
+"""
 
 from pyro_neuralrg.free_energy.annealing import Annealing, anneal
 from pyro_neuralrg.free_energy.importance import Bounds, FreeEnergyEstimate, bounds, estimate

@@ -28,20 +28,11 @@ from pyro_neuralrg.mcmc import HMC, Cycle, IndependenceMetropolis, Kernel, as_ta
 from pyro_neuralrg.mcmc.target import frozen
 from pyro_neuralrg.statistics import LogWeights, kish_fraction
 
-NUM_GROUPS = 16
-"""Independent groups of particles, by whose spread the error is known to about 1 in 6."""
-
-JITTER = 0.5
-"""Relative spread of the number of leapfrog steps."""
-
-TARGET_ACCEPTANCE = 0.8
-"""Acceptance of the HMC moves that the step size follows."""
-
-STEP_SIZE_GAIN = 2.0
-"""Change of the logarithm of the step size per excess of the acceptance."""
-
-MAX_TEMPERATURES = 10_000
-"""More say that the weights are without bounds."""
+NUM_GROUPS = 16  # independent groups of particles: their spread tells the error to about 1 in 6
+JITTER = 0.5  # relative spread of the number of leapfrog steps
+TARGET_ACCEPTANCE = 0.8  # of the HMC moves, which the step size follows
+STEP_SIZE_GAIN = 2.0  # change of the logarithm of the step size per excess of the acceptance
+MAX_TEMPERATURES = 10_000  # more say that the weights are without bounds
 
 
 @dataclass(frozen=True, repr=False)
@@ -145,7 +136,7 @@ def anneal(
         UserWarning: if the final weights cannot be trusted.
 
     Raises:
-        TypeError, ValueError: naming the argument; also if starts have no finite energy.
+        ValueError: also if starts have no finite energy.
         RuntimeError: if beta = 1 is too far away.
 
     References:

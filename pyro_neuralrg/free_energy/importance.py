@@ -22,12 +22,10 @@ class FreeEnergyEstimate(NamedTuple):
     """Two estimates of -ln Z from the same log-weights, all energies in nats.
 
     Attributes:
-        variational: mean of ln q - ln pi, at least -ln Z in expectation (paper Eq. 4); infinite if
-            a sample has weight zero.
-        variational_se: its standard error.
-        importance: -ln of the mean weight; consistent, biased by about half its squared standard
-            error; infinite if all weights are zero.
-        importance_se: its standard error (delta method).
+        variational, variational_se: mean of ln q - ln pi, at least -ln Z in expectation (paper
+            Eq. 4), and its standard error; infinite if a sample has weight zero.
+        importance, importance_se: -ln of the mean weight, and its standard error (delta method);
+            consistent, biased by about half of that squared; infinite if all weights are zero.
         ess: Kish effective sample size as a fraction of ``num_samples``, between 0 and 1.
         num_samples: samples of q.
         pareto_k: shape of the tail of the weights (:class:`~pyro_neuralrg.statistics.LogWeights`);
@@ -52,10 +50,9 @@ class Bounds(NamedTuple):
     """Bounds of -ln Z in nats: ``lower <= -ln Z <= upper``, each in expectation.
 
     Attributes:
-        lower: mean of ln q - ln pi over the target; -ln Z - KL(pi/Z || q) in expectation.
-        lower_se: its standard error.
-        upper: mean of ln q - ln pi over q; -ln Z + KL(q || pi/Z) in expectation.
-        upper_se: its standard error.
+        lower, lower_se: mean of ln q - ln pi over the target, in expectation -ln Z -
+            KL(pi/Z || q), and its standard error.
+        upper, upper_se: the same over q, in expectation -ln Z + KL(q || pi/Z).
     """
 
     lower: float
@@ -90,8 +87,8 @@ def estimate(
         model_kwargs: likewise by keyword.
 
     Raises:
-        TypeError, ValueError: naming the argument; also if a guide is no density (``AutoDelta``) or
-            has other latent sites, or a plate of the model is subsampled.
+        TypeError, ValueError: also if a guide is no density (``AutoDelta``) or has other latent
+            sites, or a plate of the model is subsampled.
 
     Warns:
         UserWarning: if fewer than ten effective samples stand behind the importance estimate, or
@@ -105,7 +102,7 @@ def estimate(
         (-1.8379, 1.0)
     """
     if is_guide(q) or model_args is not None or model_kwargs is not None:
-        sizes = _batch_sizes(num_samples, batch_size)
+        sizes = batch_sizes(num_samples, batch_size)
         values = model_log_weights(target, q, sizes, model_args, model_kwargs)
     else:
         values = log_weights(target, q, num_samples, batch_size)
@@ -140,9 +137,6 @@ def bounds(
         batch_size: fields in memory at a time.
         seed: of the reference samples drawn here; None goes on with torch's own generator, as the
             samples of q always do.
-
-    Raises:
-        TypeError, ValueError: naming the argument; also if an energy or ln q is NaN.
 
     References:
         Li & Wang, PRL 121, 260601 (2018), Eq. 4, for the upper bound; Grosse, Ghahramani, Adams,
@@ -197,7 +191,7 @@ def weighted_samples(
     target: Any, q: Any, num_samples: int, batch_size: int = 1000
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of samples x ~ q with ``ln pi(x) - ln q(x)``, float64 on the CPU."""
-    sizes = _batch_sizes(num_samples, batch_size)
+    sizes = batch_sizes(num_samples, batch_size)
     energy, density = energy_function(target), as_distribution(q)
     shape, own = getattr(target, "shape", None), tuple(density.event_shape)
     if isinstance(shape, tuple) and shape != own:
@@ -228,7 +222,8 @@ def as_distribution(q: Any) -> Any:
     return FlowDistribution(q)
 
 
-def _batch_sizes(num_samples: int, batch_size: int) -> list[int]:
+def batch_sizes(num_samples: int, batch_size: int) -> list[int]:
+    """Numbers of samples in each batch, from checked arguments."""
     num_samples = check_integer("num_samples", num_samples, 1)
     batch_size = check_integer("batch_size", batch_size, 1)
     return [min(batch_size, num_samples - start) for start in range(0, num_samples, batch_size)]

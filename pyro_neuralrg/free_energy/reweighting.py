@@ -66,8 +66,8 @@ def reweight(
             those within a group are not (:func:`anneal`); None: all samples are independent.
 
     Raises:
-        TypeError, ValueError: naming the argument; also if the weights are all zero, NaN or plus
-            infinity, or a value of positive weight is not finite.
+        ValueError: also if the weights are all zero, NaN or plus infinity, or a value of positive
+            weight is not finite.
 
     References:
         Owen, "Monte Carlo theory, methods and examples" (2013), chapter 9, for the delta method;
@@ -130,18 +130,9 @@ def expectations(
 ) -> Expectations:
     """Means of observables over the target, and its free energy, from samples of a flow.
 
-    Keeps the observables, not the fields. See :func:`reweight` for errors and bias; warns as
-    :func:`~pyro_neuralrg.free_energy.estimate` does.
-
-    Args:
-        target: a LatticePotential or a batched energy function.
-        q: a flow, a FlowGuide, a SymmetrizedFlow or another distribution over fields.
-        observables: functions of fields ``(n,) + shape`` to values ``(n,)`` or ``(n, ...)``.
-        num_samples: samples of q.
-        batch_size: fields in memory at a time.
-
-    Raises:
-        TypeError, ValueError: naming the argument or the observable.
+    Arguments and warnings are those of :func:`~pyro_neuralrg.free_energy.estimate`, without models.
+    Each of the observables, by name, maps fields ``(n,) + shape`` to values ``(n,)`` or ``(n,
+    ...)``, which are kept, unlike the fields. See :func:`reweight` for errors and bias.
 
     Example:
         >>> from torch.distributions import Independent, Normal

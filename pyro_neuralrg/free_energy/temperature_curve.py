@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pyro_neuralrg.arguments import check_integer, check_type
 from pyro_neuralrg.distributions.flow import FlowDistribution
+from pyro_neuralrg.free_energy.importance import batch_sizes
 from pyro_neuralrg.free_energy.reweighting import reweight
 from pyro_neuralrg.potentials.family import IsingDualFamily
 from pyro_neuralrg.potentials.ising import IsingDual
@@ -106,9 +107,6 @@ def thermodynamics(
         num_samples: samples of the flow at each temperature, at least 2.
         batch_size: samples in memory at a time, with a graph for two derivatives.
 
-    Raises:
-        TypeError, ValueError: naming the argument; a temperature out of range for one.
-
     Warns:
         UserWarning: if an importance estimate cannot be trusted.
 
@@ -120,18 +118,13 @@ def thermodynamics(
         >>> len(found), round(float(found.log_partition[0]), 1)
         (1, 0.7)
     """
-    check_integer("num_samples", num_samples, 2)
-    check_integer("batch_size", batch_size, 1)
+    sizes = batch_sizes(check_integer("num_samples", num_samples, 2), batch_size)
     check_type("family", family, IsingDualFamily, "an IsingDualFamily")
     accepted = "a conditional flow, such as family.flow() or fit(family).flow"
     check_type("flow", flow, ConditionalTransformModule, accepted)
     rows = []
     for temperature, context in zip(temperatures, family.contexts(temperatures), strict=True):
-        parts = [
-            _samples(family, flow, context, min(batch_size, num_samples - start))
-            for start in range(0, num_samples, batch_size)
-        ]
-        samples = torch.cat(parts, -1)
+        samples = torch.cat([_samples(family, flow, context, size) for size in sizes], -1)
         weights = LogWeights(samples[0])
         weights.warn_if_poor()
         rows.append(_row(family.at_temperature(float(temperature)), samples, weights))

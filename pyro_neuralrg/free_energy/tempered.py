@@ -16,8 +16,7 @@ from pyro_neuralrg.mcmc.target import Target
 from pyro_neuralrg.statistics import kish_fractions
 from pyro_neuralrg.transforms.base import LatticeTransform
 
-BETA_HALVINGS = 50
-"""Halvings of the interval in which the next beta lies."""
+BETA_HALVINGS = 50  # of the interval in which the next beta lies
 
 
 class Particles(NamedTuple):

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Figures of a run and of what a flow has learned.
 
-Each function draws on the given Axes, or on those of a new :class:`matplotlib.figure.Figure`
-(no pyplot, so no global state and no display), and returns the Axes, or the Figure of several
-panels; ``axes.figure.savefig(path)`` writes it. Figures of chains that have not converged say so,
+Each function draws on the Axes ``ax``, or the ``figure`` of several panels, that it is given, or on
+new ones (no pyplot, so no global state and no display), and returns them;
+``axes.figure.savefig(path)`` writes them. Figures of chains that have not converged say so,
 and so do those in which points or error bars are missing. What cannot be drawn (nothing, other
 shapes, fields that are not finite) is refused by a TypeError or ValueError that names the argument.
 Colours are those of Okabe and Ito (2008), which readers with any kind of colour vision tell apart;

@@ -133,13 +133,9 @@ def plot_information_by_distance(
 ) -> Axes:
     """Mean mutual information of a pair against its distance, with error bars (paper Fig. 4c).
 
+    For the name of each kind of variable the result of :func:`~pyro_neuralrg.analysis.by_distance`.
     The scale is logarithmic down to the median error and linear below it. Shown in
     ``tutorials/figures/fig4b.png``.
-
-    Args:
-        found: for the name of each kind of variable, the result of
-            :func:`~pyro_neuralrg.analysis.by_distance`.
-        ax: Axes to draw on; None makes a new figure.
 
     Example:
         >>> import torch
@@ -172,11 +168,8 @@ def plot_information_by_distance(
 def plot_information_by_scale(found: GroupedInformation, *, ax: Axes | None = None) -> Axes:
     """Mean mutual information of latents of each two scales, with numbers and errors in the cells.
 
-    Shown in ``tutorials/figures/fig4b.png``.
-
-    Args:
-        found: result of :func:`~pyro_neuralrg.analysis.by_scale`.
-        ax: Axes to draw on; None makes a new figure.
+    The result of :func:`~pyro_neuralrg.analysis.by_scale`. Shown in
+    ``tutorials/figures/fig4b.png``.
 
     Example:
         >>> import torch
@@ -214,12 +207,9 @@ def plot_pyramid(
 ) -> Figure:
     """Fields at every scale, physical on the left, the top on the right; a row for each field.
 
-    Each scale has a colour scale of its own. Shown in ``tutorials/figures/pyramid.png``.
-
-    Args:
-        fields: result of :func:`~pyro_neuralrg.analysis.pyramid`, with one batch dimension.
-        count: rows at most.
-        figure: to draw on; None makes a new one.
+    At most ``count`` fields of the result of :func:`~pyro_neuralrg.analysis.pyramid`, which has one
+    batch dimension; each scale has a colour scale of its own. Shown in
+    ``tutorials/figures/pyramid.png``.
 
     Example:
         >>> import torch
@@ -257,13 +247,8 @@ def plot_top_variable(
 ) -> Axes:
     """Histograms of the top variable, for example above, at and below the critical temperature.
 
-    Error bars are those of independent samples: the root of p (1 - p) / n of each bin. Shown in
-    ``tutorials/figures/top_variable.png``.
-
-    Args:
-        values: for each name, for example a temperature, the top variable of every field.
-        bins: of the histogram, the same for all.
-        ax: Axes to draw on; None makes a new figure.
+    For each name the top variable of every field. Error bars are those of independent samples: the
+    root of p (1 - p) / n of each bin. Shown in ``tutorials/figures/top_variable.png``.
 
     Example:
         >>> plot_top_variable({"T = 2": [-1.0, 1.0], "T = 3": [0.1, -0.1]}).get_ylabel()

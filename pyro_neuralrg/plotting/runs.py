@@ -101,11 +101,7 @@ def plot_free_energy(
 def plot_estimates(found: Mapping[str, Series], *, ax: Axes | None = None) -> Axes:
     """Estimates with error bars, for example on the Axes of :func:`plot_free_energy`.
 
-    The legend is renewed. Shown in ``tutorials/figures/fig3a.png``.
-
-    Args:
-        found: estimates by name.
-        ax: Axes to draw on; None makes a new figure.
+    By name; the legend is renewed. Shown in ``tutorials/figures/fig3a.png``.
 
     Example:
         >>> len(plot_estimates({"importance": Series([1, 2], [3.0, 2.0], [0.1, 0.1])}).containers)
@@ -123,15 +119,10 @@ def plot_structure_factor(
 ) -> Axes:
     """Running means of the structure factor, one curve per sampler, against the exact value.
 
-    The band is one standard error, the scatter of the running mean from chain to chain divided by
-    the square root of their number; of a single chain it is not known. Samplers whose chains have
-    not converged are named with their R-hat. Shown in ``tutorials/figures/structure_factor.png``.
-
-    Args:
-        draws: for each sampler's name the structure factor of every draw, shape
-            ``(chains, draws)``.
-        exact: the exact value; None where it is not known.
-        ax: Axes to draw on; None makes a new figure.
+    For each sampler's name the structure factor of every draw, shape ``(chains, draws)``. The band
+    is one standard error, the scatter of the running mean from chain to chain divided by the square
+    root of their number; of a single chain it is not known. Samplers whose chains have not
+    converged are named with their R-hat. Shown in ``tutorials/figures/structure_factor.png``.
 
     Example:
         >>> plot_structure_factor({"latent": [[0.5, 0.6], [0.7, 0.4]]}, exact=0.55).get_xlabel()
@@ -246,16 +237,9 @@ def plot_configurations(
 ) -> npt.NDArray[Any]:
     """Fields of several samplers, one row of panels per sampler, all on one colour scale.
 
-    A one-dimensional lattice is drawn as a stripe, of a three-dimensional one the middle layer.
-    Shown in ``tutorials/figures/configurations.png``.
-
-    Args:
-        fields: for each sampler's name an array of fields, shape ``(number,) + shape``.
-        count: number of fields of each to draw.
-        figure: to draw on; None makes a new one.
-
-    Returns:
-        The Axes, an array of shape ``(samplers, count)``.
+    For each sampler's name the first ``count`` of its fields, shape ``(number,) + shape``, drawn as
+    stripes in one dimension, by their middle layer in three. Returns the Axes, an array of shape
+    ``(samplers, count)``. Shown in ``tutorials/figures/configurations.png``.
 
     Example:
         >>> plot_configurations({"latent": np.ones((4, 8, 8))}, count=2).shape

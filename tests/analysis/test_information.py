@@ -154,8 +154,7 @@ def test_shuffling_finds_the_bias() -> None:
 
 def test_equal_values_are_ordered_at_random() -> None:
     """Ordered alike, variables with few values would seem to know of each other."""
-    spins = torch.randint(0, 2, (2000, 3)) * 2 - 1
-    found = mutual_information(spins, shuffles=100)
+    found = mutual_information(torch.randint(0, 2, (2000, 3)), shuffles=100)
     assert found.values.nan_to_num(0).abs().max() < 0.1
 
 
@@ -168,13 +167,10 @@ def test_same_seed_same_figures_whatever_the_units() -> None:
         assert torch.equal(mutual_information(mapped, shuffles=10, seed=3).parts, first.parts)
 
 
-def ring(size: int, sites: int = 6) -> torch.Tensor:
-    noise = torch.randn(size, sites)
-    return noise + noise.roll(1, 1)  # correlation 1/2 of neighbours
-
-
 def test_by_distance() -> None:
-    found = mutual_information(ring(1000), estimator=Bins(6), shuffles=200)
+    noise = torch.randn(1000, 6)
+    ring = noise + noise.roll(1, 1)  # correlation 1/2 of neighbours
+    found = mutual_information(ring, estimator=Bins(6), shuffles=200)
     groups = by_distance(found, (6,))
     assert groups.positions is not None
     assert groups.positions.tolist() == [1.0, 2.0, 3.0]
@@ -188,8 +184,7 @@ def test_by_distance() -> None:
     assert opened.positions is not None
     torch.testing.assert_close(opened.positions, torch.tensor([1.0, 2.0, 4.0, 5.0]).sqrt())
     assert opened.pairs.tolist() == [7, 4, 2, 2]
-    wrapped = by_distance(found, (2, 3))
-    assert wrapped.pairs.tolist() == [9, 6]
+    assert by_distance(found, (2, 3)).pairs.tolist() == [9, 6]
 
 
 def test_by_scale() -> None:
@@ -212,28 +207,21 @@ def test_too_few_samples_for_an_estimator(estimator, least: int) -> None:
         mutual_information(torch.randn(150, 2), estimator=estimator)
 
 
-def random_covariance(size: int) -> torch.Tensor:
-    root = torch.randn(size, size)
-    return root @ root.T + 0.1 * torch.eye(size)
-
-
 def test_gaussian_groups() -> None:
     """Two variables, the chain rule, and independent groups."""
+    root = torch.randn(6, 6)
+    c = root @ root.T + 0.1 * torch.eye(6)
     pair = torch.tensor([[4.0, 1.2], [1.2, 1.0]])
     assert gaussian_mutual_information(pair, [0], [1]) == pytest.approx(-0.5 * math.log(1 - 0.36))
-    c = random_covariance(6)
     assert gaussian_mutual_information(c, [0, 3], [1, 2]) == pytest.approx(
         gaussian_mutual_information(c, [2, 1], [3, 0])
     )
     # I(A : BC) = I(A : B) + I(AB : C) - I(B : C)
-    chain = (
-        gaussian_mutual_information(c, [0], [1])
-        + gaussian_mutual_information(c, [0, 1], [2])
-        - gaussian_mutual_information(c, [1], [2])
-    )
-    assert gaussian_mutual_information(c, [0], [1, 2]) == pytest.approx(chain)
-    covariance = torch.block_diag(random_covariance(2), random_covariance(3))
-    assert gaussian_mutual_information(covariance, [0, 1], [2, 3, 4]) == pytest.approx(0, abs=1e-12)
+    parts = (([0], [1]), ([0, 1], [2]), ([1], [2]))
+    first, second, third = (gaussian_mutual_information(c, *groups) for groups in parts)
+    assert gaussian_mutual_information(c, [0], [1, 2]) == pytest.approx(first + second - third)
+    apart = torch.block_diag(c[:2, :2], c[2:, 2:])
+    assert gaussian_mutual_information(apart, [0, 1], [2, 3, 4]) == pytest.approx(0, abs=1e-12)
 
 
 @pytest.mark.parametrize("block", [orthogonal, any_matrix])

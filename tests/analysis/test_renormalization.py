@@ -12,8 +12,10 @@ import torch
 
 from pyro_neuralrg.analysis import (
     effective_energy,
+    latents_of_scale,
     pyramid,
     resample,
+    scale_of_latents,
     top_energy,
     top_variable,
     variables_of_scale,
@@ -25,8 +27,8 @@ from pyro_neuralrg.transforms import HierarchicalFlow, hierarchical_flow
 from tests.analysis.linear import any_matrix, haar, jacobian, linear_flow
 
 
-def untrained(shape: tuple[int, ...] = (4, 4), **options) -> HierarchicalFlow:
-    flow = hierarchical_flow(shape, base=TwoModes(2.0), **options)
+def bent(flow: HierarchicalFlow) -> HierarchicalFlow:
+    """The flow with weights somewhat off those that it starts with."""
     with torch.no_grad():
         for parameter in flow.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
@@ -54,16 +56,14 @@ def test_pyramid_of_a_haar_flow_are_block_means() -> None:
 
 @pytest.mark.parametrize("scale", [0, 1, 2])
 def test_resampling_fixes_one_half_and_redraws_the_other(scale: int) -> None:
-    flow = untrained()
+    flow = bent(hierarchical_flow((4, 4), base=TwoModes(2.0)))
     x = flow.forward_and_ladj(torch.randn(2, 4, 4))[0].detach()
-    coarse = variables_of_scale(flow, scale)
-    is_coarse = torch.zeros(16, dtype=torch.bool)
-    is_coarse[coarse] = True
+    is_coarse = scale_of_latents(flow).flatten() >= scale
     old = flow.inverse_and_ladj(x)[0].flatten(1)
     for fix, kept in (("coarse", is_coarse), ("fine", ~is_coarse)):
-        generators = (torch.Generator().manual_seed(1) for _ in range(2))
         new, again = (
-            resample(flow, x, fix, scale=scale, number=500, generator=g) for g in generators
+            resample(flow, x, fix, scale=scale, number=500, generator=generator.manual_seed(1))
+            for generator in (torch.Generator(), torch.Generator())
         )
         assert torch.equal(new, again)
         assert new.shape == (500, 2, 4, 4)
@@ -97,8 +97,7 @@ def test_effective_energy_up_to_a_scale_is_that_of_the_block_variables() -> None
     flow = linear_flow((4, 4), any_matrix)
     energy = gaussian(torch.linalg.inv(jacobian(flow) @ jacobian(flow).T))
     z = torch.randn(6, 4, 4)
-    coarse = variables_of_scale(flow, 1)
-    fine = [site for site in range(16) if site not in coarse.tolist()]
+    coarse, fine = variables_of_scale(flow, 1), latents_of_scale(flow, 0)
     part = flow.up_to_scale(1)
     matrix = jacobian(part)
     covariance = torch.linalg.solve(matrix, jacobian(flow))
@@ -112,10 +111,7 @@ def test_effective_energy_up_to_a_scale_is_that_of_the_block_variables() -> None
 
 def test_effective_energies_of_the_ends() -> None:
     target = IsingDual((4, 4))
-    flow = target.flow()
-    with torch.no_grad():
-        for parameter in flow.parameters():
-            parameter.add_(0.02 * torch.randn_like(parameter))
+    flow = bent(target.flow())
     z = torch.randn(5, 4, 4)
     x, ladj = flow.forward_and_ladj(z)
     torch.testing.assert_close(effective_energy(target, flow, z), target.energy(x) - ladj)
@@ -129,21 +125,21 @@ def test_effective_energies_of_the_ends() -> None:
 def test_energy_of_the_top_of_a_gaussian_is_that_of_its_marginal() -> None:
     """Of another Gaussian than the flow's: weights are needed, and the answer is known."""
     flow = linear_flow((2, 2), haar)  # the top is the sum over 2
-    precision = torch.eye(4) + 0.3 * torch.ones(4, 4)
-    covariance = torch.linalg.inv(precision)
-    variance = float(covariance.sum() / 4)
-    target = FreeField((2, 2), mass=2.0)
     y = torch.tensor([-1.0, 0.0, 2.0])
+
+    def exact(variance: float) -> torch.Tensor:
+        return 0.5 * y.square() / variance + 0.5 * math.log(2 * math.pi * variance)
+
+    precision = torch.eye(4) + 0.3 * torch.ones(4, 4)  # only the top feels the 0.3
     log_partition = 2 * math.log(2 * math.pi) - 0.5 * float(torch.linalg.slogdet(precision)[1])
-    exact = 0.5 * y.square() / variance + 0.5 * math.log(2 * math.pi * variance)
     found = top_energy(gaussian(precision), flow, y, num_samples=50)
-    torch.testing.assert_close(found.values + log_partition, exact)  # only the top feels the 0.3
+    variance = float(torch.linalg.inv(precision).sum() / 4)
+    torch.testing.assert_close(found.values + log_partition, exact(variance))
     torch.testing.assert_close(found.ess, torch.ones(3))
+    target = FreeField((2, 2), mass=2.0)
     modes = target.sample_reference(20_000, seed=0)
-    variance = float((modes.sum((-1, -2)) / 2).var())
-    exact = 0.5 * y.square() / variance + 0.5 * math.log(2 * math.pi * variance)
     found = top_energy(target, flow, y, num_samples=20_000)
-    off = found.values + target.log_partition() - exact
+    off = found.values + target.log_partition() - exact(float((modes.sum((-1, -2)) / 2).var()))
     assert (off.abs() < 4 * found.standard_error + 0.01 * (1 + 2 * y.square())).all()
     assert (found.ess < 0.95).all()
 

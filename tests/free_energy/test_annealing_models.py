@@ -30,40 +30,27 @@ BETAS = (0.0, 0.05, 0.2, 0.5, 1.0)
 
 
 def small(target: Any = model, **options: Any) -> Annealing:
-    """A short run."""
     given: dict[str, Any] = {"model_args": (DATA,), "num_particles": 256, "num_steps": 3}
     return anneal(target, **{**given, "conditional_ess": 0.7, "progress": False, **options})
 
 
-def behind(guide: Any) -> Any:
+def behind(kind: Any, *arguments: Any) -> Any:
+    """Untrained, wider than the posterior; a field depends on the scale a little."""
+    guide = kind(model, *arguments, init_loc_fn=at_the_mean(), init_scale=0.9)
     guide(DATA)
+    if kind is AutoHierarchicalFlow:
+        for parameter in guide.parameters():
+            parameter.data += 0.02 * torch.randn_like(parameter)
     return NeuTraReparam(guide).reparam(model)
-
-
-def behind_a_hierarchical_guide() -> Any:
-    """Untrained, wider than the posterior; its field depends on the scale a little."""
-    guide = AutoHierarchicalFlow(
-        model, "field", init_loc_fn=at_the_mean(), init_scale=0.9, prototype_args=(DATA,)
-    )
-    for parameter in guide.parameters():
-        parameter.data += 0.02 * torch.randn_like(parameter)
-    return behind(guide)
-
-
-def behind_pyros_guide() -> Any:
-    """Its change of variables is no module."""
-    return behind(AutoDiagonalNormal(model, init_loc_fn=at_the_mean(), init_scale=0.9))
-
-
-def behind_a_flow_of_the_field() -> Any:
-    return poutine.reparam(model, {"field": FlowReparam(hierarchical_flow((3, 2)))})
 
 
 STARTS: dict[str, Callable[[], Any]] = {
     "plain": lambda: model,
-    "hierarchical guide": behind_a_hierarchical_guide,
-    "Pyro's guide": behind_pyros_guide,
-    "flow of one of two sites": behind_a_flow_of_the_field,
+    "hierarchical guide": lambda: behind(AutoHierarchicalFlow, "field"),
+    "Pyro's guide": lambda: behind(AutoDiagonalNormal),
+    "flow of one of two sites": lambda: poutine.reparam(
+        model, {"field": FlowReparam(hierarchical_flow((3, 2)))}
+    ),
 }
 
 
@@ -132,7 +119,7 @@ def test_arguments_by_keyword_and_targets_that_are_ready(seed: int) -> None:
 
 
 def test_particles_in_batches_are_the_same(seed: int) -> None:
-    target = behind_a_hierarchical_guide()
+    target = STARTS["hierarchical guide"]()
     whole, parts = (
         small(target, betas=(0.0, 0.3, 1.0), num_particles=64, batch_size=size, seed=seed)
         for size in (64, 30)
@@ -152,9 +139,7 @@ BAD: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
 
 
 @pytest.mark.parametrize(("target", "options", "error", "match"), BAD)
-def test_bad_arguments(
-    target: Any, options: dict[str, Any], error: type[Exception], match: str
-) -> None:
+def test_bad_arguments(target: Any, options: Any, error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
         small(target, **options)
 

@@ -10,17 +10,12 @@ from typing import Any
 import pytest
 import torch
 from pyro.infer.reparam import NeuTraReparam
-from torch import Tensor
 
 from pyro_neuralrg import IsingDual
 from pyro_neuralrg.distributions import TwoModes
 from pyro_neuralrg.free_energy.tempered import TemperedTarget
 from pyro_neuralrg.mcmc import EnergyTarget, LatentTarget, ModelTarget
 from tests.free_energy.solvable_model import DATA, exact, exact_guide, model
-
-
-def stiff(x: Tensor) -> Tensor:
-    return 2.0 * x.square().flatten(1).sum(-1)
 
 
 def latent() -> LatentTarget:
@@ -33,17 +28,17 @@ def latent() -> LatentTarget:
     return LatentTarget(potential, flow)
 
 
-def of_model() -> ModelTarget:
-    return ModelTarget(model).setup(DATA)
-
-
 def behind_a_guide() -> ModelTarget:
     return ModelTarget(NeuTraReparam(exact_guide()).reparam(model)).setup(DATA)
 
 
-@pytest.mark.parametrize(
-    "make", [lambda: EnergyTarget(stiff, (2, 3)), latent, of_model, behind_a_guide]
-)
+TARGETS: list[Any] = [
+    lambda: EnergyTarget(lambda x: 2.0 * x.square().flatten(1).sum(-1), (2, 3)),
+    latent, lambda: ModelTarget(model).setup(DATA), behind_a_guide,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("make", TARGETS)
 @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
 def test_mixture_of_energies_and_its_gradient(make: Any, beta: float, seed: int) -> None:
     whole = make()

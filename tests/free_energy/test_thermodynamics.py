@@ -68,23 +68,21 @@ def test_an_exact_flow_has_exact_thermodynamics() -> None:
 
 def test_derivatives_are_those_of_the_estimate() -> None:
     """Finite differences of the mean with the same noise, of a flow far from the target."""
-    family, temperature, n = IsingDualFamily((1, 2), RANGE), 2.3, 30
+    family = IsingDualFamily((1, 2), RANGE)
     flow = family.flow(**SMALL)
     with torch.no_grad():
         for parameter in flow.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
 
-    def log_z(beta: float) -> float:
+    def at(beta: float) -> Thermodynamics:
         torch.manual_seed(3)
         with pytest.warns(UserWarning, match="effective samples"):
-            found = thermodynamics(family, flow, [1 / beta], n)
-        return float(found.variational_log_partition[0])
+            return thermodynamics(family, flow, [1 / beta], 30)
 
-    beta, step = 1 / temperature, 1e-4
-    low, middle, high = (log_z(beta + shift * step) for shift in (-1, 0, 1))
-    torch.manual_seed(3)
-    with pytest.warns(UserWarning, match="effective samples"):
-        found = thermodynamics(family, flow, [temperature], n)
+    beta, step = 1 / 2.3, 1e-4
+    all_three = [at(beta + shift * step) for shift in (-1, 0, 1)]
+    low, middle, high = (float(one.variational_log_partition[0]) for one in all_three)
+    found = all_three[1]
     energy = -(high - low) / (2 * step) / 2
     heat = beta**2 * (high - 2 * middle + low) / step**2 / 2
     assert found.variational_energy[0] == pytest.approx(energy, rel=1e-5)
@@ -95,12 +93,8 @@ def test_derivatives_are_those_of_the_estimate() -> None:
 def test_importance_weights_make_up_for_a_poor_flow() -> None:
     """A Gaussian of twice the width of the dual's, whose weights are bounded."""
     family, temperatures = IsingDualFamily((2, 2), (3.0, 5.0)), [3.0, 4.0, 5.0]
-    spectrum, slopes = family.spectrum, family.spectrum_slopes
-    assert spectrum is not None
-    assert slopes is not None
-    flow = family.flow(
-        **SMALL, base=StandardNormal(), spectrum=4 * spectrum, spectrum_slopes=4 * slopes
-    )
+    spectra = {name: 4 * getattr(family, name) for name in ("spectrum", "spectrum_slopes")}
+    flow = family.flow(**SMALL, base=StandardNormal(), **spectra)
     found = thermodynamics(family, flow, temperatures, 6000, batch_size=3000)
     assert (found.gap > 0.5).all()
     for name in ("log_partition", "energy", "specific_heat"):
@@ -109,10 +103,10 @@ def test_importance_weights_make_up_for_a_poor_flow() -> None:
         assert (abs(value - reference) < 4.5 * error).all(), name
         assert (error < 0.1 * abs(reference)).all(), name
     for i, temperature in enumerate(temperatures):
-        spins = IsingModel((2, 2), temperature).log_partition()
-        assert found.exact_log_partition[i] == pytest.approx(spins)
-        assert found.exact_energy[i] == IsingModel((2, 2), temperature).internal_energy()
-        assert found.exact_specific_heat[i] == IsingModel((2, 2), temperature).specific_heat()
+        spins = IsingModel((2, 2), temperature)
+        assert found.exact_log_partition[i] == pytest.approx(spins.log_partition())
+        assert found.exact_energy[i] == spins.internal_energy()
+        assert found.exact_specific_heat[i] == spins.specific_heat()
 
 
 def test_nan_where_nothing_is_exact() -> None:
@@ -164,24 +158,21 @@ def test_fit_builds_the_flow_and_takes_a_guide() -> None:
     assert all(changed)
 
 
-def test_a_family_wants_a_conditional_flow() -> None:
-    with pytest.raises(TypeError, match="accepted for a PotentialFamily: a Conditional"):
-        fit(IsingDualFamily((2, 2), RANGE), hierarchical_flow((2, 2)), **QUICK)
-    with pytest.raises(TypeError, match="or a PotentialFamily as target"):
-        fit(IsingDual((2, 2)), FlowGuide(IsingDualFamily((2, 2), RANGE).flow()), **QUICK)
-
-
 def test_bad_arguments() -> None:
-    family = IsingDualFamily((2, 2), RANGE)
-    flow = family.flow(**SMALL)
-    with pytest.raises(TypeError, match="family is a IsingDual; accepted: an IsingDualFamily"):
-        thermodynamics(IsingDual((2, 2)), flow, [2.3])  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="flow is a HierarchicalFlow; accepted: a conditional flow"):
-        thermodynamics(family, hierarchical_flow((2, 2)), [2.3])
-    with pytest.raises(ValueError, match=r"temperatures is .*accepted: from"):
-        thermodynamics(family, flow, [1.0])
-    with pytest.raises(ValueError, match="num_samples is 1; accepted"):
-        thermodynamics(family, flow, [2.3], 1)
+    family, target = IsingDualFamily((2, 2), RANGE), IsingDual((2, 2))
+    flow, plain = family.flow(**SMALL), hierarchical_flow((2, 2))
+    with pytest.raises(TypeError, match="accepted for a PotentialFamily: a Conditional"):
+        fit(family, plain, **QUICK)
+    with pytest.raises(TypeError, match="or a PotentialFamily as target"):
+        fit(target, FlowGuide(flow), **QUICK)
+    for arguments, words in (
+        ((target, flow, [2.3]), "family is a IsingDual; accepted: an IsingDualFamily"),
+        ((family, plain, [2.3]), "flow is a HierarchicalFlow; accepted: a conditional fl"),
+        ((family, flow, [1.0]), "temperatures is .*accepted: from"),
+        ((family, flow, [2.3], 1), "num_samples is 1; accepted"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=words):
+            thermodynamics(*arguments)
 
 
 @pytest.mark.slow

@@ -46,18 +46,13 @@ def right(name: str) -> Any:
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_what_cannot_be_drawn_is_named(name: str) -> None:
+def test_what_cannot_be_drawn_or_drawn_on_is_named(name: str) -> None:
     function = getattr(plotting, name)
-    first = next(iter(inspect.signature(function).parameters))
+    parameters = list(inspect.signature(function).parameters)
     for wrong in WRONG:
-        with pytest.raises((TypeError, ValueError), match=rf"^{first}\b.*accepted: "):
+        with pytest.raises((TypeError, ValueError), match=rf"^{parameters[0]}\b.*accepted: "):
             function(wrong, **NEEDED.get(name, {}))
-
-
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_what_cannot_be_drawn_on_is_named(name: str) -> None:
-    function = getattr(plotting, name)
-    panel = next(p for p in inspect.signature(function).parameters if p in ("ax", "figure"))
+    panel = next(name for name in parameters if name in ("ax", "figure"))
     for wrong in (3, "ax", [], plotting.new_figure(1, 1).subplots(1, 2)):
         with pytest.raises(TypeError, match=f"^{panel} is a .*accepted: "):
             function(right(name), **NEEDED.get(name, {}), **{panel: wrong})

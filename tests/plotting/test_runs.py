@@ -75,11 +75,14 @@ def test_structure_factor_names_the_sampler_that_has_not_converged() -> None:
     assert "latent" not in ax.get_title()
 
 
-def test_trace_of_few_chains_shows_each() -> None:
+def test_trace_of_few_chains_shows_each_from_the_warmup_on() -> None:
     values = converged(chains=3)
-    ax = plotting.plot_trace(values, label="energy (nats)", exact=0.1)
+    ax = plotting.plot_trace(values, label="energy (nats)", exact=0.1, warmup=np.ones((3, 2)))
     for chain in range(3):
-        np.testing.assert_array_equal(line(ax, f"chain {chain}").get_ydata(), values[chain])
+        shown = line(ax, f"chain {chain}")
+        np.testing.assert_array_equal(shown.get_xdata(), np.arange(-1, 301))
+        np.testing.assert_array_equal(shown.get_ydata(), [1.0, 1.0, *values[chain]])
+    assert "warm-up" in legend(ax)
     assert ax.get_ylabel() == "energy (nats)"
     assert np.allclose(line(ax, "exact mean").get_ydata(), 0.1)
 
@@ -91,14 +94,6 @@ def test_trace_of_many_chains_shows_the_outer_ones_in_colour() -> None:
     lowest = int(np.argmin(np.median(values, axis=1)))
     np.testing.assert_array_equal(line(ax, f"lowest: chain {lowest}").get_ydata(), values[lowest])
     assert len(ax.get_lines()) == 33
-
-
-def test_trace_begins_with_the_warmup() -> None:
-    ax = plotting.plot_trace(np.ones((2, 5)), label="m", warmup=np.zeros((2, 3)))
-    shown = line(ax, "chain 0")
-    np.testing.assert_array_equal(shown.get_xdata(), np.arange(-2, 6))
-    np.testing.assert_array_equal(shown.get_ydata(), [0, 0, 0, 1, 1, 1, 1, 1])
-    assert "warm-up" in legend(ax)
 
 
 def test_ranks_of_few_chains_are_histograms() -> None:
