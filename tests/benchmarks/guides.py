@@ -6,14 +6,9 @@
 
 Each guide is trained by plain SVI with plain Adam, 16 particles, 800 steps at a rate of 1e-2; the
 ELBO is that of 20,000 fresh draws, the median of the seeds. Seconds are CPU time with all of the
-start. With ``--explosions`` our guide alone is trained at three rates, with ``Trace_ELBO(1)`` and
-with ``PDD(16)``, and trainings are listed whose loss is not finite or exceeds its first value by
-20 times that value and 2,000 nats (of single particles the mean of 20 steps); particles one by one
-for the first seed and the largest rate only. With ``--cost`` the CPU time of one step with 64
-particles is compared with AutoIAFNormal's, with the number of torch operations; with ``--busy`` the
-wall time of a step on two threads with that on one, while another process keeps one core busy.
-With ``--options`` flows of several sizes are trained for 800 steps and then for 1,600 at a fifth of
-the rate.
+start. With ``--cost`` the CPU time of one step with 64 particles is compared with AutoIAFNormal's,
+with the number of torch operations. With ``--options`` flows of several sizes are trained for 800
+steps and then for 1,600 at a fifth of the rate.
 """
 
 from __future__ import annotations
@@ -22,11 +17,9 @@ import json
 import logging
 import math
 import statistics
-import subprocess
-import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -46,7 +39,7 @@ from pyro.infer.autoguide import (
 from pyro_neuralrg import PDD
 from pyro_neuralrg.infer import AutoHierarchicalFlow
 from pyro_neuralrg.transforms import Neighbour
-from tests.benchmarks.harness import in_turns, medians, parse, seconds_of
+from tests.benchmarks.harness import in_turns, medians, parse
 from tests.models.registry import REGISTRY
 
 OURS = "AutoHierarchicalFlow"
@@ -56,12 +49,6 @@ GUIDES: dict[str, Callable[[Any], Any]] = {
 }
 STEPS, PARTICLES, RATE = 800, 16, 1e-2
 DRAWS, DRAWS_AT_ONCE = 20_000, 500
-RATES = (1e-3, 5e-3, 1e-2)
-LOSSES: dict[str, Callable[[], Any]] = {
-    "Trace_ELBO(1)": lambda: Trace_ELBO(1),
-    "PDD(16)": lambda: PDD(16, vectorize_particles=True),
-    "PDD(16), one by one": lambda: PDD(16),
-}
 OPTIONS: dict[str, dict[str, Any]] = {
     "default": {},
     "depth 2": {"depth": 2},
@@ -157,25 +144,6 @@ def sizes(models: list[str], seed: int) -> None:
         print(f"{name:<26} {kind:<18} {'  '.join(row)}")
 
 
-def explosions(models: list[str], seeds: list[int]) -> Iterator[str]:
-    """Trainings whose loss grew beyond all measure."""
-    for name, seed, rate, kind in product(models, seeds, RATES, LOSSES):
-        if kind.endswith("one by one") and (seed != seeds[0] or rate != RATES[-1]):
-            continue
-        model = fresh(name, seed)
-        svi = make_svi(model, AutoHierarchicalFlow(model), LOSSES[kind](), rate)
-        losses = [svi.step() for _ in range(STEPS)]
-        if _exploded(losses, 20 if kind == "Trace_ELBO(1)" else 1):
-            yield f"{name}, seed {seed}, rate {rate:g}, {kind}: {max(losses):g}"
-
-
-def _exploded(losses: list[float], window: int) -> bool:
-    if not all(map(math.isfinite, losses)):
-        return True
-    means = [statistics.mean(losses[i : i + window]) for i in range(len(losses) - window + 1)]
-    return max(means) > means[0] + 20 * abs(means[0]) + 2000
-
-
 def steps_on(shape: tuple[int, ...]) -> list[Callable[[], Any]]:
     """One of SVI with our guide, and one with AutoIAFNormal."""
     y = torch.randn(shape, generator=torch.Generator().manual_seed(0))
@@ -207,48 +175,23 @@ def cost() -> None:
         )
 
 
-def busy() -> None:
-    """Wall time of a step on one thread and on two, beside a process that is busy."""
-    neighbour = subprocess.Popen([sys.executable, "-c", "while True: pass"])
-    try:
-        for shape in GRIDS:
-            step, times = steps_on(shape)[0], []
-            for _ in range(30):
-                pair = []
-                for threads in (1, 2):
-                    torch.set_num_threads(threads)
-                    pair.append(1e3 * seconds_of(step, time.perf_counter))
-                times.append(pair)
-            one, two = map(statistics.median, zip(*times, strict=True))
-            print(f"{shape}: {one:.1f} ms on one thread, {two:.1f} ms on two: {two / one:.2f}")
-    finally:
-        neighbour.kill()
-
-
 def main() -> None:
     arguments = parse(
         __doc__,
         seeds=[0],
         models=([""], "parts of names; default: all"),
-        explosions=False,
         cost=False,
-        busy=False,
         options=False,
         json=({"type": Path}, "file for all figures"),
         threads=1,
     )
     logging.disable(logging.INFO)  # Pyro's guesses of plates
-    warnings.simplefilter("ignore")  # of the losses that are looked for
+    warnings.simplefilter("ignore")
     chosen = [name for name in REGISTRY if any(part in name for part in arguments.models)]
     if arguments.cost:
         cost()
-    elif arguments.busy:
-        busy()
     elif arguments.options:
         sizes(chosen, arguments.seeds[0])
-    elif arguments.explosions:
-        for found in explosions(chosen, arguments.seeds):
-            print(found)
     else:
         compare(chosen, arguments.seeds, arguments.json)
 

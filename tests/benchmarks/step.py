@@ -3,10 +3,9 @@
 """Cost of a training step and of a latent gradient: alone, on two threads, beside a busy process.
 
 Steps of ``fit`` with path gradients, 256 fields at Tc; the gradient is that of the latent energy
-for 64 chains, by HMC. Every case runs in a process of its own. With ``--against`` another checkout
-of this project takes turns with this one.
+for 64 chains, by HMC. Every case runs in a process of its own.
 
-    python -m tests.benchmarks.step --sides 8 16 32 [--against ../before] [--threads] [--busy]
+    python -m tests.benchmarks.step --sides 8 16 32 [--threads] [--busy]
 """
 
 from __future__ import annotations
@@ -16,14 +15,13 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from pyro_neuralrg import HMC, IsingDual, Schedule, fit
 from pyro_neuralrg.mcmc import LatentTarget
-from tests.benchmarks.harness import HERE, parse, result, start
+from tests.benchmarks.harness import parse, result, start
 
 BATCH, CHAINS, LEAPFROGS = 256, 64, 10
 SECONDS = 4.0
@@ -71,10 +69,9 @@ def measure(what: str, side: int, threads: int) -> dict[str, float]:
     }
 
 
-def begin(what: str, side: int, threads: int, checkout: Path = HERE) -> subprocess.Popen[str]:
+def begin(what: str, side: int, threads: int) -> subprocess.Popen[str]:
     """Start a measurement."""
-    arguments = (what, side, threads)
-    return start(measure, *arguments, checkout=checkout, OMP_NUM_THREADS=str(threads))
+    return start(measure, what, side, threads, OMP_NUM_THREADS=str(threads))
 
 
 def wall(side: int, threads: int) -> float:
@@ -82,20 +79,11 @@ def wall(side: int, threads: int) -> float:
     return result(begin("step", side, threads))["wall"]
 
 
-def compare(checkouts: list[Path], sides: list[int], repeats: int) -> None:
-    """One thread, CPU time, this checkout and the other in turn."""
+def measure_alone(sides: list[int], repeats: int) -> None:
+    """One thread, CPU time."""
     for what, side in itertools.product(("step", "gradient"), sides):
-        rounds = [
-            [result(begin(what, side, 1, checkout))["cpu"] for checkout in checkouts]
-            for _ in range(repeats)
-        ]
-        ours, *others = map(statistics.median, zip(*rounds, strict=True))
-        line = f"{what:>8}  L = {side:2}: {ours:8.2f} ms CPU"
-        if others:
-            ratios = [theirs / own for own, theirs in rounds]
-            line += f", before {others[0]:8.2f}: {statistics.median(ratios):.2f} x"
-            line += f" ({min(ratios):.2f} to {max(ratios):.2f})"
-        print(line)
+        times = [result(begin(what, side, 1))["cpu"] for _ in range(repeats)]
+        print(f"{what:>8}  L = {side:2}: {statistics.median(times):8.2f} ms CPU")
 
 
 def compare_threads(sides: list[int], repeats: int) -> None:
@@ -138,12 +126,10 @@ def main() -> None:
         __doc__,
         sides=[8, 16, 32],
         repeats=3,
-        against=({"type": Path}, "another checkout of this project, to compare with"),
         threads=(False, "also two threads against two processes"),
         busy=(False, "also beside a process that keeps a core busy"),
     )
-    checkouts = [HERE] if options.against is None else [HERE, options.against.resolve()]
-    compare(checkouts, options.sides, options.repeats)
+    measure_alone(options.sides, options.repeats)
     if options.threads:
         compare_threads(options.sides, options.repeats)
     if options.busy:
