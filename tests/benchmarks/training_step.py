@@ -214,13 +214,15 @@ def largest_difference(dtype: torch.dtype, symmetrized: bool) -> float:
     return float(((ours - other) / other).abs().max())
 
 
-def our_step(flow: HierarchicalFlow, target: IsingDual, symmetrized: bool) -> Callable[[], None]:
-    optimizer = JoinedAdam(flow.parameters(), LEARNING_RATE)
-    q = density(flow, symmetrized)
+def our_step(
+    flow: HierarchicalFlow, q: Any, energy: Callable[[Tensor], Tensor], batch: int
+) -> Callable[[], None]:
+    """A step on the flow of a density q."""
+    optimizer = JoinedAdam(list(flow.parameters()), LEARNING_RATE)
 
     def step() -> None:
-        x = q.rsample((BATCH,))
-        gradient = optimizer.gradient((q.log_prob(x) + target.energy(x)).mean())
+        x = q.rsample((batch,))
+        gradient = optimizer.gradient((q.log_prob(x) + energy(x)).mean())
         optimizer.step(gradient, float(gradient.norm()))
 
     return step
@@ -250,7 +252,7 @@ def main() -> None:
             difference = largest_difference(dtype, symmetrized)
             print(f"{name}: ln q differs by {difference:.1e} ({dtype})")
         flow, target = paper_flow(), IsingDual((SIDE, SIDE))
-        ours = our_step(flow, target, symmetrized)
+        ours = our_step(flow, density(flow, symmetrized), target.energy, BATCH)
         theirs = their_step(straightforward_copy(flow), target, symmetrized)
         in_turns([ours, theirs], 1)  # compile, allocate
         times = in_turns([ours, theirs], options.repeats, time.perf_counter)
