@@ -45,7 +45,7 @@ from tests.benchmarks.harness import (
 
 SAMPLES = 20_000
 SITES_AT_ONCE = 2**18
-CHAINS, WARMUP = 64, 200
+CHAINS, WARMUP = 64, 100
 PASSED_ON = ("steps", "minutes", "fit", "flow", "grow", "threads", "device", "save")
 FIGURES = {  # name in the JSON file: heading, format
     "gap": ("gap", "10.4f"),
@@ -119,9 +119,9 @@ def latent_step(target: IsingDual, flow: Any) -> float:
         x, log_q = (torch.cat(parts) for parts in zip(*pairs, strict=True))
         weights = torch.softmax(-target.energy(x) - log_q, 0)
     chosen = torch.multinomial(weights, CHAINS, replacement=False)
-    options = {"adaptation": Adaptation(mass="unit"), "initial_params": {"x": x[chosen]}}
+    warmup, start = Adaptation(steps=WARMUP, mass="unit"), {"x": x[chosen]}
     kernel = HMC(target, num_steps=10, flow=flow)
-    mcmc = VectorizedMCMC(kernel, 1, WARMUP, CHAINS, seed=0, progress=False, **options)
+    mcmc = VectorizedMCMC(kernel, 1, warmup, CHAINS, start, seed=0, progress=False)
     mcmc.run()
     return mcmc.kernel.step_size
 
