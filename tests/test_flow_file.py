@@ -13,11 +13,12 @@ import pytest
 import torch
 
 from pyro_neuralrg.flow_file import FLOW_FORMAT, load, save
+from pyro_neuralrg.potentials import FreeField
 from pyro_neuralrg.transforms import hierarchical_flow
 
 FLOWS: dict[str, dict[str, Any]] = {
     "default": {"shape": (4, 4)},
-    "odd with spectrum": {"shape": (4, 6), "odd": True, "spectrum": "random"},
+    "odd with spectrum": {"shape": (4, 6), "odd": True, "spectrum": FreeField((4, 6)).spectrum},
     "tree 1-d": {"shape": (5,), "circuit": "tree", "bijector": "realnvp"},
     "float32": {"shape": (2, 2), "dtype": torch.float32},
     "shared": {"shape": (4, 4), "weights": "shared"},
@@ -27,11 +28,6 @@ FLOWS: dict[str, dict[str, Any]] = {
 def make(name: str) -> Any:
     options = dict(FLOWS[name])
     shape = options.pop("shape")
-    if options.get("spectrum") == "random":
-        spectrum = torch.rand(shape) + 0.5
-        reverse = [torch.arange(n).neg() % n for n in shape]
-        mirrored = spectrum[reverse[0]][:, reverse[1]]
-        options["spectrum"] = spectrum + mirrored
     flow = hierarchical_flow(shape, **options)
     with torch.no_grad():
         for parameter in flow.parameters():

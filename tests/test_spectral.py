@@ -60,19 +60,10 @@ def test_quadratic_form_and_inverse_of_the_operator(shape: tuple[int, ...], boun
     (gradient,) = torch.autograd.grad(form.sum(), x)
     torch.testing.assert_close(gradient, 2 * applied)
     torch.testing.assert_close(apply_spectrum(applied, 1 / spectrum, boundary), x)
-
-
-@pytest.mark.parametrize("boundary", BOUNDARIES)
-@pytest.mark.parametrize("batch", [(), (1,), (0,), (2, 3)])
-def test_any_batch_shape(batch: tuple[int, ...], boundary: str) -> None:
-    spectrum = neighbour_spectrum((4, 3), (1.0, 1.0), boundary)
-    x = torch.randn(*batch, 4, 3)
-    applied = apply_spectrum(x, spectrum, boundary)
-    form = quadratic_form(x, spectrum, boundary)
-    assert applied.shape == x.shape
-    assert form.shape == batch
-    for field, one in zip(x.reshape(-1, 4, 3), applied.reshape(-1, 4, 3), strict=True):
-        torch.testing.assert_close(one, apply_spectrum(field, spectrum, boundary))
+    torch.testing.assert_close(apply_spectrum(x[1, 2], spectrum, boundary), applied[1, 2])
+    torch.testing.assert_close(quadratic_form(x[1, 2], spectrum, boundary), form[1, 2])
+    assert apply_spectrum(x[:0], spectrum, boundary).shape == (0, 3, *shape)
+    assert quadratic_form(x[:0], spectrum, boundary).shape == (0, 3)
 
 
 @pytest.mark.parametrize("boundary", BOUNDARIES)

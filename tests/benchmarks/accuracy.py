@@ -21,35 +21,42 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import statistics
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pyro_neuralrg import HMC, IsingDual, Schedule, fit, save
+from pyro_neuralrg import HMC, IsingDual, Schedule, VectorizedMCMC, fit, save
 from pyro_neuralrg.distributions import FlowDistribution
 from pyro_neuralrg.free_energy import estimate
-from pyro_neuralrg.mcmc import LatentTarget
-from tests.benchmarks.harness import HERE, medians, parse, peak_mib, result, shape, start
+from pyro_neuralrg.mcmc import Adaptation
+from tests.benchmarks.harness import (
+    HERE,
+    Table,
+    medians,
+    parse,
+    peak_mib,
+    result,
+    shape,
+    start,
+    steps_within,
+)
 
 SAMPLES = 20_000
 SITES_AT_ONCE = 2**18
-CHAINS, TRAJECTORIES = 64, 10
-ACCEPTANCE = 0.8
-TIMED_STEPS = 12
+CHAINS, WARMUP = 64, 100
 PASSED_ON = ("steps", "minutes", "fit", "flow", "grow", "threads", "device", "save")
 FIGURES = {  # name in the JSON file: heading, format
-    "gap": ("gap", "9.4f"),
-    "gap_se": ("+-", "7.4f"),
-    "ess": ("ESS", "6.3f"),
-    "structure_factor": ("S of q", "7.4f"),
-    "latent_step": ("latent step", "11.3f"),
-    "seconds": ("seconds", "8.0f"),
-    "steps": ("steps", "6.0f"),
-    "milliseconds": ("ms/step", "8.1f"),
-    "peak_mib": ("peak MiB", "9.0f"),
+    "gap": ("gap", "10.4f"),
+    "gap_se": ("+-", "8.4f"),
+    "ess": ("ESS", "7.3f"),
+    "structure_factor": ("S of q", "8.4f"),
+    "latent_step": ("latent step", "12.3f"),
+    "seconds": ("seconds", "9.0f"),
+    "steps": ("steps", "7.0f"),
+    "milliseconds": ("ms/step", "9.1f"),
+    "peak_mib": ("peak MiB", "10.0f"),
 }
 
 
@@ -70,7 +77,7 @@ def train(case: dict[str, Any]) -> dict[str, float]:
     flow, options = _flow(case, target, flow, options)
     steps = case["steps"]
     if case["minutes"] is not None:
-        steps = _steps_within(60 * case["minutes"], target, flow, options)
+        steps = steps_within(60 * case["minutes"], time.perf_counter, target, flow, **options)
     result = fit(target, flow, steps=steps, **options)
     seconds = time.perf_counter() - began
     if case["save"]:
@@ -106,45 +113,17 @@ def _flow(
 
 
 def latent_step(target: IsingDual, flow: Any) -> float:
-    """Leapfrog step accepted with probability 0.8, by bisection of its logarithm."""
-    latent = LatentTarget(target, flow)
+    """Leapfrog step that warm-up finds, from draws of the latent posterior."""
     with torch.no_grad():
         pairs = [FlowDistribution(flow).rsample_and_log_prob((256,)) for _ in range(16)]
         x, log_q = (torch.cat(parts) for parts in zip(*pairs, strict=True))
         weights = torch.softmax(-target.energy(x) - log_q, 0)
     chosen = torch.multinomial(weights, CHAINS, replacement=False)
-    start = latent.pack({"x": x[chosen]}, CHAINS)
-    low, high = 0.01, 2.0
-    for _ in range(7):
-        middle = (low * high) ** 0.5
-        if _acceptance(latent, start, middle) > ACCEPTANCE:
-            low = middle
-        else:
-            high = middle
-    return (low * high) ** 0.5
-
-
-def _acceptance(latent: LatentTarget, start: torch.Tensor, step_size: float) -> float:
-    kernel = HMC(latent, step_size=step_size, num_steps=10)
-    state, generator = kernel.init(start), torch.Generator(start.device).manual_seed(0)
-    rates = []
-    for _ in range(TRAJECTORIES):
-        state, info = kernel.step(state, generator)
-        rates.append(float(info.acceptance_rate.mean()))
-    return statistics.mean(rates)
-
-
-def _steps_within(seconds: float, target: IsingDual, flow: Any, options: dict[str, Any]) -> int:
-    """Steps that fit into the time, by the second half of a few at full heat and size."""
-    trial = fit(target, flow, **{**options, "steps": TIMED_STEPS, "lr": 1e-9})
-    marks = trial.history.seconds
-    step = (marks[-1] - marks[TIMED_STEPS // 2]) / (TIMED_STEPS - 1 - TIMED_STEPS // 2)
-    return max(1, int(seconds / step))
-
-
-def _row(name: str, figures: dict[str, float]) -> None:
-    cells = [f"{figures[key]:{form}}" for key, (_, form) in FIGURES.items()]
-    print(f"{name:<34}", *cells)
+    warmup, start = Adaptation(steps=WARMUP, mass="unit"), {"x": x[chosen]}
+    kernel = HMC(target, num_steps=10, flow=flow)
+    mcmc = VectorizedMCMC(kernel, 1, warmup, CHAINS, start, seed=0, progress=False)
+    mcmc.run()
+    return mcmc.kernel.step_size
 
 
 def main() -> None:
@@ -171,8 +150,7 @@ def main() -> None:
     checkouts = {"": HERE}
     if options.against is not None:
         checkouts = {"here": HERE, "against": options.against.resolve()}
-    headings = [f"{head:>{form.split('.')[0]}}" for head, form in FIGURES.values()]
-    print(f"{'case':<34}", *headings)
+    table = Table(34, dict(FIGURES.values()), "case")
     records: list[dict[str, Any]] = []
     for sides, temperature in itertools.product(options.shapes, options.temperatures):
         found: dict[str, list[dict[str, float]]] = {label: [] for label in checkouts}
@@ -187,12 +165,12 @@ def main() -> None:
                 figures = result(start(train, case, checkout=checkout))
                 found[label].append(figures)
                 records.append({"case": case, "label": label, "began": began, **figures})
-                _row(f"{name}, seed {seed} {label}", figures)
+                table.row(f"{name}, seed {seed} {label}", *map(figures.get, FIGURES))
                 if options.json is not None:
                     options.json.write_text(json.dumps(records, indent=1))
         if len(options.seeds) > 1:
             for label, rows in found.items():
-                _row(f"{name}, median {label}", medians(rows))
+                table.row(f"{name}, median {label}", *map(medians(rows).get, FIGURES))
 
 
 if __name__ == "__main__":

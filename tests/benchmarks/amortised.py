@@ -23,22 +23,22 @@ import torch
 from pyro_neuralrg import fit
 from pyro_neuralrg.free_energy import estimate, thermodynamics
 from pyro_neuralrg.potentials import IsingDualFamily
-from tests.benchmarks.harness import parse, shape
+from tests.benchmarks.harness import Table, parse, shape, steps_within
 
 SAMPLES = 10_000
-TIMED_STEPS = 20
+COLUMNS = {
+    "gap": "8.4f", "+-": "8.4f", "alone": "8.4f", "ratio": "7.2f", "ESS": "7.3f",
+    "energy %": "10.3f", "derivative %": "14.3f", "C - exact": "11.4f", "error": "9.4f",
+}  # fmt: skip
 
 
 def trained(target: Any, seconds: float, seed: int, options: dict[str, Any]) -> Any:
     """A flow trained for about this many CPU seconds, and how long that took."""
     torch.manual_seed(seed)
     flow = target.flow(**options)
-    for _ in range(2):  # the first time much is set up
-        began = time.process_time()
-        fit(target, target.flow(**options), steps=TIMED_STEPS, seed=seed, progress=False)
-    each = (time.process_time() - began) / TIMED_STEPS
+    steps = steps_within(seconds, time.process_time, target, flow, seed=seed, progress=False)
     began = time.process_time()
-    result = fit(target, flow, steps=max(10, int(seconds / each)), seed=seed, progress=False)
+    result = fit(target, flow, steps=max(10, steps), seed=seed, progress=False)
     return flow, result.steps, time.process_time() - began
 
 
@@ -62,7 +62,7 @@ def main() -> None:
     torch.manual_seed(options.seed + 1)
     found = thermodynamics(family, flow, temperatures, options.samples)
     alone = temperatures if options.alone is None else options.alone
-    print("     T     gap      +-   alone  ratio    ESS  energy %  derivative %  C - exact  +-")
+    table = Table(6, COLUMNS, "T")
     rows = []
     for i, temperature in enumerate(temperatures):
         single = float("nan")
@@ -79,12 +79,11 @@ def main() -> None:
             100 * abs(row[name] / row["exact_energy"] - 1)
             for name in ("energy", "variational_energy")
         )
-        print(
-            f"{temperature:6.2f} {row['gap']:7.4f} {row['variational_log_partition_se']:7.4f} "
-            f"{single:7.4f} {row['gap'] / single:6.2f} {row['ess']:6.3f} {error:9.3f} "
-            f"{slope:13.3f} {row['specific_heat'] - row['exact_specific_heat']:10.4f} "
-            f"{row['specific_heat_se']:.4f}"
-        )
+        table.row(
+            f"{temperature:.2f}", row["gap"], row["variational_log_partition_se"], single,
+            row["gap"] / single, row["ess"], error, slope,
+            row["specific_heat"] - row["exact_specific_heat"], row["specific_heat_se"],
+        )  # fmt: skip
         if options.json is not None:
             options.json.write_text(json.dumps(rows, indent=1))
 

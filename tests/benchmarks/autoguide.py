@@ -23,8 +23,7 @@ from pyro_neuralrg.distributions import FlowDistribution
 from pyro_neuralrg.infer import AutoHierarchicalFlow
 from pyro_neuralrg.train.optimizer import JoinedAdam
 from tests.benchmarks.harness import in_turns, parse
-
-LEARNING_RATE = 1e-3
+from tests.benchmarks.training_step import LEARNING_RATE, our_step
 
 
 def guided_step(data: torch.Tensor, batch: int) -> Callable[[], None]:
@@ -48,16 +47,11 @@ def guided_step(data: torch.Tensor, batch: int) -> Callable[[], None]:
 def bare_step(data: torch.Tensor, batch: int) -> Callable[[], None]:
     """The flow alone."""
     flow = hierarchical_flow(tuple(data.shape))
-    q = FlowDistribution(flow)
-    optimizer = JoinedAdam(list(flow.parameters()), LEARNING_RATE)
 
-    def step() -> None:
-        x = q.rsample((batch,))
-        energy = 0.5 * x.square() + 2.0 * (x - data).square()
-        gradient = optimizer.gradient((q.log_prob(x) + energy.sum((-1, -2))).mean())
-        optimizer.step(gradient, float(gradient.norm()))
+    def energy(x: torch.Tensor) -> torch.Tensor:
+        return (0.5 * x.square() + 2.0 * (x - data).square()).sum((-1, -2))
 
-    return step
+    return our_step(flow, FlowDistribution(flow), energy, batch)
 
 
 def main() -> None:

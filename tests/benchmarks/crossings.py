@@ -7,24 +7,23 @@ temperature), with the target's own flow, untrained or trained for some steps. W
 chains of HMC that start at exact draws, 20 times 10 leapfrog steps of that size: a hundred times as
 many crossings in the same time.
 
-    python -m tests.benchmarks.crossings --steps 0 --gradients 5000 --seeds 2
+    python -m tests.benchmarks.crossings --steps 0 --draws 500 --seeds 2
     python -m tests.benchmarks.crossings --steps 400 --hmc 0.2 --from-normal
 """
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import time
 
 import pyro
 import torch
-from pyro.infer import MCMC, NUTS, SVI
+from pyro.infer import SVI
+from pyro.infer.mcmc.util import initialize_model
 
 from pyro_neuralrg import PDD, FlowGuide, FlowReparam, IsingDual
 from pyro_neuralrg.mcmc import HMC, LatentTarget
 from pyro_neuralrg.potentials import CRITICAL_TEMPERATURE
-from tests.benchmarks.harness import Gradients, parse
+from tests.benchmarks.harness import parse, pyros_nuts
 
 CHAINS = 192
 
@@ -39,50 +38,35 @@ def trained(target: IsingDual, steps: int) -> torch.nn.Module:
     return flow.requires_grad_(False)
 
 
-class EnoughError(Exception):
-    """The gradients are spent."""
+def by_nuts(
+    target: IsingDual, reparam: FlowReparam, warmup: int, draws: int, seed: int
+) -> tuple[int, int]:
+    """Crossings and gradients of one chain of Pyro's NUTS after its warm-up."""
+    model = pyro.poutine.reparam(target.model, config={"x": reparam})
+    _, energy, transforms, _ = initialize_model(model)
+    u, _, calls = pyros_nuts(
+        lambda params: energy({"x_latent": params["x"]}), target.shape, draws, warmup, seed, True
+    )
+    x = reparam.transform_sample(transforms["x_latent"].inv(u[0]))
+    signs = x.mean((-1, -2)).sign()
+    return int((signs[1:] != signs[:-1]).sum()), calls.calls - calls.marks[0]
 
 
-def by_nuts(target: IsingDual, reparam: FlowReparam, warmup: int, gradients: int) -> list[int]:
-    """Crossings, draws and gradients of one chain of Pyro's NUTS after its warm-up."""
-    signs: list[float] = []
-    energy = Gradients(None)
-
-    def hook(kernel: NUTS, values: dict[str, torch.Tensor], stage: str, index: int) -> None:
-        if stage != "Sample":
-            return
-        if not signs:  # from here on they count
-            energy.energy, kernel.potential_fn = kernel.potential_fn, energy
-        z = kernel.transforms["x_latent"].inv(values["x_latent"])
-        signs.append(float(reparam.transform_sample(z).mean().sign()))
-        if energy.calls >= gradients:
-            raise EnoughError
-
-    kernel = NUTS(pyro.poutine.reparam(target.model, config={"x": reparam}))
-    mcmc = MCMC(kernel, 10**6, warmup, hook_fn=hook, disable_progbar=True)
-    with contextlib.suppress(EnoughError):
-        mcmc.run()
-    crossings = sum(one != other for one, other in itertools.pairwise(signs))
-    return [crossings, len(signs), energy.calls]
-
-
-def by_hmc(target: IsingDual, flow: torch.nn.Module, step_size: float, **choice: bool) -> str:
-    """Crossings of many chains from exact draws."""
+def by_hmc(
+    target: IsingDual, flow: torch.nn.Module, step_size: float, **choice: bool
+) -> tuple[int, int]:
+    """Crossings and gradients of many chains from exact draws."""
     latent = LatentTarget(target, flow, **choice)
     x = target.sample_reference(CHAINS, 1).float()
     kernel = HMC(latent, step_size=step_size, num_steps=10)
     state = kernel.init(latent.pack({"x": x}, CHAINS))
-    sign, crossings, gradients, acceptance = x.mean((-1, -2)).sign(), 0, 0, 0.0
+    sign, crossings, gradients = x.mean((-1, -2)).sign(), 0, 0
     for _ in range(20):
         state, info = kernel.step(state)
         before, sign = sign, latent.physical(state.position)["x"].mean((-1, -2)).sign()
         crossings += int((sign != before).sum())
         gradients += CHAINS * info.gradient_evaluations
-        acceptance += float(info.acceptance_rate.mean()) / 20
-    return (
-        f"{crossings} crossings, {1000 * crossings / gradients:.2f} per 1000 gradients, "
-        f"acceptance {acceptance:.2f}"
-    )
+    return crossings, gradients
 
 
 def main() -> None:
@@ -90,34 +74,32 @@ def main() -> None:
     options = parse(
         __doc__,
         steps=(0, "training steps"),
-        gradients=5000,
-        warmup=(100, "draws"),
+        draws=(500, "of NUTS"),
+        warmup=(100, "draws of NUTS"),
         seeds=2,
         temperature=CRITICAL_TEMPERATURE,
         hmc=({"type": float}, "step size"),
         from_normal=(False, "sample what is behind z"),
     )
-    choice = {"from_normal": True} if options.from_normal else {}
-    crossings = gradients = 0
+    total = torch.zeros(2)
     for seed in range(options.seeds):
         pyro.set_rng_seed(seed)
         pyro.clear_param_store()
         target = IsingDual((8, 8), options.temperature)
         flow = trained(target, options.steps)
-        said, began = f"steps {options.steps}, seed {seed}:", time.perf_counter()
+        choice = {"from_normal": options.from_normal}
+        began = time.perf_counter()
         if options.hmc:
-            print(said, by_hmc(target, flow, options.hmc, **choice))
-            continue
-        reparam = FlowReparam(flow, **choice)
-        found = by_nuts(target, reparam, options.warmup, options.gradients)
-        crossings, gradients = crossings + found[0], gradients + found[2]
-        seconds = time.perf_counter() - began
+            found = by_hmc(target, flow, options.hmc, **choice)
+        else:
+            reparam = FlowReparam(flow, **choice)
+            found = by_nuts(target, reparam, options.warmup, options.draws, seed)
+        total += torch.tensor(found)
         print(
-            f"{said} {found[0]} crossings in {found[1]} draws, {found[2]} gradients "
-            f"({seconds:.0f} s)"
+            f"steps {options.steps}, seed {seed}: {found[0]} crossings in {found[1]} gradients "
+            f"({time.perf_counter() - began:.0f} s)"
         )
-    if gradients:
-        print(f"all seeds: {1000 * crossings / gradients:.2f} crossings per 1000 gradients")
+    print(f"all seeds: {1000 * float(total[0] / total[1]):.2f} crossings per 1000 gradients")
 
 
 if __name__ == "__main__":

@@ -21,10 +21,14 @@ from typing import Any
 
 import torch
 
-from pyro_neuralrg import IsingDual, fit, load
+from pyro_neuralrg import IsingDual
 from pyro_neuralrg.free_energy import anneal, bounds, estimate
-from tests.benchmarks.harness import parse
+from tests.benchmarks.harness import Table, parse, trained_flow
 
+COLUMNS = {
+    "-ln Z": "12.4f", "+-": "9.4f", "off": "10.4f", "in +-": "8.1f", "evaluations": "13",
+    "s": "9.1f", "CPU s": "9.1f",
+}  # fmt: skip
 Row = tuple[str, float, float, int]
 
 
@@ -58,17 +62,16 @@ def of_annealing(resample_below: float, target: IsingDual, flow: Any, options: A
     return [(f"{name} ({note})", found.free_energy, found.standard_error, evaluations)]
 
 
-def timed(target: IsingDual, estimator: Callable[..., list[Row]], *arguments: Any) -> None:
+def timed(
+    table: Table, target: IsingDual, estimator: Callable[..., list[Row]], *arguments: Any
+) -> None:
     """Print the rows of an estimator."""
     clock, processor = time.perf_counter(), time.process_time()
     rows = estimator(target, *arguments)
     clock, processor = time.perf_counter() - clock, time.process_time() - processor
     for name, value, error, evaluations in rows:
         off = value + target.log_partition()
-        print(
-            f"{name:<44}{value:>12.4f}{error:>9.4f}{off:>10.4f}{off / error:>8.1f}"
-            f"{evaluations:>13}{clock:>9.1f}{processor:>9.1f}"
-        )
+        table.row(name, value, error, off, off / error, evaluations, clock, processor)
 
 
 def main() -> None:
@@ -84,19 +87,13 @@ def main() -> None:
         threads=torch.get_num_threads(),
     )
     target = IsingDual((arguments.side, arguments.side))
-    if arguments.flow is not None:
-        flow = load(arguments.flow).flow
-    else:
-        flow = target.flow(dtype=torch.float32)
-        fit(target, flow, steps=arguments.steps, seed=arguments.seed, progress=False)
+    flow = trained_flow(target, arguments.flow, arguments.steps, arguments.seed)
     torch.manual_seed(arguments.seed)
-    heads = ("-ln Z", "+-", "off", "in +-", "evaluations", "s", "CPU s")
-    widths = (12, 9, 10, 8, 13, 9, 9)
-    print(f"{'':<44}" + "".join(f"{h:>{w}}" for h, w in zip(heads, widths, strict=True)))
-    print(f"{'exact':<44}{-target.log_partition():>12.4f}")
+    table = Table(44, COLUMNS)
+    table.row("exact", -target.log_partition())
     without, with_resampling = (functools.partial(of_annealing, below) for below in (0.0, 0.5))
     for estimator in (of_samples, of_reference, without, with_resampling):
-        timed(target, estimator, flow, arguments)
+        timed(table, target, estimator, flow, arguments)
 
 
 if __name__ == "__main__":

@@ -8,25 +8,23 @@ Each guide is trained by plain SVI with plain Adam, 16 particles, 800 steps at a
 ELBO is that of 20,000 fresh draws, the median of the seeds. Seconds are CPU time with all of the
 start. With ``--explosions`` our guide alone is trained at three rates, with ``Trace_ELBO(1)`` and
 with ``PDD(16)``, and trainings are listed whose loss is not finite or exceeds its first value by
-20 times that value and 2,000 nats (of single particles the mean of 20 steps); particles one by one
-for the first seed and the largest rate only. With ``--cost`` the CPU time of one step with 64
-particles is compared with AutoIAFNormal's, with the number of torch operations; with ``--busy`` the
-wall time of a step on two threads with that on one, while another process keeps one core busy.
-With ``--options`` flows of several sizes are trained for 800 steps and then for 1,600 at a fifth of
-the rate.
+20 times that value and 2,000 nats (of single particles the mean of 20 steps). With ``--cost`` the
+CPU time of one step with 64 particles is compared with AutoIAFNormal's, with the number of torch
+operations; with ``--busy`` the wall time of a step on two threads with that on one, while another
+process keeps one core busy. With ``--options`` flows of several sizes are trained for 800 steps and
+then for 1,600 at a fifth of the rate.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import math
 import statistics
-import subprocess
-import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -46,7 +44,7 @@ from pyro.infer.autoguide import (
 from pyro_neuralrg import PDD
 from pyro_neuralrg.infer import AutoHierarchicalFlow
 from pyro_neuralrg.transforms import Neighbour
-from tests.benchmarks.harness import in_turns, medians, parse, seconds_of
+from tests.benchmarks.harness import Table, elbo_of, in_turns, medians, neighbour, parse
 from tests.models.registry import REGISTRY
 
 OURS = "AutoHierarchicalFlow"
@@ -57,11 +55,11 @@ GUIDES: dict[str, Callable[[Any], Any]] = {
 STEPS, PARTICLES, RATE = 800, 16, 1e-2
 DRAWS, DRAWS_AT_ONCE = 20_000, 500
 RATES = (1e-3, 5e-3, 1e-2)
-LOSSES: dict[str, Callable[[], Any]] = {
-    "Trace_ELBO(1)": lambda: Trace_ELBO(1),
-    "PDD(16)": lambda: PDD(16, vectorize_particles=True),
-    "PDD(16), one by one": lambda: PDD(16),
+LOSSES: dict[str, tuple[Callable[[], Any], int]] = {
+    "Trace_ELBO(1)": (lambda: Trace_ELBO(1), 20),
+    "PDD(16)": (lambda: PDD(16, vectorize_particles=True), 1),
 }
+"""Each with the number of steps over which it is averaged."""
 OPTIONS: dict[str, dict[str, Any]] = {
     "default": {},
     "depth 2": {"depth": 2},
@@ -87,14 +85,6 @@ def fresh(name: str, seed: int) -> Any:
     return model
 
 
-def elbo_of(model: Any, guide: Any) -> tuple[float, float]:
-    """Mean and standard error over fresh draws."""
-    loss = Trace_ELBO(DRAWS_AT_ONCE, vectorize_particles=True)
-    with torch.no_grad():
-        values = [-loss.loss(model, guide) for _ in range(DRAWS // DRAWS_AT_ONCE)]
-    return float(np.mean(values)), float(np.std(values, ddof=1) / math.sqrt(len(values)))
-
-
 def train(kind: str, name: str, seed: int) -> dict[str, float]:
     """One guide on one model."""
     model, start = fresh(name, seed), math.nan
@@ -103,13 +93,13 @@ def train(kind: str, name: str, seed: int) -> dict[str, float]:
         guide = GUIDES[kind](model)
         seconds = time.process_time() - began
         if kind == OURS:
-            start = elbo_of(model, guide)[0]
+            start = elbo_of(model, guide, DRAWS, DRAWS_AT_ONCE)[0]
         began = time.process_time()
         svi = make_svi(model, guide)
         for _ in range(STEPS):
             svi.step()
         seconds += time.process_time() - began
-        elbo, error = elbo_of(model, guide)
+        elbo, error = elbo_of(model, guide, DRAWS, DRAWS_AT_ONCE)
     except ValueError:  # Pyro's guides meet NaN in some models
         return {"elbo": -math.inf, "error": 0.0, "seconds": math.nan, "start": math.nan}
     return {"elbo": elbo, "error": error, "seconds": seconds, "start": start}
@@ -117,9 +107,8 @@ def train(kind: str, name: str, seed: int) -> dict[str, float]:
 
 def compare(models: list[str], seeds: list[int], file: Path | None) -> None:
     """The table of ELBOs."""
-    print(
-        f"{'model':<26} {'start':>9} {'ours':>9} {'s':>6} {'best peer':>9} {'by':<30} {'gain':>7}"
-    )
+    columns = {"start": "9.2f", "ours": "10.2f", "s": "7.1f", "best peer": "10.2f", "gain": "8.2f"}
+    table = Table(26, columns, "model")
     records = []
     for name in models:
         by_guide: dict[str, dict[str, float]] = {}
@@ -129,10 +118,9 @@ def compare(models: list[str], seeds: list[int], file: Path | None) -> None:
             by_guide[guide] = medians(rows)
         ours = by_guide.pop(OURS)
         best = max(by_guide, key=lambda guide: by_guide[guide]["elbo"])
-        gain = ours["elbo"] - by_guide[best]["elbo"]
-        print(
-            f"{name:<26} {ours['start']:9.2f} {ours['elbo']:9.2f} {ours['seconds']:6.1f} "
-            f"{by_guide[best]['elbo']:9.2f} {best:<30} {gain:7.2f}"
+        elbo = by_guide[best]["elbo"]
+        table.row(
+            name, ours["start"], ours["elbo"], ours["seconds"], elbo, ours["elbo"] - elbo, note=best
         )
         if file is not None:
             file.write_text(json.dumps(records, indent=1))
@@ -149,7 +137,7 @@ def sizes(models: list[str], seed: int) -> None:
             for _ in range(steps):
                 svi.step()
             seconds += time.process_time() - began
-            elbo, error = elbo_of(model, guide)
+            elbo, error = elbo_of(model, guide, DRAWS, DRAWS_AT_ONCE)
             row.append(f"{elbo:9.2f}({error:.2f}) {seconds:6.1f} s")
             began = time.process_time()
             for optimizer in svi.optim.optim_objs.values():
@@ -157,23 +145,16 @@ def sizes(models: list[str], seed: int) -> None:
         print(f"{name:<26} {kind:<18} {'  '.join(row)}")
 
 
-def explosions(models: list[str], seeds: list[int]) -> Iterator[str]:
-    """Trainings whose loss grew beyond all measure."""
+def explosions(models: list[str], seeds: list[int]) -> None:
+    """List trainings whose loss grew beyond all measure."""
     for name, seed, rate, kind in product(models, seeds, RATES, LOSSES):
-        if kind.endswith("one by one") and (seed != seeds[0] or rate != RATES[-1]):
-            continue
         model = fresh(name, seed)
-        svi = make_svi(model, AutoHierarchicalFlow(model), LOSSES[kind](), rate)
-        losses = [svi.step() for _ in range(STEPS)]
-        if _exploded(losses, 20 if kind == "Trace_ELBO(1)" else 1):
-            yield f"{name}, seed {seed}, rate {rate:g}, {kind}: {max(losses):g}"
-
-
-def _exploded(losses: list[float], window: int) -> bool:
-    if not all(map(math.isfinite, losses)):
-        return True
-    means = [statistics.mean(losses[i : i + window]) for i in range(len(losses) - window + 1)]
-    return max(means) > means[0] + 20 * abs(means[0]) + 2000
+        loss, window = LOSSES[kind]
+        svi = make_svi(model, AutoHierarchicalFlow(model), loss(), rate)
+        losses = np.array([svi.step() for _ in range(STEPS)])
+        means = np.convolve(losses, np.full(window, 1 / window), "valid")
+        if not means.max() <= means[0] + 20 * abs(means[0]) + 2000:  # or it is NaN
+            print(f"{name}, seed {seed}, rate {rate:g}, {kind}: {losses.max():g}")
 
 
 def steps_on(shape: tuple[int, ...]) -> list[Callable[[], Any]]:
@@ -209,20 +190,18 @@ def cost() -> None:
 
 def busy() -> None:
     """Wall time of a step on one thread and on two, beside a process that is busy."""
-    neighbour = subprocess.Popen([sys.executable, "-c", "while True: pass"])
-    try:
-        for shape in GRIDS:
-            step, times = steps_on(shape)[0], []
-            for _ in range(30):
-                pair = []
-                for threads in (1, 2):
-                    torch.set_num_threads(threads)
-                    pair.append(1e3 * seconds_of(step, time.perf_counter))
-                times.append(pair)
-            one, two = map(statistics.median, zip(*times, strict=True))
-            print(f"{shape}: {one:.1f} ms on one thread, {two:.1f} ms on two: {two / one:.2f}")
-    finally:
-        neighbour.kill()
+    for shape in GRIDS:
+        step = steps_on(shape)[0]
+
+        def on_threads(threads: int) -> None:
+            torch.set_num_threads(threads)
+            step()  # noqa: B023
+
+        calls = [functools.partial(on_threads, threads) for threads in (1, 2)]
+        with neighbour():
+            times = in_turns(calls, 30, time.perf_counter)
+        one, two = (1e3 * statistics.median(row) for row in times)
+        print(f"{shape}: {one:.1f} ms on one thread, {two:.1f} ms on two: {two / one:.2f}")
 
 
 def main() -> None:
@@ -238,17 +217,16 @@ def main() -> None:
         threads=1,
     )
     logging.disable(logging.INFO)  # Pyro's guesses of plates
-    warnings.simplefilter("ignore")  # of the losses that are looked for
+    warnings.simplefilter("ignore")
     chosen = [name for name in REGISTRY if any(part in name for part in arguments.models)]
     if arguments.cost:
         cost()
     elif arguments.busy:
         busy()
+    elif arguments.explosions:
+        explosions(chosen, arguments.seeds)
     elif arguments.options:
         sizes(chosen, arguments.seeds[0])
-    elif arguments.explosions:
-        for found in explosions(chosen, arguments.seeds):
-            print(found)
     else:
         compare(chosen, arguments.seeds, arguments.json)
 

@@ -8,22 +8,33 @@ Benchmarks are run as modules from the root of a checkout: ``python -m tests.ben
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import math
 import os
 import resource
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyro
 import torch
+from pyro.infer import MCMC, NUTS, Trace_ELBO
+from torch import Tensor
+
+from pyro_neuralrg import IsingDual, VectorizedMCMC, fit, load
+from pyro_neuralrg.mcmc import Kernel
+from pyro_neuralrg.statistics import Summary, summarise
+from pyro_neuralrg.transforms import HierarchicalFlow
 
 Clock = Callable[[], float]
 HERE = Path(__file__).parents[2]
 """This checkout."""
+TIMED_STEPS = 12
 CHILD = """
 import importlib, json, sys
 checkout, here, module, function, arguments = sys.argv[1:]
@@ -63,6 +74,23 @@ def _settings(default: Any) -> dict[str, Any]:
     if isinstance(default, list):
         return {"nargs": "+", "type": type(default[0]), "default": default}
     return {"type": type(default), "default": default}
+
+
+class Table:
+    """Print a line of headings, and lines of figures below.
+
+    ``columns`` has the headings with the format of the figures, such as 9.3f.
+    """
+
+    def __init__(self, width: int, columns: Mapping[str, str], name: str = "") -> None:
+        self.width, self.formats = width, list(columns.values())
+        heads = [f"{head:>{form.partition('.')[0]}}" for head, form in columns.items()]
+        print(f"{name:<{width}}" + "".join(heads))
+
+    def row(self, name: str, *figures: float | None, note: str = "") -> None:
+        """Print a line; figures at its end may be missing."""
+        cells = [f"{figure:{form}}" for figure, form in zip(figures, self.formats, strict=False)]
+        print(f"{name:<{self.width}}{''.join(cells)}  {note}".rstrip())
 
 
 def shape(text: str) -> list[int]:
@@ -109,6 +137,17 @@ def result(process: subprocess.Popen[str]) -> Any:
     return json.loads(output.splitlines()[-1])
 
 
+@contextlib.contextmanager
+def neighbour(program: str = "while True: pass") -> Iterator[None]:
+    """A Python program that runs beside, and keeps a core busy."""
+    process = subprocess.Popen([sys.executable, "-c", program])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
 def peak_mib() -> float:
     """The most memory that this process has had."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -132,3 +171,61 @@ class Gradients:
         if stage == "Sample":
             self.marks.append(self.calls)
             self.times.append(time.perf_counter())
+
+
+def pyros_nuts(
+    energy: Callable[..., Any],
+    shape: Sequence[int],
+    draws: int,
+    warmup: int,
+    seed: int = 0,
+    adapt_mass_matrix: bool = False,
+) -> tuple[Tensor, NUTS, Gradients]:
+    """Draws of one chain of Pyro's NUTS, its kernel, and the calls of the energy."""
+    calls = Gradients(energy)
+    pyro.set_rng_seed(seed)
+    kernel = NUTS(potential_fn=calls, adapt_mass_matrix=adapt_mass_matrix)
+    start = {"x": torch.randn(*shape)}
+    mcmc = MCMC(kernel, draws, warmup, start, hook_fn=calls.hook, disable_progbar=True)
+    mcmc.run()
+    return mcmc.get_samples(group_by_chain=True)["x"], kernel, calls
+
+
+def watch(
+    kernel: Kernel, function: Callable[[Tensor], Tensor], draws: int, warmup: int, chains: int
+) -> tuple[VectorizedMCMC, Summary]:
+    """A run of one of our samplers, of which only a function of the draws is kept."""
+    options = {"keep_draws": False, "observables": {"watched": function}, "progress": False}
+    mcmc = VectorizedMCMC(kernel, draws, warmup, chains, seed=0, **options)
+    mcmc.run()
+    return mcmc, summarise(mcmc.observables["watched"])
+
+
+def trained_flow(target: IsingDual, file: Path | None, steps: int, seed: int) -> HierarchicalFlow:
+    """The flow of a file, or one of the target after so many steps."""
+    if file is not None:
+        return load(file).flow
+    flow = target.flow(dtype=torch.float32)
+    return fit(target, flow, steps=steps, seed=seed, progress=False).flow
+
+
+def steps_within(seconds: float, clock: Clock, target: Any, flow: Any, **options: Any) -> int:
+    """Steps of ``fit`` that the time suffices for, by the second half of a few that change little.
+
+    The options are those of ``fit``.
+    """
+    marks: list[float] = []
+    options |= {"steps": TIMED_STEPS, "lr": 1e-9, "callback": lambda _: marks.append(clock())}
+    fit(target, flow, **options)
+    half = TIMED_STEPS // 2
+    return max(1, int(seconds * (TIMED_STEPS - 1 - half) / (marks[-1] - marks[half])))
+
+
+def elbo_of(
+    model: Any, guide: Any, draws: int, at_once: int, **options: Any
+) -> tuple[float, float]:
+    """Mean and standard error over fresh draws; options are those of Pyro's ELBO."""
+    loss = Trace_ELBO(at_once, vectorize_particles=True, **options)
+    with torch.no_grad():
+        values = [-loss.loss(model, guide) for _ in range(draws // at_once)]
+    return statistics.mean(values), statistics.stdev(values) / math.sqrt(len(values))

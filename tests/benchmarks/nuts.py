@@ -14,14 +14,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-import pyro
 import torch
-from pyro.infer import MCMC, NUTS
 from torch import Tensor
 
-from pyro_neuralrg import ChEESHMC, IsingDual, VectorizedMCMC
+from pyro_neuralrg import ChEESHMC, IsingDual
 from pyro_neuralrg.statistics import summarise
-from tests.benchmarks.harness import Gradients, parse
+from tests.benchmarks.harness import Table, parse, pyros_nuts, watch
 
 CHAINS, WARMUP, DRAWS, THEIR_DRAWS = 64, 300, 300, 1500
 
@@ -60,16 +58,13 @@ TARGETS = {
 
 def nuts(target: Target) -> tuple[float, float]:
     """Effective samples for each 1000 gradients: of one chain, and of 64 in step."""
-    energy = Gradients(lambda params: target.energy(params["x"].unsqueeze(0))[0])
-    pyro.set_rng_seed(0)
-    kernel, start = NUTS(potential_fn=energy, adapt_mass_matrix=False), torch.randn(target.shape)
-    mcmc = MCMC(
-        kernel, THEIR_DRAWS, WARMUP, {"x": start}, hook_fn=energy.hook, disable_progbar=True
-    )
-    mcmc.run()
-    trees = torch.tensor(energy.marks).diff().double()
+    x, _, calls = pyros_nuts(
+        lambda params: target.energy(params["x"].unsqueeze(0))[0],
+        target.shape, THEIR_DRAWS, WARMUP,
+    )  # fmt: skip
+    trees = torch.tensor(calls.marks).diff().double()
     batches = trees[torch.randint(len(trees), (2000, CHAINS))]
-    ess = summarise(target.watched(mcmc.get_samples(group_by_chain=True)["x"])).ess_bulk
+    ess = summarise(target.watched(x)).ess_bulk
     alone = 1000 * ess / float(trees.sum())
     return alone, alone * float(trees.mean() / batches.max(1).values.mean())
 
@@ -77,22 +72,19 @@ def nuts(target: Target) -> tuple[float, float]:
 def chees(target: Target) -> float:
     """The same of ChEES-HMC."""
     kernel = ChEESHMC(target.energy, shape=target.shape)
-    options = {"keep_draws": False, "observables": {"watched": target.watched}, "progress": False}
-    mcmc = VectorizedMCMC(kernel, DRAWS, WARMUP, CHAINS, seed=0, **options)
-    mcmc.run()
-    ess = summarise(mcmc.observables["watched"]).ess_bulk
-    return 1000 * ess / mcmc.gradient_evaluations.draws
+    mcmc, found = watch(kernel, target.watched, DRAWS, WARMUP, CHAINS)
+    return 1000 * found.ess_bulk / mcmc.gradient_evaluations.draws
 
 
 def main() -> None:
     parse(__doc__)
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
-    print(f"{'ESS / 1000 gradients':<24}{'NUTS':>8}{'64 in step':>12}{'ChEES':>8}")
+    columns = {"NUTS": "8.2f", "64 in step": "12.2f", "ChEES": "8.2f"}
+    table = Table(24, columns, "ESS / 1000 gradients")
     for name, make in TARGETS.items():
         target = make()
-        alone, in_step = nuts(target)
-        print(f"{name:<24}{alone:>8.2f}{in_step:>12.2f}{chees(target):>8.2f}")
+        table.row(name, *nuts(target), chees(target))
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ import pyro
 import pyro.distributions as dist
 import torch
 
-from pyro_neuralrg import PDD, AutoHierarchicalFlow, fit
-from tests.benchmarks.harness import parse
+from pyro_neuralrg import AutoHierarchicalFlow, fit
+from tests.benchmarks.harness import elbo_of, parse
 
 TREES, VARIANCE, SCALE = 126, 1.91, 33.0
 DRAWS, DRAWS_AT_ONCE = 10_000, 100
@@ -54,11 +54,8 @@ def pines(side: int) -> Callable[[], None]:
 
 
 def elbo(model: Callable[[], None], guide: AutoHierarchicalFlow) -> str:
-    """ELBO of fresh draws, with its error."""
-    loss = PDD(DRAWS_AT_ONCE, vectorize_particles=True, max_plate_nesting=0)
-    with torch.no_grad():
-        values = torch.tensor([-loss.loss(model, guide) for _ in range(DRAWS // DRAWS_AT_ONCE)])
-    return f"{float(values.mean()):.3f} +- {float(values.std()) / math.sqrt(len(values)):.3f}"
+    mean, error = elbo_of(model, guide, DRAWS, DRAWS_AT_ONCE, max_plate_nesting=0)
+    return f"{mean:.3f} +- {error:.3f}"
 
 
 def main() -> None:

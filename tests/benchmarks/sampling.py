@@ -23,30 +23,19 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import pyro
-import pyro.infer
 import torch
 from torch import Tensor
 
-from pyro_neuralrg import (
-    HMC,
-    ChEESHMC,
-    Cycle,
-    IndependenceMetropolis,
-    IsingDual,
-    VectorizedMCMC,
-    fit,
-    load,
-)
+from pyro_neuralrg import HMC, ChEESHMC, Cycle, IndependenceMetropolis, IsingDual
 from pyro_neuralrg.free_energy import estimate
 from pyro_neuralrg.mcmc import MALA, Kernel, RandomWalkMetropolis
 from pyro_neuralrg.statistics import Summary, summarise
-from tests.benchmarks.harness import Gradients, parse
+from tests.benchmarks.harness import Table, parse, pyros_nuts, trained_flow, watch
 
-HEADINGS = (
-    f"{'sampler':<26}{'step':>7}{'length':>8}{'accept':>8}{'S':>9}{'MCSE':>9}{'R-hat':>8}{'ESS':>8}"
-    f"{'/1000 grad':>12}{'/s':>8}{'/s, all':>9}"
-)
+COLUMNS = {
+    "step": "7.3f", "length": "8.2f", "accept": "8.2f", "S": "9.4f", "MCSE": "9.4f",
+    "R-hat": "8.3f", "ESS": "8.0f", "/1000 grad": "12.3g", "/s": "8.1f", "/s, all": "9.2f",
+}  # fmt: skip
 
 
 class Row(NamedTuple):
@@ -63,16 +52,14 @@ class Row(NamedTuple):
 
 def run(kernel: Kernel, target: IsingDual, options: Any) -> Row:
     """Run one of our samplers."""
-    observables = {"s": target.observables()["structure_factor"]}
-    settings = {"keep_draws": False, "observables": observables, "progress": False}
-    mcmc = VectorizedMCMC(kernel, options.draws, options.warmup, options.chains, seed=0, **settings)
-    mcmc.run()
+    structure_factor = target.observables()["structure_factor"]
+    mcmc, found = watch(kernel, structure_factor, options.draws, options.warmup, options.chains)
     first = next(iter(mcmc.adapted.values()))
     return Row(
         first["step_size"] or math.nan,
         first["trajectory_length"] or math.nan,
         float(mcmc.sample_stats["acceptance_rate"].mean()),
-        summarise(mcmc.observables["s"]),
+        found,
         mcmc.gradient_evaluations.draws,
         mcmc.seconds.draws,
         mcmc.seconds.warmup,
@@ -81,32 +68,22 @@ def run(kernel: Kernel, target: IsingDual, options: Any) -> Row:
 
 def run_pyros_nuts(target: IsingDual, options: Any) -> Row:
     """Pyro's NUTS, one chain in physical space, its gradients counted by its energy's calls."""
-    pyro.set_rng_seed(0)
-    energy = Gradients(target.potential_fn)
-    kernel = pyro.infer.NUTS(potential_fn=energy, adapt_mass_matrix=False)
-    start = {"x": torch.randn(target.shape)}
-    mcmc = pyro.infer.MCMC(
-        kernel, options.draws, options.warmup, start, hook_fn=energy.hook, disable_progbar=True
-    )
     began = time.perf_counter()
-    mcmc.run()
-    ended = time.perf_counter()
-    x = mcmc.get_samples(group_by_chain=True)["x"]
+    x, kernel, calls = pyros_nuts(target.potential_fn, target.shape, options.draws, options.warmup)
+    ended, warm = time.perf_counter(), calls.times[0]
     found = summarise(target.observables()["structure_factor"](x))
-    gradients, warm = energy.calls - energy.marks[0], energy.times[0]
+    gradients = calls.calls - calls.marks[0]
     return Row(kernel.step_size, math.nan, math.nan, found, gradients, ended - warm, warm - began)
 
 
-def show(name: str, row: Row, training: float) -> None:
+def show(table: Table, name: str, row: Row, training: float) -> None:
     """Print one line."""
     found = row.found
-    whole = row.seconds + row.warmup_seconds + training
-    print(
-        f"{name:<26}{row.step_size:>7.3f}{row.length:>8.2f}{row.acceptance:>8.2f}"
-        f"{found.mean:>9.4f}{found.mcse:>9.4f}{found.rhat:>8.3f}{found.ess_bulk:>8.0f}"
-        f"{1000 * found.ess_bulk / row.gradients:>12.3g}{found.ess_bulk / row.seconds:>8.1f}"
-        f"{found.ess_bulk / whole:>9.2f}"
-    )
+    table.row(
+        name, row.step_size, row.length, row.acceptance, found.mean, found.mcse, found.rhat,
+        found.ess_bulk, 1000 * found.ess_bulk / row.gradients, found.ess_bulk / row.seconds,
+        found.ess_bulk / (row.seconds + row.warmup_seconds + training),
+    )  # fmt: skip
 
 
 def approach(kernel: Kernel, target: IsingDual, chains: int, gradients: int) -> Any:
@@ -203,11 +180,7 @@ def main() -> None:
     )
     target = IsingDual((options.side, options.side))
     began = time.perf_counter()
-    if options.flow:
-        flow = load(options.flow).flow
-    else:
-        flow = target.flow(dtype=torch.float32)
-        flow = fit(target, flow, steps=options.steps, seed=0, progress=False).flow
+    flow = trained_flow(target, options.flow, options.steps, 0)
     training = time.perf_counter() - began
     quality = estimate(target, flow, 4000)
     gap = quality.variational + target.log_partition()
@@ -217,13 +190,14 @@ def main() -> None:
         f"nats, importance ESS {quality.ess:.1%}, "
         + (f"trained in {training:.0f} s" if not options.flow else "training not timed")
     )
-    print(f"exact S {exact:.6f}; {options.chains} chains, {options.draws} draws\n{HEADINGS}")
+    print(f"exact S {exact:.6f}; {options.chains} chains, {options.draws} draws")
+    table = Table(26, COLUMNS, "sampler")
     latent, physical = kernels(target, flow)
     rows: dict[str, Row] = {}
     for name, make in (latent | physical).items():
         rows[name] = run(make(), target, options)
-        show(name, rows[name], training if name in latent else 0.0)
-    show("physical NUTS of Pyro", run_pyros_nuts(target, options), 0.0)
+        show(table, name, rows[name], training if name in latent else 0.0)
+    show(table, "physical NUTS of Pyro", run_pyros_nuts(target, options), 0.0)
     if options.cold:
         from_a_cold_start(target, latent | physical, rows, options)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 
 from pyro_neuralrg import HMC, IsingDual, VectorizedMCMC
-from tests.benchmarks.harness import parse, peak_mib, result, start
+from tests.benchmarks.harness import Table, parse, peak_mib, result, start
 
 SIDE, CHAINS = 64, 64
 
@@ -32,10 +32,9 @@ def peak(draws: int, keep: bool) -> float:
 
 def main() -> None:
     options = parse(__doc__, draws=[200, 2000])
-    print(f"{'draws':>8}{'all kept, MiB':>16}{'observables only, MiB':>24}")
+    table = Table(8, {"all kept, MiB": "16.0f", "observables only, MiB": "24.0f"}, "draws")
     for draws in options.draws:
-        kept, streamed = (result(start(peak, draws, keep)) for keep in (True, False))
-        print(f"{draws:>8}{kept:>16.0f}{streamed:>24.0f}")
+        table.row(str(draws), *(result(start(peak, draws, keep)) for keep in (True, False)))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.benchmarks.harness import HERE, parse
+from tests.benchmarks.harness import HERE, Table, parse
 
 TUTORIALS = HERE / "tutorials"
 MINUTES = 8
@@ -54,13 +54,13 @@ def main() -> int:
     chosen = parse(__doc__, ("names", of_names)).names or names
     total_cpu = total_wall = 0.0
     failed = []
-    print(f"{'':28}{'CPU s':>8}{'wall s':>8}")
+    table = Table(28, {"CPU s": "8.1f", "wall s": "8.1f"})
     for name in chosen:
         cpu, wall, status = smoke(TUTORIALS / f"{name}.ipynb")
         total_cpu, total_wall = total_cpu + cpu, total_wall + wall
         failed += [name] if status else []
-        print(f"{name:28}{cpu:8.1f}{wall:8.1f}{'  failed' if status else ''}")
-    print(f"{'all':28}{total_cpu:8.1f}{total_wall:8.1f}  (at most {60 * MINUTES} on two cores)")
+        table.row(name, cpu, wall, note="failed" if status else "")
+    table.row("all", total_cpu, total_wall, note=f"(at most {60 * MINUTES} on two cores)")
     return 1 if failed else 0
 
 
