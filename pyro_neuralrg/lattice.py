@@ -109,12 +109,7 @@ class Layer:
 class Circuit:
     """The arrangement of layers of a hierarchical flow, finest first.
 
-    Attributes:
-        name: "mera", "tree" or "brickwork".
-        shape: lattice shape of the field.
-        block: block side b.
-        boundary: "periodic" or "open".
-        layers: from the finest to the coarsest; renormalization runs through them in this order.
+    Renormalization runs through them in this order; the rest is as :func:`make_circuit` takes it.
     """
 
     name: str
@@ -185,8 +180,7 @@ def make_circuit(
         boundary: "periodic" or "open" (an open shifted layer has thinner blocks at the edges).
 
     Raises:
-        TypeError: if ``shape``, ``block`` or ``depth`` are not integers.
-        ValueError: if a name is unknown or a number out of range.
+        TypeError, ValueError: naming the argument, the value seen and what is accepted.
 
     Example:
         >>> [(layer.kind, layer.shape) for layer in make_circuit("mera", (4, 4)).layers]

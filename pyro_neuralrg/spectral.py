@@ -145,7 +145,7 @@ def _in_parts(
 
 
 class _Symmetric(torch.autograd.Function):
-    """A h, whose gradient is A times that of the output: a third of the cost of autograd's own."""
+    """A h, whose gradient, A times that of the output, costs a third of autograd's own."""
 
     generate_vmap_rule = True
 
@@ -194,8 +194,6 @@ def neighbour_spectrum(
 
     :math:`\sum_a 2 c_a \cos k_a` with :math:`k = 2 \pi m / n` (periodic) or :math:`k = \pi m / (n +
     1)` (open). A periodic side of 2 has two bonds between its sites, a side of 1 has none.
-
-    In float64, on the CPU.
 
     Example:
         >>> neighbour_spectrum((2, 1), (0.5, 7.0))[:, 0]

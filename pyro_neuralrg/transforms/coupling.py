@@ -35,8 +35,7 @@ class Couplings(LatticeTransform):
         halves: for each coupling the sites held fixed and the sites moved.
         options: of the networks.
         boundary: "periodic", "open" (zeros outside), or None: networks see their own block only.
-        context_dim: features of a context that the networks take besides; 0 for none.
-        features: known of the blocks, shape ``(number, *count)``, which the networks also see.
+        context_dim, features: as of :class:`~pyro_neuralrg.transforms.BlockLayout`.
     """
 
     near_all: Tensor
@@ -127,11 +126,6 @@ def neighbours(count: Sequence[int], boundary: str | None) -> tuple[Tensor, list
     Returns:
         Distinct neighbours ``(cells, seen)``, -1 for those outside; and for each of the 3^d
         positions, the last axis slowest, which of them it is, or -1 if it is always outside.
-
-    Example:
-        >>> neighbours((2,), "periodic")
-        (tensor([[0, 1],
-                [1, 0]]), [1, 0, 1])
     """
     cells = torch.arange(math.prod(count)).view(tuple(count))
     if boundary is None:
@@ -218,7 +212,7 @@ def neighbour_coupling(
         response: how much the couplings follow a step of their parameters; below 1 they begin as
             the identity, but for their terms.
         max_log_scale: bound of the log-scale of each coupling.
-        odd: the map commutes with x -> -x.
+        odd: make the map commute with x -> -x.
         boundary: "periodic" or "open".
         context_dim: features of a context that the networks take besides; 0 for none.
         features: known of the blocks, shape ``(number, *count)``, which the networks also see.

@@ -115,8 +115,7 @@ class LearnedSpectrum(_ModeScaling):
         boundary: "periodic" (plane waves) or "open" (products of sines).
         context_dim: length of the context; 0 for none.
         response: factor of all the logarithms.
-        dtype: of the parameters; torch's default if None.
-        device: of the parameters.
+        dtype, device: of the parameters; torch's defaults if None.
 
     Raises:
         TypeError, ValueError: naming the argument, the value seen and what is accepted; on use, if

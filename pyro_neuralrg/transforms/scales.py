@@ -17,13 +17,7 @@ from pyro_neuralrg.transforms.partition import block_sites, blocks_of_layer
 
 
 def number_of_scales(circuit: Circuit) -> int:
-    """The number of decimators; the last of them keeps the field of this very scale.
-
-    Example:
-        >>> from pyro_neuralrg.lattice import make_circuit
-        >>> number_of_scales(make_circuit("mera", (8, 8)))
-        3
-    """
+    """The number of decimators; the last of them keeps the field of this very scale."""
     return sum(layer.kind == "decimator" for layer in circuit.layers)
 
 
@@ -70,11 +64,7 @@ def blocks_of_scale(circuit: Circuit, scale: int) -> Tensor:
 
 
 class UpToScale(LatticeTransform):
-    """A HierarchicalFlow cut off at scale k: x from u, nothing done to what is coarser.
-
-    u holds the field of scale k, as the layers of that scale meet it, on its sublattice, and the
-    latents of the finer scales elsewhere. The parameters are those of the flow.
-    """
+    """A flow cut off at scale k; see ``HierarchicalFlow.up_to_scale``. It shares its parameters."""
 
     def __init__(self, flow: Any, scale: int) -> None:
         super().__init__(flow.event_shape)
@@ -84,7 +74,6 @@ class UpToScale(LatticeTransform):
         self.flow = flow
 
     def _pass(self, h: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
-        """u to x, or back."""
         return (self.flow.renormalize if inverse else self.flow.generate)(h, context, self.stop)
 
 
@@ -172,8 +161,7 @@ def _modules(flow: Any, index: int) -> list[tuple[tuple[int, ...], nn.Module]]:
 def _sources(index: int, layer: Layer, large: Circuit, small: Circuit) -> list[int]:
     """Indices of the small circuit's layers that may serve, the best first.
 
-    Scale k is scale k again and the coarsest the coarsest; the new one below it is the next finer
-    one. Layers of a brickwork correspond in their order.
+    Layers of a brickwork correspond in their order, others as ``HierarchicalFlow.grow`` says.
     """
     if large.name == "brickwork":
         return [index] if index < len(small.layers) else []
