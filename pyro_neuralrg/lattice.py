@@ -179,9 +179,6 @@ def make_circuit(
             least two: light cones then just span a periodic lattice of whole blocks).
         boundary: "periodic" or "open" (an open shifted layer has thinner blocks at the edges).
 
-    Raises:
-        TypeError, ValueError: naming the argument, the value seen and what is accepted.
-
     Example:
         >>> [(layer.kind, layer.shape) for layer in make_circuit("mera", (4, 4)).layers]
         [('disentangler', (4, 4)), ('decimator', (4, 4)), ('decimator', (2, 2))]
@@ -191,11 +188,11 @@ def make_circuit(
     check_boundary(boundary)
     block = check_integer("block", block, 2)
     depth = None if depth is None else check_integer("depth", depth, 0)
-    layers = tuple(_layers(name, sides, block, depth, boundary))
+    layers = tuple(_layers_of(name, sides, block, depth, boundary))
     return Circuit(name, sides, block, boundary, layers)
 
 
-def _layers(
+def _layers_of(
     name: str, shape: tuple[int, ...], block: int, depth: int | None, boundary: str
 ) -> Iterator[Layer]:
     """The layers of a circuit, finest first."""

@@ -39,9 +39,6 @@ def apply_spectrum(
         boundary: "periodic" or "open".
         dims: number of the lattice's dimensions; None: those of the spectrum.
 
-    Raises:
-        ValueError: if x has not the lattice's shape, or the boundary is unknown.
-
     Example:
         >>> x = torch.eye(4)[0]  # its neighbours on a ring of four sites:
         >>> apply_spectrum(x, neighbour_spectrum((4,), (1.0,))).round().abs()
@@ -60,12 +57,7 @@ def quadratic_form(
 ) -> Tensor:
     r"""The form :math:`x^T A x` of the operator A with the given eigenvalues, of the batch shape.
 
-    In one transform, by Parseval's theorem. Arguments and errors are those of
-    :func:`apply_spectrum`.
-
-    Example:
-        >>> quadratic_form(torch.ones(4), neighbour_spectrum((4,), (1.0,)))  # two neighbours each
-        tensor(8.)
+    In one transform, by Parseval's theorem. Arguments are those of :func:`apply_spectrum`.
     """
     h, eigenvalues, dim = _prepared(x, spectrum, boundary, dims)
     if x.numel() == 0:

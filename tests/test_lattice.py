@@ -22,6 +22,7 @@ from pyro_neuralrg.lattice import (
     check_shape,
     make_circuit,
 )
+from pyro_neuralrg.transforms.partition import block_sites, cut_regions
 
 Site = tuple[int, ...]
 
@@ -96,6 +97,23 @@ def test_each_site_lies_in_exactly_one_block(circuit: Circuit) -> None:
             assert all(a.stop == b.start for a, b in itertools.pairwise(segments))
         assert all(max(region.block) <= circuit.block for region in layer.regions)
         assert max(math.prod(region.block) for region in layer.regions) > 1, "nothing to do"
+
+
+@every_circuit
+def test_tables_of_sites_hold_these_blocks(circuit: Circuit) -> None:
+    """Sites row by row, -1 for those that a thinner block lacks, and cut into regions none."""
+    for layer in circuit.layers:
+        numbers = np.arange(math.prod(layer.shape)).reshape(layer.shape)
+        expected = [[int(numbers[site]) for site in block] for block in blocks_of(layer)]
+        sites = block_sites(layer)
+        assert sites.shape == (math.prod(layer.block), *layer.coarse_shape)
+        blocks = sites.flatten(1).T.tolist()
+        assert [[site for site in block if site >= 0] for block in blocks] == expected
+        pieces = cut_regions(sites, layer)
+        for piece, region in zip(pieces, layer.regions, strict=True):
+            assert piece.shape == (math.prod(region.block), *region.count)
+        cut = [block for piece in pieces for block in piece.flatten(1).T.tolist()]
+        assert sorted(cut) == sorted(expected)
 
 
 @every_circuit
@@ -244,15 +262,13 @@ def test_shapes_of_any_sequence_of_integers(shape: Any) -> None:
     assert all(type(side) is int for side in checked)
 
 
-@pytest.mark.parametrize("shape", [(), (4, 0), (-1,), (2, 2, 2, 2)])
-def test_shapes_out_of_range(shape: Any) -> None:
-    with pytest.raises(ValueError, match=r"shape is .*accepted: one to 3 integers >= 1"):
-        make_circuit("mera", shape)
+NO_INTEGERS = [8, None, "88", b"88", (4, 8.0), (True, 4), ((4, 4),)]
 
 
-@pytest.mark.parametrize("shape", [8, None, "88", b"88", (4, 8.0), (True, 4), ((4, 4),)])
-def test_shapes_that_are_no_integers(shape: Any) -> None:
-    with pytest.raises(TypeError, match=r"shape must be a sequence of integers, not .*accepted"):
+@pytest.mark.parametrize("shape", [(), (4, 0), (-1,), (2, 2, 2, 2), *NO_INTEGERS])
+def test_bad_shapes(shape: Any) -> None:
+    error = TypeError if shape in NO_INTEGERS else ValueError
+    with pytest.raises(error, match=r"^shape .*accepted: one to 3 integers >= 1"):
         make_circuit("mera", shape)
 
 

@@ -110,7 +110,6 @@ class _Conditioned(LatticeTransform):
         return f"{self.conditional!r}.condition(<{tuple(self.context.shape)}>)"
 
     def _pass(self, h: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
-        """z to x or back, batch-last, for features of a context."""
         return self.conditional.flow._pass(h, context, inverse)
 
     def push_score(

@@ -28,12 +28,6 @@ def sites_of_scale(circuit: Circuit, scale: int) -> Tensor:
 
     Returns:
         Flat indices of sites of the whole lattice, of the shape that the lattice has at scale k.
-
-    Example:
-        >>> from pyro_neuralrg.lattice import make_circuit
-        >>> sites_of_scale(make_circuit("mera", (4, 4)), 1)
-        tensor([[ 0,  2],
-                [ 8, 10]])
     """
     sites = torch.arange(math.prod(circuit.shape)).reshape(circuit.shape)
     for blocks in _blocks_up_to(circuit, scale):
@@ -46,12 +40,6 @@ def blocks_of_scale(circuit: Circuit, scale: int) -> Tensor:
 
     Returns:
         The position, 0, 1, ..., of its block among :func:`sites_of_scale`; of the lattice's shape.
-
-    Example:
-        >>> from pyro_neuralrg.lattice import make_circuit
-        >>> blocks_of_scale(make_circuit("tree", (2, 4)), 1)
-        tensor([[0, 0, 1, 1],
-                [0, 0, 1, 1]])
     """
     position = torch.arange(math.prod(circuit.shape))
     for blocks in _blocks_up_to(circuit, scale):
