@@ -15,7 +15,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from pyro_neuralrg.arguments import as_integer, check_choice, check_integer
+from pyro_neuralrg.arguments import check_choice, check_integer, check_integers
 
 CIRCUITS = ("mera", "tree", "brickwork")
 BOUNDARIES = ("periodic", "open")
@@ -24,16 +24,10 @@ MAX_DIM = 3
 
 def check_shape(shape: Iterable[int]) -> tuple[int, ...]:
     """Return ``shape`` as a tuple of one to three positive integers."""
-    accepted = f"accepted: one to {MAX_DIM} integers >= 1, such as (16, 16)"
-    try:
-        given = (None,) if isinstance(shape, bytes) else tuple(shape)
-    except TypeError:  # no sequence, or a tensor of no dimension
-        given = (None,)
-    sides = tuple(side for side in map(as_integer, given) if side is not None)
-    if len(sides) < len(given):
-        raise TypeError(f"shape must be a sequence of integers, not {shape!r}; {accepted}")
+    accepted = f"one to {MAX_DIM} integers >= 1, such as (16, 16)"
+    sides = check_integers("shape", shape, accepted)
     if not 1 <= len(sides) <= MAX_DIM or min(sides) < 1:
-        raise ValueError(f"shape is {sides}; {accepted}")
+        raise ValueError(f"shape is {sides}; accepted: {accepted}")
     return sides
 
 

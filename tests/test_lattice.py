@@ -64,6 +64,12 @@ def blocks_of(layer: Layer) -> list[list[Site]]:
     ]
 
 
+def numbered_blocks(layer: Layer) -> list[list[int]]:
+    """The same, of sites that are numbered row by row."""
+    numbers = np.arange(math.prod(layer.shape)).reshape(layer.shape)
+    return [[int(numbers[site]) for site in block] for block in blocks_of(layer)]
+
+
 def cone(circuit: Circuit, site: Site) -> tuple[list[set[Site]], int]:
     """The sites of each layer that a field site depends on, and how many are left at the end."""
     here = {site}
@@ -103,9 +109,7 @@ def test_each_site_lies_in_exactly_one_block(circuit: Circuit) -> None:
 def test_tables_of_sites_hold_these_blocks(circuit: Circuit) -> None:
     """Sites row by row, -1 for those that a thinner block lacks, and cut into regions none."""
     for layer in circuit.layers:
-        numbers = np.arange(math.prod(layer.shape)).reshape(layer.shape)
-        expected = [[int(numbers[site]) for site in block] for block in blocks_of(layer)]
-        sites = block_sites(layer)
+        expected, sites = numbered_blocks(layer), block_sites(layer)
         assert sites.shape == (math.prod(layer.block), *layer.coarse_shape)
         blocks = sites.flatten(1).T.tolist()
         assert [[site for site in block if site >= 0] for block in blocks] == expected
@@ -132,62 +136,34 @@ def test_scales_follow_one_another(circuit: Circuit) -> None:
 # small circuits, by hand
 
 
+SQUARES = [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
+SHIFTED = [[5, 6, 9, 10], [7, 4, 11, 8], [13, 14, 1, 2], [15, 12, 3, 0]]
+WIDE = [[[0, 1, 2, 3], [4]], [[0, 1], [2, 3, 4]]]
+FIRST = [[[0], [1, 2], [3, 4]], [[0, 1], [2, 3], [4]]]
+THIRDS = [[[1, 2, 3], [4, 5, 6], [7, 0]], [[0, 1, 2], [3, 4, 5], [6, 7]]]
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "options", "blocks"),
+    [
+        ("mera", (4,), {}, [[[1, 2], [3, 0]], [[0, 1], [2, 3]], [[0, 1]]]),
+        ("mera", (5,), {"boundary": "open"}, [*FIRST, [[0], [1, 2]], [[0, 1], [2]], [[0, 1]]]),
+        ("mera", (8,), {"block": 3}, [*THIRDS, [[0, 1, 2]]]),
+        ("mera", (1, 1), {}, []),
+        ("tree", (2, 3), {}, [[[0, 1, 3, 4], [2, 5]], [[0, 1]]]),
+        ("brickwork", (4, 4), {}, [SQUARES, SHIFTED]),
+        ("brickwork", (5,), {"boundary": "open", "block": 4}, WIDE),
+        ("brickwork", (1, 1), {}, []),
+    ],
+)
+def test_blocks_by_hand(name: str, shape: Site, options: dict[str, Any], blocks: Any) -> None:
+    """The sites of the blocks of each layer, numbered row by row."""
+    circuit = make_circuit(name, shape, **options)
+    assert [numbered_blocks(layer) for layer in circuit.layers] == blocks
+
+
 def kinds(circuit: Circuit) -> list[tuple[str, Site]]:
     return [(layer.kind, layer.shape) for layer in circuit.layers]
-
-
-def test_mera_of_four_sites_by_hand() -> None:
-    circuit = make_circuit("mera", (4,))
-    assert kinds(circuit) == [("disentangler", (4,)), ("decimator", (4,)), ("decimator", (2,))]
-    first, second, third = map(blocks_of, circuit.layers)
-    assert first == [[(1,), (2,)], [(3,), (0,)]]
-    assert second == [[(0,), (1,)], [(2,), (3,)]]
-    assert third == [[(0,), (1,)]]
-
-
-def test_open_mera_of_five_sites_by_hand() -> None:
-    circuit = make_circuit("mera", (5,), boundary="open")
-    assert kinds(circuit) == [
-        ("disentangler", (5,)),
-        ("decimator", (5,)),
-        ("disentangler", (3,)),
-        ("decimator", (3,)),
-        ("decimator", (2,)),
-    ]
-    assert blocks_of(circuit.layers[0]) == [[(0,)], [(1,), (2,)], [(3,), (4,)]]
-    assert blocks_of(circuit.layers[1]) == [[(0,), (1,)], [(2,), (3,)], [(4,)]]
-    assert blocks_of(circuit.layers[2]) == [[(0,)], [(1,), (2,)]]
-    assert circuit.layers[1].axes == ((Segment(0, 2, 2), Segment(4, 1, 1)),)
-
-
-def test_what_is_left_over_forms_a_thinner_block() -> None:
-    closed = make_circuit("mera", (8,), block=3)
-    assert blocks_of(closed.layers[0]) == [[(1,), (2,), (3,)], [(4,), (5,), (6,)], [(7,), (0,)]]
-    assert blocks_of(closed.layers[1]) == [[(0,), (1,), (2,)], [(3,), (4,), (5,)], [(6,), (7,)]]
-    edges = make_circuit("mera", (5,), block=4, boundary="open")
-    assert blocks_of(edges.layers[0]) == [[(0,), (1,)], [(2,), (3,), (4,)]]
-
-
-def test_tree_of_a_rectangle_by_hand() -> None:
-    circuit = make_circuit("tree", (2, 3))
-    assert kinds(circuit) == [("decimator", (2, 3)), ("decimator", (1, 2))]
-    first, second = map(blocks_of, circuit.layers)
-    assert first == [[(0, 0), (0, 1), (1, 0), (1, 1)], [(0, 2), (1, 2)]]
-    assert second == [[(0, 0), (0, 1)]]
-    assert circuit.depth == 2
-
-
-def test_brickwork_of_a_square_by_hand() -> None:
-    circuit = make_circuit("brickwork", (4, 4))
-    assert [layer.shift for layer in circuit.layers] == [(0, 0), (1, 1)]
-    assert circuit.depth == 2
-    assert blocks_of(circuit.layers[1])[-1] == [(3, 3), (3, 0), (0, 3), (0, 0)]
-
-
-def test_side_one_has_no_layers() -> None:
-    for name in CIRCUITS:
-        assert make_circuit(name, (1, 1)).layers == ()
-        assert make_circuit(name, (1, 1)).depth == 0
 
 
 @pytest.mark.parametrize("boundary", BOUNDARIES)

@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pyro_neuralrg.arguments import as_integer, check_choice, check_integer, check_number
+from pyro_neuralrg.arguments import check_choice, check_integer, check_integers, check_number
 from pyro_neuralrg.transforms.base import LatticeTransform, Pushed
 from pyro_neuralrg.transforms.coupling_sequence import CouplingSequence
 from pyro_neuralrg.transforms.networks import ACTIVATIONS, NetworkOptions, Packing
@@ -241,14 +241,11 @@ def neighbour_coupling(
 
 def _check_network(layers: Any, hidden: Any) -> tuple[int, tuple[int, ...]]:
     """Both as plain integers."""
-    number = check_integer("layers", layers, 1, accepted="at least one coupling, an integer")
-    given = tuple(hidden) if isinstance(hidden, Iterable) else (None,)
-    widths = tuple(width for width in map(as_integer, given) if width is not None)
-    if len(widths) < len(given):
-        raise TypeError(f"hidden is {hidden!r}; accepted: a tuple of integers >= 1, one a layer")
+    accepted = "a tuple of integers >= 1, one a layer"
+    widths = check_integers("hidden", hidden, accepted)
     if any(width < 1 for width in widths):
-        raise ValueError(f"hidden is {widths}; accepted: widths of at least one")
-    return number, widths
+        raise ValueError(f"hidden is {widths}; accepted: {accepted}")
+    return check_integer("layers", layers, 1), widths
 
 
 def _block_masks(block: Sequence[int]) -> list[tuple[bool, ...]]:

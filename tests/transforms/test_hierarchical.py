@@ -75,7 +75,7 @@ def test_a_flow_of_foreign_blocks_has_no_configuration() -> None:
         ({"bijector": {"name": "neighbour", "hidden": []}}, ValueError, "hidden is empty; acc"),
         ({"bijector": Neighbour(layers=0)}, ValueError, "layers is 0; accepted"),
         ({"bijector": RealNVP(hidden=(3, 0))}, ValueError, r"hidden is \(3, 0\); accepted"),
-        ({"bijector": RealNVP(layers=2.5)}, TypeError, r"layers is 2\.5; accepted: .* an integer"),
+        ({"bijector": RealNVP(layers=2.5)}, TypeError, r"layers is 2\.5; accepted: an integer"),
         ({"bijector": RealNVP(hidden=10)}, TypeError, "hidden is 10; accepted: a tuple of integ"),
         ({"bijector": Neighbour(num_tanh=-1)}, ValueError, "num_tanh is -1; accepted: an integer"),
         ({"odd": "no"}, TypeError, "odd is 'no'; accepted: True or False"),
