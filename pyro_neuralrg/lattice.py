@@ -38,33 +38,10 @@ def check_boundary(boundary: str) -> str:
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of one axis: ``count`` blocks of ``block`` sites, beginning at site ``start``."""
+    """A stretch of one axis: ``count`` blocks of ``block`` sites."""
 
-    start: int
     count: int
     block: int
-
-    @property
-    def stop(self) -> int:
-        """The first site behind the segment."""
-        return self.start + self.count * self.block
-
-
-@dataclass(frozen=True)
-class Region:
-    """A rectangle of equal blocks: one segment per axis."""
-
-    segments: tuple[Segment, ...]
-
-    @property
-    def count(self) -> tuple[int, ...]:
-        """Number of blocks along each axis."""
-        return tuple(segment.count for segment in self.segments)
-
-    @property
-    def block(self) -> tuple[int, ...]:
-        """Number of sites of one block along each axis."""
-        return tuple(segment.block for segment in self.segments)
 
 
 @dataclass(frozen=True)
@@ -89,9 +66,12 @@ class Layer:
     axes: tuple[tuple[Segment, ...], ...]
 
     @property
-    def regions(self) -> tuple[Region, ...]:
-        """All rectangles of equal blocks, last axis fastest."""
-        return tuple(Region(segments) for segments in itertools.product(*self.axes))
+    def regions(self) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+        """Sites of a block and blocks along each axis, of each rectangle of equal blocks."""
+        return [
+            (tuple(s.block for s in segments), tuple(s.count for s in segments))
+            for segments in itertools.product(*self.axes)
+        ]
 
     @property
     def coarse_shape(self) -> tuple[int, ...]:
@@ -130,8 +110,8 @@ class Circuit:
 def _cut_axis(side: int, block: int, offset: int) -> tuple[Segment, ...]:
     """Cut an axis into blocks from ``offset`` on; the rest at either end is a thinner block."""
     count = (side - offset) // block
-    stop = offset + count * block
-    pieces = (Segment(0, 1, offset), Segment(offset, count, block), Segment(stop, 1, side - stop))
+    rest = side - offset - count * block
+    pieces = (Segment(1, offset), Segment(count, block), Segment(1, rest))
     return tuple(piece for piece in pieces if piece.count and piece.block)
 
 

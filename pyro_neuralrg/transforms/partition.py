@@ -47,9 +47,7 @@ def block_sites(layer: Layer) -> Tensor:
 
 def blocks_of_layer(layer: Layer, filled_up: bool) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """Sites and number of blocks along each axis: one pair for all if filled up, or by region."""
-    if filled_up:
-        return [(layer.block, layer.coarse_shape)]
-    return [(region.block, region.count) for region in layer.regions]
+    return [(layer.block, layer.coarse_shape)] if filled_up else layer.regions
 
 
 def sites_of_layers(circuit: Circuit, filled_up: bool) -> list[list[Tensor]]:
