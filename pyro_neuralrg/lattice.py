@@ -67,7 +67,7 @@ class Layer:
 
     @property
     def regions(self) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-        """Sites of a block and blocks along each axis, of each rectangle of equal blocks."""
+        """Sites of a block and blocks along each axis, of each rectangle, last axis fastest."""
         return [
             (tuple(s.block for s in segments), tuple(s.count for s in segments))
             for segments in itertools.product(*self.axes)

@@ -56,9 +56,6 @@ class HierarchicalFlow(LatticeTransform):
             context, shape ``(entries,) + shape``, or None.
         site_features: numbers of order one that tell the sites apart (an external field, say),
             shape ``(channels,) + shape``, which the networks of "neighbour" see; or None.
-
-    Raises:
-        TypeError, ValueError: naming the argument, the value seen and what is accepted.
     """
 
     site_features: Tensor | None

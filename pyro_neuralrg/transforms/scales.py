@@ -56,7 +56,6 @@ class UpToScale(LatticeTransform):
 
     def __init__(self, flow: Any, scale: int) -> None:
         super().__init__(flow.event_shape)
-        self.scale = scale
         self.stop = len(_layers_up_to(flow.circuit, scale))
         self.shape = flow.shape
         self.flow = flow
