@@ -52,6 +52,18 @@ def check_integer(
     return number
 
 
+def check_integers(name: str, value: Any, accepted: str) -> tuple[int, ...]:
+    """Return a sequence of integers as a tuple of ints, else raise a TypeError."""
+    try:
+        given = (None,) if isinstance(value, bytes) else tuple(value)
+    except TypeError:  # no sequence, or a tensor of no dimension
+        given = (None,)
+    numbers = tuple(number for number in map(as_integer, given) if number is not None)
+    if len(numbers) < len(given):
+        raise TypeError(f"{name} is {value!r}; accepted: {accepted}")
+    return numbers
+
+
 def check_number(
     name: str,
     value: Any,

@@ -30,8 +30,7 @@ class StandardNormal:
     """Independent standard normals, the paper's base.
 
     To write another base: derive, define all methods below for latents of any batch shape followed
-    by ``event_dim`` dimensions, let :func:`base_from_config` know it, and add it to
-    ``tests/test_bases.py``.
+    by ``event_dim`` dimensions, and let :func:`base_from_config` know it.
     """
 
     def log_prob(self, z: Tensor, event_dim: int) -> Tensor:
@@ -127,9 +126,8 @@ class TwoModes(StandardNormal):
     def _from_normal(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """From u >= 0 to z >= 0: Newton's iteration for equal logarithms of the tails.
 
-        The log tail of the two modes is concave and falls, so the iteration converges from the
-        right. The last two steps give first and second derivatives, by the implicit function
-        theorem.
+        It converges from the right: the log tail is concave and falls. The last two steps give
+        first and second derivatives, by the implicit function theorem.
         """
         goal = _log_upper(u)
         with torch.no_grad():

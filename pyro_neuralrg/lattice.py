@@ -15,7 +15,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from pyro_neuralrg.arguments import as_integer, check_choice, check_integer
+from pyro_neuralrg.arguments import check_choice, check_integer, check_integers
 
 CIRCUITS = ("mera", "tree", "brickwork")
 BOUNDARIES = ("periodic", "open")
@@ -24,16 +24,10 @@ MAX_DIM = 3
 
 def check_shape(shape: Iterable[int]) -> tuple[int, ...]:
     """Return ``shape`` as a tuple of one to three positive integers."""
-    accepted = f"accepted: one to {MAX_DIM} integers >= 1, such as (16, 16)"
-    try:
-        given = (None,) if isinstance(shape, bytes) else tuple(shape)
-    except TypeError:  # no sequence, or a tensor of no dimension
-        given = (None,)
-    sides = tuple(side for side in map(as_integer, given) if side is not None)
-    if len(sides) < len(given):
-        raise TypeError(f"shape must be a sequence of integers, not {shape!r}; {accepted}")
+    accepted = f"one to {MAX_DIM} integers >= 1, such as (16, 16)"
+    sides = check_integers("shape", shape, accepted)
     if not 1 <= len(sides) <= MAX_DIM or min(sides) < 1:
-        raise ValueError(f"shape is {sides}; {accepted}")
+        raise ValueError(f"shape is {sides}; accepted: {accepted}")
     return sides
 
 
@@ -44,33 +38,10 @@ def check_boundary(boundary: str) -> str:
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of one axis: ``count`` blocks of ``block`` sites, beginning at site ``start``."""
+    """A stretch of one axis: ``count`` blocks of ``block`` sites."""
 
-    start: int
     count: int
     block: int
-
-    @property
-    def stop(self) -> int:
-        """The first site behind the segment."""
-        return self.start + self.count * self.block
-
-
-@dataclass(frozen=True)
-class Region:
-    """A rectangle of equal blocks: one segment per axis."""
-
-    segments: tuple[Segment, ...]
-
-    @property
-    def count(self) -> tuple[int, ...]:
-        """Number of blocks along each axis."""
-        return tuple(segment.count for segment in self.segments)
-
-    @property
-    def block(self) -> tuple[int, ...]:
-        """Number of sites of one block along each axis."""
-        return tuple(segment.block for segment in self.segments)
 
 
 @dataclass(frozen=True)
@@ -95,9 +66,12 @@ class Layer:
     axes: tuple[tuple[Segment, ...], ...]
 
     @property
-    def regions(self) -> tuple[Region, ...]:
-        """All rectangles of equal blocks, last axis fastest."""
-        return tuple(Region(segments) for segments in itertools.product(*self.axes))
+    def regions(self) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+        """Sites of a block and blocks along each axis, of each rectangle, last axis fastest."""
+        return [
+            (tuple(s.block for s in segments), tuple(s.count for s in segments))
+            for segments in itertools.product(*self.axes)
+        ]
 
     @property
     def coarse_shape(self) -> tuple[int, ...]:
@@ -109,12 +83,7 @@ class Layer:
 class Circuit:
     """The arrangement of layers of a hierarchical flow, finest first.
 
-    Attributes:
-        name: "mera", "tree" or "brickwork".
-        shape: lattice shape of the field.
-        block: block side b.
-        boundary: "periodic" or "open".
-        layers: from the finest to the coarsest; renormalization runs through them in this order.
+    Renormalization runs through them in this order; the rest is as :func:`make_circuit` takes it.
     """
 
     name: str
@@ -141,8 +110,8 @@ class Circuit:
 def _cut_axis(side: int, block: int, offset: int) -> tuple[Segment, ...]:
     """Cut an axis into blocks from ``offset`` on; the rest at either end is a thinner block."""
     count = (side - offset) // block
-    stop = offset + count * block
-    pieces = (Segment(0, 1, offset), Segment(offset, count, block), Segment(stop, 1, side - stop))
+    rest = side - offset - count * block
+    pieces = (Segment(1, offset), Segment(count, block), Segment(1, rest))
     return tuple(piece for piece in pieces if piece.count and piece.block)
 
 
@@ -184,10 +153,6 @@ def make_circuit(
             least two: light cones then just span a periodic lattice of whole blocks).
         boundary: "periodic" or "open" (an open shifted layer has thinner blocks at the edges).
 
-    Raises:
-        TypeError: if ``shape``, ``block`` or ``depth`` are not integers.
-        ValueError: if a name is unknown or a number out of range.
-
     Example:
         >>> [(layer.kind, layer.shape) for layer in make_circuit("mera", (4, 4)).layers]
         [('disentangler', (4, 4)), ('decimator', (4, 4)), ('decimator', (2, 2))]
@@ -197,11 +162,11 @@ def make_circuit(
     check_boundary(boundary)
     block = check_integer("block", block, 2)
     depth = None if depth is None else check_integer("depth", depth, 0)
-    layers = tuple(_layers(name, sides, block, depth, boundary))
+    layers = tuple(_layers_of(name, sides, block, depth, boundary))
     return Circuit(name, sides, block, boundary, layers)
 
 
-def _layers(
+def _layers_of(
     name: str, shape: tuple[int, ...], block: int, depth: int | None, boundary: str
 ) -> Iterator[Layer]:
     """The layers of a circuit, finest first."""

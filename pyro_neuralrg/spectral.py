@@ -39,9 +39,6 @@ def apply_spectrum(
         boundary: "periodic" or "open".
         dims: number of the lattice's dimensions; None: those of the spectrum.
 
-    Raises:
-        ValueError: if x has not the lattice's shape, or the boundary is unknown.
-
     Example:
         >>> x = torch.eye(4)[0]  # its neighbours on a ring of four sites:
         >>> apply_spectrum(x, neighbour_spectrum((4,), (1.0,))).round().abs()
@@ -60,12 +57,7 @@ def quadratic_form(
 ) -> Tensor:
     r"""The form :math:`x^T A x` of the operator A with the given eigenvalues, of the batch shape.
 
-    In one transform, by Parseval's theorem. Arguments and errors are those of
-    :func:`apply_spectrum`.
-
-    Example:
-        >>> quadratic_form(torch.ones(4), neighbour_spectrum((4,), (1.0,)))  # two neighbours each
-        tensor(8.)
+    In one transform, by Parseval's theorem. Arguments are those of :func:`apply_spectrum`.
     """
     h, eigenvalues, dim = _prepared(x, spectrum, boundary, dims)
     if x.numel() == 0:
@@ -145,7 +137,7 @@ def _in_parts(
 
 
 class _Symmetric(torch.autograd.Function):
-    """A h, whose gradient is A times that of the output: a third of the cost of autograd's own."""
+    """A h, whose gradient, A times that of the output, costs a third of autograd's own."""
 
     generate_vmap_rule = True
 
@@ -194,8 +186,6 @@ def neighbour_spectrum(
 
     :math:`\sum_a 2 c_a \cos k_a` with :math:`k = 2 \pi m / n` (periodic) or :math:`k = \pi m / (n +
     1)` (open). A periodic side of 2 has two bonds between its sites, a side of 1 has none.
-
-    In float64, on the CPU.
 
     Example:
         >>> neighbour_spectrum((2, 1), (0.5, 7.0))[:, 0]

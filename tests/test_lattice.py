@@ -22,6 +22,7 @@ from pyro_neuralrg.lattice import (
     check_shape,
     make_circuit,
 )
+from pyro_neuralrg.transforms.partition import block_sites, cut_regions
 
 Site = tuple[int, ...]
 
@@ -45,12 +46,9 @@ def blocks_of(layer: Layer) -> list[list[Site]]:
     """The sites of each block of a layer, first site first, on the lattice as it is."""
     along = []
     for segments in layer.axes:
-        runs = [
-            range(start, start + segment.block)
-            for segment in segments
-            for start in range(segment.start, segment.stop, segment.block)
-        ]
-        along.append(runs)
+        sides = [segment.block for segment in segments for _ in range(segment.count)]
+        ends = itertools.accumulate(sides)
+        along.append([range(end - side, end) for side, end in zip(sides, ends, strict=True)])
     return [
         [
             tuple(
@@ -63,8 +61,14 @@ def blocks_of(layer: Layer) -> list[list[Site]]:
     ]
 
 
-def cone(circuit: Circuit, site: Site) -> tuple[list[set[Site]], int]:
-    """The sites of each layer that a field site depends on, and how many are left at the end."""
+def numbered_blocks(layer: Layer) -> list[list[int]]:
+    """The same, of sites that are numbered row by row."""
+    numbers = np.arange(math.prod(layer.shape)).reshape(layer.shape)
+    return [[int(numbers[site]) for site in block] for block in blocks_of(layer)]
+
+
+def cone(circuit: Circuit, site: Site) -> list[set[Site]]:
+    """The sites of each layer that a field site depends on."""
     here = {site}
     sets = []
     for layer in circuit.layers:
@@ -75,7 +79,7 @@ def cone(circuit: Circuit, site: Site) -> tuple[list[set[Site]], int]:
             first = {block[0]: index for index, block in enumerate(blocks_of(layer))}
             places = list(itertools.product(*map(range, layer.coarse_shape)))
             here = {places[first[block[0]]] for block in touched}
-    return sets, len(here)
+    return sets
 
 
 # regions
@@ -86,16 +90,23 @@ def test_each_site_lies_in_exactly_one_block(circuit: Circuit) -> None:
     for layer in circuit.layers:
         sites = [site for block in blocks_of(layer) for site in block]
         assert sorted(sites) == list(itertools.product(*map(range, layer.shape)))
-        assert sum(math.prod(r.count) * math.prod(r.block) for r in layer.regions) == math.prod(
-            layer.shape
-        )
-        assert len(blocks_of(layer)) == math.prod(layer.coarse_shape)
-        for axis, segments in enumerate(layer.axes):
-            assert segments[0].start == 0
-            assert segments[-1].stop == layer.shape[axis]
-            assert all(a.stop == b.start for a, b in itertools.pairwise(segments))
-        assert all(max(region.block) <= circuit.block for region in layer.regions)
-        assert max(math.prod(region.block) for region in layer.regions) > 1, "nothing to do"
+        assert all(max(block) <= circuit.block for block, _ in layer.regions)
+        assert max(math.prod(block) for block, _ in layer.regions) > 1, "nothing to do"
+
+
+@every_circuit
+def test_tables_of_sites_hold_these_blocks(circuit: Circuit) -> None:
+    """Sites row by row, -1 for those that a thinner block lacks, and cut into regions none."""
+    for layer in circuit.layers:
+        expected, sites = numbered_blocks(layer), block_sites(layer)
+        assert sites.shape == (math.prod(layer.block), *layer.coarse_shape)
+        blocks = sites.flatten(1).T.tolist()
+        assert [[site for site in block if site >= 0] for block in blocks] == expected
+        pieces = cut_regions(sites, layer)
+        for piece, (block, count) in zip(pieces, layer.regions, strict=True):
+            assert piece.shape == (math.prod(block), *count)
+        cut = [block for piece in pieces for block in piece.flatten(1).T.tolist()]
+        assert sorted(cut) == sorted(expected)
 
 
 @every_circuit
@@ -114,62 +125,34 @@ def test_scales_follow_one_another(circuit: Circuit) -> None:
 # small circuits, by hand
 
 
+SQUARES = [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
+SHIFTED = [[5, 6, 9, 10], [7, 4, 11, 8], [13, 14, 1, 2], [15, 12, 3, 0]]
+WIDE = [[[0, 1, 2, 3], [4]], [[0, 1], [2, 3, 4]]]
+FIRST = [[[0], [1, 2], [3, 4]], [[0, 1], [2, 3], [4]]]
+THIRDS = [[[1, 2, 3], [4, 5, 6], [7, 0]], [[0, 1, 2], [3, 4, 5], [6, 7]]]
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "options", "blocks"),
+    [
+        ("mera", (4,), {}, [[[1, 2], [3, 0]], [[0, 1], [2, 3]], [[0, 1]]]),
+        ("mera", (5,), {"boundary": "open"}, [*FIRST, [[0], [1, 2]], [[0, 1], [2]], [[0, 1]]]),
+        ("mera", (8,), {"block": 3}, [*THIRDS, [[0, 1, 2]]]),
+        ("mera", (1, 1), {}, []),
+        ("tree", (2, 3), {}, [[[0, 1, 3, 4], [2, 5]], [[0, 1]]]),
+        ("brickwork", (4, 4), {}, [SQUARES, SHIFTED]),
+        ("brickwork", (5,), {"boundary": "open", "block": 4}, WIDE),
+        ("brickwork", (1, 1), {}, []),
+    ],
+)
+def test_blocks_by_hand(name: str, shape: Site, options: dict[str, Any], blocks: Any) -> None:
+    """The sites of the blocks of each layer, numbered row by row."""
+    circuit = make_circuit(name, shape, **options)
+    assert [numbered_blocks(layer) for layer in circuit.layers] == blocks
+
+
 def kinds(circuit: Circuit) -> list[tuple[str, Site]]:
     return [(layer.kind, layer.shape) for layer in circuit.layers]
-
-
-def test_mera_of_four_sites_by_hand() -> None:
-    circuit = make_circuit("mera", (4,))
-    assert kinds(circuit) == [("disentangler", (4,)), ("decimator", (4,)), ("decimator", (2,))]
-    first, second, third = map(blocks_of, circuit.layers)
-    assert first == [[(1,), (2,)], [(3,), (0,)]]
-    assert second == [[(0,), (1,)], [(2,), (3,)]]
-    assert third == [[(0,), (1,)]]
-
-
-def test_open_mera_of_five_sites_by_hand() -> None:
-    circuit = make_circuit("mera", (5,), boundary="open")
-    assert kinds(circuit) == [
-        ("disentangler", (5,)),
-        ("decimator", (5,)),
-        ("disentangler", (3,)),
-        ("decimator", (3,)),
-        ("decimator", (2,)),
-    ]
-    assert blocks_of(circuit.layers[0]) == [[(0,)], [(1,), (2,)], [(3,), (4,)]]
-    assert blocks_of(circuit.layers[1]) == [[(0,), (1,)], [(2,), (3,)], [(4,)]]
-    assert blocks_of(circuit.layers[2]) == [[(0,)], [(1,), (2,)]]
-    assert circuit.layers[1].axes == ((Segment(0, 2, 2), Segment(4, 1, 1)),)
-
-
-def test_what_is_left_over_forms_a_thinner_block() -> None:
-    closed = make_circuit("mera", (8,), block=3)
-    assert blocks_of(closed.layers[0]) == [[(1,), (2,), (3,)], [(4,), (5,), (6,)], [(7,), (0,)]]
-    assert blocks_of(closed.layers[1]) == [[(0,), (1,), (2,)], [(3,), (4,), (5,)], [(6,), (7,)]]
-    edges = make_circuit("mera", (5,), block=4, boundary="open")
-    assert blocks_of(edges.layers[0]) == [[(0,), (1,)], [(2,), (3,), (4,)]]
-
-
-def test_tree_of_a_rectangle_by_hand() -> None:
-    circuit = make_circuit("tree", (2, 3))
-    assert kinds(circuit) == [("decimator", (2, 3)), ("decimator", (1, 2))]
-    first, second = map(blocks_of, circuit.layers)
-    assert first == [[(0, 0), (0, 1), (1, 0), (1, 1)], [(0, 2), (1, 2)]]
-    assert second == [[(0, 0), (0, 1)]]
-    assert circuit.depth == 2
-
-
-def test_brickwork_of_a_square_by_hand() -> None:
-    circuit = make_circuit("brickwork", (4, 4))
-    assert [layer.shift for layer in circuit.layers] == [(0, 0), (1, 1)]
-    assert circuit.depth == 2
-    assert blocks_of(circuit.layers[1])[-1] == [(3, 3), (3, 0), (0, 3), (0, 0)]
-
-
-def test_side_one_has_no_layers() -> None:
-    for name in CIRCUITS:
-        assert make_circuit(name, (1, 1)).layers == ()
-        assert make_circuit(name, (1, 1)).depth == 0
 
 
 @pytest.mark.parametrize("boundary", BOUNDARIES)
@@ -180,7 +163,7 @@ def test_top_layer_has_a_disentangler_only_where_it_acts_on_other_sites(boundary
     assert [shape for kind, shape in kinds(square) if kind == "disentangler"] == [(8, 8), (4, 4)]
     row = make_circuit("mera", (2, 4), boundary=boundary)
     assert kinds(row)[:2] == [("disentangler", (2, 4)), ("decimator", (2, 4))]
-    assert row.layers[0].axes[0] == (Segment(0, 1, 2),)
+    assert row.layers[0].axes[0] == (Segment(1, 2),)
     for circuit in (square, row):
         for one, other in itertools.pairwise(circuit.layers):
             sites = [{frozenset(b) for b in blocks_of(x) if len(b) > 1} for x in (one, other)]
@@ -205,19 +188,15 @@ def test_mera_cones_have_bounded_width(boundary: str) -> None:
     """Six sites at most in one dimension, at any scale: the reason why a mera is cheap."""
     circuit = make_circuit("mera", (64,), boundary=boundary)
     for site in range(64):
-        sets, _ = cone(circuit, (site,))
-        assert max(map(len, sets)) <= 6
+        assert max(map(len, cone(circuit, (site,)))) <= 6
 
 
 def test_neighbours_across_a_tree_boundary_meet_only_at_the_top() -> None:
     """In the mera, sites 3 and 4 of eight share a block at once: what disentanglers are for."""
     tree, mera = (make_circuit(name, (8,)) for name in ("tree", "mera"))
     assert any({(3,), (4,)} <= set(block) for block in blocks_of(mera.layers[0]))
-    shared = [
-        len(left & right)
-        for left, right in zip(cone(tree, (3,))[0], cone(tree, (4,))[0], strict=True)
-    ]
-    assert shared == [0, 0, 2]
+    pairs = zip(cone(tree, (3,)), cone(tree, (4,)), strict=True)
+    assert [len(left & right) for left, right in pairs] == [0, 0, 2]
 
 
 @pytest.mark.parametrize(
@@ -227,9 +206,9 @@ def test_neighbours_across_a_tree_boundary_meet_only_at_the_top() -> None:
 def test_default_brickwork_just_spans_a_periodic_lattice(shape: Site, block: int) -> None:
     circuit = make_circuit("brickwork", shape, block=block)
     for site in itertools.product(*map(range, shape)):
-        assert len(cone(circuit, site)[0][-1]) == math.prod(shape)
+        assert len(cone(circuit, site)[-1]) == math.prod(shape)
     shorter = make_circuit("brickwork", shape, block=block, depth=circuit.depth - 1)
-    assert len(cone(shorter, (0,) * len(shape))[0][-1]) < math.prod(shape)
+    assert len(cone(shorter, (0,) * len(shape))[-1]) < math.prod(shape)
 
 
 # bad input
@@ -244,15 +223,13 @@ def test_shapes_of_any_sequence_of_integers(shape: Any) -> None:
     assert all(type(side) is int for side in checked)
 
 
-@pytest.mark.parametrize("shape", [(), (4, 0), (-1,), (2, 2, 2, 2)])
-def test_shapes_out_of_range(shape: Any) -> None:
-    with pytest.raises(ValueError, match=r"shape is .*accepted: one to 3 integers >= 1"):
-        make_circuit("mera", shape)
+NO_INTEGERS = [8, None, "88", b"88", (4, 8.0), (True, 4), ((4, 4),)]
 
 
-@pytest.mark.parametrize("shape", [8, None, "88", b"88", (4, 8.0), (True, 4), ((4, 4),)])
-def test_shapes_that_are_no_integers(shape: Any) -> None:
-    with pytest.raises(TypeError, match=r"shape must be a sequence of integers, not .*accepted"):
+@pytest.mark.parametrize("shape", [(), (4, 0), (-1,), (2, 2, 2, 2), *NO_INTEGERS])
+def test_bad_shapes(shape: Any) -> None:
+    error = TypeError if shape in NO_INTEGERS else ValueError
+    with pytest.raises(error, match=r"^shape .*accepted: one to 3 integers >= 1"):
         make_circuit("mera", shape)
 
 

@@ -64,9 +64,8 @@ def apply_couplings(
 ) -> tuple[Tensor, ...]:
     """z to x, or x to z if ``inverse``, with ladj ``(n,)`` and the score of x, if one is given.
 
-    Returns:
-        Field, ladj, score and gradients of gains and shifts, the last three empty without a score
-        or a context. With a score, all but the field are constants.
+    Also the gradients of gains and shifts. The last three are empty without a score or a context;
+    with a score, all but the field are constants.
     """
     inside = torch._C._functorch.maybe_current_level() is not None
     free = inside or any(t is not None and t.requires_grad for t in tensors)
@@ -177,7 +176,7 @@ class _Call:
         self.weights = [self.flat(part) for part in (arrays, sites, *whole)]
 
     def flat(self, tensor: Tensor | None) -> Tensor:
-        """A flat tensor, the same memory if it can be; an empty one for None."""
+        """A flat tensor, of the same memory if possible; an empty one for None."""
         if tensor is None:
             return self.like.new_empty(0)
         return tensor.detach().contiguous().view(-1)

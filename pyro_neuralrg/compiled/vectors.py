@@ -271,12 +271,9 @@ def written(write_code: Callable[..., Any]) -> Any:
 def rowwise(formula: Callable[..., Any]) -> Any:
     """Make ``call(inputs, outputs, scalars, columns)`` of a formula on rows.
 
-    Args:
-        formula: takes a :class:`Lanes` for each input row and each scalar, returns one or a tuple,
-            for the output rows. All inputs of a vector are read before an output is written.
-
-    Rows are ``(array, offset)``, their number of columns a positive multiple of the lanes; there
-    must be at least one input. Scalars are a tuple, empty as ``()``.
+    The formula takes a :class:`Lanes` for each input row (at least one) and each scalar, and
+    returns one or a tuple for the output rows, which are written after all inputs are read. Rows
+    are ``(array, offset)``, their number of columns a positive multiple of the lanes.
     """
 
     def write_code(write: _Writer, inputs: Any, outputs: Any, scalars: Any, columns: Any) -> None:

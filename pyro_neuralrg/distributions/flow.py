@@ -81,10 +81,7 @@ class FlowDistribution(dist.TransformedDistribution):
         return isinstance(self.flow, LatticeTransform)
 
     def rsample_with_score(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor, Tensor]:
-        """Draw differentiable fields with ln q and its gradient there; the last two have no graph.
-
-        See :meth:`~pyro_neuralrg.transforms.LatticeTransform.forward_with_score`.
-        """
+        """Draw differentiable fields with ln q and its gradient there, these without a graph."""
         z = self.base_dist.rsample(torch.Size(sample_shape))
         x, ladj, score = self.flow.forward_with_score(z)
         return x, self.base_dist.log_prob(z) - ladj, score

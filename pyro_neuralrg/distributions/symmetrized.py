@@ -42,9 +42,8 @@ class SymmetrizedFlow(TorchDistribution):
     .. math:: q(x) = \frac{1}{|G|} \sum_{g \in G} q_0(g^{-1} x), \qquad q(gx) = q(x)
 
     A sample is ``x = g flow(z)`` with g uniform in G, so that reparameterised gradients are
-    unbiased. A sample with its density costs one forward and |G| - 1 inverse passes: ``log_prob``
-    of the sample drawn last goes through its z, once and as long as nothing has changed. For the
-    gradient of ln q with respect to a drawn x take ``log_prob`` at ``x.clone()``.
+    unbiased. A sample with its density costs one forward and |G| - 1 inverse passes: as of
+    :class:`FlowDistribution`, ``log_prob`` of a fresh sample goes through its z.
 
     Args:
         flow: a TransformModule on lattice fields.

@@ -22,7 +22,7 @@ class LatticeSymmetry:
         shift: sites by which each axis is rolled.
         axes: axis ``k`` of ``g x`` is axis ``axes[k]`` of ``x``; only axes of equal sides may be
             exchanged.
-        flips: whether each axis is reversed.
+        flips: True for each axis that is reversed.
 
     Example:
         >>> mirror = LatticeSymmetry(shift=(0, 0), axes=(0, 1), flips=(False, True))
@@ -177,14 +177,7 @@ def symmetry_group(
 
 
 def check_group(elements: Sequence[LatticeSymmetry], shape: Sequence[int]) -> None:
-    """Check that elements are a group on a lattice of ``shape``, each given once.
-
-    A finite set that is closed under composition is one.
-
-    Raises:
-        TypeError: if ``elements`` is not a sequence of LatticeSymmetry.
-        ValueError: if it is empty, repeats an element or is not closed.
-    """
+    """Check that elements are a group: a finite set that is closed under composition is one."""
     if not isinstance(elements, Sequence) or not all(
         isinstance(element, LatticeSymmetry) for element in elements
     ):

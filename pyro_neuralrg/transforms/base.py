@@ -21,10 +21,7 @@ Pushed = tuple[Tensor, Tensor, Tensor, Tensor | None]
 
 
 def pack(x: Tensor, event_dim: int) -> Tensor:
-    """Move all batch dimensions into one on the right: ``batch + event -> event + (n,)``.
-
-    A network that acts on the leading dimension is then one matrix product.
-    """
+    """Move all batch dimensions into one on the right: ``batch + event -> event + (n,)``."""
     batch, event = x.shape[: x.dim() - event_dim], x.shape[x.dim() - event_dim :]
     return x.reshape(math.prod(batch), *event).movedim(0, -1).contiguous()
 
@@ -52,22 +49,16 @@ class LatticeTransform(TransformModule):
 
     * ``forward(h, context) -> (h, ladj)``: z to x, with ``ladj = ln |det dx/dz|`` of shape
       ``(batch,)``;
-    * ``inverse(h, context) -> (h, ladj)``: x to z, with the *same* ``ladj = ln |det dx/dz|``
-      (not its negative);
+    * ``inverse(h, context) -> (h, ladj)``: x to z, with the *same* ladj (not its negative);
 
     or ``_pass(h, context, inverse)`` for both; the context is None or a tensor ``(features,
-    batch)``, which need not be used. Create parameters in ``__init__``, and add a line to
-    ``tests/transforms/registry.py``.
+    batch)``, which need not be used. Create parameters in ``__init__``.
 
     The last pair of ``transform(z)`` or ``transform.inv(x)`` is remembered by identity, as by
     Pyro's couplings, so that ``log_prob`` of a fresh sample costs no pass. It serves once, for the
     very tensor that came out, with unchanged parameters and buffers (see :func:`state_of`) in the
     same grad mode. Copies, pickles, ``.to(...)`` and ``clear_cache()`` drop it; compiled code and
     the transforms of ``torch.func`` do without it.
-
-    ``log_prob`` of the very tensor that was drawn goes through the latent, not through the tensor:
-    for the gradient with respect to a drawn ``x`` take ``log_prob`` at ``x.clone()``, or at
-    ``x.detach().requires_grad_()``.
 
     Attributes:
         base: the density of z, which :class:`~pyro_neuralrg.distributions.FlowDistribution` takes.
@@ -86,11 +77,11 @@ class LatticeTransform(TransformModule):
         return f"{type(self).__name__}({self.event_shape})"
 
     def forward(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Batch-last z to (x, ladj); see the class docstring."""
+        """Batch-last z to (x, ladj)."""
         return self._pass(h, context, inverse=False)
 
     def inverse(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Batch-last x to (z, ladj); see the class docstring."""
+        """Batch-last x to (z, ladj)."""
         return self._pass(h, context, inverse=True)
 
     def _pass(self, h: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
@@ -142,12 +133,9 @@ class LatticeTransform(TransformModule):
         return unpack(x, batch_shape), ladj.reshape(batch_shape)
 
     def forward_with_score(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        r"""Return x and ladj as :meth:`forward_and_ladj`, and the score of the flow's density.
+        r"""Return x, ladj and the score :math:`\partial_x \ln q(x)` of the flow's density.
 
-        Of draws z of the base, that is :math:`\partial_x \ln q(x)` at fixed parameters.
-
-        Returns:
-            x, ladj, and the score of the shape of z; the last two without a graph.
+        Of draws z of the base, at fixed parameters; ladj and the score have no graph.
         """
         event_dim = len(self.event_shape)
         batch_shape, h, context = self._packed("z", z)
@@ -157,11 +145,7 @@ class LatticeTransform(TransformModule):
         return unpack(x, batch_shape), ladj, unpack(score, batch_shape)
 
     def inverse_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``z = g^-1(x)`` and the same ``ladj = ln |det dx/dz|`` at that point.
-
-        For the very tensor that ``flow(z)`` returned last, that z (see the class). Shapes as those
-        of :meth:`forward_and_ladj`.
-        """
+        """Return ``z = g^-1(x)`` and the same ladj, of shapes as :meth:`forward_and_ladj`."""
         known = self._recall("x", x)
         if known is not None:
             return known.z, known.ladj

@@ -2,10 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Factories of the transforms that act on the blocks of a layer.
 
-A factory is a frozen dataclass with one method, ``build(layout)``. To add one, write it here, put
-it into ``BIJECTORS`` and add a line to ``tests/transforms/registry.py``. A user's own block (any
-callable ``size -> TransformModule`` of event shape ``(size,)``, such as Pyro's
-``affine_coupling``) or layer (``(size, count) -> TransformModule``) needs no new class.
+A factory is a frozen dataclass with one method, ``build(layout)``. A user's own block (such as
+Pyro's ``affine_coupling``) or layer needs no new class: see ``BlockFactory``, ``LayerFactory``.
 """
 
 from __future__ import annotations
@@ -141,16 +139,7 @@ BIJECTORS: dict[str, type[Any]] = {RealNVP.name: RealNVP, Neighbour.name: Neighb
 
 
 def as_bijector(bijector: Any) -> Bijector:
-    """The factory that a name, a mapping of a name and options, or a callable stands for.
-
-    Raises:
-        ValueError: if the name or an option is unknown.
-        TypeError: if it is none of these, nor a factory.
-
-    Example:
-        >>> as_bijector("realnvp")
-        RealNVP(layers=10, hidden=(10, 10, 10), activation='elu')
-    """
+    """The factory that a name, a mapping of a name and options, or a callable stands for."""
     if isinstance(bijector, str):
         bijector = {"name": bijector}
     if isinstance(bijector, Mapping):

@@ -20,10 +20,6 @@ from pyro_neuralrg.transforms.hierarchical import HierarchicalFlow
 class ConditionalHierarchicalFlow(ConditionalTransformModule):
     """x = g(z; c): a :class:`HierarchicalFlow` whose networks also see a context vector c.
 
-    >>> flow = conditional_hierarchical_flow((4, 4), context_dim=1)
-    >>> temperature = torch.linspace(-1.0, 1.0, 10).unsqueeze(-1)
-    >>> x = flow.condition(temperature)(torch.randn(10, 4, 4))
-
     Every field of a batch may have a context of its own; values of order one are learned best. A
     small network turns c into features, and every unit of the couplings' networks has a gain and
     (unless the flow is odd) a bias that are linear in c and in these features, zero at the start.
@@ -114,7 +110,6 @@ class _Conditioned(LatticeTransform):
         return f"{self.conditional!r}.condition(<{tuple(self.context.shape)}>)"
 
     def _pass(self, h: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
-        """z to x or back, batch-last, for features of a context."""
         return self.conditional.flow._pass(h, context, inverse)
 
     def push_score(

@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pyro_neuralrg.arguments import as_integer, check_choice, check_integer, check_number
+from pyro_neuralrg.arguments import check_choice, check_integer, check_integers, check_number
 from pyro_neuralrg.transforms.base import LatticeTransform, Pushed
 from pyro_neuralrg.transforms.coupling_sequence import CouplingSequence
 from pyro_neuralrg.transforms.networks import ACTIVATIONS, NetworkOptions, Packing
@@ -35,8 +35,7 @@ class Couplings(LatticeTransform):
         halves: for each coupling the sites held fixed and the sites moved.
         options: of the networks.
         boundary: "periodic", "open" (zeros outside), or None: networks see their own block only.
-        context_dim: features of a context that the networks take besides; 0 for none.
-        features: known of the blocks, shape ``(number, *count)``, which the networks also see.
+        context_dim, features: as of :class:`~pyro_neuralrg.transforms.BlockLayout`.
     """
 
     near_all: Tensor
@@ -127,11 +126,6 @@ def neighbours(count: Sequence[int], boundary: str | None) -> tuple[Tensor, list
     Returns:
         Distinct neighbours ``(cells, seen)``, -1 for those outside; and for each of the 3^d
         positions, the last axis slowest, which of them it is, or -1 if it is always outside.
-
-    Example:
-        >>> neighbours((2,), "periodic")
-        (tensor([[0, 1],
-                [1, 0]]), [1, 0, 1])
     """
     cells = torch.arange(math.prod(count)).view(tuple(count))
     if boundary is None:
@@ -218,7 +212,7 @@ def neighbour_coupling(
         response: how much the couplings follow a step of their parameters; below 1 they begin as
             the identity, but for their terms.
         max_log_scale: bound of the log-scale of each coupling.
-        odd: the map commutes with x -> -x.
+        odd: make the map commute with x -> -x.
         boundary: "periodic" or "open".
         context_dim: features of a context that the networks take besides; 0 for none.
         features: known of the blocks, shape ``(number, *count)``, which the networks also see.
@@ -247,14 +241,11 @@ def neighbour_coupling(
 
 def _check_network(layers: Any, hidden: Any) -> tuple[int, tuple[int, ...]]:
     """Both as plain integers."""
-    number = check_integer("layers", layers, 1, accepted="at least one coupling, an integer")
-    given = tuple(hidden) if isinstance(hidden, Iterable) else (None,)
-    widths = tuple(width for width in map(as_integer, given) if width is not None)
-    if len(widths) < len(given):
-        raise TypeError(f"hidden is {hidden!r}; accepted: a tuple of integers >= 1, one a layer")
+    accepted = "a tuple of integers >= 1, one a layer"
+    widths = check_integers("hidden", hidden, accepted)
     if any(width < 1 for width in widths):
-        raise ValueError(f"hidden is {widths}; accepted: widths of at least one")
-    return number, widths
+        raise ValueError(f"hidden is {widths}; accepted: {accepted}")
+    return check_integer("layers", layers, 1), widths
 
 
 def _block_masks(block: Sequence[int]) -> list[tuple[bool, ...]]:

@@ -58,6 +58,11 @@ class Coupling(NamedTuple):
     targets: slice  # likewise in ``targets``, ``(moved, cells)``
     whole: bool  # all its targets are there
 
+    @property
+    def moved_shape(self) -> tuple[int, int]:
+        """Sites moved in one cell, and cells."""
+        return self.moved, self.cells
+
 
 class CouplingSequence(nn.Module):
     """Couplings of several layers on the rows of a field ``(rows, n)``, in the order of generation.
@@ -203,7 +208,7 @@ class CouplingSequence(nn.Module):
         order = list(zip(self.couplings, self.networks(weights), strict=True))
         for coupling, network in reversed(order) if inverse else order:
             seen, moved, live = self._places(coupling)
-            x, v = _rows(state, seen, coupling.inputs), _rows(state, moved, *_shape(coupling))
+            x, v = _rows(state, seen, coupling.inputs), _rows(state, moved, *coupling.moved_shape)
             values, log_slope = self.operations.couple(network, x, v, inverse)
             state = state.index_copy(0, moved, _masked(values, live).flatten(0, 1))
             ladj = ladj + _masked(log_slope, live).sum((0, 1))
@@ -223,7 +228,7 @@ class CouplingSequence(nn.Module):
             state, scores = torch.cat([h, nothing]), torch.cat([score, nothing])
             ladj = h.new_zeros(h.shape[-1])
             for coupling, network in zip(self.couplings, self.networks(weights), strict=True):
-                shape = _shape(coupling)
+                shape = coupling.moved_shape
                 seen, moved, live = self._places(coupling)
                 x, v = _rows(state, seen, coupling.inputs), _rows(state, moved, *shape)
                 of_v = _rows(scores, moved, *shape)
@@ -258,11 +263,7 @@ class CouplingSequence(nn.Module):
             return seen, moved, None
         live = moved >= 0
         moved = torch.where(live, moved, self.rows)  # the others move in the row of zeros, as zero
-        return seen, moved, live.view(*_shape(coupling), 1)
-
-
-def _shape(coupling: Coupling) -> tuple[int, int]:
-    return coupling.moved, coupling.cells
+        return seen, moved, live.view(*coupling.moved_shape, 1)
 
 
 def _rows(state: Tensor, rows: Tensor, *shape: int) -> Tensor:

@@ -115,8 +115,7 @@ class LearnedSpectrum(_ModeScaling):
         boundary: "periodic" (plane waves) or "open" (products of sines).
         context_dim: length of the context; 0 for none.
         response: factor of all the logarithms.
-        dtype: of the parameters; torch's default if None.
-        device: of the parameters.
+        dtype, device: of the parameters; torch's defaults if None.
 
     Raises:
         TypeError, ValueError: naming the argument, the value seen and what is accepted; on use, if
@@ -157,10 +156,10 @@ class LearnedSpectrum(_ModeScaling):
         """Their part that is even under k -> -k; of sines all of it."""
         if self.boundary == "open":
             return values
-        return 0.5 * (values + _mirrored(values, len(self.event_shape)))
+        return 0.5 * (values + _at_minus_k(values, len(self.event_shape)))
 
 
-def _mirrored(values: Tensor, dims: int) -> Tensor:
+def _at_minus_k(values: Tensor, dims: int) -> Tensor:
     """The values at -k."""
     axes = tuple(range(-dims, 0))
     return values.flip(axes).roll((1,) * dims, axes)
@@ -173,7 +172,7 @@ def _check_eigenvalues(spectrum: Tensor, boundary: str) -> None:
     if not bool(usable.all()):
         worst = float(spectrum[~usable][0])
         raise ValueError(f"spectrum has an entry {worst}; accepted: positive, finite eigenvalues")
-    mirrored = _mirrored(spectrum, spectrum.dim())
+    mirrored = _at_minus_k(spectrum, spectrum.dim())
     if boundary == "periodic" and not torch.allclose(spectrum, mirrored, atol=0.0):
         raise ValueError(
             "spectrum is not even under k -> -k; accepted: for a periodic lattice, the "

@@ -37,12 +37,8 @@ WEIGHTS = ("scale", "block", "shared")
 class HierarchicalFlow(LatticeTransform):
     r"""x = g(z) from draws z of the base to a lattice field x (paper Fig. 1); back: ``flow.inv``.
 
-    With p the density of the base, and exactly (paper Eq. 1),
-
-    .. math:: \ln q(x) = \ln p(z) - \ln|\det \partial x/\partial z|
-
-    as :meth:`FlowDistribution(flow).log_prob <pyro_neuralrg.distributions.FlowDistribution>`
-    computes it.
+    Its density :math:`\ln q(x) = \ln p(z) - \ln|\det \partial x/\partial z|` (paper Eq. 1) is
+    that of :class:`~pyro_neuralrg.distributions.FlowDistribution`:
 
     >>> flow = hierarchical_flow((4, 4))
     >>> z = torch.randn(10, 4, 4)
@@ -55,14 +51,11 @@ class HierarchicalFlow(LatticeTransform):
     Args:
         circuit: arrangement of the layers.
         bijector, weights, odd, spectrum, base: as in :func:`hierarchical_flow`.
-        context_dim: features of a context that the networks take besides; 0 for none.
+        context_dim: as of :class:`~pyro_neuralrg.transforms.BlockLayout`.
         spectrum_slopes: derivatives of the spectrum with respect to the first entries of the
             context, shape ``(entries,) + shape``, or None.
         site_features: numbers of order one that tell the sites apart (an external field, say),
             shape ``(channels,) + shape``, which the networks of "neighbour" see; or None.
-
-    Raises:
-        TypeError, ValueError: naming the argument, the value seen and what is accepted.
     """
 
     site_features: Tensor | None
@@ -249,13 +242,10 @@ class HierarchicalFlow(LatticeTransform):
         return sequence
 
     def compile(self, **options: Any) -> None:
-        """Run the couplings through ``torch.compile`` from now on, on accelerators.
+        """Run the couplings through ``torch.compile``, with its options, on accelerators.
 
         On a CPU they are compiled anyway. Without a compiler all goes on as it is, with a warning.
         Copies are not compiled.
-
-        Args:
-            **options: of ``torch.compile``.
         """
         self._operations = compile_operations(**options)
 
@@ -281,11 +271,7 @@ class HierarchicalFlow(LatticeTransform):
         return grow(self, spectrum)
 
     def with_site_features(self, site_features: Tensor) -> HierarchicalFlow:
-        """A copy with these very weights whose networks see other features of the sites.
-
-        Args:
-            site_features: finite numbers, of the shape of those that the flow has.
-        """
+        """A copy with these very weights that sees other features, of the same shape."""
         features, mine = _check_site_features(site_features, self.shape), self.site_features
         if mine is None or features.shape != mine.shape:
             raise ValueError(
@@ -327,10 +313,7 @@ class HierarchicalFlow(LatticeTransform):
     def _build_layer(
         self, layer: Layer, features: Tensor | None, shared: dict[Any, nn.Module]
     ) -> nn.ModuleList:
-        """The transforms of a layer; those that share weights take over the parameters in shared.
-
-        Single sites pass through an identity.
-        """
+        """The transforms of a layer; those that share weights take the parameters in shared."""
         modules: list[nn.Module] = []
         for block, count in blocks_of_layer(layer, self.filled_up):
             if math.prod(block) == 1:
@@ -444,8 +427,8 @@ def hierarchical_flow(
         shape: lattice shape, one to three sides >= 1.
         circuit: "mera", "tree" or "brickwork"; see :func:`~pyro_neuralrg.lattice.make_circuit`.
         bijector: "neighbour" (couplings that see the neighbouring blocks), "realnvp" (the paper's
-            block), a factory of :mod:`~pyro_neuralrg.transforms.bijectors`
-            such as ``RealNVP(layers=4)``, or a callable ``size -> TransformModule``.
+            block), a factory such as ``RealNVP(layers=4)``, or a callable ``size ->
+            TransformModule``.
         depth: number of scales, or of layers of a brickwork; default: all.
         boundary: "periodic" or "open".
         weights: one set per "scale" (and layer), per "block", or "shared" by all scales (paper,

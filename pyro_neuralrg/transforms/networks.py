@@ -3,11 +3,9 @@
 """Networks of the couplings: from the sites held fixed to an increasing map for each of the others.
 
 The network of a coupling has hidden layers and two linear heads: ``place`` gives shift and centres,
-``form`` log-scales and heights of the map (:mod:`~pyro_neuralrg.transforms.elementwise`). This is
-the reference, in plain torch; :mod:`~pyro_neuralrg.compiled` computes the same on a CPU.
-
-The parameters of a stack of couplings are one vector, ``packed``, since the handling of hundreds of
-small matrices would cost more than the networks. :class:`Packing` says where they belong.
+``form`` log-scales and heights of the map (:mod:`~pyro_neuralrg.transforms.elementwise`). The
+parameters of a stack of couplings are one vector, ``packed``, since the handling of hundreds of
+small matrices would cost more than the networks.
 """
 
 from __future__ import annotations

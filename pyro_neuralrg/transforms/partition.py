@@ -47,9 +47,7 @@ def block_sites(layer: Layer) -> Tensor:
 
 def blocks_of_layer(layer: Layer, filled_up: bool) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """Sites and number of blocks along each axis: one pair for all if filled up, or by region."""
-    if filled_up:
-        return [(layer.block, layer.coarse_shape)]
-    return [(region.block, region.count) for region in layer.regions]
+    return [(layer.block, layer.coarse_shape)] if filled_up else layer.regions
 
 
 def sites_of_layers(circuit: Circuit, filled_up: bool) -> list[list[Tensor]]:
@@ -79,19 +77,9 @@ def features_of_blocks(features: Tensor, circuit: Circuit) -> Iterator[Tensor]:
     A coarse site has the sum over its block divided by the root of the number of sites: features
     that are independent from site to site keep their size from scale to scale.
 
-    Args:
-        features: shape ``(channels,) + shape``.
-        circuit: the layers.
-
     Yields:
         Tensors ``(channels * size, *count)``, the site changing fastest; zeros for sites that a
         thinner block lacks.
-
-    Example:
-        >>> from pyro_neuralrg.lattice import make_circuit
-        >>> layers = list(features_of_blocks(torch.ones(1, 4), make_circuit("tree", (4,))))
-        >>> layers[0].shape, layers[1].flatten()
-        (torch.Size([2, 2]), tensor([1.4142, 1.4142]))
     """
     flat = features.flatten(1)
     for layer in circuit.layers:

@@ -17,13 +17,7 @@ from pyro_neuralrg.transforms.partition import block_sites, blocks_of_layer
 
 
 def number_of_scales(circuit: Circuit) -> int:
-    """The number of decimators; the last of them keeps the field of this very scale.
-
-    Example:
-        >>> from pyro_neuralrg.lattice import make_circuit
-        >>> number_of_scales(make_circuit("mera", (8, 8)))
-        3
-    """
+    """The number of decimators; the last of them keeps the field of this very scale."""
     return sum(layer.kind == "decimator" for layer in circuit.layers)
 
 
@@ -34,12 +28,6 @@ def sites_of_scale(circuit: Circuit, scale: int) -> Tensor:
 
     Returns:
         Flat indices of sites of the whole lattice, of the shape that the lattice has at scale k.
-
-    Example:
-        >>> from pyro_neuralrg.lattice import make_circuit
-        >>> sites_of_scale(make_circuit("mera", (4, 4)), 1)
-        tensor([[ 0,  2],
-                [ 8, 10]])
     """
     sites = torch.arange(math.prod(circuit.shape)).reshape(circuit.shape)
     for blocks in _blocks_up_to(circuit, scale):
@@ -52,12 +40,6 @@ def blocks_of_scale(circuit: Circuit, scale: int) -> Tensor:
 
     Returns:
         The position, 0, 1, ..., of its block among :func:`sites_of_scale`; of the lattice's shape.
-
-    Example:
-        >>> from pyro_neuralrg.lattice import make_circuit
-        >>> blocks_of_scale(make_circuit("tree", (2, 4)), 1)
-        tensor([[0, 0, 1, 1],
-                [0, 0, 1, 1]])
     """
     position = torch.arange(math.prod(circuit.shape))
     for blocks in _blocks_up_to(circuit, scale):
@@ -70,21 +52,15 @@ def blocks_of_scale(circuit: Circuit, scale: int) -> Tensor:
 
 
 class UpToScale(LatticeTransform):
-    """A HierarchicalFlow cut off at scale k: x from u, nothing done to what is coarser.
-
-    u holds the field of scale k, as the layers of that scale meet it, on its sublattice, and the
-    latents of the finer scales elsewhere. The parameters are those of the flow.
-    """
+    """A flow cut off at scale k; see ``HierarchicalFlow.up_to_scale``. It shares its parameters."""
 
     def __init__(self, flow: Any, scale: int) -> None:
         super().__init__(flow.event_shape)
-        self.scale = scale
         self.stop = len(_layers_up_to(flow.circuit, scale))
         self.shape = flow.shape
         self.flow = flow
 
     def _pass(self, h: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
-        """u to x, or back."""
         return (self.flow.renormalize if inverse else self.flow.generate)(h, context, self.stop)
 
 
@@ -172,8 +148,7 @@ def _modules(flow: Any, index: int) -> list[tuple[tuple[int, ...], nn.Module]]:
 def _sources(index: int, layer: Layer, large: Circuit, small: Circuit) -> list[int]:
     """Indices of the small circuit's layers that may serve, the best first.
 
-    Scale k is scale k again and the coarsest the coarsest; the new one below it is the next finer
-    one. Layers of a brickwork correspond in their order.
+    Layers of a brickwork correspond in their order, others as ``HierarchicalFlow.grow`` says.
     """
     if large.name == "brickwork":
         return [index] if index < len(small.layers) else []

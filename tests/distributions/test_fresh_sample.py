@@ -22,7 +22,6 @@ from pyro_neuralrg.distributions import FlowDistribution, SymmetrizedFlow
 from pyro_neuralrg.infer import PDD, FlowGuide
 from pyro_neuralrg.transforms import LatticeTransform, hierarchical_flow
 from tests.distributions.test_symmetrized import Affine
-from tests.transforms.registry import free_spectrum
 from tests.transforms.test_cache import evaluations
 
 Make = Callable[..., Any]
@@ -120,28 +119,6 @@ def test_after_a_change_by_hand(
             is_honest(q, x)
 
 
-@any_flow
-@either
-def test_in_inference_mode(jittered: Make, kind: str, source: str) -> None:
-    """Its tensors count no versions: nobody could tell that they have changed."""
-    q = DISTRIBUTIONS[kind](FLOWS[source](jittered))
-    with torch.inference_mode():
-        x = q.sample((3,))
-        x.add_(0.5)
-        is_honest(q, x)
-
-
-@either
-def test_after_a_buffer_was_changed(kind: str) -> None:
-    flow = hierarchical_flow((4,), spectrum=free_spectrum((4,)))
-    q = DISTRIBUTIONS[kind](flow)
-    x = q.rsample((3,))
-    with torch.no_grad():
-        for buffer in flow.gaussian.buffers():
-            buffer.mul_(2.0)
-    is_honest(q, x)
-
-
 @either
 def test_a_sample_and_one_density_cost_one_pass(
     jittered: Make, kind: str, monkeypatch: pytest.MonkeyPatch
@@ -230,21 +207,6 @@ def test_batch_shape_of_one_field_under_many(jittered: Make, kind: str) -> None:
     x = torch.randn(4, 4)
     torch.testing.assert_close(q.expand((2,)).log_prob(x), q.log_prob(x).expand(2))
     assert q.expand((2, 1)).log_prob(torch.randn(3, 4, 4)).shape == (2, 3)
-
-
-@either
-def test_nothing_is_remembered_inside_torch_func(jittered: Make, kind: str) -> None:
-    flow = jittered((2, 2))
-    q = DISTRIBUTIONS[kind](flow)
-    z = torch.randn(3, 2, 2)
-
-    def score(z: Tensor) -> Tensor:
-        return q.log_prob(flow(z)).sum()
-
-    expected = q.log_prob(flow(z).detach().clone())
-    torch.testing.assert_close(torch.func.vmap(score)(z), expected)
-    torch.func.grad(score)(z)
-    is_honest(q, flow(z).detach())
 
 
 def test_the_flow_remembers_nothing_of_compiled_code(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -216,7 +216,7 @@ def test_heated_is_the_model_at_the_higher_temperature() -> None:
     ("options", "error", "message"),
     [
         ({"shape": ()}, ValueError, "shape is"),
-        ({"shape": (4.0, 4)}, TypeError, "shape must be"),
+        ({"shape": (4.0, 4)}, TypeError, "shape is"),
         ({"temperature": 0.0}, ValueError, r"temperature is 0\.0; accepted: a finite number > 0"),
         ({"temperature": math.nan}, ValueError, "temperature is nan; accepted: .* number > 0"),
         ({"temperature": "hot"}, TypeError, "temperature is 'hot'; accepted"),

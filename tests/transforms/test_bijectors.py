@@ -60,21 +60,6 @@ def test_a_coupling_moves_one_half_of_the_checkerboard() -> None:
     assert layer.halves[::2] == [([0, 3], [1, 2]), ([0, 1], [2, 3]), ([0, 2], [1, 3])]
     pairs = zip(layer.halves[::2], layer.halves[1::2], strict=True)
     assert all(one == other[::-1] for one, other in pairs)
-
-
-@pytest.mark.parametrize(
-    "make", [realnvp_block, lambda size, **o: neighbour_coupling((2, 2), (1, 1), **o)]
-)
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [({"layers": 0}, "layers is 0; accepted"), ({"hidden": (3, 0)}, r"hidden is \(3, 0\); acc")],
-)
-def test_bad_networks(make: Any, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        make(4, **options)
-
-
-def test_a_block_of_one_site_is_refused() -> None:
     with pytest.raises(ValueError, match="size is 1; accepted: a block of at least two sites"):
         realnvp_block(1)
 

@@ -17,7 +17,7 @@ from pyro.distributions import ConditionalTransformedDistribution
 from pyro.infer import SVI
 
 from pyro_neuralrg import PDD, ConditionalHierarchicalFlow, FlowGuide, IsingDual, fit, load, save
-from pyro_neuralrg.distributions import FlowDistribution, TwoModes
+from pyro_neuralrg.distributions import TwoModes
 from pyro_neuralrg.transforms import (
     FourierLayer,
     HierarchicalFlow,
@@ -117,14 +117,6 @@ def test_in_a_conditional_distribution_of_pyro() -> None:
     x = q.rsample((6,)).detach()
     z, ladj = flow.condition(context).inverse_and_ladj(x)
     torch.testing.assert_close(q.log_prob(x), base.log_prob(z) - ladj)
-
-
-def test_base_at_a_context() -> None:
-    transform = perturbed(odd=True, base=TwoModes(3.0)).condition(torch.randn(3, 2))
-    z = TwoModes(3.0).sample((3, 4, 4), 2)
-    x, ladj = transform.forward_and_ladj(z)
-    log_q = FlowDistribution(transform).log_prob(x)
-    torch.testing.assert_close(log_q, TwoModes(3.0).log_prob(z, 2) - ladj)
 
 
 def test_learns_a_family_of_targets() -> None:

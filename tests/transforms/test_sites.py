@@ -1,10 +1,9 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""The sites of the blocks, and flows whose networks see fixed features of them."""
+"""Flows whose networks see fixed features of the sites."""
 
 from __future__ import annotations
 
-import itertools
 import math
 import pickle
 from pathlib import Path
@@ -16,48 +15,12 @@ from torch import Tensor
 
 from pyro_neuralrg import IsingDual, fit, load, save
 from pyro_neuralrg.free_energy import estimate
-from pyro_neuralrg.lattice import BOUNDARIES, CIRCUITS, make_circuit
+from pyro_neuralrg.lattice import make_circuit
 from pyro_neuralrg.transforms import HierarchicalFlow, LayerFactory, Neighbour
-from pyro_neuralrg.transforms.partition import block_sites, cut_regions, features_of_blocks
+from pyro_neuralrg.transforms.partition import features_of_blocks
 from tests.transforms.registry import perturb
 
 SMALL = Neighbour(layers=3, hidden=(5,))
-SHAPES = [(2,), (7,), (4, 4), (3, 5), (1, 4), (2, 3, 4)]
-
-
-@pytest.mark.parametrize("name", CIRCUITS)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_blocks_cover_a_layer(name: str, shape: tuple[int, ...]) -> None:
-    """Every site stands in one block, and in one region of equal blocks."""
-    for block, boundary in itertools.product((2, 3), BOUNDARIES):
-        for layer in make_circuit(name, shape, block=block, boundary=boundary).layers:
-            sites = block_sites(layer)
-            assert sites.shape == (math.prod(layer.block), *layer.coarse_shape)
-            numbers = torch.arange(math.prod(layer.shape))
-            assert torch.equal(sites[sites >= 0].sort().values, numbers)
-            pieces = cut_regions(sites, layer)
-            for piece, region in zip(pieces, layer.regions, strict=True):
-                assert piece.shape == (math.prod(region.block), *region.count)
-            assert torch.equal(torch.cat([p.flatten() for p in pieces]).sort().values, numbers)
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_a_block_holds_neighbouring_sites(shape: tuple[int, ...]) -> None:
-    """Site i, j of block a, b of a shifted periodic layer is where the data say it is."""
-    layer = make_circuit("brickwork", shape, depth=2).layers[1]
-    numbers = torch.arange(math.prod(shape)).reshape(shape)
-    regions = cut_regions(block_sites(layer), layer)
-    for region, block in zip(layer.regions, regions, strict=True):
-        inner = list(itertools.product(*map(range, region.block)))
-        for place in itertools.product(*map(range, region.count)):
-            for index, offset in enumerate(inner):
-                site = tuple(
-                    (segment.start + at * segment.block + step + shift) % side
-                    for segment, at, step, shift, side in zip(
-                        region.segments, place, offset, layer.shift, shape, strict=True
-                    )
-                )
-                assert block[(index, *place)] == numbers[site]
 
 
 def perturbed(features: Tensor, circuit: str = "mera", **options: Any) -> HierarchicalFlow:
