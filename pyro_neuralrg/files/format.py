@@ -138,11 +138,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[BinaryIO]:
-    """Write bytes, which are ``path`` at the end of the block, and on the disk.
-
-    Opened as any other file, not by ``tempfile``, so that it gets the permissions of one. An
-    OSError leaves ``path`` as it was.
-    """
+    """Write bytes, which are ``path``, on the disk, at the end; an OSError leaves it as it was."""
+    # opened as any other file, not by tempfile, so that it gets the permissions of one
     with replacing(path) as temporary, temporary.open("x+b") as stream:
         yield stream
         stream.flush()

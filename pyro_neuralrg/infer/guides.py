@@ -74,8 +74,7 @@ class FlowGuide(PyroModule):
     def distribution(self, context: Tensor | None = None) -> Any:
         """The distribution q of the sample site; registers nothing with Pyro.
 
-        A conditional flow needs a context of shape ``batch_shape + (context_dim,)``, else a
-        ValueError is raised.
+        A conditional flow needs a context ``batch_shape + (context_dim,)``, else a ValueError.
         """
         if self._density is not None:
             return self._density

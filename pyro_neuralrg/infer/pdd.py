@@ -239,10 +239,7 @@ def _sample_sites(trace: Any) -> list[Any]:
 
 
 def _check_one_site(guide_trace: Any) -> None:
-    """Refuse guides whose path gradient is more than one score: sites may depend on each other.
-
-    Those that Pyro's ``AutoGuide`` computes from an auxiliary one have no parameters of their own.
-    """
+    """Refuse guides of several sites, unless all are computed from one auxiliary site."""
     sites = _sample_sites(guide_trace)
     scored = [site for site in sites if "score" in site["infer"]]
     is_auxiliary = any(site["infer"].get("is_auxiliary", False) for site in scored)

@@ -40,12 +40,10 @@ class FlowReparam(Reparam):
     site, log-determinant included; to leave out a prior alone, mask its distribution
     (``fn.mask(False)``).
 
-    What is drawn when nothing else sets the value is the flow's base. Two modes of a base 3
-    standard deviations from zero are a barrier of 3.8 nats, which a poor flow does not have in z:
-    samplers move in z. With ``from_normal=True`` they move in standard normals u, ``z =
-    base.from_normal(u)``, where a good flow has no barrier, but a poor one a narrow well between
-    the phases. Of the Ising dual at Tc, 8 x 8, HMC crosses between the phases 1.5 times per 1000
-    gradients in z, with any flow; in u 0.1 times with an untrained one, 5 times after 400 steps
+    What is drawn when nothing else sets the value is the flow's base, and samplers move in z. With
+    ``from_normal=True`` they move in standard normals u, ``z = base.from_normal(u)``: of the Ising
+    dual at Tc, 8 x 8, HMC crosses between the phases 1.5 times per 1000 gradients in z, with any
+    flow; in u 0.1 times with an untrained one, 5 times after 400 steps
     (``tests/benchmarks/crossings.py``). Draws are z all the same.
 
     Args:
@@ -107,11 +105,7 @@ class FlowReparam(Reparam):
         return {"fn": density, "value": value, "is_observed": True}
 
     def transform_sample(self, latent: Tensor) -> Tensor:
-        """Return the fields x of latent samples z, of the same shape, without gradients.
-
-        Args:
-            latent: shape ``batch_shape + event_shape``, as ``mcmc.get_samples()["x_latent"]``.
-        """
+        """The fields x of latent samples z, ``batch_shape + event_shape``, without gradients."""
         with torch.no_grad():
             return forward_and_ladj(self.flow, latent, self.flow.domain.event_dim)[0]
 

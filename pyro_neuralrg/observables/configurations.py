@@ -178,8 +178,7 @@ def mode_structure_factor(mean: Tensor, variance: Tensor | None, shape: Iterable
 
     .. math:: S(k) = \left|\sum_i t_i e^{-i k r_i}\right|^2 / N^2 + \sum_i \sigma_i^2 / N^2
 
-    Returns:
-        S(k) at :math:`k_a = 2\pi n_a / L_a`, n in FFT order; shape ``batch + shape``.
+    At :math:`k_a = 2\pi n_a / L_a`, n in FFT order; shape ``batch + shape``.
 
     Example:
         >>> mode_structure_factor(torch.tensor([1.0, -1.0, 1.0, -1.0]), None, (4,))
@@ -200,12 +199,10 @@ def mode_structure_factor(mean: Tensor, variance: Tensor | None, shape: Iterable
 
 
 def correlations(mean: Tensor, variance: Tensor | None, shape: Iterable[int]) -> Tensor:
-    """Two-point function on a periodic lattice at every displacement, O(N log N).
+    """Two-point function C(r) on a periodic lattice, r_a = 0 .. L_a - 1, O(N log N).
 
-    The mean over sites of t_i t_(i + r), to which the variance is added at r = 0.
-
-    Returns:
-        C(r), r_a = 0 .. L_a - 1, shape ``batch + shape``.
+    The mean over sites of t_i t_(i + r), to which the variance is added at r = 0, of shape ``batch
+    + shape``.
 
     Example:
         >>> correlations(torch.tensor([1.0, -1.0, 1.0, -1.0]), None, (4,))
@@ -226,12 +223,9 @@ def axis_correlations(
     axis: int = 0,
     boundary: str = "periodic",
 ) -> Tensor:
-    """Two-point function along one axis, from 0 to d - 1, O(N log L).
+    """Two-point function C(r), r = 0 .. L - 1, along one axis (from 0) of side L, O(N log L).
 
-    On an open lattice the mean is over the L - r pairs of each line.
-
-    Returns:
-        C(r), r = 0 .. L - 1 with the axis' side L, shape ``batch + (L,)``.
+    Of shape ``batch + (L,)``. On an open lattice the mean is over the L - r pairs of each line.
 
     Example:
         >>> axis_correlations(torch.tensor([1.0, 1.0, -1.0]), None, (3,), boundary="open")

@@ -38,7 +38,8 @@ class LatticePotential(ABC):
     * ``energy(x)``: x of shape ``batch + shape`` (any batch, also none) to nats of shape ``batch``,
       computed in the dtype and on the device of x, without in-place writes or branches on values,
       so that ``vmap`` works. Call ``self.check_field(x)`` first.
-    * where they are known: ``log_partition``, ``sample_reference``, ``heated``.
+    * where they are known: ``log_partition``, ``sample_reference``, ``heated``, and the closed form
+      ``energy_and_gradient``, on which samplers spend their time.
 
     Numbers that the energy needs are registered with ``self._register(name, tensor)`` in float64
     and read with ``self._constant(name, x)``, which has the dtype and the device of x; attributes
@@ -52,8 +53,7 @@ class LatticePotential(ABC):
             lattice's shape, in the order that :mod:`pyro_neuralrg.spectral` describes.
 
     Attributes:
-        shape, boundary, even: as above.
-        spectrum: as above, float64 on the CPU, or None.
+        shape, boundary, even, spectrum: as above, the last in float64 on the CPU.
         base: p(z) of its flows, two modes where there may be two phases.
         device: of the fields it takes; see :meth:`to`.
     """
@@ -87,11 +87,7 @@ class LatticePotential(ABC):
         """-ln pi(x) in nats, of the batch shape and dtype of x; raises as :meth:`check_field`."""
 
     def energy_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The energy and its gradient, of x's shape, both detached.
-
-        By autograd here; potentials that know their gradient in closed form override it, since it
-        is what samplers spend their time on.
-        """
+        """The energy and its gradient, of x's shape, both detached: here by autograd."""
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
             energy = self.energy(leaf)
@@ -110,10 +106,8 @@ class LatticePotential(ABC):
         return pyro_program(self.energy, self.shape, zero, f"energy of {self!r}")
 
     def try_energy(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Fields of standard normals in the dtype of ``like``, and their energies, checked.
-
-        More fields than any side has sites, so that no wrong shape passes by chance.
-        """
+        """Fields of standard normals in the dtype of ``like``, and their energies, checked."""
+        # more fields than any side has sites, so that no wrong shape passes by chance
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(max(self.shape) + 1, *self.shape, generator=generator)
         x = x.to(self.device, like.dtype)
@@ -192,10 +186,8 @@ class LatticePotential(ABC):
         return check_energy(self.energy(x), x, self.shape, f"energy of {self!r}")
 
     def _register(self, name: str, value: Tensor) -> None:
-        """Keep a constant in both usual precisions.
-
-        Not cast at first use: under vmap or inference mode that would keep a tensor of that mode.
-        """
+        """Keep a constant in both usual precisions."""
+        # not cast at first use: under vmap or inference mode that would keep a tensor of that mode
         exact = value.detach().to(self.device, torch.float64)
         self._constants[name] = {torch.float64: exact, torch.float32: exact.float()}
 

@@ -38,11 +38,9 @@ TUNING_RATE = 0.1
 
 
 class Bonds(NamedTuple):
-    """Bonds of nearest neighbours.
+    """Bonds of nearest neighbours: both ends, as indices into the flattened lattice, and K.
 
-    Attributes:
-        left, right: the ends of every bond, indices into the flattened lattice.
-        strength: K of every bond, shape ``(bonds,)`` or ``(chains, bonds)``.
+    The last has the shape ``(bonds,)`` or ``(chains, bonds)``.
     """
 
     left: NDArray[np.intp]

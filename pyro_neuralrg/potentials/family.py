@@ -81,8 +81,8 @@ class PotentialFamily(ABC):
     def sample_contexts(self, n: int, like: Tensor) -> Tensor:
         """Draw ``n`` contexts spread evenly, shape ``(n, context_dim)``: a Latin hypercube.
 
-        Each entry has one value in each of n equal parts of [-1, 1], so that means over a batch
-        scatter less than those of independent draws. Dtype and device are those of ``like``.
+        Each entry has one value in each of n equal parts of [-1, 1]. Dtype and device are those of
+        ``like``.
         """
         shape = (check_integer("n", n, 1), self.context_dim)
         jitter = torch.rand(shape, dtype=like.dtype, device=like.device)
@@ -90,10 +90,7 @@ class PotentialFamily(ABC):
         return 2 * (order + jitter) / n - 1
 
     def model(self, context: Tensor) -> Tensor:
-        """A Pyro program of a field "x" with log-density ``-energy(x, context)``.
-
-        The batch of contexts is that of the plates around it.
-        """
+        """A Pyro program of a field "x" with log-density ``-energy(x, context)``, in plates."""
         zero, whose = context.new_zeros(()), f"energy of {type(self).__name__}"
         return pyro_program(lambda x: self.energy(x, context), self.shape, zero, whose)
 
@@ -193,10 +190,7 @@ class IsingDualFamily(PotentialFamily):
         return LOWEST_EIGENVALUE + beta.reshape(beta.shape + (1,) * excess.dim()) * excess
 
     def energy(self, x: Tensor, context: Tensor) -> Tensor:
-        """-ln pi(x) in nats, each field at a temperature of its own; O(N log N).
-
-        Contexts may have any shape ``(..., 1)`` that broadcasts with the batch of fields.
-        """
+        """-ln pi(x) in nats; contexts ``(..., 1)`` broadcast with the batch of fields."""
         self._check(x, context)
         precision = self.eigenvalues(self.beta(context)).reciprocal()
         dims = len(self.shape)

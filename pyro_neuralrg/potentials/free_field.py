@@ -82,8 +82,7 @@ class FreeField(LatticePotential):
     def correlations(self, site: Sequence[int] | None = None) -> Tensor:
         """Exact covariance of one site's field with that of every site, shape ``shape``, float64.
 
-        Args:
-            site: position, one integer >= 0 per axis; default: the origin.
+        ``site`` is a position, one integer >= 0 per axis; default: the origin.
         """
         accepted = f"a position on the lattice {self.shape}, one integer per axis"
         position = (0,) * len(self.shape) if site is None else site

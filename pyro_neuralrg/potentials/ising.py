@@ -132,19 +132,15 @@ class IsingDual(LatticePotential):
     def spin_probability(self, x: Tensor) -> Tensor:
         r"""Probability of spin up given fields: :math:`1 / (1 + e^{-2 (x_i + h_i / T)})`.
 
-        Of the shape ``batch + shape`` and dtype of x. Its mean over fields is that of the spins,
-        P(s_i = 1), with less noise than spins drawn.
+        Of the shape ``batch + shape`` and dtype of x.
         """
         return torch.sigmoid(2 * self._shifted(check_values("x", x, self.shape)))
 
     def observables(self) -> dict[str, Observable]:
         """Observables of the spins as functions of the field, averaged over the spins given it.
 
-        Exactly (Rao-Blackwell): the same expectation as of sampled spins, less scatter.
-
-        Returns:
-            Functions ``batch + shape -> batch``, which can be pickled, by the names of
-            :meth:`IsingModel.observables`; ``abs_magnetisation`` is O(N log^2 N).
+        Exactly (Rao-Blackwell): the same expectation as of sampled spins, less scatter. By the
+        names of :meth:`IsingModel.observables`, ``batch + shape -> batch``; they can be pickled.
 
         Example:
             >>> functions = IsingDual((4, 4)).observables()
@@ -168,10 +164,7 @@ class IsingDual(LatticePotential):
         return torch.where(up, x.new_ones(()), x.new_full((), -1.0))
 
     def sample_reference(self, n: int, seed: int | None = None) -> Tensor:
-        """Draw spins from the chains of :meth:`IsingModel.sample`, then the field given spins.
-
-        See :meth:`LatticePotential.sample_reference`.
-        """
+        """Draw spins as :meth:`IsingModel.sample` does, then the field given spins."""
         generator = generator_of(seed)
         mean = apply_spectrum(self.spins.sample(n, generator), self.spectrum, self.boundary)
         noise = gaussian_fields(self.spectrum, self.boundary, n, generator)

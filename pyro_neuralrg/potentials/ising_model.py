@@ -52,8 +52,8 @@ class IsingModel:
         boundary: "periodic" or "open".
 
     Attributes:
-        shape, temperature, couplings, boundary: as above.
-        field: h of each site, float64 of shape ``shape``; None if there is none, or it is zero.
+        field: h of each site, float64 of shape ``shape``; None if there is none, or it is zero; the
+            other arguments likewise.
 
     References:
         B. Kaufman, Crystal statistics II, Phys. Rev. 76, 1232 (1949).
@@ -107,8 +107,7 @@ class IsingModel:
     def energy_per_site(self, mean: Tensor, variance: Tensor | None = None) -> Tensor:
         """H / N of spins, or its mean over independent spins of given means, in units of J.
 
-        Of shape ``batch`` from means of shape ``batch + shape``. H is linear in each spin: their
-        variance, an argument of all observables, is not needed.
+        Of shape ``batch`` from means of shape ``batch + shape``; the variance is not needed.
         """
         check_values("mean", mean, self.shape)
         lattice = tuple(range(-len(self.shape), 0))
@@ -156,13 +155,11 @@ class IsingModel:
     def _neighbour(self, values: Tensor, axis: int, step: int) -> Tensor:
         """The value of each site's neighbour along an axis; zero beyond an open edge."""
         dim = axis - len(self.shape)
+        neighbours = values.roll(step, dim)
         if self.boundary == "periodic":
-            return values.roll(step, dim)
-        edge = torch.zeros_like(values.narrow(dim, 0, 1))
-        last = values.shape[dim] - 1
-        if step > 0:
-            return torch.cat([edge, values.narrow(dim, 0, last)], dim)
-        return torch.cat([values.narrow(dim, 1, last), edge], dim)
+            return neighbours
+        edge = torch.tensor([0 if step > 0 else values.shape[dim] - 1], device=values.device)
+        return neighbours.index_fill(dim, edge, 0.0)
 
     def observables(self) -> dict[str, Observable]:
         """Observables that fit the model, as functions of spins, or of their means and variances.
@@ -179,11 +176,9 @@ class IsingModel:
     def sample(self, n: int, seed: int | torch.Generator | None = None) -> Tensor:
         """Draw ``n`` configurations by cluster Monte Carlo (Swendsen-Wang).
 
-        From as many independent chains as fit 65536 sites; those of one chain are 15 sweeps apart.
-        Without a ``seed`` or generator torch's own random numbers continue.
-
-        Returns:
-            Spins of +1 and -1, shape ``(n,) + shape``, in torch's default dtype.
+        Spins of +1 and -1, ``(n,) + shape`` in torch's default dtype, from as many independent
+        chains as fit 65536 sites, 15 sweeps apart in each. Without a ``seed`` or generator torch's
+        own random numbers continue.
         """
         n = check_integer("n", n, 1)
         chains = min(n, max(1, cluster.SITES_AT_ONCE // math.prod(self.shape)))
@@ -194,10 +189,9 @@ class IsingModel:
     def reference_structure_factor(self, n: int, seed: int | None = None) -> Estimate:
         """Uniform structure factor of ``n`` >= 2 configurations drawn as by :meth:`sample`.
 
-        Of any lattice. The standard error is the scatter of the means of independent chains, at
-        least 32 (``n`` if that is less), over the square root of their number. It knows nothing of
-        what all chains miss alike: where clusters do not help (frustrated or in opposing fields,
-        cold) 100 sweeps may be too few to reach equilibrium.
+        Of any lattice. The standard error is that of the means of independent chains, at least 32
+        (``n`` if that is less). It knows nothing of what all chains miss alike: where clusters do
+        not help (frustrated or in opposing fields, cold) 100 sweeps may be too few.
         """
         chains = max(LEAST_CHAINS, cluster.SITES_AT_ONCE // math.prod(self.shape))
         chains = min(check_integer("n", n, 2), chains)
@@ -240,9 +234,8 @@ class IsingModel:
     def correlations(self) -> Tensor:
         """Exact <s_0 s_r> on the periodic lattice without field, float64 of shape ``shape``.
 
-        Rings in closed form, two-dimensional tori by Pfaffians (below, at and above Tc), narrow
-        lattices that are frustrated or have three dimensions by the transfer matrix. The Pfaffians
-        of wide frustrated tori cancel at low temperature, which is refused.
+        Rings in closed form, two-dimensional tori by Pfaffians, narrow lattices that are frustrated
+        or have three dimensions by the transfer matrix. Wide frustrated tori are refused when cold.
 
         Example:
             >>> IsingModel((4,), 1.0).correlations()
@@ -255,9 +248,8 @@ class IsingModel:
     def structure_factor(self) -> float:
         """Exact uniform structure factor E[(sum_i s_i)^2] / N^2.
 
-        The mean of :meth:`correlations` where these are known, else the second derivative of the
-        transfer matrix's ln Z in a uniform field. Where neither reaches,
-        :meth:`reference_structure_factor` does.
+        The mean of :meth:`correlations`, or the second derivative of the transfer matrix's ln Z in
+        a uniform field; where neither reaches, :meth:`reference_structure_factor` does.
         """
         if self._sums_correlations():
             return float(self._correlations().mean()) / self._num_sublattices

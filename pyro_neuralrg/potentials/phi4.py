@@ -163,10 +163,7 @@ class Phi4(LatticePotential):
         return gaussian_log_partition(self.spectrum)
 
     def sample_reference(self, n: int, seed: int | None = None) -> Tensor:
-        """Draw independent fields for lam = 0, else by cluster Monte Carlo and HMC.
-
-        See :meth:`LatticePotential.sample_reference`.
-        """
+        """Draw independent fields for lam = 0, else by cluster Monte Carlo and HMC."""
         n, generator = check_integer("n", n, 1), generator_of(seed)
         if self.lam == 0:
             return gaussian_fields(self.spectrum, self.boundary, n, generator).to(self.device)
@@ -177,10 +174,7 @@ class Phi4(LatticePotential):
         return x.to(self.device, torch.get_default_dtype())
 
     def heated(self, factor: float) -> Phi4:
-        """The same measure of a single site, at ``kappa / factor``.
-
-        As in the Ising model, to which 2 kappa is J / T: hot, sites are independent.
-        """
+        """The same measure of a site at ``kappa / factor``, as 2 kappa is J / T of Ising spins."""
         factor = check_number("factor", factor, "a finite number > 0", above=0)
         return Phi4(self.shape, self.kappa / factor, self.lam, self.boundary).to(self.device)
 

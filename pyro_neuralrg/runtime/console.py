@@ -100,8 +100,7 @@ def deferred_interrupts(
 ) -> Iterator[list[int]]:
     """Hold back Ctrl-C, or these signals, inside the block, and list those that came.
 
-    Nothing is raised: what an interrupt means is for the caller to say. Threads other than the main
-    one get no signals.
+    Nothing is raised. Threads other than the main one get no signals.
     """
     pressed: list[int] = []
     if threading.current_thread() is not threading.main_thread():

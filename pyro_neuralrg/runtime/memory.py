@@ -80,8 +80,7 @@ def _free_memory(root: Path) -> float:
 def _left_in_cgroups(root: Path) -> Iterator[float]:
     """Bytes left in the memory cgroups around this process, of version 2 or 1.
 
-    Inside a container the path of the process is that of the host, and the groups that are seen
-    begin at its own: the top is looked at in any case.
+    Inside a container its path is that of the host: the top is looked at in any case.
     """
     yield math.inf
     try:

@@ -161,8 +161,7 @@ def processes_here() -> int:
 def joined() -> Iterator[Processes]:
     """Be part of the group that ``torchrun`` started, inside the block; else alone.
 
-    Tensors on CPUs go by gloo, and those on GPUs by NCCL if every process has a GPU of its own: the
-    device that a job computes on decides, whatever else there is.
+    Tensors on CPUs go by gloo, those on GPUs by NCCL if every process has a GPU of its own.
     """
     if not (distributed.is_available() and distributed.is_torchelastic_launched()):
         yield Processes()

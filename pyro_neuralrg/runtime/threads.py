@@ -40,17 +40,14 @@ def number_of_threads() -> int:
 
 @contextmanager
 def own_threads() -> Iterator[None]:
-    """Leave torch's number of threads to :func:`share` meanwhile, and torch itself one.
-
-    Where several threads of Python are inside, the last to leave puts that number back.
-    """
+    """Leave torch's number of threads to :func:`share` meanwhile, and torch itself one."""
     with _lock:
         _held.append(number_of_threads())
         torch.set_num_threads(1)
     try:
         yield
     finally:
-        with _lock:
+        with _lock:  # of several threads of Python the last to leave puts the number back
             number = _held.pop()
             if not _held:
                 torch.set_num_threads(number)

@@ -39,13 +39,11 @@ def integrated_autocorrelation_time(values: Any) -> AutocorrelationTime:
         (\delta\tau)^2 = \frac1n \sum_{k=1}^{2W} \left(\sum_{t=1}^W
         [\rho(k + t) + \rho(k - t) - 2 \rho(k) \rho(t)]\right)^2
 
-    The autocovariances are pooled over chains, about the mean of all draws, so that chains that
+    The autocovariances are pooled over chains, about the mean of all n draws, so that chains that
     disagree give a long time, and corrected for that mean's own variance. W is the first lag at
-    which the neglected tail, about exp(-W / S tau), is smaller than the error of what is summed.
-    There |rho| replaces Wolff's rho, so that the window stays wide where correlations alternate in
-    sign. The error is Bartlett's, whose limit for wide windows and positive correlations is Wolff's
-    :math:`2 \tau \sqrt{(W + 1/2 - \tau) / n}`; it is too small where the window is not short
-    against the chains. n is the number of draws of all chains. O(n log n).
+    which the neglected tail, about exp(-W / S tau), is smaller than the error of what is summed,
+    with |rho| for Wolff's rho, as correlations may alternate in sign. The error is Bartlett's,
+    which is too small where the window is not short against the chains. O(n log n).
 
     Args:
         values: numpy array or torch tensor of shape ``(chains, draws)``, at least four draws.

@@ -57,11 +57,7 @@ def arviz_module() -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Ignore NumPy's warnings of constant series and ArviZ's of more chains than draws.
-
-    The NaNs of a constant series say as much, and a batch of chains may well be larger than the
-    number of draws.
-    """
+    """Ignore NumPy's warnings of constant series and ArviZ's of more chains than draws."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         for text in MORE_CHAINS_THAN_DRAWS:

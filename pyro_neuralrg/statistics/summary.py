@@ -254,10 +254,8 @@ def bfmi(energy: Any) -> FloatArray:
 def rank_counts(values: Any, bins: int = 20) -> FloatArray:
     """Counts of the ranks of each chain's draws among all draws, for a rank plot.
 
-    Chains that sample the same distribution have about ``draws / bins`` in each bin.
-
-    Of values of shape ``(chains, draws)``, in bins of equal width from the lowest to the highest
-    rank: shape ``(chains, bins)``. Equal draws share the ranks between them in turn.
+    Of values ``(chains, draws)``, in bins of equal width: shape ``(chains, bins)``. Chains of one
+    distribution have about ``draws / bins`` in each; equal draws share their ranks in turn.
 
     Example:
         >>> rank_counts([[1.0, 2.0], [3.0, 4.0]], bins=2)

@@ -75,9 +75,8 @@ def fit_data(
     r"""Train ``flow`` to the distribution of ``data`` by minimising :math:`-E[\ln q(x)]`.
 
     The mean over the data is their entropy plus KL(pi || q), which punishes what the flow misses;
-    the loss of :func:`~pyro_neuralrg.train.fit`, KL(q || pi), what it invents. For samples of a
-    target, :func:`~pyro_neuralrg.free_energy.bounds` turns the result into a bound of the free
-    energy. Adam, with a short rise of the learning rate and then half a cosine.
+    the loss of :func:`~pyro_neuralrg.train.fit`, KL(q || pi), what it invents. Adam, with a short
+    rise of the learning rate and then half a cosine.
 
     Args:
         flow: a TransformModule on fields, such as a HierarchicalFlow; trained in place.

@@ -102,12 +102,10 @@ class History:
 
 
 class Best:
-    """The parameters with the lowest running mean of the loss at one temperature.
+    """The parameters, joined, with the lowest running mean of the loss at one temperature.
 
-    Attributes:
-        parameters: the best ones, joined; until there is a loss, those that were known before.
-        loss: running mean there, infinite before there is one.
-        spread: mean standard deviation of the log-weights there.
+    ``loss`` is that mean, infinite before there is one, ``spread`` the mean standard deviation of
+    the log-weights there.
     """
 
     def __init__(self, parameters: Tensor) -> None:

@@ -75,18 +75,8 @@ class Training:
     """The loop over the steps: what it needs and what it found.
 
     A step waits for an accelerator once, for its log-weights and the norm of its gradient together:
-    if they are not finite, the step is not taken.
-
-    Args:
-        target: a LatticePotential, a PotentialFamily or a Pyro model.
-        guide: draws from the flow.
-        elbo: the loss of this process's samples.
-        optimizer: of all parameters; its gradients are averaged over ``world``.
-        steps: number of steps.
-        schedule: course of the training.
-        path_after_cooling: use path gradients once the target has cooled.
-        world: the processes that train together, each with an equal part of the batch.
-        arguments: of a model and its guide.
+    if they are not finite, the step is not taken. ``elbo`` has this process's part of the batch, of
+    which gradients are averaged over ``world``; ``arguments`` are those of a model and its guide.
     """
 
     def __init__(

@@ -99,8 +99,7 @@ def fit(
 
     However it ends, the result is not worse than the beginning: where the loss at the final
     temperature is higher by more than two standard errors, on 2,000 fresh samples of each, the best
-    known parameters are the result. The samples are drawn after a divergence, or if one batch does
-    not show that the result is better.
+    known parameters are the result.
 
     On a CPU, for a lattice model, torch has one thread meanwhile; couplings share the threads that
     it had. Where ``torch.distributed`` is initialised, all its processes must call this with the
@@ -137,9 +136,8 @@ def fit(
 
     Warns:
         UserWarning: if the training diverged (said once), ended for that, or ended worse than it
-            began; if a checkpoint is corrupt or cannot be read and the one before it is used, there
-            is none to resume from, or one cannot be written (said once; the training goes on and
-            tries again, see ``unsaved``).
+            began; if there is no checkpoint to resume from, the newest is not intact, or one cannot
+            be written (said once; the training goes on and tries again, see ``unsaved``).
     """
     schedule = Schedule() if schedule is None else schedule
     if not (callable(target) or hasattr(target, "energy")):

@@ -75,6 +75,11 @@ class ScaleFlow(TransformModule):
             self.log_scale.fill_(0.5 * math.log(target.variance))
 
 
+def state(flow: Any) -> Tensor:
+    """A copy of all parameters, joined."""
+    return torch.cat([p.detach().reshape(-1).clone() for p in flow.parameters()])
+
+
 @pytest.fixture(params=CASES, ids=lambda name: name.replace(" ", "-"))
 def case(request: pytest.FixtureRequest) -> Case:
     return CASES[request.param]

@@ -84,12 +84,6 @@ def test_copies_after_training(target: Any, symmetrized: bool) -> None:
     torch.testing.assert_close(other.flow(x), guide.flow(x))
 
 
-def test_dtype_follows_the_module(flow: Any) -> None:
-    guide = FlowGuide(flow).to(torch.float32)
-    assert guide().dtype == torch.float32
-    assert guide.double()().dtype == torch.float64
-
-
 def test_the_base_of_a_distribution_follows_the_module(flow: Any) -> None:
     """Normals of their own loc and scale, and ones behind several wrappers."""
     base = pyro.distributions.Normal(torch.full((2, 2), 0.5), 2.0).to_event(2)

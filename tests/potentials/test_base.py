@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pyro
 import pytest
@@ -21,36 +20,6 @@ from pyro_neuralrg.transforms import hierarchical_flow
 
 def gaussian(x: Tensor) -> Tensor:
     return x.square().sum((-1, -2)) / 2
-
-
-@pytest.mark.parametrize(
-    ("fn", "error", "message"),
-    [
-        (lambda x: x.square().sum(), ValueError, r"fn returned shape \(\) for fields of shape"),
-        (lambda x: x.square().sum((0, 1)), ValueError, r"fn returned shape \(4,\).*accepted"),
-        (lambda x: x.log().sum((-1, -2)), ValueError, "fn returned NaN.*accepted"),
-        (lambda x: (x > 0).sum((-1, -2)), TypeError, "the result of fn is torch.int64; accepted"),
-        (3, TypeError, "not callable"),
-        (lambda x: gaussian(x - 1), ValueError, "even is True but"),
-    ],
-)
-def test_bad_energies_are_named(fn: Any, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        LatticePotential.from_energy((3, 4), fn, even=True)
-
-
-@pytest.mark.parametrize(
-    ("spectrum", "message"),
-    [
-        (torch.ones(2, 3, 4), r"spectrum has shape \(2, 3, 4\).*accepted.*\(3, 4\)"),
-        (torch.zeros(3, 4), r"spectrum has .* entries down to 0\.0; accepted"),
-        (torch.full((3, 4), math.nan), "spectrum has .* entries down to nan; accepted"),
-        ([1.0], "spectrum is list; accepted"),
-    ],
-)
-def test_bad_spectrum_is_named(spectrum: Any, message: str) -> None:
-    with pytest.raises((TypeError, ValueError), match=message):
-        LatticePotential.from_energy((3, 4), gaussian, spectrum=spectrum)
 
 
 def test_energy_may_be_infinite_and_its_trial_leaves_the_random_numbers_alone() -> None:

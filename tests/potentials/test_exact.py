@@ -76,15 +76,6 @@ def test_pfaffians_are_the_transfer_matrix_or_refuse(
     assert known >= (4 if frustrated else len(temperatures))
 
 
-@pytest.mark.parametrize(
-    ("temperature", "value"), [(0.5, 0.00450976), (0.4, 0.00450307), (0.3, 0.00450206)]
-)
-def test_frustrated_torus(temperature: float, value: float) -> None:
-    """The second derivative of the transfer matrix's ln Z in a uniform field."""
-    factor = IsingModel((5, 5), temperature, (-1.0, -1.0)).structure_factor()
-    assert factor == pytest.approx(value, abs=1e-8)
-
-
 @pytest.mark.parametrize("ratio", [1.0, 1e-3, 1e3])
 def test_smooth_where_the_form_changes(ratio: float) -> None:
     """Above and below sinh 2K_0 sinh 2K_1 = 1, where gamma_0 = 0, other terms are factored out."""

@@ -56,9 +56,6 @@ def test_contexts_run_from_hot_to_cold() -> None:
     context = CASES["torus"].contexts(torch.tensor([2.7, 2.0]))
     torch.testing.assert_close(context, torch.tensor([[-1.0], [1.0]]))
     torch.testing.assert_close(CASES["torus"].beta(context), 1 / torch.tensor([2.7, 2.0]))
-    for outside in ([1.99], [2.71]):
-        with pytest.raises(ValueError, match=r"temperatures is .*accepted: from 2\.0 to 2\.7"):
-            CASES["torus"].contexts(outside)
 
 
 def test_heated_family_has_the_same_contexts() -> None:
@@ -67,8 +64,6 @@ def test_heated_family_has_the_same_contexts() -> None:
     context = family.contexts([2.2])
     assert float(hot.beta(context) * 1.5) == pytest.approx(1 / 2.2)
     assert repr(hot) == repr(IsingDualFamily((4, 3), (3.0, 1.5 * 2.7), (1.0, 0.5), "open"))
-    with pytest.raises(ValueError, match=r"factor is 0\.0; accepted"):
-        family.heated(0.0)
 
 
 def test_contexts_are_spread_evenly() -> None:
@@ -120,14 +115,3 @@ def test_flow_knows_the_family() -> None:
     assert flow.flow.gaussian is not None
     assert flow.flow.gaussian.slopes is not None
     assert CASES["open"].flow(spectrum_slopes=None).flow.gaussian.slopes is None
-
-
-@pytest.mark.parametrize("temperatures", [(2.7, 2.0), (0.0, 1.0), 2.0, ("a", 1)], ids=str)
-def test_bad_arguments_are_named(temperatures: Any) -> None:
-    with pytest.raises((TypeError, ValueError), match=r"temperatures is .*; accepted"):
-        IsingDualFamily((4, 4), temperatures)
-    family = CASES["torus"]
-    with pytest.raises(ValueError, match=r"x has shape \(3, 3\); accepted: .*\(4, 3\)"):
-        family.energy(torch.zeros(3, 3), torch.zeros(1))
-    with pytest.raises(ValueError, match=r"context has shape \(2,\); accepted: \(\.\.\., 1\)"):
-        family.energy(torch.zeros(4, 3), torch.zeros(2))

@@ -212,33 +212,6 @@ def test_heated_is_the_model_at_the_higher_temperature() -> None:
     assert repr(hot) == repr(same)
 
 
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"shape": ()}, ValueError, "shape is"),
-        ({"shape": (4.0, 4)}, TypeError, "shape is"),
-        ({"temperature": 0.0}, ValueError, r"temperature is 0\.0; accepted: a finite number > 0"),
-        ({"temperature": math.nan}, ValueError, "temperature is nan; accepted: .* number > 0"),
-        ({"temperature": "hot"}, TypeError, "temperature is 'hot'; accepted"),
-        ({"temperature": 1e-310}, ValueError, "temperature is 1e-310; accepted: .* as is 1 / T"),
-        ({"couplings": (1.0,)}, ValueError, r"couplings is \(1\.0,\); accepted: one finite J"),
-        ({"couplings": (1.0, math.nan)}, ValueError, r"couplings is \(1\.0, nan\); accepted"),
-        ({"couplings": 1.0}, TypeError, r"couplings is 1\.0; accepted: one finite J for"),
-        ({"field": torch.zeros(3, 4)}, ValueError, r"field has shape \(3, 4\).*accepted.*\(4, 4\)"),
-        ({"field": math.nan}, ValueError, "field has entries that are not finite; accepted"),
-        ({"field": [[0.0, 1.0], [2.0]]}, TypeError, "field is .*accepted"),
-        ({"field": 1j}, TypeError, "field is .*accepted"),
-        ({"boundary": "twisted"}, ValueError, "boundary is 'twisted'; accepted: periodic, open"),
-    ],
-)
-def test_bad_arguments_are_named(
-    options: dict[str, Any], error: type[Exception], message: str
-) -> None:
-    for kind in (IsingDual, IsingModel):
-        with pytest.raises(error, match=message):
-            kind(**{"shape": (4, 4), **options})
-
-
 def test_representations() -> None:
     dual = IsingDual((3,), 2.0, field=0.1, boundary="open")
     expected = "IsingDual((3,), temperature=2, couplings=(1.0,), field=..., boundary='open')"
@@ -253,9 +226,5 @@ def test_seeds() -> None:
     assert not torch.equal(potential.sample_spins(x), potential.sample_spins(x))
     fields = [potential.sample_reference(2, seed) for seed in (np.uint8(7), 7)]
     assert torch.equal(*fields)
-    for seed in (-1, 2**63):
-        with pytest.raises(ValueError, match=f"seed is {seed}; accepted: an integer from 0 to"):
-            potential.sample_spins(x, seed)
-    for wrong in (True, 1.0):
-        with pytest.raises(TypeError, match=r"seed is .*; accepted: an integer"):
-            potential.sample_reference(2, wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="seed is -1; accepted: an integer from 0 to"):
+        potential.sample_spins(x, -1)

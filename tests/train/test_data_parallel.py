@@ -54,6 +54,13 @@ def alone(**options: Any) -> FitResult:
     return fit(target, target.flow(), **options)
 
 
+def train_both(folder: Path, body: str) -> str:
+    """Run the trainings of both processes, which end well; return what they say."""
+    found = together(folder, SETTING, body)
+    assert found.stdout == "[0, 0]\n", found.stderr
+    return found.stderr
+
+
 def outcomes(folder: Path) -> list[dict[str, Any]]:
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
@@ -62,9 +69,8 @@ def outcomes(folder: Path) -> list[dict[str, Any]]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of a training of one step and one of 60, from the same flow."""
     folder = tmp_path_factory.mktemp("trained")
-    found = together(
+    train_both(
         folder,
-        SETTING,
         """
         state = {name: value.clone() for name, value in flow.state_dict().items()}
         one = Record(folder / "one")
@@ -73,7 +79,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         note(fit(steps=60, batch=64, lr=0.005, schedule=PLAIN))
         """,
     )
-    assert found.stdout == "[0, 0]\n", found.stderr
     return folder
 
 
@@ -112,9 +117,8 @@ def test_loss_and_gradient_are_means_over_processes(folder: Path, tmp_path: Path
 
 @pytest.mark.slow
 def test_what_is_not_finite_on_one_process_sends_both_back(tmp_path: Path) -> None:
-    found = together(
+    said = train_both(
         tmp_path,
-        SETTING,
         """
         energy, calls = IsingDual.energy, []
         def breaking(self, x):
@@ -127,20 +131,18 @@ def test_what_is_not_finite_on_one_process_sends_both_back(tmp_path: Path) -> No
         note(fit(steps=20, lr=0.005))
         """,
     )
-    assert found.stdout == "[0, 0]\n", found.stderr
     first, second = outcomes(tmp_path)
     assert (first["divergences"], first["steps"], first["stopped"]) == (2, 20, None)
     assert torch.equal(first["vectors"], second["vectors"])
     assert first["vectors"].isfinite().all()
-    assert found.stderr.count("training diverged") == 1
+    assert said.count("training diverged") == 1
 
 
 @pytest.mark.slow
 def test_checkpoints_of_two_processes(tmp_path: Path) -> None:
     """Stopped by one of them and resumed, they find what they would have found."""
-    found = together(
+    train_both(
         tmp_path,
-        SETTING,
         """
         states = folder / "states"
         stop = lambda record: rank == 1 and record.step == 6
@@ -148,11 +150,9 @@ def test_checkpoints_of_two_processes(tmp_path: Path) -> None:
         note(fit(steps=12, record=Record(states, resume=True)))
         """,
     )
-    assert found.stdout == "[0, 0]\n", found.stderr
     stopped = outcomes(tmp_path)
     assert [one["steps"] for one in stopped] == [12, 12]
-    whole = together(tmp_path, SETTING, "note(fit(steps=12))")
-    assert whole.stdout == "[0, 0]\n", whole.stderr
+    train_both(tmp_path, "note(fit(steps=12))")
     for one, other in zip(stopped, outcomes(tmp_path), strict=True):
         assert torch.equal(one["loss"], other["loss"])
         assert torch.equal(one["vectors"][-1], other["vectors"][-1])

@@ -27,14 +27,10 @@ from pyro_neuralrg.train.optimizer import (
     learning_rate_factor,
     temperature_factor,
 )
-from tests.infer.conftest import GaussianTarget
+from tests.infer.conftest import GaussianTarget, ScaleFlow, state
 
 PLAIN = Schedule(cooling=None)
 QUICK: dict[str, Any] = {"steps": 30, "batch": 16, "lr": 0.05, "progress": False}
-
-
-def state(flow: Any) -> torch.Tensor:
-    return torch.cat([p.detach().reshape(-1).clone() for p in flow.parameters()])
 
 
 def test_reaches_the_exact_free_energy(target: Any) -> None:
@@ -162,7 +158,6 @@ def test_a_table_that_grows(target: Any, tmp_path: Path) -> None:
         ({"batch": 1}, ValueError, "batch is 1"),
         ({"lr": -1.0}, ValueError, "lr is -1.0"),
         ({"seed": -1}, ValueError, "seed is -1; accepted: an integer from 0"),
-        ({"seed": 2**65}, ValueError, f"seed is {2**65}; accepted"),
         ({"lr": "a"}, TypeError, "lr is 'a'; accepted"),
         ({"seed": 1.5}, TypeError, "seed is 1.5; accepted"),
         ({"path_gradient": "yes"}, TypeError, "path_gradient is a str; accepted: True, False or"),
@@ -173,6 +168,8 @@ def test_a_table_that_grows(target: Any, tmp_path: Path) -> None:
         ({"callback": 3}, TypeError, "callback is a int; accepted: a function"),
         ({"target": 3}, TypeError, "target is a int; accepted: a LatticePotential"),
         ({"flow": "mera"}, TypeError, "flow is a str; accepted"),
+        ({"flow": ScaleFlow((2, 2)).inv}, TypeError, r"\.inv holds no parameters"),
+        ({"flow": ScaleFlow((2, 2)).requires_grad_(False)}, ValueError, "no parameters to train"),
         ({"flow": hierarchical_flow((4, 4))}, ValueError, r"flow has shape \(4, 4\), the target"),
         ({"target": GaussianTarget().model, "flow": None}, ValueError, "flow is None, and target"),
     ],
@@ -217,13 +214,6 @@ def test_arguments_of_a_model_and_its_guide(flow: Any) -> None:
     fit(model, flow, **options)
     torch.testing.assert_close(flow.loc.detach(), data / 2, atol=0.1, rtol=0)
     assert fit(model, SymmetrizedFlow(flow), **{**options, "steps": 1}).steps == 1
-
-
-def test_bad_flows(target: Any, flow: Any) -> None:
-    with pytest.raises(TypeError, match=r"\.inv holds no parameters"):
-        fit(target, flow.inv, **QUICK)
-    with pytest.raises(ValueError, match="no parameters to train"):
-        fit(target, flow.requires_grad_(False), **QUICK)
 
 
 def test_schedules() -> None:

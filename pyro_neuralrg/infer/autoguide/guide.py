@@ -157,9 +157,7 @@ class AutoHierarchicalFlow(AutoContinuous):
     def initialize(self, *args: Any, **kwargs: Any) -> AutoHierarchicalFlow:
         """Look at the model, called with these arguments, create the parameters, return the guide.
 
-        Raises:
-            ValueError: as the class; also if the guide knows its model already, and the sites are
-                others now.
+        Raises a ValueError as the class does; also if the sites are others than they were.
         """
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
@@ -175,8 +173,7 @@ class AutoHierarchicalFlow(AutoContinuous):
     def get_transform(self, *args: Any, **kwargs: Any) -> Any:
         """The change of variables u = g(z); the arguments are not used.
 
-        Within ``poutine.reparam`` each of the independent draws of the model's first latent site
-        has its share of the log-determinant, see ``SharedAmongDraws``.
+        Within ``poutine.reparam`` draws of the first latent site share the log-determinant.
         """
         flow = self._known()
         if not is_being_reparameterised():
@@ -198,8 +195,7 @@ class AutoHierarchicalFlow(AutoContinuous):
     ) -> dict[str, Tensor]:
         """Quantiles of each entry of each latent site, from 1000 draws of the posterior.
 
-        They are taken in unconstrained space, as by Pyro's autoguides. By site, of shape
-        ``(len(quantiles),) + site shape``; the model's arguments are not used.
+        By site, ``(len(quantiles),) + site shape``, taken in unconstrained space, as by Pyro.
         """
         draws = self.get_posterior().sample((QUANTILE_DRAWS,))
         levels = torch.as_tensor(quantiles, dtype=draws.dtype, device=draws.device)

@@ -24,8 +24,7 @@ class LatentOrder(NamedTuple):
         globals_dim: number of globals.
         fields: names, in the model's order.
         lattice: of each field.
-        shape: lattice of the flow of them all, where several fields are a last axis, or part of the
-            third.
+        shape: of the flow of them all: several fields are a last axis, or part of the third.
     """
 
     order: Tensor
@@ -56,9 +55,7 @@ def order_latents(
     every site of one such side; supports that tie sites together, such as a simplex, are none.
     ``shapes`` are those of the latent sites, unconstrained, in the model's order.
 
-    Raises:
-        ValueError: naming the sites seen, if a named one is no field, or if fields have different
-            shapes or more sides than a flow takes.
+    A ValueError says if a named one is no field, or fields do not fit together or a flow.
     """
     fields, lattice = _find_fields(trace, names)
     entries = entries_of_sites(shapes)

@@ -113,8 +113,7 @@ def _mirrored_density(density: Density, centre: Tensor, globals_dim: int) -> Den
 def blocks(factor: Tensor, globals_dim: int, odd: bool) -> Tensor:
     """Another factor of the same covariance: block triangular, of the fields a symmetric root.
 
-    A symmetric root keeps what belongs to a site at its place. With ``odd`` fields do not depend on
-    the globals, whose place would break the symmetry.
+    So what belongs to a site stays there. With ``odd`` fields do not depend on the globals.
     """
     covariance = factor @ factor.T
     of_globals = torch.linalg.cholesky(covariance[:globals_dim, :globals_dim])
@@ -136,10 +135,7 @@ def model_density(program: Callable[[], Any], prototype: Any, order: Tensor) -> 
     """The density of a model's unconstrained latents, for points on the CPU.
 
     ``order`` is for each coordinate of the points its place in the order of the prototype's sites.
-
-    Raises:
-        ValueError: if the model subsamples data, or its density is random (of latents that are
-            hidden, say).
+    A ValueError says if the model subsamples data, or its density is random.
     """
     joint = ModelEnergy(program, prototype)
     energy_of, back = joint.fastest(), order.argsort()

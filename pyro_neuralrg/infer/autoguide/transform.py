@@ -194,9 +194,7 @@ class LatentFlow(LatticeTransform):
     .. math:: u = m + C\, (v, w), \qquad v = G(z), \quad w = F(z'; z)
 
     with globals v, fields w and the frame m, C, globals first. The Jacobian of G and F is
-    block triangular: the globals depend on their own latents, the fields on theirs and on those of
-    the globals. Hence the sum of the log-determinants. ``order`` is for globals first, then fields
-    as their flow has them, the place of each in the model's order.
+    block triangular, so that log-determinants add up. ``order`` is that of :class:`LatentOrder`.
     """
 
     order: Tensor
@@ -280,10 +278,7 @@ def _together(others: Tensor, fields: Tensor) -> Tensor:
 
 
 class SharedAmongDraws(Transform):
-    """A flow for ``NeuTraReparam``, each independent draw of a site with its share of ln |det|.
-
-    Pyro adds all of it to the density of every draw of the first site, each entry of a plate, say.
-    """
+    """A flow with one draw's share of ln |det|, which ``NeuTraReparam`` adds for each draw."""
 
     bijective = True
 

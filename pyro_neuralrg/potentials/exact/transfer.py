@@ -59,10 +59,9 @@ def transfer_log_partition(
 
 
 def transfer_correlations(shape: tuple[int, ...], couplings: Tensor) -> Tensor:
-    r"""<s_0 s_r> of the periodic lattice without field, a tensor of shape ``shape``.
+    r"""<s_0 s_r> of the periodic lattice of two layers or more, without field, of shape ``shape``.
 
-    From the probability :math:`\propto (T^r)_{ij} (T^{n-r})_{ji}` of the states i, j of two layers
-    at the distance r, of at least two layers.
+    States i, j of layers at a distance r have the weight :math:`(T^r)_{ij} (T^{n-r})_{ji}`.
     """
     spins, inside, long = _rows_of_spins(shape, couplings, "periodic")
     along, length = couplings[long], shape[long]

@@ -1,0 +1,91 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Wrong arguments of potentials and families: named, with what is accepted instead."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pyro_neuralrg.potentials import FreeField, IsingDual, IsingDualFamily, LatticePotential, Phi4
+
+FAMILY = IsingDualFamily((4, 3), (2.0, 2.7))
+ising = partial(IsingDual, (4, 4))
+free = partial(FreeField, (4, 4))
+from_energy = partial(LatticePotential.from_energy, (3, 4))
+
+
+def gaussian(x: Tensor) -> Tensor:
+    return x.square().sum((-1, -2)) / 2
+
+
+WRONG_VALUES: list[tuple[Any, str]] = [
+    (partial(IsingDual, ()), "shape is"),
+    (partial(ising, 0.0), r"temperature is 0\.0; accepted: a finite number > 0"),
+    (partial(ising, math.nan), "temperature is nan; accepted: .* number > 0"),
+    (partial(ising, 1e-310), "temperature is 1e-310; accepted: .* as is 1 / T"),
+    (partial(ising, couplings=(1.0,)), r"couplings is \(1\.0,\); accepted: one finite J"),
+    (partial(ising, couplings=(1.0, math.nan)), r"couplings is \(1\.0, nan\); accepted"),
+    (partial(ising, field=torch.zeros(3, 4)), r"field has shape \(3, 4\).*accepted.*\(4, 4\)"),
+    (partial(ising, field=math.nan), "field has entries that are not finite; accepted"),
+    (partial(ising, boundary="twisted"), "boundary is 'twisted'; accepted: periodic, open"),
+    (partial(free, 0.0), r"mass is 0\.0; accepted: a number > 0, or >= 0 with boundary"),
+    (partial(free, -1.0, "open"), r"mass is -1\.0; accepted"),
+    (partial(free(1.0).correlations, (1,)), r"site is .*accepted"),
+    (partial(free(1.0).correlations, (4, 0)), r"site is .*accepted"),
+    (partial(Phi4, (4, 4), 0.2, -0.1), r"lam is -0\.1; accepted: a finite number >= 0"),
+    (partial(Phi4, (4, 4), 0.25, 0.0), r"kappa is 0\.25 with lam = 0.*accepted"),
+    (partial(Phi4, (4, 4), -0.26, 0.0), r"kappa is -0\.26 with lam = 0.*accepted"),
+    (partial(Phi4.from_mass, (4, 4), -4.0, 0.0), r"m2 is -4\.0 with g = 0; accepted: .* > -4"),
+    (partial(Phi4.from_mass, (4, 4), 0.0, -1.0), r"g is -1\.0; accepted"),
+    (lambda: Phi4((4, 4), -0.2, 1.0).quartic, r"kappa is -0\.2; accepted"),
+    (partial(IsingDualFamily, (4, 4), (2.7, 2.0)), r"temperatures is .*; accepted"),
+    (partial(IsingDualFamily, (4, 4), (0.0, 1.0)), r"temperatures is .*; accepted"),
+    (partial(FAMILY.contexts, [1.99]), r"temperatures is .*accepted: from 2\.0 to 2\.7"),
+    (partial(FAMILY.contexts, [2.71]), r"temperatures is .*accepted: from 2\.0 to 2\.7"),
+    (partial(FAMILY.heated, 0.0), r"factor is 0\.0; accepted"),
+    (partial(FAMILY.energy, torch.zeros(3, 3), torch.zeros(1)), r"x has shape .*accepted: .*4, 3"),
+    (partial(FAMILY.energy, torch.zeros(4, 3), torch.zeros(2)), r"context has shape .*\.\.\., 1"),
+    (partial(from_energy, lambda x: x.square().sum()), r"fn returned shape \(\) for fields of"),
+    (partial(from_energy, lambda x: x.square().sum((0, 1))), r"fn returned shape \(4,\).*accepted"),
+    (partial(from_energy, lambda x: x.log().sum((-1, -2))), "fn returned NaN.*accepted"),
+    (partial(from_energy, lambda x: gaussian(x - 1), even=True), "even is True but"),
+    (partial(from_energy, gaussian, spectrum=torch.ones(2, 3, 4)), r"spectrum has shape .*\(3, 4"),
+    (partial(from_energy, gaussian, spectrum=torch.zeros(3, 4)), r"entries down to 0\.0; accepted"),
+    (
+        partial(from_energy, gaussian, spectrum=torch.full((3, 4), math.nan)),
+        "down to nan; accepted",
+    ),
+]
+
+WRONG_TYPES: list[tuple[Any, str]] = [
+    (partial(IsingDual, (4.0, 4)), "shape is"),
+    (partial(ising, "hot"), "temperature is 'hot'; accepted"),
+    (partial(ising, couplings=1.0), r"couplings is 1\.0; accepted: one finite J for"),
+    (partial(ising, field=[[0.0, 1.0], [2.0]]), "field is .*accepted"),
+    (partial(ising, field=1j), "field is .*accepted"),
+    (partial(free, "heavy"), "mass is 'heavy'; accepted"),
+    (partial(free(1.0).correlations, (0.5, 0)), r"site is .*accepted"),
+    (partial(IsingDualFamily, (4, 4), 2.0), r"temperatures is .*; accepted"),
+    (partial(IsingDualFamily, (4, 4), ("a", 1)), r"temperatures is .*; accepted"),
+    (partial(from_energy, lambda x: (x > 0).sum((-1, -2))), "the result of fn is torch.int64; acc"),
+    (partial(from_energy, 3), "not callable"),
+    (partial(from_energy, gaussian, spectrum=[1.0]), "spectrum is list; accepted"),
+]
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        *((call, ValueError, message) for call, message in WRONG_VALUES),
+        *((call, TypeError, message) for call, message in WRONG_TYPES),
+    ],
+)
+def test_wrong_arguments_are_named(call: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()
