@@ -30,7 +30,7 @@ def gaussian(x: Tensor) -> Tensor:
         (lambda x: x.square().sum((0, 1)), ValueError, r"fn returned shape \(4,\).*accepted"),
         (lambda x: x.log().sum((-1, -2)), ValueError, "fn returned NaN.*accepted"),
         (lambda x: (x > 0).sum((-1, -2)), TypeError, "the result of fn is torch.int64; accepted"),
-        (3, TypeError, "not callable"),
+        (3, TypeError, "fn is a int; accepted: a function of fields"),
         (lambda x: gaussian(x - 1), ValueError, "even is True but"),
     ],
 )
