@@ -76,7 +76,8 @@ class Target(ABC):
         """Return the target for these arguments of the model; only Pyro models take any."""
         if args or kwargs:
             raise TypeError(
-                f"arguments of run() are for Pyro models; {type(self).__name__} takes none"
+                f"arguments of run(), or model_args, are for Pyro models; {type(self).__name__} "
+                "takes none"
             )
         return self
 

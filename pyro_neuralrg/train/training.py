@@ -192,14 +192,14 @@ def _default_flow(target: Any) -> Any:
 def _lattice_shape(target: Any, flow: Any) -> tuple[int, ...] | None:
     """The lattice shape, from whichever knows it."""
     known = [
-        getattr(owner, name)
+        tuple(getattr(owner, name))
         for owner in (target, flow)
         for name in ("shape", "event_shape")
         if isinstance(getattr(owner, name, None), tuple)
     ]
-    if any(tuple(shape) != tuple(known[0]) for shape in known):
+    if any(shape != known[0] for shape in known):
         raise ValueError(f"flow has shape {known[-1]}, the target {known[0]}; accepted: equal ones")
-    return tuple(known[0]) if known else None
+    return known[0] if known else None
 
 
 def _budget(
