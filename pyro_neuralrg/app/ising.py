@@ -85,7 +85,9 @@ class Settings:
     """The options of ``neuralrg ising``, whose help describes them; ``record`` is of all stages."""
 
     shape: tuple[int, ...] = option((8, 8), "one to three sides", type=int, nargs="+")
-    temperature: float = option(CRITICAL_TEMPERATURE, "in J/k_B (default: critical, 2.269...)")
+    temperature: float = option(
+        CRITICAL_TEMPERATURE, "in J/k_B (default: 2.269..., critical in 2 dimensions)"
+    )
     steps: int | None = option(None, "training steps (default: from the shape)", type=int)
     batch: int | None = option(None, "fields per step (default: from the shape)", type=int)
     seed: int = option(0, "of training, estimates and sampling")
