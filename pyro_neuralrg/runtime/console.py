@@ -62,11 +62,16 @@ class Progress:
         self._bar.leave = _has_bars()
         self._bar.close()
 
-    def step(self, figures: Callable[[], str], label: str | None = None) -> None:
-        """Count a step; ``figures`` is called only if they are shown, ``label`` is a new name."""
+    def step(
+        self, figures: Callable[[], str], label: str | None = None, done: int | None = None
+    ) -> None:
+        """Count a step, or say how many are ``done``; ``label`` is a new name.
+
+        ``figures`` is called only if they are shown.
+        """
         if self._bar.disable:
             return
-        self._bar.n += 1
+        self._bar.n = self._bar.n + 1 if done is None else done
         self._figures = figures
         if label is not None:
             self._bar.set_description_str(label, refresh=False)
