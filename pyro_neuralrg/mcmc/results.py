@@ -212,7 +212,7 @@ class RunResults:
         return Cost(0.0, 0.0) if self._state is None else self._state.seconds
 
     def get_samples(self, group_by_chain: bool = False) -> dict[str, Tensor]:
-        """Return the draws of the model's own sites and of the flows' latent sites.
+        """Return the draws of the model's own sites, its deterministic ones, and flows' latents.
 
         Args:
             group_by_chain: keep chains apart.
@@ -227,7 +227,7 @@ class RunResults:
         if self._samples is None:
             target = self.kernel.target
             flat = positions.flatten(0, 1).split(PHYSICAL_BATCH)
-            parts = [target.physical(some) for some in flat]
+            parts = [target.physical(some) | target.computed(some) for some in flat]
             physical = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
             self._samples = physical | target.latent(positions.flatten(0, 1))
         if not group_by_chain:
@@ -288,7 +288,10 @@ class RunResults:
         samples = self.get_samples(group_by_chain=True)
         stats = self.sample_stats
         if self._drawn >= MIN_DRAWS:
-            result: dict[str, Any] = dict(site_diagnostics(samples))
+            floats = {
+                name: x if x.is_floating_point() else x.double() for name, x in samples.items()
+            }
+            result: dict[str, Any] = dict(site_diagnostics(floats))
         else:
             unknown = {name: torch.full_like(x[0, 0], math.nan) for name, x in samples.items()}
             result = {name: {"n_eff": nan, "r_hat": nan} for name, nan in unknown.items()}
