@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.distributions import AffineBeta
 from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import Beta, Dirichlet, Independent, biject_to
+from torch.distributions import Beta, Dirichlet, Independent, biject_to, constraints
 from torch.nn.functional import logsigmoid
 
 from pyro_neuralrg.infer.model_sites import (
@@ -39,6 +40,8 @@ class UnconstrainedModel:
         continuous = {x: site["fn"] for x, site in latents.items() if x not in self.discrete}
         self.transforms = {x: biject_to(fn.support).inv for x, fn in continuous.items()}
         self._with_shares = [x for x, fn in continuous.items() if has_shares(fn)]
+        values = {x: latents[x]["value"] for x in continuous if x not in self._with_shares}
+        self._wide = [x for x in values if takes_wide(continuous[x], values[x])]
 
     def trace(self, params: Mapping[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
         """The run at these unconstrained values, and the sites' own values."""
@@ -50,6 +53,8 @@ class UnconstrainedModel:
         trace, values = self.trace(params)
         if others := latent_sites(trace).keys() | values.keys() - trace.nodes.keys():
             refuse_change(sorted(others))
+        for x in self._wide:
+            trace.nodes[x]["value"] = self.transforms[x].inv(params[x].double())
         shares = {x: shares_of(trace.nodes[x]["fn"], params[x]) for x in self._with_shares}
         total = log_joint(trace, {x: logs for x, (logs, _) in shares.items()})
         for x, transform in self.transforms.items():
@@ -93,6 +98,8 @@ def _log_prob(fn: Any, value: Tensor, log_shares: Tensor | None) -> Tensor:
         return fn.log_prob(value)
     if isinstance(fn, MaskedDistribution):
         return scale_and_mask(_log_prob(fn.base_dist, value, log_shares), mask=fn._mask)
+    if isinstance(fn, AffineBeta):
+        return _log_prob(fn.base_dist, value, log_shares) - fn.scale.log()
     both = fn.concentration if isinstance(fn, Dirichlet) else _both(fn)
     norm = both.double().sum(-1).lgamma() - both.double().lgamma().sum(-1)
     return ((both - 1.0) * log_shares).sum(-1) + norm
@@ -107,8 +114,22 @@ def _both(beta: Any) -> Tensor:
 
 
 def has_shares(fn: Any) -> bool:
-    """Report whether a prior is one of shares: a Beta or Dirichlet, in plates or under masks."""
-    return isinstance(innermost(fn), Beta | Dirichlet)
+    """Report whether a prior is one of shares, in plates or under masks."""
+    return isinstance(innermost(fn), Beta | AffineBeta | Dirichlet)
+
+
+def takes_wide(fn: Any, value: Tensor) -> bool:
+    """Report whether a prior on an interval can be evaluated of values in float64, near its end."""
+    support = fn.support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    if value.dtype != torch.float32 or not isinstance(support, type(constraints.unit_interval)):
+        return False
+    try:
+        with torch.no_grad():
+            return fn.log_prob(value.double()).dtype == torch.float64
+    except (RuntimeError, ValueError):  # of two dtypes that it does not take together
+        return False
 
 
 def shares_of(fn: Any, unconstrained: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,12 +138,15 @@ def shares_of(fn: Any, unconstrained: Tensor) -> tuple[Tensor, Tensor]:
     There the share itself is rounded: what is left of it, 1 - v, is a number of its own. A Beta has
     two shares, v and 1 - v, along a new last dimension. Float64.
     """
-    u = unconstrained.double()
-    if isinstance(innermost(fn), Beta):
+    u, fn = unconstrained.double(), innermost(fn)
+    if not isinstance(fn, Dirichlet):
         u = u.unsqueeze(-1)
     # torch's StickBreakingTransform, of which its SigmoidTransform is the case of two shares
     u = u - torch.arange(u.shape[-1], 0, -1, dtype=u.dtype, device=u.device).log()
     taken, left = logsigmoid(u), logsigmoid(-u)
     rest = left.cumsum(-1)
     taken = taken + rest - left
-    return torch.cat([taken, rest[..., -1:]], -1), (taken + left).sum()
+    slope = taken + left
+    if isinstance(fn, AffineBeta):
+        slope = slope + fn.scale.log().unsqueeze(-1)
+    return torch.cat([taken, rest[..., -1:]], -1), slope.sum()

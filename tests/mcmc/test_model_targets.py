@@ -15,7 +15,7 @@ from pyro import poutine
 from pyro.infer.reparam import LocScaleReparam, NeuTraReparam
 from torch import Tensor
 
-from pyro_neuralrg import HMC, FlowReparam, VectorizedMCMC, to_arviz
+from pyro_neuralrg import HMC, FlowReparam, VectorizedMCMC, diagnose, to_arviz
 from pyro_neuralrg.infer import AutoHierarchicalFlow
 from pyro_neuralrg.mcmc import Adaptation, ModelTarget
 from tests.mcmc.registry import ToyFlow, run
@@ -78,6 +78,35 @@ def test_a_beta_near_both_ends(dtype: torch.dtype, alpha: float, beta: float) ->
     v = target.physical(u[:, None])["v"].double()
     assert float(weights.sum()) == pytest.approx(1.0, abs=1e-4)
     assert float((weights * v).sum()) == pytest.approx(alpha / (alpha + beta), abs=1e-4)
+
+
+def affine_beta() -> tuple[Any, float]:
+    low, width = torch.tensor(-1.0, **SINGLE), torch.tensor(3.0, **SINGLE)
+    a, b = torch.tensor(0.1, **SINGLE), torch.tensor(0.2, **SINGLE)
+    return dist.AffineBeta(a, b, low, width), 0.0
+
+
+def kumaraswamy() -> tuple[Any, float]:
+    a, b = torch.tensor(0.8, **SINGLE), torch.tensor(0.3, **SINGLE)
+    return dist.Kumaraswamy(a, b), float(
+        b * torch.exp(a.new_tensor(2.25).lgamma() + b.lgamma() - (a.new_tensor(2.25) + b).lgamma())
+    )
+
+
+def wide_logistic_normal() -> tuple[Any, float]:
+    base = dist.Normal(torch.tensor(3.0, **SINGLE), 5.0)
+    v = torch.linspace(-60.0, 60.0, 100_001, dtype=torch.float64)
+    mean = (dist.Normal(3.0, 5.0).log_prob(v).exp() * v.sigmoid()).sum() * (v[1] - v[0])
+    return dist.TransformedDistribution(base, [dist.transforms.SigmoidTransform()]), float(mean)
+
+
+@pytest.mark.parametrize("build", [affine_beta, kumaraswamy, wide_logistic_normal])
+def test_other_priors_on_intervals_in_float32(build: Any) -> None:
+    fn, mean = build()
+    weights, u = quadrature(ModelTarget(lambda: pyro.sample("v", fn)).setup(), 300.0)
+    v = torch.distributions.biject_to(fn.support)(u.double())
+    assert float(weights.sum()) == pytest.approx(1.0, abs=1e-4)
+    assert float((weights * v).sum()) == pytest.approx(mean, abs=1e-4)
 
 
 def test_betas_in_plates_and_events() -> None:
@@ -205,3 +234,19 @@ def test_what_depends_on_discrete_sites_is_not_computed() -> None:
 
     samples = run(HMC(model, step_size=0.1, num_steps=1), 2, warmup_steps=STILL).get_samples()
     assert set(samples) == {"x"}
+
+
+@pytest.mark.parametrize("low", [None, -1.0])
+def test_draws_at_the_end_of_an_interval_are_noted(low: float | None) -> None:
+    a = torch.tensor(0.1, **SINGLE)
+    fn = dist.Beta(a, a) if low is None else dist.AffineBeta(a, a, a.new_tensor(low), 2.0)
+    options = {"step_size": 10.0, "num_steps": 3}
+    mcmc = run(HMC(lambda: pyro.sample("v", fn), **options), 60, num_chains=8)
+    v = mcmc.get_samples()["v"].double()
+    finding = {found.name: found for found in diagnose(to_arviz(mcmc)).findings}["interval_end"]
+    top = (v == v.max()).double().mean()
+    assert finding.severity == "note"
+    assert finding.value == pytest.approx(float(max(top, (v == v.min()).double().mean())))
+    assert f"{100 * float(top):.4g} % of v at 1" in finding.message
+    beta = run(HMC(lambda: pyro.sample("v", dist.Beta(2.0, 3.0))), 50, num_chains=4)
+    assert "interval_end" not in {found.name for found in diagnose(to_arviz(beta)).findings}
