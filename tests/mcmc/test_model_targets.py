@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyro_neuralrg import HMC, FlowReparam, VectorizedMCMC, diagnose, to_arviz
 from pyro_neuralrg.infer import AutoHierarchicalFlow
-from pyro_neuralrg.mcmc import Adaptation, ModelTarget
+from pyro_neuralrg.mcmc import Adaptation, ModelTarget, results
 from tests.mcmc.registry import ToyFlow, run
 
 STILL = Adaptation(step_size=False, steps=0)
@@ -221,6 +221,20 @@ def test_computed_sites_cost_nothing_until_they_are_asked_for() -> None:
     before = len(runs)
     torch.testing.assert_close(mcmc.get_samples()["y"], 2 * mcmc.get_samples()["x"])
     assert len(runs) == before + 1
+
+
+def test_computed_sites_that_do_not_fit_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def model() -> None:
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        pyro.deterministic("large", x * torch.ones(1000))
+
+    mcmc = run(HMC(model, step_size=0.1, num_steps=1), 20, warmup_steps=STILL)
+    monkeypatch.setattr(results, "available_memory", lambda device: 1e5)
+    with pytest.warns(
+        UserWarning, match=r"leave out the deterministic sites \['large'\]"
+    ) as warned:
+        assert set(mcmc.get_samples()) == {"x"}
+    assert [entry.filename for entry in warned] == [__file__]
 
 
 @pytest.mark.filterwarnings("ignore:the model cannot be vectorised")
