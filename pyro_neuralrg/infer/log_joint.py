@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""ln p of a model and its data, summed in float64, and of shares near one."""
+"""ln p of a model and its data: of many data, and of shares near one."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ from pyro_neuralrg.infer.model_sites import (
     refuse_change,
 )
 
+MANY = 1000
+"""Numbers in a model beyond which its terms are summed in float64."""
+
 
 class UnconstrainedModel:
     """The density of a model's latents, each on the unconstrained scale of Pyro's HMC.
@@ -41,6 +44,9 @@ class UnconstrainedModel:
         self.transforms = {x: biject_to(fn.support).inv for x, fn in continuous.items()}
         self._with_shares = [x for x, fn in continuous.items() if has_shares(fn)]
         values = {x: latents[x]["value"] for x in continuous if x not in self._with_shares}
+        nodes = (node for node in trace.nodes.values() if node["type"] == "sample")
+        is_large = sum(torch.as_tensor(node["value"]).numel() for node in nodes) > MANY
+        self._sum_dtype = torch.float64 if is_large else None
         self._wide = [x for x in values if takes_wide(continuous[x], values[x])]
 
     def trace(self, params: Mapping[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
@@ -49,20 +55,21 @@ class UnconstrainedModel:
         return poutine.trace(poutine.condition(self.program, values)).get_trace(), values
 
     def energy(self, params: Mapping[str, Tensor]) -> Tensor:
-        """Minus ln of the joint density, nats, float64; of a model without discrete sites."""
+        """Minus ln of the joint density, nats; of a model without discrete sites."""
         trace, values = self.trace(params)
         if others := latent_sites(trace).keys() | values.keys() - trace.nodes.keys():
             refuse_change(sorted(others))
         for x in self._wide:
             trace.nodes[x]["value"] = self.transforms[x].inv(params[x].double())
         shares = {x: shares_of(trace.nodes[x]["fn"], params[x]) for x in self._with_shares}
-        total = log_joint(trace, {x: logs for x, (logs, _) in shares.items()})
+        log_shares = {x: logs for x, (logs, _) in shares.items()}
+        total = log_joint(trace, log_shares, self._sum_dtype)
         for x, transform in self.transforms.items():
             if x in shares:
                 total = total + shares[x][1]
             else:
                 slope = transform.log_abs_det_jacobian(values[x], params[x])
-                total = total - slope.sum(dtype=torch.float64)
+                total = total - slope.sum(dtype=self._sum_dtype)
         return -total
 
     def functions(self, params: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
@@ -71,35 +78,39 @@ class UnconstrainedModel:
         return {name: nodes[name]["value"].detach() for name in names}
 
 
-def log_joint(trace: Any, log_shares: Mapping[str, Tensor] | None = None) -> Tensor:
-    """The log-density of all sites of a trace, nats, float64.
+def log_joint(
+    trace: Any, log_shares: Mapping[str, Tensor], sum_dtype: torch.dtype | None
+) -> Tensor:
+    """The log-density of all sites of a trace, nats.
 
-    Each term is computed in the dtype of the site, and their sums in float64: those of many data
-    would be rounded by more than the difference of two energies. ``log_shares`` are logarithms of
-    the shares of Beta and Dirichlet sites, see :func:`shares_of`.
+    Each term is computed in the dtype of the site, and their sums in ``sum_dtype``: in float32
+    those of many data are rounded by more than the difference of two energies. ``log_shares`` are
+    logarithms of the shares of some sites, see :func:`shares_of`.
     """
-    shares: Any = log_shares or {}
     total: Any = 0.0
     for name, site in trace.nodes.items():
         if site["type"] == "sample" and not site_is_subsample(site):
-            log_p = _log_prob(site["fn"], site["value"], shares.get(name))
+            log_p = _log_prob(site["fn"], site["value"], log_shares.get(name), sum_dtype)
             log_p = scale_and_mask(log_p, site["scale"], site["mask"])
-            total = total + log_p.sum(dtype=torch.float64)
+            total = total + log_p.sum(dtype=sum_dtype)
     return total
 
 
-def _log_prob(fn: Any, value: Tensor, log_shares: Tensor | None) -> Tensor:
-    """``fn.log_prob(value)``, with events summed in float64."""
-    if isinstance(fn, Independent):
-        log_p = _log_prob(fn.base_dist, value, log_shares)
+def _log_prob(
+    fn: Any, value: Tensor, log_shares: Tensor | None, sum_dtype: torch.dtype | None
+) -> Tensor:
+    """``fn.log_prob(value)``, with events summed in a dtype of their own."""
+    if isinstance(fn, Independent) and (sum_dtype is not None or log_shares is not None):
+        log_p = _log_prob(fn.base_dist, value, log_shares, sum_dtype)
         dims = fn.reinterpreted_batch_ndims
-        return log_p.flatten(-dims).sum(-1, dtype=torch.float64) if dims else log_p
+        return log_p.flatten(-dims).sum(-1, dtype=sum_dtype) if dims else log_p
     if log_shares is None:
         return fn.log_prob(value)
     if isinstance(fn, MaskedDistribution):
-        return scale_and_mask(_log_prob(fn.base_dist, value, log_shares), mask=fn._mask)
+        log_p = _log_prob(fn.base_dist, value, log_shares, sum_dtype)
+        return scale_and_mask(log_p, mask=fn._mask)
     if isinstance(fn, AffineBeta):
-        return _log_prob(fn.base_dist, value, log_shares) - fn.scale.log()
+        return _log_prob(fn.base_dist, value, log_shares, sum_dtype) - fn.scale.log()
     both = fn.concentration if isinstance(fn, Dirichlet) else _both(fn)
     norm = both.double().sum(-1).lgamma() - both.double().lgamma().sum(-1)
     return ((both - 1.0) * log_shares).sum(-1) + norm
@@ -140,13 +151,14 @@ def shares_of(fn: Any, unconstrained: Tensor) -> tuple[Tensor, Tensor]:
     """
     u, fn = unconstrained.double(), innermost(fn)
     if not isinstance(fn, Dirichlet):
-        u = u.unsqueeze(-1)
-    # torch's StickBreakingTransform, of which its SigmoidTransform is the case of two shares
+        taken, left = logsigmoid(u), logsigmoid(-u)
+        slope = taken + left
+        if isinstance(fn, AffineBeta):
+            slope = slope + fn.scale.log()
+        return torch.stack([taken, left], -1), slope.sum()
+    # torch's StickBreakingTransform
     u = u - torch.arange(u.shape[-1], 0, -1, dtype=u.dtype, device=u.device).log()
     taken, left = logsigmoid(u), logsigmoid(-u)
     rest = left.cumsum(-1)
     taken = taken + rest - left
-    slope = taken + left
-    if isinstance(fn, AffineBeta):
-        slope = slope + fn.scale.log().unsqueeze(-1)
-    return torch.cat([taken, rest[..., -1:]], -1), slope.sum()
+    return torch.cat([taken, rest[..., -1:]], -1), (taken + left).sum()

@@ -207,6 +207,8 @@ def _check_data(traces: list[Any]) -> None:
     for name, site in traces[0].nodes.items():
         if site["type"] != "sample" or not site["is_observed"] or is_function(site):
             continue
+        if not isinstance(site["value"], Tensor):
+            continue
         runs = [trace.nodes[name] for trace in traces if name in trace.nodes]
         values = [filled(run["fn"], run["value"], run["mask"]) for run in runs]
         number = min(int(value.isnan().sum()) for value in values)

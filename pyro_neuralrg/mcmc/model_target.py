@@ -84,7 +84,12 @@ class ModelTarget(Target):
         self._transport: tuple[Any, ModelTarget, Tensor] | None = None
 
     def setup(self, *args: Any, **kwargs: Any) -> ModelTarget:
-        """Run the model once with its arguments to see its sites."""
+        """Run the model a few times with its arguments to see its sites.
+
+        Raises:
+            ValueError: naming the site and a remedy, if the sites are not the same in each run, a
+                latent is a point, an angle on the real line or not continuous, or data are NaN.
+        """
         target = ModelTarget(self.model)
         target._args, target._kwargs = args, kwargs
         target.chain_batch_size = self.chain_batch_size

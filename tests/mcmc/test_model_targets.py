@@ -12,6 +12,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.infer.mcmc.util import initialize_model
 from pyro.infer.reparam import LocScaleReparam, NeuTraReparam
 from torch import Tensor
 
@@ -57,6 +58,21 @@ def test_energies_of_many_data_in_float32(data: Any) -> None:
     assert float((error - error.mean()).abs().max()) < 3e-3
     slope = (single.energy_and_grad(u)[1] - double.energy_and_grad(u.double())[1]).abs()
     assert float(slope.max()) < 1e-2 * math.sqrt(len(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_energies_of_few_data_are_those_of_pyro_bit_for_bit(dtype: torch.dtype) -> None:
+    y = torch.arange(6.0, dtype=dtype)
+
+    def model() -> None:
+        mu = pyro.sample("mu", dist.Normal(y.new_zeros(()), 1.0))
+        scale = pyro.sample("scale", dist.LogNormal(y.new_zeros(6), 0.5).to_event(1))
+        pyro.sample("y", dist.Normal(mu, scale).mask(y > 1).to_event(1), obs=y)
+
+    target, point = ModelTarget(model).setup(), torch.randn(7, dtype=dtype)
+    _, potential_fn, _, _ = initialize_model(model, initial_params={})
+    params = target.unpack(point)
+    assert torch.equal(target._joint.energy(params), potential_fn(params))
 
 
 # Shares near one ----------------------------------------------------------------------------------

@@ -97,7 +97,8 @@ class AutoHierarchicalFlow(AutoContinuous):
 
     Raises:
         ValueError: naming the sites seen, if a field is not there or observed, if fields differ in
-            shape, if a latent is discrete or subsampled, or if sites come and go.
+            shape, if a latent is discrete, subsampled, a point or an angle on the real line, or if
+            sites or supports are not the same in each run.
         TypeError: if an option is unknown.
 
     References:
