@@ -164,7 +164,8 @@ def _check_support(name: str, sites: list[Any]) -> None:
             raise ValueError(
                 f"latent site {name!r}, a {type(innermost(fn)).__name__}, has a support that no "
                 f"map from numbers reaches, {site['fn'].support}; accepted: continuous sites (a "
-                "direction by ProjectedNormalReparam; counts summed out by hand)"
+                "direction by ProjectedNormalReparam, a covariance as scales and an LKJCholesky; "
+                "counts summed out by hand)"
             ) from None
         images.append(transform(torch.ones_like(transform.inv(site["value"]))))
     if not all(torch.allclose(images[0], image, equal_nan=True) for image in images[1:]):

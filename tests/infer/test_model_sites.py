@@ -116,6 +116,21 @@ def test_supports_that_depend_on_other_sites(use: Any, model: Any) -> None:
         use(model)
 
 
+def test_a_uniform_site_below_another_by_its_share() -> None:
+    """As the message says: the mean of v is half that of x, by quadrature."""
+
+    def model() -> None:
+        x = pyro.sample("x", dist.LogNormal(0.0, 0.5))
+        pyro.deterministic("v", x * pyro.sample("v_share", dist.Uniform(0.0, 1.0)))
+
+    target = sampler(model)
+    sides = torch.linspace(-4.0, 4.0, 201), torch.linspace(-20.0, 20.0, 401)
+    points = torch.stack(torch.meshgrid(*sides, indexing="ij"), -1).reshape(-1, 2)
+    weights = (-target.energy(points)).softmax(0)
+    mean = float((weights * target.computed(points)["v"]).sum())
+    assert mean == pytest.approx(0.5 * math.exp(0.125), abs=1e-5)
+
+
 def test_supports_of_arguments_and_parameters_are_taken() -> None:
     def model(low: Tensor) -> None:
         high = pyro.param("high", torch.tensor(3.0))
@@ -150,6 +165,19 @@ def point_of_an_event() -> None:
 def test_latent_points(use: Any, model: Any) -> None:
     with pytest.raises(ValueError, match=r"'d' is a Delta.*accepted: pyro.deterministic\('d'"):
         use(model)
+
+
+def test_a_deterministic_site_in_place_of_a_point() -> None:
+    """The precision of x is the identity and one for all pairs: variances of 2/3."""
+
+    def model() -> None:
+        x = pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        d = pyro.deterministic("d", x.sum(-1))
+        pyro.sample("y", dist.Normal(d, 1.0), obs=torch.tensor(1.0))
+
+    precision = sampler(model).energy_and_grad(torch.cat([torch.eye(2), torch.zeros(1, 2)]))[1]
+    variances = torch.linalg.inv(precision[:2] - precision[2]).diagonal()
+    torch.testing.assert_close(variances, torch.full((2,), 2 / 3))
 
 
 # Angles -------------------------------------------------------------------------------------------
