@@ -35,6 +35,7 @@ class Thresholds:
             any is a note.
         bfmi: least fraction of missing information of a chain (Betancourt 2016).
         mode_gap: widest gap between medians of chains, in standard deviations within a chain.
+        at_end: fraction of draws that are rounded to the end of an interval, for a note.
         pareto_k: largest shape of the tail of importance weights (Vehtari et al. 2024).
     """
 
@@ -45,6 +46,7 @@ class Thresholds:
     divergent_fraction: float = 0.001
     bfmi: float = 0.3
     mode_gap: float = 3.0
+    at_end: float = 0.001
     pareto_k: float = 0.7
 
     def __post_init__(self) -> None:
@@ -60,7 +62,7 @@ class Finding:
     Attributes:
         name: ``too_short``, ``not_finite``, ``frozen_chains``, ``rhat``, ``ess``,
             ``ess_per_chain``, ``mcse``, ``separate_modes``, ``divergences``, ``bfmi``,
-            ``pareto_k`` or ``single_chain``.
+            ``interval_end``, ``pareto_k`` or ``single_chain``.
         severity: a ``problem`` makes the verdict bad, a ``note`` does not.
         message: in words, with variables and numbers.
         value: the number that led to it.
@@ -123,7 +125,8 @@ def diagnose(
 
     Args:
         idata: ArviZ's InferenceData or DataTree, also of another library; the groups
-            ``posterior``, ``sample_stats`` and ``importance`` are looked at.
+            ``posterior``, ``unconstrained_posterior``, ``sample_stats`` and ``importance`` are
+            looked at.
         var_names: variables of the posterior to look at; None takes all, and ``lp``.
         thresholds: what counts as a finding.
         max_sites: sites of a field to look at, at most.
@@ -160,7 +163,8 @@ def diagnose(
         if np.isfinite(values).all() and length >= MIN_DRAWS
     }
     k = math.nan if importance is None else float(importance.attrs.get("pareto_k", math.nan))
-    facts = _Facts(draws, figures, stats, k, limits)
+    unconstrained = _variables(group_of(idata, "unconstrained_posterior"))
+    facts = _Facts(draws, figures, stats, k, limits, unconstrained)
     findings = [finding for check in CHECKS for finding in check(facts)]
     findings.sort(key=lambda finding: finding.severity != "problem")
     return Diagnosis(chains, length, figures, tuple(findings))
@@ -190,6 +194,7 @@ class _Facts(NamedTuple):
     stats: dict[str, NDArray[np.float64]]
     pareto_k: float
     at: Thresholds
+    unconstrained: dict[str, NDArray[np.float64]]
 
 
 def _check_draws(facts: _Facts) -> Iterator[Finding]:
@@ -295,6 +300,24 @@ def _check_energy_changes(facts: _Facts) -> Iterator[Finding]:
         yield Finding("bfmi", "problem", message, least, limit)
 
 
+def _check_ends(facts: _Facts) -> Iterator[Finding]:
+    """Draws that are one number on an interval, and far apart where they are unconstrained."""
+    rows, limit = [], facts.at.at_end
+    for name in sorted(facts.draws.keys() & facts.unconstrained.keys()):
+        values, free = facts.draws[name], facts.unconstrained[name]
+        for end in (values.min(), values.max()) if values.shape == free.shape else ():
+            there = values == end
+            if there.mean() > limit and np.ptp(free[there]) > 1.0:
+                share, at = float(there.mean()), f"{name} at {end:g}"
+                rows.append((share, f"{_four_digits(100 * share)} % of {at}"))
+    if rows:
+        message = (
+            f"draws at the end of an interval: {_listing([words for _, words in rows])}; what is "
+            "left to the end is rounded there, in functions of the draws and in a likelihood of it"
+        )
+        yield Finding("interval_end", "note", message, max(rows)[0], limit)
+
+
 def _check_weights(facts: _Facts) -> Iterator[Finding]:
     k, limit = facts.pareto_k, facts.at.pareto_k
     if k > limit:
@@ -314,6 +337,7 @@ CHECKS: tuple[Callable[[_Facts], Iterator[Finding]], ...] = (
     _check_errors,
     _check_divergences,
     _check_energy_changes,
+    _check_ends,
     _check_weights,
 )
 

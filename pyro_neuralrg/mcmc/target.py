@@ -130,6 +130,10 @@ class Target(ABC):
         """Latent sites ``z`` of the flows involved, likewise; empty in physical space."""
         return {}
 
+    def computed(self, positions: Tensor) -> dict[str, Tensor]:
+        """Sites that are functions of the others (``pyro.deterministic``), likewise."""
+        return {}
+
     @abstractmethod
     def initial(self, chains: int, generator: torch.Generator, start: str | None = None) -> Tensor:
         """Draw starts ``(chains, dim)``.

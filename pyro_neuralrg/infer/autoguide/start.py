@@ -22,6 +22,7 @@ from pyro_neuralrg.infer.autoguide.gaussians import (
     nearest_gaussian,
 )
 from pyro_neuralrg.infer.autoguide.sites import LatentOrder
+from pyro_neuralrg.infer.model_sites import FillMasked
 from pyro_neuralrg.infer.pyro_internals import check_no_subsampling, num_plate_dims
 from pyro_neuralrg.runtime.console import warn_user
 
@@ -153,7 +154,7 @@ class ModelEnergy:
     """
 
     def __init__(self, program: Callable[[], Any], prototype: Any) -> None:
-        self.program = program
+        self.program = FillMasked()(program)
         self.sites, self.sizes, values = [], [], {}
         for name, site in prototype.iter_stochastic_nodes():
             values[name] = value = site["value"]
