@@ -36,6 +36,7 @@ from pyro_neuralrg.infer.pyro_internals import (
     is_being_reparameterised,
     is_in_program,
     register_parameters,
+    take_loaded,
     without_hidden_sites,
 )
 
@@ -75,7 +76,9 @@ class AutoHierarchicalFlow(AutoContinuous):
     ``fit(model, guide, ...)`` work with it. Its parameters exist at once where the model takes no
     arguments (or has a default other than None for each), or with ``prototype_args``; else from the
     first call, or :meth:`initialize`, on. They are the guide's own: see
-    :class:`~pyro_neuralrg.infer.FlowGuide`.
+    :class:`~pyro_neuralrg.infer.FlowGuide`, also for ``pyro.get_param_store().save`` and ``load``.
+    A file of its own is ``torch.save(guide.state_dict(), path)``, which
+    ``guide.load_state_dict(torch.load(path))`` reads into a guide of the same model and options.
 
     Args:
         model: a Pyro model with static structure and without discrete latent sites.
@@ -310,6 +313,7 @@ class AutoHierarchicalFlow(AutoContinuous):
                 "the guide has no parameters yet, since its model takes arguments; accepted: "
                 "guide.initialize(*args, **kwargs) first, or prototype_args=(...) when it is made"
             )
+        take_loaded(self, "transform")
         return flow
 
     # Parameters, copies, files
