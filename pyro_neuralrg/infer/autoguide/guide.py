@@ -39,6 +39,7 @@ from pyro_neuralrg.infer.pyro_internals import (
     take_loaded,
     without_hidden_sites,
 )
+from pyro_neuralrg.lattice import check_shape
 
 QUANTILE_DRAWS = 1000
 """Draws of the posterior behind :meth:`AutoHierarchicalFlow.median` and ``quantiles``."""
@@ -83,9 +84,11 @@ class AutoHierarchicalFlow(AutoContinuous):
     Args:
         model: a Pyro model with static structure and without discrete latent sites.
         field: name of the field, or None to look for fields: sites of two or three dimensions
-            (plates and ``.to_event`` alike), or if there is none of one. A model without any has
-            globals only.
-        fields: names of several fields of one shape, instead of ``field``.
+            (plates and ``.to_event`` alike), or if there is none the longest of one. A model
+            without any has globals only.
+        fields: names of several fields of one shape, instead of ``field``; [] for globals only.
+        lattice: sides of the fields, where their sites have another shape: ``(20, 30)`` of a map
+            that is one ``MultivariateNormal`` of 600 entries, row by row.
         init_loc_fn: Pyro's initialisation of each site.
         init_scale: standard deviation at the start, in unconstrained space; None: that of the
             Gaussian nearest to the posterior.
@@ -130,6 +133,7 @@ class AutoHierarchicalFlow(AutoContinuous):
         field: str | None = None,
         *,
         fields: Sequence[str] | None = None,
+        lattice: Sequence[int] | None = None,
         init_loc_fn: Callable[..., Any] = init_to_median,
         init_scale: float | None = None,
         globals_flow: Callable[[int], TransformModule] | None = None,
@@ -149,7 +153,8 @@ class AutoHierarchicalFlow(AutoContinuous):
         self.plates: dict[str, Any] = {}
         self.transform: nn.Module | None = None
         # for the flow, until the model's sites are known
-        self._wishes: Any = _names(field, fields), init_scale, globals_flow, options
+        sides = None if lattice is None else check_shape(lattice, "lattice")
+        self._wishes: Any = (_names(field, fields), sides), init_scale, globals_flow, options
         self._prior: Any = (model,)  # not a submodule, and without the initialisation
         kwargs = dict(prototype_kwargs or {})
         if prototype_args or kwargs or _takes_nothing(model):
@@ -279,8 +284,8 @@ class AutoHierarchicalFlow(AutoContinuous):
 
     def _build(self, args: Any, kwargs: Any) -> None:
         """Create the flow of the model's latents."""
-        trace, (names, init_scale, own_flow, given) = self.prototype_trace, self._wishes
-        latents = order_latents(trace, names, self._unconstrained_shapes)
+        trace, (wanted, init_scale, own_flow, given) = self.prototype_trace, self._wishes
+        latents = order_latents(trace, wanted[0], self._unconstrained_shapes, wanted[1])
         loc = self._init_loc()
         if not bool(loc.isfinite().all()):
             raise ValueError(

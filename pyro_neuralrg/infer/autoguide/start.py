@@ -23,6 +23,7 @@ from pyro_neuralrg.infer.autoguide.gaussians import (
 )
 from pyro_neuralrg.infer.autoguide.sites import LatentOrder
 from pyro_neuralrg.infer.pyro_internals import check_no_subsampling, num_plate_dims
+from pyro_neuralrg.runtime.console import warn_user
 
 INIT_SCALE = 0.1
 """Standard deviation, in unconstrained space, to begin with."""
@@ -72,9 +73,8 @@ def posterior_start(
     except Exception as error:  # whatever the model raises where it is evaluated
         reason = f"{type(error).__name__}: {error}"
     if found is None:
-        warnings.warn(
-            f"the guide begins at init_loc_fn with standard deviations of {INIT_SCALE}: {reason}",
-            stacklevel=6,  # the caller of the guide's class
+        warn_user(
+            f"the guide begins at init_loc_fn with standard deviations of {INIT_SCALE}: {reason}"
         )
     return found
 
