@@ -21,7 +21,12 @@ from torch.distributions import biject_to
 from pyro_neuralrg.arguments import check_number, check_type
 from pyro_neuralrg.distributions.flow import FlowDistribution, base_distribution
 from pyro_neuralrg.infer.autoguide.frames import GaussianFrame
-from pyro_neuralrg.infer.autoguide.sites import format_sites, order_latents, site_shapes
+from pyro_neuralrg.infer.autoguide.sites import (
+    check_support,
+    format_sites,
+    order_latents,
+    site_shapes,
+)
 from pyro_neuralrg.infer.autoguide.start import INIT_SCALE, GaussianStart, posterior_start
 from pyro_neuralrg.infer.autoguide.transform import (
     FieldFlow,
@@ -106,7 +111,8 @@ class AutoHierarchicalFlow(AutoContinuous):
 
     Raises:
         ValueError: naming the sites seen, if a field is not there or observed, if fields differ in
-            shape, if a latent is discrete or subsampled, or if sites come and go.
+            shape, if a latent is discrete or subsampled or has values outside of what it draws, or
+            if sites come and go.
         TypeError: if an option is unknown.
 
     References:
@@ -255,6 +261,7 @@ class AutoHierarchicalFlow(AutoContinuous):
         for node in ("_INPUT", "_RETURN"):  # data, which need not be carried along
             self.prototype_trace.remove_node(node)
         for name, site in self.prototype_trace.iter_stochastic_nodes():
+            check_support(name, site["fn"])
             for frame in site["cond_indep_stack"]:
                 if frame.full_size not in (None, frame.size):
                     raise ValueError(

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributions import biject_to, constraints
+from torch.distributions import ComposeTransform, TransformedDistribution, biject_to, constraints
 
 from pyro_neuralrg.infer.pyro_internals import entries_of_sites
 from pyro_neuralrg.runtime.console import warn_user
@@ -45,6 +45,57 @@ def format_sites(trace: Any) -> str:
     """The latent sites and their shapes, for messages."""
     seen = ", ".join(f"{name!r} {shape}" for name, shape in site_shapes(trace).items())
     return f"latent sites seen: {seen or 'none'}"
+
+
+def check_support(name: str, density: Any) -> None:
+    """Refuse a transformed distribution whose support holds values that it never draws."""
+    while hasattr(density, "base_dist") and not isinstance(density, TransformedDistribution):
+        density = density.base_dist  # within .expand, .mask and .to_event
+    own = getattr(type(density), "support", None)
+    if not isinstance(density, TransformedDistribution) or own is not _OF_LAST_TRANSFORM:
+        return
+    check_support(name, density.base_dist)
+    before, source = type(density.base_dist).__name__, density.base_dist.support
+    for transform in _flattened(density.transforms):
+        if not _covers(_inner(source), _inner(transform.domain)):
+            raise ValueError(
+                f"latent site {name!r} is a TransformedDistribution of declared support "
+                f"{density.support}, which is wider than the values that it draws: {before} has "
+                f"support {source}, a part of the domain of {type(transform).__name__}; accepted: "
+                "supports that are exact, as behind "
+                f"poutine.reparam(model, {{{name!r}: TransformReparam()}}) of pyro.infer.reparam"
+            )
+        before, source = type(transform).__name__, transform.codomain
+
+
+_OF_LAST_TRANSFORM = TransformedDistribution.support
+"""The support of a transformed distribution that declares none of its own."""
+
+
+def _flattened(transforms: Sequence[Any]) -> list[Any]:
+    return [
+        part
+        for transform in transforms
+        for part in (
+            _flattened(transform.parts) if isinstance(transform, ComposeTransform) else [transform]
+        )
+    ]
+
+
+def _inner(support: Any) -> Any:
+    """The constraint of one entry, or vector, of a support."""
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support
+
+
+def _covers(source: Any, domain: Any) -> bool:
+    """Report whether all of a transform's domain is possible, by points where that is not known."""
+    is_real = [isinstance(support, type(constraints.real)) for support in (source, domain)]
+    if any(is_real) or domain.event_dim or source.event_dim:
+        return is_real[0] or not is_real[1]
+    values = biject_to(domain)(torch.linspace(-3.0, 3.0, 13))
+    return all(bool(source.check(value).all()) for value in values)
 
 
 def order_latents(
@@ -149,10 +200,7 @@ def _fits(shape: tuple[int, ...], lattice: tuple[int, ...] | None) -> bool:
 
 def _field_shape(site: Any) -> tuple[int, ...]:
     """The shape of a site whose entries could be those of a field, else ()."""
-    support = site["fn"].support
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    if biject_to(support).codomain.event_dim > 0:
+    if biject_to(_inner(site["fn"].support)).codomain.event_dim > 0:
         return ()
     shape, batch_dim = tuple(site["value"].shape), len(site["fn"].batch_shape)
     while batch_dim and shape and shape[0] == 1:
