@@ -332,7 +332,11 @@ def _trainable(target: Any, guide: Callable[..., Any], model_args: tuple[Any, ..
         programs.append(target)
     with poutine.block(), poutine.trace(param_only=True) as capture:
         for program in programs:
-            program(*model_args)
+            try:
+                program(*model_args)
+            except NotImplementedError:  # an improper prior has no draws, as the guide has
+                drawn = poutine.trace(guide).get_trace(*model_args)
+                poutine.replay(program, trace=drawn)(*model_args)
     sites: Any = capture.trace.nodes.values()
     found += [site["value"].unconstrained() for site in sites]
     trainable = [parameter for parameter in found if parameter.requires_grad]

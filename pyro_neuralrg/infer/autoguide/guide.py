@@ -27,7 +27,7 @@ from pyro_neuralrg.infer.autoguide.sites import (
     order_latents,
     site_shapes,
 )
-from pyro_neuralrg.infer.autoguide.start import INIT_SCALE, GaussianStart, posterior_start
+from pyro_neuralrg.infer.autoguide.start import GaussianStart, init_site, posterior_start
 from pyro_neuralrg.infer.autoguide.transform import (
     FieldFlow,
     GlobalsFlow,
@@ -69,7 +69,8 @@ class AutoHierarchicalFlow(AutoContinuous):
     identity in the frame's units, where one step of Adam at a rate of 1e-2 moves draws by a
     twentieth of their standard deviations: plain SVI is safe. With ``init_scale``, where no
     Gaussian is found (with a warning) and where data are subsampled, the guide begins at
-    ``init_loc_fn``, as Pyro's do.
+    ``init_loc_fn``, as Pyro's do. Sites of improper priors, which have no draws, begin at
+    unconstrained zeros.
 
     Most models need no options: each site has a skewness and a weight of its tails, the modes of
     the fields have widths that depend on the globals, and two small couplings a block see the
@@ -149,7 +150,7 @@ class AutoHierarchicalFlow(AutoContinuous):
     ) -> None:
         check_type("init_loc_fn", init_loc_fn, Callable, "a function")
         check_type("globals_flow", globals_flow, Callable | None, "a function")
-        super().__init__(model, init_loc_fn=init_loc_fn)
+        super().__init__(model, init_loc_fn=functools.partial(init_site, init_loc_fn))
         self.prototype_trace: Any = None
         check_flow_options(options)
         if init_scale is not None:
@@ -301,10 +302,11 @@ class AutoHierarchicalFlow(AutoContinuous):
             )
         options = flow_options(latents.shape, given) if latents.fields else {}
         mean = loc[latents.order]
-        start = GaussianStart(mean, torch.full_like(loc, init_scale or INIT_SCALE))
         if init_scale is None:
             program = functools.partial(self._prior[0], *args, **kwargs)
-            start = posterior_start(program, trace, mean, latents, options) or start
+            start = posterior_start(program, trace, mean, latents, options)
+        else:
+            start = GaussianStart(mean, torch.full_like(loc, init_scale))
         frame = GaussianFrame(start.mean.to(loc), start.factor.to(loc))
         globals_flow, field_flow = None, None
         if latents.globals_dim:

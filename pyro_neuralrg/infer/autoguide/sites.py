@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -56,7 +56,7 @@ def check_support(name: str, density: Any) -> None:
         return
     check_support(name, density.base_dist)
     before, source = type(density.base_dist).__name__, density.base_dist.support
-    for transform in _flattened(density.transforms):
+    for transform in _elementary(density.transforms):
         if not _covers(_inner(source), _inner(transform.domain)):
             raise ValueError(
                 f"latent site {name!r} is a TransformedDistribution of declared support "
@@ -72,14 +72,11 @@ _OF_LAST_TRANSFORM = TransformedDistribution.support
 """The support of a transformed distribution that declares none of its own."""
 
 
-def _flattened(transforms: Sequence[Any]) -> list[Any]:
-    return [
-        part
-        for transform in transforms
-        for part in (
-            _flattened(transform.parts) if isinstance(transform, ComposeTransform) else [transform]
-        )
-    ]
+def _elementary(transforms: Sequence[Any]) -> Iterator[Any]:
+    """The transforms, also those within a composition."""
+    for transform in transforms:
+        is_many = isinstance(transform, ComposeTransform)
+        yield from _elementary(transform.parts) if is_many else (transform,)
 
 
 def _inner(support: Any) -> Any:
