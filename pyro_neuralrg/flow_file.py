@@ -44,7 +44,9 @@ def save(
     Args:
         path: file to write; an existing one is replaced.
         flow: a HierarchicalFlow or a ConditionalHierarchicalFlow (for a SymmetrizedFlow or a
-            guide: its ``.flow``).
+            FlowGuide: its ``.flow``). Other modules, an AutoHierarchicalFlow for one, hold a model,
+            which no file takes: write ``torch.save(guide.state_dict(), path)``, and read with
+            ``guide.load_state_dict(torch.load(path))`` into a guide made alike.
         metadata: JSON data to keep beside the flow (shape, temperature, seed, ...).
 
     Raises:
@@ -56,7 +58,10 @@ def save(
     kind = next((name for name, known in KINDS.items() if isinstance(flow, known)), None)
     if kind is None:
         raise TypeError(
-            f"flow is a {type(flow).__name__}; accepted: {' or '.join(KINDS)} (a guide's .flow)"
+            f"flow is a {type(flow).__name__}; accepted: {' or '.join(KINDS)}, or the .flow of a "
+            "FlowGuide or a SymmetrizedFlow; an AutoHierarchicalFlow is written by "
+            "torch.save(guide.state_dict(), path), and read by guide.load_state_dict("
+            "torch.load(path)) into a guide of the same model and options"
         )
     try:
         described = json.dumps(dict(metadata or {}))

@@ -22,12 +22,12 @@ BOUNDARIES = ("periodic", "open")
 MAX_DIM = 3
 
 
-def check_shape(shape: Iterable[int]) -> tuple[int, ...]:
+def check_shape(shape: Iterable[int], name: str = "shape") -> tuple[int, ...]:
     """Return ``shape`` as a tuple of one to three positive integers."""
     accepted = f"one to {MAX_DIM} integers >= 1, such as (16, 16)"
-    sides = check_integers("shape", shape, accepted)
+    sides = check_integers(name, shape, accepted)
     if not 1 <= len(sides) <= MAX_DIM or min(sides) < 1:
-        raise ValueError(f"shape is {sides}; accepted: {accepted}")
+        raise ValueError(f"{name} is {sides}; accepted: {accepted}")
     return sides
 
 

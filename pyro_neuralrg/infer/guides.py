@@ -18,7 +18,7 @@ from torch.distributions import Distribution
 
 from pyro_neuralrg.distributions.flow import FlowDistribution, check_flow, event_shape
 from pyro_neuralrg.distributions.symmetrized import SymmetrizedFlow
-from pyro_neuralrg.infer.pyro_internals import register_parameters
+from pyro_neuralrg.infer.pyro_internals import register_parameters, take_loaded
 
 
 class FlowGuide(PyroModule):
@@ -27,7 +27,9 @@ class FlowGuide(PyroModule):
     The flow is a submodule: ``SVI`` trains its parameters, and so do plain torch optimisers over
     ``guide.parameters()``. The parameters are the guide's own, also where Pyro's parameter store
     holds others under their names, of a guide of the same site or of a copy; they are then trained
-    without being in the store, with a warning if the values differ.
+    without being in the store, with a warning if the values differ. Values that
+    ``pyro.get_param_store().load(...)`` has read become the guide's, loaded before or after it is
+    made; buffers of the flow are in the store as well.
 
     Args:
         flow: a TransformModule on lattice fields, a SymmetrizedFlow, a TransformedDistribution of
@@ -76,6 +78,7 @@ class FlowGuide(PyroModule):
 
         A conditional flow needs a context ``batch_shape + (context_dim,)``, else a ValueError.
         """
+        take_loaded(self, "flow")
         if self._density is not None:
             return self._density
         flow: Any = self._modules["flow"]

@@ -17,22 +17,29 @@ from pyro.nn import PyroModule
 from pyro.poutine.reparam_messenger import ReparamHandler, ReparamMessenger
 from pyro.poutine.runtime import _PYRO_STACK, effectful
 from pyro.poutine.util import site_is_subsample
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import constraints
+from torch.utils.weak import WeakTensorKeyDictionary
 
 SHARED_LATENT = "_shared_latent"
 """Suffix of the site of a NeuTraReparam, behind the name of the first site that it replaces."""
 
 
+_PLACED = WeakTensorKeyDictionary()
+"""Tensors that modules have put into Pyro's parameter store; what is read from a file is none."""
+
+
 def register_parameters(owner: PyroModule, attribute: str) -> None:
     """Name a submodule's trainable parameters to Pyro, as ``pyro.module`` does, but always its own.
 
-    Where the parameter store holds other tensors under their names, of another module or a file,
-    they are trained without being in the store.
+    Those of a store that was loaded are taken before. Where the parameter store holds tensors of
+    another module under their names, they are trained without being in the store. Its buffers are
+    laid beside them, so that a file of the store is all of the module.
 
     Warns:
         UserWarning: once for each owner, if the store holds other values.
     """
+    take_loaded(owner, attribute)
     store, prefix = pyro.get_param_store(), f"{owner._pyro_name}.{attribute}$$$"
     module: Any = owner._modules[attribute]  # an attribute would be registered by Pyro
     named = {prefix + name: p for name, p in module.named_parameters() if p.requires_grad}
@@ -43,6 +50,56 @@ def register_parameters(owner: PyroModule, attribute: str) -> None:
     statement = effectful(_outside_store if is_taken else store.get_param, type="param")
     for name, parameter in named.items():
         statement(name, parameter, constraint=constraints.real, event_dim=None, name=name)
+    is_local = pyro.settings.get("module_local_params")  # and the store is not to be saved
+    if not (is_taken or is_local) and named and next(iter(named)) in store:
+        _place(module, prefix, store)
+
+
+def take_loaded(owner: PyroModule, attribute: str) -> None:
+    """Give a submodule the values that Pyro's parameter store was loaded with, if these are its."""
+    store, prefix = pyro.get_param_store(), f"{owner._pyro_name}.{attribute}$$$"
+    module: Any = owner._modules[attribute]
+    known = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            found = store._params.get(prefix + name)
+            if found is None or found is parameter or found in _PLACED:
+                return
+            if found.shape != parameter.shape:
+                return
+            known[prefix + name] = parameter
+    state = _without_frozen(module)
+    if known and all(prefix + name in store for name in state):
+        module.load_state_dict({name: store._params[prefix + name] for name in state}, strict=False)
+        for part in module.modules():
+            if hasattr(part, "_cached_x_y"):  # of the parameters before
+                part._cached_x_y = None, None
+        store._params.update(known)
+        store._param_to_name.update({value: name for name, value in known.items()})
+        _place(module, prefix, store)
+
+
+def _place(module: nn.Module, prefix: str, store: Any) -> None:
+    """Lay a module's buffers into the store, and mark what is its own there."""
+    for name, value in _without_frozen(module).items():
+        found = store._params.get(prefix + name)
+        if found is None or (found is not value and found.data_ptr() != value.data_ptr()):
+            # a view, which takes the hooks that users hang on all in the store
+            found = value.detach().requires_grad_(value.is_floating_point())
+            store._params[prefix + name] = found
+            store._param_to_name[found] = prefix + name
+            store._constraints[prefix + name] = constraints.real
+        if found not in _PLACED:
+            _PLACED[found] = True
+
+
+def _without_frozen(module: nn.Module) -> dict[str, Tensor]:
+    """Trained parameters and buffers, as they stand in the parameter store."""
+    return {
+        name: value
+        for name, value in module.state_dict(keep_vars=True).items()
+        if value.requires_grad or not isinstance(value, nn.Parameter)
+    }
 
 
 def _outside_store(name: str, parameter: Any, **options: Any) -> Tensor:

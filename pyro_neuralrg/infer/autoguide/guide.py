@@ -21,8 +21,13 @@ from torch.distributions import biject_to
 from pyro_neuralrg.arguments import check_number, check_type
 from pyro_neuralrg.distributions.flow import FlowDistribution, base_distribution
 from pyro_neuralrg.infer.autoguide.frames import GaussianFrame
-from pyro_neuralrg.infer.autoguide.sites import format_sites, order_latents, site_shapes
-from pyro_neuralrg.infer.autoguide.start import INIT_SCALE, GaussianStart, posterior_start
+from pyro_neuralrg.infer.autoguide.sites import (
+    check_support,
+    format_sites,
+    order_latents,
+    site_shapes,
+)
+from pyro_neuralrg.infer.autoguide.start import GaussianStart, posterior_start
 from pyro_neuralrg.infer.autoguide.transform import (
     FieldFlow,
     GlobalsFlow,
@@ -37,7 +42,9 @@ from pyro_neuralrg.infer.pyro_internals import (
     is_being_reparameterised,
     is_in_program,
     register_parameters,
+    take_loaded,
 )
+from pyro_neuralrg.lattice import check_shape
 
 QUANTILE_DRAWS = 1000
 """Draws of the posterior behind :meth:`AutoHierarchicalFlow.median` and ``quantiles``."""
@@ -59,7 +66,8 @@ class AutoHierarchicalFlow(AutoContinuous):
     identity in the frame's units, where one step of Adam at a rate of 1e-2 moves draws by a
     twentieth of their standard deviations: plain SVI is safe. With ``init_scale``, where no
     Gaussian is found (with a warning) and where data are subsampled, the guide begins at
-    ``init_loc_fn``, as Pyro's do.
+    ``init_loc_fn``, as Pyro's do. Sites of improper priors, which have no draws, begin at
+    unconstrained zeros.
 
     Most models need no options: each site has a skewness and a weight of its tails, the modes of
     the fields have widths that depend on the globals, and two small couplings a block see the
@@ -72,14 +80,18 @@ class AutoHierarchicalFlow(AutoContinuous):
     ``fit(model, guide, ...)`` work with it. Its parameters exist at once where the model takes no
     arguments (or has a default other than None for each), or with ``prototype_args``; else from the
     first call, or :meth:`initialize`, on. They are the guide's own: see
-    :class:`~pyro_neuralrg.infer.FlowGuide`.
+    :class:`~pyro_neuralrg.infer.FlowGuide`, also for ``pyro.get_param_store().save`` and ``load``.
+    A file of its own is ``torch.save(guide.state_dict(), path)``, which
+    ``guide.load_state_dict(torch.load(path))`` reads into a guide of the same model and options.
 
     Args:
         model: a Pyro model with static structure and without discrete latent sites.
         field: name of the field, or None to look for fields: sites of two or three dimensions
-            (plates and ``.to_event`` alike), or if there is none of one. A model without any has
-            globals only.
-        fields: names of several fields of one shape, instead of ``field``.
+            (plates and ``.to_event`` alike), or if there is none the longest of one. A model
+            without any has globals only.
+        fields: names of several fields of one shape, instead of ``field``; [] for globals only.
+        lattice: sides of the fields, where their sites have another shape: ``(20, 30)`` of a map
+            that is one ``MultivariateNormal`` of 600 entries, row by row.
         init_loc_fn: Pyro's initialisation of each site.
         init_scale: standard deviation at the start, in unconstrained space; None: that of the
             Gaussian nearest to the posterior.
@@ -97,8 +109,8 @@ class AutoHierarchicalFlow(AutoContinuous):
 
     Raises:
         ValueError: naming the sites seen, if a field is not there or observed, if fields differ in
-            shape, if a latent is discrete, subsampled, a point or an angle on the real line, or if
-            sites or supports are not the same in each run.
+            shape, if a latent is discrete, subsampled, a point or an angle on the real line, or has
+            values outside of what it draws, or if sites or supports are not the same in each run.
         TypeError: if an option is unknown.
 
     References:
@@ -125,6 +137,7 @@ class AutoHierarchicalFlow(AutoContinuous):
         field: str | None = None,
         *,
         fields: Sequence[str] | None = None,
+        lattice: Sequence[int] | None = None,
         init_loc_fn: Callable[..., Any] = init_to_median,
         init_scale: float | None = None,
         globals_flow: Callable[[int], TransformModule] | None = None,
@@ -144,7 +157,8 @@ class AutoHierarchicalFlow(AutoContinuous):
         self.plates: dict[str, Any] = {}
         self.transform: nn.Module | None = None
         # for the flow, until the model's sites are known
-        self._wishes: Any = _names(field, fields), init_scale, globals_flow, options
+        sides = None if lattice is None else check_shape(lattice, "lattice")
+        self._wishes: Any = (_names(field, fields), sides), init_scale, globals_flow, options
         self._prior: Any = (model,)  # not a submodule, and without the initialisation
         kwargs = dict(prototype_kwargs or {})
         if prototype_args or kwargs or _takes_nothing(model):
@@ -245,6 +259,7 @@ class AutoHierarchicalFlow(AutoContinuous):
         for node in ("_INPUT", "_RETURN"):  # data, which need not be carried along
             self.prototype_trace.remove_node(node)
         for name, site in self.prototype_trace.iter_stochastic_nodes():
+            check_support(name, site["fn"])
             for frame in site["cond_indep_stack"]:
                 if frame.full_size not in (None, frame.size):
                     raise ValueError(
@@ -261,8 +276,8 @@ class AutoHierarchicalFlow(AutoContinuous):
 
     def _build(self, args: Any, kwargs: Any) -> None:
         """Create the flow of the model's latents."""
-        trace, (names, init_scale, own_flow, given) = self.prototype_trace, self._wishes
-        latents = order_latents(trace, names, self._unconstrained_shapes)
+        trace, (wanted, init_scale, own_flow, given) = self.prototype_trace, self._wishes
+        latents = order_latents(trace, wanted[0], self._unconstrained_shapes, wanted[1])
         loc = self._init_loc()
         if not bool(loc.isfinite().all()):
             raise ValueError(
@@ -271,10 +286,11 @@ class AutoHierarchicalFlow(AutoContinuous):
             )
         options = flow_options(latents.shape, given) if latents.fields else {}
         mean = loc[latents.order]
-        start = GaussianStart(mean, torch.full_like(loc, init_scale or INIT_SCALE))
         if init_scale is None:
             program = functools.partial(self._prior[0], *args, **kwargs)
-            start = posterior_start(program, trace, mean, latents, options) or start
+            start = posterior_start(program, trace, mean, latents, options)
+        else:
+            start = GaussianStart(mean, torch.full_like(loc, init_scale))
         frame = GaussianFrame(start.mean.to(loc), start.factor.to(loc))
         globals_flow, field_flow = None, None
         if latents.globals_dim:
@@ -295,6 +311,7 @@ class AutoHierarchicalFlow(AutoContinuous):
                 "the guide has no parameters yet, since its model takes arguments; accepted: "
                 "guide.initialize(*args, **kwargs) first, or prototype_args=(...) when it is made"
             )
+        take_loaded(self, "transform")
         return flow
 
     # Parameters, copies, files

@@ -29,6 +29,9 @@ from pyro_neuralrg.runtime.console import warn_user
 INIT_SCALE = 0.1
 """Standard deviation, in unconstrained space, to begin with."""
 
+UNIFORM_POINTS = 16
+"""Points of (-2, 2) of which the likeliest is a start."""
+
 MAX_DENSE = 2048
 """Unknowns up to which the Gaussian has a covariance matrix; beyond, widths of sites and modes."""
 
@@ -56,28 +59,52 @@ def posterior_start(
     mean: Tensor,
     latents: LatentOrder,
     options: Mapping[str, Any],
-) -> GaussianStart | None:
-    """The Gaussian nearest to the posterior of a model's latents, or None, with a warning.
+) -> GaussianStart:
+    """The Gaussian nearest to the posterior of a model, or a narrow one, with a warning.
 
     ``program`` is the model with its arguments, ``prototype`` a trace of its latent sites; ``mean``
-    is where to begin, globals first. Of the flow's options ``odd`` and ``boundary`` count.
+    is where to begin, globals first. Where that leads to none, another point of (-2, 2) is tried;
+    where the density has no gradient there, it is that. Of the flow's options ``odd`` and
+    ``boundary`` count.
     """
     found, reason = None, "no Gaussian is nearer to the posterior"
-    mean, odd = mean.cpu(), options.get("odd", False)
+    place, mean, odd = "init_loc_fn", mean.cpu(), options.get("odd", False)
     try:
         with warnings.catch_warnings(), poutine.block():
             warnings.simplefilter("ignore")
             density = model_density(program, prototype, latents.order)
             if odd and latents.fields:
                 density = _mirrored_density(density, mean, latents.globals_dim)
-            found = _start(density, mean, latents, odd, options.get("boundary", "periodic"))
+            boundary = options.get("boundary", "periodic")
+            found = _start(density, mean, latents, odd, boundary)
+            if found is None:
+                point = _likely_point(density, mean, latents.globals_dim if odd else len(mean))
+                found = _start(density, point, latents, odd, boundary)
+                if found is None and not _has_gradient(density, mean[None]).all():
+                    place, mean = "the likeliest of some points", point
     except Exception as error:  # whatever the model raises where it is evaluated
         reason = f"{type(error).__name__}: {error}"
     if found is None:
-        warn_user(
-            f"the guide begins at init_loc_fn with standard deviations of {INIT_SCALE}: {reason}"
-        )
+        warn_user(f"the guide begins at {place} with standard deviations of {INIT_SCALE}: {reason}")
+        found = GaussianStart(mean, torch.full_like(mean, INIT_SCALE))
     return found
+
+
+def _likely_point(density: Density, mean: Tensor, free: int) -> Tensor:
+    """The likeliest of some points of (-2, 2) with gradients; what is not ``free`` stays."""
+    generator = torch.Generator().manual_seed(0)
+    size = (UNIFORM_POINTS, len(mean))
+    points = (4 * torch.rand(size, generator=generator, dtype=density.dtype) - 2).to(mean)
+    points[:, free:] = mean[free:]
+    energies = density.energy(points.to(density.dtype))
+    energies = energies.where(_has_gradient(density, points), torch.inf)
+    energies = energies.nan_to_num(torch.inf)
+    return points[int(energies.argmin())] if energies.isfinite().any() else mean
+
+
+def _has_gradient(density: Density, points: Tensor) -> Tensor:
+    """Report for each point whether the gradient there is finite."""
+    return density.gradient(points.to(density.dtype)).isfinite().all(-1)
 
 
 def _start(

@@ -1,0 +1,150 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Guides through Pyro's parameter store, as its tutorials save and load them, and through files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pytest
+import torch
+from pyro.distributions.transforms import affine_autoregressive
+from torch import Tensor
+
+import pyro_neuralrg
+from pyro_neuralrg.infer import AutoHierarchicalFlow, FlowGuide
+from pyro_neuralrg.transforms import hierarchical_flow
+from tests.infer import autoguide_models as models
+from tests.infer.autoguide_models import CASES, shaken, train
+
+pytestmark = pytest.mark.filterwarnings("ignore:the guide begins at")  # of subsampled data
+
+Density = Callable[[Any, Tensor], Tensor]
+
+
+def of_latents(guide: Any, u: Tensor) -> Tensor:
+    return guide.get_posterior().log_prob(u)
+
+
+def of_field(guide: Any, x: Tensor) -> Tensor:
+    return guide.distribution().log_prob(x)
+
+
+def in_subspace() -> FlowGuide:
+    """A flow with a random permutation, which is a buffer."""
+    return FlowGuide(affine_autoregressive(6), shape=(6,))
+
+
+def auto(name: str, **options: Any) -> Callable[[], AutoHierarchicalFlow]:
+    case = CASES[name]
+    options = {"prototype_args": case.args, **models.SMALL, **options}
+    return lambda: AutoHierarchicalFlow(case.model, **options)
+
+
+GUIDES: dict[str, tuple[Callable[[], Any], Density, tuple[int, ...], tuple[Any, ...]]] = {
+    "field and globals": (auto("field and globals"), of_latents, (10,), ()),
+    "globals": (auto("globals only"), of_latents, (2,), ()),
+    "widths": (auto("one field", init_scale=0.3), of_latents, (16,), ()),
+    "late": (
+        auto("subsampled observations", prototype_args=()),
+        of_latents,
+        (4,),
+        CASES["subsampled observations"].args,
+    ),
+    "flow": (lambda: FlowGuide(hierarchical_flow((4, 4))), of_field, (4, 4), ()),
+    "permuted": (in_subspace, of_field, (6,), ()),
+}
+
+
+@pytest.mark.parametrize("order", ["loaded before", "loaded after", "after a call"])
+@pytest.mark.parametrize("name", GUIDES)
+def test_a_reloaded_store_gives_the_same_guide(name: str, order: str, tmp_path: Path) -> None:
+    make, log_prob, shape, args = GUIDES[name]
+    guide = make()
+    guide(*args)
+    with torch.no_grad():
+        for parameter in guide.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    guide(*args)
+    points = torch.randn(5, *shape)
+    expected = log_prob(guide, points).detach()
+    store, path = pyro.get_param_store(), str(tmp_path / "store")
+    store.save(path)
+    pyro.clear_param_store()
+    torch.manual_seed(1)  # the start of a guide depends on draws
+    if order == "loaded before":
+        store.load(path)
+    other = make()
+    if order == "after a call":
+        other(*args)
+        assert (log_prob(other, points) != expected).all()
+    if order != "loaded before":
+        store.load(path)
+    if name == "late":
+        other(*args)
+    torch.testing.assert_close(log_prob(other, points), expected, rtol=0, atol=0)
+    other(*args)
+    torch.testing.assert_close(log_prob(other, points), expected, rtol=0, atol=0)
+    of_store = {id(value) for _, value in store.named_parameters()}
+    assert {id(parameter) for parameter in other.parameters()} <= of_store
+
+
+def test_training_goes_on_from_a_loaded_store(tmp_path: Path) -> None:
+    case, path = CASES["field and globals"], str(tmp_path / "store")
+    train(models.make(case), case)
+    store = pyro.get_param_store()
+    store.save(path)
+    saved = {name: value.detach().clone() for name, value in store.items()}
+    pyro.clear_param_store()
+    store.load(path)
+    guide = models.make(case)
+    train(guide, case, 3)
+    moved = {name for name, value in store.items() if not torch.equal(value, saved[name])}
+    assert moved == {name for name in saved if "transform$$$frame." not in name}
+    u = torch.randn(3, case.dim)
+    expected = guide.get_posterior().log_prob(u)
+    store.save(path)
+    store.load(path)  # of its own
+    torch.testing.assert_close(guide.get_posterior().log_prob(u), expected, rtol=0, atol=0)
+
+
+def test_a_store_of_another_model_is_told_and_not_taken(tmp_path: Path) -> None:
+    path = str(tmp_path / "store")
+    models.make(CASES["one field"])()
+    pyro.get_param_store().save(path)
+    pyro.clear_param_store()
+    pyro.get_param_store().load(path)
+    guide = models.make(CASES["plates, odd sides"])
+    with pytest.warns(UserWarning, match="parameter store holds other values"):
+        guide()
+
+
+def test_a_guide_moved_to_another_dtype_is_saved_as_it_is(tmp_path: Path) -> None:
+    case, path = CASES["field and globals"], str(tmp_path / "store")
+    guide = models.make(case).float()
+    guide()
+    guide.double()
+    with torch.no_grad():
+        guide.get_transform().frame.mean.add_(1e-9)
+    guide()
+    pyro.get_param_store().save(path)
+    pyro.clear_param_store()
+    pyro.get_param_store().load(path)
+    u = torch.randn(3, case.dim)
+    found = models.make(case).double().get_posterior().log_prob(u)
+    torch.testing.assert_close(found, guide.get_posterior().log_prob(u), rtol=0, atol=0)
+
+
+def test_the_advice_for_files_works(tmp_path: Path) -> None:
+    case, path = CASES["field and globals"], tmp_path / "guide.pt"
+    guide, other = shaken(models.make(case)), models.make(case, init_scale=None)
+    with pytest.raises(TypeError, match=r"torch\.save\(guide\.state_dict\(\), path\)"):
+        pyro_neuralrg.save(path, guide)  # type: ignore[arg-type]
+    torch.save(guide.state_dict(), path)
+    other.load_state_dict(torch.load(path))
+    u = torch.randn(3, case.dim)
+    expected = guide.get_posterior().log_prob(u)
+    torch.testing.assert_close(other.get_posterior().log_prob(u), expected, rtol=0, atol=0)

@@ -1,0 +1,146 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Guides of models whose priors are improper, or so vague that their draws lie far off."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.distributions import constraints
+from pyro.infer import SVI, Trace_ELBO
+from torch import Tensor
+
+from pyro_neuralrg import PDD, fit
+from pyro_neuralrg.infer import AutoHierarchicalFlow
+from pyro_neuralrg.infer.autoguide import start
+from pyro_neuralrg.infer.autoguide.start import model_density
+from tests.infer.autoguide_models import ramp
+
+
+def flat(*sides: int) -> Any:
+    real = constraints.independent(constraints.real, len(sides))
+    return dist.ImproperUniform(real, (), sides)
+
+
+def masked(*sides: int) -> Any:
+    return dist.Normal(torch.zeros(sides), 1.0).to_event(len(sides)).mask(False)
+
+
+def roughness(f: Tensor, dims: int) -> Tensor:
+    """Half the sum of squared differences along all axes, of an intrinsic autoregression."""
+    parts = [f.diff(dim=axis).square().flatten(-dims).sum(-1) for axis in range(-dims, 0)]
+    return 0.5 * torch.stack(parts).sum(0)
+
+
+@pytest.mark.parametrize("prior", [flat, masked])
+@pytest.mark.parametrize("sides", [(3,), (3, 4)])
+def test_an_improper_field_has_its_exact_posterior(
+    prior: Callable[..., Any], sides: tuple[int, ...]
+) -> None:
+    """Mean, covariance and ln Z of flat and intrinsic priors, in closed form; it trains on."""
+    dim, dims = math.prod(sides), len(sides)
+    y = torch.tensor([0.5, 1.0, -0.2]) if dim == 3 else ramp(*sides)
+
+    def model() -> None:
+        f = pyro.sample("f", prior(*sides))
+        pyro.factor("icar", -roughness(f, dims))
+        pyro.sample("y", dist.Normal(f, 0.5).to_event(dims), obs=y)
+
+    zero = torch.zeros(dim, dtype=y.dtype)
+    laplacian = torch.autograd.functional.hessian(lambda f: roughness(f.reshape(sides), dims), zero)
+    precision, b = laplacian + 4 * torch.eye(dim), 4 * y.flatten()
+    mean = torch.linalg.solve(precision, b)
+    exponent = 0.5 * b @ mean - 2 * y.square().sum()
+    log_z = exponent - 0.5 * torch.logdet(precision / 4)
+
+    guide = AutoHierarchicalFlow(model)
+    frame = guide.get_transform().frame
+    torch.testing.assert_close(frame.mean, mean.to(frame.mean), rtol=1e-5, atol=1e-5)
+    found = frame.factor @ frame.factor.T
+    torch.testing.assert_close(found, torch.linalg.inv(precision).to(found), rtol=1e-4, atol=1e-5)
+    loss = PDD(16, vectorize_particles=True, max_plate_nesting=0)
+    assert loss.loss(model, guide) == pytest.approx(-float(log_z), abs=0.02)
+    fit(model, guide, steps=20, batch=64, lr=0.01, progress=False, seed=0)
+    draws = guide.get_posterior().sample((4000,))
+    errors = (draws.mean(0) - mean) / torch.linalg.inv(precision).diagonal().div(4000).sqrt()
+    assert float(errors.abs().max()) < 6  # and what is left of the noise of training
+
+
+def test_jeffreys_prior_of_a_width() -> None:
+    """1 / sigma in front of n normals: sigma^2 is inverse gamma, E[ln sigma] in closed form."""
+    y = 3 * ramp(12)
+
+    def model() -> None:
+        sigma = pyro.sample("sigma", dist.ImproperUniform(constraints.positive, (), ()))
+        pyro.factor("jeffreys", -sigma.log())
+        with pyro.plate("data", 12):
+            pyro.sample("y", dist.Normal(0.0, sigma), obs=y)
+
+    guide = AutoHierarchicalFlow(model)
+    fit(model, guide, steps=150, batch=64, lr=0.02, progress=False, seed=0)
+    log_sigma = guide.get_posterior().sample((20_000,))[:, 0]
+    half = 0.5 * y.square().sum()
+    mean = 0.5 * (half.log() - torch.digamma(torch.tensor(6.0)))
+    width = 0.5 * float(torch.polygamma(1, torch.tensor(6.0)).sqrt())
+    assert float(log_sigma.mean()) == pytest.approx(float(mean), abs=0.1 * width)
+    assert float(log_sigma.std()) == pytest.approx(width, rel=0.05)
+
+
+# Proper, and far off ------------------------------------------------------------------------------
+
+
+def precision_and_mean(y: Tensor) -> None:
+    tau = pyro.sample("tau", dist.Gamma(0.001, 0.001))
+    mu = pyro.sample("mu", dist.Normal(0.0, 1000.0))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(mu, tau.rsqrt()), obs=y)
+
+
+def variance_and_mean(y: Tensor) -> None:
+    variance = pyro.sample("variance", dist.InverseGamma(0.001, 0.001))
+    mu = pyro.sample("mu", dist.Normal(0.0, 1000.0))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(mu, variance.sqrt()), obs=y)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("model", [precision_and_mean, variance_and_mean])
+def test_vague_priors_have_no_start_of_nan(model: Callable[[Tensor], None], seed: int) -> None:
+    """The mean of normals has Student's t, of 19 degrees of freedom: 3.00 +- 0.45 for one y."""
+    torch.manual_seed(1)
+    y = 3 + 2 * torch.randn(20, dtype=torch.float32).double()
+    torch.manual_seed(seed)
+    guide = AutoHierarchicalFlow(model, prototype_args=(y,))
+    fit(model, guide, model_args=(y,), steps=150, batch=64, lr=0.02, progress=False, seed=seed)
+    assert guide.get_transform().frame.factor.shape == (2, 2)
+    q = guide.get_posterior()
+    u = q.sample((20_000,)).clone()
+    assert float(u[:, 1].mean()) == pytest.approx(float(y.mean()), abs=0.05)
+    density = model_density(partial(model, y), guide.prototype_trace, torch.arange(2))
+    weights = torch.softmax(-density.energy(u) - q.log_prob(u).detach(), 0)
+    assert 1 / float(weights.square().sum()) > 15_000
+    mean = float(weights @ u[:, 1])
+    width = float((weights @ (u[:, 1] - mean).square()).sqrt())
+    expected = float(y.std()) * math.sqrt(19 / 17 / 20)
+    assert mean == pytest.approx(float(y.mean()), abs=5 * expected / math.sqrt(15_000))
+    assert width == pytest.approx(expected, rel=5 / math.sqrt(15_000))
+
+
+def test_where_no_gaussian_is_found_it_begins_at_a_point_with_gradients(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(start, "nearest_gaussian", lambda *args: None)
+    y = 3 + ramp(20).float()  # draws of the prior have no gradients in float32
+    model = partial(precision_and_mean, y)
+    with pytest.warns(UserWarning, match="begins at the likeliest of some points"):
+        guide = AutoHierarchicalFlow(precision_and_mean, prototype_args=(y,))
+    assert float(guide.get_transform().frame.mean.abs().max()) < 2
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
+    assert all(math.isfinite(svi.step()) for _ in range(5))
