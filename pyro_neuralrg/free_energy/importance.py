@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.arguments import check_integer, check_type
+from pyro_neuralrg.arguments import check_integer, check_type, copied
 from pyro_neuralrg.distributions.flow import FlowDistribution
 from pyro_neuralrg.free_energy.model_evidence import is_guide, model_log_weights
+from pyro_neuralrg.potentials.base import check_separate
 from pyro_neuralrg.statistics import Estimate, LogWeights, summarise
 from pyro_neuralrg.statistics.weights import can_be_trusted
 
@@ -196,10 +197,12 @@ def weighted_samples(
     shape, own = getattr(target, "shape", None), tuple(density.event_shape)
     if isinstance(shape, tuple) and shape != own:
         raise ValueError(f"q has shape {own}, the target {shape}; accepted: equal ones")
-    for size in sizes:
+    for index, size in enumerate(sizes):
         with torch.no_grad():
             x = density.sample((size,))
             weights = _log_weights_of(energy, density, x)
+            if index == 0 and size > 1 and not hasattr(target, "energy"):
+                check_separate(energy, x[:2], "target")
         yield x, weights
 
 
@@ -231,7 +234,8 @@ def batch_sizes(num_samples: int, batch_size: int) -> list[int]:
 
 def _log_weights_of(energy: Callable[[Tensor], Tensor], density: Any, x: Tensor) -> Tensor:
     """``ln pi(x) - ln q(x)`` of a batch of fields, float64 on the CPU."""
-    minus_log_pi, log_q = energy(x), density.log_prob(x)
+    log_q = density.log_prob(x)
+    minus_log_pi = energy(copied(x))
     if minus_log_pi.shape != log_q.shape:
         raise ValueError(
             f"target's energy has shape {tuple(minus_log_pi.shape)} for {len(x)} fields; "

@@ -16,7 +16,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import Distribution, Transform
 
-from pyro_neuralrg.arguments import check_type
+from pyro_neuralrg.arguments import check_type, on_copies
 from pyro_neuralrg.infer.guides import FlowGuide
 from pyro_neuralrg.infer.pdd import PDD
 from pyro_neuralrg.infer.pyro_internals import check_model_args, entries_of_sites, guide_shapes
@@ -96,6 +96,8 @@ def _one_by_one(
     model: Any, guide: Any, sizes: Sequence[int], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Iterator[Tensor]:
     """The weights of single runs, for guides of any kind."""
+    if args or kwargs:
+        model, guide = on_copies(model), on_copies(guide)
     for size in sizes:
         elbo = PDD(num_particles=size)
         with torch.no_grad(), poutine.block():
@@ -134,5 +136,5 @@ def _traces(
     """Traces of so many runs, without using up random numbers."""
     devices = range(torch.cuda.device_count())
     with torch.random.fork_rng(devices), torch.no_grad(), poutine.block():
-        traces = [poutine.trace(program).get_trace(*args, **kwargs) for _ in range(runs)]
+        traces = [poutine.trace(on_copies(program)).get_trace(*args, **kwargs) for _ in range(runs)]
     return [prune_subsample_sites(trace) for trace in traces]

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.arguments import check_integer, check_type
+from pyro_neuralrg.arguments import check_integer, check_type, copied
 from pyro_neuralrg.free_energy.importance import (
     FreeEnergyEstimate,
     from_log_weights,
@@ -162,7 +162,7 @@ def expectations(
 def _observed(name: str, observable: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """The observable of a batch of fields, float64 on the CPU."""
     with torch.no_grad():
-        found = observable(x)
+        found = observable(copied(x))
     check_type(f"observables[{name!r}] of fields", found, Tensor, "a tensor")
     if found.dim() == 0 or len(found) != len(x):
         raise ValueError(

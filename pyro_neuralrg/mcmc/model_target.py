@@ -18,6 +18,7 @@ from pyro.infer.reparam import NeuTraReparam
 from torch import Tensor
 from torch.distributions import biject_to
 
+from pyro_neuralrg.arguments import copied, on_copies
 from pyro_neuralrg.bases import NORMAL, base_of
 from pyro_neuralrg.distributions.flow import forward_and_ladj
 from pyro_neuralrg.infer.pyro_internals import (
@@ -81,7 +82,7 @@ class ModelTarget(Target):
                 plain = target._run(self.model)
             check_no_subsampling(plain)
             _, potential_fn, transforms, trace = initialize_model(
-                self.model, args, kwargs, initial_params={}
+                on_copies(self.model), args, kwargs, initial_params={}
             )
         target._transforms = transforms
         discrete = [
@@ -122,7 +123,7 @@ class ModelTarget(Target):
         return self.model, self._args, self._kwargs
 
     def _run(self, model: Any) -> Any:
-        return poutine.trace(model).get_trace(*self._args, **self._kwargs)
+        return poutine.trace(model).get_trace(*copied(self._args), **copied(self._kwargs))
 
     def _read_sites(self, trace: Any) -> None:
         values = {name: f(trace.nodes[name]["value"]) for name, f in self._transforms.items()}

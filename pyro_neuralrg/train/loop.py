@@ -16,6 +16,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyro_neuralrg.arguments import on_copies
 from pyro_neuralrg.files.format import one_line
 from pyro_neuralrg.files.record import Checkpoints, check_energies
 from pyro_neuralrg.infer.pdd import PDD
@@ -176,7 +177,9 @@ class Training:
 
     def _evaluate(self, model: Callable[..., Any]) -> tuple[Tensor, Tensor]:
         """The loss of this process's samples, to be differentiated, and their log-weights."""
-        arguments = self.arguments
+        guide, arguments = self.guide, self.arguments
+        if arguments:
+            model, guide = on_copies(model), on_copies(guide)
         if isinstance(self.target, PotentialFamily):  # a context for each sample
             like = self.optimizer.parameters[0]
             arguments = (self.target.sample_contexts(self.elbo.num_particles, like),)
@@ -184,7 +187,7 @@ class Training:
             pyro.validation_enabled(False),  # a NaN must reach us, not raise in a distribution
             poutine.trace(param_only=True) as capture,
         ):
-            surrogate = self.elbo.differentiable_loss(model, self.guide, *arguments)
+            surrogate = self.elbo.differentiable_loss(model, guide, *arguments)
         known = {id(parameter) for parameter in self.optimizer.parameters}
         sites: Any = capture.trace.nodes.values()
         made = [site["value"].unconstrained() for site in sites]

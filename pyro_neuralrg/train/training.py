@@ -16,7 +16,7 @@ from pyro import poutine
 from pyro.distributions.conditional import ConditionalTransformModule
 from torch import Tensor
 
-from pyro_neuralrg.arguments import check_integer, check_number, check_type
+from pyro_neuralrg.arguments import check_integer, check_number, check_type, copied
 from pyro_neuralrg.files.format import FileFormat
 from pyro_neuralrg.files.record import Checkpoints, Record
 from pyro_neuralrg.infer.guides import FlowGuide
@@ -332,7 +332,7 @@ def _trainable(target: Any, guide: Callable[..., Any], model_args: tuple[Any, ..
         programs.append(target)
     with poutine.block(), poutine.trace(param_only=True) as capture:
         for program in programs:
-            program(*model_args)
+            program(*copied(model_args))
     sites: Any = capture.trace.nodes.values()
     found += [site["value"].unconstrained() for site in sites]
     trainable = [parameter for parameter in found if parameter.requires_grad]

@@ -149,3 +149,27 @@ def test_error_bars_cover() -> None:
     pulls = torch.stack([(run.estimate - EXACT) / run.standard_error for run in runs], -1)
     for of_one in pulls:
         check_coverage(of_one)
+
+
+def test_functions_of_a_user_may_work_in_place() -> None:
+    """<|x|> = sqrt(2 / pi), and the free energy, whatever the functions before have done."""
+    q = torch.distributions.Independent(torch.distributions.Normal(torch.zeros(SITES), 1.1), 1)
+    torch.manual_seed(0)
+    plain = expectations(
+        lambda x: 0.5 * x.square().sum(-1),
+        q,
+        {"a": lambda x: x.abs().mean(-1), "b": lambda x: (x < 0).double().mean(-1)},
+        4000,
+    )
+    torch.manual_seed(0)
+    found = expectations(
+        lambda x: 0.5 * x.square_().sum(-1),
+        q,
+        {"a": lambda x: x.abs_().mean(-1), "b": lambda x: x.lt_(0).mean(-1)},
+        4000,
+    )
+    for name, exact in {"a": math.sqrt(2 / math.pi), "b": 0.5}.items():
+        value, error, *_ = found.observables[name]
+        assert abs(float(value) - exact) < 4 * float(error)
+        assert float(value) == float(plain.observables[name].estimate)
+    assert found.free_energy == plain.free_energy
