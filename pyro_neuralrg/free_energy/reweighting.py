@@ -16,6 +16,7 @@ from pyro_neuralrg.free_energy.importance import (
     FreeEnergyEstimate,
     from_log_weights,
     weighted_samples,
+    without_undefined,
 )
 from pyro_neuralrg.statistics import LogWeights
 
@@ -153,7 +154,7 @@ def expectations(
         log_weights.append(part)
         for name, observable in observables.items():
             values[name].append(_observed(name, observable, x))
-    weights = LogWeights(torch.cat(log_weights))
+    weights = LogWeights(without_undefined(torch.cat(log_weights)))
     weights.warn_if_poor()
     means = {name: reweight(torch.cat(found), weights) for name, found in values.items()}
     return Expectations(means, from_log_weights(weights))

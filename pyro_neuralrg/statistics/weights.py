@@ -29,6 +29,9 @@ MIN_EFFECTIVE_SAMPLES = 10
 MAX_PARETO_K = 0.7
 """Above this k-hat as well (Vehtari et al. 2024)."""
 
+MAX_UNDEFINED = 0.01
+"""Share of samples whose energy may be NaN, as at the rim of a root's domain; one always may."""
+
 
 class LogWeights:
     r"""Log-weights :math:`\ln w_i` of n samples, whose mean weight is wanted.
@@ -133,6 +136,11 @@ class LogWeights:
 def can_be_trusted(effective_samples: float, pareto_k: float) -> bool:
     """True if a mean of importance weights and its error bar rest on enough samples."""
     return effective_samples >= MIN_EFFECTIVE_SAMPLES and not pareto_k > MAX_PARETO_K
+
+
+def may_be_undefined(samples: int, number: int) -> bool:
+    """True if so few of the samples have no energy that their weights can be taken as zero."""
+    return samples <= max(1, MAX_UNDEFINED * number)
 
 
 def kish_fraction(log_weights: Tensor) -> float:
