@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 from torch import Tensor
@@ -126,3 +126,29 @@ def refuse_without(missing: str, accepted: str, **given: Any) -> None:
     for name, value in given.items():
         if value is not None and value is not False:
             raise ValueError(f"{name} is {value!r} without {missing}; accepted: {accepted}")
+
+
+def copied(value: Any) -> Any:
+    """What a function of a user may change without harm: copies of tensors, within lists as well.
+
+    Example:
+        >>> import torch
+        >>> given = {"x": torch.ones(1)}
+        >>> _ = copied(given)["x"].zero_()
+        >>> given
+        {'x': tensor([1.])}
+    """
+    if isinstance(value, Tensor):
+        return value.clone()
+    if type(value) in (tuple, list):
+        return type(value)(map(copied, value))
+    return {k: copied(v) for k, v in value.items()} if type(value) is dict else value
+
+
+def on_copies(program: Callable[..., Any]) -> Callable[..., Any]:
+    """The program of a user, which gets its arguments :func:`copied`."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return program(*copied(args), **copied(kwargs))
+
+    return run

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pyro.infer import MCMC
 from torch import Tensor
 
+from pyro_neuralrg.arguments import copied
 from pyro_neuralrg.diagnostics.runs import (
     BATCH,
     NamedTensors,
@@ -167,7 +168,7 @@ def _posterior(
     for name, function in functions.items():
         x = fields[0].flatten(0, 1)
         with torch.no_grad():
-            value = torch.cat([function(part) for part in x.split(BATCH)])
+            value = torch.cat([function(copied(part)) for part in x.split(BATCH)])
         if tuple(value.shape) != (len(x),):
             raise ValueError(
                 f"observables[{name!r}] returned {tuple(value.shape)} for {len(x)} fields; "

@@ -20,6 +20,7 @@ from pyro.infer import HMC, MCMC, NUTS
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyro_neuralrg.arguments import copied
 from pyro_neuralrg.mcmc import EnergyTarget, ModelTarget, Target, VectorizedMCMC, as_target
 
 BATCH = 1024  # configurations that are mapped at once
@@ -43,7 +44,7 @@ class Run:
     def model(self) -> Any:
         """Run the Pyro model with the arguments of the run, if it was one."""
         if isinstance(self.target, ModelTarget):
-            return self.target.model(*self.target._args, **self.target._kwargs)
+            return self.target.model(*copied(self.target._args), **copied(self.target._kwargs))
         return None
 
     def model_values(self) -> NamedTensors:

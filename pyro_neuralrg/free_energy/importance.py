@@ -11,11 +11,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.arguments import check_integer, check_type
+from pyro_neuralrg.arguments import check_integer, check_type, copied
 from pyro_neuralrg.distributions.flow import FlowDistribution
 from pyro_neuralrg.free_energy.model_evidence import is_guide, model_log_weights
+from pyro_neuralrg.potentials.base import check_separate
+from pyro_neuralrg.runtime.console import warn_user
 from pyro_neuralrg.statistics import Estimate, LogWeights, summarise
-from pyro_neuralrg.statistics.weights import can_be_trusted
+from pyro_neuralrg.statistics.weights import can_be_trusted, may_be_undefined
 
 
 class FreeEnergyEstimate(NamedTuple):
@@ -30,6 +32,7 @@ class FreeEnergyEstimate(NamedTuple):
         num_samples: samples of q.
         pareto_k: shape of the tail of the weights (:class:`~pyro_neuralrg.statistics.LogWeights`);
             above 0.7 the importance estimate and its error bar cannot be trusted.
+        zero_weights: samples whose weight is zero: of infinite energy, or NaN (:func:`estimate`).
     """
 
     variational: float
@@ -39,6 +42,7 @@ class FreeEnergyEstimate(NamedTuple):
     ess: float
     num_samples: int
     pareto_k: float = math.nan
+    zero_weights: int = 0
 
     @property
     def is_trustworthy(self) -> bool:
@@ -90,6 +94,8 @@ def estimate(
         TypeError, ValueError: also if a guide is no density (``AutoDelta``) or has other latent
             sites, or a plate of the model is subsampled.
 
+    An infinite energy is a weight of zero; so is NaN, of up to 1 % of the samples, which is said.
+
     Warns:
         UserWarning: if fewer than ten effective samples stand behind the importance estimate, or
             the Pareto k-hat of the weights is above 0.7.
@@ -106,7 +112,7 @@ def estimate(
         values = model_log_weights(target, q, sizes, model_args, model_kwargs)
     else:
         values = log_weights(target, q, num_samples, batch_size)
-    weights = LogWeights(values)
+    weights = LogWeights(without_undefined(values))
     weights.warn_if_poor()
     return from_log_weights(weights)
 
@@ -179,12 +185,22 @@ def from_log_weights(weights: LogWeights | Tensor) -> FreeEnergyEstimate:
         ess=weights.ess,
         num_samples=len(weights),
         pareto_k=weights.pareto_k,
+        zero_weights=int((weights.values == -math.inf).sum()),
     )
 
 
 def log_weights(target: Any, q: Any, num_samples: int, batch_size: int = 1000) -> Tensor:
     """``ln pi(x) - ln q(x)`` of samples x ~ q, float64 on the CPU, shape ``(num_samples,)``."""
     return torch.cat([part for _, part in weighted_samples(target, q, num_samples, batch_size)])
+
+
+def without_undefined(log_weights: Tensor) -> Tensor:
+    """The log-weights, of zero where NaN, if they are few; said once."""
+    bad, number = log_weights.isnan(), len(log_weights)
+    if not bool(bad.any()) or not may_be_undefined(int(bad.sum()), number):
+        return log_weights
+    warn_user(f"the energy of {int(bad.sum())} of {number} samples is NaN: their weights are zero")
+    return log_weights.masked_fill(bad, -math.inf)
 
 
 def weighted_samples(
@@ -196,10 +212,12 @@ def weighted_samples(
     shape, own = getattr(target, "shape", None), tuple(density.event_shape)
     if isinstance(shape, tuple) and shape != own:
         raise ValueError(f"q has shape {own}, the target {shape}; accepted: equal ones")
-    for size in sizes:
+    for index, size in enumerate(sizes):
         with torch.no_grad():
             x = density.sample((size,))
             weights = _log_weights_of(energy, density, x)
+            if index == 0 and size > 1 and not hasattr(target, "energy"):
+                check_separate(energy, x[:2], "target")
         yield x, weights
 
 
@@ -231,7 +249,8 @@ def batch_sizes(num_samples: int, batch_size: int) -> list[int]:
 
 def _log_weights_of(energy: Callable[[Tensor], Tensor], density: Any, x: Tensor) -> Tensor:
     """``ln pi(x) - ln q(x)`` of a batch of fields, float64 on the CPU."""
-    minus_log_pi, log_q = energy(x), density.log_prob(x)
+    log_q = density.log_prob(x)
+    minus_log_pi = energy(copied(x))
     if minus_log_pi.shape != log_q.shape:
         raise ValueError(
             f"target's energy has shape {tuple(minus_log_pi.shape)} for {len(x)} fields; "

@@ -17,7 +17,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import Distribution, Transform
 
-from pyro_neuralrg.arguments import check_type
+from pyro_neuralrg.arguments import check_type, on_copies
 from pyro_neuralrg.infer.guides import FlowGuide
 from pyro_neuralrg.infer.model_sites import drawn_trace
 from pyro_neuralrg.infer.pdd import PDD
@@ -98,6 +98,8 @@ def _one_by_one(
     model: Any, guide: Any, sizes: Sequence[int], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Iterator[Tensor]:
     """The weights of single runs, for guides of any kind."""
+    if args or kwargs:
+        model, guide = on_copies(model), on_copies(guide)
     for size in sizes:
         elbo = PDD(num_particles=size)
         with torch.no_grad(), poutine.block():
@@ -135,5 +137,5 @@ def _traces(
 ) -> list[Any]:
     """Traces of so many runs, without using up random numbers."""
     with torch.random.fork_rng(range(torch.cuda.device_count())):
-        traces = [drawn_trace(partial(program, *args, **kwargs)) for _ in range(runs)]
+        traces = [drawn_trace(partial(on_copies(program), *args, **kwargs)) for _ in range(runs)]
     return [prune_subsample_sites(trace) for trace in traces]

@@ -11,13 +11,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.arguments import check_integer, check_type
+from pyro_neuralrg.arguments import check_integer, check_type, copied
 from pyro_neuralrg.free_energy.importance import (
     FreeEnergyEstimate,
     from_log_weights,
     weighted_samples,
+    without_undefined,
 )
+from pyro_neuralrg.runtime.console import warn_user
 from pyro_neuralrg.statistics import LogWeights
+from pyro_neuralrg.statistics.weights import MAX_PARETO_K, tail_of_squares
 
 
 class Reweighted(NamedTuple):
@@ -28,12 +31,14 @@ class Reweighted(NamedTuple):
         standard_error: of each, float64, same shape; NaN of a single group.
         ess: Kish effective sample size of the weights as a fraction, between 0 and 1.
         pareto_k: of the weights; NaN for groups of several samples, which may be copies.
+        values_pareto_k: of the weights times the values less their mean, the largest; likewise.
     """
 
     estimate: Tensor
     standard_error: Tensor
     ess: float
     pareto_k: float
+    values_pareto_k: float = math.nan
 
 
 class Expectations(NamedTuple):
@@ -56,7 +61,9 @@ def reweight(
     .. math:: \bar v = \frac{\sum_i w_i v_i}{\sum_i w_i}, \qquad
         \sigma^2 = \frac{n}{n - 1} \frac{\sum_i w_i^2 (v_i - \bar v)^2}{(\sum_i w_i)^2}
 
-    The error is that of the delta method. The bias, of order 1 / n, is below it.
+    The error is that of the delta method. The bias, of order 1 / n, is below it. Where the weights
+    times the residuals have a heavy tail, of a Pareto k-hat above 1 / 3, which the samples seldom
+    show, the error takes it in as fitted.
 
     Args:
         values: at the samples, ``(num_samples,)`` or ``(num_samples, ...)``.
@@ -108,15 +115,21 @@ def reweight(
     sums = weighted.view(groups, -1, flat.shape[-1]).sum(1)
     masses = relative.view(groups, -1).sum(1)
     mean = sums.sum(0) / masses.sum()
-    error = torch.full_like(mean, math.nan)
+    error, largest_k = torch.full_like(mean, math.nan), math.nan
     if groups > 1:
         residuals = sums - mean * masses.unsqueeze(-1)
-        error = (residuals.square().sum(0) * (groups / (groups - 1))).sqrt() / masses.sum()
+        squares = residuals.square().sum(0)
+        if groups < number or not math.isnan(weights.pareto_k):
+            squares, shapes = tail_of_squares(residuals)
+            known = shapes[~shapes.isnan()]
+            largest_k = float(known.max()) if len(known) else math.nan
+        error = (squares * (groups / (groups - 1))).sqrt() / masses.sum()
     return Reweighted(
         estimate=mean.view(values.shape[1:]),
         standard_error=error.view(values.shape[1:]),
         ess=weights.ess,
         pareto_k=weights.pareto_k if groups == number else math.nan,
+        values_pareto_k=largest_k,
     )
 
 
@@ -153,16 +166,23 @@ def expectations(
         log_weights.append(part)
         for name, observable in observables.items():
             values[name].append(_observed(name, observable, x))
-    weights = LogWeights(torch.cat(log_weights))
+    weights = LogWeights(without_undefined(torch.cat(log_weights)))
     weights.warn_if_poor()
     means = {name: reweight(torch.cat(found), weights) for name, found in values.items()}
+    for name, mean in means.items():
+        if weights.is_trustworthy and mean.values_pareto_k > MAX_PARETO_K:
+            warn_user(
+                f"the weights times {name!r} have a heavy tail (Pareto k-hat "
+                f"{mean.values_pareto_k:.2f}): neither the mean nor its error bar can be trusted; "
+                "train longer or draw more samples"
+            )
     return Expectations(means, from_log_weights(weights))
 
 
 def _observed(name: str, observable: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """The observable of a batch of fields, float64 on the CPU."""
     with torch.no_grad():
-        found = observable(x)
+        found = observable(copied(x))
     check_type(f"observables[{name!r}] of fields", found, Tensor, "a tensor")
     if found.dim() == 0 or len(found) != len(x):
         raise ValueError(

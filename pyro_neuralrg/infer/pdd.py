@@ -88,6 +88,7 @@ class PDD(ELBO):
             retain_graph=retain_graph,
         )
         self.path_gradient = path_gradient
+        self.only_finite = False  # gradients of particles of a finite weight alone
         self.log_weights: Tensor | None = None
         self._entries = FEW_ENTRIES + 1  # not known yet
 
@@ -113,7 +114,7 @@ class PDD(ELBO):
         parts = list(self._particles(model, guide, args, kwargs, self.path_gradient))
         log_weights = torch.cat([weights for weights, _ in parts])
         self.log_weights, value = log_weights.detach(), -log_weights.mean()
-        if not self.path_gradient:
+        if not (self.path_gradient or self.only_finite):
             return value
         surrogate = torch.stack([surrogate for _, surrogate in parts]).sum()
         return value.detach() + (surrogate - surrogate.detach())
@@ -166,7 +167,31 @@ class PDD(ELBO):
             if drawn and path_gradient:
                 _check_one_site(guide_trace)
                 log_q = self._log_prob(guide_trace, _path_term)
-            yield log_weights, (log_q - log_pi).sum() / self.num_particles
+            terms = log_q - log_pi
+            if self.only_finite:
+                terms = self._finite_terms(terms, log_weights.detach().isfinite(), guide_trace)
+            yield log_weights, terms.sum() / self.num_particles
+
+    def _finite_terms(self, terms: Tensor, kept: Tensor, guide_trace: Any) -> Tensor:
+        """The terms of the particles kept, and ones that lower the density at the others.
+
+        The latter are ln q at fixed draws, of which the mean gradient over all draws is zero: over
+        the others' it is that of -q(A), with q(A) the probability to be kept. They enter once for
+        the kept ones, over which it is no longer zero (path gradients leave it out), once for the
+        flow restricted to A, of density q / q(A), and once for the draws that are lost.
+        No other gradient goes through the others' draws.
+        """
+        lost = torch.zeros_like(terms)
+        for site in _sample_sites(guide_trace):
+            x, in_plate = site["value"], site["log_prob"].dim() >= self.max_plate_nesting
+            if x.requires_grad and (in_plate or len(kept) == 1):
+                rows = kept.view(-1, *(1,) * (x.dim() - 1)) if x.dim() else kept.view(())
+                x.register_hook(lambda gradient, rows=rows: torch.where(rows, gradient, 0.0))
+                if not isinstance(site["fn"], dist.Delta):
+                    log_q = site["fn"].log_prob(x.detach())
+                    lost = lost + log_q.reshape(len(kept), -1).sum(-1)
+        weight = 2.0 if self.path_gradient else 3.0
+        return torch.where(kept, terms, weight * (lost - lost.detach()))
 
     def _log_prob(
         self, trace: Any, term_of: Callable[[Any], Tensor] = operator.itemgetter("log_prob")

@@ -21,6 +21,7 @@ from pyro.infer.reparam import NeuTraReparam
 from torch import Tensor
 from torch.distributions import biject_to
 
+from pyro_neuralrg.arguments import copied, on_copies
 from pyro_neuralrg.bases import NORMAL, base_of
 from pyro_neuralrg.distributions.flow import forward_and_ladj
 from pyro_neuralrg.infer.log_joint import UnconstrainedModel
@@ -94,7 +95,7 @@ class ModelTarget(Target):
         target._args, target._kwargs = args, kwargs
         target.chain_batch_size = self.chain_batch_size
         self._check_arguments(args, kwargs)
-        program = partial(self.model, *args, **kwargs)
+        program = partial(on_copies(self.model), *args, **kwargs)
         trace = inspect_sites(program)
         check_no_subsampling(trace)
         target._joint = UnconstrainedModel(program, trace)
@@ -148,7 +149,8 @@ class ModelTarget(Target):
         return self.model, self._args, self._kwargs
 
     def _run(self, model: Any) -> Any:
-        return poutine.trace(ImproperDraws()(model)).get_trace(*self._args, **self._kwargs)
+        args, kwargs = copied(self._args), copied(self._kwargs)
+        return poutine.trace(ImproperDraws()(model)).get_trace(*args, **kwargs)
 
     def _read_sites(self, trace: Any) -> None:
         values = {name: f(trace.nodes[name]["value"]) for name, f in self._transforms.items()}

@@ -15,6 +15,7 @@ import torch
 from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor
 
+from pyro_neuralrg.arguments import copied
 from pyro_neuralrg.bases import NORMAL, StandardNormal, base_of
 from pyro_neuralrg.distributions.flow import (
     check_flow,
@@ -23,7 +24,7 @@ from pyro_neuralrg.distributions.flow import (
     inverse_and_ladj,
 )
 from pyro_neuralrg.lattice import check_shape
-from pyro_neuralrg.potentials.base import LatticePotential
+from pyro_neuralrg.potentials.base import LatticePotential, check_separate, trial_pair
 
 AnyTarget = TypeVar("AnyTarget", bound="Target")
 
@@ -223,7 +224,8 @@ class EnergyTarget(Target):
         device: of positions; the potential's or torch's default if None.
 
     Raises:
-        ValueError: if there is no shape; later, if the energy has another shape than ``(chains,)``.
+        ValueError: if there is no shape, or two fields, on which an energy is tried, have other
+            energies one by one; later, if the energy has another shape than ``(chains,)``.
     """
 
     def __init__(
@@ -248,6 +250,8 @@ class EnergyTarget(Target):
         self.sites = self.lattices = {name: self.shape}
         empty = torch.empty(0, dtype=dtype, device=device)
         self.dtype, self.device = empty.dtype, empty.device
+        if not isinstance(energy, LatticePotential):
+            check_separate(self._energy, trial_pair(self.shape, empty), "energy")
 
     def _energy_of(self, positions: Tensor) -> Tensor:
         with torch.no_grad():
@@ -279,7 +283,10 @@ class EnergyTarget(Target):
 
     def _evaluate(self, positions: Tensor) -> Tensor:
         """Energies with a graph."""
-        return self._checked(self._energy(positions.reshape(-1, *self.shape)), len(positions))
+        return self._energies(positions.reshape(-1, *self.shape))
+
+    def _energies(self, x: Tensor) -> Tensor:
+        return self._checked(self._energy(copied(x)), len(x))
 
     def _checked(self, energy: Tensor, chains: int) -> Tensor:
         if not isinstance(energy, Tensor) or tuple(energy.shape) != (chains,):
@@ -359,7 +366,7 @@ class LatentTarget(EnergyTarget):
     def _evaluate(self, positions: Tensor) -> Tensor:
         z, slope = self._latents(positions)
         x, ladj = forward_and_ladj(self.flow, z, len(self.shape))
-        return self._checked(self._energy(x), len(positions)) - (ladj + slope).double()
+        return self._energies(x) - (ladj + slope).double()
 
     def _latents(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """z of positions, and ln |det dz/du|."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
@@ -21,6 +22,7 @@ from pyro_neuralrg.arguments import (
     check_number,
     check_tensor,
     check_type,
+    copied,
 )
 from pyro_neuralrg.bases import NORMAL, StandardNormal, TwoModes
 from pyro_neuralrg.lattice import check_boundary, check_shape
@@ -34,6 +36,11 @@ TWO_PHASES = TwoModes(3.0)
 where there is but one, it costs 0.01 nats (T = 2.9). After 400 steps on phi^4 it lowers the loss by
 0.03 nats in the broken phase (kappa = 0.3, lam = 0.022) and raises it by 0.06 in the symmetric one
 (m^2 = -4, g = 36, a correlation length of 1)."""
+
+
+SEPARATE = 1e-3
+"""Largest difference of the energies of a field alone and in a batch, relative to the largest of
+them (where it is above 1 nat): sums of another order round otherwise."""
 
 
 class LatticePotential(ABC):
@@ -223,8 +230,8 @@ class LatticePotential(ABC):
         the other arguments are those of the class.
 
         Raises:
-            TypeError, ValueError: if fn returns no floating tensor, another shape or NaN, or is not
-                even though ``even`` says so.
+            TypeError, ValueError: if fn returns no floating tensor, another shape or NaN, is not
+                even though ``even`` says so, or gives a field other nats beside other fields.
 
         Example:
             >>> target = LatticePotential.from_energy((4, 4), lambda x: x.pow(4).sum((-1, -2)))
@@ -239,6 +246,7 @@ class LatticePotential(ABC):
             raise ValueError("fn returned NaN for a field of standard normals; accepted: energies")
         if even and not torch.allclose(nats, potential.energy(-x).detach(), rtol=1e-3, atol=1e-3):
             raise ValueError("even is True but fn(x) != fn(-x); accepted: even=False, an even fn")
+        check_separate(potential.energy, trial_pair(potential.shape, x), "fn")
         return potential
 
 
@@ -253,7 +261,7 @@ class _EnergyFunction(LatticePotential):
         self.check_field(x)
         batch = x.shape[: x.dim() - len(self.shape)]
         fields = x.reshape(math.prod(batch), *self.shape)
-        return check_energy(self.fn(fields), fields, self.shape, "fn").reshape(batch)
+        return check_energy(self.fn(copied(fields)), fields, self.shape, "fn").reshape(batch)
 
 
 class _Heated(LatticePotential):
@@ -299,6 +307,32 @@ def check_energy(nats: Any, x: Tensor, shape: tuple[int, ...], whose: str) -> Te
             f"accepted: one number per field, {batch}"
         )
     return nats
+
+
+def trial_pair(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Two fields, one above zero and one below it, in the dtype and on the device of ``like``."""
+    # of different means: what takes off the mean of a batch changes their energies by much
+    x = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    return (x + torch.tensor([1.0, -1.0]).view(2, *(1,) * len(shape))).to(like) / 2
+
+
+def check_separate(energy: Callable[[Tensor], Tensor], x: Tensor, whose: str) -> None:
+    """Raise a ValueError if the energy of a field depends on the other fields of the batch."""
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as of the spread of a single field
+        together = energy(copied(x))
+        if not isinstance(together, Tensor) or together.shape != x.shape[:1]:
+            return  # as is said when it is used
+        alone = torch.stack([energy(copied(field)).sum() for field in x.split(1)])
+    largest = float(together.nan_to_num(0.0, 0.0, 0.0).abs().max().clamp(min=1.0))
+    same = torch.isclose(together, alone, rtol=0.0, atol=SEPARATE * largest, equal_nan=True)
+    if not bool(same.all()):
+        index = int((~same).nonzero()[0])
+        raise ValueError(
+            f"{whose} gives {float(together[index]):.6g} nats for a field in a batch of {len(x)}, "
+            f"and {float(alone[index]):.6g} for the same field alone; accepted: an energy of each "
+            "field by itself, without means over the batch and without random numbers"
+        )
 
 
 def pyro_program(

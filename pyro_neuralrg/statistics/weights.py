@@ -29,6 +29,17 @@ MIN_EFFECTIVE_SAMPLES = 10
 MAX_PARETO_K = 0.7
 """Above this k-hat as well (Vehtari et al. 2024)."""
 
+HEAVY_PARETO_K = 1 / 3
+"""Above this k-hat the error of a mean is itself hardly known: samples seldom show the tail."""
+
+TAIL_BEYOND = 10
+"""An error takes in the tail up to where one in so many sets of samples reaches: with one standard
+error more of k-hat, q of 0.75 sd of a normal in 4 dimensions has <x^2> beyond 3 errors in 0.5 % of
+200 runs, where it has 4.5 % by the samples alone."""
+
+MAX_UNDEFINED = 0.01
+"""Share of samples whose energy may be NaN, as at the rim of a root's domain; one always may."""
+
 
 class LogWeights:
     r"""Log-weights :math:`\ln w_i` of n samples, whose mean weight is wanted.
@@ -135,6 +146,11 @@ def can_be_trusted(effective_samples: float, pareto_k: float) -> bool:
     return effective_samples >= MIN_EFFECTIVE_SAMPLES and not pareto_k > MAX_PARETO_K
 
 
+def may_be_undefined(samples: int, number: int) -> bool:
+    """True if so few of the samples have no energy that their weights can be taken as zero."""
+    return samples <= max(1, MAX_UNDEFINED * number)
+
+
 def kish_fraction(log_weights: Tensor) -> float:
     """Kish's effective sample size of one row of weights, as a fraction."""
     return float(kish_fractions(log_weights))
@@ -149,6 +165,40 @@ def kish_fractions(log_weights: Tensor) -> Tensor:
     squares = (2.0 * log_weights).logsumexp(-1).double()
     fraction = (2.0 * total - squares - math.log(log_weights.shape[-1])).clamp(max=0.0).exp()
     return torch.where(total == -math.inf, 0.0, fraction)
+
+
+def tail_of_squares(residuals: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums of squares of n residuals ``(n, ...)``, with their tail, and its Pareto k-hat.
+
+    Where k-hat is above a third, the largest squares are replaced by the mean squares of the
+    generalised Pareto distribution fitted to them, if these are larger. NaN as k-hat of fewer than
+    30 residuals, and of equal ones.
+
+    References:
+        Zhang, Stephens, Technometrics 51, 316 (2009), for the fit, with the prior of Vehtari et al.
+    """
+    number, sums = len(residuals), residuals.square().sum(0)
+    if number < MIN_TAIL_WEIGHTS:
+        return sums, torch.full_like(sums, math.nan)
+    size = min(number // 5, math.ceil(3 * math.sqrt(number)))
+    top = residuals.abs().topk(size + 1, 0).values
+    above = top[:-1] - top[-1]
+    grid = torch.arange(1, 31 + int(math.sqrt(size)), dtype=sums.dtype) - 0.5
+    quarter = above[size - int(size / 4 + 0.5)]
+    rates = [1 / above[0] + (1 - (len(grid) / one).sqrt()) / (3 * quarter) for one in grid]
+    shapes = torch.stack([torch.log1p(-rate * above).mean(0) for rate in rates])
+    rate = torch.stack(rates)
+    likely = (size * ((-rate / shapes).log() - shapes - 1)).softmax(0)
+    rate = (likely * rate).sum(0)
+    fitted = torch.log1p(-rate * above).mean(0)
+    k = (size * fitted + 5) / (size + 10)
+    upper = k + (1 + k) / math.sqrt(size)
+    part = torch.logspace(-math.log10(TAIL_BEYOND * size), 0, 1000, dtype=sums.dtype)
+    part = part.view(-1, *(1,) * sums.dim())
+    quantiles = top[-1] - fitted / rate * (part**-upper - 1) / upper
+    tail = size * torch.trapezoid(quantiles.square(), part, dim=0)
+    missing = (tail - top[:-1].square().sum(0)).clamp(min=0.0)
+    return torch.where(k > HEAVY_PARETO_K, sums + missing, sums), k
 
 
 def _pareto_k(log_weights: FloatArray) -> float:

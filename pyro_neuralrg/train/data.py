@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.arguments import check_integer, check_number, check_type
+from pyro_neuralrg.arguments import check_integer, check_number, check_type, copied
 from pyro_neuralrg.distributions.flow import (
     FlowDistribution,
     check_flow,
@@ -207,7 +207,7 @@ def cross_entropy(
 
 def _fields(flow: Any, data: Tensor, prepare: Callable[[Tensor], Tensor] | None) -> Tensor:
     """The fields to be learned, in the dtype and on the device of the flow."""
-    fields = data if prepare is None else prepare(data)
+    fields = data if prepare is None else prepare(copied(data))
     shape = event_shape(flow)
     if not fields.is_floating_point() or tuple(fields.shape[1:]) != shape:
         raise ValueError(

@@ -16,6 +16,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyro_neuralrg.arguments import on_copies
 from pyro_neuralrg.files.format import one_line
 from pyro_neuralrg.files.record import Checkpoints, check_energies
 from pyro_neuralrg.infer.pdd import PDD
@@ -24,7 +25,7 @@ from pyro_neuralrg.potentials.family import PotentialFamily
 from pyro_neuralrg.runtime.console import HELD, Progress, deferred_interrupts, warn_user
 from pyro_neuralrg.runtime.processes import Processes, random_state, set_random_state
 from pyro_neuralrg.runtime.threads import own_threads
-from pyro_neuralrg.statistics.weights import kish_fraction
+from pyro_neuralrg.statistics.weights import kish_fraction, may_be_undefined
 from pyro_neuralrg.train.history import Best, History, TrainingStep
 from pyro_neuralrg.train.optimizer import (
     JoinedAdam,
@@ -51,7 +52,10 @@ CLEARLY_BETTER_ERRORS = 4.0
 HISTORY = "history.csv"
 """Name of the table of steps in the folder of a record."""
 
-STATE = ("step", "factor", "divergences", "begun", "averaged", "seconds", "start", "average")
+STATE = (
+    *("step", "factor", "divergences", "begun", "averaged", "seconds", "start", "average"),
+    "zero_weights",
+)
 """Attributes of a training that its checkpoints hold as they are."""
 
 
@@ -69,6 +73,25 @@ class Measured(NamedTuple):
         """True if it is higher by more than so many standard errors."""
         error = math.hypot(*(one.spread / math.sqrt(one.number) for one in (self, other)))
         return self.loss > other.loss + errors * error
+
+
+def measured(log_weights: Tensor) -> tuple[Measured, Tensor]:
+    """The loss of samples, and where their weights are finite; the others count as zero.
+
+    With a share f of weights above zero it is the loss of q restricted to these, whose density is
+    q / f, and once more -ln f, the nats that samples without weight cost: still a bound. It is not
+    finite if fewer than two are, or too many are NaN.
+    """
+    kept = log_weights.isfinite()
+    number, finite = len(log_weights), int(kept.sum())
+    if finite < number:
+        undefined = number - finite - int((log_weights == -math.inf).sum())
+        if finite < 2 or not may_be_undefined(undefined, number):
+            return Measured(-float(log_weights.mean()), 0.0, 1), kept
+    values, share = log_weights[kept] if finite < number else log_weights, finite / number
+    loss = -float(values.mean()) - 2.0 * math.log(share)
+    spread = math.hypot(float(values.std()), 2.0 * math.sqrt(1.0 - share))
+    return Measured(loss, spread, finite), kept
 
 
 class Training:
@@ -102,7 +125,7 @@ class Training:
         self.start = optimizer.vector()
         self.first: Measured | None = None
         self.best = Best(self.start)
-        self.step = self.divergences = self.begun = self.averaged = 0
+        self.step = self.divergences = self.begun = self.averaged = self.zero_weights = 0
         self.average: Tensor | None = None
         self.records: list[TrainingStep] = []
         self.seconds = 0.0
@@ -150,13 +173,17 @@ class Training:
         log_weights = world.gather(log_weights)
         numbers = torch.cat([log_weights, gradient.norm()[None]]).cpu()  # the only wait
         log_weights, norm = numbers[:-1], float(numbers[-1])
-        loss = -float(log_weights.mean())
+        (loss, spread, finite), kept = measured(log_weights)
+        if math.isfinite(loss) and finite < len(kept) and self._leave_out(len(kept) - finite):
+            return False
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self._refuse(loss)
             return False
+        if finite < len(kept):  # the mean gradient of those that are left
+            log_weights = torch.where(kept, log_weights, -math.inf)
+            gradient, norm = gradient * (len(kept) / finite), norm * (len(kept) / finite)
 
-        spread = float(log_weights.std())
-        error = spread / math.sqrt(len(log_weights))
+        error = spread / math.sqrt(finite)
         several = isinstance(self.target, PotentialFamily)
         ess = math.nan if several else kish_fraction(log_weights)
         self.seconds = time.perf_counter() - begin
@@ -176,7 +203,9 @@ class Training:
 
     def _evaluate(self, model: Callable[..., Any]) -> tuple[Tensor, Tensor]:
         """The loss of this process's samples, to be differentiated, and their log-weights."""
-        arguments = self.arguments
+        guide, arguments = self.guide, self.arguments
+        if arguments:
+            model, guide = on_copies(model), on_copies(guide)
         if isinstance(self.target, PotentialFamily):  # a context for each sample
             like = self.optimizer.parameters[0]
             arguments = (self.target.sample_contexts(self.elbo.num_particles, like),)
@@ -184,7 +213,7 @@ class Training:
             pyro.validation_enabled(False),  # a NaN must reach us, not raise in a distribution
             poutine.trace(param_only=True) as capture,
         ):
-            surrogate = self.elbo.differentiable_loss(model, self.guide, *arguments)
+            surrogate = self.elbo.differentiable_loss(model, guide, *arguments)
         known = {id(parameter) for parameter in self.optimizer.parameters}
         sites: Any = capture.trace.nodes.values()
         made = [site["value"].unconstrained() for site in sites]
@@ -231,6 +260,18 @@ class Training:
     def _interrupt(self) -> None:
         self.interrupted = True
         self.stopped = f"interrupted at step {self.step}"
+
+    def _leave_out(self, number: int) -> bool:
+        """Count weights of zero; True if the step is to be taken anew, now that there are some."""
+        self.zero_weights += number
+        if self.elbo.only_finite:
+            return False
+        self.elbo.only_finite = True
+        self._warn(
+            f"the energy of {number} samples of step {self.step} is infinite or NaN: their weights "
+            "are zero, and training goes on with the others; the result counts them"
+        )
+        return True
 
     def _refuse(self, loss: float) -> None:
         """Go back from a loss or a gradient that is not finite; a ValueError at the first step."""
@@ -309,9 +350,8 @@ class Training:
                     found.append(self._evaluate(model)[1])
         finally:
             elbo.num_particles, elbo.path_gradient = before
-        losses = -self.world.gather(torch.cat(found)).cpu().double()
-        loss, spread, number = float(losses.mean()), float(losses.std()), losses.numel()
-        return Measured(loss, spread, number) if math.isfinite(loss) else Measured(math.inf, 0.0, 1)
+        loss, _ = measured(self.world.gather(torch.cat(found)).cpu().double())
+        return loss if math.isfinite(loss.loss) else Measured(math.inf, 0.0, 1)
 
     def _model(self, factor: float) -> Callable[..., Any]:
         """The target's Pyro program at ``factor`` times its temperature."""
@@ -338,8 +378,9 @@ class Training:
             check_energies(checkpoints.folder, contents["energies"], energies)
         state = contents["training"]
         for name in STATE:
-            value = state[name]
+            value = state.get(name, 0)  # older ones count no weights of zero
             setattr(self, name, value.to(like) if isinstance(value, Tensor) else value)
+        self.elbo.only_finite = self.zero_weights > 0
         self.model = self._model(self.factor)
         self.optimizer.assign(state["parameters"].to(like))
         self.optimizer.load_state_dict(state["optimizer"])

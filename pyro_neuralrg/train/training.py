@@ -16,7 +16,7 @@ from pyro import poutine
 from pyro.distributions.conditional import ConditionalTransformModule
 from torch import Tensor
 
-from pyro_neuralrg.arguments import check_integer, check_number, check_type
+from pyro_neuralrg.arguments import check_integer, check_number, check_type, copied
 from pyro_neuralrg.files.format import FileFormat
 from pyro_neuralrg.files.record import Checkpoints, Record
 from pyro_neuralrg.infer.guides import FlowGuide
@@ -59,6 +59,7 @@ class FitResult:
         stopped: reason of an early end, else None.
         divergences: number of returns to the best parameters, see :func:`fit`.
         unsaved: reason why the last checkpoint could not be written, else None.
+        zero_weights: samples, of all batches, whose energy was infinite or NaN, see :func:`fit`.
     """
 
     flow: Any = field(repr=False)
@@ -70,6 +71,7 @@ class FitResult:
     stopped: str | None
     divergences: int = 0
     unsaved: str | None = None
+    zero_weights: int = 0
 
 
 def fit(
@@ -97,6 +99,11 @@ def fit(
     A training diverges if a loss or gradient is not finite, or if the running mean of the loss is
     far above its lowest value at this temperature. It then takes up the parameters of that value
     again, forgets Adam's moments and halves the rate, which rises anew; after ten times it ends.
+
+    A sample of infinite energy has a weight of zero: the step lowers the density there, and the
+    loss is that of the flow where the energy is finite plus the nats that the others cost, still a
+    bound. So it is where the energy is NaN, of up to one sample in a hundred, or one of a batch. If
+    more are NaN, or all infinite, the training diverges.
 
     However it ends, the result is not worse than the beginning: where the loss at the final
     temperature is higher by more than two standard errors, on 2,000 fresh samples of each, the best
@@ -136,9 +143,10 @@ def fit(
         RuntimeError: if another process of the group has ended.
 
     Warns:
-        UserWarning: if the training diverged (said once), ended for that, or ended worse than it
-            began; if there is no checkpoint to resume from, the newest is not intact, or one cannot
-            be written (said once; the training goes on and tries again, see ``unsaved``).
+        UserWarning: if a weight is zero, or the training diverged (each said once), ended for that,
+            or ended worse than it began; if there is no checkpoint to resume from, the newest is
+            not intact, or one cannot be written (said once; the training goes on and tries again,
+            see ``unsaved``).
     """
     schedule = Schedule() if schedule is None else schedule
     if not (callable(target) or hasattr(target, "energy")):
@@ -178,6 +186,7 @@ def fit(
         stopped=training.stopped,
         divergences=training.divergences,
         unsaved=None if checkpoints is None else checkpoints.unsaved,
+        zero_weights=training.zero_weights,
     )
 
 
@@ -333,7 +342,7 @@ def _trainable(target: Any, guide: Callable[..., Any], model_args: tuple[Any, ..
         programs.append(target)
     with poutine.block(), poutine.trace(param_only=True) as capture:
         for program in programs:
-            ImproperDraws()(program)(*model_args)
+            ImproperDraws()(program)(*copied(model_args))
     sites: Any = capture.trace.nodes.values()
     found += [site["value"].unconstrained() for site in sites]
     trainable = [parameter for parameter in found if parameter.requires_grad]

@@ -260,3 +260,14 @@ def test_importance_weights_beside_a_run() -> None:
     np.testing.assert_array_equal(idata.importance["log_weight"], weights)
     assert "pareto_k" in idata.importance.attrs
     assert "pareto_k" not in idata.posterior.attrs
+
+
+def test_observables_may_work_in_place() -> None:
+    mcmc = run(HMC(FreeField((2, 2), 1.0)), draws=20)
+    below = mcmc.get_samples()["x"] < 0
+    tree = to_arviz(mcmc, {"a": lambda x: x.abs_().mean((-1, -2)), "b": lambda x: x.mean((-1, -2))})
+    x = mcmc.get_samples(group_by_chain=True)["x"]
+    assert torch.equal(mcmc.get_samples()["x"] < 0, below)
+    assert bool(below.any())
+    np.testing.assert_array_equal(tree.posterior["a"].values, x.abs().mean((-1, -2)))
+    np.testing.assert_array_equal(tree.posterior["b"].values, x.mean((-1, -2)))

@@ -149,3 +149,90 @@ def test_error_bars_cover() -> None:
     pulls = torch.stack([(run.estimate - EXACT) / run.standard_error for run in runs], -1)
     for of_one in pulls:
         check_coverage(of_one)
+
+
+def test_functions_of_a_user_may_work_in_place() -> None:
+    """<|x|> = sqrt(2 / pi), and the free energy, whatever the functions before have done."""
+    q = torch.distributions.Independent(torch.distributions.Normal(torch.zeros(SITES), 1.1), 1)
+    torch.manual_seed(0)
+    plain = expectations(
+        lambda x: 0.5 * x.square().sum(-1),
+        q,
+        {"a": lambda x: x.abs().mean(-1), "b": lambda x: (x < 0).double().mean(-1)},
+        4000,
+    )
+    torch.manual_seed(0)
+    found = expectations(
+        lambda x: 0.5 * x.square_().sum(-1),
+        q,
+        {"a": lambda x: x.abs_().mean(-1), "b": lambda x: x.lt_(0).mean(-1)},
+        4000,
+    )
+    for name, exact in {"a": math.sqrt(2 / math.pi), "b": 0.5}.items():
+        value, error, *_ = found.observables[name]
+        assert abs(float(value) - exact) < 4 * float(error)
+        assert float(value) == float(plain.observables[name].estimate)
+    assert found.free_energy == plain.free_energy
+
+
+def narrow(sd: float, sites: int, number: int) -> tuple[Tensor, Tensor]:
+    """Draws of normals narrower than the target's, and their log-weights."""
+    x = sd * torch.randn(number, sites)
+    return x, (0.5 / sd**2 - 0.5) * x.square().sum(-1)
+
+
+def steep(number: int) -> tuple[Tensor, Tensor]:
+    """Draws of an exponential that falls faster than the target's."""
+    x = torch.distributions.Exponential(1.6).sample((number, 1))
+    return x, 0.6 * x[:, 0]
+
+
+HEAVY = {
+    "second moment in four dimensions": (lambda: narrow(0.75, 4, 20_000), torch.square, 1.0),
+    "absolute value in one": (lambda: narrow(0.75, 1, 4000), torch.abs, math.sqrt(2 / math.pi)),
+    "exponential": (lambda: steep(4000), torch.square, 2.0),
+}
+
+
+@pytest.mark.parametrize("name", HEAVY)
+def test_error_bars_of_heavy_tails_cover(name: str) -> None:
+    """By the samples alone 7 to 17 of 100 lie beyond two errors, and 1 to 4 beyond three."""
+    draw, function, exact = HEAVY[name]
+    beyond, runs = torch.zeros(2), 100
+    for _ in range(runs):
+        x, log_weights = draw()
+        found = reweight(function(x).mean(-1), log_weights)
+        score = abs(float(found.estimate) - exact) / float(found.standard_error)
+        beyond += score > torch.tensor([2.0, 3.0])
+    assert float(beyond[0]) <= 6
+    assert float(beyond[1]) <= 3
+
+
+@pytest.mark.parametrize("components", [1, 30])
+def test_errors_of_light_tails_are_those_of_the_samples(components: int) -> None:
+    x, log_weights = narrow(1.2, 2, 2000)
+    values = x[:, :1] * torch.linspace(0.5, 1.0, components)
+    found = reweight(values, log_weights)
+    w = log_weights.exp()[:, None]
+    plain = ((w * (values - found.estimate)).square().sum(0) * (2000 / 1999)).sqrt() / w.sum()
+    torch.testing.assert_close(found.standard_error, plain)
+    assert found.values_pareto_k < 1 / 3
+
+
+def test_a_constant_beside_a_heavy_value() -> None:
+    x, log_weights = narrow(0.75, 4, 20_000)
+    both = reweight(torch.stack([torch.ones(20_000), x.square().mean(-1)], -1), log_weights)
+    one = reweight(x.square().mean(-1), log_weights)
+    assert both.standard_error[0] < 1e-9
+    torch.testing.assert_close(both.standard_error[1], one.standard_error)
+    assert both.values_pareto_k == pytest.approx(one.values_pareto_k)
+
+
+def test_a_heavy_observable_of_good_weights_is_named() -> None:
+    """E exp(0.45 x^2) = sqrt(10) of a normal; its second moment is infinite."""
+    q = torch.distributions.Independent(torch.distributions.Normal(torch.zeros(1), 1.05), 1)
+    functions = {"heavy": lambda x: (0.45 * x[:, 0].square()).exp(), "light": lambda x: x[:, 0]}
+    with pytest.warns(UserWarning, match=r"weights times 'heavy' have a heavy tail \(Par") as said:
+        found = expectations(lambda x: 0.5 * x.square().sum(-1), q, functions, 4000)
+    assert [entry.filename for entry in said] == [__file__]
+    assert found.observables["light"].values_pareto_k < 0.5

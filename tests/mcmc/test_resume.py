@@ -29,8 +29,8 @@ class KilledError(Exception):
 def acting(
     energy: Callable[[Tensor], Tensor], call: int, act: Callable[[], object]
 ) -> Callable[[Tensor], Tensor]:
-    """The same energy, which acts when it is called for the so-manieth time."""
-    counter = itertools.count(1)
+    """The same energy, which acts when it is called for the so-manieth time after its trial."""
+    counter = itertools.count(1 - 3)  # the trial of an energy: on a batch of two, on each alone
 
     def watched(x: Tensor) -> Tensor:
         if next(counter) == call:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -13,12 +14,16 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.infer.autoguide import AutoDiagonalNormal
+from pyro.infer.autoguide.initialization import init_to_value
 from pyro.infer.reparam import NeuTraReparam
 from torch import Tensor
 
 from pyro_neuralrg import HMC, FlowReparam, FreeField, IsingDual, VectorizedMCMC, hierarchical_flow
+from pyro_neuralrg.free_energy import estimate
 from pyro_neuralrg.infer import AutoHierarchicalFlow
-from pyro_neuralrg.mcmc import Adaptation, ModelTarget, run_state
+from pyro_neuralrg.mcmc import Adaptation, ModelTarget, RandomWalkMetropolis, run_state
+from pyro_neuralrg.train import fit
 from pyro_neuralrg.transforms import Neighbour
 from tests.mcmc.registry import ToyFlow, kinked, normal, run, standard_errors
 
@@ -162,8 +167,10 @@ def test_starts_that_never_become_finite_are_named() -> None:
         calls.append(len(x))
         return x.square().sum(-1) + math.inf
 
+    kernel = HMC(energy, shape=(2,))
+    calls.clear()  # of the trial on two fields
     with pytest.raises(ValueError, match="of 6 of 6 chains is not finite"):
-        run(HMC(energy, shape=(2,)))
+        run(kernel)
     assert len(calls) == 1 + run_state.MAX_RESTARTS
 
 
@@ -260,3 +267,52 @@ def test_prior_starts_of_a_model_come_from_the_seed() -> None:
     assert torch.equal(one, two)
     assert not torch.equal(one, other)
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("kind", [HMC, RandomWalkMetropolis])
+@pytest.mark.parametrize("in_flow", [False, True])
+def test_energies_may_work_in_place(kind: Any, in_flow: bool) -> None:
+    def drawn(energy: Callable[[Tensor], Tensor]) -> Tensor:
+        torch.manual_seed(0)
+        flow = hierarchical_flow((2, 2)) if in_flow else None
+        mcmc = VectorizedMCMC(
+            kind(energy, shape=(2, 2), flow=flow), 20, 5, 4, seed=0, progress=False
+        )
+        mcmc.run()
+        return mcmc.get_samples()["x"]
+
+    found = drawn(lambda x: x.square_().sum((-1, -2)))
+    assert torch.equal(found, drawn(lambda x: x.square().sum((-1, -2))))
+    assert bool((found < 0).any())
+
+
+@pytest.mark.parametrize("in_list", [False, True])
+def test_models_may_change_their_data(in_list: bool) -> None:
+    """A model that centres its data in place leaves those of the caller as they are."""
+    data = torch.tensor([1.0, 2.0, 6.0])
+
+    def model(given: Any) -> None:
+        y = given[0] if in_list else given
+        y.sub_(1.0)
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+    argument: Any = [data] if in_list else data
+    target = ModelTarget(model).setup(argument)
+    energies = [target.energy(torch.zeros(2, 1)) for _ in range(3)]
+    exact = 0.5 * (1 + 25) + 2 * math.log(2 * math.pi)
+    for energy in energies:
+        torch.testing.assert_close(energy, torch.full((2,), exact))
+    assert data.tolist() == [1.0, 2.0, 6.0]
+    start = init_to_value(values={"mean": torch.tensor(1.5)})
+    guide = AutoDiagonalNormal(model, init_loc_fn=start, init_scale=0.6)
+    guide(copy.deepcopy(argument))
+    found = estimate(model, guide, 2000, 500, model_args=(argument,))
+    fitted = AutoDiagonalNormal(model)
+    fit(model, fitted, steps=3, batch=4, lr=0.01, model_args=(argument,), progress=False)
+    assert data.tolist() == [1.0, 2.0, 6.0]
+    covariance = torch.eye(3) + 1.0
+    y = data - 1
+    evidence = dist.MultivariateNormal(torch.zeros(3), covariance).log_prob(y)
+    assert abs(found.importance + float(evidence)) < 4 * found.importance_se

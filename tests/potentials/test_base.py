@@ -7,12 +7,15 @@ from __future__ import annotations
 import math
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
 from pyro.infer import MCMC, NUTS
 from torch import Tensor
 
+from pyro_neuralrg.free_energy import estimate
+from pyro_neuralrg.mcmc import HMC
 from pyro_neuralrg.potentials import FreeField, LatticePotential
 from pyro_neuralrg.train import fit
 from pyro_neuralrg.transforms import hierarchical_flow
@@ -112,3 +115,46 @@ def test_a_subclass_of_the_wrong_shape_is_named(axes: tuple[int, ...]) -> None:
         poutine.condition(potential.model, {"x": torch.zeros(5, 3, 4)})()
     with pytest.raises(ValueError, match="accepted: one number per field"):
         fit(potential, hierarchical_flow((3, 4)), steps=2, batch=3, progress=False)
+
+
+COUPLED = {
+    "mean": lambda x: ((x - x.mean()) ** 2).sum((-1, -2)) + 0.05 * x.square().sum((-1, -2)),
+    "standardised": lambda x: ((x - x.mean(0)) / (1.0 + x.std(0))).square().sum((-1, -2)),
+    "running sum": lambda x: gaussian(x).cumsum(0),
+    "random": lambda x: gaussian(x + torch.randn_like(x)),
+}
+
+
+@pytest.mark.parametrize("side", [2, 128])
+@pytest.mark.parametrize("name", COUPLED)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_energy_that_couples_the_batch_is_refused(
+    name: str, side: int, dtype: torch.dtype
+) -> None:
+    energy, shape = COUPLED[name], (side, side)
+    torch.set_default_dtype(dtype)
+    message = "nats for a field in a batch of 2, and .* for the same field alone; accepted: an"
+    with pytest.raises(ValueError, match=f"fn gives .* {message}"):
+        LatticePotential.from_energy(shape, energy)
+    with pytest.raises(ValueError, match=f"energy gives .* {message}"):
+        HMC(energy, shape=shape)
+    if side > 2:  # of draws of a small mean the difference is below the rounding
+        return
+    q = dist.Normal(torch.zeros(shape), 1.0).to_event(2)
+    with pytest.raises(ValueError, match=f"target gives .* {message}"):
+        estimate(energy, q, 10, 4)
+
+
+@pytest.mark.parametrize("side", [2, 32])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_energy_of_rounding_and_of_walls_is_taken(side: int, dtype: torch.dtype) -> None:
+    torch.set_default_dtype(dtype)
+    precision = torch.randn(side**2, side**2) / side
+    walls = lambda x: torch.where(x > 0.5, math.inf, x).sum((-1, -2))  # noqa: E731
+    product = lambda x: (x.flatten(1) @ precision).square().sum(-1)  # noqa: E731
+    for energy in (walls, product):
+        state = torch.random.get_rng_state()
+        potential = LatticePotential.from_energy((side, side), energy)
+        assert potential.energy(torch.zeros(side, side)) == 0.0
+        HMC(energy, shape=(side, side))
+        assert torch.equal(torch.random.get_rng_state(), state)

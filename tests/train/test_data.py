@@ -164,3 +164,13 @@ def test_stops_at_what_is_not_finite(flow: Any, monkeypatch: pytest.MonkeyPatch)
 def test_bad_arguments(flow: Any, options: dict[str, Any], error: type, match: str) -> None:
     with pytest.raises(error, match=match):
         fit_data(flow, **{"data": torch.zeros(8, 2, 2), **QUICK, **options})
+
+
+def test_prepare_may_work_in_place(flow: Any) -> None:
+    data = torch.full((20, *flow.shape), 3.0)
+    first = cross_entropy(flow, data, lambda y: y.sub_(2.0))
+    assert bool((data == 3.0).all())
+    assert cross_entropy(flow, data, lambda y: y.sub_(2.0)) == first
+    assert first == cross_entropy(flow, data - 2.0)
+    fit_data(flow, data, prepare=lambda y: y.sub_(2.0), **QUICK)
+    assert bool((data == 3.0).all())
