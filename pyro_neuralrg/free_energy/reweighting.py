@@ -18,22 +18,25 @@ from pyro_neuralrg.free_energy.importance import (
     weighted_samples,
 )
 from pyro_neuralrg.statistics import LogWeights
+from pyro_neuralrg.statistics.resampling import WeightedGroups
 
 
 class Reweighted(NamedTuple):
-    """Means over the target.
+    """Means over the target, of which ``susceptibility`` and the like take several.
 
     Attributes:
         estimate: float64, of the shape of one value.
         standard_error: of each, float64, same shape; NaN of a single group.
         ess: Kish effective sample size of the weights as a fraction, between 0 and 1.
         pareto_k: of the weights; NaN for groups of several samples, which may be copies.
+        groups: what the weights and the weighted values of each group add up to.
     """
 
     estimate: Tensor
     standard_error: Tensor
     ess: float
     pareto_k: float
+    groups: WeightedGroups
 
 
 class Expectations(NamedTuple):
@@ -117,6 +120,7 @@ def reweight(
         standard_error=error.view(values.shape[1:]),
         ess=weights.ess,
         pareto_k=weights.pareto_k if groups == number else math.nan,
+        groups=WeightedGroups(masses, sums.view(groups, *values.shape[1:])),
     )
 
 
