@@ -203,7 +203,7 @@ def as_json(results: Results) -> dict[str, Any]:
 
 
 def _free_energy(results: Results) -> dict[str, float]:
-    """Free energies in nats, NaN where there is none; ``ess`` is a fraction of the samples.
+    """Free energies in nats, NaN where unknown; ``ess`` is a fraction of the samples.
 
     ``gap`` is KL(q || pi/Z). A mode that the flow misses shows in ``forward_kl``, KL(pi/Z || q).
     """

@@ -85,7 +85,7 @@ class Diagnosis:
     """The verdict of :func:`diagnose`; it prints as text.
 
     Attributes:
-        chains: of the posterior, 0 if there is none.
+        chains: of the posterior, 0 without one.
         draws: of each chain.
         figures: of each variable that was looked at.
         findings: problems first.
@@ -404,7 +404,7 @@ def _worst_of(
 
 
 def _worst_figures(figures: Mapping[str, FieldSummary]) -> list[str]:
-    """One line with the worst of each figure, or none."""
+    """One line with the worst of each figure, and of sites without them."""
     parts = []
     for words, of in (
         ("R-hat", lambda found: found.figures["rhat"]),

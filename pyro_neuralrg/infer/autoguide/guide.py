@@ -80,7 +80,7 @@ class AutoHierarchicalFlow(AutoContinuous):
     Args:
         model: a Pyro model with static structure and without discrete latent sites.
         field: name of the field, or None to look for fields: sites of two or three dimensions
-            (plates and ``.to_event`` alike), or if there is none of one. A model without any has
+            (plates and ``.to_event`` alike), or without these, of one. A model without any has
             globals only.
         fields: names of several fields of one shape, instead of ``field``.
         init_loc_fn: Pyro's initialisation of each site.

@@ -51,11 +51,11 @@ def order_latents(
     """Find the fields among the latent sites of a trace, and put them behind the globals.
 
     A field's lattice is all of its shape, plates and event alike, without leading plates of size
-    one. Without names: every site of two or three sides longer than one, or where there is none,
-    every site of one such side; supports that tie sites together, such as a simplex, are none.
+    one. Without names: every site of two or three sides longer than one, or without any, every site
+    of one such side; sites whose support ties numbers together, as a simplex does, are no fields.
     ``shapes`` are those of the latent sites, unconstrained, in the model's order.
 
-    A ValueError says if a named one is no field, or fields do not fit together or a flow.
+    A ValueError says if a named site is not a field, or fields do not fit together or a flow.
     """
     fields, lattice = _find_fields(trace, names)
     entries = entries_of_sites(shapes)
