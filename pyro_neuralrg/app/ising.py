@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pyro_neuralrg.arguments import check_integer
+from pyro_neuralrg.arguments import LARGEST_SEED, check_integer
 from pyro_neuralrg.diagnostics import Summary, summarise, to_arviz
 from pyro_neuralrg.files import CheckpointError, Record
 from pyro_neuralrg.files.format import one_line
@@ -85,7 +85,9 @@ class Settings:
     """The options of ``neuralrg ising``, whose help describes them; ``record`` is of all stages."""
 
     shape: tuple[int, ...] = option((8, 8), "one to three sides", type=int, nargs="+")
-    temperature: float = option(CRITICAL_TEMPERATURE, "in J/k_B (default: critical, 2.269...)")
+    temperature: float = option(
+        CRITICAL_TEMPERATURE, "in J/k_B (default: 2.269..., critical in 2 dimensions)"
+    )
     steps: int | None = option(None, "training steps (default: from the shape)", type=int)
     batch: int | None = option(None, "fields per step (default: from the shape)", type=int)
     seed: int = option(0, "of training, estimates and sampling")
@@ -233,14 +235,14 @@ class Experiment:
 
     def estimate(self) -> FreeEnergyEstimate:
         """Estimate -ln Z from samples of the flow."""
-        with seeded(self.settings.seed + 1):
+        with seeded(self._seed(1)):
             return estimate(self.target, self.flow, ESTIMATE_SAMPLES, ESTIMATE_BATCH)
 
     def bounds(self) -> Bounds:
         """Bound -ln Z from both sides: from exact samples of the target, and from the flow's."""
         seed = self.settings.seed
         number = min(BOUND_SAMPLES, max(REFERENCE_LEAST, BOUND_SITES // math.prod(self.flow.shape)))
-        with seeded(seed + 2):
+        with seeded(self._seed(2)):
             return bounds(self.target, self.flow, number, batch_size=ESTIMATE_BATCH, seed=seed)
 
     def reference(self) -> Estimate:
@@ -294,6 +296,10 @@ class Experiment:
             seed=settings.seed,
             record=self._record(space),
         )
+
+    def _seed(self, number: int) -> int:
+        """The seed of another stage."""
+        return (self.settings.seed + number) % (LARGEST_SEED + 1)
 
     def _record(self, stage: str) -> Record | None:
         """The record of one stage, "training", "latent" or "physical"."""

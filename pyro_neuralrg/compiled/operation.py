@@ -262,7 +262,7 @@ _known: set[torch.dtype] = set()
 @contextmanager
 def _announced(dtype: torch.dtype) -> Iterator[None]:
     """Say so if a first call takes time, since it then compiles."""
-    line = "pyro_neuralrg compiles its couplings, once for this machine\n"
+    line = "pyro_neuralrg compiles its couplings for this kind of pass, once for this machine\n"
     timer = threading.Timer(ANNOUNCED_AFTER, sys.stderr.write, (line,))
     timer.daemon = True
     if dtype not in _known:

@@ -112,7 +112,8 @@ def _read_pyro(mcmc: MCMC) -> Run:
     positions = target.from_constrained(samples)
     flat = positions.flatten(0, 1)
     lp = -target.in_batches(BATCH).energy(flat).unflatten(0, batch)
-    physical = {name: x.unflatten(0, batch) for name, x in target.physical(flat).items()}
+    found = target.physical(flat) | target.computed(flat)
+    physical = {name: x.unflatten(0, batch) for name, x in found.items()}
     sites, stats = _sites(target, positions, physical), {"lp": lp, "diverging": diverging}
     return Run(**sites, stats=stats, attrs=attrs, target=target)
 

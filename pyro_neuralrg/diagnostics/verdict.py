@@ -38,9 +38,9 @@ class Thresholds:
             any is a note.
         bfmi: least fraction of missing information of a chain (Betancourt 2016).
         mode_gap: widest gap between medians of chains, in standard deviations within a chain.
+        at_end: fraction of draws that are rounded to the end of an interval; a note where they
+            differ unconstrained, else a problem.
         pareto_k: largest shape of the tail of importance weights (Vehtari et al. 2024).
-        at_an_end: largest fraction of draws that are exactly the least or the largest one, where
-            they pile up (those of ``Beta(0.1, 0.1)`` in float32, say).
     """
 
     rhat: float = LARGEST_RHAT
@@ -50,8 +50,8 @@ class Thresholds:
     divergent_fraction: float = 0.001
     bfmi: float = 0.3
     mode_gap: float = 3.0
+    at_end: float = 0.001
     pareto_k: float = 0.7
-    at_an_end: float = 0.005
 
     def __post_init__(self) -> None:
         for name, limit in asdict(self).items():
@@ -66,7 +66,7 @@ class Finding:
     Attributes:
         name: ``too_short``, ``not_finite``, ``frozen_chains``, ``rhat``, ``ess``,
             ``ess_per_chain``, ``mcse``, ``separate_modes``, ``divergences``, ``bfmi``,
-            ``pareto_k``, ``at_an_end`` or ``single_chain``.
+            ``interval_end``, ``pareto_k`` or ``single_chain``.
         severity: a ``problem`` makes the verdict bad, a ``note`` does not.
         message: in words, with variables and numbers.
         value: the number that led to it.
@@ -130,8 +130,8 @@ def diagnose(
 
     Args:
         idata: a run :class:`VectorizedMCMC` or Pyro's ``MCMC``; or ArviZ's InferenceData or
-            DataTree, also of another library, whose groups ``posterior``, ``sample_stats`` and
-            ``importance`` are looked at.
+            DataTree, also of another library, whose groups ``posterior``,
+            ``unconstrained_posterior``, ``sample_stats`` and ``importance`` are looked at.
         var_names: variables of the posterior to look at; None takes all, and ``lp``.
         thresholds: what counts as a finding.
         max_sites: sites of a field to look at, at most.
@@ -176,7 +176,8 @@ def diagnose(
         if np.isfinite(whole[name]).all() and length >= MIN_DRAWS
     }
     k = math.nan if importance is None else float(importance.attrs.get("pareto_k", math.nan))
-    facts = _Facts(whole, figures, stats, k, limits)
+    unconstrained = _variables(group_of(idata, "unconstrained_posterior"))
+    facts = _Facts(whole, figures, stats, k, limits, unconstrained)
     findings = [finding for check in CHECKS for finding in check(facts)]
     findings.sort(key=lambda finding: finding.severity != "problem")
     return Diagnosis(chains, length, figures, tuple(findings))
@@ -209,6 +210,7 @@ class _Facts(NamedTuple):
     stats: dict[str, NDArray[np.float64]]
     pareto_k: float
     at: Thresholds
+    unconstrained: dict[str, NDArray[np.float64]]
 
 
 def _check_draws(facts: _Facts) -> Iterator[Finding]:
@@ -284,21 +286,25 @@ def _check_errors(facts: _Facts) -> Iterator[Finding]:
         yield Finding("mcse", "problem", message, bad[0].value, limit)
 
 
-def _check_ends(facts: _Facts) -> Iterator[Finding]:
-    limit, bad = facts.at.at_an_end, []
+def _check_lost_ends(facts: _Facts) -> Iterator[Finding]:
+    """Draws that are one number, with others close to it: unconstrained they are no more told."""
+    limit, bad = facts.at.at_end, []
     for name, found in facts.figures.items():
-        flat = facts.draws[name].reshape(*facts.draws[name].shape[:2], -1)
-        ends = [(*share_at_an_end(flat[..., site]), site) for site in found.sites[~found.constant]]
-        share, end, site = max(ends, default=(0.0, 0.0, 0))
-        if share > limit:
-            at = f"{list(map(int, np.unravel_index(site, found.shape)))}" if found.shape else ""
-            bad.append((share, f"{100 * share:.3g} % of the draws of {name}{at} are {end:.9g}"))
+        values = facts.draws[name]
+        free = facts.unconstrained.get(name, values)
+        flat, free = (x.reshape(*values.shape[:2], -1) for x in (values, free))
+        for site in found.sites[~found.constant] if free.shape == flat.shape else ():
+            share, end = share_at_an_end(flat[..., site])
+            if share > limit and np.ptp(free[..., site][flat[..., site] == end]) <= 1.0:
+                at = str(list(map(int, np.unravel_index(site, found.shape)))) if found.shape else ""
+                words = f"{100 * share:.3g} % of the draws of {name}{at} are {end:.9g}"
+                bad.append((share, words))
     if bad := sorted(bad, reverse=True):
         message = (
             f"draws at an end of their interval: {_listing([words for _, words in bad])}, exactly; "
             "the dtype cannot resolve this end, and what lies nearer to it is lost; run in float64"
         )
-        yield Finding("at_an_end", "problem", message, bad[0][0], limit)
+        yield Finding("interval_end", "problem", message, bad[0][0], limit)
 
 
 def _check_divergences(facts: _Facts) -> Iterator[Finding]:
@@ -331,6 +337,24 @@ def _check_energy_changes(facts: _Facts) -> Iterator[Finding]:
         yield Finding("bfmi", "problem", message, least, limit)
 
 
+def _check_ends(facts: _Facts) -> Iterator[Finding]:
+    """Draws that are one number on an interval, and far apart where they are unconstrained."""
+    rows, limit = [], facts.at.at_end
+    for name in sorted(facts.draws.keys() & facts.unconstrained.keys()):
+        values, free = facts.draws[name], facts.unconstrained[name]
+        for end in (values.min(), values.max()) if values.shape == free.shape else ():
+            there = values == end
+            if there.mean() > limit and np.ptp(free[there]) > 1.0:
+                share, at = float(there.mean()), f"{name} at {end:g}"
+                rows.append((share, f"{_four_digits(100 * share)} % of {at}"))
+    if rows:
+        message = (
+            f"draws at the end of an interval: {_listing([words for _, words in rows])}; what is "
+            "left to the end is rounded there, in functions of the draws and in a likelihood of it"
+        )
+        yield Finding("interval_end", "note", message, max(rows)[0], limit)
+
+
 def _check_weights(facts: _Facts) -> Iterator[Finding]:
     k, limit = facts.pareto_k, facts.at.pareto_k
     if k > limit:
@@ -348,9 +372,10 @@ CHECKS: tuple[Callable[[_Facts], Iterator[Finding]], ...] = (
     _check_modes,
     _check_effective_samples,
     _check_errors,
-    _check_ends,
+    _check_lost_ends,
     _check_divergences,
     _check_energy_changes,
+    _check_ends,
     _check_weights,
 )
 

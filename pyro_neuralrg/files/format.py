@@ -4,11 +4,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import math
 import os
 import secrets
+import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -100,7 +102,10 @@ class FileFormat:
         line, _, data = sealed.partition(b"\n")
         head, _, digest = line.decode("ascii", "replace").rpartition(" ")
         if digest != _digest(head, data):
-            raise ValueError(f"{path} is corrupt: its checksum is wrong; {self.accepted}")
+            raise ValueError(
+                f"{path} is corrupt, or another kind of file: its checksum is wrong; "
+                f"{self.accepted}"
+            )
         name, _, version = head.rpartition(" ")
         if name != self.name:
             raise ValueError(f"{path} is not a {self.kind} file; {self.accepted}")
@@ -118,7 +123,8 @@ def _digest(head: str, data: bytes) -> str:
 def one_line(error: BaseException) -> str:
     """The kind and the first line of an error's message."""
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
+    kind = type(error).__name__
+    return f"{kind}: {textwrap.shorten(lines[0], 160, placeholder=' ...')}" if lines else kind
 
 
 @contextmanager
@@ -127,6 +133,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
     If the block raises, it is removed, and ``path`` is what it was.
     """
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "No such folder", str(path.parent))
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         yield temporary

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import torch
 from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, check_number, check_type
 from pyro_neuralrg.free_energy.tempered import (
@@ -26,6 +25,7 @@ from pyro_neuralrg.free_energy.tempered import (
 from pyro_neuralrg.infer.pyro_internals import check_model_args
 from pyro_neuralrg.mcmc import HMC, Cycle, IndependenceMetropolis, Kernel, as_target
 from pyro_neuralrg.mcmc.target import frozen
+from pyro_neuralrg.runtime.console import Progress
 from pyro_neuralrg.statistics import LogWeights, kish_fraction
 
 NUM_GROUPS = 16  # independent groups of particles: their spread tells the error to about 1 in 6
@@ -171,12 +171,11 @@ def anneal(
     seed = check_integer("seed", seed, 0, LARGEST_SEED)
     generator = torch.Generator(whole.device).manual_seed(seed)
     tempered = TemperedTarget(whole, 0.0, batch_size)
-    with frozen(whole.modules()), tqdm(disable=not progress, desc="anneal") as bar:
+    with frozen(whole.modules()), Progress(100, "anneal", progress) as bar:
         run = _Run(tempered, num_particles, groups, num_steps, resample_below, generator)
         while run.beta < 1.0:
             run.advance(run.next_beta(fraction) if given is None else given[len(run.stages) + 1])
-            bar.set_postfix(beta=f"{run.beta:.4f}", ess=f"{run.stages[-1].ess:.2f}", refresh=False)
-            bar.update()
+            bar.step(run.figures, done=int(100 * run.beta))
         found = run.result()
     LogWeights(found.log_weights, copies=any(found.resampled)).warn_if_poor("annealed")
     return found
@@ -240,6 +239,10 @@ class _Run:
     @property
     def beta(self) -> float:
         return self.tempered.beta
+
+    def figures(self) -> str:
+        """Of the last stage, for the bar."""
+        return f"beta {self.beta:.4f}, ESS {self.stages[-1].ess:.0%}"
 
     def next_beta(self, fraction: float) -> float:
         """The beta that leaves this effective fraction of the particles."""

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch.distributions import Distribution, Transform
 
 from pyro_neuralrg.arguments import check_type
 from pyro_neuralrg.infer.guides import FlowGuide
+from pyro_neuralrg.infer.model_sites import drawn_trace
 from pyro_neuralrg.infer.pdd import PDD
 from pyro_neuralrg.infer.pyro_internals import check_model_args, entries_of_sites, guide_shapes
 from pyro_neuralrg.mcmc.model_target import ModelTarget
@@ -132,7 +134,6 @@ def _traces(
     program: Any, args: tuple[Any, ...], kwargs: dict[str, Any], runs: int = 1
 ) -> list[Any]:
     """Traces of so many runs, without using up random numbers."""
-    devices = range(torch.cuda.device_count())
-    with torch.random.fork_rng(devices), torch.no_grad(), poutine.block():
-        traces = [poutine.trace(program).get_trace(*args, **kwargs) for _ in range(runs)]
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        traces = [drawn_trace(partial(program, *args, **kwargs)) for _ in range(runs)]
     return [prune_subsample_sites(trace) for trace in traces]

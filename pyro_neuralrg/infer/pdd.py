@@ -25,6 +25,7 @@ from pyro.util import check_if_enumerated, warn_if_inf, warn_if_nan
 from torch import Tensor
 
 from pyro_neuralrg.arguments import check_integer
+from pyro_neuralrg.infer.model_sites import FillMasked
 from pyro_neuralrg.runtime.threads import own_threads
 
 FEW_ENTRIES = 2**17
@@ -143,7 +144,7 @@ class PDD(ELBO):
         if not isinstance(poutine.unwrap(guide), Messenger):
             guide = _Draws(self.path_gradient)(guide)
         model_trace, guide_trace = get_importance_trace(
-            "flat", self.max_plate_nesting, model, guide, args, kwargs
+            "flat", self.max_plate_nesting, FillMasked()(model), guide, args, kwargs
         )
         if is_validation_enabled():
             check_if_enumerated(guide_trace)

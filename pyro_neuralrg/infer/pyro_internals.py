@@ -6,13 +6,12 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
-from pyro.infer.autoguide.guides import prototype_hide_fn
+from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.infer.reparam import NeuTraReparam
 from pyro.nn import PyroModule
 from pyro.poutine.reparam_messenger import ReparamHandler, ReparamMessenger
@@ -69,11 +68,6 @@ def is_in_program(module: PyroModule) -> bool:
     return bool(module._pyro_context.active)
 
 
-def without_hidden_sites(model: Callable[..., Any]) -> Callable[..., Any]:
-    """The model with its latent sites only, as autoguides see it."""
-    return poutine.block(model, hide_fn=prototype_hide_fn)
-
-
 def num_plate_dims(sites: Iterable[Any]) -> int:
     """Batch dimensions that the vectorised plates of these sites take."""
     frames = [frame for site in sites for frame in site["cond_indep_stack"]]
@@ -97,12 +91,23 @@ def check_no_subsampling(trace: Any) -> None:
         )
 
 
+def refuse_within_plate(name: str, seen: tuple[int, ...], alone: tuple[int, ...]) -> None:
+    """Refuse a site that is drawn without the dimensions of its plate when it is initialised."""
+    raise ValueError(
+        f"site {name!r} of shape {alone} is initialised with shape {seen}, since it is "
+        "reparameterised within a plate; accepted: poutine.reparam around the whole model, "
+        "poutine.reparam(model, config={...})"
+    )
+
+
 def check_not_enumerated(
     names: Iterable[str], trace: Any, plain: Any, discrete: Sequence[str]
 ) -> None:
     """Refuse continuous sites with a value for each value of an enumerated one."""
     for name in names:
         seen, alone = (tuple(t.nodes[name]["value"].shape) for t in (trace, plain))
+        if len(seen) < len(alone):
+            refuse_within_plate(name, seen, alone)
         if seen != alone:
             raise ValueError(
                 f"site {name!r} of shape {alone} depends on a discrete site, {list(discrete)}, "
@@ -123,6 +128,11 @@ def check_model_args(args: Any) -> None:
 def is_being_reparameterised() -> bool:
     """Report whether the present statement is made within ``poutine.reparam``."""
     return any(isinstance(frame, ReparamMessenger) for frame in _PYRO_STACK)
+
+
+def is_being_initialised() -> bool:
+    """Report whether the present statement is made within Pyro's ``init_to_...``."""
+    return any(isinstance(frame, InitMessenger) for frame in _PYRO_STACK)
 
 
 def reparameterisations(model: Any) -> Iterator[tuple[Any, Any]]:

@@ -7,12 +7,15 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, TypeAlias
 
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions import ImproperUniform
 from pyro.distributions.torch_transform import TransformModule
+from pyro.infer.autoguide.initialization import init_to_uniform
 from pyro.infer.mcmc.util import initialize_model
 from pyro.infer.reparam import NeuTraReparam
 from torch import Tensor
@@ -20,6 +23,14 @@ from torch.distributions import biject_to
 
 from pyro_neuralrg.bases import NORMAL, base_of
 from pyro_neuralrg.distributions.flow import forward_and_ladj
+from pyro_neuralrg.infer.log_joint import UnconstrainedModel
+from pyro_neuralrg.infer.model_sites import (
+    ImproperDraws,
+    init_where_improper,
+    innermost,
+    inspect_sites,
+    is_function,
+)
 from pyro_neuralrg.infer.pyro_internals import (
     check_no_subsampling,
     check_not_enumerated,
@@ -64,32 +75,36 @@ class ModelTarget(Target):
         self._neutras: dict[str, NeuTraReparam] = {}  # by shared latent site
         self._shapes: dict[str, tuple[int, ...]] = {}  # of the sites behind these
         self._plates = 0
-        self._potential_fn: Callable[[dict[str, Tensor]], Tensor] = self._log_joint_energy
+        self._joint: Any = None
+        self._potential_fn: Any = None
+        self._computed: list[str] = []  # sites that are functions of the others
         self._args: tuple[Any, ...] = ()
         self._kwargs: dict[str, Any] = {}
         self._vectorised = True
         self._transport: tuple[Any, ModelTarget, Tensor] | None = None
 
     def setup(self, *args: Any, **kwargs: Any) -> ModelTarget:
-        """Run the model once with its arguments to see its sites."""
+        """Run the model a few times with its arguments to see its sites.
+
+        Raises:
+            ValueError: naming the site and a remedy, if the sites are not the same in each run, a
+                latent is a point, an angle on the real line or not continuous, or data are NaN.
+        """
         target = ModelTarget(self.model)
         target._args, target._kwargs = args, kwargs
         target.chain_batch_size = self.chain_batch_size
         self._check_arguments(args, kwargs)
-        with torch.random.fork_rng(), poutine.block():
-            with torch.no_grad():
-                plain = target._run(self.model)
-            check_no_subsampling(plain)
-            _, potential_fn, transforms, trace = initialize_model(
-                self.model, args, kwargs, initial_params={}
-            )
-        target._transforms = transforms
-        discrete = [
-            name for name, node in trace.iter_stochastic_nodes() if node["fn"].has_enumerate_support
-        ]
-        check_not_enumerated(transforms, trace, plain, discrete)
-        target._potential_fn = potential_fn if discrete else target._log_joint_energy
+        program = partial(self.model, *args, **kwargs)
+        trace = inspect_sites(program)
+        check_no_subsampling(trace)
+        target._joint = UnconstrainedModel(program, trace)
+        target._transforms = target._joint.transforms
         target._read_sites(trace)
+        if target._joint.discrete:
+            target._potential_fn = target._enumerated(trace)
+        else:
+            target._potential_fn = target._joint.energy
+            target._computed = target._functions_of_sites(trace)
         target._transport = target._transport_of_all()
         if target._transport is None:
             target._try_vmap()
@@ -103,6 +118,17 @@ class ModelTarget(Target):
     @property
     def _latent_sites(self) -> set[str]:
         return self._reparams.keys() | self._neutras.keys()
+
+    def _enumerated(self, plain: Any) -> Callable[[dict[str, Tensor]], Tensor]:
+        """Pyro's potential_fn, which sums over discrete sites."""
+        with torch.random.fork_rng(), poutine.block():
+            _, potential_fn, _, trace = initialize_model(
+                self._joint.program,
+                init_strategy=init_where_improper(init_to_uniform),
+                initial_params={},
+            )
+        check_not_enumerated(self._transforms, trace, plain, self._joint.discrete)
+        return potential_fn
 
     def _check_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         try:
@@ -122,7 +148,7 @@ class ModelTarget(Target):
         return self.model, self._args, self._kwargs
 
     def _run(self, model: Any) -> Any:
-        return poutine.trace(model).get_trace(*self._args, **self._kwargs)
+        return poutine.trace(ImproperDraws()(model)).get_trace(*self._args, **self._kwargs)
 
     def _read_sites(self, trace: Any) -> None:
         values = {name: f(trace.nodes[name]["value"]) for name, f in self._transforms.items()}
@@ -146,6 +172,12 @@ class ModelTarget(Target):
             self.flow = flows[0]
             from_normal = any(reparam.from_normal for _, reparam in self._reparams.values())
             self.base = NORMAL if from_normal else base_of(self.flow)
+
+    def _functions_of_sites(self, trace: Any) -> list[str]:
+        """Sites of ``pyro.deterministic`` and the like, which :meth:`physical` does not give."""
+        known = self.sites.keys() | self._shapes.keys() | {x for x, _ in self._reparams.values()}
+        nodes = {name: node for name, node in trace.nodes.items() if node["type"] == "sample"}
+        return [name for name in nodes if name not in known and is_function(nodes[name])]
 
     def _read_neutra(self, name: str, site: str, neutra: NeuTraReparam, trace: Any) -> None:
         """The sites behind the shared latent of Pyro's neural transport."""
@@ -171,14 +203,6 @@ class ModelTarget(Target):
         entries = entries_of_sites(guide_shapes(guide))
         order = torch.cat([entries[name] for name in behind.sites])
         return guide.get_transform(), behind, order.to(self.device)
-
-    def _log_joint_energy(self, params: dict[str, Tensor]) -> Tensor:
-        """Pyro's potential_fn without the enumeration, which vmap does not take."""
-        values = {name: self._transforms[name].inv(value) for name, value in params.items()}
-        log_joint: Any = self._run(poutine.condition(self.model, values)).log_prob_sum()
-        for name, transform in self._transforms.items():
-            log_joint = log_joint - transform.log_abs_det_jacobian(values[name], params[name]).sum()
-        return -log_joint
 
     # Energies -------------------------------------------------------------------------------------
 
@@ -245,6 +269,28 @@ class ModelTarget(Target):
         with torch.no_grad():
             return {x: f.inv(values[x]) for x, f in self._transforms.items() if x in names}
 
+    def computed(self, positions: Tensor) -> dict[str, Tensor]:
+        """See :class:`Target`; not of a model that sums over discrete sites, which have no draws.
+
+        Vectorised by ``torch.func.vmap`` where the model is.
+        """
+        if self._transport is not None:
+            flow, behind, order = self._transport
+            with torch.no_grad():
+                return behind.computed(forward_and_ladj(flow, positions, 1)[0][..., order])
+        if not self._computed:
+            return {}
+
+        def of_one(position: Tensor) -> dict[str, Tensor]:
+            return self._joint.functions(self.unpack(position), self._computed)
+
+        quiet = pyro.validation_enabled(False)
+        with torch.random.fork_rng(), poutine.block(), torch.no_grad(), quiet:
+            if self._vectorised:
+                return torch.func.vmap(of_one, randomness="different")(positions)
+            found = [of_one(position) for position in positions]
+        return {name: torch.stack([one[name] for one in found]) for name in self._computed}
+
     def _behind(self, name: str, latent: Tensor) -> dict[str, Tensor]:
         """The model's own sites behind a shared latent of any batch shape."""
         batch = latent.shape[:-1]
@@ -298,6 +344,11 @@ class ModelTarget(Target):
                     f"initial_params is 'prior', and site {name!r} has none that could be drawn, "
                     "being reparameterised within the model or by other means than a flow; "
                     "accepted for this model: None, 'flow', or unconstrained values"
+                )
+            if isinstance(innermost(nodes[name]["fn"]), ImproperUniform):
+                raise ValueError(
+                    f"initial_params is 'prior', and site {name!r} has an improper one, without "
+                    "draws; accepted for this model: None, or a start for each chain"
                 )
         return {
             name: biject_to(nodes[name]["fn"].support).inv(nodes[name]["value"]) for name in names

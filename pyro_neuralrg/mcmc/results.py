@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +19,7 @@ from pyro_neuralrg.mcmc.kernel import ChainState, Kernel, StepInfo
 from pyro_neuralrg.mcmc.run_state import Cost, RunState
 from pyro_neuralrg.mcmc.target import Target
 from pyro_neuralrg.observables.configurations import Observable
-from pyro_neuralrg.runtime.memory import check_fits, kept_bytes
+from pyro_neuralrg.runtime.memory import available_memory, check_fits, kept_bytes
 from pyro_neuralrg.runtime.processes import Processes
 from pyro_neuralrg.statistics import summary_table
 from pyro_neuralrg.statistics.draws import MIN_DRAWS
@@ -130,6 +131,11 @@ def observe(
     return {name: value.detach().cpu() for name, value in zip(names, found, strict=True)}
 
 
+def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The parts of each site, one after the other."""
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
 class RunResults:
     """Draws and statistics of a run; for the arguments see :class:`VectorizedMCMC`."""
 
@@ -212,7 +218,7 @@ class RunResults:
         return Cost(0.0, 0.0) if self._state is None else self._state.seconds
 
     def get_samples(self, group_by_chain: bool = False) -> dict[str, Tensor]:
-        """Return the draws of the model's own sites and of the flows' latent sites.
+        """Return the draws of the model's own sites, its deterministic ones, and flows' latents.
 
         Args:
             group_by_chain: keep chains apart.
@@ -227,9 +233,20 @@ class RunResults:
         if self._samples is None:
             target = self.kernel.target
             flat = positions.flatten(0, 1).split(PHYSICAL_BATCH)
-            parts = [target.physical(some) for some in flat]
-            physical = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+            physical = _joined([target.physical(some) for some in flat])
             self._samples = physical | target.latent(positions.flatten(0, 1))
+            first = target.computed(flat[0])
+            size = len(flat) * sum(values.nbytes for values in first.values())
+            if 2 * size < available_memory(target.device):  # with a copy of all while it is made
+                rest = [target.computed(some) for some in flat[1:]]
+                self._samples |= _joined([first, *rest])
+            else:
+                warnings.warn(
+                    f"the draws leave out the deterministic sites {sorted(first)}, which take "
+                    f"{size / 1e6:,.0f} MB; observables=... computes what is wanted of them while "
+                    "sampling",
+                    stacklevel=2,
+                )
         if not group_by_chain:
             return dict(self._samples)
         chains_draws = positions.shape[:2]
@@ -288,7 +305,10 @@ class RunResults:
         samples = self.get_samples(group_by_chain=True)
         stats = self.sample_stats
         if self._drawn >= MIN_DRAWS:
-            result: dict[str, Any] = dict(site_diagnostics(samples))
+            floats = {
+                name: x if x.is_floating_point() else x.double() for name, x in samples.items()
+            }
+            result: dict[str, Any] = dict(site_diagnostics(floats))
         else:
             unknown = {name: torch.full_like(x[0, 0], math.nan) for name, x in samples.items()}
             result = {name: {"n_eff": nan, "r_hat": nan} for name, nan in unknown.items()}

@@ -76,7 +76,8 @@ class Target(ABC):
         """Return the target for these arguments of the model; only Pyro models take any."""
         if args or kwargs:
             raise TypeError(
-                f"arguments of run() are for Pyro models; {type(self).__name__} takes none"
+                f"arguments of run(), or model_args, are for Pyro models; {type(self).__name__} "
+                "takes none"
             )
         return self
 
@@ -127,6 +128,10 @@ class Target(ABC):
 
     def latent(self, positions: Tensor) -> dict[str, Tensor]:
         """Latent sites ``z`` of the flows involved, likewise; empty in physical space."""
+        return {}
+
+    def computed(self, positions: Tensor) -> dict[str, Tensor]:
+        """Sites that are functions of the others (``pyro.deterministic``), likewise."""
         return {}
 
     @abstractmethod

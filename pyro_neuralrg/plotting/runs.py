@@ -34,7 +34,7 @@ from pyro_neuralrg.plotting.style import (
 from pyro_neuralrg.statistics import summarise
 from pyro_neuralrg.statistics.summary import LARGEST_RHAT, rank_counts
 
-SMOOTHING = 50  # training steps in the running median of the loss
+SMOOTHING = 50  # training steps in the running median of the loss, at most
 MAX_COLOURED_CHAINS = 5  # up to so many, each chain has a colour of its own in a trace
 MAX_HISTOGRAMS = 12  # up to so many, each chain has a histogram of its own in a plot of ranks
 
@@ -50,9 +50,9 @@ def plot_free_energy(
 ) -> Axes:
     r"""Training loss against the exact free energy.
 
-    The thin line is the loss of each step, the thick one its running median over 51 steps, of the
-    steps at a higher temperature and of the others apart; a note says if the last loss is not
-    finite. Shown in ``tutorials/figures/fig3a.png``.
+    The thin line is the loss of each step, the thick one its running median over a twentieth of the
+    steps, 51 at most, of those at a higher temperature and of the others apart; a note says if the
+    last loss is not finite. Shown in ``tutorials/figures/fig3a.png``.
 
     Args:
         loss: loss of each training step in nats, shape ``(steps,)``.
@@ -74,7 +74,7 @@ def plot_free_energy(
     steps = np.arange(1, values.size + 1)
     ax.plot(steps, values, color=BLUE, alpha=0.3, linewidth=0.6)
     smooth = np.concatenate([_running_median(part) for part in np.split(values, [annealing_steps])])
-    ax.plot(steps, smooth, color=BLUE, linewidth=1.6, label=r"loss $\geq -\ln Z$")
+    ax.plot(steps, smooth, color=BLUE, linewidth=1.6, label=r"loss $\geq -\ln Z$, running median")
     if standard_error is not None:
         error = as_numbers("standard_error", standard_error)
         if error.shape != values.shape:
@@ -290,7 +290,7 @@ def _doubt(values: npt.NDArray[np.float64]) -> str:
 
 def _running_median(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """The median of the steps around each step."""
-    half = SMOOTHING // 2
+    half = min(SMOOTHING, values.size // 20) // 2
     windows = [values[max(0, i - half) : i + half + 1] for i in range(values.size)]
     return np.array([np.median(window) for window in windows])
 

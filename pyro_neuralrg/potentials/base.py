@@ -15,7 +15,13 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, check_number, check_tensor
+from pyro_neuralrg.arguments import (
+    LARGEST_SEED,
+    check_integer,
+    check_number,
+    check_tensor,
+    check_type,
+)
 from pyro_neuralrg.bases import NORMAL, StandardNormal, TwoModes
 from pyro_neuralrg.lattice import check_boundary, check_shape
 from pyro_neuralrg.observables.configurations import Observable, check_values, field_observables
@@ -225,6 +231,7 @@ class LatticePotential(ABC):
             >>> target.energy(torch.ones(7, 4, 4)).shape
             torch.Size([7])
         """
+        check_type("fn", fn, Callable, "a function of fields that returns nats")
         options = {"boundary": boundary, "even": even, "spectrum": spectrum}
         potential = _EnergyFunction(shape, fn, **options).to(device)
         x, nats = potential.try_energy(like=torch.empty(0))

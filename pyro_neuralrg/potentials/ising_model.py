@@ -45,7 +45,8 @@ class IsingModel:
 
     Args:
         shape: lattice shape, one to three sides >= 1.
-        temperature: T in units of J / k_B, > 0; default: the critical one of the square lattice.
+        temperature: T in units of J / k_B, > 0; default: 2.269..., critical on the square lattice
+            alone.
         couplings: J of each axis, of either sign; default: 1 each. A periodic side of 2 counts both
             bonds of a pair, a side of 1 has none.
         field: external field h in units of J, one number or one per site (shape ``shape``).

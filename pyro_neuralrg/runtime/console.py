@@ -28,10 +28,10 @@ HELD = (signal.SIGINT, signal.SIGTERM)
 
 
 def warn_user(message: str) -> None:
-    """Issue a UserWarning that points to the first caller outside this package."""
-    package = __name__.partition(".")[0]
+    """Issue a UserWarning that points to the first caller outside this package, Pyro and torch."""
+    inside = __name__.partition(".")[0], "pyro", "torch"
     frame, level = sys._getframe(1), 2
-    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == package:
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in inside:
         frame, level = frame.f_back, level + 1
     warnings.warn(message, stacklevel=level)
 
@@ -62,11 +62,16 @@ class Progress:
         self._bar.leave = _has_bars()
         self._bar.close()
 
-    def step(self, figures: Callable[[], str], label: str | None = None) -> None:
-        """Count a step; ``figures`` is called only if they are shown, ``label`` is a new name."""
+    def step(
+        self, figures: Callable[[], str], label: str | None = None, done: int | None = None
+    ) -> None:
+        """Count a step, or say how many are ``done``; ``label`` is a new name.
+
+        ``figures`` is called only if they are shown.
+        """
         if self._bar.disable:
             return
-        self._bar.n += 1
+        self._bar.n = self._bar.n + 1 if done is None else done
         self._figures = figures
         if label is not None:
             self._bar.set_description_str(label, refresh=False)

@@ -33,8 +33,8 @@ def check_fits(asked: str, size: float, device: torch.device, otherwise: str = "
     there = available_memory(device)
     if size > there:
         raise MemoryLimitError(
-            f"{asked}: that takes {size / 1e6:,.0f} MB of memory; accepted: what fits into the "
-            f"{there / 1e6:,.0f} MB available here{otherwise}"
+            f"{asked}: that takes {size / 1e9:,.3g} GB of memory; accepted: what fits into the "
+            f"{there / 1e9:,.3g} GB available here{otherwise}"
         )
 
 

@@ -154,7 +154,8 @@ def processes() -> Processes:
 
 def processes_here() -> int:
     """Number of processes that ``torchrun`` started on this host; 1 without it."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    given = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return max(1, int(given)) if given.isdecimal() else 1
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from pyro_neuralrg.arguments import check_integer, check_number, check_type
 from pyro_neuralrg.files.format import FileFormat
 from pyro_neuralrg.files.record import Checkpoints, Record
 from pyro_neuralrg.infer.guides import FlowGuide
+from pyro_neuralrg.infer.model_sites import ImproperDraws
 from pyro_neuralrg.infer.pdd import PDD
 from pyro_neuralrg.potentials.base import LatticePotential
 from pyro_neuralrg.potentials.family import PotentialFamily
@@ -192,14 +193,14 @@ def _default_flow(target: Any) -> Any:
 def _lattice_shape(target: Any, flow: Any) -> tuple[int, ...] | None:
     """The lattice shape, from whichever knows it."""
     known = [
-        getattr(owner, name)
+        tuple(getattr(owner, name))
         for owner in (target, flow)
         for name in ("shape", "event_shape")
         if isinstance(getattr(owner, name, None), tuple)
     ]
-    if any(tuple(shape) != tuple(known[0]) for shape in known):
+    if any(shape != known[0] for shape in known):
         raise ValueError(f"flow has shape {known[-1]}, the target {known[0]}; accepted: equal ones")
-    return tuple(known[0]) if known else None
+    return known[0] if known else None
 
 
 def _budget(
@@ -332,7 +333,7 @@ def _trainable(target: Any, guide: Callable[..., Any], model_args: tuple[Any, ..
         programs.append(target)
     with poutine.block(), poutine.trace(param_only=True) as capture:
         for program in programs:
-            program(*model_args)
+            ImproperDraws()(program)(*model_args)
     sites: Any = capture.trace.nodes.values()
     found += [site["value"].unconstrained() for site in sites]
     trainable = [parameter for parameter in found if parameter.requires_grad]

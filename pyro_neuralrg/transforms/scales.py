@@ -99,21 +99,25 @@ def grow(flow: Any, spectrum: Tensor | None) -> Any:
             f"spectrum is {'None' if spectrum is None else 'given'}; accepted: "
             f"{'None, as the flow has no Gaussian layer' if gaussian is None else accepted}"
         )
-    grown = type(flow).build(
-        shape,
-        circuit.name,
-        flow.bijector,
-        block=circuit.block,
-        depth=_grown_depth(circuit),
-        boundary=circuit.boundary,
-        weights=flow.weights,
-        odd=flow.odd,
-        spectrum=spectrum,
-        base=flow.base,
-        context_dim=flow.context_dim,
-    )
     like = next(flow.parameters(), torch.empty(0))
-    grown = grown.to(dtype=like.dtype, device=like.device)
+    grown = (
+        type(flow)
+        .build(
+            shape,
+            circuit.name,
+            flow.bijector,
+            block=circuit.block,
+            depth=_grown_depth(circuit),
+            boundary=circuit.boundary,
+            weights=flow.weights,
+            odd=flow.odd,
+            spectrum=spectrum,
+            base=flow.base,
+            context_dim=flow.context_dim,
+            dtype=like.dtype,
+        )
+        .to(like.device)
+    )
     copy_scales(grown, flow)
     return grown
 

@@ -210,6 +210,12 @@ def test_bad_input_is_one_line_and_exit_code_2(case: str, run: Run) -> None:
     assert not Path("out").exists()
 
 
+def test_estimates_of_the_largest_seed() -> None:
+    experiment = Experiment.prepare(Settings(shape=(2, 2), seed=2**63 - 1))
+    assert experiment.estimate().num_samples > 0
+    assert math.isfinite(experiment.bounds().upper)
+
+
 @pytest.mark.parametrize("name", ["", *FILES])
 def test_out_with_something_in_the_way(name: str, run: Run) -> None:
     """A file in the place of the folder, or a folder in the place of a file."""

@@ -58,11 +58,12 @@ def test_eight_schools(sampler: Any) -> None:
     assert idata.observed_data["y"].dims == ("school",)
     np.testing.assert_array_equal(idata.observed_data["y"], EFFECTS)
     posterior = idata.posterior
-    assert set(posterior.data_vars) == {"mu", "tau", "eta"}
+    assert set(posterior.data_vars) == {"mu", "tau", "eta", "theta"}
     assert posterior["eta"].dims == ("chain", "draw", "school")
     np.testing.assert_allclose(np.log(posterior["tau"]), idata.unconstrained_posterior["tau"])
     assert set(idata.unconstrained_posterior.data_vars) == {"tau"}
     theta = posterior["mu"] + posterior["tau"] * posterior["eta"]
+    np.testing.assert_allclose(posterior["theta"], theta)
     residuals = (np.asarray(EFFECTS) - theta.values) / np.asarray(ERRORS)
     expected = -0.5 * residuals**2 - np.log(ERRORS) - 0.5 * np.log(2 * np.pi)
     found = idata.log_likelihood["y"]

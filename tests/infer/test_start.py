@@ -237,6 +237,14 @@ def test_it_falls_back_and_says_so(model: Any, args: tuple[Any, ...], reason: st
     torch.testing.assert_close(guide.get_transform().frame.factor, torch.full((4,), 0.1))
 
 
+@pytest.mark.parametrize("see", [lambda guide: guide.initialize(3), lambda guide: guide(3)])
+def test_the_warning_points_to_where_the_model_is_seen(see: Any) -> None:
+    guide = AutoHierarchicalFlow(lambda data: without_gradients(), "x")
+    with pytest.warns(UserWarning, match="the guide begins at") as warned:
+        see(guide)
+    assert (warned[0].filename, warned[0].lineno) == (__file__, see.__code__.co_firstlineno)
+
+
 def test_many_globals_have_no_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(start, "MAX_DENSE", 1)
     with pytest.warns(UserWarning, match="there are 2 globals"):

@@ -16,7 +16,7 @@ from torch import Tensor, distributed
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pyro_neuralrg import HMC, IsingDual, VectorizedMCMC, fit
-from pyro_neuralrg.runtime.processes import LET_GO, Processes, joined
+from pyro_neuralrg.runtime.processes import LET_GO, Processes, joined, processes_here
 from tests.train.processes import together
 
 TAKEN = {"nccl": {"cuda"}, "gloo": {"cpu"}, "cpu:gloo,cuda:nccl": {"cpu", "cuda"}}
@@ -148,3 +148,11 @@ def test_a_group_by_device_does_all(tmp_path: Path) -> None:
         backend="cpu:gloo",
     )
     assert found.stdout == "[0, 0]\n", found.stderr
+
+
+@pytest.mark.parametrize(("given", "number"), [("", 1), ("two", 1), ("0", 1), ("3", 3)])
+def test_another_launcher_may_name_no_number_of_processes(
+    given: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", given)
+    assert processes_here() == number

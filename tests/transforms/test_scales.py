@@ -187,6 +187,13 @@ def test_a_gaussian_layer_needs_the_larger_spectrum() -> None:
     torch.testing.assert_close(large.gaussian.scale.square(), target.spectrum)
 
 
+@pytest.mark.usefixtures("as_a_reader")
+def test_a_grown_flow_of_doubles_has_all_digits_of_the_spectrum() -> None:
+    spectrum = IsingDual((8, 8)).spectrum
+    large = IsingDual((4, 4)).flow(bijector=SMALL, dtype=torch.float64).grow(spectrum)
+    torch.testing.assert_close(large.gaussian.scale.square(), spectrum, rtol=1e-14, atol=0.0)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -50,7 +50,9 @@ class Start:
     """The model and its flow: settings of every figure, and options of every command."""
 
     shape: tuple[int, ...] | None = option(None, "default: 16 16", type=int, nargs="+")
-    temperature: float = option(CRITICAL_TEMPERATURE, "in J/k_B (default: critical)")
+    temperature: float = option(
+        CRITICAL_TEMPERATURE, "in J/k_B (default: 2.269..., critical in 2 dimensions)"
+    )
     seed: int = option(0, "of all random numbers (default: 0)")
     blocks: str = option(
         "default", "default, of a flow that knows its target, or paper: Real NVP, by default 5000 "

@@ -32,18 +32,15 @@ from pyro_neuralrg.infer.autoguide.transform import (
     flow_options,
 )
 from pyro_neuralrg.infer.guides import with_tensors
+from pyro_neuralrg.infer.model_sites import init_where_improper, inspect_sites
 from pyro_neuralrg.infer.pyro_internals import (
     is_being_reparameterised,
     is_in_program,
     register_parameters,
-    without_hidden_sites,
 )
 
 QUANTILE_DRAWS = 1000
 """Draws of the posterior behind :meth:`AutoHierarchicalFlow.median` and ``quantiles``."""
-
-STRUCTURE_RUNS = 3
-"""Runs of the model with latents of its prior that must have the same sites."""
 
 
 class AutoHierarchicalFlow(AutoContinuous):
@@ -100,7 +97,8 @@ class AutoHierarchicalFlow(AutoContinuous):
 
     Raises:
         ValueError: naming the sites seen, if a field is not there or observed, if fields differ in
-            shape, if a latent is discrete or subsampled, or if sites come and go.
+            shape, if a latent is discrete, subsampled, a point or an angle on the real line, or if
+            sites or supports are not the same in each run.
         TypeError: if an option is unknown.
 
     References:
@@ -136,7 +134,7 @@ class AutoHierarchicalFlow(AutoContinuous):
     ) -> None:
         check_type("init_loc_fn", init_loc_fn, Callable, "a function")
         check_type("globals_flow", globals_flow, Callable | None, "a function")
-        super().__init__(model, init_loc_fn=init_loc_fn)
+        super().__init__(model, init_loc_fn=init_where_improper(init_loc_fn))
         self.prototype_trace: Any = None
         check_flow_options(options)
         if init_scale is not None:
@@ -257,22 +255,9 @@ class AutoHierarchicalFlow(AutoContinuous):
         self._check_structure(args, kwargs)
 
     def _check_structure(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Compare the sites with those of runs with other latents, where the prior can be drawn."""
-        expected = site_shapes(self.prototype_trace)
-        model = without_hidden_sites(self._prior[0])
-        with torch.random.fork_rng(), torch.no_grad(), poutine.block():
-            for _ in range(STRUCTURE_RUNS):
-                try:
-                    trace = poutine.trace(model).get_trace(*args, **kwargs)
-                except Exception:  # an improper prior, or one with values the model cannot take
-                    return
-                found = site_shapes(trace)
-                if found != expected:
-                    raise ValueError(
-                        "model has sites that come and go, or others than it had: "
-                        f"{sorted(expected.items())} in one run and {sorted(found.items())} in "
-                        "another; accepted: the same latent sites of the same shapes in each run"
-                    )
+        """Compare the sites with those of runs with other latents."""
+        program = functools.partial(self._prior[0], *args, **kwargs)
+        inspect_sites(program, site_shapes(self.prototype_trace))
 
     def _build(self, args: Any, kwargs: Any) -> None:
         """Create the flow of the model's latents."""

@@ -22,7 +22,9 @@ from pyro_neuralrg.infer.autoguide.gaussians import (
     nearest_gaussian,
 )
 from pyro_neuralrg.infer.autoguide.sites import LatentOrder
+from pyro_neuralrg.infer.model_sites import FillMasked
 from pyro_neuralrg.infer.pyro_internals import check_no_subsampling, num_plate_dims
+from pyro_neuralrg.runtime.console import warn_user
 
 INIT_SCALE = 0.1
 """Standard deviation, in unconstrained space, to begin with."""
@@ -72,9 +74,8 @@ def posterior_start(
     except Exception as error:  # whatever the model raises where it is evaluated
         reason = f"{type(error).__name__}: {error}"
     if found is None:
-        warnings.warn(
-            f"the guide begins at init_loc_fn with standard deviations of {INIT_SCALE}: {reason}",
-            stacklevel=6,  # the caller of the guide's class
+        warn_user(
+            f"the guide begins at init_loc_fn with standard deviations of {INIT_SCALE}: {reason}"
         )
     return found
 
@@ -153,7 +154,7 @@ class ModelEnergy:
     """
 
     def __init__(self, program: Callable[[], Any], prototype: Any) -> None:
-        self.program = program
+        self.program = FillMasked()(program)
         self.sites, self.sizes, values = [], [], {}
         for name, site in prototype.iter_stochastic_nodes():
             values[name] = value = site["value"]

@@ -1,0 +1,282 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Densities of models in single precision, and the sites that a model computes of its draws."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer.mcmc.util import initialize_model
+from pyro.infer.reparam import LocScaleReparam, NeuTraReparam
+from torch import Tensor
+
+from pyro_neuralrg import HMC, FlowReparam, VectorizedMCMC, diagnose, to_arviz
+from pyro_neuralrg.infer import AutoHierarchicalFlow
+from pyro_neuralrg.mcmc import Adaptation, ModelTarget, results
+from tests.mcmc.registry import ToyFlow, run
+
+STILL = Adaptation(step_size=False, steps=0)
+SINGLE = {"dtype": torch.float32}
+
+
+# Many data ----------------------------------------------------------------------------------------
+
+
+def in_a_plate(x: Tensor, mu: Tensor) -> None:
+    with pyro.plate("p", len(x)):
+        pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+
+
+def in_an_event(x: Tensor, mu: Tensor) -> None:
+    pyro.sample("x", dist.Normal(mu.expand(len(x)), 1.0).to_event(1), obs=x)
+
+
+def masked_and_scaled(x: Tensor, mu: Tensor) -> None:
+    with poutine.scale(scale=2.0):
+        fn = dist.StudentT(torch.tensor(5.0, **SINGLE), mu.expand(len(x)), 1.0)
+        pyro.sample("x", fn.mask(x > 0).to_event(1), obs=x)
+
+
+@pytest.mark.parametrize("data", [in_a_plate, in_an_event, masked_and_scaled])
+def test_energies_of_many_data_in_float32(data: Any) -> None:
+    """Against the same data in float64; sums in float32 are off by 0.03 to 0.5 nats."""
+    x = torch.randn(200_000, **SINGLE) + 2
+
+    def model(x: Tensor) -> None:
+        data(x, pyro.sample("mu", dist.Normal(x.new_zeros(()), 1.0)))
+
+    u = 2.0 + 3.0 * torch.linspace(-1.0, 1.0, 9, **SINGLE)[:, None] / math.sqrt(len(x))
+    single, double = ModelTarget(model).setup(x), ModelTarget(model).setup(x.double())
+    assert single.dtype == torch.float32
+    error = single.energy(u) - double.energy(u.double())
+    assert float((error - error.mean()).abs().max()) < 3e-3
+    slope = (single.energy_and_grad(u)[1] - double.energy_and_grad(u.double())[1]).abs()
+    assert float(slope.max()) < 1e-2 * math.sqrt(len(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_energies_of_few_data_are_those_of_pyro_bit_for_bit(dtype: torch.dtype) -> None:
+    y = torch.arange(6.0, dtype=dtype)
+
+    def model() -> None:
+        mu = pyro.sample("mu", dist.Normal(y.new_zeros(()), 1.0))
+        scale = pyro.sample("scale", dist.LogNormal(y.new_zeros(6), 0.5).to_event(1))
+        pyro.sample("y", dist.Normal(mu, scale).mask(y > 1).to_event(1), obs=y)
+
+    target, point = ModelTarget(model).setup(), torch.randn(7, dtype=dtype)
+    _, potential_fn, _, _ = initialize_model(model, initial_params={})
+    params = target.unpack(point)
+    assert torch.equal(target._joint.energy(params), potential_fn(params))
+
+
+# Shares near one ----------------------------------------------------------------------------------
+
+
+def quadrature(target: ModelTarget, widest: float) -> tuple[Tensor, Tensor]:
+    """The probability of each of the points, and their sum, of a target of one dimension."""
+    u = torch.linspace(-widest, widest, 40_001, dtype=target.dtype)
+    weights = (-target.energy(u[:, None])).exp() * (2 * widest / 40_000)
+    return weights, u
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("alpha", "beta"), [(0.1, 0.1), (0.05, 0.2), (3.0, 0.07), (2.0, 5.0)])
+def test_a_beta_near_both_ends(dtype: torch.dtype, alpha: float, beta: float) -> None:
+    a, b = torch.tensor(alpha, dtype=dtype), torch.tensor(beta, dtype=dtype)
+    target = ModelTarget(lambda: pyro.sample("v", dist.Beta(a, b))).setup()
+    weights, u = quadrature(target, 600.0)
+    v = target.physical(u[:, None])["v"].double()
+    assert float(weights.sum()) == pytest.approx(1.0, abs=1e-4)
+    assert float((weights * v).sum()) == pytest.approx(alpha / (alpha + beta), abs=1e-4)
+
+
+def affine_beta() -> tuple[Any, float]:
+    low, width = torch.tensor(-1.0, **SINGLE), torch.tensor(3.0, **SINGLE)
+    a, b = torch.tensor(0.1, **SINGLE), torch.tensor(0.2, **SINGLE)
+    return dist.AffineBeta(a, b, low, width), 0.0
+
+
+def kumaraswamy() -> tuple[Any, float]:
+    a, b = torch.tensor(0.8, **SINGLE), torch.tensor(0.3, **SINGLE)
+    return dist.Kumaraswamy(a, b), float(
+        b * torch.exp(a.new_tensor(2.25).lgamma() + b.lgamma() - (a.new_tensor(2.25) + b).lgamma())
+    )
+
+
+def wide_logistic_normal() -> tuple[Any, float]:
+    base = dist.Normal(torch.tensor(3.0, **SINGLE), 5.0)
+    v = torch.linspace(-60.0, 60.0, 100_001, dtype=torch.float64)
+    mean = (dist.Normal(3.0, 5.0).log_prob(v).exp() * v.sigmoid()).sum() * (v[1] - v[0])
+    return dist.TransformedDistribution(base, [dist.transforms.SigmoidTransform()]), float(mean)
+
+
+@pytest.mark.parametrize("build", [affine_beta, kumaraswamy, wide_logistic_normal])
+def test_other_priors_on_intervals_in_float32(build: Any) -> None:
+    fn, mean = build()
+    weights, u = quadrature(ModelTarget(lambda: pyro.sample("v", fn)).setup(), 300.0)
+    v = torch.distributions.biject_to(fn.support)(u.double())
+    assert float(weights.sum()) == pytest.approx(1.0, abs=1e-4)
+    assert float((weights * v).sum()) == pytest.approx(mean, abs=1e-4)
+
+
+def test_betas_in_plates_and_events() -> None:
+    """Masked as well, against single ones."""
+    a = torch.tensor([0.1, 0.5, 2.0], **SINGLE)
+
+    def model() -> None:
+        with pyro.plate("p", 3):
+            pyro.sample("v", dist.Beta(a, 0.2))
+        pyro.sample("w", dist.Beta(a, 0.2).mask(a > 0.3).to_event(1))
+
+    u = 30.0 * torch.randn(20, 6, **SINGLE)
+    expected = torch.zeros(20, dtype=torch.float64)
+    for place in range(6):
+        one = ModelTarget(lambda i=place % 3: pyro.sample("v", dist.Beta(a[i], 0.2))).setup()
+        if place != 3:
+            expected += one.energy(u[:, place : place + 1])
+        else:
+            expected += (u[:, 3].abs() + 2 * (-u[:, 3].abs()).exp().log1p()).double()
+    torch.testing.assert_close(ModelTarget(model).setup().energy(u), expected, atol=1e-4, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_shares_of_a_dirichlet(dtype: torch.dtype) -> None:
+    """The probability of each vertex of a simplex, of small concentrations, in proportion."""
+    concentration = torch.tensor([0.03, 0.02, 0.05], dtype=dtype)
+    target = ModelTarget(lambda: pyro.sample("v", dist.Dirichlet(concentration))).setup()
+    side = torch.linspace(-500.0, 500.0, 1001, dtype=dtype)
+    points = torch.stack(torch.meshgrid(side, side, indexing="ij"), -1).reshape(-1, 2)
+    weights = (-target.energy(points)).exp()
+    assert float(weights.sum()) == pytest.approx(1.0, abs=2e-3)
+    mean = (weights[:, None] * target.physical(points)["v"].double()).sum(0)
+    exact = concentration.double() / concentration.double().sum()
+    torch.testing.assert_close(mean, exact, atol=5e-3, rtol=0)
+
+
+def test_a_dirichlet_away_from_its_ends_is_pyros() -> None:
+    concentration = torch.tensor([0.7, 2.0, 3.0])
+    target = ModelTarget(lambda: pyro.sample("v", dist.Dirichlet(concentration))).setup()
+    u = torch.randn(5, 2)
+    transform = torch.distributions.biject_to(dist.constraints.simplex)
+    v = transform(u)
+    log_p = dist.Dirichlet(concentration).log_prob(v) + transform.log_abs_det_jacobian(u, v)
+    torch.testing.assert_close(target.energy(u), -log_p)
+
+
+# Computed sites -----------------------------------------------------------------------------------
+
+
+def model_with_computed_sites(y: Tensor) -> None:
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    with pyro.plate("p", 4):
+        with poutine.reparam(config={"t": LocScaleReparam(0.0)}):
+            t = pyro.sample("t", dist.Normal(mu, 2.0))
+        pyro.deterministic("square", t.square(), event_dim=0)
+        pyro.sample("y", dist.Normal(t, 1.0), obs=y)
+    pyro.deterministic("matrix", mu * torch.ones(2, 3))
+    pyro.deterministic("above", mu > 0)
+    pyro.deterministic("constant", torch.tensor(3))
+
+
+def branching(y: Tensor) -> None:
+    model_with_computed_sites(y)
+    if float(y.sum()) > 1e9 or float(pyro.sample("x", dist.Normal(0.0, 1.0)).detach()) > 1e9:
+        pyro.factor("never", y.sum())
+
+
+@pytest.mark.filterwarnings("ignore:the model cannot be vectorised")
+@pytest.mark.parametrize("model", [model_with_computed_sites, branching])
+def test_computed_sites_are_among_the_samples(model: Any) -> None:
+    mcmc = VectorizedMCMC(HMC(model, num_steps=2), 5, 5, 3, seed=0, progress=False)
+    mcmc.run(torch.arange(4.0))
+    grouped, flat = mcmc.get_samples(group_by_chain=True), mcmc.get_samples()
+    mu, t = grouped["mu"], grouped["t"]
+    torch.testing.assert_close(t, mu[..., None] + 2.0 * grouped["t_decentered"])
+    torch.testing.assert_close(grouped["square"], t.square())
+    torch.testing.assert_close(grouped["matrix"], mu[..., None, None].expand(3, 5, 2, 3))
+    assert torch.equal(grouped["above"], mu > 0)
+    assert torch.equal(grouped["constant"], torch.full((3, 5), 3))
+    assert torch.equal(flat["square"], grouped["square"].flatten(0, 1))
+    posterior = to_arviz(mcmc).posterior
+    assert posterior["square"].dims == ("chain", "draw", "p")
+    assert posterior["matrix"].shape == (3, 5, 2, 3)
+    assert {"matrix[0, 0]", "t[0]"} <= set(mcmc.summary().index)
+    assert mcmc.diagnostics()["above"]["n_eff"].shape == ()
+
+
+def test_computed_sites_behind_flows() -> None:
+    """Of one site by FlowReparam, of all by a guide."""
+
+    def model() -> None:
+        x = pyro.sample("x", dist.Normal(torch.zeros(2, 3), 1.0).to_event(2))
+        pyro.deterministic("power", x.square().sum((-1, -2)))
+
+    one = poutine.reparam(model, config={"x": FlowReparam(ToyFlow((2, 3)))})
+    every = NeuTraReparam(AutoHierarchicalFlow(model, init_scale=1.0)).reparam(model)
+    for latent in (one, every):
+        kernel = HMC(latent, step_size=0.1, num_steps=1)
+        samples = run(kernel, 3, warmup_steps=STILL).get_samples()
+        torch.testing.assert_close(samples["power"], samples["x"].square().sum((-1, -2)))
+
+
+def test_computed_sites_cost_nothing_until_they_are_asked_for() -> None:
+    runs = []
+
+    def model() -> None:
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        runs.append(1)
+        pyro.deterministic("y", 2 * x)
+
+    mcmc = run(HMC(model, step_size=0.1, num_steps=1), 20, warmup_steps=STILL)
+    before = len(runs)
+    torch.testing.assert_close(mcmc.get_samples()["y"], 2 * mcmc.get_samples()["x"])
+    assert len(runs) == before + 1
+
+
+def test_computed_sites_that_do_not_fit_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def model() -> None:
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        pyro.deterministic("large", x * torch.ones(1000))
+
+    mcmc = run(HMC(model, step_size=0.1, num_steps=1), 20, warmup_steps=STILL)
+    monkeypatch.setattr(results, "available_memory", lambda device: 1e5)
+    with pytest.warns(
+        UserWarning, match=r"leave out the deterministic sites \['large'\]"
+    ) as warned:
+        assert set(mcmc.get_samples()) == {"x"}
+    assert [entry.filename for entry in warned] == [__file__]
+
+
+@pytest.mark.filterwarnings("ignore:the model cannot be vectorised")
+def test_what_depends_on_discrete_sites_is_not_computed() -> None:
+    """They are summed over, and have no draws."""
+
+    def model() -> None:
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        kind = pyro.sample("kind", dist.Bernoulli(0.5))
+        pyro.deterministic("z", x + kind)
+
+    samples = run(HMC(model, step_size=0.1, num_steps=1), 2, warmup_steps=STILL).get_samples()
+    assert set(samples) == {"x"}
+
+
+@pytest.mark.parametrize("low", [None, -1.0])
+def test_draws_at_the_end_of_an_interval_are_noted(low: float | None) -> None:
+    a = torch.tensor(0.1, **SINGLE)
+    fn = dist.Beta(a, a) if low is None else dist.AffineBeta(a, a, a.new_tensor(low), 2.0)
+    options = {"step_size": 10.0, "num_steps": 3}
+    mcmc = run(HMC(lambda: pyro.sample("v", fn), **options), 60, num_chains=8)
+    v = mcmc.get_samples()["v"].double()
+    finding = {found.name: found for found in diagnose(to_arviz(mcmc)).findings}["interval_end"]
+    top = (v == v.max()).double().mean()
+    assert finding.severity == "note"
+    assert finding.value == pytest.approx(float(max(top, (v == v.min()).double().mean())))
+    assert f"{100 * float(top):.4g} % of v at 1" in finding.message
+    beta = run(HMC(lambda: pyro.sample("v", dist.Beta(2.0, 3.0))), 50, num_chains=4)
+    assert "interval_end" not in {found.name for found in diagnose(to_arviz(beta)).findings}
