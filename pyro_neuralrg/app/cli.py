@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 
 from pyro_neuralrg import __version__
 from pyro_neuralrg.app.ising import FAILURES, Experiment, Settings, in_words
-from pyro_neuralrg.app.report import FILES, Output, table
+from pyro_neuralrg.app.report import FILES, UNFINISHED, Output, table
 from pyro_neuralrg.arguments import refuse_without
 from pyro_neuralrg.files import CheckpointError, Record
 from pyro_neuralrg.runtime.console import deferred_interrupts
@@ -62,8 +62,9 @@ def build_parser() -> argparse.ArgumentParser:
         description=(
             "Train a flow on the dual field of the Ising model, estimate -ln Z, and sample the "
             "structure factor in the latent and in the physical space from the same start, each "
-            f"beside the exact value. Writes {', '.join(FILES)} (samples: of the latent sampler), "
-            "and removes those of an earlier run. Ctrl-C ends with what is there, saved."
+            f"beside the exact value. Writes {', '.join(FILES)} (samples: of the latent sampler). "
+            "Those of an earlier run stay until all are there; if this one does not end well, its "
+            f"own are in the folder {UNFINISHED}. Ctrl-C ends with what is there, saved."
         ),
         argument_default=argparse.SUPPRESS,
     )
@@ -135,9 +136,10 @@ def _run(experiment: Experiment, output: Output | None) -> int:
         return _end(f"error: {in_words(error)}", BAD_INPUT)
     except FAILURES as error:
         saved = f"; saved: {output.names()}" if output and output.written else ""
+        saved += f" in {output.place}" if saved and output and output.earlier else ""
         return _end(f"error: {in_words(error)}{saved}", FAILED)
     if output is not None:
-        sys.stdout.write(f"{table(results)}\n\nwritten to {output.folder}: {output.names()}\n")
+        sys.stdout.write(f"{table(results)}\n\n{output.told()}\n")
     if results.unsaved:
         _end(f"not written: {'; '.join(results.unsaved)}", FAILED)
     if results.stopped == "interrupted" or pressed:

@@ -27,6 +27,7 @@ from pyro_neuralrg.flow_file import save
 from pyro_neuralrg.plotting.style import png
 from pyro_neuralrg.train import FitResult
 
+UNFINISHED = "unfinished"  # folder of a run that has not yet taken the place of an earlier one
 DOTS_PER_INCH = 150
 NUM_PICTURES = 4  # fields of each sampler
 FILES = (
@@ -38,9 +39,14 @@ PACKAGES = ("torch", "pyro-ppl", "numpy", "scipy", "arviz", "matplotlib")
 
 @dataclass
 class Output:
-    """The folder that a run writes to."""
+    """The folder that a run writes to.
+
+    Files of an earlier run stay until all those of this one are there, in a folder within.
+    """
 
     folder: Path
+    earlier: bool = False  # files of an earlier run are there
+    replaced: bool = False  # they were, and those of this run have taken their place
     written: list[str] = field(default_factory=list)  # names of the files of this run
     begun: float = field(default_factory=time.time)  # start of this run, seconds since the epoch
 
@@ -57,24 +63,51 @@ class Output:
         except OSError as error:
             seen = f"{folder}: {error.strerror or error}"
             raise OSError(f"argument --out: {seen}; accepted: a writable folder") from None
-        return cls(folder)
+        return cls(folder, earlier=any((folder / name).exists() for name in FILES))
+
+    @property
+    def place(self) -> Path:
+        """The folder of the files of this run."""
+        return self.folder / UNFINISHED if self.earlier else self.folder
 
     def names(self) -> str:
         """The files of this run, for a reader."""
         return ", ".join(self.written)
 
+    def told(self) -> str:
+        """Where they are, and what became of an earlier run's."""
+        line = f"written to {self.place}: {self.names()}"
+        if self.replaced:
+            return f"{line}, in place of the files of an earlier run"
+        kept = f"; {self.folder} keeps the files of an earlier run, as this one has not ended well"
+        return line + (kept if self.earlier else "")
+
     def write_training(self, training: FitResult) -> None:
-        """Remove the files of an earlier run, and save the trained flow.
+        """Save the trained flow.
 
         Half-written files stay if they were written to since this run began: by another one, maybe.
         """
         with self._writing("flow.pt") as path:
             for name in FILES:
-                (self.folder / name).unlink(missing_ok=True)
-                remove_leftovers(self.folder, name, self.begun)
+                (self.place / name).unlink(missing_ok=True)
+                for folder in {self.folder, self.place}:
+                    remove_leftovers(folder, name, self.begun)
             save(path, training.flow)
 
     def write(self, results: Results) -> None:
+        """Write all else that the results hold, and replace the files of an earlier run."""
+        self._write(results)
+        if self.earlier and not results.stopped:
+            for name in FILES:
+                if name in self.written:
+                    (self.place / name).replace(self.folder / name)
+                else:
+                    (self.folder / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it holds something else
+                self.place.rmdir()
+            self.earlier, self.replaced = False, True
+
+    def _write(self, results: Results) -> None:
         """Write all else that the results hold, the report first."""
         text = json.dumps(as_json(results), indent=2, allow_nan=False) + "\n"
         with self._writing("report.json") as path, writing(path) as stream:
@@ -122,8 +155,9 @@ class Output:
     @contextlib.contextmanager
     def _writing(self, name: str) -> Iterator[Path]:
         """The path of a file of this run, written in the block; an OSError names it."""
-        path = self.folder / name
+        path = self.place / name
         try:
+            path.parent.mkdir(exist_ok=True)
             yield path
         except OSError as error:
             raise OSError(
@@ -169,7 +203,7 @@ def as_json(results: Results) -> dict[str, Any]:
 
 
 def _free_energy(results: Results) -> dict[str, float]:
-    """Free energies in nats, NaN where there is none; ``ess`` is a fraction of the samples.
+    """Free energies in nats, NaN where unknown; ``ess`` is a fraction of the samples.
 
     ``gap`` is KL(q || pi/Z). A mode that the flow misses shows in ``forward_kl``, KL(pi/Z || q).
     """

@@ -74,6 +74,10 @@ def to_arviz(
         ValueError: also if an observable has the name of a site, or a warm-up is wanted where none
             is known (Pyro keeps none).
 
+    Warns:
+        UserWarning: if names had to be changed, as of a site ``draw`` or ``x/y``
+            (:func:`make_tree`).
+
     Example:
         >>> from pyro_neuralrg import HMC, FreeField, VectorizedMCMC
         >>> mcmc = VectorizedMCMC(HMC(FreeField((2, 3), 0.5)), 20, num_chains=4, progress=False)

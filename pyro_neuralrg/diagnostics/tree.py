@@ -12,6 +12,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from pyro_neuralrg.runtime.console import warn_user
 from pyro_neuralrg.statistics import arviz_module
 
 # first dimensions of the groups that have no chains and draws
@@ -39,6 +40,11 @@ def make_tree(
     Raises:
         ValueError: if an array has other dimensions than these.
 
+    Warns:
+        UserWarning: if names are changed, by underscores: of a variable that is called like a
+            dimension, of a dimension that is called ``chain`` or ``draw``, and of what netCDF files
+            do not take, such as ``x/y``.
+
     Example:
         >>> import numpy as np
         >>> tree = make_tree({"posterior": {"x": np.zeros((2, 5, 3))}}, dims={"x": ["site"]})
@@ -49,20 +55,22 @@ def make_tree(
 
     dims, coords, group_attrs = dims or {}, coords or {}, group_attrs or {}
     common = {"created_at": datetime.now(timezone.utc).isoformat(), **(attrs or {})}
+    named = {
+        (group, name): _dim_names(group, name, values.shape, dims)
+        for group, variables in groups.items()
+        for name, values in variables.items()
+    }
+    called = _names_in_files(named)
     datasets = {}
     for group, variables in groups.items():
         arrays = {}
-        sizes: dict[str, int] = {}
+        along: dict[str, list[Any]] = {}
         for name, values in variables.items():
-            given = dims.get(f"{group}/{name}", dims.get(name))
-            names = _dim_names(group, name, values.shape, given)
-            arrays[name] = (names, values)
-            sizes.update(zip(names, values.shape, strict=True))
-        datasets[group] = xarray.Dataset(
-            arrays,
-            {dim: list(coords.get(dim, range(size))) for dim, size in sizes.items()},
-            {**common, **group_attrs.get(group, {})},
-        )
+            names = _distinct(named[group, name])
+            arrays[called[name]] = (names, values)
+            for dim, new, size in zip(named[group, name], names, values.shape, strict=True):
+                along[new] = list(coords.get(dim, range(size)))
+        datasets[group] = xarray.Dataset(arrays, along, {**common, **group_attrs.get(group, {})})
     az = arviz_module()
     if int(az.__version__.split(".")[0]) >= 1:
         return xarray.DataTree.from_dict(datasets)
@@ -97,9 +105,10 @@ def check_names(argument: str, given: Iterable[str] | None, known: Collection[st
 
 
 def _dim_names(
-    group: str, name: str, shape: tuple[int, ...], given: Sequence[str] | None
+    group: str, name: str, shape: tuple[int, ...], dims: Mapping[str, Sequence[str]]
 ) -> tuple[str, ...]:
-    """Names of all dimensions of a variable."""
+    """Names of all dimensions of a variable, as they are given."""
+    given = dims.get(f"{group}/{name}", dims.get(name))
     first = FIRST_DIMS.get(group, ("chain", "draw"))
     others = shape[len(first) :]
     names = [f"{name}_dim_{axis}" for axis in range(len(others))] if given is None else given
@@ -109,3 +118,50 @@ def _dim_names(
             f"{len(others)} names, after the dimensions {first}"
         )
     return (*first, *names)
+
+
+def _written(name: str) -> str:
+    """The name as a file can hold it."""
+    name = name.replace("/", "_").replace("\0", "_")
+    return f"{name}_" if name in ("", ".") else name
+
+
+def _distinct(dims: Sequence[str]) -> list[str]:
+    """Names of the dimensions of one variable as files hold them, no two alike."""
+    names: list[str] = []
+    for name in map(_written, dims):
+        while name in names:
+            name += "_"
+        names.append(name)
+    return names
+
+
+def _names_in_files(named: Mapping[tuple[str, str], Sequence[str]]) -> dict[str, str]:
+    """The name of each variable in all groups, given the dimensions of each; what is new is told.
+
+    No variable is called like a dimension of a group that it is in.
+    """
+    dims: dict[str, set[str]] = {}
+    pairs: list[tuple[str, str]] = []
+    for (group, _), names in named.items():
+        new_names = _distinct(names)
+        dims.setdefault(group, set()).update(new_names)
+        pairs += zip(names, new_names, strict=True)
+    called: dict[str, str] = {}
+    for name in dict.fromkeys(name for _, name in named):
+        refused = set().union(*(dims[group] for group, other in named if other == name))
+        new = _written(name)
+        if new != name or new in refused:
+            refused |= called.keys() | {other for _, other in named} | set(called.values())
+        while new in refused:
+            new += "_"
+        called[name] = new
+    pairs = [(old, new) for old, new in [*called.items(), *pairs] if old != new]
+    if pairs:
+        changed = [f"{old!r} is {new!r}" for old, new in dict.fromkeys(pairs)]
+        warn_user(
+            f"names of variables or dimensions were changed: {', '.join(changed)}; a variable "
+            "cannot be called like a dimension, nor two dimensions alike, and files take no '/' in "
+            "a name"
+        )
+    return called

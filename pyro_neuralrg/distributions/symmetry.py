@@ -145,11 +145,11 @@ def symmetry_group(
         shape: lattice shape.
         spin_flips: include x -> -x.
         translation_step: include translations by multiples of this many sites, a divisor of every
-            side above 1; None: none.
+            side above 1; None leaves them out.
         point_symmetries: include reflections of every axis and exchanges of equal sides.
 
     Raises:
-        ValueError: if ``translation_step`` is no such divisor.
+        ValueError: if ``translation_step`` is not such a divisor.
 
     Example:
         >>> len(symmetry_group((4, 4))), len(symmetry_group((4, 4), point_symmetries=True))

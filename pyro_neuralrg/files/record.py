@@ -55,7 +55,7 @@ class Record:
         every: seconds from one checkpoint to the next; one at the end comes in any case.
         every_steps: steps from one to the next, instead.
         keep: how many of them, the newest, are kept.
-        resume: go on from the newest intact checkpoint; from the beginning if there is none.
+        resume: go on from the newest intact checkpoint; from the beginning without one.
         history: also write the steps of a training so far to ``history.csv``, as often.
 
     Raises:
@@ -126,7 +126,7 @@ class Checkpoints:
 
         Raises:
             CheckpointError: if there are checkpoints, but ``resume`` is False, they are of another
-                version or other settings, or none is intact.
+                version or other settings, or not one is intact.
         """
         self._settings = json.dumps(settings, default=lambda number: number.item())
         return self.world.broadcast_from_first(self._find)

@@ -91,7 +91,7 @@ def estimate(
         model_kwargs: likewise by keyword.
 
     Raises:
-        TypeError, ValueError: also if a guide is no density (``AutoDelta``) or has other latent
+        TypeError, ValueError: also if a guide has no density (``AutoDelta``) or has other latent
             sites, or a plate of the model is subsampled.
 
     An infinite energy is a weight of zero; so is NaN, of up to 1 % of the samples, which is said.
@@ -137,7 +137,7 @@ def bounds(
     Args:
         target: a LatticePotential or a batched energy function.
         q: a flow, a FlowGuide, a SymmetrizedFlow or another distribution over fields.
-        num_samples: samples of q, and of the target if there are none.
+        num_samples: samples of q, and of the target without a ``reference``.
         reference: fields of the target, ``(n,) + shape``, taken to be independent, or ``(chains,
             draws) + shape``; None draws them by ``target.sample_reference``.
         batch_size: fields in memory at a time.

@@ -20,11 +20,12 @@ from pyro_neuralrg.free_energy.importance import (
 )
 from pyro_neuralrg.runtime.console import warn_user
 from pyro_neuralrg.statistics import LogWeights
+from pyro_neuralrg.statistics.resampling import WeightedGroups
 from pyro_neuralrg.statistics.weights import MAX_PARETO_K, tail_of_squares
 
 
 class Reweighted(NamedTuple):
-    """Means over the target.
+    """Means over the target, of which ``susceptibility`` and the like take several.
 
     Attributes:
         estimate: float64, of the shape of one value.
@@ -32,12 +33,14 @@ class Reweighted(NamedTuple):
         ess: Kish effective sample size of the weights as a fraction, between 0 and 1.
         pareto_k: of the weights; NaN for groups of several samples, which may be copies.
         values_pareto_k: of the weights times the values less their mean, the largest; likewise.
+        groups: what the weights and the weighted values of each group add up to.
     """
 
     estimate: Tensor
     standard_error: Tensor
     ess: float
     pareto_k: float
+    groups: WeightedGroups
     values_pareto_k: float = math.nan
 
 
@@ -130,6 +133,7 @@ def reweight(
         ess=weights.ess,
         pareto_k=weights.pareto_k if groups == number else math.nan,
         values_pareto_k=largest_k,
+        groups=WeightedGroups(masses, sums.view(groups, *values.shape[1:])),
     )
 
 

@@ -18,6 +18,7 @@ from pyro_neuralrg.arguments import check_integer, check_type
 from pyro_neuralrg.distributions.flow import FlowDistribution
 from pyro_neuralrg.free_energy.importance import batch_sizes
 from pyro_neuralrg.free_energy.reweighting import reweight
+from pyro_neuralrg.observables import specific_heat
 from pyro_neuralrg.potentials.family import IsingDualFamily
 from pyro_neuralrg.potentials.ising import IsingDual
 from pyro_neuralrg.statistics import FloatArray as Array
@@ -164,10 +165,8 @@ def _row(target: IsingDual, samples: Tensor, weights: LogWeights) -> list[float]
     _, *derivatives, energies, squares = samples
     first, second = (sample_mean(values) for values in derivatives)
     energy = reweight(energies, weights)
-    mean = energy.estimate
-    # the variance of H, with its error by the delta method
-    variance = reweight(squares - 2 * mean * energies, weights)
-    heat, spins = sites * beta**2, target.spins
+    heat = specific_heat(energy, reweight(squares, weights), target.shape, target.temperature)
+    spins = target.spins
     return [
         target.temperature,
         *weights.mean_log,
@@ -176,10 +175,9 @@ def _row(target: IsingDual, samples: Tensor, weights: LogWeights) -> list[float]
         beta**2 * second.value / sites,
         beta**2 * second.standard_error / sites,
         *weights.log_mean,
-        float(mean),
+        float(energy.estimate),
         float(energy.standard_error),
-        heat * float(variance.estimate + mean.square()),
-        heat * float(variance.standard_error),
+        *heat,
         weights.ess,
         weights.pareto_k,
         _or_nan(spins.log_partition),

@@ -177,7 +177,7 @@ def systematic(log_weights: Tensor, generator: torch.Generator) -> Tensor:
     )
     points = (start + torch.arange(size, device=log_weights.device)) / size
     cumulative = torch.softmax(log_weights, -1).cumsum(-1)
-    # the last weight that is none takes what rounding leaves
+    # the last weight above zero takes what rounding leaves
     indices = torch.searchsorted(cumulative / cumulative[:, -1:], points, right=True)
     return indices.clamp(max=size - 1)
 

@@ -53,7 +53,7 @@ class FlowReparam(Reparam):
         from_normal: let samplers move in standard normals instead of z.
 
     Raises:
-        TypeError: if ``flow`` is not a TransformModule (``flow.inv`` is none).
+        TypeError: if ``flow`` is not a TransformModule (``flow.inv`` is not one).
         ValueError: when the program runs, if the site's event shape is not the flow's or its
             support is not the real line.
 

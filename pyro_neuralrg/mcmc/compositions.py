@@ -80,7 +80,7 @@ class Cycle(Composition):
         *kernels: at least one; those without a target get the first one found.
 
     Raises:
-        TypeError: if one is no kernel, or a ``Mixture`` or ``Cycle``.
+        TypeError: if one is not a kernel, or is a ``Mixture`` or ``Cycle``.
         ValueError: if there is no kernel, no target, or two different ones.
 
     Example:

@@ -385,7 +385,7 @@ def as_target(
         flow: sample the potential or energy in this flow's latent space.
 
     Raises:
-        TypeError: if it is none of these.
+        TypeError: if ``target`` is anything else.
         ValueError: if shapes do not fit, or ``flow`` is given for a model.
     """
     if isinstance(target, Target):

@@ -1,11 +1,18 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Quantities that are functions of several means, from series of draws, with standard errors.
+"""Quantities that are functions of several means, from draws of any kind, with standard errors.
 
 All take series of shape ``(chains, draws)``, numpy arrays or torch tensors measured on the same
-draws (by ``target.observables()``), and return an :class:`~pyro_neuralrg.statistics.Estimate` by
-:func:`~pyro_neuralrg.statistics.jackknife`. As only means enter, series averaged over the spins
-given x serve as well as those of sampled spins.
+draws (by ``target.observables()``), or weighted means of the same samples, and return an
+:class:`~pyro_neuralrg.statistics.Estimate` by :func:`~pyro_neuralrg.statistics.jackknife`. As only
+means enter, series averaged over the spins given x serve as well as those of sampled spins.
+
+Weighted means are those of :func:`~pyro_neuralrg.free_energy.expectations`, from a flow, or at one
+temperature of a family from ``flow.condition(...)``; and those of ``reweight``, as of annealed
+samples, or of chains at another temperature, each chain a group::
+
+    found = expectations(target, flow, target.observables()).observables
+    susceptibility(found["structure_factor"], target.shape, target.temperature)
 """
 
 from __future__ import annotations
@@ -30,7 +37,7 @@ def susceptibility(
     absolute value of m in an ordered phase that a finite lattice visits with both signs.
 
     Args:
-        structure_factor: series of m^2.
+        structure_factor: series, or weighted mean, of m^2.
         shape: of the lattice.
         temperature: T in units of J / k_B.
         magnetisation: series of m, or of its absolute value; None subtracts nothing.

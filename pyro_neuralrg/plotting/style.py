@@ -192,7 +192,7 @@ def check_named(name: str, given: Any, kind: type = object) -> None:
 
 
 def as_numbers(name: str, values: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """An array in double precision, None as NaN; a TypeError if these are no real numbers."""
+    """An array in double precision, None as NaN; a TypeError if they are not real numbers."""
     try:
         return np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError):

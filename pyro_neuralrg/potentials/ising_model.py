@@ -53,8 +53,8 @@ class IsingModel:
         boundary: "periodic" or "open".
 
     Attributes:
-        field: h of each site, float64 of shape ``shape``; None if there is none, or it is zero; the
-            other arguments likewise.
+        field: h of each site, float64 of shape ``shape``; None without a field, or if it is zero
+            everywhere; the other arguments likewise.
 
     References:
         B. Kaufman, Crystal statistics II, Phys. Rev. 76, 1232 (1949).

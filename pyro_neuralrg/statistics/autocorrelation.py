@@ -116,7 +116,7 @@ def _autocovariances(series: FloatArray, lags: int) -> FloatArray:
 
 
 def _window(rho: FloatArray, n: int) -> tuple[int, bool]:
-    """The first lag where the neglected tail is below the error; the last one if there is none."""
+    """The first lag where the neglected tail is below the error; or the last one."""
     lags = np.arange(1, len(rho))
     reach = np.cumsum(np.abs(rho[1:])).clip(min=np.finfo(float).tiny)
     decay = WINDOW_FACTOR / np.log1p(1 / reach)

@@ -17,6 +17,10 @@ FloatArray = NDArray[np.float64]
 MIN_DRAWS = 4
 """ArviZ splits chains and needs two draws of each half; a window of lags needs as many."""
 
+FEW_ROUNDINGS = 8
+"""Numbers that differ by at most so many units in the last place of the largest are taken for equal
+but for rounding."""
+
 MORE_CHAINS_THAN_DRAWS = ("More chains", "Found chain dimension to be longer than draw dimension")
 """Beginning of the complaint in ArviZ 0.x and in 1.x."""
 
@@ -44,6 +48,38 @@ def as_finite_draws(values: Any, name: str = "values") -> FloatArray:
     if bad:
         raise ValueError(f"{name} has {bad} entries that are not finite; accepted: finite numbers")
     return series
+
+
+def rounding_of(values: FloatArray) -> float:
+    """The largest difference that a few roundings make, in the precision that the values have."""
+    single = np.array_equal(values.astype(np.float32), values)
+    precision = np.finfo(np.float32 if single else np.float64).eps
+    return FEW_ROUNDINGS * float(precision) * float(np.abs(values).max())
+
+
+def is_constant(values: FloatArray) -> bool:
+    """True if finite values are all equal, but for rounding."""
+    span = np.ptp(values)
+    return bool(span == 0) or bool(
+        span < 1e-5 * np.abs(values).max() and span <= rounding_of(values)
+    )
+
+
+def share_at_an_end(series: FloatArray) -> tuple[float, float]:
+    """The share of the draws ``(chains, draws)`` at their least or largest number, and that number.
+
+    0 where draws do not pile up in front of the end, that is where no other lies within a few
+    roundings (discrete values, values cut off), and where the end was visited but once.
+    """
+    share, found = 0.0, float(series.flat[0])
+    for end in (series.min(), series.max()):
+        at = series == end
+        arrivals = at[:, 0].sum() + (at[:, 1:] & ~at[:, :-1]).sum()
+        if arrivals > 1 and not at.all() and at.mean() > share:
+            nearest = np.abs(series[~at] - end).min()
+            if nearest <= rounding_of(series):
+                share, found = float(at.mean()), float(end)
+    return share, found
 
 
 def arviz_module() -> Any:

@@ -5,15 +5,16 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_neuralrg.arguments import check_integer
+from pyro_neuralrg.runtime.console import warn_user
 from pyro_neuralrg.statistics.autocorrelation import windowed_time
 from pyro_neuralrg.statistics.draws import MIN_DRAWS, FloatArray, as_finite_draws
 
@@ -22,6 +23,9 @@ NUM_BLOCKS = 32
 
 MIN_BLOCKS = 8
 """With fewer blocks (an error known to 27 %) a warning says so."""
+
+MAX_BLOCKS = 1000
+"""Blocks of weighted samples, at most; each calls the function once more."""
 
 TIMES_PER_BLOCK = 10
 """Length of a block in integrated autocorrelation times: the error is then about 5 % low."""
@@ -32,6 +36,18 @@ class Estimate(NamedTuple):
 
     value: float
     standard_error: float
+
+
+class WeightedGroups(NamedTuple):
+    """Weighted samples in independent groups, in order: sums of their weights w, and of w v.
+
+    Attributes:
+        masses: sums of w, up to one factor, float64, ``(groups,)``.
+        sums: of w v, ``(groups, ...)``.
+    """
+
+    masses: Tensor
+    sums: Tensor
 
 
 def sample_mean(values: Tensor) -> Estimate:
@@ -49,17 +65,20 @@ def jackknife(function: Callable[..., float], *series: Any, blocks: int | None =
     their mean weighted with :math:`n_j / n` is the estimate, free of the bias of order 1 / n, and
     their scatter gives its error. Whole chains are the blocks if there are at least 32; else chains
     are cut, but into no shorter blocks than ten integrated autocorrelation times of the slowest
-    series.
+    series. Of weighted means the blocks are up to 1000 of equally many samples, and
+    :math:`\theta_{(j)}` is of what w v and w add up to without them.
 
     Args:
         function: of as many numbers as there are series; if it returns NaN, so does the jackknife.
         series: numpy arrays or torch tensors of one shape ``(chains, draws)``, measured on the same
-            draws.
-        blocks: number of blocks that each chain is cut into; None chooses.
+            draws; or weighted means of numbers, all of the same samples, such as
+            ``expectations(...).observables[name]`` and what ``reweight`` returns.
+        blocks: number of blocks that each chain, or all weighted samples, are cut into; None
+            chooses.
 
     Raises:
-        TypeError, ValueError: if there is no series, shapes differ, an entry is not finite, or
-            there are fewer than two blocks.
+        TypeError, ValueError: if there is no series, shapes or weights differ, an entry is not
+            finite, or there are fewer than two blocks.
 
     Warns:
         UserWarning: if the choice left fewer than eight blocks.
@@ -75,6 +94,9 @@ def jackknife(function: Callable[..., float], *series: Any, blocks: int | None =
     """
     if not series:
         raise ValueError("series is empty; accepted: one series or more")
+    weighted = [getattr(values, "groups", None) for values in series]
+    if any(isinstance(groups, WeightedGroups) for groups in weighted):
+        return _jackknife_of_weights(function, weighted, blocks)
     arrays = [as_finite_draws(values, f"series[{index}]") for index, values in enumerate(series)]
     for index, array in enumerate(arrays):
         if array.shape != arrays[0].shape:
@@ -89,13 +111,43 @@ def jackknife(function: Callable[..., float], *series: Any, blocks: int | None =
             f"series has {chains} chains of {draws} draws, one block; accepted: two blocks or more"
         )
     if blocks is None and chains * cuts < MIN_BLOCKS:
-        warnings.warn(
-            f"the standard error comes from {chains * cuts} blocks only: run more or longer chains",
-            stacklevel=2,
+        warn_user(
+            f"the standard error comes from {chains * cuts} blocks only: run more or longer chains"
         )
     edges = np.linspace(0, draws, cuts + 1).astype(int)
     sums = [np.add.reduceat(array, edges[:-1], axis=1).reshape(-1) for array in arrays]
     return _delete_one(function, sums, np.tile(np.diff(edges), chains))
+
+
+def _jackknife_of_weights(
+    function: Callable[..., float], series: Sequence[Any], blocks: int | None
+) -> Estimate:
+    """See :func:`jackknife`; NaN as the error if all weight is in one block."""
+    for index, groups in enumerate(series):
+        same = isinstance(groups, WeightedGroups) and isinstance(series[0], WeightedGroups)
+        if not same or not torch.equal(groups.masses, series[0].masses):
+            raise ValueError(
+                f"series[{index}] is not of the weighted samples of the first; accepted: draws "
+                "alone, or weighted means alone, all of one call of expectations or of the same "
+                "log_weights"
+            )
+        if groups.sums.dim() != 1:
+            raise ValueError(
+                f"series[{index}] is the mean of values of shape {tuple(groups.sums.shape[1:])}; "
+                "accepted: the mean of one number of each sample"
+            )
+    number = len(series[0].masses)
+    if number < 2:
+        raise ValueError("series is of one weighted sample or group; accepted: two or more")
+    cuts = min(number, MAX_BLOCKS) if blocks is None else check_integer("blocks", blocks, 2, number)
+    edges = np.linspace(0, number, cuts + 1).astype(int)
+    parts = [series[0].masses, *(groups.sums for groups in series)]
+
+    def of_sums(mass: float, *sums: float) -> float:
+        return function(*(total / mass for total in sums)) if mass > 0 else math.nan
+
+    sums = [np.add.reduceat(part.numpy(), edges[:-1]) for part in parts]
+    return _delete_one(of_sums, sums, np.diff(edges))
 
 
 def _delete_one(

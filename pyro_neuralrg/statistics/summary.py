@@ -25,6 +25,7 @@ from pyro_neuralrg.statistics.draws import (
     arviz_module,
     as_array,
     as_draws,
+    is_constant,
     quiet,
 )
 
@@ -58,11 +59,14 @@ COLUMNS = {
 class Summary(NamedTuple):
     """Figures of one series, or of the worst or median site of a field.
 
+    Of a series that is constant but for rounding sd and mcse are zero, R-hat and effective sample
+    sizes NaN; of one with numbers that are not finite all but mean and sd are.
+
     Attributes:
         mean: over chains and draws.
         mcse: Monte Carlo standard error of the mean.
-        rhat: rank-normalised split R-hat; NaN for a single chain or a constant series, infinite if
-            every chain is constant but they differ.
+        rhat: rank-normalised split R-hat; NaN for a single chain, infinite if every chain is
+            constant but they differ.
         ess_bulk: bulk effective sample size, of all chains together.
         ess_tail: the smaller effective sample size of the 5 % and 95 % quantiles.
         sd: standard deviation over chains and draws.
@@ -88,19 +92,24 @@ def summarise(values: Any) -> Summary:
         True
     """
     series = as_draws(values)
-    az = arviz_module()
     chains, draws = series.shape
+    finite = draws >= MIN_DRAWS and bool(np.isfinite(series).all())
+    if finite and is_constant(series):
+        middle = float(np.median(series))  # the mean would be rounded
+        return Summary(middle, 0.0, math.nan, math.nan, sd=0.0)
+    az = arviz_module()
     mcse = rhat = ess_bulk = ess_tail = math.nan
     with quiet():
-        if draws >= MIN_DRAWS:
+        if finite:
             # ArviZ 0.23 returns some of its figures as arrays of one number
             mcse = np.asarray(az.mcse(series, method="mean")).item()
             ess_bulk = np.asarray(az.ess(series, method="bulk")).item()
             ess_tail = np.asarray(az.ess(series, method="tail", prob=TAIL_PROBABILITIES)).item()
-        if draws >= MIN_DRAWS and chains > 1:
+        if finite and chains > 1:
             rhat = np.asarray(az.rhat(series)).item()
         sd = float(series.std(ddof=1)) if series.size > 1 else math.nan
-    return Summary(float(series.mean()), mcse, rhat, ess_bulk, ess_tail, sd)
+        mean = float(series.mean())
+    return Summary(mean, mcse, rhat, ess_bulk, ess_tail, sd)
 
 
 @dataclass(frozen=True)
@@ -122,6 +131,11 @@ class FieldSummary:
         """Number of sites evaluated, in words such as "3 of 16 sites"; empty if all were."""
         total = math.prod(self.shape)
         return "" if len(self.sites) == total else f"{len(self.sites)} of {total} sites"
+
+    @property
+    def constant(self) -> NDArray[np.bool_]:
+        """True for each site evaluated whose draws are equal but for rounding."""
+        return self.figures["sd"] == 0
 
     @property
     def relative_mcse(self) -> FloatArray:
@@ -195,7 +209,7 @@ def summary_table(draws: Mapping[str, Any], max_sites: int | None = None) -> Any
 
     Scalars have one line, variables of at most twelve entries one line per entry; a larger field
     has two: ``x[worst]``, the worst over sites of each figure by itself, and ``x[median]``. If only
-    a choice of sites was evaluated, the column ``sites`` says how many.
+    a choice of sites was evaluated, the column ``sites`` says how many; it names constant ones.
 
     Args:
         draws: by name, arrays or tensors of shape ``(chains, draws) + shape``.
@@ -215,22 +229,26 @@ def summary_table(draws: Mapping[str, Any], max_sites: int | None = None) -> Any
     lines: dict[str, dict[str, Any]] = {}
     for name, values in draws.items():
         found = summarise_field(values, max_sites)
-        for label, figures in _lines(name, found):
+        for label, figures, sites in _lines(name, found):
             row = {title: getattr(figures, key) for key, title in COLUMNS.items()}
-            lines[label] = {**row, "sites": found.coverage}
+            lines[label] = {**row, "sites": sites}
     table = pd.DataFrame.from_dict(lines, orient="index")
     return table if any(table.get("sites", [])) else table.drop(columns="sites", errors="ignore")
 
 
-def _lines(name: str, found: FieldSummary) -> Iterator[tuple[str, Summary]]:
+def _lines(name: str, found: FieldSummary) -> Iterator[tuple[str, Summary, str]]:
+    """Labels, figures and what is told of sites."""
     if math.prod(found.shape) > MAX_LINES or found.coverage:
-        yield f"{name}[worst]", found.worst()
-        yield f"{name}[median]", found.median()
+        still = int(found.constant.sum())
+        told = ", ".join(filter(None, [found.coverage, f"{still} constant" if still else ""]))
+        yield f"{name}[worst]", found.worst(), told
+        yield f"{name}[median]", found.median(), told
         return
     for place, flat in enumerate(found.sites):
         words = map(str, np.unravel_index(flat, found.shape))
         figures = Summary(**{key: float(found.figures[key][place]) for key in Summary._fields})
-        yield f"{name}[{', '.join(words)}]" if found.shape else name, figures
+        told = "constant" if found.constant[place] else ""
+        yield f"{name}[{', '.join(words)}]" if found.shape else name, figures, told
 
 
 def bfmi(energy: Any) -> FloatArray:

@@ -21,7 +21,7 @@ so that large lattices need fewer samples: at 32 x 32, Tc, the same CPU time lea
 64, and with 256 as much as 0.150 (one seed, on a machine twice as fast)."""
 
 WARMUP_STEPS = 100
-"""Steps of the linear rise of the learning rate, but at most a tenth of all, if none are given."""
+"""Steps of the linear rise of the learning rate by default, but at most a tenth of all."""
 
 FINAL_RATE = 0.01
 """Last learning rate of the cosine, as a fraction of the largest one."""
@@ -154,7 +154,7 @@ class JoinedAdam:
         kinds = {f"{p.dtype} on {p.device}" for p in self.parameters}
         if len(kinds) != 1:
             raise ValueError(
-                f"parameters are {', '.join(sorted(kinds)) or 'none'}; accepted: at least one, "
+                f"parameters are {', '.join(sorted(kinds)) or 'missing'}; accepted: at least one, "
                 "all of one dtype and on one device"
             )
         self.learning_rate, self.clip = learning_rate, math.inf if clip is None else clip

@@ -132,7 +132,7 @@ def fit(
         progress: show one progress bar; a line now and then where stderr is no terminal.
         callback: called after each step, on every process; True from any stops the training.
         schedule: warm-up, cooling, clipping and averaging; default: ``Schedule()``.
-        record: a folder for checkpoints, from which a killed training goes on; None: none.
+        record: a folder for checkpoints, from which a killed training goes on; None: no files.
         model_args: arguments of a Pyro model and its guide.
 
     Raises:
@@ -193,8 +193,8 @@ def fit(
 def _default_flow(target: Any) -> Any:
     if not hasattr(target, "flow"):
         raise ValueError(
-            f"flow is None, and target, a {type(target).__name__}, offers none; accepted: a flow "
-            "or a guide"
+            f"flow is None, and target, a {type(target).__name__}, offers no flow; accepted: a "
+            "flow or a guide"
         )
     return target.flow()
 

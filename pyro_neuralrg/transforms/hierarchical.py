@@ -276,7 +276,7 @@ class HierarchicalFlow(LatticeTransform):
         if mine is None or features.shape != mine.shape:
             raise ValueError(
                 f"site_features has shape {tuple(features.shape)}; accepted: "
-                f"{'none, as the flow has none' if mine is None else tuple(mine.shape)}"
+                f"{'no features, as the flow takes none' if mine is None else tuple(mine.shape)}"
             )
         other = copy.deepcopy(self)
         other.site_features = features.to(mine)
@@ -402,7 +402,7 @@ def _length(tensor: Tensor | None) -> int:
 
 
 def _add_scores(first: Tensor | None, second: Tensor | None) -> Tensor | None:
-    """Sum of two gradients, either of which may be none."""
+    """Sum of two gradients, either of which may be None."""
     if first is None or second is None:
         return second if first is None else first
     return first + second

@@ -256,10 +256,52 @@ def test_help_names_every_option(run: Run) -> None:
         assert f"--{option}" in ended.out
 
 
+def test_a_second_run_in_the_same_folder(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first one's files stay until all are there, and for good if it does not end well."""
+    monkeypatch.setattr(ising, "ESTIMATE_SAMPLES", 500)
+    monkeypatch.setattr(ising, "BOUND_SAMPLES", 64)
+    Path("out").mkdir()
+    first = {name: f"{name} of an earlier run".encode() for name in FILES}
+    for name, data in first.items():
+        (Path("out") / name).write_bytes(data)
+
+    def kept() -> bool:
+        return all((Path("out") / name).read_bytes() == data for name, data in first.items())
+
+    stages: list[bool] = []
+    inner, sample = Output._writing, Experiment.sample
+
+    def watched(self: Output, name: str) -> AbstractContextManager[Path]:
+        stages.append(kept())
+        return inner(self, name)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("no more")
+
+    monkeypatch.setattr(Output, "_writing", watched)
+    monkeypatch.setattr(Experiment, "sample", fail)
+    ended = run("--seed 1")
+    assert ended.code == 1
+    assert (
+        "written to out/unfinished: flow.pt, report.json, free_energy.png; out keeps" in ended.out
+    )
+    assert kept()
+    assert names("out/unfinished") == TRAINED
+    monkeypatch.setattr(Experiment, "sample", sample)
+    ended = run("--seed 2")
+    assert ended.code == 0
+    assert ended.out.splitlines()[-1].endswith(", in place of the files of an earlier run")
+    assert len(stages) == 3 + len(FILES)
+    assert all(stages)
+    assert names("out") == set(FILES)
+    assert read("out")["seed"] == 2
+    assert not any((Path("out") / name).read_bytes() == data for name, data in first.items())
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:training (diverged|stopped):UserWarning")
 def test_a_training_that_meets_nan(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The best flow and its report are saved; a report of an earlier run is not kept."""
+    """The best flow and its report are saved, apart from what an earlier run left."""
     Path("out").mkdir()
     Path("out/samples.nc").write_text("of an earlier run")
     Path("out/.report.json.0a.tmp").write_text("of one that was killed")
@@ -270,13 +312,14 @@ def test_a_training_that_meets_nan(run: Run, monkeypatch: pytest.MonkeyPatch) ->
     ended = run()
     assert ended.code == 1
     assert "stopped early: the loss at step 2 is nan" in ended.lines[-1]
-    report = read("out")
+    assert names("out") == {"samples.nc", "unfinished"}
+    report = read("out/unfinished")
     assert report["stopped"].startswith("the loss at step 2 is nan")
     assert report["training"]["steps"] == 2
     assert report["free_energy"]["variational"] is None
     assert report["free_energy"]["exact"] is not None
-    assert names("out") == TRAINED
-    flow = pyro_neuralrg.load("out/flow.pt").flow
+    assert names("out/unfinished") == TRAINED
+    flow = pyro_neuralrg.load("out/unfinished/flow.pt").flow
     assert all(bool(torch.isfinite(p).all()) for p in flow.parameters())
 
 
@@ -446,9 +489,10 @@ def test_states_that_cannot_be_read(
     assert ended.code == code
     assert "[Errno 5] Input/output error" in ended.lines[-1]
     assert f"states/{name}" in ended.lines[-1]
-    assert (Path("out/report.json").read_bytes() == before) == (code == 2)
+    assert Path("out/report.json").read_bytes() == before
+    assert Path("out/unfinished").exists() == (code == 1)
     if code == 1:
-        report = read("out")
+        report = read("out/unfinished")
         assert "Input/output error" in report["stopped"]
         assert report["free_energy"]["variational"] is not None
 

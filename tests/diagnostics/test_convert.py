@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from pyro_neuralrg import (
     VectorizedMCMC,
     to_arviz,
 )
+from pyro_neuralrg.diagnostics import save_tree
 from pyro_neuralrg.observables import field_observables
 from tests.mcmc.registry import ToyFlow
 
@@ -190,6 +192,27 @@ def test_latents_of_pyros_own_guides_are_apart() -> None:
         assert z.shape[2:] == (4,)
         with pytest.raises(ValueError, match="exactly one lattice field"):
             to_arviz(mcmc, {"first": lambda x: x[..., 0]})
+
+
+def test_sites_and_plates_called_like_dimensions(tmp_path: Path) -> None:
+    def model() -> None:
+        pyro.sample("draw", dist.Normal(0.0, 1.0))
+        pyro.sample("x_dim_1", dist.Normal(0.0, 1.0))
+        pyro.sample("a/b", dist.LogNormal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(torch.zeros(2, 3), 1.0).to_event(2))
+        with pyro.plate("chain", 2):
+            pyro.sample("theta", dist.Normal(0.0, 1.0))
+
+    mcmc = run(HMC(model))
+    with pytest.warns(UserWarning, match="'draw' is 'draw_'"):
+        idata = to_arviz(mcmc)
+    assert idata.posterior["theta"].dims == ("chain", "draw", "chain_")
+    samples = mcmc.get_samples(group_by_chain=True)
+    names = {"draw": "draw_", "x_dim_1": "x_dim_1_", "a/b": "a_b", "x": "x", "theta": "theta"}
+    for name, seen in names.items():
+        np.testing.assert_array_equal(idata.posterior[seen], samples[name])
+    np.testing.assert_allclose(idata.unconstrained_posterior["a_b"], samples["a/b"].log())
+    save_tree(idata, tmp_path / "run.nc")
 
 
 def test_bad_runs() -> None:

@@ -54,6 +54,48 @@ def test_bad_shapes() -> None:
         make_tree({"posterior": {"x": np.zeros((2, 5, 3, 3))}}, dims={"x": ["row"]})
 
 
+@pytest.mark.parametrize(
+    ("name", "dims", "seen"),
+    [
+        ("draw", ["site"], "draw_"),
+        ("chain", ["site"], "chain_"),
+        ("site", ["site"], "site_"),
+        ("x/y", ["site"], "x_y_"),
+        ("", ["site"], "_"),
+        ("a\0b", None, "a_b"),
+        ("theta", ["draw"], "theta"),
+        ("theta", ["a/b"], "theta"),
+    ],
+)
+def test_names_that_are_taken_or_that_no_file_takes(
+    name: str, dims: list[str] | None, seen: str, tmp_path: Path
+) -> None:
+    """They are changed and told when the tree is made, and all values are in the file."""
+    values = np.random.default_rng(0).normal(size=(2, 5, 3))
+    named, coords = ({name: dims}, {dims[0]: ["p", "q", "r"]}) if dims else ({}, {})
+    coords.pop("draw", None)
+    with pytest.warns(UserWarning, match="names of variables or dimensions were changed") as said:
+        tree = make_tree({"posterior": {name: values, "x_y": values[..., 0]}}, named, coords)
+    assert [Path(warning.filename).name for warning in said] == ["test_tree.py"]
+    save_tree(tree, tmp_path / "run.nc")
+    read = xarray.open_datatree(tmp_path / "run.nc", engine="h5netcdf").posterior.load()
+    assert set(read.data_vars) == {seen, "x_y"}
+    np.testing.assert_array_equal(read[seen], values)
+    assert read[seen].dims[:2] == ("chain", "draw")
+    assert list(read[read[seen].dims[2]].values) == [*coords.values(), [0, 1, 2]][0]
+
+
+def test_a_changed_name_is_the_same_in_every_group() -> None:
+    draws = np.zeros((2, 5))
+    groups = {"posterior": {"draw": draws}, "observed_data": {"draw": np.zeros(3), "row": draws}}
+    with pytest.warns(UserWarning, match="'draw' is 'draw_';"):
+        tree = make_tree(groups)
+    assert list(tree.posterior) == ["draw_"]
+    assert list(tree.observed_data) == ["draw_", "row"]
+    with pytest.warns(UserWarning, match="'sample' is 'sample_';"):
+        assert "sample_" in weights_to_arviz(np.zeros(4), {"sample": np.arange(4.0)}).importance
+
+
 def test_weights_agree_with_the_estimate_of_the_free_energy() -> None:
     weights = torch.randn(500) + 3.0
     group, known = weights_to_arviz(weights).importance, from_log_weights(weights)

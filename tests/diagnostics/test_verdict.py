@@ -9,12 +9,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import MCMC, NUTS
 
-from pyro_neuralrg import HMC, FreeField, IndependenceMetropolis, VectorizedMCMC, to_arviz
-from pyro_neuralrg.diagnostics import Thresholds, diagnose, make_tree, weights_to_arviz
+from pyro_neuralrg import HMC, ChEESHMC, FreeField, IndependenceMetropolis, VectorizedMCMC, to_arviz
+from pyro_neuralrg.diagnostics import Thresholds, diagnose, make_tree, summarise, weights_to_arviz
 from pyro_neuralrg.diagnostics.verdict import split_of_chains
 from tests.mcmc.registry import ToyFlow
 
@@ -220,6 +222,110 @@ def test_fields_have_one_line_with_worst_and_median(rng: Rng) -> None:
     assert "5 of 36 sites" in next(f.message for f in some.findings if f.name == "rhat")
 
 
+def with_still_sites(rng: Rng, kind: str) -> np.ndarray:
+    x = rng.normal(size=(4, 500, 3, 3))
+    if kind == "tenth":
+        x[..., 0, 0] = 0.1  # its mean rounds, to an sd of 1e-17
+    elif kind == "masked":
+        x[..., 1, 1] = x[..., 2, 0] = math.nan
+    else:  # correlation matrices in single precision, whose diagonals round
+        factor = dist.LKJCholesky(3, 1.0).sample((4, 500)).float()
+        x = (factor @ factor.mT).numpy()
+    return x
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("tenth", "constant: x (1 of 9 sites)"),
+        ("masked", "masked (NaN in every draw): x (2 of 9 sites)"),
+        ("correlations", "constant: x (3 of 9 sites)"),
+    ],
+)
+def test_still_sites_are_told_and_raise_no_alarm(
+    kind: str, words: str, rng: Rng, caplog: pytest.LogCaptureFixture
+) -> None:
+    x = with_still_sites(rng, kind)
+    verdict = diagnose(make_tree({"posterior": {"x": x}}))
+    assert verdict.findings == ()
+    assert str(verdict).splitlines()[2:] == [words]
+    assert not caplog.records
+    figures = verdict.figures["x"]
+    moving = ~(figures.constant | np.isnan(figures.figures["mean"]))
+    alone = diagnose(make_tree({"posterior": {"x": x.reshape(4, 500, 9)[..., moving]}}))
+    assert alone.figures["x"].worst() == pytest.approx(figures.worst(), nan_ok=True)
+
+
+def test_constants_and_what_is_never_finite(rng: Rng) -> None:
+    """A rounding of 1 is constant; chains that differ, and NaN throughout, are not fine."""
+    still = 1 + 1.2e-7 * np.sign(rng.normal(size=(4, 500)).cumsum(1))
+    groups = {"posterior": {"a": still.astype(np.float32), "b": np.full((4, 500), -2.0)}}
+    verdict = diagnose(make_tree(groups))
+    assert verdict.findings == ()
+    assert str(verdict).endswith("constant: a, b")
+    apart = {"posterior": {"a": np.arange(4.0)[:, None] * np.ones(500)}}
+    assert "frozen_chains" in names(diagnose(make_tree(apart)))
+    lost = {"posterior": {"a": np.full((4, 500, 2), math.nan), "b": rng.normal(size=(4, 500))}}
+    assert names(diagnose(make_tree(lost))) == ["not_finite"]
+    some = rng.normal(size=(4, 500, 2))
+    some[..., 0] = math.nan
+    some[1, 3, 1] = math.inf
+    assert names(diagnose(make_tree({"posterior": {"a": some}}))) == ["not_finite"]
+
+
+def rounded_beta(rng: Rng, low: float, high: float) -> np.ndarray:
+    """Beta(0.1, 0.1) on an interval in single precision, never nearer to its end than eps."""
+    eps = np.finfo(np.float32).eps
+    u = rng.beta(0.1, 0.1, size=(8, 1000)).clip(1e-38, 1 - eps).astype(np.float32)
+    return np.float32(low) + u * np.float32(high - low)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-1.0, 0.0), (2.0, 5.0)])
+def test_draws_at_an_end(low: float, high: float, rng: Rng) -> None:
+    """The share is that of Beta(0.1, 0.1) within about eps of its upper end, told with the site."""
+    x = rng.normal(size=(8, 1000, 3))
+    x[..., 2] = rounded_beta(rng, low, high)
+    (finding,) = diagnose(make_tree({"posterior": {"b": x}})).findings
+    assert (finding.name, finding.severity) == ("interval_end", "problem")
+    # near the end P(1 - u < e) = e^0.1 / (0.1 B(0.1, 0.1)); rounding adds up to an eps or two
+    least, most = ((k * 2.0**-23) ** 0.1 / (0.1 * 19.7146394) for k in (1, 3))
+    assert least - 0.02 < finding.value < most + 0.02
+    assert "% of the draws of b[2] are " in finding.message
+    fine = {"posterior": {"b": x.astype(np.float32)[..., :2]}}
+    assert diagnose(make_tree(fine)).findings == ()
+
+
+def test_ends_that_are_no_fault(rng: Rng) -> None:
+    """Discrete values, values cut off, refused proposals, Beta(1, 1) and Beta(0.5, 0.5)."""
+    normal = rng.normal(size=(8, 1000)).astype(np.float32)
+    groups = {
+        "signs": np.sign(normal),
+        "counts": rng.poisson(2.0, size=(8, 1000)),
+        "positive": np.maximum(normal, 0),
+        "magnetisation": np.sign(rng.normal(size=(8, 1000, 64)) + 1.5).mean(-1),
+        "flat": rng.uniform(size=(8, 1000)).astype(np.float32),
+        "arc": rng.beta(0.5, 0.5, size=(8, 1000)).astype(np.float32),
+        "kept": np.sort(normal)[:, ::-1].repeat(2, axis=1)[:, :1000],
+    }
+    assert "interval_end" not in names(diagnose(make_tree({"posterior": groups})))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_beta_beyond_its_precision(dtype: torch.dtype) -> None:
+    """Its mean is 0.5; the draws at its end are a note, as they differ unconstrained."""
+    torch.set_default_dtype(dtype)
+    b = dist.Beta(torch.tensor(0.1), 0.1)
+    mcmc = VectorizedMCMC(
+        ChEESHMC(lambda: pyro.sample("b", b)), 400, 300, num_chains=32, seed=0, progress=False
+    )
+    mcmc.run()
+    verdict = diagnose(mcmc, var_names=["b"])
+    assert verdict.ok
+    assert "interval_end" in names(verdict)
+    found = summarise(mcmc.get_samples(group_by_chain=True)["b"])
+    assert abs(found.mean - 0.5) < 4 * found.mcse < 0.1
+
+
 def test_problems_come_before_notes(rng: Rng) -> None:
     groups = good(rng, chains=1)
     groups["sample_stats"]["energy"] = rng.normal(size=(1, 800)).cumsum(1)
@@ -257,7 +363,8 @@ def test_runs(sampler: str) -> None:
         kernel = hmc if sampler == "hmc" else jump
         mcmc = VectorizedMCMC(kernel, 300, 100, num_chains=8, seed=0, progress=False)
     mcmc.run()
-    verdict = diagnose(to_arviz(mcmc))
+    verdict = diagnose(mcmc)
+    assert str(verdict) == str(diagnose(to_arviz(mcmc)))
     chains = 1 if sampler == "pyro" else 8
     assert (verdict.chains, verdict.draws) == (chains, 300)
     assert set(verdict.figures) >= {"x", "lp", "magnetisation", "energy"}
@@ -277,6 +384,10 @@ def test_chains_of_one_distribution_are_not_apart(chains: int, rng: Rng) -> None
 def test_bad_arguments(rng: Rng) -> None:
     with pytest.raises(ValueError, match=r"var_names has \['y'\]; accepted: \['x', 'm'\]"):
         diagnose(make_tree(good(rng)), var_names=["y"])
+    with pytest.raises(ValueError, match=r"idata, a dict, has neither posterior .* run Vectorized"):
+        diagnose({"x": rng.normal(size=(4, 500))})
+    with pytest.raises(RuntimeError, match=r"there are no draws; call run\(\) first"):
+        diagnose(VectorizedMCMC(HMC(FreeField((2, 2), 0.8)), 10))
     with pytest.raises(ValueError, match="neither posterior nor importance"):
         diagnose(make_tree({"prior": {"x": rng.normal(size=(1, 5))}}))
     assert Thresholds(rhat=math.inf).rhat == math.inf

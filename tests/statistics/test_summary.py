@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_neuralrg.statistics import bfmi, quiet, summarise, summarise_field
+from pyro_neuralrg.statistics import bfmi, quiet, summarise, summarise_field, summary_table
 from pyro_neuralrg.statistics.draws import MORE_CHAINS_THAN_DRAWS
 from pyro_neuralrg.statistics.summary import MAX_EVALUATED, MIN_SITES, rank_counts
 from tests.statistics.processes import autoregressive
@@ -104,8 +104,27 @@ def test_unknown_figures_are_nan(shape: tuple[int, int], rng: np.random.Generato
 
 def test_constant_sites() -> None:
     assert math.isnan(summarise_field(np.ones((4, 100))).worst().rhat)
+    for value in (0.0, 0.1, 1e-30, -3e8):  # the mean of 0.1 rounds, to an sd of 1e-17
+        found = summarise(np.full((4, 100), value))
+        assert (found.mean, found.mcse, found.sd) == (value, 0.0, 0.0)
+        assert all(map(math.isnan, (found.rhat, found.ess_bulk, found.ess_tail)))
     each_its_own = summarise_field(np.arange(4.0)[:, None] * np.ones(100)).worst().rhat
     assert each_its_own > 1e3  # infinite, or large by rounding
+
+
+def test_tables_name_constant_sites(rng: np.random.Generator) -> None:
+    x, large = rng.normal(size=(4, 100, 2)), rng.normal(size=(4, 100, 20))
+    x[..., 1] = large[..., 3] = large[..., 7] = 0.1
+    table = summary_table({"x": x, "large": large})
+    told = ["", "constant", "2 constant", "2 constant"]
+    assert list(table["sites"]) == told
+    assert "sites" not in summary_table({"x": x[..., 0]})
+
+
+def test_what_is_not_finite_has_no_figures(caplog: pytest.LogCaptureFixture) -> None:
+    found = summarise(np.array([[0.0, 1.0, math.nan, 2.0, 0.0]]))
+    assert all(map(math.isnan, found))
+    assert not caplog.records
 
 
 def test_bfmi_is_that_of_its_definition(rng: np.random.Generator) -> None:

@@ -247,7 +247,7 @@ def test_clipping_and_adam_against_torch() -> None:
         adam.zero_grad()
         for a, b in zip(ours, theirs, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
-    with pytest.raises(ValueError, match="parameters are none"):
+    with pytest.raises(ValueError, match="parameters are missing"):
         JoinedAdam([], 0.1)
 
 

@@ -112,7 +112,7 @@ def test_other_features_have_the_same_shape() -> None:
     flow = perturbed(torch.zeros(1, 4, 4))
     with pytest.raises(ValueError, match=r"has shape \(2, 4, 4\); accepted: \(1, 4, 4\)"):
         flow.with_site_features(torch.zeros(2, 4, 4))
-    with pytest.raises(ValueError, match="accepted: none, as the flow has none"):
+    with pytest.raises(ValueError, match="accepted: no features, as the flow takes none"):
         HierarchicalFlow.build((4, 4)).with_site_features(torch.zeros(1, 4, 4))
 
 

@@ -106,10 +106,10 @@ def order_latents(
     A field's lattice is all of its shape, plates and event alike, without leading plates of size
     one, or the ``lattice`` given, on which its entries lie row by row. Without names: every site of
     as many entries as that lattice, else of two or three sides longer than one, or where there is
-    none, the longest ones of one such side; supports that tie sites together, such as a simplex,
-    are none. ``shapes`` are those of the latent sites, unconstrained, in the model's order.
+    none, the longest ones of one such side; sites whose support ties numbers together, as a simplex
+    does, are no fields. ``shapes`` are those of the latent sites, unconstrained, in the model's order.
 
-    A ValueError says if a named one is no field, or fields do not fit together or a flow.
+    A ValueError says if a named site is not a field, or fields do not fit together or a flow.
     """
     fields, lattice = _find_fields(trace, names, lattice)
     entries = entries_of_sites(shapes)
