@@ -107,7 +107,8 @@ def order_latents(
     one, or the ``lattice`` given, on which its entries lie row by row. Without names: every site of
     as many entries as that lattice, else of two or three sides longer than one, or where there is
     none, the longest ones of one such side; sites whose support ties numbers together, as a simplex
-    does, are no fields. ``shapes`` are those of the latent sites, unconstrained, in the model's order.
+    does, are no fields. ``shapes`` are those of the latent sites, unconstrained, in the model's
+    order.
 
     A ValueError says if a named site is not a field, or fields do not fit together or a flow.
     """
