@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import logging
 import math
 import operator
 from collections.abc import Callable, Iterator
@@ -21,10 +22,12 @@ from pyro.infer.autoguide import AutoGuide
 from pyro.infer.enum import get_importance_trace
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_if_enumerated, warn_if_inf, warn_if_nan
 from torch import Tensor
 
 from pyro_neuralrg.arguments import check_integer
+from pyro_neuralrg.infer.particles import Way, find_way, program_key, rows_of, values_of
 from pyro_neuralrg.runtime.threads import own_threads
 
 FEW_ENTRIES = 2**17
@@ -45,7 +48,9 @@ class PDD(ELBO):
         num_particles: samples of the guide per evaluation.
         max_plate_nesting: bound on the nesting of the model's own plates, without the one for
             particles; guessed if infinite, as by Pyro's ``Trace_ELBO``.
-        vectorize_particles: draw all particles at once, in an outermost plate.
+        vectorize_particles: draw all particles at once, in an outermost plate. Once for each model,
+            its densities are compared with those of single draws; one that does not take all at
+            once is run by ``torch.func.vmap``, or for one draw after another, with a warning.
         path_gradient: leave out the gradient of ln q's parameters at fixed x, whose expectation is
             zero ("sticking the landing"): no variance is left where q equals the target. For guides
             of one site, and for autoguides of one vector. A step costs half as much again for flows
@@ -89,6 +94,8 @@ class PDD(ELBO):
         self.path_gradient = path_gradient
         self.log_weights: Tensor | None = None
         self._entries = FEW_ENTRIES + 1  # not known yet
+        self._ways: dict[Any, Way] = {}  # by program
+        self._way = Way()
 
     def __repr__(self) -> str:
         names = inspect.signature(PDD).parameters
@@ -134,35 +141,68 @@ class PDD(ELBO):
         return own_threads() if small else contextlib.nullcontext()
 
     def _guess_max_plate_nesting(self, model: Any, guide: Any, args: Any, kwargs: Any) -> None:
-        """Run both once to see their plates, without using up random numbers."""
-        with torch.random.fork_rng(range(torch.cuda.device_count())):
-            super()._guess_max_plate_nesting(model, guide, args, kwargs)
+        """Run both once to see their plates, without using up random numbers or saying it."""
+        logger = logging.getLogger(ELBO.__module__)
+        before, logger.disabled = logger.disabled, True
+        try:
+            with torch.random.fork_rng(range(torch.cuda.device_count())):
+                super()._guess_max_plate_nesting(model, guide, args, kwargs)
+        finally:
+            logger.disabled = before
+
+    def _choose_way(self, model: Any, guide: Any, args: Any, kwargs: Any) -> None:
+        """Find out once whether these programs take all particles at once."""
+        self._way = Way()
+        if not self.vectorize_particles or self.num_particles == 1:
+            return
+        if math.isinf(self.max_plate_nesting):
+            self._guess_max_plate_nesting(model, guide, args, kwargs)
+        key = program_key(model), program_key(guide)
+        if key not in self._ways:
+            in_plate, number = self._vectorized_num_particles, self.num_particles
+            self._ways[key] = find_way(in_plate, number, model, guide, args, kwargs)
+        self._way = self._ways[key]
+
+    def _get_traces(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Iterator[Any]:
+        if not self._way.guide_apart:
+            yield from super()._get_traces(model, guide, args, kwargs)
+            return
+        for _ in range(self.num_particles):
+            yield self._get_trace(model, guide, args, kwargs)
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Run the guide, then the model against it; both traces with log probabilities."""
         if not isinstance(poutine.unwrap(guide), Messenger):
             guide = _Draws(self.path_gradient)(guide)
-        model_trace, guide_trace = get_importance_trace(
-            "flat", self.max_plate_nesting, model, guide, args, kwargs
-        )
+        if self._way.log_pi is None:
+            model_trace, guide_trace = get_importance_trace(
+                "flat", self.max_plate_nesting, model, guide, args, kwargs
+            )
+        else:
+            model_trace, guide_trace = None, poutine.trace(guide).get_trace(*args, **kwargs)
+            guide_trace.compute_score_parts()
         if is_validation_enabled():
             check_if_enumerated(guide_trace)
-        _check_reparameterised(guide_trace)
+        _check_reparameterised(prune_subsample_sites(guide_trace))
         return model_trace, guide_trace
 
     def _particles(
         self, model: Any, guide: Any, args: Any, kwargs: Any, path_gradient: bool
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield log-weights and the scalar to differentiate, for all particles or one by one."""
+        self._choose_way(model, guide, args, kwargs)
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
-            log_pi = self._log_prob(model_trace)
-            drawn = bool(_sample_sites(guide_trace))  # else all of the model is observed
-            log_q = self._log_prob(guide_trace) if drawn else torch.zeros_like(log_pi)
-            log_weights = (log_pi - log_q).reshape(-1)
-            self._entries = sum(
-                s["value"].numel() + s["log_prob"].numel() for s in _sample_sites(model_trace)
-            )
-            if drawn and path_gradient:
+            if model_trace is None:
+                log_pi = self._log_pi_apart(model, guide_trace, args, kwargs)
+                guide_trace = prune_subsample_sites(guide_trace)
+            else:
+                log_pi = self._log_prob(model_trace)
+                self._entries = sum(
+                    s["value"].numel() + s["log_prob"].numel() for s in _sample_sites(model_trace)
+                )
+            log_q = self._log_prob(guide_trace)
+            log_weights = log_pi - log_q
+            if path_gradient and not all(s["is_observed"] for s in _sample_sites(guide_trace)):
                 _check_one_site(guide_trace)
                 log_q = self._log_prob(guide_trace, _path_term)
             yield log_weights, (log_q - log_pi).sum() / self.num_particles
@@ -171,8 +211,9 @@ class PDD(ELBO):
         self, trace: Any, term_of: Callable[[Any], Tensor] = operator.itemgetter("log_prob")
     ) -> Tensor:
         """Sum over sample sites: shape ``(num_particles,)`` if vectorised, else ``(1,)``."""
-        vectorized = self.vectorize_particles and self.num_particles > 1
-        total: Any = 0.0
+        together = self.vectorize_particles and not self._way.guide_apart
+        vectorized = together and self.num_particles > 1
+        total: Any = torch.zeros(())
         for site in _sample_sites(trace):
             term = term_of(site)
             if not vectorized:
@@ -182,9 +223,13 @@ class PDD(ELBO):
             else:
                 term = term.reshape(term.shape[0], -1).sum(-1)
             total = total + term
-        if not isinstance(total, Tensor):
-            raise ValueError("the model has no sample sites; accepted: at least one")
-        return total.expand(self.num_particles) if vectorized else total
+        return total.expand(self.num_particles if vectorized else 1)
+
+    def _log_pi_apart(self, model: Any, guide_trace: Any, args: Any, kwargs: Any) -> Tensor:
+        """The model's log densities of the guide's draws, where it does not take all at once."""
+        assert self._way.log_pi is not None
+        rows = rows_of(values_of(guide_trace), self._way.shapes, self.num_particles)
+        return self._way.log_pi(model, rows, args, kwargs)
 
     def _report(self, log_weights: list[Tensor]) -> float:
         """Keep the detached log-weights and return minus their mean; warn if it is not finite."""
@@ -263,6 +308,11 @@ def _path_term(site: Any) -> Tensor:
 
 def _check_reparameterised(guide_trace: Any) -> None:
     for site in _sample_sites(guide_trace):
+        if site["is_observed"] and getattr(site["fn"], "has_rsample", True) is False:
+            raise ValueError(
+                f"guide factor {site['name']!r} has has_rsample=False; accepted by PDD: True, for "
+                "factors of reparameterised draws (else use Trace_ELBO)"
+            )
         if not site["is_observed"] and not getattr(site["fn"], "has_rsample", False):
             raise ValueError(
                 f"guide site {site['name']!r} has distribution {type(site['fn']).__name__}, which "

@@ -28,10 +28,10 @@ HELD = (signal.SIGINT, signal.SIGTERM)
 
 
 def warn_user(message: str) -> None:
-    """Issue a UserWarning that points to the first caller outside this package."""
-    package = __name__.partition(".")[0]
+    """Issue a UserWarning that points to the first caller outside this package, Pyro and torch."""
+    packages = {__name__.partition(".")[0], "pyro", "torch"}
     frame, level = sys._getframe(1), 2
-    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == package:
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in packages:
         frame, level = frame.f_back, level + 1
     warnings.warn(message, stacklevel=level)
 

@@ -354,6 +354,8 @@ def _has_score(guide: Callable[..., Any]) -> bool:
 class _Sampler:
     """A FlowGuide without its parameter statements; a flow uses no argument but a context."""
 
+    takes_batches = True
+
     def __init__(self, guide: FlowGuide) -> None:
         self.guide = guide
 
