@@ -18,8 +18,6 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from pyro_neuralrg.files.format import one_line
-from pyro_neuralrg.potentials.base import LatticePotential
-from pyro_neuralrg.potentials.family import PotentialFamily
 from pyro_neuralrg.runtime.console import warn_user
 
 REMEDY = (
@@ -57,14 +55,14 @@ def find_way(
 ) -> Way:
     """Compare densities with plates to those of two particles alone, site by site, on fresh draws.
 
-    Energies of lattices, flows and autoguides take batches by themselves. No random numbers are used up. ``in_plate`` puts programs in the plate of particles.
+    Energies of lattices, flows and autoguides take batches by themselves. No random numbers are
+    used up. ``in_plate`` puts programs in the plate of particles.
 
     Warns:
         UserWarning: if they differ, or there are none with plates; then the particles run apart.
     """
     is_known = isinstance(guide, AutoGuide) or getattr(guide, "takes_batches", False)
-    energies = LatticePotential | PotentialFamily
-    if is_known and isinstance(getattr(model, "__self__", None), energies):
+    if is_known and hasattr(getattr(model, "__self__", None), "energy"):
         return Way()
     if isinstance(poutine.unwrap(guide), Messenger):
         return Way()

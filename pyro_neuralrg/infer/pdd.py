@@ -27,6 +27,7 @@ from pyro.util import check_if_enumerated, warn_if_inf, warn_if_nan
 from torch import Tensor
 
 from pyro_neuralrg.arguments import check_integer
+from pyro_neuralrg.infer.gradient_noise import GradientNoise
 from pyro_neuralrg.infer.particles import Way, find_way, program_key, rows_of, values_of
 from pyro_neuralrg.runtime.threads import own_threads
 
@@ -52,9 +53,13 @@ class PDD(ELBO):
             its densities are compared with those of single draws; one that does not take all at
             once is run by ``torch.func.vmap``, or for one draw after another, with a warning.
         path_gradient: leave out the gradient of ln q's parameters at fixed x, whose expectation is
-            zero ("sticking the landing"): no variance is left where q equals the target. For guides
-            of one site, and for autoguides of one vector. A step costs half as much again for flows
-            of this package with their own couplings, else one more evaluation of ln q.
+            zero ("sticking the landing"), where that lowers the variance: none is left where q
+            equals the target, but far from it the rest can be hundreds of times as noisy as the
+            plain gradient. Both variances are measured at the evaluations 1, 2, 4, ..., 64 and then
+            every 64th, which decides until the next time; "always" leaves it out everywhere. For
+            guides of one site, and for autoguides of one vector. A step with it costs half as much
+            again for flows of this package with their own couplings, else one more evaluation of
+            ln q.
         retain_graph: keep the graph after ``loss_and_grads``.
 
     Attributes:
@@ -82,7 +87,7 @@ class PDD(ELBO):
         num_particles: int = 1,
         max_plate_nesting: float = float("inf"),
         vectorize_particles: bool = False,
-        path_gradient: bool = False,
+        path_gradient: bool | str = False,
         retain_graph: bool | None = None,
     ) -> None:
         super().__init__(
@@ -91,11 +96,17 @@ class PDD(ELBO):
             vectorize_particles=vectorize_particles,
             retain_graph=retain_graph,
         )
+        if path_gradient not in (True, False, "always"):
+            raise ValueError(
+                f"path_gradient is {path_gradient!r}; accepted: True, False or 'always'"
+            )
         self.path_gradient = path_gradient
         self.log_weights: Tensor | None = None
         self._entries = FEW_ENTRIES + 1  # not known yet
         self._ways: dict[Any, Way] = {}  # by program
         self._way = Way()
+        self.noise = GradientNoise()
+        self._gradient = "plain"  # or "path", or "both" to compare them
 
     def __repr__(self) -> str:
         names = inspect.signature(PDD).parameters
@@ -106,7 +117,7 @@ class PDD(ELBO):
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """The estimate of E_q[ln q - ln pi] in nats."""
         with self._threads(guide):
-            parts = self._particles(model, guide, args, kwargs, False)
+            parts = self._particles(model, guide, args, kwargs, with_gradient=False)
             log_weights = [weights for weights, _ in parts]
         return self._report(log_weights)
 
@@ -116,7 +127,7 @@ class PDD(ELBO):
         No number is read from it: an accelerator goes on computing, and losses that are not finite
         are not warned of.
         """
-        parts = list(self._particles(model, guide, args, kwargs, self.path_gradient))
+        parts = list(self._particles(model, guide, args, kwargs))
         log_weights = torch.cat([weights for weights, _ in parts])
         self.log_weights, value = log_weights.detach(), -log_weights.mean()
         if not self.path_gradient:
@@ -128,7 +139,7 @@ class PDD(ELBO):
         """The estimate of :meth:`loss`; its gradient is added to every parameter's ``grad``."""
         log_weights = []
         with self._threads(guide):
-            parts = self._particles(model, guide, args, kwargs, self.path_gradient)
+            parts = self._particles(model, guide, args, kwargs)
             for weights, surrogate in parts:
                 log_weights.append(weights)
                 if surrogate.requires_grad:
@@ -173,7 +184,7 @@ class PDD(ELBO):
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Run the guide, then the model against it; both traces with log probabilities."""
         if not isinstance(poutine.unwrap(guide), Messenger):
-            guide = _Draws(self.path_gradient)(guide)
+            guide = _Draws(self._gradient)(guide)
         if self._way.log_pi is None:
             model_trace, guide_trace = get_importance_trace(
                 "flat", self.max_plate_nesting, model, guide, args, kwargs
@@ -187,10 +198,15 @@ class PDD(ELBO):
         return model_trace, guide_trace
 
     def _particles(
-        self, model: Any, guide: Any, args: Any, kwargs: Any, path_gradient: bool
+        self, model: Any, guide: Any, args: Any, kwargs: Any, with_gradient: bool = True
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield log-weights and the scalar to differentiate, for all particles or one by one."""
         self._choose_way(model, guide, args, kwargs)
+        wanted = bool(self.path_gradient) and with_gradient and torch.is_grad_enabled()
+        is_measured = wanted and self.path_gradient != "always" and self.noise.begin()
+        is_path = wanted and (self.path_gradient == "always" or self.noise.is_path_better)
+        self._gradient = "both" if is_measured else "path" if is_path else "plain"
+        weights, held = [], []  # where gradients are compared, until all particles have run
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
             if model_trace is None:
                 log_pi = self._log_pi_apart(model, guide_trace, args, kwargs)
@@ -202,10 +218,21 @@ class PDD(ELBO):
                 )
             log_q = self._log_prob(guide_trace)
             log_weights = log_pi - log_q
-            if path_gradient and not all(s["is_observed"] for s in _sample_sites(guide_trace)):
+            terms = -log_weights
+            drawn = any(not site["is_observed"] for site in _sample_sites(guide_trace))
+            if drawn and self._gradient != "plain":
                 _check_one_site(guide_trace)
-                log_q = self._log_prob(guide_trace, _path_term)
-            yield log_weights, (log_q - log_pi).sum() / self.num_particles
+                path_terms = self._log_prob(guide_trace, _path_term) - log_pi
+                if is_measured:
+                    self.noise.add(terms, path_terms)
+                    weights.append(log_weights)
+                    held.append((terms.sum(), path_terms.sum()))
+                    continue
+                terms = path_terms
+            yield log_weights, terms.sum() / self.num_particles
+        if held:
+            plain, path = (sum(sums) for sums in zip(*held, strict=True))
+            yield torch.cat(weights), self.noise.choose(plain, path) / self.num_particles
 
     def _log_prob(
         self, trace: Any, term_of: Callable[[Any], Tensor] = operator.itemgetter("log_prob")
@@ -241,22 +268,23 @@ class PDD(ELBO):
 
 
 class _Draws(Messenger):
-    """Draws that come with ln q; with its score at fixed parameters, kept as ``infer["score"]``.
+    """Draws that come with ln q, with its score as ``infer["score"]``, or with both.
 
     Outermost, so that plates have expanded the distribution, and scales and masks are known.
     """
 
-    def __init__(self, with_score: bool) -> None:
+    def __init__(self, gradient: str) -> None:
         super().__init__()
-        self.with_score = with_score
+        self.gradient = gradient
 
     def _pyro_sample(self, msg: Any) -> None:
         q = msg["fn"]
         if msg["is_observed"] or msg["value"] is not None:
             return
-        if self.with_score and q.has_rsample and not isinstance(q, dist.Delta):
-            msg["value"], log_q, msg["infer"]["score"] = _rsample_with_score(q)
-        elif not self.with_score and hasattr(q, "rsample_and_log_prob"):
+        if self.gradient != "plain" and q.has_rsample and not isinstance(q, dist.Delta):
+            draw = _rsample_with_score if self.gradient == "path" else _rsample_with_both
+            msg["value"], log_q, msg["infer"]["score"] = draw(q)
+        elif self.gradient == "plain" and hasattr(q, "rsample_and_log_prob"):
             msg["value"], log_q = q.rsample_and_log_prob()
         else:
             return
@@ -272,11 +300,26 @@ def _rsample_with_score(q: Any) -> tuple[Tensor, Tensor, Tensor]:
     if getattr(q, "has_score", False):
         return q.rsample_with_score()
     x = q.rsample()
+    return (x, *_log_q_and_score(q, x))
+
+
+def _rsample_with_both(q: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """A draw, ln q with its graph, and its gradient at the draw."""
+    if getattr(q, "has_score", False):  # the same draw twice, instead of an inverse pass
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
+            _, _, score = q.rsample_with_score()
+        return (*q.rsample_and_log_prob(), score)
+    x = q.rsample()
+    return x, q.log_prob(x), _log_q_and_score(q, x)[1]
+
+
+def _log_q_and_score(q: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Without the graph of the draw."""
     with torch.enable_grad():
         leaf = x.detach().requires_grad_()  # no remembered pair of the flow is recognised by it
         log_q = q.log_prob(leaf)
         (score,) = torch.autograd.grad(log_q.sum(), leaf)
-    return x, log_q.detach(), score
+    return log_q.detach(), score
 
 
 def _sample_sites(trace: Any) -> list[Any]:
