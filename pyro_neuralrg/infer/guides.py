@@ -50,6 +50,8 @@ class FlowGuide(PyroModule):
         torch.Size([4, 4])
     """
 
+    takes_batches = True  # for PDD
+
     def __init__(self, flow: Any, name: str = "x", shape: Sequence[int] | None = None) -> None:
         super().__init__(f"{name}_guide")
         self.site = name

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import logging
 import math
 import operator
 from collections.abc import Callable, Iterator
@@ -21,11 +22,14 @@ from pyro.infer.autoguide import AutoGuide
 from pyro.infer.enum import get_importance_trace
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_if_enumerated, warn_if_inf, warn_if_nan
 from torch import Tensor
 
 from pyro_neuralrg.arguments import check_integer
+from pyro_neuralrg.infer.gradient_noise import GradientNoise
 from pyro_neuralrg.infer.model_sites import FillMasked
+from pyro_neuralrg.infer.particles import Way, find_way, program_key, rows_of, values_of
 from pyro_neuralrg.runtime.threads import own_threads
 
 FEW_ENTRIES = 2**17
@@ -46,11 +50,17 @@ class PDD(ELBO):
         num_particles: samples of the guide per evaluation.
         max_plate_nesting: bound on the nesting of the model's own plates, without the one for
             particles; guessed if infinite, as by Pyro's ``Trace_ELBO``.
-        vectorize_particles: draw all particles at once, in an outermost plate.
+        vectorize_particles: draw all particles at once, in an outermost plate. Once for each model,
+            its densities are compared with those of single draws; one that does not take all at
+            once is run by ``torch.func.vmap``, or for one draw after another, with a warning.
         path_gradient: leave out the gradient of ln q's parameters at fixed x, whose expectation is
-            zero ("sticking the landing"): no variance is left where q equals the target. For guides
-            of one site, and for autoguides of one vector. A step costs half as much again for flows
-            of this package with their own couplings, else one more evaluation of ln q.
+            zero ("sticking the landing"), where that lowers the variance: none is left where q
+            equals the target, but far from it the rest can be hundreds of times as noisy as the
+            plain gradient. Both variances are measured at the evaluations 1, 2, 4, ..., 64 and then
+            every 64th, which decides until the next time; "always" leaves it out everywhere. For
+            guides of one site, and for autoguides of one vector. A step with it costs half as much
+            again for flows of this package with their own couplings, else one more evaluation of
+            ln q.
         retain_graph: keep the graph after ``loss_and_grads``.
 
     Attributes:
@@ -78,7 +88,7 @@ class PDD(ELBO):
         num_particles: int = 1,
         max_plate_nesting: float = float("inf"),
         vectorize_particles: bool = False,
-        path_gradient: bool = False,
+        path_gradient: bool | str = False,
         retain_graph: bool | None = None,
     ) -> None:
         super().__init__(
@@ -87,10 +97,18 @@ class PDD(ELBO):
             vectorize_particles=vectorize_particles,
             retain_graph=retain_graph,
         )
+        if path_gradient not in (True, False, "always"):
+            raise ValueError(
+                f"path_gradient is {path_gradient!r}; accepted: True, False or 'always'"
+            )
         self.path_gradient = path_gradient
         self.only_finite = False  # gradients of particles of a finite weight alone
         self.log_weights: Tensor | None = None
         self._entries = FEW_ENTRIES + 1  # not known yet
+        self._ways: dict[Any, Way] = {}  # by program
+        self._way = Way()
+        self.noise = GradientNoise()
+        self._gradient = "plain"  # or "path", or "both" to compare them
 
     def __repr__(self) -> str:
         names = inspect.signature(PDD).parameters
@@ -101,7 +119,7 @@ class PDD(ELBO):
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """The estimate of E_q[ln q - ln pi] in nats."""
         with self._threads(guide):
-            parts = self._particles(model, guide, args, kwargs, False)
+            parts = self._particles(model, guide, args, kwargs, with_gradient=False)
             log_weights = [weights for weights, _ in parts]
         return self._report(log_weights)
 
@@ -111,7 +129,7 @@ class PDD(ELBO):
         No number is read from it: an accelerator goes on computing, and losses that are not finite
         are not warned of.
         """
-        parts = list(self._particles(model, guide, args, kwargs, self.path_gradient))
+        parts = list(self._particles(model, guide, args, kwargs))
         log_weights = torch.cat([weights for weights, _ in parts])
         self.log_weights, value = log_weights.detach(), -log_weights.mean()
         if not (self.path_gradient or self.only_finite):
@@ -123,7 +141,7 @@ class PDD(ELBO):
         """The estimate of :meth:`loss`; its gradient is added to every parameter's ``grad``."""
         log_weights = []
         with self._threads(guide):
-            parts = self._particles(model, guide, args, kwargs, self.path_gradient)
+            parts = self._particles(model, guide, args, kwargs)
             for weights, surrogate in parts:
                 log_weights.append(weights)
                 if surrogate.requires_grad:
@@ -136,41 +154,90 @@ class PDD(ELBO):
         return own_threads() if small else contextlib.nullcontext()
 
     def _guess_max_plate_nesting(self, model: Any, guide: Any, args: Any, kwargs: Any) -> None:
-        """Run both once to see their plates, without using up random numbers."""
-        with torch.random.fork_rng(range(torch.cuda.device_count())):
-            super()._guess_max_plate_nesting(model, guide, args, kwargs)
+        """Run both once to see their plates, without using up random numbers or saying it."""
+        logger = logging.getLogger(ELBO.__module__)
+        before, logger.disabled = logger.disabled, True
+        try:
+            with torch.random.fork_rng(range(torch.cuda.device_count())):
+                super()._guess_max_plate_nesting(model, guide, args, kwargs)
+        finally:
+            logger.disabled = before
+
+    def _choose_way(self, model: Any, guide: Any, args: Any, kwargs: Any) -> None:
+        """Find out once whether these programs take all particles at once."""
+        self._way = Way()
+        if not self.vectorize_particles or self.num_particles == 1:
+            return
+        if math.isinf(self.max_plate_nesting):
+            self._guess_max_plate_nesting(model, guide, args, kwargs)
+        key = program_key(model), program_key(guide)
+        if key not in self._ways:
+            in_plate, number = self._vectorized_num_particles, self.num_particles
+            self._ways[key] = find_way(in_plate, number, model, guide, args, kwargs)
+        self._way = self._ways[key]
+
+    def _get_traces(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Iterator[Any]:
+        if not self._way.guide_apart:
+            yield from super()._get_traces(model, guide, args, kwargs)
+            return
+        for _ in range(self.num_particles):
+            yield self._get_trace(model, guide, args, kwargs)
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Run the guide, then the model against it; both traces with log probabilities."""
         if not isinstance(poutine.unwrap(guide), Messenger):
-            guide = _Draws(self.path_gradient)(guide)
-        model_trace, guide_trace = get_importance_trace(
-            "flat", self.max_plate_nesting, FillMasked()(model), guide, args, kwargs
-        )
+            guide = _Draws(self._gradient)(guide)
+        if self._way.log_pi is None:
+            model_trace, guide_trace = get_importance_trace(
+                "flat", self.max_plate_nesting, FillMasked()(model), guide, args, kwargs
+            )
+        else:
+            model_trace, guide_trace = None, poutine.trace(guide).get_trace(*args, **kwargs)
+            guide_trace.compute_score_parts()
         if is_validation_enabled():
             check_if_enumerated(guide_trace)
-        _check_reparameterised(guide_trace)
+        _check_reparameterised(prune_subsample_sites(guide_trace))
         return model_trace, guide_trace
 
     def _particles(
-        self, model: Any, guide: Any, args: Any, kwargs: Any, path_gradient: bool
+        self, model: Any, guide: Any, args: Any, kwargs: Any, with_gradient: bool = True
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield log-weights and the scalar to differentiate, for all particles or one by one."""
+        self._choose_way(model, guide, args, kwargs)
+        wanted = bool(self.path_gradient) and with_gradient and torch.is_grad_enabled()
+        can_choose = wanted and self.path_gradient != "always" and not self.only_finite
+        is_measured = can_choose and self.noise.begin()
+        is_path = wanted and (self.path_gradient == "always" or self.noise.is_path_better)
+        self._gradient = "both" if is_measured else "path" if is_path else "plain"
+        weights, held = [], []  # where gradients are compared, until all particles have run
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
-            log_pi = self._log_prob(model_trace)
-            drawn = bool(_sample_sites(guide_trace))  # else all of the model is observed
-            log_q = self._log_prob(guide_trace) if drawn else torch.zeros_like(log_pi)
-            log_weights = (log_pi - log_q).reshape(-1)
-            self._entries = sum(
-                s["value"].numel() + s["log_prob"].numel() for s in _sample_sites(model_trace)
-            )
-            if drawn and path_gradient:
+            if model_trace is None:
+                log_pi = self._log_pi_apart(model, guide_trace, args, kwargs)
+                guide_trace = prune_subsample_sites(guide_trace)
+            else:
+                log_pi = self._log_prob(model_trace)
+                self._entries = sum(
+                    s["value"].numel() + s["log_prob"].numel() for s in _sample_sites(model_trace)
+                )
+            log_q = self._log_prob(guide_trace)
+            log_weights = log_pi - log_q
+            terms = -log_weights
+            drawn = any(not site["is_observed"] for site in _sample_sites(guide_trace))
+            if drawn and self._gradient != "plain":
                 _check_one_site(guide_trace)
-                log_q = self._log_prob(guide_trace, _path_term)
-            terms = log_q - log_pi
+                path_terms = self._log_prob(guide_trace, _path_term) - log_pi
+                if is_measured:
+                    self.noise.add(terms, path_terms)
+                    weights.append(log_weights)
+                    held.append((terms.sum(), path_terms.sum()))
+                    continue
+                terms = path_terms
             if self.only_finite:
                 terms = self._finite_terms(terms, log_weights.detach().isfinite(), guide_trace)
             yield log_weights, terms.sum() / self.num_particles
+        if held:
+            plain, path = (sum(sums) for sums in zip(*held, strict=True))
+            yield torch.cat(weights), self.noise.choose(plain, path) / self.num_particles
 
     def _finite_terms(self, terms: Tensor, kept: Tensor, guide_trace: Any) -> Tensor:
         """The terms of the particles kept, and ones that lower the density at the others.
@@ -190,15 +257,16 @@ class PDD(ELBO):
                 if not isinstance(site["fn"], dist.Delta):
                     log_q = site["fn"].log_prob(x.detach())
                     lost = lost + log_q.reshape(len(kept), -1).sum(-1)
-        weight = 2.0 if self.path_gradient else 3.0
+        weight = 3.0 if self._gradient == "plain" else 2.0
         return torch.where(kept, terms, weight * (lost - lost.detach()))
 
     def _log_prob(
         self, trace: Any, term_of: Callable[[Any], Tensor] = operator.itemgetter("log_prob")
     ) -> Tensor:
         """Sum over sample sites: shape ``(num_particles,)`` if vectorised, else ``(1,)``."""
-        vectorized = self.vectorize_particles and self.num_particles > 1
-        total: Any = 0.0
+        together = self.vectorize_particles and not self._way.guide_apart
+        vectorized = together and self.num_particles > 1
+        total: Any = torch.zeros(())
         for site in _sample_sites(trace):
             term = term_of(site)
             if not vectorized:
@@ -208,9 +276,13 @@ class PDD(ELBO):
             else:
                 term = term.reshape(term.shape[0], -1).sum(-1)
             total = total + term
-        if not isinstance(total, Tensor):
-            raise ValueError("the model has no sample sites; accepted: at least one")
-        return total.expand(self.num_particles) if vectorized else total
+        return total.expand(self.num_particles if vectorized else 1)
+
+    def _log_pi_apart(self, model: Any, guide_trace: Any, args: Any, kwargs: Any) -> Tensor:
+        """The model's log densities of the guide's draws, where it does not take all at once."""
+        assert self._way.log_pi is not None
+        rows = rows_of(values_of(guide_trace), self._way.shapes, self.num_particles)
+        return self._way.log_pi(FillMasked()(model), rows, args, kwargs)
 
     def _report(self, log_weights: list[Tensor]) -> float:
         """Keep the detached log-weights and return minus their mean; warn if it is not finite."""
@@ -222,22 +294,23 @@ class PDD(ELBO):
 
 
 class _Draws(Messenger):
-    """Draws that come with ln q; with its score at fixed parameters, kept as ``infer["score"]``.
+    """Draws that come with ln q, with its score as ``infer["score"]``, or with both.
 
     Outermost, so that plates have expanded the distribution, and scales and masks are known.
     """
 
-    def __init__(self, with_score: bool) -> None:
+    def __init__(self, gradient: str) -> None:
         super().__init__()
-        self.with_score = with_score
+        self.gradient = gradient
 
     def _pyro_sample(self, msg: Any) -> None:
         q = msg["fn"]
         if msg["is_observed"] or msg["value"] is not None:
             return
-        if self.with_score and q.has_rsample and not isinstance(q, dist.Delta):
-            msg["value"], log_q, msg["infer"]["score"] = _rsample_with_score(q)
-        elif not self.with_score and hasattr(q, "rsample_and_log_prob"):
+        if self.gradient != "plain" and q.has_rsample and not isinstance(q, dist.Delta):
+            draw = _rsample_with_score if self.gradient == "path" else _rsample_with_both
+            msg["value"], log_q, msg["infer"]["score"] = draw(q)
+        elif self.gradient == "plain" and hasattr(q, "rsample_and_log_prob"):
             msg["value"], log_q = q.rsample_and_log_prob()
         else:
             return
@@ -253,11 +326,26 @@ def _rsample_with_score(q: Any) -> tuple[Tensor, Tensor, Tensor]:
     if getattr(q, "has_score", False):
         return q.rsample_with_score()
     x = q.rsample()
+    return (x, *_log_q_and_score(q, x))
+
+
+def _rsample_with_both(q: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """A draw, ln q with its graph, and its gradient at the draw."""
+    if getattr(q, "has_score", False):  # the same draw twice, instead of an inverse pass
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
+            _, _, score = q.rsample_with_score()
+        return (*q.rsample_and_log_prob(), score)
+    x = q.rsample()
+    return x, q.log_prob(x), _log_q_and_score(q, x)[1]
+
+
+def _log_q_and_score(q: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Without the graph of the draw."""
     with torch.enable_grad():
         leaf = x.detach().requires_grad_()  # no remembered pair of the flow is recognised by it
         log_q = q.log_prob(leaf)
         (score,) = torch.autograd.grad(log_q.sum(), leaf)
-    return x, log_q.detach(), score
+    return log_q.detach(), score
 
 
 def _sample_sites(trace: Any) -> list[Any]:
@@ -289,6 +377,11 @@ def _path_term(site: Any) -> Tensor:
 
 def _check_reparameterised(guide_trace: Any) -> None:
     for site in _sample_sites(guide_trace):
+        if site["is_observed"] and getattr(site["fn"], "has_rsample", True) is False:
+            raise ValueError(
+                f"guide factor {site['name']!r} has has_rsample=False; accepted by PDD: True, for "
+                "factors of reparameterised draws (else use Trace_ELBO)"
+            )
         if not site["is_observed"] and not getattr(site["fn"], "has_rsample", False):
             raise ValueError(
                 f"guide site {site['name']!r} has distribution {type(site['fn']).__name__}, which "

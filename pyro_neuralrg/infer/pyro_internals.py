@@ -39,6 +39,11 @@ def register_parameters(owner: PyroModule, attribute: str) -> None:
     Warns:
         UserWarning: once for each owner, if the store holds other values.
     """
+    if torch._C._get_tracing_state() is not None:
+        raise ValueError(
+            f"the loss traces the guide {owner._pyro_name!r} by torch.jit, as Pyro's Jit..._ELBO "
+            "do; accepted: PDD, or Pyro's losses without Jit, such as Trace_ELBO"
+        )
     take_loaded(owner, attribute)
     store, prefix = pyro.get_param_store(), f"{owner._pyro_name}.{attribute}$$$"
     module: Any = owner._modules[attribute]  # an attribute would be registered by Pyro

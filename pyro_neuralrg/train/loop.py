@@ -366,6 +366,7 @@ class Training:
             "optimizer": self.optimizer.state_dict(),
             "first": self.first and tuple(self.first),
             "best": self.best.state_dict(),
+            "noise": self.elbo.noise.state_dict(),
             "history": torch.tensor(self.records, dtype=torch.float64),
         }
         random = random_state(self.world, self.start.device)
@@ -386,6 +387,8 @@ class Training:
         self.optimizer.load_state_dict(state["optimizer"])
         self.first = state["first"] and Measured(*state["first"])
         self.best.load_state_dict(state["best"])
+        if "noise" in state:  # else of a version that kept to one kind of gradient
+            self.elbo.noise.load_state_dict(state["noise"])
         rows = state["history"].tolist()
         self.records = [TrainingStep(int(step), *numbers) for step, *numbers in rows]
         set_random_state(contents["random"], self.world, like.device)

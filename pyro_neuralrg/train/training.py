@@ -126,8 +126,8 @@ def fit(
         batch: samples per step.
         lr: largest learning rate.
         path_gradient: see :class:`~pyro_neuralrg.infer.pdd.PDD`; None: for flows of this package,
-            where it is cheap, once the target has cooled. Far from the target the plain gradient
-            has the smaller variance, and a path gradient can run away.
+            where it is cheap, once the target has cooled. Either way it is taken only while it has
+            the smaller variance, as measured at the first steps and then every 64th.
         seed: of the samples and of a flow built here; None: the global random state goes on.
         progress: show one progress bar; a line now and then where stderr is no terminal.
         callback: called after each step, on every process; True from any stops the training.
@@ -363,6 +363,8 @@ def _has_score(guide: Callable[..., Any]) -> bool:
 
 class _Sampler:
     """A FlowGuide without its parameter statements; a flow uses no argument but a context."""
+
+    takes_batches = True
 
     def __init__(self, guide: FlowGuide) -> None:
         self.guide = guide

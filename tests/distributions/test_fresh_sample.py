@@ -163,6 +163,7 @@ def test_training_by_pdd_costs_one_pass_a_draw(
     guide = FlowGuide(flow if kind == "plain" else SymmetrizedFlow(flow))
     loss = PDD(num_particles=3, vectorize_particles=vectorize, max_plate_nesting=0)
     svi = SVI(model, guide, pyro.optim.ClippedAdam({"lr": 0.01}), loss=loss)
+    loss.loss(model, guide)  # looks at the model once
     passes, q = evaluations(flow, monkeypatch), guide.distribution()
     x = q.rsample((3,))
     for _ in range(2):

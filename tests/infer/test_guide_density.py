@@ -207,7 +207,7 @@ def wide_fields() -> None:
 
 def test_path_gradients_are_those_of_a_second_pass(case: Case) -> None:
     guide = shaken(make(case))
-    elbo = PDD(3, max_plate_nesting=2, vectorize_particles=True, path_gradient=True)
+    elbo = PDD(3, max_plate_nesting=2, vectorize_particles=True, path_gradient="always")
     losses, gradients = [], []
     for step in (elbo.loss_and_grads, functools.partial(loss_and_path_gradients, elbo)):
         guide.zero_grad()

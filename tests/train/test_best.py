@@ -239,7 +239,7 @@ def test_resumed_where_cooling_ends(cut: int, tmp_path: Path) -> None:
     target = IsingDual((2, 2))
     flow = target.flow()
     again = copy.deepcopy(flow)
-    options = {**QUICK, "steps": 120, "lr": 1.0}
+    options = {**QUICK, "steps": 120, "lr": 2.0}
     options["schedule"] = Schedule(warmup=0, cooling=Cooling(4.0, 0.8), clip=None)
     whole = fit(target, flow, **options)
     first = {**options, "record": Record(tmp_path)}
