@@ -110,6 +110,7 @@ def test_the_cost_of_the_warm_up_is_what_was_evaluated(adapt: bool) -> None:
         return 0.5 * x.square().sum(-1)
 
     kernel = HMC(energy, shape=(4,), num_steps=3)
+    rows.clear()  # of the trial when it was made
     warmup = Adaptation(step_size=adapt, steps=12)
     mcmc = run(kernel, 7, warmup_steps=warmup, num_chains=5)
     cost = mcmc.gradient_evaluations
