@@ -23,7 +23,7 @@ DIVERGENCE_THRESHOLD = 1000.0
 
 
 class HMC(LocalKernel):
-    """Hamiltonian Monte Carlo with a fixed or jittered number of leapfrog steps.
+    """Hamiltonian Monte Carlo with a jittered or fixed number of leapfrog steps.
 
     All chains take the same number of steps of the same size; each accepts or rejects by itself.
     Momenta are drawn from N(0, M) with M the inverse of ``inverse_mass``. A step costs as many
@@ -36,7 +36,7 @@ class HMC(LocalKernel):
         num_steps: mean number of leapfrog steps a trajectory, >= 1.
         jitter: in [0, 1): each trajectory draws its number of steps, shared by the chains,
             uniformly from the integers within ``num_steps * (1 +- jitter)``; guards against
-            trajectories of one period.
+            trajectories of one period, after which chains are where they were. 0 for one length.
         inverse_mass: its diagonal, shape ``(dim,)``, or the whole matrix, shape ``(dim, dim)``;
             None for the identity.
         shape: lattice shape of a plain energy.
@@ -54,8 +54,8 @@ class HMC(LocalKernel):
         >>> kernel = HMC(lambda x: 0.5 * x.square().sum(-1), shape=(3,), step_size=0.5, num_steps=4)
         >>> state = kernel.init(torch.zeros(100, 3))
         >>> state, info = kernel.step(state, torch.Generator().manual_seed(0))
-        >>> state.position.shape, info.n_steps
-        (torch.Size([100, 3]), 4)
+        >>> state.position.shape, 2 <= info.n_steps <= 6
+        (torch.Size([100, 3]), True)
     """
 
     name = "hmc"
@@ -67,7 +67,7 @@ class HMC(LocalKernel):
         *,
         step_size: float = 0.1,
         num_steps: int = 10,
-        jitter: float = 0.0,
+        jitter: float = 0.5,
         inverse_mass: Tensor | None = None,
         shape: tuple[int, ...] | None = None,
         flow: TransformModule | None = None,

@@ -37,9 +37,10 @@ class Learner:
 
 
 class DualAveraging(Learner):
-    """Step size whose acceptance tends to a target; the first trials go ten times higher.
+    """Step size whose acceptance tends to a target, drawn to the one at which it begins.
 
-    Hoffman & Gelman, "The No-U-Turn Sampler" (2014), section 3.2.
+    Hoffman & Gelman, "The No-U-Turn Sampler" (2014), section 3.2; theirs is drawn to ten times the
+    first one, which is cheap for trees but not for trajectories, whose length follows.
     """
 
     SHRINKAGE = 0.05  # gamma of the paper, as are its other constants
@@ -53,7 +54,7 @@ class DualAveraging(Learner):
     def restart(self, step_size: float) -> None:
         """Forget everything and begin at another step size."""
         self.value = step_size
-        self._attractor = math.log(10 * step_size)
+        self._attractor = math.log(step_size)
         self._error = 0.0
         self._log_average = math.log(step_size)
         self._count = 0
@@ -72,6 +73,25 @@ class DualAveraging(Learner):
     def average(self) -> float:
         """The averaged step size, to be used for the draws."""
         return math.exp(self._log_average)
+
+
+class Arrival(Learner):
+    """Notices, once, that the energy of the farthest chain falls no more."""
+
+    LAG = 10  # steps over which it does not fall
+
+    def __init__(self) -> None:
+        self._lowest: list[float] = []
+        self._is_noticed = False
+
+    def update(self, energy: float) -> bool:
+        """Take in the largest energy over chains; report whether this is the step."""
+        if self._is_noticed:
+            return False
+        before = self._lowest[-self.LAG :]
+        self._is_noticed = len(before) == self.LAG and energy >= before[0]
+        self._lowest = [*before, min([energy, *before])]
+        return self._is_noticed
 
 
 class PooledCovariance(Learner):
@@ -126,6 +146,7 @@ class TrajectoryLength(Learner):
 
     FIRST_RATE, LAST_RATE, FALLING = 0.15, 0.03, 100  # step in ln T for a slope of one
     FORGETTING = 0.9  # of numerators and denominators
+    FIRST_STEPS, MORE_STEPS = 10, 1  # leapfrog steps at the beginning, more with each step
     AVERAGING = 0.5  # the n-th value of ln T enters the average with the weight n ** -0.5
 
     def __init__(self, length: float, criterion: str = "chees") -> None:
@@ -139,6 +160,18 @@ class TrajectoryLength(Learner):
         self._count = 0
         if self.direction is not None:
             self.direction.clear()
+
+    @property
+    def most_steps(self) -> int:
+        """Leapfrog steps that the longest trajectory may have by now.
+
+        A chain far out, which makes the step small for all, is not waited for.
+        """
+        return self.FIRST_STEPS + self.MORE_STEPS * self._count
+
+    def skip(self) -> None:
+        """Take in a step whose trajectory was cut short."""
+        self._count += 1
 
     @property
     def value(self) -> float:

@@ -7,12 +7,14 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any, TypeAlias
 
 import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.torch_transform import TransformModule
+from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.infer.mcmc.util import initialize_model
 from pyro.infer.reparam import NeuTraReparam
 from torch import Tensor
@@ -267,17 +269,41 @@ class ModelTarget(Target):
     def _unconstrain(self, name: str, value: Tensor) -> Tensor:
         return self._transforms[name](value)
 
-    def initial(self, chains: int, generator: torch.Generator, start: str | None = None) -> Tensor:
-        """Draws of the model; of the prior also at the sites behind flows if that is the start."""
+    @property
+    def starts_uniformly(self) -> bool:  # type: ignore[override]
+        """Report whether no site is a latent of a flow, which has draws to start from."""
+        return not self._latent_sites
+
+    def initial(self, chains: int, generator: torch.Generator, start: Any = None) -> Tensor:
+        """Draws of the model, of the prior also at the sites behind flows, or uniform positions."""
+        if start == "uniform" or (start is None and self.starts_uniformly):
+            return self.uniform(chains, generator)
         if start == "flow" and not self.flow_sites:
             raise ValueError("initial_params is 'flow'; accepted for this model: 'prior'")
         one_start = self._prior_values if start == "prior" else self._own_values
+        begun = InitMessenger(start) if callable(start) else nullcontext()
         seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
-        with torch.random.fork_rng(), poutine.block(), torch.no_grad():
+        with torch.random.fork_rng(), poutine.block(), torch.no_grad(), begun:
             torch.manual_seed(seed)
             starts = [one_start() for _ in range(chains)]
         values = {name: torch.stack([one[name] for one in starts]) for name in starts[0]}
         return self.pack(values, chains)
+
+    def unconstrained(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See :class:`Target`; fields behind flows are given as they are."""
+        with torch.random.fork_rng(), poutine.block(), torch.no_grad():
+            nodes = self._run(self._without_reparams).nodes
+        fields = {field for field, _ in self.flow_sites.values()}
+        found = dict(values)
+        for name in values.keys() & nodes.keys() - fields:
+            support = nodes[name]["fn"].support
+            if not bool(support.check(values[name]).all()):
+                raise ValueError(
+                    f"initial_params[{name!r}] has values outside of the site's support; accepted: "
+                    f"values within {support}"
+                )
+            found[name] = biject_to(support).inv(values[name])
+        return found
 
     def _own_values(self) -> dict[str, Tensor]:
         """Unconstrained values of one start: draws of the model at the sites that it has."""
@@ -287,10 +313,14 @@ class ModelTarget(Target):
             for name, f in self._transforms.items()
         }
 
+    @property
+    def _without_reparams(self) -> Any:
+        """The model as it is written."""
+        return [self.model, *(fn for _, fn in reparameterisations(self.model))][-1]
+
     def _prior_values(self) -> dict[str, Tensor]:
         """Unconstrained values of one start: draws of the model without its reparameterisations."""
-        inner = [self.model, *(fn for _, fn in reparameterisations(self.model))][-1]
-        nodes = self._run(inner).nodes
+        nodes = self._run(self._without_reparams).nodes
         names = [behind for name in self.sites for behind in self._behind_names(name)]
         for name in names:
             if name not in nodes or nodes[name]["is_observed"]:

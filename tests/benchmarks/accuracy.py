@@ -125,7 +125,7 @@ def latent_step(target: IsingDual, flow: Any) -> float:
 
 
 def _acceptance(latent: LatentTarget, start: torch.Tensor, step_size: float) -> float:
-    kernel = HMC(latent, step_size=step_size, num_steps=10)
+    kernel = HMC(latent, step_size=step_size, num_steps=10, jitter=0.0)
     state, generator = kernel.init(start), torch.Generator(start.device).manual_seed(0)
     rates = []
     for _ in range(TRAJECTORIES):

@@ -70,7 +70,7 @@ def by_hmc(target: IsingDual, flow: torch.nn.Module, step_size: float, **choice:
     """Crossings of many chains from exact draws."""
     latent = LatentTarget(target, flow, **choice)
     x = target.sample_reference(CHAINS, 1).float()
-    kernel = HMC(latent, step_size=step_size, num_steps=10)
+    kernel = HMC(latent, step_size=step_size, num_steps=10, jitter=0.0)
     state = kernel.init(latent.pack({"x": x}, CHAINS))
     sign, crossings, gradients, acceptance = x.mean((-1, -2)).sign(), 0, 0, 0.0
     for _ in range(20):
