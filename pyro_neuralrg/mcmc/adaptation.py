@@ -159,7 +159,8 @@ class Warmup:
 
         In the first half of a warm-up: later there are too few steps to learn others.
         """
-        if not self._lengths or not self._averaging or index >= self._latest_arrival:
+        late = index >= self._latest_arrival or self._arrival.is_noticed
+        if late or not self._lengths or not self._averaging:
             return False
         return self._arrival.update(float(self._world.gather(state.energy).max()))
 

@@ -135,7 +135,11 @@ class ChEESHMC(LocalKernel):
     .. math:: \tfrac14 E\big[(|x' - E x'|^2 - |x - E x|^2)^2\big] / T,
 
     means taken over the chains; the step size aims at a harmonic mean acceptance of 0.651. So it
-    takes at least two chains, better 32 or more, all of which make steps of the same length.
+    takes at least two chains, better 32 or more, all of which make steps of the same length. Once
+    the farthest chain has come in, T begins anew, for a way down tells nothing of the target. The
+    longest trajectory of the n-th step of warm-up has 10 + n leapfrog steps: a chain far out, which
+    makes the step small for all, does not cost more.
+
     Without the division, as in the first paper, T came to rest at the third maximum of a normal
     target: on 20 standard normals 64 effective samples of the squares for each 1000 gradients, with
     it 345.

@@ -76,22 +76,20 @@ class DualAveraging(Learner):
 
 
 class Arrival(Learner):
-    """Notices, once, that the energy of the farthest chain falls no more."""
+    """Notices that the energy of the farthest chain falls no more."""
 
     LAG = 10  # steps over which it does not fall
 
     def __init__(self) -> None:
         self._lowest: list[float] = []
-        self._is_noticed = False
+        self.is_noticed = False
 
     def update(self, energy: float) -> bool:
-        """Take in the largest energy over chains; report whether this is the step."""
-        if self._is_noticed:
-            return False
+        """Take in the largest energy over chains; report whether it falls no more."""
         before = self._lowest[-self.LAG :]
-        self._is_noticed = len(before) == self.LAG and energy >= before[0]
+        self.is_noticed = len(before) == self.LAG and energy >= before[0]
         self._lowest = [*before, min([energy, *before])]
-        return self._is_noticed
+        return self.is_noticed
 
 
 class PooledCovariance(Learner):

@@ -290,19 +290,23 @@ class ModelTarget(Target):
         return self.pack(values, chains)
 
     def unconstrained(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """See :class:`Target`; fields behind flows are given as they are."""
+        """See :class:`Target`; fields behind flows as they are, without what else a guide draws."""
         with torch.random.fork_rng(), poutine.block(), torch.no_grad():
             nodes = self._run(self._without_reparams).nodes
         fields = {field for field, _ in self.flow_sites.values()}
-        found = dict(values)
-        for name in values.keys() & nodes.keys() - fields:
-            support = nodes[name]["fn"].support
-            if not bool(support.check(values[name]).all()):
+        known = {behind for name in self.sites for behind in self._behind_names(name)}
+        found = {name: values[name] for name in values if name in known | self.sites.keys()}
+        for name in found.keys() & nodes.keys() - fields:
+            value, support = torch.as_tensor(found[name]), nodes[name]["fn"].support
+            shape = nodes[name]["value"].shape
+            if value.dim() and value.numel() == len(value) * shape.numel():
+                value = value.reshape(-1, *shape)  # a guide's draws have dimensions for plates
+            if not bool(support.check(value).all()):
                 raise ValueError(
                     f"initial_params[{name!r}] has values outside of the site's support; accepted: "
                     f"values within {support}"
                 )
-            found[name] = biject_to(support).inv(values[name])
+            found[name] = biject_to(support).inv(value)
         return found
 
     def _own_values(self) -> dict[str, Tensor]:

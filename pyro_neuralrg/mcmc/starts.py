@@ -41,6 +41,8 @@ CANDIDATES = 10
 class Constrained(dict[str, Tensor]):
     """Starts in the model's own values: ``(num_chains,) + site shape`` for each site.
 
+    Draws of a guide will do: ``Constrained(Predictive(guide, num_samples=num_chains)())``.
+
     Example:
         >>> start = Constrained(tau=torch.full((64,), 6.0))  # unconstrained: {"tau": log(6)}
     """

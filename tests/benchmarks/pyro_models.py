@@ -92,8 +92,8 @@ def linear_regression(rows: int = 170) -> Model:
     return model
 
 
-def hierarchical_logistic(groups: int = 18, trials: int = 45) -> Model:
-    """Partial pooling of Pyro's baseball example, in logits."""
+def hierarchical_logistic(groups: int = 18, trials: int = 45, centred: bool = False) -> Model:
+    """Partial pooling of Pyro's baseball example, in logits; centred there."""
     chance = torch.sigmoid(-1.0 + 0.4 * normals(groups))
     hits = (trials * chance).round()
 
@@ -101,7 +101,10 @@ def hierarchical_logistic(groups: int = 18, trials: int = 45) -> Model:
         loc = pyro.sample("loc", dist.Normal(-1.0, 1.0))
         scale = pyro.sample("scale", dist.HalfCauchy(torch.tensor(1.0)))
         with pyro.plate("players", groups):
-            logits = pyro.sample("logits", dist.Normal(loc, scale))
+            if centred:
+                logits = pyro.sample("logits", dist.Normal(loc, scale))
+            else:
+                logits = loc + scale * pyro.sample("eta", dist.Normal(0.0, 1.0))
             pyro.sample("hits", dist.Binomial(trials, logits=logits), obs=hits)
 
     return model
@@ -131,6 +134,7 @@ MODELS: dict[str, Callable[[], Model]] = {
     "LKJ covariance": covariance,
     "linear regression": linear_regression,
     "hierarchical logistic": hierarchical_logistic,
+    "logistic, centred": lambda: hierarchical_logistic(centred=True),
     "Gaussian process": gaussian_process,
 }
 
