@@ -37,15 +37,16 @@ class Learner:
 
 
 class DualAveraging(Learner):
-    """Step size whose acceptance tends to a target, drawn to the one at which it begins.
+    """Step size whose acceptance tends to a target, at most twice the last one.
 
-    Hoffman & Gelman, "The No-U-Turn Sampler" (2014), section 3.2; theirs is drawn to ten times the
-    first one, which is cheap for trees but not for trajectories, whose length follows.
+    Hoffman & Gelman, "The No-U-Turn Sampler" (2014), section 3.2; theirs goes at once to ten
+    times the first one, which is cheap for trees but not for trajectories, whose length follows.
     """
 
     SHRINKAGE = 0.05  # gamma of the paper, as are its other constants
     DELAY = 10.0  # t_0
     FORGETTING = 0.75  # kappa
+    GROWTH = 2.0
 
     def __init__(self, step_size: float, target_acceptance: float) -> None:
         self.target = target_acceptance
@@ -54,7 +55,7 @@ class DualAveraging(Learner):
     def restart(self, step_size: float) -> None:
         """Forget everything and begin at another step size."""
         self.value = step_size
-        self._attractor = math.log(step_size)
+        self._attractor = math.log(10 * step_size)
         self._error = 0.0
         self._log_average = math.log(step_size)
         self._count = 0
@@ -65,6 +66,7 @@ class DualAveraging(Learner):
         weight = 1 / (self._count + self.DELAY)
         self._error += weight * (self.target - acceptance - self._error)
         log_step = self._attractor - math.sqrt(self._count) / self.SHRINKAGE * self._error
+        log_step = min(log_step, math.log(self.GROWTH * self.value))
         weight = self._count**-self.FORGETTING
         self._log_average += weight * (log_step - self._log_average)
         self.value = math.exp(log_step)

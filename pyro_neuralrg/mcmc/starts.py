@@ -142,16 +142,17 @@ def _steep(target: Target, state: ChainState) -> Tensor:
 def _refusal(target: Target, state: ChainState, world: Processes) -> str:
     """What is not finite at the starts."""
     energy, steep = world.gather(state.energy), world.gather(_steep(target, state))
-    bad, chains = energy[~(energy.abs() < LARGEST_ENERGY)], len(energy)
-    said = []
-    if len(bad):
-        kinds = sorted({str(float(value)) for value in bad})
+    chains, said = len(energy), []
+    bad = (~(energy.abs() < LARGEST_ENERGY)).nonzero().flatten().tolist()
+    if bad:
+        first = {chain: float(energy[chain]) for chain in bad[:8]}
         said.append(
-            f"the energy of {len(bad)} of {chains} chains is not finite ({', '.join(kinds)})"
+            f"the energy of {len(bad)} of {chains} chains is not finite (by chain: {first})"
         )
     if bool(steep.any()):
+        bad = steep.any(-1).nonzero().flatten().tolist()
         said.append(
-            f"the gradient of {int(steep.any(-1).sum())} of {chains} chains is not finite at "
+            f"the gradient of {len(bad)} of {chains} chains (such as {bad[0]}) is not finite at "
             f"{_names_of(target, steep)} although the energy is ({REMEDY})"
         )
     return f"at the start, {' and '.join(said)}; accepted: initial_params where both are finite"

@@ -85,7 +85,9 @@ def test_flow_is_frozen_meanwhile_and_thawed_after() -> None:
 def test_step_size_reaches_the_target_acceptance() -> None:
     for goal in (0.6, 0.9):
         mcmc = run(
-            HMC(TARGETS["free field"]().energy, shape=(2, 3), step_size=7.0, num_steps=3),
+            HMC(
+                TARGETS["free field"]().energy, shape=(2, 3), step_size=7.0, num_steps=3, jitter=0.0
+            ),
             100,
             warmup_steps=Adaptation(target_acceptance=goal, steps=200),
             num_chains=64,
