@@ -145,7 +145,7 @@ def test_a_training_step_waits_once(name: str, path_after_cooling: bool) -> None
 
 
 KERNELS: dict[str, Any] = {
-    "hmc": lambda target, flow: HMC(EnergyTarget(target), num_steps=2),
+    "hmc": lambda target, flow: HMC(EnergyTarget(target), num_steps=2, jitter=0.0),
     "diagonal mass": lambda target, flow: HMC(
         target, num_steps=2, flow=flow, inverse_mass=torch.ones(16)
     ),
@@ -153,7 +153,7 @@ KERNELS: dict[str, Any] = {
     "mala": lambda target, flow: MALA(target, flow=flow),
     "random walk": lambda target, flow: RandomWalkMetropolis(target, flow=flow),
     "jumps": lambda target, flow: Cycle(
-        HMC(target, num_steps=2, flow=flow), IndependenceMetropolis(flow)
+        HMC(target, num_steps=2, jitter=0.0, flow=flow), IndependenceMetropolis(flow)
     ),
 }
 

@@ -10,6 +10,7 @@ from pyro_neuralrg.mcmc.metropolis import IndependenceMetropolis, RandomWalkMetr
 from pyro_neuralrg.mcmc.model_target import ModelTarget, as_target
 from pyro_neuralrg.mcmc.run_state import Cost
 from pyro_neuralrg.mcmc.runner import VectorizedMCMC
+from pyro_neuralrg.mcmc.starts import Constrained
 from pyro_neuralrg.mcmc.target import EnergyTarget, LatentTarget, Target
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Adaptation",
     "ChEESHMC",
     "ChainState",
+    "Constrained",
     "Cost",
     "Cycle",
     "EnergyTarget",

@@ -12,7 +12,7 @@ import torch
 
 from pyro_neuralrg.arguments import check_choice, check_number, check_type
 from pyro_neuralrg.mcmc.kernel import ChainState, Kernel, LocalKernel, StepInfo, is_covariance
-from pyro_neuralrg.mcmc.learning import DualAveraging, PooledCovariance, TrajectoryLength
+from pyro_neuralrg.mcmc.learning import Arrival, DualAveraging, PooledCovariance, TrajectoryLength
 from pyro_neuralrg.runtime.processes import Processes
 
 MIN_STEPS = 10
@@ -93,12 +93,13 @@ class Warmup:
         self._window_ends = [] if adaptation.mass == "unit" else _window_ends(steps)
         self._window_start = self._window_ends[0] if self._window_ends else steps
         self._covariance = PooledCovariance(adaptation.mass == "dense")
+        self._arrival, self._latest_arrival = Arrival(), steps // 2
 
     def begin(self, state: ChainState, generator: torch.Generator, anew: bool = False) -> int:
         """Find the order of magnitude of each step size; return the gradients per chain spent.
 
-        With a new mass, ``anew``, trajectory lengths begin at one step: their criterion has its
-        first maximum above, and further ones beyond.
+        With a new mass, or once chains that began far out have come in, ``anew``, trajectory
+        lengths begin at one step: their criterion has its first maximum above, and others beyond.
         """
         evaluations = 0
         for name, average in self._step_sizes.items():
@@ -126,6 +127,8 @@ class Warmup:
             self._covariance.update(self._world.gather(state.position))
             if index + 1 in self._window_ends[1:] and self._set_mass(state):
                 return self.begin(state, generator, anew=True)
+        if self._has_arrived(index, state):
+            return self.begin(state, generator, anew=True)
         self._tune()
         return 0
 
@@ -139,13 +142,27 @@ class Warmup:
             self._step_sizes[name].update(member.acceptance(info))
         if name in self._lengths and info.trajectory is not None:
             assert isinstance(member, LocalKernel)
-            self._lengths[name].update(
+            length, size = self._lengths[name], member.step_size
+            if length.value > size * length.most_steps:  # which it was not tried at
+                length.skip()
+                return
+            length.update(
                 info.trajectory,
                 info.acceptance_rate,
                 member.mass(info.trajectory.start),
-                shortest=member.step_size,
-                longest=member.step_size * getattr(member, "max_steps", math.inf),
+                shortest=size,
+                longest=size * getattr(member, "max_steps", math.inf),
             )
+
+    def _has_arrived(self, index: int, state: ChainState) -> bool:
+        """Notice that the farthest chain has come in, for lengths learned from its way are wrong.
+
+        In the first half of a warm-up: later there are too few steps to learn others.
+        """
+        late = index >= self._latest_arrival or self._arrival.is_noticed
+        if late or not self._lengths or not self._averaging:
+            return False
+        return self._arrival.update(float(self._world.gather(state.energy).max()))
 
     def _set_mass(self, state: ChainState) -> bool:
         """Give kernels with a step size the mass of the window; report whether it has one."""
@@ -165,7 +182,11 @@ class Warmup:
         for name, step_size in self._step_sizes.items():
             tuning[name]["step_size"] = step_size.average if averaged else step_size.value
         for name, length in self._lengths.items():
-            tuning[name]["trajectory_length"] = length.average if averaged else length.value
+            size = tuning[name].get("step_size", self.kernel.members[name].step_size or math.inf)
+            longest = math.inf if averaged else size * length.most_steps
+            tuning[name]["trajectory_length"] = min(
+                length.average if averaged else length.value, longest
+            )
         self.kernel = self.kernel.with_tuning(tuning)
 
     def state_dict(self) -> dict[str, Any]:
@@ -174,6 +195,7 @@ class Warmup:
             "step_sizes": {name: one.state_dict() for name, one in self._step_sizes.items()},
             "lengths": {name: one.state_dict() for name, one in self._lengths.items()},
             "covariance": self._covariance.state_dict(),
+            "arrival": self._arrival.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -183,6 +205,7 @@ class Warmup:
         for name, length in self._lengths.items():
             length.load_state_dict(state["lengths"][name])
         self._covariance.load_state_dict(state["covariance"])
+        self._arrival.load_state_dict(state["arrival"])
 
 
 def _window_ends(steps: int) -> list[int]:

@@ -37,14 +37,16 @@ class Learner:
 
 
 class DualAveraging(Learner):
-    """Step size whose acceptance tends to a target; the first trials go ten times higher.
+    """Step size whose acceptance tends to a target, at most twice the last one.
 
-    Hoffman & Gelman, "The No-U-Turn Sampler" (2014), section 3.2.
+    Hoffman & Gelman, "The No-U-Turn Sampler" (2014), section 3.2; theirs goes at once to ten
+    times the first one, which is cheap for trees but not for trajectories, whose length follows.
     """
 
     SHRINKAGE = 0.05  # gamma of the paper, as are its other constants
     DELAY = 10.0  # t_0
     FORGETTING = 0.75  # kappa
+    GROWTH = 2.0
 
     def __init__(self, step_size: float, target_acceptance: float) -> None:
         self.target = target_acceptance
@@ -64,6 +66,7 @@ class DualAveraging(Learner):
         weight = 1 / (self._count + self.DELAY)
         self._error += weight * (self.target - acceptance - self._error)
         log_step = self._attractor - math.sqrt(self._count) / self.SHRINKAGE * self._error
+        log_step = min(log_step, math.log(self.GROWTH * self.value))
         weight = self._count**-self.FORGETTING
         self._log_average += weight * (log_step - self._log_average)
         self.value = math.exp(log_step)
@@ -72,6 +75,23 @@ class DualAveraging(Learner):
     def average(self) -> float:
         """The averaged step size, to be used for the draws."""
         return math.exp(self._log_average)
+
+
+class Arrival(Learner):
+    """Notices that the energy of the farthest chain falls no more."""
+
+    LAG = 10  # steps over which it does not fall
+
+    def __init__(self) -> None:
+        self._lowest: list[float] = []
+        self.is_noticed = False
+
+    def update(self, energy: float) -> bool:
+        """Take in the largest energy over chains; report whether it falls no more."""
+        before = self._lowest[-self.LAG :]
+        self.is_noticed = len(before) == self.LAG and energy >= before[0]
+        self._lowest = [*before, min([energy, *before])]
+        return self.is_noticed
 
 
 class PooledCovariance(Learner):
@@ -126,6 +146,7 @@ class TrajectoryLength(Learner):
 
     FIRST_RATE, LAST_RATE, FALLING = 0.15, 0.03, 100  # step in ln T for a slope of one
     FORGETTING = 0.9  # of numerators and denominators
+    FIRST_STEPS, MORE_STEPS = 10, 1  # leapfrog steps at the beginning, more with each step
     AVERAGING = 0.5  # the n-th value of ln T enters the average with the weight n ** -0.5
 
     def __init__(self, length: float, criterion: str = "chees") -> None:
@@ -139,6 +160,18 @@ class TrajectoryLength(Learner):
         self._count = 0
         if self.direction is not None:
             self.direction.clear()
+
+    @property
+    def most_steps(self) -> int:
+        """Leapfrog steps that the longest trajectory may have by now.
+
+        A chain far out, which makes the step small for all, is not waited for.
+        """
+        return self.FIRST_STEPS + self.MORE_STEPS * self._count
+
+    def skip(self) -> None:
+        """Take in a step whose trajectory was cut short."""
+        self._count += 1
 
     @property
     def value(self) -> float:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -15,7 +16,7 @@ import torch
 from pyro import poutine
 from pyro.distributions import ImproperUniform
 from pyro.distributions.torch_transform import TransformModule
-from pyro.infer.autoguide.initialization import init_to_uniform
+from pyro.infer.autoguide.initialization import InitMessenger, init_to_uniform
 from pyro.infer.mcmc.util import initialize_model
 from pyro.infer.reparam import NeuTraReparam
 from torch import Tensor
@@ -315,17 +316,45 @@ class ModelTarget(Target):
     def _unconstrain(self, name: str, value: Tensor) -> Tensor:
         return self._transforms[name](value)
 
-    def initial(self, chains: int, generator: torch.Generator, start: str | None = None) -> Tensor:
-        """Draws of the model; of the prior also at the sites behind flows if that is the start."""
+    @property
+    def starts_uniformly(self) -> bool:  # type: ignore[override]
+        """Report whether no site is a latent of a flow, which has draws to start from."""
+        return not self._latent_sites
+
+    def initial(self, chains: int, generator: torch.Generator, start: Any = None) -> Tensor:
+        """Draws of the model, of the prior also at the sites behind flows, or uniform positions."""
+        if start == "uniform" or (start is None and self.starts_uniformly):
+            return self.uniform(chains, generator)
         if start == "flow" and not self.flow_sites:
             raise ValueError("initial_params is 'flow'; accepted for this model: 'prior'")
         one_start = self._prior_values if start == "prior" else self._own_values
+        begun = InitMessenger(start) if callable(start) else nullcontext()
         seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
-        with torch.random.fork_rng(), poutine.block(), torch.no_grad():
+        with torch.random.fork_rng(), poutine.block(), torch.no_grad(), begun:
             torch.manual_seed(seed)
             starts = [one_start() for _ in range(chains)]
         values = {name: torch.stack([one[name] for one in starts]) for name in starts[0]}
         return self.pack(values, chains)
+
+    def unconstrained(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See :class:`Target`; fields behind flows as they are, without what else a guide draws."""
+        with torch.random.fork_rng(), poutine.block(), torch.no_grad():
+            nodes = self._run(self._without_reparams).nodes
+        fields = {field for field, _ in self.flow_sites.values()}
+        known = {behind for name in self.sites for behind in self._behind_names(name)}
+        found = {name: values[name] for name in values if name in known | self.sites.keys()}
+        for name in found.keys() & nodes.keys() - fields:
+            value, support = torch.as_tensor(found[name]), nodes[name]["fn"].support
+            shape = nodes[name]["value"].shape
+            if value.dim() and value.numel() == len(value) * shape.numel():
+                value = value.reshape(-1, *shape)  # a guide's draws have dimensions for plates
+            if not bool(support.check(value).all()):
+                raise ValueError(
+                    f"initial_params[{name!r}] has values outside of the site's support; accepted: "
+                    f"values within {support}"
+                )
+            found[name] = biject_to(support).inv(value)
+        return found
 
     def _own_values(self) -> dict[str, Tensor]:
         """Unconstrained values of one start: draws of the model at the sites that it has."""
@@ -335,10 +364,14 @@ class ModelTarget(Target):
             for name, f in self._transforms.items()
         }
 
+    @property
+    def _without_reparams(self) -> Any:
+        """The model as it is written."""
+        return [self.model, *(fn for _, fn in reparameterisations(self.model))][-1]
+
     def _prior_values(self) -> dict[str, Tensor]:
         """Unconstrained values of one start: draws of the model without its reparameterisations."""
-        inner = [self.model, *(fn for _, fn in reparameterisations(self.model))][-1]
-        nodes = self._run(inner).nodes
+        nodes = self._run(self._without_reparams).nodes
         names = [behind for name in self.sites for behind in self._behind_names(name)]
         for name in names:
             if name not in nodes or nodes[name]["is_observed"]:

@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 from pyro.infer.mcmc.util import diagnostics as site_diagnostics
+from pyro.infer.mcmc.util import select_samples
 from pyro.ops.stats import split_gelman_rubin
 from torch import Tensor
 
+from pyro_neuralrg.arguments import check_integer
 from pyro_neuralrg.mcmc.kernel import ChainState, Kernel, StepInfo
 from pyro_neuralrg.mcmc.run_state import Cost, RunState
 from pyro_neuralrg.mcmc.target import Target
@@ -117,7 +119,7 @@ def observe(
         fields = [name for name in sites if name in target.lattices]
         seen = sites[fields[0]] if len(fields) == 1 else sites
         with torch.no_grad():
-            found = [observables[name](seen) for name in names]
+            found = [observables[name](_own_copy(seen)) for name in names]
         for name, value in zip(names, found, strict=True):
             if not isinstance(value, Tensor) or value.shape[:1] != part.shape[:1]:
                 shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
@@ -134,6 +136,13 @@ def observe(
 def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """The parts of each site, one after the other."""
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _own_copy(seen: Any) -> Any:
+    """Fields that a function of the user may change."""
+    if isinstance(seen, Tensor):
+        return seen.clone()
+    return {name: value.clone() for name, value in seen.items()}
 
 
 class RunResults:
@@ -217,16 +226,22 @@ class RunResults:
         """Wall-clock."""
         return Cost(0.0, 0.0) if self._state is None else self._state.seconds
 
-    def get_samples(self, group_by_chain: bool = False) -> dict[str, Tensor]:
+    def get_samples(
+        self, num_samples: int | None = None, group_by_chain: bool = False
+    ) -> dict[str, Tensor]:
         """Return the draws of the model's own sites, its deterministic ones, and flows' latents.
 
         Args:
+            num_samples: as in Pyro, so many of the draws, chosen by torch's global generator with
+                replacement, of each chain if chains are kept apart; None for all.
             group_by_chain: keep chains apart.
 
         Returns:
             For each site ``(chains * draws,) + site shape``, or ``(chains, draws) + site shape``;
             latent ones under ``{name}_latent``. Nothing if no draws were kept.
         """
+        if num_samples is not None:
+            num_samples = check_integer("num_samples", num_samples, 1)
         if self._drawn and not self.keep_draws:
             return {}
         positions = self.positions
@@ -247,10 +262,9 @@ class RunResults:
                     "sampling",
                     stacklevel=2,
                 )
-        if not group_by_chain:
-            return dict(self._samples)
         chains_draws = positions.shape[:2]
-        return {name: value.unflatten(0, chains_draws) for name, value in self._samples.items()}
+        grouped = {name: x.unflatten(0, chains_draws) for name, x in self._samples.items()}
+        return select_samples(grouped, num_samples, group_by_chain)
 
     @property
     def positions(self) -> Tensor:
@@ -288,14 +302,16 @@ class RunResults:
         return self.kernel.tuning
 
     def summary(self, max_sites: int | None = None) -> Any:
-        """Return a table of lp, the observables and the sites, with ArviZ's figures, in pandas.
+        """Return a table of the sites, the observables and lp, with ArviZ's figures, in pandas.
 
-        One line per scalar, two per field (the worst over sites, and the median) of at most
-        ``max_sites`` sites; see :func:`~pyro_neuralrg.statistics.summary_table`.
+        Latent sites come last. One line per scalar, two per field (the worst over sites, and the
+        median) of at most ``max_sites`` sites; see :func:`~pyro_neuralrg.statistics.summary_table`.
         """
         samples = self.get_samples(group_by_chain=True)
-        series = {"lp": self.sample_stats["lp"], **self.observables, **samples}
-        return summary_table(series, max_sites=max_sites)
+        known = self.kernel.target.latent(self.positions[:1, 0])
+        latent = {name: samples.pop(name) for name in known}
+        lp = {"lp": self.sample_stats["lp"]}
+        return summary_table({**samples, **self.observables, **lp, **latent}, max_sites=max_sites)
 
     def diagnostics(self) -> dict[str, Any]:
         """Return n_eff and R-hat of each site, divergences and acceptance of each chain.

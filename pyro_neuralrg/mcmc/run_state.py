@@ -1,16 +1,13 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""State of a run between two steps: where chains begin, where they stand, how a file holds it."""
+"""State of a run between two steps: where chains stand, how a file holds it."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
-from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from pyro_neuralrg.files.format import FileFormat
@@ -20,7 +17,7 @@ from pyro_neuralrg.runtime.processes import Processes
 
 CHAIN_FORMAT = FileFormat(
     name="pyro_neuralrg.sampling",
-    version=5,
+    version=6,
     writer="VectorizedMCMC(..., record=Record(...))",
     entries={
         "settings": (str,),
@@ -33,12 +30,6 @@ CHAIN_FORMAT = FileFormat(
         "mark": (dict,),
     },
 )
-
-MAX_RESTARTS = 10
-"""Largest number of times that starts whose energy is not finite are drawn anew."""
-
-Start: TypeAlias = "Mapping[str, Tensor] | str | None"
-"""Unconstrained values by site, "prior", "flow", or None."""
 
 
 class Cost(NamedTuple):
@@ -149,59 +140,3 @@ def _options(kernel: Kernel) -> dict[str, Any]:
     if kernel.inverse_mass is not None:
         options["inverse_mass"] = float(kernel.inverse_mass.sum())
     return options
-
-
-def check_start(initial_params: Any) -> Start:
-    """Return it if it is one, else raise a ValueError."""
-    if not isinstance(initial_params, Mapping | None) and initial_params not in ("prior", "flow"):
-        raise ValueError(
-            f"initial_params is {initial_params!r}; accepted: 'prior', 'flow', None, or a tensor "
-            "for each site"
-        )
-    return initial_params
-
-
-def started(
-    kernel: Kernel, start: Start, chains: int, generator: torch.Generator, world: Processes
-) -> ChainState:
-    """Evaluate the starts of this process's chains, of all ``chains``.
-
-    Random ones that are not finite are drawn anew, up to ``MAX_RESTARTS`` times, with a warning.
-
-    Raises:
-        ValueError: on all processes, naming chains without a finite energy and gradient.
-    """
-    rows, target, redraw = world.rows(chains), kernel.target, None
-    if isinstance(start, Mapping):
-        state = kernel.init(target.pack(start, chains)[rows])
-    else:
-        redraw = partial(target.initial, rows.stop - rows.start, generator, start)
-        state = kernel.init(redraw())
-    redrawn = torch.zeros_like(state.energy, dtype=torch.bool)
-    for _ in range(MAX_RESTARTS):
-        bad = _not_finite(state)
-        if redraw is None or not bool(bad.any()):
-            break
-        redrawn |= bad
-        state = kernel.init(torch.where(bad.unsqueeze(-1), redraw(), state.position))
-    bad, energies = world.gather(_not_finite(state)), world.gather(state.energy)
-    if bool(bad.any()):
-        seen = {chain: float(energies[chain]) for chain in bad.nonzero().flatten().tolist()[:8]}
-        raise ValueError(
-            f"the initial energy or gradient of {int(bad.sum())} of {chains} chains "
-            f"is not finite (energies by chain: {seen}); accepted: "
-            "initial_params of finite energy"
-        )
-    redrawn = world.gather(redrawn)
-    if world.is_first and bool(redrawn.any()):
-        warnings.warn(
-            f"{int(redrawn.sum())} of {chains} chains started where the energy or its gradient is "
-            "not finite, and were given other starts",
-            stacklevel=4,  # the caller of run()
-        )
-    return state
-
-
-def _not_finite(state: ChainState) -> Tensor:
-    bad = ~torch.isfinite(state.energy)
-    return bad if state.gradient is None else bad | ~torch.isfinite(state.gradient).all(-1)

@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, check_type
 from pyro_neuralrg.files.record import Checkpoints, Record, check_energies
@@ -24,11 +23,10 @@ from pyro_neuralrg.mcmc.run_state import (
     CHAIN_FORMAT,
     Cost,
     RunState,
-    check_start,
     gathered,
     settings_of,
-    started,
 )
+from pyro_neuralrg.mcmc.starts import Start, check_start, started, warn_of_gradients
 from pyro_neuralrg.mcmc.target import frozen
 from pyro_neuralrg.observables.configurations import Observable
 from pyro_neuralrg.runtime.console import HELD, Progress, deferred_interrupts
@@ -57,10 +55,13 @@ class VectorizedMCMC(RunResults):
         warmup_steps: steps before the draws, >= 0, or an Adaptation, which says how many there are
             and what they adapt; ``num_samples`` if None, as in Pyro.
         num_chains: chains, >= 1, of all processes together, which they must divide.
-        initial_params: where the chains start: "prior", "flow", or unconstrained values as in
-            Pyro, for each site a tensor ``(num_chains,) + site shape`` (a target in the latent
-            space of a flow accepts the physical field instead). None: the flow in a latent space,
-            else the prior.
+        initial_params: where the chains start: "uniform" (as in Stan: in (-2, 2) of the
+            unconstrained scale; each chain takes the best of ten), "prior", "flow", one of Pyro's
+            ``init_to_median``, ``init_to_value(values=...)``, or unconstrained values as in Pyro,
+            for each site a tensor ``(num_chains,) + site shape`` (a target in the latent space of a
+            flow accepts the physical field instead). :class:`Constrained` says that they are the
+            sites' own: ``Constrained(tau=tau)`` is ``{"tau": tau.log()}``. None: the flow in a
+            latent space, the prior of a lattice model, uniform for a Pyro model.
         seed: of all random numbers.
         progress: show a progress bar.
         observables: functions by name, computed of every draw as it is made: of the physical field
@@ -96,7 +97,7 @@ class VectorizedMCMC(RunResults):
         num_samples: int,
         warmup_steps: int | Adaptation | None = None,
         num_chains: int = 64,
-        initial_params: Mapping[str, Tensor] | str | None = None,
+        initial_params: Start = None,
         *,
         seed: int | None = None,
         progress: bool = True,
@@ -191,7 +192,7 @@ class VectorizedMCMC(RunResults):
 
     def _forget(self) -> None:
         super()._forget()
-        self._warmup = None
+        self._warmup, self._told = None, False  # told of gradients that are not finite
 
     def _set_up(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._world = processes()
@@ -225,11 +226,11 @@ class VectorizedMCMC(RunResults):
         generator.manual_seed(self._world.stream(self.seed))
         began = time.perf_counter()
         with frozen(target.modules()):
-            chains = started(
+            chains, evaluations, self._told = started(
                 self.kernel, self.initial_params, self.num_chains, generator, self._world
             )
             self._warmup = self._new_warmup()
-            evaluations = 1 + self._warmup.begin(chains, generator)  # one for the start
+            evaluations += self._warmup.begin(chains, generator)
         costs = Cost(evaluations * self.num_chains, 0), Cost(time.perf_counter() - began, 0.0)
         return RunState(chains, generator.get_state(), 0, 0, *costs)
 
@@ -280,6 +281,10 @@ class VectorizedMCMC(RunResults):
         ):
             self._warm_up(generator, progress, pressed)
             self._draw(generator, progress, pressed)
+            stats = self._rows["sample_stats"].columns()
+            if not self._told and world.is_first and bool(stats["diverging"].any()):
+                self._told = True
+                warn_of_gradients(self.kernel, self._state.chains, int(stats["n_steps"].max()))
 
     def _warm_up(self, generator: torch.Generator, progress: Progress, pressed: list[int]) -> None:
         state, warmup = self._state, self._warmup

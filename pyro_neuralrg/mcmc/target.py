@@ -46,6 +46,7 @@ class Target(ABC):
         dtype: of positions.
         device: of positions.
         chain_batch_size: chains that are evaluated at once, which bounds the memory; None for all.
+        starts_uniformly: whether starts that are not asked for otherwise are uniform ones.
     """
 
     sites: dict[str, tuple[int, ...]]
@@ -57,6 +58,7 @@ class Target(ABC):
     dtype: torch.dtype
     device: torch.device
     chain_batch_size: int | None = None
+    starts_uniformly: bool = False
 
     def __repr__(self) -> str:
         sites = ", ".join(f"{name} {shape}" for name, shape in self.sites.items())
@@ -99,7 +101,8 @@ class Target(ABC):
 
     def energy(self, positions: Tensor) -> Tensor:
         """-ln of the unnormalised density of each chain: nats, float64, shape ``(chains,)``."""
-        return self.by_batches(self._energy_of, positions)
+        # a copy, for an energy of the user that works in place; with a gradient autograd refuses
+        return self.by_batches(self._energy_of, positions.clone())
 
     def energy_and_grad(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Energies, and gradients of shape ``(chains, dim)`` in the dtype of positions."""
@@ -135,11 +138,21 @@ class Target(ABC):
         """Sites that are functions of the others (``pyro.deterministic``), likewise."""
         return {}
 
+    def uniform(self, chains: int, generator: torch.Generator) -> Tensor:
+        """Draw positions ``(chains, dim)`` uniformly in (-2, 2), as Stan and Pyro begin."""
+        options: Any = {"generator": generator, "dtype": self.dtype, "device": self.device}
+        return 4.0 * torch.rand(chains, self.dim, **options) - 2.0
+
+    def unconstrained(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What :meth:`pack` takes, of the sites' own values; the same where these are real."""
+        return dict(values)
+
     @abstractmethod
-    def initial(self, chains: int, generator: torch.Generator, start: str | None = None) -> Tensor:
+    def initial(self, chains: int, generator: torch.Generator, start: Any = None) -> Tensor:
         """Draw starts ``(chains, dim)``.
 
-        From "prior", "flow", or None: of the flow in a latent space, else of the prior.
+        From "prior", "uniform", "flow", one of Pyro's ``init_to_...`` for a model, or None: of the
+        flow in a latent space, else uniform for a model and of the prior for an energy.
 
         Raises:
             ValueError: if the target has no such starts.
@@ -268,8 +281,15 @@ class EnergyTarget(Target):
         """See :class:`Target`."""
         return self.unpack(positions)
 
-    def initial(self, chains: int, generator: torch.Generator, start: str | None = None) -> Tensor:
+    def initial(self, chains: int, generator: torch.Generator, start: Any = None) -> Tensor:
         """Standard normals, a lattice model's masked prior."""
+        if callable(start):
+            raise ValueError(
+                f"initial_params is {start!r}; accepted for an energy: 'prior', 'uniform', None, "
+                "or a tensor for each site; init_to_... is for Pyro models"
+            )
+        if start == "uniform":
+            return self.uniform(chains, generator)
         if start == "flow":
             raise ValueError(
                 "initial_params is 'flow', and the target is in physical space; accepted: 'prior', "
@@ -352,11 +372,13 @@ class LatentTarget(EnergyTarget):
             z = self._latents(positions)[0]
         return {name: z.reshape(*positions.shape[:-1], *self.shape) for name in self.sites}
 
-    def initial(self, chains: int, generator: torch.Generator, start: str | None = None) -> Tensor:
+    def initial(self, chains: int, generator: torch.Generator, start: Any = None) -> Tensor:
         """Draws of the flow; of the prior, standard normals in physical space."""
         if start == "prior":
             x = super().initial(chains, generator).reshape(-1, *self.shape)
             return self.pack({self.name: x}, chains)
+        if start not in (None, "flow"):
+            return super().initial(chains, generator, start)
         return self.from_base(chains, generator)
 
     def modules(self) -> list[torch.nn.Module]:

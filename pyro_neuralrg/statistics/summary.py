@@ -138,6 +138,13 @@ class FieldSummary:
         return self.figures["sd"] == 0
 
     @property
+    def note(self) -> str:
+        """What the figures do not tell, in words: the coverage, and how many sites are constant."""
+        constant = int(self.constant.sum())
+        words = "constant" if constant == len(self.sites) else f"{constant} constant"
+        return ", ".join(filter(None, [self.coverage, words if constant else ""]))
+
+    @property
     def relative_mcse(self) -> FloatArray:
         """Standard error of the mean in units of the standard deviation, of each site."""
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -209,7 +216,8 @@ def summary_table(draws: Mapping[str, Any], max_sites: int | None = None) -> Any
 
     Scalars have one line, variables of at most twelve entries one line per entry; a larger field
     has two: ``x[worst]``, the worst over sites of each figure by itself, and ``x[median]``. If only
-    a choice of sites was evaluated, the column ``sites`` says how many; it names constant ones.
+    a choice of sites was evaluated, or some are constant, the column ``note`` says how many. Means
+    and widths have two digits of the standard error, effective sample sizes none after the point.
 
     Args:
         draws: by name, arrays or tensors of shape ``(chains, draws) + shape``.
@@ -229,26 +237,40 @@ def summary_table(draws: Mapping[str, Any], max_sites: int | None = None) -> Any
     lines: dict[str, dict[str, Any]] = {}
     for name, values in draws.items():
         found = summarise_field(values, max_sites)
-        for label, figures, sites in _lines(name, found):
-            row = {title: getattr(figures, key) for key, title in COLUMNS.items()}
-            lines[label] = {**row, "sites": sites}
+        for label, figures, note in _lines(name, found):
+            row = {title: getattr(_rounded(figures), key) for key, title in COLUMNS.items()}
+            lines[label] = {**row, "note": note}
     table = pd.DataFrame.from_dict(lines, orient="index")
-    return table if any(table.get("sites", [])) else table.drop(columns="sites", errors="ignore")
+    return table if any(table.get("note", [])) else table.drop(columns="note", errors="ignore")
+
+
+def _rounded(figures: Summary) -> Summary:
+    """The digits that mean something, so that a table fits on a screen; a constant has no ESS."""
+    if figures.sd == 0:
+        return Summary(figures.mean, 0.0, math.nan, math.nan, math.nan, 0.0)
+    widths = [x for x in (figures.mcse, figures.sd) if 0 < x < math.inf]
+    digits = 1 - math.floor(math.log10(min(widths))) if widths else 4
+    return Summary(
+        mean=round(figures.mean, digits),
+        mcse=round(figures.mcse, digits),
+        rhat=round(figures.rhat, 4),
+        ess_bulk=float(np.round(figures.ess_bulk)),
+        ess_tail=float(np.round(figures.ess_tail)),
+        sd=round(figures.sd, digits),
+    )
 
 
 def _lines(name: str, found: FieldSummary) -> Iterator[tuple[str, Summary, str]]:
-    """Labels, figures and what is told of sites."""
+    """Label, figures and note of each line."""
     if math.prod(found.shape) > MAX_LINES or found.coverage:
-        still = int(found.constant.sum())
-        told = ", ".join(filter(None, [found.coverage, f"{still} constant" if still else ""]))
-        yield f"{name}[worst]", found.worst(), told
-        yield f"{name}[median]", found.median(), told
+        yield f"{name}[worst]", found.worst(), found.note
+        yield f"{name}[median]", found.median(), ""
         return
     for place, flat in enumerate(found.sites):
         words = map(str, np.unravel_index(flat, found.shape))
         figures = Summary(**{key: float(found.figures[key][place]) for key in Summary._fields})
-        told = "constant" if found.constant[place] else ""
-        yield f"{name}[{', '.join(words)}]" if found.shape else name, figures, told
+        note = "constant" if found.constant[place] else ""
+        yield f"{name}[{', '.join(words)}]" if found.shape else name, figures, note
 
 
 def bfmi(energy: Any) -> FloatArray:

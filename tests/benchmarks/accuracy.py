@@ -120,7 +120,7 @@ def latent_step(target: IsingDual, flow: Any) -> float:
         weights = torch.softmax(-target.energy(x) - log_q, 0)
     chosen = torch.multinomial(weights, CHAINS, replacement=False)
     warmup, start = Adaptation(steps=WARMUP, mass="unit"), {"x": x[chosen]}
-    kernel = HMC(target, num_steps=10, flow=flow)
+    kernel = HMC(target, num_steps=10, flow=flow, jitter=0.0)
     mcmc = VectorizedMCMC(kernel, 1, warmup, CHAINS, start, seed=0, progress=False)
     mcmc.run()
     return mcmc.kernel.step_size

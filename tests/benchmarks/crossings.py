@@ -58,7 +58,7 @@ def by_hmc(
     """Crossings and gradients of many chains from exact draws."""
     latent = LatentTarget(target, flow, **choice)
     x = target.sample_reference(CHAINS, 1).float()
-    kernel = HMC(latent, step_size=step_size, num_steps=10)
+    kernel = HMC(latent, step_size=step_size, num_steps=10, jitter=0.0)
     state = kernel.init(latent.pack({"x": x}, CHAINS))
     sign, crossings, gradients = x.mean((-1, -2)).sign(), 0, 0
     for _ in range(20):

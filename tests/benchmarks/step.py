@@ -54,7 +54,7 @@ def measure(what: str, side: int, threads: int) -> dict[str, float]:
         fit(target, flow, steps=100_000, batch=BATCH, progress=False, callback=mark, **cold)
         divisor = 1
     else:
-        kernel = HMC(LatentTarget(target, flow), step_size=0.05, num_steps=LEAPFROGS)
+        kernel = HMC(LatentTarget(target, flow), step_size=0.05, num_steps=LEAPFROGS, jitter=0.0)
         state = kernel.init(0.5 * torch.randn(CHAINS, side * side))
         generator = torch.Generator().manual_seed(0)
         while not mark():

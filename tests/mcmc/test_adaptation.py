@@ -22,7 +22,13 @@ from tests.mcmc.registry import run
 
 def normal(step_size: float = 0.1) -> HMC:
     """HMC on ten standard normals, which a step of about one suits."""
-    return HMC(lambda x: 0.5 * x.square().sum(-1), shape=(10,), step_size=step_size, num_steps=3)
+    return HMC(
+        lambda x: 0.5 * x.square().sum(-1),
+        shape=(10,),
+        step_size=step_size,
+        num_steps=3,
+        jitter=0.0,
+    )
 
 
 @pytest.mark.parametrize("is_dense", [False, True])
@@ -109,7 +115,7 @@ def test_the_cost_of_the_warm_up_is_what_was_evaluated(adapt: bool) -> None:
         rows.append(len(x))
         return 0.5 * x.square().sum(-1)
 
-    kernel = HMC(energy, shape=(4,), num_steps=3)
+    kernel = HMC(energy, shape=(4,), num_steps=3, jitter=0.0)
     rows.clear()  # of the trial when it was made
     warmup = Adaptation(step_size=adapt, steps=12)
     mcmc = run(kernel, 7, warmup_steps=warmup, num_chains=5)

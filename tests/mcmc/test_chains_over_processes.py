@@ -197,7 +197,7 @@ def test_the_file_is_of_both(folder: Path) -> None:
         (
             'nan = torch.zeros(16, 3); nan[9] = math.nan\n'
             'make(rg.HMC(energy, shape=(3,)), initial_params={"x": nan}).run()',
-            "gradient of 1 of 16 chains is not finite (energies by chain: {9: nan})",
+            "energy of 1 of 16 chains is not finite (by chain: {9: nan})",
         ),
         (
             'make(rg.HMC(energy, shape=(3,)), record=rg.Record(folder / "a")).run()\n'

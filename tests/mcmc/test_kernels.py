@@ -26,6 +26,7 @@ from pyro_neuralrg.mcmc import (
 )
 from pyro_neuralrg.mcmc.hmc import leapfrog
 from pyro_neuralrg.mcmc.kernel import Mass
+from pyro_neuralrg.statistics import summarise
 from tests.mcmc.registry import (
     KERNELS,
     TARGETS,
@@ -34,6 +35,8 @@ from tests.mcmc.registry import (
     flow_for,
     flow_of_two_modes,
     kinked,
+    normal,
+    run,
 )
 
 CHAINS, STEPS = 4000, 12
@@ -138,11 +141,11 @@ def test_the_law_notices(broken: Any) -> None:
     flow = flow_of_two_modes(target, 2.0) if of_base else flow_for(target)
     if issubclass(broken, LatentTarget):
         latent = broken(target.energy, flow, target.shape, from_normal=True)
-        kernel: Kernel = HMC(latent, step_size=0.1 if of_base else 0.25, num_steps=4)
+        kernel: Kernel = HMC(latent, step_size=0.1 if of_base else 0.25, num_steps=4, jitter=0.0)
     elif issubclass(broken, IndependenceMetropolis):
         kernel = broken(flow, target.energy, shape=target.shape)
     else:
-        kernel = broken(target.energy, shape=target.shape, step_size=0.35, num_steps=3)
+        kernel = broken(target.energy, shape=target.shape, step_size=0.35, num_steps=3, jitter=0.0)
     found = deviations(kernel, target)
     assert found.abs().max() > tolerance(len(found))
 
@@ -192,7 +195,9 @@ def test_chains_do_not_meet(kernel_name: str) -> None:
 
 def test_leapfrog_is_exact_mechanics() -> None:
     """A harmonic oscillator goes round: error of second order in the step, and time reverses."""
-    kernel = HMC(lambda x: 0.5 * x.square().sum(-1), shape=(1,), step_size=0.01, num_steps=100)
+    kernel = HMC(
+        lambda x: 0.5 * x.square().sum(-1), shape=(1,), step_size=0.01, num_steps=100, jitter=0.0
+    )
     state = kernel.init(torch.tensor([[1.0]]))
     mass = kernel.mass(state.position)
     end, momentum = leapfrog(kernel.target, state, torch.tensor([[0.5]]), mass, 0.01, 100)
@@ -275,7 +280,7 @@ def test_a_trajectory_diverges_uphill_by_a_thousand_nats(cliff: float, diverges:
     def energy(x: Tensor) -> Tensor:
         return (0.0 * x).sum(-1) + torch.where(x[..., 0].abs() > 1e-6, cliff, 0.0)
 
-    kernel = HMC(energy, shape=(1,), step_size=1.0, num_steps=2)
+    kernel = HMC(energy, shape=(1,), step_size=1.0, num_steps=2, jitter=0.0)
     _, info = kernel.step(kernel.init(torch.zeros(20, 1)), torch.Generator().manual_seed(0))
     assert info.diverging.tolist() == [diverges] * 20
 
@@ -295,7 +300,9 @@ def test_the_hamiltonian_is_that_of_the_draw() -> None:
     """Accepted or not: the energy of the new position plus the kinetic one that belongs to it."""
     target = TARGETS["correlated Gaussian"]()
     inverse_mass = torch.linspace(0.7, 1.4, 5)
-    kernel = HMC(target.energy, shape=(5,), step_size=0.6, num_steps=3, inverse_mass=inverse_mass)
+    kernel = HMC(
+        target.energy, shape=(5,), step_size=0.6, num_steps=3, jitter=0.0, inverse_mass=inverse_mass
+    )
     state = kernel.init(target.sample(200))
     new, info = kernel.step(state, torch.Generator().manual_seed(5))
     momentum = torch.randn(200, 5, generator=torch.Generator().manual_seed(5))
@@ -325,7 +332,7 @@ def test_jumps_do_not_land_where_the_gradient_is_not_finite() -> None:
 def test_what_a_cycle_says_of_its_members() -> None:
     target = TARGETS["correlated Gaussian"]()
     flow = flow_for(target)
-    local = HMC(target.energy, shape=(5,), step_size=0.6, num_steps=3)
+    local = HMC(target.energy, shape=(5,), step_size=0.6, num_steps=3, jitter=0.0)
     cycle = Cycle(local, IndependenceMetropolis(flow), IndependenceMetropolis(flow))
     state = cycle.init(target.sample(300))
     generator = torch.Generator().manual_seed(2)
@@ -398,3 +405,18 @@ def test_bad_masses(bad: Any) -> None:
 def test_a_mass_of_another_dimension() -> None:
     with pytest.raises(ValueError, match=r"shape \(2,\); accepted: \(3,\) or \(3, 3\)"):
         Mass.of(torch.ones(2), torch.zeros(1, 3))
+
+
+@pytest.mark.parametrize(("num_steps", "half_periods"), [(8, 1), (12, 2)])
+def test_trajectories_of_whole_half_periods_mix(num_steps: int, half_periods: int) -> None:
+    """After half a period a normal is at the same square, without the default's jitter."""
+    size = 2 * math.sin(0.5 * half_periods * math.pi / num_steps)  # of a leapfrog's own period
+    options: dict[str, Any] = {"shape": (4,), "step_size": size, "num_steps": num_steps}
+    squares = [
+        run(HMC(normal, **options, **jitter), 200, warmup_steps=0, num_chains=16).positions.square()
+        for jitter in ({}, {"jitter": 0.0})
+    ]
+    mixed, stuck = (summarise(values[..., 0]) for values in squares)
+    assert abs(mixed.mean - 1) < 4 * mixed.mcse
+    assert mixed.ess_bulk > 800  # of 3200
+    assert stuck.ess_bulk < 100

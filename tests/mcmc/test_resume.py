@@ -221,7 +221,7 @@ def test_a_checkpoint_that_cannot_be_written(tmp_path: Path) -> None:
         (lambda: HMC(gaussian()), {"observables": {}}, r"observables \['square'\] \(here \[\]\)"),
         (lambda: HMC(gaussian(sites=3)), {}, r"sites\.x \[4\] \(here \[3\]\)"),
         (lambda: HMC(gaussian(), num_steps=9), {}, r"options\.hmc\.num_steps 10 \(here 9\)"),
-        (lambda: HMC(gaussian(), jitter=0.5), {}, r"options\.hmc\.jitter 0\.0 \(here 0\.5\)"),
+        (lambda: HMC(gaussian(), jitter=0.2), {}, r"options\.hmc\.jitter 0\.5 \(here 0\.2\)"),
         (lambda: HMC(gaussian(), step_size=0.2), {}, r"options\.hmc\.step_size 0\.1 \(here 0\.2\)"),
         (lambda: HMC(gaussian(), inverse_mass=torch.ones(4)), {}, r"options\.hmc\.inverse_mass"),
         (lambda: HMC(gaussian(1.1)), {}, r"another target: its energies are off by"),

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pyro_neuralrg import HMC, Cycle, FreeField, IndependenceMetropolis, IsingDual, VectorizedMCMC
-from pyro_neuralrg.mcmc import Adaptation, results
+from pyro_neuralrg.mcmc import Adaptation, RandomWalkMetropolis, results
 from pyro_neuralrg.mcmc import runner as runner_module
 from pyro_neuralrg.runtime import memory
 from pyro_neuralrg.runtime.console import deferred_interrupts
@@ -86,7 +87,9 @@ def test_flow_is_frozen_meanwhile_and_thawed_after() -> None:
 def test_step_size_reaches_the_target_acceptance() -> None:
     for goal in (0.6, 0.9):
         mcmc = run(
-            HMC(TARGETS["free field"]().energy, shape=(2, 3), step_size=7.0, num_steps=3),
+            HMC(
+                TARGETS["free field"]().energy, shape=(2, 3), step_size=7.0, num_steps=3, jitter=0.0
+            ),
             100,
             warmup_steps=Adaptation(target_acceptance=goal, steps=200),
             num_chains=64,
@@ -296,11 +299,82 @@ def test_the_summary_has_one_line_per_scalar_and_two_per_field() -> None:
     kernel = HMC(FreeField((4, 4), 0.8), num_steps=3)
     mcmc = run(kernel, 30, observables={"mean": lambda x: x.mean((-1, -2))})
     table = mcmc.summary()
-    assert list(table.index) == ["lp", "mean", "x[worst]", "x[median]"]
-    assert table.loc["mean", "mean"] == pytest.approx(float(mcmc.observables["mean"].mean()))
-    assert table.loc["lp", "mean"] == pytest.approx(float(mcmc.sample_stats["lp"].mean()))
+    assert list(table.index) == ["x[worst]", "x[median]", "mean", "lp"]
+    for name, values in (("mean", mcmc.observables["mean"]), ("lp", mcmc.sample_stats["lp"])):
+        close = pytest.approx(float(values.mean()), abs=0.06 * table.loc[name, "mcse_mean"])
+        assert table.loc[name, "mean"] == close
     with pytest.raises(RuntimeError, match="call run"):
         VectorizedMCMC(kernel, 3).summary()
+    with pd.option_context("display.width", 80, "display.max_columns", 0):
+        shown = str(table)
+    assert "..." not in shown
+    assert all(title in shown.splitlines()[0] for title in table.columns)
+
+
+def test_latents_come_last_in_the_summary_and_constants_are_told() -> None:
+    flow = ToyFlow((2, 3))
+    still = {
+        "still": lambda x: torch.full((len(x),), 0.3),
+        "half": lambda x: x.flatten(1).clamp(min=0) * MASK,
+    }
+    table = run(HMC(FreeField((2, 3), 0.8), flow=flow), observables=still).summary()
+    first = [name.split("[")[0] for name in table.index]
+    assert list(dict.fromkeys(first)) == ["x", "still", "half", "lp", "x_latent"]
+    told = table.index[table["note"] == "constant"]
+    assert list(told) == ["still", "half[1]", "half[4]"]
+    assert table.loc[told, ["ess_bulk", "ess_tail", "r_hat"]].isna().all(axis=None)
+    assert not table.loc[["x[0, 0]", "lp"], "ess_bulk"].isna().any()
+    field = {"big": lambda x: x.flatten(1).repeat(1, 3) * MASK.repeat(3)}
+    table = run(HMC(FreeField((2, 3), 0.8)), observables=field).summary()
+    assert table.loc["big[worst]", "note"] == "6 constant"
+    assert table.loc["big[worst]", "r_hat"] < 3
+
+
+MASK = torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0, 1.0])
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_observables_may_work_in_place(keep: bool) -> None:
+    """Neither draws nor other observables nor the chains see it."""
+    one = {"size": lambda x: x.abs().sum((-1, -2)), "sign": lambda x: x.sign().sum((-1, -2))}
+    two = {"size": lambda x: x.abs_().sum((-1, -2)), "sign": lambda x: x.sign_().sum((-1, -2))}
+    for kernel in (HMC(FreeField((2, 3), 0.8)), KERNELS["latent cycle"](TARGETS["free field"]())):
+        clean, changed = (run(kernel, observables=of, keep_draws=keep) for of in (one, two))
+        for name in one:
+            assert torch.equal(clean.observables[name], changed.observables[name])
+        assert torch.equal(clean.sample_stats["lp"], changed.sample_stats["lp"])
+        assert not keep or torch.equal(clean.positions, changed.positions)
+
+
+def test_observables_of_several_sites_and_energies_may_work_in_place() -> None:
+    def model() -> None:
+        pyro.sample("a", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        pyro.sample("b", dist.Normal(0.0, 1.0))
+
+    mcmc = run(HMC(model), observables={"a": lambda sites: sites["a"].zero_().sum(-1)})
+    assert float(mcmc.get_samples()["a"].abs().min()) > 0
+    walks = [
+        run(RandomWalkMetropolis(energy, shape=(2,))).positions
+        for energy in (normal, lambda x: 0.5 * x.square_().sum(-1))
+    ]
+    assert torch.equal(*walks)
+
+
+def test_some_of_the_draws_as_in_pyro() -> None:
+    mcmc = run(HMC(FreeField((2, 3), 0.8)), 7)
+    all_of_them = mcmc.get_samples()["x"]
+    some = mcmc.get_samples(num_samples=50)["x"]
+    assert some.shape == (50, 2, 3)
+    known = (some.unsqueeze(1) == all_of_them).flatten(2).all(-1)
+    assert bool(known.any(1).all())
+    assert int(known.any(0).sum()) > 15
+    grouped = mcmc.get_samples(num_samples=3, group_by_chain=True)["x"]
+    assert grouped.shape == (6, 3, 2, 3)
+    own = mcmc.get_samples(group_by_chain=True)["x"]
+    assert bool((grouped.unsqueeze(2) == own.unsqueeze(1)).flatten(3).all(-1).any(2).all())
+    for bad in (0, True):
+        with pytest.raises((ValueError, TypeError), match=f"num_samples is {bad}; accepted"):
+            mcmc.get_samples(bad)
 
 
 def test_draws_that_cannot_be_held(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,196 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Where chains begin, and a warning where gradients keep them from parts of their target."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from pyro_neuralrg.mcmc.kernel import ChainState, Kernel, LocalKernel
+from pyro_neuralrg.mcmc.target import Target
+from pyro_neuralrg.runtime.processes import Processes
+
+MAX_RESTARTS = 10
+"""Largest number of times that starts whose energy is not finite are drawn anew."""
+
+UNIFORM_RESTARTS = 100
+"""The same of uniform starts, as in Stan."""
+
+REMEDY = (
+    "often that of the branch of torch.where that is not taken: give it an argument that suits it "
+    "everywhere, such as torch.where(x > 0, x, 1.0).sqrt()"
+)
+"""What to do where an energy is finite and its gradient is not."""
+
+LARGEST_ENERGY = 1e30
+"""Beyond it, in nats, numbers overflow anyway."""
+
+LOOKS = 8
+"""Points on the way of a trajectory at which the gradient is looked at after a run."""
+
+CANDIDATES = 10
+"""Uniform starts of each chain, of which it takes the one of lowest energy."""
+
+
+class Constrained(dict[str, Tensor]):
+    """Starts in the model's own values: ``(num_chains,) + site shape`` for each site.
+
+    Draws of a guide will do: ``Constrained(Predictive(guide, num_samples=num_chains)())``.
+
+    Example:
+        >>> start = Constrained(tau=torch.full((64,), 6.0))  # unconstrained: {"tau": log(6)}
+    """
+
+
+Start: TypeAlias = "Mapping[str, Tensor] | Callable[[Any], Tensor] | str | None"
+"""Values by site, unconstrained or Constrained; an init_to_... of Pyro; a name in NAMED; None."""
+
+NAMED = ("prior", "uniform", "flow")
+
+
+def check_start(initial_params: Any) -> Start:
+    """Return it if it is one, else raise a ValueError."""
+    known = isinstance(initial_params, Mapping | None) or callable(initial_params)
+    if not known and initial_params not in NAMED:
+        raise ValueError(
+            f"initial_params is {initial_params!r}; accepted: 'prior', 'uniform', 'flow', None, "
+            "one of Pyro's init_to_..., a tensor of unconstrained values for each site, or "
+            "Constrained(...) of them"
+        )
+    return initial_params
+
+
+def started(
+    kernel: Kernel, start: Start, chains: int, generator: torch.Generator, world: Processes
+) -> tuple[ChainState, int, bool]:
+    """Evaluate the starts of this process's chains, of all ``chains``.
+
+    Returns also how many evaluations it took, and whether it warned of gradients.
+
+    Random ones that are not finite are drawn anew, with a warning unless they are uniform and only
+    their energy was not finite. Of uniform ones each chain takes the best of a few.
+
+    Raises:
+        ValueError: on all processes, telling chains without a finite energy and gradient.
+    """
+    rows, target = world.rows(chains), kernel.target
+    redraw, candidates, restarts = None, 1, MAX_RESTARTS
+    if isinstance(start, Mapping):
+        given = target.unconstrained(start) if isinstance(start, Constrained) else start
+        state = kernel.init(target.pack(given, chains)[rows])
+    else:
+        if start == "uniform" or (start is None and target.starts_uniformly):
+            candidates, restarts = CANDIDATES, UNIFORM_RESTARTS
+        redraw = partial(target.initial, rows.stop - rows.start, generator, start)
+        state = kernel.init(redraw())
+    bad = ~_finite(state)
+    redrawn, steep = bad, [_steep(target, state)]
+    evaluations = 1
+    while redraw is not None and evaluations <= restarts:
+        if evaluations >= candidates and not bool(bad.any()):
+            break
+        other = kernel.init(redraw())
+        is_better = _finite(other) & (other.energy < state.energy)
+        state = _where(bad | is_better if evaluations < candidates else bad, other, state)
+        bad, evaluations = ~_finite(state), evaluations + 1
+        steep.append(_steep(target, other))
+    bad = world.gather(bad)
+    if bool(bad.any()):
+        raise ValueError(_refusal(target, state, world))
+    redrawn, barred = world.gather(redrawn), torch.cat([world.gather(one) for one in steep])
+    if world.is_first and bool(barred.any()):
+        warnings.warn(_warning(target, barred, f"of {evaluations * chains} starts"), stacklevel=4)
+    elif world.is_first and candidates == 1 and bool(redrawn.any()):
+        warnings.warn(
+            f"{int(redrawn.sum())} of {chains} chains started where the energy is not finite, and "
+            "were given other starts",
+            stacklevel=4,  # the caller of run()
+        )
+    return state, evaluations, bool(barred.any())
+
+
+def _where(chosen: Tensor, one: ChainState, other: ChainState) -> ChainState:
+    """The state of each chain: of ``one`` where chosen, else of the other."""
+    rows, gradient = chosen.unsqueeze(-1), None
+    if one.gradient is not None and other.gradient is not None:
+        gradient = torch.where(rows, one.gradient, other.gradient)
+    position = torch.where(rows, one.position, other.position)
+    return ChainState(position, torch.where(chosen, one.energy, other.energy), gradient)
+
+
+def _finite(state: ChainState) -> Tensor:
+    good = torch.isfinite(state.energy)
+    return good if state.gradient is None else good & torch.isfinite(state.gradient).all(-1)
+
+
+def _steep(target: Target, state: ChainState) -> Tensor:
+    """Of each chain and site, whether the gradient is not finite though the energy is."""
+    if state.gradient is None:
+        return torch.zeros(len(state.energy), len(target.sites), dtype=torch.bool)
+    finite = state.energy.abs() < LARGEST_ENERGY
+    parts = target.unpack(state.gradient).values()
+    bad = [finite & ~torch.isfinite(part.reshape(len(part), -1)).all(-1) for part in parts]
+    return torch.stack(bad, -1)
+
+
+def _refusal(target: Target, state: ChainState, world: Processes) -> str:
+    """What is not finite at the starts."""
+    energy, steep = world.gather(state.energy), world.gather(_steep(target, state))
+    chains, said = len(energy), []
+    bad = (~(energy.abs() < LARGEST_ENERGY)).nonzero().flatten().tolist()
+    if bad:
+        first = {chain: float(energy[chain]) for chain in bad[:8]}
+        said.append(
+            f"the energy of {len(bad)} of {chains} chains is not finite (by chain: {first})"
+        )
+    if bool(steep.any()):
+        bad = steep.any(-1).nonzero().flatten().tolist()
+        said.append(
+            f"the gradient of {len(bad)} of {chains} chains (such as {bad[0]}) is not finite at "
+            f"{_names_of(target, steep)} although the energy is ({REMEDY})"
+        )
+    return f"at the start, {' and '.join(said)}; accepted: initial_params where both are finite"
+
+
+def _warning(target: Target, steep: Tensor, where: str) -> str:
+    return (
+        f"the gradient is not finite at {_names_of(target, steep)} although the energy is, at "
+        f"{int(steep.any(-1).sum())} {where}: chains cannot go there, and draws miss it; the "
+        f"reason is {REMEDY}"
+    )
+
+
+def warn_of_gradients(kernel: Kernel, state: ChainState, n_steps: int) -> None:
+    """Warn if gradients bar the way, looking along straight lines as long as trajectories.
+
+    For a run with divergences, from where its chains ended.
+    """
+    movers = [
+        one
+        for one in kernel.members.values()
+        if isinstance(one, LocalKernel) and one.needs_gradient
+    ]
+    for mover in movers[:1]:
+        position = state.position
+        generator = torch.Generator(position.device).manual_seed(0)
+        options: Any = {"dtype": position.dtype, "device": position.device}
+        normal = torch.randn(position.shape, generator=generator, **options)
+        way = mover.mass(position).displacement(normal) * (mover.step_size * n_steps / LOOKS)
+        probes = [mover.init(position + step * way) for step in range(1, LOOKS + 1)]
+        steep = torch.cat([_steep(kernel.target, probe) for probe in probes])
+        if bool(steep.any()):
+            where = f"of {len(steep)} points around the last draws"
+            warnings.warn(_warning(kernel.target, steep, where), stacklevel=4)
+
+
+def _names_of(target: Target, steep: Tensor) -> str:
+    names = [
+        repr(name) for name, bad in zip(target.sites, steep.any(0).tolist(), strict=True) if bad
+    ]
+    return f"site{'s' * (len(names) > 1)} {', '.join(names)}"

@@ -1,0 +1,170 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Models of Pyro's tutorials, and priors of heavy tails, with the defaults of VectorizedMCMC.
+
+    python -m tests.benchmarks.pyro_models
+
+Worst R-hat and fewest bulk effective draws over the unconstrained positions, gradients for each
+chain in warm-up and in all, seconds: a line for each model and seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pyro_neuralrg import ChEESHMC, VectorizedMCMC
+from pyro_neuralrg.statistics import summarise_field
+from tests.benchmarks.harness import parse
+
+Model = Callable[[], Any]
+
+EFFECTS = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
+ERRORS = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
+
+
+def normals(*shape: int, seed: int = 0) -> Tensor:
+    """Data, the same each time."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def eight_schools(centred: bool = False) -> Model:
+    """Rubin (1981), as in Pyro's example."""
+
+    def model() -> None:
+        mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+        tau = pyro.sample("tau", dist.HalfCauchy(torch.tensor(25.0)))
+        with pyro.plate("schools", 8):
+            eta = pyro.sample("eta", dist.Normal(mu, tau) if centred else dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(eta if centred else mu + tau * eta, ERRORS), obs=EFFECTS)
+
+    return model
+
+
+def cauchy_regression(rows: int = 60, columns: int = 8) -> Model:
+    """Linear regression with Cauchy priors of its coefficients and of its noise."""
+    x = normals(rows, columns)
+    y = x @ torch.linspace(-2.0, 2.0, columns).to(x) + 0.5 * normals(rows, seed=1)
+
+    def model() -> None:
+        slopes = pyro.sample("slopes", dist.Cauchy(0.0, 2.5).expand([columns]).to_event(1))
+        noise = pyro.sample("noise", dist.HalfCauchy(torch.tensor(5.0)))
+        with pyro.plate("rows", rows):
+            pyro.sample("y", dist.Normal(x @ slopes, noise), obs=y)
+
+    return model
+
+
+def covariance(rows: int = 50, size: int = 4) -> Model:
+    """A covariance with LKJ correlations and half Cauchy widths."""
+    widths = torch.logspace(-1, 1, size)
+    y = normals(rows, size) * widths.to(torch.get_default_dtype())
+
+    def model() -> None:
+        sigma = pyro.sample("sigma", dist.HalfCauchy(torch.ones(size)).to_event(1))
+        root = pyro.sample("root", dist.LKJCholesky(size, torch.tensor(1.0)))
+        tril = sigma.unsqueeze(-1) * root
+        with pyro.plate("rows", rows):
+            pyro.sample("y", dist.MultivariateNormal(torch.zeros(size), scale_tril=tril), obs=y)
+
+    return model
+
+
+def linear_regression(rows: int = 170) -> Model:
+    """Terrain ruggedness and GDP, of Pyro's tutorial, with data made by its own fit."""
+    rugged = normals(rows).abs() * 1.2
+    africa = (normals(rows, seed=1) > 0.5).to(rugged)
+    y = 9.2 - 1.9 * africa - 0.2 * rugged + 0.35 * africa * rugged + normals(rows, seed=2)
+
+    def model() -> None:
+        a = pyro.sample("a", dist.Normal(0.0, 10.0))
+        slopes = [pyro.sample(f"b{name}", dist.Normal(0.0, 1.0)) for name in ("A", "R", "AR")]
+        sigma = pyro.sample("sigma", dist.Uniform(0.0, 10.0))
+        mean = a + slopes[0] * africa + slopes[1] * rugged + slopes[2] * africa * rugged
+        with pyro.plate("data", rows):
+            pyro.sample("y", dist.Normal(mean, sigma), obs=y)
+
+    return model
+
+
+def hierarchical_logistic(groups: int = 18, trials: int = 45, centred: bool = False) -> Model:
+    """Partial pooling of Pyro's baseball example, in logits; centred there."""
+    chance = torch.sigmoid(-1.0 + 0.4 * normals(groups))
+    hits = (trials * chance).round()
+
+    def model() -> None:
+        loc = pyro.sample("loc", dist.Normal(-1.0, 1.0))
+        scale = pyro.sample("scale", dist.HalfCauchy(torch.tensor(1.0)))
+        with pyro.plate("players", groups):
+            if centred:
+                logits = pyro.sample("logits", dist.Normal(loc, scale))
+            else:
+                logits = loc + scale * pyro.sample("eta", dist.Normal(0.0, 1.0))
+            pyro.sample("hits", dist.Binomial(trials, logits=logits), obs=hits)
+
+    return model
+
+
+def gaussian_process(points: int = 20) -> Model:
+    """Pyro's tutorial: an RBF kernel with log-normal hyper-parameters, marginally."""
+    x = torch.linspace(0.0, 5.0, points)
+    y = 0.5 * torch.sin(3 * x) + 0.2 * normals(points)
+    squares = (x - x.unsqueeze(-1)).square()
+
+    def model() -> None:
+        variance = pyro.sample("variance", dist.LogNormal(torch.tensor(0.0), 1.0))
+        length = pyro.sample("length", dist.LogNormal(torch.tensor(0.0), 1.0))
+        noise = pyro.sample("noise", dist.LogNormal(torch.tensor(-1.0), 1.0))
+        kernel = variance * (-0.5 * squares / length.square()).exp()
+        kernel = kernel + (noise + 1e-6) * torch.eye(points)
+        pyro.sample("y", dist.MultivariateNormal(torch.zeros(points), kernel), obs=y)
+
+    return model
+
+
+MODELS: dict[str, Callable[[], Model]] = {
+    "eight schools": eight_schools,
+    "eight schools, centred": lambda: eight_schools(centred=True),
+    "Cauchy regression": cauchy_regression,
+    "LKJ covariance": covariance,
+    "linear regression": linear_regression,
+    "hierarchical logistic": hierarchical_logistic,
+    "logistic, centred": lambda: hierarchical_logistic(centred=True),
+    "Gaussian process": gaussian_process,
+}
+
+
+class Found(NamedTuple):
+    """Figures of one run; gradients are for each chain."""
+
+    rhat: float
+    ess: float
+    warmup: float
+    gradients: float
+    seconds: float
+
+
+def sample(model: Model, seed: int, draws: int = 1000, chains: int = 64) -> Found:
+    """A run with the defaults."""
+    mcmc = VectorizedMCMC(ChEESHMC(model), draws, num_chains=chains, seed=seed, progress=False)
+    mcmc.run()
+    worst, cost = summarise_field(mcmc.positions).worst(), mcmc.gradient_evaluations
+    per_chain = cost.warmup / chains, cost.total / chains
+    return Found(worst.rhat, worst.ess_bulk, *per_chain, mcmc.seconds.total)
+
+
+if __name__ == "__main__":
+    options = parse(__doc__ or "", seeds=[0, 1, 2], draws=1000, chains=64, threads=1, models=[""])
+    print(f"{'model':24s} seed   R-hat     ESS  warm-up  gradients  seconds")
+    for name, make in MODELS.items():
+        if not any(part in name for part in options.models):
+            continue
+        for seed in options.seeds:
+            found = sample(make(), seed, options.draws, options.chains)
+            figures = "{:7.4f} {:7.0f} {:8.0f} {:10.0f} {:8.1f}".format(*found)
+            print(f"{name:24s} {seed:4d} {figures}")
