@@ -22,7 +22,7 @@ MAX_RESTARTS = 10
 UNIFORM_RESTARTS = 100
 """The same of uniform starts, as in Stan."""
 
-REMEDY = (
+STEEP_REMEDY = (
     "often that of the branch of torch.where that is not taken: give it an argument that suits it "
     "everywhere, such as torch.where(x > 0, x, 1.0).sqrt()"
 )
@@ -153,7 +153,7 @@ def _refusal(target: Target, state: ChainState, world: Processes) -> str:
         bad = steep.any(-1).nonzero().flatten().tolist()
         said.append(
             f"the gradient of {len(bad)} of {chains} chains (such as {bad[0]}) is not finite at "
-            f"{_names_of(target, steep)} although the energy is ({REMEDY})"
+            f"{_names_of(target, steep)} although the energy is ({STEEP_REMEDY})"
         )
     return f"at the start, {' and '.join(said)}; accepted: initial_params where both are finite"
 
@@ -162,7 +162,7 @@ def _warning(target: Target, steep: Tensor, where: str) -> str:
     return (
         f"the gradient is not finite at {_names_of(target, steep)} although the energy is, at "
         f"{int(steep.any(-1).sum())} {where}: chains cannot go there, and draws miss it; the "
-        f"reason is {REMEDY}"
+        f"reason is {STEEP_REMEDY}"
     )
 
 

@@ -116,9 +116,9 @@ def test_tables_name_constant_sites(rng: np.random.Generator) -> None:
     x, large = rng.normal(size=(4, 100, 2)), rng.normal(size=(4, 100, 20))
     x[..., 1] = large[..., 3] = large[..., 7] = 0.1
     table = summary_table({"x": x, "large": large})
-    told = ["", "constant", "2 constant", "2 constant"]
-    assert list(table["sites"]) == told
-    assert "sites" not in summary_table({"x": x[..., 0]})
+    told = ["", "constant", "2 constant", ""]
+    assert list(table["note"]) == told
+    assert "note" not in summary_table({"x": x[..., 0]})
 
 
 def test_what_is_not_finite_has_no_figures(caplog: pytest.LogCaptureFixture) -> None:
