@@ -506,15 +506,15 @@ def test_ended_while_sampling_and_resumed(
 ) -> None:
     """In the latent sampler or in the physical one: the report of a run that was not."""
     run(out="whole")
-    one, counter = VectorizedMCMC._one_draw, itertools.count(1)
+    step, draws = VectorizedMCMC._step, itertools.count(1)
 
-    def one_draw(*arguments: Any) -> Any:
-        if next(counter) == draw:
+    def ending(mcmc: Any, *arguments: Any) -> Any:
+        if mcmc._warmup is None and next(draws) == draw:
             sys.exit("killed") if killed else signal.raise_signal(signal.SIGTERM)
-        return one(*arguments)
+        return step(mcmc, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(VectorizedMCMC, "_one_draw", one_draw)
+        patch.setattr(VectorizedMCMC, "_step", ending)
         ended = run("--checkpoint states --every 0")
     if not killed:  # the draw it came in is kept
         assert ended.code == 130

@@ -78,20 +78,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         whole.run()
         note(whole, "mixture")
 
-        states, calls = folder / "states", []
+        states, calls, at = folder / "states", [], 0
         def stop(x):
             calls.append(1)
             if rank == 1 and len(calls) == at:
                 os.kill(os.getpid(), signal.SIGTERM)
             return energy(x)
         jumpy = lambda of: rg.HMC(of, shape=(3,), num_steps=8, jitter=0.5)
-        at, torn = 100, make(jumpy(stop), record=rg.Record(states))
+        first, second = jumpy(stop), jumpy(stop)  # which try the energy
+        calls, at = [], 100
+        torn = make(first, record=rg.Record(states))
         try:
             torn.run()
         except KeyboardInterrupt:
             os.write(1, f"stopped in step {torn._state.warmed_up} of the warm-up\\n".encode())
         calls, at = [], 300
-        later = make(jumpy(stop), record=rg.Record(states, resume=True))
+        later = make(second, record=rg.Record(states, resume=True))
         later.run()
         note(later, "part")
         drawn = later.positions.shape[1]

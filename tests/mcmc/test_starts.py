@@ -88,7 +88,8 @@ def test_a_covariance_with_heavy_tails_costs_no_more_with_another_seed() -> None
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in MODELS if "centred" not in name])
 def test_models_of_the_tutorials(name: str) -> None:
-    found = [sample(MODELS[name](), seed) for seed in (0, 1, 2)]
+    draws = 2000 if "logistic" in name else 1000  # after 1000 one of 20 has 1.011
+    found = [sample(MODELS[name](), seed, draws) for seed in (0, 1, 2)]
     assert max(one.rhat for one in found) < 1.01
     assert max(one.gradients for one in found) < 3 * min(one.gradients for one in found)
 

@@ -65,7 +65,7 @@ def compute(settings: Settings, folder: Path) -> Results:
     model = Model(settings)
     visits = Visits(settings, model)
     model.need_trained(folder / "flow.pt", visits)
-    latent = HMC(model.target, num_steps=settings.leapfrog, flow=model.flow)
+    latent = HMC(model.target, num_steps=settings.leapfrog, jitter=0.0, flow=model.flow)
     jumps = [IndependenceMetropolis(model.flow) for _ in range(2)]
     number = settings.trajectories
     curves = {
@@ -93,7 +93,7 @@ def cold_start(model: Model) -> Tensor:
 def physical(model: Model, step_size: float) -> HMC:
     """HMC of the field itself."""
     target = EnergyTarget(model.target, dtype=next(model.flow.parameters()).dtype)
-    return HMC(target, num_steps=model.start.leapfrog, step_size=step_size)
+    return HMC(target, num_steps=model.start.leapfrog, step_size=step_size, jitter=0.0)
 
 
 def sample(model: Model, local: HMC, trajectories: int, *jumps: Kernel) -> dict[str, object]:
@@ -146,7 +146,7 @@ class Visits:
         if (record.step + 1) % settings.every:
             return
         model.flow.clear_cache()
-        options = {"num_steps": settings.leapfrog, "step_size": settings.step_size}
+        options = {"num_steps": settings.leapfrog, "step_size": settings.step_size, "jitter": 0.0}
         latent = HMC(model.target, flow=model.flow, **options)
         self._go_on("latent space", latent, "x_latent", record.step)
         self._go_on("physical space", physical(model, settings.step_size), "x", record.step)
