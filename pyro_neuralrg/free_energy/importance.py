@@ -44,6 +44,13 @@ class FreeEnergyEstimate(NamedTuple):
     pareto_k: float = math.nan
     zero_weights: int = 0
 
+    def __repr__(self) -> str:
+        bound = f"at most {self.variational:.4f} +- {self.variational_se:.4f}"
+        return (
+            f"FreeEnergyEstimate(-ln Z = {self.importance:.4f} +- {self.importance_se:.4f}, "
+            f"{bound}; ESS {self.ess:.1%} of {self.num_samples})"
+        )
+
     @property
     def is_trustworthy(self) -> bool:
         """At least ten effective samples, and a k-hat of at most 0.7."""
@@ -63,6 +70,13 @@ class Bounds(NamedTuple):
     lower_se: float
     upper: float
     upper_se: float
+
+    def __repr__(self) -> str:
+        lower, upper = (
+            f"{value:.4f} +- {error:.4f}"
+            for value, error in ((self.lower, self.lower_se), (self.upper, self.upper_se))
+        )
+        return f"Bounds({lower} <= -ln Z <= {upper})"
 
 
 def estimate(

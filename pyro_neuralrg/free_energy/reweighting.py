@@ -43,6 +43,12 @@ class Reweighted(NamedTuple):
     groups: WeightedGroups
     values_pareto_k: float = math.nan
 
+    def __repr__(self) -> str:
+        shown = f"of shape {tuple(self.estimate.shape)}"
+        if not self.estimate.dim():
+            shown = f"{float(self.estimate):.5g} +- {float(self.standard_error):.2g}"
+        return f"Reweighted({shown}, ESS {self.ess:.1%})"
+
 
 class Expectations(NamedTuple):
     """Means over the target, and its free energy.

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.free_energy import expectations, reweight
+from pyro_neuralrg import FreeField
+from pyro_neuralrg.free_energy import bounds, expectations, reweight
 from pyro_neuralrg.statistics import LogWeights
 from tests.free_energy.gaussian import EXACT as EXACT_FREE_ENERGY
 from tests.free_energy.gaussian import SITES, check_coverage, proposal
@@ -236,3 +237,16 @@ def test_a_heavy_observable_of_good_weights_is_named() -> None:
         found = expectations(lambda x: 0.5 * x.square().sum(-1), q, functions, 4000)
     assert [entry.filename for entry in said] == [__file__]
     assert found.observables["light"].values_pareto_k < 0.5
+
+
+def test_results_print_in_one_line() -> None:
+    target = FreeField((2, 2), 1.0)
+    torch.manual_seed(0)
+    found = expectations(target, target.flow(), {"square": lambda x: x.square().mean((-1, -2))})
+    value = found.observables["square"]
+    assert repr(value).startswith(f"Reweighted({float(value.estimate):.5g} +- ")
+    energy = found.free_energy
+    assert repr(energy).startswith(f"FreeEnergyEstimate(-ln Z = {energy.importance:.4f} +- ")
+    limits = bounds(target, target.flow(), num_samples=100)
+    assert f"<= -ln Z <= {limits.upper:.4f}" in repr(limits)
+    assert all(len(repr(one)) < 120 for one in (value, energy, limits))
