@@ -118,13 +118,16 @@ class Target(ABC):
             return torch.cat(parts)
         return tuple(torch.cat(columns) for columns in zip(*parts, strict=True))
 
-    @abstractmethod
-    def _energy_of(self, positions: Tensor) -> Tensor:
-        """Energies of one batch."""
+    def _evaluate(self, positions: Tensor) -> Tensor:
+        """Energies of one batch, with a graph: to be defined, or else the next two."""
+        raise NotImplementedError
 
-    @abstractmethod
+    def _energy_of(self, positions: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self._evaluate(positions)
+
     def _energy_and_grad_of(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Energies and gradients of one batch."""
+        return energy_and_gradient(self._evaluate, positions)
 
     @abstractmethod
     def physical(self, positions: Tensor) -> dict[str, Tensor]:
@@ -266,16 +269,12 @@ class EnergyTarget(Target):
         if not isinstance(energy, LatticePotential):
             check_separate(self._energy, trial_pair(self.shape, empty), "energy")
 
-    def _energy_of(self, positions: Tensor) -> Tensor:
-        with torch.no_grad():
-            return self._evaluate(positions)
-
     def _energy_and_grad_of(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         if self.lattice_potential is not None and self.flow is None:
             x = positions.reshape(-1, *self.shape)
             energy, gradient = self.lattice_potential.energy_and_gradient(x)
             return self._checked(energy, len(positions)), gradient.reshape(positions.shape)
-        return energy_and_gradient(self._evaluate, positions)
+        return super()._energy_and_grad_of(positions)
 
     def physical(self, positions: Tensor) -> dict[str, Tensor]:
         """See :class:`Target`."""
