@@ -35,16 +35,20 @@ def metropolis(
         probability.shape, generator=generator, dtype=probability.dtype, device=probability.device
     )
     accepted = uniform < probability
-    rows = accepted.unsqueeze(-1)
-    gradient = None
-    if state.gradient is not None and proposal.gradient is not None:
-        gradient = torch.where(rows, proposal.gradient, state.gradient)
-    new = state._replace(
-        position=torch.where(rows, proposal.position, state.position),
-        energy=torch.where(accepted, proposal.energy, state.energy),
+    new = chosen_chains(accepted, proposal, state)
+    return new, StepInfo(probability, accepted, ~finite, new.energy, 0, 1)
+
+
+def chosen_chains(chosen: Tensor, one: ChainState, other: ChainState) -> ChainState:
+    """The state of each chain: of ``one`` where chosen, else of the other."""
+    rows, gradient = chosen.unsqueeze(-1), None
+    if one.gradient is not None and other.gradient is not None:
+        gradient = torch.where(rows, one.gradient, other.gradient)
+    return other._replace(
+        position=torch.where(rows, one.position, other.position),
+        energy=torch.where(chosen, one.energy, other.energy),
         gradient=gradient,
     )
-    return new, StepInfo(probability, accepted, ~finite, new.energy, 0, 1)
 
 
 class RandomWalkMetropolis(LocalKernel):
@@ -152,26 +156,27 @@ class IndependenceMetropolis(Kernel):
 
     def _propose(self, like: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Positions drawn from the flow, and ln of their density."""
-        target, base, shape = self.target, base_of(self.flow), (len(like), *self.target.event_shape)
+        target, base, event_dim = self.target, base_of(self.flow), len(self.target.event_shape)
         if target.flow is not None:
             z = target.from_base(len(like), generator)
             return z, target.by_batches(self._log_q, z)
-        dtype = flow_dtype_and_device(self.flow)[0]
-        options: Any = {"generator": generator, "dtype": dtype, "device": like.device}
 
         def generate(z: Tensor) -> tuple[Tensor, Tensor]:
-            x, ladj = forward_and_ladj(self.flow, z, len(shape) - 1)
-            log_q = base.log_prob(z.double(), len(shape) - 1) - ladj.double()
+            x, ladj = forward_and_ladj(self.flow, z, event_dim)
+            log_q = base.log_prob(z.double(), event_dim) - ladj.double()
             return x.flatten(1).to(target.dtype), log_q
 
-        return target.by_batches(generate, base.sample(shape, len(shape) - 1, **options))
+        dtype = flow_dtype_and_device(self.flow)[0]
+        options: Any = {"generator": generator, "dtype": dtype, "device": like.device}
+        z = base.sample((len(like), *target.event_shape), event_dim, **options)
+        return target.by_batches(generate, z)
 
     def _log_q(self, position: Tensor) -> Tensor:
         """ln of the density of positions as proposals."""
-        shape = self.target.event_shape
-        value = position.reshape(-1, *shape)
+        event_dim = len(self.target.event_shape)
+        value = position.reshape(-1, *self.target.event_shape)
         if self.target.flow is not None:
-            return self.target.base.log_prob(value.double(), len(shape))
+            return self.target.base.log_prob(value.double(), event_dim)
         x = value.to(flow_dtype_and_device(self.flow)[0])
-        z, ladj = inverse_and_ladj(self.flow, x, len(shape))
-        return base_of(self.flow).log_prob(z.double(), len(shape)) - ladj.double()
+        z, ladj = inverse_and_ladj(self.flow, x, event_dim)
+        return base_of(self.flow).log_prob(z.double(), event_dim) - ladj.double()

@@ -37,12 +37,16 @@ from pyro_neuralrg.infer.pyro_internals import (
     check_not_enumerated,
     entries_of_sites,
     guide_shapes,
+    is_numerical,
     reparameterisations,
 )
 from pyro_neuralrg.infer.reparam import FlowReparam
 from pyro_neuralrg.mcmc.model_parts import Part, part_of
 from pyro_neuralrg.mcmc.target import EnergyTarget, LatentTarget, Target
 from pyro_neuralrg.potentials.base import LatticePotential
+
+TRIALS = 10
+"""Pairs of points at which a model is tried, until its numbers allow to tell anything."""
 
 TargetLike: TypeAlias = "Target | LatticePotential | Callable[..., Any]"
 
@@ -198,17 +202,24 @@ class ModelTarget(Target):
     def _try_vmap(self) -> None:
         """Find out, at two points, whether vmap takes the model; fall back with a warning."""
         points = torch.zeros(2, self.dim, dtype=self.dtype, device=self.device)
-        try:
-            self.energy_and_grad(points)
-        except Exception as error:  # whatever vmap or the model raises inside vmap
-            self._vectorised = False
-            self.energy_and_grad(points)  # an error of the model itself comes out here
-            warnings.warn(
-                "the model cannot be vectorised by torch.func.vmap; its chains are evaluated one "
-                f"after another, which is slow; the reason: {type(error).__name__}: "
-                f"{str(error).splitlines()[0]}",
-                stacklevel=5,  # the caller of run()
-            )
+        for seed in range(TRIALS):
+            try:
+                self._energy_and_grad_of(points)
+                return
+            except Exception as error:  # whatever vmap or the model raises inside vmap
+                if not is_numerical(error):
+                    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                    break
+                points = self.uniform(2, torch.Generator(self.device).manual_seed(seed))
+        else:
+            return  # a model of which little is known; its starts will tell
+        self._vectorised = False
+        self._energy_and_grad_of(points)  # an error of the model itself comes out here
+        warnings.warn(
+            "the model cannot be vectorised by torch.func.vmap; its chains are evaluated one "
+            f"after another, which is slow; the reason: {reason}",
+            stacklevel=5,  # the caller of run()
+        )
 
     # Sites ----------------------------------------------------------------------------------------
 

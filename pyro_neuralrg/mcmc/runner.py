@@ -26,7 +26,12 @@ from pyro_neuralrg.mcmc.run_state import (
     RunState,
     settings_of,
 )
-from pyro_neuralrg.mcmc.starts import Start, check_start, started, warn_of_gradients
+from pyro_neuralrg.mcmc.starts import (
+    Start,
+    check_start,
+    started,
+    warn_of_divergences,
+)
 from pyro_neuralrg.mcmc.target import frozen
 from pyro_neuralrg.observables.configurations import Observable
 from pyro_neuralrg.runtime.console import HELD, Progress, deferred_interrupts
@@ -280,7 +285,7 @@ class VectorizedMCMC(RunResults):
             stats = self._rows["sample_stats"].columns()
             if not self._told and world.is_first and bool(stats["diverging"].any()):
                 self._told = True
-                warn_of_gradients(self.kernel, self._state.chains, int(stats["n_steps"].max()))
+                warn_of_divergences(self.kernel, self._state.chains, stats)
 
     def _warm_up(self, generator: torch.Generator, progress: Progress, pressed: list[int]) -> None:
         state, warmup = self._state, self._warmup
