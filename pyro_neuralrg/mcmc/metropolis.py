@@ -48,6 +48,7 @@ def chosen_chains(chosen: Tensor, one: ChainState, other: ChainState) -> ChainSt
         position=torch.where(rows, one.position, other.position),
         energy=torch.where(chosen, one.energy, other.energy),
         gradient=gradient,
+        log_q=None,
     )
 
 
@@ -94,8 +95,8 @@ class IndependenceMetropolis(Kernel):
 
     With log-weights :math:`\ln w = \ln \pi(x) - \ln q(x)`, in float64, a proposal is accepted with
     probability :math:`\min(1, w' / w)`. In the latent space of the same flow the proposals are
-    draws of its base; in physical space they are ``x = flow(z)``, and the density of the present
-    position costs one inverse pass. A jump counts as one gradient evaluation.
+    draws of its base; in physical space they are ``x = flow(z)``, and the density of a position
+    that another kernel has moved costs one inverse pass. A jump counts as one gradient evaluation.
 
     Args:
         flow: the proposal, ``x = flow(z)``, exactly invertible.
@@ -148,11 +149,14 @@ class IndependenceMetropolis(Kernel):
         """Propose one jump to every chain."""
         with torch.no_grad():
             position, log_q_new = self._propose(state.position, generator)
-            log_q = self.target.by_batches(self._log_q, state.position)
+            log_q = state.log_q
+            if log_q is None:
+                log_q = self.target.by_batches(self._log_q, state.position)
         proposal, is_sound = self.evaluated(state, position)
         log_ratio = (state.energy + log_q) - (proposal.energy + log_q_new)
-        log_ratio = torch.where(is_sound, log_ratio, torch.full_like(log_ratio, -math.inf))
-        return metropolis(state, proposal, log_ratio, generator)
+        log_ratio = torch.where(is_sound, log_ratio, -math.inf)
+        new, info = metropolis(state, proposal, log_ratio, generator)
+        return new._replace(log_q=torch.where(info.accepted, log_q_new, log_q)), info
 
     def _propose(self, like: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Positions drawn from the flow, and ln of their density."""
