@@ -19,10 +19,17 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Independent, biject_to, constraints
 
-from pyro_neuralrg.infer.pyro_internals import is_being_initialised, refuse_within_plate
+from pyro_neuralrg.infer.pyro_internals import (
+    is_being_initialised,
+    is_numerical,
+    refuse_within_plate,
+)
 
 RUNS = 3
 """Runs of the model with latents of its prior that must have the same sites."""
+
+ATTEMPTS = 10
+"""Times that a model is run anew where its numbers fail."""
 
 RADIUS = 2.0
 """Improper priors are drawn uniformly within this distance of zero, unconstrained."""
@@ -45,7 +52,14 @@ def drawn_trace(program: Program) -> Any:
             return poutine.trace(ImproperDraws()(program)).get_trace()
         except Exception:  # values of a wide prior that the model cannot take
             model = InitMessenger(init_where_improper(init_to_uniform))(program)
-            return poutine.trace(model).get_trace()
+        for _ in range(ATTEMPTS):
+            try:
+                return poutine.trace(model).get_trace()
+            except Exception as error:
+                failure = error
+                if not is_numerical(error):
+                    break
+        raise failure
 
 
 def inspect_sites(program: Program, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Any:

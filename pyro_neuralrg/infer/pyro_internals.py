@@ -14,6 +14,7 @@ import torch
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.infer.reparam import NeuTraReparam
 from pyro.nn import PyroModule
+from pyro.ops.integrator import _EXCEPTION_HANDLERS
 from pyro.poutine.reparam_messenger import ReparamHandler, ReparamMessenger
 from pyro.poutine.runtime import _PYRO_STACK, effectful
 from pyro.poutine.util import site_is_subsample
@@ -185,6 +186,17 @@ def check_model_args(args: Any) -> None:
         raise TypeError(
             f"model_args is a {type(args).__name__}; accepted: a sequence of the model's arguments"
         )
+
+
+def is_numerical(error: Exception) -> bool:
+    """Report whether a model fails at some values only, where chains are to reject them.
+
+    Errors of torch.linalg, values that a distribution's validation finds invalid, and what Pyro's
+    kernels reject (``pyro.ops.integrator.register_exception_handler``).
+    """
+    is_invalid = isinstance(error, ValueError) and "found invalid values" in str(error)
+    is_singular = isinstance(error, torch.linalg.LinAlgError)
+    return is_invalid or is_singular or any(known(error) for known in _EXCEPTION_HANDLERS.values())
 
 
 def is_being_reparameterised() -> bool:
