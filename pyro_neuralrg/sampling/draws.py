@@ -4,11 +4,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pyro.distributions.torch_transform import TransformModule
 from pyro.infer.autoguide import AutoContinuous
 from pyro.infer.reparam import NeuTraReparam
 from torch import Tensor
@@ -17,9 +18,11 @@ from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, check_type
 from pyro_neuralrg.diagnostics import to_arviz, weights_to_arviz
 from pyro_neuralrg.files import Record
 from pyro_neuralrg.free_energy import Annealing, Reweighted, anneal, reweight
+from pyro_neuralrg.free_energy.annealing import NUM_GROUPS
 from pyro_neuralrg.free_energy.importance import without_undefined
 from pyro_neuralrg.free_energy.tempered import systematic
 from pyro_neuralrg.infer import FlowGuide
+from pyro_neuralrg.infer.pyro_internals import check_model_args
 from pyro_neuralrg.mcmc import HMC, Cycle, IndependenceMetropolis, Kernel, VectorizedMCMC, as_target
 from pyro_neuralrg.mcmc.results import observed
 from pyro_neuralrg.mcmc.target import Target, frozen
@@ -86,10 +89,13 @@ class Samples:
         """
         if isinstance(self.run, VectorizedMCMC):
             return self.run.summary()
-        return weighted_table(self.get_samples() | dict(self.observables), self.run)
+        raise NotImplementedError
 
     def to_arviz(self, **options: Any) -> Any:
-        """ArviZ's tree: of chains see :func:`to_arviz`, of weighted ones :func:`weights_to_arviz`."""
+        """ArviZ's tree: of :func:`to_arviz`, or of :func:`weights_to_arviz` with weights.
+
+        The options are those of that function.
+        """
         if isinstance(self.run, VectorizedMCMC):
             return to_arviz(self.run, **options)
         values = self.get_samples() | dict(self.observables)
@@ -135,7 +141,8 @@ def sample(
         method: "independence", "cycle" or "annealing", where the choice is not to be made here.
         num_chains: None chooses, at most 256.
         observables: by name, functions of the field as of :class:`VectorizedMCMC`.
-        keep_draws, record: as of :class:`VectorizedMCMC`; both ask for chains.
+        keep_draws: as of :class:`VectorizedMCMC`; False asks for chains.
+        record: likewise.
         seed: of all random numbers; None draws one from torch's generator.
         progress: show a progress bar.
 
@@ -211,7 +218,7 @@ def _pilot(latent: Target, generator: torch.Generator) -> tuple[Tensor, LogWeigh
 
 
 def _kernel(latent: Target, plan: Plan) -> Kernel:
-    jumps = IndependenceMetropolis(latent.proposal_flow, latent, num_jumps=plan.num_jumps)
+    jumps = IndependenceMetropolis(latent.start_flow, latent, num_jumps=plan.num_jumps)
     if plan.method == "independence":
         return jumps
     return Cycle(HMC(latent, num_steps=LEAPFROGS), jumps)
@@ -229,5 +236,5 @@ def _annealed(
     """Weighted draws."""
     number = -(-num_draws // NUM_GROUPS) * NUM_GROUPS
     run = anneal(latent, num_particles=number, seed=seed, progress=progress)
-    parts = observed(observables, run.sites, latent.lattices)
+    parts = observed(observables or {}, run.sites, latent.lattices)
     return Samples(plan.method, plan.reason, run, weights, run.log_weights, parts)
