@@ -176,7 +176,11 @@ def test_truncated_depth() -> None:
         ("decimator", (8, 8)),
     ]
     assert make_circuit("tree", (8,), depth=0).layers == ()
-    assert make_circuit("tree", (8,), depth=9).depth == 3
+    for name, shape, most in (("tree", (8,), 3), ("mera", (2, 5), 3), ("brickwork", (1,), 0)):
+        with pytest.raises(
+            ValueError, match=f"depth is 9; accepted: an integer from 0 to {most}, "
+        ):
+            make_circuit(name, shape, depth=9)
     assert [make_circuit("brickwork", (8,), depth=d).depth for d in (0, 1, 5)] == [0, 1, 5]
 
 

@@ -77,10 +77,10 @@ def plot_responses(
         means = _copied(response.mean)[:columns]
         limit = float(np.abs(means).max()) or 1.0
         for index, (ax, mean) in enumerate(zip(row, means, strict=False)):
+            ax.set_title(f"latent {response.variables[index]}", fontsize="small")
             image = draw_field(ax, mean, AsinhNorm(limit / LINEAR, -limit, limit))
             error = float(response.standard_error[index].max())
             share = 100 * float(response.nonlinearity[index])
-            ax.set_title(f"latent {response.variables[index]}", fontsize="small")
             ax.set_xlabel(f"error <= {error:.1g}\nvaries: {share:.1f} %", fontsize="small")
         for ax in row[len(means) :]:
             ax.set_axis_off()
@@ -234,9 +234,9 @@ def plot_pyramid(
     grid = figure.subplots(rows, len(arrays), squeeze=False)
     for scale, (array, column) in enumerate(zip(arrays, grid.T, strict=True)):
         limit = float(np.quantile(np.abs(array[:rows]), 0.99)) or 1.0
+        column[0].set_title("field" if scale == 0 else f"scale {scale}")
         for ax, values in zip(column, array, strict=False):
             image = draw_field(ax, values, Normalize(-limit, limit))
-        column[0].set_title("field" if scale == 0 else f"scale {scale}")
         bar: dict[str, Any] = {"location": "bottom", "extend": "both", "shrink": 0.9}
         figure.colorbar(image, ax=list(column), label="x" if scale == 0 else "kept", **bar)
     return figure

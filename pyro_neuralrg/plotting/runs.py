@@ -238,7 +238,7 @@ def plot_configurations(
     """Fields of several samplers, one row of panels per sampler, all on one colour scale.
 
     For each sampler's name the first ``count`` of its fields, shape ``(number,) + shape``, drawn as
-    stripes in one dimension, by their middle layer in three. Returns the Axes, an array of shape
+    stripes in one dimension, by their middle slice in three. Returns the Axes, an array of shape
     ``(samplers, count)``. Shown in ``tutorials/figures/configurations.png``.
 
     Example:

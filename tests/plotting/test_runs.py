@@ -56,6 +56,7 @@ def test_configurations_share_one_scale(shape: tuple[int, ...]) -> None:
     assert axes.shape == (2, 3)
     ((low, high),) = {ax.images[0].get_clim() for ax in axes.flat}
     assert low == -high < 0
+    assert {ax.get_title() for ax in axes.flat} == {"slice [:, :, 1]" if len(shape) == 3 else ""}
 
 
 def converged(chains: int = 4) -> np.ndarray:

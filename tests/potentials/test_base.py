@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -15,7 +17,7 @@ from pyro.infer import MCMC, NUTS
 from torch import Tensor
 
 from pyro_neuralrg.free_energy import estimate
-from pyro_neuralrg.mcmc import HMC
+from pyro_neuralrg.mcmc import HMC, ChEESHMC
 from pyro_neuralrg.potentials import FreeField, LatticePotential
 from pyro_neuralrg.train import fit
 from pyro_neuralrg.transforms import hierarchical_flow
@@ -123,6 +125,43 @@ COUPLED = {
     "running sum": lambda x: gaussian(x).cumsum(0),
     "random": lambda x: gaussian(x + torch.randn_like(x)),
 }
+
+
+class Own(LatticePotential):
+    """A user's class with an energy that is given."""
+
+    def __init__(self, fn: Callable[[Tensor], Tensor]) -> None:
+        super().__init__((3, 4))
+        self.fn = fn
+
+    def energy(self, x: Tensor) -> Tensor:
+        self.check_field(x)
+        return self.fn(x)
+
+
+USES: dict[str, Callable[[LatticePotential], Any]] = {
+    "kernel": HMC,
+    "kernel in latent space": lambda target: HMC(target, flow=target.flow()),
+    "fit": lambda target: fit(target, target.flow(), steps=1, batch=4, progress=False),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_subclass_couples_no_fields_and_leaves_them(use: str) -> None:
+    for name, energy in COUPLED.items():
+        with pytest.raises(ValueError, match=r"energy of Own\(.* for the same field alone; acc"):
+            USES[use](Own(energy))
+        with pytest.raises(ValueError, match=r"target gives .* for the same field alone; acc"):
+            estimate(Own(energy), Own(gaussian).flow(), 10), name
+    with pytest.raises(ValueError, match=r"energy of Own\(.* writes to its field; accepted: no"):
+        USES[use](Own(lambda x: gaussian(x.mul_(2.0))))
+    USES[use](Own(lambda x: gaussian(x + 1.0)))
+
+
+@pytest.mark.parametrize("kernel", [HMC, ChEESHMC])
+def test_a_flow_is_no_target(kernel: Any) -> None:
+    with pytest.raises(TypeError, match="target is a HierarchicalFlow; accepted: a LatticePot"):
+        kernel(hierarchical_flow((3, 4)))
 
 
 @pytest.mark.parametrize("side", [2, 128])

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from pyro_neuralrg.distributions import FlowDistribution, SymmetrizedFlow
+from pyro_neuralrg.infer import FlowGuide
 from pyro_neuralrg.transforms import (
     HierarchicalFlow,
     Neighbour,
@@ -121,5 +122,6 @@ def test_bad_fields(value: Any, error: type[Exception], message: str) -> None:
 def test_it_prints_its_circuit(options: dict[str, Any], expected: str) -> None:
     flow = hierarchical_flow((4, 4), bijector=BLOCKS, **options)
     assert expected in repr(flow)
+    assert repr(FlowGuide(flow)) == f"FlowGuide({flow!r}, 'x')"
     assert repr(FlowDistribution(flow)) == f"FlowDistribution({flow!r})"
     assert repr(SymmetrizedFlow(flow)) == f"SymmetrizedFlow({flow!r}, <2 elements>)"
