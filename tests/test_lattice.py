@@ -235,18 +235,3 @@ def test_bad_shapes(shape: Any) -> None:
     error = TypeError if shape in NO_INTEGERS else ValueError
     with pytest.raises(error, match=r"^shape .*accepted: one to 3 integers >= 1"):
         make_circuit("mera", shape)
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"name": "tebd"}, ValueError, "circuit is 'tebd'; accepted: mera, tree, brickwork"),
-        ({"boundary": None}, ValueError, "boundary is None; accepted: periodic, open"),
-        ({"block": 1}, ValueError, "block is 1; accepted: an integer >= 2"),
-        ({"block": 2.0}, TypeError, r"block is 2\.0; accepted: an integer >= 2"),
-        ({"depth": -1}, ValueError, "depth is -1; accepted: an integer >= 0"),
-    ],
-)
-def test_bad_options(options: dict[str, Any], error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        make_circuit(**{"name": "mera", "shape": (4, 4), **options})

@@ -52,24 +52,6 @@ def test_a_subclass_needs_one_method() -> None:
         potential.log_partition()
 
 
-def test_constants_follow_the_field_s_precision() -> None:
-    class Weighted(LatticePotential):
-        def __init__(self) -> None:
-            super().__init__((3,))
-            self._register("weight", torch.tensor([1.0, 2.0, 3.0]) / 3)
-
-        def energy(self, x: Tensor) -> Tensor:
-            self.check_field(x)
-            return (x.square() * self._constant("weight", x)).sum(-1)
-
-    potential = Weighted()
-    for dtype in (torch.float64, torch.float32, torch.bfloat16):
-        assert potential._constant("weight", torch.zeros(3, dtype=dtype)).dtype == dtype
-    moved = potential.to("meta")
-    assert moved._constant("weight", torch.zeros(3)).device.type == "meta"
-    assert potential.device.type == "cpu"
-
-
 def test_a_new_energy_is_not_given_an_inherited_gradient() -> None:
     class Quartic(FreeField):
         """A free field with one term more."""

@@ -196,8 +196,9 @@ def test_fields_of_any_kind(field: Any) -> None:
 
 def test_fields_of_zero_and_read_only_reversed_fields() -> None:
     for none in (0.0, np.zeros((4, 4)), None):
-        assert IsingDual((4, 4), field=none).field is None
-        assert IsingDual((4, 4), field=none).even
+        dual = IsingDual((4, 4), field=none)
+        assert dual.field is None
+        assert dual.even
     field = np.linspace(-1.0, 1.0, 12).reshape(4, 3).T[::-1]
     value = IsingModel((3, 4), 2.0, field=np.ascontiguousarray(field)).log_partition()
     field.flags.writeable = False
@@ -209,13 +210,8 @@ def test_heated_is_the_model_at_the_higher_temperature() -> None:
     same = IsingDual((4, 3), 3.0, (1.0, -0.5), 0.3, "open")
     x = torch.randn(5, 4, 3)
     torch.testing.assert_close(hot.energy(x), same.energy(x))
-    assert repr(hot) == repr(same)
-
-
-def test_representations() -> None:
-    dual = IsingDual((3,), 2.0, field=0.1, boundary="open")
-    expected = "IsingDual((3,), temperature=2, couplings=(1.0,), field=..., boundary='open')"
-    assert repr(dual) == expected
+    options = "temperature=3, couplings=(1.0, -0.5), field=..., boundary='open'"
+    assert repr(hot) == repr(same) == f"IsingDual((4, 3), {options})"
 
 
 def test_seeds() -> None:

@@ -70,7 +70,9 @@ VALUES: list[tuple[Callable[[], Any], str]] = [
     (partial(build, bijector=Neighbour(num_tanh=-1)), "num_tanh is -1; accepted: an integer"),
     (partial(build, weights="site"), "weights is 'site'; accepted: scale, block, shared"),
     (partial(build, weights="block"), "weights is 'block', but neighbour acts on all blocks"),
+    (partial(build, boundary=None), "boundary is None; accepted: periodic, open"),
     (partial(build, block=1), "block is 1; accepted: an integer >= 2"),
+    (partial(build, depth=-1), "depth is -1; accepted: an integer >= 0"),
     (partial(build, spectrum=LINE), r"spectrum has shape \(4,\); accepted: .*\(4, 4"),
     (partial(build, bijector=lambda size: None, odd=True), "odd is True, but whether your"),
     (partial(realnvp_block, 1), "size is 1; accepted: a block of at least two sites"),
@@ -154,6 +156,7 @@ TYPES: list[tuple[Callable[[], Any], str]] = [
     (partial(build, bijector=pyro_transforms.Permute(torch.arange(4))), "accepted: one of"),
     (partial(build, bijector=RealNVP(layers=2.5)), r"layers is 2\.5; accepted: an integer"),  # type: ignore[arg-type]
     (partial(build, bijector=RealNVP(hidden=10)), "hidden is 10; accepted: a tuple of integ"),  # type: ignore[arg-type]
+    (partial(build, block=2.0), r"block is 2\.0; accepted: an integer >= 2"),
     (partial(build, odd="no"), "odd is 'no'; accepted: True or False"),
     (partial(build, dtype="float32"), "dtype is 'float32'; accepted: a floating dtype"),
     (made(nn.Linear(4, 4)), "factory returned Linear; accepted: a TransformModule"),

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pyro_neuralrg.transforms import FourierLayer
+from tests.potentials.enumeration import bond_matrix
 from tests.transforms.registry import free_spectrum
 
 
@@ -18,15 +19,8 @@ def test_covariance_is_the_lattice_propagator(boundary: str, shape: tuple[int, .
     layer = FourierLayer(free_spectrum(shape, boundary), boundary)
     sites = layer.scale.numel()
     rows = layer(torch.eye(sites).reshape(sites, *shape)).reshape(sites, sites)
-    precision = (1 + len(shape)) * torch.eye(sites)
-    numbers = torch.arange(sites).reshape(shape)
-    for axis, side in enumerate(shape):
-        ends = side if boundary == "periodic" else side - 1
-        here = numbers.narrow(axis, 0, ends).flatten()
-        there = numbers.roll(-1, axis).narrow(axis, 0, ends).flatten()
-        for one, other in zip(here.tolist(), there.tolist(), strict=True):
-            precision[one, other] -= 0.5
-            precision[other, one] -= 0.5
+    bonds = bond_matrix(shape, (0.5,) * len(shape), boundary)
+    precision = (1 + len(shape)) * torch.eye(sites) - bonds
     torch.testing.assert_close(rows.T @ rows, torch.linalg.inv(precision))
 
 
