@@ -149,9 +149,6 @@ def conditional_hierarchical_flow(
             callable ``size -> ConditionalTransformModule``, such as Pyro's
             ``conditional_affine_coupling`` with its ``context_dim`` set to the two numbers' sum.
 
-    Raises:
-        TypeError, ValueError: naming the argument, the value seen and what is accepted.
-
     Example:
         >>> flow = conditional_hierarchical_flow((8, 8), context_dim=2)
         >>> flow.condition(torch.zeros(2))(torch.randn(3, 8, 8)).shape

@@ -167,9 +167,6 @@ def realnvp_block(
         context_dim: features of a context that the networks take besides; 0 for none.
         count: of many blocks, the number along each axis; event shape ``(size, *count)``.
 
-    Raises:
-        TypeError, ValueError: naming the argument, the value seen and what is accepted.
-
     Example:
         >>> realnvp_block(4)(torch.zeros(7, 4)).shape
         torch.Size([7, 4])
@@ -216,9 +213,6 @@ def neighbour_coupling(
         boundary: "periodic" or "open".
         context_dim: features of a context that the networks take besides; 0 for none.
         features: known of the blocks, shape ``(number, *count)``, which the networks also see.
-
-    Raises:
-        TypeError, ValueError: naming the argument, the value seen and what is accepted.
 
     Example:
         >>> neighbour_coupling((2, 2), (4, 4))(torch.zeros(7, 4, 4, 4)).shape

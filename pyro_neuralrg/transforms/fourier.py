@@ -59,8 +59,7 @@ class FourierLayer(_ModeScaling):
             shape``, or None.
 
     Raises:
-        TypeError, ValueError: naming the argument, the value seen and what is accepted; on use, if
-            there are slopes and no context.
+        ValueError: on use, if there are slopes and no context.
 
     Example:
         >>> layer = FourierLayer(torch.full((4, 4), 4.0))
@@ -118,8 +117,7 @@ class LearnedSpectrum(_ModeScaling):
         dtype, device: of the parameters; torch's defaults if None.
 
     Raises:
-        TypeError, ValueError: naming the argument, the value seen and what is accepted; on use, if
-            there is no context where one is needed.
+        ValueError: on use, if there is no context where one is needed.
 
     Example:
         >>> layer = LearnedSpectrum((4, 4))

@@ -441,9 +441,6 @@ def hierarchical_flow(
             more than one coarsest variable have normals.
         dtype: of the parameters; torch's default dtype if None.
 
-    Raises:
-        TypeError, ValueError: naming the argument, the value seen and what is accepted.
-
     Example:
         >>> flow = hierarchical_flow((8, 8), odd=True)
         >>> flow(torch.randn(3, 8, 8)).shape
