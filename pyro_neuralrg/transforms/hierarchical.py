@@ -446,15 +446,6 @@ def hierarchical_flow(
         >>> flow(torch.randn(3, 8, 8)).shape
         torch.Size([3, 8, 8])
     """
-    return HierarchicalFlow.build(
-        shape,
-        circuit,
-        bijector,
-        depth=depth,
-        boundary=boundary,
-        weights=weights,
-        odd=odd,
-        spectrum=spectrum,
-        base=base,
-        dtype=dtype,
-    )
+    arrangement: Any = {"circuit": circuit, "depth": depth, "boundary": boundary}
+    options: Any = {"weights": weights, "odd": odd, "spectrum": spectrum, "base": base}
+    return HierarchicalFlow.build(shape, bijector=bijector, dtype=dtype, **arrangement, **options)
