@@ -108,14 +108,11 @@ def distinct(
 ) -> tuple[LatticeSymmetry, ...]:
     """Drop elements that act like an earlier one (a side of 2 is reversed by a shift of 1, say)."""
     seen: dict[int, LatticeSymmetry] = {}
-    actions = _numbers(_signs(elements), source_table(elements, shape).T[_frame(shape)])
+    signs = torch.tensor([element.sign for element in elements])
+    actions = _numbers(signs, source_table(elements, shape).T[_frame(shape)])
     for action, element in zip(actions.tolist(), elements, strict=True):
         seen.setdefault(action, element)
     return tuple(seen.values())
-
-
-def _signs(elements: Sequence[LatticeSymmetry]) -> Tensor:
-    return torch.tensor([element.sign for element in elements])
 
 
 def _frame(shape: Sequence[int]) -> Tensor:
@@ -184,7 +181,8 @@ def check_group(elements: Sequence[LatticeSymmetry], shape: Sequence[int]) -> No
         raise TypeError(f"elements is {elements!r}; accepted: a group of LatticeSymmetry(...)")
     if not elements or any(len(element.shift) != len(shape) for element in elements):
         raise ValueError(f"elements is {elements}; accepted: a group for shape {tuple(shape)}")
-    signs, table, frame = _signs(elements), source_table(elements, shape).T, _frame(shape)
+    signs = torch.tensor([element.sign for element in elements])
+    table, frame = source_table(elements, shape).T, _frame(shape)
     known = _numbers(signs, table[frame])
     if len(known.unique()) < len(known):
         raise ValueError("elements repeats an element; accepted: every group element once")

@@ -157,10 +157,9 @@ class LatticePotential(ABC):
         return _Heated(self, check_number("factor", factor, "a finite number > 0", above=0))
 
     def observables(self) -> dict[str, Observable]:
-        """Observables that fit the target, by name: functions of fields that can be pickled.
+        """Observables that fit the target, by name, ``batch + shape -> batch``; can be pickled.
 
-        They map ``batch + shape`` to ``batch``; here they are those of
-        :func:`~pyro_neuralrg.observables.field_observables`.
+        Here those of :func:`~pyro_neuralrg.observables.field_observables`.
         """
         return field_observables(self.shape, self.boundary)
 
@@ -169,12 +168,8 @@ class LatticePotential(ABC):
 
         ``options`` of :meth:`~pyro_neuralrg.transforms.HierarchicalFlow.build` take precedence.
         """
-        known = {
-            "boundary": self.boundary,
-            "spectrum": self.spectrum,
-            "odd": self.even,
-            "base": self.base,
-        }
+        known = {"boundary": self.boundary, "odd": self.even, "base": self.base}
+        known["spectrum"] = self.spectrum
         return HierarchicalFlow.build(self.shape, **{**known, **options})
 
     def to(self: AnyPotential, device: torch.device | str) -> AnyPotential:
@@ -370,6 +365,5 @@ def generator_of(seed: int | torch.Generator | None) -> torch.Generator:
     """A generator on the CPU: of a seed; for None, of a seed drawn by torch's own generator."""
     if isinstance(seed, torch.Generator):
         return seed
-    if seed is None:
-        seed = int(torch.randint(2**62, ()))
+    seed = int(torch.randint(2**62, ())) if seed is None else seed
     return torch.Generator().manual_seed(check_integer("seed", seed, 0, LARGEST_SEED))

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 import warnings
@@ -256,12 +257,9 @@ class IsingModel:
             return float(self._correlations().mean()) / self._num_sublattices
         self._require_transfer("the structure factor")
 
-        def of_field(extra: Tensor) -> Tensor:
-            return self._log_partition(self._beta, extra)
-
+        mean_at = _derivative(functools.partial(self._log_partition, self._beta))
         zero = torch.zeros((), dtype=torch.float64)
-        mean = _derivative(of_field)(zero)
-        variance = _derivative(_derivative(of_field))(zero)
+        mean, variance = mean_at(zero), _derivative(mean_at)(zero)
         return float(variance + mean**2) / math.prod(self.shape) ** 2
 
     @property
