@@ -191,9 +191,9 @@ class IsingModel:
     def reference_structure_factor(self, n: int, seed: int | None = None) -> Estimate:
         """Uniform structure factor of ``n`` >= 2 configurations drawn as by :meth:`sample`.
 
-        Of any lattice. The standard error is that of the means of independent chains, at least 32
-        (``n`` if that is less). It knows nothing of what all chains miss alike: where clusters do
-        not help (frustrated or in opposing fields, cold) 100 sweeps may be too few.
+        The standard error is that of the means of independent chains, at least 32 (``n`` if less).
+        It knows nothing of what all chains miss alike: where clusters do not help (frustrated or in
+        opposing fields, cold) 100 sweeps may be too few.
         """
         chains = max(LEAST_CHAINS, cluster.SITES_AT_ONCE // math.prod(self.shape))
         chains = min(check_integer("n", n, 2), chains)

@@ -156,8 +156,7 @@ def conditional_hierarchical_flow(
     """
     context_dim = check_integer("context_dim", context_dim, 1)
     features = check_integer("features", features, 1)
-    flow = HierarchicalFlow.build(
-        shape, circuit, context_dim=context_dim + features, dtype=dtype, **options
-    )
+    options |= {"context_dim": context_dim + features, "dtype": dtype}
+    flow = HierarchicalFlow.build(shape, circuit, **options)
     conditional = ConditionalHierarchicalFlow(flow, context_dim, features)
     return conditional.to(dtype if dtype is not None else torch.get_default_dtype())

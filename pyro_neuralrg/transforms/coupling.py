@@ -256,7 +256,6 @@ def _in_turn(masks: Sequence[Sequence[bool]], layers: int) -> list[Half]:
     halves = []
     for layer in range(layers):
         mask = masks[(layer // 2) % len(masks)]
-        first = [site for site, held in enumerate(mask) if held]
-        second = [site for site, held in enumerate(mask) if not held]
-        halves.append((first, second) if layer % 2 == 0 else (second, first))
+        parts = [[site for site, held in enumerate(mask) if held == side] for side in (True, False)]
+        halves.append((parts[layer % 2], parts[1 - layer % 2]))
     return halves

@@ -73,8 +73,7 @@ class FourierLayer(_ModeScaling):
     def __init__(
         self, spectrum: Tensor, boundary: str = "periodic", slopes: Tensor | None = None
     ) -> None:
-        check_boundary(boundary)
-        _check_eigenvalues(spectrum, boundary)
+        _check_eigenvalues(spectrum, check_boundary(boundary))
         if slopes is not None:
             _check_slopes(slopes, spectrum, boundary)
         super().__init__(tuple(spectrum.shape))

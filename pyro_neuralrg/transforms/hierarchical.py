@@ -242,10 +242,9 @@ class HierarchicalFlow(LatticeTransform):
         return sequence
 
     def compile(self, **options: Any) -> None:
-        """Run the couplings through ``torch.compile``, with its options, on accelerators.
+        """Run the couplings through ``torch.compile`` on accelerators; copies are not compiled.
 
-        On a CPU they are compiled anyway. Without a compiler all goes on as it is, with a warning.
-        Copies are not compiled.
+        On a CPU they are compiled anyway. Without a compiler all goes on, with a warning.
         """
         self._operations = compile_operations(**options)
 
@@ -335,12 +334,11 @@ class HierarchicalFlow(LatticeTransform):
 
         A ValueError for blocks from a user's own factory.
         """
+        circuit = self.circuit
         return {
             "shape": list(self.shape),
-            "circuit": self.circuit.name,
-            "block": self.circuit.block,
-            "depth": self.circuit.depth,
-            "boundary": self.circuit.boundary,
+            "circuit": circuit.name,
+            **{name: getattr(circuit, name) for name in ("block", "depth", "boundary")},
             "bijector": bijector_config(self.bijector),
             "weights": self.weights,
             "odd": self.odd,

@@ -27,6 +27,18 @@ def gaussian(x: Tensor) -> Tensor:
     return x.square().sum((-1, -2)) / 2
 
 
+class Own(LatticePotential):
+    """A user's class with an energy that is given."""
+
+    def __init__(self, fn: Callable[[Tensor], Tensor], **options: Any) -> None:
+        super().__init__((3, 4), **options)
+        self.fn = fn
+
+    def energy(self, x: Tensor) -> Tensor:
+        self.check_field(x)
+        return self.fn(x)
+
+
 def test_energy_may_be_infinite_and_its_trial_leaves_the_random_numbers_alone() -> None:
     state = torch.random.get_rng_state()
     wall = LatticePotential.from_energy(
@@ -37,18 +49,13 @@ def test_energy_may_be_infinite_and_its_trial_leaves_the_random_numbers_alone() 
 
 
 def test_a_subclass_needs_one_method() -> None:
-    class Gaussian(LatticePotential):
-        def energy(self, x: Tensor) -> Tensor:
-            self.check_field(x)
-            return gaussian(x)
-
-    potential = Gaussian((3, 4), even=True)
+    potential = Own(gaussian, even=True)
     assert float(potential.energy(torch.ones(3, 4))) == 6
     assert float(potential.heated(2.0).energy(torch.ones(3, 4))) == 3
     free = FreeField((4, 4), 0.7)
     torch.testing.assert_close(free.heated(2.0).spectrum, 2 * free.spectrum)
     assert potential.flow().odd
-    with pytest.raises(NotImplementedError, match=r"for Gaussian\(\(3, 4\), boundary="):
+    with pytest.raises(NotImplementedError, match=r"for Own\(\(3, 4\), boundary="):
         potential.log_partition()
 
 
@@ -87,13 +94,8 @@ def test_pyro_samples_it(how: str) -> None:
 @pytest.mark.parametrize("axes", [(0, 1, 2), (-1,), (0, -1)], ids=str)
 def test_a_subclass_of_the_wrong_shape_is_named(axes: tuple[int, ...]) -> None:
     """A scalar would broadcast over the batch and train to a wrong free energy."""
-
-    class Wrong(LatticePotential):
-        def energy(self, x: Tensor) -> Tensor:
-            return x.square().sum(axes)
-
-    potential = Wrong((3, 4))
-    with pytest.raises(ValueError, match=r"energy of Wrong\(.* returned shape .*accepted"):
+    potential = Own(lambda x: x.square().sum(axes))
+    with pytest.raises(ValueError, match=r"energy of Own\(.* returned shape .*accepted"):
         potential.potential_fn({"x": torch.zeros(5, 3, 4)})
     with pytest.raises(ValueError, match="accepted: one number per field"), pyro.plate("p", 5):
         poutine.condition(potential.model, {"x": torch.zeros(5, 3, 4)})()
@@ -107,18 +109,6 @@ COUPLED = {
     "running sum": lambda x: gaussian(x).cumsum(0),
     "random": lambda x: gaussian(x + torch.randn_like(x)),
 }
-
-
-class Own(LatticePotential):
-    """A user's class with an energy that is given."""
-
-    def __init__(self, fn: Callable[[Tensor], Tensor]) -> None:
-        super().__init__((3, 4))
-        self.fn = fn
-
-    def energy(self, x: Tensor) -> Tensor:
-        self.check_field(x)
-        return self.fn(x)
 
 
 USES: dict[str, Callable[[LatticePotential], Any]] = {
