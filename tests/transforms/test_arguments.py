@@ -30,18 +30,29 @@ from pyro_neuralrg.transforms.scales import blocks_of_scale, sites_of_scale
 build = partial(HierarchicalFlow.build, (4, 4))
 conditional = partial(conditional_hierarchical_flow, (4, 4), 2, bijector=Neighbour(1, (3,)))
 ONES, LINE, NAN = torch.ones(4, 4), torch.ones(4), float("nan")
+WIDE = torch.zeros(2, 4, 4)
 WAVY = torch.arange(16.0).view(1, 4, 4) / 20  # not even
 SEEING = {"site_features": torch.zeros(1, 4, 4)}
 FOLLOWS = {"spectrum": ONES, "spectrum_slopes": 0.5 * ONES[None]}
 SPECTRUM_8 = IsingDual((8, 8)).spectrum
 INT, META = torch.zeros(4, 4, dtype=torch.long), torch.zeros(4, 4, device="meta")
 of_context = partial(pyro_transforms.conditional_affine_coupling, context_dim=5, hidden_dims=[4])
+alone = pyro_transforms.affine_coupling
 last_axis = LayerFactory(lambda n, c: pyro_transforms.matrix_exponential(c[-1]))
 
 
 class OneWay(TransformModule):
     bijective = False
     domain = codomain = torch.distributions.constraints.real_vector
+
+
+def draw(**options: Any) -> Any:
+    """A field of a flow that should have a context."""
+    return build(**options)(torch.ones(4, 4))
+
+
+def at(context: Any) -> Any:
+    return conditional().condition(context)
 
 
 def made(value: Any) -> Callable[[], Any]:
@@ -76,18 +87,12 @@ VALUES: list[tuple[Callable[[], Any], str]] = [
     (partial(build, spectrum=LINE), r"spectrum has shape \(4,\); accepted: .*\(4, 4"),
     (partial(build, bijector=lambda size: None, odd=True), "odd is True, but whether your"),
     (partial(realnvp_block, 1), "size is 1; accepted: a block of at least two sites"),
-    (
-        lambda: HierarchicalFlow.build((1,), bijector=pyro_transforms.affine_coupling).config,
-        "cannot be written as JSON; accepted: realnvp, neigh",
-    ),
+    (lambda: build(bijector=alone).config, "cannot be written as JSON; accepted: realnvp, neigh"),
     # blocks from elsewhere
     (made(OneWay()), "factory returned OneWay .*accepted: a bijective"),
     (made(pyro_transforms.GeneralizedChannelPermute(4)), "of event_dim 3; accepted"),
     (partial(build, bijector=of_context), "accepted: a ConditionalTransformModule in a condition"),
-    (
-        partial(conditional, bijector=pyro_transforms.affine_coupling),
-        "AffineCoupling; accepted: a ConditionalTransformModule",
-    ),
+    (partial(conditional, bijector=alone), "AffineCoupling; accepted: a ConditionalTransformMod"),
     # fields
     (partial(build(), torch.zeros(4, 5)), r"z has shape \(4, 5\); accepted: any batch shape foll"),
     (partial(build().inv, LINE), r"x has shape \(4,\); accepted: any batch shape followed by"),
@@ -105,20 +110,11 @@ VALUES: list[tuple[Callable[[], Any], str]] = [
     (partial(build, spectrum_slopes=WAVY, spectrum=ONES), "spectrum_slopes is given; accepted: on"),
     # contexts
     (partial(conditional, features=0), "features is 0; accepted: an integer >= 1"),
-    (
-        lambda: build(**FOLLOWS, context_dim=1)(torch.ones(4, 4)),
-        "context is None; accepted for a spectrum with slopes",
-    ),
-    (
-        lambda: build(bijector=of_context, context_dim=5)(torch.ones(4, 4)),
-        "context is None; accepted for ConditionalAffine",
-    ),
+    (lambda: draw(**FOLLOWS, context_dim=1), "context is None; accepted for a spectrum with slop"),
+    (lambda: draw(bijector=of_context, context_dim=5), "context is None; accepted for Conditional"),
     (lambda: FlowGuide(conditional())(), "context is None; accepted for a conditional flow"),
-    (
-        partial(conditional().condition, torch.zeros(3)),
-        r"context has shape \(3,\); accepted: .*\(\.\.\., 2\)",
-    ),
-    (partial(conditional().condition, torch.tensor(0.0)), r"context has shape \(\)"),
+    (lambda: at(torch.zeros(3)), r"context has shape \(3,\); accepted: .*\(\.\.\., 2\)"),
+    (lambda: at(torch.tensor(0.0)), r"context has shape \(\)"),
     # features of sites
     (partial(build, site_features=ONES), r"site_features has shape \(4, 4\); accepted"),
     (partial(build, site_features=torch.zeros(0, 4, 4)), r"has shape \(0, 4, 4\); accepted"),
@@ -126,14 +122,8 @@ VALUES: list[tuple[Callable[[], Any], str]] = [
     (partial(build, **SEEING, odd=True), "odd=True .*; accepted: odd=False"),
     (partial(build, **SEEING, bijector="realnvp"), r"bijector is RealNVP\(.*accepted: odd=False"),
     (partial(build, **SEEING, bijector=last_axis), r"bijector is LayerFactory\("),
-    (
-        lambda: build(**SEEING).with_site_features(torch.zeros(2, 4, 4)),
-        r"has shape \(2, 4, 4\); accepted: \(1, 4, 4\)",
-    ),
-    (
-        lambda: build().with_site_features(torch.zeros(1, 4, 4)),
-        "accepted: no features, as the flow takes none",
-    ),
+    (lambda: build(**SEEING).with_site_features(WIDE), r"\(2, 4, 4\); accepted: \(1, 4, 4\)"),
+    (lambda: build().with_site_features(WIDE), "accepted: no features, as the flow takes none"),
     # scales and growth
     *(
         (partial(f, make_circuit("mera", (4, 4)), scale), "accepted: an integer from 0 to 2")
@@ -167,12 +157,9 @@ TYPES: list[tuple[Callable[[], Any], str]] = [
     (partial(FourierLayer, INT), r"spectrum is torch\.int64; accepted: a floating"),
     (partial(FourierLayer, [1.0, 1.0]), "spectrum is list; accepted: a floating tensor"),
     (sloped(INT[None]), "slopes is torch.int64; accepted"),
-    (partial(conditional().condition, 1.0), "context is float; accepted: a tensor"),
-    (lambda: conditional().condition(LINE[:2]), "accepted: .*, torch.float64 as the flow"),
-    (
-        partial(fit, IsingDual((4, 4)), conditional()),
-        r"is a Cond.*; accepted: flow\.cond",
-    ),
+    (lambda: at(1.0), "context is float; accepted: a tensor"),
+    (lambda: at(LINE[:2]), "accepted: .*, torch.float64 as the flow"),
+    (partial(fit, IsingDual((4, 4)), conditional()), r"flow is a Cond.*; accepted: flow\.cond"),
     (partial(build, site_features=1.0), "site_features is float; accepted"),
 ]
 
