@@ -69,12 +69,11 @@ class LatticeSymmetry:
 
     def compose(self, first: LatticeSymmetry, shape: Sequence[int]) -> LatticeSymmetry:
         """The element ``self o first``: x -> self(first(x)), on a lattice of ``shape``."""
-        shift, axes, flips = [], [], []
-        for side, own, middle, flip in zip(shape, self.shift, self.axes, self.flips, strict=True):
-            shift.append((own + (-1 if flip else 1) * first.shift[middle]) % side)
-            axes.append(first.axes[middle])
-            flips.append(flip != first.flips[middle])
-        return LatticeSymmetry(tuple(shift), tuple(axes), tuple(flips), self.sign * first.sign)
+        own = list(zip(shape, self.shift, self.axes, self.flips, strict=True))
+        shift = tuple((s + (-1 if f else 1) * first.shift[a]) % side for side, s, a, f in own)
+        axes = tuple(first.axes[axis] for axis in self.axes)
+        flips = tuple(flip != first.flips[axis] for _, _, axis, flip in own)
+        return LatticeSymmetry(shift, axes, flips, self.sign * first.sign)
 
 
 def source_table(elements: Sequence[LatticeSymmetry], shape: Sequence[int]) -> Tensor:

@@ -117,17 +117,12 @@ class HierarchicalFlow(LatticeTransform):
     def __repr__(self) -> str:
         circuit = self.circuit
         usual = make_circuit(circuit.name, self.shape, block=circuit.block)
-        options = {
-            "block": (circuit.block, 2),
-            "depth": (circuit.depth, usual.depth),
-            "boundary": (circuit.boundary, "periodic"),
-            "weights": (self.weights, "scale"),
-            "odd": (self.odd, False),
-            "base": (self.base, NORMAL),
-            "context_dim": (self.context_dim, 0),
-        }
+        defaults: dict[str, Any] = {"block": 2, "depth": usual.depth, "boundary": "periodic"}
+        defaults |= {"weights": "scale", "odd": False, "base": NORMAL, "context_dim": 0}
         given = [f"bijector={self.bijector!r}"]
-        given += [f"{name}={own!r}" for name, (own, default) in options.items() if own != default]
+        for name, default in defaults.items():
+            own = getattr(circuit if hasattr(circuit, name) else self, name)
+            given += [] if own == default else [f"{name}={own!r}"]
         given += [] if self.gaussian is None else ["spectrum=..."]
         return f"HierarchicalFlow({self.shape}, {circuit.name!r}, {', '.join(given)})"
 
