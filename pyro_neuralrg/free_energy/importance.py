@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_neuralrg.arguments import check_integer, check_type, copied
 from pyro_neuralrg.distributions.flow import FlowDistribution
 from pyro_neuralrg.free_energy.model_evidence import is_guide, model_log_weights
-from pyro_neuralrg.potentials.base import check_separate
+from pyro_neuralrg.potentials.base import check_separate, trial_pair
 from pyro_neuralrg.runtime.console import warn_user
 from pyro_neuralrg.statistics import Estimate, LogWeights, summarise
 from pyro_neuralrg.statistics.weights import can_be_trusted, may_be_undefined
@@ -230,8 +230,9 @@ def weighted_samples(
         with torch.no_grad():
             x = density.sample((size,))
             weights = _log_weights_of(energy, density, x)
-            if index == 0 and size > 1 and not hasattr(target, "energy"):
-                check_separate(energy, x[:2], "target")
+            if index == 0 and size > 1:
+                pair = trial_pair(shape, x) if isinstance(shape, tuple) else x[:2]
+                check_separate(energy, pair, "target")
         yield x, weights
 
 

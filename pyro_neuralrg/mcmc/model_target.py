@@ -438,7 +438,7 @@ def as_target(
         if flow is None:
             return EnergyTarget(target, shape)
         return LatentTarget(target, flow, shape, from_normal=from_normal)
-    if not callable(target):
+    if not callable(target) or isinstance(target, TransformModule):
         raise TypeError(
             f"target is a {type(target).__name__}; accepted: a LatticePotential, a Pyro model, a "
             "Target, or a batched energy with shape=..."

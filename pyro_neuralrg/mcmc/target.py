@@ -263,7 +263,9 @@ class EnergyTarget(Target):
         self.sites = self.lattices = {name: self.shape}
         empty = torch.empty(0, dtype=dtype, device=device)
         self.dtype, self.device = empty.dtype, empty.device
-        if not isinstance(energy, LatticePotential):
+        if isinstance(energy, LatticePotential):
+            energy.try_alone(empty)
+        else:
             check_separate(self._energy, trial_pair(self.shape, empty), "energy")
 
     def _energy_of(self, positions: Tensor) -> Tensor:
