@@ -33,12 +33,13 @@ def make_tree(
             ``importance`` ``(samples,) + shape``, of ``observed_data`` and ``constant_data`` any
             shape.
         dims: names of the dimensions of ``shape``, by variable name or by ``group/name``.
-        coords: values along named dimensions; 0, 1, ... if not given.
+        coords: values along named dimensions, numbers, strings or times; 0, 1, ... if not given.
         attrs: of every group.
         group_attrs: of single groups, beside those.
 
     Raises:
-        ValueError: if an array has other dimensions than these.
+        ValueError: if an array has other dimensions than these, or coordinates are of mixed types,
+            which no file takes.
 
     Warns:
         UserWarning: if names are changed, by underscores: of a variable that is called like a
@@ -64,12 +65,12 @@ def make_tree(
     datasets = {}
     for group, variables in groups.items():
         arrays = {}
-        along: dict[str, list[Any]] = {}
+        along: dict[str, Any] = {}
         for name, values in variables.items():
             names = _distinct(named[group, name])
             arrays[called[name]] = (names, values)
             for dim, new, size in zip(named[group, name], names, values.shape, strict=True):
-                along[new] = list(coords.get(dim, range(size)))
+                along[new] = _coordinate(dim, coords.get(dim, range(size)), size)
         datasets[group] = xarray.Dataset(arrays, along, {**common, **group_attrs.get(group, {})})
     az = arviz_module()
     if int(az.__version__.split(".")[0]) >= 1:
@@ -120,19 +121,38 @@ def _dim_names(
     return (*first, *names)
 
 
-def _written(name: str) -> str:
-    """The name as a file can hold it."""
+def _coordinate(dim: str, values: Any, size: int) -> Any:
+    """Values along a dimension as files take them, shape ``(size,)``."""
+    import xarray
+
+    try:
+        given = list(values)
+        found: Any = xarray.Variable((dim,), given)
+        fits = found.shape == (size,) and found.dtype.kind != "O"
+    except (TypeError, ValueError):  # nothing to iterate over, or rows
+        fits = False
+    if not fits or len({isinstance(value, str) for value in given}) > 1:
+        raise ValueError(
+            f"coords[{dim!r}] is {values!r}; accepted: {size} numbers, {size} strings, or as many "
+            "datetimes"
+        )
+    return found.to_numpy()
+
+
+def _free_name(name: str, taken: Collection[str]) -> str:
+    """The name as a file can hold it, with underscores until it is none of the taken ones."""
     name = name.replace("/", "_").replace("\0", "_")
-    return f"{name}_" if name in ("", ".") else name
+    name = f"{name}_" if name in ("", ".") else name
+    while name in taken:
+        name += "_"
+    return name
 
 
 def _distinct(dims: Sequence[str]) -> list[str]:
     """Names of the dimensions of one variable as files hold them, no two alike."""
     names: list[str] = []
-    for name in map(_written, dims):
-        while name in names:
-            name += "_"
-        names.append(name)
+    for name in dims:
+        names.append(_free_name(name, names))
     return names
 
 
@@ -148,14 +168,10 @@ def _names_in_files(named: Mapping[tuple[str, str], Sequence[str]]) -> dict[str,
         dims.setdefault(group, set()).update(new_names)
         pairs += zip(names, new_names, strict=True)
     called: dict[str, str] = {}
-    for name in dict.fromkeys(name for _, name in named):
-        refused = set().union(*(dims[group] for group, other in named if other == name))
-        new = _written(name)
-        if new != name or new in refused:
-            refused |= called.keys() | {other for _, other in named} | set(called.values())
-        while new in refused:
-            new += "_"
-        called[name] = new
+    variables = dict.fromkeys(name for _, name in named)
+    for name in variables:
+        taken = set().union(*(dims[group] for group, other in named if other == name))
+        called[name] = _free_name(name, taken | (variables.keys() - {name}) | set(called.values()))
     pairs = [(old, new) for old, new in [*called.items(), *pairs] if old != new]
     if pairs:
         changed = [f"{old!r} is {new!r}" for old, new in dict.fromkeys(pairs)]

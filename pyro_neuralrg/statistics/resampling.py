@@ -50,6 +50,10 @@ class WeightedGroups(NamedTuple):
     sums: Tensor
 
 
+_Blocks = tuple[NDArray[np.int64], FloatArray, list[FloatArray]]
+"""Of each block, the number of samples, the sum of their weights w, and the sums of w v."""
+
+
 def sample_mean(values: Tensor) -> Estimate:
     """Mean of independent values of any shape; NaN as the error of a single one."""
     number = values.numel()
@@ -96,7 +100,12 @@ def jackknife(function: Callable[..., float], *series: Any, blocks: int | None =
         raise ValueError("series is empty; accepted: one series or more")
     weighted = [getattr(values, "groups", None) for values in series]
     if any(isinstance(groups, WeightedGroups) for groups in weighted):
-        return _jackknife_of_weights(function, weighted, blocks)
+        return _delete_one(function, *_blocks_of_weights(weighted, blocks))
+    return _delete_one(function, *_blocks_of_chains(series, blocks))
+
+
+def _blocks_of_chains(series: Sequence[Any], blocks: int | None) -> _Blocks:
+    """The sums over the blocks of each chain; each draw has a weight of one."""
     arrays = [as_finite_draws(values, f"series[{index}]") for index, values in enumerate(series)]
     for index, array in enumerate(arrays):
         if array.shape != arrays[0].shape:
@@ -116,13 +125,12 @@ def jackknife(function: Callable[..., float], *series: Any, blocks: int | None =
         )
     edges = np.linspace(0, draws, cuts + 1).astype(int)
     sums = [np.add.reduceat(array, edges[:-1], axis=1).reshape(-1) for array in arrays]
-    return _delete_one(function, sums, np.tile(np.diff(edges), chains))
+    sizes = np.tile(np.diff(edges), chains)
+    return sizes, sizes.astype(np.float64), sums
 
 
-def _jackknife_of_weights(
-    function: Callable[..., float], series: Sequence[Any], blocks: int | None
-) -> Estimate:
-    """See :func:`jackknife`; NaN as the error if all weight is in one block."""
+def _blocks_of_weights(series: Sequence[Any], blocks: int | None) -> _Blocks:
+    """The sums of w and w v over blocks of weighted samples."""
     for index, groups in enumerate(series):
         same = isinstance(groups, WeightedGroups) and isinstance(series[0], WeightedGroups)
         if not same or not torch.equal(groups.masses, series[0].masses):
@@ -142,24 +150,26 @@ def _jackknife_of_weights(
     cuts = min(number, MAX_BLOCKS) if blocks is None else check_integer("blocks", blocks, 2, number)
     edges = np.linspace(0, number, cuts + 1).astype(int)
     parts = [series[0].masses, *(groups.sums for groups in series)]
-
-    def of_sums(mass: float, *sums: float) -> float:
-        return function(*(total / mass for total in sums)) if mass > 0 else math.nan
-
-    sums = [np.add.reduceat(part.numpy(), edges[:-1]) for part in parts]
-    return _delete_one(of_sums, sums, np.diff(edges))
+    masses, *sums = (np.add.reduceat(part.numpy(), edges[:-1]) for part in parts)
+    return np.diff(edges), masses, sums
 
 
 def _delete_one(
-    function: Callable[..., float], sums: Sequence[FloatArray], sizes: NDArray[np.int64]
+    function: Callable[..., float],
+    sizes: NDArray[np.int64],
+    masses: FloatArray,
+    sums: Sequence[FloatArray],
 ) -> Estimate:
-    """Estimate from the sums of each block and their numbers of draws."""
-    n = sizes.sum()
-    whole = float(function(*(float(part.sum() / n) for part in sums)))
-    left_out = zip(*((part.sum() - part) / (n - sizes) for part in sums), strict=True)
-    parts = np.array([float(function(*map(float, means))) for means in left_out])
+    """Estimate from numbers of samples and sums of each block; NaN if one has all the weight."""
+
+    def of_means(mass: float, *totals: float) -> float:
+        return float(function(*(float(total / mass) for total in totals))) if mass > 0 else math.nan
+
+    n, parts = sizes.sum(), (masses, *sums)
+    whole = of_means(*(part.sum() for part in parts))
+    left_out = zip(*(part.sum() - part for part in parts), strict=True)
     ratio = n / sizes
-    pseudo = ratio * whole - (ratio - 1) * parts
+    pseudo = ratio * whole - (ratio - 1) * np.array([of_means(*totals) for totals in left_out])
     value = float((pseudo / ratio).sum())
     variance = float((np.square(pseudo - value) / (ratio - 1)).mean())
     return Estimate(value, math.sqrt(variance))

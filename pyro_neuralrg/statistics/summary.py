@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 
 from pyro_neuralrg.statistics.draws import (
     MIN_DRAWS,
@@ -54,6 +55,9 @@ COLUMNS = {
     "rhat": "r_hat",
 }
 """ArviZ's names of the figures, in its order."""
+
+DECIMALS, EXACT = {"ess_bulk": 0, "ess_tail": 0, "rhat": 4}, 300
+"""Digits after the point of figures in a table, and of what has no width."""
 
 
 class Summary(NamedTuple):
@@ -138,13 +142,6 @@ class FieldSummary:
         return self.figures["sd"] == 0
 
     @property
-    def note(self) -> str:
-        """What the figures do not tell, in words: the coverage, and how many sites are constant."""
-        constant = int(self.constant.sum())
-        words = "constant" if constant == len(self.sites) else f"{constant} constant"
-        return ", ".join(filter(None, [self.coverage, words if constant else ""]))
-
-    @property
     def relative_mcse(self) -> FloatArray:
         """Standard error of the mean in units of the standard deviation, of each site."""
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -214,17 +211,11 @@ def _without_nan(function: Any, values: FloatArray) -> float:
 def summary_table(draws: Mapping[str, Any], max_sites: int | None = None) -> Any:
     """Mean, sd, standard error, effective sample sizes and R-hat of each variable.
 
-    Scalars have one line, variables of at most twelve entries one line per entry; a larger field
-    has two: ``x[worst]``, the worst over sites of each figure by itself, and ``x[median]``. If only
-    a choice of sites was evaluated, or some are constant, the column ``note`` says how many. Means
-    and widths have two digits of the standard error, effective sample sizes none after the point.
-
-    Args:
-        draws: by name, arrays or tensors of shape ``(chains, draws) + shape``.
-        max_sites: as for :func:`summarise_field`.
-
-    Returns:
-        A pandas DataFrame with ArviZ's column names.
+    A pandas DataFrame with ArviZ's column names, of arrays or tensors ``(chains, draws) + shape``
+    by name. Variables of at most twelve entries have one line per entry; a larger field has two:
+    ``x[worst]``, the worst over sites of each figure by itself, and ``x[median]``. If only a choice
+    of sites was evaluated (``max_sites`` as for :func:`summarise_field`), or some are constant, the
+    column ``note`` says how many. Means and widths have two digits of the standard error.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -234,47 +225,43 @@ def summary_table(draws: Mapping[str, Any], max_sites: int | None = None) -> Any
     """
     import pandas as pd  # type: ignore[import-untyped]  # a dependency of ArviZ, slow to import
 
-    lines: dict[str, dict[str, Any]] = {}
-    for name, values in draws.items():
-        found = summarise_field(values, max_sites)
-        for label, figures, note in _lines(name, found):
-            row = {title: getattr(_rounded(figures), key) for key, title in COLUMNS.items()}
-            lines[label] = {**row, "note": note}
+    lines = {
+        label: {**_rounded(figures), "note": note}
+        for name, values in draws.items()
+        for label, figures, note in _lines(name, summarise_field(values, max_sites))
+    }
     table = pd.DataFrame.from_dict(lines, orient="index")
     return table if any(table.get("note", [])) else table.drop(columns="note", errors="ignore")
 
 
-def _rounded(figures: Summary) -> Summary:
-    """The digits that mean something, so that a table fits on a screen; a constant has no ESS."""
-    if figures.sd == 0:
-        return Summary(figures.mean, 0.0, math.nan, math.nan, math.nan, 0.0)
+def _rounded(figures: Summary) -> dict[str, float]:
+    """The digits that mean something, by ArviZ's names, so that a table fits on a screen."""
     widths = [x for x in (figures.mcse, figures.sd) if 0 < x < math.inf]
-    digits = 1 - math.floor(math.log10(min(widths))) if widths else 4
-    return Summary(
-        mean=round(figures.mean, digits),
-        mcse=round(figures.mcse, digits),
-        rhat=round(figures.rhat, 4),
-        ess_bulk=float(np.round(figures.ess_bulk)),
-        ess_tail=float(np.round(figures.ess_tail)),
-        sd=round(figures.sd, digits),
-    )
+    digits = 1 - math.floor(math.log10(min(widths))) if widths else EXACT
+    return {
+        title: round(getattr(figures, key), DECIMALS.get(key, digits))
+        for key, title in COLUMNS.items()
+    }
 
 
 def _lines(name: str, found: FieldSummary) -> Iterator[tuple[str, Summary, str]]:
     """Label, figures and note of each line."""
+    still = int(found.constant.sum())
     if math.prod(found.shape) > MAX_LINES or found.coverage:
-        yield f"{name}[worst]", found.worst(), found.note
+        constant = "constant" if still == len(found.sites) else f"{still} constant"
+        note = ", ".join(filter(None, [found.coverage, constant if still else ""]))
+        yield f"{name}[worst]", found.worst(), note
         yield f"{name}[median]", found.median(), ""
         return
     for place, flat in enumerate(found.sites):
         words = map(str, np.unravel_index(flat, found.shape))
-        figures = Summary(**{key: float(found.figures[key][place]) for key in Summary._fields})
+        figures = Summary(**{key: float(values[place]) for key, values in found.figures.items()})
         note = "constant" if found.constant[place] else ""
         yield f"{name}[{', '.join(words)}]" if found.shape else name, figures, note
 
 
 def bfmi(energy: Any) -> FloatArray:
-    """Bayesian fraction of missing information of each chain (Betancourt 2016), by ArviZ.
+    """Bayesian fraction of missing information of each chain (Betancourt 2016).
 
     Mean squared change of the Hamiltonian ``(chains, draws)`` from draw to draw over its variance,
     shape ``(chains,)``: about 1 if fresh momenta take the chain anywhere in energy, small if they
@@ -286,9 +273,8 @@ def bfmi(energy: Any) -> FloatArray:
         True
     """
     array = as_draws(energy, "energy")
-    az = arviz_module()
     with quiet():
-        return np.atleast_1d(np.asarray(az.bfmi(array), dtype=np.float64))
+        return np.asarray(np.square(np.diff(array)).mean(1) / array.var(1, ddof=1))
 
 
 def rank_counts(values: Any, bins: int = 20) -> FloatArray:
@@ -306,8 +292,6 @@ def rank_counts(values: Any, bins: int = 20) -> FloatArray:
     if not 1 <= bins <= array.size:
         raise ValueError(f"bins is {bins}; accepted: from 1 to the number of draws, {array.size}")
     # draw by draw, so that equal values of different chains take turns
-    order = np.argsort(array.T.reshape(-1), kind="stable")
-    ranks = np.empty(array.size, dtype=np.intp)
-    ranks[order] = np.arange(array.size)
-    bin_of = (ranks * bins // array.size).reshape(array.shape[1], array.shape[0]).T
-    return np.stack([np.bincount(row, minlength=bins) for row in bin_of]).astype(np.float64)
+    ranks = rankdata(array.T.ravel(), method="ordinal").reshape(array.T.shape).T - 1
+    rows = np.asarray(ranks * bins // array.size, dtype=np.intp)
+    return np.stack([np.bincount(row, minlength=bins) for row in rows]).astype(np.float64)

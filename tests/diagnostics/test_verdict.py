@@ -17,7 +17,7 @@ from pyro.infer import MCMC, NUTS
 
 from pyro_neuralrg import HMC, ChEESHMC, FreeField, IndependenceMetropolis, VectorizedMCMC, to_arviz
 from pyro_neuralrg.diagnostics import Thresholds, diagnose, make_tree, summarise, weights_to_arviz
-from pyro_neuralrg.diagnostics.verdict import split_of_chains
+from pyro_neuralrg.diagnostics.checks import split_of_chains
 from tests.mcmc.registry import ToyFlow
 
 Rng = np.random.Generator
@@ -290,7 +290,7 @@ def test_draws_at_an_end(low: float, high: float, rng: Rng) -> None:
     # near the end P(1 - u < e) = e^0.1 / (0.1 B(0.1, 0.1)); rounding adds up to an eps or two
     least, most = ((k * 2.0**-23) ** 0.1 / (0.1 * 19.7146394) for k in (1, 3))
     assert least - 0.02 < finding.value < most + 0.02
-    assert "% of the draws of b[2] are " in finding.message
+    assert "% of b[2] at " in finding.message
     fine = {"posterior": {"b": x.astype(np.float32)[..., :2]}}
     assert diagnose(make_tree(fine)).findings == ()
 
