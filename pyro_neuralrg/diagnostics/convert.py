@@ -117,6 +117,11 @@ def to_arviz(
     return make_tree(arrays, named, coords, {**LIBRARY, **run.attrs}, attrs)
 
 
+def as_tree(run: Any) -> Any:
+    """ArviZ's container of a run; what is no run is returned as it is."""
+    return to_arviz(run) if isinstance(run, VectorizedMCMC | MCMC) else run
+
+
 def weights_to_arviz(
     log_weights: Any,
     observables: Mapping[str, Any] | None = None,
@@ -126,9 +131,9 @@ def weights_to_arviz(
 ) -> Any:
     """Return importance weights as ArviZ's InferenceData (ArviZ 0.x) or DataTree (ArviZ 1.x).
 
-    Log-weights ``ln pi(x) - ln q(x)`` of samples x ~ q, shape ``(num_samples,)``, in nats (minus
-    infinity is a weight of zero), and by name observables of the same samples, of shape
-    ``(num_samples,) + shape``, with dims and coords as of :func:`make_tree`.
+    Of :class:`~pyro_neuralrg.statistics.LogWeights` in nats, shape ``(num_samples,)``, and by name
+    observables of the same samples, ``(num_samples,) + shape``, with dims and coords as of
+    :func:`make_tree`.
 
     Returns:
         The group ``importance``: ``log_weight``, ``log_weight_normalised`` (their exponentials sum

@@ -13,7 +13,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from pyro_neuralrg.runtime.console import warn_user
-from pyro_neuralrg.statistics import arviz_module
+from pyro_neuralrg.statistics import FloatArray, arviz_module
+from pyro_neuralrg.statistics.draws import as_array
 
 # first dimensions of the groups that have no chains and draws
 FIRST_DIMS = {"observed_data": (), "constant_data": (), "importance": ("sample",)}
@@ -91,6 +92,22 @@ def group_of(tree: Any, name: str) -> Any:
     """
     group: Any = getattr(tree, name, None)
     return group.to_dataset() if hasattr(group, "to_dataset") else group
+
+
+def variables_of(
+    tree: Any, group: str, names: Sequence[str] | None = None
+) -> dict[str, FloatArray]:
+    """Arrays ``(chains, draws, ...)`` of one group of ArviZ's container; none without the group."""
+    found = group_of(tree, group)
+    if found is None:
+        return {}
+    known = [name for name in found.data_vars if {"chain", "draw"} <= set(found[name].dims)]
+    check_names("var_names", names, known)
+    return {
+        str(name): as_array(found[name].transpose("chain", "draw", ...).to_numpy())
+        for name in (known if names is None else names)
+        if found[name].size
+    }
 
 
 def save_tree(tree: Any, path: str | Path) -> None:

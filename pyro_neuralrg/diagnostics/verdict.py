@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from pyro.infer import MCMC
 
 from pyro_neuralrg.arguments import check_type
 from pyro_neuralrg.diagnostics.checks import (
@@ -22,9 +21,8 @@ from pyro_neuralrg.diagnostics.checks import (
     listing,
     worst_of,
 )
-from pyro_neuralrg.diagnostics.convert import to_arviz
-from pyro_neuralrg.diagnostics.tree import check_names, group_of
-from pyro_neuralrg.mcmc import VectorizedMCMC
+from pyro_neuralrg.diagnostics.convert import as_tree
+from pyro_neuralrg.diagnostics.tree import group_of, variables_of
 from pyro_neuralrg.statistics import FieldSummary, FloatArray, summarise_field
 from pyro_neuralrg.statistics.draws import MIN_DRAWS
 
@@ -104,45 +102,36 @@ def diagnose(
     """
     limits = Thresholds() if thresholds is None else thresholds
     check_type("thresholds", limits, Thresholds, "Thresholds")
-    if isinstance(idata, VectorizedMCMC | MCMC):
-        idata = to_arviz(idata)
+    idata = as_tree(idata)
     posterior, importance = group_of(idata, "posterior"), group_of(idata, "importance")
     if posterior is None and importance is None:
         raise ValueError(
             f"idata, a {type(idata).__name__}, has neither posterior nor importance; accepted: a "
             "run VectorizedMCMC or MCMC, or ArviZ's container with one of these groups"
         )
-    draws, stats = _variables(posterior, var_names), _variables(group_of(idata, "sample_stats"))
+    draws = variables_of(idata, "posterior", var_names)
+    stats = variables_of(idata, "sample_stats")
     if var_names is None and "lp" in stats:
         draws.setdefault("lp", stats["lp"])
     chains, length = next(iter(draws.values())).shape[:2] if draws else (0, 0)
-    masked = {name: np.isnan(values).all(axis=(0, 1)) for name, values in draws.items()}
-    masked = {name: sites for name, sites in masked.items() if sites.any() and not sites.all()}
-    whole = {name: np.where(masked.get(name, False), 0.0, x) for name, x in draws.items()}
+    whole = {name: _without_masked(values) for name, values in draws.items()}
     figures = {
         name: summarise_field(values, max_sites)
         for name, values in draws.items()
         if np.isfinite(whole[name]).all() and length >= MIN_DRAWS
     }
     k = math.nan if importance is None else float(importance.attrs.get("pareto_k", math.nan))
-    unconstrained = _variables(group_of(idata, "unconstrained_posterior"))
+    unconstrained = variables_of(idata, "unconstrained_posterior")
     facts = Facts(whole, figures, stats, unconstrained, k, limits)
     findings = [finding for check in CHECKS if (finding := check(facts))]
     findings.sort(key=lambda finding: finding.severity != "problem")
     return Diagnosis(chains, length, figures, tuple(findings))
 
 
-def _variables(group: Any, names: Sequence[str] | None = None) -> dict[str, FloatArray]:
-    """Arrays of a group with chains and draws first."""
-    if group is None:
-        return {}
-    known = [name for name in group.data_vars if {"chain", "draw"} <= set(group[name].dims)]
-    check_names("var_names", names, known)
-    return {
-        str(name): np.asarray(group[name].transpose("chain", "draw", ...), dtype=np.float64)
-        for name in (known if names is None else names)
-        if group[name].size
-    }
+def _without_masked(values: FloatArray) -> FloatArray:
+    """Zeros where a field is NaN in every draw, but not at every site."""
+    masked = np.isnan(values).all(axis=(0, 1))
+    return values if masked.all() else np.where(masked, 0.0, values)
 
 
 def _worst_figures(figures: Mapping[str, FieldSummary]) -> list[str]:
@@ -163,11 +152,10 @@ def _worst_figures(figures: Mapping[str, FieldSummary]) -> list[str]:
         ("constant", lambda found: found.constant),
         ("masked (NaN in every draw)", lambda found: np.isnan(found.figures["mean"])),
     ):
-        counts = {name: int(which(found).sum()) for name, found in figures.items()}
         told = [
-            f"{name} ({count} of {len(figures[name].sites)} sites)" if figures[name].shape else name
-            for name, count in counts.items()
-            if count
+            f"{name} ({count} of {len(found.sites)} sites)" if found.shape else name
+            for name, found in figures.items()
+            if (count := int(which(found).sum()))
         ]
         lines += [f"{word}: {listing(told)}"] if told else []
     return lines

@@ -33,11 +33,10 @@ Observable = Callable[..., Tensor]
 def field_observables(shape: Iterable[int], boundary: str = "periodic") -> dict[str, Observable]:
     """Observables of any field, or of spins of given means and variances, by name.
 
-    Returns:
-        Functions of ``(mean, variance=None)``, ``batch + shape -> batch``, which can be pickled:
-        ``magnetisation``, ``abs_magnetisation``, ``structure_factor``, ``fourth_moment`` and, on a
-        periodic lattice, ``structure_factor_axis0``, ...: S at k = 2 pi / L along each axis of
-        more than one site.
+    Functions of ``(mean, variance=None)``, ``batch + shape -> batch``, which can be pickled:
+    ``magnetisation``, ``abs_magnetisation``, ``structure_factor``, ``fourth_moment`` and, on a
+    periodic lattice, ``structure_factor_axis0``, ...: S at k = 2 pi / L along each axis of more
+    than one site.
 
     Example:
         >>> field_observables((2, 2))["abs_magnetisation"](-torch.ones(2, 2))
@@ -143,9 +142,8 @@ def fourth_moment(mean: Tensor, variance: Tensor | None, shape: Iterable[int]) -
 def magnetisation_probabilities(mean: Tensor, shape: Iterable[int]) -> Tensor:
     r"""Distribution of the magnetisation of independent spins of given means, O(N log^2 N).
 
-    The number of spins up is a sum of independent ones: the distributions of two halves of the
-    lattice, convolved by FFT, from single sites up. Errors are of the order of the precision
-    relative to 1, not to each probability.
+    The distributions of the numbers of spins up in two halves of the lattice, convolved by FFT,
+    from single sites up. Errors are relative to 1, not to each probability.
 
     Returns:
         Probabilities of :math:`m = (2n - N) / N`, n = 0 .. N; shape ``batch + (N + 1,)``.
@@ -237,8 +235,7 @@ def axis_correlations(
     result = _along_lines(lines, len(sides), check_boundary(boundary) == "periodic")
     if variance is None:
         return result
-    same_site = torch.zeros_like(result)
-    same_site[..., 0] = 1.0
+    same_site = torch.arange(result.shape[-1], device=result.device) == 0
     return result + same_site * _flattened(variance, sides, "variance").mean(-1, keepdim=True)
 
 

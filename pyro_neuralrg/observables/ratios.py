@@ -3,13 +3,11 @@
 """Quantities that are functions of several means, from draws of any kind, with standard errors.
 
 All take series of shape ``(chains, draws)``, numpy arrays or torch tensors measured on the same
-draws (by ``target.observables()``), or weighted means of the same samples, and return an
+draws (by ``target.observables()``), or weighted means of the same samples, by
+:func:`~pyro_neuralrg.free_energy.expectations` or ``reweight``, and return an
 :class:`~pyro_neuralrg.statistics.Estimate` by :func:`~pyro_neuralrg.statistics.jackknife`. As only
-means enter, series averaged over the spins given x serve as well as those of sampled spins.
-
-Weighted means are those of :func:`~pyro_neuralrg.free_energy.expectations`, from a flow, or at one
-temperature of a family from ``flow.condition(...)``; and those of ``reweight``, as of annealed
-samples, or of chains at another temperature, each chain a group::
+means enter, series averaged over the spins given x serve as well as those of sampled spins. Shapes
+are the lattice's, temperatures T in units of J / k_B::
 
     found = expectations(target, flow, target.observables()).observables
     susceptibility(found["structure_factor"], target.shape, target.temperature)
@@ -39,7 +37,7 @@ def susceptibility(
     Args:
         structure_factor: series, or weighted mean, of m^2.
         shape: of the lattice.
-        temperature: T in units of J / k_B.
+        temperature: T.
         magnetisation: series of m, or of its absolute value; None subtracts nothing.
 
     Example:
@@ -49,11 +47,8 @@ def susceptibility(
     """
     temperature = check_number("temperature", temperature, "a finite number > 0", above=0)
     scale = math.prod(check_shape(shape)) / temperature
-    if magnetisation is None:
-        return jackknife(lambda square: scale * square, structure_factor)
-    return jackknife(
-        lambda square, mean: scale * (square - mean**2), structure_factor, magnetisation
-    )
+    series = [structure_factor] if magnetisation is None else [structure_factor, magnetisation]
+    return jackknife(lambda square, mean=0.0: scale * (square - mean**2), *series)
 
 
 def binder_cumulant(structure_factor: Any, fourth_moment: Any) -> Estimate:
@@ -92,7 +87,7 @@ def specific_heat(
             spins given x, which lacks their variance. The difference loses N-fold precision: of
             large lattices measure float64 fields.
         shape: of the lattice.
-        temperature: T in units of J / k_B.
+        temperature: T.
 
     Example:
         >>> import torch

@@ -82,6 +82,10 @@ def integrated_autocorrelation_time(values: Any) -> AutocorrelationTime:
     return found
 
 
+tau_int = integrated_autocorrelation_time
+"""The name of lattice papers."""
+
+
 def windowed_time(series: FloatArray) -> tuple[AutocorrelationTime, bool]:
     """The time of a series that varies; True if a window ended the sum before half a chain."""
     n = series.size

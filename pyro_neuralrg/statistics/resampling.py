@@ -37,6 +37,24 @@ class Estimate(NamedTuple):
     value: float
     standard_error: float
 
+    def __str__(self) -> str:
+        return with_error(self.value, self.standard_error)
+
+
+def with_error(value: float, error: float) -> str:
+    """A value with two digits of its standard error in brackets, in units of its last digits.
+
+    Example:
+        >>> with_error(0.545123, 0.00161), with_error(622.267, 13.395), with_error(-1.22, 2.0)
+        ('0.5451(16)', '622(13)', '-1.2(2.0)')
+    """
+    if not (math.isfinite(value) and 0 < error < math.inf):
+        return f"{value:.6g}({error:.2g})"
+    rounded, exponent = float(f"{error:.1e}"), int(f"{error:.1e}".partition("e")[2])
+    digits = max(0, 1 - exponent)
+    shown = f"{rounded:.{digits}f}" if exponent >= 0 else f"{rounded * 10**digits:.0f}"
+    return f"{value:.{digits}f}({shown})"
+
 
 class WeightedGroups(NamedTuple):
     """Weighted samples in independent groups, in order: sums of their weights w, and of w v.
@@ -67,18 +85,16 @@ def jackknife(function: Callable[..., float], *series: Any, blocks: int | None =
     With :math:`\theta` of all n draws and :math:`\theta_{(j)}` of all but the :math:`n_j` of block
     j, :math:`h_j = n / n_j`, the pseudo-values are :math:`h_j \theta - (h_j - 1) \theta_{(j)}`;
     their mean weighted with :math:`n_j / n` is the estimate, free of the bias of order 1 / n, and
-    their scatter gives its error. Whole chains are the blocks if there are at least 32; else chains
-    are cut, but into no shorter blocks than ten integrated autocorrelation times of the slowest
-    series. Of weighted means the blocks are up to 1000 of equally many samples, and
-    :math:`\theta_{(j)}` is of what w v and w add up to without them.
+    their scatter gives its error.
 
     Args:
         function: of as many numbers as there are series; if it returns NaN, so does the jackknife.
         series: numpy arrays or torch tensors of one shape ``(chains, draws)``, measured on the same
             draws; or weighted means of numbers, all of the same samples, such as
             ``expectations(...).observables[name]`` and what ``reweight`` returns.
-        blocks: number of blocks that each chain, or all weighted samples, are cut into; None
-            chooses.
+        blocks: number that each chain, or all weighted samples, are cut into. None takes whole
+            chains if there are at least 32; else blocks of at least ten integrated autocorrelation
+            times of the slowest series; up to 1000 of weighted samples.
 
     Raises:
         TypeError, ValueError: if there is no series, shapes or weights differ, an entry is not

@@ -97,22 +97,21 @@ def summarise(values: Any) -> Summary:
     """
     series = as_draws(values)
     chains, draws = series.shape
-    finite = draws >= MIN_DRAWS and bool(np.isfinite(series).all())
-    if finite and is_constant(series):
-        middle = float(np.median(series))  # the mean would be rounded
-        return Summary(middle, 0.0, math.nan, math.nan, sd=0.0)
-    az = arviz_module()
-    mcse = rhat = ess_bulk = ess_tail = math.nan
     with quiet():
-        if finite:
-            # ArviZ 0.23 returns some of its figures as arrays of one number
-            mcse = np.asarray(az.mcse(series, method="mean")).item()
-            ess_bulk = np.asarray(az.ess(series, method="bulk")).item()
-            ess_tail = np.asarray(az.ess(series, method="tail", prob=TAIL_PROBABILITIES)).item()
-        if finite and chains > 1:
-            rhat = np.asarray(az.rhat(series)).item()
-        sd = float(series.std(ddof=1)) if series.size > 1 else math.nan
-        mean = float(series.mean())
+        mean, sd = float(series.mean()), float(series.std(ddof=1)) if series.size > 1 else math.nan
+        if draws < MIN_DRAWS or not np.isfinite(series).all():
+            return Summary(mean, math.nan, math.nan, math.nan, sd=sd)
+        if is_constant(series):  # its mean would be rounded
+            return Summary(float(np.median(series)), 0.0, math.nan, math.nan, sd=0.0)
+        az = arviz_module()
+        figures = (
+            az.mcse(series, method="mean"),
+            az.rhat(series) if chains > 1 else math.nan,
+            az.ess(series, method="bulk"),
+            az.ess(series, method="tail", prob=TAIL_PROBABILITIES),
+        )
+    # ArviZ 0.23 returns some of its figures as arrays of one number
+    mcse, rhat, ess_bulk, ess_tail = (np.asarray(figure).item() for figure in figures)
     return Summary(mean, mcse, rhat, ess_bulk, ess_tail, sd)
 
 
@@ -153,13 +152,11 @@ class FieldSummary:
 
     def worst(self) -> Summary:
         """The worst over sites of each figure by itself; NaN for mean and sd if they are many."""
-        found = {}
-        for name, values in self.figures.items():
-            if name in ("mean", "sd"):
-                found[name] = float(values[0]) if len(values) == 1 else math.nan
-            else:
-                found[name] = _without_nan(np.min if "ess" in name else np.max, values)
-        return Summary(**found)
+        found = {
+            name: _without_nan(np.min if "ess" in name else np.max, values)
+            for name, values in self.figures.items()
+        }
+        return Summary(**found | ({} if len(self.sites) == 1 else _UNKNOWN))
 
     def where(self, values: FloatArray) -> tuple[int, ...]:
         """The site at which ``values``, of shape ``(evaluated,)``, are largest."""
@@ -168,14 +165,11 @@ class FieldSummary:
 
 
 def summarise_field(values: Any, max_sites: int | None = None) -> FieldSummary:
-    """Figures of :func:`summarise` for the sites of a field.
+    """Figures of :func:`summarise` for the sites of a field ``(chains, draws) + site shape``.
 
-    Of a field with many sites a random choice is evaluated, the same one each time.
-
-    Args:
-        values: numpy array or torch tensor of shape ``(chains, draws) + site shape``.
-        max_sites: sites to evaluate, at most; None takes as many as have four million numbers (65
-            for 64 chains of 1000 draws), at least eight.
+    Of a field with many sites a random choice is evaluated, the same one each time: at most
+    ``max_sites``, or as many as have four million numbers (65 for 64 chains of 1000 draws), at
+    least eight.
 
     Example:
         >>> field = np.random.default_rng(0).normal(size=(4, 500, 3, 3))
@@ -192,6 +186,9 @@ def summarise_field(values: Any, max_sites: int | None = None) -> FieldSummary:
     rows = [summarise(flat[..., site]) for site in sites]
     columns = {name: np.array([getattr(row, name) for row in rows]) for name in Summary._fields}
     return FieldSummary(shape, sites, columns)
+
+
+_UNKNOWN = {"mean": math.nan, "sd": math.nan}  # neither large nor small ones are the worst
 
 
 def _choose_sites(total: int, numbers: int, max_sites: int | None) -> NDArray[np.intp]:
@@ -282,11 +279,6 @@ def rank_counts(values: Any, bins: int = 20) -> FloatArray:
 
     Of values ``(chains, draws)``, in bins of equal width: shape ``(chains, bins)``. Chains of one
     distribution have about ``draws / bins`` in each; equal draws share their ranks in turn.
-
-    Example:
-        >>> rank_counts([[1.0, 2.0], [3.0, 4.0]], bins=2)
-        array([[2., 0.],
-               [0., 2.]])
     """
     array = as_draws(values)
     if not 1 <= bins <= array.size:
