@@ -38,11 +38,10 @@ class MutualInformation:
             may be negative; NaN on the diagonal.
         standard_error: of the values, same shape, without that of the bias.
         bias: the mean of shuffled pairs, which is subtracted; its error is shared by all pairs.
-        num_samples: independent or successive samples.
+        num_samples: how many.
         parts: the values from each block of samples, shape ``(blocks, pairs)``, pairs i < j in the
             order of ``torch.triu_indices``; any sum of pairs takes its error from them.
-        noise: factor on the scatter of the parts: neighbours share samples, which the scatter does
-            not see but shuffled pairs do.
+        noise: factor on their scatter, which does not see that neighbours share samples.
     """
 
     values: Tensor
@@ -110,8 +109,8 @@ def mutual_information(
 
     .. math:: I(i : j) = E\left[\ln \frac{p(x_i, x_j)}{p(x_i)\, p(x_j)}\right]
 
-    256 variables take about 80 seconds on one core with ``Neighbours()`` and 2000 samples, 3
-    seconds with ``Bins()`` and ten times as many.
+    256 variables take about 80 s on one core with ``Neighbours()`` and 2000 samples, 3 s with
+    ``Bins()`` and ten times as many.
 
     Args:
         samples: array or tensor of shape ``(samples,) + shape``: fields or latents, of continuous
@@ -172,9 +171,8 @@ def by_distance(
     if check_boundary(boundary) == "periodic":
         apart = torch.minimum(apart, torch.tensor(sides) - apart)
     squares = apart.square().sum(-1)
-    found, labels = squares.unique(return_inverse=True)
-    grouped = information.grouped(labels - 1)  # the first is no distance at all: i = j
-    return replace(grouped, positions=found[1:].double().sqrt())
+    found, labels = squares.unique(return_inverse=True)  # the first is no distance at all: i = j
+    return replace(information.grouped(labels - 1), positions=found[1:].double().sqrt())
 
 
 def by_scale(information: MutualInformation, flow: HierarchicalFlow) -> GroupedInformation:

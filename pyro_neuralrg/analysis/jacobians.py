@@ -30,9 +30,8 @@ class Response:
     Attributes:
         variables: flat indices i of the latents, length n.
         mean: shape ``(n,) + shape``, float64.
-        standard_error: of the mean, same shape.
-        spread: standard deviation from field to field, same shape: zero of a linear flow. Both are
-            NaN of a single field.
+        standard_error: of the mean, same shape; NaN of a single field.
+        spread: standard deviation from field to field, likewise; zero of a linear flow.
         num_samples: fields.
     """
 

@@ -43,11 +43,6 @@ def top_variable(flow: HierarchicalFlow, x: Tensor) -> Tensor:
 
     The top of :func:`pyramid`, of a flow that leaves one coarsest variable; shape ``batch_shape``.
     It is a coordinate of the temperature of the training, also for fields of another.
-
-    Example:
-        >>> from pyro_neuralrg import hierarchical_flow
-        >>> top_variable(hierarchical_flow((4, 4)), torch.randn(10, 4, 4)).shape
-        torch.Size([10])
     """
     check_fields(flow, "x", x)
     _check_single_top(flow)
@@ -65,8 +60,7 @@ def resample(
 ) -> Tensor:
     """Draw the fine latents of fields anew at fixed coarse ones, or the other way round.
 
-    With ``fix="coarse"`` the field of scale k stays as it is, and each result is an independent
-    fine field with these blocks, distributed as in q.
+    With ``fix="coarse"`` each result is an independent fine field of the blocks of scale k.
 
     Args:
         flow: a HierarchicalFlow.
@@ -119,12 +113,6 @@ def effective_energy(
 
     Returns:
         Nats, shape ``batch_shape``; differentiable with respect to z.
-
-    Example:
-        >>> from pyro_neuralrg import IsingDual
-        >>> target = IsingDual((4, 4))
-        >>> effective_energy(target, target.flow(), torch.randn(10, 4, 4)).shape
-        torch.Size([10])
     """
     check_fields(flow, "z", z)
     x, ladj = flow.forward_and_ladj(z)

@@ -30,8 +30,7 @@ def to_pyerrors(
         susceptibility.gamma_method()
 
     Args:
-        run: a run :class:`VectorizedMCMC` or Pyro's ``MCMC``, or ArviZ's container with the group
-            ``posterior``.
+        run: :class:`VectorizedMCMC`, Pyro's ``MCMC``, or ArviZ's container with ``posterior``.
         var_names: variables of the posterior; None takes all.
         ensemble: name of the ensemble; its replica are ``run|r0``, ``run|r1``, ...
 
@@ -40,8 +39,7 @@ def to_pyerrors(
 
     Raises:
         ImportError: without pyerrors.
-        ValueError: if there is no such variable, a draw is not finite, or a chain has fewer than
-            five draws.
+        ValueError: also if a draw is not finite, or a chain has fewer than five.
 
     References:
         F. Joswig, S. Kuberski, J. T. Kuhlmann, J. Neuendorf, Comput. Phys. Commun. 288, 108750

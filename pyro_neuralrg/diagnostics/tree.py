@@ -7,6 +7,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -57,20 +58,23 @@ def make_tree(
 
     dims, coords, group_attrs = dims or {}, coords or {}, group_attrs or {}
     common = {"created_at": datetime.now(timezone.utc).isoformat(), **(attrs or {})}
-    named = {
+    given = {
         (group, name): _dim_names(group, name, values.shape, dims)
         for group, variables in groups.items()
         for name, values in variables.items()
     }
-    called = _names_in_files(named)
+    named = {key: _distinct(names) for key, names in given.items()}
+    called = _variable_names(named)
+    _tell_changes(
+        [*called.items(), *zip(chain(*given.values()), chain(*named.values()), strict=True)]
+    )
     datasets = {}
     for group, variables in groups.items():
-        arrays = {}
-        along: dict[str, Any] = {}
+        arrays, along = {}, {}
         for name, values in variables.items():
-            names = _distinct(named[group, name])
-            arrays[called[name]] = (names, values)
-            for dim, new, size in zip(named[group, name], names, values.shape, strict=True):
+            arrays[called[name]] = (named[group, name], values)
+            sizes = zip(given[group, name], named[group, name], values.shape, strict=True)
+            for dim, new, size in sizes:
                 along[new] = _coordinate(dim, coords.get(dim, range(size)), size)
         datasets[group] = xarray.Dataset(arrays, along, {**common, **group_attrs.get(group, {})})
     az = arviz_module()
@@ -173,28 +177,28 @@ def _distinct(dims: Sequence[str]) -> list[str]:
     return names
 
 
-def _names_in_files(named: Mapping[tuple[str, str], Sequence[str]]) -> dict[str, str]:
-    """The name of each variable in all groups, given the dimensions of each; what is new is told.
+def _variable_names(named: Mapping[tuple[str, str], Sequence[str]]) -> dict[str, str]:
+    """The name of each variable in all groups, given the dimensions of each in its group.
 
     No variable is called like a dimension of a group that it is in.
     """
     dims: dict[str, set[str]] = {}
-    pairs: list[tuple[str, str]] = []
     for (group, _), names in named.items():
-        new_names = _distinct(names)
-        dims.setdefault(group, set()).update(new_names)
-        pairs += zip(names, new_names, strict=True)
-    called: dict[str, str] = {}
+        dims.setdefault(group, set()).update(names)
     variables = dict.fromkeys(name for _, name in named)
+    called: dict[str, str] = {}
     for name in variables:
         taken = set().union(*(dims[group] for group, other in named if other == name))
         called[name] = _free_name(name, taken | (variables.keys() - {name}) | set(called.values()))
-    pairs = [(old, new) for old, new in [*called.items(), *pairs] if old != new]
-    if pairs:
-        changed = [f"{old!r} is {new!r}" for old, new in dict.fromkeys(pairs)]
+    return called
+
+
+def _tell_changes(pairs: Iterable[tuple[str, str]]) -> None:
+    """Warn of names that are not those given."""
+    changed = [f"{old!r} is {new!r}" for old, new in dict.fromkeys(pairs) if old != new]
+    if changed:
         warn_user(
             f"names of variables or dimensions were changed: {', '.join(changed)}; a variable "
             "cannot be called like a dimension, nor two dimensions alike, and files take no '/' in "
             "a name"
         )
-    return called

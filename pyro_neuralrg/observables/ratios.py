@@ -37,7 +37,7 @@ def susceptibility(
     Args:
         structure_factor: series, or weighted mean, of m^2.
         shape: of the lattice.
-        temperature: T.
+        temperature: T in units of J / k_B.
         magnetisation: series of m, or of its absolute value; None subtracts nothing.
 
     Example:
@@ -54,8 +54,7 @@ def susceptibility(
 def binder_cumulant(structure_factor: Any, fourth_moment: Any) -> Estimate:
     r"""Binder's cumulant :math:`U = 1 - \langle m^4\rangle / (3 \langle m^2\rangle^2)`.
 
-    2/3 in the ordered phase, 0 in the disordered one; where it does not depend on the size of the
-    lattice, there is the transition.
+    2/3 in the ordered phase, 0 in the disordered one, independent of the size at the transition.
 
     Args:
         structure_factor: series of m^2; if it is zero throughout, the estimate is NaN.
@@ -87,7 +86,7 @@ def specific_heat(
             spins given x, which lacks their variance. The difference loses N-fold precision: of
             large lattices measure float64 fields.
         shape: of the lattice.
-        temperature: T.
+        temperature: T in units of J / k_B.
 
     Example:
         >>> import torch
@@ -106,9 +105,8 @@ def correlation_length(uniform: Any, lowest: Any, side: int) -> Estimate:
     r"""Second-moment correlation length along one axis, in units of the lattice spacing.
 
     :math:`\xi = \sqrt{S(0) / S(k) - 1} / (2 \sin(\pi / L))` with :math:`k = 2\pi / L` along the
-    axis: exact where S is that of a free field, :math:`S(k) \propto 1 / (4 \sin^2(k/2) +
-    \xi^{-2})`, on a periodic lattice without a mean. NaN if S(0) < S(k), for all draws or all but
-    one block.
+    axis: exact where :math:`S(k) \propto 1 / (4 \sin^2(k/2) + \xi^{-2})`, that of a free field on a
+    periodic lattice. NaN if S(0) < S(k), for all draws or all but one block.
 
     Args:
         uniform: series of S(0).

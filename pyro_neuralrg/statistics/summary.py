@@ -36,12 +36,9 @@ LARGEST_RHAT = 1.01
 TAIL_PROBABILITIES = (0.05, 0.95)
 """Quantiles whose effective sample size is reported (Vehtari et al.)."""
 
-MAX_EVALUATED = 2**22
-"""Numbers of one variable that are evaluated; ArviZ takes about 0.05 s for 64 chains x 1000 draws
-of one site, so a field of 16 x 16 would take 12 s."""
-
-MIN_SITES = 8
-"""Sites that are evaluated in any case."""
+MAX_EVALUATED, MIN_SITES = 2**22, 8
+"""Numbers of one variable that are evaluated, and sites in any case; ArviZ takes about 0.05 s for
+64 chains x 1000 draws of one site, so a field of 16 x 16 would take 12 s."""
 
 MAX_LINES = 12
 """A variable of more entries is shown in a table by its worst entry and the median."""
@@ -63,8 +60,7 @@ DECIMALS, EXACT = {"ess_bulk": 0, "ess_tail": 0, "rhat": 4}, 300
 class Summary(NamedTuple):
     """Figures of one series, or of the worst or median site of a field.
 
-    Of a series that is constant but for rounding sd and mcse are zero, R-hat and effective sample
-    sizes NaN; of one with numbers that are not finite all but mean and sd are.
+    Of a series that is constant but for rounding sd and mcse are zero. What is not known is NaN.
 
     Attributes:
         mean: over chains and draws.
@@ -87,8 +83,8 @@ class Summary(NamedTuple):
 def summarise(values: Any) -> Summary:
     """Mean, standard error, R-hat, effective sample sizes and standard deviation of one series.
 
-    Of a numpy array or torch tensor ``(chains, draws)``; of fewer than four draws all but mean and
-    sd are NaN.
+    Of an array or tensor ``(chains, draws)``; of fewer than four draws, or some that are not
+    finite, all but mean and sd are NaN.
 
     Example:
         >>> result = summarise(np.random.default_rng(0).normal(size=(4, 500)))
@@ -148,15 +144,18 @@ class FieldSummary:
 
     def median(self) -> Summary:
         """The median over sites of each figure, NaNs left out."""
-        return Summary(**{name: _without_nan(np.median, v) for name, v in self.figures.items()})
+        with quiet():
+            return Summary(**{name: float(np.nanmedian(x)) for name, x in self.figures.items()})
 
     def worst(self) -> Summary:
         """The worst over sites of each figure by itself; NaN for mean and sd if they are many."""
-        found = {
-            name: _without_nan(np.min if "ess" in name else np.max, values)
-            for name, values in self.figures.items()
-        }
-        return Summary(**found | ({} if len(self.sites) == 1 else _UNKNOWN))
+        with quiet():
+            found = {
+                name: float(np.nanmin(values) if "ess" in name else np.nanmax(values))
+                for name, values in self.figures.items()
+            }
+        neither = {} if len(self.sites) == 1 else {"mean": math.nan, "sd": math.nan}
+        return Summary(**found | neither)
 
     def where(self, values: FloatArray) -> tuple[int, ...]:
         """The site at which ``values``, of shape ``(evaluated,)``, are largest."""
@@ -188,9 +187,6 @@ def summarise_field(values: Any, max_sites: int | None = None) -> FieldSummary:
     return FieldSummary(shape, sites, columns)
 
 
-_UNKNOWN = {"mean": math.nan, "sd": math.nan}  # neither large nor small ones are the worst
-
-
 def _choose_sites(total: int, numbers: int, max_sites: int | None) -> NDArray[np.intp]:
     """Flat indices of the sites to evaluate; random, since a regular choice may follow a column."""
     count = max(MIN_SITES, MAX_EVALUATED // numbers) if max_sites is None else max(1, max_sites)
@@ -198,11 +194,6 @@ def _choose_sites(total: int, numbers: int, max_sites: int | None) -> NDArray[np
         return np.arange(total, dtype=np.intp)
     chosen = np.random.default_rng(0).choice(total, size=count, replace=False)
     return np.sort(chosen).astype(np.intp)
-
-
-def _without_nan(function: Any, values: FloatArray) -> float:
-    known = values[~np.isnan(values)]
-    return float(function(known)) if known.size else math.nan
 
 
 def summary_table(draws: Mapping[str, Any], max_sites: int | None = None) -> Any:
