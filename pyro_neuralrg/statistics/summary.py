@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from pyro_neuralrg.statistics.draws import (
     MIN_DRAWS,
@@ -275,6 +274,6 @@ def rank_counts(values: Any, bins: int = 20) -> FloatArray:
     if not 1 <= bins <= array.size:
         raise ValueError(f"bins is {bins}; accepted: from 1 to the number of draws, {array.size}")
     # draw by draw, so that equal values of different chains take turns
-    ranks = rankdata(array.T.ravel(), method="ordinal").reshape(array.T.shape).T - 1
-    rows = np.asarray(ranks * bins // array.size, dtype=np.intp)
+    ranks = np.argsort(np.argsort(array.T, axis=None, kind="stable")).reshape(array.T.shape).T
+    rows = ranks * bins // array.size
     return np.stack([np.bincount(row, minlength=bins) for row in rows]).astype(np.float64)

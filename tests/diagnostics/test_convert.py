@@ -80,20 +80,13 @@ def test_sample_stats_of_a_cycle() -> None:
     assert stats.attrs["seed"] == 0
 
 
-def test_default_observables_of_the_ising_dual() -> None:
-    """Those of the spins averaged given the field, with the external field in them."""
+def test_default_observables_are_those_of_the_target() -> None:
+    """With its temperature, couplings, field and boundary in them."""
     target = IsingDual((2, 3), 2.0, (1.0, 0.5), field=0.7, boundary="open")
     posterior = to_arviz(run(HMC(target))).posterior
     x = torch.from_numpy(np.asarray(posterior["x"]))
-    spins = (x + 0.35).tanh()
-    square = spins.sum((-1, -2)).square() + 6 - spins.square().sum((-1, -2))
-    bonds = (spins[..., 1:, :] * spins[..., :-1, :]).sum((-1, -2))
-    bonds = bonds + 0.5 * (spins[..., 1:] * spins[..., :-1]).sum((-1, -2))
-    np.testing.assert_allclose(posterior["energy"], target.energy(x))
-    np.testing.assert_allclose(posterior["magnetisation"], spins.mean((-1, -2)))
-    np.testing.assert_allclose(posterior["structure_factor"], square / 36)
-    expected = -(bonds + 0.7 * spins.sum((-1, -2))) / 6
-    np.testing.assert_allclose(posterior["internal_energy"], expected)
+    for name, function in {"energy": target.energy, **target.observables()}.items():
+        np.testing.assert_allclose(posterior[name], function(x))
 
 
 def test_pyros_run_in_the_latent_space() -> None:

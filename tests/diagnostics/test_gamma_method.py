@@ -7,7 +7,6 @@ from __future__ import annotations
 import importlib.util
 import math
 import sys
-from typing import Any
 
 import numpy as np
 import pytest
@@ -54,18 +53,15 @@ def test_fields_and_runs() -> None:
 
 
 @needs_pyerrors
-@pytest.mark.parametrize(
-    ("run", "message"),
-    [
-        ({}, "run, a dict, has no draws; accepted: a run VectorizedMCMC or MCMC"),
+def test_bad_runs() -> None:
+    with pytest.raises(ValueError, match="run, a dict, has no draws; accepted: a run Vectorized"):
+        to_pyerrors({})
+    for values, message in (
         (np.zeros((2, 4)), "x has 4 draws a chain; accepted: at least five"),
         (np.full((2, 9), np.nan), "x has 18 entries that are not finite"),
-    ],
-)
-def test_bad_runs(run: Any, message: str) -> None:
-    tree = make_tree({"posterior": {"x": run}}) if isinstance(run, np.ndarray) else run
-    with pytest.raises(ValueError, match=message):
-        to_pyerrors(tree)
+    ):
+        with pytest.raises(ValueError, match=message):
+            to_pyerrors(make_tree({"posterior": {"x": values}}))
 
 
 def test_without_pyerrors(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -172,7 +172,6 @@ def test_what_is_not_said(rng: Rng) -> None:
 
 def test_a_good_run_has_none(rng: Rng) -> None:
     verdict = diagnose(make_tree(good(rng)))
-    assert verdict.ok
     assert verdict.findings == ()
     assert str(verdict).startswith("4 chains x 800 draws: no problem found\nworst figures: R-hat 1")
     assert set(verdict.figures) == {"x", "m", "lp"}
@@ -322,7 +321,6 @@ def test_importance_weights() -> None:
     uniform = torch.rand(5000)
     bad, fine = (weights_to_arviz(-k * uniform.log()) for k in (1.2, 0.3))
     assert names(diagnose(bad)) == ["pareto_k"]
-    assert "k-hat 1." in str(diagnose(bad))
     assert diagnose(fine).ok
     assert diagnose(bad, thresholds=Thresholds(pareto_k=2.0)).ok
 
