@@ -51,7 +51,7 @@ def to_arviz(
             batch_shape``, beside those computed while sampling. None takes the energy and
             ``potential.observables()``.
         dims: names of the dimensions after chain and draw, by variable.
-        coords: values along named dimensions; 0, 1, ... if not given.
+        coords: numbers, strings or times along named dimensions; 0, 1, ... if not given.
         include_warmup: add the group ``warmup_sample_stats``.
         log_likelihood: add the group ``log_likelihood``: of each datum of each observed site of a
             Pyro model at each draw, nats.
@@ -71,8 +71,8 @@ def to_arviz(
 
     Raises:
         RuntimeError: if ``mcmc`` has not been run.
-        ValueError: also if an observable has the name of a site, or a warm-up is wanted where none
-            is known (Pyro keeps none).
+        ValueError: also if an observable has the name of a site, coordinates are of mixed types,
+            or a warm-up is wanted where none is known (Pyro keeps none).
 
     Warns:
         UserWarning: if names had to be changed, as of a site ``draw`` or ``x/y``

@@ -65,9 +65,8 @@ def make_tree(
     }
     named = {key: _distinct(names) for key, names in given.items()}
     called = _variable_names(named)
-    _tell_changes(
-        [*called.items(), *zip(chain(*given.values()), chain(*named.values()), strict=True)]
-    )
+    renamed = zip(chain(*given.values()), chain(*named.values()), strict=True)
+    _tell_changes(chain(called.items(), renamed))
     datasets = {}
     for group, variables in groups.items():
         arrays, along = {}, {}

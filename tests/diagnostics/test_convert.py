@@ -234,6 +234,7 @@ def test_coordinates_and_own_dimensions() -> None:
     ("options", "message"),
     [
         ({"coords": {"rows": ["a", "b"]}}, r"coords has \['rows'\]"),
+        ({"coords": {"row": [1, "a"]}}, r"coords\['row'\] is \[1, 'a'\]; accepted: 2 numbers, 2 "),
         ({"dims": {"y": ["row"]}}, r"dims has \['y'\]"),
         ({"dims": {"x": ["row"]}}, r"dims\['x'\] is \['row'\]; accepted: 2 names"),
         ({"log_likelihood": True}, r"log_likelihood is True .* sites \[\]"),
