@@ -148,9 +148,9 @@ def make_circuit(
         name: one of ``CIRCUITS``.
         shape: lattice shape, one to three sides >= 1.
         block: block side b >= 2; an axis shorter than b forms blocks of its own length.
-        depth: number of scales (``mera``, ``tree``; default: down to one site; sites behind fewer
-            remain independent normals) or of layers (``brickwork``; default: largest side / b, at
-            least two: light cones then just span a periodic lattice of whole blocks).
+        depth: number of scales (``mera``, ``tree``; default and most: down to one site; sites
+            behind fewer remain independent normals) or of layers (``brickwork``; default: largest
+            side / b, at least two: light cones then just span a periodic lattice of whole blocks).
         boundary: "periodic" or "open" (an open shifted layer has thinner blocks at the edges).
 
     Example:
@@ -163,7 +163,11 @@ def make_circuit(
     block = check_integer("block", block, 2)
     depth = None if depth is None else check_integer("depth", depth, 0)
     layers = tuple(_layers_of(name, sides, block, depth, boundary))
-    return Circuit(name, sides, block, boundary, layers)
+    circuit = Circuit(name, sides, block, boundary, layers)
+    if depth is not None:
+        accepted = f"an integer from 0 to {circuit.depth}, all scales of {sides}"
+        check_integer("depth", depth, 0, circuit.depth, accepted)
+    return circuit
 
 
 def _layers_of(

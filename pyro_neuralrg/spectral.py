@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -191,21 +191,25 @@ def neighbour_spectrum(
         >>> neighbour_spectrum((2, 1), (0.5, 7.0))[:, 0]
         tensor([ 1., -1.], dtype=torch.float64)
     """
-    sides = check_shape(shape)
     check_boundary(boundary)
-    total = torch.zeros(sides, dtype=torch.float64)
-    for axis, (side, coupling) in enumerate(zip(sides, couplings, strict=True)):
-        if side == 1:
-            continue
-        if boundary == "periodic":
-            # cos(k) of min(m, n - m): exactly even under k -> -k
-            m = torch.arange(side, dtype=torch.float64)
-            angle = 2 * math.pi * torch.minimum(m, side - m) / side
-        else:
-            angle = math.pi * torch.arange(1, side + 1, dtype=torch.float64) / (side + 1)
-        along = [side if other == axis else 1 for other in range(len(sides))]
-        total = total + (2 * coupling * angle.cos()).reshape(along)
-    return total
+    bonds = zip(check_shape(shape), couplings, strict=True)
+    return sum_over_axes(
+        2 * (coupling if side > 1 else 0.0) * momenta(side, boundary).cos()
+        for side, coupling in bonds
+    )
+
+
+def momenta(side: int, boundary: str) -> Tensor:
+    """k of each mode along an axis, float64; on a periodic one min(k, 2 pi - k), exactly even."""
+    if boundary == "open":
+        return math.pi * torch.arange(1, side + 1, dtype=torch.float64) / (side + 1)
+    m = torch.arange(side, dtype=torch.float64)
+    return 2 * math.pi * torch.minimum(m, side - m) / side
+
+
+def sum_over_axes(parts: Iterable[Tensor]) -> Tensor:
+    """The sum of one function of each axis, on the whole lattice."""
+    return torch.stack(torch.meshgrid(*parts, indexing="ij")).sum(0)
 
 
 # On an open lattice

@@ -18,7 +18,6 @@ from pyro_neuralrg.lattice import (
     CIRCUITS,
     Circuit,
     Layer,
-    Segment,
     check_shape,
     make_circuit,
 )
@@ -126,6 +125,7 @@ def test_scales_follow_one_another(circuit: Circuit) -> None:
 
 
 SQUARES = [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
+ROWS = [[[0, 1, 4, 5], [2, 3, 6, 7]], [[0, 1]]]
 SHIFTED = [[5, 6, 9, 10], [7, 4, 11, 8], [13, 14, 1, 2], [15, 12, 3, 0]]
 WIDE = [[[0, 1, 2, 3], [4]], [[0, 1], [2, 3, 4]]]
 FIRST = [[[0], [1, 2], [3, 4]], [[0, 1], [2, 3], [4]]]
@@ -138,6 +138,9 @@ THIRDS = [[[1, 2, 3], [4, 5, 6], [7, 0]], [[0, 1, 2], [3, 4, 5], [6, 7]]]
         ("mera", (4,), {}, [[[1, 2], [3, 0]], [[0, 1], [2, 3]], [[0, 1]]]),
         ("mera", (5,), {"boundary": "open"}, [*FIRST, [[0], [1, 2]], [[0, 1], [2]], [[0, 1]]]),
         ("mera", (8,), {"block": 3}, [*THIRDS, [[0, 1, 2]]]),
+        ("mera", (2, 4), {}, [[[1, 2, 5, 6], [3, 0, 7, 4]], *ROWS]),
+        ("mera", (2, 4), {"boundary": "open"}, [[[0, 4], [1, 2, 5, 6], [3, 7]], *ROWS]),
+        ("mera", (4, 4), {}, [SHIFTED, SQUARES, [[0, 1, 2, 3]]]),
         ("mera", (1, 1), {}, []),
         ("tree", (2, 3), {}, [[[0, 1, 3, 4], [2, 5]], [[0, 1]]]),
         ("brickwork", (4, 4), {}, [SQUARES, SHIFTED]),
@@ -146,7 +149,10 @@ THIRDS = [[[1, 2, 3], [4, 5, 6], [7, 0]], [[0, 1, 2], [3, 4, 5], [6, 7]]]
     ],
 )
 def test_blocks_by_hand(name: str, shape: Site, options: dict[str, Any], blocks: Any) -> None:
-    """The sites of the blocks of each layer, numbered row by row."""
+    """The sites of the blocks of each layer, numbered row by row.
+
+    The top of a 2^n lattice is one block: shifted, it would be the decimator's own block again.
+    """
     circuit = make_circuit(name, shape, **options)
     assert [numbered_blocks(layer) for layer in circuit.layers] == blocks
 
@@ -155,28 +161,17 @@ def kinds(circuit: Circuit) -> list[tuple[str, Site]]:
     return [(layer.kind, layer.shape) for layer in circuit.layers]
 
 
-@pytest.mark.parametrize("boundary", BOUNDARIES)
-def test_top_layer_has_a_disentangler_only_where_it_acts_on_other_sites(boundary: str) -> None:
-    """The top of a 2^n lattice is one block: shifted, it would be the decimator's own block."""
-    square = make_circuit("mera", (8, 8), boundary=boundary)
-    assert kinds(square)[-1] == ("decimator", (2, 2))
-    assert [shape for kind, shape in kinds(square) if kind == "disentangler"] == [(8, 8), (4, 4)]
-    row = make_circuit("mera", (2, 4), boundary=boundary)
-    assert kinds(row)[:2] == [("disentangler", (2, 4)), ("decimator", (2, 4))]
-    assert row.layers[0].axes[0] == (Segment(1, 2),)
-    for circuit in (square, row):
-        for one, other in itertools.pairwise(circuit.layers):
-            sites = [{frozenset(b) for b in blocks_of(x) if len(b) > 1} for x in (one, other)]
-            assert one.kind != "disentangler" or sites[0] != sites[1]
-
-
 def test_truncated_depth() -> None:
     assert kinds(make_circuit("mera", (8, 8), depth=1)) == [
         ("disentangler", (8, 8)),
         ("decimator", (8, 8)),
     ]
     assert make_circuit("tree", (8,), depth=0).layers == ()
-    assert make_circuit("tree", (8,), depth=9).depth == 3
+    for name, shape, most in (("tree", (8,), 3), ("mera", (2, 5), 3), ("brickwork", (1,), 0)):
+        with pytest.raises(
+            ValueError, match=f"depth is 9; accepted: an integer from 0 to {most}, "
+        ):
+            make_circuit(name, shape, depth=9)
     assert [make_circuit("brickwork", (8,), depth=d).depth for d in (0, 1, 5)] == [0, 1, 5]
 
 
@@ -231,18 +226,3 @@ def test_bad_shapes(shape: Any) -> None:
     error = TypeError if shape in NO_INTEGERS else ValueError
     with pytest.raises(error, match=r"^shape .*accepted: one to 3 integers >= 1"):
         make_circuit("mera", shape)
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"name": "tebd"}, ValueError, "circuit is 'tebd'; accepted: mera, tree, brickwork"),
-        ({"boundary": None}, ValueError, "boundary is None; accepted: periodic, open"),
-        ({"block": 1}, ValueError, "block is 1; accepted: an integer >= 2"),
-        ({"block": 2.0}, TypeError, r"block is 2\.0; accepted: an integer >= 2"),
-        ({"depth": -1}, ValueError, "depth is -1; accepted: an integer >= 0"),
-    ],
-)
-def test_bad_options(options: dict[str, Any], error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        make_circuit(**{"name": "mera", "shape": (4, 4), **options})

@@ -5,35 +5,18 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from pyro_neuralrg.spectral import apply_spectrum, neighbour_spectrum, quadratic_form
+from tests.potentials.enumeration import bond_matrix
 
 SHAPES = [(1,), (2,), (5,), (8,), (201,), (4, 6), (3, 5), (1, 4), (7, 2), (2, 3, 4), (2, 1, 3)]
 BOUNDARIES = ["periodic", "open"]
 COUPLINGS = (0.3, -0.7, 0.5)
-
-
-def neighbour_matrix(shape: tuple[int, ...], couplings: tuple[float, ...], boundary: str) -> Tensor:
-    """The matrix of bonds, one bond at a time."""
-    sites = list(itertools.product(*map(range, shape)))
-    matrix = torch.zeros(len(sites), len(sites))
-    for site, (axis, coupling) in itertools.product(sites, enumerate(couplings)):
-        inside = site[axis] + 1 < shape[axis]
-        if shape[axis] == 1 or (boundary == "open" and not inside):
-            continue
-        moved = list(site)
-        moved[axis] = (site[axis] + 1) % shape[axis]
-        other = tuple(moved)
-        matrix[sites.index(site), sites.index(other)] += coupling
-        matrix[sites.index(other), sites.index(site)] += coupling
-    return matrix
 
 
 @pytest.mark.parametrize("boundary", BOUNDARIES)
@@ -45,7 +28,7 @@ def test_neighbour_spectrum_diagonalises_the_matrix_of_bonds(
     couplings = COUPLINGS[: len(shape)]
     spectrum = neighbour_spectrum(shape, couplings, boundary)
     dense = apply_spectrum(torch.eye(sites).reshape(sites, *shape), spectrum, boundary)
-    expected = neighbour_matrix(shape, couplings, boundary)
+    expected = bond_matrix(shape, couplings, boundary)
     torch.testing.assert_close(dense.reshape(sites, sites), expected, atol=1e-13, rtol=0)
 
 

@@ -5,8 +5,6 @@
 Every function raises a TypeError or ValueError that names the argument it cannot take.
 """
 
-from __future__ import annotations
-
 from pyro_neuralrg.analysis.estimators import Bins, Estimator, Neighbours
 from pyro_neuralrg.analysis.information import (
     GroupedInformation,

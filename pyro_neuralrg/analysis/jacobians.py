@@ -30,9 +30,8 @@ class Response:
     Attributes:
         variables: flat indices i of the latents, length n.
         mean: shape ``(n,) + shape``, float64.
-        standard_error: of the mean, same shape.
-        spread: standard deviation from field to field, same shape: zero of a linear flow. Both are
-            NaN of a single field.
+        standard_error: of the mean, same shape; NaN of a single field.
+        spread: standard deviation from field to field, likewise; zero of a linear flow.
         num_samples: fields.
     """
 
@@ -73,7 +72,9 @@ def responses(
         torch.Size([3, 4, 4])
     """
     check_fields(flow, "x", x, least=1)
-    return _averaged(_answers, flow, x, variables, batch_size)
+    return _averaged(
+        lambda flow, x: (flow.inverse_and_ladj(x)[0], x), flow, x, variables, batch_size
+    )
 
 
 def written_patterns(
@@ -81,14 +82,8 @@ def written_patterns(
 ) -> Response:
     r"""Patterns that latents write into the field, :math:`E_z[\partial x / \partial z_i]`.
 
-    Of latents z instead of fields; else as :func:`responses`, and the same for an orthogonal flow.
-    Of any other linear one it is the dual basis: a latent may answer to a single site and yet write
-    a broad pattern.
-
-    Example:
-        >>> from pyro_neuralrg import hierarchical_flow
-        >>> written_patterns(hierarchical_flow((4, 4)), torch.randn(10, 4, 4), [0]).mean.shape
-        torch.Size([1, 4, 4])
+    Of latents z instead of fields, else as :func:`responses`: the same for an orthogonal flow, the
+    dual basis of any other linear one.
     """
     check_fields(flow, "z", z, least=1)
     return _averaged(_patterns, flow, z, variables, batch_size)
@@ -107,11 +102,10 @@ def responses_by_scale(
     """
     check_hierarchical(flow)
     count = None if most is None else check_integer("most", most, 1)
-    members = {k: latents_of_scale(flow, k) for k in range(number_of_scales(flow.circuit) + 1)}
     return {
         k: responses(flow, x, latents[:count], batch_size=batch_size)
-        for k, latents in members.items()
-        if len(latents)
+        for k in range(number_of_scales(flow.circuit) + 1)
+        if len(latents := latents_of_scale(flow, k))
     }
 
 
@@ -146,10 +140,9 @@ class Overlap:
 def overlap(response: Response | Tensor, patterns: Tensor) -> Overlap:
     r"""Compare responses with ideal patterns, as they are and after the best rotation.
 
-    Standard normals are invariant under rotations: block spins are one basis of the coarse
-    variables among many. The rotation of the responses R towards the patterns W with the largest
-    :math:`\mathrm{tr}\, Q R W^T` is :math:`Q = V U^T`, with the singular value decomposition
-    :math:`R W^T = U S V^T` (P. H. Schoenemann, Psychometrika 31, 1 (1966)).
+    Standard normals are invariant under rotations. That of the responses R towards the patterns W
+    with the largest :math:`\mathrm{tr}\, Q R W^T` is :math:`Q = V U^T`, with the singular value
+    decomposition :math:`R W^T = U S V^T` (P. H. Schoenemann, Psychometrika 31, 1 (1966)).
 
     Args:
         response: of n latents, or their mean responses, shape ``(n,) + shape``.
@@ -216,11 +209,6 @@ def _averaged(
     variance = (square / number - shift.square()).clamp(min=0.0)
     spread = (variance * (number / (number - 1) if number > 1 else torch.nan)).sqrt()
     return Response(chosen, origin[:, 0] + shift, spread / number**0.5, spread, number)
-
-
-def _answers(flow: HierarchicalFlow, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Latents, and the fields that they answer to."""
-    return flow.inverse_and_ladj(x)[0], x
 
 
 def _patterns(flow: HierarchicalFlow, z: Tensor) -> tuple[Tensor, Tensor]:

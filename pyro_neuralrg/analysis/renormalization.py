@@ -27,8 +27,7 @@ from pyro_neuralrg.transforms.scales import number_of_scales, sites_of_scale
 def pyramid(flow: HierarchicalFlow, x: Tensor) -> tuple[Tensor, ...]:
     """The flow of fields through the scales: x, then what is kept at scale 1, 2, ..., the top.
 
-    Of fields x, any batch shape + ``shape``, in the flow's dtype; the field of scale k has the
-    lattice's shape at that scale.
+    Of fields x, any batch shape + ``shape``, in the flow's dtype.
 
     Example:
         >>> from pyro_neuralrg import hierarchical_flow
@@ -36,14 +35,7 @@ def pyramid(flow: HierarchicalFlow, x: Tensor) -> tuple[Tensor, ...]:
         [(10, 4, 4), (10, 2, 2), (10, 1, 1)]
     """
     check_fields(flow, "x", x)
-    batch = x.shape[: x.dim() - len(flow.shape)]
-    fields = [x]
-    with torch.no_grad():
-        for scale in range(1, number_of_scales(flow.circuit) + 1):
-            kept = flow.up_to_scale(scale).inverse_and_ladj(x)[0]
-            sites = sites_of_scale(flow.circuit, scale)
-            fields.append(kept.reshape(*batch, -1)[..., sites.to(x.device)])
-    return tuple(fields)
+    return (x, *(_kept(flow, x, k) for k in range(1, number_of_scales(flow.circuit) + 1)))
 
 
 def top_variable(flow: HierarchicalFlow, x: Tensor) -> Tensor:
@@ -51,17 +43,10 @@ def top_variable(flow: HierarchicalFlow, x: Tensor) -> Tensor:
 
     The top of :func:`pyramid`, of a flow that leaves one coarsest variable; shape ``batch_shape``.
     It is a coordinate of the temperature of the training, also for fields of another.
-
-    Example:
-        >>> from pyro_neuralrg import hierarchical_flow
-        >>> top_variable(hierarchical_flow((4, 4)), torch.randn(10, 4, 4)).shape
-        torch.Size([10])
     """
     check_fields(flow, "x", x)
     _check_single_top(flow)
-    with torch.no_grad():
-        y = flow.up_to_scale(number_of_scales(flow.circuit)).inverse_and_ladj(x)[0]
-    return y.flatten(y.dim() - len(flow.shape))[..., 0]
+    return _kept(flow, x, number_of_scales(flow.circuit)).flatten(x.dim() - len(flow.shape))[..., 0]
 
 
 def resample(
@@ -75,8 +60,7 @@ def resample(
 ) -> Tensor:
     """Draw the fine latents of fields anew at fixed coarse ones, or the other way round.
 
-    With ``fix="coarse"`` the field of scale k stays as it is, and each result is an independent
-    fine field with these blocks, distributed as in q.
+    With ``fix="coarse"`` each result is an independent fine field of the blocks of scale k.
 
     Args:
         flow: a HierarchicalFlow.
@@ -118,25 +102,17 @@ def effective_energy(
     .. math:: -\ln \pi(g(z)) - \ln\left|\det \frac{\partial g(z)}{\partial z}\right|
 
     For a perfect flow it is :math:`-\ln p(z)` of the base and a constant. With a scale k it is that
-    of u(z), the field of that scale together with the latents of the finer ones, and of the map
-    from u to x. If the finer latents are independent normals, what is left without their
-    :math:`z^2 / 2` is the energy of the block variables.
+    of u(z), the field of that scale together with the latents of the finer ones. If these are
+    independent normals, what is left without their :math:`z^2 / 2` is the block variables' energy.
 
     Args:
         target: a potential, or a batched energy function in nats.
         flow: a HierarchicalFlow.
         z: latents, any batch shape + ``shape``, in the flow's dtype.
-        scale: k, from 0 (the field under the Gaussian layer) to the number of decimators; None for
-            all latents.
+        scale: from 0 (under the Gaussian layer) to the number of decimators; None: all latents.
 
     Returns:
         Nats, shape ``batch_shape``; differentiable with respect to z.
-
-    Example:
-        >>> from pyro_neuralrg import IsingDual
-        >>> target = IsingDual((4, 4))
-        >>> effective_energy(target, target.flow(), torch.randn(10, 4, 4)).shape
-        torch.Size([10])
     """
     check_fields(flow, "z", z)
     x, ladj = flow.forward_and_ladj(z)
@@ -168,9 +144,8 @@ def top_energy(
     .. math:: V(y) = -\ln \int e^{-E(y, z)}\, dz
 
     with E(y, z) the :func:`effective_energy` of the last scale (paper Eq. 6), y the
-    :func:`top_variable` and z all others. With -ln Z of the target subtracted it is -ln p(y): two
-    wells where the flow tells two phases apart. The integral is an average over independent normals
-    z, the same ones for every y.
+    :func:`top_variable`. With -ln Z of the target subtracted it is -ln p(y): two wells where the
+    flow tells two phases apart. The average is over the same independent normals z for every y.
 
     Args:
         target: a potential, or a batched energy function in nats.
@@ -209,6 +184,13 @@ def top_energy(
         standard_error=relative.std(1) / math.sqrt(num_samples),
         ess=kish_fractions(log_weights),
     )
+
+
+def _kept(flow: HierarchicalFlow, x: Tensor, scale: int) -> Tensor:
+    """The field of one scale, batch shape + the lattice's shape at that scale."""
+    with torch.no_grad():
+        u = flow.up_to_scale(scale).inverse_and_ladj(x)[0].flatten(x.dim() - len(flow.shape))
+    return u[..., sites_of_scale(flow.circuit, scale).to(x.device)]
 
 
 def _check_single_top(flow: HierarchicalFlow) -> None:

@@ -22,8 +22,8 @@ from pyro_neuralrg.transforms.scales import blocks_of_scale, number_of_scales, s
 def latents_of_scale(flow: HierarchicalFlow, scale: int) -> Tensor:
     """The latents that the decimator of one scale leaves behind: flat indices, increasing.
 
-    Every latent belongs to one scale, from k = 0, the finest, to the number n of decimators, to
-    which belongs what the last of them keeps (a single variable of a complete circuit).
+    Every latent belongs to one scale, from 0, the finest, to the number of decimators, to which
+    belongs what the last of them keeps.
 
     Example:
         >>> from pyro_neuralrg import hierarchical_flow
@@ -65,8 +65,7 @@ def scale_of_latents(flow: HierarchicalFlow) -> Tensor:
 def block_wavelets(flow: HierarchicalFlow, scale: int) -> Tensor:
     """The indicators of the blocks of one scale, normalised: the responses of block spins.
 
-    Orthonormal, shape ``(variables of the scale,) + shape``, in torch's default dtype. Of a square
-    lattice with sides 2^n those of scale n - 1 are its four quarters.
+    Orthonormal, shape ``(variables of the scale,) + shape``, in torch's default dtype.
 
     Example:
         >>> from pyro_neuralrg import hierarchical_flow
@@ -84,11 +83,9 @@ def block_wavelets(flow: HierarchicalFlow, scale: int) -> Tensor:
 def light_cone(circuit: Circuit) -> list[Tensor]:
     """Variables of each scale in the light cone of every site of a flow's ``circuit``.
 
-    Blocks are taken to mix their sites and to see no others. Going up, a site meets all sites of
-    the blocks that it enters, and those that are kept go on to the next scale; generation and
-    renormalization have the same cone. For each scale a bool tensor of shape ``(sites,) + shape of
-    the scale`` is True where the variable is in the cone of the site; the last are the variables
-    that the circuit leaves.
+    Blocks are taken to mix their sites and to see no others: going up, a site meets all sites of
+    the blocks that it enters. For each scale, and the variables that the circuit leaves, a bool
+    tensor ``(sites,) + shape of the scale``, True where the variable is in the cone of the site.
 
     Example:
         >>> from pyro_neuralrg.lattice import make_circuit

@@ -5,9 +5,11 @@
 Every function raises a TypeError or ValueError that names the argument it cannot take.
 """
 
+from pyro_neuralrg.diagnostics.checks import Finding, Thresholds
 from pyro_neuralrg.diagnostics.convert import to_arviz, weights_to_arviz
+from pyro_neuralrg.diagnostics.gamma_method import to_pyerrors
 from pyro_neuralrg.diagnostics.tree import group_of, make_tree, save_tree
-from pyro_neuralrg.diagnostics.verdict import Diagnosis, Finding, Thresholds, diagnose
+from pyro_neuralrg.diagnostics.verdict import Diagnosis, diagnose
 from pyro_neuralrg.statistics import Summary, summarise
 
 __all__ = [
@@ -21,5 +23,6 @@ __all__ = [
     "save_tree",
     "summarise",
     "to_arviz",
+    "to_pyerrors",
     "weights_to_arviz",
 ]

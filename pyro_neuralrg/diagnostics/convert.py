@@ -51,7 +51,7 @@ def to_arviz(
             batch_shape``, beside those computed while sampling. None takes the energy and
             ``potential.observables()``.
         dims: names of the dimensions after chain and draw, by variable.
-        coords: values along named dimensions; 0, 1, ... if not given.
+        coords: numbers, strings or times along named dimensions; 0, 1, ... if not given.
         include_warmup: add the group ``warmup_sample_stats``.
         log_likelihood: add the group ``log_likelihood``: of each datum of each observed site of a
             Pyro model at each draw, nats.
@@ -71,8 +71,8 @@ def to_arviz(
 
     Raises:
         RuntimeError: if ``mcmc`` has not been run.
-        ValueError: also if an observable has the name of a site, or a warm-up is wanted where none
-            is known (Pyro keeps none).
+        ValueError: also if an observable has the name of a site, coordinates are of mixed types,
+            or a warm-up is wanted where none is known (Pyro keeps none).
 
     Warns:
         UserWarning: if names had to be changed, as of a site ``draw`` or ``x/y``
@@ -117,6 +117,14 @@ def to_arviz(
     return make_tree(arrays, named, coords, {**LIBRARY, **run.attrs}, attrs)
 
 
+def as_tree(run: Any) -> Any:
+    """ArviZ's container of a run, or of what can make one; all else as it is."""
+    if isinstance(run, VectorizedMCMC | MCMC):
+        return to_arviz(run)
+    make = getattr(run, "to_arviz", None)
+    return make() if callable(make) else run
+
+
 def weights_to_arviz(
     log_weights: Any,
     observables: Mapping[str, Any] | None = None,
@@ -126,9 +134,9 @@ def weights_to_arviz(
 ) -> Any:
     """Return importance weights as ArviZ's InferenceData (ArviZ 0.x) or DataTree (ArviZ 1.x).
 
-    Log-weights ``ln pi(x) - ln q(x)`` of samples x ~ q, shape ``(num_samples,)``, in nats (minus
-    infinity is a weight of zero), and by name observables of the same samples, of shape
-    ``(num_samples,) + shape``, with dims and coords as of :func:`make_tree`.
+    Of :class:`~pyro_neuralrg.statistics.LogWeights` in nats, shape ``(num_samples,)``, and by name
+    observables of the same samples, ``(num_samples,) + shape``, with dims and coords as of
+    :func:`make_tree`.
 
     Returns:
         The group ``importance``: ``log_weight``, ``log_weight_normalised`` (their exponentials sum

@@ -61,9 +61,6 @@ class ModelSites(NamedTuple):
     unknown: list[str]  # latent sites whose values were not given, such as discrete ones
 
 
-# Draws and statistics -----------------------------------------------------------------------------
-
-
 def read_run(mcmc: VectorizedMCMC | MCMC) -> Run:
     """Read a run of :class:`VectorizedMCMC` or of Pyro's own ``MCMC``."""
     if isinstance(mcmc, VectorizedMCMC):
@@ -156,9 +153,6 @@ def _sites(target: Target, positions: Tensor, samples: NamedTensors) -> dict[str
         and not (value.shape == physical[name].shape and torch.allclose(value, physical[name]))
     }
     return {"physical": physical, "latent": latent, "unconstrained": unconstrained}
-
-
-# The model ----------------------------------------------------------------------------------------
 
 
 def read_sites(model: Callable[[], Any], values: Mapping[str, Tensor]) -> ModelSites:

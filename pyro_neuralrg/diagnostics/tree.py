@@ -7,13 +7,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
 from pyro_neuralrg.runtime.console import warn_user
-from pyro_neuralrg.statistics import arviz_module
+from pyro_neuralrg.statistics import FloatArray, arviz_module
+from pyro_neuralrg.statistics.draws import as_array
 
 # first dimensions of the groups that have no chains and draws
 FIRST_DIMS = {"observed_data": (), "constant_data": (), "importance": ("sample",)}
@@ -33,12 +35,13 @@ def make_tree(
             ``importance`` ``(samples,) + shape``, of ``observed_data`` and ``constant_data`` any
             shape.
         dims: names of the dimensions of ``shape``, by variable name or by ``group/name``.
-        coords: values along named dimensions; 0, 1, ... if not given.
+        coords: values along named dimensions, numbers, strings or times; 0, 1, ... if not given.
         attrs: of every group.
         group_attrs: of single groups, beside those.
 
     Raises:
-        ValueError: if an array has other dimensions than these.
+        ValueError: if an array has other dimensions than these, or coordinates are of mixed types,
+            which no file takes.
 
     Warns:
         UserWarning: if names are changed, by underscores: of a variable that is called like a
@@ -55,21 +58,23 @@ def make_tree(
 
     dims, coords, group_attrs = dims or {}, coords or {}, group_attrs or {}
     common = {"created_at": datetime.now(timezone.utc).isoformat(), **(attrs or {})}
-    named = {
+    given = {
         (group, name): _dim_names(group, name, values.shape, dims)
         for group, variables in groups.items()
         for name, values in variables.items()
     }
-    called = _names_in_files(named)
+    named = {key: _distinct(names) for key, names in given.items()}
+    called = _variable_names(named)
+    renamed = zip(chain(*given.values()), chain(*named.values()), strict=True)
+    _tell_changes(chain(called.items(), renamed))
     datasets = {}
     for group, variables in groups.items():
-        arrays = {}
-        along: dict[str, list[Any]] = {}
+        arrays, along = {}, {}
         for name, values in variables.items():
-            names = _distinct(named[group, name])
-            arrays[called[name]] = (names, values)
-            for dim, new, size in zip(named[group, name], names, values.shape, strict=True):
-                along[new] = list(coords.get(dim, range(size)))
+            arrays[called[name]] = (named[group, name], values)
+            sizes = zip(given[group, name], named[group, name], values.shape, strict=True)
+            for dim, new, size in sizes:
+                along[new] = _coordinate(dim, coords.get(dim, range(size)), size)
         datasets[group] = xarray.Dataset(arrays, along, {**common, **group_attrs.get(group, {})})
     az = arviz_module()
     if int(az.__version__.split(".")[0]) >= 1:
@@ -90,6 +95,22 @@ def group_of(tree: Any, name: str) -> Any:
     """
     group: Any = getattr(tree, name, None)
     return group.to_dataset() if hasattr(group, "to_dataset") else group
+
+
+def variables_of(
+    tree: Any, group: str, names: Sequence[str] | None = None
+) -> dict[str, FloatArray]:
+    """Arrays ``(chains, draws, ...)`` of one group of ArviZ's container; none without the group."""
+    found = group_of(tree, group)
+    if found is None:
+        return {}
+    known = [name for name in found.data_vars if {"chain", "draw"} <= set(found[name].dims)]
+    check_names("var_names", names, known)
+    return {
+        str(name): as_array(found[name].transpose("chain", "draw", ...).to_numpy())
+        for name in (known if names is None else names)
+        if found[name].size
+    }
 
 
 def save_tree(tree: Any, path: str | Path) -> None:
@@ -120,48 +141,63 @@ def _dim_names(
     return (*first, *names)
 
 
-def _written(name: str) -> str:
-    """The name as a file can hold it."""
+def _coordinate(dim: str, values: Any, size: int) -> Any:
+    """Values along a dimension as files take them, shape ``(size,)``."""
+    import xarray
+
+    try:
+        given = list(values)
+        found: Any = xarray.Variable((dim,), given)
+        fits = found.shape == (size,) and found.dtype.kind != "O"
+    except (TypeError, ValueError):  # nothing to iterate over, or rows
+        fits = False
+    if not fits or len({isinstance(value, str) for value in given}) > 1:
+        raise ValueError(
+            f"coords[{dim!r}] is {values!r}; accepted: {size} numbers, {size} strings, or as many "
+            "datetimes"
+        )
+    return found.to_numpy()
+
+
+def _free_name(name: str, taken: Collection[str]) -> str:
+    """The name as a file can hold it, with underscores until it is none of the taken ones."""
     name = name.replace("/", "_").replace("\0", "_")
-    return f"{name}_" if name in ("", ".") else name
+    name = f"{name}_" if name in ("", ".") else name
+    while name in taken:
+        name += "_"
+    return name
 
 
 def _distinct(dims: Sequence[str]) -> list[str]:
     """Names of the dimensions of one variable as files hold them, no two alike."""
     names: list[str] = []
-    for name in map(_written, dims):
-        while name in names:
-            name += "_"
-        names.append(name)
+    for name in dims:
+        names.append(_free_name(name, names))
     return names
 
 
-def _names_in_files(named: Mapping[tuple[str, str], Sequence[str]]) -> dict[str, str]:
-    """The name of each variable in all groups, given the dimensions of each; what is new is told.
+def _variable_names(named: Mapping[tuple[str, str], Sequence[str]]) -> dict[str, str]:
+    """The name of each variable in all groups, given the dimensions of each in its group.
 
     No variable is called like a dimension of a group that it is in.
     """
     dims: dict[str, set[str]] = {}
-    pairs: list[tuple[str, str]] = []
     for (group, _), names in named.items():
-        new_names = _distinct(names)
-        dims.setdefault(group, set()).update(new_names)
-        pairs += zip(names, new_names, strict=True)
+        dims.setdefault(group, set()).update(names)
+    variables = dict.fromkeys(name for _, name in named)
     called: dict[str, str] = {}
-    for name in dict.fromkeys(name for _, name in named):
-        refused = set().union(*(dims[group] for group, other in named if other == name))
-        new = _written(name)
-        if new != name or new in refused:
-            refused |= called.keys() | {other for _, other in named} | set(called.values())
-        while new in refused:
-            new += "_"
-        called[name] = new
-    pairs = [(old, new) for old, new in [*called.items(), *pairs] if old != new]
-    if pairs:
-        changed = [f"{old!r} is {new!r}" for old, new in dict.fromkeys(pairs)]
+    for name in variables:
+        taken = set().union(*(dims[group] for group, other in named if other == name))
+        called[name] = _free_name(name, taken | (variables.keys() - {name}) | set(called.values()))
+    return called
+
+
+def _tell_changes(pairs: Iterable[tuple[str, str]]) -> None:
+    """Warn of names that are not those given."""
+    changed = [f"{old!r} is {new!r}" for old, new in dict.fromkeys(pairs) if old != new]
+    if changed:
         warn_user(
             f"names of variables or dimensions were changed: {', '.join(changed)}; a variable "
             "cannot be called like a dimension, nor two dimensions alike, and files take no '/' in "
             "a name"
         )
-    return called

@@ -14,6 +14,7 @@ from pyro.distributions.torch_transform import TransformModule
 from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 
+from pyro_neuralrg.arguments import check_type
 from pyro_neuralrg.bases import BaseDistribution, base_of
 from pyro_neuralrg.transforms.base import LatticeTransform
 
@@ -97,11 +98,10 @@ def base_distribution(
 
 def check_flow(flow: Any) -> None:
     """Raise a TypeError unless ``flow`` is a transform that is also a module."""
-    if not isinstance(flow, TransformModule):
-        hint = ""
-        if isinstance(flow, torch.distributions.Transform):
-            hint = " (a transform's .inv holds no parameters: pass the transform itself)"
-        raise TypeError(f"flow is a {type(flow).__name__}; accepted: a Pyro TransformModule{hint}")
+    accepted = "a Pyro TransformModule"
+    if isinstance(flow, torch.distributions.Transform):
+        accepted += " (a transform's .inv holds no parameters: pass the transform itself)"
+    check_type("flow", flow, TransformModule, accepted)
 
 
 def event_shape(flow: Any, shape: Sequence[int] | None = None) -> tuple[int, ...]:

@@ -41,9 +41,9 @@ class SymmetrizedFlow(TorchDistribution):
 
     .. math:: q(x) = \frac{1}{|G|} \sum_{g \in G} q_0(g^{-1} x), \qquad q(gx) = q(x)
 
-    A sample is ``x = g flow(z)`` with g uniform in G, so that reparameterised gradients are
-    unbiased. A sample with its density costs one forward and |G| - 1 inverse passes: as of
-    :class:`FlowDistribution`, ``log_prob`` of a fresh sample goes through its z.
+    A sample is ``x = g flow(z)`` with g uniform in G: reparameterised gradients are unbiased. With
+    its density it costs one forward and |G| - 1 inverse passes, as ``log_prob`` of a fresh sample
+    goes through its z.
 
     Args:
         flow: a TransformModule on lattice fields.

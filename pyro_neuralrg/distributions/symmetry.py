@@ -69,12 +69,11 @@ class LatticeSymmetry:
 
     def compose(self, first: LatticeSymmetry, shape: Sequence[int]) -> LatticeSymmetry:
         """The element ``self o first``: x -> self(first(x)), on a lattice of ``shape``."""
-        shift, axes, flips = [], [], []
-        for side, own, middle, flip in zip(shape, self.shift, self.axes, self.flips, strict=True):
-            shift.append((own + (-1 if flip else 1) * first.shift[middle]) % side)
-            axes.append(first.axes[middle])
-            flips.append(flip != first.flips[middle])
-        return LatticeSymmetry(tuple(shift), tuple(axes), tuple(flips), self.sign * first.sign)
+        own = list(zip(shape, self.shift, self.axes, self.flips, strict=True))
+        shift = tuple((s + (-1 if f else 1) * first.shift[a]) % side for side, s, a, f in own)
+        axes = tuple(first.axes[axis] for axis in self.axes)
+        flips = tuple(flip != first.flips[axis] for _, _, axis, flip in own)
+        return LatticeSymmetry(shift, axes, flips, self.sign * first.sign)
 
 
 def source_table(elements: Sequence[LatticeSymmetry], shape: Sequence[int]) -> Tensor:
@@ -108,14 +107,11 @@ def distinct(
 ) -> tuple[LatticeSymmetry, ...]:
     """Drop elements that act like an earlier one (a side of 2 is reversed by a shift of 1, say)."""
     seen: dict[int, LatticeSymmetry] = {}
-    actions = _numbers(_signs(elements), source_table(elements, shape).T[_frame(shape)])
+    signs = torch.tensor([element.sign for element in elements])
+    actions = _numbers(signs, source_table(elements, shape).T[_frame(shape)])
     for action, element in zip(actions.tolist(), elements, strict=True):
         seen.setdefault(action, element)
     return tuple(seen.values())
-
-
-def _signs(elements: Sequence[LatticeSymmetry]) -> Tensor:
-    return torch.tensor([element.sign for element in elements])
 
 
 def _frame(shape: Sequence[int]) -> Tensor:
@@ -184,7 +180,8 @@ def check_group(elements: Sequence[LatticeSymmetry], shape: Sequence[int]) -> No
         raise TypeError(f"elements is {elements!r}; accepted: a group of LatticeSymmetry(...)")
     if not elements or any(len(element.shift) != len(shape) for element in elements):
         raise ValueError(f"elements is {elements}; accepted: a group for shape {tuple(shape)}")
-    signs, table, frame = _signs(elements), source_table(elements, shape).T, _frame(shape)
+    signs = torch.tensor([element.sign for element in elements])
+    table, frame = source_table(elements, shape).T, _frame(shape)
     known = _numbers(signs, table[frame])
     if len(known.unique()) < len(known):
         raise ValueError("elements repeats an element; accepted: every group element once")

@@ -26,7 +26,7 @@ from pyro_neuralrg.infer.pyro_internals import check_model_args
 from pyro_neuralrg.mcmc import HMC, Cycle, IndependenceMetropolis, Kernel, as_target
 from pyro_neuralrg.mcmc.target import frozen
 from pyro_neuralrg.runtime.console import Progress
-from pyro_neuralrg.statistics import LogWeights, kish_fraction
+from pyro_neuralrg.statistics import LogWeights, kish_fraction, with_error
 
 NUM_GROUPS = 16  # independent groups of particles: their spread tells the error to about 1 in 6
 JITTER = 0.5  # relative spread of the number of leapfrog steps
@@ -74,7 +74,7 @@ class Annealing:
 
     def __repr__(self) -> str:
         return (
-            f"Annealing(-ln Z = {self.free_energy:.4f} +- {self.standard_error:.4f} from "
+            f"Annealing(-ln Z = {with_error(self.free_energy, self.standard_error)} from "
             f"{len(self.log_weights)} particles, {len(self.betas)} betas)"
         )
 

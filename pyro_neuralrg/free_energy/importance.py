@@ -14,9 +14,9 @@ from torch import Tensor
 from pyro_neuralrg.arguments import check_integer, check_type, copied
 from pyro_neuralrg.distributions.flow import FlowDistribution
 from pyro_neuralrg.free_energy.model_evidence import is_guide, model_log_weights
-from pyro_neuralrg.potentials.base import check_separate
+from pyro_neuralrg.potentials.base import check_separate, trial_pair
 from pyro_neuralrg.runtime.console import warn_user
-from pyro_neuralrg.statistics import Estimate, LogWeights, summarise
+from pyro_neuralrg.statistics import Estimate, LogWeights, summarise, with_error
 from pyro_neuralrg.statistics.weights import can_be_trusted, may_be_undefined
 
 
@@ -45,10 +45,10 @@ class FreeEnergyEstimate(NamedTuple):
     zero_weights: int = 0
 
     def __repr__(self) -> str:
-        bound = f"at most {self.variational:.4f} +- {self.variational_se:.4f}"
         return (
-            f"FreeEnergyEstimate(-ln Z = {self.importance:.4f} +- {self.importance_se:.4f}, "
-            f"{bound}; ESS {self.ess:.1%} of {self.num_samples})"
+            f"FreeEnergyEstimate(-ln Z = {with_error(self.importance, self.importance_se)}, "
+            f"at most {with_error(self.variational, self.variational_se)}; ESS "
+            f"{self.ess:.1%} of {self.num_samples})"
         )
 
     @property
@@ -72,11 +72,8 @@ class Bounds(NamedTuple):
     upper_se: float
 
     def __repr__(self) -> str:
-        lower, upper = (
-            f"{value:.4f} +- {error:.4f}"
-            for value, error in ((self.lower, self.lower_se), (self.upper, self.upper_se))
-        )
-        return f"Bounds({lower} <= -ln Z <= {upper})"
+        lower = with_error(self.lower, self.lower_se)
+        return f"Bounds({lower} <= -ln Z <= {with_error(self.upper, self.upper_se)})"
 
 
 def estimate(
@@ -230,8 +227,9 @@ def weighted_samples(
         with torch.no_grad():
             x = density.sample((size,))
             weights = _log_weights_of(energy, density, x)
-            if index == 0 and size > 1 and not hasattr(target, "energy"):
-                check_separate(energy, x[:2], "target")
+            if index == 0 and size > 1:
+                pair = trial_pair(shape, x) if isinstance(shape, tuple) else x[:2]
+                check_separate(energy, pair, "target")
         yield x, weights
 
 

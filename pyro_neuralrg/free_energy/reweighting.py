@@ -19,7 +19,7 @@ from pyro_neuralrg.free_energy.importance import (
     without_undefined,
 )
 from pyro_neuralrg.runtime.console import warn_user
-from pyro_neuralrg.statistics import LogWeights
+from pyro_neuralrg.statistics import LogWeights, with_error
 from pyro_neuralrg.statistics.resampling import WeightedGroups
 from pyro_neuralrg.statistics.weights import MAX_PARETO_K, tail_of_squares
 
@@ -46,7 +46,7 @@ class Reweighted(NamedTuple):
     def __repr__(self) -> str:
         shown = f"of shape {tuple(self.estimate.shape)}"
         if not self.estimate.dim():
-            shown = f"{float(self.estimate):.5g} +- {float(self.standard_error):.2g}"
+            shown = with_error(float(self.estimate), float(self.standard_error))
         return f"Reweighted({shown}, ESS {self.ess:.1%})"
 
 

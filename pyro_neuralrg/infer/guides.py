@@ -68,6 +68,10 @@ class FlowGuide(PyroModule):
             self.flow = flow
             self.shape = event_shape(flow, shape)
 
+    def __repr__(self) -> str:
+        of = self._modules["flow"] if self._density is None else self._density
+        return f"{type(self).__name__}({of!r}, {self.site!r})"
+
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> FlowGuide:
         """``.to``, ``.double`` and the like, also of a distribution's base."""
         super()._apply(fn, *args, **kwargs)

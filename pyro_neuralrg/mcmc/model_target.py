@@ -404,7 +404,8 @@ def as_target(
             raise ValueError("shape and flow are for energies; a Target has its own")
         return target
     energy, reparam = (target, None) if shape is not None else _recognise(target)
-    if not callable(energy) and not isinstance(energy, LatticePotential):
+    sampled = isinstance(energy, LatticePotential) or callable(energy)
+    if not sampled or isinstance(energy, TransformModule):
         raise TypeError(
             f"target is a {type(target).__name__}; accepted: a LatticePotential, a Pyro model, a "
             "Target, or a batched energy with shape=..."

@@ -305,12 +305,14 @@ class EnergyTarget(Target):
         self.sites = self.lattices = {name: self.shape}
         empty = torch.empty(0, dtype=dtype, device=device)
         self.dtype, self.device = empty.dtype, empty.device
-        if not isinstance(energy, LatticePotential):
-            try:
+        try:
+            if isinstance(energy, LatticePotential):
+                energy.try_alone(empty)
+            else:
                 check_separate(self._energy, trial_pair(self.shape, empty), "energy")
-            except Exception as error:
-                if not is_numerical(error):  # else these fields tell nothing of the energy
-                    raise
+        except Exception as error:
+            if not is_numerical(error):  # else these fields tell nothing of the energy
+                raise
 
     def _energy_and_grad_of(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         if self.lattice_potential is not None and self.flow is None:

@@ -10,8 +10,6 @@ from sampled spins, less scatter). Functions of several means are estimated from
 Wrong arguments raise a TypeError or a ValueError that names the argument and what is accepted.
 """
 
-from __future__ import annotations
-
 from pyro_neuralrg.observables.configurations import (
     abs_magnetisation,
     axis_correlations,

@@ -3,13 +3,11 @@
 """Quantities that are functions of several means, from draws of any kind, with standard errors.
 
 All take series of shape ``(chains, draws)``, numpy arrays or torch tensors measured on the same
-draws (by ``target.observables()``), or weighted means of the same samples, and return an
+draws (by ``target.observables()``), or weighted means of the same samples, by
+:func:`~pyro_neuralrg.free_energy.expectations` or ``reweight``, and return an
 :class:`~pyro_neuralrg.statistics.Estimate` by :func:`~pyro_neuralrg.statistics.jackknife`. As only
-means enter, series averaged over the spins given x serve as well as those of sampled spins.
-
-Weighted means are those of :func:`~pyro_neuralrg.free_energy.expectations`, from a flow, or at one
-temperature of a family from ``flow.condition(...)``; and those of ``reweight``, as of annealed
-samples, or of chains at another temperature, each chain a group::
+means enter, series averaged over the spins given x serve as well as those of sampled spins. Shapes
+are the lattice's, temperatures T in units of J / k_B::
 
     found = expectations(target, flow, target.observables()).observables
     susceptibility(found["structure_factor"], target.shape, target.temperature)
@@ -49,18 +47,14 @@ def susceptibility(
     """
     temperature = check_number("temperature", temperature, "a finite number > 0", above=0)
     scale = math.prod(check_shape(shape)) / temperature
-    if magnetisation is None:
-        return jackknife(lambda square: scale * square, structure_factor)
-    return jackknife(
-        lambda square, mean: scale * (square - mean**2), structure_factor, magnetisation
-    )
+    series = [structure_factor] if magnetisation is None else [structure_factor, magnetisation]
+    return jackknife(lambda square, mean=0.0: scale * (square - mean**2), *series)
 
 
 def binder_cumulant(structure_factor: Any, fourth_moment: Any) -> Estimate:
     r"""Binder's cumulant :math:`U = 1 - \langle m^4\rangle / (3 \langle m^2\rangle^2)`.
 
-    2/3 in the ordered phase, 0 in the disordered one; where it does not depend on the size of the
-    lattice, there is the transition.
+    2/3 in the ordered phase, 0 in the disordered one, independent of the size at the transition.
 
     Args:
         structure_factor: series of m^2; if it is zero throughout, the estimate is NaN.
@@ -111,9 +105,8 @@ def correlation_length(uniform: Any, lowest: Any, side: int) -> Estimate:
     r"""Second-moment correlation length along one axis, in units of the lattice spacing.
 
     :math:`\xi = \sqrt{S(0) / S(k) - 1} / (2 \sin(\pi / L))` with :math:`k = 2\pi / L` along the
-    axis: exact where S is that of a free field, :math:`S(k) \propto 1 / (4 \sin^2(k/2) +
-    \xi^{-2})`, on a periodic lattice without a mean. NaN if S(0) < S(k), for all draws or all but
-    one block.
+    axis: exact where :math:`S(k) \propto 1 / (4 \sin^2(k/2) + \xi^{-2})`, that of a free field on a
+    periodic lattice. NaN if S(0) < S(k), for all draws or all but one block.
 
     Args:
         uniform: series of S(0).

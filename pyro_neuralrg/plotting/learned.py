@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import AsinhNorm, Normalize
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from pyro_neuralrg.analysis import GroupedInformation, MutualInformation, Response
 from pyro_neuralrg.arguments import check_integer, check_type
@@ -61,7 +61,6 @@ def plot_responses(
         figure: to draw on; None makes a new one.
 
     Example:
-        >>> import torch
         >>> from pyro_neuralrg import analysis, hierarchical_flow
         >>> flow = hierarchical_flow((4, 4))
         >>> found = analysis.responses_by_scale(flow, torch.randn(8, 4, 4), most=2)
@@ -77,10 +76,10 @@ def plot_responses(
         means = _copied(response.mean)[:columns]
         limit = float(np.abs(means).max()) or 1.0
         for index, (ax, mean) in enumerate(zip(row, means, strict=False)):
+            ax.set_title(f"latent {response.variables[index]}", fontsize="small")
             image = draw_field(ax, mean, AsinhNorm(limit / LINEAR, -limit, limit))
             error = float(response.standard_error[index].max())
             share = 100 * float(response.nonlinearity[index])
-            ax.set_title(f"latent {response.variables[index]}", fontsize="small")
             ax.set_xlabel(f"error <= {error:.1g}\nvaries: {share:.1f} %", fontsize="small")
         for ax in row[len(means) :]:
             ax.set_axis_off()
@@ -107,7 +106,6 @@ def plot_information_matrix(
         ax: Axes to draw on; None makes a new figure.
 
     Example:
-        >>> import torch
         >>> from pyro_neuralrg.analysis import mutual_information
         >>> found = mutual_information(torch.randn(200, 5), shuffles=20)
         >>> plot_information_matrix(found).get_xlabel()
@@ -138,7 +136,6 @@ def plot_information_by_distance(
     ``tutorials/figures/fig4b.png``.
 
     Example:
-        >>> import torch
         >>> from pyro_neuralrg import analysis
         >>> found = analysis.mutual_information(torch.randn(200, 4), shuffles=20)
         >>> groups = analysis.by_distance(found, (4,))
@@ -172,7 +169,6 @@ def plot_information_by_scale(found: GroupedInformation, *, ax: Axes | None = No
     ``tutorials/figures/fig4b.png``.
 
     Example:
-        >>> import torch
         >>> from pyro_neuralrg import analysis, hierarchical_flow
         >>> found = analysis.mutual_information(torch.randn(200, 4), shuffles=20)
         >>> groups = analysis.by_scale(found, hierarchical_flow((4,)))
@@ -212,7 +208,6 @@ def plot_pyramid(
     ``tutorials/figures/pyramid.png``.
 
     Example:
-        >>> import torch
         >>> from pyro_neuralrg import analysis, hierarchical_flow
         >>> fields = analysis.pyramid(hierarchical_flow((4, 4)), torch.randn(2, 4, 4))
         >>> len(plot_pyramid(fields).axes)  # 2 rows of 3 scales, 3 colour bars
@@ -234,9 +229,9 @@ def plot_pyramid(
     grid = figure.subplots(rows, len(arrays), squeeze=False)
     for scale, (array, column) in enumerate(zip(arrays, grid.T, strict=True)):
         limit = float(np.quantile(np.abs(array[:rows]), 0.99)) or 1.0
+        column[0].set_title("field" if scale == 0 else f"scale {scale}")
         for ax, values in zip(column, array, strict=False):
             image = draw_field(ax, values, Normalize(-limit, limit))
-        column[0].set_title("field" if scale == 0 else f"scale {scale}")
         bar: dict[str, Any] = {"location": "bottom", "extend": "both", "shrink": 0.9}
         figure.colorbar(image, ax=list(column), label="x" if scale == 0 else "kept", **bar)
     return figure
@@ -326,7 +321,7 @@ def _histograms(values: Mapping[str, npt.ArrayLike], bins: int) -> tuple[Any, ..
     return shares, edges, (edges[1:] + edges[:-1]) / 2, np.diff(edges)
 
 
-def _copied(values: Tensor) -> npt.NDArray[np.float64]:
+def _copied(values: torch.Tensor) -> npt.NDArray[np.float64]:
     """A copy in double precision."""
     return np.array(values.detach().cpu().double().numpy())
 

@@ -135,8 +135,8 @@ def plot_structure_factor(
         draw_band(ax, points, index, name)
     exact_line(ax, exact)
     ax.set_ylim(bottom=0.0)
-    ax.set_xlabel("draws per chain")
-    ax.set_ylabel(r"structure factor $\langle (\sum_i s_i)^2 \rangle / N^2$")
+    factor = r"structure factor $\langle (\sum_i s_i)^2 \rangle / N^2$"
+    ax.set(xlabel="draws per chain", ylabel=factor)
     ax.legend(frameon=False)
     _note_convergence(ax, draws)
     return ax
@@ -238,7 +238,7 @@ def plot_configurations(
     """Fields of several samplers, one row of panels per sampler, all on one colour scale.
 
     For each sampler's name the first ``count`` of its fields, shape ``(number,) + shape``, drawn as
-    stripes in one dimension, by their middle layer in three. Returns the Axes, an array of shape
+    stripes in one dimension, by their middle slice in three. Returns the Axes, an array of shape
     ``(samplers, count)``. Shown in ``tutorials/figures/configurations.png``.
 
     Example:

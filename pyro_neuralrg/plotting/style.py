@@ -158,9 +158,14 @@ def exact_line(ax: Axes, exact: float | None, label: str = "exact") -> None:
 def draw_field(ax: Axes, field: npt.NDArray[np.float64], norm: Normalize) -> Any:
     """A field on a colour scale with zero in the middle, without ticks.
 
-    Of a three-dimensional lattice the middle layer, a one-dimensional one as a row.
+    Of a three-dimensional lattice the middle slice, as the title says below what stands there; a
+    one-dimensional one as a row.
     """
-    picture = field[:, :, field.shape[2] // 2] if field.ndim == 3 else np.atleast_2d(field)
+    picture = np.atleast_2d(field)
+    if field.ndim == 3:
+        middle = field.shape[2] // 2
+        picture = field[:, :, middle]
+        ax.set_title(f"{ax.get_title()}\nslice [:, :, {middle}]".strip(), fontsize="small")
     ax.set(xticks=[], yticks=[])
     return ax.imshow(picture, cmap=SIGNED, norm=norm, aspect="equal")
 

@@ -116,7 +116,7 @@ class LatticePotential(ABC):
     def model(self) -> Tensor:
         """A Pyro program of a field "x" in the default dtype, with log-density ``-energy(x)``."""
         zero = torch.zeros((), device=self.device)
-        return pyro_program(self.energy, self.shape, zero, f"energy of {self!r}")
+        return pyro_program(self.energy, self.shape, zero, self._whose_energy)
 
     def try_energy(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Fields of standard normals in the dtype of ``like``, and their energies, checked."""
@@ -125,7 +125,14 @@ class LatticePotential(ABC):
         x = torch.randn(max(self.shape) + 1, *self.shape, generator=generator)
         x = x.to(self.device, like.dtype)
         with torch.no_grad():
-            return x, self._checked_energy(x)
+            nats = self._checked_energy(x)
+        self.try_alone(x)
+        return x, nats
+
+    def try_alone(self, like: Tensor) -> None:
+        """See that the energy of a field is that of it alone, and leaves it as it is."""
+        pair = trial_pair(self.shape, like)
+        check_separate(self.energy, pair, self._whose_energy, in_place=False)
 
     def log_partition(self) -> float:
         """Ln Z, the log of the integral of exp(-energy(x)) over all fields, exactly, in nats.
@@ -150,10 +157,9 @@ class LatticePotential(ABC):
         return _Heated(self, check_number("factor", factor, "a finite number > 0", above=0))
 
     def observables(self) -> dict[str, Observable]:
-        """Observables that fit the target, by name: functions of fields that can be pickled.
+        """Observables that fit the target, by name, ``batch + shape -> batch``; can be pickled.
 
-        They map ``batch + shape`` to ``batch``; here they are those of
-        :func:`~pyro_neuralrg.observables.field_observables`.
+        Here those of :func:`~pyro_neuralrg.observables.field_observables`.
         """
         return field_observables(self.shape, self.boundary)
 
@@ -162,12 +168,8 @@ class LatticePotential(ABC):
 
         ``options`` of :meth:`~pyro_neuralrg.transforms.HierarchicalFlow.build` take precedence.
         """
-        known = {
-            "boundary": self.boundary,
-            "spectrum": self.spectrum,
-            "odd": self.even,
-            "base": self.base,
-        }
+        known = {"boundary": self.boundary, "odd": self.even, "base": self.base}
+        known["spectrum"] = self.spectrum
         return HierarchicalFlow.build(self.shape, **{**known, **options})
 
     def to(self: AnyPotential, device: torch.device | str) -> AnyPotential:
@@ -191,12 +193,17 @@ class LatticePotential(ABC):
             )
 
     @property
+    def _whose_energy(self) -> str:
+        """What messages call the energy."""
+        return f"energy of {self!r}"
+
+    @property
     def _axes(self) -> tuple[int, ...]:
         """Dimensions of the lattice in a field."""
         return tuple(range(-len(self.shape), 0))
 
     def _checked_energy(self, x: Tensor) -> Tensor:
-        return check_energy(self.energy(x), x, self.shape, f"energy of {self!r}")
+        return check_energy(self.energy(x), x, self.shape, self._whose_energy)
 
     def _register(self, name: str, value: Tensor) -> None:
         """Keep a constant in both usual precisions."""
@@ -246,12 +253,13 @@ class LatticePotential(ABC):
             raise ValueError("fn returned NaN for a field of standard normals; accepted: energies")
         if even and not torch.allclose(nats, potential.energy(-x).detach(), rtol=1e-3, atol=1e-3):
             raise ValueError("even is True but fn(x) != fn(-x); accepted: even=False, an even fn")
-        check_separate(potential.energy, trial_pair(potential.shape, x), "fn")
         return potential
 
 
 class _EnergyFunction(LatticePotential):
     """A potential of a user's energy function, see :meth:`LatticePotential.from_energy`."""
+
+    _whose_energy = "fn"
 
     def __init__(self, shape: Iterable[int], fn: Callable[..., Tensor], **options: Any) -> None:
         super().__init__(shape, **options)
@@ -316,11 +324,19 @@ def trial_pair(shape: tuple[int, ...], like: Tensor) -> Tensor:
     return (x + torch.tensor([1.0, -1.0]).view(2, *(1,) * len(shape))).to(like) / 2
 
 
-def check_separate(energy: Callable[[Tensor], Tensor], x: Tensor, whose: str) -> None:
-    """Raise a ValueError if the energy of a field depends on the other fields of the batch."""
+def check_separate(
+    energy: Callable[[Tensor], Tensor], x: Tensor, whose: str, in_place: bool = True
+) -> None:
+    """Raise a ValueError if the energy of a field depends on the other fields of the batch.
+
+    Also if it writes to the field, unless ``in_place``, for functions that are given copies.
+    """
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as of the spread of a single field
-        together = energy(copied(x))
+        given = copied(x)
+        together = energy(given)
+        if not in_place and not torch.equal(given, x):
+            raise ValueError(f"{whose} writes to its field; accepted: no operations in place")
         if not isinstance(together, Tensor) or together.shape != x.shape[:1]:
             return  # as is said when it is used
         alone = torch.stack([energy(copied(field)).sum() for field in x.split(1)])
@@ -349,6 +365,5 @@ def generator_of(seed: int | torch.Generator | None) -> torch.Generator:
     """A generator on the CPU: of a seed; for None, of a seed drawn by torch's own generator."""
     if isinstance(seed, torch.Generator):
         return seed
-    if seed is None:
-        seed = int(torch.randint(2**62, ()))
+    seed = int(torch.randint(2**62, ())) if seed is None else seed
     return torch.Generator().manual_seed(check_integer("seed", seed, 0, LARGEST_SEED))

@@ -100,13 +100,8 @@ class PotentialFamily(ABC):
         ``options`` of :func:`~pyro_neuralrg.transforms.conditional_hierarchical_flow` take
         precedence.
         """
-        known = {
-            "boundary": self.boundary,
-            "spectrum": self.spectrum,
-            "spectrum_slopes": self.spectrum_slopes,
-            "odd": self.even,
-            "base": self.base,
-        }
+        known = {"boundary": self.boundary, "odd": self.even, "base": self.base}
+        known |= {"spectrum": self.spectrum, "spectrum_slopes": self.spectrum_slopes}
         return conditional_hierarchical_flow(self.shape, self.context_dim, **{**known, **options})
 
     def _check(self, x: Tensor, context: Tensor) -> None:
@@ -152,15 +147,10 @@ class IsingDualFamily(PotentialFamily):
         self._lowest = float(neighbours.min())
         self._excess = neighbours - self._lowest
         cold, hot = self._betas
-        super().__init__(
-            sides,
-            1,
-            boundary,
-            even=True,
-            spectrum=LOWEST_EIGENVALUE + self._excess * (cold + hot) / 2,
-            spectrum_slopes=(self._excess * (cold - hot) / 2).unsqueeze(0),
-            base=TWO_PHASES,
-        )
+        spectrum = LOWEST_EIGENVALUE + self._excess * (cold + hot) / 2
+        slopes = (self._excess * (cold - hot) / 2).unsqueeze(0)
+        gaussian: Any = {"spectrum": spectrum, "spectrum_slopes": slopes}
+        super().__init__(sides, 1, boundary, even=True, base=TWO_PHASES, **gaussian)
 
     @property
     def _betas(self) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_neuralrg.arguments import check_integer, check_number
 from pyro_neuralrg.lattice import check_boundary, check_shape
 from pyro_neuralrg.potentials.base import LatticePotential, generator_of
-from pyro_neuralrg.spectral import apply_spectrum
+from pyro_neuralrg.spectral import apply_spectrum, momenta, sum_over_axes
 
 
 class FreeField(LatticePotential):
@@ -109,18 +109,5 @@ def gaussian_fields(spectrum: Tensor, boundary: str, n: int, generator: torch.Ge
 
 
 def _laplacian(shape: tuple[int, ...], boundary: str) -> Tensor:
-    r"""Eigenvalues :math:`\sum_a 4\sin^2(k_a / 2)`: unlike 2 - 2 cos k without cancellation.
-
-    In the order of :mod:`pyro_neuralrg.spectral`: k = 2 pi m / n (periodic, a side of 1 has k = 0)
-    or k = pi m / (n + 1) with m = 1 .. n (open).
-    """
-    total = torch.zeros(shape, dtype=torch.float64)
-    for axis, side in enumerate(shape):
-        m = torch.arange(side, dtype=torch.float64)
-        if boundary == "periodic":
-            half = math.pi * torch.minimum(m, side - m) / side  # exactly even under k -> -k
-        else:
-            half = math.pi * (m + 1) / (2 * (side + 1))
-        along = [side if other == axis else 1 for other in range(len(shape))]
-        total = total + (4 * half.sin() ** 2).reshape(along)
-    return total
+    r"""Eigenvalues :math:`\sum_a 4\sin^2(k_a / 2)`: unlike 2 - 2 cos k without cancellation."""
+    return sum_over_axes(4 * (momenta(side, boundary) / 2).sin() ** 2 for side in shape)

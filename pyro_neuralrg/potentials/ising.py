@@ -139,8 +139,8 @@ class IsingDual(LatticePotential):
     def observables(self) -> dict[str, Observable]:
         """Observables of the spins as functions of the field, averaged over the spins given it.
 
-        Exactly (Rao-Blackwell): the same expectation as of sampled spins, less scatter. By the
-        names of :meth:`IsingModel.observables`, ``batch + shape -> batch``; they can be pickled.
+        Exactly (Rao-Blackwell): the same expectation as of sampled spins, less scatter; by the
+        names of :meth:`IsingModel.observables`.
 
         Example:
             >>> functions = IsingDual((4, 4)).observables()
@@ -154,10 +154,7 @@ class IsingDual(LatticePotential):
         return function(*self.spin_moments(x))
 
     def sample_spins(self, x: Tensor, seed: int | None = None) -> Tensor:
-        """Draw spins of +1 and -1 given fields, in the shape ``batch + shape`` and dtype of x.
-
-        Without a ``seed`` torch's own random numbers continue.
-        """
+        """Draw spins of +1 and -1 given fields, in the shape ``batch + shape`` and dtype of x."""
         probability = self.spin_probability(check_values("x", x, self.shape).detach().double())
         uniform = torch.rand(x.shape, generator=generator_of(seed), dtype=torch.float64)
         up = uniform.to(x.device) < probability

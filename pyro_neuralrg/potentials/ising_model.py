@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 import warnings
@@ -190,9 +191,9 @@ class IsingModel:
     def reference_structure_factor(self, n: int, seed: int | None = None) -> Estimate:
         """Uniform structure factor of ``n`` >= 2 configurations drawn as by :meth:`sample`.
 
-        Of any lattice. The standard error is that of the means of independent chains, at least 32
-        (``n`` if that is less). It knows nothing of what all chains miss alike: where clusters do
-        not help (frustrated or in opposing fields, cold) 100 sweeps may be too few.
+        The standard error is that of the means of independent chains, at least 32 (``n`` if less).
+        It knows nothing of what all chains miss alike: where clusters do not help (frustrated or in
+        opposing fields, cold) 100 sweeps may be too few.
         """
         chains = max(LEAST_CHAINS, cluster.SITES_AT_ONCE // math.prod(self.shape))
         chains = min(check_integer("n", n, 2), chains)
@@ -256,12 +257,9 @@ class IsingModel:
             return float(self._correlations().mean()) / self._num_sublattices
         self._require_transfer("the structure factor")
 
-        def of_field(extra: Tensor) -> Tensor:
-            return self._log_partition(self._beta, extra)
-
+        mean_at = _derivative(functools.partial(self._log_partition, self._beta))
         zero = torch.zeros((), dtype=torch.float64)
-        mean = _derivative(of_field)(zero)
-        variance = _derivative(_derivative(of_field))(zero)
+        mean, variance = mean_at(zero), _derivative(mean_at)(zero)
         return float(variance + mean**2) / math.prod(self.shape) ** 2
 
     @property

@@ -89,7 +89,9 @@ class Samples:
         """
         if isinstance(self.run, VectorizedMCMC):
             return self.run.summary()
-        raise NotImplementedError
+        draws = {name: as_chain(x) for name, x in self.observables.items()}
+        draws = {**self.get_samples(group_by_chain=True), **draws}
+        return summary_table(draws, weights=self.run.log_weights, groups=self.run.groups)
 
     def to_arviz(self, **options: Any) -> Any:
         """ArviZ's tree: of :func:`to_arviz`, or of :func:`weights_to_arviz` with weights.

@@ -2,14 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Means with errors: of series of draws ``(chains, draws)``, and of importance weights."""
 
-from __future__ import annotations
-
 from pyro_neuralrg.statistics.autocorrelation import (
     AutocorrelationTime,
     integrated_autocorrelation_time,
+    tau_int,
 )
 from pyro_neuralrg.statistics.draws import FloatArray, arviz_module, quiet
-from pyro_neuralrg.statistics.resampling import Estimate, jackknife
+from pyro_neuralrg.statistics.resampling import Estimate, jackknife, with_error
 from pyro_neuralrg.statistics.summary import (
     FieldSummary,
     Summary,
@@ -37,4 +36,6 @@ __all__ = [
     "summarise",
     "summarise_field",
     "summary_table",
+    "tau_int",
+    "with_error",
 ]

@@ -43,7 +43,7 @@ def integrated_autocorrelation_time(values: Any) -> AutocorrelationTime:
     disagree give a long time, and corrected for that mean's own variance. W is the first lag at
     which the neglected tail, about exp(-W / S tau), is smaller than the error of what is summed,
     with |rho| for Wolff's rho, as correlations may alternate in sign. The error is Bartlett's,
-    which is too small where the window is not short against the chains. O(n log n).
+    too small where the window is not short against the chains. Also ``tau_int``. O(n log n).
 
     Args:
         values: numpy array or torch tensor of shape ``(chains, draws)``, at least four draws.
@@ -80,6 +80,9 @@ def integrated_autocorrelation_time(values: Any) -> AutocorrelationTime:
             stacklevel=2,
         )
     return found
+
+
+tau_int = integrated_autocorrelation_time  # the name of lattice papers
 
 
 def windowed_time(series: FloatArray) -> tuple[AutocorrelationTime, bool]:

@@ -21,8 +21,8 @@ FEW_ROUNDINGS = 8
 """Numbers that differ by at most so many units in the last place of the largest are taken for equal
 but for rounding."""
 
-MORE_CHAINS_THAN_DRAWS = ("More chains", "Found chain dimension to be longer than draw dimension")
-"""Beginning of the complaint in ArviZ 0.x and in 1.x."""
+MORE_CHAINS_THAN_DRAWS = "More chains|Found chain dimension to be longer than draw dimension"
+"""Beginning of the complaint in ArviZ 0.x or in 1.x."""
 
 
 def as_array(values: Any) -> FloatArray:
@@ -96,6 +96,5 @@ def quiet() -> Iterator[None]:
     """Ignore NumPy's warnings of constant series and ArviZ's of more chains than draws."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        for text in MORE_CHAINS_THAN_DRAWS:
-            warnings.filterwarnings("ignore", text, UserWarning)
+        warnings.filterwarnings("ignore", MORE_CHAINS_THAN_DRAWS, UserWarning)
         yield

@@ -37,6 +37,24 @@ class Estimate(NamedTuple):
     value: float
     standard_error: float
 
+    def __str__(self) -> str:
+        return with_error(self.value, self.standard_error)
+
+
+def with_error(value: float, error: float) -> str:
+    """A value with two digits of its standard error in brackets, in units of its last digits.
+
+    Example:
+        >>> with_error(0.545123, 0.00161), with_error(622.267, 13.395), with_error(-1.22, 2.0)
+        ('0.5451(16)', '622(13)', '-1.2(2.0)')
+    """
+    if not (math.isfinite(value) and 0 < error < math.inf):
+        return f"{value:.6g}({error:.2g})"
+    rounded, exponent = float(f"{error:.1e}"), int(f"{error:.1e}".partition("e")[2])
+    digits = max(0, 1 - exponent)
+    shown = f"{rounded:.{digits}f}" if exponent >= 0 else f"{rounded * 10**digits:.0f}"
+    return f"{value:.{digits}f}({shown})"
+
 
 class WeightedGroups(NamedTuple):
     """Weighted samples in independent groups, in order: sums of their weights w, and of w v.
@@ -48,6 +66,10 @@ class WeightedGroups(NamedTuple):
 
     masses: Tensor
     sums: Tensor
+
+
+_Blocks = tuple[NDArray[np.int64], FloatArray, list[FloatArray]]
+"""Of each block, the number of samples, the sum of their weights w, and the sums of w v."""
 
 
 def sample_mean(values: Tensor) -> Estimate:
@@ -63,18 +85,16 @@ def jackknife(function: Callable[..., float], *series: Any, blocks: int | None =
     With :math:`\theta` of all n draws and :math:`\theta_{(j)}` of all but the :math:`n_j` of block
     j, :math:`h_j = n / n_j`, the pseudo-values are :math:`h_j \theta - (h_j - 1) \theta_{(j)}`;
     their mean weighted with :math:`n_j / n` is the estimate, free of the bias of order 1 / n, and
-    their scatter gives its error. Whole chains are the blocks if there are at least 32; else chains
-    are cut, but into no shorter blocks than ten integrated autocorrelation times of the slowest
-    series. Of weighted means the blocks are up to 1000 of equally many samples, and
-    :math:`\theta_{(j)}` is of what w v and w add up to without them.
+    their scatter gives its error.
 
     Args:
         function: of as many numbers as there are series; if it returns NaN, so does the jackknife.
         series: numpy arrays or torch tensors of one shape ``(chains, draws)``, measured on the same
             draws; or weighted means of numbers, all of the same samples, such as
             ``expectations(...).observables[name]`` and what ``reweight`` returns.
-        blocks: number of blocks that each chain, or all weighted samples, are cut into; None
-            chooses.
+        blocks: number that each chain, or all weighted samples, are cut into. None takes whole
+            chains if there are at least 32; else blocks of at least ten integrated autocorrelation
+            times of the slowest series; up to 1000 of weighted samples.
 
     Raises:
         TypeError, ValueError: if there is no series, shapes or weights differ, an entry is not
@@ -96,7 +116,12 @@ def jackknife(function: Callable[..., float], *series: Any, blocks: int | None =
         raise ValueError("series is empty; accepted: one series or more")
     weighted = [getattr(values, "groups", None) for values in series]
     if any(isinstance(groups, WeightedGroups) for groups in weighted):
-        return _jackknife_of_weights(function, weighted, blocks)
+        return _delete_one(function, *_blocks_of_weights(weighted, blocks))
+    return _delete_one(function, *_blocks_of_chains(series, blocks))
+
+
+def _blocks_of_chains(series: Sequence[Any], blocks: int | None) -> _Blocks:
+    """The sums over the blocks of each chain; each draw has a weight of one."""
     arrays = [as_finite_draws(values, f"series[{index}]") for index, values in enumerate(series)]
     for index, array in enumerate(arrays):
         if array.shape != arrays[0].shape:
@@ -116,13 +141,12 @@ def jackknife(function: Callable[..., float], *series: Any, blocks: int | None =
         )
     edges = np.linspace(0, draws, cuts + 1).astype(int)
     sums = [np.add.reduceat(array, edges[:-1], axis=1).reshape(-1) for array in arrays]
-    return _delete_one(function, sums, np.tile(np.diff(edges), chains))
+    sizes = np.tile(np.diff(edges), chains)
+    return sizes, sizes.astype(np.float64), sums
 
 
-def _jackknife_of_weights(
-    function: Callable[..., float], series: Sequence[Any], blocks: int | None
-) -> Estimate:
-    """See :func:`jackknife`; NaN as the error if all weight is in one block."""
+def _blocks_of_weights(series: Sequence[Any], blocks: int | None) -> _Blocks:
+    """The sums of w and w v over blocks of weighted samples."""
     for index, groups in enumerate(series):
         same = isinstance(groups, WeightedGroups) and isinstance(series[0], WeightedGroups)
         if not same or not torch.equal(groups.masses, series[0].masses):
@@ -142,24 +166,26 @@ def _jackknife_of_weights(
     cuts = min(number, MAX_BLOCKS) if blocks is None else check_integer("blocks", blocks, 2, number)
     edges = np.linspace(0, number, cuts + 1).astype(int)
     parts = [series[0].masses, *(groups.sums for groups in series)]
-
-    def of_sums(mass: float, *sums: float) -> float:
-        return function(*(total / mass for total in sums)) if mass > 0 else math.nan
-
-    sums = [np.add.reduceat(part.numpy(), edges[:-1]) for part in parts]
-    return _delete_one(of_sums, sums, np.diff(edges))
+    masses, *sums = (np.add.reduceat(part.numpy(), edges[:-1]) for part in parts)
+    return np.diff(edges), masses, sums
 
 
 def _delete_one(
-    function: Callable[..., float], sums: Sequence[FloatArray], sizes: NDArray[np.int64]
+    function: Callable[..., float],
+    sizes: NDArray[np.int64],
+    masses: FloatArray,
+    sums: Sequence[FloatArray],
 ) -> Estimate:
-    """Estimate from the sums of each block and their numbers of draws."""
-    n = sizes.sum()
-    whole = float(function(*(float(part.sum() / n) for part in sums)))
-    left_out = zip(*((part.sum() - part) / (n - sizes) for part in sums), strict=True)
-    parts = np.array([float(function(*map(float, means))) for means in left_out])
+    """Estimate from numbers of samples and sums of each block; NaN if one has all the weight."""
+
+    def of_means(mass: float, *totals: float) -> float:
+        return float(function(*(float(total / mass) for total in totals))) if mass > 0 else math.nan
+
+    n, parts = sizes.sum(), (masses, *sums)
+    whole = of_means(*(part.sum() for part in parts))
+    left_out = zip(*(part.sum() - part for part in parts), strict=True)
     ratio = n / sizes
-    pseudo = ratio * whole - (ratio - 1) * parts
+    pseudo = ratio * whole - (ratio - 1) * np.array([of_means(*totals) for totals in left_out])
     value = float((pseudo / ratio).sum())
     variance = float((np.square(pseudo - value) / (ratio - 1)).mean())
     return Estimate(value, math.sqrt(variance))

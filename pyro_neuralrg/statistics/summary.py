@@ -35,12 +35,9 @@ LARGEST_RHAT = 1.01
 TAIL_PROBABILITIES = (0.05, 0.95)
 """Quantiles whose effective sample size is reported (Vehtari et al.)."""
 
-MAX_EVALUATED = 2**22
-"""Numbers of one variable that are evaluated; ArviZ takes about 0.05 s for 64 chains x 1000 draws
-of one site, so a field of 16 x 16 would take 12 s."""
-
-MIN_SITES = 8
-"""Sites that are evaluated in any case."""
+MAX_EVALUATED, MIN_SITES = 2**22, 8
+"""Numbers of one variable that are evaluated, and sites in any case; ArviZ takes about 0.05 s for
+64 chains x 1000 draws of one site, so a field of 16 x 16 would take 12 s."""
 
 MAX_LINES = 12
 """A variable of more entries is shown in a table by its worst entry and the median."""
@@ -55,12 +52,14 @@ COLUMNS = {
 }
 """ArviZ's names of the figures, in its order."""
 
+DECIMALS, EXACT = {"ess_bulk": 0, "ess_tail": 0, "rhat": 4}, 300
+"""Digits after the point of figures in a table, and of what has no width."""
+
 
 class Summary(NamedTuple):
     """Figures of one series, or of the worst or median site of a field.
 
-    Of a series that is constant but for rounding sd and mcse are zero, R-hat and effective sample
-    sizes NaN; of one with numbers that are not finite all but mean and sd are.
+    Of a series that is constant but for rounding sd and mcse are zero. What is not known is NaN.
 
     Attributes:
         mean: over chains and draws.
@@ -83,8 +82,8 @@ class Summary(NamedTuple):
 def summarise(values: Any) -> Summary:
     """Mean, standard error, R-hat, effective sample sizes and standard deviation of one series.
 
-    Of a numpy array or torch tensor ``(chains, draws)``; of fewer than four draws all but mean and
-    sd are NaN.
+    Of an array or tensor ``(chains, draws)``; of fewer than four draws, or some that are not
+    finite, all but mean and sd are NaN.
 
     Example:
         >>> result = summarise(np.random.default_rng(0).normal(size=(4, 500)))
@@ -93,22 +92,21 @@ def summarise(values: Any) -> Summary:
     """
     series = as_draws(values)
     chains, draws = series.shape
-    finite = draws >= MIN_DRAWS and bool(np.isfinite(series).all())
-    if finite and is_constant(series):
-        middle = float(np.median(series))  # the mean would be rounded
-        return Summary(middle, 0.0, math.nan, math.nan, sd=0.0)
-    az = arviz_module()
-    mcse = rhat = ess_bulk = ess_tail = math.nan
     with quiet():
-        if finite:
-            # ArviZ 0.23 returns some of its figures as arrays of one number
-            mcse = np.asarray(az.mcse(series, method="mean")).item()
-            ess_bulk = np.asarray(az.ess(series, method="bulk")).item()
-            ess_tail = np.asarray(az.ess(series, method="tail", prob=TAIL_PROBABILITIES)).item()
-        if finite and chains > 1:
-            rhat = np.asarray(az.rhat(series)).item()
-        sd = float(series.std(ddof=1)) if series.size > 1 else math.nan
-        mean = float(series.mean())
+        mean, sd = float(series.mean()), float(series.std(ddof=1)) if series.size > 1 else math.nan
+        if draws < MIN_DRAWS or not np.isfinite(series).all():
+            return Summary(mean, math.nan, math.nan, math.nan, sd=sd)
+        if is_constant(series):  # its mean would be rounded
+            return Summary(float(np.median(series)), 0.0, math.nan, math.nan, sd=0.0)
+        az = arviz_module()
+        figures = (
+            az.mcse(series, method="mean"),
+            az.rhat(series) if chains > 1 else math.nan,
+            az.ess(series, method="bulk"),
+            az.ess(series, method="tail", prob=TAIL_PROBABILITIES),
+        )
+    # ArviZ 0.23 returns some of its figures as arrays of one number
+    mcse, rhat, ess_bulk, ess_tail = (np.asarray(figure).item() for figure in figures)
     return Summary(mean, mcse, rhat, ess_bulk, ess_tail, sd)
 
 
@@ -138,13 +136,6 @@ class FieldSummary:
         return self.figures["sd"] == 0
 
     @property
-    def note(self) -> str:
-        """What the figures do not tell, in words: the coverage, and how many sites are constant."""
-        constant = int(self.constant.sum())
-        words = "constant" if constant == len(self.sites) else f"{constant} constant"
-        return ", ".join(filter(None, [self.coverage, words if constant else ""]))
-
-    @property
     def relative_mcse(self) -> FloatArray:
         """Standard error of the mean in units of the standard deviation, of each site."""
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -152,17 +143,18 @@ class FieldSummary:
 
     def median(self) -> Summary:
         """The median over sites of each figure, NaNs left out."""
-        return Summary(**{name: _without_nan(np.median, v) for name, v in self.figures.items()})
+        with quiet():
+            return Summary(**{name: float(np.nanmedian(x)) for name, x in self.figures.items()})
 
     def worst(self) -> Summary:
         """The worst over sites of each figure by itself; NaN for mean and sd if they are many."""
-        found = {}
-        for name, values in self.figures.items():
-            if name in ("mean", "sd"):
-                found[name] = float(values[0]) if len(values) == 1 else math.nan
-            else:
-                found[name] = _without_nan(np.min if "ess" in name else np.max, values)
-        return Summary(**found)
+        with quiet():
+            found = {
+                name: float(np.nanmin(values) if "ess" in name else np.nanmax(values))
+                for name, values in self.figures.items()
+            }
+        neither = {} if len(self.sites) == 1 else {"mean": math.nan, "sd": math.nan}
+        return Summary(**found | neither)
 
     def where(self, values: FloatArray) -> tuple[int, ...]:
         """The site at which ``values``, of shape ``(evaluated,)``, are largest."""
@@ -171,14 +163,11 @@ class FieldSummary:
 
 
 def summarise_field(values: Any, max_sites: int | None = None) -> FieldSummary:
-    """Figures of :func:`summarise` for the sites of a field.
+    """Figures of :func:`summarise` for the sites of a field ``(chains, draws) + site shape``.
 
-    Of a field with many sites a random choice is evaluated, the same one each time.
-
-    Args:
-        values: numpy array or torch tensor of shape ``(chains, draws) + site shape``.
-        max_sites: sites to evaluate, at most; None takes as many as have four million numbers (65
-            for 64 chains of 1000 draws), at least eight.
+    Of a field with many sites a random choice is evaluated, the same one each time: at most
+    ``max_sites``, or as many as have four million numbers (65 for 64 chains of 1000 draws), at
+    least eight.
 
     Example:
         >>> field = np.random.default_rng(0).normal(size=(4, 500, 3, 3))
@@ -206,25 +195,14 @@ def _choose_sites(total: int, numbers: int, max_sites: int | None) -> NDArray[np
     return np.sort(chosen).astype(np.intp)
 
 
-def _without_nan(function: Any, values: FloatArray) -> float:
-    known = values[~np.isnan(values)]
-    return float(function(known)) if known.size else math.nan
-
-
 def summary_table(draws: Mapping[str, Any], max_sites: int | None = None) -> Any:
     """Mean, sd, standard error, effective sample sizes and R-hat of each variable.
 
-    Scalars have one line, variables of at most twelve entries one line per entry; a larger field
-    has two: ``x[worst]``, the worst over sites of each figure by itself, and ``x[median]``. If only
-    a choice of sites was evaluated, or some are constant, the column ``note`` says how many. Means
-    and widths have two digits of the standard error, effective sample sizes none after the point.
-
-    Args:
-        draws: by name, arrays or tensors of shape ``(chains, draws) + shape``.
-        max_sites: as for :func:`summarise_field`.
-
-    Returns:
-        A pandas DataFrame with ArviZ's column names.
+    A pandas DataFrame with ArviZ's column names, of arrays or tensors ``(chains, draws) + shape``
+    by name. Variables of at most twelve entries have one line per entry; a larger field has two:
+    ``x[worst]``, the worst over sites of each figure by itself, and ``x[median]``. If only a choice
+    of sites was evaluated (``max_sites`` as for :func:`summarise_field`), or some are constant, the
+    column ``note`` says how many. Means and widths have two digits of the standard error.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -234,47 +212,43 @@ def summary_table(draws: Mapping[str, Any], max_sites: int | None = None) -> Any
     """
     import pandas as pd  # type: ignore[import-untyped]  # a dependency of ArviZ, slow to import
 
-    lines: dict[str, dict[str, Any]] = {}
-    for name, values in draws.items():
-        found = summarise_field(values, max_sites)
-        for label, figures, note in _lines(name, found):
-            row = {title: getattr(_rounded(figures), key) for key, title in COLUMNS.items()}
-            lines[label] = {**row, "note": note}
+    lines = {
+        label: {**_rounded(figures), "note": note}
+        for name, values in draws.items()
+        for label, figures, note in _lines(name, summarise_field(values, max_sites))
+    }
     table = pd.DataFrame.from_dict(lines, orient="index")
     return table if any(table.get("note", [])) else table.drop(columns="note", errors="ignore")
 
 
-def _rounded(figures: Summary) -> Summary:
-    """The digits that mean something, so that a table fits on a screen; a constant has no ESS."""
-    if figures.sd == 0:
-        return Summary(figures.mean, 0.0, math.nan, math.nan, math.nan, 0.0)
+def _rounded(figures: Summary) -> dict[str, float]:
+    """The digits that mean something, by ArviZ's names, so that a table fits on a screen."""
     widths = [x for x in (figures.mcse, figures.sd) if 0 < x < math.inf]
-    digits = 1 - math.floor(math.log10(min(widths))) if widths else 4
-    return Summary(
-        mean=round(figures.mean, digits),
-        mcse=round(figures.mcse, digits),
-        rhat=round(figures.rhat, 4),
-        ess_bulk=float(np.round(figures.ess_bulk)),
-        ess_tail=float(np.round(figures.ess_tail)),
-        sd=round(figures.sd, digits),
-    )
+    digits = 1 - math.floor(math.log10(min(widths))) if widths else EXACT
+    return {
+        title: round(getattr(figures, key), DECIMALS.get(key, digits))
+        for key, title in COLUMNS.items()
+    }
 
 
 def _lines(name: str, found: FieldSummary) -> Iterator[tuple[str, Summary, str]]:
     """Label, figures and note of each line."""
+    still = int(found.constant.sum())
     if math.prod(found.shape) > MAX_LINES or found.coverage:
-        yield f"{name}[worst]", found.worst(), found.note
+        constant = "constant" if still == len(found.sites) else f"{still} constant"
+        note = ", ".join(filter(None, [found.coverage, constant if still else ""]))
+        yield f"{name}[worst]", found.worst(), note
         yield f"{name}[median]", found.median(), ""
         return
     for place, flat in enumerate(found.sites):
         words = map(str, np.unravel_index(flat, found.shape))
-        figures = Summary(**{key: float(found.figures[key][place]) for key in Summary._fields})
+        figures = Summary(**{key: float(values[place]) for key, values in found.figures.items()})
         note = "constant" if found.constant[place] else ""
         yield f"{name}[{', '.join(words)}]" if found.shape else name, figures, note
 
 
 def bfmi(energy: Any) -> FloatArray:
-    """Bayesian fraction of missing information of each chain (Betancourt 2016), by ArviZ.
+    """Bayesian fraction of missing information of each chain (Betancourt 2016).
 
     Mean squared change of the Hamiltonian ``(chains, draws)`` from draw to draw over its variance,
     shape ``(chains,)``: about 1 if fresh momenta take the chain anywhere in energy, small if they
@@ -286,9 +260,8 @@ def bfmi(energy: Any) -> FloatArray:
         True
     """
     array = as_draws(energy, "energy")
-    az = arviz_module()
     with quiet():
-        return np.atleast_1d(np.asarray(az.bfmi(array), dtype=np.float64))
+        return np.asarray(np.square(np.diff(array)).mean(1) / array.var(1, ddof=1))
 
 
 def rank_counts(values: Any, bins: int = 20) -> FloatArray:
@@ -296,18 +269,11 @@ def rank_counts(values: Any, bins: int = 20) -> FloatArray:
 
     Of values ``(chains, draws)``, in bins of equal width: shape ``(chains, bins)``. Chains of one
     distribution have about ``draws / bins`` in each; equal draws share their ranks in turn.
-
-    Example:
-        >>> rank_counts([[1.0, 2.0], [3.0, 4.0]], bins=2)
-        array([[2., 0.],
-               [0., 2.]])
     """
     array = as_draws(values)
     if not 1 <= bins <= array.size:
         raise ValueError(f"bins is {bins}; accepted: from 1 to the number of draws, {array.size}")
     # draw by draw, so that equal values of different chains take turns
-    order = np.argsort(array.T.reshape(-1), kind="stable")
-    ranks = np.empty(array.size, dtype=np.intp)
-    ranks[order] = np.arange(array.size)
-    bin_of = (ranks * bins // array.size).reshape(array.shape[1], array.shape[0]).T
-    return np.stack([np.bincount(row, minlength=bins) for row in bin_of]).astype(np.float64)
+    ranks = np.argsort(np.argsort(array.T, axis=None, kind="stable")).reshape(array.T.shape).T
+    rows = ranks * bins // array.size
+    return np.stack([np.bincount(row, minlength=bins) for row in rows]).astype(np.float64)

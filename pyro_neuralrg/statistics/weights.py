@@ -4,21 +4,19 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import warnings
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.statistics.draws import FloatArray, arviz_module, as_array, quiet
+from pyro_neuralrg.statistics.draws import as_array
 from pyro_neuralrg.statistics.resampling import Estimate, sample_mean
 
-MIN_TAIL_WEIGHTS = 30
-"""With fewer importance weights no tail is fitted."""
+MIN_TAIL_WEIGHTS, MIN_ABOVE = 30, 4
+"""With fewer weights no tail is fitted; with at most so many above the others it has no shape."""
 
 LOG_NEGLIGIBLE, MIN_LOG_RANGE = -700.0, 1e-6
 """Log-weights this far below the largest, or this much alike, differ by rounding only."""
@@ -47,8 +45,8 @@ class LogWeights:
     Of weights :math:`w = \pi(x) / q(x)`, x ~ q, the mean is Z.
 
     Args:
-        values: ``ln w``, numpy array or torch tensor of shape ``(num_samples,)``, kept as float64
-            on the CPU; minus infinity is a weight of zero.
+        values: ``ln w``, array or tensor ``(num_samples,)``, kept as float64 on the CPU; minus
+            infinity is a weight of zero.
         copies: samples may be copies of one another, as after resampling; their weights have no
             tail to be fitted.
 
@@ -61,10 +59,8 @@ class LogWeights:
 
     Example:
         >>> weights = LogWeights(torch.tensor([1.0, 2.0, 5.0]).log())
-        >>> weights
-        LogWeights(3 samples, 71.1 % effective)
-        >>> round(weights.log_mean.value, 4), round(math.log(8 / 3), 4)
-        (0.9808, 0.9808)
+        >>> weights, round(weights.log_mean.value, 4)  # ln(8 / 3)
+        (LogWeights(3 samples, 71.1 % effective), 0.9808)
     """
 
     def __init__(self, values: Any, *, copies: bool = False) -> None:
@@ -113,14 +109,14 @@ class LogWeights:
 
     @cached_property
     def pareto_k(self) -> float:
-        """Pareto k-hat: shape of a generalised Pareto tail fitted to the weights (ArviZ's PSIS).
+        """Pareto k-hat: shape of a generalised Pareto tail fitted to the weights (PSIS).
 
         The weights have finite moments up to order 1 / k: above 0.5 their variance is infinite,
         above 0.7 neither a mean of so many weights nor its error bar can be trusted. Infinity if a
         handful outweighs all others; NaN where there is no tail to fit: of fewer than 30 weights,
         of copies, of equal ones, and if all are zero.
         """
-        return math.nan if self.copies else _pareto_k(self.values.numpy())
+        return math.nan if self.copies else _pareto_k(self.values)
 
     @property
     def is_trustworthy(self) -> bool:
@@ -173,17 +169,49 @@ def tail_of_squares(residuals: Tensor) -> tuple[Tensor, Tensor]:
     Where k-hat is above a third, the largest squares are replaced by the mean squares of the
     generalised Pareto distribution fitted to them, if these are larger. NaN as k-hat of fewer than
     30 residuals, and of equal ones.
-
-    References:
-        Zhang, Stephens, Technometrics 51, 316 (2009), for the fit, with the prior of Vehtari et al.
     """
     number, sums = len(residuals), residuals.square().sum(0)
     if number < MIN_TAIL_WEIGHTS:
         return sums, torch.full_like(sums, math.nan)
-    size = min(number // 5, math.ceil(3 * math.sqrt(number)))
+    size = _tail_size(number)
     top = residuals.abs().topk(size + 1, 0).values
-    above = top[:-1] - top[-1]
-    grid = torch.arange(1, 31 + int(math.sqrt(size)), dtype=sums.dtype) - 0.5
+    k, scale = _pareto_tail(top[:-1] - top[-1])
+    upper = k + (1 + k) / math.sqrt(size)
+    part = torch.logspace(-math.log10(TAIL_BEYOND * size), 0, 1000, dtype=sums.dtype)
+    part = part.view(-1, *(1,) * sums.dim())
+    quantiles = top[-1] + scale * (part**-upper - 1) / upper
+    tail = size * torch.trapezoid(quantiles.square(), part, dim=0)
+    missing = (tail - top[:-1].square().sum(0)).clamp(min=0.0)
+    return torch.where(k > HEAVY_PARETO_K, sums + missing, sums), k
+
+
+def _pareto_k(log_weights: Tensor) -> float:
+    """See :attr:`LogWeights.pareto_k`; infinity if hardly a weight is above the others."""
+    number, largest = len(log_weights), log_weights.max()
+    if number < MIN_TAIL_WEIGHTS or not bool(largest.isfinite()):
+        return math.nan
+    relative = (log_weights - largest).clamp(min=LOG_NEGLIGIBLE)
+    if float(relative.min()) > -MIN_LOG_RANGE:
+        return math.nan
+    top = relative.topk(_tail_size(number) + 1).values
+    above = top[top > top[-1]].exp() - top[-1].exp()
+    k = float(_pareto_tail(above)[0]) if len(above) > MIN_ABOVE else math.inf
+    return math.inf if math.isnan(k) else k
+
+
+def _tail_size(number: int) -> int:
+    """Samples that count as the tail (Vehtari et al.)."""
+    return math.ceil(min(number / 5, 3 * math.sqrt(number)))
+
+
+def _pareto_tail(above: Tensor) -> tuple[Tensor, Tensor]:
+    """Shape k and scale of a generalised Pareto distribution of ``(n, ...)``, largest first.
+
+    References:
+        Zhang, Stephens, Technometrics 51, 316 (2009), with the prior of Vehtari et al.
+    """
+    size = len(above)
+    grid = torch.arange(1, 31 + int(math.sqrt(size)), dtype=above.dtype) - 0.5
     quarter = above[size - int(size / 4 + 0.5)]
     rates = [1 / above[0] + (1 - (len(grid) / one).sqrt()) / (3 * quarter) for one in grid]
     shapes = torch.stack([torch.log1p(-rate * above).mean(0) for rate in rates])
@@ -191,29 +219,4 @@ def tail_of_squares(residuals: Tensor) -> tuple[Tensor, Tensor]:
     likely = (size * ((-rate / shapes).log() - shapes - 1)).softmax(0)
     rate = (likely * rate).sum(0)
     fitted = torch.log1p(-rate * above).mean(0)
-    k = (size * fitted + 5) / (size + 10)
-    upper = k + (1 + k) / math.sqrt(size)
-    part = torch.logspace(-math.log10(TAIL_BEYOND * size), 0, 1000, dtype=sums.dtype)
-    part = part.view(-1, *(1,) * sums.dim())
-    quantiles = top[-1] - fitted / rate * (part**-upper - 1) / upper
-    tail = size * torch.trapezoid(quantiles.square(), part, dim=0)
-    missing = (tail - top[:-1].square().sum(0)).clamp(min=0.0)
-    return torch.where(k > HEAVY_PARETO_K, sums + missing, sums), k
-
-
-def _pareto_k(log_weights: FloatArray) -> float:
-    """See :attr:`LogWeights.pareto_k`."""
-    largest = log_weights.max()
-    if log_weights.size < MIN_TAIL_WEIGHTS or not np.isfinite(largest):
-        return math.nan
-    relative = np.maximum(log_weights - largest, LOG_NEGLIGIBLE)
-    if relative.min() > -MIN_LOG_RANGE:
-        return math.nan
-    az = arviz_module()
-    with quiet():
-        if hasattr(az, "psislw"):
-            fitted = az.psislw(relative)
-        else:  # ArviZ 1.x takes log-likelihoods, the other sign
-            fitted = importlib.import_module("arviz_stats.base").array_stats.psislw(-relative)
-    shape = float(np.asarray(fitted[1]).item())
-    return math.inf if math.isnan(shape) else shape  # ArviZ 1.x says NaN of too short a tail
+    return (size * fitted + 5) / (size + 10), -fitted / rate

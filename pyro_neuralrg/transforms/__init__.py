@@ -1,6 +1,10 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that is a Pyro TransformModule: the hierarchical flow and its parts."""
+"""Everything that is a Pyro TransformModule: the hierarchical flow and its parts.
+
+Wrong arguments raise a TypeError or a ValueError that names the argument, the value seen and what
+is accepted.
+"""
 
 from pyro_neuralrg.transforms.base import LatticeTransform
 from pyro_neuralrg.transforms.bijectors import (

@@ -169,29 +169,27 @@ class LatticeTransform(TransformModule):
         if known is not None:
             return known.x
         y, ladj = self.forward_and_ladj(x)
-        self._remember(x, y, ladj, out=y)
-        return y
+        return self._remember(x, y, ladj, out=y)
 
     def _inverse(self, y: Tensor) -> Tensor:
         known = self._recall("x", y)
         if known is not None:
             return known.z
         x, ladj = self.inverse_and_ladj(y)
-        self._remember(x, y, ladj, out=x)
-        return x
+        return self._remember(x, y, ladj, out=x)
 
-    def _remember(self, z: Tensor, x: Tensor, ladj: Tensor, out: Tensor) -> None:
+    def _remember(self, z: Tensor, x: Tensor, ladj: Tensor, out: Tensor) -> Tensor:
         state = state_of(self, z, x)
         self._pair = None if state is None else _Pair(z, x, ladj, out, state)
+        return out
 
     def _recall(self, place: str, value: Tensor) -> _Pair | None:
         """The last pair if this very tensor came out as its z or x, unchanged since, once."""
         known = self._pair
         if known is None or known.out is not value or known.came_back:
             return None
-        if getattr(known, place) is not value:  # the same direction once more
-            return None
-        if known.state != state_of(self, known.z, known.x):
+        once_more = getattr(known, place) is not value  # in the same direction
+        if once_more or known.state != state_of(self, known.z, known.x):
             return None
         self._pair = known._replace(came_back=True)
         return known

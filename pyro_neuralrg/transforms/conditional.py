@@ -149,9 +149,6 @@ def conditional_hierarchical_flow(
             callable ``size -> ConditionalTransformModule``, such as Pyro's
             ``conditional_affine_coupling`` with its ``context_dim`` set to the two numbers' sum.
 
-    Raises:
-        TypeError, ValueError: naming the argument, the value seen and what is accepted.
-
     Example:
         >>> flow = conditional_hierarchical_flow((8, 8), context_dim=2)
         >>> flow.condition(torch.zeros(2))(torch.randn(3, 8, 8)).shape
@@ -159,8 +156,7 @@ def conditional_hierarchical_flow(
     """
     context_dim = check_integer("context_dim", context_dim, 1)
     features = check_integer("features", features, 1)
-    flow = HierarchicalFlow.build(
-        shape, circuit, context_dim=context_dim + features, dtype=dtype, **options
-    )
+    options |= {"context_dim": context_dim + features, "dtype": dtype}
+    flow = HierarchicalFlow.build(shape, circuit, **options)
     conditional = ConditionalHierarchicalFlow(flow, context_dim, features)
     return conditional.to(dtype if dtype is not None else torch.get_default_dtype())

@@ -167,9 +167,6 @@ def realnvp_block(
         context_dim: features of a context that the networks take besides; 0 for none.
         count: of many blocks, the number along each axis; event shape ``(size, *count)``.
 
-    Raises:
-        TypeError, ValueError: naming the argument, the value seen and what is accepted.
-
     Example:
         >>> realnvp_block(4)(torch.zeros(7, 4)).shape
         torch.Size([7, 4])
@@ -217,9 +214,6 @@ def neighbour_coupling(
         context_dim: features of a context that the networks take besides; 0 for none.
         features: known of the blocks, shape ``(number, *count)``, which the networks also see.
 
-    Raises:
-        TypeError, ValueError: naming the argument, the value seen and what is accepted.
-
     Example:
         >>> neighbour_coupling((2, 2), (4, 4))(torch.zeros(7, 4, 4, 4)).shape
         torch.Size([7, 4, 4, 4])
@@ -262,7 +256,6 @@ def _in_turn(masks: Sequence[Sequence[bool]], layers: int) -> list[Half]:
     halves = []
     for layer in range(layers):
         mask = masks[(layer // 2) % len(masks)]
-        first = [site for site, held in enumerate(mask) if held]
-        second = [site for site, held in enumerate(mask) if not held]
-        halves.append((first, second) if layer % 2 == 0 else (second, first))
+        parts = [[site for site, held in enumerate(mask) if held == side] for side in (True, False)]
+        halves.append((parts[layer % 2], parts[1 - layer % 2]))
     return halves

@@ -59,8 +59,7 @@ class FourierLayer(_ModeScaling):
             shape``, or None.
 
     Raises:
-        TypeError, ValueError: naming the argument, the value seen and what is accepted; on use, if
-            there are slopes and no context.
+        ValueError: on use, if there are slopes and no context.
 
     Example:
         >>> layer = FourierLayer(torch.full((4, 4), 4.0))
@@ -74,8 +73,7 @@ class FourierLayer(_ModeScaling):
     def __init__(
         self, spectrum: Tensor, boundary: str = "periodic", slopes: Tensor | None = None
     ) -> None:
-        check_boundary(boundary)
-        _check_eigenvalues(spectrum, boundary)
+        _check_eigenvalues(spectrum, check_boundary(boundary))
         if slopes is not None:
             _check_slopes(slopes, spectrum, boundary)
         super().__init__(tuple(spectrum.shape))
@@ -118,8 +116,7 @@ class LearnedSpectrum(_ModeScaling):
         dtype, device: of the parameters; torch's defaults if None.
 
     Raises:
-        TypeError, ValueError: naming the argument, the value seen and what is accepted; on use, if
-            there is no context where one is needed.
+        ValueError: on use, if there is no context where one is needed.
 
     Example:
         >>> layer = LearnedSpectrum((4, 4))

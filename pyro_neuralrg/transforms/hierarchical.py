@@ -117,17 +117,12 @@ class HierarchicalFlow(LatticeTransform):
     def __repr__(self) -> str:
         circuit = self.circuit
         usual = make_circuit(circuit.name, self.shape, block=circuit.block)
-        options = {
-            "block": (circuit.block, 2),
-            "depth": (circuit.depth, usual.depth),
-            "boundary": (circuit.boundary, "periodic"),
-            "weights": (self.weights, "scale"),
-            "odd": (self.odd, False),
-            "base": (self.base, NORMAL),
-            "context_dim": (self.context_dim, 0),
-        }
+        defaults: dict[str, Any] = {"block": 2, "depth": usual.depth, "boundary": "periodic"}
+        defaults |= {"weights": "scale", "odd": False, "base": NORMAL, "context_dim": 0}
         given = [f"bijector={self.bijector!r}"]
-        given += [f"{name}={own!r}" for name, (own, default) in options.items() if own != default]
+        for name, default in defaults.items():
+            own = getattr(circuit if hasattr(circuit, name) else self, name)
+            given += [] if own == default else [f"{name}={own!r}"]
         given += [] if self.gaussian is None else ["spectrum=..."]
         return f"HierarchicalFlow({self.shape}, {circuit.name!r}, {', '.join(given)})"
 
@@ -242,10 +237,9 @@ class HierarchicalFlow(LatticeTransform):
         return sequence
 
     def compile(self, **options: Any) -> None:
-        """Run the couplings through ``torch.compile``, with its options, on accelerators.
+        """Run the couplings through ``torch.compile`` on accelerators; copies are not compiled.
 
-        On a CPU they are compiled anyway. Without a compiler all goes on as it is, with a warning.
-        Copies are not compiled.
+        On a CPU they are compiled anyway. Without a compiler all goes on, with a warning.
         """
         self._operations = compile_operations(**options)
 
@@ -335,12 +329,11 @@ class HierarchicalFlow(LatticeTransform):
 
         A ValueError for blocks from a user's own factory.
         """
+        circuit = self.circuit
         return {
             "shape": list(self.shape),
-            "circuit": self.circuit.name,
-            "block": self.circuit.block,
-            "depth": self.circuit.depth,
-            "boundary": self.circuit.boundary,
+            "circuit": circuit.name,
+            **{name: getattr(circuit, name) for name in ("block", "depth", "boundary")},
             "bijector": bijector_config(self.bijector),
             "weights": self.weights,
             "odd": self.odd,
@@ -441,23 +434,11 @@ def hierarchical_flow(
             more than one coarsest variable have normals.
         dtype: of the parameters; torch's default dtype if None.
 
-    Raises:
-        TypeError, ValueError: naming the argument, the value seen and what is accepted.
-
     Example:
         >>> flow = hierarchical_flow((8, 8), odd=True)
         >>> flow(torch.randn(3, 8, 8)).shape
         torch.Size([3, 8, 8])
     """
-    return HierarchicalFlow.build(
-        shape,
-        circuit,
-        bijector,
-        depth=depth,
-        boundary=boundary,
-        weights=weights,
-        odd=odd,
-        spectrum=spectrum,
-        base=base,
-        dtype=dtype,
-    )
+    arrangement: Any = {"circuit": circuit, "depth": depth, "boundary": boundary}
+    options: Any = {"weights": weights, "odd": odd, "spectrum": spectrum, "base": base}
+    return HierarchicalFlow.build(shape, bijector=bijector, dtype=dtype, **arrangement, **options)

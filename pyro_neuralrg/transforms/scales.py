@@ -100,24 +100,11 @@ def grow(flow: Any, spectrum: Tensor | None) -> Any:
             f"{'None, as the flow has no Gaussian layer' if gaussian is None else accepted}"
         )
     like = next(flow.parameters(), torch.empty(0))
-    grown = (
-        type(flow)
-        .build(
-            shape,
-            circuit.name,
-            flow.bijector,
-            block=circuit.block,
-            depth=_grown_depth(circuit),
-            boundary=circuit.boundary,
-            weights=flow.weights,
-            odd=flow.odd,
-            spectrum=spectrum,
-            base=flow.base,
-            context_dim=flow.context_dim,
-            dtype=like.dtype,
-        )
-        .to(like.device)
-    )
+    names = ("bijector", "weights", "odd", "base", "context_dim")
+    options = {name: getattr(flow, name) for name in names}
+    options |= {"block": circuit.block, "boundary": circuit.boundary, "spectrum": spectrum}
+    options |= {"depth": _grown_depth(circuit), "dtype": like.dtype}
+    grown = type(flow).build(shape, circuit.name, **options).to(like.device)
     copy_scales(grown, flow)
     return grown
 

@@ -66,8 +66,6 @@ def test_resampling_fixes_one_half_and_redraws_the_other(scale: int) -> None:
             for generator in (torch.Generator(), torch.Generator())
         )
         assert torch.equal(new, again)
-        assert new.shape == (500, 2, 4, 4)
-        assert not new.requires_grad
         z = flow.inverse_and_ladj(new)[0].flatten(2)
         torch.testing.assert_close(z[..., kept], old[:, kept].expand(500, 2, -1))
         normals, _ = flow.base.to_normal(z.detach().reshape(500, 2, 4, 4), 2)
@@ -109,17 +107,16 @@ def test_effective_energy_up_to_a_scale_is_that_of_the_block_variables() -> None
     torch.testing.assert_close(effective_energy(energy, flow, z, scale=1), expected)
 
 
-def test_effective_energies_of_the_ends() -> None:
+@pytest.mark.parametrize("scale", [None, 0, 2])
+def test_effective_energies_of_the_ends(scale: int | None) -> None:
     target = IsingDual((4, 4))
     flow = bent(target.flow())
     z = torch.randn(5, 4, 4)
     x, ladj = flow.forward_and_ladj(z)
-    torch.testing.assert_close(effective_energy(target, flow, z), target.energy(x) - ladj)
-    assert flow.gaussian is not None
-    white = target.energy(x) - flow.gaussian.inverse_and_ladj(x)[1]
-    torch.testing.assert_close(effective_energy(target, flow, z, scale=0), white)
-    local = target.energy(x) - flow.inverse_and_ladj(x)[1]
-    torch.testing.assert_close(effective_energy(target, flow, z, scale=2), local)
+    if scale is not None:
+        part = flow.gaussian if scale == 0 else flow
+        ladj = part.inverse_and_ladj(x)[1]
+    torch.testing.assert_close(effective_energy(target, flow, z, scale), target.energy(x) - ladj)
 
 
 def test_energy_of_the_top_of_a_gaussian_is_that_of_its_marginal() -> None:

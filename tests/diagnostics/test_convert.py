@@ -56,16 +56,15 @@ def test_dimensions(shape: tuple[int, ...], dims: tuple[str, ...], latent: bool)
     flow = ToyFlow(shape) if latent else None
     mcmc = run(HMC(FreeField(shape, 0.8), flow=flow))
     idata = to_arviz(mcmc)
-    assert idata.posterior["x"].dims == ("chain", "draw", *dims)
-    assert idata.posterior["x"].shape == (3, 6, *shape)
     samples = mcmc.get_samples(group_by_chain=True)
-    np.testing.assert_array_equal(idata.posterior["x"], samples["x"])
     assert hasattr(idata, "unconstrained_posterior") == latent
     assert not hasattr(idata, "observed_data")
+    found = {"x": idata.posterior["x"]}
     if latent:
-        z = idata.unconstrained_posterior["x_latent"]
-        assert z.dims == ("chain", "draw", *dims)
-        np.testing.assert_array_equal(z, samples["x_latent"])
+        found["x_latent"] = idata.unconstrained_posterior["x_latent"]
+    for name, values in found.items():
+        assert values.dims == ("chain", "draw", *dims)
+        np.testing.assert_array_equal(values, samples[name])
 
 
 def test_sample_stats_of_a_cycle() -> None:
@@ -81,32 +80,13 @@ def test_sample_stats_of_a_cycle() -> None:
     assert stats.attrs["seed"] == 0
 
 
-def test_default_observables_of_the_ising_dual() -> None:
-    """Those of the spins averaged given the field, with the external field in them."""
+def test_default_observables_are_those_of_the_target() -> None:
+    """With its temperature, couplings, field and boundary in them."""
     target = IsingDual((2, 3), 2.0, (1.0, 0.5), field=0.7, boundary="open")
     posterior = to_arviz(run(HMC(target))).posterior
     x = torch.from_numpy(np.asarray(posterior["x"]))
-    spins = (x + 0.35).tanh()
-    square = spins.sum((-1, -2)).square() + 6 - spins.square().sum((-1, -2))
-    bonds = (spins[..., 1:, :] * spins[..., :-1, :]).sum((-1, -2))
-    bonds = bonds + 0.5 * (spins[..., 1:] * spins[..., :-1]).sum((-1, -2))
-    np.testing.assert_allclose(posterior["energy"], target.energy(x))
-    np.testing.assert_allclose(posterior["magnetisation"], spins.mean((-1, -2)))
-    np.testing.assert_allclose(posterior["structure_factor"], square / 36)
-    expected = -(bonds + 0.7 * spins.sum((-1, -2))) / 6
-    np.testing.assert_allclose(posterior["internal_energy"], expected)
-
-
-def test_own_observables() -> None:
-    mcmc = run(HMC(FreeField((2, 2), 0.8)))
-    posterior = to_arviz(mcmc, {"corner": lambda x: x[..., 0, 0]}).posterior
-    assert set(posterior.data_vars) == {"x", "corner"}
-    np.testing.assert_array_equal(posterior["corner"], posterior["x"][..., 0, 0])
-    assert set(to_arviz(mcmc, {}).posterior.data_vars) == {"x"}
-    with pytest.raises(ValueError, match=r"observables has \['x'\]"):
-        to_arviz(mcmc, {"x": lambda x: x[..., 0, 0]})
-    with pytest.raises(ValueError, match=r"observables\['site'\] returned \(18, 2, 2\)"):
-        to_arviz(mcmc, {"site": lambda x: x})
+    for name, function in {"energy": target.energy, **target.observables()}.items():
+        np.testing.assert_allclose(posterior[name], function(x))
 
 
 def test_pyros_run_in_the_latent_space() -> None:
@@ -154,10 +134,10 @@ def test_of_a_bare_potential_of_pyros_only_draws_and_divergences_are_known() -> 
     idata = to_arviz(mcmc)
     np.testing.assert_array_equal(idata.posterior["y"], mcmc.get_samples(group_by_chain=True)["y"])
     assert list(idata.sample_stats.data_vars) == ["diverging"]
-    assert not np.asarray(idata.sample_stats["diverging"]).any()
+    assert not idata.sample_stats["diverging"].any()
     kernel = PyroHMC(potential_fn=energy, step_size=1e4, num_steps=1, adapt_step_size=False)
     idata = to_arviz(run_pyro(kernel, initial_params={"y": torch.ones(2)}))
-    assert np.asarray(idata.sample_stats["diverging"]).all()
+    assert idata.sample_stats["diverging"].all()
 
 
 def test_a_model_with_a_constrained_site_beside_the_field() -> None:
@@ -215,14 +195,6 @@ def test_sites_and_plates_called_like_dimensions(tmp_path: Path) -> None:
     save_tree(idata, tmp_path / "run.nc")
 
 
-def test_bad_runs() -> None:
-    with pytest.raises(TypeError, match=r"accepted: a VectorizedMCMC or pyro\.infer\.MCMC"):
-        to_arviz({"x": 1})
-    for mcmc in (MCMC(NUTS(FreeField((2, 2), 0.8).model), 3), VectorizedMCMC(HMC(lambda: None), 3)):
-        with pytest.raises(RuntimeError, match=r"there are no draws; call run\(\) first"):
-            to_arviz(mcmc)
-
-
 def test_observables_that_were_streamed_are_not_computed_again() -> None:
     target, functions = FreeField((2, 2), 0.8), {"magnetisation": lambda x: 1 + 0 * x[..., 0, 0]}
     options: dict[str, Any] = {"observables": functions, "num_chains": 3, "progress": False}
@@ -248,33 +220,41 @@ def test_warmup_on_request() -> None:
     warmup = to_arviz(mcmc, include_warmup=True).warmup_sample_stats
     assert warmup["diverging"].dims == ("chain", "draw")
     np.testing.assert_array_equal(warmup["lp"], mcmc.warmup_stats["lp"])
-    with pytest.raises(ValueError, match="include_warmup is True for a run of which no warm-up"):
-        to_arviz(run_pyro(NUTS(FreeField((2, 2), 0.8).model)), include_warmup=True)
 
 
 def test_coordinates_and_own_dimensions() -> None:
     mcmc = run(HMC(FreeField((2, 3), 0.8)))
-    idata = to_arviz(mcmc, coords={"row": ["top", "bottom"], "col": [0.0, 0.5, 1.0]})
-    np.testing.assert_array_equal(
-        idata.posterior["x"].sel(row="bottom", col=0.5), idata.posterior["x"][:, :, 1, 1]
-    )
-    named = to_arviz(mcmc, {}, dims={"x": ["depth", "time"]}, coords={"depth": ["a", "b"]})
-    assert named.posterior["x"].dims == ("chain", "draw", "depth", "time")
-    assert list(named.posterior["depth"].values) == ["a", "b"]
+    options = {"dims": {"x": ["depth", "col"]}, "coords": {"depth": ["a", "b"], "col": [0, 0.5, 1]}}
+    x = to_arviz(mcmc, {}, **options).posterior["x"]
+    assert x.dims == ("chain", "draw", "depth", "col")
+    np.testing.assert_array_equal(x.sel(depth="b", col=0.5), x[:, :, 1, 1])
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"coords": {"rows": ["a", "b"]}}, r"coords has \['rows'\]"),
+        ({"coords": {"row": [1, "a"]}}, r"coords\['row'\] is \[1, 'a'\]; accepted: 2 numbers, 2 "),
         ({"dims": {"y": ["row"]}}, r"dims has \['y'\]"),
         ({"dims": {"x": ["row"]}}, r"dims\['x'\] is \['row'\]; accepted: 2 names"),
         ({"log_likelihood": True}, r"log_likelihood is True .* sites \[\]"),
+        ({"observables": {"x": lambda x: x[..., 0, 0]}}, r"observables has \['x'\]"),
+        ({"observables": {"s": lambda x: x}}, r"observables\['s'\] returned \(18, 2, 2\)"),
     ],
 )
 def test_bad_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        to_arviz(run(HMC(FreeField((2, 2), 0.8))), {}, **options)
+        to_arviz(run(HMC(FreeField((2, 2), 0.8))), **{"observables": {}, **options})
+
+
+def test_no_warmup_of_pyros_run_and_no_runs() -> None:
+    with pytest.raises(ValueError, match="include_warmup is True for a run of which no warm-up"):
+        to_arviz(run_pyro(NUTS(FreeField((2, 2), 0.8).model)), include_warmup=True)
+    with pytest.raises(TypeError, match=r"accepted: a VectorizedMCMC or pyro\.infer\.MCMC"):
+        to_arviz({"x": 1})
+    for mcmc in (MCMC(NUTS(FreeField((2, 2), 0.8).model), 3), VectorizedMCMC(HMC(lambda: None), 3)):
+        with pytest.raises(RuntimeError, match=r"there are no draws; call run\(\) first"):
+            to_arviz(mcmc)
 
 
 def test_importance_weights_beside_a_run() -> None:
@@ -285,12 +265,12 @@ def test_importance_weights_beside_a_run() -> None:
     assert "pareto_k" not in idata.posterior.attrs
 
 
-def test_observables_may_work_in_place() -> None:
+def test_own_observables_which_may_work_in_place() -> None:
     mcmc = run(HMC(FreeField((2, 2), 1.0)), draws=20)
-    below = mcmc.get_samples()["x"] < 0
-    tree = to_arviz(mcmc, {"a": lambda x: x.abs_().mean((-1, -2)), "b": lambda x: x.mean((-1, -2))})
+    own = {"a": lambda x: x.abs_().mean((-1, -2)), "b": lambda x: x.mean((-1, -2))}
+    posterior = to_arviz(mcmc, own).posterior
     x = mcmc.get_samples(group_by_chain=True)["x"]
-    assert torch.equal(mcmc.get_samples()["x"] < 0, below)
-    assert bool(below.any())
-    np.testing.assert_array_equal(tree.posterior["a"].values, x.abs().mean((-1, -2)))
-    np.testing.assert_array_equal(tree.posterior["b"].values, x.mean((-1, -2)))
+    assert bool((x < 0).any())
+    assert set(posterior.data_vars) == {"x", "a", "b"}
+    np.testing.assert_array_equal(posterior["a"].values, x.abs().mean((-1, -2)))
+    np.testing.assert_array_equal(posterior["b"].values, x.mean((-1, -2)))

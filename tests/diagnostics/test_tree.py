@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 from pathlib import Path
+from typing import Any
 
 import arviz
 import numpy as np
@@ -52,6 +54,28 @@ def test_bad_shapes() -> None:
         make_tree({"posterior": {"x": np.zeros(3)}})
     with pytest.raises(ValueError, match=r"dims\['x'\] is \['row'\]; accepted: 2 names"):
         make_tree({"posterior": {"x": np.zeros((2, 5, 3, 3))}}, dims={"x": ["row"]})
+
+
+DATES = [datetime.datetime(2026, 1, 1), datetime.datetime(2026, 1, 2)]
+MIXED = [[1, "a"], ["a", math.nan], [None, 1], [1, DATES[0]], [b"a", "b"], [2**70, 1]]
+NO_ROW = [[1], [1, 2, 3], [(1, 2), (3, 4)], [[1, 2], [3]], 5]
+
+
+@pytest.mark.parametrize("values", [*MIXED, *NO_ROW], ids=repr)
+def test_coordinates_that_no_file_takes(values: Any) -> None:
+    with pytest.raises(ValueError, match=r"coords\['site'\] is .*; accepted: 2 numbers, 2 strings"):
+        make_tree({"posterior": {"x": np.zeros((2, 5, 2))}}, {"x": ["site"]}, {"site": values})
+
+
+@pytest.mark.parametrize(
+    "values", [[1, 2.5], [True, False], ["a", "b"], "ab", DATES, np.arange(2)], ids=repr
+)
+def test_coordinates_are_in_the_file(values: Any, tmp_path: Path) -> None:
+    groups, dims = {"posterior": {"x": np.zeros((2, 5, 2))}}, {"x": ["site"]}
+    tree = make_tree(groups, dims, {"site": values})
+    save_tree(tree, tmp_path / "run.nc")
+    with xarray.open_datatree(tmp_path / "run.nc", engine="h5netcdf") as read:
+        np.testing.assert_array_equal(read.posterior["site"], tree.posterior["site"])
 
 
 @pytest.mark.parametrize(
@@ -107,18 +131,14 @@ def test_weights_agree_with_the_estimate_of_the_free_energy() -> None:
     np.testing.assert_allclose(normalised, torch.softmax(weights, 0))
 
 
-def test_weights_of_zero() -> None:
-    group = weights_to_arviz([0.0, -math.inf, 0.0]).importance
+def test_weights_of_zero_observables_and_coordinates() -> None:
+    values = {"m": torch.arange(3.0), "x": torch.arange(6.0).reshape(3, 2)}
+    options = {"dims": {"x": ["row"]}, "coords": {"row": ["top", "bottom"]}}
+    group = weights_to_arviz([0.0, -math.inf, 0.0], values, **options).importance
     np.testing.assert_allclose(np.exp(group["log_weight_normalised"]), [0.5, 0.0, 0.5])
     assert group.attrs["ess"] == pytest.approx(2.0)
-
-
-def test_observables_and_coordinates_of_weights() -> None:
-    values = {"m": torch.arange(4.0), "x": torch.arange(8.0).reshape(4, 2)}
-    coords = {"row": ["top", "bottom"]}
-    group = weights_to_arviz(torch.zeros(4), values, dims={"x": ["row"]}, coords=coords).importance
     assert group["x"].dims == ("sample", "row")
-    np.testing.assert_array_equal(group["x"].sel(row="bottom"), [1.0, 3.0, 5.0, 7.0])
+    np.testing.assert_array_equal(group["x"].sel(row="bottom"), [1.0, 3.0, 5.0])
     np.testing.assert_array_equal(group["m"], values["m"])
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_neuralrg import FreeField
 from pyro_neuralrg.free_energy import bounds, expectations, reweight
-from pyro_neuralrg.statistics import LogWeights
+from pyro_neuralrg.statistics import LogWeights, with_error
 from tests.free_energy.gaussian import EXACT as EXACT_FREE_ENERGY
 from tests.free_energy.gaussian import SITES, check_coverage, proposal
 
@@ -244,9 +244,11 @@ def test_results_print_in_one_line() -> None:
     torch.manual_seed(0)
     found = expectations(target, target.flow(), {"square": lambda x: x.square().mean((-1, -2))})
     value = found.observables["square"]
-    assert repr(value).startswith(f"Reweighted({float(value.estimate):.5g} +- ")
+    error = float(value.standard_error)
+    assert repr(value).startswith(f"Reweighted({with_error(float(value.estimate), error)}, ")
     energy = found.free_energy
-    assert repr(energy).startswith(f"FreeEnergyEstimate(-ln Z = {energy.importance:.4f} +- ")
+    importance = with_error(energy.importance, energy.importance_se)
+    assert repr(energy).startswith(f"FreeEnergyEstimate(-ln Z = {importance}, at most ")
     limits = bounds(target, target.flow(), num_samples=100)
-    assert f"<= -ln Z <= {limits.upper:.4f}" in repr(limits)
+    assert repr(limits).endswith(f"<= -ln Z <= {with_error(limits.upper, limits.upper_se)})")
     assert all(len(repr(one)) < 120 for one in (value, energy, limits))

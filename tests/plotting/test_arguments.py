@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -59,49 +58,35 @@ def test_what_cannot_be_drawn_or_drawn_on_is_named(name: str) -> None:
 
 
 NAN = np.full((4, 2, 2), np.nan)
-REFUSED: dict[str, Callable[[], Any]] = {
-    r"count is 0": lambda: plotting.plot_pyramid([np.ones((2, 4))], count=0),
-    r"draws has shape \(2,\)": lambda: plotting.plot_ranks([0.5, 0.6], label="m"),
-    r"draws has shape \(2, 0\)": lambda: plotting.plot_trace(np.empty((2, 0)), label="m"),
-    r"draws\['a'\] has shape \(2,\)": lambda: plotting.plot_structure_factor({"a": [0.5, 0.6]}),
-    r"exact is nan": lambda: plotting.plot_free_energy([2.0, 1.0], exact=math.nan),
-    r"fields\['a'\] has shape \(2, 4\)": lambda: plotting.plot_configurations(
-        {"a": np.zeros((2, 4))}, count=3
-    ),
-    r"fields\['a'\] .* not finite": lambda: plotting.plot_configurations({"a": NAN}),
-    r"fields has shapes .* not finite": lambda: plotting.plot_pyramid([NAN]),
-    r"fields has shapes \[\(0, 4\)\]": lambda: plotting.plot_pyramid([np.ones((0, 4))]),
-    r"fields has shapes \[\(2, 4\), \(2,\)\]": lambda: plotting.plot_pyramid(
-        [np.ones((2, 4)), np.ones(2)]
-    ),
-    r"x, values and standard_error have shapes": lambda: plotting.plot_estimates(
-        {"a": plotting.Series([1, 2], [1.0], [0.1])}
-    ),
-    r"found\['a'\] has no distances": lambda: plotting.plot_information_by_distance(
-        {"a": analysis.GroupedInformation(*torch.ones(3, 1))}
-    ),
-    r"found has shape \(1,\)": lambda: plotting.plot_information_by_scale(
-        analysis.GroupedInformation(*torch.ones(3, 1))
-    ),
-    r"computed\['a'\] is a list": lambda: plotting.plot_effective_energy(
-        {"a": [0.0, 1.0]}, computed={"a": [1.0]}
-    ),
-    r"computed has \['b'\]": lambda: plotting.plot_effective_energy(
-        {"a": [0.0, 1.0]}, computed={"b": plotting.Series([1], [2.0], [0.1])}
-    ),
-    r"loss has shape \(1, 1\)": lambda: plotting.plot_free_energy([[1.0]]),
-    r"standard_error has shape \(1,\)": lambda: plotting.plot_free_energy(
-        [2.0, 1.0], standard_error=[0.1]
-    ),
-    r"values has an entry that is empty": lambda: plotting.plot_top_variable({"a": []}),
-    r"values has .* not finite": lambda: plotting.plot_top_variable({"a": [math.nan]}),
-    r"warmup has 3 chains": lambda: plotting.plot_trace(
-        np.ones((2, 5)), label="m", warmup=np.zeros((3, 3))
-    ),
-}
+ONE = analysis.GroupedInformation(*torch.ones(3, 1))
+SHORT, CURVE = plotting.Series([1, 2], [1.0], [0.1]), plotting.Series([1], [2.0], [0.1])
+PAIR = {"a": [0.0, 1.0]}
+REFUSED: list[tuple[str, Any, dict[str, Any], str]] = [
+    ("configurations", {"a": np.zeros((2, 4))}, {"count": 3}, r"fields\['a'\] has shape \(2, 4\)"),
+    ("configurations", {"a": NAN}, {}, r"fields\['a'\] .* not finite"),
+    ("effective_energy", PAIR, {"computed": {"a": [1.0]}}, r"computed\['a'\] is a list"),
+    ("effective_energy", PAIR, {"computed": {"b": CURVE}}, r"computed has \['b'\]"),
+    ("estimates", {"a": SHORT}, {}, "x, values and standard_error have shapes"),
+    ("free_energy", [2.0, 1.0], {"exact": math.nan}, "exact is nan"),
+    ("free_energy", [2.0, 1.0], {"standard_error": [0.1]}, r"standard_error has shape \(1,\)"),
+    ("free_energy", [[1.0]], {}, r"loss has shape \(1, 1\)"),
+    ("information_by_distance", {"a": ONE}, {}, r"found\['a'\] has no distances"),
+    ("information_by_scale", ONE, {}, r"found has shape \(1,\)"),
+    ("pyramid", [NAN], {}, "fields has shapes .* not finite"),
+    ("pyramid", [np.ones((0, 4))], {}, r"fields has shapes \[\(0, 4\)\]"),
+    ("pyramid", [np.ones((2, 4)), np.ones(2)], {}, r"fields has shapes \[\(2, 4\), \(2,\)\]"),
+    ("pyramid", [np.ones((2, 4))], {"count": 0}, "count is 0"),
+    ("ranks", [0.5, 0.6], {}, r"draws has shape \(2,\)"),
+    ("structure_factor", {"a": [0.5, 0.6]}, {}, r"draws\['a'\] has shape \(2,\)"),
+    ("top_variable", {"a": []}, {}, "values has an entry that is empty"),
+    ("top_variable", {"a": [math.nan]}, {}, "values has .* not finite"),
+    ("trace", np.empty((2, 0)), {}, r"draws has shape \(2, 0\)"),
+    ("trace", np.ones((2, 5)), {"warmup": np.zeros((3, 3))}, "warmup has 3 chains"),
+]
 
 
-@pytest.mark.parametrize("message", REFUSED)
-def test_bad_numbers_are_refused(message: str) -> None:
+@pytest.mark.parametrize(("name", "given", "options", "message"), REFUSED)
+def test_bad_numbers_are_refused(name: str, given: Any, options: Any, message: str) -> None:
+    name = f"plot_{name}"
     with pytest.raises((TypeError, ValueError), match=f"^{message}.*accepted: "):
-        REFUSED[message]()
+        getattr(plotting, name)(given, **NEEDED.get(name, {}), **options)

@@ -35,7 +35,7 @@ def test_responses_are_pictures_of_the_means(shape: tuple[int, ...]) -> None:
         low, high = ax.images[0].get_clim()
         assert low == -high
         assert "error <=" in ax.get_xlabel()
-    assert panels[0].get_title() == "latent 1"
+    assert panels[0].get_title() == "latent 1" + "\nslice [:, :, 1]" * (len(shape) == 3)
     assert panels[0].get_ylabel() == "scale 0"
     bars = [ax for ax in figure.axes if ax.get_ylabel() == learned.RESPONSE]
     assert len(bars) == len(found)

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import io
 import itertools
@@ -183,11 +182,7 @@ def test_pictures_have_commands_that_are_accepted() -> None:
 
 def test_the_energy_of_the_picture_is_that_of_a_probability() -> None:
     """-ln p of the coarsest variable: p is one in total, with the free energy taken off."""
-    spec = importlib.util.spec_from_file_location("make_pictures", PICTURES / "make.py")
-    assert spec is not None
-    assert spec.loader is not None
-    make = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(make)
+    make = load("make", PICTURES)
     target = IsingDual((2, 2), temperature=4.0)
     energy = make.energy_of_the_top(target, target.flow(), np.linspace(-8.0, 8.0, 1000))
     p = np.nan_to_num(np.exp(-np.asarray(energy.values)))  # none where no sample is

@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -15,7 +17,7 @@ from pyro.infer import MCMC, NUTS
 from torch import Tensor
 
 from pyro_neuralrg.free_energy import estimate
-from pyro_neuralrg.mcmc import HMC
+from pyro_neuralrg.mcmc import HMC, ChEESHMC
 from pyro_neuralrg.potentials import FreeField, LatticePotential
 from pyro_neuralrg.train import fit
 from pyro_neuralrg.transforms import hierarchical_flow
@@ -23,6 +25,18 @@ from pyro_neuralrg.transforms import hierarchical_flow
 
 def gaussian(x: Tensor) -> Tensor:
     return x.square().sum((-1, -2)) / 2
+
+
+class Own(LatticePotential):
+    """A user's class with an energy that is given."""
+
+    def __init__(self, fn: Callable[[Tensor], Tensor], **options: Any) -> None:
+        super().__init__((3, 4), **options)
+        self.fn = fn
+
+    def energy(self, x: Tensor) -> Tensor:
+        self.check_field(x)
+        return self.fn(x)
 
 
 def test_energy_may_be_infinite_and_its_trial_leaves_the_random_numbers_alone() -> None:
@@ -35,37 +49,14 @@ def test_energy_may_be_infinite_and_its_trial_leaves_the_random_numbers_alone() 
 
 
 def test_a_subclass_needs_one_method() -> None:
-    class Gaussian(LatticePotential):
-        def energy(self, x: Tensor) -> Tensor:
-            self.check_field(x)
-            return gaussian(x)
-
-    potential = Gaussian((3, 4), even=True)
+    potential = Own(gaussian, even=True)
     assert float(potential.energy(torch.ones(3, 4))) == 6
     assert float(potential.heated(2.0).energy(torch.ones(3, 4))) == 3
     free = FreeField((4, 4), 0.7)
     torch.testing.assert_close(free.heated(2.0).spectrum, 2 * free.spectrum)
     assert potential.flow().odd
-    with pytest.raises(NotImplementedError, match=r"for Gaussian\(\(3, 4\), boundary="):
+    with pytest.raises(NotImplementedError, match=r"for Own\(\(3, 4\), boundary="):
         potential.log_partition()
-
-
-def test_constants_follow_the_field_s_precision() -> None:
-    class Weighted(LatticePotential):
-        def __init__(self) -> None:
-            super().__init__((3,))
-            self._register("weight", torch.tensor([1.0, 2.0, 3.0]) / 3)
-
-        def energy(self, x: Tensor) -> Tensor:
-            self.check_field(x)
-            return (x.square() * self._constant("weight", x)).sum(-1)
-
-    potential = Weighted()
-    for dtype in (torch.float64, torch.float32, torch.bfloat16):
-        assert potential._constant("weight", torch.zeros(3, dtype=dtype)).dtype == dtype
-    moved = potential.to("meta")
-    assert moved._constant("weight", torch.zeros(3)).device.type == "meta"
-    assert potential.device.type == "cpu"
 
 
 def test_a_new_energy_is_not_given_an_inherited_gradient() -> None:
@@ -103,13 +94,8 @@ def test_pyro_samples_it(how: str) -> None:
 @pytest.mark.parametrize("axes", [(0, 1, 2), (-1,), (0, -1)], ids=str)
 def test_a_subclass_of_the_wrong_shape_is_named(axes: tuple[int, ...]) -> None:
     """A scalar would broadcast over the batch and train to a wrong free energy."""
-
-    class Wrong(LatticePotential):
-        def energy(self, x: Tensor) -> Tensor:
-            return x.square().sum(axes)
-
-    potential = Wrong((3, 4))
-    with pytest.raises(ValueError, match=r"energy of Wrong\(.* returned shape .*accepted"):
+    potential = Own(lambda x: x.square().sum(axes))
+    with pytest.raises(ValueError, match=r"energy of Own\(.* returned shape .*accepted"):
         potential.potential_fn({"x": torch.zeros(5, 3, 4)})
     with pytest.raises(ValueError, match="accepted: one number per field"), pyro.plate("p", 5):
         poutine.condition(potential.model, {"x": torch.zeros(5, 3, 4)})()
@@ -123,6 +109,31 @@ COUPLED = {
     "running sum": lambda x: gaussian(x).cumsum(0),
     "random": lambda x: gaussian(x + torch.randn_like(x)),
 }
+
+
+USES: dict[str, Callable[[LatticePotential], Any]] = {
+    "kernel": HMC,
+    "kernel in latent space": lambda target: HMC(target, flow=target.flow()),
+    "fit": lambda target: fit(target, target.flow(), steps=1, batch=4, progress=False),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_subclass_couples_no_fields_and_leaves_them(use: str) -> None:
+    for name, energy in COUPLED.items():
+        with pytest.raises(ValueError, match=r"energy of Own\(.* for the same field alone; acc"):
+            USES[use](Own(energy))
+        with pytest.raises(ValueError, match=r"target gives .* for the same field alone; acc"):
+            estimate(Own(energy), Own(gaussian).flow(), 10), name
+    with pytest.raises(ValueError, match=r"energy of Own\(.* writes to its field; accepted: no"):
+        USES[use](Own(lambda x: gaussian(x.mul_(2.0))))
+    USES[use](Own(lambda x: gaussian(x + 1.0)))
+
+
+@pytest.mark.parametrize("kernel", [HMC, ChEESHMC])
+def test_a_flow_is_no_target(kernel: Any) -> None:
+    with pytest.raises(TypeError, match="target is a HierarchicalFlow; accepted: a LatticePot"):
+        kernel(hierarchical_flow((3, 4)))
 
 
 @pytest.mark.parametrize("side", [2, 128])

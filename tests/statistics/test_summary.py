@@ -5,16 +5,14 @@
 from __future__ import annotations
 
 import math
-import warnings
 
 import arviz
 import numpy as np
 import pytest
 import torch
 
-from pyro_neuralrg.statistics import bfmi, quiet, summarise, summarise_field, summary_table
-from pyro_neuralrg.statistics.draws import MORE_CHAINS_THAN_DRAWS
-from pyro_neuralrg.statistics.summary import MAX_EVALUATED, MIN_SITES, rank_counts
+from pyro_neuralrg.statistics import bfmi, summarise, summarise_field, summary_table
+from pyro_neuralrg.statistics.summary import rank_counts
 from tests.statistics.processes import autoregressive
 
 
@@ -31,16 +29,6 @@ def test_figures_of_a_series_of_known_correlation() -> None:
     assert found.ess_bulk == pytest.approx(40_000 * 0.25, rel=0.15)
     assert found.mcse == pytest.approx(1 / math.sqrt(40_000 * 0.25), rel=0.15)
     assert 0.999 < found.rhat < 1.01
-
-
-@pytest.mark.parametrize("text", MORE_CHAINS_THAN_DRAWS, ids=["0.x", "1.x"])
-def test_the_complaint_of_either_arviz_is_quiet(text: str) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        with quiet():
-            warnings.warn(text, UserWarning, stacklevel=1)
-    with pytest.warns(UserWarning, match="another"), quiet():
-        warnings.warn("another", UserWarning, stacklevel=1)
 
 
 def test_figures_are_arvizs(rng: np.random.Generator) -> None:
@@ -64,7 +52,6 @@ def test_figures_are_arvizs(rng: np.random.Generator) -> None:
         assert getattr(worst, name) == extreme(found.figures[name])
     assert math.isnan(worst.mean)
     assert found.median().rhat == np.median(found.figures["rhat"])
-    np.testing.assert_allclose(found.relative_mcse, found.figures["mcse"] / found.figures["sd"])
 
 
 def test_the_worst_site_is_named(rng: np.random.Generator) -> None:
@@ -78,19 +65,18 @@ def test_the_worst_site_is_named(rng: np.random.Generator) -> None:
     assert scalar.worst().rhat > 1.1
 
 
-def test_large_fields_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_fields_are_sampled() -> None:
+    """At random, the same sites each time, as many as have four million numbers."""
     values = np.zeros((2, 8, 50, 40)) + np.arange(2000).reshape(50, 40)  # each site its own mean
     found = summarise_field(values, max_sites=30)
     assert found.coverage == "30 of 2000 sites"
     np.testing.assert_array_equal(found.figures["mean"], found.sites)
-    assert len(set(found.sites)) == 30
     for places in np.unravel_index(found.sites, (50, 40)):
         assert len(set(places)) > 15
     np.testing.assert_array_equal(found.sites, summarise_field(values, max_sites=30).sites)
-    assert MAX_EVALUATED // (64 * 1000) == 65
-    monkeypatch.setattr("pyro_neuralrg.statistics.summary.MAX_EVALUATED", 160)
-    assert len(summarise_field(np.zeros((2, 5, 40))).sites) == 16
-    assert len(summarise_field(np.zeros((2, 50, 40))).sites) == MIN_SITES
+    for draws, sites in ((2**17, 16), (2**19, 8)):
+        constant = np.broadcast_to(np.float64(0.5), (2, draws, 40))
+        assert len(summarise_field(constant).sites) == sites
 
 
 @pytest.mark.parametrize("shape", [(1, 100), (4, 3), (1, 1)])
@@ -102,22 +88,17 @@ def test_unknown_figures_are_nan(shape: tuple[int, int], rng: np.random.Generato
         assert math.isnan(value) == (shape[1] < 4)
 
 
-def test_constant_sites() -> None:
-    assert math.isnan(summarise_field(np.ones((4, 100))).worst().rhat)
+def test_constant_sites(rng: np.random.Generator) -> None:
     for value in (0.0, 0.1, 1e-30, -3e8):  # the mean of 0.1 rounds, to an sd of 1e-17
         found = summarise(np.full((4, 100), value))
-        assert (found.mean, found.mcse, found.sd) == (value, 0.0, 0.0)
-        assert all(map(math.isnan, (found.rhat, found.ess_bulk, found.ess_tail)))
+        assert found == pytest.approx((value, 0.0, *[math.nan] * 3, 0.0), nan_ok=True, abs=0, rel=0)
     each_its_own = summarise_field(np.arange(4.0)[:, None] * np.ones(100)).worst().rhat
     assert each_its_own > 1e3  # infinite, or large by rounding
-
-
-def test_tables_name_constant_sites(rng: np.random.Generator) -> None:
     x, large = rng.normal(size=(4, 100, 2)), rng.normal(size=(4, 100, 20))
     x[..., 1] = large[..., 3] = large[..., 7] = 0.1
     table = summary_table({"x": x, "large": large})
-    told = ["", "constant", "2 constant", ""]
-    assert list(table["note"]) == told
+    assert list(table["note"]) == ["", "constant", "2 constant", ""]
+    assert table.loc["x[1]", "mean"] == 0.1
     assert "note" not in summary_table({"x": x[..., 0]})
 
 
@@ -139,10 +120,8 @@ def test_ranks(rng: np.random.Generator) -> None:
     values = rng.normal(size=(4, 100))
     values[0] += 10
     counts = rank_counts(torch.from_numpy(values), bins=8)
-    np.testing.assert_array_equal(counts.sum(1), 100)
     np.testing.assert_array_equal(counts.sum(0), 50)
     np.testing.assert_array_equal(counts[0], [0, 0, 0, 0, 0, 0, 50, 50])
-    assert (counts[1:, :6] > 0).all()
 
 
 def test_bad_arguments() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import arviz
 import numpy as np
 import pytest
 import torch
@@ -25,15 +26,13 @@ def test_estimates_by_hand() -> None:
     assert found.ess == pytest.approx(64.0 / 30.0 / 3.0)
     assert repr(found) == "LogWeights(3 samples, 71.1 % effective)"
     single = LogWeights(np.zeros(1))
-    assert single.log_mean.value == 0.0
-    assert math.isnan(single.log_mean.standard_error)
-    assert math.isnan(single.mean_log.standard_error)
+    for found in (single.log_mean, single.mean_log):
+        assert found == pytest.approx((0.0, math.nan), nan_ok=True)
 
 
 def test_weights_of_zero() -> None:
     """The mean weight leaves them out, the mean of ln w does not."""
     some = LogWeights(torch.tensor([0.0, 0.0, -math.inf, -math.inf]))
-    assert some.mean_log.value == -math.inf
     assert some.log_mean == pytest.approx((-math.log(2.0), math.sqrt(1.0 / 3.0)))
     assert some.ess == pytest.approx(0.5)
     none = LogWeights(torch.full((4,), -math.inf))
@@ -53,8 +52,11 @@ def test_pareto_k_of_weights_of_known_tail(shape: float) -> None:
     """u^-k of uniform u; for negative k the weights 1 - u^-k, whose tail ends at 1."""
     u = np.random.default_rng(int(torch.randint(2**31, ()))).uniform(size=20_000)
     log_weights = -shape * np.log(u) if shape > 0 else np.log1p(-(u**-shape))
+    found = LogWeights(torch.from_numpy(log_weights)).pareto_k
     # 425 weights of the tail, and a prior that draws k to 0.5 by 10 of them
-    assert abs(LogWeights(torch.from_numpy(log_weights)).pareto_k - shape) < 0.2
+    assert abs(found - shape) < 0.2
+    if hasattr(arviz, "psislw"):  # ArviZ 0.x
+        assert found == pytest.approx(float(arviz.psislw(log_weights)[1]), abs=1e-9)
     shifted = np.where(np.arange(20_000) % 3 == 0, -np.inf, log_weights + 1e4)
     assert abs(LogWeights(shifted).pareto_k - shape) < 0.25
     assert math.isnan(LogWeights(shifted, copies=True).pareto_k)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyro_neuralrg.distributions import TwoModes
+from pyro_neuralrg.spectral import neighbour_spectrum
 from pyro_neuralrg.transforms import (
     FourierLayer,
     HierarchicalFlow,
@@ -85,16 +86,7 @@ def foreign(shape: tuple[int, ...], bijector: Any, **options: Any) -> Entry:
 
 def free_spectrum(shape: tuple[int, ...], boundary: str = "periodic") -> Tensor:
     """Eigenvalues of (1 - Laplacian / 2)^-1, which differ from mode to mode."""
-    total = torch.ones(shape, dtype=torch.float64)
-    for axis, side in enumerate(shape):
-        if boundary == "periodic":
-            momentum = 2 * math.pi * torch.arange(side, dtype=torch.float64) / side
-        else:
-            momentum = math.pi * torch.arange(1, side + 1, dtype=torch.float64) / (side + 1)
-        along = [1] * len(shape)
-        along[axis] = side
-        total = total + (1 - momentum.cos()).reshape(along)
-    return total.reciprocal()
+    return 1 / (1 + len(shape) - neighbour_spectrum(shape, (0.5,) * len(shape), boundary))
 
 
 def waves(*shape: int) -> Tensor:

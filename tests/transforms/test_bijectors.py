@@ -5,21 +5,15 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import numpy as np
-import pyro.distributions.transforms as pyro_transforms
-import pytest
 import torch
-from pyro.distributions.torch_transform import TransformModule
-from torch import nn
 
 from pyro_neuralrg.transforms import (
     BIJECTORS,
     BlockFactory,
     Neighbour,
     RealNVP,
-    hierarchical_flow,
     neighbour_coupling,
     realnvp_block,
 )
@@ -60,24 +54,3 @@ def test_a_coupling_moves_one_half_of_the_checkerboard() -> None:
     assert layer.halves[::2] == [([0, 3], [1, 2]), ([0, 1], [2, 3]), ([0, 2], [1, 3])]
     pairs = zip(layer.halves[::2], layer.halves[1::2], strict=True)
     assert all(one == other[::-1] for one, other in pairs)
-    with pytest.raises(ValueError, match="size is 1; accepted: a block of at least two sites"):
-        realnvp_block(1)
-
-
-class OneWay(TransformModule):
-    bijective = False
-    domain = codomain = torch.distributions.constraints.real_vector
-
-
-@pytest.mark.parametrize(
-    ("value", "error", "message"),
-    [
-        (nn.Linear(4, 4), TypeError, "factory returned Linear; accepted: a TransformModule"),
-        (torch.distributions.transforms.ExpTransform(), TypeError, "returned ExpTransform; acc"),
-        (OneWay(), ValueError, "returned OneWay .*accepted: a bijective"),
-        (pyro_transforms.GeneralizedChannelPermute(4), ValueError, "of event_dim 3; accepted"),
-    ],
-)
-def test_what_a_factory_may_return(value: Any, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        hierarchical_flow((4, 4), bijector=lambda size: value)

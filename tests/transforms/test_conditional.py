@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import math
 from typing import Any
 
@@ -16,14 +15,12 @@ import torch
 from pyro.distributions import ConditionalTransformedDistribution
 from pyro.infer import SVI
 
-from pyro_neuralrg import PDD, ConditionalHierarchicalFlow, FlowGuide, IsingDual, fit, load, save
+from pyro_neuralrg import PDD, ConditionalHierarchicalFlow, FlowGuide, load, save
 from pyro_neuralrg.distributions import TwoModes
 from pyro_neuralrg.transforms import (
     FourierLayer,
-    HierarchicalFlow,
     Neighbour,
     conditional_hierarchical_flow,
-    hierarchical_flow,
 )
 from tests.transforms.registry import free_spectrum, perturb
 
@@ -83,33 +80,6 @@ def test_the_spectrum_follows_the_context() -> None:
         torch.testing.assert_close((x[i], ladj[i]), (expected, bare_ladj[i] + more))
 
 
-@pytest.mark.parametrize(
-    ("slopes", "error", "match"),
-    [
-        (torch.zeros(4, 4), ValueError, r"slopes has shape \(4, 4\); .*\(entries, 4, 4\)"),
-        (torch.zeros(1, 4, 4).int(), TypeError, "slopes is torch.int32; accepted"),
-        (-0.6 * torch.ones(2, 4, 4), ValueError, "accepted: positive"),
-        (torch.arange(16.0).view(1, 4, 4) / 20, ValueError, "not even under k -> -k"),
-    ],
-)
-def test_bad_slopes(slopes: Any, error: type[Exception], match: str) -> None:
-    given = {"spectrum": torch.ones(4, 4), "spectrum_slopes": slopes}
-    with pytest.raises(error, match=match):
-        conditional_hierarchical_flow((4, 4), 2, **SMALL, **given)
-
-
-def test_slopes_need_a_spectrum_and_a_context() -> None:
-    slopes = torch.zeros(1, 4, 4)
-    for given in ({"context_dim": 2}, {"spectrum": torch.ones(4, 4)}):
-        with pytest.raises(ValueError, match="spectrum_slopes is given; accepted: only beside"):
-            HierarchicalFlow.build((4, 4), spectrum_slopes=slopes, **given)
-    flow = HierarchicalFlow.build(
-        (4, 4), spectrum=torch.ones(4, 4), spectrum_slopes=slopes, context_dim=1
-    )
-    with pytest.raises(ValueError, match="context is None; accepted for a spectrum with slopes"):
-        flow(torch.zeros(4, 4))
-
-
 def test_in_a_conditional_distribution_of_pyro() -> None:
     flow, context = perturbed(), torch.randn(6, 2)
     base = dist.Normal(0.0, 1.0).expand((4, 4)).to_event(2)
@@ -143,15 +113,6 @@ def test_learns_a_family_of_targets() -> None:
         assert -0.01 < bound - exact < 0.1, value  # of 0.9 without a context, at the ends
 
 
-def test_guides_and_trainings_need_the_context() -> None:
-    guide = FlowGuide(perturbed())
-    with pytest.raises(ValueError, match="context is None; accepted for a conditional flow"):
-        guide()
-    assert guide(context=torch.zeros(3, 2)).shape == (3, 4, 4)
-    with pytest.raises(TypeError, match=r"flow is a Conditional.*; accepted: flow\.condition\(con"):
-        fit(IsingDual((4, 4)), guide.flow, steps=1, progress=False)
-
-
 @pytest.mark.parametrize("slopes", [False, True])
 def test_saved_copied_and_converted(slopes: bool, tmp_path: Any) -> None:
     options = slopes_of((4, 4)) if slopes else {"odd": True, "base": TwoModes(2.0)}
@@ -161,37 +122,6 @@ def test_saved_copied_and_converted(slopes: bool, tmp_path: Any) -> None:
     for again in (load(tmp_path / "flow.pt").flow, copy.deepcopy(flow)):
         assert isinstance(again, ConditionalHierarchicalFlow)
         assert torch.equal(again.condition(context)(z), expected)
-    if slopes:
-        with pytest.raises(ValueError, match="the flow has a spectrum for each context"):
-            flow.grow(torch.ones(8, 8))
+    assert FlowGuide(flow)(context=torch.zeros(3, 2)).shape == (3, 4, 4)
     single = flow.float().condition(context.float())
     assert single(z.float()).dtype == torch.float32
-
-
-@pytest.mark.parametrize(
-    ("context", "error", "match"),
-    [
-        (1.0, TypeError, "context is float; accepted: a tensor"),
-        (torch.zeros(3), ValueError, r"context has shape \(3,\); accepted: .*\(\.\.\., 2\)"),
-        (torch.tensor(0.0), ValueError, r"context has shape \(\)"),
-        (torch.zeros(2, dtype=torch.float32), TypeError, "accepted: .*, torch.float64 as the flow"),
-    ],
-)
-def test_bad_contexts(context: Any, error: type[Exception], match: str) -> None:
-    with pytest.raises(error, match=match):
-        perturbed().condition(context)
-
-
-def test_conditional_blocks_belong_into_conditional_flows() -> None:
-    block = functools.partial(
-        dist.transforms.conditional_affine_coupling, context_dim=5, hidden_dims=[4]
-    )
-    with pytest.raises(ValueError, match="accepted: a ConditionalTransformModule in a conditional"):
-        hierarchical_flow((4, 4), bijector=block)
-    flow = HierarchicalFlow.build((4, 4), bijector=block, context_dim=5)
-    with pytest.raises(ValueError, match="context is None; accepted for ConditionalAffine"):
-        flow(torch.randn(4, 4))
-    with pytest.raises(ValueError, match="AffineCoupling; accepted: a ConditionalTransformModule"):
-        conditional_hierarchical_flow((4, 4), 1, bijector=dist.transforms.affine_coupling)
-    with pytest.raises(ValueError, match="features is 0; accepted: an integer >= 1"):
-        conditional_hierarchical_flow((4,), 1, features=0)

@@ -7,7 +7,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor
@@ -18,11 +17,9 @@ from pyro_neuralrg.free_energy.importance import log_weights
 from pyro_neuralrg.lattice import make_circuit
 from pyro_neuralrg.transforms import (
     HierarchicalFlow,
-    LayerFactory,
     Neighbour,
     RealNVP,
     conditional_hierarchical_flow,
-    hierarchical_flow,
 )
 from pyro_neuralrg.transforms.scales import blocks_of_scale, number_of_scales, sites_of_scale
 from tests.transforms.registry import free_spectrum, perturb
@@ -80,16 +77,6 @@ def test_sites_of_odd_sides() -> None:
     assert blocks_of_scale(circuit, 1).tolist() == rows
     assert blocks_of_scale(circuit, 2)[:, 0].tolist() == [0, 0, 0, 0, 1]
     assert blocks_of_scale(circuit, 3).max() == 0
-
-
-@pytest.mark.parametrize("scale", [-1, 3])
-def test_scales_that_are_not_there(scale: int) -> None:
-    circuit = make_circuit("mera", (4, 4))
-    for function in (sites_of_scale, blocks_of_scale):
-        with pytest.raises(ValueError, match="accepted: an integer from 0 to 2"):
-            function(circuit, scale)
-    with pytest.raises(ValueError, match="scale is"):
-        hierarchical_flow((4, 4)).up_to_scale(scale)
 
 
 # flows grown
@@ -175,36 +162,8 @@ def test_what_was_learned_is_worth_something() -> None:
     assert gaps[0] < 0.3 * gaps[1]
 
 
-def test_a_gaussian_layer_needs_the_larger_spectrum() -> None:
-    flow, target = IsingDual((4, 4)).flow(bijector=SMALL), IsingDual((8, 8))
-    with pytest.raises(ValueError, match=r"spectrum is None; accepted: .*IsingDual\(\(8, 8\)\)"):
-        flow.grow()
-    with pytest.raises(ValueError, match="spectrum is given; accepted: None"):
-        hierarchical_flow((4, 4)).grow(target.spectrum)
-    with pytest.raises(ValueError, match=r"spectrum has shape \(4, 4\); accepted: .*\(8, 8\)"):
-        flow.grow(IsingDual((4, 4)).spectrum)
-    large = flow.grow(target.spectrum)
-    torch.testing.assert_close(large.gaussian.scale.square(), target.spectrum)
-
-
 @pytest.mark.usefixtures("as_a_reader")
 def test_a_grown_flow_of_doubles_has_all_digits_of_the_spectrum() -> None:
     spectrum = IsingDual((8, 8)).spectrum
     large = IsingDual((4, 4)).flow(bijector=SMALL, dtype=torch.float64).grow(spectrum)
     torch.testing.assert_close(large.gaussian.scale.square(), spectrum, rtol=1e-14, atol=0.0)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"bijector": "realnvp", "weights": "block"}, "the flow has weights of each block"),
-        ({"site_features": torch.zeros(1, 4, 4)}, "the flow has site_features, and those of"),
-        (
-            {"bijector": LayerFactory(lambda n, c: dist.transforms.matrix_exponential(c[-1]))},
-            "depend on the number of blocks, so that they cannot grow",
-        ),
-    ],
-)
-def test_what_cannot_grow(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        HierarchicalFlow.build((4, 4), **options).grow()

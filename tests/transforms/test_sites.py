@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import math
 import pickle
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from torch import Tensor
 from pyro_neuralrg import IsingDual, fit, load, save
 from pyro_neuralrg.free_energy import estimate
 from pyro_neuralrg.lattice import make_circuit
-from pyro_neuralrg.transforms import HierarchicalFlow, LayerFactory, Neighbour
+from pyro_neuralrg.transforms import HierarchicalFlow, Neighbour
 from pyro_neuralrg.transforms.partition import features_of_blocks
 from tests.transforms.registry import perturb
 
@@ -89,31 +88,6 @@ def test_features_keep_their_values_and_precision(tmp_path: Path) -> None:
     other = flow.with_site_features(features + 1e-12)
     assert torch.equal(other.site_features, features + 1e-12)
     assert perturbed(features).site_features.dtype == torch.float32
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"site_features": torch.zeros(4, 4)}, ValueError, r"site_features has shape \(4, 4\); ac"),
-        ({"site_features": torch.zeros(0, 4, 4)}, ValueError, r"has shape \(0, 4, 4\); accepted"),
-        ({"site_features": torch.full((1, 4, 4), math.nan)}, ValueError, "entry inf or nan; acc"),
-        ({"site_features": 1.0}, TypeError, "site_features is float; accepted"),
-        ({"odd": True}, ValueError, "odd=True .*; accepted: odd=False"),
-        ({"bijector": "realnvp"}, ValueError, r"bijector is RealNVP\(.*accepted: odd=False"),
-        ({"bijector": LayerFactory(lambda *_: None)}, ValueError, r"bijector is LayerFactory\("),
-    ],
-)
-def test_bad_features(options: dict[str, Any], error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        HierarchicalFlow.build((4, 4), **{"site_features": torch.zeros(1, 4, 4), **options})
-
-
-def test_other_features_have_the_same_shape() -> None:
-    flow = perturbed(torch.zeros(1, 4, 4))
-    with pytest.raises(ValueError, match=r"has shape \(2, 4, 4\); accepted: \(1, 4, 4\)"):
-        flow.with_site_features(torch.zeros(2, 4, 4))
-    with pytest.raises(ValueError, match="accepted: no features, as the flow takes none"):
-        HierarchicalFlow.build((4, 4)).with_site_features(torch.zeros(1, 4, 4))
 
 
 def test_a_target_shows_its_field() -> None:

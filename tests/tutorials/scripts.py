@@ -12,8 +12,8 @@ from types import ModuleType
 FOLDER = Path(__file__).parents[2] / "tutorials" / "paper"
 
 
-def load(name: str) -> ModuleType:
+def load(name: str, folder: Path = FOLDER) -> ModuleType:
     """One of them, as ``python tutorials/paper/NAME.py`` finds it beside the others."""
-    if str(FOLDER) not in sys.path:
-        sys.path.append(str(FOLDER))
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
     return importlib.import_module(name)

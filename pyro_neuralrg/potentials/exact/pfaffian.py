@@ -115,10 +115,8 @@ def _self_conjugate(
     shape: tuple[int, int], antiperiodic: tuple[int, int]
 ) -> list[tuple[float, float]]:
     """Momenta that equal their negatives: 0 and pi."""
-    axes = []
-    for side, anti in zip(shape, antiperiodic, strict=True):
-        axes.append([k for k in _momenta(side, anti) if abs(math.sin(k)) < 1e-9])
-    return list(itertools.product(*axes))
+    axes = (_momenta(side, anti) for side, anti in zip(shape, antiperiodic, strict=True))
+    return list(itertools.product(*([k for k in ks if abs(math.sin(k)) < 1e-9] for ks in axes)))
 
 
 def _symbol(
