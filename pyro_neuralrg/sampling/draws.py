@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from pyro.distributions.torch_transform import TransformModule
 from pyro.infer.autoguide import AutoContinuous
@@ -29,7 +31,7 @@ from pyro_neuralrg.mcmc.target import Target, frozen
 from pyro_neuralrg.observables.configurations import Observable
 from pyro_neuralrg.potentials.base import LatticePotential
 from pyro_neuralrg.sampling.choice import Plan, choose
-from pyro_neuralrg.statistics import LogWeights
+from pyro_neuralrg.statistics import FieldSummary, LogWeights, summary_table
 
 PILOT = 4096  # draws of the flow whose weights are looked at
 BATCH = 512  # fields evaluated at once
@@ -89,9 +91,8 @@ class Samples:
         """
         if isinstance(self.run, VectorizedMCMC):
             return self.run.summary()
-        draws = {name: as_chain(x) for name, x in self.observables.items()}
-        draws = {**self.get_samples(group_by_chain=True), **draws}
-        return summary_table(draws, weights=self.run.log_weights, groups=self.run.groups)
+        draws = self.get_samples() | dict(self.observables)
+        return summary_table({name: _weighted(x, self.run) for name, x in draws.items()})
 
     def to_arviz(self, **options: Any) -> Any:
         """ArviZ's tree: of :func:`to_arviz`, or of :func:`weights_to_arviz` with weights.
@@ -191,8 +192,28 @@ def sample(
         keep_draws=keep_draws,
         record=record,
     )
-    run.run()
+    run.run(*(model_args or ()), **(model_kwargs or {}))
     return Samples(plan.method, plan.reason, run, weights, None, run.observables)
+
+
+def _weighted(values: Tensor, run: Annealing) -> FieldSummary:
+    """Figures of weighted draws ``(num_draws,) + shape``; ESS is that of independent draws."""
+    flat = values.double().reshape(len(values), -1)
+    found, squares = (
+        reweight(x, run.log_weights, groups=run.groups) for x in (flat, flat.square())
+    )
+    variance = (squares.estimate - found.estimate.square()).clamp(min=0.0)
+    unknown = torch.full_like(variance, math.nan)
+    figures = {
+        "mean": found.estimate,
+        "mcse": found.standard_error,
+        "rhat": unknown,
+        "ess_bulk": variance / found.standard_error.square(),
+        "ess_tail": unknown,
+        "sd": variance.sqrt(),
+    }
+    arrays = {name: figure.numpy() for name, figure in figures.items()}
+    return FieldSummary(tuple(values.shape[1:]), np.arange(flat.shape[1]), arrays)
 
 
 def _latent_target(target: Any, q: Any, args: Any, kwargs: Any) -> Target:
