@@ -32,25 +32,15 @@ In the table ESS is the effective number of independent draws, MCSE the statisti
 close to 1 where all chains agree; k-hat below 0.7 says that importance weights can be trusted.
 
 Exit codes: 0 done; 1 stopped early, what there was is saved, or a checkpoint could not be written;
-2 bad input; 130 interrupted by Ctrl-C, or SIGTERM with checkpoints, what there was is saved."""
+2 bad input, nothing is written; 130 interrupted by Ctrl-C (with checkpoints also by SIGTERM), what
+there was is saved."""
 RECORD_OPTIONS: dict[str, dict[str, Any]] = {
-    "checkpoint": {
-        "metavar": "DIR",
-        "help": "keep checkpoints in this folder, from which a run that was ended can go on",
-    },
-    "every": {
-        "type": float, "metavar": "SECONDS",
-        "help": "time from one checkpoint to the next (default: 60); Ctrl-C writes one, too",
-    },
+    "checkpoint": {"metavar": "DIR", "help": "folder for checkpoints, from which a run can go on"},
+    "every": {"type": float, "help": "seconds from one checkpoint to the next (default: 60)"},
     "keep": {"type": int, "help": "how many checkpoints of each stage to keep (default: 3)"},
-    "resume": {
-        "action": "store_true",
-        "help": "go on from the newest checkpoint that is intact; if there is none, start anew",
-    },
-    "history": {
-        "action": "store_true", "help": "write the steps so far to DIR/training/history.csv, too"
-    },
-}  # fmt: skip
+    "resume": {"action": "store_true", "help": "go on from the newest intact checkpoint, if any"},
+    "history": {"action": "store_true", "help": "write each step to DIR/training/history.csv"},
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -98,9 +88,7 @@ def build_parser() -> argparse.ArgumentParser:
     for name, told in RECORD_OPTIONS.items():
         ising.add_argument(f"--{name}", **told)
     folder = "folder for the results (default: neuralrg-output)"
-    ising.add_argument(
-        "--out", type=Path, metavar="DIR", default=Path("neuralrg-output"), help=folder
-    )
+    ising.add_argument("--out", type=Path, default=Path("neuralrg-output"), help=folder)
     return parser
 
 

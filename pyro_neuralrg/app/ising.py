@@ -86,30 +86,21 @@ class Settings:
     """The options of ``neuralrg ising``, whose help describes them; ``record`` is of all stages."""
 
     shape: tuple[int, ...] = option(
-        (8, 8), "sides of the lattice, one to three (default: 8 8)", type=int, nargs="+"
+        (8, 8), "one to three sides of the lattice (default: 8 8)", type=int, nargs="+"
     )
     temperature: float = option(
         CRITICAL_TEMPERATURE, "in units of J/k_B (default: 2.269..., critical in two dimensions)"
     )
-    steps: int | None = option(
-        None, "steps of the training (default: 2000 for 8 x 8, more for larger lattices)", type=int
-    )
-    batch: int | None = option(
-        None, "configurations in each step (default: 256, fewer for large lattices)", type=int
-    )
-    seed: int = option(0, "of all random numbers: the same seed gives the same results")
+    steps: int | None = option(None, "training steps (default: 2000 for 8 x 8)", type=int)
+    batch: int | None = option(None, "fields in each step (default: 256 for 8 x 8)", type=int)
+    seed: int = option(0, "seed of all random numbers")
     chains: int = option(32, "Markov chains of each sampler; R-hat compares them")
     draws: int = option(
         700, "draws that each chain keeps, at least 4; as many come before, at most 200, to adapt"
     )
-    compile: bool = option(
-        False, "let torch.compile compile the flow, for a GPU", action="store_true"
-    )
+    compile: bool = option(False, "compile the flow, for a GPU", action="store_true")
     device: str = option("auto", "where torch computes: auto (a GPU if any), cpu, cuda:1, ...")
-    dtype: str = option(
-        "float32", "precision of the flow and of the configurations",
-        choices=("float32", "float64"),
-    )  # fmt: skip
+    dtype: str = option("float32", "precision of flow and fields", choices=("float32", "float64"))
     record: Record | None = None
 
 

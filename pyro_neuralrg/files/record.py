@@ -10,6 +10,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
@@ -163,13 +164,12 @@ class Checkpoints:
 
     def _acquire(self) -> None:
         """Lock the folder, where the file system has locks."""
-        try:
-            self._lock.acquire()
-        except NotImplementedError:
-            pass
-        except OSError as error:  # a Timeout is one, too
-            if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP):
-                raise
+        with suppress(NotImplementedError):
+            try:
+                self._lock.acquire()
+            except OSError as error:  # a Timeout is one, too
+                if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP):
+                    raise
 
     def _find(self) -> dict[str, Any] | None:
         try:

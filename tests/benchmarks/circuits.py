@@ -63,7 +63,7 @@ def main() -> None:
         print(
             f"{name:<12} {bijector:<9} {circuit:<9} {parameters:6d} parameters: "
             f"{statistics.mean(gaps):7.3f} +- {error:.3f}   "
-            f"({seconds / len(gaps):.0f} s a training)"
+            f"({seconds / len(gaps):.0f} CPU s a training)"
         )
 
 
