@@ -18,6 +18,7 @@ from pyro_neuralrg.lattice import (
     CIRCUITS,
     Circuit,
     Layer,
+    Segment,
     check_shape,
     make_circuit,
 )
@@ -150,21 +151,27 @@ def test_blocks_by_hand(name: str, shape: Site, options: dict[str, Any], blocks:
     assert [numbered_blocks(layer) for layer in circuit.layers] == blocks
 
 
+def kinds(circuit: Circuit) -> list[tuple[str, Site]]:
+    return [(layer.kind, layer.shape) for layer in circuit.layers]
+
+
 @pytest.mark.parametrize("boundary", BOUNDARIES)
-@pytest.mark.parametrize("shape", [(8, 8), (2, 4)])
-def test_disentanglers_stand_only_where_they_act_on_other_sites(shape: Site, boundary: str) -> None:
+def test_top_layer_has_a_disentangler_only_where_it_acts_on_other_sites(boundary: str) -> None:
     """The top of a 2^n lattice is one block: shifted, it would be the decimator's own block."""
-    circuit = make_circuit("mera", shape, boundary=boundary)
-    found = [layer.shape for layer in circuit.layers if layer.kind == "disentangler"]
-    assert found == ([(8, 8), (4, 4)] if shape == (8, 8) else [(2, 4)])
-    for one, other in itertools.pairwise(circuit.layers):
-        sites = [{frozenset(b) for b in blocks_of(x) if len(b) > 1} for x in (one, other)]
-        assert one.kind != "disentangler" or sites[0] != sites[1]
+    square = make_circuit("mera", (8, 8), boundary=boundary)
+    assert kinds(square)[-1] == ("decimator", (2, 2))
+    assert [shape for kind, shape in kinds(square) if kind == "disentangler"] == [(8, 8), (4, 4)]
+    row = make_circuit("mera", (2, 4), boundary=boundary)
+    assert kinds(row)[:2] == [("disentangler", (2, 4)), ("decimator", (2, 4))]
+    assert row.layers[0].axes[0] == (Segment(1, 2),)
+    for circuit in (square, row):
+        for one, other in itertools.pairwise(circuit.layers):
+            sites = [{frozenset(b) for b in blocks_of(x) if len(b) > 1} for x in (one, other)]
+            assert one.kind != "disentangler" or sites[0] != sites[1]
 
 
 def test_truncated_depth() -> None:
-    layers = make_circuit("mera", (8, 8), depth=1).layers
-    assert [(layer.kind, layer.shape) for layer in layers] == [
+    assert kinds(make_circuit("mera", (8, 8), depth=1)) == [
         ("disentangler", (8, 8)),
         ("decimator", (8, 8)),
     ]
