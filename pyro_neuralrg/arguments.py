@@ -113,19 +113,18 @@ def check_type(name: str, value: Any, kind: Any, accepted: str) -> None:
     """Raise a TypeError unless ``value`` is an instance of ``kind``.
 
     Example:
-        >>> check_type("x", 1.0, str, "a word")
+        >>> check_type("x", 1, str, "a word")
         Traceback (most recent call last):
-        TypeError: x is a float; accepted: a word
+        TypeError: x is an int; accepted: a word
     """
     if not isinstance(value, kind):
-        raise TypeError(f"{name} is a {type(value).__name__}; accepted: {accepted}")
+        raise TypeError(f"{name} is {a_kind(value)}; accepted: {accepted}")
 
 
-def refuse_without(missing: str, accepted: str, **given: Any) -> None:
-    """Raise a ValueError for an argument, not None or False, without the ``missing`` one."""
-    for name, value in given.items():
-        if value is not None and value is not False:
-            raise ValueError(f"{name} is {value!r} without {missing}; accepted: {accepted}")
+def a_kind(value: Any) -> str:
+    """The kind of a value with its article, such as "an int"."""
+    kind = type(value).__name__
+    return f"{'an' if kind[0].lower() in 'aeiou' else 'a'} {kind}"
 
 
 def copied(value: Any) -> Any:

@@ -201,7 +201,7 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"resample_below": 1.1}, ValueError, r"resample_below is 1\.1; accepted"),
     ({"betas": (0.0, 0.6, 0.5, 1.0)}, ValueError, "betas is .*; accepted: increasing"),
     ({"betas": (0.0, "a", 1.0)}, TypeError, "betas is .*; accepted: increasing"),
-    ({"betas": 3}, TypeError, "betas is a int; accepted: increasing"),
+    ({"betas": 3}, TypeError, "betas is an int; accepted: increasing"),
     ({"batch_size": 0}, ValueError, "batch_size is 0; accepted"),
     ({"seed": -1}, ValueError, "seed is -1; accepted"),
 ]

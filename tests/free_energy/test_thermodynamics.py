@@ -166,7 +166,7 @@ def test_bad_arguments() -> None:
     with pytest.raises(TypeError, match="or a PotentialFamily as target"):
         fit(target, FlowGuide(flow), **QUICK)
     for arguments, words in (
-        ((target, flow, [2.3]), "family is a IsingDual; accepted: an IsingDualFamily"),
+        ((target, flow, [2.3]), "family is an IsingDual; accepted: an IsingDualFamily"),
         ((family, plain, [2.3]), "flow is a HierarchicalFlow; accepted: a conditional fl"),
         ((family, flow, [1.0]), "temperatures is .*accepted: from"),
         ((family, flow, [2.3], 1), "num_samples is 1; accepted"),

@@ -333,8 +333,8 @@ def test_bad_models_and_names(model: Any, options: dict[str, Any], message: str)
         ({"context_dim": 2}, "unknown options"),
         ({"field": ["x"]}, "field is"),
         ({"fields": "x"}, "fields is 'x'"),
-        ({"init_loc_fn": 3}, "init_loc_fn is a int; accepted: a function"),
-        ({"globals_flow": 3}, "globals_flow is a int; accepted: a function"),
+        ({"init_loc_fn": 3}, "init_loc_fn is an int; accepted: a function"),
+        ({"globals_flow": 3}, "globals_flow is an int; accepted: a function"),
     ],
 )
 def test_bad_types(options: dict[str, Any], message: str) -> None:

@@ -157,10 +157,10 @@ def test_diagnostics_in_the_form_of_pyros(draws: int) -> None:
         ({"initial_params": {"y": torch.zeros(6, 2)}}, ValueError, r"\['y'\]; accepted: \['x'\]"),
         ({"initial_params": {"x": torch.full((6, 2), math.nan)}}, ValueError, r"of 6 of 6 chains"),
         ({"record": "run.pt"}, TypeError, r"record is a str; accepted: a Record, or None"),
-        ({"progress": 1}, TypeError, r"progress is a int; accepted: True or False"),
+        ({"progress": 1}, TypeError, r"progress is an int; accepted: True or False"),
         ({"keep_draws": "no"}, TypeError, r"keep_draws is a str; accepted: True or False"),
         ({"observables": [normal]}, TypeError, r"observables is a list; accepted"),
-        ({"observables": {"a": 3}}, TypeError, r"observables\['a'\] is a int; accepted"),
+        ({"observables": {"a": 3}}, TypeError, r"observables\['a'\] is an int; accepted"),
     ],
 )
 def test_bad_arguments(options: dict[str, Any], error: type[Exception], message: str) -> None:
