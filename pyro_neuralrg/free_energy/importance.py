@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,11 +15,18 @@ from torch import Tensor
 
 from pyro_neuralrg.arguments import check_integer, check_type, copied
 from pyro_neuralrg.distributions.flow import FlowDistribution
-from pyro_neuralrg.free_energy.model_evidence import is_guide, model_log_weights
+from pyro_neuralrg.free_energy.model_evidence import (
+    is_guide,
+    model_log_weights,
+    weighted_draws,
+)
 from pyro_neuralrg.potentials.base import check_separate
 from pyro_neuralrg.runtime.console import warn_user
 from pyro_neuralrg.statistics import Estimate, LogWeights, summarise
 from pyro_neuralrg.statistics.weights import can_be_trusted, may_be_undefined
+
+ENERGIES = "x -> -ln pi(x) of shape (n,); for a Pyro model model_args=(...), () if it has none"
+"""What a target may be, for messages."""
 
 
 class FreeEnergyEstimate(NamedTuple):
@@ -72,11 +81,8 @@ class Bounds(NamedTuple):
     upper_se: float
 
     def __repr__(self) -> str:
-        lower, upper = (
-            f"{value:.4f} +- {error:.4f}"
-            for value, error in ((self.lower, self.lower_se), (self.upper, self.upper_se))
-        )
-        return f"Bounds({lower} <= -ln Z <= {upper})"
+        upper = f"{self.upper:.4f} +- {self.upper_se:.4f}"
+        return f"Bounds({self.lower:.4f} +- {self.lower_se:.4f} <= -ln Z <= {upper})"
 
 
 def estimate(
@@ -228,8 +234,8 @@ def weighted_samples(
         raise ValueError(f"q has shape {own}, the target {shape}; accepted: equal ones")
     for index, size in enumerate(sizes):
         with torch.no_grad():
-            x = density.sample((size,))
-            weights = _log_weights_of(energy, density, x)
+            x, log_q = weighted_draws(density, size)
+            weights = _log_weights_of(energy, x, log_q)
             if index == 0 and size > 1 and not hasattr(target, "energy"):
                 check_separate(energy, x[:2], "target")
         yield x, weights
@@ -239,6 +245,13 @@ def energy_function(target: Any) -> Callable[[Tensor], Tensor]:
     """The energy of a potential, or a function as it is."""
     energy = getattr(target, "energy", target)
     check_type("target", energy, Callable, "a LatticePotential or an energy function")
+    with contextlib.suppress(ValueError):  # of a signature that is not known
+        try:
+            inspect.signature(energy).bind(None)
+        except TypeError as error:
+            raise TypeError(
+                f"target does not take fields alone: {error}; accepted: {ENERGIES}"
+            ) from None
     return energy
 
 
@@ -261,10 +274,10 @@ def batch_sizes(num_samples: int, batch_size: int) -> list[int]:
     return [min(batch_size, num_samples - start) for start in range(0, num_samples, batch_size)]
 
 
-def _log_weights_of(energy: Callable[[Tensor], Tensor], density: Any, x: Tensor) -> Tensor:
+def _log_weights_of(energy: Callable[[Tensor], Tensor], x: Tensor, log_q: Tensor) -> Tensor:
     """``ln pi(x) - ln q(x)`` of a batch of fields, float64 on the CPU."""
-    log_q = density.log_prob(x)
     minus_log_pi = energy(copied(x))
+    check_type("target of fields", minus_log_pi, Tensor, ENERGIES)
     if minus_log_pi.shape != log_q.shape:
         raise ValueError(
             f"target's energy has shape {tuple(minus_log_pi.shape)} for {len(x)} fields; "
@@ -288,7 +301,8 @@ def _mean_over_reference(target: Any, q: Any, reference: Tensor, batch_size: int
     like = density.sample((1,))
     parts = reference.flatten(0, batch - 1).split(batch_size)
     with torch.no_grad():
-        pieces = [_log_weights_of(energy, density, part.to(like)) for part in parts]
+        fields = (part.to(like) for part in parts)
+        pieces = [_log_weights_of(energy, x, density.log_prob(x)) for x in fields]
     weights = LogWeights(torch.cat(pieces))
     if batch == 1:
         return weights.mean_log

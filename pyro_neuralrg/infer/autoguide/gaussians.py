@@ -80,17 +80,15 @@ class Moments(NamedTuple):
 
 @dataclass(frozen=True)
 class MatrixGaussian:
-    """N(mean, factor factor^T), with ``log_det`` the logarithm of |det factor|."""
+    """N(mean, factor factor^T) with an upper triangular factor."""
 
     mean: Tensor
     factor: Tensor
-    log_det: float
 
-    @classmethod
-    def isotropic(cls, mean: Tensor, width: float) -> MatrixGaussian:
-        """A Gaussian of one width."""
-        factor = width * torch.eye(len(mean), dtype=mean.dtype)
-        return cls(mean, factor, len(mean) * math.log(width))
+    @property
+    def log_det(self) -> float:
+        """ln |det C|."""
+        return float(self.factor.diagonal().log().sum())
 
     def moved(self, z: Tensor) -> Tensor:
         """C z of latents ``(n, dim)``."""
@@ -120,13 +118,11 @@ class MatrixGaussian:
             lower = torch.linalg.cholesky(precision + 0.5 * step**2 * excess @ excess)
         move = step * torch.cholesky_solve(moments.gradient[:, None], lower)[:, 0]
         factor = torch.linalg.solve_triangular(lower, self.factor.T, upper=False).T
-        log_det = self.log_det - float(lower.diagonal().log().sum())
-        return MatrixGaussian(self.mean + self.factor @ move, factor, log_det)
+        return MatrixGaussian(self.mean + self.factor @ move, factor)
 
     def narrower(self) -> MatrixGaussian:
         """The Gaussian of half the width."""
-        log_det = self.log_det - len(self.mean) * math.log(2)
-        return replace(self, factor=0.5 * self.factor, log_det=log_det)
+        return replace(self, factor=0.5 * self.factor)
 
 
 def _slope(gradient: Tensor, z: Tensor) -> Tensor:

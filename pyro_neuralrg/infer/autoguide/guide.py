@@ -213,14 +213,12 @@ class AutoHierarchicalFlow(AutoContinuous):
         levels = torch.as_tensor(quantiles, dtype=draws.dtype, device=draws.device)
         # by parts, since torch.quantile takes no more than sixteen million numbers
         latents = torch.cat([torch.quantile(part, levels, 0) for part in draws.split(4096, -1)], -1)
-        values = [
-            {
-                site["name"]: biject_to(site["fn"].support)(value)
-                for site, value in self._unpack_latent(latent)
-            }
-            for latent in latents
-        ]
-        return {name: torch.stack([value[name] for value in values]) for name in values[0]}
+        shapes, found = self._unconstrained_shapes, {}
+        parts = latents.split([shape.numel() for shape in shapes.values()], -1)
+        for (name, shape), part in zip(shapes.items(), parts, strict=True):
+            support = self.prototype_trace.nodes[name]["fn"].support
+            found[name] = biject_to(support)(part.reshape(-1, *shape))
+        return found
 
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The median of each entry of each latent site, from 1000 draws of the posterior."""
@@ -273,6 +271,14 @@ class AutoHierarchicalFlow(AutoContinuous):
         """Compare the sites with those of runs with other latents."""
         program = functools.partial(self._prior[0], *args, **kwargs)
         inspect_sites(program, site_shapes(self.prototype_trace))
+
+    def __repr__(self) -> str:
+        flow, name = self._modules.get("transform"), type(self).__name__
+        if not isinstance(flow, LatentFlow):
+            return f"{name}(its model has not been seen)"
+        sides = " x ".join(map(str, self.shape or ()))
+        fields = "".join(f"{field!r} of {sides}, " for field in self.fields)
+        return f"{name}({fields}{flow.globals_dim} globals)"
 
     def _build(self, args: Any, kwargs: Any) -> None:
         """Create the flow of the model's latents."""
