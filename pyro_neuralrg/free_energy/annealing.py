@@ -109,8 +109,7 @@ def anneal(
     take in :math:`w^{\Delta\beta}`; groups with few effective particles are resampled
     systematically; then each is moved by HMC and, with a flow, by a jump to a fresh draw of it.
     With ``resample_below=0`` it is annealed importance sampling, whose weights may have heavy tails
-    that its standard error does not see; that of 16 groups is known to 18 % and covers as
-    Student's t.
+    that its standard error does not see; that of 16 groups covers as Student's t.
 
     For a Pyro model with data y, Z is the evidence p(y). Without a flow the start is a standard
     normal of all unconstrained values; that of ``NeuTraReparam(guide).reparam(model)`` is the

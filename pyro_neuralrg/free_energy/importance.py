@@ -292,8 +292,7 @@ def _mean_over_reference(target: Any, q: Any, reference: Tensor, batch_size: int
     check_type("reference", reference, Tensor, "a tensor of fields")
     shape = tuple(density.event_shape)
     batch = reference.dim() - len(shape)
-    right = batch in (1, 2) and tuple(reference.shape[batch:]) == shape
-    if not right or reference.numel() == 0:
+    if batch not in (1, 2) or reference.shape[batch:] != shape or reference.numel() == 0:
         raise ValueError(
             f"reference has shape {tuple(reference.shape)}; accepted: (n,) or (chains, draws), "
             f"each >= 1, followed by {shape}"

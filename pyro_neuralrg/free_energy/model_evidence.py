@@ -67,13 +67,16 @@ def model_log_weights(
 def weighted_draws(density: Any, size: int) -> tuple[Tensor, Tensor]:
     """Samples of q, and ln q there."""
     x = density.sample((size,))
-    bad = int((~x.flatten(1).isfinite().all(-1)).sum())
-    if bad:
-        raise ValueError(
-            f"{bad} of {size} samples of q are not finite; accepted: a flow or a guide whose "
-            "parameters are numbers, from before a training that diverged"
-        )
+    _check_finite(x, "q")
     return x, density.log_prob(x)
+
+
+def _check_finite(x: Tensor, name: str) -> None:
+    if not bool(x.isfinite().all()):
+        raise ValueError(
+            f"samples of {name} are not finite; accepted: a flow or a guide whose parameters are "
+            "numbers, from before a training that diverged"
+        )
 
 
 def _vectorised(
@@ -122,6 +125,7 @@ def _check_guide(
             "accepted: the same"
         )
     for name, site in ours.items():
+        _check_finite(site["value"], f"guide's site {name!r}")
         same = torch.equal(site["value"], again[name]["value"])
         if same and isinstance(site["fn"], Delta) and not isinstance(theirs[name]["fn"], Delta):
             raise TypeError(

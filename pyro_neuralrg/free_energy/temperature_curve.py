@@ -161,28 +161,22 @@ def _samples(family: IsingDualFamily, flow: Any, context: Tensor, n: int) -> Ten
 
 def _row(target: IsingDual, samples: Tensor, weights: LogWeights) -> list[float]:
     """Everything at one temperature, in the order of :class:`Thermodynamics`."""
-    sites, beta = math.prod(target.shape), 1 / target.temperature
-    _, *derivatives, energies, squares = samples
-    first, second = (sample_mean(values) for values in derivatives)
+    sites, beta, spins = math.prod(target.shape), 1 / target.temperature, target.spins
+    _, first, second, energies, squares = samples
     energy = reweight(energies, weights)
-    heat = specific_heat(energy, reweight(squares, weights), target.shape, target.temperature)
-    spins = target.spins
+    exact = spins.log_partition, spins.internal_energy, spins.specific_heat
     return [
         target.temperature,
         *weights.mean_log,
-        -first.value / sites,
-        first.standard_error / sites,
-        beta**2 * second.value / sites,
-        beta**2 * second.standard_error / sites,
+        *sample_mean(-first / sites),
+        *sample_mean(beta**2 * second / sites),
         *weights.log_mean,
         float(energy.estimate),
         float(energy.standard_error),
-        *heat,
+        *specific_heat(energy, reweight(squares, weights), target.shape, target.temperature),
         weights.ess,
         weights.pareto_k,
-        _or_nan(spins.log_partition),
-        _or_nan(spins.internal_energy),
-        _or_nan(spins.specific_heat),
+        *map(_or_nan, exact),
     ]
 
 

@@ -182,6 +182,36 @@ def hidden() -> None:
     pyro.sample("y", dist.Normal(x + z, 0.2).to_event(2), obs=torch.ones(2, 2))
 
 
+def vague(data: Tensor) -> None:
+    precision = pyro.sample("precision", dist.Gamma(0.001, 0.001))  # of median zero, rounded
+    with pyro.plate("data", len(data), subsample_size=50) as index:
+        pyro.sample("y", dist.Normal(0.0, precision.rsqrt()), obs=data[index])
+
+
+@pytest.mark.parametrize("init_scale", [None, 0.2])
+def test_subsampled_data_of_vague_priors_begin_where_there_are_gradients(init_scale: Any) -> None:
+    """The precision, 1 / 4, is found from there."""
+    data = 2 * torch.randn(1000)
+    with pytest.warns(UserWarning, match=r"begins at the likeliest .*: .*'data' \(50 of 1000\)"):
+        guide = AutoHierarchicalFlow(vague, prototype_args=(data,), init_scale=init_scale)
+    assert guide.get_transform().frame.factor.tolist() == [init_scale or 0.1]
+    svi = SVI(vague, guide, pyro.optim.Adam({"lr": 0.05}), Trace_ELBO())
+    for _ in range(150):
+        svi.step(data)
+    assert float(guide.median()["precision"]) == pytest.approx(0.25, rel=0.3)
+
+
+def test_many_data_are_not_evaluated_at_many_points_together() -> None:
+    seen = []
+
+    def energy(u: Tensor) -> Tensor:
+        seen.append(len(u))
+        return u.square().sum(-1)
+
+    nearest_gaussian(Density(energy, torch.float64, numbers=300_000), dense(2))
+    assert max(seen) == 3
+
+
 def without_gradients() -> None:
     x = normals("x", 2, 2)
     pyro.factor("y", (0 * x).sqrt().sum((-1, -2)))

@@ -41,19 +41,24 @@ MIN_GAIN = 0.03
 LARGE_DIM = 512
 """Unknowns from which on matrices have the dtype of the model, and fewer steps are tried."""
 
-MAX_COORDINATES, MAX_POINTS = 2**20, 512
-"""Coordinates, and points, at which the model is evaluated together at most."""
+MAX_NUMBERS, MAX_POINTS = 2**20, 512
+"""Numbers, latents and data, and points at which the model is evaluated together at most."""
 
 MODEL_ERRORS = (ArithmeticError, RuntimeError, ValueError)
-"""Raised by models far out: a matrix that is singular, say."""
+"""Raised by models far out, such as by a matrix that is singular."""
 
 
 @dataclass(frozen=True)
 class Density:
-    """An unnormalised density by its energy -ln pi, of points ``(n, dim)`` to shape ``(n,)``."""
+    """An unnormalised density by its energy -ln pi, of points ``(n, dim)`` to shape ``(n,)``.
+
+    Each takes so many ``numbers`` to evaluate; ``subsampled`` says which data are held fixed.
+    """
 
     energy_of: Callable[[Tensor], Tensor]
     dtype: torch.dtype
+    numbers: int = 1
+    subsampled: str = ""
 
     def energy(self, points: Tensor) -> Tensor:
         """Energies without a graph."""
@@ -69,10 +74,7 @@ class Density:
 
 
 class Moments(NamedTuple):
-    """C^T E[g], and the mean negative Hessian in the coordinates z less the identity.
-
-    The latter is a matrix, or the parts of it that widths can follow, of sites and of modes.
-    """
+    """C^T E[g], and the mean negative Hessian in z less the identity, or its parts for widths."""
 
     gradient: Tensor
     excess: tuple[Tensor, ...]
@@ -127,10 +129,9 @@ class MatrixGaussian:
 
 def _slope(gradient: Tensor, z: Tensor) -> Tensor:
     """E[g z^T] by regression, exact where g is linear in z."""
-    moments = gradient.T @ z
     if len(z) < z.shape[-1]:  # some are not usable
-        return moments / len(z)
-    return torch.linalg.solve(z.T @ z, moments.T).T
+        return gradient.T @ z / len(z)
+    return torch.linalg.solve(z.T @ z, z.T @ gradient).T
 
 
 @dataclass(frozen=True)
@@ -311,5 +312,5 @@ def _bound(target: Density, q: Gaussian, z: Tensor) -> float:
 
 def _split(target: Density, points: Tensor) -> tuple[Tensor, ...]:
     """Points in parts that fit into memory, also where a model makes matrices of them."""
-    number = min(MAX_POINTS, MAX_COORDINATES // points.shape[-1])
+    number = min(MAX_POINTS, MAX_NUMBERS // max(target.numbers, points.shape[-1]))
     return points.to(target.dtype).split(max(1, number))

@@ -27,7 +27,7 @@ from pyro_neuralrg.infer.autoguide.sites import (
     order_latents,
     site_shapes,
 )
-from pyro_neuralrg.infer.autoguide.start import GaussianStart, posterior_start
+from pyro_neuralrg.infer.autoguide.start import posterior_start
 from pyro_neuralrg.infer.autoguide.transform import (
     FieldFlow,
     GlobalsFlow,
@@ -63,26 +63,24 @@ class AutoHierarchicalFlow(AutoContinuous):
     to the posterior, found in seconds
     (:func:`~pyro_neuralrg.infer.autoguide.gaussians.nearest_gaussian`), with a covariance matrix up
     to 2048 unknowns, beyond with widths of sites and of the fields' modes. Training begins at the
-    identity in the frame's units, where one step of Adam at a rate of 1e-2 moves draws by a
-    twentieth of their standard deviations: plain SVI is safe. With ``init_scale``, where no
-    Gaussian is found (with a warning) and where data are subsampled, the guide begins at
-    ``init_loc_fn``, as Pyro's do. Sites of improper priors, which have no draws, begin at
-    unconstrained zeros.
+    identity in the frame's units, where a step of Adam at a rate of 1e-2 moves draws by a twentieth
+    of their standard deviations: plain SVI is safe. With ``init_scale``, where no Gaussian is found
+    (with a warning) and where data are subsampled, the guide begins at ``init_loc_fn``, as Pyro's
+    do, at unconstrained zeros of improper priors.
 
     Most models need no options: each site has a skewness and a weight of its tails, the modes of
     the fields have widths that depend on the globals, and two small couplings a block see the
-    neighbours. More couplings, units or depth gained at most 0.01 nats in 2,400 steps on two smooth
-    maps; on a Cox process of many points ``bijector=Neighbour(layers=4, hidden=(16,),
-    num_tanh=2)`` gained 0.13 (one seed each, ``python -m tests.benchmarks.guides --options``).
-    ``boundary="periodic"`` is for fields on a torus, ``odd=True`` for symmetric posteriors.
+    neighbours. On a Cox process of many points ``bijector=Neighbour(layers=4, hidden=(16,),
+    num_tanh=2)`` gained 0.13 nats, on two smooth maps more of them gained at most 0.01
+    (``python -m tests.benchmarks.guides --options``). ``boundary="periodic"`` is for fields on a
+    torus, ``odd=True`` for symmetric posteriors.
 
-    ``SVI``, ``Predictive``, plates, vectorised particles, ``NeuTraReparam(guide)`` for MCMC and
-    ``fit(model, guide, ...)`` work with it. Its parameters exist at once where the model takes no
-    arguments (or has a default other than None for each), or with ``prototype_args``; else from the
-    first call, or :meth:`initialize`, on. They are the guide's own: see
-    :class:`~pyro_neuralrg.infer.FlowGuide`, also for ``pyro.get_param_store().save`` and ``load``.
-    A file of its own is ``torch.save(guide.state_dict(), path)``, which
-    ``guide.load_state_dict(torch.load(path))`` reads into a guide of the same model and options.
+    ``SVI``, ``Predictive``, ``NeuTraReparam(guide)`` and ``fit(model, guide, ...)`` work with it.
+    Its parameters exist at once where the model takes no arguments (or has a default other than
+    None for each), or with ``prototype_args``; else from the first call, or :meth:`initialize`, on.
+    They are the guide's own: see :class:`~pyro_neuralrg.infer.FlowGuide`, also for
+    ``pyro.get_param_store().save`` and ``load``. A file of ``torch.save(guide.state_dict(), path)``
+    is read by ``guide.load_state_dict(torch.load(path))`` into one of the same model and options.
 
     Args:
         model: a Pyro model with static structure and without discrete latent sites.
@@ -114,10 +112,8 @@ class AutoHierarchicalFlow(AutoContinuous):
         TypeError: if an option is unknown.
 
     References:
-        Li, Wang, Neural Network Renormalization Group, PRL 121, 260601 (2018).
-        Kucukelbir et al., Automatic Differentiation Variational Inference, JMLR 18 (2017).
-        Hoffman et al., NeuTra-lizing Bad Geometry in Hamiltonian Monte Carlo Using Neural
-        Transport (2019).
+        Li, Wang, PRL 121, 260601 (2018); Kucukelbir et al., Automatic Differentiation Variational
+        Inference, JMLR 18 (2017); Hoffman et al., NeuTra-lizing Bad Geometry (2019).
 
     Example:
         >>> import pyro, pyro.distributions as dist, torch
@@ -160,9 +156,8 @@ class AutoHierarchicalFlow(AutoContinuous):
         sides = None if lattice is None else check_shape(lattice, "lattice")
         self._wishes: Any = (_names(field, fields), sides), init_scale, globals_flow, options
         self._prior: Any = (model,)  # not a submodule, and without the initialisation
-        kwargs = dict(prototype_kwargs or {})
-        if prototype_args or kwargs or _takes_nothing(model):
-            self.initialize(*prototype_args, **kwargs)
+        if prototype_args or prototype_kwargs or _takes_nothing(model):
+            self.initialize(*prototype_args, **(prototype_kwargs or {}))
 
     # The contract of AutoContinuous
 
@@ -292,11 +287,8 @@ class AutoHierarchicalFlow(AutoContinuous):
             )
         options = flow_options(latents.shape, given) if latents.fields else {}
         mean = loc[latents.order]
-        if init_scale is None:
-            program = functools.partial(self._prior[0], *args, **kwargs)
-            start = posterior_start(program, trace, mean, latents, options)
-        else:
-            start = GaussianStart(mean, torch.full_like(loc, init_scale))
+        program = functools.partial(self._prior[0], *args, **kwargs)
+        start = posterior_start(program, trace, mean, latents, options, init_scale)
         frame = GaussianFrame(start.mean.to(loc), start.factor.to(loc))
         globals_flow, field_flow = None, None
         if latents.globals_dim:

@@ -8,11 +8,13 @@ import contextlib
 import functools
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pyro
 import torch
 from pyro import poutine
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_neuralrg.infer.autoguide.gaussians import (
@@ -58,13 +60,14 @@ def posterior_start(
     mean: Tensor,
     latents: LatentOrder,
     options: Mapping[str, Any],
+    init_scale: float | None = None,
 ) -> GaussianStart:
     """The Gaussian nearest to the posterior of a model, or a narrow one, with a warning.
 
     ``program`` is the model with its arguments, ``prototype`` a trace of its latent sites; ``mean``
     is where to begin, globals first. Where that leads to none, another point of (-2, 2) is tried;
     where the density has no gradient there, it is that. Of the flow's options ``odd`` and
-    ``boundary`` count.
+    ``boundary`` count. With ``init_scale``, and of subsampled data, only the place is looked at.
     """
     found, reason = None, "no Gaussian is nearer to the posterior"
     place, mean, odd = "init_loc_fn", mean.cpu(), options.get("odd", False)
@@ -74,19 +77,20 @@ def posterior_start(
             density = model_density(program, prototype, latents.order)
             if odd and latents.fields:
                 density = _mirrored_density(density, mean, latents.globals_dim)
-            boundary = options.get("boundary", "periodic")
-            found = _start(density, mean, latents, odd, boundary)
-            if found is None:
+            boundary, reason = options.get("boundary", "periodic"), density.subsampled or reason
+            is_narrow = init_scale is not None or bool(density.subsampled)
+            found = None if is_narrow else _start(density, mean, latents, odd, boundary)
+            if found is None and not (is_narrow and _has_gradient(density, mean[None]).all()):
                 point = _likely_point(density, mean, latents.globals_dim if odd else len(mean))
-                found = _start(density, point, latents, odd, boundary)
+                found = None if is_narrow else _start(density, point, latents, odd, boundary)
                 if found is None and not _has_gradient(density, mean[None]).all():
-                    place, mean = "the likeliest of some points", point
+                    mean, place = point, "the likeliest of some points, with a gradient,"
     except Exception as error:  # whatever the model raises where it is evaluated
         reason = f"{type(error).__name__}: {error}"
-    if found is None:
-        warn_user(f"the guide begins at {place} with standard deviations of {INIT_SCALE}: {reason}")
-        found = GaussianStart(mean, torch.full_like(mean, INIT_SCALE))
-    return found
+    width = INIT_SCALE if init_scale is None else init_scale
+    if found is None and (init_scale is None or place != "init_loc_fn"):
+        warn_user(f"the guide begins at {place} with standard deviations of {width}: {reason}")
+    return found or GaussianStart(mean, torch.full_like(mean, width))
 
 
 def _likely_point(density: Density, mean: Tensor, free: int) -> Tensor:
@@ -133,7 +137,7 @@ def _mirrored_density(density: Density, centre: Tensor, globals_dim: int) -> Den
     sign[globals_dim:] = -1
     shift = (1 - sign) * centre.to(density.dtype)
     energy = density.energy_of
-    return Density(lambda u: 0.5 * (energy(u) + energy(sign * u + shift)), density.dtype)
+    return replace(density, energy_of=lambda u: 0.5 * (energy(u) + energy(sign * u + shift)))
 
 
 def blocks(factor: Tensor, globals_dim: int, odd: bool) -> Tensor:
@@ -161,12 +165,19 @@ def model_density(program: Callable[[], Any], prototype: Any, order: Tensor) -> 
     """The density of a model's unconstrained latents, for points on the CPU.
 
     ``order`` is for each coordinate of the points its place in the order of the prototype's sites.
-    Points are evaluated together by vmap, or one by one if that does not take the model. A
-    ValueError says if the model subsamples data, or its density is random.
+    Points are evaluated together by vmap, or one by one if that does not take the model. Data that
+    are subsampled are those of one run. A ValueError says if the density is random.
     """
-    trace = inspect_sites(program)
-    check_no_subsampling(trace)
-    joint, values = UnconstrainedModel(program, trace), latent_sites(prototype)
+    trace, subsampled = inspect_sites(program), ""
+    try:
+        check_no_subsampling(trace)
+    except ValueError as error:
+        subsampled = str(error)
+    nodes = {name: site for name, site in trace.nodes.items() if site["type"] == "sample"}
+    parts = {name: site["value"] for name, site in nodes.items() if site_is_subsample(site)}
+    numbers = sum(torch.as_tensor(site["value"]).numel() for site in nodes.values())
+    joint = UnconstrainedModel(poutine.condition(program, parts), trace)
+    values = latent_sites(prototype)
     shapes = {name: joint.transforms[name](site["value"]).shape for name, site in values.items()}
     sizes, back = [shape.numel() for shape in shapes.values()], order.argsort()
     first = next(iter(values.values()))["value"]
@@ -182,13 +193,15 @@ def model_density(program: Callable[[], Any], prototype: Any, order: Tensor) -> 
         with pyro.validation_enabled(False):
             return each(points[:, back].to(first.device)).cpu()
 
-    points, together = torch.zeros(2, len(order), dtype=first.dtype), one_by_one
+    points = torch.zeros(2, len(order), dtype=first.dtype)
+    together: Callable[[Tensor], Tensor] = one_by_one
     with contextlib.suppress(Exception):  # a branch that depends on a value, say
         by_vmap = torch.func.vmap(of_one, randomness="different")  # random ones are refused below
         with torch.no_grad():
             energies(points, by_vmap)
         together = by_vmap
-    density = Density(functools.partial(energies, each=together), first.dtype)
+    energy_of = functools.partial(energies, each=together)
+    density = Density(energy_of, first.dtype, numbers, subsampled)
     if not torch.equal(density.energy(points), density.energy(points)):
         raise ValueError("the model's density is another each time")
     return density

@@ -226,7 +226,7 @@ class LatentFlow(LatticeTransform):
         if self.field_flow is not None:
             fields, more = self.field_flow.forward(fields, z)
             ladj = ladj + more
-        u, more = self.frame.forward(_together(others, fields))
+        u, more = self.frame.forward(torch.cat([others, fields.flatten(0, -2)]))
         return u.index_select(0, self.back), ladj + more
 
     def push_score(
@@ -247,8 +247,9 @@ class LatentFlow(LatticeTransform):
         if self.globals_flow is not None:
             others, more, score, _ = self.globals_flow.push_score(z, score)
             ladj = ladj + more
-        joined = _together(score, of_fields)
-        u, more, score, _ = self.frame.push_score(_together(others, fields), joined)
+        v = torch.cat([others, fields.flatten(0, -2)])
+        score = torch.cat([score, of_fields.flatten(0, -2)])
+        u, more, score, _ = self.frame.push_score(v, score)
         ladj = (ladj + more).detach()
         return u.index_select(0, self.back), ladj, score.index_select(0, self.back), None
 
@@ -262,7 +263,8 @@ class LatentFlow(LatticeTransform):
         if self.field_flow is not None:
             fields, more = self.field_flow.inverse(fields, others)
             ladj = ladj + more
-        return _together(others, fields).index_select(0, self.back), ladj
+        z = torch.cat([others, fields.flatten(0, -2)])
+        return z.index_select(0, self.back), ladj
 
     def _take_apart(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """The globals ``(dim, batch)`` and the fields ``(*flow shape, batch)``."""
@@ -270,11 +272,6 @@ class LatentFlow(LatticeTransform):
         if self.field_flow is not None:
             fields = fields.reshape(*self.field_flow.event_shape, h.shape[-1])
         return others, fields
-
-
-def _together(others: Tensor, fields: Tensor) -> Tensor:
-    """Globals first, then the fields, one row each."""
-    return torch.cat([others, fields.reshape(-1, others.shape[-1])])
 
 
 class SharedAmongDraws(ComposeTransform):
