@@ -150,9 +150,9 @@ def bounds(
 
     .. math:: E_{\pi/Z}[\ln q - \ln\pi] \le -\ln Z \le E_q[\ln q - \ln\pi]
 
-    Their distance is the sum of both Kullback-Leibler divergences, and both means are unbiased. A
-    mode that the flow misses shows in the lower bound alone, unless the reference misses it too.
-    The error of reference samples from chains comes from their effective sample size.
+    Their distance is the sum of both Kullback-Leibler divergences. A mode that the flow misses
+    shows in the lower bound alone, unless the reference misses it too. The error of reference
+    samples from chains comes from their effective sample size.
 
     Args:
         target: a LatticePotential or a batched energy function.
@@ -161,12 +161,11 @@ def bounds(
         reference: fields of the target, ``(n,) + shape``, taken to be independent, or ``(chains,
             draws) + shape``; None draws them by ``target.sample_reference``.
         batch_size: fields in memory at a time.
-        seed: of the reference samples drawn here; None goes on with torch's own generator, as the
-            samples of q always do.
+        seed: of reference samples drawn here; None: torch's own generator, as for samples of q.
 
     References:
-        Li & Wang, PRL 121, 260601 (2018), Eq. 4, for the upper bound; Grosse, Ghahramani, Adams,
-        "Sandwiching the marginal likelihood using bidirectional Monte Carlo" (2015).
+        Li & Wang, PRL 121, 260601 (2018), Eq. 4; Grosse, Ghahramani, Adams, "Sandwiching the
+        marginal likelihood using bidirectional Monte Carlo" (2015).
 
     Example:
         >>> from torch.distributions import Independent, Normal

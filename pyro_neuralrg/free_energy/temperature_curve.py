@@ -80,7 +80,7 @@ class Thermodynamics:
         return len(self.temperature)
 
     def as_dict(self) -> dict[str, Array]:
-        """The arrays by name, for a table or a figure."""
+        """The arrays by name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
@@ -136,8 +136,7 @@ def thermodynamics(
 def _samples(family: IsingDualFamily, flow: Any, context: Tensor, n: int) -> Tensor:
     """Figures of n samples, float64 without a graph, shape ``(5, n)``.
 
-    ln pi - ln q less what the dual adds, an estimate of ln Z of the spins; its first and second
-    derivative in beta; H / N and its square, averaged over the spins.
+    An estimate of ln Z of the spins, its first two derivatives in beta, H / N and its square.
     """
     c = context.to(next(flow.parameters())).expand(n, 1).clone().requires_grad_()
     q = FlowDistribution(flow.condition(c), family.shape)

@@ -8,7 +8,7 @@
 Worst R-hat over the unconstrained positions, the R-hat that stationary chains of the fewest bulk
 effective draws have by their number, these draws, gradients for each chain in warm-up and in all,
 seconds: a line for each model and seed. With ``--guides`` also the bounds of ln p(y) by
-AutoHierarchicalFlow and AutoNormal after 1000 steps of SVI.
+AutoHierarchicalFlow and AutoNormal after 1000 steps of SVI of so many ``--particles``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.infer import SVI, Trace_ELBO
+from pyro.infer import SVI
 from pyro.infer.autoguide import AutoNormal
 from torch import Tensor
 
@@ -194,15 +194,16 @@ class Guided(NamedTuple):
     weighted: float
 
 
-def guided(model: Model, seed: int, chains: Tensor | None = None, steps: int = 1000) -> Guided:
+def guided(model: Model, seed: int, chains: Tensor | None = None, particles: int = 1) -> Guided:
     """Guides of equal steps of SVI; the flow's draws against chains of the same positions."""
     bounds: list[float] = []
     for kind in (AutoNormal, AutoHierarchicalFlow):
         pyro.clear_param_store()
         pyro.set_rng_seed(seed)
         guide: Any = kind(model)
-        svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())  # type: ignore[attr-defined]
-        for _ in range(steps):
+        loss = PDD(particles, vectorize_particles=particles > 1)
+        svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), loss)  # type: ignore[attr-defined]
+        for _ in range(1000):
             svi.step()
         elbo = PDD(4000, vectorize_particles=True)
         with torch.no_grad():
@@ -224,7 +225,7 @@ def guided(model: Model, seed: int, chains: Tensor | None = None, steps: int = 1
 if __name__ == "__main__":
     options = parse(
         __doc__ or "",
-        seeds=[0, 1, 2], draws=1000, chains=64, threads=1, models=[""], guides=False,
+        seeds=[0, 1, 2], draws=1000, chains=64, threads=1, models=[""], guides=False, particles=1,
     )  # fmt: skip
     columns = ("R-hat", "8.4f"), ("by ESS", "8.4f"), ("ESS", "8.0f"), ("warm-up", "9.0f")
     columns += ("gradients", "10.0f"), ("seconds", "9.1f")
@@ -237,5 +238,7 @@ if __name__ == "__main__":
             continue
         for seed in options.seeds:
             mcmc = run(make(), seed, options.draws, options.chains)
-            more = guided(make(), seed, mcmc.positions) if options.guides else ()
+            more: Any = ()
+            if options.guides:
+                more = guided(make(), seed, mcmc.positions, options.particles)
             table.row(f"{name}, {seed}", *figures(mcmc), *more)

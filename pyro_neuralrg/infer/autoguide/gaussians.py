@@ -225,9 +225,9 @@ def nearest_gaussian(target: Density, first: Gaussian) -> Gaussian | None:
     r"""The Gaussian q with the least KL(q || pi), by natural gradients of the target's density.
 
     At the optimum :math:`E_q[\nabla \ln \pi] = 0` and :math:`C^T E_q[-\nabla^2 \ln \pi]\, C = 1`
-    for q = N(m, C C^T). The z of a step are orthogonal to one another and come with their mirror
-    images: of a Gaussian target one full step finds the solution. Shorter steps are those of Lin et
-    al., whose covariance stays positive. None if no step is better than the first.
+    for q = N(m, C C^T). The z of a step are orthogonal and come with their mirror images: of a
+    Gaussian target one full step finds it. Shorter steps are those of Lin et al., whose covariance
+    stays positive. None if no step is better than the first.
 
     References:
         Opper, Archambeau, "The variational Gaussian approximation revisited", Neural Computation 21

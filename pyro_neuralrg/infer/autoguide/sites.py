@@ -21,12 +21,9 @@ MAX_SIDES = 3
 class LatentOrder(NamedTuple):
     """The latents of a model as the flow has them: globals first, then the fields.
 
-    Attributes:
-        order: the place of each in the model's order; the fields are the fastest index.
-        globals_dim: number of globals.
-        fields: names, in the model's order.
-        lattice: of each field.
-        shape: of the flow of them all: several fields are a last axis, or part of the third.
+    ``order`` is the place of each in the model's order, with fields as the fastest index;
+    ``lattice`` is that of a field, ``shape`` of the flow of them all: several fields are a last
+    axis, or part of the third.
     """
 
     order: Tensor

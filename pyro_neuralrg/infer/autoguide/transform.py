@@ -33,8 +33,7 @@ from pyro_neuralrg.transforms.bijectors import BlockLayout, as_bijector
 
 MAX_RESPONSE = 0.2
 """Response of two couplings of eight units: a step of Adam at 1e-2 then moves draws of twenty
-models by at most 0.05 standard deviations, and ln|det| by at most 1.6 nats for some sixty
-unknowns."""
+models by at most 0.05 standard deviations, and ln|det| of some sixty unknowns by 1.6 nats."""
 
 SUMMED_RESPONSE = 4.0
 """Response times the weights behind one output, added up over all couplings that move a site."""
@@ -130,11 +129,9 @@ class GlobalsFlow(LatticeTransform):
 
 
 class FieldFlow(LatticeTransform):
-    r"""Fields from a hierarchical flow g(z; c) in a :class:`FieldFrame`.
+    r"""Fields from a hierarchical flow g(z; c) in a :class:`FieldFrame`, c the globals' latents.
 
-    The context c is that of the globals' latents, which are standard normal. Several fields
-    (``channels``) are the fastest index of the flow's sites: a last axis of its lattice, or part of
-    the last one.
+    Several fields (``channels``) are the fastest index of the flow's sites.
     """
 
     def __init__(
