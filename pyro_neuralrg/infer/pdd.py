@@ -29,7 +29,7 @@ from torch import Tensor
 from pyro_neuralrg.arguments import check_integer
 from pyro_neuralrg.infer.gradient_noise import GradientNoise
 from pyro_neuralrg.infer.model_sites import FillMasked
-from pyro_neuralrg.infer.particles import Way, find_way, program_key, rows_of, values_of
+from pyro_neuralrg.infer.particles import Way, find_way, program_key
 from pyro_neuralrg.runtime.threads import own_threads
 
 FEW_ENTRIES = 2**17
@@ -108,7 +108,7 @@ class PDD(ELBO):
         self._ways: dict[Any, Way] = {}  # by program
         self._way = Way()
         self.noise = GradientNoise()
-        self._gradient = "plain"  # or "path", or "both" to compare them
+        self._takes_path = False  # the gradient of the present evaluation
 
     def __repr__(self) -> str:
         names = inspect.signature(PDD).parameters
@@ -120,8 +120,7 @@ class PDD(ELBO):
         """The estimate of E_q[ln q - ln pi] in nats."""
         with self._threads(guide):
             parts = self._particles(model, guide, args, kwargs, with_gradient=False)
-            log_weights = [weights for weights, _ in parts]
-        return self._report(log_weights)
+            return self._report([weights for weights, _ in parts])
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         """The estimate of :meth:`loss` as a tensor, with the gradient of ``loss_and_grads``.
@@ -141,12 +140,11 @@ class PDD(ELBO):
         """The estimate of :meth:`loss`; its gradient is added to every parameter's ``grad``."""
         log_weights = []
         with self._threads(guide):
-            parts = self._particles(model, guide, args, kwargs)
-            for weights, surrogate in parts:
+            for weights, surrogate in self._particles(model, guide, args, kwargs):
                 log_weights.append(weights)
                 if surrogate.requires_grad:
                     surrogate.backward(retain_graph=self.retain_graph)
-        return self._report(log_weights)
+            return self._report(log_weights)
 
     def _threads(self, guide: Any) -> contextlib.AbstractContextManager[None]:
         """One thread of torch for small problems; other guides than these may be networks."""
@@ -177,7 +175,7 @@ class PDD(ELBO):
         self._way = self._ways[key]
 
     def _get_traces(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Iterator[Any]:
-        if not self._way.guide_apart:
+        if not self._way.one_by_one:
             yield from super()._get_traces(model, guide, args, kwargs)
             return
         for _ in range(self.num_particles):
@@ -186,11 +184,15 @@ class PDD(ELBO):
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Run the guide, then the model against it; both traces with log probabilities."""
         if not isinstance(poutine.unwrap(guide), Messenger):
-            guide = _Draws(self._gradient)(guide)
-        if self._way.log_pi is None:
+            guide = _Draws(self._takes_path)(guide)
+        if self._way.shapes is None:
             model_trace, guide_trace = get_importance_trace(
                 "flat", self.max_plate_nesting, FillMasked()(model), guide, args, kwargs
             )
+            entries = (
+                s["value"].numel() + s["log_prob"].numel() for s in _sample_sites(model_trace)
+            )
+            self._entries = sum(entries)
         else:
             model_trace, guide_trace = None, poutine.trace(guide).get_trace(*args, **kwargs)
             guide_trace.compute_score_parts()
@@ -204,40 +206,39 @@ class PDD(ELBO):
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield log-weights and the scalar to differentiate, for all particles or one by one."""
         self._choose_way(model, guide, args, kwargs)
+        programs = model, guide, args, kwargs
         wanted = bool(self.path_gradient) and with_gradient and torch.is_grad_enabled()
         can_choose = wanted and self.path_gradient != "always" and not self.only_finite
-        is_measured = can_choose and self.noise.begin()
+        if can_choose and self.noise.begin():  # compare both, of the same draws
+            with torch.random.fork_rng(range(torch.cuda.device_count())):
+                plain = torch.cat([terms for _, terms in self._evaluate(*programs, False)])
+            weights, path = map(torch.cat, zip(*self._evaluate(*programs, True), strict=True))
+            yield weights, self.noise.choose(plain, path) / self.num_particles
+            return
         is_path = wanted and (self.path_gradient == "always" or self.noise.is_path_better)
-        self._gradient = "both" if is_measured else "path" if is_path else "plain"
-        weights, held = [], []  # where gradients are compared, until all particles have run
+        for weights, terms in self._evaluate(*programs, is_path):
+            yield weights, terms.sum() / self.num_particles
+
+    def _evaluate(
+        self, model: Any, guide: Any, args: Any, kwargs: Any, takes_path: bool
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield log-weights and the losses to differentiate, with the plain or the path's graph."""
+        self._takes_path = takes_path
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
             if model_trace is None:
-                log_pi = self._log_pi_apart(model, guide_trace, args, kwargs)
+                program, number = FillMasked()(model), self.num_particles
+                log_pi = self._way.log_pi(program, guide_trace, number, args, kwargs)
                 guide_trace = prune_subsample_sites(guide_trace)
             else:
                 log_pi = self._log_prob(model_trace)
-                self._entries = sum(
-                    s["value"].numel() + s["log_prob"].numel() for s in _sample_sites(model_trace)
-                )
-            log_q = self._log_prob(guide_trace)
-            log_weights = log_pi - log_q
+            log_weights = log_pi - self._log_prob(guide_trace)
             terms = -log_weights
-            drawn = any(not site["is_observed"] for site in _sample_sites(guide_trace))
-            if drawn and self._gradient != "plain":
+            if takes_path and not all(site["is_observed"] for site in _sample_sites(guide_trace)):
                 _check_one_site(guide_trace)
-                path_terms = self._log_prob(guide_trace, _path_term) - log_pi
-                if is_measured:
-                    self.noise.add(terms, path_terms)
-                    weights.append(log_weights)
-                    held.append((terms.sum(), path_terms.sum()))
-                    continue
-                terms = path_terms
+                terms = self._log_prob(guide_trace, _path_term) - log_pi
             if self.only_finite:
                 terms = self._finite_terms(terms, log_weights.detach().isfinite(), guide_trace)
-            yield log_weights, terms.sum() / self.num_particles
-        if held:
-            plain, path = (sum(sums) for sums in zip(*held, strict=True))
-            yield torch.cat(weights), self.noise.choose(plain, path) / self.num_particles
+            yield log_weights, terms
 
     def _finite_terms(self, terms: Tensor, kept: Tensor, guide_trace: Any) -> Tensor:
         """The terms of the particles kept, and ones that lower the density at the others.
@@ -257,14 +258,14 @@ class PDD(ELBO):
                 if not isinstance(site["fn"], dist.Delta):
                     log_q = site["fn"].log_prob(x.detach())
                     lost = lost + log_q.reshape(len(kept), -1).sum(-1)
-        weight = 3.0 if self._gradient == "plain" else 2.0
+        weight = 2.0 if self._takes_path else 3.0
         return torch.where(kept, terms, weight * (lost - lost.detach()))
 
     def _log_prob(
         self, trace: Any, term_of: Callable[[Any], Tensor] = operator.itemgetter("log_prob")
     ) -> Tensor:
         """Sum over sample sites: shape ``(num_particles,)`` if vectorised, else ``(1,)``."""
-        together = self.vectorize_particles and not self._way.guide_apart
+        together = self.vectorize_particles and not self._way.one_by_one
         vectorized = together and self.num_particles > 1
         total: Any = torch.zeros(())
         for site in _sample_sites(trace):
@@ -278,12 +279,6 @@ class PDD(ELBO):
             total = total + term
         return total.expand(self.num_particles if vectorized else 1)
 
-    def _log_pi_apart(self, model: Any, guide_trace: Any, args: Any, kwargs: Any) -> Tensor:
-        """The model's log densities of the guide's draws, where it does not take all at once."""
-        assert self._way.log_pi is not None
-        rows = rows_of(values_of(guide_trace), self._way.shapes, self.num_particles)
-        return self._way.log_pi(FillMasked()(model), rows, args, kwargs)
-
     def _report(self, log_weights: list[Tensor]) -> float:
         """Keep the detached log-weights and return minus their mean; warn if it is not finite."""
         self.log_weights = torch.cat([weights.detach() for weights in log_weights])
@@ -294,58 +289,41 @@ class PDD(ELBO):
 
 
 class _Draws(Messenger):
-    """Draws that come with ln q, with its score as ``infer["score"]``, or with both.
+    """Draws that come with ln q, and where asked with its score as ``infer["score"]``.
 
     Outermost, so that plates have expanded the distribution, and scales and masks are known.
     """
 
-    def __init__(self, gradient: str) -> None:
+    def __init__(self, with_score: bool) -> None:
         super().__init__()
-        self.gradient = gradient
+        self.with_score = with_score
 
     def _pyro_sample(self, msg: Any) -> None:
         q = msg["fn"]
         if msg["is_observed"] or msg["value"] is not None:
             return
-        if self.gradient != "plain" and q.has_rsample and not isinstance(q, dist.Delta):
-            draw = _rsample_with_score if self.gradient == "path" else _rsample_with_both
-            msg["value"], log_q, msg["infer"]["score"] = draw(q)
-        elif self.gradient == "plain" and hasattr(q, "rsample_and_log_prob"):
+        if self.with_score and q.has_rsample and not isinstance(q, dist.Delta):
+            msg["value"], log_q, msg["infer"]["score"] = _rsample_with_score(q)
+        elif not self.with_score and hasattr(q, "rsample_and_log_prob"):
             msg["value"], log_q = q.rsample_and_log_prob()
         else:
             return
         # as the trace would compute them, by an inverse pass, were one of them missing
-        msg["unscaled_log_prob"] = log_q
         msg["log_prob"] = log_q = scale_and_mask(log_q, msg["scale"], msg["mask"])
         msg["log_prob_sum"] = log_q.sum()
         msg["score_parts"] = ScoreParts(log_q, torch.zeros_like(log_q), log_q)
 
 
 def _rsample_with_score(q: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """A draw, ln q and its gradient at the draw; flows of this package need no second pass."""
+    """A draw, and without its graph ln q and the score; our flows need no second pass."""
     if getattr(q, "has_score", False):
         return q.rsample_with_score()
     x = q.rsample()
-    return (x, *_log_q_and_score(q, x))
-
-
-def _rsample_with_both(q: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """A draw, ln q with its graph, and its gradient at the draw."""
-    if getattr(q, "has_score", False):  # the same draw twice, instead of an inverse pass
-        with torch.random.fork_rng(range(torch.cuda.device_count())):
-            _, _, score = q.rsample_with_score()
-        return (*q.rsample_and_log_prob(), score)
-    x = q.rsample()
-    return x, q.log_prob(x), _log_q_and_score(q, x)[1]
-
-
-def _log_q_and_score(q: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Without the graph of the draw."""
     with torch.enable_grad():
         leaf = x.detach().requires_grad_()  # no remembered pair of the flow is recognised by it
         log_q = q.log_prob(leaf)
         (score,) = torch.autograd.grad(log_q.sum(), leaf)
-    return log_q.detach(), score
+    return x, log_q.detach(), score
 
 
 def _sample_sites(trace: Any) -> list[Any]:
