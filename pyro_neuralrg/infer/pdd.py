@@ -56,11 +56,10 @@ class PDD(ELBO):
         path_gradient: leave out the gradient of ln q's parameters at fixed x, whose expectation is
             zero ("sticking the landing"), where that lowers the variance: none is left where q
             equals the target, but far from it the rest can be hundreds of times as noisy as the
-            plain gradient. Both variances are measured at the evaluations 1, 2, 4, ..., 64 and then
-            every 64th, which decides until the next time; "always" leaves it out everywhere. For
-            guides of one site, and for autoguides of one vector. A step with it costs half as much
-            again for flows of this package with their own couplings, else one more evaluation of
-            ln q.
+            plain gradient. Both are measured at the evaluations 1, 2, 4, ..., 64 and then every
+            64th; "always" leaves it out everywhere. For guides of one site, and for autoguides of
+            one vector. A step costs half as much again for flows of this package, else one more
+            evaluation of ln q.
         retain_graph: keep the graph after ``loss_and_grads``.
 
     Attributes:
@@ -181,25 +180,27 @@ class PDD(ELBO):
         for _ in range(self.num_particles):
             yield self._get_trace(model, guide, args, kwargs)
 
-    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """Run the guide, then the model against it; both traces with log probabilities."""
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Tensor, Any]:
+        """Run the guide, then the model against it: ln pi, and the trace of the guide."""
+        model = FillMasked()(model)
         if not isinstance(poutine.unwrap(guide), Messenger):
             guide = _Draws(self._takes_path)(guide)
         if self._way.shapes is None:
             model_trace, guide_trace = get_importance_trace(
-                "flat", self.max_plate_nesting, FillMasked()(model), guide, args, kwargs
+                "flat", self.max_plate_nesting, model, guide, args, kwargs
             )
-            entries = (
-                s["value"].numel() + s["log_prob"].numel() for s in _sample_sites(model_trace)
-            )
-            self._entries = sum(entries)
+            sites = _sample_sites(model_trace)
+            self._entries = sum(s["value"].numel() + s["log_prob"].numel() for s in sites)
+            log_pi = self._log_prob(model_trace)
         else:
-            model_trace, guide_trace = None, poutine.trace(guide).get_trace(*args, **kwargs)
-            guide_trace.compute_score_parts()
+            guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+            log_pi = self._way.log_pi(model, guide_trace, self.num_particles, args, kwargs)
+            guide_trace = prune_subsample_sites(guide_trace)
+            guide_trace.compute_log_prob()
         if is_validation_enabled():
             check_if_enumerated(guide_trace)
-        _check_reparameterised(prune_subsample_sites(guide_trace))
-        return model_trace, guide_trace
+        _check_reparameterised(guide_trace)
+        return log_pi, guide_trace
 
     def _particles(
         self, model: Any, guide: Any, args: Any, kwargs: Any, with_gradient: bool = True
@@ -224,13 +225,7 @@ class PDD(ELBO):
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield log-weights and the losses to differentiate, with the plain or the path's graph."""
         self._takes_path = takes_path
-        for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
-            if model_trace is None:
-                program, number = FillMasked()(model), self.num_particles
-                log_pi = self._way.log_pi(program, guide_trace, number, args, kwargs)
-                guide_trace = prune_subsample_sites(guide_trace)
-            else:
-                log_pi = self._log_prob(model_trace)
+        for log_pi, guide_trace in self._get_traces(model, guide, args, kwargs):
             log_weights = log_pi - self._log_prob(guide_trace)
             terms = -log_weights
             if takes_path and not all(site["is_observed"] for site in _sample_sites(guide_trace)):
@@ -243,11 +238,10 @@ class PDD(ELBO):
     def _finite_terms(self, terms: Tensor, kept: Tensor, guide_trace: Any) -> Tensor:
         """The terms of the particles kept, and ones that lower the density at the others.
 
-        The latter are ln q at fixed draws, of which the mean gradient over all draws is zero: over
-        the others' it is that of -q(A), with q(A) the probability to be kept. They enter once for
-        the kept ones, over which it is no longer zero (path gradients leave it out), once for the
-        flow restricted to A, of density q / q(A), and once for the draws that are lost.
-        No other gradient goes through the others' draws.
+        The latter are ln q at fixed draws, whose mean gradient is that of -q(A), with q(A) the
+        probability to be kept. They enter once since it is not zero over the kept ones (path
+        gradients leave it out), once for the flow restricted to A, of density q / q(A), and once
+        for the draws that are lost, through which no other gradient goes.
         """
         lost = torch.zeros_like(terms)
         for site in _sample_sites(guide_trace):
