@@ -21,8 +21,8 @@ from torch.distributions import Independent, biject_to, constraints
 
 from pyro_neuralrg.infer.pyro_internals import is_being_initialised, refuse_within_plate
 
-RUNS = 3
-"""Runs of the model with latents of its prior that must have the same sites."""
+RUNS = 8
+"""Runs with latents of the prior that must have the same sites; 99 % see both of two branches."""
 
 Program = Callable[[], Any]
 WRAPPERS = Independent, MaskedDistribution, ExpandedDistribution
@@ -52,9 +52,6 @@ def latent_sites(trace: Any) -> dict[str, Any]:
 def is_function(site: Any) -> bool:
     """Report whether a site is a function of others, as those of ``pyro.deterministic``."""
     return site["is_observed"] and isinstance(innermost(site["fn"]), Delta)
-
-
-# Runs of a model ----------------------------------------------------------------------------------
 
 
 def drawn_trace(program: Program) -> Any:
@@ -97,9 +94,6 @@ class ImproperDraws(Messenger):
 def _improper_point(fn: Any, unconstrained: Callable[[Any], Tensor]) -> Tensor:
     transform = biject_to(fn.support)
     return transform(unconstrained(transform.inverse_shape(fn.batch_shape + fn.event_shape)))
-
-
-# What is refused ----------------------------------------------------------------------------------
 
 
 def inspect_sites(program: Program, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Any:
@@ -206,9 +200,6 @@ def _check_data(name: str, sites: list[Any]) -> None:
             f"observed site {name!r} has {number} NaN of {values[0].numel()}; accepted: "
             "numbers, or NaN where a mask hides them: dist.Normal(...).mask(~y.isnan())"
         )
-
-
-# Data under a mask --------------------------------------------------------------------------------
 
 
 def fill_masked(program: Program, trace: Any) -> Program:

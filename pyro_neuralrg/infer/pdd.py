@@ -43,16 +43,14 @@ class PDD(ELBO):
     .. math:: L = E_{x \sim q}[\ln q(x) - \ln \pi(x)] = -\ln Z + KL(q \,\|\, \pi / Z)
 
     Guide sites must be reparameterised, so that the gradient goes through the samples. With an
-    autoguide and few data, torch computes ``loss`` and ``loss_and_grads`` on one thread, from the
-    second evaluation on.
+    autoguide and few data, torch computes on one thread, from the second evaluation on.
 
     Args:
         num_particles: samples of the guide per evaluation.
-        max_plate_nesting: bound on the nesting of the model's own plates, without the one for
-            particles; guessed if infinite, as by Pyro's ``Trace_ELBO``.
-        vectorize_particles: draw all particles at once, in an outermost plate. Once for each model,
-            its densities are compared with those of single draws; one that does not take all at
-            once is run by ``torch.func.vmap``, or for one draw after another, with a warning.
+        max_plate_nesting: of the model's own plates; guessed if infinite, as by ``Trace_ELBO``.
+        vectorize_particles: draw all particles at once, in an outermost plate. Each model is
+            compared with single draws, once; one that does not take all is run by
+            ``torch.func.vmap``, or for one draw after another, with a warning.
         path_gradient: leave out the gradient of ln q's parameters at fixed x, whose expectation is
             zero ("sticking the landing"), where that lowers the variance: none is left where q
             equals the target, but far from it the rest can be hundreds of times as noisy as the
@@ -174,11 +172,16 @@ class PDD(ELBO):
         self._way = self._ways[key]
 
     def _get_traces(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Iterator[Any]:
-        if not self._way.one_by_one:
-            yield from super()._get_traces(model, guide, args, kwargs)
-            return
-        for _ in range(self.num_particles):
+        if self._together:
+            guide = self._vectorized_num_particles(guide)
+            if self._way.shapes is None:
+                model = self._vectorized_num_particles(model)
+        for _ in range(1 if self._together else self.num_particles):
             yield self._get_trace(model, guide, args, kwargs)
+
+    @property
+    def _together(self) -> bool:
+        return self.vectorize_particles and not self._way.one_by_one
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Tensor, Any]:
         """Run the guide, then the model against it: ln pi, and the trace of the guide."""
@@ -259,19 +262,15 @@ class PDD(ELBO):
         self, trace: Any, term_of: Callable[[Any], Tensor] = operator.itemgetter("log_prob")
     ) -> Tensor:
         """Sum over sample sites: shape ``(num_particles,)`` if vectorised, else ``(1,)``."""
-        together = self.vectorize_particles and not self._way.one_by_one
-        vectorized = together and self.num_particles > 1
+        number = self.num_particles if self._together else 1
         total: Any = torch.zeros(())
         for site in _sample_sites(trace):
             term = term_of(site)
-            if not vectorized:
-                term = term.sum().reshape(1)
-            elif term.dim() < self.max_plate_nesting:
-                term = term.sum()  # outside the plate of particles: the same for each of them
+            if number == 1 or term.dim() < self.max_plate_nesting:
+                total = total + term.sum()  # outside the plate of particles: the same for each
             else:
-                term = term.reshape(term.shape[0], -1).sum(-1)
-            total = total + term
-        return total.expand(self.num_particles if vectorized else 1)
+                total = total + term.reshape(number, -1).sum(-1)
+        return total.expand(number)
 
     def _report(self, log_weights: list[Tensor]) -> float:
         """Keep the detached log-weights and return minus their mean; warn if it is not finite."""
@@ -349,14 +348,11 @@ def _path_term(site: Any) -> Tensor:
 
 def _check_reparameterised(guide_trace: Any) -> None:
     for site in _sample_sites(guide_trace):
-        if site["is_observed"] and getattr(site["fn"], "has_rsample", True) is False:
+        if not site["fn"].has_rsample:
+            name, kind = site["name"], type(site["fn"]).__name__
+            factor = f"factor {name!r} has has_rsample=False"
+            drawn = f"site {name!r} has distribution {kind}, which has no rsample"
             raise ValueError(
-                f"guide factor {site['name']!r} has has_rsample=False; accepted by PDD: True, for "
-                "factors of reparameterised draws (else use Trace_ELBO)"
-            )
-        if not site["is_observed"] and not getattr(site["fn"], "has_rsample", False):
-            raise ValueError(
-                f"guide site {site['name']!r} has distribution {type(site['fn']).__name__}, which "
-                "has no rsample; accepted by PDD: reparameterised distributions (else use "
-                "Trace_ELBO)"
+                f"guide {factor if site['is_observed'] else drawn}; accepted by PDD: "
+                "reparameterised draws, and factors of them (else use Trace_ELBO)"
             )

@@ -28,11 +28,11 @@ from pyro_neuralrg.infer.model_sites import base_support
 class FlowReparam(Reparam):
     r"""Replace a site ``name`` by its latents ``{name}_latent``, with ``name = flow(z)`` computed.
 
-    The density of the reparameterised program in ``z`` is exactly (paper Eq. 6)
+    The density of the reparameterised program in ``z`` is exactly, whatever the flow (paper Eq. 6),
 
     .. math:: \tilde p(z) = p(x = g(z)) \, |\det \partial g / \partial z|
 
-    whatever the flow: a perfect one makes it standard normals. Pyro's ``HMC``, ``NUTS`` and ``SVI``
+    A perfect flow makes it standard normals. Pyro's ``HMC``, ``NUTS`` and ``SVI``
     and :class:`~pyro_neuralrg.mcmc.VectorizedMCMC` run on the result. The flow is not trained.
 
     A site may stand inside plates (batch dimensions on the left); an observed one stays as it is.
