@@ -14,7 +14,6 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer.autoguide.initialization import init_to_value
 from pyro.infer.reparam import LocScaleReparam
 from torch import Tensor
 from torch.distributions import constraints
@@ -182,7 +181,6 @@ def shifted_angles(y: Tensor) -> None:
 
 
 ANGLES = torch.tensor([2.8, -2.9, 3.0], dtype=torch.float64)
-EVIDENCE_OF_ANGLES = 3.98761
 
 
 def test_angles_on_an_interval_have_the_exact_evidence() -> None:
@@ -191,14 +189,7 @@ def test_angles_on_an_interval_have_the_exact_evidence() -> None:
     for y in ANGLES.split(1):
         energies = sampler(shifted_angles, y).energy(u[:, None])
         total -= float((-energies).logsumexp(0) + (u[1] - u[0]).log())
-    assert total == pytest.approx(EVIDENCE_OF_ANGLES, abs=1e-4)
-
-
-@pytest.mark.slow
-def test_the_evidence_of_angles_by_a_guide() -> None:
-    model = partial(shifted_angles, ANGLES)
-    found = estimate(model, AutoHierarchicalFlow(model), 20_000)
-    assert abs(found.importance - EVIDENCE_OF_ANGLES) < 4 * found.importance_se
+    assert total == pytest.approx(3.98761, abs=1e-4)
 
 
 # NaN under a mask ---------------------------------------------------------------------------------
@@ -325,13 +316,6 @@ def test_what_needs_draws_of_an_improper_prior_says_so() -> None:
     mcmc = VectorizedMCMC(HMC(differences), 2, 2, 4, "prior", progress=False)
     with pytest.raises(ValueError, match=r"'prior', and site 'f' has an improper one"):
         mcmc.run()
-
-
-def test_the_start_of_an_improper_site_can_be_given_to_the_guide() -> None:
-    place = torch.tensor([1.0, 2.0, 3.0])
-    init = init_to_value(values={"f": place})
-    guide = AutoHierarchicalFlow(differences, init_scale=1e-9, init_loc_fn=init)
-    torch.testing.assert_close(guide()["f"], place, atol=1e-6, rtol=0)
 
 
 # Reparameterised within a plate -------------------------------------------------------------------

@@ -105,15 +105,6 @@ def test_training_goes_on_from_a_loaded_store(tmp_path: Path) -> None:
     check_same(guide, u, expected)
 
 
-def test_a_store_of_another_model_is_told_and_not_taken(tmp_path: Path) -> None:
-    path = str(tmp_path / "store")
-    models.make(CASES["one field"])()
-    save_and_clear(path).load(path)
-    guide = models.make(CASES["plates, odd sides"])
-    with pytest.warns(UserWarning, match="parameter store holds other values"):
-        guide()
-
-
 def test_a_guide_moved_to_another_dtype_is_saved_as_it_is(tmp_path: Path) -> None:
     case, path = CASES["field and globals"], str(tmp_path / "store")
     guide = models.make(case).float()

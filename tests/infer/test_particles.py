@@ -8,7 +8,6 @@ import contextlib
 import logging
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import pyro
@@ -16,7 +15,7 @@ import pyro.distributions as dist
 import pyro.infer
 import pytest
 import torch
-from pyro.infer import SVI, Trace_ELBO
+from pyro.infer import SVI
 from torch import Tensor
 
 from pyro_neuralrg import AutoHierarchicalFlow, FreeField, fit, hierarchical_flow
@@ -174,68 +173,6 @@ def test_fit_of_a_model_without_batch_dimensions() -> None:
     evidence = dist.Normal(0.0, math.sqrt(2.0)).log_prob(y).sum()
     loss, error = result.history.free_energy[-1], result.history.free_energy_se[-1]
     assert abs(loss + float(evidence)) < 5.0 * error + 1e-3
-
-
-def nothing() -> None:
-    pass
-
-
-def draws_nothing() -> None:
-    pyro.sample("y", dist.Normal(pyro.param("a", torch.tensor(0.2)), 1.0), obs=torch.tensor(0.3))
-
-
-def factor_alone(has_rsample: bool = True) -> None:
-    pyro.factor("gf", pyro.param("b", torch.tensor(0.2)) * 1.0, has_rsample=has_rsample)
-
-
-def with_factor() -> None:
-    x, b = guide(), pyro.param("b", torch.tensor(0.2))
-    pyro.factor("gf", -x.square().sum(-1) / 3.0 + b, has_rsample=True)
-
-
-@pytest.mark.filterwarnings("ignore:Found:UserWarning")  # of sites in one program only
-@pytest.mark.parametrize(
-    ("model", "guide"),
-    [
-        (nothing, nothing),
-        (nothing, guide),
-        (nothing, factor_alone),
-        (draws_nothing, nothing),
-        (draws_nothing, factor_alone),
-        (broadcasting, guide),
-        (broadcasting, with_factor),
-    ],
-)
-@pytest.mark.parametrize(("number", "vectorize"), [(1, False), (3, False), (3, True)])
-def test_losses_are_those_of_pyro(model: Any, guide: Any, number: int, vectorize: bool) -> None:
-    """Also of programs without sample sites, and of guides with factors; one seed serves both."""
-    found = []
-    for kind in (Trace_ELBO, PDD):
-        elbo = kind(number, vectorize_particles=vectorize)
-        pyro.clear_param_store()
-        if kind is Trace_ELBO and vectorize:  # whose guess uses random numbers
-            elbo._guess_max_plate_nesting(model, guide, (), {})
-        pyro.set_rng_seed(0)
-        loss = elbo.loss_and_grads(model, guide)
-        grads = {n: p.grad for n, p in pyro.get_param_store().named_parameters()}
-        found.append((torch.tensor(loss), grads))
-    torch.testing.assert_close(found[1], found[0])
-
-
-def bernoulli() -> None:
-    pyro.sample("k", dist.Bernoulli(torch.tensor(0.5)))
-
-
-@pytest.mark.parametrize(
-    ("model", "guide", "message"),
-    [
-        (bernoulli, bernoulli, "site 'k' has distribution Bernoulli, which has no rsample"),
-        (draws_nothing, partial(factor_alone, False), "factor 'gf' has has_rsample=False"),
-    ],
-)
-def test_what_is_not_reparameterised(model: Any, guide: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=f"guide {message}; accepted by PDD"):
-        PDD().loss(model, guide)
 
 
 LOSSES: dict[str, Any] = {
