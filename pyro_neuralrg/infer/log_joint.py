@@ -88,6 +88,11 @@ class UnconstrainedModel:
         return {name: nodes[name]["value"].detach() for name in names}
 
 
+def sum_of(terms: Tensor) -> Tensor:
+    """The sum over the last dimension, of many in float64."""
+    return terms.sum(-1, dtype=torch.float64 if terms.shape[-1] > MANY else None)
+
+
 def log_prob(
     fn: Any, value: Tensor, sum_dtype: torch.dtype | None, log_shares: Tensor | None = None
 ) -> Tensor:

@@ -121,9 +121,7 @@ def inspect_sites(program: Program, shapes: Mapping[str, tuple[int, ...]] | None
         sites_of_runs = [sites[name] for sites in runs]
         _check_support(name, sites_of_runs)
         _check_no_angle(name, sites_of_runs)
-    for name, site in traces[0].nodes.items():
-        if site["type"] == "sample" and site["is_observed"] and not is_function(site):
-            _check_data(name, [trace.nodes[name] for trace in traces if name in trace.nodes])
+    check_data(traces)
     return traces[0]
 
 
@@ -191,15 +189,19 @@ def _is_periodic(site: Any) -> bool:
     return bool(same.all()) and not bool(flat.all())
 
 
-def _check_data(name: str, sites: list[Any]) -> None:
-    """Refuse NaN among the data, but where a mask hides them."""
-    values = [torch.as_tensor(filled(site["fn"], site["value"], site["mask"])) for site in sites]
-    number = min(int(value.isnan().sum()) for value in values)
-    if number:
-        raise ValueError(
-            f"observed site {name!r} has {number} NaN of {values[0].numel()}; accepted: "
-            "numbers, or NaN where a mask hides them: dist.Normal(...).mask(~y.isnan())"
-        )
+def check_data(traces: list[Any]) -> None:
+    """Refuse data that are NaN in all of these runs, but where a mask hides them."""
+    for name, site in traces[0].nodes.items():
+        if site["type"] != "sample" or not site["is_observed"] or is_function(site):
+            continue
+        runs = [trace.nodes[name] for trace in traces if name in trace.nodes]
+        values = [torch.as_tensor(filled(run["fn"], run["value"], run["mask"])) for run in runs]
+        number = min(int(value.isnan().sum()) for value in values)
+        if number:
+            raise ValueError(
+                f"observed site {name!r} has {number} NaN of {values[0].numel()}; accepted: "
+                "numbers, or NaN where a mask hides them: dist.Normal(...).mask(~y.isnan())"
+            )
 
 
 def fill_masked(program: Program, trace: Any) -> Program:
@@ -234,4 +236,5 @@ def filled(fn: Any, value: Any, mask: Any = None) -> Any:
     cells = value.reshape(-1, *value.shape[value.dim() - fn.event_dim :])
     is_whole = ~cells.reshape(len(cells), -1).isnan().any(-1)
     first = cells.index_select(0, is_whole.byte().argmax().reshape(1))[0]
-    return torch.where(value.isnan() & hidden, first.nan_to_num(0.5), value)
+    first = first.nan_to_num(1.0 if fn.support.is_discrete else 0.5)  # where none is whole
+    return torch.where(value.isnan() & hidden, first, value)

@@ -15,8 +15,10 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
+from pyro_neuralrg.arguments import copied
 from pyro_neuralrg.files.format import one_line
-from pyro_neuralrg.infer.model_sites import FillMasked
+from pyro_neuralrg.infer.log_joint import sum_of
+from pyro_neuralrg.infer.model_sites import FillMasked, check_data
 from pyro_neuralrg.runtime.console import warn_user
 
 REMEDY = (
@@ -63,6 +65,9 @@ def find_way(
     Energies of lattices, flows and autoguides take batches by themselves. No random numbers are
     used up. ``in_plate`` puts programs in the plate of particles.
 
+    Raises:
+        ValueError: if data are NaN where no mask hides them.
+
     Warns:
         UserWarning: if they differ, or there are none with plates; then the particles run apart.
     """
@@ -74,7 +79,9 @@ def find_way(
     draws: dict[str, Tensor] = {}
     with torch.random.fork_rng(devices), poutine.block(), pyro.validation_enabled(False):
         alone = _draws(_replay(guide, {}, args, kwargs))
-        alone = _draws(_replay(model, alone, args, kwargs)) | alone
+        trace = _replay(model, alone, args, kwargs)
+        check_data([trace])
+        alone = _draws(trace) | alone
         shapes = {name: value.shape for name, value in alone.items()}
         for program in (guide, model):
             try:
@@ -106,7 +113,8 @@ def _replay(program: Any, values: Mapping[str, Tensor], args: Any, kwargs: Any) 
     given = poutine.Trace()
     for name, value in values.items():
         given.add_node(name, name=name, type="sample", is_observed=False, value=value, infer={})
-    return poutine.trace(poutine.replay(program, trace=given)).get_trace(*args, **kwargs)
+    replayed = poutine.replay(program, trace=given)
+    return poutine.trace(replayed).get_trace(*copied(args), **copied(kwargs))
 
 
 def _draws(trace: Any) -> dict[str, Tensor]:
@@ -186,8 +194,10 @@ def _log_pi(
     """The model's log density of each row of draws."""
 
     def of_one(row: Mapping[str, Tensor]) -> Tensor:
-        trace: Any = prune_subsample_sites(_replay(model, row, args, kwargs))
-        return trace.log_prob_sum()
+        trace = prune_subsample_sites(_replay(model, row, args, kwargs))
+        trace.compute_log_prob()
+        sites = (site for site in trace.nodes.values() if site["type"] == "sample")
+        return sum((sum_of(site["log_prob"].reshape(-1)) for site in sites), torch.zeros(()))
 
     if by_vmap:
         with pyro.validation_enabled(False):

@@ -12,6 +12,7 @@ import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
@@ -28,6 +29,7 @@ from torch import Tensor
 
 from pyro_neuralrg.arguments import check_integer
 from pyro_neuralrg.infer.gradient_noise import GradientNoise
+from pyro_neuralrg.infer.log_joint import MANY, log_prob, sum_of
 from pyro_neuralrg.infer.model_sites import FillMasked
 from pyro_neuralrg.infer.particles import Way, find_way, program_key
 from pyro_neuralrg.runtime.threads import own_threads
@@ -117,7 +119,7 @@ class PDD(ELBO):
         """The estimate of E_q[ln q - ln pi] in nats."""
         with self._threads(guide):
             parts = self._particles(model, guide, args, kwargs, with_gradient=False)
-            return self._report([weights for weights, _ in parts])
+            return self._report([weights for weights, _ in parts], model, guide, args, kwargs)
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         """The estimate of :meth:`loss` as a tensor, with the gradient of ``loss_and_grads``.
@@ -141,7 +143,7 @@ class PDD(ELBO):
                 log_weights.append(weights)
                 if surrogate.requires_grad:
                     surrogate.backward(retain_graph=self.retain_graph)
-            return self._report(log_weights)
+            return self._report(log_weights, model, guide, args, kwargs)
 
     def _threads(self, guide: Any) -> contextlib.AbstractContextManager[None]:
         """One thread of torch for small problems; other guides than these may be networks."""
@@ -154,7 +156,7 @@ class PDD(ELBO):
         before, logger.disabled = logger.disabled, True
         try:
             with torch.random.fork_rng(range(torch.cuda.device_count())):
-                super()._guess_max_plate_nesting(model, guide, args, kwargs)
+                super()._guess_max_plate_nesting(FillMasked()(model), guide, args, kwargs)
         finally:
             logger.disabled = before
 
@@ -185,7 +187,7 @@ class PDD(ELBO):
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Tensor, Any]:
         """Run the guide, then the model against it: ln pi, and the trace of the guide."""
-        model = FillMasked()(model)
+        model = _Data()(model)
         if not isinstance(poutine.unwrap(guide), Messenger):
             guide = _Draws(self._takes_path)(guide)
         if self._way.shapes is None:
@@ -267,18 +269,50 @@ class PDD(ELBO):
         for site in _sample_sites(trace):
             term = term_of(site)
             if number == 1 or term.dim() < self.max_plate_nesting:
-                total = total + term.sum()  # outside the plate of particles: the same for each
+                total = total + sum_of(term.reshape(-1))  # outside the plate: the same for each
             else:
-                total = total + term.reshape(number, -1).sum(-1)
+                total = total + sum_of(term.reshape(number, -1))
         return total.expand(number)
 
-    def _report(self, log_weights: list[Tensor]) -> float:
+    def _report(
+        self, log_weights: list[Tensor], model: Any, guide: Any, args: Any, kwargs: Any
+    ) -> float:
         """Keep the detached log-weights and return minus their mean; warn if it is not finite."""
         self.log_weights = torch.cat([weights.detach() for weights in log_weights])
         loss: Any = -self.log_weights.mean().item()
-        warn_if_nan(loss, "loss")
+        if math.isnan(loss):
+            warn_if_nan(loss, f"loss{nan_site(model, guide, args, kwargs)}")
         warn_if_inf(loss, "loss")
         return loss
+
+
+def nan_site(model: Any, guide: Any, args: Any = (), kwargs: Any = None) -> str:
+    """The first site of another run whose value or density is NaN, in words, or nothing."""
+    kwargs, devices = kwargs or {}, range(torch.cuda.device_count())
+    quiet = torch.no_grad(), poutine.block(), pyro.validation_enabled(False)
+    with torch.random.fork_rng(devices), quiet[0], quiet[1], quiet[2]:
+        q = poutine.trace(guide).get_trace(*args, **kwargs)
+        p = poutine.trace(poutine.replay(FillMasked()(model), trace=q)).get_trace(*args, **kwargs)
+        for program, trace in (("guide", q), ("model", p)):
+            trace.compute_log_prob()
+            for site in _sample_sites(trace):
+                values = torch.as_tensor(site["value"])
+                if number := int(values.isnan().sum()):
+                    return f": {program} site {site['name']!r} has {number} NaN of {values.numel()}"
+                if site["log_prob"].isnan().any():
+                    return f": the density of {program} site {site['name']!r} is NaN"
+    return ""
+
+
+class _Data(FillMasked):
+    """Densities of many data, summed in float64, which in float32 would round energies."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        super()._pyro_sample(msg)
+        if msg["is_observed"] and isinstance(msg["value"], Tensor) and msg["value"].numel() > MANY:
+            with contextlib.suppress(ValueError):  # which the trace raises, with more words
+                log_p = log_prob(msg["fn"], msg["value"], torch.float64)
+                msg["log_prob"] = scale_and_mask(log_p, msg["scale"], msg["mask"])
 
 
 class _Draws(Messenger):
