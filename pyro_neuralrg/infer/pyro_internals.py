@@ -71,9 +71,8 @@ def take_loaded(owner: PyroModule, attribute: str) -> None:
     known = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            found = store._params.get(prefix + name)
-            is_own = found is None or found is parameter or found in _PLACED
-            if is_own or found.shape != parameter.shape:
+            found = store._params.get(prefix + name, parameter)
+            if found is parameter or found in _PLACED or found.shape != parameter.shape:
                 return
             known[prefix + name] = parameter
     state = _without_frozen(module)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -165,6 +166,17 @@ def test_supports_of_arguments_and_parameters_are_taken() -> None:
     assert float(weights @ target.physical(u[:, None])["v"]) == pytest.approx(0.5, abs=1e-6)
 
 
+def test_arrays_that_a_model_changes_stay_as_they_are() -> None:
+    def model(y: np.ndarray) -> None:
+        y *= 2.0
+        pyro.sample("y", dist.Normal(normal("x"), 1.0), obs=torch.as_tensor(y[0]))
+
+    y = np.ones(1)
+    energies = [float(sampler(model, y).energy(torch.zeros(1, 1))) for _ in range(2)]
+    assert energies == pytest.approx([2.0 + math.log(2.0 * math.pi)] * 2)
+    assert y[0] == 1.0
+
+
 def test_a_deterministic_site_in_place_of_a_point() -> None:
     """The precision of x is the identity and one for all pairs: variances of 2/3."""
     target = sampler(lambda: observe(pyro.deterministic("d", normals("x", 2).sum(-1))))
@@ -237,6 +249,20 @@ def test_losses_of_data_with_nan_under_a_mask(vectorised: bool) -> None:
     PDD(4, vectorize_particles=vectorised, max_plate_nesting=0).loss_and_grads(masked, drawn)
     assert loc.grad is not None
     torch.testing.assert_close(loc.grad, -PRECISION * EXACT_MEAN, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("y", [[3.0, math.nan, 5.0], [math.nan] * 3])
+def test_counts_with_nan_under_a_mask(y: list[float]) -> None:
+    """Also where none is whole, and where Pyro checks the support of data."""
+    counts = torch.tensor(y)
+
+    def model() -> None:
+        with pyro.plate("p", 3), poutine.mask(mask=~counts.isnan()):
+            pyro.sample("y", dist.Poisson(2.0), obs=counts)
+
+    expected = -dist.Poisson(2.0).log_prob(counts[~counts.isnan()]).sum()
+    found = PDD(4, vectorize_particles=True).loss(model, lambda: None)
+    assert found == pytest.approx(float(expected))
 
 
 def test_a_guide_of_data_with_nan_under_a_mask() -> None:

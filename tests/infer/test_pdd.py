@@ -15,6 +15,7 @@ from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 from torch.distributions import constraints
 
+from pyro_neuralrg import fit
 from pyro_neuralrg.distributions import FlowDistribution, SymmetrizedFlow, TwoModes
 from pyro_neuralrg.infer import PDD, FlowGuide
 from pyro_neuralrg.transforms import hierarchical_flow
@@ -250,6 +251,59 @@ def test_warns_of_losses_that_are_not_finite(value: float) -> None:
         pyro.validation_enabled(False),  # else pyro.factor refuses a NaN by itself
     ):
         assert not math.isfinite(elbo.loss_and_grads(model, guide))
+
+
+def drawn_normal(loc: float = 0.0) -> None:
+    pyro.sample("x", dist.Normal(pyro.param("loc", torch.tensor(loc)), 1.0))
+
+
+def nan_data() -> None:
+    x = pyro.sample("x", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", 6):
+        pyro.sample("y", dist.Normal(x, 1.0), obs=DATA.where(DATA > -1.0, math.nan))
+
+
+def root() -> None:
+    pyro.factor("f", (pyro.sample("x", dist.Normal(0.0, 1.0)) - 50.0).sqrt())
+
+
+@pytest.mark.parametrize(
+    ("model", "loc", "message"),
+    [
+        (nan_data, 0.0, "model site 'y' has 1 NaN of 6"),
+        (root, 0.0, "the density of model site 'f' is NaN"),
+        (root, math.nan, "guide site 'x' has 1 NaN of 1"),
+    ],
+)
+def test_what_is_nan_is_named(model: Any, loc: float, message: str) -> None:
+    guide = partial(drawn_normal, loc)
+    pyro.enable_validation(False)
+    with pytest.warns(UserWarning, match=f"Encountered NaN: loss: {message}"):
+        PDD(3).loss_and_grads(model, guide)
+    if math.isfinite(loc):
+        message = message.replace("model site 'y'", "observed site 'y'")
+        with pytest.raises(ValueError, match=message):
+            fit(model, guide, steps=2, batch=4, lr=0.01, progress=False)
+
+
+@pytest.mark.parametrize("is_event", [False, True])
+def test_many_data_in_float32_are_summed_in_float64(is_event: bool) -> None:
+    """Sums of 300,000 nats in float32 have steps of 0.03, which would be the noise of a loss."""
+    data = torch.randn(200_000, dtype=torch.float32) + 2.0
+    losses = []
+    for y in (data, data.double()):
+
+        def model(y: torch.Tensor = y) -> None:
+            x = pyro.sample("x", dist.Normal(y.new_zeros(()), 1.0))
+            if is_event:
+                pyro.sample("y", dist.Normal(x.expand(len(y)), 1.0).to_event(1), obs=y)
+            else:
+                with pyro.plate("data", len(y)):
+                    pyro.sample("y", dist.Normal(x, 1.0), obs=y)
+
+        at = dist.Delta(y.new_tensor(2.0))
+        losses.append(PDD().loss(model, partial(pyro.sample, "x", at)))
+    assert losses[0] == pytest.approx(losses[1], abs=0.005)
 
 
 def test_repr_says_the_options() -> None:
