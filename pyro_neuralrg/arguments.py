@@ -12,6 +12,7 @@ import operator
 from collections.abc import Callable, Collection
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 LARGEST_SEED = 2**63 - 1
@@ -128,7 +129,7 @@ def a_kind(value: Any) -> str:
 
 
 def copied(value: Any) -> Any:
-    """What a function of a user may change without harm: copies of tensors, within lists as well.
+    """What a function of a user may change without harm: copies of tensors and arrays, in lists.
 
     Example:
         >>> import torch
@@ -139,6 +140,8 @@ def copied(value: Any) -> Any:
     """
     if isinstance(value, Tensor):
         return value.clone()
+    if isinstance(value, np.ndarray):
+        return value.copy()
     if type(value) in (tuple, list):
         return type(value)(map(copied, value))
     return {k: copied(v) for k, v in value.items()} if type(value) is dict else value

@@ -20,7 +20,7 @@ from torch import Tensor
 from pyro_neuralrg.arguments import on_copies
 from pyro_neuralrg.files.format import one_line
 from pyro_neuralrg.files.record import Checkpoints, check_energies
-from pyro_neuralrg.infer.pdd import PDD
+from pyro_neuralrg.infer.pdd import PDD, nan_site
 from pyro_neuralrg.potentials.base import LatticePotential
 from pyro_neuralrg.potentials.family import PotentialFamily
 from pyro_neuralrg.runtime.console import HELD, Progress, deferred_interrupts, warn_user
@@ -278,9 +278,11 @@ class Training:
         elif self.records:
             self._go_back(f"the loss at step {self.step} is {loss}")
         else:
+            several = isinstance(self.target, PotentialFamily)
+            where = "" if several else nan_site(self.model, self.guide, self.arguments)
             raise ValueError(
-                f"target or flow gives a loss of {loss} at the first step; accepted: an energy and "
-                "a density that are finite where the flow samples"
+                f"target or flow gives a loss of {loss} at the first step{where}; accepted: an "
+                "energy and a density that are finite where the flow samples"
             )
 
     def _go_back(self, reason: str) -> None:
