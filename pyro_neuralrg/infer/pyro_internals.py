@@ -195,7 +195,7 @@ def is_numerical(error: Exception) -> bool:
     kernels reject (``pyro.ops.integrator.register_exception_handler``).
     """
     is_invalid = isinstance(error, ValueError) and "found invalid values" in str(error)
-    is_singular = isinstance(error, torch.linalg.LinAlgError)
+    is_singular = isinstance(error, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
     return is_invalid or is_singular or any(known(error) for known in _EXCEPTION_HANDLERS.values())
 
 
