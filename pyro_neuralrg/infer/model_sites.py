@@ -21,15 +21,12 @@ from torch.distributions import Independent, biject_to, constraints
 
 from pyro_neuralrg.infer.pyro_internals import (
     is_being_initialised,
-    is_numerical,
     refuse_within_plate,
+    retried,
 )
 
 RUNS = 3
 """Runs of the model with latents of its prior that must have the same sites."""
-
-ATTEMPTS = 10
-"""Times that a model is run anew where its numbers fail."""
 
 RADIUS = 2.0
 """Improper priors are drawn uniformly within this distance of zero, unconstrained."""
@@ -52,14 +49,7 @@ def drawn_trace(program: Program) -> Any:
             return poutine.trace(ImproperDraws()(program)).get_trace()
         except Exception:  # values of a wide prior that the model cannot take
             model = InitMessenger(init_where_improper(init_to_uniform))(program)
-        for _ in range(ATTEMPTS):
-            try:
-                return poutine.trace(model).get_trace()
-            except Exception as error:
-                failure = error
-                if not is_numerical(error):
-                    break
-        raise failure
+            return retried(lambda: poutine.trace(model).get_trace())
 
 
 def inspect_sites(program: Program, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Any:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyro
@@ -197,6 +197,17 @@ def is_numerical(error: Exception) -> bool:
     is_invalid = isinstance(error, ValueError) and "found invalid values" in str(error)
     is_singular = isinstance(error, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
     return is_invalid or is_singular or any(known(error) for known in _EXCEPTION_HANDLERS.values())
+
+
+def retried(draw: Callable[[], Any]) -> Any:
+    """A draw at which the numbers of a model do not fail, of at most ten."""
+    for _ in range(9):
+        try:
+            return draw()
+        except Exception as error:
+            if not is_numerical(error):
+                raise
+    return draw()
 
 
 def is_being_reparameterised() -> bool:
