@@ -19,7 +19,11 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Independent, biject_to, constraints
 
-from pyro_neuralrg.infer.pyro_internals import is_being_initialised, refuse_within_plate
+from pyro_neuralrg.infer.pyro_internals import (
+    is_being_initialised,
+    refuse_within_plate,
+    retried,
+)
 
 RUNS = 8
 """Runs with latents of the prior that must have the same sites; 99 % see both of two branches."""
@@ -65,7 +69,7 @@ def drawn_trace(program: Program) -> Any:
             return poutine.trace(ImproperDraws()(program)).get_trace()
         except Exception:  # values of a wide prior that the model cannot take
             model = InitMessenger(init_where_improper(init_to_uniform))(program)
-            return poutine.trace(model).get_trace()
+            return retried(lambda: poutine.trace(model).get_trace())
 
 
 def init_where_improper(init_loc_fn: Callable[..., Any]) -> Callable[..., Any]:

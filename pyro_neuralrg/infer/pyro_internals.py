@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyro
@@ -13,6 +13,7 @@ import torch
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.infer.reparam import NeuTraReparam
 from pyro.nn import PyroModule
+from pyro.ops.integrator import _EXCEPTION_HANDLERS
 from pyro.poutine.reparam_messenger import ReparamHandler, ReparamMessenger
 from pyro.poutine.runtime import _PYRO_STACK, effectful
 from pyro.poutine.util import site_is_subsample
@@ -175,6 +176,28 @@ def check_model_args(args: Any) -> None:
         raise TypeError(
             f"model_args is a {type(args).__name__}; accepted: a sequence of the model's arguments"
         )
+
+
+def is_numerical(error: Exception) -> bool:
+    """Report whether a model fails at some values only, where chains are to reject them.
+
+    Errors of torch.linalg, values that a distribution's validation finds invalid, and what Pyro's
+    kernels reject (``pyro.ops.integrator.register_exception_handler``).
+    """
+    is_invalid = isinstance(error, ValueError) and "found invalid values" in str(error)
+    is_singular = isinstance(error, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
+    return is_invalid or is_singular or any(known(error) for known in _EXCEPTION_HANDLERS.values())
+
+
+def retried(draw: Callable[[], Any]) -> Any:
+    """A draw at which the numbers of a model do not fail, of at most ten."""
+    for _ in range(9):
+        try:
+            return draw()
+        except Exception as error:
+            if not is_numerical(error):
+                raise
+    return draw()
 
 
 def is_being_reparameterised() -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_neuralrg.arguments import check_number
 from pyro_neuralrg.mcmc.kernel import ChainState, Kernel, Step, StepInfo
+from pyro_neuralrg.mcmc.metropolis import IndependenceMetropolis
 from pyro_neuralrg.mcmc.target import Target
 from pyro_neuralrg.runtime.processes import processes
 
@@ -60,6 +61,16 @@ class Composition(Kernel):
         members = {name: member.on(target) for name, member in self._members.items()}
         return self._changed(_target=target, _members=members)
 
+    def _step_of(
+        self, member: Kernel, state: ChainState, generator: torch.Generator | None
+    ) -> Step:
+        """One step of a member; what it knows of a flow's density is for jumps of this flow."""
+        state, info = member.step(state, generator)
+        jumps = [one for one in self._members.values() if isinstance(one, IndependenceMetropolis)]
+        if member not in jumps or len({id(jump.flow) for jump in jumps}) > 1:
+            state = state._replace(log_q=None)
+        return state, info
+
     def init(self, positions: Tensor) -> ChainState:
         """See :class:`Kernel`."""
         for member in self._members.values():
@@ -97,7 +108,7 @@ class Cycle(Composition):
         parts = {}
         kinetic = torch.zeros_like(state.energy)  # of the last momentum
         for name, member in self._members.items():
-            state, parts[name] = member.step(state, generator)
+            state, parts[name] = self._step_of(member, state, generator)
             if parts[name].n_steps:
                 kinetic = parts[name].hamiltonian - state.energy
         infos = list(parts.values())
@@ -153,5 +164,5 @@ class Mixture(Composition):
         weights = torch.tensor(self.probabilities, device=device)
         chosen = processes().first(int(torch.multinomial(weights, 1, generator=generator)))
         name, member = list(self._members.items())[chosen]
-        state, info = member.step(state, generator)
+        state, info = self._step_of(member, state, generator)
         return state, info._replace(parts={name: info})

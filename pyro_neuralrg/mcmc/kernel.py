@@ -30,12 +30,15 @@ class ChainState(NamedTuple):
         energy: -ln of the unnormalised density of the position, nats, float64, shape ``(chains,)``.
         gradient: of the energy, shape ``(chains, dim)``, or None if no kernel of the run needs it.
         sequence: numbers taken so far from a kernel's quasi-random sequence.
+        log_q: ln of the density of the position as a jump's proposal, which the next jump of the
+            same flow needs; None if another kernel has moved since.
     """
 
     position: Tensor
     energy: Tensor
     gradient: Tensor | None
     sequence: int = 0
+    log_q: Tensor | None = None
 
 
 class Trajectory(NamedTuple):

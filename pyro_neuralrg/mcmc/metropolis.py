@@ -35,16 +35,21 @@ def metropolis(
         probability.shape, generator=generator, dtype=probability.dtype, device=probability.device
     )
     accepted = uniform < probability
-    rows = accepted.unsqueeze(-1)
-    gradient = None
-    if state.gradient is not None and proposal.gradient is not None:
-        gradient = torch.where(rows, proposal.gradient, state.gradient)
-    new = state._replace(
-        position=torch.where(rows, proposal.position, state.position),
-        energy=torch.where(accepted, proposal.energy, state.energy),
-        gradient=gradient,
-    )
+    new = chosen_chains(accepted, proposal, state)
     return new, StepInfo(probability, accepted, ~finite, new.energy, 0, 1)
+
+
+def chosen_chains(chosen: Tensor, one: ChainState, other: ChainState) -> ChainState:
+    """The state of each chain: of ``one`` where chosen, else of the other."""
+    rows, gradient = chosen.unsqueeze(-1), None
+    if one.gradient is not None and other.gradient is not None:
+        gradient = torch.where(rows, one.gradient, other.gradient)
+    return other._replace(
+        position=torch.where(rows, one.position, other.position),
+        energy=torch.where(chosen, one.energy, other.energy),
+        gradient=gradient,
+        log_q=None,
+    )
 
 
 class RandomWalkMetropolis(LocalKernel):
@@ -90,8 +95,8 @@ class IndependenceMetropolis(Kernel):
 
     With log-weights :math:`\ln w = \ln \pi(x) - \ln q(x)`, in float64, a proposal is accepted with
     probability :math:`\min(1, w' / w)`. In the latent space of the same flow the proposals are
-    draws of its base; in physical space they are ``x = flow(z)``, and the density of the present
-    position costs one inverse pass. A jump counts as one gradient evaluation.
+    draws of its base; in physical space they are ``x = flow(z)``, and the density of a position
+    that another kernel has moved costs one inverse pass. A jump counts as one gradient evaluation.
 
     Args:
         flow: the proposal, ``x = flow(z)``, exactly invertible.
@@ -144,34 +149,38 @@ class IndependenceMetropolis(Kernel):
         """Propose one jump to every chain."""
         with torch.no_grad():
             position, log_q_new = self._propose(state.position, generator)
-            log_q = self.target.by_batches(self._log_q, state.position)
+            log_q = state.log_q
+            if log_q is None:
+                log_q = self.target.by_batches(self._log_q, state.position)
         proposal, is_sound = self.evaluated(state, position)
         log_ratio = (state.energy + log_q) - (proposal.energy + log_q_new)
-        log_ratio = torch.where(is_sound, log_ratio, torch.full_like(log_ratio, -math.inf))
-        return metropolis(state, proposal, log_ratio, generator)
+        log_ratio = torch.where(is_sound, log_ratio, -math.inf)
+        new, info = metropolis(state, proposal, log_ratio, generator)
+        return new._replace(log_q=torch.where(info.accepted, log_q_new, log_q)), info
 
     def _propose(self, like: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Positions drawn from the flow, and ln of their density."""
-        target, base, shape = self.target, base_of(self.flow), (len(like), *self.target.event_shape)
+        target, base, event_dim = self.target, base_of(self.flow), len(self.target.event_shape)
         if target.flow is not None:
             z = target.from_base(len(like), generator)
             return z, target.by_batches(self._log_q, z)
-        dtype = flow_dtype_and_device(self.flow)[0]
-        options: Any = {"generator": generator, "dtype": dtype, "device": like.device}
 
         def generate(z: Tensor) -> tuple[Tensor, Tensor]:
-            x, ladj = forward_and_ladj(self.flow, z, len(shape) - 1)
-            log_q = base.log_prob(z.double(), len(shape) - 1) - ladj.double()
+            x, ladj = forward_and_ladj(self.flow, z, event_dim)
+            log_q = base.log_prob(z.double(), event_dim) - ladj.double()
             return x.flatten(1).to(target.dtype), log_q
 
-        return target.by_batches(generate, base.sample(shape, len(shape) - 1, **options))
+        dtype = flow_dtype_and_device(self.flow)[0]
+        options: Any = {"generator": generator, "dtype": dtype, "device": like.device}
+        z = base.sample((len(like), *target.event_shape), event_dim, **options)
+        return target.by_batches(generate, z)
 
     def _log_q(self, position: Tensor) -> Tensor:
         """ln of the density of positions as proposals."""
-        shape = self.target.event_shape
-        value = position.reshape(-1, *shape)
+        event_dim = len(self.target.event_shape)
+        value = position.reshape(-1, *self.target.event_shape)
         if self.target.flow is not None:
-            return self.target.base.log_prob(value.double(), len(shape))
+            return self.target.base.log_prob(value.double(), event_dim)
         x = value.to(flow_dtype_and_device(self.flow)[0])
-        z, ladj = inverse_and_ladj(self.flow, x, len(shape))
-        return base_of(self.flow).log_prob(z.double(), len(shape)) - ladj.double()
+        z, ladj = inverse_and_ladj(self.flow, x, event_dim)
+        return base_of(self.flow).log_prob(z.double(), event_dim) - ladj.double()

@@ -16,14 +16,13 @@ import torch
 from pyro import poutine
 from pyro.distributions import ImproperUniform
 from pyro.distributions.torch_transform import TransformModule
+from pyro.infer.autoguide import AutoContinuous
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_uniform
 from pyro.infer.mcmc.util import initialize_model
-from pyro.infer.reparam import NeuTraReparam
 from torch import Tensor
 from torch.distributions import biject_to
 
 from pyro_neuralrg.arguments import copied, on_copies
-from pyro_neuralrg.bases import NORMAL, base_of
 from pyro_neuralrg.distributions.flow import forward_and_ladj
 from pyro_neuralrg.infer.log_joint import UnconstrainedModel
 from pyro_neuralrg.infer.model_sites import (
@@ -37,14 +36,18 @@ from pyro_neuralrg.infer.pyro_internals import (
     check_no_subsampling,
     check_not_enumerated,
     entries_of_sites,
-    find_neutra,
     guide_shapes,
-    num_plate_dims,
+    is_numerical,
     reparameterisations,
+    retried,
 )
 from pyro_neuralrg.infer.reparam import FlowReparam
-from pyro_neuralrg.mcmc.target import EnergyTarget, LatentTarget, Target, energy_and_gradient
+from pyro_neuralrg.mcmc.model_parts import Part, part_of
+from pyro_neuralrg.mcmc.target import EnergyTarget, LatentTarget, Target
 from pyro_neuralrg.potentials.base import LatticePotential
+
+TRIALS = 10
+"""Pairs of points at which a model is tried, until its numbers allow to tell anything."""
 
 TargetLike: TypeAlias = "Target | LatticePotential | Callable[..., Any]"
 
@@ -70,13 +73,8 @@ class ModelTarget(Target):
 
     def __init__(self, model: Callable[..., Any]) -> None:
         self.model = model
-        self.sites = {}
-        self.lattices = {}
-        self._transforms: dict[str, Any] = {}
-        self._reparams: dict[str, tuple[str, FlowReparam]] = {}  # by latent site
-        self._neutras: dict[str, NeuTraReparam] = {}  # by shared latent site
-        self._shapes: dict[str, tuple[int, ...]] = {}  # of the sites behind these
-        self._plates = 0
+        self.sites, self.lattices = {}, {}
+        self._parts: dict[str, Part] = {}  # by site
         self._joint: Any = None
         self._potential_fn: Any = None
         self._computed: list[str] = []  # sites that are functions of the others
@@ -92,15 +90,13 @@ class ModelTarget(Target):
             ValueError: naming the site and a remedy, if the sites are not the same in each run, a
                 latent is a point, an angle on the real line or not continuous, or data are NaN.
         """
-        target = ModelTarget(self.model)
-        target._args, target._kwargs = args, kwargs
-        target.chain_batch_size = self.chain_batch_size
         self._check_arguments(args, kwargs)
+        target = ModelTarget(self.model).in_batches(self.chain_batch_size)
+        target._args, target._kwargs = args, kwargs
         program = partial(on_copies(self.model), *args, **kwargs)
         trace = inspect_sites(program)
         check_no_subsampling(trace)
         target._joint = UnconstrainedModel(program, trace)
-        target._transforms = target._joint.transforms
         target._read_sites(trace)
         if target._joint.discrete:
             target._potential_fn = target._enumerated(trace)
@@ -115,11 +111,7 @@ class ModelTarget(Target):
     @property
     def is_transported(self) -> bool:
         """Report whether all of a position is latents of flows or of a guide."""
-        return bool(self.sites) and self.sites.keys() <= self._latent_sites
-
-    @property
-    def _latent_sites(self) -> set[str]:
-        return self._reparams.keys() | self._neutras.keys()
+        return bool(self._parts) and all(part.module for part in self._parts.values())
 
     def _enumerated(self, plain: Any) -> Callable[[dict[str, Tensor]], Tensor]:
         """Pyro's potential_fn, which sums over discrete sites."""
@@ -129,7 +121,7 @@ class ModelTarget(Target):
                 init_strategy=init_where_improper(init_to_uniform),
                 initial_params={},
             )
-        check_not_enumerated(self._transforms, trace, plain, self._joint.discrete)
+        check_not_enumerated(self.sites, trace, plain, self._joint.discrete)
         return potential_fn
 
     def _check_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -149,72 +141,45 @@ class ModelTarget(Target):
     def _source(self) -> tuple[Any, ...]:
         return self.model, self._args, self._kwargs
 
-    def _run(self, model: Any) -> Any:
-        args, kwargs = copied(self._args), copied(self._kwargs)
-        return poutine.trace(ImproperDraws()(model)).get_trace(*args, **kwargs)
-
     def _read_sites(self, trace: Any) -> None:
-        values = {name: f(trace.nodes[name]["value"]) for name, f in self._transforms.items()}
+        transforms = self._joint.transforms
+        values = {name: f(trace.nodes[name]["value"]) for name, f in transforms.items()}
         if not values:
             raise ValueError("model has no continuous latent site; accepted: at least one")
         self.sites = {name: tuple(value.shape) for name, value in values.items()}
         example = next(iter(values.values()))
         self.dtype, self.device = example.dtype, example.device
-        for name, shape in self.sites.items():
-            found = trace.nodes[name]["infer"].get("flow_site")
-            if found is not None:
-                site, reparam = self._reparams[name] = found
-                self.flow_sites = {**self.flow_sites, name: (site, reparam.flow)}
-                event_dim = trace.nodes[site]["fn"].event_dim
-                self.lattices[site] = shape[len(shape) - event_dim :]
-            neutra = find_neutra(self.model, name, trace)
-            if neutra is not None:
-                self._read_neutra(name, *neutra, trace)
-        flows = [flow for _, flow in self.flow_sites.values()]
-        if len(flows) == len(self.sites) == 1:
-            self.flow = flows[0]
-            from_normal = any(reparam.from_normal for _, reparam in self._reparams.values())
-            self.base = NORMAL if from_normal else base_of(self.flow)
+        self._parts = {name: part_of(self.model, name, trace) for name in transforms}
+        for part in self._parts.values():
+            self.lattices |= part.lattices
+        self.flow_sites = {
+            name: (part.sites[0], part.flow)
+            for name, part in self._parts.items()
+            if part.flow is not None
+        }
+        if len(self._parts) == 1:
+            self.flow, self.base = part.flow, part.base
 
     def _functions_of_sites(self, trace: Any) -> list[str]:
         """Sites of ``pyro.deterministic`` and the like, which :meth:`physical` does not give."""
-        known = self.sites.keys() | self._shapes.keys() | {x for x, _ in self._reparams.values()}
+        known = self.sites.keys() | set(self._own_sites)
         nodes = {name: node for name, node in trace.nodes.items() if node["type"] == "sample"}
         return [name for name in nodes if name not in known and is_function(nodes[name])]
-
-    def _read_neutra(self, name: str, site: str, neutra: NeuTraReparam, trace: Any) -> None:
-        """The sites behind the shared latent of Pyro's neural transport."""
-        self._neutras[name] = neutra
-        guide: Any = neutra.guide
-        behind = {site: trace.nodes[site] for site in guide_shapes(guide)}
-        self._shapes = {site: tuple(node["value"].shape) for site, node in behind.items()}
-        self._plates = num_plate_dims(behind.values())
-        flow = guide.get_transform()
-        if isinstance(flow, TransformModule):
-            self.flow_sites = {**self.flow_sites, name: (site, flow)}
-        self.lattices |= dict.fromkeys(getattr(guide, "fields", ()), getattr(guide, "shape", ()))
 
     def _transport_of_all(self) -> tuple[Any, ModelTarget, Tensor] | None:
         """Flow of the guide, model behind it and the order of its entries in the guide's vector."""
         inner = next((inner for _, inner in reparameterisations(self.model)), None)
-        if inner is None or len(self.sites) != 1 or self.sites.keys() != self._neutras.keys():
+        guide: Any = next(iter(self._parts.values())).module
+        if inner is None or len(self._parts) != 1 or not isinstance(guide, AutoContinuous):
             return None
-        guide: Any = next(iter(self._neutras.values())).guide
-        behind = ModelTarget(inner).setup(*self._args, **self._kwargs)
-        if behind.sites != guide_shapes(guide):
+        behind, shapes = ModelTarget(inner).setup(*self._args, **self._kwargs), guide_shapes(guide)
+        if behind.sites != shapes:
             return None
-        entries = entries_of_sites(guide_shapes(guide))
+        entries = entries_of_sites(shapes)
         order = torch.cat([entries[name] for name in behind.sites])
         return guide.get_transform(), behind, order.to(self.device)
 
     # Energies -------------------------------------------------------------------------------------
-
-    def _energy_of(self, positions: Tensor) -> Tensor:
-        with torch.no_grad():
-            return self._evaluate(positions)
-
-    def _energy_and_grad_of(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        return energy_and_gradient(self._evaluate, positions)
 
     def _evaluate(self, positions: Tensor) -> Tensor:
         r"""Energies with a graph; behind the flow g of a guide U(z) = E(g(z)) - ln|det dg/dz|.
@@ -238,39 +203,42 @@ class ModelTarget(Target):
     def _try_vmap(self) -> None:
         """Find out, at two points, whether vmap takes the model; fall back with a warning."""
         points = torch.zeros(2, self.dim, dtype=self.dtype, device=self.device)
-        try:
-            self.energy_and_grad(points)
-        except Exception as error:  # whatever vmap or the model raises inside vmap
-            self._vectorised = False
-            self.energy_and_grad(points)  # an error of the model itself comes out here
-            warnings.warn(
-                "the model cannot be vectorised by torch.func.vmap; its chains are evaluated one "
-                f"after another, which is slow; the reason: {type(error).__name__}: "
-                f"{str(error).splitlines()[0]}",
-                stacklevel=5,  # the caller of run()
-            )
+        for seed in range(TRIALS):
+            try:
+                self._energy_and_grad_of(points)
+                return
+            except Exception as error:  # whatever vmap or the model raises inside vmap
+                reason = error
+            if not is_numerical(reason):
+                break
+            points = self.uniform(2, torch.Generator(self.device).manual_seed(seed))
+        else:
+            return  # nothing is known; the starts will tell
+        self._vectorised = False
+        self._energy_and_grad_of(points)  # an error of the model itself comes out here
+        warnings.warn(
+            "the model cannot be vectorised by torch.func.vmap; its chains are evaluated one "
+            "after another, which is slow; the reason: "
+            + f"{type(reason).__name__}: {reason}".splitlines()[0],
+            stacklevel=5,  # the caller of run()
+        )
 
     # Sites ----------------------------------------------------------------------------------------
 
     def physical(self, positions: Tensor) -> dict[str, Tensor]:
         """See :class:`Target`."""
-        values = {}
+        values: dict[str, Tensor] = {}
         with torch.no_grad(), pyro.validation_enabled(False):
-            for name, value in self.unpack(positions).items():
-                if name in self._neutras:
-                    values.update(self._behind(name, value))
-                elif name in self._reparams:
-                    site, reparam = self._reparams[name]
-                    values[site] = reparam.transform_sample(self._transforms[name].inv(value))
-                else:
-                    values[name] = self._transforms[name].inv(value)
+            for name, u in self.unpack(positions).items():
+                values |= self._parts[name].values(self._joint.transforms[name].inv(u))
         return values
 
     def latent(self, positions: Tensor) -> dict[str, Tensor]:
         """See :class:`Target`."""
-        values, names = self.unpack(positions), self._latent_sites
+        names = [name for name, part in self._parts.items() if part.module]
+        values, transforms = self.unpack(positions), self._joint.transforms
         with torch.no_grad():
-            return {x: f.inv(values[x]) for x, f in self._transforms.items() if x in names}
+            return {name: transforms[name].inv(values[name]) for name in names}
 
     def computed(self, positions: Tensor) -> dict[str, Tensor]:
         """See :class:`Target`; not of a model that sums over discrete sites, which have no draws.
@@ -294,32 +262,28 @@ class ModelTarget(Target):
             found = [of_one(position) for position in positions]
         return {name: torch.stack([one[name] for one in found]) for name in self._computed}
 
-    def _behind(self, name: str, latent: Tensor) -> dict[str, Tensor]:
-        """The model's own sites behind a shared latent of any batch shape."""
-        batch = latent.shape[:-1]
-        plates = (1,) * self._plates  # which the batch must not meet
-        values = self._neutras[name].transform_sample(latent.reshape(-1, *plates, latent.shape[-1]))
-        return {site: value.reshape(*batch, *self._shapes[site]) for site, value in values.items()}
-
     def pack(self, params: Mapping[str, Tensor], chains: int) -> Tensor:
         """See :class:`Target`; for a shared latent also of all the sites behind it."""
         given = dict(params)
-        for name, neutra in self._neutras.items():
-            sites = list(guide_shapes(neutra.guide))
-            if name not in given and given.keys() >= set(sites):
-                parts = [torch.as_tensor(given.pop(site)).reshape(chains, -1) for site in sites]
+        for name, part in self._parts.items():
+            guide: Any = part.module
+            of_guide = isinstance(guide, AutoContinuous) and name not in given
+            if of_guide and given.keys() >= set(part.sites):
+                columns = [torch.as_tensor(given.pop(x)).reshape(chains, -1) for x in part.sites]
+                values = torch.cat(columns, -1).to(dtype=self.dtype, device=self.device)
                 with torch.no_grad():
-                    joint = torch.cat(parts, -1).to(dtype=self.dtype, device=self.device)
-                    given[name] = neutra.guide.get_transform().inv(joint)
+                    given[name] = guide.get_transform().inv(values)
         return super().pack(given, chains)
 
     def _unconstrain(self, name: str, value: Tensor) -> Tensor:
-        return self._transforms[name](value)
+        return self._joint.transforms[name](value)
+
+    # Starts ---------------------------------------------------------------------------------------
 
     @property
     def starts_uniformly(self) -> bool:  # type: ignore[override]
         """Report whether no site is a latent of a flow, which has draws to start from."""
-        return not self._latent_sites
+        return not any(part.module for part in self._parts.values())
 
     def initial(self, chains: int, generator: torch.Generator, start: Any = None) -> Tensor:
         """Draws of the model, of the prior also at the sites behind flows, or uniform positions."""
@@ -332,17 +296,17 @@ class ModelTarget(Target):
         seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
         with torch.random.fork_rng(), poutine.block(), torch.no_grad(), begun:
             torch.manual_seed(seed)
-            starts = [one_start() for _ in range(chains)]
+            starts = [retried(one_start) for _ in range(chains)]
         values = {name: torch.stack([one[name] for one in starts]) for name in starts[0]}
         return self.pack(values, chains)
 
     def unconstrained(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See :class:`Target`; fields behind flows as they are, without what else a guide draws."""
         with torch.random.fork_rng(), poutine.block(), torch.no_grad():
-            nodes = self._run(self._without_reparams).nodes
+            nodes = self._run(self._without_reparams)
         fields = {field for field, _ in self.flow_sites.values()}
-        known = {behind for name in self.sites for behind in self._behind_names(name)}
-        found = {name: values[name] for name in values if name in known | self.sites.keys()}
+        known = self.sites.keys() | set(self._own_sites)
+        found = {name: values[name] for name in values if name in known}
         for name in found.keys() & nodes.keys() - fields:
             value, support = torch.as_tensor(found[name]), nodes[name]["fn"].support
             shape = nodes[name]["value"].shape
@@ -356,24 +320,31 @@ class ModelTarget(Target):
             found[name] = biject_to(support).inv(value)
         return found
 
-    def _own_values(self) -> dict[str, Tensor]:
-        """Unconstrained values of one start: draws of the model at the sites that it has."""
-        nodes = self._run(self.model).nodes
-        return {
-            name: nodes[name]["value"] if name in self._reparams else f(nodes[name]["value"])
-            for name, f in self._transforms.items()
-        }
+    @property
+    def _own_sites(self) -> list[str]:
+        """The model's own sites that the position stands for."""
+        return [site for part in self._parts.values() for site in part.sites]
 
     @property
     def _without_reparams(self) -> Any:
         """The model as it is written."""
         return [self.model, *(fn for _, fn in reparameterisations(self.model))][-1]
 
+    def _run(self, model: Any) -> Any:
+        """Sites of a run, with draws of the prior."""
+        args, kwargs = copied(self._args), copied(self._kwargs)
+        return poutine.trace(ImproperDraws()(model)).get_trace(*args, **kwargs).nodes
+
+    def _own_values(self) -> dict[str, Tensor]:
+        """What :meth:`pack` takes, of one run of the model."""
+        nodes, transforms = self._run(self.model), self._joint.transforms
+        values = {name: nodes[name]["value"] for name in self.sites}
+        return {x: v if x in self.flow_sites else transforms[x](v) for x, v in values.items()}
+
     def _prior_values(self) -> dict[str, Tensor]:
-        """Unconstrained values of one start: draws of the model without its reparameterisations."""
-        nodes = self._run(self._without_reparams).nodes
-        names = [behind for name in self.sites for behind in self._behind_names(name)]
-        for name in names:
+        """The same of a run of the model without its reparameterisations."""
+        nodes, found = self._run(self._without_reparams), {}
+        for name in self._own_sites:
             if name not in nodes or nodes[name]["is_observed"]:
                 raise ValueError(
                     f"initial_params is 'prior', and site {name!r} has none that could be drawn, "
@@ -385,21 +356,13 @@ class ModelTarget(Target):
                     f"initial_params is 'prior', and site {name!r} has an improper one, without "
                     "draws; accepted for this model: None, or a start for each chain"
                 )
-        return {
-            name: biject_to(nodes[name]["fn"].support).inv(nodes[name]["value"]) for name in names
-        }
-
-    def _behind_names(self, name: str) -> list[str]:
-        """The model's own sites that a site of the positions stands for."""
-        if name in self._neutras:
-            return list(guide_shapes(self._neutras[name].guide))
-        return [self._reparams[name][0] if name in self._reparams else name]
+            found[name] = biject_to(nodes[name]["fn"].support).inv(nodes[name]["value"])
+        return found
 
     def modules(self) -> list[torch.nn.Module]:
         """See :class:`Target`."""
-        flows: list[torch.nn.Module] = [reparam.flow for _, reparam in self._reparams.values()]
-        flows += [neutra.guide for neutra in self._neutras.values()]
-        return flows + ([self.model] if isinstance(self.model, torch.nn.Module) else [])
+        modules = [*(part.module for part in self._parts.values()), self.model]
+        return [module for module in modules if isinstance(module, torch.nn.Module)]
 
 
 def as_target(
@@ -425,43 +388,40 @@ def as_target(
         if shape is not None or flow is not None:
             raise ValueError("shape and flow are for energies; a Target has its own")
         return target
-    from_normal = False
-    if not isinstance(target, LatticePotential) and shape is None:
-        target, reparam = _recognise(target)
-        if reparam is not None:
-            if flow not in (None, reparam.flow):
-                raise ValueError(
-                    "flow is given twice: by poutine.reparam and by flow=...; accepted: once"
-                )
-            flow, from_normal = reparam.flow, reparam.from_normal
-    if isinstance(target, LatticePotential) or (callable(target) and shape is not None):
-        if flow is None:
-            return EnergyTarget(target, shape)
-        return LatentTarget(target, flow, shape, from_normal=from_normal)
-    if not callable(target) or isinstance(target, TransformModule):
+    energy, reparam = (target, None) if shape is not None else _recognise(target)
+    sampled = isinstance(energy, LatticePotential) or callable(energy)
+    if not sampled or isinstance(energy, TransformModule):
         raise TypeError(
             f"target is a {type(target).__name__}; accepted: a LatticePotential, a Pyro model, a "
             "Target, or a batched energy with shape=..."
         )
-    if flow is not None:
-        raise ValueError(
-            "flow is for a potential or energy; for a model use "
-            "poutine.reparam(model, {site: FlowReparam(flow)})"
-        )
-    return ModelTarget(target)
+    if shape is None and not isinstance(energy, LatticePotential):
+        if flow is not None:
+            raise ValueError(
+                "flow is for a potential or energy; for a model use "
+                "poutine.reparam(model, {site: FlowReparam(flow)})"
+            )
+        return ModelTarget(energy)
+    if reparam is not None:
+        if flow not in (None, reparam.flow):
+            raise ValueError(
+                "flow is given twice: by poutine.reparam and by flow=...; accepted: once"
+            )
+        return LatentTarget(energy, reparam.flow, from_normal=reparam.from_normal)
+    return EnergyTarget(energy, shape) if flow is None else LatentTarget(energy, flow, shape)
 
 
 def _recognise(model: Any) -> tuple[Any, FlowReparam | None]:
     """The potential behind its own ``model`` and how that is reparameterised; else as it is."""
     layers = list(reparameterisations(model))
-    configs, inner = [config for config, _ in layers], layers[-1][1] if layers else model
-    owner, reparam = getattr(inner, "__self__", None), None
-    if configs and isinstance(configs[0], dict):
-        reparam = configs[0].get("x")
-    is_plain = not configs or (
-        len(configs) == 1 and type(reparam) is FlowReparam and len(configs[0]) == 1
-    )
+    inner = layers[-1][1] if layers else model
+    owner = getattr(inner, "__self__", None)
     own = (LatticePotential.model, LatticePotential.potential_fn)
-    if is_plain and isinstance(owner, LatticePotential) and inner.__func__ in own:
-        return owner, reparam
-    return model, None
+    if not isinstance(owner, LatticePotential) or inner.__func__ not in own:
+        return model, None
+    configs = [config for config, _ in layers]
+    if not configs:
+        return owner, None
+    reparam = configs[0].get("x") if isinstance(configs[0], dict) else None
+    is_plain = type(reparam) is FlowReparam and len(configs) == len(configs[0]) == 1
+    return (owner, reparam) if is_plain else (model, None)

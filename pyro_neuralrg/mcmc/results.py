@@ -8,6 +8,7 @@ import math
 import time
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from pyro.infer.mcmc.util import select_samples
 from pyro.ops.stats import split_gelman_rubin
 from torch import Tensor
 
-from pyro_neuralrg.arguments import check_integer
+from pyro_neuralrg.arguments import check_integer, copied
 from pyro_neuralrg.mcmc.kernel import ChainState, Kernel, StepInfo
 from pyro_neuralrg.mcmc.run_state import Cost, RunState
 from pyro_neuralrg.mcmc.target import Target
@@ -37,10 +38,7 @@ RHAT_SECONDS = 2.0
 
 
 class Rows:
-    """Columns of rows ``(chains, ...)``.
-
-    Memory for ``capacity`` rows is set aside with the first one: a long run needs no second copy.
-    """
+    """Columns of rows ``(chains, ...)``, in memory for ``capacity`` of them that is set aside."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
@@ -55,12 +53,6 @@ class Rows:
             self._columns[name][self.length] = value
         self.length += 1
 
-    def reserve(self, capacity: int) -> None:
-        """Set memory aside for so many rows, if it is not yet."""
-        if capacity > self.capacity:
-            self.capacity = capacity
-            self.load_state_dict({name: x[: self.length] for name, x in self._columns.items()})
-
     def truncate(self, length: int) -> None:
         """Forget the rows from there on."""
         self.length = min(self.length, length)
@@ -69,40 +61,39 @@ class Rows:
         """The columns, shape ``(chains, rows, ...)``."""
         return {name: value[: self.length].movedim(0, 1) for name, value in self._columns.items()}
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """The columns as plain tensors, shape ``(rows, chains, ...)``."""
-        return {name: value[: self.length].clone() for name, value in self._columns.items()}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Be as the one whose ``state_dict`` this is, but for the capacity."""
-        self._columns = {}
-        self.length = min((len(value) for value in state.values()), default=0)
-        self.capacity = max(self.capacity, self.length)
-        for name, value in state.items():
-            self._columns[name] = value.new_empty((self.capacity, *value.shape[1:]))
-            self._columns[name][: self.length] = value[: self.length]
+    def load(self, columns: Mapping[str, Tensor], capacity: int) -> None:
+        """Be these columns, with memory for at least ``capacity`` rows."""
+        self.length = min((value.shape[1] for value in columns.values()), default=0)
+        self.capacity, self._columns = max(capacity, self.length), {}
+        for name, value in columns.items():
+            rows = value[:, : self.length].movedim(1, 0)
+            self._columns[name] = rows.new_empty((self.capacity, *rows.shape[1:]))
+            self._columns[name][: self.length] = rows
 
 
 def statistics(kernel: Kernel, state: ChainState, info: StepInfo) -> dict[str, Tensor]:
     """One row of sample_stats, each of shape ``(chains,)``, of one step."""
     energy, members = state.energy, kernel.members
-    sizes = [m.step_size for m in members.values() if m.step_size is not None]
-    lengths = [m.trajectory_length for m in members.values() if m.trajectory_length is not None]
+
+    def first(name: str) -> float | None:
+        values = (getattr(member, name) for member in members.values())
+        return next((value for value in values if value is not None), None)
+
+    step_size, length = first("step_size"), first("trajectory_length")
     row = {
         "lp": -energy,
         "energy": info.hamiltonian,
         "acceptance_rate": info.acceptance_rate,
-        "step_size": torch.full_like(energy, sizes[0] if sizes else math.nan),
+        "step_size": torch.full_like(energy, math.nan if step_size is None else step_size),
         "n_steps": torch.full_like(energy, info.n_steps, dtype=torch.int64),
         "diverging": info.diverging,
     }
-    if lengths:
-        row["trajectory_length"] = torch.full_like(energy, lengths[0])
+    if length is not None:
+        row["trajectory_length"] = torch.full_like(energy, length)
     for name in members if list(members) != [kernel.name] else ():
-        moved = name in info.parts
-        row[f"acceptance_rate_{name}"] = (
-            info.parts[name].acceptance_rate if moved else torch.full_like(energy, math.nan)
-        )
+        part = info.parts.get(name)
+        still = torch.full_like(energy, math.nan)
+        row[f"acceptance_rate_{name}"] = still if part is None else part.acceptance_rate
     return {name: value.cpu() for name, value in row.items()}
 
 
@@ -112,37 +103,29 @@ def observe(
     """The observables of such positions, on the CPU."""
     if not observables:
         return {}
-    names = list(observables)
 
     def values(part: Tensor) -> tuple[Tensor, ...]:
         sites = target.physical(part)
         fields = [name for name in sites if name in target.lattices]
-        seen = sites[fields[0]] if len(fields) == 1 else sites
+        seen: Any = sites[fields[0]] if len(fields) == 1 else sites
         with torch.no_grad():
-            found = [observables[name](_own_copy(seen)) for name in names]
-        for name, value in zip(names, found, strict=True):
+            found = {name: function(copied(seen)) for name, function in observables.items()}
+        for name, value in found.items():
             if not isinstance(value, Tensor) or value.shape[:1] != part.shape[:1]:
                 shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
                 raise ValueError(
                     f"observables[{name!r}] returned {shape} for {len(part)} chains; accepted: "
                     f"shape ({len(part)}, ...), one value for each chain"
                 )
-        return tuple(found)
+        return tuple(found.values())
 
     found = target.by_batches(values, positions)
-    return {name: value.detach().cpu() for name, value in zip(names, found, strict=True)}
+    return {name: value.detach().cpu() for name, value in zip(observables, found, strict=True)}
 
 
 def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """The parts of each site, one after the other."""
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-
-def _own_copy(seen: Any) -> Any:
-    """Fields that a function of the user may change."""
-    if isinstance(seen, Tensor):
-        return seen.clone()
-    return {name: value.clone() for name, value in seen.items()}
 
 
 class RunResults:
@@ -181,9 +164,10 @@ class RunResults:
         if not self.keep_draws:
             return
         size = self.num_chains * self.num_samples * target.dim * target.dtype.itemsize
+        kept = kept_bytes(size, self._world.size)
         seen = f"num_chains is {self.num_chains} and num_samples is {self.num_samples}"
-        kept, instead = kept_bytes(size, self._world.size), ", or keep_draws=False"
-        self._world.run_on_all(lambda: check_fits(seen, kept, target.device, instead))
+        fits = partial(check_fits, seen, kept, target.device, ", or keep_draws=False")
+        self._world.run_on_all(fits)
 
     @property
     def _drawn(self) -> int:
@@ -207,13 +191,10 @@ class RunResults:
 
     def _worst_rhat(self) -> float:
         """Largest split R-hat (Gelman & Rubin) of lp and scalar observables; NaN without any."""
-        stats = self._rows["sample_stats"].columns()
-        observables = self._rows["observables"].columns()
-        found = [
-            float(split_gelman_rubin(values.double(), 0, 1))
-            for values in [*observables.values(), *(stats[name] for name in stats if name == "lp")]
-            if values.dim() == 2 and values.shape[1] >= MIN_DRAWS
-        ]
+        lp = self._rows["sample_stats"].columns().get("lp")
+        columns = [*self._rows["observables"].columns().values(), *([] if lp is None else [lp])]
+        scalars = [x.double() for x in columns if x.dim() == 2 and x.shape[1] >= MIN_DRAWS]
+        found = [float(split_gelman_rubin(values, 0, 1)) for values in scalars]
         return max(filter(math.isfinite, found), default=math.nan)
 
     @property
@@ -320,17 +301,15 @@ class RunResults:
         """
         samples = self.get_samples(group_by_chain=True)
         stats = self.sample_stats
+        floats = {name: x if x.is_floating_point() else x.double() for name, x in samples.items()}
         if self._drawn >= MIN_DRAWS:
-            floats = {
-                name: x if x.is_floating_point() else x.double() for name, x in samples.items()
-            }
             result: dict[str, Any] = dict(site_diagnostics(floats))
         else:
-            unknown = {name: torch.full_like(x[0, 0], math.nan) for name, x in samples.items()}
+            unknown = {name: torch.full_like(x[0, 0], math.nan) for name, x in floats.items()}
             result = {name: {"n_eff": nan, "r_hat": nan} for name, nan in unknown.items()}
-        result |= {"divergences": {}, "acceptance rate": {}}
-        for chain in range(self.num_chains):
-            diverging, rates = (stats[name][chain] for name in ("diverging", "acceptance_rate"))
-            result["divergences"][f"chain {chain}"] = diverging.nonzero().flatten().tolist()
-            result["acceptance rate"][f"chain {chain}"] = float(rates.mean())
+        names = [f"chain {chain}" for chain in range(self.num_chains)]
+        where = [one.nonzero().flatten().tolist() for one in stats["diverging"]]
+        result["divergences"] = dict(zip(names, where, strict=True))
+        rates = stats["acceptance_rate"].mean(1).tolist()
+        result["acceptance rate"] = dict(zip(names, rates, strict=True))
         return result

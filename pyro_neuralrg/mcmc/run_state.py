@@ -17,7 +17,7 @@ from pyro_neuralrg.runtime.processes import Processes
 
 CHAIN_FORMAT = FileFormat(
     name="pyro_neuralrg.sampling",
-    version=6,
+    version=7,
     writer="VectorizedMCMC(..., record=Record(...))",
     entries={
         "settings": (str,),
@@ -43,6 +43,10 @@ class Cost(NamedTuple):
         """Both together."""
         return self.warmup + self.draws
 
+    def plus(self, amount: float, is_draw: bool) -> Cost:
+        """The cost after a step of the warm-up, or a draw."""
+        return Cost(self.warmup + amount * (not is_draw), self.draws + amount * is_draw)
+
 
 class RunState(NamedTuple):
     """All that the next step of a run depends on, and the costs so far.
@@ -66,32 +70,21 @@ class RunState(NamedTuple):
         self, is_draw: bool, chains: ChainState, random: Tensor, evaluations: int, seconds: float
     ) -> RunState:
         """The state after a step of the warm-up, or a draw, that cost so much."""
-        phase = "draws" if is_draw else "warmup"
-
-        def add(cost: Cost, amount: float) -> Cost:
-            return cost._replace(**{phase: getattr(cost, phase) + amount})
-
         return RunState(
             chains,
             random,
             self.warmed_up + (not is_draw),
             self.drawn + is_draw,
-            add(self.gradient_evaluations, evaluations),
-            add(self.seconds, seconds),
+            self.gradient_evaluations.plus(evaluations, is_draw),
+            self.seconds.plus(seconds, is_draw),
         )
 
     def contents(self, world: Processes) -> dict[str, Any]:
         """The entries of a file that hold the states of all processes."""
-        return {
-            "chains": gathered(self.chains._asdict(), world),
-            "random": world.gather(self.random[None]),
-            "mark": {
-                "warmed_up": self.warmed_up,
-                "drawn": self.drawn,
-                "gradient_evaluations": list(self.gradient_evaluations),
-                "seconds": list(self.seconds),
-            },
-        }
+        mark = {"warmed_up": self.warmed_up, "drawn": self.drawn}
+        costs = {name: list(getattr(self, name)) for name in ("gradient_evaluations", "seconds")}
+        chains, random = gathered(self.chains._asdict(), world), world.gather(self.random[None])
+        return {"chains": chains, "random": random, "mark": mark | costs}
 
     @classmethod
     def of(cls, contents: Mapping[str, Any], chains: slice, rank: int, device: Any) -> RunState:
@@ -101,17 +94,15 @@ class RunState(NamedTuple):
             name: value[chains].to(device) if isinstance(value, Tensor) else value
             for name, value in contents["chains"].items()
         }
-        costs = (Cost(*mark[name]) for name in ("gradient_evaluations", "seconds"))
+        costs = {name: Cost(*mark[name]) for name in ("gradient_evaluations", "seconds")}
         random = contents["random"][rank].clone()
-        return cls(ChainState(**own), random, mark["warmed_up"], mark["drawn"], *costs)
+        return cls(ChainState(**own), random, **{**mark, **costs})
 
 
-def gathered(values: Mapping[str, Any], world: Processes, axis: int = 0) -> dict[str, Any]:
-    """The mapping with its tensors, whose ``axis`` is that of the chains, of all processes."""
+def gathered(values: Mapping[str, Any], world: Processes) -> dict[str, Any]:
+    """The mapping with its tensors ``(chains, ...)`` of all processes."""
     return {
-        name: world.gather(value.movedim(axis, 0)).movedim(0, axis)
-        if isinstance(value, Tensor)
-        else value
+        name: world.gather(value) if isinstance(value, Tensor) else value
         for name, value in values.items()
     }
 
@@ -119,10 +110,10 @@ def gathered(values: Mapping[str, Any], world: Processes, axis: int = 0) -> dict
 def settings_of(kernel: Kernel, adaptation: Adaptation) -> dict[str, Any]:
     """Settings of kernel, target and warm-up that must be the same for a run to go on."""
     target, members = kernel.target, kernel.members
-    whole = {} if list(members) == [kernel.name] else {"whole": _options(kernel)}
+    every = members if list(members) == [kernel.name] else {"whole": kernel, **members}
     return {
         "kernel": {name: type(one).__name__ for name, one in {"whole": kernel, **members}.items()},
-        "options": {name: _options(member) for name, member in members.items()} | whole,
+        "options": {name: _options(one) for name, one in every.items()},
         "sites": {name: list(shape) for name, shape in target.sites.items()},
         "dtype": str(target.dtype),
         "device": target.device.type,

@@ -13,20 +13,25 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, check_type
 from pyro_neuralrg.files.record import Checkpoints, Record, check_energies
 from pyro_neuralrg.mcmc.adaptation import Adaptation, Warmup
-from pyro_neuralrg.mcmc.kernel import Kernel, StepInfo
+from pyro_neuralrg.mcmc.kernel import Kernel
 from pyro_neuralrg.mcmc.results import DRAWN, RunResults, observe, statistics
 from pyro_neuralrg.mcmc.run_state import (
     CHAIN_FORMAT,
     Cost,
     RunState,
-    gathered,
     settings_of,
 )
-from pyro_neuralrg.mcmc.starts import Start, check_start, started, warn_of_gradients
+from pyro_neuralrg.mcmc.starts import (
+    Start,
+    check_start,
+    started,
+    warn_of_divergences,
+)
 from pyro_neuralrg.mcmc.target import frozen
 from pyro_neuralrg.observables.configurations import Observable
 from pyro_neuralrg.runtime.console import HELD, Progress, deferred_interrupts
@@ -58,17 +63,15 @@ class VectorizedMCMC(RunResults):
         initial_params: where the chains start: "uniform" (as in Stan: in (-2, 2) of the
             unconstrained scale; each chain takes the best of ten), "prior", "flow", one of Pyro's
             ``init_to_median``, ``init_to_value(values=...)``, or unconstrained values as in Pyro,
-            for each site a tensor ``(num_chains,) + site shape`` (a target in the latent space of a
-            flow accepts the physical field instead). :class:`Constrained` says that they are the
-            sites' own: ``Constrained(tau=tau)`` is ``{"tau": tau.log()}``. None: the flow in a
-            latent space, the prior of a lattice model, uniform for a Pyro model.
+            for each site a tensor ``(num_chains,) + site shape`` (or the field of a latent site);
+            :class:`Constrained` says that they are the sites' own. None: the flow in a latent
+            space, the prior of a lattice model, uniform for a Pyro model.
         seed: of all random numbers.
         progress: show a progress bar.
         observables: functions by name, computed of every draw as it is made: of the physical field
             ``(chains,) + shape``, or of a dictionary of all sites if the model has not just one
             field, to ``(chains, ...)``.
-        keep_draws: keep the positions; without, only observables and statistics are kept, and long
-            runs of large fields need no more memory than short ones.
+        keep_draws: keep the positions; without, only observables and statistics are kept.
         record: a folder for checkpoints, from which a killed run goes on, also with more draws.
 
     Attributes:
@@ -118,13 +121,11 @@ class VectorizedMCMC(RunResults):
             check_type(f"observables[{name!r}]", function, Callable, "a function of the draws")
         if record is not None and record.history:
             raise ValueError("record has history=True; accepted: of a training only")
-        num_samples = check_integer("num_samples", num_samples, 1)
-        world = processes()
-        num_chains = check_integer("num_chains", num_chains, 1)
+        world, num_chains = processes(), check_integer("num_chains", num_chains, 1)
         world.share("num_chains", num_chains)
-        self.adaptation = (
-            warmup_steps if isinstance(warmup_steps, Adaptation) else Adaptation(steps=warmup_steps)
-        )
+        num_samples = check_integer("num_samples", num_samples, 1)
+        given = warmup_steps if isinstance(warmup_steps, Adaptation) else None
+        self.adaptation = given or Adaptation(steps=warmup_steps)  # type: ignore[arg-type]
         steps = self.adaptation.steps
         warmup = num_samples if steps is None else check_integer("warmup_steps", steps, 0)
         super().__init__(kernel, warmup, num_samples, num_chains, keep_draws)
@@ -174,8 +175,8 @@ class VectorizedMCMC(RunResults):
         self.num_samples = check_integer("num_samples", self.num_samples, 1)
         if self.num_samples > self._rows["draws"].capacity:
             self._check_memory(self.kernel.target)
-        for name in DRAWN:
-            self._rows[name].reserve(self.num_samples)
+            for name in DRAWN:
+                self._rows[name].load(self._rows[name].columns(), self.num_samples)
         with self._folder():
             self._go_on()
 
@@ -198,6 +199,7 @@ class VectorizedMCMC(RunResults):
         self._world = processes()
         self._world.share("num_chains", self.num_chains)
         target = self._given.target.setup(*args, **kwargs)
+        target.failure = None
         self._check_memory(target)
         self.kernel = self._given.on(target)
 
@@ -253,8 +255,8 @@ class VectorizedMCMC(RunResults):
             self._warmup = self._new_warmup()
             self._warmup.load_state_dict(contents["warmup"])
         for name, rows in self._rows.items():
-            saved = contents["rows"][name]
-            rows.load_state_dict({key: value[:, own] for key, value in saved.items()})
+            saved = {key: value[own] for key, value in contents["rows"][name].items()}
+            rows.load(saved, rows.capacity)
         return state
 
     # The phases -----------------------------------------------------------------------------------
@@ -284,7 +286,7 @@ class VectorizedMCMC(RunResults):
             stats = self._rows["sample_stats"].columns()
             if not self._told and world.is_first and bool(stats["diverging"].any()):
                 self._told = True
-                warn_of_gradients(self.kernel, self._state.chains, int(stats["n_steps"].max()))
+                warn_of_divergences(self.kernel, self._state.chains, stats)
 
     def _warm_up(self, generator: torch.Generator, progress: Progress, pressed: list[int]) -> None:
         state, warmup = self._state, self._warmup
@@ -293,9 +295,7 @@ class VectorizedMCMC(RunResults):
         assert state is not None
         for _ in range(state.warmed_up, self.warmup_steps):
             self._state = None  # a step that is torn leaves nothing to go on with but a saved one
-            state, info = self._step(state, generator)
-            self._state = state
-            progress.step(partial(self._figures, self.kernel, info), "warm-up")
+            self._state = state = self._step(state, generator, progress)
             if self._pause(pressed):
                 self.interrupted = True
                 self._keep()
@@ -307,9 +307,7 @@ class VectorizedMCMC(RunResults):
         assert self._state is not None
         try:
             while self._state.drawn < self.num_samples and not self.interrupted:
-                state, info = self._step(self._state, generator)
-                progress.step(partial(self._figures, self.kernel, info), "draws")
-                self._state = state
+                self._state = self._step(self._state, generator, progress)
                 self.interrupted = self._pause(pressed)
         except KeyboardInterrupt:
             self.interrupted = True
@@ -319,11 +317,12 @@ class VectorizedMCMC(RunResults):
             for name in DRAWN:
                 self._rows[name].truncate(self._state.drawn)
             self._keep()
-            self._join()
+            if self._world.size > 1:
+                self._joined = self._rows_of_all()
         stopped = self.interrupted or bool(late) or bool(pressed)
         (self.interrupted,) = self._world.any_process(stopped)
 
-    def _step(self, state: RunState, generator: torch.Generator) -> tuple[RunState, StepInfo]:
+    def _step(self, state: RunState, generator: torch.Generator, progress: Progress) -> RunState:
         """Make and record a step, of the warm-up if there is one, else a draw."""
         began, warmup, is_draw = time.perf_counter(), self._warmup, self._warmup is None
         kernel = self.kernel if warmup is None else warmup.kernel
@@ -342,9 +341,11 @@ class VectorizedMCMC(RunResults):
         for name, row in rows.items():
             self._rows[name].truncate(state.drawn if is_draw else state.warmed_up)
             self._rows[name].add(row)
-        seconds = time.perf_counter() - began
-        random = generator.get_state()
-        return state.after(is_draw, chains, random, evaluations * self.num_chains, seconds), info
+        seconds, random = time.perf_counter() - began, generator.get_state()
+        state = state.after(is_draw, chains, random, evaluations * self.num_chains, seconds)
+        phase = "draws" if is_draw else "warm-up"
+        progress.step(partial(self._figures, self.kernel, info), phase)
+        return state
 
     def _pause(self, pressed: list[int]) -> bool:
         """Between two steps: save if it is time; whether to stop. All processes agree on both."""
@@ -358,25 +359,21 @@ class VectorizedMCMC(RunResults):
 
     def _keep(self) -> None:
         """Write a checkpoint, if there is a record."""
-        state, world = self._state, self._world
+        state = self._state
         if self._checkpoints is None or state is None:
             return
         contents = {
             "seed": self.seed,
             "kernel": self.kernel.tuning,
-            **state.contents(world),
+            **state.contents(self._world),
             "warmup": None if self._warmup is None else self._warmup.state_dict(),
-            "rows": {
-                name: gathered(rows.state_dict(), world, axis=1)
-                for name, rows in self._rows.items()
-            },
+            "rows": self._rows_of_all(),
         }
         self._checkpoints.keep(state.steps, contents)
 
-    def _join(self) -> None:
-        """Let every process have the figures of all chains."""
-        if self._world.size > 1:
-            self._joined = {
-                name: {key: self._world.gather(value) for key, value in rows.columns().items()}
-                for name, rows in self._rows.items()
-            }
+    def _rows_of_all(self) -> dict[str, dict[str, Tensor]]:
+        """Copies of all columns ``(chains, rows, ...)``, of the chains of every process."""
+        return {
+            name: {key: self._world.gather(x.clone()) for key, x in rows.columns().items()}
+            for name, rows in self._rows.items()
+        }

@@ -6,27 +6,21 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from pyro_neuralrg.mcmc.kernel import ChainState, Kernel, LocalKernel
+from pyro_neuralrg.mcmc.metropolis import chosen_chains
 from pyro_neuralrg.mcmc.target import Target
 from pyro_neuralrg.runtime.processes import Processes
 
-MAX_RESTARTS = 10
-"""Largest number of times that starts whose energy is not finite are drawn anew."""
+MAX_RESTARTS, UNIFORM_RESTARTS = 10, 100
+"""Times that starts without a finite energy are drawn anew; those of uniform ones as in Stan."""
 
-UNIFORM_RESTARTS = 100
-"""The same of uniform starts, as in Stan."""
-
-STEEP_REMEDY = (
-    "often that of the branch of torch.where that is not taken: give it an argument that suits it "
-    "everywhere, such as torch.where(x > 0, x, 1.0).sqrt()"
-)
-"""What to do where an energy is finite and its gradient is not."""
+CANDIDATES = 10
+"""Uniform starts of each chain, of which it takes the one of lowest energy."""
 
 LARGEST_ENERGY = 1e30
 """Beyond it, in nats, numbers overflow anyway."""
@@ -34,8 +28,11 @@ LARGEST_ENERGY = 1e30
 LOOKS = 8
 """Points on the way of a trajectory at which the gradient is looked at after a run."""
 
-CANDIDATES = 10
-"""Uniform starts of each chain, of which it takes the one of lowest energy."""
+STEEP_REMEDY = (
+    "often that of the branch of torch.where that is not taken: give it an argument that suits it "
+    "everywhere, such as torch.where(x > 0, x, 1.0).sqrt()"
+)
+"""What to do where an energy is finite and its gradient is not."""
 
 
 class Constrained(dict[str, Tensor]):
@@ -80,28 +77,25 @@ def started(
         ValueError: on all processes, telling chains without a finite energy and gradient.
     """
     rows, target = world.rows(chains), kernel.target
-    redraw, candidates, restarts = None, 1, MAX_RESTARTS
+    candidates, restarts = 1, MAX_RESTARTS
     if isinstance(start, Mapping):
         given = target.unconstrained(start) if isinstance(start, Constrained) else start
-        state = kernel.init(target.pack(given, chains)[rows])
+        first, restarts = target.pack(given, chains)[rows], 0
     else:
         if start == "uniform" or (start is None and target.starts_uniformly):
             candidates, restarts = CANDIDATES, UNIFORM_RESTARTS
-        redraw = partial(target.initial, rows.stop - rows.start, generator, start)
-        state = kernel.init(redraw())
-    bad = ~_finite(state)
-    redrawn, steep = bad, [_steep(target, state)]
-    evaluations = 1
-    while redraw is not None and evaluations <= restarts:
-        if evaluations >= candidates and not bool(bad.any()):
-            break
-        other = kernel.init(redraw())
+        first = target.initial(rows.stop - rows.start, generator, start)
+    state, evaluations = kernel.init(first), 1
+    bad = redrawn = ~_finite(state)
+    steep = [_steep(target, state)]
+    while evaluations <= restarts and (evaluations < candidates or bool(bad.any())):
+        other = kernel.init(target.initial(len(first), generator, start))
         is_better = _finite(other) & (other.energy < state.energy)
-        state = _where(bad | is_better if evaluations < candidates else bad, other, state)
+        taken = bad | is_better if evaluations < candidates else bad
+        state = chosen_chains(taken, other, state)
         bad, evaluations = ~_finite(state), evaluations + 1
         steep.append(_steep(target, other))
-    bad = world.gather(bad)
-    if bool(bad.any()):
+    if bool(world.gather(bad).any()):
         raise ValueError(_refusal(target, state, world))
     redrawn, barred = world.gather(redrawn), torch.cat([world.gather(one) for one in steep])
     if world.is_first and bool(barred.any()):
@@ -113,15 +107,6 @@ def started(
             stacklevel=4,  # the caller of run()
         )
     return state, evaluations, bool(barred.any())
-
-
-def _where(chosen: Tensor, one: ChainState, other: ChainState) -> ChainState:
-    """The state of each chain: of ``one`` where chosen, else of the other."""
-    rows, gradient = chosen.unsqueeze(-1), None
-    if one.gradient is not None and other.gradient is not None:
-        gradient = torch.where(rows, one.gradient, other.gradient)
-    position = torch.where(rows, one.position, other.position)
-    return ChainState(position, torch.where(chosen, one.energy, other.energy), gradient)
 
 
 def _finite(state: ChainState) -> Tensor:
@@ -146,8 +131,9 @@ def _refusal(target: Target, state: ChainState, world: Processes) -> str:
     bad = (~(energy.abs() < LARGEST_ENERGY)).nonzero().flatten().tolist()
     if bad:
         first = {chain: float(energy[chain]) for chain in bad[:8]}
+        reason = "" if target.failure is None else f"; the model says {target.failure!r}"
         said.append(
-            f"the energy of {len(bad)} of {chains} chains is not finite (by chain: {first})"
+            f"the energy of {len(bad)} of {chains} chains is not finite (by chain: {first}{reason})"
         )
     if bool(steep.any()):
         bad = steep.any(-1).nonzero().flatten().tolist()
@@ -166,31 +152,36 @@ def _warning(target: Target, steep: Tensor, where: str) -> str:
     )
 
 
-def warn_of_gradients(kernel: Kernel, state: ChainState, n_steps: int) -> None:
-    """Warn if gradients bar the way, looking along straight lines as long as trajectories.
+def warn_of_divergences(kernel: Kernel, state: ChainState, stats: Mapping[str, Tensor]) -> None:
+    """Warn of draws in which the model failed for all chains, and of gradients that bar the way.
 
-    For a run with divergences, from where its chains ended.
+    Gradients are looked at along straight lines as long as trajectories, from where chains ended.
     """
-    movers = [
-        one
-        for one in kernel.members.values()
-        if isinstance(one, LocalKernel) and one.needs_gradient
-    ]
-    for mover in movers[:1]:
+    target, diverging, n_steps = kernel.target, stats["diverging"], int(stats["n_steps"].max())
+    stuck = int(diverging.all(0).sum())
+    if stuck and target.failure is not None:
+        warnings.warn(
+            f"in {stuck} of {diverging.shape[1]} draws no chain could move on, for there was no "
+            f"energy of what they proposed; the model says {target.failure!r}",
+            stacklevel=4,  # the caller of run()
+        )
+    for mover in kernel.members.values():
+        if not (isinstance(mover, LocalKernel) and mover.needs_gradient):
+            continue
         position = state.position
         generator = torch.Generator(position.device).manual_seed(0)
         options: Any = {"dtype": position.dtype, "device": position.device}
         normal = torch.randn(position.shape, generator=generator, **options)
-        way = mover.mass(position).displacement(normal) * (mover.step_size * n_steps / LOOKS)
+        way = mover.mass(normal).displacement(normal) * (mover.step_size * n_steps / LOOKS)
         probes = [mover.init(position + step * way) for step in range(1, LOOKS + 1)]
-        steep = torch.cat([_steep(kernel.target, probe) for probe in probes])
+        steep = torch.cat([_steep(target, probe) for probe in probes])
         if bool(steep.any()):
             where = f"of {len(steep)} points around the last draws"
-            warnings.warn(_warning(kernel.target, steep, where), stacklevel=4)
+            warnings.warn(_warning(target, steep, where), stacklevel=4)
+        return
 
 
 def _names_of(target: Target, steep: Tensor) -> str:
-    names = [
-        repr(name) for name, bad in zip(target.sites, steep.any(0).tolist(), strict=True) if bad
-    ]
+    bad = steep.any(0).tolist()
+    names = [repr(name) for name, is_bad in zip(target.sites, bad, strict=True) if is_bad]
     return f"site{'s' * (len(names) > 1)} {', '.join(names)}"

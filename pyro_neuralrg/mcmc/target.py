@@ -23,6 +23,7 @@ from pyro_neuralrg.distributions.flow import (
     forward_and_ladj,
     inverse_and_ladj,
 )
+from pyro_neuralrg.infer.pyro_internals import is_numerical
 from pyro_neuralrg.lattice import check_shape
 from pyro_neuralrg.potentials.base import LatticePotential, check_separate, trial_pair
 
@@ -46,6 +47,7 @@ class Target(ABC):
         dtype: of positions.
         device: of positions.
         chain_batch_size: chains that are evaluated at once, which bounds the memory; None for all.
+        failure: the last error of energies that could not be computed, in a line; None so far.
         starts_uniformly: whether starts that are not asked for otherwise are uniform ones.
     """
 
@@ -58,6 +60,7 @@ class Target(ABC):
     dtype: torch.dtype
     device: torch.device
     chain_batch_size: int | None = None
+    failure: str | None = None
     starts_uniformly: bool = False
 
     def __repr__(self) -> str:
@@ -100,13 +103,47 @@ class Target(ABC):
         return other
 
     def energy(self, positions: Tensor) -> Tensor:
-        """-ln of the unnormalised density of each chain: nats, float64, shape ``(chains,)``."""
+        """-ln of the unnormalised density of each chain: nats, float64, shape ``(chains,)``.
+
+        NaN where the model fails by its numbers, as with a Cholesky factor that there is not.
+        """
         # a copy, for an energy of the user that works in place; with a gradient autograd refuses
-        return self.by_batches(self._energy_of, positions.clone())
+        return self._where_possible(lambda part: (self._energy_of(part),), positions.clone())[0]
 
     def energy_and_grad(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Energies, and gradients of shape ``(chains, dim)`` in the dtype of positions."""
-        return self.by_batches(self._energy_and_grad_of, positions)
+        energy, gradient = self._where_possible(self._energy_and_grad_of, positions)
+        return energy, gradient
+
+    def _where_possible(
+        self, function: Callable[[Tensor], tuple[Tensor, ...]], positions: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Energies, and gradients if the function gives them, NaN for chains at which it fails.
+
+        A batch that fails is halved until only the guilty chains are left; positions that are not
+        finite are then not tried.
+        """
+        try:
+            return tuple(self.by_batches(function, positions))
+        except Exception as error:
+            if not is_numerical(error):
+                raise
+            self.failure = f"{type(error).__name__}: {error}".splitlines()[0]
+        energy = positions.new_full((len(positions),), math.nan, dtype=torch.float64)
+        found = energy, torch.full_like(positions, math.nan)
+        parts = [positions.isfinite().all(-1).nonzero().flatten()]
+        while parts:
+            rows = parts.pop()
+            try:
+                values = self.by_batches(function, positions[rows]) if len(rows) else ()
+            except Exception as error:
+                if not is_numerical(error):
+                    raise
+                parts += rows.chunk(2) if len(rows) > 1 else ()
+                continue
+            for column, value in zip(found, values, strict=False):
+                column[rows] = value
+        return found
 
     def by_batches(self, function: Callable[[Tensor], Any], positions: Tensor) -> Any:
         """A function's result for positions, a tensor or a tuple, computed a batch at a time."""
@@ -118,13 +155,16 @@ class Target(ABC):
             return torch.cat(parts)
         return tuple(torch.cat(columns) for columns in zip(*parts, strict=True))
 
-    @abstractmethod
-    def _energy_of(self, positions: Tensor) -> Tensor:
-        """Energies of one batch."""
+    def _evaluate(self, positions: Tensor) -> Tensor:
+        """Energies of one batch, with a graph: to be defined, or else the next two."""
+        raise NotImplementedError
 
-    @abstractmethod
+    def _energy_of(self, positions: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self._evaluate(positions)
+
     def _energy_and_grad_of(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Energies and gradients of one batch."""
+        return energy_and_gradient(self._evaluate, positions)
 
     @abstractmethod
     def physical(self, positions: Tensor) -> dict[str, Tensor]:
@@ -186,24 +226,23 @@ class Target(ABC):
                 f"initial_params has sites {sorted(params)}; accepted: {sorted(self.sites)}"
                 + (latent if fields else "")
             )
-        return torch.cat([self._start(name, given[name], params, chains) for name in given], -1)
-
-    def _start(self, name: str, given: str, params: Mapping[str, Tensor], chains: int) -> Tensor:
-        """The start of one site, flattened, from the value of the same site or of its field."""
-        value, accepted = torch.as_tensor(params[given]), (chains, *self.sites[name])
-        if tuple(value.shape) != accepted:
-            raise ValueError(
-                f"initial_params[{given!r}] has shape {tuple(value.shape)}; "
-                f"accepted: {accepted}, one start per chain"
-            )
-        value = value.detach().to(dtype=self.dtype, device=self.device)
-        if given != name:
-            flow = self.flow_sites[name][1]
-            with torch.no_grad():
-                value = inverse_and_ladj(flow, value, flow.domain.event_dim)[0]
-        if name in self.flow_sites:
-            value = self._unconstrain(name, value)
-        return value.reshape(chains, -1)
+        columns = []
+        for name, source in given.items():
+            value, accepted = torch.as_tensor(params[source]), (chains, *self.sites[name])
+            if tuple(value.shape) != accepted:
+                raise ValueError(
+                    f"initial_params[{source!r}] has shape {tuple(value.shape)}; "
+                    f"accepted: {accepted}, one start per chain"
+                )
+            value = value.detach().to(dtype=self.dtype, device=self.device)
+            if name in self.flow_sites:
+                flow = self.flow_sites[name][1]
+                if source != name:
+                    with torch.no_grad():
+                        value = inverse_and_ladj(flow, value, flow.domain.event_dim)[0]
+                value = self._unconstrain(name, value)
+            columns.append(value.reshape(chains, -1))
+        return torch.cat(columns, -1)
 
     def from_constrained(self, samples: Mapping[str, Tensor]) -> Tensor:
         """Make positions of the sites' own values, ``batch_shape + site shape`` each."""
@@ -219,10 +258,8 @@ class Target(ABC):
     def unpack(self, positions: Tensor) -> dict[str, Tensor]:
         """Cut positions into unconstrained values, ``batch_shape + site shape`` each."""
         parts = positions.split([math.prod(shape) for shape in self.sites.values()], -1)
-        return {
-            name: part.reshape((*positions.shape[:-1], *shape))
-            for (name, shape), part in zip(self.sites.items(), parts, strict=True)
-        }
+        sites = zip(self.sites.items(), parts, strict=True)
+        return {name: part.reshape((*part.shape[:-1], *shape)) for (name, shape), part in sites}
 
 
 class EnergyTarget(Target):
@@ -263,21 +300,21 @@ class EnergyTarget(Target):
         self.sites = self.lattices = {name: self.shape}
         empty = torch.empty(0, dtype=dtype, device=device)
         self.dtype, self.device = empty.dtype, empty.device
-        if isinstance(energy, LatticePotential):
-            energy.try_alone(empty)
-        else:
-            check_separate(self._energy, trial_pair(self.shape, empty), "energy")
-
-    def _energy_of(self, positions: Tensor) -> Tensor:
-        with torch.no_grad():
-            return self._evaluate(positions)
+        try:
+            if isinstance(energy, LatticePotential):
+                energy.try_alone(empty)
+            else:
+                check_separate(self._energy, trial_pair(self.shape, empty), "energy")
+        except Exception as error:
+            if not is_numerical(error):  # else these fields tell nothing of the energy
+                raise
 
     def _energy_and_grad_of(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         if self.lattice_potential is not None and self.flow is None:
             x = positions.reshape(-1, *self.shape)
             energy, gradient = self.lattice_potential.energy_and_gradient(x)
             return self._checked(energy, len(positions)), gradient.reshape(positions.shape)
-        return energy_and_gradient(self._evaluate, positions)
+        return super()._energy_and_grad_of(positions)
 
     def physical(self, positions: Tensor) -> dict[str, Tensor]:
         """See :class:`Target`."""

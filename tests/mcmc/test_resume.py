@@ -94,11 +94,11 @@ def test_a_finished_run_goes_on_with_more_draws(name: str, tmp_path: Path) -> No
 
 
 def test_a_finished_run_goes_on_in_the_same_process() -> None:
-    kernel = KERNELS["hmc"](TARGETS["free field"]())
+    kernel = HMC(gaussian())
     part = finished(kernel, 5)
     part.num_samples = 12
     part.resume()
-    assert_same(part, finished(kernel, 12))
+    assert_same(part, finished(kernel))
 
 
 def test_without_a_seed_the_seed_of_the_record_goes_on(tmp_path: Path) -> None:
@@ -113,22 +113,22 @@ def count_calls(mcmc: VectorizedMCMC) -> int:
     return int(mcmc.gradient_evaluations.total) // mcmc.num_chains
 
 
-@pytest.mark.parametrize("fraction", [0.2, 0.6, 0.98])
-@pytest.mark.parametrize("kind", ["hmc", "chees"])
-def test_killed_anywhere_the_last_saved_state_goes_on(
-    kind: str, fraction: float, tmp_path: Path
-) -> None:
+def correlated(act: Callable[[], object] | None = None, call: int = 0) -> EnergyTarget:
+    """A Gaussian whose energy may act when it is called."""
     energy = TARGETS["correlated Gaussian"]().energy
+    return EnergyTarget(energy if act is None else acting(energy, call, act), (5,))
 
-    def kernel(energy: Callable[[Tensor], Tensor]) -> Kernel:
-        target = EnergyTarget(energy, (5,))
-        return HMC(target, num_steps=3) if kind == "hmc" else ChEESHMC(target)
 
-    whole = finished(kernel(energy))
-    mortal = acting(energy, int(fraction * count_calls(whole)), die)
+@pytest.mark.parametrize("fraction", [0.2, 0.6, 0.98])
+@pytest.mark.parametrize("kind", [HMC, ChEESHMC])
+def test_killed_anywhere_the_last_saved_state_goes_on(
+    kind: type[Kernel], fraction: float, tmp_path: Path
+) -> None:
+    whole = finished(kind(correlated()))
+    mortal = kind(correlated(die, int(fraction * count_calls(whole))))
     with pytest.raises(KilledError):
-        finished(kernel(mortal), record=Record(tmp_path, every=0))
-    assert_same(resumed(kernel(energy), tmp_path), whole)
+        finished(mortal, record=Record(tmp_path, every=0))
+    assert_same(resumed(kind(correlated()), tmp_path), whole)
 
 
 def interrupt() -> None:
@@ -136,10 +136,8 @@ def interrupt() -> None:
 
 
 def test_interrupted_and_resumed_in_the_same_process() -> None:
-    energy = TARGETS["correlated Gaussian"]().energy
-    whole = finished(HMC(energy, shape=(5,), num_steps=3))
-    torn = acting(energy, count_calls(whole) - 10, interrupt)
-    mcmc = finished(HMC(torn, shape=(5,), num_steps=3))
+    whole = finished(HMC(correlated()))
+    mcmc = finished(HMC(correlated(interrupt, count_calls(whole) - 30)))
     assert mcmc.interrupted
     assert 0 < mcmc.positions.shape[1] < 12
     mcmc.resume()
@@ -153,19 +151,15 @@ def test_signals_in_the_warm_up_save_first(
     moment: float, number: signal.Signals, tmp_path: Path
 ) -> None:
     """After the present step, and go on with the very numbers, here or in another process."""
-    energy = TARGETS["correlated Gaussian"]().energy
-    whole = finished(HMC(energy, shape=(5,), num_steps=3))
-    call = int(moment * count_calls(whole))
-    pressed = acting(energy, call, lambda: signal.raise_signal(number))
-    handler = signal.getsignal(number)
-    record = Record(tmp_path, every=1e9)
-    stopped = make(HMC(pressed, shape=(5,), num_steps=3), record=record)
+    whole, handler = finished(HMC(correlated())), signal.getsignal(number)
+    pressed = correlated(lambda: signal.raise_signal(number), int(moment * count_calls(whole)))
+    stopped = make(HMC(pressed), record=Record(tmp_path, every=1e9))
     with pytest.raises(KeyboardInterrupt):
         stopped.run()
     assert signal.getsignal(number) is handler
     assert stopped.interrupted
     assert 0 < stopped.warmup_stats["lp"].shape[1] < 30
-    after = resumed(HMC(energy, shape=(5,), num_steps=3), tmp_path)
+    after = resumed(HMC(correlated()), tmp_path)
     stopped.resume()
     for one in (stopped, after):
         assert not one.interrupted
@@ -188,19 +182,14 @@ def test_checkpoints_of_every_step(tmp_path: Path) -> None:
 def test_a_checkpoint_that_cannot_be_written(tmp_path: Path) -> None:
     """A full disk, say, does not end days of sampling."""
     folder, away = tmp_path / "folder", tmp_path / "away"
-
-    def energy(x: Tensor) -> Tensor:
-        return 0.5 * x.square().sum(-1)
-
-    whole = finished(HMC(energy, shape=(4,)))
-    moved = acting(energy, count_calls(whole) // 2, lambda: folder.rename(away))
-    mcmc = make(HMC(moved, shape=(4,)), record=Record(folder, every=0))
+    whole = finished(HMC(correlated()))
+    moved = correlated(lambda: folder.rename(away), count_calls(whole) // 2)
+    mcmc = make(HMC(moved), record=Record(folder, every=0))
     with pytest.warns(UserWarning, match=r"cannot be written .* the run goes on without") as caught:
         mcmc.run()
     assert len(caught) == 1  # of one for each step
     assert_same(mcmc, whole)
-    assert mcmc.unsaved is not None
-    assert str(folder) in mcmc.unsaved
+    assert str(folder) in str(mcmc.unsaved)
     mcmc.resume()  # nothing to draw, but to save
     assert mcmc.unsaved is None
     assert names(folder) == ["sampling-0000000042.pt"]
@@ -212,11 +201,7 @@ def test_a_checkpoint_that_cannot_be_written(tmp_path: Path) -> None:
         (lambda: ChEESHMC(gaussian()), {}, r"kernel\.whole 'HMC' \(here 'ChEESHMC'\)"),
         (lambda: HMC(gaussian()), {"num_chains": 4}, r"num_chains 5 \(here 4\)"),
         (lambda: HMC(gaussian()), {"seed": 4}, r"seed 3 \(here 4\)"),
-        (
-            lambda: HMC(gaussian()),
-            {"warmup_steps": 3},
-            r"adaptation\.mass 'diagonal' \(here 'unit'\); warmup_steps 30 \(here 3\)",
-        ),
+        (lambda: HMC(gaussian()), {"warmup_steps": 3}, r"mass 'diagonal' \(.*_steps 30 \(here 3\)"),
         (lambda: HMC(gaussian()), {"keep_draws": False}, r"keep_draws True \(here False\)"),
         (lambda: HMC(gaussian()), {"observables": {}}, r"observables \['square'\] \(here \[\]\)"),
         (lambda: HMC(gaussian(sites=3)), {}, r"sites\.x \[4\] \(here \[3\]\)"),

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 import signal
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from pyro_neuralrg import HMC, Cycle, FreeField, IndependenceMetropolis, IsingDual, VectorizedMCMC
-from pyro_neuralrg.mcmc import Adaptation, RandomWalkMetropolis, results
+from pyro_neuralrg.mcmc import Adaptation, Mixture, as_target, results
 from pyro_neuralrg.mcmc import runner as runner_module
 from pyro_neuralrg.runtime import memory
 from pyro_neuralrg.runtime.console import deferred_interrupts
@@ -40,11 +41,9 @@ def test_shapes_and_groups() -> None:
     flow = ToyFlow((2, 3))
     mcmc = run(Cycle(HMC(FreeField((2, 3), 0.8), flow=flow), IndependenceMetropolis(flow)), 7)
     grouped, flat = mcmc.get_samples(group_by_chain=True), mcmc.get_samples()
-    assert {name: tuple(value.shape) for name, value in grouped.items()} == {
-        "x": (6, 7, 2, 3),
-        "x_latent": (6, 7, 2, 3),
-    }
+    assert set(grouped) == set(flat) == {"x", "x_latent"}
     for name, value in flat.items():
+        assert grouped[name].shape == (6, 7, 2, 3)
         assert torch.equal(value, grouped[name].flatten(0, 1))
     torch.testing.assert_close(flow(grouped["x_latent"]), grouped["x"])
     assert {tuple(value.shape) for value in mcmc.sample_stats.values()} == {(6, 7)}
@@ -52,51 +51,43 @@ def test_shapes_and_groups() -> None:
     assert set(mcmc.sample_stats) == {*names, "acceptance_rate_hmc", "acceptance_rate_jump"}
 
 
-def test_lp_is_the_density_of_the_position() -> None:
+@pytest.mark.parametrize("latent", [False, True])
+def test_lp_is_the_density_of_the_position(latent: bool) -> None:
     flow, potential = ToyFlow((2, 3)), FreeField((2, 3), 0.8)
-    for mcmc, ladj_of in (
-        (run(HMC(potential)), lambda z: torch.zeros(())),
-        (run(HMC(potential, flow=flow)), lambda z: flow.log_abs_det_jacobian(z, flow(z))),
-    ):
-        samples = mcmc.get_samples(group_by_chain=True)
-        expected = -potential.energy(samples["x"])
-        if "x_latent" in samples:
-            expected = expected + ladj_of(samples["x_latent"])
-        torch.testing.assert_close(mcmc.sample_stats["lp"], expected.detach())
+    mcmc = run(HMC(potential, flow=flow if latent else None))
+    samples = mcmc.get_samples(group_by_chain=True)
+    expected = -potential.energy(samples["x"])
+    if latent:
+        z = samples["x_latent"]
+        expected = expected + flow.log_abs_det_jacobian(z, flow(z))
+    torch.testing.assert_close(mcmc.sample_stats["lp"], expected.detach())
 
 
 def test_flow_is_frozen_meanwhile_and_thawed_after() -> None:
     potential, flow = FreeField((2, 3), 0.8), ToyFlow((2, 3))
-    before = {name: value.clone() for name, value in flow.state_dict().items()}
-    seen = []
+    before, seen = {name: value.clone() for name, value in flow.state_dict().items()}, []
 
     def energy(x: Tensor) -> Tensor:
-        seen.append([parameter.requires_grad for parameter in flow.parameters()])
+        seen.extend(parameter.requires_grad for parameter in flow.parameters())
         return potential.energy(x)
 
     kernel = HMC(energy, shape=(2, 3), flow=flow)
-    seen.clear()  # of the trial when it was made
+    seen.clear()  # of the trial
     run(kernel)
     assert seen
-    assert not any(flag for flags in seen for flag in flags)
+    assert not any(seen)
     assert all(parameter.requires_grad for parameter in flow.parameters())
     assert all(torch.equal(before[name], value) for name, value in flow.state_dict().items())
     assert all(parameter.grad is None for parameter in flow.parameters())
 
 
-def test_step_size_reaches_the_target_acceptance() -> None:
-    for goal in (0.6, 0.9):
-        mcmc = run(
-            HMC(
-                TARGETS["free field"]().energy, shape=(2, 3), step_size=7.0, num_steps=3, jitter=0.0
-            ),
-            100,
-            warmup_steps=Adaptation(target_acceptance=goal, steps=200),
-            num_chains=64,
-        )
-        rates = mcmc.sample_stats["acceptance_rate"]
-        assert float(rates.mean()) == pytest.approx(goal, abs=0.04)
-        assert len(mcmc.sample_stats["step_size"].unique()) == 1
+@pytest.mark.parametrize("goal", [0.6, 0.9])
+def test_step_size_reaches_the_target_acceptance(goal: float) -> None:
+    kernel = HMC(FreeField((2, 3), 0.8), step_size=7.0, num_steps=3, jitter=0.0)
+    warmup = Adaptation(target_acceptance=goal, steps=200)
+    stats = run(kernel, 100, warmup_steps=warmup, num_chains=64).sample_stats
+    assert float(stats["acceptance_rate"].mean()) == pytest.approx(goal, abs=0.04)
+    assert len(stats["step_size"].unique()) == 1
 
 
 def test_mass_adapts_to_the_widths() -> None:
@@ -109,13 +100,10 @@ def test_mass_adapts_to_the_widths() -> None:
     assert float(ratio.max() / ratio.min()) < 2.0
 
 
-def test_without_adaptation_nothing_changes() -> None:
-    kernel = HMC(TARGETS["free field"]().energy, shape=(2, 3), step_size=0.123)
-    for warmup in (0, Adaptation(step_size=False, steps=5)):
-        mcmc = run(kernel, warmup_steps=warmup)
-        assert isinstance(mcmc.kernel, HMC)
-        assert mcmc.kernel.step_size == 0.123
-        assert float(mcmc.sample_stats["step_size"].min()) == 0.123
+@pytest.mark.parametrize("warmup", [0, Adaptation(step_size=False, steps=5)])
+def test_without_adaptation_nothing_changes(warmup: Any) -> None:
+    mcmc = run(HMC(normal, shape=(2,), step_size=0.123), warmup_steps=warmup)
+    assert mcmc.kernel.step_size == float(mcmc.sample_stats["step_size"].min()) == 0.123
 
 
 def test_ising_structure_factor() -> None:
@@ -173,20 +161,16 @@ def test_numpy_integers_are_integers() -> None:
     assert run(HMC(normal, shape=(2,)), np.int64(4), **options).positions.shape == (3, 4, 2)
 
 
-def test_a_second_run_is_the_first_one_again() -> None:
-    mcmc = run(HMC(normal, shape=(2,), num_steps=2), warmup_steps=30)
-    first = mcmc.positions
-    mcmc.run()
-    assert torch.equal(mcmc.positions, first)
+def test_a_second_run_is_the_first_one_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that dies in its warm-up leaves no draws of the first."""
 
-
-def test_a_second_run_that_dies_in_warm_up_leaves_no_draws_of_the_first(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
     def die(*_: object) -> None:
         raise KeyboardInterrupt
 
     mcmc = run(HMC(normal, shape=(2,), num_steps=2), warmup_steps=3)
+    first = mcmc.positions
+    mcmc.run()
+    assert torch.equal(mcmc.positions, first)
     monkeypatch.setattr(runner_module.Warmup, "update", die)
     with pytest.raises(KeyboardInterrupt):
         mcmc.run()
@@ -209,7 +193,8 @@ def test_ctrl_c_after_the_last_draw_keeps_them_all(monkeypatch: pytest.MonkeyPat
     assert mcmc.positions.shape == (6, 4, 2)
 
 
-def test_chains_in_batches_are_the_same_chains() -> None:
+@pytest.mark.parametrize("name", ["hmc", "latent cycle", "random walk", "jump"])
+def test_chains_in_batches_are_the_same_chains(name: str) -> None:
     """Also jumps, latent energies and observables; only the memory is another."""
     sizes: list[int] = []
 
@@ -217,20 +202,14 @@ def test_chains_in_batches_are_the_same_chains() -> None:
         sizes.append(len(x))
         return x.flatten(1).sum(1)
 
-    for name in ("hmc", "latent cycle", "random walk"):
-        kernel = KERNELS[name](TARGETS["free field"]())
-        all_at_once = run(kernel)
-        sizes.clear()
-        in_batches = kernel.on(kernel.target.in_batches(4))
-        batched = run(in_batches, observables={"size": size})
-        assert set(sizes) == {4, 2}
-        torch.testing.assert_close(all_at_once.positions, batched.positions)
-        torch.testing.assert_close(
-            batched.observables["size"], batched.get_samples(group_by_chain=True)["x"].sum((-1, -2))
-        )
-    model = HMC(lambda: pyro.sample("x", dist.Normal(0.0, 1.0)), step_size=0.5, num_steps=1)
-    mcmc = run(model.on(model.target.in_batches(4)), 1, warmup_steps=0)
-    assert mcmc.kernel.target.chain_batch_size == 4
+    kernel = KERNELS[name](TARGETS["free field"]())
+    all_at_once = run(kernel, observables={"size": size})
+    assert set(sizes) == {6}
+    sizes.clear()
+    batched = run(kernel.on(kernel.target.in_batches(4)), observables={"size": size})
+    assert set(sizes) == {4, 2}
+    torch.testing.assert_close(all_at_once.positions, batched.positions)
+    torch.testing.assert_close(batched.observables["size"], all_at_once.observables["size"])
 
 
 def test_observables_without_draws() -> None:
@@ -247,16 +226,10 @@ def test_observables_without_draws() -> None:
         _ = streamed.positions
 
 
-@pytest.mark.parametrize(
-    ("observable", "message"),
-    [
-        (lambda x: x.mean(), r"returned \(\) for 6 chains"),
-        (lambda x: 1.0, r"returned float for 6 chains"),
-    ],
-)
-def test_bad_observables(observable: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=rf"observables\['o'\] {message}"):
-        run(HMC(normal, shape=(2,)), observables={"o": observable})
+@pytest.mark.parametrize(("value", "seen"), [(torch.zeros(()), r"\(\)"), (1.0, "float")])
+def test_bad_observables(value: Any, seen: str) -> None:
+    with pytest.raises(ValueError, match=rf"observables\['o'\] returned {seen} for 6 chains"):
+        run(HMC(normal, shape=(2,)), observables={"o": lambda x: value})
 
 
 def test_warm_up_statistics() -> None:
@@ -264,13 +237,9 @@ def test_warm_up_statistics() -> None:
     assert {tuple(value.shape) for value in mcmc.warmup_stats.values()} == {(6, 25)}
     assert set(mcmc.warmup_stats) == set(mcmc.sample_stats)
     assert len(mcmc.warmup_stats["step_size"].unique()) > 10
-    assert mcmc.adapted == {
-        "hmc": {
-            "step_size": float(mcmc.sample_stats["step_size"][0, 0]),
-            "inverse_mass": None,
-            "trajectory_length": None,
-        }
-    }
+    step_size = float(mcmc.sample_stats["step_size"][0, 0])
+    adapted = {"step_size": step_size, "inverse_mass": None, "trajectory_length": None}
+    assert mcmc.adapted == {"hmc": adapted}
 
 
 def test_a_mixture_moves_by_one_member_at_a_time() -> None:
@@ -285,93 +254,73 @@ def test_the_bar_shows_the_worst_rhat(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(results, "RHAT_SECONDS", 0.0)
-    apart = torch.arange(6.0).reshape(6, 1).expand(6, 2).clone()
-    run(HMC(lambda x: 100 * x.sin().square().sum(-1), shape=(2,), step_size=0.01),
-        initial_params={"x": 3.14159 * apart}, progress=True,
-        observables={"first": lambda x: x[:, 0]})  # fmt: skip
+    kernel = HMC(lambda x: 100 * x.sin().square().sum(-1), shape=(2,), step_size=0.01)
+    start = {"x": 3.14159 * torch.arange(6.0).reshape(6, 1).expand(6, 2)}
+    first = {"first": lambda x: x[:, 0]}
+    run(kernel, initial_params=start, progress=True, observables=first)
     shown = capsys.readouterr().err
     assert "acceptance" in shown
-    last = float(shown.rsplit("R-hat=", 1)[1].split(",")[0].split("]")[0])
-    assert last > 2
+    assert float(shown.rsplit("R-hat=", 1)[1].split(",")[0].split("]")[0]) > 2
 
 
 def test_the_summary_has_one_line_per_scalar_and_two_per_field() -> None:
-    kernel = HMC(FreeField((4, 4), 0.8), num_steps=3)
-    mcmc = run(kernel, 30, observables={"mean": lambda x: x.mean((-1, -2))})
+    """Latents come last, no column is left out, constants are told."""
+    target = FreeField((4, 4), 0.8)
+    observables = {
+        "mean": lambda x: x.mean((-1, -2)),
+        "half": lambda x: x[:, 0] * torch.tensor([0.0, 1.0, 1.0, 1.0]),
+    }
+    mcmc = run(HMC(target, num_steps=3, flow=ToyFlow((4, 4))), 30, observables=observables)
     table = mcmc.summary()
-    assert list(table.index) == ["x[worst]", "x[median]", "mean", "lp"]
+    fields = [f"{name}[{row}]" for name in ("x", "x_latent") for row in ("worst", "median")]
+    half = [f"half[{site}]" for site in range(4)]
+    assert list(table.index) == [*fields[:2], "mean", *half, "lp", *fields[2:]]
     for name, values in (("mean", mcmc.observables["mean"]), ("lp", mcmc.sample_stats["lp"])):
         close = pytest.approx(float(values.mean()), abs=0.06 * table.loc[name, "mcse_mean"])
         assert table.loc[name, "mean"] == close
-    with pytest.raises(RuntimeError, match="call run"):
-        VectorizedMCMC(kernel, 3).summary()
+    assert list(table.index[table["note"] == "constant"]) == ["half[0]"]
     with pd.option_context("display.width", 80, "display.max_columns", 0):
         shown = str(table)
     assert "..." not in shown
     assert all(title in shown.splitlines()[0] for title in table.columns)
+    with pytest.raises(RuntimeError, match="call run"):
+        VectorizedMCMC(HMC(target), 3).summary()
 
 
-def test_latents_come_last_in_the_summary_and_constants_are_told() -> None:
-    flow = ToyFlow((2, 3))
-    still = {
-        "still": lambda x: torch.full((len(x),), 0.3),
-        "half": lambda x: x.flatten(1).clamp(min=0) * MASK,
-    }
-    table = run(HMC(FreeField((2, 3), 0.8), flow=flow), observables=still).summary()
-    first = [name.split("[")[0] for name in table.index]
-    assert list(dict.fromkeys(first)) == ["x", "still", "half", "lp", "x_latent"]
-    told = table.index[table["note"] == "constant"]
-    assert list(told) == ["still", "half[1]", "half[4]"]
-    assert table.loc[told, ["ess_bulk", "ess_tail", "r_hat"]].isna().all(axis=None)
-    assert not table.loc[["x[0, 0]", "lp"], "ess_bulk"].isna().any()
-    field = {"big": lambda x: x.flatten(1).repeat(1, 3) * MASK.repeat(3)}
-    table = run(HMC(FreeField((2, 3), 0.8)), observables=field).summary()
-    assert table.loc["big[worst]", "note"] == "6 constant"
-    assert table.loc["big[worst]", "r_hat"] < 3
-
-
-MASK = torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0, 1.0])
+def of_two_sites() -> None:
+    pyro.sample("a", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+    pyro.sample("b", dist.Normal(0.0, 1.0))
 
 
 @pytest.mark.parametrize("keep", [True, False])
-def test_observables_may_work_in_place(keep: bool) -> None:
+@pytest.mark.parametrize("name", ["hmc", "latent cycle", "model"])
+def test_observables_may_work_in_place(name: str, keep: bool) -> None:
     """Neither draws nor other observables nor the chains see it."""
-    one = {"size": lambda x: x.abs().sum((-1, -2)), "sign": lambda x: x.sign().sum((-1, -2))}
-    two = {"size": lambda x: x.abs_().sum((-1, -2)), "sign": lambda x: x.sign_().sum((-1, -2))}
-    for kernel in (HMC(FreeField((2, 3), 0.8)), KERNELS["latent cycle"](TARGETS["free field"]())):
-        clean, changed = (run(kernel, observables=of, keep_draws=keep) for of in (one, two))
-        for name in one:
-            assert torch.equal(clean.observables[name], changed.observables[name])
-        assert torch.equal(clean.sample_stats["lp"], changed.sample_stats["lp"])
-        assert not keep or torch.equal(clean.positions, changed.positions)
 
+    def first(seen: Any) -> Tensor:
+        return (seen if isinstance(seen, Tensor) else seen["a"]).flatten(1)
 
-def test_observables_of_several_sites_and_energies_may_work_in_place() -> None:
-    def model() -> None:
-        pyro.sample("a", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
-        pyro.sample("b", dist.Normal(0.0, 1.0))
-
-    mcmc = run(HMC(model), observables={"a": lambda sites: sites["a"].zero_().sum(-1)})
-    assert float(mcmc.get_samples()["a"].abs().min()) > 0
-    walks = [
-        run(RandomWalkMetropolis(energy, shape=(2,))).positions
-        for energy in (normal, lambda x: 0.5 * x.square_().sum(-1))
-    ]
-    assert torch.equal(*walks)
+    one = {"size": lambda x: first(x).abs().sum(-1), "sign": lambda x: first(x).sign().sum(-1)}
+    two = {"size": lambda x: first(x).abs_().sum(-1), "sign": lambda x: first(x).sign_().sum(-1)}
+    kernel = HMC(of_two_sites) if name == "model" else KERNELS[name](TARGETS["free field"]())
+    clean, changed = (run(kernel, observables=of, keep_draws=keep) for of in (one, two))
+    for figure in one:
+        assert torch.equal(clean.observables[figure], changed.observables[figure])
+    assert torch.equal(clean.sample_stats["lp"], changed.sample_stats["lp"])
+    for site, draws in clean.get_samples().items():
+        assert torch.equal(draws, changed.get_samples()[site])
 
 
 def test_some_of_the_draws_as_in_pyro() -> None:
     mcmc = run(HMC(FreeField((2, 3), 0.8)), 7)
-    all_of_them = mcmc.get_samples()["x"]
-    some = mcmc.get_samples(num_samples=50)["x"]
+    some, every = mcmc.get_samples(num_samples=50)["x"], mcmc.get_samples()["x"]
     assert some.shape == (50, 2, 3)
-    known = (some.unsqueeze(1) == all_of_them).flatten(2).all(-1)
+    known = (some.unsqueeze(1) == every).flatten(2).all(-1)
     assert bool(known.any(1).all())
     assert int(known.any(0).sum()) > 15
-    grouped = mcmc.get_samples(num_samples=3, group_by_chain=True)["x"]
-    assert grouped.shape == (6, 3, 2, 3)
-    own = mcmc.get_samples(group_by_chain=True)["x"]
-    assert bool((grouped.unsqueeze(2) == own.unsqueeze(1)).flatten(3).all(-1).any(2).all())
+    some, every = (mcmc.get_samples(n, group_by_chain=True)["x"] for n in (3, None))
+    assert some.shape == (6, 3, 2, 3)
+    assert bool((some.unsqueeze(2) == every.unsqueeze(1)).flatten(3).all(-1).any(2).all())
     for bad in (0, True):
         with pytest.raises((ValueError, TypeError), match=f"num_samples is {bad}; accepted"):
             mcmc.get_samples(bad)
@@ -381,24 +330,75 @@ def test_draws_that_cannot_be_held(monkeypatch: pytest.MonkeyPatch) -> None:
     """Refused before the energy is computed once, and again where more of them are asked for."""
     calls: list[int] = []
 
-    def energy(x: torch.Tensor) -> torch.Tensor:
+    def energy(x: Tensor) -> Tensor:
         calls.append(1)
-        return 0.5 * x.square().sum(-1)
+        return normal(x)
 
-    options: dict[str, Any] = {"warmup_steps": 2, "num_chains": 4, "seed": 0, "progress": False}
+    options: dict[str, Any] = {"warmup_steps": 2, "num_chains": 4}
     kernel = HMC(energy, shape=(5,))
     calls.clear()
     monkeypatch.setattr(memory, "available_memory", lambda _: 8.0 * 5 * 4 * 10)
-    match = (
-        "num_chains is 4 and num_samples is 11: that takes .* available here, or keep_draws=False"
-    )
+    match = "num_chains is 4 and num_samples is 11: .* available here, or keep_draws=False"
     with pytest.raises(memory.MemoryLimitError, match=match):
-        VectorizedMCMC(kernel, 11, **options).run()
+        run(kernel, 11, **options)
     assert not calls
-    VectorizedMCMC(kernel, 11, keep_draws=False, **options).run()
-    held = VectorizedMCMC(kernel, 10, **options)
-    held.run()
+    run(kernel, 11, keep_draws=False, **options)
+    held = run(kernel, 10, **options)
     held.num_samples = 11
     with pytest.raises(memory.MemoryLimitError, match="num_samples is 11"):
         held.resume()
     assert held.get_samples()["x"].shape == (40, 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("jump", {"forward": 1, "energy": 1}),
+        ("latent jump", {"forward": 1, "energy": 1}),
+        ("latent cycle", {"forward": 4, "gradient": 4}),
+        ("cycle", {"forward": 2, "gradient": 5, "inverse": 1}),
+    ],
+)
+def test_a_step_makes_the_passes_that_it_needs(
+    name: str, expected: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Local moves in physical space take chains to where the flow's density is not known."""
+    passes: Counter[str] = Counter()
+
+    def energy(x: Tensor) -> Tensor:
+        passes["gradient" if x.requires_grad else "energy"] += 1
+        return normal(x)
+
+    for called, method in (("forward", "_call"), ("inverse", "_inverse")):
+        plain = getattr(ToyFlow, method)
+
+        def counting(self: ToyFlow, value: Tensor, called: Any = called, plain: Any = plain) -> Any:
+            passes[called] += 1
+            return plain(self, value)
+
+        monkeypatch.setattr(ToyFlow, method, counting)
+    flow = ToyFlow((4,))
+    target = as_target(energy, shape=(4,), flow=flow if "latent" in name else None)
+    jump, local = IndependenceMetropolis(flow, target), HMC(target, num_steps=3, jitter=0.0)
+    jumps = [jump] if "latent" in name else [jump, jump]
+    found = []
+    for draws in (5, 15):
+        passes.clear()
+        run(jump if "jump" in name else Cycle(local, *jumps), draws, warmup_steps=0)
+        found.append(passes.copy())
+    assert found[1] - found[0] == {key: 10 * number for key, number in expected.items()}
+
+
+@pytest.mark.parametrize("kind", [Cycle, Mixture])
+@pytest.mark.parametrize("flows", [1, 2])
+def test_what_is_kept_of_the_density_is_that_of_the_position(kind: Any, flows: int) -> None:
+    target, (one, other) = as_target(normal, shape=(4,)), (ToyFlow((4,)), ToyFlow((4,)))
+    jumps = [IndependenceMetropolis(flow, target) for flow in (one, other if flows == 2 else one)]
+    kernel = kind(HMC(target, step_size=0.3, num_steps=2), *jumps)
+    state, generator, known = kernel.init(torch.randn(6, 4)), torch.Generator().manual_seed(0), 0
+    for _ in range(20):
+        state, _ = kernel.step(state, generator)
+        if state.log_q is not None:
+            known += 1
+            torch.testing.assert_close(state.log_q, jumps[-1]._log_q(state.position))
+    assert (known > 0) == (flows == 1)

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import pyro
@@ -29,7 +28,7 @@ from tests.mcmc.registry import run
 STILL = Adaptation(step_size=False, trajectory_length=False, steps=0)
 
 
-def still(model: Callable[..., Any], start: Any = None, chains: int = 6) -> VectorizedMCMC:
+def still(model: Any, start: Any = None, chains: int = 6) -> VectorizedMCMC:
     """A run whose only draws are its starts."""
     kernel = HMC(model, step_size=1e-9, num_steps=1)
     return run(kernel, 1, warmup_steps=STILL, num_chains=chains, initial_params=start)
@@ -97,9 +96,8 @@ def test_models_of_the_tutorials(name: str) -> None:
 def test_the_step_size_grows_from_the_rough_one() -> None:
     """Not from ten times that, which trajectories followed."""
     mcmc = run(ChEESHMC(eight_schools()), 1, warmup_steps=20, num_chains=32)
-    steps = mcmc.warmup_stats["step_size"][0]
+    steps, leaps = (mcmc.warmup_stats[name][0] for name in ("step_size", "n_steps"))
     assert float(steps.max()) < 2.0
-    leaps = mcmc.warmup_stats["n_steps"][0]
     assert int(leaps.max()) < 30
     assert int(leaps.sum()) < 150
 
@@ -119,6 +117,8 @@ def test_starts_in_the_models_own_values() -> None:
     found = still(widths, Constrained(tau=tau, p=p, x=x)).get_samples()
     for name, value in {"tau": tau, "p": p, "x": x}.items():
         torch.testing.assert_close(found[name], value, atol=1e-6, rtol=0)
+    log_tau = {"tau": tau.log(), "p": torch.zeros(6, 2), "x": x}  # unconstrained, as in Pyro
+    torch.testing.assert_close(still(widths, log_tau).get_samples()["tau"], tau)
     for bad, message in (
         (Constrained(tau=-tau, p=p, x=x), r"initial_params\['tau'\] has values outside"),
         (Constrained(tau=tau, x=x), r"initial_params has sites \['tau', 'x'\]; accepted"),
@@ -127,9 +127,8 @@ def test_starts_in_the_models_own_values() -> None:
         with pytest.raises(ValueError, match=message):
             still(widths, bad)
     field = torch.randn(6, 2, 2)
-    kernel = HMC(FreeField((2, 2), 1.0), step_size=1e-9, num_steps=1)
-    mcmc = run(kernel, 1, warmup_steps=STILL, initial_params=Constrained(x=field))
-    torch.testing.assert_close(mcmc.get_samples()["x"], field, atol=1e-6, rtol=0)
+    found = still(FreeField((2, 2), 1.0), Constrained(x=field)).get_samples()["x"]
+    torch.testing.assert_close(found, field, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("kind", [AutoNormal, AutoMultivariateNormal])
@@ -148,12 +147,6 @@ def test_starts_drawn_by_a_guide(kind: Any) -> None:
     del draws["m"]
     with pytest.raises(ValueError, match=r"has sites \['tau'\]; accepted: \['m', 'tau'\]"):
         still(model, Constrained(draws))
-
-
-def test_unconstrained_starts_are_as_in_pyro() -> None:
-    given = {"tau": torch.full((6,), 0.5), "p": torch.zeros(6, 2), "x": torch.zeros(6, 2)}
-    found = still(widths, given).get_samples()
-    torch.testing.assert_close(found["tau"], torch.full((6,), math.exp(0.5)))
 
 
 def test_starts_by_pyros_functions() -> None:
@@ -192,9 +185,9 @@ def test_gradients_that_are_not_finite_are_told_at_the_start(made: str, site: st
     with pytest.warns(UserWarning, match=SHARP.format(site, r"of \d+ starts")) as warned:
         run(kernel, 5)
     assert {entry.filename for entry in warned} == {run.__code__.co_filename}
-    below = (
-        {"x": -torch.ones(6, 1)} if made == "energy" else {"a": -torch.ones(6), "b": torch.ones(6)}
-    )
+    below = {"a": -torch.ones(6), "b": torch.ones(6)}
+    if made == "energy":
+        below = {"x": -torch.ones(6, 1)}
     refusal = rf"gradient of 6 of 6 chains \(such as 0\) is not finite at site {site} although"
     with pytest.raises(ValueError, match=refusal):
         run(kernel, 5, initial_params=below)
@@ -211,9 +204,13 @@ def test_gradients_that_are_not_finite_are_told_after_the_run() -> None:
         assert bool(run(wall, 20, initial_params=above).sample_stats["diverging"].any())
 
 
-def test_uniform_starts_come_from_the_seed() -> None:
-    target = ModelTarget(widths).setup()
-    one, two, other = (target.initial(3, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
+@pytest.mark.parametrize("start", ["uniform", "prior"])
+def test_starts_come_from_the_seed(start: str) -> None:
+    target, before = ModelTarget(widths).setup(), torch.random.get_rng_state()
+    one, two, other = (
+        target.initial(3, torch.Generator().manual_seed(seed), start) for seed in (0, 0, 1)
+    )
     assert torch.equal(one, two)
     assert not torch.equal(one, other)
-    assert bool((one.abs() <= 2).all())
+    assert start == "prior" or bool((one.abs() <= 2).all())
+    assert torch.equal(torch.random.get_rng_state(), before)
