@@ -12,6 +12,7 @@ import operator
 from collections.abc import Callable, Collection
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 LARGEST_SEED = 2**63 - 1
@@ -113,23 +114,22 @@ def check_type(name: str, value: Any, kind: Any, accepted: str) -> None:
     """Raise a TypeError unless ``value`` is an instance of ``kind``.
 
     Example:
-        >>> check_type("x", 1.0, str, "a word")
+        >>> check_type("x", 1, str, "a word")
         Traceback (most recent call last):
-        TypeError: x is a float; accepted: a word
+        TypeError: x is an int; accepted: a word
     """
     if not isinstance(value, kind):
-        raise TypeError(f"{name} is a {type(value).__name__}; accepted: {accepted}")
+        raise TypeError(f"{name} is {a_kind(value)}; accepted: {accepted}")
 
 
-def refuse_without(missing: str, accepted: str, **given: Any) -> None:
-    """Raise a ValueError for an argument, not None or False, without the ``missing`` one."""
-    for name, value in given.items():
-        if value is not None and value is not False:
-            raise ValueError(f"{name} is {value!r} without {missing}; accepted: {accepted}")
+def a_kind(value: Any) -> str:
+    """The kind of a value with its article, such as "an int"."""
+    kind = type(value).__name__
+    return f"{'an' if kind[0].lower() in 'aeiou' else 'a'} {kind}"
 
 
 def copied(value: Any) -> Any:
-    """What a function of a user may change without harm: copies of tensors, within lists as well.
+    """What a function of a user may change without harm: copies of tensors and arrays, in lists.
 
     Example:
         >>> import torch
@@ -140,6 +140,8 @@ def copied(value: Any) -> Any:
     """
     if isinstance(value, Tensor):
         return value.clone()
+    if isinstance(value, np.ndarray):
+        return value.copy()
     if type(value) in (tuple, list):
         return type(value)(map(copied, value))
     return {k: copied(v) for k, v in value.items()} if type(value) is dict else value

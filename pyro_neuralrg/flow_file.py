@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from pyro_neuralrg.arguments import a_kind
 from pyro_neuralrg.distributions.flow import flow_dtype_and_device
 from pyro_neuralrg.files.format import FileFormat, one_line
 from pyro_neuralrg.transforms import ConditionalHierarchicalFlow, HierarchicalFlow
@@ -58,7 +59,7 @@ def save(
     kind = next((name for name, known in KINDS.items() if isinstance(flow, known)), None)
     if kind is None:
         raise TypeError(
-            f"flow is a {type(flow).__name__}; accepted: {' or '.join(KINDS)}, or the .flow of a "
+            f"flow is {a_kind(flow)}; accepted: {' or '.join(KINDS)}, or the .flow of a "
             "FlowGuide or a SymmetrizedFlow; an AutoHierarchicalFlow is written by "
             "torch.save(guide.state_dict(), path), and read by guide.load_state_dict("
             "torch.load(path)) into a guide of the same model and options"

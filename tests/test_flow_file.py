@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,16 +74,6 @@ def test_code_is_never_run(tmp_path: Path) -> None:
         assert not evidence.exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"nonsense", b"PK\x03\x04 cut off", None], ids=str)
-def test_corrupt(tmp_path: Path, content: bytes | None) -> None:
-    path = tmp_path / "flow.pt"
-    save(path, make("default"))
-    path.write_bytes(path.read_bytes()[:-3000] if content is None else content)
-    with pytest.raises(ValueError, match=r"flow\.pt (is|has) .*; accepted: a file of") as info:
-        load(path)
-    assert "\n" not in str(info.value)
-
-
 CONFIG = {"kind": "HierarchicalFlow", **hierarchical_flow((4, 4)).config}
 
 
@@ -96,7 +85,7 @@ CONFIG = {"kind": "HierarchicalFlow", **hierarchical_flow((4, 4)).config}
         ({"state_dict": {}}, "cannot be built"),
         ({"dtype": "int64"}, "cannot be built"),
         ({"metadata": "3"}, "cannot be built"),
-        ({"metadata": {"a": 1}}, "is corrupt: its metadata is a dict"),
+        ({"metadata": {"a": 1}}, "is corrupt: its metadata is a dict; accepted: a file of .*save"),
     ],
     ids=str,
 )
@@ -108,18 +97,6 @@ def test_altered_files(tmp_path: Path, change: dict[str, Any], match: str) -> No
         load(path)
     assert str(path) in str(info.value)
     assert "\n" not in str(info.value)
-
-
-def test_files_of_other_versions_and_formats(tmp_path: Path) -> None:
-    path = tmp_path / "flow.pt"
-    replace(FLOW_FORMAT, version=FLOW_FORMAT.version + 1).write(path, {})
-    with pytest.raises(ValueError, match=f"has version .*; accepted: .* {FLOW_FORMAT.version}$"):
-        load(path)
-    replace(FLOW_FORMAT, name="pyro_neuralrg.other").write(path, {})
-    with pytest.raises(ValueError, match="is not a flow file"):
-        load(path)
-    with pytest.raises(FileNotFoundError):
-        load(tmp_path / "none.pt")
 
 
 @pytest.mark.parametrize("device", ["abacus", "cuda:99"])
@@ -134,6 +111,8 @@ def test_what_cannot_be_saved(tmp_path: Path) -> None:
         save(path, flow)
     with pytest.raises(ValueError, match="metadata is not JSON data"):
         save(path, make("default"), metadata={"flow": flow})
+    with pytest.raises(FileNotFoundError):
+        load(path)
     with pytest.raises(OSError, match="nowhere"):
         save(tmp_path / "nowhere" / "flow.pt", make("default"))
     assert os.listdir(tmp_path) == []

@@ -44,10 +44,6 @@ def code_of(path: Path) -> str:
     return "\n".join("".join(cell["source"]) for cell in code_cells(path))
 
 
-def test_slow_tutorials_exist() -> None:
-    assert {path.stem for path in TUTORIALS} > SLOW
-
-
 @pytest.mark.usefixtures("as_a_reader")
 @pytest.mark.parametrize(
     "path",

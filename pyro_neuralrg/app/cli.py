@@ -2,10 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line: arguments in, one line per error and an exit code out.
 
-Exit codes: 0 done; 1 stopped early by a failure, with what there was saved, or done but for the
-last checkpoint of a stage, which could not be written; 2 bad input, nothing written; 130
-interrupted (Ctrl-C, or SIGTERM with checkpoints), with what there was saved.
-
 Under ``torchrun`` the processes train and sample together; the first one alone prints, estimates
 and writes.
 """
@@ -25,19 +21,25 @@ from typing import Any, NoReturn
 from pyro_neuralrg import __version__
 from pyro_neuralrg.app.ising import FAILURES, Experiment, Settings, in_words
 from pyro_neuralrg.app.report import FILES, UNFINISHED, Output, table
-from pyro_neuralrg.arguments import refuse_without
 from pyro_neuralrg.files import CheckpointError, Record
 from pyro_neuralrg.runtime.console import deferred_interrupts
 from pyro_neuralrg.runtime.memory import MemoryLimitError
 from pyro_neuralrg.runtime.processes import joined, processes
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+AFTER_HELP = """\
+In the table ESS is the effective number of independent draws, MCSE the statistical error, and R-hat
+close to 1 where all chains agree; k-hat below 0.7 says that importance weights can be trusted.
+
+Exit codes: 0 done; 1 stopped early, what there was is saved, or a checkpoint could not be written;
+2 bad input, nothing is written; 130 interrupted by Ctrl-C (with checkpoints also by SIGTERM), what
+there was is saved."""
 RECORD_OPTIONS: dict[str, dict[str, Any]] = {
-    "checkpoint": {"metavar": "DIR", "help": "folder for checkpoints of stages (default: none)"},
-    "every": {"type": float, "help": "seconds between two; Ctrl-C saves one first (default: 60)"},
-    "keep": {"type": int, "help": "how many stay, the newest of each stage (default: 3)"},
-    "resume": {"action": "store_true", "help": "go on from the newest intact one, if there is one"},
-    "history": {"action": "store_true", "help": "also write DIR/training/history.csv"},
+    "checkpoint": {"metavar": "DIR", "help": "folder for checkpoints, from which a run can go on"},
+    "every": {"type": float, "help": "seconds from one checkpoint to the next (default: 60)"},
+    "keep": {"type": int, "help": "how many checkpoints of each stage to keep (default: 3)"},
+    "resume": {"action": "store_true", "help": "go on from the newest intact checkpoint, if any"},
+    "history": {"action": "store_true", "help": "write each step to DIR/training/history.csv"},
 }
 
 
@@ -52,31 +54,40 @@ def build_parser() -> argparse.ArgumentParser:
     """The arguments of ``neuralrg``."""
     parser = _Parser(
         prog="neuralrg",
-        description="Neural network renormalization group: free energies and samples of lattices.",
+        description=(
+            "Neural network renormalization group: flows that generate the configurations of a "
+            "lattice model from coarse to fine. Help on a command: neuralrg COMMAND --help."
+        ),
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     ising = commands.add_parser(
         "ising",
-        help="train on the Ising model, estimate its free energy, sample it in the latent space",
+        help="train a flow on the Ising model, compute its free energy, and sample it",
         description=(
-            "Train a flow on the dual field of the Ising model, estimate -ln Z, and sample the "
-            "structure factor in the latent and in the physical space from the same start, each "
-            f"beside the exact value. Writes {', '.join(FILES)} (samples: of the latent sampler). "
-            "Those of an earlier run stay until all are there; if this one does not end well, its "
-            f"own are in the folder {UNFINISHED}. Ctrl-C ends with what is there, saved."
+            "Train a flow on the Ising model in its continuous form: a real field x whose spins "
+            "s_i = +-1 follow the Ising model exactly. Compute the free energy -ln Z of x, and the "
+            "structure factor <(sum_i s_i)^2>/N^2 by two Monte Carlo runs from the same start: in "
+            "the latent space of the flow, and in the space of x. Both stand beside their exact "
+            f"values in a table. Writes {', '.join(FILES)} (the draws of the latent run are in "
+            "samples.nc). Files of an earlier run stay until all the new ones are there; if this "
+            f"run fails, its own are in the folder {UNFINISHED}. Ctrl-C ends it and saves what "
+            "there is."
         ),
+        epilog=AFTER_HELP,
         argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
     )
     for entry in fields(Settings):
         if entry.metadata:
             told = dict(entry.metadata)
-            if "(default: " not in told["help"] and entry.default is not False:
+            if not (entry.default is False or "(default: " in told["help"]):
                 told["help"] += f" (default: {entry.default})"
             ising.add_argument(f"--{entry.name}", **told)
     for name, told in RECORD_OPTIONS.items():
         ising.add_argument(f"--{name}", **told)
-    folder = "folder for what is written (default: neuralrg-output)"
+    folder = "folder for the results (default: neuralrg-output)"
     ising.add_argument("--out", type=Path, default=Path("neuralrg-output"), help=folder)
     return parser
 
@@ -113,8 +124,8 @@ def _read_settings(options: dict[str, Any]) -> Settings:
     given = {name: options.pop(name) for name in RECORD_OPTIONS if name in options}
     if "checkpoint" in given:
         options["record"] = Record(given.pop("checkpoint"), **given)
-    else:
-        refuse_without("checkpoint", "with a folder of them", **given)
+    elif given:
+        raise ValueError(f"--{next(iter(given))} needs --checkpoint DIR")
     if "shape" in options:
         options["shape"] = tuple(options["shape"])
     return Settings(**options)
@@ -135,8 +146,7 @@ def _run(experiment: Experiment, output: Output | None) -> int:
     except (CheckpointError, MemoryLimitError) as error:
         return _end(f"error: {in_words(error)}", BAD_INPUT)
     except FAILURES as error:
-        saved = f"; saved: {output.names()}" if output and output.written else ""
-        saved += f" in {output.place}" if saved and output and output.earlier else ""
+        saved = f"; {output.told()}" if output and output.written else ""
         return _end(f"error: {in_words(error)}{saved}", FAILED)
     if output is not None:
         sys.stdout.write(f"{table(results)}\n\n{output.told()}\n")

@@ -46,7 +46,7 @@ PHYSICAL_STEPS = 10  # leapfrog steps of a trajectory, as in the paper
 WARMUP = 200  # draws, at most
 REFERENCE_SITES = 2**22  # of all configurations of the cluster Monte Carlo: seconds
 REFERENCE_LEAST = 64  # configurations, whatever the lattice
-MINIMA = {"steps": 1, "batch": 2, "chains": 1, "draws": 1}
+MINIMA = {"steps": 1, "batch": 2, "chains": 1, "draws": 4}  # R-hat needs four draws
 MAXIMUM = 2**31 - 1  # of each of them
 WORDS = {
     "resume=True": "--resume",
@@ -55,6 +55,7 @@ WORDS = {
     "warmup_steps": "draws for warm-up",
     "sites.x_latent": "shape",
     "sites.x": "shape",
+    "spectrum has": "temperature is so low that the spectrum of the couplings has",
 }
 """Words of the command for those of the library, in messages."""
 FAILURES = (ValueError, TypeError, ArithmeticError, RuntimeError, MemoryError, OSError)
@@ -84,18 +85,22 @@ def option(default: Any, help: str, **more: Any) -> Any:
 class Settings:
     """The options of ``neuralrg ising``, whose help describes them; ``record`` is of all stages."""
 
-    shape: tuple[int, ...] = option((8, 8), "one to three sides", type=int, nargs="+")
-    temperature: float = option(
-        CRITICAL_TEMPERATURE, "in J/k_B (default: 2.269..., critical in 2 dimensions)"
+    shape: tuple[int, ...] = option(
+        (8, 8), "one to three sides of the lattice (default: 8 8)", type=int, nargs="+"
     )
-    steps: int | None = option(None, "training steps (default: from the shape)", type=int)
-    batch: int | None = option(None, "fields per step (default: from the shape)", type=int)
-    seed: int = option(0, "of training, estimates and sampling")
-    chains: int = option(32, "chains of each sampler")
-    draws: int = option(700, "kept draws per chain, after as many for warm-up, at most 200")
-    compile: bool = option(False, "train by torch.compile, on an accelerator", action="store_true")
-    device: str = option("auto", "where torch computes: auto, cpu, cuda, cuda:1, ...")
-    dtype: str = option("float32", "of flow and fields", choices=("float32", "float64"))
+    temperature: float = option(
+        CRITICAL_TEMPERATURE, "in units of J/k_B (default: 2.269..., critical in two dimensions)"
+    )
+    steps: int | None = option(None, "training steps (default: 2000 for 8 x 8)", type=int)
+    batch: int | None = option(None, "fields in each step (default: 256 for 8 x 8)", type=int)
+    seed: int = option(0, "seed of all random numbers")
+    chains: int = option(32, "Markov chains of each sampler; R-hat compares them")
+    draws: int = option(
+        700, "draws that each chain keeps, at least 4; as many come before, at most 200, to adapt"
+    )
+    compile: bool = option(False, "compile the flow, for a GPU", action="store_true")
+    device: str = option("auto", "where torch computes: auto (a GPU if any), cpu, cuda:1, ...")
+    dtype: str = option("float32", "precision of flow and fields", choices=("float32", "float64"))
     record: Record | None = None
 
 
@@ -133,7 +138,7 @@ class Results:
 
     settings: Settings
     training: FitResult
-    exact_free_energy: Exact  # -ln Z of the dual field in nats
+    exact_free_energy: Exact  # -ln Z of the field in nats
     exact_structure_factor: Exact  # E[(sum s)^2] / N^2
     reference: Estimate | None = None  # the structure factor by cluster Monte Carlo, if not exact
     estimate: FreeEnergyEstimate | None = None
@@ -178,32 +183,35 @@ class Experiment:
             value = getattr(settings, name)
             if value is not None:
                 check_integer(name, value, least, MAXIMUM)
-        device = _torch_device(settings.device)
+        device, shape = _torch_device(settings.device), check_shape(settings.shape)
+        batch = default_budget(shape).batch if settings.batch is None else settings.batch
+        settings = replace(settings, device=str(device), batch=batch)
         processes().run_on_all(lambda: _check_fields_fit(settings, device))
-        processes().share("batch", _batch(settings))
+        processes().share("batch", batch)
         processes().share("chains", settings.chains)
         target = IsingDual(settings.shape, temperature=settings.temperature).to(device)
         with seeded(settings.seed):
             flow = target.flow(dtype=getattr(torch, settings.dtype)).to(device)
         if not any(True for _ in flow.parameters()):
             raise ValueError(f"shape is {settings.shape}; accepted: at least two sites")
-        return cls(replace(settings, device=str(device)), target, flow)
+        return cls(settings, target, flow)
 
-    def run(self, on_trained: Callable[[FitResult], object] | None = None) -> Results:
+    def run(self, on_trained: Callable[[Results], object] | None = None) -> Results:
         """Train, estimate, sample; Ctrl-C, or a stage that fails, ends it with what there is.
 
-        All processes train and sample, the first one alone estimates. ``on_trained`` is called with
-        the training as soon as it is over, however it ended.
+        All processes train and sample, the first one alone estimates. ``on_trained`` is called as
+        soon as the training is over, however it ended.
         """
         exact = Exact.of(lambda: -self.target.log_partition())
         exact_structure_factor = Exact.of(self.target.spins.structure_factor)
         samplers = self._samplers()
         training = self.train()
+        results = Results(self.settings, training, exact, exact_structure_factor)
         with deferred_interrupts() as pressed:
             if on_trained is not None:
-                on_trained(training)
-        stopped = "interrupted" if training.interrupted or pressed else training.stopped or ""
-        results = Results(self.settings, training, exact, exact_structure_factor, stopped=stopped)
+                on_trained(results)
+        interrupted = training.interrupted or pressed
+        results.stopped = "interrupted" if interrupted else training.stopped or ""
         with results.stopping():
             if processes().is_first:
                 results.estimate = self.estimate()
@@ -220,7 +228,7 @@ class Experiment:
         return results
 
     def train(self) -> FitResult:
-        """Train the flow, with steps and batch from the shape where they are not set."""
+        """Train the flow, with as many steps as its shape needs if they are not set."""
         settings = self.settings
         if settings.compile:
             self.flow.compile()
@@ -331,16 +339,11 @@ def _torch_device(name: str) -> torch.device:
     return device
 
 
-def _batch(settings: Settings) -> int:
-    """Fields per training step, of all processes."""
-    return default_budget(settings.shape).batch if settings.batch is None else settings.batch
-
-
 def _check_fields_fit(settings: Settings, device: torch.device) -> None:
     """Refuse fields of a training step, or of a sampler, that cannot be held, before any tries."""
     shape, chains, draws = f"shape is {settings.shape}", settings.chains, settings.draws
-    size = getattr(torch, settings.dtype).itemsize * math.prod(check_shape(settings.shape))
-    number, batch = processes().size, _batch(settings)
+    size = getattr(torch, settings.dtype).itemsize * math.prod(settings.shape)
+    number, batch = processes().size, settings.batch or 0
     check_fits(shape, size, device)
     check_fits(f"{shape} and batch is {batch}", size * batch / number, device)
     sampled = f"{shape}, chains is {chains} and draws is {draws}"

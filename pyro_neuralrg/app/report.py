@@ -25,7 +25,6 @@ from pyro_neuralrg.diagnostics import save_tree
 from pyro_neuralrg.files.format import remove_leftovers, replacing, writing
 from pyro_neuralrg.flow_file import save
 from pyro_neuralrg.plotting.style import png
-from pyro_neuralrg.train import FitResult
 
 UNFINISHED = "unfinished"  # folder of a run that has not yet taken the place of an earlier one
 DOTS_PER_INCH = 150
@@ -70,19 +69,15 @@ class Output:
         """The folder of the files of this run."""
         return self.folder / UNFINISHED if self.earlier else self.folder
 
-    def names(self) -> str:
-        """The files of this run, for a reader."""
-        return ", ".join(self.written)
-
     def told(self) -> str:
-        """Where they are, and what became of an earlier run's."""
-        line = f"written to {self.place}: {self.names()}"
+        """Where the files of this run are, and what became of an earlier run's."""
+        line = f"written to {self.place}: {', '.join(self.written)}"
         if self.replaced:
             return f"{line}, in place of the files of an earlier run"
         kept = f"; {self.folder} keeps the files of an earlier run, as this one has not ended well"
         return line + (kept if self.earlier else "")
 
-    def write_training(self, training: FitResult) -> None:
+    def write_training(self, results: Results) -> None:
         """Save the trained flow.
 
         Half-written files stay if they were written to since this run began: by another one, maybe.
@@ -92,11 +87,20 @@ class Output:
                 (self.place / name).unlink(missing_ok=True)
                 for folder in {self.folder, self.place}:
                     remove_leftovers(folder, name, self.begun)
-            save(path, training.flow)
+            save(path, results.training.flow, metadata=_about(results))
 
     def write(self, results: Results) -> None:
         """Write all else that the results hold, and replace the files of an earlier run."""
-        self._write(results)
+        report = as_json(results)
+        with self._writing("report.json") as path, writing(path) as stream:
+            stream.write((json.dumps(report, indent=2, allow_nan=False) + "\n").encode())
+        if results.estimate is not None:  # now with the gap
+            with self._writing("flow.pt") as path:
+                save(path, results.training.flow, metadata=_about(results))
+        if "latent" in results.samplers:
+            with self._writing("samples.nc") as path, replacing(path) as temporary:
+                save_tree(results.samplers["latent"].idata, temporary)
+        self._write_figures(results)
         if self.earlier and not results.stopped:
             for name in FILES:
                 if name in self.written:
@@ -106,16 +110,6 @@ class Output:
             with contextlib.suppress(OSError):  # it holds something else
                 self.place.rmdir()
             self.earlier, self.replaced = False, True
-
-    def _write(self, results: Results) -> None:
-        """Write all else that the results hold, the report first."""
-        text = json.dumps(as_json(results), indent=2, allow_nan=False) + "\n"
-        with self._writing("report.json") as path, writing(path) as stream:
-            stream.write(text.encode())
-        if "latent" in results.samplers:
-            with self._writing("samples.nc") as path, replacing(path) as temporary:
-                save_tree(results.samplers["latent"].idata, temporary)
-        self._write_figures(results)
 
     def _write_figures(self, results: Results) -> None:
         history, found = results.training.history, results.estimate
@@ -163,7 +157,8 @@ class Output:
             raise OSError(
                 f"{error.filename or path} cannot be written ({error.strerror or error})"
             ) from None
-        self.written.append(name)
+        if name not in self.written:
+            self.written.append(name)
 
 
 def title(results: Results) -> str:
@@ -200,6 +195,14 @@ def as_json(results: Results) -> dict[str, Any]:
         },
     }
     return json.loads(json.dumps(report), parse_constant=lambda _: None)
+
+
+def _about(results: Results) -> dict[str, Any]:
+    """The metadata of the flow; its gap is None before it has been estimated."""
+    report = as_json(results)
+    found = {name: report[name] for name in ("shape", "temperature", "seed")}
+    found |= {"steps": report["training"]["steps"], "gap": report["free_energy"]["gap"]}
+    return found | {"version": __version__}
 
 
 def _free_energy(results: Results) -> dict[str, float]:
@@ -251,7 +254,7 @@ def _free_energy_rows(results: Results) -> Iterator[str]:
         value = f"  {words:<22}{found[name]:.4f} +- {found[f'{name}_se']:.4f}"
         return "   ".join([value, *more])
 
-    yield "free energy -ln Z (nats)"
+    yield "free energy -ln Z of the field (nats)"
     yield f"  {'exact':<22}{results.exact_free_energy}"
     if results.estimate is None:
         yield "  not estimated"

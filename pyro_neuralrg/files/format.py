@@ -19,6 +19,8 @@ from typing import Any, BinaryIO
 
 import torch
 
+from pyro_neuralrg.arguments import a_kind
+
 TORCH_ARCHIVE = b"PK"
 """First bytes of a file of torch.save."""
 
@@ -88,8 +90,8 @@ class FileFormat:
             ) from None
         for name, types in self.entries.items():
             if not isinstance(contents.get(name), types):
-                seen = type(contents.get(name)).__name__
-                raise ValueError(f"{path} is corrupt: its {name} is a {seen}; {self.accepted}")
+                seen = a_kind(contents.get(name))
+                raise ValueError(f"{path} is corrupt: its {name} is {seen}; {self.accepted}")
         return {name: contents[name] for name in self.entries}
 
     def _unseal(self, path: Path, sealed: bytes) -> bytes:

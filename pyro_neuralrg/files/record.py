@@ -10,6 +10,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
@@ -163,13 +164,12 @@ class Checkpoints:
 
     def _acquire(self) -> None:
         """Lock the folder, where the file system has locks."""
-        try:
-            self._lock.acquire()
-        except NotImplementedError:
-            pass
-        except OSError as error:  # a Timeout is one, too
-            if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP):
-                raise
+        with suppress(NotImplementedError):
+            try:
+                self._lock.acquire()
+            except OSError as error:  # a Timeout is one, too
+                if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP):
+                    raise
 
     def _find(self) -> dict[str, Any] | None:
         try:
@@ -191,7 +191,7 @@ class Checkpoints:
         path, found = self._newest_intact(files)
         differing = differences(found["settings"], self._settings)
         if differing:
-            seen = format_differences(differing)
+            seen = "; ".join(f"{k} {old!r} (here {new!r})" for k, (old, new) in differing.items())
             message = f"{path} is of another run, with {seen}; accepted: the same settings"
             raise CheckpointError(message, differing)
         self._newest = int(path.stem.rpartition("-")[2])
@@ -264,13 +264,6 @@ def differences(saved: str, present: str) -> dict[str, tuple[Any, Any]]:
         for name in sorted(theirs.keys() | ours.keys())
         if theirs.get(name) != ours.get(name)
     }
-
-
-def format_differences(differing: Mapping[str, tuple[Any, Any]]) -> str:
-    """The :func:`differences` in words."""
-    return "; ".join(
-        f"{name} {saved!r} (here {ours!r})" for name, (saved, ours) in differing.items()
-    )
 
 
 def _flat(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

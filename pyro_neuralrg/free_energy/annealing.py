@@ -41,8 +41,7 @@ class Annealing:
 
     Attributes:
         free_energy: -ln of the estimate of Z, which is unbiased with given ``betas``; adaptive ones
-            lower it by order 1 / num_particles (a fifth of the standard error of 256 particles on
-            2 x 2). The logarithm adds about half the squared standard error.
+            lower it by order 1 / num_particles. The logarithm adds half the squared error.
         standard_error: from the spread of the groups (delta method).
         betas: from 0 to 1.
         ess: Kish effective sample size of all particles at each beta but the first, before
@@ -109,12 +108,11 @@ def anneal(
     take in :math:`w^{\Delta\beta}`; groups with few effective particles are resampled
     systematically; then each is moved by HMC and, with a flow, by a jump to a fresh draw of it.
     With ``resample_below=0`` it is annealed importance sampling, whose weights may have heavy tails
-    that its standard error does not see; that of 16 groups is known to 18 % and covers as
-    Student's t.
+    that its standard error does not see; that of 16 groups covers as Student's t.
 
-    For a Pyro model with data y, Z is the evidence p(y). Without a flow the start is a standard
-    normal of all unconstrained values; that of ``NeuTraReparam(guide).reparam(model)`` is the
-    guide: one narrower than the posterior makes the free energy too high.
+    Of a Pyro model Z is the evidence. Without a flow the start is a standard normal of all
+    unconstrained values; that of ``NeuTraReparam(guide).reparam(model)`` is the guide, where one
+    narrower than the posterior makes the free energy too high.
 
     Args:
         target: a LatticePotential, a Pyro model, or a Target, such as ``EnergyTarget(energy,
@@ -123,7 +121,7 @@ def anneal(
             FlowReparam or NeuTraReparam.
         model_args: arguments of the model.
         model_kwargs: likewise by keyword.
-        num_particles: with resampling fewer than 16 or a multiple, for groups that do not meet.
+        num_particles: with resampling fewer than 16 or a multiple.
         num_steps: mean number of leapfrog steps of an HMC move.
         conditional_ess: in (0, 1), effective fraction that each next beta leaves.
         resample_below: in [0, 1], effective fraction of a group below which it is resampled.

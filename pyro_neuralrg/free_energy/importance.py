@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,11 +15,18 @@ from torch import Tensor
 
 from pyro_neuralrg.arguments import check_integer, check_type, copied
 from pyro_neuralrg.distributions.flow import FlowDistribution
-from pyro_neuralrg.free_energy.model_evidence import is_guide, model_log_weights
+from pyro_neuralrg.free_energy.model_evidence import (
+    is_guide,
+    model_log_weights,
+    weighted_draws,
+)
 from pyro_neuralrg.potentials.base import check_separate, trial_pair
 from pyro_neuralrg.runtime.console import warn_user
 from pyro_neuralrg.statistics import Estimate, LogWeights, summarise, with_error
 from pyro_neuralrg.statistics.weights import can_be_trusted, may_be_undefined
+
+ENERGIES = "x -> -ln pi(x) of shape (n,); for a Pyro model model_args=(...), () if it has none"
+"""What a target may be, for messages."""
 
 
 class FreeEnergyEstimate(NamedTuple):
@@ -141,9 +150,9 @@ def bounds(
 
     .. math:: E_{\pi/Z}[\ln q - \ln\pi] \le -\ln Z \le E_q[\ln q - \ln\pi]
 
-    Their distance is the sum of both Kullback-Leibler divergences, and both means are unbiased. A
-    mode that the flow misses shows in the lower bound alone, unless the reference misses it too.
-    The error of reference samples from chains comes from their effective sample size.
+    Their distance is the sum of both Kullback-Leibler divergences. A mode that the flow misses
+    shows in the lower bound alone, unless the reference misses it too. The error of reference
+    samples from chains comes from their effective sample size.
 
     Args:
         target: a LatticePotential or a batched energy function.
@@ -152,12 +161,11 @@ def bounds(
         reference: fields of the target, ``(n,) + shape``, taken to be independent, or ``(chains,
             draws) + shape``; None draws them by ``target.sample_reference``.
         batch_size: fields in memory at a time.
-        seed: of the reference samples drawn here; None goes on with torch's own generator, as the
-            samples of q always do.
+        seed: of reference samples drawn here; None: torch's own generator, as for samples of q.
 
     References:
-        Li & Wang, PRL 121, 260601 (2018), Eq. 4, for the upper bound; Grosse, Ghahramani, Adams,
-        "Sandwiching the marginal likelihood using bidirectional Monte Carlo" (2015).
+        Li & Wang, PRL 121, 260601 (2018), Eq. 4; Grosse, Ghahramani, Adams, "Sandwiching the
+        marginal likelihood using bidirectional Monte Carlo" (2015).
 
     Example:
         >>> from torch.distributions import Independent, Normal
@@ -225,8 +233,8 @@ def weighted_samples(
         raise ValueError(f"q has shape {own}, the target {shape}; accepted: equal ones")
     for index, size in enumerate(sizes):
         with torch.no_grad():
-            x = density.sample((size,))
-            weights = _log_weights_of(energy, density, x)
+            x, log_q = weighted_draws(density, size)
+            weights = _log_weights_of(energy, x, log_q)
             if index == 0 and size > 1:
                 pair = trial_pair(shape, x) if isinstance(shape, tuple) else x[:2]
                 check_separate(energy, pair, "target")
@@ -237,6 +245,13 @@ def energy_function(target: Any) -> Callable[[Tensor], Tensor]:
     """The energy of a potential, or a function as it is."""
     energy = getattr(target, "energy", target)
     check_type("target", energy, Callable, "a LatticePotential or an energy function")
+    with contextlib.suppress(ValueError):  # of a signature that is not known
+        try:
+            inspect.signature(energy).bind(None)
+        except TypeError as error:
+            raise TypeError(
+                f"target does not take fields alone: {error}; accepted: {ENERGIES}"
+            ) from None
     return energy
 
 
@@ -259,10 +274,10 @@ def batch_sizes(num_samples: int, batch_size: int) -> list[int]:
     return [min(batch_size, num_samples - start) for start in range(0, num_samples, batch_size)]
 
 
-def _log_weights_of(energy: Callable[[Tensor], Tensor], density: Any, x: Tensor) -> Tensor:
+def _log_weights_of(energy: Callable[[Tensor], Tensor], x: Tensor, log_q: Tensor) -> Tensor:
     """``ln pi(x) - ln q(x)`` of a batch of fields, float64 on the CPU."""
-    log_q = density.log_prob(x)
     minus_log_pi = energy(copied(x))
+    check_type("target of fields", minus_log_pi, Tensor, ENERGIES)
     if minus_log_pi.shape != log_q.shape:
         raise ValueError(
             f"target's energy has shape {tuple(minus_log_pi.shape)} for {len(x)} fields; "
@@ -277,8 +292,7 @@ def _mean_over_reference(target: Any, q: Any, reference: Tensor, batch_size: int
     check_type("reference", reference, Tensor, "a tensor of fields")
     shape = tuple(density.event_shape)
     batch = reference.dim() - len(shape)
-    right = batch in (1, 2) and tuple(reference.shape[batch:]) == shape
-    if not right or reference.numel() == 0:
+    if batch not in (1, 2) or reference.shape[batch:] != shape or reference.numel() == 0:
         raise ValueError(
             f"reference has shape {tuple(reference.shape)}; accepted: (n,) or (chains, draws), "
             f"each >= 1, followed by {shape}"
@@ -286,7 +300,8 @@ def _mean_over_reference(target: Any, q: Any, reference: Tensor, batch_size: int
     like = density.sample((1,))
     parts = reference.flatten(0, batch - 1).split(batch_size)
     with torch.no_grad():
-        pieces = [_log_weights_of(energy, density, part.to(like)) for part in parts]
+        fields = (part.to(like) for part in parts)
+        pieces = [_log_weights_of(energy, x, density.log_prob(x)) for x in fields]
     weights = LogWeights(torch.cat(pieces))
     if batch == 1:
         return weights.mean_log

@@ -13,13 +13,12 @@ from pyro import poutine
 from pyro.distributions import Delta
 from pyro.distributions.conditional import ConditionalTransformModule
 from pyro.infer.autoguide import AutoContinuous, AutoDelta, AutoLaplaceApproximation
-from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import Distribution, Transform
 
 from pyro_neuralrg.arguments import check_type, on_copies
 from pyro_neuralrg.infer.guides import FlowGuide
-from pyro_neuralrg.infer.model_sites import drawn_trace
+from pyro_neuralrg.infer.model_sites import drawn_trace, latent_sites
 from pyro_neuralrg.infer.pdd import PDD
 from pyro_neuralrg.infer.pyro_internals import check_model_args, entries_of_sites, guide_shapes
 from pyro_neuralrg.mcmc.model_target import ModelTarget
@@ -56,19 +55,28 @@ def model_log_weights(
     check_type("target", model, Callable, "a Pyro model or a LatticePotential")
     check_model_args(model_args)
     args, kwargs = tuple(model_args or ()), dict(model_kwargs or {})
-    (trace,) = _traces(model, args, kwargs)
-    for site in trace.nodes.values():
-        for frame in site.get("cond_indep_stack", ()):
-            if frame.full_size not in (None, frame.size):
-                # the exponential of an unbiased ln p is no unbiased p
-                raise ValueError(
-                    f"plate {frame.name!r} of the model is subsampled ({frame.size} of "
-                    f"{frame.full_size}); accepted for an evidence: all of the data"
-                )
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        sites = _latent_sites(model, args, kwargs)
+        if not isinstance(guide, AutoContinuous):
+            _check_guide(sites, guide, args, kwargs)
     if isinstance(guide, AutoContinuous):
         return torch.cat(list(_vectorised(model, guide, sizes, args, kwargs)))
-    _check_guide(trace, guide, args, kwargs)
     return torch.cat(list(_one_by_one(model, guide, sizes, args, kwargs)))
+
+
+def weighted_draws(density: Any, size: int) -> tuple[Tensor, Tensor]:
+    """Samples of q, and ln q there."""
+    x = density.sample((size,))
+    _check_finite(x, "q")
+    return x, density.log_prob(x)
+
+
+def _check_finite(x: Tensor, name: str) -> None:
+    if not bool(x.isfinite().all()):
+        raise ValueError(
+            f"samples of {name} are not finite; accepted: a flow or a guide whose parameters are "
+            "numbers, from before a training that diverged"
+        )
 
 
 def _vectorised(
@@ -87,9 +95,7 @@ def _vectorised(
     order = torch.cat([entries[name] for name in target.sites])
     for size in sizes:
         with torch.no_grad(), poutine.block():
-            density = guide.get_posterior(*args, **kwargs)
-            u = density.sample((size,))
-            log_q = density.log_prob(u)
+            u, log_q = weighted_draws(guide.get_posterior(*args, **kwargs), size)
             energy = target.energy(u[:, order.to(u.device)])
         yield (-energy - log_q.double()).cpu()
 
@@ -109,33 +115,34 @@ def _one_by_one(
 
 
 def _check_guide(
-    model_trace: Any, guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    theirs: Mapping[str, Any], guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
     """Refuse points, and latent sites of one program only: they count in one density alone."""
-    first, second = _traces(guide, args, kwargs, runs=2)
-    theirs, ours = _latent_sites(model_trace), _latent_sites(first)
+    ours, again = (_latent_sites(guide, args, kwargs) for _ in range(2))
     if theirs.keys() != ours.keys():
         raise ValueError(
             f"model has the latent sites {sorted(theirs)}, and the guide {sorted(ours)}; "
             "accepted: the same"
         )
     for name, site in ours.items():
-        same = torch.equal(site["value"], second.nodes[name]["value"])
+        _check_finite(site["value"], f"guide's site {name!r}")
+        same = torch.equal(site["value"], again[name]["value"])
         if same and isinstance(site["fn"], Delta) and not isinstance(theirs[name]["fn"], Delta):
             raise TypeError(
                 f"guide's site {name!r} is a point; accepted: a guide with a density of every site"
             )
 
 
-def _latent_sites(trace: Any) -> dict[str, Any]:
-    nodes = trace.iter_stochastic_nodes()
+def _latent_sites(program: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Those of a run, which is to see all of the data."""
+    trace = drawn_trace(partial(on_copies(program), *args, **kwargs))
+    for site in trace.nodes.values():
+        for frame in site.get("cond_indep_stack", ()):
+            if frame.full_size not in (None, frame.size):
+                # the exponential of an unbiased ln p is no unbiased p
+                raise ValueError(
+                    f"plate {frame.name!r} is subsampled ({frame.size} of {frame.full_size}); "
+                    "accepted for an evidence: all of the data"
+                )
+    nodes = latent_sites(trace).items()
     return {name: site for name, site in nodes if not site["infer"].get("is_auxiliary")}
-
-
-def _traces(
-    program: Any, args: tuple[Any, ...], kwargs: dict[str, Any], runs: int = 1
-) -> list[Any]:
-    """Traces of so many runs, without using up random numbers."""
-    with torch.random.fork_rng(range(torch.cuda.device_count())):
-        traces = [drawn_trace(partial(on_copies(program), *args, **kwargs)) for _ in range(runs)]
-    return [prune_subsample_sites(trace) for trace in traces]

@@ -80,7 +80,7 @@ class Thermodynamics:
         return len(self.temperature)
 
     def as_dict(self) -> dict[str, Array]:
-        """The arrays by name, for a table or a figure."""
+        """The arrays by name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
@@ -136,8 +136,7 @@ def thermodynamics(
 def _samples(family: IsingDualFamily, flow: Any, context: Tensor, n: int) -> Tensor:
     """Figures of n samples, float64 without a graph, shape ``(5, n)``.
 
-    ln pi - ln q less what the dual adds, an estimate of ln Z of the spins; its first and second
-    derivative in beta; H / N and its square, averaged over the spins.
+    An estimate of ln Z of the spins, its first two derivatives in beta, H / N and its square.
     """
     c = context.to(next(flow.parameters())).expand(n, 1).clone().requires_grad_()
     q = FlowDistribution(flow.condition(c), family.shape)
@@ -161,28 +160,22 @@ def _samples(family: IsingDualFamily, flow: Any, context: Tensor, n: int) -> Ten
 
 def _row(target: IsingDual, samples: Tensor, weights: LogWeights) -> list[float]:
     """Everything at one temperature, in the order of :class:`Thermodynamics`."""
-    sites, beta = math.prod(target.shape), 1 / target.temperature
-    _, *derivatives, energies, squares = samples
-    first, second = (sample_mean(values) for values in derivatives)
+    sites, beta, spins = math.prod(target.shape), 1 / target.temperature, target.spins
+    _, first, second, energies, squares = samples
     energy = reweight(energies, weights)
-    heat = specific_heat(energy, reweight(squares, weights), target.shape, target.temperature)
-    spins = target.spins
+    exact = spins.log_partition, spins.internal_energy, spins.specific_heat
     return [
         target.temperature,
         *weights.mean_log,
-        -first.value / sites,
-        first.standard_error / sites,
-        beta**2 * second.value / sites,
-        beta**2 * second.standard_error / sites,
+        *sample_mean(-first / sites),
+        *sample_mean(beta**2 * second / sites),
         *weights.log_mean,
         float(energy.estimate),
         float(energy.standard_error),
-        *heat,
+        *specific_heat(energy, reweight(squares, weights), target.shape, target.temperature),
         weights.ess,
         weights.pareto_k,
-        _or_nan(spins.log_partition),
-        _or_nan(spins.internal_energy),
-        _or_nan(spins.specific_heat),
+        *map(_or_nan, exact),
     ]
 
 

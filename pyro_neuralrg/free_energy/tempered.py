@@ -37,9 +37,8 @@ class TemperedTarget(Target):
     r"""The density :math:`p(y)\,w(y)^\beta` with :math:`w = e^{-U(y)} / p(y)`.
 
     U is the energy of ``target``, which is set up, and p a normalised density of its positions: in
-    the latent space of a flow its base, else a standard normal (in the latent space of a guide that
-    is the guide). At beta = 0 that is p, at beta = 1 the target. ``batch_size`` chains are
-    evaluated at a time.
+    the latent space of a flow its base, else a standard normal (that of a guide is the guide).
+    ``batch_size`` chains are evaluated at a time.
     """
 
     def __init__(self, target: Target, beta: float, batch_size: int | None = None) -> None:

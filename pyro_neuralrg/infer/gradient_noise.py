@@ -17,9 +17,6 @@ made at the evaluations 1, 2, 4, 8, ..."""
 class GradientNoise:
     """The variances of the plain gradient and of the path gradient, of the same draws.
 
-    The particles' gradients, with alternating signs, add up to a vector whose squared norm measures
-    their variance; each entry counts relative to the sum of both, as it does for Adam.
-
     Attributes:
         is_path_better: whether the path gradient had the smaller variance, for evaluations
             between measurements.
@@ -27,9 +24,8 @@ class GradientNoise:
 
     def __init__(self) -> None:
         self.is_path_better = True
-        self.evaluations = self._particles = 0
+        self.evaluations = 0
         self._excess: Tensor | float | None = None
-        self._sums: list[Tensor] = []
 
     def begin(self) -> bool:
         """Count an evaluation and decide for it; True if it is to be measured, too."""
@@ -42,33 +38,25 @@ class GradientNoise:
             self._excess = None
         return False
 
-    def add(self, plain: Tensor, path: Tensor) -> None:
-        """Take the losses of particles, each with either graph."""
+    def choose(self, plain: Tensor, path: Tensor) -> Tensor:
+        """The sum over particles with the better graph, without reading a number.
+
+        The particles' gradients, with alternating signs, add up to a vector whose squared norm
+        measures their variance; each entry counts relative to the sum of both, as it does for Adam.
+        """
         if not (plain.requires_grad and path.requires_grad):
-            return
-        leaves = _leaves(plain, path)
-        numbers = torch.arange(self._particles, self._particles + len(plain), device=plain.device)
-        signs = (1 - 2 * (numbers % 2)).to(plain)
-        self._particles += len(plain)
-        sums = []
+            return path.sum()
+        signs = torch.ones_like(plain)
+        signs[1::2] = -1.0
+        leaves, squares = _leaves(plain, path), []
         for losses in (plain, path):
             parts = torch.autograd.grad(
-                (signs * losses).sum(), leaves, retain_graph=True, materialize_grads=True
+                losses @ signs, leaves, retain_graph=True, materialize_grads=True
             )
-            sums.append(torch.cat([part.reshape(-1) for part in parts]))
-        if self._sums:  # of the particles before
-            sums = [one + other for one, other in zip(self._sums, sums, strict=True)]
-        self._sums = sums
-
-    def choose(self, plain: Tensor, path: Tensor) -> Tensor:
-        """The better one, without reading a number, once all particles have been taken."""
-        if not self._sums:
-            return path
-        one, other = (vector.square() for vector in self._sums)
-        both = one + other
-        self._excess = ((other - one) / both.where(both != 0.0, 1.0)).sum()
-        self._particles, self._sums = 0, []
-        return torch.where(self._excess <= 0.0, path, plain)
+            squares.append(torch.cat([part.reshape(-1) for part in parts]).square())
+        both = squares[0] + squares[1]
+        self._excess = ((squares[1] - squares[0]) / both.where(both != 0.0, 1.0)).sum()
+        return torch.where(self._excess <= 0.0, path.sum(), plain.sum())
 
     def state_dict(self) -> dict[str, Any]:
         """The state between two evaluations."""
@@ -83,14 +71,11 @@ class GradientNoise:
 
 def _leaves(*losses: Tensor) -> list[Tensor]:
     """The parameters behind the losses."""
-    found, seen = [], set()
-    nodes: list[Any] = [loss.grad_fn for loss in losses]
-    while nodes:
-        node = nodes.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            found.append(node.variable)
-        nodes += [before for before, _ in node.next_functions]
-    return found
+    seen = {loss.grad_fn: None for loss in losses}
+    nodes: list[Any] = list(seen)
+    for node in nodes:  # which grows
+        new = {before: None for before, _ in node.next_functions if before not in seen}
+        new.pop(None, None)
+        seen |= new
+        nodes += new
+    return [node.variable for node in nodes if hasattr(node, "variable")]

@@ -25,11 +25,10 @@ class FlowGuide(PyroModule):
     """Guide with one sample site, whose distribution is a flow (or its symmetrisation).
 
     The flow is a submodule: ``SVI`` trains its parameters, and so do plain torch optimisers over
-    ``guide.parameters()``. The parameters are the guide's own, also where Pyro's parameter store
-    holds others under their names, of a guide of the same site or of a copy; they are then trained
-    without being in the store, with a warning if the values differ. Values that
-    ``pyro.get_param_store().load(...)`` has read become the guide's, loaded before or after it is
-    made; buffers of the flow are in the store as well.
+    ``guide.parameters()``. Where Pyro's parameter store holds others under their names, of a guide
+    of the same site or of a copy, they are trained without being in the store, with a warning if
+    the values differ. Values that ``pyro.get_param_store().load(...)`` has read become the
+    guide's, loaded before or after it is made; buffers are in the store as well.
 
     Args:
         flow: a TransformModule on lattice fields, a SymmetrizedFlow, a TransformedDistribution of

@@ -18,6 +18,7 @@ from torch.distributions import Beta, Dirichlet, Independent, biject_to, constra
 from torch.nn.functional import logsigmoid
 
 from pyro_neuralrg.infer.model_sites import (
+    base_support,
     fill_masked,
     innermost,
     latent_sites,
@@ -25,7 +26,8 @@ from pyro_neuralrg.infer.model_sites import (
 )
 
 MANY = 1000
-"""Numbers in a model beyond which its terms are summed in float64."""
+"""Numbers in a model beyond which its terms are summed in float64: in float32 the sum of many is
+rounded by more than the difference of two energies."""
 
 
 class UnconstrainedModel:
@@ -42,12 +44,13 @@ class UnconstrainedModel:
         self.discrete = [x for x, site in latents.items() if site["fn"].has_enumerate_support]
         continuous = {x: site["fn"] for x, site in latents.items() if x not in self.discrete}
         self.transforms = {x: biject_to(fn.support).inv for x, fn in continuous.items()}
-        self._with_shares = [x for x, fn in continuous.items() if has_shares(fn)]
-        values = {x: latents[x]["value"] for x in continuous if x not in self._with_shares}
+        shares = Beta | AffineBeta | Dirichlet
+        self._with_shares = [x for x, fn in continuous.items() if isinstance(innermost(fn), shares)]
+        others = continuous.keys() - self._with_shares
+        self._wide = [x for x in others if _takes_wide(continuous[x], latents[x]["value"])]
         nodes = (node for node in trace.nodes.values() if node["type"] == "sample")
         is_large = sum(torch.as_tensor(node["value"]).numel() for node in nodes) > MANY
         self._sum_dtype = torch.float64 if is_large else None
-        self._wide = [x for x in values if takes_wide(continuous[x], values[x])]
 
     def trace(self, params: Mapping[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
         """The run at these unconstrained values, and the sites' own values."""
@@ -55,18 +58,25 @@ class UnconstrainedModel:
         return poutine.trace(poutine.condition(self.program, values)).get_trace(), values
 
     def energy(self, params: Mapping[str, Tensor]) -> Tensor:
-        """Minus ln of the joint density, nats; of a model without discrete sites."""
+        """Minus ln of the joint density, nats; of a model without discrete sites.
+
+        Each term is computed in the dtype of the site.
+        """
         trace, values = self.trace(params)
-        if others := latent_sites(trace).keys() | values.keys() - trace.nodes.keys():
-            refuse_change(sorted(others))
+        refuse_change(latent_sites(trace).keys() | values.keys() - trace.nodes.keys())
         for x in self._wide:
             trace.nodes[x]["value"] = self.transforms[x].inv(params[x].double())
-        shares = {x: shares_of(trace.nodes[x]["fn"], params[x]) for x in self._with_shares}
-        log_shares = {x: logs for x, (logs, _) in shares.items()}
-        total = log_joint(trace, log_shares, self._sum_dtype)
+        shares = {x: _shares(trace.nodes[x]["fn"], params[x]) for x in self._with_shares}
+        total: Any = 0.0
+        for x, site in trace.nodes.items():
+            if site["type"] == "sample" and not site_is_subsample(site):
+                log_shares = shares[x][0] if x in shares else None
+                log_p = log_prob(site["fn"], site["value"], self._sum_dtype, log_shares)
+                log_p = scale_and_mask(log_p, site["scale"], site["mask"])
+                total = total + log_p.sum(dtype=self._sum_dtype)
         for x, transform in self.transforms.items():
             if x in shares:
-                total = total + shares[x][1]
+                total = total + shares[x][1].sum()
             else:
                 slope = transform.log_abs_det_jacobian(values[x], params[x])
                 total = total - slope.sum(dtype=self._sum_dtype)
@@ -78,63 +88,39 @@ class UnconstrainedModel:
         return {name: nodes[name]["value"].detach() for name in names}
 
 
-def log_joint(
-    trace: Any, log_shares: Mapping[str, Tensor], sum_dtype: torch.dtype | None
+def sum_of(terms: Tensor) -> Tensor:
+    """The sum over the last dimension, of many in float64."""
+    return terms.sum(-1, dtype=torch.float64 if terms.shape[-1] > MANY else None)
+
+
+def log_prob(
+    fn: Any, value: Tensor, sum_dtype: torch.dtype | None, log_shares: Tensor | None = None
 ) -> Tensor:
-    """The log-density of all sites of a trace, nats.
-
-    Each term is computed in the dtype of the site, and their sums in ``sum_dtype``: in float32
-    those of many data are rounded by more than the difference of two energies. ``log_shares`` are
-    logarithms of the shares of some sites, see :func:`shares_of`.
-    """
-    total: Any = 0.0
-    for name, site in trace.nodes.items():
-        if site["type"] == "sample" and not site_is_subsample(site):
-            log_p = _log_prob(site["fn"], site["value"], log_shares.get(name), sum_dtype)
-            log_p = scale_and_mask(log_p, site["scale"], site["mask"])
-            total = total + log_p.sum(dtype=sum_dtype)
-    return total
-
-
-def _log_prob(
-    fn: Any, value: Tensor, log_shares: Tensor | None, sum_dtype: torch.dtype | None
-) -> Tensor:
-    """``fn.log_prob(value)``, with events summed in a dtype of their own."""
-    if isinstance(fn, Independent) and (sum_dtype is not None or log_shares is not None):
-        log_p = _log_prob(fn.base_dist, value, log_shares, sum_dtype)
+    """``fn.log_prob(value)`` with events summed in a dtype of their own, or by :func:`_shares`."""
+    if (sum_dtype is None and log_shares is None) or getattr(fn, "_mask", None) is False:
+        return fn.log_prob(value)
+    if isinstance(fn, Independent):
+        log_p = log_prob(fn.base_dist, value, sum_dtype, log_shares)
         dims = fn.reinterpreted_batch_ndims
         return log_p.flatten(-dims).sum(-1, dtype=sum_dtype) if dims else log_p
+    if isinstance(fn, MaskedDistribution):
+        log_p = log_prob(fn.base_dist, value, sum_dtype, log_shares)
+        return scale_and_mask(log_p, mask=fn._mask)
     if log_shares is None:
         return fn.log_prob(value)
-    if isinstance(fn, MaskedDistribution):
-        log_p = _log_prob(fn.base_dist, value, log_shares, sum_dtype)
-        return scale_and_mask(log_p, mask=fn._mask)
     if isinstance(fn, AffineBeta):
-        return _log_prob(fn.base_dist, value, log_shares, sum_dtype) - fn.scale.log()
-    both = fn.concentration if isinstance(fn, Dirichlet) else _both(fn)
+        return log_prob(fn.base_dist, value, sum_dtype, log_shares) - fn.scale.log()
+    if isinstance(fn, Dirichlet):
+        both = fn.concentration
+    else:
+        both = torch.stack([fn.concentration1, fn.concentration0], -1)
     norm = both.double().sum(-1).lgamma() - both.double().lgamma().sum(-1)
     return ((both - 1.0) * log_shares).sum(-1) + norm
 
 
-def _both(beta: Any) -> Tensor:
-    """Its concentrations, in the order of its shares."""
-    return torch.stack([beta.concentration1, beta.concentration0], -1)
-
-
-# Shares -------------------------------------------------------------------------------------------
-
-
-def has_shares(fn: Any) -> bool:
-    """Report whether a prior is one of shares, in plates or under masks."""
-    return isinstance(innermost(fn), Beta | AffineBeta | Dirichlet)
-
-
-def takes_wide(fn: Any, value: Tensor) -> bool:
+def _takes_wide(fn: Any, value: Tensor) -> bool:
     """Report whether a prior on an interval can be evaluated of values in float64, near its end."""
-    support = fn.support
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    if value.dtype != torch.float32 or not isinstance(support, type(constraints.unit_interval)):
+    if value.dtype != torch.float32 or not isinstance(base_support(fn), constraints.interval):
         return False
     try:
         with torch.no_grad():
@@ -143,22 +129,19 @@ def takes_wide(fn: Any, value: Tensor) -> bool:
         return False
 
 
-def shares_of(fn: Any, unconstrained: Tensor) -> tuple[Tensor, Tensor]:
+def _shares(fn: Any, unconstrained: Tensor) -> tuple[Tensor, Tensor]:
     """Logarithms of all shares, and ln |det| of the map to them, exact where a share is near one.
 
     There the share itself is rounded: what is left of it, 1 - v, is a number of its own. A Beta has
     two shares, v and 1 - v, along a new last dimension. Float64.
     """
     u, fn = unconstrained.double(), innermost(fn)
-    if not isinstance(fn, Dirichlet):
+    if isinstance(fn, Dirichlet):  # torch's StickBreakingTransform
+        u = u - torch.arange(u.shape[-1], 0, -1, dtype=u.dtype, device=u.device).log()
         taken, left = logsigmoid(u), logsigmoid(-u)
-        slope = taken + left
-        if isinstance(fn, AffineBeta):
-            slope = slope + fn.scale.log()
-        return torch.stack([taken, left], -1), slope.sum()
-    # torch's StickBreakingTransform
-    u = u - torch.arange(u.shape[-1], 0, -1, dtype=u.dtype, device=u.device).log()
+        rest = left.cumsum(-1)
+        taken = taken + rest - left
+        return torch.cat([taken, rest[..., -1:]], -1), taken + left
     taken, left = logsigmoid(u), logsigmoid(-u)
-    rest = left.cumsum(-1)
-    taken = taken + rest - left
-    return torch.cat([taken, rest[..., -1:]], -1), (taken + left).sum()
+    scale = fn.scale.log() if isinstance(fn, AffineBeta) else 0.0
+    return torch.stack([taken, left], -1), taken + left + scale

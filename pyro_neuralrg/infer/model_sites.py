@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import pyro
@@ -21,24 +21,41 @@ from torch.distributions import Independent, biject_to, constraints
 
 from pyro_neuralrg.infer.pyro_internals import (
     is_being_initialised,
-    is_numerical,
     refuse_within_plate,
+    retried,
 )
 
-RUNS = 3
-"""Runs of the model with latents of its prior that must have the same sites."""
-
-ATTEMPTS = 10
-"""Times that a model is run anew where its numbers fail."""
-
-RADIUS = 2.0
-"""Improper priors are drawn uniformly within this distance of zero, unconstrained."""
+RUNS = 8
+"""Runs with latents of the prior that must have the same sites; 99 % see both of two branches."""
 
 Program = Callable[[], Any]
 WRAPPERS = Independent, MaskedDistribution, ExpandedDistribution
 
 
-# Runs of a model ----------------------------------------------------------------------------------
+def innermost(fn: Any) -> Any:
+    """A distribution without its plates, masks and event dimensions."""
+    while isinstance(fn, WRAPPERS):
+        fn = fn.base_dist
+    return fn
+
+
+def base_support(fn: Any) -> Any:
+    """The support of a distribution without its event dimensions."""
+    support: Any = fn.support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support
+
+
+def latent_sites(trace: Any) -> dict[str, Any]:
+    """The sites that are neither observed nor subsamples."""
+    nodes = trace.iter_stochastic_nodes()
+    return {name: site for name, site in nodes if not site_is_subsample(site)}
+
+
+def is_function(site: Any) -> bool:
+    """Report whether a site is a function of others, as those of ``pyro.deterministic``."""
+    return site["is_observed"] and isinstance(innermost(site["fn"]), Delta)
 
 
 def drawn_trace(program: Program) -> Any:
@@ -52,55 +69,7 @@ def drawn_trace(program: Program) -> Any:
             return poutine.trace(ImproperDraws()(program)).get_trace()
         except Exception:  # values of a wide prior that the model cannot take
             model = InitMessenger(init_where_improper(init_to_uniform))(program)
-        for _ in range(ATTEMPTS):
-            try:
-                return poutine.trace(model).get_trace()
-            except Exception as error:
-                failure = error
-                if not is_numerical(error):
-                    break
-        raise failure
-
-
-def inspect_sites(program: Program, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Any:
-    """Run the model a few times and return a trace; ``shapes`` are those of its sites so far.
-
-    Raises:
-        ValueError: naming the site and the remedy, if sites come and go, if a support depends on
-            other sites, if a latent site is a point or an angle on the real line, or if data are
-            NaN where no mask hides them.
-    """
-    with torch.random.fork_rng(range(torch.cuda.device_count())):
-        traces = [drawn_trace(program) for _ in range(RUNS)]
-    runs = [latent_sites(trace) for trace in traces]
-    if shapes is None:
-        shapes = {name: tuple(site["value"].shape) for name, site in runs[0].items()}
-    for sites in runs:
-        _check_shapes(shapes, sites)
-    for name in shapes:
-        sites_of_runs = [sites[name] for sites in runs]
-        _check_support(name, sites_of_runs)
-        _check_no_angle(name, sites_of_runs)
-    _check_data(traces)
-    return traces[0]
-
-
-def latent_sites(trace: Any) -> dict[str, Any]:
-    """The sites that are neither observed nor subsamples."""
-    nodes = trace.iter_stochastic_nodes()
-    return {name: site for name, site in nodes if not site_is_subsample(site)}
-
-
-def innermost(fn: Any) -> Any:
-    """A distribution without its plates, masks and event dimensions."""
-    while isinstance(fn, WRAPPERS):
-        fn = fn.base_dist
-    return fn
-
-
-def is_function(site: Any) -> bool:
-    """Report whether a site is a function of others, as those of ``pyro.deterministic``."""
-    return site["is_observed"] and isinstance(innermost(site["fn"]), Delta)
+            return retried(lambda: poutine.trace(model).get_trace())
 
 
 def init_where_improper(init_loc_fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -123,9 +92,7 @@ class ImproperDraws(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         is_free = msg["value"] is None and not is_being_initialised()
         if is_free and isinstance(innermost(msg["fn"]), ImproperUniform):
-            msg["value"] = _improper_point(
-                msg["fn"], lambda shape: RADIUS * (2.0 * torch.rand(shape) - 1.0)
-            )
+            msg["value"] = _improper_point(msg["fn"], lambda shape: 4.0 * torch.rand(shape) - 2.0)
 
 
 def _improper_point(fn: Any, unconstrained: Callable[[Any], Tensor]) -> Tensor:
@@ -133,31 +100,43 @@ def _improper_point(fn: Any, unconstrained: Callable[[Any], Tensor]) -> Tensor:
     return transform(unconstrained(transform.inverse_shape(fn.batch_shape + fn.event_shape)))
 
 
-# What is refused ----------------------------------------------------------------------------------
+def inspect_sites(program: Program, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Any:
+    """Run the model a few times and return a trace; ``shapes`` are those of its sites so far.
+
+    Raises:
+        ValueError: naming the site and the remedy, if sites come and go, if a support depends on
+            other sites, if a latent site is a point or an angle on the real line, or if data are
+            NaN where no mask hides them.
+    """
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        traces = [drawn_trace(program) for _ in range(RUNS)]
+    runs = [latent_sites(trace) for trace in traces]
+    if shapes is None:
+        shapes = {name: tuple(site["value"].shape) for name, site in runs[0].items()}
+    for sites in runs:
+        refuse_change(shapes.keys() ^ sites.keys())
+        for name, site in sites.items():
+            before, now = shapes[name], tuple(site["value"].shape)
+            if before != now:
+                if before == now[len(now) - len(before) :] and site["cond_indep_stack"]:
+                    refuse_within_plate(name, before, now)
+                refuse_change([name], f"of shape {before} in one run and {now} in another")
+    for name in shapes:
+        sites_of_runs = [sites[name] for sites in runs]
+        _check_support(name, sites_of_runs)
+        _check_no_angle(name, sites_of_runs)
+    check_data(traces)
+    return traces[0]
 
 
-def _check_shapes(expected: Mapping[str, tuple[int, ...]], sites: Mapping[str, Any]) -> None:
-    if missing := sorted(expected.keys() ^ sites.keys()):
-        refuse_change(missing)
-    for name, site in sites.items():
-        before, now = expected[name], tuple(site["value"].shape)
-        if before != now and before == now[len(now) - len(before) :] and site["cond_indep_stack"]:
-            refuse_within_plate(name, before, now)
-        if before != now:
-            raise ValueError(
-                f"model has sites that come and go, or others than it had: {name!r} of shape "
-                f"{before} in one run and {now} in another; accepted: the same latent sites of the "
-                "same shapes in each run"
-            )
-
-
-def refuse_change(names: Any) -> None:
-    """Refuse a model that has these latent sites in some of its runs only."""
-    raise ValueError(
-        f"model has sites that come and go, {list(names)} in some runs only; accepted: the same "
-        "latent sites in each run, such as one that is always drawn and used where it is wanted: "
-        "torch.where(s > 0, t, 0.0) for t drawn if s > 0"
-    )
+def refuse_change(names: Iterable[str], how: str = "in some runs only") -> None:
+    """Refuse a model that has these latent sites in some of its runs only, if there are any."""
+    if found := sorted(names):
+        raise ValueError(
+            f"model has sites that come and go, {found} {how}; accepted: the same latent sites of "
+            "the same shapes in each run, such as one that is always drawn and used where it is "
+            "wanted: torch.where(s > 0, t, 0.0) for t drawn if s > 0"
+        )
 
 
 def _check_support(name: str, sites: list[Any]) -> None:
@@ -193,18 +172,15 @@ def _check_support(name: str, sites: list[Any]) -> None:
 
 def _check_no_angle(name: str, sites: list[Any]) -> None:
     """Refuse a density on the real line that goes on for ever with a period of 2 pi."""
-    support: Any = sites[0]["fn"].support
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    if support is not constraints.real or not all(map(_is_periodic, sites)):
-        return
-    raise ValueError(
-        f"latent site {name!r}, a {type(innermost(sites[0]['fn'])).__name__}, is an angle on the "
-        "real line, where its density goes on for ever; accepted: an interval of 2 pi around its "
-        f"place loc, such as d = pyro.sample({name + '_shift'!r}, dist.Uniform(-pi, pi)"
-        f".mask(False)), pyro.factor({name + '_density'!r}, dist.VonMises(0.0, concentration)"
-        f".log_prob(d)) and {name} = loc + d"
-    )
+    fn = sites[0]["fn"]
+    if base_support(fn) is constraints.real and all(map(_is_periodic, sites)):
+        raise ValueError(
+            f"latent site {name!r}, a {type(innermost(fn)).__name__}, is an angle on the real "
+            "line, where its density goes on for ever; accepted: an interval of 2 pi around its "
+            f"place loc, such as d = pyro.sample({name + '_shift'!r}, dist.Uniform(-pi, pi)"
+            f".mask(False)), pyro.factor({name + '_density'!r}, dist.VonMises(0.0, concentration)"
+            f".log_prob(d)) and {name} = loc + d"
+        )
 
 
 def _is_periodic(site: Any) -> bool:
@@ -217,15 +193,13 @@ def _is_periodic(site: Any) -> bool:
     return bool(same.all()) and not bool(flat.all())
 
 
-def _check_data(traces: list[Any]) -> None:
-    """Refuse NaN among the data, but where a mask hides them."""
+def check_data(traces: list[Any]) -> None:
+    """Refuse data that are NaN in all of these runs, but where a mask hides them."""
     for name, site in traces[0].nodes.items():
         if site["type"] != "sample" or not site["is_observed"] or is_function(site):
             continue
-        if not isinstance(site["value"], Tensor):
-            continue
         runs = [trace.nodes[name] for trace in traces if name in trace.nodes]
-        values = [filled(run["fn"], run["value"], run["mask"]) for run in runs]
+        values = [torch.as_tensor(filled(run["fn"], run["value"], run["mask"])) for run in runs]
         number = min(int(value.isnan().sum()) for value in values)
         if number:
             raise ValueError(
@@ -234,10 +208,7 @@ def _check_data(traces: list[Any]) -> None:
             )
 
 
-# Data under a mask --------------------------------------------------------------------------------
-
-
-def fill_masked(program: Callable[[], Any], trace: Any) -> Callable[[], Any]:
+def fill_masked(program: Program, trace: Any) -> Program:
     """The program with NaN under its masks replaced, if a trace of it has any."""
     data = [site["value"] for site in trace.nodes.values() if site.get("is_observed")]
     has_nan = any(isinstance(x, Tensor) and bool(x.isnan().any()) for x in data)
@@ -254,24 +225,20 @@ class FillMasked(Messenger):
 
 def filled(fn: Any, value: Any, mask: Any = None) -> Any:
     """Data with the first whole cell in place of each that is NaN and hidden by a mask."""
-    hidden: Any = None
-    for own, level in _masks(fn, mask):
-        if isinstance(own, Tensor):
-            other = ~own.bool().reshape(*own.shape, *(1,) * level.event_dim)
-            hidden = other if hidden is None else hidden | other
-    fn = innermost(fn)
-    if hidden is None or isinstance(fn, Delta) or not value.is_floating_point():
+    masks = [(mask, fn)]  # with what each acts on
+    while isinstance(fn, WRAPPERS):
+        if isinstance(fn, MaskedDistribution):
+            masks.append((fn._mask, fn))
+        fn = fn.base_dist
+    tensors = [(own, level) for own, level in masks if isinstance(own, Tensor)]
+    is_number = isinstance(value, Tensor) and value.is_floating_point()
+    if not (tensors and is_number) or isinstance(fn, Delta):
         return value
+    hidden: Any = False
+    for own, level in tensors:
+        hidden = hidden | ~own.bool().reshape(*own.shape, *(1,) * level.event_dim)
     cells = value.reshape(-1, *value.shape[value.dim() - fn.event_dim :])
     is_whole = ~cells.reshape(len(cells), -1).isnan().any(-1)
     first = cells.index_select(0, is_whole.byte().argmax().reshape(1))[0]
-    return torch.where(value.isnan() & hidden, first.nan_to_num(0.5), value)
-
-
-def _masks(fn: Any, mask: Any) -> Iterator[tuple[Any, Any]]:
-    """Each mask around a distribution, and what it acts on."""
-    yield mask, fn
-    while isinstance(fn, WRAPPERS):
-        if isinstance(fn, MaskedDistribution):
-            yield fn._mask, fn
-        fn = fn.base_dist
+    first = first.nan_to_num(1.0 if fn.support.is_discrete else 0.5)  # where none is whole
+    return torch.where(value.isnan() & hidden, first, value)

@@ -1,13 +1,11 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""All particles of an evaluation at once: whether a model takes them, and what to do if not."""
+"""All particles of an evaluation at once: whether programs take them, and what to do if not."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import torch
@@ -17,8 +15,10 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
+from pyro_neuralrg.arguments import copied
 from pyro_neuralrg.files.format import one_line
-from pyro_neuralrg.infer.model_sites import FillMasked
+from pyro_neuralrg.infer.log_joint import sum_of
+from pyro_neuralrg.infer.model_sites import FillMasked, check_data
 from pyro_neuralrg.runtime.console import warn_user
 
 REMEDY = (
@@ -26,20 +26,26 @@ REMEDY = (
     "sum(-1) instead of sum(), no keepdim beside a plate"
 )
 
+Shapes = Mapping[str, torch.Size]
 
-@dataclass(frozen=True)
-class Way:
-    """How the particles are run: with plates, or apart.
+
+class Way(NamedTuple):
+    """How the particles are run: all at once, unless it says otherwise.
 
     Attributes:
-        guide_apart: guide and model, one particle after another.
-        log_pi: of rows of draws by site, ``(num_particles,)``; None: the model takes all at once.
-        shapes: of the draws of a single particle.
+        one_by_one: guide and model, one particle after another.
+        shapes: of the draws of a single particle, if the model runs for each row of draws alone.
+        by_vmap: the rows by ``torch.func.vmap``, else one after another.
     """
 
-    guide_apart: bool = False
-    log_pi: Callable[..., Tensor] | None = None
-    shapes: Mapping[str, torch.Size] = field(default_factory=dict)
+    one_by_one: bool = False
+    shapes: Shapes | None = None
+    by_vmap: bool = False
+
+    def log_pi(self, model: Any, guide_trace: Any, number: int, args: Any, kwargs: Any) -> Tensor:
+        """The model's log densities of the draws of a vectorised guide, ``(number,)``."""
+        rows = _rows_of(_draws(guide_trace), self.shapes or {}, number)
+        return _log_pi(model, rows, args, kwargs, self.by_vmap)
 
 
 def program_key(program: Any) -> Any:
@@ -59,59 +65,68 @@ def find_way(
     Energies of lattices, flows and autoguides take batches by themselves. No random numbers are
     used up. ``in_plate`` puts programs in the plate of particles.
 
+    Raises:
+        ValueError: if data are NaN where no mask hides them.
+
     Warns:
         UserWarning: if they differ, or there are none with plates; then the particles run apart.
     """
     is_known = isinstance(guide, AutoGuide) or getattr(guide, "takes_batches", False)
-    if is_known and hasattr(getattr(model, "__self__", None), "energy"):
-        return Way()
-    if isinstance(poutine.unwrap(guide), Messenger):
+    is_lattice = hasattr(getattr(model, "__self__", None), "energy")
+    if (is_known and is_lattice) or isinstance(poutine.unwrap(guide), Messenger):
         return Way()
     model, devices = FillMasked()(model), range(torch.cuda.device_count())
+    draws: dict[str, Tensor] = {}
     with torch.random.fork_rng(devices), poutine.block(), pyro.validation_enabled(False):
-        q_alone = poutine.trace(guide).get_trace(*args, **kwargs)
-        pi_alone = _replay(model, values_of(q_alone), args, kwargs)
-        shapes = {n: v.shape for n, v in (values_of(pi_alone) | values_of(q_alone)).items()}
-        try:
-            q = poutine.trace(in_plate(guide)).get_trace(*args, **kwargs)
-            if _rows_are_particles(values_of(q), shapes, number, args, kwargs):
-                return Way()
-            rows = rows_of(values_of(q), shapes, number)
-            fault = None if is_known else _fault(q, rows, guide, args, kwargs)
-        except Exception as error:  # whatever a program may raise with other shapes
-            fault = one_line(error)
-        if fault is not None:
-            _warn("guide", fault, "both programs run for one particle after another, which is slow")
-            return Way(guide_apart=True)
-        try:
-            pi = _replay(in_plate(model), values_of(q), args, kwargs)
-            fault = _fault(pi, rows_of(values_of(pi), shapes, number), model, args, kwargs)
-        except Exception as error:
-            fault = one_line(error)
-        if fault is None:
+        alone = _draws(_replay(guide, {}, args, kwargs))
+        trace = _replay(model, alone, args, kwargs)
+        check_data([trace])
+        alone = _draws(trace) | alone
+        shapes = {name: value.shape for name, value in alone.items()}
+        for program in (guide, model):
+            try:
+                together = _replay(in_plate(program), draws, args, kwargs)
+                draws |= _draws(together)
+                if program is guide and _have_rows(args, kwargs, number, draws, shapes):
+                    return Way()
+                rows = _rows_of(draws, shapes, number)
+                is_checked = program is model or not is_known
+                fault = _fault(together, rows, program, args, kwargs) if is_checked else None
+            except Exception as error:  # whatever a program may raise with other shapes
+                fault = one_line(error)
+            if fault is not None:
+                break
+        else:
             return Way()
-        if not rows:
-            return Way(guide_apart=True)
-        log_pi, how = _apart(model, rows, args, kwargs)
-        _warn("model", fault, how)
-        return Way(log_pi=log_pi, shapes=shapes)
+        name = "guide" if program is guide else "model"
+        apart = "for one particle after another, which is slow"
+        way, how = Way(one_by_one=True), f"both programs run {apart}"
+        if program is model and draws:
+            way = Way(shapes=shapes, by_vmap=_takes_vmap(model, rows, args, kwargs))
+            how = f"it runs {'by torch.func.vmap' if way.by_vmap else apart}"
+    warn_user(f"the {name} does not take all particles at once: {fault}; {how} ({REMEDY})")
+    return way
 
 
-def values_of(trace: Any) -> dict[str, Tensor]:
+def _replay(program: Any, values: Mapping[str, Tensor], args: Any, kwargs: Any) -> Any:
+    """The trace of a run with these draws."""
+    given = poutine.Trace()
+    for name, value in values.items():
+        given.add_node(name, name=name, type="sample", is_observed=False, value=value, infer={})
+    replayed = poutine.replay(program, trace=given)
+    return poutine.trace(replayed).get_trace(*copied(args), **copied(kwargs))
+
+
+def _draws(trace: Any) -> dict[str, Tensor]:
     """Draws by site, those of subsamples included."""
-    return {
-        name: site["value"]
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample" and not site["is_observed"]
-    }
+    sites = [site for site in trace.nodes.values() if site["type"] == "sample"]
+    return {site["name"]: site["value"] for site in sites if not site["is_observed"]}
 
 
-def rows_of(
-    values: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], number: int
-) -> dict[str, Tensor]:
+def _rows_of(draws: Mapping[str, Tensor], shapes: Shapes, number: int) -> dict[str, Tensor]:
     """A row for each particle, of the shape that the site has alone."""
     rows = {}
-    for name, value in values.items():
+    for name, value in draws.items():
         alone = shapes.get(name, value.shape)
         if value.numel() == number * alone.numel():
             rows[name] = value.reshape(number, *alone)
@@ -125,38 +140,26 @@ def rows_of(
     return rows
 
 
-def _rows_are_particles(
-    values: Mapping[str, Tensor], shapes: Any, number: int, args: Any, kwargs: Any
+def _have_rows(
+    args: Any, kwargs: Any, number: int, draws: Mapping[str, Tensor], shapes: Shapes
 ) -> bool:
-    """True if arguments hold a row for each particle, so that there is no run of one alone."""
-    return any(
-        isinstance(given, Tensor) and given.shape[:1] == (number,)
-        for given in (*args, *kwargs.values())
-    ) and all(value.shape == shapes[name] for name, value in values.items())
-
-
-def _replay(program: Any, values: Mapping[str, Tensor], args: Any, kwargs: Any) -> Any:
-    given = poutine.Trace()
-    for name, value in values.items():
-        given.add_node(name, name=name, type="sample", is_observed=False, value=value, infer={})
-    return poutine.trace(poutine.replay(program, trace=given)).get_trace(*args, **kwargs)
+    """Report whether arguments hold a row for each particle: then none can be run alone."""
+    given = [value.shape[:1] for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+    return (number,) in given and all(value.shape == shapes[x] for x, value in draws.items())
 
 
 def _fault(
     together: Any, rows: Mapping[str, Tensor], program: Any, args: Any, kwargs: Any
 ) -> str | None:
     """The first site whose density is another for one particle alone, in words."""
-    number = len(next(iter(rows.values()), ()))
-    if not number:
-        return None
-    densities = _densities(together)
-    for index in (0, number - 1):
-        one = {name: row[index] for name, row in rows.items()}
-        alone, again = (_densities(_replay(program, one, args, kwargs)) for _ in range(2))
+    number, densities = len(next(iter(rows.values()), ())), _densities(together)
+    for index in sorted({0, number - 1} if number else ()):
+        one, before = {name: row[index] for name, row in rows.items()}, _random_state()
+        alone = _densities(_replay(program, one, args, kwargs))
+        if not torch.equal(_random_state(), before):
+            return None  # random within, as by dropout
         for name, density in alone.items():
             found, expected = densities[name], density.sum()
-            if not torch.allclose(expected, again[name].sum(), equal_nan=True):
-                return None  # random within, as by dropout
             if found.numel() > density.numel():
                 found = found.reshape(number, -1)[index]
             tolerance = torch.finfo(density.dtype).eps ** 0.3 * (1 + float(density.abs().nansum()))
@@ -166,6 +169,10 @@ def _fault(
                     f"and of {float(found.sum()):.6g} among {number} particles"
                 )
     return None
+
+
+def _random_state() -> Tensor:
+    return torch.cat([torch.get_rng_state(), *torch.cuda.get_rng_state_all()])
 
 
 def _densities(trace: Any) -> dict[str, Tensor]:
@@ -181,36 +188,29 @@ def _is_flow(q: Any) -> bool:
     return hasattr(q, "rsample_and_log_prob") or any(modules)
 
 
-def _apart(
-    model: Any, rows: Mapping[str, Tensor], args: Any, kwargs: Any
-) -> tuple[Callable[..., Tensor], str]:
-    """The log density of each row by vmap where it is right, else in a loop; how, in words."""
-    expected = _row_by_row(model, rows, args, kwargs)
-    try:
-        found = _by_vmap(model, rows, args, kwargs)
-        if found.shape == expected.shape and torch.allclose(found, expected, 1e-2, 1e-2):
-            return _by_vmap, "it runs by torch.func.vmap"
-    except Exception:  # whatever vmap, or the model inside vmap, raises
-        pass
-    return _row_by_row, "it runs for one particle after another, which is slow"
+def _log_pi(
+    model: Any, rows: Mapping[str, Tensor], args: Any, kwargs: Any, by_vmap: bool
+) -> Tensor:
+    """The model's log density of each row of draws."""
 
+    def of_one(row: Mapping[str, Tensor]) -> Tensor:
+        trace = prune_subsample_sites(_replay(model, row, args, kwargs))
+        trace.compute_log_prob()
+        sites = (site for site in trace.nodes.values() if site["type"] == "sample")
+        return sum((sum_of(site["log_prob"].reshape(-1)) for site in sites), torch.zeros(()))
 
-def _log_pi(model: Any, args: Any, kwargs: Any, row: Mapping[str, Tensor]) -> Tensor:
-    trace: Any = prune_subsample_sites(_replay(model, row, args, kwargs))
-    return trace.log_prob_sum()
-
-
-def _by_vmap(model: Any, rows: Mapping[str, Tensor], args: Any, kwargs: Any) -> Tensor:
-    with pyro.validation_enabled(False):
-        of_one = partial(_log_pi, model, args, kwargs)
-        return torch.func.vmap(of_one, randomness="different")(dict(rows))
-
-
-def _row_by_row(model: Any, rows: Mapping[str, Tensor], args: Any, kwargs: Any) -> Tensor:
+    if by_vmap:
+        with pyro.validation_enabled(False):
+            return torch.func.vmap(of_one, randomness="different")(dict(rows))
     number = len(next(iter(rows.values())))
     each = ({name: row[index] for name, row in rows.items()} for index in range(number))
-    return torch.stack([_log_pi(model, args, kwargs, row) for row in each])
+    return torch.stack([of_one(row) for row in each])
 
 
-def _warn(program: str, fault: str, how: str) -> None:
-    warn_user(f"the {program} does not take all particles at once: {fault}; {how} ({REMEDY})")
+def _takes_vmap(model: Any, rows: Mapping[str, Tensor], args: Any, kwargs: Any) -> bool:
+    expected = _log_pi(model, rows, args, kwargs, by_vmap=False)
+    try:
+        found = _log_pi(model, rows, args, kwargs, by_vmap=True)
+    except Exception:  # whatever vmap, or the model inside vmap, raises
+        return False
+    return found.shape == expected.shape and torch.allclose(found, expected, 1e-2, 1e-2)

@@ -12,6 +12,7 @@ import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
@@ -28,8 +29,9 @@ from torch import Tensor
 
 from pyro_neuralrg.arguments import check_integer
 from pyro_neuralrg.infer.gradient_noise import GradientNoise
+from pyro_neuralrg.infer.log_joint import MANY, log_prob, sum_of
 from pyro_neuralrg.infer.model_sites import FillMasked
-from pyro_neuralrg.infer.particles import Way, find_way, program_key, rows_of, values_of
+from pyro_neuralrg.infer.particles import Way, find_way, program_key
 from pyro_neuralrg.runtime.threads import own_threads
 
 FEW_ENTRIES = 2**17
@@ -43,24 +45,21 @@ class PDD(ELBO):
     .. math:: L = E_{x \sim q}[\ln q(x) - \ln \pi(x)] = -\ln Z + KL(q \,\|\, \pi / Z)
 
     Guide sites must be reparameterised, so that the gradient goes through the samples. With an
-    autoguide and few data, torch computes ``loss`` and ``loss_and_grads`` on one thread, from the
-    second evaluation on.
+    autoguide and few data, torch computes on one thread, from the second evaluation on.
 
     Args:
         num_particles: samples of the guide per evaluation.
-        max_plate_nesting: bound on the nesting of the model's own plates, without the one for
-            particles; guessed if infinite, as by Pyro's ``Trace_ELBO``.
-        vectorize_particles: draw all particles at once, in an outermost plate. Once for each model,
-            its densities are compared with those of single draws; one that does not take all at
-            once is run by ``torch.func.vmap``, or for one draw after another, with a warning.
+        max_plate_nesting: of the model's own plates; guessed if infinite, as by ``Trace_ELBO``.
+        vectorize_particles: draw all particles at once, in an outermost plate. Each model is
+            compared with single draws, once; one that does not take all is run by
+            ``torch.func.vmap``, or for one draw after another, with a warning.
         path_gradient: leave out the gradient of ln q's parameters at fixed x, whose expectation is
             zero ("sticking the landing"), where that lowers the variance: none is left where q
             equals the target, but far from it the rest can be hundreds of times as noisy as the
-            plain gradient. Both variances are measured at the evaluations 1, 2, 4, ..., 64 and then
-            every 64th, which decides until the next time; "always" leaves it out everywhere. For
-            guides of one site, and for autoguides of one vector. A step with it costs half as much
-            again for flows of this package with their own couplings, else one more evaluation of
-            ln q.
+            plain gradient. Both are measured at the evaluations 1, 2, 4, ..., 64 and then every
+            64th; "always" leaves it out everywhere. For guides of one site, and for autoguides of
+            one vector. A step costs half as much again for flows of this package, else one more
+            evaluation of ln q.
         retain_graph: keep the graph after ``loss_and_grads``.
 
     Attributes:
@@ -108,7 +107,7 @@ class PDD(ELBO):
         self._ways: dict[Any, Way] = {}  # by program
         self._way = Way()
         self.noise = GradientNoise()
-        self._gradient = "plain"  # or "path", or "both" to compare them
+        self._takes_path = False  # the gradient of the present evaluation
 
     def __repr__(self) -> str:
         names = inspect.signature(PDD).parameters
@@ -120,8 +119,7 @@ class PDD(ELBO):
         """The estimate of E_q[ln q - ln pi] in nats."""
         with self._threads(guide):
             parts = self._particles(model, guide, args, kwargs, with_gradient=False)
-            log_weights = [weights for weights, _ in parts]
-        return self._report(log_weights)
+            return self._report([weights for weights, _ in parts], model, guide, args, kwargs)
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         """The estimate of :meth:`loss` as a tensor, with the gradient of ``loss_and_grads``.
@@ -141,12 +139,11 @@ class PDD(ELBO):
         """The estimate of :meth:`loss`; its gradient is added to every parameter's ``grad``."""
         log_weights = []
         with self._threads(guide):
-            parts = self._particles(model, guide, args, kwargs)
-            for weights, surrogate in parts:
+            for weights, surrogate in self._particles(model, guide, args, kwargs):
                 log_weights.append(weights)
                 if surrogate.requires_grad:
                     surrogate.backward(retain_graph=self.retain_graph)
-        return self._report(log_weights)
+            return self._report(log_weights, model, guide, args, kwargs)
 
     def _threads(self, guide: Any) -> contextlib.AbstractContextManager[None]:
         """One thread of torch for small problems; other guides than these may be networks."""
@@ -159,7 +156,7 @@ class PDD(ELBO):
         before, logger.disabled = logger.disabled, True
         try:
             with torch.random.fork_rng(range(torch.cuda.device_count())):
-                super()._guess_max_plate_nesting(model, guide, args, kwargs)
+                super()._guess_max_plate_nesting(FillMasked()(model), guide, args, kwargs)
         finally:
             logger.disabled = before
 
@@ -177,76 +174,79 @@ class PDD(ELBO):
         self._way = self._ways[key]
 
     def _get_traces(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Iterator[Any]:
-        if not self._way.guide_apart:
-            yield from super()._get_traces(model, guide, args, kwargs)
-            return
-        for _ in range(self.num_particles):
+        if self._together:
+            guide = self._vectorized_num_particles(guide)
+            if self._way.shapes is None:
+                model = self._vectorized_num_particles(model)
+        for _ in range(1 if self._together else self.num_particles):
             yield self._get_trace(model, guide, args, kwargs)
 
-    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """Run the guide, then the model against it; both traces with log probabilities."""
+    @property
+    def _together(self) -> bool:
+        return self.vectorize_particles and not self._way.one_by_one
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Tensor, Any]:
+        """Run the guide, then the model against it: ln pi, and the trace of the guide."""
+        model = _Data()(model)
         if not isinstance(poutine.unwrap(guide), Messenger):
-            guide = _Draws(self._gradient)(guide)
-        if self._way.log_pi is None:
+            guide = _Draws(self._takes_path)(guide)
+        if self._way.shapes is None:
             model_trace, guide_trace = get_importance_trace(
-                "flat", self.max_plate_nesting, FillMasked()(model), guide, args, kwargs
+                "flat", self.max_plate_nesting, model, guide, args, kwargs
             )
+            sites = _sample_sites(model_trace)
+            self._entries = sum(s["value"].numel() + s["log_prob"].numel() for s in sites)
+            log_pi = self._log_prob(model_trace)
         else:
-            model_trace, guide_trace = None, poutine.trace(guide).get_trace(*args, **kwargs)
-            guide_trace.compute_score_parts()
+            guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+            log_pi = self._way.log_pi(model, guide_trace, self.num_particles, args, kwargs)
+            guide_trace = prune_subsample_sites(guide_trace)
+            guide_trace.compute_log_prob()
         if is_validation_enabled():
             check_if_enumerated(guide_trace)
-        _check_reparameterised(prune_subsample_sites(guide_trace))
-        return model_trace, guide_trace
+        _check_reparameterised(guide_trace)
+        return log_pi, guide_trace
 
     def _particles(
         self, model: Any, guide: Any, args: Any, kwargs: Any, with_gradient: bool = True
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield log-weights and the scalar to differentiate, for all particles or one by one."""
         self._choose_way(model, guide, args, kwargs)
+        programs = model, guide, args, kwargs
         wanted = bool(self.path_gradient) and with_gradient and torch.is_grad_enabled()
         can_choose = wanted and self.path_gradient != "always" and not self.only_finite
-        is_measured = can_choose and self.noise.begin()
+        if can_choose and self.noise.begin():  # compare both, of the same draws
+            with torch.random.fork_rng(range(torch.cuda.device_count())):
+                plain = torch.cat([terms for _, terms in self._evaluate(*programs, False)])
+            weights, path = map(torch.cat, zip(*self._evaluate(*programs, True), strict=True))
+            yield weights, self.noise.choose(plain, path) / self.num_particles
+            return
         is_path = wanted and (self.path_gradient == "always" or self.noise.is_path_better)
-        self._gradient = "both" if is_measured else "path" if is_path else "plain"
-        weights, held = [], []  # where gradients are compared, until all particles have run
-        for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
-            if model_trace is None:
-                log_pi = self._log_pi_apart(model, guide_trace, args, kwargs)
-                guide_trace = prune_subsample_sites(guide_trace)
-            else:
-                log_pi = self._log_prob(model_trace)
-                self._entries = sum(
-                    s["value"].numel() + s["log_prob"].numel() for s in _sample_sites(model_trace)
-                )
-            log_q = self._log_prob(guide_trace)
-            log_weights = log_pi - log_q
+        for weights, terms in self._evaluate(*programs, is_path):
+            yield weights, terms.sum() / self.num_particles
+
+    def _evaluate(
+        self, model: Any, guide: Any, args: Any, kwargs: Any, takes_path: bool
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield log-weights and the losses to differentiate, with the plain or the path's graph."""
+        self._takes_path = takes_path
+        for log_pi, guide_trace in self._get_traces(model, guide, args, kwargs):
+            log_weights = log_pi - self._log_prob(guide_trace)
             terms = -log_weights
-            drawn = any(not site["is_observed"] for site in _sample_sites(guide_trace))
-            if drawn and self._gradient != "plain":
+            if takes_path and not all(site["is_observed"] for site in _sample_sites(guide_trace)):
                 _check_one_site(guide_trace)
-                path_terms = self._log_prob(guide_trace, _path_term) - log_pi
-                if is_measured:
-                    self.noise.add(terms, path_terms)
-                    weights.append(log_weights)
-                    held.append((terms.sum(), path_terms.sum()))
-                    continue
-                terms = path_terms
+                terms = self._log_prob(guide_trace, _path_term) - log_pi
             if self.only_finite:
                 terms = self._finite_terms(terms, log_weights.detach().isfinite(), guide_trace)
-            yield log_weights, terms.sum() / self.num_particles
-        if held:
-            plain, path = (sum(sums) for sums in zip(*held, strict=True))
-            yield torch.cat(weights), self.noise.choose(plain, path) / self.num_particles
+            yield log_weights, terms
 
     def _finite_terms(self, terms: Tensor, kept: Tensor, guide_trace: Any) -> Tensor:
         """The terms of the particles kept, and ones that lower the density at the others.
 
-        The latter are ln q at fixed draws, of which the mean gradient over all draws is zero: over
-        the others' it is that of -q(A), with q(A) the probability to be kept. They enter once for
-        the kept ones, over which it is no longer zero (path gradients leave it out), once for the
-        flow restricted to A, of density q / q(A), and once for the draws that are lost.
-        No other gradient goes through the others' draws.
+        The latter are ln q at fixed draws, whose mean gradient is that of -q(A), with q(A) the
+        probability to be kept. They enter once since it is not zero over the kept ones (path
+        gradients leave it out), once for the flow restricted to A, of density q / q(A), and once
+        for the draws that are lost, through which no other gradient goes.
         """
         lost = torch.zeros_like(terms)
         for site in _sample_sites(guide_trace):
@@ -257,95 +257,100 @@ class PDD(ELBO):
                 if not isinstance(site["fn"], dist.Delta):
                     log_q = site["fn"].log_prob(x.detach())
                     lost = lost + log_q.reshape(len(kept), -1).sum(-1)
-        weight = 3.0 if self._gradient == "plain" else 2.0
+        weight = 2.0 if self._takes_path else 3.0
         return torch.where(kept, terms, weight * (lost - lost.detach()))
 
     def _log_prob(
         self, trace: Any, term_of: Callable[[Any], Tensor] = operator.itemgetter("log_prob")
     ) -> Tensor:
         """Sum over sample sites: shape ``(num_particles,)`` if vectorised, else ``(1,)``."""
-        together = self.vectorize_particles and not self._way.guide_apart
-        vectorized = together and self.num_particles > 1
+        number = self.num_particles if self._together else 1
         total: Any = torch.zeros(())
         for site in _sample_sites(trace):
             term = term_of(site)
-            if not vectorized:
-                term = term.sum().reshape(1)
-            elif term.dim() < self.max_plate_nesting:
-                term = term.sum()  # outside the plate of particles: the same for each of them
+            if number == 1 or term.dim() < self.max_plate_nesting:
+                total = total + sum_of(term.reshape(-1))  # outside the plate: the same for each
             else:
-                term = term.reshape(term.shape[0], -1).sum(-1)
-            total = total + term
-        return total.expand(self.num_particles if vectorized else 1)
+                total = total + sum_of(term.reshape(number, -1))
+        return total.expand(number)
 
-    def _log_pi_apart(self, model: Any, guide_trace: Any, args: Any, kwargs: Any) -> Tensor:
-        """The model's log densities of the guide's draws, where it does not take all at once."""
-        assert self._way.log_pi is not None
-        rows = rows_of(values_of(guide_trace), self._way.shapes, self.num_particles)
-        return self._way.log_pi(FillMasked()(model), rows, args, kwargs)
-
-    def _report(self, log_weights: list[Tensor]) -> float:
+    def _report(
+        self, log_weights: list[Tensor], model: Any, guide: Any, args: Any, kwargs: Any
+    ) -> float:
         """Keep the detached log-weights and return minus their mean; warn if it is not finite."""
         self.log_weights = torch.cat([weights.detach() for weights in log_weights])
         loss: Any = -self.log_weights.mean().item()
-        warn_if_nan(loss, "loss")
+        if math.isnan(loss):
+            warn_if_nan(loss, f"loss{nan_site(model, guide, args, kwargs)}")
         warn_if_inf(loss, "loss")
         return loss
 
 
+def nan_site(model: Any, guide: Any, args: Any = (), kwargs: Any = None) -> str:
+    """The first site of another run whose value or density is NaN, in words, or nothing."""
+    kwargs, devices = kwargs or {}, range(torch.cuda.device_count())
+    quiet = torch.no_grad(), poutine.block(), pyro.validation_enabled(False)
+    with torch.random.fork_rng(devices), quiet[0], quiet[1], quiet[2]:
+        q = poutine.trace(guide).get_trace(*args, **kwargs)
+        p = poutine.trace(poutine.replay(FillMasked()(model), trace=q)).get_trace(*args, **kwargs)
+        for program, trace in (("guide", q), ("model", p)):
+            trace.compute_log_prob()
+            for site in _sample_sites(trace):
+                values = torch.as_tensor(site["value"])
+                if number := int(values.isnan().sum()):
+                    return f": {program} site {site['name']!r} has {number} NaN of {values.numel()}"
+                if site["log_prob"].isnan().any():
+                    return f": the density of {program} site {site['name']!r} is NaN"
+    return ""
+
+
+class _Data(FillMasked):
+    """Densities of many data, summed in float64, which in float32 would round energies."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        super()._pyro_sample(msg)
+        if msg["is_observed"] and isinstance(msg["value"], Tensor) and msg["value"].numel() > MANY:
+            with contextlib.suppress(ValueError):  # which the trace raises, with more words
+                log_p = log_prob(msg["fn"], msg["value"], torch.float64)
+                msg["log_prob"] = scale_and_mask(log_p, msg["scale"], msg["mask"])
+
+
 class _Draws(Messenger):
-    """Draws that come with ln q, with its score as ``infer["score"]``, or with both.
+    """Draws that come with ln q, and where asked with its score as ``infer["score"]``.
 
     Outermost, so that plates have expanded the distribution, and scales and masks are known.
     """
 
-    def __init__(self, gradient: str) -> None:
+    def __init__(self, with_score: bool) -> None:
         super().__init__()
-        self.gradient = gradient
+        self.with_score = with_score
 
     def _pyro_sample(self, msg: Any) -> None:
         q = msg["fn"]
         if msg["is_observed"] or msg["value"] is not None:
             return
-        if self.gradient != "plain" and q.has_rsample and not isinstance(q, dist.Delta):
-            draw = _rsample_with_score if self.gradient == "path" else _rsample_with_both
-            msg["value"], log_q, msg["infer"]["score"] = draw(q)
-        elif self.gradient == "plain" and hasattr(q, "rsample_and_log_prob"):
+        if self.with_score and q.has_rsample and not isinstance(q, dist.Delta):
+            msg["value"], log_q, msg["infer"]["score"] = _rsample_with_score(q)
+        elif not self.with_score and hasattr(q, "rsample_and_log_prob"):
             msg["value"], log_q = q.rsample_and_log_prob()
         else:
             return
         # as the trace would compute them, by an inverse pass, were one of them missing
-        msg["unscaled_log_prob"] = log_q
         msg["log_prob"] = log_q = scale_and_mask(log_q, msg["scale"], msg["mask"])
         msg["log_prob_sum"] = log_q.sum()
         msg["score_parts"] = ScoreParts(log_q, torch.zeros_like(log_q), log_q)
 
 
 def _rsample_with_score(q: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """A draw, ln q and its gradient at the draw; flows of this package need no second pass."""
+    """A draw, and without its graph ln q and the score; our flows need no second pass."""
     if getattr(q, "has_score", False):
         return q.rsample_with_score()
     x = q.rsample()
-    return (x, *_log_q_and_score(q, x))
-
-
-def _rsample_with_both(q: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """A draw, ln q with its graph, and its gradient at the draw."""
-    if getattr(q, "has_score", False):  # the same draw twice, instead of an inverse pass
-        with torch.random.fork_rng(range(torch.cuda.device_count())):
-            _, _, score = q.rsample_with_score()
-        return (*q.rsample_and_log_prob(), score)
-    x = q.rsample()
-    return x, q.log_prob(x), _log_q_and_score(q, x)[1]
-
-
-def _log_q_and_score(q: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Without the graph of the draw."""
     with torch.enable_grad():
         leaf = x.detach().requires_grad_()  # no remembered pair of the flow is recognised by it
         log_q = q.log_prob(leaf)
         (score,) = torch.autograd.grad(log_q.sum(), leaf)
-    return log_q.detach(), score
+    return x, log_q.detach(), score
 
 
 def _sample_sites(trace: Any) -> list[Any]:
@@ -377,14 +382,11 @@ def _path_term(site: Any) -> Tensor:
 
 def _check_reparameterised(guide_trace: Any) -> None:
     for site in _sample_sites(guide_trace):
-        if site["is_observed"] and getattr(site["fn"], "has_rsample", True) is False:
+        if not site["fn"].has_rsample:
+            name, kind = site["name"], type(site["fn"]).__name__
+            factor = f"factor {name!r} has has_rsample=False"
+            drawn = f"site {name!r} has distribution {kind}, which has no rsample"
             raise ValueError(
-                f"guide factor {site['name']!r} has has_rsample=False; accepted by PDD: True, for "
-                "factors of reparameterised draws (else use Trace_ELBO)"
-            )
-        if not site["is_observed"] and not getattr(site["fn"], "has_rsample", False):
-            raise ValueError(
-                f"guide site {site['name']!r} has distribution {type(site['fn']).__name__}, which "
-                "has no rsample; accepted by PDD: reparameterised distributions (else use "
-                "Trace_ELBO)"
+                f"guide {factor if site['is_observed'] else drawn}; accepted by PDD: "
+                "reparameterised draws, and factors of them (else use Trace_ELBO)"
             )

@@ -4,9 +4,8 @@
 
 from __future__ import annotations
 
-import warnings
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyro
@@ -22,9 +21,10 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from pyro_neuralrg.runtime.console import warn_user
+
 SHARED_LATENT = "_shared_latent"
 """Suffix of the site of a NeuTraReparam, behind the name of the first site that it replaces."""
-
 
 _PLACED = WeakTensorKeyDictionary()
 """Tensors that modules have put into Pyro's parameter store; what is read from a file is none."""
@@ -33,12 +33,10 @@ _PLACED = WeakTensorKeyDictionary()
 def register_parameters(owner: PyroModule, attribute: str) -> None:
     """Name a submodule's trainable parameters to Pyro, as ``pyro.module`` does, but always its own.
 
-    Those of a store that was loaded are taken before. Where the parameter store holds tensors of
-    another module under their names, they are trained without being in the store. Its buffers are
-    laid beside them, so that a file of the store is all of the module.
-
-    Warns:
-        UserWarning: once for each owner, if the store holds other values.
+    Those of a store that was loaded are taken before. Where the store holds tensors of another
+    module under their names, they are trained without being in it, with a warning, once for each
+    owner, if their values differ. Buffers are laid into the store, too: a file of it is all there
+    is of the module.
     """
     if torch._C._get_tracing_state() is not None:
         raise ValueError(
@@ -52,7 +50,13 @@ def register_parameters(owner: PyroModule, attribute: str) -> None:
     is_taken = any(store._params.get(name, p) is not p for name, p in named.items())
     if is_taken and not owner.__dict__.get("_has_compared"):
         owner.__dict__["_has_compared"] = True
-        _warn_of_other_values(named, store)
+        others = (x for x, p in named.items() if x not in store or not torch.equal(store[x], p))
+        if (other := next(others, None)) is not None:
+            warn_user(
+                f"Pyro's parameter store holds other values than the guide's for {other!r}, of "
+                "another guide or a file; the guide goes on with its own, outside of the store "
+                "(pyro.clear_param_store() empties it, guide.load_state_dict() loads values)"
+            )
     statement = effectful(_outside_store if is_taken else store.get_param, type="param")
     for name, parameter in named.items():
         statement(name, parameter, constraint=constraints.real, event_dim=None, name=name)
@@ -68,10 +72,8 @@ def take_loaded(owner: PyroModule, attribute: str) -> None:
     known = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            found = store._params.get(prefix + name)
-            if found is None or found is parameter or found in _PLACED:
-                return
-            if found.shape != parameter.shape:
+            found = store._params.get(prefix + name, parameter)
+            if found is parameter or found in _PLACED or found.shape != parameter.shape:
                 return
             known[prefix + name] = parameter
     state = _without_frozen(module)
@@ -114,18 +116,6 @@ def _outside_store(name: str, parameter: Any, **options: Any) -> Tensor:
     return parameter
 
 
-def _warn_of_other_values(named: Mapping[str, Tensor], store: Any) -> None:
-    for name, parameter in named.items():
-        if name not in store or not torch.equal(store[name], parameter):
-            warnings.warn(
-                f"Pyro's parameter store holds other values than the guide's for {name!r}, of "
-                "another guide or a file; the guide goes on with its own, outside of the store "
-                "(pyro.clear_param_store() empties it, guide.load_state_dict() loads values)",
-                stacklevel=2,
-            )
-            return
-
-
 def is_in_program(module: PyroModule) -> bool:
     """Report whether the module is being called, so that its parameters are Pyro's to see."""
     return bool(module._pyro_context.active)
@@ -155,7 +145,7 @@ def check_no_subsampling(trace: Any) -> None:
 
 
 def refuse_within_plate(name: str, seen: tuple[int, ...], alone: tuple[int, ...]) -> None:
-    """Refuse a site that is drawn without the dimensions of its plate when it is initialised."""
+    """Refuse a site that is initialised without the dimensions of its plate."""
     raise ValueError(
         f"site {name!r} of shape {alone} is initialised with shape {seen}, since it is "
         "reparameterised within a plate; accepted: poutine.reparam around the whole model, "
@@ -195,8 +185,19 @@ def is_numerical(error: Exception) -> bool:
     kernels reject (``pyro.ops.integrator.register_exception_handler``).
     """
     is_invalid = isinstance(error, ValueError) and "found invalid values" in str(error)
-    is_singular = isinstance(error, torch.linalg.LinAlgError)
+    is_singular = isinstance(error, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
     return is_invalid or is_singular or any(known(error) for known in _EXCEPTION_HANDLERS.values())
+
+
+def retried(draw: Callable[[], Any]) -> Any:
+    """A draw at which the numbers of a model do not fail, of at most ten."""
+    for _ in range(9):
+        try:
+            return draw()
+        except Exception as error:
+            if not is_numerical(error):
+                raise
+    return draw()
 
 
 def is_being_reparameterised() -> bool:

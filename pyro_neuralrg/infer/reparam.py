@@ -22,34 +22,33 @@ from pyro_neuralrg.distributions.flow import (
     forward_and_ladj,
     inverse_and_ladj,
 )
+from pyro_neuralrg.infer.model_sites import base_support
 
 
 class FlowReparam(Reparam):
     r"""Replace a site ``name`` by its latents ``{name}_latent``, with ``name = flow(z)`` computed.
 
-    The density of the reparameterised program in ``z`` is exactly (paper Eq. 6)
+    The density of the reparameterised program in ``z`` is exactly, whatever the flow (paper Eq. 6),
 
     .. math:: \tilde p(z) = p(x = g(z)) \, |\det \partial g / \partial z|
 
-    whatever the flow: a perfect one makes it standard normals, a poor one leaves it as hard as it
-    was. Pyro's ``HMC``, ``NUTS`` and ``SVI`` as well as
-    :class:`~pyro_neuralrg.mcmc.VectorizedMCMC` run on the result. The flow is not trained.
+    A perfect flow makes it standard normals. Pyro's ``HMC``, ``NUTS`` and ``SVI``
+    and :class:`~pyro_neuralrg.mcmc.VectorizedMCMC` run on the result. The flow is not trained.
 
     A site may stand inside plates (batch dimensions on the left); an observed one stays as it is.
-    As for every reparameteriser of Pyro, ``poutine.mask`` and ``poutine.scale`` act on the *whole*
-    site, log-determinant included; to leave out a prior alone, mask its distribution
+    ``poutine.mask`` and ``poutine.scale`` act on the *whole* site, log-determinant included, as
+    with Pyro's reparameterisers; to leave out a prior alone, mask its distribution
     (``fn.mask(False)``).
 
-    What is drawn when nothing else sets the value is the flow's base, and samplers move in z. With
-    ``from_normal=True`` they move in standard normals u, ``z = base.from_normal(u)``: of the Ising
+    Samplers start at draws of the flow's base and move in z. With ``from_normal=True`` they move in
+    standard normals u, ``z = base.from_normal(u)``, and give draws of z all the same: of the Ising
     dual at Tc, 8 x 8, HMC crosses between the phases 1.5 times per 1000 gradients in z, with any
     flow; in u 0.1 times with an untrained one, 5 times after 400 steps
-    (``tests/benchmarks/crossings.py``). Draws are z all the same.
+    (``tests/benchmarks/crossings.py``).
 
     Args:
-        flow: a bijective TransformModule of real tensors, ``x = flow(z)``; usually a
-            ``HierarchicalFlow`` of the site's event shape. A flow of fewer event dimensions acts on
-            the rightmost ones.
+        flow: a bijective TransformModule of real tensors, ``x = flow(z)``, such as a
+            ``HierarchicalFlow``. One of fewer event dimensions than the site acts on the rightmost.
         from_normal: let samplers move in standard normals instead of z.
 
     Raises:
@@ -95,11 +94,16 @@ class FlowReparam(Reparam):
                 "fn.mask(False)",
                 stacklevel=2,
             )
+        latent = base_distribution(self.flow, fn.event_shape, self.from_normal)
+        latent = latent.expand(fn.batch_shape).mask(False)
+        # "is_observed" keeps an initial value from counting as data; "flow_site" tells whoever
+        # reads the trace how latent values become physical ones.
+        infer: Any = {"is_observed": False, "flow_site": (name, self)}
+        z, ladj = None, None
         if value is not None:  # an initial value, not data: keep it, and find its latent
             z, ladj = inverse_and_ladj(self.flow, value, fn.event_dim)
-            self._sample_latent(name, fn, z)
-        else:
-            z = self._sample_latent(name, fn, None)
+        z = pyro.sample(f"{name}_latent", latent, obs=z, infer=infer)
+        if value is None:
             value, ladj = forward_and_ladj(self.flow, z, fn.event_dim)
         density = dist.Delta(value, fn.log_prob(value) + ladj, event_dim=fn.event_dim)
         return {"fn": density, "value": value, "is_observed": True}
@@ -118,16 +122,5 @@ class FlowReparam(Reparam):
                 f"{tuple(fn.batch_shape)}; accepted: an event of {accepted}, as the flow's "
                 f"(.to_event({sides}) turns batch into event dimensions)"
             )
-        support = fn.support
-        while isinstance(support, constraints.independent):
-            support = support.base_constraint
-        if support is not constraints.real:
-            raise ValueError(f"site {name!r} has support {support}; accepted: the real line")
-
-    def _sample_latent(self, name: str, fn: Any, initial: Tensor | None) -> Tensor:
-        latent = base_distribution(self.flow, fn.event_shape, self.from_normal)
-        latent = latent.expand(fn.batch_shape).mask(False)
-        # "is_observed" keeps an initial value from counting as data; "flow_site" tells whoever
-        # reads the trace how latent values become physical ones.
-        infer: Any = {"is_observed": False, "flow_site": (name, self)}
-        return pyro.sample(f"{name}_latent", latent, obs=initial, infer=infer)
+        if base_support(fn) is not constraints.real:
+            raise ValueError(f"site {name!r} has support {fn.support}; accepted: the real line")

@@ -39,6 +39,7 @@ from pyro_neuralrg.infer.pyro_internals import (
     guide_shapes,
     is_numerical,
     reparameterisations,
+    retried,
 )
 from pyro_neuralrg.infer.reparam import FlowReparam
 from pyro_neuralrg.mcmc.model_parts import Part, part_of
@@ -208,17 +209,18 @@ class ModelTarget(Target):
                 self._energy_and_grad_of(points)
                 return
             except Exception as error:  # whatever vmap or the model raises inside vmap
-                if not is_numerical(error):
-                    reason = f"{type(error).__name__}: {error}".splitlines()[0]
-                    break
-                points = self.uniform(2, torch.Generator(self.device).manual_seed(seed))
+                reason = error
+            if not is_numerical(reason):
+                break
+            points = self.uniform(2, torch.Generator(self.device).manual_seed(seed))
         else:
-            return  # a model of which little is known; its starts will tell
+            return  # nothing is known; the starts will tell
         self._vectorised = False
         self._energy_and_grad_of(points)  # an error of the model itself comes out here
         warnings.warn(
             "the model cannot be vectorised by torch.func.vmap; its chains are evaluated one "
-            f"after another, which is slow; the reason: {reason}",
+            "after another, which is slow; the reason: "
+            + f"{type(reason).__name__}: {reason}".splitlines()[0],
             stacklevel=5,  # the caller of run()
         )
 
@@ -302,7 +304,7 @@ class ModelTarget(Target):
         seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
         with torch.random.fork_rng(), poutine.block(), torch.no_grad(), begun:
             torch.manual_seed(seed)
-            starts = [one_start() for _ in range(chains)]
+            starts = [retried(one_start) for _ in range(chains)]
         values = {name: torch.stack([one[name] for one in starts]) for name in starts[0]}
         return self.pack(values, chains)
 

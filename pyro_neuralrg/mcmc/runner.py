@@ -199,6 +199,7 @@ class VectorizedMCMC(RunResults):
         self._world = processes()
         self._world.share("num_chains", self.num_chains)
         target = self._given.target.setup(*args, **kwargs)
+        target.failure = None
         self._check_memory(target)
         self.kernel = self._given.on(target)
 

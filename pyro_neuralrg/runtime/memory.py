@@ -13,8 +13,6 @@ import torch
 
 from pyro_neuralrg.runtime.processes import processes_here
 
-ROOT = Path("/")
-
 CGROUP_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 CGROUP_V2 = ("memory.max", "memory.current", "inactive_file")
 """Names of a cgroup's limit, of its use and of its cached files, which count as free."""
@@ -61,7 +59,7 @@ def available_memory(device: torch.device) -> float:
     return host_memory() / sharing
 
 
-def host_memory(root: Path = ROOT) -> float:
+def host_memory(root: Path = Path("/")) -> float:
     """Bytes that are free below ``root``, the file system, within the limits of the cgroups."""
     return min(_free_memory(root), *_left_in_cgroups(root))
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,11 +78,8 @@ class History:
     @staticmethod
     def from_steps(steps: list[TrainingStep]) -> History:
         """Turn records into columns."""
-        columns = list(zip(*steps, strict=True)) or [()] * len(TrainingStep._fields)
-        return History(
-            np.array(columns[0], dtype=np.int64),
-            *(np.array(column, dtype=np.float64) for column in columns[1:]),
-        )
+        columns = np.array(steps, dtype=np.float64).reshape(-1, len(TrainingStep._fields)).T.copy()
+        return History(columns[0].astype(np.int64), *columns[1:])
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
         """Write one line for each step, under the names of the arrays, with every digit.
@@ -98,7 +95,7 @@ class History:
 
     def as_dict(self) -> dict[str, npt.NDArray[np.generic]]:
         """The arrays by name, for a table or a figure."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return vars(self).copy()
 
 
 class Best:
@@ -108,9 +105,10 @@ class Best:
     the log-weights there.
     """
 
-    def __init__(self, parameters: Tensor) -> None:
-        self.parameters = parameters
-        self.loss = self.spread = math.inf
+    def __init__(
+        self, parameters: Tensor, loss: float = math.inf, spread: float = math.inf
+    ) -> None:
+        self.parameters, self.loss, self.spread = parameters, loss, spread
         self.restart()
 
     def add(self, loss: float, spread: float, parameters: Callable[[], Tensor]) -> bool:
@@ -128,15 +126,6 @@ class Best:
             return False
         allowed = max(DIVERGED_NATS, DIVERGED_SPREADS * self.spread)
         return self._steps >= LEAST_STEPS and self._mean > self.loss + allowed
-
-    def begin(
-        self, loss: float = math.inf, spread: float = math.inf, parameters: Tensor | None = None
-    ) -> None:
-        """Begin another record, at another temperature; parameters that are known are the best."""
-        self.loss, self.spread = loss, spread
-        if parameters is not None:
-            self.parameters = parameters
-        self.restart()
 
     def restart(self) -> None:
         """Begin another running mean, from the best parameters."""

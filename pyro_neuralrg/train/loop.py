@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from torch import Tensor
 from pyro_neuralrg.arguments import on_copies
 from pyro_neuralrg.files.format import one_line
 from pyro_neuralrg.files.record import Checkpoints, check_energies
-from pyro_neuralrg.infer.pdd import PDD
+from pyro_neuralrg.infer.pdd import PDD, nan_site
 from pyro_neuralrg.potentials.base import LatticePotential
 from pyro_neuralrg.potentials.family import PotentialFamily
 from pyro_neuralrg.runtime.console import HELD, Progress, deferred_interrupts, warn_user
@@ -94,6 +95,7 @@ def measured(log_weights: Tensor) -> tuple[Measured, Tensor]:
     return Measured(loss, spread, finite), kept
 
 
+@dataclass(eq=False, repr=False)
 class Training:
     """The loop over the steps: what it needs and what it found.
 
@@ -102,27 +104,23 @@ class Training:
     which gradients are averaged over ``world``; ``arguments`` are those of a model and its guide.
     """
 
-    def __init__(
-        self,
-        target: Any,
-        guide: Callable[..., Any],
-        elbo: PDD,
-        optimizer: JoinedAdam,
-        *,
-        steps: int,
-        schedule: Schedule,
-        path_after_cooling: bool,
-        world: Processes,
-        arguments: tuple[Any, ...] = (),
-    ) -> None:
-        self.target, self.guide, self.elbo, self.optimizer = target, guide, elbo, optimizer
-        self.steps, self.schedule, self.world = steps, schedule, world
-        self.path_after_cooling, self.arguments = path_after_cooling, arguments
-        self.cooling = schedule.cooling if hasattr(target, "heated") else None
-        self.average_from = steps - round(schedule.average * steps)
-        self.largest_rate = optimizer.learning_rate
+    target: Any
+    guide: Callable[..., Any]
+    elbo: PDD
+    optimizer: JoinedAdam
+    _: KW_ONLY
+    steps: int
+    schedule: Schedule
+    path_after_cooling: bool
+    world: Processes
+    arguments: tuple[Any, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.cooling = self.schedule.cooling if hasattr(self.target, "heated") else None
+        self.average_from = self.steps - round(self.schedule.average * self.steps)
+        self.largest_rate = self.optimizer.learning_rate
         self.factor, self.model = math.nan, self._model(1.0)
-        self.start = optimizer.vector()
+        self.start = self.optimizer.vector()
         self.first: Measured | None = None
         self.best = Best(self.start)
         self.step = self.divergences = self.begun = self.averaged = self.zero_weights = 0
@@ -231,9 +229,9 @@ class Training:
         if factor != self.factor:
             self.factor, self.model = factor, self._model(factor)
             if factor == 1.0 and self.first is not None:  # there, those of the beginning are known
-                self.best.begin(self.first.loss, self.first.spread, self.start)
+                self.best = Best(self.start, self.first.loss, self.first.spread)
             else:
-                self.best.begin()
+                self.best = Best(self.best.parameters)
         if self.path_after_cooling:
             self.elbo.path_gradient = factor == 1.0
 
@@ -280,9 +278,11 @@ class Training:
         elif self.records:
             self._go_back(f"the loss at step {self.step} is {loss}")
         else:
+            several = isinstance(self.target, PotentialFamily)
+            where = "" if several else nan_site(self.model, self.guide, self.arguments)
             raise ValueError(
-                f"target or flow gives a loss of {loss} at the first step; accepted: an energy and "
-                "a density that are finite where the flow samples"
+                f"target or flow gives a loss of {loss} at the first step{where}; accepted: an "
+                "energy and a density that are finite where the flow samples"
             )
 
     def _go_back(self, reason: str) -> None:
@@ -411,6 +411,6 @@ class Training:
 
 
 def _figures(record: TrainingStep) -> str:
-    heat = f", T x {record.temperature_factor:.2f}" if record.temperature_factor != 1.0 else ""
-    ess = "" if math.isnan(record.ess) else f", ESS {record.ess:.0%}"  # of a family: none
-    return f"F {record.free_energy:.3f} ± {record.free_energy_se:.3f}{ess}{heat}"
+    heat = f", at {record.temperature_factor:.2f} T" if record.temperature_factor != 1.0 else ""
+    ess = "" if math.isnan(record.ess) else f", ESS {100 * record.ess:.0f} %"  # of a family: none
+    return f"loss {record.free_energy:.3f} ± {record.free_energy_se:.3f}{ess}{heat}"

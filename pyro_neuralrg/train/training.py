@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyro
@@ -16,11 +16,11 @@ from pyro import poutine
 from pyro.distributions.conditional import ConditionalTransformModule
 from torch import Tensor
 
-from pyro_neuralrg.arguments import check_integer, check_number, check_type, copied
+from pyro_neuralrg.arguments import a_kind, check_integer, check_number, check_type, copied
 from pyro_neuralrg.files.format import FileFormat
 from pyro_neuralrg.files.record import Checkpoints, Record
 from pyro_neuralrg.infer.guides import FlowGuide
-from pyro_neuralrg.infer.model_sites import ImproperDraws
+from pyro_neuralrg.infer.model_sites import ImproperDraws, latent_sites
 from pyro_neuralrg.infer.pdd import PDD
 from pyro_neuralrg.potentials.base import LatticePotential
 from pyro_neuralrg.potentials.family import PotentialFamily
@@ -45,7 +45,7 @@ TRAINING_FORMAT = FileFormat(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FitResult:
     """A finished, stopped or interrupted training.
 
@@ -62,16 +62,20 @@ class FitResult:
         zero_weights: samples, of all batches, whose energy was infinite or NaN, see :func:`fit`.
     """
 
-    flow: Any = field(repr=False)
+    flow: Any
     history: History
     steps: int
     batch: int
     seconds: float
     interrupted: bool
     stopped: str | None
-    divergences: int = 0
-    unsaved: str | None = None
-    zero_weights: int = 0
+    divergences: int
+    unsaved: str | None
+    zero_weights: int
+
+    def __repr__(self) -> str:
+        end = "" if self.stopped is None else f", stopped: {self.stopped}"
+        return f"FitResult({self.history}, batch {self.batch}, {self.seconds:.0f} s{end})"
 
 
 def fit(
@@ -97,17 +101,15 @@ def fit(
     (if ``seed`` is given) nor Pyro's parameter store (for flows) is changed.
 
     A training diverges if a loss or gradient is not finite, or if the running mean of the loss is
-    far above its lowest value at this temperature. It then takes up the parameters of that value
-    again, forgets Adam's moments and halves the rate, which rises anew; after ten times it ends.
+    far above its lowest value at this temperature. It then goes back to the parameters of that
+    value, without Adam's moments and at half the rate; after ten times it ends. A sample of
+    infinite energy has a weight of zero: the loss is that of the flow where the energy is finite
+    plus the nats that the others cost, still a bound. So has one whose energy is NaN, up to one
+    sample in a hundred, or one of a batch; beyond, the training diverges.
 
-    A sample of infinite energy has a weight of zero: the step lowers the density there, and the
-    loss is that of the flow where the energy is finite plus the nats that the others cost, still a
-    bound. So it is where the energy is NaN, of up to one sample in a hundred, or one of a batch. If
-    more are NaN, or all infinite, the training diverges.
-
-    However it ends, the result is not worse than the beginning: where the loss at the final
-    temperature is higher by more than two standard errors, on 2,000 fresh samples of each, the best
-    known parameters are the result.
+    The result is not worse than the beginning: where the loss at the final temperature is higher by
+    more than two standard errors, on 2,000 fresh samples of each, the best known parameters are the
+    result.
 
     On a CPU, for a lattice model, torch has one thread meanwhile; couplings share the threads that
     it had. Where ``torch.distributed`` is initialised, all its processes must call this with the
@@ -126,8 +128,7 @@ def fit(
         batch: samples per step.
         lr: largest learning rate.
         path_gradient: see :class:`~pyro_neuralrg.infer.pdd.PDD`; None: for flows of this package,
-            where it is cheap, once the target has cooled. Either way it is taken only while it has
-            the smaller variance, as measured at the first steps and then every 64th.
+            where it is cheap, once the target has cooled.
         seed: of the samples and of a flow built here; None: the global random state goes on.
         progress: show one progress bar; a line now and then where stderr is no terminal.
         callback: called after each step, on every process; True from any stops the training.
@@ -143,10 +144,9 @@ def fit(
         RuntimeError: if another process of the group has ended.
 
     Warns:
-        UserWarning: if a weight is zero, or the training diverged (each said once), ended for that,
-            or ended worse than it began; if there is no checkpoint to resume from, the newest is
-            not intact, or one cannot be written (said once; the training goes on and tries again,
-            see ``unsaved``).
+        UserWarning: each once: if a weight is zero; if the training diverged, ended for that, or
+            ended worse than it began; if there is no checkpoint to resume from, the newest is not
+            intact, or one cannot be written (the training goes on and tries again).
     """
     schedule = Schedule() if schedule is None else schedule
     if not (callable(target) or hasattr(target, "energy")):
@@ -176,17 +176,14 @@ def fit(
         )
         training.run(bar, callback, checkpoints)
     _clear_cache(flow)
+    names = ("seconds", "interrupted", "stopped", "divergences", "zero_weights")
     return FitResult(
         flow=flow,
         history=History.from_steps(training.records),
         steps=len(training.records),
         batch=budget.batch,
-        seconds=training.seconds,
-        interrupted=training.interrupted,
-        stopped=training.stopped,
-        divergences=training.divergences,
         unsaved=None if checkpoints is None else checkpoints.unsaved,
-        zero_weights=training.zero_weights,
+        **{name: getattr(training, name) for name in names},
     )
 
 
@@ -323,7 +320,7 @@ def _guide(flow: Any, takes_context: bool) -> Callable[..., Any]:
             else ": flow.condition(context), a guide that draws the context, or a PotentialFamily "
             "as target"
         )
-        raise TypeError(f"flow is a {type(flow).__name__}; accepted{accepted}")
+        raise TypeError(f"flow is {a_kind(flow)}; accepted{accepted}")
     if isinstance(flow, FlowGuide):
         return _Sampler(flow)
     if conditional or isinstance(
@@ -342,13 +339,31 @@ def _trainable(target: Any, guide: Callable[..., Any], model_args: tuple[Any, ..
         programs.append(target)
     with poutine.block(), poutine.trace(param_only=True) as capture:
         for program in programs:
-            ImproperDraws()(program)(*copied(model_args))
+            with poutine.trace() as run:
+                ImproperDraws()(program)(*copied(model_args))
+            if isinstance(guide, _Sampler):
+                _check_site(guide.guide, latent_sites(run.trace))
     sites: Any = capture.trace.nodes.values()
     found += [site["value"].unconstrained() for site in sites]
     trainable = [parameter for parameter in found if parameter.requires_grad]
     if not trainable:
         raise ValueError("flow has no parameters to train; accepted: a flow or a guide with some")
     return trainable
+
+
+def _check_site(guide: FlowGuide, sites: dict[str, Any]) -> None:
+    """Refuse a model without the site that a flow draws, or with one of another shape."""
+    if guide.site not in sites:
+        raise ValueError(
+            f"flow draws the site {guide.site!r}, the model has {', '.join(map(repr, sites))}; "
+            "accepted: FlowGuide(flow, name) with the name of the model's site"
+        )
+    ours = tuple(guide.distribution().event_shape)
+    seen = tuple(sites[guide.site]["value"].shape)
+    if seen[-len(ours) :] != ours or math.prod(seen) != math.prod(ours):
+        raise ValueError(
+            f"flow has shape {ours}, site {guide.site!r} of the model {seen}; accepted: equal ones"
+        )
 
 
 def _has_score(guide: Callable[..., Any]) -> bool:

@@ -21,7 +21,7 @@ import torch
 
 from pyro_neuralrg import IsingDual
 from pyro_neuralrg.distributions import FlowDistribution, StandardNormal
-from tests.benchmarks.harness import parse, result, seconds_of, start
+from tests.benchmarks.harness import in_turns, parse, result, start
 
 SITES = 2**17
 REPEATS = 7
@@ -57,7 +57,7 @@ def cost(side: int, bijector: str, threads: int) -> dict[str, float]:
     before = resident("VmRSS")
     step(batch)
     peak = resident("VmHWM") - before
-    times = [seconds_of(lambda: step(batch), time.perf_counter) for _ in range(REPEATS)]
+    (times,) = in_turns([lambda: step(batch)], REPEATS, time.perf_counter)
     return {"seconds": statistics.median(times), "mib": peak}
 
 

@@ -21,7 +21,6 @@ from __future__ import annotations
 import functools
 import json
 import math
-import time
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -44,7 +43,7 @@ from torch import Tensor
 from pyro_neuralrg import AutoHierarchicalFlow, ChEESHMC, VectorizedMCMC, fit
 from pyro_neuralrg.free_energy import anneal, estimate
 from pyro_neuralrg.spectral import apply_spectrum, neighbour_spectrum, quadratic_form
-from tests.benchmarks.harness import parse
+from tests.benchmarks.harness import parse, timed
 
 SHAPE, WINDOW = (32, 32), 28
 SITES = math.prod(SHAPE)
@@ -114,11 +113,10 @@ def effective_draws(samples: dict[str, Tensor]) -> dict[str, float]:
 
 def by_guide(counts: Tensor, options: Any) -> dict[str, Tensor]:
     model = functools.partial(noncentred, counts)
-    began = time.process_time()
     guide = AutoHierarchicalFlow(model, field="noise", **options.flow)
     settings = {"steps": options.steps, "batch": 64, "lr": 0.02, "seed": options.seed}
-    fit(model, guide, **settings, progress=False)
-    print(f"guide: fit in {time.process_time() - began:.1f} CPU seconds")
+    _, seconds = timed(lambda: fit(model, guide, **settings, progress=False))
+    print(f"guide: fit in {seconds:.1f} CPU seconds")
     latent = NeuTraReparam(guide).reparam(model)
     if options.evidence:
         print(estimate(model, guide, 20_000))
@@ -195,9 +193,7 @@ def main() -> None:
     for name in options.methods or METHODS:
         pyro.clear_param_store()
         pyro.set_rng_seed(options.seed)
-        began = time.process_time()
-        samples = METHODS[name](counts, options)
-        seconds = time.process_time() - began
+        samples, seconds = timed(functools.partial(METHODS[name], counts, options))
         effective = effective_draws(samples)
         fewest = min(effective.values())
         means = {key: f"{float(samples[key].mean()):.3f}" for key in GLOBALS}

@@ -13,6 +13,7 @@ many crossings in the same time.
 
 from __future__ import annotations
 
+import functools
 import time
 
 import pyro
@@ -23,7 +24,7 @@ from pyro.infer.mcmc.util import initialize_model
 from pyro_neuralrg import PDD, FlowGuide, FlowReparam, IsingDual
 from pyro_neuralrg.mcmc import HMC, LatentTarget
 from pyro_neuralrg.potentials import CRITICAL_TEMPERATURE
-from tests.benchmarks.harness import parse, pyros_nuts
+from tests.benchmarks.harness import parse, pyros_nuts, timed
 
 CHAINS = 192
 
@@ -88,16 +89,16 @@ def main() -> None:
         target = IsingDual((8, 8), options.temperature)
         flow = trained(target, options.steps)
         choice = {"from_normal": options.from_normal}
-        began = time.perf_counter()
         if options.hmc:
-            found = by_hmc(target, flow, options.hmc, **choice)
+            run = functools.partial(by_hmc, target, flow, options.hmc, **choice)
         else:
-            reparam = FlowReparam(flow, **choice)
-            found = by_nuts(target, reparam, options.warmup, options.draws, seed)
+            chosen = (FlowReparam(flow, **choice), options.warmup, options.draws, seed)
+            run = functools.partial(by_nuts, target, *chosen)
+        found, seconds = timed(run, time.perf_counter)
         total += torch.tensor(found)
         print(
             f"steps {options.steps}, seed {seed}: {found[0]} crossings in {found[1]} gradients "
-            f"({time.perf_counter() - began:.0f} s)"
+            f"({seconds:.0f} s)"
         )
     print(f"all seeds: {1000 * float(total[0] / total[1]):.2f} crossings per 1000 gradients")
 

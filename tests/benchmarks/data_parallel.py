@@ -17,14 +17,13 @@ import statistics
 import subprocess
 import sys
 import time
-from itertools import pairwise
 
 import torch
 import torch.distributed
 
 from pyro_neuralrg import IsingDual, Schedule, fit
 from pyro_neuralrg.runtime.processes import joined, processes
-from tests.benchmarks.harness import in_turns, medians, parse
+from tests.benchmarks.harness import Marks, in_turns, medians, parse
 
 STEPS, SKIPPED = 16, 4
 BATCHES = {16: 256, 64: 32}
@@ -37,21 +36,13 @@ def worker(side: int) -> None:
         target = IsingDual((side, side))
         torch.manual_seed(0)
         flow = target.flow(dtype=torch.float32)
-        marks: list[tuple[float, float]] = []
-
-        def mark(_: object) -> None:
-            marks.append((time.perf_counter(), time.process_time()))
-
+        marks = Marks(SKIPPED)
         settings = {"steps": STEPS, "batch": BATCHES[side], "schedule": Schedule(cooling=None)}
-        fit(target, flow, **settings, seed=0, progress=False, callback=mark)
-        step, cpu = (
-            statistics.median(b - a for a, b in pairwise(clock[SKIPPED:]))
-            for clock in zip(*marks, strict=True)
-        )
+        fit(target, flow, **settings, seed=0, progress=False, callback=marks)
         gradient = torch.zeros(sum(p.numel() for p in flow.parameters()))
         costs = in_turns([lambda: processes().mean(gradient)], 30, time.perf_counter)[0]
         if world.is_first:
-            print(json.dumps({"step": step, "cpu": cpu, "reduce": statistics.median(costs)}))
+            print(json.dumps({**marks.medians(), "reduce": statistics.median(costs)}))
 
 
 def measured(side: int, count: int) -> dict[str, float]:
@@ -77,12 +68,12 @@ def main() -> None:
     for side in options.sides:
         pairs = [(measured(side, 1), measured(side, 2)) for _ in range(options.repeats)]
         one, two = map(medians, zip(*pairs, strict=True))
-        faster, per_cpu = (one[key] / two[key] for key in ("step", "cpu"))
+        faster, per_cpu = (one[key] / two[key] for key in ("wall", "cpu"))
         print(
-            f"{side} x {side}, batch {BATCHES[side]}: one process {1000 * one['step']:.1f} ms a "
-            f"step, two {1000 * two['step']:.1f}: {faster:.2f} times the samples per second, "
+            f"{side} x {side}, batch {BATCHES[side]}: one process {1000 * one['wall']:.1f} ms a "
+            f"step, two {1000 * two['wall']:.1f}: {faster:.2f} times the samples per second, "
             f"{per_cpu:.2f} times per CPU second of a process; the all-reduce of a gradient takes "
-            f"{1000 * two['reduce']:.2f} ms, {two['reduce'] / two['step']:.1%} of a step"
+            f"{1000 * two['reduce']:.2f} ms, {two['reduce'] / two['wall']:.1%} of a step"
         )
 
 

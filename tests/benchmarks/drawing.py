@@ -22,7 +22,7 @@ from pyro_neuralrg import IsingDual, load
 from pyro_neuralrg.diagnostics import summarise
 from pyro_neuralrg.free_energy.importance import from_log_weights, log_weights
 from pyro_neuralrg.potentials.cluster import swendsen_wang
-from tests.benchmarks.harness import parse
+from tests.benchmarks.harness import parse, timed
 
 BATCH = 500
 CHAINS = 64  # of Swendsen-Wang, side by side
@@ -38,18 +38,16 @@ def main() -> None:
     flow = load(arguments.flow).flow
     target = IsingDual(flow.shape)
     log_weights(target, flow, BATCH, BATCH)
-    began = time.perf_counter()
-    weights = log_weights(target, flow, arguments.draws, BATCH)
-    seconds = time.perf_counter() - began
+    draw = (target, flow, arguments.draws, BATCH)
+    weights, seconds = timed(lambda: log_weights(*draw), time.perf_counter)
     ess = from_log_weights(weights).ess
     rate = arguments.draws / seconds
     print(f"flow: {arguments.draws} draws with ln q and ln pi in {seconds:.1f} s, {rate:.0f} a")
     print(f"second; importance ESS {ess:.1%}: {ess * rate:.0f} effective draws a second")
-    began = time.perf_counter()
     sweeps = max(10, arguments.draws // CHAINS)
-    sites = math.prod(target.shape)
-    spins = swendsen_wang(target.spins.bonds, None, sites, chains=CHAINS, rounds=sweeps, between=1)
-    seconds = time.perf_counter() - began
+    start, options = (target.spins.bonds, None, math.prod(target.shape)), {"between": 1}
+    options |= {"chains": CHAINS, "rounds": sweeps}
+    spins, seconds = timed(lambda: swendsen_wang(*start, **options), time.perf_counter)
     magnetisation = spins.mean(2, dtype=np.float64)
     found = summarise(np.square(magnetisation).T)
     count = magnetisation.size

@@ -23,7 +23,7 @@ import torch
 
 from pyro_neuralrg import IsingDual
 from pyro_neuralrg.free_energy import anneal, bounds, estimate
-from tests.benchmarks.harness import Table, parse, trained_flow
+from tests.benchmarks.harness import Table, parse, timed, trained_flow
 
 COLUMNS = {
     "-ln Z": "12.4f", "+-": "9.4f", "off": "10.4f", "in +-": "8.1f", "evaluations": "13",
@@ -62,13 +62,12 @@ def of_annealing(resample_below: float, target: IsingDual, flow: Any, options: A
     return [(f"{name} ({note})", found.free_energy, found.standard_error, evaluations)]
 
 
-def timed(
+def show(
     table: Table, target: IsingDual, estimator: Callable[..., list[Row]], *arguments: Any
 ) -> None:
     """Print the rows of an estimator."""
-    clock, processor = time.perf_counter(), time.process_time()
-    rows = estimator(target, *arguments)
-    clock, processor = time.perf_counter() - clock, time.process_time() - processor
+    once = functools.partial(estimator, target, *arguments)
+    (rows, processor), clock = timed(lambda: timed(once), time.perf_counter)
     for name, value, error, evaluations in rows:
         off = value + target.log_partition()
         table.row(name, value, error, off, off / error, evaluations, clock, processor)
@@ -93,7 +92,7 @@ def main() -> None:
     table.row("exact", -target.log_partition())
     without, with_resampling = (functools.partial(of_annealing, below) for below in (0.0, 0.5))
     for estimator in (of_samples, of_reference, without, with_resampling):
-        timed(table, target, estimator, flow, arguments)
+        show(table, target, estimator, flow, arguments)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ from pyro.infer.autoguide import (
 from pyro_neuralrg import PDD
 from pyro_neuralrg.infer import AutoHierarchicalFlow
 from pyro_neuralrg.transforms import Neighbour
-from tests.benchmarks.harness import Table, elbo_of, in_turns, medians, neighbour, parse
+from tests.benchmarks.harness import Table, elbo_of, in_turns, medians, neighbour, parse, timed
 from tests.models.registry import REGISTRY
 
 OURS = "AutoHierarchicalFlow"
@@ -77,6 +77,11 @@ def make_svi(model: Any, guide: Any, loss: Any = None, rate: float = RATE) -> SV
     return SVI(model, guide, adam, loss or Trace_ELBO(PARTICLES, vectorize_particles=True))
 
 
+def run_steps(svi: SVI, steps: int = STEPS) -> list[float]:
+    """The losses of so many steps."""
+    return [svi.step() for _ in range(steps)]
+
+
 def fresh(name: str, seed: int) -> Any:
     """A model of the registry, and Pyro as if nothing had run before."""
     model = REGISTRY[name].build(0)
@@ -89,16 +94,10 @@ def train(kind: str, name: str, seed: int) -> dict[str, float]:
     """One guide on one model."""
     model, start = fresh(name, seed), math.nan
     try:
-        began = time.process_time()
-        guide = GUIDES[kind](model)
-        seconds = time.process_time() - began
+        guide, seconds = timed(lambda: GUIDES[kind](model))
         if kind == OURS:
             start = elbo_of(model, guide, DRAWS, DRAWS_AT_ONCE)[0]
-        began = time.process_time()
-        svi = make_svi(model, guide)
-        for _ in range(STEPS):
-            svi.step()
-        seconds += time.process_time() - began
+        seconds += timed(lambda: run_steps(make_svi(model, guide)))[1]
         elbo, error = elbo_of(model, guide, DRAWS, DRAWS_AT_ONCE)
     except ValueError:  # Pyro's guides meet NaN in some models
         return {"elbo": -math.inf, "error": 0.0, "seconds": math.nan, "start": math.nan}
@@ -129,17 +128,13 @@ def compare(models: list[str], seeds: list[int], file: Path | None) -> None:
 def sizes(models: list[str], seed: int) -> None:
     """ELBO and CPU seconds of flows of several sizes."""
     for name, kind in product(models, OPTIONS):
-        model, seconds, row = fresh(name, seed), 0.0, []
-        began = time.process_time()
-        guide = AutoHierarchicalFlow(model, **OPTIONS[kind])
+        model, row = fresh(name, seed), []
+        guide, seconds = timed(functools.partial(AutoHierarchicalFlow, model, **OPTIONS[kind]))
         svi = make_svi(model, guide)
         for steps in (STEPS, 2 * STEPS):
-            for _ in range(steps):
-                svi.step()
-            seconds += time.process_time() - began
+            seconds += timed(functools.partial(run_steps, svi, steps))[1]
             elbo, error = elbo_of(model, guide, DRAWS, DRAWS_AT_ONCE)
             row.append(f"{elbo:9.2f}({error:.2f}) {seconds:6.1f} s")
-            began = time.process_time()
             for optimizer in svi.optim.optim_objs.values():
                 optimizer.param_groups[0]["lr"] = RATE / 5
         print(f"{name:<26} {kind:<18} {'  '.join(row)}")
@@ -151,7 +146,7 @@ def explosions(models: list[str], seeds: list[int]) -> None:
         model = fresh(name, seed)
         loss, window = LOSSES[kind]
         svi = make_svi(model, AutoHierarchicalFlow(model), loss(), rate)
-        losses = np.array([svi.step() for _ in range(STEPS)])
+        losses = np.array(run_steps(svi))
         means = np.convolve(losses, np.full(window, 1 / window), "valid")
         if not means.max() <= means[0] + 20 * abs(means[0]) + 2000:  # or it is NaN
             print(f"{name}, seed {seed}, rate {rate:g}, {kind}: {losses.max():g}")

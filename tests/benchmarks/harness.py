@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -27,6 +28,7 @@ from pyro.infer import MCMC, NUTS, Trace_ELBO
 from torch import Tensor
 
 from pyro_neuralrg import IsingDual, VectorizedMCMC, fit, load
+from pyro_neuralrg.free_energy import estimate
 from pyro_neuralrg.mcmc import Kernel
 from pyro_neuralrg.statistics import Summary, summarise
 from pyro_neuralrg.transforms import HierarchicalFlow
@@ -98,18 +100,18 @@ def shape(text: str) -> list[int]:
     return [int(side) for side in text.split("x")]
 
 
-def seconds_of(function: Callable[[], object], clock: Clock = time.process_time) -> float:
-    """Seconds of a call, by default of the process, which others do not disturb."""
+def timed(function: Callable[[], Any], clock: Clock = time.process_time) -> tuple[Any, float]:
+    """What a call returns, and its seconds, by default CPU time, which others do not disturb."""
     began = clock()
-    function()
-    return clock() - began
+    found = function()
+    return found, clock() - began
 
 
 def in_turns(
     functions: Sequence[Callable[[], object]], repeats: int, clock: Clock = time.process_time
 ) -> list[list[float]]:
     """Seconds of each function, called in turns."""
-    rounds = [[seconds_of(f, clock) for f in functions] for _ in range(repeats)]
+    rounds = [[timed(f, clock)[1] for f in functions] for _ in range(repeats)]
     return [list(times) for times in zip(*rounds, strict=True)]
 
 
@@ -209,16 +211,39 @@ def trained_flow(target: IsingDual, file: Path | None, steps: int, seed: int) ->
     return fit(target, flow, steps=steps, seed=seed, progress=False).flow
 
 
-def steps_within(seconds: float, clock: Clock, target: Any, flow: Any, **options: Any) -> int:
-    """Steps of ``fit`` that the time suffices for, by the second half of a few that change little.
+def gap_of(target: Any, flow: Any, samples: int, seed: int, *at_once: int) -> tuple[float, Any]:
+    """The gap of a flow in nats, and the estimate that it is of."""
+    torch.manual_seed(seed)
+    found = estimate(target, flow, samples, *at_once)
+    return found.variational + target.log_partition(), found
+
+
+class Marks:
+    """CPU and wall time after each step, as a callback that ends a training after some seconds."""
+
+    def __init__(self, skipped: int = 3, limit: float = math.inf) -> None:
+        self.skipped, self.limit = skipped, limit
+        self.times: list[tuple[float, float]] = []
+
+    def __call__(self, *_: Any) -> bool:
+        self.times.append((time.process_time(), time.perf_counter()))
+        kept = self.times[self.skipped :]
+        return bool(kept) and kept[-1][1] - kept[0][1] > self.limit
+
+    def medians(self) -> dict[str, float]:
+        """Seconds of a step, those that are skipped left out."""
+        pairs = itertools.pairwise(self.times[self.skipped :])
+        return medians([{"cpu": b[0] - a[0], "wall": b[1] - a[1]} for a, b in pairs])
+
+
+def steps_within(seconds: float, clock: str, target: Any, flow: Any, **options: Any) -> int:
+    """Steps of ``fit`` that the CPU or wall time suffices for, by a few that change little.
 
     The options are those of ``fit``.
     """
-    marks: list[float] = []
-    options |= {"steps": TIMED_STEPS, "lr": 1e-9, "callback": lambda _: marks.append(clock())}
-    fit(target, flow, **options)
-    half = TIMED_STEPS // 2
-    return max(1, int(seconds * (TIMED_STEPS - 1 - half) / (marks[-1] - marks[half])))
+    marks = Marks(TIMED_STEPS // 2)
+    fit(target, flow, **options | {"steps": TIMED_STEPS, "lr": 1e-9, "callback": marks})
+    return max(1, int(seconds / marks.medians()[clock]))
 
 
 def elbo_of(

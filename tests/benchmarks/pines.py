@@ -24,7 +24,7 @@ import pyro.distributions as dist
 import torch
 
 from pyro_neuralrg import AutoHierarchicalFlow, fit
-from tests.benchmarks.harness import elbo_of, parse
+from tests.benchmarks.harness import elbo_of, parse, timed
 
 TREES, VARIANCE, SCALE = 126, 1.91, 33.0
 DRAWS, DRAWS_AT_ONCE = 10_000, 100
@@ -62,13 +62,11 @@ def main() -> None:
     arguments = parse(__doc__, side=40, steps=1500, threads=2, seed=0)
     pyro.set_rng_seed(arguments.seed)
     model = pines(arguments.side)
-    began, processor = time.perf_counter(), time.process_time()
-    guide = AutoHierarchicalFlow(model)
-    seconds = time.perf_counter() - began
+    processor = time.process_time()
+    guide, seconds = timed(lambda: AutoHierarchicalFlow(model), time.perf_counter)
     print(f"start: {seconds:.0f} s, ELBO {elbo(model, guide)}")
-    training = time.perf_counter()
-    fit(model, guide, steps=arguments.steps, batch=BATCH, lr=RATE, seed=arguments.seed)
-    seconds += time.perf_counter() - training
+    options = {"steps": arguments.steps, "batch": BATCH, "lr": RATE, "seed": arguments.seed}
+    seconds += timed(lambda: fit(model, guide, **options), time.perf_counter)[1]
     processor = time.process_time() - processor
     print(f"{arguments.steps} steps: {seconds:.0f} s in all, ELBO {elbo(model, guide)}")
     print(f"{processor:.0f} s of the processor, measuring the first ELBO included")

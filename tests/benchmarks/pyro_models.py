@@ -3,24 +3,33 @@
 """Models of Pyro's tutorials, and priors of heavy tails, with the defaults of VectorizedMCMC.
 
     python -m tests.benchmarks.pyro_models
+    python -m tests.benchmarks.pyro_models --guides --models school regression logistic process
 
-Worst R-hat and fewest bulk effective draws over the unconstrained positions, gradients for each
-chain in warm-up and in all, seconds: a line for each model and seed.
+Worst R-hat over the unconstrained positions, the R-hat that stationary chains of the fewest bulk
+effective draws have by their number, these draws, gradients for each chain in warm-up and in all,
+seconds: a line for each model and seed. With ``--guides`` also the bounds of ln p(y) by
+AutoHierarchicalFlow and AutoNormal after 1000 steps of SVI of so many ``--particles``.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.infer import SVI
+from pyro.infer.autoguide import AutoNormal
 from torch import Tensor
 
-from pyro_neuralrg import ChEESHMC, VectorizedMCMC
+from pyro_neuralrg import PDD, AutoHierarchicalFlow, ChEESHMC, VectorizedMCMC
+from pyro_neuralrg.free_energy import reweight
+from pyro_neuralrg.mcmc import ModelTarget
 from pyro_neuralrg.statistics import summarise_field
-from tests.benchmarks.harness import parse
+from tests.benchmarks.harness import Table, parse
 
 Model = Callable[[], Any]
 
@@ -143,28 +152,93 @@ class Found(NamedTuple):
     """Figures of one run; gradients are for each chain."""
 
     rhat: float
+    expected: float
     ess: float
     warmup: float
     gradients: float
     seconds: float
 
 
-def sample(model: Model, seed: int, draws: int = 1000, chains: int = 64) -> Found:
-    """A run with the defaults."""
+def run(model: Model, seed: int, draws: int = 1000, chains: int = 64) -> VectorizedMCMC:
+    """Chains with the defaults."""
     mcmc = VectorizedMCMC(ChEESHMC(model), draws, num_chains=chains, seed=seed, progress=False)
     mcmc.run()
+    return mcmc
+
+
+def sample(model: Model, seed: int, draws: int = 1000, chains: int = 64) -> Found:
+    """Figures of chains with the defaults."""
+    return figures(run(model, seed, draws, chains))
+
+
+def figures(mcmc: VectorizedMCMC) -> Found:
+    """Figures of chains that have run."""
     worst, cost = summarise_field(mcmc.positions).worst(), mcmc.gradient_evaluations
-    per_chain = cost.warmup / chains, cost.total / chains
-    return Found(worst.rhat, worst.ess_bulk, *per_chain, mcmc.seconds.total)
+    # means of m halves of chains differ by their error: R^2 = 1 + m / ESS
+    expected = math.sqrt(1 + 2 * mcmc.num_chains / worst.ess_bulk)
+    per_chain = cost.warmup / mcmc.num_chains, cost.total / mcmc.num_chains
+    return Found(worst.rhat, expected, worst.ess_bulk, *per_chain, mcmc.seconds.total)
+
+
+class Guided(NamedTuple):
+    """Bounds of ln p(y) by both guides, with errors; the mean that is furthest off, in errors.
+
+    That of a thousand draws of the flow, and of four thousand with their importance weights.
+    """
+
+    flow: float
+    flow_se: float
+    normal: float
+    normal_se: float
+    off: float
+    weighted: float
+
+
+def guided(model: Model, seed: int, chains: Tensor | None = None, particles: int = 1) -> Guided:
+    """Guides of equal steps of SVI; the flow's draws against chains of the same positions."""
+    bounds: list[float] = []
+    for kind in (AutoNormal, AutoHierarchicalFlow):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(seed)
+        guide: Any = kind(model)
+        loss = PDD(particles, vectorize_particles=particles > 1)
+        svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), loss)  # type: ignore[attr-defined]
+        for _ in range(1000):
+            svi.step()
+        elbo = PDD(4000, vectorize_particles=True)
+        with torch.no_grad():
+            loss = elbo.loss(model, guide)
+        assert elbo.log_weights is not None
+        bounds = [-loss, float(elbo.log_weights.std()) / math.sqrt(4000), *bounds]
+    if chains is None:
+        return Guided(*bounds, math.nan, math.nan)
+    known, q, off = summarise_field(chains).figures, guide.get_posterior(), []
+    draws = q.sample((4000,))
+    weights = -ModelTarget(model).setup().energy(draws) - q.log_prob(draws).detach()
+    for part, log_w in ((draws[:1000], torch.zeros(1000)), (draws, weights)):
+        mean = reweight(part, log_w)
+        errors = np.hypot(known["mcse"], mean.standard_error.numpy())
+        off.append(float(np.abs((mean.estimate.numpy() - known["mean"]) / errors).max()))
+    return Guided(*bounds, *off)
 
 
 if __name__ == "__main__":
-    options = parse(__doc__ or "", seeds=[0, 1, 2], draws=1000, chains=64, threads=1, models=[""])
-    print(f"{'model':24s} seed   R-hat     ESS  warm-up  gradients  seconds")
+    options = parse(
+        __doc__ or "",
+        seeds=[0, 1, 2], draws=1000, chains=64, threads=1, models=[""], guides=False, particles=1,
+    )  # fmt: skip
+    columns = ("R-hat", "8.4f"), ("by ESS", "8.4f"), ("ESS", "8.0f"), ("warm-up", "9.0f")
+    columns += ("gradients", "10.0f"), ("seconds", "9.1f")
+    if options.guides:
+        columns += ("flow", "10.3f"), ("+-", "7.3f"), ("normal", "10.3f"), ("+- ", "7.3f")
+        columns += ("off", "6.1f"), ("weighted", "9.1f")
+    table = Table(26, dict(columns), "model, seed")
     for name, make in MODELS.items():
         if not any(part in name for part in options.models):
             continue
         for seed in options.seeds:
-            found = sample(make(), seed, options.draws, options.chains)
-            figures = "{:7.4f} {:7.0f} {:8.0f} {:10.0f} {:8.1f}".format(*found)
-            print(f"{name:24s} {seed:4d} {figures}")
+            mcmc = run(make(), seed, options.draws, options.chains)
+            more: Any = ()
+            if options.guides:
+                more = guided(make(), seed, mcmc.positions, options.particles)
+            table.row(f"{name}, {seed}", *figures(mcmc), *more)

@@ -27,10 +27,9 @@ import torch
 from torch import Tensor
 
 from pyro_neuralrg import HMC, ChEESHMC, Cycle, IndependenceMetropolis, IsingDual
-from pyro_neuralrg.free_energy import estimate
 from pyro_neuralrg.mcmc import MALA, Kernel, RandomWalkMetropolis
 from pyro_neuralrg.statistics import Summary, summarise
-from tests.benchmarks.harness import Table, parse, pyros_nuts, trained_flow, watch
+from tests.benchmarks.harness import Table, gap_of, parse, pyros_nuts, timed, trained_flow, watch
 
 COLUMNS = {
     "step": "7.3f", "length": "8.2f", "accept": "8.2f", "S": "9.4f", "MCSE": "9.4f",
@@ -179,11 +178,9 @@ def main() -> None:
         cold_physical=4000,
     )
     target = IsingDual((options.side, options.side))
-    began = time.perf_counter()
-    flow = trained_flow(target, options.flow, options.steps, 0)
-    training = time.perf_counter() - began
-    quality = estimate(target, flow, 4000)
-    gap = quality.variational + target.log_partition()
+    known = (target, options.flow, options.steps, 0)
+    flow, training = timed(lambda: trained_flow(*known), time.perf_counter)
+    gap, quality = gap_of(target, flow, 4000, 0)
     exact = target.spins.structure_factor()
     print(
         f"{options.side} x {options.side}, flow of gap {gap:.2f} +- {quality.variational_se:.2f} "

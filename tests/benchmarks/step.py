@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import itertools
 import statistics
-import time
-from typing import Any
 
 import torch
 
 from pyro_neuralrg import HMC, IsingDual, Schedule, fit
 from pyro_neuralrg.mcmc import LatentTarget
-from tests.benchmarks.harness import neighbour, parse, result, start
+from tests.benchmarks.harness import Marks, neighbour, parse, result, start
 
 BATCH, CHAINS, LEAPFROGS = 256, 64, 10
 SECONDS = 4.0
@@ -42,29 +40,19 @@ def measure(what: str, side: int, threads: int) -> dict[str, float]:
     torch.manual_seed(0)
     target = IsingDual((side, side))
     flow = target.flow()
-    marks = []
-
-    def mark(*_: Any) -> bool:
-        marks.append((time.process_time(), time.perf_counter()))
-        begun = marks[min(3, len(marks) - 1)][1]
-        return marks[-1][1] - begun > SECONDS
-
+    marks = Marks(limit=SECONDS)
     if what == "step":
         cold = {"schedule": Schedule(cooling=None), "lr": 1e-4, "path_gradient": True}
-        fit(target, flow, steps=100_000, batch=BATCH, progress=False, callback=mark, **cold)
+        fit(target, flow, steps=100_000, batch=BATCH, progress=False, callback=marks, **cold)
         divisor = 1
     else:
         kernel = HMC(LatentTarget(target, flow), step_size=0.05, num_steps=LEAPFROGS, jitter=0.0)
         state = kernel.init(0.5 * torch.randn(CHAINS, side * side))
         generator = torch.Generator().manual_seed(0)
-        while not mark():
+        while not marks():
             state, _ = kernel.step(state, generator)
         divisor = LEAPFROGS
-    pairs = list(itertools.pairwise(marks[3:]))
-    return {
-        name: 1e3 * statistics.median(b[index] - a[index] for a, b in pairs) / divisor
-        for index, name in enumerate(("cpu", "wall"))
-    }
+    return {name: 1e3 * seconds / divisor for name, seconds in marks.medians().items()}
 
 
 def measured(what: str, side: int, threads: int) -> dict[str, float]:

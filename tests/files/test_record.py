@@ -64,6 +64,7 @@ def files(*steps: int) -> list[str]:
 
 
 def test_the_newest_are_kept(tmp_path: Path) -> None:
+    """A finished run that is resumed writes nothing."""
     count(often(tmp_path / "a", keep=4), 9)
     assert names(tmp_path / "a") == files(6, 7, 8, 9)
     count(Record(tmp_path / "b", every_steps=4), 10)
@@ -72,16 +73,10 @@ def test_the_newest_are_kept(tmp_path: Path) -> None:
     assert names(tmp_path / "c") == files(10)
     count(often(tmp_path / "a", keep=1, resume=True), 10)
     assert names(tmp_path / "a") == files(10)
-
-
-def test_a_finished_run_that_is_resumed_writes_nothing(tmp_path: Path) -> None:
-    count(often(tmp_path), 5)
-    before = (tmp_path / files(5)[0]).stat().st_mtime_ns
-    with Checkpoints(often(tmp_path, resume=True), FORMAT, Processes()) as checkpoints:
-        found = checkpoints.find(SETTINGS)
-        assert found is not None
-        checkpoints.keep(5, {"value": found["value"]})
-    assert (tmp_path / files(5)[0]).stat().st_mtime_ns == before
+    before = (tmp_path / "a" / files(10)[0]).stat().st_mtime_ns
+    with Checkpoints(often(tmp_path / "a", resume=True), FORMAT, Processes()) as checkpoints:
+        checkpoints.keep(10, checkpoints.find(SETTINGS) or {})
+    assert (tmp_path / "a" / files(10)[0]).stat().st_mtime_ns == before
 
 
 def test_an_earlier_run_is_not_overwritten(tmp_path: Path) -> None:
@@ -172,11 +167,14 @@ def test_files_of_other_versions_and_kinds(tmp_path: Path) -> None:
     replace(FORMAT, version=1).write(path, contents)
     with pytest.raises(CheckpointError, match=r"has version 1; accepted: .*count, version 2$"):
         count(often(tmp_path, resume=True), 5)
+    replace(FORMAT, name="pyro_neuralrg.other").write(path, contents)
+    with pytest.raises(CheckpointError, match="is not a counting file"):
+        count(often(tmp_path, resume=True), 5)
     torch.save(contents, path)
     with pytest.raises(CheckpointError, match="has no seal: it is of an earlier version"):
         count(often(tmp_path, resume=True), 5)
     FORMAT.write(path, {"settings": "{}", "value": 3})
-    with pytest.raises(CheckpointError, match="its value is a int"):
+    with pytest.raises(CheckpointError, match="its value is an int"):
         count(often(tmp_path, resume=True), 5)
 
 
@@ -274,12 +272,12 @@ def test_killed_by_the_system_at_random_moments(tmp_path: Path, seed: int) -> No
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"folder": 3}, TypeError, "folder is a int; accepted: a path"),
+        ({"folder": 3}, TypeError, "folder is an int; accepted: a path"),
         ({"folder": ""}, ValueError, "folder is ''; accepted: a path"),
         ({"every": -1.0}, ValueError, "every is -1.0; accepted: a number of seconds"),
         ({"every_steps": 0}, ValueError, "every_steps is 0; accepted: an integer >= 1"),
         ({"keep": 0}, ValueError, "keep is 0"),
-        ({"resume": 1}, TypeError, "resume is a int; accepted: True or False"),
+        ({"resume": 1}, TypeError, "resume is an int; accepted: True or False"),
         ({"history": "a.csv"}, TypeError, "history is a str; accepted: True or False"),
     ],
 )
@@ -288,23 +286,17 @@ def test_bad_records(options: dict[str, Any], error: type[Exception], message: s
         Record(**{"folder": "states", **options})
 
 
-def test_a_block_that_raises_leaves_what_was_there(tmp_path: Path) -> None:
+@pytest.mark.parametrize("write", [replacing, writing])
+def test_a_block_that_raises_leaves_what_was_there(write: Any, tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("before")
 
-    def torn() -> None:
-        with writing(path) as stream:
-            stream.write(b"half of i")
-            raise ZeroDivisionError
+    def tear(file: Any) -> None:
+        _ = file.write_text("half of i") if write is replacing else file.write(b"half of i")
+        raise ZeroDivisionError
 
-    def torn_by_name() -> None:
-        with replacing(path) as temporary:
-            temporary.write_text("half of i")
-            raise ZeroDivisionError
-
-    for tear in (torn, torn_by_name):
-        with pytest.raises(ZeroDivisionError):
-            tear()
+    with pytest.raises(ZeroDivisionError), write(path) as file:
+        tear(file)
     assert path.read_text() == "before"
     assert names(tmp_path) == ["a.txt"]
 

@@ -125,9 +125,15 @@ def test_infinite_energies_leave_the_lower_bound() -> None:
     assert math.isfinite(found.lower)
 
 
+@pytest.mark.parametrize("function", [bounds, estimate])
+def test_bad_numbers(function: Any) -> None:
+    with pytest.raises(ValueError, match="num_samples is 0; accepted"):
+        function(energy, proposal(), 0)
+    with pytest.raises(TypeError, match=r"batch_size is 1\.5; accepted"):
+        function(energy, proposal(), batch_size=1.5)
+
+
 BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
-    ({"num_samples": 0}, ValueError, "num_samples is 0; accepted"),
-    ({"batch_size": 1.5}, TypeError, "batch_size is 1.5; accepted"),
     ({"reference": [0.0]}, TypeError, "reference is a list; accepted"),
     ({"reference": torch.zeros(0, SITES)}, ValueError, r"reference has shape \(0, 4\)"),
     ({"reference": torch.zeros(2, 3)}, ValueError, r"reference has shape \(2, 3\)"),
@@ -138,28 +144,44 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
 
 @pytest.mark.parametrize(("options", "error", "match"), BAD)
 def test_bad_arguments(options: dict[str, Any], error: type[Exception], match: str) -> None:
-    functions = (bounds, estimate) if options and "reference" not in options else (bounds,)
-    for function in functions:
-        with pytest.raises(error, match=match):
-            function(energy, proposal(), **options)
+    with pytest.raises(error, match=match):
+        bounds(energy, proposal(), **options)
 
 
 def of_reference(function: Any, q: Any, number: int) -> Any:
     return bounds(function, q, number, reference=torch.randn(number, SITES))
 
 
+def diverged() -> Any:
+    """A flow whose parameters are NaN."""
+    flow = hierarchical_flow((2, 2))
+    for parameter in flow.parameters():
+        parameter.data.fill_(math.nan)
+    return flow
+
+
+BAD_ENERGIES: list[tuple[Any, Any, type[Exception], str]] = [
+    (lambda x: energy(x) * math.nan, proposal(), ValueError, "has 10 of 10 entries that are NaN"),
+    (lambda x: x, proposal(), ValueError, r"energy has shape \(10, 4\) for 10 fields"),
+    (lambda x: None, proposal(), TypeError, r"target of fields is a NoneType; .* model_args"),
+    (lambda: None, proposal(), TypeError, r"target does not take fields alone: .* model_args"),
+    ("ising", proposal(), TypeError, "target is a str"),
+    (energy, "flow", TypeError, "q is a str"),
+]
+
+
 @pytest.mark.parametrize("estimator", [of_reference, estimate])
-def test_bad_energies(estimator: Any) -> None:
-    with pytest.raises(ValueError, match="log_weights has 10 of 10 entries that are NaN"):
-        estimator(lambda x: energy(x) * math.nan, proposal(), 10)
-    with pytest.raises(ValueError, match=r"energy has shape \(10, 4\) for 10 fields"):
-        estimator(lambda x: x, proposal(), 10)
-    with pytest.raises(TypeError, match="target is a str"):
-        estimator("ising", proposal(), 10)
-    with pytest.raises(TypeError, match="q is a str"):
-        estimator(energy, "flow", 10)
+@pytest.mark.parametrize(("target", "q", "error", "match"), BAD_ENERGIES)
+def test_bad_energies(estimator: Any, target: Any, q: Any, error: Any, match: str) -> None:
+    with pytest.raises(error, match=match):
+        estimator(target, q, 10)
+
+
+def test_flows_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match=r"q has shape \(2, 2\), the target \(4, 4\)"):
         estimate(IsingDual((4, 4)), hierarchical_flow((2, 2)), num_samples=10)
+    with pytest.raises(ValueError, match=r"^samples of q are not finite; accepted: [^\n]*$"):
+        estimate(IsingDual((2, 2)), diverged(), num_samples=10)
 
 
 @pytest.mark.slow

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.distributions import Independent, Normal
 
-from pyro_neuralrg import FreeField
 from pyro_neuralrg.free_energy import bounds, expectations, reweight
 from pyro_neuralrg.statistics import LogWeights, with_error
 from tests.free_energy.gaussian import EXACT as EXACT_FREE_ENERGY
@@ -50,19 +50,18 @@ def test_error_by_hand() -> None:
     """Two weights, 3 and 1, of 0 and 1: mean 1/4, residuals -3/4 and 3/4, times 2, over 16."""
     values, weights = torch.tensor([0.0, 1.0]), torch.tensor([3.0, 1.0]).log()
     found = reweight(values, weights)
+    without = torch.tensor([math.nan, math.inf]), torch.full((2,), -math.inf)  # any weight
+    more = reweight(torch.cat([values, without[0]]), torch.cat([weights, without[1]]))
+    assert more.estimate == found.estimate
     assert float(found.estimate) == pytest.approx(0.25)
     assert float(found.standard_error) == pytest.approx(math.sqrt(2 * (2 * 0.75**2)) / 4)
     assert found.ess == pytest.approx(16 / 10 / 2)
     assert math.isnan(found.pareto_k)
     assert math.isnan(float(reweight(values[:1], weights[:1]).standard_error))
-
-
-def test_equal_weights_give_the_plain_mean() -> None:
-    values = torch.randn(100, 3, 2)
+    values = torch.randn(100, 3, 2)  # equal weights
     found = reweight(values, LogWeights(torch.zeros(100)))
     torch.testing.assert_close(found.estimate, values.mean(0))
     torch.testing.assert_close(found.standard_error, values.std(0) / 10)
-    assert found.ess == pytest.approx(1.0)
 
 
 def test_groups_of_copies() -> None:
@@ -76,12 +75,6 @@ def test_groups_of_copies() -> None:
     torch.testing.assert_close(grouped.estimate, once.estimate)
     torch.testing.assert_close(grouped.standard_error, once.standard_error)
     assert bool((reweight(*copies).standard_error < 0.6 * once.standard_error).all())
-
-
-def test_values_without_weight_do_not_matter() -> None:
-    values = torch.tensor([1.0, 2.0, math.nan, math.inf])
-    weights = torch.tensor([0.0, 0.0, -math.inf, -math.inf])
-    assert float(reweight(values, weights).estimate) == 1.5
 
 
 BAD: list[tuple[Any, Any, dict[str, Any], type[Exception], str]] = [
@@ -125,11 +118,6 @@ def test_expectations_from_a_flow() -> None:
     assert means["field"].ess == pytest.approx(found.free_energy.ess)
 
 
-def test_expectations_warn_of_poor_weights() -> None:
-    with pytest.warns(UserWarning, match="the importance estimate rests on"):
-        expectations(energy, proposal(), {}, 5)
-
-
 BAD_OBSERVABLES: list[tuple[Any, type[Exception], str]] = [
     ([energy], TypeError, "observables is a list; accepted: functions of fields by"),
     ({"m": 1.0}, TypeError, r"observables\['m'\] is a float"),
@@ -154,26 +142,13 @@ def test_error_bars_cover() -> None:
 
 def test_functions_of_a_user_may_work_in_place() -> None:
     """<|x|> = sqrt(2 / pi), and the free energy, whatever the functions before have done."""
-    q = torch.distributions.Independent(torch.distributions.Normal(torch.zeros(SITES), 1.1), 1)
-    torch.manual_seed(0)
-    plain = expectations(
-        lambda x: 0.5 * x.square().sum(-1),
-        q,
-        {"a": lambda x: x.abs().mean(-1), "b": lambda x: (x < 0).double().mean(-1)},
-        4000,
-    )
-    torch.manual_seed(0)
-    found = expectations(
-        lambda x: 0.5 * x.square_().sum(-1),
-        q,
-        {"a": lambda x: x.abs_().mean(-1), "b": lambda x: x.lt_(0).mean(-1)},
-        4000,
-    )
+    functions = {"a": lambda x: x.abs_().mean(-1), "b": lambda x: x.lt_(0).mean(-1)}
+    found = expectations(lambda x: 0.5 * x.square_().sum(-1), proposal(1.1), functions, 4000)
     for name, exact in {"a": math.sqrt(2 / math.pi), "b": 0.5}.items():
         value, error, *_ = found.observables[name]
         assert abs(float(value) - exact) < 4 * float(error)
-        assert float(value) == float(plain.observables[name].estimate)
-    assert found.free_energy == plain.free_energy
+    energy = found.free_energy
+    assert abs(energy.importance - EXACT_FREE_ENERGY) < 4 * energy.importance_se
 
 
 def narrow(sd: float, sites: int, number: int) -> tuple[Tensor, Tensor]:
@@ -221,8 +196,8 @@ def test_errors_of_light_tails_are_those_of_the_samples(components: int) -> None
 
 
 def test_a_constant_beside_a_heavy_value() -> None:
-    x, log_weights = narrow(0.75, 4, 20_000)
-    both = reweight(torch.stack([torch.ones(20_000), x.square().mean(-1)], -1), log_weights)
+    x, log_weights = narrow(0.75, 4, 5000)
+    both = reweight(torch.stack([torch.ones(5000), x.square().mean(-1)], -1), log_weights)
     one = reweight(x.square().mean(-1), log_weights)
     assert both.standard_error[0] < 1e-9
     torch.testing.assert_close(both.standard_error[1], one.standard_error)
@@ -231,7 +206,7 @@ def test_a_constant_beside_a_heavy_value() -> None:
 
 def test_a_heavy_observable_of_good_weights_is_named() -> None:
     """E exp(0.45 x^2) = sqrt(10) of a normal; its second moment is infinite."""
-    q = torch.distributions.Independent(torch.distributions.Normal(torch.zeros(1), 1.05), 1)
+    q = Independent(Normal(torch.zeros(1), 1.05), 1)
     functions = {"heavy": lambda x: (0.45 * x[:, 0].square()).exp(), "light": lambda x: x[:, 0]}
     with pytest.warns(UserWarning, match=r"weights times 'heavy' have a heavy tail \(Par") as said:
         found = expectations(lambda x: 0.5 * x.square().sum(-1), q, functions, 4000)
@@ -240,15 +215,12 @@ def test_a_heavy_observable_of_good_weights_is_named() -> None:
 
 
 def test_results_print_in_one_line() -> None:
-    target = FreeField((2, 2), 1.0)
-    torch.manual_seed(0)
-    found = expectations(target, target.flow(), {"square": lambda x: x.square().mean((-1, -2))})
-    value = found.observables["square"]
-    error = float(value.standard_error)
-    assert repr(value).startswith(f"Reweighted({with_error(float(value.estimate), error)}, ")
-    energy = found.free_energy
-    importance = with_error(energy.importance, energy.importance_se)
-    assert repr(energy).startswith(f"FreeEnergyEstimate(-ln Z = {importance}, at most ")
-    limits = bounds(target, target.flow(), num_samples=100)
+    found = expectations(energy, proposal(), {"square": lambda x: x.square().mean(-1)})
+    value, free = found.observables["square"], found.free_energy
+    limits = bounds(energy, proposal(), 100, reference=torch.randn(100, SITES))
+    mean = with_error(float(value.estimate), float(value.standard_error))
+    importance = with_error(free.importance, free.importance_se)
+    assert repr(value).startswith(f"Reweighted({mean}, ")
+    assert repr(free).startswith(f"FreeEnergyEstimate(-ln Z = {importance}, at most ")
     assert repr(limits).endswith(f"<= -ln Z <= {with_error(limits.upper, limits.upper_se)})")
-    assert all(len(repr(one)) < 120 for one in (value, energy, limits))
+    assert all(len(repr(one)) < 120 for one in (value, free, limits))

@@ -15,7 +15,7 @@ def loss_and_path_gradients(elbo: PDD, model: Any, guide: Any, *args: Any) -> fl
     """The loss; the gradient is added to every parameter's ``grad``."""
     log_weights = []
     own = PDD(elbo.num_particles, elbo.max_plate_nesting, elbo.vectorize_particles)
-    for model_trace, guide_trace in own._get_traces(model, guide, args, {}):
+    for log_pi, guide_trace in own._get_traces(model, guide, args, {}):
         wrapped = own._vectorized_num_particles(guide) if own.vectorize_particles else guide
         seen = guide_trace.copy()
         for name, site in guide_trace.nodes.items():
@@ -29,7 +29,6 @@ def loss_and_path_gradients(elbo: PDD, model: Any, guide: Any, *args: Any) -> fl
         trace.compute_log_prob()
         for parameter in parameters:
             parameter.requires_grad_(True)
-        log_pi = own._log_prob(model_trace)
         log_weights.append((log_pi - own._log_prob(guide_trace)).mean().detach())
         surrogate = (own._log_prob(trace) - log_pi).sum() / own.num_particles
         surrogate.backward()

@@ -5,9 +5,7 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
-from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -20,6 +18,10 @@ from torch import Tensor
 from pyro_neuralrg import fit, hierarchical_flow
 from pyro_neuralrg.infer import PDD, FlowGuide
 from pyro_neuralrg.infer.gradient_noise import GradientNoise
+
+FAR, NEAR = (0.0, -4.0), (4.9, 0.02)
+"""Starts: the mean, and the logarithm of the standard deviation."""
+KINDS = False, "always", True
 
 
 def model() -> None:
@@ -44,20 +46,6 @@ def gap() -> float:
     return float(each.sum())
 
 
-def gap_of_training(
-    kind: str, number: int, vectorize: bool, log_scale: float
-) -> tuple[float, bool]:
-    """The final gap from a narrow start far away, and whether the last gradient was the path's."""
-    pyro.clear_param_store()
-    pyro.set_rng_seed(0)
-    path = {"plain": False, "path": "always", "switch": True}[kind]
-    elbo = PDD(number, vectorize_particles=vectorize, path_gradient=path)
-    svi = SVI(model, guide((0.0, log_scale)), pyro.optim.Adam({"lr": 0.03}), elbo)
-    for _ in range(400):
-        svi.step()
-    return gap(), elbo.noise.is_path_better
-
-
 @pytest.mark.parametrize(
     ("number", "vectorize", "log_scale"),
     [
@@ -70,19 +58,23 @@ def test_far_from_the_target_it_ends_no_worse_than_plain(
     number: int, vectorize: bool, log_scale: float
 ) -> None:
     """Plain gradients leave 0.15 nats, path gradients alone 72, the better one of both 0.01."""
-    found = {
-        kind: gap_of_training(kind, number, vectorize, log_scale)
-        for kind in ("plain", "path", "switch")
-    }
-    assert found["path"][0] > 10.0 * found["plain"][0]
-    assert found["switch"][0] < 0.3 * found["plain"][0]
-    assert found["switch"][1]
+    found = []
+    for path_gradient in KINDS:
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        elbo = PDD(number, vectorize_particles=vectorize, path_gradient=path_gradient)
+        svi = SVI(model, guide((0.0, log_scale)), pyro.optim.Adam({"lr": 0.03}), elbo)
+        for _ in range(400):
+            svi.step()
+        found.append(gap())
+    plain, path, better = found
+    assert path > 10.0 * plain
+    assert better < 0.3 * plain
+    assert elbo.noise.is_path_better
 
 
 @pytest.mark.parametrize("vectorize", [True, False])
-@pytest.mark.parametrize(
-    ("start", "expected"), [((0.0, -4.0), False), ((4.9, 0.02), True), ((5.0, -4.0), False)]
-)
+@pytest.mark.parametrize(("start", "expected"), [(FAR, False), (NEAR, True), ((5.0, -4.0), False)])
 def test_the_measured_choice_is_that_of_the_variances(
     start: tuple[float, float], expected: bool, vectorize: bool
 ) -> None:
@@ -98,82 +90,72 @@ def test_the_measured_choice_is_that_of_the_variances(
 def test_gradients_are_one_of_the_two() -> None:
     """At measured evaluations and between them, in a far and in a near place."""
 
-    def gradient(elbo: PDD, far: bool = True) -> Tensor:
+    def gradient(elbo: PDD, start: tuple[float, float]) -> Tensor:
         pyro.clear_param_store()
         pyro.set_rng_seed(4)
-        parameter: Any = pyro.get_param_store()._params
-        elbo.loss_and_grads(model, guide((0.0, -4.0) if far else (4.9, 0.02)))
-        return parameter["loc"].grad.clone()
+        elbo.loss_and_grads(model, guide(start))
+        gradient = pyro.param("loc").grad
+        assert gradient is not None
+        return gradient
 
-    always = PDD(8, vectorize_particles=True, path_gradient="always")
-    switching = PDD(8, vectorize_particles=True, path_gradient=True)
-    plain = gradient(PDD(8, vectorize_particles=True))
-    path = gradient(always)
-    assert not torch.allclose(plain, path)
+    plain, path, switch = (PDD(8, vectorize_particles=True, path_gradient=kind) for kind in KINDS)
+    assert not torch.allclose(gradient(plain, FAR), gradient(path, FAR))
     for _ in range(4):
-        torch.testing.assert_close(gradient(switching), plain)
-    near = gradient(always, far=False)
+        torch.testing.assert_close(gradient(switch, FAR), gradient(plain, FAR))
     for _ in range(4, 9):  # the eighth is measured
-        gradient(switching, far=False)
-    torch.testing.assert_close(gradient(switching, far=False), near)
+        found = gradient(switch, NEAR)
+    torch.testing.assert_close(found, gradient(path, NEAR))
 
 
-def test_flows_are_measured_as_their_gradients_are_computed() -> None:
+@pytest.mark.parametrize(("loc", "width", "expected"), [(0.0, 1.0, True), (100.0, 30.0, False)])
+def test_flows_are_measured_as_their_gradients_are_computed(
+    loc: float, width: float, expected: bool
+) -> None:
     """Where draws come with their score, too; at the identity a wide target is near or far."""
-    for loc, width, expected in ((0.0, 1.0, True), (100.0, 30.0, False)):
 
-        def wide(loc: float = loc, width: float = width) -> None:
-            pyro.sample("x", dist.Normal(torch.full((2, 2), loc), width).to_event(2))
+    def wide() -> None:
+        pyro.sample("x", dist.Normal(torch.full((2, 2), loc), width).to_event(2))
 
-        elbo = PDD(64, vectorize_particles=True, path_gradient=True)
-        own = FlowGuide(hierarchical_flow((2, 2)))
-        for _ in range(3):
-            elbo.loss_and_grads(wide, own)
-        pyro.clear_param_store()
-        assert elbo.noise.is_path_better == expected
+    elbo = PDD(64, vectorize_particles=True, path_gradient=True)
+    own = FlowGuide(hierarchical_flow((2, 2)))
+    for _ in range(3):
+        elbo.loss_and_grads(wide, own)
+    assert elbo.noise.is_path_better == expected
 
 
-def test_fit_takes_the_better_one() -> None:
-    path_gradients = []
+def test_fit_takes_the_better_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    begin, are_path = GradientNoise.begin, []
 
-    class Seen(GradientNoise):
-        def begin(self) -> bool:
-            found = super().begin()
-            path_gradients.append(self.is_path_better)
-            return found
+    def seen(noise: GradientNoise) -> bool:
+        found = begin(noise)
+        are_path.append(noise.is_path_better)
+        return found
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pyro_neuralrg.infer.pdd.GradientNoise", Seen)
-        options = {"steps": 20, "batch": 8, "lr": 1e-3, "seed": 0, "progress": False}
-        fit(model, guide((0.0, -4.0)), path_gradient=True, **options)
-    assert path_gradients == [True, True] + 18 * [False]
+    monkeypatch.setattr(GradientNoise, "begin", seen)
+    options = {"steps": 20, "batch": 8, "lr": 1e-3, "seed": 0, "progress": False}
+    fit(model, guide(FAR), path_gradient=True, **options)
+    assert are_path == [True, True] + 18 * [False]
+
+
+class Net(PyroModule):
+    """A guide with a network that is registered as Pyro's VAE does."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.net = torch.nn.Sequential(torch.nn.Linear(1, width), torch.nn.Linear(width, 32))
+
+    def forward(self) -> None:
+        if self.net[0].out_features == 3:
+            pyro.module("own", self.net)
+        loc, log_scale = self.net(torch.ones(1)).chunk(2, -1)
+        pyro.sample("x", dist.Normal(loc, log_scale.exp()).to_event(1))
 
 
 @pytest.mark.parametrize("vectorize", [True, False])
-def test_guides_of_modules_are_not_frozen(vectorize: bool) -> None:
+@pytest.mark.parametrize("width", [2, 3])
+def test_guides_of_modules_are_not_frozen(width: int, vectorize: bool) -> None:
     """Pyro warns in every step of parameters that require no gradient."""
-
-    class Net(PyroModule):
-        def __init__(self, width: int) -> None:
-            super().__init__()
-            self.net = torch.nn.Sequential(torch.nn.Linear(1, width), torch.nn.Linear(width, 32))
-
-        def forward(self) -> None:
-            loc, log_scale = self.net(torch.ones(1)).chunk(2, -1)
-            pyro.sample("x", dist.Normal(loc, log_scale.exp()).to_event(1))
-
-    class Registered(Net):
-        """As Pyro's VAE does."""
-
-        def forward(self) -> None:
-            pyro.module("own", self.net)
-            super().forward()
-
-    for own in (Net(2), Net(5), Registered(3)):
-        pyro.clear_param_store()
-        elbo = PDD(2, vectorize_particles=vectorize, path_gradient=True)
-        svi = SVI(model, own, pyro.optim.Adam({"lr": 0.01}), elbo)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            for _ in range(5):
-                svi.step()
+    elbo = PDD(2, vectorize_particles=vectorize, path_gradient=True)
+    svi = SVI(model, Net(width), pyro.optim.Adam({"lr": 0.01}), elbo)
+    for _ in range(5):
+        svi.step()

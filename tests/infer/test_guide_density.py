@@ -19,11 +19,10 @@ from pyro.infer.mcmc.util import initialize_model
 from pyro.infer.reparam import NeuTraReparam
 from torch import Tensor
 
-from pyro_neuralrg import PDD, IndependenceMetropolis, VectorizedMCMC, fit
+from pyro_neuralrg import PDD, fit
 from pyro_neuralrg.infer import AutoHierarchicalFlow
-from pyro_neuralrg.mcmc import ChEESHMC
 from pyro_neuralrg.mcmc.model_target import ModelTarget
-from pyro_neuralrg.transforms import HierarchicalFlow, RealNVP
+from pyro_neuralrg.transforms import RealNVP
 from tests.infer import autoguide_models as models
 from tests.infer.autoguide_models import (
     CASES,
@@ -40,9 +39,9 @@ from tests.infer.second_pass import loss_and_path_gradients
 # Exactness ----------------------------------------------------------------------------------------
 
 
-def test_density_against_the_whole_jacobian(case: Case) -> None:
-    guide = shaken(make(case))
-    flow, z = guide.get_transform(), torch.randn(case.dim)
+def check_density(guide: AutoHierarchicalFlow, dim: int) -> None:
+    """By the Jacobian of the whole map, there and back."""
+    flow, z = guide.get_transform(), torch.randn(dim)
     jacobian = torch.autograd.functional.jacobian(lambda z: flow.forward_and_ladj(z)[0], z)
     expected = torch.linalg.slogdet(jacobian)
     u, ladj = flow.forward_and_ladj(z)
@@ -55,6 +54,10 @@ def test_density_against_the_whole_jacobian(case: Case) -> None:
     torch.testing.assert_close(log_q, normal - expected.logabsdet)
 
 
+def test_density_against_the_whole_jacobian(case: Case) -> None:
+    check_density(shaken(make(case)), case.dim)
+
+
 def split(guide: AutoHierarchicalFlow, u: Tensor) -> dict[str, Tensor]:
     """The unconstrained values of the sites, by name."""
     return {site["name"]: value for site, value in guide._unpack_latent(u)}
@@ -65,8 +68,8 @@ def potential(model: Any, args: tuple[Any, ...]) -> Any:
         return initialize_model(model, args, initial_params={})[1]
 
 
-def test_neural_transport_has_the_density(case: Case) -> None:
-    """Potential energy in z = potential energy in x - ladj, in float64."""
+def test_transport_and_elbo_have_one_density(case: Case) -> None:
+    """Potential energy in z = that in x - ladj; the loss of a draw = ln q + that in x."""
     case = quiet_subsampling(case)
     guide = shaken(make(case))
     latent = NeuTraReparam(guide).reparam(case.model)
@@ -76,12 +79,6 @@ def test_neural_transport_has_the_density(case: Case) -> None:
     found = potential(latent, case.args)({name: z})
     expected = potential(case.model, case.args)(split(guide, u)) - ladj
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
-
-
-def test_elbo_is_of_one_density(case: Case) -> None:
-    """The loss of a draw = ln q(u) + potential energy: constraints counted once."""
-    case = quiet_subsampling(case)
-    guide = shaken(make(case))
     pyro.set_rng_seed(7)
     loss = Trace_ELBO().loss(case.model, guide, *case.args)
     pyro.set_rng_seed(7)
@@ -115,35 +112,26 @@ def test_the_field_depends_on_the_globals() -> None:
 def test_a_flow_of_ones_own_for_the_globals() -> None:
     splines = functools.partial(dist.transforms.spline_autoregressive, count_bins=4)
     guide = shaken(make(CASES["constrained"], globals_flow=splines), 0.1)
-    flow, z = guide.get_transform(), torch.randn(7)
-    jacobian = torch.autograd.functional.jacobian(lambda z: flow.forward_and_ladj(z)[0], z)
-    u, ladj = flow.forward_and_ladj(z)
-    torch.testing.assert_close(ladj, torch.linalg.slogdet(jacobian).logabsdet)
-    torch.testing.assert_close(flow.inverse_and_ladj(u)[0], z)
+    check_density(guide, 7)
     train(guide, CASES["constrained"])
-
-
-def exact_posterior() -> tuple[Tensor, Tensor, float]:
-    """Mean and covariance of the field of ``one_field``, and the ln evidence."""
-    basis = torch.eye(16).reshape(16, 4, 4)
-    blur = (basis + 0.5 * basis.roll(1, -1)).reshape(16, 16).T
-    y = models.ramp(4, 4).reshape(-1)
-    covariance = torch.linalg.inv(torch.eye(16) + blur.T @ blur / 0.49)
-    evidence = dist.MultivariateNormal(torch.zeros(16), blur @ blur.T + 0.49 * torch.eye(16))
-    return covariance @ blur.T @ y / 0.49, covariance, float(evidence.log_prob(y))
 
 
 @pytest.mark.slow
 def test_learns_a_gaussian_field_exactly() -> None:
-    mean, covariance, log_evidence = exact_posterior()
+    basis = torch.eye(16).reshape(16, 4, 4)
+    blur = (basis + 0.5 * basis.roll(1, -1)).reshape(16, 16).T
+    y = models.ramp(4, 4).reshape(-1)
+    covariance = torch.linalg.inv(torch.eye(16) + blur.T @ blur / 0.49)
+    mean = covariance @ blur.T @ y / 0.49
+    evidence = dist.MultivariateNormal(torch.zeros(16), blur @ blur.T + 0.49 * torch.eye(16))
+    log_evidence = float(evidence.log_prob(y))
     guide = AutoHierarchicalFlow(models.one_field, init_scale=0.5, **SMALL)
     fit(models.one_field, guide, steps=600, batch=64, lr=0.02, progress=False)
     elbo = PDD(num_particles=4000, vectorize_particles=True)
     bound = -elbo.loss(models.one_field, guide)
     assert elbo.log_weights is not None
     error = float(elbo.log_weights.std()) / math.sqrt(4000)
-    assert bound < log_evidence + 4 * error
-    assert bound > log_evidence - 0.1
+    assert log_evidence - 0.1 < bound < log_evidence + 4 * error
     with torch.no_grad():
         x = guide.get_posterior().sample((4000,))
     sd = covariance.diagonal().sqrt()
@@ -182,21 +170,6 @@ def test_the_score_of_all_latents(kind: str) -> None:
         torch.testing.assert_close(score, expected, rtol=1e-7, atol=1e-8)
         assert not ladj.requires_grad
         torch.testing.assert_close(ladj, flow.forward_and_ladj(z)[1])
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # the compiler's own, none of them about our code
-@pytest.mark.filterwarnings("error:torch.compile fails here")
-def test_the_score_through_compiled_couplings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
-    flow = shaken(make(CASES["field and globals"])).get_transform()
-    z = torch.randn(4, 10)
-    expected = flow.forward_with_score(z)
-    for part in flow.modules():
-        if isinstance(part, HierarchicalFlow):
-            part.compile()
-    found = flow.forward_with_score(z)
-    torch.testing.assert_close(found, expected)
 
 
 def wide_fields() -> None:
@@ -258,17 +231,3 @@ def test_chains_start_at_given_sites() -> None:
     torch.testing.assert_close(found["width"], start["width"].exp())
     z = torch.randn(3, 10)
     torch.testing.assert_close(target.pack({"width_shared_latent": z}, 3), z)
-
-
-@pytest.mark.filterwarnings("ignore")  # chains of a few draws
-def test_kernels_run_in_the_latent_space() -> None:
-    guide = make(CASES["field and globals"], init_scale=0.5)
-    latent = NeuTraReparam(guide).reparam(models.field_and_globals)
-    for kernel in (ChEESHMC(latent), IndependenceMetropolis(guide.get_transform(), latent)):
-        mcmc = VectorizedMCMC(kernel, num_samples=4, warmup_steps=2, num_chains=3, progress=False)
-        mcmc.run()
-        samples = mcmc.get_samples(group_by_chain=True)
-        assert samples["x"].shape == (3, 4, 2, 4)
-        assert samples["width"].shape == (3, 4)
-        assert samples["width_shared_latent"].shape == (3, 4, 10)
-    assert all(parameter.requires_grad for parameter in guide.parameters())

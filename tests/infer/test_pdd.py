@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import contextlib
 import math
 from functools import partial
 from typing import Any
@@ -12,10 +11,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import SVI, Trace_ELBO
+from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 from torch.distributions import constraints
 
+from pyro_neuralrg import fit
 from pyro_neuralrg.distributions import FlowDistribution, SymmetrizedFlow, TwoModes
 from pyro_neuralrg.infer import PDD, FlowGuide
 from pyro_neuralrg.transforms import hierarchical_flow
@@ -54,52 +54,91 @@ def minibatch_guide() -> None:
     pyro.sample("loc", dist.Normal(pyro.param("mean", torch.tensor(0.4)), scale))
 
 
-PROGRAMS = {
-    "plated": (plated_model, plated_guide),
-    "minibatch": (minibatch_model, minibatch_guide),
-}
+def nothing() -> None:
+    pass
 
 
-def gradients() -> dict[str, torch.Tensor]:
+def draws_nothing() -> None:
+    pyro.sample("y", dist.Normal(pyro.param("a", torch.tensor(0.2)), 1.0), obs=torch.tensor(0.3))
+
+
+def factor_alone(has_rsample: bool = True) -> None:
+    pyro.factor("gf", pyro.param("b", torch.tensor(0.2)) * 1.0, has_rsample=has_rsample)
+
+
+def with_factor() -> None:
+    minibatch_guide()
+    factor_alone()
+
+
+PROGRAMS: list[Any] = [
+    (plated_model, plated_guide, False),
+    (minibatch_model, minibatch_guide, False),
+    (minibatch_model, minibatch_guide, True),
+    (minibatch_model, with_factor, False),
+    (nothing, nothing, False),
+    (nothing, minibatch_guide, False),
+    (nothing, factor_alone, False),
+    (draws_nothing, nothing, False),
+    (draws_nothing, factor_alone, True),
+]
+
+
+def gradients() -> dict[str, torch.Tensor | None]:
     """Take the gradients out of the parameter store."""
     found = {}
-    for name, parameter in pyro.get_param_store()._params.items():
+    for name, parameter in pyro.get_param_store().named_parameters():
         found[name], parameter.grad = parameter.grad, None
     return found
 
 
-@pytest.mark.parametrize(
-    ("program", "path_gradient"), [("plated", False), ("minibatch", False), ("minibatch", True)]
-)
-@pytest.mark.parametrize("vectorize", [False, True])
-def test_three_losses_agree(program: str, vectorize: bool, path_gradient: bool) -> None:
+@pytest.mark.filterwarnings("ignore:Found:UserWarning")  # of sites in one program only
+@pytest.mark.parametrize(("model", "guide", "path_gradient"), PROGRAMS)
+@pytest.mark.parametrize(("number", "vectorize"), [(1, False), (5, False), (5, True)])
+def test_losses_agree(
+    model: Any, guide: Any, path_gradient: bool, number: int, vectorize: bool
+) -> None:
     """Under one seed all three are one number and one gradient, and those of Pyro's own loss."""
-    model, guide = PROGRAMS[program]
-    elbo = PDD(num_particles=5, vectorize_particles=vectorize, path_gradient=path_gradient)
-    pyros = Trace_ELBO(num_particles=5, vectorize_particles=vectorize)
-    pyros._guess_max_plate_nesting(model, guide, (), {})
-    pyro.set_rng_seed(0)
-    expected = pyros.loss_and_grads(model, guide)
-    of_pyro = gradients()
-    pyro.set_rng_seed(0)
-    loss = elbo.loss(model, guide)
-    pyro.set_rng_seed(0)
-    scalar = elbo.differentiable_loss(model, guide)
-    scalar.backward()
-    first = gradients()
-    pyro.set_rng_seed(0)
-    again = elbo.loss_and_grads(model, guide)
-    assert loss == pytest.approx(expected, rel=1e-10)
+    elbo = PDD(number, vectorize_particles=vectorize, path_gradient=path_gradient)
+    pyros = Trace_ELBO(number, vectorize_particles=vectorize)
+    pyros._guess_max_plate_nesting(model, guide, (), {})  # which uses random numbers
+
+    def backward(model: Any, guide: Any) -> float:
+        loss = elbo.differentiable_loss(model, guide)
+        if loss.requires_grad:
+            loss.backward()
+        return loss.item()
+
+    losses, found = [], []
+    for step in (pyros.loss_and_grads, elbo.loss, backward, elbo.loss_and_grads):
+        pyro.set_rng_seed(0)
+        losses.append(step(model, guide))
+        found.append(gradients())
+    assert losses == pytest.approx(losses[:1] * 4, rel=1e-10)
+    torch.testing.assert_close(found[2], found[3])
     if not path_gradient:
-        torch.testing.assert_close(first, of_pyro)
-    assert scalar.item() == pytest.approx(loss, rel=1e-12)
-    assert again == pytest.approx(loss, rel=1e-12)
-    torch.testing.assert_close(first, gradients())
-    assert all(bool(value.any()) for value in first.values())
+        torch.testing.assert_close(found[2], found[0])
+    assert all(gradient is not None for gradient in found[2].values())
     assert elbo.log_weights is not None
-    assert elbo.log_weights.shape == (5,)
+    assert elbo.log_weights.shape == (number,)
     assert not elbo.log_weights.requires_grad
-    assert math.isclose(-elbo.log_weights.mean().item(), loss, rel_tol=1e-12)
+    assert -elbo.log_weights.mean().item() == pytest.approx(losses[0], rel=1e-12)
+
+
+def bernoulli() -> None:
+    pyro.sample("k", dist.Bernoulli(torch.tensor(0.5)))
+
+
+@pytest.mark.parametrize(
+    ("model", "guide", "message"),
+    [
+        (bernoulli, bernoulli, "site 'k' has distribution Bernoulli, which has no rsample"),
+        (draws_nothing, partial(factor_alone, False), "factor 'gf' has has_rsample=False"),
+    ],
+)
+def test_what_is_not_reparameterised(model: Any, guide: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"guide {message}; accepted by PDD"):
+        PDD().loss(model, guide)
 
 
 @pytest.mark.parametrize("cache_size", [0, 1])
@@ -111,12 +150,11 @@ def test_path_gradient_vanishes_at_the_optimum(
     flow._cache_size, flow._cached_x_y = cache_size, (None, None)  # of torch's own
     flow.set_exact(target)
     guide = FlowGuide(SymmetrizedFlow(flow) if symmetrized else flow)
-    model = target.model
-    if symmetrized:
 
-        def model() -> None:
-            x = pyro.sample("x", dist.Normal(torch.zeros(2, 2), 1.0).to_event(2).mask(False))
-            pyro.factor("f", torch.logaddexp(-target.energy(x), -target.energy(-x)))
+    def model() -> None:
+        x = pyro.sample("x", dist.Normal(torch.zeros(2, 2), 1.0).to_event(2).mask(False))
+        mirrored = -target.energy(-x) if symmetrized else torch.tensor(-math.inf)
+        pyro.factor("f", torch.logaddexp(-target.energy(x), mirrored))
 
     sizes = []
     for path in (False, True):
@@ -136,24 +174,14 @@ def quartic() -> None:
 @pytest.mark.parametrize("surroundings", ["none", "plate", "scale"])
 def test_path_gradient_is_that_of_a_second_pass(vectorize: bool, surroundings: str) -> None:
     flow = hierarchical_flow((2, 2), base=TwoModes(2.0))
-    inner = FlowGuide(flow)
     elbo = PDD(4, vectorize_particles=vectorize, path_gradient="always")
-
     kinds = {
-        "none": contextlib.nullcontext,
-        "plate": partial(pyro.plate, "copies", 3),
-        "scale": partial(pyro.poutine.scale, scale=2.5),
+        "none": lambda program: program,
+        "plate": pyro.plate("copies", 3),
+        "scale": pyro.poutine.scale(scale=2.5),
     }
     around: Any = kinds[surroundings]
-
-    def model() -> None:
-        with around():
-            quartic()
-
-    def guide() -> None:
-        with around():
-            inner()
-
+    model, guide = around(quartic), around(FlowGuide(flow))
     losses, found = [], []
     for step in (elbo.loss_and_grads, partial(loss_and_path_gradients, elbo)):
         pyro.set_rng_seed(3)
@@ -198,28 +226,15 @@ def test_density_of_a_draw_with_score_keeps_its_gradient() -> None:
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("with_svi", [True, False])
-def test_trains(target: Any, flow: Any, with_svi: bool) -> None:
-    elbo, guide = PDD(64, vectorize_particles=True), FlowGuide(flow)
-    svi = SVI(target.model, guide, pyro.optim.Adam({"lr": 0.1}), loss=elbo)
-    module = elbo(target.model, guide)
+def test_trains(target: Any, flow: Any) -> None:
+    """As a module, in a loop of torch."""
+    module: Any = PDD(64, vectorize_particles=True)(target.model, FlowGuide(flow))
     optimiser = torch.optim.Adam(module.parameters(), lr=0.1)
     for _ in range(60):
-        if with_svi:
-            svi.step()
-        else:
-            optimiser.zero_grad()
-            module().backward()
-            optimiser.step()
-    assert svi.evaluate_loss() == pytest.approx(-target.log_partition(), abs=0.1)
-
-
-def test_not_reparameterised() -> None:
-    def program() -> None:
-        pyro.sample("k", dist.Bernoulli(torch.tensor(0.5)))
-
-    with pytest.raises(ValueError, match="guide site 'k' has distribution Bernoulli, which has no"):
-        PDD().loss(program, program)
+        optimiser.zero_grad()
+        module().backward()
+        optimiser.step()
+    assert module().item() == pytest.approx(-target.log_partition(), abs=0.1)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -236,6 +251,59 @@ def test_warns_of_losses_that_are_not_finite(value: float) -> None:
         pyro.validation_enabled(False),  # else pyro.factor refuses a NaN by itself
     ):
         assert not math.isfinite(elbo.loss_and_grads(model, guide))
+
+
+def drawn_normal(loc: float = 0.0) -> None:
+    pyro.sample("x", dist.Normal(pyro.param("loc", torch.tensor(loc)), 1.0))
+
+
+def nan_data() -> None:
+    x = pyro.sample("x", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", 6):
+        pyro.sample("y", dist.Normal(x, 1.0), obs=DATA.where(DATA > -1.0, math.nan))
+
+
+def root() -> None:
+    pyro.factor("f", (pyro.sample("x", dist.Normal(0.0, 1.0)) - 50.0).sqrt())
+
+
+@pytest.mark.parametrize(
+    ("model", "loc", "message"),
+    [
+        (nan_data, 0.0, "model site 'y' has 1 NaN of 6"),
+        (root, 0.0, "the density of model site 'f' is NaN"),
+        (root, math.nan, "guide site 'x' has 1 NaN of 1"),
+    ],
+)
+def test_what_is_nan_is_named(model: Any, loc: float, message: str) -> None:
+    guide = partial(drawn_normal, loc)
+    pyro.enable_validation(False)
+    with pytest.warns(UserWarning, match=f"Encountered NaN: loss: {message}"):
+        PDD(3).loss_and_grads(model, guide)
+    if math.isfinite(loc):
+        message = message.replace("model site 'y'", "observed site 'y'")
+        with pytest.raises(ValueError, match=message):
+            fit(model, guide, steps=2, batch=4, lr=0.01, progress=False)
+
+
+@pytest.mark.parametrize("is_event", [False, True])
+def test_many_data_in_float32_are_summed_in_float64(is_event: bool) -> None:
+    """Sums of 300,000 nats in float32 have steps of 0.03, which would be the noise of a loss."""
+    data = torch.randn(200_000, dtype=torch.float32) + 2.0
+    losses = []
+    for y in (data, data.double()):
+
+        def model(y: torch.Tensor = y) -> None:
+            x = pyro.sample("x", dist.Normal(y.new_zeros(()), 1.0))
+            if is_event:
+                pyro.sample("y", dist.Normal(x.expand(len(y)), 1.0).to_event(1), obs=y)
+            else:
+                with pyro.plate("data", len(y)):
+                    pyro.sample("y", dist.Normal(x, 1.0), obs=y)
+
+        at = dist.Delta(y.new_tensor(2.0))
+        losses.append(PDD().loss(model, partial(pyro.sample, "x", at)))
+    assert losses[0] == pytest.approx(losses[1], abs=0.005)
 
 
 def test_repr_says_the_options() -> None:

@@ -16,7 +16,9 @@ from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 from pyro.infer.autoguide.initialization import init_to_value
+from pyro.infer.mcmc.util import initialize_model
 from torch import Tensor
+from torch.distributions import biject_to
 
 from pyro_neuralrg import PDD
 from pyro_neuralrg.infer import AutoHierarchicalFlow
@@ -27,11 +29,9 @@ from pyro_neuralrg.infer.autoguide.gaussians import (
     MatrixGaussian,
     nearest_gaussian,
 )
-from pyro_neuralrg.infer.autoguide.start import ModelEnergy, blocks, model_density
-from pyro_neuralrg.mcmc.model_target import ModelTarget
+from pyro_neuralrg.infer.autoguide.start import blocks, model_density
 from tests.infer import autoguide_models as models
 from tests.infer.autoguide_models import CASES, normals
-from tests.models.registry import REGISTRY
 
 
 def precision_matrix(dim: int) -> Tensor:
@@ -44,7 +44,7 @@ def normal_energy(mean: Tensor, precision: Tensor) -> Density:
 
 
 def dense(dim: int) -> MatrixGaussian:
-    return MatrixGaussian.isotropic(torch.zeros(dim), 0.1)
+    return MatrixGaussian(torch.zeros(dim), 0.1 * torch.eye(dim))
 
 
 # The fixed point ----------------------------------------------------------------------------------
@@ -52,8 +52,12 @@ def dense(dim: int) -> MatrixGaussian:
 
 def test_a_gaussian_is_found_exactly() -> None:
     mean, precision = 3 * torch.randn(12), precision_matrix(12)
-    found = nearest_gaussian(normal_energy(mean, precision), dense(12))
+    before = torch.random.get_rng_state()
+    found, again = (nearest_gaussian(normal_energy(mean, precision), dense(12)) for _ in range(2))
     assert found is not None
+    assert again is not None
+    assert torch.equal(found.factor, again.factor)  # the same each time
+    assert torch.equal(before, torch.random.get_rng_state())
     torch.testing.assert_close(found.mean, mean, rtol=1e-8, atol=1e-8)
     torch.testing.assert_close(found.factor @ found.factor.T, torch.linalg.inv(precision))
     assert found.log_det == pytest.approx(-0.5 * float(torch.logdet(precision)))
@@ -93,16 +97,6 @@ def test_a_poisson_rate_has_the_known_optimum() -> None:
     torch.testing.assert_close(1 / covariance.diagonal(), 1 + rate, rtol=0.1, atol=0)
 
 
-def test_it_is_the_same_each_time() -> None:
-    target = normal_energy(torch.randn(5), precision_matrix(5))
-    before = torch.random.get_rng_state()
-    first, second = (nearest_gaussian(target, dense(5)) for _ in range(2))
-    assert first is not None
-    assert second is not None
-    assert torch.equal(first.factor, second.factor)
-    assert torch.equal(before, torch.random.get_rng_state())
-
-
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_none_where_there_is_no_density(value: float) -> None:
     target = Density(lambda u: value * u.sum(-1), torch.float64)
@@ -126,48 +120,9 @@ def test_blocks_have_the_covariance(odd: bool) -> None:
 # The density --------------------------------------------------------------------------------------
 
 
-def prototype(model: Any, *args: Any) -> Any:
-    """The trace of the latent sites, as a guide has it."""
-    guide = AutoNormal(model)
-    guide(*args)
-    return guide.prototype_trace
-
-
-QUICK = ("smoothing, weak", "BYM2 map", "probit", "cube")
-every_model = [
-    pytest.param(name, marks=() if name in (*QUICK, *CASES) else pytest.mark.slow)
-    for name in (*REGISTRY, *CASES)
-]
-
-
-@pytest.mark.parametrize("name", every_model)
-def test_many_points_are_single_ones(name: str) -> None:
-    """Energies and gradients of points together are those by vmap."""
-    case = CASES.get(name)
-    model = case.model if case else REGISTRY[name].build(1)
-    args = (models.ramp(2),) if model is models.subsampled else ()
-    trace = prototype(model, *args)
-    program = partial(model, *args)
-    assert ModelEnergy(program, trace).takes_many()
-    target = ModelTarget(model).setup(*args)
-    found = model_density(program, trace, torch.arange(target.dim))
-    points = 0.3 * torch.randn(3, target.dim)
-    expected, expected_gradient = target.energy_and_grad(points)
-    torch.testing.assert_close(found.energy(points), expected)
-    torch.testing.assert_close(found.gradient(points), expected_gradient)
-    order = torch.randperm(target.dim)
-    reordered = model_density(program, trace, order)
-    torch.testing.assert_close(reordered.energy(points[:, order]), expected)
-
-
 def of_one_site(data: Tensor) -> None:
     x = normals("x", 3)
     pyro.sample("y", dist.Normal(x[0], 1.0), obs=data)
-
-
-def mixing(data: Tensor) -> None:
-    x = normals("x", 3)
-    pyro.sample("y", dist.Normal(x - x.mean(), 1.0).to_event(1), obs=data)
 
 
 def branching(data: Tensor) -> None:
@@ -176,31 +131,41 @@ def branching(data: Tensor) -> None:
     pyro.sample("y", dist.Normal(x[0], width), obs=data)
 
 
-@pytest.mark.filterwarnings("ignore:the model cannot be vectorised:UserWarning")
-@pytest.mark.parametrize("model", [of_one_site, mixing, branching])
-def test_a_model_that_knows_of_no_particles(model: Any) -> None:
-    data = torch.tensor(0.5)
-    trace = prototype(model, data)
-    program = partial(model, data)
-    assert not ModelEnergy(program, trace).takes_many()
-    target, points = ModelTarget(model).setup(data), torch.randn(4, 3)
-    found = model_density(program, trace, torch.arange(3))
-    energy, gradient = target.energy_and_grad(points)
-    torch.testing.assert_close(found.energy(points), energy)
-    torch.testing.assert_close(found.gradient(points), gradient)
+@pytest.mark.parametrize("name", [*CASES, "branching"])
+def test_the_density_is_that_of_pyro_at_each_point(name: str) -> None:
+    """Whatever the order of the coordinates, for points together or one after another."""
+    model = CASES[name].model if name in CASES else branching
+    args = () if name in CASES else (torch.tensor(0.5),)
+    args = (models.ramp(2),) if model is models.subsampled else args
+    guide = AutoNormal(model)
+    guide(*args)
+    potential: Any = initialize_model(model, args, initial_params={})[1]
+    shapes = {
+        name: biject_to(site["fn"].support).inv(site["value"]).shape
+        for name, site in guide.prototype_trace.iter_stochastic_nodes()
+    }
+    sizes = [shape.numel() for shape in shapes.values()]
+    order, points = torch.randperm(sum(sizes)), torch.randn(3, sum(sizes)).requires_grad_()
+    expected = []
+    for point in points:
+        parts = zip(shapes, point.split(sizes), strict=True)
+        expected.append(potential({name: part.reshape(shapes[name]) for name, part in parts}))
+    energies = torch.stack(expected)
+    (gradient,) = torch.autograd.grad(energies.sum(), points)
+    found = model_density(partial(model, *args), guide.prototype_trace, order)
+    torch.testing.assert_close(found.energy(points[:, order]), energies.detach())
+    torch.testing.assert_close(found.gradient(points[:, order]), gradient[:, order])
 
 
-def test_the_first_call_may_be_a_step_of_one_particle() -> None:
-    guide, data = AutoHierarchicalFlow(of_one_site), torch.tensor(0.5)
-    svi = SVI(of_one_site, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
-    assert math.isfinite(svi.step(data))
-    assert guide.get_transform().frame.factor.shape == (3, 3)
-
-
-def test_the_first_call_may_be_that_of_particles() -> None:
+def test_the_first_call_may_be_a_step_of_one_particle_or_of_many() -> None:
     def model(data: Tensor) -> None:
         pyro.sample("y", dist.Normal(normals("x", 2, 2), 0.5).to_event(2), obs=data)
 
+    guide, number = AutoHierarchicalFlow(of_one_site), torch.tensor(0.5)
+    svi = SVI(of_one_site, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
+    assert math.isfinite(svi.step(number))
+    assert guide.get_transform().frame.factor.shape == (3, 3)
+    pyro.clear_param_store()
     guide = AutoHierarchicalFlow(model)
     elbo = PDD(16, vectorize_particles=True, max_plate_nesting=0)
     elbo.loss_and_grads(model, guide, torch.ones(2, 2))
@@ -215,6 +180,36 @@ def hidden() -> None:
     x = normals("x", 2, 2)
     z = pyro.sample("z", dist.Bernoulli(0.5))
     pyro.sample("y", dist.Normal(x + z, 0.2).to_event(2), obs=torch.ones(2, 2))
+
+
+def vague(data: Tensor) -> None:
+    precision = pyro.sample("precision", dist.Gamma(0.001, 0.001))  # of median zero, rounded
+    with pyro.plate("data", len(data), subsample_size=50) as index:
+        pyro.sample("y", dist.Normal(0.0, precision.rsqrt()), obs=data[index])
+
+
+@pytest.mark.parametrize("init_scale", [None, 0.2])
+def test_subsampled_data_of_vague_priors_begin_where_there_are_gradients(init_scale: Any) -> None:
+    """The precision, 1 / 4, is found from there."""
+    data = 2 * torch.randn(1000)
+    with pytest.warns(UserWarning, match=r"begins at the likeliest .*: .*'data' \(50 of 1000\)"):
+        guide = AutoHierarchicalFlow(vague, prototype_args=(data,), init_scale=init_scale)
+    assert guide.get_transform().frame.factor.tolist() == [init_scale or 0.1]
+    svi = SVI(vague, guide, pyro.optim.Adam({"lr": 0.05}), Trace_ELBO())
+    for _ in range(150):
+        svi.step(data)
+    assert float(guide.median()["precision"]) == pytest.approx(0.25, rel=0.3)
+
+
+def test_many_data_are_not_evaluated_at_many_points_together() -> None:
+    seen = []
+
+    def energy(u: Tensor) -> Tensor:
+        seen.append(len(u))
+        return u.square().sum(-1)
+
+    nearest_gaussian(Density(energy, torch.float64, numbers=300_000), dense(2))
+    assert max(seen) == 3
 
 
 def without_gradients() -> None:

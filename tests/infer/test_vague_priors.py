@@ -44,7 +44,7 @@ def roughness(f: Tensor, dims: int) -> Tensor:
 def test_an_improper_field_has_its_exact_posterior(
     prior: Callable[..., Any], sides: tuple[int, ...]
 ) -> None:
-    """Mean, covariance and ln Z of flat and intrinsic priors, in closed form; it trains on."""
+    """Mean, covariance and ln Z of flat and intrinsic priors, in closed form."""
     dim, dims = math.prod(sides), len(sides)
     y = torch.tensor([0.5, 1.0, -0.2]) if dim == 3 else ramp(*sides)
 
@@ -67,51 +67,25 @@ def test_an_improper_field_has_its_exact_posterior(
     torch.testing.assert_close(found, torch.linalg.inv(precision).to(found), rtol=1e-4, atol=1e-5)
     loss = PDD(16, vectorize_particles=True, max_plate_nesting=0)
     assert loss.loss(model, guide) == pytest.approx(-float(log_z), abs=0.02)
-    fit(model, guide, steps=20, batch=64, lr=0.01, progress=False, seed=0)
-    draws = guide.get_posterior().sample((4000,))
-    errors = (draws.mean(0) - mean) / torch.linalg.inv(precision).diagonal().div(4000).sqrt()
-    assert float(errors.abs().max()) < 6  # and what is left of the noise of training
-
-
-def test_jeffreys_prior_of_a_width() -> None:
-    """1 / sigma in front of n normals: sigma^2 is inverse gamma, E[ln sigma] in closed form."""
-    y = 3 * ramp(12)
-
-    def model() -> None:
-        sigma = pyro.sample("sigma", dist.ImproperUniform(constraints.positive, (), ()))
-        pyro.factor("jeffreys", -sigma.log())
-        with pyro.plate("data", 12):
-            pyro.sample("y", dist.Normal(0.0, sigma), obs=y)
-
-    guide = AutoHierarchicalFlow(model)
-    fit(model, guide, steps=150, batch=64, lr=0.02, progress=False, seed=0)
-    log_sigma = guide.get_posterior().sample((20_000,))[:, 0]
-    half = 0.5 * y.square().sum()
-    mean = 0.5 * (half.log() - torch.digamma(torch.tensor(6.0)))
-    width = 0.5 * float(torch.polygamma(1, torch.tensor(6.0)).sqrt())
-    assert float(log_sigma.mean()) == pytest.approx(float(mean), abs=0.1 * width)
-    assert float(log_sigma.std()) == pytest.approx(width, rel=0.05)
 
 
 # Proper, and far off ------------------------------------------------------------------------------
 
 
-def precision_and_mean(y: Tensor) -> None:
-    tau = pyro.sample("tau", dist.Gamma(0.001, 0.001))
+def width_and_mean(prior: Any, power: float, y: Tensor) -> None:
+    """The standard deviation is a power of a precision or a variance."""
+    width = pyro.sample("width", prior(0.001, 0.001)).pow(power)
     mu = pyro.sample("mu", dist.Normal(0.0, 1000.0))
     with pyro.plate("data", len(y)):
-        pyro.sample("y", dist.Normal(mu, tau.rsqrt()), obs=y)
+        pyro.sample("y", dist.Normal(mu, width), obs=y)
 
 
-def variance_and_mean(y: Tensor) -> None:
-    variance = pyro.sample("variance", dist.InverseGamma(0.001, 0.001))
-    mu = pyro.sample("mu", dist.Normal(0.0, 1000.0))
-    with pyro.plate("data", len(y)):
-        pyro.sample("y", dist.Normal(mu, variance.sqrt()), obs=y)
+PRECISION = partial(width_and_mean, dist.Gamma, -0.5)
+VARIANCE = partial(width_and_mean, dist.InverseGamma, 0.5)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.parametrize("model", [precision_and_mean, variance_and_mean])
+@pytest.mark.parametrize("model", [PRECISION, VARIANCE])
 def test_vague_priors_have_no_start_of_nan(model: Callable[[Tensor], None], seed: int) -> None:
     """The mean of normals has Student's t, of 19 degrees of freedom: 3.00 +- 0.45 for one y."""
     torch.manual_seed(1)
@@ -119,7 +93,6 @@ def test_vague_priors_have_no_start_of_nan(model: Callable[[Tensor], None], seed
     torch.manual_seed(seed)
     guide = AutoHierarchicalFlow(model, prototype_args=(y,))
     fit(model, guide, model_args=(y,), steps=150, batch=64, lr=0.02, progress=False, seed=seed)
-    assert guide.get_transform().frame.factor.shape == (2, 2)
     q = guide.get_posterior()
     u = q.sample((20_000,)).clone()
     assert float(u[:, 1].mean()) == pytest.approx(float(y.mean()), abs=0.05)
@@ -138,9 +111,8 @@ def test_where_no_gaussian_is_found_it_begins_at_a_point_with_gradients(
 ) -> None:
     monkeypatch.setattr(start, "nearest_gaussian", lambda *args: None)
     y = 3 + ramp(20).float()  # draws of the prior have no gradients in float32
-    model = partial(precision_and_mean, y)
     with pytest.warns(UserWarning, match="begins at the likeliest of some points"):
-        guide = AutoHierarchicalFlow(precision_and_mean, prototype_args=(y,))
+        guide = AutoHierarchicalFlow(PRECISION, prototype_args=(y,))
     assert float(guide.get_transform().frame.mean.abs().max()) < 2
-    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
-    assert all(math.isfinite(svi.step()) for _ in range(5))
+    svi = SVI(PRECISION, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
+    assert all(math.isfinite(svi.step(y)) for _ in range(5))

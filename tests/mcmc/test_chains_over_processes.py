@@ -112,6 +112,7 @@ def test_both_find_the_same_of_all_chains(folder: Path) -> None:
     for name in ("chees", "mixture", "part", "loaded", "rest", "whole"):
         first, second = notes(folder, name)
         assert same(first, second), name
+        assert len(first["x"][:, -1].unique(dim=0)) == len(first["x"])  # each has its own numbers
     first = notes(folder, "chees")[0]
     assert first["x"].shape == (64, 60, 3)
     assert first["observables"]["square"].shape == (64, 60, 3)
@@ -121,12 +122,6 @@ def test_both_find_the_same_of_all_chains(folder: Path) -> None:
     for statistics in (first["stats"], first["warmup"]):  # of every step, on every chain
         for key in ("step_size", "trajectory_length", "n_steps"):
             assert torch.equal(statistics[key], statistics[key][:1].expand_as(statistics[key]))
-
-
-def test_chains_have_random_numbers_of_their_own(folder: Path) -> None:
-    for name in ("chees", "mixture", "whole"):
-        last = notes(folder, name)[0]["x"][:, -1]
-        assert len(last.unique(dim=0)) == len(last)
 
 
 def test_moments_and_adaptation_are_those_of_all_chains(folder: Path) -> None:

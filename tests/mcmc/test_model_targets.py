@@ -16,7 +16,7 @@ from pyro.infer.mcmc.util import initialize_model
 from pyro.infer.reparam import LocScaleReparam, NeuTraReparam
 from torch import Tensor
 
-from pyro_neuralrg import HMC, FlowReparam, diagnose, to_arviz
+from pyro_neuralrg import HMC, FlowReparam, to_arviz
 from pyro_neuralrg.infer import AutoHierarchicalFlow
 from pyro_neuralrg.mcmc import Adaptation, ModelTarget, results
 from tests.mcmc.registry import ToyFlow, run
@@ -252,19 +252,3 @@ def test_what_depends_on_discrete_sites_is_not_computed() -> None:
 
     samples = run(HMC(model, step_size=0.1, num_steps=1), 2, warmup_steps=STILL).get_samples()
     assert set(samples) == {"x"}
-
-
-@pytest.mark.parametrize("low", [None, -1.0])
-def test_draws_at_the_end_of_an_interval_are_noted(low: float | None) -> None:
-    a = torch.tensor(0.1, **SINGLE)
-    fn = dist.Beta(a, a) if low is None else dist.AffineBeta(a, a, a.new_tensor(low), 2.0)
-    options = {"step_size": 10.0, "num_steps": 3}
-    mcmc = run(HMC(lambda: pyro.sample("v", fn), **options), 60, num_chains=8)
-    v = mcmc.get_samples()["v"].double()
-    finding = {found.name: found for found in diagnose(to_arviz(mcmc)).findings}["interval_end"]
-    top = (v == v.max()).double().mean()
-    assert finding.severity == "note"
-    assert finding.value == pytest.approx(float(max(top, (v == v.min()).double().mean())))
-    assert f"{100 * float(top):.4g} % of v at 1" in finding.message
-    beta = run(HMC(lambda: pyro.sample("v", dist.Beta(2.0, 3.0))), 50, num_chains=4)
-    assert "interval_end" not in {found.name for found in diagnose(to_arviz(beta)).findings}

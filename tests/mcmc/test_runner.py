@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 import signal
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from pyro_neuralrg import HMC, Cycle, FreeField, IndependenceMetropolis, IsingDual, VectorizedMCMC
-from pyro_neuralrg.mcmc import Adaptation, results
+from pyro_neuralrg.mcmc import Adaptation, Mixture, as_target, results
 from pyro_neuralrg.mcmc import runner as runner_module
 from pyro_neuralrg.runtime import memory
 from pyro_neuralrg.runtime.console import deferred_interrupts
@@ -144,10 +145,10 @@ def test_diagnostics_in_the_form_of_pyros(draws: int) -> None:
         ({"initial_params": {"y": torch.zeros(6, 2)}}, ValueError, r"\['y'\]; accepted: \['x'\]"),
         ({"initial_params": {"x": torch.full((6, 2), math.nan)}}, ValueError, r"of 6 of 6 chains"),
         ({"record": "run.pt"}, TypeError, r"record is a str; accepted: a Record, or None"),
-        ({"progress": 1}, TypeError, r"progress is a int; accepted: True or False"),
+        ({"progress": 1}, TypeError, r"progress is an int; accepted: True or False"),
         ({"keep_draws": "no"}, TypeError, r"keep_draws is a str; accepted: True or False"),
         ({"observables": [normal]}, TypeError, r"observables is a list; accepted"),
-        ({"observables": {"a": 3}}, TypeError, r"observables\['a'\] is a int; accepted"),
+        ({"observables": {"a": 3}}, TypeError, r"observables\['a'\] is an int; accepted"),
     ],
 )
 def test_bad_arguments(options: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -347,3 +348,57 @@ def test_draws_that_cannot_be_held(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(memory.MemoryLimitError, match="num_samples is 11"):
         held.resume()
     assert held.get_samples()["x"].shape == (40, 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("jump", {"forward": 1, "energy": 1}),
+        ("latent jump", {"forward": 1, "energy": 1}),
+        ("latent cycle", {"forward": 4, "gradient": 4}),
+        ("cycle", {"forward": 2, "gradient": 5, "inverse": 1}),
+    ],
+)
+def test_a_step_makes_the_passes_that_it_needs(
+    name: str, expected: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Local moves in physical space take chains to where the flow's density is not known."""
+    passes: Counter[str] = Counter()
+
+    def energy(x: Tensor) -> Tensor:
+        passes["gradient" if x.requires_grad else "energy"] += 1
+        return normal(x)
+
+    for called, method in (("forward", "_call"), ("inverse", "_inverse")):
+        plain = getattr(ToyFlow, method)
+
+        def counting(self: ToyFlow, value: Tensor, called: Any = called, plain: Any = plain) -> Any:
+            passes[called] += 1
+            return plain(self, value)
+
+        monkeypatch.setattr(ToyFlow, method, counting)
+    flow = ToyFlow((4,))
+    target = as_target(energy, shape=(4,), flow=flow if "latent" in name else None)
+    jump, local = IndependenceMetropolis(flow, target), HMC(target, num_steps=3, jitter=0.0)
+    jumps = [jump] if "latent" in name else [jump, jump]
+    found = []
+    for draws in (5, 15):
+        passes.clear()
+        run(jump if "jump" in name else Cycle(local, *jumps), draws, warmup_steps=0)
+        found.append(passes.copy())
+    assert found[1] - found[0] == {key: 10 * number for key, number in expected.items()}
+
+
+@pytest.mark.parametrize("kind", [Cycle, Mixture])
+@pytest.mark.parametrize("flows", [1, 2])
+def test_what_is_kept_of_the_density_is_that_of_the_position(kind: Any, flows: int) -> None:
+    target, (one, other) = as_target(normal, shape=(4,)), (ToyFlow((4,)), ToyFlow((4,)))
+    jumps = [IndependenceMetropolis(flow, target) for flow in (one, other if flows == 2 else one)]
+    kernel = kind(HMC(target, step_size=0.3, num_steps=2), *jumps)
+    state, generator, known = kernel.init(torch.randn(6, 4)), torch.Generator().manual_seed(0), 0
+    for _ in range(20):
+        state, _ = kernel.step(state, generator)
+        if state.log_q is not None:
+            known += 1
+            torch.testing.assert_close(state.log_q, jumps[-1]._log_q(state.position))
+    assert (known > 0) == (flows == 1)

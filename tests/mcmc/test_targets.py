@@ -117,7 +117,7 @@ def test_bad_energies(energy: Callable[[Tensor], Any], message: str) -> None:
 
 
 def test_bad_targets() -> None:
-    with pytest.raises(TypeError, match=r"kernel is a int"):
+    with pytest.raises(TypeError, match=r"kernel is an int"):
         VectorizedMCMC(3, 10)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"target is a int"):
         HMC(3)  # type: ignore[arg-type]

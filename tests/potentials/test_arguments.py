@@ -74,7 +74,7 @@ WRONG_TYPES: list[tuple[Any, str]] = [
     (partial(IsingDualFamily, (4, 4), 2.0), r"temperatures is .*; accepted"),
     (partial(IsingDualFamily, (4, 4), ("a", 1)), r"temperatures is .*; accepted"),
     (partial(from_energy, lambda x: (x > 0).sum((-1, -2))), "the result of fn is torch.int64; acc"),
-    (partial(from_energy, 3), "fn is a int; accepted: a function of fields"),
+    (partial(from_energy, 3), "fn is an int; accepted: a function of fields"),
     (partial(from_energy, gaussian, spectrum=[1.0]), "spectrum is list; accepted"),
 ]
 

@@ -82,51 +82,31 @@ def test_the_device_of_a_job_decides(
     assert ended == ["group", LET_GO]  # else gloo's threads may meet a Python that is ending
 
 
-def train(number: int) -> None:
-    target = IsingDual((2, 2), temperature=3.0)
-    fit(target, target.flow(), batch=number, steps=1, lr=0.01, seed=0, progress=False)
-
-
-def sample(number: int) -> None:
-    kernel = HMC(lambda x: 0.5 * x.square().sum(-1), shape=(2,))
-    VectorizedMCMC(kernel, 1, num_chains=number, progress=False)
-
-
 @pytest.mark.parametrize("number", [2, 5, 64, 100])
 @pytest.mark.parametrize("size", [3, 8, 48])
-@pytest.mark.parametrize(("name", "use"), [("batch", train), ("num_chains", sample)])
-def test_what_cannot_be_divided_names_a_number_that_can(
-    name: str,
-    use: Callable[[int], None],
-    size: int,
-    number: int,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_what_cannot_be_divided_names_a_number_that_can(size: int, number: int) -> None:
     """And with that number, the processes have equal parts, which are all of it."""
-
-    class ReachedError(Exception):
-        pass
-
-    def reach(*_: Any, **__: Any) -> None:
-        raise ReachedError
-
-    world = Processes(1, size)
-    for module in ("train.training", "mcmc.runner"):
-        monkeypatch.setattr(sys.modules[f"pyro_neuralrg.{module}"], "processes", lambda: world)
-    monkeypatch.setattr(Processes, "run_on_all", lambda self, compute: compute())
-    monkeypatch.setattr(Processes, "broadcast_from_first", reach)  # comes next, if it is accepted
-    fitting = number
+    worlds, fitting = [Processes(rank, size) for rank in range(size)], number
     if number % size:
-        expected = rf"^{name} is {number} over {size} processes; .* of {size}, such as (\d+)$"
+        expected = rf"^batch is {number} over {size} processes; .* of {size}, such as (\d+)$"
         with pytest.raises(ValueError, match=expected) as refused:
-            use(number)
+            worlds[0].share("batch", number)
         fitting = int(str(refused.value).rsplit(" ", 1)[1])
         assert abs(fitting - number) < size
-    with pytest.raises(ReachedError):
-        use(fitting)
-    rows = [Processes(rank, size).rows(fitting) for rank in range(size)]
+    rows = [world.rows(fitting) for world in worlds]
     assert [i for part in rows for i in range(fitting)[part]] == list(range(fitting))
-    assert {part.stop - part.start for part in rows} == {world.share(name, fitting)}
+    assert {part.stop - part.start for part in rows} == {worlds[0].share("batch", fitting)}
+
+
+def test_batches_and_chains_are_divided(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("train.training", "mcmc.runner"):
+        where = sys.modules[f"pyro_neuralrg.{module}"]
+        monkeypatch.setattr(where, "processes", lambda: Processes(1, 3))
+    target = IsingDual((2, 2), temperature=3.0)
+    with pytest.raises(ValueError, match="batch is 64 over 3 processes; accepted: a multiple"):
+        fit(target, target.flow(), batch=64, seed=0)
+    with pytest.raises(ValueError, match="num_chains is 64 over 3 processes; accepted: a mult"):
+        VectorizedMCMC(HMC(target), 1, num_chains=64)
 
 
 @pytest.mark.slow

@@ -82,6 +82,10 @@ def ising() -> IsingDual:
     return IsingDual((2, 2), temperature=3.0)
 
 
+def critical() -> IsingDual:
+    return IsingDual((2, 2))
+
+
 @pytest.mark.filterwarnings("ignore:training diverged:UserWarning")
 @pytest.mark.parametrize(
     ("make", "steps", "options"),
@@ -92,12 +96,16 @@ def ising() -> IsingDual:
         # the running mean, its best and the rise of the rate go on where they were
         (GaussianTarget, [20, 50],
          {"steps": 80, "lr": 40.0, "schedule": Schedule(clip=None, average=0.4)}),
+        # also of a temperature that ends there
+        (critical, [58, 97],
+         {"steps": 120, "lr": 2.0, "schedule": Schedule(0, Cooling(4.0, 0.8), None)}),
     ],
-    ids=["plain", "path gradients", "not finite", "rate too large"],
+    ids=["plain", "path gradients", "not finite", "rate too large", "cooling"],
 )  # fmt: skip
 def test_killed_and_resumed_is_the_same_as_not_killed(
     make: Callable[[], Any], steps: list[int], options: dict[str, Any], tmp_path: Path
 ) -> None:
+    torch.manual_seed(3)
     whole = fit(make(), **{**QUICK, **options})
     assert whole.stopped is None
     assert (whole.divergences >= 2) == (make is Cliff or "steps" in options)
@@ -167,24 +175,6 @@ def test_another_flow_or_target_is_named(tmp_path: Path) -> None:
     couplings = IsingDual((2, 2), temperature=3.0, couplings=(1.5, 1.5))
     with pytest.raises(CheckpointError, match="of another target: its energies are off by"):
         resumed(couplings, tmp_path, ising().flow())
-
-
-def test_a_checkpoint_that_cannot_be_written(target: Any, tmp_path: Path) -> None:
-    """A full disk, say, does not end days of training."""
-
-    def gone() -> None:
-        for path in tmp_path.joinpath("a").iterdir():
-            path.unlink()
-        tmp_path.joinpath("a").rmdir()
-
-    said = r"training-0000000018.pt cannot be written \(FileNotFoundError.*goes on without"
-    record = Record(tmp_path / "a", every_steps=3)
-    with pytest.warns(UserWarning, match=said) as caught:
-        result = fit(target, record=record, callback=at(16, gone), **QUICK)
-    assert len(caught) == 1  # of two that were tried
-    assert_same(result, fit(target, **QUICK))
-    assert result.unsaved is not None
-    assert f"{tmp_path}/a/training-0000000020.pt cannot be written" in result.unsaved
 
 
 def test_random_numbers_of_the_gpu_that_trains(monkeypatch: pytest.MonkeyPatch) -> None:

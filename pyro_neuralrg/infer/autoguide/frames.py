@@ -55,9 +55,6 @@ class GaussianFrame(LatticeTransform):
             self.factor = self.factor.new_empty(factor.shape)
         super()._load_from_state_dict(*args, **kwargs)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_inverse_of": None}
-
     def forward(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """v to u, batch-last."""
         moved = self.factor @ h if self.factor.dim() == 2 else self.factor[:, None] * h
@@ -178,8 +175,6 @@ class FieldFrame(LatticeTransform):
         self, direction: Literal["forward", "inverse"], h: Tensor, context: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Scale the modes of each field."""
-        if len(self.spectra) == 1:
-            return getattr(self.spectra[0], direction)(h, context)
         fields = h.reshape(*self.lattice, len(self.spectra), h.shape[-1]).unbind(-2)
         results = [
             getattr(spectrum, direction)(field, context)

@@ -41,19 +41,24 @@ MIN_GAIN = 0.03
 LARGE_DIM = 512
 """Unknowns from which on matrices have the dtype of the model, and fewer steps are tried."""
 
-MAX_COORDINATES, MAX_POINTS = 2**20, 512
-"""Coordinates, and points, at which the model is evaluated together at most."""
+MAX_NUMBERS, MAX_POINTS = 2**20, 512
+"""Numbers, latents and data, and points at which the model is evaluated together at most."""
 
 MODEL_ERRORS = (ArithmeticError, RuntimeError, ValueError)
-"""Raised by models far out: a matrix that is singular, say."""
+"""Raised by models far out, such as by a matrix that is singular."""
 
 
 @dataclass(frozen=True)
 class Density:
-    """An unnormalised density by its energy -ln pi, of points ``(n, dim)`` to shape ``(n,)``."""
+    """An unnormalised density by its energy -ln pi, of points ``(n, dim)`` to shape ``(n,)``.
+
+    Each takes so many ``numbers`` to evaluate; ``subsampled`` says which data are held fixed.
+    """
 
     energy_of: Callable[[Tensor], Tensor]
     dtype: torch.dtype
+    numbers: int = 1
+    subsampled: str = ""
 
     def energy(self, points: Tensor) -> Tensor:
         """Energies without a graph."""
@@ -69,10 +74,7 @@ class Density:
 
 
 class Moments(NamedTuple):
-    """C^T E[g], and the mean negative Hessian in the coordinates z less the identity.
-
-    The latter is a matrix, or the parts of it that widths can follow, of sites and of modes.
-    """
+    """C^T E[g], and the mean negative Hessian in z less the identity, or its parts for widths."""
 
     gradient: Tensor
     excess: tuple[Tensor, ...]
@@ -80,17 +82,15 @@ class Moments(NamedTuple):
 
 @dataclass(frozen=True)
 class MatrixGaussian:
-    """N(mean, factor factor^T), with ``log_det`` the logarithm of |det factor|."""
+    """N(mean, factor factor^T) with an upper triangular factor."""
 
     mean: Tensor
     factor: Tensor
-    log_det: float
 
-    @classmethod
-    def isotropic(cls, mean: Tensor, width: float) -> MatrixGaussian:
-        """A Gaussian of one width."""
-        factor = width * torch.eye(len(mean), dtype=mean.dtype)
-        return cls(mean, factor, len(mean) * math.log(width))
+    @property
+    def log_det(self) -> float:
+        """ln |det C|."""
+        return float(self.factor.diagonal().log().sum())
 
     def moved(self, z: Tensor) -> Tensor:
         """C z of latents ``(n, dim)``."""
@@ -120,21 +120,18 @@ class MatrixGaussian:
             lower = torch.linalg.cholesky(precision + 0.5 * step**2 * excess @ excess)
         move = step * torch.cholesky_solve(moments.gradient[:, None], lower)[:, 0]
         factor = torch.linalg.solve_triangular(lower, self.factor.T, upper=False).T
-        log_det = self.log_det - float(lower.diagonal().log().sum())
-        return MatrixGaussian(self.mean + self.factor @ move, factor, log_det)
+        return MatrixGaussian(self.mean + self.factor @ move, factor)
 
     def narrower(self) -> MatrixGaussian:
         """The Gaussian of half the width."""
-        log_det = self.log_det - len(self.mean) * math.log(2)
-        return replace(self, factor=0.5 * self.factor, log_det=log_det)
+        return replace(self, factor=0.5 * self.factor)
 
 
 def _slope(gradient: Tensor, z: Tensor) -> Tensor:
     """E[g z^T] by regression, exact where g is linear in z."""
-    moments = gradient.T @ z
     if len(z) < z.shape[-1]:  # some are not usable
-        return moments / len(z)
-    return torch.linalg.solve(z.T @ z, moments.T).T
+        return gradient.T @ z / len(z)
+    return torch.linalg.solve(z.T @ z, z.T @ gradient).T
 
 
 @dataclass(frozen=True)
@@ -228,9 +225,9 @@ def nearest_gaussian(target: Density, first: Gaussian) -> Gaussian | None:
     r"""The Gaussian q with the least KL(q || pi), by natural gradients of the target's density.
 
     At the optimum :math:`E_q[\nabla \ln \pi] = 0` and :math:`C^T E_q[-\nabla^2 \ln \pi]\, C = 1`
-    for q = N(m, C C^T). The z of a step are orthogonal to one another and come with their mirror
-    images: of a Gaussian target one full step finds the solution. Shorter steps are those of Lin et
-    al., whose covariance stays positive. None if no step is better than the first.
+    for q = N(m, C C^T). The z of a step are orthogonal and come with their mirror images: of a
+    Gaussian target one full step finds it. Shorter steps are those of Lin et al., whose covariance
+    stays positive. None if no step is better than the first.
 
     References:
         Opper, Archambeau, "The variational Gaussian approximation revisited", Neural Computation 21
@@ -315,5 +312,5 @@ def _bound(target: Density, q: Gaussian, z: Tensor) -> float:
 
 def _split(target: Density, points: Tensor) -> tuple[Tensor, ...]:
     """Points in parts that fit into memory, also where a model makes matrices of them."""
-    number = min(MAX_POINTS, MAX_COORDINATES // points.shape[-1])
+    number = min(MAX_POINTS, MAX_NUMBERS // max(target.numbers, points.shape[-1]))
     return points.to(target.dtype).split(max(1, number))

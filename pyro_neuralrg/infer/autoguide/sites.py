@@ -21,12 +21,9 @@ MAX_SIDES = 3
 class LatentOrder(NamedTuple):
     """The latents of a model as the flow has them: globals first, then the fields.
 
-    Attributes:
-        order: the place of each in the model's order; the fields are the fastest index.
-        globals_dim: number of globals.
-        fields: names, in the model's order.
-        lattice: of each field.
-        shape: of the flow of them all: several fields are a last axis, or part of the third.
+    ``order`` is the place of each in the model's order, with fields as the fastest index;
+    ``lattice`` is that of a field, ``shape`` of the flow of them all: several fields are a last
+    axis, or part of the third.
     """
 
     order: Tensor
@@ -37,7 +34,7 @@ class LatentOrder(NamedTuple):
 
 
 def site_shapes(trace: Any) -> dict[str, tuple[int, ...]]:
-    """The shape of each latent site's value, batch and event, in the model's order."""
+    """The shape of each latent site's value, in the model's order."""
     return {name: tuple(site["value"].shape) for name, site in trace.iter_stochastic_nodes()}
 
 
@@ -106,9 +103,8 @@ def order_latents(
     A field's lattice is all of its shape, plates and event alike, without leading plates of size
     one, or the ``lattice`` given, on which its entries lie row by row. Without names: every site of
     as many entries as that lattice, else of two or three sides longer than one, or where there is
-    none, the longest ones of one such side; sites whose support ties numbers together, as a simplex
-    does, are no fields. ``shapes`` are those of the latent sites, unconstrained, in the model's
-    order.
+    none, the longest ones of one such side; none whose support ties numbers together, as a simplex
+    does. ``shapes`` are unconstrained, in the model's order.
 
     A ValueError says if a named site is not a field, or fields do not fit together or a flow.
     """
@@ -131,12 +127,11 @@ def _find_fields(
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Their names and the lattice that they share."""
     known = {name: _field_shape(site) for name, site in trace.iter_stochastic_nodes()}
-    hint = "fields on one lattice; the sites that are not named become globals"
-    if names is None and given is None:
-        names = _likely_fields(known)
-        hint = "name those that are meant with fields=[...]; the others become globals"
-    elif names is None:
-        names = [name for name in known if _fits(known[name], given)]
+    number = math.prod(given or ())
+    fitting = [name for name, shape in known.items() if shape and math.prod(shape) == number]
+    hint = "fields on one lattice (fields=[...]); the sites that are not named become globals"
+    if names is None:
+        names = _likely_fields(known) if given is None else fitting
     for name in names:
         if not known.get(name):
             raise ValueError(
@@ -146,7 +141,7 @@ def _find_fields(
                 f"of vectors or matrices; {format_sites(trace)}"
             )
     if given is not None:
-        if not names or not all(_fits(known[name], given) for name in names):
+        if not names or not set(names) <= set(fitting):
             raise ValueError(
                 f"lattice is {given}, of {math.prod(given)} sites; accepted: sides whose product "
                 "is the number of entries of each field, which lie on them row by row; "
@@ -190,10 +185,6 @@ def _likely_fields(known: Mapping[str, tuple[int, ...]]) -> list[str]:
             "(fields=[...] of the fields, or [], says that they are globals)"
         )
     return names
-
-
-def _fits(shape: tuple[int, ...], lattice: tuple[int, ...] | None) -> bool:
-    return bool(shape and lattice) and math.prod(shape) == math.prod(lattice or ())
 
 
 def _field_shape(site: Any) -> tuple[int, ...]:

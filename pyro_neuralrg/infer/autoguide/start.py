@@ -4,15 +4,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pyro
 import torch
 from pyro import poutine
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import biject_to
 
 from pyro_neuralrg.infer.autoguide.gaussians import (
     LARGE_DIM,
@@ -22,8 +25,9 @@ from pyro_neuralrg.infer.autoguide.gaussians import (
     nearest_gaussian,
 )
 from pyro_neuralrg.infer.autoguide.sites import LatentOrder
-from pyro_neuralrg.infer.model_sites import FillMasked
-from pyro_neuralrg.infer.pyro_internals import check_no_subsampling, num_plate_dims
+from pyro_neuralrg.infer.log_joint import UnconstrainedModel
+from pyro_neuralrg.infer.model_sites import inspect_sites, latent_sites
+from pyro_neuralrg.infer.pyro_internals import check_no_subsampling
 from pyro_neuralrg.runtime.console import warn_user
 
 INIT_SCALE = 0.1
@@ -37,9 +41,6 @@ MAX_DENSE = 2048
 
 MIN_RELATIVE_VARIANCE = 1e-7
 """Variance of fields, relative to the largest, below which it is rounding."""
-
-ROUNDING = 1e3
-"""Machine precisions by which energies may differ that are the same."""
 
 
 class GaussianStart(NamedTuple):
@@ -59,13 +60,14 @@ def posterior_start(
     mean: Tensor,
     latents: LatentOrder,
     options: Mapping[str, Any],
+    init_scale: float | None = None,
 ) -> GaussianStart:
     """The Gaussian nearest to the posterior of a model, or a narrow one, with a warning.
 
     ``program`` is the model with its arguments, ``prototype`` a trace of its latent sites; ``mean``
     is where to begin, globals first. Where that leads to none, another point of (-2, 2) is tried;
     where the density has no gradient there, it is that. Of the flow's options ``odd`` and
-    ``boundary`` count.
+    ``boundary`` count. With ``init_scale``, and of subsampled data, only the place is looked at.
     """
     found, reason = None, "no Gaussian is nearer to the posterior"
     place, mean, odd = "init_loc_fn", mean.cpu(), options.get("odd", False)
@@ -75,30 +77,29 @@ def posterior_start(
             density = model_density(program, prototype, latents.order)
             if odd and latents.fields:
                 density = _mirrored_density(density, mean, latents.globals_dim)
-            boundary = options.get("boundary", "periodic")
-            found = _start(density, mean, latents, odd, boundary)
-            if found is None:
+            boundary, reason = options.get("boundary", "periodic"), density.subsampled or reason
+            is_narrow = init_scale is not None or bool(density.subsampled)
+            found = None if is_narrow else _start(density, mean, latents, odd, boundary)
+            if found is None and not (is_narrow and _has_gradient(density, mean[None]).all()):
                 point = _likely_point(density, mean, latents.globals_dim if odd else len(mean))
-                found = _start(density, point, latents, odd, boundary)
+                found = None if is_narrow else _start(density, point, latents, odd, boundary)
                 if found is None and not _has_gradient(density, mean[None]).all():
-                    place, mean = "the likeliest of some points", point
+                    mean, place = point, "the likeliest of some points, with a gradient,"
     except Exception as error:  # whatever the model raises where it is evaluated
         reason = f"{type(error).__name__}: {error}"
-    if found is None:
-        warn_user(f"the guide begins at {place} with standard deviations of {INIT_SCALE}: {reason}")
-        found = GaussianStart(mean, torch.full_like(mean, INIT_SCALE))
-    return found
+    width = INIT_SCALE if init_scale is None else init_scale
+    if found is None and (init_scale is None or place != "init_loc_fn"):
+        warn_user(f"the guide begins at {place} with standard deviations of {width}: {reason}")
+    return found or GaussianStart(mean, torch.full_like(mean, width))
 
 
 def _likely_point(density: Density, mean: Tensor, free: int) -> Tensor:
     """The likeliest of some points of (-2, 2) with gradients; what is not ``free`` stays."""
     generator = torch.Generator().manual_seed(0)
-    size = (UNIFORM_POINTS, len(mean))
-    points = (4 * torch.rand(size, generator=generator, dtype=density.dtype) - 2).to(mean)
-    points[:, free:] = mean[free:]
+    points = mean.repeat(UNIFORM_POINTS, 1)
+    points[:, :free].uniform_(-2.0, 2.0, generator=generator)
     energies = density.energy(points.to(density.dtype))
-    energies = energies.where(_has_gradient(density, points), torch.inf)
-    energies = energies.nan_to_num(torch.inf)
+    energies = energies.where(_has_gradient(density, points), torch.inf).nan_to_num(torch.inf)
     return points[int(energies.argmin())] if energies.isfinite().any() else mean
 
 
@@ -113,7 +114,8 @@ def _start(
     start, globals_dim = None, latents.globals_dim
     if len(mean) <= MAX_DENSE:
         dtype = torch.float64 if len(mean) <= LARGE_DIM else density.dtype
-        dense = nearest_gaussian(density, MatrixGaussian.isotropic(mean.to(dtype), INIT_SCALE))
+        factor = INIT_SCALE * torch.eye(len(mean), dtype=dtype)
+        dense = nearest_gaussian(density, MatrixGaussian(mean.to(dtype), factor))
         if dense is not None:
             start = GaussianStart(dense.mean, blocks(dense.factor.double(), globals_dim, odd))
     elif latents.fields:
@@ -135,7 +137,7 @@ def _mirrored_density(density: Density, centre: Tensor, globals_dim: int) -> Den
     sign[globals_dim:] = -1
     shift = (1 - sign) * centre.to(density.dtype)
     energy = density.energy_of
-    return Density(lambda u: 0.5 * (energy(u) + energy(sign * u + shift)), density.dtype)
+    return replace(density, energy_of=lambda u: 0.5 * (energy(u) + energy(sign * u + shift)))
 
 
 def blocks(factor: Tensor, globals_dim: int, odd: bool) -> Tensor:
@@ -163,100 +165,43 @@ def model_density(program: Callable[[], Any], prototype: Any, order: Tensor) -> 
     """The density of a model's unconstrained latents, for points on the CPU.
 
     ``order`` is for each coordinate of the points its place in the order of the prototype's sites.
-    A ValueError says if the model subsamples data, or its density is random.
+    Points are evaluated together by vmap, or one by one if that does not take the model. Data that
+    are subsampled are those of one run. A ValueError says if the density is random.
     """
-    joint = ModelEnergy(program, prototype)
-    energy_of, back = joint.fastest(), order.argsort()
-    density = Density(lambda u: energy_of(u[:, back].to(joint.device)).cpu(), joint.dtype)
-    points = torch.zeros(2, len(order), dtype=joint.dtype)
+    trace, subsampled = inspect_sites(program), ""
+    try:
+        check_no_subsampling(trace)
+    except ValueError as error:
+        subsampled = str(error)
+    nodes = {name: site for name, site in trace.nodes.items() if site["type"] == "sample"}
+    parts = {name: site["value"] for name, site in nodes.items() if site_is_subsample(site)}
+    numbers = sum(torch.as_tensor(site["value"]).numel() for site in nodes.values())
+    joint = UnconstrainedModel(poutine.condition(program, parts), trace)
+    values = latent_sites(prototype)
+    shapes = {name: joint.transforms[name](site["value"]).shape for name, site in values.items()}
+    sizes, back = [shape.numel() for shape in shapes.values()], order.argsort()
+    first = next(iter(values.values()))["value"]
+
+    def of_one(point: Tensor) -> Tensor:
+        parts = zip(shapes.items(), point.split(sizes), strict=True)
+        return joint.energy({name: part.reshape(shape) for (name, shape), part in parts})
+
+    def one_by_one(points: Tensor) -> Tensor:
+        return torch.stack([of_one(point) for point in points])
+
+    def energies(points: Tensor, each: Callable[[Tensor], Tensor]) -> Tensor:
+        with pyro.validation_enabled(False):
+            return each(points[:, back].to(first.device)).cpu()
+
+    points = torch.zeros(2, len(order), dtype=first.dtype)
+    together: Callable[[Tensor], Tensor] = one_by_one
+    with contextlib.suppress(Exception):  # a branch that depends on a value, say
+        by_vmap = torch.func.vmap(of_one, randomness="different")  # random ones are refused below
+        with torch.no_grad():
+            energies(points, by_vmap)
+        together = by_vmap
+    energy_of = functools.partial(energies, each=together)
+    density = Density(energy_of, first.dtype, numbers, subsampled)
     if not torch.equal(density.energy(points), density.energy(points)):
         raise ValueError("the model's density is another each time")
     return density
-
-
-class ModelEnergy:
-    """Energies of a model's latents by one run of it: at one point, or at many together.
-
-    Many points have a leading dimension of their own, as particles in Pyro's vectorised losses.
-    """
-
-    def __init__(self, program: Callable[[], Any], prototype: Any) -> None:
-        self.program = FillMasked()(program)
-        self.sites, self.sizes, values = [], [], {}
-        for name, site in prototype.iter_stochastic_nodes():
-            values[name] = value = site["value"]
-            transform = biject_to(site["fn"].support)
-            shape = transform.inv(value).shape
-            self.sites.append((name, transform, len(site["fn"].batch_shape), shape))
-            self.sizes.append(shape.numel())
-            self.dtype, self.device = value.dtype, value.device
-        trace = self._run(values)
-        check_no_subsampling(trace)
-        sites = [site for site in trace.nodes.values() if site["type"] == "sample"]
-        self.num_plate_dims = num_plate_dims(sites)
-
-    def fastest(self) -> Callable[[Tensor], Tensor]:
-        """Energies of points ``(n, dim)``: together, or by vmap, or one by one."""
-        if self.takes_many():
-            return self.of_many
-        by_vmap = torch.func.vmap(self.of_one, randomness="different")  # refused by the caller
-        try:
-            with torch.no_grad():
-                by_vmap(torch.zeros(2, sum(self.sizes), dtype=self.dtype, device=self.device))
-        except Exception:  # a branch that depends on a value, say
-            return lambda points: torch.stack([self.of_one(point) for point in points])
-        return by_vmap
-
-    def takes_many(self) -> bool:
-        """Report whether energies of points together are those of each, and of each alone."""
-        generator = torch.Generator().manual_seed(0)
-        points = 0.3 * torch.randn(2, sum(self.sizes), generator=generator, dtype=self.dtype)
-        points = points.to(self.device).requires_grad_()
-        try:
-            with torch.enable_grad():
-                together = self.of_many(points)
-                (gradient,) = torch.autograd.grad(together[0], points)
-            with torch.no_grad():
-                alone = torch.stack([self.of_one(point) for point in points])
-        except Exception:  # whatever a model raises that knows of no particles
-            return False
-        rounding = ROUNDING * torch.finfo(self.dtype).eps
-        is_same = torch.allclose(together.detach(), alone, rtol=rounding)
-        return is_same and not bool(gradient[1].any())
-
-    def of_many(self, points: Tensor) -> Tensor:
-        """Energies of points ``(n, dim)``."""
-        trace, total = self._at(points)
-        with pyro.validation_enabled(False):
-            trace.compute_log_prob()
-        for node in trace.nodes.values():
-            if node["type"] == "sample" and "log_prob" in node:
-                log_prob = node["log_prob"]
-                if log_prob.dim() <= self.num_plate_dims:  # the same for all points
-                    total = total + log_prob.sum()
-                else:
-                    total = total + log_prob.reshape(log_prob.shape[0], -1).sum(-1)
-        return -total
-
-    def of_one(self, point: Tensor) -> Tensor:
-        """The energy of a point ``(dim,)``."""
-        trace, total = self._at(point)
-        with pyro.validation_enabled(False):
-            return -total - trace.log_prob_sum()
-
-    def _at(self, points: Tensor) -> tuple[Any, Tensor]:
-        """The trace at one point or many, and ln |det| of the constraints."""
-        batch = points.shape[:-1]
-        values, total = {}, points.new_zeros(batch)
-        for site, part in zip(self.sites, points.split(self.sizes, -1), strict=True):
-            name, transform, batch_dim, shape = site
-            plates = (1,) * (self.num_plate_dims - batch_dim) if batch else ()
-            u = part.reshape((*batch, *plates, *shape))
-            values[name] = value = transform(u)
-            ladj = transform.log_abs_det_jacobian(u, value)
-            total = total + (ladj.reshape(*batch, -1).sum(-1) if batch else ladj.sum())
-        return self._run(values), total
-
-    def _run(self, values: dict[str, Tensor]) -> Any:
-        with pyro.validation_enabled(False):
-            return poutine.trace(poutine.condition(self.program, values)).get_trace()

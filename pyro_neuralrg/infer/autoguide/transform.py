@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor, nn
-from torch.distributions import Transform
+from torch.distributions import ComposeTransform
 
 from pyro_neuralrg.infer.autoguide.frames import (
     FAN_IN,
@@ -33,8 +33,7 @@ from pyro_neuralrg.transforms.bijectors import BlockLayout, as_bijector
 
 MAX_RESPONSE = 0.2
 """Response of two couplings of eight units: a step of Adam at 1e-2 then moves draws of twenty
-models by at most 0.05 standard deviations, and ln|det| by at most 1.6 nats for some sixty
-unknowns."""
+models by at most 0.05 standard deviations, and ln|det| of some sixty unknowns by 1.6 nats."""
 
 SUMMED_RESPONSE = 4.0
 """Response times the weights behind one output, added up over all couplings that move a site."""
@@ -130,11 +129,9 @@ class GlobalsFlow(LatticeTransform):
 
 
 class FieldFlow(LatticeTransform):
-    r"""Fields from a hierarchical flow g(z; c) in a :class:`FieldFrame`.
+    r"""Fields from a hierarchical flow g(z; c) in a :class:`FieldFrame`, c the globals' latents.
 
-    The context c is that of the globals' latents, which are standard normal. Several fields
-    (``channels``) are the fastest index of the flow's sites: a last axis of its lattice, or part of
-    the last one.
+    Several fields (``channels``) are the fastest index of the flow's sites.
     """
 
     def __init__(
@@ -226,7 +223,7 @@ class LatentFlow(LatticeTransform):
         if self.field_flow is not None:
             fields, more = self.field_flow.forward(fields, z)
             ladj = ladj + more
-        u, more = self.frame.forward(_together(others, fields))
+        u, more = self.frame.forward(torch.cat([others, fields.flatten(0, -2)]))
         return u.index_select(0, self.back), ladj + more
 
     def push_score(
@@ -247,8 +244,9 @@ class LatentFlow(LatticeTransform):
         if self.globals_flow is not None:
             others, more, score, _ = self.globals_flow.push_score(z, score)
             ladj = ladj + more
-        joined = _together(score, of_fields)
-        u, more, score, _ = self.frame.push_score(_together(others, fields), joined)
+        v = torch.cat([others, fields.flatten(0, -2)])
+        score = torch.cat([score, of_fields.flatten(0, -2)])
+        u, more, score, _ = self.frame.push_score(v, score)
         ladj = (ladj + more).detach()
         return u.index_select(0, self.back), ladj, score.index_select(0, self.back), None
 
@@ -262,7 +260,8 @@ class LatentFlow(LatticeTransform):
         if self.field_flow is not None:
             fields, more = self.field_flow.inverse(fields, others)
             ladj = ladj + more
-        return _together(others, fields).index_select(0, self.back), ladj
+        z = torch.cat([others, fields.flatten(0, -2)])
+        return z.index_select(0, self.back), ladj
 
     def _take_apart(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """The globals ``(dim, batch)`` and the fields ``(*flow shape, batch)``."""
@@ -272,28 +271,13 @@ class LatentFlow(LatticeTransform):
         return others, fields
 
 
-def _together(others: Tensor, fields: Tensor) -> Tensor:
-    """Globals first, then the fields, one row each."""
-    return torch.cat([others, fields.reshape(-1, others.shape[-1])])
-
-
-class SharedAmongDraws(Transform):
+class SharedAmongDraws(ComposeTransform):
     """A flow with one draw's share of ln |det|, which ``NeuTraReparam`` adds for each draw."""
 
-    bijective = True
-
     def __init__(self, flow: LatentFlow, draws: int) -> None:
-        super().__init__()
-        self.flow = flow
+        super().__init__([flow])
         self.draws = draws
-        self.domain, self.codomain = flow.domain, flow.codomain
-
-    def _call(self, x: Tensor) -> Tensor:
-        return self.flow(x)
-
-    def _inverse(self, y: Tensor) -> Tensor:
-        return self.flow.inv(y)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """The share of each draw."""
-        return self.flow.log_abs_det_jacobian(x, y) / self.draws
+        return self.parts[0].log_abs_det_jacobian(x, y) / self.draws
