@@ -16,8 +16,8 @@ METHODS = ("independence", "cycle", "annealing")
 MAX_CHAINS = 256  # of jumps: as many fields make a flow's pass as cheap as it becomes
 LOCAL_CHAINS = 64  # with gradients
 LEAST_CHAINS = 4
-DRAWS_PER_CHAIN = 100  # R-hat judges shorter chains badly
-TIMES_PER_CHAIN = 20  # length of a chain in autocorrelation times, at least
+TIMES_PER_CHAIN = 150  # autocorrelation times; R-hat of C chains is about sqrt(1 + 2 C / ESS)
+LOCAL_TIME = 3.0  # of cycles, in draws: a guess
 MAX_JUMP_TIME = 64.0  # jumps; with longer ones local moves go with them
 JUMPS_PER_TIME, MAX_JUMPS = 0.25, 32  # of one step: a quarter of the time, at most 32
 MIN_EFFECTIVE = 10.0  # of the pilot's draws, with fewer a chain of jumps stands still
@@ -106,9 +106,10 @@ def choose(
         reason = f"{quality}: too few to jump between, so particles are annealed to the target"
     num_jumps = min(MAX_JUMPS, max(1, round(JUMPS_PER_TIME * jumps.time)))
     if num_chains is None:
-        length = max(DRAWS_PER_CHAIN, TIMES_PER_CHAIN * jumps.time / num_jumps)
-        most = MAX_CHAINS if method == "independence" else LOCAL_CHAINS
-        num_chains = max(LEAST_CHAINS, min(most, int(num_draws / length)))
+        jumping = method == "independence"
+        time = max(1.0, jumps.time / num_jumps) if jumping else LOCAL_TIME
+        most = MAX_CHAINS if jumping else LOCAL_CHAINS
+        num_chains = max(LEAST_CHAINS, min(most, int(num_draws / (TIMES_PER_CHAIN * time))))
     chains = check_integer("num_chains", num_chains, 1)
     warmup = WARMUP if method == "cycle" else 1 + int(STEPS_TO_FORGET * jumps.time / num_jumps)
     return Plan(method, reason, chains, -(-num_draws // chains), warmup, num_jumps)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, check_type
 from pyro_neuralrg.diagnostics import to_arviz, weights_to_arviz
 from pyro_neuralrg.files import Record
-from pyro_neuralrg.free_energy import Annealing, Reweighted, anneal, reweight
+from pyro_neuralrg.free_energy import Annealing, anneal, reweight
 from pyro_neuralrg.free_energy.annealing import NUM_GROUPS
 from pyro_neuralrg.free_energy.importance import without_undefined
 from pyro_neuralrg.free_energy.tempered import systematic
@@ -31,11 +31,18 @@ from pyro_neuralrg.mcmc.target import Target, frozen
 from pyro_neuralrg.observables.configurations import Observable
 from pyro_neuralrg.potentials.base import LatticePotential
 from pyro_neuralrg.sampling.choice import Plan, choose
-from pyro_neuralrg.statistics import FieldSummary, LogWeights, summary_table
+from pyro_neuralrg.statistics import FieldSummary, LogWeights, summarise_field, summary_table
 
 PILOT = 4096  # draws of the flow whose weights are looked at
 BATCH = 512  # fields evaluated at once
 LEAPFROGS = 2  # of the local move in a cycle
+
+
+class Mean(NamedTuple):
+    """Mean over a target and its standard error, float64, each of the shape of one value."""
+
+    estimate: Tensor
+    standard_error: Tensor
 
 
 @dataclass(frozen=True, repr=False)
@@ -73,15 +80,17 @@ class Samples:
         sites = dict(self.run.sites)
         return {name: x.unsqueeze(0) for name, x in sites.items()} if group_by_chain else sites
 
-    def mean(self, values: Tensor) -> Reweighted:
+    def mean(self, values: Tensor) -> Mean:
         """Mean over the target of ``values``, one of each draw, with its standard error.
 
-        ``values`` has the shape of an entry of :attr:`observables`. Of chains the error comes from
-        the scatter of the chains.
+        ``values`` is ``(chains, draws, ...)``, or ``(num_draws, ...)`` of weighted draws, as
+        :attr:`observables` are.
         """
         if isinstance(self.run, Annealing):
-            return reweight(values, self.run.log_weights, groups=self.run.groups)
-        return reweight(values.mean(1), torch.zeros(len(values), dtype=torch.float64))
+            return Mean(*reweight(values, self.run.log_weights, groups=self.run.groups)[:2])
+        found = summarise_field(values, max_sites=values[0, 0].numel()).figures
+        figures = (torch.from_numpy(found[name]) for name in ("mean", "mcse"))
+        return Mean(*(figure.view(values.shape[2:]) for figure in figures))
 
     def summary(self) -> Any:
         """A table of the sites and observables, in pandas.
