@@ -124,6 +124,7 @@ def sample(
     method: str | None = None,
     num_chains: int | None = None,
     observables: Mapping[str, Observable] | None = None,
+    chains_only: bool = False,
     keep_draws: bool = True,
     record: Record | None = None,
     seed: int | None = None,
@@ -153,8 +154,9 @@ def sample(
         method: "independence", "cycle" or "annealing", where the choice is not to be made here.
         num_chains: None chooses, at most 256.
         observables: by name, functions of the field as of :class:`VectorizedMCMC`.
-        keep_draws: as of :class:`VectorizedMCMC`; False asks for chains.
-        record: likewise.
+        chains_only: weighted draws are not wanted, however poor the flow is.
+        keep_draws: as of :class:`VectorizedMCMC`; False implies chains.
+        record: likewise, as any record does.
         seed: of all random numbers; None draws one from torch's generator.
         progress: show a progress bar.
 
@@ -177,14 +179,17 @@ def sample(
         seed = int(torch.randint(2**31, ()))
     seed = check_integer("seed", seed, 0, LARGEST_SEED)
     num_draws = check_integer("num_draws", num_draws, 1)
-    chains_only = record is not None or not keep_draws
+    chains_only = chains_only or record is not None or not keep_draws
     generator = torch.Generator(latent.device).manual_seed(seed)
     with frozen(latent.modules()):
         positions, weights = _pilot(latent, generator)
     plan = choose(weights, num_draws, num_chains, method, chains_only)
     if plan.method == "annealing":
         if chains_only:
-            raise ValueError("method is 'annealing', which keeps all draws and no record")
+            raise ValueError(
+                "method is 'annealing', of weighted draws, which keeps them all and has no record; "
+                "accepted here: independence, cycle"
+            )
         return _annealed(latent, plan, weights, num_draws, observables, seed, progress)
     chosen = systematic(weights.values.to(latent.device).view(1, -1), generator)[0]
     shuffled = chosen[torch.randperm(PILOT, generator=generator, device=latent.device)]
