@@ -29,7 +29,7 @@ LARGEST_RATIO = 100.0
 
 
 class Path(NamedTuple):
-    """Steps of all chains: sum and mean square of their energy errors, and whether all were made."""
+    """Steps of all chains: sum and mean square of their energy errors; whether all were made."""
 
     state: ChainState
     direction: Tensor
