@@ -13,8 +13,8 @@ reference draws, averaged over reflections.
     python -m tests.benchmarks.phi4_spectrum
     python -m tests.benchmarks.phi4_spectrum --side 64 --kernels MCLMC MAMS --chains 32
 
-Published (Robnik and Seljak 2023): MCLMC 1,050 and adjusted HMC 4,872 at L = 64. Warm, of 32 chains:
-MCLMC 800, MAMS 1,834, HMC 2,399 at L = 16; 1,018, 2,758, 3,287 at L = 32.
+Published (Robnik and Seljak 2023) at L = 64: MCLMC 1,050, adjusted HMC 4,872. Here, warm and of 32
+chains: MCLMC 800, MAMS 1,834, HMC 2,399 at L = 16; 1,018, 2,758, 3,287 at L = 32.
 """
 
 from __future__ import annotations
