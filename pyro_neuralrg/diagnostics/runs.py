@@ -84,6 +84,8 @@ def _read_vectorized(mcmc: VectorizedMCMC) -> Run:
         "seconds_warmup": mcmc.seconds.warmup,
         "seconds": mcmc.seconds.draws,
     }
+    if mcmc.kernel.is_biased:
+        attrs["biased"] = 1  # files know no booleans
     return Run(
         # none were kept of a run that only streamed its observables
         **(_sites(target, mcmc.positions, samples) if samples else {"physical": {}}),
