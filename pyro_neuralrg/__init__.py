@@ -14,6 +14,8 @@ from pyro_neuralrg.free_energy import anneal, estimate, expectations
 from pyro_neuralrg.infer import PDD, AutoHierarchicalFlow, FlowGuide, FlowReparam
 from pyro_neuralrg.mcmc import (
     HMC,
+    MAMS,
+    MCLMC,
     ChEESHMC,
     Cycle,
     IndependenceMetropolis,
@@ -34,6 +36,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "HMC",
+    "MAMS",
+    "MCLMC",
     "PDD",
     "AutoHierarchicalFlow",
     "ChEESHMC",

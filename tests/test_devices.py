@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pyro_neuralrg import HMC, ChEESHMC, Cycle, FreeField, IndependenceMetropolis, IsingDual
 from pyro_neuralrg.app.ising import Experiment, Settings
 from pyro_neuralrg.infer.pdd import PDD
-from pyro_neuralrg.mcmc import MALA, EnergyTarget, Kernel, RandomWalkMetropolis
+from pyro_neuralrg.mcmc import MALA, MAMS, MCLMC, EnergyTarget, Kernel, RandomWalkMetropolis
 from pyro_neuralrg.runtime.processes import Processes
 from pyro_neuralrg.train.loop import Training
 from pyro_neuralrg.train.optimizer import Cooling, JoinedAdam, Schedule
@@ -151,6 +151,8 @@ KERNELS: dict[str, Any] = {
     ),
     "latent chees": lambda target, flow: ChEESHMC(target, flow=flow),
     "mala": lambda target, flow: MALA(target, flow=flow),
+    "mclmc": lambda target, flow: MCLMC(target, flow=flow),
+    "latent mams": lambda target, flow: MAMS(target, flow=flow),
     "random walk": lambda target, flow: RandomWalkMetropolis(target, flow=flow),
     "jumps": lambda target, flow: Cycle(
         HMC(target, num_steps=2, jitter=0.0, flow=flow), IndependenceMetropolis(flow)

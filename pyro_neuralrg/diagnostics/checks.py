@@ -62,7 +62,7 @@ class Finding:
     Attributes:
         name: ``too_short``, ``not_finite``, ``frozen_chains``, ``rhat``, ``ess``,
             ``ess_per_chain``, ``mcse``, ``separate_modes``, ``divergences``, ``bfmi``,
-            ``interval_end``, ``pareto_k`` or ``single_chain``.
+            ``interval_end``, ``pareto_k``, ``single_chain`` or ``biased``.
         severity: a ``problem`` makes the verdict bad, a ``note`` does not.
         message: in words, with variables and numbers.
         value: the number that led to it.
@@ -88,6 +88,7 @@ class Facts(NamedTuple):
     unconstrained: Mapping[str, FloatArray]
     pareto_k: float
     at: Thresholds
+    biased: bool
 
     @property
     def size(self) -> tuple[int, int]:
@@ -231,6 +232,14 @@ def _check_weights(facts: Facts) -> Finding | None:
     return Finding("pareto_k", "problem", message, k, limit) if k > limit else None
 
 
+def _check_bias(facts: Facts) -> Finding | None:
+    message = (
+        "biased: nothing was rejected, and draws are of another density than the target's, by what "
+        "grows with the step size; no figure here shows it, a run of MAMS would"
+    )
+    return Finding("biased", "note", message, 1, 0) if facts.biased else None
+
+
 CHECKS: tuple[Callable[[Facts], Finding | None], ...] = (
     _check_length,
     _check_finite,
@@ -243,6 +252,7 @@ CHECKS: tuple[Callable[[Facts], Finding | None], ...] = (
     _check_energy_changes,
     _check_ends,
     _check_weights,
+    _check_bias,
 )
 
 

@@ -20,7 +20,7 @@ from pyro.infer import HMC, MCMC, NUTS
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_neuralrg.arguments import copied
+from pyro_neuralrg.arguments import a_kind, copied
 from pyro_neuralrg.mcmc import EnergyTarget, ModelTarget, Target, VectorizedMCMC, as_target
 
 BATCH = 1024  # configurations that are mapped at once
@@ -67,9 +67,7 @@ def read_run(mcmc: VectorizedMCMC | MCMC) -> Run:
         return _read_vectorized(mcmc)
     if isinstance(mcmc, MCMC):
         return _read_pyro(mcmc)
-    raise TypeError(
-        f"mcmc is a {type(mcmc).__name__}; accepted: a VectorizedMCMC or pyro.infer.MCMC"
-    )
+    raise TypeError(f"mcmc is {a_kind(mcmc)}; accepted: a VectorizedMCMC or pyro.infer.MCMC")
 
 
 def _read_vectorized(mcmc: VectorizedMCMC) -> Run:
@@ -84,6 +82,8 @@ def _read_vectorized(mcmc: VectorizedMCMC) -> Run:
         "seconds_warmup": mcmc.seconds.warmup,
         "seconds": mcmc.seconds.draws,
     }
+    if mcmc.kernel.is_biased:
+        attrs["biased"] = 1  # files know no booleans
     return Run(
         # none were kept of a run that only streamed its observables
         **(_sites(target, mcmc.positions, samples) if samples else {"physical": {}}),

@@ -123,7 +123,8 @@ def diagnose(
     }
     k = math.nan if importance is None else float(importance.attrs.get("pareto_k", math.nan))
     unconstrained = variables_of(idata, "unconstrained_posterior")
-    facts = Facts(whole, figures, stats, unconstrained, k, limits)
+    biased = posterior is not None and bool(posterior.attrs.get("biased", 0))
+    facts = Facts(whole, figures, stats, unconstrained, k, limits, biased)
     findings = [finding for check in CHECKS if (finding := check(facts))]
     findings.sort(key=lambda finding: finding.severity != "problem")
     return Diagnosis(chains, length, figures, tuple(findings))

@@ -67,11 +67,11 @@ def model_log_weights(
 def weighted_draws(density: Any, size: int) -> tuple[Tensor, Tensor]:
     """Samples of q, and ln q there."""
     x = density.sample((size,))
-    _check_finite(x, "q")
+    _refuse_undefined(x, "q")
     return x, density.log_prob(x)
 
 
-def _check_finite(x: Tensor, name: str) -> None:
+def _refuse_undefined(x: Tensor, name: str) -> None:
     if not bool(x.isfinite().all()):
         raise ValueError(
             f"samples of {name} are not finite; accepted: a flow or a guide whose parameters are "
@@ -125,7 +125,7 @@ def _check_guide(
             "accepted: the same"
         )
     for name, site in ours.items():
-        _check_finite(site["value"], f"guide's site {name!r}")
+        _refuse_undefined(site["value"], f"guide's site {name!r}")
         same = torch.equal(site["value"], again[name]["value"])
         if same and isinstance(site["fn"], Delta) and not isinstance(theirs[name]["fn"], Delta):
             raise TypeError(

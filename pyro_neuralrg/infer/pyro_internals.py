@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from pyro_neuralrg.arguments import a_kind
 from pyro_neuralrg.runtime.console import warn_user
 
 SHARED_LATENT = "_shared_latent"
@@ -174,7 +175,7 @@ def check_model_args(args: Any) -> None:
     """Refuse a tensor or a string, which would be taken apart."""
     if isinstance(args, str | Tensor) or not isinstance(args or (), Sequence):
         raise TypeError(
-            f"model_args is a {type(args).__name__}; accepted: a sequence of the model's arguments"
+            f"model_args is {a_kind(args)}; accepted: a sequence of the model's arguments"
         )
 
 

@@ -7,6 +7,7 @@ from pyro_neuralrg.mcmc.compositions import Cycle, Mixture
 from pyro_neuralrg.mcmc.hmc import HMC, MALA, ChEESHMC
 from pyro_neuralrg.mcmc.kernel import ChainState, Kernel, LocalKernel, StepInfo, Trajectory
 from pyro_neuralrg.mcmc.metropolis import IndependenceMetropolis, RandomWalkMetropolis
+from pyro_neuralrg.mcmc.microcanonical import MAMS, MCLMC
 from pyro_neuralrg.mcmc.model_target import ModelTarget, as_target
 from pyro_neuralrg.mcmc.run_state import Cost
 from pyro_neuralrg.mcmc.runner import VectorizedMCMC
@@ -16,6 +17,8 @@ from pyro_neuralrg.mcmc.target import EnergyTarget, LatentTarget, Target
 __all__ = [
     "HMC",
     "MALA",
+    "MAMS",
+    "MCLMC",
     "Adaptation",
     "ChEESHMC",
     "ChainState",

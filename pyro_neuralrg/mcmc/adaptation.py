@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from pyro_neuralrg.arguments import check_choice, check_number, check_type
+from pyro_neuralrg.mcmc.decorrelation import AUTOCORRELATION, DecorrelationLength
 from pyro_neuralrg.mcmc.kernel import ChainState, Kernel, LocalKernel, StepInfo, is_covariance
 from pyro_neuralrg.mcmc.learning import Arrival, DualAveraging, PooledCovariance, TrajectoryLength
 from pyro_neuralrg.runtime.processes import Processes
@@ -81,7 +82,7 @@ class Warmup:
             if member.step_size is not None and adaptation.step_size
         }
         self._lengths = {
-            name: TrajectoryLength(member.trajectory_length, getattr(member, "criterion", "chees"))
+            name: _learner(member.trajectory_length, getattr(member, "criterion", "chees"))
             for name, member in tunable.items()
             if member.trajectory_length is not None and adaptation.trajectory_length
         }
@@ -208,6 +209,13 @@ class Warmup:
         self._arrival.load_state_dict(state["arrival"])
 
 
+def _learner(length: float, criterion: str) -> TrajectoryLength | DecorrelationLength:
+    """The learner of a trajectory length that goes by this criterion."""
+    if criterion == AUTOCORRELATION:
+        return DecorrelationLength(length)
+    return TrajectoryLength(length, criterion)
+
+
 def _window_ends(steps: int) -> list[int]:
     """Steps at which windows of the mass begin and end; none where there are too few.
 
@@ -231,10 +239,14 @@ def _window_ends(steps: int) -> list[int]:
 
 def _of_all(info: StepInfo, world: Processes) -> StepInfo:
     """The info with the acceptance, and the trajectory if there is one, of all chains."""
-    path = info.trajectory
+    path, error = info.trajectory, info.energy_error
     if path is not None and world.size > 1:
         path = path.mapped(world.gather)
-    return info._replace(acceptance_rate=world.gather(info.acceptance_rate), trajectory=path)
+    return info._replace(
+        acceptance_rate=world.gather(info.acceptance_rate),
+        trajectory=path,
+        energy_error=None if error is None else world.gather(error),
+    )
 
 
 def rough_step_size(

@@ -209,7 +209,7 @@ class ChEESHMC(LocalKernel):
 
     def acceptance(self, info: StepInfo) -> float:
         """The harmonic mean over the chains, which no stuck chain hides behind others."""
-        return float(1 / (1 / info.acceptance_rate.clamp(min=1e-12)).mean())
+        return harmonic_mean(info.acceptance_rate)
 
 
 def hamiltonian_step(
@@ -254,6 +254,11 @@ def leapfrog(
         last = index == n_steps - 1
         momentum.sub_(gradient, alpha=(0.5 if last else 1.0) * step_size)
     return state._replace(position=position, energy=energy, gradient=gradient), momentum
+
+
+def harmonic_mean(acceptance: Tensor) -> float:
+    """The harmonic mean over the chains, about zero if one of them is stuck."""
+    return float(1 / (1 / acceptance.clamp(min=1e-12)).mean())
 
 
 def halton(index: int) -> float:

@@ -32,6 +32,8 @@ class ChainState(NamedTuple):
         sequence: numbers taken so far from a kernel's quasi-random sequence.
         log_q: ln of the density of the position as a jump's proposal, which the next jump of the
             same flow needs; None if another kernel has moved since.
+        direction: in which the chains of a microcanonical kernel move, unit vectors in units of the
+            mass, shape ``(chains, dim)``; None before its first step.
     """
 
     position: Tensor
@@ -39,6 +41,7 @@ class ChainState(NamedTuple):
     gradient: Tensor | None
     sequence: int = 0
     log_q: Tensor | None = None
+    direction: Tensor | None = None
 
 
 class Trajectory(NamedTuple):
@@ -70,6 +73,8 @@ class StepInfo(NamedTuple):
         gradient_evaluations: per chain; a jump counts as one.
         parts: for a composed kernel, the info of each member that moved, by its name; empty else.
         trajectory: of a Hamiltonian kernel, from which adaptation learns.
+        energy_error: of a kernel without Metropolis' rule, mean square of the energy error of one
+            step of its integrator, nats^2, shape ``(chains,)``.
     """
 
     acceptance_rate: Tensor
@@ -80,6 +85,7 @@ class StepInfo(NamedTuple):
     gradient_evaluations: int
     parts: Mapping[str, StepInfo] = {}
     trajectory: Trajectory | None = None
+    energy_error: Tensor | None = None
 
     def part(self, name: str) -> StepInfo | None:
         """Info of the member ``name``: None if it did not move, this one if there are no parts."""
@@ -180,6 +186,11 @@ class Kernel(ABC):
         for name, values in tuning.items():
             members[name] = members[name].tuned(**values)
         return self.with_members(members)
+
+    @property
+    def is_biased(self) -> bool:
+        """Whether the draws are of another density than the target's, as nothing is rejected."""
+        return any(one.is_biased for one in self.members.values() if one is not self)
 
     def acceptance(self, info: StepInfo) -> float:
         """Acceptance over the chains that ``target_acceptance`` is about."""

@@ -22,7 +22,7 @@ from pyro.infer.mcmc.util import initialize_model
 from torch import Tensor
 from torch.distributions import biject_to
 
-from pyro_neuralrg.arguments import copied, on_copies
+from pyro_neuralrg.arguments import a_kind, copied, on_copies
 from pyro_neuralrg.distributions.flow import forward_and_ladj
 from pyro_neuralrg.infer.log_joint import UnconstrainedModel
 from pyro_neuralrg.infer.model_sites import (
@@ -409,7 +409,7 @@ def as_target(
     sampled = isinstance(energy, LatticePotential) or callable(energy)
     if not sampled or isinstance(energy, TransformModule):
         raise TypeError(
-            f"target is a {type(target).__name__}; accepted: a LatticePotential, a Pyro model, a "
+            f"target is {a_kind(target)}; accepted: a LatticePotential, a Pyro model, a "
             "Target, or a batched energy with shape=..."
         )
     if shape is None and not isinstance(energy, LatticePotential):

@@ -16,7 +16,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from PIL import Image
 
-from pyro_neuralrg.arguments import check_number, check_type
+from pyro_neuralrg.arguments import a_kind, check_number, check_type
 
 #: x, values and errors.
 Points: TypeAlias = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]
@@ -201,4 +201,4 @@ def as_numbers(name: str, values: npt.ArrayLike) -> npt.NDArray[np.float64]:
     try:
         return np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError):
-        raise TypeError(f"{name} is a {type(values).__name__}; accepted: real numbers") from None
+        raise TypeError(f"{name} is {a_kind(values)}; accepted: real numbers") from None

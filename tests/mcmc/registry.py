@@ -20,6 +20,8 @@ from pyro_neuralrg.distributions import TwoModes
 from pyro_neuralrg.mcmc import (
     HMC,
     MALA,
+    MAMS,
+    MCLMC,
     ChEESHMC,
     Cycle,
     IndependenceMetropolis,
@@ -250,6 +252,23 @@ KERNELS: dict[str, Callable[[ExactTarget], Kernel]] = {
         step_size=target.step_size,
         trajectory_length=4.5 * target.step_size,
     ),
+    "mams": lambda target: MAMS(
+        EnergyTarget(target.energy, target.shape),
+        step_size=target.step_size,
+        trajectory_length=2 * target.step_size,
+        integrator="leapfrog",
+    ),
+    "mams of minimal norm with a mass": lambda target: MAMS(
+        EnergyTarget(target.energy, target.shape),
+        step_size=2 * target.step_size,
+        trajectory_length=4 * target.step_size,
+        inverse_mass=torch.linspace(0.7, 1.4, math.prod(target.shape)),
+    ),
+    "latent mams with a dense mass": lambda target: MAMS(
+        LatentTarget(target.energy, flow_for(target), target.shape),
+        step_size=0.8,
+        inverse_mass=dense_inverse_mass(math.prod(target.shape)),
+    ),
     "mixture": mixture,
     "latent hmc": lambda target: latent_hmc(target, num_steps=3),
     "jump": jump,
@@ -264,6 +283,19 @@ KERNELS: dict[str, Callable[[ExactTarget], Kernel]] = {
         flow_of_two_modes(target), target.energy, shape=target.shape
     ),
 }
+
+BIASED: dict[str, Callable[[ExactTarget], Kernel]] = {
+    "mclmc": lambda target: MCLMC(
+        EnergyTarget(target.energy, target.shape), step_size=target.step_size
+    ),
+    "latent mclmc": lambda target: MCLMC(
+        LatentTarget(target.energy, flow_for(target), target.shape),
+        step_size=0.5,
+        integrator="leapfrog",
+        inverse_mass=dense_inverse_mass(math.prod(target.shape)),
+    ),
+}
+"""Under every law but that of exact samples."""
 
 
 def run(kernel: Any, num_samples: int = 20, **options: Any) -> VectorizedMCMC:

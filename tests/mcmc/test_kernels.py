@@ -28,6 +28,7 @@ from pyro_neuralrg.mcmc.hmc import leapfrog
 from pyro_neuralrg.mcmc.kernel import Mass
 from pyro_neuralrg.statistics import summarise
 from tests.mcmc.registry import (
+    BIASED,
     KERNELS,
     TARGETS,
     ExactTarget,
@@ -150,7 +151,7 @@ def test_the_law_notices(broken: Any) -> None:
     assert found.abs().max() > tolerance(len(found))
 
 
-@pytest.mark.parametrize("kernel_name", KERNELS)
+@pytest.mark.parametrize("kernel_name", KERNELS | BIASED)
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_bad_energy_rejects_and_leaves_other_chains_alone(kernel_name: str, bad: float) -> None:
     good = TARGETS["correlated Gaussian"]()
@@ -159,7 +160,7 @@ def test_a_bad_energy_rejects_and_leaves_other_chains_alone(kernel_name: str, ba
         """Bad everywhere to the right of where the chains start."""
         return torch.where(x[..., 0] > 1.0, torch.full_like(x[..., 0], bad), good.energy(x))
 
-    kernel = KERNELS[kernel_name](good._replace(energy=energy))
+    kernel = (KERNELS | BIASED)[kernel_name](good._replace(energy=energy))
     start = 0.1 * torch.randn(200, kernel.target.dim)
     state = kernel.init(start)
     diverged = torch.zeros(200, dtype=torch.bool)
@@ -179,10 +180,10 @@ def test_a_bad_energy_rejects_and_leaves_other_chains_alone(kernel_name: str, ba
     assert 0 < diverged.sum() < 200
 
 
-@pytest.mark.parametrize("kernel_name", KERNELS)
+@pytest.mark.parametrize("kernel_name", KERNELS | BIASED)
 def test_chains_do_not_meet(kernel_name: str) -> None:
     """The move of one chain does not depend on where the others are."""
-    kernel = KERNELS[kernel_name](TARGETS["correlated Gaussian"]())
+    kernel = (KERNELS | BIASED)[kernel_name](TARGETS["correlated Gaussian"]())
     start = torch.randn(8, kernel.target.dim)
     moved = start.clone()
     moved[4:] += 0.3

@@ -19,7 +19,7 @@ from pyro_neuralrg import HMC, Record, VectorizedMCMC
 from pyro_neuralrg.files import CheckpointError
 from pyro_neuralrg.mcmc import Adaptation, ChEESHMC, EnergyTarget, Kernel
 from pyro_neuralrg.mcmc.run_state import CHAIN_FORMAT
-from tests.mcmc.registry import KERNELS, TARGETS
+from tests.mcmc.registry import BIASED, KERNELS, TARGETS
 
 
 class KilledError(Exception):
@@ -80,9 +80,9 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("*.pt"))
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", KERNELS | BIASED)
 def test_a_finished_run_goes_on_with_more_draws(name: str, tmp_path: Path) -> None:
-    kernel = KERNELS[name](TARGETS["free field"]())
+    kernel = (KERNELS | BIASED)[name](TARGETS["free field"]())
     whole = finished(kernel, 12)
     finished(kernel, 5, record=Record(tmp_path))
     rest = resumed(kernel, tmp_path, 12)

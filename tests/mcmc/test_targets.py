@@ -119,7 +119,7 @@ def test_bad_energies(energy: Callable[[Tensor], Any], message: str) -> None:
 def test_bad_targets() -> None:
     with pytest.raises(TypeError, match=r"kernel is an int"):
         VectorizedMCMC(3, 10)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"target is a int"):
+    with pytest.raises(TypeError, match=r"target is an int"):
         HMC(3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"flow has shape \(4, 4\), the field \(2, 3\)"):
         HMC(FreeField((2, 3), 1.0), flow=hierarchical_flow((4, 4)))

@@ -1,0 +1,269 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Microcanonical kernels: one that never rejects and is biased, and one that is exact."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from pyro.distributions.torch_transform import TransformModule
+from torch import Tensor
+
+from pyro_neuralrg.arguments import check_choice, check_integer, check_number
+from pyro_neuralrg.mcmc.decorrelation import AUTOCORRELATION
+from pyro_neuralrg.mcmc.hmc import DIVERGENCE_THRESHOLD, halton, harmonic_mean
+from pyro_neuralrg.mcmc.isokinetic import (
+    INTEGRATORS,
+    isokinetic_step,
+    random_direction,
+    turned_at_random,
+)
+from pyro_neuralrg.mcmc.kernel import ChainState, LocalKernel, Step, StepInfo, Trajectory
+from pyro_neuralrg.mcmc.metropolis import chosen_chains, metropolis
+from pyro_neuralrg.mcmc.model_target import TargetLike
+
+LARGEST_RATIO = 100.0
+"""In units of the variance aimed at: more of one chain's energy error tells nothing more."""
+
+
+class Path(NamedTuple):
+    """Steps of all chains: sum and mean square of their energy errors; whether all were made."""
+
+    state: ChainState
+    direction: Tensor
+    error: Tensor
+    mean_square: Tensor
+    is_sound: Tensor
+    trajectory: Trajectory
+
+
+class Microcanonical(LocalKernel):
+    """Common part of :class:`MCLMC` and :class:`MAMS`, whose arguments are documented there."""
+
+    needs_gradient = True
+    criterion = AUTOCORRELATION
+
+    def __init__(
+        self,
+        target: TargetLike,
+        step_size: float,
+        trajectory_length: float,
+        integrator: str,
+        inverse_mass: Tensor | None,
+        shape: tuple[int, ...] | None,
+        flow: TransformModule | None,
+    ) -> None:
+        super().__init__(
+            target, step_size=step_size, inverse_mass=inverse_mass, shape=shape, flow=flow
+        )
+        accepted = "a finite number > 0"
+        self.trajectory_length: float = check_number(
+            "trajectory_length", trajectory_length, accepted, above=0
+        )
+        self.integrator = check_choice("integrator", integrator, INTEGRATORS)
+
+    def init(self, positions: Tensor) -> ChainState:
+        """See :class:`Kernel`; a single dimension has no directions to turn in, and is refused."""
+        if self.target.dim < 2:
+            name = type(self).__name__
+            raise ValueError(f"target has 1 dimension; accepted by {name}: at least 2")
+        return super().init(positions)
+
+    def _path(
+        self,
+        state: ChainState,
+        direction: Tensor,
+        n_steps: int,
+        decoherence: float,
+        generator: torch.Generator | None,
+        barrier: float = math.inf,
+    ) -> tuple[Path, int]:
+        """Integrate, each step after a random turn; return also the gradients that it took.
+
+        A chain stays, and turns round, where a step is not finite or its error above the barrier.
+        Directions have a time of ``decoherence``; they do not turn at random if it is infinite.
+        """
+        evaluations, start = n_steps * len(INTEGRATORS[self.integrator][1]), state.position
+        if state.gradient is None:
+            energy, gradient = self.target.energy_and_grad(start)
+            state, evaluations = state._replace(energy=energy, gradient=gradient), evaluations + 1
+        mass, zero = self.mass(start), torch.zeros_like(state.energy)
+        total, squares, is_sound = zero, zero, zero == 0
+        for _ in range(n_steps):
+            direction = turned_at_random(direction, self.step_size / decoherence, generator)
+            moved, turned, error = isokinetic_step(
+                self.target, mass, state, direction, self.step_size, self.integrator
+            )
+            assert moved.gradient is not None
+            sound = torch.isfinite(error) & torch.isfinite(moved.gradient).all(-1)
+            sound &= error < barrier
+            state = chosen_chains(sound, moved, state)
+            direction = torch.where(sound.unsqueeze(-1), turned, -direction)
+            total = total + torch.where(sound, error, zero)
+            squares = squares + torch.where(sound, error.square(), math.inf)
+            is_sound = is_sound & sound
+        velocity = math.sqrt(start.shape[-1]) * mass.displacement(direction)
+        path = Trajectory(start, state.position, velocity, n_steps * self.step_size)
+        return Path(state, direction, total, squares / n_steps, is_sound, path), evaluations
+
+
+class MCLMC(Microcanonical):
+    r"""Microcanonical Langevin Monte Carlo: **biased**, for nothing is rejected.
+
+    Chains move at constant speed, and keep their directions from draw to draw, which noise turns by
+    and by. The draws are those of another density than the target's, by what falls as the square of
+    the step size; where that matters, take :class:`MAMS`. Warm-up aims at a variance v of the
+    energy error of a step of ``energy_variance`` for each dimension; v grows as the sixth power of
+    the step size. (An ``Adaptation(target_acceptance=a)`` aims at the v for which
+    :math:`a = 1 / (1 + (v / \mathtt{energy\_variance})^{1/3})`.) It takes as ``trajectory_length``
+    the root mean square width of the chains, then 0.4 of their autocorrelation time.
+
+    A chain whose step leads to numbers that are not finite, or has an energy error above 1000 nats,
+    stays and turns round; it counts as divergent.
+
+    Args:
+        target, inverse_mass, shape, flow: as for :class:`HMC`.
+        step_size: of the integrator, > 0; the speed is the mean one of HMC.
+        trajectory_length: L, time in which noise turns directions by about a radian, > 0.
+        num_steps: steps of a draw, >= 1: more need less memory, not fewer gradients.
+        energy_variance: what warm-up aims at, nats^2, > 0.
+        integrator: "minimal_norm", of two gradients a step, or "leapfrog", of one.
+
+    Raises:
+        TypeError, ValueError: as for ``HMC``.
+
+    References:
+        Robnik, De Luca, Silverstein, Seljak, "Microcanonical Hamiltonian Monte Carlo" (2023);
+        Robnik, Seljak, "Fluctuation without dissipation: Microcanonical Langevin Monte Carlo"
+        (2024).
+
+    Example:
+        >>> import torch
+        >>> MCLMC(lambda x: 0.5 * x.square().sum(-1), shape=(3,))
+        MCLMC(EnergyTarget(x (3,)), step_size=0.1, trajectory_length=1, biased)
+    """
+
+    name = "mclmc"
+    target_acceptance = 0.5
+    is_biased = True
+
+    def __init__(
+        self,
+        target: TargetLike,
+        *,
+        step_size: float = 0.1,
+        trajectory_length: float = 1.0,
+        num_steps: int = 1,
+        energy_variance: float = 5e-4,
+        integrator: str = "minimal_norm",
+        inverse_mass: Tensor | None = None,
+        shape: tuple[int, ...] | None = None,
+        flow: TransformModule | None = None,
+    ) -> None:
+        common = step_size, trajectory_length, integrator, inverse_mass, shape, flow
+        super().__init__(target, *common)
+        accepted = "a finite number > 0"
+        self.num_steps = check_integer("num_steps", num_steps, 1)
+        self.energy_variance = check_number("energy_variance", energy_variance, accepted, above=0)
+
+    def __repr__(self) -> str:
+        return f"{super().__repr__()[:-1]}, biased)"
+
+    def acceptance(self, info: StepInfo) -> float:
+        """A number that falls from 1 to 0 as the energy error grows, 0.5 where it is as wanted."""
+        assert info.energy_error is not None
+        ratio = info.energy_error / (self.target.dim * self.energy_variance)
+        return 1 / (1 + float(ratio.clamp(max=LARGEST_RATIO).mean()) ** (1 / 3))
+
+    def step(self, state: ChainState, generator: torch.Generator | None = None) -> Step:
+        """Move every chain by ``num_steps`` steps."""
+        direction = state.direction
+        if direction is None:
+            direction = random_direction(state.position, generator)
+        options = self.num_steps, self.trajectory_length, generator, DIVERGENCE_THRESHOLD
+        path, evaluations = self._path(state, direction, *options)
+        new = path.state._replace(direction=path.direction)
+        return new, StepInfo(
+            acceptance_rate=path.is_sound.to(state.energy),
+            accepted=path.is_sound,
+            diverging=~path.is_sound,
+            hamiltonian=new.energy,
+            n_steps=self.num_steps,
+            gradient_evaluations=evaluations,
+            trajectory=path.trajectory,
+            energy_error=path.mean_square,
+        )
+
+
+class MAMS(Microcanonical):
+    r"""Metropolis-adjusted microcanonical sampler: exact, and often ahead of HMC.
+
+    A trajectory begins in a random direction, moves at constant speed for a quasi-random time,
+    :math:`2 h_n L` rounded up to whole steps, with h the Halton sequence of base 2 and L the
+    ``trajectory_length``, and is accepted with probability :math:`\min(1, e^{-\Delta})` of its
+    energy error. Warm-up aims at a harmonic mean acceptance of 0.85, a mean of about 0.9, and takes
+    as L the root mean square width of the chains, then 0.4 of their autocorrelation time. The steps
+    it ends with are too long for chains that begin far out: these need a warm-up.
+
+    Args:
+        target, inverse_mass, shape, flow: as for :class:`HMC`.
+        step_size: of the integrator, > 0; the speed is the mean one of HMC.
+        trajectory_length: L, mean time of a trajectory, > 0.
+        max_steps: steps that no trajectory exceeds, >= 1.
+        integrator: "minimal_norm", of two gradients a step, or "leapfrog", of one.
+
+    Raises:
+        TypeError, ValueError: as for ``HMC``.
+
+    References:
+        Robnik, Cohn-Gordon, Seljak, "Metropolis Adjusted Microcanonical Hamiltonian Monte Carlo"
+        (2025).
+
+    Example:
+        >>> import torch
+        >>> kernel = MAMS(lambda x: 0.5 * x.square().sum(-1), shape=(3,), step_size=0.5)
+        >>> state, info = kernel.step(kernel.init(torch.zeros(5, 3)))
+        >>> info.n_steps, info.gradient_evaluations
+        (2, 4)
+    """
+
+    name = "mams"
+    target_acceptance = 0.85
+
+    def __init__(
+        self,
+        target: TargetLike,
+        *,
+        step_size: float = 0.1,
+        trajectory_length: float = 1.0,
+        max_steps: int = 1000,
+        integrator: str = "minimal_norm",
+        inverse_mass: Tensor | None = None,
+        shape: tuple[int, ...] | None = None,
+        flow: TransformModule | None = None,
+    ) -> None:
+        common = step_size, trajectory_length, integrator, inverse_mass, shape, flow
+        super().__init__(target, *common)
+        self.max_steps = check_integer("max_steps", max_steps, 1)
+
+    def acceptance(self, info: StepInfo) -> float:
+        """The harmonic mean over the chains, which no stuck chain hides behind others."""
+        return harmonic_mean(info.acceptance_rate)
+
+    def step(self, state: ChainState, generator: torch.Generator | None = None) -> Step:
+        """Integrate the next trajectory of the sequence; accept or reject its end."""
+        state = state._replace(sequence=state.sequence + 1)
+        time = 2 * halton(state.sequence) * self.trajectory_length
+        n_steps = min(max(1, math.ceil(time / self.step_size)), self.max_steps)
+        direction = random_direction(state.position, generator)
+        path, evaluations = self._path(state, direction, n_steps, math.inf, generator)
+        log_ratio = torch.where(path.is_sound, -path.error, -math.inf)
+        new, info = metropolis(state, path.state, log_ratio, generator)
+        return new, info._replace(
+            diverging=~(path.is_sound & (path.error < DIVERGENCE_THRESHOLD)),
+            n_steps=n_steps,
+            gradient_evaluations=evaluations,
+            trajectory=path.trajectory,
+        )

@@ -1,0 +1,140 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Gradients that kernels need for the power spectrum of phi^4 near criticality.
+
+The action is the sum over sites of -2 phi phi' over bonds + (4 + m^2) phi^2 + lambda phi^4, with
+m^2 = -4 and lambda = 4.25 (1 + 4 / L). After how many gradients of each chain does the squared
+error of its running mean of |phi_k|^2, in units of the variance, averaged over modes and chains,
+stay below 1 %? Kernels are tuned before, in a warm-up of other chains from white noise, whose
+gradients stand beside. Chains begin at white noise, or where those of the warm-up ended: steps as
+tuned are too long for an adjusted kernel to leave white noise. Mean and variance are those of
+reference draws, averaged over reflections.
+
+    python -m tests.benchmarks.phi4_spectrum
+    python -m tests.benchmarks.phi4_spectrum --side 64 --kernels MCLMC MAMS --chains 32
+
+Published (Robnik and Seljak 2023) at L = 64: MCLMC 1,050, adjusted HMC 4,872. Here, warm and of 32
+chains: MCLMC 800, MAMS 1,834, HMC 2,399 at L = 16; 1,018, 2,758, 3,287 at L = 32.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_neuralrg import HMC, MAMS, MCLMC, ChEESHMC, Phi4, VectorizedMCMC
+from pyro_neuralrg.mcmc import Adaptation, Kernel
+from tests.benchmarks.harness import Table, parse
+
+KERNELS: dict[str, Callable[[Phi4, Any], Kernel]] = {
+    "MCLMC": lambda target, options: MCLMC(
+        target, energy_variance=options.energy_variance, integrator=options.integrator
+    ),
+    "MAMS": lambda target, options: MAMS(target, integrator=options.integrator),
+    "HMC": lambda target, options: HMC(target, num_steps=options.leapfrogs),
+    "ChEES": lambda target, _: ChEESHMC(target),
+}
+BOUND = 0.01
+LONGER = 2.0
+"""A run ends at so many times the gradients after which the error was last above the bound."""
+
+
+def spectrum(x: Tensor) -> Tensor:
+    """|phi_k|^2 of fields ``(chains, L, L)``, by modes ``(chains, L, L // 2 + 1)``."""
+    return torch.fft.rfft2(x, norm="ortho").abs().square()
+
+
+def weights(side: int) -> Tensor:
+    """How often each of these modes stands for itself and its opposite."""
+    twice = torch.full((side // 2 + 1,), 2.0)
+    twice[0] = 1.0
+    if side % 2 == 0:
+        twice[-1] = 1.0
+    return twice
+
+
+def reference(target: Phi4, draws: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Mean and variance of the power spectrum."""
+    powers = spectrum(target.sample_reference(draws, seed).double())
+
+    def symmetric(values: Tensor) -> Tensor:
+        return 0.5 * (values + values.roll(-1, 0).flip(0))
+
+    mean, square = symmetric(powers.mean(0)), symmetric(powers.square().mean(0))
+    return mean, square - mean.square()
+
+
+def tuned(
+    kernel: Kernel, steps: int, chains: int, seed: int, mass: str
+) -> tuple[Kernel, Tensor, float]:
+    """The kernel after warm-up, where its chains ended, and the gradients of each."""
+    adaptation = Adaptation(steps=steps, mass=mass)
+    mcmc = VectorizedMCMC(kernel, 1, adaptation, chains, seed=seed, progress=False)
+    mcmc.run()
+    return mcmc.kernel, mcmc.positions[:, -1], mcmc.gradient_evaluations.warmup / chains
+
+
+def gradients_needed(
+    kernel: Kernel, start: Tensor, mean: Tensor, variance: Tensor, most: int, seed: int
+) -> tuple[float, float]:
+    """Gradients after which the error stays below the bound (infinity if never), the last error."""
+    generator, target = torch.Generator().manual_seed(seed), kernel.target
+    state = kernel.init(start)
+    share, total = weights(len(mean)) / len(mean) ** 2, torch.zeros(len(start), *mean.shape)
+    draws, gradients, needed, error = 0, 0, 0, 1.0
+    while gradients < most and (not needed or gradients < LONGER * needed or error > BOUND):
+        state, info = kernel.step(state, generator)
+        draws, gradients = draws + 1, gradients + info.gradient_evaluations
+        total += spectrum(target.physical(state.position)["x"])
+        squares = (total / draws - mean).square() / variance
+        error = float((squares * share).sum((-2, -1)).mean())
+        if error > BOUND:
+            needed = gradients
+    return (needed if error < BOUND else math.inf), error
+
+
+def main() -> None:
+    """Print a table for each lattice."""
+    options = parse(
+        __doc__,
+        side=[16],
+        kernels=[*KERNELS],
+        chains=64,
+        warmup=(300, "steps"),
+        mass="unit",
+        most=(10_000, "gradients, at most"),
+        reference=(4000, "draws"),
+        energy_variance=5e-4,
+        integrator="minimal_norm",
+        leapfrogs=10,
+        seed=0,
+        threads=1,
+    )
+    torch.set_default_dtype(torch.float64)
+    for side in options.side:
+        target = Phi4.from_mass((side, side), m2=-4.0, g=6 * 4.25 * (1 + 4 / side))
+        mean, variance = reference(target, options.reference, options.seed)
+        heads = dict.fromkeys(["cold", "warm", "tuning"], "9.0f")
+        heads |= {"last error": "12.5f", "step size": "11.3f", "length": "9.3f", "CPU s": "9.1f"}
+        table = Table(8, heads, f"L = {side}")
+        for name in options.kernels:
+            began, kernel = time.process_time(), KERNELS[name](target, options)
+            settings = options.warmup, options.chains, options.seed, options.mass
+            kernel, warm, cost = tuned(kernel, *settings)
+            cold = torch.randn(warm.shape, generator=torch.Generator().manual_seed(options.seed))
+            after = {}
+            for start in (cold, warm):
+                goal = mean, variance, options.most, options.seed + 1
+                after[len(after)], error = gradients_needed(kernel, start, *goal)
+            length = kernel.trajectory_length or options.leapfrogs * kernel.step_size
+            figures = error, kernel.step_size, length, time.process_time() - began
+            table.row(name, *after.values(), cost, *figures)
+
+
+if __name__ == "__main__":
+    main()
