@@ -255,7 +255,9 @@ def _pilot(latent: Target, generator: torch.Generator) -> tuple[Tensor, LogWeigh
 
 
 def _kernel(latent: Target, plan: Plan) -> Kernel:
-    jumps = IndependenceMetropolis(latent.start_flow, latent, num_jumps=plan.num_jumps)
+    flow = latent.start_flow
+    assert flow is not None  # q makes it one
+    jumps = IndependenceMetropolis(flow, latent, num_jumps=plan.num_jumps)
     if plan.method == "independence":
         return jumps
     return Cycle(HMC(latent, num_steps=LEAPFROGS), jumps)
