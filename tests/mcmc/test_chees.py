@@ -55,10 +55,10 @@ def test_the_length_is_that_of_whitened_positions(criterion: str) -> None:
     mass = Mass.of(covariance, torch.zeros(1, 3))
     white = oscillators(0.9, 50)
     wide = Trajectory(*(part @ mass.factor.mT for part in white[:3]), time=0.9)
-    weights, bounds = torch.rand(50), (1e-3, 1e3)
+    weights, step_size = torch.rand(50), 0.1
     expected, found = TrajectoryLength(0.5, criterion), TrajectoryLength(0.5, criterion)
-    expected.update(white, weights, unit_mass(3), *bounds)
-    found.update(wide, weights, mass, *bounds)
+    expected.update(white, weights, unit_mass(3), step_size)
+    found.update(wide, weights, mass, step_size)
     assert found.value == pytest.approx(expected.value)
     assert found.value != 0.5
 
@@ -80,16 +80,17 @@ def test_the_length_comes_to_rest_at_the_first_maximum() -> None:
     length = TrajectoryLength(0.01)
     for index in range(1, 600):
         time = halton(index) * length.value
-        length.update(oscillators(time, 64, 20), torch.ones(64), unit_mass(20), 1e-3, 1e3)
+        length.update(oscillators(time, 64, 20), torch.ones(64), unit_mass(20), 0.1)
     assert 1.3 < length.average < 1.9
 
 
 def test_the_length_keeps_its_bounds() -> None:
-    for time, bounds in ((0.5, (0.1, 0.7)), (2.5, (0.4, 5.0))):
-        length = TrajectoryLength(0.5)
+    """A number of steps, and the mean distance of normals from their middle."""
+    for time, bound in ((0.5, 1.2), (2.5, math.sqrt(2 / math.pi))):
+        length = TrajectoryLength(1.0)
         for _ in range(200):
-            length.update(oscillators(time, 64), torch.ones(64), unit_mass(3), *bounds)
-        assert length.value == pytest.approx(bounds[1] if time < 1 else bounds[0])
+            length.update(oscillators(time, 64), torch.ones(64), unit_mass(3), 0.1, max_steps=12)
+        assert length.value == pytest.approx(bound, rel=0.1 if time > 1 else 1e-9)
 
 
 def test_the_principal_direction_of_chains() -> None:
