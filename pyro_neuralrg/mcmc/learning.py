@@ -8,10 +8,10 @@ import math
 from typing import Any
 
 import torch
+from pyro.ops.stats import split_gelman_rubin
 from torch import Tensor
 
 from pyro_neuralrg.mcmc.kernel import Mass, Trajectory
-from pyro_neuralrg.statistics import summarise
 
 CRITERIA = ("chees", "snaper")
 """Criteria of trajectory lengths: all of the position, or its widest component."""
@@ -100,8 +100,8 @@ class Arrival(Learner):
 class Agreement(Learner):
     """R-hat, over the steps of warm-up, of how far chains are from their middle.
 
-    Squared distances are in units of the variances over the chains at the first step, as is the
-    middle; unlike the positions, they need not tell modes of a symmetric target apart.
+    From their mean at the first step, in units of their deviations there; unlike positions,
+    distances are alike in the modes of a symmetric target.
     """
 
     def __init__(self) -> None:
@@ -115,7 +115,7 @@ class Agreement(Learner):
         if self._middle is None:
             self._middle, self._variance = values.mean(0), values.var(0) + TINY
         assert self._variance is not None
-        now = ((values - self._middle).square() / self._variance).mean(-1, keepdim=True)
+        now = ((values - self._middle).square() / self._variance).mean(-1, keepdim=True).sqrt()
         before = self._distances
         self._distances = now if before is None else torch.cat([before, now], -1)
 
@@ -127,7 +127,8 @@ class Agreement(Learner):
     @property
     def rhat(self) -> float:
         """R-hat of the distances."""
-        return summarise(self._distances).rhat
+        assert self._distances is not None
+        return float(split_gelman_rubin(self._distances, chain_dim=0, sample_dim=1))
 
 
 class PooledCovariance(Learner):
