@@ -93,7 +93,7 @@ class Warmup:
             if member.step_size is not None and adaptation.step_size
         }
         self._lengths = {
-            name: TrajectoryLength(member.trajectory_length, getattr(member, "criterion", "snaper"))
+            name: TrajectoryLength(member.trajectory_length, getattr(member, "criterion", "chees"))
             for name, member in tunable.items()
             if member.trajectory_length is not None and adaptation.trajectory_length
         }

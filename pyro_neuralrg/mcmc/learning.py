@@ -189,7 +189,7 @@ class TrajectoryLength(Learner):
     FIRST_STEPS, MORE_STEPS = 10, 1  # leapfrog steps at the beginning, more with each step
     AVERAGING = 0.5  # the n-th value of ln T enters the average with the weight n ** -0.5
 
-    def __init__(self, length: float, criterion: str = "snaper") -> None:
+    def __init__(self, length: float, criterion: str = "chees") -> None:
         self.direction = PrincipalDirection()
         self._projects = criterion == "snaper"
         self._steps = 0
