@@ -215,7 +215,7 @@ def test_a_checkpoint_that_cannot_be_written(tmp_path: Path) -> None:
         (
             lambda: HMC(gaussian()),
             {"warmup_steps": 3},
-            r"adaptation\.mass 'diagonal' \(here 'unit'\); warmup_steps 30 \(here 3\)",
+            r"adaptation\.mass 'diagonal' \(here None\); warmup_steps 30 \(here 3\)",
         ),
         (lambda: HMC(gaussian()), {"keep_draws": False}, r"keep_draws True \(here False\)"),
         (lambda: HMC(gaussian()), {"observables": {}}, r"observables \['square'\] \(here \[\]\)"),
