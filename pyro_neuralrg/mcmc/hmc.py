@@ -136,10 +136,10 @@ class ChEESHMC(LocalKernel):
 
     means taken over the chains; the step size aims at a harmonic mean acceptance of 0.651. So it
     takes at least two chains, better 32 or more, all of which make steps of the same length. T is
-    at least a quarter of a period along the direction in which the chains spread most. Once the
-    farthest chain has come in, and with each mass, T begins anew, for a way down tells nothing of
-    the target. The longest trajectory of the n-th step of warm-up has 10 + n leapfrog steps: a
-    chain far out, which makes the step small for all, does not cost more.
+    at least the mean distance of chains from their middle along the direction in which they spread
+    most. Once the farthest chain has come in, and with each mass, T begins anew, for a way down
+    tells nothing of the target. The longest trajectory of the n-th step of warm-up has 10 + n
+    leapfrog steps: a chain far out, which makes the step small for all, does not cost more.
 
     Without the division, as in the first paper, T came to rest at the third maximum of a normal
     target: on 20 standard normals 64 effective samples of the squares for each 1000 gradients, with
