@@ -13,11 +13,21 @@ import torch
 from pyro_neuralrg.arguments import check_choice, check_number, check_type
 from pyro_neuralrg.mcmc.decorrelation import AUTOCORRELATION, DecorrelationLength
 from pyro_neuralrg.mcmc.kernel import ChainState, Kernel, LocalKernel, StepInfo, is_covariance
-from pyro_neuralrg.mcmc.learning import Arrival, DualAveraging, PooledCovariance, TrajectoryLength
+from pyro_neuralrg.mcmc.learning import (
+    Agreement,
+    Arrival,
+    DualAveraging,
+    PooledCovariance,
+    TrajectoryLength,
+)
+from pyro_neuralrg.runtime.console import warn_user
 from pyro_neuralrg.runtime.processes import Processes
 
 MIN_STEPS = 10
 """Fewer steps tell less of a step size, or a mass, than the guess at the start."""
+
+MAX_RHAT, RHAT_STEPS = 1.1, 50
+"""R-hat at the end of warm-up that is warned of, over so many steps at least."""
 
 MASSES = ("unit", "diagonal", "dense")
 
@@ -34,7 +44,8 @@ class Adaptation:
             takes each kernel's own (HMC 0.8, ChEES 0.651, Langevin 0.574, random walk 0.234).
         step_size: adapt the step size, shared by the chains, by dual averaging.
         mass: "unit" leaves it as it is; "diagonal" adapts it to the variances, "dense" to the
-            covariance (for few dimensions), pooled over chains and windows of doubling length.
+            covariance (for few dimensions), pooled over chains and windows of doubling length. None
+            takes "diagonal" where a trajectory length is adapted, else "unit".
         trajectory_length: adapt the trajectory length of kernels that have one.
         steps: steps of the warm-up; as many as draws if None.
 
@@ -44,7 +55,7 @@ class Adaptation:
 
     target_acceptance: float | None = None
     step_size: bool = True
-    mass: str = "unit"
+    mass: str | None = None
     trajectory_length: bool = True
     steps: int | None = None
 
@@ -54,7 +65,8 @@ class Adaptation:
             check_number("target_acceptance", self.target_acceptance, accepted, above=0, below=1)
         for name in ("step_size", "trajectory_length"):
             check_type(name, getattr(self, name), bool, "True or False")
-        check_choice("mass", self.mass, MASSES)
+        if self.mass is not None:
+            check_choice("mass", self.mass, MASSES)
 
 
 class Warmup:
@@ -91,10 +103,12 @@ class Warmup:
                 f"num_chains is {chains}; accepted: at least 2, over which the trajectory length "
                 "is adapted (or Adaptation(trajectory_length=False))"
             )
-        self._window_ends = [] if adaptation.mass == "unit" else _window_ends(steps)
+        mass = adaptation.mass or ("diagonal" if self._lengths else "unit")
+        self._window_ends = [] if mass == "unit" else _window_ends(steps)
         self._window_start = self._window_ends[0] if self._window_ends else steps
-        self._covariance = PooledCovariance(adaptation.mass == "dense")
-        self._arrival, self._latest_arrival = Arrival(), steps // 2
+        self._covariance = PooledCovariance(mass == "dense")
+        self._arrival, self._half = Arrival(), steps // 2
+        self._agreement = Agreement()
 
     def begin(self, state: ChainState, generator: torch.Generator, anew: bool = False) -> int:
         """Find the order of magnitude of each step size; return the gradients per chain spent.
@@ -124,6 +138,8 @@ class Warmup:
             if part is not None:
                 known = part if name in self._lengths else part._replace(trajectory=None)
                 self._learn(name, member, _of_all(known, self._world))
+        if self._lengths and index >= self._half:
+            self._agreement.update(self._world.gather(state.position))
         if self._window_ends and index >= self._window_start:
             self._covariance.update(self._world.gather(state.position))
             if index + 1 in self._window_ends[1:] and self._set_mass(state):
@@ -134,8 +150,19 @@ class Warmup:
         return 0
 
     def finish(self) -> Kernel:
-        """Return the kernel for the draws, with averaged step sizes and lengths."""
+        """Return the kernel for the draws, with averaged step sizes and lengths.
+
+        Warns of chains that do not agree over the second half of the warm-up of a length.
+        """
         self._tune(averaged=True)
+        steps = self._agreement.steps
+        rhat = self._agreement.rhat if steps >= RHAT_STEPS else math.nan
+        if rhat > MAX_RHAT and self._world.is_first:
+            warn_user(
+                f"the chains do not agree at the end of warm-up: R-hat is {rhat:.2f} over its last "
+                f"{steps} steps; the length of trajectories may be wrong, and the first draws: "
+                "give it more steps, or starts that are closer to the target"
+            )
         return self.kernel
 
     def _learn(self, name: str, member: Kernel, info: StepInfo) -> None:
@@ -143,16 +170,12 @@ class Warmup:
             self._step_sizes[name].update(member.acceptance(info))
         if name in self._lengths and info.trajectory is not None:
             assert isinstance(member, LocalKernel)
-            length, size = self._lengths[name], member.step_size
-            if length.value > size * length.most_steps:  # which it was not tried at
-                length.skip()
-                return
-            length.update(
+            self._lengths[name].update(
                 info.trajectory,
                 info.acceptance_rate,
                 member.mass(info.trajectory.start),
-                shortest=size,
-                longest=size * getattr(member, "max_steps", math.inf),
+                member.step_size,
+                getattr(member, "max_steps", math.inf),
             )
 
     def _has_arrived(self, index: int, state: ChainState) -> bool:
@@ -160,7 +183,7 @@ class Warmup:
 
         In the first half of a warm-up: later there are too few steps to learn others.
         """
-        late = index >= self._latest_arrival or self._arrival.is_noticed
+        late = index >= self._half or self._arrival.is_noticed
         if late or not self._lengths or not self._averaging:
             return False
         return self._arrival.update(float(self._world.gather(state.energy).max()))
@@ -197,6 +220,7 @@ class Warmup:
             "lengths": {name: one.state_dict() for name, one in self._lengths.items()},
             "covariance": self._covariance.state_dict(),
             "arrival": self._arrival.state_dict(),
+            "agreement": self._agreement.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -207,6 +231,7 @@ class Warmup:
             length.load_state_dict(state["lengths"][name])
         self._covariance.load_state_dict(state["covariance"])
         self._arrival.load_state_dict(state["arrival"])
+        self._agreement.load_state_dict(state["agreement"])
 
 
 def _learner(length: float, criterion: str) -> TrajectoryLength | DecorrelationLength:

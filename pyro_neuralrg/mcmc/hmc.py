@@ -135,10 +135,11 @@ class ChEESHMC(LocalKernel):
     .. math:: \tfrac14 E\big[(|x' - E x'|^2 - |x - E x|^2)^2\big] / T,
 
     means taken over the chains; the step size aims at a harmonic mean acceptance of 0.651. So it
-    takes at least two chains, better 32 or more, all of which make steps of the same length. Once
-    the farthest chain has come in, T begins anew, for a way down tells nothing of the target. The
-    longest trajectory of the n-th step of warm-up has 10 + n leapfrog steps: a chain far out, which
-    makes the step small for all, does not cost more.
+    takes at least two chains, better 32 or more, all of which make steps of the same length. T is
+    at least the mean distance of chains from their middle along the direction in which they spread
+    most. Once the farthest chain has come in, and with each mass, T begins anew, for a way down
+    tells nothing of the target. The longest trajectory of the n-th step of warm-up has 10 + n
+    leapfrog steps: a chain far out, which makes the step small for all, does not cost more.
 
     Without the division, as in the first paper, T came to rest at the third maximum of a normal
     target: on 20 standard normals 64 effective samples of the squares for each 1000 gradients, with
@@ -242,7 +243,11 @@ def hamiltonian_step(
 def leapfrog(
     target: Target, state: ChainState, momentum: Tensor, mass: Mass, step_size: float, n_steps: int
 ) -> tuple[ChainState, Tensor]:
-    """Integrate Hamilton's equations; return the end and its momentum."""
+    """Integrate Hamilton's equations; return the end and its momentum.
+
+    Coordinates that are no longer finite are evaluated at zero; their momentum is not finite either
+    and stays so, for which the end is refused.
+    """
     gradient = state.gradient
     assert gradient is not None
     energy = state.energy
@@ -250,6 +255,7 @@ def leapfrog(
     momentum = momentum.sub(gradient, alpha=0.5 * step_size)
     for index in range(n_steps):
         position.add_(mass.velocity(momentum), alpha=step_size)
+        position.nan_to_num_(0.0, 0.0, 0.0)
         energy, gradient = target.energy_and_grad(position)
         last = index == n_steps - 1
         momentum.sub_(gradient, alpha=(0.5 if last else 1.0) * step_size)

@@ -8,7 +8,7 @@ A new kernel adds one line to KERNELS.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import pyro.distributions.transforms as transforms
@@ -79,12 +79,16 @@ class ToyFlow(transforms.AffineCoupling):
 
 
 class ExactTarget(NamedTuple):
-    """An energy with an exact sampler, and a step size that HMC accepts two times out of three."""
+    """An energy with an exact sampler, and a step size that HMC accepts two times out of three.
+
+    Of some targets also ``moments``, functions ``(..., dim) -> (...)`` with their expectations.
+    """
 
     energy: Callable[[Tensor], Tensor]
     shape: tuple[int, ...]
     sample: Callable[[int], Tensor]
     step_size: float
+    moments: Mapping[str, tuple[Callable[[Tensor], Tensor], float]] = {}
 
 
 def correlated_gaussian() -> ExactTarget:
@@ -145,6 +149,100 @@ def ising_dual() -> ExactTarget:
     return ExactTarget(potential.energy, (2, 2), sample, 0.6)
 
 
+def ill_conditioned() -> ExactTarget:
+    """Twenty normals of variances from 1e-5 to 1, rotated: white noise is as wide as the widest."""
+    count, widths = 20, torch.logspace(-2.5, 0, 20)
+    rotation = torch.linalg.qr(torch.randn(count, count)).Q
+    return ExactTarget(
+        lambda x: 0.5 * (x @ rotation / widths).square().sum(-1),
+        (count,),
+        lambda n: torch.randn(n, count) * widths @ rotation.T,
+        0.004,
+        {
+            "widest": (lambda x: (x @ rotation)[..., -1], 0.0),
+            "widest squared": (lambda x: (x @ rotation)[..., -1].square(), 1.0),
+            "narrowest squared": (lambda x: (x @ rotation)[..., 0].square(), 1e-5),
+            "squares": (lambda x: x.square().sum(-1), float(widths.square().sum())),
+        },
+    )
+
+
+def banana() -> ExactTarget:
+    """A normal of width 10, and one of width 1 about a parabola of it (Haario et al. 1999)."""
+
+    def bent(x: Tensor) -> Tensor:
+        return 0.03 * (x[..., 0].square() - 100)
+
+    def sample(n: int) -> Tensor:
+        x = torch.randn(n, 2) * torch.tensor([10.0, 1.0])
+        return torch.stack([x[:, 0], x[:, 1] + bent(x)], -1)
+
+    return ExactTarget(
+        lambda x: 0.5 * ((x[..., 0] / 10).square() + (x[..., 1] - bent(x)).square()),
+        (2,),
+        sample,
+        0.8,
+        {
+            "x": (lambda x: x[..., 0], 0.0),
+            "x squared": (lambda x: x[..., 0].square(), 100.0),
+            "y": (lambda x: x[..., 1], 0.0),
+            "y squared": (lambda x: x[..., 1].square(), 1 + 2 * 0.03**2 * 1e4),
+        },
+    )
+
+
+def quartic_ridge() -> ExactTarget:
+    """exp(-x^4 / 4) along a ridge, the diagonal of five dimensions, from step to step 0.01 wide."""
+    square = 2 * math.gamma(0.75) / math.gamma(0.25)
+
+    def energy(x: Tensor) -> Tensor:
+        return 0.25 * x[..., 0] ** 4 + 0.5 * (x.diff(dim=-1) / 0.01).square().sum(-1)
+
+    def sample(n: int) -> Tensor:
+        gamma = torch.distributions.Gamma(0.25, 1.0).sample((n,))
+        first = (4 * gamma) ** 0.25 * torch.randn(n).sign()
+        return torch.cat([first[:, None], 0.01 * torch.randn(n, 4)], -1).cumsum(-1)
+
+    return ExactTarget(
+        energy,
+        (5,),
+        sample,
+        0.006,
+        {
+            "first": (lambda x: x[..., 0], 0.0),
+            "first squared": (lambda x: x[..., 0].square(), square),
+            "first to the fourth": (lambda x: x[..., 0] ** 4, 1.0),
+            "last squared": (lambda x: x[..., -1].square(), square + 4e-4),
+            "difference squared": (lambda x: (x[..., 1] - x[..., 0]).square(), 1e-4),
+        },
+    )
+
+
+def funnel(width: float = 1.0) -> ExactTarget:
+    """v of this width, and nine normals of variance e^v (Neal 2003)."""
+
+    def energy(x: Tensor) -> Tensor:
+        v, others = x[..., 0], x[..., 1:]
+        return 0.5 * ((v / width).square() + others.square().sum(-1) * (-v).exp() + 9 * v)
+
+    def sample(n: int) -> Tensor:
+        v = width * torch.randn(n, 1)
+        return torch.cat([v, (v / 2).exp() * torch.randn(n, 9)], -1)
+
+    return ExactTarget(
+        energy,
+        (10,),
+        sample,
+        0.3,
+        {
+            "v": (lambda x: x[..., 0], 0.0),
+            "v squared": (lambda x: x[..., 0].square(), width**2),
+            "x": (lambda x: x[..., 1], 0.0),
+            "x squared": (lambda x: x[..., 1:].square().mean(-1), math.exp(width**2 / 2)),
+        },
+    )
+
+
 def normal(x: Tensor) -> Tensor:
     """Energy of standard normals of one dimension of sites."""
     return 0.5 * x.square().sum(-1)
@@ -163,6 +261,15 @@ TARGETS: dict[str, Callable[[], ExactTarget]] = {
     "free field": free_field,
     "dual Ising": ising_dual,
 }
+
+
+HARD_TARGETS: dict[str, Callable[[], ExactTarget]] = {
+    "ill-conditioned": ill_conditioned,
+    "banana": banana,
+    "quartic ridge": quartic_ridge,
+    "funnel": funnel,
+}
+"""Targets that take trajectories of the right length, with exact moments."""
 
 
 def flow_for(target: ExactTarget) -> ToyFlow:

@@ -5,10 +5,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from pyro_neuralrg import IsingDual
 from pyro_neuralrg.mcmc import Adaptation, ChEESHMC, Trajectory, as_target
 from pyro_neuralrg.mcmc.adaptation import Warmup
 from pyro_neuralrg.mcmc.hmc import halton
@@ -21,7 +24,7 @@ from pyro_neuralrg.mcmc.learning import (
 )
 from pyro_neuralrg.runtime.processes import Processes
 from pyro_neuralrg.statistics import summarise
-from tests.mcmc.registry import run
+from tests.mcmc.registry import HARD_TARGETS, run
 
 
 def oscillators(time: float, chains: int = 20_000, dim: int = 3) -> Trajectory:
@@ -55,12 +58,18 @@ def test_the_length_is_that_of_whitened_positions(criterion: str) -> None:
     mass = Mass.of(covariance, torch.zeros(1, 3))
     white = oscillators(0.9, 50)
     wide = Trajectory(*(part @ mass.factor.mT for part in white[:3]), time=0.9)
-    weights, bounds = torch.rand(50), (1e-3, 1e3)
+    weights, step_size = torch.rand(50), 0.1
     expected, found = TrajectoryLength(0.5, criterion), TrajectoryLength(0.5, criterion)
-    expected.update(white, weights, unit_mass(3), *bounds)
-    found.update(wide, weights, mass, *bounds)
+    expected.update(white, weights, unit_mass(3), step_size)
+    found.update(wide, weights, mass, step_size)
     assert found.value == pytest.approx(expected.value)
     assert found.value != 0.5
+
+
+def test_acceptances_do_not_hide_the_slope_of_short_trajectories() -> None:
+    """C grows as T^2 at first, also if the chains' acceptances, which are weights, differ."""
+    slope, value = criterion_slope(oscillators(1e-3, 64), torch.rand(64))
+    assert slope / value == pytest.approx(1.0, abs=0.1)
 
 
 def test_chains_that_ran_away_have_no_weight() -> None:
@@ -80,16 +89,17 @@ def test_the_length_comes_to_rest_at_the_first_maximum() -> None:
     length = TrajectoryLength(0.01)
     for index in range(1, 600):
         time = halton(index) * length.value
-        length.update(oscillators(time, 64, 20), torch.ones(64), unit_mass(20), 1e-3, 1e3)
+        length.update(oscillators(time, 64, 20), torch.ones(64), unit_mass(20), 0.1)
     assert 1.3 < length.average < 1.9
 
 
 def test_the_length_keeps_its_bounds() -> None:
-    for time, bounds in ((0.5, (0.1, 0.7)), (2.5, (0.4, 5.0))):
-        length = TrajectoryLength(0.5)
+    """A number of steps, and the mean distance of normals from their middle."""
+    for time, most, bound in ((0.5, 12, 1.2), (2.5, 30, math.sqrt(2 / math.pi))):
+        length = TrajectoryLength(1.0)
         for _ in range(200):
-            length.update(oscillators(time, 64), torch.ones(64), unit_mass(3), *bounds)
-        assert length.value == pytest.approx(bounds[1] if time < 1 else bounds[0])
+            length.update(oscillators(time, 64), torch.ones(64), unit_mass(3), 0.1, max_steps=most)
+        assert length.value == pytest.approx(bound, rel=0.1 if time > 1 else 1e-9)
 
 
 def test_the_principal_direction_of_chains() -> None:
@@ -116,6 +126,40 @@ def test_it_adapts_from_one_point_for_all_chains(criterion: str) -> None:
     start = {"x": torch.zeros(32, 10)}
     mcmc = run(kernel, 5, warmup_steps=150, num_chains=32, initial_params=start)
     assert 0.7 < mcmc.kernel.trajectory_length < 3.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*HARD_TARGETS, "critical Ising"])
+def test_it_finds_the_length_from_white_noise(name: str) -> None:
+    """With all defaults: R-hat below 1.01, exact moments within four standard errors."""
+    if name == "critical Ising":
+        model = IsingDual((16, 16))
+        exact = model.spins.structure_factor()
+        moments: Any = {"S": (model.observables()["structure_factor"], exact)}
+        kernel, draws, chains = ChEESHMC(model), 2500, 32
+    else:
+        target = HARD_TARGETS[name]()
+        kernel, moments = ChEESHMC(target.energy, shape=target.shape), target.moments
+        draws, chains = 1000, 64
+    observables = {moment: function for moment, (function, _) in moments.items()}
+    mcmc = run(kernel, draws, warmup_steps=500, num_chains=chains, observables=observables)
+    for moment, (_, exact) in moments.items():
+        found = summarise(mcmc.observables[moment])
+        assert found.rhat < 1.01, moment
+        assert abs(found.mean - exact) < 4 * found.mcse, moment
+
+
+def test_chains_that_do_not_agree_after_warm_up_are_told() -> None:
+    """Two modes that no trajectory leaves, one of them wider: with it the length is adapted."""
+
+    def energy(x: Tensor) -> Tensor:
+        width = torch.where(x > 0, 1.0, 3.0)
+        return (0.5 * ((x.abs() - 100) / width).square()).sum(-1)
+
+    start = {"x": 100.0 * torch.cat([torch.ones(24, 1), -torch.ones(8, 1)])}
+    kernel = ChEESHMC(energy, shape=(1,), max_steps=4)
+    with pytest.warns(UserWarning, match=r"chains do not agree .* R-hat is \d"):
+        run(kernel, 4, warmup_steps=100, num_chains=32, initial_params=start)
 
 
 @pytest.mark.slow
