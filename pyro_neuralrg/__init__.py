@@ -23,6 +23,7 @@ from pyro_neuralrg.mcmc import (
     VectorizedMCMC,
 )
 from pyro_neuralrg.potentials import FreeField, IsingDual, IsingDualFamily, LatticePotential, Phi4
+from pyro_neuralrg.sampling import sample
 from pyro_neuralrg.train import Cooling, Schedule, fit
 from pyro_neuralrg.transforms import (
     ConditionalHierarchicalFlow,
@@ -66,6 +67,7 @@ __all__ = [
     "fit",
     "hierarchical_flow",
     "load",
+    "sample",
     "save",
     "to_arviz",
 ]

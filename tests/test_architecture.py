@@ -40,6 +40,7 @@ ORDER = (
     "mcmc",
     "free_energy",
     "diagnostics",
+    "sampling",
     "analysis",
     "plotting",
 )

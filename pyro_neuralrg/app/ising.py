@@ -22,16 +22,14 @@ from pyro_neuralrg.free_energy import Bounds, FreeEnergyEstimate, bounds, estima
 from pyro_neuralrg.lattice import check_shape
 from pyro_neuralrg.mcmc import (
     HMC,
-    Cycle,
     EnergyTarget,
-    IndependenceMetropolis,
-    Kernel,
     VectorizedMCMC,
 )
 from pyro_neuralrg.potentials import CRITICAL_TEMPERATURE, IsingDual
 from pyro_neuralrg.runtime.console import deferred_interrupts
 from pyro_neuralrg.runtime.memory import check_fits, kept_bytes
 from pyro_neuralrg.runtime.processes import processes, seeded
+from pyro_neuralrg.sampling import sample
 from pyro_neuralrg.statistics import Estimate
 from pyro_neuralrg.train import FitResult, default_budget, fit
 from pyro_neuralrg.transforms import HierarchicalFlow
@@ -40,8 +38,6 @@ SPACES = ("latent", "physical")
 ESTIMATE_SAMPLES = 20_000
 ESTIMATE_BATCH = 1000
 BOUND_SITES, BOUND_SAMPLES = 2**19, 5000  # of exact samples, at most: seconds
-LATENT_STEPS = 2  # leapfrog steps of a latent draw
-JUMPS = 2  # and jumps after them: cheaper, and what moves the collective variables
 PHYSICAL_STEPS = 10  # leapfrog steps of a trajectory, as in the paper
 WARMUP = 200  # draws, at most
 REFERENCE_SITES = 2**22  # of all configurations of the cluster Monte Carlo: seconds
@@ -130,6 +126,7 @@ class Sampling(NamedTuple):
     idata: Any
     summary: Summary
     interrupted: bool
+    method: str = "HMC"
 
 
 @dataclass
@@ -204,7 +201,7 @@ class Experiment:
         """
         exact = Exact.of(lambda: -self.target.log_partition())
         exact_structure_factor = Exact.of(self.target.spins.structure_factor)
-        samplers = self._samplers()
+        self._check_samplers()
         training = self.train()
         results = Results(self.settings, training, exact, exact_structure_factor)
         with deferred_interrupts() as pressed:
@@ -221,8 +218,8 @@ class Experiment:
                     results.reference = self.reference()
         with results.stopping():  # all processes sample, or none
             results.stopped = processes().broadcast_from_first(lambda: results.stopped)
-            for name, mcmc in samplers.items() if not results.stopped else ():
-                results.samplers[name] = self.sample(mcmc)
+            for name in SPACES if not results.stopped else ():
+                results.samplers[name] = self.sample(name)
                 if results.samplers[name].interrupted:
                     raise KeyboardInterrupt
         return results
@@ -258,18 +255,19 @@ class Experiment:
         n = max(REFERENCE_LEAST, REFERENCE_SITES // math.prod(self.flow.shape))
         return self.target.spins.reference_structure_factor(n, self.settings.seed)
 
-    def sample(self, mcmc: VectorizedMCMC) -> Sampling:
-        """Run a sampler, or let it go on from its checkpoints."""
-        mcmc.run()
+    def sample(self, space: str) -> Sampling:
+        """Run the sampler of the "latent" space, or of the "physical" one (HMC)."""
+        mcmc, method = self._latent() if space == "latent" else (self._physical(), "HMC")
+        if space == "physical":
+            mcmc.run()
         with deferred_interrupts() as pressed:
             idata = to_arviz(mcmc)
             summary = summarise(idata.posterior["structure_factor"].values)
         (interrupted,) = processes().any_process(mcmc.interrupted or bool(pressed))
-        return Sampling(mcmc, idata, summary, interrupted)
+        return Sampling(mcmc, idata, summary, interrupted, method)
 
-    def _samplers(self) -> dict[str, VectorizedMCMC]:
-        """The samplers; refuse checkpoints of another run, or without the training before."""
-        samplers = {space: self._sampler(space) for space in SPACES}
+    def _check_samplers(self) -> None:
+        """Refuse checkpoints of another run, or without the training before."""
         present = [space for space in SPACES if self._has_checkpoints(space)]
         folder = self.settings.record and self.settings.record.folder
         if present and not self._has_checkpoints("training"):
@@ -279,30 +277,38 @@ class Experiment:
             )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # sampling will speak of damaged files
-            for space in present:
-                samplers[space].check()
-        return samplers
+            if "physical" in present:
+                self._physical().check()
 
-    def _sampler(self, space: str) -> VectorizedMCMC:
-        """The sampler of the "latent" space (HMC and jumps) or of the "physical" one (HMC)."""
+    def _latent(self) -> tuple[VectorizedMCMC, str]:
+        """Chains by the flow, and the method that its weights suggest."""
+        settings = self.settings
+        draws = sample(
+            self.target,
+            self.flow,
+            settings.chains * settings.draws,
+            num_chains=settings.chains,
+            chains_only=True,
+            seed=settings.seed,
+            record=self._record("latent"),
+        )
+        assert isinstance(draws.run, VectorizedMCMC)
+        return draws.run, draws.method
+
+    def _physical(self) -> VectorizedMCMC:
+        """HMC from white noise, far from equilibrium."""
         settings, dtype = self.settings, getattr(torch, self.settings.dtype)
+        target = EnergyTarget(self.target, dtype=dtype, device=self.target.device)
         generator = torch.Generator().manual_seed(settings.seed)
-        kernel: Kernel
-        if space == "latent":
-            jumps = [IndependenceMetropolis(self.flow) for _ in range(JUMPS)]
-            kernel = Cycle(HMC(self.target, num_steps=LATENT_STEPS, flow=self.flow), *jumps)
-        else:
-            target = EnergyTarget(self.target, dtype=dtype, device=self.target.device)
-            kernel = HMC(target, num_steps=PHYSICAL_STEPS)
         noise = torch.randn(settings.chains, *self.target.shape, generator=generator)
         return VectorizedMCMC(
-            kernel,
+            HMC(target, num_steps=PHYSICAL_STEPS),
             num_samples=settings.draws,
             warmup_steps=min(settings.draws, WARMUP),
             num_chains=settings.chains,
-            initial_params={"x": noise},  # far from equilibrium and the same for both samplers
+            initial_params={"x": noise},
             seed=settings.seed,
-            record=self._record(space),
+            record=self._record("physical"),
         )
 
     def _seed(self, number: int) -> int:

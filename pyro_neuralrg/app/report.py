@@ -221,10 +221,11 @@ def _free_energy(results: Results) -> dict[str, float]:
     return {"exact": exact, **found, **divergences}
 
 
-def _sampler(run: Sampling) -> dict[str, float]:
+def _sampler(run: Sampling) -> dict[str, Any]:
     """The structure factor by one sampler; ``ess_bulk`` counts effective draws of all chains."""
     gradients, seconds = int(run.mcmc.gradient_evaluations.draws), run.mcmc.seconds.draws
     return {
+        "method": run.method,
         "structure_factor": run.summary.mean,
         **{name: getattr(run.summary, name) for name in ("mcse", "rhat", "ess_bulk")},
         "ess_per_gradient": run.summary.ess_bulk / gradients,  # a jump counts as one

@@ -118,8 +118,11 @@ def to_arviz(
 
 
 def as_tree(run: Any) -> Any:
-    """ArviZ's container of a run; what is no run is returned as it is."""
-    return to_arviz(run) if isinstance(run, VectorizedMCMC | MCMC) else run
+    """ArviZ's container of a run, or of what can make one; all else as it is."""
+    if isinstance(run, VectorizedMCMC | MCMC):
+        return to_arviz(run)
+    make = getattr(run, "to_arviz", None)
+    return make() if callable(make) else run
 
 
 def weights_to_arviz(

@@ -76,9 +76,10 @@ def diagnose(
     16 draws, never in 200 of 50.
 
     Args:
-        idata: a run :class:`VectorizedMCMC` or Pyro's ``MCMC``; or ArviZ's InferenceData or
-            DataTree, also of another library, whose groups ``posterior``,
-            ``unconstrained_posterior``, ``sample_stats`` and ``importance`` are looked at.
+        idata: a run :class:`VectorizedMCMC` or Pyro's ``MCMC``, or what has a method ``to_arviz``,
+            as draws of ``sample``; or ArviZ's InferenceData or DataTree, also of another library,
+            whose groups ``posterior``, ``unconstrained_posterior``, ``sample_stats`` and
+            ``importance`` are looked at.
         var_names: variables of the posterior to look at; None takes all, and ``lp``.
         thresholds: what counts as a finding.
         max_sites: sites of a field to look at, at most.

@@ -14,7 +14,6 @@ from torch import Tensor
 from pyro_neuralrg.mcmc import ChainState
 from pyro_neuralrg.mcmc.target import Target
 from pyro_neuralrg.statistics import kish_fractions
-from pyro_neuralrg.transforms.base import LatticeTransform
 
 BETA_HALVINGS = 50  # of the interval in which the next beta lies
 
@@ -53,10 +52,8 @@ class TemperedTarget(Target):
 
     @property
     def start_flow(self) -> TransformModule | None:
-        """The flow whose draws are those of p, for independence jumps; None if p is no flow."""
-        if self.flow is not None or not getattr(self.whole, "is_transported", False):
-            return self.flow
-        return _Identity(self.event_shape)  # positions are latents, of several flows perhaps
+        """See :class:`Target`."""
+        return self.whole.start_flow
 
     def at(self, beta: float) -> TemperedTarget:
         """The same family at another beta."""
@@ -108,15 +105,6 @@ class TemperedTarget(Target):
 
     def _mixed(self, whole: Tensor, base: Tensor) -> Tensor:
         return self.beta * whole + (1.0 - self.beta) * base
-
-
-class _Identity(LatticeTransform):
-    """The flow of latents that are a position as they are."""
-
-    def forward(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return h, h.new_zeros(h.shape[-1])
-
-    inverse = forward
 
 
 def next_beta(log_ratio: Tensor, log_weights: Tensor, beta: float, fraction: float) -> float:

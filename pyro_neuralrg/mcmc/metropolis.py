@@ -4,13 +4,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor
 
+from pyro_neuralrg.arguments import check_integer
 from pyro_neuralrg.bases import base_of
 from pyro_neuralrg.distributions.flow import (
     check_flow,
@@ -29,14 +29,19 @@ def metropolis(
 
     A chain whose ratio is not finite rejects. The info is that of a kernel without momenta.
     """
+    probability, accepted, failed = _accept(log_ratio, generator)
+    new = chosen_chains(accepted, proposal, state)
+    return new, StepInfo(probability, accepted, failed, new.energy, 0, 1)
+
+
+def _accept(log_ratio: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Acceptance probability, whether accepted, and whether the ratio is not finite."""
     finite = torch.isfinite(log_ratio)
     probability = torch.where(finite, log_ratio.clamp(max=0.0).exp(), torch.zeros_like(log_ratio))
     uniform = torch.rand(
         probability.shape, generator=generator, dtype=probability.dtype, device=probability.device
     )
-    accepted = uniform < probability
-    new = chosen_chains(accepted, proposal, state)
-    return new, StepInfo(probability, accepted, ~finite, new.energy, 0, 1)
+    return probability, uniform < probability, ~finite
 
 
 def chosen_chains(chosen: Tensor, one: ChainState, other: ChainState) -> ChainState:
@@ -102,6 +107,7 @@ class IndependenceMetropolis(Kernel):
         flow: the proposal, ``x = flow(z)``, exactly invertible.
         target: as for :class:`HMC`; None in a :class:`Cycle`, which supplies its own.
         shape: lattice shape of a plain energy.
+        num_jumps: jumps of a step, one after the other, whose proposals are evaluated at once.
 
     Raises:
         ValueError: if the flow's shape is not the target's, or the target lives in the latent space
@@ -130,10 +136,12 @@ class IndependenceMetropolis(Kernel):
         target: TargetLike | None = None,
         *,
         shape: tuple[int, ...] | None = None,
+        num_jumps: int = 1,
     ) -> None:
         check_flow(flow)
         super().__init__(target, shape=shape)
         self.flow = flow
+        self.num_jumps = check_integer("num_jumps", num_jumps, 1)
 
     def init(self, positions: Tensor) -> ChainState:
         """See :class:`Kernel`."""
@@ -146,23 +154,55 @@ class IndependenceMetropolis(Kernel):
         return super().init(positions)
 
     def step(self, state: ChainState, generator: torch.Generator | None = None) -> Step:
-        """Propose one jump to every chain."""
+        """Propose the jumps to every chain."""
+        target, chains, like = self.target, len(state.position), state.position
         with torch.no_grad():
-            position, log_q_new = self._propose(state.position, generator)
-            log_q = state.log_q
-            if log_q is None:
-                log_q = self.target.by_batches(self._log_q, state.position)
-        proposal, is_sound = self.evaluated(state, position)
-        log_ratio = (state.energy + log_q) - (proposal.energy + log_q_new)
-        log_ratio = torch.where(is_sound, log_ratio, -math.inf)
-        new, info = metropolis(state, proposal, log_ratio, generator)
-        return new._replace(log_q=torch.where(info.accepted, log_q_new, log_q)), info
+            positions, log_q = self._propose(like, self.num_jumps * chains, generator)
+            here = state.log_q
+            if here is None:
+                here = target.by_batches(self._log_q, state.position)
+        energy = target.energy(positions)
+        log_weight = -(state.energy + here)
+        chosen = torch.full((chains,), -1, device=like.device)
+        rates, failed = [], torch.zeros(chains, dtype=torch.bool, device=like.device)
+        for number, proposed in enumerate(-(energy + log_q).view(self.num_jumps, chains)):
+            rate, accepted, bad = _accept(proposed - log_weight, generator)
+            log_weight = torch.where(accepted, proposed, log_weight)
+            chosen = torch.where(accepted, number, chosen)
+            rates.append(rate)
+            failed |= bad
+        rows = chosen.clamp(min=0) * chains + torch.arange(chains, device=like.device)
+        moved = chosen >= 0
+        gradient = state.gradient
+        if gradient is not None:
+            gradient, moved = self._gradient_where(moved, positions[rows], gradient)
+        kept = state._replace(gradient=None, log_q=None)
+        jumped = kept._replace(position=positions[rows], energy=energy[rows])
+        new = chosen_chains(moved, jumped, kept)
+        new = new._replace(gradient=gradient, log_q=torch.where(moved, log_q[rows], here))
+        rate = torch.stack(rates).mean(0)
+        return new, StepInfo(rate, moved, failed, new.energy, 0, self.num_jumps)
 
-    def _propose(self, like: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    def _gradient_where(
+        self, moved: Tensor, positions: Tensor, gradient: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Gradients after the jumps; chains at one that is not finite have not moved.
+
+        The jumps of a step together are reversible, and so they are without such positions.
+        """
+        found = gradient.clone()
+        if bool(moved.any()):
+            found[moved] = self.target.energy_and_grad(positions[moved])[1]
+        sound = found.isfinite().all(-1)
+        return torch.where(sound.unsqueeze(-1), found, gradient), moved & sound
+
+    def _propose(
+        self, like: Tensor, number: int, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor]:
         """Positions drawn from the flow, and ln of their density."""
         target, base, event_dim = self.target, base_of(self.flow), len(self.target.event_shape)
         if target.flow is not None:
-            z = target.from_base(len(like), generator)
+            z = target.from_base(number, generator)
             return z, target.by_batches(self._log_q, z)
 
         def generate(z: Tensor) -> tuple[Tensor, Tensor]:
@@ -172,7 +212,7 @@ class IndependenceMetropolis(Kernel):
 
         dtype = flow_dtype_and_device(self.flow)[0]
         options: Any = {"generator": generator, "dtype": dtype, "device": like.device}
-        z = base.sample((len(like), *target.event_shape), event_dim, **options)
+        z = base.sample((number, *target.event_shape), event_dim, **options)
         return target.by_batches(generate, z)
 
     def _log_q(self, position: Tensor) -> Tensor:

@@ -45,6 +45,7 @@ from pyro_neuralrg.infer.reparam import FlowReparam
 from pyro_neuralrg.mcmc.model_parts import Part, part_of
 from pyro_neuralrg.mcmc.target import EnergyTarget, LatentTarget, Target
 from pyro_neuralrg.potentials.base import LatticePotential
+from pyro_neuralrg.transforms.base import LatticeTransform
 
 TRIALS = 10
 """Pairs of points at which a model is tried, until its numbers allow to tell anything."""
@@ -281,6 +282,13 @@ class ModelTarget(Target):
     # Starts ---------------------------------------------------------------------------------------
 
     @property
+    def start_flow(self) -> TransformModule | None:
+        """See :class:`Target`."""
+        if self.flow is not None or not self.is_transported:
+            return self.flow
+        return _Identity(self.event_shape)  # positions are latents, of several flows perhaps
+
+    @property
     def starts_uniformly(self) -> bool:  # type: ignore[override]
         """Report whether no site is a latent of a flow, which has draws to start from."""
         return not any(part.module for part in self._parts.values())
@@ -363,6 +371,15 @@ class ModelTarget(Target):
         """See :class:`Target`."""
         modules = [*(part.module for part in self._parts.values()), self.model]
         return [module for module in modules if isinstance(module, torch.nn.Module)]
+
+
+class _Identity(LatticeTransform):
+    """The flow of latents that are a position as they are."""
+
+    def forward(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return h, h.new_zeros(h.shape[-1])
+
+    inverse = forward
 
 
 def as_target(

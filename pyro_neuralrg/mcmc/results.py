@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any
 
@@ -105,22 +105,29 @@ def observe(
         return {}
 
     def values(part: Tensor) -> tuple[Tensor, ...]:
-        sites = target.physical(part)
-        fields = [name for name in sites if name in target.lattices]
-        seen: Any = sites[fields[0]] if len(fields) == 1 else sites
-        with torch.no_grad():
-            found = {name: function(copied(seen)) for name, function in observables.items()}
-        for name, value in found.items():
-            if not isinstance(value, Tensor) or value.shape[:1] != part.shape[:1]:
-                shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-                raise ValueError(
-                    f"observables[{name!r}] returned {shape} for {len(part)} chains; accepted: "
-                    f"shape ({len(part)}, ...), one value for each chain"
-                )
-        return tuple(found.values())
+        return tuple(observed(observables, target.physical(part), target.lattices).values())
 
     found = target.by_batches(values, positions)
-    return {name: value.detach().cpu() for name, value in zip(observables, found, strict=True)}
+    return {name: value.cpu() for name, value in zip(observables, found, strict=True)}
+
+
+def observed(
+    observables: Mapping[str, Observable], sites: Mapping[str, Tensor], fields: Collection[str]
+) -> dict[str, Tensor]:
+    """The observables of draws of these sites: of the only field among them, else of all sites."""
+    number = len(next(iter(sites.values())))
+    names = [name for name in sites if name in fields]
+    seen: Any = sites[names[0]] if len(names) == 1 else dict(sites)
+    with torch.no_grad():
+        found = {name: function(copied(seen)) for name, function in observables.items()}
+    for name, value in found.items():
+        if not isinstance(value, Tensor) or value.shape[:1] != (number,):
+            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(
+                f"observables[{name!r}] returned {shape} for {number} chains; accepted: "
+                f"shape ({number}, ...), one value for each chain"
+            )
+    return {name: value.detach() for name, value in found.items()}
 
 
 def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -78,6 +78,11 @@ class Target(ABC):
         shapes = list(self.sites.values())
         return shapes[0] if len(shapes) == 1 else (self.dim,)
 
+    @property
+    def start_flow(self) -> TransformModule | None:
+        """The flow whose draws are those of ``base``, for jumps; None if they are of no flow."""
+        return self.flow
+
     def setup(self, *args: Any, **kwargs: Any) -> Target:
         """Return the target for these arguments of the model; only Pyro models take any."""
         if args or kwargs:

@@ -199,10 +199,11 @@ def summary_table(draws: Mapping[str, Any], max_sites: int | None = None) -> Any
     """Mean, sd, standard error, effective sample sizes and R-hat of each variable.
 
     A pandas DataFrame with ArviZ's column names, of arrays or tensors ``(chains, draws) + shape``
-    by name. Variables of at most twelve entries have one line per entry; a larger field has two:
-    ``x[worst]``, the worst over sites of each figure by itself, and ``x[median]``. If only a choice
-    of sites was evaluated (``max_sites`` as for :func:`summarise_field`), or some are constant, the
-    column ``note`` says how many. Means and widths have two digits of the standard error.
+    by name, or of a :class:`FieldSummary` of each. Variables of at most twelve entries have one
+    line per entry; a larger field has two: ``x[worst]``, the worst over sites of each figure by
+    itself, and ``x[median]``. If only a choice of sites was evaluated (``max_sites`` as for
+    :func:`summarise_field`), or some are constant, the column ``note`` says how many. Means and
+    widths have two digits of the standard error.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -215,10 +216,14 @@ def summary_table(draws: Mapping[str, Any], max_sites: int | None = None) -> Any
     lines = {
         label: {**_rounded(figures), "note": note}
         for name, values in draws.items()
-        for label, figures, note in _lines(name, summarise_field(values, max_sites))
+        for label, figures, note in _lines(name, _field_summary(values, max_sites))
     }
     table = pd.DataFrame.from_dict(lines, orient="index")
     return table if any(table.get("note", [])) else table.drop(columns="note", errors="ignore")
+
+
+def _field_summary(values: Any, max_sites: int | None) -> FieldSummary:
+    return values if isinstance(values, FieldSummary) else summarise_field(values, max_sites)
 
 
 def _rounded(figures: Summary) -> dict[str, float]:

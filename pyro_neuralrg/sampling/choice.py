@@ -1,0 +1,115 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""The choice of a sampler by the weights of a flow's draws."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from pyro_neuralrg.arguments import check_choice, check_integer
+from pyro_neuralrg.statistics import LogWeights
+from pyro_neuralrg.statistics.weights import MAX_PARETO_K
+
+METHODS = ("independence", "cycle", "annealing")
+MAX_CHAINS = 256  # of jumps: as many fields make a flow's pass as cheap as it becomes
+LOCAL_CHAINS = 64  # with gradients
+LEAST_CHAINS = 4
+TIMES_PER_CHAIN = 150  # autocorrelation times; R-hat of C chains is about sqrt(1 + 2 C / ESS)
+LOCAL_TIME = 3.0  # of cycles, in draws: a guess
+MAX_JUMP_TIME = 64.0  # jumps; with longer ones local moves go with them
+JUMPS_PER_TIME, MAX_JUMPS = 0.25, 32  # of one step: a quarter of the time, at most 32
+MIN_EFFECTIVE = 10.0  # of the pilot's draws, with fewer a chain of jumps stands still
+WARMUP = 200  # of local moves, whose step size is to be found
+STEPS_TO_FORGET = 5  # warm-up of jumps, in autocorrelation times
+
+
+class JumpFigures(NamedTuple):
+    """Figures of stationary chains of independence Metropolis, from the weights alone.
+
+    Attributes:
+        acceptance: mean acceptance probability.
+        time: integrated autocorrelation time in steps, of an observable that the weights say
+            nothing of.
+        longest: steps that the draw of the largest weight stays, on average.
+    """
+
+    acceptance: float
+    time: float
+    longest: float
+
+
+class Plan(NamedTuple):
+    """A sampler, why it was chosen, and how much of it."""
+
+    method: str
+    reason: str
+    num_chains: int
+    num_samples: int
+    warmup_steps: int
+    num_jumps: int  # of each step
+
+
+def jump_figures(weights: LogWeights) -> JumpFigures:
+    r"""Acceptance and autocorrelation time of chains whose proposals have these weights.
+
+    A chain at weight w rejects with probability :math:`\lambda(w) = 1 - E[\min(1, w' / w)]`, which
+    is also the factor by which it forgets: the time is :math:`E[(1 + \lambda) / (1 - \lambda)]`
+    over the target.
+
+    References:
+        Liu, Statistics and Computing 6, 113 (1996).
+
+    Example:
+        >>> jump_figures(LogWeights(torch.zeros(10)))
+        JumpFigures(acceptance=1.0, time=1.0, longest=1.0)
+    """
+    w = (weights.values - weights.values.max()).exp().sort().values
+    w = w[w > 0]
+    above = torch.arange(len(w) - 1, -1, -1, dtype=w.dtype)
+    accepted = ((w.cumsum(0) / w + above) / len(weights)).clamp(max=1.0)
+    share = w / w.sum()
+    time = (share * (2.0 - accepted) / accepted).sum()
+    return JumpFigures(float((share * accepted).sum()), float(time), float(1.0 / accepted[-1]))
+
+
+def choose(
+    weights: LogWeights,
+    num_draws: int,
+    num_chains: int | None = None,
+    method: str | None = None,
+    chains_only: bool = False,
+) -> Plan:
+    """The sampler for a flow whose draws have these weights.
+
+    Args:
+        weights: of a pilot of independent draws.
+        num_draws: wanted of all chains together; rounded up to a multiple of the chains.
+        num_chains: of them, or None.
+        method: one of ``METHODS`` where the choice is the user's.
+        chains_only: weighted draws are not wanted.
+    """
+    jumps, effective = jump_figures(weights), weights.ess * len(weights)
+    quality = f"{effective:.0f} of {len(weights)} draws of the flow are effective"
+    if method is not None:
+        reason = f"as asked for; {quality}"
+        method = check_choice("method", method, METHODS)
+    elif jumps.time <= MAX_JUMP_TIME and not weights.pareto_k > MAX_PARETO_K:
+        method = "independence"
+        reason = f"{quality}, and chains that jump between them accept {jumps.acceptance:.0%}"
+    elif effective >= MIN_EFFECTIVE or chains_only:
+        method = "cycle"
+        reason = f"{quality}: too few for jumps alone, so local moves in latent space go with them"
+    else:
+        method = "annealing"
+        reason = f"{quality}: too few to jump between, so particles are annealed to the target"
+    num_jumps = min(MAX_JUMPS, max(1, round(JUMPS_PER_TIME * jumps.time)))
+    if num_chains is None:
+        jumping = method == "independence"
+        time = max(1.0, jumps.time / num_jumps) if jumping else LOCAL_TIME
+        most = MAX_CHAINS if jumping else LOCAL_CHAINS
+        num_chains = max(LEAST_CHAINS, min(most, int(num_draws / (TIMES_PER_CHAIN * time))))
+    chains = check_integer("num_chains", num_chains, 1)
+    warmup = WARMUP if method == "cycle" else 1 + int(STEPS_TO_FORGET * jumps.time / num_jumps)
+    return Plan(method, reason, chains, -(-num_draws // chains), warmup, num_jumps)

@@ -1,0 +1,279 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""One call for draws of a target, :func:`sample`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from pyro.distributions.torch_transform import TransformModule
+from pyro.infer.autoguide import AutoContinuous
+from pyro.infer.reparam import NeuTraReparam
+from torch import Tensor
+
+from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, check_type
+from pyro_neuralrg.diagnostics import to_arviz, weights_to_arviz
+from pyro_neuralrg.files import Record
+from pyro_neuralrg.free_energy import Annealing, anneal, reweight
+from pyro_neuralrg.free_energy.annealing import NUM_GROUPS
+from pyro_neuralrg.free_energy.importance import without_undefined
+from pyro_neuralrg.free_energy.tempered import systematic
+from pyro_neuralrg.infer import FlowGuide
+from pyro_neuralrg.infer.pyro_internals import check_model_args
+from pyro_neuralrg.mcmc import HMC, Cycle, IndependenceMetropolis, Kernel, VectorizedMCMC, as_target
+from pyro_neuralrg.mcmc.results import observed
+from pyro_neuralrg.mcmc.target import Target, frozen
+from pyro_neuralrg.observables.configurations import Observable
+from pyro_neuralrg.potentials.base import LatticePotential
+from pyro_neuralrg.sampling.choice import Plan, choose
+from pyro_neuralrg.statistics import FieldSummary, LogWeights, summarise_field, summary_table
+
+PILOT = 4096  # draws of the flow whose weights are looked at
+BATCH = 512  # fields evaluated at once
+LEAPFROGS = 2  # of the local move in a cycle
+
+
+class Mean(NamedTuple):
+    """Mean over a target and its standard error, float64, each of the shape of one value."""
+
+    estimate: Tensor
+    standard_error: Tensor
+
+
+@dataclass(frozen=True, repr=False)
+class Samples:
+    """Draws of a target, chains or weighted ones.
+
+    Attributes:
+        method: "independence", "cycle" or "annealing".
+        reason: why this one, in a sentence.
+        run: the run of the chains, or the annealing.
+        weights: of the draws of the flow that decided.
+        log_weights: of the draws, float64, ``(num_draws,)``; None of chains, which are the target's
+            own. Means want them: see :meth:`mean`.
+        observables: those asked for, ``(chains, draws, ...)``, or ``(num_draws, ...)``.
+    """
+
+    method: str
+    reason: str
+    run: VectorizedMCMC | Annealing
+    weights: LogWeights
+    log_weights: Tensor | None
+    observables: Mapping[str, Tensor]
+
+    def __repr__(self) -> str:
+        return f"Samples({self.run!r} by {self.method}: {self.reason})"
+
+    def get_samples(self, group_by_chain: bool = False) -> dict[str, Tensor]:
+        """The draws of the model's own sites by name, weighted ones as they are.
+
+        Shape ``(num_draws,) + site shape``, or ``(chains, draws) + site shape``: weighted draws are
+        one chain.
+        """
+        if isinstance(self.run, VectorizedMCMC):
+            return self.run.get_samples(group_by_chain=group_by_chain)
+        sites = dict(self.run.sites)
+        return {name: x.unsqueeze(0) for name, x in sites.items()} if group_by_chain else sites
+
+    def mean(self, values: Tensor) -> Mean:
+        """Mean over the target of ``values``, one of each draw, with its standard error.
+
+        ``values`` is ``(chains, draws, ...)``, or ``(num_draws, ...)`` of weighted draws, as
+        :attr:`observables` are.
+        """
+        if isinstance(self.run, Annealing):
+            return Mean(*reweight(values, self.run.log_weights, groups=self.run.groups)[:2])
+        found = summarise_field(values, max_sites=values[0, 0].numel()).figures
+        figures = (torch.from_numpy(found[name]) for name in ("mean", "mcse"))
+        return Mean(*(figure.view(values.shape[2:]) for figure in figures))
+
+    def summary(self) -> Any:
+        """A table of the sites and observables, in pandas.
+
+        Of chains that of :meth:`VectorizedMCMC.summary`; of weighted draws mean, sd, standard error
+        and the effective number of draws that such an error stands for.
+        """
+        if isinstance(self.run, VectorizedMCMC):
+            return self.run.summary()
+        draws = self.get_samples() | dict(self.observables)
+        return summary_table({name: _weighted(x, self.run) for name, x in draws.items()})
+
+    def to_arviz(self, **options: Any) -> Any:
+        """ArviZ's tree: of :func:`to_arviz`, or of :func:`weights_to_arviz` with weights.
+
+        The options are those of that function.
+        """
+        if isinstance(self.run, VectorizedMCMC):
+            return to_arviz(self.run, **options)
+        values = self.get_samples() | dict(self.observables)
+        return weights_to_arviz(self.run.log_weights, values, **options)
+
+
+def sample(
+    target: Any,
+    q: Any,
+    num_draws: int = 10_000,
+    *,
+    model_args: Sequence[Any] | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+    method: str | None = None,
+    num_chains: int | None = None,
+    observables: Mapping[str, Observable] | None = None,
+    chains_only: bool = False,
+    keep_draws: bool = True,
+    record: Record | None = None,
+    seed: int | None = None,
+    progress: bool = True,
+) -> Samples:
+    r"""Draw from a target by the flow or guide that was trained for it.
+
+    The weights :math:`w = \pi(x) / q(x)` of 4096 draws of q decide how:
+
+    * where chains that jump between draws of q forget within 64 jumps, such chains (independence
+      Metropolis), several jumps a draw if need be;
+    * where they do not, or the weights have a heavy tail, cycles of jumps and of HMC in latent
+      space;
+    * where fewer than ten of the draws are effective, particles annealed from q to the target,
+      which come with weights.
+
+    Chains have the target as their exact stationary law, and start from draws of q resampled by
+    their weights.
+
+    Args:
+        target: a LatticePotential, a batched energy or a Pyro model.
+        q: a flow or FlowGuide of the potential or energy; of a model an ``AutoContinuous`` guide,
+            such as :class:`~pyro_neuralrg.infer.AutoHierarchicalFlow`.
+        num_draws: of all chains together, rounded up to a multiple of their number.
+        model_args: of the model.
+        model_kwargs: likewise by keyword.
+        method: "independence", "cycle" or "annealing", where the choice is not to be made here.
+        num_chains: None chooses, at most 256.
+        observables: by name, functions of the field as of :class:`VectorizedMCMC`.
+        chains_only: weighted draws are not wanted, however poor the flow is.
+        keep_draws: as of :class:`VectorizedMCMC`; False implies chains.
+        record: likewise, as any record does.
+        seed: of all random numbers; None draws one from torch's generator.
+        progress: show a progress bar.
+
+    Raises:
+        TypeError, ValueError: naming the argument; also if a record is given for annealing.
+
+    References:
+        Albergo, Kanwar, Shanahan, PRD 100, 034515 (2019); Gabrie, Rotskoff, Vanden-Eijnden, PNAS
+        119 (2022), jumps and local moves; Arbel, Matthews, Doucet, ICML (2021), annealing.
+
+    Example:
+        >>> from pyro_neuralrg import IsingDual
+        >>> target = IsingDual((2, 2))
+        >>> draws = sample(target, target.flow(), 400, seed=0, progress=False)
+        >>> draws.get_samples()["x"].shape
+        torch.Size([400, 2, 2])
+    """
+    latent = _latent_target(target, q, model_args, model_kwargs)
+    if seed is None:
+        seed = int(torch.randint(2**31, ()))
+    seed = check_integer("seed", seed, 0, LARGEST_SEED)
+    num_draws = check_integer("num_draws", num_draws, 1)
+    chains_only = chains_only or record is not None or not keep_draws
+    generator = torch.Generator(latent.device).manual_seed(seed)
+    with frozen(latent.modules()):
+        positions, weights = _pilot(latent, generator)
+    plan = choose(weights, num_draws, num_chains, method, chains_only)
+    if plan.method == "annealing":
+        if chains_only:
+            raise ValueError(
+                "method is 'annealing', of weighted draws, which keeps them all and has no record; "
+                "accepted here: independence, cycle"
+            )
+        return _annealed(latent, plan, weights, num_draws, observables, seed, progress)
+    chosen = systematic(weights.values.to(latent.device).view(1, -1), generator)[0]
+    shuffled = chosen[torch.randperm(PILOT, generator=generator, device=latent.device)]
+    starts = positions[shuffled[torch.arange(plan.num_chains, device=latent.device) % PILOT]]
+    run = VectorizedMCMC(
+        _kernel(latent, plan),
+        plan.num_samples,
+        plan.warmup_steps,
+        plan.num_chains,
+        latent.unpack(starts),
+        seed=(seed + 1) % (LARGEST_SEED + 1),  # other numbers than the pilot's
+        progress=progress,
+        observables=observables,
+        keep_draws=keep_draws,
+        record=record,
+    )
+    run.run(*(model_args or ()), **(model_kwargs or {}))
+    return Samples(plan.method, plan.reason, run, weights, None, run.observables)
+
+
+def _weighted(values: Tensor, run: Annealing) -> FieldSummary:
+    """Figures of weighted draws ``(num_draws,) + shape``; ESS is that of independent draws."""
+    flat = values.double().reshape(len(values), -1)
+    found, squares = (
+        reweight(x, run.log_weights, groups=run.groups) for x in (flat, flat.square())
+    )
+    variance = (squares.estimate - found.estimate.square()).clamp(min=0.0)
+    unknown = torch.full_like(variance, math.nan)
+    figures = {
+        "mean": found.estimate,
+        "mcse": found.standard_error,
+        "rhat": unknown,
+        "ess_bulk": variance / found.standard_error.square(),
+        "ess_tail": unknown,
+        "sd": variance.sqrt(),
+    }
+    arrays = {name: figure.numpy() for name, figure in figures.items()}
+    return FieldSummary(tuple(values.shape[1:]), np.arange(flat.shape[1]), arrays)
+
+
+def _latent_target(target: Any, q: Any, args: Any, kwargs: Any) -> Target:
+    """The target in the latent space of q, set up."""
+    check_model_args(args)
+    if isinstance(q, AutoContinuous):
+        model = target.model if isinstance(target, LatticePotential) else target
+        given = as_target(NeuTraReparam(q).reparam(model))
+    else:
+        flow = q.flow if isinstance(q, FlowGuide) else q
+        accepted = "a flow, a FlowGuide, or an AutoContinuous guide of the model"
+        check_type("q", flow, TransformModule, accepted)
+        shape = None if isinstance(target, LatticePotential) else getattr(flow, "shape", None)
+        given = as_target(target, flow=flow, shape=shape)
+    return given.setup(*(args or ()), **(kwargs or {}))
+
+
+def _pilot(latent: Target, generator: torch.Generator) -> tuple[Tensor, LogWeights]:
+    """Draws of q in latent space, and their weights."""
+    positions = latent.from_base(PILOT, generator)
+    energy = latent.in_batches(BATCH).energy(positions)
+    shape = latent.event_shape
+    log_q = latent.base.log_prob(positions.reshape(-1, *shape).double(), len(shape))
+    return positions, LogWeights(without_undefined(-energy - log_q))
+
+
+def _kernel(latent: Target, plan: Plan) -> Kernel:
+    flow = latent.start_flow
+    assert flow is not None  # q makes it one
+    jumps = IndependenceMetropolis(flow, latent, num_jumps=plan.num_jumps)
+    if plan.method == "independence":
+        return jumps
+    return Cycle(HMC(latent, num_steps=LEAPFROGS), jumps)
+
+
+def _annealed(
+    latent: Target,
+    plan: Plan,
+    weights: LogWeights,
+    num_draws: int,
+    observables: Mapping[str, Observable] | None,
+    seed: int,
+    progress: bool,
+) -> Samples:
+    """Weighted draws."""
+    number = -(-num_draws // NUM_GROUPS) * NUM_GROUPS
+    run = anneal(latent, num_particles=number, seed=seed, progress=progress)
+    parts = observed(observables or {}, run.sites, latent.lattices)
+    return Samples(plan.method, plan.reason, run, weights, run.log_weights, parts)

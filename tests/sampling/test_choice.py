@@ -1,0 +1,67 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""The choice of a sampler, and the figures of chains that it rests on."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from pyro_neuralrg.sampling.choice import choose, jump_figures
+from pyro_neuralrg.statistics import LogWeights
+
+
+def weights(spread: float, number: int = 4096) -> LogWeights:
+    return LogWeights(spread * torch.randn(number))
+
+
+@pytest.mark.parametrize("spread", [0.3, 1.0, 3.0])
+def test_figures_are_those_of_the_chain(spread: float) -> None:
+    """Against the transition matrix of a finite set of proposals.
+
+    Each comes twice, with an observable of +1 and of -1, of which the weights say nothing.
+    """
+    pool = weights(spread, 60)
+    w = pool.values.exp().repeat(2)
+    matrix = (w / w.unsqueeze(-1)).clamp(max=1.0) / len(w)
+    accepted = matrix.sum(-1)
+    matrix += torch.diag(1.0 - accepted)
+    law, f = w / w.sum(), torch.cat([torch.ones(60), -torch.ones(60)])
+    assert torch.allclose(law @ matrix, law)
+    later = torch.linalg.solve(torch.eye(len(w)) - matrix + law, f)  # sum of P^k f, f of mean zero
+    found = jump_figures(pool)
+    assert found.acceptance == pytest.approx(float(law @ accepted))
+    assert found.time == pytest.approx(float(law @ (f * (2.0 * later - f))))
+    assert found.longest == pytest.approx(float(1.0 / accepted.min()))
+
+
+def test_draws_of_weight_zero_are_never_accepted() -> None:
+    found = jump_figures(LogWeights(torch.tensor([0.0, 0.0, -math.inf, -math.inf])))
+    assert found == (0.5, 3.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("spread", "method", "least", "most"),
+    [
+        (0.2, "independence", 1, 1),
+        (1.3, "independence", 2, 5),
+        (3.0, "cycle", 16, 32),
+        (15.0, "annealing", 32, 32),
+    ],
+)
+def test_choice(spread: float, method: str, least: int, most: int) -> None:
+    plan = choose(weights(spread), num_draws=10_000)
+    assert plan.method == method
+    assert least <= plan.num_jumps <= most
+    assert 4 <= plan.num_chains <= 256
+    assert plan.num_chains * plan.num_samples >= 10_000
+    assert plan.reason
+
+
+def test_choice_of_the_user() -> None:
+    assert choose(weights(0.2), 100, num_chains=7, method="cycle")[0::2] == ("cycle", 7, 200)
+    assert choose(weights(15.0), 100, chains_only=True).method == "cycle"
+    with pytest.raises(ValueError, match="method is 'nuts'; accepted: independence, cycle"):
+        choose(weights(0.2), 100, method="nuts")

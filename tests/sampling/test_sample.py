@@ -1,0 +1,87 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""One call for draws: exact means by every method, of potentials and of models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pyro.infer.autoguide import AutoDiagonalNormal
+
+from pyro_neuralrg import AutoHierarchicalFlow, FlowGuide, FreeField, Record, diagnose, sample
+from pyro_neuralrg.sampling.choice import METHODS
+from tests.free_energy.solvable_model import DATA, at_the_mean, exact, model
+
+QUIET: dict[str, Any] = {"progress": False}
+TARGET = FreeField((2, 2), mass=0.7)
+DRAWS = {"independence": 4000, "cycle": 2000, "annealing": 512, None: 4000}
+
+
+def other_flow() -> Any:
+    """The flow of a smaller mass: its draws are wider than the target, with bounded weights."""
+    return FreeField((2, 2), mass=0.6).flow(dtype=torch.float64)
+
+
+@pytest.mark.parametrize("method", [*METHODS, None])
+def test_square_of_a_free_field(method: str | None, seed: int) -> None:
+    square = {"square": lambda x: x.square().mean((-1, -2))}
+    number = DRAWS[method]
+    flow = other_flow()
+    draws = sample(TARGET, flow, number, method=method, seed=seed, observables=square, **QUIET)
+    found = draws.mean(draws.observables["square"])
+    error = float(found.standard_error)
+    assert 0 < error < 0.1
+    exact = float(TARGET.spectrum.mean())
+    assert float(found.estimate) == pytest.approx(exact, abs=4 * error)
+    assert (draws.log_weights is not None) == (draws.method == "annealing")
+    assert f"by {method or 'independence'}: {draws.reason}" in repr(draws)
+    assert len(draws.get_samples()["x"]) >= number
+    assert "square" in draws.summary().index
+    assert method == "cycle" or diagnose(draws).ok
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", [AutoHierarchicalFlow, AutoDiagonalNormal])
+def test_posterior_of_a_model(kind: Any, method: str, seed: int) -> None:
+    guide = kind(model, init_loc_fn=at_the_mean(), init_scale=0.9)
+    guide(DATA)
+    options = {"model_args": (DATA,), "num_chains": 20, "seed": seed, **QUIET}
+    draws = sample(model, guide, DRAWS[method], method=method, **options)
+    found = draws.get_samples(group_by_chain=True)
+    values = torch.cat([found["field"].flatten(2), found["scale"].log().unsqueeze(-1)], -1)
+    _, mean, covariance = exact()
+    for power, right in ((1, mean), (2, covariance.diagonal() + mean**2)):
+        moment = values**power if draws.log_weights is None else values[0] ** power
+        estimate = draws.mean(moment)
+        assert float(((estimate.estimate - right) / estimate.standard_error).abs().max()) < 4.5
+
+
+def test_seed_and_record(tmp_path: Path) -> None:
+    flow = TARGET.flow(dtype=torch.float64)
+    first, again = (sample(TARGET, FlowGuide(flow), 500, seed=3, **QUIET) for _ in range(2))
+    assert torch.equal(first.get_samples()["x"], again.get_samples()["x"])
+    kept = {"seed": 3, "num_chains": 5, **QUIET}
+    one = sample(TARGET, flow, 100, record=Record(tmp_path), **kept)
+    two = sample(TARGET, flow, 200, record=Record(tmp_path, resume=True), **kept)
+    fields = [run.get_samples(group_by_chain=True)["x"] for run in (one, two)]
+    assert torch.equal(fields[1][:, :20], fields[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"method": "nuts"}, "method is 'nuts'; accepted: independence"),
+        ({"method": "annealing", "keep_draws": False}, "method is 'annealing'"),
+        ({"num_draws": 0}, "num_draws is 0"),
+        ({"q": torch.nn.Linear(2, 2)}, "q is a Linear; accepted: a flow"),
+        ({"target": None}, "target is a NoneType"),
+        ({"model_args": (DATA,)}, "arguments of run"),
+    ],
+)
+def test_what_is_refused(change: dict[str, Any], message: str) -> None:
+    given = {"target": TARGET, "q": TARGET.flow(), **QUIET, **change}
+    with pytest.raises((TypeError, ValueError), match=message):
+        sample(**given)
