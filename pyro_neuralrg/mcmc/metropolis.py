@@ -175,7 +175,9 @@ class IndependenceMetropolis(Kernel):
         moved = chosen >= 0
         gradient = state.gradient
         if gradient is not None:
-            gradient, moved = self._gradient_where(moved, positions[rows], gradient)
+            gradient, sound = self._gradient_where(moved, positions[rows], gradient)
+            failed |= moved & ~sound
+            moved &= sound
         kept = state._replace(gradient=None, log_q=None)
         jumped = kept._replace(position=positions[rows], energy=energy[rows])
         new = chosen_chains(moved, jumped, kept)
@@ -186,7 +188,7 @@ class IndependenceMetropolis(Kernel):
     def _gradient_where(
         self, moved: Tensor, positions: Tensor, gradient: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Gradients after the jumps; chains at one that is not finite have not moved.
+        """Gradients after the jumps, and where they are finite; elsewhere chains are not to move.
 
         The jumps of a step together are reversible, and so they are without such positions.
         """
@@ -194,7 +196,7 @@ class IndependenceMetropolis(Kernel):
         if bool(moved.any()):
             found[moved] = self.target.energy_and_grad(positions[moved])[1]
         sound = found.isfinite().all(-1)
-        return torch.where(sound.unsqueeze(-1), found, gradient), moved & sound
+        return torch.where(sound.unsqueeze(-1), found, gradient), sound
 
     def _propose(
         self, like: Tensor, number: int, generator: torch.Generator | None

@@ -286,14 +286,15 @@ def latent_hmc(target: ExactTarget, **options: float) -> HMC:
     return HMC(latent, step_size=0.5 * target.step_size, **options)
 
 
-def jump(target: ExactTarget) -> Kernel:
-    return IndependenceMetropolis(flow_for(target), target.energy, shape=target.shape)
+def jump(target: ExactTarget, num_jumps: int = 1) -> Kernel:
+    options = {"shape": target.shape, "num_jumps": num_jumps}
+    return IndependenceMetropolis(flow_for(target), target.energy, **options)
 
 
-def latent_cycle(target: ExactTarget) -> Kernel:
+def latent_cycle(target: ExactTarget, num_jumps: int = 1) -> Kernel:
     local = latent_hmc(target, num_steps=2)
     assert local.target.flow is not None
-    return Cycle(local, IndependenceMetropolis(local.target.flow))
+    return Cycle(local, IndependenceMetropolis(local.target.flow, num_jumps=num_jumps))
 
 
 def mixture(target: ExactTarget) -> Kernel:
@@ -379,10 +380,12 @@ KERNELS: dict[str, Callable[[ExactTarget], Kernel]] = {
     "mixture": mixture,
     "latent hmc": lambda target: latent_hmc(target, num_steps=3),
     "jump": jump,
+    "three jumps": lambda target: jump(target, 3),
     "cycle": lambda target: Cycle(
         hmc(target, num_steps=2), IndependenceMetropolis(flow_for(target))
     ),
     "latent cycle": latent_cycle,
+    "latent cycle of three jumps": lambda target: latent_cycle(target, 3),
     "latent cycle of two modes": lambda target: cycle_of_two_modes(target, False),
     "latent cycle of two modes from normals": lambda target: cycle_of_two_modes(target, True),
     "latent cycle of rows": cycle_of_rows,
