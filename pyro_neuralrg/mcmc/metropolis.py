@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -166,37 +167,30 @@ class IndependenceMetropolis(Kernel):
         chosen = torch.full((chains,), -1, device=like.device)
         rates, failed = [], torch.zeros(chains, dtype=torch.bool, device=like.device)
         for number, proposed in enumerate(-(energy + log_q).view(self.num_jumps, chains)):
-            rate, accepted, bad = _accept(proposed - log_weight, generator)
+            rate, accepted, _ = _accept(proposed - log_weight, generator)
+            failed |= proposed.isnan() | (proposed == math.inf)  # no weight is no failure
             log_weight = torch.where(accepted, proposed, log_weight)
             chosen = torch.where(accepted, number, chosen)
             rates.append(rate)
-            failed |= bad
         rows = chosen.clamp(min=0) * chains + torch.arange(chains, device=like.device)
-        moved = chosen >= 0
-        gradient = state.gradient
+        moved, gradient = chosen >= 0, state.gradient
         if gradient is not None:
-            gradient, sound = self._gradient_where(moved, positions[rows], gradient)
+            # jumps together are reversible, and so they are without points of no gradient
+            _, found = target.energy_and_grad(
+                torch.where(moved.unsqueeze(-1), positions[rows], like)
+            )
+            sound = found.isfinite().all(-1)
+            gradient = torch.where((moved & sound).unsqueeze(-1), found, gradient)
             failed |= moved & ~sound
             moved &= sound
-        kept = state._replace(gradient=None, log_q=None)
-        jumped = kept._replace(position=positions[rows], energy=energy[rows])
-        new = chosen_chains(moved, jumped, kept)
-        new = new._replace(gradient=gradient, log_q=torch.where(moved, log_q[rows], here))
+        new = state._replace(
+            position=torch.where(moved.unsqueeze(-1), positions[rows], like),
+            energy=torch.where(moved, energy[rows], state.energy),
+            gradient=gradient,
+            log_q=torch.where(moved, log_q[rows], here),
+        )
         rate = torch.stack(rates).mean(0)
         return new, StepInfo(rate, moved, failed, new.energy, 0, self.num_jumps)
-
-    def _gradient_where(
-        self, moved: Tensor, positions: Tensor, gradient: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Gradients after the jumps, and where they are finite; elsewhere chains are not to move.
-
-        The jumps of a step together are reversible, and so they are without such positions.
-        """
-        found = gradient.clone()
-        if bool(moved.any()):
-            found[moved] = self.target.energy_and_grad(positions[moved])[1]
-        sound = found.isfinite().all(-1)
-        return torch.where(sound.unsqueeze(-1), found, gradient), sound
 
     def _propose(
         self, like: Tensor, number: int, generator: torch.Generator | None
