@@ -232,7 +232,7 @@ def _field_dims(run: Run) -> dict[str, list[str]]:
 
 def _importance_group(log_weights: Any) -> tuple[dict[str, NDArray[Any]], dict[str, float]]:
     """Variables and attributes of the group ``importance``."""
-    weights = LogWeights(log_weights)
+    weights = log_weights if isinstance(log_weights, LogWeights) else LogWeights(log_weights)
     number, log_mean = len(weights), weights.log_mean.value
     if log_mean == -math.inf:
         raise ValueError(f"log_weights are {number} weights of zero; accepted: at least one above")

@@ -32,12 +32,10 @@ class JumpFigures(NamedTuple):
         acceptance: mean acceptance probability.
         time: integrated autocorrelation time in steps, of an observable that the weights say
             nothing of.
-        longest: steps that the draw of the largest weight stays, on average.
     """
 
     acceptance: float
     time: float
-    longest: float
 
 
 class Plan(NamedTuple):
@@ -63,7 +61,7 @@ def jump_figures(weights: LogWeights) -> JumpFigures:
 
     Example:
         >>> jump_figures(LogWeights(torch.zeros(10)))
-        JumpFigures(acceptance=1.0, time=1.0, longest=1.0)
+        JumpFigures(acceptance=1.0, time=1.0)
     """
     w = (weights.values - weights.values.max()).exp().sort().values
     w = w[w > 0]
@@ -71,7 +69,7 @@ def jump_figures(weights: LogWeights) -> JumpFigures:
     accepted = ((w.cumsum(0) / w + above) / len(weights)).clamp(max=1.0)
     share = w / w.sum()
     time = (share * (2.0 - accepted) / accepted).sum()
-    return JumpFigures(float((share * accepted).sum()), float(time), float(1.0 / accepted[-1]))
+    return JumpFigures(float((share * accepted).sum()), float(time))
 
 
 def choose(
@@ -80,6 +78,7 @@ def choose(
     num_chains: int | None = None,
     method: str | None = None,
     chains_only: bool = False,
+    multiple: int = 1,
 ) -> Plan:
     """The sampler for a flow whose draws have these weights.
 
@@ -89,6 +88,7 @@ def choose(
         num_chains: of them, or None.
         method: one of ``METHODS`` where the choice is the user's.
         chains_only: weighted draws are not wanted.
+        multiple: the chains are to be one of it.
     """
     jumps, effective = jump_figures(weights), weights.ess * len(weights)
     quality = f"{effective:.0f} of {len(weights)} draws of the flow are effective"
@@ -100,7 +100,9 @@ def choose(
         reason = f"{quality}, and chains that jump between them accept {jumps.acceptance:.0%}"
     elif effective >= MIN_EFFECTIVE or chains_only:
         method = "cycle"
-        reason = f"{quality}: too few for jumps alone, so local moves in latent space go with them"
+        heavy = weights.pareto_k > MAX_PARETO_K
+        why = f"with a heavy tail (Pareto k-hat {weights.pareto_k:.2f})" if heavy else "too few"
+        reason = f"{quality}, {why} for jumps alone: local moves in latent space go with them"
     else:
         method = "annealing"
         reason = f"{quality}: too few to jump between, so particles are annealed to the target"
@@ -110,6 +112,7 @@ def choose(
         time = max(1.0, jumps.time / num_jumps) if jumping else LOCAL_TIME
         most = MAX_CHAINS if jumping else LOCAL_CHAINS
         num_chains = max(LEAST_CHAINS, min(most, int(num_draws / (TIMES_PER_CHAIN * time))))
+        num_chains = -(-num_chains // multiple) * multiple
     chains = check_integer("num_chains", num_chains, 1)
     warmup = WARMUP if method == "cycle" else 1 + int(STEPS_TO_FORGET * jumps.time / num_jumps)
     return Plan(method, reason, chains, -(-num_draws // chains), warmup, num_jumps)

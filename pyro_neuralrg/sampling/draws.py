@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,12 +16,11 @@ from pyro.infer.autoguide import AutoContinuous
 from pyro.infer.reparam import NeuTraReparam
 from torch import Tensor
 
-from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, check_type
+from pyro_neuralrg.arguments import LARGEST_SEED, a_kind, check_integer, check_type
 from pyro_neuralrg.diagnostics import to_arviz, weights_to_arviz
 from pyro_neuralrg.files import Record
 from pyro_neuralrg.free_energy import Annealing, anneal, reweight
 from pyro_neuralrg.free_energy.annealing import NUM_GROUPS
-from pyro_neuralrg.free_energy.importance import without_undefined
 from pyro_neuralrg.free_energy.tempered import systematic
 from pyro_neuralrg.infer import FlowGuide
 from pyro_neuralrg.infer.pyro_internals import check_model_args
@@ -30,6 +29,8 @@ from pyro_neuralrg.mcmc.results import observed
 from pyro_neuralrg.mcmc.target import Target, frozen
 from pyro_neuralrg.observables.configurations import Observable
 from pyro_neuralrg.potentials.base import LatticePotential
+from pyro_neuralrg.runtime.console import warn_user
+from pyro_neuralrg.runtime.processes import processes
 from pyro_neuralrg.sampling.choice import Plan, choose
 from pyro_neuralrg.statistics import FieldSummary, LogWeights, summarise_field, summary_table
 
@@ -54,20 +55,29 @@ class Samples:
         reason: why this one, in a sentence.
         run: the run of the chains, or the annealing.
         weights: of the draws of the flow that decided.
-        log_weights: of the draws, float64, ``(num_draws,)``; None of chains, which are the target's
-            own. Means want them: see :meth:`mean`.
-        observables: those asked for, ``(chains, draws, ...)``, or ``(num_draws, ...)``.
     """
 
     method: str
     reason: str
     run: VectorizedMCMC | Annealing
     weights: LogWeights
-    log_weights: Tensor | None
-    observables: Mapping[str, Tensor]
+    _observables: Mapping[str, Tensor] = field(default_factory=dict)  # of weighted draws
 
     def __repr__(self) -> str:
         return f"Samples({self.run!r} by {self.method}: {self.reason})"
+
+    @property
+    def log_weights(self) -> Tensor | None:
+        """Of weighted draws, float64, ``(num_draws,)``; None of chains.
+
+        They are what means over the target want, as :meth:`mean` takes them.
+        """
+        return self.run.log_weights if isinstance(self.run, Annealing) else None
+
+    @property
+    def observables(self) -> Mapping[str, Tensor]:
+        """The observables asked for, ``(chains, draws, ...)``, or ``(num_draws, ...)``."""
+        return self._observables if isinstance(self.run, Annealing) else self.run.observables
 
     def get_samples(self, group_by_chain: bool = False) -> dict[str, Tensor]:
         """The draws of the model's own sites by name, weighted ones as they are.
@@ -111,7 +121,8 @@ class Samples:
         if isinstance(self.run, VectorizedMCMC):
             return to_arviz(self.run, **options)
         values = self.get_samples() | dict(self.observables)
-        return weights_to_arviz(self.run.log_weights, values, **options)
+        weights = LogWeights(self.run.log_weights, copies=any(self.run.resampled))
+        return weights_to_arviz(weights, values, **options)
 
 
 def sample(
@@ -148,15 +159,16 @@ def sample(
         target: a LatticePotential, a batched energy or a Pyro model.
         q: a flow or FlowGuide of the potential or energy; of a model an ``AutoContinuous`` guide,
             such as :class:`~pyro_neuralrg.infer.AutoHierarchicalFlow`.
-        num_draws: of all chains together, rounded up to a multiple of their number.
+        num_draws: of all chains together, rounded up to a multiple of their number; of particles to
+            a multiple of 16.
         model_args: of the model.
         model_kwargs: likewise by keyword.
         method: "independence", "cycle" or "annealing", where the choice is not to be made here.
-        num_chains: None chooses, at most 256.
+        num_chains: None chooses, at most 256; of annealing there are none.
         observables: by name, functions of the field as of :class:`VectorizedMCMC`.
         chains_only: weighted draws are not wanted, however poor the flow is.
         keep_draws: as of :class:`VectorizedMCMC`; False implies chains.
-        record: likewise, as any record does.
+        record: likewise; with a record ``seed`` and ``num_chains`` are to be given.
         seed: of all random numbers; None draws one from torch's generator.
         progress: show a progress bar.
 
@@ -174,40 +186,51 @@ def sample(
         >>> draws.get_samples()["x"].shape
         torch.Size([400, 2, 2])
     """
-    latent = _latent_target(target, q, model_args, model_kwargs)
+    if record is not None and None in (seed, num_chains):
+        raise ValueError(
+            f"record is given, seed is {seed} and num_chains is {num_chains}; accepted: numbers, "
+            "which the run that goes on is to be given again"
+        )
+    world, latent = processes(), _latent_target(target, q, model_args, model_kwargs)
     if seed is None:
-        seed = int(torch.randint(2**31, ()))
+        seed = int(world.broadcast_from_first(lambda: int(torch.randint(2**31, ()))))
     seed = check_integer("seed", seed, 0, LARGEST_SEED)
     num_draws = check_integer("num_draws", num_draws, 1)
     chains_only = chains_only or record is not None or not keep_draws
     generator = torch.Generator(latent.device).manual_seed(seed)
     with frozen(latent.modules()):
         positions, weights = _pilot(latent, generator)
-    plan = choose(weights, num_draws, num_chains, method, chains_only)
+    plan = world.broadcast_from_first(
+        lambda: choose(weights, num_draws, num_chains, method, chains_only, world.size)
+    )
+    run_seed = int(torch.randint(2**31, (), generator=generator, device=latent.device))
     if plan.method == "annealing":
         if chains_only:
             raise ValueError(
-                "method is 'annealing', of weighted draws, which keeps them all and has no record; "
+                "method is 'annealing', of weighted draws, all of them kept, without a record; "
                 "accepted here: independence, cycle"
             )
-        return _annealed(latent, plan, weights, num_draws, observables, seed, progress)
+        number = -(-num_draws // NUM_GROUPS) * NUM_GROUPS
+        found = anneal(latent, num_particles=number, seed=run_seed, progress=progress)
+        seen = observed(observables or {}, found.sites, latent.lattices)
+        return Samples(plan.method, plan.reason, found, weights, seen)
     chosen = systematic(weights.values.to(latent.device).view(1, -1), generator)[0]
-    shuffled = chosen[torch.randperm(PILOT, generator=generator, device=latent.device)]
-    starts = positions[shuffled[torch.arange(plan.num_chains, device=latent.device) % PILOT]]
+    chosen = chosen[torch.randperm(PILOT, generator=generator, device=latent.device)]
+    starts = positions[chosen[torch.arange(plan.num_chains, device=latent.device) % PILOT]]
     run = VectorizedMCMC(
         _kernel(latent, plan),
         plan.num_samples,
         plan.warmup_steps,
         plan.num_chains,
         latent.unpack(starts),
-        seed=(seed + 1) % (LARGEST_SEED + 1),  # other numbers than the pilot's
+        seed=run_seed,
         progress=progress,
         observables=observables,
         keep_draws=keep_draws,
         record=record,
     )
     run.run(*(model_args or ()), **(model_kwargs or {}))
-    return Samples(plan.method, plan.reason, run, weights, None, run.observables)
+    return Samples(plan.method, plan.reason, run, weights)
 
 
 def _weighted(values: Tensor, run: Annealing) -> FieldSummary:
@@ -231,27 +254,47 @@ def _weighted(values: Tensor, run: Annealing) -> FieldSummary:
 
 
 def _latent_target(target: Any, q: Any, args: Any, kwargs: Any) -> Target:
-    """The target in the latent space of q, set up."""
+    """The target in the latent space of q, set up, evaluated by batches."""
     check_model_args(args)
     if isinstance(q, AutoContinuous):
         model = target.model if isinstance(target, LatticePotential) else target
         given = as_target(NeuTraReparam(q).reparam(model))
     else:
         flow = q.flow if isinstance(q, FlowGuide) else q
-        accepted = "a flow, a FlowGuide, or an AutoContinuous guide of the model"
+        accepted = "a flow or FlowGuide of an energy, or an AutoContinuous guide of a model"
         check_type("q", flow, TransformModule, accepted)
-        shape = None if isinstance(target, LatticePotential) else getattr(flow, "shape", None)
-        given = as_target(target, flow=flow, shape=shape)
-    return given.setup(*(args or ()), **(kwargs or {}))
+        owner = getattr(target, "__self__", None)  # of a potential's own model
+        potential = owner if isinstance(owner, LatticePotential) else target
+        shape = None if isinstance(potential, LatticePotential) else getattr(flow, "shape", None)
+        try:
+            given = as_target(potential, flow=flow, shape=shape)
+        except TypeError as error:
+            raise TypeError(
+                f"target is {a_kind(target)}, and q a flow; accepted: a LatticePotential or the "
+                f"energy of a field, or a model with an AutoContinuous guide ({error})"
+            ) from error
+    return given.setup(*(args or ()), **(kwargs or {})).in_batches(BATCH)
 
 
 def _pilot(latent: Target, generator: torch.Generator) -> tuple[Tensor, LogWeights]:
-    """Draws of q in latent space, and their weights."""
+    """Draws of q in latent space, and their weights; none where the energy is not a number."""
     positions = latent.from_base(PILOT, generator)
-    energy = latent.in_batches(BATCH).energy(positions)
     shape = latent.event_shape
     log_q = latent.base.log_prob(positions.reshape(-1, *shape).double(), len(shape))
-    return positions, LogWeights(without_undefined(-energy - log_q))
+    values = -latent.energy(positions) - log_q
+    undefined = int(values.isnan().sum())
+    values = values.masked_fill(values.isnan(), -math.inf)
+    reason = "" if latent.failure is None else f" ({latent.failure})"
+    if not bool((values > -math.inf).any()):
+        raise ValueError(
+            f"none of {PILOT} draws of q has a finite energy{reason}; accepted: a flow or guide "
+            "that was trained for the target"
+        )
+    if undefined:
+        warn_user(
+            f"the energy of {undefined} of {PILOT} draws of q is NaN{reason}: they have no weight"
+        )
+    return positions, LogWeights(values)
 
 
 def _kernel(latent: Target, plan: Plan) -> Kernel:
@@ -261,19 +304,3 @@ def _kernel(latent: Target, plan: Plan) -> Kernel:
     if plan.method == "independence":
         return jumps
     return Cycle(HMC(latent, num_steps=LEAPFROGS), jumps)
-
-
-def _annealed(
-    latent: Target,
-    plan: Plan,
-    weights: LogWeights,
-    num_draws: int,
-    observables: Mapping[str, Observable] | None,
-    seed: int,
-    progress: bool,
-) -> Samples:
-    """Weighted draws."""
-    number = -(-num_draws // NUM_GROUPS) * NUM_GROUPS
-    run = anneal(latent, num_particles=number, seed=seed, progress=progress)
-    parts = observed(observables or {}, run.sites, latent.lattices)
-    return Samples(plan.method, plan.reason, run, weights, run.log_weights, parts)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +80,25 @@ def test_seed_and_record(tmp_path: Path) -> None:
         ({"q": torch.nn.Linear(2, 2)}, "q is a Linear; accepted: a flow"),
         ({"target": None}, "target is a NoneType"),
         ({"model_args": (DATA,)}, "arguments of run"),
+        ({"record": Record("folder")}, "record is given, seed is None"),
+        ({"target": lambda: None}, "target is a function, and q a flow; .*AutoContinuous guide"),
+        ({"target": lambda x: math.inf * x.square().sum((-1, -2))}, "none of 4096 draws"),
     ],
 )
 def test_what_is_refused(change: dict[str, Any], message: str) -> None:
     given = {"target": TARGET, "q": TARGET.flow(), **QUIET, **change}
     with pytest.raises((TypeError, ValueError), match=message):
         sample(**given)
+
+
+def test_the_model_of_a_potential_and_undefined_energies() -> None:
+    draws = sample(TARGET.model, other_flow(), 100, seed=0, **QUIET)
+    assert draws.get_samples()["x"].shape[1:] == (2, 2)
+
+    def half(x: torch.Tensor) -> torch.Tensor:
+        """Of fields that are positive on average."""
+        return TARGET.energy(x) + x.mean((-1, -2)).sqrt() * 0.0
+
+    with pytest.warns(UserWarning, match="of 4096 draws of q is NaN"):
+        found = sample(half, other_flow(), 200, seed=0, **QUIET)
+    assert bool((found.get_samples()["x"].mean((-1, -2)) >= 0).all())
