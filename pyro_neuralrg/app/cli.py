@@ -68,8 +68,8 @@ def build_parser() -> argparse.ArgumentParser:
         description=(
             "Train a flow on the Ising model in its continuous form: a real field x whose spins "
             "s_i = +-1 follow the Ising model exactly. Compute the free energy -ln Z of x, and the "
-            "structure factor <(sum_i s_i)^2>/N^2 by two Monte Carlo runs from the same start: in "
-            "the latent space of the flow, and in the space of x. Both stand beside their exact "
+            "structure factor <(sum_i s_i)^2>/N^2 by two Monte Carlo runs: with the flow, from its "
+            "draws, and without it, by HMC from white noise. Both stand beside their exact "
             f"values in a table. Writes {', '.join(FILES)} (the draws of the latent run are in "
             "samples.nc). Files of an earlier run stay until all the new ones are there; if this "
             f"run fails, its own are in the folder {UNFINISHED}. Ctrl-C ends it and saves what "

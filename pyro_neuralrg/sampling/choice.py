@@ -15,13 +15,13 @@ from pyro_neuralrg.statistics.weights import MAX_PARETO_K
 METHODS = ("independence", "cycle", "annealing")
 MAX_CHAINS = 256  # of jumps: as many fields make a flow's pass as cheap as it becomes
 LOCAL_CHAINS = 64  # with gradients
-LEAST_CHAINS = 4
+MIN_CHAINS = 4
 TIMES_PER_CHAIN = 150  # autocorrelation times; R-hat of C chains is about sqrt(1 + 2 C / ESS)
 LOCAL_TIME = 3.0  # of cycles, in draws: a guess
 MAX_JUMP_TIME = 64.0  # jumps; with longer ones local moves go with them
 JUMPS_PER_TIME, MAX_JUMPS = 0.25, 32  # of one step: a quarter of the time, at most 32
 MIN_EFFECTIVE = 10.0  # of the pilot's draws, with fewer a chain of jumps stands still
-WARMUP = 200  # of local moves, whose step size is to be found
+LOCAL_WARMUP = 200  # of local moves, whose step size is to be found
 STEPS_TO_FORGET = 5  # warm-up of jumps, in autocorrelation times
 
 
@@ -111,8 +111,10 @@ def choose(
         jumping = method == "independence"
         time = max(1.0, jumps.time / num_jumps) if jumping else LOCAL_TIME
         most = MAX_CHAINS if jumping else LOCAL_CHAINS
-        num_chains = max(LEAST_CHAINS, min(most, int(num_draws / (TIMES_PER_CHAIN * time))))
+        num_chains = max(MIN_CHAINS, min(most, int(num_draws / (TIMES_PER_CHAIN * time))))
         num_chains = -(-num_chains // multiple) * multiple
     chains = check_integer("num_chains", num_chains, 1)
-    warmup = WARMUP if method == "cycle" else 1 + int(STEPS_TO_FORGET * jumps.time / num_jumps)
+    warmup = (
+        LOCAL_WARMUP if method == "cycle" else 1 + int(STEPS_TO_FORGET * jumps.time / num_jumps)
+    )
     return Plan(method, reason, chains, -(-num_draws // chains), warmup, num_jumps)

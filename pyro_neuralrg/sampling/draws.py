@@ -35,7 +35,7 @@ from pyro_neuralrg.sampling.choice import Plan, choose
 from pyro_neuralrg.statistics import FieldSummary, LogWeights, summarise_field, summary_table
 
 PILOT = 4096  # draws of the flow whose weights are looked at
-BATCH = 512  # fields evaluated at once
+FIELDS_AT_ONCE = 512  # fields evaluated at once
 LEAPFROGS = 2  # of the local move in a cycle
 
 
@@ -273,7 +273,7 @@ def _latent_target(target: Any, q: Any, args: Any, kwargs: Any) -> Target:
                 f"target is {a_kind(target)}, and q a flow; accepted: a LatticePotential or the "
                 f"energy of a field, or a model with an AutoContinuous guide ({error})"
             ) from error
-    return given.setup(*(args or ()), **(kwargs or {})).in_batches(BATCH)
+    return given.setup(*(args or ()), **(kwargs or {})).in_batches(FIELDS_AT_ONCE)
 
 
 def _pilot(latent: Target, generator: torch.Generator) -> tuple[Tensor, LogWeights]:

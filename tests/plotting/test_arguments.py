@@ -53,7 +53,7 @@ def test_what_cannot_be_drawn_or_drawn_on_is_named(name: str) -> None:
             function(wrong, **NEEDED.get(name, {}))
     panel = next(name for name in parameters if name in ("ax", "figure"))
     for wrong in (3, "ax", [], plotting.new_figure(1, 1).subplots(1, 2)):
-        with pytest.raises(TypeError, match=f"^{panel} is a .*accepted: "):
+        with pytest.raises(TypeError, match=f"^{panel} is an? .*accepted: "):
             function(right(name), **NEEDED.get(name, {}), **{panel: wrong})
 
 
