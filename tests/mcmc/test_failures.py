@@ -28,7 +28,7 @@ def gaussian_process() -> None:
     for size, length in zip((6, 8), lengths, strict=True):
         x = torch.linspace(0.0, 1.0, size, **single)
         covariance = torch.exp(-0.5 * ((x[:, None] - x) / length).square())
-        roots.append(torch.linalg.cholesky(covariance + 1e-6 * torch.eye(size, **single)))
+        roots.append(torch.linalg.cholesky(covariance + 1e-7 * torch.eye(size, **single)))
     y = torch.linspace(-1.0, 1.0, 48, **single).reshape(6, 8)
     pyro.sample("y", dist.Normal(roots[0] @ eta @ roots[1].mT, 0.3).to_event(2), obs=y)
 

@@ -355,8 +355,8 @@ def test_draws_that_cannot_be_held(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("jump", {"forward": 1, "energy": 1}),
         ("latent jump", {"forward": 1, "energy": 1}),
-        ("latent cycle", {"forward": 4, "gradient": 4}),
-        ("cycle", {"forward": 2, "gradient": 5, "inverse": 1}),
+        ("latent cycle", {"forward": 5, "gradient": 4, "energy": 1}),
+        ("cycle", {"forward": 2, "gradient": 5, "energy": 2, "inverse": 1}),
     ],
 )
 def test_a_step_makes_the_passes_that_it_needs(
