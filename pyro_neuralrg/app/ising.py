@@ -18,6 +18,7 @@ from pyro_neuralrg.arguments import LARGEST_SEED, check_integer
 from pyro_neuralrg.diagnostics import Summary, summarise, to_arviz
 from pyro_neuralrg.files import CheckpointError, Record
 from pyro_neuralrg.files.format import one_line
+from pyro_neuralrg.files.record import Checkpoints
 from pyro_neuralrg.free_energy import Bounds, FreeEnergyEstimate, bounds, estimate
 from pyro_neuralrg.lattice import check_shape
 from pyro_neuralrg.mcmc import (
@@ -25,6 +26,7 @@ from pyro_neuralrg.mcmc import (
     EnergyTarget,
     VectorizedMCMC,
 )
+from pyro_neuralrg.mcmc.run_state import CHAIN_FORMAT
 from pyro_neuralrg.potentials import CRITICAL_TEMPERATURE, IsingDual
 from pyro_neuralrg.runtime.console import deferred_interrupts
 from pyro_neuralrg.runtime.memory import check_fits, kept_bytes
@@ -279,6 +281,25 @@ class Experiment:
             warnings.simplefilter("ignore")  # sampling will speak of damaged files
             if "physical" in present:
                 self._physical().check()
+            if "latent" in present:
+                self._check_latent()
+
+    def _check_latent(self) -> None:
+        """Refuse other chains; all else follows from the flow, which is yet to be trained."""
+        record = self._record("latent")
+        assert record is not None
+        try:
+            with Checkpoints(record, CHAIN_FORMAT, processes()) as kept:
+                kept.find({"num_chains": self.settings.chains})
+        except CheckpointError as error:
+            chains = error.differing.get("num_chains")
+            if chains is not None:
+                raise CheckpointError(
+                    f"{record.folder} is of another run, with chains {chains[0]} (here "
+                    f"{chains[1]}); accepted: the same settings"
+                ) from None
+            if not error.differing:
+                raise
 
     def _latent(self) -> tuple[VectorizedMCMC, str]:
         """Chains by the flow, and the method that its weights suggest."""

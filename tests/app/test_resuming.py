@@ -65,6 +65,7 @@ def test_states_of_other_runs_are_refused(states: str, run: Run) -> None:
         refused(run, f"{states} {arguments}", *words)
     run("--checkpoint others --seed 1", "others-out")
     shutil.rmtree("states/physical")
+    refused(run, f"{states} --chains 4 --resume", "latent", "chains 3 (here 4)")
     Path("others/physical").rename("states/physical")
     refused(run, f"{states} --resume", "physical", "seed 1 (here 0)")
     shutil.rmtree("states/training")
