@@ -30,6 +30,7 @@ from pyro_neuralrg.infer.autoguide.gaussians import (
     nearest_gaussian,
 )
 from pyro_neuralrg.infer.autoguide.start import blocks, model_density
+from pyro_neuralrg.infer.model_sites import inspect_sites
 from tests.infer import autoguide_models as models
 from tests.infer.autoguide_models import CASES, normals
 
@@ -152,7 +153,8 @@ def test_the_density_is_that_of_pyro_at_each_point(name: str) -> None:
         expected.append(potential({name: part.reshape(shapes[name]) for name, part in parts}))
     energies = torch.stack(expected)
     (gradient,) = torch.autograd.grad(energies.sum(), points)
-    found = model_density(partial(model, *args), guide.prototype_trace, order)
+    program = partial(model, *args)
+    found = model_density(program, inspect_sites(program), order)
     torch.testing.assert_close(found.energy(points[:, order]), energies.detach())
     torch.testing.assert_close(found.gradient(points[:, order]), gradient[:, order])
 
