@@ -113,8 +113,8 @@ def replayed(program: Any, values: Mapping[str, Tensor], args: Any, kwargs: Any)
     given = poutine.Trace()
     for name, value in values.items():
         given.add_node(name, name=name, type="sample", is_observed=False, value=value, infer={})
-    replayed = poutine.replay(program, trace=given)
-    return poutine.trace(replayed).get_trace(*copied(args), **copied(kwargs))
+    traced = poutine.trace(poutine.replay(program, trace=given))
+    return traced.get_trace(*copied(args), **copied(kwargs))
 
 
 def draws_of(trace: Any) -> dict[str, Tensor]:
