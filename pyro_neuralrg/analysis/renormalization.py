@@ -27,7 +27,8 @@ from pyro_neuralrg.transforms.scales import number_of_scales, sites_of_scale
 def pyramid(flow: HierarchicalFlow, x: Tensor) -> tuple[Tensor, ...]:
     """The flow of fields through the scales: x, then what is kept at scale 1, 2, ..., the top.
 
-    Of fields x, any batch shape + ``shape``, in the flow's dtype.
+    Of fields x, any batch shape + ``shape``, in the flow's dtype; the field of scale k has the
+    lattice's shape at that scale.
 
     Example:
         >>> from pyro_neuralrg import hierarchical_flow

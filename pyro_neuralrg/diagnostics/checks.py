@@ -168,27 +168,39 @@ def _check_errors(facts: Facts) -> Finding | None:
     return _listed("mcse", bad, limit, before)
 
 
-def _check_ends(facts: Facts) -> Finding | None:
-    """Draws that are one number with others close to it, the end of an interval."""
-    limit = facts.at.at_end
-    lost: list[Worst] = []
-    rounded: list[Worst] = []
+def _check_lost_ends(facts: Facts) -> Finding | None:
+    """Draws that are one number with others close to it: unconstrained they are no more told."""
+    rows: list[Worst] = []
     for name, found in facts.figures.items():
         values, free = facts.draws[name], facts.unconstrained.get(name, facts.draws[name])
         flat, free = (x.reshape(*facts.size, -1) for x in (values, free))
         for site in found.sites[~found.constant] if free.shape == flat.shape else ():
             share, end = share_at_an_end(flat[..., site])
-            if share > limit:
+            if share > facts.at.at_end and np.ptp(free[..., site][flat[..., site] == end]) <= 1.0:
                 place = list(map(int, np.unravel_index(site, found.shape))) if found.shape else ""
-                words = f"{100 * share:.4g} % of {name}{place} at {end:g}"
-                differ = np.ptp(free[..., site][flat[..., site] == end]) > 1.0
-                (rounded if differ else lost).append(Worst(share, name, words))
+                rows.append(Worst(share, name, _at_end(share, f"{name}{place}", end)))
     before = "draws at an end of their interval:"
-    if lost:
-        after = "; the dtype cannot tell what lies nearer to it: run in float64"
-        return _listed("interval_end", lost, limit, before, after)
+    after = "; the dtype cannot tell what lies nearer to it: run in float64"
+    return _listed("interval_end", rows, facts.at.at_end, before, after)
+
+
+def _check_rounded_ends(facts: Facts) -> Finding | None:
+    """Draws that are one number on an interval, and far apart where they are unconstrained."""
+    rows: list[Worst] = []
+    for name in facts.draws.keys() & facts.unconstrained.keys():
+        values, free = facts.draws[name], facts.unconstrained[name]
+        for end in {values.min(), values.max()} if values.shape == free.shape else ():
+            there = values == end
+            share = float(there.mean())
+            if share > facts.at.at_end and np.ptp(free[there]) > 1.0:
+                rows.append(Worst(share, name, _at_end(share, name, end)))
+    before = "draws at the end of an interval:"
     after = "; functions of the draws and a likelihood of them are rounded there"
-    return _listed("interval_end", rounded, limit, before, after, "note")
+    return _listed("interval_end", rows, facts.at.at_end, before, after, "note")
+
+
+def _at_end(share: float, name: str, end: float) -> str:
+    return f"{four_digits(100 * share)} % of {name} at {end:.9g}"
 
 
 def _check_divergences(facts: Facts) -> Finding | None:
@@ -250,7 +262,8 @@ CHECKS: tuple[Callable[[Facts], Finding | None], ...] = (
     _check_errors,
     _check_divergences,
     _check_energy_changes,
-    _check_ends,
+    _check_lost_ends,
+    _check_rounded_ends,
     _check_weights,
     _check_bias,
 )

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
@@ -21,6 +20,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_neuralrg.arguments import a_kind, copied
+from pyro_neuralrg.infer.model_sites import aside
 from pyro_neuralrg.mcmc import EnergyTarget, ModelTarget, Target, VectorizedMCMC, as_target
 
 BATCH = 1024  # configurations that are mapped at once
@@ -161,7 +161,7 @@ def read_sites(model: Callable[[], Any], values: Mapping[str, Tensor]) -> ModelS
     Torch's random numbers are left as they are. Values that are functions of others
     (``pyro.deterministic``, sites replaced by a reparameterisation) and factors are no data.
     """
-    with torch.random.fork_rng(), poutine.block(), torch.no_grad():
+    with aside(), torch.no_grad():
         nodes = {
             name: node
             for name, node in _nodes_at(model, values).items()
@@ -203,7 +203,7 @@ def log_likelihood_of(
 
     batch = next(iter(values.values())).shape[:2]
     flat = {name: value.flatten(0, 1) for name, value in values.items()}
-    with torch.random.fork_rng(), poutine.block(), torch.no_grad(), pyro.validation_enabled(False):
+    with aside(), torch.no_grad():
         try:
             found = torch.func.vmap(of_one_draw, chunk_size=BATCH)(flat)
         except Exception:  # whatever vmap, or the model inside vmap, raises

@@ -26,7 +26,7 @@ from pyro_neuralrg.infer.pyro_internals import check_model_args
 from pyro_neuralrg.mcmc import HMC, Cycle, IndependenceMetropolis, Kernel, as_target
 from pyro_neuralrg.mcmc.target import frozen
 from pyro_neuralrg.runtime.console import Progress
-from pyro_neuralrg.statistics import LogWeights, kish_fraction, with_error
+from pyro_neuralrg.statistics import LogWeights, kish_fractions, with_error
 
 NUM_GROUPS = 16  # independent groups of particles: their spread tells the error to about 1 in 6
 JITTER = 0.5  # relative spread of the number of leapfrog steps
@@ -229,9 +229,12 @@ class _Run:
         self.log_weights = torch.zeros_like(energy)
         bad, none = (energy.isnan() | (energy == -math.inf)).sum(), (energy == math.inf).sum()
         if bad or none == num_particles:
+            failure = tempered.whole.failure
+            reason = "" if failure is None else f" (the model says {failure!r})"
             raise ValueError(
-                f"the energy of {int(bad)} of {num_particles} starts is NaN or minus infinity, of "
-                f"{int(none)} infinite; accepted: numbers, or +inf for some of the starts"
+                f"the energy of {int(bad)} of {num_particles} starts is NaN or minus infinity"
+                f"{reason}, of {int(none)} infinite; accepted: numbers, or +inf for some of the "
+                "starts"
             )
 
     @property
@@ -255,7 +258,7 @@ class _Run:
         """Go on to the next beta: weigh, resample, move."""
         self.log_weights = self.log_weights + (beta - self.beta) * self.particles.log_ratio
         self.tempered = self.tempered.at(beta)
-        ess, step_size = kish_fraction(self.log_weights), self.step_size
+        ess, step_size = float(kish_fractions(self.log_weights)), self.step_size
         grouped = self.log_weights.view(self.groups, -1)
         chosen, weights, poor = resample_groups(grouped, self.resample_below, self.generator)
         self.log_weights = weights.reshape(-1)

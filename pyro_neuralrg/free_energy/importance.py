@@ -20,12 +20,16 @@ from pyro_neuralrg.free_energy.model_evidence import (
     model_log_weights,
     weighted_draws,
 )
+from pyro_neuralrg.infer.pyro_internals import numbers_may_fail
 from pyro_neuralrg.potentials.base import check_separate, trial_pair
 from pyro_neuralrg.runtime.console import warn_user
 from pyro_neuralrg.statistics import Estimate, LogWeights, summarise, with_error
 from pyro_neuralrg.statistics.weights import can_be_trusted, may_be_undefined
 
-ENERGIES = "x -> -ln pi(x) of shape (n,); for a Pyro model model_args=(...), () if it has none"
+ENERGIES = (
+    "x -> -ln pi(x) of shape (n,); for a Pyro model estimate(model, guide, model_args=...), () if "
+    "it has none"
+)
 """What a target may be, for messages."""
 
 
@@ -237,7 +241,8 @@ def weighted_samples(
             weights = _log_weights_of(energy, x, log_q)
             if index == 0 and size > 1:
                 pair = trial_pair(shape, x) if isinstance(shape, tuple) else x[:2]
-                check_separate(energy, pair, "target")
+                with numbers_may_fail():
+                    check_separate(energy, pair, "target")
         yield x, weights
 
 

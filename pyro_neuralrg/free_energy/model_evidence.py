@@ -23,6 +23,7 @@ from pyro_neuralrg.infer.pdd import PDD
 from pyro_neuralrg.infer.pyro_internals import check_model_args, entries_of_sites, guide_shapes
 from pyro_neuralrg.mcmc.model_target import ModelTarget
 from pyro_neuralrg.potentials.base import LatticePotential
+from pyro_neuralrg.runtime.processes import random_state_kept
 
 
 def is_guide(q: Any) -> bool:
@@ -55,7 +56,7 @@ def model_log_weights(
     check_type("target", model, Callable, "a Pyro model or a LatticePotential")
     check_model_args(model_args)
     args, kwargs = tuple(model_args or ()), dict(model_kwargs or {})
-    with torch.random.fork_rng(range(torch.cuda.device_count())):
+    with random_state_kept():
         sites = _latent_sites(model, args, kwargs)
         if not isinstance(guide, AutoContinuous):
             _check_guide(sites, guide, args, kwargs)

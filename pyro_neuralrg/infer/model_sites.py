@@ -4,8 +4,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import pyro
@@ -24,6 +25,7 @@ from pyro_neuralrg.infer.pyro_internals import (
     refuse_within_plate,
     retried,
 )
+from pyro_neuralrg.runtime.processes import random_state_kept
 
 RUNS = 8
 """Runs with latents of the prior that must have the same sites; 99 % see both of two branches."""
@@ -40,8 +42,8 @@ def innermost(fn: Any) -> Any:
 
 
 def base_support(fn: Any) -> Any:
-    """The support of a distribution without its event dimensions."""
-    support: Any = fn.support
+    """The support of a distribution, or a constraint itself, without its event dimensions."""
+    support: Any = getattr(fn, "support", fn)
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     return support
@@ -86,6 +88,13 @@ def init_where_improper(init_loc_fn: Callable[..., Any]) -> Callable[..., Any]:
     return init
 
 
+@contextlib.contextmanager
+def aside() -> Iterator[None]:
+    """A context for trial runs: no random numbers are used up, no handler outside sees them."""
+    with random_state_kept(), poutine.block(), pyro.validation_enabled(False):
+        yield
+
+
 class ImproperDraws(Messenger):
     """Draws of what has no distribution."""
 
@@ -108,7 +117,7 @@ def inspect_sites(program: Program, shapes: Mapping[str, tuple[int, ...]] | None
             other sites, if a latent site is a point or an angle on the real line, or if data are
             NaN where no mask hides them.
     """
-    with torch.random.fork_rng(range(torch.cuda.device_count())):
+    with random_state_kept():
         traces = [drawn_trace(program) for _ in range(RUNS)]
     runs = [latent_sites(trace) for trace in traces]
     if shapes is None:
@@ -240,5 +249,8 @@ def filled(fn: Any, value: Any, mask: Any = None) -> Any:
     cells = value.reshape(-1, *value.shape[value.dim() - fn.event_dim :])
     is_whole = ~cells.reshape(len(cells), -1).isnan().any(-1)
     first = cells.index_select(0, is_whole.byte().argmax().reshape(1))[0]
-    first = first.nan_to_num(1.0 if fn.support.is_discrete else 0.5)  # where none is whole
+    is_count = False
+    with contextlib.suppress(NotImplementedError):  # a distribution without a support
+        is_count = fn.support.is_discrete
+    first = first.nan_to_num(1.0 if is_count else 0.5)  # where none is whole
     return torch.where(value.isnan() & hidden, first, value)

@@ -12,7 +12,6 @@ import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
@@ -27,11 +26,12 @@ from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_if_enumerated, warn_if_inf, warn_if_nan
 from torch import Tensor
 
-from pyro_neuralrg.arguments import check_integer
+from pyro_neuralrg.arguments import check_integer, copied
 from pyro_neuralrg.infer.gradient_noise import GradientNoise
 from pyro_neuralrg.infer.log_joint import MANY, log_prob, sum_of
-from pyro_neuralrg.infer.model_sites import FillMasked
-from pyro_neuralrg.infer.particles import Way, find_way, program_key
+from pyro_neuralrg.infer.model_sites import FillMasked, aside
+from pyro_neuralrg.infer.particles import Way, draws_of, find_way, program_key, replayed
+from pyro_neuralrg.runtime.processes import random_state_kept
 from pyro_neuralrg.runtime.threads import own_threads
 
 FEW_ENTRIES = 2**17
@@ -45,7 +45,8 @@ class PDD(ELBO):
     .. math:: L = E_{x \sim q}[\ln q(x) - \ln \pi(x)] = -\ln Z + KL(q \,\|\, \pi / Z)
 
     Guide sites must be reparameterised, so that the gradient goes through the samples. With an
-    autoguide and few data, torch computes on one thread, from the second evaluation on.
+    autoguide and few data, torch computes on one thread, from the second evaluation on. Sums of
+    more than a thousand densities are float64, also of float32 data.
 
     Args:
         num_particles: samples of the guide per evaluation.
@@ -155,8 +156,10 @@ class PDD(ELBO):
         logger = logging.getLogger(ELBO.__module__)
         before, logger.disabled = logger.disabled, True
         try:
-            with torch.random.fork_rng(range(torch.cuda.device_count())):
-                super()._guess_max_plate_nesting(FillMasked()(model), guide, args, kwargs)
+            with random_state_kept():
+                super()._guess_max_plate_nesting(
+                    FillMasked()(model), guide, copied(args), copied(kwargs)
+                )
         finally:
             logger.disabled = before
 
@@ -216,8 +219,9 @@ class PDD(ELBO):
         wanted = bool(self.path_gradient) and with_gradient and torch.is_grad_enabled()
         can_choose = wanted and self.path_gradient != "always" and not self.only_finite
         if can_choose and self.noise.begin():  # compare both, of the same draws
-            with torch.random.fork_rng(range(torch.cuda.device_count())):
-                plain = torch.cat([terms for _, terms in self._evaluate(*programs, False)])
+            copies = model, guide, copied(args), copied(kwargs)
+            with random_state_kept():
+                plain = torch.cat([terms for _, terms in self._evaluate(*copies, False)])
             weights, path = map(torch.cat, zip(*self._evaluate(*programs, True), strict=True))
             yield weights, self.noise.choose(plain, path) / self.num_particles
             return
@@ -288,11 +292,10 @@ class PDD(ELBO):
 
 def nan_site(model: Any, guide: Any, args: Any = (), kwargs: Any = None) -> str:
     """The first site of another run whose value or density is NaN, in words, or nothing."""
-    kwargs, devices = kwargs or {}, range(torch.cuda.device_count())
-    quiet = torch.no_grad(), poutine.block(), pyro.validation_enabled(False)
-    with torch.random.fork_rng(devices), quiet[0], quiet[1], quiet[2]:
-        q = poutine.trace(guide).get_trace(*args, **kwargs)
-        p = poutine.trace(poutine.replay(FillMasked()(model), trace=q)).get_trace(*args, **kwargs)
+    # programs may take another run amiss, as of an iterator that is used up
+    with contextlib.suppress(Exception), aside(), torch.no_grad():
+        q = replayed(guide, {}, args, kwargs or {})
+        p = replayed(FillMasked()(model), draws_of(q), args, kwargs or {})
         for program, trace in (("guide", q), ("model", p)):
             trace.compute_log_prob()
             for site in _sample_sites(trace):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
@@ -190,14 +191,21 @@ def is_numerical(error: Exception) -> bool:
     return is_invalid or is_singular or any(known(error) for known in _EXCEPTION_HANDLERS.values())
 
 
+@contextmanager
+def numbers_may_fail() -> Iterator[None]:
+    """A context for trials of a model, which tell nothing where it fails at their values."""
+    try:
+        yield
+    except Exception as error:
+        if not is_numerical(error):
+            raise
+
+
 def retried(draw: Callable[[], Any]) -> Any:
     """A draw at which the numbers of a model do not fail, of at most ten."""
     for _ in range(9):
-        try:
+        with numbers_may_fail():
             return draw()
-        except Exception as error:
-            if not is_numerical(error):
-                raise
     return draw()
 
 

@@ -122,5 +122,6 @@ class FlowReparam(Reparam):
                 f"{tuple(fn.batch_shape)}; accepted: an event of {accepted}, as the flow's "
                 f"(.to_event({sides}) turns batch into event dimensions)"
             )
-        if base_support(fn) is not constraints.real:
-            raise ValueError(f"site {name!r} has support {fn.support}; accepted: the real line")
+        support = base_support(fn)
+        if support is not constraints.real:
+            raise ValueError(f"site {name!r} has support {support}; accepted: the real line")

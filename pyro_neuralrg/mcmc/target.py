@@ -23,7 +23,7 @@ from pyro_neuralrg.distributions.flow import (
     forward_and_ladj,
     inverse_and_ladj,
 )
-from pyro_neuralrg.infer.pyro_internals import is_numerical
+from pyro_neuralrg.infer.pyro_internals import is_numerical, numbers_may_fail
 from pyro_neuralrg.lattice import check_shape
 from pyro_neuralrg.potentials.base import LatticePotential, check_separate, trial_pair
 
@@ -305,14 +305,11 @@ class EnergyTarget(Target):
         self.sites = self.lattices = {name: self.shape}
         empty = torch.empty(0, dtype=dtype, device=device)
         self.dtype, self.device = empty.dtype, empty.device
-        try:
+        with numbers_may_fail():
             if isinstance(energy, LatticePotential):
                 energy.try_alone(empty)
             else:
                 check_separate(self._energy, trial_pair(self.shape, empty), "energy")
-        except Exception as error:
-            if not is_numerical(error):  # else these fields tell nothing of the energy
-                raise
 
     def _energy_and_grad_of(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         if self.lattice_potential is not None and self.flow is None:

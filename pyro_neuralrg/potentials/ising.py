@@ -154,7 +154,10 @@ class IsingDual(LatticePotential):
         return function(*self.spin_moments(x))
 
     def sample_spins(self, x: Tensor, seed: int | None = None) -> Tensor:
-        """Draw spins of +1 and -1 given fields, in the shape ``batch + shape`` and dtype of x."""
+        """Draw spins of +1 and -1 given fields, in the shape ``batch + shape`` and dtype of x.
+
+        Without a ``seed`` torch's own random numbers continue.
+        """
         probability = self.spin_probability(check_values("x", x, self.shape).detach().double())
         uniform = torch.rand(x.shape, generator=generator_of(seed), dtype=torch.float64)
         up = uniform.to(x.device) < probability

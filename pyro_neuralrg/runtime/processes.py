@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
@@ -193,10 +193,14 @@ def seeded(seed: int | None) -> Iterator[None]:
         yield
         return
     seed = check_integer("seed", seed, 0, LARGEST_SEED)
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices):
+    with random_state_kept():
         torch.manual_seed(seed)
         yield
+
+
+def random_state_kept() -> AbstractContextManager[None]:
+    """A context after which torch's random numbers go on as before, on all devices."""
+    return torch.random.fork_rng(range(torch.cuda.device_count()))
 
 
 def random_state(world: Processes, device: torch.device) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from pyro_neuralrg.statistics.summary import (
     summarise_field,
     summary_table,
 )
-from pyro_neuralrg.statistics.weights import LogWeights, kish_fraction, kish_fractions
+from pyro_neuralrg.statistics.weights import LogWeights, kish_fractions
 
 __all__ = [
     "AutocorrelationTime",
@@ -30,7 +30,6 @@ __all__ = [
     "bfmi",
     "integrated_autocorrelation_time",
     "jackknife",
-    "kish_fraction",
     "kish_fractions",
     "quiet",
     "summarise",

@@ -105,7 +105,7 @@ class LogWeights:
     @cached_property
     def ess(self) -> float:
         """Kish's effective sample size as a fraction of the samples, between 0 and 1."""
-        return kish_fraction(self.values)
+        return float(kish_fractions(self.values))
 
     @cached_property
     def pareto_k(self) -> float:
@@ -145,11 +145,6 @@ def can_be_trusted(effective_samples: float, pareto_k: float) -> bool:
 def may_be_undefined(samples: int, number: int) -> bool:
     """True if so few of the samples have no energy that their weights can be taken as zero."""
     return samples <= max(1, MAX_UNDEFINED * number)
-
-
-def kish_fraction(log_weights: Tensor) -> float:
-    """Kish's effective sample size of one row of weights, as a fraction."""
-    return float(kish_fractions(log_weights))
 
 
 def kish_fractions(log_weights: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from pyro_neuralrg.potentials.family import PotentialFamily
 from pyro_neuralrg.runtime.console import HELD, Progress, deferred_interrupts, warn_user
 from pyro_neuralrg.runtime.processes import Processes, random_state, set_random_state
 from pyro_neuralrg.runtime.threads import own_threads
-from pyro_neuralrg.statistics.weights import kish_fraction, may_be_undefined
+from pyro_neuralrg.statistics.weights import kish_fractions, may_be_undefined
 from pyro_neuralrg.train.history import Best, History, TrainingStep
 from pyro_neuralrg.train.optimizer import (
     JoinedAdam,
@@ -183,7 +183,7 @@ class Training:
 
         error = spread / math.sqrt(finite)
         several = isinstance(self.target, PotentialFamily)
-        ess = math.nan if several else kish_fraction(log_weights)
+        ess = math.nan if several else float(kish_fractions(log_weights))
         self.seconds = time.perf_counter() - begin
         self.records.append(TrainingStep(step, loss, error, ess, self.factor, rate, self.seconds))
         self.step += 1

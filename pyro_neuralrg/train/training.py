@@ -176,14 +176,17 @@ def fit(
         )
         training.run(bar, callback, checkpoints)
     _clear_cache(flow)
-    names = ("seconds", "interrupted", "stopped", "divergences", "zero_weights")
     return FitResult(
         flow=flow,
         history=History.from_steps(training.records),
         steps=len(training.records),
         batch=budget.batch,
+        seconds=training.seconds,
+        interrupted=training.interrupted,
+        stopped=training.stopped,
+        divergences=training.divergences,
         unsaved=None if checkpoints is None else checkpoints.unsaved,
-        **{name: getattr(training, name) for name in names},
+        zero_weights=training.zero_weights,
     )
 
 

@@ -439,6 +439,15 @@ def hierarchical_flow(
         >>> flow(torch.randn(3, 8, 8)).shape
         torch.Size([3, 8, 8])
     """
-    arrangement: Any = {"circuit": circuit, "depth": depth, "boundary": boundary}
-    options: Any = {"weights": weights, "odd": odd, "spectrum": spectrum, "base": base}
-    return HierarchicalFlow.build(shape, bijector=bijector, dtype=dtype, **arrangement, **options)
+    return HierarchicalFlow.build(
+        shape,
+        circuit,
+        bijector,
+        depth=depth,
+        boundary=boundary,
+        weights=weights,
+        odd=odd,
+        spectrum=spectrum,
+        base=base,
+        dtype=dtype,
+    )

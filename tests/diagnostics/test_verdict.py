@@ -293,6 +293,18 @@ def test_ends_that_are_no_fault(rng: Rng) -> None:
     assert "interval_end" not in names(diagnose(make_tree({"posterior": groups})))
 
 
+def test_ends_are_a_problem_and_a_note(rng: Rng) -> None:
+    """Of a site whose unconstrained draws are the same, and of one where they differ."""
+    lost = rounded_beta(rng, 2.0, 5.0)[:, :400]
+    short = np.where(rng.random(size=(8, 400)) < 0.5, 1.23456789, 0.3)
+    groups = {"lost": lost, "short": short}
+    free = {"unconstrained_posterior": {"short": rng.normal(size=short.shape)}}
+    verdict = diagnose(make_tree({"posterior": groups, **free}))
+    ends = {found.severity: found for found in verdict.findings if found.name == "interval_end"}
+    assert "% of lost at 4.99999952;" in ends["problem"].message
+    assert f"{100 * (short > 1).mean():.4g} % of short at 1.23456789" in ends["note"].message
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_beta_beyond_its_precision(dtype: torch.dtype) -> None:
     """Its mean is 0.5; the draws at its end are a note, as they differ unconstrained."""
@@ -304,7 +316,8 @@ def test_a_beta_beyond_its_precision(dtype: torch.dtype) -> None:
     mcmc.run()
     verdict = diagnose(mcmc, var_names=["b"])
     assert verdict.ok
-    assert "interval_end" in names(verdict)
+    (end,) = (finding for finding in verdict.findings if finding.name == "interval_end")
+    assert end.severity == "note"
     found = summarise(mcmc.get_samples(group_by_chain=True)["b"])
     assert abs(found.mean - 0.5) < 4 * found.mcse < 0.1
 

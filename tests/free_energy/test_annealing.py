@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_neuralrg import IsingDual
 from pyro_neuralrg.free_energy import anneal, annealing, reweight
 from pyro_neuralrg.free_energy.annealing import Annealing
-from pyro_neuralrg.free_energy.tempered import resample_groups, systematic
+from pyro_neuralrg.free_energy.tempered import next_beta, resample_groups, systematic
 from pyro_neuralrg.mcmc import EnergyTarget, LatentTarget
 from pyro_neuralrg.potentials import FreeField
 from pyro_neuralrg.transforms import hierarchical_flow
@@ -80,6 +80,25 @@ def test_potential_in_the_latent_space_of_an_untrained_flow(
     assert run.fields.shape == (256, 2, 2)
     assert 0.0 < run.jump_acceptance[-1] < run.jump_acceptance[0] <= 1.0
     assert all(parameter.requires_grad for parameter in flow.parameters())
+
+
+def test_exact_start_has_no_error(seed: int) -> None:
+    """Energy of a standard normal: one temperature, every weight its normalisation."""
+    target = EnergyTarget(lambda x: 0.5 * x.square().sum(-1), (3,))
+    run = small(target, num_particles=32, seed=seed)
+    assert run.betas == (0.0, 1.0)
+    assert run.free_energy == pytest.approx(-1.5 * math.log(2 * math.pi))
+    assert run.standard_error < 1e-6
+
+
+def test_next_beta_leaves_the_conditional_ess() -> None:
+    """Step d leaves exp(-d^2 v) of normal ln w of variance v; without weight none has a say."""
+    log_ratio, weights = 3.0 * torch.randn(200_000), torch.zeros(200_000)
+    beta = next_beta(log_ratio, weights, 0.25, 0.9)
+    assert beta - 0.25 == pytest.approx(math.sqrt(-math.log(0.9)) / 3.0, rel=0.02)
+    assert next_beta(log_ratio, weights, 0.99, 0.9) == 1.0
+    weights = weights.where(log_ratio > 3.0, -math.inf)
+    assert next_beta(log_ratio, weights, 0.25, 0.9) > beta + 0.05
 
 
 def test_targets_that_are_given_ready(seed: int) -> None:
@@ -183,6 +202,11 @@ def test_bad_arguments(options: dict[str, Any], error: type[Exception], match: s
         gaussian(**options)
 
 
+def singular(x: Tensor) -> Tensor:
+    """Which fails by its numbers, at any x."""
+    return x.sum(-1) + torch.linalg.cholesky(-torch.eye(2)).sum()
+
+
 @pytest.mark.parametrize(
     ("energy", "match"),
     [
@@ -190,6 +214,7 @@ def test_bad_arguments(options: dict[str, Any], error: type[Exception], match: s
         (lambda x: x.sum(-1) - math.inf, "the energy of 32 of 32 starts is NaN or minus inf"),
         (lambda x: x.sum(-1) + math.inf, "minus infinity, of 32 infinite; accepted"),
         (lambda x: x, "energy returned"),
+        (singular, r"minus infinity \(the model says '.*not positive-definite.*'\), of 0 infinite"),
     ],
 )
 def test_bad_energies(energy: Any, match: str) -> None:

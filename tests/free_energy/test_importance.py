@@ -15,7 +15,7 @@ from torch.distributions import Independent, Normal
 from pyro_neuralrg.distributions import SymmetrizedFlow
 from pyro_neuralrg.free_energy import bounds, estimate
 from pyro_neuralrg.infer import FlowGuide
-from pyro_neuralrg.potentials import FreeField, IsingDual
+from pyro_neuralrg.potentials import FreeField, IsingDual, LatticePotential
 from pyro_neuralrg.transforms import hierarchical_flow
 from tests.free_energy.gaussian import (
     ESS,
@@ -133,6 +133,21 @@ def test_bad_numbers(function: Any) -> None:
         function(energy, proposal(), batch_size=1.5)
 
 
+class FarAway(LatticePotential):
+    """A Gaussian of width 0.01, whose energy fails by its numbers at |x| > 0.2."""
+
+    def energy(self, x: Tensor) -> Tensor:
+        torch.linalg.cholesky(0.2 - x.abs().amax().reshape(1, 1))
+        return 5e3 * x.square().sum(-1)
+
+
+def test_energies_that_fail_far_from_all_samples() -> None:
+    q = Independent(Normal(torch.zeros(SITES), 0.01), 1)
+    exact = -0.5 * SITES * math.log(2 * math.pi * 1e-4)
+    found = estimate(FarAway((SITES,)), q, 100)
+    assert found.importance == pytest.approx(exact, abs=1e-9)
+
+
 BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"reference": [0.0]}, TypeError, "reference is a list; accepted"),
     ({"reference": torch.zeros(0, SITES)}, ValueError, r"reference has shape \(0, 4\)"),
@@ -163,8 +178,18 @@ def diverged() -> Any:
 BAD_ENERGIES: list[tuple[Any, Any, type[Exception], str]] = [
     (lambda x: energy(x) * math.nan, proposal(), ValueError, "has 10 of 10 entries that are NaN"),
     (lambda x: x, proposal(), ValueError, r"energy has shape \(10, 4\) for 10 fields"),
-    (lambda x: None, proposal(), TypeError, r"target of fields is a NoneType; .* model_args"),
-    (lambda: None, proposal(), TypeError, r"target does not take fields alone: .* model_args"),
+    (
+        lambda x: None,
+        proposal(),
+        TypeError,
+        r"target of fields is a NoneType; .* estimate\(model, guide, model_args",
+    ),
+    (
+        lambda: None,
+        proposal(),
+        TypeError,
+        r"target does not take fields alone: .* estimate\(model, guide, model_args",
+    ),
     ("ising", proposal(), TypeError, "target is a str"),
     (energy, "flow", TypeError, "q is a str"),
 ]

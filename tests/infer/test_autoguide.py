@@ -297,7 +297,7 @@ BAD: list[tuple[Any, dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("model", "options", "message"), BAD)
 def test_bad_models_and_names(model: Any, options: dict[str, Any], message: str) -> None:
-    is_type = re.search("unknown|field is$|'x'$|is a int", message)
+    is_type = re.search("unknown|field is$|'x'$|is an int", message)
     with pytest.raises(TypeError if is_type else ValueError, match=f"(?s){message}"):
         AutoHierarchicalFlow(model, **options)
 

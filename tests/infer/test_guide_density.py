@@ -21,6 +21,7 @@ from torch import Tensor
 
 from pyro_neuralrg import PDD, fit
 from pyro_neuralrg.infer import AutoHierarchicalFlow
+from pyro_neuralrg.infer.autoguide.transform import SharedAmongDraws
 from pyro_neuralrg.mcmc.model_target import ModelTarget
 from pyro_neuralrg.transforms import RealNVP
 from tests.infer import autoguide_models as models
@@ -220,6 +221,15 @@ def test_chains_come_back_in_the_models_sites(case: Case) -> None:
     torch.testing.assert_close(gradient[5], slope)
     torch.testing.assert_close(target.energy(z.detach().flatten(0, 1)), energy)
     assert target.lattices == dict.fromkeys(case.fields, case.lattice)
+
+
+def test_draws_in_plates_share_the_determinant_both_ways() -> None:
+    flow = shaken(make(CASES["field and globals"])).get_transform()
+    z, shared = torch.randn(5, flow.event_shape[0]), SharedAmongDraws(flow, 4)
+    u, share = shared(z), flow.forward_and_ladj(z)[1] / 4
+    torch.testing.assert_close(shared.log_abs_det_jacobian(z, u), share)
+    torch.testing.assert_close(shared.inv(u), z)
+    torch.testing.assert_close(shared.inv.log_abs_det_jacobian(u, z), -share)
 
 
 def test_chains_start_at_given_sites() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyro
@@ -230,7 +230,24 @@ def masked_rows() -> None:
         pyro.sample("y", y, obs=rows)
 
 
-@pytest.mark.parametrize("model", [masked, masked_by_a_handler, masked_rows])
+class Bell(dist.TorchDistribution):
+    """A normal of width 0.5 whose user wrote its density and no support."""
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, loc: Tensor) -> None:
+        self.loc = loc
+        super().__init__(loc.shape, validate_args=False)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return -2.0 * (value - self.loc).square()
+
+
+def masked_of_a_user() -> None:
+    pyro.sample("y", Bell(normals("f", 3)).mask(~Y.isnan()).to_event(1), obs=Y)
+
+
+@pytest.mark.parametrize("model", [masked, masked_by_a_handler, masked_rows, masked_of_a_user])
 def test_nan_under_a_mask_is_no_datum(model: Any) -> None:
     """The posterior is Gaussian: its mean is where the gradient vanishes."""
     at = torch.stack([EXACT_MEAN, torch.ones(3)])

@@ -160,13 +160,33 @@ def test_nothing_is_said_of_models_that_are_random_by_themselves(
     assert not caplog.records
 
 
-def test_arguments_are_changed_by_the_evaluation_alone() -> None:
+@pytest.mark.parametrize("is_used", [False, True])
+def test_sites_beside_random_numbers_are_compared(is_used: bool) -> None:
+    """One that depends on them says nothing, the others do."""
+
+    def model() -> None:
+        noise = torch.rand(1)[0] if is_used else 0.0 * torch.rand(1)[0]
+        f = four_normals()
+        pyro.factor("n", noise + 0.0 * f.sum(-1))
+        with pyro.plate("d", 4):
+            pyro.sample("y", dist.Normal(f.sum(), 1.0), obs=torch.ones(4))
+
+    elbo = PDD(4, vectorize_particles=True)
+    how = "" if is_used else "by torch.func.vmap"
+    with said(f"model does not.*site 'y' one draw.*it runs {how}"):
+        loss = elbo.loss(model, guide)
+    assert math.isfinite(loss)
+
+
+@pytest.mark.parametrize("path_gradient", [False, True])
+def test_arguments_are_changed_by_the_evaluation_alone(path_gradient: bool) -> None:
     def centred(y: Tensor) -> None:
         f = four_normals()
         pyro.sample("y", dist.Normal(f.sum(-1), 1.0), obs=y.sub_(1.0))
 
     y = torch.tensor(5.0)
-    PDD(4, vectorize_particles=True, max_plate_nesting=0).loss(centred, lambda y: guide(), y)
+    elbo = PDD(4, vectorize_particles=True, path_gradient=path_gradient)
+    elbo.loss_and_grads(centred, lambda y: guide(), y)
     assert y == 4.0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 from unittest.mock import Mock
@@ -119,6 +120,8 @@ def test_losses_agree(
     if not path_gradient:
         torch.testing.assert_close(found[2], found[0])
     assert all(gradient is not None for gradient in found[2].values())
+    if path_gradient:
+        assert all(bool(gradient.any()) for gradient in found[2].values())
     assert elbo.log_weights is not None
     assert elbo.log_weights.shape == (number,)
     assert not elbo.log_weights.requires_grad
@@ -284,6 +287,22 @@ def test_what_is_nan_is_named(model: Any, loc: float, message: str) -> None:
         message = message.replace("model site 'y'", "observed site 'y'")
         with pytest.raises(ValueError, match=message):
             fit(model, guide, steps=2, batch=4, lr=0.01, progress=False)
+
+
+def test_what_cannot_run_again_names_no_site() -> None:
+    """The loss is NaN, and the data were an iterator."""
+
+    def model(y: Iterator[torch.Tensor]) -> None:
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        pyro.factor("f", math.nan * x * next(y))
+
+    pyro.enable_validation(False)
+    with pytest.warns(UserWarning, match="Encountered NaN: loss$"):
+        PDD().loss(model, lambda y: drawn_normal(), iter([torch.tensor(1.0)]))
+    y = torch.tensor(1.0)
+    with pytest.warns(UserWarning, match="Encountered NaN: loss: the density of model site 'f'"):
+        PDD().loss(lambda y: model(iter([y.add_(1.0)])), lambda y: drawn_normal(), y)
+    assert y == 2.0
 
 
 @pytest.mark.parametrize("is_event", [False, True])

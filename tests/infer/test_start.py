@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from functools import partial
 from typing import Any
+from unittest.mock import Mock
 
 import pyro
 import pyro.distributions as dist
@@ -30,6 +31,7 @@ from pyro_neuralrg.infer.autoguide.gaussians import (
     nearest_gaussian,
 )
 from pyro_neuralrg.infer.autoguide.start import blocks, model_density
+from pyro_neuralrg.infer.model_sites import RUNS, inspect_sites
 from tests.infer import autoguide_models as models
 from tests.infer.autoguide_models import CASES, normals
 
@@ -152,7 +154,8 @@ def test_the_density_is_that_of_pyro_at_each_point(name: str) -> None:
         expected.append(potential({name: part.reshape(shapes[name]) for name, part in parts}))
     energies = torch.stack(expected)
     (gradient,) = torch.autograd.grad(energies.sum(), points)
-    found = model_density(partial(model, *args), guide.prototype_trace, order)
+    program = partial(model, *args)
+    found = model_density(program, inspect_sites(program), order)
     torch.testing.assert_close(found.energy(points[:, order]), energies.detach())
     torch.testing.assert_close(found.gradient(points[:, order]), gradient[:, order])
 
@@ -257,3 +260,10 @@ def test_a_symmetric_guide_keeps_its_centre() -> None:
     guide = AutoHierarchicalFlow(model, odd=True, init_loc_fn=at_zero)
     assert not guide.get_transform().frame.mean.any()
     assert float(guide.get_posterior().sample((1000,)).std()) > 0.3
+
+
+def test_the_model_is_looked_at_once() -> None:
+    """For a guide with a width of its own eight runs with other latents, and five others."""
+    model = Mock(side_effect=lambda: normals("x", 2, 2))
+    AutoHierarchicalFlow(lambda: model(), init_scale=1.0)
+    assert model.call_count <= RUNS + 5

@@ -21,6 +21,7 @@ from pyro_neuralrg import PDD, fit
 from pyro_neuralrg.infer import AutoHierarchicalFlow
 from pyro_neuralrg.infer.autoguide import start
 from pyro_neuralrg.infer.autoguide.start import model_density
+from pyro_neuralrg.infer.model_sites import inspect_sites
 from tests.infer.autoguide_models import ramp
 
 
@@ -96,7 +97,8 @@ def test_vague_priors_have_no_start_of_nan(model: Callable[[Tensor], None], seed
     q = guide.get_posterior()
     u = q.sample((20_000,)).clone()
     assert float(u[:, 1].mean()) == pytest.approx(float(y.mean()), abs=0.05)
-    density = model_density(partial(model, y), guide.prototype_trace, torch.arange(2))
+    program = partial(model, y)
+    density = model_density(program, inspect_sites(program), torch.arange(2))
     weights = torch.softmax(-density.energy(u) - q.log_prob(u).detach(), 0)
     assert 1 / float(weights.square().sum()) > 15_000
     mean = float(weights @ u[:, 1])

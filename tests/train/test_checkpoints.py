@@ -7,7 +7,9 @@ from __future__ import annotations
 import math
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import numpy as np
@@ -175,6 +177,16 @@ def test_another_flow_or_target_is_named(tmp_path: Path) -> None:
     couplings = IsingDual((2, 2), temperature=3.0, couplings=(1.5, 1.5))
     with pytest.raises(CheckpointError, match="of another target: its energies are off by"):
         resumed(couplings, tmp_path, ising().flow())
+
+
+def test_a_checkpoint_that_cannot_be_written(target: Any, tmp_path: Path) -> None:
+    """A full disk, say, does not end days of training."""
+    folder = tmp_path / "a"
+    record = Record(folder, every_steps=3)
+    with pytest.warns(UserWarning, match=r"training-0000000018.pt cannot be written"):
+        result = fit(target, record=record, callback=at(16, partial(rmtree, folder)), **QUICK)
+    assert f"{folder}/training-0000000020.pt cannot be written" in str(result.unsaved)
+    assert result.steps == 20
 
 
 def test_random_numbers_of_the_gpu_that_trains(monkeypatch: pytest.MonkeyPatch) -> None:

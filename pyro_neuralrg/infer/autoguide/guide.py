@@ -229,8 +229,8 @@ class AutoHierarchicalFlow(AutoContinuous):
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         try:
             with torch.no_grad():  # what has a graph cannot be copied
-                self._look_at_model(args, kwargs)
-                self._build(args, kwargs)
+                seen = self._look_at_model(args, kwargs)
+                self._build(args, kwargs, seen)
         except Exception:
             self.prototype_trace = None
             raise
@@ -238,8 +238,8 @@ class AutoHierarchicalFlow(AutoContinuous):
         with poutine.block():
             self._create_plates(*args, **kwargs)
 
-    def _look_at_model(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """AutoContinuous's look, and what it does not notice."""
+    def _look_at_model(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """AutoContinuous's look, and what it does not notice; a trace of the model's own draws."""
         try:
             super()._setup_prototype(*args, **kwargs)
         except (NotImplementedError, RuntimeError, ValueError) as error:
@@ -260,12 +260,12 @@ class AutoHierarchicalFlow(AutoContinuous):
                         f"({frame.size} of {frame.full_size}); accepted: subsampled plates around "
                         f"observations only; {format_sites(self.prototype_trace)}"
                     )
-        self._check_structure(args, kwargs)
+        return self._check_structure(args, kwargs)
 
-    def _check_structure(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Compare the sites with those of runs with other latents."""
+    def _check_structure(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Compare the sites with those of runs with other latents, and return one of these."""
         program = functools.partial(self._prior[0], *args, **kwargs)
-        inspect_sites(program, site_shapes(self.prototype_trace))
+        return inspect_sites(program, site_shapes(self.prototype_trace))
 
     def __repr__(self) -> str:
         flow, name = self._modules.get("transform"), type(self).__name__
@@ -275,8 +275,8 @@ class AutoHierarchicalFlow(AutoContinuous):
         fields = "".join(f"{field!r} of {sides}, " for field in self.fields)
         return f"{name}({fields}{flow.globals_dim} globals)"
 
-    def _build(self, args: Any, kwargs: Any) -> None:
-        """Create the flow of the model's latents."""
+    def _build(self, args: Any, kwargs: Any, seen: Any) -> None:
+        """Create the flow of the model's latents, ``seen`` in a trace."""
         trace, (wanted, init_scale, own_flow, given) = self.prototype_trace, self._wishes
         latents = order_latents(trace, wanted[0], self._unconstrained_shapes, wanted[1])
         loc = self._init_loc()
@@ -288,7 +288,7 @@ class AutoHierarchicalFlow(AutoContinuous):
         options = flow_options(latents.shape, given) if latents.fields else {}
         mean = loc[latents.order]
         program = functools.partial(self._prior[0], *args, **kwargs)
-        start = posterior_start(program, trace, mean, latents, options, init_scale)
+        start = posterior_start(program, seen, mean, latents, options, init_scale)
         frame = GaussianFrame(start.mean.to(loc), start.factor.to(loc))
         globals_flow, field_flow = None, None
         if latents.globals_dim:

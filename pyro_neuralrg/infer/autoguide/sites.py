@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.distributions import ComposeTransform, TransformedDistribution, biject_to, constraints
 
+from pyro_neuralrg.infer.model_sites import base_support
 from pyro_neuralrg.infer.pyro_internals import entries_of_sites
 from pyro_neuralrg.runtime.console import warn_user
 
@@ -54,7 +55,7 @@ def check_support(name: str, density: Any) -> None:
     check_support(name, density.base_dist)
     before, source = type(density.base_dist).__name__, density.base_dist.support
     for transform in _elementary(density.transforms):
-        if not _covers(_inner(source), _inner(transform.domain)):
+        if not _covers(base_support(source), base_support(transform.domain)):
             raise ValueError(
                 f"latent site {name!r} is a TransformedDistribution of declared support "
                 f"{density.support}, which is wider than the values that it draws: {before} has "
@@ -74,13 +75,6 @@ def _elementary(transforms: Sequence[Any]) -> Iterator[Any]:
     for transform in transforms:
         is_many = isinstance(transform, ComposeTransform)
         yield from _elementary(transform.parts) if is_many else (transform,)
-
-
-def _inner(support: Any) -> Any:
-    """The constraint of one entry, or vector, of a support."""
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return support
 
 
 def _covers(source: Any, domain: Any) -> bool:
@@ -189,7 +183,7 @@ def _likely_fields(known: Mapping[str, tuple[int, ...]]) -> list[str]:
 
 def _field_shape(site: Any) -> tuple[int, ...]:
     """The shape of a site whose entries could be those of a field, else ()."""
-    if biject_to(_inner(site["fn"].support)).codomain.event_dim > 0:
+    if biject_to(base_support(site["fn"])).codomain.event_dim > 0:
         return ()
     shape, batch_dim = tuple(site["value"].shape), len(site["fn"].batch_shape)
     while batch_dim and shape and shape[0] == 1:

@@ -26,7 +26,7 @@ from pyro_neuralrg.infer.autoguide.gaussians import (
 )
 from pyro_neuralrg.infer.autoguide.sites import LatentOrder
 from pyro_neuralrg.infer.log_joint import UnconstrainedModel
-from pyro_neuralrg.infer.model_sites import inspect_sites, latent_sites
+from pyro_neuralrg.infer.model_sites import latent_sites
 from pyro_neuralrg.infer.pyro_internals import check_no_subsampling
 from pyro_neuralrg.runtime.console import warn_user
 
@@ -56,7 +56,7 @@ class GaussianStart(NamedTuple):
 
 def posterior_start(
     program: Callable[[], Any],
-    prototype: Any,
+    trace: Any,
     mean: Tensor,
     latents: LatentOrder,
     options: Mapping[str, Any],
@@ -64,17 +64,17 @@ def posterior_start(
 ) -> GaussianStart:
     """The Gaussian nearest to the posterior of a model, or a narrow one, with a warning.
 
-    ``program`` is the model with its arguments, ``prototype`` a trace of its latent sites; ``mean``
-    is where to begin, globals first. Where that leads to none, another point of (-2, 2) is tried;
-    where the density has no gradient there, it is that. Of the flow's options ``odd`` and
-    ``boundary`` count. With ``init_scale``, and of subsampled data, only the place is looked at.
+    ``program`` is the model with its arguments, ``trace`` one of its runs; ``mean`` is where to
+    begin, globals first. Where that leads to none, another point of (-2, 2) is tried; where the
+    density has no gradient there, it is that. Of the flow's options ``odd`` and ``boundary`` count.
+    With ``init_scale``, and of subsampled data, only the place is looked at.
     """
     found, reason = None, "no Gaussian is nearer to the posterior"
     place, mean, odd = "init_loc_fn", mean.cpu(), options.get("odd", False)
     try:
         with warnings.catch_warnings(), poutine.block():
             warnings.simplefilter("ignore")
-            density = model_density(program, prototype, latents.order)
+            density = model_density(program, trace, latents.order)
             if odd and latents.fields:
                 density = _mirrored_density(density, mean, latents.globals_dim)
             boundary, reason = options.get("boundary", "periodic"), density.subsampled or reason
@@ -161,14 +161,14 @@ def blocks(factor: Tensor, globals_dim: int, odd: bool) -> Tensor:
 # The density of a model ---------------------------------------------------------------------------
 
 
-def model_density(program: Callable[[], Any], prototype: Any, order: Tensor) -> Density:
+def model_density(program: Callable[[], Any], trace: Any, order: Tensor) -> Density:
     """The density of a model's unconstrained latents, for points on the CPU.
 
-    ``order`` is for each coordinate of the points its place in the order of the prototype's sites.
+    ``order`` is for each coordinate of the points its place in the order of the trace's sites.
     Points are evaluated together by vmap, or one by one if that does not take the model. Data that
     are subsampled are those of one run. A ValueError says if the density is random.
     """
-    trace, subsampled = inspect_sites(program), ""
+    subsampled = ""
     try:
         check_no_subsampling(trace)
     except ValueError as error:
@@ -177,7 +177,7 @@ def model_density(program: Callable[[], Any], prototype: Any, order: Tensor) -> 
     parts = {name: site["value"] for name, site in nodes.items() if site_is_subsample(site)}
     numbers = sum(torch.as_tensor(site["value"]).numel() for site in nodes.values())
     joint = UnconstrainedModel(poutine.condition(program, parts), trace)
-    values = latent_sites(prototype)
+    values = latent_sites(trace)
     shapes = {name: joint.transforms[name](site["value"]).shape for name, site in values.items()}
     sizes, back = [shape.numel() for shape in shapes.values()], order.argsort()
     first = next(iter(values.values()))["value"]

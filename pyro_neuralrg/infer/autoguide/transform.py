@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor, nn
-from torch.distributions import ComposeTransform
+from torch.distributions import Transform
 
 from pyro_neuralrg.infer.autoguide.frames import (
     FAN_IN,
@@ -271,13 +271,23 @@ class LatentFlow(LatticeTransform):
         return others, fields
 
 
-class SharedAmongDraws(ComposeTransform):
+class SharedAmongDraws(Transform):
     """A flow with one draw's share of ln |det|, which ``NeuTraReparam`` adds for each draw."""
 
+    bijective = True
+
     def __init__(self, flow: LatentFlow, draws: int) -> None:
-        super().__init__([flow])
+        super().__init__()
+        self.flow = flow
         self.draws = draws
+        self.domain, self.codomain = flow.domain, flow.codomain
+
+    def _call(self, x: Tensor) -> Tensor:
+        return self.flow(x)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return self.flow.inv(y)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """The share of each draw."""
-        return self.parts[0].log_abs_det_jacobian(x, y) / self.draws
+        return self.flow.log_abs_det_jacobian(x, y) / self.draws
