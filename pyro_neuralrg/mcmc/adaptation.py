@@ -11,13 +11,14 @@ from typing import Any
 import torch
 
 from pyro_neuralrg.arguments import check_choice, check_number, check_type
+from pyro_neuralrg.mcmc.decorrelation import DecorrelationLength
 from pyro_neuralrg.mcmc.kernel import ChainState, Kernel, LocalKernel, StepInfo, is_covariance
 from pyro_neuralrg.mcmc.learning import (
     Agreement,
     Arrival,
     DualAveraging,
-    LengthLearner,
     PooledCovariance,
+    TrajectoryLength,
 )
 from pyro_neuralrg.runtime.console import warn_user
 from pyro_neuralrg.runtime.processes import Processes
@@ -92,7 +93,7 @@ class Warmup:
             for name, member in tunable.items()
             if member.step_size is not None and adaptation.step_size
         }
-        self._lengths: dict[str, LengthLearner] = {
+        self._lengths: dict[str, TrajectoryLength | DecorrelationLength] = {
             name: member.length_learner()
             for name, member in tunable.items()
             if isinstance(member, LocalKernel)

@@ -29,7 +29,7 @@ class DecorrelationLength(LengthLearner):
     TIMES, CORRELATED = 10.0, 2.0
 
     def __init__(self, length: float) -> None:
-        self._length, self._multiple, self._is_known = length, 1.0, False
+        self.value, self._multiple, self._is_known = length, 1.0, False
         self._steps = 0
         self.restart(length)
 
@@ -39,9 +39,9 @@ class DecorrelationLength(LengthLearner):
         self._clear()
 
     @property
-    def value(self) -> float:
-        """The present one."""
-        return self._length
+    def average(self) -> float:
+        """The length to be used for the draws."""
+        return self.value
 
     def update(
         self,
@@ -51,7 +51,7 @@ class DecorrelationLength(LengthLearner):
         step_size: float,
         max_steps: float = math.inf,
     ) -> None:
-        """See :class:`LengthLearner`; taken in is where trajectories began."""
+        """Take in where the trajectories of all chains began."""
         self._steps += 1
         self._add(mass.whitened(trajectory.start).double(), trajectory.time)
         variance, is_full = self._variance(), self._count == self._window
@@ -67,7 +67,7 @@ class DecorrelationLength(LengthLearner):
                 self._multiple, self._is_known = self.SHARE * time / width, True
             self._window, self._is_first = 2 * self._window, False
             self._clear()
-        self._length = min(max(self._multiple * width, step_size), step_size * max_steps)
+        self.value = min(max(self._multiple * width, step_size), step_size * max_steps)
 
     def _clear(self) -> None:
         """Begin a window."""

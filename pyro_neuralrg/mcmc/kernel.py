@@ -328,9 +328,7 @@ class Mass:
 
     def scaled(self, gradient: Tensor) -> Tensor:
         """Gradient by whitened coordinates, shape ``(chains, dim)``."""
-        if self._dense:
-            return gradient @ self.factor
-        return gradient if self.unit else gradient * self.factor
+        return gradient @ self.factor if self._dense else gradient * self.factor
 
     def whitened(self, positions: Tensor) -> Tensor:
         """Coordinates in which M is the identity, shape ``(chains, dim)``."""

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -175,7 +174,7 @@ class PooledCovariance(Learner):
 
 
 class LengthLearner(Learner):
-    """A trajectory length learned from the trajectories of all chains."""
+    """Common part of what learns a trajectory length."""
 
     FIRST_STEPS = 10  # of a trajectory at the beginning
     _steps: int
@@ -187,34 +186,6 @@ class LengthLearner(Learner):
         A chain far out, which makes the step small for all, is not waited for.
         """
         return self.FIRST_STEPS + self._steps
-
-    @property
-    @abstractmethod
-    def value(self) -> float:
-        """The present one."""
-
-    @property
-    def average(self) -> float:
-        """The one to be used for the draws."""
-        return self.value
-
-    @abstractmethod
-    def restart(self, length: float) -> None:
-        """Forget what depends on the mass, or on the way of chains that have come in."""
-
-    @abstractmethod
-    def update(
-        self,
-        trajectory: Trajectory,
-        acceptance: Tensor,
-        mass: Mass,
-        step_size: float,
-        max_steps: float = math.inf,
-    ) -> None:
-        """Take in the trajectories of all chains, of these acceptances.
-
-        Of those that ``most_steps`` cut short, only where they began.
-        """
 
 
 class TrajectoryLength(LengthLearner):
@@ -264,7 +235,10 @@ class TrajectoryLength(LengthLearner):
         step_size: float,
         max_steps: float = math.inf,
     ) -> None:
-        """See :class:`LengthLearner`."""
+        """Take in the trajectories of all chains, of these acceptances.
+
+        Of those that ``most_steps`` cut short, only where they began.
+        """
         whitened = trajectory.mapped(mass.whitened)
         self.direction.update(trajectory.start, mass)
         projected = self.direction.projected(whitened)

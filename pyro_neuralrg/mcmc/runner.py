@@ -287,8 +287,7 @@ class VectorizedMCMC(RunResults):
             diverging = world.gather(stats["diverging"])
             if not self._told and world.is_first and bool(diverging.any()):
                 self._told = True
-                steps = int(stats["n_steps"].max())
-                warn_of_divergences(self.kernel, self._state.chains, diverging, steps)
+                warn_of_divergences(self.kernel, self._state.chains, diverging, stats["n_steps"])
 
     def _warm_up(self, generator: torch.Generator, progress: Progress, pressed: list[int]) -> None:
         state, warmup = self._state, self._warmup

@@ -152,7 +152,9 @@ def _warning(target: Target, steep: Tensor, where: str) -> str:
     )
 
 
-def warn_of_divergences(kernel: Kernel, state: ChainState, diverging: Tensor, n_steps: int) -> None:
+def warn_of_divergences(
+    kernel: Kernel, state: ChainState, diverging: Tensor, n_steps: Tensor
+) -> None:
     """Warn of draws in which the model failed for all chains, and of gradients that bar the way.
 
     ``diverging``, of shape ``(chains, draws)``, is that of all processes. A single chain is to fail
@@ -172,7 +174,9 @@ def warn_of_divergences(kernel: Kernel, state: ChainState, diverging: Tensor, n_
             continue
         position = state.position
         normal = normals_like(position, torch.Generator(position.device).manual_seed(0))
-        way = mover.mass(normal).displacement(normal) * (mover.step_size * n_steps / LOOKS)
+        way = mover.mass(normal).displacement(normal) * (
+            mover.step_size * int(n_steps.max()) / LOOKS
+        )
         probes = [mover.init(position + step * way) for step in range(1, LOOKS + 1)]
         steep = torch.cat([_steep(target, probe) for probe in probes])
         if bool(steep.any()):

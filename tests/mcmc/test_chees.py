@@ -139,8 +139,8 @@ def test_the_distance_between_modes_is_no_width() -> None:
     signs = torch.ones(32, 1).index_fill(0, torch.arange(16), -1.0)
     mcmc = run(
         ChEESHMC(energy, shape=(64,)),
-        200,
-        warmup_steps=300,
+        100,
+        warmup_steps=150,
         num_chains=32,
         initial_params={"x": signs + 0.2 * torch.randn(32, 64)},
     )
