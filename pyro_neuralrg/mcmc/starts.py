@@ -152,17 +152,15 @@ def _warning(target: Target, steep: Tensor, where: str) -> str:
     )
 
 
-def warn_of_divergences(
-    kernel: Kernel, state: ChainState, diverging: Tensor, n_steps: Tensor
-) -> None:
+def warn_of_divergences(kernel: Kernel, state: ChainState, failed: Tensor, n_steps: Tensor) -> None:
     """Warn of draws in which the model failed for all chains, and of gradients that bar the way.
 
-    ``diverging``, of shape ``(chains, draws)``, is that of all processes. A single chain is to fail
+    ``failed``, of shape ``(chains, draws)``, is that of all processes. A single chain is to fail
     in most of its draws: one failed proposal says nothing of the model. Gradients are looked at
     along straight lines as long as trajectories, from where chains ended.
     """
-    target, (chains, draws) = kernel.target, diverging.shape
-    stuck = int(diverging.all(0).sum())
+    target, (chains, draws) = kernel.target, failed.shape
+    stuck = int(failed.all(0).sum())
     if stuck > (0 if chains > 1 else draws // 2) and target.failure is not None:
         warnings.warn(
             f"in {stuck} of {draws} draws no chain could move on, for there was no "
