@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from pyro_neuralrg.arguments import check_choice, check_number, check_type
-from pyro_neuralrg.mcmc.decorrelation import AUTOCORRELATION, DecorrelationLength
+from pyro_neuralrg.mcmc.decorrelation import DecorrelationLength
 from pyro_neuralrg.mcmc.kernel import ChainState, Kernel, LocalKernel, StepInfo, is_covariance
 from pyro_neuralrg.mcmc.learning import (
     Agreement,
@@ -93,10 +93,12 @@ class Warmup:
             for name, member in tunable.items()
             if member.step_size is not None and adaptation.step_size
         }
-        self._lengths = {
-            name: _learner(member.trajectory_length, getattr(member, "criterion", "chees"))
+        self._lengths: dict[str, TrajectoryLength | DecorrelationLength] = {
+            name: member.length_learner()
             for name, member in tunable.items()
-            if member.trajectory_length is not None and adaptation.trajectory_length
+            if isinstance(member, LocalKernel)
+            and member.trajectory_length is not None
+            and adaptation.trajectory_length
         }
         if self._lengths and chains < 2:
             raise ValueError(
@@ -234,13 +236,6 @@ class Warmup:
         self._agreement.load_state_dict(state["agreement"])
 
 
-def _learner(length: float, criterion: str) -> TrajectoryLength | DecorrelationLength:
-    """The learner of a trajectory length that goes by this criterion."""
-    if criterion == AUTOCORRELATION:
-        return DecorrelationLength(length)
-    return TrajectoryLength(length, criterion)
-
-
 def _window_ends(steps: int) -> list[int]:
     """Steps at which windows of the mass begin and end; none where there are too few.
 
@@ -283,13 +278,13 @@ def rough_step_size(
 ) -> tuple[float, int]:
     """Double or halve the step size until the acceptance of one step crosses the target.
 
-    With trajectories of one step. Returns the largest size tried whose acceptance was above the
-    target, and the gradients spent.
+    With trajectories of one step, for none is longer than twice the length, half a step. Returns
+    the largest size tried whose acceptance was above the target, and the gradients spent.
     """
     assert kernel.step_size is not None
     size, evaluations, direction = kernel.step_size, 0, 0
     for _ in range(30):
-        length = None if kernel.trajectory_length is None else size
+        length = None if kernel.trajectory_length is None else size / 2
         trial = kernel.tuned(step_size=size, trajectory_length=length)
         _, info = trial.step(state, generator)
         evaluations += info.gradient_evaluations

@@ -74,8 +74,7 @@ class Composition(Kernel):
     def init(self, positions: Tensor) -> ChainState:
         """See :class:`Kernel`."""
         for member in self._members.values():
-            if not member.needs_gradient:
-                member.init(positions[:1])  # its own checks
+            member.init(positions[:1])  # its own checks
         return super().init(positions)
 
 

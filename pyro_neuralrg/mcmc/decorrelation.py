@@ -10,44 +10,33 @@ import torch
 from torch import Tensor
 
 from pyro_neuralrg.mcmc.kernel import Mass, Trajectory
-from pyro_neuralrg.mcmc.learning import Learner
-
-AUTOCORRELATION = "autocorrelation"
-"""Name of the criterion, beside those of :class:`TrajectoryLength`."""
+from pyro_neuralrg.mcmc.learning import LengthLearner
 
 
-class DecorrelationLength(Learner):
-    r"""A share of the autocorrelation time, once that is known; before, the width of the chains.
+class DecorrelationLength(LengthLearner):
+    r"""A multiple of the width of the chains: 1 until their autocorrelation time is known.
 
     In windows of doubling length, n draws each, the time is that of a draw multiplied by
     :math:`\tau = n B / V`, averaged over the coordinates: V is the variance of the draws of all
     chains, B that of the chains' means. It is known if the window is ten such times long and draws
-    are correlated, for else the time of a draw hides it. The width is the root of the mean of V, in
-    units of the mass. Both as in Robnik, De Luca, Silverstein, Seljak (2023).
+    are correlated, for else the time of a draw hides it; later, the time of a draw bounds it. The
+    width is the root of the mean of V, in units of the mass. Both as in Robnik, De Luca,
+    Silverstein, Seljak (2023). With a new mass, and in windows too short, the multiple is kept.
     """
 
     SHARE = 0.4  # of the autocorrelation time, as in the paper
     FIRST_WINDOW = 10
     TIMES, CORRELATED = 10.0, 2.0
-    FIRST_STEPS = 10  # of a trajectory at the beginning, one more with each draw
 
     def __init__(self, length: float) -> None:
-        self.value = length
+        self.value, self._multiple, self._is_known = length, 1.0, False
+        self._steps = 0
         self.restart(length)
 
     def restart(self, length: float) -> None:
         """Forget the draws; the length is kept, for none that is given says more."""
-        self._draws, self._window, self._is_first = 0, self.FIRST_WINDOW, True
-        self._origin: Tensor | None = None
-
-    @property
-    def most_steps(self) -> int:
-        """Steps that a trajectory may have by now: a chain far out is not waited for."""
-        return self.FIRST_STEPS + self._draws
-
-    def skip(self) -> None:
-        """Take in a step whose trajectory was cut short."""
-        self._draws += 1
+        self._window, self._is_first = self.FIRST_WINDOW, True
+        self._clear()
 
     @property
     def average(self) -> float:
@@ -59,32 +48,36 @@ class DecorrelationLength(Learner):
         trajectory: Trajectory,
         acceptance: Tensor,
         mass: Mass,
-        shortest: float,
-        longest: float,
+        step_size: float,
+        max_steps: float = math.inf,
     ) -> None:
         """Take in where the trajectories of all chains began."""
-        self._draws += 1
+        self._steps += 1
         self._add(mass.whitened(trajectory.start).double(), trajectory.time)
-        variance = self._variance()
+        variance, is_full = self._variance(), self._count == self._window
         width = math.sqrt(float(variance.mean()))
-        if not width > 0 or not (self._is_first or self._count == self._window):
+        if not width > 0 or not (self._is_first or is_full):
             return
-        self.value = min(max(width, shortest), longest)
-        if self._count == self._window:
+        if is_full:
             memory = self._count * (self._sum / self._count).var(0) / variance
             tau = float(memory[variance > 0].mean())
-            if self.CORRELATED <= tau <= self._count / self.TIMES:
-                length = self.SHARE * tau * self._time / self._count
-                self.value = min(max(length, shortest), longest)
-            self._window, self._is_first, self._origin = 2 * self._window, False, None
+            is_known = self._is_known or tau >= self.CORRELATED
+            if is_known and tau <= self._count / self.TIMES:
+                time = max(tau, 1.0) * self._time / self._count
+                self._multiple, self._is_known = self.SHARE * time / width, True
+            self._window, self._is_first = 2 * self._window, False
+            self._clear()
+        self.value = min(max(self._multiple * width, step_size), step_size * max_steps)
+
+    def _clear(self) -> None:
+        """Begin a window."""
+        self._origin: Tensor | None = None
+        self._sum = self._squares = torch.zeros(())
+        self._count, self._time = 0, 0.0
 
     def _add(self, positions: Tensor, time: float) -> None:
-        if self._origin is None:  # of a new window
-            self._origin = positions.mean(0)
-            self._sum = torch.zeros_like(positions)
-            self._squares = torch.zeros_like(self._origin)
-            self._count, self._time = 0, 0.0
-        self._origin = self._origin.to(positions)  # a file's is on the CPU
+        origin = positions.mean(0) if self._origin is None else self._origin
+        self._origin = origin.to(positions)  # a file's is on the CPU
         shifted = positions - self._origin
         self._sum = self._sum.to(positions) + shifted
         self._squares = self._squares.to(positions) + shifted.square().sum(0)

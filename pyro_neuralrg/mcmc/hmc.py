@@ -11,8 +11,16 @@ from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor
 
 from pyro_neuralrg.arguments import check_choice, check_integer, check_number
-from pyro_neuralrg.mcmc.kernel import ChainState, LocalKernel, Mass, Step, StepInfo, Trajectory
-from pyro_neuralrg.mcmc.learning import CRITERIA
+from pyro_neuralrg.mcmc.kernel import (
+    ChainState,
+    LocalKernel,
+    Mass,
+    Step,
+    StepInfo,
+    Trajectory,
+    normals_like,
+)
+from pyro_neuralrg.mcmc.learning import CRITERIA, TrajectoryLength
 from pyro_neuralrg.mcmc.metropolis import metropolis
 from pyro_neuralrg.mcmc.model_target import TargetLike
 from pyro_neuralrg.mcmc.target import Target
@@ -124,7 +132,24 @@ class MALA(LocalKernel):
         return hamiltonian_step(self, state, 1, generator)
 
 
-class ChEESHMC(LocalKernel):
+class QuasiRandomLengths(LocalKernel):
+    """Common part of kernels whose trajectories have quasi-random lengths."""
+
+    trajectory_length: float
+    max_steps: int
+
+    def acceptance(self, info: StepInfo) -> float:
+        """The harmonic mean over the chains, which no stuck chain hides behind others."""
+        return float(1 / (1 / info.acceptance_rate.clamp(min=1e-12)).mean())
+
+    def _next_length(self, state: ChainState, longest: float) -> tuple[ChainState, int]:
+        """Number of steps of the next trajectory of a sequence that fills (0, ``longest``)."""
+        state = state._replace(sequence=state.sequence + 1)
+        n_steps = math.ceil(halton(state.sequence) * longest / self.step_size)
+        return state, min(max(1, n_steps), self.max_steps)
+
+
+class ChEESHMC(QuasiRandomLengths):
     r"""HMC with trajectories of quasi-random length, up to one that warm-up learns.
 
     Step n integrates for the time :math:`h_n T`, rounded up to whole leapfrog steps, with h the
@@ -136,10 +161,10 @@ class ChEESHMC(LocalKernel):
 
     means taken over the chains; the step size aims at a harmonic mean acceptance of 0.651. So it
     takes at least two chains, better 32 or more, all of which make steps of the same length. T is
-    at least the mean distance of chains from their middle along the direction in which they spread
-    most. Once the farthest chain has come in, and with each mass, T begins anew, for a way down
-    tells nothing of the target. The longest trajectory of the n-th step of warm-up has 10 + n
-    leapfrog steps: a chain far out, which makes the step small for all, does not cost more.
+    at least the mean distance of a chain from its own middle, along the direction in which all of
+    them spread most. Once the farthest chain has come in, and with each mass, T begins anew, for a
+    way down tells nothing of the target. The longest trajectory of the n-th step of warm-up has
+    10 + n leapfrog steps: a chain far out, which makes the step small for all, does not cost more.
 
     Without the division, as in the first paper, T came to rest at the third maximum of a normal
     target: on 20 standard normals 64 effective samples of the squares for each 1000 gradients, with
@@ -203,14 +228,12 @@ class ChEESHMC(LocalKernel):
 
     def step(self, state: ChainState, generator: torch.Generator | None = None) -> Step:
         """Integrate the next trajectory of the sequence; accept or reject its end."""
-        state = state._replace(sequence=state.sequence + 1)
-        time = halton(state.sequence) * self.trajectory_length
-        n_steps = min(max(1, math.ceil(time / self.step_size)), self.max_steps)
+        state, n_steps = self._next_length(state, self.trajectory_length)
         return hamiltonian_step(self, state, n_steps, generator)
 
-    def acceptance(self, info: StepInfo) -> float:
-        """The harmonic mean over the chains, which no stuck chain hides behind others."""
-        return harmonic_mean(info.acceptance_rate)
+    def length_learner(self) -> TrajectoryLength:
+        """See :class:`LocalKernel`."""
+        return TrajectoryLength(self.trajectory_length, self.criterion)
 
 
 def hamiltonian_step(
@@ -222,10 +245,7 @@ def hamiltonian_step(
         energy, gradient = kernel.target.energy_and_grad(state.position)
         state, evaluations = state._replace(energy=energy, gradient=gradient), n_steps + 1
     position, mass = state.position, kernel.mass(state.position)
-    normal = torch.randn(
-        position.shape, generator=generator, dtype=position.dtype, device=position.device
-    )
-    momentum = mass.momentum(normal)
+    momentum = mass.momentum(normals_like(position, generator))
     before = state.energy + mass.kinetic_energy(momentum)
     proposal, momentum = leapfrog(kernel.target, state, momentum, mass, kernel.step_size, n_steps)
     after = proposal.energy + mass.kinetic_energy(momentum)
@@ -260,11 +280,6 @@ def leapfrog(
         last = index == n_steps - 1
         momentum.sub_(gradient, alpha=(0.5 if last else 1.0) * step_size)
     return state._replace(position=position, energy=energy, gradient=gradient), momentum
-
-
-def harmonic_mean(acceptance: Tensor) -> float:
-    """The harmonic mean over the chains, about zero if one of them is stuck."""
-    return float(1 / (1 / acceptance.clamp(min=1e-12)).mean())
 
 
 def halton(index: int) -> float:

@@ -20,7 +20,7 @@ import math
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.mcmc.kernel import ChainState, Mass
+from pyro_neuralrg.mcmc.kernel import ChainState, Mass, normals_like
 from pyro_neuralrg.mcmc.target import Target
 
 INTEGRATORS = {
@@ -41,11 +41,11 @@ def isokinetic_step(
     time = step_size * math.sqrt(u.shape[-1])
     position, energy, gradient = state.position, state.energy, state.gradient
     assert gradient is not None
-    u, volume = turned(u, _by_unit_mass(gradient, mass), turns[0] * time)
+    u, volume = turned(u, mass.scaled(gradient), turns[0] * time)
     for move, turn in zip(moves, turns[1:], strict=True):
         position = position.add(mass.displacement(u), alpha=move * time)
         energy, gradient = target.energy_and_grad(position)
-        u, more = turned(u, _by_unit_mass(gradient, mass), turn * time)
+        u, more = turned(u, mass.scaled(gradient), turn * time)
         volume = volume + more
     end = state._replace(position=position, energy=energy, gradient=gradient)
     return end, u, energy - state.energy + volume
@@ -75,20 +75,11 @@ def turned_at_random(u: Tensor, time: float, generator: torch.Generator | None) 
     if time == 0:
         return u
     width = math.sqrt(math.expm1(2 * min(time, LONGEST_TURN)) / u.shape[-1])
-    end = u.add(_normals(u, generator), alpha=width)
+    end = u.add(normals_like(u, generator), alpha=width)
     return end / end.norm(dim=-1, keepdim=True)
 
 
 def random_direction(like: Tensor, generator: torch.Generator | None) -> Tensor:
     """Uniform directions of this shape ``(chains, dim)``."""
-    normals = _normals(like, generator)
+    normals = normals_like(like, generator)
     return normals / normals.norm(dim=-1, keepdim=True)
-
-
-def _normals(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
-
-
-def _by_unit_mass(gradient: Tensor, mass: Mass) -> Tensor:
-    """The gradient by positions in units of the mass."""
-    return gradient if mass.unit else mass.whitened(mass.velocity(gradient))

@@ -261,6 +261,10 @@ class LocalKernel(Kernel):
             )
         self.inverse_mass = inverse_mass
 
+    def length_learner(self) -> Any:
+        """Learner of the trajectory length, if the kernel has one."""
+        raise NotImplementedError
+
     def mass(self, like: Tensor) -> Mass:
         """The mass of momenta for positions such as ``like``; computed once."""
         given, mass = self._mass or (None, None)
@@ -322,11 +326,20 @@ class Mass:
         """p M^-1 p / 2 in nats, float64, shape ``(chains,)``."""
         return 0.5 * (momentum * self.velocity(momentum)).sum(-1).double()
 
+    def scaled(self, gradient: Tensor) -> Tensor:
+        """Gradient by whitened coordinates, shape ``(chains, dim)``."""
+        return gradient @ self.factor if self._dense else gradient * self.factor
+
     def whitened(self, positions: Tensor) -> Tensor:
         """Coordinates in which M is the identity, shape ``(chains, dim)``."""
         if self._dense:
             return torch.linalg.solve_triangular(self.factor, positions.mT, upper=False).mT
         return positions / self.factor
+
+
+def normals_like(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Standard normals of this shape, dtype and device."""
+    return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
 
 
 def is_covariance(values: Any) -> bool:

@@ -173,21 +173,35 @@ class PooledCovariance(Learner):
         return (self._count * covariance + prior) / (self._count + 5)
 
 
-class TrajectoryLength(Learner):
+class LengthLearner(Learner):
+    """Common part of what learns a trajectory length."""
+
+    FIRST_STEPS = 10  # of a trajectory at the beginning
+    _steps: int
+
+    @property
+    def most_steps(self) -> int:
+        """Steps that the longest trajectory may have by now: ten, one more with each step.
+
+        A chain far out, which makes the step small for all, is not waited for.
+        """
+        return self.FIRST_STEPS + self._steps
+
+
+class TrajectoryLength(LengthLearner):
     """Ascent of a criterion C in ln T, by its relative slope d ln(C / T) / d ln T.
 
     Numerator and denominator of the slope are averaged over the last steps, which together see the
     whole of (0, T). Adam, as in the paper, divides by the root of averaged squares instead, which
     lag behind while T grows: it led beyond the first maximum, to others.
 
-    T is at least the mean distance of the chains from their middle along their widest direction, to
+    T is at least the mean distance of a chain from its own middle along the widest direction, to
     which the criterion, which sums over directions, may be blind: half the best T of normals. Twice
     as much took 1.3 times the gradients for each effective draw on the Ising model at Tc, 16 x 16.
     """
 
     FIRST_RATE, LAST_RATE, FALLING = 0.15, 0.03, 100  # step in ln T for a slope of one
     FORGETTING = 0.9  # of numerators and denominators
-    FIRST_STEPS, MORE_STEPS = 10, 1  # leapfrog steps at the beginning, more with each step
     AVERAGING = 0.5  # the n-th value of ln T enters the average with the weight n ** -0.5
 
     def __init__(self, length: float, criterion: str = "chees") -> None:
@@ -202,14 +216,6 @@ class TrajectoryLength(Learner):
         self._slope = self._scale = 0.0
         self._count = 0
         self.direction.clear()
-
-    @property
-    def most_steps(self) -> int:
-        """Leapfrog steps that the longest trajectory may have by now.
-
-        A chain far out, which makes the step small for all, is not waited for.
-        """
-        return self.FIRST_STEPS + self.MORE_STEPS * self._steps
 
     @property
     def value(self) -> float:
@@ -234,6 +240,7 @@ class TrajectoryLength(Learner):
         Of those that ``most_steps`` cut short, only where they began.
         """
         whitened = trajectory.mapped(mass.whitened)
+        self.direction.update(trajectory.start, mass)
         projected = self.direction.projected(whitened)
         if self.value <= step_size * self.most_steps:
             self._climb(projected if self._projects else whitened, acceptance)
@@ -261,39 +268,49 @@ class PrincipalDirection(Learner):
     r"""The direction in which chains spread most, by Oja's rule over the steps of warm-up.
 
     The mean and the vector :math:`v \leftarrow (1 - r) v + r\, C v / |C v|` forget as 1 / n; C is
-    the covariance of the present positions about that mean.
+    the covariance of the present positions about that mean. So do the mean of each chain, and how
+    far it goes from there, as a share of how far all are from theirs: small if each chain stays at
+    a mode of its own. With a new mass the shares are kept, for T begins at one step.
     """
 
     DELAY = 8.0  # steps after which the n-th counts as 1 / n, as in the paper
 
     def __init__(self) -> None:
+        self._steps = 0
+        self._means: Tensor | None = None  # of each chain
+        self._shares = torch.zeros(1)
         self.clear()
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Forget all but the means and shares of the chains."""
         self._count = 0
-        self.width = 0.0  # mean distance from the mean, along the direction
+        self._spread = 0.0  # mean distance from the mean, along the direction
         self._mean: Tensor | None = None
         self._vector: Tensor | None = None
 
+    @property
+    def width(self) -> float:
+        """Mean distance of a chain from its own mean along the direction: median over chains."""
+        return self._spread * min(float(self._shares.median()), 1.0)
+
     def projected(self, trajectory: Trajectory) -> Trajectory:
-        """Take in its starts; return its components along the direction, ``(chains, 1)``."""
-        start = trajectory.start.double()
-        self._update(start[torch.isfinite(start).all(-1)])
+        """Components along the direction, ``(chains, 1)``, of a trajectory in units of the mass."""
         if self._vector is None:  # nothing is known yet: all of the position
             return trajectory
-        vector = (self._vector / self._vector.norm()).unsqueeze(-1)
+        vector = (self._vector / self._vector.norm()).to(trajectory.start.device).unsqueeze(-1)
         return trajectory.mapped(lambda part: part.double() @ vector)
 
-    def _update(self, positions: Tensor) -> None:
-        if len(positions) < 2:
-            return
-        self._count += 1
-        rate = self.DELAY / (self._count + self.DELAY)
-        mean = positions.mean(0)
+    def update(self, positions: Tensor, mass: Mass) -> None:
+        """Take in the positions ``(chains, dim)``."""
+        self._count, self._steps = self._count + 1, self._steps + 1
+        rate, slow = (self.DELAY / (n + self.DELAY) for n in (self._count, self._steps))
+        own = positions if self._means is None else self._means.to(positions)
+        self._means = own + slow * (positions - own)
+        moved, whitened = mass.whitened(positions - own).double(), mass.whitened(positions).double()
+        mean = whitened.mean(0)
         known = mean if self._mean is None else self._mean.to(mean)  # a file's is on the CPU
         self._mean = known + rate * (mean - known)
-        deviations = positions - self._mean
+        deviations = whitened - self._mean
         if self._vector is None:  # the farthest chain, unless all are at one point
             farthest = deviations[deviations.square().sum(-1).argmax()]
             if not float(farthest.norm()) > 0:
@@ -301,8 +318,11 @@ class PrincipalDirection(Learner):
             self._vector = farthest
         unit = self._vector.to(mean) / self._vector.norm()
         components = deviations @ unit
-        if self._count > 1:  # those that found the direction say nothing of its width
-            self.width += rate * (float(components.abs().mean()) - self.width)
+        spread = float(components.abs().mean())
+        if self._count > 1 and spread > 0:  # those that found the direction say nothing of it
+            self._spread += rate * (spread - self._spread)
+            shares = self._shares.to(mean)
+            self._shares = shares + slow * ((moved @ unit).abs() / spread - shares)
         image = deviations.mT @ components
         if float(image.norm()) > 0:
             self._vector = (1 - rate) * unit + rate * image / image.norm()

@@ -5,15 +5,15 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor
 
 from pyro_neuralrg.arguments import check_choice, check_integer, check_number
-from pyro_neuralrg.mcmc.decorrelation import AUTOCORRELATION
-from pyro_neuralrg.mcmc.hmc import DIVERGENCE_THRESHOLD, halton, harmonic_mean
+from pyro_neuralrg.mcmc.decorrelation import DecorrelationLength
+from pyro_neuralrg.mcmc.hmc import DIVERGENCE_THRESHOLD, QuasiRandomLengths
 from pyro_neuralrg.mcmc.isokinetic import (
     INTEGRATORS,
     isokinetic_step,
@@ -43,7 +43,6 @@ class Microcanonical(LocalKernel):
     """Common part of :class:`MCLMC` and :class:`MAMS`, whose arguments are documented there."""
 
     needs_gradient = True
-    criterion = AUTOCORRELATION
 
     def __init__(
         self,
@@ -51,18 +50,18 @@ class Microcanonical(LocalKernel):
         step_size: float,
         trajectory_length: float,
         integrator: str,
-        inverse_mass: Tensor | None,
-        shape: tuple[int, ...] | None,
-        flow: TransformModule | None,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            target, step_size=step_size, inverse_mass=inverse_mass, shape=shape, flow=flow
-        )
+        super().__init__(target, step_size=step_size, **options)
         accepted = "a finite number > 0"
         self.trajectory_length: float = check_number(
             "trajectory_length", trajectory_length, accepted, above=0
         )
         self.integrator = check_choice("integrator", integrator, INTEGRATORS)
+
+    def length_learner(self) -> DecorrelationLength:
+        """See :class:`LocalKernel`."""
+        return DecorrelationLength(self.trajectory_length)
 
     def init(self, positions: Tensor) -> ChainState:
         """See :class:`Kernel`; a single dimension has no directions to turn in, and is refused."""
@@ -98,7 +97,7 @@ class Microcanonical(LocalKernel):
             )
             assert moved.gradient is not None
             sound = torch.isfinite(error) & torch.isfinite(moved.gradient).all(-1)
-            sound &= error < barrier
+            sound &= torch.isfinite(turned).all(-1) & (error < barrier)
             state = chosen_chains(sound, moved, state)
             direction = torch.where(sound.unsqueeze(-1), turned, -direction)
             total = total + torch.where(sound, error, zero)
@@ -162,8 +161,8 @@ class MCLMC(Microcanonical):
         shape: tuple[int, ...] | None = None,
         flow: TransformModule | None = None,
     ) -> None:
-        common = step_size, trajectory_length, integrator, inverse_mass, shape, flow
-        super().__init__(target, *common)
+        options: Any = {"inverse_mass": inverse_mass, "shape": shape, "flow": flow}
+        super().__init__(target, step_size, trajectory_length, integrator, **options)
         accepted = "a finite number > 0"
         self.num_steps = check_integer("num_steps", num_steps, 1)
         self.energy_variance = check_number("energy_variance", energy_variance, accepted, above=0)
@@ -197,7 +196,7 @@ class MCLMC(Microcanonical):
         )
 
 
-class MAMS(Microcanonical):
+class MAMS(QuasiRandomLengths, Microcanonical):
     r"""Metropolis-adjusted microcanonical sampler: exact, and often ahead of HMC.
 
     A trajectory begins in a random direction, moves at constant speed for a quasi-random time,
@@ -244,19 +243,13 @@ class MAMS(Microcanonical):
         shape: tuple[int, ...] | None = None,
         flow: TransformModule | None = None,
     ) -> None:
-        common = step_size, trajectory_length, integrator, inverse_mass, shape, flow
-        super().__init__(target, *common)
+        options: Any = {"inverse_mass": inverse_mass, "shape": shape, "flow": flow}
+        super().__init__(target, step_size, trajectory_length, integrator, **options)
         self.max_steps = check_integer("max_steps", max_steps, 1)
-
-    def acceptance(self, info: StepInfo) -> float:
-        """The harmonic mean over the chains, which no stuck chain hides behind others."""
-        return harmonic_mean(info.acceptance_rate)
 
     def step(self, state: ChainState, generator: torch.Generator | None = None) -> Step:
         """Integrate the next trajectory of the sequence; accept or reject its end."""
-        state = state._replace(sequence=state.sequence + 1)
-        time = 2 * halton(state.sequence) * self.trajectory_length
-        n_steps = min(max(1, math.ceil(time / self.step_size)), self.max_steps)
+        state, n_steps = self._next_length(state, 2 * self.trajectory_length)
         direction = random_direction(state.position, generator)
         path, evaluations = self._path(state, direction, n_steps, math.inf, generator)
         log_ratio = torch.where(path.is_sound, -path.error, -math.inf)

@@ -216,7 +216,7 @@ class ModelTarget(Target):
         else:
             return  # nothing is known; the starts will tell
         self._vectorised = False
-        self._energy_and_grad_of(points)  # an error of the model itself comes out here
+        self.energy_and_grad(points)  # an error of the model itself comes out here
         warnings.warn(
             "the model cannot be vectorised by torch.func.vmap; its chains are evaluated one "
             "after another, which is slow; the reason: "

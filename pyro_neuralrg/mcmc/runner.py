@@ -284,9 +284,10 @@ class VectorizedMCMC(RunResults):
             self._warm_up(generator, progress, pressed)
             self._draw(generator, progress, pressed)
             stats = self._rows["sample_stats"].columns()
-            if not self._told and world.is_first and bool(stats["diverging"].any()):
+            diverging = world.gather(stats["diverging"])
+            if not self._told and world.is_first and bool(diverging.any()):
                 self._told = True
-                warn_of_divergences(self.kernel, self._state.chains, stats)
+                warn_of_divergences(self.kernel, self._state.chains, diverging, stats["n_steps"])
 
     def _warm_up(self, generator: torch.Generator, progress: Progress, pressed: list[int]) -> None:
         state, warmup = self._state, self._warmup

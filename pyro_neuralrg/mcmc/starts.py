@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.mcmc.kernel import ChainState, Kernel, LocalKernel
+from pyro_neuralrg.mcmc.kernel import ChainState, Kernel, LocalKernel, normals_like
 from pyro_neuralrg.mcmc.metropolis import chosen_chains
 from pyro_neuralrg.mcmc.target import Target
 from pyro_neuralrg.runtime.processes import Processes
@@ -152,16 +152,18 @@ def _warning(target: Target, steep: Tensor, where: str) -> str:
     )
 
 
-def warn_of_divergences(kernel: Kernel, state: ChainState, stats: Mapping[str, Tensor]) -> None:
+def warn_of_divergences(kernel: Kernel, state: ChainState, failed: Tensor, n_steps: Tensor) -> None:
     """Warn of draws in which the model failed for all chains, and of gradients that bar the way.
 
-    Gradients are looked at along straight lines as long as trajectories, from where chains ended.
+    ``failed``, of shape ``(chains, draws)``, is that of all processes. A single chain is to fail
+    in most of its draws: one failed proposal says nothing of the model. Gradients are looked at
+    along straight lines as long as trajectories, from where chains ended.
     """
-    target, diverging, n_steps = kernel.target, stats["diverging"], int(stats["n_steps"].max())
-    stuck = int(diverging.all(0).sum())
-    if stuck and target.failure is not None:
+    target, (chains, draws) = kernel.target, failed.shape
+    stuck = int(failed.all(0).sum())
+    if stuck > (0 if chains > 1 else draws // 2) and target.failure is not None:
         warnings.warn(
-            f"in {stuck} of {diverging.shape[1]} draws no chain could move on, for there was no "
+            f"in {stuck} of {draws} draws no chain could move on, for there was no "
             f"energy of what they proposed; the model says {target.failure!r}",
             stacklevel=4,  # the caller of run()
         )
@@ -169,10 +171,10 @@ def warn_of_divergences(kernel: Kernel, state: ChainState, stats: Mapping[str, T
         if not (isinstance(mover, LocalKernel) and mover.needs_gradient):
             continue
         position = state.position
-        generator = torch.Generator(position.device).manual_seed(0)
-        options: Any = {"dtype": position.dtype, "device": position.device}
-        normal = torch.randn(position.shape, generator=generator, **options)
-        way = mover.mass(normal).displacement(normal) * (mover.step_size * n_steps / LOOKS)
+        normal = normals_like(position, torch.Generator(position.device).manual_seed(0))
+        way = mover.mass(normal).displacement(normal) * (
+            mover.step_size * int(n_steps.max()) / LOOKS
+        )
         probes = [mover.init(position + step * way) for step in range(1, LOOKS + 1)]
         steep = torch.cat([_steep(target, probe) for probe in probes])
         if bool(steep.any()):

@@ -111,6 +111,7 @@ def test_the_principal_direction_of_chains() -> None:
         components[:, 0] *= 3.0
         positions = 5.0 + components @ rotation.T
         path = Trajectory(positions, positions, positions, 1.0)
+        direction.update(positions, unit_mass(20))
         found = direction.projected(path).end.squeeze(-1)
     centred, expected = found - found.mean(), components[:, 0] - components[:, 0].mean()
     assert abs(float(centred @ expected / (centred.norm() * expected.norm()))) > 0.97
@@ -126,6 +127,26 @@ def test_it_adapts_from_one_point_for_all_chains(criterion: str) -> None:
     start = {"x": torch.zeros(32, 10)}
     mcmc = run(kernel, 5, warmup_steps=150, num_chains=32, initial_params=start)
     assert 0.7 < mcmc.kernel.trajectory_length < 3.0
+
+
+def test_the_distance_between_modes_is_no_width() -> None:
+    """Two modes at +-1, 0.2 wide, that no chain leaves; within one, 1.6 would be half a period."""
+
+    def energy(x: Tensor) -> Tensor:
+        squares = [(x - sign).square().sum(-1) / (2 * 0.2**2) for sign in (1, -1)]
+        return -torch.logaddexp(-squares[0], -squares[1])
+
+    signs = torch.ones(32, 1).index_fill(0, torch.arange(16), -1.0)
+    mcmc = run(
+        ChEESHMC(energy, shape=(64,)),
+        100,
+        warmup_steps=150,
+        num_chains=32,
+        initial_params={"x": signs + 0.2 * torch.randn(32, 64)},
+    )
+    inside = summarise(mcmc.positions[..., 0] - mcmc.positions[..., 1])
+    gradients = mcmc.gradient_evaluations.draws
+    assert 1000 * inside.ess_bulk / gradients > 100  # 18 at the distance between the modes
 
 
 @pytest.mark.slow

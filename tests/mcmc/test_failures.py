@@ -93,6 +93,9 @@ def test_where_all_chains_fail_the_model_is_heard(made: str) -> None:
         run(kernel, initial_params={"x": torch.full((6, 2), 3.0)})
     with pytest.warns(UserWarning, match=r"of 5 draws no chain could move on.*says.*cholesky"):
         run(kernel, 5, warmup_steps=0, initial_params={"x": torch.zeros(6, 2)})
+    seldom = kernel.tuned(step_size=1.0)  # of a single chain no failed proposal is worth a warning
+    mcmc = run(seldom, 30, warmup_steps=0, num_chains=1, initial_params={"x": torch.zeros(1, 2)})
+    assert 0 < int(mcmc.sample_stats["diverging"].sum()) < 15
 
 
 def test_other_errors_end_the_run() -> None:
@@ -103,6 +106,17 @@ def test_other_errors_end_the_run() -> None:
 def test_a_model_that_fails_at_zero_is_vectorised_all_the_same() -> None:
     def model() -> None:
         x = pyro.sample("x", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        torch.linalg.cholesky(torch.diag_embed(x.square()))
+
+    energy = ModelTarget(model).setup().energy(torch.tensor([[1.0, 2.0], [0.0, 1.0]]))
+    assert energy.isnan().tolist() == [False, True]
+
+
+@pytest.mark.filterwarnings("ignore:the model cannot be vectorised")
+def test_a_model_that_vmap_refuses_may_fail_at_zero() -> None:
+    def model() -> None:
+        x = pyro.sample("x", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        float(x.sum().detach())
         torch.linalg.cholesky(torch.diag_embed(x.square()))
 
     energy = ModelTarget(model).setup().energy(torch.tensor([[1.0, 2.0], [0.0, 1.0]]))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyro_neuralrg import HMC, Record, VectorizedMCMC
 from pyro_neuralrg.files import CheckpointError
-from pyro_neuralrg.mcmc import Adaptation, ChEESHMC, EnergyTarget, Kernel
+from pyro_neuralrg.mcmc import MAMS, MCLMC, Adaptation, ChEESHMC, EnergyTarget, Kernel
 from pyro_neuralrg.mcmc.run_state import CHAIN_FORMAT
 from tests.mcmc.registry import BIASED, KERNELS, TARGETS
 
@@ -120,7 +120,7 @@ def correlated(act: Callable[[], object] | None = None, call: int = 0) -> Energy
 
 
 @pytest.mark.parametrize("fraction", [0.2, 0.6, 0.98])
-@pytest.mark.parametrize("kind", [HMC, ChEESHMC])
+@pytest.mark.parametrize("kind", [HMC, ChEESHMC, MAMS, MCLMC])
 def test_killed_anywhere_the_last_saved_state_goes_on(
     kind: type[Kernel], fraction: float, tmp_path: Path
 ) -> None:
