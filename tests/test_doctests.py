@@ -47,5 +47,5 @@ def test_readme_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     namespace: dict[str, object] = {}
     for block in blocks:
         shorter = re.sub(r"\b(range\(|steps=|num_samples=|warmup_steps=)[\d_]+", r"\g<1>5", block)
-        shorter = re.sub(r"\bnum_particles=[\d_]+", "num_particles=32", shorter)
+        shorter = re.sub(r"\b(num_particles|num_draws)=[\d_]+", r"\g<1>=32", shorter)
         exec(compile(shorter, str(README), "exec"), namespace)
