@@ -31,6 +31,7 @@ from pyro_neuralrg.statistics import summarise
 from tests.benchmarks.harness import Table, parse, timed, watch
 
 WANTED = 1000
+LARGEST = 1.05  # R-hat; beyond it effective draws are not to be trusted
 COLUMNS = {
     "side": "6.0f", "/s": "10.1f", "prepared": "10.1f", "to 1000": "10.1f", "all": "10.1f",
     "S": "9.4f", "MCSE": "9.4f", "R-hat": "8.3f", "z": "7.1f",
@@ -133,13 +134,18 @@ def draw(rows: list[dict[str, Any]], path: Path, target: str) -> None:
     """Seconds against the side; the crossing of the flow with the best gradient sampler marked."""
     import matplotlib.pyplot as plt
 
-    slopes, (figure, ax) = exponents(rows, "all"), plt.subplots(figsize=(6.4, 4.4))
+    slopes, (figure, ax) = exponents(rows, "all"), plt.subplots(figsize=(8.4, 4.4))
     curves: dict[str, dict[int, float]] = defaultdict(dict)
     for row in rows:
         curves[family(row)][row["side"]] = row["all"]
     for name, points in curves.items():
         label = f"{name}, $L^{{{slopes.get(name, math.nan):.1f}}}$"
-        ax.loglog(list(points), list(points.values()), "o-", label=label)
+        (line,) = ax.loglog(list(points), list(points.values()), "o-", label=label)
+        poor = [r for r in rows if family(r) == name and r["rhat"] > LARGEST]
+        ax.plot(
+            [row["side"] for row in poor], [row["all"] for row in poor], "o", color="white",
+            markeredgecolor=line.get_color(), zorder=3,
+        )  # fmt: skip
     alone = {row["side"]: row["drawing"] for row in rows if family(row) == "flow"}
     ax.loglog(list(alone), list(alone.values()), "o:", color="0.5", label="flow, trained before")
     crossing = first_ahead(curves)
@@ -149,7 +155,10 @@ def draw(rows: list[dict[str, Any]], path: Path, target: str) -> None:
     ax.set_xticks(sorted(alone), [str(side) for side in sorted(alone)])
     ax.minorticks_off()
     ax.set(xlabel="side L", ylabel="CPU seconds to 1000 effective draws", title=TITLES[target])
-    ax.legend(frameon=False, fontsize=8)
+    ax.legend(
+        frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8,
+        title=f"hollow: R-hat > {LARGEST}", title_fontsize=8,
+    )  # fmt: skip
     figure.tight_layout()
     figure.savefig(path, dpi=150)
 
