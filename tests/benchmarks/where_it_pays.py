@@ -151,7 +151,7 @@ def draw(rows: list[dict[str, Any]], path: Path, target: str) -> None:
     crossing = first_ahead(curves)
     if crossing is not None:
         ax.axvline(crossing, color="0.7", lw=1)
-        ax.text(crossing, ax.get_ylim()[0], " flow ahead from here", va="bottom")
+        ax.text(crossing, ax.get_ylim()[0], "flow ahead from here ", va="bottom", ha="right")
     ax.set_xticks(sorted(alone), [str(side) for side in sorted(alone)])
     ax.minorticks_off()
     ax.set(xlabel="side L", ylabel="CPU seconds to 1000 effective draws", title=TITLES[target])
