@@ -37,6 +37,8 @@ def test_square_of_a_free_field(method: str | None, seed: int) -> None:
     assert 0 < error < 0.1
     exact = float(TARGET.spectrum.mean())
     assert float(found.estimate) == pytest.approx(exact, abs=4 * error)
+    evidence, wide = draws.weights.log_mean, 4 * draws.weights.log_mean.standard_error
+    assert evidence.value == pytest.approx(TARGET.log_partition(), abs=wide)
     assert (draws.log_weights is not None) == (draws.method == "annealing")
     assert f"by {method or 'independence'}: {draws.reason}" in repr(draws)
     assert len(draws.get_samples()["x"]) >= number
