@@ -174,6 +174,12 @@ def test_pictures_have_commands_that_are_accepted() -> None:
             figure = load(Path(words[1]).stem)
             load("start").make_parser(figure).parse_args(words[2:])
             assert name.startswith(figure.__name__)
+        elif words[1] == "-m":
+            module = words[2].removeprefix("tests.benchmarks.")
+            source = Path(__file__).parents[1] / "benchmarks" / f"{module}.py"
+            options = re.findall(r"^        (\w+)=", source.read_text(encoding="utf-8"), re.M)
+            assert {word[2:] for word in words if word.startswith("--")} <= set(options)
+            assert name.startswith(module)
         else:
             assert words[1:] == ["tutorials/figures/make.py", "--flow", "flow.pt"]
             stem = name.removesuffix(".png")
