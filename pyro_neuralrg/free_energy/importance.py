@@ -24,7 +24,12 @@ from pyro_neuralrg.infer.pyro_internals import numbers_may_fail
 from pyro_neuralrg.potentials.base import check_separate, trial_pair
 from pyro_neuralrg.runtime.console import warn_user
 from pyro_neuralrg.statistics import Estimate, LogWeights, summarise, with_error
-from pyro_neuralrg.statistics.weights import can_be_trusted, may_be_undefined
+from pyro_neuralrg.statistics.weights import (
+    HEAVY_PARETO_K,
+    can_be_trusted,
+    may_be_undefined,
+    tail_of_squares,
+)
 
 ENERGIES = (
     "x -> -ln pi(x) of shape (n,); for a Pyro model estimate(model, guide, model_args=...), () if "
@@ -199,7 +204,7 @@ def from_log_weights(weights: LogWeights | Tensor) -> FreeEnergyEstimate:
     """Both estimates from the log-weights ``ln pi(x) - ln q(x)`` of independent samples x ~ q."""
     if not isinstance(weights, LogWeights):
         weights = LogWeights(weights)
-    variational, importance = weights.mean_log, weights.log_mean
+    variational, importance = weights.mean_log, log_mean_with_tail(weights)
     return FreeEnergyEstimate(
         variational=-variational.value,
         variational_se=variational.standard_error,
@@ -210,6 +215,21 @@ def from_log_weights(weights: LogWeights | Tensor) -> FreeEnergyEstimate:
         pareto_k=weights.pareto_k,
         zero_weights=int((weights.values == -math.inf).sum()),
     )
+
+
+def log_mean_with_tail(weights: LogWeights) -> Estimate:
+    """ln of the mean weight, with an error that takes in a heavy tail as fitted.
+
+    Infinite above a k-hat of 1, where that tail has no mean: the samples bound ln Z from below.
+    """
+    value, error = weights.log_mean
+    if weights.pareto_k > HEAVY_PARETO_K:
+        residuals = (weights.values - value).exp() - 1.0
+        squares = float(tail_of_squares(residuals)[0])
+        number = len(weights)
+        wide = math.sqrt(squares / (number * (number - 1)))
+        error = math.inf if weights.pareto_k > 1.0 else max(error, wide)
+    return Estimate(value, error)
 
 
 def log_weights(target: Any, q: Any, num_samples: int, batch_size: int = 1000) -> Tensor:

@@ -118,6 +118,21 @@ class LogWeights:
         """
         return math.nan if self.copies else _pareto_k(self.values)
 
+    @cached_property
+    def smoothed(self) -> LogWeights:
+        """The same, the largest weights replaced by quantiles of the tail fitted to them (PSIS).
+
+        None becomes larger than the largest. As they are where k-hat is NaN or infinite.
+        """
+        if not math.isfinite(self.pareto_k):
+            return self
+        size, largest = _tail_size(len(self)), float(self.values.max())
+        top, where = (self.values - largest).topk(size + 1)
+        k, scale = _pareto_tail(top[:-1].exp() - top[-1].exp())
+        part = (torch.arange(size, dtype=top.dtype) + 0.5) / size
+        quantiles = (top[-1].exp() + scale * (part**-k - 1) / k).clamp(max=1.0)
+        return LogWeights(self.values.index_copy(0, where[:-1], quantiles.log() + largest))
+
     @property
     def is_trustworthy(self) -> bool:
         """At least ten effective samples, and a k-hat of at most 0.7."""
