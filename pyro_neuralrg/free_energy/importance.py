@@ -37,6 +37,12 @@ ENERGIES = (
 )
 """What a target may be, for messages."""
 
+REMEDY = (
+    "train longer, draw more samples, or use evidence(target, q), which goes to bridge sampling or "
+    "annealing"
+)
+"""For weights that cannot be trusted."""
+
 
 class FreeEnergyEstimate(NamedTuple):
     """Two estimates of -ln Z from the same log-weights, all energies in nats.
@@ -44,8 +50,9 @@ class FreeEnergyEstimate(NamedTuple):
     Attributes:
         variational, variational_se: mean of ln q - ln pi, at least -ln Z in expectation (paper
             Eq. 4), and its standard error; infinite if a sample has weight zero.
-        importance, importance_se: -ln of the mean weight, and its standard error (delta method);
-            consistent, biased by about half of that squared; infinite if all weights are zero.
+        importance, importance_se: -ln of the mean weight, and its standard error (delta method,
+            with a heavy tail as fitted: :func:`log_mean_with_tail`); consistent, biased by about
+            half of that squared; infinite if all weights are zero.
         ess: Kish effective sample size as a fraction of ``num_samples``, between 0 and 1.
         num_samples: samples of q.
         pareto_k: shape of the tail of the weights (:class:`~pyro_neuralrg.statistics.LogWeights`);
@@ -142,7 +149,7 @@ def estimate(
     else:
         values = log_weights(target, q, num_samples, batch_size)
     weights = LogWeights(without_undefined(values))
-    weights.warn_if_poor()
+    weights.warn_if_poor(remedy=REMEDY)
     return from_log_weights(weights)
 
 

@@ -29,6 +29,7 @@ MIN_DRAWS_OF_Q = 1000  # with fewer a k-hat tells little
 LIGHT_PARETO_K = 0.5  # the weights have a variance
 MIN_EFFECTIVE = 100.0  # of the draws of q, for an importance estimate
 BLOCKS = 16  # of the draws, for the drift
+ALIKE = 1e-6  # half a variance of log-weights that are as good as equal
 SAME_GAP = 0.1, 0.25  # nats, and a part of it, by which two figures of the gap may differ
 MIN_OVERLAP, LARGEST_RHAT = 50.0, 1.05  # of a bridge
 DRAWS_PER_ENTRY = 10  # effective ones, for each row of a covariance that is fitted
@@ -151,7 +152,7 @@ def evidence(
     with frozen(latent.modules()):
         draws = None if posterior is None else _given_draws(latent, posterior)
         weights = weighted_positions(latent, num_draws, generator)[1]
-        doubt = _doubt(weights)
+        doubt = doubt_of(weights)
         if method == "importance" or (method is None and doubt is None and draws is None):
             return _by_importance(weights, doubt)
         why = "draws of the target are given" if doubt is None else doubt
@@ -218,15 +219,16 @@ def _gaps(weights: LogWeights) -> tuple[float, float]:
     return weights.log_mean.value - weights.mean_log.value, 0.5 * float(weights.values.var())
 
 
-def _doubt(weights: LogWeights) -> str | None:
+def doubt_of(weights: LogWeights) -> str | None:
     """Why the mean of these weights is not to be believed, if so."""
     value, error = weights.log_mean
-    effective = weights.ess * len(weights)
+    effective, (gap, half) = weights.ess * len(weights), _gaps(weights)
+    if half < ALIKE:
+        return None
     if weights.pareto_k > LIGHT_PARETO_K:
         return f"the weights of q have a heavy tail (Pareto k-hat {weights.pareto_k:.2f})"
     if effective < MIN_EFFECTIVE:
         return f"{effective:.0f} of {len(weights)} draws of q are effective"
-    gap, half = _gaps(weights)
     if not abs(gap - half) <= SAME_GAP[0] + SAME_GAP[1] * gap:
         return (
             f"half the variance of the log-weights, {half:.2g}, is not the gap of the ELBO to the "
@@ -242,11 +244,11 @@ def _doubt(weights: LogWeights) -> str | None:
 
 def _poor(found: Bridge) -> str | None:
     """Why a bridge is not to be believed, if so."""
+    if found.rhat > LARGEST_RHAT:
+        return f"chains of the target disagree (R-hat {found.rhat:.2f})"
     least = min(found.from_q, found.from_target)
     if not (least >= MIN_OVERLAP and math.isfinite(found.standard_error)):
         return f"draws of q and of the target overlap in {least:.1f} effective ones only"
-    if found.rhat > LARGEST_RHAT:
-        return f"chains of the target disagree (R-hat {found.rhat:.2f})"
     return None
 
 

@@ -138,7 +138,9 @@ class LogWeights:
         """At least ten effective samples, and a k-hat of at most 0.7."""
         return can_be_trusted(self.ess * len(self), self.pareto_k)
 
-    def warn_if_poor(self, of: str = "importance") -> None:
+    def warn_if_poor(
+        self, of: str = "importance", remedy: str = "train longer or draw more samples"
+    ) -> None:
         """Warn the caller's caller if the weights are not trustworthy."""
         if self.is_trustworthy:
             return
@@ -146,8 +148,7 @@ class LogWeights:
         tail = f" (Pareto k-hat {self.pareto_k:.2f})" if heavy else ""
         warnings.warn(
             f"the {of} estimate rests on {self.ess * len(self):.1f} effective samples of "
-            f"{len(self)}{tail}: neither it nor its error bar can be trusted; train longer or "
-            "draw more samples",
+            f"{len(self)}{tail}: neither it nor its error bar can be trusted; {remedy}",
             stacklevel=3,
         )
 

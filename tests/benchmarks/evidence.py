@@ -4,8 +4,8 @@
 
     python -m tests.benchmarks.evidence [--seeds 20] [--cases radiata walk ...] [--draws 10000]
 
-Each seed trains a guide anew and calls ``evidence(model, guide)``. Exact values are conjugate; of the
-logistic regression and the pines they come from long annealing, with an error. Radiata pine:
+Each seed trains a guide anew and calls ``evidence(model, guide)``. Exact values are conjugate; of
+the logistic regression and the pines they come from long annealing, with an error. Radiata pine:
 strength of 42 boards against their density x or adjusted density z (``radiata.csv``; Williams,
 Regression Analysis, 1959; Carlin and Chib, JRSS B 57, 473, 1995; Friel and Wyse, 2012).
 """
@@ -37,7 +37,7 @@ from tests.benchmarks.harness import parse
 from tests.benchmarks.pines import pines
 
 SMALL_ERROR, SMALL_MISS = 1e-3, 5e-3  # nats
-LOGISTIC = (math.nan, math.nan)  # of annealing with 65,536 particles
+LOGISTIC = (-215.6094, 0.0015)  # of annealing, four runs of 16,384 particles at a CESS of 0.99
 PINES = (501.806, 0.0)
 
 
@@ -206,7 +206,7 @@ def cases() -> dict[str, Callable[[], Case]]:
         "walk, diagonal": lambda: exactly(walk(), AutoDiagonalNormal, 200),
         "walk, IAF": lambda: exactly(walk(), AutoIAFNormal, 200),
         "logistic": lambda: Case(logistic(), *LOGISTIC, AutoMultivariateNormal, 1000),
-        "pines": lambda: Case(pines(40), *PINES, AutoHierarchicalFlow, 300, 5e-3),
+        "pines": lambda: Case(pines(40), *PINES, AutoHierarchicalFlow, 0),
     }
     for side in (32, 256, 1024):
         found[f"gaussian {side}, flow"] = lambda side=side: exactly(
