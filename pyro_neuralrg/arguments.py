@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 LARGEST_SEED = 2**63 - 1
@@ -95,6 +96,17 @@ def check_number(
     return number
 
 
+def check_numbers(
+    name: str, value: Any, accepted: str, count: int | None = None, **bounds: float
+) -> tuple[float, ...]:
+    """Return a sequence of numbers, so many if that is said, as floats within the bounds."""
+    check_type(name, value, Iterable, accepted)
+    given = tuple(value)
+    if count not in (None, len(given)):
+        raise ValueError(f"{name} is {value!r}; accepted: {accepted}")
+    return tuple(check_number(name, one, accepted, given=value, **bounds) for one in given)
+
+
 def check_choice(name: str, value: Any, choices: Collection[str]) -> str:
     """Return ``value`` if it is one of the choices, else raise a ValueError."""
     if not isinstance(value, str) or value not in choices:
@@ -108,6 +120,28 @@ def check_tensor(name: str, value: Any, accepted: str = "a floating tensor") -> 
         seen = value.dtype if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(f"{name} is {seen}; accepted: {accepted}")
     return value
+
+
+def check_values(
+    name: str, value: Any, shape: tuple[int, ...], accepted: str | None = None
+) -> Tensor:
+    """Return ``value`` if it is a tensor of a floating dtype and of shape ``batch + shape``."""
+    check_tensor(name, value, accepted or "a floating tensor")
+    split = value.dim() - len(shape)
+    if split < 0 or tuple(value.shape[split:]) != shape:
+        accepted = accepted or f"any batch shape followed by {shape}"
+        raise ValueError(f"{name} has shape {tuple(value.shape)}; accepted: {accepted}")
+    return value
+
+
+def check_array(name: str, value: Any, accepted: str = "real numbers") -> NDArray[np.float64]:
+    """Return a copy of an array, a tensor or a list in double precision, None as NaN."""
+    try:
+        array = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)
+        array = array.astype(np.float64) if array.dtype == object else array
+        return array.astype(np.float64, order="C", casting="same_kind")
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name} is {a_kind(value)}; accepted: {accepted}") from None
 
 
 def check_type(name: str, value: Any, kind: Any, accepted: str) -> None:

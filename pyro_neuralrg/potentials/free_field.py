@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.arguments import check_integer, check_number
+from pyro_neuralrg.arguments import check_integer, check_integers, check_number
 from pyro_neuralrg.lattice import check_boundary, check_shape
 from pyro_neuralrg.potentials.base import LatticePotential, generator_of
 from pyro_neuralrg.spectral import apply_spectrum, momenta, sum_over_axes
@@ -85,15 +85,12 @@ class FreeField(LatticePotential):
         ``site`` is a position, one integer >= 0 per axis; default: the origin.
         """
         accepted = f"a position on the lattice {self.shape}, one integer per axis"
-        position = (0,) * len(self.shape) if site is None else site
-        if not isinstance(position, Iterable) or len(tuple(position)) != len(self.shape):
+        position = check_integers("site", [0] * len(self.shape) if site is None else site, accepted)
+        inside = [0 <= at < side for at, side in zip(position, self.shape, strict=False)]
+        if len(position) != len(self.shape) or not all(inside):
             raise ValueError(f"site is {site!r}; accepted: {accepted}")
-        index = tuple(
-            check_integer("site", at, 0, side - 1, accepted)
-            for at, side in zip(position, self.shape, strict=True)
-        )
         delta = torch.zeros(self.shape, dtype=torch.float64)
-        delta[index] = 1.0
+        delta[position] = 1.0
         return apply_spectrum(delta, self.spectrum, self.boundary)
 
 

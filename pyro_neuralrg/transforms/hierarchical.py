@@ -12,9 +12,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from pyro_neuralrg.arguments import check_choice, check_integer, check_tensor
+from pyro_neuralrg.arguments import check_choice, check_integer, check_type, check_values
 from pyro_neuralrg.bases import NORMAL, StandardNormal, base_from_config
 from pyro_neuralrg.lattice import Circuit, Layer, make_circuit
+from pyro_neuralrg.spectral import check_spectrum
 from pyro_neuralrg.transforms.base import LatticeTransform, Pushed
 from pyro_neuralrg.transforms.bijectors import BlockLayout, as_bijector, bijector_config
 from pyro_neuralrg.transforms.coupling import Couplings
@@ -74,15 +75,10 @@ class HierarchicalFlow(LatticeTransform):
         site_features: Tensor | None = None,
     ) -> None:
         super().__init__(circuit.shape)
-        if not isinstance(base, StandardNormal):
-            raise TypeError(f"base is {base!r}; accepted: StandardNormal() or TwoModes(separation)")
-        if not isinstance(odd, bool):
-            raise TypeError(f"odd is {odd!r}; accepted: True or False")
-        if isinstance(spectrum, Tensor) and tuple(spectrum.shape) != circuit.shape:
-            raise ValueError(
-                f"spectrum has shape {tuple(spectrum.shape)}; "
-                f"accepted: the lattice shape {circuit.shape}"
-            )
+        check_type("base", base, StandardNormal, "StandardNormal() or TwoModes(separation)")
+        check_type("odd", odd, bool, "True or False")
+        if spectrum is not None:
+            check_spectrum(spectrum, circuit.boundary, circuit.shape)
         if spectrum_slopes is not None and (spectrum is None or not context_dim):
             raise ValueError(
                 "spectrum_slopes is given; accepted: only beside a spectrum, in a conditional flow"
@@ -382,11 +378,11 @@ class HierarchicalFlow(LatticeTransform):
 def _check_site_features(features: Tensor, shape: tuple[int, ...]) -> Tensor:
     """The features, cut off from any graph; of shape ``(channels,) + shape``, finite."""
     accepted = f"finite floating numbers of shape (channels, {', '.join(map(str, shape))})"
-    check_tensor("site_features", features, accepted)
-    if features.dim() != 1 + len(shape) or features.shape[1:] != shape or not len(features):
-        raise ValueError(f"site_features has shape {tuple(features.shape)}; accepted: {accepted}")
-    if not bool(features.isfinite().all()):
-        raise ValueError(f"site_features has an entry inf or nan; accepted: {accepted}")
+    check_values("site_features", features, shape, accepted)
+    fits = features.dim() == 1 + len(shape) and len(features) > 0
+    if not fits or not bool(features.isfinite().all()):
+        seen = "an entry inf or nan" if fits else f"shape {tuple(features.shape)}"
+        raise ValueError(f"site_features has {seen}; accepted: {accepted}")
     return features.detach()
 
 

@@ -75,7 +75,7 @@ VALUES: list[tuple[Callable[[], Any], str]] = [
     (partial(build, bijector="nvp"), "bijector is 'nvp'; accepted: realnvp, neighbour"),
     (partial(build, bijector={"name": "realnvp", "depth": 2}), r"options \['depth'\]; accept"),
     (partial(build, bijector=RealNVP(activation="gelu")), "activation is 'gelu'; accepted"),
-    (partial(build, bijector={"name": "neighbour", "hidden": []}), "hidden is empty; accepted"),
+    (partial(build, bijector={"name": "neighbour", "hidden": []}), r"hidden is \(\); accepted"),
     (partial(build, bijector=Neighbour(layers=0)), "layers is 0; accepted"),
     (partial(build, bijector=RealNVP(hidden=(3, 0))), r"hidden is \(3, 0\); accepted"),
     (partial(build, bijector=Neighbour(num_tanh=-1)), "num_tanh is -1; accepted: an integer"),
@@ -147,7 +147,7 @@ TYPES: list[tuple[Callable[[], Any], str]] = [
     (partial(build, bijector=RealNVP(layers=2.5)), r"layers is 2\.5; accepted: an integer"),  # type: ignore[arg-type]
     (partial(build, bijector=RealNVP(hidden=10)), "hidden is 10; accepted: a tuple of integ"),  # type: ignore[arg-type]
     (partial(build, block=2.0), r"block is 2\.0; accepted: an integer >= 2"),
-    (partial(build, odd="no"), "odd is 'no'; accepted: True or False"),
+    (partial(build, odd="no"), "odd is a str; accepted: True or False"),
     (partial(build, dtype="float32"), "dtype is 'float32'; accepted: a floating dtype"),
     (made(nn.Linear(4, 4)), "factory returned Linear; accepted: a TransformModule"),
     (made(torch.distributions.transforms.ExpTransform()), "returned ExpTransform; accepted"),
