@@ -163,7 +163,8 @@ def top_energy(
     y = y.to(next(flow.parameters(), y).dtype)
     num_samples = check_integer("num_samples", num_samples, 2)
     shape = num_samples, math.prod(flow.shape)
-    finer = torch.randn(shape, generator=generator_of(seed)).to(y)[:, 1:]
+    generator = generator_of(check_integer("seed", seed, 0))
+    finer = torch.randn(shape, generator=generator).to(y)[:, 1:]
     normal = 0.5 * finer.square().sum(1)
     part = flow.up_to_scale(number_of_scales(flow.circuit))
     weights = []

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
@@ -56,7 +55,8 @@ class HierarchicalFlow(LatticeTransform):
         spectrum_slopes: derivatives of the spectrum with respect to the first entries of the
             context, shape ``(entries,) + shape``, or None.
         site_features: numbers of order one that tell the sites apart (an external field, say),
-            shape ``(channels,) + shape``, which the networks of "neighbour" see; or None.
+            shape ``(channels,) + shape``, which the networks of "neighbour" see; or None. A buffer:
+            ``load_state_dict`` brings others.
     """
 
     site_features: Tensor | None
@@ -260,19 +260,6 @@ class HierarchicalFlow(LatticeTransform):
         """
         return grow(self, spectrum)
 
-    def with_site_features(self, site_features: Tensor) -> HierarchicalFlow:
-        """A copy with these very weights that sees other features, of the same shape."""
-        features, mine = _check_site_features(site_features, self.shape), self.site_features
-        if mine is None or features.shape != mine.shape:
-            raise ValueError(
-                f"site_features has shape {tuple(features.shape)}; accepted: "
-                f"{'no features, as the flow takes none' if mine is None else tuple(mine.shape)}"
-            )
-        other = copy.deepcopy(self)
-        other.site_features = features.to(mine)
-        other._show_site_features()
-        return other
-
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self._show_site_features()
@@ -287,7 +274,13 @@ class HierarchicalFlow(LatticeTransform):
                 f"site_features with odd={self.odd} and bijector is {self.bijector!r}; "
                 "accepted: odd=False and a bijector that sees them, such as 'neighbour'"
             )
-        self.site_features = _check_site_features(features, self.shape)
+        accepted = f"finite floating numbers of shape (channels, {str(self.shape)[1:]}"
+        check_values("site_features", features, self.shape, accepted)
+        fits = features.dim() == 1 + len(self.shape) and len(features) > 0
+        if not fits or not bool(features.isfinite().all()):
+            seen = "an entry inf or nan" if fits else f"shape {tuple(features.shape)}"
+            raise ValueError(f"site_features has {seen}; accepted: {accepted}")
+        self.site_features = features.detach()
         return list(features_of_blocks(self.site_features, self.circuit))
 
     def _show_site_features(self) -> None:
@@ -373,17 +366,6 @@ class HierarchicalFlow(LatticeTransform):
         flow = cls(layers, bijector, **options).to(dtype)
         flow._show_site_features()  # in its precision
         return flow
-
-
-def _check_site_features(features: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The features, cut off from any graph; of shape ``(channels,) + shape``, finite."""
-    accepted = f"finite floating numbers of shape (channels, {', '.join(map(str, shape))})"
-    check_values("site_features", features, shape, accepted)
-    fits = features.dim() == 1 + len(shape) and len(features) > 0
-    if not fits or not bool(features.isfinite().all()):
-        seen = "an entry inf or nan" if fits else f"shape {tuple(features.shape)}"
-        raise ValueError(f"site_features has {seen}; accepted: {accepted}")
-    return features.detach()
 
 
 def _length(tensor: Tensor | None) -> int:

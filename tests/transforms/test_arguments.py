@@ -30,7 +30,6 @@ from pyro_neuralrg.transforms.scales import blocks_of_scale, sites_of_scale
 build = partial(HierarchicalFlow.build, (4, 4))
 conditional = partial(conditional_hierarchical_flow, (4, 4), 2, bijector=Neighbour(1, (3,)))
 ONES, LINE, NAN = torch.ones(4, 4), torch.ones(4), float("nan")
-WIDE = torch.zeros(2, 4, 4)
 WAVY = torch.arange(16.0).view(1, 4, 4) / 20  # not even
 SEEING = {"site_features": torch.zeros(1, 4, 4)}
 FOLLOWS = {"spectrum": ONES, "spectrum_slopes": 0.5 * ONES[None]}
@@ -122,8 +121,6 @@ VALUES: list[tuple[Callable[[], Any], str]] = [
     (partial(build, **SEEING, odd=True), "odd=True .*; accepted: odd=False"),
     (partial(build, **SEEING, bijector="realnvp"), r"bijector is RealNVP\(.*accepted: odd=False"),
     (partial(build, **SEEING, bijector=last_axis), r"bijector is LayerFactory\("),
-    (lambda: build(**SEEING).with_site_features(WIDE), r"\(2, 4, 4\); accepted: \(1, 4, 4\)"),
-    (lambda: build().with_site_features(WIDE), "accepted: no features, as the flow takes none"),
     # scales and growth
     *(
         (partial(f, make_circuit("mera", (4, 4)), scale), "accepted: an integer from 0 to 2")
