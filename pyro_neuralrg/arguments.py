@@ -21,12 +21,7 @@ LARGEST_SEED = 2**63 - 1
 
 
 def as_integer(value: Any) -> int | None:
-    """An argument of any integer type as an int; None if it is no integer.
-
-    Example:
-        >>> as_integer(2), as_integer(2.5), as_integer(True)
-        (2, None, None)
-    """
+    """An argument of any integer type as an int; None if it is no integer."""
     try:
         return None if isinstance(value, bool) else operator.index(value)
     except TypeError:
@@ -36,13 +31,7 @@ def as_integer(value: Any) -> int | None:
 def check_integer(
     name: str, value: Any, least: int, most: int | None = None, accepted: str | None = None
 ) -> int:
-    """Return ``value`` as an int if it is an integer from ``least`` to ``most``.
-
-    Example:
-        >>> import numpy as np
-        >>> check_integer("steps", np.int64(3), 1)
-        3
-    """
+    """Return ``value`` as an int if it is an integer from ``least`` to ``most``."""
     if accepted is None:
         bounds = f">= {least}" if most is None else f"from {least} to {most}"
         accepted = f"an integer {bounds}"
@@ -137,7 +126,9 @@ def check_values(
 def check_array(name: str, value: Any, accepted: str = "real numbers") -> NDArray[np.float64]:
     """Return a copy of an array, a tensor or a list in double precision, None as NaN."""
     try:
-        array = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)
+        if isinstance(value, Tensor):  # of bfloat16 NumPy knows nothing
+            value = value.detach().cpu() if value.is_complex() else value.detach().cpu().double()
+        array = np.asarray(value)
         array = array.astype(np.float64) if array.dtype == object else array
         return array.astype(np.float64, order="C", casting="same_kind")
     except (TypeError, ValueError, RuntimeError):

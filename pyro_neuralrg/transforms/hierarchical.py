@@ -239,9 +239,6 @@ class HierarchicalFlow(LatticeTransform):
         """
         self._operations = compile_operations(**options)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_operations": EAGER}
-
     def grow(self, spectrum: Tensor | None = None) -> HierarchicalFlow:
         """A flow on a lattice with sides ``block`` times as long, that begins with these weights.
 
