@@ -40,13 +40,15 @@ class FreeField(LatticePotential):
     _shown = ("mass",)
 
     def __init__(self, shape: Iterable[int], mass: float = 1.0, boundary: str = "periodic") -> None:
-        sides = check_shape(shape)
+        sides, boundary = check_shape(shape), check_boundary(boundary)
         self.mass = check_number("mass", mass)
-        if self.mass < 0 or (self.mass == 0 and check_boundary(boundary) == "periodic"):
+        if self.mass < 0 or (self.mass == 0 and boundary == "periodic"):
             raise ValueError(
                 f"mass is {self.mass}; accepted: a number > 0, or >= 0 with boundary='open'"
             )
-        precision = self.mass**2 + _laplacian(sides, check_boundary(boundary))
+        # 4 sin^2(k / 2): unlike 2 - 2 cos k without cancellation
+        laplacian = sum_over_axes(4 * (momenta(n, boundary) / 2).sin() ** 2 for n in sides)
+        precision = self.mass**2 + laplacian
         super().__init__(sides, boundary, even=True, spectrum=1 / precision)
         self._register("precision", precision)
 
@@ -103,8 +105,3 @@ def gaussian_fields(spectrum: Tensor, boundary: str, n: int, generator: torch.Ge
     """Draw ``n`` centred Gaussian fields whose covariance has the eigenvalues ``spectrum``."""
     noise = torch.randn(check_integer("n", n, 1), *spectrum.shape, generator=generator)
     return apply_spectrum(noise, spectrum.sqrt(), boundary)
-
-
-def _laplacian(shape: tuple[int, ...], boundary: str) -> Tensor:
-    r"""Eigenvalues :math:`\sum_a 4\sin^2(k_a / 2)`: unlike 2 - 2 cos k without cancellation."""
-    return sum_over_axes(4 * (momenta(side, boundary) / 2).sin() ** 2 for side in shape)
