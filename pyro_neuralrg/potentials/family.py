@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.arguments import check_integer, check_number
+from pyro_neuralrg.arguments import check_integer, check_number, check_numbers, check_values
 from pyro_neuralrg.bases import NORMAL, StandardNormal
 from pyro_neuralrg.lattice import check_boundary, check_shape
-from pyro_neuralrg.observables.configurations import check_values
 from pyro_neuralrg.potentials.base import TWO_PHASES, LatticePotential, pyro_program
 from pyro_neuralrg.potentials.ising import LOWEST_EIGENVALUE, IsingDual, logcosh
 from pyro_neuralrg.potentials.ising_model import check_couplings
@@ -107,10 +106,7 @@ class PotentialFamily(ABC):
     def _check(self, x: Tensor, context: Tensor) -> None:
         """Raise if the fields or the contexts do not fit."""
         check_values("x", x, self.shape)
-        if context.dim() == 0 or context.shape[-1] != self.context_dim:
-            raise ValueError(
-                f"context has shape {tuple(context.shape)}; accepted: (..., {self.context_dim})"
-            )
+        check_values("context", context, (self.context_dim,), f"(..., {self.context_dim})")
 
 
 class IsingDualFamily(PotentialFamily):
@@ -141,7 +137,11 @@ class IsingDualFamily(PotentialFamily):
         boundary: str = "periodic",
     ) -> None:
         sides = check_shape(shape)
-        self.temperatures = _check_range(temperatures)
+        accepted = "(lowest, highest), both finite and > 0, the first smaller"
+        low, high = check_numbers("temperatures", temperatures, accepted, 2, above=0)
+        if not low < high:
+            raise ValueError(f"temperatures is {temperatures!r}; accepted: {accepted}")
+        self.temperatures = low, high
         self.couplings = check_couplings(couplings, sides)
         neighbours = neighbour_spectrum(sides, self.couplings, check_boundary(boundary))
         self._lowest = float(neighbours.min())
@@ -218,18 +218,3 @@ class IsingDualFamily(PotentialFamily):
             f"IsingDualFamily({self.shape}, temperatures={self.temperatures}, "
             f"couplings={self.couplings}, boundary={self.boundary!r})"
         )
-
-
-def _check_range(temperatures: Any) -> tuple[float, float]:
-    accepted = "(lowest, highest), both finite and > 0, the first smaller"
-    try:
-        low, high = temperatures
-    except (TypeError, ValueError) as error:  # no pair
-        raise type(error)(f"temperatures is {temperatures!r}; accepted: {accepted}") from None
-    low, high = (
-        check_number("temperatures", value, accepted, above=0, given=temperatures)
-        for value in (low, high)
-    )
-    if not low < high:
-        raise ValueError(f"temperatures is {temperatures!r}; accepted: {accepted}")
-    return low, high

@@ -167,11 +167,11 @@ def _masked_copy(couplings: Couplings) -> MaskedRealNVP:
     size, example = couplings.event_shape[0], couplings.packed
     masks = example.new_zeros(len(couplings.halves), size)
     block = MaskedRealNVP(masks, couplings.options.hidden).to(example.dtype)
-    for index, (arrays, (held, moved)) in enumerate(
-        zip(couplings.networks(), couplings.halves, strict=True)
-    ):
+    sequence = couplings._sequence()
+    networks = sequence.networks(sequence.weights(None))
+    for index, (network, (held, moved)) in enumerate(zip(networks, couplings.halves, strict=True)):
         block.masks[index, held] = 1
-        *hidden, place, place_bias, form, form_bias, _, bound = arrays
+        *hidden, place, place_bias, form, form_bias, _, bound = network.arrays
         scale_net, shift_net = block.scale_nets[index], block.shift_nets[index]
         scale_net[-1].scale[moved] = bound
         for half, net, head, head_bias in (
