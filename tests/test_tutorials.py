@@ -22,7 +22,9 @@ SLOW = {
     "elevation_holes",
     "image_restoration",
     "paper_fig3",
+    "sampling_and_diagnostics",
     "temperature_conditioned",
+    "your_own_model",
 }
 """They take many seconds, and other tests run what they call."""
 MOST_BYTES = 200_000
