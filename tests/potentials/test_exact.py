@@ -38,7 +38,7 @@ COUPLINGS = [
 def test_all_agree_with_enumeration(
     shape: tuple[int, ...], in_a_field: bool, boundary: str
 ) -> None:
-    """In a field that differs from site to site with some couplings, in a uniform one with others."""
+    """In a field: one that differs from site to site, and with other couplings a uniform one."""
     tried: list[tuple[Any, Any]] = [(couplings, None) for couplings in COUPLINGS]
     if in_a_field:
         per_site = np.random.default_rng(len(shape)).normal(size=shape)
