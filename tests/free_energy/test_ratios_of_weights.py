@@ -66,7 +66,7 @@ def test_a_mean_by_the_delta_method() -> None:
 def test_errors_cover(number: int) -> None:
     """One block for each sample, and blocks of one or two."""
     pulls: dict[str, list[float]] = {name: [] for name in EXACT}
-    for _ in range(100):
+    for _ in range(60):
         x = proposal().sample((number,))
         weights = -energy(x) - proposal().log_prob(x)
         found = ratios({name: reweight(f(x), weights) for name, f in FUNCTIONS.items()})

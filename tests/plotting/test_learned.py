@@ -42,13 +42,6 @@ def test_responses_are_pictures_of_the_means(shape: tuple[int, ...]) -> None:
     assert len(bars) == len(found)
 
 
-def test_responses_say_how_much_varies() -> None:
-    mean, spread = torch.ones(1, 4), torch.full((1, 4), 0.5)
-    figure = plotting.plot_responses({"top": analysis.Response((0,), mean, spread, spread, 1)})
-    assert figure.axes[0].get_xlabel().endswith("varies: 20.0 %")
-    assert figure.axes[0].get_ylabel() == "top"
-
-
 def test_matrix_blanks_what_is_noise_below_the_diagonal() -> None:
     found = information()
     ax = plotting.plot_information_matrix(found, largest=2.0)
