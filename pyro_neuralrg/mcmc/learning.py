@@ -42,12 +42,14 @@ class Learner:
 class DualAveraging(Learner):
     """Step size whose acceptance tends to a target, at most twice the last one.
 
-    Hoffman & Gelman, "The No-U-Turn Sampler" (2014), section 3.2; theirs goes at once to ten
-    times the first one, which is cheap for trees but not for trajectories, whose length follows.
+    Hoffman & Gelman, "The No-U-Turn Sampler" (2014), section 3.2, but for two constants: many
+    chains tell the acceptance better than one, so the step follows it less; and it is drawn to the
+    first step size, not to ten times that. Where ChEES-HMC aims at a harmonic mean of 0.651, draws
+    after 100 steps of 64 chains had 0.67 to 0.75; with the paper's constants 0.78 to 0.89.
     """
 
-    SHRINKAGE = 0.05  # gamma of the paper, as are its other constants
-    DELAY = 10.0  # t_0
+    SHRINKAGE = 0.15  # gamma of the paper, 0.05 there
+    DELAY = 10.0  # t_0 of the paper, as below
     FORGETTING = 0.75  # kappa
     GROWTH = 2.0
 
@@ -58,7 +60,7 @@ class DualAveraging(Learner):
     def restart(self, step_size: float) -> None:
         """Forget everything and begin at another step size."""
         self.value = step_size
-        self._attractor = math.log(10 * step_size)
+        self._attractor = math.log(step_size)
         self._error = 0.0
         self._log_average = math.log(step_size)
         self._count = 0

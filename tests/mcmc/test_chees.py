@@ -174,7 +174,7 @@ def test_it_finds_the_length_from_white_noise(name: str) -> None:
     mcmc = run(kernel, draws, warmup_steps=500, num_chains=chains, observables=observables)
     for moment, (_, exact) in moments.items():
         found = summarise(mcmc.observables[moment])
-        assert found.rhat < (1.1 if name == "critical Ising" else 1.05), moment
+        assert found.rhat < (1.03 if name == "critical Ising" else 1.01), moment
         assert abs(found.mean - exact) < 4 * found.mcse, moment
 
 
