@@ -342,7 +342,7 @@ def criterion_slope(trajectory: Trajectory, acceptance: Tensor) -> tuple[float, 
     Averaged over the chains with their acceptance probabilities as weights; chains that ran away
     have none. Positions and velocities are those of unit mass.
     """
-    (start, end, velocity, time), weight = _weighted(trajectory, acceptance)
+    (start, end, velocity, time), weight = _sound_paths(trajectory, acceptance)
     middle = (weight.unsqueeze(-1) * (start + end)).sum(0) / 2
     moved, rested = end - middle, start - middle
     growth = moved.square().sum(-1) - rested.square().sum(-1)
@@ -352,12 +352,12 @@ def criterion_slope(trajectory: Trajectory, acceptance: Tensor) -> tuple[float, 
 
 def jump_slope(trajectory: Trajectory, acceptance: Tensor) -> tuple[float, float]:
     """The same of the mean square of the distance of both ends."""
-    (start, end, velocity, time), weight = _weighted(trajectory, acceptance)
+    (start, end, velocity, time), weight = _sound_paths(trajectory, acceptance)
     value = float((weight * (end - start).square().sum(-1)).sum())
     return time * float((weight * 2 * ((end - start) * velocity).sum(-1)).sum()) - value, value
 
 
-def _weighted(trajectory: Trajectory, acceptance: Tensor) -> tuple[Trajectory, Tensor]:
+def _sound_paths(trajectory: Trajectory, acceptance: Tensor) -> tuple[Trajectory, Tensor]:
     """Trajectories without those that ran away, and weights whose sum is 1, or 0 if all did."""
     start, end, velocity = (part.double() for part in trajectory[:3])
     sound = torch.isfinite(end).all(-1) & torch.isfinite(velocity).all(-1)
