@@ -135,7 +135,7 @@ def test_moments_and_adaptation_are_those_of_all_chains(folder: Path) -> None:
             means = values.mean(1)
             error = means.std(0) / math.sqrt(len(means))
             assert bool(((means.mean(0) - expected).abs() < 4 * error).all())
-        assert abs(float((1 / (1 / rates[half]).mean(0)).mean()) - 0.651) < 0.2
+        assert abs(float((1 / (1 / rates[half]).mean(0)).mean()) - 0.651) < 0.15
 
 
 def test_members_and_lengths_are_chosen_together(folder: Path) -> None:
