@@ -60,7 +60,8 @@ class ModelTarget(Target):
     (data-dependent branches, in-place writes through masks as in Pyro's spline transforms) is
     evaluated chain after chain, with a warning. Argument validation is off inside the evaluations
     only. Draws in the latent space of an autoguide, by Pyro's ``NeuTraReparam``, come back as the
-    model's own sites, beside the latents.
+    model's own sites, beside the latents. Of data with ``obs_mask`` the merged site is among them;
+    ``NAME_unobserved`` is a standard normal, unconstrained, where they are observed.
 
     Args:
         model: a Pyro program without data subsampling.
