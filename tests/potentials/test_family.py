@@ -153,7 +153,7 @@ def one_loss(family: PotentialFamily) -> None:
 @pytest.mark.parametrize("use", [train, one_loss])
 def test_a_family_couples_no_fields_and_leaves_them(use: Callable[[PotentialFamily], None]) -> None:
     for energy in COUPLED.values():
-        with pytest.raises(ValueError, match="energy of Own gives .* for the same field alone"):
+        with pytest.raises(ValueError, match=r"energy of Own gives .* for the same field alone"):
             use(Own(energy))
     with pytest.raises(ValueError, match="energy of Own writes to its field; accepted: no"):
         use(Own(lambda x, c: widths(x.mul_(2.0), c)))
