@@ -116,12 +116,13 @@ class Imputed(Messenger):
         name, last, fn, mask = msg["name"], self._last, msg["fn"], msg["mask"]
         self._last = name
         is_half = name == last.removesuffix("observed") + "unobserved" and name not in self.kept
-        if is_half and isinstance(mask, Tensor) and not msg["is_observed"]:
-            if fn.has_enumerate_support:
+        if not is_half or msg["is_observed"]:
+            return
+        # one value for many data is used, unless all are observed
+        if isinstance(mask, Tensor) and mask.dim() <= len(fn.batch_shape):
+            with contextlib.suppress(NotImplementedError):  # of a support that is refused in words
+                msg["fn"] = fn if fn.has_enumerate_support else _UsedWhere(mask, fn)
                 msg["mask"] = None
-            else:
-                with contextlib.suppress(NotImplementedError):  # as is refused in words
-                    msg["fn"], msg["mask"] = _UsedWhere(mask, fn), None
 
 
 class _UsedWhere(TorchDistribution):

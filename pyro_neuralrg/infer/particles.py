@@ -77,9 +77,11 @@ def find_way(
     if isinstance(poutine.unwrap(guide), Messenger):
         return Way()
     potential: Any = getattr(model, "__self__", None)
-    if is_known and hasattr(potential, "try_alone"):
-        with aside(), numbers_may_fail():
-            potential.try_alone(next(iter(draws_of(replayed(guide, {}, args, kwargs)).values())))
+    if is_known and hasattr(potential, "energy"):
+        if hasattr(potential, "try_alone"):
+            with aside(), numbers_may_fail():
+                drawn = draws_of(replayed(guide, {}, args, kwargs))
+                potential.try_alone(next(iter(drawn.values())))
         return Way()
     model = FillMasked()(model)
     draws: dict[str, Tensor] = {}
