@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -153,8 +153,10 @@ def a_kind(value: Any) -> str:
     return f"{'an' if kind[0].lower() in 'aeiou' else 'a'} {kind}"
 
 
-def copied(value: Any) -> Any:
+def copied(value: Any, name: str = "argument") -> Any:
     """What a function of a user may change without harm: copies of tensors and arrays, in lists.
+
+    A TypeError names an iterator among them, which one run would use up.
 
     Example:
         >>> import torch
@@ -168,8 +170,15 @@ def copied(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return value.copy()
     if type(value) in (tuple, list):
-        return type(value)(map(copied, value))
-    return {k: copied(v) for k, v in value.items()} if type(value) is dict else value
+        return type(value)(copied(part, f"{name} {index}") for index, part in enumerate(value))
+    if type(value) is dict:
+        return {key: copied(part, f"{name} {key!r}") for key, part in value.items()}
+    if isinstance(value, Iterator):
+        raise TypeError(
+            f"{name} of the model is {a_kind(value)}, which one run uses up, and a model is run "
+            "several times; accepted: what can be read again, such as list(...) of it"
+        )
+    return value
 
 
 def on_copies(program: Callable[..., Any]) -> Callable[..., Any]:

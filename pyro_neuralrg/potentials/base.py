@@ -316,23 +316,25 @@ def trial_pair(shape: tuple[int, ...], like: Tensor) -> Tensor:
 
 
 def check_separate(
-    energy: Callable[[Tensor], Tensor], x: Tensor, whose: str, in_place: bool = True
+    energy: Callable[..., Tensor], x: Tensor, whose: str, in_place: bool = True, *rows: Tensor
 ) -> None:
     """Raise a ValueError if the energy of a field depends on the other fields of the batch.
 
     Also if it writes to the field, unless ``in_place``, for functions that are given copies.
+    ``rows`` are what it takes beside the fields, one for each.
     """
     if x.is_meta:
         return  # there are no numbers to compare
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as of the spread of a single field
         given = copied(x)
-        together = energy(given)
+        together = energy(given, *rows)
         if not in_place and not torch.equal(given, x):
             raise ValueError(f"{whose} writes to its field; accepted: no operations in place")
         if not isinstance(together, Tensor) or together.shape != x.shape[:1]:
             return  # as is said when it is used
-        alone = torch.stack([energy(copied(field)).sum() for field in x.split(1)])
+        each = zip(*(part.split(1) for part in (x, *rows)), strict=True)
+        alone = torch.stack([energy(*copied(field)).sum() for field in each])
     largest = float(together.nan_to_num(0.0, 0.0, 0.0).abs().max().clamp(min=1.0))
     same = torch.isclose(together, alone, rtol=0.0, atol=SEPARATE * largest, equal_nan=True)
     if not bool(same.all()):

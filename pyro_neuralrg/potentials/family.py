@@ -14,7 +14,13 @@ from torch import Tensor
 from pyro_neuralrg.arguments import check_integer, check_number, check_numbers, check_values
 from pyro_neuralrg.bases import NORMAL, StandardNormal
 from pyro_neuralrg.lattice import check_boundary, check_shape
-from pyro_neuralrg.potentials.base import TWO_PHASES, LatticePotential, pyro_program
+from pyro_neuralrg.potentials.base import (
+    TWO_PHASES,
+    LatticePotential,
+    check_separate,
+    pyro_program,
+    trial_pair,
+)
 from pyro_neuralrg.potentials.ising import LOWEST_EIGENVALUE, IsingDual, logcosh
 from pyro_neuralrg.potentials.ising_model import check_couplings
 from pyro_neuralrg.spectral import neighbour_spectrum, quadratic_form
@@ -90,8 +96,19 @@ class PotentialFamily(ABC):
 
     def model(self, context: Tensor) -> Tensor:
         """A Pyro program of a field "x" with log-density ``-energy(x, context)``, in plates."""
-        zero, whose = context.new_zeros(()), f"energy of {type(self).__name__}"
-        return pyro_program(lambda x: self.energy(x, context), self.shape, zero, whose)
+        zero = context.new_zeros(())
+        return pyro_program(lambda x: self.energy(x, context), self.shape, zero, self._whose_energy)
+
+    def try_alone(self, like: Tensor) -> None:
+        """See that the energy of a field is that of it alone, and leaves it as it is."""
+        pair = trial_pair(self.shape, like)
+        contexts = like.new_tensor([0.5, -0.5]).unsqueeze(-1).expand(2, self.context_dim)
+        check_separate(self.energy, pair, self._whose_energy, False, contexts)
+
+    @property
+    def _whose_energy(self) -> str:
+        """What messages call the energy."""
+        return f"energy of {type(self).__name__}"
 
     def flow(self, **options: Any) -> ConditionalHierarchicalFlow:
         """Build a flow that knows shape, boundary, symmetry, phases and the Gaussian part.
