@@ -218,7 +218,7 @@ def guided(model: Model, seed: int, chains: Tensor | None = None, particles: int
     for part, log_w in ((draws[:1000], torch.zeros(1000)), (draws, weights)):
         mean = reweight(part, log_w)
         errors = np.hypot(known["mcse"], mean.standard_error.numpy())
-        off.append(float(np.abs((mean.estimate.numpy() - known["mean"]) / errors).max()))
+        off.append(float(np.abs((mean.value.numpy() - known["mean"]) / errors).max()))
     return Guided(*bounds, *off)
 
 
