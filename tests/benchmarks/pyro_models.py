@@ -252,7 +252,7 @@ def cox_process() -> Model:
 SAMPLED: dict[str, tuple[Callable[[], Model], dict[str, Any], dict[str, Any]]] = {
     "eight schools": (eight_schools, {}, {}),
     "funnel": (funnel, {}, {}),
-    "Gaussian process": (gaussian_process, {}, {}),
+    "Gaussian process": (gaussian_process, {}, {"batch": 64, "lr": 0.02}),
     "Cox process": (cox_process, {"field": "noise"}, {"batch": 64, "lr": 0.02}),
 }  # model, options of its guide, options of the fit
 
