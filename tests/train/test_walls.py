@@ -174,5 +174,5 @@ def test_expectations_count_them() -> None:
     density = math.exp(-0.5 * 1.5**2) / math.sqrt(2 * math.pi)
     exact = -density / (0.5 * (1 + math.erf(1.5 / math.sqrt(2))))
     mean = found.observables["x"]
-    assert abs(float(mean.estimate) - exact) < 4 * float(mean.standard_error)
+    assert abs(float(mean.value) - exact) < 4 * float(mean.standard_error)
     assert found.free_energy.zero_weights == pytest.approx(4000 * (1 - 0.933193**4), abs=140)
