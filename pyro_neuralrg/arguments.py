@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 LARGEST_SEED = 2**63 - 1
@@ -20,12 +21,7 @@ LARGEST_SEED = 2**63 - 1
 
 
 def as_integer(value: Any) -> int | None:
-    """An argument of any integer type as an int; None if it is no integer.
-
-    Example:
-        >>> as_integer(2), as_integer(2.5), as_integer(True)
-        (2, None, None)
-    """
+    """An argument of any integer type as an int; None if it is no integer."""
     try:
         return None if isinstance(value, bool) else operator.index(value)
     except TypeError:
@@ -35,13 +31,7 @@ def as_integer(value: Any) -> int | None:
 def check_integer(
     name: str, value: Any, least: int, most: int | None = None, accepted: str | None = None
 ) -> int:
-    """Return ``value`` as an int if it is an integer from ``least`` to ``most``.
-
-    Example:
-        >>> import numpy as np
-        >>> check_integer("steps", np.int64(3), 1)
-        3
-    """
+    """Return ``value`` as an int if it is an integer from ``least`` to ``most``."""
     if accepted is None:
         bounds = f">= {least}" if most is None else f"from {least} to {most}"
         accepted = f"an integer {bounds}"
@@ -95,6 +85,17 @@ def check_number(
     return number
 
 
+def check_numbers(
+    name: str, value: Any, accepted: str, count: int | None = None, **bounds: float
+) -> tuple[float, ...]:
+    """Return a sequence of numbers, so many if that is said, as floats within the bounds."""
+    check_type(name, value, Iterable, accepted)
+    given = tuple(value)
+    if count not in (None, len(given)):
+        raise ValueError(f"{name} is {value!r}; accepted: {accepted}")
+    return tuple(check_number(name, one, accepted, given=value, **bounds) for one in given)
+
+
 def check_choice(name: str, value: Any, choices: Collection[str]) -> str:
     """Return ``value`` if it is one of the choices, else raise a ValueError."""
     if not isinstance(value, str) or value not in choices:
@@ -108,6 +109,30 @@ def check_tensor(name: str, value: Any, accepted: str = "a floating tensor") -> 
         seen = value.dtype if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(f"{name} is {seen}; accepted: {accepted}")
     return value
+
+
+def check_values(
+    name: str, value: Any, shape: tuple[int, ...], accepted: str | None = None
+) -> Tensor:
+    """Return ``value`` if it is a tensor of a floating dtype and of shape ``batch + shape``."""
+    check_tensor(name, value, accepted or "a floating tensor")
+    split = value.dim() - len(shape)
+    if split < 0 or tuple(value.shape[split:]) != shape:
+        accepted = accepted or f"any batch shape followed by {shape}"
+        raise ValueError(f"{name} has shape {tuple(value.shape)}; accepted: {accepted}")
+    return value
+
+
+def check_array(name: str, value: Any, accepted: str = "real numbers") -> NDArray[np.float64]:
+    """Return a copy of an array, a tensor or a list in double precision, None as NaN."""
+    try:
+        if isinstance(value, Tensor):  # of bfloat16 NumPy knows nothing
+            value = value.detach().cpu() if value.is_complex() else value.detach().cpu().double()
+        array = np.asarray(value)
+        array = array.astype(np.float64) if array.dtype == object else array
+        return array.astype(np.float64, order="C", casting="same_kind")
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name} is {a_kind(value)}; accepted: {accepted}") from None
 
 
 def check_type(name: str, value: Any, kind: Any, accepted: str) -> None:
@@ -128,8 +153,10 @@ def a_kind(value: Any) -> str:
     return f"{'an' if kind[0].lower() in 'aeiou' else 'a'} {kind}"
 
 
-def copied(value: Any) -> Any:
+def copied(value: Any, name: str = "argument") -> Any:
     """What a function of a user may change without harm: copies of tensors and arrays, in lists.
+
+    A TypeError names an iterator among them, which one run would use up.
 
     Example:
         >>> import torch
@@ -143,8 +170,15 @@ def copied(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return value.copy()
     if type(value) in (tuple, list):
-        return type(value)(map(copied, value))
-    return {k: copied(v) for k, v in value.items()} if type(value) is dict else value
+        return type(value)(copied(part, f"{name} {index}") for index, part in enumerate(value))
+    if type(value) is dict:
+        return {key: copied(part, f"{name} {key!r}") for key, part in value.items()}
+    if isinstance(value, Iterator):
+        raise TypeError(
+            f"{name} of the model is {a_kind(value)}, which one run uses up, and a model is run "
+            "several times; accepted: what can be read again, such as list(...) of it"
+        )
+    return value
 
 
 def on_copies(program: Callable[..., Any]) -> Callable[..., Any]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Transform, biject_to, constraints, transform_to
 
-from pyro_neuralrg.arguments import check_choice, check_number
+from pyro_neuralrg.arguments import check_choice, check_number, check_values
 
 MAX_SEPARATION = 4.0
 """With more, what lies between the modes is lost in the digits of a double."""
@@ -221,13 +221,9 @@ class BaseDistribution(dist.TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """ln p(value) in nats."""
-        split = value.dim() - self.event_dim
-        if split < 0 or value.shape[split:] != self.event_shape:
-            raise ValueError(
-                f"value has shape {tuple(value.shape)}; "
-                f"accepted: any batch shape followed by {tuple(self.event_shape)}"
-            )
-        batch = torch.broadcast_shapes(value.shape[:split], self.batch_shape)
+        check_values("value", value, tuple(self.event_shape))
+        batch = value.shape[: value.dim() - self.event_dim]
+        batch = torch.broadcast_shapes(batch, self.batch_shape)
         return self.base.log_prob(value, self.event_dim).expand(batch)
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pyro_neuralrg.arguments import a_kind
+from pyro_neuralrg.arguments import check_type
 from pyro_neuralrg.distributions.flow import flow_dtype_and_device
 from pyro_neuralrg.files.format import FileFormat, one_line
 from pyro_neuralrg.transforms import ConditionalHierarchicalFlow, HierarchicalFlow
@@ -56,14 +56,13 @@ def save(
             factory.
         OSError: if ``path`` cannot be written.
     """
-    kind = next((name for name, known in KINDS.items() if isinstance(flow, known)), None)
-    if kind is None:
-        raise TypeError(
-            f"flow is {a_kind(flow)}; accepted: {' or '.join(KINDS)}, or the .flow of a "
-            "FlowGuide or a SymmetrizedFlow; an AutoHierarchicalFlow is written by "
-            "torch.save(guide.state_dict(), path), and read by guide.load_state_dict("
-            "torch.load(path)) into a guide of the same model and options"
-        )
+    accepted = (
+        f"{' or '.join(KINDS)}, or the .flow of a FlowGuide or a SymmetrizedFlow; an "
+        "AutoHierarchicalFlow is written by torch.save(guide.state_dict(), path), and read by "
+        "guide.load_state_dict(torch.load(path)) into a guide of the same model and options"
+    )
+    check_type("flow", flow, tuple(KINDS.values()), accepted)
+    kind = next(name for name, known in KINDS.items() if isinstance(flow, known))
     try:
         described = json.dumps(dict(metadata or {}))
     except TypeError as error:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_neuralrg.arguments import check_tensor, check_values
 from pyro_neuralrg.lattice import check_boundary, check_shape
 from pyro_neuralrg.runtime.threads import by_fields, remember_signature, takes_own_functions
 
@@ -78,13 +79,13 @@ def _prepared(
     check_boundary(boundary)
     count = spectrum.dim() if dims is None else dims
     sides = spectrum.shape[spectrum.dim() - count :]
-    if x.dim() < count or x.shape[x.dim() - count :] != sides:
-        raise ValueError(
-            f"x has shape {tuple(x.shape)}; accepted: any batch shape followed by the spectrum's, "
-            f"{tuple(sides)}"
-        )
-    h = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    h = computable(check_values("x", x, tuple(sides)))
     return h, spectrum.to(dtype=h.dtype), tuple(range(-count, 0))
+
+
+def computable(values: Tensor) -> Tensor:
+    """The same in a precision that has Fourier transforms: float32 for what is shorter."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
 # On a periodic lattice
@@ -177,6 +178,29 @@ class _Form(torch.autograd.Function):
         h, eigenvalues = ctx.saved_tensors
         scale = 2 * gradients[0].reshape(*gradients[0].shape, *[1] * len(ctx.dim))
         return (scale * _operator(h, eigenvalues, ctx.dim)).sum_to_size(h.shape), None, None
+
+
+def check_spectrum(spectrum: Any, boundary: str, shape: tuple[int, ...] | None = None) -> None:
+    """Raise unless these are eigenvalues of a covariance, of the lattice's shape if it is given."""
+    sides = check_shape(check_tensor("spectrum", spectrum).shape)
+    if shape not in (None, sides):
+        raise ValueError(f"spectrum has shape {sides}; accepted: the lattice shape {shape}")
+    usable = torch.isfinite(spectrum) & (spectrum > 0)
+    if not bool(usable.all()):
+        worst = float(spectrum[~usable][0])
+        raise ValueError(f"spectrum has an entry {worst}; accepted: positive, finite eigenvalues")
+    mirrored = at_minus_k(spectrum, spectrum.dim())
+    if boundary == "periodic" and not torch.allclose(spectrum, mirrored, atol=0.0):
+        raise ValueError(
+            "spectrum is not even under k -> -k; accepted: for a periodic lattice, the "
+            "eigenvalues of a real symmetric translation-invariant matrix"
+        )
+
+
+def at_minus_k(values: Tensor, dims: int) -> Tensor:
+    """The values at -k."""
+    axes = tuple(range(-dims, 0))
+    return values.flip(axes).roll((1,) * dims, axes)
 
 
 def neighbour_spectrum(

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import zlib
 from collections.abc import Iterator
@@ -15,7 +16,11 @@ import torch
 
 
 def pytest_configure() -> None:
-    """Let SIGINT interrupt, here and in child processes, also in a background job of a script."""
+    """One thread for each child, workers of xdist among them, which are as many as there are cores.
+
+    And SIGINT interrupts, here and in child processes, also in a background job of a script.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

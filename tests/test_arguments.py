@@ -11,7 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_neuralrg.arguments import check_integer, check_number
+from pyro_neuralrg.arguments import (
+    check_array,
+    check_integer,
+    check_number,
+    check_numbers,
+    check_values,
+)
 
 
 @pytest.mark.parametrize("value", [2, 5, np.int8(3), torch.tensor(4)])
@@ -63,3 +69,36 @@ def test_no_numbers(value: Any) -> None:
 def test_the_whole_argument_is_shown() -> None:
     with pytest.raises(ValueError, match=r"^pair is \(1, 0\); accepted: two numbers > 0$"):
         check_number("pair", 0, "two numbers > 0", above=0, given=(1, 0))
+
+
+def test_sequences_of_numbers() -> None:
+    accepted = "two numbers > 0"
+    for value in ((1, 2.5), np.array([1, 2.5]), torch.tensor([1.0, 2.5])):
+        assert check_numbers("pair", value, accepted, 2, above=0) == (1.0, 2.5)
+    for value, error in ((1, TypeError), (("1", 2), TypeError), ((1,), ValueError)):
+        with pytest.raises(error, match=r"^pair is .*; accepted: two numbers > 0$"):
+            check_numbers("pair", value, accepted, 2, above=0)
+    with pytest.raises(ValueError, match=r"^pair is \(1, 0\); accepted: two numbers > 0$"):
+        check_numbers("pair", (1, 0), accepted, 2, above=0)
+
+
+def test_arrays_of_real_numbers() -> None:
+    given = np.ones(3)[::-1]
+    found = check_array("x", given)
+    found[0] = 2.0
+    assert given.tolist() == [1.0, 1.0, 1.0]
+    for value in ([1, None], torch.tensor([1.0, math.nan]).bfloat16().requires_grad_()):
+        np.testing.assert_array_equal(check_array("x", value), [1.0, math.nan])
+    for value in ("1", ["a"], [1j], torch.tensor(1j), [[1], [1, 2]], [{}]):
+        with pytest.raises(TypeError, match=r"^x is .*; accepted: real numbers$"):
+            check_array("x", value)
+
+
+def test_any_batch_of_fields() -> None:
+    for value in (torch.ones(2, 3), torch.ones(0, 5, 2, 3)):
+        assert check_values("x", value, (2, 3)) is value
+    for value in (torch.ones(3), torch.ones(3, 2), torch.ones(2, 3, 1)):
+        with pytest.raises(ValueError, match=r"^x has shape .*batch shape followed by \(2, 3\)$"):
+            check_values("x", value, (2, 3))
+    with pytest.raises(TypeError, match=r"^x is torch.int64; accepted: a floating tensor$"):
+        check_values("x", torch.ones(2, 3, dtype=torch.long), (2, 3))

@@ -41,20 +41,12 @@ POTENTIALS: dict[str, Any] = {
 def moved(name: str) -> tuple[Any, Any]:
     """A potential and a flow of few couplings, made on the CPU."""
     target = POTENTIALS[name]()
-    flow = target.flow(bijector=Neighbour(layers=2))
+    flow = target.flow(bijector=Neighbour(layers=1))
     return target.to(META), flow.to(META)
 
 
 def normals(*shape: int) -> Tensor:
     return torch.randn(*shape, device=META)
-
-
-def test_the_device_tells_what_is_wrong() -> None:
-    """Else these tests would hold whatever happened."""
-    with pytest.raises(RuntimeError, match="device"):
-        normals(3) + torch.zeros(3)
-    with pytest.raises((RuntimeError, NotImplementedError)):
-        float(normals(3).sum())
 
 
 @pytest.mark.parametrize(

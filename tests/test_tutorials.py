@@ -22,7 +22,10 @@ SLOW = {
     "elevation_holes",
     "image_restoration",
     "paper_fig3",
+    "paper_fig4",
+    "sampling_and_diagnostics",
     "temperature_conditioned",
+    "your_own_model",
 }
 """They take many seconds, and other tests run what they call."""
 MOST_BYTES = 200_000
@@ -82,34 +85,3 @@ def test_kept_outputs_are_those_of_one_run_of_this_code(path: Path) -> None:
     assert path.stat().st_size < MOST_BYTES
     executed = json.loads(path.read_text(encoding="utf-8"))["metadata"]["executed"]
     assert executed == hashlib.sha256(code_of(path).encode()).hexdigest()
-
-
-def stderr(text: str) -> dict[str, Any]:
-    return {"output_type": "stream", "name": "stderr", "text": text}
-
-
-def test_progress_is_dropped_and_warnings_are_kept() -> None:
-    bars = (
-        "\rfit:   0%|    | 0/20 [00:00<?, ?it/s]\rfit: 100%|####| 20/20 [00:01<00:00, 19it/s]\n"
-        "anneal: 12it [00:03,  3.9it/s]\nfit: 1/20 (5 %), 00:00 gone, F 0\n"
-    )
-    warning = "UserWarning: the effective sample size is 3\n  estimate(target)\n"
-    printed = {"output_type": "stream", "name": "stdout", "text": "done: 20/20 (100 %), in all\n"}
-    widget = {"output_type": "display_data", "data": {execute.WIDGET: {}}}
-    cell = {
-        "cell_type": "code",
-        "source": "x = 1",
-        "metadata": {"times": 1},
-        "outputs": [
-            stderr(bars), stderr(f"{bars}/a/folder/cell.py:3: {warning}"), widget, printed,
-        ],
-    }  # fmt: skip
-    kept = execute.keep({"cells": [cell], "metadata": {}}, "a version")
-    assert kept["cells"][0]["outputs"] == [stderr(f"cell.py:3: {warning}"), printed]
-    assert kept["cells"][0]["metadata"] == {}
-    assert kept["metadata"]["executed"] == hashlib.sha256(b"x = 1").hexdigest()
-    assert kept["metadata"]["made_by"] == "a version"
-
-
-def test_outputs_name_the_version_that_made_them() -> None:
-    assert execute.made_by().startswith(f"pyro_neuralrg {pyro_neuralrg.__version__}")

@@ -20,7 +20,13 @@ from torch import Tensor
 
 from pyro_neuralrg.analysis.estimators import Estimator, Neighbours
 from pyro_neuralrg.analysis.scales import check_indices, scale_of_latents
-from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, check_tensor, check_type
+from pyro_neuralrg.arguments import (
+    LARGEST_SEED,
+    check_array,
+    check_integer,
+    check_tensor,
+    check_type,
+)
 from pyro_neuralrg.lattice import check_boundary, check_shape
 from pyro_neuralrg.statistics import Estimate
 from pyro_neuralrg.statistics import FloatArray as Array
@@ -253,13 +259,7 @@ def _check_variables(information: MutualInformation, shape: tuple[int, ...]) -> 
 
 def _columns(samples: Any, least: int) -> Array:
     """The samples of each variable, shape ``(variables, samples)``."""
-    if isinstance(samples, Tensor):
-        samples = samples.detach().cpu().numpy()
-    try:
-        array = np.asarray(samples).astype(np.float64, casting="same_kind")
-    except (TypeError, ValueError):
-        kind = type(samples).__name__
-        raise TypeError(f"samples is a {kind}, not of numbers; accepted: real numbers") from None
+    array = check_array("samples", samples)
     if array.ndim < 2 or len(array) < least or math.prod(array.shape[1:]) < 2:
         raise ValueError(
             f"samples has shape {array.shape}; accepted: (samples,) + shape with at least {least} "

@@ -11,14 +11,9 @@ import torch
 from torch import Tensor
 
 from pyro_neuralrg.analysis.scales import check_fields, check_hierarchical, variables_of_scale
-from pyro_neuralrg.arguments import (
-    LARGEST_SEED,
-    check_choice,
-    check_integer,
-    check_tensor,
-    check_type,
-)
+from pyro_neuralrg.arguments import check_choice, check_integer, check_tensor, check_type
 from pyro_neuralrg.free_energy.importance import energy_function
+from pyro_neuralrg.potentials.base import check_energy, generator_of
 from pyro_neuralrg.statistics import kish_fractions
 from pyro_neuralrg.transforms import HierarchicalFlow
 from pyro_neuralrg.transforms.scales import number_of_scales, sites_of_scale
@@ -119,7 +114,7 @@ def effective_energy(
     x, ladj = flow.forward_and_ladj(z)
     if scale is not None:
         ladj = flow.up_to_scale(scale).inverse_and_ladj(x)[1]
-    return _energy(target, flow, x, ladj) - ladj
+    return _energy(target, flow, x) - ladj
 
 
 class TopEnergy(NamedTuple):
@@ -167,8 +162,9 @@ def top_energy(
         raise ValueError(f"y has shape {tuple(y.shape)}; accepted: (n,), n >= 1, of finite numbers")
     y = y.to(next(flow.parameters(), y).dtype)
     num_samples = check_integer("num_samples", num_samples, 2)
-    generator = torch.Generator().manual_seed(check_integer("seed", seed, 0, LARGEST_SEED))
-    finer = torch.randn((num_samples, math.prod(flow.shape)), generator=generator).to(y)[:, 1:]
+    shape = num_samples, math.prod(flow.shape)
+    generator = generator_of(check_integer("seed", seed, 0))
+    finer = torch.randn(shape, generator=generator).to(y)[:, 1:]
     normal = 0.5 * finer.square().sum(1)
     part = flow.up_to_scale(number_of_scales(flow.circuit))
     weights = []
@@ -176,7 +172,7 @@ def top_energy(
         for value in y:
             u = torch.cat([value.expand(num_samples, 1), finer], 1)
             x, ladj = part.forward_and_ladj(u.reshape(num_samples, *flow.shape))
-            weights.append((normal - _energy(target, flow, x, ladj) + ladj).double())
+            weights.append((normal - _energy(target, flow, x) + ladj).double())
     log_weights = torch.stack(weights)
     mean = log_weights.logsumexp(1) - math.log(num_samples)
     relative = (log_weights - mean[:, None]).exp()
@@ -203,14 +199,9 @@ def _check_single_top(flow: HierarchicalFlow) -> None:
         )
 
 
-def _energy(target: Any, flow: HierarchicalFlow, x: Tensor, ladj: Tensor) -> Tensor:
+def _energy(target: Any, flow: HierarchicalFlow, x: Tensor) -> Tensor:
     """The target's energy of fields, checked."""
-    energy = energy_function(target)
     shape = tuple(getattr(target, "shape", flow.shape))
     if shape != flow.shape:
         raise ValueError(f"target has shape {shape}; accepted: {flow.shape}, the flow's")
-    found = energy(x)
-    if not isinstance(found, Tensor) or found.shape != ladj.shape:
-        seen = getattr(found, "shape", type(found).__name__)
-        raise ValueError(f"target's energy is {seen}; accepted: a tensor {tuple(ladj.shape)}")
-    return found
+    return check_energy(energy_function(target)(x), x, flow.shape, "target's energy")

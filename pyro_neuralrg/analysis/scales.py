@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.arguments import check_integer, check_tensor, check_type
+from pyro_neuralrg.arguments import check_integer, check_type, check_values
 from pyro_neuralrg.lattice import Circuit, Layer
 from pyro_neuralrg.transforms import HierarchicalFlow
 from pyro_neuralrg.transforms.base import pack
@@ -148,15 +148,13 @@ def check_fields(flow: HierarchicalFlow, name: str, value: Any, *, least: int = 
     With ``least`` above 0, accept just one batch dimension, of at least so many fields.
     """
     check_hierarchical(flow)
-    check_tensor(name, value)
-    batch = value.dim() - len(flow.shape)
-    fits = batch >= 0 and tuple(value.shape[batch:]) == flow.shape
-    if not fits or (least and (batch != 1 or len(value) < least)):
-        accepted = f"(n,) + {flow.shape}, n >= {least}" if least else f"any batch + {flow.shape}"
-        raise ValueError(f"{name} has shape {tuple(value.shape)}; accepted: {accepted}")
+    check_values(name, value, flow.shape)
+    fits = not least or (value.dim() == 1 + len(flow.shape) and len(value) >= least)
     bad = int((~value.isfinite()).sum())
-    if bad:
-        raise ValueError(f"{name} has {bad} entries that are not finite; accepted: finite numbers")
+    if bad or not fits:
+        seen = f"{bad} entries that are not finite" if fits else f"shape {tuple(value.shape)}"
+        accepted = f"finite numbers, (n,) + {flow.shape} with n >= {least}"
+        raise ValueError(f"{name} has {seen}; accepted: {accepted}")
 
 
 def _enter(h: Tensor, layer: Layer) -> tuple[Tensor, Tensor | None]:

@@ -30,12 +30,9 @@ class FlowDistribution(dist.TransformedDistribution):
     no draw of q; ``rsample()`` is.
 
     Args:
-        flow: a TransformModule; one that carries no base has standard normals.
+        flow: a TransformModule (not ``flow.inv``, which has no parameters to train); one that
+            carries no base has standard normals.
         shape: event shape, only for a flow that has no ``shape`` attribute.
-
-    Raises:
-        TypeError: if ``flow`` is not a TransformModule (``flow.inv`` has no parameters to train).
-        ValueError: if the shape is not known, or not the flow's.
 
     Example:
         >>> from pyro_neuralrg.transforms import hierarchical_flow

@@ -47,14 +47,10 @@ class SymmetrizedFlow(TorchDistribution):
 
     Args:
         flow: a TransformModule on lattice fields.
-        elements: the group elements; default: the spin flip Z2. See
-            :func:`~pyro_neuralrg.distributions.symmetry_group`.
+        elements: of a group on this lattice, such as a
+            :func:`~pyro_neuralrg.distributions.symmetry_group`; default: the spin flip Z2.
         shape: event shape, only for a flow that has no ``shape`` attribute.
         orbit_chunk: group elements evaluated in one inverse pass, which bounds the memory.
-
-    Raises:
-        TypeError: if ``flow``, ``elements`` or ``orbit_chunk`` has another type.
-        ValueError: if ``elements`` is not a group on this lattice, or ``orbit_chunk`` below 1.
 
     Example:
         >>> from pyro_neuralrg.transforms import hierarchical_flow

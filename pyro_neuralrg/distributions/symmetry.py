@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyro_neuralrg.arguments import check_type
+
 
 @dataclass(frozen=True)
 class LatticeSymmetry:
@@ -58,48 +60,23 @@ class LatticeSymmetry:
         dims = len(self.shift)
         if self.moves_sites:
             lead = x.dim() - dims
-            if self.axes != tuple(range(dims)):
-                x = x.permute(*range(lead), *(lead + axis for axis in self.axes))
-            flipped = [lead + axis for axis in range(dims) if self.flips[axis]]
-            if flipped:
-                x = x.flip(flipped)
-            if any(self.shift):
-                x = x.roll(self.shift, tuple(range(lead, lead + dims)))
+            x = x.permute(*range(lead), *(lead + axis for axis in self.axes))
+            x = x.flip([lead + axis for axis in range(dims) if self.flips[axis]])
+            x = x.roll(self.shift, tuple(range(lead, lead + dims)))
         return x if self.sign == 1 else -x
-
-    def compose(self, first: LatticeSymmetry, shape: Sequence[int]) -> LatticeSymmetry:
-        """The element ``self o first``: x -> self(first(x)), on a lattice of ``shape``."""
-        own = list(zip(shape, self.shift, self.axes, self.flips, strict=True))
-        shift = tuple((s + (-1 if f else 1) * first.shift[a]) % side for side, s, a, f in own)
-        axes = tuple(first.axes[axis] for axis in self.axes)
-        flips = tuple(flip != first.flips[axis] for _, _, axis, flip in own)
-        return LatticeSymmetry(shift, axes, flips, self.sign * first.sign)
 
 
 def source_table(elements: Sequence[LatticeSymmetry], shape: Sequence[int]) -> Tensor:
     """Flat site indices p with ``(g x)[i] = sign * x[p[i]]``, one row for each element g."""
-    axes = torch.tensor([element.axes for element in elements])
-    shifts = torch.tensor([element.shift for element in elements])
-    flips = torch.tensor([element.flips for element in elements])
-    sides, strides = torch.tensor(tuple(shape)), torch.tensor(_strides(shape))
-    exchanged = (sides[axes] != sides).any(1).nonzero()
-    if len(exchanged):
-        raise ValueError(
-            f"axes is {elements[int(exchanged[0])].axes}; "
-            f"accepted: permutations of equal sides of {tuple(shape)}"
-        )
-    table = torch.zeros(len(elements), 1, dtype=torch.long)
-    for axis, side in enumerate(shape):
-        at = (torch.arange(side) - shifts[:, axis, None]) % side
-        at = torch.where(flips[:, axis, None], side - 1 - at, at)
-        along = at * strides[axes[:, axis], None]
-        table = (table[:, :, None] + along[:, None, :]).flatten(1)
-    return table
-
-
-def _strides(shape: Sequence[int]) -> list[int]:
-    """By how much the flat index grows along each axis."""
-    return [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    sides, rows = tuple(shape), []
+    sites = torch.arange(math.prod(sides)).reshape(sides)
+    for element in elements:
+        if tuple(sides[axis] for axis in element.axes) != sides:
+            raise ValueError(
+                f"axes is {element.axes}; accepted: permutations of equal sides of {sides}"
+            )
+        rows.append((element.sign * element(sites)).flatten())
+    return torch.stack(rows)
 
 
 def distinct(
@@ -116,8 +93,8 @@ def distinct(
 
 def _frame(shape: Sequence[int]) -> Tensor:
     """The origin and its next site along each axis: where they come from fixes an isometry."""
-    steps = [s for s, side in zip(_strides(shape), shape, strict=True) if side > 1]
-    return torch.tensor([0, *steps])
+    steps = zip(torch.empty(tuple(shape)).stride(), shape, strict=True)
+    return torch.tensor([0, *(step for step, side in steps if side > 1)])
 
 
 def _numbers(signs: Tensor, images: Tensor) -> Tensor:
@@ -143,9 +120,6 @@ def symmetry_group(
         translation_step: include translations by multiples of this many sites, a divisor of every
             side above 1; None leaves them out.
         point_symmetries: include reflections of every axis and exchanges of equal sides.
-
-    Raises:
-        ValueError: if ``translation_step`` is not such a divisor.
 
     Example:
         >>> len(symmetry_group((4, 4))), len(symmetry_group((4, 4), point_symmetries=True))
@@ -174,12 +148,12 @@ def symmetry_group(
 
 def check_group(elements: Sequence[LatticeSymmetry], shape: Sequence[int]) -> None:
     """Check that elements are a group: a finite set that is closed under composition is one."""
-    if not isinstance(elements, Sequence) or not all(
-        isinstance(element, LatticeSymmetry) for element in elements
-    ):
-        raise TypeError(f"elements is {elements!r}; accepted: a group of LatticeSymmetry(...)")
+    accepted = f"a group of LatticeSymmetry(...) for shape {tuple(shape)}"
+    check_type("elements", elements, Sequence, accepted)
+    for element in elements:
+        check_type("an element", element, LatticeSymmetry, accepted)
     if not elements or any(len(element.shift) != len(shape) for element in elements):
-        raise ValueError(f"elements is {elements}; accepted: a group for shape {tuple(shape)}")
+        raise ValueError(f"elements is {elements}; accepted: {accepted}")
     signs = torch.tensor([element.sign for element in elements])
     table, frame = source_table(elements, shape).T, _frame(shape)
     known = _numbers(signs, table[frame])

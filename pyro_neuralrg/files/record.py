@@ -59,9 +59,6 @@ class Record:
         resume: go on from the newest intact checkpoint; from the beginning without one.
         history: also write the steps of a training so far to ``history.csv``, as often.
 
-    Raises:
-        ValueError, TypeError: naming the argument.
-
     Example:
         >>> import tempfile
         >>> from pyro_neuralrg import IsingDual, fit

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ import torch
 from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor
 
-from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, check_number, check_type
+from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, check_number, check_numbers
 from pyro_neuralrg.free_energy.tempered import (
     Particles,
     TemperedTarget,
@@ -179,12 +179,11 @@ def anneal(
     return found
 
 
-def _check_betas(betas: Any) -> list[float]:
+def _check_betas(betas: Any) -> tuple[float, ...]:
     accepted = "increasing numbers from 0 to 1, both among them"
-    check_type("betas", betas, Iterable, accepted)
-    given = [check_number("betas", beta, accepted, least=0, most=1, given=betas) for beta in betas]
+    given = check_numbers("betas", betas, accepted, least=0, most=1)
     rising = all(a < b for a, b in itertools.pairwise(given))
-    if given[:1] != [0.0] or given[-1] != 1.0 or not rising:
+    if given[:1] != (0.0,) or given[-1] != 1.0 or not rising:
         raise ValueError(f"betas is {betas!r}; accepted: {accepted}")
     return given
 

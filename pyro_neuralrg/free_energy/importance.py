@@ -21,7 +21,7 @@ from pyro_neuralrg.free_energy.model_evidence import (
     weighted_draws,
 )
 from pyro_neuralrg.infer.pyro_internals import numbers_may_fail
-from pyro_neuralrg.potentials.base import check_separate, trial_pair
+from pyro_neuralrg.potentials.base import check_energy, check_separate, trial_pair
 from pyro_neuralrg.runtime.console import warn_user
 from pyro_neuralrg.statistics import Estimate, LogWeights, summarise, with_error
 from pyro_neuralrg.statistics.weights import (
@@ -310,11 +310,7 @@ def _log_weights_of(energy: Callable[[Tensor], Tensor], x: Tensor, log_q: Tensor
     """``ln pi(x) - ln q(x)`` of a batch of fields, float64 on the CPU."""
     minus_log_pi = energy(copied(x))
     check_type("target of fields", minus_log_pi, Tensor, ENERGIES)
-    if minus_log_pi.shape != log_q.shape:
-        raise ValueError(
-            f"target's energy has shape {tuple(minus_log_pi.shape)} for {len(x)} fields; "
-            f"accepted: {tuple(log_q.shape)}"
-        )
+    check_energy(minus_log_pi, x, tuple(x.shape[log_q.dim() :]), "target")
     return (-minus_log_pi.double() - log_q.double()).cpu()
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -19,16 +20,17 @@ from pyro_neuralrg.free_energy.importance import (
     without_undefined,
 )
 from pyro_neuralrg.runtime.console import warn_user
-from pyro_neuralrg.statistics import LogWeights, with_error
+from pyro_neuralrg.statistics import Estimate, LogWeights
 from pyro_neuralrg.statistics.resampling import WeightedGroups
 from pyro_neuralrg.statistics.weights import MAX_PARETO_K, tail_of_squares
 
 
-class Reweighted(NamedTuple):
+@dataclass(frozen=True, repr=False, eq=False)
+class Reweighted(Estimate[Tensor]):
     """Means over the target, of which ``susceptibility`` and the like take several.
 
     Attributes:
-        estimate: float64, of the shape of one value.
+        value: float64, of the shape of one value.
         standard_error: of each, float64, same shape; NaN of a single group.
         ess: Kish effective sample size of the weights as a fraction, between 0 and 1.
         pareto_k: of the weights; NaN for groups of several samples, which may be copies.
@@ -36,18 +38,13 @@ class Reweighted(NamedTuple):
         groups: what the weights and the weighted values of each group add up to.
     """
 
-    estimate: Tensor
-    standard_error: Tensor
     ess: float
     pareto_k: float
     groups: WeightedGroups
     values_pareto_k: float = math.nan
 
     def __repr__(self) -> str:
-        shown = f"of shape {tuple(self.estimate.shape)}"
-        if not self.estimate.dim():
-            shown = with_error(float(self.estimate), float(self.standard_error))
-        return f"Reweighted({shown}, ESS {self.ess:.1%})"
+        return f"Reweighted({self}, ESS {self.ess:.1%})"
 
 
 class Expectations(NamedTuple):
@@ -91,7 +88,7 @@ def reweight(
 
     Example:
         >>> found = reweight(torch.tensor([0.0, 1.0]), torch.tensor([3.0, 1.0]).log())
-        >>> round(float(found.estimate), 4)
+        >>> round(float(found.value), 4)
         0.25
     """
     check_type("values", values, Tensor, "a tensor")
@@ -134,7 +131,7 @@ def reweight(
             largest_k = float(known.max()) if len(known) else math.nan
         error = (squares * (groups / (groups - 1))).sqrt() / masses.sum()
     return Reweighted(
-        estimate=mean.view(values.shape[1:]),
+        value=mean.view(values.shape[1:]),
         standard_error=error.view(values.shape[1:]),
         ess=weights.ess,
         pareto_k=weights.pareto_k if groups == number else math.nan,
@@ -164,7 +161,7 @@ def expectations(
         >>> energy = lambda x: 0.5 * x.square().sum(-1)
         >>> found = expectations(energy, q, {"square": lambda x: x.square().mean(-1)})
         >>> square = found.observables["square"]
-        >>> bool((square.estimate - 1.0).abs() < 4 * square.standard_error)
+        >>> bool((square.value - 1.0).abs() < 4 * square.standard_error)
         True
     """
     check_type("observables", observables, Mapping, "functions of fields by name")

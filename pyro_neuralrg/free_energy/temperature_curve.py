@@ -170,7 +170,7 @@ def _row(target: IsingDual, samples: Tensor, weights: LogWeights) -> list[float]
         *sample_mean(-first / sites),
         *sample_mean(beta**2 * second / sites),
         *weights.log_mean,
-        float(energy.estimate),
+        float(energy.value),
         float(energy.standard_error),
         *specific_heat(energy, reweight(squares, weights), target.shape, target.temperature),
         weights.ess,

@@ -6,14 +6,15 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any, ClassVar
 
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import Delta, ImproperUniform
+from pyro.distributions import Delta, ImproperUniform, TorchDistribution
 from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
+from pyro.distributions.util import sum_rightmost
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_uniform
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
@@ -70,7 +71,7 @@ def drawn_trace(program: Program) -> Any:
         try:
             return poutine.trace(ImproperDraws()(program)).get_trace()
         except Exception:  # values of a wide prior that the model cannot take
-            model = InitMessenger(init_where_improper(init_to_uniform))(program)
+            model = InitMessenger(init_where_improper(init_to_uniform))(Imputed()(program))
             return retried(lambda: poutine.trace(model).get_trace())
 
 
@@ -95,10 +96,78 @@ def aside() -> Iterator[None]:
         yield
 
 
-class ImproperDraws(Messenger):
+class Imputed(Messenger):
+    """A density for what ``pyro.sample(NAME, ..., obs_mask=...)`` draws and does not use.
+
+    Pyro draws a value of ``NAME_unobserved`` for each datum, masks the density of those that are
+    observed, and takes the others: what is drawn in vain is flat, and improper. Here it is
+    a standard normal on the unconstrained scale, and discrete data have their own density.
+
+    Args:
+        kept: sites to be left as Pyro has them, such as those that a guide masks as well.
+    """
+
+    def __init__(self, kept: Collection[str] = ()) -> None:
+        super().__init__()
+        self.kept = kept
+        self._last = ""  # the site before
+
+    def _pyro_sample(self, msg: Any) -> None:
+        name, last, fn, mask = msg["name"], self._last, msg["fn"], msg["mask"]
+        self._last = name
+        is_half = name == last.removesuffix("observed") + "unobserved" and name not in self.kept
+        if not is_half or msg["is_observed"]:
+            return
+        # one value for many data is used, unless all are observed
+        if isinstance(mask, Tensor) and mask.dim() <= len(fn.batch_shape):
+            with contextlib.suppress(NotImplementedError):  # of a support that is refused in words
+                msg["fn"] = fn if fn.has_enumerate_support else _UsedWhere(mask, fn)
+                msg["mask"] = None
+
+
+class _UsedWhere(TorchDistribution):
+    """A distribution where ``used``, elsewhere standard normals mapped to its support."""
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, used: Tensor, fn: Any) -> None:
+        self.used, self.fn, self.to_support = used.expand(fn.batch_shape), fn, biject_to(fn.support)
+        super().__init__(fn.batch_shape, fn.event_shape, validate_args=False)
+
+    @property
+    def has_rsample(self) -> bool:  # type: ignore[override]
+        return self.fn.has_rsample
+
+    @property
+    def support(self) -> Any:
+        return self.fn.support
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws of the distribution, where it has them, or without a gradient."""
+        value = (self.fn.rsample if self.has_rsample else self.fn.sample)(torch.Size(sample_shape))
+        normals = self.to_support(torch.randn_like(self.to_support.inv(value)))
+        used = self.used.reshape(*self.used.shape, *(1,) * self.event_dim)
+        return torch.where(used, value, normals)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """The same without a gradient."""
+        with torch.no_grad():
+            return self.rsample(sample_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """The density of either."""
+        u = self.to_support.inv(value)
+        normal = -0.5 * (u.square() + math.log(2.0 * math.pi))
+        normal = sum_rightmost(normal, u.dim() - value.dim() + self.event_dim)
+        normal = normal - self.to_support.log_abs_det_jacobian(u, value)
+        return torch.where(self.used, self.fn.log_prob(value), normal)
+
+
+class ImproperDraws(Imputed):
     """Draws of what has no distribution."""
 
     def _pyro_sample(self, msg: Any) -> None:
+        super()._pyro_sample(msg)
         is_free = msg["value"] is None and not is_being_initialised()
         if is_free and isinstance(innermost(msg["fn"]), ImproperUniform):
             msg["value"] = _improper_point(msg["fn"], lambda shape: 4.0 * torch.rand(shape) - 2.0)
@@ -218,16 +287,18 @@ def check_data(traces: list[Any]) -> None:
 
 
 def fill_masked(program: Program, trace: Any) -> Program:
-    """The program with NaN under its masks replaced, if a trace of it has any."""
+    """The program with NaN under its masks replaced, if a trace of it has any, and imputed data."""
     data = [site["value"] for site in trace.nodes.values() if site.get("is_observed")]
     has_nan = any(isinstance(x, Tensor) and bool(x.isnan().any()) for x in data)
-    return FillMasked()(program) if has_nan else program
+    is_imputed = any(name.endswith("_unobserved") for name in trace.nodes)
+    return FillMasked()(program) if has_nan else Imputed()(program) if is_imputed else program
 
 
-class FillMasked(Messenger):
+class FillMasked(Imputed):
     """Data that are NaN under a mask, replaced: else gradients are NaN, though energies are not."""
 
     def _pyro_sample(self, msg: Any) -> None:
+        super()._pyro_sample(msg)
         if msg["is_observed"]:
             msg["value"] = filled(msg["fn"], msg["value"], msg["mask"])
 

@@ -19,6 +19,7 @@ from pyro_neuralrg.arguments import copied
 from pyro_neuralrg.files.format import one_line
 from pyro_neuralrg.infer.log_joint import sum_of
 from pyro_neuralrg.infer.model_sites import RUNS, FillMasked, aside, check_data
+from pyro_neuralrg.infer.pyro_internals import numbers_may_fail
 from pyro_neuralrg.runtime.console import warn_user
 
 REMEDY = (
@@ -53,8 +54,8 @@ def program_key(program: Any) -> Any:
     program = poutine.unwrap(program)
     while hasattr(program, "func"):
         program = program.func
-    program = getattr(program, "__func__", program)
-    return getattr(program, "__code__", type(program))
+    owner, program = getattr(program, "__self__", None), getattr(program, "__func__", program)
+    return type(owner), getattr(program, "__code__", type(program))
 
 
 def find_way(
@@ -62,18 +63,25 @@ def find_way(
 ) -> Way:
     """Compare densities with plates to those of two particles alone, site by site, on fresh draws.
 
-    Energies of lattices, flows and autoguides take batches by themselves. No random numbers are
-    used up. ``in_plate`` puts programs in the plate of particles.
+    Flows and autoguides take batches by themselves, and energies of lattices, of which two fields
+    are tried. No random numbers are used up. ``in_plate`` puts programs in the plate of particles.
 
     Raises:
-        ValueError: if data are NaN where no mask hides them.
+        ValueError: if data are NaN where no mask hides them, or a lattice's energy of one field
+            depends on the others.
 
     Warns:
         UserWarning: if they differ, or there are none with plates; then the particles run apart.
     """
     is_known = isinstance(guide, AutoGuide) or getattr(guide, "takes_batches", False)
-    is_lattice = hasattr(getattr(model, "__self__", None), "energy")
-    if (is_known and is_lattice) or isinstance(poutine.unwrap(guide), Messenger):
+    if isinstance(poutine.unwrap(guide), Messenger):
+        return Way()
+    potential: Any = getattr(model, "__self__", None)
+    if is_known and hasattr(potential, "energy"):
+        if hasattr(potential, "try_alone"):
+            with aside(), numbers_may_fail():
+                drawn = draws_of(replayed(guide, {}, args, kwargs))
+                potential.try_alone(next(iter(drawn.values())))
         return Way()
     model = FillMasked()(model)
     draws: dict[str, Tensor] = {}

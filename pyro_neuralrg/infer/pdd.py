@@ -46,7 +46,9 @@ class PDD(ELBO):
 
     Guide sites must be reparameterised, so that the gradient goes through the samples. With an
     autoguide and few data, torch computes on one thread, from the second evaluation on. Sums of
-    more than a thousand densities are float64, also of float32 data.
+    more than a thousand densities are float64, also of float32 data. What Pyro draws for data that
+    ``obs_mask`` calls observed has a density here, as in chains and estimates, unless the guide
+    masks it too; with Pyro's own ELBOs it is flat, and a guide's widths grow there.
 
     Args:
         num_particles: samples of the guide per evaluation.
@@ -190,9 +192,10 @@ class PDD(ELBO):
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Tensor, Any]:
         """Run the guide, then the model against it: ln pi, and the trace of the guide."""
-        model = _Data()(model)
+        masked: set[str] = set()
+        model = _Data(masked)(model)
         if not isinstance(poutine.unwrap(guide), Messenger):
-            guide = _Draws(self._takes_path)(guide)
+            guide = _Draws(self._takes_path, masked)(guide)
         if self._way.shapes is None:
             model_trace, guide_trace = get_importance_trace(
                 "flat", self.max_plate_nesting, model, guide, args, kwargs
@@ -322,14 +325,17 @@ class _Draws(Messenger):
     """Draws that come with ln q, and where asked with its score as ``infer["score"]``.
 
     Outermost, so that plates have expanded the distribution, and scales and masks are known.
+    The names of sites under a mask are added to ``masked``.
     """
 
-    def __init__(self, with_score: bool) -> None:
+    def __init__(self, with_score: bool, masked: set[str]) -> None:
         super().__init__()
-        self.with_score = with_score
+        self.with_score, self.masked = with_score, masked
 
     def _pyro_sample(self, msg: Any) -> None:
         q = msg["fn"]
+        if msg["mask"] is not None:
+            self.masked.add(msg["name"])
         if msg["is_observed"] or msg["value"] is not None:
             return
         if self.with_score and q.has_rsample and not isinstance(q, dist.Delta):

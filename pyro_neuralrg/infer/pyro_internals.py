@@ -35,10 +35,7 @@ _PLACED = WeakTensorKeyDictionary()
 def register_parameters(owner: PyroModule, attribute: str) -> None:
     """Name a submodule's trainable parameters to Pyro, as ``pyro.module`` does, but always its own.
 
-    Those of a store that was loaded are taken before. Where the store holds tensors of another
-    module under their names, they are trained without being in it, with a warning, once for each
-    owner, if their values differ. Buffers are laid into the store, too: a file of it is all there
-    is of the module.
+    How they and the store go together is told by :class:`~pyro_neuralrg.infer.FlowGuide`.
     """
     if torch._C._get_tracing_state() is not None:
         raise ValueError(

@@ -154,25 +154,29 @@ class ChEESHMC(QuasiRandomLengths):
 
     Step n integrates for the time :math:`h_n T`, rounded up to whole leapfrog steps, with h the
     Halton (van der Corput) sequence of base 2 in (0, 1) and T the ``trajectory_length``. During
-    warm-up T climbs the criterion ChEES, the change in the estimator of the expected square, for
-    each unit of time:
+    warm-up T climbs :math:`C^{1/3} D^{2/3} / T`: C is the criterion ChEES, the change in the
+    estimator of the expected square, and D the mean squared jump along the direction v in which
+    the chains spread most:
 
-    .. math:: \tfrac14 E\big[(|x' - E x'|^2 - |x - E x|^2)^2\big] / T,
+    .. math:: C = \tfrac14 E\big[(|x' - E x'|^2 - |x - E x|^2)^2\big], \qquad
+        D = E\big[(v \cdot (x' - x))^2\big],
 
     means taken over the chains; the step size aims at a harmonic mean acceptance of 0.651. So it
-    takes at least two chains, better 32 or more, all of which make steps of the same length. T is
-    at least the mean distance of a chain from its own middle, along the direction in which all of
-    them spread most. Once the farthest chain has come in, and with each mass, T begins anew, for a
-    way down tells nothing of the target. The longest trajectory of the n-th step of warm-up has
-    10 + n leapfrog steps: a chain far out, which makes the step small for all, does not cost more.
+    takes at least two chains, better 32 or more, all of which make steps of the same length. C
+    alone suits the squares of normals, and may not see one wide direction of many: on a Gaussian of
+    variances from 1e-5 to 1 it took 940 gradients for each effective draw of the slowest moment,
+    with D 530; on the Ising model at Tc, 16 x 16, 1,770 and 1,300.
+
+    T is at least the mean distance of a chain from its own middle along v. Once the farthest chain
+    has come in, and with each mass, T begins anew, for a way down tells nothing of the target. The
+    longest trajectory of the n-th step of warm-up has 10 + n leapfrog steps: a chain far out, which
+    makes the step small for all, does not cost more.
 
     Without the division, as in the first paper, T came to rest at the third maximum of a normal
     target: on 20 standard normals 64 effective samples of the squares for each 1000 gradients, with
     it 345.
 
-    With ``criterion="snaper"`` x is the projection of the position on the direction in which the
-    chains spread most: better where a few directions, such as the hyper-parameters of a large
-    field, are much wider than all others, whose sum of squares does not see them.
+    With ``criterion="snaper"`` C is that of the projection of the position on v.
 
     Args:
         target, shape, flow: as for :class:`HMC`.

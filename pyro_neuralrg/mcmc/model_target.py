@@ -27,6 +27,7 @@ from pyro_neuralrg.distributions.flow import forward_and_ladj
 from pyro_neuralrg.infer.log_joint import UnconstrainedModel
 from pyro_neuralrg.infer.model_sites import (
     ImproperDraws,
+    aside,
     init_where_improper,
     innermost,
     inspect_sites,
@@ -45,6 +46,7 @@ from pyro_neuralrg.infer.reparam import FlowReparam
 from pyro_neuralrg.mcmc.model_parts import Part, part_of
 from pyro_neuralrg.mcmc.target import EnergyTarget, LatentTarget, Target
 from pyro_neuralrg.potentials.base import LatticePotential
+from pyro_neuralrg.runtime.processes import random_state_kept
 from pyro_neuralrg.transforms.base import LatticeTransform
 
 TRIALS = 10
@@ -60,7 +62,8 @@ class ModelTarget(Target):
     (data-dependent branches, in-place writes through masks as in Pyro's spline transforms) is
     evaluated chain after chain, with a warning. Argument validation is off inside the evaluations
     only. Draws in the latent space of an autoguide, by Pyro's ``NeuTraReparam``, come back as the
-    model's own sites, beside the latents.
+    model's own sites, beside the latents. Of data with ``obs_mask`` the merged site is among them;
+    ``NAME_unobserved`` is a standard normal, unconstrained, where they are observed.
 
     Args:
         model: a Pyro program without data subsampling.
@@ -116,7 +119,7 @@ class ModelTarget(Target):
 
     def _enumerated(self, plain: Any) -> Callable[[dict[str, Tensor]], Tensor]:
         """Pyro's potential_fn, which sums over discrete sites."""
-        with torch.random.fork_rng(), poutine.block():
+        with random_state_kept(), poutine.block():
             _, potential_fn, _, trace = initialize_model(
                 self._joint.program,
                 init_strategy=init_where_improper(init_to_uniform),
@@ -195,6 +198,7 @@ class ModelTarget(Target):
             flow, behind, order = self._transport
             u, ladj = forward_and_ladj(flow, positions, 1)
             return behind._evaluate(u[..., order]) - ladj.double()
+        positions = positions.clone()  # for a model that works in place
         with pyro.validation_enabled(False):
             if self._vectorised:
                 return torch.func.vmap(self._potential_fn)(self.unpack(positions)).double()
@@ -256,8 +260,7 @@ class ModelTarget(Target):
         def of_one(position: Tensor) -> dict[str, Tensor]:
             return self._joint.functions(self.unpack(position), self._computed)
 
-        quiet = pyro.validation_enabled(False)
-        with torch.random.fork_rng(), poutine.block(), torch.no_grad(), quiet:
+        with aside(), torch.no_grad():
             if self._vectorised:
                 return torch.func.vmap(of_one, randomness="different")(positions)
             found = [of_one(position) for position in positions]
@@ -302,7 +305,7 @@ class ModelTarget(Target):
         one_start = self._prior_values if start == "prior" else self._own_values
         begun = InitMessenger(start) if callable(start) else nullcontext()
         seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
-        with torch.random.fork_rng(), poutine.block(), torch.no_grad(), begun:
+        with random_state_kept(), poutine.block(), torch.no_grad(), begun:
             torch.manual_seed(seed)
             starts = [retried(one_start) for _ in range(chains)]
         values = {name: torch.stack([one[name] for one in starts]) for name in starts[0]}
@@ -310,7 +313,7 @@ class ModelTarget(Target):
 
     def unconstrained(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See :class:`Target`; fields behind flows as they are, without what else a guide draws."""
-        with torch.random.fork_rng(), poutine.block(), torch.no_grad():
+        with random_state_kept(), poutine.block(), torch.no_grad():
             nodes = self._run(self._without_reparams)
         fields = {field for field, _ in self.flow_sites.values()}
         known = self.sites.keys() | set(self._own_sites)

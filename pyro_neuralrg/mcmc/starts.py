@@ -74,7 +74,9 @@ def started(
     their energy was not finite. Of uniform ones each chain takes the best of a few.
 
     Raises:
-        ValueError: on all processes, telling chains without a finite energy and gradient.
+        ValueError: on all processes, telling chains without a finite energy and gradient, or sites
+            whose gradient is not finite where the energy is as low as where chains start: draws
+            would miss a part of the target.
     """
     rows, target = world.rows(chains), kernel.target
     candidates, restarts = 1, MAX_RESTARTS
@@ -87,7 +89,7 @@ def started(
         first = target.initial(rows.stop - rows.start, generator, start)
     state, evaluations = kernel.init(first), 1
     bad = redrawn = ~_finite(state)
-    steep = [_steep(target, state)]
+    steep, energy = [_steep(target, state)], [state.energy]
     while evaluations <= restarts and (evaluations < candidates or bool(bad.any())):
         other = kernel.init(target.initial(len(first), generator, start))
         is_better = _finite(other) & (other.energy < state.energy)
@@ -95,9 +97,13 @@ def started(
         state = chosen_chains(taken, other, state)
         bad, evaluations = ~_finite(state), evaluations + 1
         steep.append(_steep(target, other))
+        energy.append(other.energy)
     if bool(world.gather(bad).any()):
         raise ValueError(_refusal(target, state, world))
     redrawn, barred = world.gather(redrawn), torch.cat([world.gather(one) for one in steep])
+    is_low = torch.cat([world.gather(one) for one in energy]) <= world.gather(state.energy).median()
+    if bool((barred.any(-1) & is_low).any()):
+        raise ValueError(_warning(target, barred, f"of {evaluations * chains} starts"))
     if world.is_first and bool(barred.any()):
         warnings.warn(_warning(target, barred, f"of {evaluations * chains} starts"), stacklevel=4)
     elif world.is_first and candidates == 1 and bool(redrawn.any()):
@@ -147,7 +153,7 @@ def _refusal(target: Target, state: ChainState, world: Processes) -> str:
 def _warning(target: Target, steep: Tensor, where: str) -> str:
     return (
         f"the gradient is not finite at {_names_of(target, steep)} although the energy is, at "
-        f"{int(steep.any(-1).sum())} {where}: chains cannot go there, and draws miss it; the "
+        f"{int(steep.any(-1).sum())} {where}: chains cannot go there, and draws would miss it; the "
         f"reason is {STEEP_REMEDY}"
     )
 

@@ -112,8 +112,7 @@ class Target(ABC):
 
         NaN where the model fails by its numbers, as with a Cholesky factor that there is not.
         """
-        # a copy, for an energy of the user that works in place; with a gradient autograd refuses
-        return self._where_possible(lambda part: (self._energy_of(part),), positions.clone())[0]
+        return self._where_possible(lambda part: (self._energy_of(part),), positions)[0]
 
     def energy_and_grad(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Energies, and gradients of shape ``(chains, dim)`` in the dtype of positions."""

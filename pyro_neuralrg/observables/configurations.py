@@ -19,13 +19,13 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.arguments import check_integer, check_tensor
+from pyro_neuralrg.arguments import check_integer, check_values
 from pyro_neuralrg.lattice import check_boundary, check_shape
+from pyro_neuralrg.spectral import computable
 
 Observable = Callable[..., Tensor]
 
@@ -148,7 +148,7 @@ def magnetisation_probabilities(mean: Tensor, shape: Iterable[int]) -> Tensor:
         >>> magnetisation_probabilities(torch.zeros(2, 1), (2, 1))  # m = -1, 0, 1
         tensor([0.2500, 0.5000, 0.2500])
     """
-    up = _computable((1 + _flattened(mean, shape)) / 2)
+    up = computable((1 + _flattened(mean, shape)) / 2)
     size = up.shape[-1]
     padding = 2 ** (size - 1).bit_length() - size  # sites that are never up
     up = torch.cat([up, up.new_zeros(*up.shape[:-1], padding)], -1)
@@ -182,7 +182,7 @@ def mode_structure_factor(mean: Tensor, variance: Tensor | None, shape: Iterable
     dim = tuple(range(-len(sides), 0))
     modes = check_values("mean", mean, sides)
     if modes.numel() > 0:  # torch.fft rejects empty tensors
-        waves = torch.view_as_real(torch.fft.fftn(_computable(modes), dim=dim, norm="forward"))
+        waves = torch.view_as_real(torch.fft.fftn(computable(modes), dim=dim, norm="forward"))
         modes = waves.square().sum(-1).to(mean.dtype)
     if variance is None:
         return modes
@@ -205,7 +205,7 @@ def correlations(mean: Tensor, variance: Tensor | None, shape: Iterable[int]) ->
         return modes
     dim = tuple(range(-len(check_shape(shape)), 0))
     # the sum over k of S(k) exp(i k r), a forward FFT since S(-k) = S(k)
-    return torch.fft.fftn(_computable(modes), dim=dim).real.to(modes.dtype)
+    return torch.fft.fftn(computable(modes), dim=dim).real.to(modes.dtype)
 
 
 def axis_correlations(
@@ -240,35 +240,14 @@ def _along_lines(lines: Tensor, dimension: int, periodic: bool) -> Tensor:
         return lines.sum(across) if across else lines
     side = lines.shape[-1]
     length = side if periodic else 2 * side  # zeros behind the end: no distance wraps round
-    waves = torch.view_as_real(torch.fft.rfft(_computable(lines), n=length))
+    waves = torch.view_as_real(torch.fft.rfft(computable(lines), n=length))
     squares = waves.square().sum(-1)
     sums = torch.fft.irfft(squares.to(waves.dtype), n=length)[..., :side]
     means = sums / (side if periodic else torch.arange(side, 0, -1, device=lines.device))
     return (means.mean(across) if across else means).to(lines.dtype)
 
 
-def check_values(name: str, values: Any, shape: tuple[int, ...]) -> Tensor:
-    """Return ``values`` if it is a tensor of a floating dtype and of shape ``batch + shape``.
-
-    Raises:
-        TypeError, ValueError: naming the argument, the value seen and what is accepted.
-    """
-    check_tensor(name, values)
-    split = values.dim() - len(shape)
-    if split < 0 or values.shape[split:] != shape:
-        raise ValueError(
-            f"{name} has shape {tuple(values.shape)}; "
-            f"accepted: any batch shape followed by the lattice's, {shape}"
-        )
-    return values
-
-
 def _flattened(values: Tensor, shape: Iterable[int], name: str = "mean") -> Tensor:
     """A field, checked, with all its sites in one last dimension."""
     sides = check_shape(shape)
     return check_values(name, values, sides).flatten(-len(sides))
-
-
-def _computable(values: Tensor) -> Tensor:
-    """The same in a precision that has Fourier transforms: float32 for what is shorter."""
-    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values

@@ -17,10 +17,9 @@ from matplotlib.colors import AsinhNorm, Normalize
 from matplotlib.figure import Figure
 
 from pyro_neuralrg.analysis import GroupedInformation, MutualInformation, Response
-from pyro_neuralrg.arguments import check_integer, check_type
+from pyro_neuralrg.arguments import check_array, check_integer, check_type
 from pyro_neuralrg.plotting.style import (
     Series,
-    as_numbers,
     axes_or_new,
     check_named,
     draw_band,
@@ -30,6 +29,7 @@ from pyro_neuralrg.plotting.style import (
     known_points,
     look,
 )
+from pyro_neuralrg.statistics import with_error
 
 LEVELS = 25  # colours of mutual information: few, so that noise takes less room in a file
 LINEAR = 10.0  # colours are linear up to the largest response divided by this
@@ -120,7 +120,7 @@ def plot_information_matrix(
     ax = axes_or_new(ax)
     ax.set_facecolor("white")
     image = ax.imshow(values, cmap=POSITIVE, vmin=0.0, vmax=max(top, 1e-12))
-    ax.set_title(f"total {_with_error(*found.total())} nats")
+    ax.set_title(f"total {with_error(*found.total())} nats")
     ax.set(xlabel="variable", ylabel="variable (below the diagonal: > 3 errors)")
     ax.figure.colorbar(image, ax=ax, label=INFORMATION, extend="min")
     return ax
@@ -215,7 +215,7 @@ def plot_pyramid(
     """
     check_type("fields", fields, Sequence, "a sequence of arrays")
     check_integer("count", count, 1)
-    arrays = [as_numbers("fields", values) for values in fields]
+    arrays = [check_array("fields", values) for values in fields]
     ranks = {array.ndim for array in arrays}
     finite = all(np.isfinite(array).all() for array in arrays)
     if len(ranks) != 1 or not 2 <= ranks.pop() <= 4 or not len(arrays[0]) or not finite:
@@ -311,7 +311,7 @@ def plot_effective_energy(
 def _histograms(values: Mapping[str, npt.ArrayLike], bins: int) -> tuple[Any, ...]:
     """Share of each bin and number of samples by name; edges, middles and widths of the bins."""
     check_named("values", values)
-    arrays = {name: as_numbers(f"values[{name!r}]", v).ravel() for name, v in values.items()}
+    arrays = {name: check_array(f"values[{name!r}]", v).ravel() for name, v in values.items()}
     if any(not v.size or not np.isfinite(v).all() for v in arrays.values()):
         raise ValueError(
             "values has an entry that is empty or not finite; accepted: finite numbers"
@@ -324,9 +324,3 @@ def _histograms(values: Mapping[str, npt.ArrayLike], bins: int) -> tuple[Any, ..
 def _copied(values: torch.Tensor) -> npt.NDArray[np.float64]:
     """A copy in double precision."""
     return np.array(values.detach().cpu().double().numpy())
-
-
-def _with_error(value: float, error: float) -> str:
-    """Both to the second digit of the error."""
-    digits = max(0, 1 - math.floor(math.log10(error))) if error > 0 else 3
-    return rf"{value:.{digits}f} $\pm$ {error:.{digits}f}"

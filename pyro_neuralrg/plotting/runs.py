@@ -13,14 +13,13 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from pyro_neuralrg.arguments import check_integer
+from pyro_neuralrg.arguments import check_array, check_integer
 from pyro_neuralrg.plotting.style import (
     BLUE,
     COLOURS,
     GREY,
     STYLES,
     Series,
-    as_numbers,
     axes_or_new,
     check_named,
     draw_band,
@@ -67,7 +66,7 @@ def plot_free_energy(
         >>> plot_free_energy([3.0, 2.0, 1.5], exact=1.0).get_ylabel()
         'free energy $-\\ln Z$ (nats)'
     """
-    values = as_numbers("loss", loss)
+    values = check_array("loss", loss)
     if values.ndim != 1 or values.size == 0:
         raise ValueError(f"loss has shape {values.shape}; accepted: (steps,) with steps >= 1")
     ax = axes_or_new(ax)
@@ -76,7 +75,7 @@ def plot_free_energy(
     smooth = np.concatenate([_running_median(part) for part in np.split(values, [annealing_steps])])
     ax.plot(steps, smooth, color=BLUE, linewidth=1.6, label=r"loss $\geq -\ln Z$, running median")
     if standard_error is not None:
-        error = as_numbers("standard_error", standard_error)
+        error = check_array("standard_error", standard_error)
         if error.shape != values.shape:
             raise ValueError(
                 f"standard_error has shape {error.shape}; accepted: {values.shape}, as loss"
@@ -261,7 +260,7 @@ def plot_configurations(
 
 
 def _chains(name: str, values: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    array = as_numbers(name, values)
+    array = check_array(name, values)
     if array.ndim != 2 or array.size == 0:
         raise ValueError(f"{name} has shape {array.shape}; accepted: (chains, draws)")
     return array
@@ -320,7 +319,7 @@ def _running_mean(name: str, values: npt.ArrayLike) -> Series:
 
 def _first_fields(name: str, values: npt.ArrayLike, count: int) -> npt.NDArray[np.float64]:
     """The first fields, checked."""
-    array = as_numbers(f"fields[{name!r}]", values)
+    array = check_array(f"fields[{name!r}]", values)
     if not 2 <= array.ndim <= 4 or len(array) < count or not np.isfinite(array[:count]).all():
         raise ValueError(
             f"fields[{name!r}] has shape {array.shape} or values that are not finite; accepted: at "

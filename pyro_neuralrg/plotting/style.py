@@ -16,7 +16,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from PIL import Image
 
-from pyro_neuralrg.arguments import a_kind, check_number, check_type
+from pyro_neuralrg.arguments import check_number, check_type
 
 #: x, values and errors.
 Points: TypeAlias = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]
@@ -88,9 +88,6 @@ class Series(NamedTuple):
 
     def finite(self) -> Points:
         """The three as arrays, without points that are not finite; unknown errors are NaN.
-
-        Raises:
-            ValueError: if the lengths differ.
 
         Example:
             >>> Series([1, 2, 3], [0.5, None, 0.25], [0.125, 0.125, None]).finite()[2]
@@ -194,11 +191,3 @@ def check_named(name: str, given: Any, kind: type = object) -> None:
         raise ValueError(f"{name} is empty; accepted: at least one entry")
     for key, value in given.items():
         check_type(f"{name}[{key!r}]", value, kind, f"a {kind.__name__}")
-
-
-def as_numbers(name: str, values: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """An array in double precision, None as NaN; a TypeError if they are not real numbers."""
-    try:
-        return np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} is {a_kind(values)}; accepted: real numbers") from None

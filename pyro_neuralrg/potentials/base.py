@@ -22,11 +22,13 @@ from pyro_neuralrg.arguments import (
     check_number,
     check_tensor,
     check_type,
+    check_values,
     copied,
 )
 from pyro_neuralrg.bases import NORMAL, StandardNormal, TwoModes
 from pyro_neuralrg.lattice import check_boundary, check_shape
-from pyro_neuralrg.observables.configurations import Observable, check_values, field_observables
+from pyro_neuralrg.observables.configurations import Observable, field_observables
+from pyro_neuralrg.spectral import check_spectrum
 from pyro_neuralrg.transforms import HierarchicalFlow
 
 AnyPotential = TypeVar("AnyPotential", bound="LatticePotential")
@@ -91,7 +93,10 @@ class LatticePotential(ABC):
         self.shape = check_shape(shape)
         self.boundary = check_boundary(boundary)
         self.even = even
-        self.spectrum = None if spectrum is None else _as_covariance(spectrum, self.shape)
+        self.spectrum = spectrum
+        if spectrum is not None:
+            check_spectrum(spectrum, boundary, self.shape)
+            self.spectrum = spectrum.detach().to("cpu", torch.float64)
         self.device = torch.device("cpu")
         self._constants: dict[str, dict[torch.dtype, Tensor]] = {}
 
@@ -137,18 +142,15 @@ class LatticePotential(ABC):
     def log_partition(self) -> float:
         """Ln Z, the log of the integral of exp(-energy(x)) over all fields, exactly, in nats.
 
-        Raises:
-            NotImplementedError: if it is not known, with the reason.
+        A NotImplementedError says why where it is not known.
         """
         raise NotImplementedError(f"log_partition: no exact ln Z is known for {self!r}")
 
     def sample_reference(self, n: int, seed: int | None = None) -> Tensor:
         """Draw ``n`` fields from pi / Z, ``(n,) + shape`` in torch's default dtype, without a flow.
 
-        Without a ``seed`` torch's own random numbers continue.
-
-        Raises:
-            NotImplementedError: if there is no such sampler.
+        Without a ``seed`` torch's own random numbers continue. A NotImplementedError without such
+        a sampler.
         """
         raise NotImplementedError(f"sample_reference: no reference sampler is known for {self!r}")
 
@@ -294,17 +296,6 @@ class _Heated(LatticePotential):
         return self if moved is self.cold else _Heated(moved, self.factor)
 
 
-def _as_covariance(spectrum: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Eigenvalues of a covariance in float64 on the CPU."""
-    exact = check_values("spectrum", spectrum, shape).detach().to("cpu", torch.float64)
-    if exact.shape != shape or not bool((exact.isfinite() & (exact > 0)).all()):
-        raise ValueError(
-            f"spectrum has shape {tuple(exact.shape)} and entries down to {float(exact.min())}; "
-            f"accepted: positive and finite ones, of shape {shape}"
-        )
-    return exact
-
-
 def check_energy(nats: Any, x: Tensor, shape: tuple[int, ...], whose: str) -> Tensor:
     """Return energies if they are one number per field."""
     check_tensor(f"the result of {whose}", nats)
@@ -325,23 +316,25 @@ def trial_pair(shape: tuple[int, ...], like: Tensor) -> Tensor:
 
 
 def check_separate(
-    energy: Callable[[Tensor], Tensor], x: Tensor, whose: str, in_place: bool = True
+    energy: Callable[..., Tensor], x: Tensor, whose: str, in_place: bool = True, *rows: Tensor
 ) -> None:
     """Raise a ValueError if the energy of a field depends on the other fields of the batch.
 
     Also if it writes to the field, unless ``in_place``, for functions that are given copies.
+    ``rows`` are what it takes beside the fields, one for each.
     """
     if x.is_meta:
         return  # there are no numbers to compare
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as of the spread of a single field
         given = copied(x)
-        together = energy(given)
+        together = energy(given, *rows)
         if not in_place and not torch.equal(given, x):
             raise ValueError(f"{whose} writes to its field; accepted: no operations in place")
         if not isinstance(together, Tensor) or together.shape != x.shape[:1]:
             return  # as is said when it is used
-        alone = torch.stack([energy(copied(field)).sum() for field in x.split(1)])
+        each = zip(*(part.split(1) for part in (x, *rows)), strict=True)
+        alone = torch.stack([energy(*copied(field)).sum() for field in each])
     largest = float(together.nan_to_num(0.0, 0.0, 0.0).abs().max().clamp(min=1.0))
     same = torch.isclose(together, alone, rtol=0.0, atol=SEPARATE * largest, equal_nan=True)
     if not bool(same.all()):

@@ -11,11 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.arguments import check_integer, check_number
+from pyro_neuralrg.arguments import check_integer, check_number, check_numbers, check_values
 from pyro_neuralrg.bases import NORMAL, StandardNormal
 from pyro_neuralrg.lattice import check_boundary, check_shape
-from pyro_neuralrg.observables.configurations import check_values
-from pyro_neuralrg.potentials.base import TWO_PHASES, LatticePotential, pyro_program
+from pyro_neuralrg.potentials.base import (
+    TWO_PHASES,
+    LatticePotential,
+    check_separate,
+    pyro_program,
+    trial_pair,
+)
 from pyro_neuralrg.potentials.ising import LOWEST_EIGENVALUE, IsingDual, logcosh
 from pyro_neuralrg.potentials.ising_model import check_couplings
 from pyro_neuralrg.spectral import neighbour_spectrum, quadratic_form
@@ -91,8 +96,19 @@ class PotentialFamily(ABC):
 
     def model(self, context: Tensor) -> Tensor:
         """A Pyro program of a field "x" with log-density ``-energy(x, context)``, in plates."""
-        zero, whose = context.new_zeros(()), f"energy of {type(self).__name__}"
-        return pyro_program(lambda x: self.energy(x, context), self.shape, zero, whose)
+        zero = context.new_zeros(())
+        return pyro_program(lambda x: self.energy(x, context), self.shape, zero, self._whose_energy)
+
+    def try_alone(self, like: Tensor) -> None:
+        """See that the energy of a field is that of it alone, and leaves it as it is."""
+        pair = trial_pair(self.shape, like)
+        contexts = like.new_tensor([0.5, -0.5]).unsqueeze(-1).expand(2, self.context_dim)
+        check_separate(self.energy, pair, self._whose_energy, False, contexts)
+
+    @property
+    def _whose_energy(self) -> str:
+        """What messages call the energy."""
+        return f"energy of {type(self).__name__}"
 
     def flow(self, **options: Any) -> ConditionalHierarchicalFlow:
         """Build a flow that knows shape, boundary, symmetry, phases and the Gaussian part.
@@ -107,10 +123,7 @@ class PotentialFamily(ABC):
     def _check(self, x: Tensor, context: Tensor) -> None:
         """Raise if the fields or the contexts do not fit."""
         check_values("x", x, self.shape)
-        if context.dim() == 0 or context.shape[-1] != self.context_dim:
-            raise ValueError(
-                f"context has shape {tuple(context.shape)}; accepted: (..., {self.context_dim})"
-            )
+        check_values("context", context, (self.context_dim,), f"(..., {self.context_dim})")
 
 
 class IsingDualFamily(PotentialFamily):
@@ -141,7 +154,11 @@ class IsingDualFamily(PotentialFamily):
         boundary: str = "periodic",
     ) -> None:
         sides = check_shape(shape)
-        self.temperatures = _check_range(temperatures)
+        accepted = "(lowest, highest), both finite and > 0, the first smaller"
+        low, high = check_numbers("temperatures", temperatures, accepted, 2, above=0)
+        if not low < high:
+            raise ValueError(f"temperatures is {temperatures!r}; accepted: {accepted}")
+        self.temperatures = low, high
         self.couplings = check_couplings(couplings, sides)
         neighbours = neighbour_spectrum(sides, self.couplings, check_boundary(boundary))
         self._lowest = float(neighbours.min())
@@ -218,18 +235,3 @@ class IsingDualFamily(PotentialFamily):
             f"IsingDualFamily({self.shape}, temperatures={self.temperatures}, "
             f"couplings={self.couplings}, boundary={self.boundary!r})"
         )
-
-
-def _check_range(temperatures: Any) -> tuple[float, float]:
-    accepted = "(lowest, highest), both finite and > 0, the first smaller"
-    try:
-        low, high = temperatures
-    except (TypeError, ValueError) as error:  # no pair
-        raise type(error)(f"temperatures is {temperatures!r}; accepted: {accepted}") from None
-    low, high = (
-        check_number("temperatures", value, accepted, above=0, given=temperatures)
-        for value in (low, high)
-    )
-    if not low < high:
-        raise ValueError(f"temperatures is {temperatures!r}; accepted: {accepted}")
-    return low, high

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.arguments import check_integer, check_number
+from pyro_neuralrg.arguments import check_integer, check_integers, check_number
 from pyro_neuralrg.lattice import check_boundary, check_shape
 from pyro_neuralrg.potentials.base import LatticePotential, generator_of
 from pyro_neuralrg.spectral import apply_spectrum, momenta, sum_over_axes
@@ -40,13 +40,15 @@ class FreeField(LatticePotential):
     _shown = ("mass",)
 
     def __init__(self, shape: Iterable[int], mass: float = 1.0, boundary: str = "periodic") -> None:
-        sides = check_shape(shape)
+        sides, boundary = check_shape(shape), check_boundary(boundary)
         self.mass = check_number("mass", mass)
-        if self.mass < 0 or (self.mass == 0 and check_boundary(boundary) == "periodic"):
+        if self.mass < 0 or (self.mass == 0 and boundary == "periodic"):
             raise ValueError(
                 f"mass is {self.mass}; accepted: a number > 0, or >= 0 with boundary='open'"
             )
-        precision = self.mass**2 + _laplacian(sides, check_boundary(boundary))
+        # 4 sin^2(k / 2): unlike 2 - 2 cos k without cancellation
+        laplacian = sum_over_axes(4 * (momenta(n, boundary) / 2).sin() ** 2 for n in sides)
+        precision = self.mass**2 + laplacian
         super().__init__(sides, boundary, even=True, spectrum=1 / precision)
         self._register("precision", precision)
 
@@ -85,15 +87,12 @@ class FreeField(LatticePotential):
         ``site`` is a position, one integer >= 0 per axis; default: the origin.
         """
         accepted = f"a position on the lattice {self.shape}, one integer per axis"
-        position = (0,) * len(self.shape) if site is None else site
-        if not isinstance(position, Iterable) or len(tuple(position)) != len(self.shape):
+        position = check_integers("site", [0] * len(self.shape) if site is None else site, accepted)
+        inside = [0 <= at < side for at, side in zip(position, self.shape, strict=False)]
+        if len(position) != len(self.shape) or not all(inside):
             raise ValueError(f"site is {site!r}; accepted: {accepted}")
-        index = tuple(
-            check_integer("site", at, 0, side - 1, accepted)
-            for at, side in zip(position, self.shape, strict=True)
-        )
         delta = torch.zeros(self.shape, dtype=torch.float64)
-        delta[index] = 1.0
+        delta[position] = 1.0
         return apply_spectrum(delta, self.spectrum, self.boundary)
 
 
@@ -106,8 +105,3 @@ def gaussian_fields(spectrum: Tensor, boundary: str, n: int, generator: torch.Ge
     """Draw ``n`` centred Gaussian fields whose covariance has the eigenvalues ``spectrum``."""
     noise = torch.randn(check_integer("n", n, 1), *spectrum.shape, generator=generator)
     return apply_spectrum(noise, spectrum.sqrt(), boundary)
-
-
-def _laplacian(shape: tuple[int, ...], boundary: str) -> Tensor:
-    r"""Eigenvalues :math:`\sum_a 4\sin^2(k_a / 2)`: unlike 2 - 2 cos k without cancellation."""
-    return sum_over_axes(4 * (momenta(side, boundary) / 2).sin() ** 2 for side in shape)

@@ -13,9 +13,9 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from pyro_neuralrg.arguments import check_number
+from pyro_neuralrg.arguments import check_number, check_values
 from pyro_neuralrg.bases import NORMAL
-from pyro_neuralrg.observables.configurations import Observable, check_values
+from pyro_neuralrg.observables.configurations import Observable
 from pyro_neuralrg.potentials.base import TWO_PHASES, LatticePotential, generator_of
 from pyro_neuralrg.potentials.free_field import gaussian_fields
 from pyro_neuralrg.potentials.ising_model import CRITICAL_TEMPERATURE, IsingModel

@@ -16,9 +16,15 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from pyro_neuralrg.arguments import check_integer, check_number
+from pyro_neuralrg.arguments import (
+    check_array,
+    check_integer,
+    check_number,
+    check_numbers,
+    check_values,
+)
 from pyro_neuralrg.lattice import check_boundary, check_shape
-from pyro_neuralrg.observables.configurations import Observable, check_values, field_observables
+from pyro_neuralrg.observables.configurations import Observable, field_observables
 from pyro_neuralrg.potentials import cluster
 from pyro_neuralrg.potentials.base import generator_of
 from pyro_neuralrg.potentials.exact import pfaffian, torus, transfer
@@ -345,33 +351,19 @@ def check_couplings(couplings: Iterable[float] | None, shape: tuple[int, ...]) -
     if couplings is None:
         return (1.0,) * len(shape)
     accepted = f"one finite J for each side of {shape}"
-    try:
-        values = tuple(couplings)
-    except TypeError:
-        raise TypeError(f"couplings is {couplings!r}; accepted: {accepted}") from None
-    if len(values) != len(shape):
-        raise ValueError(f"couplings is {couplings!r}; accepted: {accepted}")
-    return tuple(check_number("couplings", value, accepted, given=couplings) for value in values)
+    return check_numbers("couplings", couplings, accepted, len(shape))
 
 
 def _check_field(field: Any, shape: tuple[int, ...]) -> Tensor | None:
     """The field of each site in float64, or None if it is zero everywhere."""
     if field is None:
         return None
-    accepted = f"accepted: a finite number, or one per site, of shape {shape}"
-    try:
-        # a copy, since torch takes no array that is reversed and warns of one that is read-only
-        value = field.detach().cpu() if isinstance(field, Tensor) else np.array(field, order="C")
-        tensor = torch.as_tensor(value)
-        if tensor.is_complex():
-            raise TypeError
-        values = tensor.to(torch.float64)
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"field is {field!r}; {accepted}") from None
+    accepted = f"a finite number, or one per site, of shape {shape}"
+    values = torch.from_numpy(check_array("field", field, accepted))
     fits = tuple(values.shape) in ((), shape)
     if not fits or not bool(values.isfinite().all()):
         seen = "entries that are not finite" if fits else f"shape {tuple(values.shape)}"
-        raise ValueError(f"field has {seen}; {accepted}")
+        raise ValueError(f"field has {seen}; accepted: {accepted}")
     return values.expand(shape).clone() if bool(values.any()) else None
 
 

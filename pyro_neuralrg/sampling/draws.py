@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,18 +32,17 @@ from pyro_neuralrg.potentials.base import LatticePotential
 from pyro_neuralrg.runtime.console import warn_user
 from pyro_neuralrg.runtime.processes import processes
 from pyro_neuralrg.sampling.choice import Plan, choose
-from pyro_neuralrg.statistics import FieldSummary, LogWeights, summarise_field, summary_table
+from pyro_neuralrg.statistics import (
+    Estimate,
+    FieldSummary,
+    LogWeights,
+    summarise_field,
+    summary_table,
+)
 
 PILOT = 4096  # draws of the flow whose weights are looked at
 FIELDS_AT_ONCE = 512  # fields evaluated at once
 LEAPFROGS = 2  # of the local move in a cycle
-
-
-class Mean(NamedTuple):
-    """Mean over a target and its standard error, float64, each of the shape of one value."""
-
-    estimate: Tensor
-    standard_error: Tensor
 
 
 @dataclass(frozen=True, repr=False)
@@ -90,17 +89,17 @@ class Samples:
         sites = dict(self.run.sites)
         return {name: x.unsqueeze(0) for name, x in sites.items()} if group_by_chain else sites
 
-    def mean(self, values: Tensor) -> Mean:
-        """Mean over the target of ``values``, one of each draw, with its standard error.
+    def mean(self, values: Tensor) -> Estimate[Tensor]:
+        """Mean over the target of ``values``, one of each draw, of the shape of one.
 
         ``values`` is ``(chains, draws, ...)``, or ``(num_draws, ...)`` of weighted draws, as
         :attr:`observables` are.
         """
         if isinstance(self.run, Annealing):
-            return Mean(*reweight(values, self.run.log_weights, groups=self.run.groups)[:2])
+            return reweight(values, self.run.log_weights, groups=self.run.groups)
         found = summarise_field(values, max_sites=values[0, 0].numel()).figures
         figures = (torch.from_numpy(found[name]) for name in ("mean", "mcse"))
-        return Mean(*(figure.view(values.shape[2:]) for figure in figures))
+        return Estimate(*(figure.view(values.shape[2:]) for figure in figures))
 
     def summary(self) -> Any:
         """A table of the sites and observables, in pandas.
@@ -239,10 +238,10 @@ def _weighted(values: Tensor, run: Annealing) -> FieldSummary:
     found, squares = (
         reweight(x, run.log_weights, groups=run.groups) for x in (flat, flat.square())
     )
-    variance = (squares.estimate - found.estimate.square()).clamp(min=0.0)
+    variance = (squares.value - found.value.square()).clamp(min=0.0)
     unknown = torch.full_like(variance, math.nan)
     figures = {
-        "mean": found.estimate,
+        "mean": found.value,
         "mcse": found.standard_error,
         "rhat": unknown,
         "ess_bulk": variance / found.standard_error.square(),

@@ -5,13 +5,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from typing_extensions import TypeVar
 
 from pyro_neuralrg.arguments import check_integer
 from pyro_neuralrg.runtime.console import warn_user
@@ -31,14 +33,32 @@ TIMES_PER_BLOCK = 10
 """Length of a block in integrated autocorrelation times: the error is then about 5 % low."""
 
 
-class Estimate(NamedTuple):
-    """A value and its standard error."""
+Value = TypeVar("Value", float, Tensor, default=float)
 
-    value: float
-    standard_error: float
+
+@dataclass(frozen=True, repr=False)
+class Estimate(Generic[Value]):
+    """A value and its standard error: numbers, or float64 tensors of one shape.
+
+    Example:
+        >>> value, error = Estimate(0.545123, 0.00161)
+        >>> Estimate(value, error), Estimate(torch.zeros(3), torch.ones(3))
+        (Estimate(0.5451(16)), Estimate(of shape (3,)))
+    """
+
+    value: Value
+    standard_error: Value
+
+    def __iter__(self) -> Iterator[Value]:
+        return iter((self.value, self.standard_error))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self})"
 
     def __str__(self) -> str:
-        return with_error(self.value, self.standard_error)
+        if isinstance(self.value, Tensor) and self.value.dim():
+            return f"of shape {tuple(self.value.shape)}"
+        return with_error(float(self.value), float(self.standard_error))
 
 
 def with_error(value: float, error: float) -> str:

@@ -26,7 +26,7 @@ from pyro_neuralrg.potentials.family import PotentialFamily
 from pyro_neuralrg.runtime.console import HELD, Progress, deferred_interrupts, warn_user
 from pyro_neuralrg.runtime.processes import Processes, random_state, set_random_state
 from pyro_neuralrg.runtime.threads import own_threads
-from pyro_neuralrg.statistics.weights import kish_fractions, may_be_undefined
+from pyro_neuralrg.statistics.weights import MAX_UNDEFINED, kish_fractions
 from pyro_neuralrg.train.history import Best, History, TrainingStep
 from pyro_neuralrg.train.optimizer import (
     JoinedAdam,
@@ -49,6 +49,9 @@ WORSE_ERRORS = 2.0
 
 CLEARLY_BETTER_ERRORS = 4.0
 """Standard errors by which the loss of one batch is lower, where that one is enough."""
+
+UNDEFINED_ERRORS = 4.0
+"""Errors of a count of NaN energies by which it may be above their share."""
 
 HISTORY = "history.csv"
 """Name of the table of steps in the folder of a record."""
@@ -81,13 +84,14 @@ def measured(log_weights: Tensor) -> tuple[Measured, Tensor]:
 
     With a share f of weights above zero it is the loss of q restricted to these, whose density is
     q / f, and once more -ln f, the nats that samples without weight cost: still a bound. It is not
-    finite if fewer than two are, or too many are NaN.
+    finite if fewer than two are, or more are NaN than one in a hundred gives by chance.
     """
     kept = log_weights.isfinite()
     number, finite = len(log_weights), int(kept.sum())
     if finite < number:
         undefined = number - finite - int((log_weights == -math.inf).sum())
-        if finite < 2 or not may_be_undefined(undefined, number):
+        chance = UNDEFINED_ERRORS * math.sqrt(MAX_UNDEFINED * number)
+        if finite < 2 or undefined > max(1.0, MAX_UNDEFINED * number + chance):
             return Measured(-float(log_weights.mean()), 0.0, 1), kept
     values, share = log_weights[kept] if finite < number else log_weights, finite / number
     loss = -float(values.mean()) - 2.0 * math.log(share)
@@ -265,6 +269,10 @@ class Training:
         if self.elbo.only_finite:
             return False
         self.elbo.only_finite = True
+        found = self._measure(CHECKED_SAMPLES).loss  # a batch tells little of their share
+        if not math.isfinite(found):
+            self._refuse(math.nan)
+            return True
         self._warn(
             f"the energy of {number} samples of step {self.step} is infinite or NaN: their weights "
             "are zero, and training goes on with the others; the result counts them"

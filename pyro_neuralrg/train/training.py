@@ -105,7 +105,8 @@ def fit(
     value, without Adam's moments and at half the rate; after ten times it ends. A sample of
     infinite energy has a weight of zero: the loss is that of the flow where the energy is finite
     plus the nats that the others cost, still a bound. So has one whose energy is NaN, up to one
-    sample in a hundred, or one of a batch; beyond, the training diverges.
+    sample in a hundred, as far as 2,000 samples and then each batch tell (by four standard errors);
+    beyond, the training diverges.
 
     The result is not worse than the beginning: where the loss at the final temperature is higher by
     more than two standard errors, on 2,000 fresh samples of each, the best known parameters are the

@@ -13,7 +13,7 @@ from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pyro_neuralrg.arguments import check_tensor
+from pyro_neuralrg.arguments import check_values
 from pyro_neuralrg.bases import NORMAL, StandardNormal
 
 Pushed = tuple[Tensor, Tensor, Tensor, Tensor | None]
@@ -212,13 +212,8 @@ class LatticeTransform(TransformModule):
 
     def _check(self, name: str, value: Tensor) -> torch.Size:
         """The batch shape of an argument that fits the transform; see the public methods."""
-        check_tensor(name, value)
+        check_values(name, value, self.event_shape)
         split = value.dim() - len(self.event_shape)
-        if split < 0 or tuple(value.shape[split:]) != self.event_shape:
-            raise ValueError(
-                f"{name} has shape {tuple(value.shape)}; "
-                f"accepted: any batch shape followed by {self.event_shape}"
-            )
         if torch.compiler.is_compiling():  # which cannot go through the parameters
             return value.shape[:split]
         parameter = next(self.parameters(), value)

@@ -12,7 +12,7 @@ import torch
 from pyro.distributions.conditional import ConditionalTransformModule
 from torch import Tensor, nn
 
-from pyro_neuralrg.arguments import check_integer, check_tensor
+from pyro_neuralrg.arguments import check_integer, check_values
 from pyro_neuralrg.transforms.base import LatticeTransform, Pushed, pack
 from pyro_neuralrg.transforms.hierarchical import HierarchicalFlow
 
@@ -55,15 +55,10 @@ class ConditionalHierarchicalFlow(ConditionalTransformModule):
         Args:
             context: shape ``batch_shape + (context_dim,)``, in the flow's dtype; the batch shape
                 broadcasts with that of the fields.
-
-        Raises:
-            TypeError, ValueError: for another dtype, or another shape.
         """
         like = self.encoder[0].weight
         accepted = f"a tensor of shape (..., {self.context_dim}), {like.dtype} as the flow"
-        check_tensor("context", context, accepted)
-        if context.dim() == 0 or context.shape[-1] != self.context_dim:
-            raise ValueError(f"context has shape {tuple(context.shape)}; accepted: {accepted}")
+        check_values("context", context, (self.context_dim,), accepted)
         if context.dtype != like.dtype:
             raise TypeError(f"context is {context.dtype}; accepted: {accepted}")
         return _Conditioned(self, context)

@@ -96,11 +96,6 @@ class Couplings(LatticeTransform):
             return None
         return self.site_weight @ self.features
 
-    def networks(self) -> list[list[Tensor]]:
-        """Arrays of each coupling's network, as ``NetworkOptions.shapes`` lists them."""
-        sequence = self._sequence()
-        return [list(network.arrays) for network in sequence.networks(sequence.weights(None))]
-
     def _pass(self, h: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
         return self._sequence().run(h, context, inverse)
 
@@ -171,8 +166,7 @@ def realnvp_block(
         >>> realnvp_block(4)(torch.zeros(7, 4)).shape
         torch.Size([7, 4])
     """
-    if size < 2:
-        raise ValueError(f"size is {size}; accepted: a block of at least two sites")
+    check_integer("size", size, 2, accepted="a block of at least two sites")
     layers, hidden = _check_network(layers, hidden)
     check_choice("activation", activation, ACTIVATIONS)
     # the parity of the bits is the checkerboard of a block of 2^d sites
@@ -218,9 +212,7 @@ def neighbour_coupling(
         >>> neighbour_coupling((2, 2), (4, 4))(torch.zeros(7, 4, 4, 4)).shape
         torch.Size([7, 4, 4, 4])
     """
-    layers, hidden = _check_network(layers, hidden)
-    if not hidden:
-        raise ValueError("hidden is empty; accepted: at least one layer width")
+    layers, hidden = _check_network(layers, hidden, least=1)
     options = NetworkOptions(
         hidden,
         terms=check_integer("num_tanh", num_tanh, 0),
@@ -233,11 +225,11 @@ def neighbour_coupling(
     return Couplings(math.prod(block), count, halves, options, **given)
 
 
-def _check_network(layers: Any, hidden: Any) -> tuple[int, tuple[int, ...]]:
-    """Both as plain integers."""
-    accepted = "a tuple of integers >= 1, one a layer"
+def _check_network(layers: Any, hidden: Any, least: int = 0) -> tuple[int, tuple[int, ...]]:
+    """Both as plain integers, with at least so many widths."""
+    accepted = "a tuple of integers >= 1, one a layer" + (", at least one" if least else "")
     widths = check_integers("hidden", hidden, accepted)
-    if any(width < 1 for width in widths):
+    if len(widths) < least or any(width < 1 for width in widths):
         raise ValueError(f"hidden is {widths}; accepted: {accepted}")
     return check_integer("layers", layers, 1), widths
 

@@ -40,6 +40,9 @@ class Operations(NamedTuple):
     couple: Callable[..., tuple[Tensor, Tensor]]
     couple_with_score: Callable[..., tuple[Tensor, ...]]
 
+    def __reduce__(self) -> Any:  # copies are not compiled
+        return Operations, (couple, couple_with_score)
+
 
 EAGER = Operations(couple, couple_with_score)
 
@@ -104,9 +107,6 @@ class CouplingSequence(nn.Module):
         """The same for compiled code, made when first needed."""
         self.operations = EAGER
         """Compiled functions in place of these; see ``HierarchicalFlow.compile``."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "operations": EAGER}
 
     def _plan(self, layers: Sequence[tuple[Any, Tensor]], tables: dict[str, list[Tensor]]) -> None:
         """Lay out all couplings; rows that their networks see, and rows that they move."""

@@ -9,9 +9,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from pyro_neuralrg.arguments import check_integer, check_tensor
+from pyro_neuralrg.arguments import check_integer, check_values
 from pyro_neuralrg.lattice import check_boundary, check_shape
-from pyro_neuralrg.spectral import apply_spectrum
+from pyro_neuralrg.spectral import apply_spectrum, at_minus_k, check_spectrum
 from pyro_neuralrg.transforms.base import LatticeTransform, Pushed
 
 
@@ -56,10 +56,7 @@ class FourierLayer(_ModeScaling):
             (k = 1 .. n) for an open one.
         boundary: "periodic" or "open".
         slopes: derivatives of the spectrum with respect to the context, shape ``(entries,) +
-            shape``, or None.
-
-    Raises:
-        ValueError: on use, if there are slopes and no context.
+            shape``, or None; with them a context is needed.
 
     Example:
         >>> layer = FourierLayer(torch.full((4, 4), 4.0))
@@ -73,7 +70,7 @@ class FourierLayer(_ModeScaling):
     def __init__(
         self, spectrum: Tensor, boundary: str = "periodic", slopes: Tensor | None = None
     ) -> None:
-        _check_eigenvalues(spectrum, check_boundary(boundary))
+        check_spectrum(spectrum, check_boundary(boundary))
         if slopes is not None:
             _check_slopes(slopes, spectrum, boundary)
         super().__init__(tuple(spectrum.shape))
@@ -115,9 +112,6 @@ class LearnedSpectrum(_ModeScaling):
         response: factor of all the logarithms.
         dtype, device: of the parameters; torch's defaults if None.
 
-    Raises:
-        ValueError: on use, if there is no context where one is needed.
-
     Example:
         >>> layer = LearnedSpectrum((4, 4))
         >>> bool(torch.allclose(layer(torch.ones(4, 4)), torch.ones(4, 4)))
@@ -153,35 +147,14 @@ class LearnedSpectrum(_ModeScaling):
         """Their part that is even under k -> -k; of sines all of it."""
         if self.boundary == "open":
             return values
-        return 0.5 * (values + _at_minus_k(values, len(self.event_shape)))
-
-
-def _at_minus_k(values: Tensor, dims: int) -> Tensor:
-    """The values at -k."""
-    axes = tuple(range(-dims, 0))
-    return values.flip(axes).roll((1,) * dims, axes)
-
-
-def _check_eigenvalues(spectrum: Tensor, boundary: str) -> None:
-    check_tensor("spectrum", spectrum)
-    check_shape(spectrum.shape)
-    usable = torch.isfinite(spectrum) & (spectrum > 0)
-    if not bool(usable.all()):
-        worst = float(spectrum[~usable][0])
-        raise ValueError(f"spectrum has an entry {worst}; accepted: positive, finite eigenvalues")
-    mirrored = _at_minus_k(spectrum, spectrum.dim())
-    if boundary == "periodic" and not torch.allclose(spectrum, mirrored, atol=0.0):
-        raise ValueError(
-            "spectrum is not even under k -> -k; accepted: for a periodic lattice, the "
-            "eigenvalues of a real symmetric translation-invariant matrix"
-        )
+        return 0.5 * (values + at_minus_k(values, len(self.event_shape)))
 
 
 def _check_slopes(slopes: Tensor, spectrum: Tensor, boundary: str) -> None:
     accepted = f"a floating tensor of shape (entries, {', '.join(map(str, spectrum.shape))})"
-    check_tensor("slopes", slopes, accepted)
-    if slopes.dim() != spectrum.dim() + 1 or slopes.shape[1:] != spectrum.shape:
+    check_values("slopes", slopes, tuple(spectrum.shape), accepted)
+    if slopes.dim() != spectrum.dim() + 1:
         raise ValueError(f"slopes has shape {tuple(slopes.shape)}; accepted: {accepted}")
-    _check_eigenvalues(spectrum - slopes.abs().sum(0), boundary)
+    check_spectrum(spectrum - slopes.abs().sum(0), boundary)
     for slope in slopes:  # each even by itself
-        _check_eigenvalues(spectrum + slope, boundary)
+        check_spectrum(spectrum + slope, boundary)

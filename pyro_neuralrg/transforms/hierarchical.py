@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
@@ -12,9 +11,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from pyro_neuralrg.arguments import check_choice, check_integer, check_tensor
+from pyro_neuralrg.arguments import check_choice, check_integer, check_type, check_values
 from pyro_neuralrg.bases import NORMAL, StandardNormal, base_from_config
 from pyro_neuralrg.lattice import Circuit, Layer, make_circuit
+from pyro_neuralrg.spectral import check_spectrum
 from pyro_neuralrg.transforms.base import LatticeTransform, Pushed
 from pyro_neuralrg.transforms.bijectors import BlockLayout, as_bijector, bijector_config
 from pyro_neuralrg.transforms.coupling import Couplings
@@ -55,7 +55,8 @@ class HierarchicalFlow(LatticeTransform):
         spectrum_slopes: derivatives of the spectrum with respect to the first entries of the
             context, shape ``(entries,) + shape``, or None.
         site_features: numbers of order one that tell the sites apart (an external field, say),
-            shape ``(channels,) + shape``, which the networks of "neighbour" see; or None.
+            shape ``(channels,) + shape``, which the networks of "neighbour" see; or None. A buffer:
+            ``load_state_dict`` brings others.
     """
 
     site_features: Tensor | None
@@ -74,15 +75,10 @@ class HierarchicalFlow(LatticeTransform):
         site_features: Tensor | None = None,
     ) -> None:
         super().__init__(circuit.shape)
-        if not isinstance(base, StandardNormal):
-            raise TypeError(f"base is {base!r}; accepted: StandardNormal() or TwoModes(separation)")
-        if not isinstance(odd, bool):
-            raise TypeError(f"odd is {odd!r}; accepted: True or False")
-        if isinstance(spectrum, Tensor) and tuple(spectrum.shape) != circuit.shape:
-            raise ValueError(
-                f"spectrum has shape {tuple(spectrum.shape)}; "
-                f"accepted: the lattice shape {circuit.shape}"
-            )
+        check_type("base", base, StandardNormal, "StandardNormal() or TwoModes(separation)")
+        check_type("odd", odd, bool, "True or False")
+        if spectrum is not None:
+            check_spectrum(spectrum, circuit.boundary, circuit.shape)
         if spectrum_slopes is not None and (spectrum is None or not context_dim):
             raise ValueError(
                 "spectrum_slopes is given; accepted: only beside a spectrum, in a conditional flow"
@@ -243,9 +239,6 @@ class HierarchicalFlow(LatticeTransform):
         """
         self._operations = compile_operations(**options)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_operations": EAGER}
-
     def grow(self, spectrum: Tensor | None = None) -> HierarchicalFlow:
         """A flow on a lattice with sides ``block`` times as long, that begins with these weights.
 
@@ -264,19 +257,6 @@ class HierarchicalFlow(LatticeTransform):
         """
         return grow(self, spectrum)
 
-    def with_site_features(self, site_features: Tensor) -> HierarchicalFlow:
-        """A copy with these very weights that sees other features, of the same shape."""
-        features, mine = _check_site_features(site_features, self.shape), self.site_features
-        if mine is None or features.shape != mine.shape:
-            raise ValueError(
-                f"site_features has shape {tuple(features.shape)}; accepted: "
-                f"{'no features, as the flow takes none' if mine is None else tuple(mine.shape)}"
-            )
-        other = copy.deepcopy(self)
-        other.site_features = features.to(mine)
-        other._show_site_features()
-        return other
-
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self._show_site_features()
@@ -291,7 +271,13 @@ class HierarchicalFlow(LatticeTransform):
                 f"site_features with odd={self.odd} and bijector is {self.bijector!r}; "
                 "accepted: odd=False and a bijector that sees them, such as 'neighbour'"
             )
-        self.site_features = _check_site_features(features, self.shape)
+        accepted = f"finite floating numbers of shape (channels, {str(self.shape)[1:]}"
+        check_values("site_features", features, self.shape, accepted)
+        fits = features.dim() == 1 + len(self.shape) and len(features) > 0
+        if not fits or not bool(features.isfinite().all()):
+            seen = "an entry inf or nan" if fits else f"shape {tuple(features.shape)}"
+            raise ValueError(f"site_features has {seen}; accepted: {accepted}")
+        self.site_features = features.detach()
         return list(features_of_blocks(self.site_features, self.circuit))
 
     def _show_site_features(self) -> None:
@@ -377,17 +363,6 @@ class HierarchicalFlow(LatticeTransform):
         flow = cls(layers, bijector, **options).to(dtype)
         flow._show_site_features()  # in its precision
         return flow
-
-
-def _check_site_features(features: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The features, cut off from any graph; of shape ``(channels,) + shape``, finite."""
-    accepted = f"finite floating numbers of shape (channels, {', '.join(map(str, shape))})"
-    check_tensor("site_features", features, accepted)
-    if features.dim() != 1 + len(shape) or features.shape[1:] != shape or not len(features):
-        raise ValueError(f"site_features has shape {tuple(features.shape)}; accepted: {accepted}")
-    if not bool(features.isfinite().all()):
-        raise ValueError(f"site_features has an entry inf or nan; accepted: {accepted}")
-    return features.detach()
 
 
 def _length(tensor: Tensor | None) -> int:

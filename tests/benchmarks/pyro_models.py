@@ -4,16 +4,24 @@
 
     python -m tests.benchmarks.pyro_models
     python -m tests.benchmarks.pyro_models --guides --models school regression logistic process
+    python -m tests.benchmarks.pyro_models --by-sample
 
 Worst R-hat over the unconstrained positions, the R-hat that stationary chains of the fewest bulk
 effective draws have by their number, these draws, gradients for each chain in warm-up and in all,
 seconds: a line for each model and seed. With ``--guides`` also the bounds of ln p(y) by
 AutoHierarchicalFlow and AutoNormal after 1000 steps of SVI of so many ``--particles``.
+
+With ``--by-sample`` other lines: draws by ``sample(model, guide)`` of a guide that was fitted,
+their method and worst R-hat, and how far their means and mean squares (of positive sites: of
+logarithms) are from those of long chains of ChEES-HMC, of the funnel from the exact ones: the
+furthest of all in combined errors, and the chance of one so far by errors alone.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -25,7 +33,8 @@ from pyro.infer import SVI
 from pyro.infer.autoguide import AutoNormal
 from torch import Tensor
 
-from pyro_neuralrg import PDD, AutoHierarchicalFlow, ChEESHMC, VectorizedMCMC
+from pyro_neuralrg import PDD, AutoHierarchicalFlow, ChEESHMC, VectorizedMCMC, fit
+from pyro_neuralrg import sample as sample_by
 from pyro_neuralrg.free_energy import reweight
 from pyro_neuralrg.mcmc import ModelTarget
 from pyro_neuralrg.statistics import summarise_field
@@ -218,15 +227,90 @@ def guided(model: Model, seed: int, chains: Tensor | None = None, particles: int
     for part, log_w in ((draws[:1000], torch.zeros(1000)), (draws, weights)):
         mean = reweight(part, log_w)
         errors = np.hypot(known["mcse"], mean.standard_error.numpy())
-        off.append(float(np.abs((mean.estimate.numpy() - known["mean"]) / errors).max()))
+        off.append(float(np.abs((mean.value.numpy() - known["mean"]) / errors).max()))
     return Guided(*bounds, *off)
+
+
+def funnel() -> Model:
+    """Neal's, nine x of variance e^v for v of variance one; centred."""
+
+    def model() -> None:
+        v = pyro.sample("v", dist.Normal(0.0, 1.0))
+        with pyro.plate("sites", 9):
+            pyro.sample("x", dist.Normal(0.0, (v / 2).exp()))
+
+    return model
+
+
+def cox_process() -> Model:
+    """The log-Gaussian Cox process of :mod:`tests.benchmarks.cox`."""
+    from tests.benchmarks import cox
+
+    return functools.partial(cox.noncentred, cox.counts_of_cells())
+
+
+SAMPLED: dict[str, tuple[Callable[[], Model], dict[str, Any], dict[str, Any]]] = {
+    "eight schools": (eight_schools, {}, {}),
+    "funnel": (funnel, {}, {}),
+    "Gaussian process": (gaussian_process, {}, {"batch": 64, "lr": 0.02}),
+    "Cox process": (cox_process, {"field": "noise"}, {"batch": 64, "lr": 0.02}),
+}  # model, options of its guide, options of the fit
+
+
+def moments(draws: Any) -> tuple[Tensor, Tensor, float]:
+    """Means and mean squares of all sites, their errors, and the worst R-hat."""
+    weighted = getattr(draws, "log_weights", None) is not None
+    parts, worst = [], math.nan
+    for name, x in sorted(draws.get_samples(group_by_chain=not weighted).items()):
+        if name.endswith("_latent"):  # the guide's
+            continue
+        x = x.double().log() if bool((x > 0).all()) else x.double()
+        for values in (x, x.square()):
+            if weighted:
+                mean, error = (part.flatten() for part in draws.mean(values))
+            else:
+                found = summarise_field(values, max_sites=values[0, 0].numel())
+                mean, error = (torch.from_numpy(found.figures[n]) for n in ("mean", "mcse"))
+                worst = np.fmax(worst, found.figures["rhat"].max())
+            parts.append(torch.stack([mean, error]))
+    return *torch.cat(parts, -1), float(worst)
+
+
+def compare(name: str, seed: int, options: Any) -> None:
+    """A line of a guide that is fitted, and of draws by it."""
+    make, of_guide, of_fit = SAMPLED[name]
+    pyro.clear_param_store()
+    pyro.set_rng_seed(seed)
+    model, began = make(), time.process_time()
+    guide = AutoHierarchicalFlow(model, **of_guide)
+    fit(model, guide, steps=options.steps, seed=seed, progress=False, **of_fit)
+    draws = sample_by(model, guide, options.number, model_args=(), seed=seed, progress=False)
+    (mean, error, worst), spent = moments(draws), time.process_time() - began
+    if name == "funnel":  # sites v and x in this order, mean and mean square
+        right = torch.tensor([0.0, 1.0, *[0.0] * 9, *[math.exp(0.5)] * 9])
+        its_error, its_worst = torch.zeros(len(right)), math.nan
+    else:
+        right, its_error, its_worst = moments(run(model, seed + 1, options.draws, options.chains))
+    pulls = (mean - right).abs() / torch.hypot(error, its_error)
+    chance = 1 - (1 - math.erfc(float(pulls.max()) / math.sqrt(2))) ** len(pulls)
+    print(
+        f"{name}, {seed}: {draws.method}, {draws.reason}; R-hat {worst:.4f} (reference "
+        f"{its_worst:.4f}); furthest of {len(pulls)} {float(pulls.max()):.2f} errors (chance "
+        f"{chance:.3f}); {spent:.0f} s"
+    )
 
 
 if __name__ == "__main__":
     options = parse(
         __doc__ or "",
         seeds=[0, 1, 2], draws=1000, chains=64, threads=1, models=[""], guides=False, particles=1,
+        by_sample=False, number=(20_000, "draws by sample"), steps=(1000, "of the fit"),
     )  # fmt: skip
+    if options.by_sample:
+        for name in SAMPLED:
+            for seed in options.seeds if any(part in name for part in options.models) else ():
+                compare(name, seed, options)
+        raise SystemExit
     columns = ("R-hat", "8.4f"), ("by ESS", "8.4f"), ("ESS", "8.0f"), ("warm-up", "9.0f")
     columns += ("gradients", "10.0f"), ("seconds", "9.1f")
     if options.guides:

@@ -6,20 +6,31 @@ Steps of ``fit`` with path gradients, 256 fields at Tc; the gradient is that of 
 for 64 chains, by HMC. Every case runs in a process of its own.
 
     python -m tests.benchmarks.step --sides 8 16 32 [--threads] [--busy]
+    python -m tests.benchmarks.step --memory --sides 8 16 32 64 128
+
+With ``--memory`` time and peak memory of a step of so many fields that all lattices have the same
+number of sites in total, so that both should stay the same: of default couplings with path
+gradients, as ``fit`` trains them, and of the paper's Real NVP blocks without. The memory is the
+highest resident memory during the step above that just before it (Linux).
 """
 
 from __future__ import annotations
 
 import itertools
 import statistics
+import time
+from pathlib import Path
 
 import torch
 
 from pyro_neuralrg import HMC, IsingDual, Schedule, fit
+from pyro_neuralrg.distributions import FlowDistribution, StandardNormal
 from pyro_neuralrg.mcmc import LatentTarget
-from tests.benchmarks.harness import Marks, neighbour, parse, result, start
+from tests.benchmarks.harness import Marks, in_turns, neighbour, parse, result, start
 
 BATCH, CHAINS, LEAPFROGS = 256, 64, 10
+SITES = 2**17
+"""Of all fields of a step whose memory is measured."""
 SECONDS = 4.0
 """Rough length of each measurement."""
 BUSY = {
@@ -60,6 +71,49 @@ def measured(what: str, side: int, threads: int) -> dict[str, float]:
     return result(start(measure, what, side, threads, OMP_NUM_THREADS=str(threads)))
 
 
+def resident(name: str) -> float:
+    """VmRSS (now) or VmHWM (highest) in MiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(name))
+
+
+def measure_memory(bijector: str, side: int) -> dict[str, float]:
+    """Seconds and MiB that one step needs, parameters and compiled code not counted."""
+    torch.set_num_threads(1)
+    target, batch = IsingDual((side, side)), SITES // side**2
+    options = {"odd": False, "base": StandardNormal()} if bijector == "realnvp" else {}
+    flow = target.flow(bijector=bijector, **options)
+    q = FlowDistribution(flow)
+
+    def step(batch: int = batch) -> None:
+        flow.zero_grad()
+        if bijector == "realnvp":
+            x = q.rsample((batch,))
+            (q.log_prob(x) + target.energy(x)).mean().backward()
+        else:
+            x, _, score = q.rsample_with_score((batch,))
+            (target.energy(x) + (score * x).sum((-1, -2))).mean().backward()
+
+    step(2)
+    Path("/proc/self/clear_refs").write_text("5")  # forget the highest value so far
+    before = resident("VmRSS")
+    step()
+    peak = resident("VmHWM") - before
+    (times,) = in_turns([step], 7, time.perf_counter)
+    return {"seconds": statistics.median(times), "mib": peak}
+
+
+def compare_memory(sides: list[int]) -> None:
+    """Wall time and memory of a step for each site, float32."""
+    for bijector, side in itertools.product(("neighbour", "realnvp"), sides):
+        found = result(start(measure_memory, bijector, side))
+        print(
+            f"{bijector:>9}  L = {side:3}, {SITES // side**2:4} fields: "
+            f"{1e6 * found['seconds'] / SITES:.2f} microseconds a site; {found['mib']:6.0f} MiB, "
+            f"{2**20 * found['mib'] / SITES:5.0f} bytes a site"
+        )
+
+
 def measure_alone(sides: list[int], repeats: int) -> None:
     """One thread, CPU time."""
     for what, side in itertools.product(("step", "gradient"), sides):
@@ -88,7 +142,11 @@ def main() -> None:
         repeats=3,
         threads=(False, "also two threads against one"),
         busy=(False, "also beside a process that keeps a core busy"),
+        memory=(False, "time and memory of steps of as many sites instead"),
     )
+    if options.memory:
+        compare_memory(options.sides)
+        return
     measure_alone(options.sides, options.repeats)
     if options.threads:
         compare_threads(options.sides, options.repeats, {"alone": "pass"})

@@ -52,7 +52,7 @@ def test_smc_from_a_standard_normal(seed: int) -> None:
     assert all(math.isnan(rate) for rate in run.jump_acceptance)
     x = run.fields
     found = reweight(x.unsqueeze(-1) * x.unsqueeze(-2), run.log_weights, groups=run.groups)
-    off = (found.estimate - PRECISION.inverse()).abs()
+    off = (found.value - PRECISION.inverse()).abs()
     assert bool((off < 5 * found.standard_error).all())
 
 

@@ -65,7 +65,7 @@ def test_evidence_and_posterior(start: str, seed: int) -> None:
     assert run.sites["scale"].shape == (256,)
     values = torch.cat([run.sites["field"].flatten(1), run.sites["scale"].log()[:, None]], -1)
     found = reweight(values, run.log_weights, groups=run.groups)
-    assert bool(((found.estimate - mean).abs() < 5 * found.standard_error).all())
+    assert bool(((found.value - mean).abs() < 5 * found.standard_error).all())
     if start in ("hierarchical guide", "Pyro's guide"):  # all of a position is drawn anew
         assert 0.0 < run.jump_acceptance[-1] < run.jump_acceptance[0] <= 1.0
     else:

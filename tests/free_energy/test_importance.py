@@ -177,7 +177,7 @@ def diverged() -> Any:
 
 BAD_ENERGIES: list[tuple[Any, Any, type[Exception], str]] = [
     (lambda x: energy(x) * math.nan, proposal(), ValueError, "has 10 of 10 entries that are NaN"),
-    (lambda x: x, proposal(), ValueError, r"energy has shape \(10, 4\) for 10 fields"),
+    (lambda x: x, proposal(), ValueError, r"target returned shape \(10, 4\) for fields"),
     (
         lambda x: None,
         proposal(),

@@ -49,7 +49,7 @@ def test_equal_weights_are_the_path_of_draws() -> None:
     draws = ratios({name: value.unsqueeze(-1) for name, value in values.items()})
     weighted = ratios({name: reweight(value, torch.zeros(200)) for name, value in values.items()})
     for name, found in draws.items():
-        assert weighted[name] == pytest.approx(found, rel=1e-9)
+        assert tuple(weighted[name]) == pytest.approx(tuple(found), rel=1e-9)
 
 
 def test_a_mean_by_the_delta_method() -> None:
@@ -57,7 +57,7 @@ def test_a_mean_by_the_delta_method() -> None:
     found = reweight(energy(x), -energy(x) - proposal().log_prob(x))
     value, error = jackknife(lambda mean: mean, found)
     assert error == pytest.approx(float(found.standard_error), rel=0.01)
-    assert abs(value - float(found.estimate)) < 0.1 * error
+    assert abs(value - float(found.value)) < 0.1 * error
     one = reweight(torch.arange(10.0), torch.tensor([0.0, *[-math.inf] * 9]))
     assert math.isnan(jackknife(lambda mean: mean, one).standard_error)  # all the weight
 
@@ -66,7 +66,7 @@ def test_a_mean_by_the_delta_method() -> None:
 def test_errors_cover(number: int) -> None:
     """One block for each sample, and blocks of one or two."""
     pulls: dict[str, list[float]] = {name: [] for name in EXACT}
-    for _ in range(100):
+    for _ in range(60):
         x = proposal().sample((number,))
         weights = -energy(x) - proposal().log_prob(x)
         found = ratios({name: reweight(f(x), weights) for name, f in FUNCTIONS.items()})
@@ -85,7 +85,7 @@ def test_copies_within_groups_count_once() -> None:
     weights = weights.repeat_interleave(3)
     again = ratios({n: reweight(value, weights, groups=600) for n, value in copies.items()})
     for name, (value, error) in found.items():
-        assert again[name] == pytest.approx((value, error))
+        assert tuple(again[name]) == pytest.approx((value, error))
 
 
 @pytest.mark.parametrize("temperature", [3.0, 4.2])

@@ -35,15 +35,15 @@ def weighted(number: int) -> tuple[Tensor, Tensor]:
 def test_means_of_the_target() -> None:
     values, weights = weighted(40_000)
     found = reweight(values, weights + 1000.0)  # a constant does not matter
-    assert found.estimate.shape == (2,)
-    assert bool(((found.estimate - EXACT).abs() < 4 * found.standard_error).all())
+    assert found.value.shape == (2,)
+    assert bool(((found.value - EXACT).abs() < 4 * found.standard_error).all())
     assert bool((found.standard_error < 0.02).all())
     assert found.pareto_k < 0.7
     # the proposal's own mean of x^2 is far off
     assert abs(float(values[:, 1].mean() - EXACT[1])) > 10 * float(found.standard_error[1])
     single = reweight(values[:, 1], weights)
-    assert single.estimate.shape == ()
-    assert float(single.estimate) == pytest.approx(float(found.estimate[1]))
+    assert single.value.shape == ()
+    assert float(single.value) == pytest.approx(float(found.value[1]))
 
 
 def test_error_by_hand() -> None:
@@ -52,15 +52,15 @@ def test_error_by_hand() -> None:
     found = reweight(values, weights)
     without = torch.tensor([math.nan, math.inf]), torch.full((2,), -math.inf)  # any weight
     more = reweight(torch.cat([values, without[0]]), torch.cat([weights, without[1]]))
-    assert more.estimate == found.estimate
-    assert float(found.estimate) == pytest.approx(0.25)
+    assert more.value == found.value
+    assert float(found.value) == pytest.approx(0.25)
     assert float(found.standard_error) == pytest.approx(math.sqrt(2 * (2 * 0.75**2)) / 4)
     assert found.ess == pytest.approx(16 / 10 / 2)
     assert math.isnan(found.pareto_k)
     assert math.isnan(float(reweight(values[:1], weights[:1]).standard_error))
     values = torch.randn(100, 3, 2)  # equal weights
     found = reweight(values, LogWeights(torch.zeros(100)))
-    torch.testing.assert_close(found.estimate, values.mean(0))
+    torch.testing.assert_close(found.value, values.mean(0))
     torch.testing.assert_close(found.standard_error, values.std(0) / 10)
 
 
@@ -72,7 +72,7 @@ def test_groups_of_copies() -> None:
     grouped = reweight(*copies, groups=500)
     assert math.isnan(grouped.pareto_k)
     assert not math.isnan(once.pareto_k)
-    torch.testing.assert_close(grouped.estimate, once.estimate)
+    torch.testing.assert_close(grouped.value, once.value)
     torch.testing.assert_close(grouped.standard_error, once.standard_error)
     assert bool((reweight(*copies).standard_error < 0.6 * once.standard_error).all())
 
@@ -108,9 +108,9 @@ def test_expectations_from_a_flow() -> None:
     assert sizes == [2000, 2000, 1000]
     means = found.observables
     assert list(means) == ["square", "field"]
-    assert means["field"].estimate.shape == (SITES,)
+    assert means["field"].value.shape == (SITES,)
     for name, exact in (("square", EXACT[1]), ("field", EXACT[0])):
-        error = (means[name].estimate - exact).abs()
+        error = (means[name].value - exact).abs()
         assert bool((error < 5 * means[name].standard_error).all())
     assert found.free_energy.num_samples == 5000
     error = found.free_energy.importance - EXACT_FREE_ENERGY
@@ -135,7 +135,7 @@ def test_bad_observables(observables: Any, error: type[Exception], match: str) -
 @pytest.mark.slow
 def test_error_bars_cover() -> None:
     runs = [reweight(*weighted(2000)) for _ in range(200)]
-    pulls = torch.stack([(run.estimate - EXACT) / run.standard_error for run in runs], -1)
+    pulls = torch.stack([(run.value - EXACT) / run.standard_error for run in runs], -1)
     for of_one in pulls:
         check_coverage(of_one)
 
@@ -178,7 +178,7 @@ def test_error_bars_of_heavy_tails_cover(name: str) -> None:
     for _ in range(runs):
         x, log_weights = draw()
         found = reweight(function(x).mean(-1), log_weights)
-        score = abs(float(found.estimate) - exact) / float(found.standard_error)
+        score = abs(float(found.value) - exact) / float(found.standard_error)
         beyond += score > torch.tensor([2.0, 3.0])
     assert float(beyond[0]) <= 6
     assert float(beyond[1]) <= 3
@@ -190,7 +190,7 @@ def test_errors_of_light_tails_are_those_of_the_samples(components: int) -> None
     values = x[:, :1] * torch.linspace(0.5, 1.0, components)
     found = reweight(values, log_weights)
     w = log_weights.exp()[:, None]
-    plain = ((w * (values - found.estimate)).square().sum(0) * (2000 / 1999)).sqrt() / w.sum()
+    plain = ((w * (values - found.value)).square().sum(0) * (2000 / 1999)).sqrt() / w.sum()
     torch.testing.assert_close(found.standard_error, plain)
     assert found.values_pareto_k < 1 / 3
 
@@ -218,7 +218,7 @@ def test_results_print_in_one_line() -> None:
     found = expectations(energy, proposal(), {"square": lambda x: x.square().mean(-1)})
     value, free = found.observables["square"], found.free_energy
     limits = bounds(energy, proposal(), 100, reference=torch.randn(100, SITES))
-    mean = with_error(float(value.estimate), float(value.standard_error))
+    mean = with_error(float(value.value), float(value.standard_error))
     importance = with_error(free.importance, free.importance_se)
     assert repr(value).startswith(f"Reweighted({mean}, ")
     assert repr(free).startswith(f"FreeEnergyEstimate(-ln Z = {importance}, at most ")

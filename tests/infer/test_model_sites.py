@@ -395,3 +395,52 @@ def test_a_reparameterisation_within_a_plate() -> None:
     for use, model in ((AutoHierarchicalFlow, schools(True)), (sampler, schools(True, kind=True))):
         with pytest.raises(ValueError, match=message):
             use(model)
+
+
+# Arguments that one run uses up ------------------------------------------------------------------
+
+
+def of_data(batches: Any) -> None:
+    place = normal("place")
+    with pyro.plate("data", 3):
+        pyro.sample("y", dist.Normal(place, 1.0), obs=sum(batches))
+
+
+def at_place(batches: Any) -> None:
+    loc = pyro.param("loc", torch.zeros(()))
+    pyro.sample("place", dist.Normal(loc, 1.0))
+
+
+READERS: dict[str, Callable[[Any], Any]] = {
+    "chains": lambda data: VectorizedMCMC(HMC(of_data), 5, 5, 4, progress=False).run(data),
+    "guide": lambda data: AutoHierarchicalFlow(of_data, prototype_args=(data,)),
+    "guide, later": lambda data: AutoHierarchicalFlow(of_data).initialize(data),
+    "by name": lambda data: AutoHierarchicalFlow(of_data).initialize(batches=data),
+    "fit": lambda data: fit(
+        of_data, at_place, steps=2, batch=4, lr=0.01, model_args=(data,), progress=False
+    ),
+    "PDD": lambda data: PDD(4, vectorize_particles=True).loss(of_data, at_place, data),
+    "estimate": lambda data: estimate(of_data, at_place, 100, model_args=(data,)),
+}
+
+
+@pytest.mark.parametrize("kind", [iter, lambda parts: (part for part in parts), enumerate])
+@pytest.mark.parametrize("reader", READERS)
+def test_iterators_are_refused_by_name_and_not_used_up(
+    reader: str, kind: Callable[[Any], Any]
+) -> None:
+    data = kind([torch.ones(3), torch.zeros(3)])
+    message = f"argument ('batches'|0) of the model is an? {type(data).__name__}, which one run"
+    with pytest.raises(TypeError, match=message):
+        READERS[reader](data)
+    assert len(list(data)) == 2
+    READERS[reader]([torch.ones(3), torch.zeros(3)])
+
+
+def test_the_guide_looks_at_copies_of_arguments() -> None:
+    def centred(y: Tensor) -> None:
+        pyro.sample("y", dist.Normal(normals("f", 3), 1.0).to_event(1), obs=y.sub_(y.mean()))
+
+    y = torch.tensor([1.0, 2.0, 6.0])
+    AutoHierarchicalFlow(centred, prototype_args=(y,))
+    assert y.tolist() == [1.0, 2.0, 6.0]

@@ -46,13 +46,6 @@ def test_covariance_over_batches_of_different_means(is_dense: bool) -> None:
     torch.testing.assert_close(found, (len(together) * expected + prior) / (len(together) + 5))
 
 
-def test_few_values_have_no_variance() -> None:
-    pooled = PooledCovariance()
-    assert pooled.regularised() is None
-    pooled.update(torch.zeros(1, 2))
-    assert pooled.regularised() is None
-
-
 @pytest.mark.parametrize("start", [1e-4, 0.03, 0.7, 5.0, 1e3])
 def test_the_rough_step_size_is_the_largest_that_is_accepted(start: float) -> None:
     kernel = normal(start)

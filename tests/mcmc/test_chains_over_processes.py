@@ -135,7 +135,7 @@ def test_moments_and_adaptation_are_those_of_all_chains(folder: Path) -> None:
             means = values.mean(1)
             error = means.std(0) / math.sqrt(len(means))
             assert bool(((means.mean(0) - expected).abs() < 4 * error).all())
-        assert abs(float((1 / (1 / rates[half]).mean(0)).mean()) - 0.651) < 0.2
+        assert abs(float((1 / (1 / rates[half]).mean(0)).mean()) - 0.651) < 0.15
 
 
 def test_members_and_lengths_are_chosen_together(folder: Path) -> None:
@@ -222,13 +222,3 @@ def test_a_process_that_dies_ends_the_run(tmp_path: Path) -> None:
     mark = CHAIN_FORMAT.read(sorted((tmp_path / "states").glob("*.pt"))[-1])["mark"]
     assert mark["warmed_up"] == 40
     assert mark["drawn"] > 10
-
-
-def test_only_the_first_shows_a_bar(tmp_path: Path) -> None:
-    body = """
-    os.dup2(os.open(folder / f"shown{rank}", os.O_CREAT | os.O_WRONLY), 2)
-    make(rg.HMC(energy, shape=(3,)), progress=True).run()
-    """
-    assert together(tmp_path, SETTING, body).stdout == "[0, 0]\n"
-    assert "acceptance" in (tmp_path / "shown0").read_text()
-    assert (tmp_path / "shown1").read_text() == ""

@@ -21,6 +21,7 @@ from pyro_neuralrg.mcmc.learning import (
     PrincipalDirection,
     TrajectoryLength,
     criterion_slope,
+    jump_slope,
 )
 from pyro_neuralrg.runtime.processes import Processes
 from pyro_neuralrg.statistics import summarise
@@ -42,14 +43,17 @@ def unit_mass(dim: int) -> Mass:
 
 @pytest.mark.parametrize("time", [0.3, 0.8, 1.2, 2.0, 2.8])
 def test_criterion_and_slope_of_oscillators(time: float) -> None:
-    """For d standard normals C = d sin^2 t, exactly; within five standard errors."""
-    found = torch.tensor(
-        [criterion_slope(oscillators(time, 1000), torch.ones(1000)) for _ in range(40)]
-    )
-    square = 3 * math.sin(time) ** 2
-    expected = torch.tensor([3 * time * math.sin(2 * time) - square, square])
-    errors = found.std(0) / math.sqrt(40)
-    assert ((found.mean(0) - expected).abs() < 5 * errors).all()
+    """For d standard normals C = d sin^2 t, D = 2 d (1 - cos t); within five standard errors."""
+    square, jump = 3 * math.sin(time) ** 2, 6 * (1 - math.cos(time))
+    slope, jump_change = 3 * time * math.sin(2 * time), 6 * time * math.sin(time)
+    for function, expected in (
+        (criterion_slope, (slope - square, square)),
+        (jump_slope, (jump_change - jump, jump)),
+    ):
+        paths = [oscillators(time, 1000) for _ in range(40)]
+        found = torch.tensor([function(path, torch.ones(1000)) for path in paths])
+        errors = found.std(0) / math.sqrt(40)
+        assert ((found.mean(0) - torch.tensor(expected)).abs() < 5 * errors).all()
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
@@ -75,22 +79,22 @@ def test_acceptances_do_not_hide_the_slope_of_short_trajectories() -> None:
 def test_chains_that_ran_away_have_no_weight() -> None:
     trajectory = oscillators(0.9, 50)
     weights = torch.rand(50)
-    weights[7] = 0.0
-    expected = criterion_slope(trajectory, weights)
-    trajectory.end[7] = math.nan
-    trajectory.velocity[7] = math.inf
-    weights[7] = 0.5
-    assert criterion_slope(trajectory, weights) == pytest.approx(expected)
-    assert criterion_slope(trajectory, torch.zeros(50)) == (0.0, 0.0)
+    sound = weights.index_fill(0, torch.tensor(7), 0.0)
+    ran_away = trajectory.mapped(Tensor.clone)
+    ran_away.end[7] = math.nan
+    ran_away.velocity[7] = math.inf
+    for function in (criterion_slope, jump_slope):
+        assert function(ran_away, weights) == pytest.approx(function(trajectory, sound))
+        assert function(trajectory, torch.zeros(50)) == (0.0, 0.0)
 
 
 def test_the_length_comes_to_rest_at_the_first_maximum() -> None:
-    """Mean over u in (0, 1) of sin^2(u T), over T: largest at T = 1.57, within 1 % from 1.3 on."""
+    """Means over u in (0, 1): sin^2(u T) (1 - cos(u T))^2 / T^3 is largest at T = 2.25."""
     length = TrajectoryLength(0.01)
     for index in range(1, 600):
         time = halton(index) * length.value
         length.update(oscillators(time, 64, 20), torch.ones(64), unit_mass(20), 0.1)
-    assert 1.3 < length.average < 1.9
+    assert 2.0 < length.average < 2.5
 
 
 def test_the_length_keeps_its_bounds() -> None:
@@ -153,24 +157,25 @@ def test_the_distance_between_modes_is_no_width() -> None:
 @pytest.mark.filterwarnings("ignore:the chains do not agree at the end of warm-up")
 @pytest.mark.parametrize("name", [*HARD_TARGETS, "critical Ising"])
 def test_it_finds_the_length_from_white_noise(name: str) -> None:
-    """With all defaults, exact moments within four errors; a collapse has R-hats of 2 to 16.
+    """With all defaults, R-hat below 1.01 where draws are many, exact moments within four errors.
 
-    The critical Ising model has few effective draws, some 400 of 2500 in each of 32 chains.
+    The critical Ising model has one effective draw of 120: 80 in each chain, R-hat 1.014.
     """
     if name == "critical Ising":
         model = IsingDual((16, 16))
         exact = model.spins.structure_factor()
         moments: Any = {"S": (model.observables()["structure_factor"], exact)}
-        kernel, draws, chains = ChEESHMC(model), 2500, 32
+        kernel, draws, chains = ChEESHMC(model), 10_000, 32
     else:
         target = HARD_TARGETS[name]()
         kernel, moments = ChEESHMC(target.energy, shape=target.shape), target.moments
-        draws, chains = 1000, 64
+        draws, chains = 2000 if name == "funnel" else 1000, 64
     observables = {moment: function for moment, (function, _) in moments.items()}
-    mcmc = run(kernel, draws, warmup_steps=500, num_chains=chains, observables=observables)
+    options: Any = {"observables": observables, "keep_draws": False}
+    mcmc = run(kernel, draws, warmup_steps=500, num_chains=chains, **options)
     for moment, (_, exact) in moments.items():
         found = summarise(mcmc.observables[moment])
-        assert found.rhat < (1.1 if name == "critical Ising" else 1.05), moment
+        assert found.rhat < (1.02 if name == "critical Ising" else 1.01), moment
         assert abs(found.mean - exact) < 4 * found.mcse, moment
 
 
@@ -188,23 +193,17 @@ def test_chains_that_do_not_agree_after_warm_up_are_told() -> None:
 
 
 @pytest.mark.slow
-def test_snaper_sees_the_one_wide_direction_of_many() -> None:
-    """One width of 10 beside 300 of 1: half its period is 31, half of theirs 3.1."""
-    scale = torch.ones(301)
-    scale[17] = 10.0
-
-    def found(criterion: str) -> tuple[float, float]:
-        kernel = ChEESHMC(
-            lambda x: 0.5 * (x / scale).square().sum(-1), shape=(301,), criterion=criterion
-        )
-        warmup = Adaptation(steps=150, mass="unit")
-        mcmc = run(kernel, 60, warmup_steps=warmup, num_chains=32, seed=1)
-        x = mcmc.get_samples(group_by_chain=True)["x"][..., 17]
-        return mcmc.kernel.trajectory_length, summarise(x).ess_bulk
-
-    (short, few), (long, many) = found("chees"), found("snaper")
-    assert long > 4 * short
-    assert many > 2 * few
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_it_sees_the_one_wide_direction_of_many(criterion: str) -> None:
+    """One width of 10 beside 300 of 1, whose squares outweigh its own: 22.5 is best, not 2.25."""
+    scale = torch.ones(301).index_fill(0, torch.tensor(17), 10.0)
+    kernel = ChEESHMC(
+        lambda x: 0.5 * (x / scale).square().sum(-1), shape=(301,), criterion=criterion
+    )
+    warmup = Adaptation(steps=150, mass="unit")
+    mcmc = run(kernel, 60, warmup_steps=warmup, num_chains=32, seed=1)
+    assert 16 < mcmc.kernel.trajectory_length < 28
+    assert summarise(mcmc.positions[..., 17]).ess_bulk > 500  # of 1920
 
 
 def test_trajectories_follow_the_sequence_up_to_the_length() -> None:

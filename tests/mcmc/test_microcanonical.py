@@ -145,7 +145,7 @@ def test_the_bias_falls_as_the_square_of_the_step() -> None:
 @pytest.mark.parametrize(("wanted", "dim"), [(5e-4, 100), (0.01, 10)])
 def test_warm_up_finds_the_energy_variance(wanted: float, dim: int) -> None:
     kernel = MCLMC(normal, shape=(dim,), energy_variance=wanted, num_steps=4)
-    mcmc = run(kernel, 1, warmup_steps=500, num_chains=32)
+    mcmc = run(kernel, 1, warmup_steps=100, num_chains=32)
     _, info = mcmc.kernel.step(mcmc.kernel.init(torch.randn(2000, dim)))
     assert info.energy_error is not None
     assert 0.6 < float(info.energy_error.mean()) / dim / wanted < 1.6

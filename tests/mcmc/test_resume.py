@@ -83,9 +83,10 @@ def names(folder: Path) -> list[str]:
 @pytest.mark.parametrize("name", KERNELS | BIASED)
 def test_a_finished_run_goes_on_with_more_draws(name: str, tmp_path: Path) -> None:
     kernel = (KERNELS | BIASED)[name](TARGETS["free field"]())
-    whole = finished(kernel, 12)
-    finished(kernel, 5, record=Record(tmp_path))
-    rest = resumed(kernel, tmp_path, 12)
+    short = {"warmup_steps": Adaptation(mass="diagonal", steps=24)}
+    whole = finished(kernel, 8, **short)
+    finished(kernel, 3, record=Record(tmp_path), **short)
+    rest = resumed(kernel, tmp_path, 8, **short)
     assert_same(rest, whole)
     before = (tmp_path / names(tmp_path)[-1]).stat().st_mtime_ns
     rest.resume()  # nothing to draw, nothing to write

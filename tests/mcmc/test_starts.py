@@ -180,17 +180,28 @@ SHARP = r"the gradient is not finite at site {} although the energy is, at \d+ {
 
 
 @pytest.mark.parametrize(("made", "site"), [("energy", "'x'"), ("model", "'a'")])
-def test_gradients_that_are_not_finite_are_told_at_the_start(made: str, site: str) -> None:
+def test_gradients_that_are_not_finite_are_refused_at_the_start(made: str, site: str) -> None:
     kernel = HMC(half_space, shape=(1,)) if made == "energy" else HMC(half_space_model)
-    with pytest.warns(UserWarning, match=SHARP.format(site, r"of \d+ starts")) as warned:
+    with pytest.raises(ValueError, match=SHARP.format(site, r"of \d+ starts")):
         run(kernel, 5)
-    assert {entry.filename for entry in warned} == {run.__code__.co_filename}
     below = {"a": -torch.ones(6), "b": torch.ones(6)}
     if made == "energy":
         below = {"x": -torch.ones(6, 1)}
     refusal = rf"gradient of 6 of 6 chains \(such as 0\) is not finite at site {site} although"
     with pytest.raises(ValueError, match=refusal):
         run(kernel, 5, initial_params=below)
+
+
+def test_gradients_that_are_not_finite_far_out_are_told() -> None:
+    """No start is taken there, nor would a chain go there."""
+
+    def model() -> None:
+        a = pyro.sample("a", dist.Normal(0.0, 0.1))
+        pyro.factor("root", -root(1.8 - a))
+
+    with pytest.warns(UserWarning, match=SHARP.format("'a'", r"of \d+ starts")) as warned:
+        run(HMC(model), 5)
+    assert {entry.filename for entry in warned} == {run.__code__.co_filename}
 
 
 def test_gradients_that_are_not_finite_are_told_after_the_run() -> None:

@@ -4,8 +4,6 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 import pytest
 
@@ -129,13 +127,3 @@ def test_what_cannot_have_converged_is_said_not_to_have(figure, values, finding:
     title = figure(values, label="m", **options).get_title().replace("\n", " ")
     assert title.startswith(f"not converged: {finding}")
     assert figure(converged(), label="m").get_title() == ""
-
-
-def test_a_long_note_is_broken_into_lines_that_fit() -> None:
-    draws = {f"a sampler with a long name, {i}": stuck() for i in range(4)}
-    ax = plotting.plot_structure_factor(draws)
-    ax.figure.savefig(io.BytesIO())
-    box = ax.title.get_window_extent()
-    assert len(ax.get_title().splitlines()) > 1
-    assert box.x0 >= 0
-    assert box.x1 <= ax.figure.bbox.x1

@@ -5,14 +5,12 @@
 from __future__ import annotations
 
 import inspect
-import io
 import itertools
 import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
 
-import matplotlib.image
 import numpy as np
 import pytest
 import torch
@@ -25,7 +23,7 @@ from pyro_neuralrg import IsingDual, plotting
 from pyro_neuralrg.analysis import GroupedInformation
 from pyro_neuralrg.plotting import Series
 from pyro_neuralrg.plotting.learned import LEVELS, POSITIVE
-from pyro_neuralrg.plotting.style import SIGNED, png
+from pyro_neuralrg.plotting.style import SIGNED
 from tests.tutorials.scripts import load
 
 PICTURES = Path(__file__).parents[2] / "tutorials" / "figures"
@@ -122,18 +120,6 @@ def test_pyplot_is_not_imported() -> None:
     sources = [path.read_text(encoding="utf-8") for path in Path(plotting.__path__[0]).glob("*.py")]
     assert len(sources) >= 4
     assert not any("import matplotlib.pyplot" in s or "pyplot as" in s for s in sources)
-
-
-def test_pngs_keep_the_colours_of_curves() -> None:
-    figure = plotting.new_figure(2.0, 2.0)
-    ax = figure.subplots()
-    for index, colour in enumerate(plotting.COLOURS):
-        ax.axhspan(index, index + 1, color=colour)
-    ax.imshow(np.random.default_rng(0).random((60, 60)), extent=(0, 1, 5, 9), aspect="auto")
-    ax.set_ylim(0, 9)
-    picture = matplotlib.image.imread(io.BytesIO(png(figure, 100)))[..., :3].reshape(-1, 3)
-    for colour in plotting.COLOURS:
-        assert np.abs(picture - to_rgb(colour)).max(1).min() < 0.04
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

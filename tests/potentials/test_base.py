@@ -16,7 +16,8 @@ from pyro import poutine
 from pyro.infer import MCMC, NUTS
 from torch import Tensor
 
-from pyro_neuralrg.free_energy import estimate
+from pyro_neuralrg.free_energy import anneal, estimate
+from pyro_neuralrg.infer import PDD, FlowGuide
 from pyro_neuralrg.mcmc import HMC, ChEESHMC
 from pyro_neuralrg.potentials import FreeField, LatticePotential
 from pyro_neuralrg.train import fit
@@ -83,10 +84,10 @@ def test_pyro_samples_it(how: str) -> None:
     potential = FreeField((2, 2), 1.0)
     kernel = NUTS(**{how: getattr(potential, how)}, jit_compile=False, max_tree_depth=4)
     start = None if how == "model" else {"x": torch.zeros(2, 2)}
-    mcmc = MCMC(kernel, 200, warmup_steps=50, initial_params=start, disable_progbar=True)
+    mcmc = MCMC(kernel, 120, warmup_steps=50, initial_params=start, disable_progbar=True)
     mcmc.run()
     squares = mcmc.get_samples()["x"].square().mean((-1, -2))
-    error = float(squares.std()) / math.sqrt(200 / 4)  # at least one effective draw in four
+    error = float(squares.std()) / math.sqrt(120 / 4)  # at least one effective draw in four
     assert abs(float(squares.mean() - potential.correlations()[0, 0])) < 4 * error
 
 
@@ -115,7 +116,26 @@ USES: dict[str, Callable[[LatticePotential], Any]] = {
     "kernel": HMC,
     "kernel in latent space": lambda target: HMC(target, flow=target.flow()),
     "fit": lambda target: fit(target, target.flow(), steps=1, batch=4, progress=False),
+    "SVI": lambda target: one_loss(PDD(4, vectorize_particles=True), target),
+    "anneal": lambda target: anneal(target, target.flow(), num_particles=64, progress=False),
 }
+
+
+def one_loss(loss: PDD, target: LatticePotential) -> None:
+    pyro.clear_param_store()
+    loss.loss(target.model, FlowGuide(target.flow()))
+
+
+def test_one_loss_looks_at_each_kind_of_potential() -> None:
+    loss = PDD(4, vectorize_particles=True)
+    for potential in (Own(gaussian), Own(gaussian).heated(2.0)):
+        one_loss(loss, potential)
+    with pytest.raises(ValueError, match="for the same field alone"):
+        one_loss(loss, Other(COUPLED["mean"]))
+
+
+class Other(Own):
+    """Of another class."""
 
 
 @pytest.mark.parametrize("use", USES)

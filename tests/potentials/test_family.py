@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pyro
@@ -12,7 +13,9 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_neuralrg.potentials import IsingDual, IsingDualFamily, PotentialFamily
+from pyro_neuralrg.infer import PDD, FlowGuide
+from pyro_neuralrg.potentials import IsingDual, IsingDualFamily, LatticePotential, PotentialFamily
+from pyro_neuralrg.train import fit
 
 RANGE = (2.0, 2.7)
 CASES = {
@@ -110,3 +113,48 @@ def test_flow_knows_the_family() -> None:
     expected = {"odd": True, "boundary": "open", "spectrum": True, "spectrum_slopes": 1}
     assert expected.items() <= config.items()
     assert CASES["open"].flow(spectrum_slopes=None).config["spectrum_slopes"] == 0
+
+
+class Own(PotentialFamily):
+    """A user's family with an energy that is given."""
+
+    def __init__(self, fn: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__((2, 3), 2)
+        self.fn = fn
+
+    def energy(self, x: Tensor, context: Tensor) -> Tensor:
+        return self.fn(x, context)
+
+    def at(self, context: Tensor) -> LatticePotential:
+        raise NotImplementedError
+
+
+def widths(x: Tensor, context: Tensor) -> Tensor:
+    return ((1.5 + context[..., 0]) * x.square().sum((-1, -2))) / 2
+
+
+COUPLED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "fields": lambda x, c: widths(x - x.mean(0), c),
+    "contexts": lambda x, c: widths(x, c - c.mean(0)),
+    "random": lambda x, c: widths(x + torch.randn_like(x), c),
+}
+
+
+def train(family: PotentialFamily) -> None:
+    fit(family, family.flow(), steps=1, batch=4, progress=False)
+
+
+def one_loss(family: PotentialFamily) -> None:
+    pyro.clear_param_store()
+    loss, contexts = PDD(4, 0, vectorize_particles=True), torch.rand(4, 2)
+    loss.loss(family.model, FlowGuide(family.flow()), contexts)
+
+
+@pytest.mark.parametrize("use", [train, one_loss])
+def test_a_family_couples_no_fields_and_leaves_them(use: Callable[[PotentialFamily], None]) -> None:
+    for energy in COUPLED.values():
+        with pytest.raises(ValueError, match=r"energy of Own gives .* for the same field alone"):
+            use(Own(energy))
+    with pytest.raises(ValueError, match="energy of Own writes to its field; accepted: no"):
+        use(Own(lambda x, c: widths(x.mul_(2.0), c)))
+    use(Own(widths))

@@ -35,6 +35,14 @@ def small(name: str) -> tuple[IsingDual, Ising]:
     return potential, Ising.of(potential)
 
 
+@functools.cache
+def drawn(name: str) -> tuple[Tensor, Tensor]:
+    """Reference fields, and spins given these."""
+    potential, _ = small(name)
+    fields = potential.sample_reference(3000, seed=1)
+    return fields, potential.sample_spins(fields, seed=2)
+
+
 def gaussian_part(potential: IsingDual, ising: Ising) -> Tensor:
     """K + alpha I."""
     return ising.matrix + potential.alpha * torch.eye(len(ising.matrix))
@@ -88,8 +96,7 @@ def test_known_values_at_the_critical_temperature(
 def test_observables_of_reference_draws_are_exact(name: str) -> None:
     """In fields, open, with unequal couplings: nothing of the target is forgotten."""
     potential, ising = small(name)
-    n = 3000
-    x = potential.sample_reference(n)
+    x, _ = drawn(name)
     functions = potential.observables()
     exact = ising.averages
     periodic = [axis for axis, side in enumerate(potential.shape) if side > 1]
@@ -103,7 +110,7 @@ def test_observables_of_reference_draws_are_exact(name: str) -> None:
     assert functions.keys() == exact.keys()
     for key, function in functions.items():
         values = function(x)
-        error = float(values.std()) / math.sqrt(n)
+        error = float(values.std()) / math.sqrt(len(x))
         assert abs(float(values.mean()) - exact[key]) < 4.5 * error + 1e-12, key
         assert error < 0.1, key
 
@@ -112,8 +119,7 @@ def test_observables_of_reference_draws_are_exact(name: str) -> None:
 def test_reference_samples_have_the_exact_mean_and_covariance(name: str) -> None:
     """Mean K' <s>, second moment K' + K' <s s> K'; each from a chain of its own. Spins given x."""
     potential, ising = small(name)
-    fields = potential.sample_reference(2000)
-    spins, x = potential.sample_spins(fields).flatten(1), fields.flatten(1)
+    x, spins = (values.flatten(1) for values in drawn(name))
     assert set(spins.unique().tolist()) <= {-1.0, 1.0}
     _within_errors(spins, ising.mean, spins=True)
     row, column = torch.triu_indices(spins.shape[1], spins.shape[1], 1)

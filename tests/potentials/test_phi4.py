@@ -58,7 +58,7 @@ def test_chain_by_its_transfer_matrix(kappa: float, lam: float, boundary: str) -
 @pytest.mark.parametrize(("kappa", "lam"), [(0.5, 0.5), (-0.3, 0.1), (0.0, 1.0)])
 def test_reference_samples_of_a_chain(kappa: float, lam: float, boundary: str) -> None:
     """<phi^2>, <phi^4> and <phi phi'> are derivatives of ln Z."""
-    length, n = 4, 4000
+    length, n = 4, 2000
     x = Phi4((length,), kappa, lam, boundary).sample_reference(n, seed=1)
 
     def log_z(kappa: float, lam: float) -> float:

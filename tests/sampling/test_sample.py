@@ -36,7 +36,7 @@ def test_square_of_a_free_field(method: str | None, seed: int) -> None:
     error = float(found.standard_error)
     assert 0 < error < 0.1
     exact = float(TARGET.spectrum.mean())
-    assert float(found.estimate) == pytest.approx(exact, abs=4 * error)
+    assert float(found.value) == pytest.approx(exact, abs=4 * error)
     evidence, wide = draws.weights.log_mean, 4 * draws.weights.log_mean.standard_error
     assert evidence.value == pytest.approx(TARGET.log_partition(), abs=wide)
     assert (draws.log_weights is not None) == (draws.method == "annealing")
@@ -59,7 +59,7 @@ def test_posterior_of_a_model(kind: Any, method: str, seed: int) -> None:
     for power, right in ((1, mean), (2, covariance.diagonal() + mean**2)):
         moment = values**power if draws.log_weights is None else values[0] ** power
         estimate = draws.mean(moment)
-        assert float(((estimate.estimate - right) / estimate.standard_error).abs().max()) < 4.5
+        assert float(((estimate.value - right) / estimate.standard_error).abs().max()) < 4.5
 
 
 def test_seed_and_record(tmp_path: Path) -> None:

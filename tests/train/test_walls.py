@@ -132,13 +132,37 @@ def test_a_model_with_a_bound_and_its_guide(undefined: bool) -> None:
     assert abs(ln_z.importance + exact) < 4 * ln_z.importance_se
 
 
-def test_many_energies_that_are_nan_are_a_divergence() -> None:
-    def half(x: Tensor) -> Tensor:
-        return torch.where(x[..., 0, 0] > 1.9, math.nan, 0.5 * x.square().sum(SITES))
+def half(x: Tensor, at: float = 1.9) -> Tensor:
+    return torch.where(x[..., 0, 0] > at, math.nan, 0.5 * x.square().sum(SITES))
 
+
+@pytest.mark.parametrize("number", range(6))
+def test_few_energies_that_are_nan_let_it_go_on_from_its_first_step(number: int) -> None:
+    """Nine in a thousand are at times more than one in a hundred of a batch, also in the first."""
+    target, flow = Half(2.366), hierarchical_flow((2, 2))
+    with pytest.warns(UserWarning, match=SAID) as said:
+        found = fit(target, flow, steps=20, batch=256, lr=1e-4, seed=number, progress=False)
+    assert len(said) == 1
+    assert (found.steps, found.stopped, found.divergences) == (20, None, 0)
+    assert found.zero_weights > 10
+
+
+class Half(LatticePotential):
+    """NaN beyond a plane; ``from_energy`` would refuse it if one of a few fields lay there."""
+
+    def __init__(self, at: float) -> None:
+        super().__init__((2, 2))
+        self.at = at
+
+    def energy(self, x: Tensor) -> Tensor:
+        return half(x, self.at)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_many_energies_that_are_nan_are_a_divergence(seed: int) -> None:
     target = LatticePotential.from_energy((2, 2), half)
     with pytest.raises(ValueError, match="gives a loss of nan at the first step"):
-        fit(target, hierarchical_flow((2, 2)), steps=5, batch=256, seed=0, progress=False)
+        fit(target, hierarchical_flow((2, 2)), steps=5, batch=256, seed=seed, progress=False)
     with pytest.raises(ValueError, match=r"log_weights has \d+ of 1000 entries that are NaN"):
         estimate(target, hierarchical_flow((2, 2)), 1000)
 
@@ -150,5 +174,5 @@ def test_expectations_count_them() -> None:
     density = math.exp(-0.5 * 1.5**2) / math.sqrt(2 * math.pi)
     exact = -density / (0.5 * (1 + math.erf(1.5 / math.sqrt(2))))
     mean = found.observables["x"]
-    assert abs(float(mean.estimate) - exact) < 4 * float(mean.standard_error)
+    assert abs(float(mean.value) - exact) < 4 * float(mean.standard_error)
     assert found.free_energy.zero_weights == pytest.approx(4000 * (1 - 0.933193**4), abs=140)

@@ -65,7 +65,7 @@ def test_compiled_operations_give_the_same(name: str) -> None:
     z = torch.randn(3, *transform.event_shape)
     expected = samples(transform, z)
     flow = next(part for part in transform.modules() if isinstance(part, HierarchicalFlow))
-    flow.compile(backend="aot_eager")
+    flow.compile(backend="eager")
     found = samples(transform, z)
     assert flow._couplings(None).operations != EAGER
     torch.testing.assert_close(found, expected)

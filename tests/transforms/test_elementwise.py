@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pyro_neuralrg.transforms import elementwise
-from pyro_neuralrg.transforms.elementwise import COMPILED_STEPS, AffineTanh, SinhArcsinh
+from pyro_neuralrg.transforms.elementwise import AffineTanh, SinhArcsinh
 
 
 def random_terms(number: int, height: float, width: float) -> AffineTanh:
@@ -41,26 +41,6 @@ def test_inverted_whatever_the_terms(
     back, log_slope_back = terms.inverse(x)
     torch.testing.assert_close(back, v, rtol=1e-11, atol=1e-11)
     torch.testing.assert_close(log_slope_back, log_slope, rtol=1e-8, atol=1e-8)
-
-
-@pytest.mark.parametrize(
-    ("height", "width", "most"), [(0.01, 1.0, 10), (0.1, 1.0, 15), (100.0, 100.0, COMPILED_STEPS)]
-)
-def test_few_evaluations(
-    height: float, width: float, most: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Entries that have settled stay, and compiled code takes enough steps for all."""
-    terms, original = random_terms(3, height, width), AffineTanh._evaluate
-    x, _ = terms.forward(3 * torch.randn(20_000))
-    values: list[torch.Tensor] = []
-
-    def counted(self: AffineTanh, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        values.append(v)
-        return original(self, v)
-
-    monkeypatch.setattr(AffineTanh, "_evaluate", counted)
-    terms.inverse(x)
-    assert len(values) <= most
 
 
 @pytest.mark.filterwarnings("ignore")  # the compiler's own, none of them about our code

@@ -20,7 +20,7 @@ import torch
 
 from pyro_neuralrg import IsingDual, hierarchical_flow, load, save
 from pyro_neuralrg.potentials import CRITICAL_TEMPERATURE, IsingModel
-from pyro_neuralrg.train import TrainingStep, default_budget
+from pyro_neuralrg.train import default_budget
 from tests.tutorials import scripts
 
 start, fig3a, fig3b, fig4a, fig4b, sweep = map(
@@ -191,29 +191,6 @@ def test_fig3a_estimates_agree_with_the_exact_value(tmp_path: Path) -> None:
     assert found["variational"][0] > found["variational"][-1]  # the first snapshot knows less
 
 
-def test_fig3a_draws_each_estimate_under_its_name() -> None:
-    results = {
-        "title": "Ising", "exact": -10.0, "loss": [-1.0, -8.0, -9.0], "loss_se": [0.1, 0.2, 0.3],
-        "heated": 1, "seconds": [1.0, 1.0], "steps": [2, 3], "ess": [0.1, 0.5],
-        "variational": [-8.5, -9.0], "variational_se": [0.4, 2.0],
-        "importance": [-9.5, -9.8], "importance_se": [math.nan, 0.2],
-        "smc": [-10.5, -9.9], "smc_se": [0.5, 0.2],
-    }  # fmt: skip
-    above, below = fig3a.draw(results).axes
-    for ax, shift, scale in ((above, 0.0, 1.0), (below, -10.0, 10.0)):
-        drawn = {c.get_label(): c.lines[0] for c in ax.containers}
-        for name, words in fig3a.ESTIMATES.items():
-            expected = [v if ax is above else abs(v - shift) / scale for v in results[name]]
-            np.testing.assert_allclose(drawn[words].get_xydata(), np.stack([[2, 3], expected], 1))
-    np.testing.assert_allclose(  # the heated step is left out
-        drawn["loss of a step"].get_xydata(), [[2, 0.2], [3, 0.1]]
-    )
-    bars = {c.get_label(): c.lines[2][0].get_segments() for c in below.containers}["variational"]
-    np.testing.assert_allclose(bars[0][:, 1], [0.11, 0.19])
-    assert 0 < bars[1][0, 1] < below.get_ylim()[0]  # reaches zero: below the edge
-    assert "importance" in above.get_title()  # no error bar is known of its first point
-
-
 @pytest.mark.slow
 def test_fig3b_curves_start_cold_and_the_protocol_carries_chains_over(tmp_path: Path) -> None:
     found = fig3b.compute(small(fig3b, temperature=2.0), tmp_path)
@@ -225,48 +202,6 @@ def test_fig3b_curves_start_cold_and_the_protocol_carries_chains_over(tmp_path: 
     assert found["curves"][fig3b.PHYSICAL]["mean"][0] < 0.3  # exact: 0.9
     for moving in found["protocol"].values():
         assert len(moving["mean"]) == 2 * 2  # 8 steps, every 4, 2 each
-
-
-def test_fig3b_visits_go_on_from_the_latents() -> None:
-    settings = small(fig3b, shape=(2, 2))
-    visits = fig3b.Visits(settings, Model(settings))
-    cold = fig3b.Visits(settings, visits.model)
-    cold.positions = dict(visits.positions)
-    first = visits.positions["latent space"]["x"]
-    record = TrainingStep(3, 0.0, 0.0, 1.0, 1.0, 0.1, 0.0)
-    visits(record._replace(step=2))
-    assert visits.found == {}  # not yet time
-    visits(record)
-    ((site, reached),) = visits.positions["latent space"].items()
-    assert site == "x_latent"
-    assert not torch.equal(reached, first)
-    where = visits.model.structure_factor(visits.positions["physical space"]["x"]).mean()
-    assert visits.found["physical space"]["mean"][-1] == pytest.approx(float(where), abs=1e-6)
-    for going_on in (visits, cold):
-        going_on(record._replace(step=7))
-    for name, found in cold.found.items():
-        assert visits.found[name]["mean"][2:] != found["mean"]
-
-
-def test_fig3b_counts_the_training_of_latent_samplers_only() -> None:
-    mean, error = fig3b.over_chains(torch.tensor([[0.1, 0.5], [0.3, 0.5]]))
-    assert mean == pytest.approx([0.2, 0.5])
-    assert error == pytest.approx([0.1, 0.0])  # std of two chains over 2 ** 0.5
-    curve = {
-        "mean": [0.1, 0.2], "standard_error": [0.01, 0.01], "acceptance": 0.8, "step_size": 0.1,
-        "gradients": 10.0, "pilot_seconds": 3.0, "seconds": 4.0, "cpu_seconds": 3.5,
-    }  # fmt: skip
-    results = {
-        "title": "t", "exact": 0.5, "seconds": [100.0, 90.0], "protocol": {}, "visit": 1,
-        "every": 1, "curves": {"latent HMC": curve, fig3b.PHYSICAL: curve},
-    }  # fmt: skip
-    above, below = fig3b.draw(results).axes
-    drawn = [list(line.get_xdata()) for line in below.lines[:3]]
-    assert drawn == [[100.0, 100.0], [105.0, 107.0], [5.0, 7.0]]  # training, latent, physical
-    assert "training 90 s of 100 s, latent HMC 3.5 s of 7 s" in below.get_xlabel()
-    assert above.get_title().startswith("not converged")
-    latent = fig3b.draw({**results, "seconds": start.UNKNOWN}).axes[1].lines[1]
-    assert latent.get_xdata().tolist() == [5.0, 7.0]  # what is not known is left out
 
 
 @pytest.mark.slow

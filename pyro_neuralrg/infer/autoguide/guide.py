@@ -18,7 +18,7 @@ from pyro.infer.autoguide.initialization import init_to_median
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
-from pyro_neuralrg.arguments import check_number, check_type
+from pyro_neuralrg.arguments import check_number, check_type, copied, on_copies
 from pyro_neuralrg.distributions.flow import FlowDistribution, base_distribution
 from pyro_neuralrg.infer.autoguide.frames import GaussianFrame
 from pyro_neuralrg.infer.autoguide.sites import (
@@ -241,7 +241,7 @@ class AutoHierarchicalFlow(AutoContinuous):
     def _look_at_model(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """AutoContinuous's look, and what it does not notice; a trace of the model's own draws."""
         try:
-            super()._setup_prototype(*args, **kwargs)
+            super()._setup_prototype(*copied(args), **copied(kwargs))
         except (NotImplementedError, RuntimeError, ValueError) as error:
             if self.prototype_trace is None:  # an error of the model's own
                 raise
@@ -264,7 +264,7 @@ class AutoHierarchicalFlow(AutoContinuous):
 
     def _check_structure(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Compare the sites with those of runs with other latents, and return one of these."""
-        program = functools.partial(self._prior[0], *args, **kwargs)
+        program = functools.partial(on_copies(self._prior[0]), *args, **kwargs)
         return inspect_sites(program, site_shapes(self.prototype_trace))
 
     def __repr__(self) -> str:
@@ -287,7 +287,7 @@ class AutoHierarchicalFlow(AutoContinuous):
             )
         options = flow_options(latents.shape, given) if latents.fields else {}
         mean = loc[latents.order]
-        program = functools.partial(self._prior[0], *args, **kwargs)
+        program = functools.partial(on_copies(self._prior[0]), *args, **kwargs)
         start = posterior_start(program, seen, mean, latents, options, init_scale)
         frame = GaussianFrame(start.mean.to(loc), start.factor.to(loc))
         globals_flow, field_flow = None, None

@@ -87,15 +87,10 @@ def _rows_of_spins(
     long = shape.index(max(shape))
     section = shape[:long] + shape[long + 1 :]
     across = torch.cat([couplings[:long], couplings[long + 1 :]])
-    spins = _configurations(math.prod(section))
+    width = math.prod(section)
+    bits = torch.arange(2**width)[:, None] >> torch.arange(width - 1, -1, -1) & 1
+    spins = 1.0 - 2.0 * bits.to(torch.float64)  # (2^W, W): spin i is bit W - 1 - i
     return spins, _layer_weights(spins, section, across, boundary), long
-
-
-def _configurations(width: int) -> Tensor:
-    """All 2^W states of a layer, shape ``(2^W, W)``; spin i is bit W - 1 - i."""
-    states = torch.arange(2**width)
-    bits = (states[:, None] >> torch.arange(width - 1, -1, -1)) & 1
-    return 1.0 - 2.0 * bits.to(torch.float64)
 
 
 def _layer_weights(
