@@ -5,52 +5,42 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from pyro_neuralrg.statistics import LogWeights, summarise, with_error
+from pyro_neuralrg.statistics import Estimate, LogWeights, summarise
 
-BISECTIONS = 80
-"""Halvings of the interval in which the root lies, to the last digit of a float64."""
-
-MARGIN = 50.0
-"""The root lies within so many nats of the log-weights."""
+BISECTIONS, MARGIN = 80, 50.0
+"""To the last digit of a float64; the root lies within so many nats of the log-weights."""
 
 
-class Bridge(NamedTuple):
-    """An estimate of ln Z by :func:`bridge`, in nats.
+@dataclass(frozen=True, repr=False)
+class Bridge(Estimate[float]):
+    """ln Z by :func:`bridge`, in nats.
 
     Attributes:
-        value: of ln Z.
-        standard_error: of it.
         from_q: effective number of the draws of q that it rests on: Kish's, of the bridge function.
         from_target: the same of the draws of the target, their correlations taken in.
         rhat: R-hat of the bridge function over the chains of the target; NaN of a single one.
     """
 
-    value: float
-    standard_error: float
     from_q: float
     from_target: float
     rhat: float
-
-    def __repr__(self) -> str:
-        return f"Bridge(ln Z = {with_error(self.value, self.standard_error)})"
 
 
 def bridge(of_q: Tensor, of_target: Tensor) -> Bridge:
     r"""Estimate ln Z from log-weights ``ln pi - ln q`` at draws of q and at draws of the target.
 
     For any c, :math:`\ln Z = c + \ln E_q[\sigma(l - c)] - \ln E_{\pi/Z}[\sigma(c - l)]` with l the
-    log-weight and :math:`\sigma` the logistic function. Its error is least at :math:`c = \ln Z +
-    \ln(n_q / n_\pi)`, the optimal bridge function of n_q draws of q and n effective draws of the
-    target; both equations together have one root, which Meng and Wong's iteration goes to and which
-    is found here by bisection. What they estimate has bounded terms, so that the error, relative
-    ones of both means added in squares, has no tails. The error of the draws of the target comes
-    from the effective sample size of that term along the chains.
+    log-weight and :math:`\sigma` the logistic function. The error is least at :math:`c = \ln Z +
+    \ln(n_q / n)`, with n effective draws of the target: the optimal bridge function. Both equations
+    have one root, which Meng and Wong's iteration goes to and bisection finds. The terms are
+    bounded; the error adds the relative ones of both means, that of the target from the effective
+    sample size of its term along the chains.
 
     Args:
         of_q: at independent draws of q, ``(n,)``; minus infinity where pi is zero.
@@ -78,14 +68,12 @@ def bridge(of_q: Tensor, of_target: Tensor) -> Bridge:
             low = c
         else:
             high = c
-    terms, theirs = logsigmoid(of_q - c), logsigmoid(c - of_target)
-    ours = LogWeights(terms)
+    ours, theirs = LogWeights(logsigmoid(of_q - c)), logsigmoid(c - of_target)
     series = (theirs - theirs.max()).exp()
     found = summarise(series)
-    relative = found.mcse / found.mean
     return Bridge(
-        value=c + ours.log_mean.value - _log_mean(theirs),
-        standard_error=math.hypot(ours.log_mean.standard_error, relative),
+        c + ours.log_mean.value - _log_mean(theirs),
+        math.hypot(ours.log_mean.standard_error, found.mcse / found.mean),
         from_q=ours.ess * len(of_q),
         from_target=LogWeights(theirs.flatten()).ess * effective(series),
         rhat=found.rhat,

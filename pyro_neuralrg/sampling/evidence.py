@@ -22,7 +22,7 @@ from pyro_neuralrg.mcmc.target import Target, frozen
 from pyro_neuralrg.runtime.console import warn_user
 from pyro_neuralrg.runtime.processes import processes
 from pyro_neuralrg.sampling.draws import latent_target, log_density, sample, weighted_positions
-from pyro_neuralrg.statistics import Estimate, LogWeights, summarise, with_error
+from pyro_neuralrg.statistics import Estimate, LogWeights, summarise
 
 EVIDENCE_METHODS = ("importance", "bridge", "annealing")
 MIN_DRAWS_OF_Q = 1000  # with fewer a k-hat tells little
@@ -34,6 +34,7 @@ SAME_GAP = 0.1, 0.25  # nats, and a part of it, by which two figures of the gap 
 MIN_OVERLAP, LARGEST_RHAT = 50.0, 1.05  # of a bridge
 DRAWS_PER_ENTRY = 10  # effective ones, for each row of a covariance that is fitted
 DRAWS_PER_PARTICLE = 8
+POSTERIOR = "draws (chains, draws) + site shape by site, as get_samples(group_by_chain=True)"
 
 
 class _Draws(NamedTuple):
@@ -42,38 +43,33 @@ class _Draws(NamedTuple):
     positions: Tensor
     log_pi: Tensor
 
+    def log_weights(self, latent: Target) -> Tensor:
+        """ln pi - ln q, float64, ``(chains, draws)``."""
+        return self.log_pi - log_density(latent, self.positions).to(self.log_pi.device)
+
 
 @dataclass(frozen=True, repr=False)
-class Evidence:
+class Evidence(Estimate[float]):
     """An estimate of ln Z, of a model its evidence; all in nats.
 
     Attributes:
-        value: of ln Z.
-        standard_error: of it.
         method: "importance", "bridge" or "annealing".
         reason: why this one, in a sentence.
         lower: mean of the log-weights over q, the ELBO, in expectation at most ln Z.
         upper: their mean over the target, in expectation at least ln Z: of its draws, of the
             weighted ones of annealing, or of those of q by their weights.
         weights: of the draws of q.
-        bridge: the estimate of bridge sampling, if it was tried.
     """
 
-    value: float
-    standard_error: float
     method: str
     reason: str
     lower: Estimate
     upper: Estimate
     weights: LogWeights
-    bridge: Bridge | None = None
 
     def __repr__(self) -> str:
-        value = with_error(self.value, self.standard_error)
-        return (
-            f"Evidence(ln Z = {value}, from {self.lower} to {self.upper}, by {self.method}: "
-            f"{self.reason})"
-        )
+        bounds = f"{self.lower} <= ln Z <= {self.upper}"
+        return f"Evidence(ln Z = {self}, {bounds}, by {self.method}: {self.reason})"
 
 
 def evidence(
@@ -92,14 +88,14 @@ def evidence(
 
     The log-weights :math:`l = \ln\pi - \ln q` of draws of q decide how:
 
-    * "importance", the mean weight, with Pareto-smoothed weights, where these have a light tail
-      (k-hat at most 0.5), at least 100 draws are effective, half the variance of l agrees with the
-      gap of the ELBO to the estimate, as it does of near normal l, and the estimate does not
-      drift as the draws become more;
-    * "bridge" sampling (:func:`~pyro_neuralrg.free_energy.bridge`) otherwise, between draws of q
-      and of the target, by :func:`sample` if they are not given;
-    * "annealing" of particles from q to the target, where these overlap in fewer than 50 effective
-      draws, or the chains disagree (R-hat above 1.05).
+    * "importance": the mean of Pareto-smoothed weights, where k-hat is at most 0.5, 100 draws are
+      effective, half the variance of l agrees with the gap of the ELBO to the estimate, as it does
+      of near normal l, and the estimate does not drift with the number of draws;
+    * "bridge" sampling otherwise, between draws of q and of the target, by :func:`sample` if they
+      are not given; where these overlap in fewer than 50 effective draws, a normal fitted to the
+      first half of each chain takes the place of q;
+    * "annealing" of particles from q to the target, where that overlaps no better, or the chains
+      disagree (R-hat above 1.05).
 
     Everything is computed in the latent space of q, where both densities are known.
 
@@ -117,14 +113,11 @@ def evidence(
         progress: show progress bars.
 
     Warns:
-        UserWarning: if the method was asked for, and what it rests on is poor.
-
-    Raises:
-        TypeError, ValueError: naming the argument or site.
+        UserWarning: if a method was asked for that is not to be believed here.
 
     References:
-        Vehtari et al., JMLR 25 (2024), smoothing; Meng and Wong, Statistica Sinica 6, 831 (1996),
-        bridge sampling; Grosse, Ghahramani, Adams (2015), bounds from both sides.
+        Vehtari et al., JMLR 25 (2024), smoothing; Gronau et al., J. Math. Psychology 81, 80 (2017),
+        bridges; Grosse, Ghahramani, Adams (2015), bounds from both sides.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -133,8 +126,7 @@ def evidence(
         ...     x = pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1))
         ...     pyro.sample("y", dist.Normal(x, 1.0).to_event(1), obs=torch.ones(2))
         >>> guide = AutoDiagonalNormal(model, init_scale=0.6)
-        >>> guide()
-        {...}
+        >>> _ = guide()
         >>> found = evidence(model, guide, 2000, seed=0, progress=False)
         >>> exact = float(dist.Normal(torch.zeros(2), 2.0**0.5).log_prob(torch.ones(2)).sum())
         >>> abs(found.value - exact) < 4 * found.standard_error
@@ -148,75 +140,37 @@ def evidence(
         seed = int(processes().broadcast_from_first(lambda: int(torch.randint(2**31, ()))))
     seed = check_integer("seed", seed, 0, LARGEST_SEED)
     generator = torch.Generator(latent.device).manual_seed(seed)
-    seeds = [int(torch.randint(2**31, (), generator=generator, device=latent.device)) for _ in "12"]
     with frozen(latent.modules()):
         draws = None if posterior is None else _given_draws(latent, posterior)
         weights = weighted_positions(latent, num_draws, generator)[1]
+        seed = int(torch.randint(2**31, (), generator=generator, device=latent.device))
+        options: Any = {"seed": seed, "progress": progress}  # not the same draws of q again
         doubt = doubt_of(weights)
         if method == "importance" or (method is None and doubt is None and draws is None):
             return _by_importance(weights, doubt)
-        why = "draws of the target are given" if doubt is None else doubt
-        if method is not None:
-            why = "as asked for"
-        found = None
+        why = "as asked for" if method else (doubt or "draws of the target are given")
         if method != "annealing":
             if draws is None:
-                options: Any = {"model_args": model_args, "model_kwargs": model_kwargs}
-                options |= {"seed": seeds[0], "progress": progress, "chains_only": True}
-                run: Any = sample(target, q, num_draws, **options).run
+                # jumps alone stick, seldom and long, where weights have the tail that leads here
+                given: Any = {"model_args": model_args, "model_kwargs": model_kwargs, **options}
+                run: Any = sample(target, q, num_draws, method="cycle", **given).run
                 draws = _Draws(run.positions, run.sample_stats["lp"])
-            found, reason, poor = _bridged(latent, weights, draws, generator)
-            why = f"{why}; {reason}"
+            found, how, poor = _bridged(latent, weights, draws, generator)
+            why = f"{why}; {how}"
             if method == "bridge" or poor is None:
-                if poor is not None:
-                    warn_user(
-                        f"{poor}: neither this evidence nor its error can be trusted; use "
-                        "method=None, which goes to annealing, or train longer"
-                    )
-                known = summarise(_log_weights(latent, draws))
-                upper = Estimate(known.mean, known.mcse)
-                return Evidence(*found[:2], "bridge", why, weights.mean_log, upper, weights, found)
+                _warn(poor)
+                all_draws = summarise(draws.log_weights(latent))
+                upper = Estimate(all_draws.mean, all_draws.mcse)
+                return _result(found, "bridge", why, weights, upper)
             why = f"{why}, where {poor}"
         number = -(-num_draws // DRAWS_PER_PARTICLE // NUM_GROUPS) * NUM_GROUPS
-        annealed = anneal(latent, num_particles=number, seed=seeds[1], progress=progress)
-        return _by_annealing(latent, weights, annealed, why, found)
+        return _by_annealing(latent, weights, anneal(latent, num_particles=number, **options), why)
 
 
-def _by_importance(weights: LogWeights, doubt: str | None) -> Evidence:
-    smoothed = weights.smoothed
-    value, error = log_mean_with_tail(smoothed)
-    k, (gap, half) = weights.pareto_k, _gaps(weights)
-    reason = (
-        f"the weights of {len(weights)} draws of q have no heavy tail (Pareto k-hat {k:.2f}), and "
-        f"half the variance of their logarithms, {half:.2g}, agrees with the gap, {gap:.2g}"
-    )
-    if doubt is not None:
-        reason = f"as asked for, though {doubt}"
-        warn_user(
-            f"{doubt}: neither this evidence nor its error can be trusted; use method=None, which "
-            "goes to bridge sampling or annealing"
-        )
-    log_weights = smoothed.values
-    upper = reweight(torch.where(log_weights > -math.inf, log_weights, 0.0), log_weights)
-    above = Estimate(float(upper.estimate), float(upper.standard_error))
-    return Evidence(value, error, "importance", reason, weights.mean_log, above, weights)
-
-
-def _by_annealing(
-    latent: Target, weights: LogWeights, run: Annealing, why: str, found: Bridge | None
+def _result(
+    estimate: Estimate, method: str, reason: str, weights: LogWeights, upper: Estimate
 ) -> Evidence:
-    particles = _given_draws(latent, {name: x.unsqueeze(0) for name, x in run.sites.items()})
-    values = _log_weights(latent, particles)[0]
-    upper = reweight(values, run.log_weights, groups=run.groups)
-    above = Estimate(float(upper.estimate), float(upper.standard_error))
-    reason = f"{why}; {len(values)} particles over {len(run.betas)} temperatures"
-    figures = -run.free_energy, run.standard_error
-    return Evidence(*figures, "annealing", reason, weights.mean_log, above, weights, found)
-
-
-def _gaps(weights: LogWeights) -> tuple[float, float]:
-    """Gap of the ELBO to the estimate, and half the variance of ln w, equal of normal ln w."""
-    return weights.log_mean.value - weights.mean_log.value, 0.5 * float(weights.values.var())
+    return Evidence(*estimate, method, reason, weights.mean_log, upper, weights)  # type: ignore[call-arg]
 
 
 def doubt_of(weights: LogWeights) -> str | None:
@@ -227,19 +181,85 @@ def doubt_of(weights: LogWeights) -> str | None:
         return None
     if weights.pareto_k > LIGHT_PARETO_K:
         return f"the weights of q have a heavy tail (Pareto k-hat {weights.pareto_k:.2f})"
-    if effective < MIN_EFFECTIVE:
-        return f"{effective:.0f} of {len(weights)} draws of q are effective"
-    if not abs(gap - half) <= SAME_GAP[0] + SAME_GAP[1] * gap:
+    if effective < MIN_EFFECTIVE or gap == math.inf:
+        none = int((weights.values == -math.inf).sum())
+        return f"{effective:.0f} of {len(weights)} draws of q are effective, {none} without weight"
+    if abs(gap - half) > SAME_GAP[0] + SAME_GAP[1] * gap:
         return (
             f"half the variance of the log-weights, {half:.2g}, is not the gap of the ELBO to the "
             f"importance estimate, {gap:.2g}"
         )
     blocks = weights.values[: len(weights) // BLOCKS * BLOCKS].view(BLOCKS, -1)
-    of_blocks = blocks.logsumexp(1) - math.log(blocks.shape[1])
-    drift = value - float(of_blocks.mean())
+    drift = value - float((blocks.logsumexp(1) - math.log(blocks.shape[1])).mean())
     if drift > error:
         return f"the importance estimate drifts by {drift:.2g} from a sixteenth of the draws to all"
     return None
+
+
+def _gaps(weights: LogWeights) -> tuple[float, float]:
+    """Gap of the ELBO to the estimate, and half the variance of ln w, equal of normal ln w."""
+    return weights.log_mean.value - weights.mean_log.value, 0.5 * float(weights.values.var())
+
+
+def _warn(poor: str | None) -> None:
+    if poor is not None:
+        warn_user(
+            f"{poor}: neither this evidence nor its error can be trusted; train longer, or use "
+            "method=None, which goes on to bridge sampling or annealing"
+        )
+
+
+def _by_importance(weights: LogWeights, doubt: str | None) -> Evidence:
+    _warn(doubt)
+    gap, half = _gaps(weights)
+    reason = f"as asked for, though {doubt}"
+    if doubt is None:
+        reason = (
+            f"the weights of {len(weights)} draws of q have no heavy tail (Pareto k-hat "
+            f"{weights.pareto_k:.2f}), and half the variance of their logarithms, {half:.2g}, "
+            f"agrees with the gap of the ELBO, {gap:.2g}"
+        )
+    smoothed = weights.smoothed
+    upper = _reweighted(smoothed.values, smoothed.values)
+    return _result(log_mean_with_tail(smoothed), "importance", reason, weights, upper)
+
+
+def _by_annealing(latent: Target, weights: LogWeights, run: Annealing, why: str) -> Evidence:
+    try:
+        particles = _given_draws(latent, {name: x.unsqueeze(0) for name, x in run.sites.items()})
+        upper = _reweighted(particles.log_weights(latent)[0], run.log_weights, run.groups)
+    except ValueError:  # of values that are rounded to the end of a support
+        upper = Estimate(math.nan, math.nan)
+    reason = f"{why}; {len(run.log_weights)} particles over {len(run.betas)} temperatures"
+    estimate = Estimate(-run.free_energy, run.standard_error)
+    return _result(estimate, "annealing", reason, weights, upper)
+
+
+def _reweighted(values: Tensor, log_weights: Tensor, groups: int | None = None) -> Estimate:
+    """Mean over the target; a value without weight does not matter."""
+    values = values.masked_fill(log_weights == -math.inf, 0.0)
+    value, error = reweight(values, log_weights, groups=groups)
+    return Estimate(float(value), float(error))
+
+
+def _bridged(
+    latent: Target, weights: LogWeights, draws: _Draws, generator: torch.Generator
+) -> tuple[Bridge, str, str | None]:
+    """The bridge from q, or else from a normal that is fitted; its reason, and what is poor."""
+    found = bridge(weights.values, draws.log_weights(latent))
+    number, poor = draws.log_pi.numel(), _poor(found)
+    reason = (
+        f"{found.from_q:.0f} of {len(weights)} draws of q and {found.from_target:.0f} of {number} "
+        "of the target overlap"
+    )
+    if poor is None or found.rhat > LARGEST_RHAT:
+        return found, reason, poor
+    found = _bridge_from_normal(latent, draws, len(weights), generator)
+    reason = (
+        f"{reason}, so that a normal fitted to half of these took the place of q: "
+        f"{found.from_q:.0f} of its draws overlap with {found.from_target:.0f} of the other half"
+    )
+    return found, reason, _poor(found)
 
 
 def _poor(found: Bridge) -> str | None:
@@ -247,29 +267,9 @@ def _poor(found: Bridge) -> str | None:
     if found.rhat > LARGEST_RHAT:
         return f"chains of the target disagree (R-hat {found.rhat:.2f})"
     least = min(found.from_q, found.from_target)
-    if not (least >= MIN_OVERLAP and math.isfinite(found.standard_error)):
-        return f"draws of q and of the target overlap in {least:.1f} effective ones only"
-    return None
-
-
-def _bridged(
-    latent: Target, weights: LogWeights, draws: _Draws, generator: torch.Generator
-) -> tuple[Bridge, str, str | None]:
-    """The bridge from q, or else from a normal that is fitted; its reason, and what is poor."""
-    of_target = _log_weights(latent, draws)
-    found = bridge(weights.values, of_target)
-    figures = f"{found.from_q:.0f} of {len(weights)} draws of q and {found.from_target:.0f}"
-    reason = f"{figures} of {of_target.numel()} of the target overlap"
-    poor = _poor(found)
-    if poor is None or found.rhat > LARGEST_RHAT:
-        return found, reason, poor
-    found = _bridge_from_normal(latent, draws, len(weights), generator)
-    reason = (
-        f"{reason}, so that a normal fitted to the first halves of the chains of the target took "
-        f"the place of q: {found.from_q:.0f} of its draws and {found.from_target:.0f} of the "
-        "second halves do"
-    )
-    return found, reason, _poor(found)
+    if least >= MIN_OVERLAP and math.isfinite(found.standard_error):
+        return None
+    return f"draws of q and of the target overlap in {least:.1f} effective ones only"
 
 
 def _bridge_from_normal(
@@ -294,27 +294,20 @@ def _normal(positions: Tensor, number: float) -> Distribution:
     positions = positions.double()
     mean = positions.mean(0)
     if number >= DRAWS_PER_ENTRY * len(mean):
-        covariance = torch.atleast_2d(positions.T.cov())
-        factor, failed = torch.linalg.cholesky_ex(covariance)
+        factor, failed = torch.linalg.cholesky_ex(torch.atleast_2d(positions.T.cov()))
         if not failed:
             return MultivariateNormal(mean, scale_tril=factor)
     return Independent(Normal(mean, positions.std(0)), 1)
 
 
-def _log_weights(latent: Target, draws: _Draws) -> Tensor:
-    """ln pi - ln q of the draws, float64, ``(chains, draws)``."""
-    return draws.log_pi - log_density(latent, draws.positions).to(draws.log_pi.device)
-
-
 def _given_draws(latent: Target, posterior: Mapping[str, Tensor]) -> _Draws:
     """The draws ``(chains, draws) + site shape`` of each site, in latent space."""
-    accepted = "draws (chains, draws) + site shape by site, as get_samples(group_by_chain=True)"
-    check_type("posterior", posterior, Mapping, accepted)
+    check_type("posterior", posterior, Mapping, POSTERIOR)
     draws = {name: torch.as_tensor(x) for name, x in posterior.items() if name not in latent.sites}
     batches = {tuple(x.shape[:2]) for x in draws.values()}
     if len(batches) != 1 or len(min(batches)) != 2:
         shapes = {name: tuple(x.shape) for name, x in draws.items()}
-        raise ValueError(f"posterior has the shapes {shapes}; accepted: {accepted}")
+        raise ValueError(f"posterior has the shapes {shapes}; accepted: {POSTERIOR}")
     (batch,) = batches
     try:
         values = latent.unconstrained({name: x.flatten(0, 1) for name, x in draws.items()})
@@ -322,7 +315,7 @@ def _given_draws(latent: Target, posterior: Mapping[str, Tensor]) -> _Draws:
     except ValueError as error:
         raise ValueError(str(error).replace("initial_params", "posterior")) from None
     found = _Draws(positions.view(*batch, -1), -latent.energy(positions).view(batch))
-    bad = int((~_log_weights(latent, found).isfinite()).sum())
+    bad = int((~found.log_weights(latent).isfinite()).sum())
     if bad:
         raise ValueError(
             f"posterior has {bad} of {len(positions)} draws at which the target or q has no finite "

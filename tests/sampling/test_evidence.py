@@ -106,11 +106,11 @@ def test_conjugate_models(made: Any, seed: int) -> None:
     check(evidence(program, guide, 4000, seed=seed, **QUIET), right)
 
 
-@pytest.mark.parametrize(("column", "right"), [(1, -310.128286), (2, -301.704602)])
-def test_radiata_pine(column: int, right: float, seed: int) -> None:
+def test_radiata_pine(seed: int) -> None:
     """Of parameters of 1e-5 and of 3000."""
-    program, value = radiata(column)
-    assert value == pytest.approx(right, abs=1e-5)
+    assert radiata(2)[1] == pytest.approx(-301.704602, abs=1e-6)
+    program, value = radiata(1)
+    assert value == pytest.approx(-310.128286, abs=1e-6)
     found = evidence(program, AutoHierarchicalFlow(program), 4000, seed=seed, **QUIET)
     check(found, value)
     assert found.standard_error < 0.01
@@ -124,12 +124,12 @@ def test_a_random_walk_with_a_poor_guide(seed: int) -> None:
     for _ in range(200):
         svi.step()
     with pytest.warns(UserWarning, match="k-hat .* use evidence"):
-        poor = estimate(program, guide, 4000)
+        poor = estimate(program, guide, 2000)
     assert poor.importance + right > 2
     assert abs(poor.importance + right) < 4 * poor.importance_se
     with pytest.warns(UserWarning, match="k-hat .*: neither .* method=None"):
-        evidence(program, guide, 4000, method="importance", seed=seed, **QUIET)
-    found = evidence(program, guide, 4000, seed=seed, **QUIET)
+        evidence(program, guide, 2000, method="importance", seed=seed, **QUIET)
+    found = evidence(program, guide, 3000, seed=seed, **QUIET)
     check(found, right)
     assert found.method == "bridge"
     assert "normal fitted" in found.reason
