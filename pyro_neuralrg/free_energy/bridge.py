@@ -13,7 +13,7 @@ from torch.nn.functional import logsigmoid
 
 from pyro_neuralrg.statistics import Estimate, LogWeights, summarise
 
-BISECTIONS, MARGIN = 80, 50.0
+HALVINGS, MARGIN = 80, 50.0
 """To the last digit of a float64; the root lies within so many nats of the log-weights."""
 
 
@@ -62,7 +62,7 @@ def bridge(of_q: Tensor, of_target: Tensor) -> Bridge:
     finite = torch.cat([of_q[of_q > -math.inf], of_target.flatten()])
     ratio = math.log(effective(of_target) / len(of_q))
     low, high = float(finite.min()) - MARGIN, float(finite.max()) + MARGIN
-    for _ in range(BISECTIONS):
+    for _ in range(HALVINGS):
         c = 0.5 * (low + high)
         if _log_mean(logsigmoid(of_q - c)) - _log_mean(logsigmoid(c - of_target)) > ratio:
             low = c

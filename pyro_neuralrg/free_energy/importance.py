@@ -37,7 +37,7 @@ ENERGIES = (
 )
 """What a target may be, for messages."""
 
-REMEDY = (
+WEIGHTS_REMEDY = (
     "train longer, draw more samples, or use evidence(target, q), which goes to bridge sampling or "
     "annealing"
 )
@@ -149,7 +149,7 @@ def estimate(
     else:
         values = log_weights(target, q, num_samples, batch_size)
     weights = LogWeights(without_undefined(values))
-    weights.warn_if_poor(remedy=REMEDY)
+    weights.warn_if_poor(remedy=WEIGHTS_REMEDY)
     return from_log_weights(weights)
 
 

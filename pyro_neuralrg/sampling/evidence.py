@@ -26,18 +26,19 @@ from pyro_neuralrg.statistics import Estimate, LogWeights, summarise
 
 EVIDENCE_METHODS = ("importance", "bridge", "annealing")
 MIN_DRAWS_OF_Q = 1000  # with fewer a k-hat tells little
-LIGHT_PARETO_K = 0.5  # the weights have a variance
-MIN_EFFECTIVE = 100.0  # of the draws of q, for an importance estimate
+LIGHT_PARETO_K = 0.5  # the weights have a variance; two standard errors of k-hat below it, or those
+# draws are believed that happen not to show their tail
+MIN_EFFECTIVE_OF_Q = 100.0  # of the draws of q, for an importance estimate
 BLOCKS = 16  # of the draws, for the drift
 ALIKE = 1e-6  # half a variance of log-weights that are as good as equal
 SAME_GAP = 0.1, 0.25  # nats, and a part of it, by which two figures of the gap may differ
-MIN_OVERLAP, LARGEST_RHAT = 50.0, 1.05  # of a bridge
+MIN_OVERLAP, WORST_RHAT = 50.0, 1.05  # of a bridge
 DRAWS_PER_ENTRY = 10  # effective ones, for each row of a covariance that is fitted
 DRAWS_PER_PARTICLE = 8
 POSTERIOR = "draws (chains, draws) + site shape by site, as get_samples(group_by_chain=True)"
 
 
-class _Draws(NamedTuple):
+class _TargetDraws(NamedTuple):
     """Draws of the target: positions ``(chains, draws, dim)`` in the latent space, and ln pi."""
 
     positions: Tensor
@@ -88,9 +89,9 @@ def evidence(
 
     The log-weights :math:`l = \ln\pi - \ln q` of draws of q decide how:
 
-    * "importance": the mean of Pareto-smoothed weights, where k-hat is at most 0.5, 100 draws are
-      effective, half the variance of l agrees with the gap of the ELBO to the estimate, as it does
-      of near normal l, and the estimate does not drift with the number of draws;
+    * "importance": the mean of Pareto-smoothed weights, where k-hat is two standard errors below
+      0.5, 100 draws are effective, half the variance of l agrees with the gap of the ELBO to the
+      estimate, as it does of near normal l, and the estimate does not drift with their number;
     * "bridge" sampling otherwise, between draws of q and of the target, by :func:`sample` if they
       are not given; where these overlap in fewer than 50 effective draws, a normal fitted to the
       first half of each chain takes the place of q;
@@ -154,7 +155,7 @@ def evidence(
                 # jumps alone stick, seldom and long, where weights have the tail that leads here
                 given: Any = {"model_args": model_args, "model_kwargs": model_kwargs, **options}
                 run: Any = sample(target, q, num_draws, method="cycle", **given).run
-                draws = _Draws(run.positions, run.sample_stats["lp"])
+                draws = _TargetDraws(run.positions, run.sample_stats["lp"])
             found, how, poor = _bridged(latent, weights, draws, generator)
             why = f"{why}; {how}"
             if method == "bridge" or poor is None:
@@ -179,9 +180,9 @@ def doubt_of(weights: LogWeights) -> str | None:
     effective, (gap, half) = weights.ess * len(weights), _gaps(weights)
     if half < ALIKE:
         return None
-    if weights.pareto_k > LIGHT_PARETO_K:
-        return f"the weights of q have a heavy tail (Pareto k-hat {weights.pareto_k:.2f})"
-    if effective < MIN_EFFECTIVE or gap == math.inf:
+    if weights.pareto_k + 2.0 * weights.pareto_k_error > LIGHT_PARETO_K:
+        return f"the weights of q may have a heavy tail (Pareto k-hat {weights.pareto_k:.2f})"
+    if effective < MIN_EFFECTIVE_OF_Q or gap == math.inf:
         none = int((weights.values == -math.inf).sum())
         return f"{effective:.0f} of {len(weights)} draws of q are effective, {none} without weight"
     if abs(gap - half) > SAME_GAP[0] + SAME_GAP[1] * gap:
@@ -243,7 +244,7 @@ def _reweighted(values: Tensor, log_weights: Tensor, groups: int | None = None) 
 
 
 def _bridged(
-    latent: Target, weights: LogWeights, draws: _Draws, generator: torch.Generator
+    latent: Target, weights: LogWeights, draws: _TargetDraws, generator: torch.Generator
 ) -> tuple[Bridge, str, str | None]:
     """The bridge from q, or else from a normal that is fitted; its reason, and what is poor."""
     found = bridge(weights.values, draws.log_weights(latent))
@@ -252,7 +253,7 @@ def _bridged(
         f"{found.from_q:.0f} of {len(weights)} draws of q and {found.from_target:.0f} of {number} "
         "of the target overlap"
     )
-    if poor is None or found.rhat > LARGEST_RHAT:
+    if poor is None or found.rhat > WORST_RHAT:
         return found, reason, poor
     found = _bridge_from_normal(latent, draws, len(weights), generator)
     reason = (
@@ -264,7 +265,7 @@ def _bridged(
 
 def _poor(found: Bridge) -> str | None:
     """Why a bridge is not to be believed, if so."""
-    if found.rhat > LARGEST_RHAT:
+    if found.rhat > WORST_RHAT:
         return f"chains of the target disagree (R-hat {found.rhat:.2f})"
     least = min(found.from_q, found.from_target)
     if least >= MIN_OVERLAP and math.isfinite(found.standard_error):
@@ -273,7 +274,7 @@ def _poor(found: Bridge) -> str | None:
 
 
 def _bridge_from_normal(
-    latent: Target, draws: _Draws, number: int, generator: torch.Generator
+    latent: Target, draws: _TargetDraws, number: int, generator: torch.Generator
 ) -> Bridge:
     """The bridge from a normal in latent space that was fitted to the first half of each chain."""
     half = draws.log_pi.shape[1] // 2
@@ -300,7 +301,7 @@ def _normal(positions: Tensor, number: float) -> Distribution:
     return Independent(Normal(mean, positions.std(0)), 1)
 
 
-def _given_draws(latent: Target, posterior: Mapping[str, Tensor]) -> _Draws:
+def _given_draws(latent: Target, posterior: Mapping[str, Tensor]) -> _TargetDraws:
     """The draws ``(chains, draws) + site shape`` of each site, in latent space."""
     check_type("posterior", posterior, Mapping, POSTERIOR)
     draws = {name: torch.as_tensor(x) for name, x in posterior.items() if name not in latent.sites}
@@ -314,7 +315,7 @@ def _given_draws(latent: Target, posterior: Mapping[str, Tensor]) -> _Draws:
         positions = latent.pack(values, math.prod(batch))
     except ValueError as error:
         raise ValueError(str(error).replace("initial_params", "posterior")) from None
-    found = _Draws(positions.view(*batch, -1), -latent.energy(positions).view(batch))
+    found = _TargetDraws(positions.view(*batch, -1), -latent.energy(positions).view(batch))
     bad = int((~found.log_weights(latent).isfinite()).sum())
     if bad:
         raise ValueError(

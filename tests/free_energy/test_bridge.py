@@ -34,15 +34,15 @@ def log_weight(x: Tensor, mean: float, sd: float) -> Tensor:
 def test_the_error_covers(mean: float, sd: float, memory: float) -> None:
     """Where q is narrow, shifted or wide, and the draws of the target are those of chains."""
     scores = []
-    for _ in range(60):
+    for _ in range(40):
         q = mean + sd * torch.randn(1000)
         p = draws_of_target(4, 300, memory)
         found = bridge(log_weight(q, mean, sd), log_weight(p, mean, sd))
         assert 0 < found.standard_error < 0.2
         scores.append((found.value - LOG_Z) / found.standard_error)
     scores_ = torch.tensor(scores)
-    assert scores_.square().mean().sqrt() == pytest.approx(1.0, abs=0.3)
-    assert abs(scores_.mean()) < 4 / math.sqrt(60)
+    assert scores_.square().mean().sqrt() == pytest.approx(1.0, abs=0.35)
+    assert abs(scores_.mean()) < 4 / math.sqrt(40)
     assert scores_.abs().max() < 4.5
 
 
