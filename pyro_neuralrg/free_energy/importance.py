@@ -231,10 +231,8 @@ def log_mean_with_tail(weights: LogWeights) -> Estimate:
     """
     value, error = weights.log_mean
     if weights.pareto_k > HEAVY_PARETO_K:
-        residuals = (weights.values - value).exp() - 1.0
-        squares = float(tail_of_squares(residuals)[0])
-        number = len(weights)
-        wide = math.sqrt(squares / (number * (number - 1)))
+        squares, number = float(tail_of_squares((weights.values - value).exp())[0]), len(weights)
+        wide = math.sqrt(max(0.0, squares - number) / (number * (number - 1)))
         error = math.inf if weights.pareto_k > 1.0 else max(error, wide)
     return Estimate(value, error)
 

@@ -26,8 +26,7 @@ from pyro_neuralrg.statistics import Estimate, LogWeights, summarise
 
 EVIDENCE_METHODS = ("importance", "bridge", "annealing")
 MIN_DRAWS_OF_Q = 1000  # with fewer a k-hat tells little
-LIGHT_PARETO_K = 0.5  # the weights have a variance; two standard errors of k-hat below it, or those
-# draws are believed that happen not to show their tail
+LIGHT_PARETO_K, K_ERRORS = 0.5, 2.0  # a variance, or draws are believed that hide their tail
 MIN_EFFECTIVE_OF_Q = 100.0  # of the draws of q, for an importance estimate
 BLOCKS = 16  # of the draws, for the drift
 ALIKE = 1e-6  # half a variance of log-weights that are as good as equal
@@ -180,7 +179,7 @@ def doubt_of(weights: LogWeights) -> str | None:
     effective, (gap, half) = weights.ess * len(weights), _gaps(weights)
     if half < ALIKE:
         return None
-    if weights.pareto_k + 2.0 * weights.pareto_k_error > LIGHT_PARETO_K:
+    if weights.pareto_k + K_ERRORS * weights.pareto_k_error > LIGHT_PARETO_K:
         return f"the weights of q may have a heavy tail (Pareto k-hat {weights.pareto_k:.2f})"
     if effective < MIN_EFFECTIVE_OF_Q or gap == math.inf:
         none = int((weights.values == -math.inf).sum())
