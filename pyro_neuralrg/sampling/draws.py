@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from pyro.distributions.torch_transform import TransformModule
-from pyro.infer.autoguide import AutoContinuous
+from pyro.infer.autoguide import AutoContinuous, AutoLaplaceApproximation
 from pyro.infer.reparam import NeuTraReparam
 from torch import Tensor
 
@@ -256,6 +256,13 @@ def latent_target(target: Any, q: Any, args: Any, kwargs: Any) -> Target:
     """The target in the latent space of q, set up, evaluated by batches."""
     check_model_args(args)
     if isinstance(q, AutoContinuous):
+        if isinstance(q, AutoLaplaceApproximation) or q.prototype_trace is None:
+            is_point = isinstance(q, AutoLaplaceApproximation)
+            state = "is a point" if is_point else "has not seen its model"
+            raise ValueError(
+                f"q is {a_kind(q)} that {state}; accepted: a guide with a density, after its "
+                "first call (of a Laplace approximation: q.laplace_approximation(...))"
+            )
         model = target.model if isinstance(target, LatticePotential) else target
         given = as_target(NeuTraReparam(q).reparam(model))
     else:

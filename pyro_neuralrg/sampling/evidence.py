@@ -26,11 +26,9 @@ from pyro_neuralrg.statistics import Estimate, LogWeights, summarise
 
 EVIDENCE_METHODS = ("importance", "bridge", "annealing")
 MIN_DRAWS_OF_Q = 1000  # with fewer a k-hat tells little
-LIGHT_PARETO_K, K_ERRORS = 0.5, 2.0  # a variance, or draws are believed that hide their tail
-MIN_EFFECTIVE_OF_Q = 100.0  # of the draws of q, for an importance estimate
-BLOCKS = 16  # of the draws, for the drift
+LIGHT_PARETO_K = 0.5  # the weights have a variance
+NEAR = 5e-3  # nats, the gap of a q whose weights are believed
 ALIKE = 1e-6  # half a variance of log-weights that are as good as equal
-SAME_GAP = 0.1, 0.25  # nats, and a part of it, by which two figures of the gap may differ
 MIN_OVERLAP, WORST_RHAT = 50.0, 1.05  # of a bridge
 DRAWS_PER_ENTRY = 10  # effective ones, for each row of a covariance that is fitted
 DRAWS_PER_PARTICLE = 8
@@ -88,9 +86,9 @@ def evidence(
 
     The log-weights :math:`l = \ln\pi - \ln q` of draws of q decide how:
 
-    * "importance": the mean of Pareto-smoothed weights, where k-hat is two standard errors below
-      0.5, 100 draws are effective, half the variance of l agrees with the gap of the ELBO to the
-      estimate, as it does of near normal l, and the estimate does not drift with their number;
+    * "importance": the mean of Pareto-smoothed weights, where k-hat is at most 0.5 and the gap of
+      the ELBO to that estimate, like half the variance of l, which a normal l has as its gap, at
+      most 0.005: of a larger one, what q seldom draws may be missed unseen;
     * "bridge" sampling otherwise, between draws of q and of the target, by :func:`sample` if they
       are not given; where these overlap in fewer than 50 effective draws, a normal fitted to the
       first half of each chain takes the place of q;
@@ -174,25 +172,22 @@ def _result(
 
 
 def doubt_of(weights: LogWeights) -> str | None:
-    """Why the mean of these weights is not to be believed, if so."""
-    value, error = weights.log_mean
-    effective, (gap, half) = weights.ess * len(weights), _gaps(weights)
+    """Why the mean of these weights is not to be believed, if so.
+
+    A light tail among the draws is not enough: with a normal guide of a normal mean and precision,
+    4000 draws with a k-hat of 0.2 and a gap of 0.1 missed 0.018 nats, three errors, in tails that
+    none of them saw. What is missed is less than the gap.
+    """
+    gap, half = _gaps(weights)
     if half < ALIKE:
         return None
-    if weights.pareto_k + K_ERRORS * weights.pareto_k_error > LIGHT_PARETO_K:
-        return f"the weights of q may have a heavy tail (Pareto k-hat {weights.pareto_k:.2f})"
-    if effective < MIN_EFFECTIVE_OF_Q or gap == math.inf:
-        none = int((weights.values == -math.inf).sum())
-        return f"{effective:.0f} of {len(weights)} draws of q are effective, {none} without weight"
-    if abs(gap - half) > SAME_GAP[0] + SAME_GAP[1] * gap:
+    if weights.pareto_k > LIGHT_PARETO_K:
+        return f"the weights of q have a heavy tail (Pareto k-hat {weights.pareto_k:.2f})"
+    if not max(gap, half) <= NEAR:
         return (
-            f"half the variance of the log-weights, {half:.2g}, is not the gap of the ELBO to the "
-            f"importance estimate, {gap:.2g}"
+            f"q is not near enough for its weights alone: the gap of the ELBO to their estimate is "
+            f"{gap:.2g}, half the variance of their logarithms {half:.2g}"
         )
-    blocks = weights.values[: len(weights) // BLOCKS * BLOCKS].view(BLOCKS, -1)
-    drift = value - float((blocks.logsumexp(1) - math.log(blocks.shape[1])).mean())
-    if drift > error:
-        return f"the importance estimate drifts by {drift:.2g} from a sixteenth of the draws to all"
     return None
 
 

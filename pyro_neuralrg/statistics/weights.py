@@ -118,11 +118,6 @@ class LogWeights:
         """
         return math.nan if self.copies else _pareto_k(self.values)
 
-    @property
-    def pareto_k_error(self) -> float:
-        """Standard error of k-hat, (1 + k) over the root of the number of weights of the tail."""
-        return (1.0 + self.pareto_k) / math.sqrt(_tail_size(len(self)))
-
     @cached_property
     def smoothed(self) -> LogWeights:
         """The same, the largest weights replaced by quantiles of the tail fitted to them (PSIS).
