@@ -101,7 +101,15 @@ def test_a_potential_in_the_latent_space_of_a_flow(seed: int) -> None:
     assert found.method == "bridge"
 
 
-@pytest.mark.parametrize("made", [normal_gamma, beta_binomial, gamma_poisson])
+LONG = pytest.mark.slow
+CONJUGATE = [
+    normal_gamma,
+    pytest.param(beta_binomial, marks=LONG),
+    pytest.param(gamma_poisson, marks=LONG),
+]
+
+
+@pytest.mark.parametrize("made", CONJUGATE)
 def test_conjugate_models(made: Any, seed: int) -> None:
     program, right = made()
     guide = AutoMultivariateNormal(program)
