@@ -23,7 +23,7 @@ from pyro_neuralrg.mcmc import (
     VectorizedMCMC,
 )
 from pyro_neuralrg.potentials import FreeField, IsingDual, IsingDualFamily, LatticePotential, Phi4
-from pyro_neuralrg.sampling import sample
+from pyro_neuralrg.sampling import evidence, sample
 from pyro_neuralrg.train import Cooling, Schedule, fit
 from pyro_neuralrg.transforms import (
     ConditionalHierarchicalFlow,
@@ -63,6 +63,7 @@ __all__ = [
     "conditional_hierarchical_flow",
     "diagnose",
     "estimate",
+    "evidence",
     "expectations",
     "fit",
     "hierarchical_flow",

@@ -24,13 +24,24 @@ from pyro_neuralrg.infer.pyro_internals import numbers_may_fail
 from pyro_neuralrg.potentials.base import check_energy, check_separate, trial_pair
 from pyro_neuralrg.runtime.console import warn_user
 from pyro_neuralrg.statistics import Estimate, LogWeights, summarise, with_error
-from pyro_neuralrg.statistics.weights import can_be_trusted, may_be_undefined
+from pyro_neuralrg.statistics.weights import (
+    HEAVY_PARETO_K,
+    can_be_trusted,
+    may_be_undefined,
+    tail_of_squares,
+)
 
 ENERGIES = (
     "x -> -ln pi(x) of shape (n,); for a Pyro model estimate(model, guide, model_args=...), () if "
     "it has none"
 )
 """What a target may be, for messages."""
+
+WEIGHTS_REMEDY = (
+    "train longer, draw more samples, or use evidence(target, q), which goes to bridge sampling or "
+    "annealing"
+)
+"""For weights that cannot be trusted."""
 
 
 class FreeEnergyEstimate(NamedTuple):
@@ -39,8 +50,9 @@ class FreeEnergyEstimate(NamedTuple):
     Attributes:
         variational, variational_se: mean of ln q - ln pi, at least -ln Z in expectation (paper
             Eq. 4), and its standard error; infinite if a sample has weight zero.
-        importance, importance_se: -ln of the mean weight, and its standard error (delta method);
-            consistent, biased by about half of that squared; infinite if all weights are zero.
+        importance, importance_se: -ln of the mean weight, and its standard error (delta method,
+            with a heavy tail as fitted: :func:`log_mean_with_tail`); consistent, biased by about
+            half of that squared; infinite if all weights are zero.
         ess: Kish effective sample size as a fraction of ``num_samples``, between 0 and 1.
         num_samples: samples of q.
         pareto_k: shape of the tail of the weights (:class:`~pyro_neuralrg.statistics.LogWeights`);
@@ -137,7 +149,7 @@ def estimate(
     else:
         values = log_weights(target, q, num_samples, batch_size)
     weights = LogWeights(without_undefined(values))
-    weights.warn_if_poor()
+    weights.warn_if_poor(remedy=WEIGHTS_REMEDY)
     return from_log_weights(weights)
 
 
@@ -199,7 +211,7 @@ def from_log_weights(weights: LogWeights | Tensor) -> FreeEnergyEstimate:
     """Both estimates from the log-weights ``ln pi(x) - ln q(x)`` of independent samples x ~ q."""
     if not isinstance(weights, LogWeights):
         weights = LogWeights(weights)
-    variational, importance = weights.mean_log, weights.log_mean
+    variational, importance = weights.mean_log, log_mean_with_tail(weights)
     return FreeEnergyEstimate(
         variational=-variational.value,
         variational_se=variational.standard_error,
@@ -210,6 +222,19 @@ def from_log_weights(weights: LogWeights | Tensor) -> FreeEnergyEstimate:
         pareto_k=weights.pareto_k,
         zero_weights=int((weights.values == -math.inf).sum()),
     )
+
+
+def log_mean_with_tail(weights: LogWeights) -> Estimate:
+    """ln of the mean weight, with an error that takes in a heavy tail as fitted.
+
+    Infinite above a k-hat of 1, where that tail has no mean: the samples bound ln Z from below.
+    """
+    value, error = weights.log_mean
+    if weights.pareto_k > HEAVY_PARETO_K:
+        squares, number = float(tail_of_squares((weights.values - value).exp())[0]), len(weights)
+        wide = math.sqrt(max(0.0, squares - number) / (number * (number - 1)))
+        error = math.inf if weights.pareto_k > 1.0 else max(error, wide)
+    return Estimate(value, error)
 
 
 def log_weights(target: Any, q: Any, num_samples: int, batch_size: int = 1000) -> Tensor:

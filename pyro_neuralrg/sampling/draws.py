@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from pyro.distributions.torch_transform import TransformModule
-from pyro.infer.autoguide import AutoContinuous
+from pyro.infer.autoguide import AutoContinuous, AutoLaplaceApproximation
 from pyro.infer.reparam import NeuTraReparam
 from torch import Tensor
 
@@ -190,7 +190,7 @@ def sample(
             f"record is given, seed is {seed} and num_chains is {num_chains}; accepted: numbers, "
             "which the run that goes on is to be given again"
         )
-    world, latent = processes(), _latent_target(target, q, model_args, model_kwargs)
+    world, latent = processes(), latent_target(target, q, model_args, model_kwargs)
     if seed is None:
         seed = int(world.broadcast_from_first(lambda: int(torch.randint(2**31, ()))))
     seed = check_integer("seed", seed, 0, LARGEST_SEED)
@@ -198,7 +198,7 @@ def sample(
     chains_only = chains_only or record is not None or not keep_draws
     generator = torch.Generator(latent.device).manual_seed(seed)
     with frozen(latent.modules()):
-        positions, weights = _pilot(latent, generator)
+        positions, weights = weighted_positions(latent, PILOT, generator)
     plan = world.broadcast_from_first(
         lambda: choose(weights, num_draws, num_chains, method, chains_only, world.size)
     )
@@ -252,10 +252,17 @@ def _weighted(values: Tensor, run: Annealing) -> FieldSummary:
     return FieldSummary(tuple(values.shape[1:]), np.arange(flat.shape[1]), arrays)
 
 
-def _latent_target(target: Any, q: Any, args: Any, kwargs: Any) -> Target:
+def latent_target(target: Any, q: Any, args: Any, kwargs: Any) -> Target:
     """The target in the latent space of q, set up, evaluated by batches."""
     check_model_args(args)
     if isinstance(q, AutoContinuous):
+        if isinstance(q, AutoLaplaceApproximation) or q.prototype_trace is None:
+            is_point = isinstance(q, AutoLaplaceApproximation)
+            state = "is a point" if is_point else "has not seen its model"
+            raise ValueError(
+                f"q is {a_kind(q)} that {state}; accepted: a guide with a density, after its "
+                "first call (of a Laplace approximation: q.laplace_approximation(...))"
+            )
         model = target.model if isinstance(target, LatticePotential) else target
         given = as_target(NeuTraReparam(q).reparam(model))
     else:
@@ -275,23 +282,30 @@ def _latent_target(target: Any, q: Any, args: Any, kwargs: Any) -> Target:
     return given.setup(*(args or ()), **(kwargs or {})).in_batches(FIELDS_AT_ONCE)
 
 
-def _pilot(latent: Target, generator: torch.Generator) -> tuple[Tensor, LogWeights]:
-    """Draws of q in latent space, and their weights; none where the energy is not a number."""
-    positions = latent.from_base(PILOT, generator)
+def log_density(latent: Target, positions: Tensor) -> Tensor:
+    """ln q of positions ``batch + (dim,)`` in its latent space, float64, of shape ``batch``."""
     shape = latent.event_shape
-    log_q = latent.base.log_prob(positions.reshape(-1, *shape).double(), len(shape))
-    values = -latent.energy(positions) - log_q
+    z = positions.double().reshape(*positions.shape[:-1], *shape)
+    return latent.base.log_prob(z, len(shape))
+
+
+def weighted_positions(
+    latent: Target, number: int, generator: torch.Generator
+) -> tuple[Tensor, LogWeights]:
+    """Draws of q in latent space, and their weights; none where the energy is not a number."""
+    positions = latent.from_base(number, generator)
+    values = -latent.energy(positions) - log_density(latent, positions)
     undefined = int(values.isnan().sum())
     values = values.masked_fill(values.isnan(), -math.inf)
     reason = "" if latent.failure is None else f" ({latent.failure})"
     if not bool((values > -math.inf).any()):
         raise ValueError(
-            f"none of {PILOT} draws of q has a finite energy{reason}; accepted: a flow or guide "
+            f"none of {number} draws of q has a finite energy{reason}; accepted: a flow or guide "
             "that was trained for the target"
         )
     if undefined:
         warn_user(
-            f"the energy of {undefined} of {PILOT} draws of q is NaN{reason}: they have no weight"
+            f"the energy of {undefined} of {number} draws of q is NaN{reason}: they have no weight"
         )
     return positions, LogWeights(values)
 

@@ -118,12 +118,29 @@ class LogWeights:
         """
         return math.nan if self.copies else _pareto_k(self.values)
 
+    @cached_property
+    def smoothed(self) -> LogWeights:
+        """The same, the largest weights replaced by quantiles of the tail fitted to them (PSIS).
+
+        None becomes larger than the largest. As they are where k-hat is NaN or infinite.
+        """
+        if not math.isfinite(self.pareto_k):
+            return self
+        size, largest = _tail_size(len(self)), float(self.values.max())
+        top, where = (self.values - largest).topk(size + 1)
+        k, scale = _pareto_tail(top[:-1].exp() - top[-1].exp())
+        part = (torch.arange(size, dtype=top.dtype) + 0.5) / size
+        quantiles = (top[-1].exp() + scale * (part**-k - 1) / k).clamp(max=1.0)
+        return LogWeights(self.values.index_copy(0, where[:-1], quantiles.log() + largest))
+
     @property
     def is_trustworthy(self) -> bool:
         """At least ten effective samples, and a k-hat of at most 0.7."""
         return can_be_trusted(self.ess * len(self), self.pareto_k)
 
-    def warn_if_poor(self, of: str = "importance") -> None:
+    def warn_if_poor(
+        self, of: str = "importance", remedy: str = "train longer or draw more samples"
+    ) -> None:
         """Warn the caller's caller if the weights are not trustworthy."""
         if self.is_trustworthy:
             return
@@ -131,8 +148,7 @@ class LogWeights:
         tail = f" (Pareto k-hat {self.pareto_k:.2f})" if heavy else ""
         warnings.warn(
             f"the {of} estimate rests on {self.ess * len(self):.1f} effective samples of "
-            f"{len(self)}{tail}: neither it nor its error bar can be trusted; train longer or "
-            "draw more samples",
+            f"{len(self)}{tail}: neither it nor its error bar can be trusted; {remedy}",
             stacklevel=3,
         )
 

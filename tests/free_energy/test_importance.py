@@ -14,8 +14,10 @@ from torch.distributions import Independent, Normal
 
 from pyro_neuralrg.distributions import SymmetrizedFlow
 from pyro_neuralrg.free_energy import bounds, estimate
+from pyro_neuralrg.free_energy.importance import from_log_weights
 from pyro_neuralrg.infer import FlowGuide
 from pyro_neuralrg.potentials import FreeField, IsingDual, LatticePotential
+from pyro_neuralrg.statistics import LogWeights
 from pyro_neuralrg.transforms import hierarchical_flow
 from tests.free_energy.gaussian import (
     ESS,
@@ -217,3 +219,14 @@ def test_error_bars_cover() -> None:
     both = [bounds(energy, proposal(), 500, reference=torch.randn(500, SITES)) for _ in range(200)]
     check_coverage([(found.lower - EXACT + KL_OF_TARGET) / found.lower_se for found in both])
     check_coverage([(found.upper - EXACT - KL_OF_Q) / found.upper_se for found in both])
+
+
+@pytest.mark.parametrize(("shape", "least", "most"), [(0.1, 1.0, 1.0), (0.6, 1.05, 5.0)])
+def test_the_error_takes_in_a_heavy_tail(shape: float, least: float, most: float) -> None:
+    """Weights u^-k of uniform u, a third of them zero; above a k-hat of 1 it is infinite."""
+    u = torch.rand(5000)
+    zero = torch.arange(5000) % 3 == 0
+    weights = LogWeights((-shape * u.log()).masked_fill(zero, -math.inf))
+    ratio = from_log_weights(weights).importance_se / weights.log_mean.standard_error
+    assert least - 1e-9 <= ratio <= most + 1e-9
+    assert from_log_weights(LogWeights(-2.0 * u.log())).importance_se == math.inf
