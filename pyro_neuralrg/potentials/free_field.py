@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_neuralrg.arguments import check_integer, check_number
 from pyro_neuralrg.lattice import check_boundary, check_shape
 from pyro_neuralrg.potentials.base import LatticePotential, generator_of
-from pyro_neuralrg.spectral import apply_spectrum, momenta, sum_over_axes
+from pyro_neuralrg.spectral import apply_spectrum, laplacian_spectrum
 
 
 class FreeField(LatticePotential):
@@ -46,7 +46,7 @@ class FreeField(LatticePotential):
             raise ValueError(
                 f"mass is {self.mass}; accepted: a number > 0, or >= 0 with boundary='open'"
             )
-        precision = self.mass**2 + _laplacian(sides, check_boundary(boundary))
+        precision = self.mass**2 + laplacian_spectrum(sides, check_boundary(boundary))
         super().__init__(sides, boundary, even=True, spectrum=1 / precision)
         self._register("precision", precision)
 
@@ -106,8 +106,3 @@ def gaussian_fields(spectrum: Tensor, boundary: str, n: int, generator: torch.Ge
     """Draw ``n`` centred Gaussian fields whose covariance has the eigenvalues ``spectrum``."""
     noise = torch.randn(check_integer("n", n, 1), *spectrum.shape, generator=generator)
     return apply_spectrum(noise, spectrum.sqrt(), boundary)
-
-
-def _laplacian(shape: tuple[int, ...], boundary: str) -> Tensor:
-    r"""Eigenvalues :math:`\sum_a 4\sin^2(k_a / 2)`: unlike 2 - 2 cos k without cancellation."""
-    return sum_over_axes(4 * (momenta(side, boundary) / 2).sin() ** 2 for side in shape)
