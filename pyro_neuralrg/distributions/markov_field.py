@@ -16,25 +16,25 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_neuralrg.arguments import check_integer, check_number, check_tensor
-from pyro_neuralrg.lattice import check_boundary, check_shape
+from pyro_neuralrg.arguments import check_choice, check_integer, check_number, check_tensor
+from pyro_neuralrg.lattice import check_shape
 from pyro_neuralrg.spectral import apply_spectrum, laplacian_spectrum, quadratic_form
 
-EDGES = {"periodic": "periodic", "open": "free"}
-"""What :mod:`pyro_neuralrg.spectral` calls a lattice whose edges have no bond to the outside."""
+EDGES = {"open": "free", "periodic": "periodic", "zero": "open"}
+"""What :mod:`pyro_neuralrg.spectral` calls the boundaries of these fields."""
 
 
 class StationaryField(TorchDistribution):
     r"""A centred Gaussian field with the precision :math:`A / s^2`, A diagonal in the modes.
 
     The base of the priors below; another one defines :meth:`eigenvalues`. The parameters' batch
-    dimensions broadcast and are those of the distribution, the lattice is its event. Densities and
-    draws cost O(N log N). Add a mean outside: ``mean + field``.
+    dimensions broadcast and are the distribution's, the lattice is its event. Densities and draws
+    cost O(N log N). A mean is added outside: ``mean + field``.
     """
 
-    scale: Tensor
     has_rsample = True
     null_modes = 0
+    scale: Tensor
 
     def __init__(
         self,
@@ -43,22 +43,34 @@ class StationaryField(TorchDistribution):
         validate_args: bool | None,
         **parameters: Tensor | float,
     ) -> None:
-        sides = check_shape(shape)
-        self.boundary = check_boundary(boundary)
+        self.boundary = check_choice("boundary", boundary, EDGES)
         for name, value in parameters.items():
-            is_tensor = isinstance(value, Tensor)
-            setattr(self, name, check_tensor(name, value) if is_tensor else _number(name, value))
+            setattr(self, name, _parameter(name, value))
         batch = torch.broadcast_shapes(*(getattr(self, name).shape for name in parameters))
-        super().__init__(batch, torch.Size(sides), validate_args=validate_args)
-
-    def eigenvalues(self) -> Tensor:
-        """Those of A, shape ``batch + lattice`` or the lattice's, as spectra are ordered."""
-        raise NotImplementedError
+        super().__init__(batch, torch.Size(check_shape(shape)), validate_args=validate_args)
 
     @property
     def support(self) -> Any:
         """All real fields."""
         return constraints.independent(constraints.real, self.event_dim)
+
+    @property
+    def mean(self) -> Tensor:
+        """Zeros."""
+        return self.scale.new_zeros(self.batch_shape + self.event_shape)
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance of each site."""
+        variances = self._variances()
+        for dim in range(-self.event_dim, 0):
+            variances = _diagonal(variances.movedim(dim, -1), self.boundary).movedim(-1, dim)
+        variances = variances * self._per_field(self.scale) ** 2
+        return variances.expand(self.batch_shape + self.event_shape)
+
+    def eigenvalues(self) -> Tensor:
+        """Those of A, shape ``batch + lattice`` or the lattice's, in the order of spectra."""
+        raise NotImplementedError
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         """The same distribution in a batch."""
@@ -90,20 +102,6 @@ class StationaryField(TorchDistribution):
         x = apply_spectrum(noise, roots, EDGES[self.boundary], self.event_dim)
         return x * self._per_field(self.scale)
 
-    @property
-    def mean(self) -> Tensor:
-        """Zeros."""
-        return self.scale.new_zeros(self.batch_shape + self.event_shape)
-
-    @property
-    def variance(self) -> Tensor:
-        """Variance of each site."""
-        variances = self._variances()
-        for dim in range(-self.event_dim, 0):
-            variances = _diagonal(variances.movedim(dim, -1), self.boundary).movedim(-1, dim)
-        variances = variances * self._per_field(self.scale) ** 2
-        return variances.expand(self.batch_shape + self.event_shape)
-
     def _variances(self) -> Tensor:
         """Variances of the modes for a scale of one, without those of the null space."""
         eigenvalues = self.eigenvalues()
@@ -117,7 +115,7 @@ class StationaryField(TorchDistribution):
 
 
 class GaussianMarkovField(StationaryField):
-    r"""Gaussian Markov random field of squared differences, a random walk or a smooth map.
+    r"""Gaussian Markov random field of squared differences: a random walk, a smooth map.
 
     .. math:: x \sim N(0, Q^{-1}), \quad Q = (m^2 + D^T D)^p / s^2
 
@@ -125,28 +123,26 @@ class GaussianMarkovField(StationaryField):
     (\sum_{i \sim j} (x_i - x_j)^2 + m^2 \sum_i x_i^2)`: in one dimension a random walk with steps
     of standard deviation s, which a mass pulls back to zero over about 1 / m sites.
 
-    Without a mass it is *intrinsic* (a random walk of free start; the ICAR prior of disease maps):
-    Q has no say in the mean of the field, so that ``log_prob`` is improper, flat in that direction.
-    It is normalised on the N - 1 others, by the pseudo-determinant of Q, so that an unknown scale
-    is inferred as it should be. Draws sum to zero, and ``variance`` is theirs. The posterior is
-    proper once data see the mean. An intercept beside such a field is not told apart from its mean:
-    subtract the latter, ``x - x.mean((-2, -1), keepdim=True)``, and give it a normal prior.
+    Without a mass it is *intrinsic* (but for a zero boundary): a random walk of free start, the
+    ICAR prior of disease maps. Q does not see the mean of the field, along which ``log_prob`` is
+    flat, and improper; the N - 1 other directions are normalised, by the pseudo-determinant of Q,
+    so that an unknown scale is inferred as it should be. Draws sum to zero, and ``variance`` is
+    theirs. The posterior is proper once data see the mean, which is the intercept: no other one.
 
     Args:
         shape: lattice shape, one to three sides >= 1.
         scale: s > 0, a number or a tensor of any batch shape.
         mass: m > 0, in units of the inverse lattice spacing, likewise; or the number 0.
         order: p, an integer >= 1; with 2 the field is as smooth as second differences make it.
-        boundary: "open" has only bonds within the lattice, "periodic" goes round (with two bonds
-            between the sites of a side of 2). (``FreeField`` holds an open field at zero outside.)
+        boundary: "open" has only bonds within the lattice; "periodic" goes round, with two bonds
+            between the sites of a side of 2; "zero" is held at zero outside, as an open
+            ``FreeField`` is, and proper without a mass.
 
     Raises:
-        TypeError, ValueError: naming the argument; of tensors of hyper-parameters if validation is
-            on, as for Pyro's distributions.
+        TypeError, ValueError: naming the argument; values of tensors are validated as Pyro's are.
 
     References:
-        Rue, Held, Gaussian Markov Random Fields (2005); Lindgren, Rue, Lindstroem, Journal of the
-        Royal Statistical Society B 73, 423 (2011).
+        Rue, Held, Gaussian Markov Random Fields (2005); Besag, York, Mollie (1991).
 
     Example:
         >>> walk = GaussianMarkovField((100,), scale=torch.tensor([0.1, 1.0]))
@@ -175,9 +171,10 @@ class GaussianMarkovField(StationaryField):
         validate_args: bool | None = None,
     ) -> None:
         self.order = check_integer("order", order, 1)
-        self.null_modes = int(not isinstance(mass, Tensor) and _number("mass", mass).item() == 0)
+        is_massless = not isinstance(mass, Tensor) and mass == 0
+        self.null_modes = int(is_massless and boundary != "zero")
         super().__init__(shape, boundary, validate_args, scale=scale, mass=mass)
-        if self._validate_args and not self.null_modes and bool((self.mass == 0).any()):
+        if self._validate_args and not is_massless and bool((self.mass == 0).any()):
             raise ValueError(
                 "mass has entries of 0; accepted: a tensor of positive numbers, or mass=0 (a "
                 "number) for an intrinsic field"
@@ -196,9 +193,9 @@ class MaternField(StationaryField):
         d / 2}
 
     with the waves n that sites cannot tell from k, normalised to a mean variance of :math:`s^2`.
-    It is proper. On a periodic lattice the covariance is that of Matern, summed over all turns, but
-    for waves beyond :math:`3 \pi`: correlations are right within 1e-3 for a smoothness of 1.5 and a
-    length of 2 sites or more, within 0.03 for 0.5. An open lattice mirrors the field at its edges,
+    On a periodic lattice the covariance is that of Matern, summed over all turns, but for waves
+    beyond :math:`3 \pi`: correlations are right within 1e-3 for a smoothness of 1.5 and a length of
+    2 sites or more, within 0.04 for 0.5. An open lattice mirrors the field at its edges,
     where the variance is up to twice as large (in corners four times): where that matters make the
     lattice longer by a length or two on each side, and use a part of the field.
 
@@ -208,7 +205,7 @@ class MaternField(StationaryField):
         length: l > 0, in lattice spacings, likewise.
         smoothness: nu > 0, likewise; 0.5 is the exponential covariance, whose one-dimensional
             series is a :class:`GaussianMarkovField` with a mass.
-        boundary: "open" or "periodic".
+        boundary: "open", "periodic", or "zero".
 
     Raises:
         TypeError, ValueError: as for :class:`GaussianMarkovField`.
@@ -241,8 +238,8 @@ class MaternField(StationaryField):
         boundary: str = "open",
         validate_args: bool | None = None,
     ) -> None:
-        parameters = {"scale": scale, "length": length, "smoothness": smoothness}
-        super().__init__(shape, boundary, validate_args, **parameters)
+        own = {"length": length, "smoothness": smoothness}
+        super().__init__(shape, boundary, validate_args, scale=scale, **own)
 
     def eigenvalues(self) -> Tensor:
         """See :class:`StationaryField`: those of the precision for a mean variance of one."""
@@ -261,30 +258,33 @@ class MaternField(StationaryField):
 @functools.lru_cache(maxsize=16)
 def _squared_waves(shape: tuple[int, ...], boundary: str) -> Any:
     """Squares of the wave numbers that sites cannot tell apart, ``(3^d,) + shape``, float64."""
-    sides = [(np.arange(side), side) for side in shape]
-    if boundary == "periodic":  # exactly even
-        waves = [2 * math.pi * np.minimum(m, side - m) / side for m, side in sides]
-    else:
-        waves = [math.pi * m / side for m, side in sides]
-    every = [[(k + 2 * math.pi * n) ** 2 for n in (-1, 0, 1)] for k in waves]
+    waves = {  # of each side, in units of pi; those of the periodic one are exactly even
+        "open": lambda m, side: m / side,
+        "periodic": lambda m, side: 2 * np.minimum(m, side - m) / side,
+        "zero": lambda m, side: (m + 1) / (side + 1),
+    }[boundary]
+    sides = [waves(np.arange(side), side) for side in shape]
+    every = [[math.pi**2 * (k + 2 * n) ** 2 for n in (-1, 0, 1)] for k in sides]
     return np.stack([functools.reduce(np.add.outer, axes) for axes in itertools.product(*every)])
 
 
-def _number(name: str, value: Any) -> Tensor:
-    """A hyper-parameter that is no tensor, in torch's default dtype."""
-    return torch.tensor(check_number(name, value))
+def _parameter(name: str, value: Any) -> Tensor:
+    """A floating tensor, or a number in torch's default dtype."""
+    is_tensor = isinstance(value, Tensor)
+    return check_tensor(name, value) if is_tensor else torch.tensor(check_number(name, value))
 
 
 def _diagonal(eigenvalues: Tensor, boundary: str) -> Tensor:
-    r"""The diagonal along the last axis of what has these eigenvalues: the mean if it is periodic.
+    """The diagonal, along the last axis, of what has these eigenvalues.
 
-    Else :math:`\frac{1}{n} (\sum_k \lambda_k + \sum_{k \ge 1} \lambda_k \cos(2 \pi (j + 1/2) k /
-    n))`, by the squares of the modes.
+    The sum of eigenvalues times squares of modes, which are one plus or minus a wave.
     """
-    mean = eigenvalues.mean(-1, keepdim=True)
+    mean, side = eigenvalues.mean(-1, keepdim=True), eigenvalues.shape[-1]
     if boundary == "periodic":
         return mean.expand(eigenvalues.shape)
-    side = eigenvalues.shape[-1]
+    if boundary == "zero":
+        waves = torch.fft.ifft(torch.nn.functional.pad(eigenvalues, (1, 0)), dim=-1).real
+        return waves[..., :1] - waves[..., 1:]
     k = torch.arange(side, dtype=eigenvalues.dtype, device=eigenvalues.device)
     phases = torch.polar((k > 0).to(k), math.pi / side * k)
     return mean + torch.fft.ifft(eigenvalues * phases, dim=-1).real

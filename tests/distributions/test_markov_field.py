@@ -25,7 +25,13 @@ from pyro_neuralrg import PDD, AutoHierarchicalFlow, ChEESHMC, VectorizedMCMC
 from pyro_neuralrg.distributions import GaussianMarkovField, MaternField
 
 SHAPES = [(1,), (2,), (5,), (203,), (4, 3), (1, 4), (2, 3, 2)]
-BOUNDARIES = ["open", "periodic"]
+BOUNDARIES = ["open", "periodic", "zero"]
+PROPER = [
+    *itertools.product(BOUNDARIES, (0.4, 1.1), (1, 2, 3)),
+    ("zero", 0.0, 1),
+    ("zero", 0.0, 2),
+]
+"""Boundaries, masses and orders of fields that are proper."""
 lattices = pytest.mark.parametrize("shape", SHAPES, ids=str)
 boundaries = pytest.mark.parametrize("boundary", BOUNDARIES)
 
@@ -49,10 +55,14 @@ def laplacian(shape: tuple[int, ...], boundary: str) -> Tensor:
         beside[axis] += 1
         if boundary == "periodic":
             beside[axis] %= shape[axis]
-        if tuple(beside) in sites:
+        ends = [site, tuple(beside)]
+        if boundary == "zero" and site[axis] == 0:  # the bond to the outside before it
+            matrix[sites[site], sites[site]] += 1
+        if boundary == "zero" or all(end in sites for end in ends):
             bond = torch.zeros(len(sites))
-            bond[sites[site]] += 1
-            bond[sites[tuple(beside)]] -= 1
+            for end, sign in zip(ends, (1.0, -1.0), strict=True):
+                if end in sites:
+                    bond[sites[end]] += sign
             matrix += torch.outer(bond, bond)
     return matrix
 
@@ -72,8 +82,7 @@ def covariance_of(field: Any) -> Tensor:
 
 
 @lattices
-@boundaries
-@pytest.mark.parametrize(("mass", "order"), [(0.4, 1), (1.1, 2), (0.3, 3)])
+@pytest.mark.parametrize(("boundary", "mass", "order"), PROPER)
 def test_a_proper_field_is_the_normal_of_its_matrix(
     shape: tuple[int, ...], boundary: str, mass: float, order: int
 ) -> None:
@@ -89,7 +98,7 @@ def test_a_proper_field_is_the_normal_of_its_matrix(
 
 
 @lattices
-@boundaries
+@pytest.mark.parametrize("boundary", ["open", "periodic"])
 @pytest.mark.parametrize("order", [1, 2])
 def test_an_intrinsic_field_is_normalised_without_its_mean(
     shape: tuple[int, ...], boundary: str, order: int
@@ -141,6 +150,14 @@ def test_an_open_matern_is_half_of_a_ring_that_is_mirrored() -> None:
     mirrored = of_ring[:5, :5] + of_ring[:5, 5:].flip(1)
     torch.testing.assert_close(of_field, mirrored * (5 / mirrored.trace()))
     assert float(field.variance.mean()) == pytest.approx(1.0)
+
+
+def test_a_matern_of_zero_boundary_is_odd_fields_of_a_ring() -> None:
+    field, ring = MaternField((4,), boundary="zero"), MaternField((10,), boundary="periodic")
+    of_ring, of_field = covariance_of(ring), covariance_of(field)
+    odd = of_ring[1:5, 1:5] - of_ring[1:5, 6:].flip(1)
+    torch.testing.assert_close(of_field, odd * (4 / odd.trace()))
+    torch.testing.assert_close(field.variance, of_field.diagonal())
 
 
 @fields
