@@ -21,6 +21,8 @@ SLOW = {
     "cox_process",
     "elevation_holes",
     "image_restoration",
+    "inverse_problems",
+    "lattice_priors",
     "paper_fig3",
     "temperature_conditioned",
 }

@@ -4,7 +4,11 @@
 
 from pyro_neuralrg.bases import StandardNormal, TwoModes
 from pyro_neuralrg.distributions.flow import FlowDistribution
-from pyro_neuralrg.distributions.markov_field import GaussianMarkovField, MaternField
+from pyro_neuralrg.distributions.markov_field import (
+    GaussianMarkovField,
+    MaternField,
+    StationaryField,
+)
 from pyro_neuralrg.distributions.symmetrized import SymmetrizedFlow
 from pyro_neuralrg.distributions.symmetry import LatticeSymmetry, symmetry_group
 
@@ -14,6 +18,7 @@ __all__ = [
     "LatticeSymmetry",
     "MaternField",
     "StandardNormal",
+    "StationaryField",
     "SymmetrizedFlow",
     "TwoModes",
     "symmetry_group",

@@ -27,11 +27,12 @@ EDGES = {"open": "free", "periodic": "periodic", "zero": "open"}
 class StationaryField(TorchDistribution):
     r"""A centred Gaussian field with the precision :math:`A / s^2`, A diagonal in the modes.
 
-    The base of the priors below; another one defines :meth:`eigenvalues`. The parameters' batch
-    dimensions broadcast and are the distribution's, the lattice is its event. Densities and draws
-    cost O(N log N). A mean is added outside: ``mean + field``.
+    The base of the priors below; another one defines :meth:`eigenvalues`, and hands its parameters
+    over, ``scale`` (s) among them. Their batch dimensions broadcast and are the distribution's, the
+    lattice is its event. Densities and draws cost O(N log N). Add a mean outside: ``mean + field``.
     """
 
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {"scale": constraints.positive}
     has_rsample = True
     null_modes = 0
     scale: Tensor
@@ -127,7 +128,8 @@ class GaussianMarkovField(StationaryField):
     ICAR prior of disease maps. Q does not see the mean of the field, along which ``log_prob`` is
     flat, and improper; the N - 1 other directions are normalised, by the pseudo-determinant of Q,
     so that an unknown scale is inferred as it should be. Draws sum to zero, and ``variance`` is
-    theirs. The posterior is proper once data see the mean, which is the intercept: no other one.
+    theirs. The posterior is proper once data see the mean. Beside an intercept subtract
+    the mean, and hold it by a ``pyro.factor``, as nothing else does then.
 
     Args:
         shape: lattice shape, one to three sides >= 1.
