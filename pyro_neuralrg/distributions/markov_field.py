@@ -97,9 +97,17 @@ class StationaryField(TorchDistribution):
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw fields, differentiable in the parameters: ``sample + batch + lattice``."""
-        roots = self._variances().sqrt()
         shape = self._extended_shape(torch.Size(sample_shape))
-        noise = torch.randn(shape, dtype=roots.dtype, device=roots.device)
+        scale = self.scale
+        return self.from_normal(torch.randn(shape, dtype=scale.dtype, device=scale.device))
+
+    def from_normal(self, noise: Tensor) -> Tensor:
+        """The field of standard normals ``noise``, for a model that is not centred.
+
+        Where data say little, ``prior.from_normal(pyro.sample("z", ...))`` of a ``dist.Normal`` on
+        the lattice depends less on the hyper-parameters than ``pyro.sample("x", prior)``.
+        """
+        roots = self._variances().sqrt()
         x = apply_spectrum(noise, roots, EDGES[self.boundary], self.event_dim)
         return x * self._per_field(self.scale)
 

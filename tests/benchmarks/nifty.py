@@ -64,7 +64,9 @@ def model(side: int, counts: Tensor | None = None) -> None:
     offset = pyro.sample("offset", log_normal(*OFFSET))
     fluctuations = pyro.sample("fluctuations", log_normal(*FLUCTUATIONS))
     slope = pyro.sample("slope", dist.Normal(*SLOPE))
-    field = pyro.sample("field", PowerLaw((side, side), offset, fluctuations, slope))
+    white = pyro.sample("white", dist.Normal(torch.zeros(side, side), 1.0).to_event(2))
+    prior = PowerLaw((side, side), offset, fluctuations, slope)
+    field = pyro.deterministic("field", prior.from_normal(white), event_dim=2)
     pyro.sample("counts", dist.Poisson((MEAN + field).exp()).to_event(2), obs=counts)
 
 
@@ -84,11 +86,12 @@ def of_draws(draws: Any) -> dict[str, Any]:
 
 def ours(side: int, counts: Tensor, seed: int) -> tuple[Any, Any]:
     """A trained guide, and the figures of its draws."""
-    guide = AutoHierarchicalFlow(model, field="field", prototype_args=(side, counts))
+    guide = AutoHierarchicalFlow(model, field="white", prototype_args=(side, counts))
     options = {"model_args": (side, counts), "seed": seed, "progress": False}
     fit(model, guide, steps=STEPS, batch=64, lr=1e-2, **options)
     with torch.no_grad():
         found = pyro.infer.Predictive(guide, num_samples=DRAWS, parallel=True)(side, counts)
+        found = pyro.infer.Predictive(model, found, parallel=True)(side, counts)
     return guide, figures(found["field"].reshape(DRAWS, side, side), found["slope"].flatten())
 
 

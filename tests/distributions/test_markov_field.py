@@ -267,6 +267,10 @@ def test_a_distribution_of_pyro(name: str) -> None:
     assert torch.equal(field.mask(False).log_prob(x), torch.zeros(2))
     low = field.log_prob(x.float())
     assert low.shape == (2,)
+    torch.manual_seed(0)
+    noise = torch.randn(2, 3, 4)
+    torch.manual_seed(0)
+    torch.testing.assert_close(field.rsample((2,)), field.from_normal(noise))
     with pyro.plate("maps", 3):
         assert pyro.sample("f", field).shape == (3, 3, 4)
 
