@@ -3,9 +3,10 @@
 """Operators that are diagonal in the modes of the lattice, in O(N log N).
 
 On a periodic lattice the modes are plane waves, on an open one products of sines, ``sin(pi j k / (n
-+ 1))`` with j, k = 1 .. n along each axis. A *spectrum* is a tensor of the lattice's shape that
-holds one real eigenvalue per mode: in FFT order and even under k -> -k ("periodic"), or in the
-order k = 1 .. n ("open").
++ 1))`` with j, k = 1 .. n along each axis: zero outside. On a "free" one, whose edges have no bond
+to the outside, they are products of cosines, ``cos(pi (j + 1/2) k / n)`` with j, k = 0 .. n - 1. A
+*spectrum* is a tensor of the lattice's shape that holds one real eigenvalue per mode: in FFT order
+and even under k -> -k ("periodic"), or in the order of k.
 """
 
 from __future__ import annotations
@@ -19,10 +20,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+<<<<<<< HEAD
 from pyro_neuralrg.arguments import check_tensor, check_values
 from pyro_neuralrg.lattice import check_boundary, check_shape
+=======
+from pyro_neuralrg.arguments import check_choice
+from pyro_neuralrg.lattice import BOUNDARIES, check_boundary, check_shape
+>>>>>>> x/fields
 from pyro_neuralrg.runtime.threads import by_fields, remember_signature, takes_own_functions
 
+MODES = (*BOUNDARIES, "free")
 LONGEST_MATRIX = 200
 """Sides up to which a sine transform is a product with a matrix. 64 fields of 8 x 8, 64 x 64 and
 200 x 200 take 2.3, 4.9 and 3.0 times as long by FFT (one thread)."""
@@ -37,7 +44,7 @@ def apply_spectrum(
         x: fields, ``batch_shape + shape``, of a floating dtype, which the result has too.
         spectrum: eigenvalues :math:`\lambda`, of the lattice's shape; with ``dims``, batch
             dimensions may stand before it, which broadcast with those of x.
-        boundary: "periodic" or "open".
+        boundary: "periodic", "open" or "free".
         dims: number of the lattice's dimensions; None: those of the spectrum.
 
     Example:
@@ -48,8 +55,9 @@ def apply_spectrum(
     h, eigenvalues, dim = _prepared(x, spectrum, boundary, dims)
     if x.numel() == 0:  # torch.fft rejects empty tensors
         return x.clone()
-    if boundary == "open":
-        return _sine_transform(_sine_transform(h, dim) * eigenvalues, dim).to(x.dtype)
+    if boundary != "periodic":
+        modes = _to_modes(h, dim, boundary) * eigenvalues
+        return _to_modes(modes, dim, boundary, back=True).to(x.dtype)
     return _operator(h, eigenvalues, dim).to(x.dtype)
 
 
@@ -63,8 +71,8 @@ def quadratic_form(
     h, eigenvalues, dim = _prepared(x, spectrum, boundary, dims)
     if x.numel() == 0:
         return x.sum(dim)
-    if boundary == "open":
-        form = (_sine_transform(h, dim).square() * eigenvalues).sum(dim)
+    if boundary != "periodic":
+        form = (_to_modes(h, dim, boundary).square() * eigenvalues).sum(dim)
     elif _is_constant(eigenvalues):
         form = _Form.apply(h, eigenvalues, dim)
     else:
@@ -76,7 +84,7 @@ def _prepared(
     x: Tensor, spectrum: Tensor, boundary: str, dims: int | None
 ) -> tuple[Tensor, Tensor, tuple[int, ...]]:
     """Field and spectrum in a precision that has transforms; the lattice's dimensions."""
-    check_boundary(boundary)
+    check_choice("boundary", boundary, MODES)
     count = spectrum.dim() if dims is None else dims
     sides = spectrum.shape[spectrum.dim() - count :]
     h = computable(check_values("x", x, tuple(sides)))
@@ -223,11 +231,25 @@ def neighbour_spectrum(
     )
 
 
+def laplacian_spectrum(shape: Sequence[int], boundary: str = "periodic") -> Tensor:
+    r"""Eigenvalues :math:`\sum_a 4\sin^2(k_a / 2)` of the sum of squared differences, float64.
+
+    Unlike 2 - 2 cos k without cancellation. A periodic side of 2 has two bonds between its sites.
+
+    Example:
+        >>> laplacian_spectrum((2,), "free")  # x_0^2 - 2 x_0 x_1 + x_1^2
+        tensor([0.0000, 2.0000], dtype=torch.float64)
+    """
+    return sum_over_axes(4 * (momenta(side, boundary) / 2).sin() ** 2 for side in shape)
+
+
 def momenta(side: int, boundary: str) -> Tensor:
     """k of each mode along an axis, float64; on a periodic one min(k, 2 pi - k), exactly even."""
     if boundary == "open":
         return math.pi * torch.arange(1, side + 1, dtype=torch.float64) / (side + 1)
     m = torch.arange(side, dtype=torch.float64)
+    if boundary == "free":
+        return math.pi * m / side
     return 2 * math.pi * torch.minimum(m, side - m) / side
 
 
@@ -236,31 +258,57 @@ def sum_over_axes(parts: Iterable[Tensor]) -> Tensor:
     return torch.stack(torch.meshgrid(*parts, indexing="ij")).sum(0)
 
 
-# On an open lattice
+# On a lattice with edges
 
 
-def _sine_transform(x: Tensor, dims: Sequence[int]) -> Tensor:
-    r"""Orthonormal sine transform (DST-I), its own inverse, along each of ``dims``.
+def _to_modes(x: Tensor, dims: Sequence[int], boundary: str, back: bool = False) -> Tensor:
+    r"""Orthonormal sine ("open") or cosine ("free") transform along each of ``dims``, or back.
 
-    :math:`y_k = \sqrt{2/(n+1)} \sum_j x_j \sin(\pi jk/(n+1))`: of short sides by a matrix, of long
-    ones the imaginary part of the FFT of x padded with zeros to 2 (n + 1) entries.
+    :math:`y_k = \sqrt{2/(n+1)} \sum_j x_j \sin(\pi jk/(n+1))` (DST-I, its own inverse) or
+    :math:`y_k = c_k \sum_j x_j \cos(\pi (j + 1/2) k / n)` (DCT-II, :math:`c_k = \sqrt{2/n}`,
+    :math:`c_0 = \sqrt{1/n}`): of short sides by a matrix, of long ones by FFT.
     """
+    by_fft = _long_sines if boundary == "open" else _long_cosines
     for dim in dims:
         side = x.shape[dim]
         values = x.movedim(dim, -1)
         if side <= LONGEST_MATRIX:
-            matrix = torch.from_numpy(_sines(side)).to(x)
+            matrix = torch.from_numpy(_modes(side, boundary)).to(x)
+            matrix = matrix.T if back else matrix
             values = (values.reshape(-1, side) @ matrix).reshape(values.shape)  # one product
         else:
-            padded = torch.nn.functional.pad(values, (1, 0))
-            waves = torch.fft.rfft(padded, n=2 * (side + 1), dim=-1).imag[..., 1 : side + 1]
-            values = waves * -math.sqrt(2 / (side + 1))
+            values = by_fft(values, back)
         x = values.movedim(-1, dim)
     return x
 
 
 @functools.lru_cache(maxsize=8)
-def _sines(side: int) -> Any:
-    """The matrix of the sine transform, in float64."""
-    k = np.arange(1, side + 1)
-    return math.sqrt(2 / (side + 1)) * np.sin(math.pi / (side + 1) * np.outer(k, k))
+def _modes(side: int, boundary: str) -> Any:
+    """The matrix of the transform, one mode a column, in float64."""
+    if boundary == "open":
+        k = np.arange(1, side + 1)
+        return math.sqrt(2 / (side + 1)) * np.sin(math.pi / (side + 1) * np.outer(k, k))
+    k = np.arange(side)
+    cosines = math.sqrt(2 / side) * np.cos(math.pi / side * np.outer(k + 0.5, k))
+    cosines[:, 0] = math.sqrt(1 / side)
+    return cosines
+
+
+def _long_sines(x: Tensor, back: bool) -> Tensor:
+    """The imaginary part of the FFT of x padded with zeros to 2 (n + 1) entries."""
+    side = x.shape[-1]
+    padded = torch.nn.functional.pad(x, (1, 0))
+    waves = torch.fft.rfft(padded, n=2 * (side + 1), dim=-1).imag[..., 1 : side + 1]
+    return waves * -math.sqrt(2 / (side + 1))
+
+
+def _long_cosines(x: Tensor, back: bool) -> Tensor:
+    """Half a site to the side, by phases, of the FFT of 2 n entries."""
+    side = x.shape[-1]
+    k = torch.arange(side, dtype=x.dtype, device=x.device)
+    norm = torch.full_like(k, math.sqrt(2 / side))
+    norm[0] = math.sqrt(1 / side)
+    phases = torch.polar(norm, math.pi / (2 * side) * (k if back else -k))
+    if back:
+        return 2 * side * torch.fft.ifft(x * phases, n=2 * side, dim=-1)[..., :side].real
+    return (torch.fft.fft(x, n=2 * side, dim=-1)[..., :side] * phases).real

@@ -21,6 +21,8 @@ SLOW = {
     "cox_process",
     "elevation_holes",
     "image_restoration",
+    "inverse_problems",
+    "lattice_priors",
     "paper_fig3",
     "paper_fig4",
     "sampling_and_diagnostics",

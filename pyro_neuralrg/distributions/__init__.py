@@ -1,16 +1,24 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Probability distributions over lattice fields built from flows."""
+"""Probability distributions over lattice fields: of flows, and Gaussian priors."""
 
 from pyro_neuralrg.bases import StandardNormal, TwoModes
 from pyro_neuralrg.distributions.flow import FlowDistribution
+from pyro_neuralrg.distributions.markov_field import (
+    GaussianMarkovField,
+    MaternField,
+    StationaryField,
+)
 from pyro_neuralrg.distributions.symmetrized import SymmetrizedFlow
 from pyro_neuralrg.distributions.symmetry import LatticeSymmetry, symmetry_group
 
 __all__ = [
     "FlowDistribution",
+    "GaussianMarkovField",
     "LatticeSymmetry",
+    "MaternField",
     "StandardNormal",
+    "StationaryField",
     "SymmetrizedFlow",
     "TwoModes",
     "symmetry_group",

@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_neuralrg.arguments import check_integer, check_integers, check_number
 from pyro_neuralrg.lattice import check_boundary, check_shape
 from pyro_neuralrg.potentials.base import LatticePotential, generator_of
-from pyro_neuralrg.spectral import apply_spectrum, momenta, sum_over_axes
+from pyro_neuralrg.spectral import apply_spectrum, laplacian_spectrum
 
 
 class FreeField(LatticePotential):
@@ -46,9 +46,13 @@ class FreeField(LatticePotential):
             raise ValueError(
                 f"mass is {self.mass}; accepted: a number > 0, or >= 0 with boundary='open'"
             )
+<<<<<<< HEAD
         # 4 sin^2(k / 2): unlike 2 - 2 cos k without cancellation
         laplacian = sum_over_axes(4 * (momenta(n, boundary) / 2).sin() ** 2 for n in sides)
         precision = self.mass**2 + laplacian
+=======
+        precision = self.mass**2 + laplacian_spectrum(sides, check_boundary(boundary))
+>>>>>>> x/fields
         super().__init__(sides, boundary, even=True, spectrum=1 / precision)
         self._register("precision", precision)
 

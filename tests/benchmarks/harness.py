@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import inspect
 import itertools
 import json
 import math
@@ -137,6 +138,16 @@ def result(process: subprocess.Popen[str]) -> Any:
     if process.returncode:
         raise SystemExit(process.returncode)
     return json.loads(output.splitlines()[-1])
+
+
+def printed(python: str, function: Callable[..., None], *arguments: str) -> Any:
+    """What a function prints as JSON, its source run by another Python, which may lack torch."""
+    program = f"{inspect.getsource(function)}\nimport sys\n{function.__name__}(*sys.argv[1:])"
+    command = [python, "-c", program, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 @contextlib.contextmanager
