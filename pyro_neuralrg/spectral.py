@@ -20,13 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-<<<<<<< HEAD
-from pyro_neuralrg.arguments import check_tensor, check_values
-from pyro_neuralrg.lattice import check_boundary, check_shape
-=======
-from pyro_neuralrg.arguments import check_choice
+from pyro_neuralrg.arguments import check_choice, check_tensor, check_values
 from pyro_neuralrg.lattice import BOUNDARIES, check_boundary, check_shape
->>>>>>> x/fields
 from pyro_neuralrg.runtime.threads import by_fields, remember_signature, takes_own_functions
 
 MODES = (*BOUNDARIES, "free")

@@ -46,13 +46,7 @@ class FreeField(LatticePotential):
             raise ValueError(
                 f"mass is {self.mass}; accepted: a number > 0, or >= 0 with boundary='open'"
             )
-<<<<<<< HEAD
-        # 4 sin^2(k / 2): unlike 2 - 2 cos k without cancellation
-        laplacian = sum_over_axes(4 * (momenta(n, boundary) / 2).sin() ** 2 for n in sides)
-        precision = self.mass**2 + laplacian
-=======
         precision = self.mass**2 + laplacian_spectrum(sides, check_boundary(boundary))
->>>>>>> x/fields
         super().__init__(sides, boundary, even=True, spectrum=1 / precision)
         self._register("precision", precision)
 
