@@ -24,6 +24,7 @@ from pyro_neuralrg.infer.model_sites import (
     latent_sites,
     refuse_change,
 )
+from pyro_neuralrg.infer.solves import SharedSolves
 
 MANY = 1000
 """Numbers in a model beyond which its terms are summed in float64: in float32 the sum of many is
@@ -62,6 +63,10 @@ class UnconstrainedModel:
 
         Each term is computed in the dtype of the site.
         """
+        with SharedSolves():
+            return self._energy(params)
+
+    def _energy(self, params: Mapping[str, Tensor]) -> Tensor:
         trace, values = self.trace(params)
         refuse_change(latent_sites(trace).keys() | values.keys() - trace.nodes.keys())
         for x in self._wide:

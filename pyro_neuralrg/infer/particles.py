@@ -20,6 +20,7 @@ from pyro_neuralrg.files.format import one_line
 from pyro_neuralrg.infer.log_joint import sum_of
 from pyro_neuralrg.infer.model_sites import RUNS, FillMasked, aside, check_data
 from pyro_neuralrg.infer.pyro_internals import numbers_may_fail
+from pyro_neuralrg.infer.solves import SharedSolves
 from pyro_neuralrg.runtime.console import warn_user
 
 REMEDY = (
@@ -205,7 +206,8 @@ def _log_pi(
 
     def of_one(row: Mapping[str, Tensor]) -> Tensor:
         trace = prune_subsample_sites(replayed(model, row, args, kwargs))
-        trace.compute_log_prob()
+        with SharedSolves():
+            trace.compute_log_prob()
         sites = (site for site in trace.nodes.values() if site["type"] == "sample")
         return sum((sum_of(site["log_prob"].reshape(-1)) for site in sites), torch.zeros(()))
 

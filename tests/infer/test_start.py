@@ -267,3 +267,16 @@ def test_the_model_is_looked_at_once() -> None:
     model = Mock(side_effect=lambda: normals("x", 2, 2))
     AutoHierarchicalFlow(lambda: model(), init_scale=1.0)
     assert model.call_count <= RUNS + 5
+
+
+@pytest.mark.parametrize("dim", [3, 130])  # several sets of orthogonal latents, and one
+def test_moments_of_a_normal_target_are_exact(dim: int) -> None:
+    root, factor = torch.randn(dim, dim), torch.randn(dim, dim).triu() / dim**0.5
+    precision, loc = root @ root.T / dim, torch.randn(dim)
+    q = MatrixGaussian(torch.zeros(dim), factor)
+    z = q.latents(torch.Generator().manual_seed(0))
+    odd, even = -q.moved(z) @ precision, (loc @ precision).expand(len(z), dim)
+    moments = q.moments(z, even, odd)
+    expected = factor.T @ precision @ factor - torch.eye(dim)
+    torch.testing.assert_close(moments.excess[0], expected)
+    torch.testing.assert_close(moments.gradient, loc @ precision @ factor)

@@ -129,8 +129,11 @@ class MatrixGaussian:
 
 def _slope(gradient: Tensor, z: Tensor) -> Tensor:
     """E[g z^T] by regression, exact where g is linear in z."""
-    if len(z) < z.shape[-1]:  # some are not usable
-        return gradient.T @ z / len(z)
+    number, dim = z.shape
+    if number < dim:  # some are not usable
+        return gradient.T @ z / number
+    if number == dim >= STEP_DRAWS:  # one set, whose vectors are orthogonal
+        return gradient.T @ (z / z.square().sum(-1, keepdim=True))
     return torch.linalg.solve(z.T @ z, z.T @ gradient).T
 
 
