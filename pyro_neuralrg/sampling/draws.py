@@ -82,10 +82,12 @@ class Samples:
         """The draws of the model's own sites by name, weighted ones as they are.
 
         Shape ``(num_draws,) + site shape``, or ``(chains, draws) + site shape``: weighted draws are
-        one chain.
+        one chain. Latents of the flow are among ``run.get_samples()``.
         """
         if isinstance(self.run, VectorizedMCMC):
-            return self.run.get_samples(group_by_chain=group_by_chain)
+            found = self.run.get_samples(group_by_chain=group_by_chain)
+            latents = self.run.kernel.target.latent(self.run.positions[0, :1]) if found else ()
+            return {name: x for name, x in found.items() if name not in latents}
         sites = dict(self.run.sites)
         return {name: x.unsqueeze(0) for name, x in sites.items()} if group_by_chain else sites
 
