@@ -146,12 +146,12 @@ def sample(
 
     The weights :math:`w = \pi(x) / q(x)` of 4096 draws of q decide how:
 
-    * where chains that jump between draws of q forget within 64 jumps, such chains (independence
-      Metropolis), several jumps a draw if need be;
-    * where they do not, or the weights have a heavy tail, cycles of jumps and of HMC in latent
-      space;
-    * where fewer than ten of the draws are effective, particles annealed from q to the target,
-      which come with weights.
+    * where chains that jump between draws of q forget within three jumps, such chains (independence
+      Metropolis);
+    * where they do not, or the weights have a tail (k-hat above a third), cycles of jumps and of
+      HMC in latent space: what a tail holds is rarely seen, and a chain that jumps there stays;
+    * where fewer than ten of the draws are effective, the heaviest weights cut, particles annealed
+      from q to the target, which come with weights.
 
     Chains have the target as their exact stationary law, and start from draws of q resampled by
     their weights.

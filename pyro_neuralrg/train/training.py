@@ -125,7 +125,7 @@ def fit(
             a ConditionalTransformModule, or a FlowGuide of one. Trained in place. Default:
             ``target.flow()``.
         steps: length of the training; default: by the shape, as for ``batch`` and ``lr``, see
-            :func:`~pyro_neuralrg.train.default_budget`; of a guide without a lattice as of one site.
+            :func:`~pyro_neuralrg.train.default_budget`; without a lattice as of one site.
         batch: samples per step.
         lr: largest learning rate.
         path_gradient: see :class:`~pyro_neuralrg.infer.pdd.PDD`; None: for flows of this package,

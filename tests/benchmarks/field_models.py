@@ -29,7 +29,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyro
-import torch
 
 from pyro_neuralrg import AutoHierarchicalFlow, fit
 from pyro_neuralrg import sample as draw
@@ -153,7 +152,7 @@ def main() -> None:
         by=["svi", "fit"],
         answers=False,
         draws=(500, "of each of the chains of an answer"),
-        particles=(1024, "of its evidence"),
+        particles=(512, "of its evidence"),
         threads=1,
     )
     logging.disable(logging.INFO)  # Pyro's guesses of plates
@@ -165,9 +164,15 @@ def main() -> None:
             answer = compute_answer(name, arguments.draws, arguments.particles)
             keep_answer(name, answer)
             evidence = "{:.4f} +- {:.4f}".format(*answer.log_evidence)
-            print(f"{name}: {answer.provenance}; ln Z {evidence}; {time.process_time() - began:.0f} s")
+            print(
+                f"{name}: {answer.provenance}; ln Z {evidence}; {time.process_time() - began:.0f} s"
+            )
         return
     answers, runs = load_answers(), {}
+    unknown = [name for name in chosen if name not in answers]
+    if unknown:
+        print(f"no answers yet, see --answers: {', '.join(unknown)}")
+        chosen = [name for name in chosen if name in answers]
     table = Table(36, COLUMNS, "model, training, seed")
     for name, seed, by in product(chosen, arguments.seeds, arguments.by):
         found = run(name, by, seed, answers[name])

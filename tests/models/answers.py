@@ -60,13 +60,14 @@ ROUNDS, FIRST_SPACING, SHALLOW = 3, 0.4, 6.0
 """Lattices by which the widths of the globals are found, less deep."""
 
 POINTS_AT_ONCE = 64
-CHAINS, WARMUP = 64, 150
+CHAINS, WARMUP, MAX_RHAT = 32, 150, 1.01
 
 SCALED = {
     "probit": ("f", "scale"),
     "negative binomial": ("f", "scale"),
     "two fields": ("loc", "scale"),
     "cube": ("f", "scale"),
+    "stochastic volatility": ("h", "tau"),
 }
 """Fields that are sampled as multiples of their scale, since data say little of them."""
 
@@ -121,7 +122,7 @@ def keep_answer(name: str, answer: Answer) -> None:
     FILE.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
-def compute_answer(name: str, draws: int = 500, particles: int = 1024) -> Answer:
+def compute_answer(name: str, draws: int = 500, particles: int = 512) -> Answer:
     """In double precision, by a sum where that is exact, else by long runs of so many draws."""
     torch.manual_seed(0)
     with double_precision():
@@ -342,6 +343,10 @@ def long_answer(name: str, draws: int, particles: int) -> Answer:
     found = {x: summarise_field(value, value[0, 0].numel()) for x, value in samples.items()}
     rhat = max(of_site.worst().rhat for of_site in found.values())
     ess = min(of_site.worst().ess_bulk for of_site in found.values())
+    if rhat > MAX_RHAT:
+        raise RuntimeError(
+            f"{name}: R-hat is {rhat:.4f}, at most {MAX_RHAT}; more draws are needed"
+        )
     smc = anneal(whitened.target, num_particles=particles, **settings)
     figures = {x: of_site.figures for x, of_site in found.items()}
     return Answer(
