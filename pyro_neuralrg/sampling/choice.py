@@ -4,23 +4,25 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 
 from pyro_neuralrg.arguments import check_choice, check_integer
 from pyro_neuralrg.statistics import LogWeights
-from pyro_neuralrg.statistics.weights import MAX_PARETO_K
+from pyro_neuralrg.statistics.weights import HEAVY_PARETO_K
 
 METHODS = ("independence", "cycle", "annealing")
 MAX_CHAINS = 256  # of jumps: as many fields make a flow's pass as cheap as it becomes
 LOCAL_CHAINS = 64  # with gradients
 MIN_CHAINS = 4
 TIMES_PER_CHAIN = 150  # autocorrelation times; R-hat of C chains is about sqrt(1 + 2 C / ESS)
-LOCAL_TIME = 3.0  # of cycles, in draws: a guess
-MAX_JUMP_TIME = 64.0  # jumps; with longer ones local moves go with them
+LOCAL_TIME = 3.0  # of cycles, in draws; 2 by a guide with a tail
+MAX_JUMP_TIME = 3.0  # jumps; with longer ones local moves go with them
+EVEN = 0.9  # effective fraction from which on the tail of the weights does not matter
 JUMPS_PER_TIME, MAX_JUMPS = 0.25, 32  # of one step: a quarter of the time, at most 32
-MIN_EFFECTIVE = 10.0  # of the pilot's draws, with fewer a chain of jumps stands still
+MIN_EFFECTIVE = 10.0  # of the pilot's draws, the heaviest cut; with fewer jumps stand still
 LOCAL_WARMUP = 200  # of local moves, whose step size is to be found
 STEPS_TO_FORGET = 5  # warm-up of jumps, in autocorrelation times
 
@@ -72,6 +74,16 @@ def jump_figures(weights: LogWeights) -> JumpFigures:
     return JumpFigures(float((share * accepted).sum()), float(time))
 
 
+def truncated(weights: LogWeights) -> LogWeights:
+    """The weights, none above the root of their number times their mean: one does not decide.
+
+    References:
+        Ionides, Journal of Computational and Graphical Statistics 17, 295 (2008).
+    """
+    largest = weights.log_mean.value + 0.5 * math.log(len(weights))
+    return LogWeights(weights.values.clamp(max=largest))
+
+
 def choose(
     weights: LogWeights,
     num_draws: int,
@@ -91,16 +103,16 @@ def choose(
         multiple: the chains are to be one of it.
     """
     jumps, effective = jump_figures(weights), weights.ess * len(weights)
+    heavy = weights.pareto_k > HEAVY_PARETO_K and weights.ess < EVEN  # a pilot may not show it
     quality = f"{effective:.0f} of {len(weights)} draws of the flow are effective"
     if method is not None:
         reason = f"as asked for; {quality}"
         method = check_choice("method", method, METHODS)
-    elif jumps.time <= MAX_JUMP_TIME and not weights.pareto_k > MAX_PARETO_K:
+    elif jumps.time <= MAX_JUMP_TIME and not heavy:
         method = "independence"
         reason = f"{quality}, and chains that jump between them accept {jumps.acceptance:.0%}"
-    elif effective >= MIN_EFFECTIVE or chains_only:
+    elif chains_only or truncated(weights).ess * len(weights) >= MIN_EFFECTIVE:
         method = "cycle"
-        heavy = weights.pareto_k > MAX_PARETO_K
         why = f"with a heavy tail (Pareto k-hat {weights.pareto_k:.2f})" if heavy else "too few"
         reason = f"{quality}, {why} for jumps alone: local moves in latent space go with them"
     else:

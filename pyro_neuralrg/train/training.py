@@ -125,7 +125,7 @@ def fit(
             a ConditionalTransformModule, or a FlowGuide of one. Trained in place. Default:
             ``target.flow()``.
         steps: length of the training; default: by the shape, as for ``batch`` and ``lr``, see
-            :func:`~pyro_neuralrg.train.default_budget`.
+            :func:`~pyro_neuralrg.train.default_budget`; without a lattice as of one site.
         batch: samples per step.
         lr: largest learning rate.
         path_gradient: see :class:`~pyro_neuralrg.infer.pdd.PDD`; None: for flows of this package,
@@ -216,9 +216,7 @@ def _lattice_shape(target: Any, flow: Any) -> tuple[int, ...] | None:
 def _budget(
     shape: tuple[int, ...] | None, steps: int | None, batch: int | None, lr: float | None
 ) -> Budget:
-    """The given numbers, else the defaults of the shape."""
-    if shape is None and None in (steps, batch, lr):
-        raise ValueError("steps, batch or lr is None; accepted for a model and a guide: all three")
+    """The given numbers, else the defaults of the shape, those of one site where there is none."""
     known = default_budget(shape or ())
     return Budget(
         check_integer("steps", known.steps if steps is None else steps, 1),

@@ -40,13 +40,15 @@ class FieldModel(NamedTuple):
 
 
 def normal(seed: int, *shape: int) -> Tensor:
-    """Standard normal numbers of a seed."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    """Standard normal numbers of a seed, the same ones for every default dtype."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float32).to(torch.zeros(()))
 
 
 def poisson(seed: int, rate: Tensor) -> Tensor:
-    """Counts of a seed."""
-    return torch.poisson(rate, generator=torch.Generator().manual_seed(seed))
+    """Counts of a seed, likewise."""
+    counts = torch.poisson(rate.float(), generator=torch.Generator().manual_seed(seed))
+    return counts.to(rate)
 
 
 def distances(*shape: int) -> Tensor:

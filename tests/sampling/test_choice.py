@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 
-from pyro_neuralrg.sampling.choice import choose, jump_figures
+from pyro_neuralrg.sampling.choice import choose, jump_figures, truncated
 from pyro_neuralrg.statistics import LogWeights
 
 
@@ -45,7 +45,8 @@ def test_draws_of_weight_zero_are_never_accepted() -> None:
     ("spread", "method", "least", "most"),
     [
         (0.2, "independence", 1, 1),
-        (1.3, "independence", 2, 5),
+        (0.5, "independence", 1, 1),
+        (1.2, "cycle", 1, 8),
         (3.0, "cycle", 16, 32),
         (15.0, "annealing", 32, 32),
     ],
@@ -57,6 +58,16 @@ def test_choice(spread: float, method: str, least: int, most: int) -> None:
     assert 4 <= plan.num_chains <= 256
     assert plan.num_chains * plan.num_samples >= 10_000
     assert plan.reason
+
+
+def test_one_heavy_weight_does_not_decide() -> None:
+    """Seven of 4,096 effective, by one weight: local moves, as with hundreds without it."""
+    values = weights(1.0).values
+    values[0] = values.logsumexp(0) - 0.5  # two fifths of all
+    heavy = LogWeights(values)
+    assert heavy.ess * len(heavy) < 10
+    assert truncated(heavy).ess * len(heavy) > 300
+    assert choose(heavy, 1000).method == "cycle"
 
 
 def test_choice_of_the_user() -> None:

@@ -79,8 +79,7 @@ def test_model_and_guide_with_their_own_parameters() -> None:
     assert store["loc"] != 0.0
     assert store["prior"] != 2.0
     assert set(result.history.temperature_factor) == {1.0}
-    with pytest.raises(ValueError, match="steps, batch or lr is None"):
-        fit(model, guide, progress=False)
+    assert fit(model, guide, steps=2, progress=False).batch == default_budget(()).batch == 256
 
 
 def test_seed_decides_everything_and_leaks_nothing(target: Any) -> None:

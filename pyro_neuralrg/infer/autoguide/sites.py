@@ -123,7 +123,6 @@ def _find_fields(
     known = {name: _field_shape(site) for name, site in trace.iter_stochastic_nodes()}
     number = math.prod(given or ())
     fitting = [name for name, shape in known.items() if shape and math.prod(shape) == number]
-    hint = "fields on one lattice (fields=[...]); the sites that are not named become globals"
     if names is None:
         names = _likely_fields(known) if given is None else fitting
     for name in names:
@@ -144,8 +143,11 @@ def _find_fields(
         known.update(dict.fromkeys(names, given))
     chosen = {name: shape for name, shape in known.items() if name in names}
     if len(set(chosen.values())) > 1:
+        largest = max(chosen.values(), key=math.prod)
+        alike = [name for name, shape in chosen.items() if shape == largest]
         raise ValueError(
-            f"the model has fields of different shapes: {chosen}; accepted: {hint}; "
+            f"the model has fields of different shapes: {chosen}; accepted: those on one lattice, "
+            f"such as fields={alike}; the sites that are not named become globals; "
             f"{format_sites(trace)}"
         )
     lattice = next(iter(chosen.values()), ())
