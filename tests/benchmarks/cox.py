@@ -60,10 +60,10 @@ def counts_of_cells() -> Tensor:
     return torch.from_numpy(counts).float()
 
 
-def spectrum(length: Tensor) -> Tensor:
-    """Spectra of Matern fields of smoothness 1 and variance 1, ``length.shape + SHAPE``."""
-    modes = (8.0 / length[..., None, None].square() + LAPLACIAN) ** -2
-    return modes / modes.mean((-2, -1), keepdim=True)
+def amplitudes(length: Tensor) -> Tensor:
+    """Roots of the spectra of Matern fields of smoothness 1 and variance 1, ``(..., *SHAPE)``."""
+    modes = (8.0 / length[..., None, None].square() + LAPLACIAN).reciprocal()
+    return modes * modes.square().mean((-2, -1), keepdim=True).rsqrt()
 
 
 def hyper_parameters() -> tuple[Tensor, Tensor, Tensor]:
@@ -80,7 +80,7 @@ def observe(field: Tensor, counts: Tensor) -> None:
 
 def field_of(level: Tensor, width: Tensor, length: Tensor, noise: Tensor) -> Tensor:
     """ln of the intensity of cells in a pixel."""
-    smooth = apply_spectrum(noise, spectrum(length).sqrt(), dims=2)
+    smooth = apply_spectrum(noise, amplitudes(length), dims=2)
     return level[..., None, None] + width[..., None, None] * smooth
 
 
@@ -95,7 +95,7 @@ def plain(counts: Tensor) -> None:
     """The field is the site."""
     level, width, length = hyper_parameters()
     field = pyro.sample("field", dist.Normal(0.0, 1.0).expand(SHAPE).mask(False).to_event(2))
-    variances = width[..., None, None].square() * spectrum(length)
+    variances = (width[..., None, None] * amplitudes(length)).square()
     form = quadratic_form(field - level[..., None, None], 1 / variances, dims=2)
     pyro.factor("prior", -0.5 * (form + (2 * math.pi * variances).log().sum((-2, -1))))
     observe(field, counts)
