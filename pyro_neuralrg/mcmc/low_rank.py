@@ -21,19 +21,18 @@ MARGIN = 1.3
 """Factor between the eigenvalues of pure noise and those that count as signal."""
 
 LEAST = 0.4
-"""ln of a width that is worth a direction of the mass."""
+"""|ln| of the variance along a direction that is worth its products."""
 
 
 class LowRankCovariance(Learner):
-    """Variances ``(dim,)`` of positions, beside ``(dim, rank)`` directions if any stand out.
+    """Variances ``(dim,)``, or these beside directions that stand out, ``(dim, 1 + rank)``.
 
-    Those are told from the directions of noise by the law of Marchenko and Pastur, for as many
-    draws as there are independent ones. The file of ``inverse_mass`` is the same:
-    see :class:`~pyro_neuralrg.mcmc.kernel.LowRankMass`.
+    Signal is told from noise by the law of Marchenko and Pastur, for as many draws as there are
+    independent ones. The form is that of :class:`~pyro_neuralrg.mcmc.kernel.LowRankMass`.
     """
 
-    MOST_ROWS = 2048  # kept of positions and scores, later ones thinned
-    MOST_DIRECTIONS = 64  # each costs as much as two more coordinates a chain and step
+    MOST_ROWS = 2048  # kept of positions and of scores; those of a longer window are thinned
+    MOST_DIRECTIONS = 64  # a step of the integrator multiplies by each of them twice
 
     def __init__(self) -> None:
         self._variances = PooledCovariance()
@@ -56,11 +55,12 @@ class LowRankCovariance(Learner):
         self._seen += 1
 
     def regularised(self) -> Tensor | None:
-        """The mass of fewest directions that stand out; None of fewer than two values."""
+        """The inverse mass; None of fewer than two values."""
         variances = self._variances.regularised()
         if variances is None:
             return None
-        positions, scores = torch.stack(self._rows, 1).to(variances)  # (steps, chains, dim) each
+        rows = [row.to(variances) for row in self._rows]  # a file's are on the CPU
+        positions, scores = torch.stack(rows, 1)  # (steps, chains, dim) each
         scale = variances.sqrt()
         parts = positions / scale, scores * scale
         if not all(bool(part.isfinite().all()) for part in parts):
@@ -74,6 +74,8 @@ class LowRankCovariance(Learner):
         inside = [(part.flatten(0, 1) @ basis).mT.cov().reshape(len(order), -1) for part in parts]
         widths, turn = torch.linalg.eigh(_geometric_mean(*inside))
         apart = widths.log().abs() > LEAST
+        if not bool(apart.any()):
+            return variances
         return torch.cat([variances.unsqueeze(-1), (basis @ turn * widths)[:, apart]], -1)
 
 

@@ -310,7 +310,7 @@ def dense_inverse_mass(dim: int) -> Tensor:
 
 
 def low_rank_inverse_mass(dim: int) -> Tensor:
-    """Variances, beside one wide direction and, in three dimensions or more, a stiff one.
+    """Variances, beside one wide direction and, in four dimensions or more, a stiff one.
 
     Variances alone in two dimensions, whose matrices are (2, 2).
     """
