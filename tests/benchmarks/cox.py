@@ -59,7 +59,7 @@ SHAPE, WINDOW = (32, 32), 28
 SITES = math.prod(SHAPE)
 LAPLACIAN = (4.0 - neighbour_spectrum(SHAPE, (1.0, 1.0))).float()
 GLOBALS = ("level", "width", "length")
-FIRST, THEIRS = 4.0, 2.6
+FIRST, THEIRS = 3.0, 3.2
 """Draws for each effective one: of ours to begin with, and of NumPyro's, so that there are enough.
 """
 
