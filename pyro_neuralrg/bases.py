@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
+from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 from torch.distributions import Transform, biject_to, constraints, transform_to
 
@@ -223,7 +224,7 @@ class BaseDistribution(dist.TorchDistribution):
         """ln p(value) in nats."""
         check_values("value", value, tuple(self.event_shape))
         batch = value.shape[: value.dim() - self.event_dim]
-        batch = torch.broadcast_shapes(batch, self.batch_shape)
+        batch = broadcast_shape(batch, self.batch_shape)
         return self.base.log_prob(value, self.event_dim).expand(batch)
 
 

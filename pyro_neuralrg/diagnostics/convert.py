@@ -13,16 +13,10 @@ from numpy.typing import NDArray
 from pyro.infer import MCMC
 from torch import Tensor
 
-from pyro_neuralrg.arguments import copied
-from pyro_neuralrg.diagnostics.runs import (
-    BATCH,
-    NamedTensors,
-    Run,
-    log_likelihood_of,
-    read_run,
-    read_sites,
-)
-from pyro_neuralrg.diagnostics.tree import check_names, make_tree
+from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, copied
+from pyro_neuralrg.diagnostics.model_groups import BATCH, NamedTensors
+from pyro_neuralrg.diagnostics.runs import Run, read_run
+from pyro_neuralrg.diagnostics.tree import check_names, dim_names, make_tree
 from pyro_neuralrg.mcmc import EnergyTarget, VectorizedMCMC
 from pyro_neuralrg.observables import field_observables
 from pyro_neuralrg.statistics import LogWeights
@@ -33,20 +27,23 @@ LATTICE_DIMS = {1: ("site",), 2: ("row", "col"), 3: ("row", "col", "layer")}
 
 
 def to_arviz(
-    mcmc: VectorizedMCMC | MCMC,
+    mcmc: Any,
     observables: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
     *,
     dims: Mapping[str, Sequence[str]] | None = None,
     coords: Mapping[str, Sequence[Any]] | None = None,
     include_warmup: bool = False,
     log_likelihood: bool = False,
+    prior: int = 0,
+    posterior_predictive: bool = False,
+    seed: int = 0,
     importance: Tensor | None = None,
 ) -> Any:
     """Return the draws as ArviZ's InferenceData (ArviZ 0.x) or DataTree (ArviZ 1.x).
 
     Args:
-        mcmc: a run :class:`VectorizedMCMC`, or Pyro's own ``MCMC`` of a kernel with a model or a
-            LatticePotential's ``potential_fn``.
+        mcmc: a run :class:`VectorizedMCMC`, :class:`~pyro_neuralrg.sampling.Samples` of chains, or
+            Pyro's own ``MCMC`` of a kernel with a model or a LatticePotential's ``potential_fn``.
         observables: by name, functions of the *physical* field, ``batch_shape + shape ->
             batch_shape``, beside those computed while sampling. None takes the energy and
             ``potential.observables()``.
@@ -54,7 +51,11 @@ def to_arviz(
         coords: numbers, strings or times along named dimensions; 0, 1, ... if not given.
         include_warmup: add the group ``warmup_sample_stats``.
         log_likelihood: add the group ``log_likelihood``: of each datum of each observed site of a
-            Pyro model at each draw, nats.
+            Pyro model at each draw, nats, as ``az.loo`` and ``az.compare`` take it.
+        prior: draws of the model's prior in the groups ``prior`` and ``prior_predictive``.
+        posterior_predictive: add the group ``posterior_predictive``: data drawn anew at each draw,
+            and ``predictions`` of all cells of sites of which some are hidden.
+        seed: of these draws.
         importance: log-weights of samples of the flow, for the group of :func:`weights_to_arviz`.
 
     Returns:
@@ -66,17 +67,25 @@ def to_arviz(
         * ``sample_stats``: lp, energy (the Hamiltonian), acceptance_rate, step_size, n_steps,
           diverging; of Pyro's MCMC, which keeps no more of each draw, lp and diverging;
         * ``observed_data``: of a Pyro model with observed sites;
+        * ``constant_data``: tensors and arrays among the model's arguments that are not observed;
 
-        and attributes of the run as a whole.
+        and attributes of the run as a whole. Each cell of an observed site is one datum, also of
+        an event that ``to_event`` made; what a joint density binds together, such as a
+        ``MultivariateNormal``, is one. Cells that a mask hides are no data: where there are some,
+        those of site ``y`` that are seen lie along a dimension ``y_seen``, with their places as
+        coordinates ``y_row``, ... beside it.
 
     Raises:
         RuntimeError: if ``mcmc`` has not been run.
         ValueError: also if an observable has the name of a site, coordinates are of mixed types,
-            or a warm-up is wanted where none is known (Pyro keeps none).
+            or a warm-up is wanted where none is known (Pyro keeps none), or draws of a prior that
+            is improper.
 
     Warns:
         UserWarning: if names had to be changed, as of a site ``draw`` or ``x/y``
-            (:func:`make_tree`).
+            (:func:`make_tree`); of draws of the prior of a model with factors, which they leave
+            out; of log-likelihoods under ``poutine.scale``, which is not multiplied in: each is the
+            density of one datum, as leave-one-out predicts it, though the draws know s times it.
 
     Example:
         >>> from pyro_neuralrg import HMC, FreeField, VectorizedMCMC
@@ -87,23 +96,31 @@ def to_arviz(
         ('chain', 'draw', 'col')
     """
     run = read_run(mcmc)
-    values = run.model_values()
-    sites = read_sites(run.model, {name: value[0, 0] for name, value in values.items()})
+    model = run.model_groups()
     groups = {
         "posterior": _posterior(run, observables),
         "unconstrained_posterior": run.latent | run.unconstrained,
         "sample_stats": run.stats,
         "warmup_sample_stats": run.warmup_stats if include_warmup else {},
-        "observed_data": sites.observed,
-        "log_likelihood": log_likelihood_of(run.model, values, sites) if log_likelihood else {},
+        "observed_data": model.observed,
+        "constant_data": model.constants(),
+        "log_likelihood": model.log_likelihood() if log_likelihood else {},
     }
     if include_warmup and not any(value.numel() for value in run.warmup_stats.values()):
         raise ValueError(
             "include_warmup is True for a run of which no warm-up is known; accepted: False, or a "
             "run of VectorizedMCMC with warmup_steps >= 1"
         )
+    seed = check_integer("seed", seed, 0, LARGEST_SEED)
+    if posterior_predictive:
+        names = "posterior_predictive", "predictions"
+        groups |= zip(names, model.posterior_predictive(seed), strict=True)
+    if prior:
+        groups |= zip(("prior", "prior_predictive"), model.prior(prior, seed), strict=True)
     check_names("dims", dims, sorted({name for group in groups.values() for name in group}))
-    named = sites.dims | _unconstrained_dims(run, sites.dims) | _field_dims(run) | dict(dims or {})
+    named, labels = model.dims(dims or {}, coords or {})
+    named |= _unconstrained_dims(run, named) | _field_dims(run)
+    named |= {name: list(names) for name, names in (dims or {}).items()}
     arrays = {
         group: {name: value.detach().cpu().numpy() for name, value in variables.items()}
         for group, variables in groups.items()
@@ -112,9 +129,15 @@ def to_arviz(
     attrs = {}
     if importance is not None:
         arrays["importance"], attrs["importance"] = _importance_group(importance)
-    known = {dim for names in named.values() for dim in names}
-    check_names("coords", coords, sorted(known | ({"sample"} if attrs else set())))
-    return make_tree(arrays, named, coords, {**LIBRARY, **run.attrs}, attrs)
+    known = {
+        dim
+        for group, variables in arrays.items()
+        for name, value in variables.items()
+        for dim in dim_names(group, name, value.shape, named)
+    }
+    known |= {dim for names in named.values() for dim in names}
+    check_names("coords", coords, sorted(known - {"chain", "draw"}))
+    return make_tree(arrays, named, coords, {**LIBRARY, **run.attrs}, attrs, labels)
 
 
 def as_tree(run: Any) -> Any:
@@ -222,8 +245,9 @@ def _field_dims(run: Run) -> dict[str, list[str]]:
     of = {latent: name for latent, (name, _) in run.target.flow_sites.items()}
     dims = {}
     for variable, name in ({name: name for name in lattices} | of).items():
-        axes = LATTICE_DIMS.get(len(lattices[name]), ())
-        if variable in values and axes:
+        shape = lattices.get(name, ())  # empty of what a guide draws beside its fields
+        axes = LATTICE_DIMS.get(len(shape), ())
+        if variable in values and axes and values[variable].shape[-len(axes) :] == shape:
             plates = range(values[variable].dim() - 2 - len(axes))
             dims[variable] = [f"{name}_plate_{index}" for index in plates]
             dims[variable] += [axis if same else f"{name}_{axis}" for axis in axes]

@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Draws and statistics of a finished run, ours or Pyro's, in one form, and the data of its model.
+"""Draws and statistics of a finished run, ours or Pyro's, in one form.
 
 All that is read of private parts of Pyro's ``MCMC`` is read here.
 """
@@ -8,24 +8,16 @@ All that is read of private parts of Pyro's ``MCMC`` is read here.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
-import pyro.distributions as dist
 import torch
-from pyro import poutine
 from pyro.infer import HMC, MCMC, NUTS
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_neuralrg.arguments import a_kind, copied
-from pyro_neuralrg.infer.model_sites import aside
+from pyro_neuralrg.arguments import a_kind
+from pyro_neuralrg.diagnostics.model_groups import BATCH, ModelGroups, NamedTensors
 from pyro_neuralrg.mcmc import EnergyTarget, ModelTarget, Target, VectorizedMCMC, as_target
-
-BATCH = 1024  # configurations that are mapped at once
-
-NamedTensors = dict[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,33 +33,26 @@ class Run:
     warmup_stats: NamedTensors = field(default_factory=dict)  # of each step; empty if unknown
     target: Target | None = None  # the density that was sampled, if known
 
-    def model(self) -> Any:
-        """Run the Pyro model with the arguments of the run, if it was one."""
-        if isinstance(self.target, ModelTarget):
-            return self.target.model(*copied(self.target._args), **copied(self.target._kwargs))
-        return None
-
-    def model_values(self) -> NamedTensors:
-        """Draws of every sampled site of the model, as the model sees them; z for flows."""
-        known = self.physical | self.latent
-        return {name: known[name] for name in self.target.sites} if self.target and known else {}
+    def model_groups(self) -> ModelGroups:
+        """What the Pyro model makes of the draws; empty groups if it was no run of one."""
+        target, draws = self.target, self.physical | self.latent
+        if not isinstance(target, ModelTarget):
+            return ModelGroups(None, (), {}, {})
+        return ModelGroups(target._without_reparams, target._args, target._kwargs, draws)
 
 
-class ModelSites(NamedTuple):
-    """Sites of one execution of a model, by name."""
-
-    observed: NamedTensors  # values
-    dims: dict[str, list[str]]  # names of all dimensions of sites in plates, and of densities
-    unknown: list[str]  # latent sites whose values were not given, such as discrete ones
-
-
-def read_run(mcmc: VectorizedMCMC | MCMC) -> Run:
+def read_run(mcmc: Any) -> Run:
     """Read a run of :class:`VectorizedMCMC` or of Pyro's own ``MCMC``."""
+    chains = getattr(mcmc, "run", None)  # of the chains of sample()
+    mcmc = chains if isinstance(chains, VectorizedMCMC) else mcmc
     if isinstance(mcmc, VectorizedMCMC):
         return _read_vectorized(mcmc)
     if isinstance(mcmc, MCMC):
         return _read_pyro(mcmc)
-    raise TypeError(f"mcmc is {a_kind(mcmc)}; accepted: a VectorizedMCMC or pyro.infer.MCMC")
+    raise TypeError(
+        f"mcmc is {a_kind(mcmc)}; accepted: a VectorizedMCMC or pyro.infer.MCMC, or Samples of "
+        "chains (weighted ones have a to_arviz() of their own)"
+    )
 
 
 def _read_vectorized(mcmc: VectorizedMCMC) -> Run:
@@ -153,83 +138,3 @@ def _sites(target: Target, positions: Tensor, samples: NamedTensors) -> dict[str
         and not (value.shape == physical[name].shape and torch.allclose(value, physical[name]))
     }
     return {"physical": physical, "latent": latent, "unconstrained": unconstrained}
-
-
-def read_sites(model: Callable[[], Any], values: Mapping[str, Tensor]) -> ModelSites:
-    """Run a model once at values of its latent sites; those of others are drawn from the prior.
-
-    Torch's random numbers are left as they are. Values that are functions of others
-    (``pyro.deterministic``, sites replaced by a reparameterisation) and factors are no data.
-    """
-    with aside(), torch.no_grad():
-        nodes = {
-            name: node
-            for name, node in _nodes_at(model, values).items()
-            if node["type"] == "sample" and not site_is_subsample(node)
-        }
-    new = {name: node for name, node in nodes.items() if name not in values}
-    observed = {
-        name: node["value"].detach()
-        for name, node in new.items()
-        if node["is_observed"] and not _is_computed(node["fn"])
-    }
-    dims = {name: names for name in nodes if (names := _plate_dims(name, nodes))}
-    for name in observed.keys() & dims.keys():  # a density sums over the dimensions of an event
-        size = observed[name].dim() - nodes[name]["fn"].event_dim
-        dims[f"log_likelihood/{name}"] = dims[name][:size]
-    unknown = [name for name, node in new.items() if not node["is_observed"]]
-    return ModelSites(observed, dims, unknown)
-
-
-def log_likelihood_of(
-    model: Callable[[], Any], values: Mapping[str, Tensor], sites: ModelSites
-) -> NamedTensors:
-    """Log-density of each datum of each observed site at each draw, nats.
-
-    Vectorised over draws by ``torch.func.vmap``; draw by draw for models that it cannot take. As
-    in ArviZ's own conversion, what ``poutine.scale`` and ``poutine.mask`` do is left out.
-    """
-    observed = list(sites.observed)
-    if not observed or not values or sites.unknown:
-        raise ValueError(
-            f"log_likelihood is True for a run with observed sites {observed}, draws of "
-            f"{list(values)} and other latent sites {sites.unknown}; accepted: a run of a Pyro "
-            "model with observed sites, and draws of all latent ones"
-        )
-
-    def of_one_draw(one: NamedTensors) -> NamedTensors:
-        nodes = _nodes_at(model, one)
-        return {name: nodes[name]["fn"].log_prob(nodes[name]["value"]) for name in observed}
-
-    batch = next(iter(values.values())).shape[:2]
-    flat = {name: value.flatten(0, 1) for name, value in values.items()}
-    with aside(), torch.no_grad():
-        try:
-            found = torch.func.vmap(of_one_draw, chunk_size=BATCH)(flat)
-        except Exception:  # whatever vmap, or the model inside vmap, raises
-            draws = zip(*flat.values(), strict=True)
-            one_by_one = [of_one_draw(dict(zip(flat, draw, strict=True))) for draw in draws]
-            found = {name: torch.stack([one[name] for one in one_by_one]) for name in observed}
-    return {name: value.unflatten(0, batch) for name, value in found.items()}
-
-
-def _nodes_at(model: Callable[[], Any], values: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Nodes of the model's trace at values of its latent sites."""
-    return dict(poutine.trace(poutine.condition(model, dict(values))).get_trace().nodes)
-
-
-def _is_computed(fn: Any) -> bool:
-    """Report whether an observed site is no datum: a function of others, or a factor."""
-    while not isinstance(fn, dist.Delta | dist.Unit) and hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return isinstance(fn, dist.Delta | dist.Unit)
-
-
-def _plate_dims(name: str, nodes: Mapping[str, Any]) -> list[str]:
-    """Names of all dimensions of a site in plates: theirs, and ArviZ's default for others."""
-    value, fn, frames = (nodes[name][key] for key in ("value", "fn", "cond_indep_stack"))
-    batch = value.dim() - fn.event_dim
-    plates = {batch + f.dim: f.name for f in frames if f.vectorized and batch + f.dim >= 0}
-    # a dimension cannot share a variable's name
-    named = {axis: plate for axis, plate in plates.items() if plate not in nodes}
-    return [named.get(axis, f"{name}_dim_{axis}") for axis in range(value.dim())] if plates else []

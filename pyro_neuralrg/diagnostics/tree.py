@@ -27,6 +27,7 @@ def make_tree(
     coords: Mapping[str, Sequence[Any]] | None = None,
     attrs: Mapping[str, Any] | None = None,
     group_attrs: Mapping[str, Mapping[str, Any]] | None = None,
+    labels: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Any:
     """Return ArviZ's container: an InferenceData (ArviZ 0.x) or an xarray DataTree (ArviZ 1.x).
 
@@ -38,6 +39,7 @@ def make_tree(
         coords: values along named dimensions, numbers, strings or times; 0, 1, ... if not given.
         attrs: of every group.
         group_attrs: of single groups, beside those.
+        labels: by dimension, further coordinates along it by their names.
 
     Raises:
         ValueError: if an array has other dimensions than these, or coordinates are of mixed types,
@@ -59,7 +61,7 @@ def make_tree(
     dims, coords, group_attrs = dims or {}, coords or {}, group_attrs or {}
     common = {"created_at": datetime.now(timezone.utc).isoformat(), **(attrs or {})}
     given = {
-        (group, name): _dim_names(group, name, values.shape, dims)
+        (group, name): dim_names(group, name, values.shape, dims)
         for group, variables in groups.items()
         for name, values in variables.items()
     }
@@ -74,7 +76,8 @@ def make_tree(
             arrays[called[name]] = (named[group, name], values)
             sizes = zip(given[group, name], named[group, name], values.shape, strict=True)
             for dim, new, size in sizes:
-                along[new] = _coordinate(dim, coords.get(dim, range(size)), size)
+                along[new] = coordinate(dim, coords.get(dim, range(size)), size)
+                along |= {x: (new, label) for x, label in (labels or {}).get(dim, {}).items()}
         datasets[group] = xarray.Dataset(arrays, along, {**common, **group_attrs.get(group, {})})
     az = arviz_module()
     if int(az.__version__.split(".")[0]) >= 1:
@@ -125,7 +128,7 @@ def check_names(argument: str, given: Iterable[str] | None, known: Collection[st
         raise ValueError(f"{argument} has {unknown}; accepted: {list(known)}")
 
 
-def _dim_names(
+def dim_names(
     group: str, name: str, shape: tuple[int, ...], dims: Mapping[str, Sequence[str]]
 ) -> tuple[str, ...]:
     """Names of all dimensions of a variable, as they are given."""
@@ -141,7 +144,7 @@ def _dim_names(
     return (*first, *names)
 
 
-def _coordinate(dim: str, values: Any, size: int) -> Any:
+def coordinate(dim: str, values: Any, size: int) -> Any:
     """Values along a dimension as files take them, shape ``(size,)``."""
     import xarray
 
@@ -159,7 +162,7 @@ def _coordinate(dim: str, values: Any, size: int) -> Any:
     return found.to_numpy()
 
 
-def _free_name(name: str, taken: Collection[str]) -> str:
+def free_name(name: str, taken: Collection[str]) -> str:
     """The name as a file can hold it, with underscores until it is none of the taken ones."""
     name = name.replace("/", "_").replace("\0", "_")
     name = f"{name}_" if name in ("", ".") else name
@@ -172,7 +175,7 @@ def _distinct(dims: Sequence[str]) -> list[str]:
     """Names of the dimensions of one variable as files hold them, no two alike."""
     names: list[str] = []
     for name in dims:
-        names.append(_free_name(name, names))
+        names.append(free_name(name, names))
     return names
 
 
@@ -188,7 +191,7 @@ def _variable_names(named: Mapping[tuple[str, str], Sequence[str]]) -> dict[str,
     called: dict[str, str] = {}
     for name in variables:
         taken = set().union(*(dims[group] for group, other in named if other == name))
-        called[name] = _free_name(name, taken | (variables.keys() - {name}) | set(called.values()))
+        called[name] = free_name(name, taken | (variables.keys() - {name}) | set(called.values()))
     return called
 
 

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from pyro.distributions import TorchDistribution
+from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -129,7 +130,7 @@ class SymmetrizedFlow(TorchDistribution):
             terms = [draw.log_q0.unsqueeze(0), *self._log_orbit(draw.x0, self._orbit[1:])]
         log_q = terms[0] if len(terms) == 1 else torch.cat(terms)
         log_q = log_q.logsumexp(0) - math.log(len(self._orbit))
-        return log_q.expand(torch.broadcast_shapes(log_q.shape, self.batch_shape))
+        return log_q.expand(broadcast_shape(log_q.shape, self.batch_shape))
 
     def clear_cache(self) -> None:
         """Forget the last sample."""

@@ -305,18 +305,10 @@ class FillMasked(Imputed):
 
 def filled(fn: Any, value: Any, mask: Any = None) -> Any:
     """Data with the first whole cell in place of each that is NaN and hidden by a mask."""
-    masks = [(mask, fn)]  # with what each acts on
-    while isinstance(fn, WRAPPERS):
-        if isinstance(fn, MaskedDistribution):
-            masks.append((fn._mask, fn))
-        fn = fn.base_dist
-    tensors = [(own, level) for own, level in masks if isinstance(own, Tensor)]
     is_number = isinstance(value, Tensor) and value.is_floating_point()
-    if not (tensors and is_number) or isinstance(fn, Delta):
+    hidden = hidden_by_masks(fn, mask)
+    if not is_number or hidden is None or isinstance(innermost(fn), Delta):
         return value
-    hidden: Any = False
-    for own, level in tensors:
-        hidden = hidden | ~own.bool().reshape(*own.shape, *(1,) * level.event_dim)
     cells = value.reshape(-1, *value.shape[value.dim() - fn.event_dim :])
     is_whole = ~cells.reshape(len(cells), -1).isnan().any(-1)
     first = cells.index_select(0, is_whole.byte().argmax().reshape(1))[0]
@@ -325,3 +317,18 @@ def filled(fn: Any, value: Any, mask: Any = None) -> Any:
         is_count = fn.support.is_discrete
     first = first.nan_to_num(1.0 if is_count else 0.5)  # where none is whole
     return torch.where(value.isnan() & hidden, first, value)
+
+
+def hidden_by_masks(fn: Any, mask: Any = None) -> Tensor | None:
+    """Where the masks of a distribution and of its site hide a value, which it broadcasts to."""
+    levels = [(mask, fn)]  # masks, and what each acts on
+    while isinstance(fn, WRAPPERS):
+        levels.append((getattr(fn, "_mask", None), fn))
+        fn = fn.base_dist
+    hidden = None
+    for own, level in levels:
+        if own is not None:
+            own = torch.as_tensor(own).bool()
+            own = ~own.reshape(own.shape + (1,) * level.event_dim)
+            hidden = own if hidden is None else hidden | own
+    return hidden

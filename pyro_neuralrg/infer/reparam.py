@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
@@ -22,7 +24,7 @@ from pyro_neuralrg.distributions.flow import (
     forward_and_ladj,
     inverse_and_ladj,
 )
-from pyro_neuralrg.infer.model_sites import base_support
+from pyro_neuralrg.infer.model_sites import base_support, innermost
 
 
 class FlowReparam(Reparam):
@@ -53,8 +55,9 @@ class FlowReparam(Reparam):
 
     Raises:
         TypeError: if ``flow`` is not a TransformModule (``flow.inv`` is not one).
-        ValueError: when the program runs, if the site's event shape is not the flow's or its
-            support is not the real line.
+        ValueError: when the program runs, if the site's event shape is not the flow's, its
+            support is not the real line, or another reparameterisation has replaced it: Pyro's
+            ``AutoReparam`` goes around, ``AutoReparam()(poutine.reparam(model, {...}))``.
 
     References:
         Li, Wang, Neural Network Renormalization Group, PRL 121, 260601 (2018).
@@ -76,6 +79,16 @@ class FlowReparam(Reparam):
         check_flow(flow)
         self.flow = flow
         self.from_normal = from_normal
+        self._images: dict[str, tuple[Tensor, Tensor]] = {}
+
+    @contextmanager
+    def image(self, name: str, image: tuple[Tensor, Tensor]) -> Iterator[None]:
+        """A context in which the flow's field and ln |det| at a site's latent are known already."""
+        self._images[name] = image
+        try:
+            yield
+        finally:
+            del self._images[name]
 
     def __repr__(self) -> str:
         options = ", from_normal=True" if self.from_normal else ""
@@ -85,6 +98,12 @@ class FlowReparam(Reparam):
         """Replace the site; called by ``poutine.reparam``."""
         name, fn, value = msg["name"], msg["fn"], msg["value"]
         if msg["is_observed"]:
+            if isinstance(innermost(fn), dist.Delta):
+                raise ValueError(
+                    f"site {name!r} is a function of other sites, as of another reparameterisation "
+                    "inside; accepted: FlowReparam inside of the other, such as "
+                    "AutoReparam()(poutine.reparam(model, {...}))"
+                )
             return {"fn": fn, "value": value, "is_observed": True}
         self._check_site(name, fn)
         if poutine.get_mask() is False and torch.is_grad_enabled():
@@ -103,7 +122,9 @@ class FlowReparam(Reparam):
         if value is not None:  # an initial value, not data: keep it, and find its latent
             z, ladj = inverse_and_ladj(self.flow, value, fn.event_dim)
         z = pyro.sample(f"{name}_latent", latent, obs=z, infer=infer)
-        if value is None:
+        if value is None and name in self._images:
+            value, ladj = self._images[name]
+        elif value is None:
             value, ladj = forward_and_ladj(self.flow, z, fn.event_dim)
         density = dist.Delta(value, fn.log_prob(value) + ladj, event_dim=fn.event_dim)
         return {"fn": density, "value": value, "is_observed": True}

@@ -12,6 +12,7 @@ from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor, nn
 
 from pyro_neuralrg.bases import NORMAL, StandardNormal, base_of
+from pyro_neuralrg.infer import FlowReparam
 from pyro_neuralrg.infer.pyro_internals import find_neutra, guide_shapes, num_plate_dims
 
 
@@ -27,6 +28,7 @@ class Part(NamedTuple):
     module: nn.Module | None = None
     flow: TransformModule | None = None
     base: StandardNormal = NORMAL
+    reparam: FlowReparam | None = None
 
 
 def part_of(model: Any, name: str, trace: Any) -> Part:
@@ -36,9 +38,8 @@ def part_of(model: Any, name: str, trace: Any) -> Part:
         lattices = {site: tuple(trace.nodes[site]["fn"].event_shape)}
         base = NORMAL if reparam.from_normal else base_of(reparam.flow)
         flow = reparam.flow
-        return Part(
-            [site], lambda z: {site: reparam.transform_sample(z)}, lattices, flow, flow, base
-        )
+        sites = [site], lambda z: {site: reparam.transform_sample(z)}
+        return Part(*sites, lattices, flow, flow, base, reparam)
     if (transport := find_neutra(model, name, trace)) is None:
         return Part([name], lambda value: {name: value})
     neutra = transport[1]

@@ -7,7 +7,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -206,7 +206,8 @@ class ModelTarget(Target):
         positions = positions.clone()  # for a model that works in place
         with pyro.validation_enabled(False):
             if self._vectorised:
-                return torch.func.vmap(self._potential_fn)(self.unpack(positions)).double()
+                values = self.unpack(positions)
+                return torch.func.vmap(self._energy_at)(values, self._images(values)).double()
             energies = [self._potential_fn(self.unpack(position)) for position in positions]
         return torch.stack(energies).double()
 
@@ -214,6 +215,24 @@ class ModelTarget(Target):
         if self._traced is None:
             return super()._energy_and_grad_of(positions)
         return self._traced(positions)
+
+    def _images(self, values: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+        """Fields and ln |det| of flows, which take a batch faster as it is than within vmap."""
+        latents = {x: part for x, part in self._parts.items() if part.reparam is not None}
+        return {
+            x: forward_and_ladj(part.flow, self._joint.transforms[x].inv(values[x]), len(shape))
+            for x, part in latents.items()
+            for shape in part.lattices.values()
+        }
+
+    def _energy_at(
+        self, values: dict[str, Tensor], images: Mapping[str, tuple[Tensor, Tensor]]
+    ) -> Tensor:
+        with ExitStack() as known:
+            for name, image in images.items():
+                part: Any = self._parts[name]
+                known.enter_context(part.reparam.image(*part.sites, image))
+            return self._potential_fn(values)
 
     def _try_vmap(self) -> None:
         """Find out, at two points, whether vmap takes the model; fall back with a warning."""

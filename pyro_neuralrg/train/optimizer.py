@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,9 @@ FINAL_RATE = 0.01
 LARGEST_RATE, RATE_SITES = 8e-3, 256
 """Learning rate up to so many sites; from there on it falls with the root of their number: at
 32 x 32, T = 2.0, trainings ran away with 8e-3 and did not with 3e-3."""
+
+BETAS, EPSILON = (0.9, 0.999), 1e-8
+"""Decay of Adam's moments, and what is added to the root of the second: the values of its paper."""
 
 TEMPERATURE_LEVELS = 100
 """Temperatures that cooling passes through; each one is a target to be set up."""
@@ -138,8 +140,9 @@ def temperature_factor(step: int, steps: int, cooling: Cooling | None) -> float:
 class JoinedAdam:
     """Adam with gradient clipping on all parameters, joined to one vector.
 
-    A step takes a quarter of the time of ``torch.optim.Adam(foreach=True)`` with the tensors: 0.6
-    ms for 2.3 ms with the 200 of the 8 x 8 flow, one thread.
+    To the bit what ``torch.optim.Adam`` makes of that vector, in a quarter of the time that it
+    takes with ``foreach=True`` and the tensors: 0.6 ms for 2.3 ms with the 200 of the 8 x 8 flow,
+    one thread. That of torch imports a compiler, which takes half a second.
 
     Args:
         parameters: all that is to be trained, of one dtype and on one device, else a ValueError.
@@ -159,9 +162,9 @@ class JoinedAdam:
             )
         self.learning_rate, self.clip = learning_rate, math.inf if clip is None else clip
         self._sizes = [parameter.numel() for parameter in self.parameters]
-        self._vector = torch.nn.Parameter(self.vector())
-        self._pieces = self._split(self._vector.detach())
-        self._adam = torch.optim.Adam([self._vector], lr=learning_rate)
+        self._vector = self.vector()
+        self._pieces = self._split(self._vector)
+        self.reset()
 
     def gradient(self, loss: Tensor) -> Tensor:
         """The gradient of a scalar, joined; zero for parameters that it does not depend on."""
@@ -171,10 +174,14 @@ class JoinedAdam:
     @torch.no_grad()
     def step(self, gradient: Tensor, norm: float) -> None:
         """Take one step along a gradient with this finite norm, which is clipped in place."""
+        gradient.mul_(min(1.0, self.clip / max(norm, 1e-12)))
+        self._steps += 1
+        self._first.lerp_(gradient, 1 - BETAS[0])
+        self._second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
+        first, second = (1 - beta**self._steps for beta in BETAS)
+        scale = (self._second.sqrt() / second**0.5).add_(EPSILON)
         self._vector.copy_(self.vector())
-        self._vector.grad = gradient.mul_(min(1.0, self.clip / max(norm, 1e-12)))
-        self._adam.param_groups[0]["lr"] = self.learning_rate
-        self._adam.step()
+        self._vector.addcdiv_(self._first, scale, value=-self.learning_rate / first)
         torch._foreach_copy_(self.parameters, self._pieces)
 
     def vector(self) -> Tensor:
@@ -188,18 +195,21 @@ class JoinedAdam:
 
     def reset(self) -> None:
         """Forget the moments."""
-        self._adam = torch.optim.Adam([self._vector], lr=self.learning_rate)
+        self._steps = 0
+        self._first, self._second = (torch.zeros_like(self._vector) for _ in BETAS)
 
     def state_dict(self) -> dict[str, Any]:
-        """A copy of Adam's state."""
-        return copy.deepcopy(self._adam.state_dict())
+        """A copy of Adam's state, as ``torch.optim.Adam`` on the joined vector gives it."""
+        moments = {"exp_avg": self._first.clone(), "exp_avg_sq": self._second.clone()}
+        return {"state": {0: {"step": torch.tensor(float(self._steps)), **moments}}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on with the moments of a state of :meth:`state_dict`, at the present rate."""
-        present = self._adam.state_dict()["param_groups"]
-        self._adam.load_state_dict(
-            {"state": copy.deepcopy(state["state"]), "param_groups": present}
-        )
+        self.reset()
+        for moments in state["state"].values():  # none before the first step
+            self._steps = int(moments["step"])
+            self._first.copy_(moments["exp_avg"])
+            self._second.copy_(moments["exp_avg_sq"])
 
     def _split(self, vector: Tensor) -> list[Tensor]:
         pieces = vector.split(self._sizes)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from pyro.distributions.conditional import ConditionalTransformModule
+from pyro.distributions.util import broadcast_shape
 from torch import Tensor, nn
 
 from pyro_neuralrg.arguments import check_integer, check_values
@@ -116,7 +117,7 @@ class _Conditioned(LatticeTransform):
     def _packed(self, name: str, value: Tensor) -> tuple[torch.Size, Tensor, Tensor]:
         """Fields and the features of their contexts, brought to one batch and batch-last."""
         given = self._check(name, value)
-        batch_shape = torch.broadcast_shapes(given, self.context.shape[:-1])
+        batch_shape = torch.Size(broadcast_shape(given, self.context.shape[:-1]))
         fields = value.expand(batch_shape + value.shape[len(given) :])
         features = self.conditional.features(self.context)
         features = features.expand(*batch_shape, features.shape[-1])

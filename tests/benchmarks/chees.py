@@ -102,14 +102,14 @@ def compare(name: str, table: Table, warmup: int, chains: int, seed: int) -> Non
 def main() -> None:
     """Print the table."""
     torch.set_default_dtype(torch.float64)
-    targets = {"nargs": "*", "default": list(DRAWS), "choices": [*DRAWS, []]}
+    targets = {"nargs": "*", "default": [], "choices": [*DRAWS, []], "help": "all if none is named"}
     options = parse(__doc__, ("targets", targets), warmup=500, chains=64, seed=0, threads=1)
     columns = {
         "leapfrogs": "10.1f", "R-hat": "8.3f", "errors": "8.2f", "gradients": "11.0f",
         "per draw": "10.1f", "ratio": "8.2f",
     }  # fmt: skip
     table = Table(18, columns)
-    for name in options.targets:
+    for name in options.targets or DRAWS:
         torch.manual_seed(options.seed)
         compare(name, table, options.warmup, options.chains, options.seed)
 

@@ -15,6 +15,7 @@ from pyro import poutine
 from pyro.infer import HMC, MCMC, NUTS
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_value
 from pyro.infer.mcmc.util import initialize_model
+from pyro.infer.reparam import AutoReparam
 
 from pyro_neuralrg import FlowReparam, FreeField, IsingDual, hierarchical_flow
 from pyro_neuralrg.distributions import StandardNormal, TwoModes
@@ -112,6 +113,47 @@ def test_an_observed_site_stays_as_it_is() -> None:
     trace = poutine.trace(reparameterised(model, perturbed_flow())).get_trace()
     assert "x_latent" not in trace.nodes
     assert float(trace.log_prob_sum()) == pytest.approx(-2 * math.log(2 * math.pi * 0.25))
+
+
+def level_and_field() -> None:
+    level = pyro.sample("level", dist.Normal(0.5, 2.0))
+    scale = pyro.sample("scale", dist.LogNormal(0.0, 0.5))
+    x = pyro.sample("x", dist.Normal(level * torch.ones(2, 2), scale).to_event(2))
+    pyro.sample("y", dist.Normal(x, 1.0).to_event(2), obs=torch.ones(2, 2))
+
+
+def fields_in_a_plate() -> None:
+    scale = pyro.sample("scale", dist.LogNormal(0.0, 0.5))
+    with pyro.plate("fields", 3), poutine.scale(scale=2.0):
+        x = pyro.sample("x", dist.Normal(torch.zeros(2, 2), scale).to_event(2))
+        pyro.sample("y", dist.Normal(x, 1.0).to_event(2), obs=torch.ones(3, 2, 2))
+
+
+@pytest.mark.parametrize("from_normal", [False, True])
+@pytest.mark.parametrize("auto", [False, True])
+@pytest.mark.parametrize("model", [level_and_field, fields_in_a_plate])
+def test_a_batch_of_latents_has_the_energies_of_pyros_potential(
+    model: Any, auto: bool, from_normal: bool
+) -> None:
+    """Also with Pyro's AutoReparam around, which takes the other sites."""
+    flow = perturbed_flow(base=TwoModes(2.0))
+    latent = reparameterised(model, flow, from_normal=from_normal)
+    latent = AutoReparam(centered=0.0)(latent) if auto else latent
+    target = as_target(latent).setup()
+    assert ("scale" in target.sites) != auto
+    assert "x_latent" in target.sites
+    potential = initialize_model(latent, initial_params={})[1]
+    positions = torch.randn(3, target.dim, requires_grad=True)
+    expected = torch.stack([potential(target.unpack(u)) for u in positions])
+    (gradient,) = torch.autograd.grad(expected.sum(), positions)
+    energy, found = target.energy_and_grad(positions.detach())
+    torch.testing.assert_close(energy, expected.detach())
+    torch.testing.assert_close(found, gradient)
+
+
+def test_a_site_that_another_reparameterisation_has_replaced_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"site 'x' is a function of .*; accepted: FlowReparam in"):
+        reparameterised(AutoReparam(centered=0.0)(level_and_field), perturbed_flow())()
 
 
 @pytest.mark.slow

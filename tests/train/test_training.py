@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +205,17 @@ def test_arguments_of_a_model_and_its_guide(flow: Any) -> None:
     assert fit(model, SymmetrizedFlow(flow), **{**options, "steps": 1}).steps == 1
 
 
+@pytest.mark.slow
+def test_training_imports_no_compiler() -> None:
+    """torch has it for its own optimisers and for ``torch.broadcast_shapes``: a second."""
+    program = (
+        "import sys, pyro_neuralrg as nrg; target = nrg.IsingDual((2, 2)); "
+        "nrg.fit(target, target.flow(), steps=2, batch=4, progress=False); "
+        "assert not {'torch._dynamo', 'sympy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 def test_schedules() -> None:
     rates = [learning_rate_factor(step, 1000) for step in range(1000)]
     assert rates[0] == pytest.approx(0.01)
@@ -216,22 +229,28 @@ def test_schedules() -> None:
     assert default_budget((32, 32)).learning_rate == pytest.approx(4e-3)
 
 
-def test_clipping_and_adam_against_torch() -> None:
-    """One vector or many tensors: the very steps of torch.optim.Adam with clip_grad_norm_."""
-    ours = [torch.randn(3, requires_grad=True), torch.randn(2, 2, requires_grad=True)]
-    theirs = [p.detach().clone().requires_grad_() for p in ours]
-    joined = JoinedAdam(ours, 0.1, clip=0.5)
-    adam = torch.optim.Adam(theirs, lr=0.1)
-    for _ in range(5):
-        loss, other = (torch.stack([(p**4).sum() for p in ps]).sum() for ps in (ours, theirs))
-        gradient = joined.gradient(loss)
-        joined.step(gradient, float(gradient.norm()))
-        other.backward()
-        torch.nn.utils.clip_grad_norm_(theirs, 0.5)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_clipping_and_adam_against_torch(dtype: torch.dtype) -> None:
+    """To the bit the steps, and the state, of torch.optim.Adam with the joined vector."""
+    ours = [torch.randn(n, n, dtype=dtype, requires_grad=True) for n in (3, 20)]
+    theirs = torch.cat([p.detach().flatten() for p in ours]).requires_grad_()
+    joined, adam = JoinedAdam(ours, 0.1, clip=0.5), torch.optim.Adam([theirs], lr=0.1)
+    for step in range(30):
+        joined.learning_rate = adam.param_groups[0]["lr"] = 0.1 / (step + 1)
+        gradient = joined.gradient(torch.stack([(p**4).sum() for p in ours]).sum())
+        (theirs**4).sum().backward()
+        norm = float(gradient.norm())
+        torch.testing.assert_close(gradient, theirs.grad)
+        theirs.grad = gradient * min(1.0, 0.5 / norm)
+        joined.step(gradient, norm)
         adam.step()
         adam.zero_grad()
-        for a, b in zip(ours, theirs, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+        assert torch.equal(joined.vector(), theirs)
+        if step == 20:  # a state of torch's own, as in checkpoints of older versions
+            joined.reset()
+            joined.load_state_dict(adam.state_dict())
+    state, wanted = joined.state_dict()["state"][0], adam.state_dict()["state"][0]
+    assert all(torch.equal(state[name].double(), wanted[name].double()) for name in wanted)
     with pytest.raises(ValueError, match="parameters are missing"):
         JoinedAdam([], 0.1)
 
