@@ -26,7 +26,7 @@ from pyro_neuralrg.statistics import Estimate, LogWeights, summarise
 
 EVIDENCE_METHODS = ("importance", "bridge", "annealing")
 MIN_DRAWS_OF_Q = 1000  # with fewer a k-hat tells little
-LIGHT_PARETO_K = 0.5  # the weights have a variance
+FINITE_VARIANCE_K = 0.5  # k-hat above which the weights have no variance
 NEAR = 5e-3  # nats, the gap of a q whose weights are believed
 ALIKE = 1e-6  # half a variance of log-weights that are as good as equal
 MIN_OVERLAP, WORST_RHAT = 50.0, 1.05  # of a bridge
@@ -181,7 +181,7 @@ def doubt_of(weights: LogWeights) -> str | None:
     gap, half = _gaps(weights)
     if half < ALIKE:
         return None
-    if weights.pareto_k > LIGHT_PARETO_K:
+    if weights.pareto_k > FINITE_VARIANCE_K:
         return f"the weights of q have a heavy tail (Pareto k-hat {weights.pareto_k:.2f})"
     if not max(gap, half) <= NEAR:
         return (
