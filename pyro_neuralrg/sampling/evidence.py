@@ -26,7 +26,7 @@ from pyro_neuralrg.statistics import Estimate, LogWeights, summarise
 
 EVIDENCE_METHODS = ("importance", "bridge", "annealing")
 MIN_DRAWS_OF_Q = 1000  # with fewer a k-hat tells little
-LIGHT_PARETO_K = 0.5  # the weights have a variance
+FINITE_VARIANCE_K = 0.5  # k-hat above which the weights have no variance
 NEAR = 5e-3  # nats, the gap of a q whose weights are believed
 ALIKE = 1e-6  # half a variance of log-weights that are as good as equal
 MIN_OVERLAP, WORST_RHAT = 50.0, 1.05  # of a bridge
@@ -181,7 +181,7 @@ def doubt_of(weights: LogWeights) -> str | None:
     gap, half = _gaps(weights)
     if half < ALIKE:
         return None
-    if weights.pareto_k > LIGHT_PARETO_K:
+    if weights.pareto_k > FINITE_VARIANCE_K:
         return f"the weights of q have a heavy tail (Pareto k-hat {weights.pareto_k:.2f})"
     if not max(gap, half) <= NEAR:
         return (
@@ -207,16 +207,19 @@ def _warn(poor: str | None) -> None:
 def _by_importance(weights: LogWeights, doubt: str | None) -> Evidence:
     _warn(doubt)
     gap, half = _gaps(weights)
-    reason = f"as asked for, though {doubt}"
-    if doubt is None:
+    smoothed = weights.smoothed
+    found, upper = log_mean_with_tail(smoothed), _reweighted(smoothed.values, smoothed.values)
+    if doubt is not None:
+        reason = f"as asked for, though {doubt}"
+    elif half < ALIKE:  # a tail would be one of rounding
+        found, reason = weights.log_mean, f"the weights of {len(weights)} draws of q are equal"
+    else:
         reason = (
             f"the weights of {len(weights)} draws of q have no heavy tail (Pareto k-hat "
-            f"{weights.pareto_k:.2f}), and half the variance of their logarithms, {half:.2g}, "
-            f"agrees with the gap of the ELBO, {gap:.2g}"
+            f"{weights.pareto_k:.2f}), half the variance of their logarithms is {half:.2g} and the "
+            f"gap of the ELBO {gap:.2g}"
         )
-    smoothed = weights.smoothed
-    upper = _reweighted(smoothed.values, smoothed.values)
-    return _result(log_mean_with_tail(smoothed), "importance", reason, weights, upper)
+    return _result(found, "importance", reason, weights, upper)
 
 
 def _by_annealing(latent: Target, weights: LogWeights, run: Annealing, why: str) -> Evidence:

@@ -126,12 +126,13 @@ class LogWeights:
         """
         if not math.isfinite(self.pareto_k):
             return self
-        size, largest = _tail_size(len(self)), float(self.values.max())
-        top, where = (self.values - largest).topk(size + 1)
-        k, scale = _pareto_tail(top[:-1].exp() - top[-1].exp())
+        largest = float(self.values.max())
+        top, where = (self.values - largest).topk(_tail_size(len(self)) + 1)
+        lowest, size = top[-1].exp(), int((top > top[-1]).sum())  # without ties
+        k, scale = _pareto_tail(top[:size].exp() - lowest)
         part = (torch.arange(size, dtype=top.dtype) + 0.5) / size
-        quantiles = (top[-1].exp() + scale * (part**-k - 1) / k).clamp(max=1.0)
-        return LogWeights(self.values.index_copy(0, where[:-1], quantiles.log() + largest))
+        quantiles = (lowest + scale * (part**-k - 1) / k).clamp(max=1.0)
+        return LogWeights(self.values.index_copy(0, where[:size], quantiles.log() + largest))
 
     @property
     def is_trustworthy(self) -> bool:

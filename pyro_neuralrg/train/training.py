@@ -19,6 +19,7 @@ from torch import Tensor
 from pyro_neuralrg.arguments import a_kind, check_integer, check_number, check_type, copied
 from pyro_neuralrg.files.format import FileFormat
 from pyro_neuralrg.files.record import Checkpoints, Record
+from pyro_neuralrg.infer.autoguide import AutoHierarchicalFlow
 from pyro_neuralrg.infer.guides import FlowGuide
 from pyro_neuralrg.infer.model_sites import ImproperDraws, latent_sites
 from pyro_neuralrg.infer.pdd import PDD
@@ -128,8 +129,8 @@ def fit(
             :func:`~pyro_neuralrg.train.default_budget`; without a lattice as of one site.
         batch: samples per step.
         lr: largest learning rate.
-        path_gradient: see :class:`~pyro_neuralrg.infer.pdd.PDD`; None: for flows of this package,
-            where it is cheap, once the target has cooled.
+        path_gradient: see :class:`~pyro_neuralrg.infer.pdd.PDD`; None: for flows and the guide of
+            this package, where it is cheap, once the target has cooled.
         seed: of the samples and of a flow built here; None: the global random state goes on.
         progress: show one progress bar; a line now and then where stderr is no terminal.
         callback: called after each step, on every process; True from any stops the training.
@@ -370,6 +371,8 @@ def _check_site(guide: FlowGuide, sites: dict[str, Any]) -> None:
 
 def _has_score(guide: Callable[..., Any]) -> bool:
     """True if samples come with the score, so that path gradients cost little more."""
+    if isinstance(guide, AutoHierarchicalFlow):
+        return True
     if not isinstance(guide, _Sampler):
         return False
     flow = guide.guide.flow

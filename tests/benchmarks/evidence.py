@@ -38,7 +38,9 @@ from tests.benchmarks.pines import pines
 
 SMALL_ERROR, SMALL_MISS = 1e-3, 5e-3  # nats
 LOGISTIC = (-215.6094, 0.0015)  # of annealing, four runs of 16,384 particles at a CESS of 0.99
-PINES = (501.806, 0.0)
+PINES = (501.806, 0.03)
+"""As published, without an error. Three guides, annealing and a bridge, each with an error of 0.006
+to 0.011, agree on 501.777: the error is the difference."""
 
 
 class Case(NamedTuple):

@@ -44,10 +44,10 @@ from pyro.infer import MCMC, NUTS, Trace_ELBO
 from pyro.infer.autoguide import AutoLaplaceApproximation
 from pyro.infer.reparam import NeuTraReparam
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
 from pyro_neuralrg import AutoHierarchicalFlow, ChEESHMC, VectorizedMCMC, fit
 from pyro_neuralrg.free_energy import anneal
+from pyro_neuralrg.free_energy.bridge import bridge
 from pyro_neuralrg.free_energy.model_evidence import model_log_weights
 from pyro_neuralrg.statistics import LogWeights, Summary, summarise
 from pyro_neuralrg.transforms import Neighbour
@@ -144,20 +144,6 @@ def laplace(model: Callable[[], None]) -> Any:
     return guide.laplace_approximation()
 
 
-def bridged(ours: Tensor, theirs: Tensor) -> tuple[float, float]:
-    """ln Z by Meng and Wong's iteration and its error, of log-weights of a guide and of chains."""
-
-    def log_mean(values: Tensor) -> float:
-        return float(values.flatten().logsumexp(0)) - math.log(values.numel())
-
-    ratio, value = math.log(len(ours) / summarise(theirs).ess_bulk), log_mean(ours)
-    for _ in range(200):
-        of_q, of_target = logsigmoid(ours - value - ratio), logsigmoid(value + ratio - theirs)
-        value = value + ratio + log_mean(of_q) - log_mean(of_target)
-    mean, mcse, *_ = summarise(of_target.exp())
-    return value, math.hypot(LogWeights(of_q).log_mean.standard_error, mcse / mean)
-
-
 def by_chains(rows: Rows, model: Any, guide: Any, weights: LogWeights, cpu: float, seed: int):
     """SMC, ChEES and the bridge, which begin at a guide that took so many CPU seconds."""
     latent = NeuTraReparam(guide).reparam(model)
@@ -170,7 +156,7 @@ def by_chains(rows: Rows, model: Any, guide: Any, weights: LogWeights, cpu: floa
     mcmc.run()
     cpu += rows.add("ChEES", found=summarise(mcmc.observables["trees"]), more=cpu)
     base = dist.Normal(0.0, 1.0).log_prob(mcmc.positions.double()).sum(-1)
-    found = bridged(weights.values, mcmc.sample_stats["lp"] - base)
+    found = bridge(weights.values, mcmc.sample_stats["lp"] - base)
     rows.add("bridge", math.nan, math.nan, *found)
 
 

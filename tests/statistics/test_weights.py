@@ -66,6 +66,17 @@ def test_pareto_k_of_weights_of_known_tail(shape: float) -> None:
     assert math.isnan(LogWeights(shifted, copies=True).pareto_k)
 
 
+def test_smoothed_weights_of_which_most_are_equal() -> None:
+    """The tail is what is above the others: twenty of 190."""
+    values = torch.zeros(4000)
+    values[:20] = torch.rand(20)
+    weights = LogWeights(values)
+    smoothed = weights.smoothed.values
+    assert bool((smoothed[20:] == 0).all())
+    assert float(smoothed.max()) <= float(values.max())
+    assert weights.smoothed.log_mean.value == pytest.approx(weights.log_mean.value, abs=1e-3)
+
+
 def test_pareto_k_where_there_is_no_tail() -> None:
     some = np.random.default_rng(0).normal(size=30)
     assert math.isfinite(LogWeights(some).pareto_k)

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import copy
 import csv
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 import torch
 from torch.distributions import constraints
 
-from pyro_neuralrg import Record, hierarchical_flow
+from pyro_neuralrg import AutoHierarchicalFlow, Record, hierarchical_flow
 from pyro_neuralrg.distributions import SymmetrizedFlow
 from pyro_neuralrg.infer import PDD, FlowGuide
 from pyro_neuralrg.potentials import IsingDual
@@ -118,6 +119,23 @@ def test_path_gradients_once_the_target_has_cooled(
     options = {"schedule": Schedule(cooling=Cooling(1.5, 0.5)), **options}
     fit(IsingDual((2, 2)), steps=4, batch=4, seed=0, progress=False, **options)
     assert seen == expected
+
+
+def test_path_gradients_of_the_guide() -> None:
+    """Where it is near the posterior they are taken without being asked for, as if they were."""
+
+    def program() -> None:
+        x = pyro.sample("x", dist.Normal(0.0, 1.0).expand([2, 3]).to_event(2))
+        pyro.sample("y", dist.Poisson(x.exp()).to_event(2), obs=torch.ones(2, 3))
+
+    found, start = {}, AutoHierarchicalFlow(program)
+    for path in (None, True, False):
+        pyro.clear_param_store()
+        guide = copy.deepcopy(start)
+        fit(program, guide, steps=5, batch=8, seed=0, progress=False, path_gradient=path)
+        found[path] = torch.cat([p.detach().flatten() for p in guide.parameters()])
+    assert torch.equal(found[None], found[True])
+    assert not torch.equal(found[None], found[False])
 
 
 def test_a_table_that_grows(target: Any, tmp_path: Path) -> None:
