@@ -16,7 +16,7 @@ from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_neuralrg.arguments import check_integer, copied
+from pyro_neuralrg.arguments import copied
 from pyro_neuralrg.diagnostics.tree import coordinate, dim_names, free_name
 from pyro_neuralrg.infer.model_sites import (
     ImproperDraws,
@@ -81,7 +81,8 @@ class ModelGroups:
             return {}
         given = inspect.signature(self._model).bind(*self._args, **self._kwargs).arguments
         arrays = {
-            name: torch.as_tensor(value).detach()
+            # a copy, since torch takes no array that is reversed and warns of one that is read-only
+            name: value.detach() if isinstance(value, Tensor) else torch.tensor(np.array(value))
             for name, value in given.items()
             if isinstance(value, Tensor) or getattr(value, "dtype", np.dtype("O")).kind in "biuf"
         }
@@ -120,7 +121,7 @@ class ModelGroups:
         """One chain of draws of the prior: of all sites but the data, and of data that are seen."""
         if self._model is None:
             raise ValueError(f"prior is {number} for a run of an energy; accepted: of a Pyro model")
-        batch = (1, check_integer("prior", number, 1))
+        batch = (1, number)
         names = [name for name, site in self._sites.items() if not _is_a(site, dist.Unit)]
         for name in (*self._draws, *self.unknown):
             site = self._sites[name]
@@ -132,6 +133,10 @@ class ModelGroups:
                 )
         if factors := self._sites.keys() - names:
             warn_user(f"draws of the prior know nothing of the model's factors {sorted(factors)}")
+        if flat := [x for x in names if getattr(innermost(self._sites[x]["fn"]), "null_modes", 0)]:
+            warn_user(
+                f"the prior of sites {flat} says nothing of their mean; its draws sum to zero"
+            )
         drawn = self._drawn(names, {}, batch, seed)
         own = {name: drawn[name].unflatten(0, batch) for name in names if name not in self.data}
         return own, self._seen(drawn, batch)

@@ -45,9 +45,9 @@ class StationaryField(TorchDistribution):
         **parameters: Tensor | float,
     ) -> None:
         self.boundary = check_choice("boundary", boundary, EDGES)
-        for name, value in parameters.items():
-            setattr(self, name, _parameter(name, value))
-        batch = torch.broadcast_shapes(*(getattr(self, name).shape for name in parameters))
+        tensors = _alike(parameters)
+        self.__dict__.update(tensors)
+        batch = torch.broadcast_shapes(*(value.shape for value in tensors.values()))
         super().__init__(batch, torch.Size(check_shape(shape)), validate_args=validate_args)
 
     @property
@@ -184,7 +184,8 @@ class GaussianMarkovField(StationaryField):
         is_massless = not isinstance(mass, Tensor) and mass == 0
         self.null_modes = int(is_massless and boundary != "zero")
         super().__init__(shape, boundary, validate_args, scale=scale, mass=mass)
-        if self._validate_args and not is_massless and bool((self.mass == 0).any()):
+        may_be_flat = not is_massless and boundary != "zero"
+        if self._validate_args and may_be_flat and bool((self.mass == 0).any()):
             raise ValueError(
                 "mass has entries of 0; accepted: a tensor of positive numbers, or mass=0 (a "
                 "number) for an intrinsic field"
@@ -278,10 +279,17 @@ def _squared_waves(shape: tuple[int, ...], boundary: str) -> Any:
     return np.stack([functools.reduce(np.add.outer, axes) for axes in itertools.product(*every)])
 
 
-def _parameter(name: str, value: Any) -> Tensor:
-    """A floating tensor, or a number in torch's default dtype."""
-    is_tensor = isinstance(value, Tensor)
-    return check_tensor(name, value) if is_tensor else torch.tensor(check_number(name, value))
+def _alike(parameters: dict[str, Tensor | float]) -> dict[str, Tensor]:
+    """Tensors of their widest dtype, and numbers like them, or of torch's default dtype."""
+    known = [check_tensor(x, value) for x, value in parameters.items() if isinstance(value, Tensor)]
+    known = known or [torch.zeros(())]
+    dtype = functools.reduce(torch.promote_types, (value.dtype for value in known))
+    return {
+        name: value.to(dtype)
+        if isinstance(value, Tensor)
+        else torch.tensor(check_number(name, value), dtype=dtype, device=known[0].device)
+        for name, value in parameters.items()
+    }
 
 
 def _diagonal(eigenvalues: Tensor, boundary: str) -> Tensor:

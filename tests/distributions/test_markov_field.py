@@ -288,6 +288,26 @@ def test_float32_throughout() -> None:
         assert float((found - expected).abs().max()) < 0.02, name
 
 
+@pytest.mark.parametrize("name", FIELDS)
+def test_numbers_are_like_the_tensors_beside_them(name: str) -> None:
+    """Their dtype, so that nothing is rounded, and their device."""
+    expected = FIELDS[name]((3, 4), scale=torch.tensor(0.7)).log_prob(torch.ones(3, 4))
+    torch.set_default_dtype(torch.float32)
+    field = FIELDS[name]((3, 4), scale=torch.tensor(0.7, dtype=torch.float64))
+    found = field.log_prob(torch.ones(3, 4, dtype=torch.float64))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0.0)
+    assert field.rsample().dtype == torch.float64
+    elsewhere = FIELDS[name]((3, 4), scale=torch.ones((), device="meta"), validate_args=False)
+    assert elsewhere.rsample().device.type == "meta"
+
+
+def test_a_mass_of_zero_where_the_field_is_held_outside() -> None:
+    field = GaussianMarkovField((3,), 1.0, torch.tensor([0.0, 1.0]), boundary="zero")
+    assert field.log_prob(torch.ones(3))[0] == GaussianMarkovField((3,), boundary="zero").log_prob(
+        torch.ones(3)
+    )
+
+
 def test_bad_arguments_are_named() -> None:
     for cls in (GaussianMarkovField, MaternField):
         with pytest.raises(ValueError, match="shape is"):
