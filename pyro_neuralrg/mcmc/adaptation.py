@@ -20,16 +20,21 @@ from pyro_neuralrg.mcmc.learning import (
     PooledCovariance,
     TrajectoryLength,
 )
+from pyro_neuralrg.mcmc.low_rank import LowRankCovariance
 from pyro_neuralrg.runtime.console import warn_user
 from pyro_neuralrg.runtime.processes import Processes
 
 MIN_STEPS = 10
 """Fewer steps tell less of a step size, or a mass, than the guess at the start."""
 
+LAST_STEPS = 50
+"""Steps that step size and trajectory length are given after the last mass, if there are enough, as
+in Stan: a length begins anew with it, and of 15 steps was not half as long as it was to be."""
+
 MAX_RHAT, RHAT_STEPS = 1.1, 50
 """R-hat at the end of warm-up that is warned of, over so many steps at least."""
 
-MASSES = ("unit", "diagonal", "dense")
+MASSES = ("unit", "diagonal", "low_rank", "dense")
 
 
 @dataclass(frozen=True)
@@ -44,8 +49,10 @@ class Adaptation:
             takes each kernel's own (HMC 0.8, ChEES 0.651, Langevin 0.574, random walk 0.234).
         step_size: adapt the step size, shared by the chains, by dual averaging.
         mass: "unit" leaves it as it is; "diagonal" adapts it to the variances, "dense" to the
-            covariance (for few dimensions), pooled over chains and windows of doubling length. None
-            takes "diagonal" where a trajectory length is adapted, else "unit".
+            covariance (for few dimensions), "low_rank" to the variances and to the directions that
+            stand out of draws or gradients, of which it needs many: pooled over chains and windows
+            of doubling length. None takes "diagonal" where a trajectory length is adapted, else
+            "unit".
         trajectory_length: adapt the trajectory length of kernels that have one.
         steps: steps of the warm-up; as many as draws if None.
 
@@ -76,7 +83,8 @@ class Warmup:
     kernel is not changed; :attr:`kernel` is the present one.
 
     Raises:
-        ValueError: if a trajectory length is to be adapted over a single chain.
+        ValueError: if a trajectory length is to be adapted over a single chain, or a mass of low
+            rank without gradients.
     """
 
     def __init__(
@@ -107,8 +115,15 @@ class Warmup:
             )
         mass = adaptation.mass or ("diagonal" if self._lengths else "unit")
         self._window_ends = [] if mass == "unit" else _window_ends(steps)
+        if mass == "low_rank" and self._window_ends and not kernel.needs_gradient:
+            raise ValueError(
+                f"mass is 'low_rank', and {kernel.name!r} has no gradients to learn it from; "
+                "accepted: 'unit', 'diagonal', 'dense'"
+            )
         self._window_start = self._window_ends[0] if self._window_ends else steps
-        self._covariance = PooledCovariance(mass == "dense")
+        self._covariance: PooledCovariance | LowRankCovariance = (
+            LowRankCovariance() if mass == "low_rank" else PooledCovariance(mass == "dense")
+        )
         self._arrival, self._half = Arrival(), steps // 2
         self._agreement = Agreement()
 
@@ -143,7 +158,7 @@ class Warmup:
         if self._lengths and index >= self._half:
             self._agreement.update(self._world.gather(state.position))
         if self._window_ends and index >= self._window_start:
-            self._covariance.update(self._world.gather(state.position))
+            self._add_to_covariance(state)
             if index + 1 in self._window_ends[1:] and self._set_mass(state):
                 return self.begin(state, generator, anew=True)
         if self._has_arrived(index, state):
@@ -189,6 +204,14 @@ class Warmup:
         if late or not self._lengths or not self._averaging:
             return False
         return self._arrival.update(float(self._world.gather(state.energy).max()))
+
+    def _add_to_covariance(self, state: ChainState) -> None:
+        positions = self._world.gather(state.position)
+        if isinstance(self._covariance, LowRankCovariance):
+            assert state.gradient is not None
+            self._covariance.update(positions, self._world.gather(state.gradient))
+        else:
+            self._covariance.update(positions)
 
     def _set_mass(self, state: ChainState) -> bool:
         """Give kernels with a step size the mass of the window; report whether it has one."""
@@ -240,15 +263,16 @@ def _window_ends(steps: int) -> list[int]:
     """Steps at which windows of the mass begin and end; none where there are too few.
 
     The first 15 % adapt without it, then come windows of doubling length, then 10 % more without,
-    but at least ``MIN_STEPS``. As in Stan, a window after which the next one would not fit takes
-    the rest as well.
+    or 25 % up to ``LAST_STEPS``, but at least ``MIN_STEPS``. As in Stan, a window after which the
+    next one would not fit takes the rest as well.
 
     >>> _window_ends(200)
-    [30, 55, 180]
+    [30, 55, 150]
     >>> _window_ends(20)
     []
     """
-    start, stop = round(0.15 * steps), min(round(0.9 * steps), steps - MIN_STEPS)
+    last = max(0.1 * steps, min(0.25 * steps, LAST_STEPS))
+    start, stop = round(0.15 * steps), min(round(steps - last), steps - MIN_STEPS)
     length = max(1, min(25, (stop - start) // 2))
     ends = [start]
     while ends[-1] + 3 * length < stop:

@@ -45,8 +45,9 @@ class HMC(LocalKernel):
         jitter: in [0, 1): each trajectory draws its number of steps, shared by the chains,
             uniformly from the integers within ``num_steps * (1 +- jitter)``; guards against
             trajectories of one period, after which chains are where they were. 0 for one length.
-        inverse_mass: its diagonal, shape ``(dim,)``, or the whole matrix, shape ``(dim, dim)``;
-            None for the identity.
+        inverse_mass: its diagonal, shape ``(dim,)``, the whole matrix, shape ``(dim, dim)``, or
+            variances beside a few directions, shape ``(dim, 1 + rank)``, as warm-up learns of
+            ``mass="low_rank"``; None for the identity.
         shape: lattice shape of a plain energy.
         flow: sample in the latent space of this flow.
 

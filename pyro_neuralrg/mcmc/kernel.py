@@ -8,6 +8,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import torch
@@ -20,6 +21,9 @@ from pyro_neuralrg.mcmc.model_target import TargetLike, as_target
 from pyro_neuralrg.mcmc.target import Target
 
 AnyKernel = TypeVar("AnyKernel", bound="Kernel")
+
+RIGHT_ANGLE = 1e-3
+"""Cosines of the directions of a mass of low rank are below it."""
 
 
 class ChainState(NamedTuple):
@@ -257,7 +261,8 @@ class LocalKernel(Kernel):
         if inverse_mass is not None and not is_covariance(inverse_mass):
             raise ValueError(
                 f"inverse_mass is {inverse_mass!r}; accepted: finite variances > 0 of shape "
-                "(dim,), a symmetric matrix (dim, dim) of positive eigenvalues, or None"
+                "(dim,), these beside directions at right angles (dim, 1 + rank), a symmetric "
+                "matrix (dim, dim) of positive eigenvalues, or None"
             )
         self.inverse_mass = inverse_mass
 
@@ -276,50 +281,49 @@ class LocalKernel(Kernel):
 
 @dataclass(frozen=True)
 class Mass:
-    """Momenta p ~ N(0, M), M^-1 being about the covariance of the target.
+    """Momenta p ~ N(0, M), M^-1 being about the covariance of the target: here variances.
 
-    ``inverse`` is M^-1, its diagonal ``(dim,)`` or the whole ``(dim, dim)``; ``factor`` the square
-    roots of the diagonal, or the lower Cholesky factor; ``unit`` says that it is the identity.
+    ``inverse`` is M^-1 as a kernel has it, ``factor`` the square roots of its variances, or the
+    lower Cholesky factor of a matrix; ``unit`` says that M is the identity.
     """
 
     inverse: Tensor
     factor: Tensor
     unit: bool = False
 
-    @classmethod
-    def of(cls, inverse: Tensor | None, like: Tensor) -> Mass:
-        """The mass of an inverse (None: the identity) for positions such as ``like``."""
+    @staticmethod
+    def of(inverse: Tensor | None, like: Tensor) -> Mass:
+        """The mass of an inverse (None: the identity) for positions such as ``like``.
+
+        Raises:
+            ValueError: if it is that of another number of coordinates.
+        """
         dim = like.shape[-1]
         if inverse is None:
             ones = like.new_ones(dim)
-            return cls(ones, ones, unit=True)
-        if tuple(inverse.shape) not in {(dim,), (dim, dim)}:
+            return Mass(ones, ones, unit=True)
+        if inverse.shape[0] != dim or inverse.shape[-1] > dim:
             raise ValueError(
-                f"inverse_mass has shape {tuple(inverse.shape)}; accepted: ({dim},) or "
-                f"({dim}, {dim})"
+                f"inverse_mass has shape {tuple(inverse.shape)}; accepted: ({dim},), "
+                f"({dim}, {dim}), or ({dim}, 1 + rank) of low rank"
             )
         exact = inverse.double()
-        factor = exact.sqrt() if inverse.dim() == 1 else torch.linalg.cholesky(exact)
-        return cls(inverse.to(like), factor.to(like))
-
-    @property
-    def _dense(self) -> bool:
-        return self.inverse.dim() == 2
+        if inverse.dim() == 1:
+            return Mass(inverse.to(like), exact.sqrt().to(like))
+        if inverse.shape == (dim, dim):
+            return DenseMass(inverse.to(like), torch.linalg.cholesky(exact).to(like))
+        return LowRankMass(inverse.to(like), exact[:, 0].sqrt().to(like))
 
     def momentum(self, normal: Tensor) -> Tensor:
         """Momenta ``(chains, dim)`` of standard normals of that shape."""
-        if self._dense:
-            return torch.linalg.solve_triangular(self.factor.mT, normal.mT, upper=True).mT
         return normal if self.unit else normal / self.factor
 
     def displacement(self, normal: Tensor) -> Tensor:
         """Normals of covariance M^-1 of standard ones, ``(chains, dim)`` each."""
-        return normal @ self.factor.mT if self._dense else normal * self.factor
+        return normal * self.factor
 
     def velocity(self, momentum: Tensor) -> Tensor:
         """M^-1 p, shape ``(chains, dim)``."""
-        if self._dense:
-            return momentum @ self.inverse
         return momentum if self.unit else self.inverse * momentum
 
     def kinetic_energy(self, momentum: Tensor) -> Tensor:
@@ -328,13 +332,79 @@ class Mass:
 
     def scaled(self, gradient: Tensor) -> Tensor:
         """Gradient by whitened coordinates, shape ``(chains, dim)``."""
-        return gradient @ self.factor if self._dense else gradient * self.factor
+        return gradient * self.factor
 
     def whitened(self, positions: Tensor) -> Tensor:
         """Coordinates in which M is the identity, shape ``(chains, dim)``."""
-        if self._dense:
-            return torch.linalg.solve_triangular(self.factor, positions.mT, upper=False).mT
         return positions / self.factor
+
+
+class DenseMass(Mass):
+    """The mass of a whole covariance matrix."""
+
+    def momentum(self, normal: Tensor) -> Tensor:
+        """See :class:`Mass`."""
+        return torch.linalg.solve_triangular(self.factor.mT, normal.mT, upper=True).mT
+
+    def displacement(self, normal: Tensor) -> Tensor:
+        """See :class:`Mass`."""
+        return normal @ self.factor.mT
+
+    def velocity(self, momentum: Tensor) -> Tensor:
+        """See :class:`Mass`."""
+        return momentum @ self.inverse
+
+    def scaled(self, gradient: Tensor) -> Tensor:
+        """See :class:`Mass`."""
+        return gradient @ self.factor
+
+    def whitened(self, positions: Tensor) -> Tensor:
+        """See :class:`Mass`."""
+        return torch.linalg.solve_triangular(self.factor, positions.mT, upper=False).mT
+
+
+class LowRankMass(Mass):
+    r"""Variances s^2, and what is known of a few directions: two thin products a step.
+
+    :math:`M^{-1} = s\,[1 + V (\Lambda - 1) V^T]\,s` with orthonormal directions V. Its
+    ``inverse``, of shape ``(dim, 1 + rank)``, holds :math:`s^2` beside :math:`V \Lambda`.
+    """
+
+    @cached_property
+    def _directions(self) -> tuple[Tensor, Tensor]:
+        """V ``(dim, rank)`` and Lambda ``(rank,)``."""
+        columns = self.inverse[:, 1:]
+        variances = columns.norm(dim=0)
+        return columns / variances, variances
+
+    @cached_property
+    def _changes(self) -> dict[float, Tensor]:
+        """(Lambda^p - 1) V^T for the powers p that are asked for."""
+        directions, variances = self._directions
+        return {p: ((variances**p - 1) * directions).mT.contiguous() for p in (-0.5, 0.5, 1.0)}
+
+    def _stretched(self, x: Tensor, power: float) -> Tensor:
+        return torch.addmm(x, x @ self._directions[0], self._changes[power])
+
+    def momentum(self, normal: Tensor) -> Tensor:
+        """See :class:`Mass`."""
+        return self._stretched(normal, -0.5) / self.factor
+
+    def displacement(self, normal: Tensor) -> Tensor:
+        """See :class:`Mass`."""
+        return self._stretched(normal, 0.5) * self.factor
+
+    def velocity(self, momentum: Tensor) -> Tensor:
+        """See :class:`Mass`."""
+        return self._stretched(momentum * self.factor, 1.0) * self.factor
+
+    def scaled(self, gradient: Tensor) -> Tensor:
+        """See :class:`Mass`."""
+        return self._stretched(gradient * self.factor, 0.5)
+
+    def whitened(self, positions: Tensor) -> Tensor:
+        """See :class:`Mass`."""
+        return self._stretched(positions / self.factor, -0.5)
 
 
 def normals_like(like: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -343,9 +413,21 @@ def normals_like(like: Tensor, generator: torch.Generator | None) -> Tensor:
 
 
 def is_covariance(values: Any) -> bool:
-    """Report whether these are variances, or a covariance matrix, all finite and positive."""
+    """Report whether these can be an inverse mass: finite, and positive.
+
+    Variances, a covariance matrix, or variances beside directions at right angles.
+    """
     if not isinstance(values, Tensor) or not bool(values.isfinite().all()):
         return False
-    if values.dim() == 2:
+    if values.dim() == 1:
+        return bool((values > 0).all())
+    if values.dim() != 2 or values.shape[1] > len(values):
+        return False
+    if values.shape[1] == len(values):
         return bool(constraints.positive_definite.check(values.double()))
-    return values.dim() == 1 and bool((values > 0).all())
+    lengths = values[:, 1:].double().norm(dim=0)
+    if not (bool((values[:, 0] > 0).all()) and bool((lengths > 0).all())):
+        return False
+    directions = values[:, 1:].double() / lengths
+    turned = directions.mT @ directions - torch.eye(len(lengths)).to(directions)
+    return not turned.numel() or float(turned.abs().max()) < RIGHT_ANGLE

@@ -44,7 +44,8 @@ from pyro_neuralrg.infer.pyro_internals import (
 )
 from pyro_neuralrg.infer.reparam import FlowReparam
 from pyro_neuralrg.mcmc.model_parts import Part, part_of
-from pyro_neuralrg.mcmc.target import EnergyTarget, LatentTarget, Target
+from pyro_neuralrg.mcmc.target import EnergyTarget, LatentTarget, Target, energy_and_gradient
+from pyro_neuralrg.mcmc.tracing import Traced
 from pyro_neuralrg.potentials.base import LatticePotential
 from pyro_neuralrg.runtime.processes import random_state_kept
 from pyro_neuralrg.transforms.base import LatticeTransform
@@ -86,6 +87,7 @@ class ModelTarget(Target):
         self._kwargs: dict[str, Any] = {}
         self._vectorised = True
         self._transport: tuple[Any, ModelTarget, Tensor] | None = None
+        self._traced: Traced | None = None
 
     def setup(self, *args: Any, **kwargs: Any) -> ModelTarget:
         """Run the model a few times with its arguments to see its sites.
@@ -110,6 +112,9 @@ class ModelTarget(Target):
         target._transport = target._transport_of_all()
         if target._transport is None:
             target._try_vmap()
+        has_flow = any(part.module for part in target._parts.values())
+        if target._vectorised and not has_flow and not target._joint.discrete:
+            target._traced = Traced(partial(energy_and_gradient, target._evaluate))
         return target
 
     @property
@@ -205,6 +210,11 @@ class ModelTarget(Target):
                 return torch.func.vmap(self._energy_at)(values, self._images(values)).double()
             energies = [self._potential_fn(self.unpack(position)) for position in positions]
         return torch.stack(energies).double()
+
+    def _energy_and_grad_of(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        if self._traced is None:
+            return super()._energy_and_grad_of(positions)
+        return self._traced(positions)
 
     def _images(self, values: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
         """Fields and ln |det| of flows, which take a batch faster as it is than within vmap."""

@@ -1,14 +1,20 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""A 32 x 32 log-Gaussian Cox process: our guide and sampler beside Pyro's, draws for each second.
+"""A 32 x 32 log-Gaussian Cox process: our samplers beside NumPyro's and Pyro's, draws a second.
 
+    python -m tests.benchmarks.cox ours numpyro [--effective 4000] [--seeds 0 1 2]
     python -m tests.benchmarks.cox guide noncentred plain haar normal [--draws 1000]
 
 Positions of stained cells (scikit-image's immunohistochemistry picture), counted in 28 x 28 pixels
 of a periodic lattice of 32 x 32; a Matern field with a free level, width and length of correlation.
 For each method: CPU seconds of the process, training and warm-up included, and the fewest bulk
-effective draws of the three and of the field at all sites.
+effective draws of the three and of the field at all sites; the worst R-hat; means of the three.
+Of ours beside NumPyro's also by how much more draws a second there are, and how far the means are
+apart, in combined standard errors.
 
+* ours: ChEES-HMC of 32 chains on the model itself, its mass of low rank, until the effective draws
+  are there;
+* numpyro: its NUTS of 4 chains, run by the interpreter ``--numpyro`` (the extra ``benchmarks``);
 * guide: AutoHierarchicalFlow, fit, then ChEES-HMC of 64 chains in its latent space;
 * noncentred, plain: Pyro's NUTS, with white noise or the field itself as the site;
 * haar: Pyro's NUTS of the non-centred model, its noise in the Haar basis (HaarReparam);
@@ -21,9 +27,12 @@ from __future__ import annotations
 import functools
 import json
 import math
+import subprocess
+import sys
+import tempfile
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import arviz as az
 import numpy as np
@@ -42,6 +51,7 @@ from torch import Tensor
 
 from pyro_neuralrg import AutoHierarchicalFlow, ChEESHMC, VectorizedMCMC, fit
 from pyro_neuralrg.free_energy import anneal, estimate
+from pyro_neuralrg.mcmc import Adaptation
 from pyro_neuralrg.spectral import apply_spectrum, neighbour_spectrum, quadratic_form
 from tests.benchmarks.harness import parse, timed
 
@@ -49,6 +59,9 @@ SHAPE, WINDOW = (32, 32), 28
 SITES = math.prod(SHAPE)
 LAPLACIAN = (4.0 - neighbour_spectrum(SHAPE, (1.0, 1.0))).float()
 GLOBALS = ("level", "width", "length")
+FIRST, THEIRS = 3.0, 3.2
+"""Draws for each effective one: of ours to begin with, and of NumPyro's, so that there are enough.
+"""
 
 
 def counts_of_cells() -> Tensor:
@@ -60,10 +73,10 @@ def counts_of_cells() -> Tensor:
     return torch.from_numpy(counts).float()
 
 
-def spectrum(length: Tensor) -> Tensor:
-    """Spectra of Matern fields of smoothness 1 and variance 1, ``length.shape + SHAPE``."""
-    modes = (8.0 / length[..., None, None].square() + LAPLACIAN) ** -2
-    return modes / modes.mean((-2, -1), keepdim=True)
+def amplitudes(length: Tensor) -> Tensor:
+    """Roots of the spectra of Matern fields of smoothness 1 and variance 1, ``(..., *SHAPE)``."""
+    modes = (8.0 / length[..., None, None].square() + LAPLACIAN).reciprocal()
+    return modes * modes.square().mean((-2, -1), keepdim=True).rsqrt()
 
 
 def hyper_parameters() -> tuple[Tensor, Tensor, Tensor]:
@@ -80,7 +93,7 @@ def observe(field: Tensor, counts: Tensor) -> None:
 
 def field_of(level: Tensor, width: Tensor, length: Tensor, noise: Tensor) -> Tensor:
     """ln of the intensity of cells in a pixel."""
-    smooth = apply_spectrum(noise, spectrum(length).sqrt(), dims=2)
+    smooth = apply_spectrum(noise, amplitudes(length), dims=2)
     return level[..., None, None] + width[..., None, None] * smooth
 
 
@@ -95,20 +108,43 @@ def plain(counts: Tensor) -> None:
     """The field is the site."""
     level, width, length = hyper_parameters()
     field = pyro.sample("field", dist.Normal(0.0, 1.0).expand(SHAPE).mask(False).to_event(2))
-    variances = width[..., None, None].square() * spectrum(length)
+    variances = (width[..., None, None] * amplitudes(length)).square()
     form = quadratic_form(field - level[..., None, None], 1 / variances, dims=2)
     pyro.factor("prior", -0.5 * (form + (2 * math.pi * variances).log().sum((-2, -1))))
     observe(field, counts)
 
 
-def effective_draws(samples: dict[str, Tensor]) -> dict[str, float]:
-    """Bulk effective draws of draws ``(chains, draws, ...)``, the fewest of each site."""
-    field = samples.get("field")
-    if field is None:
-        field = field_of(*(samples[name] for name in GLOBALS), samples["noise"])
-    series = {name: samples[name].numpy() for name in GLOBALS} | {"field": field.numpy()}
-    found = az.ess(az.from_dict(posterior=series))
-    return {name: float(found[name].min()) for name in series}
+class Figures(NamedTuple):
+    """Fewest bulk effective draws of each site, the worst R-hat, means and their errors."""
+
+    effective: dict[str, float]
+    rhat: float
+    means: dict[str, float]
+    errors: dict[str, float]
+
+    @classmethod
+    def of(cls, samples: dict[str, Tensor]) -> Figures:
+        """Those of draws ``(chains, draws, ...)``."""
+        field = samples.get("field")
+        if field is None:
+            field = field_of(*(samples[name] for name in GLOBALS), samples["noise"])
+        series = {name: samples[name].numpy() for name in GLOBALS} | {"field": field.numpy()}
+        tree = az.from_dict(posterior=series)
+        ess, rhat, error = az.ess(tree), az.rhat(tree), az.mcse(tree)
+        return cls(
+            {name: float(ess[name].min()) for name in series},
+            max(float(rhat[name].max()) for name in series),
+            {name: float(series[name].mean()) for name in GLOBALS},
+            {name: float(error[name]) for name in GLOBALS},
+        )
+
+    def apart(self, other: Figures) -> float:
+        """The largest distance of two means in combined standard errors."""
+        return max(
+            abs(self.means[name] - other.means[name])
+            / math.hypot(self.errors[name], other.errors[name])
+            for name in GLOBALS
+        )
 
 
 def by_guide(counts: Tensor, options: Any) -> dict[str, Tensor]:
@@ -132,6 +168,37 @@ def by_guide(counts: Tensor, options: Any) -> dict[str, Tensor]:
         f"{mcmc.kernel.trajectory_length:.2f}"
     )
     return mcmc.get_samples(group_by_chain=True)
+
+
+def by_chees(counts: Tensor, options: Any) -> dict[str, Tensor]:
+    """As many draws as it takes, by the effective ones of the three that there are so far."""
+    chains, warmup = options.our_chains, Adaptation(mass="low_rank", steps=options.our_warmup)
+    kernel = ChEESHMC(functools.partial(noncentred, counts))
+    draws = math.ceil(FIRST * options.effective / chains)
+    mcmc = VectorizedMCMC(kernel, draws, warmup, chains, seed=options.seed, progress=False)
+    mcmc.run()
+    while True:
+        samples = mcmc.get_samples(group_by_chain=True)
+        series = {name: samples[name].numpy() for name in GLOBALS}
+        found = min(float(x) for x in az.ess(az.from_dict(posterior=series)).values())
+        missing = options.effective / found
+        if missing <= 1:
+            return samples
+        mcmc.num_samples = math.ceil(1.1 * min(missing, 3.0) * mcmc.num_samples)
+        mcmc.resume()
+
+
+def by_numpyro(counts: Tensor, options: Any) -> tuple[dict[str, Tensor], float]:
+    """Its draws, and the CPU seconds that it took itself."""
+    draws = math.ceil(options.effective / 4 * THEIRS)
+    with tempfile.TemporaryDirectory() as folder:
+        files = [f"{folder}/counts.npy", f"{folder}/draws.npz"]
+        np.save(files[0], counts.numpy())
+        numbers = [str(number) for number in (4, options.their_warmup, draws, options.seed)]
+        command = [options.numpyro, "-m", "tests.benchmarks.cox_numpyro", *files, *numbers]
+        seconds = float(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+        with np.load(files[1]) as found:
+            return {name: torch.from_numpy(found[name]) for name in found}, seconds
 
 
 def by_nuts(model: Callable[..., None], counts: Tensor, options: Any) -> dict[str, Tensor]:
@@ -165,7 +232,9 @@ def by_normal(counts: Tensor, options: Any) -> dict[str, Tensor]:
     }
 
 
-METHODS: dict[str, Callable[[Tensor, Any], dict[str, Tensor]]] = {
+METHODS: dict[str, Callable[[Tensor, Any], Any]] = {
+    "ours": by_chees,
+    "numpyro": by_numpyro,
     "guide": by_guide,
     "noncentred": functools.partial(by_nuts, noncentred),
     "plain": functools.partial(by_nuts, plain),
@@ -178,30 +247,50 @@ def main() -> None:
     options = parse(
         __doc__,
         ("methods", {"nargs": "*", "choices": list(METHODS), "help": "default: all"}),
+        effective=(4000, "effective draws wanted, of ours and NumPyro's"),
+        our_chains=32,
+        our_warmup=160,
+        numpyro=(sys.executable, "the interpreter that has NumPyro"),
+        their_warmup=1000,
         draws=(1000, "of Pyro's NUTS"),
         warmup=(300, "of Pyro's NUTS"),
         steps=(1000, "of the guides' trainings"),
         guide_draws=(100, "of each of our 64 chains"),
         flow=({"type": json.loads, "default": {}}, "options of the guide's flow, as JSON"),
-        seed=0,
+        seeds=[0],
         evidence=(False, "-ln of it, by weights and by annealing"),
     )
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     counts = counts_of_cells()
     print(f"{int(counts.sum())} cells; effective draws per CPU second")
+    for seed in options.seeds:
+        options.seed = seed
+        compare(options, counts)
+
+
+def compare(options: Any, counts: Tensor) -> None:
+    """The figures of all methods with one seed."""
+    found: dict[str, tuple[float, Figures]] = {}
     for name in options.methods or METHODS:
         pyro.clear_param_store()
         pyro.set_rng_seed(options.seed)
         samples, seconds = timed(functools.partial(METHODS[name], counts, options))
-        effective = effective_draws(samples)
-        fewest = min(effective.values())
-        means = {key: f"{float(samples[key].mean()):.3f}" for key in GLOBALS}
-        listed = ", ".join(f"{key} {value:.0f}" for key, value in effective.items())
+        if isinstance(samples, tuple):
+            samples, seconds = samples
+        figures = Figures.of(samples)
+        fewest = min(figures.effective.values())
+        found[name] = fewest / seconds, figures
+        listed = ", ".join(f"{key} {value:.0f}" for key, value in figures.effective.items())
+        means = ", ".join(f"{key} {value:.3f}" for key, value in figures.means.items())
         print(
-            f"{name:>11}: {fewest / seconds:8.3f} ({fewest:.0f} in {seconds:.0f} s; {listed}); "
-            f"means {means}"
+            f"{name:>11}: {fewest / seconds:8.3f} ({fewest:.0f} in {seconds:.1f} s; {listed}); "
+            f"R-hat {figures.rhat:.4f}; means: {means}"
         )
+    if found.keys() >= {"ours", "numpyro"}:
+        (ours, our_figures), (theirs, their_figures) = found["ours"], found["numpyro"]
+        apart = our_figures.apart(their_figures)
+        print(f"ours / NumPyro {ours / theirs:.2f}; means {apart:.1f} errors apart")
 
 
 if __name__ == "__main__":

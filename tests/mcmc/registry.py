@@ -309,6 +309,16 @@ def dense_inverse_mass(dim: int) -> Tensor:
     return 0.5 ** (index[:, None] - index).abs() * torch.outer(scale, scale)
 
 
+def low_rank_inverse_mass(dim: int) -> Tensor:
+    """Variances, beside one wide direction and, in four dimensions or more, a stiff one.
+
+    Variances alone in two dimensions, whose matrices are (2, 2).
+    """
+    scale = torch.linspace(0.8, 1.3, dim).unsqueeze(-1)
+    turned = torch.linalg.qr(torch.arange(2.0 * dim).sin().reshape(dim, 2)).Q
+    return torch.cat([scale, turned * torch.tensor([1.6, 0.5])], -1)[:, : max(1, dim - 1)]
+
+
 def flow_of_two_modes(target: ExactTarget, separation: float = 0.7) -> HierarchicalFlow:
     """A flow with two modes, near the target's widths or not."""
     flow = hierarchical_flow(
@@ -344,6 +354,9 @@ KERNELS: dict[str, Callable[[ExactTarget], Kernel]] = {
     "hmc with a dense mass": lambda target: hmc(target, num_steps=3).tuned(
         inverse_mass=dense_inverse_mass(math.prod(target.shape))
     ),
+    "hmc with a mass of low rank": lambda target: hmc(target, num_steps=3).tuned(
+        inverse_mass=low_rank_inverse_mass(math.prod(target.shape))
+    ),
     "random walk": lambda target: RandomWalkMetropolis(
         EnergyTarget(target.energy, target.shape), step_size=target.step_size
     ),
@@ -371,6 +384,12 @@ KERNELS: dict[str, Callable[[ExactTarget], Kernel]] = {
         step_size=2 * target.step_size,
         trajectory_length=4 * target.step_size,
         inverse_mass=torch.linspace(0.7, 1.4, math.prod(target.shape)),
+    ),
+    "mams with a mass of low rank": lambda target: MAMS(
+        EnergyTarget(target.energy, target.shape),
+        step_size=target.step_size,
+        trajectory_length=4 * target.step_size,
+        inverse_mass=low_rank_inverse_mass(math.prod(target.shape)),
     ),
     "latent mams with a dense mass": lambda target: MAMS(
         LatentTarget(target.energy, flow_for(target), target.shape),

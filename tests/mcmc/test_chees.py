@@ -200,7 +200,7 @@ def test_it_sees_the_one_wide_direction_of_many(criterion: str) -> None:
     kernel = ChEESHMC(
         lambda x: 0.5 * (x / scale).square().sum(-1), shape=(301,), criterion=criterion
     )
-    warmup = Adaptation(steps=150, mass="unit")
+    warmup = Adaptation(steps=300, mass="unit")
     mcmc = run(kernel, 60, warmup_steps=warmup, num_chains=32, seed=1)
     assert 16 < mcmc.kernel.trajectory_length < 28
     assert summarise(mcmc.positions[..., 17]).ess_bulk > 500  # of 1920

@@ -132,6 +132,24 @@ def test_killed_anywhere_the_last_saved_state_goes_on(
     assert_same(resumed(kind(correlated()), tmp_path), whole)
 
 
+@pytest.mark.parametrize("fraction", [0.3, 0.8])
+def test_killed_while_a_mass_of_low_rank_is_learned(fraction: float, tmp_path: Path) -> None:
+    def kernel(*acts: Any) -> HMC:
+        stiff = torch.cat([torch.full((1,), 0.02), torch.ones(19)])
+        turned = torch.linalg.qr(torch.arange(400.0).sin().reshape(20, 20)).Q
+        energy = acting(lambda x: 0.5 * (x @ turned / stiff).square().sum(-1), *acts)
+        return HMC(EnergyTarget(energy, (20,)), num_steps=5)
+
+    options: Any = {"warmup_steps": Adaptation(mass="low_rank", steps=60), "num_chains": 20}
+    whole = finished(kernel(-9, die), **options)
+    assert whole.kernel.inverse_mass is not None
+    assert whole.kernel.inverse_mass.dim() == 2
+    mortal = kernel(int(fraction * count_calls(whole)), die)
+    with pytest.raises(KilledError):
+        finished(mortal, record=Record(tmp_path, every=0), **options)
+    assert_same(resumed(kernel(-9, die), tmp_path, **options), whole)
+
+
 def interrupt() -> None:
     raise KeyboardInterrupt
 

@@ -1,0 +1,72 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""A function of tensors as the list of its operations, without the Python that chose them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Gradient = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+class Traced:
+    """Energy and gradient of a model, by the operations of one of its calls.
+
+    A Pyro program of a few sites spends more of a call on its own Python, ``vmap`` and the graph of
+    autograd than on numbers. After ``PATIENCE`` calls of one shape its operations are traced, which
+    takes as long as several hundred calls; the next ``TRIALS`` calls, of other positions, compute
+    both ways, and from then on the trace is used if they agreed bit for bit: no number depends on
+    when that was. Another shape is computed as before.
+    """
+
+    PATIENCE, TRIALS = 500, 3
+
+    def __init__(self, function: Gradient) -> None:
+        self.function = function
+        self._shape: torch.Size | None = None
+        self._calls, self._graph = 0, None
+
+    def __call__(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Energies ``(chains,)`` and gradients of positions ``(chains, dim)``."""
+        if positions.shape != self._shape:
+            if self._graph is not None:
+                return self.function(positions)
+            self._shape, self._calls = positions.shape, 0
+        self._calls += 1
+        if self._graph is not None and self._calls > self.PATIENCE + self.TRIALS:
+            with torch.no_grad():
+                return self._graph(positions)
+        found = self.function(positions)
+        if self._calls == self.PATIENCE:
+            self._graph = _traced(self.function, positions)
+        elif self._graph is not None and not _same(self._graph, positions, found):
+            self._graph = None
+        return found
+
+
+def _traced(function: Gradient, positions: Tensor) -> Any:
+    """The operations as a module; None where they cannot be traced."""
+    from torch.fx.experimental.proxy_tensor import make_fx  # loads much that few runs need
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            graph = make_fx(lambda x: function(x))(positions)
+            graph.graph.eliminate_dead_code()
+            graph.recompile()
+    except Exception:  # whatever stands in the way, the function itself is there
+        return None
+    return graph
+
+
+def _same(graph: Any, positions: Tensor, found: tuple[Tensor, Tensor]) -> bool:
+    try:
+        with torch.no_grad():
+            return all(map(torch.equal, graph(positions), found))
+    except Exception:
+        return False
