@@ -14,7 +14,7 @@ import torch
 from pyro import poutine
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from pyro.poutine.util import site_is_subsample
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_neuralrg.arguments import copied
 from pyro_neuralrg.diagnostics.tree import coordinate, dim_names, free_name
@@ -79,7 +79,8 @@ class ModelGroups:
         """Arrays among the model's arguments that are no data, by the names of the arguments."""
         if self._model is None:
             return {}
-        given = inspect.signature(self._model).bind(*self._args, **self._kwargs).arguments
+        program = self._model.forward if isinstance(self._model, nn.Module) else self._model
+        given = inspect.signature(program).bind(*self._args, **self._kwargs).arguments
         arrays = {
             # a copy, since torch takes no array that is reversed and warns of one that is read-only
             name: value.detach() if isinstance(value, Tensor) else torch.tensor(np.array(value))

@@ -8,6 +8,7 @@ import functools
 import itertools
 import math
 from collections.abc import Iterable, Sequence
+from numbers import Real
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,6 +23,8 @@ from pyro_neuralrg.spectral import apply_spectrum, laplacian_spectrum, quadratic
 
 EDGES = {"open": "free", "periodic": "periodic", "zero": "open"}
 """What :mod:`pyro_neuralrg.spectral` calls the boundaries of these fields."""
+
+NUMBER_OR_TENSOR = "a finite number, or a floating tensor"
 
 
 class StationaryField(TorchDistribution):
@@ -181,7 +184,7 @@ class GaussianMarkovField(StationaryField):
         validate_args: bool | None = None,
     ) -> None:
         self.order = check_integer("order", order, 1)
-        is_massless = not isinstance(mass, Tensor) and mass == 0
+        is_massless = isinstance(mass, Real) and mass == 0
         self.null_modes = int(is_massless and boundary != "zero")
         super().__init__(shape, boundary, validate_args, scale=scale, mass=mass)
         may_be_flat = not is_massless and boundary != "zero"
@@ -287,7 +290,9 @@ def _alike(parameters: dict[str, Tensor | float]) -> dict[str, Tensor]:
     return {
         name: value.to(dtype)
         if isinstance(value, Tensor)
-        else torch.tensor(check_number(name, value), dtype=dtype, device=known[0].device)
+        else torch.tensor(
+            check_number(name, value, NUMBER_OR_TENSOR), dtype=dtype, device=known[0].device
+        )
         for name, value in parameters.items()
     }
 

@@ -392,3 +392,13 @@ def test_constants_that_torch_does_not_take_as_they_are() -> None:
 def test_a_number_of_draws_of_the_prior_that_there_is_not() -> None:
     with pytest.raises(ValueError, match="prior is -1; accepted: an integer >= 0"):
         to_arviz(run(improper, draws=5), prior=-1)
+
+
+def test_constants_of_a_module() -> None:
+    class Model(pyro.nn.PyroModule):
+        def forward(self, times: Tensor, data: Tensor) -> None:
+            slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(slope * times, 1.0).to_event(1), obs=data)
+
+    idata = to_arviz(run(Model(), torch.arange(3.0), torch.ones(3)))
+    assert list(idata.constant_data.data_vars) == ["times"]

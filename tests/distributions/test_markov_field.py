@@ -12,6 +12,7 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -316,6 +317,8 @@ def test_bad_arguments_are_named() -> None:
             cls((3,), boundary="free")
         with pytest.raises(TypeError, match="scale is 'a'"):
             cls((3,), "a")
+        with pytest.raises(TypeError, match=r"scale is .*; accepted: .*, or a floating tensor"):
+            cls((3,), np.ones(2))
         with pytest.raises(TypeError, match=r"scale is torch\.int64"):
             cls((3,), torch.tensor(1))
         with pytest.raises(ValueError, match="scale"):
@@ -324,6 +327,8 @@ def test_bad_arguments_are_named() -> None:
         GaussianMarkovField((3,), 1.0, torch.tensor([0.0, 1.0]))
     with pytest.raises(ValueError, match="mass"):
         GaussianMarkovField((3,), 1.0, -1.0)
+    with pytest.raises(TypeError, match=r"mass is .*; accepted: .*, or a floating tensor"):
+        GaussianMarkovField((3,), 1.0, np.zeros(2))
     with pytest.raises(ValueError, match="order is 0"):
         GaussianMarkovField((3,), order=0)
     with pytest.raises(ValueError, match="length"):
