@@ -84,8 +84,9 @@ def to_arviz(
     Warns:
         UserWarning: if names had to be changed, as of a site ``draw`` or ``x/y``
             (:func:`make_tree`); of draws of the prior of a model with factors, which they leave
-            out; of log-likelihoods under ``poutine.scale``, which is not multiplied in: each is the
-            density of one datum, as leave-one-out predicts it, though the draws know s times it.
+            out, or of intrinsic fields, which sum to zero; of log-likelihoods under
+            ``poutine.scale``, which is not multiplied in: each is the density of one datum, as
+            leave-one-out predicts it, though the draws know s times it.
 
     Example:
         >>> from pyro_neuralrg import HMC, FreeField, VectorizedMCMC
@@ -115,7 +116,7 @@ def to_arviz(
     if posterior_predictive:
         names = "posterior_predictive", "predictions"
         groups |= zip(names, model.posterior_predictive(seed), strict=True)
-    if prior:
+    if check_integer("prior", prior, 0):
         groups |= zip(("prior", "prior_predictive"), model.prior(prior, seed), strict=True)
     check_names("dims", dims, sorted({name for group in groups.values() for name in group}))
     named, labels = model.dims(dims or {}, coords or {})

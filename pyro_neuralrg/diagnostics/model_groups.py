@@ -14,9 +14,9 @@ import torch
 from pyro import poutine
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from pyro.poutine.util import site_is_subsample
-from torch import Tensor
+from torch import Tensor, nn
 
-from pyro_neuralrg.arguments import check_integer, copied
+from pyro_neuralrg.arguments import copied
 from pyro_neuralrg.diagnostics.tree import coordinate, dim_names, free_name
 from pyro_neuralrg.infer.model_sites import (
     ImproperDraws,
@@ -79,9 +79,11 @@ class ModelGroups:
         """Arrays among the model's arguments that are no data, by the names of the arguments."""
         if self._model is None:
             return {}
-        given = inspect.signature(self._model).bind(*self._args, **self._kwargs).arguments
+        program = self._model.forward if isinstance(self._model, nn.Module) else self._model
+        given = inspect.signature(program).bind(*self._args, **self._kwargs).arguments
         arrays = {
-            name: torch.as_tensor(value).detach()
+            # a copy, since torch takes no array that is reversed and warns of one that is read-only
+            name: value.detach() if isinstance(value, Tensor) else torch.tensor(np.array(value))
             for name, value in given.items()
             if isinstance(value, Tensor) or getattr(value, "dtype", np.dtype("O")).kind in "biuf"
         }
@@ -120,7 +122,7 @@ class ModelGroups:
         """One chain of draws of the prior: of all sites but the data, and of data that are seen."""
         if self._model is None:
             raise ValueError(f"prior is {number} for a run of an energy; accepted: of a Pyro model")
-        batch = (1, check_integer("prior", number, 1))
+        batch = (1, number)
         names = [name for name, site in self._sites.items() if not _is_a(site, dist.Unit)]
         for name in (*self._draws, *self.unknown):
             site = self._sites[name]
@@ -132,6 +134,10 @@ class ModelGroups:
                 )
         if factors := self._sites.keys() - names:
             warn_user(f"draws of the prior know nothing of the model's factors {sorted(factors)}")
+        if flat := [x for x in names if getattr(innermost(self._sites[x]["fn"]), "null_modes", 0)]:
+            warn_user(
+                f"the prior of sites {flat} says nothing of their mean; its draws sum to zero"
+            )
         drawn = self._drawn(names, {}, batch, seed)
         own = {name: drawn[name].unflatten(0, batch) for name in names if name not in self.data}
         return own, self._seen(drawn, batch)

@@ -8,6 +8,7 @@ import functools
 import itertools
 import math
 from collections.abc import Iterable, Sequence
+from numbers import Real
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,6 +23,8 @@ from pyro_neuralrg.spectral import apply_spectrum, laplacian_spectrum, quadratic
 
 EDGES = {"open": "free", "periodic": "periodic", "zero": "open"}
 """What :mod:`pyro_neuralrg.spectral` calls the boundaries of these fields."""
+
+NUMBER_OR_TENSOR = "a finite number, or a floating tensor"
 
 
 class StationaryField(TorchDistribution):
@@ -45,9 +48,9 @@ class StationaryField(TorchDistribution):
         **parameters: Tensor | float,
     ) -> None:
         self.boundary = check_choice("boundary", boundary, EDGES)
-        for name, value in parameters.items():
-            setattr(self, name, _parameter(name, value))
-        batch = torch.broadcast_shapes(*(getattr(self, name).shape for name in parameters))
+        tensors = _alike(parameters)
+        self.__dict__.update(tensors)
+        batch = torch.broadcast_shapes(*(value.shape for value in tensors.values()))
         super().__init__(batch, torch.Size(check_shape(shape)), validate_args=validate_args)
 
     @property
@@ -181,10 +184,11 @@ class GaussianMarkovField(StationaryField):
         validate_args: bool | None = None,
     ) -> None:
         self.order = check_integer("order", order, 1)
-        is_massless = not isinstance(mass, Tensor) and mass == 0
+        is_massless = isinstance(mass, Real) and mass == 0
         self.null_modes = int(is_massless and boundary != "zero")
         super().__init__(shape, boundary, validate_args, scale=scale, mass=mass)
-        if self._validate_args and not is_massless and bool((self.mass == 0).any()):
+        may_be_flat = not is_massless and boundary != "zero"
+        if self._validate_args and may_be_flat and bool((self.mass == 0).any()):
             raise ValueError(
                 "mass has entries of 0; accepted: a tensor of positive numbers, or mass=0 (a "
                 "number) for an intrinsic field"
@@ -278,10 +282,19 @@ def _squared_waves(shape: tuple[int, ...], boundary: str) -> Any:
     return np.stack([functools.reduce(np.add.outer, axes) for axes in itertools.product(*every)])
 
 
-def _parameter(name: str, value: Any) -> Tensor:
-    """A floating tensor, or a number in torch's default dtype."""
-    is_tensor = isinstance(value, Tensor)
-    return check_tensor(name, value) if is_tensor else torch.tensor(check_number(name, value))
+def _alike(parameters: dict[str, Tensor | float]) -> dict[str, Tensor]:
+    """Tensors of their widest dtype, and numbers like them, or of torch's default dtype."""
+    known = [check_tensor(x, value) for x, value in parameters.items() if isinstance(value, Tensor)]
+    known = known or [torch.zeros(())]
+    dtype = functools.reduce(torch.promote_types, (value.dtype for value in known))
+    return {
+        name: value.to(dtype)
+        if isinstance(value, Tensor)
+        else torch.tensor(
+            check_number(name, value, NUMBER_OR_TENSOR), dtype=dtype, device=known[0].device
+        )
+        for name, value in parameters.items()
+    }
 
 
 def _diagonal(eigenvalues: Tensor, boundary: str) -> Tensor:

@@ -421,7 +421,7 @@ def is_covariance(values: Any) -> bool:
         return False
     if values.dim() == 1:
         return bool((values > 0).all())
-    if values.dim() != 2 or values.shape[1] > len(values):
+    if values.dim() != 2 or not 0 < values.shape[1] <= len(values):
         return False
     if values.shape[1] == len(values):
         return bool(constraints.positive_definite.check(values.double()))

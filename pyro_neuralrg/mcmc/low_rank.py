@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyro_neuralrg.mcmc.learning import TINY, Learner, PooledCovariance
 
-MARGIN = 1.3
+NOISE_MARGIN = 1.3
 """Factor between the eigenvalues of pure noise and those that count as signal."""
 
 LEAST = 0.4
@@ -89,7 +89,7 @@ def _outstanding(values: Tensor) -> Tensor:
     own = rows.unflatten(0, (steps, chains)).flatten(1)
     alike = own @ own.mT  # of the draws of a chain
     memory = float(alike.square().sum() / alike.diagonal().mean().clamp(min=TINY) ** 2) / steps
-    noise = MARGIN * (1 + (dim * memory / len(rows)) ** 0.5) ** 2
+    noise = NOISE_MARGIN * (1 + (dim * memory / len(rows)) ** 0.5) ** 2
     by_rows = len(rows) < dim
     squares, vectors = torch.linalg.eigh(rows @ rows.mT if by_rows else rows.mT @ rows)
     squares, vectors = squares.flip(0) / (len(rows) - 1), vectors.flip(1)

@@ -62,9 +62,11 @@ class ModelTarget(Target):
     Constrained sites are sampled unconstrained, as by Pyro's HMC. A model that ``vmap`` cannot take
     (data-dependent branches, in-place writes through masks as in Pyro's spline transforms) is
     evaluated chain after chain, with a warning. Argument validation is off inside the evaluations
-    only. Draws in the latent space of an autoguide, by Pyro's ``NeuTraReparam``, come back as the
-    model's own sites, beside the latents. Of data with ``obs_mask`` the merged site is among them;
-    ``NAME_unobserved`` is a standard normal, unconstrained, where they are observed.
+    only. Numbers that the program reads from elsewhere are to stay as they are once it is set up,
+    for its operations are recorded. Draws in the latent space of an autoguide, by Pyro's
+    ``NeuTraReparam``, come back as the model's own sites, beside the latents. Of data with
+    ``obs_mask`` the merged site is among them; ``NAME_unobserved`` is a standard normal,
+    unconstrained, where they are observed.
 
     Args:
         model: a Pyro program without data subsampling.

@@ -46,7 +46,7 @@ class FreeField(LatticePotential):
             raise ValueError(
                 f"mass is {self.mass}; accepted: a number > 0, or >= 0 with boundary='open'"
             )
-        precision = self.mass**2 + laplacian_spectrum(sides, check_boundary(boundary))
+        precision = self.mass**2 + laplacian_spectrum(sides, boundary)
         super().__init__(sides, boundary, even=True, spectrum=1 / precision)
         self._register("precision", precision)
 

@@ -21,6 +21,7 @@ from pyro.infer import MCMC, NUTS
 from torch import Tensor
 
 from pyro_neuralrg import HMC, FlowReparam, VectorizedMCMC, sample, to_arviz
+from pyro_neuralrg.distributions import GaussianMarkovField
 from pyro_neuralrg.infer import AutoHierarchicalFlow
 from tests.mcmc.registry import ToyFlow
 
@@ -360,3 +361,44 @@ def test_draws_of_the_prior_leave_factors_out_and_say_so() -> None:
         idata = to_arviz(run(model), prior=400)
     assert abs(float(idata.prior["x"].mean())) < 0.2
     assert "prior_predictive" not in groups_of(idata)
+
+
+def test_draws_of_the_prior_of_an_intrinsic_field_say_so() -> None:
+    def model() -> None:
+        x = pyro.sample("x", GaussianMarkovField((4,)))
+        pyro.sample("y", dist.Normal(x, 1.0).to_event(1), obs=torch.ones(4))
+
+    with pytest.warns(UserWarning, match=r"\['x'\] says nothing of their mean"):
+        idata = to_arviz(run(model), prior=10)
+    assert float(abs(idata.prior["x"].sum("x_dim_0")).max()) < 1e-5
+
+
+def test_constants_that_torch_does_not_take_as_they_are() -> None:
+    """Arrays that are reversed, or that cannot be written to."""
+    still = np.arange(3.0)
+    still.flags.writeable = False
+
+    def model(reverse: Any, still: Any) -> None:
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(x, 1.0), obs=torch.tensor(1.0))
+
+    mcmc = VectorizedMCMC(HMC(model), 2, num_chains=2, progress=False)
+    mcmc.run(np.arange(3.0)[::-1], still)
+    found = to_arviz(mcmc).constant_data
+    np.testing.assert_array_equal(found["reverse"], [2.0, 1.0, 0.0])
+    np.testing.assert_array_equal(found["still"], still)
+
+
+def test_a_number_of_draws_of_the_prior_that_there_is_not() -> None:
+    with pytest.raises(ValueError, match="prior is -1; accepted: an integer >= 0"):
+        to_arviz(run(improper, draws=5), prior=-1)
+
+
+def test_constants_of_a_module() -> None:
+    class Model(pyro.nn.PyroModule):
+        def forward(self, times: Tensor, data: Tensor) -> None:
+            slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(slope * times, 1.0).to_event(1), obs=data)
+
+    idata = to_arviz(run(Model(), torch.arange(3.0), torch.ones(3)))
+    assert list(idata.constant_data.data_vars) == ["times"]

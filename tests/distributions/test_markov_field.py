@@ -12,6 +12,7 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -288,6 +289,26 @@ def test_float32_throughout() -> None:
         assert float((found - expected).abs().max()) < 0.02, name
 
 
+@pytest.mark.parametrize("name", FIELDS)
+def test_numbers_are_like_the_tensors_beside_them(name: str) -> None:
+    """Their dtype, so that nothing is rounded, and their device."""
+    expected = FIELDS[name]((3, 4), scale=torch.tensor(0.7)).log_prob(torch.ones(3, 4))
+    torch.set_default_dtype(torch.float32)
+    field = FIELDS[name]((3, 4), scale=torch.tensor(0.7, dtype=torch.float64))
+    found = field.log_prob(torch.ones(3, 4, dtype=torch.float64))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0.0)
+    assert field.rsample().dtype == torch.float64
+    elsewhere = FIELDS[name]((3, 4), scale=torch.ones((), device="meta"), validate_args=False)
+    assert elsewhere.rsample().device.type == "meta"
+
+
+def test_a_mass_of_zero_where_the_field_is_held_outside() -> None:
+    field = GaussianMarkovField((3,), 1.0, torch.tensor([0.0, 1.0]), boundary="zero")
+    assert field.log_prob(torch.ones(3))[0] == GaussianMarkovField((3,), boundary="zero").log_prob(
+        torch.ones(3)
+    )
+
+
 def test_bad_arguments_are_named() -> None:
     for cls in (GaussianMarkovField, MaternField):
         with pytest.raises(ValueError, match="shape is"):
@@ -296,6 +317,8 @@ def test_bad_arguments_are_named() -> None:
             cls((3,), boundary="free")
         with pytest.raises(TypeError, match="scale is 'a'"):
             cls((3,), "a")
+        with pytest.raises(TypeError, match=r"scale is .*; accepted: .*, or a floating tensor"):
+            cls((3,), np.ones(2))
         with pytest.raises(TypeError, match=r"scale is torch\.int64"):
             cls((3,), torch.tensor(1))
         with pytest.raises(ValueError, match="scale"):
@@ -304,6 +327,8 @@ def test_bad_arguments_are_named() -> None:
         GaussianMarkovField((3,), 1.0, torch.tensor([0.0, 1.0]))
     with pytest.raises(ValueError, match="mass"):
         GaussianMarkovField((3,), 1.0, -1.0)
+    with pytest.raises(TypeError, match=r"mass is .*; accepted: .*, or a floating tensor"):
+        GaussianMarkovField((3,), 1.0, np.zeros(2))
     with pytest.raises(ValueError, match="order is 0"):
         GaussianMarkovField((3,), order=0)
     with pytest.raises(ValueError, match="length"):

@@ -114,3 +114,8 @@ def test_directions_are_at_right_angles(change: tuple[int, int, float]) -> None:
     inverse[change[:2]] = change[2]
     with pytest.raises(ValueError, match=r"(?s)inverse_mass is .*; accepted: .*right angles"):
         HMC(lambda x: x.square().sum(-1), shape=(6,), inverse_mass=inverse)
+
+
+def test_without_variances_there_is_no_mass() -> None:
+    with pytest.raises(ValueError, match=r"inverse_mass is .*; accepted: .*\(dim, 1 \+ rank\)"):
+        HMC(lambda x: x.square().sum(-1), shape=(3,), inverse_mass=torch.zeros(3, 0))
