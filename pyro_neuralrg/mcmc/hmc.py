@@ -166,7 +166,8 @@ class ChEESHMC(QuasiRandomLengths):
     takes at least two chains, better 32 or more, all of which make steps of the same length. C
     alone suits the squares of normals, and may not see one wide direction of many: on a Gaussian of
     variances from 1e-5 to 1 it took 940 gradients for each effective draw of the slowest moment,
-    with D 530; on the Ising model at Tc, 16 x 16, 1,770 and 1,300.
+    with D 530; on the Ising model at Tc, 16 x 16, 1,770 and 1,300. On 20 standard normals the
+    squares have 288 effective samples for each 1000 gradients with D, and 346 without.
 
     T is at least the mean distance of a chain from its own middle along v. Once the farthest chain
     has come in, and with each mass, T begins anew, for a way down tells nothing of the target. The
@@ -174,8 +175,7 @@ class ChEESHMC(QuasiRandomLengths):
     makes the step small for all, does not cost more.
 
     Without the division, as in the first paper, T came to rest at the third maximum of a normal
-    target: on 20 standard normals 64 effective samples of the squares for each 1000 gradients, with
-    it 345.
+    target: on 20 standard normals 64 effective samples of the squares for each 1000 gradients.
 
     With ``criterion="snaper"`` C is that of the projection of the position on v.
 

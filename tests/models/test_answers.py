@@ -101,9 +101,9 @@ def test_whitened_coordinates_keep_the_density() -> None:
 
 @pytest.mark.slow
 def test_draws_reach_the_bars() -> None:
-    names = ("positive field", "random walk", "smoothing, strong")
+    names = ("random walk", "positive field")
     torch.set_default_dtype(torch.float32)
-    runs = {name: run(name, "svi", 0, ANSWERS[name]) for name in names}
+    runs = {name: run(name, "fit", 0, ANSWERS[name]) for name in names}
     torch.set_default_dtype(torch.float64)
     assert not failures(runs)
     assert all(math.isfinite(found.rms) for found in runs.values())
