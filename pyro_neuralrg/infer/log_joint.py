@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -52,6 +53,8 @@ class UnconstrainedModel:
         nodes = (node for node in trace.nodes.values() if node["type"] == "sample")
         is_large = sum(torch.as_tensor(node["value"]).numel() for node in nodes) > MANY
         self._sum_dtype = torch.float64 if is_large else None
+        # small solves gain less than the look at every operation costs
+        self._solves = SharedSolves if is_large else nullcontext
 
     def trace(self, params: Mapping[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
         """The run at these unconstrained values, and the sites' own values."""
@@ -63,7 +66,7 @@ class UnconstrainedModel:
 
         Each term is computed in the dtype of the site.
         """
-        with SharedSolves():
+        with self._solves():
             return self._energy(params)
 
     def _energy(self, params: Mapping[str, Tensor]) -> Tensor:
