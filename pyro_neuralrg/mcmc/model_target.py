@@ -251,7 +251,13 @@ class ModelTarget(Target):
         else:
             return  # nothing is known; the starts will tell
         self._vectorised = False
-        self.energy_and_grad(points)  # an error of the model itself comes out here
+        first, second = (self.energy_and_grad(points)[0] for _ in range(2))  # or the model's error
+        if not torch.allclose(first, second, equal_nan=True):
+            raise ValueError(
+                "model has a random density: two evaluations at one point differ; accepted: a "
+                "function of its sites (modules with dropout in eval mode, no random numbers "
+                "outside of sample statements)"
+            )
         warnings.warn(
             "the model cannot be vectorised by torch.func.vmap; its chains are evaluated one "
             "after another, which is slow; the reason: "

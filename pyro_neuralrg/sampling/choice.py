@@ -18,12 +18,12 @@ MAX_CHAINS = 256  # of jumps: as many fields make a flow's pass as cheap as it b
 LOCAL_CHAINS = 64  # with gradients
 MIN_CHAINS = 4
 TIMES_PER_CHAIN = 150  # autocorrelation times; R-hat of C chains is about sqrt(1 + 2 C / ESS)
-LOCAL_TIME = 3.0  # of cycles, in draws; 2 by a guide with a tail
+LOCAL_TIME = 3.0  # of draws by cycles
 MAX_JUMP_TIME = 3.0  # jumps; with longer ones local moves go with them
 EVEN = 0.9  # effective fraction from which on the tail of the weights does not matter
 JUMPS_PER_TIME, MAX_JUMPS = 0.25, 32  # of one step: a quarter of the time, at most 32
 MIN_EFFECTIVE = 10.0  # of the pilot's draws, the heaviest cut; with fewer jumps stand still
-LOCAL_WARMUP = 200  # of local moves, whose step size is to be found
+LOCAL_WARMUP = 150  # of local moves, whose step size is to be found
 STEPS_TO_FORGET = 5  # warm-up of jumps, in autocorrelation times
 
 

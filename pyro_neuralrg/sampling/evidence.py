@@ -67,7 +67,10 @@ class Evidence(Estimate[float]):
 
     def __repr__(self) -> str:
         bounds = f"{self.lower} <= ln Z <= {self.upper}"
-        return f"Evidence(ln Z = {self}, {bounds}, by {self.method}: {self.reason})"
+        return f"Evidence(ln Z = {super().__str__()}, {bounds}, by {self.method}: {self.reason})"
+
+    def __str__(self) -> str:
+        return f"{super().__str__()} by {self.method}"
 
 
 def evidence(

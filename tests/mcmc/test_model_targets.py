@@ -253,3 +253,17 @@ def test_what_depends_on_discrete_sites_is_not_computed() -> None:
 
     samples = run(HMC(model, step_size=0.1, num_steps=1), 2, warmup_steps=STILL).get_samples()
     assert set(samples) == {"x"}
+
+
+@pytest.mark.filterwarnings("ignore:the model cannot be vectorised")
+def test_a_random_density_is_refused() -> None:
+    network = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Dropout(0.5))
+
+    def model() -> None:
+        x = pyro.sample("x", dist.Normal(torch.zeros(8), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(network(x + 1.0), 1.0).to_event(1), obs=torch.ones(8))
+
+    with pytest.raises(ValueError, match="model has a random density: .* dropout in eval mode"):
+        run(HMC(model), 2)
+    network.eval()
+    run(HMC(model), 2)

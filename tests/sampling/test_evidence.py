@@ -52,6 +52,7 @@ def check(found: Any, right: float) -> None:
     assert found.lower.value < right + 4 * found.lower.standard_error + 1e-6
     assert found.upper.value > right - 4 * found.upper.standard_error - 1e-6
     assert f"by {found.method}: {found.reason}" in repr(found)
+    assert str(found).endswith(f"by {found.method}")
 
 
 @pytest.mark.parametrize("method", EVIDENCE_METHODS)

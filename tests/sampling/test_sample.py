@@ -54,6 +54,8 @@ def test_posterior_of_a_model(kind: Any, method: str, seed: int) -> None:
     options = {"model_args": (DATA,), "num_chains": 20, "seed": seed, **QUIET}
     draws = sample(model, guide, DRAWS[method], method=method, **options)
     found = draws.get_samples(group_by_chain=True)
+    named = {row.partition("[")[0] for row in draws.summary().index}
+    assert named - {"lp"} == found.keys()
     values = torch.cat([found["field"].flatten(2), found["scale"].log().unsqueeze(-1)], -1)
     _, mean, covariance = exact()
     for power, right in ((1, mean), (2, covariance.diagonal() + mean**2)):
