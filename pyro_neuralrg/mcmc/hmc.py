@@ -29,6 +29,9 @@ from pyro_neuralrg.runtime.processes import processes
 DIVERGENCE_THRESHOLD = 1000.0
 """Energy error (nats) beyond which a trajectory counts as divergent, as in Stan and Pyro."""
 
+SMALL_STEP = 0.2
+"""Size of small leapfrog steps, in units of the others."""
+
 
 class HMC(LocalKernel):
     """Hamiltonian Monte Carlo with a jittered or fixed number of leapfrog steps.
@@ -45,6 +48,8 @@ class HMC(LocalKernel):
         jitter: in [0, 1): each trajectory draws its number of steps, shared by the chains,
             uniformly from the integers within ``num_steps * (1 +- jitter)``; guards against
             trajectories of one period, after which chains are where they were. 0 for one length.
+        small_steps: in [0, 1): share of the trajectories, drawn for each chain, whose leapfrog
+            steps are a fifth as long: chains get out of narrow corners, where longer ones diverge.
         inverse_mass: its diagonal, shape ``(dim,)``, the whole matrix, shape ``(dim, dim)``, or
             variances beside a few directions, shape ``(dim, 1 + rank)``, as warm-up learns of
             ``mass="low_rank"``; None for the identity.
@@ -77,6 +82,7 @@ class HMC(LocalKernel):
         step_size: float = 0.1,
         num_steps: int = 10,
         jitter: float = 0.5,
+        small_steps: float = 0.0,
         inverse_mass: Tensor | None = None,
         shape: tuple[int, ...] | None = None,
         flow: TransformModule | None = None,
@@ -86,10 +92,22 @@ class HMC(LocalKernel):
         )
         self.num_steps = check_integer("num_steps", num_steps, 1)
         self.jitter = check_number("jitter", jitter, "a number in [0, 1)", least=0, below=1)
+        self.small_steps = check_number(
+            "small_steps", small_steps, "a number in [0, 1)", least=0, below=1
+        )
 
     def step(self, state: ChainState, generator: torch.Generator | None = None) -> Step:
         """Integrate one trajectory of every chain and accept or reject its end."""
-        return hamiltonian_step(self, state, self._draw_num_steps(generator), generator)
+        n_steps = self._draw_num_steps(generator)
+        return hamiltonian_step(self, state, n_steps, generator, self._draw_scale(state, generator))
+
+    def _draw_scale(self, state: ChainState, generator: torch.Generator | None) -> Tensor | None:
+        """Factors of the chains' step sizes, ``(chains, 1)``."""
+        if not self.small_steps:
+            return None
+        x = state.position
+        uniform = torch.rand(len(x), 1, generator=generator, dtype=x.dtype, device=x.device)
+        return torch.where(uniform < self.small_steps, SMALL_STEP, 1.0).to(x)
 
     def _draw_num_steps(self, generator: torch.Generator | None) -> int:
         spread = math.floor(self.num_steps * self.jitter)
@@ -242,9 +260,16 @@ class ChEESHMC(QuasiRandomLengths):
 
 
 def hamiltonian_step(
-    kernel: LocalKernel, state: ChainState, n_steps: int, generator: torch.Generator | None
+    kernel: LocalKernel,
+    state: ChainState,
+    n_steps: int,
+    generator: torch.Generator | None,
+    scale: Tensor | None = None,
 ) -> Step:
-    """Draw momenta, integrate ``n_steps`` leapfrog steps, accept or reject their end."""
+    """Draw momenta, integrate ``n_steps`` leapfrog steps, accept or reject their end.
+
+    The step size is the kernel's, times ``scale`` of each chain, ``(chains, 1)``.
+    """
     evaluations = n_steps
     if state.gradient is None:
         energy, gradient = kernel.target.energy_and_grad(state.position)
@@ -252,7 +277,8 @@ def hamiltonian_step(
     position, mass = state.position, kernel.mass(state.position)
     momentum = mass.momentum(normals_like(position, generator))
     before = state.energy + mass.kinetic_energy(momentum)
-    proposal, momentum = leapfrog(kernel.target, state, momentum, mass, kernel.step_size, n_steps)
+    step_size = kernel.step_size if scale is None else kernel.step_size * scale
+    proposal, momentum = leapfrog(kernel.target, state, momentum, mass, step_size, n_steps)
     after = proposal.energy + mass.kinetic_energy(momentum)
     new, info = metropolis(state, proposal, before - after, generator)
     velocity, time = mass.velocity(momentum), n_steps * kernel.step_size
@@ -266,7 +292,12 @@ def hamiltonian_step(
 
 
 def leapfrog(
-    target: Target, state: ChainState, momentum: Tensor, mass: Mass, step_size: float, n_steps: int
+    target: Target,
+    state: ChainState,
+    momentum: Tensor,
+    mass: Mass,
+    step_size: float | Tensor,
+    n_steps: int,
 ) -> tuple[ChainState, Tensor]:
     """Integrate Hamilton's equations; return the end and its momentum.
 
@@ -275,15 +306,15 @@ def leapfrog(
     """
     gradient = state.gradient
     assert gradient is not None
-    energy = state.energy
+    energy, step = state.energy, torch.as_tensor(step_size).to(momentum)
     position = state.position.clone()  # the two are this function's own, and changed in place
-    momentum = momentum.sub(gradient, alpha=0.5 * step_size)
+    momentum = torch.addcmul(momentum, gradient, step, value=-0.5)
     for index in range(n_steps):
-        position.add_(mass.velocity(momentum), alpha=step_size)
+        position.addcmul_(mass.velocity(momentum), step)
         position.nan_to_num_(0.0, 0.0, 0.0)
         energy, gradient = target.energy_and_grad(position)
         last = index == n_steps - 1
-        momentum.sub_(gradient, alpha=(0.5 if last else 1.0) * step_size)
+        momentum.addcmul_(gradient, step, value=-0.5 if last else -1.0)
     return state._replace(position=position, energy=energy, gradient=gradient), momentum
 
 

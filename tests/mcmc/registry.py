@@ -348,6 +348,7 @@ def cycle_of_rows(target: ExactTarget) -> Kernel:
 KERNELS: dict[str, Callable[[ExactTarget], Kernel]] = {
     "hmc": lambda target: hmc(target, num_steps=3, jitter=0.0),
     "hmc jittered": lambda target: hmc(target, num_steps=4, jitter=0.5),
+    "hmc with small steps": lambda target: hmc(target, num_steps=3, small_steps=0.3),
     "hmc with a mass": lambda target: hmc(target, num_steps=3).tuned(
         inverse_mass=torch.linspace(0.7, 1.4, math.prod(target.shape))
     ),

@@ -241,6 +241,8 @@ def test_jumps_of_a_perfect_flow_are_always_accepted() -> None:
         ({"num_steps": 2.5}, TypeError),
         ({"jitter": 1.0}, ValueError),
         ({"jitter": None}, TypeError),
+        ({"small_steps": 1.0}, ValueError),
+        ({"small_steps": "some"}, TypeError),
     ],
 )
 def test_hmc_names_a_bad_argument(options: dict[str, float], error: type[Exception]) -> None:
@@ -313,6 +315,16 @@ def test_jitter_draws_every_number_within_its_bounds(
     kernel = HMC(lambda x: x.square().sum(-1), shape=(1,), num_steps=mean, jitter=jitter)
     state, generator = kernel.init(torch.zeros(1, 1)), torch.Generator().manual_seed(0)
     assert {kernel.step(state, generator)[1].n_steps for _ in range(200)} == set(numbers)
+
+
+def test_small_steps_are_a_fifth_as_long() -> None:
+    flat = lambda x: 0.0 * x.sum(-1)  # noqa: E731
+    kernel = HMC(flat, shape=(1,), step_size=2.0, num_steps=1, jitter=0.0, small_steps=0.3)
+    start = kernel.init(torch.zeros(40_000, 1))
+    moved = kernel.step(start, torch.Generator().manual_seed(0))[0].position
+    for power, of_normals in ((2, 1.0), (4, 3.0)):
+        expected = of_normals * (0.7 * 2.0**power + 0.3 * 0.4**power)
+        assert float((moved**power).mean()) == pytest.approx(expected, rel=0.05)
 
 
 def test_the_hamiltonian_is_that_of_the_draw() -> None:

@@ -263,7 +263,7 @@ def test_a_random_density_is_refused() -> None:
         x = pyro.sample("x", dist.Normal(torch.zeros(8), 1.0).to_event(1))
         pyro.sample("y", dist.Normal(network(x + 1.0), 1.0).to_event(1), obs=torch.ones(8))
 
-    with pytest.raises(ValueError, match="model has a random density: .* dropout in eval mode"):
+    with pytest.raises(ValueError, match=r"model has a random density: .* dropout in eval mode"):
         run(HMC(model), 2)
     network.eval()
     run(HMC(model), 2)
