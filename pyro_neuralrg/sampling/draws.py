@@ -50,7 +50,7 @@ SMALL_STEPS = 0.2  # share of its trajectories
 """Without them one of 22 chains of a Gaussian process stood still for 199 draws (R-hat 1.06)."""
 
 TRIAL_STEPS, TRIAL_SITES = 75, 500  # of the chains that are looked at after warm-up
-MAX_CYCLES = 6  # of a draw
+MAX_CYCLES, SLACK = 6, 0.25  # of a draw
 """By a guide with 96 of 4096 draws effective, 10,000 draws of one cycle held 780 effective ones, 24
 a second; with 20 leapfrog steps 19 a second, and with adapted lengths or smaller steps fewer."""
 
@@ -357,5 +357,6 @@ def _repeated(trial: VectorizedMCMC) -> Kernel:
     """
     effective = summarise_field(trial.positions.double(), TRIAL_SITES).figures["ess_bulk"].min()
     time = trial.positions[..., 0].numel() / effective  # NaN where nothing moved
-    number = min(MAX_CYCLES, max(1, round(time / LOCAL_TIME))) if time > 0 else MAX_CYCLES
+    number = math.ceil(time / LOCAL_TIME - SLACK) if time > 0 else MAX_CYCLES
+    number = min(MAX_CYCLES, max(1, number))
     return Cycle(*[*trial.kernel.members.values()] * number)
