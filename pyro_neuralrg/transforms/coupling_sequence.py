@@ -229,10 +229,11 @@ class CouplingSequence(nn.Module):
         order = list(zip(self.couplings, self.networks(weights), strict=True))
         for coupling, network in reversed(order) if inverse else order:
             seen, moved, live = self._places(coupling)
-            x, v = _rows(state, seen, coupling.inputs), _rows(state, moved, *coupling.moved_shape)
+            v = _rows(state, moved, *coupling.moved_shape)
             if coupling.rotates:
                 state = _rotated(state, moved, v, network, inverse)
                 continue
+            x = _rows(state, seen, coupling.inputs)
             values, log_slope = self.operations.couple(network, x, v, inverse)
             state = state.index_copy(0, moved, _masked(values, live).flatten(0, 1))
             ladj = ladj + _masked(log_slope, live).sum((0, 1))
@@ -254,12 +255,12 @@ class CouplingSequence(nn.Module):
             for coupling, network in zip(self.couplings, self.networks(weights), strict=True):
                 shape = coupling.moved_shape
                 seen, moved, live = self._places(coupling)
-                x, v = _rows(state, seen, coupling.inputs), _rows(state, moved, *shape)
-                of_v = _rows(scores, moved, *shape)
+                v, of_v = _rows(state, moved, *shape), _rows(scores, moved, *shape)
                 if coupling.rotates:
                     state = _rotated(state, moved, v, network, False)
                     scores = _rotated(scores, moved, of_v, network, False).detach()
                     continue
+                x = _rows(state, seen, coupling.inputs)
                 values, log_slope, of_x, of_v, *more = self.operations.couple_with_score(
                     network, x, v, of_v, live, want_context
                 )

@@ -232,6 +232,7 @@ ENTRIES: dict[str, Entry] = {
     "haar-1d": flow((8,), wavelet="haar"),
     "haar-two-sites": flow((2,), wavelet="haar"),
     "haar-odd-sides-open": flow((3, 5), wavelet="haar", boundary="open"),
+    "haar-block-side-3": flow((3, 4), block=3, wavelet="haar"),
     "haar-3d": flow((2, 4, 2), "tree", wavelet="haar"),
     "haar-odd-with-spectrum": flow((4, 4), odd=True, wavelet="haar", spectrum="periodic"),
     "haar-per-block": flow((4, 3), bijector=REALNVP, weights="block", wavelet="haar"),

@@ -47,7 +47,7 @@ FLOWS = {
     "realnvp-tanh": lambda: hierarchical_flow((4,), bijector=RealNVP(4, (5, 3), "tanh")),
     "realnvp-linear": lambda: hierarchical_flow((4,), bijector=RealNVP(4, ())),
     "haar": lambda: hierarchical_flow((4, 6), odd=True, wavelet="haar"),
-    "haar-open": lambda: hierarchical_flow((5, 3), boundary="open", wavelet="haar"),
+    "haar-threes": lambda: HierarchicalFlow.build((4, 5), block=3, wavelet="haar", bijector=FEW),
     "sites": lambda: HierarchicalFlow.build((4, 5), site_features=waves(2, 4, 5)),
     "context": lambda: conditional_hierarchical_flow((4, 4), 2),
     "context-slow": lambda: conditional_hierarchical_flow((4, 4), 2, bijector=SLOW),
