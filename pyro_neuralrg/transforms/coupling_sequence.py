@@ -135,10 +135,10 @@ class CouplingSequence(nn.Module):
                 seen = padded[fixed][:, layer.near]  # (fixed, cells, near)
                 seen = seen.permute(2, 0, 1).flatten(0, 1)
                 inputs, targets = len(seen), sites[moved]
-                units, shapes = 0, [(len(moved), len(moved))]
-                if not rotates:
-                    units = self.options.units(len(moved))
-                    shapes = self.options.shapes(inputs, len(moved))
+                size = len(moved)
+                units = 0 if rotates else self.options.units(size)
+                shapes: list[tuple[int, ...]] = [(size, size)]
+                shapes = shapes if rotates else self.options.shapes(inputs, size)
                 self.couplings.append(
                     Coupling(
                         rotates=rotates,

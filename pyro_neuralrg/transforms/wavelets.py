@@ -53,7 +53,8 @@ class BlockRotation(LatticeTransform):
         super().__init__((size, *count))
         self.rows = functools.reduce(np.kron, (mode_matrix(side, "free").T for side in block))
         """What each variable is of the sites, in double precision, whatever the flow's."""
-        self.halves = [([], list(range(size)))]  # as Couplings: it sees nothing, and moves all
+        self.halves: list[tuple[list[int], list[int]]] = [([], list(range(size)))]
+        """As those of Couplings: it sees nothing, and moves all."""
         self.near = torch.zeros(math.prod(count), 1, dtype=torch.long)
 
     def matrix(self, like: Tensor) -> Tensor:
