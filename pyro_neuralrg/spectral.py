@@ -268,7 +268,7 @@ def _to_modes(x: Tensor, dims: Sequence[int], boundary: str, back: bool = False)
         side = x.shape[dim]
         values = x.movedim(dim, -1)
         if side <= LONGEST_MATRIX:
-            matrix = torch.from_numpy(_modes(side, boundary)).to(x)
+            matrix = torch.from_numpy(mode_matrix(side, boundary)).to(x)
             matrix = matrix.T if back else matrix
             values = (values.reshape(-1, side) @ matrix).reshape(values.shape)  # one product
         else:
@@ -278,7 +278,7 @@ def _to_modes(x: Tensor, dims: Sequence[int], boundary: str, back: bool = False)
 
 
 @functools.lru_cache(maxsize=8)
-def _modes(side: int, boundary: str) -> Any:
+def mode_matrix(side: int, boundary: str) -> Any:
     """The matrix of the transform, one mode a column, in float64."""
     if boundary == "open":
         k = np.arange(1, side + 1)

@@ -272,6 +272,19 @@ def exchange(p, c, cells, state, out, work, back):
 
 
 @njit(**PART)
+def rotate(p, w, c, state, back, work):
+    """Multiply the blocks of a rotation by its matrix, or by the transpose."""
+    row, column = (ONE, c.moved) if back else (c.moved, ONE)
+    for cell in range(0, c.cells, AT_ONCE):
+        cells = cells_of(c, cell, ZERO, ZERO)
+        exchange(p, c, cells, state, c.v, work, NO)
+        f.multiply(
+            w.arrays, c.arrays, row, column, work, c.v, c.value, c.moved, c.moved, cells.size
+        )
+        exchange(p, c, cells, state, c.value, work, YES)
+
+
+@njit(**PART)
 def mask(p, c, cells, work):
     """No gradient of value and slope for sites that are not there."""
     for j in range(cells.number):
@@ -382,6 +395,11 @@ def advance(p, w, d, n, columns, first, last, inverse, start, end, ladj, kept, s
         sums[:] = 0
         for step in range(len(p.couplings)):
             c = coupling_of(p, len(p.couplings) - 1 - step if inverse else step)
+            if c.rotates:
+                rotate(p, w, c, state, inverse, work)
+                if len(score):
+                    rotate(p, w, c, slopes, inverse, work)
+                continue
             work[c.ones : c.ones + CHUNK] = 1
             if len(kept):
                 keep(p, c, kept, index, state, NO)
@@ -430,6 +448,10 @@ def pull_back(p, w, d, n, columns, first, last, inverse, result, kept, d_result,
         read_tile(d_result, n, t0, p.rows, slopes)
         for step in range(len(p.couplings)):
             c = coupling_of(p, step if inverse else len(p.couplings) - 1 - step)
+            if c.rotates:
+                rotate(p, w, c, state, not inverse, work)
+                rotate(p, w, c, slopes, not inverse, work)
+                continue
             work[c.ones : c.ones + CHUNK] = 1
             if not inverse:
                 keep(p, c, kept, index, state, YES)

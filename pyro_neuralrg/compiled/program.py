@@ -86,7 +86,8 @@ def _rows_of_work(
     }
 
 
-_COUNTS = ("inputs", "moved", "cells")  # of its network of one cell, sites moved in one cell, cells
+_COUNTS = ("rotates", "inputs", "moved", "cells")
+"""1 for a rotation; inputs of its network of one cell, sites moved in one cell, cells."""
 _BEGINS = ("arrays", "seen", "targets", "units", "sites")  # where its own begin
 _FIELDS = (
     *(*_COUNTS, *_BEGINS),
@@ -126,7 +127,8 @@ def program_of(sequence: Any) -> CouplingProgram:
         record |= {name: getattr(c, name).start for name in _BEGINS}
         record |= {"heads": heads, "kept": kept, "last": last, **layout}
         couplings.append([record[name] for name in _FIELDS])
-        kept, work = kept + c.cells * c.moved, max(work, end * CHUNK)
+        kept += 0 if c.rotates else c.cells * c.moved
+        work = max(work, end * CHUNK)
     return CouplingProgram(
         couplings=np.array(couplings, np.int64),
         seen=torch.cat(seen).numpy(),

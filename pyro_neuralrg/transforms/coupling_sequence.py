@@ -27,6 +27,7 @@ from pyro_neuralrg.transforms.networks import (
     couple_with_score,
     couple_with_score_in_one_graph,
 )
+from pyro_neuralrg.transforms.wavelets import BlockRotation, rotated
 
 CONTEXT_FEATURES = 5
 """Features of a context from which on slow couplings follow each of them less."""
@@ -48,8 +49,12 @@ EAGER = Operations(couple, couple_with_score)
 
 
 class Coupling(NamedTuple):
-    """One coupling of a sequence, with the places of its own among those of all."""
+    """One coupling of a sequence, with the places of its own among those of all.
 
+    Or a rotation, which moves whole blocks and sees nothing: its array is the matrix.
+    """
+
+    rotates: bool
     shapes: list[tuple[int, ...]]  # of the arrays of its network
     arrays: slice  # these, flat
     inputs: int  # what the network of one cell sees
@@ -73,8 +78,9 @@ class CouplingSequence(nn.Module):
     It has no parameters of its own.
 
     Args:
-        layers: :class:`~pyro_neuralrg.transforms.Couplings`, each with the rows of the sites of its
-            blocks, ``(size, cells)``; -1 for sites that are not there, which stay zero.
+        layers: :class:`~pyro_neuralrg.transforms.Couplings` and rotations, each with the rows of
+            the sites of its blocks, ``(size, cells)``; -1 for sites that are not there, which stay
+            zero.
         rows: of the field.
     """
 
@@ -85,23 +91,29 @@ class CouplingSequence(nn.Module):
 
     def __init__(self, layers: Sequence[tuple[Any, Tensor]], rows: int) -> None:
         super().__init__()
-        self.layers = tuple(couplings for couplings, _ in layers)  # no submodules
+        self.layers = tuple(layer for layer, _ in layers)  # no submodules
+        self.stacks = tuple(layer for layer in self.layers if not isinstance(layer, BlockRotation))
         self.rows = rows
-        self.options: NetworkOptions = self.layers[0].options
+        self.options: NetworkOptions = self.stacks[0].options
         self.couplings: list[Coupling] = []
         names = ("seen", "targets", "index", "constants")
         tables: dict[str, list[Tensor]] = {name: [] for name in names}
         self._plan(layers, tables)
-        start, total = 0, sum(couplings.packing.total for couplings in self.layers)
-        for packing in (couplings.packing for couplings in self.layers):
+        start, total, like = 0, self.couplings[-1].arrays.stop, self.stacks[0].packed
+        for layer in self.layers:
+            if isinstance(layer, BlockRotation):
+                tables["constants"].append(layer.matrix(like).flatten())
+                start += len(tables["constants"][-1])
+                continue
+            packing = layer.packing
             outside = packing.index == packing.total
             tables["index"].append(torch.where(outside, total, packing.index + start))
-            tables["constants"].append(packing.constants[:-1])
+            tables["constants"].append(packing.constants[:-1].to(like))
             start += packing.total
-        tables["constants"].append(torch.zeros(1))
+        tables["constants"].append(like.new_zeros(1))
         for name, parts in tables.items():
             self.register_buffer(name, torch.cat(parts), persistent=False)
-        self.kept_rows = sum(c.cells * c.moved for c in self.couplings)
+        self.kept_rows = sum(c.cells * c.moved for c in self.couplings if not c.rotates)
         """Values that the couplings overwrite."""
         self.program: Any = None
         """The same for compiled code, made when first needed."""
@@ -116,17 +128,22 @@ class CouplingSequence(nn.Module):
             begin, ends[name] = ends[name], ends[name] + length
             return slice(begin, ends[name])
 
-        for couplings, sites in layers:
+        for layer, sites in layers:
             padded = torch.nn.functional.pad(sites, (0, 1), value=-1)  # what is outside
-            for fixed, moved in couplings.halves:
-                seen = padded[fixed][:, couplings.near]  # (fixed, cells, near)
+            rotates, cells = isinstance(layer, BlockRotation), sites.shape[1]
+            for fixed, moved in layer.halves:
+                seen = padded[fixed][:, layer.near]  # (fixed, cells, near)
                 seen = seen.permute(2, 0, 1).flatten(0, 1)
-                inputs, targets, cells = len(seen), sites[moved], couplings.cells
-                units = self.options.units(len(moved))
+                inputs, targets = len(seen), sites[moved]
+                size = len(moved)
+                units = 0 if rotates else self.options.units(size)
+                shapes: list[tuple[int, ...]] = [(size, size)]
+                shapes = shapes if rotates else self.options.shapes(inputs, size)
                 self.couplings.append(
                     Coupling(
-                        shapes=self.options.shapes(inputs, len(moved)),
-                        arrays=place("arrays", self.options.size(inputs, len(moved))),
+                        rotates=rotates,
+                        shapes=shapes,
+                        arrays=place("arrays", sum(math.prod(shape) for shape in shapes)),
                         inputs=inputs,
                         moved=len(moved),
                         cells=cells,
@@ -140,28 +157,32 @@ class CouplingSequence(nn.Module):
                 tables["seen"].append(torch.where(seen < 0, self.rows, seen).flatten())
                 tables["targets"].append(targets.flatten())
 
+    def fits(self, layers: Sequence[Any]) -> bool:
+        """True if it is of these layers in their present precision."""
+        return self.layers == layers and self.constants.dtype == self.stacks[0].packed.dtype
+
     # What the couplings are made of
 
     def weights(self, context: Tensor | None) -> Weights:
         """Arrays of the networks, and what sites and a context do to their units."""
         response = self.options.response
-        packed = torch.cat([couplings.packed for couplings in self.layers]) * response
+        packed = torch.cat([couplings.packed for couplings in self.stacks]) * response
         arrays = self.constants.to(packed.dtype).index_add(0, self.index, packed)
         sites = gains = shifts = None
-        if self.layers[0].site_weight is not None:  # casts undo what autocast has made of products
-            biases = [couplings.site_biases().flatten() for couplings in self.layers]
+        if self.stacks[0].site_weight is not None:  # casts undo what autocast has made of products
+            biases = [couplings.site_biases().flatten() for couplings in self.stacks]
             sites = torch.cat(biases).to(packed.dtype) * response
-        if context is not None and self.layers[0].context_gain is not None:
+        if context is not None and self.stacks[0].context_gain is not None:
             gains, shifts = ((part @ context).to(packed.dtype) for part in self._of_context())
         return Weights(arrays, sites, gains, shifts)
 
     def _of_context(self) -> tuple[Tensor, Tensor]:
         """Matrices from a context to gains and shifts of all units, zeros for those without."""
-        gains = torch.cat([couplings.context_gain for couplings in self.layers])
+        gains = torch.cat([couplings.context_gain for couplings in self.stacks])
         shifts = torch.cat(
             [
                 torch.zeros_like(c.context_gain).index_copy(0, c.shifted_units, c.context_shift)
-                for c in self.layers
+                for c in self.stacks
             ]
         )
         response = self.options.response
@@ -208,7 +229,11 @@ class CouplingSequence(nn.Module):
         order = list(zip(self.couplings, self.networks(weights), strict=True))
         for coupling, network in reversed(order) if inverse else order:
             seen, moved, live = self._places(coupling)
-            x, v = _rows(state, seen, coupling.inputs), _rows(state, moved, *coupling.moved_shape)
+            v = _rows(state, moved, *coupling.moved_shape)
+            if coupling.rotates:
+                state = _rotated(state, moved, v, network, inverse)
+                continue
+            x = _rows(state, seen, coupling.inputs)
             values, log_slope = self.operations.couple(network, x, v, inverse)
             state = state.index_copy(0, moved, _masked(values, live).flatten(0, 1))
             ladj = ladj + _masked(log_slope, live).sum((0, 1))
@@ -230,8 +255,12 @@ class CouplingSequence(nn.Module):
             for coupling, network in zip(self.couplings, self.networks(weights), strict=True):
                 shape = coupling.moved_shape
                 seen, moved, live = self._places(coupling)
-                x, v = _rows(state, seen, coupling.inputs), _rows(state, moved, *shape)
-                of_v = _rows(scores, moved, *shape)
+                v, of_v = _rows(state, moved, *shape), _rows(scores, moved, *shape)
+                if coupling.rotates:
+                    state = _rotated(state, moved, v, network, False)
+                    scores = _rotated(scores, moved, of_v, network, False).detach()
+                    continue
+                x = _rows(state, seen, coupling.inputs)
                 values, log_slope, of_x, of_v, *more = self.operations.couple_with_score(
                     network, x, v, of_v, live, want_context
                 )
@@ -268,6 +297,12 @@ class CouplingSequence(nn.Module):
 
 def _rows(state: Tensor, rows: Tensor, *shape: int) -> Tensor:
     return state.index_select(0, rows).reshape(*shape, -1)
+
+
+def _rotated(state: Tensor, rows: Tensor, v: Tensor, network: Network, back: bool) -> Tensor:
+    """The state with its blocks v rotated."""
+    (matrix,) = network.arrays
+    return state.index_copy(0, rows, rotated(matrix, v, back).flatten(0, 1))
 
 
 def _masked(values: Tensor, live: Tensor | None) -> Tensor:

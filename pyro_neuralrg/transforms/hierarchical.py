@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
@@ -30,6 +31,11 @@ from pyro_neuralrg.transforms.partition import (
     sites_of_layers,
 )
 from pyro_neuralrg.transforms.scales import UpToScale, grow
+from pyro_neuralrg.transforms.wavelets import (
+    BlockRotation,
+    check_wavelet,
+    rotations_of_layers,
+)
 
 WEIGHTS = ("scale", "block", "shared")
 
@@ -50,7 +56,7 @@ class HierarchicalFlow(LatticeTransform):
 
     Args:
         circuit: arrangement of the layers.
-        bijector, weights, odd, spectrum, base: as in :func:`hierarchical_flow`.
+        bijector, weights, odd, wavelet, spectrum, base: as in :func:`hierarchical_flow`.
         context_dim: as of :class:`~pyro_neuralrg.transforms.BlockLayout`.
         spectrum_slopes: derivatives of the spectrum with respect to the first entries of the
             context, shape ``(entries,) + shape``, or None.
@@ -68,6 +74,7 @@ class HierarchicalFlow(LatticeTransform):
         *,
         weights: str = "scale",
         odd: bool = False,
+        wavelet: str | None = None,
         spectrum: Tensor | None = None,
         base: StandardNormal = NORMAL,
         context_dim: int = 0,
@@ -87,6 +94,7 @@ class HierarchicalFlow(LatticeTransform):
         self.bijector = as_bijector(bijector)
         self.weights = check_choice("weights", weights, WEIGHTS)
         self.odd = odd
+        self.wavelet = check_wavelet(wavelet, circuit)
         self.context_dim = check_integer("context_dim", context_dim, 0)
         self.filled_up = getattr(self.bijector, "fills_up_blocks", False) and weights != "block"
         """One transform acts on all blocks of a layer, thinner ones filled up with zeros."""
@@ -97,6 +105,7 @@ class HierarchicalFlow(LatticeTransform):
             for layer, features in zip(circuit.layers, known, strict=True)
         )
         self._sites = sites_of_layers(circuit, self.filled_up)
+        self._rotations = rotations_of_layers(circuit, self.wavelet)
         self._operations = EAGER
         self._sequences: dict[int, CouplingSequence] = {}
         self._couplings(None)
@@ -114,7 +123,8 @@ class HierarchicalFlow(LatticeTransform):
         circuit = self.circuit
         usual = make_circuit(circuit.name, self.shape, block=circuit.block)
         defaults: dict[str, Any] = {"block": 2, "depth": usual.depth, "boundary": "periodic"}
-        defaults |= {"weights": "scale", "odd": False, "base": NORMAL, "context_dim": 0}
+        defaults |= {"weights": "scale", "odd": False, "wavelet": None, "base": NORMAL}
+        defaults |= {"context_dim": 0}
         given = [f"bijector={self.bijector!r}"]
         for name, default in defaults.items():
             own = getattr(circuit if hasattr(circuit, name) else self, name)
@@ -206,13 +216,13 @@ class HierarchicalFlow(LatticeTransform):
 
     def _transforms(self, stop: int | None) -> list[tuple[Any, Tensor]]:
         """The transforms of the layers before ``stop``, each with the sites that it acts on."""
-        pairs = zip(list(self.layers)[:stop], self._sites[:stop], strict=True)
-        return [
-            (transform, sites)
-            for transforms, of_layer in pairs
-            for transform, sites in zip(cast("nn.ModuleList", transforms), of_layer, strict=True)
-            if isinstance(transform, LatticeTransform)
-        ]
+        found: list[tuple[Any, Tensor]] = []
+        parts = zip(self.layers, self._sites, self._rotations, strict=True)
+        for transforms, of_layer, rotations in itertools.islice(parts, stop):
+            own = zip(cast("nn.ModuleList", transforms), of_layer, strict=True)
+            found += rotations  # couplings act on sums and differences
+            found += [pair for pair in own if isinstance(pair[0], LatticeTransform)]
+        return found
 
     def _couplings(self, stop: int | None) -> CouplingSequence | None:
         """The layers before ``stop`` as one sequence of couplings, if they are such."""
@@ -220,8 +230,8 @@ class HierarchicalFlow(LatticeTransform):
         transforms = self._transforms(stop)
         sequence = self._sequences.get(stop)
         present = tuple(transform for transform, _ in reversed(transforms))
-        if sequence is None or sequence.layers != present:
-            if not present or not all(isinstance(one, Couplings) for one in present):
+        if sequence is None or not sequence.fits(present):
+            if not present or not all(isinstance(t, Couplings | BlockRotation) for t in present):
                 return None
             layers = [(one, sites.flatten(1)) for one, sites in reversed(transforms)]
             with torch.inference_mode(False):  # its tables outlive this call
@@ -323,6 +333,7 @@ class HierarchicalFlow(LatticeTransform):
             "bijector": bijector_config(self.bijector),
             "weights": self.weights,
             "odd": self.odd,
+            "wavelet": self.wavelet,
             "base": self.base.config,
             "context_dim": self.context_dim,
             "spectrum": self.gaussian is not None,
@@ -385,6 +396,7 @@ def hierarchical_flow(
     boundary: str = "periodic",
     weights: str = "scale",
     odd: bool = False,
+    wavelet: str | None = None,
     spectrum: Tensor | None = None,
     base: StandardNormal = NORMAL,
     dtype: torch.dtype | None = None,
@@ -402,6 +414,10 @@ def hierarchical_flow(
         weights: one set per "scale" (and layer), per "block", or "shared" by all scales (paper,
             note [53]).
         odd: g(-z) = -g(z), for targets with the symmetry x -> -x.
+        wavelet: "haar": every decimator keeps the sum of its block over the root of the number of
+            its sites, and what the bijectors do is a correction, so that the collective variables
+            are block spins (paper Fig. 4a); None: it keeps the block's first site. What it costs in
+            accuracy is measured by ``tests/benchmarks/collective.py``.
         spectrum: eigenvalues of the Gaussian part's covariance (see
             :class:`~pyro_neuralrg.transforms.fourier.FourierLayer`), or None.
         base: density p(z) of the latents; for targets that may have two phases
@@ -422,6 +438,7 @@ def hierarchical_flow(
         boundary=boundary,
         weights=weights,
         odd=odd,
+        wavelet=wavelet,
         spectrum=spectrum,
         base=base,
         dtype=dtype,

@@ -100,7 +100,7 @@ def grow(flow: Any, spectrum: Tensor | None) -> Any:
             f"{'None, as the flow has no Gaussian layer' if gaussian is None else accepted}"
         )
     like = next(flow.parameters(), torch.empty(0))
-    names = ("bijector", "weights", "odd", "base", "context_dim")
+    names = ("bijector", "weights", "odd", "wavelet", "base", "context_dim")
     options = {name: getattr(flow, name) for name in names}
     options |= {"block": circuit.block, "boundary": circuit.boundary, "spectrum": spectrum}
     options |= {"depth": _grown_depth(circuit), "dtype": like.dtype}

@@ -72,7 +72,7 @@ def flow(shape: tuple[int, ...], circuit: str = "mera", **options: Any) -> Entry
         shape,
         partial(HierarchicalFlow.build, shape, circuit, **options),
         odd=options.get("odd", False),
-        starts_near_identity="spectrum" not in options,
+        starts_near_identity=not {"spectrum", "wavelet"} & options.keys(),
         is_flow=True,
         spread=0.25 if isinstance(options["bijector"], RealNVP) else TANH_SPREAD,
     )
@@ -174,7 +174,8 @@ def conditioned(shape: tuple[int, ...], bijector: Any, **options: Any) -> Entry:
     own = not callable(bijector)
     make = partial(conditioned_flow, shape, bijector=bijector, **options)
     odd = options.get("odd", False)
-    return Entry(shape, make, odd, own, starts_near_identity=own, spread=TANH_SPREAD)
+    near = own and "wavelet" not in options
+    return Entry(shape, make, odd, own, starts_near_identity=near, spread=TANH_SPREAD)
 
 
 def follows_spectrum(shape: tuple[int, ...], boundary: str) -> Entry:
@@ -228,6 +229,13 @@ ENTRIES: dict[str, Entry] = {
     "two-modes-one-site": flow((1,), base=TwoModes(3.0)),
     "two-modes-ignored": flow((4, 4), depth=1, base=TwoModes(3.0)),
     "shared-weights": flow((8,), weights="shared"),
+    "haar-1d": flow((8,), wavelet="haar"),
+    "haar-two-sites": flow((2,), wavelet="haar"),
+    "haar-odd-sides-open": flow((3, 5), wavelet="haar", boundary="open"),
+    "haar-block-side-3": flow((3, 4), block=3, wavelet="haar"),
+    "haar-3d": flow((2, 4, 2), "tree", wavelet="haar"),
+    "haar-odd-with-spectrum": flow((4, 4), odd=True, wavelet="haar", spectrum="periodic"),
+    "haar-per-block": flow((4, 3), bijector=REALNVP, weights="block", wavelet="haar"),
     # site by site
     "site-features": flow((4, 4), site_features=waves(2, 4, 4)),
     "site-features-open-odd-sides": flow((3, 5), site_features=waves(1, 3, 5), boundary="open"),
@@ -249,6 +257,7 @@ ENTRIES: dict[str, Entry] = {
     "pyro-affine-coupling": foreign((4, 4), small_coupling),
     "pyro-affine-coupling-per-block": foreign((4, 2), small_coupling, weights="block"),
     "pyro-affine-coupling-shared": foreign((4, 4), small_coupling, weights="shared"),
+    "pyro-affine-coupling-haar": foreign((3, 4), small_coupling, wavelet="haar"),
     "pyro-composed": foreign((2, 4), two_couplings),
     "pyro-householder": foreign((4, 4), pyro_transforms.Householder),
     "pyro-matrix-exponential": foreign((4, 4), long_exponential),
@@ -260,6 +269,7 @@ ENTRIES: dict[str, Entry] = {
     # under a context
     "conditioned": conditioned((4, 4), NEIGHBOUR),
     "conditioned-odd": conditioned((4, 2), NEIGHBOUR, odd=True),
+    "conditioned-haar": conditioned((4, 2), NEIGHBOUR, wavelet="haar"),
     "conditioned-two-sites": conditioned((2,), NEIGHBOUR),
     "conditioned-realnvp": conditioned((4, 4), REALNVP),
     "conditioned-realnvp-odd-per-block": conditioned((4,), REALNVP, odd=True, weights="block"),

@@ -82,6 +82,8 @@ VALUES: list[tuple[Callable[[], Any], str]] = [
     (partial(build, weights="block"), "weights is 'block', but neighbour acts on all blocks"),
     (partial(build, boundary=None), "boundary is None; accepted: periodic, open"),
     (partial(build, block=1), "block is 1; accepted: an integer >= 2"),
+    (partial(build, wavelet="db4"), "wavelet is 'db4'; accepted: haar"),
+    (partial(build, "brickwork", wavelet="haar"), "wavelet is 'haar', but a brickwork has no dec"),
     (partial(build, depth=-1), "depth is -1; accepted: an integer >= 0"),
     (partial(build, spectrum=LINE), r"spectrum has shape \(4,\); accepted: .*\(4, 4"),
     (partial(build, bijector=lambda size: None, odd=True), "odd is True, but whether your"),

@@ -46,6 +46,8 @@ FLOWS = {
     "realnvp": lambda: hierarchical_flow((4, 6), bijector="realnvp"),
     "realnvp-tanh": lambda: hierarchical_flow((4,), bijector=RealNVP(4, (5, 3), "tanh")),
     "realnvp-linear": lambda: hierarchical_flow((4,), bijector=RealNVP(4, ())),
+    "haar": lambda: hierarchical_flow((4, 6), odd=True, wavelet="haar"),
+    "haar-threes": lambda: HierarchicalFlow.build((4, 5), block=3, wavelet="haar", bijector=FEW),
     "sites": lambda: HierarchicalFlow.build((4, 5), site_features=waves(2, 4, 5)),
     "context": lambda: conditional_hierarchical_flow((4, 4), 2),
     "context-slow": lambda: conditional_hierarchical_flow((4, 4), 2, bijector=SLOW),
@@ -150,7 +152,7 @@ def test_columns_do_not_see_each_other(name: str) -> None:
     assert torch.equal(spoilt_ladj[others], ladj[others])
 
 
-@pytest.mark.parametrize("name", ["odd", "sites", "realnvp", "context"])
+@pytest.mark.parametrize("name", ["odd", "haar", "sites", "realnvp", "context"])
 def test_gradients_of_gradients(name: str) -> None:
     flow, transform, z = prepared(name, batch=3)
 

@@ -37,6 +37,7 @@ FLOWS = {
         (4, 4), base=TwoModes(2.0), spectrum=free_spectrum((4, 4), "periodic")
     ),
     "odd sides": lambda: small_flow((3, 5)),
+    "haar": lambda: small_flow((4, 4), wavelet="haar"),
     "tree": lambda: small_flow((6,), "tree", boundary="open"),
     "truncated": lambda: small_flow((4, 4), depth=1),
     "brickwork": lambda: small_flow((4,), "brickwork"),
@@ -120,6 +121,7 @@ def test_shared_weights_stay_shared() -> None:
         ((1,), "mera", {}, (2,)),
         ((9,), "mera", {"block": 3}, (27,)),
         ((4, 4), "mera", {"depth": 1}, (8, 8)),
+        ((4, 3), "mera", {"wavelet": "haar"}, (8, 6)),
         ((4, 4), "mera", {"bijector": RealNVP(layers=2)}, (8, 8)),
         ((4, 3), "mera", {"boundary": "open"}, (8, 6)),
     ],
