@@ -14,9 +14,11 @@ from pyro_neuralrg.potentials.free_field import FreeField
 from pyro_neuralrg.potentials.ising import IsingDual
 from pyro_neuralrg.potentials.ising_model import CRITICAL_TEMPERATURE, IsingModel
 from pyro_neuralrg.potentials.phi4 import Phi4
+from pyro_neuralrg.potentials.spins import DualSpins, SpinModel
 
 __all__ = [
     "CRITICAL_TEMPERATURE",
+    "DualSpins",
     "FreeField",
     "IsingDual",
     "IsingDualFamily",
@@ -24,4 +26,5 @@ __all__ = [
     "LatticePotential",
     "Phi4",
     "PotentialFamily",
+    "SpinModel",
 ]

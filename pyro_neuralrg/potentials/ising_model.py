@@ -87,7 +87,7 @@ class IsingModel:
             "temperature", temperature, accepted, least=LOWEST_TEMPERATURE
         )
         self.couplings = check_couplings(couplings, self.shape)
-        self.field = _check_field(field, self.shape)
+        self.field = check_external_field(field, self.shape)
         self.boundary = check_boundary(boundary)
         # the exact methods see one of the equal sublattices without bonds between them
         has_bonds = [
@@ -231,12 +231,12 @@ class IsingModel:
 
     def internal_energy(self) -> float:
         """Exact <H> per site in units of J: -d ln Z / d beta / N."""
-        return -_derivative(self._log_partition)(self._beta).item() / math.prod(self.shape)
+        return -derivative_in(self._log_partition)(self._beta).item() / math.prod(self.shape)
 
     def specific_heat(self) -> float:
         """Exact specific heat d<H>/dT per site in units of k_B: beta^2 d^2 ln Z / d beta^2 / N."""
         beta = self._beta
-        second = _derivative(_derivative(self._log_partition))(beta)
+        second = derivative_in(derivative_in(self._log_partition))(beta)
         return (beta * (beta * second)).item() / math.prod(self.shape)
 
     def correlations(self) -> Tensor:
@@ -263,9 +263,9 @@ class IsingModel:
             return float(self._correlations().mean()) / self._num_sublattices
         self._require_transfer("the structure factor")
 
-        mean_at = _derivative(functools.partial(self._log_partition, self._beta))
+        mean_at = derivative_in(functools.partial(self._log_partition, self._beta))
         zero = torch.zeros((), dtype=torch.float64)
-        mean, variance = mean_at(zero), _derivative(mean_at)(zero)
+        mean, variance = mean_at(zero), derivative_in(mean_at)(zero)
         return float(variance + mean**2) / math.prod(self.shape) ** 2
 
     @property
@@ -354,7 +354,7 @@ def check_couplings(couplings: Iterable[float] | None, shape: tuple[int, ...]) -
     return check_numbers("couplings", couplings, accepted, len(shape))
 
 
-def _check_field(field: Any, shape: tuple[int, ...]) -> Tensor | None:
+def check_external_field(field: Any, shape: tuple[int, ...]) -> Tensor | None:
     """The field of each site in float64, or None if it is zero everywhere."""
     if field is None:
         return None
@@ -367,7 +367,7 @@ def _check_field(field: Any, shape: tuple[int, ...]) -> Tensor | None:
     return values.expand(shape).clone() if bool(values.any()) else None
 
 
-def _derivative(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def derivative_in(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """Forward-mode derivative in a scalar: no memory beyond that of the function itself."""
 
     def derivative(point: Tensor) -> Tensor:

@@ -12,11 +12,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.potentials import FreeField, IsingDual, IsingDualFamily, LatticePotential, Phi4
+from pyro_neuralrg.potentials import (
+    DualSpins,
+    FreeField,
+    IsingDual,
+    IsingDualFamily,
+    LatticePotential,
+    Phi4,
+    SpinModel,
+)
 
 FAMILY = IsingDualFamily((4, 3), (2.0, 2.7))
 ising = partial(IsingDual, (4, 4))
 free = partial(FreeField, (4, 4))
+LINE = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+bonds = partial(DualSpins.from_bonds, (2, 3))
 from_energy = partial(LatticePotential.from_energy, (3, 4))
 
 
@@ -34,6 +44,20 @@ WRONG_VALUES: list[tuple[Any, str]] = [
     (partial(ising, field=torch.zeros(3, 4)), r"field has shape \(3, 4\).*accepted.*\(4, 4\)"),
     (partial(ising, field=math.nan), "field has entries that are not finite; accepted"),
     (partial(ising, boundary="twisted"), "boundary is 'twisted'; accepted: periodic, open"),
+    (partial(SpinModel, torch.ones(2, 3)), r"couplings has shape \(2, 3\); accepted: a finite sym"),
+    (partial(SpinModel, torch.zeros(0, 0)), r"couplings has shape \(0, 0\); accepted"),
+    (partial(SpinModel, math.nan * LINE), "couplings has entries that are not finite; accepted"),
+    (partial(SpinModel, LINE.triu()), "couplings has K_ij other than K_ji; accepted"),
+    (partial(SpinModel, LINE + torch.eye(2)), "couplings has a diagonal; accepted: .* zero diag"),
+    (partial(SpinModel, LINE, shape=(3,)), r"couplings has 2 sites; accepted: .* shape \(3,\)"),
+    (partial(SpinModel, LINE, temperature=0.0), r"temperature is 0\.0; accepted"),
+    (partial(SpinModel, LINE, [1.0, math.inf]), "field has entries that are not finite; accepted"),
+    (partial(DualSpins, LINE, boundary="free"), "boundary is 'free'; accepted"),
+    (partial(bonds, torch.ones(2, 3)), r"bonds has shape \(2, 3\) or nan; .* \(2, 2, 3\)"),
+    (partial(bonds, torch.full((2, 2, 3), math.nan)), r"bonds has shape .* or nan; accepted"),
+    (partial(DualSpins.spin_glass, (2, 3), positive=1.5), r"positive is 1\.5; accepted: a prob"),
+    (partial(DualSpins.random_field, (2, 3), math.inf), "strength is inf; accepted"),
+    (partial(DualSpins(LINE).heated, 0.0), r"factor is 0\.0; accepted"),
     (partial(free, 0.0), r"mass is 0\.0; accepted: a number > 0, or >= 0 with boundary"),
     (partial(free, -1.0, "open"), r"mass is -1\.0; accepted"),
     (partial(free(1.0).correlations, (1,)), r"site is .*accepted"),
@@ -69,6 +93,8 @@ WRONG_TYPES: list[tuple[Any, str]] = [
     (partial(ising, couplings=1.0), "couplings is a float; accepted: one finite J for"),
     (partial(ising, field=[[0.0, 1.0], [2.0]]), "field is .*accepted"),
     (partial(ising, field=1j), "field is .*accepted"),
+    (partial(SpinModel, "couplings"), "couplings is a str; accepted: a finite symmetric matrix"),
+    (partial(bonds, 1j), "bonds is a complex; accepted: finite numbers of shape"),
     (partial(free, "heavy"), "mass is 'heavy'; accepted"),
     (partial(free(1.0).correlations, (0.5, 0)), r"site is .*accepted"),
     (partial(IsingDualFamily, (4, 4), 2.0), r"temperatures is .*; accepted"),
