@@ -12,7 +12,11 @@ from pyro_neuralrg.potentials.base import LatticePotential
 from pyro_neuralrg.potentials.family import IsingDualFamily, PotentialFamily
 from pyro_neuralrg.potentials.free_field import FreeField
 from pyro_neuralrg.potentials.ising import IsingDual
-from pyro_neuralrg.potentials.ising_model import CRITICAL_TEMPERATURE, IsingModel
+from pyro_neuralrg.potentials.ising_model import (
+    CRITICAL_TEMPERATURE,
+    IsingModel,
+    critical_temperature,
+)
 from pyro_neuralrg.potentials.phi4 import Phi4
 from pyro_neuralrg.potentials.spins import DualSpins, SpinModel
 
@@ -27,4 +31,5 @@ __all__ = [
     "Phi4",
     "PotentialFamily",
     "SpinModel",
+    "critical_temperature",
 ]

@@ -14,7 +14,7 @@ from pyro_neuralrg.arguments import check_number
 from pyro_neuralrg.bases import NORMAL
 from pyro_neuralrg.potentials.base import TWO_PHASES
 from pyro_neuralrg.potentials.dual import LOWEST_EIGENVALUE, SpinDual
-from pyro_neuralrg.potentials.ising_model import CRITICAL_TEMPERATURE, IsingModel
+from pyro_neuralrg.potentials.ising_model import IsingModel
 from pyro_neuralrg.spectral import apply_spectrum, neighbour_spectrum, quadratic_form
 
 
@@ -54,7 +54,7 @@ class IsingDual(SpinDual):
     def __init__(
         self,
         shape: Iterable[int],
-        temperature: float = CRITICAL_TEMPERATURE,
+        temperature: float | None = None,
         couplings: Sequence[float] | None = None,
         field: ArrayLike | Tensor | None = None,
         boundary: str = "periodic",

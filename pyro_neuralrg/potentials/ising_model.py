@@ -33,6 +33,10 @@ from pyro_neuralrg.statistics import Estimate, FloatArray
 CRITICAL_TEMPERATURE = 2 / math.log(1 + math.sqrt(2))
 """Critical T of the infinite square lattice with J = 1, in J / k_B (L. Onsager, 1944)."""
 
+CRITICAL_TEMPERATURES = {2: CRITICAL_TEMPERATURE, 3: 1 / 0.221654626}
+"""By dimension; of the simple cubic lattice J / T = 0.221654626(5), by Monte Carlo (A. M.
+Ferrenberg, J. Xu and D. P. Landau, Phys. Rev. E 97, 043301 (2018))."""
+
 LOWEST_TEMPERATURE = 1 / sys.float_info.max
 """Below it 1 / T overflows."""
 
@@ -52,8 +56,8 @@ class IsingModel:
 
     Args:
         shape: lattice shape, one to three sides >= 1.
-        temperature: T in units of J / k_B, > 0; default: 2.269..., critical on the square lattice
-            alone.
+        temperature: T in units of J / k_B, > 0; default: :func:`critical_temperature`, which a
+            lattice of one dimension has not.
         couplings: J of each axis, of either sign; default: 1 each. A periodic side of 2 counts both
             bonds of a pair, a side of 1 has none.
         field: external field h in units of J, one number or one per site (shape ``shape``).
@@ -76,12 +80,14 @@ class IsingModel:
     def __init__(
         self,
         shape: Iterable[int],
-        temperature: float = CRITICAL_TEMPERATURE,
+        temperature: float | None = None,
         couplings: Iterable[float] | None = None,
         field: ArrayLike | Tensor | None = None,
         boundary: str = "periodic",
     ) -> None:
         self.shape = check_shape(shape)
+        if temperature is None:
+            temperature = critical_temperature(self.shape)
         accepted = "a finite number > 0, as is 1 / T"
         self.temperature = check_number(
             "temperature", temperature, accepted, least=LOWEST_TEMPERATURE
@@ -139,7 +145,7 @@ class IsingModel:
         Without ``variance`` the spins are known.
 
         Example:
-            >>> pair = IsingModel((2,), boundary="open")  # H = -s_0 s_1
+            >>> pair = IsingModel((2,), 1.0, boundary="open")  # H = -s_0 s_1
             >>> pair.squared_energy_per_site(torch.zeros(2), torch.ones(2))
             tensor(0.2500)
         """
@@ -344,6 +350,26 @@ class IsingModel:
             f"IsingModel({self.shape}, temperature={self.temperature:.9g}, "
             f"couplings={self.couplings}{field}, boundary={self.boundary!r})"
         )
+
+
+def critical_temperature(shape: Iterable[int]) -> float:
+    """Critical T of the infinite lattice of the dimension of ``shape`` with J = 1, in J / k_B.
+
+    Sides of 1, along which there are no bonds, do not count: 2.269... of two others, 4.5115 of
+    three. A ValueError for fewer.
+
+    Example:
+        >>> [round(critical_temperature(shape), 4) for shape in ((8, 8), (6, 6, 6), (8, 8, 1))]
+        [2.2692, 4.5115, 2.2692]
+    """
+    sides = check_shape(shape)
+    dimension = sum(side > 1 for side in sides)
+    if dimension not in CRITICAL_TEMPERATURES:
+        raise ValueError(
+            f"temperature is not given for the shape {sides}, whose infinite lattice has no "
+            "critical temperature; accepted: a finite number > 0, in units of J / k_B"
+        )
+    return CRITICAL_TEMPERATURES[dimension]
 
 
 def check_couplings(couplings: Iterable[float] | None, shape: tuple[int, ...]) -> tuple[float, ...]:

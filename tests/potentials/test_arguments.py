@@ -38,6 +38,11 @@ WRONG_VALUES: list[tuple[Any, str]] = [
     (partial(IsingDual, ()), "shape is"),
     (partial(ising, 0.0), r"temperature is 0\.0; accepted: a finite number > 0"),
     (partial(ising, math.nan), "temperature is nan; accepted: .* number > 0"),
+    (
+        partial(IsingDual, (8,)),
+        r"temperature is not given for the shape \(8,\).*accepted: a finite",
+    ),
+    (partial(IsingDual, (1, 6)), r"temperature is not given for the shape \(1, 6\).*accepted"),
     (partial(ising, 1e-310), "temperature is 1e-310; accepted: .* as is 1 / T"),
     (partial(ising, couplings=(1.0,)), r"couplings is \(1\.0,\); accepted: one finite J"),
     (partial(ising, couplings=(1.0, math.nan)), r"couplings is \(1\.0, nan\); accepted"),
