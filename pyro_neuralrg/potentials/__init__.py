@@ -9,6 +9,7 @@ is accepted.
 from __future__ import annotations
 
 from pyro_neuralrg.potentials.base import LatticePotential
+from pyro_neuralrg.potentials.families import IsingFieldFamily, Phi4Family
 from pyro_neuralrg.potentials.family import IsingDualFamily, PotentialFamily
 from pyro_neuralrg.potentials.free_field import FreeField
 from pyro_neuralrg.potentials.ising import IsingDual
@@ -26,9 +27,11 @@ __all__ = [
     "FreeField",
     "IsingDual",
     "IsingDualFamily",
+    "IsingFieldFamily",
     "IsingModel",
     "LatticePotential",
     "Phi4",
+    "Phi4Family",
     "PotentialFamily",
     "SpinModel",
     "critical_temperature",
