@@ -46,9 +46,9 @@ def plot_thermodynamics(
         figure: to draw on; None makes a new one.
 
     Example:
-        >>> from pyro_neuralrg import free_energy, potentials
+        >>> from pyro_neuralrg import distributions, free_energy, potentials
         >>> family = potentials.IsingDualFamily((1,), (2.0, 3.0))
-        >>> flow = family.flow(base=potentials.FreeField((1,)).base)
+        >>> flow = family.flow(base=distributions.StandardNormal())
         >>> found = free_energy.thermodynamics(family, flow, [2.0, 3.0], 500)
         >>> len(plot_thermodynamics(found).axes)
         4

@@ -32,17 +32,24 @@ UNIFORM: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "phi4": (Phi4(SHAPE, 0.25, 0.3).energy, "periodic"),
     "phi4, open": (Phi4((7, 8), 0.25, 0.3, "open").energy, "open"),
     "free field, open": (FreeField((6, 3), 0.5, "open").energy, "open"),
+    "free edges, open": (
+        lambda x: x.diff(dim=-1).square().sum((-1, -2)) + x.diff(dim=-2).square().sum((-1, -2)),
+        "open",
+    ),
     "random, small and open": (DualSpins.spin_glass((3, 4), seed=1).energy, "open"),
     "walls": (lambda x: torch.where(x > 2, torch.inf, x).square().sum((-1, -2)), "periodic"),
 }
+
+
+SHAPES = {"phi4, open": (7, 8), "free field, open": (6, 3), "free edges, open": (6, 8)}
+SHAPES["random, small and open"] = (3, 4)  # nothing can be moved there
 
 
 @pytest.mark.parametrize("name", UNIFORM)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_uniform_energies_are_taken_for_such(name: str, dtype: torch.dtype) -> None:
     energy, boundary = UNIFORM[name]
-    shape = {"phi4, open": (7, 8), "free field, open": (6, 3)}.get(name, SHAPE)
-    shape = (3, 4) if "random" in name else shape  # nothing can be moved there
+    shape = SHAPES.get(name, SHAPE)
     torch.set_default_dtype(dtype)
     target = LatticePotential.from_energy(shape, energy, boundary=boundary)
     flow = target.flow(bijector=SMALL)
