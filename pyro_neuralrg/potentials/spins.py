@@ -26,6 +26,7 @@ from pyro_neuralrg.potentials.ising_model import (
     check_external_field,
     derivative_in,
 )
+from pyro_neuralrg.potentials.tempering import tempered_spins
 from pyro_neuralrg.spectral import computable
 from pyro_neuralrg.transforms import HierarchicalFlow
 
@@ -136,18 +137,19 @@ class SpinModel:
         }
 
     def sample(self, n: int, seed: int | torch.Generator | None = None) -> Tensor:
-        """Draw ``n`` configurations by cluster Monte Carlo (Swendsen-Wang), ``(n,) + shape``.
+        """Draw ``n`` configurations by tempered Monte Carlo, ``(n,) + shape``.
 
-        As :meth:`IsingModel.sample`. Clusters help little where bonds are frustrated: cold spin
-        glasses of more than a few dozen sites need more sweeps than these.
+        In chains as those of :meth:`IsingModel.sample`, each with replicas at higher temperatures
+        and with cluster flips. Energies of +-J glasses of 6 x 6 are exact within errors down to T =
+        0.3; large and cold ones may need more than these 100 sweeps.
         """
         n, sites = check_integer("n", n, 1), len(self.couplings)
         chains = min(n, max(1, cluster.SITES_AT_ONCE // sites))
         field = self.reduced_field
-        spins = cluster.swendsen_wang(
+        spins = tempered_spins(
+            (self.couplings / self.temperature).numpy(),
+            np.zeros(sites) if field is None else field.flatten().numpy(),
             self.bonds,
-            None if field is None else field.flatten().numpy(),
-            sites,
             chains=chains,
             rounds=-(-n // chains),
             seed=int(torch.randint(2**62, (), generator=generator_of(seed))),
