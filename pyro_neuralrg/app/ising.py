@@ -27,7 +27,7 @@ from pyro_neuralrg.mcmc import (
     VectorizedMCMC,
 )
 from pyro_neuralrg.mcmc.run_state import CHAIN_FORMAT
-from pyro_neuralrg.potentials import CRITICAL_TEMPERATURE, IsingDual
+from pyro_neuralrg.potentials import IsingDual
 from pyro_neuralrg.runtime.console import deferred_interrupts
 from pyro_neuralrg.runtime.memory import check_fits, kept_bytes
 from pyro_neuralrg.runtime.processes import processes, seeded
@@ -87,8 +87,8 @@ class Settings:
     shape: tuple[int, ...] = option(
         (8, 8), "one to three sides of the lattice (default: 8 8)", type=int, nargs="+"
     )
-    temperature: float = option(
-        CRITICAL_TEMPERATURE, "in units of J/k_B (default: 2.269..., critical in two dimensions)"
+    temperature: float | None = option(
+        None, "in units of J/k_B (default: the critical one of 2 or 3 dimensions)", type=float
     )
     steps: int | None = option(None, "training steps (default: 1750 for 8 x 8)", type=int)
     batch: int | None = option(None, "fields in each step (default: 256 for 8 x 8)", type=int)
@@ -192,6 +192,7 @@ class Experiment:
         processes().share("batch", batch)
         processes().share("chains", settings.chains)
         target = IsingDual(settings.shape, temperature=settings.temperature).to(device)
+        settings = replace(settings, temperature=target.temperature)
         with seeded(settings.seed):
             flow = target.flow(dtype=getattr(torch, settings.dtype)).to(device)
         if not any(True for _ in flow.parameters()):

@@ -49,6 +49,8 @@ tanh_back = rowwise(lambda d, h: d * (1.0 - h * h))
 elu_back = rowwise(lambda d, h: where(h > 0.0, d, d * (h + 1.0)))
 square_back = rowwise(lambda d, h: 2.0 * d * h)
 bend_row = rowwise(lambda x, gain, shift, bias: (x + bias, (x + bias) * (1.0 + gain) + shift))
+scale_row = rowwise(lambda x, site: (x, x * (1.0 + site)))
+scale_back = rowwise(lambda d, site: d * (1.0 + site))
 unbend_row = rowwise(
     lambda raw, gain, d, d_gain, d_shift: (d * (1.0 + gain), d_gain + d * raw, d_shift + d)
 )

@@ -46,8 +46,11 @@ def cells_of(c, first, n, t0):
 
 
 @njit(**PART)
-def bend(w, c, bias, units, cells, width, rows, work):
-    """Add biases to the rows of a layer; let the context act on them."""
+def bend(w, c, bias, units, cells, width, rows, biased, work):
+    """Add biases to the rows of a layer; let the context act on them.
+
+    Of units without biases the sites scale the rows instead: there is no context then.
+    """
     for u in range(width):
         offset, unit = w.arrays[bias + u], units + u
         if len(w.sites) == 0 and len(w.gains) == 0:
@@ -58,7 +61,12 @@ def bend(w, c, bias, units, cells, width, rows, work):
         for j in range(cells.number):
             row, here = (work, rows + u * CHUNK + j * TILE), offset
             if len(w.sites):
-                here += w.sites[c.sites + unit * c.cells + cells.first + j]
+                site = w.sites[c.sites + unit * c.cells + cells.first + j]
+                if not biased:
+                    raw = (work, c.raw + unit * CHUNK + j * TILE)
+                    f.scale_row((row,), (raw, row), (site,), TILE)
+                    continue
+                here += site
             if len(w.gains):
                 at = (c.units + unit) * cells.n + cells.t0
                 raw = (work, c.raw + unit * CHUNK + j * TILE)
@@ -68,12 +76,12 @@ def bend(w, c, bias, units, cells, width, rows, work):
 
 
 @njit(**PART)
-def layer(w, c, at, units, below, inputs, rows, width, cells, work):
+def layer(w, c, at, units, below, inputs, rows, width, cells, biased, work):
     """The rows of one layer, before its activation; returns where the next one's matrix begins."""
     columns = cells.size
     f.multiply(w.arrays, at, inputs, ONE, work, below, rows, width, inputs, columns)
     at += width * inputs
-    bend(w, c, at, units, cells, width, rows, work)
+    bend(w, c, at, units, cells, width, rows, biased, work)
     return at + width
 
 
@@ -88,10 +96,10 @@ def evaluate_network(p, w, c, cells, state, work):
         for i in range(c.inputs):
             seen = p.seen[c.seen + (cells.first + j) * c.inputs + i]
             f.copy(((state, seen * TILE),), ((work, c.x + i * CHUNK + j * TILE),), (), TILE)
-    at, below, width, units = c.arrays, c.x, c.inputs, ZERO
+    at, below, width, units, biased = c.arrays, c.x, c.inputs, ZERO, ONE - p.odd
     for next_width in p.widths:
         rows = c.hidden + units * CHUNK
-        at = layer(w, c, at, units, below, width, rows, next_width, cells, work)
+        at = layer(w, c, at, units, below, width, rows, next_width, cells, biased, work)
         for u in range(next_width):
             row = (work, rows + u * CHUNK)
             if p.tanh:
@@ -100,13 +108,13 @@ def evaluate_network(p, w, c, cells, state, work):
                 f.elu_of((row,), (row,), (), columns)
         units += next_width
         below, width = rows, next_width
-    at = layer(w, c, at, units, below, width, c.place, c.heads, cells, work)
+    at = layer(w, c, at, units, below, width, c.place, c.heads, cells, biased, work)
     units += c.heads
     if p.odd:
         for u in range(width):
             f.square(((work, below + u * CHUNK),), ((work, c.square + u * CHUNK),), (), columns)
         below = c.square
-    at = layer(w, c, at, units, below, width, c.form, c.heads, cells, work)
+    at = layer(w, c, at, units, below, width, c.form, c.heads, cells, YES, work)
     for o in range(c.moved):
         to, bound = o * CHUNK, w.arrays[at + p.terms * c.moved + o]
         out = (work, c.q + to), (work, c.scale + to)
@@ -179,10 +187,14 @@ def unbend(w, d, c, bias, units, cells, width, rows, biased, work):
             f.unbend_row(((work, raw), (w.gains, at), *out), out, (), TILE)
     if biased and len(d.arrays):
         f.add_sums(work, rows, c.ones, d.arrays, bias, width, cells.size)
-    for u in range(width if len(d.sites) else ZERO):
+    for u in range(width if len(w.sites) and (len(d.sites) or not biased) else ZERO):
         for j in range(cells.number):
             row, to = rows + u * CHUNK + j * TILE, c.sites + (units + u) * c.cells + cells.first + j
-            f.add_sums(work, row, c.ones, d.sites, to, ONE, ONE * TILE)
+            seen = c.ones if biased else c.raw + (units + u) * CHUNK + j * TILE
+            if len(d.sites):
+                f.add_outer(work, row, seen, d.sites, to, ONE, ONE, ONE, ONE, ONE * TILE)
+            if not biased:
+                f.scale_back(((work, row),), ((work, row),), (w.sites[to],), TILE)
 
 
 @njit(**PART)

@@ -42,7 +42,8 @@ class Weights(NamedTuple):
         arrays: of each network the matrix and the biases of each hidden layer, of ``place`` and of
             ``form``; steepness before its softplus ``(terms, moved)``; bounds of the log-scales
             ``(moved,)``; flat.
-        sites: biases of the units for each cell, ``(units, cells)`` a network, flat.
+        sites: biases of the units for each cell, or gains of units that have none,
+            ``(units, cells)`` a network, flat.
         gains: of a context, ``(units, n)``; in compiled code whole tiles.
         shifts: likewise.
     """

@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Free energy, energy and specific heat over a range of temperatures, from one flow."""
+"""Thermodynamics of Ising spins over a range of temperatures, from one flow or one for each."""
 
 from __future__ import annotations
 
@@ -16,14 +16,23 @@ from torch import Tensor
 
 from pyro_neuralrg.arguments import check_integer, check_type
 from pyro_neuralrg.distributions.flow import FlowDistribution
-from pyro_neuralrg.free_energy.importance import batch_sizes
+from pyro_neuralrg.free_energy.importance import as_distribution, batch_sizes
 from pyro_neuralrg.free_energy.reweighting import reweight
-from pyro_neuralrg.observables import specific_heat
+from pyro_neuralrg.observables import binder_cumulant, specific_heat, susceptibility
 from pyro_neuralrg.potentials.family import IsingDualFamily
 from pyro_neuralrg.potentials.ising import IsingDual
 from pyro_neuralrg.statistics import FloatArray as Array
 from pyro_neuralrg.statistics import LogWeights
 from pyro_neuralrg.statistics.resampling import sample_mean
+
+OBSERVABLES = (
+    "internal_energy",
+    "squared_internal_energy",
+    "abs_magnetisation",
+    "structure_factor",
+    "fourth_moment",
+)
+"""What is measured of the spins given each field."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -31,17 +40,26 @@ class Thermodynamics:
     r"""Quantities of the Ising spins over temperatures, arrays of equal length.
 
     ln Z in nats of the whole lattice, energies <H> per site in units of J, specific heats per site
-    in units of k_B; ``_se`` are standard errors, ``exact_`` NaN where no exact method is in reach.
+    in units of k_B, susceptibilities per site in units of 1 / J; ``_se`` are standard errors,
+    ``exact_`` NaN where no exact method is in reach. Means by importance weights and their errors
+    are those of the target itself, whatever the gap of the flow (but for a bias of order 1 / n, and
+    as far as ``pareto_k`` allows). Those that are ``variational_`` are off by the derivatives of
+    the gap, which are not in their errors: see ``gap_energy`` and ``gap_specific_heat``.
 
     Attributes:
         temperature: T in units of J / k_B.
         variational_log_partition: a lower bound of ln Z in expectation.
         variational_energy: :math:`-\partial\ln Z / \partial\beta / N` of that bound, as the flow
-            changes with beta; the derivative of the gap is not in its error.
-        variational_specific_heat: :math:`\beta^2 \partial^2\ln Z / \partial\beta^2 / N` likewise.
-        log_partition: by importance weights.
-        energy: mean of H by importance weights, averaged over the spins given x.
-        specific_heat: variance of H by importance weights.
+            changes with beta; of one flow for each temperature with that flow held fixed.
+        variational_specific_heat: :math:`\beta^2 \partial^2\ln Z / \partial\beta^2 / N` likewise;
+            NaN of one flow for each temperature.
+        log_partition: by importance weights, as are all that follow.
+        energy: mean of H, averaged over the spins given x.
+        specific_heat: variance of H.
+        abs_magnetisation: mean of \|m\|.
+        susceptibility: :math:`N \langle m^2\rangle / T`.
+        connected_susceptibility: :math:`N (\langle m^2\rangle - \langle|m|\rangle^2) / T`.
+        binder: cumulant :math:`1 - \langle m^4\rangle / (3 \langle m^2\rangle^2)`.
         ess: effective sample size of the weights, as a fraction.
         pareto_k: of the weights; above 0.7 neither these means nor their errors can be trusted.
     """
@@ -59,16 +77,38 @@ class Thermodynamics:
     energy_se: Array
     specific_heat: Array
     specific_heat_se: Array
+    abs_magnetisation: Array
+    abs_magnetisation_se: Array
+    susceptibility: Array
+    susceptibility_se: Array
+    connected_susceptibility: Array
+    connected_susceptibility_se: Array
+    binder: Array
+    binder_se: Array
     ess: Array
     pareto_k: Array
     exact_log_partition: Array
     exact_energy: Array
     exact_specific_heat: Array
+    exact_susceptibility: Array
 
     @property
     def gap(self) -> Array:
         """KL(q || pi / Z) at each temperature in nats, where the exact ln Z is known."""
         return self.exact_log_partition - self.variational_log_partition
+
+    @property
+    def gap_energy(self) -> Array:
+        """Derivative of the gap in beta per site, as the weights have it.
+
+        What the variational energy is off by.
+        """
+        return self.variational_energy - self.energy
+
+    @property
+    def gap_specific_heat(self) -> Array:
+        """What the variational specific heat is off by, as the weights have it."""
+        return self.variational_specific_heat - self.specific_heat
 
     def __repr__(self) -> str:
         return (
@@ -92,18 +132,20 @@ def thermodynamics(
     *,
     batch_size: int = 500,
 ) -> Thermodynamics:
-    r"""Free energy, energy and specific heat of the Ising model from one conditional flow.
+    r"""Free energy, energy, specific heat and susceptibility of the Ising model from its flows.
 
-    Twice, from the same samples: by derivatives of the variational estimate,
+    The first three twice, from the same samples: by derivatives of the variational estimate,
 
     .. math:: \ln Z_\text{Ising}(\beta) \ge -E_z[\ln q(x) + S(x; \beta)] -
         \tfrac12\ln\det(K + \alpha I) - \tfrac N2 [\ln\tfrac\pi2 + \alpha]
 
     with x = g(z; beta), where K, alpha and the flow depend on beta; and by importance weights.
+    :func:`~pyro_neuralrg.plotting.plot_thermodynamics` draws them.
 
     Args:
         family: the targets.
-        flow: a conditional flow trained on them, such as ``fit(family).flow``.
+        flow: a conditional flow trained on them, such as ``fit(family).flow``, or a sequence of
+            flows, one for each temperature, such as ``fit(family.at_temperature(T)).flow``.
         temperatures: T in units of J / k_B, within the family's range.
         num_samples: samples of the flow at each temperature, at least 2.
         batch_size: samples in memory at a time, with a graph for two derivatives.
@@ -121,62 +163,97 @@ def thermodynamics(
     """
     sizes = batch_sizes(check_integer("num_samples", num_samples, 2), batch_size)
     check_type("family", family, IsingDualFamily, "an IsingDualFamily")
-    accepted = "a conditional flow, such as family.flow() or fit(family).flow"
-    check_type("flow", flow, ConditionalTransformModule, accepted)
+    contexts = family.contexts(temperatures)
     rows = []
-    for temperature, context in zip(temperatures, family.contexts(temperatures), strict=True):
-        samples = torch.cat([_samples(family, flow, context, size) for size in sizes], -1)
+    for temperature, context, one in zip(
+        temperatures, contexts, _flows(flow, len(contexts)), strict=True
+    ):
+        samples = torch.cat([_samples(family, one, context, size) for size in sizes], -1)
         weights = LogWeights(samples[0])
         weights.warn_if_poor()
         rows.append(_row(family.at_temperature(float(temperature)), samples, weights))
-    columns = [np.array(column, dtype=np.float64) for column in zip(*rows, strict=True)]
-    return Thermodynamics(*columns)
+    return Thermodynamics(
+        **{name: np.array([row[name] for row in rows], dtype=np.float64) for name in rows[0]}
+    )
+
+
+def _flows(flow: Any, number: int) -> list[Any]:
+    """The flow of each temperature."""
+    if isinstance(flow, ConditionalTransformModule):
+        return [flow] * number
+    accepted = (
+        "a conditional flow, such as family.flow() or fit(family).flow, or a sequence of flows, "
+        "one for each temperature"
+    )
+    check_type("flow", flow, list | tuple, accepted)
+    if len(flow) != number:
+        raise ValueError(
+            f"flow has {len(flow)} flows for {number} temperatures; accepted: {accepted}"
+        )
+    return list(flow)
 
 
 def _samples(family: IsingDualFamily, flow: Any, context: Tensor, n: int) -> Tensor:
-    """Figures of n samples, float64 without a graph, shape ``(5, n)``.
+    """Figures of n samples, float64 without a graph, shape ``(8, n)``.
 
-    An estimate of ln Z of the spins, its first two derivatives in beta, H / N and its square.
+    An estimate of ln Z of the spins, its first two derivatives in beta, H / N and its square, the
+    absolute value of m, its square and its fourth power.
     """
-    c = context.to(next(flow.parameters())).expand(n, 1).clone().requires_grad_()
-    q = FlowDistribution(flow.condition(c), family.shape)
-    x, log_q = q.rsample_and_log_prob((n,))
+    moves = isinstance(flow, ConditionalTransformModule)
+    c = context.to(next(flow.parameters(), context)).expand(n, 1).clone().requires_grad_()
+    if moves:
+        q = FlowDistribution(flow.condition(c), family.shape)
+        x, log_q = q.rsample_and_log_prob((n,))
+    else:
+        fixed = as_distribution(flow)
+        with torch.no_grad():
+            x = fixed.sample((n,))
+            log_q = fixed.log_prob(x)
     log_weight = -family.energy(x, c) - log_q - family.dual_log_partition(family.beta(c))
     (first,) = torch.autograd.grad(log_weight.sum(), c, create_graph=True)
-    (second,) = torch.autograd.grad(first.sum(), c)
+    # that of a flow that does not follow beta is not the bound's
+    second = torch.autograd.grad(first.sum(), c)[0] if moves else torch.full_like(first, math.nan)
     # contexts are linear in beta
     per_beta = 2 / (1 / family.temperatures[0] - 1 / family.temperatures[1])
     member = family.at(context)
-    mean, variance = member.spin_moments(x.detach().double())
+    moments = member.spin_moments(x.detach().double())
+    observables = member.spins.observables()
     figures = (
         log_weight.detach(),
         first[:, 0].detach().double() * per_beta,
-        second[:, 0].double() * per_beta**2,
-        member.spins.energy_per_site(mean),
-        member.spins.squared_energy_per_site(mean, variance),
+        second[:, 0].detach().double() * per_beta**2,
+        *(observables[name](*moments) for name in OBSERVABLES),
     )
     return torch.stack([figure.double().cpu() for figure in figures])
 
 
-def _row(target: IsingDual, samples: Tensor, weights: LogWeights) -> list[float]:
-    """Everything at one temperature, in the order of :class:`Thermodynamics`."""
-    sites, beta, spins = math.prod(target.shape), 1 / target.temperature, target.spins
-    _, first, second, energies, squares = samples
-    energy = reweight(energies, weights)
-    exact = spins.log_partition, spins.internal_energy, spins.specific_heat
-    return [
-        target.temperature,
-        *weights.mean_log,
-        *sample_mean(-first / sites),
-        *sample_mean(beta**2 * second / sites),
-        *weights.log_mean,
-        float(energy.value),
-        float(energy.standard_error),
-        *specific_heat(energy, reweight(squares, weights), target.shape, target.temperature),
-        weights.ess,
-        weights.pareto_k,
-        *map(_or_nan, exact),
-    ]
+def _row(target: IsingDual, samples: Tensor, weights: LogWeights) -> dict[str, float]:
+    """Everything at one temperature, by the names of :class:`Thermodynamics`."""
+    sites, temperature, spins = math.prod(target.shape), target.temperature, target.spins
+    _, first, second, *measured = samples
+    energy, square, size, uniform, fourth = (reweight(values, weights) for values in measured)
+    means: dict[str, Any] = {
+        "variational_log_partition": weights.mean_log,
+        "variational_energy": sample_mean(-first / sites),
+        "variational_specific_heat": sample_mean(second / sites / temperature**2),
+        "log_partition": weights.log_mean,
+        "energy": energy,
+        "specific_heat": specific_heat(energy, square, target.shape, temperature),
+        "abs_magnetisation": size,
+        "susceptibility": susceptibility(uniform, target.shape, temperature),
+        "connected_susceptibility": susceptibility(uniform, target.shape, temperature, size),
+        "binder": binder_cumulant(uniform, fourth),
+    }
+    row = {"temperature": temperature, "ess": weights.ess, "pareto_k": weights.pareto_k}
+    for name, (value, error) in means.items():
+        row |= {name: float(value), f"{name}_se": float(error)}
+    exact = {
+        "log_partition": spins.log_partition,
+        "energy": spins.internal_energy,
+        "specific_heat": spins.specific_heat,
+        "susceptibility": lambda: spins.structure_factor() * sites / temperature,
+    }
+    return row | {f"exact_{name}": _or_nan(function) for name, function in exact.items()}
 
 
 def _or_nan(exact: Callable[[], float]) -> float:

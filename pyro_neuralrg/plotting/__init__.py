@@ -13,6 +13,7 @@ curves differ in line style or marker as well.
 
 from __future__ import annotations
 
+from pyro_neuralrg.plotting.curves import plot_thermodynamics
 from pyro_neuralrg.plotting.learned import (
     plot_effective_energy,
     plot_information_by_distance,
@@ -49,6 +50,7 @@ __all__ = [
     "plot_ranks",
     "plot_responses",
     "plot_structure_factor",
+    "plot_thermodynamics",
     "plot_top_variable",
     "plot_trace",
 ]

@@ -9,19 +9,30 @@ is accepted.
 from __future__ import annotations
 
 from pyro_neuralrg.potentials.base import LatticePotential
+from pyro_neuralrg.potentials.families import IsingFieldFamily, Phi4Family
 from pyro_neuralrg.potentials.family import IsingDualFamily, PotentialFamily
 from pyro_neuralrg.potentials.free_field import FreeField
 from pyro_neuralrg.potentials.ising import IsingDual
-from pyro_neuralrg.potentials.ising_model import CRITICAL_TEMPERATURE, IsingModel
+from pyro_neuralrg.potentials.ising_model import (
+    CRITICAL_TEMPERATURE,
+    IsingModel,
+    critical_temperature,
+)
 from pyro_neuralrg.potentials.phi4 import Phi4
+from pyro_neuralrg.potentials.spins import DualSpins, SpinModel
 
 __all__ = [
     "CRITICAL_TEMPERATURE",
+    "DualSpins",
     "FreeField",
     "IsingDual",
     "IsingDualFamily",
+    "IsingFieldFamily",
     "IsingModel",
     "LatticePotential",
     "Phi4",
+    "Phi4Family",
     "PotentialFamily",
+    "SpinModel",
+    "critical_temperature",
 ]

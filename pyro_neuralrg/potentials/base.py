@@ -28,8 +28,11 @@ from pyro_neuralrg.arguments import (
 from pyro_neuralrg.bases import NORMAL, StandardNormal, TwoModes
 from pyro_neuralrg.lattice import check_boundary, check_shape
 from pyro_neuralrg.observables.configurations import Observable, field_observables
+from pyro_neuralrg.potentials.uniformity import is_uniform, site_features_of
+from pyro_neuralrg.runtime.console import warn_user
 from pyro_neuralrg.spectral import check_spectrum
 from pyro_neuralrg.transforms import HierarchicalFlow
+from pyro_neuralrg.transforms.bijectors import as_bijector
 
 AnyPotential = TypeVar("AnyPotential", bound="LatticePotential")
 
@@ -236,7 +239,8 @@ class LatticePotential(ABC):
         """Make a potential of an energy function, which is tried once on random fields.
 
         ``fn`` takes fields ``(batch,) + shape`` on the ``device`` and returns nats ``(batch,)``;
-        the other arguments are those of the class.
+        the other arguments are those of the class. If it changes as a field is moved by a site,
+        :meth:`flow` tells the sites apart: see :func:`site_features_of`.
 
         Raises:
             TypeError, ValueError: if fn returns no floating tensor, another shape or NaN, is not
@@ -255,6 +259,7 @@ class LatticePotential(ABC):
             raise ValueError("fn returned NaN for a field of standard normals; accepted: energies")
         if even and not torch.allclose(nats, potential.energy(-x).detach(), rtol=1e-3, atol=1e-3):
             raise ValueError("even is True but fn(x) != fn(-x); accepted: even=False, an even fn")
+        potential.is_uniform = is_uniform(potential, x, nats)
         return potential
 
 
@@ -266,6 +271,30 @@ class _EnergyFunction(LatticePotential):
     def __init__(self, shape: Iterable[int], fn: Callable[..., Tensor], **options: Any) -> None:
         super().__init__(shape, **options)
         self.fn = fn
+        self.is_uniform = True
+
+    def flow(self, **options: Any) -> HierarchicalFlow:
+        """As :meth:`LatticePotential.flow`; of an energy that tells sites apart it does so too."""
+        if not self.is_uniform:
+            options = {**self._how_sites_differ(options), **options}
+        return super().flow(**options)
+
+    def _how_sites_differ(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Options of flows that treat sites differently, as far as the given ones allow it."""
+        if "site_features" in options or "weights" in options:
+            return {}
+        if not getattr(as_bijector(options.get("bijector", "neighbour")), "sees_sites", False):
+            return {"weights": "block"}
+        features = site_features_of(self, odd=options.get("odd", self.even))
+        if features is not None:
+            return {"site_features": features}
+        warn_user(
+            "fn changes as a field is moved by a site, but neither its gradient nor its curvature "
+            "about x = 0 tells the sites apart, and the flow will treat them alike: give "
+            "flow(site_features=...), numbers of order one, (channels,) + shape, or "
+            "flow(bijector='realnvp', weights='block')"
+        )
+        return {}
 
     def energy(self, x: Tensor) -> Tensor:
         self.check_field(x)

@@ -21,7 +21,8 @@ from pyro_neuralrg.potentials.base import (
     pyro_program,
     trial_pair,
 )
-from pyro_neuralrg.potentials.ising import LOWEST_EIGENVALUE, IsingDual, logcosh
+from pyro_neuralrg.potentials.dual import LOWEST_EIGENVALUE, logcosh
+from pyro_neuralrg.potentials.ising import IsingDual
 from pyro_neuralrg.potentials.ising_model import check_couplings
 from pyro_neuralrg.spectral import neighbour_spectrum, quadratic_form
 from pyro_neuralrg.transforms import ConditionalHierarchicalFlow, conditional_hierarchical_flow

@@ -4,30 +4,21 @@
 
 from __future__ import annotations
 
-import functools
-import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from pyro_neuralrg.arguments import check_number, check_values
+from pyro_neuralrg.arguments import check_number
 from pyro_neuralrg.bases import NORMAL
-from pyro_neuralrg.observables.configurations import Observable
-from pyro_neuralrg.potentials.base import TWO_PHASES, LatticePotential, generator_of
-from pyro_neuralrg.potentials.free_field import gaussian_fields
-from pyro_neuralrg.potentials.ising_model import CRITICAL_TEMPERATURE, IsingModel
+from pyro_neuralrg.potentials.base import TWO_PHASES
+from pyro_neuralrg.potentials.dual import LOWEST_EIGENVALUE, SpinDual
+from pyro_neuralrg.potentials.ising_model import IsingModel
 from pyro_neuralrg.spectral import apply_spectrum, neighbour_spectrum, quadratic_form
-from pyro_neuralrg.transforms import HierarchicalFlow
-from pyro_neuralrg.transforms.bijectors import as_bijector
-
-LOWEST_EIGENVALUE = 0.1
-"""Lowest eigenvalue of K + alpha I (paper, reference [70])."""
 
 
-class IsingDual(LatticePotential):
+class IsingDual(SpinDual):
     r"""The continuous field dual to the Ising model (paper Eq. 7).
 
     .. math::
@@ -63,7 +54,7 @@ class IsingDual(LatticePotential):
     def __init__(
         self,
         shape: Iterable[int],
-        temperature: float = CRITICAL_TEMPERATURE,
+        temperature: float | None = None,
         couplings: Sequence[float] | None = None,
         field: ArrayLike | Tensor | None = None,
         boundary: str = "periodic",
@@ -79,108 +70,19 @@ class IsingDual(LatticePotential):
         super().__init__(spins.shape, boundary, even=even, spectrum=neighbours + self.alpha)
         self.base = TWO_PHASES if even else NORMAL
         self._register("precision", 1 / self.spectrum)
-        if spins.reduced_field is not None:
-            self._register("reduced_field", spins.reduced_field)
+        self._register_field(spins.reduced_field)
 
-    def energy(self, x: Tensor) -> Tensor:
-        """-ln pi(x) in nats, O(N log N); see :meth:`LatticePotential.energy`."""
-        self.check_field(x)
-        gaussian = quadratic_form(x, self._constant("precision", x), self.boundary) / 2
-        return gaussian - logcosh(self._shifted(x)).sum(self._axes)
+    def _times_precision(self, x: Tensor) -> Tensor:
+        return apply_spectrum(x, self._constant("precision", x), self.boundary)
 
-    @torch.no_grad()
-    def energy_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        r"""The energy and :math:`(K + \alpha I)^{-1} x - \tanh(x + h / T)`, in two transforms."""
-        self.check_field(x)
-        gradient = apply_spectrum(x, self._constant("precision", x), self.boundary)
-        quadratic = (x * gradient).sum(self._axes) / 2
-        shifted = self._shifted(x)
-        size = shifted.abs()
-        decay = (-2 * size).exp()  # of which both ln cosh and tanh are made, as tanh is slow
-        size = size + decay.log1p() - math.log(2)
-        tanh = ((1 - decay) / (1 + decay)).copysign(shifted)
-        return quadratic - size.sum(self._axes), gradient - tanh
+    def _quadratic_form(self, x: Tensor) -> Tensor:
+        return quadratic_form(x, self._constant("precision", x), self.boundary)
 
-    def _shifted(self, x: Tensor) -> Tensor:
-        """The field seen by the spins, x + h / T."""
-        return x if self.field is None else x + self._constant("reduced_field", x).to(x.device)
+    def _times_power(self, x: Tensor, power: float) -> Tensor:
+        return apply_spectrum(x, self.spectrum**power, self.boundary)
 
-    def flow(self, **options: Any) -> HierarchicalFlow:
-        """As :meth:`LatticePotential.flow`; its networks see a field that differs between sites.
-
-        The ``site_features`` are h / T of each site, for flows whose bijector can see them.
-        """
-        sees = getattr(as_bijector(options.get("bijector", "neighbour")), "sees_sites", False)
-        h = self.spins.reduced_field
-        if h is not None and sees and not options.get("odd", False) and h.unique().numel() > 1:
-            options = {"site_features": h.unsqueeze(0), **options}
-        return super().flow(**options)
-
-    def spin_moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        r"""Mean and variance of each spin given fields: t = tanh(x + h / T) and 1 - t^2.
-
-        Both of the shape ``batch + shape`` and dtype of x. With them the functions of
-        :mod:`pyro_neuralrg.observables` average over the spins exactly.
-
-        Example:
-            >>> IsingDual((2,), temperature=2.0, field=(0.0, 2.0)).spin_moments(torch.zeros(2))[0]
-            tensor([0.0000, 0.7616])
-        """
-        mean = self._shifted(check_values("x", x, self.shape)).tanh()
-        return mean, 1 - mean.square()
-
-    def spin_probability(self, x: Tensor) -> Tensor:
-        r"""Probability of spin up given fields: :math:`1 / (1 + e^{-2 (x_i + h_i / T)})`.
-
-        Of the shape ``batch + shape`` and dtype of x.
-        """
-        return torch.sigmoid(2 * self._shifted(check_values("x", x, self.shape)))
-
-    def observables(self) -> dict[str, Observable]:
-        """Observables of the spins as functions of the field, averaged over the spins given it.
-
-        Exactly (Rao-Blackwell): the same expectation as of sampled spins, less scatter; by the
-        names of :meth:`IsingModel.observables`.
-
-        Example:
-            >>> functions = IsingDual((4, 4)).observables()
-            >>> functions["structure_factor"](torch.zeros(3, 4, 4))
-            tensor([0.0625, 0.0625, 0.0625])
-        """
-        functions = self.spins.observables()
-        return {name: functools.partial(self._averaged, f) for name, f in functions.items()}
-
-    def _averaged(self, function: Callable[[Tensor, Tensor], Tensor], x: Tensor) -> Tensor:
-        return function(*self.spin_moments(x))
-
-    def sample_spins(self, x: Tensor, seed: int | None = None) -> Tensor:
-        """Draw spins of +1 and -1 given fields, in the shape ``batch + shape`` and dtype of x.
-
-        Without a ``seed`` torch's own random numbers continue.
-        """
-        probability = self.spin_probability(check_values("x", x, self.shape).detach().double())
-        uniform = torch.rand(x.shape, generator=generator_of(seed), dtype=torch.float64)
-        up = uniform.to(x.device) < probability
-        return torch.where(up, x.new_ones(()), x.new_full((), -1.0))
-
-    def sample_reference(self, n: int, seed: int | None = None) -> Tensor:
-        """Draw spins as :meth:`IsingModel.sample` does, then the field given spins."""
-        generator = generator_of(seed)
-        mean = apply_spectrum(self.spins.sample(n, generator), self.spectrum, self.boundary)
-        noise = gaussian_fields(self.spectrum, self.boundary, n, generator)
-        return (mean + noise).to(self.device)
-
-    def log_partition(self) -> float:
-        r"""Exact ln Z of the dual (nats).
-
-        :math:`\ln Z = \ln Z_\text{Ising} + \frac12\ln\det(K + \alpha I) + \frac N2 [\ln\frac\pi2 +
-        \alpha]`.
-        A NotImplementedError says where that of the spins is out of reach.
-        """
-        sites = self.spectrum.numel()
-        gaussian = 0.5 * float(self.spectrum.log().sum())
-        constant = 0.5 * sites * (math.log(math.pi / 2) + self.alpha)
-        return self.spins.log_partition() + gaussian + constant
+    def _log_determinant(self) -> float:
+        return float(self.spectrum.log().sum())
 
     def correlations(self) -> Tensor:
         r"""Exact <x_0 x_r> of the field for every displacement r, float64 of shape ``shape``.
@@ -199,13 +101,3 @@ class IsingDual(LatticePotential):
 
     def __repr__(self) -> str:
         return repr(self.spins).replace("IsingModel", "IsingDual", 1)
-
-
-def logcosh(x: Tensor) -> Tensor:
-    """Ln cosh x without overflow, exactly even, with all its derivatives.
-
-    Example:
-        >>> logcosh(torch.tensor([0.0, -100.0]))
-        tensor([ 0.0000, 99.3069])
-    """
-    return torch.logaddexp(x, -x) - math.log(2)

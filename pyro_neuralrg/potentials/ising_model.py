@@ -33,6 +33,10 @@ from pyro_neuralrg.statistics import Estimate, FloatArray
 CRITICAL_TEMPERATURE = 2 / math.log(1 + math.sqrt(2))
 """Critical T of the infinite square lattice with J = 1, in J / k_B (L. Onsager, 1944)."""
 
+CRITICAL_TEMPERATURES = {2: CRITICAL_TEMPERATURE, 3: 1 / 0.221654626}
+"""By dimension; of the simple cubic lattice J / T = 0.221654626(5), by Monte Carlo (A. M.
+Ferrenberg, J. Xu and D. P. Landau, Phys. Rev. E 97, 043301 (2018))."""
+
 LOWEST_TEMPERATURE = 1 / sys.float_info.max
 """Below it 1 / T overflows."""
 
@@ -52,8 +56,8 @@ class IsingModel:
 
     Args:
         shape: lattice shape, one to three sides >= 1.
-        temperature: T in units of J / k_B, > 0; default: 2.269..., critical on the square lattice
-            alone.
+        temperature: T in units of J / k_B, > 0; default: :func:`critical_temperature`, which a
+            lattice of one dimension has not.
         couplings: J of each axis, of either sign; default: 1 each. A periodic side of 2 counts both
             bonds of a pair, a side of 1 has none.
         field: external field h in units of J, one number or one per site (shape ``shape``).
@@ -76,18 +80,20 @@ class IsingModel:
     def __init__(
         self,
         shape: Iterable[int],
-        temperature: float = CRITICAL_TEMPERATURE,
+        temperature: float | None = None,
         couplings: Iterable[float] | None = None,
         field: ArrayLike | Tensor | None = None,
         boundary: str = "periodic",
     ) -> None:
         self.shape = check_shape(shape)
+        if temperature is None:
+            temperature = critical_temperature(self.shape)
         accepted = "a finite number > 0, as is 1 / T"
         self.temperature = check_number(
             "temperature", temperature, accepted, least=LOWEST_TEMPERATURE
         )
         self.couplings = check_couplings(couplings, self.shape)
-        self.field = _check_field(field, self.shape)
+        self.field = check_external_field(field, self.shape)
         self.boundary = check_boundary(boundary)
         # the exact methods see one of the equal sublattices without bonds between them
         has_bonds = [
@@ -139,7 +145,7 @@ class IsingModel:
         Without ``variance`` the spins are known.
 
         Example:
-            >>> pair = IsingModel((2,), boundary="open")  # H = -s_0 s_1
+            >>> pair = IsingModel((2,), 1.0, boundary="open")  # H = -s_0 s_1
             >>> pair.squared_energy_per_site(torch.zeros(2), torch.ones(2))
             tensor(0.2500)
         """
@@ -231,12 +237,12 @@ class IsingModel:
 
     def internal_energy(self) -> float:
         """Exact <H> per site in units of J: -d ln Z / d beta / N."""
-        return -_derivative(self._log_partition)(self._beta).item() / math.prod(self.shape)
+        return -derivative_in(self._log_partition)(self._beta).item() / math.prod(self.shape)
 
     def specific_heat(self) -> float:
         """Exact specific heat d<H>/dT per site in units of k_B: beta^2 d^2 ln Z / d beta^2 / N."""
         beta = self._beta
-        second = _derivative(_derivative(self._log_partition))(beta)
+        second = derivative_in(derivative_in(self._log_partition))(beta)
         return (beta * (beta * second)).item() / math.prod(self.shape)
 
     def correlations(self) -> Tensor:
@@ -263,9 +269,9 @@ class IsingModel:
             return float(self._correlations().mean()) / self._num_sublattices
         self._require_transfer("the structure factor")
 
-        mean_at = _derivative(functools.partial(self._log_partition, self._beta))
+        mean_at = derivative_in(functools.partial(self._log_partition, self._beta))
         zero = torch.zeros((), dtype=torch.float64)
-        mean, variance = mean_at(zero), _derivative(mean_at)(zero)
+        mean, variance = mean_at(zero), derivative_in(mean_at)(zero)
         return float(variance + mean**2) / math.prod(self.shape) ** 2
 
     @property
@@ -346,6 +352,26 @@ class IsingModel:
         )
 
 
+def critical_temperature(shape: Iterable[int]) -> float:
+    """Critical T of the infinite lattice of the dimension of ``shape`` with J = 1, in J / k_B.
+
+    Sides of 1, along which there are no bonds, do not count: 2.269... of two others, 4.5115 of
+    three. A ValueError for fewer.
+
+    Example:
+        >>> [round(critical_temperature(shape), 4) for shape in ((8, 8), (6, 6, 6), (8, 8, 1))]
+        [2.2692, 4.5115, 2.2692]
+    """
+    sides = check_shape(shape)
+    dimension = sum(side > 1 for side in sides)
+    if dimension not in CRITICAL_TEMPERATURES:
+        raise ValueError(
+            f"temperature is not given for the shape {sides}, whose infinite lattice has no "
+            "critical temperature; accepted: a finite number > 0, in units of J / k_B"
+        )
+    return CRITICAL_TEMPERATURES[dimension]
+
+
 def check_couplings(couplings: Iterable[float] | None, shape: tuple[int, ...]) -> tuple[float, ...]:
     """J of each axis; 1 each for None."""
     if couplings is None:
@@ -354,7 +380,7 @@ def check_couplings(couplings: Iterable[float] | None, shape: tuple[int, ...]) -
     return check_numbers("couplings", couplings, accepted, len(shape))
 
 
-def _check_field(field: Any, shape: tuple[int, ...]) -> Tensor | None:
+def check_external_field(field: Any, shape: tuple[int, ...]) -> Tensor | None:
     """The field of each site in float64, or None if it is zero everywhere."""
     if field is None:
         return None
@@ -367,7 +393,7 @@ def _check_field(field: Any, shape: tuple[int, ...]) -> Tensor | None:
     return values.expand(shape).clone() if bool(values.any()) else None
 
 
-def _derivative(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def derivative_in(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """Forward-mode derivative in a scalar: no memory beyond that of the function itself."""
 
     def derivative(point: Tensor) -> Tensor:

@@ -91,7 +91,10 @@ class Couplings(LatticeTransform):
         self.features = seen.movedim(-1, 0).flatten(0, 1).to(self.packed)
 
     def site_biases(self) -> Tensor | None:
-        """Biases of the units for each cell, ``(units, cells)``, linear in features; or None."""
+        """Biases of the units for each cell, ``(units, cells)``, linear in features; or None.
+
+        Gains of those units of an odd map that have no biases.
+        """
         if self.site_weight is None or self.features is None:
             return None
         return self.site_weight @ self.features

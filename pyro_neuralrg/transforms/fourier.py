@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -64,6 +65,7 @@ class FourierLayer(_ModeScaling):
         True
     """
 
+    given_as = "spectrum"
     scale: Tensor
     slopes: Tensor | None
 
@@ -96,6 +98,59 @@ class FourierLayer(_ModeScaling):
             moved = _slope_term(first, self.slopes.to(h.dtype))
             scale = (scale.to(h.dtype).square() + moved).sqrt()
         return scale.reciprocal() if inverse else scale, scale.log()
+
+
+class CovarianceLayer(LatticeTransform):
+    r"""Colour white noise with any covariance: :math:`x = C^{1/2} z`, O(N^2).
+
+    The root is symmetric, so that each z stays near its own site; of a translation-invariant C the
+    layer is a :class:`FourierLayer`. Without parameters: root and inverse are buffers.
+
+    Args:
+        covariance: C, symmetric and positive, ``(N, N)`` of the sites row by row; the roots are
+            found in float64.
+        shape: of the lattice, N sites.
+
+    Example:
+        >>> layer = CovarianceLayer(torch.tensor([[2.0, 1.0], [1.0, 2.0]]), (2,))
+        >>> bool(torch.allclose(layer(torch.ones(2)), torch.full((2,), 3.0).sqrt()))
+        True
+    """
+
+    given_as = "covariance"
+    root: Tensor
+    inverse_root: Tensor
+    log_scale: Tensor
+
+    def __init__(self, covariance: Tensor, shape: Iterable[int]) -> None:
+        super().__init__(check_shape(shape))
+        sites = math.prod(self.event_shape)
+        accepted = f"a symmetric, positive floating tensor of shape ({sites}, {sites})"
+        exact = check_values("covariance", covariance, (sites, sites), accepted).double()
+        values = vectors = exact
+        usable = exact.dim() == 2 and bool(exact.isfinite().all())
+        if usable and torch.allclose(exact, exact.T, atol=0.0):
+            values, vectors = torch.linalg.eigh(exact.detach())
+        if not usable or values.dim() == 2 or float(values[0]) <= 0:
+            raise ValueError(f"covariance is not such a matrix; accepted: {accepted}")
+        for name, power in (("root", 0.5), ("inverse_root", -0.5)):
+            matrix = (vectors * values**power) @ vectors.T
+            self.register_buffer(name, matrix.to(covariance.dtype))
+        self.register_buffer("log_scale", 0.5 * values.log().sum().to(covariance.dtype))
+
+    def _pass(self, h: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
+        matrix = (self.inverse_root if inverse else self.root).to(h.dtype)
+        ladj = self.log_scale.to(h.dtype).expand(h.shape[-1])
+        return (matrix @ h.flatten(0, -2)).view(h.shape), ladj
+
+    def push_score(
+        self, h: Tensor, score: Tensor, context: Tensor | None = None, want_context: bool = False
+    ) -> Pushed:
+        """The score goes through the inverse."""
+        x, ladj = self.forward(h)
+        with torch.no_grad():
+            score, _ = self.inverse(score)
+        return x, ladj, score, None
 
 
 class LearnedSpectrum(_ModeScaling):

@@ -24,7 +24,7 @@ from pyro_neuralrg.transforms.coupling_sequence import (
     CouplingSequence,
     compile_operations,
 )
-from pyro_neuralrg.transforms.fourier import FourierLayer
+from pyro_neuralrg.transforms.fourier import CovarianceLayer, FourierLayer
 from pyro_neuralrg.transforms.partition import (
     blocks_of_layer,
     features_of_blocks,
@@ -62,7 +62,10 @@ class HierarchicalFlow(LatticeTransform):
             context, shape ``(entries,) + shape``, or None.
         site_features: numbers of order one that tell the sites apart (an external field, say),
             shape ``(channels,) + shape``, which the networks of "neighbour" see; or None. A buffer:
-            ``load_state_dict`` brings others.
+            ``load_state_dict`` brings others. In an odd flow they must be even under x -> -x (bonds
+            are, a field is not), and are not taken beside a context.
+        covariance: of the Gaussian part, ``(N, N)`` of N sites, in place of a spectrum (see
+            :class:`~pyro_neuralrg.transforms.fourier.CovarianceLayer`); or None.
     """
 
     site_features: Tensor | None
@@ -80,12 +83,15 @@ class HierarchicalFlow(LatticeTransform):
         context_dim: int = 0,
         spectrum_slopes: Tensor | None = None,
         site_features: Tensor | None = None,
+        covariance: Tensor | None = None,
     ) -> None:
         super().__init__(circuit.shape)
         check_type("base", base, StandardNormal, "StandardNormal() or TwoModes(separation)")
         check_type("odd", odd, bool, "True or False")
         if spectrum is not None:
             check_spectrum(spectrum, circuit.boundary, circuit.shape)
+        if spectrum is not None and covariance is not None:
+            raise ValueError("covariance is given beside a spectrum; accepted: one of them")
         if spectrum_slopes is not None and (spectrum is None or not context_dim):
             raise ValueError(
                 "spectrum_slopes is given; accepted: only beside a spectrum, in a conditional flow"
@@ -109,9 +115,11 @@ class HierarchicalFlow(LatticeTransform):
         self._operations = EAGER
         self._sequences: dict[int, CouplingSequence] = {}
         self._couplings(None)
-        self.gaussian: FourierLayer | None = None
+        self.gaussian: FourierLayer | CovarianceLayer | None = None
         if spectrum is not None:
             self.gaussian = FourierLayer(spectrum, circuit.boundary, spectrum_slopes)
+        elif covariance is not None:
+            self.gaussian = CovarianceLayer(covariance, circuit.shape)
         self.base = base if circuit.is_complete else NORMAL
 
     @property
@@ -129,7 +137,7 @@ class HierarchicalFlow(LatticeTransform):
         for name, default in defaults.items():
             own = getattr(circuit if hasattr(circuit, name) else self, name)
             given += [] if own == default else [f"{name}={own!r}"]
-        given += [] if self.gaussian is None else ["spectrum=..."]
+        given += [] if self.gaussian is None else [f"{self.gaussian.given_as}=..."]
         return f"HierarchicalFlow({self.shape}, {circuit.name!r}, {', '.join(given)})"
 
     def _pass(self, h: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
@@ -276,10 +284,12 @@ class HierarchicalFlow(LatticeTransform):
         self.register_buffer("site_features", None)
         if features is None:
             return [None] * len(self.circuit.layers)
-        if self.odd or not getattr(self.bijector, "sees_sites", False):
+        in_context = self.odd and self.context_dim
+        if in_context or not getattr(self.bijector, "sees_sites", False):
+            seen = "a context and odd=True" if in_context else f"bijector is {self.bijector!r}"
             raise ValueError(
-                f"site_features with odd={self.odd} and bijector is {self.bijector!r}; "
-                "accepted: odd=False and a bijector that sees them, such as 'neighbour'"
+                f"site_features is given and {seen}; accepted: a bijector that sees them, such as "
+                "'neighbour', and in an odd flow no context"
             )
         accepted = f"finite floating numbers of shape (channels, {str(self.shape)[1:]}"
         check_values("site_features", features, self.shape, accepted)
@@ -336,7 +346,8 @@ class HierarchicalFlow(LatticeTransform):
             "wavelet": self.wavelet,
             "base": self.base.config,
             "context_dim": self.context_dim,
-            "spectrum": self.gaussian is not None,
+            "spectrum": isinstance(self.gaussian, FourierLayer),
+            "covariance": isinstance(self.gaussian, CovarianceLayer),
             "spectrum_slopes": _length(getattr(self.gaussian, "slopes", None)),
             "site_features": _length(self.site_features),
         }
@@ -348,6 +359,8 @@ class HierarchicalFlow(LatticeTransform):
         shape = options.pop("shape")
         options["base"] = base_from_config(options["base"])
         options["spectrum"] = torch.ones(tuple(shape)) if options["spectrum"] else None
+        if options.pop("covariance", False):
+            options["covariance"] = torch.eye(math.prod(shape))
         for name in ("spectrum_slopes", "site_features"):
             number = options.get(name)
             options[name] = torch.zeros(number, *shape) if number else None

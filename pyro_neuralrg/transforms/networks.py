@@ -43,8 +43,9 @@ class NetworkOptions:
         activation: one of ``ACTIVATIONS``.
         terms: tanh terms of each map, 0 for an affine one.
         odd: the maps commute with x -> -x. Tanh networks then have no biases in hidden layers and
-            ``place``, and ``form`` is linear in the squares of hidden units; separate ones give the
-            odd part of the shift and the even part of the log-scale, evaluated twice.
+            ``place``, whose units site features scale instead, and ``form`` is linear in the
+            squares of hidden units; separate ones give the odd part of the shift and the even part
+            of the log-scale, evaluated twice.
         separate: log-scale and shift come from two networks of the given widths, and the bounds of
             the log-scales are learned (the paper's s and t).
         response: factor between a parameter and what a network that is not separate makes of it.
@@ -195,7 +196,7 @@ class Network(NamedTuple):
 
     options: NetworkOptions
     arrays: Sequence[Tensor]  # as ``NetworkOptions.shapes`` lists them
-    sites: Tensor | None = None  # biases ``(units, cells)``
+    sites: Tensor | None = None  # biases ``(units, cells)``; gains of units that have none
     gains: Tensor | None = None  # of a context, ``(units, n)``
     shifts: Tensor | None = None
 
@@ -226,20 +227,22 @@ def _heads(network: Network, x: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """Place and form, ``(heads, cells * n)`` each."""
     options, unit = network.options, 0
 
-    def layer(matrix: Tensor, bias: Tensor, h: Tensor) -> Tensor:
+    def layer(matrix: Tensor, bias: Tensor, h: Tensor, biased: bool = True) -> Tensor:
         nonlocal unit
         units, unit = slice(unit, unit + len(bias)), unit + len(bias)
-        return _bend(network, units, torch.addmm(bias[:, None], matrix, h), n)
+        return _bend(network, units, torch.addmm(bias[:, None], matrix, h), n, biased)
 
     *hidden, place, form = _matrices_and_biases(network.arrays[:-2])
-    h = x
+    h, biased = x, not options.is_odd_by_form
     for matrix, bias in hidden:
-        h = ACTIVATIONS[options.activation](layer(matrix, bias, h))
-    return layer(*place, h), layer(*form, h * h if options.is_odd_by_form else h)
+        h = ACTIVATIONS[options.activation](layer(matrix, bias, h, biased))
+    return layer(*place, h, biased), layer(*form, h if biased else h * h)
 
 
-def _bend(network: Network, units: slice, h: Tensor, n: int) -> Tensor:
+def _bend(network: Network, units: slice, h: Tensor, n: int, biased: bool) -> Tensor:
     """Some units h ``(number, cells * n)``: (h + sites) (1 + gain) + shift.
+
+    Or h (1 + sites) (1 + gain) + shift of units that have no biases.
 
     References:
         Perez et al., FiLM: Visual Reasoning with a General Conditioning Layer, AAAI (2018).
@@ -249,7 +252,8 @@ def _bend(network: Network, units: slice, h: Tensor, n: int) -> Tensor:
         return h
     rows = h.reshape(len(h), -1, n)
     if sites is not None:
-        rows = rows + sites[units, :, None]
+        of_cells = sites[units, :, None]
+        rows = rows + of_cells if biased else rows * (1 + of_cells)
     if gains is not None and shifts is not None:
         rows = rows * (1 + gains[units, None]) + shifts[units, None]
     return rows.reshape(h.shape)

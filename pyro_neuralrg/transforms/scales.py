@@ -86,7 +86,8 @@ def grow(flow: Any, spectrum: Tensor | None) -> Any:
     unknown = {
         "weights of each block": flow.weights == "block",
         "site_features": flow.site_features is not None,
-        "a spectrum for each context": gaussian is not None and gaussian.slopes is not None,
+        "a covariance": getattr(gaussian, "given_as", "") == "covariance",
+        "a spectrum for each context": getattr(gaussian, "slopes", None) is not None,
     }
     if any(unknown.values()):
         raise ValueError(

@@ -20,6 +20,7 @@ BAD = {
     "side 0": ("--shape 0 4", "shape"),
     "one site": ("--shape 1 1", "shape"),
     "temperature NaN": ("--temperature nan", "temperature"),
+    "no critical temperature": ("--shape 8", "temperature is not given for the shape"),
     "no steps": ("--steps 0", "steps"),
     "draws without an R-hat": ("--draws 3", "draws is 3; accepted: an integer from 4"),
     "seed": ("--seed -1", "seed"),

@@ -16,11 +16,12 @@ from pyro.distributions.conditional import ConditionalTransformModule
 from torch import Tensor, nn
 
 from pyro_neuralrg import FlowGuide, fit
-from pyro_neuralrg.distributions import StandardNormal, TwoModes
+from pyro_neuralrg.distributions import FlowDistribution, StandardNormal, TwoModes
 from pyro_neuralrg.free_energy import Thermodynamics, thermodynamics
 from pyro_neuralrg.free_energy.importance import log_weights
 from pyro_neuralrg.potentials import IsingDual, IsingDualFamily, IsingModel
 from pyro_neuralrg.transforms import LatticeTransform, Neighbour, hierarchical_flow
+from tests.potentials.enumeration import Ising
 
 RANGE = (2.0, 2.7)
 SMALL: dict[str, Any] = {"bijector": Neighbour(layers=2, hidden=(4,)), "features": 4}
@@ -107,6 +108,54 @@ def test_importance_weights_make_up_for_a_poor_flow() -> None:
         assert found.exact_specific_heat[i] == spins.specific_heat()
 
 
+def test_susceptibility_and_binder_cumulant_are_exact_by_weights() -> None:
+    """Against enumeration, of a poor flow; what the variational energy is off by is shown."""
+    family, temperatures = IsingDualFamily((2, 3), (3.0, 5.0), (1.0, -0.5)), [3.5, 5.0]
+    spectra = {name: 3 * getattr(family, name) for name in ("spectrum", "spectrum_slopes")}
+    flow = family.flow(**SMALL, base=StandardNormal(), **spectra)
+    found = thermodynamics(family, flow, temperatures, 5000, batch_size=2500)
+    for i, temperature in enumerate(temperatures):
+        exact = Ising.of(IsingModel((2, 3), temperature, (1.0, -0.5))).averages
+        square, size = exact["structure_factor"], exact["abs_magnetisation"]
+        expected = {
+            "abs_magnetisation": size,
+            "susceptibility": 6 * square / temperature,
+            "connected_susceptibility": 6 * (square - size**2) / temperature,
+            "binder": 1 - exact["fourth_moment"] / (3 * square**2),
+        }
+        for name, value in expected.items():
+            error = getattr(found, f"{name}_se")[i]
+            assert abs(getattr(found, name)[i] - value) < 4.5 * error, name
+            assert error < 0.05, name
+        assert found.exact_susceptibility[i] == pytest.approx(expected["susceptibility"])
+        off = found.variational_energy[i] - exact["internal_energy"]
+        assert abs(found.gap_energy[i] - off) < 4.5 * found.energy_se[i]
+
+
+def test_one_flow_for_each_temperature() -> None:
+    """Its energy is the derivative of the bound, as if the flow stayed the same."""
+    family, temperatures = IsingDualFamily((2, 2), (3.0, 5.0)), [3.5, 4.5]
+    options = {"bijector": SMALL["bijector"], "base": StandardNormal()}
+    members = [family.at_temperature(temperature) for temperature in temperatures]
+    flows = [one.flow(**options, spectrum=4 * one.spectrum) for one in members]
+    found = thermodynamics(family, flows, temperatures, 5000, batch_size=2500)
+    for name in ("log_partition", "energy", "specific_heat", "susceptibility"):
+        value, error = getattr(found, name), getattr(found, f"{name}_se")
+        assert (abs(value - getattr(found, f"exact_{name}")) < 4.5 * error).all(), name
+    assert np.isnan(found.variational_specific_heat).all()
+    step = 1e-4
+    for i, temperature in enumerate(temperatures):
+        x = FlowDistribution(flows[i]).sample((5000,))
+        bounds = []
+        for beta in (1 / temperature - step, 1 / temperature + step):
+            target = family.at_temperature(1 / beta)
+            of_spins = target.log_partition() - target.spins.log_partition()
+            bounds.append(-target.energy(x) - of_spins)
+        slopes = -(bounds[1] - bounds[0]) / (2 * step) / 4
+        error = math.hypot(float(slopes.std()) / math.sqrt(5000), found.variational_energy_se[i])
+        assert abs(found.variational_energy[i] - float(slopes.mean())) < 4.5 * error
+
+
 def test_nan_where_nothing_is_exact() -> None:
     family = IsingDualFamily((3, 6, 6), (8.0, 9.0))
     flow = family.flow(**SMALL)
@@ -161,6 +210,7 @@ def test_bad_arguments() -> None:
         (thermodynamics, (family, plain, [2.3]), "flow is a HierarchicalFlow; accepted: a cond"),
         (thermodynamics, (family, flow, [1.0]), "temperatures is .*accepted: from"),
         (thermodynamics, (family, flow, [2.3], 1), "num_samples is 1; accepted"),
+        (thermodynamics, (family, [plain], [2.3, 2.4]), "flow has 1 flows for 2 temp.*accepted"),
     ):
         with pytest.raises((TypeError, ValueError), match=words):
             function(*arguments)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.potentials import IsingDual, IsingModel
+from pyro_neuralrg.potentials import DualSpins, IsingDual, IsingModel, SpinModel
 
 
 def bond_matrix(shape: tuple[int, ...], bonds: tuple[float, ...], boundary: str) -> Tensor:
@@ -38,9 +38,12 @@ class Ising:
     matrix: Tensor
 
     @staticmethod
-    def of(model: IsingDual | IsingModel) -> Ising:
-        bonds = tuple(coupling / model.temperature for coupling in model.couplings)
-        matrix = bond_matrix(model.shape, bonds, model.boundary)
+    def of(model: IsingDual | IsingModel | DualSpins | SpinModel) -> Ising:
+        if isinstance(model, DualSpins | SpinModel):
+            matrix = model.couplings / model.temperature
+        else:
+            bonds = tuple(coupling / model.temperature for coupling in model.couplings)
+            matrix = bond_matrix(model.shape, bonds, model.boundary)
         sites = torch.arange(math.prod(model.shape))
         spins = 2.0 * ((torch.arange(2 ** len(sites))[:, None] >> sites) & 1).double() - 1
         log_weight = ((spins @ matrix) * spins).sum(1) / 2

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.potentials import FreeField, IsingDual, LatticePotential, Phi4
+from pyro_neuralrg.potentials import DualSpins, FreeField, IsingDual, LatticePotential, Phi4
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,14 @@ def quartic(x: Tensor) -> Tensor:
     return (differences / 2 + (x.square() - 1).square()).sum((-1, -2))
 
 
+def all_coupled() -> DualSpins:
+    """Spins without a lattice, in a field, some pairs without a coupling."""
+    matrix = torch.sin(torch.arange(49.0, dtype=torch.float64) ** 2).reshape(7, 7).triu(1)
+    matrix[0, 3:] = 0
+    field = torch.linspace(-0.3, 0.6, 7)
+    return DualSpins((matrix + matrix.T).to_sparse(), field, temperature=1.3)
+
+
 POTENTIALS: dict[str, Case] = {
     "ising 2-d critical": Case(lambda: IsingDual((4, 4)), (*TORUS, "exchange of axes")),
     "ising 2-d hot, odd sides": Case(lambda: IsingDual((3, 5), 4.0), TORUS),
@@ -65,6 +73,18 @@ POTENTIALS: dict[str, Case] = {
     "ising 1-d open": Case(lambda: IsingDual((6,), 0.8, (-1.0,), boundary="open"), OPEN),
     "ising 3-d": Case(lambda: IsingDual((2, 3, 2), 4.5), TORUS),
     "ising 3-d open": Case(lambda: IsingDual((2, 2, 3), 4.5, boundary="open"), OPEN),
+    "spins, uniform": Case(
+        lambda: DualSpins.from_bonds((4, 4), torch.ones(2, 4, 4), temperature=2.5),
+        (*TORUS, "exchange of axes"),
+    ),
+    "spin glass": Case(lambda: DualSpins.spin_glass((4, 3), 1.5, seed=1), ("even",)),
+    "spin glass, open, side 2": Case(
+        lambda: DualSpins.spin_glass((2, 2, 3), 2.0, positive=0.8, seed=1, boundary="open"),
+        ("even",),
+    ),
+    "random field": Case(lambda: DualSpins.random_field((3, 4), 0.8, 2.5, seed=2)),
+    "spins, all coupled": Case(all_coupled),
+    "heated spins": Case(lambda: DualSpins.spin_glass((2, 4), 1.0, seed=3).heated(1.5), ("even",)),
     "free field 1-d": Case(lambda: FreeField((6,), 0.5), TORUS),
     "free field 2-d": Case(lambda: FreeField((5, 5), 1.0), (*TORUS, "exchange of axes")),
     "free field 2-d side 2 and 1": Case(lambda: FreeField((2, 1), 0.7), TORUS),

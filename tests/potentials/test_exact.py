@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_neuralrg.potentials import CRITICAL_TEMPERATURE, IsingModel
+from pyro_neuralrg.potentials import CRITICAL_TEMPERATURE, IsingModel, critical_temperature
 from pyro_neuralrg.potentials.exact import pfaffian, transfer
 from tests.potentials.enumeration import Ising
 
@@ -97,6 +97,18 @@ def test_smooth_where_the_form_changes(ratio: float) -> None:
         steps = [IsingModel((6, 8), low * (1 + 1e-4 * k), (1.0, ratio)) for k in range(-3, 4)]
         values = np.array([getattr(step, name)() for step in steps])
         assert np.abs(np.diff(values, 3)).max() < 1e-7 * max(1, np.abs(values).max())
+
+
+def test_each_dimension_has_its_critical_temperature() -> None:
+    """Onsager's, where sinh(2 J / T) = 1, and the literature's of the cube; sides of 1 are none."""
+    for shape in ((8, 8), (1, 4, 4), (4, 6, 1)):
+        assert math.sinh(2 / IsingModel(shape).temperature) == pytest.approx(1)
+    for model in (IsingModel((6, 6, 6)), IsingModel((2, 3, 4), boundary="open")):
+        assert model.temperature == pytest.approx(4.511523, abs=1e-6)
+    assert IsingModel((6, 6, 6), CRITICAL_TEMPERATURE).temperature == CRITICAL_TEMPERATURE
+    for shape in ((8,), (1, 8), (1,), (1, 1, 1)):
+        with pytest.raises(ValueError, match="has no critical temperature; accepted"):
+            critical_temperature(shape)
 
 
 @pytest.mark.parametrize("temperature", [1.8, CRITICAL_TEMPERATURE, 2.9])

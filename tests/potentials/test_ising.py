@@ -15,23 +15,23 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from pyro_neuralrg.potentials import CRITICAL_TEMPERATURE, IsingDual, IsingModel
-from pyro_neuralrg.potentials.ising import logcosh
+from pyro_neuralrg.potentials import CRITICAL_TEMPERATURE, DualSpins, IsingDual, IsingModel
+from pyro_neuralrg.potentials.dual import SpinDual, logcosh
 from tests.potentials.enumeration import Ising
 from tests.potentials.registry import POTENTIALS
 
 SMALL = {
     name: case.build
     for name, case in POTENTIALS.items()
-    if isinstance(case.build(), IsingDual) and math.prod(case.build().shape) <= 16
+    if isinstance(case.build(), SpinDual) and math.prod(case.build().shape) <= 16
 }
 every_small_model = pytest.mark.parametrize("name", SMALL)
 
 
 @functools.cache
-def small(name: str) -> tuple[IsingDual, Ising]:
+def small(name: str) -> tuple[IsingDual | DualSpins, Ising]:
     potential = SMALL[name]()
-    assert isinstance(potential, IsingDual)
+    assert isinstance(potential, IsingDual | DualSpins)
     return potential, Ising.of(potential)
 
 
@@ -43,7 +43,7 @@ def drawn(name: str) -> tuple[Tensor, Tensor]:
     return fields, potential.sample_spins(fields, seed=2)
 
 
-def gaussian_part(potential: IsingDual, ising: Ising) -> Tensor:
+def gaussian_part(potential: IsingDual | DualSpins, ising: Ising) -> Tensor:
     """K + alpha I."""
     return ising.matrix + potential.alpha * torch.eye(len(ising.matrix))
 
@@ -58,13 +58,17 @@ def test_density_is_the_normalised_mixture_over_all_spins(name: str) -> None:
     covariance = gaussian_part(potential, ising)
     eigenvalues = torch.linalg.eigvalsh(covariance)
     assert float(eigenvalues[0]) == pytest.approx(0.1)
-    torch.testing.assert_close(potential.spectrum.flatten().sort().values, eigenvalues)
+    if isinstance(potential, IsingDual):
+        torch.testing.assert_close(potential.spectrum.flatten().sort().values, eigenvalues)
     x = 2 * torch.randn(3, *potential.shape)
     noise = x.flatten(1)[:, None] - ising.spins @ covariance
     given_spins = MultivariateNormal(torch.zeros(len(covariance)), covariance)
     log_prob = given_spins.log_prob(noise) + ising.probability.log()
     expected = -potential.energy(x) - potential.log_partition()
     torch.testing.assert_close(expected, log_prob.logsumexp(1), rtol=1e-10, atol=1e-9)
+    if isinstance(potential, DualSpins):
+        torch.testing.assert_close(potential.covariance, covariance)
+        return
     if potential.boundary == "open" or potential.field is not None:
         with pytest.raises(NotImplementedError):
             potential.correlations()

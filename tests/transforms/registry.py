@@ -19,6 +19,7 @@ from torch.distributions import constraints
 from pyro_neuralrg.distributions import TwoModes
 from pyro_neuralrg.spectral import neighbour_spectrum
 from pyro_neuralrg.transforms import (
+    CovarianceLayer,
     FourierLayer,
     HierarchicalFlow,
     LatticeTransform,
@@ -65,6 +66,7 @@ class Entry:
 def flow(shape: tuple[int, ...], circuit: str = "mera", **options: Any) -> Entry:
     """A hierarchical flow of small networks."""
     options = {"bijector": NEIGHBOUR, **options}
+    near = not {"spectrum", "covariance", "wavelet"} & set(options)
     if "spectrum" in options:
         boundary = options["spectrum"]
         options |= {"spectrum": free_spectrum(shape, boundary), "boundary": boundary}
@@ -72,7 +74,7 @@ def flow(shape: tuple[int, ...], circuit: str = "mera", **options: Any) -> Entry
         shape,
         partial(HierarchicalFlow.build, shape, circuit, **options),
         odd=options.get("odd", False),
-        starts_near_identity=not {"spectrum", "wavelet"} & options.keys(),
+        starts_near_identity=near,
         is_flow=True,
         spread=0.25 if isinstance(options["bijector"], RealNVP) else TANH_SPREAD,
     )
@@ -92,6 +94,12 @@ def free_spectrum(shape: tuple[int, ...], boundary: str = "periodic") -> Tensor:
 def waves(*shape: int) -> Tensor:
     """Features of sites that differ from site to site, without a random number."""
     return torch.arange(1.0, 1.0 + math.prod(shape)).sin().reshape(shape)
+
+
+def covariance(sites: int) -> Tensor:
+    """Of a field whose sites are all unlike."""
+    roots = torch.eye(sites, dtype=torch.float64) + 0.3 * waves(sites, sites).double()
+    return roots @ roots.T
 
 
 def two_couplings(size: int) -> nn.Module:
@@ -197,6 +205,10 @@ def fourier(shape: tuple[int, ...], boundary: str) -> Entry:
     return Entry(shape, make, odd=True, starts_near_identity=False)
 
 
+def all_unlike() -> LatticeTransform:
+    return CovarianceLayer(covariance(6).to(torch.get_default_dtype()), (2, 3))
+
+
 ENTRIES: dict[str, Entry] = {
     # circuits, dimensions, shapes
     "defaults": Entry((4, 4), lambda: hierarchical_flow((4, 4)), is_flow=True, spread=0.03),
@@ -242,6 +254,9 @@ ENTRIES: dict[str, Entry] = {
     "site-features-shared": flow((2, 5), site_features=waves(1, 2, 5), weights="shared"),
     "site-features-open-1d": flow((3,), site_features=waves(1, 3), boundary="open"),
     "site-features-3d": flow((2, 3, 2), site_features=waves(1, 2, 3, 2), spectrum="periodic"),
+    "site-features-odd": flow((4, 4), site_features=waves(2, 4, 4), odd=True),
+    "site-features-odd-open": flow((3, 5), site_features=waves(1, 3, 5), boundary="open", odd=True),
+    "covariance": flow((2, 3), odd=True, covariance=covariance(6)),
     # the paper's block
     "realnvp": flow((4, 4), bijector=REALNVP),
     "realnvp-defaults": flow((2, 2), bijector="realnvp"),
@@ -278,6 +293,7 @@ ENTRIES: dict[str, Entry] = {
     "conditioned-spectrum-open-1d": follows_spectrum((4,), "open"),
     "conditioned-pyro-coupling": conditioned((2, 4), conditional_coupling),
     # single parts
+    "covariance-2d": Entry((2, 3), all_unlike, odd=True, starts_near_identity=False),
     "fourier-2d": fourier((4, 3), "periodic"),
     "fourier-3d": fourier((2, 3, 4), "periodic"),
     "fourier-open-3d": fourier((2, 1, 3), "open"),

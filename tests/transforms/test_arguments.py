@@ -120,8 +120,12 @@ VALUES: list[tuple[Callable[[], Any], str]] = [
     (partial(build, site_features=ONES), r"site_features has shape \(4, 4\); accepted"),
     (partial(build, site_features=torch.zeros(0, 4, 4)), r"has shape \(0, 4, 4\); accepted"),
     (partial(build, site_features=NAN * ONES[None]), "entry inf or nan; accepted"),
-    (partial(build, **SEEING, odd=True), "odd=True .*; accepted: odd=False"),
-    (partial(build, **SEEING, bijector="realnvp"), r"bijector is RealNVP\(.*accepted: odd=False"),
+    (partial(build, **SEEING, odd=True, context_dim=1), "odd=True; accepted: .* no context"),
+    (partial(build, **SEEING, bijector="realnvp"), r"bijector is RealNVP\(.*accepted: a bijector"),
+    (partial(build, spectrum=ONES, covariance=torch.eye(16)), "covariance is given beside"),
+    (partial(build, covariance=torch.eye(4)), r"covariance has shape \(4, 4\).*\(16, 16\)"),
+    (partial(build, covariance=-torch.eye(16)), "covariance is not such a matrix; accepted: a sym"),
+    (partial(build, covariance=NAN * torch.eye(16)), "covariance is not such a matrix; accepted"),
     (partial(build, **SEEING, bijector=last_axis), r"bijector is LayerFactory\("),
     # scales and growth
     *(

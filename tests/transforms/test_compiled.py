@@ -52,6 +52,7 @@ FLOWS = {
     "context": lambda: conditional_hierarchical_flow((4, 4), 2),
     "context-slow": lambda: conditional_hierarchical_flow((4, 4), 2, bijector=SLOW),
     "few": lambda: hierarchical_flow((4,), odd=True, bijector=FEW),
+    "sites-odd": lambda: HierarchicalFlow.build((4, 5), site_features=waves(2, 4, 5), odd=True),
     "few-sites": lambda: HierarchicalFlow.build((3,), bijector=FEW, site_features=waves(1, 3)),
     "context-few": lambda: conditional_hierarchical_flow((2,), 2, bijector=FEW),
     "context-odd": lambda: conditional_hierarchical_flow((4, 5), 2, odd=True),
@@ -152,7 +153,7 @@ def test_columns_do_not_see_each_other(name: str) -> None:
     assert torch.equal(spoilt_ladj[others], ladj[others])
 
 
-@pytest.mark.parametrize("name", ["odd", "haar", "sites", "realnvp", "context"])
+@pytest.mark.parametrize("name", ["odd", "haar", "sites", "sites-odd", "realnvp", "context"])
 def test_gradients_of_gradients(name: str) -> None:
     flow, transform, z = prepared(name, batch=3)
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pyro_neuralrg.transforms import (
+    CovarianceLayer,
     FourierLayer,
     bijectors,
     coupling_sequence,
@@ -43,12 +44,14 @@ MUTANTS: dict[str, tuple[Any, str, int, Callable[[str], None], str]] = {
     "inverse lines": (elementwise.Affine, "inverse", 1, inverse_ladj, "realnvp-block-2"),
     "compiled couplings": (coupling_sequence, "apply_couplings", 1, ladj, "mera-two-sites"),
     "modes": (fourier._ModeScaling, "_pass", 1, ladj, "learned-spectrum-1d"),
+    "any covariance": (CovarianceLayer, "_pass", 1, ladj, "covariance-2d"),
     "blocks of others": (bijectors._Foreign, "_pass", 1, ladj, "elementwise-block"),
     "each block": (bijectors._Blockwise, "_pass", 1, ladj, "realnvp-per-block-odd-side"),
     "compiled score": (coupling_sequence, "apply_couplings", 2, score, "mera-two-sites"),
     "score of plain couplings": (EAGER, "couple_with_score", 3, score, "mera-1d"),
     "score of what is seen": (EAGER, "couple_with_score", 2, score, "mera-1d"),
     "score of modes": (FourierLayer, "push_score", 2, score, "fourier-2d"),
+    "score of any covariance": (CovarianceLayer, "push_score", 2, score, "covariance-2d"),
     "score of a context": (coupling_sequence.CouplingSequence, "push_score", 3, context, "context"),
     "place": (networks, "_heads", 0, reference, "line"),
     "form": (networks, "_heads", 1, reference, "line"),

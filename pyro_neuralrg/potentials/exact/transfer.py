@@ -39,23 +39,30 @@ def transfer_log_partition(
 ) -> Tensor:
     r"""ln Z by multiplying layer after layer, along the longest side, spin by spin.
 
-    Differentiable in the couplings K_a = J_a / T of each axis and the fields h_i / T of each site,
-    float64. Time O(N 4^W) for a periodic, O(N 2^W) for an open lattice, with W spins in
-    a cross-section (H. A. Kramers and G. H. Wannier, 1941).
+    Differentiable in the couplings K_a = J_a / T of each axis, shape ``(axes,)``, or those of each
+    site's bond to the next one along each axis, ``(axes,) + shape``, and the fields h_i / T of each
+    site, float64. Bonds beyond an open end do not count. Time O(N 4^W) for a periodic, O(N 2^W) for
+    an open lattice, with W spins in a cross-section (H. A. Kramers and G. H. Wannier, 1941).
     """
-    spins, inside, long = _rows_of_spins(shape, couplings, boundary)
-    along, length = couplings[long], shape[long]
-    layers = torch.movedim(fields, long, 0).reshape(length, -1) @ spins.T + inside
+    spins, section, long = _rows_of_spins(shape)
+    length, layer_shape = shape[long], (shape[long], len(spins[0]))
+    uniform = couplings.dim() == 1
+    bonds = _bonds_of_sites(couplings, shape, boundary).movedim(1 + long, 1)  # (axes, length, ...)
+    along = bonds[long].reshape(layer_shape)
+    across = torch.cat([bonds[:long], bonds[long + 1 :]]).movedim(1, 0)
+    inside = [_layer_weights(spins, section, each) for each in (across[:1] if uniform else across)]
+    inside = inside * length if uniform else inside
+    on_sites = torch.movedim(fields, long, 0).reshape(layer_shape) @ spins.T
+    layers = [weights + field for weights, field in zip(inside, on_sites, strict=True)]
     if boundary == "open" or length == 1:
         state = layers[0]
-        for layer in layers[1:]:
-            state = _through_bonds(state, along) + layer
+        for layer, bond in zip(layers[1:], along, strict=False):
+            state = _through_bonds(state, bond) + layer
         return _log_sum(state)
-    bonds = along * (spins @ spins.T)
-    state = bonds + layers[0] + layers[1][:, None]
-    for layer in layers[2:]:
-        state = _through_bonds(state, along) + layer[:, None]
-    return _log_sum((state + bonds).reshape(-1))
+    state = (spins * along[0]) @ spins.T + layers[0] + layers[1][:, None]
+    for layer, bond in zip(layers[2:], along[1:], strict=False):
+        state = _through_bonds(state, bond) + layer[:, None]
+    return _log_sum((state + (spins * along[-1]) @ spins.T).reshape(-1))
 
 
 def transfer_correlations(shape: tuple[int, ...], couplings: Tensor) -> Tensor:
@@ -63,9 +70,11 @@ def transfer_correlations(shape: tuple[int, ...], couplings: Tensor) -> Tensor:
 
     States i, j of layers at a distance r have the weight :math:`(T^r)_{ij} (T^{n-r})_{ji}`.
     """
-    spins, inside, long = _rows_of_spins(shape, couplings, "periodic")
-    along, length = couplings[long], shape[long]
-    powers = [along * (spins @ spins.T) + inside[:, None]]
+    spins, section, long = _rows_of_spins(shape)
+    along, length = couplings[long].expand(spins.shape[1]), shape[long]
+    bonds = torch.cat([couplings[:long], couplings[long + 1 :]])
+    inside = _layer_weights(spins, section, _bonds_of_sites(bonds, section, "periodic"))
+    powers = [(spins * along) @ spins.T + inside[:, None]]
     for _ in range(length - 2):
         powers.append(_through_bonds(powers[-1], along) + inside[:, None])
     table = torch.empty(length, spins.shape[1], dtype=torch.float64)
@@ -76,42 +85,43 @@ def transfer_correlations(shape: tuple[int, ...], couplings: Tensor) -> Tensor:
             table[0] = (probability.sum(1) * spins[:, 0]) @ spins
         table[distance] = (probability @ spins[:, 0]) @ spins
         table[length - distance] = table[distance]
-    section = shape[:long] + shape[long + 1 :]
     return torch.movedim(table.reshape(length, *section), 0, long)
 
 
-def _rows_of_spins(
-    shape: tuple[int, ...], couplings: Tensor, boundary: str
-) -> tuple[Tensor, Tensor, int]:
-    """States of a layer, the sum of K s s' within each, and the axis that the layers follow."""
+def _rows_of_spins(shape: tuple[int, ...]) -> tuple[Tensor, tuple[int, ...], int]:
+    """States of a layer, its shape, and the axis that the layers follow."""
     long = shape.index(max(shape))
     section = shape[:long] + shape[long + 1 :]
-    across = torch.cat([couplings[:long], couplings[long + 1 :]])
     width = math.prod(section)
     bits = torch.arange(2**width)[:, None] >> torch.arange(width - 1, -1, -1) & 1
     spins = 1.0 - 2.0 * bits.to(torch.float64)  # (2^W, W): spin i is bit W - 1 - i
-    return spins, _layer_weights(spins, section, across, boundary), long
+    return spins, section, long
 
 
-def _layer_weights(
-    spins: Tensor, section: tuple[int, ...], couplings: Tensor, boundary: str
-) -> Tensor:
-    """Sum of K s s' over the bonds within a layer, for each of its states."""
+def _bonds_of_sites(couplings: Tensor, shape: tuple[int, ...], boundary: str) -> Tensor:
+    """K of each site's bond to the next one along each axis, zero where there is none."""
+    axes = len(shape)
+    bonds = couplings.reshape(axes, *(1,) * axes) if couplings.dim() == 1 else couplings
+    bonds = bonds.expand(axes, *shape)
+    inside = torch.ones(axes, *shape, dtype=bonds.dtype)
+    for axis, side in enumerate(shape if boundary == "open" else ()):
+        inside[axis].select(axis, side - 1).zero_()
+    return bonds * inside
+
+
+def _layer_weights(spins: Tensor, section: tuple[int, ...], bonds: Tensor) -> Tensor:
+    """Sum of K s s' over the bonds ``(axes,) + section`` within a layer, for each of its states."""
     grid = spins.reshape(-1, *section)
     total = torch.zeros(len(spins), dtype=torch.float64)
-    for axis, side in enumerate(section):
-        if boundary == "periodic":
-            products = grid * grid.roll(-1, axis + 1)
-        else:
-            products = grid.narrow(axis + 1, 0, side - 1) * grid.narrow(axis + 1, 1, side - 1)
-        total = total + couplings[axis] * products.reshape(len(spins), -1).sum(1)
+    for axis, each in enumerate(bonds):
+        total = total + (grid * grid.roll(-1, axis + 1) * each).reshape(len(spins), -1).sum(1)
     return total
 
 
-def _through_bonds(state: Tensor, coupling: Tensor) -> Tensor:
-    """Multiply the 2^W rows by the bonds to the next layer, one spin at a time."""
+def _through_bonds(state: Tensor, couplings: Tensor) -> Tensor:
+    """Multiply the 2^W rows by the bonds ``(W,)`` to the next layer, one spin at a time."""
     shape = state.shape
-    for spin in range(shape[0].bit_length() - 1):
+    for spin, coupling in enumerate(couplings):
         up, down = state.reshape(2**spin, 2, -1).unbind(1)
         same = _log_add(up + coupling, down - coupling)
         other = _log_add(up - coupling, down + coupling)

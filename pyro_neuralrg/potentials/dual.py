@@ -1,0 +1,187 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""The continuous dual of spins (paper Eq. 7), whatever their couplings."""
+
+from __future__ import annotations
+
+import functools
+import math
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_neuralrg.arguments import check_values
+from pyro_neuralrg.observables.configurations import Observable
+from pyro_neuralrg.potentials.base import LatticePotential, generator_of
+from pyro_neuralrg.transforms import HierarchicalFlow
+from pyro_neuralrg.transforms.bijectors import as_bijector
+
+LOWEST_EIGENVALUE = 0.1
+"""Lowest eigenvalue of K + alpha I (paper, reference [70])."""
+
+
+class SpinDual(LatticePotential):
+    r"""The continuous field dual to spins of couplings K and a field h, both over T.
+
+    .. math::
+        \pi(x) = \exp\left(-\tfrac12 x^T (K + \alpha I)^{-1} x\right) \prod_i \cosh(x_i + h_i)
+
+    Spins and field are jointly :math:`\exp(-\frac12 x^T (K + \alpha I)^{-1} x + s^T (x + h)) /
+    2^N`: the spins alone are those of the model, the field given spins is :math:`N((K + \alpha) s,
+    K + \alpha)`, the spins given the field are independent.
+
+    Subclasses define how :math:`K + \alpha I` acts.
+
+    Attributes:
+        spins: the model it is dual to, with bonds and exact quantities.
+        alpha: makes the lowest eigenvalue of K + alpha I equal to 0.1.
+    """
+
+    spins: Any
+    alpha: float
+
+    @abstractmethod
+    def _times_precision(self, x: Tensor) -> Tensor:
+        """(K + alpha I)^-1 x."""
+
+    @abstractmethod
+    def _quadratic_form(self, x: Tensor) -> Tensor:
+        """x^T (K + alpha I)^-1 x, of the batch shape."""
+
+    @abstractmethod
+    def _times_power(self, x: Tensor, power: float) -> Tensor:
+        """(K + alpha I)^power x on the CPU."""
+
+    @abstractmethod
+    def _log_determinant(self) -> float:
+        """ln det (K + alpha I)."""
+
+    def _register_field(self, field: Tensor | None) -> None:
+        """Keep h / T of each site."""
+        if field is not None:
+            self._register("reduced_field", field)
+
+    def _bond_features(self) -> Tensor | None:
+        """Numbers that tell the bonds of the sites apart, ``(channels,) + shape``; here None."""
+        return None
+
+    def energy(self, x: Tensor) -> Tensor:
+        """-ln pi(x) in nats; see :meth:`LatticePotential.energy`."""
+        self.check_field(x)
+        gaussian = self._quadratic_form(x) / 2
+        return gaussian - logcosh(self._shifted(x)).sum(self._axes)
+
+    @torch.no_grad()
+    def energy_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        r"""The energy and :math:`(K + \alpha I)^{-1} x - \tanh(x + h)`, by one product."""
+        self.check_field(x)
+        gradient = self._times_precision(x)
+        quadratic = (x * gradient).sum(self._axes) / 2
+        shifted = self._shifted(x)
+        size = shifted.abs()
+        decay = (-2 * size).exp()  # of which both ln cosh and tanh are made, as tanh is slow
+        size = size + decay.log1p() - math.log(2)
+        tanh = ((1 - decay) / (1 + decay)).copysign(shifted)
+        return quadratic - size.sum(self._axes), gradient - tanh
+
+    def _shifted(self, x: Tensor) -> Tensor:
+        """The field seen by the spins, x + h / T."""
+        if "reduced_field" not in self._constants:
+            return x
+        return x + self._constant("reduced_field", x).to(x.device)
+
+    def flow(self, **options: Any) -> HierarchicalFlow:
+        """As :meth:`LatticePotential.flow`; its networks see what differs between sites.
+
+        The ``site_features``, for flows whose bijector can see them, are h / T of each site (not of
+        an odd flow, since it is odd itself) and the bonds to its neighbours.
+        """
+        sees = getattr(as_bijector(options.get("bijector", "neighbour")), "sees_sites", False)
+        h = None if options.get("odd", self.even) else self.spins.reduced_field
+        own = None if h is None else h.unsqueeze(0)
+        known = [given for given in (own, self._bond_features()) if given is not None]
+        known = [channel for given in known for channel in given if channel.unique().numel() > 1]
+        if sees and known:
+            options = {"site_features": torch.stack(known), **options}
+        return super().flow(**options)
+
+    def spin_moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Mean and variance of each spin given fields: t = tanh(x + h / T) and 1 - t^2.
+
+        Both of the shape ``batch + shape`` and dtype of x. With them the functions of
+        :mod:`pyro_neuralrg.observables` average over the spins exactly.
+
+        Example:
+            >>> from pyro_neuralrg.potentials import IsingDual
+            >>> IsingDual((2,), temperature=2.0, field=(0.0, 2.0)).spin_moments(torch.zeros(2))[0]
+            tensor([0.0000, 0.7616])
+        """
+        mean = self._shifted(check_values("x", x, self.shape)).tanh()
+        return mean, 1 - mean.square()
+
+    def spin_probability(self, x: Tensor) -> Tensor:
+        r"""Probability of spin up given fields: :math:`1 / (1 + e^{-2 (x_i + h_i / T)})`.
+
+        Of the shape ``batch + shape`` and dtype of x.
+        """
+        return torch.sigmoid(2 * self._shifted(check_values("x", x, self.shape)))
+
+    def observables(self) -> dict[str, Observable]:
+        """Observables of the spins as functions of the field, averaged over the spins given it.
+
+        Exactly (Rao-Blackwell): the same expectation as of sampled spins, less scatter; by the
+        names of the observables of the spins.
+
+        Example:
+            >>> from pyro_neuralrg.potentials import IsingDual
+            >>> functions = IsingDual((4, 4)).observables()
+            >>> functions["structure_factor"](torch.zeros(3, 4, 4))
+            tensor([0.0625, 0.0625, 0.0625])
+        """
+        functions = self.spins.observables()
+        return {name: functools.partial(self._averaged, f) for name, f in functions.items()}
+
+    def _averaged(self, function: Callable[[Tensor, Tensor], Tensor], x: Tensor) -> Tensor:
+        return function(*self.spin_moments(x))
+
+    def sample_spins(self, x: Tensor, seed: int | None = None) -> Tensor:
+        """Draw spins of +1 and -1 given fields, in the shape ``batch + shape`` and dtype of x.
+
+        Without a ``seed`` torch's own random numbers continue.
+        """
+        probability = self.spin_probability(check_values("x", x, self.shape).detach().double())
+        uniform = torch.rand(x.shape, generator=generator_of(seed), dtype=torch.float64)
+        up = uniform.to(x.device) < probability
+        return torch.where(up, x.new_ones(()), x.new_full((), -1.0))
+
+    def sample_reference(self, n: int, seed: int | None = None) -> Tensor:
+        """Draw spins as ``spins.sample`` does, then the field given spins."""
+        generator = generator_of(seed)
+        mean = self._times_power(self.spins.sample(n, generator), 1.0)
+        noise = torch.randn(mean.shape, generator=generator)
+        return (mean + self._times_power(noise, 0.5)).to(self.device)
+
+    def log_partition(self) -> float:
+        r"""Exact ln Z of the dual (nats).
+
+        :math:`\ln Z = \ln Z_\text{spins} + \frac12\ln\det(K + \alpha I) + \frac N2 [\ln\frac\pi2 +
+        \alpha]`.
+        A NotImplementedError says where that of the spins is out of reach.
+        """
+        sites = math.prod(self.shape)
+        gaussian = 0.5 * self._log_determinant()
+        constant = 0.5 * sites * (math.log(math.pi / 2) + self.alpha)
+        return self.spins.log_partition() + gaussian + constant
+
+
+def logcosh(x: Tensor) -> Tensor:
+    """Ln cosh x without overflow, exactly even, with all its derivatives.
+
+    Example:
+        >>> logcosh(torch.tensor([0.0, -100.0]))
+        tensor([ 0.0000, 99.3069])
+    """
+    return torch.logaddexp(x, -x) - math.log(2)
