@@ -149,6 +149,8 @@ def lattice_operators(
 ) -> tuple[Operator, ...]:
     """The known operators that fit a lattice, the most important first.
 
+    Patterns are at most half as wide as the lattice: of wider ones some are the same, round it.
+
     Args:
         shape: lattice shape, one to three sides.
         parity: "even" or "odd"; None for both, even ones first.
@@ -165,6 +167,7 @@ def lattice_operators(
         operator
         for operator in OPERATORS
         if operator.fits(sides)
+        and 2 * operator.extent <= min(sides)
         and operator.parity in accepted
         and not (spins and operator.has_powers)
     )
