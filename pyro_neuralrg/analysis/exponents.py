@@ -303,7 +303,8 @@ def mcrg(
     :math:`b^d / c` whatever the energy: :math:`y_h = d - \log_b c` *is* the choice of c. The
     change of scale :math:`\phi \to (1 + \epsilon) \phi` is redundant: of the right c it has the
     even eigenvalue 1, of a wrong one there is no fixed point. In the same way the shift
-    :math:`\phi \to \phi + \epsilon` is redundant, with the odd eigenvalue c.
+    :math:`\phi \to \phi + \epsilon` is redundant, with the odd eigenvalue c. A step from spins to
+    continuous fields leads to more couplings than there were, and its exponents say little.
 
     Args:
         fields: at criticality, shape ``(n,) + shape`` if independent, or ``(chains, draws) +
@@ -311,7 +312,8 @@ def mcrg(
         shape: periodic lattice.
         blocking: "majority" (of spins +1 and -1), "average" or "decimation", see
             :func:`block_spins`; or a HierarchicalFlow, whose coarse fields are those of
-            :func:`pyramid`, of that sign with which they follow the block means.
+            :func:`pyramid` (its Gaussian layer is in the first step), of that sign with which they
+            follow the block means.
         operators: of any parity; default: those of :func:`lattice_operators` that fit the coarsest
             lattice.
         levels: number of steps; default: as many as leave sides of 4 or more.
@@ -349,7 +351,7 @@ def mcrg(
     normalization, cutoff = _check_normalization(normalization), _check_cutoff(cutoff)
     resamples = check_integer("resamples", resamples, 2)
     seed = check_integer("seed", seed, 0, LARGEST_SEED)
-    flat = fields.reshape(-1, *sides)
+    flat = fields.detach().reshape(-1, *sides)
     sums = _sums_by_scale(flat, blocking, shapes, chosen, seed)
     _check_variance(sums, chosen)
     edges = _block_edges(sums[-1], (len(flat), 1) if len(batch) == 1 else batch, blocks)

@@ -215,17 +215,18 @@ def check_operators(operators: Sequence[Operator], shape: tuple[int, ...]) -> tu
 
 
 def _sums(fields: Tensor, images: Sequence[Sequence[Pattern]]) -> Tensor:
-    """The sums of a few fields, ``(fields, operators)``."""
+    """The sums of a few fields, ``(fields, operators)``; images are added up before the sites."""
     dim = tuple(range(1, fields.dim()))
     sites = {site for patterns in images for pattern in patterns for site in pattern}
     moved = {site: fields.roll([-r for r in site], dim) for site in sites}
     columns = []
     for patterns in images:
-        total = fields.new_zeros(len(fields), dtype=torch.float64)
+        total = torch.zeros_like(fields)
         for pattern in patterns:
             product = moved[pattern[0]]
             for site in pattern[1:]:
                 product = product * moved[site]
-            total = total + product.sum(dim, dtype=torch.float64)
-        columns.append(total)
+            total = total + product
+        rows = total.sum(-1).reshape(len(fields), -1)
+        columns.append(rows.sum(1, dtype=torch.float64))
     return torch.stack(columns, -1)
