@@ -227,6 +227,5 @@ def _sums(fields: Tensor, images: Sequence[Sequence[Pattern]]) -> Tensor:
             for site in pattern[1:]:
                 product = product * moved[site]
             total = total + product
-        rows = total.sum(-1).reshape(len(fields), -1)
-        columns.append(rows.sum(1, dtype=torch.float64))
+        columns.append(total.flatten(1).sum(1, dtype=torch.float64))
     return torch.stack(columns, -1)
