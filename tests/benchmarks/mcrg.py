@@ -17,7 +17,20 @@ With ``--flow-side`` a flow of the Ising dual is trained for so many ``--steps``
 of the same draws. ``--figure FILE`` draws the exponents against the steps, ``--cache FOLDER`` keeps
 the configurations.
 
-{MEASURED}
+20 repetitions of 32 chains x 250 configurations, 5 sweeps apart, at L = 64 with 7 even and 4 odd
+operators (averages: 6 repetitions, c = 1.0904), mean and its distance from exact in per cent:
+
+    step            1                  2                  3                  4
+    majority y_t    0.969(2)  -3.1     0.995(2)  -0.5     0.990(3)  -1.0     0.975(5)   -2.5
+    majority y_h    1.8808(1) +0.3     1.8759(1) +0.05    1.8743(2) -0.04    1.8734(4)  -0.08
+    decimation y_t  1.179(2)  +18      1.166(2)  +17      1.062(3)  +6       0.681(4)   -32
+    decimation y_h  1.9452(3) +3.7     1.9299(3) +2.9     1.9231(3) +2.6     1.8978(6)  +1.2
+    average y_t     0.06(1)   -94      0.30(2)   -70      0.80(2)   -20      0.67(3)    -33
+
+Of the 160 pairs of exponent, step and repetition of the majority rule 113 have the mean within one
+error (71 %), 151 within two (94 %); of decimation 106 and 151. The y_h of averages is 2 - log2 c,
+1.8752; with c = 1 they are 2 and y_t 1.47 and 1.49 at the last two steps. One repetition, with
+errors of 1 % of y_t, takes some 30 s for the configurations and 5 s for each blocking.
 """
 
 from __future__ import annotations
