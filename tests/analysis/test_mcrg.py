@@ -75,6 +75,9 @@ def test_decimation_of_a_ring_is_exact() -> None:
         for y, exact in ((step.y_t, alive), (step.y_h, 1 + alive)):
             assert abs(y.value - math.log2(exact)) < 4 * y.standard_error
             assert y.standard_error < 0.03
+        value, error = step.even.eigenvalues
+        relative = step.y_t.standard_error * math.log(2)
+        assert float(error[0] / value[0]) == pytest.approx(relative, rel=0.05)
         assert step.nu.value == pytest.approx(1 / step.y_t.value)
         assert step.eta.value == pytest.approx(3 - 2 * step.y_h.value)
         assert step.eta.standard_error == pytest.approx(2 * step.y_h.standard_error)
