@@ -1,11 +1,19 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Analysis of a flow: responses of its latents, mutual information, fields of every scale.
+"""Analysis of a flow and its fields: responses, mutual information, renormalization, exponents.
 
 Every function raises a TypeError or ValueError that names the argument it cannot take.
 """
 
 from pyro_neuralrg.analysis.estimators import Bins, Estimator, Neighbours
+from pyro_neuralrg.analysis.exponents import (
+    MCRG,
+    Linearization,
+    RGStep,
+    block_spins,
+    matching_normalization,
+    mcrg,
+)
 from pyro_neuralrg.analysis.information import (
     GroupedInformation,
     MutualInformation,
@@ -21,6 +29,12 @@ from pyro_neuralrg.analysis.jacobians import (
     responses,
     responses_by_scale,
     written_patterns,
+)
+from pyro_neuralrg.analysis.operators import (
+    OPERATORS,
+    Operator,
+    lattice_operators,
+    operator_sums,
 )
 from pyro_neuralrg.analysis.renormalization import (
     TopEnergy,
@@ -40,22 +54,32 @@ from pyro_neuralrg.analysis.scales import (
 )
 
 __all__ = [
+    "MCRG",
+    "OPERATORS",
     "Bins",
     "Estimator",
     "GroupedInformation",
+    "Linearization",
     "MutualInformation",
     "Neighbours",
+    "Operator",
     "Overlap",
+    "RGStep",
     "Response",
     "TopEnergy",
+    "block_spins",
     "block_wavelets",
     "by_distance",
     "by_scale",
     "effective_energy",
     "gaussian_mutual_information",
     "latents_of_scale",
+    "lattice_operators",
     "light_cone",
+    "matching_normalization",
+    "mcrg",
     "mutual_information",
+    "operator_sums",
     "overlap",
     "pyramid",
     "reach",

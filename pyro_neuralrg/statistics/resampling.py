@@ -150,7 +150,7 @@ def _blocks_of_chains(series: Sequence[Any], blocks: int | None) -> _Blocks:
                 f"{arrays[0].shape}"
             )
     chains, draws = arrays[0].shape
-    cuts = _choose_cuts(arrays) if blocks is None else check_integer("blocks", blocks, 1, draws)
+    cuts = choose_cuts(arrays) if blocks is None else check_integer("blocks", blocks, 1, draws)
     if chains * cuts < 2:
         raise ValueError(
             f"series has {chains} chains of {draws} draws, one block; accepted: two blocks or more"
@@ -211,7 +211,7 @@ def _delete_one(
     return Estimate(value, math.sqrt(variance))
 
 
-def _choose_cuts(arrays: Sequence[FloatArray]) -> int:
+def choose_cuts(arrays: Sequence[FloatArray]) -> int:
     """Blocks of each chain: enough for an error, each long against the autocorrelations."""
     chains, draws = arrays[0].shape
     wanted = -(-NUM_BLOCKS // chains)

@@ -14,6 +14,7 @@ import torch
 
 from pyro_neuralrg import analysis
 from pyro_neuralrg.potentials import IsingDual
+from pyro_neuralrg.statistics import Estimate
 from pyro_neuralrg.transforms import HierarchicalFlow, hierarchical_flow
 from tests.analysis.linear import haar
 
@@ -37,6 +38,7 @@ def information(sites: int = 4) -> analysis.MutualInformation:
 def right() -> dict[str, Any]:
     """What every function takes, by the name of its argument."""
     units = torch.eye(4).reshape(4, *SHAPE)
+    alone = [operator for operator in analysis.OPERATORS if operator.extent == 0]
     return {
         "flow": flow(), "circuit": flow().circuit, "scale": 1, "variables": [0], "batch_size": 2,
         "x": fields(), "z": fields(), "y": torch.zeros(3), "target": IsingDual(SHAPE),
@@ -44,7 +46,9 @@ def right() -> dict[str, Any]:
         "information": information(), "shape": SHAPE, "boundary": "periodic",
         "covariance": torch.eye(4), "first": [0], "second": [1], "response": units,
         "patterns": units, "fix": "fine", "number": 1, "generator": torch.Generator(), "most": 1,
-        "num_samples": 2,
+        "num_samples": 2, "fields": fields(), "operators": alone, "parity": "even", "spins": True,
+        "rule": "average", "blocking": "average", "levels": 1, "normalization": 1.0, "cutoff": 1e-8,
+        "blocks": 1, "resamples": 2, "small": 0.6, "large": 0.5,
     }  # fmt: skip
 
 
@@ -54,23 +58,35 @@ NEVER = [None, math.nan, "x", object(), 3j, {}, [], torch.zeros(())]
 FIELDS = [torch.zeros(3, 3), torch.zeros(()), fields() * math.nan, fields() * math.inf,
           fields().long(), np.zeros((3, *SHAPE))]  # fmt: skip
 INTEGERS = [-1, 1.5, True, [1]]
+NUMBERS = [0.0, -1, math.inf, True, "1", Estimate(1.0, -0.1), Estimate(0.0, 0.1)]
 VARIABLES = [[], [-1], [4], [1.5], [None], 3, "0"]
 
 WRONG: dict[str, list[Any]] = {
     "batch_size": INTEGERS,
+    "blocking": ["mean", haar(4)],
+    "blocks": [*INTEGERS, 0, 2],
     "circuit": [flow()],
     "covariance": [torch.ones(2, 2), torch.eye(2) * math.nan, torch.zeros(2, 3), np.eye(4),
                    torch.eye(4).long(), torch.eye(4) + torch.eye(4).roll(1, 0).tril() / 9],
+    "cutoff": [-1.0, 1.0, math.inf],
     "estimator": [analysis.Bins],
+    "fields": FIELDS[:2] + FIELDS[4:],
     "first": VARIABLES,
     "fix": ["all"],
     "information": [torch.zeros(4, 4), information(9)],
+    "large": NUMBERS,
+    "levels": [*INTEGERS, 0, 2],
     "most": INTEGERS,
+    "normalization": NUMBERS,
     "num_samples": [*INTEGERS, 1],
     "number": INTEGERS,
+    "operators": [[], ["nearest"], analysis.OPERATORS],
+    "parity": ["odder"],
     "patterns": [torch.ones(4, *SHAPE), 2 * torch.eye(4).reshape(4, *SHAPE), fields(4) * math.nan,
                  fields(3), np.eye(4)],
+    "resamples": [*INTEGERS, 1],
     "response": [torch.zeros(4, *SHAPE), fields(4) * math.nan, fields(3), torch.randn(4)],
+    "rule": ["mean"],
     "samples": [torch.randn(63, 4), torch.ones(64, 4), torch.randn(64), torch.randn(64, 4) / 0,
                 torch.randn(64, 1), torch.randn(64, 4) + 1j],
     "scale": [*INTEGERS, 10**9],
@@ -78,6 +94,8 @@ WRONG: dict[str, list[Any]] = {
     "seed": INTEGERS,
     "shape": [(2.0, 2), -4],
     "shuffles": INTEGERS,
+    "small": NUMBERS,
+    "spins": [1],
     "target": [lambda x: x.sum(), lambda x: 0.0, IsingDual((3, 3))],
     "variables": VARIABLES,
     "x": FIELDS,
@@ -88,6 +106,7 @@ FEW = [fields()[:0], fields()[0]]
 SEVERAL_TOPS = [hierarchical_flow(SHAPE, depth=0)]
 OF_SINGLE_FUNCTIONS: dict[tuple[str, str], list[Any]] = {
     ("by_scale", "flow"): [flow().inv],
+    ("mcrg", "fields"): [*FIELDS, fields()[:1], fields()[0], fields()[:, None, None]],
     ("responses", "x"): FEW,
     ("responses_by_scale", "x"): FEW,
     ("top_energy", "flow"): SEVERAL_TOPS,

@@ -1,0 +1,565 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Monte Carlo renormalization group: critical exponents from fields and their block spins.
+
+References:
+    R. H. Swendsen, Monte Carlo renormalization group, Phys. Rev. Lett. 42, 859 (1979).
+    R. H. Swendsen, Monte Carlo calculation of renormalized coupling parameters, Phys. Rev. B 30,
+    3866 (1984).
+    C. F. Baillie, R. Gupta, K. A. Hawick and G. S. Pawley, Monte Carlo renormalization-group study
+    of the three-dimensional Ising model, Phys. Rev. B 45, 10438 (1992).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_neuralrg.analysis.operators import (
+    PARITIES,
+    Operator,
+    check_operators,
+    lattice_operators,
+    operator_sums,
+)
+from pyro_neuralrg.analysis.renormalization import pyramid
+from pyro_neuralrg.arguments import (
+    LARGEST_SEED,
+    check_choice,
+    check_integer,
+    check_number,
+    check_values,
+)
+from pyro_neuralrg.lattice import check_shape
+from pyro_neuralrg.potentials.base import generator_of
+from pyro_neuralrg.runtime.console import warn_user
+from pyro_neuralrg.statistics import Estimate
+from pyro_neuralrg.statistics.resampling import MAX_BLOCKS, MIN_BLOCKS, choose_cuts
+from pyro_neuralrg.transforms import HierarchicalFlow
+from pyro_neuralrg.transforms.scales import blocks_of_scale, number_of_scales
+
+RULES = ("majority", "average", "decimation")
+LEAST_SIDE = 4
+"""Side of the coarsest lattice by default: on fewer sites most operators do not fit."""
+CUTOFFS = (1e-1, 1e-2, 1e-3, 1e-4)
+"""Cut-offs whose effect a printed result shows."""
+CONSTANT = 1e-12
+"""Variance of an operator in units of its mean square below which it is taken for constant."""
+SITES_AT_A_TIME = 2**22
+
+
+def block_spins(
+    fields: Tensor,
+    shape: Iterable[int],
+    rule: str = "majority",
+    *,
+    seed: int | torch.Generator | None = None,
+) -> Tensor:
+    """The fields of blocks of two sites along every axis: half as many sites on each side.
+
+    Args:
+        fields: any batch shape + ``shape``; for the majority rule of +1 and -1.
+        shape: lattice shape, sides even.
+        rule: "majority", ties broken at random; "average", the mean of a block; or "decimation",
+            its first site.
+        seed: of the ties, a number or a generator; None: torch's own random numbers continue.
+
+    Example:
+        >>> block_spins(torch.tensor([[1.0, 1.0, -1.0, -1.0]]), (4,))
+        tensor([[ 1., -1.]])
+    """
+    sides = check_shape(shape)
+    check_values("fields", fields, sides)
+    check_choice("rule", rule, RULES)
+    generator = generator_of(seed)
+    if any(side % 2 for side in sides):
+        raise ValueError(f"shape is {sides}; accepted: even sides")
+    first = fields.dim() - len(sides)
+    if rule == "decimation":
+        first_sites: Any = (Ellipsis, *[slice(None, None, 2)] * len(sides))
+        return fields[first_sites]
+    halves = [part for side in sides for part in (side // 2, 2)]
+    within = tuple(range(first + 1, first + 2 * len(sides), 2))
+    means = fields.reshape(*fields.shape[:first], *halves).mean(within)
+    if rule == "average":
+        return means
+    if not _are_spins(fields):
+        raise ValueError("fields has other entries; accepted for the majority rule: +1 and -1")
+    ties = torch.rand(means.shape, generator=generator).to(means) - 0.5
+    return torch.where(means == 0, ties, means).sign()
+
+
+def matching_normalization(small: float | Estimate, large: float | Estimate) -> Estimate:
+    r"""The normalisation c of continuous block spins :math:`\phi' = c` x block mean, by matching.
+
+    .. math:: c = \sqrt{S_L / S_{2L}}, \qquad S = E[(\textstyle\sum_x \phi_x)^2] / N^2
+
+    At the critical point both lattices flow to the same fixed point, and a blocked lattice of side
+    2L then has the moments of one of side L. With larger L c tends to :math:`2^{d - y_h}`.
+
+    Args:
+        small: S of side L, a number or an estimate.
+        large: S of side 2L, independent of the first.
+
+    Example:
+        >>> from pyro_neuralrg.potentials import IsingModel
+        >>> c, _ = matching_normalization(*(IsingModel((n, n)).structure_factor() for n in (8, 16)))
+        >>> round(c, 4), round(2 ** (1 / 8), 4)
+        (1.0891, 1.0905)
+    """
+    value, relative = 1.0, 0.0
+    for name, given, power in (("small", small, 0.5), ("large", large, -0.5)):
+        estimate = _as_estimate(name, given)
+        value *= estimate.value**power
+        relative = math.hypot(relative, estimate.standard_error / estimate.value / 2)
+    return Estimate(value, value * relative)
+
+
+class _Covariances(NamedTuple):
+    """Moments of one step, of all fields at index 0, then of every resample of their blocks.
+
+    Attributes:
+        shape: of the coarser lattice.
+        own: of each parity, Cov(S', S') of the operators of the coarser lattice.
+        across: of each parity, Cov(S', S) with those of the finer one.
+        ratio: the root of E[phi^2] / E[phi'^2].
+    """
+
+    shape: tuple[int, ...]
+    own: dict[str, Tensor]
+    across: dict[str, Tensor]
+    ratio: Tensor
+
+
+@dataclass(frozen=True)
+class Linearization:
+    """The transformation of the couplings of operators of one parity, linearised.
+
+    Attributes:
+        operators: as they follow one another in the matrix.
+        matrix: T, ``(operators, operators)``: the change of K'_a with K_b.
+        eigenvalues: real parts, largest first, ``(operators,)``.
+        condition: condition number of the correlation matrix of S'.
+        kept: the number of its eigenvalues above the cut-off.
+    """
+
+    operators: tuple[Operator, ...]
+    matrix: Tensor
+    eigenvalues: Estimate[Tensor]
+    condition: float
+    kept: int
+
+
+@dataclass(frozen=True)
+class RGStep:
+    r"""One step, from scale k - 1 to k, with its exponents; NaN of a parity without operators.
+
+    Attributes:
+        scale: k.
+        shape: of the coarser lattice.
+        normalization: c of the coarser field.
+        even: even couplings; None without operators.
+        odd: odd ones, likewise.
+        y_t: :math:`\ln \lambda / \ln b` of the leading even eigenvalue.
+        y_h: of the leading odd one.
+        nu: :math:`1 / y_t`.
+        eta: :math:`d + 2 - 2 y_h`.
+    """
+
+    scale: int
+    shape: tuple[int, ...]
+    normalization: Estimate
+    even: Linearization | None
+    odd: Linearization | None
+    y_t: Estimate
+    y_h: Estimate
+    nu: Estimate
+    eta: Estimate
+
+
+@dataclass(frozen=True, repr=False)
+class MCRG:
+    """Critical exponents of every step of the renormalization group; ``print`` shows a table.
+
+    Attributes:
+        blocking: the rule, or "flow".
+        factor: b, by which a step divides each side.
+        operators: of both parities.
+        normalization: as it was asked for.
+        cutoff: likewise.
+        num_fields: how many.
+        num_blocks: of the fields, that are taken for independent.
+    """
+
+    blocking: str
+    factor: int
+    operators: tuple[Operator, ...]
+    normalization: float | Estimate | str
+    cutoff: float
+    num_fields: int
+    num_blocks: int
+    _covariances: tuple[_Covariances, ...] = field(compare=False)
+
+    @functools.cached_property
+    def steps(self) -> tuple[RGStep, ...]:
+        """One for each blocking, the finest first."""
+        return tuple(self._step(k, one) for k, one in enumerate(self._covariances, 1))
+
+    def at(
+        self, *, normalization: float | Estimate | str | None = None, cutoff: float | None = None
+    ) -> MCRG:
+        """The result at another normalisation or cut-off, as :func:`mcrg` takes them, at no cost.
+
+        None leaves what it is.
+        """
+        chosen = self.normalization if normalization is None else normalization
+        return replace(
+            self,
+            normalization=_check_normalization(chosen),
+            cutoff=self.cutoff if cutoff is None else _check_cutoff(cutoff),
+        )
+
+    def __repr__(self) -> str:
+        return f"MCRG({self.blocking}, {len(self.steps)} steps, {self.num_fields} fields)"
+
+    def __str__(self) -> str:
+        rows: list[tuple[str, ...]] = [
+            ("step", "lattice", "y_t", "y_h", "nu", "eta", "c", "condition (even, odd)")
+        ]
+        for step in self.steps:
+            lattice, conditions = "x".join(map(str, step.shape)), _both(step, "condition", ".0f")
+            found = (step.y_t, step.y_h, step.nu, step.eta, step.normalization)
+            rows.append((str(step.scale), lattice, *map(str, found), conditions))
+        others = [("step", "cut-off", "y_t", "y_h", "kept (even, odd)")]
+        for cutoff in (self.cutoff, *CUTOFFS):
+            for step in self.at(cutoff=cutoff).steps:
+                kept = _both(step, "kept", "d")
+                others.append((str(step.scale), f"{cutoff:g}", str(step.y_t), str(step.y_h), kept))
+        return "\n".join([repr(self), *_aligned(rows), "", *_aligned(others)])
+
+    def _step(self, scale: int, moments: _Covariances) -> RGStep:
+        c = self._factors(moments.ratio)
+        parts: dict[str, Linearization | None] = dict.fromkeys(PARITIES)
+        y = dict.fromkeys(PARITIES, torch.full_like(c, math.nan))
+        for parity, own in moments.own.items():
+            chosen = tuple(one for one in self.operators if one.parity == parity)
+            parts[parity], leading = _linearise(chosen, own, moments.across[parity], c, self.cutoff)
+            y[parity] = leading.log() / math.log(self.factor)
+        return RGStep(
+            scale=scale,
+            shape=moments.shape,
+            normalization=_with_scatter(c),
+            **parts,
+            y_t=_with_scatter(y["even"]),
+            y_h=_with_scatter(y["odd"]),
+            nu=_with_scatter(1 / y["even"]),
+            eta=_with_scatter(len(moments.shape) + 2 - 2 * y["odd"]),
+        )
+
+    def _factors(self, ratio: Tensor) -> Tensor:
+        """The normalisation c for all fields and each resample."""
+        if self.normalization == "variance":
+            return ratio
+        value, error = _as_estimate("normalization", self.normalization)
+        normal = torch.randn(ratio.shape, generator=generator_of(0), dtype=ratio.dtype)
+        normal[0] = 0.0
+        return value * (error / value * normal).exp()
+
+
+def mcrg(
+    fields: Tensor,
+    shape: Iterable[int],
+    blocking: str | HierarchicalFlow = "majority",
+    *,
+    operators: Sequence[Operator] | None = None,
+    levels: int | None = None,
+    normalization: float | Estimate | str = "variance",
+    cutoff: float = 1e-8,
+    blocks: int | None = None,
+    resamples: int = 200,
+    seed: int = 0,
+) -> MCRG:
+    r"""Estimate critical exponents from fields and their block spins (Swendsen).
+
+    The couplings of operators S change from one scale to the next by
+
+    .. math:: T = \frac{\partial K'}{\partial K} = A^+ B, \qquad
+        A = \mathrm{Cov}(S', S'), \quad B = \mathrm{Cov}(S', S),
+
+    whose leading eigenvalues are :math:`b^{y_t}` of even and :math:`b^{y_h}` of odd operators, once
+    the irrelevant couplings have died out: look at the steps from first to last. What is left out,
+    interactions of longer range and the sides of small lattices, is no part of the errors, which
+    are the scatter of resampled blocks of fields (the bootstrap).
+
+    Continuous block spins may be multiplied by any c, and the exponents depend on it. Of
+    :math:`\phi' = c` x block mean the sum of the field is an eigenvector, of the eigenvalue
+    :math:`b^d / c` whatever the energy: :math:`y_h = d - \log_b c` *is* the choice of c. The
+    change of scale :math:`\phi \to (1 + \epsilon) \phi` is redundant: of the right c it has the
+    even eigenvalue 1, of a wrong one there is no fixed point. In the same way the shift
+    :math:`\phi \to \phi + \epsilon` is redundant, with the odd eigenvalue c. A step from spins to
+    continuous fields leads to more couplings than there were, and its exponents say little.
+
+    Args:
+        fields: at criticality, shape ``(n,) + shape`` if independent, or ``(chains, draws) +
+            shape``, one after the other in each chain.
+        shape: periodic lattice.
+        blocking: "majority" (of spins +1 and -1), "average" or "decimation", see
+            :func:`block_spins`; or a HierarchicalFlow, whose coarse fields are those of
+            :func:`pyramid` (its Gaussian layer is in the first step), of that sign with which they
+            follow the block means.
+        operators: of any parity; default: those of :func:`lattice_operators` that fit the coarsest
+            lattice.
+        levels: number of steps; default: as many as leave sides of 4 or more.
+        normalization: c, factor on each coarser field. "variance": such that :math:`E[\phi^2]` of
+            a site stays what it is, in each step (1 for spins); a number; or an Estimate, such as
+            of :func:`matching_normalization`, whose error joins that of the exponents.
+        cutoff: relative to the largest, below which eigenvalues of the correlation matrix of S' are
+            left out of :math:`A^+`.
+        blocks: that each chain is cut into; None: as in
+            :func:`~pyro_neuralrg.statistics.jackknife`. Independent fields are blocks themselves.
+        resamples: of the bootstrap.
+        seed: of ties and resamples.
+
+    Warns:
+        UserWarning: if the choice left fewer than eight blocks.
+
+    Example:
+        >>> from pyro_neuralrg.potentials import IsingModel
+        >>> found = mcrg(IsingModel((8, 8)).sample(500, seed=0), (8, 8))
+        >>> abs(found.steps[0].y_h.value - 15 / 8) < 0.1
+        True
+    """
+    sides = check_shape(shape)
+    batch = check_values("fields", fields, sides).shape[: fields.dim() - len(sides)]
+    if len(batch) not in (1, 2) or math.prod(batch) < 2 or not bool(fields.isfinite().all()):
+        raise ValueError(
+            f"fields has shape {tuple(fields.shape)}, or entries that are not finite; accepted: "
+            f"(n,) + {sides} or (chains, draws) + {sides}, of at least two fields"
+        )
+    shapes = _shapes(sides, blocking, levels)
+    spins = blocking in ("majority", "decimation") and _are_spins(fields)
+    chosen = check_operators(
+        lattice_operators(shapes[-1], spins=spins) if operators is None else operators, shapes[-1]
+    )
+    normalization, cutoff = _check_normalization(normalization), _check_cutoff(cutoff)
+    resamples = check_integer("resamples", resamples, 2)
+    seed = check_integer("seed", seed, 0, LARGEST_SEED)
+    flat = fields.detach().reshape(-1, *sides)
+    sums = _sums_by_scale(flat, blocking, shapes, chosen, seed)
+    _check_variance(sums, chosen)
+    edges = _block_edges(sums[-1], (len(flat), 1) if len(batch) == 1 else batch, blocks)
+    counts = _resampled(len(edges) - 1, resamples, seed)
+    return MCRG(
+        blocking=blocking if isinstance(blocking, str) else "flow",
+        factor=sides[0] // shapes[1][0],
+        operators=chosen,
+        normalization=normalization,
+        cutoff=cutoff,
+        num_fields=len(flat),
+        num_blocks=len(edges) - 1,
+        _covariances=tuple(_covariances(sums, shapes, chosen, edges, counts)),
+    )
+
+
+def _shapes(sides: tuple[int, ...], blocking: Any, levels: Any) -> list[tuple[int, ...]]:
+    """The lattices of all scales, if sides can be divided so often."""
+    factor, most = 2, max(sides).bit_length()
+    if isinstance(blocking, HierarchicalFlow):
+        factor, most = blocking.circuit.block, number_of_scales(blocking.circuit)
+        if blocking.shape != sides:
+            raise ValueError(f"shape is {sides}; accepted: {blocking.shape}, the flow's")
+    elif not isinstance(blocking, str) or blocking not in RULES:
+        accepted = f"{', '.join(RULES)} or a HierarchicalFlow"
+        raise ValueError(f"blocking is {blocking!r}; accepted: {accepted}")
+    possible = [k for k in range(1, most + 1) if not any(side % factor**k for side in sides)]
+    if not possible:
+        raise ValueError(f"shape is {sides}; accepted: sides that can be divided by {factor}")
+    if levels is None:
+        wide = [k for k in possible if min(sides) >= LEAST_SIDE * factor**k]
+        levels = max(wide, default=1)
+    levels = check_integer("levels", levels, 1, max(possible))
+    return [tuple(side // factor**k for side in sides) for k in range(levels + 1)]
+
+
+def _sums_by_scale(
+    fields: Tensor,
+    blocking: str | HierarchicalFlow,
+    shapes: Sequence[tuple[int, ...]],
+    operators: Sequence[Operator],
+    seed: int,
+) -> Tensor:
+    """Sums of operators and the mean square, ``(scales, fields, operators + 1)``."""
+    generator = generator_of(seed)
+    parts, overlaps = [], torch.zeros(len(shapes), dtype=torch.float64)
+    for part in fields.split(max(1, SITES_AT_A_TIME // math.prod(shapes[0]))):
+        if isinstance(blocking, HierarchicalFlow):
+            scales = list(pyramid(blocking, part)[: len(shapes)])
+            found = [_overlap(blocking, k, part, scale) for k, scale in enumerate(scales)]
+            overlaps += torch.stack(found)
+        else:
+            scales = [part]
+            for side in shapes[:-1]:
+                scales.append(block_spins(scales[-1], side, blocking, seed=generator))
+        measured = [
+            torch.cat([operator_sums(h, at, operators), _mean_square(h)], 1)
+            for h, at in zip(scales, shapes, strict=True)
+        ]
+        parts.append(torch.stack(measured).cpu())
+    sums = torch.cat(parts, 1)
+    flipped = [operator.parity == "odd" for operator in operators] + [False]
+    sums[:, :, flipped] *= torch.where(overlaps < 0, -1.0, 1.0)[:, None, None]
+    return sums
+
+
+def _overlap(flow: HierarchicalFlow, scale: int, x: Tensor, coarse: Tensor) -> Tensor:
+    """The sum of products of a coarse field with the sums of its blocks."""
+    blocks = blocks_of_scale(flow.circuit, scale).flatten().to(x.device)
+    sums = torch.zeros_like(coarse).flatten(1).index_add_(1, blocks, x.flatten(1))
+    return (sums * coarse.flatten(1)).sum(dtype=torch.float64).cpu()
+
+
+def _mean_square(h: Tensor) -> Tensor:
+    return h.flatten(1).square().mean(1, keepdim=True, dtype=torch.float64)
+
+
+def _check_variance(sums: Tensor, operators: Sequence[Operator]) -> None:
+    """Raise if an operator of a coarser lattice is the same for all fields."""
+    coarse = sums[1:, :, :-1]
+    constant = coarse.var(1) <= CONSTANT * coarse.square().mean(1)
+    for index, operator in enumerate(operators):
+        if bool(constant[:, index].any()):
+            scale = int(constant[:, index].nonzero()[0]) + 1
+            raise ValueError(
+                f"operators has {operator.name!r}, which is constant at scale {scale}; accepted: "
+                "operators that vary"
+            )
+
+
+def _block_edges(sums: Tensor, chains: Sequence[int], blocks: int | None) -> list[int]:
+    """First fields of the blocks that are resampled, and the number of fields."""
+    number, draws = chains
+    if blocks is None:
+        series = sums.reshape(number, draws, -1)
+        cuts = choose_cuts([column.numpy() for column in series.square().unbind(-1)])
+        if number * cuts < MIN_BLOCKS:
+            warn_user(f"errors come from {number * cuts} blocks only: use more or longer chains")
+    else:
+        cuts = check_integer("blocks", blocks, 1, draws)
+    if number * cuts < 2:
+        raise ValueError(f"blocks is {blocks}; accepted: two or more in all")
+    starts = np.linspace(0, draws, cuts, endpoint=False).astype(int)
+    edges = (np.arange(number)[:, None] * draws + starts).reshape(-1)
+    edges = np.append(edges, number * draws)
+    merged = np.linspace(0, len(edges) - 1, min(len(edges), MAX_BLOCKS + 1)).astype(int)
+    return edges[merged].tolist()
+
+
+def _resampled(blocks: int, resamples: int, seed: int) -> Tensor:
+    """How often each block is in the whole, index 0, and in each resample."""
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(blocks, np.full(blocks, 1 / blocks), size=resamples)
+    return torch.from_numpy(np.vstack([np.ones((1, blocks)), drawn]))
+
+
+def _covariances(
+    sums: Tensor,
+    shapes: Sequence[tuple[int, ...]],
+    operators: Sequence[Operator],
+    edges: Sequence[int],
+    counts: Tensor,
+) -> Iterator[_Covariances]:
+    """The moments of each step, over all fields and in each resample."""
+    masses = counts @ torch.from_numpy(np.diff(edges)).double()
+
+    def mean(values: Tensor) -> Tensor:
+        of_blocks = torch.from_numpy(np.add.reduceat(values.numpy(), edges[:-1], axis=0))
+        totals = counts @ of_blocks.reshape(len(of_blocks), -1)
+        return (totals / masses[:, None]).reshape(-1, *values.shape[1:])
+
+    def covariance(a: Tensor, b: Tensor) -> Tensor:
+        return mean(a[:, :, None] * b[:, None]) - mean(a)[:, :, None] * mean(b)[:, None]
+
+    squares = mean(sums[:, :, -1].T).T
+    centred = sums - sums.mean(1, keepdim=True)
+    of_parity = {
+        parity: [index for index, one in enumerate(operators) if one.parity == parity]
+        for parity in PARITIES
+    }
+    for k in range(1, len(shapes)):
+        own, across = {}, {}
+        for parity, columns in of_parity.items():
+            if columns:
+                coarse, fine = centred[k][:, columns], centred[k - 1][:, columns]
+                own[parity], across[parity] = covariance(coarse, coarse), covariance(coarse, fine)
+        yield _Covariances(shapes[k], own, across, (squares[k - 1] / squares[k]).sqrt())
+
+
+def _linearise(
+    operators: tuple[Operator, ...], own: Tensor, across: Tensor, c: Tensor, cutoff: float
+) -> tuple[Linearization, Tensor]:
+    """T of all fields, and the leading eigenvalue of them and of each resample."""
+    scale = own.diagonal(dim1=-2, dim2=-1).sqrt()[..., None]
+    values, vectors = torch.linalg.eigh(own / scale / scale.mT)
+    kept = values > cutoff * values[:, -1:]
+    inverse = torch.where(kept, 1 / values, 0.0)[..., None]
+    powers = torch.stack([c**operator.degree for operator in operators], 1)[..., None]
+    matrices = vectors @ (inverse * (vectors.mT @ (across / scale))) / scale / powers
+    eigenvalues = torch.linalg.eigvals(matrices).real.sort(-1, descending=True).values
+    found = Linearization(
+        operators=operators,
+        matrix=matrices[0],
+        eigenvalues=Estimate(eigenvalues[0], eigenvalues[1:].std(0)),
+        condition=float(values[0, -1] / values[0, 0].clamp(min=0.0)),
+        kept=int(kept[0].sum()),
+    )
+    return found, eigenvalues[:, 0]
+
+
+def _with_scatter(values: Tensor) -> Estimate:
+    """The value of all fields with the scatter of the resamples."""
+    return Estimate(float(values[0]), float(values[1:].std()))
+
+
+def _both(step: RGStep, name: str, form: str) -> str:
+    parts = [part for part in (step.even, step.odd) if part is not None]
+    return ", ".join(f"{getattr(part, name):{form}}" for part in parts)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
+def _are_spins(fields: Tensor) -> bool:
+    return bool((fields.abs() == 1).all())
+
+
+def _check_cutoff(cutoff: Any) -> float:
+    return check_number("cutoff", cutoff, "a number > 0 and < 1", above=0.0, below=1.0)
+
+
+def _check_normalization(value: Any) -> Any:
+    if isinstance(value, str) and value == "variance":
+        return value
+    _as_estimate("normalization", value, "'variance', ")
+    return value
+
+
+def _as_estimate(name: str, value: Any, others: str = "") -> Estimate:
+    """A positive number, or an estimate of one, as an estimate."""
+    accepted = f"{others}a finite number > 0, or an Estimate of one"
+    pair = value if isinstance(value, Estimate) else Estimate(value, 0.0)
+    number = check_number(name, pair.value, accepted, above=0.0, given=value)
+    error = check_number(name, pair.standard_error, accepted, least=0.0, given=value)
+    return Estimate(number, error)
