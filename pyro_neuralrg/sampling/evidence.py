@@ -169,11 +169,11 @@ def evidence(
                 return _result(found, "bridge", why, weights, upper)
             why = f"{why}, where {poor}"
         number = -(-num_draws // DRAWS_PER_PARTICLE // NUM_GROUPS) * NUM_GROUPS
-        runs = [
+        coarse, fine = (
             anneal(latent, num_particles=number, conditional_ess=fraction, **options)
             for fraction in (COARSE, FINE)
-        ]
-        return _by_annealing(latent, weights, *runs, why)
+        )
+        return _by_annealing(latent, weights, coarse, fine, why)
 
 
 def _result(

@@ -5,13 +5,14 @@
     python -m tests.benchmarks.where_it_pays [--target ising|phi4] [--sides 8 16 32 64] [--out DIR]
 
 CPU seconds of one thread until the squared magnetisation (structure factor) has so many effective
-draws (``--effective``), by the rate of a shorter run: of samplers in physical space from white noise, warm-up included and excluded, and of
-``sample(target, flow, ...)``, training included and excluded. The flow of the smallest lattice is
-trained for ``--steps``, each larger one grows from it and is trained for as many steps again; its
-training counts all of them, and the compiling of the couplings. Cluster Monte Carlo stands beside.
-Targets: the dual Ising model at Tc; phi^4 at m^2 = -4, lambda = 4.25 (1 + 4 / L). ``/s`` are
-effective draws a second, z is the deviation from the exact value in standard errors. Chains that
-disagree count more effective draws than they hold: their seconds are a lower bound, drawn hollow.
+draws (``--effective``), by the rate of a shorter run: of samplers in physical space from white
+noise, warm-up included and excluded, and of ``sample(target, flow, ...)``, training included and
+excluded. The flow of the smallest lattice is trained for ``--steps``, each larger one grows from it
+and is trained for as many steps again; its training counts all of them, and the compiling of the
+couplings. Cluster Monte Carlo stands beside. Targets: the dual Ising model at Tc; phi^4 at m^2 =
+-4, lambda = 4.25 (1 + 4 / L). ``/s`` are effective draws a second, z is the deviation from the
+exact value in standard errors. Chains that disagree count more effective draws than they hold:
+their seconds are a lower bound, drawn hollow.
 
 The rows go to ``DIR/where_it_pays_TARGET.json``, the figure beside them; ``--draw`` only draws it.
 """
