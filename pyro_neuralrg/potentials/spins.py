@@ -140,8 +140,8 @@ class SpinModel:
         """Draw ``n`` configurations by tempered Monte Carlo, ``(n,) + shape``.
 
         In chains as those of :meth:`IsingModel.sample`, each with replicas at higher temperatures
-        and with cluster flips. Energies of +-J glasses of 6 x 6 are exact within errors down to T =
-        0.3; large and cold ones may need more than these 100 sweeps.
+        and with cluster flips. Energies of +-J glasses of 6 x 6 are within two errors down to T =
+        0.5; large and cold ones may need more than these 100 sweeps.
         """
         n, sites = check_integer("n", n, 1), len(self.couplings)
         chains = min(n, max(1, cluster.SITES_AT_ONCE // sites))
