@@ -21,6 +21,7 @@ from pyro_neuralrg.transforms.conditional import (
     conditional_hierarchical_flow,
 )
 from pyro_neuralrg.transforms.coupling import Couplings, neighbour_coupling, realnvp_block
+from pyro_neuralrg.transforms.fine import FineGivenCoarse
 from pyro_neuralrg.transforms.fourier import FourierLayer, LearnedSpectrum
 from pyro_neuralrg.transforms.hierarchical import HierarchicalFlow, hierarchical_flow
 
@@ -31,6 +32,7 @@ __all__ = [
     "BlockLayout",
     "ConditionalHierarchicalFlow",
     "Couplings",
+    "FineGivenCoarse",
     "FourierLayer",
     "HierarchicalFlow",
     "LatticeTransform",
