@@ -7,6 +7,7 @@ energies or densities is refused likewise.
 """
 
 from pyro_neuralrg.free_energy.annealing import Annealing, anneal
+from pyro_neuralrg.free_energy.cascade import Cascade, cascade
 from pyro_neuralrg.free_energy.importance import Bounds, FreeEnergyEstimate, bounds, estimate
 from pyro_neuralrg.free_energy.reweighting import Expectations, Reweighted, expectations, reweight
 from pyro_neuralrg.free_energy.temperature_curve import Thermodynamics, thermodynamics
@@ -14,12 +15,14 @@ from pyro_neuralrg.free_energy.temperature_curve import Thermodynamics, thermody
 __all__ = [
     "Annealing",
     "Bounds",
+    "Cascade",
     "Expectations",
     "FreeEnergyEstimate",
     "Reweighted",
     "Thermodynamics",
     "anneal",
     "bounds",
+    "cascade",
     "estimate",
     "expectations",
     "reweight",
