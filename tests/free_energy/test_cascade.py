@@ -33,7 +33,7 @@ def small(targets: Any, flows: Any, **options: Any) -> Cascade:
 def test_cascade_of_perfect_flows_has_no_error(seed: int) -> None:
     """Targets that are the flows' own densities, ln Z = 0."""
     flows = [hierarchical_flow((side, side), base=TwoModes(2.0)) for side in (2, 4, 8)]
-    targets = [lambda x, q=FlowDistribution(flow): -q.log_prob(x) for flow in flows]
+    targets = [lambda x, q=q: -q.log_prob(x) for q in map(FlowDistribution, flows)]
     found = small(targets, flows, num_particles=16, num_steps=1, seed=seed)
     for level in found.levels:
         assert level.betas == (0.0, 1.0)
