@@ -22,6 +22,12 @@ from pyro_neuralrg.analysis.jacobians import (
     responses_by_scale,
     written_patterns,
 )
+from pyro_neuralrg.analysis.operators import (
+    OPERATORS,
+    Operator,
+    lattice_operators,
+    operator_sums,
+)
 from pyro_neuralrg.analysis.renormalization import (
     TopEnergy,
     effective_energy,
@@ -40,11 +46,13 @@ from pyro_neuralrg.analysis.scales import (
 )
 
 __all__ = [
+    "OPERATORS",
     "Bins",
     "Estimator",
     "GroupedInformation",
     "MutualInformation",
     "Neighbours",
+    "Operator",
     "Overlap",
     "Response",
     "TopEnergy",
@@ -54,8 +62,10 @@ __all__ = [
     "effective_energy",
     "gaussian_mutual_information",
     "latents_of_scale",
+    "lattice_operators",
     "light_cone",
     "mutual_information",
+    "operator_sums",
     "overlap",
     "pyramid",
     "reach",

@@ -44,7 +44,8 @@ def right() -> dict[str, Any]:
         "information": information(), "shape": SHAPE, "boundary": "periodic",
         "covariance": torch.eye(4), "first": [0], "second": [1], "response": units,
         "patterns": units, "fix": "fine", "number": 1, "generator": torch.Generator(), "most": 1,
-        "num_samples": 2,
+        "num_samples": 2, "fields": fields(), "operators": analysis.lattice_operators(SHAPE),
+        "parity": "even", "spins": True,
     }  # fmt: skip
 
 
@@ -62,12 +63,15 @@ WRONG: dict[str, list[Any]] = {
     "covariance": [torch.ones(2, 2), torch.eye(2) * math.nan, torch.zeros(2, 3), np.eye(4),
                    torch.eye(4).long(), torch.eye(4) + torch.eye(4).roll(1, 0).tril() / 9],
     "estimator": [analysis.Bins],
+    "fields": FIELDS[:2] + FIELDS[4:],
     "first": VARIABLES,
     "fix": ["all"],
     "information": [torch.zeros(4, 4), information(9)],
     "most": INTEGERS,
     "num_samples": [*INTEGERS, 1],
     "number": INTEGERS,
+    "operators": [[], ["nearest"], [analysis.OPERATORS[5]]],
+    "parity": ["odder"],
     "patterns": [torch.ones(4, *SHAPE), 2 * torch.eye(4).reshape(4, *SHAPE), fields(4) * math.nan,
                  fields(3), np.eye(4)],
     "response": [torch.zeros(4, *SHAPE), fields(4) * math.nan, fields(3), torch.randn(4)],
@@ -78,6 +82,7 @@ WRONG: dict[str, list[Any]] = {
     "seed": INTEGERS,
     "shape": [(2.0, 2), -4],
     "shuffles": INTEGERS,
+    "spins": [1],
     "target": [lambda x: x.sum(), lambda x: 0.0, IsingDual((3, 3))],
     "variables": VARIABLES,
     "x": FIELDS,
