@@ -5,6 +5,7 @@
 Every function raises a TypeError or ValueError that names the argument it cannot take.
 """
 
+from pyro_neuralrg.analysis.couplings import RunningCouplings, running_couplings
 from pyro_neuralrg.analysis.estimators import Bins, Estimator, Neighbours
 from pyro_neuralrg.analysis.information import (
     GroupedInformation,
@@ -55,6 +56,7 @@ __all__ = [
     "Operator",
     "Overlap",
     "Response",
+    "RunningCouplings",
     "TopEnergy",
     "block_wavelets",
     "by_distance",
@@ -72,6 +74,7 @@ __all__ = [
     "resample",
     "responses",
     "responses_by_scale",
+    "running_couplings",
     "scale_of_latents",
     "top_energy",
     "top_variable",

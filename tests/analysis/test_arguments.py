@@ -45,7 +45,7 @@ def right() -> dict[str, Any]:
         "covariance": torch.eye(4), "first": [0], "second": [1], "response": units,
         "patterns": units, "fix": "fine", "number": 1, "generator": torch.Generator(), "most": 1,
         "num_samples": 2, "fields": fields(), "operators": analysis.lattice_operators(SHAPE),
-        "parity": "even", "spins": True,
+        "parity": "even", "spins": True, "num_fine": 2,
     }  # fmt: skip
 
 
@@ -68,6 +68,7 @@ WRONG: dict[str, list[Any]] = {
     "fix": ["all"],
     "information": [torch.zeros(4, 4), information(9)],
     "most": INTEGERS,
+    "num_fine": [*INTEGERS, 0],
     "num_samples": [*INTEGERS, 1],
     "number": INTEGERS,
     "operators": [[], ["nearest"], [analysis.OPERATORS[5]]],
@@ -91,10 +92,13 @@ WRONG: dict[str, list[Any]] = {
 }  # fmt: skip
 FEW = [fields()[:0], fields()[0]]
 SEVERAL_TOPS = [hierarchical_flow(SHAPE, depth=0)]
+REGRESSIONS = ["running_couplings"]
 OF_SINGLE_FUNCTIONS: dict[tuple[str, str], list[Any]] = {
     ("by_scale", "flow"): [flow().inv],
     ("responses", "x"): FEW,
     ("responses_by_scale", "x"): FEW,
+    ("running_couplings", "flow"): [hierarchical_flow(SHAPE, boundary="open")],
+    ("running_couplings", "x"): [fields()],
     ("top_energy", "flow"): SEVERAL_TOPS,
     ("top_variable", "flow"): SEVERAL_TOPS,
     ("written_patterns", "z"): FEW,
@@ -106,6 +110,7 @@ def test_what_is_wrong_in_a_call_that_is_right_is_named(name: str) -> None:
     function, known = getattr(analysis, name), right()
     parameters = inspect.signature(function).parameters
     arguments = {argument: known[argument] for argument in parameters}
+    arguments |= {"x": fields(64)} if name in REGRESSIONS else {}
     assert function(**arguments) is not None
     for argument, parameter in parameters.items():
         never = [v for v in NEVER if v is not None or parameter.default is not None]
