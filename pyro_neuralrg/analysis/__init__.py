@@ -7,6 +7,7 @@ Every function raises a TypeError or ValueError that names the argument it canno
 
 from pyro_neuralrg.analysis.couplings import RunningCouplings, running_couplings
 from pyro_neuralrg.analysis.estimators import Bins, Estimator, Neighbours
+from pyro_neuralrg.analysis.fixed_point import FixedPoint, fixed_point
 from pyro_neuralrg.analysis.information import (
     GroupedInformation,
     MutualInformation,
@@ -50,6 +51,7 @@ __all__ = [
     "OPERATORS",
     "Bins",
     "Estimator",
+    "FixedPoint",
     "GroupedInformation",
     "MutualInformation",
     "Neighbours",
@@ -62,6 +64,7 @@ __all__ = [
     "by_distance",
     "by_scale",
     "effective_energy",
+    "fixed_point",
     "gaussian_mutual_information",
     "latents_of_scale",
     "lattice_operators",

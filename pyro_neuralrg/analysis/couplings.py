@@ -66,7 +66,7 @@ def running_couplings(
     operators: Sequence[Operator] = BASIS,
     num_fine: int = 16,
     batch_size: int = 100,
-    seed: int | None = 0,
+    seed: int = 0,
 ) -> RunningCouplings:
     r"""Couplings :math:`K_a` of the renormalised energy of every scale (paper Eq. 6).
 
@@ -90,7 +90,7 @@ def running_couplings(
         operators: the basis, which fits the lattice; of each scale those that fit its own.
         num_fine: M, draws of the finer latents for each field.
         batch_size: fields at a time, each with its draws.
-        seed: of the draws; None: torch's random numbers go on.
+        seed: of the draws.
 
     References:
         Swendsen, Monte Carlo calculation of renormalized coupling parameters, PRL 52, 1165 (1984).
@@ -117,7 +117,7 @@ def running_couplings(
     check_fields(flow, "x", x, least=4 * len(operators))
     if flow.circuit.boundary != "periodic":
         raise ValueError(f"flow is {flow!r}; accepted: one of a periodic lattice")
-    with seeded(seed), torch.no_grad():
+    with seeded(check_integer("seed", seed, 0)), torch.no_grad():
         rows = [
             _of_scale(target, flow, x, k, operators, num_fine, batch_size)
             for k in range(number_of_scales(flow.circuit) + 1)

@@ -14,6 +14,7 @@ curves differ in line style or marker as well.
 from __future__ import annotations
 
 from pyro_neuralrg.plotting.learned import (
+    plot_coupling_flow,
     plot_effective_energy,
     plot_information_by_distance,
     plot_information_by_scale,
@@ -39,6 +40,7 @@ __all__ = [
     "Series",
     "new_figure",
     "plot_configurations",
+    "plot_coupling_flow",
     "plot_effective_energy",
     "plot_estimates",
     "plot_free_energy",

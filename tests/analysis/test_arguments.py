@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -92,9 +93,17 @@ WRONG: dict[str, list[Any]] = {
 }  # fmt: skip
 FEW = [fields()[:0], fields()[0]]
 SEVERAL_TOPS = [hierarchical_flow(SHAPE, depth=0)]
-REGRESSIONS = ["running_couplings"]
+SPECIAL: dict[str, Callable[[], dict[str, Any]]] = {
+    "running_couplings": lambda: {"x": fields(64)},
+    "fixed_point": lambda: {
+        "flow": hierarchical_flow((4, 4), "tree", bijector=haar), "x": torch.randn(8, 4, 4)
+    },
+}  # fmt: skip
+"""Of functions that need several scales, or many fields."""
 OF_SINGLE_FUNCTIONS: dict[tuple[str, str], list[Any]] = {
     ("by_scale", "flow"): [flow().inv],
+    ("fixed_point", "flow"): [hierarchical_flow((4, 4), depth=1)],
+    ("fixed_point", "x"): FEW,
     ("responses", "x"): FEW,
     ("responses_by_scale", "x"): FEW,
     ("running_couplings", "flow"): [hierarchical_flow(SHAPE, boundary="open")],
@@ -110,7 +119,7 @@ def test_what_is_wrong_in_a_call_that_is_right_is_named(name: str) -> None:
     function, known = getattr(analysis, name), right()
     parameters = inspect.signature(function).parameters
     arguments = {argument: known[argument] for argument in parameters}
-    arguments |= {"x": fields(64)} if name in REGRESSIONS else {}
+    arguments |= SPECIAL[name]() if name in SPECIAL else {}
     assert function(**arguments) is not None
     for argument, parameter in parameters.items():
         never = [v for v in NEVER if v is not None or parameter.default is not None]
