@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Ising dual at Tc on 64 x 64 from smaller lattices, against exact values.
 
-    python -m tests.benchmarks.cascade
+    python -m tests.benchmarks.cascade --alone
 
 Flows are trained from the smallest lattice on, each grown from the one before. Then ``cascade``
 carries fields from lattice to lattice. For each level: the free energy and the uniform structure
@@ -15,11 +15,12 @@ about as long.
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from pyro_neuralrg import IsingDual, Schedule, anneal, expectations, fit
+from pyro_neuralrg import IsingDual, Schedule, anneal, expectations, fit, load
 from pyro_neuralrg.free_energy import Annealing, cascade, reweight
 from tests.benchmarks.harness import Table, gap_of, parse, timed
 
@@ -56,6 +57,18 @@ def compared(target: IsingDual, energy: float, error: float, factor: Any) -> lis
     return [off, error, off / error, value, its_error, exact, (value - exact) / its_error]
 
 
+def trained(target: IsingDual, batch: int, before: list[Any], options: Any) -> Any:
+    """The flow of a file, or one grown from that before and trained."""
+    if options.flows is not None:
+        return load(options.flows / f"flow{target.shape[0]}.pt").flow
+    schedule = Schedule(cooling=None) if before else None
+    flow = before[-1].grow(target.spectrum) if before else target.flow(dtype=torch.float32)
+    settings = {"steps": options.steps, "batch": batch, "seed": options.seed, "progress": False}
+    _, seconds = timed(lambda: fit(target, flow, schedule=schedule, **settings))
+    print(f"{target.shape}: {options.steps} steps of {batch}, CPU s {seconds:.0f}")
+    return flow
+
+
 def main() -> None:
     options = parse(
         __doc__,
@@ -68,22 +81,15 @@ def main() -> None:
         seed=0,
         threads=1,
         alone=(False, "also the last lattice alone"),
+        flows=({"type": Path}, "folder with flow16.pt, ..., instead of trainings"),
     )
     torch.manual_seed(options.seed)
     targets = [IsingDual((side, side)) for side in options.sides]
     flows: list[Any] = []
     for target, batch in zip(targets, options.batches, strict=True):
-        schedule = Schedule(cooling=None) if flows else None
-        flow = flows[-1].grow(target.spectrum) if flows else target.flow(dtype=torch.float32)
-        settings = {"steps": options.steps, "batch": batch, "seed": options.seed}
-        _, seconds = timed(
-            lambda t=target, f=flow, s=settings, plan=schedule: fit(
-                t, f, **s, schedule=plan, progress=False
-            )
-        )
-        flows.append(flow)
-        gap, found = gap_of(target, flow, 4000, options.seed + 1, 250)
-        print(f"{target.shape}: gap {gap:.3f}, ESS {found.ess:.3f}, CPU s {seconds:.0f}")
+        flows.append(trained(target, batch, flows, options))
+        gap, found = gap_of(target, flows[-1], 4000, options.seed + 1, 250)
+        print(f"{target.shape}: gap {gap:.3f}, ESS {found.ess:.3f}")
     table = Table(22, COLUMNS)
     common = {"num_particles": options.particles, "num_steps": options.leapfrogs}
     common |= {"conditional_ess": options.conditional_ess, "seed": options.seed}
