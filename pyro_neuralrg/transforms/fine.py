@@ -38,7 +38,8 @@ class FineGivenCoarse(TorchDistribution):
     The log-weights of a target, :math:`\ln\pi(x) - \ln q(x | u_c)`, have as mean weight the
     target's marginal of the coarse field, :math:`\pi(u_c) = \int \pi(x(u_c, u_f))\, |\det \partial
     x / \partial u|\, du_f`, for every flow: ``estimate(target, flow.conditional(coarse, k))`` gives
-    :math:`-\ln\pi(u_c)`, the renormalised energy of one coarse field, with its error.
+    :math:`-\ln\pi(u_c)`, the renormalised energy of one coarse field, with its error, and
+    ``expectations`` likewise the target's means at that coarse field.
 
     Args:
         flow: a HierarchicalFlow.

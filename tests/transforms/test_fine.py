@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from pyro_neuralrg import estimate
+from pyro_neuralrg import estimate, expectations
 from pyro_neuralrg.analysis import pyramid
 from pyro_neuralrg.distributions import FlowDistribution, TwoModes
 from pyro_neuralrg.transforms import FineGivenCoarse, HierarchicalFlow, hierarchical_flow
@@ -89,6 +89,13 @@ def test_mean_weight_is_the_marginal_of_the_target(seed: int) -> None:
         assert abs(found.importance - exact) < 4 * found.importance_se
         assert 0 < found.importance_se < 0.1
         assert found.variational > exact - 4 * found.variational_se
+    covariance = torch.linalg.inv(precision)
+    rows = torch.linalg.inv(jacobian(flow.up_to_scale(1)))[[0, 2, 8, 10]]
+    given = covariance @ rows.T @ torch.linalg.solve(marginal.covariance_matrix, coarse)
+    mean = expectations(gaussian(precision), fine, {"x": lambda x: x.flatten(1)}, 4000)
+    off = (mean.observables["x"].value - given).abs()
+    assert (off < 5 * mean.observables["x"].standard_error).all()
+    assert float(given.abs().max()) > 20 * float(mean.observables["x"].standard_error.max())
 
 
 def test_draws_are_differentiable_in_the_coarse_field() -> None:
