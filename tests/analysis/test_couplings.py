@@ -20,7 +20,7 @@ from pyro_neuralrg.analysis import (
 from pyro_neuralrg.analysis.couplings import BASIS, least_squares
 from pyro_neuralrg.potentials import FreeField, IsingDual
 from pyro_neuralrg.transforms import hierarchical_flow
-from tests.analysis.linear import haar, jacobian, linear_flow
+from tests.analysis.linear import haar, linear_flow
 
 
 def in_units_of_the_field(found: RunningCouplings, scale: int) -> Tensor:
@@ -73,28 +73,26 @@ def test_couplings_of_a_scale_are_those_of_its_own_energy() -> None:
     assert found.operators == ("nearest", "square", "diagonal", "fourth_power", "plaquette")
 
 
-def test_couplings_of_blocks_are_those_of_the_marginal(seed: int) -> None:
-    """Block sums of a free field, whose covariance is known: differences are integrated out."""
+def test_fine_latents_are_integrated_out(seed: int) -> None:
+    """A fine latent that follows its block has no say in the blocks' own energy."""
     flow = linear_flow((4, 4), haar)
-    free = FreeField((4, 4), mass=1.0)
+    given = torch.tensor([-0.1, 0.6, 0.05, 0.02, 0.03])
+    up = flow.up_to_scale(1)
 
     def energy(x: Tensor) -> Tensor:
-        return 0.1 * free.energy(x) + 0.5 * x.square().sum((-1, -2))
+        u, ladj = up.inverse_and_ladj(x)
+        coarse, follower = u[..., ::2, ::2], u[..., ::2, 1::2]
+        rest = u[..., 1::2, :].square().sum((-1, -2))
+        follows = (follower - 0.5 * coarse).square().sum((-1, -2))
+        return operator_sums(coarse, (2, 2), BASIS) @ given + 0.5 * (rest + follows) + ladj
 
-    units = torch.eye(16).reshape(16, 4, 4)
-    precision = torch.func.vmap(torch.func.grad(energy))(units).flatten(1)
-    rows = torch.linalg.inv(jacobian(flow.up_to_scale(1)))[[0, 2, 8, 10]]
-    blocks = torch.linalg.inv(rows @ torch.linalg.inv(precision) @ rows.T)
-    x = torch.distributions.MultivariateNormal(torch.zeros(16), precision_matrix=precision)
-    found = running_couplings(energy, flow, x.sample((1000,)).reshape(-1, 4, 4), seed=seed)
-    # on 2 x 2 sites a pair of neighbours is in the sum twice, one of a diagonal four times
-    expected = torch.tensor([blocks[0, 1] / 2, blocks[0, 0] / 2, blocks[0, 3] / 4, 0.0, 0.0])
+    x = flow.forward_and_ladj(torch.randn(1000, 4, 4))[0].detach()
+    found = running_couplings(energy, flow, x, num_fine=100, seed=seed)
     values, errors = in_units_of_the_field(found, 1)
-    assert ((values - expected).abs() < 4 * errors + 0.002).all()
-    assert errors[:3].max() < 0.02
-    assert float(blocks[0, 1]) < -0.05
+    assert ((values - given).abs() < 4 * errors + 0.01).all()
+    assert float(errors[1]) < 0.02  # the mean over the latents instead adds an eighth there
     assert 0.9 < float(found.explained[1]) < 1.0
-    assert 0.4 < float(found.ess[1]) < 1.0
+    assert 0.2 < float(found.ess[1]) < 0.6
     assert found.explained_error[1] > 0
 
 
