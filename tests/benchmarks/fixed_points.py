@@ -17,6 +17,7 @@ growth and prints the gap after each training, and that of the last weights on e
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -33,14 +34,14 @@ from pyro_neuralrg.transforms.scales import copy_scales
 from tests.benchmarks.harness import Table, gap_of, parse, timed
 
 
-def grown(side: int, temperature: float, options: Any, **given: Any) -> HierarchicalFlow:
+def grown(side: int, temperature: float, options: Any) -> HierarchicalFlow:
     """A flow of the target, trained on half the side first."""
     flow: Any = None
     for length in (side // 2, side):
         target = IsingDual((length, length), temperature)
         spectrum = target.spectrum if options.spectrum else None
         if flow is None:
-            flow = target.flow(dtype=torch.float32, spectrum=spectrum, **given)
+            flow = target.flow(dtype=torch.float32, spectrum=spectrum, **options.flow)
         else:
             flow = flow.grow(spectrum)
         train(target, flow, options)
@@ -111,13 +112,13 @@ def share(options: Any) -> None:
     flow: Any = None
     for side in (8, 16, 32):
         target = IsingDual((side, side))
-        given = {"dtype": torch.float32, "weights": "shared"}
+        given = {"dtype": torch.float32, "weights": "shared", **options.flow}
         flow = target.flow(**given) if flow is None else flow.grow(target.spectrum)
         train(target, flow, options, cooling=side == 8)
     print("with the last weights:")
     for side in (8, 16):
         target = IsingDual((side, side))
-        small = target.flow(dtype=torch.float32, weights="shared")
+        small = target.flow(dtype=torch.float32, weights="shared", **options.flow)
         copy_scales(small, flow)
         gap, found = gap_of(target, small, 2000, options.seed + 1, 500)
         print(f"{side}x{side}: gap {gap:.3f}, ESS {found.ess:.3f}")
@@ -134,6 +135,7 @@ def main() -> None:
         seed=0,
         threads=1,
         spectrum=(False, "flows with the Gaussian layer"),
+        flow=({"type": json.loads, "default": {}}, 'such as \'{"circuit": "tree"}\''),
         shared=(False, "one set of weights instead"),
         figure=({"type": Path}, "file for the flow diagram"),
     )
