@@ -319,18 +319,20 @@ def plot_coupling_flow(
     *,
     first: str = "nearest",
     second: str = "fourth_power",
+    finest: int = 0,
     ax: Axes | None = None,
 ) -> Axes:
     """The flow of two couplings from scale to scale, for example around the critical temperature.
 
     For each name the result of :func:`~pyro_neuralrg.analysis.running_couplings`. An arrow leads
     from each scale to the next coarser one; scales whose lattice is too small for either operator
-    are left out.
+    are left out. Shown in ``tutorials/figures/fixed_points.png``.
 
     Args:
         found: by name.
         first: operator of the abscissa.
         second: operator of the ordinate.
+        finest: the first scale that is drawn.
         ax: Axes to draw on; None makes a new figure.
 
     Example:
@@ -342,14 +344,14 @@ def plot_coupling_flow(
         'coupling of nearest (nats)'
     """
     check_named("found", found, RunningCouplings)
+    finest = check_integer("finest", finest, 0)
     ax = axes_or_new(ax)
     for index, (name, couplings) in enumerate(found.items()):
         for argument, operator in (("first", first), ("second", second)):
             check_choice(argument, operator, couplings.operators)
         places = [couplings.operators.index(operator) for operator in (first, second)]
-        values, errors = (
-            _copied(t)[:, places] for t in (couplings.values, couplings.standard_error)
-        )
+        both = couplings.values, couplings.standard_error
+        values, errors = (_copied(numbers)[finest:, places] for numbers in both)
         known = np.isfinite(values).all(1)
         values, errors = values[known], errors[known]
         draw_bars(ax, (values[:, 0], values[:, 1], errors[:, 1]), index, name, xerr=errors[:, 0])

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixed points and running couplings of flows trained below, at and above Tc of the Ising dual.
 
-    python -m tests.benchmarks.fixed_points --figure flow_diagram.png
+    python -m tests.benchmarks.fixed_points --figure fixed_points.png
     python -m tests.benchmarks.fixed_points --shared
 
 For each temperature a flow is trained, grown from a lattice of half the side, and analysed on exact
@@ -27,6 +27,7 @@ import torch
 from pyro_neuralrg import IsingDual, Schedule, fit
 from pyro_neuralrg.analysis import FixedPoint, RunningCouplings, fixed_point, running_couplings
 from pyro_neuralrg.plotting import plot_coupling_flow
+from pyro_neuralrg.plotting.style import png
 from pyro_neuralrg.potentials.ising_model import CRITICAL_TEMPERATURE
 from pyro_neuralrg.statistics import Estimate
 from pyro_neuralrg.transforms import HierarchicalFlow
@@ -103,8 +104,8 @@ def compare(options: Any) -> None:
                 line += [value, error, (value - base) / math.hypot(error, its_error)]
             table.row(f"{name}, {scale} and {scale + 1}", *line)
     if options.figure:
-        axes = plot_coupling_flow(couplings)
-        axes.figure.savefig(options.figure, dpi=150)
+        axes = plot_coupling_flow(couplings, finest=1)
+        options.figure.write_bytes(png(axes.figure, 120))
 
 
 def share(options: Any) -> None:

@@ -70,6 +70,7 @@ REFUSED: list[tuple[str, Any, dict[str, Any], str]] = [
     ("configurations", {"a": NAN}, {}, r"fields\['a'\] .* not finite"),
     ("coupling_flow", {"a": COUPLINGS}, {"first": "knight"}, "first is 'knight'"),
     ("coupling_flow", {"a": COUPLINGS}, {"second": 1}, "second is 1"),
+    ("coupling_flow", {"a": COUPLINGS}, {"finest": -1}, "finest is -1"),
     ("effective_energy", PAIR, {"computed": {"a": [1.0]}}, r"computed\['a'\] is a list"),
     ("effective_energy", PAIR, {"computed": {"b": CURVE}}, r"computed has \['b'\]"),
     ("estimates", {"a": SHORT}, {}, "x, values and standard_error have shapes"),

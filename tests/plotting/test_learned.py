@@ -138,5 +138,6 @@ def test_coupling_flow_goes_from_scale_to_scale() -> None:
     assert tuple(arrows[0].xy) == (3.0, 4.0)
     assert len(arrows) == 2
     assert ax.get_legend_handles_labels()[1] == ["cold", "hot"]
-    other = plotting.plot_coupling_flow({"cold": found}, first="square")
+    other = plotting.plot_coupling_flow({"cold": found}, first="square", finest=1)
+    np.testing.assert_allclose(other.containers[0][0].get_xydata(), [[6.0, 4.0], [7.0, 8.0]])
     assert other.get_xlabel() == "coupling of square (nats)"
