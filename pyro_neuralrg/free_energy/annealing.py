@@ -156,7 +156,7 @@ def anneal(
         whole = whole.setup(*(model_args or ()), **(model_kwargs or {}))
     batch_size = check_integer("batch_size", batch_size, 1)
     given = None if betas is None else _check_betas(betas)
-    settings = Settings.checked(num_particles, num_steps, conditional_ess, resample_below)
+    settings = AnnealingSettings.checked(num_particles, num_steps, conditional_ess, resample_below)
     generator = generator_on(whole.device, seed)
     tempered = TemperedTarget(whole, 0.0, batch_size)
     with frozen(whole.modules()), Progress(100, "anneal", progress) as bar:
@@ -187,7 +187,7 @@ class _Stage(NamedTuple):
     step_sizes: float
 
 
-class Settings(NamedTuple):
+class AnnealingSettings(NamedTuple):
     """Arguments of :func:`anneal`, checked, and the number of groups."""
 
     num_particles: int
@@ -197,7 +197,9 @@ class Settings(NamedTuple):
     groups: int
 
     @staticmethod
-    def checked(num_particles: Any, num_steps: Any, fraction: Any, resample_below: Any) -> Settings:
+    def checked(
+        num_particles: Any, num_steps: Any, fraction: Any, resample_below: Any
+    ) -> AnnealingSettings:
         """The settings, or an error that names the wrong one; HMC checks its own."""
         accepted = "a number from 0 to 1"
         resample_below = check_number("resample_below", resample_below, accepted, least=0, most=1)
@@ -207,7 +209,7 @@ class Settings(NamedTuple):
         groups = min(NUM_GROUPS, number) if resample_below > 0 else number
         if number % groups:
             raise ValueError(f"num_particles is {number}; accepted: a multiple of {groups}")
-        return Settings(number, num_steps, fraction, resample_below, groups)
+        return AnnealingSettings(number, num_steps, fraction, resample_below, groups)
 
 
 def generator_on(device: torch.device, seed: int | None) -> torch.Generator:
@@ -226,7 +228,7 @@ class AnnealingRun:
     def __init__(
         self,
         tempered: TemperedTarget,
-        settings: Settings,
+        settings: AnnealingSettings,
         generator: torch.Generator,
         positions: Tensor | None = None,
         log_weights: Tensor | None = None,
