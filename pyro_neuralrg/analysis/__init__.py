@@ -5,6 +5,7 @@
 Every function raises a TypeError or ValueError that names the argument it cannot take.
 """
 
+from pyro_neuralrg.analysis.couplings import RunningCouplings, running_couplings
 from pyro_neuralrg.analysis.estimators import Bins, Estimator, Neighbours
 from pyro_neuralrg.analysis.exponents import (
     MCRG,
@@ -14,6 +15,7 @@ from pyro_neuralrg.analysis.exponents import (
     matching_normalization,
     mcrg,
 )
+from pyro_neuralrg.analysis.fixed_point import FixedPoint, fixed_point
 from pyro_neuralrg.analysis.information import (
     GroupedInformation,
     MutualInformation,
@@ -58,6 +60,7 @@ __all__ = [
     "OPERATORS",
     "Bins",
     "Estimator",
+    "FixedPoint",
     "GroupedInformation",
     "Linearization",
     "MutualInformation",
@@ -66,12 +69,14 @@ __all__ = [
     "Overlap",
     "RGStep",
     "Response",
+    "RunningCouplings",
     "TopEnergy",
     "block_spins",
     "block_wavelets",
     "by_distance",
     "by_scale",
     "effective_energy",
+    "fixed_point",
     "gaussian_mutual_information",
     "latents_of_scale",
     "lattice_operators",
@@ -86,6 +91,7 @@ __all__ = [
     "resample",
     "responses",
     "responses_by_scale",
+    "running_couplings",
     "scale_of_latents",
     "top_energy",
     "top_variable",

@@ -31,7 +31,7 @@ def pyramid(flow: HierarchicalFlow, x: Tensor) -> tuple[Tensor, ...]:
         [(10, 4, 4), (10, 2, 2), (10, 1, 1)]
     """
     check_fields(flow, "x", x)
-    return (x, *(_kept(flow, x, k) for k in range(1, number_of_scales(flow.circuit) + 1)))
+    return (x, *(field_of_scale(flow, x, k) for k in range(1, number_of_scales(flow.circuit) + 1)))
 
 
 def top_variable(flow: HierarchicalFlow, x: Tensor) -> Tensor:
@@ -42,7 +42,9 @@ def top_variable(flow: HierarchicalFlow, x: Tensor) -> Tensor:
     """
     check_fields(flow, "x", x)
     _check_single_top(flow)
-    return _kept(flow, x, number_of_scales(flow.circuit)).flatten(x.dim() - len(flow.shape))[..., 0]
+    return field_of_scale(flow, x, number_of_scales(flow.circuit)).flatten(
+        x.dim() - len(flow.shape)
+    )[..., 0]
 
 
 def resample(
@@ -114,7 +116,7 @@ def effective_energy(
     x, ladj = flow.forward_and_ladj(z)
     if scale is not None:
         ladj = flow.up_to_scale(scale).inverse_and_ladj(x)[1]
-    return _energy(target, flow, x) - ladj
+    return target_energy(target, flow, x) - ladj
 
 
 class TopEnergy(NamedTuple):
@@ -172,7 +174,7 @@ def top_energy(
         for value in y:
             u = torch.cat([value.expand(num_samples, 1), finer], 1)
             x, ladj = part.forward_and_ladj(u.reshape(num_samples, *flow.shape))
-            weights.append((normal - _energy(target, flow, x) + ladj).double())
+            weights.append((normal - target_energy(target, flow, x) + ladj).double())
     log_weights = torch.stack(weights)
     mean = log_weights.logsumexp(1) - math.log(num_samples)
     relative = (log_weights - mean[:, None]).exp()
@@ -183,8 +185,11 @@ def top_energy(
     )
 
 
-def _kept(flow: HierarchicalFlow, x: Tensor, scale: int) -> Tensor:
-    """The field of one scale, batch shape + the lattice's shape at that scale."""
+def field_of_scale(flow: HierarchicalFlow, x: Tensor, scale: int) -> Tensor:
+    """The field of one scale, batch shape + the lattice's shape at that scale.
+
+    At k = 0 that under the Gaussian layer.
+    """
     with torch.no_grad():
         u = flow.up_to_scale(scale).inverse_and_ladj(x)[0].flatten(x.dim() - len(flow.shape))
     return u[..., sites_of_scale(flow.circuit, scale).to(x.device)]
@@ -199,7 +204,7 @@ def _check_single_top(flow: HierarchicalFlow) -> None:
         )
 
 
-def _energy(target: Any, flow: HierarchicalFlow, x: Tensor) -> Tensor:
+def target_energy(target: Any, flow: HierarchicalFlow, x: Tensor) -> Tensor:
     """The target's energy of fields, checked."""
     shape = tuple(getattr(target, "shape", flow.shape))
     if shape != flow.shape:

@@ -7,6 +7,7 @@ energies or densities is refused likewise.
 """
 
 from pyro_neuralrg.free_energy.annealing import Annealing, anneal
+from pyro_neuralrg.free_energy.cascade import Cascade, cascade
 from pyro_neuralrg.free_energy.finite_size import FiniteSizeScaling, finite_size_scaling
 from pyro_neuralrg.free_energy.importance import Bounds, FreeEnergyEstimate, bounds, estimate
 from pyro_neuralrg.free_energy.reweighting import Expectations, Reweighted, expectations, reweight
@@ -15,6 +16,7 @@ from pyro_neuralrg.free_energy.temperature_curve import Thermodynamics, thermody
 __all__ = [
     "Annealing",
     "Bounds",
+    "Cascade",
     "Expectations",
     "FiniteSizeScaling",
     "FreeEnergyEstimate",
@@ -22,6 +24,7 @@ __all__ = [
     "Thermodynamics",
     "anneal",
     "bounds",
+    "cascade",
     "estimate",
     "expectations",
     "finite_size_scaling",

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -155,25 +155,13 @@ def anneal(
     if not whole.sites or model_args is not None or model_kwargs is not None:
         whole = whole.setup(*(model_args or ()), **(model_kwargs or {}))
     batch_size = check_integer("batch_size", batch_size, 1)
-    accepted = "a number from 0 to 1"
-    resample_below = check_number("resample_below", resample_below, accepted, least=0, most=1)
-    accepted = "a number between 0 and 1"
-    fraction = check_number("conditional_ess", conditional_ess, accepted, above=0, below=1)
     given = None if betas is None else _check_betas(betas)
-    num_particles = check_integer("num_particles", num_particles, 2)
-    groups = min(NUM_GROUPS, num_particles) if resample_below > 0 else num_particles
-    if num_particles % groups:
-        raise ValueError(f"num_particles is {num_particles}; accepted: a multiple of {groups}")
-    if seed is None:
-        seed = int(torch.randint(2**31, ()))
-    seed = check_integer("seed", seed, 0, LARGEST_SEED)
-    generator = torch.Generator(whole.device).manual_seed(seed)
+    settings = AnnealingSettings.checked(num_particles, num_steps, conditional_ess, resample_below)
+    generator = generator_on(whole.device, seed)
     tempered = TemperedTarget(whole, 0.0, batch_size)
     with frozen(whole.modules()), Progress(100, "anneal", progress) as bar:
-        run = _Run(tempered, num_particles, groups, num_steps, resample_below, generator)
-        while run.beta < 1.0:
-            run.advance(run.next_beta(fraction) if given is None else given[len(run.stages) + 1])
-            bar.step(run.figures, done=int(100 * run.beta))
+        run = AnnealingRun(tempered, settings, generator)
+        run.go(given, lambda: bar.step(run.figures, done=int(100 * run.beta)))
         found = run.result()
     LogWeights(found.log_weights, copies=any(found.resampled)).warn_if_poor("annealed")
     return found
@@ -199,33 +187,69 @@ class _Stage(NamedTuple):
     step_sizes: float
 
 
-class _Run:
-    """The particles, their weights and the kernel at the present beta."""
+class AnnealingSettings(NamedTuple):
+    """Arguments of :func:`anneal`, checked, and the number of groups."""
+
+    num_particles: int
+    num_steps: int
+    conditional_ess: float
+    resample_below: float
+    groups: int
+
+    @staticmethod
+    def checked(
+        num_particles: Any, num_steps: Any, fraction: Any, resample_below: Any
+    ) -> AnnealingSettings:
+        """The settings, or an error that names the wrong one; HMC checks its own."""
+        accepted = "a number from 0 to 1"
+        resample_below = check_number("resample_below", resample_below, accepted, least=0, most=1)
+        accepted = "a number between 0 and 1"
+        fraction = check_number("conditional_ess", fraction, accepted, above=0, below=1)
+        number = check_integer("num_particles", num_particles, 2)
+        groups = min(NUM_GROUPS, number) if resample_below > 0 else number
+        if number % groups:
+            raise ValueError(f"num_particles is {number}; accepted: a multiple of {groups}")
+        return AnnealingSettings(number, num_steps, fraction, resample_below, groups)
+
+
+def generator_on(device: torch.device, seed: int | None) -> torch.Generator:
+    """A generator of this seed; None takes one from torch's global state."""
+    if seed is None:
+        seed = int(torch.randint(2**31, ()))
+    return torch.Generator(device).manual_seed(check_integer("seed", seed, 0, LARGEST_SEED))
+
+
+class AnnealingRun:
+    """The particles, their weights and the kernel at the present beta.
+
+    Without ``positions`` the particles are draws of the start, of weight one.
+    """
 
     def __init__(
         self,
         tempered: TemperedTarget,
-        num_particles: int,
-        groups: int,
-        num_steps: int,
-        resample_below: float,
+        settings: AnnealingSettings,
         generator: torch.Generator,
+        positions: Tensor | None = None,
+        log_weights: Tensor | None = None,
     ) -> None:
         self.tempered = tempered
-        self.groups = groups
-        self.resample_below = resample_below
+        self.settings = settings
+        self.groups = settings.groups
         self.generator = generator
         self.step_size = tempered.dim**-0.25
         self.kernel: Kernel = HMC(
-            tempered, step_size=self.step_size, num_steps=num_steps, jitter=JITTER
+            tempered, step_size=self.step_size, num_steps=settings.num_steps, jitter=JITTER
         )
         if tempered.start_flow is not None:
             self.kernel = Cycle(self.kernel, IndependenceMetropolis(tempered.start_flow))
         self.stages: list[_Stage] = []
-        self.particles = tempered.evaluated(tempered.initial(num_particles, generator))
-        self.gradient_evaluations = num_particles
+        if positions is None:
+            positions = tempered.initial(settings.num_particles, generator)
+        self.particles = tempered.evaluated(positions)
+        self.gradient_evaluations = num_particles = len(positions)
         energy = self.particles.energy
-        self.log_weights = torch.zeros_like(energy)
+        self.log_weights = torch.zeros_like(energy) if log_weights is None else log_weights
         bad, none = (energy.isnan() | (energy == -math.inf)).sum(), (energy == math.inf).sum()
         if bad or none == num_particles:
             failure = tempered.whole.failure
@@ -238,20 +262,28 @@ class _Run:
 
     @property
     def beta(self) -> float:
+        """The present one."""
         return self.tempered.beta
 
     def figures(self) -> str:
         """Of the last stage, for the bar."""
         return f"beta {self.beta:.4f}, ESS {self.stages[-1].ess:.0%}"
 
-    def next_beta(self, fraction: float) -> float:
-        """The beta that leaves this effective fraction of the particles."""
+    def go(self, betas: Sequence[float] | None, after_each: Callable[[], object]) -> None:
+        """Go on to beta = 1, by adaptive steps or given ones."""
+        while self.beta < 1.0:
+            self.advance(self._next_beta() if betas is None else betas[len(self.stages) + 1])
+            after_each()
+
+    def _next_beta(self) -> float:
+        """The beta that leaves the effective fraction of the particles."""
         if len(self.stages) >= MAX_TEMPERATURES:
             raise RuntimeError(
                 f"beta is {self.beta} after {MAX_TEMPERATURES} temperatures: the energy of some "
                 "particles is without bounds; use a better flow or a smaller conditional_ess"
             )
-        return next_beta(self.particles.log_ratio, self.log_weights, self.beta, fraction)
+        ratios, fraction = self.particles.log_ratio, self.settings.conditional_ess
+        return next_beta(ratios, self.log_weights, self.beta, fraction)
 
     def advance(self, beta: float) -> None:
         """Go on to the next beta: weigh, resample, move."""
@@ -259,7 +291,9 @@ class _Run:
         self.tempered = self.tempered.at(beta)
         ess, step_size = float(kish_fractions(self.log_weights)), self.step_size
         grouped = self.log_weights.view(self.groups, -1)
-        chosen, weights, poor = resample_groups(grouped, self.resample_below, self.generator)
+        chosen, weights, poor = resample_groups(
+            grouped, self.settings.resample_below, self.generator
+        )
         self.log_weights = weights.reshape(-1)
         if bool(poor.any()):
             self.particles = Particles(*(part[chosen.view(-1)] for part in self.particles))

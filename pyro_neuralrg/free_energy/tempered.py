@@ -4,16 +4,20 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor
 
+from pyro_neuralrg.bases import NORMAL
 from pyro_neuralrg.mcmc import ChainState
 from pyro_neuralrg.mcmc.target import Target
 from pyro_neuralrg.statistics import kish_fractions
+
+AnyTempered = TypeVar("AnyTempered", bound="TemperedTarget")
 
 BETA_HALVINGS = 50  # of the interval in which the next beta lies
 
@@ -55,9 +59,11 @@ class TemperedTarget(Target):
         """See :class:`Target`."""
         return self.whole.start_flow
 
-    def at(self, beta: float) -> TemperedTarget:
+    def at(self: AnyTempered, beta: float) -> AnyTempered:
         """The same family at another beta."""
-        return TemperedTarget(self.whole, beta, self.chain_batch_size)
+        other = copy.copy(self)
+        other.beta = beta
+        return other
 
     def evaluated(self, positions: Tensor) -> Particles:
         """Particles at these positions, with all that does not depend on beta."""
@@ -92,11 +98,14 @@ class TemperedTarget(Target):
 
     def _both_of(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Energies and gradients of the target and of the start."""
+        return *self.whole.energy_and_grad(positions), *self._base_energy_and_grad(positions)
+
+    def _base_energy_and_grad(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             leaf = positions.detach().requires_grad_()
             base_energy = self._base_energy(leaf)
             (gradient,) = torch.autograd.grad(base_energy.sum(), leaf)
-        return *self.whole.energy_and_grad(positions), base_energy.detach(), gradient
+        return base_energy.detach(), gradient
 
     def _base_energy(self, positions: Tensor) -> Tensor:
         """-ln p(y), float64."""
@@ -105,6 +114,50 @@ class TemperedTarget(Target):
 
     def _mixed(self, whole: Tensor, base: Tensor) -> Tensor:
         return self.beta * whole + (1.0 - self.beta) * base
+
+
+class RefinedTarget(TemperedTarget):
+    r"""The same from another start: the latents of a coarse target, and fresh fine ones.
+
+    .. math:: p(y) = e^{-U_c(y_c)}\, N(y_f; 0, 1)
+
+    Args:
+        target, beta, batch_size: as of :class:`TemperedTarget`.
+        coarse: the target of energy :math:`U_c`, of as many variables as there are ``kept``.
+        kept: the coordinates :math:`y_c` of a position, in the order of those of ``coarse``.
+    """
+
+    def __init__(
+        self, target: Target, beta: float, batch_size: int | None, coarse: Target, kept: Tensor
+    ) -> None:
+        super().__init__(target, beta, batch_size)
+        self.coarse, self.kept = coarse, kept
+        self._is_fine = torch.ones(target.dim, dtype=torch.bool, device=kept.device)
+        self._is_fine[kept] = False
+
+    def refined(self, positions: Tensor, generator: torch.Generator) -> Tensor:
+        """Positions of the coarse target with fine coordinates drawn beside."""
+        options: Any = {"generator": generator, "dtype": self.dtype, "device": self.device}
+        fresh = torch.randn(len(positions), self.dim, **options)
+        return fresh.index_copy(-1, self.kept, positions.to(fresh))
+
+    def modules(self) -> list[torch.nn.Module]:
+        """See :class:`Target`."""
+        return self.whole.modules() + self.coarse.modules()
+
+    def _base_energy(self, positions: Tensor) -> Tensor:
+        return self.coarse.energy(self._of_coarse(positions)) + self._fine_energy(positions)
+
+    def _base_energy_and_grad(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        energy, slope = self.coarse.energy_and_grad(self._of_coarse(positions))
+        gradient = positions.index_copy(-1, self.kept, slope.to(positions))
+        return energy + self._fine_energy(positions), gradient
+
+    def _of_coarse(self, positions: Tensor) -> Tensor:
+        return positions[:, self.kept].to(self.coarse.dtype)
+
+    def _fine_energy(self, positions: Tensor) -> Tensor:
+        return -NORMAL.log_prob(positions[:, self._is_fine].double(), 1)
 
 
 def next_beta(log_ratio: Tensor, log_weights: Tensor, beta: float, fraction: float) -> float:

@@ -6,7 +6,11 @@ from pyro_neuralrg.mcmc.adaptation import Adaptation
 from pyro_neuralrg.mcmc.compositions import Cycle, Mixture
 from pyro_neuralrg.mcmc.hmc import HMC, MALA, ChEESHMC
 from pyro_neuralrg.mcmc.kernel import ChainState, Kernel, LocalKernel, StepInfo, Trajectory
-from pyro_neuralrg.mcmc.metropolis import IndependenceMetropolis, RandomWalkMetropolis
+from pyro_neuralrg.mcmc.metropolis import (
+    ConditionalMetropolis,
+    IndependenceMetropolis,
+    RandomWalkMetropolis,
+)
 from pyro_neuralrg.mcmc.microcanonical import MAMS, MCLMC
 from pyro_neuralrg.mcmc.model_target import ModelTarget, as_target
 from pyro_neuralrg.mcmc.run_state import Cost
@@ -22,6 +26,7 @@ __all__ = [
     "Adaptation",
     "ChEESHMC",
     "ChainState",
+    "ConditionalMetropolis",
     "Constrained",
     "Cost",
     "Cycle",

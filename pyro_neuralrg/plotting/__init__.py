@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from pyro_neuralrg.plotting.curves import plot_thermodynamics
 from pyro_neuralrg.plotting.learned import (
+    plot_coupling_flow,
     plot_effective_energy,
     plot_information_by_distance,
     plot_information_by_scale,
@@ -40,6 +41,7 @@ __all__ = [
     "Series",
     "new_figure",
     "plot_configurations",
+    "plot_coupling_flow",
     "plot_effective_energy",
     "plot_estimates",
     "plot_free_energy",

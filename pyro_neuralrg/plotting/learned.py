@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,8 +17,13 @@ from matplotlib.axes import Axes
 from matplotlib.colors import AsinhNorm, Normalize
 from matplotlib.figure import Figure
 
-from pyro_neuralrg.analysis import GroupedInformation, MutualInformation, Response
-from pyro_neuralrg.arguments import check_array, check_integer, check_type
+from pyro_neuralrg.analysis import (
+    GroupedInformation,
+    MutualInformation,
+    Response,
+    RunningCouplings,
+)
+from pyro_neuralrg.arguments import check_array, check_choice, check_integer, check_type
 from pyro_neuralrg.plotting.style import (
     Series,
     axes_or_new,
@@ -305,6 +311,55 @@ def plot_effective_energy(
     bottom, top = ax.get_ylim()
     ax.set_ylim(bottom, top + LEGEND_SHARE * (top - bottom))
     ax.legend(frameon=False, fontsize="small", loc="upper center", ncols=2)
+    return ax
+
+
+def plot_coupling_flow(
+    found: Mapping[str, RunningCouplings],
+    *,
+    first: str = "nearest",
+    second: str = "fourth_power",
+    finest: int = 0,
+    ax: Axes | None = None,
+) -> Axes:
+    """The flow of two couplings from scale to scale, for example around the critical temperature.
+
+    For each name the result of :func:`~pyro_neuralrg.analysis.running_couplings`. An arrow leads
+    from each scale to the next coarser one; scales whose lattice is too small for either operator
+    are left out. Shown in ``tutorials/figures/fixed_points.png``.
+
+    Args:
+        found: by name.
+        first: operator of the abscissa.
+        second: operator of the ordinate.
+        finest: the first scale that is drawn.
+        ax: Axes to draw on; None makes a new figure.
+
+    Example:
+        >>> from pyro_neuralrg import FreeField, analysis, hierarchical_flow
+        >>> target, flow = FreeField((4, 4)), hierarchical_flow((4, 4))
+        >>> x = target.sample_reference(50, seed=0)
+        >>> found = analysis.running_couplings(target, flow, x, num_fine=2)
+        >>> plot_coupling_flow({"free": found}).get_xlabel()
+        'coupling of nearest (nats)'
+    """
+    check_named("found", found, RunningCouplings)
+    finest = check_integer("finest", finest, 0)
+    ax = axes_or_new(ax)
+    for index, (name, couplings) in enumerate(found.items()):
+        for argument, operator in (("first", first), ("second", second)):
+            check_choice(argument, operator, couplings.operators)
+        places = [couplings.operators.index(operator) for operator in (first, second)]
+        both = couplings.values, couplings.standard_error
+        values, errors = (_copied(numbers)[finest:, places] for numbers in both)
+        known = np.isfinite(values).all(1)
+        values, errors = values[known], errors[known]
+        draw_bars(ax, (values[:, 0], values[:, 1], errors[:, 1]), index, name, xerr=errors[:, 0])
+        for start, end in itertools.pairwise(values):
+            style = {"arrowstyle": "->", "color": look(index)["color"]}
+            ax.annotate("", xy=end, xytext=start, arrowprops=style)
+    ax.set(xlabel=f"coupling of {first} (nats)", ylabel=f"coupling of {second} (nats)")
+    ax.legend(frameon=False)
     return ax
 
 

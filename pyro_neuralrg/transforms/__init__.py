@@ -21,6 +21,7 @@ from pyro_neuralrg.transforms.conditional import (
     conditional_hierarchical_flow,
 )
 from pyro_neuralrg.transforms.coupling import Couplings, neighbour_coupling, realnvp_block
+from pyro_neuralrg.transforms.fine import FineGivenCoarse
 from pyro_neuralrg.transforms.fourier import CovarianceLayer, FourierLayer, LearnedSpectrum
 from pyro_neuralrg.transforms.hierarchical import HierarchicalFlow, hierarchical_flow
 
@@ -32,6 +33,7 @@ __all__ = [
     "ConditionalHierarchicalFlow",
     "Couplings",
     "CovarianceLayer",
+    "FineGivenCoarse",
     "FourierLayer",
     "HierarchicalFlow",
     "LatticeTransform",

@@ -24,6 +24,7 @@ from pyro_neuralrg.transforms.coupling_sequence import (
     CouplingSequence,
     compile_operations,
 )
+from pyro_neuralrg.transforms.fine import FineGivenCoarse
 from pyro_neuralrg.transforms.fourier import CovarianceLayer, FourierLayer
 from pyro_neuralrg.transforms.partition import (
     blocks_of_layer,
@@ -187,6 +188,16 @@ class HierarchicalFlow(LatticeTransform):
             torch.Size([3, 4, 4])
         """
         return UpToScale(self, scale)
+
+    def conditional(self, coarse: Tensor, scale: int) -> FineGivenCoarse:
+        """The fields whose field of one scale is given: see :class:`FineGivenCoarse`.
+
+        Example:
+            >>> flow = hierarchical_flow((4, 4))
+            >>> flow.conditional(torch.zeros(2, 2), scale=1).sample((5,)).shape
+            torch.Size([5, 4, 4])
+        """
+        return FineGivenCoarse(self, coarse, scale)
 
     def _through_layers(
         self, h: Tensor, context: Tensor | None, stop: int | None, inverse: bool

@@ -160,3 +160,28 @@ def _copy(module: nn.Module, source: nn.Module) -> None:
             "the weights of the flow's layers depend on the number of blocks, so that they cannot "
             f"grow; accepted: layers whose weights do not ({str(error).splitlines()[-1].strip()})"
         ) from None
+
+
+def step_of_scale(flow: Any, scale: int, shape: tuple[int, ...]) -> Any:
+    """The layers of one scale as a flow of depth one on a lattice of another shape.
+
+    A ValueError if there are other layers on that lattice, or the weights depend on the lattice.
+    """
+    circuit = flow.circuit
+    like = next(flow.parameters(), torch.empty(0))
+    options = {name: getattr(flow, name) for name in ("bijector", "weights", "odd", "wavelet")}
+    options |= {"block": circuit.block, "boundary": circuit.boundary, "dtype": like.dtype}
+    step = type(flow).build(shape, circuit.name, depth=1, **options).to(like.device)
+    sources = [index for index, layer in enumerate(circuit.layers) if layer.scale == scale]
+    kinds = [circuit.layers[index].kind for index in sources]
+    if flow.weights == "block" or [layer.kind for layer in step.circuit.layers] != kinds:
+        raise ValueError(
+            f"the layers of scale {scale}, {kinds}, do not act on the lattice {shape}; accepted: "
+            "those of a scale that has as many layers, without weights of each block"
+        )
+    for index, source in enumerate(sources):
+        known = dict(reversed(_modules(flow, source)))
+        for block, module in _modules(step, index):
+            if block in known:
+                _copy(module, known[block])
+    return step

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,7 @@ def right() -> dict[str, Any]:
         "num_samples": 2, "fields": fields(), "operators": alone, "parity": "even", "spins": True,
         "rule": "average", "blocking": "average", "levels": 1, "normalization": 1.0, "cutoff": 1e-8,
         "blocks": 1, "resamples": 2, "small": 0.6, "large": 0.5,
+        "num_fine": 2,
     }  # fmt: skip
 
 
@@ -78,6 +80,7 @@ WRONG: dict[str, list[Any]] = {
     "levels": [*INTEGERS, 0, 2],
     "most": INTEGERS,
     "normalization": NUMBERS,
+    "num_fine": [*INTEGERS, 0],
     "num_samples": [*INTEGERS, 1],
     "number": INTEGERS,
     "operators": [[], ["nearest"], analysis.OPERATORS],
@@ -104,11 +107,22 @@ WRONG: dict[str, list[Any]] = {
 }  # fmt: skip
 FEW = [fields()[:0], fields()[0]]
 SEVERAL_TOPS = [hierarchical_flow(SHAPE, depth=0)]
+SPECIAL: dict[str, Callable[[], dict[str, Any]]] = {
+    "running_couplings": lambda: {"x": fields(64)},
+    "fixed_point": lambda: {
+        "flow": hierarchical_flow((4, 4), "tree", bijector=haar), "x": torch.randn(8, 4, 4)
+    },
+}  # fmt: skip
+"""Of functions that need several scales, or many fields."""
 OF_SINGLE_FUNCTIONS: dict[tuple[str, str], list[Any]] = {
     ("by_scale", "flow"): [flow().inv],
     ("mcrg", "fields"): [*FIELDS, fields()[:1], fields()[0], fields()[:, None, None]],
+    ("fixed_point", "flow"): [hierarchical_flow((4, 4), depth=1)],
+    ("fixed_point", "x"): FEW,
     ("responses", "x"): FEW,
     ("responses_by_scale", "x"): FEW,
+    ("running_couplings", "flow"): [hierarchical_flow(SHAPE, boundary="open")],
+    ("running_couplings", "x"): [fields()],
     ("top_energy", "flow"): SEVERAL_TOPS,
     ("top_variable", "flow"): SEVERAL_TOPS,
     ("written_patterns", "z"): FEW,
@@ -120,6 +134,7 @@ def test_what_is_wrong_in_a_call_that_is_right_is_named(name: str) -> None:
     function, known = getattr(analysis, name), right()
     parameters = inspect.signature(function).parameters
     arguments = {argument: known[argument] for argument in parameters}
+    arguments |= SPECIAL[name]() if name in SPECIAL else {}
     assert function(**arguments) is not None
     for argument, parameter in parameters.items():
         never = [v for v in NEVER if v is not None or parameter.default is not None]

@@ -23,6 +23,7 @@ from pyro_neuralrg.mcmc import (
     MAMS,
     MCLMC,
     ChEESHMC,
+    ConditionalMetropolis,
     Cycle,
     IndependenceMetropolis,
     Kernel,
@@ -337,6 +338,36 @@ def cycle_of_two_modes(target: ExactTarget, from_normal: bool) -> Kernel:
     return Cycle(local, IndependenceMetropolis(flow))
 
 
+class CrossedFlow(ToyFlow):
+    """The first half of the sites scaled and shifted by the second: the kept one by fine ones."""
+
+    def __init__(self, shape: tuple[int, ...], stretch: float = 0.6) -> None:
+        super().__init__(shape, stretch)
+        nn.init.constant_(self.nn.weight, 0.8)
+
+    def _call(self, z: Tensor) -> Tensor:
+        return super()._call(z.flip(-1)).flip(-1)
+
+    def _inverse(self, x: Tensor) -> Tensor:
+        return super()._inverse(x.flip(-1)).flip(-1)
+
+    def log_abs_det_jacobian(self, z: Tensor, x: Tensor) -> Tensor:
+        return super().log_abs_det_jacobian(z.flip(-1), x.flip(-1))
+
+
+def detail(target: ExactTarget, latent: bool = False, **options: Any) -> Kernel:
+    """Jumps at a fixed field of scale 1; of latents beside whole ones, as of normals."""
+    flow = hierarchical_flow(
+        target.shape, "tree", bijector=lambda size: CrossedFlow((size,)), base=TwoModes(0.7)
+    )
+    if not latent:
+        return ConditionalMetropolis(flow, target.energy, shape=target.shape, scale=1, **options)
+    latents = LatentTarget(target.energy, flow, target.shape, from_normal=True)
+    local = HMC(latents, step_size=0.5 * target.step_size, num_steps=2)
+    jumps = IndependenceMetropolis(flow), ConditionalMetropolis(flow, scale=1, **options)
+    return Cycle(local, *jumps)
+
+
 def cycle_of_rows(target: ExactTarget) -> Kernel:
     """A flow of one event dimension, which acts on the rows of a lattice."""
     flow = transforms.affine_coupling(target.shape[-1], hidden_dims=[4])
@@ -409,6 +440,9 @@ KERNELS: dict[str, Callable[[ExactTarget], Kernel]] = {
     "latent cycle of two modes": lambda target: cycle_of_two_modes(target, False),
     "latent cycle of two modes from normals": lambda target: cycle_of_two_modes(target, True),
     "latent cycle of rows": cycle_of_rows,
+    "detail": detail,
+    "three details": lambda target: detail(target, num_jumps=3),
+    "latent cycle of two details": lambda target: detail(target, True, num_jumps=2),
     "jump of two modes": lambda target: IndependenceMetropolis(
         flow_of_two_modes(target), target.energy, shape=target.shape
     ),

@@ -16,6 +16,7 @@ from torch import Tensor
 from pyro_neuralrg.bases import NORMAL
 from pyro_neuralrg.mcmc import (
     HMC,
+    ConditionalMetropolis,
     Cycle,
     EnergyTarget,
     IndependenceMetropolis,
@@ -35,6 +36,7 @@ from tests.mcmc.registry import (
     TARGETS,
     ExactTarget,
     ToyFlow,
+    detail,
     flow_for,
     flow_of_two_modes,
     kinked,
@@ -124,6 +126,10 @@ class WeightWithoutFlow(IndependenceMetropolis):
         return position, self._log_q(position)
 
 
+class DetailWithoutFlow(WeightWithoutFlow, ConditionalMetropolis):
+    pass
+
+
 class AlwaysAccept(HMC):
     def step(self, state, generator=None):  # type: ignore[no-untyped-def]
         momentum = torch.randn(state.position.shape, generator=generator)
@@ -140,6 +146,7 @@ class AlwaysAccept(HMC):
         NoJacobianOfTheBase,
         FlippedWeight,
         WeightWithoutFlow,
+        DetailWithoutFlow,
         AlwaysAccept,
     ],
 )
@@ -151,6 +158,9 @@ def test_the_law_notices(broken: Any) -> None:
     if issubclass(broken, LatentTarget):
         latent = broken(target.energy, flow, target.shape, from_normal=True)
         kernel: Kernel = HMC(latent, step_size=0.1 if of_base else 0.25, num_steps=4, jitter=0.0)
+    elif issubclass(broken, ConditionalMetropolis):
+        kernel = detail(target)
+        kernel = broken(kernel.flow, target.energy, shape=target.shape, scale=1)
     elif issubclass(broken, IndependenceMetropolis):
         kernel = broken(flow, target.energy, shape=target.shape)
     else:

@@ -19,6 +19,9 @@ from tests.analysis.linear import orthogonal
 NEEDED: dict[str, dict[str, Any]] = {"plot_ranks": {"label": "m"}, "plot_trace": {"label": "m"}}
 """What some need beside what they draw."""
 
+COUPLINGS = analysis.RunningCouplings(
+    ("nearest", "fourth_power"), *torch.ones(2, 3, 2), *torch.ones(4, 3)
+)
 FUNCTIONS = [name for name in plotting.__all__ if name.startswith("plot_")]
 WRONG = [None, math.nan, "x", object(), 3, {}, [], {"a": None}, {"a": "x"}, {"a": {}}, ["x"]]
 
@@ -29,6 +32,7 @@ def right(name: str) -> Any:
     flow, curve = hierarchical_flow((4,), bijector=orthogonal), plotting.Series([1], [2.0], [0.1])
     return {
         "plot_configurations": {"a": np.ones((4, 2, 2))},
+        "plot_coupling_flow": {"a": COUPLINGS},
         "plot_effective_energy": {"a": [0.0, 1.0]},
         "plot_estimates": {"a": curve},
         "plot_free_energy": [2.0, 1.0],
@@ -64,6 +68,9 @@ PAIR = {"a": [0.0, 1.0]}
 REFUSED: list[tuple[str, Any, dict[str, Any], str]] = [
     ("configurations", {"a": np.zeros((2, 4))}, {"count": 3}, r"fields\['a'\] has shape \(2, 4\)"),
     ("configurations", {"a": NAN}, {}, r"fields\['a'\] .* not finite"),
+    ("coupling_flow", {"a": COUPLINGS}, {"first": "knight"}, "first is 'knight'"),
+    ("coupling_flow", {"a": COUPLINGS}, {"second": 1}, "second is 1"),
+    ("coupling_flow", {"a": COUPLINGS}, {"finest": -1}, "finest is -1"),
     ("effective_energy", PAIR, {"computed": {"a": [1.0]}}, r"computed\['a'\] is a list"),
     ("effective_energy", PAIR, {"computed": {"b": CURVE}}, r"computed has \['b'\]"),
     ("estimates", {"a": SHORT}, {}, "x, values and standard_error have shapes"),

@@ -121,3 +121,23 @@ def test_effective_energy_is_minus_the_log_of_the_histogram() -> None:
     drawn = next(found for found in ax.lines if found.get_label() == "cold, Eq. 6 integrated")
     assert drawn.get_ydata().tolist() == [1.2, 0.3]
     assert ax.collections[-1].get_paths()[0].vertices.size  # the band
+
+
+def test_coupling_flow_goes_from_scale_to_scale() -> None:
+    values = torch.tensor([[1.0, 5.0, 2.0], [3.0, 6.0, 4.0], [torch.nan, 7.0, 8.0]])
+    rest = torch.ones(4, 3)
+    names = ("nearest", "square", "fourth_power")
+    found = analysis.RunningCouplings(names, values, values / 10, *rest)
+    ax = plotting.plot_coupling_flow({"cold": found, "hot": found})
+    line, _, (across, up) = ax.containers[0]
+    np.testing.assert_allclose(line.get_xydata(), [[1.0, 2.0], [3.0, 4.0]])
+    np.testing.assert_allclose([np.ptp(s[:, 0]) / 2 for s in across.get_segments()], [0.1, 0.3])
+    np.testing.assert_allclose([np.ptp(s[:, 1]) / 2 for s in up.get_segments()], [0.2, 0.4])
+    arrows = [text for text in ax.texts if text.arrow_patch is not None]
+    assert tuple(arrows[0].xyann) == (1.0, 2.0)
+    assert tuple(arrows[0].xy) == (3.0, 4.0)
+    assert len(arrows) == 2
+    assert ax.get_legend_handles_labels()[1] == ["cold", "hot"]
+    other = plotting.plot_coupling_flow({"cold": found}, first="square", finest=1)
+    np.testing.assert_allclose(other.containers[0][0].get_xydata(), [[6.0, 4.0], [7.0, 8.0]])
+    assert other.get_xlabel() == "coupling of square (nats)"

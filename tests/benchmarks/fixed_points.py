@@ -1,0 +1,148 @@
+# Copyright the pyro_neuralrg contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Fixed points and running couplings of flows trained below, at and above Tc of the Ising dual.
+
+    python -m tests.benchmarks.fixed_points --figure fixed_points.png
+    python -m tests.benchmarks.fixed_points --shared
+
+For each temperature a flow is trained, grown from a lattice of half the side, and analysed on exact
+fields: the distances D of consecutive scales (``analysis.fixed_point``), how far above those at Tc
+they are in standard errors, G(1) and G(2) of each scale beside those of block means, and the
+couplings of each scale (``analysis.running_couplings``) with the share they explain. ``--spectrum``
+gives the flows the Gaussian layer, under which the fields are nearly white.
+
+``--shared`` trains one set of weights for all scales (Li & Wang 2018, note [53]) from 8 x 8 up by
+growth and prints the gap after each training, and that of the last weights on each lattice.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pyro_neuralrg import IsingDual, Schedule, fit
+from pyro_neuralrg.analysis import FixedPoint, RunningCouplings, fixed_point, running_couplings
+from pyro_neuralrg.plotting import plot_coupling_flow
+from pyro_neuralrg.plotting.style import png
+from pyro_neuralrg.potentials.ising_model import CRITICAL_TEMPERATURE
+from pyro_neuralrg.statistics import Estimate
+from pyro_neuralrg.transforms import HierarchicalFlow
+from pyro_neuralrg.transforms.scales import copy_scales
+from tests.benchmarks.harness import Table, gap_of, parse, timed
+
+
+def grown(side: int, temperature: float, options: Any) -> HierarchicalFlow:
+    """A flow of the target, trained on half the side first."""
+    flow: Any = None
+    for length in (side // 2, side):
+        target = IsingDual((length, length), temperature)
+        spectrum = target.spectrum if options.spectrum else None
+        if flow is None:
+            flow = target.flow(dtype=torch.float32, spectrum=spectrum, **options.flow)
+        else:
+            flow = flow.grow(spectrum)
+        train(target, flow, options)
+    return flow
+
+
+def train(target: IsingDual, flow: HierarchicalFlow, options: Any, cooling: bool = False) -> None:
+    """Train a flow and print what it has reached."""
+    schedule = None if cooling else Schedule(cooling=None)
+    settings = {"steps": options.steps, "batch": options.batch, "seed": options.seed}
+    _, seconds = timed(lambda: fit(target, flow, **settings, schedule=schedule, progress=False))
+    gap, found = gap_of(target, flow, 2000, options.seed + 1, 500)
+    size = "x".join(map(str, target.shape))
+    print(
+        f"{size}, T = {target.temperature:.4f}: gap {gap:.3f}, ESS {found.ess:.3f}, {seconds:.0f} s"
+    )
+
+
+def show(name: str, found: FixedPoint, couplings: RunningCouplings) -> None:
+    """Correlations and couplings of each scale."""
+    print(f"{name}: G(1), G(2) of the flow's fields, of block means; width; couplings; explained")
+    rows = zip(found.correlations, found.block_correlations, strict=True)
+    for scale, pair in enumerate(rows):
+        shown = [f"{float(v):7.3f}" for one in pair for v in one.value[1:3]]
+        values = zip(couplings.values[scale], couplings.standard_error[scale], strict=True)
+        fitted = [f"{float(v):8.4f}({float(e):.4f})" for v, e in values]
+        explained = [float(t[scale]) for t in (couplings.explained, couplings.explained_error)]
+        width, ess = float(couplings.widths[scale]), float(couplings.ess[scale])
+        print(
+            f"  {scale}{''.join(shown)} {width:7.3f}",
+            *fitted,
+            f"{Estimate(*explained)}, ESS {ess:.2f}",
+        )
+
+
+def compare(options: Any) -> None:
+    """Fixed points and couplings at all temperatures."""
+    shape, found, couplings = (options.side, options.side), {}, {}
+    for temperature in (CRITICAL_TEMPERATURE, *options.controls):
+        name = f"T = {temperature:.4f}"
+        flow = grown(options.side, temperature, options)
+        target = IsingDual(shape, temperature)
+        x = target.sample_reference(options.fields, options.seed).to(torch.float32)
+        found[name] = fixed_point(flow, x)
+        couplings[name] = running_couplings(target, flow, x[: options.fields // 4])
+        show(name, found[name], couplings[name])
+    critical, *others = found
+    columns = {"D kept": "10.5f", "+-": "9.5f", "above Tc, errors": "18.1f"}
+    columns |= {"D detail": "10.5f", "+- ": "9.5f", "above Tc, errors ": "18.1f"}
+    table = Table(24, columns, "scales compared")
+    for name in (critical, *others):
+        for place, scale in enumerate(found[critical].scales):
+            line = []
+            for kind in ("kept", "detail"):
+                both = [getattr(found[one], kind) for one in (name, critical)]
+                (value, error), (base, its_error) = (
+                    (float(e.value[place]), float(e.standard_error[place])) for e in both
+                )
+                line += [value, error, (value - base) / math.hypot(error, its_error)]
+            table.row(f"{name}, {scale} and {scale + 1}", *line)
+    if options.figure:
+        axes = plot_coupling_flow(couplings, finest=1)
+        options.figure.write_bytes(png(axes.figure, 120))
+
+
+def share(options: Any) -> None:
+    """One set of weights for all scales and lattices."""
+    flow: Any = None
+    for side in (8, 16, 32):
+        target = IsingDual((side, side))
+        given = {"dtype": torch.float32, "weights": "shared", **options.flow}
+        flow = target.flow(**given) if flow is None else flow.grow(target.spectrum)
+        train(target, flow, options, cooling=side == 8)
+    print("with the last weights:")
+    for side in (8, 16):
+        target = IsingDual((side, side))
+        small = target.flow(dtype=torch.float32, weights="shared", **options.flow)
+        copy_scales(small, flow)
+        gap, found = gap_of(target, small, 2000, options.seed + 1, 500)
+        print(f"{side}x{side}: gap {gap:.3f}, ESS {found.ess:.3f}")
+
+
+def main() -> None:
+    options = parse(
+        __doc__,
+        side=16,
+        controls=[2.15, 2.40],
+        steps=(300, "of each training"),
+        batch=128,
+        fields=(2000, "exact ones that are analysed"),
+        seed=0,
+        threads=1,
+        spectrum=(False, "flows with the Gaussian layer"),
+        flow=({"type": json.loads, "default": {}}, 'such as \'{"circuit": "tree"}\''),
+        shared=(False, "one set of weights instead"),
+        figure=({"type": Path}, "file for the flow diagram"),
+    )
+    torch.manual_seed(options.seed)
+    (share if options.shared else compare)(options)
+
+
+if __name__ == "__main__":
+    main()
