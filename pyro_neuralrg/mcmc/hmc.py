@@ -306,16 +306,25 @@ def leapfrog(
     """
     gradient = state.gradient
     assert gradient is not None
-    energy, step = state.energy, torch.as_tensor(step_size).to(momentum)
-    position = state.position.clone()  # the two are this function's own, and changed in place
-    momentum = torch.addcmul(momentum, gradient, step, value=-0.5)
+    energy = state.energy
+    # the two are this function's own, and changed in place
+    position, momentum = state.position.clone(), momentum.clone()
+    _advance(momentum, gradient, -0.5 * step_size)
     for index in range(n_steps):
-        position.addcmul_(mass.velocity(momentum), step)
+        _advance(position, mass.velocity(momentum), step_size)
         position.nan_to_num_(0.0, 0.0, 0.0)
         energy, gradient = target.energy_and_grad(position)
         last = index == n_steps - 1
-        momentum.addcmul_(gradient, step, value=-0.5 if last else -1.0)
+        _advance(momentum, gradient, (-0.5 if last else -1.0) * step_size)
     return state._replace(position=position, energy=energy, gradient=gradient), momentum
+
+
+def _advance(x: Tensor, rate: Tensor, time: float | Tensor) -> None:
+    """Add rate times time in place, the time one for all chains or ``(chains, 1)``."""
+    if isinstance(time, Tensor):
+        x.addcmul_(rate, time)
+    else:
+        x.add_(rate, alpha=time)
 
 
 def halton(index: int) -> float:

@@ -7,7 +7,8 @@
 For each temperature: the gap of the one flow, that of a flow trained at this temperature alone for
 the same time, their ratio, and the energy per site (by importance weights, and by the derivative of
 the bound) in per cent of the exact one. ``--alone`` limits the flows of single temperatures to some
-of them, ``--alone 0`` to none. Times are CPU seconds of the process.
+of them, ``--alone 0`` to none. Times are CPU seconds of the process. ``--figure FILE`` draws
+energy, specific heat, susceptibility and Binder cumulant.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ import torch
 
 from pyro_neuralrg import fit
 from pyro_neuralrg.free_energy import thermodynamics
-from pyro_neuralrg.potentials import IsingDualFamily
+from pyro_neuralrg.plotting import plot_thermodynamics
+from pyro_neuralrg.plotting.style import png
+from pyro_neuralrg.potentials import IsingDualFamily, critical_temperature
 from tests.benchmarks.harness import Table, gap_of, parse, shape, steps_within, timed
 
 SAMPLES = 10_000
@@ -52,6 +55,7 @@ def main() -> None:
         flow=({"type": json.loads, "default": {}}, "such as '{\"spectrum_slopes\": null}'"),
         samples=SAMPLES,
         json=({"type": Path}, "file for all figures"),
+        figure=({"type": Path}, "file of a picture"),
     )
     warnings.simplefilter("ignore", UserWarning)
     temperatures = options.temperatures
@@ -60,6 +64,10 @@ def main() -> None:
     print(f"{family.shape}, one flow: {steps} steps, {seconds:.0f} CPU seconds")
     torch.manual_seed(options.seed + 1)
     found = thermodynamics(family, flow, temperatures, options.samples)
+    if options.figure is not None:
+        name = "x".join(map(str, family.shape))
+        picture = plot_thermodynamics({name: found}, critical=critical_temperature(family.shape))
+        options.figure.write_bytes(png(picture, 110))
     alone = temperatures if options.alone is None else options.alone
     table = Table(6, COLUMNS, "T")
     rows = []

@@ -37,7 +37,7 @@ def gaussian_process() -> None:
 @pytest.mark.parametrize(("seed", "start"), [(0, None), (3, "prior")])
 @pytest.mark.filterwarnings("ignore:.* chains started where the energy is not finite")
 def test_a_gaussian_process_of_unknown_lengths_runs_to_the_end(seed: int, start: Any) -> None:
-    options: Any = {"warmup_steps": 40, "num_chains": 8, "initial_params": start}
+    options: Any = {"warmup_steps": 40, "num_chains": 32, "initial_params": start}
     mcmc = run(HMC(gaussian_process, num_steps=5), 10, seed=seed, **options)
     assert "cholesky" in str(mcmc.kernel.target.failure)
     assert bool(mcmc.warmup_stats["diverging"].any())

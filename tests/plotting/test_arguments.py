@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from pyro_neuralrg import analysis, plotting
+from pyro_neuralrg.free_energy import Thermodynamics
 from pyro_neuralrg.transforms import hierarchical_flow
 from tests.analysis.linear import orthogonal
 
@@ -43,6 +45,7 @@ def right(name: str) -> Any:
         "plot_ranks": np.ones((4, 9)),
         "plot_responses": {"a": analysis.responses(flow, torch.randn(3, 4), [0])},
         "plot_structure_factor": {"a": np.ones((4, 9))},
+        "plot_thermodynamics": Thermodynamics(*np.ones((len(fields(Thermodynamics)), 3))),
         "plot_top_variable": {"a": [0.0, 1.0]},
         "plot_trace": np.ones((4, 9)),
     }[name]

@@ -19,11 +19,11 @@ MODELS: dict[str, dict[str, Any]] = {
     "antiferromagnet, frustrated": {"shape": (3, 3), "couplings": (-1.0, -0.6)},
     "mixed signs": {"shape": (2, 2, 2), "couplings": (0.5, -0.3, 0.2), "temperature": 1.5},
     "field": {"shape": (2, 3), "field": 0.4, "temperature": 3.0},
-    "staggered field": {"shape": (6,), "field": [1.0, -0.5, 0.2, -1, 0.1, 0.3]},
+    "staggered field": {"shape": (6,), "field": [1.0, -0.5, 0.2, -1, 0.1, 0.3], "temperature": 2.3},
     "strong field against weak bonds": {"shape": (3, 2), "field": 2.0, "couplings": (-1.0, 0.3)},
     "open": {"shape": (3, 3), "boundary": "open", "temperature": 1.5},
     "side 1": {"shape": (1, 5), "temperature": 1.5},
-    "no bonds": {"shape": (3,), "couplings": (0.0,), "field": 0.5},
+    "no bonds": {"shape": (3,), "couplings": (0.0,), "field": 0.5, "temperature": 2.3},
 }
 
 

@@ -71,7 +71,7 @@ def test_one_heavy_weight_does_not_decide() -> None:
 
 
 def test_choice_of_the_user() -> None:
-    assert choose(weights(0.2), 100, num_chains=7, method="cycle")[0::2] == ("cycle", 7, 200)
+    assert choose(weights(0.2), 100, num_chains=7, method="cycle")[0::2] == ("cycle", 7, 150)
     assert choose(weights(15.0), 100, chains_only=True).method == "cycle"
     with pytest.raises(ValueError, match="method is 'nuts'; accepted: independence, cycle"):
         choose(weights(0.2), 100, method="nuts")
