@@ -130,6 +130,7 @@ def test_radiata_pine(seed: int) -> None:
     assert found.standard_error < 0.01
 
 
+@pytest.mark.slow
 def test_a_random_walk_with_a_poor_guide(seed: int) -> None:
     """After 200 steps: importance sampling is off by many of its errors, and says so."""
     program, right = walk()
