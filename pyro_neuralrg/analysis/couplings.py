@@ -63,7 +63,7 @@ def running_couplings(
     flow: HierarchicalFlow,
     x: Tensor,
     *,
-    operators: Sequence[Operator] = BASIS,
+    operators: Sequence[Operator] | None = None,
     num_fine: int = 16,
     batch_size: int = 100,
     seed: int = 0,
@@ -79,15 +79,17 @@ def running_couplings(
     couplings are those of least squares over the given fields: a projection, of the law of these
     fields, where the operators do not explain all. The rms :math:`\sigma_k` is taken as known.
 
-    The integral of M draws is too large by about half the variance of its relative error, 1 / M,
-    and its noise counts as not explained; both show in ``ess``.
+    Of M draws V is too large by about (1 / ess - 1) / (2 M), and its noise counts as not explained.
+    The field of scale 0 is that under the Gaussian layer, if the flow has one.
 
     Args:
         target: a potential, or a batched energy function in nats.
         flow: a HierarchicalFlow of a periodic lattice.
         x: independent fields, ``(n,) + shape``, such as those of the target, in the flow's dtype;
             n at least four times the number of operators.
-        operators: the basis, which fits the lattice; of each scale those that fit its own.
+        operators: the basis, which fits the lattice; of each scale those that fit its own. None:
+            those of nearest and next-nearest products, squares, fourth powers and plaquettes that
+            fit.
         num_fine: M, draws of the finer latents for each field.
         batch_size: fields at a time, each with its draws.
         seed: of the draws.
@@ -112,8 +114,8 @@ def running_couplings(
     num_fine = check_integer("num_fine", num_fine, 1)
     batch_size = check_integer("batch_size", batch_size, 1)
     check_hierarchical(flow)
-    operators = check_operators(operators, flow.shape)
-    check_fields(flow, "x", x, least=4 * len(operators))
+    known = [one for one in BASIS if one.fits(flow.shape)]
+    operators = check_operators(known if operators is None else operators, flow.shape)
     check_fields(flow, "x", x, least=4 * len(operators))
     if flow.circuit.boundary != "periodic":
         raise ValueError(f"flow is {flow!r}; accepted: one of a periodic lattice")

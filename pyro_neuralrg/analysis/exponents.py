@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -92,7 +92,7 @@ def block_spins(
         return means
     if not _are_spins(fields):
         raise ValueError("fields has other entries; accepted for the majority rule: +1 and -1")
-    ties = torch.rand(means.shape, generator=generator).to(means) - 0.5
+    ties = torch.where(torch.rand(means.shape, generator=generator) < 0.5, -1.0, 1.0).to(means)
     return torch.where(means == 0, ties, means).sign()
 
 
@@ -159,7 +159,10 @@ class Linearization:
 
 @dataclass(frozen=True)
 class RGStep:
-    r"""One step, from scale k - 1 to k, with its exponents; NaN of a parity without operators.
+    r"""One step, from scale k - 1 to k, with its exponents.
+
+    They are NaN of a parity without operators, and where the leading eigenvalue is not positive;
+    their errors where it is so in a resample, as with few fields or far from criticality.
 
     Attributes:
         scale: k.
@@ -184,7 +187,7 @@ class RGStep:
     eta: Estimate
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class MCRG:
     """Critical exponents of every step of the renormalization group; ``print`` shows a table.
 
@@ -205,7 +208,7 @@ class MCRG:
     cutoff: float
     num_fields: int
     num_blocks: int
-    _covariances: tuple[_Covariances, ...] = field(compare=False)
+    _covariances: tuple[_Covariances, ...]
 
     @functools.cached_property
     def steps(self) -> tuple[RGStep, ...]:
@@ -238,7 +241,7 @@ class MCRG:
             found = (step.y_t, step.y_h, step.nu, step.eta, step.normalization)
             rows.append((str(step.scale), lattice, *map(str, found), conditions))
         others = [("step", "cut-off", "y_t", "y_h", "kept (even, odd)")]
-        for cutoff in (self.cutoff, *CUTOFFS):
+        for cutoff in dict.fromkeys((self.cutoff, *CUTOFFS)):
             for step in self.at(cutoff=cutoff).steps:
                 kept = _both(step, "kept", "d")
                 others.append((str(step.scale), f"{cutoff:g}", str(step.y_t), str(step.y_h), kept))
@@ -375,6 +378,10 @@ def _shapes(sides: tuple[int, ...], blocking: Any, levels: Any) -> list[tuple[in
         factor, most = blocking.circuit.block, number_of_scales(blocking.circuit)
         if blocking.shape != sides:
             raise ValueError(f"shape is {sides}; accepted: {blocking.shape}, the flow's")
+        if blocking.circuit.boundary != "periodic" or not most:
+            raise ValueError(
+                f"blocking is {blocking!r}; accepted: a flow of a periodic lattice with decimators"
+            )
     elif not isinstance(blocking, str) or blocking not in RULES:
         accepted = f"{', '.join(RULES)} or a HierarchicalFlow"
         raise ValueError(f"blocking is {blocking!r}; accepted: {accepted}")
@@ -504,8 +511,12 @@ def _covariances(
 def _linearise(
     operators: tuple[Operator, ...], own: Tensor, across: Tensor, c: Tensor, cutoff: float
 ) -> tuple[Linearization, Tensor]:
-    """T of all fields, and the leading eigenvalue of them and of each resample."""
-    scale = own.diagonal(dim1=-2, dim2=-1).sqrt()[..., None]
+    """T of all fields, and the leading eigenvalue of them and of each resample.
+
+    An operator that does not vary in a resample is cut away there.
+    """
+    variance = own.diagonal(dim1=-2, dim2=-1)[..., None]
+    scale = torch.where(variance > 0, variance, 1.0).sqrt()
     values, vectors = torch.linalg.eigh(own / scale / scale.mT)
     kept = values > cutoff * values[:, -1:]
     inverse = torch.where(kept, 1 / values, 0.0)[..., None]

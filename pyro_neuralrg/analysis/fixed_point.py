@@ -14,8 +14,10 @@ from torch import Tensor
 from pyro_neuralrg.analysis.renormalization import field_of_scale
 from pyro_neuralrg.analysis.scales import check_fields
 from pyro_neuralrg.observables import axis_correlations
+from pyro_neuralrg.runtime.processes import seeded
 from pyro_neuralrg.statistics import Estimate
 from pyro_neuralrg.transforms import HierarchicalFlow
+from pyro_neuralrg.transforms.partition import blocks_of_layer
 from pyro_neuralrg.transforms.scales import (
     blocks_of_scale,
     number_of_scales,
@@ -36,8 +38,8 @@ class FixedPoint:
         kept: half the mean square difference of the kept variables, ``(pairs,)``: 0 for equal
             transformations, 1 for variables that have nothing in common.
         detail: the same of the latents that are left behind.
-        correlations: of each scale from 0, G(r) of its field along the first axis, r = 0 ... half
-            the side, of unit variance.
+        correlations: of each scale from 0 (under the Gaussian layer, if there is one), G(r) of its
+            field along the first axis, r = 0 ... half the side, of unit variance.
         block_correlations: the same of the means of x over the blocks of the scale.
     """
 
@@ -67,8 +69,9 @@ def fixed_point(flow: HierarchicalFlow, x: Tensor) -> FixedPoint:
     a mean over the kept variables, or the latents, which are taken as they are. Only scales of as
     many layers are compared. Coordinates matter: two layers that do the same but for the sign or
     the order of their latents differ, so that flows are best compared that were grown. Errors are
-    those of independent fields; the maps, of 200 quantiles, are taken as known, which adds about
-    one over the number of values of the coarsest of them to D.
+    those of independent fields; the maps, of 200 quantiles, are taken as known, which adds to D
+    one to three times the inverse of the number of values of the coarsest scale where that is 400
+    or more, and ten times where it is 100: a D as small as that is no distance.
 
     Args:
         flow: a HierarchicalFlow of a periodic lattice, with at least two such scales.
@@ -87,7 +90,7 @@ def fixed_point(flow: HierarchicalFlow, x: Tensor) -> FixedPoint:
             f"flow is {flow!r}; accepted: one of a periodic lattice with two consecutive scales of "
             "as many layers, without weights of each block or features of sites"
         )
-    with torch.no_grad():
+    with torch.no_grad(), seeded(0):  # of parameters that are overwritten
         fields = [field_of_scale(flow, x, k) for k in range(number_of_scales(flow.circuit) + 1)]
         maps = [NormalScores.of(field) for field in fields]
         normals = [m.to_normal(field) for m, field in zip(maps, fields, strict=True)]
@@ -138,7 +141,14 @@ def _interpolated(x: Tensor, start: Tensor, end: Tensor) -> Tensor:
 def _comparable(flow: HierarchicalFlow) -> tuple[int, ...]:
     """The scales whose layers and those of the next are of the same kinds and blocks."""
     layers, scales = flow.circuit.layers, number_of_scales(flow.circuit)
-    looks = [[(one.kind, one.block) for one in layers if one.scale == k] for k in range(scales)]
+    looks = [
+        [
+            (one.kind, {block for block, _ in blocks_of_layer(one, flow.filled_up)})
+            for one in layers
+            if one.scale == k
+        ]
+        for k in range(scales)
+    ]
     alike = tuple(k for k in range(scales - 1) if looks[k] == looks[k + 1])
     return () if flow.weights == "block" else alike
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterable, Sequence
@@ -59,6 +60,7 @@ class Operator:
         check_type("sites", self.sites, Sequence, accepted)
         for site in self.sites:
             check_integers("sites", site, accepted)
+        object.__setattr__(self, "sites", tuple(map(tuple, self.sites)))
         lengths = {len(site) for site in self.sites}
         if len(lengths) != 1 or not lengths <= set(range(1, MAX_DIM + 1)):
             raise ValueError(f"sites is {self.sites}; accepted: {accepted}")
@@ -101,14 +103,7 @@ class Operator:
             (((0, 0), (0, 1)), ((0, 0), (1, 0)))
         """
         dimension = check_integer("dimension", dimension, self.dimension, MAX_DIM)
-        sites = [(*site, *(0,) * (dimension - len(site))) for site in self.sites]
-        found = set()
-        for axes in itertools.permutations(range(dimension)):
-            for signs in itertools.product((1, -1), repeat=dimension):
-                moved = torch.tensor([[site[axis] for axis in axes] for site in sites])
-                moved = moved * torch.tensor(signs)
-                found.add(tuple(sorted(map(tuple, (moved - moved.amin(0)).tolist()))))
-        return tuple(sorted(found))
+        return _images(self.sites, dimension)
 
     def __call__(self, fields: Tensor, shape: Iterable[int]) -> Tensor:
         """The sum of each field; see :func:`operator_sums`."""
@@ -212,6 +207,23 @@ def check_operators(operators: Sequence[Operator], shape: tuple[int, ...]) -> tu
         wrong = [operator.name for operator in operators if not operator.fits(shape)]
         raise ValueError(f"operators is {wrong}; accepted: {accepted}")
     return tuple(operators)
+
+
+@functools.lru_cache(maxsize=128)
+def _images(sites: Pattern, dimension: int) -> tuple[Pattern, ...]:
+    """All patterns that the symmetries of the lattice make of one, from the origin on."""
+    padded = [(*site, *(0,) * (dimension - len(site))) for site in sites]
+    found = set()
+    for axes in itertools.permutations(range(dimension)):
+        for signs in itertools.product((1, -1), repeat=dimension):
+            moved = [
+                [sign * site[axis] for axis, sign in zip(axes, signs, strict=True)]
+                for site in padded
+            ]
+            least = [min(column) for column in zip(*moved, strict=True)]
+            pattern = [tuple(r - at for r, at in zip(site, least, strict=True)) for site in moved]
+            found.add(tuple(sorted(pattern)))
+    return tuple(sorted(found))
 
 
 def _sums(fields: Tensor, images: Sequence[Sequence[Pattern]]) -> Tensor:

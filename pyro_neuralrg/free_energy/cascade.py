@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from pyro_neuralrg.arguments import check_integer, check_type, check_values
 from pyro_neuralrg.free_energy.annealing import (
+    NUM_GROUPS,
     Annealing,
     AnnealingRun,
     AnnealingSettings,
@@ -40,6 +40,7 @@ class Cascade:
     """
 
     levels: tuple[Annealing, ...]
+    _first: int  # sites of the lattice before the first level, 0 without
 
     def __repr__(self) -> str:
         return f"Cascade({self.levels[-1]!r}, {self.work:.0f} evaluations per field)"
@@ -48,12 +49,16 @@ class Cascade:
     def work(self) -> float:
         """Gradient evaluations per site and field of the last lattice.
 
-        Those of smaller lattices count by their sites, up to the last beta of each.
+        Those of smaller lattices count by their sites, up to the last beta of each; with each
+        evaluation of a level that begins at a smaller lattice goes one of that.
         """
-        volumes = [math.prod(level.fields.shape) for level in self.levels]
-        each = zip(self.levels, volumes, strict=True)
-        number = len(self.levels[-1].log_weights)
-        return sum(one.gradient_evaluations / number * v for one, v in each) / volumes[-1]
+        volumes = [level.fields[0].numel() for level in self.levels]
+        number, total = len(self.levels[-1].log_weights), 0.0
+        for level, volume, coarse in zip(
+            self.levels, volumes, (self._first, *volumes), strict=False
+        ):
+            total += level.gradient_evaluations * (volume + coarse)
+        return total / number / volumes[-1]
 
 
 def cascade(
@@ -139,14 +144,15 @@ def cascade(
             log_weights = positions.new_zeros(num_particles, dtype=torch.float64)
         for number in range(1, len(latents)):
             kept = sites_of_scale(flows[number].circuit, 1).flatten().to(positions.device)
-            pair = latents[number], 0.0, batch_size, latents[number - 1], kept
-            tempered = RefinedTarget(*pair)
+            tempered = RefinedTarget(latents[number], 0.0, batch_size, latents[number - 1], kept)
             refined = tempered.refined(positions, generator)
             runs.append(AnnealingRun(tempered, settings, generator, refined, log_weights))
             _go(runs[-1], bar, number)
             positions, log_weights = runs[-1].particles.positions, runs[-1].log_weights
-        found = Cascade(tuple(run.result() for run in runs))
-    LogWeights(found.levels[-1].log_weights, copies=True).warn_if_poor("annealed")
+        first = 0 if reference is None else latents[0].dim
+        found = Cascade(tuple(run.result() for run in runs), first)
+    copies = any(any(level.resampled) for level in found.levels)
+    LogWeights(found.levels[-1].log_weights, copies=copies).warn_if_poor("annealed")
     return found
 
 
@@ -163,6 +169,11 @@ def _check_reference(reference: Tensor, latents: Sequence[LatentTarget]) -> int:
         raise ValueError(
             f"reference has shape {tuple(shape)} with {len(latents)} targets; accepted: (n,) + "
             f"{lattice}, and two targets or more"
+        )
+    if (len(reference) % NUM_GROUPS and len(reference) > NUM_GROUPS) or len(reference) < 2:
+        raise ValueError(
+            f"reference has {len(reference)} fields; accepted: 2 to {NUM_GROUPS}, or a multiple of "
+            f"{NUM_GROUPS}"
         )
     return len(reference)
 

@@ -50,6 +50,7 @@ class HMC(LocalKernel):
             trajectories of one period, after which chains are where they were. 0 for one length.
         small_steps: in [0, 1): share of the trajectories, drawn for each chain, whose leapfrog
             steps are a fifth as long: chains get out of narrow corners, where longer ones diverge.
+            Warm-up takes these for accepted, and looks at the others.
         inverse_mass: its diagonal, shape ``(dim,)``, the whole matrix, shape ``(dim, dim)``, or
             variances beside a few directions, shape ``(dim, 1 + rank)``, as warm-up learns of
             ``mass="low_rank"``; None for the identity.
@@ -100,6 +101,11 @@ class HMC(LocalKernel):
         """Integrate one trajectory of every chain and accept or reject its end."""
         n_steps = self._draw_num_steps(generator)
         return hamiltonian_step(self, state, n_steps, generator, self._draw_scale(state, generator))
+
+    def acceptance(self, info: StepInfo) -> float:
+        """That of trajectories of full steps."""
+        share = self.small_steps
+        return max(0.0, (super().acceptance(info) - share) / (1 - share))
 
     def _draw_scale(self, state: ChainState, generator: torch.Generator | None) -> Tensor | None:
         """Factors of the chains' step sizes, ``(chains, 1)``."""

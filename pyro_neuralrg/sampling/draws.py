@@ -64,12 +64,14 @@ class Samples:
         reason: why this one, in a sentence.
         run: the run of the chains, or the annealing.
         weights: of the draws of the flow that decided.
+        trial: of cycles their warm-up, a run with its own costs and statistics; None of others.
     """
 
     method: str
     reason: str
     run: VectorizedMCMC | Annealing
     weights: LogWeights
+    trial: VectorizedMCMC | None = None
     _observables: Mapping[str, Tensor] = field(default_factory=dict)  # of weighted draws
 
     def __repr__(self) -> str:
@@ -234,11 +236,11 @@ def sample(
         number = -(-num_draws // NUM_GROUPS) * NUM_GROUPS
         found = anneal(latent, num_particles=number, seed=run_seed, progress=progress)
         seen = observed(observables or {}, found.sites, latent.lattices)
-        return Samples(plan.method, plan.reason, found, weights, seen)
+        return Samples(plan.method, plan.reason, found, weights, None, seen)
     chosen = systematic(weights.values.to(latent.device).view(1, -1), generator)[0]
     chosen = chosen[torch.randperm(PILOT, generator=generator, device=latent.device)]
     starts = positions[chosen[torch.arange(plan.num_chains, device=latent.device) % PILOT]]
-    kernel, warmup = _kernel(latent, plan), plan.warmup_steps
+    kernel, warmup, trial = _kernel(latent, plan), plan.warmup_steps, None
     if plan.method == "cycle":
         trial = VectorizedMCMC(
             kernel, TRIAL_STEPS, warmup, plan.num_chains, latent.unpack(starts), seed=trial_seed,
@@ -260,7 +262,7 @@ def sample(
         record=record,
     )
     run.run(*(model_args or ()), **(model_kwargs or {}))
-    return Samples(plan.method, plan.reason, run, weights)
+    return Samples(plan.method, plan.reason, run, weights, trial)
 
 
 def _weighted(values: Tensor, run: Annealing) -> FieldSummary:
@@ -355,8 +357,12 @@ def _repeated(trial: VectorizedMCMC) -> Kernel:
 
     As seldom as leaves the slowest coordinate the autocorrelation time that the plan counts on.
     """
-    effective = summarise_field(trial.positions.double(), TRIAL_SITES).figures["ess_bulk"].min()
-    time = trial.positions[..., 0].numel() / effective  # NaN where nothing moved
+    positions = trial.positions
+    some = torch.linspace(0, positions.shape[-1] - 1, TRIAL_SITES).long().unique()
+    effective = (
+        summarise_field(positions[..., some].double(), TRIAL_SITES).figures["ess_bulk"].min()
+    )
+    time = positions[..., 0].numel() / effective  # NaN where nothing moved
     number = math.ceil(time / LOCAL_TIME - SLACK) if time > 0 else MAX_CYCLES
     number = min(MAX_CYCLES, max(1, number))
     return Cycle(*[*trial.kernel.members.values()] * number)

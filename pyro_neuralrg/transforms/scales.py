@@ -182,6 +182,10 @@ def step_of_scale(flow: Any, scale: int, shape: tuple[int, ...]) -> Any:
     for index, source in enumerate(sources):
         known = dict(reversed(_modules(flow, source)))
         for block, module in _modules(step, index):
-            if block in known:
-                _copy(module, known[block])
+            if block not in known:
+                raise ValueError(
+                    f"blocks of {block} on the lattice {shape} have no counterpart at scale "
+                    f"{scale}; accepted: lattices that are cut into the same blocks"
+                )
+            _copy(module, known[block])
     return step

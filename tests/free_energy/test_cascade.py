@@ -40,7 +40,9 @@ def test_cascade_of_perfect_flows_has_no_error(seed: int) -> None:
         assert level.free_energy == pytest.approx(0.0, abs=1e-9)
         assert level.standard_error < 1e-6
     evaluations = [level.gradient_evaluations for level in found.levels]
-    expected = sum(n * 4.0 ** (k - 2) for k, n in enumerate(evaluations)) / 16
+    volumes = [0, 4, 16, 64]  # an evaluation goes with one of the lattice before
+    each = zip(evaluations, volumes, volumes[1:], strict=False)
+    expected = sum(n * (coarse + volume) for n, coarse, volume in each) / 64 / 16
     assert found.work == pytest.approx(expected)
 
 

@@ -117,3 +117,14 @@ def test_the_cost_of_the_warm_up_is_what_was_evaluated(adapt: bool) -> None:
     assert cost.total == sum(rows)
     if not adapt:
         assert cost.warmup == (1 + 12 * 3) * 5
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5])
+def test_small_steps_do_not_count_for_the_step_size(share: float) -> None:
+    """Full steps are accepted as often as was asked for."""
+    energy = lambda x: 0.5 * x.square().sum(-1)  # noqa: E731
+    options: Any = {"num_steps": 5, "small_steps": share}
+    mcmc = run(HMC(energy, shape=(50,), **options), 20, warmup_steps=200, num_chains=64)
+    plain = HMC(energy, shape=(50,), num_steps=5, step_size=mcmc.kernel.step_size)
+    rates = run(plain, 20, warmup_steps=0, num_chains=64).sample_stats["acceptance_rate"]
+    assert float(rates.mean()) == pytest.approx(0.8, abs=0.1)

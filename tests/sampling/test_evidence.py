@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pyro
 import pyro.distributions as dist
@@ -23,7 +24,12 @@ from torch import Tensor
 
 from pyro_neuralrg import AutoHierarchicalFlow, FreeField, evidence
 from pyro_neuralrg.free_energy import estimate
-from pyro_neuralrg.sampling.evidence import EVIDENCE_METHODS, MIN_DRAWS_OF_Q, doubt_of
+from pyro_neuralrg.sampling.evidence import (
+    EVIDENCE_METHODS,
+    MIN_DRAWS_OF_Q,
+    _by_annealing,
+    doubt_of,
+)
 from pyro_neuralrg.statistics import LogWeights
 from tests.benchmarks.evidence import beta_binomial, gamma_poisson, normal_gamma, radiata, walk
 from tests.free_energy.solvable_model import DATA, at_the_mean, exact, exact_guide, model
@@ -210,3 +216,17 @@ def test_refuses(options: dict[str, Any], kind: type[Exception], match: str) -> 
     q = options.pop("q") if "q" in options else wide(AutoDiagonalNormal)
     with pytest.raises(kind, match=match):
         evidence(model, q, **OF_MODEL, **options)
+
+
+def test_the_change_between_two_annealings_counts_as_error() -> None:
+    coarse, fine = (
+        SimpleNamespace(
+            free_energy=value, standard_error=0.4, betas=(0.0, 1.0), sites={}, groups=16,
+            log_weights=torch.zeros(16),
+        )
+        for value in (1.0, 1.3)
+    )  # fmt: skip
+    latent: Any = SimpleNamespace(sites={})
+    found = _by_annealing(latent, of_sd(1.0), cast("Any", coarse), cast("Any", fine), "asked for")
+    assert found.value == -1.3
+    assert found.standard_error == pytest.approx(0.5)

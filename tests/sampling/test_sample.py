@@ -6,14 +6,27 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from pyro.infer.autoguide import AutoDiagonalNormal
 
-from pyro_neuralrg import AutoHierarchicalFlow, FlowGuide, FreeField, Record, diagnose, sample
+from pyro_neuralrg import (
+    HMC,
+    AutoHierarchicalFlow,
+    Cycle,
+    FlowGuide,
+    FreeField,
+    IndependenceMetropolis,
+    Record,
+    diagnose,
+    sample,
+)
+from pyro_neuralrg.mcmc import as_target
 from pyro_neuralrg.sampling.choice import METHODS
+from pyro_neuralrg.sampling.draws import _repeated
 from tests.free_energy.solvable_model import DATA, at_the_mean, exact, model
 
 QUIET: dict[str, Any] = {"progress": False}
@@ -93,6 +106,18 @@ def test_what_is_refused(change: dict[str, Any], message: str) -> None:
     given = {"target": TARGET, "q": TARGET.flow(), **QUIET, **change}
     with pytest.raises((TypeError, ValueError), match=message):
         sample(**given)
+
+
+@pytest.mark.parametrize(("memory", "expected"), [(0.0, {1}), (11 / 13, {3, 4, 5}), (1.0, {6})])
+def test_cycles_are_repeated_as_chains_need_to_forget(memory: float, expected: set[int]) -> None:
+    """Of an autocorrelation time of (1 + r) / (1 - r), or of chains that stand still."""
+    noise = math.sqrt(1 - memory**2) * torch.randn(2000, 20, 3)
+    steps = [torch.randn(20, 3)]
+    for one in noise:
+        steps.append(memory * steps[-1] + one)
+    kernel = Cycle(HMC(TARGET), IndependenceMetropolis(other_flow(), as_target(TARGET)))
+    trial: Any = SimpleNamespace(positions=torch.stack(steps, 1), kernel=kernel)
+    assert len(_repeated(trial).members) in {2 * number for number in expected}
 
 
 def test_the_model_of_a_potential_and_undefined_energies() -> None:
