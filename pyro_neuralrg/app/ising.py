@@ -353,7 +353,7 @@ class Experiment:
     def _has_checkpoints(self, stage: str) -> bool:
         record = self.settings.record
         return record is not None and processes().broadcast_from_first(
-            lambda: any((Path(record.folder) / stage).glob("*.pt"))
+            lambda: any((Path(record.folder) / stage).rglob("*.pt"))
         )
 
 

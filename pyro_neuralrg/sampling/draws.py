@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -190,7 +191,8 @@ def sample(
         observables: by name, functions of the field as of :class:`VectorizedMCMC`.
         chains_only: weighted draws are not wanted, however poor the flow is.
         keep_draws: as of :class:`VectorizedMCMC`; False implies chains.
-        record: likewise; with a record ``seed`` and ``num_chains`` are to be given.
+        record: likewise; with a record ``seed`` and ``num_chains`` are to be given. The warm-up of
+            cycles has one of its own, in the folder "warm-up" of this.
         seed: of all random numbers; None draws one from torch's generator.
         progress: show a progress bar.
 
@@ -243,10 +245,22 @@ def sample(
     kernel, warmup, trial = _kernel(latent, plan), plan.warmup_steps, None
     if plan.method == "cycle":
         trial = VectorizedMCMC(
-            kernel, TRIAL_STEPS, warmup, plan.num_chains, latent.unpack(starts), seed=trial_seed,
+            kernel,
+            TRIAL_STEPS,
+            warmup,
+            plan.num_chains,
+            latent.unpack(starts),
+            seed=trial_seed,
             progress=progress,
-        )  # fmt: skip
+            record=record and replace(record, folder=Path(record.folder) / "warm-up"),
+        )
         trial.run(*(model_args or ()), **(model_kwargs or {}))
+        if trial.interrupted:
+            raise KeyboardInterrupt
+        if record is not None and record.resume:  # of warm-up, where there is nothing else yet
+            folder = Path(record.folder)
+            begun = world.broadcast_from_first(lambda: any(folder.glob("*.pt")))
+            record = replace(record, resume=begun)
         kernel, starts = _repeated(trial), trial.positions[:, -1]
         warmup = 0
     run = VectorizedMCMC(
