@@ -21,6 +21,11 @@ from pyro_neuralrg.transforms import CovarianceLayer, FourierLayer
 from tests.potentials.enumeration import Ising
 
 SHAPES = [(4, 4), (5,), (2, 4), (2, 2), (3, 2, 2), (1, 6), (1,)]
+BOUNDARIES = [
+    *itertools.product(SHAPES, ("periodic", "open")),
+    *((shape, axis) for shape in ((4, 3), (3, 3), (2, 3, 3)) for axis in range(len(shape))),
+]
+"""With the one axis that is open in place of a boundary: the others are periodic."""
 
 
 def random_bonds(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -28,11 +33,15 @@ def random_bonds(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     return torch.randn(len(shape), *shape), 0.5 * torch.randn(shape)
 
 
-@pytest.mark.parametrize("boundary", ["periodic", "open"])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_exact_quantities_are_those_of_enumeration(shape: tuple[int, ...], boundary: str) -> None:
+@pytest.mark.parametrize(("shape", "boundary"), BOUNDARIES, ids=str)
+def test_exact_quantities_are_those_of_enumeration(
+    shape: tuple[int, ...], boundary: str | int
+) -> None:
     for temperature in (0.3, 3.0):
         bonds, field = random_bonds(shape)
+        if isinstance(boundary, int):
+            bonds[boundary].select(boundary, -1).zero_()
+            boundary = "periodic"
         spins = DualSpins.from_bonds(shape, bonds, field, temperature, boundary).spins
         ising = Ising.of(spins)
         assert spins.lattice_bonds is not None
