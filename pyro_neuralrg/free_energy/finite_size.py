@@ -82,7 +82,7 @@ def _point(key: Any, given: Any) -> tuple[float, float, float]:
     """Side, value and error (NaN if there is none) of one lattice."""
     if as_integer(key) is None:
         shape = check_shape(key, "a key of values")
-        side = math.prod(shape) ** (1 / len(shape))
+        side = round(math.prod(shape) ** (1 / len(shape)), 9)  # 512^(1/3) is 8, but for rounding
     else:
         side = float(check_integer("a key of values", key, 1))
     pair = tuple(given) if isinstance(given, Estimate | tuple) else (given, None)

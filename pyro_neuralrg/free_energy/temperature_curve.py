@@ -14,7 +14,7 @@ import torch
 from pyro.distributions.conditional import ConditionalTransformModule
 from torch import Tensor
 
-from pyro_neuralrg.arguments import check_integer, check_type
+from pyro_neuralrg.arguments import a_kind, check_array, check_integer, check_type
 from pyro_neuralrg.distributions.flow import FlowDistribution
 from pyro_neuralrg.free_energy.importance import as_distribution, batch_sizes
 from pyro_neuralrg.free_energy.reweighting import reweight
@@ -34,6 +34,9 @@ OBSERVABLES = (
 )
 """What is measured of the spins given each field."""
 
+MOST_CORRELATED = 1024
+"""Sites up to which the exact susceptibility is computed: at 64 x 64 it would take minutes."""
+
 
 @dataclass(frozen=True, repr=False)
 class Thermodynamics:
@@ -41,8 +44,9 @@ class Thermodynamics:
 
     ln Z in nats of the whole lattice, energies <H> per site in units of J, specific heats per site
     in units of k_B, susceptibilities per site in units of 1 / J; ``_se`` are standard errors,
-    ``exact_`` NaN where no exact method is in reach. Means by importance weights and their errors
-    are those of the target itself, whatever the gap of the flow (but for a bias of order 1 / n, and
+    ``exact_`` NaN where no exact method is in reach, and for the susceptibility above 1024 sites,
+    where it takes minutes. Means by importance weights and their errors are those of the target
+    itself, whatever the gap of the flow (but for a bias of order 1 / n, and
     as far as ``pareto_k`` allows). Those that are ``variational_`` are off by the derivatives of
     the gap, which are not in their errors: see ``gap_energy`` and ``gap_specific_heat``.
 
@@ -163,11 +167,13 @@ def thermodynamics(
     """
     sizes = batch_sizes(check_integer("num_samples", num_samples, 2), batch_size)
     check_type("family", family, IsingDualFamily, "an IsingDualFamily")
+    accepted = "a sequence of one temperature or more"
+    values = check_array("temperatures", temperatures, accepted)
+    if values.ndim != 1 or not len(values):
+        raise ValueError(f"temperatures has shape {values.shape}; accepted: {accepted}")
     contexts = family.contexts(temperatures)
     rows = []
-    for temperature, context, one in zip(
-        temperatures, contexts, _flows(flow, len(contexts)), strict=True
-    ):
+    for temperature, context, one in zip(values, contexts, _flows(flow, len(values)), strict=True):
         samples = torch.cat([_samples(family, one, context, size) for size in sizes], -1)
         weights = LogWeights(samples[0])
         weights.warn_if_poor()
@@ -190,7 +196,17 @@ def _flows(flow: Any, number: int) -> list[Any]:
         raise ValueError(
             f"flow has {len(flow)} flows for {number} temperatures; accepted: {accepted}"
         )
-    return list(flow)
+    return [_fixed(one, index, accepted) for index, one in enumerate(flow)]
+
+
+def _fixed(flow: Any, index: int, accepted: str) -> Any:
+    """A conditional flow as it is, any other as its distribution."""
+    if isinstance(flow, ConditionalTransformModule):
+        return flow
+    try:
+        return as_distribution(flow)
+    except TypeError:
+        raise TypeError(f"flow[{index}] is {a_kind(flow)}; accepted: {accepted}") from None
 
 
 def _samples(family: IsingDualFamily, flow: Any, context: Tensor, n: int) -> Tensor:
@@ -200,15 +216,15 @@ def _samples(family: IsingDualFamily, flow: Any, context: Tensor, n: int) -> Ten
     absolute value of m, its square and its fourth power.
     """
     moves = isinstance(flow, ConditionalTransformModule)
-    c = context.to(next(flow.parameters(), context)).expand(n, 1).clone().requires_grad_()
     if moves:
+        c = _of_each(context.to(next(flow.parameters(), context)), n)
         q = FlowDistribution(flow.condition(c), family.shape)
         x, log_q = q.rsample_and_log_prob((n,))
     else:
-        fixed = as_distribution(flow)
         with torch.no_grad():
-            x = fixed.sample((n,))
-            log_q = fixed.log_prob(x)
+            x = flow.sample((n,))
+            log_q = flow.log_prob(x)
+        c = _of_each(context.to(x), n)
     log_weight = -family.energy(x, c) - log_q - family.dual_log_partition(family.beta(c))
     (first,) = torch.autograd.grad(log_weight.sum(), c, create_graph=True)
     # that of a flow that does not follow beta is not the bound's
@@ -225,6 +241,11 @@ def _samples(family: IsingDualFamily, flow: Any, context: Tensor, n: int) -> Ten
         *(observables[name](*moments) for name in OBSERVABLES),
     )
     return torch.stack([figure.double().cpu() for figure in figures])
+
+
+def _of_each(context: Tensor, n: int) -> Tensor:
+    """The context of each of n samples, to be differentiated in."""
+    return context.expand(n, 1).clone().requires_grad_()
 
 
 def _row(target: IsingDual, samples: Tensor, weights: LogWeights) -> dict[str, float]:
@@ -253,6 +274,8 @@ def _row(target: IsingDual, samples: Tensor, weights: LogWeights) -> dict[str, f
         "specific_heat": spins.specific_heat,
         "susceptibility": lambda: spins.structure_factor() * sites / temperature,
     }
+    if sites > MOST_CORRELATED:
+        exact["susceptibility"] = lambda: math.nan
     return row | {f"exact_{name}": _or_nan(function) for name, function in exact.items()}
 
 

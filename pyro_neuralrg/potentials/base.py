@@ -174,7 +174,8 @@ class LatticePotential(ABC):
         ``options`` of :meth:`~pyro_neuralrg.transforms.HierarchicalFlow.build` take precedence.
         """
         known = {"boundary": self.boundary, "odd": self.even, "base": self.base}
-        known["spectrum"] = self.spectrum
+        if options.get("covariance") is None:  # which stands in place of the potential's own
+            known["spectrum"] = self.spectrum
         return HierarchicalFlow.build(self.shape, **{**known, **options})
 
     def to(self: AnyPotential, device: torch.device | str) -> AnyPotential:
@@ -240,7 +241,8 @@ class LatticePotential(ABC):
 
         ``fn`` takes fields ``(batch,) + shape`` on the ``device`` and returns nats ``(batch,)``;
         the other arguments are those of the class. If it changes as a field is moved by a site,
-        :meth:`flow` tells the sites apart: see :func:`site_features_of`.
+        :meth:`flow` tells the sites apart: see :func:`site_features_of`. On an open lattice it is
+        not moved along sides below 6, whose sites are taken to be alike.
 
         Raises:
             TypeError, ValueError: if fn returns no floating tensor, another shape or NaN, is not

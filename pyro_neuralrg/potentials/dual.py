@@ -97,10 +97,13 @@ class SpinDual(LatticePotential):
         """As :meth:`LatticePotential.flow`; its networks see what differs between sites.
 
         The ``site_features``, for flows whose bijector can see them, are h / T of each site (not of
-        an odd flow, since it is odd itself) and the bonds to its neighbours.
+        an odd flow, since it is odd itself) and the bonds to its neighbours; an odd flow with a
+        context has none, as it takes none.
         """
         sees = getattr(as_bijector(options.get("bijector", "neighbour")), "sees_sites", False)
-        h = None if options.get("odd", self.even) else self.spins.reduced_field
+        odd = options.get("odd", self.even)
+        sees = sees and not (odd and options.get("context_dim"))
+        h = None if odd else self.spins.reduced_field
         own = None if h is None else h.unsqueeze(0)
         known = [given for given in (own, self._bond_features()) if given is not None]
         known = [channel for given in known for channel in given if channel.unique().numel() > 1]

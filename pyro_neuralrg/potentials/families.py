@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from pyro_neuralrg.arguments import check_number, check_numbers
@@ -15,7 +16,7 @@ from pyro_neuralrg.bases import NORMAL
 from pyro_neuralrg.lattice import check_shape
 from pyro_neuralrg.potentials.base import TWO_PHASES
 from pyro_neuralrg.potentials.dual import logcosh
-from pyro_neuralrg.potentials.family import PotentialFamily
+from pyro_neuralrg.potentials.family import PotentialFamily, parameter_values
 from pyro_neuralrg.potentials.ising import IsingDual
 from pyro_neuralrg.potentials.phi4 import Phi4
 from pyro_neuralrg.spectral import neighbour_spectrum, quadratic_form
@@ -39,7 +40,7 @@ class _Range(NamedTuple):
 
     def contexts(self, values: Any) -> Tensor:
         """Contexts ``(n, 1)`` in torch's default dtype of values ``(n,)`` in the range."""
-        given = torch.as_tensor(values, dtype=torch.float64).reshape(-1)
+        given = parameter_values(self.name, values)
         context = (2 * given - self.low - self.high) / (self.high - self.low)
         if not bool((context.abs() <= 1 + 1e-9).all()):
             raise ValueError(
@@ -51,6 +52,12 @@ class _Range(NamedTuple):
     def value(self, context: Tensor) -> Tensor:
         """The parameter at contexts ``(..., 1)``, of shape ``(...)``, differentiable."""
         return (self.low + self.high + (self.high - self.low) * context[..., 0]) / 2
+
+
+def _is_range(given: Any) -> bool:
+    """True of a sequence, an array or a tensor of one dimension or more, False of a number."""
+    sequence = isinstance(given, Iterable) and not isinstance(given, str | bytes)
+    return sequence and getattr(given, "ndim", 1) > 0
 
 
 class IsingFieldFamily(PotentialFamily):
@@ -147,23 +154,27 @@ class Phi4Family(PotentialFamily):
     def __init__(
         self,
         shape: Iterable[int],
-        kappa: float | tuple[float, float],
-        lam: float | tuple[float, float],
+        kappa: ArrayLike | Tensor,
+        lam: ArrayLike | Tensor,
         boundary: str = "periodic",
     ) -> None:
         sides = check_shape(shape)
         ranges = {"kappa": kappa, "lam": lam}
-        names = [name for name, given in ranges.items() if isinstance(given, Sequence)]
-        if len(names) != 1 or isinstance(ranges[names[0]], str):
+        names = [name for name, given in ranges.items() if _is_range(given)]
+        if len(names) != 1:
             raise ValueError(
                 f"kappa is {kappa!r} and lam is {lam!r}; accepted: a range (lowest, highest) for "
                 "one of them, a number for the other"
             )
         self._range = _Range.of(names[0], ranges[names[0]])
-        self.kappa: Any = kappa
-        self.lam: Any = lam
+        self.kappa: Any = self._range[1:] if names == ["kappa"] else kappa
+        self.lam: Any = self._range[1:] if names == ["lam"] else lam
         self._given = sides, boundary
         low, high = (self._at_value(value) for value in self._range[1:])
+        if names == ["kappa"]:
+            self.lam = low.lam
+        else:
+            self.kappa = low.kappa
         self._neighbours = neighbour_spectrum(sides, (1.0,) * len(sides), boundary)
         base = TWO_PHASES if TWO_PHASES in (low.base, high.base) else NORMAL
         gaussian: Any = {

@@ -11,7 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.arguments import check_integer, check_number, check_numbers, check_values
+from pyro_neuralrg.arguments import (
+    check_array,
+    check_integer,
+    check_number,
+    check_numbers,
+    check_values,
+)
 from pyro_neuralrg.bases import NORMAL, StandardNormal
 from pyro_neuralrg.lattice import check_boundary, check_shape
 from pyro_neuralrg.potentials.base import (
@@ -118,13 +124,20 @@ class PotentialFamily(ABC):
         precedence.
         """
         known = {"boundary": self.boundary, "odd": self.even, "base": self.base}
-        known |= {"spectrum": self.spectrum, "spectrum_slopes": self.spectrum_slopes}
+        if options.get("covariance") is None:  # which stands in place of the family's own
+            known |= {"spectrum": self.spectrum, "spectrum_slopes": self.spectrum_slopes}
         return conditional_hierarchical_flow(self.shape, self.context_dim, **{**known, **options})
 
     def _check(self, x: Tensor, context: Tensor) -> None:
         """Raise if the fields or the contexts do not fit."""
         check_values("x", x, self.shape)
         check_values("context", context, (self.context_dim,), f"(..., {self.context_dim})")
+
+
+def parameter_values(name: str, values: Any) -> Tensor:
+    """Values of the parameter of a family, ``(n,)`` in float64, on the device of a tensor."""
+    checked = torch.from_numpy(check_array(name, values))
+    return (values.double() if isinstance(values, Tensor) else checked).reshape(-1)
 
 
 class IsingDualFamily(PotentialFamily):
@@ -177,7 +190,7 @@ class IsingDualFamily(PotentialFamily):
 
     def contexts(self, temperatures: Any) -> Tensor:
         """Contexts of temperatures ``(n,)`` in the range, ``(n, 1)`` in torch's default dtype."""
-        values = torch.as_tensor(temperatures, dtype=torch.float64).reshape(-1)
+        values = parameter_values("temperatures", temperatures)
         cold, hot = self._betas
         context = (2 / values - cold - hot) / (cold - hot)
         if not bool((context.abs() <= 1 + 1e-9).all()):

@@ -246,7 +246,8 @@ class DualSpins(SpinDual):
         boundary: str = "periodic",
     ) -> None:
         self.spins = spins = SpinModel(couplings, field, shape, temperature, boundary)
-        self.temperature, self.couplings, self.field = temperature, spins.couplings, spins.field
+        self.temperature = spins.temperature
+        self.couplings, self.field = spins.couplings, spins.field
         super().__init__(spins.shape, boundary, even=self.field is None)
         self.base = TWO_PHASES if self.even else NORMAL
         eigenvalues, self._vectors = torch.linalg.eigh(spins.couplings / spins.temperature)
@@ -278,7 +279,7 @@ class DualSpins(SpinDual):
             >>> f"{target.log_partition():.6f} {IsingDual((4, 4), 2.5).log_partition():.6f}"
             '34.433169 34.433169'
         """
-        sides = check_shape(shape)
+        sides = _check_sides(shape)
         matrix = _matrix_of(sides, bonds, check_boundary(boundary))
         return cls(matrix, field, sides, temperature, boundary)
 
@@ -303,7 +304,7 @@ class DualSpins(SpinDual):
             >>> sorted(set(DualSpins.spin_glass((3, 3), seed=0).couplings.unique().tolist()))
             [-1.0, 0.0, 1.0]
         """
-        sides = check_shape(shape)
+        sides = _check_sides(shape)
         positive = check_number("positive", positive, "a probability", least=0, most=1)
         uniform = torch.rand(len(sides), *sides, generator=generator_of(seed), dtype=torch.float64)
         bonds = torch.where(uniform < positive, 1.0, -1.0)
@@ -327,7 +328,7 @@ class DualSpins(SpinDual):
             >>> [DualSpins.random_field((4, 4), h, 2.0, seed=1).even for h in (0.0, 1.0)]
             [True, False]
         """
-        sides = check_shape(shape)
+        sides = _check_sides(shape)
         strength = check_number("strength", strength)
         field = strength * torch.randn(sides, generator=generator_of(seed), dtype=torch.float64)
         bonds = torch.ones(len(sides), *sides, dtype=torch.float64)
@@ -373,9 +374,21 @@ class DualSpins(SpinDual):
         return repr(self.spins).replace("SpinModel", "DualSpins", 1)
 
 
+def _check_sides(shape: Iterable[int]) -> tuple[int, ...]:
+    """A shape, before a matrix of so many sites is made."""
+    sides = check_shape(shape)
+    if math.prod(sides) > MAX_SITES:
+        raise ValueError(
+            f"shape is {sides}, {math.prod(sides)} sites; accepted: up to {MAX_SITES} sites, as "
+            "the matrix of couplings is dense"
+        )
+    return sides
+
+
 def _check_matrix(couplings: Any) -> Tensor:
     """A matrix of couplings, dense in float64."""
-    accepted = f"a finite symmetric matrix of up to {MAX_SITES} sites with a zero diagonal"
+    accepted = f"a finite symmetric matrix of up to {MAX_SITES} sites with a zero diagonal, "
+    accepted += "dense, or a sparse torch tensor"
     if isinstance(couplings, Tensor) and couplings.layout != torch.strided:
         couplings = couplings.to_dense()
     matrix = torch.from_numpy(np.ascontiguousarray(check_array("couplings", couplings, accepted)))

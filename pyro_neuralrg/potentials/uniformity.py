@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 MOVED = 1e-4
-"""Change of an energy as a field is moved that is no rounding, relative to the largest energy."""
+"""Change of an energy as a field is moved that is no rounding, relative to that of the field."""
 
 LEAST_OPEN_SIDE = 6
 """Sides of an open lattice on which a field may be moved without touching its edges."""
@@ -39,12 +39,12 @@ def is_uniform(potential: Any, x: Tensor, nats: Tensor) -> bool:
                 inside.movedim(axis - dims, -1)[..., [0, 1, side - 3, side - 2, side - 1]] = 0.0
         x = x * inside
         nats = potential.energy(x).detach()
-    largest = float(nats.nan_to_num(0.0, 0.0, 0.0).abs().max().clamp(min=1.0))
+    size = nats.nan_to_num(0.0, 0.0, 0.0).abs().clamp(min=1.0)
     for axis, side in enumerate(potential.shape):
         if side == 1 or (potential.boundary == "open" and side < LEAST_OPEN_SIDE):
             continue
         moved = potential.energy(x.roll(1, axis - dims)).detach()
-        if not torch.allclose(moved, nats, rtol=0.0, atol=MOVED * largest, equal_nan=True):
+        if not torch.allclose(moved / size, nats / size, rtol=0.0, atol=MOVED, equal_nan=True):
             return False
     return True
 

@@ -15,6 +15,9 @@ from pyro_neuralrg.lattice import check_boundary, check_shape
 from pyro_neuralrg.spectral import apply_spectrum, at_minus_k, check_spectrum
 from pyro_neuralrg.transforms.base import LatticeTransform, Pushed
 
+ASYMMETRY = 1e-5
+"""Differences of C_ij and C_ji that are rounding, as in float32, relative to the largest entry."""
+
 
 class _ModeScaling(LatticeTransform):
     """Every mode of the lattice times a factor of its own; subclasses define ``_factors``."""
@@ -127,12 +130,18 @@ class CovarianceLayer(LatticeTransform):
         sites = math.prod(self.event_shape)
         accepted = f"a symmetric, positive floating tensor of shape ({sites}, {sites})"
         exact = check_values("covariance", covariance, (sites, sites), accepted).double()
-        values = vectors = exact
-        usable = exact.dim() == 2 and bool(exact.isfinite().all())
-        if usable and torch.allclose(exact, exact.T, atol=0.0):
-            values, vectors = torch.linalg.eigh(exact.detach())
-        if not usable or values.dim() == 2 or float(values[0]) <= 0:
-            raise ValueError(f"covariance is not such a matrix; accepted: {accepted}")
+        if exact.dim() != 2:
+            raise ValueError(f"covariance has shape {tuple(exact.shape)}; accepted: {accepted}")
+        if not bool(exact.isfinite().all()):
+            raise ValueError(f"covariance has entries that are not finite; accepted: {accepted}")
+        rounding = ASYMMETRY * float(exact.abs().max())
+        if not torch.allclose(exact, exact.T, rtol=0.0, atol=rounding):
+            raise ValueError(f"covariance is not symmetric; accepted: {accepted}")
+        values, vectors = torch.linalg.eigh((exact + exact.T).detach() / 2)
+        if float(values[0]) <= 0:
+            raise ValueError(
+                f"covariance has an eigenvalue {float(values[0]):.6g}; accepted: {accepted}"
+            )
         for name, power in (("root", 0.5), ("inverse_root", -0.5)):
             matrix = (vectors * values**power) @ vectors.T
             self.register_buffer(name, matrix.to(covariance.dtype))

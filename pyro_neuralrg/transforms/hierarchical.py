@@ -440,7 +440,8 @@ def hierarchical_flow(
         odd: g(-z) = -g(z), for targets with the symmetry x -> -x.
         wavelet: "haar": every decimator keeps the sum of its block over the root of the number of
             its sites, and what the bijectors do is a correction, so that the collective variables
-            are block spins (paper Fig. 4a); None: it keeps the block's first site. What it costs in
+            are block spins (paper Fig. 4a), of blocks longer than 2 by the orthonormal cosine
+            transform; None: it keeps the block's first site. What it costs in
             accuracy is measured by ``tests/benchmarks/collective.py``.
         spectrum: eigenvalues of the Gaussian part's covariance (see
             :class:`~pyro_neuralrg.transforms.fourier.FourierLayer`), or None.

@@ -31,6 +31,8 @@ def test_shapes_stand_for_their_mean_side() -> None:
     by_shape = finite_size_scaling({(4, 9): 6.0, (12, 12): 12.0, (2, 4, 8): 4.0})
     assert by_shape.exponent.value == pytest.approx(1)
     assert by_shape.exponent.standard_error == pytest.approx(0, abs=1e-7)
+    two_of_8 = {8: (1, 0.1), (8, 8, 8): (2, 0.1), 16: (2, 0.1)}
+    assert finite_size_scaling(two_of_8).without_smallest is None
 
 
 def test_exponents_of_the_ising_model() -> None:
@@ -79,6 +81,7 @@ def test_two_lattices_have_no_error_of_their_own() -> None:
         ({8: 1.0, 16: "two"}, TypeError, r"values\[16\] is 'two'; accepted"),
         ({8: 1.0, 16: (2.0, 0.1)}, ValueError, "accepted: .*, all with an error or none"),
         ({(8, 8): 1.0, 8: 2.0}, ValueError, "accepted: two different sides or more"),
+        ({8: 1.0, (8, 8, 8): 2.0}, ValueError, "accepted: two different sides or more"),
         ({0: 1.0, 8: 2.0}, ValueError, "a key of values is 0; accepted: an integer >= 1"),
         ({"a": 1.0, 8: 2.0}, TypeError, "a key of values is 'a'; accepted"),
     ],

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pyro_neuralrg import FlowGuide, fit
 from pyro_neuralrg.distributions import FlowDistribution, StandardNormal, TwoModes
-from pyro_neuralrg.free_energy import Thermodynamics, thermodynamics
+from pyro_neuralrg.free_energy import Thermodynamics, temperature_curve, thermodynamics
 from pyro_neuralrg.free_energy.importance import log_weights
 from pyro_neuralrg.potentials import IsingDual, IsingDualFamily, IsingModel
 from pyro_neuralrg.transforms import LatticeTransform, Neighbour, hierarchical_flow
@@ -169,6 +169,24 @@ def test_nan_where_nothing_is_exact() -> None:
     assert isinstance(found, Thermodynamics)
 
 
+def test_the_exact_susceptibility_of_a_large_lattice_is_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    family = IsingDualFamily((1,), RANGE)
+    for most, known in ((1, True), (0, False)):
+        monkeypatch.setattr(temperature_curve, "MOST_CORRELATED", most)
+        found = thermodynamics(family, Exact(), [2.2], 50)
+        assert np.isfinite(found.exact_susceptibility).all() == known
+        assert np.isfinite(found.exact_specific_heat).all()
+
+
+def test_distributions_may_stand_for_flows() -> None:
+    family = IsingDualFamily((1,), RANGE)
+    exact = FlowDistribution(_Scaled(torch.tensor(math.sqrt(0.1)).expand(1)), (1,))
+    found = thermodynamics(family, [exact], [2.2], 50)
+    np.testing.assert_allclose(found.log_partition, math.log(2), atol=1e-12)
+
+
 def test_fit_lowers_the_bound_at_every_temperature() -> None:
     family, temperatures = IsingDualFamily((2, 2), RANGE), [2.0, 2.35, 2.7]
     torch.manual_seed(0)
@@ -210,6 +228,11 @@ def test_bad_arguments() -> None:
         (thermodynamics, (family, plain, [2.3]), "flow is a HierarchicalFlow; accepted: a cond"),
         (thermodynamics, (family, flow, [1.0]), "temperatures is .*accepted: from"),
         (thermodynamics, (family, flow, [2.3], 1), "num_samples is 1; accepted"),
+        (thermodynamics, (family, ["a"], [2.3]), r"flow\[0\] is a str; accepted: a conditional"),
+        (thermodynamics, (family, flow, 2.5), r"temperatures has shape \(\); accepted: a sequence"),
+        (thermodynamics, (family, flow, []), r"temperatures has shape \(0,\); accepted"),
+        (thermodynamics, (family, flow, [[2.5]]), r"temperatures has shape \(1, 1\); accepted"),
+        (thermodynamics, (family, flow, ["x"]), "temperatures is a list; accepted: a sequence of"),
         (thermodynamics, (family, [plain], [2.3, 2.4]), "flow has 1 flows for 2 temp.*accepted"),
     ):
         with pytest.raises((TypeError, ValueError), match=words):

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from pyro_neuralrg.potentials import (
@@ -25,6 +26,7 @@ from pyro_neuralrg.potentials import (
 )
 
 FAMILY = IsingDualFamily((4, 3), (2.0, 2.7))
+FIELDS = IsingFieldFamily((4, 3), (0.0, 1.0))
 ising = partial(IsingDual, (4, 4))
 free = partial(FreeField, (4, 4))
 LINE = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
@@ -64,6 +66,14 @@ WRONG_VALUES: list[tuple[Any, str]] = [
     (partial(bonds, torch.full((2, 2, 3), math.nan)), r"bonds has shape .* or nan; accepted"),
     (partial(DualSpins.spin_glass, (2, 3), positive=1.5), r"positive is 1\.5; accepted: a prob"),
     (partial(DualSpins.random_field, (2, 3), math.inf), "strength is inf; accepted"),
+    *(
+        (call, r"shape is \(256, 256\), 65536 sites; accepted: up to 4096 sites")
+        for call in (
+            partial(DualSpins.spin_glass, (256, 256)),
+            partial(DualSpins.random_field, (256, 256), 1.0),
+            partial(DualSpins.from_bonds, (256, 256), torch.ones(2, 256, 256)),
+        )
+    ),
     (partial(DualSpins(LINE).heated, 0.0), r"factor is 0\.0; accepted"),
     (partial(free, 0.0), r"mass is 0\.0; accepted: a number > 0, or >= 0 with boundary"),
     (partial(free, -1.0, "open"), r"mass is -1\.0; accepted"),
@@ -109,6 +119,10 @@ WRONG_TYPES: list[tuple[Any, str]] = [
     (partial(ising, field=[[0.0, 1.0], [2.0]]), "field is .*accepted"),
     (partial(ising, field=1j), "field is .*accepted"),
     (partial(SpinModel, "couplings"), "couplings is a str; accepted: a finite symmetric matrix"),
+    (
+        partial(SpinModel, csr_matrix(LINE)),
+        "couplings is a csr_.*, dense, or a sparse torch",
+    ),
     (partial(bonds, 1j), "bonds is a complex; accepted: finite numbers of shape"),
     (partial(free, "heavy"), "mass is 'heavy'; accepted"),
     (partial(free(1.0).correlations, (0.5, 0)), r"site is .*accepted"),
@@ -117,6 +131,8 @@ WRONG_TYPES: list[tuple[Any, str]] = [
     (partial(IsingFieldFamily, (4, 4), 0.5), "fields is .*; accepted"),
     (partial(Phi4Family, (4, 4), ("a", 1), 0.5), "kappa is .*; accepted"),
     (partial(from_energy, lambda x: (x > 0).sum((-1, -2))), "the result of fn is torch.int64; acc"),
+    (partial(FAMILY.contexts, ["a"]), "temperatures is a list; accepted: real numbers"),
+    (partial(FIELDS.contexts, ["a"]), "fields is a list; accepted: real numbers"),
     (partial(from_energy, 3), "fn is an int; accepted: a function of fields"),
     (partial(from_energy, gaussian, spectrum=[1.0]), "spectrum is list; accepted"),
 ]

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from pyro_neuralrg.distributions.flow import FlowDistribution
 from pyro_neuralrg.free_energy import expectations
 from pyro_neuralrg.potentials import (
     IsingDual,
+    IsingDualFamily,
     IsingFieldFamily,
     IsingModel,
     LatticePotential,
@@ -23,7 +25,7 @@ from pyro_neuralrg.potentials import (
     Phi4Family,
 )
 from pyro_neuralrg.potentials.base import TWO_PHASES
-from pyro_neuralrg.transforms import FourierLayer, Neighbour
+from pyro_neuralrg.transforms import CovarianceLayer, FourierLayer, Neighbour
 
 
 def field_member(family: Any, value: float) -> LatticePotential:
@@ -104,6 +106,24 @@ def test_derivative_in_the_parameter(family: Any, member: Any, limits: tuple[flo
     up, down = (float(member(family, value + s).energy(x)) for s in (step, -step))
     expected = (up - down) / (2 * step) * (limits[1] - limits[0]) / 2
     assert float(slope) == pytest.approx(expected, rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("kind", [np.array, torch.tensor, list])
+def test_ranges_are_sequences_of_any_kind(kind: Any) -> None:
+    limits, number = kind([0.2, 0.3]), torch.tensor(0.5)
+    assert repr(Phi4Family((4, 4), limits, number)) == repr(Phi4Family((4, 4), (0.2, 0.3), 0.5))
+    assert repr(Phi4Family((4, 4), number, limits)) == repr(Phi4Family((4, 4), 0.5, (0.2, 0.3)))
+    assert IsingFieldFamily((4, 4), limits).fields == pytest.approx((0.2, 0.3))
+
+
+def test_a_given_covariance_stands_in_place_of_the_spectrum() -> None:
+    covariance = 2 * torch.eye(16)
+    for potential in (IsingDual((4, 4)), Phi4((4, 4), 0.2, 0.5)):
+        assert isinstance(potential.flow(covariance=covariance).gaussian, CovarianceLayer)
+        with pytest.raises(ValueError, match="covariance is given beside a spectrum"):
+            potential.flow(covariance=covariance, spectrum=torch.ones(4, 4))
+    for family in (IsingDualFamily((4, 4), (2.0, 2.7)), Phi4Family((4, 4), (0.2, 0.3), 0.5)):
+        assert isinstance(family.flow(covariance=covariance).flow.gaussian, CovarianceLayer)
 
 
 def test_gaussian_layers_follow_the_free_theory() -> None:

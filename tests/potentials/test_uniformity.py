@@ -81,6 +81,16 @@ def test_what_differs_is_shown() -> None:
             torch.testing.assert_close(seen, torch.stack(expected).double(), rtol=0, atol=1e-2)
 
 
+def test_one_huge_energy_hides_nothing() -> None:
+    """What differs between sites is small beside the largest energy, not beside the others."""
+
+    def energy(x: Tensor) -> Tensor:
+        return quartic(x) + (100 * x.flatten(1).mean(1)).exp() - (pulls.to(x) * x).flatten(1).sum(1)
+
+    target = LatticePotential.from_energy(SHAPE, energy)
+    assert target.flow(bijector=SMALL).site_features is not None
+
+
 @pytest.mark.parametrize(("shape", "boundary"), [((4, 4), "periodic"), ((6, 7), "open")])
 def test_bonds_that_differ_are_shown(shape: tuple[int, int], boundary: str) -> None:
     """The Hessian of a free field of random bonds, which is even."""

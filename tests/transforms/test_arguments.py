@@ -124,8 +124,13 @@ VALUES: list[tuple[Callable[[], Any], str]] = [
     (partial(build, **SEEING, bijector="realnvp"), r"bijector is RealNVP\(.*accepted: a bijector"),
     (partial(build, spectrum=ONES, covariance=torch.eye(16)), "covariance is given beside"),
     (partial(build, covariance=torch.eye(4)), r"covariance has shape \(4, 4\).*\(16, 16\)"),
-    (partial(build, covariance=-torch.eye(16)), "covariance is not such a matrix; accepted: a sym"),
-    (partial(build, covariance=NAN * torch.eye(16)), "covariance is not such a matrix; accepted"),
+    (partial(build, covariance=-torch.eye(16)), "covariance has an eigenvalue -1; accepted: a sym"),
+    (partial(build, covariance=NAN * torch.eye(16)), "covariance has entries that are not .*accep"),
+    (
+        partial(build, covariance=torch.eye(16) + torch.ones(16, 16).triu(1)),
+        "is not symmetric; ",
+    ),
+    (partial(build, covariance=torch.eye(16).expand(2, 16, 16)), "covariance has shape .*; accep"),
     (partial(build, **SEEING, bijector=last_axis), r"bijector is LayerFactory\("),
     # scales and growth
     *(

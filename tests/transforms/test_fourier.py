@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
-from pyro_neuralrg.transforms import FourierLayer
+from pyro_neuralrg.transforms import CovarianceLayer, FourierLayer
 from tests.potentials.enumeration import bond_matrix
 from tests.transforms.registry import free_spectrum
 
@@ -33,3 +35,11 @@ def test_the_callers_spectrum_is_copied() -> None:
 
 def test_an_open_spectrum_need_not_be_even() -> None:
     assert FourierLayer(torch.tensor([1.0, 2.0, 3.0]), "open").event_shape == (3,)
+
+
+def test_a_covariance_of_single_precision_is_symmetric_but_for_rounding() -> None:
+    """Entries that vanish differ by as much as the large ones are rounded."""
+    exact = 2 * torch.eye(6)
+    rounded = exact.float() + 1e-7 * torch.randn(6, 6, dtype=torch.float32)
+    x = CovarianceLayer(rounded, (2, 3))(torch.ones(2, 3, dtype=torch.float32))
+    torch.testing.assert_close(x, torch.full_like(x, math.sqrt(2)))

@@ -41,8 +41,10 @@ def transfer_log_partition(
 
     Differentiable in the couplings K_a = J_a / T of each axis, shape ``(axes,)``, or those of each
     site's bond to the next one along each axis, ``(axes,) + shape``, and the fields h_i / T of each
-    site, float64. Bonds beyond an open end do not count. Time O(N 4^W) for a periodic, O(N 2^W) for
-    an open lattice, with W spins in a cross-section (H. A. Kramers and G. H. Wannier, 1941).
+    site, float64. With ``boundary`` "open" couplings of axes end at the edges of all of them; those
+    of sites have zeros of their own there, and "open" says only that none lead around the longest
+    side. Time O(N 4^W) for a periodic, O(N 2^W) for an open lattice, with W spins in a
+    cross-section (H. A. Kramers and G. H. Wannier, 1941).
     """
     spins, section, long = _rows_of_spins(shape)
     length, layer_shape = shape[long], (shape[long], len(spins[0]))
@@ -99,10 +101,14 @@ def _rows_of_spins(shape: tuple[int, ...]) -> tuple[Tensor, tuple[int, ...], int
 
 
 def _bonds_of_sites(couplings: Tensor, shape: tuple[int, ...], boundary: str) -> Tensor:
-    """K of each site's bond to the next one along each axis, zero where there is none."""
+    """K of each site's bond to the next one along each axis, zero where there is none.
+
+    Those of axes end where the lattice is open; those of sites are taken as they are.
+    """
     axes = len(shape)
-    bonds = couplings.reshape(axes, *(1,) * axes) if couplings.dim() == 1 else couplings
-    bonds = bonds.expand(axes, *shape)
+    if couplings.dim() > 1:
+        return couplings
+    bonds = couplings.reshape(axes, *(1,) * axes).expand(axes, *shape)
     inside = torch.ones(axes, *shape, dtype=bonds.dtype)
     for axis, side in enumerate(shape if boundary == "open" else ()):
         inside[axis].select(axis, side - 1).zero_()
