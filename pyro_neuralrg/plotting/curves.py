@@ -37,7 +37,7 @@ def plot_thermodynamics(
     """Energy, specific heat, susceptibility and Binder cumulant against temperature.
 
     Points with errors are those by importance weights; lines are exact, where that is known at the
-    temperatures of the points. Shown in ``tutorials/figures/thermodynamics.png``.
+    temperatures of the points. Shown in ``tutorials/figures/amortised.png``.
 
     Args:
         found: results of :func:`~pyro_neuralrg.free_energy.thermodynamics`, one or several by name,
