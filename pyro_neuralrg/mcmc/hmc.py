@@ -315,17 +315,17 @@ def leapfrog(
     energy = state.energy
     # the two are this function's own, and changed in place
     position, momentum = state.position.clone(), momentum.clone()
-    _advance(momentum, gradient, -0.5 * step_size)
+    _shift_in_time(momentum, gradient, -0.5 * step_size)
     for index in range(n_steps):
-        _advance(position, mass.velocity(momentum), step_size)
+        _shift_in_time(position, mass.velocity(momentum), step_size)
         position.nan_to_num_(0.0, 0.0, 0.0)
         energy, gradient = target.energy_and_grad(position)
         last = index == n_steps - 1
-        _advance(momentum, gradient, (-0.5 if last else -1.0) * step_size)
+        _shift_in_time(momentum, gradient, (-0.5 if last else -1.0) * step_size)
     return state._replace(position=position, energy=energy, gradient=gradient), momentum
 
 
-def _advance(x: Tensor, rate: Tensor, time: float | Tensor) -> None:
+def _shift_in_time(x: Tensor, rate: Tensor, time: float | Tensor) -> None:
     """Add rate times time in place, the time one for all chains or ``(chains, 1)``."""
     if isinstance(time, Tensor):
         x.addcmul_(rate, time)
