@@ -138,13 +138,14 @@ def test_ended_and_resumed(
 
 
 def test_checkpoints_for_which_there_is_no_room(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All results are there, one warning, and in the end a line and an exit code."""
+    """All results are there, a warning for each run, and in the end a line and an exit code."""
     folder = Path("states/latent")
     run(out="whole")
-    fill_disk(lambda path: path.parent == folder, monkeypatch)
+    fill_disk(lambda path: folder in path.parents, monkeypatch)
     ended = run("--checkpoint states --every 0")
     assert ended.code == 1
-    first, last = (line for line in ended.lines if "effective samples" not in line)
+    of_trial, first, last = (line for line in ended.lines if "effective samples" not in line)
+    assert of_trial.startswith(f"neuralrg: warning: {folder}/warm-up/")
     assert first.startswith(f"neuralrg: warning: {folder}/")
     assert last.startswith(f"neuralrg: not written: {folder}/")
     assert "No space left on device" in first

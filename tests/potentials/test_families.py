@@ -145,12 +145,13 @@ def test_phases_and_symmetry() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:the .* heavy tail:UserWarning")
+@pytest.mark.filterwarnings("ignore:the importance estimate rests on:UserWarning")
 def test_one_flow_gives_the_magnetisation_in_all_fields() -> None:
     """Exactly d ln Z / d (h / T) / N, by weights; the gap is small at every field."""
     family = IsingFieldFamily((2, 2), (0.0, 1.0), 3.0)
     options: Any = {"bijector": Neighbour(layers=3, hidden=(8,)), "features": 4}
     flow = fit(
-        family, family.flow(**options), steps=300, batch=128, lr=0.01, seed=0, progress=False
+        family, family.flow(**options), steps=600, batch=128, lr=0.01, seed=0, progress=False
     )
     for h in (0.0, 0.5, 1.0):
         target = family.at_field(h)
@@ -158,7 +159,7 @@ def test_one_flow_gives_the_magnetisation_in_all_fields() -> None:
         functions = {"magnetisation": target.observables()["magnetisation"]}
         found = expectations(target, q, functions, num_samples=4000)
         gap = found.free_energy.variational + target.log_partition()
-        assert -4.5 * found.free_energy.variational_se < gap < 0.4
+        assert -4.5 * found.free_energy.variational_se < gap < 0.2
         up, down = (IsingModel((2, 2), 3.0, field=h + s).log_partition() for s in (1e-4, -1e-4))
         mean, error = found.observables["magnetisation"]
         assert abs(float(mean) - (up - down) / 2e-4 * 3.0 / 4) < 4.5 * float(error)
