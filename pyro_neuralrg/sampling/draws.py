@@ -50,7 +50,7 @@ leapfrog steps 750 (22 chains, R-hat 1.029) in a third of the time."""
 SMALL_STEPS = 0.2  # share of its trajectories
 """Without them one of 22 chains of a Gaussian process stood still for 199 draws (R-hat 1.06)."""
 
-TRIAL_STEPS, TRIAL_SITES = 75, 500  # of the chains that are looked at after warm-up
+TRIAL_STEPS, TRIAL_SITES = 100, 500  # of the chains that are looked at after warm-up
 MAX_CYCLES, SLACK = 6, 0.25  # of a draw
 """By a guide with 96 of 4096 draws effective, 10,000 draws of one cycle held 780 effective ones, 24
 a second; with 20 leapfrog steps 19 a second, and with adapted lengths or smaller steps fewer."""

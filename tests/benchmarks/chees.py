@@ -32,7 +32,7 @@ DRAWS = {
     "banana": 1000,
     "quartic ridge": 1000,
     "funnel": 1500,
-    "ising": 2500,
+    "ising": 12_000,
 }
 RELATIVE = (0.5, 1.0, 2.0)
 """Fixed numbers of leapfrog steps, in units of the mean number of ChEES-HMC."""
