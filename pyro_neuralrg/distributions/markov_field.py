@@ -66,7 +66,7 @@ class StationaryField(TorchDistribution):
     @property
     def variance(self) -> Tensor:
         """Variance of each site."""
-        variances = self._variances()
+        variances = self._powers(-1.0)
         for dim in range(-self.event_dim, 0):
             variances = _diagonal(variances.movedim(dim, -1), self.boundary).movedim(-1, dim)
         variances = variances * self._per_field(self.scale) ** 2
@@ -75,6 +75,10 @@ class StationaryField(TorchDistribution):
     def eigenvalues(self) -> Tensor:
         """Those of A, shape ``batch + lattice`` or the lattice's, in the order of spectra."""
         raise NotImplementedError
+
+    def log_eigenvalues(self) -> Tensor:
+        """Their logarithms, to be defined where eigenvalues may overflow."""
+        return self.eigenvalues().log()
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         """The same distribution in a batch."""
@@ -90,7 +94,7 @@ class StationaryField(TorchDistribution):
             self._validate_sample(value)
         eigenvalues = self.eigenvalues().to(value.device)
         form = quadratic_form(value, eigenvalues, EDGES[self.boundary], self.event_dim)
-        log_det = eigenvalues.flatten(-self.event_dim)[..., self.null_modes :].log().sum(-1)
+        log_det = self._proper_log_eigenvalues().to(value.device).sum(-1)
         rank = math.prod(self.event_shape) - self.null_modes
         log_prob = 0.5 * (log_det - form / self.scale**2) - rank * (
             self.scale.log() + 0.5 * math.log(2 * math.pi)
@@ -110,16 +114,18 @@ class StationaryField(TorchDistribution):
         Where data say little, ``prior.from_normal(pyro.sample("z", ...))`` of a ``dist.Normal`` on
         the lattice depends less on the hyper-parameters than ``pyro.sample("x", prior)``.
         """
-        roots = self._variances().sqrt()
+        roots = self._powers(-0.5)
         x = apply_spectrum(noise, roots, EDGES[self.boundary], self.event_dim)
         return x * self._per_field(self.scale)
 
-    def _variances(self) -> Tensor:
-        """Variances of the modes for a scale of one, without those of the null space."""
-        eigenvalues = self.eigenvalues()
-        flat = eigenvalues.flatten(-self.event_dim)[..., self.null_modes :].reciprocal()
-        flat = torch.nn.functional.pad(flat, (self.null_modes, 0))
-        return flat.reshape(eigenvalues.shape)
+    def _powers(self, power: float) -> Tensor:
+        """Of the eigenvalues, without those of the null space: 0 there."""
+        powers = (power * self._proper_log_eigenvalues()).exp()
+        return torch.nn.functional.pad(powers, (self.null_modes, 0)).unflatten(-1, self.event_shape)
+
+    def _proper_log_eigenvalues(self) -> Tensor:
+        """Of the modes that are not in the null space, ``batch + (modes,)``."""
+        return self.log_eigenvalues().flatten(-self.event_dim)[..., self.null_modes :]
 
     def _per_field(self, parameter: Tensor) -> Tensor:
         """With dimensions of the lattice behind those of the batch."""
@@ -212,6 +218,8 @@ class MaternField(StationaryField):
     2 sites or more, within 0.04 for 0.5. An open lattice mirrors the field at its edges,
     where the variance is up to twice as large (in corners four times): where that matters make the
     lattice longer by a length or two on each side, and use a part of the field.
+    A smooth field much longer than the lattice is nearly a polynomial, whose density single
+    precision does not hold: there use float64, or :meth:`from_normal`.
 
     Args:
         shape: lattice shape, one to three sides >= 1.
@@ -257,16 +265,21 @@ class MaternField(StationaryField):
 
     def eigenvalues(self) -> Tensor:
         """See :class:`StationaryField`: those of the precision for a mean variance of one."""
+        return self.log_eigenvalues().exp()
+
+    def log_eigenvalues(self) -> Tensor:
+        """See :class:`StationaryField`."""
         batch = torch.broadcast_shapes(self.length.shape, self.smoothness.shape)
         length, smoothness = (  # with one more dimension, of the waves
             parameter.expand(batch).reshape(*batch, *(1,) * (self.event_dim + 1))
             for parameter in (self.length, self.smoothness)
         )
         squares = torch.from_numpy(_squared_waves(self.event_shape, self.boundary)).to(length)
-        # in units of its value at k = 0, which keeps it within the range of float32
-        density = 1 + squares * length**2 / (2 * smoothness)
-        spectrum = (density ** -(smoothness + self.event_dim / 2)).sum(-self.event_dim - 1)
-        return spectrum.mean(tuple(range(-self.event_dim, 0)), keepdim=True) / spectrum
+        log_density = torch.log1p(squares * length**2 / (2 * smoothness))
+        exponent = -(smoothness + self.event_dim / 2)
+        spectrum = (exponent * log_density).logsumexp(-self.event_dim - 1)
+        total = spectrum.logsumexp(tuple(range(-self.event_dim, 0)), keepdim=True)
+        return total - math.log(math.prod(self.event_shape)) - spectrum
 
 
 @functools.lru_cache(maxsize=16)

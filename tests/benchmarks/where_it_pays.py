@@ -199,6 +199,7 @@ def main() -> None:
     )
     file = options.out / f"where_it_pays_{options.target}.json"
     if not options.draw:
+        options.out.mkdir(parents=True, exist_ok=True)
         rows = with_flows(options)
         for side in options.sides:
             target = target_of(options.target, side)

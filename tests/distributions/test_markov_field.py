@@ -410,3 +410,17 @@ def test_our_guide_begins_near_the_posterior(prior: str) -> None:
     loss = PDD(1000, vectorize_particles=True, max_plate_nesting=0)
     gap = loss.loss(model_of(prior), guide) + exact(prior)[0]
     assert -0.05 < gap < 0.5
+
+
+def test_draws_and_gradients_where_eigenvalues_overflow() -> None:
+    torch.set_default_dtype(torch.float32)
+    length, smoothness = (torch.tensor(x, requires_grad=True) for x in (200.0, 12.0))
+    field = MaternField((8, 8), 1.0, length, smoothness)
+    assert field.eigenvalues().isinf().any()
+    noise = torch.randn(8, 8)
+    x = field.from_normal(noise)
+    x.sum().backward()
+    assert torch.allclose(x, noise.sum() / 8, rtol=1e-4)  # the constant mode, of a variance of 64
+    for gradient in (length.grad, smoothness.grad):
+        assert gradient is not None
+        assert gradient.isfinite()
