@@ -179,7 +179,25 @@ def base_of(flow: Any) -> StandardNormal:
     return base if isinstance(base, StandardNormal) else NORMAL
 
 
-class BaseDistribution(dist.TorchDistribution):
+class FieldDistribution(dist.TorchDistribution):
+    """A distribution of real tensors of one shape."""
+
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
+    has_rsample = True
+
+    @constraints.dependent_property(is_discrete=False)
+    def support(self) -> constraints.Constraint:
+        """All real tensors."""
+        return constraints.independent(constraints.real, self.event_dim)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+        """The same distribution with another batch shape."""
+        new = copy.copy(self)
+        new._batch_shape = torch.Size(batch_shape)
+        return new
+
+
+class BaseDistribution(FieldDistribution):
     """A base as a Pyro distribution of one event.
 
     Args:
@@ -189,9 +207,6 @@ class BaseDistribution(dist.TorchDistribution):
             u with ``z = base.from_normal(u)``.
         **options: dtype and device of draws.
     """
-
-    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
-    has_rsample = True
 
     def __init__(
         self, base: StandardNormal, shape: Sequence[int], from_normal: bool = False, **options: Any
@@ -208,12 +223,6 @@ class BaseDistribution(dist.TorchDistribution):
         if self.from_normal:
             return LatentsOf(self.base, self.event_dim)
         return constraints.independent(constraints.real, self.event_dim)
-
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> BaseDistribution:
-        """The same events in a batch."""
-        new = copy.copy(self)
-        new._batch_shape = torch.Size(batch_shape)
-        return new
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw latents."""
