@@ -91,13 +91,11 @@ class TwoModes(StandardNormal):
         object.__setattr__(self, "separation", m)
 
     def log_prob(self, z: Tensor, event_dim: int) -> Tensor:
-        """ln p(z) in nats, of batch shape."""
         m, first = self.separation, _first(z, event_dim)
         ratio = torch.logaddexp(m * first, -m * first) - 0.5 * m * m - math.log(2.0)
         return super().log_prob(z, event_dim) + ratio
 
     def score(self, z: Tensor, event_dim: int) -> Tensor:
-        """d ln p / dz, of the shape of z."""
         m, first = self.separation, _first(z, event_dim)
         return _with_first(-z, m * torch.tanh(m * first) - first, event_dim)
 
@@ -112,7 +110,6 @@ class TwoModes(StandardNormal):
         return self._on_first(u, event_dim, self._from_normal)
 
     def to_normal(self, z: Tensor, event_dim: int) -> tuple[Tensor, Tensor]:
-        """Undo :meth:`from_normal`."""
         return self._on_first(z, event_dim, self._to_normal)
 
     def _on_first(
@@ -219,7 +216,6 @@ class BaseDistribution(FieldDistribution):
 
     @constraints.dependent_property(is_discrete=False)
     def support(self) -> constraints.Constraint:
-        """Real tensors."""
         if self.from_normal:
             return LatentsOf(self.base, self.event_dim)
         return constraints.independent(constraints.real, self.event_dim)

@@ -71,12 +71,8 @@ class StationaryField(FieldDistribution):
         raise NotImplementedError
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
-        """The same distribution in a batch."""
-        new = self._get_checked_instance(type(self), _instance)
-        new.__dict__.update(self.__dict__)
         torch.broadcast_to(self.scale.new_empty(self.batch_shape), batch_shape)  # or it raises
-        new._batch_shape = torch.Size(batch_shape)
-        return new
+        return super().expand(batch_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density in nats, of the batch shape of ``value`` with that of the distribution."""
@@ -189,7 +185,6 @@ class GaussianMarkovField(StationaryField):
             )
 
     def eigenvalues(self) -> Tensor:
-        """See :class:`StationaryField`."""
         laplacian = laplacian_spectrum(self.event_shape, EDGES[self.boundary]).to(self.mass)
         return (self._per_field(self.mass) ** 2 + laplacian) ** self.order
 

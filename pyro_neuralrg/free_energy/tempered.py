@@ -57,7 +57,6 @@ class TemperedTarget(Target):
 
     @property
     def start_flow(self) -> TransformModule | None:
-        """See :class:`Target`."""
         return self.whole.start_flow
 
     def at(self: AnyTempered, beta: float) -> AnyTempered:
@@ -84,7 +83,6 @@ class TemperedTarget(Target):
         return self._mixed(energy, base_energy), self._mixed(gradient, base_gradient)
 
     def physical(self, positions: Tensor) -> dict[str, Tensor]:
-        """See :class:`Target`."""
         size = self.chain_batch_size or max(1, len(positions))
         parts = [self.whole.physical(part) for part in positions.split(size)]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -94,7 +92,6 @@ class TemperedTarget(Target):
         return self.from_base(chains, generator)
 
     def modules(self) -> list[torch.nn.Module]:
-        """See :class:`Target`."""
         return self.whole.modules()
 
     def _both_of(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -139,7 +136,6 @@ class RefinedTarget(TemperedTarget):
         return fresh.index_copy(-1, self.kept, positions.to(fresh))
 
     def modules(self) -> list[torch.nn.Module]:
-        """See :class:`Target`."""
         return self.whole.modules() + self.coarse.modules()
 
     def _base_energy(self, positions: Tensor) -> Tensor:

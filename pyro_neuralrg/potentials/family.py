@@ -261,7 +261,6 @@ class IsingDualFamily(OneParameterFamily):
         return (self.eigenvalues(beta).log().sum(dims) + self._excess.numel() * per_site) / 2
 
     def at(self, context: Tensor) -> IsingDual:
-        """The potential at one context, of shape ``(1,)``."""
         return self.at_temperature(1 / float(self.beta(context.double())))
 
     def at_temperature(self, temperature: float) -> IsingDual:
@@ -269,7 +268,6 @@ class IsingDualFamily(OneParameterFamily):
         return IsingDual(self.shape, temperature, self.couplings, boundary=self.boundary)
 
     def heated(self, factor: float) -> IsingDualFamily:
-        """The family at ``factor`` times all temperatures."""
         factor = check_number("factor", factor, "a finite number > 0", above=0)
         low, high = self.temperatures
         hot = (factor * low, factor * high)
@@ -326,7 +324,6 @@ class IsingFieldFamily(OneParameterFamily):
         return gaussian - logcosh(x + reduced).sum(tuple(range(-dims, 0)))
 
     def at(self, context: Tensor) -> IsingDual:
-        """The potential at one context, of shape ``(1,)``."""
         return self.at_field(float(self.field(context.double())))
 
     def at_field(self, field: float) -> IsingDual:
@@ -408,7 +405,6 @@ class Phi4Family(OneParameterFamily):
         return -kappa * bonds + (1 - 2 * lam) * squares.sum(axes) + lam * fourth
 
     def at(self, context: Tensor) -> Phi4:
-        """The potential at one context, of shape ``(1,)``."""
         kappa, lam = map(float, self.couplings(context.double()))
         return Phi4(self.shape, kappa, lam, self.boundary)
 

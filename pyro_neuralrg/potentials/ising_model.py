@@ -242,7 +242,6 @@ class IsingModel(SpinSystem):
 
     @property
     def bonds(self) -> cluster.Bonds:
-        """Both ends of all bonds, as indices into the flattened lattice, and their J / T."""
         strengths = [coupling / self.temperature for coupling in self.couplings]
         return cluster.lattice_bonds(self.shape, strengths, self.boundary)
 

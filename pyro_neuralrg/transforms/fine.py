@@ -80,7 +80,6 @@ class FineGivenCoarse(FieldDistribution):
         return f"{type(self).__name__}({self.flow!r}, {given})"
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> FineGivenCoarse:
-        """The same distribution with another batch shape."""
         new: FineGivenCoarse = super().expand(batch_shape)
         new.coarse = self.coarse.expand(*batch_shape, *self._coarse_shape)
         return new

@@ -93,7 +93,6 @@ class FourierLayer(_ModeScaling):
     def push_score(
         self, h: Tensor, score: Tensor, context: Tensor | None = None, want_context: bool = False
     ) -> Pushed:
-        """The score goes through the inverse."""
         if self.slopes is not None:
             return super().push_score(h, score, context, want_context)
         return _push_by_inverse(self, h, score)
@@ -159,7 +158,6 @@ class CovarianceLayer(LatticeTransform):
     def push_score(
         self, h: Tensor, score: Tensor, context: Tensor | None = None, want_context: bool = False
     ) -> Pushed:
-        """The score goes through the inverse."""
         return _push_by_inverse(self, h, score)
 
 

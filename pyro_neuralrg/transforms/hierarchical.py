@@ -168,7 +168,6 @@ class HierarchicalFlow(LatticeTransform):
     def push_score(
         self, h: Tensor, score: Tensor, context: Tensor | None = None, want_context: bool = False
     ) -> Pushed:
-        """z to x with the score of q, batch-last."""
         want_context = want_context and context is not None
         h, ladj, score, of_context = self._push_through_layers(h, score, context, want_context)
         if self.gaussian is not None:
