@@ -20,7 +20,7 @@ from pyro_neuralrg.bases import NORMAL
 from pyro_neuralrg.observables.configurations import Observable
 from pyro_neuralrg.potentials.base import TWO_PHASES, LatticePotential, generator_of
 from pyro_neuralrg.potentials.ising_model import IsingModel, SpinSystem
-from pyro_neuralrg.spectral import apply_spectrum, neighbour_spectrum, quadratic_form
+from pyro_neuralrg.spectral import apply_spectrum, computable, neighbour_spectrum, quadratic_form
 from pyro_neuralrg.transforms import HierarchicalFlow
 from pyro_neuralrg.transforms.bijectors import as_bijector
 
@@ -40,6 +40,7 @@ class SpinDual(LatticePotential):
 
     spins: SpinSystem
     alpha: float
+    _eigenvalues: Tensor
 
     def __init__(self, spins: SpinSystem, spectrum: Tensor | None = None) -> None:
         self.spins, self.temperature = spins, spins.temperature
@@ -55,23 +56,19 @@ class SpinDual(LatticePotential):
         """(K + alpha I)^-1 x."""
 
     @abstractmethod
-    def _quadratic_form(self, x: Tensor) -> Tensor:
-        """x^T (K + alpha I)^-1 x, of the batch shape."""
-
-    @abstractmethod
     def _times_power(self, x: Tensor, power: float) -> Tensor:
         """(K + alpha I)^power x on the CPU."""
 
-    @abstractmethod
-    def _log_determinant(self) -> float:
-        """ln det (K + alpha I)."""
+    def _quadratic_form(self, x: Tensor) -> Tensor:
+        """x^T (K + alpha I)^-1 x, of the batch shape."""
+        h = computable(x)
+        return (h * self._times_precision(h)).sum(self._axes).to(x.dtype)
 
     def _bond_features(self) -> Tensor | None:
         """Numbers that tell the bonds of the sites apart, ``(channels,) + shape``; here None."""
         return None
 
     def energy(self, x: Tensor) -> Tensor:
-        """-ln pi(x) in nats; see :meth:`LatticePotential.energy`."""
         self.check_field(x)
         gaussian = self._quadratic_form(x) / 2
         return gaussian - logcosh(self._shifted(x)).sum(self._axes)
@@ -175,7 +172,7 @@ class SpinDual(LatticePotential):
         A NotImplementedError says where that of the spins is out of reach.
         """
         sites = math.prod(self.shape)
-        gaussian = 0.5 * self._log_determinant()
+        gaussian = 0.5 * float(self._eigenvalues.log().sum())
         constant = 0.5 * sites * (math.log(math.pi / 2) + self.alpha)
         return self.spins.log_partition() + gaussian + constant
 
@@ -246,7 +243,8 @@ class IsingDual(SpinDual):
         bonds = tuple(coupling / spins.temperature for coupling in spins.couplings)
         neighbours = neighbour_spectrum(spins.shape, bonds, boundary)
         self.alpha = LOWEST_EIGENVALUE - float(neighbours.min())
-        super().__init__(spins, neighbours + self.alpha)
+        self._eigenvalues = neighbours + self.alpha
+        super().__init__(spins, self._eigenvalues)
         self._register("precision", 1 / self.spectrum)
 
     def _times_precision(self, x: Tensor) -> Tensor:
@@ -257,9 +255,6 @@ class IsingDual(SpinDual):
 
     def _times_power(self, x: Tensor, power: float) -> Tensor:
         return apply_spectrum(x, self.spectrum**power, self.boundary)
-
-    def _log_determinant(self) -> float:
-        return float(self.spectrum.log().sum())
 
     def correlations(self) -> Tensor:
         r"""Exact <x_0 x_r> of the field for every displacement r, float64 of shape ``shape``.

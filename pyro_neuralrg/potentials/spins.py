@@ -77,7 +77,6 @@ class SpinModel(SpinSystem):
 
     @property
     def bonds(self) -> cluster.Bonds:
-        """Both ends of all bonds, as indices into the flattened lattice, and their K / T."""
         left, right = self.couplings.triu().nonzero().unbind(1)
         strength = self.couplings[left, right] / self.temperature
         return cluster.Bonds(left.numpy(), right.numpy(), strength.numpy())
@@ -252,16 +251,9 @@ class DualSpins(SpinDual):
         h = computable(x).flatten(-len(self.shape))
         return (h @ self._constant("precision", h)).reshape(x.shape).to(x.dtype)
 
-    def _quadratic_form(self, x: Tensor) -> Tensor:
-        h = computable(x)
-        return (h * self._times_precision(h)).sum(self._axes).to(x.dtype)
-
     def _times_power(self, x: Tensor, power: float) -> Tensor:
         matrix = (self._vectors * self._eigenvalues**power) @ self._vectors.T
         return (x.flatten(-len(self.shape)) @ matrix.to(x)).reshape(x.shape)
-
-    def _log_determinant(self) -> float:
-        return float(self._eigenvalues.log().sum())
 
     def _bond_features(self) -> Tensor | None:
         """K / T of each site and the next one along each axis, None if none differs inside."""
