@@ -91,13 +91,11 @@ class TwoModes(StandardNormal):
         object.__setattr__(self, "separation", m)
 
     def log_prob(self, z: Tensor, event_dim: int) -> Tensor:
-        """ln p(z) in nats, of batch shape."""
         m, first = self.separation, _first(z, event_dim)
         ratio = torch.logaddexp(m * first, -m * first) - 0.5 * m * m - math.log(2.0)
         return super().log_prob(z, event_dim) + ratio
 
     def score(self, z: Tensor, event_dim: int) -> Tensor:
-        """d ln p / dz, of the shape of z."""
         m, first = self.separation, _first(z, event_dim)
         return _with_first(-z, m * torch.tanh(m * first) - first, event_dim)
 
@@ -112,7 +110,6 @@ class TwoModes(StandardNormal):
         return self._on_first(u, event_dim, self._from_normal)
 
     def to_normal(self, z: Tensor, event_dim: int) -> tuple[Tensor, Tensor]:
-        """Undo :meth:`from_normal`."""
         return self._on_first(z, event_dim, self._to_normal)
 
     def _on_first(
@@ -179,7 +176,25 @@ def base_of(flow: Any) -> StandardNormal:
     return base if isinstance(base, StandardNormal) else NORMAL
 
 
-class BaseDistribution(dist.TorchDistribution):
+class FieldDistribution(dist.TorchDistribution):
+    """A distribution of real tensors of one shape."""
+
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
+    has_rsample = True
+
+    @constraints.dependent_property(is_discrete=False)
+    def support(self) -> constraints.Constraint:
+        """All real tensors."""
+        return constraints.independent(constraints.real, self.event_dim)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+        """The same distribution with another batch shape."""
+        new = copy.copy(self)
+        new._batch_shape = torch.Size(batch_shape)
+        return new
+
+
+class BaseDistribution(FieldDistribution):
     """A base as a Pyro distribution of one event.
 
     Args:
@@ -189,9 +204,6 @@ class BaseDistribution(dist.TorchDistribution):
             u with ``z = base.from_normal(u)``.
         **options: dtype and device of draws.
     """
-
-    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
-    has_rsample = True
 
     def __init__(
         self, base: StandardNormal, shape: Sequence[int], from_normal: bool = False, **options: Any
@@ -204,16 +216,9 @@ class BaseDistribution(dist.TorchDistribution):
 
     @constraints.dependent_property(is_discrete=False)
     def support(self) -> constraints.Constraint:
-        """Real tensors."""
         if self.from_normal:
             return LatentsOf(self.base, self.event_dim)
         return constraints.independent(constraints.real, self.event_dim)
-
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> BaseDistribution:
-        """The same events in a batch."""
-        new = copy.copy(self)
-        new._batch_shape = torch.Size(batch_shape)
-        return new
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw latents."""

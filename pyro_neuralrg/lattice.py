@@ -5,7 +5,7 @@
 A *circuit* is a list of layers, finest first. A *layer* covers the lattice of one scale with blocks
 of neighbouring sites; what is left over along an axis forms thinner blocks, and single sites pass
 on untouched. Nothing here touches a tensor:
-:mod:`pyro_neuralrg.transforms.partition` turns these data into tables of sites.
+:mod:`pyro_neuralrg.transforms.scales` turns these data into tables of sites.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import fft
 from torch import Tensor
 
 from pyro_neuralrg.arguments import check_choice, check_tensor, check_values
@@ -280,13 +281,8 @@ def _to_modes(x: Tensor, dims: Sequence[int], boundary: str, back: bool = False)
 @functools.lru_cache(maxsize=8)
 def mode_matrix(side: int, boundary: str) -> Any:
     """The matrix of the transform, one mode a column, in float64."""
-    if boundary == "open":
-        k = np.arange(1, side + 1)
-        return math.sqrt(2 / (side + 1)) * np.sin(math.pi / (side + 1) * np.outer(k, k))
-    k = np.arange(side)
-    cosines = math.sqrt(2 / side) * np.cos(math.pi / side * np.outer(k + 0.5, k))
-    cosines[:, 0] = math.sqrt(1 / side)
-    return cosines
+    transform, kind = (fft.dst, 1) if boundary == "open" else (fft.dct, 2)
+    return transform(np.eye(side), type=kind, norm="ortho")
 
 
 def _long_sines(x: Tensor, back: bool) -> Tensor:

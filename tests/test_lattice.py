@@ -21,7 +21,7 @@ from pyro_neuralrg.lattice import (
     check_shape,
     make_circuit,
 )
-from pyro_neuralrg.transforms.partition import block_sites, cut_regions
+from pyro_neuralrg.transforms.scales import block_sites, cut_regions
 
 Site = tuple[int, ...]
 

@@ -6,7 +6,6 @@ Every function raises a TypeError or ValueError that names the argument it canno
 """
 
 from pyro_neuralrg.analysis.couplings import RunningCouplings, running_couplings
-from pyro_neuralrg.analysis.estimators import Bins, Estimator, Neighbours
 from pyro_neuralrg.analysis.exponents import (
     MCRG,
     Linearization,
@@ -17,8 +16,11 @@ from pyro_neuralrg.analysis.exponents import (
 )
 from pyro_neuralrg.analysis.fixed_point import FixedPoint, fixed_point
 from pyro_neuralrg.analysis.information import (
+    Bins,
+    Estimator,
     GroupedInformation,
     MutualInformation,
+    Neighbours,
     by_distance,
     by_scale,
     gaussian_mutual_information,

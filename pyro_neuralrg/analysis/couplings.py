@@ -22,11 +22,7 @@ from pyro_neuralrg.statistics.resampling import NUM_BLOCKS
 from pyro_neuralrg.transforms import HierarchicalFlow
 from pyro_neuralrg.transforms.scales import number_of_scales
 
-BASIS = tuple(
-    operator
-    for operator in OPERATORS
-    if operator.name in ("nearest", "square", "diagonal", "fourth_power", "plaquette")
-)
+BASIS = OPERATORS[:5]
 """Nearest and next-nearest products, squares, fourth powers and plaquettes."""
 
 

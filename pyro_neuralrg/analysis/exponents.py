@@ -30,6 +30,7 @@ from pyro_neuralrg.analysis.operators import (
     operator_sums,
 )
 from pyro_neuralrg.analysis.renormalization import pyramid
+from pyro_neuralrg.analysis.scales import block_sums
 from pyro_neuralrg.arguments import (
     LARGEST_SEED,
     check_choice,
@@ -43,7 +44,7 @@ from pyro_neuralrg.runtime.console import warn_user
 from pyro_neuralrg.statistics import Estimate
 from pyro_neuralrg.statistics.resampling import MAX_BLOCKS, MIN_BLOCKS, choose_cuts
 from pyro_neuralrg.transforms import HierarchicalFlow
-from pyro_neuralrg.transforms.scales import blocks_of_scale, number_of_scales
+from pyro_neuralrg.transforms.scales import number_of_scales
 
 RULES = ("majority", "average", "decimation")
 LEAST_SIDE = 4
@@ -53,6 +54,7 @@ CUTOFFS = (1e-1, 1e-2, 1e-3, 1e-4)
 CONSTANT = 1e-12
 """Variance of an operator in units of its mean square below which it is taken for constant."""
 SITES_AT_A_TIME = 2**22
+SQUARE = Operator("square", ((0,), (0,)))
 
 
 def block_spins(
@@ -408,45 +410,32 @@ def _sums_by_scale(
     for part in fields.split(max(1, SITES_AT_A_TIME // math.prod(shapes[0]))):
         if isinstance(blocking, HierarchicalFlow):
             scales = list(pyramid(blocking, part)[: len(shapes)])
-            found = [_overlap(blocking, k, part, scale) for k, scale in enumerate(scales)]
-            overlaps += torch.stack(found)
+            for k, coarse in enumerate(scales):  # with the sums of its blocks
+                products = coarse * block_sums(blocking, part, k)
+                overlaps[k] += products.sum(dtype=torch.float64).cpu()
         else:
             scales = [part]
             for side in shapes[:-1]:
                 scales.append(block_spins(scales[-1], side, blocking, seed=generator))
-        measured = [
-            torch.cat([operator_sums(h, at, operators), _mean_square(h)], 1)
-            for h, at in zip(scales, shapes, strict=True)
-        ]
+        pairs = zip(scales, shapes, strict=True)
+        measured = [operator_sums(h, shape, (*operators, SQUARE)) for h, shape in pairs]
         parts.append(torch.stack(measured).cpu())
     sums = torch.cat(parts, 1)
+    sums[:, :, -1] /= torch.tensor([math.prod(shape) for shape in shapes])[:, None]
     flipped = [operator.parity == "odd" for operator in operators] + [False]
     sums[:, :, flipped] *= torch.where(overlaps < 0, -1.0, 1.0)[:, None, None]
     return sums
-
-
-def _overlap(flow: HierarchicalFlow, scale: int, x: Tensor, coarse: Tensor) -> Tensor:
-    """The sum of products of a coarse field with the sums of its blocks."""
-    blocks = blocks_of_scale(flow.circuit, scale).flatten().to(x.device)
-    sums = torch.zeros_like(coarse).flatten(1).index_add_(1, blocks, x.flatten(1))
-    return (sums * coarse.flatten(1)).sum(dtype=torch.float64).cpu()
-
-
-def _mean_square(h: Tensor) -> Tensor:
-    return h.flatten(1).square().mean(1, keepdim=True, dtype=torch.float64)
 
 
 def _check_variance(sums: Tensor, operators: Sequence[Operator]) -> None:
     """Raise if an operator of a coarser lattice is the same for all fields."""
     coarse = sums[1:, :, :-1]
     constant = coarse.var(1) <= CONSTANT * coarse.square().mean(1)
-    for index, operator in enumerate(operators):
-        if bool(constant[:, index].any()):
-            scale = int(constant[:, index].nonzero()[0]) + 1
-            raise ValueError(
-                f"operators has {operator.name!r}, which is constant at scale {scale}; accepted: "
-                "operators that vary"
-            )
+    for scale, index in constant.nonzero().tolist():
+        raise ValueError(
+            f"operators has {operators[index].name!r}, which is constant at scale {scale + 1}; "
+            "accepted: operators that vary"
+        )
 
 
 def _block_edges(sums: Tensor, chains: Sequence[int], blocks: int | None) -> list[int]:

@@ -12,14 +12,13 @@ import torch
 from torch import Tensor
 
 from pyro_neuralrg.analysis.renormalization import field_of_scale
-from pyro_neuralrg.analysis.scales import check_fields
+from pyro_neuralrg.analysis.scales import block_sums, check_fields
 from pyro_neuralrg.observables import axis_correlations
 from pyro_neuralrg.runtime.processes import seeded
 from pyro_neuralrg.statistics import Estimate
 from pyro_neuralrg.transforms import HierarchicalFlow
-from pyro_neuralrg.transforms.partition import blocks_of_layer
 from pyro_neuralrg.transforms.scales import (
-    blocks_of_scale,
+    blocks_of_layer,
     number_of_scales,
     sites_of_scale,
     step_of_scale,
@@ -95,7 +94,8 @@ def fixed_point(flow: HierarchicalFlow, x: Tensor) -> FixedPoint:
         maps = [NormalScores.of(field) for field in fields]
         normals = [m.to_normal(field) for m, field in zip(maps, fields, strict=True)]
         found = torch.stack([_differences(flow, k, maps, normals) for k in scales], 1)
-        blocks = [_block_means(flow, x, k) for k in range(len(fields))]
+        ones, numbers = torch.ones_like(x[:1]), range(len(fields))
+        blocks = [block_sums(flow, x, k) / block_sums(flow, ones, k) for k in numbers]
         blocks = [NormalScores.of(field).to_normal(field) for field in blocks]
         kept, detail = map(_mean, found)
         functions = [tuple(map(_correlations, some)) for some in (normals, blocks)]
@@ -171,14 +171,6 @@ def _differences(
         pairs = zip(*outputs, strict=True)
         total.append(torch.stack([(a - b).double().square().mean(1) / 2 for a, b in pairs]))
     return torch.stack(total).mean(0)
-
-
-def _block_means(flow: HierarchicalFlow, x: Tensor, scale: int) -> Tensor:
-    """Means over the blocks of a scale, ``(n,) +`` its shape."""
-    blocks = blocks_of_scale(flow.circuit, scale).flatten().to(x.device)
-    shape = sites_of_scale(flow.circuit, scale).shape
-    sums = x.new_zeros(len(x), shape.numel()).index_add(1, blocks, x.flatten(1))
-    return (sums / torch.bincount(blocks)).reshape(len(x), *shape)
 
 
 def _correlations(normal: Tensor) -> Estimate[Tensor]:

@@ -14,7 +14,7 @@ from pyro_neuralrg.analysis.scales import check_fields, check_hierarchical, vari
 from pyro_neuralrg.arguments import check_choice, check_integer, check_tensor, check_type
 from pyro_neuralrg.free_energy.importance import energy_function
 from pyro_neuralrg.potentials.base import check_energy, generator_of
-from pyro_neuralrg.statistics import kish_fractions
+from pyro_neuralrg.statistics import LogWeights
 from pyro_neuralrg.transforms import HierarchicalFlow
 from pyro_neuralrg.transforms.scales import number_of_scales, sites_of_scale
 
@@ -175,14 +175,9 @@ def top_energy(
             u = torch.cat([value.expand(num_samples, 1), finer], 1)
             x, ladj = part.forward_and_ladj(u.reshape(num_samples, *flow.shape))
             weights.append((normal - target_energy(target, flow, x) + ladj).double())
-    log_weights = torch.stack(weights)
-    mean = log_weights.logsumexp(1) - math.log(num_samples)
-    relative = (log_weights - mean[:, None]).exp()
-    return TopEnergy(
-        values=-mean - 0.5 * finer.shape[1] * math.log(2 * math.pi),
-        standard_error=relative.std(1) / math.sqrt(num_samples),
-        ess=kish_fractions(log_weights),
-    )
+    found = [(*one.log_mean, one.ess) for one in map(LogWeights, weights)]
+    log_means, errors, fractions = torch.tensor(found, dtype=torch.float64, device=y.device).T
+    return TopEnergy(-log_means - 0.5 * finer.shape[1] * math.log(2 * math.pi), errors, fractions)
 
 
 def field_of_scale(flow: HierarchicalFlow, x: Tensor, scale: int) -> Tensor:

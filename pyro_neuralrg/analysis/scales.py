@@ -15,8 +15,12 @@ from pyro_neuralrg.arguments import check_integer, check_type, check_values
 from pyro_neuralrg.lattice import Circuit, Layer
 from pyro_neuralrg.transforms import HierarchicalFlow
 from pyro_neuralrg.transforms.base import pack
-from pyro_neuralrg.transforms.partition import block_sites
-from pyro_neuralrg.transforms.scales import blocks_of_scale, number_of_scales, sites_of_scale
+from pyro_neuralrg.transforms.scales import (
+    block_sites,
+    blocks_of_scale,
+    number_of_scales,
+    sites_of_scale,
+)
 
 
 def latents_of_scale(flow: HierarchicalFlow, scale: int) -> Tensor:
@@ -125,6 +129,14 @@ def reach(circuit: Circuit) -> list[int]:
         meet |= (flat @ flat.T) > 0
         found.append(_largest_distance(meet, circuit))
     return found
+
+
+def block_sums(flow: HierarchicalFlow, x: Tensor, scale: int) -> Tensor:
+    """Sums of fields ``(n,) + shape`` over the blocks of a scale, ``(n,) +`` its shape."""
+    blocks = blocks_of_scale(flow.circuit, scale).flatten().to(x.device)
+    shape = sites_of_scale(flow.circuit, scale).shape
+    sums = x.new_zeros(len(x), shape.numel()).index_add(1, blocks, x.flatten(1))
+    return sums.reshape(len(x), *shape)
 
 
 def check_hierarchical(flow: Any) -> None:

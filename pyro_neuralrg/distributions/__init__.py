@@ -9,8 +9,7 @@ from pyro_neuralrg.distributions.markov_field import (
     MaternField,
     StationaryField,
 )
-from pyro_neuralrg.distributions.symmetrized import SymmetrizedFlow
-from pyro_neuralrg.distributions.symmetry import LatticeSymmetry, symmetry_group
+from pyro_neuralrg.distributions.symmetrized import LatticeSymmetry, SymmetrizedFlow, symmetry_group
 
 __all__ = [
     "FlowDistribution",

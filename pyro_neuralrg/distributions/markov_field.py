@@ -13,11 +13,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_neuralrg.arguments import check_choice, check_integer, check_number, check_tensor
+from pyro_neuralrg.bases import FieldDistribution
 from pyro_neuralrg.lattice import check_shape
 from pyro_neuralrg.spectral import apply_spectrum, laplacian_spectrum, quadratic_form
 
@@ -27,7 +27,7 @@ EDGES = {"open": "free", "periodic": "periodic", "zero": "open"}
 NUMBER_OR_TENSOR = "a finite number, or a floating tensor"
 
 
-class StationaryField(TorchDistribution):
+class StationaryField(FieldDistribution):
     r"""A centred Gaussian field with the precision :math:`A / s^2`, A diagonal in the modes.
 
     The base of the priors below; another one defines :meth:`eigenvalues`, and hands its parameters
@@ -36,7 +36,6 @@ class StationaryField(TorchDistribution):
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {"scale": constraints.positive}
-    has_rsample = True
     null_modes = 0
     scale: Tensor
 
@@ -52,11 +51,6 @@ class StationaryField(TorchDistribution):
         self.__dict__.update(tensors)
         batch = torch.broadcast_shapes(*(value.shape for value in tensors.values()))
         super().__init__(batch, torch.Size(check_shape(shape)), validate_args=validate_args)
-
-    @property
-    def support(self) -> Any:
-        """All real fields."""
-        return constraints.independent(constraints.real, self.event_dim)
 
     @property
     def mean(self) -> Tensor:
@@ -81,12 +75,8 @@ class StationaryField(TorchDistribution):
         return self.eigenvalues().log()
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
-        """The same distribution in a batch."""
-        new = self._get_checked_instance(type(self), _instance)
-        new.__dict__.update(self.__dict__)
         torch.broadcast_to(self.scale.new_empty(self.batch_shape), batch_shape)  # or it raises
-        new._batch_shape = torch.Size(batch_shape)
-        return new
+        return super().expand(batch_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density in nats, of the batch shape of ``value`` with that of the distribution."""
@@ -201,7 +191,6 @@ class GaussianMarkovField(StationaryField):
             )
 
     def eigenvalues(self) -> Tensor:
-        """See :class:`StationaryField`."""
         laplacian = laplacian_spectrum(self.event_shape, EDGES[self.boundary]).to(self.mass)
         return (self._per_field(self.mass) ** 2 + laplacian) ** self.order
 

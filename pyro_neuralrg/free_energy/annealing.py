@@ -14,7 +14,7 @@ import torch
 from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor
 
-from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, check_number, check_numbers
+from pyro_neuralrg.arguments import check_integer, check_number, check_numbers
 from pyro_neuralrg.free_energy.tempered import (
     Particles,
     TemperedTarget,
@@ -25,6 +25,7 @@ from pyro_neuralrg.free_energy.tempered import (
 from pyro_neuralrg.infer.pyro_internals import check_model_args
 from pyro_neuralrg.mcmc import HMC, Cycle, IndependenceMetropolis, Kernel, as_target
 from pyro_neuralrg.mcmc.target import frozen
+from pyro_neuralrg.potentials.base import generator_of
 from pyro_neuralrg.runtime.console import Progress
 from pyro_neuralrg.statistics import LogWeights, kish_fractions, with_error
 
@@ -157,7 +158,7 @@ def anneal(
     batch_size = check_integer("batch_size", batch_size, 1)
     given = None if betas is None else _check_betas(betas)
     settings = AnnealingSettings.checked(num_particles, num_steps, conditional_ess, resample_below)
-    generator = generator_on(whole.device, seed)
+    generator = generator_of(seed, whole.device)
     tempered = TemperedTarget(whole, 0.0, batch_size)
     with frozen(whole.modules()), Progress(100, "anneal", progress) as bar:
         run = AnnealingRun(tempered, settings, generator)
@@ -174,17 +175,6 @@ def _check_betas(betas: Any) -> tuple[float, ...]:
     if given[:1] != (0.0,) or given[-1] != 1.0 or not rising:
         raise ValueError(f"betas is {betas!r}; accepted: {accepted}")
     return given
-
-
-class _Stage(NamedTuple):
-    """Figures of one beta, as in :class:`Annealing`."""
-
-    betas: float
-    ess: float
-    resampled: float
-    acceptance: float
-    jump_acceptance: float
-    step_sizes: float
 
 
 class AnnealingSettings(NamedTuple):
@@ -212,13 +202,6 @@ class AnnealingSettings(NamedTuple):
         return AnnealingSettings(number, num_steps, fraction, resample_below, groups)
 
 
-def generator_on(device: torch.device, seed: int | None) -> torch.Generator:
-    """A generator of this seed; None takes one from torch's global state."""
-    if seed is None:
-        seed = int(torch.randint(2**31, ()))
-    return torch.Generator(device).manual_seed(check_integer("seed", seed, 0, LARGEST_SEED))
-
-
 class AnnealingRun:
     """The particles, their weights and the kernel at the present beta.
 
@@ -243,7 +226,8 @@ class AnnealingRun:
         )
         if tempered.start_flow is not None:
             self.kernel = Cycle(self.kernel, IndependenceMetropolis(tempered.start_flow))
-        self.stages: list[_Stage] = []
+        self.stages: list[dict[str, float]] = []
+        """Figures of each beta, as in :class:`Annealing`."""
         if positions is None:
             positions = tempered.initial(settings.num_particles, generator)
         self.particles = tempered.evaluated(positions)
@@ -267,7 +251,7 @@ class AnnealingRun:
 
     def figures(self) -> str:
         """Of the last stage, for the bar."""
-        return f"beta {self.beta:.4f}, ESS {self.stages[-1].ess:.0%}"
+        return f"beta {self.beta:.4f}, ESS {self.stages[-1]['ess']:.0%}"
 
     def go(self, betas: Sequence[float] | None, after_each: Callable[[], object]) -> None:
         """Go on to beta = 1, by adaptive steps or given ones."""
@@ -299,9 +283,9 @@ class AnnealingRun:
             self.particles = Particles(*(part[chosen.view(-1)] for part in self.particles))
         rates = self._move()
         self.step_size *= math.exp(STEP_SIZE_GAIN * (rates["hmc"] - TARGET_ACCEPTANCE))
-        jumps = rates.get("jump", math.nan)
-        resampled = float(poor.double().mean())
-        self.stages.append(_Stage(beta, ess, resampled, rates["hmc"], jumps, step_size))
+        figures = {"betas": beta, "ess": ess, "step_sizes": step_size}
+        figures |= {"acceptance": rates["hmc"], "jump_acceptance": rates.get("jump", math.nan)}
+        self.stages.append({**figures, "resampled": float(poor.double().mean())})
 
     def _move(self) -> dict[str, float]:
         """Move all particles at the present beta; mean acceptances by the name of the move."""
@@ -318,7 +302,8 @@ class AnnealingRun:
         """The estimates, from the particles at beta = 1."""
         of_groups = log_mean_exp(self.log_weights.view(self.groups, -1))
         log_partition = LogWeights(of_groups).log_mean
-        figures = dict(zip(_Stage._fields, zip(*self.stages, strict=True), strict=True))
+        names = self.stages[0]
+        figures: Any = {name: tuple(stage[name] for stage in self.stages) for name in names}
         figures["betas"] = (0.0, *figures["betas"])
         return Annealing(
             free_energy=-log_partition.value,

@@ -18,11 +18,11 @@ from pyro_neuralrg.free_energy.annealing import (
     Annealing,
     AnnealingRun,
     AnnealingSettings,
-    generator_on,
 )
 from pyro_neuralrg.free_energy.tempered import RefinedTarget, TemperedTarget
 from pyro_neuralrg.mcmc import LatentTarget
 from pyro_neuralrg.mcmc.target import frozen
+from pyro_neuralrg.potentials.base import generator_of
 from pyro_neuralrg.runtime.console import Progress
 from pyro_neuralrg.statistics import LogWeights
 from pyro_neuralrg.transforms import HierarchicalFlow
@@ -130,7 +130,7 @@ def cascade(
     if reference is not None:
         num_particles = _check_reference(reference, latents)
     settings = AnnealingSettings.checked(num_particles, num_steps, conditional_ess, resample_below)
-    generator = generator_on(latents[0].device, seed)
+    generator = generator_of(seed, latents[0].device)
     runs: list[AnnealingRun] = []
     modules = [module for latent in latents for module in latent.modules()]
     with frozen(modules), Progress(100 * len(latents), "cascade", progress) as bar:

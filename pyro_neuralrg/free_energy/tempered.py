@@ -10,16 +10,17 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from pyro.distributions.torch_transform import TransformModule
+from scipy.optimize import brentq
 from torch import Tensor
 
 from pyro_neuralrg.bases import NORMAL
 from pyro_neuralrg.mcmc import ChainState
-from pyro_neuralrg.mcmc.target import Target
+from pyro_neuralrg.mcmc.target import Target, energy_and_gradient
 from pyro_neuralrg.statistics import kish_fractions
 
 AnyTempered = TypeVar("AnyTempered", bound="TemperedTarget")
 
-BETA_HALVINGS = 50  # of the interval in which the next beta lies
+SMALLEST_STEP = 1e-15  # of beta
 
 
 class Particles(NamedTuple):
@@ -56,7 +57,6 @@ class TemperedTarget(Target):
 
     @property
     def start_flow(self) -> TransformModule | None:
-        """See :class:`Target`."""
         return self.whole.start_flow
 
     def at(self: AnyTempered, beta: float) -> AnyTempered:
@@ -83,7 +83,6 @@ class TemperedTarget(Target):
         return self._mixed(energy, base_energy), self._mixed(gradient, base_gradient)
 
     def physical(self, positions: Tensor) -> dict[str, Tensor]:
-        """See :class:`Target`."""
         size = self.chain_batch_size or max(1, len(positions))
         parts = [self.whole.physical(part) for part in positions.split(size)]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -93,7 +92,6 @@ class TemperedTarget(Target):
         return self.from_base(chains, generator)
 
     def modules(self) -> list[torch.nn.Module]:
-        """See :class:`Target`."""
         return self.whole.modules()
 
     def _both_of(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -101,11 +99,7 @@ class TemperedTarget(Target):
         return *self.whole.energy_and_grad(positions), *self._base_energy_and_grad(positions)
 
     def _base_energy_and_grad(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            leaf = positions.detach().requires_grad_()
-            base_energy = self._base_energy(leaf)
-            (gradient,) = torch.autograd.grad(base_energy.sum(), leaf)
-        return base_energy.detach(), gradient
+        return energy_and_gradient(self._base_energy, positions)
 
     def _base_energy(self, positions: Tensor) -> Tensor:
         """-ln p(y), float64."""
@@ -142,7 +136,6 @@ class RefinedTarget(TemperedTarget):
         return fresh.index_copy(-1, self.kept, positions.to(fresh))
 
     def modules(self) -> list[torch.nn.Module]:
-        """See :class:`Target`."""
         return self.whole.modules() + self.coarse.modules()
 
     def _base_energy(self, positions: Tensor) -> Tensor:
@@ -169,14 +162,12 @@ def next_beta(log_ratio: Tensor, log_weights: Tensor, beta: float, fraction: flo
     log_ratio, log_weights = log_ratio[alive], log_weights[alive]
     if conditional_ess(log_ratio * (1.0 - beta), log_weights) >= fraction:
         return 1.0
-    low, high = 0.0, 1.0 - beta
-    for _ in range(BETA_HALVINGS):
-        middle = 0.5 * (low + high)
-        if conditional_ess(log_ratio * middle, log_weights) >= fraction:
-            low = middle
-        else:
-            high = middle
-    return min(1.0, beta + high)
+    step: float = brentq(
+        lambda change: conditional_ess(log_ratio * change, log_weights) - fraction,
+        *(0.0, 1.0 - beta),
+        xtol=SMALLEST_STEP,
+    )
+    return min(1.0, beta + max(step, SMALLEST_STEP))
 
 
 def conditional_ess(increments: Tensor, log_weights: Tensor) -> float:

@@ -9,8 +9,12 @@ is accepted.
 from __future__ import annotations
 
 from pyro_neuralrg.potentials.base import LatticePotential
-from pyro_neuralrg.potentials.families import IsingFieldFamily, Phi4Family
-from pyro_neuralrg.potentials.family import IsingDualFamily, PotentialFamily
+from pyro_neuralrg.potentials.family import (
+    IsingDualFamily,
+    IsingFieldFamily,
+    Phi4Family,
+    PotentialFamily,
+)
 from pyro_neuralrg.potentials.free_field import FreeField
 from pyro_neuralrg.potentials.ising import IsingDual
 from pyro_neuralrg.potentials.ising_model import (

@@ -28,7 +28,6 @@ from pyro_neuralrg.arguments import (
 from pyro_neuralrg.bases import NORMAL, StandardNormal, TwoModes
 from pyro_neuralrg.lattice import check_boundary, check_shape
 from pyro_neuralrg.observables.configurations import Observable, field_observables
-from pyro_neuralrg.potentials.uniformity import is_uniform, site_features_of
 from pyro_neuralrg.runtime.console import warn_user
 from pyro_neuralrg.spectral import check_spectrum
 from pyro_neuralrg.transforms import HierarchicalFlow
@@ -46,6 +45,18 @@ where there is but one, it costs 0.01 nats (T = 2.9). After 400 steps on phi^4 i
 SEPARATE = 1e-3
 """Largest difference of the energies of a field alone and in a batch, relative to the largest of
 them (where it is above 1 nat): sums of another order round otherwise."""
+
+MOVED = 1e-4
+"""Change of an energy as a field is moved that is no rounding, relative to that of the field."""
+
+LEAST_OPEN_SIDE = 6
+"""Sides of an open lattice on which a field may be moved without touching its edges."""
+
+MOST_PROBED = 1024
+"""Sites of an energy whose curvature about x = 0 is looked at: twice as many gradients."""
+
+FEATURE_STEP = 0.5
+"""A field of order one, so that the differences of gradients know of quartic terms as well."""
 
 
 class LatticePotential(ABC):
@@ -223,9 +234,7 @@ class LatticePotential(ABC):
         return known[like.dtype] if like.dtype in known else known[torch.float32].to(like.dtype)
 
     def __repr__(self) -> str:
-        numbers = "".join(f", {name}={getattr(self, name):.9g}" for name in self._shown)
-        name = type(self).__name__.lstrip("_")
-        return f"{name}({self.shape}{numbers}, boundary={self.boundary!r})"
+        return describe(self, self._shown)
 
     @staticmethod
     def from_energy(
@@ -327,6 +336,70 @@ class _Heated(LatticePotential):
         return self if moved is self.cold else _Heated(moved, self.factor)
 
 
+def is_uniform(potential: LatticePotential, x: Tensor, nats: Tensor) -> bool:
+    """True if the energies of fields stay the same as these are moved by a site along each axis.
+
+    On an open lattice fields that vanish at its edges are moved, on sides of at least
+    ``LEAST_OPEN_SIDE`` sites.
+    """
+    if x.is_meta:
+        return True
+    dims = len(potential.shape)
+    inside = torch.ones_like(x)
+    if potential.boundary == "open":
+        for axis, side in enumerate(potential.shape):
+            if side >= LEAST_OPEN_SIDE:
+                inside.movedim(axis - dims, -1)[..., [0, 1, side - 3, side - 2, side - 1]] = 0.0
+        x = x * inside
+        nats = potential.energy(x).detach()
+    size = nats.nan_to_num(0.0, 0.0, 0.0).abs().clamp(min=1.0)
+    for axis, side in enumerate(potential.shape):
+        if side == 1 or (potential.boundary == "open" and side < LEAST_OPEN_SIDE):
+            continue
+        moved = potential.energy(x.roll(1, axis - dims)).detach()
+        if not torch.allclose(moved / size, nats / size, rtol=0.0, atol=MOVED, equal_nan=True):
+            return False
+    return True
+
+
+def site_features_of(potential: LatticePotential, odd: bool) -> Tensor | None:
+    r"""What an energy E tells of its sites about x = 0, ``(channels,) + shape``; None if nothing.
+
+    The gradient (not for an odd flow: it is odd itself), the curvature :math:`E_{ii}`, and
+    :math:`E_{i,i+a}` of each site and the next one along each axis, as far as they differ between
+    sites, each less its mean in units of its deviation. By differences of the gradient at 2 N
+    fields, ``FEATURE_STEP`` away; only the gradient for more than ``MOST_PROBED`` sites.
+    """
+    shape = potential.shape
+    sites, zero = math.prod(shape), torch.zeros(1, *shape, device=potential.device)
+    channels = [] if odd else [potential.energy_and_gradient(zero)[1][0]]
+    if sites <= MOST_PROBED:
+        moves = FEATURE_STEP * torch.eye(sites, device=zero.device).reshape(sites, *shape)
+        up, down = (potential.energy_and_gradient(sign * moves)[1] for sign in (1, -1))
+        hessian = ((up - down) / (2 * FEATURE_STEP)).reshape(sites, sites)
+        index = torch.arange(sites, device=zero.device).reshape(shape)
+        axes = [axis for axis, side in enumerate(shape) if side > 1]
+        nexts = [index, *(index.roll(-1, axis) for axis in axes)]
+        channels += [hessian[index, other] for other in nexts]
+    known = []
+    for channel in channels:
+        deviation = float(channel.std(correction=0))
+        if math.isfinite(deviation) and deviation > MOVED * float(channel.abs().max()):
+            known.append((channel - channel.mean()) / deviation)
+    return torch.stack(known) if known else None
+
+
+def describe(potential: Any, shown: Iterable[str]) -> str:
+    """The repr of a potential or a family, with the numbers and tuples of these names."""
+    given = {name: getattr(potential, name) for name in shown}
+    numbers = "".join(
+        f", {name}={f'{value:.9g}' if isinstance(value, float) else value}"
+        for name, value in given.items()
+    )
+    name = type(potential).__name__.lstrip("_")
+    return f"{name}({potential.shape}{numbers}, boundary={potential.boundary!r})"
+
+
 def check_energy(nats: Any, x: Tensor, shape: tuple[int, ...], whose: str) -> Tensor:
     """Return energies if they are one number per field."""
     check_tensor(f"the result of {whose}", nats)
@@ -387,9 +460,11 @@ def pyro_program(
     return x
 
 
-def generator_of(seed: int | torch.Generator | None) -> torch.Generator:
-    """A generator on the CPU: of a seed; for None, of a seed drawn by torch's own generator."""
+def generator_of(
+    seed: int | torch.Generator | None, device: torch.device | str = "cpu"
+) -> torch.Generator:
+    """A generator of a seed; for None, of a seed drawn by torch's own generator."""
     if isinstance(seed, torch.Generator):
         return seed
     seed = int(torch.randint(2**62, ())) if seed is None else seed
-    return torch.Generator().manual_seed(check_integer("seed", seed, 0, LARGEST_SEED))
+    return torch.Generator(device).manual_seed(check_integer("seed", seed, 0, LARGEST_SEED))

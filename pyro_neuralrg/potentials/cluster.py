@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Cluster Monte Carlo of Ising spins, and of fields whose signs are such, without any flow."""
+"""Monte Carlo of Ising spins, and of fields whose signs are such: clusters, tempering, no flow."""
 
 from __future__ import annotations
 
@@ -27,6 +27,9 @@ SITES_AT_ONCE = 2**16
 WARMUP_SWEEPS = 100
 SWEEPS_BETWEEN = 15
 
+MAX_REPLICAS = 32
+"""Temperatures at once; more than that takes longer than it helps."""
+
 # for fields: a round is an HMC trajectory and a sweep of the signs
 WARMUP_ROUNDS = 100
 ROUNDS_BETWEEN = 10
@@ -48,18 +51,22 @@ class Bonds(NamedTuple):
     strength: FloatArray
 
 
-def lattice_bonds(shape: tuple[int, ...], strengths: Sequence[float], boundary: str) -> Bonds:
-    """Bonds of a lattice with K of each axis: none along a side of 1, two between a side of 2."""
+def lattice_bonds(
+    shape: tuple[int, ...], strengths: Sequence[float] | FloatArray, boundary: str
+) -> Bonds:
+    """Bonds of a lattice: none along a side of 1, two between a side of 2, none that are zero.
+
+    K of each axis, or of each site's bond to the next one along each axis, ``(axes,) + shape``.
+    """
     index = np.arange(math.prod(shape)).reshape(shape)
-    left, right, strength = [index[:0].reshape(-1)], [index[:0].reshape(-1)], [np.zeros(0)]
-    for axis, (side, bond) in enumerate(zip(shape, strengths, strict=True)):
-        if side == 1 or bond == 0:
-            continue
-        last = side if boundary == "periodic" else side - 1
-        left.append(index.take(np.arange(last), axis).reshape(-1))
-        right.append(index.take(np.arange(1, last + 1) % side, axis).reshape(-1))
-        strength.append(np.full(left[-1].size, float(bond)))
-    return Bonds(np.concatenate(left), np.concatenate(right), np.concatenate(strength))
+    parts = [(index[:0].reshape(-1), index[:0].reshape(-1), np.zeros(0))]
+    for axis, (side, bonds) in enumerate(zip(shape, strengths, strict=True)):
+        if side > 1:
+            inside = np.arange(side if boundary == "periodic" else side - 1)
+            tables = index, np.roll(index, -1, axis), np.broadcast_to(bonds, shape)
+            left, right, strength = (table.take(inside, axis).reshape(-1) for table in tables)
+            parts.append((left[strength != 0], right[strength != 0], strength[strength != 0]))
+    return Bonds(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 def swendsen_wang(
@@ -115,6 +122,68 @@ def sweep(spins: Spins, bonds: Bonds, field: FloatArray | None, rng: np.random.G
         log_odds = 2 * np.bincount(cluster, weights=(spins * field).reshape(-1), minlength=count)
     keeps = rng.logistic(size=count) < log_odds
     return np.where(keeps[cluster].reshape(spins.shape), spins, -spins)
+
+
+def tempered_spins(
+    couplings: FloatArray,
+    own_field: FloatArray | None,
+    bonds: Bonds,
+    *,
+    chains: int,
+    rounds: int,
+    seed: int,
+) -> Spins:
+    r"""Draw spin configurations of :math:`p(s) \propto e^{w(s)}`, w = s.K.s / 2 + h.s.
+
+    Replicas of :math:`e^{b w}`, from b = 1 down to where the heat bath mixes at once (the bonds of
+    no spin add up to more than 1), are swept site by site, exchanged with their neighbours, and
+    that of b = 1 also flipped by clusters. Warm-up and distance of configurations are those of
+    :func:`swendsen_wang`.
+
+    Returns:
+        Spins of +1 and -1, shape ``(rounds, chains, sites)``.
+
+    References:
+        K. Hukushima and K. Nemoto, J. Phys. Soc. Jpn. 65, 1604 (1996).
+    """
+    rng, sites = np.random.default_rng(seed), len(couplings)
+    field = np.zeros(sites) if own_field is None else own_field
+    strongest = max(1.0, float(np.abs(couplings).sum(1).max()))
+    number = min(MAX_REPLICAS, 1 + math.ceil(math.sqrt(sites) * math.log(strongest)))
+    scales = np.geomspace(1.0, 1 / strongest, number)
+    near = [np.nonzero(row)[0] for row in couplings]
+    spins = rng.choice([-1.0, 1.0], size=(sites, number, chains))
+    configurations = []
+    for index in range(rounds):
+        for step in range(SWEEPS_BETWEEN if index else WARMUP_SWEEPS):
+            for site, others in enumerate(near):
+                local = np.tensordot(couplings[site, others], spins[others], 1) + field[site]
+                up = rng.logistic(size=local.shape) < 2 * scales[:, None] * local
+                spins[site] = np.where(up, 1.0, -1.0)
+            _exchange(spins, couplings, field, scales, step % 2, rng)
+            coldest = spins[:, 0].T.astype(np.int8)
+            spins[:, 0] = sweep(coldest, bonds, own_field, rng).T
+        configurations.append(spins[:, 0].T.astype(np.int8))
+    return np.stack(configurations)
+
+
+def _exchange(
+    spins: FloatArray,
+    couplings: FloatArray,
+    field: FloatArray,
+    scales: FloatArray,
+    first: int,
+    rng: np.random.Generator,
+) -> None:
+    """Exchange every second pair of neighbouring replicas, by Metropolis."""
+    flat = spins.reshape(len(field), -1)
+    weights = ((couplings @ flat / 2 + field[:, None]) * flat).sum(0).reshape(spins.shape[1:])
+    for colder in range(first, len(scales) - 1, 2):
+        gain = weights[colder + 1] - weights[colder]
+        log_ratio = (scales[colder] - scales[colder + 1]) * gain
+        swap = -rng.exponential(size=log_ratio.shape) < log_ratio
+        pair = spins[:, colder : colder + 2]
+        pair[:] = np.where(swap, pair[:, ::-1], pair)
 
 
 def sample_with_clusters(

@@ -51,7 +51,6 @@ class FreeField(LatticePotential):
         self._register("precision", precision)
 
     def energy(self, x: Tensor) -> Tensor:
-        """See :class:`LatticePotential`."""
         self.check_field(x)
         total = self.mass**2 * x.square().sum(self._axes)
         for axis in self._axes:

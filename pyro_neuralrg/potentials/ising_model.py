@@ -8,6 +8,7 @@ import functools
 import math
 import sys
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -27,7 +28,9 @@ from pyro_neuralrg.lattice import check_boundary, check_shape
 from pyro_neuralrg.observables.configurations import Observable, field_observables
 from pyro_neuralrg.potentials import cluster
 from pyro_neuralrg.potentials.base import generator_of
+from pyro_neuralrg.potentials.cluster import Spins
 from pyro_neuralrg.potentials.exact import pfaffian, torus, transfer
+from pyro_neuralrg.spectral import computable
 from pyro_neuralrg.statistics import Estimate, FloatArray
 
 CRITICAL_TEMPERATURE = 2 / math.log(1 + math.sqrt(2))
@@ -44,15 +47,151 @@ LEAST_CHAINS = 32
 """Independent chains for an error bar, which is then itself known to 13 %."""
 
 
-class IsingModel:
+class SpinSystem(ABC):
+    r"""Ising spins, :math:`p(s) \propto e^{-H(s) / T}`, whatever their couplings.
+
+    Subclasses define ``bonds``, how couplings act, how chains are drawn, and ln Z as a function of
+    the inverse temperature.
+    """
+
+    couplings: Any
+
+    def __init__(self, shape: Iterable[int], temperature: float, field: Any, boundary: str) -> None:
+        self.shape = check_shape(shape)
+        accepted = "a finite number > 0, as is 1 / T"
+        self.temperature = check_number(
+            "temperature", temperature, accepted, least=LOWEST_TEMPERATURE
+        )
+        self.field = check_external_field(field, self.shape)
+        self.boundary = check_boundary(boundary)
+
+    @property
+    @abstractmethod
+    def bonds(self) -> cluster.Bonds:
+        """Both ends of all bonds, as indices into the flattened lattice, and their K / T."""
+
+    @abstractmethod
+    def _coupled(self, values: Tensor, power: int = 1, both_ends: bool = False) -> Tensor:
+        """The sum of K_ij^power v_j at each site i, of each bond at one or both of its ends."""
+
+    @abstractmethod
+    def _chains(self, field: FloatArray | None, chains: int, rounds: int, seed: int) -> Spins:
+        """Spins in the field h / T, ``(rounds, chains, sites)``."""
+
+    @abstractmethod
+    def _log_partition(self, beta: Tensor) -> Tensor:
+        """ln Z at the inverse temperature ``beta``."""
+
+    @property
+    def reduced_field(self) -> Tensor | None:
+        """h / T of each site in float64, or None."""
+        return None if self.field is None else self.field / self.temperature
+
+    def energy_per_site(self, mean: Tensor, variance: Tensor | None = None) -> Tensor:
+        """H / N of spins, or its mean over independent spins of given means, in units of J.
+
+        Of shape ``batch`` from means of shape ``batch + shape``; the variance is not needed.
+        """
+        values = computable(check_values("mean", mean, self.shape))
+        total = (values * self._with_field(self._coupled(values))).sum(self._axes)
+        return (-total / math.prod(self.shape)).to(mean.dtype)
+
+    def squared_energy_per_site(self, mean: Tensor, variance: Tensor | None = None) -> Tensor:
+        r"""(H / N)^2 of spins, or its mean over independent spins, in units of J^2.
+
+        About the means t the energy is a sum of terms without correlation,
+
+        .. math:: H(s) = H(t) - \sum_i g_i (s_i - t_i) - \sum_{(ij)} J_{ij} (s_i - t_i)(s_j - t_j),
+
+        with :math:`g_i = h_i + \sum_j J_{ij} t_j` and pairs (ij) of neighbours (whose two bonds
+        along a periodic side of 2 make one :math:`J_{ij}`), so that its variance is :math:`\sum_i
+        g_i^2 \sigma_i^2 + \sum_{(ij)} J_{ij}^2 \sigma_i^2 \sigma_j^2`. As much work as the energy.
+        Without ``variance`` the spins are known.
+
+        Example:
+            >>> pair = IsingModel((2,), 1.0, boundary="open")  # H = -s_0 s_1
+            >>> pair.squared_energy_per_site(torch.zeros(2), torch.ones(2))
+            tensor(0.2500)
+        """
+        square = self.energy_per_site(mean).square()
+        if variance is None:
+            return square
+        rest = computable(check_values("variance", variance, self.shape))
+        local = self._with_field(self._coupled(computable(mean), both_ends=True))
+        scatter = (rest * (local.square() + self._coupled(rest, power=2))).sum(self._axes)
+        return square + (scatter / math.prod(self.shape) ** 2).to(mean.dtype)
+
+    def _with_field(self, local: Tensor) -> Tensor:
+        return local if self.field is None else local + self.field.to(local)
+
+    @property
+    def _axes(self) -> tuple[int, ...]:
+        return tuple(range(-len(self.shape), 0))
+
+    def observables(self) -> dict[str, Observable]:
+        """Observables that fit the model, as functions of spins, or of their means and variances.
+
+        Those of :func:`~pyro_neuralrg.observables.field_observables`, and ``internal_energy`` and
+        ``squared_internal_energy``, H / N and its square.
+        """
+        return {
+            **field_observables(self.shape, self.boundary),
+            "internal_energy": self.energy_per_site,
+            "squared_internal_energy": self.squared_energy_per_site,
+        }
+
+    def sample(self, n: int, seed: int | torch.Generator | None = None) -> Tensor:
+        """Draw ``n`` configurations by Monte Carlo, without a flow.
+
+        Spins of +1 and -1, ``(n,) + shape`` in torch's default dtype, from as many independent
+        chains as fit 65536 sites, 15 sweeps apart in each: of an :class:`IsingModel` by clusters
+        (Swendsen-Wang), of a :class:`SpinModel` with replicas at higher temperatures besides.
+        Energies of +-J glasses of 6 x 6 are within two errors down to T = 0.5; large and cold ones
+        may need more than these 100 sweeps. Without a ``seed`` or generator torch's own random
+        numbers continue.
+        """
+        n = check_integer("n", n, 1)
+        chains = min(n, max(1, cluster.SITES_AT_ONCE // math.prod(self.shape)))
+        spins = self._rounds(n, chains, seed).reshape(-1, *self.shape)[:n]
+        return torch.from_numpy(spins).to(torch.get_default_dtype())
+
+    def _rounds(self, n: int, chains: int, seed: int | torch.Generator | None) -> Spins:
+        """At least ``n`` configurations, ``(rounds, chains, sites)``."""
+        field = self.reduced_field
+        own = None if field is None else field.flatten().numpy()
+        number = int(torch.randint(2**62, (), generator=generator_of(seed)))
+        return self._chains(own, chains, -(-n // chains), number)
+
+    def log_partition(self) -> float:
+        """Exact ln Z in nats; a NotImplementedError says which models are out of reach."""
+        with torch.no_grad():
+            return float(self._log_partition(self._beta))
+
+    def internal_energy(self) -> float:
+        """Exact <H> per site in units of J: -d ln Z / d beta / N."""
+        return -derivative_in(self._log_partition)(self._beta).item() / math.prod(self.shape)
+
+    def specific_heat(self) -> float:
+        """Exact specific heat d<H>/dT per site in units of k_B: beta^2 d^2 ln Z / d beta^2 / N."""
+        beta = self._beta
+        second = derivative_in(derivative_in(self._log_partition))(beta)
+        return (beta * (beta * second)).item() / math.prod(self.shape)
+
+    @property
+    def _beta(self) -> Tensor:
+        return torch.tensor(1 / self.temperature, dtype=torch.float64)
+
+
+class IsingModel(SpinSystem):
     r"""Ising spins on a lattice, :math:`p(s) \propto e^{-H(s) / T}`.
 
     .. math:: H(s) = -\sum_{a, \langle ij \rangle_a} J_a s_i s_j - \sum_i h_i s_i
 
     with the bonds of nearest neighbours along each axis a. Energies are in units of J, temperatures
     in J / k_B. Exact quantities raise NotImplementedError, with the reason, where no method reaches
-    the lattice: rings and two-dimensional tori of any size are reached without field and
-    frustration, all else if the cross-section is small; :meth:`sample` has no such limit.
+    the lattice: rings (in closed form) and two-dimensional tori (by Kaufman's formula, stable to
+    sides of 1024 and beyond) are reached without field and frustration, all else by the transfer
+    matrix if the cross-section is small; :meth:`sample` has no such limit.
 
     Args:
         shape: lattice shape, one to three sides >= 1.
@@ -85,16 +224,10 @@ class IsingModel:
         field: ArrayLike | Tensor | None = None,
         boundary: str = "periodic",
     ) -> None:
-        self.shape = check_shape(shape)
-        if temperature is None:
-            temperature = critical_temperature(self.shape)
-        accepted = "a finite number > 0, as is 1 / T"
-        self.temperature = check_number(
-            "temperature", temperature, accepted, least=LOWEST_TEMPERATURE
-        )
+        sides = check_shape(shape)
+        temperature = critical_temperature(sides) if temperature is None else temperature
+        super().__init__(sides, temperature, field, boundary)
         self.couplings = check_couplings(couplings, self.shape)
-        self.field = check_external_field(field, self.shape)
-        self.boundary = check_boundary(boundary)
         # the exact methods see one of the equal sublattices without bonds between them
         has_bonds = [
             side > 1 and (coupling != 0 or self.field is not None)
@@ -109,62 +242,21 @@ class IsingModel:
 
     @property
     def bonds(self) -> cluster.Bonds:
-        """Both ends of all bonds, as indices into the flattened lattice, and their J / T."""
         strengths = [coupling / self.temperature for coupling in self.couplings]
         return cluster.lattice_bonds(self.shape, strengths, self.boundary)
 
-    @property
-    def reduced_field(self) -> Tensor | None:
-        """h / T of each site in float64, or None."""
-        return None if self.field is None else self.field / self.temperature
-
-    def energy_per_site(self, mean: Tensor, variance: Tensor | None = None) -> Tensor:
-        """H / N of spins, or its mean over independent spins of given means, in units of J.
-
-        Of shape ``batch`` from means of shape ``batch + shape``; the variance is not needed.
-        """
-        check_values("mean", mean, self.shape)
-        lattice = tuple(range(-len(self.shape), 0))
-        h = 0.0 if self.field is None else self.field.to(mean)
-        total = (h * mean).sum(lattice)
-        for axis, coupling in enumerate(self.couplings):
-            if self.shape[axis] > 1:
-                total = total + coupling * (mean * self._neighbour(mean, axis, 1)).sum(lattice)
-        return -total / math.prod(self.shape)
-
-    def squared_energy_per_site(self, mean: Tensor, variance: Tensor | None = None) -> Tensor:
-        r"""(H / N)^2 of spins, or its mean over independent spins, in units of J^2; O(N).
-
-        About the means t the energy is a sum of terms without correlation,
-
-        .. math:: H(s) = H(t) - \sum_i g_i (s_i - t_i) - \sum_{(ij)} J_{ij} (s_i - t_i)(s_j - t_j),
-
-        with :math:`g_i = h_i + \sum_j J_{ij} t_j` and pairs (ij) of neighbours (whose two bonds
-        along a periodic side of 2 make one :math:`J_{ij}`), so that its variance is :math:`\sum_i
-        g_i^2 \sigma_i^2 + \sum_{(ij)} J_{ij}^2 \sigma_i^2 \sigma_j^2`.
-        Without ``variance`` the spins are known.
-
-        Example:
-            >>> pair = IsingModel((2,), 1.0, boundary="open")  # H = -s_0 s_1
-            >>> pair.squared_energy_per_site(torch.zeros(2), torch.ones(2))
-            tensor(0.2500)
-        """
-        square = self.energy_per_site(mean).square()
-        if variance is None:
-            return square
-        check_values("variance", variance, self.shape)
-        local = torch.zeros_like(mean) if self.field is None else self.field.to(mean)
-        pairs = torch.zeros_like(mean)
+    def _coupled(self, values: Tensor, power: int = 1, both_ends: bool = False) -> Tensor:
+        total = torch.zeros_like(values)
         for axis, (side, coupling) in enumerate(zip(self.shape, self.couplings, strict=True)):
             if side == 1:
                 continue
-            both = self._neighbour(mean, axis, 1) + self._neighbour(mean, axis, -1)
-            local = local + coupling * both
+            near = self._neighbour(values, axis, 1)
+            if both_ends:
+                near = near + self._neighbour(values, axis, -1)
             # both bonds of a pair: (2 J)^2 of one pair, of which each bond brings half
-            weight = 2 if self.boundary == "periodic" and side == 2 else 1
-            pairs = pairs + weight * coupling**2 * self._neighbour(variance, axis, 1)
-        scatter = (variance * (local.square() + pairs)).sum(tuple(range(-len(self.shape), 0)))
-        return square + scatter / math.prod(self.shape) ** 2
+            weight = power if self.boundary == "periodic" and side == 2 else 1
+            total = total + weight * coupling**power * near
+        return total
 
     def _neighbour(self, values: Tensor, axis: int, step: int) -> Tensor:
         """The value of each site's neighbour along an axis; zero beyond an open edge."""
@@ -175,31 +267,6 @@ class IsingModel:
         edge = torch.tensor([0 if step > 0 else values.shape[dim] - 1], device=values.device)
         return neighbours.index_fill(dim, edge, 0.0)
 
-    def observables(self) -> dict[str, Observable]:
-        """Observables that fit the model, as functions of spins, or of their means and variances.
-
-        Those of :func:`~pyro_neuralrg.observables.field_observables`, and ``internal_energy`` and
-        ``squared_internal_energy``, H / N and its square.
-        """
-        return {
-            **field_observables(self.shape, self.boundary),
-            "internal_energy": self.energy_per_site,
-            "squared_internal_energy": self.squared_energy_per_site,
-        }
-
-    def sample(self, n: int, seed: int | torch.Generator | None = None) -> Tensor:
-        """Draw ``n`` configurations by cluster Monte Carlo (Swendsen-Wang).
-
-        Spins of +1 and -1, ``(n,) + shape`` in torch's default dtype, from as many independent
-        chains as fit 65536 sites, 15 sweeps apart in each. Without a ``seed`` or generator torch's
-        own random numbers continue.
-        """
-        n = check_integer("n", n, 1)
-        chains = min(n, max(1, cluster.SITES_AT_ONCE // math.prod(self.shape)))
-        spins = self._swendsen_wang(chains, -(-n // chains), seed)
-        spins = spins.reshape(-1, *self.shape)[:n]
-        return torch.from_numpy(spins).to(torch.get_default_dtype())
-
     def reference_structure_factor(self, n: int, seed: int | None = None) -> Estimate:
         """Uniform structure factor of ``n`` >= 2 configurations drawn as by :meth:`sample`.
 
@@ -209,41 +276,15 @@ class IsingModel:
         """
         chains = max(LEAST_CHAINS, cluster.SITES_AT_ONCE // math.prod(self.shape))
         chains = min(check_integer("n", n, 2), chains)
-        spins = self._swendsen_wang(chains, -(-n // chains), seed)
+        spins = self._rounds(n, chains, seed)
         means = np.square(spins.mean(2, dtype=np.float64)).mean(0)
         return Estimate(float(means.mean()), float(means.std(ddof=1) / math.sqrt(chains)))
 
-    def _swendsen_wang(
-        self, chains: int, rounds: int, seed: int | torch.Generator | None
-    ) -> cluster.Spins:
-        field = self.reduced_field
+    def _chains(self, field: FloatArray | None, chains: int, rounds: int, seed: int) -> Spins:
+        sites = math.prod(self.shape)
         return cluster.swendsen_wang(
-            self.bonds,
-            None if field is None else field.flatten().numpy(),
-            math.prod(self.shape),
-            chains=chains,
-            rounds=rounds,
-            seed=int(torch.randint(2**62, (), generator=generator_of(seed))),
+            self.bonds, field, sites, chains=chains, rounds=rounds, seed=seed
         )
-
-    def log_partition(self) -> float:
-        """Exact ln Z in nats.
-
-        Rings in closed form, two-dimensional tori by Kaufman's formula (stable to sides of 1024 and
-        beyond), all else by the transfer matrix.
-        """
-        with torch.no_grad():
-            return float(self._log_partition(self._beta))
-
-    def internal_energy(self) -> float:
-        """Exact <H> per site in units of J: -d ln Z / d beta / N."""
-        return -derivative_in(self._log_partition)(self._beta).item() / math.prod(self.shape)
-
-    def specific_heat(self) -> float:
-        """Exact specific heat d<H>/dT per site in units of k_B: beta^2 d^2 ln Z / d beta^2 / N."""
-        beta = self._beta
-        second = derivative_in(derivative_in(self._log_partition))(beta)
-        return (beta * (beta * second)).item() / math.prod(self.shape)
 
     def correlations(self) -> Tensor:
         """Exact <s_0 s_r> on the periodic lattice without field, float64 of shape ``shape``.
@@ -273,10 +314,6 @@ class IsingModel:
         zero = torch.zeros((), dtype=torch.float64)
         mean, variance = mean_at(zero), derivative_in(mean_at)(zero)
         return float(variance + mean**2) / math.prod(self.shape) ** 2
-
-    @property
-    def _beta(self) -> Tensor:
-        return torch.tensor(1 / self.temperature, dtype=torch.float64)
 
     def _log_partition(self, beta: Tensor, extra: Tensor | None = None) -> Tensor:
         """ln Z at the inverse temperature ``beta``; ``extra`` is added to h_i / T."""

@@ -13,34 +13,29 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from pyro_neuralrg.arguments import check_array, check_integer, check_number, check_values
-from pyro_neuralrg.bases import NORMAL
+from pyro_neuralrg.arguments import check_array, check_number
 from pyro_neuralrg.lattice import check_boundary, check_shape
-from pyro_neuralrg.observables.configurations import Observable, field_observables
 from pyro_neuralrg.potentials import cluster
-from pyro_neuralrg.potentials.base import TWO_PHASES, generator_of
-from pyro_neuralrg.potentials.dual import LOWEST_EIGENVALUE, SpinDual
-from pyro_neuralrg.potentials.exact import enumeration, transfer
-from pyro_neuralrg.potentials.ising_model import (
-    LOWEST_TEMPERATURE,
-    check_external_field,
-    derivative_in,
-)
-from pyro_neuralrg.potentials.tempering import tempered_spins
+from pyro_neuralrg.potentials.base import generator_of
+from pyro_neuralrg.potentials.cluster import Spins
+from pyro_neuralrg.potentials.exact import transfer
+from pyro_neuralrg.potentials.ising import LOWEST_EIGENVALUE, SpinDual
+from pyro_neuralrg.potentials.ising_model import SpinSystem
 from pyro_neuralrg.spectral import computable
+from pyro_neuralrg.statistics import FloatArray
 from pyro_neuralrg.transforms import HierarchicalFlow
 
 MAX_SITES = 4096
 """Sites of a matrix of couplings: it is dense, and its eigenvalues take minutes at 64 x 64."""
 
 
-class SpinModel:
+class SpinModel(SpinSystem):
     r"""Ising spins with any symmetric couplings, :math:`p(s) \propto e^{-H(s) / T}`.
 
     .. math:: H(s) = -\tfrac12 s^T K s - h^T s
 
     Where K has bonds of nearest neighbours only, ln Z and energies are exact if the cross-section
-    is small (:class:`IsingModel` says how small); else up to 20 spins, by enumeration.
+    is small (:class:`IsingModel` says how small); else up to 20 spins, by transfer.
 
     Args:
         couplings: K, symmetric with a zero diagonal, ``(N, N)`` of the sites row by row: an array,
@@ -70,111 +65,33 @@ class SpinModel:
         boundary: str = "periodic",
     ) -> None:
         matrix = _check_matrix(couplings)
-        self.shape = (len(matrix),) if shape is None else check_shape(shape)
-        if math.prod(self.shape) != len(matrix):
+        sides = (len(matrix),) if shape is None else check_shape(shape)
+        if math.prod(sides) != len(matrix):
             raise ValueError(
                 f"couplings has {len(matrix)} sites; accepted: one row for each site of the shape "
-                f"{self.shape}"
+                f"{sides}"
             )
-        accepted = "a finite number > 0, as is 1 / T"
-        self.temperature = check_number(
-            "temperature", temperature, accepted, least=LOWEST_TEMPERATURE
-        )
+        super().__init__(sides, temperature, field, boundary)
         self.couplings = matrix
-        self.field = check_external_field(field, self.shape)
-        self.boundary = check_boundary(boundary)
         self.lattice_bonds = _lattice_bonds_of(matrix, self.shape)
 
     @property
     def bonds(self) -> cluster.Bonds:
-        """Both ends of all bonds, as indices into the flattened lattice, and their K / T."""
         left, right = self.couplings.triu().nonzero().unbind(1)
         strength = self.couplings[left, right] / self.temperature
         return cluster.Bonds(left.numpy(), right.numpy(), strength.numpy())
 
-    @property
-    def reduced_field(self) -> Tensor | None:
-        """h / T of each site in float64, or None."""
-        return None if self.field is None else self.field / self.temperature
+    def _coupled(self, values: Tensor, power: int = 1, both_ends: bool = False) -> Tensor:
+        matrix = self.couplings.to(values)
+        matrix = matrix if power == 1 else matrix**power
+        local = values.flatten(-len(self.shape)) @ matrix
+        return (local if both_ends else local / 2).reshape(values.shape)
 
-    def energy_per_site(self, mean: Tensor, variance: Tensor | None = None) -> Tensor:
-        """H / N of spins, or its mean over independent spins of given means.
-
-        Of shape ``batch`` from means of shape ``batch + shape``; the variance is not needed.
-        """
-        values = self._flat("mean", mean)
-        total = (values * self._local_field(values, 0.5)).sum(-1)
-        return (-total / values.shape[-1]).to(mean.dtype)
-
-    def squared_energy_per_site(self, mean: Tensor, variance: Tensor | None = None) -> Tensor:
-        """(H / N)^2 of spins, or its mean over independent spins.
-
-        See :meth:`IsingModel.squared_energy_per_site`. Without ``variance`` the spins are known.
-        """
-        square = self.energy_per_site(mean).square()
-        if variance is None:
-            return square
-        rest = self._flat("variance", variance)
-        local = self._local_field(self._flat("mean", mean), 1.0)
-        pairs = (rest @ self.couplings.to(rest).square()) / 2
-        scatter = (rest * (local.square() + pairs)).sum(-1) / rest.shape[-1] ** 2
-        return square + scatter.to(mean.dtype)
-
-    def _local_field(self, values: Tensor, share: float) -> Tensor:
-        """The share of K t, and h, at each site."""
-        local = share * (values @ self.couplings.to(values))
-        return local if self.field is None else local + self.field.to(values).flatten()
-
-    def _flat(self, name: str, values: Tensor) -> Tensor:
-        return computable(check_values(name, values, self.shape)).flatten(-len(self.shape))
-
-    def observables(self) -> dict[str, Observable]:
-        """Observables of spins, or of their means and variances; see :class:`IsingModel`."""
-        return {
-            **field_observables(self.shape, self.boundary),
-            "internal_energy": self.energy_per_site,
-            "squared_internal_energy": self.squared_energy_per_site,
-        }
-
-    def sample(self, n: int, seed: int | torch.Generator | None = None) -> Tensor:
-        """Draw ``n`` configurations by tempered Monte Carlo, ``(n,) + shape``.
-
-        In chains as those of :meth:`IsingModel.sample`, each with replicas at higher temperatures
-        and with cluster flips. Energies of +-J glasses of 6 x 6 are within two errors down to T =
-        0.5; large and cold ones may need more than these 100 sweeps.
-        """
-        n, sites = check_integer("n", n, 1), len(self.couplings)
-        chains = min(n, max(1, cluster.SITES_AT_ONCE // sites))
-        field = self.reduced_field
-        spins = tempered_spins(
-            (self.couplings / self.temperature).numpy(),
-            np.zeros(sites) if field is None else field.flatten().numpy(),
-            self.bonds,
-            chains=chains,
-            rounds=-(-n // chains),
-            seed=int(torch.randint(2**62, (), generator=generator_of(seed))),
+    def _chains(self, field: FloatArray | None, chains: int, rounds: int, seed: int) -> Spins:
+        couplings = (self.couplings / self.temperature).numpy()
+        return cluster.tempered_spins(
+            couplings, field, self.bonds, chains=chains, rounds=rounds, seed=seed
         )
-        spins = spins.reshape(-1, *self.shape)[:n]
-        return torch.from_numpy(spins).to(torch.get_default_dtype())
-
-    def log_partition(self) -> float:
-        """Exact ln Z in nats, by the transfer matrix or by enumeration."""
-        with torch.no_grad():
-            return float(self._log_partition(self._beta))
-
-    def internal_energy(self) -> float:
-        """Exact <H> per site: -d ln Z / d beta / N."""
-        return -derivative_in(self._log_partition)(self._beta).item() / len(self.couplings)
-
-    def specific_heat(self) -> float:
-        """Exact d<H>/dT per site, in units of k_B."""
-        beta = self._beta
-        second = derivative_in(derivative_in(self._log_partition))(beta)
-        return (beta * (beta * second)).item() / len(self.couplings)
-
-    @property
-    def _beta(self) -> Tensor:
-        return torch.tensor(1 / self.temperature, dtype=torch.float64)
 
     def _log_partition(self, beta: Tensor) -> Tensor:
         """ln Z at the inverse temperature ``beta``."""
@@ -188,14 +105,14 @@ class SpinModel:
             if section <= limit:
                 ends = "periodic" if closed else "open"
                 return transfer.transfer_log_partition(self.shape, beta * bonds, fields, ends)
-        if len(self.couplings) <= enumeration.MAX_ENUMERATED:
+        if len(self.couplings) <= transfer.MAX_ENUMERATED:
             matrix = beta * self.couplings
-            return enumeration.enumerated_log_partition(matrix, fields.flatten())
+            return transfer.enumerated_log_partition(matrix, fields.flatten())
         raise NotImplementedError(
             f"ln Z of {self!r} is not known exactly: accepted are bonds of nearest neighbours with "
             f"at most {transfer.MAX_SECTION_PERIODIC} spins across the longest side (open along "
             f"it: {transfer.MAX_SECTION_OPEN}; here {section}), and any couplings of up to "
-            f"{enumeration.MAX_ENUMERATED} spins"
+            f"{transfer.MAX_ENUMERATED} spins"
         )
 
     def __repr__(self) -> str:
@@ -245,18 +162,14 @@ class DualSpins(SpinDual):
         temperature: float = 1.0,
         boundary: str = "periodic",
     ) -> None:
-        self.spins = spins = SpinModel(couplings, field, shape, temperature, boundary)
-        self.temperature = spins.temperature
-        self.couplings, self.field = spins.couplings, spins.field
-        super().__init__(spins.shape, boundary, even=self.field is None)
-        self.base = TWO_PHASES if self.even else NORMAL
-        eigenvalues, self._vectors = torch.linalg.eigh(spins.couplings / spins.temperature)
+        spins = SpinModel(couplings, field, shape, temperature, boundary)
+        super().__init__(spins)
+        matrix = spins.couplings / spins.temperature
+        eigenvalues, self._vectors = torch.linalg.eigh(matrix)
         self.alpha = LOWEST_EIGENVALUE - float(eigenvalues[0])
         self._eigenvalues = eigenvalues + self.alpha
-        self.covariance = spins.couplings / spins.temperature
-        self.covariance = self.covariance + self.alpha * torch.eye(len(eigenvalues)).double()
+        self.covariance = matrix + self.alpha * torch.eye(len(matrix), dtype=matrix.dtype)
         self._register("precision", (self._vectors / self._eigenvalues) @ self._vectors.T)
-        self._register_field(spins.reduced_field)
 
     @classmethod
     def from_bonds(
@@ -338,16 +251,9 @@ class DualSpins(SpinDual):
         h = computable(x).flatten(-len(self.shape))
         return (h @ self._constant("precision", h)).reshape(x.shape).to(x.dtype)
 
-    def _quadratic_form(self, x: Tensor) -> Tensor:
-        h = computable(x)
-        return (h * self._times_precision(h)).sum(self._axes).to(x.dtype)
-
     def _times_power(self, x: Tensor, power: float) -> Tensor:
         matrix = (self._vectors * self._eigenvalues**power) @ self._vectors.T
         return (x.flatten(-len(self.shape)) @ matrix.to(x)).reshape(x.shape)
-
-    def _log_determinant(self) -> float:
-        return float(self._eigenvalues.log().sum())
 
     def _bond_features(self) -> Tensor | None:
         """K / T of each site and the next one along each axis, None if none differs inside."""
@@ -363,15 +269,6 @@ class DualSpins(SpinDual):
         """As :meth:`SpinDual.flow`, with a Gaussian layer of this covariance unless it is given."""
         given = {"spectrum", "covariance"} & set(options)
         return super().flow(**({} if given else {"covariance": self.covariance}), **options)
-
-    def heated(self, factor: float) -> DualSpins:
-        """The same couplings and external field at ``factor`` times the temperature."""
-        hot = self.temperature * check_number("factor", factor, "a finite number > 0", above=0)
-        potential = DualSpins(self.couplings, self.field, self.shape, hot, self.boundary)
-        return potential.to(self.device)
-
-    def __repr__(self) -> str:
-        return repr(self.spins).replace("SpinModel", "DualSpins", 1)
 
 
 def _check_sides(shape: Iterable[int]) -> tuple[int, ...]:
@@ -414,31 +311,24 @@ def _matrix_of(shape: tuple[int, ...], bonds: Any, boundary: str) -> Tensor:
     values = torch.from_numpy(check_array("bonds", bonds, accepted))
     if tuple(values.shape) != (len(shape), *shape) or not bool(values.isfinite().all()):
         raise ValueError(f"bonds has shape {tuple(values.shape)} or nan; accepted: {accepted}")
-    matrix = torch.zeros(math.prod(shape), math.prod(shape), dtype=torch.float64)
-    for axis, side in enumerate(shape):
-        count = side if boundary == "periodic" else side - 1
-        if side == 1:
-            continue
-        left, right = (ends.narrow(axis, 0, count) for ends in _ends(shape, axis))
-        strength = values[axis].narrow(axis, 0, count).flatten()
-        for pair in ((left, right), (right, left)):
-            places = tuple(ends.flatten() for ends in pair)
-            matrix.index_put_(places, strength, accumulate=True)
+    left, right, strength = cluster.lattice_bonds(shape, values.numpy(), boundary)
+    sites = math.prod(shape)
+    matrix = torch.zeros(sites, sites, dtype=torch.float64)
+    for pair in ((left, right), (right, left)):
+        places = tuple(map(torch.from_numpy, pair))
+        matrix.index_put_(places, torch.from_numpy(strength), accumulate=True)
     return matrix
 
 
-def _neighbours_of(matrix: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """K of each site and the next one along each axis, ``(axes,) + shape``; each pair once."""
+def _lattice_bonds_of(matrix: Tensor, shape: tuple[int, ...]) -> Tensor | None:
+    """The bonds of a periodic lattice that make up the matrix, ``(axes,) + shape``, or None.
+
+    K of each site and the next one along each axis, each pair once.
+    """
     bonds = torch.zeros(len(shape), *shape, dtype=matrix.dtype)
     for axis, side in enumerate(shape):
         if side > 1:
             bonds[axis] = matrix[_ends(shape, axis)]
         if side == 2:
             bonds[axis].select(axis, 1).zero_()
-    return bonds
-
-
-def _lattice_bonds_of(matrix: Tensor, shape: tuple[int, ...]) -> Tensor | None:
-    """The bonds of a periodic lattice that make up the matrix; None if it has others."""
-    bonds = _neighbours_of(matrix, shape)
     return bonds if torch.equal(_matrix_of(shape, bonds, "periodic"), matrix) else None

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from pyro.distributions.torch_transform import TransformModule
+from pyro.distributions.util import sum_rightmost
 from torch import Tensor, nn
 from torch.distributions import constraints
 
@@ -224,6 +225,35 @@ class LatticeTransform(TransformModule):
                 f"{parameter.device}, as the transform (convert or move one with .to)"
             )
         return value.shape[:split]
+
+
+def forward_and_ladj(flow: Any, z: Tensor, event_dim: int) -> tuple[Tensor, Tensor]:
+    """``x = flow(z)`` and ln |det dx/dz| over ``event_dim`` dimensions, of any TransformModule."""
+    if hasattr(flow, "forward_and_ladj"):
+        x, ladj = flow.forward_and_ladj(z)
+    else:
+        x = flow(z)
+        ladj = flow.log_abs_det_jacobian(z, x)
+    return x, _to_batch(ladj, flow, z, event_dim)
+
+
+def inverse_and_ladj(flow: Any, x: Tensor, event_dim: int) -> tuple[Tensor, Tensor]:
+    """``z = flow.inv(x)`` and the same ln |det dx/dz| as :func:`forward_and_ladj`."""
+    if hasattr(flow, "inverse_and_ladj"):
+        z, ladj = flow.inverse_and_ladj(x)
+    elif x.numel() == 0:  # which some of Pyro's transforms refuse
+        z, ladj = x, x.new_zeros(x.shape[: x.dim() - flow.domain.event_dim])
+    else:
+        z = flow.inv(x)
+        ladj = flow.log_abs_det_jacobian(z, x)
+    return z, _to_batch(ladj, flow, x, event_dim)
+
+
+def _to_batch(ladj: Tensor, flow: Any, value: Tensor, event_dim: int) -> Tensor:
+    """One log-determinant for each event, of one that is constant or of fewer dimensions."""
+    flow_event_dim = flow.domain.event_dim
+    shape = value.shape[: value.dim() - flow_event_dim]
+    return sum_rightmost(ladj.expand(shape), event_dim - flow_event_dim)
 
 
 def state_of(module: nn.Module, *tensors: Tensor) -> tuple[Any, ...] | None:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.distributions import Transform
 
 from pyro_neuralrg.arguments import check_choice
-from pyro_neuralrg.transforms.base import LatticeTransform
+from pyro_neuralrg.transforms.base import LatticeTransform, forward_and_ladj, inverse_and_ladj
 from pyro_neuralrg.transforms.coupling import neighbour_coupling, realnvp_block
 
 
@@ -229,13 +229,8 @@ class _Foreign(LatticeTransform):
                     f"context is None; accepted for {type(transform).__name__}: a tensor"
                 )
             transform = transform.condition(context.movedim(-1, 0))
-        given = h.movedim(-1, 0).contiguous()
-        found = transform.inv(given) if inverse else transform(given)
-        z, x = (found, given) if inverse else (given, found)
-        ladj = transform.log_abs_det_jacobian(z, x)
-        # one of fewer event dimensions leaves some open, and may return a single constant for all
-        open_shape = z.shape[: z.dim() - transform.domain.event_dim]
-        ladj = ladj.expand(open_shape).reshape(len(z), math.prod(open_shape[1:])).sum(-1)
+        run = inverse_and_ladj if inverse else forward_and_ladj
+        found, ladj = run(transform, h.movedim(-1, 0).contiguous(), len(self.event_shape))
         self._drop_cache()
         return found.movedim(0, -1), ladj
 

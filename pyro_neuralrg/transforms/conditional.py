@@ -111,7 +111,6 @@ class _Conditioned(LatticeTransform):
     def push_score(
         self, h: Tensor, score: Tensor, context: Tensor | None = None, want_context: bool = False
     ) -> Pushed:
-        """z to x with the score, batch-last, for features of a context."""
         return self.conditional.flow.push_score(h, score, context, want_context)
 
     def _packed(self, name: str, value: Tensor) -> tuple[torch.Size, Tensor, Tensor]:

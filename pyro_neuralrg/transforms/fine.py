@@ -4,23 +4,20 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.distributions import constraints
 
 from pyro_neuralrg.arguments import check_type, check_values
-from pyro_neuralrg.bases import NORMAL
+from pyro_neuralrg.bases import NORMAL, FieldDistribution
 from pyro_neuralrg.transforms.base import LatticeTransform
 from pyro_neuralrg.transforms.scales import sites_of_scale
 
 
-class FineGivenCoarse(TorchDistribution):
+class FineGivenCoarse(FieldDistribution):
     r"""The fields x of a flow whose field of scale k is given: every draw keeps it.
 
     Up to scale k the flow is an exact change of variables between x and :math:`u = (u_c, u_f)`, the
@@ -57,9 +54,6 @@ class FineGivenCoarse(TorchDistribution):
         (torch.Size([3, 10, 4, 4]), torch.Size([3, 10]))
     """
 
-    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
-    has_rsample = True
-
     def __init__(self, flow: Any, coarse: Tensor, scale: int) -> None:
         check_type("flow", flow, LatticeTransform, "a HierarchicalFlow")
         sites = sites_of_scale(flow.circuit, scale)
@@ -85,15 +79,8 @@ class FineGivenCoarse(TorchDistribution):
         given = f"<{tuple(self.coarse.shape)}>, {self.scale}"
         return f"{type(self).__name__}({self.flow!r}, {given})"
 
-    @constraints.dependent_property(is_discrete=False)
-    def support(self) -> constraints.Constraint:
-        """Real fields; ``log_prob`` says which of them have the coarse field."""
-        return constraints.independent(constraints.real, self.event_dim)
-
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> FineGivenCoarse:
-        """The same distribution with another batch shape."""
-        new = copy.copy(self)
-        new._batch_shape = torch.Size(batch_shape)
+        new: FineGivenCoarse = super().expand(batch_shape)
         new.coarse = self.coarse.expand(*batch_shape, *self._coarse_shape)
         return new
 

@@ -39,6 +39,13 @@ class _ModeScaling(LatticeTransform):
         return fields.movedim(0, -1), ladj
 
 
+def _push_by_inverse(layer: LatticeTransform, h: Tensor, score: Tensor) -> Pushed:
+    """z to x with the score, of a symmetric linear map without parameters."""
+    x, ladj = layer.forward(h)
+    with torch.no_grad():
+        return x, ladj, layer.inverse(score)[0], None
+
+
 def _slope_term(context: Tensor | None, slopes: Tensor) -> Tensor:
     """Sum of the slopes times the entries of a context, one for each field."""
     if context is None:
@@ -86,13 +93,9 @@ class FourierLayer(_ModeScaling):
     def push_score(
         self, h: Tensor, score: Tensor, context: Tensor | None = None, want_context: bool = False
     ) -> Pushed:
-        """The score goes through the inverse."""
         if self.slopes is not None:
             return super().push_score(h, score, context, want_context)
-        x, ladj = self.forward(h)
-        with torch.no_grad():
-            score, _ = self.inverse(score)
-        return x, ladj, score, None
+        return _push_by_inverse(self, h, score)
 
     def _factors(self, h: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
         scale = self.scale
@@ -155,11 +158,7 @@ class CovarianceLayer(LatticeTransform):
     def push_score(
         self, h: Tensor, score: Tensor, context: Tensor | None = None, want_context: bool = False
     ) -> Pushed:
-        """The score goes through the inverse."""
-        x, ladj = self.forward(h)
-        with torch.no_grad():
-            score, _ = self.inverse(score)
-        return x, ladj, score, None
+        return _push_by_inverse(self, h, score)
 
 
 class LearnedSpectrum(_ModeScaling):

@@ -26,12 +26,13 @@ from pyro_neuralrg.transforms.coupling_sequence import (
 )
 from pyro_neuralrg.transforms.fine import FineGivenCoarse
 from pyro_neuralrg.transforms.fourier import CovarianceLayer, FourierLayer
-from pyro_neuralrg.transforms.partition import (
+from pyro_neuralrg.transforms.scales import (
+    UpToScale,
     blocks_of_layer,
     features_of_blocks,
+    grow,
     sites_of_layers,
 )
-from pyro_neuralrg.transforms.scales import UpToScale, grow
 from pyro_neuralrg.transforms.wavelets import (
     BlockRotation,
     check_wavelet,
@@ -167,7 +168,6 @@ class HierarchicalFlow(LatticeTransform):
     def push_score(
         self, h: Tensor, score: Tensor, context: Tensor | None = None, want_context: bool = False
     ) -> Pushed:
-        """z to x with the score of q, batch-last."""
         want_context = want_context and context is not None
         h, ladj, score, of_context = self._push_through_layers(h, score, context, want_context)
         if self.gaussian is not None:
@@ -352,11 +352,8 @@ class HierarchicalFlow(LatticeTransform):
             "circuit": circuit.name,
             **{name: getattr(circuit, name) for name in ("block", "depth", "boundary")},
             "bijector": bijector_config(self.bijector),
-            "weights": self.weights,
-            "odd": self.odd,
-            "wavelet": self.wavelet,
+            **{name: getattr(self, name) for name in ("weights", "odd", "wavelet", "context_dim")},
             "base": self.base.config,
-            "context_dim": self.context_dim,
             "spectrum": isinstance(self.gaussian, FourierLayer),
             "covariance": isinstance(self.gaussian, CovarianceLayer),
             "spectrum_slopes": _length(getattr(self.gaussian, "slopes", None)),
@@ -455,16 +452,4 @@ def hierarchical_flow(
         >>> flow(torch.randn(3, 8, 8)).shape
         torch.Size([3, 8, 8])
     """
-    return HierarchicalFlow.build(
-        shape,
-        circuit,
-        bijector,
-        depth=depth,
-        boundary=boundary,
-        weights=weights,
-        odd=odd,
-        wavelet=wavelet,
-        spectrum=spectrum,
-        base=base,
-        dtype=dtype,
-    )
+    return HierarchicalFlow.build(**locals())  # all of the arguments, and nothing else

@@ -15,7 +15,7 @@ from pyro_neuralrg.arguments import check_choice
 from pyro_neuralrg.lattice import Circuit
 from pyro_neuralrg.spectral import mode_matrix
 from pyro_neuralrg.transforms.base import LatticeTransform, Pushed
-from pyro_neuralrg.transforms.partition import sites_of_layers
+from pyro_neuralrg.transforms.scales import sites_of_layers
 
 WAVELETS = ("haar",)
 

@@ -60,3 +60,8 @@ def jacobian(flow: HierarchicalFlow) -> Tensor:
     """dx/dz of a linear flow, ``(sites, sites)``."""
     units = torch.eye(math.prod(flow.shape))
     return flow.forward_and_ladj(units.reshape(-1, *flow.shape))[0].flatten(1).T
+
+
+def gaussian(precision: Tensor) -> Callable[[Tensor], Tensor]:
+    """The energy of a Gaussian field."""
+    return lambda x: 0.5 * ((x.flatten(-2) @ precision) * x.flatten(-2)).sum(-1)

@@ -21,6 +21,7 @@ from pyro_neuralrg.analysis.couplings import BASIS, least_squares
 from pyro_neuralrg.potentials import FreeField, IsingDual
 from pyro_neuralrg.transforms import hierarchical_flow
 from tests.analysis.linear import haar, linear_flow
+from tests.transforms.registry import perturb
 
 
 def in_units_of_the_field(found: RunningCouplings, scale: int) -> Tensor:
@@ -49,10 +50,7 @@ def test_couplings_of_a_free_field_are_those_of_its_energy(shape: tuple[int, ...
 
 def test_couplings_of_a_scale_are_those_of_its_own_energy() -> None:
     """A theory that is made of a coarse one and normals, by any flow."""
-    flow = hierarchical_flow((8, 8))
-    with torch.no_grad():
-        for parameter in flow.parameters():
-            parameter.add_(0.02 * torch.randn_like(parameter))
+    flow = perturb(hierarchical_flow((8, 8)), 0.02)
     given = torch.tensor([-0.3, 0.8, 0.2, 0.1, 0.05])
     up = flow.up_to_scale(1)
 

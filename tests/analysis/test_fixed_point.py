@@ -10,16 +10,10 @@ import torch
 from pyro_neuralrg.analysis import fixed_point, pyramid
 from pyro_neuralrg.analysis.fixed_point import NormalScores
 from pyro_neuralrg.potentials import FreeField
-from pyro_neuralrg.transforms import HierarchicalFlow, hierarchical_flow
+from pyro_neuralrg.transforms import hierarchical_flow
 from pyro_neuralrg.transforms.scales import step_of_scale
 from tests.analysis.linear import haar, linear_flow
-
-
-def bent(flow: HierarchicalFlow) -> HierarchicalFlow:
-    with torch.no_grad():
-        for parameter in flow.parameters():
-            parameter.add_(0.02 * torch.randn_like(parameter))
-    return flow
+from tests.transforms.registry import perturb
 
 
 def test_white_noise_is_a_fixed_point_of_block_sums() -> None:
@@ -58,7 +52,7 @@ def test_distances_of_block_sums_of_a_free_field() -> None:
 @pytest.mark.parametrize("weights", ["scale", "shared"])
 def test_a_step_is_the_layers_of_its_scale(weights: str) -> None:
     """On the lattice of its own scale, and on another of as many layers."""
-    flow = bent(hierarchical_flow((8, 8), weights=weights))
+    flow = perturb(hierarchical_flow((8, 8), weights=weights), 0.02)
     x = torch.randn(3, 8, 8)
     fields = pyramid(flow, x)
     for scale in (0, 1):

@@ -16,6 +16,7 @@ from pyro_neuralrg.analysis import (
 )
 from pyro_neuralrg.transforms import hierarchical_flow
 from tests.analysis.linear import any_matrix, haar, jacobian, linear_flow, orthogonal
+from tests.transforms.registry import perturb
 
 
 @pytest.mark.parametrize("circuit", ["tree", "mera"])
@@ -33,10 +34,7 @@ def test_linear_flow_answers_and_writes_with_its_matrix(block, circuit: str) -> 
 
 
 def test_moments_are_those_of_single_jacobians() -> None:
-    flow = hierarchical_flow((4,))
-    with torch.no_grad():
-        for parameter in flow.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
+    flow = perturb(hierarchical_flow((4,)), 0.05)
     x = torch.randn(6, 4)
     of_one = torch.autograd.functional.jacobian
     single = torch.stack([of_one(lambda h: flow.inverse_and_ladj(h)[0], field) for field in x])

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -23,21 +22,9 @@ from pyro_neuralrg.analysis import (
 from pyro_neuralrg.distributions import TwoModes
 from pyro_neuralrg.potentials import FreeField, IsingDual
 from pyro_neuralrg.train import fit
-from pyro_neuralrg.transforms import HierarchicalFlow, hierarchical_flow
-from tests.analysis.linear import any_matrix, haar, jacobian, linear_flow
-
-
-def bent(flow: HierarchicalFlow) -> HierarchicalFlow:
-    """The flow with weights somewhat off those that it starts with."""
-    with torch.no_grad():
-        for parameter in flow.parameters():
-            parameter.add_(0.02 * torch.randn_like(parameter))
-    return flow
-
-
-def gaussian(precision: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The energy of a Gaussian field."""
-    return lambda x: 0.5 * ((x.flatten(-2) @ precision) * x.flatten(-2)).sum(-1)
+from pyro_neuralrg.transforms import hierarchical_flow
+from tests.analysis.linear import any_matrix, gaussian, haar, jacobian, linear_flow
+from tests.transforms.registry import perturb
 
 
 def test_pyramid_of_a_haar_flow_are_block_means() -> None:
@@ -56,7 +43,7 @@ def test_pyramid_of_a_haar_flow_are_block_means() -> None:
 
 @pytest.mark.parametrize("scale", [0, 1, 2])
 def test_resampling_fixes_one_half_and_redraws_the_other(scale: int) -> None:
-    flow = bent(hierarchical_flow((4, 4), base=TwoModes(2.0)))
+    flow = perturb(hierarchical_flow((4, 4), base=TwoModes(2.0)), 0.02)
     x = flow.forward_and_ladj(torch.randn(2, 4, 4))[0].detach()
     is_coarse = scale_of_latents(flow).flatten() >= scale
     old = flow.inverse_and_ladj(x)[0].flatten(1)
@@ -110,7 +97,7 @@ def test_effective_energy_up_to_a_scale_is_that_of_the_block_variables() -> None
 @pytest.mark.parametrize("scale", [None, 0, 2])
 def test_effective_energies_of_the_ends(scale: int | None) -> None:
     target = IsingDual((4, 4))
-    flow = bent(target.flow())
+    flow = perturb(target.flow(), 0.02)
     z = torch.randn(5, 4, 4)
     x, ladj = flow.forward_and_ladj(z)
     if scale is not None:

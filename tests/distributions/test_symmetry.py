@@ -8,7 +8,7 @@ import itertools
 import pytest
 import torch
 
-from pyro_neuralrg.distributions.symmetry import (
+from pyro_neuralrg.distributions.symmetrized import (
     LatticeSymmetry,
     check_group,
     distinct,

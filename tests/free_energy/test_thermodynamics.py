@@ -22,6 +22,7 @@ from pyro_neuralrg.free_energy.importance import log_weights
 from pyro_neuralrg.potentials import IsingDual, IsingDualFamily, IsingModel
 from pyro_neuralrg.transforms import LatticeTransform, Neighbour, hierarchical_flow
 from tests.potentials.enumeration import Ising
+from tests.transforms.registry import perturb
 
 RANGE = (2.0, 2.7)
 SMALL: dict[str, Any] = {"bijector": Neighbour(layers=2, hidden=(4,)), "features": 4}
@@ -68,10 +69,7 @@ def test_an_exact_flow_has_exact_thermodynamics() -> None:
 def test_derivatives_are_those_of_the_estimate() -> None:
     """Finite differences of the mean with the same noise, of a flow far from the target."""
     family = IsingDualFamily((1, 2), RANGE)
-    flow = family.flow(**SMALL)
-    with torch.no_grad():
-        for parameter in flow.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
+    flow = perturb(family.flow(**SMALL), 0.1)
 
     def at(beta: float) -> Thermodynamics:
         torch.manual_seed(3)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from pyro_neuralrg.potentials import CRITICAL_TEMPERATURE, DualSpins, IsingDual, IsingModel
-from pyro_neuralrg.potentials.dual import SpinDual, logcosh
+from pyro_neuralrg.potentials.ising import SpinDual, logcosh
 from tests.potentials.enumeration import Ising
 from tests.potentials.registry import POTENTIALS
 

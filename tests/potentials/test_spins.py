@@ -16,9 +16,10 @@ from torch import Tensor
 
 from pyro_neuralrg import estimate, fit
 from pyro_neuralrg.potentials import DualSpins, IsingDual, IsingModel, SpinModel
-from pyro_neuralrg.potentials.exact import enumeration, transfer
+from pyro_neuralrg.potentials.exact import transfer
 from pyro_neuralrg.transforms import CovarianceLayer, FourierLayer
 from tests.potentials.enumeration import Ising
+from tests.transforms.registry import perturb
 
 SHAPES = [(4, 4), (5,), (2, 4), (2, 2), (3, 2, 2), (1, 6), (1,)]
 BOUNDARIES = [
@@ -148,10 +149,7 @@ def test_flows_of_magnets_know_their_symmetry_and_their_sites() -> None:
 
 def test_an_odd_flow_sees_the_bonds() -> None:
     """Changing a feature changes the field, and never the symmetry."""
-    flow = DualSpins.spin_glass((4, 4), 1.5, seed=0).flow()
-    with torch.no_grad():
-        for parameter in flow.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
+    flow = perturb(DualSpins.spin_glass((4, 4), 1.5, seed=0).flow(), 0.1)
     z = torch.randn(3, 4, 4)
     x = flow(z)
     torch.testing.assert_close(flow(-z), -x)
@@ -201,7 +199,7 @@ def test_seeds_and_signs() -> None:
 
 def test_limits_are_those_of_the_methods() -> None:
     """One spin more than is enumerated is refused, for any couplings."""
-    size = enumeration.MAX_ENUMERATED + 1
+    size = transfer.MAX_ENUMERATED + 1
     with pytest.raises(NotImplementedError, match="up to 20 spins"):
         SpinModel(torch.ones(size, size) - torch.eye(size)).log_partition()
     width = transfer.MAX_SECTION_PERIODIC + 1

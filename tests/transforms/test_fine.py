@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,19 +17,12 @@ from pyro_neuralrg.analysis import pyramid
 from pyro_neuralrg.distributions import FlowDistribution, TwoModes
 from pyro_neuralrg.transforms import FineGivenCoarse, HierarchicalFlow, hierarchical_flow
 from pyro_neuralrg.transforms.scales import sites_of_scale
-from tests.analysis.linear import any_matrix, jacobian, linear_flow
+from tests.analysis.linear import any_matrix, gaussian, jacobian, linear_flow
+from tests.transforms.registry import perturb
 
 
 def bent(shape: tuple[int, ...], **options: Any) -> HierarchicalFlow:
-    flow = hierarchical_flow(shape, base=TwoModes(2.0), **options)
-    with torch.no_grad():
-        for parameter in flow.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return flow
-
-
-def gaussian(precision: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda x: 0.5 * ((x.flatten(-2) @ precision) * x.flatten(-2)).sum(-1)
+    return perturb(hierarchical_flow(shape, base=TwoModes(2.0), **options), 0.1)
 
 
 def coarse_gaussian(flow: HierarchicalFlow, covariance: Tensor, scale: int) -> MultivariateNormal:

@@ -17,7 +17,7 @@ from pyro_neuralrg import IsingDual, fit, load, save
 from pyro_neuralrg.free_energy import estimate
 from pyro_neuralrg.lattice import make_circuit
 from pyro_neuralrg.transforms import HierarchicalFlow, Neighbour
-from pyro_neuralrg.transforms.partition import features_of_blocks
+from pyro_neuralrg.transforms.scales import features_of_blocks
 from tests.transforms.registry import perturb
 
 SMALL = Neighbour(layers=3, hidden=(5,))

@@ -14,6 +14,7 @@ of bonds between them: a change of low rank, so that each Pfaffian is multiplied
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 
@@ -72,11 +73,11 @@ def torus_correlations(shape: tuple[int, int], couplings: FloatArray) -> FloatAr
 
 
 def _gauged_correlations(shape: tuple[int, int], couplings: FloatArray) -> FloatArray:
-    if _distance_from_zero_mode(shape, couplings) < ZERO_MODE:
+    sectors = [_Sector(shape, couplings, *sector) for sector in SECTORS]
+    if min(sector.distance_from_zero_mode for sector in sectors) < ZERO_MODE:
         low = _gauged_correlations(shape, couplings * (1 + NUDGE))
         high = _gauged_correlations(shape, couplings * (1 - NUDGE))
         return 0.5 * (low + high)
-    sectors = [_Sector(shape, couplings, *sector) for sector in SECTORS]
     top = max(sector.log_pfaffian for sector in sectors)
     weights = [s.sign * math.exp(s.log_pfaffian - top) for s in sectors]
     norm = sum(weights)
@@ -95,16 +96,6 @@ def _gauged_correlations(shape: tuple[int, int], couplings: FloatArray) -> Float
         for i, j in itertools.product((row, -row), (column, -column)):
             table[i, j] = value
     return table
-
-
-def _distance_from_zero_mode(shape: tuple[int, int], couplings: FloatArray) -> float:
-    """Smallest |Pf A(k)| over the momenta at which A(k) is real."""
-    tangents = np.tanh(couplings)
-    found = []
-    for first, second, _ in SECTORS:
-        for momentum in _self_conjugate(shape, (first, second)):
-            found.append(abs(_pfaffian(_symbol(tangents, *momentum).real)))
-    return min(found, default=math.inf)
 
 
 def _momenta(side: int, antiperiodic: int) -> FloatArray:
@@ -139,24 +130,29 @@ class _Sector:
     ) -> None:
         k0, k1 = np.meshgrid(_momenta(shape[0], first), _momenta(shape[1], second), indexing="ij")
         tangents = np.tanh(couplings)
-        symbol = _symbol(tangents, k0, k1)
-        self.log_pfaffian = 0.5 * float(np.linalg.slogdet(symbol)[1].sum())
-        for momentum in _self_conjugate(shape, (first, second)):
-            # each site alone has the Pfaffian -1: counted from there, every sector is +1 at t = 0
-            sign *= math.copysign(1.0, -_pfaffian(_symbol(tangents, *momentum).real))
-        self.sign = sign
-        self._shape = shape
+        self._symbol = _symbol(tangents, k0, k1)
+        self.log_pfaffian = 0.5 * float(np.linalg.slogdet(self._symbol)[1].sum())
+        momenta = _self_conjugate(shape, (first, second))  # where A(k) is real
+        real = [_pfaffian(_symbol(tangents, *momentum).real) for momentum in momenta]
+        self.distance_from_zero_mode = min(map(abs, real), default=math.inf)
+        # each site alone has the Pfaffian -1: counted from there, every sector is +1 at t = 0
+        self.sign = sign * math.prod(math.copysign(1.0, -value) for value in real)
+        self._shape, self._boundary = shape, (first, second)
         self._tangents = tangents
         size = np.exp(-np.abs(couplings))
         self._scales = 2 * size / (1 + size**2)  # sqrt(1 - t^2) = 1 / cosh K
-        inverse = np.linalg.inv(symbol).reshape(*shape, 16)
+
+    @functools.cached_property
+    def _propagator(self) -> FloatArray:
+        shape = self._shape
+        inverse = np.linalg.inv(self._symbol).reshape(*shape, 16)
         reach = [np.arange(-(side // 2), side // 2 + 1) for side in shape]
         waves = [
             np.exp(-1j * np.outer(d, _momenta(side, anti)))
-            for d, side, anti in zip(reach, shape, (first, second), strict=True)
+            for d, side, anti in zip(reach, shape, self._boundary, strict=True)
         ]
         table = np.einsum("ap,bq,pqn->abn", *waves, inverse, optimize=True) / math.prod(shape)
-        self._propagator = table.real.reshape(len(reach[0]), len(reach[1]), 4, 4)
+        return table.real.reshape(len(reach[0]), len(reach[1]), 4, 4)
 
     def path_ratio(self, rows: int, columns: int) -> float:
         """Pf A' / Pf A with t -> 1/t on a path, times the t of its bonds.
