@@ -197,3 +197,14 @@ def test_public_names_exist_and_are_described(module: str) -> None:
         public = getattr(loaded, name)
         if inspect.isclass(public) or inspect.isfunction(public):
             assert inspect.getdoc(public), f"{module}.{name} has no docstring"
+
+
+@pytest.mark.parametrize("module", [name for name in SOURCES if not name.endswith("__main__")])
+def test_methods_are_described_or_override_one_that_is(module: str) -> None:
+    for owner in vars(importlib.import_module(module)).values():
+        if not inspect.isclass(owner) or owner.__module__ != module or owner.__name__[0] == "_":
+            continue
+        for name, method in vars(owner).items():
+            function = method.fget if isinstance(method, property) else method
+            if inspect.isfunction(function) and function.__name__ == name and name[0] != "_":
+                assert inspect.getdoc(method), f"{module}.{owner.__name__}.{name}"

@@ -72,7 +72,6 @@ class Composition(Kernel):
         return state, info
 
     def init(self, positions: Tensor) -> ChainState:
-        """See :class:`Kernel`."""
         for member in self._members.values():
             member.init(positions[:1])  # its own checks
         return super().init(positions)

@@ -261,7 +261,6 @@ class ChEESHMC(QuasiRandomLengths):
         return hamiltonian_step(self, state, n_steps, generator)
 
     def length_learner(self) -> TrajectoryLength:
-        """See :class:`LocalKernel`."""
         return TrajectoryLength(self.trajectory_length, self.criterion)
 
 

@@ -60,7 +60,6 @@ class Microcanonical(LocalKernel):
         self.integrator = check_choice("integrator", integrator, INTEGRATORS)
 
     def length_learner(self) -> DecorrelationLength:
-        """See :class:`LocalKernel`."""
         return DecorrelationLength(self.trajectory_length)
 
     def init(self, positions: Tensor) -> ChainState:

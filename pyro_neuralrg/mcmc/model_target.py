@@ -268,7 +268,6 @@ class ModelTarget(Target):
     # Sites ----------------------------------------------------------------------------------------
 
     def physical(self, positions: Tensor) -> dict[str, Tensor]:
-        """See :class:`Target`."""
         values: dict[str, Tensor] = {}
         with torch.no_grad(), pyro.validation_enabled(False):
             for name, u in self.unpack(positions).items():
@@ -276,7 +275,6 @@ class ModelTarget(Target):
         return values
 
     def latent(self, positions: Tensor) -> dict[str, Tensor]:
-        """See :class:`Target`."""
         names = [name for name, part in self._parts.items() if part.module]
         values, transforms = self.unpack(positions), self._joint.transforms
         with torch.no_grad():
@@ -323,7 +321,6 @@ class ModelTarget(Target):
 
     @property
     def start_flow(self) -> TransformModule | None:
-        """See :class:`Target`."""
         if self.flow is not None or not self.is_transported:
             return self.flow
         return _Identity(self.event_shape)  # positions are latents, of several flows perhaps
@@ -408,7 +405,6 @@ class ModelTarget(Target):
         return found
 
     def modules(self) -> list[torch.nn.Module]:
-        """See :class:`Target`."""
         modules = [*(part.module for part in self._parts.values()), self.model]
         return [module for module in modules if isinstance(module, torch.nn.Module)]
 
