@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from pyro_neuralrg.arguments import check_choice, check_number, check_type
-from pyro_neuralrg.mcmc.decorrelation import DecorrelationLength
 from pyro_neuralrg.mcmc.kernel import ChainState, Kernel, LocalKernel, StepInfo, is_covariance
 from pyro_neuralrg.mcmc.learning import (
     Agreement,
     Arrival,
+    DecorrelationLength,
     DualAveraging,
     PooledCovariance,
     TrajectoryLength,
@@ -187,13 +187,7 @@ class Warmup:
             self._step_sizes[name].update(member.acceptance(info))
         if name in self._lengths and info.trajectory is not None:
             assert isinstance(member, LocalKernel)
-            self._lengths[name].update(
-                info.trajectory,
-                info.acceptance_rate,
-                member.mass(info.trajectory.start),
-                member.step_size,
-                getattr(member, "max_steps", math.inf),
-            )
+            self._lengths[name].update(info.trajectory, info.acceptance_rate, member)
 
     def _has_arrived(self, index: int, state: ChainState) -> bool:
         """Notice that the farthest chain has come in, for lengths learned from its way are wrong.

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -245,6 +246,7 @@ class LocalKernel(Kernel):
     """
 
     step_size: float
+    max_steps: float = math.inf
     _mass: tuple[Tensor | None, Mass] | None = None
 
     def __init__(
