@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from pyro.infer import MCMC
 from torch import Tensor
 
-from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, copied
+from pyro_neuralrg.arguments import LARGEST_SEED, check_integer
 from pyro_neuralrg.diagnostics.model_groups import BATCH, NamedTensors
 from pyro_neuralrg.diagnostics.runs import Run, read_run
 from pyro_neuralrg.diagnostics.tree import check_names, dim_names, make_tree, variables_of
 from pyro_neuralrg.mcmc import EnergyTarget, VectorizedMCMC
+from pyro_neuralrg.mcmc.results import observed
 from pyro_neuralrg.observables import field_observables
 from pyro_neuralrg.statistics import LogWeights
 from pyro_neuralrg.statistics.draws import as_array, as_finite_draws
@@ -46,8 +47,8 @@ def to_arviz(
     Args:
         mcmc: a run :class:`VectorizedMCMC`, :class:`~pyro_neuralrg.sampling.Samples` of chains, or
             Pyro's own ``MCMC`` of a kernel with a model or a LatticePotential's ``potential_fn``.
-        observables: by name, functions of the *physical* field, ``batch_shape + shape ->
-            batch_shape``, beside those computed while sampling. None takes the energy and
+        observables: by name, functions of the *physical* field, ``batch_shape + shape`` to
+            ``batch_shape + (...)``, beside those computed while sampling. None takes the energy and
             ``potential.observables()``.
         dims: names of the dimensions after chain and draw, by variable.
         coords: numbers, strings or times along named dimensions; 0, 1, ... if not given.
@@ -255,15 +256,10 @@ def _posterior(
         raise ValueError(
             f"observables need the draws of exactly one lattice field; the run has {len(fields)}"
         )
-    for name, function in functions.items():
-        x = fields[0].flatten(0, 1)
-        with torch.no_grad():
-            value = torch.cat([function(copied(part)) for part in x.split(BATCH)])
-        if tuple(value.shape) != (len(x),):
-            raise ValueError(
-                f"observables[{name!r}] returned {tuple(value.shape)} for {len(x)} fields; "
-                "accepted: one number of each"
-            )
+    batches = fields[0].flatten(0, 1).split(BATCH) if functions else ()
+    parts = [observed(functions, {"x": part}, ["x"]) for part in batches]
+    for name in functions:
+        value = torch.cat([part[name] for part in parts])
         values[name] = value.unflatten(0, fields[0].shape[:2])
     if taken := sorted(values.keys() & run.physical.keys()):
         raise ValueError(f"observables has {taken}, sites of the model; accepted: other names")
