@@ -296,6 +296,12 @@ class DecorrelationLength(LengthLearner):
         self._window, self._is_first = self.FIRST_WINDOW, True
         self._clear()
 
+    def _clear(self) -> None:
+        """Begin a window."""
+        self._draws.clear()
+        self._sum = torch.zeros(())
+        self._count, self._time = 0, 0.0
+
     @property
     def average(self) -> float:
         """The length to be used for the draws."""
@@ -323,12 +329,6 @@ class DecorrelationLength(LengthLearner):
             self._clear()
         longest = kernel.step_size * kernel.max_steps
         self.value = min(max(self._multiple * width, kernel.step_size), longest)
-
-    def _clear(self) -> None:
-        """Begin a window."""
-        self._draws.clear()
-        self._sum = torch.zeros(())
-        self._count, self._time = 0, 0.0
 
 
 class PrincipalDirection(Learner):
