@@ -110,7 +110,9 @@ class ModelTarget(Target):
             target._potential_fn = target._enumerated(trace)
         else:
             target._potential_fn = target._joint.energy
-            target._computed = target._functions_of_sites(trace)
+            known = target.sites.keys() | set(target._own_sites)
+            nodes = {x: node for x, node in trace.nodes.items() if node["type"] == "sample"}
+            target._computed = [x for x in nodes if x not in known and is_function(nodes[x])]
         target._transport = target._transport_of_all()
         if target._transport is None:
             target._try_vmap()
@@ -170,12 +172,6 @@ class ModelTarget(Target):
         }
         if len(self._parts) == 1:
             self.flow, self.base = part.flow, part.base
-
-    def _functions_of_sites(self, trace: Any) -> list[str]:
-        """Sites of ``pyro.deterministic`` and the like, which :meth:`physical` does not give."""
-        known = self.sites.keys() | set(self._own_sites)
-        nodes = {name: node for name, node in trace.nodes.items() if node["type"] == "sample"}
-        return [name for name in nodes if name not in known and is_function(nodes[name])]
 
     def _transport_of_all(self) -> tuple[Any, ModelTarget, Tensor] | None:
         """Flow of the guide, model behind it and the order of its entries in the guide's vector."""
