@@ -322,17 +322,12 @@ class EnergyTarget(Target):
 
     def initial(self, chains: int, generator: torch.Generator, start: Any = None) -> Tensor:
         """Standard normals, a lattice model's masked prior."""
-        if callable(start):
-            raise ValueError(
-                f"initial_params is {start!r}; accepted for an energy: 'prior', 'uniform', None, "
-                "or a tensor for each site; init_to_... is for Pyro models"
-            )
         if start == "uniform":
             return self.uniform(chains, generator)
-        if start == "flow":
+        if callable(start) or start == "flow":
             raise ValueError(
-                "initial_params is 'flow', and the target is in physical space; accepted: 'prior', "
-                "None, or {site: flow(z)}"
+                f"initial_params is {start!r}; accepted for an energy: 'prior', 'uniform', None, a "
+                "tensor for each site, in physical space {site: flow(z)}; init_to_... is for models"
             )
         return self.from_base(chains, generator, NORMAL)
 
