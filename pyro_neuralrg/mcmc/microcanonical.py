@@ -61,6 +61,7 @@ class Path(NamedTuple):
     mean_square: Tensor
     is_sound: Tensor
     trajectory: Trajectory
+    evaluations: int
 
 
 class Microcanonical(LocalKernel):
@@ -101,17 +102,14 @@ class Microcanonical(LocalKernel):
         decoherence: float,
         generator: torch.Generator | None,
         barrier: float = math.inf,
-    ) -> tuple[Path, int]:
-        """Integrate, each step after a random turn; return also the gradients that it took.
+    ) -> Path:
+        """Integrate, each step after a random turn.
 
         A chain stays, and turns round, where a step is not finite or its error above the barrier.
         Directions have a time of ``decoherence``; they do not turn at random if it is infinite.
         """
-        evaluations, start = n_steps * len(INTEGRATORS[self.integrator][1]), state.position
-        if state.gradient is None:
-            energy, gradient = self.target.energy_and_grad(start)
-            state, evaluations = state._replace(energy=energy, gradient=gradient), evaluations + 1
-        mass, zero = self.mass(start), torch.zeros_like(state.energy)
+        start, zero = state.position, torch.zeros_like(state.energy)
+        mass = self.mass(start)
         total, squares, is_sound = zero, zero, zero == 0
         for _ in range(n_steps):
             direction = turned_at_random(direction, self.step_size / decoherence, generator)
@@ -128,7 +126,8 @@ class Microcanonical(LocalKernel):
             is_sound = is_sound & sound
         velocity = math.sqrt(start.shape[-1]) * mass.displacement(direction)
         path = Trajectory(start, state.position, velocity, n_steps * self.step_size)
-        return Path(state, direction, total, squares / n_steps, is_sound, path), evaluations
+        evaluations = n_steps * len(INTEGRATORS[self.integrator][1])
+        return Path(state, direction, total, squares / n_steps, is_sound, path, evaluations)
 
 
 class MCLMC(Microcanonical):
@@ -205,7 +204,7 @@ class MCLMC(Microcanonical):
         if direction is None:
             direction = random_direction(state.position, generator)
         options = self.num_steps, self.trajectory_length, generator, DIVERGENCE_THRESHOLD
-        path, evaluations = self._path(state, direction, *options)
+        path = self._path(state, direction, *options)
         new = path.state._replace(direction=path.direction)
         return new, StepInfo(
             acceptance_rate=path.is_sound.to(state.energy),
@@ -213,7 +212,7 @@ class MCLMC(Microcanonical):
             diverging=~path.is_sound,
             hamiltonian=new.energy,
             n_steps=self.num_steps,
-            gradient_evaluations=evaluations,
+            gradient_evaluations=path.evaluations,
             trajectory=path.trajectory,
             energy_error=path.mean_square,
         )
@@ -274,13 +273,13 @@ class MAMS(QuasiRandomLengths, Microcanonical):
         """Integrate the next trajectory of the sequence; accept or reject its end."""
         state, n_steps = self._next_length(state, 2 * self.trajectory_length)
         direction = random_direction(state.position, generator)
-        path, evaluations = self._path(state, direction, n_steps, math.inf, generator)
+        path = self._path(state, direction, n_steps, math.inf, generator)
         log_ratio = torch.where(path.is_sound, -path.error, -math.inf)
         new, info = metropolis(state, path.state, log_ratio, generator)
         return new, info._replace(
             diverging=~(path.is_sound & (path.error < DIVERGENCE_THRESHOLD)),
             n_steps=n_steps,
-            gradient_evaluations=evaluations,
+            gradient_evaluations=path.evaluations,
             trajectory=path.trajectory,
         )
 
