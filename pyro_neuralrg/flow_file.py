@@ -17,12 +17,7 @@ from pyro_neuralrg.distributions.flow import flow_dtype_and_device
 from pyro_neuralrg.files.format import FileFormat, one_line
 from pyro_neuralrg.transforms import ConditionalHierarchicalFlow, HierarchicalFlow
 
-FLOW_FORMAT = FileFormat(
-    name="pyro_neuralrg.flow",
-    version=4,
-    writer="pyro_neuralrg.save",
-    entries={"config": (str,), "dtype": (str,), "state_dict": (dict,), "metadata": (str,)},
-)
+FLOW_FORMAT = FileFormat("pyro_neuralrg.flow", version=4, writer="pyro_neuralrg.save")
 
 KINDS = {kind.__name__: kind for kind in (HierarchicalFlow, ConditionalHierarchicalFlow)}
 

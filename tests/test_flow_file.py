@@ -80,12 +80,12 @@ CONFIG = {"kind": "HierarchicalFlow", **hierarchical_flow((4, 4)).config}
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"config": None}, "is corrupt: its config is a NoneType"),
+        ({"config": None}, "cannot be built"),
         ({"config": json.dumps({**CONFIG, "circuit": "ring"})}, "cannot be built .*ring"),
         ({"state_dict": {}}, "cannot be built"),
         ({"dtype": "int64"}, "cannot be built"),
         ({"metadata": "3"}, "cannot be built"),
-        ({"metadata": {"a": 1}}, "is corrupt: its metadata is a dict; accepted: a file of .*save"),
+        ({"metadata": {"a": 1}}, "cannot be built .*; accepted: a file of .*save"),
     ],
     ids=str,
 )

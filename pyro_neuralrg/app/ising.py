@@ -21,11 +21,7 @@ from pyro_neuralrg.files.format import one_line
 from pyro_neuralrg.files.record import Checkpoints
 from pyro_neuralrg.free_energy import Bounds, FreeEnergyEstimate, bounds, estimate
 from pyro_neuralrg.lattice import check_shape
-from pyro_neuralrg.mcmc import (
-    HMC,
-    EnergyTarget,
-    VectorizedMCMC,
-)
+from pyro_neuralrg.mcmc import HMC, EnergyTarget, VectorizedMCMC
 from pyro_neuralrg.mcmc.run_state import CHAIN_FORMAT
 from pyro_neuralrg.potentials import IsingDual
 from pyro_neuralrg.runtime.console import deferred_interrupts

@@ -6,8 +6,7 @@ Every function raises a TypeError or ValueError that names the argument it canno
 """
 
 from pyro_neuralrg.diagnostics.checks import Finding, Thresholds
-from pyro_neuralrg.diagnostics.convert import to_arviz, weights_to_arviz
-from pyro_neuralrg.diagnostics.gamma_method import to_pyerrors
+from pyro_neuralrg.diagnostics.convert import to_arviz, to_pyerrors, weights_to_arviz
 from pyro_neuralrg.diagnostics.tree import group_of, make_tree, save_tree
 from pyro_neuralrg.diagnostics.verdict import Diagnosis, diagnose
 from pyro_neuralrg.statistics import Summary, summarise

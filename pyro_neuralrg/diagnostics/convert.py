@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Finished runs, Pyro's or ours, and importance weights to ArviZ."""
+"""Finished runs, Pyro's or ours, and importance weights to ArviZ, and draws to pyerrors."""
 
 from __future__ import annotations
 
@@ -8,21 +8,24 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from pyro.infer import MCMC
 from torch import Tensor
 
-from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, copied
+from pyro_neuralrg.arguments import LARGEST_SEED, check_integer
 from pyro_neuralrg.diagnostics.model_groups import BATCH, NamedTensors
 from pyro_neuralrg.diagnostics.runs import Run, read_run
-from pyro_neuralrg.diagnostics.tree import check_names, dim_names, make_tree
+from pyro_neuralrg.diagnostics.tree import check_names, dim_names, make_tree, variables_of
 from pyro_neuralrg.mcmc import EnergyTarget, VectorizedMCMC
+from pyro_neuralrg.mcmc.results import observed
 from pyro_neuralrg.observables import field_observables
 from pyro_neuralrg.statistics import LogWeights
-from pyro_neuralrg.statistics.draws import as_array
+from pyro_neuralrg.statistics.draws import as_array, as_finite_draws
 
 LIBRARY = {"inference_library": "pyro_neuralrg"}
+MIN_OBS_DRAWS = 5  # pyerrors takes no shorter chains
 LATTICE_DIMS = {1: ("site",), 2: ("row", "col"), 3: ("row", "col", "layer")}
 
 
@@ -44,8 +47,8 @@ def to_arviz(
     Args:
         mcmc: a run :class:`VectorizedMCMC`, :class:`~pyro_neuralrg.sampling.Samples` of chains, or
             Pyro's own ``MCMC`` of a kernel with a model or a LatticePotential's ``potential_fn``.
-        observables: by name, functions of the *physical* field, ``batch_shape + shape ->
-            batch_shape``, beside those computed while sampling. None takes the energy and
+        observables: by name, functions of the *physical* field, ``batch_shape + shape`` to
+            ``batch_shape + (...)``, beside those computed while sampling. None takes the energy and
             ``potential.observables()``.
         dims: names of the dimensions after chain and draw, by variable.
         coords: numbers, strings or times along named dimensions; 0, 1, ... if not given.
@@ -189,6 +192,58 @@ def weights_to_arviz(
     return make_tree({"importance": variables}, dims, coords, {**LIBRARY, **attrs})
 
 
+def to_pyerrors(
+    run: Any, var_names: Sequence[str] | None = None, *, ensemble: str = "run"
+) -> dict[str, Any]:
+    """Return the draws as ``pyerrors.Obs`` by name, each chain a replicum of one ensemble.
+
+    Needs pyerrors: ``pip install "pyro-neuralrg[pyerrors]"``. Functions of these observables carry
+    their errors and correlations::
+
+        m2 = to_pyerrors(mcmc, ["structure_factor"])["structure_factor"]
+        susceptibility = 64 / temperature * m2
+        susceptibility.gamma_method()
+
+    Args:
+        run: :class:`VectorizedMCMC`, Pyro's ``MCMC``, or ArviZ's container with ``posterior``.
+        var_names: variables of the posterior; None takes all.
+        ensemble: name of the ensemble; its replica are ``run|r0``, ``run|r1``, ...
+
+    Returns:
+        An Obs for each scalar, an object array of them, of the shape of one draw, for each field.
+
+    Raises:
+        ImportError: without pyerrors.
+        ValueError: also if a draw is not finite, or a chain has fewer than five.
+
+    References:
+        F. Joswig, S. Kuberski, J. T. Kuhlmann, J. Neuendorf, Comput. Phys. Commun. 288, 108750
+        (2023).
+    """
+    try:
+        import pyerrors
+    except ImportError as error:
+        needed = 'to_pyerrors needs pyerrors; pip install "pyro-neuralrg[pyerrors]"'
+        raise ImportError(needed) from error
+    found = {}
+    for name, values in variables_of(as_tree(run), "posterior", var_names).items():
+        chains, draws, *shape = values.shape
+        series = as_finite_draws(values.reshape(chains, -1), name).reshape(chains, draws, -1)
+        if draws < MIN_OBS_DRAWS:
+            raise ValueError(f"{name} has {draws} draws a chain; accepted: at least five")
+        replica = [f"{ensemble}|r{chain}" for chain in range(chains)]
+        table = np.empty(series.shape[2], dtype=object)
+        for site in range(len(table)):
+            table[site] = pyerrors.Obs(list(series[..., site]), replica)
+        found[name] = table.reshape(shape) if shape else table[0]
+    if not found:
+        raise ValueError(
+            f"run, a {type(run).__name__}, has no draws; accepted: a run VectorizedMCMC or MCMC, "
+            "or ArviZ's container with the group posterior"
+        )
+    return found
+
+
 def _posterior(
     run: Run, observables: Mapping[str, Callable[[Tensor], Tensor]] | None
 ) -> NamedTensors:
@@ -201,15 +256,10 @@ def _posterior(
         raise ValueError(
             f"observables need the draws of exactly one lattice field; the run has {len(fields)}"
         )
-    for name, function in functions.items():
-        x = fields[0].flatten(0, 1)
-        with torch.no_grad():
-            value = torch.cat([function(copied(part)) for part in x.split(BATCH)])
-        if tuple(value.shape) != (len(x),):
-            raise ValueError(
-                f"observables[{name!r}] returned {tuple(value.shape)} for {len(x)} fields; "
-                "accepted: one number of each"
-            )
+    batches = fields[0].flatten(0, 1).split(BATCH) if functions else ()
+    parts = [observed(functions, {"x": part}, ["x"]) for part in batches]
+    for name in functions:
+        value = torch.cat([part[name] for part in parts])
         values[name] = value.unflatten(0, fields[0].shape[:2])
     if taken := sorted(values.keys() & run.physical.keys()):
         raise ValueError(f"observables has {taken}, sites of the model; accepted: other names")

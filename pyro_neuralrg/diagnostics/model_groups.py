@@ -18,13 +18,7 @@ from torch import Tensor, nn
 
 from pyro_neuralrg.arguments import copied
 from pyro_neuralrg.diagnostics.tree import coordinate, dim_names, free_name
-from pyro_neuralrg.infer.model_sites import (
-    ImproperDraws,
-    aside,
-    filled,
-    hidden_by_masks,
-    innermost,
-)
+from pyro_neuralrg.infer.model_sites import ImproperDraws, aside, filled, hidden_by_masks, innermost
 from pyro_neuralrg.runtime.console import warn_user
 
 BATCH = 1024  # draws that are evaluated at once

@@ -19,8 +19,6 @@ from typing import Any, BinaryIO
 
 import torch
 
-from pyro_neuralrg.arguments import a_kind
-
 TORCH_ARCHIVE = b"PK"
 """First bytes of a file of torch.save."""
 
@@ -40,13 +38,11 @@ class FileFormat:
         name: name of the format.
         version: the version that is written and read.
         writer: the function that writes it, for messages.
-        entries: names and types of the contents.
     """
 
     name: str
     version: int
     writer: str
-    entries: Mapping[str, tuple[type, ...]]
 
     @property
     def kind(self) -> str:
@@ -69,7 +65,7 @@ class FileFormat:
             file.write(data)
 
     def read(self, path: Path) -> dict[str, Any]:
-        """The contents, checked for integrity, format, version and types.
+        """The contents, checked for integrity, format and version.
 
         Raises:
             OSError: if there is no such file, or it cannot be read; the message names it.
@@ -82,17 +78,12 @@ class FileFormat:
             raise OSError(error.errno, error.strerror, str(path)) from None
         data = io.BytesIO(self._unseal(path, sealed))
         try:
-            contents = torch.load(data, map_location="cpu", weights_only=True)
+            return torch.load(data, map_location="cpu", weights_only=True)
         except Exception as error:
             raise ValueError(
                 f"{path} holds more than tensors and plain data ({one_line(error)}); "
                 f"{self.accepted}"
             ) from None
-        for name, types in self.entries.items():
-            if not isinstance(contents.get(name), types):
-                seen = a_kind(contents.get(name))
-                raise ValueError(f"{path} is corrupt: its {name} is {seen}; {self.accepted}")
-        return {name: contents[name] for name in self.entries}
 
     def _unseal(self, path: Path, sealed: bytes) -> bytes:
         """The data, if the line before them holds."""

@@ -97,8 +97,8 @@ class Record:
 class Checkpoints:
     """The numbered files of one run, such as ``training-0000000123.pt``, locked in the block.
 
-    Every method is called by all processes. The entries of ``format`` include "settings", a string;
-    ``unsaved`` says why the newest checkpoint could not be written, None if it could.
+    Every method is called by all processes. ``unsaved`` says why the newest checkpoint could not be
+    written, None if it could.
     """
 
     def __init__(self, record: Record, format: FileFormat, world: Processes) -> None:

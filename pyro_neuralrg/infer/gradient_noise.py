@@ -60,13 +60,11 @@ class GradientNoise:
 
     def state_dict(self) -> dict[str, Any]:
         """The state between two evaluations."""
-        excess = None if self._excess is None else float(self._excess)
-        return {"excess": excess, "evaluations": self.evaluations, "path": self.is_path_better}
+        return vars(self).copy()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state of :meth:`state_dict`."""
-        self._excess, self.evaluations = state["excess"], state["evaluations"]
-        self.is_path_better = state["path"]
+        vars(self).update(state)
 
 
 def _leaves(*losses: Tensor) -> list[Tensor]:

@@ -21,11 +21,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Independent, biject_to, constraints
 
-from pyro_neuralrg.infer.pyro_internals import (
-    is_being_initialised,
-    refuse_within_plate,
-    retried,
-)
+from pyro_neuralrg.infer.pyro_internals import is_being_initialised, refuse_within_plate, retried
 from pyro_neuralrg.runtime.processes import random_state_kept
 
 RUNS = 8

@@ -17,10 +17,9 @@ from torch import Tensor
 
 from pyro_neuralrg.arguments import copied
 from pyro_neuralrg.files.format import one_line
-from pyro_neuralrg.infer.log_joint import sum_of
+from pyro_neuralrg.infer.log_joint import SharedSolves, sum_of
 from pyro_neuralrg.infer.model_sites import RUNS, FillMasked, aside, check_data
 from pyro_neuralrg.infer.pyro_internals import numbers_may_fail
-from pyro_neuralrg.infer.solves import SharedSolves
 from pyro_neuralrg.runtime.console import warn_user
 
 REMEDY = (

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 
 from pyro_neuralrg.arguments import check_choice, check_number, check_type
-from pyro_neuralrg.mcmc.decorrelation import DecorrelationLength
 from pyro_neuralrg.mcmc.kernel import ChainState, Kernel, LocalKernel, StepInfo, is_covariance
 from pyro_neuralrg.mcmc.learning import (
     Agreement,
     Arrival,
+    DecorrelationLength,
     DualAveraging,
+    Learner,
     PooledCovariance,
     TrajectoryLength,
 )
@@ -187,13 +188,7 @@ class Warmup:
             self._step_sizes[name].update(member.acceptance(info))
         if name in self._lengths and info.trajectory is not None:
             assert isinstance(member, LocalKernel)
-            self._lengths[name].update(
-                info.trajectory,
-                info.acceptance_rate,
-                member.mass(info.trajectory.start),
-                member.step_size,
-                getattr(member, "max_steps", math.inf),
-            )
+            self._lengths[name].update(info.trajectory, info.acceptance_rate, member)
 
     def _has_arrived(self, index: int, state: ChainState) -> bool:
         """Notice that the farthest chain has come in, for lengths learned from its way are wrong.
@@ -238,25 +233,19 @@ class Warmup:
             )
         self.kernel = self.kernel.with_tuning(tuning)
 
+    @property
+    def _learners(self) -> list[Learner]:
+        learned = self._covariance, self._arrival, self._agreement
+        return [*self._step_sizes.values(), *self._lengths.values(), *learned]
+
     def state_dict(self) -> dict[str, Any]:
         """All that has been learned but for the kernel, as plain numbers and tensors."""
-        return {
-            "step_sizes": {name: one.state_dict() for name, one in self._step_sizes.items()},
-            "lengths": {name: one.state_dict() for name, one in self._lengths.items()},
-            "covariance": self._covariance.state_dict(),
-            "arrival": self._arrival.state_dict(),
-            "agreement": self._agreement.state_dict(),
-        }
+        return {"learned": [one.state_dict() for one in self._learners]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there; :attr:`kernel` is to be set beside."""
-        for name, one in self._step_sizes.items():
-            one.load_state_dict(state["step_sizes"][name])
-        for name, length in self._lengths.items():
-            length.load_state_dict(state["lengths"][name])
-        self._covariance.load_state_dict(state["covariance"])
-        self._arrival.load_state_dict(state["arrival"])
-        self._agreement.load_state_dict(state["agreement"])
+        for one, learned in zip(self._learners, state["learned"], strict=True):
+            one.load_state_dict(learned)
 
 
 def _window_ends(steps: int) -> list[int]:

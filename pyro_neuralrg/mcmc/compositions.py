@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.arguments import check_number
+from pyro_neuralrg.arguments import check_integer, check_number
 from pyro_neuralrg.mcmc.kernel import ChainState, Kernel, Step, StepInfo
 from pyro_neuralrg.mcmc.metropolis import IndependenceMetropolis
 from pyro_neuralrg.mcmc.target import Target
@@ -72,7 +72,6 @@ class Composition(Kernel):
         return state, info
 
     def init(self, positions: Tensor) -> ChainState:
-        """See :class:`Kernel`."""
         for member in self._members.values():
             member.init(positions[:1])  # its own checks
         return super().init(positions)
@@ -84,10 +83,12 @@ class Cycle(Composition):
     Local moves repair what the flow misses, jumps go where local moves do not. The info of a step
     holds each member's own in ``parts`` (``"hmc"``, ``"jump"``; numbered if a name comes twice),
     and in itself the mean acceptance, any divergence, sums of the costs, and as Hamiltonian the
-    energy of the new position and the last kinetic one.
+    energy of the new position and the last kinetic one. With ``repeats`` each part is that of all
+    turns of a member likewise; its Hamiltonian and trajectory are of the last one.
 
     Args:
         *kernels: at least one; those without a target get the first one found.
+        repeats: turns of the members in one step, >= 1.
 
     Raises:
         TypeError: if one is not a kernel, or is a ``Mixture`` or ``Cycle``.
@@ -102,24 +103,33 @@ class Cycle(Composition):
 
     name = "cycle"
 
+    def __init__(self, *kernels: Kernel, repeats: int = 1) -> None:
+        super().__init__(*kernels)
+        self.repeats = check_integer("repeats", repeats, 1)
+
     def step(self, state: ChainState, generator: torch.Generator | None = None) -> Step:
-        """One step of each member."""
-        parts = {}
+        """As many turns of each member."""
+        turns: dict[str, list[StepInfo]] = {name: [] for name in self._members}
         kinetic = torch.zeros_like(state.energy)  # of the last momentum
-        for name, member in self._members.items():
-            state, parts[name] = self._step_of(member, state, generator)
-            if parts[name].n_steps:
-                kinetic = parts[name].hamiltonian - state.energy
-        infos = list(parts.values())
-        return state, StepInfo(
-            acceptance_rate=torch.stack([info.acceptance_rate for info in infos]).mean(0),
-            accepted=torch.stack([info.accepted for info in infos]).any(0),
-            diverging=torch.stack([info.diverging for info in infos]).any(0),
-            hamiltonian=state.energy + kinetic,
-            n_steps=sum(info.n_steps for info in infos),
-            gradient_evaluations=sum(info.gradient_evaluations for info in infos),
-            parts=parts,
-        )
+        for name, member in [*self._members.items()] * self.repeats:
+            state, info = self._step_of(member, state, generator)
+            turns[name].append(info)
+            if info.n_steps:
+                kinetic = info.hamiltonian - state.energy
+        parts = {name: _summed(infos) for name, infos in turns.items()}
+        whole = _summed([*parts.values()])
+        return state, whole._replace(hamiltonian=state.energy + kinetic, parts=parts)
+
+
+def _summed(infos: Sequence[StepInfo]) -> StepInfo:
+    """The info of several steps as one."""
+    return infos[-1]._replace(
+        acceptance_rate=torch.stack([info.acceptance_rate for info in infos]).mean(0),
+        accepted=torch.stack([info.accepted for info in infos]).any(0),
+        diverging=torch.stack([info.diverging for info in infos]).any(0),
+        n_steps=sum(info.n_steps for info in infos),
+        gradient_evaluations=sum(info.gradient_evaluations for info in infos),
+    )
 
 
 class Mixture(Composition):

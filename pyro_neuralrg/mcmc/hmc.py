@@ -261,7 +261,6 @@ class ChEESHMC(QuasiRandomLengths):
         return hamiltonian_step(self, state, n_steps, generator)
 
     def length_learner(self) -> TrajectoryLength:
-        """See :class:`LocalKernel`."""
         return TrajectoryLength(self.trajectory_length, self.criterion)
 
 
@@ -276,10 +275,6 @@ def hamiltonian_step(
 
     The step size is the kernel's, times ``scale`` of each chain, ``(chains, 1)``.
     """
-    evaluations = n_steps
-    if state.gradient is None:
-        energy, gradient = kernel.target.energy_and_grad(state.position)
-        state, evaluations = state._replace(energy=energy, gradient=gradient), n_steps + 1
     position, mass = state.position, kernel.mass(state.position)
     momentum = mass.momentum(normals_like(position, generator))
     before = state.energy + mass.kinetic_energy(momentum)
@@ -292,7 +287,7 @@ def hamiltonian_step(
         diverging=~(torch.isfinite(after) & (after - before < DIVERGENCE_THRESHOLD)),
         hamiltonian=torch.where(info.accepted, after, before),
         n_steps=n_steps,
-        gradient_evaluations=evaluations,
+        gradient_evaluations=n_steps,
         trajectory=Trajectory(position, proposal.position, velocity, time),
     )
 

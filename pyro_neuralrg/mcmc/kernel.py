@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -245,6 +246,7 @@ class LocalKernel(Kernel):
     """
 
     step_size: float
+    max_steps: float = math.inf
     _mass: tuple[Tensor | None, Mass] | None = None
 
     def __init__(
@@ -343,23 +345,18 @@ class DenseMass(Mass):
     """The mass of a whole covariance matrix."""
 
     def momentum(self, normal: Tensor) -> Tensor:
-        """See :class:`Mass`."""
         return torch.linalg.solve_triangular(self.factor.mT, normal.mT, upper=True).mT
 
     def displacement(self, normal: Tensor) -> Tensor:
-        """See :class:`Mass`."""
         return normal @ self.factor.mT
 
     def velocity(self, momentum: Tensor) -> Tensor:
-        """See :class:`Mass`."""
         return momentum @ self.inverse
 
     def scaled(self, gradient: Tensor) -> Tensor:
-        """See :class:`Mass`."""
         return gradient @ self.factor
 
     def whitened(self, positions: Tensor) -> Tensor:
-        """See :class:`Mass`."""
         return torch.linalg.solve_triangular(self.factor, positions.mT, upper=False).mT
 
 
@@ -387,23 +384,18 @@ class LowRankMass(Mass):
         return torch.addmm(x, x @ self._directions[0], self._changes[power])
 
     def momentum(self, normal: Tensor) -> Tensor:
-        """See :class:`Mass`."""
         return self._stretched(normal, -0.5) / self.factor
 
     def displacement(self, normal: Tensor) -> Tensor:
-        """See :class:`Mass`."""
         return self._stretched(normal, 0.5) * self.factor
 
     def velocity(self, momentum: Tensor) -> Tensor:
-        """See :class:`Mass`."""
         return self._stretched(momentum * self.factor, 1.0) * self.factor
 
     def scaled(self, gradient: Tensor) -> Tensor:
-        """See :class:`Mass`."""
         return self._stretched(gradient * self.factor, 0.5)
 
     def whitened(self, positions: Tensor) -> Tensor:
-        """See :class:`Mass`."""
         return self._stretched(positions / self.factor, -0.5)
 
 

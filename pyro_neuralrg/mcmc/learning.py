@@ -11,7 +11,7 @@ import torch
 from pyro.ops.stats import split_gelman_rubin
 from torch import Tensor
 
-from pyro_neuralrg.mcmc.kernel import Mass, Trajectory
+from pyro_neuralrg.mcmc.kernel import LocalKernel, Mass, Trajectory
 
 CRITERIA = ("chees", "snaper")
 """Criteria of trajectory lengths: all of the position, or its widest component."""
@@ -161,6 +161,11 @@ class PooledCovariance(Learner):
     def _squares(self, deviations: Tensor) -> Tensor:
         return deviations.mT @ deviations if self._dense else deviations.square().sum(0)
 
+    @property
+    def variance(self) -> Tensor:
+        """The mean squares of deviations from the mean of all."""
+        return torch.as_tensor(self._sum_of_squares) / self._count
+
     def regularised(self) -> Tensor | None:
         """The covariance, shrunk towards 1e-3 by five pseudo-observations as in Stan.
 
@@ -233,18 +238,12 @@ class TrajectoryLength(LengthLearner):
         """The averaged length, to be used for the draws."""
         return math.exp(self._log_average)
 
-    def update(
-        self,
-        trajectory: Trajectory,
-        acceptance: Tensor,
-        mass: Mass,
-        step_size: float,
-        max_steps: float = math.inf,
-    ) -> None:
+    def update(self, trajectory: Trajectory, acceptance: Tensor, kernel: LocalKernel) -> None:
         """Take in the trajectories of all chains, of these acceptances.
 
         Of those that ``most_steps`` cut short, only where they began.
         """
+        mass, step_size = kernel.mass(trajectory.start), kernel.step_size
         whitened = trajectory.mapped(mass.whitened)
         self.direction.update(trajectory.start, mass)
         projected = self.direction.projected(whitened)
@@ -253,7 +252,7 @@ class TrajectoryLength(LengthLearner):
             self._climb(criterion_slope(seen, acceptance), jump_slope(projected, acceptance))
         self._steps += 1
         floor = max(step_size, self.direction.width)
-        length = min(max(self.value, floor), step_size * max_steps)
+        length = min(max(self.value, floor), step_size * kernel.max_steps)
         self._log_length = math.log(length)
         weight = max(self._count, 1) ** -self.AVERAGING
         self._log_average += weight * (self._log_length - self._log_average)
@@ -270,6 +269,66 @@ class TrajectoryLength(LengthLearner):
             rate = self.LAST_RATE + left * (self.FIRST_RATE - self.LAST_RATE)
             relative = (slope / value).clamp(-1.0, 1.0)
             self._log_length += rate * float(relative @ torch.tensor(self.WEIGHTS).to(relative))
+
+
+class DecorrelationLength(LengthLearner):
+    r"""A multiple of the width of the chains: 1 until their autocorrelation time is known.
+
+    In windows of doubling length, n draws each, the time is that of a draw multiplied by
+    :math:`\tau = n B / V`, averaged over the coordinates: V is the variance of the draws of all
+    chains, B that of the chains' means. It is known if the window is ten such times long and draws
+    are correlated, for else the time of a draw hides it; later, the time of a draw bounds it. The
+    width is the root of the mean of V, in units of the mass. Both as in Robnik, De Luca,
+    Silverstein, Seljak (2023). With a new mass, and in windows too short, the multiple is kept.
+    """
+
+    SHARE = 0.4  # of the autocorrelation time, as in the paper
+    FIRST_WINDOW = 10
+    TIMES, CORRELATED = 10.0, 2.0
+
+    def __init__(self, length: float) -> None:
+        self.value, self._multiple, self._is_known = length, 1.0, False
+        self._draws, self._steps = PooledCovariance(), 0
+        self.restart(length)
+
+    def restart(self, length: float) -> None:
+        """Forget the draws; the length is kept, for none that is given says more."""
+        self._window, self._is_first = self.FIRST_WINDOW, True
+        self._clear()
+
+    def _clear(self) -> None:
+        """Begin a window."""
+        self._draws.clear()
+        self._sum = torch.zeros(())
+        self._count, self._time = 0, 0.0
+
+    @property
+    def average(self) -> float:
+        """The length to be used for the draws."""
+        return self.value
+
+    def update(self, trajectory: Trajectory, acceptance: Tensor, kernel: LocalKernel) -> None:
+        """Take in where the trajectories of all chains began."""
+        self._steps += 1
+        positions = kernel.mass(trajectory.start).whitened(trajectory.start).double()
+        self._draws.update(positions)
+        self._sum = self._sum.to(positions) + positions  # a file's is on the CPU
+        self._count, self._time = self._count + 1, self._time + trajectory.time
+        variance, is_full = self._draws.variance, self._count == self._window
+        width = math.sqrt(float(variance.mean()))
+        if not width > 0 or not (self._is_first or is_full):
+            return
+        if is_full:
+            memory = self._count * (self._sum / self._count).var(0) / variance
+            tau = float(memory[variance > 0].mean())
+            is_known = self._is_known or tau >= self.CORRELATED
+            if is_known and tau <= self._count / self.TIMES:
+                time = max(tau, 1.0) * self._time / self._count
+                self._multiple, self._is_known = self.SHARE * time / width, True
+            self._window, self._is_first = 2 * self._window, False
+            self._clear()
+        longest = kernel.step_size * kernel.max_steps
+        self.value = min(max(self._multiple * width, kernel.step_size), longest)
 
 
 class PrincipalDirection(Learner):

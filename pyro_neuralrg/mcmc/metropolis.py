@@ -147,7 +147,6 @@ class IndependenceMetropolis(Kernel):
         self.num_jumps = check_integer("num_jumps", num_jumps, 1)
 
     def init(self, positions: Tensor) -> ChainState:
-        """See :class:`Kernel`."""
         target = self.target
         if target.flow not in (None, self.flow):
             raise ValueError("flow is not that of the latent space that target lives in")

@@ -1,6 +1,18 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Microcanonical kernels: one that never rejects and is biased, and one that is exact."""
+r"""Microcanonical kernels: one that never rejects and is biased, and one that is exact.
+
+Chains move at constant speed, and are turned by the gradient.
+With positions in units of the mass, directions u (unit vectors of d components) and time in units
+in which the speed is :math:`\sqrt d`, as that of HMC is on average,
+
+.. math:: \dot x = \sqrt d\, u, \qquad
+    \dot u = -\sqrt d\, (1 - u u^T)\, \nabla E(x) / (d - 1).
+
+This, and random turns of u, keep :math:`e^{-E(x)}` times the uniform density of u. A step of an
+integrator keeps it up to its *energy error*: the change of E, and ln of the volume of its turns.
+Times of the papers on microcanonical sampling, whose speed is 1, are :math:`\sqrt d` times ours.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +24,29 @@ from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor
 
 from pyro_neuralrg.arguments import check_choice, check_integer, check_number
-from pyro_neuralrg.mcmc.decorrelation import DecorrelationLength
 from pyro_neuralrg.mcmc.hmc import DIVERGENCE_THRESHOLD, QuasiRandomLengths
-from pyro_neuralrg.mcmc.isokinetic import (
-    INTEGRATORS,
-    isokinetic_step,
-    random_direction,
-    turned_at_random,
+from pyro_neuralrg.mcmc.kernel import (
+    ChainState,
+    LocalKernel,
+    Mass,
+    Step,
+    StepInfo,
+    Trajectory,
+    normals_like,
 )
-from pyro_neuralrg.mcmc.kernel import ChainState, LocalKernel, Step, StepInfo, Trajectory
+from pyro_neuralrg.mcmc.learning import DecorrelationLength
 from pyro_neuralrg.mcmc.metropolis import chosen_chains, metropolis
 from pyro_neuralrg.mcmc.model_target import TargetLike
+from pyro_neuralrg.mcmc.target import Target
+
+INTEGRATORS = {
+    "leapfrog": ((0.5, 0.5), (1.0,)),
+    "minimal_norm": ((0.1931833275037836, 0.6136333449924328, 0.1931833275037836), (0.5, 0.5)),
+}
+"""Parts of a step for which the gradient turns, and the chain moves, in turns (McLachlan 1995)."""
+
+LONGEST_TURN = 25.0
+"""Decoherence times after which nothing is left of a direction."""
 
 LARGEST_RATIO = 100.0
 """In units of the variance aimed at: more of one chain's energy error tells nothing more."""
@@ -37,6 +61,7 @@ class Path(NamedTuple):
     mean_square: Tensor
     is_sound: Tensor
     trajectory: Trajectory
+    evaluations: int
 
 
 class Microcanonical(LocalKernel):
@@ -60,7 +85,6 @@ class Microcanonical(LocalKernel):
         self.integrator = check_choice("integrator", integrator, INTEGRATORS)
 
     def length_learner(self) -> DecorrelationLength:
-        """See :class:`LocalKernel`."""
         return DecorrelationLength(self.trajectory_length)
 
     def init(self, positions: Tensor) -> ChainState:
@@ -78,17 +102,14 @@ class Microcanonical(LocalKernel):
         decoherence: float,
         generator: torch.Generator | None,
         barrier: float = math.inf,
-    ) -> tuple[Path, int]:
-        """Integrate, each step after a random turn; return also the gradients that it took.
+    ) -> Path:
+        """Integrate, each step after a random turn.
 
         A chain stays, and turns round, where a step is not finite or its error above the barrier.
         Directions have a time of ``decoherence``; they do not turn at random if it is infinite.
         """
-        evaluations, start = n_steps * len(INTEGRATORS[self.integrator][1]), state.position
-        if state.gradient is None:
-            energy, gradient = self.target.energy_and_grad(start)
-            state, evaluations = state._replace(energy=energy, gradient=gradient), evaluations + 1
-        mass, zero = self.mass(start), torch.zeros_like(state.energy)
+        start, zero = state.position, torch.zeros_like(state.energy)
+        mass = self.mass(start)
         total, squares, is_sound = zero, zero, zero == 0
         for _ in range(n_steps):
             direction = turned_at_random(direction, self.step_size / decoherence, generator)
@@ -105,7 +126,8 @@ class Microcanonical(LocalKernel):
             is_sound = is_sound & sound
         velocity = math.sqrt(start.shape[-1]) * mass.displacement(direction)
         path = Trajectory(start, state.position, velocity, n_steps * self.step_size)
-        return Path(state, direction, total, squares / n_steps, is_sound, path), evaluations
+        evaluations = n_steps * len(INTEGRATORS[self.integrator][1])
+        return Path(state, direction, total, squares / n_steps, is_sound, path, evaluations)
 
 
 class MCLMC(Microcanonical):
@@ -182,7 +204,7 @@ class MCLMC(Microcanonical):
         if direction is None:
             direction = random_direction(state.position, generator)
         options = self.num_steps, self.trajectory_length, generator, DIVERGENCE_THRESHOLD
-        path, evaluations = self._path(state, direction, *options)
+        path = self._path(state, direction, *options)
         new = path.state._replace(direction=path.direction)
         return new, StepInfo(
             acceptance_rate=path.is_sound.to(state.energy),
@@ -190,7 +212,7 @@ class MCLMC(Microcanonical):
             diverging=~path.is_sound,
             hamiltonian=new.energy,
             n_steps=self.num_steps,
-            gradient_evaluations=evaluations,
+            gradient_evaluations=path.evaluations,
             trajectory=path.trajectory,
             energy_error=path.mean_square,
         )
@@ -251,12 +273,67 @@ class MAMS(QuasiRandomLengths, Microcanonical):
         """Integrate the next trajectory of the sequence; accept or reject its end."""
         state, n_steps = self._next_length(state, 2 * self.trajectory_length)
         direction = random_direction(state.position, generator)
-        path, evaluations = self._path(state, direction, n_steps, math.inf, generator)
+        path = self._path(state, direction, n_steps, math.inf, generator)
         log_ratio = torch.where(path.is_sound, -path.error, -math.inf)
         new, info = metropolis(state, path.state, log_ratio, generator)
         return new, info._replace(
             diverging=~(path.is_sound & (path.error < DIVERGENCE_THRESHOLD)),
             n_steps=n_steps,
-            gradient_evaluations=evaluations,
+            gradient_evaluations=path.evaluations,
             trajectory=path.trajectory,
         )
+
+
+# Isokinetic dynamics ------------------------------------------------------------------------------
+
+
+def isokinetic_step(
+    target: Target, mass: Mass, state: ChainState, u: Tensor, step_size: float, integrator: str
+) -> tuple[ChainState, Tensor, Tensor]:
+    """Move every chain; return its end, its direction there and its energy error in nats."""
+    turns, moves = INTEGRATORS[integrator]
+    time = step_size * math.sqrt(u.shape[-1])
+    position, energy, gradient = state.position, state.energy, state.gradient
+    assert gradient is not None
+    u, volume = turned(u, mass.scaled(gradient), turns[0] * time)
+    for move, turn in zip(moves, turns[1:], strict=True):
+        position = position.add(mass.displacement(u), alpha=move * time)
+        energy, gradient = target.energy_and_grad(position)
+        u, more = turned(u, mass.scaled(gradient), turn * time)
+        volume = volume + more
+    end = state._replace(position=position, energy=energy, gradient=gradient)
+    return end, u, energy - state.energy + volume
+
+
+def turned(u: Tensor, gradient: Tensor, time: float) -> tuple[Tensor, Tensor]:
+    r"""Directions ``(chains, dim)`` after turning downhill, for a time in which they move by it.
+
+    With :math:`e = -\nabla E / |\nabla E|`, :math:`\delta = t |\nabla E| / (d - 1)` and
+    :math:`\zeta = e^{-\delta}`, which does not overflow, they are along
+    :math:`2\zeta u + (1 - \zeta)(1 + \zeta + (1 - \zeta)\, e\cdot u)\, e`. Also returns -ln of the
+    volume, :math:`(d - 1) \ln(\cosh\delta + e\cdot u \sinh\delta)`, float64, shape ``(chains,)``.
+    """
+    norm = gradient.norm(dim=-1, keepdim=True)
+    downhill = -gradient / norm.clamp(min=torch.finfo(norm.dtype).tiny)
+    cosine = (u * downhill).sum(-1, keepdim=True).double().clamp(-1.0, 1.0)
+    delta = time * norm.double() / (u.shape[-1] - 1)
+    decay = torch.exp(-delta)
+    along = (1 - decay) * (1 + decay + (1 - decay) * cosine)
+    end = (2 * decay).to(u) * u + along.to(u) * downhill
+    log_growth = delta + torch.log1p(0.5 * (1 - cosine) * torch.expm1(-2 * delta))
+    return end / end.norm(dim=-1, keepdim=True), (u.shape[-1] - 1) * log_growth.squeeze(-1)
+
+
+def turned_at_random(u: Tensor, time: float, generator: torch.Generator | None) -> Tensor:
+    r"""Directions whose cosine with those given is about :math:`e^{-t}`."""
+    if time == 0:
+        return u
+    width = math.sqrt(math.expm1(2 * min(time, LONGEST_TURN)) / u.shape[-1])
+    end = u.add(normals_like(u, generator), alpha=width)
+    return end / end.norm(dim=-1, keepdim=True)
+
+
+def random_direction(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Uniform directions of this shape ``(chains, dim)``."""
+    normals = normals_like(like, generator)
+    return normals / normals.norm(dim=-1, keepdim=True)

@@ -110,7 +110,9 @@ class ModelTarget(Target):
             target._potential_fn = target._enumerated(trace)
         else:
             target._potential_fn = target._joint.energy
-            target._computed = target._functions_of_sites(trace)
+            known = target.sites.keys() | set(target._own_sites)
+            nodes = {x: node for x, node in trace.nodes.items() if node["type"] == "sample"}
+            target._computed = [x for x in nodes if x not in known and is_function(nodes[x])]
         target._transport = target._transport_of_all()
         if target._transport is None:
             target._try_vmap()
@@ -170,12 +172,6 @@ class ModelTarget(Target):
         }
         if len(self._parts) == 1:
             self.flow, self.base = part.flow, part.base
-
-    def _functions_of_sites(self, trace: Any) -> list[str]:
-        """Sites of ``pyro.deterministic`` and the like, which :meth:`physical` does not give."""
-        known = self.sites.keys() | set(self._own_sites)
-        nodes = {name: node for name, node in trace.nodes.items() if node["type"] == "sample"}
-        return [name for name in nodes if name not in known and is_function(nodes[name])]
 
     def _transport_of_all(self) -> tuple[Any, ModelTarget, Tensor] | None:
         """Flow of the guide, model behind it and the order of its entries in the guide's vector."""
@@ -268,7 +264,6 @@ class ModelTarget(Target):
     # Sites ----------------------------------------------------------------------------------------
 
     def physical(self, positions: Tensor) -> dict[str, Tensor]:
-        """See :class:`Target`."""
         values: dict[str, Tensor] = {}
         with torch.no_grad(), pyro.validation_enabled(False):
             for name, u in self.unpack(positions).items():
@@ -276,7 +271,6 @@ class ModelTarget(Target):
         return values
 
     def latent(self, positions: Tensor) -> dict[str, Tensor]:
-        """See :class:`Target`."""
         names = [name for name, part in self._parts.items() if part.module]
         values, transforms = self.unpack(positions), self._joint.transforms
         with torch.no_grad():
@@ -323,7 +317,6 @@ class ModelTarget(Target):
 
     @property
     def start_flow(self) -> TransformModule | None:
-        """See :class:`Target`."""
         if self.flow is not None or not self.is_transported:
             return self.flow
         return _Identity(self.event_shape)  # positions are latents, of several flows perhaps
@@ -408,7 +401,6 @@ class ModelTarget(Target):
         return found
 
     def modules(self) -> list[torch.nn.Module]:
-        """See :class:`Target`."""
         modules = [*(part.module for part in self._parts.values()), self.model]
         return [module for module in modules if isinstance(module, torch.nn.Module)]
 

@@ -16,19 +16,7 @@ from pyro_neuralrg.mcmc.kernel import ChainState, Kernel
 from pyro_neuralrg.runtime.processes import Processes
 
 CHAIN_FORMAT = FileFormat(
-    name="pyro_neuralrg.sampling",
-    version=7,
-    writer="VectorizedMCMC(..., record=Record(...))",
-    entries={
-        "settings": (str,),
-        "seed": (int,),
-        "kernel": (dict,),
-        "chains": (dict,),
-        "random": (Tensor,),
-        "warmup": (dict, type(None)),
-        "rows": (dict,),
-        "mark": (dict,),
-    },
+    "pyro_neuralrg.sampling", version=8, writer="VectorizedMCMC(..., record=Record(...))"
 )
 
 

@@ -20,18 +20,8 @@ from pyro_neuralrg.files.record import Checkpoints, Record, check_energies
 from pyro_neuralrg.mcmc.adaptation import Adaptation, Warmup
 from pyro_neuralrg.mcmc.kernel import Kernel
 from pyro_neuralrg.mcmc.results import DRAWN, RunResults, observe, statistics
-from pyro_neuralrg.mcmc.run_state import (
-    CHAIN_FORMAT,
-    Cost,
-    RunState,
-    settings_of,
-)
-from pyro_neuralrg.mcmc.starts import (
-    Start,
-    check_start,
-    started,
-    warn_of_divergences,
-)
+from pyro_neuralrg.mcmc.run_state import CHAIN_FORMAT, Cost, RunState, settings_of
+from pyro_neuralrg.mcmc.starts import Start, check_start, started, warn_of_divergences
 from pyro_neuralrg.mcmc.target import frozen
 from pyro_neuralrg.observables.configurations import Observable
 from pyro_neuralrg.runtime.console import HELD, Progress, deferred_interrupts

@@ -318,22 +318,16 @@ class EnergyTarget(Target):
         return super()._energy_and_grad_of(positions)
 
     def physical(self, positions: Tensor) -> dict[str, Tensor]:
-        """See :class:`Target`."""
         return self.unpack(positions)
 
     def initial(self, chains: int, generator: torch.Generator, start: Any = None) -> Tensor:
         """Standard normals, a lattice model's masked prior."""
-        if callable(start):
-            raise ValueError(
-                f"initial_params is {start!r}; accepted for an energy: 'prior', 'uniform', None, "
-                "or a tensor for each site; init_to_... is for Pyro models"
-            )
         if start == "uniform":
             return self.uniform(chains, generator)
-        if start == "flow":
+        if callable(start) or start == "flow":
             raise ValueError(
-                "initial_params is 'flow', and the target is in physical space; accepted: 'prior', "
-                "None, or {site: flow(z)}"
+                f"initial_params is {start!r}; accepted for an energy: 'prior', 'uniform', None, a "
+                "tensor for each site, in physical space {site: flow(z)}; init_to_... is for models"
             )
         return self.from_base(chains, generator, NORMAL)
 
@@ -400,14 +394,12 @@ class LatentTarget(EnergyTarget):
         self.flow_sites = {f"{name}_latent": (name, flow)}
 
     def physical(self, positions: Tensor) -> dict[str, Tensor]:
-        """See :class:`Target`."""
         with torch.no_grad():
             z = self._latents(positions)[0]
             x = forward_and_ladj(self.flow, z, len(self.shape))[0]
         return {self.name: x.reshape(*positions.shape[:-1], *self.shape)}
 
     def latent(self, positions: Tensor) -> dict[str, Tensor]:
-        """See :class:`Target`."""
         with torch.no_grad():
             z = self._latents(positions)[0]
         return {name: z.reshape(*positions.shape[:-1], *self.shape) for name in self.sites}
@@ -422,7 +414,6 @@ class LatentTarget(EnergyTarget):
         return self.from_base(chains, generator)
 
     def modules(self) -> list[torch.nn.Module]:
-        """See :class:`Target`."""
         return [self.flow]
 
     def _evaluate(self, positions: Tensor) -> Tensor:

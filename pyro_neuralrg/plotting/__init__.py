@@ -13,7 +13,6 @@ curves differ in line style or marker as well.
 
 from __future__ import annotations
 
-from pyro_neuralrg.plotting.curves import plot_thermodynamics
 from pyro_neuralrg.plotting.learned import (
     plot_coupling_flow,
     plot_effective_energy,
@@ -30,6 +29,7 @@ from pyro_neuralrg.plotting.runs import (
     plot_free_energy,
     plot_ranks,
     plot_structure_factor,
+    plot_thermodynamics,
     plot_trace,
 )
 from pyro_neuralrg.plotting.style import COLOURS, MARKERS, STYLES, Series, new_figure

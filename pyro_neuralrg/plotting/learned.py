@@ -17,12 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import AsinhNorm, Normalize
 from matplotlib.figure import Figure
 
-from pyro_neuralrg.analysis import (
-    GroupedInformation,
-    MutualInformation,
-    Response,
-    RunningCouplings,
-)
+from pyro_neuralrg.analysis import GroupedInformation, MutualInformation, Response, RunningCouplings
 from pyro_neuralrg.arguments import check_array, check_choice, check_integer, check_type
 from pyro_neuralrg.plotting.style import (
     Series,

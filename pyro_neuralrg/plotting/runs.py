@@ -1,6 +1,6 @@
 # Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""Figures of a run: training and samplers against the exact lines, and configurations."""
+"""Figures of runs: training and samplers against exact lines, configurations, phase diagrams."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from pyro_neuralrg.arguments import check_array, check_integer
+from pyro_neuralrg.arguments import check_array, check_integer, check_number
+from pyro_neuralrg.free_energy import Thermodynamics
 from pyro_neuralrg.plotting.style import (
     BLUE,
     COLOURS,
@@ -28,10 +29,18 @@ from pyro_neuralrg.plotting.style import (
     exact_line,
     figure_or_new,
     known_points,
+    look,
     note,
 )
 from pyro_neuralrg.statistics import summarise
 from pyro_neuralrg.statistics.summary import LARGEST_RHAT, rank_counts
+
+PANELS = {
+    "energy": "energy per site (J)",
+    "specific_heat": "specific heat per site ($k_B$)",
+    "susceptibility": r"susceptibility $N \langle m^2 \rangle / T$ (1/J)",
+    "binder": "Binder cumulant",
+}
 
 SMOOTHING = 50  # training steps in the running median of the loss, at most
 MAX_COLOURED_CHAINS = 5  # up to so many, each chain has a colour of its own in a trace
@@ -257,6 +266,55 @@ def plot_configurations(
     bar: dict[str, Any] = {"shrink": 0.8, "extend": "both"}
     figure.colorbar(image, ax=axes, label="field $x$ (dimensionless)", **bar)
     return axes
+
+
+def plot_thermodynamics(
+    found: Thermodynamics | Mapping[str, Thermodynamics],
+    *,
+    critical: float | None = None,
+    figure: Figure | None = None,
+) -> Figure:
+    """Energy, specific heat, susceptibility and Binder cumulant against temperature.
+
+    Points with errors are those by importance weights; lines are exact, where that is known at the
+    temperatures of the points. Shown in ``tutorials/figures/amortised.png``.
+
+    Args:
+        found: results of :func:`~pyro_neuralrg.free_energy.thermodynamics`, one or several by name,
+            such as the side of each lattice.
+        critical: temperature of a dotted line, in units of J / k_B; None draws none.
+        figure: to draw on; None makes a new one.
+
+    Example:
+        >>> from pyro_neuralrg import distributions, free_energy, potentials
+        >>> family = potentials.IsingDualFamily((1,), (2.0, 3.0))
+        >>> flow = family.flow(base=distributions.StandardNormal())
+        >>> found = free_energy.thermodynamics(family, flow, [2.0, 3.0], 500)
+        >>> len(plot_thermodynamics(found).axes)
+        4
+    """
+    named = {"importance sampling": found} if isinstance(found, Thermodynamics) else found
+    check_named("found", named, Thermodynamics)
+    figure = figure_or_new(figure, 9.0, 6.5)
+    for ax, (name, label) in zip(figure.subplots(2, 2).flat, PANELS.items(), strict=True):
+        curves = {
+            key: Series(one.temperature, getattr(one, name), getattr(one, f"{name}_se"))
+            for key, one in named.items()
+        }
+        for index, (key, points) in enumerate(known_points(ax, curves).items()):
+            draw_bars(ax, points, index, key)
+            exact = getattr(named[key], f"exact_{name}", None)
+            if exact is not None and np.isfinite(exact).any():
+                order = np.argsort(named[key].temperature)
+                style = {"color": look(index)["color"], "linestyle": look(index)["linestyle"]}
+                line = named[key].temperature[order], exact[order]
+                ax.plot(*line, linewidth=1.0, label=f"{key}, exact", **style)
+        if critical is not None:
+            at = check_number("critical", critical, "a finite number > 0", above=0)
+            ax.axvline(at, color="black", linewidth=0.8, linestyle=":")
+        ax.set(xlabel="temperature (J/$k_B$)", ylabel=label)
+        ax.legend(frameon=False, fontsize="small")
+    return figure
 
 
 def _chains(name: str, values: npt.ArrayLike) -> npt.NDArray[np.float64]:

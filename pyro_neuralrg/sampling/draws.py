@@ -379,4 +379,4 @@ def _repeated(trial: VectorizedMCMC) -> Kernel:
     time = positions[..., 0].numel() / effective  # NaN where nothing moved
     number = math.ceil(time / LOCAL_TIME - SLACK) if time > 0 else MAX_CYCLES
     number = min(MAX_CYCLES, max(1, number))
-    return Cycle(*[*trial.kernel.members.values()] * number)
+    return Cycle(*trial.kernel.members.values(), repeats=number)

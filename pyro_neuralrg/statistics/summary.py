@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pyro_neuralrg.arguments import check_integer
 from pyro_neuralrg.statistics.draws import (
     MIN_DRAWS,
     FloatArray,
@@ -276,8 +277,7 @@ def rank_counts(values: Any, bins: int = 20) -> FloatArray:
     distribution have about ``draws / bins`` in each; equal draws share their ranks in turn.
     """
     array = as_draws(values)
-    if not 1 <= bins <= array.size:
-        raise ValueError(f"bins is {bins}; accepted: from 1 to the number of draws, {array.size}")
+    check_integer("bins", bins, 1, array.size, f"from 1 to the number of draws, {array.size}")
     # draw by draw, so that equal values of different chains take turns
     ranks = np.argsort(np.argsort(array.T, axis=None, kind="stable")).reshape(array.T.shape).T
     rows = ranks * bins // array.size

@@ -387,7 +387,7 @@ class Training:
             check_energies(checkpoints.folder, contents["energies"], energies)
         state = contents["training"]
         for name in STATE:
-            value = state.get(name, 0)  # older ones count no weights of zero
+            value = state[name]
             setattr(self, name, value.to(like) if isinstance(value, Tensor) else value)
         self.elbo.only_finite = self.zero_weights > 0
         self.model = self._model(self.factor)
@@ -395,8 +395,7 @@ class Training:
         self.optimizer.load_state_dict(state["optimizer"])
         self.first = state["first"] and Measured(*state["first"])
         self.best.load_state_dict(state["best"])
-        if "noise" in state:  # else of a version that kept to one kind of gradient
-            self.elbo.noise.load_state_dict(state["noise"])
+        self.elbo.noise.load_state_dict(state["noise"])
         rows = state["history"].tolist()
         self.records = [TrainingStep(int(step), *numbers) for step, *numbers in rows]
         set_random_state(contents["random"], self.world, like.device)

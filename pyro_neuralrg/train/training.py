@@ -34,15 +34,7 @@ from pyro_neuralrg.train.optimizer import Budget, JoinedAdam, Schedule, default_
 from pyro_neuralrg.transforms import ConditionalHierarchicalFlow
 
 TRAINING_FORMAT = FileFormat(
-    name="pyro_neuralrg.training",
-    version=3,
-    writer="fit(..., record=Record(...))",
-    entries={
-        "settings": (str,),
-        "training": (dict,),
-        "random": (dict,),
-        "energies": (Tensor, type(None)),
-    },
+    "pyro_neuralrg.training", version=4, writer="fit(..., record=Record(...))"
 )
 
 

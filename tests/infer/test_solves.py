@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.infer.solves import SharedSolves, _Solve
+from pyro_neuralrg.infer.log_joint import SharedSolves, _Solve
 
 DIM = 5
 ROOT = torch.randn(DIM, DIM, generator=torch.Generator().manual_seed(0)).double()

@@ -41,6 +41,11 @@ def unit_mass(dim: int) -> Mass:
     return Mass.of(None, torch.zeros(1, dim))
 
 
+def kernel_of(covariance: Tensor | None = None, max_steps: int = 1000) -> ChEESHMC:
+    options: Any = {"shape": (3,), "inverse_mass": covariance, "max_steps": max_steps}
+    return ChEESHMC(lambda x: 0.5 * x.square().sum(-1), step_size=0.1, **options)
+
+
 @pytest.mark.parametrize("time", [0.3, 0.8, 1.2, 2.0, 2.8])
 def test_criterion_and_slope_of_oscillators(time: float) -> None:
     """For d standard normals C = d sin^2 t, D = 2 d (1 - cos t); within five standard errors."""
@@ -62,10 +67,10 @@ def test_the_length_is_that_of_whitened_positions(criterion: str) -> None:
     mass = Mass.of(covariance, torch.zeros(1, 3))
     white = oscillators(0.9, 50)
     wide = Trajectory(*(part @ mass.factor.mT for part in white[:3]), time=0.9)
-    weights, step_size = torch.rand(50), 0.1
+    weights = torch.rand(50)
     expected, found = TrajectoryLength(0.5, criterion), TrajectoryLength(0.5, criterion)
-    expected.update(white, weights, unit_mass(3), step_size)
-    found.update(wide, weights, mass, step_size)
+    expected.update(white, weights, kernel_of())
+    found.update(wide, weights, kernel_of(covariance))
     assert found.value == pytest.approx(expected.value)
     assert found.value != 0.5
 
@@ -93,7 +98,7 @@ def test_the_length_comes_to_rest_at_the_first_maximum() -> None:
     length = TrajectoryLength(0.01)
     for index in range(1, 600):
         time = halton(index) * length.value
-        length.update(oscillators(time, 64, 20), torch.ones(64), unit_mass(20), 0.1)
+        length.update(oscillators(time, 64, 20), torch.ones(64), kernel_of())
     assert 2.0 < length.average < 2.5
 
 
@@ -102,7 +107,7 @@ def test_the_length_keeps_its_bounds() -> None:
     for time, most, bound in ((0.5, 12, 1.2), (2.5, 30, math.sqrt(2 / math.pi))):
         length = TrajectoryLength(1.0)
         for _ in range(200):
-            length.update(oscillators(time, 64), torch.ones(64), unit_mass(3), 0.1, max_steps=most)
+            length.update(oscillators(time, 64), torch.ones(64), kernel_of(max_steps=most))
         assert length.value == pytest.approx(bound, rel=0.1 if time > 1 else 1e-9)
 
 

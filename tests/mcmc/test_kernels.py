@@ -395,6 +395,28 @@ def test_what_a_cycle_says_of_its_members() -> None:
     torch.testing.assert_close(info.hamiltonian, target.energy(state.position))
 
 
+def test_turns_of_a_cycle_are_those_of_as_many_members() -> None:
+    target = TARGETS["correlated Gaussian"]()
+    local = HMC(target.energy, shape=(5,), step_size=0.9, num_steps=3)
+    members = local, IndependenceMetropolis(flow_for(target))
+    once, thrice = Cycle(*members * 3), Cycle(*members, repeats=3)
+    begin, (one, other) = once.init(target.sample(300)), (torch.Generator() for _ in range(2))
+    after, info = once.step(begin, one.manual_seed(0))
+    again, found = thrice.step(begin, other.manual_seed(0))
+    assert torch.equal(again.position, after.position)
+    assert torch.equal(found.hamiltonian, info.hamiltonian)
+    torch.testing.assert_close(found.acceptance_rate, info.acceptance_rate)
+    assert list(found.parts) == ["hmc", "jump"]
+    for name, part in found.parts.items():
+        turns = [info.parts[f"{name}{number}"] for number in ("", "_2", "_3")]
+        rates = torch.stack([turn.acceptance_rate for turn in turns])
+        torch.testing.assert_close(part.acceptance_rate, rates.mean(0))
+        assert part.n_steps == sum(turn.n_steps for turn in turns)
+    assert (found.n_steps, found.gradient_evaluations) == (info.n_steps, info.gradient_evaluations)
+    with pytest.raises(ValueError, match=r"repeats is 0; accepted: an integer >= 1"):
+        Cycle(*members, repeats=0)
+
+
 def test_the_mass_of_a_random_walk_is_the_covariance_of_its_proposals() -> None:
     widths = torch.tensor([0.01, 1.0, 100.0])
     walk = RandomWalkMetropolis(lambda x: 0.0 * x.sum(-1), shape=(3,), inverse_mass=widths)

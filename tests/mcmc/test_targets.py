@@ -197,7 +197,7 @@ def test_named_starts() -> None:
     assert standard_errors(flow.inv(x).detach().flatten(1).square(), 1.0) < 4
     assert standard_errors(x.flatten(1).square(), 1.0) > 8
     for kernel, start, message in (
-        (HMC(field), "flow", r"initial_params is 'flow'.*physical space; accepted"),
+        (HMC(field), "flow", r"initial_params is 'flow'.*physical space \{site: flow"),
         (HMC(field), "nowhere", "'nowhere'; accepted: 'prior', 'uniform'"),
         (HMC(normal_model_without_data), "flow", r"accepted for this model: 'prior'"),
     ):

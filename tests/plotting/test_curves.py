@@ -12,7 +12,7 @@ import pytest
 
 from pyro_neuralrg import plotting
 from pyro_neuralrg.free_energy import Thermodynamics
-from pyro_neuralrg.plotting import curves
+from pyro_neuralrg.plotting import runs
 
 
 def made_up(offset: float) -> Thermodynamics:
@@ -25,7 +25,7 @@ def made_up(offset: float) -> Thermodynamics:
 def test_points_and_exact_lines() -> None:
     found = {"L = 8": made_up(0.0), "L = 16": made_up(0.1)}
     figure = plotting.plot_thermodynamics(found, critical=2.269)
-    for ax, name in zip(figure.axes, curves.PANELS, strict=True):
+    for ax, name in zip(figure.axes, runs.PANELS, strict=True):
         containers: list[Any] = list(ax.containers)
         for one, container in zip(found.values(), containers, strict=True):
             points = container.lines[0].get_xydata()

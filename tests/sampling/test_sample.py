@@ -117,7 +117,9 @@ def test_cycles_are_repeated_as_chains_need_to_forget(memory: float, expected: s
         steps.append(memory * steps[-1] + one)
     kernel = Cycle(HMC(TARGET), IndependenceMetropolis(other_flow(), as_target(TARGET)))
     trial: Any = SimpleNamespace(positions=torch.stack(steps, 1), kernel=kernel)
-    assert len(_repeated(trial).members) in {2 * number for number in expected}
+    found: Any = _repeated(trial)
+    assert found.repeats in expected
+    assert list(found.members) == ["hmc", "jump"]
 
 
 def test_the_model_of_a_potential_and_undefined_energies() -> None:

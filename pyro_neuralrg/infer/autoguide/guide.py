@@ -20,7 +20,6 @@ from torch.distributions import biject_to
 
 from pyro_neuralrg.arguments import check_number, check_type, copied, on_copies
 from pyro_neuralrg.distributions.flow import FlowDistribution, base_distribution
-from pyro_neuralrg.infer.autoguide.frames import GaussianFrame
 from pyro_neuralrg.infer.autoguide.sites import (
     check_support,
     format_sites,
@@ -30,6 +29,7 @@ from pyro_neuralrg.infer.autoguide.sites import (
 from pyro_neuralrg.infer.autoguide.start import posterior_start
 from pyro_neuralrg.infer.autoguide.transform import (
     FieldFlow,
+    GaussianFrame,
     GlobalsFlow,
     LatentFlow,
     SharedAmongDraws,
