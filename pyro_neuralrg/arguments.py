@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Arguments of public functions, checked by one rule: TypeError for a wrong type, else ValueError.
 

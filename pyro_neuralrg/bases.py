@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Base densities p(z) of a flow: independent normals, or two modes of the coarsest variable."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """The package as a whole: imports run one way and do nothing else, public names are described."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """The one rule for integers and numbers: TypeError for another type, ValueError out of bounds."""
 

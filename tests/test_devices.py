@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Everything moves to another device; a training step waits for it once, a leapfrog step never.
 

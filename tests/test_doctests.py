@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Every example in a docstring, and every Python block of the README, runs as printed."""
 

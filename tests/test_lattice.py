@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Lattices and circuits as data: every site in one block, and the light cones of the circuits."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Operators that are diagonal in the lattice's modes, against dense matrices."""
 

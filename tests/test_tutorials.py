@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Every notebook runs from top to bottom, with few steps, and its assertions hold."""
 

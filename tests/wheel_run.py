@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """The installed command through a life: trained, killed, resumed, killed while sampling, resumed.
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Execute tutorials at full length and keep their outputs: figures and what was printed.
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Analysis of a flow and its fields: responses, mutual information, renormalization, exponents.
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Running couplings: the renormalised energy of every scale projected on local operators."""
 

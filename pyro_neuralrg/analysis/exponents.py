@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Monte Carlo renormalization group: critical exponents from fields and their block spins.
 

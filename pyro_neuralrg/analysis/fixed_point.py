@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Distance of a flow from a fixed point: do consecutive scales see and do the same?"""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Jacobians of a flow: patterns of the field that its latents respond to and write."""
 

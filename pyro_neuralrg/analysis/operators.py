@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Lattice operators: sums over a periodic lattice of products of neighbouring field values."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """The renormalization group at work: fields of every scale, effective energies, resampling."""
 

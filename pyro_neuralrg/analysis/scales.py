@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Scales of a flow's latents, blocks of sites, and the light cones of a circuit (paper Fig. 2a)."""
 

@@ -1,3 +1,2 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """The command line: its options, the Ising job and the report."""

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """The main job on the Ising model: train a flow, estimate -ln Z, sample with it and without it."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """The results of a run: the table, report.json, the flow, the samples and the figures.
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Couplings on a CPU, compiled by numba: the same numbers as the plain torch of the transforms.
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Formulas of the compiled couplings on rows of the working memory, and matrix products."""
 

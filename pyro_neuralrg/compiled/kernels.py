@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Compiled loops of couplings: a whole circuit on a tile of columns, which stays in the cache.
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """A sequence of couplings as one operation on a CPU: a node of autograd's graph, tiles on threads.
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Couplings as numbers, and the layout of the memory in which they are computed."""
 

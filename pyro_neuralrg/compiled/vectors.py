@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Vector code for numba: formulas on rows, matrix products of rows, exp, log and tanh.
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Chains as ArviZ sees them: containers, convergence diagnostics and a verdict in words.
 

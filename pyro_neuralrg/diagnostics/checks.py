@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Checks of a run: each looks at one thing, and returns a finding or None."""
 

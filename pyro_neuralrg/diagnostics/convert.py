@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Finished runs, Pyro's or ours, and importance weights to ArviZ, and draws to pyerrors."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Data of a Pyro model, their densities at the draws of a run, and what the model predicts."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Draws and statistics of a finished run, ours or Pyro's, in one form.
 

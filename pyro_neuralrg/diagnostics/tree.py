@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Groups of arrays as ArviZ holds them: one code path for ArviZ 0.x and 1.x, plain numpy in."""
 

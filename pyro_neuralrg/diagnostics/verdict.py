@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """A verdict on a run in words: the findings of all checks, and the worst figures."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Probability distributions over lattice fields: of flows, and Gaussian priors."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """The density of a flow: ln q(x) = ln p(z) - ladj with z = flow.inv(x)."""
 

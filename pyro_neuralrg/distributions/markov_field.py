@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Gaussian fields on a lattice as Pyro distributions, priors of series, maps and cubes."""
 

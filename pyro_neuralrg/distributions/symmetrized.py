@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Finite symmetry groups of lattice fields as data, and a flow's density averaged over one."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Files that are written whole or not at all, and a format for tensors and plain data."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Runs that survive the end of their process: a folder of checkpoints, the newest intact."""
 

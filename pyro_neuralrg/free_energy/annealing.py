@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Free energies where the flow is poor: particles carried from the flow to the target."""
 

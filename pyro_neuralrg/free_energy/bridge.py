@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Bridge sampling: ln Z from draws of a density and draws of the target."""
 

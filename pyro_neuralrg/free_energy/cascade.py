@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Fields of a large lattice from those of smaller ones: coarse first, then refined."""
 

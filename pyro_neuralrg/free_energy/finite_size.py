@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Finite-size scaling: the power of the side with which a quantity of several lattices grows."""
 

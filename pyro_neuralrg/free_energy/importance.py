@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Free energies from samples of a flow: an importance-sampling estimate, and two bounds."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Log-weights of a Pyro model against its guide, whose mean weight is the evidence."""
 

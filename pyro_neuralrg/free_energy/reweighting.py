@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Observables of the target from samples of a flow: self-normalised importance sampling."""
 

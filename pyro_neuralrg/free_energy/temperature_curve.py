@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Thermodynamics of Ising spins over a range of temperatures, from one flow or one for each."""
 

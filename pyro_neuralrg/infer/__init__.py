@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Pyro's objects: the loss, guides and the reparameterisation by a flow."""
 

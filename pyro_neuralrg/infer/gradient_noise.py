@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Which of two gradients of the loss has the smaller variance, measured now and then."""
 

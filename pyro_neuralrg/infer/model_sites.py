@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """One look at a model's sites, before any inference: what chains and guides cannot take."""
 

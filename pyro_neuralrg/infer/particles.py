@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """All particles of an evaluation at once: whether programs take them, and what to do if not."""
 

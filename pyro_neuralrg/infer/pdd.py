@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Probability density distillation: the training loss E_q[ln q - ln pi] as a Pyro ELBO."""
 

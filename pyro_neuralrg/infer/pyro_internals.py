@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Every use of what Pyro keeps private: its stack, its handlers' insides, names of its sites."""
 

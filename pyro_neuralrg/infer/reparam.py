@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Sampling a site of a Pyro program in the latent space of a flow (paper Eq. 6)."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Markov chains over a batch: kernels as states and infos, adaptation beside them, a runner."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Warm-up: kernels, which know nothing of it, are tuned before the draws."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Hamiltonian Monte Carlo over a batch of chains: trajectories of given, one, or learned length."""
 

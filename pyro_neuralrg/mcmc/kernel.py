@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """The contract of kernels: ``init(positions) -> state``, ``step(state) -> (state, info)``."""
 

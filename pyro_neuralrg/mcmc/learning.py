@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Step size, mass and trajectory length, learned from the steps of warm-up."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 r"""A mass that knows a few directions: variances, and what stands out once they are divided by.
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Metropolis' rule, and the kernels that need no more: random walks, and jumps drawn by a flow."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 r"""Microcanonical kernels: one that never rejects and is biased, and one that is exact.
 

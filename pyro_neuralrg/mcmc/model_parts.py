@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """What a sampled site of a Pyro model stands for: itself, or sites behind a flow or a guide."""
 

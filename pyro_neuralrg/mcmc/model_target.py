@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Any Pyro model as a target, and the choice of target for whatever a kernel is given."""
 

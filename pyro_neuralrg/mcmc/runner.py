@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """The runner: warm-up, draws, and how they are stopped, recorded and taken up again."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Where chains begin, and a warning where gradients keep them from parts of their target."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """The density that a kernel samples: energies of many chains over flat unconstrained positions."""
 

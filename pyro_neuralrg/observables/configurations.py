@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 r"""Observables of one configuration: the magnetisation, its powers, two-point functions.
 

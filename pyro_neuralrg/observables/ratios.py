@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Quantities that are functions of several means, from draws of any kind, with standard errors.
 

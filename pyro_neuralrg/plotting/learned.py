@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Figures of what a flow has learned: responses, mutual information, fields of every scale."""
 

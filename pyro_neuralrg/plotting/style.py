@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Parts of all figures: colours, new Axes, curves with errors, pictures, notes, checks."""
 

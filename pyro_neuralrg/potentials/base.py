@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """The base of all targets: an energy of fields on a lattice, also as a Pyro program."""
 

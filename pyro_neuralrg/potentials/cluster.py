@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Monte Carlo of Ising spins, and of fields whose signs are such: clusters, tempering, no flow."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Targets for every value of a parameter, evaluated in one batch, for conditional flows."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """The continuous dual of spins (paper Eq. 7); of the Ising model its free energy is known."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """The Ising model of spins: exact quantities, cluster Monte Carlo and observables."""
 

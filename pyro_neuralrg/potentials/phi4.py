@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """The lattice phi^4 theory, from the free field (lam = 0) to the Ising model (lam to infinity)."""
 

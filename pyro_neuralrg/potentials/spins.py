@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Ising spins with a coupling for each pair: spin glasses, random fields; and their dual."""
 

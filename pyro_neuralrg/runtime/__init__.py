@@ -1,3 +1,2 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Processes, threads, interrupts, seeds, memory and progress."""

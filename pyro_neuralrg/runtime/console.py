@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """The user of a run: warnings at their line, one progress bar, interrupts that wait."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """The processes of one run, this one alone or a ``torch.distributed`` group, and their seeds."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Draws of a target, and its evidence, by the flow or guide that was trained for it."""
 

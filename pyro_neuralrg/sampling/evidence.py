@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """One call for the evidence of a model, :func:`evidence`, by the method that can be believed."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Means with errors: of series of draws ``(chains, draws)``, and of importance weights."""
 

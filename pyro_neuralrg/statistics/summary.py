@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Convergence and accuracy of chains by ArviZ: of one series, of the sites of a field, as a table.
 

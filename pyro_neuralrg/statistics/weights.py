@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Importance weights: the mean they estimate, its error, and whether to trust either."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Steps of a training, one by one and as a table, and the best parameters among them."""
 

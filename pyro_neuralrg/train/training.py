@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Train a flow on a target: the PDD loss, a schedule, cooling and a history."""
 

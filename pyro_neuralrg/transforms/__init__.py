@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Everything that is a Pyro TransformModule: the hierarchical flow and its parts.
 

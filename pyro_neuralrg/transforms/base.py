@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """The base of all our transforms: value and log-determinant in one pass, and an honest cache."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """A hierarchical flow for every value of a context, such as a temperature or a coupling."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Couplings: one half of a block's sites decides what is done to each site of the other."""
 

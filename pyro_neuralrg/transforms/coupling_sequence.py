@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Many couplings on one field, one after the other: the inner loop of every hierarchical flow.
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Fine fields of a flow given a coarse one, with their exact conditional density."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Gaussian layers: the free field, from which the renormalization group starts; a learned one."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """The hierarchical flow: a circuit of block bijectors as one change of variables x = g(z)."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Networks of the couplings: from the sites held fixed to an increasing map for each of the others.
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Blocks and scales of a flow: their sites and features, the flow cut off at one, larger flows."""
 

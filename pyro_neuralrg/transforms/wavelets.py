@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Orthogonal wavelets: fixed rotations of blocks, at which the decimators of a flow may begin."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Every public function refuses what it cannot take, naming the argument and what is accepted."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Estimators by their definitions and on Gaussians; all pairs: bias, error bars, groups."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Responses of linear flows are their wavelets; rotations of the latents are undone."""
 

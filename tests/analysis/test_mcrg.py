@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Exponents from block spins, where the renormalization group is exact, and in the Ising model."""
 

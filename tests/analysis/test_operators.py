@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Lattice operators against sums that are written out, and under symmetries of the lattice."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Fields of every scale, resampling, and the effective energy, against linear and exact cases."""
 

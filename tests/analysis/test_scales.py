@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Every latent belongs to one scale, and sees what the Jacobian says that it sees."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Options of the command: bad input is one line and exit code 2, before anything is done."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Runs that fail or are interrupted save what there is, and spare the files of an earlier run."""
 

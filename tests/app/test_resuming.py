@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Runs with checkpoints go on with the numbers of one that was not ended; others are refused."""
 

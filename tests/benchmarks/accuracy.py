@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Results of a training: the gap to the exact free energy, the cost, the smoothness of the flow.
 

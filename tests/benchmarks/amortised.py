@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """One flow for a range of temperatures, beside flows trained at each temperature alone.
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """The Ising dual at Tc on 64 x 64 from smaller lattices, against exact values.
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """The trajectory length that ChEES-HMC finds, against the best fixed one.
 

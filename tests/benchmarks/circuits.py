@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Gaps of three circuits, mera, brickwork and tree, of as many parameters, on 8 x 8.
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Are the collective variables block spins (paper Fig. 4a), and what does it cost in accuracy?
 

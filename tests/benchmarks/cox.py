@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """A 32 x 32 log-Gaussian Cox process: our samplers beside NumPyro's and Pyro's, draws a second.
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """The Cox process of ``tests.benchmarks.cox`` in NumPyro; torch is not needed here.
 

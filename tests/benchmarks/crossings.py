@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Crossings of Pyro's NUTS between the phases of the Ising dual behind a flow.
 

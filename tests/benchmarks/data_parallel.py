@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Samples per second of a training on one process, and on two under torchrun, one thread each.
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """CUQIpy's two-dimensional deconvolution: our guide and samples beside its Gibbs sampler.
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """The evidences of models whose evidence is known: method chosen, z-scores and coverage.
 

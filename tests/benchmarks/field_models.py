@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Draws of the registry of field models by a guide and ``sample``, against stored answers.
 

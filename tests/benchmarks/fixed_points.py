@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Fixed points and running couplings of flows trained below, at and above Tc of the Ising dual.
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Variance of the training gradient: plain, path gradient, and with antithetic pairs z and -z.
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """AutoHierarchicalFlow beside Pyro's own guides, over the registry of field models.
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Chain-leapfrogs per second of HMC: 64 chains in one batch against Pyro's, one after another.
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Critical exponents of the Ising model at Tc by MCRG, against the exact y_t = 1, y_h = 15/8.
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """NIFTy's correlated field, seen through counts: our guide and samples beside MGVI and geoVI.
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Why there is no NUTS over a batch of chains: Pyro's NUTS against ChEES-HMC, per gradient.
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Gradients that kernels need for the power spectrum of phi^4 near criticality.
 

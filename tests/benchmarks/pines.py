@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """The log-Gaussian Cox process of the Finnish pines, of which there are many published figures.
 

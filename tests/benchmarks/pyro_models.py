@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Models of Pyro's tutorials, and priors of heavy tails, with the defaults of VectorizedMCMC.
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Samplers of one target, in the latent space of one frozen flow and in physical space.
 

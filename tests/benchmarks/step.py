@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Cost of a training step and of a latent gradient: alone, on two threads, beside a busy process.
 

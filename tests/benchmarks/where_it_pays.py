@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """From which lattice on a trained flow pays: seconds to 1000 effective draws, against the side.
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """What ArviZ makes of a Pyro model's run: scores, comparisons, predictions, figures and files."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Draws as observables of pyerrors, whose Gamma method agrees with ours."""
 

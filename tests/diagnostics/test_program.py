@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Pyro models through the same calls, sampled by Pyro or by us: eight schools and others."""
 

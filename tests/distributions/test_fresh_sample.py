@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """ln q of a fresh sample is free once, and never that of a flow that has changed since."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Gaussian priors on a lattice against dense matrices, and in models of Pyro."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints survive kills, corruptions and full disks; other runs' files are refused."""
 

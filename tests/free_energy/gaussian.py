@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """A Gaussian sampled by a wider one, whose distances are known, and the coverage of error bars."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """A model with a constrained global, a field, plates and masked data, solved in closed form."""
 

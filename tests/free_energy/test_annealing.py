@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Annealing against exact free energies: correlated Gaussians, small Ising models, two humps."""
 

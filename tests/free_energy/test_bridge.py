@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Bridge sampling against exact ln Z, and its error against the scatter."""
 

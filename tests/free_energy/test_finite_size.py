@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Finite-size scaling against power laws, exact susceptibilities and its own error bars."""
 

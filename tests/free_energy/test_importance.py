@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Estimates and bounds of the free energy of a Gaussian, from samples of a wider one."""
 

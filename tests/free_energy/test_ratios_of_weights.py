@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Susceptibility, Binder's cumulant and specific heat from weighted draws, against exact values."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Models for autoguides by name, what a guide should find in them, and guides of them."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """A solvable target and a small flow that can reach it; the models for autoguides."""
 

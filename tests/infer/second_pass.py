@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Path gradients the long way: draws of any guide, scored again with its parameters frozen."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """AutoHierarchicalFlow: Pyro's contract over a registry of models, exactness, bad input."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """The gradient with the smaller variance is taken: near the target the path's, far from it not."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """The density of AutoHierarchicalFlow, its path gradients, and sampling in its latent space."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Missing data by ``obs_mask``: Pyro draws a value for each datum, whether it is used or not."""
 

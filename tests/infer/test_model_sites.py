@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """What no chain and no guide can take of a model: refused by name, with a remedy that works."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Guides through Pyro's parameter store, as its tutorials save and load them, and through files."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Programs that do not take all particles at once, that draw nothing, and Pyro's other losses."""
 

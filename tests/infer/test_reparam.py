@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """FlowReparam under Pyro's own handlers and samplers (paper Eq. 6)."""
 

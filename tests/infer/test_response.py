@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """How far one step of Adam moves a guide: what makes trainings with plain SVI safe."""
 

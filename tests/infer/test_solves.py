@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """One triangular solve for all draws of a vmap gives the numbers of one for each."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """The Gaussian nearest to a posterior, and the density that it is found by."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Models with fields of two shapes: one shape is the flow's, the others are globals.
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Guides of models whose priors are improper, or so vague that their draws lie far off."""
 

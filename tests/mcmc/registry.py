@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Kernels and targets with exact samplers: every law of the kernels runs over their product.
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Warm-up by its parts: what it sums, where it starts, how little it makes of few steps."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Chains shared by two processes, which talk by gloo: one run, wherever it is looked at."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """The learned trajectory length: its sequence, its gradient, where it comes to rest."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Energies that fail at some positions: the guilty chain rejects, the run goes on."""
 

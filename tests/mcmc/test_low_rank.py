@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """A mass of low rank: the matrix that it stands for, and what is learned of it."""
 

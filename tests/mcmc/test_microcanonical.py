@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Microcanonical kernels: their dynamics, their tuning, and the bias of the one that is biased."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Densities of models in single precision, and the sites that a model computes of its draws."""
 

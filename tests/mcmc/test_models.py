@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Pyro models that samplers are known to fail on: eight schools, and Neal's funnel."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """The runner: what it keeps, what it adapts, what it leaves alone, what it refuses."""
 

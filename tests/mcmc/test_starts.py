@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Where chains begin, what a chain far out may cost, and gradients that bar the way."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Targets: models of Pyro, energies, where their chains start, what is refused."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Traced gradients: the same numbers, and the function itself wherever a trace would not do."""
 

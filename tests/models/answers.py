@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Answers for the registry of field models: means, widths and evidences that no guide had part in.
 

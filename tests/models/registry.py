@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Field models as a Pyro user writes them: maps, series, counts; the data come from a known truth.
 

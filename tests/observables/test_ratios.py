@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Functions of means: limits, exact values by enumeration, cluster Monte Carlo."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Curves over temperatures show the numbers they were given, and exact lines where known."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Figures show the numbers they were given, and need neither a display nor pyplot."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Curves say what is missing in them, notebooks show figures, and every function has a picture."""
 

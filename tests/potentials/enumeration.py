@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """The Ising model by enumeration of its spins, bond by bond, independent of the package."""
 

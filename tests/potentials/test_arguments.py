@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Wrong arguments of potentials and families: named, with what is accepted instead."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Swendsen-Wang: exact states stay exact, whatever the signs, the boundary and the field."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Exact quantities of the Ising model against enumeration, known values, limits, one another.
 

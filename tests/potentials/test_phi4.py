@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """The phi^4 theory against quadrature, its conventions, its limits, its Monte Carlo."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Spins of any couplings: against enumeration, the transfer matrix, the Ising model, one another.
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Energies of users that treat sites differently: noticed, and shown to their flows."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """A bar where somebody watches, else few lines; interrupts wait, and warnings find the user."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Tensors are sent from where a group takes them, and work is divided into equal parts."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Parts of a computation on threads of our own: all of them, once, and with the same bits."""
 

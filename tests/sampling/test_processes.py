@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Draws by two processes, which talk by gloo: one plan, one run, one set of moments."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """The jackknife: exact where the algebra is, and the coverage of its error."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """ArviZ's figures of series and of fields, site by site, and ranks."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Importance weights: by hand, with tails of known shape, and what are no weights."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Trainings that were stopped or killed go on with the numbers of those that were not."""
 

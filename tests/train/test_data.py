@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Maximum likelihood: what it converges to, from above, and how it stops."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Targets whose energy is infinite, or has none, somewhere: weights of zero."""
 

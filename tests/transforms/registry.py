@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Named transforms: a new bijector, circuit or option adds one line here and gets every law."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Wrong arguments of flows and their parts: named, with what is accepted instead."""
 

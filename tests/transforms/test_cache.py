@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """The remembered pair: free where it may be used, forgotten where anything has changed."""
 

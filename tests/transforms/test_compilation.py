@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Couplings run through torch.compile give the same, and go on as they are where it fails."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """The compiled couplings against the plain torch that they stand for, wherever they may be used."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """A flow for every context: batches of contexts, Pyro's conventions, what it learns, bad input."""
 

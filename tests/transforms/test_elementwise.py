@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Maps of one variable, inverted wherever they are, in few evaluations and in compiled code."""
 

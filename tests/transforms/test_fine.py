@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Fine fields given a coarse one: draws that keep it, their density, and the target's marginal."""
 

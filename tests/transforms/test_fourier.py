@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """The Gaussian layer against dense matrices, and the spectra that it refuses."""
 

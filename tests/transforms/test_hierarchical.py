@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """The hierarchical flow: what depends on what, which weights are shared, and what it refuses."""
 

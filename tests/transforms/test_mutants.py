@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Flip one sign, of a log-determinant, a score or a head: the law that should notice does."""
 

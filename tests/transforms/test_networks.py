@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Networks that see neighbouring blocks are convolutions, on tori of one and two blocks as well."""
 

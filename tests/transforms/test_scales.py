@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """The sites of each scale, flows that are cut off there, and flows grown to larger lattices."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """The paper's figures: every script from nothing and from a saved flow, and under bad input."""
 

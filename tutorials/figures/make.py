@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Pictures of those functions of ``pyro_neuralrg.plotting`` that no figure of the paper shows.
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Paper Fig. 3(a): the free energy on the way of a training, beside the exact one."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Paper Fig. 3(b): the structure factor relaxes, in the latent and in the physical space.
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Paper Fig. 4(b), (c): what variables know of each other, before and after renormalization.
 

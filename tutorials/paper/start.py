@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Shared parts of the paper's figures: a model, a flow, a command line, a file of numbers."""
 

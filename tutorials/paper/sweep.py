@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """The supplement's sweep: temperatures and depths, at a fixed short budget per point.
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Guides that write themselves for models with fields on a lattice."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 r"""The Gaussian nearest to a density: two families of them, and the fixed point.
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """A Pyro autoguide whose fields come from a hierarchical flow."""
 

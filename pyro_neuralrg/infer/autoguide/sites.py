@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """The fields among a model's latent sites, and the order of all latents in the guide's flow."""
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """The start of a guide: the Gaussian nearest to the posterior, and the density it is found by."""
 

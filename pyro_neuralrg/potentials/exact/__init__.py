@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 r"""Formulas for finite Ising lattices, in float64, by which :class:`IsingModel` is exact.
 

@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 r"""Spin correlations on the ring, and on the torus from Pfaffians over four spin structures.
 

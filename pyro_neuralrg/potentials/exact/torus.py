@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 r"""Partition functions of the ring and of the two-dimensional torus, in logarithms throughout.
 

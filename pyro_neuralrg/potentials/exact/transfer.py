@@ -1,4 +1,3 @@
-# Copyright the pyro_neuralrg contributors.
 # SPDX-License-Identifier: Apache-2.0
 """The transfer matrix of lattices with a small cross-section: any dimension, boundary and field.
 
