@@ -25,6 +25,7 @@ SLOW = {
     "lattice_priors",
     "paper_fig3",
     "paper_fig4",
+    "renormalization_group",
     "sampling_and_diagnostics",
     "temperature_conditioned",
     "your_own_model",
