@@ -156,9 +156,11 @@ def draw(file: Path, runs: dict[str, list[MCRG]]) -> None:
 def of_a_flow(options: Any) -> None:
     """The exponents from a flow's own coarse fields, and from averages of the same fields."""
     target = IsingDual((options.flow_side, options.flow_side))
-    look = {"circuit": options.circuit, "wavelet": "haar", "spectrum": None}
-    flow = load(options.flow).flow if options.flow else target.flow(dtype=torch.float32, **look)
-    if not options.flow:
+    if options.flow:
+        flow = load(options.flow).flow
+    else:
+        look = {"circuit": options.circuit, "weights": options.weights, "wavelet": "haar"}
+        flow = target.flow(spectrum=None, dtype=torch.float32, **look)
         fit(target, flow, steps=options.steps, batch=options.batch, seed=0, progress=False)
     print(f"{flow}: gap {gap_of(target, flow, 2000, 1, 500)[0]:.3f}")
     x = target.sample_reference(options.flow_fields, seed=1).to(next(flow.parameters()).dtype)
@@ -182,7 +184,8 @@ def main() -> None:
         flow_side=(0, "side of the dual whose flow is looked at"),
         flow=({"type": Path}, "its file"),
         circuit=("tree", "without a file"),
-        steps=(300, "of its training, likewise"),
+        weights=("shared", "likewise"),
+        steps=(400, "of its training, likewise"),
         batch=(128, "likewise"),
         flow_fields=(4000, "exact ones that it renormalises"),
         threads=1,
