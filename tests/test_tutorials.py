@@ -52,6 +52,7 @@ def code_of(path: Path) -> str:
 
 
 @pytest.mark.usefixtures("as_a_reader")
+@pytest.mark.filterwarnings("ignore:training diverged:UserWarning")  # in twenty steps
 @pytest.mark.parametrize(
     "path",
     [
