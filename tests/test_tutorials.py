@@ -7,6 +7,7 @@ import ast
 import hashlib
 import importlib.util
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ SLOW = {
     "lattice_priors",
     "paper_fig3",
     "paper_fig4",
+    "renormalization_group",
     "sampling_and_diagnostics",
     "temperature_conditioned",
     "your_own_model",
@@ -49,6 +51,7 @@ def code_of(path: Path) -> str:
 
 
 @pytest.mark.usefixtures("as_a_reader")
+@pytest.mark.filterwarnings("ignore:training diverged:UserWarning")  # in twenty steps
 @pytest.mark.parametrize(
     "path",
     [
@@ -86,3 +89,12 @@ def test_kept_outputs_are_those_of_one_run_of_this_code(path: Path) -> None:
     assert path.stat().st_size < MOST_BYTES
     executed = json.loads(path.read_text(encoding="utf-8"))["metadata"]["executed"]
     assert executed == hashlib.sha256(code_of(path).encode()).hexdigest()
+
+
+def test_pictures_of_the_results_are_those_of_the_notebook() -> None:
+    path = FOLDER / "renormalization_group.ipynb"
+    kept = execute.pictures(json.loads(path.read_text(encoding="utf-8")))
+    page = (FOLDER / "results.md").read_text(encoding="utf-8")
+    shown = re.findall(r"\((renormalization_group/\d+\.png)\)", page)
+    assert len(shown) >= 4
+    assert [(FOLDER / name).read_bytes() for name in shown] == kept

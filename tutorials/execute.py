@@ -3,11 +3,13 @@
 
 ``python tutorials/execute.py quickstart free_energy`` from a checkout with the ``tutorials`` extra.
 A notebook keeps a fingerprint of the code of its cells that its outputs came from, which a test
-compares, and names the version of the package, which nothing compares.
+compares, and names the version of the package, which nothing compares. The pictures of one with a
+folder of its name are also written there, for pages that show them.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import os
 import re
@@ -69,6 +71,13 @@ def without_progress(output: dict[str, Any]) -> dict[str, Any] | None:
     return type(output)({**output, "text": text})  # of nbformat, if it was
 
 
+def pictures(notebook: dict[str, Any]) -> list[bytes]:
+    """The PNGs of all outputs, in order."""
+    outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", ())]
+    data = [output.get("data", {}) for output in outputs]
+    return [base64.b64decode(one["image/png"]) for one in data if "image/png" in one]
+
+
 def made_by() -> str:
     """The version of the package and the commit that its code was at."""
     import pyro_neuralrg
@@ -93,6 +102,9 @@ def execute(path: Path, version: str) -> None:
         client = NotebookClient(notebook, timeout=None, resources={"metadata": {"path": folder}})
         client.execute()
     nbformat.write(keep(notebook, version), path)
+    if path.with_suffix("").is_dir():
+        for number, picture in enumerate(pictures(notebook), 1):
+            (path.with_suffix("") / f"{number}.png").write_bytes(picture)
 
 
 def main() -> None:

@@ -37,6 +37,7 @@ POSITIVE = colormaps["Blues"].resampled(LEVELS)  # zero is the white of the pape
 RESPONSE = r"$E[\partial z / \partial x]$ (1/x)"
 INFORMATION = "mutual information (nats)"
 LEGEND_SHARE = 0.35  # height of the legend over that of the curves
+NUMBER_OFFSET = (4, 4)  # of the number of a scale from its point, in points
 MAX_NUMBERED_SCALES = 12  # numbers in more cells cannot be read
 
 
@@ -319,8 +320,8 @@ def plot_coupling_flow(
     """The flow of two couplings from scale to scale, for example around the critical temperature.
 
     For each name the result of :func:`~pyro_neuralrg.analysis.running_couplings`. An arrow leads
-    from each scale to the next coarser one; scales whose lattice is too small for either operator
-    are left out. Shown in ``tutorials/figures/fixed_points.png``.
+    from each scale, whose number stands beside it, to the next coarser one; scales whose lattice is
+    too small for either operator are left out. Shown in ``tutorials/figures/fixed_points.png``.
 
     Args:
         found: by name.
@@ -346,12 +347,15 @@ def plot_coupling_flow(
         places = [couplings.operators.index(operator) for operator in (first, second)]
         both = couplings.values, couplings.standard_error
         values, errors = (_copied(numbers)[finest:, places] for numbers in both)
-        known = np.isfinite(values).all(1)
+        known = np.flatnonzero(np.isfinite(values).all(1))
         values, errors = values[known], errors[known]
         draw_bars(ax, (values[:, 0], values[:, 1], errors[:, 1]), index, name, xerr=errors[:, 0])
         for start, end in itertools.pairwise(values):
             style = {"arrowstyle": "->", "color": look(index)["color"]}
             ax.annotate("", xy=end, xytext=start, arrowprops=style)
+        for scale, point in zip(finest + known, values, strict=True):
+            beside: dict[str, Any] = {"xytext": NUMBER_OFFSET, "textcoords": "offset points"}
+            ax.annotate(f"{scale}", point, color=look(index)["color"], **beside)
     ax.set(xlabel=f"coupling of {first} (nats)", ylabel=f"coupling of {second} (nats)")
     ax.legend(frameon=False)
     return ax

@@ -178,6 +178,18 @@ def test_coarse_fields_of_a_haar_flow_are_block_means_of_either_sign(sign: float
     assert repr(ours) == "MCRG(flow, 2 steps, 200 fields)"
 
 
+def test_signs_of_fields_have_no_normalization() -> None:
+    x = rough(300, 8, 8)
+    ours = mcrg(x, (8, 8), "decimation", levels=2, signs=True)
+    assert repr(ours.steps) == repr(mcrg(x.sign(), (8, 8), "decimation", levels=2).steps)
+    flow = linear_flow((8, 8), lambda size: Matrix(-haar(size).matrix))
+    ours = mcrg(x, (8, 8), flow, levels=2, signs=True)
+    means = mcrg(x, (8, 8), "average", levels=2, signs=True)
+    assert ours.operators == lattice_operators((2, 2), spins=True)
+    assert repr(ours.steps) == repr(means.steps)
+    assert [step.normalization for step in ours.steps] == [Estimate(1.0, 0.0)] * 2
+
+
 def test_draws_of_one_chain_are_not_taken_for_independent() -> None:
     x = rough(100, 8, 8)
     options = {"operators": named("nearest", "square", "field"), "levels": 1}
@@ -253,3 +265,5 @@ def test_what_cannot_be_blocked_is_named() -> None:
         mcrg(torch.randn(10, 8, 8), (8, 8))
     with pytest.raises(ValueError, match="blocks is 1; accepted"):
         mcrg(x[None], (8, 8), blocks=1)
+    with pytest.raises(TypeError, match="signs is an int; accepted: True or False"):
+        mcrg(x, (8, 8), signs=1)

@@ -9,12 +9,12 @@ of their errors (68 % and 95 %; the mean is the repetitions' own).
 
     python -m tests.benchmarks.mcrg
     python -m tests.benchmarks.mcrg --repetitions 1 --draws 1000 --rules majority
-    python -m tests.benchmarks.mcrg --repetitions 0 --flow-side 16 --steps 600
+    python -m tests.benchmarks.mcrg --repetitions 0 --flow-side 16
 
-With ``--flow-side`` a flow of the Ising dual is trained for so many ``--steps`` (or that of a
-``--flow`` file taken), the dual sampled by it, and its coarse fields stand beside block averages
-of the same draws. ``--figure FILE`` draws the exponents against the steps, ``--cache FOLDER`` keeps
-the configurations.
+With ``--flow-side`` a flow of the Ising dual that begins at Haar wavelets, with no Gaussian layer,
+is trained for so many ``--steps`` (or that of a ``--flow`` file taken), and its coarse fields of
+exact fields stand beside averages of the same, by their values and by their signs alone.
+``--figure FILE`` draws the exponents against the steps, ``--cache FOLDER`` keeps configurations.
 
 20 repetitions of 32 chains x 250 configurations, 5 sweeps apart, at L = 64 with 7 even and 4 odd
 operators (averages: 6 repetitions, c = 1.0904), mean and its distance from exact in per cent. The
@@ -35,6 +35,7 @@ errors of 1 % of y_t, takes some 30 s for the configurations and 5 s for each bl
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,12 +45,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pyro_neuralrg import IsingDual, sample
+from pyro_neuralrg import IsingDual, fit, load
 from pyro_neuralrg.analysis import MCRG, OPERATORS, matching_normalization, mcrg
 from pyro_neuralrg.plotting.style import COLOURS, GREY, MARKERS, STYLES, new_figure, png
 from pyro_neuralrg.potentials import IsingModel
 from pyro_neuralrg.potentials.cluster import swendsen_wang
-from tests.benchmarks.harness import Table, parse, trained_flow
+from tests.benchmarks.harness import Table, gap_of, parse
 
 RULES = ("majority", "average", "decimation")
 EXACT = {"y_t": 1.0, "y_h": 15 / 8}
@@ -152,14 +153,18 @@ def draw(file: Path, runs: dict[str, list[MCRG]]) -> None:
 
 
 def of_a_flow(options: Any) -> None:
-    """The exponents from a flow's own coarse fields, and from averages of the same draws."""
+    """The exponents from a flow's own coarse fields, and from averages of the same fields."""
     target = IsingDual((options.flow_side, options.flow_side))
-    flow = trained_flow(target, options.flow, options.steps, seed=0)
-    draws = sample(target, flow, options.flow_draws, chains_only=True, seed=1, progress=False)
-    x = draws.get_samples(group_by_chain=True)["x"].to(next(flow.parameters()).dtype)
-    operators = [operator for operator in OPERATORS if operator.name in OF_FIELDS]
-    for blocking in (flow, "average"):
-        print(mcrg(x, target.shape, blocking, operators=operators), "\n")
+    if options.flow:
+        flow = load(options.flow).flow
+    else:
+        look = {"circuit": options.circuit, "weights": options.weights, "wavelet": "haar"}
+        flow = target.flow(spectrum=None, dtype=torch.float32, **look)
+        fit(target, flow, steps=options.steps, batch=options.batch, seed=0, progress=False)
+    print(f"{flow}: gap {gap_of(target, flow, 2000, 1, 500)[0]:.3f}")
+    x = target.sample_reference(options.flow_fields, seed=1).to(next(flow.parameters()).dtype)
+    for blocking, signs in itertools.product((flow, "average"), (False, True)):
+        print("signs" if signs else "values", mcrg(x, target.shape, blocking, signs=signs), "\n")
 
 
 def main() -> None:
@@ -177,8 +182,11 @@ def main() -> None:
         figure=({"type": Path}, "PNG of the exponents"),
         flow_side=(0, "side of the dual whose flow is looked at"),
         flow=({"type": Path}, "its file"),
-        steps=(600, "of its training, without a file"),
-        flow_draws=(20_000, "of its target"),
+        circuit=("tree", "without a file"),
+        weights=("shared", "likewise"),
+        steps=(400, "of its training, likewise"),
+        batch=(128, "likewise"),
+        flow_fields=(4000, "exact ones that it renormalises"),
         threads=1,
     )
     runs: dict[str, list[MCRG]] = {rule: [] for rule in options.rules}

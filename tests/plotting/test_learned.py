@@ -136,7 +136,10 @@ def test_coupling_flow_goes_from_scale_to_scale() -> None:
     assert tuple(arrows[0].xyann) == (1.0, 2.0)
     assert tuple(arrows[0].xy) == (3.0, 4.0)
     assert len(arrows) == 2
+    numbers = [(text.get_text(), *text.xy) for text in ax.texts if text.get_text()]
+    assert numbers == [("0", 1.0, 2.0), ("1", 3.0, 4.0)] * 2
     assert ax.get_legend_handles_labels()[1] == ["cold", "hot"]
     other = plotting.plot_coupling_flow({"cold": found}, first="square", finest=1)
     np.testing.assert_allclose(other.containers[0][0].get_xydata(), [[6.0, 4.0], [7.0, 8.0]])
+    assert [text.get_text() for text in other.texts if text.get_text()] == ["1", "2"]
     assert other.get_xlabel() == "coupling of square (nats)"
