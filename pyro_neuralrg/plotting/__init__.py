@@ -13,7 +13,7 @@ curves differ in line style or marker as well.
 
 from __future__ import annotations
 
-from pyro_neuralrg.plotting.curves import plot_thermodynamics
+from pyro_neuralrg.plotting.curves import plot_collapse, plot_thermodynamics
 from pyro_neuralrg.plotting.learned import (
     plot_coupling_flow,
     plot_effective_energy,
@@ -40,6 +40,7 @@ __all__ = [
     "STYLES",
     "Series",
     "new_figure",
+    "plot_collapse",
     "plot_configurations",
     "plot_coupling_flow",
     "plot_effective_energy",
