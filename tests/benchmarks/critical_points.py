@@ -32,6 +32,8 @@ from pyro_neuralrg.free_energy import (
     scaling_curves,
 )
 from pyro_neuralrg.observables import binder_cumulant, correlation_length
+from pyro_neuralrg.plotting import plot_collapse
+from pyro_neuralrg.plotting.style import png
 from pyro_neuralrg.potentials import IsingDualFamily, IsingModel, Phi4, Phi4Family
 from pyro_neuralrg.potentials.cluster import SITES_AT_ONCE
 from pyro_neuralrg.potentials.ising_model import CRITICAL_TEMPERATURE
@@ -160,10 +162,15 @@ def main() -> None:
         for row in rows:
             table.row(str(side), *row)
     corrected = len(options.sides) > 2
-    report("U4", {side: one.binder for side, one in found.items()}, known, corrected)
+    binder = {side: one.binder for side, one in found.items()}
+    collapse = report("U4", binder, known, corrected)
     report("xi / L", {side: one.length_ratio for side, one in found.items()}, known, corrected)
     if len(exact) > 1:
         report("exact xi/L", exact, known, len(exact) > 2)
+    if options.figure:
+        name = "J / T" if options.lam is None else "kappa"
+        picture = plot_collapse(binder, collapse, names=(name, "Binder cumulant"), critical=known)
+        options.figure.write_bytes(png(picture, 110))
 
 
 if __name__ == "__main__":
