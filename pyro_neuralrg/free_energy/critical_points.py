@@ -30,7 +30,7 @@ from pyro_neuralrg.potentials.family import PotentialFamily
 from pyro_neuralrg.runtime.console import warn_user
 from pyro_neuralrg.statistics import Estimate, FloatArray, LogWeights
 
-FIRST_EXPONENTS = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
+FIRST_EXPONENTS = (0.5, 0.75, 1.0, 1.5, 2.0)
 """Values of 1 / nu from the best of which the fit of a collapse starts."""
 CORRECTION_TERMS = 2
 """Of the correction's own scaling function: a constant and a slope."""
@@ -375,7 +375,7 @@ def _collapse(curves: dict[int, Curve], degree: int, correction: float | None) -
     def linear(start: tuple[float, float]) -> FloatArray:
         return np.append(start, np.linalg.lstsq(design(*start), weights * y, rcond=None)[0])
 
-    grid = itertools.product(np.linspace(p.min(), p.max(), 15), FIRST_EXPONENTS)
+    grid = itertools.product(np.linspace(p.min(), p.max(), 7), FIRST_EXPONENTS)
     start = min(map(linear, grid), key=lambda theta: float(np.square(residuals(theta)).sum()))
     found = least_squares(residuals, start, method="lm", x_scale="jac")
     if np.linalg.matrix_rank(found.jac) < len(start):
