@@ -151,7 +151,7 @@ def scaling_curves(
         density = flow
         if isinstance(flow, ConditionalTransformModule):
             density = flow.condition(context.to(next(flow.parameters(), context)))
-        moments, weights = _moments(member, density, num_samples, batch_size)
+        moments, weights = _weighted_moments(member, density, num_samples, batch_size)
         weights.warn_if_poor()
         uniform, fourth, lowest = (reweight(moment, weights) for moment in moments)
         length = correlation_length(uniform, lowest, side)
@@ -281,7 +281,7 @@ def _side_of(family: Any) -> int:
     return family.shape[0]
 
 
-def _moments(
+def _weighted_moments(
     member: Any, density: Any, num_samples: int, batch_size: int
 ) -> tuple[list[Tensor], LogWeights]:
     """Of each sample m^2, m^4, and S of the lowest wave vectors, with the weights."""
@@ -323,11 +323,11 @@ def _crossing(pair: dict[int, Curve], degree: int, resamples: int, rng: Any) -> 
     if math.isnan(place[0]):
         raise ValueError(f"curves of {small} and {large} do not cross; accepted: those that do")
     with np.errstate(invalid="ignore", divide="ignore"):
-        inverse = _first(np.log(other / slope) / math.log(large / small))
+        inverse = _with_resamples(np.log(other / slope) / math.log(large / small))
     return Crossing(
         (small, large),
-        _first(middle + half * place),
-        _first(value),
+        _with_resamples(middle + half * place),
+        _with_resamples(value),
         Estimate(1 / inverse.value, inverse.standard_error / inverse.value**2),
     )
 
@@ -346,7 +346,7 @@ def _meeting(one: FloatArray, other: FloatArray) -> tuple[float, ...]:
     return real[best], polynomial.polyval(real[best], one), slopes[0][best], slopes[1][best]
 
 
-def _first(values: FloatArray) -> Estimate:
+def _with_resamples(values: FloatArray) -> Estimate:
     """The first value, with the scatter of the others, NaN if one of them is."""
     return Estimate(float(values[0]), float((values[1:] - values[0]).std()))
 
