@@ -23,6 +23,7 @@ from pyro_neuralrg.plotting.learned import (
     plot_top_variable,
 )
 from pyro_neuralrg.plotting.runs import (
+    plot_collapse,
     plot_configurations,
     plot_estimates,
     plot_free_energy,
@@ -39,6 +40,7 @@ __all__ = [
     "STYLES",
     "Series",
     "new_figure",
+    "plot_collapse",
     "plot_configurations",
     "plot_coupling_flow",
     "plot_effective_energy",

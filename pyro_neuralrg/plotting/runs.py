@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures of runs: training and samplers against exact lines, configurations, phase diagrams."""
+"""Figures of runs against exact lines, of configurations, phase diagrams and collapses."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from pyro_neuralrg.arguments import check_array, check_integer, check_number
-from pyro_neuralrg.free_energy import Thermodynamics
+from pyro_neuralrg.arguments import check_array, check_integer, check_number, check_type
+from pyro_neuralrg.free_energy import ScalingCollapse, Thermodynamics
+from pyro_neuralrg.free_energy.critical_points import check_curves
 from pyro_neuralrg.plotting.style import (
     BLUE,
     COLOURS,
@@ -383,3 +384,51 @@ def _first_fields(name: str, values: npt.ArrayLike, count: int) -> npt.NDArray[n
             f"least {count} finite fields of a lattice with 1 to 3 dimensions"
         )
     return array[:count]
+
+
+def plot_collapse(
+    curves: Mapping[int, Any],
+    found: ScalingCollapse,
+    *,
+    names: tuple[str, str] = ("coupling", "Binder cumulant"),
+    critical: float | None = None,
+    figure: Figure | None = None,
+) -> Figure:
+    r"""Curves of several sizes that cross, and the same against :math:`(p - p_c) L^{1/\nu}`.
+
+    Shown in ``tutorials/figures/critical_points.png``.
+
+    Args:
+        curves: as of :func:`~pyro_neuralrg.free_energy.crossings`.
+        found: result of :func:`~pyro_neuralrg.free_energy.scaling_collapse`; a band shows its
+            critical parameter with the error.
+        names: of the parameter and of the quantity.
+        critical: known critical parameter, for a dotted line; None draws none.
+        figure: to draw on; None makes a new one.
+
+    Example:
+        >>> from pyro_neuralrg import free_energy
+        >>> t = np.linspace(-0.1, 0.1, 5)
+        >>> curves = {L: (2.27 + t, 0.6 - 0.1 * L * t, 0 * t + 0.01) for L in (8, 16)}
+        >>> found = free_energy.scaling_collapse(curves, degree=1)
+        >>> len(plot_collapse(curves, found).axes)
+        2
+    """
+    checked = check_curves(curves)
+    check_type("found", found, ScalingCollapse, "a ScalingCollapse")
+    figure = figure_or_new(figure, 9.0, 3.8)
+    left, right = figure.subplots(1, 2, sharey=True)
+    p_c, error = found.parameter
+    for index, (side, curve) in enumerate(checked.items()):
+        scaled = (curve.parameter - p_c) * side ** (1 / found.nu.value)
+        line = look(index)["linestyle"]
+        draw_bars(left, curve, index, f"L = {side}", linestyle=line)
+        draw_bars(right, curve._replace(parameter=scaled), index, f"L = {side}")
+    left.axvspan(p_c - error, p_c + error, color="black", alpha=0.15, linewidth=0)
+    if critical is not None:
+        at = check_number("critical", critical, "a finite number or None")
+        left.axvline(at, color="black", linewidth=0.8, linestyle=":")
+    left.set(xlabel=names[0], ylabel=names[1])
+    right.set(xlabel=rf"$(p - p_c) L^{{1/\nu}}$, $p_c$ = {found.parameter}, $\nu$ = {found.nu}")
+    left.legend(frameon=False, fontsize="small")
+    return figure

@@ -10,16 +10,21 @@ import torch
 
 from pyro_neuralrg.arguments import check_choice, check_integer
 from pyro_neuralrg.statistics import LogWeights
-from pyro_neuralrg.statistics.weights import HEAVY_PARETO_K
+from pyro_neuralrg.statistics.weights import FINITE_VARIANCE_K, HEAVY_PARETO_K
 
 METHODS = ("independence", "cycle", "annealing")
 MAX_CHAINS = 256  # of jumps: as many fields make a flow's pass as cheap as it becomes
 LOCAL_CHAINS = 64  # with gradients
 MIN_CHAINS = 4
-TIMES_PER_CHAIN = 300  # autocorrelation times; R-hat of C chains is about sqrt(1 + 2 C / ESS)
+TIMES_PER_CHAIN, LOCAL_TIMES = 150, 300  # autocorrelation times, of jumps and of local moves
+"""R-hat of C chains is about sqrt(1 + 2 C / ESS); the times of jumps are known from the weights."""
+
 LOCAL_TIME = 3.0  # of draws by cycles
 MAX_JUMP_TIME = 3.0  # jumps; with longer ones local moves go with them
-EVEN = 0.9  # effective fraction from which on the tail of the weights does not matter
+EVEN, NEARLY_EVEN = 0.9, 0.8
+"""Effective fractions from which on tails do not matter, or not those of a finite variance: at 0.85
+and a k-hat of 0.41 (Ising, 16 x 16) 100,000 draws by jumps alone had R-hat 1.0007, the right mean,
+and eight times as many effective ones a second as cycles."""
 JUMPS_PER_TIME, MAX_JUMPS = 0.25, 32  # of one step: a quarter of the time, at most 32
 MIN_EFFECTIVE = 10.0  # of the pilot's draws, the heaviest cut; with fewer jumps stand still
 LOCAL_WARMUP = 150  # of local moves, whose step size is to be found
@@ -102,7 +107,8 @@ def choose(
         multiple: the chains are to be one of it.
     """
     jumps, effective = jump_figures(weights), weights.ess * len(weights)
-    heavy = weights.pareto_k > HEAVY_PARETO_K and weights.ess < EVEN  # a pilot may not show it
+    most = FINITE_VARIANCE_K if weights.ess >= NEARLY_EVEN else HEAVY_PARETO_K
+    heavy = weights.pareto_k > most and weights.ess < EVEN  # a pilot may not show it
     quality = f"{effective:.0f} of {len(weights)} draws of the flow are effective"
     if method is not None:
         reason = f"as asked for; {quality}"
@@ -121,8 +127,8 @@ def choose(
     if num_chains is None:
         jumping = method == "independence"
         time = max(1.0, jumps.time / num_jumps) if jumping else LOCAL_TIME
-        most = MAX_CHAINS if jumping else LOCAL_CHAINS
-        num_chains = max(MIN_CHAINS, min(most, int(num_draws / (TIMES_PER_CHAIN * time))))
+        most, times = (MAX_CHAINS, TIMES_PER_CHAIN) if jumping else (LOCAL_CHAINS, LOCAL_TIMES)
+        num_chains = max(MIN_CHAINS, min(most, int(num_draws / (times * time))))
         num_chains = -(-num_chains // multiple) * multiple
     chains = check_integer("num_chains", num_chains, 1)
     warmup = (

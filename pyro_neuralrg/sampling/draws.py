@@ -172,9 +172,10 @@ def sample(
 
     * where chains that jump between draws of q forget within three jumps, such chains (independence
       Metropolis);
-    * where they do not, or the weights have a tail (k-hat above a third, fewer than nine in ten
-      effective), cycles of jumps and of HMC in latent space, one to six to a draw, as chains need
-      to forget: what a tail holds is rarely seen, and a chain that jumps there stays;
+    * where they do not, or the weights have a tail (fewer than eight in ten effective and a k-hat
+      above a third, or fewer than nine and above a half), cycles of jumps and of HMC in latent
+      space, one to six to a draw, as chains need to forget: what a tail holds is rarely seen, and a
+      chain that jumps there stays;
     * where fewer than ten of the draws are effective, the heaviest weights cut, particles annealed
       from q to the target, which come with weights.
 

@@ -22,10 +22,10 @@ from pyro_neuralrg.runtime.console import warn_user
 from pyro_neuralrg.runtime.processes import processes
 from pyro_neuralrg.sampling.draws import latent_target, log_density, sample, weighted_positions
 from pyro_neuralrg.statistics import Estimate, LogWeights, summarise
+from pyro_neuralrg.statistics.weights import FINITE_VARIANCE_K
 
 EVIDENCE_METHODS = ("importance", "bridge", "annealing")
 MIN_DRAWS_OF_Q = 1000  # with fewer a k-hat tells little
-FINITE_VARIANCE_K = 0.5  # k-hat above which the weights have no variance
 NEAR = 5e-3  # nats, the gap of a q whose weights are believed
 ALIKE = 1e-6  # half a variance of log-weights that are as good as equal
 MIN_OVERLAP, WORST_RHAT = 50.0, 1.05  # of a bridge

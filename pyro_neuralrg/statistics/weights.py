@@ -26,6 +26,9 @@ MIN_EFFECTIVE_SAMPLES = 10
 MAX_PARETO_K = 0.7
 """Above this k-hat as well (Vehtari et al. 2024)."""
 
+FINITE_VARIANCE_K = 0.5
+"""Above this k-hat weights have no variance."""
+
 HEAVY_PARETO_K = 1 / 3
 """Above this k-hat the error of a mean is itself hardly known: samples seldom show the tail."""
 

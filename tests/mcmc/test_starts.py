@@ -154,7 +154,7 @@ def test_starts_by_pyros_functions() -> None:
     for name in value:
         torch.testing.assert_close(found[name], value[name].expand_as(found[name]))
     assert still(widths, init_to_median(num_samples=5)).get_samples()["p"].shape == (6, 3)
-    with pytest.raises(ValueError, match=r"for an energy: 'prior', 'uniform'.*for Pyro models"):
+    with pytest.raises(ValueError, match=r"for an energy: 'prior', 'uniform'.*is for models"):
         run(HMC(FreeField((2, 2), 1.0)), initial_params=init_to_median)
     with pytest.raises(ValueError, match=r"initial_params is 3; accepted: 'prior', 'uniform'"):
         run(HMC(widths), initial_params=3)

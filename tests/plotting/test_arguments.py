@@ -13,11 +13,16 @@ import pytest
 import torch
 
 from pyro_neuralrg import analysis, plotting
-from pyro_neuralrg.free_energy import Thermodynamics
+from pyro_neuralrg.free_energy import Thermodynamics, scaling_collapse
 from pyro_neuralrg.transforms import hierarchical_flow
 from tests.analysis.linear import orthogonal
 
-NEEDED: dict[str, dict[str, Any]] = {"plot_ranks": {"label": "m"}, "plot_trace": {"label": "m"}}
+LINE = {side: ([1.0, 2.0, 3.0], [-1.0 * side, 0.0, 1.0 * side], [0.1] * 3) for side in (2, 4)}
+NEEDED: dict[str, dict[str, Any]] = {
+    "plot_collapse": {"found": scaling_collapse(LINE, degree=1)},
+    "plot_ranks": {"label": "m"},
+    "plot_trace": {"label": "m"},
+}
 """What some need beside what they draw."""
 
 COUPLINGS = analysis.RunningCouplings(
@@ -32,6 +37,7 @@ def right(name: str) -> Any:
     information = analysis.mutual_information(torch.randn(64, 4), shuffles=2)
     flow, curve = hierarchical_flow((4,), bijector=orthogonal), plotting.Series([1], [2.0], [0.1])
     return {
+        "plot_collapse": LINE,
         "plot_configurations": {"a": np.ones((4, 2, 2))},
         "plot_coupling_flow": {"a": COUPLINGS},
         "plot_effective_energy": {"a": [0.0, 1.0]},
@@ -68,6 +74,8 @@ ONE = analysis.GroupedInformation(*torch.ones(3, 1))
 SHORT, CURVE = plotting.Series([1, 2], [1.0], [0.1]), plotting.Series([1], [2.0], [0.1])
 PAIR = {"a": [0.0, 1.0]}
 REFUSED: list[tuple[str, Any, dict[str, Any], str]] = [
+    ("collapse", LINE, {"found": 3}, "found is an int"),
+    ("collapse", LINE, {"critical": math.nan}, "critical is nan"),
     ("configurations", {"a": np.zeros((2, 4))}, {"count": 3}, r"fields\['a'\] has shape \(2, 4\)"),
     ("configurations", {"a": NAN}, {}, r"fields\['a'\] .* not finite"),
     ("coupling_flow", {"a": COUPLINGS}, {"first": "knight"}, "first is 'knight'"),
@@ -98,4 +106,4 @@ REFUSED: list[tuple[str, Any, dict[str, Any], str]] = [
 def test_bad_numbers_are_refused(name: str, given: Any, options: Any, message: str) -> None:
     name = f"plot_{name}"
     with pytest.raises((TypeError, ValueError), match=f"^{message}.*accepted: "):
-        getattr(plotting, name)(given, **NEEDED.get(name, {}), **options)
+        getattr(plotting, name)(given, **NEEDED.get(name, {}) | options)

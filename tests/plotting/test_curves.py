@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pyro_neuralrg import plotting
-from pyro_neuralrg.free_energy import Thermodynamics
+from pyro_neuralrg.free_energy import Thermodynamics, scaling_collapse
 from pyro_neuralrg.plotting import runs
 
 
@@ -48,6 +48,23 @@ def test_one_result_without_exact_values() -> None:
     first = plotting.plot_thermodynamics(found).axes[0]
     assert [text.get_text() for text in first.get_legend().get_texts()] == ["importance sampling"]
     assert "no error bar known" in first.get_title()
+
+
+def test_curves_that_cross_and_collapse() -> None:
+    """A line through (2, 0.5) with a slope of -L: all points on one line of x = (p - 2) L."""
+    grid = np.array([1.9, 2.0, 2.1])
+    curves = {side: (grid, 0.5 - side * (grid - 2.0), np.full(3, 0.1)) for side in (8, 4)}
+    figure = plotting.plot_collapse(curves, scaling_collapse(curves, degree=1), critical=2.01)
+    left, right = figure.axes
+    for side, own, scaled in zip((4, 8), left.containers, right.containers, strict=True):
+        points: Any = [one.lines[0].get_xydata() for one in (own, scaled)]
+        np.testing.assert_allclose(points[0], np.stack(curves[side][:2], 1))
+        np.testing.assert_allclose(points[1][:, 0], side * (grid - 2.0), atol=1e-6)
+        np.testing.assert_allclose(points[1][:, 1], curves[side][1])
+        assert own.get_label() == f"L = {side}"
+        (bars,) = own.lines[2]
+        np.testing.assert_allclose([np.ptp(bar[:, 1]) for bar in bars.get_segments()], 0.2)
+    assert [line.get_xdata()[0] for line in left.lines if line.get_linestyle() == ":"] == [2.01]
 
 
 def test_wrong_arguments_are_named() -> None:

@@ -81,3 +81,14 @@ def test_chains_are_shared_out_and_reasons_are_true() -> None:
     heavy = choose(LogWeights(-1.2 * torch.rand(4096).log()), 1000)
     assert heavy.method == "cycle"
     assert "heavy tail" in heavy.reason
+
+
+def test_a_tail_of_finite_variance_matters_where_weights_are_uneven() -> None:
+    tail = ((torch.arange(4096.0) + 0.5) / 4096) ** -0.42
+    near, uneven = (LogWeights((body + tail).log()) for body in (1.6, 0.8))
+    assert uneven.pareto_k == pytest.approx(near.pareto_k)
+    assert 1 / 3 < near.pareto_k < 0.5
+    assert 0.8 < near.ess < 0.9
+    assert uneven.ess < 0.8
+    assert choose(near, 1000).method == "independence"
+    assert choose(uneven, 1000).method == "cycle"

@@ -107,8 +107,19 @@ def test_what_is_refused(change: dict[str, Any], message: str) -> None:
         sample(**given)
 
 
-@pytest.mark.parametrize(("memory", "expected"), [(0.0, {1}), (11 / 13, {3, 4, 5}), (1.0, {6})])
-def test_cycles_are_repeated_as_chains_need_to_forget(memory: float, expected: set[int]) -> None:
+@pytest.mark.parametrize(
+    ("memory", "fraction", "expected"),
+    [
+        (0.0, 0.3, {1}),
+        (0.0, 0.08, {3}),
+        (11 / 13, 0.3, {3, 4, 5}),
+        (1.0, 0.3, {6}),
+        (0.0, 0.01, {6}),
+    ],
+)
+def test_cycles_are_repeated_as_chains_need_to_forget(
+    memory: float, fraction: float, expected: set[int]
+) -> None:
     """Of an autocorrelation time of (1 + r) / (1 - r), or of chains that stand still."""
     noise = math.sqrt(1 - memory**2) * torch.randn(2000, 20, 3)
     steps = [torch.randn(20, 3)]
@@ -116,7 +127,7 @@ def test_cycles_are_repeated_as_chains_need_to_forget(memory: float, expected: s
         steps.append(memory * steps[-1] + one)
     kernel = Cycle(HMC(TARGET), IndependenceMetropolis(other_flow(), as_target(TARGET)))
     trial: Any = SimpleNamespace(positions=torch.stack(steps, 1), kernel=kernel)
-    found: Any = _repeated(trial)
+    found: Any = _repeated(trial, fraction)
     assert found.repeats in expected
     assert list(found.members) == ["hmc", "jump"]
 
