@@ -231,6 +231,20 @@ class Kernel(ABC):
     def step(self, state: ChainState, generator: torch.Generator | None = None) -> Step:
         """Make one transition of every chain."""
 
+    def steps_at_once(self, chains: int) -> int:
+        """Number of steps of so many chains that are best made together, by :meth:`steps`."""
+        return 1
+
+    def steps(
+        self, state: ChainState, generator: torch.Generator | None = None, count: int = 1
+    ) -> list[Step]:
+        """Make so many transitions, one after the other."""
+        found = []
+        for _ in range(count):
+            found.append(self.step(state, generator))
+            state = found[-1][0]
+        return found
+
     def _changed(self: AnyKernel, **changes: Any) -> AnyKernel:
         other = copy.copy(self)
         vars(other).update(changes)

@@ -97,6 +97,9 @@ class RandomWalkMetropolis(LocalKernel):
         return metropolis(state, proposal, log_ratio, generator)
 
 
+PROPOSALS_AT_ONCE = 512  # of jumps of few chains
+
+
 class IndependenceMetropolis(Kernel):
     r"""Metropolis-Hastings with proposals drawn from the flow, independent of where the chain is.
 
@@ -154,15 +157,41 @@ class IndependenceMetropolis(Kernel):
             raise ValueError(f"flow has shape {shape}; accepted: the target's {target.event_shape}")
         return super().init(positions)
 
+    def steps_at_once(self, chains: int) -> int:
+        """As many as make a batch of proposals that is worth its while."""
+        return max(1, PROPOSALS_AT_ONCE // (self.num_jumps * chains))
+
     def step(self, state: ChainState, generator: torch.Generator | None = None) -> Step:
         """Propose the jumps to every chain."""
-        target, chains, like = self.target, len(state.position), state.position
+        return self.steps(state, generator)[0]
+
+    def steps(
+        self, state: ChainState, generator: torch.Generator | None = None, count: int = 1
+    ) -> list[Step]:
+        """So many steps; their proposals, which no chain matters to, are evaluated at once."""
+        target, jumps = self.target, self.num_jumps * len(state.position)
         with torch.no_grad():
-            positions, log_q = self._propose(like, self.num_jumps * chains, generator)
-            here = state.log_q
-            if here is None:
-                here = target.by_batches(self._log_q, state.position)
-        energy = target.energy(positions)
+            positions, log_q = self._propose(state.position, count * jumps, generator)
+            if state.log_q is None:
+                state = state._replace(log_q=target.by_batches(self._log_q, state.position))
+        energy, found = target.energy(positions), []
+        parts = (whole.split(jumps) for whole in (positions, log_q, energy))
+        for proposals, its_log_q, its_energy in zip(*parts, strict=True):
+            found.append(self._jump(state, proposals, its_log_q, its_energy, generator))
+            state = found[-1][0]
+        return found
+
+    def _jump(
+        self,
+        state: ChainState,
+        positions: Tensor,
+        log_q: Tensor,
+        energy: Tensor,
+        generator: torch.Generator | None,
+    ) -> Step:
+        """The jumps of a step, of proposals ``(jumps * chains, ...)``."""
+        target, chains, like, here = self.target, len(state.position), state.position, state.log_q
+        assert here is not None  # steps() has seen to it
         log_weight = -(state.energy + here)
         chosen = torch.full((chains,), -1, device=like.device)
         rates, failed = [], torch.zeros(chains, dtype=torch.bool, device=like.device)
@@ -272,6 +301,10 @@ class ConditionalMetropolis(IndependenceMetropolis):
         super().__init__(flow, target, shape=shape, num_jumps=num_jumps)
         self._coarse = torch.zeros(math.prod(flow.shape), dtype=torch.bool)
         self._coarse[sites_of_scale(flow.circuit, scale).flatten()] = True
+
+    def steps_at_once(self, chains: int) -> int:
+        """One: its proposals depend on the chains."""
+        return 1
 
     def _joined(self, fresh: Tensor, like: Tensor) -> Tensor:
         """See :class:`IndependenceMetropolis`; the coarse latents are those of the chains."""

@@ -54,14 +54,20 @@ class RunState(NamedTuple):
         return self.warmed_up + self.drawn
 
     def after(
-        self, is_draw: bool, chains: ChainState, random: Tensor, evaluations: int, seconds: float
+        self,
+        number: int,
+        is_draw: bool,
+        chains: ChainState,
+        random: Tensor,
+        evaluations: int,
+        seconds: float,
     ) -> RunState:
-        """The state after a step of the warm-up, or a draw, that cost so much."""
+        """The state after so many steps of the warm-up, or draws, that cost so much."""
         return RunState(
             chains,
             random,
-            self.warmed_up + (not is_draw),
-            self.drawn + is_draw,
+            self.warmed_up + number * (not is_draw),
+            self.drawn + number * is_draw,
             self.gradient_evaluations.plus(evaluations, is_draw),
             self.seconds.plus(seconds, is_draw),
         )

@@ -17,7 +17,7 @@ from torch import Tensor
 from pyro_neuralrg.arguments import LARGEST_SEED, check_integer, check_type
 from pyro_neuralrg.files.record import Checkpoints, Record, check_energies
 from pyro_neuralrg.mcmc.adaptation import Adaptation, Warmup
-from pyro_neuralrg.mcmc.kernel import Kernel
+from pyro_neuralrg.mcmc.kernel import Kernel, Step
 from pyro_neuralrg.mcmc.results import DRAWN, RunResults, observe, statistics
 from pyro_neuralrg.mcmc.run_state import CHAIN_FORMAT, Cost, RunState, settings_of
 from pyro_neuralrg.mcmc.starts import Start, check_start, started, warn_of_divergences
@@ -313,29 +313,48 @@ class VectorizedMCMC(RunResults):
         (self.interrupted,) = self._world.any_process(stopped)
 
     def _step(self, state: RunState, generator: torch.Generator, progress: Progress) -> RunState:
-        """Make and record a step, of the warm-up if there is one, else a draw."""
+        """Make and record a step of the warm-up if there is one, else as many draws as go together.
+
+        The numbers of these do not depend on where the run ends.
+        """
         began, warmup, is_draw = time.perf_counter(), self._warmup, self._warmup is None
         kernel = self.kernel if warmup is None else warmup.kernel
-        chains, info = kernel.step(state.chains, generator)
-        evaluations = info.gradient_evaluations
         if warmup is None:
-            rows = {
-                "sample_stats": statistics(kernel, chains, info),
-                "observables": observe(self._observables, kernel.target, chains.position),
-                "draws": {"position": chains.position} if self.keep_draws else {},
-            }
+            made = kernel.steps(state.chains, generator, kernel.steps_at_once(self.num_chains))
+            made = made[: self.num_samples - state.drawn]
+            rows, evaluations = self._rows_of_draws(kernel, made), 0
         else:
-            evaluations += warmup.update(state.warmed_up, chains, info, generator)
+            made = [kernel.step(state.chains, generator)]
+            evaluations = warmup.update(state.warmed_up, *made[0], generator)
             self.kernel = warmup.kernel
-            rows = {"warmup_stats": statistics(self.kernel, chains, info)}
-        for name, row in rows.items():
+            rows = {"warmup_stats": [statistics(self.kernel, *made[0])]}
+        evaluations += sum(info.gradient_evaluations for _, info in made)
+        for name, added in rows.items():
             self._rows[name].truncate(state.drawn if is_draw else state.warmed_up)
-            self._rows[name].add(row)
+            for row in added:
+                self._rows[name].add(row)
+        chains, info = made[-1]
         seconds, random = time.perf_counter() - began, generator.get_state()
-        state = state.after(is_draw, chains, random, evaluations * self.num_chains, seconds)
-        phase = "draws" if is_draw else "warm-up"
-        progress.step(partial(self._figures, self.kernel, info), phase)
+        cost = (evaluations * self.num_chains, seconds)
+        state = state.after(len(made), is_draw, chains, random, *cost)
+        for _ in made:
+            progress.step(
+                partial(self._figures, self.kernel, info), "draws" if is_draw else "warm-up"
+            )
         return state
+
+    def _rows_of_draws(
+        self, kernel: Kernel, made: list[Step]
+    ) -> dict[str, list[dict[str, Tensor]]]:
+        """Statistics, observables and positions of draws."""
+        positions = [chains.position for chains, _ in made]
+        found = observe(self._observables, kernel.target, torch.cat(positions))
+        parts = {name: value.split(len(positions[0])) for name, value in found.items()}
+        return {
+            "sample_stats": [statistics(kernel, *each) for each in made],
+            "observables": [{x: parts[x][number] for x in parts} for number in range(len(made))],
+            "draws": [{"position": x} if self.keep_draws else {} for x in positions],
+        }
 
     def _pause(self, pressed: list[int]) -> bool:
         """Between two steps: save if it is time; whether to stop. All processes agree on both."""
