@@ -362,6 +362,11 @@ def mcrg(
     chosen = check_operators(
         lattice_operators(shapes[-1], spins=spins) if operators is None else operators, shapes[-1]
     )
+    if signs and normalization != "variance":
+        raise ValueError(
+            f"normalization is {normalization!r} with signs=True; accepted: 'variance', as signs "
+            "have none"
+        )
     normalization, cutoff = _check_normalization(normalization), _check_cutoff(cutoff)
     resamples = check_integer("resamples", resamples, 2)
     seed = check_integer("seed", seed, 0, LARGEST_SEED)

@@ -69,10 +69,6 @@ class StationaryField(FieldDistribution):
         """Those of A, shape ``batch + lattice`` or the lattice's, in the order of spectra."""
         raise NotImplementedError
 
-    def log_eigenvalues(self) -> Tensor:
-        """Their logarithms, to be defined where eigenvalues may overflow."""
-        return self.eigenvalues().log()
-
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         torch.broadcast_to(self.scale.new_empty(self.batch_shape), batch_shape)  # or it raises
         return super().expand(batch_shape)
@@ -114,7 +110,7 @@ class StationaryField(FieldDistribution):
 
     def _proper_log_eigenvalues(self) -> Tensor:
         """Of the modes that are not in the null space, ``batch + (modes,)``."""
-        return self.log_eigenvalues().flatten(-self.event_dim)[..., self.null_modes :]
+        return self.eigenvalues().flatten(-self.event_dim)[..., self.null_modes :].log()
 
     def _per_field(self, parameter: Tensor) -> Tensor:
         """With dimensions of the lattice behind those of the batch."""
@@ -253,10 +249,10 @@ class MaternField(StationaryField):
 
     def eigenvalues(self) -> Tensor:
         """See :class:`StationaryField`: those of the precision for a mean variance of one."""
-        return self.log_eigenvalues().exp()
+        return self._proper_log_eigenvalues().exp().unflatten(-1, self.event_shape)
 
-    def log_eigenvalues(self) -> Tensor:
-        """See :class:`StationaryField`."""
+    def _proper_log_eigenvalues(self) -> Tensor:
+        """Of all modes; the eigenvalues of the smoothest fields overflow."""
         batch = torch.broadcast_shapes(self.length.shape, self.smoothness.shape)
         length, smoothness = (  # with one more dimension, of the waves
             parameter.expand(batch).reshape(*batch, *(1,) * (self.event_dim + 1))
@@ -267,7 +263,8 @@ class MaternField(StationaryField):
         exponent = -(smoothness + self.event_dim / 2)
         spectrum = (exponent * log_density).logsumexp(-self.event_dim - 1)
         total = spectrum.logsumexp(tuple(range(-self.event_dim, 0)), keepdim=True)
-        return total - math.log(math.prod(self.event_shape)) - spectrum
+        logs = total - math.log(math.prod(self.event_shape)) - spectrum
+        return logs.flatten(-self.event_dim)
 
 
 @functools.lru_cache(maxsize=16)

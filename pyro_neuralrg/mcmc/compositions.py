@@ -106,6 +106,10 @@ class Cycle(Composition):
         super().__init__(*kernels)
         self.repeats = check_integer("repeats", repeats, 1)
 
+    def __repr__(self) -> str:
+        repeats = f", repeats={self.repeats})" if self.repeats > 1 else ")"
+        return super().__repr__().removesuffix(")") + repeats
+
     def step(self, state: ChainState, generator: torch.Generator | None = None) -> Step:
         """As many turns of each member."""
         turns: dict[str, list[StepInfo]] = {name: [] for name in self._members}
@@ -122,7 +126,12 @@ class Cycle(Composition):
 
 def _summed(infos: Sequence[StepInfo]) -> StepInfo:
     """The info of several steps as one."""
+    trajectory = infos[-1].trajectory
+    if trajectory is not None:
+        before = sum(info.trajectory.time for info in infos[:-1] if info.trajectory is not None)
+        trajectory = trajectory._replace(before=before)
     return infos[-1]._replace(
+        trajectory=trajectory,
         acceptance_rate=torch.stack([info.acceptance_rate for info in infos]).mean(0),
         accepted=torch.stack([info.accepted for info in infos]).any(0),
         diverging=torch.stack([info.diverging for info in infos]).any(0),

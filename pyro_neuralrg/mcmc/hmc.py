@@ -17,6 +17,7 @@ from pyro_neuralrg.mcmc.kernel import (
     Step,
     StepInfo,
     Trajectory,
+    gradient_of,
     normals_like,
 )
 from pyro_neuralrg.mcmc.learning import CRITERIA, TrajectoryLength
@@ -304,8 +305,7 @@ def leapfrog(
     Coordinates that are no longer finite are evaluated at zero; their momentum is not finite either
     and stays so, for which the end is refused.
     """
-    gradient = state.gradient
-    assert gradient is not None
+    gradient = gradient_of(state)
     energy = state.energy
     # the two are this function's own, and changed in place
     position, momentum = state.position.clone(), momentum.clone()

@@ -48,21 +48,29 @@ class ChainState(NamedTuple):
     direction: Tensor | None = None
 
 
+def gradient_of(state: ChainState) -> Tensor:
+    """The gradient that a state carries for a kernel with ``needs_gradient``."""
+    if state.gradient is None:
+        raise ValueError("state has no gradient; accepted: one of this kernel's init and step")
+    return state.gradient
+
+
 class Trajectory(NamedTuple):
     """The trajectories of one step: positions ``(chains, dim)`` at both ends, the last velocities.
 
-    All chains move for the same ``time``.
+    All chains move for the same ``time``; ``before`` is that of earlier turns of the same step.
     """
 
     start: Tensor
     end: Tensor
     velocity: Tensor
     time: float
+    before: float = 0.0
 
     def mapped(self, function: Callable[[Tensor], Tensor]) -> Trajectory:
         """Apply a function to positions and velocities."""
         start, end, velocity = (function(part) for part in self[:3])
-        return Trajectory(start, end, velocity, self.time)
+        return Trajectory(start, end, velocity, self.time, self.before)
 
 
 class StepInfo(NamedTuple):

@@ -312,7 +312,7 @@ class DecorrelationLength(LengthLearner):
         positions = kernel.mass(trajectory.start).whitened(trajectory.start).double()
         self._draws.update(positions)
         self._sum = self._sum.to(positions) + positions  # a file's is on the CPU
-        self._count, self._time = self._count + 1, self._time + trajectory.time
+        self._count, self._time = self._count + 1, self._time + trajectory.before + trajectory.time
         variance, is_full = self._draws.variance, self._count == self._window
         width = math.sqrt(float(variance.mean()))
         if not width > 0 or not (self._is_first or is_full):
@@ -400,7 +400,7 @@ def criterion_slope(trajectory: Trajectory, acceptance: Tensor) -> tuple[float, 
     Averaged over the chains with their acceptance probabilities as weights; chains that ran away
     have none. Positions and velocities are those of unit mass.
     """
-    (start, end, velocity, time), weight = _sound_paths(trajectory, acceptance)
+    (start, end, velocity, time, _), weight = _sound_paths(trajectory, acceptance)
     middle = (weight.unsqueeze(-1) * (start + end)).sum(0) / 2
     moved, rested = end - middle, start - middle
     growth = moved.square().sum(-1) - rested.square().sum(-1)
@@ -410,7 +410,7 @@ def criterion_slope(trajectory: Trajectory, acceptance: Tensor) -> tuple[float, 
 
 def jump_slope(trajectory: Trajectory, acceptance: Tensor) -> tuple[float, float]:
     """The same of the mean square of the distance of both ends."""
-    (start, end, velocity, time), weight = _sound_paths(trajectory, acceptance)
+    (start, end, velocity, time, _), weight = _sound_paths(trajectory, acceptance)
     value = float((weight * (end - start).square().sum(-1)).sum())
     return time * float((weight * 2 * ((end - start) * velocity).sum(-1)).sum()) - value, value
 

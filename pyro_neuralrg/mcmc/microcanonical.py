@@ -31,6 +31,7 @@ from pyro_neuralrg.mcmc.kernel import (
     Step,
     StepInfo,
     Trajectory,
+    gradient_of,
     normals_like,
 )
 from pyro_neuralrg.mcmc.learning import DecorrelationLength
@@ -292,8 +293,7 @@ def isokinetic_step(
     """Move every chain; return its end, its direction there and its energy error in nats."""
     turns, moves = INTEGRATORS[integrator]
     time = step_size * math.sqrt(u.shape[-1])
-    position, energy, gradient = state.position, state.energy, state.gradient
-    assert gradient is not None
+    position, energy, gradient = state.position, state.energy, gradient_of(state)
     u, volume = turned(u, mass.scaled(gradient), turns[0] * time)
     for move, turn in zip(moves, turns[1:], strict=True):
         position = position.add(mass.displacement(u), alpha=move * time)

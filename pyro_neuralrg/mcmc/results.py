@@ -123,8 +123,8 @@ def observed(
         if not isinstance(value, Tensor) or value.shape[:1] != (number,):
             shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(
-                f"observables[{name!r}] returned {shape} for {number} chains; accepted: "
-                f"shape ({number}, ...), one value for each chain"
+                f"observables[{name!r}] returned {shape} for {number} fields; accepted: "
+                f"shape ({number}, ...), one value for each field"
             )
     return {name: value.detach() for name, value in found.items()}
 

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
-from typing_extensions import Self
 
 from pyro_neuralrg.arguments import check_number, check_values
 from pyro_neuralrg.bases import NORMAL
@@ -175,12 +174,14 @@ class SpinDual(LatticePotential):
         constant = 0.5 * sites * (math.log(math.pi / 2) + self.alpha)
         return self.spins.log_partition() + gaussian + constant
 
-    def heated(self, factor: float) -> Self:
+    def heated(self, factor: float) -> SpinDual:
         """The same couplings and external field at ``factor`` times the temperature."""
         hot = self.temperature * check_number("factor", factor, "a finite number > 0", above=0)
         names = ("shape", "couplings", "field", "boundary")
-        kind, options = type(self), {name: getattr(self, name) for name in names}
-        return kind(**options, temperature=hot).to(self.device)  # type: ignore[call-arg]
+        options: Any = {name: getattr(self, name) for name in names}
+        # a class derived from ours may take other arguments
+        kind: Any = next(kind for kind in type(self).__mro__ if kind in SpinDual.__subclasses__())
+        return kind(**options, temperature=hot).to(self.device)
 
     def __repr__(self) -> str:
         return repr(self.spins).replace(type(self.spins).__name__, type(self).__name__, 1)

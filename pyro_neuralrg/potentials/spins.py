@@ -34,7 +34,7 @@ class SpinModel(SpinSystem):
     .. math:: H(s) = -\tfrac12 s^T K s - h^T s
 
     Where K has bonds of nearest neighbours only, ln Z and energies are exact if the cross-section
-    is small (:class:`IsingModel` says how small); else up to 20 spins, by transfer.
+    is small (:class:`IsingModel` says how small); else up to 20 spins, by enumeration.
 
     Args:
         couplings: K, symmetric with a zero diagonal, ``(N, N)`` of the sites row by row: an array,

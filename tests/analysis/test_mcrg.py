@@ -267,3 +267,8 @@ def test_what_cannot_be_blocked_is_named() -> None:
         mcrg(x[None], (8, 8), blocks=1)
     with pytest.raises(TypeError, match="signs is an int; accepted: True or False"):
         mcrg(x, (8, 8), signs=1)
+
+
+def test_signs_take_no_normalization() -> None:
+    with pytest.raises(ValueError, match=r"normalization is 1\.09 with signs=True"):
+        mcrg(torch.randn(50, 8, 8), (8, 8), "average", signs=True, normalization=1.09)

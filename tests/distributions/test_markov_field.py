@@ -23,6 +23,8 @@ from torch.distributions import MultivariateNormal, constraints
 
 from pyro_neuralrg import PDD, AutoHierarchicalFlow, ChEESHMC, VectorizedMCMC
 from pyro_neuralrg.distributions import GaussianMarkovField, MaternField
+from pyro_neuralrg.distributions.markov_field import StationaryField
+from pyro_neuralrg.spectral import laplacian_spectrum
 
 SHAPES = [(1,), (2,), (5,), (203,), (4, 3), (1, 4), (2, 3, 2)]
 BOUNDARIES = ["open", "periodic", "zero"]
@@ -423,3 +425,22 @@ def test_draws_and_gradients_where_eigenvalues_overflow() -> None:
     for gradient in (length.grad, smoothness.grad):
         assert gradient is not None
         assert gradient.isfinite()
+
+
+def test_gradients_of_a_prior_of_its_own_with_a_null_space() -> None:
+    class Powers(StationaryField):
+        null_modes = 1
+
+        def __init__(self, shape: tuple[int, ...], power: torch.Tensor) -> None:
+            super().__init__(shape, "open", None, scale=torch.tensor(1.0), power=power)
+
+        def eigenvalues(self) -> torch.Tensor:
+            return laplacian_spectrum(self.event_shape, "free").to(self.power) ** self.power
+
+    power = torch.tensor(1.0, requires_grad=True)
+    x = torch.randn(6)
+    field = Powers((6,), power)
+    torch.testing.assert_close(field.log_prob(x), GaussianMarkovField((6,)).log_prob(x))
+    (field.log_prob(x) + field.from_normal(torch.randn(6)).square().sum()).backward()
+    assert power.grad is not None
+    assert power.grad.isfinite()

@@ -482,3 +482,12 @@ def test_trajectories_of_whole_half_periods_mix(num_steps: int, half_periods: in
     assert abs(mixed.mean - 1) < 4 * mixed.mcse
     assert mixed.ess_bulk > 800  # of 3200
     assert stuck.ess_bulk < 100
+
+
+def test_a_cycle_says_its_turns_and_a_state_its_missing_gradient() -> None:
+    hmc = HMC(normal, shape=(2,))
+    assert repr(Cycle(hmc, repeats=3)).endswith("repeats=3)")
+    assert "repeats" not in repr(Cycle(hmc))
+    state = RandomWalkMetropolis(normal, shape=(2,)).init(torch.zeros(3, 2))
+    with pytest.raises(ValueError, match="state has no gradient"):
+        hmc.step(state)

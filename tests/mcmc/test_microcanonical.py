@@ -242,3 +242,19 @@ def test_a_single_dimension_is_refused(kind: str) -> None:
         KINDS[kind](target).init(torch.zeros(3, 1))
     with pytest.raises(ValueError, match=r"target has 1 dimension; accepted by M.*: at least 2"):
         Cycle(KINDS[kind](target), MALA(target)).init(torch.zeros(3, 1))
+
+
+def test_turns_of_a_cycle_learn_the_same_length() -> None:
+    """Starts are as many turns apart, which the learner is told."""
+    learned = []
+    for repeats in (1, 4):
+        kernel = MCLMC(normal, shape=(8,), num_steps=1, step_size=0.1)
+        cycle, learner = Cycle(kernel, repeats=repeats), DecorrelationLength(1.0)
+        generator = torch.Generator().manual_seed(0)
+        state = cycle.init(cycle.target.initial(64, generator, "prior"))
+        for _ in range(400 // repeats):
+            state, info = cycle.step(state, generator)
+            part = info.parts["mclmc"]
+            learner.update(part.trajectory, part.acceptance_rate, kernel)
+        learned.append(learner.value)
+    assert learned[1] == pytest.approx(learned[0], rel=0.5)

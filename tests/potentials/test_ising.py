@@ -230,3 +230,13 @@ def test_seeds() -> None:
     assert torch.equal(*fields)
     with pytest.raises(ValueError, match="seed is -1; accepted: an integer from 0 to"):
         potential.sample_spins(x, -1)
+
+
+def test_a_class_derived_from_ours_is_heated_whatever_arguments_it_takes() -> None:
+    class Square(IsingDual):
+        def __init__(self, side: int) -> None:
+            super().__init__((side, side), 2.3)
+
+    hot = Square(3).heated(2.0)
+    x = torch.randn(4, 3, 3)
+    torch.testing.assert_close(hot.energy(x), IsingDual((3, 3), 4.6).energy(x))
