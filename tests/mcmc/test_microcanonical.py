@@ -159,14 +159,17 @@ def test_warm_up_of_the_adjusted_kernel() -> None:
     assert 0.8 < mcmc.kernel.trajectory_length < 2.0  # widths of one, in units of the mass
 
 
+@pytest.mark.parametrize("before", [0.0, 0.4])  # of the time, in earlier turns of a cycle
 @pytest.mark.parametrize(("memory", "known"), [(0.8, True), (0.0, False), (0.999, False)])
-def test_lengths_are_a_share_of_the_autocorrelation_time(memory: float, known: bool) -> None:
+def test_lengths_are_a_share_of_the_autocorrelation_time(
+    memory: float, known: bool, before: float
+) -> None:
     """Autoregressive chains of width 3, whose time is (1 + r) / (1 - r) draws of 0.5."""
     chains, dim = 32, 40
     learner, x = DecorrelationLength(1.0), 3 * torch.randn(chains, dim)
     kernel = MAMS(lambda x: x.sum(-1), shape=(dim,), step_size=0.01)
     for _ in range(10 + 20 + 40 + 80 + 160):
-        learner.update(Trajectory(x, x, x, 0.5), torch.ones(chains), kernel)
+        learner.update(Trajectory(x, x, x, 0.5 - before, before), torch.ones(chains), kernel)
         x = memory * x + 3 * math.sqrt(1 - memory**2) * torch.randn(chains, dim)
     expected = 0.4 * 0.5 * (1 + memory) / (1 - memory) if known else 3.0
     assert learner.value == pytest.approx(expected, rel=0.1)
@@ -244,17 +247,12 @@ def test_a_single_dimension_is_refused(kind: str) -> None:
         Cycle(KINDS[kind](target), MALA(target)).init(torch.zeros(3, 1))
 
 
-def test_turns_of_a_cycle_learn_the_same_length() -> None:
-    """Starts are as many turns apart, which the learner is told."""
-    learned = []
-    for repeats in (1, 4):
-        kernel = MCLMC(normal, shape=(8,), num_steps=1, step_size=0.1)
-        cycle, learner = Cycle(kernel, repeats=repeats), DecorrelationLength(1.0)
-        generator = torch.Generator().manual_seed(0)
-        state = cycle.init(cycle.target.initial(64, generator, "prior"))
-        for _ in range(400 // repeats):
-            state, info = cycle.step(state, generator)
-            part = info.parts["mclmc"]
-            learner.update(part.trajectory, part.acceptance_rate, kernel)
-        learned.append(learner.value)
-    assert learned[1] == pytest.approx(learned[0], rel=0.5)
+def test_turns_of_a_cycle_count_in_the_length() -> None:
+    """Starts are as many turns apart: a part says the time of those before."""
+    kernel = MCLMC(normal, shape=(8,), num_steps=2, step_size=0.1)
+    state = kernel.init(torch.randn(16, 8))
+    infos = [Cycle(kernel, repeats=n).step(state)[1].parts["mclmc"] for n in (1, 4)]
+    one, four = (info.trajectory for info in infos)
+    assert one is not None
+    assert four is not None
+    assert (one.before, four.before) == (0.0, pytest.approx(3 * one.time))
