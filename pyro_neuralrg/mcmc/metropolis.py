@@ -31,18 +31,19 @@ def metropolis(
 
     A chain whose ratio is not finite rejects. The info is that of a kernel without momenta.
     """
-    probability, accepted, failed = _accept(log_ratio, generator)
+    probability, accepted, failed = _accept(log_ratio, _uniform(log_ratio, generator))
     new = chosen_chains(accepted, proposal, state)
     return new, StepInfo(probability, accepted, failed, new.energy, 0, 1)
 
 
-def _accept(log_ratio: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
+def _uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    return torch.rand(like.shape, generator=generator, dtype=like.dtype, device=like.device)
+
+
+def _accept(log_ratio: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Acceptance probability, whether accepted, and whether the ratio is not finite."""
     finite = torch.isfinite(log_ratio)
     probability = torch.where(finite, log_ratio.clamp(max=0.0).exp(), torch.zeros_like(log_ratio))
-    uniform = torch.rand(
-        probability.shape, generator=generator, dtype=probability.dtype, device=probability.device
-    )
     return probability, uniform < probability, ~finite
 
 
@@ -168,35 +169,39 @@ class IndependenceMetropolis(Kernel):
     def steps(
         self, state: ChainState, generator: torch.Generator | None = None, count: int = 1
     ) -> list[Step]:
-        """So many steps; their proposals, which no chain matters to, are evaluated at once."""
+        """So many steps; their proposals, which no chain matters to, are evaluated at once.
+
+        Random numbers are drawn step by step: the draws do not depend on how many go together.
+        """
         target, jumps = self.target, self.num_jumps * len(state.position)
+        latents, uniforms = [], []
         with torch.no_grad():
-            positions, log_q = self._propose(state.position, count * jumps, generator)
+            for _ in range(count):
+                latents.append(self._latents(state.position, jumps, generator))
+                uniforms.append([_uniform(state.energy, generator) for _ in range(self.num_jumps)])
+            positions, log_q = self._proposals(torch.cat(latents))
             if state.log_q is None:
                 state = state._replace(log_q=target.by_batches(self._log_q, state.position))
         energy, found = target.energy(positions), []
         parts = (whole.split(jumps) for whole in (positions, log_q, energy))
-        for proposals, its_log_q, its_energy in zip(*parts, strict=True):
-            found.append(self._jump(state, proposals, its_log_q, its_energy, generator))
+        for proposals, its_uniforms in zip(zip(*parts, strict=True), uniforms, strict=True):
+            found.append(self._jump(state, proposals, its_uniforms))
             state = found[-1][0]
         return found
 
     def _jump(
-        self,
-        state: ChainState,
-        positions: Tensor,
-        log_q: Tensor,
-        energy: Tensor,
-        generator: torch.Generator | None,
+        self, state: ChainState, proposals: tuple[Tensor, ...], uniforms: list[Tensor]
     ) -> Step:
-        """The jumps of a step, of proposals ``(jumps * chains, ...)``."""
+        """The jumps of a step, by positions, ln q and energies ``(jumps * chains, ...)``."""
+        positions, log_q, energy = proposals
         target, chains, like, here = self.target, len(state.position), state.position, state.log_q
         assert here is not None  # steps() has seen to it
         log_weight = -(state.energy + here)
         chosen = torch.full((chains,), -1, device=like.device)
         rates, failed = [], torch.zeros(chains, dtype=torch.bool, device=like.device)
-        for number, proposed in enumerate(-(energy + log_q).view(self.num_jumps, chains)):
-            rate, accepted, _ = _accept(proposed - log_weight, generator)
+        log_weights = -(energy + log_q).view(self.num_jumps, chains)
+        for number, (proposed, uniform) in enumerate(zip(log_weights, uniforms, strict=True)):
+            rate, accepted, _ = _accept(proposed - log_weight, uniform)
             failed |= proposed.isnan() | (proposed == math.inf)  # no weight is no failure
             log_weight = torch.where(accepted, proposed, log_weight)
             chosen = torch.where(accepted, number, chosen)
@@ -221,13 +226,20 @@ class IndependenceMetropolis(Kernel):
         rate = torch.stack(rates).mean(0)
         return new, StepInfo(rate, moved, failed, new.energy, 0, self.num_jumps)
 
-    def _propose(
-        self, like: Tensor, number: int, generator: torch.Generator | None
-    ) -> tuple[Tensor, Tensor]:
-        """Positions drawn from the flow, and ln of their density."""
+    def _latents(self, like: Tensor, number: int, generator: torch.Generator | None) -> Tensor:
+        """Latents ``(number, dim)`` of proposals to chains at ``like``."""
+        target, base = self.target, base_of(self.flow)
+        if target.flow is not None:
+            return self._joined(target.from_base(number, generator), like)
+        dtype, event_dim = flow_dtype_and_device(self.flow)[0], len(target.event_shape)
+        options: Any = {"generator": generator, "dtype": dtype, "device": like.device}
+        z = base.sample((number, *target.event_shape), event_dim, **options)
+        return self._joined(z.flatten(1), like)
+
+    def _proposals(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions of these latents, and ln of their density."""
         target, base, event_dim = self.target, base_of(self.flow), len(self.target.event_shape)
         if target.flow is not None:
-            z = self._joined(target.from_base(number, generator), like)
             return z, target.by_batches(self._log_q, z)
 
         def generate(z: Tensor) -> tuple[Tensor, Tensor]:
@@ -235,11 +247,7 @@ class IndependenceMetropolis(Kernel):
             log_q = base.log_prob(z.double(), event_dim) - ladj.double()
             return x.flatten(1).to(target.dtype), log_q
 
-        dtype = flow_dtype_and_device(self.flow)[0]
-        options: Any = {"generator": generator, "dtype": dtype, "device": like.device}
-        z = base.sample((number, *target.event_shape), event_dim, **options)
-        z = self._joined(z.flatten(1), like).reshape(z.shape)
-        return target.by_batches(generate, z)
+        return target.by_batches(generate, z.reshape(-1, *target.event_shape))
 
     def _joined(self, fresh: Tensor, like: Tensor) -> Tensor:
         """Latents ``(jumps * chains, dim)`` of the proposals, from fresh draws of the base."""

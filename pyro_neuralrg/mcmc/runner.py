@@ -313,15 +313,13 @@ class VectorizedMCMC(RunResults):
         (self.interrupted,) = self._world.any_process(stopped)
 
     def _step(self, state: RunState, generator: torch.Generator, progress: Progress) -> RunState:
-        """Make and record a step of the warm-up if there is one, else as many draws as go together.
-
-        The numbers of these do not depend on where the run ends.
-        """
+        """Make and record a step of the warm-up, or after it as many draws as go together."""
         began, warmup, is_draw = time.perf_counter(), self._warmup, self._warmup is None
         kernel = self.kernel if warmup is None else warmup.kernel
         if warmup is None:
-            made = kernel.steps(state.chains, generator, kernel.steps_at_once(self.num_chains))
-            made = made[: self.num_samples - state.drawn]
+            rest = self.num_samples - state.drawn
+            count = min(rest, kernel.steps_at_once(self.num_chains))
+            made = kernel.steps(state.chains, generator, count)
             rows, evaluations = self._rows_of_draws(kernel, made), 0
         else:
             made = [kernel.step(state.chains, generator)]

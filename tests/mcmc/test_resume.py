@@ -60,13 +60,13 @@ def resumed(kernel: Kernel, folder: Path, num_samples: int = 12, **options: Any)
     return finished(kernel, num_samples, record=Record(folder, resume=True), **options)
 
 
-def assert_same(one: VectorizedMCMC, other: VectorizedMCMC) -> None:
+def assert_same(one: VectorizedMCMC, other: VectorizedMCMC, rtol: float = 0.0) -> None:
     assert torch.equal(one.positions, other.positions)
     for name in ("sample_stats", "warmup_stats", "observables"):
         first, second = getattr(one, name), getattr(other, name)
         assert set(first) == set(second)
         for key, value in first.items():
-            torch.testing.assert_close(value, second[key], rtol=0, atol=0, equal_nan=True)
+            torch.testing.assert_close(value, second[key], rtol=rtol, atol=0, equal_nan=True)
     assert one.gradient_evaluations == other.gradient_evaluations
     assert one.seed == other.seed
 
@@ -86,10 +86,11 @@ def test_a_finished_run_goes_on_with_more_draws(name: str, tmp_path: Path) -> No
     whole = finished(kernel, 8, **short)
     finished(kernel, 3, record=Record(tmp_path), **short)
     rest = resumed(kernel, tmp_path, 8, **short)
-    assert_same(rest, whole)
+    rounding = 1e-12 if "jump" in name else 0.0  # of proposals evaluated in other batches
+    assert_same(rest, whole, rounding)
     before = (tmp_path / names(tmp_path)[-1]).stat().st_mtime_ns
     rest.resume()  # nothing to draw, nothing to write
-    assert_same(rest, whole)
+    assert_same(rest, whole, rounding)
     assert (tmp_path / names(tmp_path)[-1]).stat().st_mtime_ns == before
 
 

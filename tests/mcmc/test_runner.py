@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pyro_neuralrg import HMC, Cycle, FreeField, IndependenceMetropolis, IsingDual, VectorizedMCMC
 from pyro_neuralrg.mcmc import Adaptation, Mixture, as_target, results
+from pyro_neuralrg.mcmc import metropolis as metropolis_module
 from pyro_neuralrg.mcmc import runner as runner_module
 from pyro_neuralrg.runtime import memory
 from pyro_neuralrg.runtime.console import deferred_interrupts
@@ -356,6 +357,7 @@ def test_a_step_makes_the_passes_that_it_needs(
     name: str, expected: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Local moves in physical space take chains to where the flow's density is not known."""
+    monkeypatch.setattr(metropolis_module, "PROPOSALS_AT_ONCE", 1)
     passes: Counter[str] = Counter()
 
     def energy(x: Tensor) -> Tensor:
