@@ -174,12 +174,12 @@ def top_energy(
             u = torch.cat([value.expand(num_samples, 1), finer], 1)
             x, ladj = part.forward_and_ladj(u.reshape(num_samples, *flow.shape))
             weights.append((normal - target_energy(target, flow, x) + ladj).double())
-    found = [_figures(part) for part in weights]
+    found = [_mean_weight(part) for part in weights]
     log_means, errors, fractions = torch.tensor(found, dtype=torch.float64, device=y.device).T
     return TopEnergy(-log_means - 0.5 * finer.shape[1] * math.log(2 * math.pi), errors, fractions)
 
 
-def _figures(log_weights: Tensor) -> tuple[float, float, float]:
+def _mean_weight(log_weights: Tensor) -> tuple[float, float, float]:
     """Logarithm of the mean weight, its error and the effective fraction; NaN if one weight is."""
     if bool(log_weights.isnan().any()):
         return (math.nan,) * 3

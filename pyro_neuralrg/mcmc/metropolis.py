@@ -31,12 +31,12 @@ def metropolis(
 
     A chain whose ratio is not finite rejects. The info is that of a kernel without momenta.
     """
-    probability, accepted, failed = _accept(log_ratio, _uniform(log_ratio, generator))
+    probability, accepted, failed = _accept(log_ratio, _uniforms_like(log_ratio, generator))
     new = chosen_chains(accepted, proposal, state)
     return new, StepInfo(probability, accepted, failed, new.energy, 0, 1)
 
 
-def _uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
+def _uniforms_like(like: Tensor, generator: torch.Generator | None) -> Tensor:
     return torch.rand(like.shape, generator=generator, dtype=like.dtype, device=like.device)
 
 
@@ -178,7 +178,9 @@ class IndependenceMetropolis(Kernel):
         with torch.no_grad():
             for _ in range(count):
                 latents.append(self._latents(state.position, jumps, generator))
-                uniforms.append([_uniform(state.energy, generator) for _ in range(self.num_jumps)])
+                uniforms.append(
+                    [_uniforms_like(state.energy, generator) for _ in range(self.num_jumps)]
+                )
             positions, log_q = self._proposals(torch.cat(latents))
             if state.log_q is None:
                 state = state._replace(log_q=target.by_batches(self._log_q, state.position))
