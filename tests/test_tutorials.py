@@ -50,14 +50,16 @@ def code_of(path: Path) -> str:
     return "\n".join("".join(cell["source"]) for cell in code_cells(path))
 
 
+def marks_of(path: Path) -> list[pytest.MarkDecorator]:
+    marks = [pytest.mark.slow] * (path.stem in SLOW)
+    if path.stem == "renormalization_group":  # in twenty steps
+        marks.append(pytest.mark.filterwarnings("ignore:training diverged:UserWarning"))
+    return marks
+
+
 @pytest.mark.usefixtures("as_a_reader")
-@pytest.mark.filterwarnings("ignore:training diverged:UserWarning")  # in twenty steps
 @pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem in SLOW))
-        for path in TUTORIALS
-    ],
+    "path", [pytest.param(path, id=path.stem, marks=marks_of(path)) for path in TUTORIALS]
 )
 def test_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NEURALRG_SMOKE", "1")

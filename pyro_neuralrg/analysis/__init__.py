@@ -4,12 +4,12 @@
 Every function raises a TypeError or ValueError that names the argument it cannot take.
 """
 
+from pyro_neuralrg.analysis.blocking import block_spins
 from pyro_neuralrg.analysis.couplings import RunningCouplings, running_couplings
 from pyro_neuralrg.analysis.exponents import (
     MCRG,
     Linearization,
     RGStep,
-    block_spins,
     matching_normalization,
     mcrg,
 )

@@ -21,18 +21,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_neuralrg.analysis.blocking import are_spins, blocked_shapes, sums_by_scale
 from pyro_neuralrg.analysis.operators import (
     PARITIES,
     Operator,
     check_operators,
     lattice_operators,
-    operator_sums,
 )
-from pyro_neuralrg.analysis.renormalization import pyramid
-from pyro_neuralrg.analysis.scales import block_sums
 from pyro_neuralrg.arguments import (
     LARGEST_SEED,
-    check_choice,
     check_integer,
     check_number,
     check_type,
@@ -44,58 +41,11 @@ from pyro_neuralrg.runtime.console import warn_user
 from pyro_neuralrg.statistics import Estimate
 from pyro_neuralrg.statistics.resampling import MAX_BLOCKS, MIN_BLOCKS, choose_cuts
 from pyro_neuralrg.transforms import HierarchicalFlow
-from pyro_neuralrg.transforms.scales import number_of_scales
 
-RULES = ("majority", "average", "decimation")
-LEAST_SIDE = 4
-"""Side of the coarsest lattice by default: on fewer sites most operators do not fit."""
 CUTOFFS = (1e-1, 1e-2, 1e-3, 1e-4)
 """Cut-offs whose effect a printed result shows."""
 CONSTANT = 1e-12
 """Variance of an operator in units of its mean square below which it is taken for constant."""
-SITES_AT_A_TIME = 2**22
-SQUARE = Operator("square", ((0,), (0,)))
-
-
-def block_spins(
-    fields: Tensor,
-    shape: Iterable[int],
-    rule: str = "majority",
-    *,
-    seed: int | torch.Generator | None = None,
-) -> Tensor:
-    """The fields of blocks of two sites along every axis: half as many sites on each side.
-
-    Args:
-        fields: any batch shape + ``shape``; for the majority rule of +1 and -1.
-        shape: lattice shape, sides even.
-        rule: "majority", ties broken at random; "average", the mean of a block; or "decimation",
-            its first site.
-        seed: of the ties, a number or a generator; None: torch's own random numbers continue.
-
-    Example:
-        >>> block_spins(torch.tensor([[1.0, 1.0, -1.0, -1.0]]), (4,))
-        tensor([[ 1., -1.]])
-    """
-    sides = check_shape(shape)
-    check_values("fields", fields, sides)
-    check_choice("rule", rule, RULES)
-    generator = generator_of(seed)
-    if any(side % 2 for side in sides):
-        raise ValueError(f"shape is {sides}; accepted: even sides")
-    first = fields.dim() - len(sides)
-    if rule == "decimation":
-        first_sites: Any = (Ellipsis, *[slice(None, None, 2)] * len(sides))
-        return fields[first_sites]
-    halves = [part for side in sides for part in (side // 2, 2)]
-    within = tuple(range(first + 1, first + 2 * len(sides), 2))
-    means = fields.reshape(*fields.shape[:first], *halves).mean(within)
-    if rule == "average":
-        return means
-    if not _are_spins(fields):
-        raise ValueError("fields has other entries; accepted for the majority rule: +1 and -1")
-    ties = torch.where(torch.rand(means.shape, generator=generator) < 0.5, -1.0, 1.0).to(means)
-    return torch.where(means == 0, ties, means).sign()
 
 
 def matching_normalization(small: float | Estimate, large: float | Estimate) -> Estimate:
@@ -356,9 +306,9 @@ def mcrg(
             f"fields has shape {tuple(fields.shape)}, or entries that are not finite; accepted: "
             f"(n,) + {sides} or (chains, draws) + {sides}, of at least two fields"
         )
-    shapes = _shapes(sides, blocking, levels)
+    shapes = blocked_shapes(sides, blocking, levels)
     check_type("signs", signs, bool, "True or False")
-    spins = signs or (blocking in ("majority", "decimation") and _are_spins(fields))
+    spins = signs or (blocking in ("majority", "decimation") and are_spins(fields))
     chosen = check_operators(
         lattice_operators(shapes[-1], spins=spins) if operators is None else operators, shapes[-1]
     )
@@ -371,7 +321,7 @@ def mcrg(
     resamples = check_integer("resamples", resamples, 2)
     seed = check_integer("seed", seed, 0, LARGEST_SEED)
     flat = fields.detach().reshape(-1, *sides)
-    sums = _sums_by_scale(flat, blocking, shapes, chosen, signs, seed)
+    sums = sums_by_scale(flat, blocking, shapes, chosen, signs, seed)
     _check_variance(sums, chosen)
     edges = _block_edges(sums[-1], (len(flat), 1) if len(batch) == 1 else batch, blocks)
     counts = _resampled(len(edges) - 1, resamples, seed)
@@ -385,62 +335,6 @@ def mcrg(
         num_blocks=len(edges) - 1,
         _covariances=tuple(_covariances(sums, shapes, chosen, edges, counts)),
     )
-
-
-def _shapes(sides: tuple[int, ...], blocking: Any, levels: Any) -> list[tuple[int, ...]]:
-    """The lattices of all scales, if sides can be divided so often."""
-    factor, most = 2, max(sides).bit_length()
-    if isinstance(blocking, HierarchicalFlow):
-        factor, most = blocking.circuit.block, number_of_scales(blocking.circuit)
-        if blocking.shape != sides:
-            raise ValueError(f"shape is {sides}; accepted: {blocking.shape}, the flow's")
-        if blocking.circuit.boundary != "periodic" or not most:
-            raise ValueError(
-                f"blocking is {blocking!r}; accepted: a flow of a periodic lattice with decimators"
-            )
-    elif not isinstance(blocking, str) or blocking not in RULES:
-        accepted = f"{', '.join(RULES)} or a HierarchicalFlow"
-        raise ValueError(f"blocking is {blocking!r}; accepted: {accepted}")
-    possible = [k for k in range(1, most + 1) if not any(side % factor**k for side in sides)]
-    if not possible:
-        raise ValueError(f"shape is {sides}; accepted: sides that can be divided by {factor}")
-    if levels is None:
-        wide = [k for k in possible if min(sides) >= LEAST_SIDE * factor**k]
-        levels = max(wide, default=1)
-    levels = check_integer("levels", levels, 1, max(possible))
-    return [tuple(side // factor**k for side in sides) for k in range(levels + 1)]
-
-
-def _sums_by_scale(
-    fields: Tensor,
-    blocking: str | HierarchicalFlow,
-    shapes: Sequence[tuple[int, ...]],
-    operators: Sequence[Operator],
-    signs: bool,
-    seed: int,
-) -> Tensor:
-    """Sums of operators and the mean square, ``(scales, fields, operators + 1)``."""
-    generator = generator_of(seed)
-    parts, overlaps = [], torch.zeros(len(shapes), dtype=torch.float64)
-    for part in fields.split(max(1, SITES_AT_A_TIME // math.prod(shapes[0]))):
-        if isinstance(blocking, HierarchicalFlow):
-            scales = list(pyramid(blocking, part)[: len(shapes)])
-            for k, coarse in enumerate(scales):  # with the sums of its blocks
-                products = coarse * block_sums(blocking, part, k)
-                overlaps[k] += products.sum(dtype=torch.float64).cpu()
-        else:
-            scales = [part]
-            for side in shapes[:-1]:
-                scales.append(block_spins(scales[-1], side, blocking, seed=generator))
-        seen = (h.sign() if signs else h for h in scales)
-        pairs = zip(seen, shapes, strict=True)
-        measured = [operator_sums(h, shape, (*operators, SQUARE)) for h, shape in pairs]
-        parts.append(torch.stack(measured).cpu())
-    sums = torch.cat(parts, 1)
-    sums[:, :, -1] /= torch.tensor([math.prod(shape) for shape in shapes])[:, None]
-    flipped = [operator.parity == "odd" for operator in operators] + [False]
-    sums[:, :, flipped] *= torch.where(overlaps < 0, -1.0, 1.0)[:, None, None]
-    return sums
 
 
 def _check_variance(sums: Tensor, operators: Sequence[Operator]) -> None:
@@ -555,10 +449,6 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
         "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
-
-
-def _are_spins(fields: Tensor) -> bool:
-    return bool((fields.abs() == 1).all())
 
 
 def _check_cutoff(cutoff: Any) -> float:

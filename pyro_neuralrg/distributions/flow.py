@@ -14,9 +14,7 @@ from torch import Tensor
 
 from pyro_neuralrg.arguments import check_type
 from pyro_neuralrg.bases import BaseDistribution, base_of
-from pyro_neuralrg.transforms.base import LatticeTransform
-from pyro_neuralrg.transforms.base import forward_and_ladj as forward_and_ladj
-from pyro_neuralrg.transforms.base import inverse_and_ladj as inverse_and_ladj
+from pyro_neuralrg.transforms.base import LatticeTransform, forward_and_ladj, inverse_and_ladj
 
 
 class FlowDistribution(dist.TransformedDistribution):

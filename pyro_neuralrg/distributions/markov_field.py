@@ -79,7 +79,7 @@ class StationaryField(FieldDistribution):
             self._validate_sample(value)
         eigenvalues = self.eigenvalues().to(value.device)
         form = quadratic_form(value, eigenvalues, EDGES[self.boundary], self.event_dim)
-        log_det = self._proper_log_eigenvalues().to(value.device).sum(-1)
+        log_det = eigenvalues.flatten(-self.event_dim)[..., self.null_modes :].log().sum(-1)
         rank = math.prod(self.event_shape) - self.null_modes
         log_prob = 0.5 * (log_det - form / self.scale**2) - rank * (
             self.scale.log() + 0.5 * math.log(2 * math.pi)

@@ -20,10 +20,9 @@ from torch.distributions import constraints
 from pyro_neuralrg.distributions.flow import (
     base_distribution,
     check_flow,
-    forward_and_ladj,
-    inverse_and_ladj,
 )
 from pyro_neuralrg.infer.model_sites import base_support, innermost
+from pyro_neuralrg.transforms.base import forward_and_ladj, inverse_and_ladj
 
 
 class FlowReparam(Reparam):

@@ -15,12 +15,11 @@ from pyro_neuralrg.bases import base_of
 from pyro_neuralrg.distributions.flow import (
     check_flow,
     flow_dtype_and_device,
-    forward_and_ladj,
-    inverse_and_ladj,
 )
 from pyro_neuralrg.mcmc.kernel import ChainState, Kernel, LocalKernel, Step, StepInfo
 from pyro_neuralrg.mcmc.model_target import TargetLike
 from pyro_neuralrg.transforms import HierarchicalFlow
+from pyro_neuralrg.transforms.base import forward_and_ladj, inverse_and_ladj
 from pyro_neuralrg.transforms.scales import number_of_scales, sites_of_scale
 
 

@@ -22,7 +22,6 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from pyro_neuralrg.arguments import a_kind, copied, on_copies
-from pyro_neuralrg.distributions.flow import forward_and_ladj
 from pyro_neuralrg.infer.log_joint import UnconstrainedModel
 from pyro_neuralrg.infer.model_sites import (
     ImproperDraws,
@@ -47,7 +46,7 @@ from pyro_neuralrg.mcmc.target import EnergyTarget, LatentTarget, Target, energy
 from pyro_neuralrg.mcmc.tracing import Traced
 from pyro_neuralrg.potentials.base import LatticePotential
 from pyro_neuralrg.runtime.processes import random_state_kept
-from pyro_neuralrg.transforms.base import LatticeTransform
+from pyro_neuralrg.transforms.base import LatticeTransform, forward_and_ladj
 
 TRIALS = 10
 """Pairs of points at which a model is tried, until its numbers allow to tell anything."""

@@ -19,12 +19,11 @@ from pyro_neuralrg.bases import NORMAL, StandardNormal, base_of
 from pyro_neuralrg.distributions.flow import (
     check_flow,
     flow_dtype_and_device,
-    forward_and_ladj,
-    inverse_and_ladj,
 )
 from pyro_neuralrg.infer.pyro_internals import is_numerical, numbers_may_fail
 from pyro_neuralrg.lattice import check_shape
 from pyro_neuralrg.potentials.base import LatticePotential, check_separate, trial_pair
+from pyro_neuralrg.transforms.base import forward_and_ladj, inverse_and_ladj
 
 AnyTarget = TypeVar("AnyTarget", bound="Target")
 

@@ -365,7 +365,8 @@ class Phi4Family(OneParameterFamily):
     ) -> None:
         sides = check_shape(shape)
         given: dict[str, Any] = {"kappa": kappa, "lam": lam}
-        ranges = [name for name, value in given.items() if np.ndim(value) > 0]
+        of_lists = {name: int(isinstance(value, Iterable)) for name, value in given.items()}
+        ranges = [x for x in given if getattr(given[x], "ndim", of_lists[x]) > 0]
         if len(ranges) != 1:
             raise ValueError(
                 f"kappa is {kappa!r} and lam is {lam!r}; accepted: a range (lowest, highest) for "

@@ -86,7 +86,8 @@ def test_a_finished_run_goes_on_with_more_draws(name: str, tmp_path: Path) -> No
     whole = finished(kernel, 8, **short)
     finished(kernel, 3, record=Record(tmp_path), **short)
     rest = resumed(kernel, tmp_path, 8, **short)
-    rounding = 1e-12 if "jump" in name else 0.0  # of proposals evaluated in other batches
+    # proposals that are evaluated at once are so in other batches
+    rounding = 1e-12 if kernel.steps_at_once(5) > 1 else 0.0
     assert_same(rest, whole, rounding)
     before = (tmp_path / names(tmp_path)[-1]).stat().st_mtime_ns
     rest.resume()  # nothing to draw, nothing to write

@@ -129,6 +129,7 @@ WRONG_TYPES: list[tuple[Any, str]] = [
     (partial(IsingDualFamily, (4, 4), ("a", 1)), r"temperatures is .*; accepted"),
     (partial(IsingFieldFamily, (4, 4), 0.5), "fields is .*; accepted"),
     (partial(Phi4Family, (4, 4), ("a", 1), 0.5), "kappa is .*; accepted"),
+    (partial(Phi4Family, (4, 4), [[0.2], [0.3, 0.4]], 0.5), "kappa is .*; accepted"),
     (partial(from_energy, lambda x: (x > 0).sum((-1, -2))), "the result of fn is torch.int64; acc"),
     (partial(FAMILY.contexts, ["a"]), "temperatures is a list; accepted: real numbers"),
     (partial(FIELDS.contexts, ["a"]), "fields is a list; accepted: real numbers"),
