@@ -408,9 +408,13 @@ def test_jumps_whose_proposals_are_evaluated_at_once(name: str) -> None:
     target = TARGETS["free field"]()
     kernel = KERNELS[name](target)
     assert kernel.steps_at_once(1000) == 1
-    short, long = (run(kernel, number) for number in (4, 7))
+    seen = {"sum": lambda x: x.flatten(1).sum(1)}
+    short, long = (run(kernel, number, observables=seen) for number in (4, 7))
     assert kernel.steps_at_once(short.num_chains) > 7
     assert torch.equal(short.positions, long.positions[:, :4])
+    torch.testing.assert_close(
+        long.observables["sum"], long.get_samples(group_by_chain=True)["x"].flatten(2).sum(2)
+    )
     assert long.gradient_evaluations.draws == 7 * kernel.num_jumps * long.num_chains
     generator = torch.Generator().manual_seed(0)
     state = kernel.init(kernel.target.initial(6, generator, "prior"))
