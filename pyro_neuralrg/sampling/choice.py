@@ -16,8 +16,8 @@ METHODS = ("independence", "cycle", "annealing")
 MAX_CHAINS = 256  # of jumps: as many fields make a flow's pass as cheap as it becomes
 LOCAL_CHAINS = 64  # with gradients
 MIN_CHAINS = 4
-TIMES_PER_CHAIN, LOCAL_TIMES = 150, 300  # autocorrelation times, of jumps and of local moves
-"""R-hat of C chains is about sqrt(1 + 2 C / ESS); the times of jumps are known from the weights."""
+TIMES_PER_CHAIN = 300  # autocorrelation times
+"""R-hat of chains of n times, halved, is 1 + 1 / n; 150 left the worst of 65 sites at 1.01."""
 
 LOCAL_TIME = 3.0  # of draws by cycles
 MAX_JUMP_TIME = 3.0  # jumps; with longer ones local moves go with them
@@ -127,8 +127,8 @@ def choose(
     if num_chains is None:
         jumping = method == "independence"
         time = max(1.0, jumps.time / num_jumps) if jumping else LOCAL_TIME
-        most, times = (MAX_CHAINS, TIMES_PER_CHAIN) if jumping else (LOCAL_CHAINS, LOCAL_TIMES)
-        num_chains = max(MIN_CHAINS, min(most, int(num_draws / (times * time))))
+        most = MAX_CHAINS if jumping else LOCAL_CHAINS
+        num_chains = max(MIN_CHAINS, min(most, int(num_draws / (TIMES_PER_CHAIN * time))))
         num_chains = -(-num_chains // multiple) * multiple
     chains = check_integer("num_chains", num_chains, 1)
     warmup = (

@@ -11,8 +11,12 @@ with both, one after the other.
 
     python -m tests.benchmarks.accuracy --shapes 8x8 --steps 1000 --against ../before
 
-The latent step is the leapfrog step of unit mass and ten steps a trajectory that is accepted with
-probability 0.8, by 64 chains that start from the latent posterior.
+With ``--phi4`` the target is phi^4 at m^2 = -4 and the lambda of Albergo et al.'s ladder (6.975 at
+L = 6 to 4.398 at 64, in between by 1 / L), whose gap is that to the importance estimate.
+
+The gap is KL(q || pi); ``KL(pi || q)`` is that of reference draws. The latent step is the leapfrog
+step of unit mass and ten steps a trajectory that is accepted with probability 0.8, by 64 chains
+that start from the latent posterior.
 """
 
 from __future__ import annotations
@@ -24,15 +28,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from pyro_neuralrg import HMC, IsingDual, Schedule, VectorizedMCMC, fit, save
+from pyro_neuralrg import HMC, IsingDual, Phi4, Schedule, VectorizedMCMC, estimate, fit, save
 from pyro_neuralrg.distributions import FlowDistribution
+from pyro_neuralrg.free_energy import bounds
 from pyro_neuralrg.mcmc import Adaptation
 from tests.benchmarks.harness import (
     HERE,
     Table,
-    gap_of,
     medians,
     parse,
     peak_mib,
@@ -45,10 +50,17 @@ from tests.benchmarks.harness import (
 SAMPLES = 20_000
 SITES_AT_ONCE = 2**18
 CHAINS, WARMUP = 64, 100
-PASSED_ON = ("steps", "minutes", "fit", "flow", "grow", "threads", "device", "save")
+REFERENCE = 2000  # draws of the target
+LADDER = {64: 4.398, 32: 4.572, 20: 4.807, 12: 5.276, 6: 6.975}
+"""lambda of phi^4 by the side, of M. S. Albergo, G. Kanwar and P. E. Shanahan (2019) and of P. de
+Haan, C. Rainone, M. C. N. Cheng and R. Bondesan (2021)."""
+
+PASSED_ON = ("phi4", "steps", "minutes", "fit", "flow", "grow", "threads", "device", "save")
 FIGURES = {  # name in the JSON file: heading, format
     "gap": ("gap", "10.4f"),
     "gap_se": ("+-", "8.4f"),
+    "forward": ("KL(pi || q)", "12.4f"),
+    "forward_se": ("its +-", "8.4f"),
     "ess": ("ESS", "7.3f"),
     "structure_factor": ("S of q", "8.4f"),
     "latent_step": ("latent step", "12.3f"),
@@ -59,18 +71,26 @@ FIGURES = {  # name in the JSON file: heading, format
 }
 
 
+def target_of(case: dict[str, Any], shape: tuple[int, ...]) -> Any:
+    """The target of a case on a lattice."""
+    if case["phi4"]:
+        coupling = np.interp(1.0 / shape[0], [1.0 / side for side in LADDER], [*LADDER.values()])
+        return Phi4.from_mass(shape, m2=-4.0, g=6.0 * float(coupling)).to(case["device"])
+    temperature = {} if case["temperature"] is None else {"temperature": case["temperature"]}
+    return IsingDual(shape, **temperature).to(case["device"])
+
+
 def train(case: dict[str, Any]) -> dict[str, float]:
     """Train one flow and measure it."""
     torch.set_num_threads(case["threads"])
     shape = tuple(case["shape"])
-    temperature = {} if case["temperature"] is None else {"temperature": case["temperature"]}
-    target = IsingDual(shape, **temperature).to(case["device"])
+    target = target_of(case, shape)
     torch.manual_seed(case["seed"])
     options = {"seed": case["seed"], "progress": False, **case["fit"]}
     began = time.perf_counter()
     flow = None
     for side, steps in case["grow"]:
-        small = IsingDual((side, side), **temperature).to(case["device"])
+        small = target_of(case, (side, side))
         flow, options = _flow(case, small, flow, options)
         fit(small, flow, steps=steps, **options)
     flow, options = _flow(case, target, flow, options)
@@ -81,17 +101,23 @@ def train(case: dict[str, Any]) -> dict[str, float]:
     seconds = time.perf_counter() - began
     if case["save"]:
         name = "x".join(map(str, shape))
+        name += "-phi4" if case["phi4"] else f"-T{target.temperature:.4f}"
         Path(case["save"]).mkdir(parents=True, exist_ok=True)
-        save(Path(case["save"]) / f"{name}-T{target.temperature:.4f}-seed{case['seed']}.pt", flow)
+        save(Path(case["save"]) / f"{name}-seed{case['seed']}.pt", flow)
     at_once = max(1, SITES_AT_ONCE // math.prod(shape))
-    gap, found = gap_of(target, flow, SAMPLES, case["seed"] + 1, at_once)
+    torch.manual_seed(case["seed"] + 1)
+    found = estimate(target, flow, SAMPLES, at_once)
+    free_energy = found.importance if case["phi4"] else -target.log_partition()
+    both = bounds(target, flow, REFERENCE)
     with torch.no_grad():
         fields = [FlowDistribution(flow).rsample((200,)) for _ in range(20)]
     factor = float(target.observables()["structure_factor"](torch.cat(fields)).double().mean())
     cuda = torch.device(case["device"]).type == "cuda"
     return {
-        "gap": gap,
+        "gap": found.variational - free_energy,
         "gap_se": found.variational_se,
+        "forward": free_energy - both.lower,
+        "forward_se": both.lower_se,
         "ess": found.ess,
         "structure_factor": factor,
         "latent_step": latent_step(target, flow) if case["latent_step"] else float("nan"),
@@ -103,7 +129,7 @@ def train(case: dict[str, Any]) -> dict[str, float]:
 
 
 def _flow(
-    case: dict[str, Any], target: IsingDual, before: Any, options: dict[str, Any]
+    case: dict[str, Any], target: Any, before: Any, options: dict[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
     """A flow, grown from the one before if there is one, and how it is trained."""
     if before is None:
@@ -111,7 +137,7 @@ def _flow(
     return before.grow(target.spectrum), {**options, "schedule": Schedule(cooling=None)}
 
 
-def latent_step(target: IsingDual, flow: Any) -> float:
+def latent_step(target: Any, flow: Any) -> float:
     """Leapfrog step that warm-up finds, from draws of the latent posterior."""
     with torch.no_grad():
         pairs = [FlowDistribution(flow).rsample_and_log_prob((256,)) for _ in range(16)]
@@ -130,6 +156,7 @@ def main() -> None:
         __doc__,
         shapes={"type": shape, "nargs": "+", "default": [[8, 8]], "metavar": "8x8"},
         temperatures=({"type": float, "nargs": "+", "default": [None]}, "default: critical"),
+        phi4=(False, "instead of the Ising model"),
         seeds=[0],
         steps=({"type": int}, "default: that of fit"),
         minutes=({"type": float}, "as many steps as fit into this time"),
@@ -154,7 +181,8 @@ def main() -> None:
     for sides, temperature in itertools.product(options.shapes, options.temperatures):
         found: dict[str, list[dict[str, float]]] = {label: [] for label in checkouts}
         name = "x".join(map(str, sides))
-        name += ", Tc" if temperature is None else f", T = {temperature:g}"
+        at = "Tc" if temperature is None else f"T = {temperature:g}"
+        name += ", phi^4" if options.phi4 else f", {at}"
         for seed in options.seeds:
             case = {key: getattr(options, key) for key in PASSED_ON}
             case |= {"shape": sides, "temperature": temperature, "seed": seed}
