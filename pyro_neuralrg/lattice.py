@@ -21,11 +21,11 @@ BOUNDARIES = ("periodic", "open")
 MAX_DIM = 3
 
 
-def check_shape(shape: Iterable[int], name: str = "shape") -> tuple[int, ...]:
-    """Return ``shape`` as a tuple of one to three positive integers."""
-    accepted = f"one to {MAX_DIM} integers >= 1, such as (16, 16)"
+def check_shape(shape: Iterable[int], name: str = "shape", most: int = MAX_DIM) -> tuple[int, ...]:
+    """Return ``shape`` as a tuple of one to three (or ``most``) positive integers."""
+    accepted = f"one to {most} integers >= 1, such as (16, 16)"
     sides = check_integers(name, shape, accepted)
-    if not 1 <= len(sides) <= MAX_DIM or min(sides) < 1:
+    if not 1 <= len(sides) <= most or min(sides) < 1:
         raise ValueError(f"{name} is {sides}; accepted: {accepted}")
     return sides
 
@@ -83,6 +83,7 @@ class Circuit:
     """The arrangement of layers of a hierarchical flow, finest first.
 
     Renormalization runs through them in this order; the rest is as :func:`make_circuit` takes it.
+    Layers, blocks and scales are of sites; a vector field has ``components`` at each of them.
     """
 
     name: str
@@ -90,6 +91,12 @@ class Circuit:
     block: int
     boundary: str
     layers: tuple[Layer, ...] = field(repr=False)
+    components: int = 0
+
+    @property
+    def field_shape(self) -> tuple[int, ...]:
+        """The lattice shape, of a vector field followed by the number of components."""
+        return (*self.shape, self.components) if self.components else self.shape
 
     @property
     def is_complete(self) -> bool:
@@ -135,6 +142,7 @@ def make_circuit(
     block: int = 2,
     depth: int | None = None,
     boundary: str = "periodic",
+    components: int = 0,
 ) -> Circuit:
     """Build a circuit as data (paper Fig. 1; supplement for the brickwork, there called TEBD).
 
@@ -151,6 +159,7 @@ def make_circuit(
             behind fewer remain independent normals) or of layers (``brickwork``; default: largest
             side / b, at least two: light cones then just span a periodic lattice of whole blocks).
         boundary: "periodic" or "open" (an open shifted layer has thinner blocks at the edges).
+        components: of a vector field at each site; 0 for a scalar field, one number a site.
 
     Example:
         >>> [(layer.kind, layer.shape) for layer in make_circuit("mera", (4, 4)).layers]
@@ -161,8 +170,9 @@ def make_circuit(
     check_boundary(boundary)
     block = check_integer("block", block, 2)
     depth = None if depth is None else check_integer("depth", depth, 0)
+    components = check_integer("components", components, 0)
     layers = tuple(_layers_of(name, sides, block, depth, boundary))
-    circuit = Circuit(name, sides, block, boundary, layers)
+    circuit = Circuit(name, sides, block, boundary, layers, components)
     if depth is not None:
         accepted = f"an integer from 0 to {circuit.depth}, all scales of {sides}"
         check_integer("depth", depth, 0, circuit.depth, accepted)

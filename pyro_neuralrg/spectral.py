@@ -5,7 +5,8 @@ On a periodic lattice the modes are plane waves, on an open one products of sine
 + 1))`` with j, k = 1 .. n along each axis: zero outside. On a "free" one, whose edges have no bond
 to the outside, they are products of cosines, ``cos(pi (j + 1/2) k / n)`` with j, k = 0 .. n - 1. A
 *spectrum* is a tensor of the lattice's shape that holds one real eigenvalue per mode: in FFT order
-and even under k -> -k ("periodic"), or in the order of k.
+and even under k -> -k ("periodic"), or in the order of k. Of a vector field it holds one Hermitian
+matrix per mode, ``shape + (components, components)``, at -k the complex conjugate of that at k.
 """
 
 from __future__ import annotations
@@ -73,6 +74,33 @@ def quadratic_form(
     else:
         form = _form(h, eigenvalues, dim)
     return form.to(x.dtype)
+
+
+def apply_matrices(x: Tensor, matrices: Tensor, boundary: str = "periodic") -> Tensor:
+    r"""Apply the operator with a matrix for each mode to vector fields, :math:`F^{-1} A F x`.
+
+    Args:
+        x: fields, ``batch_shape + shape + (components,)``, of a floating dtype.
+        matrices: ``shape + (components, components)``, complex; real on a lattice with edges.
+        boundary: as of :func:`apply_spectrum`.
+
+    Example:
+        >>> turn = torch.tensor([[0.0, 1.0], [1.0, 0.0]]).expand(4, 2, 2)
+        >>> apply_matrices(torch.tensor([3.0, 5.0]).expand(4, 2), turn)[0]
+        tensor([5., 3.])
+    """
+    check_choice("boundary", boundary, MODES)
+    sides = matrices.shape[:-2]
+    h, dim = computable(x), tuple(range(-1 - len(sides), -1))
+    if x.numel() == 0:
+        return x.clone()
+    if boundary != "periodic":
+        modes = (matrices.real.to(h) @ _to_modes(h, dim, boundary).unsqueeze(-1)).squeeze(-1)
+        return _to_modes(modes, dim, boundary, back=True).to(x.dtype)
+    waves = torch.fft.rfftn(h, dim=dim)
+    half = matrices[..., : sides[-1] // 2 + 1, :, :].to(waves)
+    waves = (half @ waves.unsqueeze(-1)).squeeze(-1)
+    return torch.fft.irfftn(waves, s=sides, dim=dim).to(x.dtype)
 
 
 def _prepared(
@@ -183,8 +211,16 @@ class _Form(torch.autograd.Function):
         return (scale * _operator(h, eigenvalues, ctx.dim)).sum_to_size(h.shape), None, None
 
 
-def check_spectrum(spectrum: Any, boundary: str, shape: tuple[int, ...] | None = None) -> None:
-    """Raise unless these are eigenvalues of a covariance, of the lattice's shape if it is given."""
+def check_spectrum(
+    spectrum: Any, boundary: str, shape: tuple[int, ...] | None = None, components: int = 0
+) -> None:
+    """Raise unless these are eigenvalues of a covariance, of the lattice's shape if it is given.
+
+    Of a vector field its matrices.
+    """
+    if components:
+        _check_matrices(spectrum, boundary, shape, components)
+        return
     sides = check_shape(check_tensor("spectrum", spectrum).shape)
     if shape not in (None, sides):
         raise ValueError(f"spectrum has shape {sides}; accepted: the lattice shape {shape}")
@@ -198,6 +234,36 @@ def check_spectrum(spectrum: Any, boundary: str, shape: tuple[int, ...] | None =
             "spectrum is not even under k -> -k; accepted: for a periodic lattice, the "
             "eigenvalues of a real symmetric translation-invariant matrix"
         )
+
+
+def _check_matrices(
+    spectrum: Any, boundary: str, shape: tuple[int, ...] | None, components: int
+) -> None:
+    """Raise unless these are the matrices of the covariance of a vector field."""
+    if not (isinstance(spectrum, Tensor) and spectrum.is_complex()):
+        check_tensor("spectrum", spectrum)
+    sides, own = tuple(spectrum.shape[:-2]), tuple(spectrum.shape[-2:])
+    if own != (components, components) or shape not in (None, sides):
+        lattice = "the lattice shape" if shape is None else str(shape)
+        raise ValueError(
+            f"spectrum has shape {tuple(spectrum.shape)}; accepted: {lattice} + ({components}, "
+            f"{components}), a matrix for each mode"
+        )
+    check_shape(sides)
+    if not bool(spectrum.isfinite().all()):
+        raise ValueError("spectrum has an entry inf or nan; accepted: finite matrices")
+    conjugate = at_minus_k(spectrum.movedim((-2, -1), (0, 1)), len(sides)).movedim((0, 1), (-2, -1))
+    if boundary != "periodic":
+        conjugate = spectrum  # of real modes
+    for other, what in ((spectrum.mT, "not Hermitian"), (conjugate, "no conjugate at -k")):
+        if not torch.allclose(spectrum, other.conj(), rtol=1e-5, atol=1e-12):
+            raise ValueError(
+                f"spectrum has {what} matrices; accepted: for each mode the covariance of a real "
+                "field, complex only on a periodic lattice"
+            )
+    least = float(torch.linalg.eigvalsh(spectrum).min())
+    if least <= 0:
+        raise ValueError(f"spectrum has an eigenvalue {least:.6g}; accepted: positive matrices")
 
 
 def at_minus_k(values: Tensor, dims: int) -> Tensor:

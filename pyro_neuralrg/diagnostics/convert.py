@@ -17,6 +17,7 @@ from pyro_neuralrg.arguments import LARGEST_SEED, check_integer
 from pyro_neuralrg.diagnostics.model_groups import BATCH, NamedTensors
 from pyro_neuralrg.diagnostics.runs import Run, read_run
 from pyro_neuralrg.diagnostics.tree import check_names, dim_names, make_tree, variables_of
+from pyro_neuralrg.lattice import MAX_DIM
 from pyro_neuralrg.mcmc import EnergyTarget, VectorizedMCMC
 from pyro_neuralrg.mcmc.results import observed
 from pyro_neuralrg.observables import field_observables
@@ -270,7 +271,10 @@ def _default_observables(run: Run) -> dict[str, Callable[[Tensor], Tensor]]:
     if not run.physical or not isinstance(run.target, EnergyTarget):
         return {}
     potential, shape = run.target.lattice_potential, run.target.shape
-    fitting = field_observables(shape) if potential is None else potential.observables()
+    if potential is not None:
+        fitting = potential.observables()
+    else:  # of an energy nothing is known of components
+        fitting = field_observables(shape) if len(shape) <= MAX_DIM else {}
     functions = {"energy": run.target._energy, **fitting}
     return {name: f for name, f in functions.items() if name not in run.streamed}
 
@@ -291,12 +295,14 @@ def _field_dims(run: Run) -> dict[str, list[str]]:
     if run.target is None:
         return {}
     lattices, values = run.target.lattices, run.physical | run.latent
+    components = getattr(run.target.lattice_potential, "components", 0)
     same = len(set(lattices.values())) <= 1
     of = {latent: name for latent, (name, _) in run.target.flow_sites.items()}
     dims = {}
     for variable, name in ({name: name for name in lattices} | of).items():
         shape = lattices.get(name, ())  # empty of what a guide draws beside its fields
-        axes = LATTICE_DIMS.get(len(shape), ())
+        axes = LATTICE_DIMS.get(len(shape) - bool(components), ())
+        axes += ("component",) if components and axes else ()
         if variable in values and axes and values[variable].shape[-len(axes) :] == shape:
             plates = range(values[variable].dim() - 2 - len(axes))
             dims[variable] = [f"{name}_plate_{index}" for index in plates]

@@ -14,6 +14,7 @@ from pyro_neuralrg.mcmc.microcanonical import MAMS, MCLMC
 from pyro_neuralrg.mcmc.model_target import ModelTarget, as_target
 from pyro_neuralrg.mcmc.run_state import Cost
 from pyro_neuralrg.mcmc.runner import VectorizedMCMC
+from pyro_neuralrg.mcmc.staging import StagingMetropolis
 from pyro_neuralrg.mcmc.starts import Constrained
 from pyro_neuralrg.mcmc.target import EnergyTarget, LatentTarget, Target
 
@@ -37,6 +38,7 @@ __all__ = [
     "Mixture",
     "ModelTarget",
     "RandomWalkMetropolis",
+    "StagingMetropolis",
     "StepInfo",
     "Target",
     "Trajectory",

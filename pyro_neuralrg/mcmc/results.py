@@ -291,11 +291,12 @@ class RunResults:
     def summary(self, max_sites: int | None = None) -> Any:
         """Return a table of the sites, the observables and lp, with ArviZ's figures, in pandas.
 
-        Latent sites come last. One line per scalar, two per field (the worst over sites, and the
-        median) of at most ``max_sites`` sites; see :func:`~pyro_neuralrg.statistics.summary_table`.
+        Latent sites come last; of a run that kept no draws there are no sites. One line per scalar,
+        two per field (the worst over sites, and the median) of at most ``max_sites`` sites; see
+        :func:`~pyro_neuralrg.statistics.summary_table`.
         """
         samples = self.get_samples(group_by_chain=True)
-        known = self.kernel.target.latent(self.positions[:1, 0])
+        known = self.kernel.target.latent(self.positions[:1, 0]) if samples else ()
         latent = {name: samples.pop(name) for name in known}
         lp = {"lp": self.sample_stats["lp"]}
         return summary_table({**samples, **self.observables, **lp, **latent}, max_sites=max_sites)

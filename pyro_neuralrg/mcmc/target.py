@@ -21,7 +21,7 @@ from pyro_neuralrg.distributions.flow import (
     flow_dtype_and_device,
 )
 from pyro_neuralrg.infer.pyro_internals import is_numerical, numbers_may_fail
-from pyro_neuralrg.lattice import check_shape
+from pyro_neuralrg.lattice import MAX_DIM, check_shape
 from pyro_neuralrg.potentials.base import LatticePotential, check_separate, trial_pair
 from pyro_neuralrg.transforms.base import forward_and_ladj, inverse_and_ladj
 
@@ -297,7 +297,7 @@ class EnergyTarget(Target):
         if own_shape is None or (shape is not None and tuple(shape) != tuple(own_shape)):
             accepted = "the lattice shape of the field that the energy takes"
             raise ValueError(f"shape is {shape}; accepted: {own_shape or accepted}")
-        self.shape = check_shape(own_shape)
+        self.shape = check_shape(own_shape, most=MAX_DIM + 1)  # of a vector field as well
         self.name = name
         self.sites = self.lattices = {name: self.shape}
         empty = torch.empty(0, dtype=dtype, device=device)

@@ -26,6 +26,7 @@ from pyro_neuralrg.observables.ratios import (
     specific_heat,
     susceptibility,
 )
+from pyro_neuralrg.observables.vectors import vector_observables
 
 __all__ = [
     "abs_magnetisation",
@@ -41,4 +42,5 @@ __all__ = [
     "specific_heat",
     "structure_factor",
     "susceptibility",
+    "vector_observables",
 ]

@@ -50,7 +50,7 @@ def field_observables(shape: Iterable[int], boundary: str = "periodic") -> dict[
         for axis, side in enumerate(sides):
             if side > 1:
                 name = f"structure_factor_axis{axis}"
-                functions[name] = functools.partial(_lowest_mode, axis, sides)
+                functions[name] = functools.partial(lowest_mode, axis, sides)
     return functions
 
 
@@ -60,7 +60,7 @@ def _measure(
     return function(mean, variance, shape)
 
 
-def _lowest_mode(
+def lowest_mode(
     axis: int, shape: tuple[int, ...], mean: Tensor, variance: Tensor | None = None
 ) -> Tensor:
     """S at the smallest wave vector along one axis."""

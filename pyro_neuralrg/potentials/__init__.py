@@ -22,10 +22,19 @@ from pyro_neuralrg.potentials.ising_model import (
     critical_temperature,
 )
 from pyro_neuralrg.potentials.phi4 import Phi4
+from pyro_neuralrg.potentials.ring_polymer import (
+    Central,
+    DoubleWell,
+    Morse,
+    QuarticWell,
+    RingPolymer,
+)
 from pyro_neuralrg.potentials.spins import DualSpins, SpinModel
 
 __all__ = [
     "CRITICAL_TEMPERATURE",
+    "Central",
+    "DoubleWell",
     "DualSpins",
     "FreeField",
     "IsingDual",
@@ -33,9 +42,12 @@ __all__ = [
     "IsingFieldFamily",
     "IsingModel",
     "LatticePotential",
+    "Morse",
     "Phi4",
     "Phi4Family",
     "PotentialFamily",
+    "QuarticWell",
+    "RingPolymer",
     "SpinModel",
     "critical_temperature",
 ]

@@ -27,6 +27,7 @@ from pyro_neuralrg.arguments import (
 from pyro_neuralrg.bases import NORMAL, StandardNormal, TwoModes
 from pyro_neuralrg.lattice import check_boundary, check_shape
 from pyro_neuralrg.observables.configurations import Observable, field_observables
+from pyro_neuralrg.observables.vectors import vector_observables
 from pyro_neuralrg.runtime.console import warn_user
 from pyro_neuralrg.spectral import check_spectrum
 from pyro_neuralrg.transforms import HierarchicalFlow
@@ -79,9 +80,12 @@ class LatticePotential(ABC):
         even: energy(x) == energy(-x).
         spectrum: eigenvalues of the covariance of the Gaussian part, if there is one: of the
             lattice's shape, in the order that :mod:`pyro_neuralrg.spectral` describes.
+        components: of a vector field at each site; 0 for a scalar field.
 
     Attributes:
-        shape, boundary, even, spectrum: as above, the last in float64 on the CPU.
+        shape: of a field: the lattice shape, of a vector field followed by ``components``.
+        lattice: the lattice shape.
+        boundary, even, spectrum, components: as above; the spectrum in float64 on the CPU.
         base: p(z) of its flows, two modes where there may be two phases.
         device: of the fields it takes; see :meth:`to`.
     """
@@ -102,14 +106,18 @@ class LatticePotential(ABC):
         *,
         even: bool = False,
         spectrum: Tensor | None = None,
+        components: int = 0,
     ) -> None:
-        self.shape = check_shape(shape)
+        self.lattice = check_shape(shape)
+        self.components = check_integer("components", components, 0)
+        self.shape = (*self.lattice, self.components) if self.components else self.lattice
         self.boundary = check_boundary(boundary)
         self.even = even
         self.spectrum = spectrum
         if spectrum is not None:
-            check_spectrum(spectrum, boundary, self.shape)
-            self.spectrum = spectrum.detach().to("cpu", torch.float64)
+            check_spectrum(spectrum, boundary, self.lattice, self.components)
+            double = torch.complex128 if spectrum.is_complex() else torch.float64
+            self.spectrum = spectrum.detach().to("cpu", double)
         self.device = torch.device("cpu")
         self._constants: dict[str, dict[torch.dtype, Tensor]] = {}
 
@@ -174,9 +182,12 @@ class LatticePotential(ABC):
     def observables(self) -> dict[str, Observable]:
         """Observables that fit the target, by name, ``batch + shape -> batch``; can be pickled.
 
-        Here those of :func:`~pyro_neuralrg.observables.field_observables`.
+        Here those of :func:`~pyro_neuralrg.observables.field_observables`, of a vector field of
+        :func:`~pyro_neuralrg.observables.vector_observables`.
         """
-        return field_observables(self.shape, self.boundary)
+        if self.components:
+            return vector_observables(self.lattice, self.components, self.boundary)
+        return field_observables(self.lattice, self.boundary)
 
     def flow(self, **options: Any) -> HierarchicalFlow:
         """Build a flow that knows this target's shape, boundary, spectrum, symmetry and phases.
@@ -184,9 +195,10 @@ class LatticePotential(ABC):
         ``options`` of :meth:`~pyro_neuralrg.transforms.HierarchicalFlow.build` take precedence.
         """
         known = {"boundary": self.boundary, "odd": self.even, "base": self.base}
+        known["components"] = self.components
         if options.get("covariance") is None:  # which stands in place of the potential's own
             known["spectrum"] = self.spectrum
-        return HierarchicalFlow.build(self.shape, **{**known, **options})
+        return HierarchicalFlow.build(self.lattice, **{**known, **options})
 
     def to(self: AnyPotential, device: torch.device | str) -> AnyPotential:
         """The same potential for fields on another device (itself if it is there already)."""
@@ -215,7 +227,7 @@ class LatticePotential(ABC):
 
     @property
     def _axes(self) -> tuple[int, ...]:
-        """Dimensions of the lattice in a field."""
+        """Dimensions of a field."""
         return tuple(range(-len(self.shape), 0))
 
     def _checked_energy(self, x: Tensor) -> Tensor:
@@ -243,12 +255,14 @@ class LatticePotential(ABC):
         even: bool = False,
         boundary: str = "periodic",
         spectrum: Tensor | None = None,
+        components: int = 0,
         device: torch.device | str = "cpu",
     ) -> LatticePotential:
         """Make a potential of an energy function, which is tried once on random fields.
 
-        ``fn`` takes fields ``(batch,) + shape`` on the ``device`` and returns nats ``(batch,)``;
-        the other arguments are those of the class. If it changes as a field is moved by a site,
+        ``fn`` takes fields ``(batch,) + shape`` on the ``device``, vector fields ``(batch,) + shape
+        + (components,)``, and returns nats ``(batch,)``; the other arguments are those of the
+        class. If it changes as a field is moved by a site,
         :meth:`flow` tells the sites apart: see :func:`site_features_of`. On an open lattice it is
         not moved along sides below 6, whose sites are taken to be alike.
 
@@ -263,6 +277,7 @@ class LatticePotential(ABC):
         """
         check_type("fn", fn, Callable, "a function of fields that returns nats")
         options = {"boundary": boundary, "even": even, "spectrum": spectrum}
+        options["components"] = components
         potential = _EnergyFunction(shape, fn, **options).to(device)
         x, nats = potential.try_energy(like=torch.empty(0))
         if bool(nats.isnan().any()):
@@ -318,7 +333,8 @@ class _Heated(LatticePotential):
 
     def __init__(self, cold: LatticePotential, factor: float) -> None:
         spectrum = None if cold.spectrum is None else factor * cold.spectrum
-        super().__init__(cold.shape, cold.boundary, even=cold.even, spectrum=spectrum)
+        options: Any = {"even": cold.even, "spectrum": spectrum, "components": cold.components}
+        super().__init__(cold.lattice, cold.boundary, **options)
         self.cold = cold
         self.factor = factor
         self.device = cold.device
@@ -346,13 +362,13 @@ def is_uniform(potential: LatticePotential, x: Tensor, nats: Tensor) -> bool:
     dims = len(potential.shape)
     inside = torch.ones_like(x)
     if potential.boundary == "open":
-        for axis, side in enumerate(potential.shape):
+        for axis, side in enumerate(potential.lattice):
             if side >= LEAST_OPEN_SIDE:
                 inside.movedim(axis - dims, -1)[..., [0, 1, side - 3, side - 2, side - 1]] = 0.0
         x = x * inside
         nats = potential.energy(x).detach()
     size = nats.nan_to_num(0.0, 0.0, 0.0).abs().clamp(min=1.0)
-    for axis, side in enumerate(potential.shape):
+    for axis, side in enumerate(potential.lattice):
         if side == 1 or (potential.boundary == "open" and side < LEAST_OPEN_SIDE):
             continue
         moved = potential.energy(x.roll(1, axis - dims)).detach()
@@ -362,24 +378,27 @@ def is_uniform(potential: LatticePotential, x: Tensor, nats: Tensor) -> bool:
 
 
 def site_features_of(potential: LatticePotential, odd: bool) -> Tensor | None:
-    r"""What an energy E tells of its sites about x = 0, ``(channels,) + shape``; None if nothing.
+    r"""What an energy E tells of its sites about x = 0, ``(channels,)`` + lattice; None if nothing.
 
     The gradient (not for an odd flow: it is odd itself), the curvature :math:`E_{ii}`, and
-    :math:`E_{i,i+a}` of each site and the next one along each axis, as far as they differ between
-    sites, each less its mean in units of its deviation. By differences of the gradient at 2 N
-    fields, ``FEATURE_STEP`` away; only the gradient for more than ``MOST_PROBED`` sites.
+    :math:`E_{i,i+a}` of each site and the next one along each axis, of vectors all components, as
+    far as they differ between sites, each less its mean in units of its deviation. By differences
+    of the gradient at 2 N fields of N numbers, ``FEATURE_STEP`` away; only the gradient for more
+    than ``MOST_PROBED``.
     """
-    shape = potential.shape
-    sites, zero = math.prod(shape), torch.zeros(1, *shape, device=potential.device)
-    channels = [] if odd else [potential.energy_and_gradient(zero)[1][0]]
-    if sites <= MOST_PROBED:
-        moves = FEATURE_STEP * torch.eye(sites, device=zero.device).reshape(sites, *shape)
+    shape, lattice, own = potential.shape, potential.lattice, max(1, potential.components)
+    size, zero = math.prod(shape), torch.zeros(1, *shape, device=potential.device)
+    gradient = potential.energy_and_gradient(zero)[1].reshape(*lattice, own)
+    channels = [] if odd else [*gradient.unbind(-1)]
+    if size <= MOST_PROBED:
+        moves = FEATURE_STEP * torch.eye(size, device=zero.device).reshape(size, *shape)
         up, down = (potential.energy_and_gradient(sign * moves)[1] for sign in (1, -1))
-        hessian = ((up - down) / (2 * FEATURE_STEP)).reshape(sites, sites)
-        index = torch.arange(sites, device=zero.device).reshape(shape)
-        axes = [axis for axis, side in enumerate(shape) if side > 1]
+        hessian = ((up - down) / (2 * FEATURE_STEP)).reshape(size // own, own, size // own, own)
+        index = torch.arange(size // own, device=zero.device).reshape(lattice)
+        axes = [axis for axis, side in enumerate(lattice) if side > 1]
         nexts = [index, *(index.roll(-1, axis) for axis in axes)]
-        channels += [hessian[index, other] for other in nexts]
+        pairs = [(a, b) for a in range(own) for b in range(own)]
+        channels += [hessian[index, a, other, b] for other in nexts for a, b in pairs]
     known = []
     for channel in channels:
         deviation = float(channel.std(correction=0))
@@ -396,7 +415,10 @@ def describe(potential: Any, shown: Iterable[str]) -> str:
         for name, value in given.items()
     )
     name = type(potential).__name__.lstrip("_")
-    return f"{name}({potential.shape}{numbers}, boundary={potential.boundary!r})"
+    shape = getattr(potential, "lattice", potential.shape)
+    if getattr(potential, "components", 0):
+        numbers += f", components={potential.components}"
+    return f"{name}({shape}{numbers}, boundary={potential.boundary!r})"
 
 
 def check_energy(nats: Any, x: Tensor, shape: tuple[int, ...], whose: str) -> Tensor:

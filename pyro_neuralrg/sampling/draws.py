@@ -110,6 +110,8 @@ class Samples:
     @property
     def _latents(self) -> Mapping[str, Tensor]:
         assert isinstance(self.run, VectorizedMCMC)
+        if not self.run.keep_draws:
+            return {}
         return self.run.kernel.target.latent(self.run.positions[0, :1])
 
     def mean(self, values: Tensor) -> Estimate[Tensor]:

@@ -21,7 +21,12 @@ from pyro_neuralrg.transforms.conditional import (
 )
 from pyro_neuralrg.transforms.coupling import Couplings, neighbour_coupling, realnvp_block
 from pyro_neuralrg.transforms.fine import FineGivenCoarse
-from pyro_neuralrg.transforms.fourier import CovarianceLayer, FourierLayer, LearnedSpectrum
+from pyro_neuralrg.transforms.fourier import (
+    CovarianceLayer,
+    FourierLayer,
+    LearnedSpectrum,
+    VectorFourierLayer,
+)
 from pyro_neuralrg.transforms.hierarchical import HierarchicalFlow, hierarchical_flow
 
 __all__ = [
@@ -40,6 +45,7 @@ __all__ = [
     "LearnedSpectrum",
     "Neighbour",
     "RealNVP",
+    "VectorFourierLayer",
     "conditional_hierarchical_flow",
     "hierarchical_flow",
     "neighbour_coupling",

@@ -38,6 +38,7 @@ class BlockLayout:
         per_block: each block has weights of its own.
         context_dim: features of a context that its networks take besides; 0 for none.
         features: what is known of the sites of each block, shape ``(number, *count)``, or None.
+        components: of a vector field at each site; 0 for a scalar field.
     """
 
     block: tuple[int, ...]
@@ -47,11 +48,12 @@ class BlockLayout:
     per_block: bool
     context_dim: int = 0
     features: Tensor | None = dataclasses.field(default=None, compare=False)
+    components: int = 0
 
     @property
     def size(self) -> int:
-        """Number of sites of a block."""
-        return math.prod(self.block)
+        """Number of variables of a block, components of its sites one after the other."""
+        return math.prod(self.block) * max(1, self.components)
 
 
 class Bijector(Protocol):
@@ -104,6 +106,7 @@ class Neighbour:
         options: Any = dataclasses.asdict(self)
         options |= {"odd": layout.odd, "boundary": layout.boundary}
         options |= {"context_dim": layout.context_dim, "features": layout.features}
+        options |= {"components": layout.components}
         return neighbour_coupling(layout.block, layout.count, **options)
 
 

@@ -29,7 +29,7 @@ class Couplings(LatticeTransform):
     (:class:`~pyro_neuralrg.transforms.elementwise.AffineTanh`).
 
     Args:
-        size: sites of a block.
+        size: sites of a block, of a vector field times the components.
         count: blocks along each axis.
         halves: for each coupling the sites held fixed and the sites moved.
         options: of the networks.
@@ -190,11 +190,13 @@ def neighbour_coupling(
     boundary: str = "periodic",
     context_dim: int = 0,
     features: Tensor | None = None,
+    components: int = 0,
 ) -> Couplings:
     """Couplings on all blocks of a layer, event shape ``(size, *count)``, that see neighbours.
 
     The maps have tanh terms: a site of a magnet, given its neighbours, is up or down. The halves
-    are the checkerboard, then the rows and columns of the block, each moved in turn.
+    are the checkerboard, of a vector field then the halves of its components, then the rows and
+    columns of the block, each moved in turn.
 
     Args:
         block: sites of a block along each axis.
@@ -209,6 +211,8 @@ def neighbour_coupling(
         boundary: "periodic" or "open".
         context_dim: features of a context that the networks take besides; 0 for none.
         features: known of the blocks, shape ``(number, *count)``, which the networks also see.
+        components: of a vector field at each site, the size of a block that many times its sites;
+            0 for a scalar field.
 
     Example:
         >>> neighbour_coupling((2, 2), (4, 4))(torch.zeros(7, 4, 4, 4)).shape
@@ -222,9 +226,10 @@ def neighbour_coupling(
         response=check_number("response", response, "a positive number", above=0),
         max_log_scale=check_number("max_log_scale", max_log_scale, "at least 0.1", least=0.1),
     )
-    halves = _in_turn(_block_masks(block), layers)
+    own = max(1, components)
+    halves = _in_turn(_block_masks(block, own), layers)
     given: Any = {"boundary": boundary, "context_dim": context_dim, "features": features}
-    return Couplings(math.prod(block), count, halves, options, **given)
+    return Couplings(math.prod(block) * own, count, halves, options, **given)
 
 
 def _check_network(layers: Any, hidden: Any, least: int = 0) -> tuple[int, tuple[int, ...]]:
@@ -236,12 +241,14 @@ def _check_network(layers: Any, hidden: Any, least: int = 0) -> tuple[int, tuple
     return check_integer("layers", layers, 1), widths
 
 
-def _block_masks(block: Sequence[int]) -> list[tuple[bool, ...]]:
-    """The ways to halve a block: checkerboard first, then along each axis."""
-    sites = list(itertools.product(*(range(side) for side in block)))
-    masks = [tuple(sum(site) % 2 == 0 for site in sites)]
+def _block_masks(block: Sequence[int], components: int) -> list[tuple[bool, ...]]:
+    """The ways to halve a block: checkerboard, the bits of the components, along each axis."""
+    rows = list(itertools.product(*(range(side) for side in (*block, components))))
+    masks = [tuple(sum(site) % 2 == 0 for *site, _ in rows)]
+    for bit in range((components - 1).bit_length()):
+        masks.append(tuple(component >> bit & 1 == 0 for *_, component in rows))
     for axis in range(len(block)):
-        masks.append(tuple(site[axis] % 2 == 0 for site in sites))
+        masks.append(tuple(row[axis] % 2 == 0 for row in rows))
     return list(dict.fromkeys(mask for mask in masks if any(mask) and not all(mask)))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pyro_neuralrg.arguments import check_integer, check_values
 from pyro_neuralrg.lattice import check_boundary, check_shape
-from pyro_neuralrg.spectral import apply_spectrum, at_minus_k, check_spectrum
+from pyro_neuralrg.spectral import apply_matrices, apply_spectrum, at_minus_k, check_spectrum
 from pyro_neuralrg.transforms.base import LatticeTransform, Pushed
 
 ASYMMETRY = 1e-5
@@ -105,6 +105,51 @@ class FourierLayer(_ModeScaling):
         return scale.reciprocal() if inverse else scale, scale.log()
 
 
+class VectorFourierLayer(LatticeTransform):
+    r"""The same of a vector field, :math:`x = F^{-1} S^{1/2} F z` with a matrix S for each mode.
+
+    The roots are Hermitian, so that the map is real and symmetric. O(N log N), without parameters.
+
+    Args:
+        spectrum: covariance of the components of each mode, ``shape + (components, components)``:
+            real and symmetric, or Hermitian with the complex conjugate at -k; positive.
+        boundary: "periodic" or "open", where the matrices are real.
+
+    Example:
+        >>> layer = VectorFourierLayer(4.0 * torch.eye(2).expand(3, 2, 2))
+        >>> bool(torch.allclose(layer(torch.ones(3, 2)), torch.full((3, 2), 2.0)))
+        True
+    """
+
+    given_as = "spectrum"
+    root: Tensor
+    inverse_root: Tensor
+    log_scale: Tensor
+
+    def __init__(self, spectrum: Tensor, boundary: str = "periodic") -> None:
+        components = spectrum.shape[-1]
+        check_spectrum(spectrum, check_boundary(boundary), components=components)
+        super().__init__((*spectrum.shape[:-2], components))
+        self.boundary = boundary
+        values, vectors = torch.linalg.eigh(spectrum.detach().to(torch.complex128))
+        dtype = spectrum.real.dtype
+        for name, power in (("root", 0.5), ("inverse_root", -0.5)):
+            matrices = (vectors * values.unsqueeze(-2) ** power) @ vectors.mH
+            # real and imaginary part, which a change of dtype leaves
+            self.register_buffer(name, torch.view_as_real(matrices).to(dtype))
+        self.register_buffer("log_scale", 0.5 * values.log().sum().to(dtype))
+
+    def _pass(self, h: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
+        parts = self.inverse_root if inverse else self.root
+        fields = apply_matrices(h.movedim(-1, 0), torch.view_as_complex(parts), self.boundary)
+        return fields.movedim(0, -1), self.log_scale.to(h.dtype).expand(h.shape[-1])
+
+    def push_score(
+        self, h: Tensor, score: Tensor, context: Tensor | None = None, want_context: bool = False
+    ) -> Pushed:
+        return _push_by_inverse(self, h, score)
+
+
 class CovarianceLayer(LatticeTransform):
     r"""Colour white noise with any covariance: :math:`x = C^{1/2} z`, O(N^2).
 
@@ -112,9 +157,9 @@ class CovarianceLayer(LatticeTransform):
     layer is a :class:`FourierLayer`. Without parameters: root and inverse are buffers.
 
     Args:
-        covariance: C, symmetric and positive, ``(N, N)`` of the sites row by row; the roots are
+        covariance: C, symmetric and positive, ``(N, N)`` of the entries row by row; the roots are
             found in float64.
-        shape: of the lattice, N sites.
+        shape: of the field, N entries.
 
     Example:
         >>> layer = CovarianceLayer(torch.tensor([[2.0, 1.0], [1.0, 2.0]]), (2,))
@@ -128,10 +173,10 @@ class CovarianceLayer(LatticeTransform):
     log_scale: Tensor
 
     def __init__(self, covariance: Tensor, shape: Iterable[int]) -> None:
-        super().__init__(check_shape(shape))
-        sites = math.prod(self.event_shape)
-        accepted = f"a symmetric, positive floating tensor of shape ({sites}, {sites})"
-        exact = check_values("covariance", covariance, (sites, sites), accepted).double()
+        super().__init__(tuple(shape))
+        size = math.prod(self.event_shape)
+        accepted = f"a symmetric, positive floating tensor of shape ({size}, {size})"
+        exact = check_values("covariance", covariance, (size, size), accepted).double()
         if exact.dim() != 2:
             raise ValueError(f"covariance has shape {tuple(exact.shape)}; accepted: {accepted}")
         if not bool(exact.isfinite().all()):

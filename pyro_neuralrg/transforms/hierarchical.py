@@ -24,7 +24,7 @@ from pyro_neuralrg.transforms.coupling_sequence import (
     compile_operations,
 )
 from pyro_neuralrg.transforms.fine import FineGivenCoarse
-from pyro_neuralrg.transforms.fourier import CovarianceLayer, FourierLayer
+from pyro_neuralrg.transforms.fourier import CovarianceLayer, FourierLayer, VectorFourierLayer
 from pyro_neuralrg.transforms.scales import (
     UpToScale,
     blocks_of_layer,
@@ -60,13 +60,13 @@ class HierarchicalFlow(LatticeTransform):
         bijector, weights, odd, wavelet, spectrum, base: as in :func:`hierarchical_flow`.
         context_dim: as of :class:`~pyro_neuralrg.transforms.BlockLayout`.
         spectrum_slopes: derivatives of the spectrum with respect to the first entries of the
-            context, shape ``(entries,) + shape``, or None.
+            context, shape ``(entries,) + shape``, or None; of scalar fields.
         site_features: numbers of order one that tell the sites apart (an external field, say),
-            shape ``(channels,) + shape``, which the networks of "neighbour" see; or None. A buffer:
-            ``load_state_dict`` brings others. In an odd flow they must be even under x -> -x (bonds
-            are, a field is not), and are not taken beside a context.
-        covariance: of the Gaussian part, ``(N, N)`` of N sites, in place of a spectrum (see
-            :class:`~pyro_neuralrg.transforms.fourier.CovarianceLayer`); or None.
+            shape ``(channels,)`` and the lattice's, which the networks of "neighbour" see; or None.
+            A buffer: ``load_state_dict`` brings others. In an odd flow they must be even under
+            x -> -x (bonds are, a field is not), and are not taken beside a context.
+        covariance: of the Gaussian part, ``(N, N)`` of the N numbers of a field, in place of a
+            spectrum (see :class:`~pyro_neuralrg.transforms.fourier.CovarianceLayer`); or None.
     """
 
     site_features: Tensor | None
@@ -86,16 +86,18 @@ class HierarchicalFlow(LatticeTransform):
         site_features: Tensor | None = None,
         covariance: Tensor | None = None,
     ) -> None:
-        super().__init__(circuit.shape)
+        super().__init__(circuit.field_shape)
         check_type("base", base, StandardNormal, "StandardNormal() or TwoModes(separation)")
         check_type("odd", odd, bool, "True or False")
         if spectrum is not None:
-            check_spectrum(spectrum, circuit.boundary, circuit.shape)
+            check_spectrum(spectrum, circuit.boundary, circuit.shape, circuit.components)
         if spectrum is not None and covariance is not None:
             raise ValueError("covariance is given beside a spectrum; accepted: one of them")
-        if spectrum_slopes is not None and (spectrum is None or not context_dim):
+        of_none = spectrum is None or not context_dim or circuit.components
+        if spectrum_slopes is not None and of_none:
             raise ValueError(
-                "spectrum_slopes is given; accepted: only beside a spectrum, in a conditional flow"
+                "spectrum_slopes is given; accepted: only beside a spectrum, in a conditional flow "
+                "of a scalar field"
             )
         self.circuit = circuit
         self.bijector = as_bijector(bijector)
@@ -116,22 +118,27 @@ class HierarchicalFlow(LatticeTransform):
         self._operations = EAGER
         self._sequences: dict[int, CouplingSequence] = {}
         self._couplings(None)
-        self.gaussian: FourierLayer | CovarianceLayer | None = None
+        self.gaussian: FourierLayer | VectorFourierLayer | CovarianceLayer | None = None
         if spectrum is not None:
-            self.gaussian = FourierLayer(spectrum, circuit.boundary, spectrum_slopes)
+            self.gaussian = (
+                VectorFourierLayer(spectrum, circuit.boundary)
+                if circuit.components
+                else FourierLayer(spectrum, circuit.boundary, spectrum_slopes)
+            )
         elif covariance is not None:
-            self.gaussian = CovarianceLayer(covariance, circuit.shape)
+            self.gaussian = CovarianceLayer(covariance, self.shape)
         self.base = base if circuit.is_complete else NORMAL
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The lattice shape, which is the event shape of x and of z."""
-        return self.circuit.shape
+        """The shape of the field: the lattice's, and of a vector field its components."""
+        return self.circuit.field_shape
 
     def __repr__(self) -> str:
         circuit = self.circuit
-        usual = make_circuit(circuit.name, self.shape, block=circuit.block)
+        usual = make_circuit(circuit.name, circuit.shape, block=circuit.block)
         defaults: dict[str, Any] = {"block": 2, "depth": usual.depth, "boundary": "periodic"}
+        defaults |= {"components": 0}
         defaults |= {"weights": "scale", "odd": False, "wavelet": None, "base": NORMAL}
         defaults |= {"context_dim": 0}
         given = [f"bijector={self.bijector!r}"]
@@ -139,7 +146,7 @@ class HierarchicalFlow(LatticeTransform):
             own = getattr(circuit if hasattr(circuit, name) else self, name)
             given += [] if own == default else [f"{name}={own!r}"]
         given += [] if self.gaussian is None else [f"{self.gaussian.given_as}=..."]
-        return f"HierarchicalFlow({self.shape}, {circuit.name!r}, {', '.join(given)})"
+        return f"HierarchicalFlow({circuit.shape}, {circuit.name!r}, {', '.join(given)})"
 
     def _pass(self, h: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
         return (self.renormalize if inverse else self.generate)(h, context)
@@ -301,9 +308,10 @@ class HierarchicalFlow(LatticeTransform):
                 f"site_features is given and {seen}; accepted: a bijector that sees them, such as "
                 "'neighbour', and in an odd flow no context"
             )
-        accepted = f"finite floating numbers of shape (channels, {str(self.shape)[1:]}"
-        check_values("site_features", features, self.shape, accepted)
-        fits = features.dim() == 1 + len(self.shape) and len(features) > 0
+        lattice = self.circuit.shape
+        accepted = f"finite floating numbers of shape (channels, {str(lattice)[1:]}"
+        check_values("site_features", features, lattice, accepted)
+        fits = features.dim() == 1 + len(lattice) and len(features) > 0
         if not fits or not bool(features.isfinite().all()):
             seen = "an entry inf or nan" if fits else f"shape {tuple(features.shape)}"
             raise ValueError(f"site_features has {seen}; accepted: {accepted}")
@@ -326,11 +334,11 @@ class HierarchicalFlow(LatticeTransform):
         """The transforms of a layer; those that share weights take the parameters in shared."""
         modules: list[nn.Module] = []
         for block, count in blocks_of_layer(layer, self.filled_up):
-            if math.prod(block) == 1:
+            options = self.odd, self.circuit.boundary, self.weights == "block", self.context_dim
+            layout = BlockLayout(block, count, *options, features, self.circuit.components)
+            if layout.size == 1:
                 modules.append(nn.Identity())
                 continue
-            options = self.odd, self.circuit.boundary, self.weights == "block", self.context_dim
-            layout = BlockLayout(block, count, *options, features)
             transform: nn.Module = self.bijector.build(layout)
             if self.weights == "shared":
                 source = shared.setdefault((layer.kind, block), transform)
@@ -347,14 +355,19 @@ class HierarchicalFlow(LatticeTransform):
         """
         circuit = self.circuit
         return {
-            "shape": list(self.shape),
+            "shape": list(circuit.shape),
             "circuit": circuit.name,
-            **{name: getattr(circuit, name) for name in ("block", "depth", "boundary")},
+            **{
+                name: getattr(circuit, name)
+                for name in ("block", "depth", "boundary", "components")
+            },
             "bijector": bijector_config(self.bijector),
             **{name: getattr(self, name) for name in ("weights", "odd", "wavelet", "context_dim")},
             "base": self.base.config,
-            "spectrum": isinstance(self.gaussian, FourierLayer),
-            "covariance": isinstance(self.gaussian, CovarianceLayer),
+            **{
+                name: self.gaussian is not None and self.gaussian.given_as == name
+                for name in ("spectrum", "covariance")
+            },
             "spectrum_slopes": _length(getattr(self.gaussian, "slopes", None)),
             "site_features": _length(self.site_features),
         }
@@ -365,9 +378,14 @@ class HierarchicalFlow(LatticeTransform):
         options = dict(config)
         shape = options.pop("shape")
         options["base"] = base_from_config(options["base"])
-        options["spectrum"] = torch.ones(tuple(shape)) if options["spectrum"] else None
+        number = options.get("components", 0)  # files from before vector fields have none
+        if options["spectrum"]:
+            ones = torch.ones(tuple(shape))
+            options["spectrum"] = ones[..., None, None] * torch.eye(number) if number else ones
+        else:
+            options["spectrum"] = None
         if options.pop("covariance", False):
-            options["covariance"] = torch.eye(math.prod(shape))
+            options["covariance"] = torch.eye(math.prod(shape) * max(1, number))
         for name in ("spectrum_slopes", "site_features"):
             number = options.get(name)
             options[name] = torch.zeros(number, *shape) if number else None
@@ -383,6 +401,7 @@ class HierarchicalFlow(LatticeTransform):
         block: int = 2,
         depth: int | None = None,
         boundary: str = "periodic",
+        components: int = 0,
         dtype: torch.dtype | None = None,
         **options: Any,
     ) -> HierarchicalFlow:
@@ -390,7 +409,13 @@ class HierarchicalFlow(LatticeTransform):
         dtype = torch.get_default_dtype() if dtype is None else dtype
         if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise TypeError(f"dtype is {dtype!r}; accepted: a floating dtype such as torch.float64")
-        layers = make_circuit(circuit, shape, block=block, depth=depth, boundary=boundary)
+        known: Any = {
+            "block": block,
+            "depth": depth,
+            "boundary": boundary,
+            "components": components,
+        }
+        layers = make_circuit(circuit, shape, **known)
         flow = cls(layers, bijector, **options).to(dtype)
         flow._show_site_features()  # in its precision
         return flow
@@ -419,6 +444,7 @@ def hierarchical_flow(
     wavelet: str | None = None,
     spectrum: Tensor | None = None,
     base: StandardNormal = NORMAL,
+    components: int = 0,
     dtype: torch.dtype | None = None,
 ) -> HierarchicalFlow:
     """Build a :class:`HierarchicalFlow`; ``target.flow()`` fills in what a target knows.
@@ -444,6 +470,8 @@ def hierarchical_flow(
         base: density p(z) of the latents; for targets that may have two phases
             :class:`~pyro_neuralrg.bases.TwoModes` of the coarsest variable. Circuits that leave
             more than one coarsest variable have normals.
+        components: of a vector field at each site, which couplings mix: fields then have the shape
+            ``shape + (components,)``; 0 for a scalar field.
         dtype: of the parameters; torch's default dtype if None.
 
     Example:

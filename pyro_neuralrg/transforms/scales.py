@@ -52,13 +52,29 @@ def blocks_of_layer(layer: Layer, filled_up: bool) -> list[tuple[tuple[int, ...]
     return [(layer.block, layer.coarse_shape)] if filled_up else layer.regions
 
 
+def rows_of_sites(sites: Tensor, components: int) -> Tensor:
+    """The rows of a flat field at sites ``(size, ...)``: ``(size * components, ...)``.
+
+    Components change fastest; -1 stays, and of a scalar field all.
+    """
+    if not components:
+        return sites
+    row = torch.arange(components).view(-1, *(1,) * (sites.dim() - 1))
+    rows = torch.where(sites[:, None] < 0, -1, components * sites[:, None] + row)
+    return rows.flatten(0, 1)
+
+
 def sites_of_layers(circuit: Circuit, filled_up: bool) -> list[list[Tensor]]:
-    """The blocks of each pair of each layer, as :func:`block_sites` of the whole lattice."""
+    """The blocks of each pair of each layer, as :func:`block_sites` of the whole lattice.
+
+    Of a vector field the :func:`rows_of_sites`.
+    """
     found = []
     sites = torch.arange(math.prod(circuit.shape))  # of the present scale
     for layer in circuit.layers:
         everywhere = torch.cat([sites, sites.new_full((1,), -1)])[block_sites(layer)]
-        found.append([everywhere] if filled_up else cut_regions(everywhere, layer))
+        parts = [everywhere] if filled_up else cut_regions(everywhere, layer)
+        found.append([rows_of_sites(part, circuit.components) for part in parts])
         if layer.kind == "decimator":
             sites = everywhere[0].flatten()
     return found
@@ -104,12 +120,13 @@ def sites_of_scale(circuit: Circuit, scale: int) -> Tensor:
     Scales run from 0 (all sites) to the number of decimators (the coarsest variables).
 
     Returns:
-        Flat indices of sites of the whole lattice, of the shape that the lattice has at scale k.
+        Flat indices into the field of the whole lattice, of the shape that it has at scale k.
     """
     sites = torch.arange(math.prod(circuit.shape)).reshape(circuit.shape)
     for blocks in _blocks_up_to(circuit, scale):
         sites = sites.flatten()[blocks[0]]
-    return sites
+    number = circuit.components
+    return number * sites.unsqueeze(-1) + torch.arange(number) if number else sites
 
 
 def blocks_of_scale(circuit: Circuit, scale: int) -> Tensor:
@@ -187,7 +204,8 @@ def _built_alike(flow: Any, shape: tuple[int, ...], depth: int | None, **options
     """A new flow of the same layers on another lattice."""
     circuit, like = flow.circuit, next(flow.parameters(), torch.empty(0))
     options |= {name: getattr(flow, name) for name in ("bijector", "weights", "odd", "wavelet")}
-    options |= {"block": circuit.block, "boundary": circuit.boundary, "dtype": like.dtype}
+    options |= {name: getattr(circuit, name) for name in ("block", "boundary", "components")}
+    options |= {"dtype": like.dtype}
     return type(flow).build(shape, circuit.name, depth=depth, **options).to(like.device)
 
 

@@ -40,6 +40,7 @@ class BlockRotation(LatticeTransform):
     Args:
         block: sites of a block along each axis.
         count: blocks along each axis.
+        components: of a vector field, each rotated as a scalar one.
 
     Example:
         >>> BlockRotation((2,), (3,)).inv(torch.ones(2, 3))
@@ -47,10 +48,12 @@ class BlockRotation(LatticeTransform):
                 [0.0000, 0.0000, 0.0000]])
     """
 
-    def __init__(self, block: tuple[int, ...], count: tuple[int, ...]) -> None:
-        size = math.prod(block)
+    def __init__(self, block: tuple[int, ...], count: tuple[int, ...], components: int = 0) -> None:
+        own = max(1, components)
+        size = math.prod(block) * own
         super().__init__((size, *count))
-        self.rows = functools.reduce(np.kron, (mode_matrix(side, "free").T for side in block))
+        matrices = [mode_matrix(side, "free").T for side in block]
+        self.rows = functools.reduce(np.kron, [*matrices, np.eye(own)])
         """What each variable is of the sites, in double precision, whatever the flow's."""
         self.halves: list[tuple[list[int], list[int]]] = [([], list(range(size)))]
         """As those of Couplings: it sees nothing, and moves all."""
@@ -87,7 +90,7 @@ def rotations_of_layers(
     pieces = zip(circuit.layers, sites_of_layers(circuit, filled_up=False), strict=True)
     return [
         [
-            (BlockRotation(block, count), sites)
+            (BlockRotation(block, count, circuit.components), sites)
             for (block, count), sites in zip(layer.regions, of_layer, strict=True)
             if layer.kind == "decimator" and math.prod(block) > 1
         ]

@@ -9,7 +9,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.potentials import DualSpins, FreeField, IsingDual, LatticePotential, Phi4
+from pyro_neuralrg.potentials import (
+    Central,
+    DoubleWell,
+    DualSpins,
+    FreeField,
+    IsingDual,
+    LatticePotential,
+    Morse,
+    Phi4,
+    QuarticWell,
+    RingPolymer,
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +55,18 @@ def quartic(x: Tensor) -> Tensor:
     """A user's energy: a double well with gradient terms."""
     differences = (x.roll(1, -1) - x).square() + (x.roll(1, -2) - x).square()
     return (differences / 2 + (x.square() - 1).square()).sum((-1, -2))
+
+
+def magnet(x: Tensor) -> Tensor:
+    """A user's energy of a vector field, without a preferred direction."""
+    bonds = sum((x.roll(1, axis) - x).square().sum((-1, -2, -3)) for axis in (-2, -3))
+    return bonds / 2 + (x.square().sum(-1) - 1).square().sum((-1, -2))
+
+
+def saddle(x: Tensor) -> Tensor:
+    """A potential of two coordinates that no symmetry solves."""
+    u, v = x.unbind(-1)
+    return (u.square() - 1).square() + 0.5 * (v - u.square()).square() + 0.1 * v
 
 
 def all_coupled() -> DualSpins:
@@ -111,6 +134,27 @@ POTENTIALS: dict[str, Case] = {
         TORUS,
         exact=False,
         samples=False,
+    ),
+    "user's vector energy": Case(
+        lambda: LatticePotential.from_energy((3, 4), magnet, even=True, components=2),
+        TORUS,
+        exact=False,
+        samples=False,
+    ),
+    "ring polymer, double well": Case(
+        lambda: RingPolymer(6, DoubleWell(1.0, 3.0), beta=3.0), TORUS, samples=False
+    ),
+    "ring polymer, Morse": Case(
+        lambda: RingPolymer(5, Morse(2.0, 2.5), beta=1.5, mass=2.0), TORUS[1:], samples=False
+    ),
+    "ring polymer, one bead": Case(
+        lambda: RingPolymer(1, QuarticWell(0.5), beta=1.0), TORUS, samples=False
+    ),
+    "ring polymer 3-d": Case(
+        lambda: RingPolymer(4, Central(QuarticWell()), beta=1.0, dimensions=3), TORUS, samples=False
+    ),
+    "ring polymer 2-d, any": Case(
+        lambda: RingPolymer(3, saddle, beta=1.0, dimensions=2), (), exact=False, samples=False
     ),
     "heated ising": Case(lambda: IsingDual((4, 4), field=-0.2).heated(1.5), TORUS[1:]),
 }

@@ -149,9 +149,10 @@ def test_observables_are_functions_of_fields(potential: LatticePotential) -> Non
     x = torch.randn(2, 3, *potential.shape)
     functions = potential.observables()
     sent = pickle.loads(pickle.dumps(functions))
-    assert functions.keys() >= {"magnetisation", "abs_magnetisation", "structure_factor"}
+    assert functions.keys() >= {"abs_magnetisation", "structure_factor", "fourth_moment"}
+    assert ("magnetisation" in functions) == (not potential.components)
     has_waves = any("axis" in name for name in functions)
-    assert has_waves == (potential.boundary == "periodic" and max(potential.shape) > 1)
+    assert has_waves == (potential.boundary == "periodic" and max(potential.lattice) > 1)
     for name, function in functions.items():
         values = function(x)
         assert values.shape == (2, 3)
@@ -177,7 +178,7 @@ def test_heating_by_one_changes_nothing(potential: LatticePotential) -> None:
     x = torch.randn(3, *potential.shape)
     torch.testing.assert_close(potential.heated(1.0).energy(x), potential.energy(x))
     hot = potential.heated(2.0)
-    for name in ("shape", "boundary", "even"):
+    for name in ("shape", "lattice", "components", "boundary", "even"):
         assert getattr(hot, name) == getattr(potential, name)
     for factor in (0.0, -1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match=r"factor is .*accepted"):

@@ -26,6 +26,7 @@ from pyro_neuralrg.transforms import (
     LearnedSpectrum,
     Neighbour,
     RealNVP,
+    VectorFourierLayer,
     conditional_hierarchical_flow,
     hierarchical_flow,
     neighbour_coupling,
@@ -77,6 +78,27 @@ def flow(shape: tuple[int, ...], circuit: str = "mera", **options: Any) -> Entry
         is_flow=True,
         spread=0.25 if isinstance(options["bijector"], RealNVP) else TANH_SPREAD,
     )
+
+
+def vector(lattice: tuple[int, ...], components: int, **options: Any) -> Entry:
+    """A hierarchical flow of a vector field."""
+    options = {"bijector": NEIGHBOUR, **options}
+    near = not {"spectrum", "covariance", "wavelet"} & set(options)
+    return Entry(
+        (*lattice, components),
+        partial(HierarchicalFlow.build, lattice, components=components, **options),
+        odd=options.get("odd", False),
+        starts_near_identity=near,
+        is_flow=True,
+        spread=0.25 if isinstance(options["bijector"], RealNVP) else TANH_SPREAD,
+    )
+
+
+def stiff(lattice: tuple[int, ...], components: int) -> Tensor:
+    """Matrices of the modes of a vector field, complex ones, whose components differ."""
+    kernel = 0.3 * waves(*lattice, components, components).double()
+    roots = torch.fft.fftn(kernel, dim=tuple(range(len(lattice))))
+    return roots @ roots.mH + torch.eye(components)
 
 
 def foreign(shape: tuple[int, ...], bijector: Any, **options: Any) -> Entry:
@@ -204,6 +226,15 @@ def fourier(shape: tuple[int, ...], boundary: str) -> Entry:
     return Entry(shape, make, odd=True, starts_near_identity=False)
 
 
+def vector_fourier(spectrum: Tensor, boundary: str) -> Entry:
+    def make() -> LatticeTransform:
+        dtype = torch.get_default_dtype()
+        dtype = dtype.to_complex() if spectrum.is_complex() else dtype
+        return VectorFourierLayer(spectrum.to(dtype), boundary)
+
+    return Entry((*spectrum.shape[:-1],), make, odd=True, starts_near_identity=False)
+
+
 def all_unlike() -> LatticeTransform:
     return CovarianceLayer(covariance(6).to(torch.get_default_dtype()), (2, 3))
 
@@ -247,6 +278,28 @@ ENTRIES: dict[str, Entry] = {
     "haar-3d": flow((2, 4, 2), "tree", wavelet="haar"),
     "haar-odd-with-spectrum": flow((4, 4), odd=True, wavelet="haar", spectrum="periodic"),
     "haar-per-block": flow((4, 3), bijector=REALNVP, weights="block", wavelet="haar"),
+    # vector fields
+    "vector-1d": vector((4,), 3),
+    "vector-2d": vector((3, 2), 2, odd=True),
+    "vector-one-component": vector((4, 2), 1),
+    "vector-open": vector((5,), 2, boundary="open", wavelet="haar"),
+    "vector-one-site": vector((1,), 3),
+    "vector-shared": vector((8,), 2, weights="shared"),
+    "vector-haar": vector((2, 3), 2, wavelet="haar"),
+    "vector-spectrum": vector((4, 2), 2, spectrum=stiff((4, 2), 2)),
+    "vector-spectrum-odd-side": vector((3,), 3, odd=True, spectrum=stiff((3,), 3)),
+    "vector-covariance": vector((3,), 2, covariance=covariance(6)),
+    "vector-two-modes": vector((4,), 2, base=TwoModes(3.0)),
+    "vector-site-features": vector((3,), 2, site_features=waves(2, 3)),
+    "vector-realnvp": vector((3, 2), 2, bijector=REALNVP),
+    "vector-realnvp-per-block": vector((4,), 2, bijector=REALNVP, weights="block"),
+    "vector-pyro-affine-coupling": Entry(
+        (4, 2),
+        partial(HierarchicalFlow.build, (4,), bijector=small_coupling, components=2),
+        ours=False,
+        starts_near_identity=False,
+        is_flow=True,
+    ),
     # site by site
     "site-features": flow((4, 4), site_features=waves(2, 4, 4)),
     "site-features-open-odd-sides": flow((3, 5), site_features=waves(1, 3, 5), boundary="open"),
@@ -295,6 +348,8 @@ ENTRIES: dict[str, Entry] = {
     "covariance-2d": Entry((2, 3), all_unlike, odd=True, starts_near_identity=False),
     "fourier-2d": fourier((4, 3), "periodic"),
     "fourier-3d": fourier((2, 3, 4), "periodic"),
+    "vector-fourier-2d": vector_fourier(stiff((4, 3), 2), "periodic"),
+    "vector-fourier-open": vector_fourier(stiff((2, 3), 2).real, "open"),
     "fourier-open-3d": fourier((2, 1, 3), "open"),
     "learned-spectrum-1d": Entry((5,), partial(LearnedSpectrum, (5,), "periodic"), odd=True),
     "learned-spectrum-2d": Entry((4, 3), partial(LearnedSpectrum, (4, 3), "periodic"), odd=True),

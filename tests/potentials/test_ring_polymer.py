@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ring polymers: published and closed-form levels, quadrature, and what cannot be computed."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from pyro_neuralrg.free_energy import estimate, reweight
+from pyro_neuralrg.mcmc import HMC, EnergyTarget, StagingMetropolis, VectorizedMCMC
+from pyro_neuralrg.potentials import (
+    Central,
+    DoubleWell,
+    IsingDual,
+    Morse,
+    QuarticWell,
+    RingPolymer,
+)
+from tests.potentials.registry import saddle
+
+
+def harmonic(x: torch.Tensor) -> torch.Tensor:
+    return 0.5 * x.square()
+
+
+def exact_harmonic(beads: int, beta: float, dimensions: int) -> tuple[float, float]:
+    """ln Z and <|x|^2> of a unit oscillator, from the modes of the ring."""
+    k = np.pi * np.arange(beads) / beads
+    precision = beads / beta * 4 * np.sin(k) ** 2 + beta / beads
+    log_z = 0.5 * dimensions * np.log(2 * np.pi / precision).sum()
+    return float(log_z), float(dimensions * (1 / precision).mean())
+
+
+@pytest.mark.parametrize("dimensions", [1, 2, 3])
+@pytest.mark.parametrize(("beads", "beta"), [(2, 1.5), (7, 4.0), (32, 4.0)])
+def test_a_harmonic_ring(dimensions: int, beads: int, beta: float) -> None:
+    potential = harmonic if dimensions == 1 else Central(harmonic)
+    target = RingPolymer(beads, potential, beta=beta, dimensions=dimensions)
+    log_z, square = exact_harmonic(beads, beta, dimensions)
+    assert target.log_partition() == pytest.approx(log_z, abs=1e-9)
+    assert target.mean_square() == pytest.approx(square, abs=1e-9)
+    modes = target.spectrum.reshape(beads, -1)[:, 0]
+    assert float(modes.mean()) * dimensions == pytest.approx(square, rel=1e-6)  # it is Gaussian
+    if dimensions == 1:
+        waves = np.fft.fft(target.correlation_function()).real
+        np.testing.assert_allclose(waves, modes, rtol=1e-6)
+
+
+def test_the_levels_of_a_double_well() -> None:
+    """E0 and E1 at P = 64 by an independent transfer matrix."""
+    target = RingPolymer(64, DoubleWell(), beta=8.0)
+    np.testing.assert_allclose(target.levels(2), [0.350052, 0.522834], atol=1e-6)
+    correlations = target.correlation_function()
+    assert correlations[0] == pytest.approx(target.mean_square(), abs=1e-10)
+    np.testing.assert_allclose(correlations[1:], correlations[:0:-1], atol=1e-10)
+    assert target.base.config["name"] == "TwoModes"
+
+
+def test_the_levels_of_a_morse_bond() -> None:
+    """(n + 1 / 2) omega - (n + 1 / 2)^2 omega^2 / 4 D in the limit of many beads."""
+    bond = Morse()
+    frequency = math.sqrt(2 * bond.depth / 1728.0) / bond.width
+    exact = [h * frequency - (h * frequency) ** 2 / (4 * bond.depth) for h in (0.5, 1.5)]
+    found = [RingPolymer(beads, bond, beta=1052.0, mass=1728.0).levels(2) for beads in (32, 64)]
+    limit = found[1] + (found[1] - found[0]) / 3  # errors of order 1 / P^2
+    np.testing.assert_allclose(limit, exact, rtol=1e-3)
+
+
+@pytest.mark.parametrize("beads", [1, 8])
+def test_the_energy_is_the_derivative_of_the_free_energy(beads: int) -> None:
+    for potential, dimensions in ((DoubleWell(1.5, 2.0), 1), (Central(QuarticWell()), 3)):
+        known = {"dimensions": dimensions, "mass": 1.3}
+        target = RingPolymer(beads, potential, beta=2.0, **known)
+        up, down = (
+            RingPolymer(beads, potential, beta=beta, **known).log_quantum_partition()
+            for beta in (2.0 + 1e-4, 2.0 - 1e-4)
+        )
+        assert target.internal_energy() == pytest.approx((down - up) / 2e-4, rel=1e-6)
+
+
+def test_one_bead_is_classical() -> None:
+    target = RingPolymer(1, DoubleWell(), beta=2.0)
+    x = np.linspace(-9, 9, 4001)
+    exact = np.log(np.trapezoid(np.exp(-2.0 * (x**2 - 4) ** 2 / 32), x))
+    assert target.log_partition() == pytest.approx(exact, abs=1e-9)
+
+
+def test_a_flow_estimates_the_free_energy() -> None:
+    """Also in three dimensions: the untrained flow of a quartic is its best Gaussian."""
+    torch.manual_seed(1)
+    for potential, dimensions in ((QuarticWell(), 1), (Central(QuarticWell()), 3)):
+        target = RingPolymer(8, potential, beta=2.0, dimensions=dimensions)
+        found = estimate(target, target.flow(), num_samples=20_000)
+        assert abs(found.importance + target.log_partition()) < 4 * found.importance_se
+        assert found.variational + target.log_partition() > 5 * found.variational_se
+
+
+@pytest.mark.parametrize("dimensions", [1, 3])
+def test_staging_draws_the_ring(dimensions: int) -> None:
+    potential = DoubleWell(1.0, 4.0) if dimensions == 1 else Central(QuarticWell())
+    target = RingPolymer(8, potential, beta=3.0, dimensions=dimensions)
+    exact = {"quantum_energy": target.internal_energy(), "mean_square": target.mean_square()}
+    kernel = StagingMetropolis(target, length=4)
+    options = {"observables": target.observables(), "keep_draws": False, "progress": False}
+    run = VectorizedMCMC(kernel, 600, 100, 64, seed=2, **options)
+    run.run()
+    table = run.summary()
+    for name, value in exact.items():
+        assert abs(table["mean"][name] - value) < 4 * table["mcse_mean"][name]
+        assert table["r_hat"][name] < 1.05
+
+
+def test_staging_of_a_free_stretch_is_always_accepted() -> None:
+    """Bridges have the law of the springs: without a potential nothing is rejected."""
+    target = RingPolymer(9, lambda x: 0.0 * x, beta=3.0)
+    kernel = StagingMetropolis(target, length=8)
+    state = kernel.init(torch.randn(500, 9))
+    for _ in range(3):
+        state, info = kernel.step(state)
+        assert float(info.acceptance_rate.min()) > 1 - 1e-9
+    squares = (state.position - state.position.roll(1, -1)).square().mean()
+    # nine bonds, one of which closes the ring
+    exact = 8 / 9 / target.ring.stiffness
+    assert float(squares) == pytest.approx(exact, rel=0.1)
+
+
+def test_correlations_of_a_ring() -> None:
+    target = RingPolymer(5, Central(QuarticWell()), beta=1.0, dimensions=2)
+    x = torch.randn(3, 5, 2)
+    direct = torch.stack([(x * x.roll(-lag, 1)).sum(-1).mean(-1) for lag in range(5)], -1)
+    torch.testing.assert_close(target.correlations(x), direct)
+    found = reweight(target.correlations(x), torch.zeros(3))
+    assert found.value.shape == (5,)
+
+
+def test_what_is_not_known_is_said() -> None:
+    general = RingPolymer(3, saddle, beta=1.0, dimensions=2)
+    with pytest.raises(NotImplementedError, match="no exact ln Z is known in 2 dimensions"):
+        general.internal_energy()
+    with pytest.raises(NotImplementedError, match="one dimension only"):
+        RingPolymer(3, Central(QuarticWell()), beta=1.0, dimensions=2).correlation_function()
+    with pytest.raises(ValueError, match=r"does not confine the particle within"):
+        RingPolymer(4, torch.tanh, beta=1.0).log_partition()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"beads": 0}, ValueError, "beads is 0; accepted: an integer >= 1"),
+        ({"beta": -1.0}, ValueError, "beta is -1.0; accepted: a finite number > 0"),
+        ({"mass": math.inf}, ValueError, "mass is inf; accepted: a finite number > 0"),
+        ({"dimensions": 4}, ValueError, "dimensions is 4; accepted: an integer from 1 to 3"),
+        ({"potential": 2.0}, TypeError, "potential is a float; accepted: a function"),
+        ({"potential": lambda x: x.sum()}, ValueError, "potential returned shape"),
+        ({"potential": lambda x: x.sum(-1)}, ValueError, "potential returned shape"),
+    ],
+)
+def test_wrong_arguments_are_named(options: dict, error: type, message: str) -> None:
+    known = {"beads": 4, "potential": QuarticWell(), "beta": 1.0}
+    with pytest.raises(error, match=message):
+        RingPolymer(**(known | options))
+
+
+def test_staging_wants_a_ring() -> None:
+    ring = RingPolymer(4, QuarticWell(), beta=1.0)
+    with pytest.raises(TypeError, match="target is an IsingDual; accepted: a RingPolymer"):
+        StagingMetropolis(IsingDual((2, 2)))
+    with pytest.raises(TypeError, match="accepted: a RingPolymer in physical space"):
+        StagingMetropolis().on(HMC(ring, flow=ring.flow()).target)
+    with pytest.raises(ValueError, match="length is 4; accepted: an integer from 1 to 3"):
+        StagingMetropolis(ring, length=4)
+    with pytest.raises(ValueError, match="length is 1; accepted: an integer from 1 to 0"):
+        StagingMetropolis(EnergyTarget(RingPolymer(1, QuarticWell(), beta=1.0)))
