@@ -8,6 +8,7 @@ is accepted.
 from __future__ import annotations
 
 from pyro_neuralrg.potentials.base import LatticePotential
+from pyro_neuralrg.potentials.crystal import LennardJonesCrystal
 from pyro_neuralrg.potentials.family import (
     IsingDualFamily,
     IsingFieldFamily,
@@ -42,6 +43,7 @@ __all__ = [
     "IsingFieldFamily",
     "IsingModel",
     "LatticePotential",
+    "LennardJonesCrystal",
     "Morse",
     "Phi4",
     "Phi4Family",

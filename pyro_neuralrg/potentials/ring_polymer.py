@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_neuralrg.arguments import check_integer, check_number, check_type, check_values, copied
@@ -19,6 +18,7 @@ from pyro_neuralrg.bases import NORMAL
 from pyro_neuralrg.observables.configurations import Observable
 from pyro_neuralrg.potentials.base import TWO_PHASES, LatticePotential, check_energy
 from pyro_neuralrg.potentials.exact.path_integral import PathIntegral, Ring
+from pyro_neuralrg.statistics.draws import FloatArray
 
 MAX_DIMENSIONS = 3
 HERMITE_NODES = {1: 64, 2: 24, 3: 16}
@@ -182,13 +182,13 @@ class RingPolymer(LatticePotential):
         """Exact <|x|^2> of a bead."""
         return self.exact.mean(self.exact.x**2)
 
-    def correlation_function(self) -> NDArray[np.float64]:
+    def correlation_function(self) -> FloatArray:
         """Exact <x_0 x_k> for k = 0 ... P - 1, imaginary times k beta / P; in one dimension."""
         if self.dimensions > 1:
             raise NotImplementedError("correlation_function: exact in one dimension only")
         return self.exact.correlations()
 
-    def levels(self, number: int) -> NDArray[np.float64]:
+    def levels(self, number: int) -> FloatArray:
         """The lowest energies of the particle at this number of beads, ascending."""
         return self.exact.levels(check_integer("number", number, 1))
 
@@ -251,7 +251,7 @@ class RingPolymer(LatticePotential):
         work = x * slope if self.dimensions == 1 else (x * slope).sum(-1)
         return energies.detach() + 0.5 * work.detach()
 
-    def _virial_at(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _virial_at(self, points: FloatArray) -> FloatArray:
         """At coordinates on the first axis."""
         x = torch.from_numpy(points)
         if self.dimensions > 1:

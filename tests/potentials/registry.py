@@ -16,6 +16,7 @@ from pyro_neuralrg.potentials import (
     FreeField,
     IsingDual,
     LatticePotential,
+    LennardJonesCrystal,
     Morse,
     Phi4,
     QuarticWell,
@@ -32,12 +33,14 @@ class Case:
         symmetries: names in ``SYMMETRIES`` under which its energy does not change.
         exact: it knows its ln Z.
         samples: it draws reference samples.
+        magnetic: its observables are those of any field.
     """
 
     build: Callable[[], LatticePotential]
     symmetries: tuple[str, ...] = ()
     exact: bool = True
     samples: bool = True
+    magnetic: bool = True
 
 
 SYMMETRIES: dict[str, Callable[[Tensor, int], Tensor]] = {
@@ -155,6 +158,18 @@ POTENTIALS: dict[str, Case] = {
     ),
     "ring polymer 2-d, any": Case(
         lambda: RingPolymer(3, saddle, beta=1.0, dimensions=2), (), exact=False, samples=False
+    ),
+    "crystal, triangular": Case(
+        lambda: LennardJonesCrystal((3, 2), 1.0, 1.0).linearised(0.9),
+        exact=False,
+        samples=False,
+        magnetic=False,
+    ),
+    "crystal, fcc, heated": Case(
+        lambda: LennardJonesCrystal((1, 1, 2), 1.28, 2.0, cutoff=1.6).linearised(0.9).heated(1.5),
+        exact=False,
+        samples=False,
+        magnetic=False,
     ),
     "heated ising": Case(lambda: IsingDual((4, 4), field=-0.2).heated(1.5), TORUS[1:]),
 }

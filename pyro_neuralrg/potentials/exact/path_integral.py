@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import special
 from scipy.linalg import eigh
 
-Array = NDArray[np.float64]
+from pyro_neuralrg.statistics.draws import FloatArray
 
 NODES_PER_WIDTH = 4.0
 """Nodes within the width of a bond; with 3, ln Z of a quartic moves by less than 1e-11."""
@@ -60,7 +59,7 @@ class PathIntegral:
     """
 
     def __init__(
-        self, potential: Callable[[Array], Array], ring: Ring, dimensions: int = 1
+        self, potential: Callable[[FloatArray], FloatArray], ring: Ring, dimensions: int = 1
     ) -> None:
         self.ring, self.dimensions = ring, dimensions
         reach, before = FIRST_REACH, math.inf
@@ -70,7 +69,7 @@ class PathIntegral:
                 break
             before, reach = self.log_trace, GROWTH * reach
 
-    def _solve(self, potential: Callable[[Array], Array], reach: float) -> None:
+    def _solve(self, potential: Callable[[FloatArray], FloatArray], reach: float) -> None:
         spacing = 1.0 / (NODES_PER_WIDTH * math.sqrt(self.ring.stiffness))
         low = -reach if self.dimensions == 1 else 0.0
         number = MIN_NODES + math.ceil(0.5 * math.pi * (reach - low) / spacing)
@@ -85,7 +84,9 @@ class PathIntegral:
         halves -= 0.5 * self.ring.step * potential(self.x)
         if self.dimensions > 1:  # the measure of the distance
             halves += 0.5 * (self.dimensions - 1) * np.log(self.x)
-        self.sectors: list[tuple[float, Array, Array]] = []  # degeneracy, ln eigenvalues, vectors
+        self.sectors: list[
+            tuple[float, FloatArray, FloatArray]
+        ] = []  # degeneracy, ln eigenvalues, vectors
         traces: list[float] = []
         for degeneracy, log_kernel in self._kernels():
             matrix = np.exp(halves[:, None] + halves + log_kernel)
@@ -98,7 +99,7 @@ class PathIntegral:
                 break
         self.log_trace = float(special.logsumexp(traces))
 
-    def _kernels(self) -> Iterator[tuple[float, Array]]:
+    def _kernels(self) -> Iterator[tuple[float, FloatArray]]:
         """Degeneracy and logarithm of the free kernel of each angular momentum, or the parity."""
         a, x = self.ring.stiffness, self.x
         gauss = -0.5 * a * (x[:, None] - x) ** 2
@@ -115,7 +116,7 @@ class PathIntegral:
                     radial = np.sqrt(0.5 * math.pi / z) * special.ive(momentum + 0.5, z)
                     yield 2.0 * momentum + 1.0, gauss + np.log(4 * math.pi * radial)
 
-    def mean(self, values: Array) -> float:
+    def mean(self, values: FloatArray) -> float:
         """Mean of a function of one bead, given at the nodes :attr:`x`."""
         found = 0.0
         for degeneracy, logs, vectors in self.sectors:
@@ -123,7 +124,7 @@ class PathIntegral:
             found += float(shares @ (vectors**2).T @ values)
         return found
 
-    def correlations(self) -> Array:
+    def correlations(self) -> FloatArray:
         """<x_0 x_k> for k = 0 ... P - 1, in one dimension."""
         ((_, logs, vectors),) = self.sectors
         squares = (vectors.T @ (self.x[:, None] * vectors)) ** 2
@@ -132,7 +133,7 @@ class PathIntegral:
         scale = math.exp(beads * logs[0] - self.log_trace)
         return scale * np.einsum("kn,nm,km->k", left, squares, right)
 
-    def levels(self, number: int) -> Array:
+    def levels(self, number: int) -> FloatArray:
         """The lowest energies of the ring of P beads, angular momenta by their degeneracies."""
         every: list[Any] = []
         for degeneracy, logs, _ in self.sectors:
