@@ -31,10 +31,12 @@ from pyro_neuralrg.potentials.ring_polymer import (
     RingPolymer,
 )
 from pyro_neuralrg.potentials.spins import DualSpins, SpinModel
+from pyro_neuralrg.potentials.vector_spins import Clock, Rotor, SpinSpace, VectorSpinDual
 
 __all__ = [
     "CRITICAL_TEMPERATURE",
     "Central",
+    "Clock",
     "DoubleWell",
     "DualSpins",
     "FreeField",
@@ -50,6 +52,9 @@ __all__ = [
     "PotentialFamily",
     "QuarticWell",
     "RingPolymer",
+    "Rotor",
     "SpinModel",
+    "SpinSpace",
+    "VectorSpinDual",
     "critical_temperature",
 ]
