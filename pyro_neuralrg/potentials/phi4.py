@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lattice phi^4 theory, from the free field (lam = 0) to the Ising model (lam to infinity)."""
+"""The lattice phi^4 theory, from the free field (lam = 0) to the Ising model (lam to infinity).
+
+With components the O(N) model, whose limit are unit vectors.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,8 @@ class Phi4(LatticePotential):
 
     With :math:`\lambda = 0` it is Gaussian, with :math:`\lambda\to\infty` the Ising model at
     :math:`J / T = 2\kappa`. Bonds are those of :class:`IsingDual`: a periodic side of 2 has two
-    between its sites, a side of 1 has none, and the open lattice ends without any.
+    between its sites, a side of 1 has none, and the open lattice ends without any. A field of N
+    components has the O(N) model's action, :math:`\phi^2` being the square of the vector.
 
     Other conventions are the same theory in another unit of the field, in which :math:`\ln Z` is
     :math:`N \ln` ``field_scale`` larger; :meth:`from_mass` and :attr:`quartic` convert:
@@ -63,12 +67,13 @@ class Phi4(LatticePotential):
         kappa: hopping parameter, of either sign.
         lam: quartic coupling, >= 0; for 0 only a kappa for which the Gaussian can be normalised.
         boundary: "periodic" or "open".
+        components: N of the O(N) model; 0 for a scalar field.
 
     Attributes:
         spectrum: covariance of the Gaussian that is closest to the theory (the least KL(q || pi)
             among those centred at zero, the Hartree approximation): the theory itself for lam = 0.
         base: two modes if the correlation length of that Gaussian is more than a quarter of the
-            longest side, else normals.
+            longest side, else normals, and of several components always these.
 
     References:
         I. Montvay and G. Muenster, Quantum Fields on a Lattice (1994), for the hopping convention.
@@ -86,7 +91,12 @@ class Phi4(LatticePotential):
     _shown = ("kappa", "lam")
 
     def __init__(
-        self, shape: Iterable[int], kappa: float, lam: float, boundary: str = "periodic"
+        self,
+        shape: Iterable[int],
+        kappa: float,
+        lam: float,
+        boundary: str = "periodic",
+        components: int = 0,
     ) -> None:
         sides = check_shape(shape)
         self.kappa = check_number("kappa", kappa)
@@ -100,15 +110,24 @@ class Phi4(LatticePotential):
                 f"1 - kappa * k > 0 for k = {float(neighbours.min()):.6g} and "
                 f"{float(neighbours.max()):.6g}"
             )
-        super().__init__(sides, boundary, even=True, spectrum=_hartree(2 * quadratic, self.lam))
-        length = math.sqrt(2 * max(self.kappa, 0.0) * float(self.spectrum.max()))
-        may_break = self.lam > 0 and length > CORRELATED_PART * max(sides)
+        number = check_integer("components", components, 0)
+        # (phi^2)^2 is felt 4 (N + 2) lam <phi_a^2> strong by each of N components
+        variances = _hartree(2 * quadratic, self.lam * (max(1, number) + 2) / 3)
+        spectrum = variances[..., None, None] * torch.eye(number).double() if number else variances
+        super().__init__(sides, boundary, even=True, spectrum=spectrum, components=number)
+        length = math.sqrt(2 * max(self.kappa, 0.0) * float(variances.max()))
+        may_break = self.lam > 0 and length > CORRELATED_PART * max(sides) and number <= 1
         self.base = TWO_PHASES if may_break else NORMAL
         self._register("quadratic", quadratic)
 
     @classmethod
     def from_mass(
-        cls, shape: Iterable[int], m2: float, g: float, boundary: str = "periodic"
+        cls,
+        shape: Iterable[int],
+        m2: float,
+        g: float,
+        boundary: str = "periodic",
+        components: int = 0,
     ) -> Phi4:
         r"""The theory of mass squared ``m2`` and coupling ``g``, in the field of the hopping form.
 
@@ -133,7 +152,7 @@ class Phi4(LatticePotential):
             kappa = 3 * (root - linear) / (2 * g)
         else:
             raise ValueError(f"m2 is {m2} with g = 0; accepted: a number > {-2 * bonded}, or g > 0")
-        return cls(shape, kappa, g * kappa**2 / 6, boundary)
+        return cls(shape, kappa, g * kappa**2 / 6, boundary, components)
 
     @property
     def quartic(self) -> Quartic:
@@ -148,9 +167,13 @@ class Phi4(LatticePotential):
     def energy(self, x: Tensor) -> Tensor:
         """The action in nats; see :class:`LatticePotential`."""
         self.check_field(x)
-        gaussian = quadratic_form(x, self._constant("quadratic", x), self.boundary)
-        fourth = x.square().square().sum(self._axes)
-        return gaussian + self.lam * fourth
+        quadratic = self._constant("quadratic", x)
+        if not self.components:
+            gaussian = quadratic_form(x, quadratic, self.boundary)
+            return gaussian + self.lam * x.square().square().sum(self._axes)
+        gaussian = quadratic_form(x.movedim(-1, 0), quadratic, self.boundary).sum(0)
+        squares = x.square().sum(-1).flatten(-len(self.lattice))
+        return gaussian + self.lam * squares.square().sum(-1)
 
     def log_partition(self) -> float:
         """Exact ln Z for lam = 0 in nats; a NotImplementedError for lam > 0."""
@@ -159,10 +182,14 @@ class Phi4(LatticePotential):
                 "log_partition: no exact ln Z is known for lam > 0; estimate it with a flow "
                 "(pyro_neuralrg.estimate or anneal)"
             )
-        return gaussian_log_partition(self.spectrum)
+        if not self.components:
+            return gaussian_log_partition(self.spectrum)
+        return self.components * gaussian_log_partition(self.spectrum[..., 0, 0])
 
     def sample_reference(self, n: int, seed: int | None = None) -> Tensor:
-        """Draw independent fields for lam = 0, else by cluster Monte Carlo and HMC."""
+        """Draw independent fields for lam = 0, else by cluster Monte Carlo and HMC; of scalars."""
+        if self.components:
+            return super().sample_reference(n, seed)
         n, generator = check_integer("n", n, 1), generator_of(seed)
         if self.lam == 0:
             return gaussian_fields(self.spectrum, self.boundary, n, generator).to(self.device)
@@ -175,7 +202,9 @@ class Phi4(LatticePotential):
     def heated(self, factor: float) -> Phi4:
         """The same measure of a site at ``kappa / factor``, as 2 kappa is J / T of Ising spins."""
         factor = check_number("factor", factor, "a finite number > 0", above=0)
-        return Phi4(self.shape, self.kappa / factor, self.lam, self.boundary).to(self.device)
+        kappa = self.kappa / factor
+        hot = Phi4(self.lattice, kappa, self.lam, self.boundary, self.components)
+        return hot.to(self.device)
 
 
 def _bonded_axes(shape: tuple[int, ...], boundary: str) -> int:

@@ -127,6 +127,15 @@ POTENTIALS: dict[str, Case] = {
     ),
     "phi4 1-d": Case(lambda: Phi4((5,), 0.3, 0.1), TORUS, exact=False),
     "phi4 3-d, sides 2 and 1": Case(lambda: Phi4((2, 3, 1), 0.15, 0.3), TORUS, exact=False),
+    "phi4 of two components": Case(
+        lambda: Phi4((3, 2), 0.3, 0.2, components=2), TORUS, exact=False, samples=False
+    ),
+    "phi4 of three components, open": Case(
+        lambda: Phi4((4,), 0.3, 0.2, "open", components=3), OPEN, exact=False, samples=False
+    ),
+    "phi4 of two components, free": Case(
+        lambda: Phi4((3,), 0.2, 0.0, components=2), TORUS, samples=False
+    ),
     "phi4 free": Case(lambda: Phi4((4, 3), 0.2, 0.0), TORUS),
     "phi4 free, open": Case(lambda: Phi4((4,), -0.4, 0.0, "open"), OPEN),
     "user's energy": Case(

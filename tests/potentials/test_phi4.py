@@ -74,6 +74,44 @@ def test_reference_samples_of_a_chain(kappa: float, lam: float, boundary: str) -
         assert abs(float(values.mean()) - expected) < 4.5 * error
 
 
+@pytest.mark.parametrize("components", [2, 3])
+def test_several_components_of_one_site(components: int) -> None:
+    """ln Z by an integral over the length; a pair of sites by weights of the best Gaussian."""
+    lam, r = 0.3, np.linspace(0, 8, 40_001)
+    sphere = 2 * math.pi if components == 2 else 4 * math.pi
+    density = sphere * r ** (components - 1) * np.exp(-(1 - 2 * lam) * r**2 - lam * r**4)
+    exact = math.log(np.trapezoid(density, r))
+    target = Phi4((1,), 0.4, lam, components=components)
+    torch.manual_seed(1)
+    q = FlowDistribution(target.flow(depth=0))
+    found = estimate(target, q, 20_000)
+    assert abs(found.importance + exact) < 4.5 * found.importance_se
+    assert found.importance_se < 0.01
+    variance = float(target.spectrum[0, 0, 0])
+    below, above = (
+        found_at.variational
+        for found_at in (
+            estimate(
+                target,
+                torch.distributions.Independent(
+                    torch.distributions.Normal(torch.zeros(1, components), scale), 2
+                ),
+                40_000,
+            )
+            for scale in (0.8 * math.sqrt(variance), 1.25 * math.sqrt(variance))
+        )
+    )
+    assert found.variational < min(below, above)  # no other width is closer
+
+
+def test_one_component_is_the_scalar_theory() -> None:
+    scalar, vector = Phi4((3, 4), 0.3, 0.2), Phi4((3, 4), 0.3, 0.2, components=1)
+    x = torch.randn(5, 3, 4)
+    torch.testing.assert_close(vector.energy(x.unsqueeze(-1)), scalar.energy(x))
+    torch.testing.assert_close(vector.spectrum[..., 0, 0], scalar.spectrum)
+    assert vector.base == scalar.base
+
+
 def test_free_theory_is_the_free_field() -> None:
     """With the field in other units: energy, spectrum, ln Z."""
     for shape, boundary in (((4, 3), "periodic"), ((4, 1), "periodic"), ((3, 1), "open")):
