@@ -166,7 +166,7 @@ class ModelTarget(Target):
         self.flow_sites = {
             name: (part.sites[0], part.flow)
             for name, part in self._parts.items()
-            if part.flow is not None
+            if part.flow is not None and part.reparam is not None
         }
         if len(self._parts) == 1:
             self.flow, self.base = part.flow, part.base
@@ -328,7 +328,7 @@ class ModelTarget(Target):
         """Draws of the model, of the prior also at the sites behind flows, or uniform positions."""
         if start == "uniform" or (start is None and self.starts_uniformly):
             return self.uniform(chains, generator)
-        if start == "flow" and not self.flow_sites:
+        if start == "flow" and self.starts_uniformly:
             raise ValueError("initial_params is 'flow'; accepted for this model: 'prior'")
         one_start = self._prior_values if start == "prior" else self._own_values
         begun = InitMessenger(start) if callable(start) else nullcontext()

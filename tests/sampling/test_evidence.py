@@ -27,7 +27,9 @@ from pyro_neuralrg.sampling.evidence import (
     EVIDENCE_METHODS,
     MIN_DRAWS_OF_Q,
     _by_annealing,
+    _given_draws,
     doubt_of,
+    latent_target,
 )
 from pyro_neuralrg.statistics import LogWeights
 from tests.benchmarks.evidence import beta_binomial, gamma_poisson, normal_gamma, radiata, walk
@@ -86,6 +88,28 @@ def test_given_draws_cover(kind: Any) -> None:
         scores.append((found.value - right) / found.standard_error)
     assert 0.5 < math.sqrt(sum(z * z for z in scores) / 12) < 1.6
     assert max(map(abs, scores)) < 4
+
+
+def scale_first() -> None:
+    """A model whose first site is constrained."""
+    scale = pyro.sample("scale", dist.LogNormal(0.0, 0.5))
+    field = pyro.sample("field", dist.Normal(torch.zeros(2, 2), 1.0).to_event(2))
+    share = pyro.sample("share", dist.Beta(2.0, 3.0))
+    width = (scale * (0.5 + share))[..., None, None]
+    pyro.sample("y", dist.Normal(field, width).to_event(2), obs=torch.ones(2, 2))
+
+
+@pytest.mark.parametrize("kind", [AutoHierarchicalFlow, AutoDiagonalNormal, AutoMultivariateNormal])
+def test_given_draws_are_the_positions_they_came_from(kind: Any) -> None:
+    """Whatever the order of the sites: values of positions, given back, have their densities."""
+    guide = kind(scale_first)
+    guide()
+    target = latent_target(scale_first, guide, None, None)
+    positions = target.from_base(20, torch.Generator().manual_seed(1))
+    values = {name: x.unflatten(0, (4, 5)) for name, x in target.physical(positions).items()}
+    draws = _given_draws(target, values)
+    torch.testing.assert_close(draws.positions.flatten(0, 1), positions)
+    torch.testing.assert_close(draws.log_pi.flatten(), -target.energy(positions))
 
 
 def test_the_posterior_itself_as_guide_is_exact() -> None:
