@@ -22,7 +22,7 @@ from pyro_neuralrg.runtime.console import warn_user
 from pyro_neuralrg.runtime.processes import processes
 from pyro_neuralrg.sampling.draws import latent_target, log_density, sample, weighted_positions
 from pyro_neuralrg.statistics import Estimate, LogWeights, summarise
-from pyro_neuralrg.statistics.weights import FINITE_VARIANCE_K
+from pyro_neuralrg.statistics.weights import FINITE_VARIANCE_K, MIN_EFFECTIVE_SAMPLES
 
 EVIDENCE_METHODS = ("importance", "bridge", "annealing")
 MIN_DRAWS_OF_Q = 1000  # with fewer a k-hat tells little
@@ -97,8 +97,9 @@ def evidence(
       are not given; where these overlap in fewer than 50 effective draws, a normal fitted to the
       first half of each chain takes the place of q;
     * "annealing" of particles from q to the target, where that overlaps no better, or the chains
-      disagree (R-hat above 1.05): twice, the second time in smaller steps, and by how much the two
-      differ is part of the error.
+      disagree (R-hat above 1.05): twice, the second time in smaller steps. By how much the two
+      differ is part of the error, and by how much more than its own error the bridge does: chains
+      may have been where no particle was.
 
     Everything is computed in the latent space of q, where both densities are known.
 
@@ -153,6 +154,7 @@ def evidence(
         if method == "importance" or (method is None and doubt is None and draws is None):
             return _by_importance(weights, doubt)
         why = "as asked for" if method else (doubt or "draws of the target are given")
+        found: Bridge | None = None
         if method != "annealing":
             if draws is None:
                 # jumps alone stick, seldom and long, where weights have the tail that leads here
@@ -172,7 +174,7 @@ def evidence(
             anneal(latent, num_particles=number, conditional_ess=fraction, **options)
             for fraction in (COARSE, FINE)
         )
-        return _by_annealing(latent, weights, coarse, fine, why)
+        return _by_annealing(latent, weights, coarse, fine, why, found)
 
 
 def _result(
@@ -233,9 +235,14 @@ def _by_importance(weights: LogWeights, doubt: str | None) -> Evidence:
 
 
 def _by_annealing(
-    latent: Target, weights: LogWeights, coarse: Annealing, run: Annealing, why: str
+    latent: Target,
+    weights: LogWeights,
+    coarse: Annealing,
+    run: Annealing,
+    why: str,
+    beside: Bridge | None = None,
 ) -> Evidence:
-    """The finer run; what it differs by from the coarser one counts as error."""
+    """The finer run; what it differs by from the coarser one and a bridge counts as error."""
     try:
         particles = _given_draws(latent, {name: x.unsqueeze(0) for name, x in run.sites.items()})
         upper = _reweighted(particles.log_weights(latent)[0], run.log_weights, run.groups)
@@ -243,8 +250,11 @@ def _by_annealing(
         upper = Estimate(math.nan, math.nan)
     steps = f"{len(coarse.betas)} and over {len(run.betas)} temperatures"
     reason = f"{why}; {len(run.log_weights)} particles over {steps}"
-    change = run.free_energy - coarse.free_energy
-    estimate = Estimate(-run.free_energy, math.hypot(run.standard_error, change))
+    change, apart = run.free_energy - coarse.free_energy, 0.0
+    if beside is not None and min(beside.from_q, beside.from_target) >= MIN_EFFECTIVE_SAMPLES:
+        apart = max(0.0, abs(beside.value + run.free_energy) - beside.standard_error)
+        reason = f"{reason}; {apart:.2g} nats farther from the bridge than its error"
+    estimate = Estimate(-run.free_energy, math.hypot(run.standard_error, change, apart))
     return _result(estimate, "annealing", reason, weights, upper)
 
 

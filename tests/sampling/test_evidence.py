@@ -23,6 +23,7 @@ from torch import Tensor
 
 from pyro_neuralrg import AutoHierarchicalFlow, FreeField, evidence
 from pyro_neuralrg.free_energy import estimate
+from pyro_neuralrg.free_energy.bridge import Bridge
 from pyro_neuralrg.sampling.evidence import (
     EVIDENCE_METHODS,
     MIN_DRAWS_OF_Q,
@@ -253,3 +254,9 @@ def test_the_change_between_two_annealings_counts_as_error() -> None:
     found = _by_annealing(latent, of_sd(1.0), cast("Any", coarse), cast("Any", fine), "asked for")
     assert found.value == -1.3
     assert found.standard_error == pytest.approx(0.5)
+    given = cast("Any", coarse), cast("Any", fine), "asked for"
+    for draws, error in ((200.0, math.hypot(0.5, 1.2)), (9.0, 0.5)):  # too few say nothing
+        other = Bridge(0.0, 0.1, draws, 500.0, 1.2)
+        found = _by_annealing(latent, of_sd(1.0), *given, other)
+        assert (found.value, found.standard_error) == (-1.3, pytest.approx(error))
+    assert "nats farther from the bridge" not in found.reason
