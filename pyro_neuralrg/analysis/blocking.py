@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_neuralrg.analysis.operators import Operator, operator_sums
 from pyro_neuralrg.analysis.renormalization import pyramid
-from pyro_neuralrg.analysis.scales import block_sums
+from pyro_neuralrg.analysis.scales import block_sums, check_scalar
 from pyro_neuralrg.arguments import check_choice, check_integer, check_values
 from pyro_neuralrg.lattice import check_shape
 from pyro_neuralrg.potentials.base import generator_of
@@ -71,6 +71,7 @@ def blocked_shapes(sides: tuple[int, ...], blocking: Any, levels: Any) -> list[t
     """The lattices of all scales, if sides can be divided so often."""
     factor, most = 2, max(sides).bit_length()
     if isinstance(blocking, HierarchicalFlow):
+        check_scalar(blocking, "blocking")
         factor, most = blocking.circuit.block, number_of_scales(blocking.circuit)
         if blocking.shape != sides:
             raise ValueError(f"shape is {sides}; accepted: {blocking.shape}, the flow's")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_neuralrg.analysis.operators import OPERATORS, Operator, check_operators, operator_sums
 from pyro_neuralrg.analysis.renormalization import field_of_scale, target_energy
-from pyro_neuralrg.analysis.scales import check_fields, check_hierarchical
+from pyro_neuralrg.analysis.scales import check_fields, check_scalar
 from pyro_neuralrg.arguments import check_integer
 from pyro_neuralrg.runtime.processes import seeded
 from pyro_neuralrg.statistics import kish_fractions
@@ -108,7 +108,7 @@ def running_couplings(
     """
     num_fine = check_integer("num_fine", num_fine, 1)
     batch_size = check_integer("batch_size", batch_size, 1)
-    check_hierarchical(flow)
+    check_scalar(flow)
     known = [one for one in BASIS if one.fits(flow.shape)]
     operators = check_operators(known if operators is None else operators, flow.shape)
     check_fields(flow, "x", x, least=4 * len(operators))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_neuralrg.analysis.renormalization import field_of_scale
-from pyro_neuralrg.analysis.scales import block_sums, check_fields
+from pyro_neuralrg.analysis.scales import block_sums, check_fields, check_scalar
 from pyro_neuralrg.observables import axis_correlations
 from pyro_neuralrg.runtime.processes import seeded
 from pyro_neuralrg.statistics import Estimate
@@ -81,6 +81,7 @@ def fixed_point(flow: HierarchicalFlow, x: Tensor) -> FixedPoint:
         >>> found.scales, found.kept.value.shape, len(found.correlations)
         ((0, 1), torch.Size([2]), 5)
     """
+    check_scalar(flow)
     check_fields(flow, "x", x, least=2)
     scales = _comparable(flow)
     if not scales or flow.circuit.boundary != "periodic" or flow.site_features is not None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_neuralrg.analysis.scales import check_fields, check_hierarchical, variables_of_scale
+from pyro_neuralrg.analysis.scales import check_fields, check_scalar, variables_of_scale
 from pyro_neuralrg.arguments import check_choice, check_integer, check_tensor, check_type
 from pyro_neuralrg.free_energy.importance import energy_function
 from pyro_neuralrg.potentials.base import check_energy, generator_of
@@ -198,7 +198,7 @@ def field_of_scale(flow: HierarchicalFlow, x: Tensor, scale: int) -> Tensor:
 
 
 def _check_single_top(flow: HierarchicalFlow) -> None:
-    check_hierarchical(flow)
+    check_scalar(flow)
     if not flow.circuit.is_complete:
         raise ValueError(
             f"flow has the circuit {flow.circuit.name!r} of depth {flow.circuit.depth}, which "

@@ -76,7 +76,7 @@ def block_wavelets(flow: HierarchicalFlow, scale: int) -> Tensor:
         tensor([[0.7071, 0.7071, 0.0000, 0.0000],
                 [0.0000, 0.0000, 0.7071, 0.7071]])
     """
-    check_hierarchical(flow)
+    check_scalar(flow)
     blocks = blocks_of_scale(flow.circuit, scale).flatten()
     order = sites_of_scale(flow.circuit, scale).flatten().argsort()
     inside = (blocks == order[:, None]).to(torch.get_default_dtype())
@@ -132,6 +132,7 @@ def reach(circuit: Circuit) -> list[int]:
 
 def block_sums(flow: HierarchicalFlow, x: Tensor, scale: int) -> Tensor:
     """Sums of fields ``(n,) + shape`` over the blocks of a scale, ``(n,) +`` its shape."""
+    check_scalar(flow)
     blocks = blocks_of_scale(flow.circuit, scale).flatten().to(x.device)
     shape = sites_of_scale(flow.circuit, scale).shape
     sums = x.new_zeros(len(x), shape.numel()).index_add(1, blocks, x.flatten(1))
@@ -141,6 +142,16 @@ def block_sums(flow: HierarchicalFlow, x: Tensor, scale: int) -> Tensor:
 def check_hierarchical(flow: Any) -> None:
     """Raise a TypeError unless ``flow`` is a HierarchicalFlow."""
     check_type("flow", flow, HierarchicalFlow, "a HierarchicalFlow")
+
+
+def check_scalar(flow: Any, name: str = "flow") -> None:
+    """Raise unless ``flow`` is a HierarchicalFlow of a scalar field."""
+    check_type(name, flow, HierarchicalFlow, "a HierarchicalFlow")
+    if flow.circuit.components:
+        raise ValueError(
+            f"{name} is of a vector field, {flow.circuit.components} components a site; accepted: "
+            "of a scalar field"
+        )
 
 
 def check_indices(name: str, value: Any, variables: int) -> list[int]:

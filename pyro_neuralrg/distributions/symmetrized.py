@@ -223,6 +223,12 @@ class SymmetrizedFlow(FieldDistribution):
             check_group(elements, lattice)
         self.flow = flow
         self.elements = tuple(elements)
+        vector = getattr(getattr(flow, "circuit", None), "components", 0)
+        if vector and any(element.moves_sites for element in self.elements):
+            raise ValueError(
+                f"flow is of a vector field, {vector} components a site, and elements move sites; "
+                "accepted: of a scalar field, or the sign alone"
+            )
         self.orbit_chunk = check_integer("orbit_chunk", orbit_chunk, 1)
         if getattr(flow, "odd", False):  # q0(-x) = q0(x): g and -g count the same
             elements = tuple(replace(g, sign=1) for g in elements)

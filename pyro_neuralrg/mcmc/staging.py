@@ -98,4 +98,6 @@ class StagingMetropolis(Kernel):
             seen = a_kind(potential if target.flow is None else target)
             raise TypeError(f"target is {seen}; accepted: a RingPolymer in physical space")
         most = potential.ring.beads - 1
+        if most < 1:
+            raise ValueError("target is a ring of one bead; accepted: of two or more")
         return potential, check_integer("length", self.length or max(1, most // 4), 1, most)

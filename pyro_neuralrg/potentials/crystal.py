@@ -102,7 +102,11 @@ class LennardJonesCrystal(LatticePotential):
     ) -> None:
         sides = check_shape(cells, "cells")
         if structure is None:
-            structure = {2: "triangular", 3: "fcc"}.get(len(sides), "")
+            if len(sides) == 1:
+                raise ValueError(
+                    f"cells is {sides}; accepted: two sides (triangular) or three (fcc)"
+                )
+            structure = "triangular" if len(sides) == 2 else "fcc"
         self.structure = check_choice("structure", structure, STRUCTURES)
         self.density = check_number("density", density, "a finite number > 0", above=0)
         self.temperature = check_number("temperature", temperature, "a number > 0", above=0)
@@ -145,14 +149,22 @@ class LennardJonesCrystal(LatticePotential):
     def energy(self, x: Tensor) -> Tensor:
         """E in nats, of the batch shape; see :class:`LatticePotential`."""
         self.check_field(x)
-        u = x.reshape(*x.shape[: x.dim() - len(self.shape)], self.atoms, self.dimensions)
-        centre = u.mean(-2, keepdim=True)
+        u, centre = self._displacements(x)
         vectors = self._constant("vectors", x)
         bonds = self._pair_energy(vectors + u[..., self._second, :] - u[..., self._first, :])
         strayed = (u - centre).square().sum(-1) / self.nearest**2 - 1.0
         wall = WALL * strayed.clamp(min=0.0).square().sum(-1)
-        fixed = 0.5 * self.stiffness * self.atoms * centre.square().sum((-1, -2))
-        return (bonds.sum(-1) + self._of_images) / self.temperature + wall + fixed
+        nats = (bonds.sum(-1) + self._of_images) / self.temperature + wall
+        return nats + self._of_centre(centre)
+
+    def _displacements(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the atoms, ``batch + (atoms, d)``, and of their centre, ``batch + (1, d)``."""
+        u = x.reshape(*x.shape[: x.dim() - len(self.shape)], self.atoms, self.dimensions)
+        return u, u.mean(-2, keepdim=True)
+
+    def _of_centre(self, centre: Tensor) -> Tensor:
+        """The part of the energy that holds the centre of mass."""
+        return 0.5 * self.stiffness * self.atoms * centre.square().sum((-1, -2))
 
     def helmholtz(self, log_partition: float) -> float:
         r"""beta F / N from ln Z, with a de Broglie wavelength of sigma.
@@ -174,17 +186,13 @@ class LennardJonesCrystal(LatticePotential):
 
     def energy_per_atom(self, x: Tensor) -> Tensor:
         """Potential energy per atom in units of epsilon, of batch shape."""
-        u = check_values("x", x, self.shape)
-        lattice = u.reshape(*u.shape[: u.dim() - len(self.shape)], self.atoms, self.dimensions)
-        centre = lattice.mean(-2).square().sum(-1)
-        nats = self.energy(u) - 0.5 * self.stiffness * self.atoms * centre
-        return nats * self.temperature / self.atoms
+        _, centre = self._displacements(check_values("x", x, self.shape))
+        return (self.energy(x) - self._of_centre(centre)) * self.temperature / self.atoms
 
     def mean_square(self, x: Tensor) -> Tensor:
         """Mean square displacement of an atom from its site, the centre of mass at rest."""
-        u = check_values("x", x, self.shape)
-        u = u.reshape(*u.shape[: u.dim() - len(self.shape)], self.atoms, self.dimensions)
-        return (u - u.mean(-2, keepdim=True)).square().sum(-1).mean(-1)
+        u, centre = self._displacements(check_values("x", x, self.shape))
+        return (u - centre).square().sum(-1).mean(-1)
 
     def observables(self) -> dict[str, Observable]:
         """Energy and mean square displacement of an atom."""
@@ -217,8 +225,6 @@ class LennardJonesCrystal(LatticePotential):
     ) -> tuple[float, Tensor]:
         """Precision of the centre of mass, and covariance matrices of the modes."""
         d, components = self.dimensions, basis * self.dimensions
-        first, second = (index.reshape(-1) for index in (self._first, self._second))
-        kernel = np.zeros((math.prod(cells), components, components))  # from cell 0
         r = np.linalg.norm(vectors, axis=-1)
         _, slope, curvature = _lennard_jones(r)
         slope, curvature = (np.where(r < self.cutoff, part, 0.0) for part in (slope, curvature))
@@ -228,10 +234,12 @@ class LennardJonesCrystal(LatticePotential):
         springs = (curvature[:, None, None] * outer + across) / self.temperature
         at_zero = np.zeros((math.prod(cells), basis, d, basis, d))
         places = np.stack(np.unravel_index(np.arange(math.prod(cells)), cells), -1)
-        for i, j, spring in zip(first.tolist(), second.tolist(), springs, strict=True):
+        pairs = zip(self._first.tolist(), self._second.tolist(), springs, strict=True)
+        for i, j, spring in pairs:
             (a, p), (b, q) = divmod(i, basis), divmod(j, basis)
             for here, there, own, other in ((a, b, p, q), (b, a, q, p)):
-                offset = np.ravel_multi_index(tuple((places[there] - places[here]) % cells), cells)
+                # K(R p, 0 q) stands at R, as the convolution of the field wants it
+                offset = np.ravel_multi_index(tuple((places[here] - places[there]) % cells), cells)
                 at_zero[offset, own, :, other, :] -= spring / math.prod(cells)
                 at_zero[0, own, :, own, :] += spring / math.prod(cells)
         kernel = at_zero.reshape(*cells, components, components)

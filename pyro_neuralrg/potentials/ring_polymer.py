@@ -41,6 +41,10 @@ class DoubleWell:
     minimum: float = 2.0
     curvature: float = 1.0
 
+    def __post_init__(self) -> None:
+        for name in ("minimum", "curvature"):
+            check_number(name, getattr(self, name), "a finite number > 0", above=0)
+
     def __call__(self, x: Tensor) -> Tensor:
         return self.curvature * (x.square() - self.minimum**2).square() / (8 * self.minimum**2)
 
@@ -58,6 +62,10 @@ class Morse:
     width: float = 0.8247
     wall: float = 6.0
 
+    def __post_init__(self) -> None:
+        for name in ("depth", "width", "wall"):
+            check_number(name, getattr(self, name), "a finite number > 0", above=0)
+
     def __call__(self, x: Tensor) -> Tensor:
         squeeze = -x / self.width
         near = squeeze.clamp(max=STEEPEST)
@@ -71,6 +79,9 @@ class QuarticWell:
     """U(x) = strength x^4."""
 
     strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_number("strength", self.strength, "a finite number > 0", above=0)
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.strength * x.square().square()
@@ -142,8 +153,11 @@ class RingPolymer(LatticePotential):
         self.mass = check_number("mass", mass, "a finite number > 0", above=0)
         self.dimensions = check_integer("dimensions", dimensions, 1, MAX_DIMENSIONS)
         self.ring = Ring(beads, self.mass * beads / self.beta, self.beta / beads)
+        if not bool(self._energies(_gaussian_nodes(self.dimensions)[0]).isfinite().all()):
+            raise ValueError("potential has energies that are not finite; accepted: numbers")
         if even is None:
             even = self._seems_even()
+        check_type("even", even, bool, "True, False or None")
         components = 0 if self.dimensions == 1 else self.dimensions
         modes = self._best_modes(beads)
         spectrum = modes[:, None, None] * torch.eye(components).to(modes) if components else modes

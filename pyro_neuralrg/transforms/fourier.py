@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_neuralrg.arguments import check_integer, check_values
-from pyro_neuralrg.lattice import check_boundary, check_shape
+from pyro_neuralrg.lattice import MAX_DIM, check_boundary, check_shape
 from pyro_neuralrg.spectral import apply_matrices, apply_spectrum, at_minus_k, check_spectrum
 from pyro_neuralrg.transforms.base import LatticeTransform, Pushed
 
@@ -127,6 +127,11 @@ class VectorFourierLayer(LatticeTransform):
     log_scale: Tensor
 
     def __init__(self, spectrum: Tensor, boundary: str = "periodic") -> None:
+        if spectrum.dim() < 3:
+            raise ValueError(
+                f"spectrum has shape {tuple(spectrum.shape)}; accepted: the lattice shape + "
+                "(components, components)"
+            )
         components = spectrum.shape[-1]
         check_spectrum(spectrum, check_boundary(boundary), components=components)
         super().__init__((*spectrum.shape[:-2], components))
@@ -173,7 +178,7 @@ class CovarianceLayer(LatticeTransform):
     log_scale: Tensor
 
     def __init__(self, covariance: Tensor, shape: Iterable[int]) -> None:
-        super().__init__(tuple(shape))
+        super().__init__(check_shape(shape, most=MAX_DIM + 1))
         size = math.prod(self.event_shape)
         accepted = f"a symmetric, positive floating tensor of shape ({size}, {size})"
         exact = check_values("covariance", covariance, (size, size), accepted).double()

@@ -51,6 +51,7 @@ CRYSTALS = [
     ((3, 2), 1.1, 0.5),
     ((2, 2, 2), 1.28, 2.0),
     ((1, 1, 2), 1.28, 2.0),
+    ((1, 1, 3), 1.28, 2.0),
 ]
 every_crystal = pytest.mark.parametrize("crystal", [LennardJonesCrystal(*one) for one in CRYSTALS])
 
@@ -75,6 +76,9 @@ def test_the_spectrum_is_the_harmonic_crystal(crystal: LennardJonesCrystal) -> N
     own = crystal.components
     rows = covariance.reshape(-1, own, zero.numel() // own, own)[:, :, 0]
     torch.testing.assert_close(from_cell_0.reshape(-1, own, own), rows, atol=1e-12, rtol=1e-9)
+    flow = crystal.flow(depth=0)
+    jacobian = flow(torch.eye(zero.numel()).reshape(-1, *crystal.shape)).reshape(zero.numel(), -1)
+    torch.testing.assert_close(jacobian.T @ jacobian, covariance, atol=1e-12, rtol=1e-9)
     exact = 0.5 * torch.logdet(2 * math.pi * covariance) - crystal.energy(zero)
     assert crystal.harmonic_log_partition() == pytest.approx(float(exact), rel=1e-10)
 
@@ -142,7 +146,7 @@ def test_training_beats_the_harmonic_crystal() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (((4,), 1.0, 1.0), ValueError, "structure is ''; accepted: triangular, fcc"),
+        (((4,), 1.0, 1.0), ValueError, r"cells is \(4,\); accepted: two sides \(triangular\)"),
         (((4, 4), -1.0, 1.0), ValueError, "density is -1.0; accepted"),
         (((4, 4), 1.0, 0.0), ValueError, "temperature is 0.0; accepted"),
         (((4, 0), 1.0, 1.0), ValueError, "cells is"),

@@ -81,6 +81,29 @@ def test_the_energy_is_the_derivative_of_the_free_energy(beads: int) -> None:
         assert target.internal_energy() == pytest.approx((down - up) / 2e-4, rel=1e-6)
 
 
+def test_the_integral_finds_its_units_and_wells() -> None:
+    """In any unit of length, of energy above any zero, and with a second, deeper well far away."""
+    small = RingPolymer(16, lambda x: 0.5e6 * x.square(), beta=4.0, mass=1e6)
+    np.testing.assert_allclose(small.levels(2), [0.49871, 1.49613], atol=1e-4)
+    high = RingPolymer(16, lambda x: 0.5e6 * x.square() + 1e4, beta=4.0, mass=1e6)
+    assert high.log_partition() == pytest.approx(small.log_partition() - 4e4, rel=1e-9)
+
+    def wells(x: torch.Tensor) -> torch.Tensor:
+        return torch.minimum(0.5 * x.square(), 0.5 * (x - 30).square() - 10)
+
+    one, two = (RingPolymer(8, u, beta=8.0) for u in (harmonic, wells))
+    assert two.log_partition() == pytest.approx(one.log_partition() + 80.0, abs=1e-6)
+
+
+def test_all_levels_of_a_cold_oscillator() -> None:
+    """Also of angular momenta that have no share of Z."""
+    target = RingPolymer(64, Central(harmonic), beta=40.0, dimensions=3)
+    gaps = np.diff(target.levels(10))
+    np.testing.assert_allclose(gaps[1:3], 0.0, atol=1e-6)
+    np.testing.assert_allclose(gaps[4:9], 0.0, atol=1e-6)
+    assert gaps[0] == pytest.approx(gaps[3], abs=1e-6)
+
+
 def test_one_bead_is_classical() -> None:
     target = RingPolymer(1, DoubleWell(), beta=2.0)
     x = np.linspace(-9, 9, 4001)
@@ -94,6 +117,7 @@ def test_a_flow_estimates_the_free_energy() -> None:
     for potential, dimensions in ((QuarticWell(), 1), (Central(QuarticWell()), 3)):
         target = RingPolymer(8, potential, beta=2.0, dimensions=dimensions)
         found = estimate(target, target.flow(), num_samples=20_000)
+        assert found.importance_se < 0.04
         assert abs(found.importance + target.log_partition()) < 4 * found.importance_se
         assert found.variational + target.log_partition() > 5 * found.variational_se
 
@@ -142,7 +166,7 @@ def test_what_is_not_known_is_said() -> None:
         general.internal_energy()
     with pytest.raises(NotImplementedError, match="one dimension only"):
         RingPolymer(3, Central(QuarticWell()), beta=1.0, dimensions=2).correlation_function()
-    with pytest.raises(ValueError, match=r"does not confine the particle within"):
+    with pytest.raises(ValueError, match=r"does not confine the particle"):
         RingPolymer(4, torch.tanh, beta=1.0).log_partition()
 
 
@@ -154,6 +178,8 @@ def test_what_is_not_known_is_said() -> None:
         ({"mass": math.inf}, ValueError, "mass is inf; accepted: a finite number > 0"),
         ({"dimensions": 4}, ValueError, "dimensions is 4; accepted: an integer from 1 to 3"),
         ({"potential": 2.0}, TypeError, "potential is a float; accepted: a function"),
+        ({"potential": lambda x: x / 0}, ValueError, "potential has energies that are not finite"),
+        ({"even": 1}, TypeError, "even is an int; accepted: True, False or None"),
         ({"potential": lambda x: x.sum()}, ValueError, "potential returned shape"),
         ({"potential": lambda x: x.sum(-1)}, ValueError, "potential returned shape"),
     ],
@@ -164,6 +190,31 @@ def test_wrong_arguments_are_named(options: dict, error: type, message: str) -> 
         RingPolymer(**(known | options))
 
 
+def test_wrong_wells_are_named() -> None:
+    for make, name in ((DoubleWell, "minimum"), (Morse, "width"), (QuarticWell, "strength")):
+        with pytest.raises(ValueError, match=f"{name} is 0.0; accepted: a finite number > 0"):
+            make(**{name: 0.0})
+
+
+def test_staging_by_seeds_and_chains() -> None:
+    """The same draws by the same seed; no chain affects another; what is not finite is rejected."""
+    target = RingPolymer(6, harmonic, beta=2.0)
+    kernel, x = StagingMetropolis(target, length=2), torch.randn(4, 6)
+    first, again = (
+        kernel.step(kernel.init(x), torch.Generator().manual_seed(3))[0].position for _ in "12"
+    )
+    assert torch.equal(first, again)
+    other = x.clone()
+    other[0] = -x[0]
+    moved = kernel.step(kernel.init(other), torch.Generator().manual_seed(3))[0].position
+    assert torch.equal(moved[1:], first[1:])
+    target.potential = lambda x: torch.where(x > 3, torch.inf, 0.5 * x.square())
+    edge = torch.full((200, 6), 2.99)
+    state, info = kernel.step(kernel.init(edge), torch.Generator().manual_seed(3))
+    assert float(state.position.max()) <= 3.0
+    assert bool(info.diverging.any())
+
+
 def test_staging_wants_a_ring() -> None:
     ring = RingPolymer(4, QuarticWell(), beta=1.0)
     with pytest.raises(TypeError, match="target is an IsingDual; accepted: a RingPolymer"):
@@ -172,5 +223,5 @@ def test_staging_wants_a_ring() -> None:
         StagingMetropolis().on(HMC(ring, flow=ring.flow()).target)
     with pytest.raises(ValueError, match="length is 4; accepted: an integer from 1 to 3"):
         StagingMetropolis(ring, length=4)
-    with pytest.raises(ValueError, match="length is 1; accepted: an integer from 1 to 0"):
+    with pytest.raises(ValueError, match="target is a ring of one bead; accepted: of two or more"):
         StagingMetropolis(EnergyTarget(RingPolymer(1, QuarticWell(), beta=1.0)))

@@ -10,10 +10,10 @@ momentum (Thirumalai, Bruskin and Berne, J. Chem. Phys. 79, 5063, 1983).
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from scipy import special
@@ -21,15 +21,21 @@ from scipy.linalg import eigh
 
 from pyro_neuralrg.statistics.draws import FloatArray
 
-NODES_PER_WIDTH = 4.0
-"""Nodes within the width of a bond; with 3, ln Z of a quartic moves by less than 1e-11."""
-MIN_NODES = 100
+NODES_PER_WIDTH = 3.0
+"""Nodes within the width of a bond; ln Z of a quartic moves by less than 1e-11 with more."""
+MIN_NODES = 80
 """More, for few beads, whose weights exp(-beta U / P) are narrower than a bond."""
 CONVERGED = 1e-11
 """Change of ln Z as the interval grows, and share of an angular momentum, that is no more."""
-FIRST_REACH, GROWTH = 1.0, 1.5
+GROWTH = 1.3
+"""Of the interval, and of the nodes within a width, from one solution to the next."""
+PROBES, WITHIN = np.logspace(-8.0, 8.0, 2000), 40.0
+"""Distances at which a potential is looked at, and how much of it is covered first, in 1 / beta."""
 MAX_NODES = 3000
 """A matrix of so many takes seconds; a particle that needs more is hardly confined."""
+
+
+NO_WALLS = "potential does not confine the particle"
 
 
 @dataclass(frozen=True)
@@ -55,72 +61,93 @@ class PathIntegral:
         dimensions: 1, or 2 or 3 for a central potential.
 
     Raises:
-        ValueError: if the potential does not confine the particle.
+        ValueError: if the potential does not confine the particle, or is not finite where it is.
     """
 
     def __init__(
         self, potential: Callable[[FloatArray], FloatArray], ring: Ring, dimensions: int = 1
     ) -> None:
         self.ring, self.dimensions = ring, dimensions
-        reach, before = FIRST_REACH, math.inf
+        probes = np.concatenate([-PROBES[::-1], PROBES]) if dimensions == 1 else PROBES
+        heights = potential(probes)
+        if not np.isfinite(heights).any():
+            raise ValueError("potential has no finite value; accepted: one that confines")
+        self.lowest = float(np.nanmin(heights))
+        self._potential = lambda x: potential(x) - self.lowest
+        covered = np.abs(probes[ring.beta * (heights - self.lowest) < WITHIN])
+        reach, density, before = float(covered.max()), 1.0, math.inf
+        if reach == PROBES[-1]:
+            raise ValueError(f"{NO_WALLS}; accepted: potentials that rise at infinity")
         while True:
-            self._solve(potential, reach)
-            if abs(self.log_trace - before) <= CONVERGED * max(1.0, abs(self.log_trace)):
+            self._solve(reach, density)
+            if not math.isfinite(self._log_trace):
+                raise ValueError("potential is not finite close to its minimum; accepted: numbers")
+            if abs(self._log_trace - before) <= CONVERGED * max(1.0, abs(self._log_trace)):
                 break
-            before, reach = self.log_trace, GROWTH * reach
+            before, reach, density = self._log_trace, GROWTH * reach, GROWTH * density
 
-    def _solve(self, potential: Callable[[FloatArray], FloatArray], reach: float) -> None:
+    @property
+    def log_trace(self) -> float:
+        """ln Z of the ring."""
+        return self._log_trace - self.ring.beta * self.lowest
+
+    def _solve(self, reach: float, density: float) -> None:
         spacing = 1.0 / (NODES_PER_WIDTH * math.sqrt(self.ring.stiffness))
         low = -reach if self.dimensions == 1 else 0.0
-        number = MIN_NODES + math.ceil(0.5 * math.pi * (reach - low) / spacing)
+        number = math.ceil(density * (MIN_NODES + 0.5 * math.pi * (reach - low) / spacing))
         if number > MAX_NODES:
             raise ValueError(
-                f"potential does not confine the particle within {reach / GROWTH:.3g}: ln Z still "
-                "grows with the interval; accepted: potentials that rise at infinity"
+                f"{NO_WALLS}: ln Z still grows with the interval at a distance of {reach:.3g}; "
+                "accepted: potentials that rise at infinity"
             )
         nodes, weights = np.polynomial.legendre.leggauss(number)
         self.x = low + 0.5 * (reach - low) * (nodes + 1.0)
-        halves = 0.5 * np.log(0.5 * (reach - low) * weights)
-        halves -= 0.5 * self.ring.step * potential(self.x)
+        self._halves = 0.5 * np.log(0.5 * (reach - low) * weights)
+        self._halves -= 0.5 * self.ring.step * self._potential(self.x)
         if self.dimensions > 1:  # the measure of the distance
-            halves += 0.5 * (self.dimensions - 1) * np.log(self.x)
-        self.sectors: list[
-            tuple[float, FloatArray, FloatArray]
-        ] = []  # degeneracy, ln eigenvalues, vectors
+            self._halves += 0.5 * (self.dimensions - 1) * np.log(self.x)
+        # degeneracy, ln of the eigenvalues and eigenvectors of each angular momentum
+        self.sectors: list[tuple[int, FloatArray, FloatArray]] = []
         traces: list[float] = []
-        for degeneracy, log_kernel in self._kernels():
-            matrix = np.exp(halves[:, None] + halves + log_kernel)
-            values, vectors = eigh(matrix)
-            kept = values > values[-1] * np.finfo(float).eps
-            logs = np.log(values[kept][::-1])
-            self.sectors.append((degeneracy, logs, vectors[:, kept][:, ::-1]))
+        for degeneracy, logs, vectors in self._solutions():
+            self.sectors.append((degeneracy, logs, vectors))
             traces.append(math.log(degeneracy) + special.logsumexp(self.ring.beads * logs))
             if traces[-1] < max(traces) + math.log(CONVERGED):
                 break
-        self.log_trace = float(special.logsumexp(traces))
+        self._log_trace = float(special.logsumexp(traces))
 
-    def _kernels(self) -> Iterator[tuple[float, FloatArray]]:
-        """Degeneracy and logarithm of the free kernel of each angular momentum, or the parity."""
+    def _solutions(self) -> Iterator[tuple[int, FloatArray, FloatArray]]:
+        """Degeneracy, ln of the eigenvalues, falling, and eigenvectors, momentum by momentum."""
+        for degeneracy, log_kernel in self._kernels():
+            matrix = np.exp(self._halves[:, None] + self._halves + log_kernel)
+            if not np.isfinite(matrix).all():
+                raise ValueError("potential is not finite where the particle is; accepted: numbers")
+            values, vectors = eigh(matrix)
+            kept = values > values[-1] * np.finfo(float).eps
+            yield degeneracy, np.log(values[kept][::-1]), vectors[:, kept][:, ::-1]
+
+    def _kernels(self) -> Iterator[tuple[int, FloatArray]]:
+        """Degeneracy and logarithm of the free kernel of each angular momentum."""
         a, x = self.ring.stiffness, self.x
         gauss = -0.5 * a * (x[:, None] - x) ** 2
         if self.dimensions == 1:
-            yield 1.0, gauss
+            yield 1, gauss
             return
         z = a * x[:, None] * x
         with np.errstate(divide="ignore"):  # of momenta that are not reached close to the origin
-            for momentum in range(10_000):
+            for momentum in itertools.count():
                 if self.dimensions == 2:
-                    degeneracy = 1.0 if momentum == 0 else 2.0
+                    degeneracy = 1 if momentum == 0 else 2
                     yield degeneracy, gauss + np.log(2 * math.pi * special.ive(momentum, z))
                 else:
                     radial = np.sqrt(0.5 * math.pi / z) * special.ive(momentum + 0.5, z)
-                    yield 2.0 * momentum + 1.0, gauss + np.log(4 * math.pi * radial)
+                    yield 2 * momentum + 1, gauss + np.log(4 * math.pi * radial)
 
     def mean(self, values: FloatArray) -> float:
         """Mean of a function of one bead, given at the nodes :attr:`x`."""
         found = 0.0
         for degeneracy, logs, vectors in self.sectors:
-            shares = degeneracy * np.exp(self.ring.beads * logs - self.log_trace)
+            shares = degeneracy * np.exp(self.ring.beads * logs - self._log_trace)
             found += float(shares @ (vectors**2).T @ values)
         return found
 
@@ -130,16 +157,26 @@ class PathIntegral:
         squares = (vectors.T @ (self.x[:, None] * vectors)) ** 2
         beads, lags = self.ring.beads, np.arange(self.ring.beads)[:, None]
         left, right = np.exp(lags * (logs - logs[0])), np.exp((beads - lags) * (logs - logs[0]))
-        scale = math.exp(beads * logs[0] - self.log_trace)
+        scale = math.exp(beads * logs[0] - self._log_trace)
         return scale * np.einsum("kn,nm,km->k", left, squares, right)
 
     def levels(self, number: int) -> FloatArray:
-        """The lowest energies of the ring of P beads, angular momenta by their degeneracies."""
-        every: list[Any] = []
-        for degeneracy, logs, _ in self.sectors:
-            every += [np.repeat(logs[:number], int(degeneracy))]
-        logs = np.sort(np.concatenate(every))[::-1][:number]
-        return -(logs + self.log_norm) / self.ring.step
+        """The lowest energies of the ring of P beads, ascending; equal ones as often as they are.
+
+        Angular momenta are solved until one begins above them all, whatever their share of Z.
+
+        Raises:
+            ValueError: if the matrix does not resolve so many.
+        """
+        found: list[FloatArray] = []
+        for degeneracy, logs, _ in self._solutions():
+            found.append(np.repeat(logs[:number], degeneracy))
+            lowest = np.sort(np.concatenate(found))[::-1][:number]
+            if len(lowest) == number and logs[0] < lowest[-1]:
+                break
+        if len(lowest) < number:
+            raise ValueError(f"number is {number}; accepted: up to {len(lowest)}, as many as show")
+        return self.lowest - (lowest + self.log_norm) / self.ring.step
 
     @property
     def log_norm(self) -> float:
