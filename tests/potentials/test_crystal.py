@@ -112,7 +112,7 @@ def test_a_line_at_short_distances() -> None:
 
 def test_the_free_energy_of_two_atoms() -> None:
     """-ln of V / 2! times the integral over the vector between them, by quadrature."""
-    crystal = LennardJonesCrystal((2, 1), 1.0, 0.3)
+    crystal = LennardJonesCrystal((2, 1), 1.1, 0.3)
     side = np.linspace(-0.6, 0.6, 241)
     grid = np.stack(np.meshgrid(side, side, indexing="ij"), -1).reshape(-1, 2)
     u = np.zeros((len(grid), 2, 1, 2))
