@@ -139,14 +139,14 @@ def block_sums(flow: HierarchicalFlow, x: Tensor, scale: int) -> Tensor:
     return sums.reshape(len(x), *shape)
 
 
-def check_hierarchical(flow: Any) -> None:
+def check_hierarchical(flow: Any, name: str = "flow") -> None:
     """Raise a TypeError unless ``flow`` is a HierarchicalFlow."""
-    check_type("flow", flow, HierarchicalFlow, "a HierarchicalFlow")
+    check_type(name, flow, HierarchicalFlow, "a HierarchicalFlow")
 
 
 def check_scalar(flow: Any, name: str = "flow") -> None:
     """Raise unless ``flow`` is a HierarchicalFlow of a scalar field."""
-    check_type(name, flow, HierarchicalFlow, "a HierarchicalFlow")
+    check_hierarchical(flow, name)
     if flow.circuit.components:
         raise ValueError(
             f"{name} is of a vector field, {flow.circuit.components} components a site; accepted: "

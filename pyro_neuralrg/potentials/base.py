@@ -42,6 +42,9 @@ where there is but one, it costs 0.01 nats (T = 2.9). After 400 steps on phi^4 i
 (m^2 = -4, g = 36, a correlation length of 1)."""
 
 
+ORIGIN = 1e-12
+"""Square of the smallest length of a vector, where a root still has derivatives."""
+
 SEPARATE = 1e-3
 """Largest difference of the energies of a field alone and in a batch, relative to the largest of
 them (where it is above 1 nat): sums of another order round otherwise."""

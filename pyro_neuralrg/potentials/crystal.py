@@ -16,8 +16,7 @@ from torch import Tensor
 from pyro_neuralrg.arguments import check_choice, check_number, check_values
 from pyro_neuralrg.lattice import check_shape
 from pyro_neuralrg.observables.configurations import Observable
-from pyro_neuralrg.potentials.base import LatticePotential
-from pyro_neuralrg.potentials.ring_polymer import ORIGIN
+from pyro_neuralrg.potentials.base import ORIGIN, LatticePotential
 from pyro_neuralrg.statistics.draws import FloatArray
 
 PAIR_MARGIN = 0.5
@@ -68,8 +67,8 @@ class LennardJonesCrystal(LatticePotential):
         cutoff: of v.
 
     Attributes:
-        spectrum: covariance of the harmonic crystal, matrices of its modes: the inverse of the
-            dynamical matrix, divided by T. ``flow(depth=0)`` is that crystal alone.
+        spectrum: covariance of the harmonic crystal, matrices of its modes: T times the inverse of
+            the dynamical matrix. ``flow(depth=0)`` is that crystal alone.
         atoms: N.
         dimensions: d.
         volume: of the box.

@@ -16,7 +16,7 @@ from torch import Tensor
 from pyro_neuralrg.arguments import check_integer, check_number, check_type, check_values, copied
 from pyro_neuralrg.bases import NORMAL
 from pyro_neuralrg.observables.configurations import Observable
-from pyro_neuralrg.potentials.base import TWO_PHASES, LatticePotential, check_energy
+from pyro_neuralrg.potentials.base import ORIGIN, TWO_PHASES, LatticePotential, check_energy
 from pyro_neuralrg.potentials.exact.path_integral import PathIntegral, Ring
 from pyro_neuralrg.statistics.draws import FloatArray
 
@@ -25,8 +25,6 @@ HERMITE_NODES = {1: 64, 2: 24, 3: 16}
 """Nodes along each axis by which a Gaussian mean of the potential is computed."""
 STEEPEST = 10.0
 """Exponent up to which a Morse potential rises as such: to 5e8 times its depth."""
-ORIGIN = 1e-12
-"""Square of the smallest distance, where a root still has derivatives."""
 CURVATURES = (1e-8, 1e8)
 """Between which the curvature of the best Gaussian is looked for, in units of energy a square."""
 

@@ -17,10 +17,9 @@ from torch import Tensor
 from pyro_neuralrg.arguments import check_integer, check_number, check_values
 from pyro_neuralrg.lattice import check_boundary, check_shape
 from pyro_neuralrg.observables.configurations import Observable
-from pyro_neuralrg.potentials.base import LatticePotential, generator_of
+from pyro_neuralrg.potentials.base import ORIGIN, LatticePotential, generator_of
 from pyro_neuralrg.potentials.cluster import lattice_bonds
 from pyro_neuralrg.potentials.ising import LOWEST_EIGENVALUE
-from pyro_neuralrg.potentials.ring_polymer import ORIGIN
 from pyro_neuralrg.spectral import apply_matrices, apply_spectrum, neighbour_spectrum
 from pyro_neuralrg.statistics.draws import FloatArray
 
@@ -252,7 +251,7 @@ class VectorSpinDual(LatticePotential):
     def sample_field(self, spins: Tensor, seed: int | None = None) -> Tensor:
         """Draw fields given spins ``batch + shape``: N((K + alpha I) s, K + alpha I)."""
         s = check_values("spins", spins, self.shape)
-        noise = torch.randn(s.shape, generator=generator_of(seed), dtype=s.dtype)
+        noise = torch.randn(s.shape, generator=generator_of(seed), dtype=s.dtype).to(s.device)
         assert self.spectrum is not None
         square, root = self.spectrum, self.spectrum.sqrt()  # diagonal matrices
         return apply_matrices(s, square + 0j, self.boundary) + apply_matrices(
