@@ -12,9 +12,11 @@ reference draws, averaged over reflections.
     python -m tests.benchmarks.phi4_spectrum
     python -m tests.benchmarks.phi4_spectrum --side 64 --kernels MCLMC MAMS --chains 32
     python -m tests.benchmarks.phi4_spectrum --latent 500
+    python -m tests.benchmarks.phi4_spectrum --side 64 --latent 100 --flow 32x32-phi4-seed0.pt
 
 With ``--latent STEPS`` a flow is trained for so many steps, and kernels in its latent space stand
-beside: there chains begin at draws of the flow, and a jump counts as a gradient.
+beside: there chains begin at draws of the flow, and a jump counts as a gradient. ``--flow FILE``
+grows a trained flow to the side before that.
 
 Published (Robnik and Seljak 2023) at L = 64: MCLMC 1,050, adjusted HMC 4,872. Here, warm and of 32
 chains: MCLMC 800, MAMS 1,834, HMC 2,399 at L = 16; 1,018, 2,758, 3,287 at L = 32.
@@ -28,14 +30,27 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_neuralrg import HMC, MAMS, MCLMC, ChEESHMC, IndependenceMetropolis, Phi4, VectorizedMCMC
+from pyro_neuralrg import (
+    HMC,
+    MAMS,
+    MCLMC,
+    ChEESHMC,
+    IndependenceMetropolis,
+    Phi4,
+    Schedule,
+    VectorizedMCMC,
+    estimate,
+    fit,
+    load,
+)
 from pyro_neuralrg.mcmc import Adaptation, Cycle, Kernel, as_target
-from pyro_neuralrg.train import fit
+from pyro_neuralrg.transforms import HierarchicalFlow
 from tests.benchmarks.harness import Table, parse
 
 KERNELS: dict[str, Callable[[Phi4, Any], Kernel]] = {
@@ -56,6 +71,7 @@ LATENT: dict[str, Callable[[Phi4, Any, Any], Kernel]] = {
         HMC(target, flow=flow, num_steps=2), IndependenceMetropolis(flow)
     ),
 }
+WEIGHTS, FIELDS_AT_ONCE = 4096, 256
 BOUND = 0.01
 LONGER = 2.0
 """A run ends at so many times the gradients after which the error was last above the bound."""
@@ -115,6 +131,20 @@ def gradients_needed(
     return (needed if error < BOUND else math.inf), error
 
 
+def trained(target: Phi4, options: Any) -> HierarchicalFlow:
+    """A flow of the target, grown from that of a file where one is given."""
+    torch.manual_seed(options.seed)
+    schedule = None if options.flow is None else Schedule(cooling=None)
+    flow = target.flow(dtype=torch.float32) if options.flow is None else load(options.flow).flow
+    while flow.shape != target.shape:
+        flow = flow.grow(target.spectrum)
+    training = {"seed": options.seed, "progress": False, "schedule": schedule}
+    result = fit(target, flow, steps=options.latent, **training)
+    ess = estimate(target, flow, WEIGHTS, FIELDS_AT_ONCE).ess
+    print(f"L = {target.shape[0]}: ESS {ess:.3f} of the flow's draws, {result.seconds:.0f} s")
+    return flow.requires_grad_(False)
+
+
 def main() -> None:
     """Print a table for each lattice."""
     options = parse(
@@ -125,6 +155,7 @@ def main() -> None:
         warmup=(300, "steps"),
         mass="unit",
         latent=(0, "training steps of a flow; 0: no latent kernels"),
+        flow=({"type": Path}, "a file with a flow of a smaller lattice, or of this"),
         most=(10_000, "gradients, at most"),
         reference=(4000, "draws"),
         energy_variance=5e-4,
@@ -142,11 +173,7 @@ def main() -> None:
         table = Table(8, heads, f"L = {side}")
         kernels = {name: KERNELS[name](target, options) for name in options.kernels}
         if options.latent:
-            torch.manual_seed(options.seed)
-            flow = target.flow(dtype=torch.float32)
-            result = fit(target, flow, steps=options.latent, seed=options.seed, progress=False)
-            flow.requires_grad_(False)
-            print(f"L = {side}: ESS {result.history.ess[-20:].mean():.3f} of the flow's draws")
+            flow = trained(target, options)
             kernels |= {name: made(target, flow, options) for name, made in LATENT.items()}
         for name, kernel in kernels.items():
             began = time.process_time()
