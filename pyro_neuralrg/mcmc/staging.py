@@ -97,6 +97,8 @@ class StagingMetropolis(Kernel):
         if not isinstance(potential, RingPolymer) or target.flow is not None:
             seen = a_kind(potential if target.flow is None else target)
             raise TypeError(f"target is {seen}; accepted: a RingPolymer in physical space")
+        if potential.twisted:
+            raise ValueError("target is a twisted ring; accepted: one that closes by x_P = x_0")
         most = potential.ring.beads - 1
         if most < 1:
             raise ValueError("target is a ring of one bead; accepted: of two or more")

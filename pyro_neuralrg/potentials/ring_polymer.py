@@ -19,6 +19,7 @@ from pyro_neuralrg.observables.configurations import Observable
 from pyro_neuralrg.potentials.base import ORIGIN, TWO_PHASES, LatticePotential, check_energy
 from pyro_neuralrg.potentials.exact.path_integral import PathIntegral, Ring
 from pyro_neuralrg.statistics.draws import FloatArray
+from pyro_neuralrg.transforms import HierarchicalFlow
 
 MAX_DIMENSIONS = 3
 HERMITE_NODES = {1: 64, 2: 24, 3: 16}
@@ -115,10 +116,14 @@ class RingPolymer(LatticePotential):
         mass: > 0.
         dimensions: 1 to 3.
         even: U(x) == U(-x); None: tried at some points.
+        twisted: close the ring by x_P = -x_0, where U is even: Z is then the trace of T^P times the
+            parity, even levels less odd ones, which tells how far they are apart: see
+            :meth:`splitting`.
 
     Attributes:
         spectrum: covariance of the closest centred Gaussian (Feynman and Kleinert), the free ring's
-            modes with the mean curvature of U in it.
+            modes with the mean curvature of U in it; of a twisted ring, which is not periodic, its
+            flows have it as a matrix.
         base: two modes of the centroid, where an even U has a barrier above 1 / beta between two
             wells; else normals.
 
@@ -132,7 +137,7 @@ class RingPolymer(LatticePotential):
         ((16,), [0.3474, 0.5179])
     """
 
-    _shown = ("beta", "mass", "potential")
+    _shown = ("beta", "mass", "twisted", "potential")
 
     def __init__(
         self,
@@ -143,6 +148,7 @@ class RingPolymer(LatticePotential):
         mass: float = 1.0,
         dimensions: int = 1,
         even: bool | None = None,
+        twisted: bool = False,
     ) -> None:
         beads = check_integer("beads", beads, 1)
         check_type("potential", potential, Callable, "a function of positions")
@@ -156,10 +162,18 @@ class RingPolymer(LatticePotential):
         if even is None:
             even = self._seems_even()
         check_type("even", even, bool, "True, False or None")
+        check_type("twisted", twisted, bool, "True or False")
+        self.twisted = twisted
+        if twisted and not even:
+            raise ValueError("twisted is True; accepted: False, as U(x) != U(-x)")
         components = 0 if self.dimensions == 1 else self.dimensions
-        modes = self._best_modes(beads)
+        self._modes = modes = self._best_modes(beads)
         spectrum = modes[:, None, None] * torch.eye(components).to(modes) if components else modes
-        super().__init__((beads,), even=even, spectrum=spectrum, components=components)
+        known: Any = {"even": even, "components": components}
+        if twisted:
+            super().__init__((beads,), "open", **known)
+        else:
+            super().__init__((beads,), spectrum=spectrum, **known)
         self.base = TWO_PHASES if self._has_barrier() else NORMAL
 
     def energy(self, x: Tensor) -> Tensor:
@@ -170,13 +184,25 @@ class RingPolymer(LatticePotential):
     def springs(self, x: Tensor) -> Tensor:
         """The part of S that is the free particle's, of batch shape."""
         axis = -1 if self.dimensions == 1 else -2
-        squares = (x - x.roll(1, axis)).square()
+        before = x.roll(1, axis)
+        if self.twisted:
+            before = torch.cat(
+                [-before.narrow(axis, 0, 1), before.narrow(axis, 1, self.ring.beads - 1)], axis
+            )
+        squares = (x - before).square()
         return 0.5 * self.ring.stiffness * squares.sum(self._axes)
+
+    def flow(self, **options: Any) -> HierarchicalFlow:
+        """Build a flow as any target's, a twisted ring's with the covariance of its Gaussian."""
+        if self.twisted and options.get("spectrum") is None:
+            options = {"covariance": self._covariance(), **options}
+        return super().flow(**options)
 
     def log_partition(self) -> float:
         """Exact ln Z in nats, of one dimension or a :class:`Central` potential.
 
-        A NotImplementedError for other potentials; a ValueError if the potential does not confine.
+        A NotImplementedError for other potentials; a ValueError if the potential does not confine,
+        or if levels lie so close that a twisted ring's Z is lost to rounding.
         """
         return self.exact.log_trace
 
@@ -204,18 +230,39 @@ class RingPolymer(LatticePotential):
         """The lowest energies of the particle at this number of beads, ascending."""
         return self.exact.levels(check_integer("number", number, 1))
 
+    def splitting(self, log_partition: float | None = None) -> float:
+        r"""E1 - E0 of a double well from ln Z of this twisted ring, or the exact one.
+
+        Of two levels :math:`Z_\mathrm{twisted} / Z = \tanh(\beta (E_1 - E_0) / 2)`; higher ones are
+        taken to come in pairs alike. Z is the exact one of the ring that is not twisted.
+
+        Raises:
+            ValueError: if the ring is not twisted, or its Z is not below that of the other.
+        """
+        if not self.twisted:
+            raise ValueError("splitting: accepted is a ring with twisted=True")
+        log_z = self.log_partition() if log_partition is None else log_partition
+        ratio = math.exp(min(1.0, log_z - self._with(twisted=False).log_partition()))
+        if not 0.0 < ratio < 1.0:
+            raise ValueError(
+                f"log_partition is {log_z}: Z of the twisted ring is {ratio:.3g} of the other's; "
+                "accepted: less than it"
+            )
+        return 2.0 / self.beta * math.atanh(ratio)
+
     @functools.cached_property
     def exact(self) -> PathIntegral:
         """The transfer matrix."""
         if self.dimensions == 1:
-            return PathIntegral(self._at_points(self.potential), self.ring)
+            potential = self._at_points(self.potential)
+            return PathIntegral(potential, self.ring, twisted=self.twisted)
         if not isinstance(self.potential, Central):
             raise NotImplementedError(
                 f"log_partition: no exact ln Z is known in {self.dimensions} dimensions but for a "
                 "Central potential"
             )
         of_distance = self._at_points(self.potential.of_distance)
-        return PathIntegral(of_distance, self.ring, self.dimensions)
+        return PathIntegral(of_distance, self.ring, self.dimensions, self.twisted)
 
     def virial_energy(self, x: Tensor) -> Tensor:
         r"""Mean over the beads of :math:`U + x \cdot \nabla U / 2`, of batch shape.
@@ -229,8 +276,11 @@ class RingPolymer(LatticePotential):
         """x_0 . x_k of a ring, averaged over its beads, ``batch + (beads,)``."""
         own = check_values("x", x, self.shape)
         own = own.unsqueeze(-1) if self.dimensions == 1 else own
+        if self.twisted:
+            own = torch.cat([own, -own], -2)  # twice around it is periodic
+        number = own.shape[-2]
         waves = torch.fft.rfft(own, dim=-2).abs().square().sum(-1)
-        return torch.fft.irfft(waves, n=self.ring.beads) / self.ring.beads
+        return torch.fft.irfft(waves, n=number)[..., : self.ring.beads] / number
 
     def observables(self) -> dict[str, Observable]:
         """Those of fields, and the energy and the mean square of a bead."""
@@ -240,9 +290,13 @@ class RingPolymer(LatticePotential):
     def heated(self, factor: float) -> RingPolymer:
         """The same particle at ``factor`` > 0 times its temperature."""
         factor = check_number("factor", factor, "a finite number > 0", above=0)
-        known: Any = {"mass": self.mass, "dimensions": self.dimensions, "even": self.even}
-        warm = RingPolymer(self.ring.beads, self.potential, beta=self.beta / factor, **known)
-        return warm.to(self.device)
+        return self._with(beta=self.beta / factor).to(self.device)
+
+    def _with(self, **changes: Any) -> RingPolymer:
+        """A ring of other arguments."""
+        names = ("beta", "mass", "dimensions", "even", "twisted")
+        known = {name: getattr(self, name) for name in names} | changes
+        return RingPolymer(self.ring.beads, self.potential, **known)
 
     def _energies_of_beads(self, x: Tensor) -> Tensor:
         """U of each bead, ``batch + (beads,)``."""
@@ -283,7 +337,7 @@ class RingPolymer(LatticePotential):
 
     def _best_modes(self, beads: int) -> Tensor:
         """Variances of the modes of the free ring with the curvature that the Gaussian sees."""
-        k = math.pi * torch.arange(beads, dtype=torch.float64) / beads
+        k = math.pi * (torch.arange(beads, dtype=torch.float64) + 0.5 * self.twisted) / beads
         springs = self.ring.stiffness * 4 * k.sin().square()
         nodes, weights = _gaussian_nodes(self.dimensions)
 
@@ -302,6 +356,15 @@ class RingPolymer(LatticePotential):
             low, high = (middle, high) if is_low(math.exp(middle)) else (low, middle)
         return variances(math.exp(high))
 
+    def _covariance(self) -> Tensor:
+        """Of the best Gaussian of a twisted ring, whose waves change sign on their way around."""
+        beads = self.ring.beads
+        places = torch.arange(beads, dtype=torch.float64)
+        waves = math.pi * (2 * places + 1) / beads
+        lags = places[:, None] - places
+        matrix = ((waves * lags[..., None]).cos() * self._modes).mean(-1)
+        return torch.kron(matrix, torch.eye(self.dimensions).to(matrix))
+
     def _energies(self, x: Tensor) -> Tensor:
         with torch.no_grad():
             return self._energies_of_beads(x)
@@ -313,9 +376,9 @@ class RingPolymer(LatticePotential):
 
     def _has_barrier(self) -> bool:
         """True between two wells of an even potential in one dimension."""
-        if not self.even or self.dimensions > 1:
+        if not self.even or self.dimensions > 1 or self.twisted:
             return False
-        reach = 3.0 * math.sqrt(float(self.spectrum.mean()))  # type: ignore[union-attr]
+        reach = 3.0 * math.sqrt(float(self._modes.mean()))
         energies = self._energies(torch.linspace(0.0, reach, 200, dtype=torch.float64))
         return float(energies[0] - energies.min()) * self.beta > 1.0
 

@@ -159,6 +159,9 @@ POTENTIALS: dict[str, Case] = {
     "ring polymer, double well": Case(
         lambda: RingPolymer(6, DoubleWell(1.0, 3.0), beta=3.0), TORUS, samples=False
     ),
+    "ring polymer, twisted": Case(
+        lambda: RingPolymer(6, DoubleWell(1.0, 3.0), beta=3.0, twisted=True), OPEN, samples=False
+    ),
     "ring polymer, Morse": Case(
         lambda: RingPolymer(5, Morse(2.0, 2.5), beta=1.5, mass=2.0), TORUS[1:], samples=False
     ),

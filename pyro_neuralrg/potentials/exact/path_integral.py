@@ -27,6 +27,8 @@ MIN_NODES = 80
 """More, for few beads, whose weights exp(-beta U / P) are narrower than a bond."""
 CONVERGED = 1e-11
 """Change of ln Z as the interval grows, and share of an angular momentum, that is no more."""
+LEAST_SHARE = 1e-8
+"""Trace of a twisted ring, as a share of that of the other, which its error has to be below."""
 GROWTH = 1.3
 """Of the interval, and of the nodes within a width, from one solution to the next."""
 PROBES, WITHIN = np.logspace(-8.0, 8.0, 2000), 40.0
@@ -59,13 +61,19 @@ class PathIntegral:
         potential: U of positions ``(n,)``, of distances in more than one dimension.
         ring: its numbers.
         dimensions: 1, or 2 or 3 for a central potential.
+        twisted: close the ring by x_P = -x_0: the trace is that of T^P times the parity.
 
     Raises:
-        ValueError: if the potential does not confine the particle, or is not finite where it is.
+        ValueError: if the potential does not confine the particle, or is not finite where it is;
+            of a twisted ring if its trace is lost to rounding.
     """
 
     def __init__(
-        self, potential: Callable[[FloatArray], FloatArray], ring: Ring, dimensions: int = 1
+        self,
+        potential: Callable[[FloatArray], FloatArray],
+        ring: Ring,
+        dimensions: int = 1,
+        twisted: bool = False,
     ) -> None:
         self.ring, self.dimensions = ring, dimensions
         probes = np.concatenate([-PROBES[::-1], PROBES]) if dimensions == 1 else PROBES
@@ -85,11 +93,29 @@ class PathIntegral:
             if abs(self._log_trace - before) <= CONVERGED * max(1.0, abs(self._log_trace)):
                 break
             before, reach, density = self._log_trace, GROWTH * reach, GROWTH * density
+        self._parities: list[FloatArray | float] = [1.0] * len(self.sectors)
+        if twisted:
+            self._twist()
 
     @property
     def log_trace(self) -> float:
         """ln Z of the ring."""
         return self._log_trace - self.ring.beta * self.lowest
+
+    def _twist(self) -> None:
+        """Count states by their parity: (-1)^l of an angular momentum l."""
+        if self.dimensions == 1:
+            ((_, _, vectors),) = self.sectors
+            self._parities = [np.sign((vectors * vectors[::-1]).sum(0))]
+        else:
+            self._parities = [(-1.0) ** momentum for momentum in range(len(self.sectors))]
+        shares = [
+            degeneracy * float((parity * np.exp(self.ring.beads * logs - self._log_trace)).sum())
+            for (degeneracy, logs, _), parity in zip(self.sectors, self._parities, strict=True)
+        ]
+        if not sum(shares) > LEAST_SHARE:
+            raise ValueError("twisted is True, of levels too close to tell; accepted: False")
+        self._log_trace += math.log(sum(shares))
 
     def _solve(self, reach: float, density: float) -> None:
         spacing = 1.0 / (NODES_PER_WIDTH * math.sqrt(self.ring.stiffness))
@@ -146,8 +172,8 @@ class PathIntegral:
     def mean(self, values: FloatArray) -> float:
         """Mean of a function of one bead, given at the nodes :attr:`x`."""
         found = 0.0
-        for degeneracy, logs, vectors in self.sectors:
-            shares = degeneracy * np.exp(self.ring.beads * logs - self._log_trace)
+        for (degeneracy, logs, vectors), parity in zip(self.sectors, self._parities, strict=True):
+            shares = degeneracy * parity * np.exp(self.ring.beads * logs - self._log_trace)
             found += float(shares @ (vectors**2).T @ values)
         return found
 
@@ -156,7 +182,8 @@ class PathIntegral:
         ((_, logs, vectors),) = self.sectors
         squares = (vectors.T @ (self.x[:, None] * vectors)) ** 2
         beads, lags = self.ring.beads, np.arange(self.ring.beads)[:, None]
-        left, right = np.exp(lags * (logs - logs[0])), np.exp((beads - lags) * (logs - logs[0]))
+        left = np.exp(lags * (logs - logs[0]))
+        right = self._parities[0] * np.exp((beads - lags) * (logs - logs[0]))
         scale = math.exp(beads * logs[0] - self._log_trace)
         return scale * np.einsum("kn,nm,km->k", left, squares, right)
 
