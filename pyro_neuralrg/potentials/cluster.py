@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Monte Carlo of Ising spins, and of fields whose signs are such: clusters, tempering, no flow."""
+"""Monte Carlo of spins, and of fields whose signs are such: clusters, tempering, no flow."""
 
 from __future__ import annotations
 
@@ -121,6 +121,51 @@ def sweep(spins: Spins, bonds: Bonds, field: FloatArray | None, rng: np.random.G
         log_odds = 2 * np.bincount(cluster, weights=(spins * field).reshape(-1), minlength=count)
     keeps = rng.logistic(size=count) < log_odds
     return np.where(keeps[cluster].reshape(spins.shape), spins, -spins)
+
+
+def reflected_clusters(
+    bonds: Bonds,
+    mirrors: Callable[[np.random.Generator, int], FloatArray],
+    start: FloatArray,
+    *,
+    rounds: int,
+    seed: int,
+) -> FloatArray:
+    r"""Draw spins that are unit vectors.
+
+    .. math:: p(s) \propto \exp(\sum_{\langle ij\rangle} K_{ij}\, s_i \cdot s_j)
+
+    For a direction r the signs of :math:`s_i \cdot r` are Ising spins of couplings
+    :math:`K_{ij} |s_i \cdot r| |s_j \cdot r|`, which :func:`sweep` moves: each cluster is reflected
+    in the plane normal to r. Warm-up and distance of configurations as of :func:`swendsen_wang`.
+
+    Args:
+        bonds: of the lattice.
+        mirrors: ``mirrors(rng, chains)`` draws directions ``(chains, components)``, whose planes
+            reflect states into states.
+        start: spins ``(chains, sites, components)``.
+        rounds: configurations of each chain.
+        seed: of all of them.
+
+    Returns:
+        Spins ``(rounds, chains, sites, components)``.
+
+    References:
+        U. Wolff, Phys. Rev. Lett. 62, 361 (1989).
+    """
+    rng, spins = np.random.default_rng(seed), start
+    left, right, strength = bonds
+    configurations = []
+    for index in range(rounds):
+        for _ in range(SWEEPS_BETWEEN if index else WARMUP_SWEEPS):
+            normals = mirrors(rng, len(spins))[:, None]
+            along = (spins * normals).sum(-1)
+            size, signs = np.abs(along), np.where(along < 0, -1, 1).astype(np.int8)
+            embedded = Bonds(left, right, strength * size[:, left] * size[:, right])
+            turned = sweep(signs, embedded, None, rng) * size
+            spins = spins + (turned - along)[..., None] * normals
+        configurations.append(spins)
+    return np.stack(configurations)
 
 
 def tempered_spins(

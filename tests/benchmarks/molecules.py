@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Quantum particles and crystals by flows: gaps, weights and means beside exact ones.
+"""Quantum particles, crystals and XY spins by flows: gaps, weights and means beside exact ones.
 
     python -m tests.benchmarks.molecules ring [--beads 16 32 64 128] [--splitting]
     python -m tests.benchmarks.molecules crystal [--cells 8x8 16x16 2x2x2]
+    python -m tests.benchmarks.molecules xy [--temperatures 2.0 1.0] [--side 16]
 
 ``ring``: in one dimension the double well (x^2 - 4)^2 / 32 at beta = 8, in three the quartic r^4 at
 beta = 4, mass 1: the gap to the exact -ln Z, the importance ESS, and z of -ln Z, of the energy and
@@ -15,6 +16,9 @@ within 1e-5 of them with splittings up to 10 % off.)
 ``crystal``: triangular at density 1 and T = 1, fcc at 1.28 and 2: gap and Var(ln w) of the harmonic
 crystal and of the flow, both with the potential linear below 0.8; beta F / N by the flow, with the
 potential itself, and by annealing from the harmonic crystal (``--particles``).
+
+``xy``: the dual of XY spins; the importance ESS, the energy per spin and the structure factor by
+the weights of the flow's draws, and by reflected clusters (``--configurations``).
 """
 
 from __future__ import annotations
@@ -31,7 +35,10 @@ from pyro_neuralrg.potentials import (
     LennardJonesCrystal,
     QuarticWell,
     RingPolymer,
+    Rotor,
+    VectorSpinDual,
 )
+from pyro_neuralrg.statistics import summarise
 from tests.benchmarks.harness import Table, parse, shape, timed
 
 RING = {
@@ -42,6 +49,12 @@ RING = {
 CRYSTAL = {
     "gap": "9.3f", "harmonic": "10.2f", "Var ln w": "10.3f", "harmonic ": "10.1f", "ESS": "7.3f",
     "beta F/N": "11.5f", "+-": "9.5f", "annealed": "11.5f", "+- ": "9.5f", "seconds": "9.0f",
+}  # fmt: skip
+
+XY = {
+    "ESS": "7.3f", "energy": "10.5f", "+-": "9.5f", "clusters": "10.5f", "+- ": "9.5f", "z": "7.2f",
+    "S": "10.5f", " +-": "9.5f", "clusters ": "10.5f", " +- ": "9.5f", "z ": "7.2f",
+    "seconds": "9.0f",
 }  # fmt: skip
 
 
@@ -113,10 +126,29 @@ def crystal(cells: list[int], options: Any) -> tuple[float, ...]:
     )  # fmt: skip
 
 
+def xy(temperature: float, options: Any) -> tuple[float, ...]:
+    """XY spins at one temperature."""
+    torch.manual_seed(options.seed)
+    target = VectorSpinDual((options.side, options.side), Rotor(2), temperature)
+    flow = target.flow(dtype=torch.float32)
+    training = {"steps": options.steps, "seed": options.seed, "progress": False}
+    _, seconds = timed(lambda: fit(target, flow, **training))
+    observables = target.observables()
+    found = expectations(target, flow, observables, options.samples)
+    fields = target.sample_reference(options.configurations, options.seed)
+    figures: list[float] = [found.free_energy.ess]
+    for name, observable in observables.items():
+        ours, theirs = found.observables[name], summarise(observable(fields).reshape(4, -1))
+        value, error = float(ours.value), float(ours.standard_error)
+        z = (value - theirs.mean) / math.hypot(error, theirs.mcse)
+        figures += [value, error, theirs.mean, theirs.mcse, z]
+    return (*figures, seconds)
+
+
 def main() -> None:
     options = parse(
         __doc__,
-        ("what", {"choices": ["ring", "crystal"]}),
+        ("what", {"choices": ["ring", "crystal", "xy"]}),
         beads=[16, 32, 64, 128],
         dimensions=[1, 3],
         cells={"type": shape, "nargs": "+", "default": [[8, 8], [16, 16], [2, 2, 2]]},
@@ -124,6 +156,9 @@ def main() -> None:
         steps=(3000, "of training"),
         samples=20_000,
         particles=(1024, "of annealing; 0: none"),
+        temperatures=[2.0, 1.0],
+        side=16,
+        configurations=(4000, "of cluster Monte Carlo"),
         seed=0,
         threads=1,
     )
@@ -132,6 +167,11 @@ def main() -> None:
         for dimensions in options.dimensions:
             for beads in options.beads:
                 table.row(f"{beads}, {dimensions}-d", *ring(beads, dimensions, options))
+        return
+    if options.what == "xy":
+        table = Table(10, XY, "T")
+        for temperature in options.temperatures:
+            table.row(f"{temperature:g}", *xy(temperature, options))
         return
     table = Table(10, CRYSTAL, "cells")
     for cells in options.cells:

@@ -174,26 +174,20 @@ POTENTIALS: dict[str, Case] = {
     "ring polymer 2-d, any": Case(
         lambda: RingPolymer(3, saddle, beta=1.0, dimensions=2), (), exact=False, samples=False
     ),
-    "xy": Case(lambda: VectorSpinDual((2, 3), Rotor(2), 1.2), TORUS, samples=False, magnetic=False),
+    "xy": Case(lambda: VectorSpinDual((2, 3), Rotor(2), 1.2), TORUS, magnetic=False),
     "heisenberg chain, open": Case(
         lambda: VectorSpinDual((4,), Rotor(3), 1.2, coupling=-1.0, boundary="open"),
         OPEN,
-        samples=False,
         magnetic=False,
     ),
     "heisenberg": Case(
         lambda: VectorSpinDual((3, 3), Rotor(3), 1.2),
         TORUS,
         exact=False,
-        samples=False,
         magnetic=False,
     ),
-    "clock of four": Case(
-        lambda: VectorSpinDual((2, 3), Clock(4), 1.0), TORUS, samples=False, magnetic=False
-    ),
-    "potts": Case(
-        lambda: VectorSpinDual.potts((3, 3), 1.0), ("reflection",), samples=False, magnetic=False
-    ),
+    "clock of four": Case(lambda: VectorSpinDual((2, 3), Clock(4), 1.0), TORUS, magnetic=False),
+    "potts": Case(lambda: VectorSpinDual.potts((3, 3), 1.0), ("reflection",), magnetic=False),
     "crystal, triangular": Case(
         lambda: LennardJonesCrystal((3, 2), 1.0, 1.0).linearised(0.9),
         exact=False,

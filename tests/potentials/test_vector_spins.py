@@ -117,6 +117,43 @@ def test_energies_are_those_of_the_spins() -> None:
         assert abs(float(found[name].value) - value) < 4 * float(found[name].standard_error)
 
 
+@pytest.mark.parametrize("states", [2, 3, 4])
+def test_clusters_draw_clocks(states: int) -> None:
+    """Energy and structure factor beside enumeration, of all that ergodicity asks for."""
+    target = VectorSpinDual((3, 2), Clock(states), 0.9, boundary="open")
+    angles, bonds = states_and_bonds(target)
+    weights = special.softmax(bonds / 0.9)
+    spins = np.stack([np.cos(angles), np.sin(angles)], -1)
+    factors = (spins.mean(1) ** 2).sum(-1)
+    exact = [float(weights @ bonds), float(weights @ factors), float(weights @ factors**2)]
+    drawn = target.sample_spins(4_000, seed=1)
+    turns = torch.atan2(drawn[..., 1], drawn[..., 0]) * states / (2 * math.pi)
+    torch.testing.assert_close(turns, turns.round(), rtol=0.0, atol=1e-9)  # states they are
+    flat = drawn.reshape(len(drawn), 6, 2)
+    left, right, _ = lattice_bonds((3, 2), np.ones((2, 3, 2)), "open")
+    found = flat.mean(1).square().sum(-1)
+    for values, value in zip(
+        ((flat[:, left] * flat[:, right]).sum((-1, -2)), found, found**2), exact, strict=True
+    ):
+        assert abs(float(values.mean()) - value) < 4 * float(values.std()) / math.sqrt(4_000)
+
+
+@pytest.mark.parametrize("coupling", [1.0, -1.0])
+def test_clusters_draw_rotors(coupling: float) -> None:
+    """Mean products at a distance of r on an open chain: (I1 / I0)^r, (coth K - 1 / K)^r."""
+    k = coupling / 0.7
+    slopes = {2: special.i1(k) / special.i0(k), 3: 1 / math.tanh(k) - 1 / k}
+    for components, slope in slopes.items():
+        options: Any = {"coupling": coupling, "boundary": "open"}
+        target = VectorSpinDual((4,), Rotor(components), 0.7, **options)
+        s = target.sample_spins(4_000, seed=2)
+        torch.testing.assert_close(s.square().sum(-1), torch.ones(4_000, 4).double())
+        for r in (1, 2, 3):
+            products = (s[:, 0] * s[:, r]).sum(-1)
+            error = float(products.std()) / math.sqrt(4_000)
+            assert abs(float(products.mean()) - slope**r) < 4 * error
+
+
 def test_fields_given_spins() -> None:
     """Mean and covariance of N((K + alpha) s, K + alpha)."""
     target = VectorSpinDual((4,), Rotor(2), 1.0)
@@ -156,6 +193,8 @@ def test_long_and_cold_chains() -> None:
 def test_what_is_not_known_is_said() -> None:
     with pytest.raises(ValueError, match="components is 4; accepted: an integer from 2 to 3"):
         Rotor(4)
+    with pytest.raises(ValueError, match="n is 0; accepted: an integer >= 1"):
+        VectorSpinDual((3,), Rotor(2), 1.0).sample_spins(0)
     with pytest.raises(ValueError, match="states is 1; accepted: an integer >= 2"):
         Clock(1)
     with pytest.raises(NotImplementedError, match="the terms of its transfer matrix cancel"):
