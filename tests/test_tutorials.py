@@ -19,6 +19,7 @@ FOLDER = Path(pyro_neuralrg.__file__).parents[1] / "tutorials"
 TUTORIALS = sorted(FOLDER.glob("*.ipynb"))
 SLOW = {
     "cox_process",
+    "crystal",
     "elevation_holes",
     "image_restoration",
     "inverse_problems",
@@ -26,6 +27,7 @@ SLOW = {
     "paper_fig3",
     "paper_fig4",
     "renormalization_group",
+    "ring_polymer",
     "sampling_and_diagnostics",
     "temperature_conditioned",
     "your_own_model",

@@ -72,6 +72,7 @@ class LennardJonesCrystal(LatticePotential):
         atoms: N.
         dimensions: d.
         volume: of the box.
+        sites: where the atoms stand at x = 0, float64 of shape ``shape``.
 
     Raises:
         ValueError: also if the crystal is not stable, having modes without a restoring force.
@@ -121,9 +122,8 @@ class LennardJonesCrystal(LatticePotential):
         scale = (len(sites) / (self.density * abs(np.linalg.det(edges)))) ** (1 / self.dimensions)
         self.nearest = scale * nearest
         self.linear_below: float | None = None
-        pairs = _pairs(
-            sides, scale * np.array(edges), scale * np.array(sites), cutoff + PAIR_MARGIN
-        )
+        lattice, basis = scale * np.array(edges), scale * np.array(sites)
+        pairs = _pairs(sides, lattice, basis, cutoff + PAIR_MARGIN)
         self._first, self._second, distances = pairs
         apart = self._first != self._second  # images of one atom keep their distance
         self._of_images = float(self._pair_energy(torch.from_numpy(distances[~apart])).sum())
@@ -133,6 +133,8 @@ class LennardJonesCrystal(LatticePotential):
         self.stiffness = stiffness
         components = len(sites) * self.dimensions
         super().__init__(sides, spectrum=spectrum, components=components)
+        corners = np.moveaxis(np.indices(sides), 0, -1) @ lattice
+        self.sites = torch.from_numpy((corners[..., None, :] + basis).reshape(self.shape))
         self._register("vectors", torch.from_numpy(vectors))
 
     def linearised(self, below: float = 0.8) -> LennardJonesCrystal:

@@ -31,7 +31,9 @@ def by_hand(crystal: LennardJonesCrystal, u: np.ndarray) -> float:
     )
     cells = np.stack(np.unravel_index(np.arange(math.prod(crystal.lattice)), crystal.lattice), -1)
     places = (cells @ np.array(edges))[:, None] + np.array(sites)
-    positions = scale * places.reshape(-1, crystal.dimensions) + u.reshape(-1, crystal.dimensions)
+    sites = scale * places.reshape(-1, crystal.dimensions)
+    np.testing.assert_allclose(crystal.sites.reshape(sites.shape).numpy(), sites, atol=1e-12)
+    positions = sites + u.reshape(-1, crystal.dimensions)
     box = scale * np.array(edges) * np.array(crystal.lattice)[:, None]
     total = 0.0
     for image in itertools.product(range(-4, 5), repeat=crystal.dimensions):
