@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every example in a docstring, and every Python block of the README, runs as printed."""
+"""Every example in a docstring, and every Python block of the README and the pages, runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ MODULES = [
     for info in pkgutil.walk_packages(pyro_neuralrg.__path__, f"{pyro_neuralrg.__name__}.")
     if not info.name.endswith("__main__")
 ]
-README = Path(pyro_neuralrg.__file__).parents[1] / "README.md"
+ROOT = Path(pyro_neuralrg.__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "tutorials" / "recipes.md"]
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
@@ -32,19 +33,16 @@ def test_docstring_examples(module: str) -> None:
     assert runner.summarize(verbose=False).failed == 0, "".join(report)
 
 
-def readme_blocks() -> list[str]:
-    return re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
-
-
 @pytest.mark.usefixtures("as_a_reader")
 @pytest.mark.filterwarnings("ignore:the .* estimate rests on:UserWarning")
-def test_readme_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_examples_of_pages(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The blocks run in order, in one namespace, with fewer steps than a reader takes."""
     monkeypatch.chdir(tmp_path)
-    blocks = readme_blocks()
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     assert blocks
     namespace: dict[str, object] = {}
     for block in blocks:
         shorter = re.sub(r"\b(range\(|steps=|num_samples=|warmup_steps=)[\d_]+", r"\g<1>5", block)
         shorter = re.sub(r"\b(num_particles|num_draws)=[\d_]+", r"\g<1>=32", shorter)
-        exec(compile(shorter, str(README), "exec"), namespace)
+        exec(compile(shorter, str(page), "exec"), namespace)

@@ -98,7 +98,7 @@ def test_kept_outputs_are_those_of_one_run_of_this_code(path: Path) -> None:
 def test_pictures_of_the_results_are_those_of_the_notebook() -> None:
     path = FOLDER / "renormalization_group.ipynb"
     kept = execute.pictures(json.loads(path.read_text(encoding="utf-8")))
-    page = (FOLDER / "results.md").read_text(encoding="utf-8")
+    page = (FOLDER / "renormalization_results.md").read_text(encoding="utf-8")
     shown = re.findall(r"\((renormalization_group/\d+\.png)\)", page)
     assert len(shown) >= 4
     assert [(FOLDER / name).read_bytes() for name in shown] == kept

@@ -150,7 +150,7 @@ def main() -> None:
     options = parse(
         __doc__,
         side=[16],
-        kernels=[*KERNELS],
+        kernels=[*KERNELS, *LATENT],
         chains=64,
         warmup=(300, "steps"),
         mass="unit",
@@ -171,10 +171,16 @@ def main() -> None:
         heads = dict.fromkeys(["cold", "warm", "tuning"], "9.0f")
         heads |= {"last error": "12.5f", "step size": "11.3f", "length": "9.3f", "CPU s": "9.1f"}
         table = Table(8, heads, f"L = {side}")
-        kernels = {name: KERNELS[name](target, options) for name in options.kernels}
+        kernels = {
+            name: KERNELS[name](target, options) for name in KERNELS if name in options.kernels
+        }
         if options.latent:
             flow = trained(target, options)
-            kernels |= {name: made(target, flow, options) for name, made in LATENT.items()}
+            kernels |= {
+                name: made(target, flow, options)
+                for name, made in LATENT.items()
+                if name in options.kernels
+            }
         for name, kernel in kernels.items():
             began = time.process_time()
             settings = options.warmup, options.chains, options.seed, options.mass
