@@ -31,6 +31,8 @@ MAX_STATES = 2200
 """States of a cross-section whose transfer matrix is made."""
 SMALL_SQUARE = 0.01
 """Square of a field below which sinh r / r is a series, to 3e-13."""
+SMALLEST_LENGTH = 1e-12
+"""Of a field that has a direction."""
 LOST_DIGITS = 1e-6
 """A sum this much smaller than its largest term has lost too many digits."""
 FIRST_ANGLES, CONVERGED_ANGLES = 8, 1e-10
@@ -59,8 +61,8 @@ class SpinSpace(ABC):
         """Mean of a spin of density in proportion to exp(s . x), of the shape of x."""
 
     @abstractmethod
-    def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> FloatArray:
-        """Uniform spins, ``shape + (components,)``."""
+    def draw(self, rng: np.random.Generator, x: FloatArray) -> FloatArray:
+        """Spins of density in proportion to exp(s . x), of the shape of x."""
 
     @abstractmethod
     def mirrors(self, rng: np.random.Generator, number: int) -> FloatArray:
@@ -103,12 +105,22 @@ class Rotor(SpinSpace):
             length = torch.where(small, series, 1 / safe.tanh() - 1 / safe)
         return length * x / r
 
-    def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> FloatArray:
-        normals = rng.standard_normal((*shape, self.components))
-        return np.asarray(normals / np.linalg.norm(normals, axis=-1, keepdims=True))
+    def draw(self, rng: np.random.Generator, x: FloatArray) -> FloatArray:
+        """By von Mises angles, or in three dimensions by the exact height along x (Wood 1994)."""
+        if self.components == 2:
+            return _in_plane(
+                rng.vonmises(np.arctan2(x[..., 1], x[..., 0]), np.linalg.norm(x, axis=-1))
+            )
+        r = np.maximum(np.linalg.norm(x, axis=-1), SMALLEST_LENGTH)
+        height = 1 + np.log1p(rng.random(r.shape) * np.expm1(-2 * r)) / r
+        along = np.where(r[..., None] > SMALLEST_LENGTH, x / r[..., None], [0.0, 0.0, 1.0])
+        across = _directions(rng, x.shape)
+        across -= (across * along).sum(-1, keepdims=True) * along
+        across *= (np.sqrt(1 - height**2) / np.linalg.norm(across, axis=-1))[..., None]
+        return np.asarray(height[..., None] * along + across)
 
     def mirrors(self, rng: np.random.Generator, number: int) -> FloatArray:
-        return self.draw(rng, (number,))
+        return _directions(rng, (number, self.components))
 
 
 @dataclass(frozen=True)
@@ -143,8 +155,10 @@ class Clock(SpinSpace):
         vectors = self.vectors(x)
         return (x @ vectors.T).softmax(-1) @ vectors
 
-    def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> FloatArray:
-        return _in_plane(2 * math.pi / self.states * rng.integers(self.states, size=shape))
+    def draw(self, rng: np.random.Generator, x: FloatArray) -> FloatArray:
+        vectors = self.vectors(torch.from_numpy(x)).numpy()
+        weights = x @ vectors.T
+        return np.asarray(vectors[(weights + rng.gumbel(size=weights.shape)).argmax(-1)])
 
     def mirrors(self, rng: np.random.Generator, number: int) -> FloatArray:
         axes = math.pi / self.states * rng.integers(self.states, size=number)  # left where they are
@@ -153,6 +167,12 @@ class Clock(SpinSpace):
 
 def _in_plane(angles: Any) -> FloatArray:
     return np.stack([np.cos(angles), np.sin(angles)], -1)
+
+
+def _directions(rng: np.random.Generator, shape: tuple[int, ...]) -> FloatArray:
+    """Uniform unit vectors along the last axis."""
+    normals = rng.standard_normal(shape)
+    return np.asarray(normals / np.linalg.norm(normals, axis=-1, keepdims=True))
 
 
 class VectorSpinDual(LatticePotential):
@@ -278,7 +298,13 @@ class VectorSpinDual(LatticePotential):
         """
         return {"spin_energy": self.spin_energy, "spin_structure_factor": self._spin_factor}
 
-    def sample_spins(self, n: int, seed: int | None = None) -> Tensor:
+    def sample_spins(self, x: Tensor, seed: int | None = None) -> Tensor:
+        """Draw spins given fields, of their shape and dtype: independent of one another."""
+        x = check_values("x", x, self.shape)
+        rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator_of(seed))))
+        return torch.from_numpy(self.space.draw(rng, x.detach().double().cpu().numpy())).to(x)
+
+    def reference_spins(self, n: int, seed: int | None = None) -> Tensor:
         """Draw ``n`` configurations of the spins by reflected clusters, ``(n,) + shape``, float64.
 
         Chains from random starts run side by side, with 100 sweeps before the first configuration
@@ -290,23 +316,23 @@ class VectorSpinDual(LatticePotential):
         n = check_integer("n", n, 1)
         generator = generator_of(seed)
         first, second = torch.randint(2**62, (2,), generator=generator).tolist()
-        sites = math.prod(self.lattice)
+        sites, components = math.prod(self.lattice), self.components
         chains = max(1, min(n, SITES_AT_ONCE // sites))
         strengths = (self.coupling / self.temperature,) * len(self.lattice)
         spins = reflected_clusters(
             lattice_bonds(self.lattice, strengths, self.boundary),
             self.space.mirrors,
-            self.space.draw(np.random.default_rng(first), (chains, sites)),
+            self.space.draw(np.random.default_rng(first), np.zeros((chains, sites, components))),
             rounds=-(-n // chains),
             seed=second,
         )
         return torch.from_numpy(spins.reshape(-1, *self.shape)[:n])
 
     def sample_reference(self, n: int, seed: int | None = None) -> Tensor:
-        """Draw ``n`` fields given spins by :meth:`sample_spins`; see the base."""
+        """Draw ``n`` fields given spins by :meth:`reference_spins`; see the base."""
         generator = generator_of(seed)
         spins, fields = torch.randint(2**62, (2,), generator=generator).tolist()
-        x = self.sample_field(self.sample_spins(n, spins), fields)
+        x = self.sample_field(self.reference_spins(n, spins), fields)
         return x.to(self.device, torch.get_default_dtype())
 
     def sample_field(self, spins: Tensor, seed: int | None = None) -> Tensor:

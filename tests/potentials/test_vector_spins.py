@@ -126,7 +126,7 @@ def test_clusters_draw_clocks(states: int) -> None:
     spins = np.stack([np.cos(angles), np.sin(angles)], -1)
     factors = (spins.mean(1) ** 2).sum(-1)
     exact = [float(weights @ bonds), float(weights @ factors), float(weights @ factors**2)]
-    drawn = target.sample_spins(4_000, seed=1)
+    drawn = target.reference_spins(4_000, seed=1)
     turns = torch.atan2(drawn[..., 1], drawn[..., 0]) * states / (2 * math.pi)
     torch.testing.assert_close(turns, turns.round(), rtol=0.0, atol=1e-9)  # states they are
     flat = drawn.reshape(len(drawn), 6, 2)
@@ -146,12 +146,28 @@ def test_clusters_draw_rotors(coupling: float) -> None:
     for components, slope in slopes.items():
         options: Any = {"coupling": coupling, "boundary": "open"}
         target = VectorSpinDual((4,), Rotor(components), 0.7, **options)
-        s = target.sample_spins(4_000, seed=2)
+        s = target.reference_spins(4_000, seed=2)
         torch.testing.assert_close(s.square().sum(-1), torch.ones(4_000, 4).double())
         for r in (1, 2, 3):
             products = (s[:, 0] * s[:, r]).sum(-1)
             error = float(products.std()) / math.sqrt(4_000)
             assert abs(float(products.mean()) - slope**r) < 4 * error
+
+
+@pytest.mark.parametrize("space", [Rotor(2), Rotor(3), Clock(3), Clock(4)], ids=str)
+def test_spins_given_fields(space: SpinSpace) -> None:
+    """Means and mean squares along the field beside derivatives of ln E[exp(s . x)]."""
+    target, n = VectorSpinDual((3,), space, 1.0), 20_000
+    x = torch.stack([size * torch.randn(space.components).double() for size in (0.0, 0.6, 4.0)])
+    spins = target.sample_spins(x.expand(n, *x.shape), seed=5)
+    torch.testing.assert_close(spins.square().sum(-1), torch.ones(n, 3).double())
+    curvature = torch.autograd.functional.hessian(lambda x: space.log_weight(x).sum(), x)
+    for site in range(3):
+        drawn, covariance = spins[:, site], curvature[site, :, site, :]
+        error = covariance.diagonal().clamp(min=1e-12).sqrt() / math.sqrt(n)
+        assert float(((drawn.mean(0) - space.mean(x)[site]) / error).abs().max()) < 4.5
+        assert float((drawn.T.cov() - covariance).abs().max()) < 5 / math.sqrt(n)
+    assert spins.equal(target.sample_spins(x.expand(n, *x.shape), seed=5))
 
 
 def test_fields_given_spins() -> None:
@@ -194,7 +210,7 @@ def test_what_is_not_known_is_said() -> None:
     with pytest.raises(ValueError, match="components is 4; accepted: an integer from 2 to 3"):
         Rotor(4)
     with pytest.raises(ValueError, match="n is 0; accepted: an integer >= 1"):
-        VectorSpinDual((3,), Rotor(2), 1.0).sample_spins(0)
+        VectorSpinDual((3,), Rotor(2), 1.0).reference_spins(0)
     with pytest.raises(ValueError, match="states is 1; accepted: an integer >= 2"):
         Clock(1)
     with pytest.raises(NotImplementedError, match="the terms of its transfer matrix cancel"):
