@@ -116,7 +116,9 @@ class Rotor(SpinSpace):
         along = np.where(r[..., None] > SMALLEST_LENGTH, x / r[..., None], [0.0, 0.0, 1.0])
         across = _directions(rng, x.shape)
         across -= (across * along).sum(-1, keepdims=True) * along
-        across *= (np.sqrt(1 - height**2) / np.linalg.norm(across, axis=-1))[..., None]
+        across *= (np.sqrt(np.maximum(0.0, 1 - height**2)) / np.linalg.norm(across, axis=-1))[
+            ..., None
+        ]
         return np.asarray(height[..., None] * along + across)
 
     def mirrors(self, rng: np.random.Generator, number: int) -> FloatArray:
