@@ -14,6 +14,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from pyro_neuralrg.runtime.notebook import in_notebook
+
 BAR_SECONDS = 0.2
 """Seconds between two new figures of a bar: they may cost as much as a step."""
 
@@ -38,8 +40,8 @@ def warn_user(message: str) -> None:
 class Progress:
     """Progress of a run on stderr: a bar on a terminal or in a notebook, else a line now and then.
 
-    Lines come with the first step, every half a minute, and with the last step. Of ``total`` steps,
-    so many are ``done`` before.
+    Lines come with the first step, every half a minute, and with the last step. A notebook's bar
+    vanishes at the end. Of ``total`` steps, so many are ``done`` before.
     """
 
     def __init__(self, total: int, label: str, shown: bool = True, done: int = 0) -> None:
@@ -58,7 +60,7 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         if self._figures is not None and self._shown_n != self._bar.n:
             self._show(self._figures)
-        self._bar.leave = _has_bars()
+        self._bar.leave = _has_bars() and not in_notebook()
         self._bar.close()
 
     def step(
@@ -83,7 +85,7 @@ class Progress:
 
 
 def _has_bars() -> bool:
-    return "ipykernel" in sys.modules or sys.stderr.isatty()
+    return in_notebook() or sys.stderr.isatty()
 
 
 class _Lines:
