@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -24,6 +25,9 @@ LINE_SECONDS = 30.0
 
 LINE = "{desc}: {n_fmt}/{total_fmt} ({percentage:.0f} %), {elapsed} gone, {remaining} left{postfix}"
 
+_STAGE: ContextVar[str] = ContextVar("stage", default="")
+"""Words before the label of every bar, with a colon."""
+
 HELD = (signal.SIGINT, signal.SIGTERM)
 """Signals that wait for the end of a step, so that a run can be kept as it is then."""
 
@@ -35,6 +39,16 @@ def warn_user(message: str) -> None:
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in inside:
         frame, level = frame.f_back, level + 1
     warnings.warn(message, stacklevel=level)
+
+
+@contextmanager
+def stage(words: str) -> Iterator[None]:
+    """Name the part of a run that bars begun within the block are of."""
+    before = _STAGE.set(f"{words}: ")
+    try:
+        yield
+    finally:
+        _STAGE.reset(before)
 
 
 class Progress:
@@ -52,7 +66,9 @@ class Progress:
         if not _has_bars():
             options = {"file": _Lines(), "bar_format": LINE, "delay": 1e-9}
             self._interval = LINE_SECONDS
-        self._bar: Any = tqdm(total=total, initial=done, desc=label, disable=not shown, **options)
+        self._stage = _STAGE.get()
+        options |= {"total": total, "initial": done, "desc": self._stage + label}
+        self._bar: Any = tqdm(disable=not shown, **options)
 
     def __enter__(self) -> Progress:
         return self
@@ -75,7 +91,7 @@ class Progress:
         self._bar.n = self._bar.n + 1 if done is None else done
         self._figures = figures
         if label is not None:
-            self._bar.set_description_str(label, refresh=False)
+            self._bar.set_description_str(self._stage + label, refresh=False)
         if self._shown_n < 0 or time.monotonic() - self._shown_at > self._interval:
             self._show(figures)
 

@@ -179,7 +179,7 @@ def fit(
             if found is not None:
                 training.go_on_from(found, checkpoints)
         bar = stack.enter_context(
-            Progress(training.steps, "fit", progress and world.is_first, training.step)
+            Progress(training.steps, "training", progress and world.is_first, training.step)
         )
         training.run(bar, callback, checkpoints)
     _clear_cache(flow)
