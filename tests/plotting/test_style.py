@@ -163,7 +163,8 @@ def test_pictures_have_commands_that_are_accepted() -> None:
             module = words[2].removeprefix("tests.benchmarks.")
             source = Path(__file__).parents[1] / "benchmarks" / f"{module}.py"
             options = re.findall(r"^        (\w+)=", source.read_text(encoding="utf-8"), re.M)
-            assert {word[2:] for word in words if word.startswith("--")} <= set(options)
+            given = {word[2:].replace("-", "_") for word in words if word.startswith("--")}
+            assert given <= set(options)
             assert name.startswith(module)
         else:
             assert words[1:] == ["tutorials/figures/make.py", "--flow", "flow.pt"]
