@@ -263,23 +263,22 @@ def plot_configurations(
     """
     check_named("fields", fields)
     check_integer("count", count, 1)
-    kinds = {"fields": fields}
     if spins is not None:
         check_named("spins", spins)
         if spins.keys() != fields.keys():
             raise ValueError(f"spins has {list(spins)}; accepted: {list(fields)}, as fields")
-        kinds["spins"] = spins
-    arrays = {kind: _first_fields(kind, given, count) for kind, given in kinds.items()}
-    width = 2.0 * count if spins is None else 2.8 * count
-    figure = figure_or_new(figure, width + 1.2, (width / count / len(kinds) + 0.2) * len(fields))
-    axes = figure.subplots(len(fields), len(kinds) * count, squeeze=False)
-    limit = max(float(np.quantile(np.abs(x), 0.99)) for x in arrays["fields"].values()) or 1.0
-    norm = Normalize(-limit, limit)
-    for name, row in zip(fields, axes, strict=True):
-        for ax, field in zip(row[:: len(kinds)], arrays["fields"][name], strict=True):
-            image = draw_field(ax, field, norm)
-        for ax, field in zip(row[1::2], arrays["spins"][name], strict=True) if spins else ():
-            draw_field(ax, field, Normalize(-1, 1)).set_cmap("gray")
+    arrays = {name: _first_fields(f"fields[{name!r}]", x, count) for name, x in fields.items()}
+    drawn = {} if spins is None else spins
+    beside = {name: _first_fields(f"spins[{name!r}]", x, count) for name, x in drawn.items()}
+    each, side = (2, 1.4) if beside else (1, 2.0)
+    figure = figure_or_new(figure, side * each * count + 1.2, (side + 0.2) * len(arrays))
+    axes = figure.subplots(len(arrays), each * count, squeeze=False)
+    limit = max(float(np.quantile(np.abs(x), 0.99)) for x in arrays.values()) or 1.0
+    for row, (name, array) in zip(axes, arrays.items(), strict=True):
+        for ax, field in zip(row[::each], array, strict=True):
+            image = draw_field(ax, field, Normalize(-limit, limit))
+        for ax, signs in zip(row[1::2], beside.get(name, ()), strict=False):
+            draw_field(ax, signs, Normalize(-1, 1)).set_cmap("gray")
         row[0].set_ylabel(name)
     bar: dict[str, Any] = {"shrink": 0.8, "extend": "both"}
     figure.colorbar(image, ax=axes, label="field $x$ (dimensionless)", **bar)
@@ -409,20 +408,15 @@ def _running_mean(name: str, values: npt.ArrayLike) -> Series:
     return Series(steps, running.mean(axis=0), scatter / np.sqrt(chains))
 
 
-def _first_fields(
-    argument: str, given: Mapping[str, npt.ArrayLike], count: int
-) -> dict[str, npt.NDArray[np.float64]]:
-    """The first fields of each name, checked."""
-    found = {}
-    for name, values in given.items():
-        array = check_array(f"{argument}[{name!r}]", values)
-        if not 2 <= array.ndim <= 4 or len(array) < count or not np.isfinite(array[:count]).all():
-            raise ValueError(
-                f"{argument}[{name!r}] has shape {array.shape} or values that are not finite; "
-                f"accepted: at least {count} finite fields of a lattice with 1 to 3 dimensions"
-            )
-        found[name] = array[:count]
-    return found
+def _first_fields(name: str, values: npt.ArrayLike, count: int) -> npt.NDArray[np.float64]:
+    """The first fields, checked."""
+    array = check_array(name, values)
+    if not 2 <= array.ndim <= 4 or len(array) < count or not np.isfinite(array[:count]).all():
+        raise ValueError(
+            f"{name} has shape {array.shape} or values that are not finite; accepted: at "
+            f"least {count} finite fields of a lattice with 1 to 3 dimensions"
+        )
+    return array[:count]
 
 
 def plot_collapse(
