@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pyro_neuralrg import __version__
-from pyro_neuralrg.app.ising import FAILURES, Experiment, Settings, in_words
+from pyro_neuralrg.app.ising import FAILURES, QUICK, Experiment, Settings, in_words
 from pyro_neuralrg.app.report import FILES, UNFINISHED, Output, table
 from pyro_neuralrg.files import CheckpointError, Record
 from pyro_neuralrg.runtime.console import deferred_interrupts
@@ -86,6 +86,9 @@ def build_parser() -> argparse.ArgumentParser:
             ising.add_argument(f"--{entry.name}", **told)
     for name, told in RECORD_OPTIONS.items():
         ising.add_argument(f"--{name}", **told)
+    few = " and ".join(f"{number} {name}" for name, number in QUICK.items())
+    quick = f"a shorter run, for a first look: {few}, unless given; within a minute for 8 x 8"
+    ising.add_argument("--quick", action="store_true", help=quick)
     folder = "folder for the results (default: neuralrg-output)"
     ising.add_argument("--out", type=Path, default=Path("neuralrg-output"), help=folder)
     return parser
@@ -120,6 +123,8 @@ def _main(arguments: Sequence[str] | None) -> int:
 
 def _read_settings(options: dict[str, Any]) -> Settings:
     """The settings that options of the command stand for."""
+    if options.pop("quick", False):
+        options = {**QUICK, **options}
     given = {name: options.pop(name) for name in RECORD_OPTIONS if name in options}
     if "checkpoint" in given:
         options["record"] = Record(given.pop("checkpoint"), **given)

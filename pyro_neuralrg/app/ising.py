@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import math
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -23,7 +25,7 @@ from pyro_neuralrg.lattice import check_shape
 from pyro_neuralrg.mcmc import HMC, EnergyTarget, VectorizedMCMC
 from pyro_neuralrg.mcmc.run_state import CHAIN_FORMAT
 from pyro_neuralrg.potentials import IsingDual
-from pyro_neuralrg.runtime.console import deferred_interrupts
+from pyro_neuralrg.runtime.console import deferred_interrupts, stage
 from pyro_neuralrg.runtime.memory import check_fits, kept_bytes
 from pyro_neuralrg.runtime.processes import processes, seeded
 from pyro_neuralrg.sampling import sample
@@ -42,6 +44,7 @@ REFERENCE_SITES = 2**22  # of all configurations of the cluster Monte Carlo: sec
 REFERENCE_LEAST = 64  # configurations, whatever the lattice
 MINIMA = {"steps": 1, "batch": 2, "chains": 1, "draws": 4}  # R-hat needs four draws
 MAXIMUM = 2**31 - 1  # of each of them
+QUICK = {"steps": 400, "draws": 200}  # of --quick, where they are not given
 WORDS = {
     "resume=True": "--resume",
     "folder is": "checkpoint is",
@@ -69,6 +72,26 @@ def in_words(error: BaseException | str) -> str:
     return line
 
 
+def side(text: str) -> int:
+    """One side of the lattice; of what joins several, such as 8x8, the error tells how to write it.
+
+    Example:
+        >>> side("8")
+        8
+        >>> side("8x8")
+        Traceback (most recent call last):
+        argparse.ArgumentTypeError: '8x8' is not an integer; accepted: sides apart, --shape 8 8
+    """
+    try:
+        return int(text)
+    except ValueError:
+        joined = re.fullmatch(r"\D?\d+([x*,]\d+){1,2}\D?", text.lower())
+        sides = " ".join(re.findall(r"\d+", text)) if joined else "8 8"
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not an integer; accepted: sides apart, --shape {sides}"
+        ) from None
+
+
 def option(default: Any, help: str, **more: Any) -> Any:
     """A setting that is an option of the command, with what ``add_argument`` is told of it."""
     kind = {} if more else {"type": type(default)}
@@ -80,7 +103,7 @@ class Settings:
     """The options of ``neuralrg ising``, whose help describes them; ``record`` is of all stages."""
 
     shape: tuple[int, ...] = option(
-        (8, 8), "one to three sides of the lattice (default: 8 8)", type=int, nargs="+"
+        (8, 8), "one to three sides of the lattice (default: 8 8)", type=side, nargs="+"
     )
     temperature: float | None = option(
         None, "in units of J/k_B (default: the critical one of 2 or 3 dimensions)", type=float
@@ -258,9 +281,10 @@ class Experiment:
 
     def sample(self, space: str) -> Sampling:
         """Run the sampler of the "latent" space, or of the "physical" one (HMC)."""
-        mcmc, method = self._latent() if space == "latent" else (self._physical(), "HMC")
-        if space == "physical":
-            mcmc.run()
+        with stage(f"{space} sampler"):
+            mcmc, method = self._latent() if space == "latent" else (self._physical(), "HMC")
+            if space == "physical":
+                mcmc.run()
         with deferred_interrupts() as pressed:
             idata = to_arviz(mcmc)
             summary = summarise(idata.posterior["structure_factor"].values)

@@ -18,12 +18,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pyro_neuralrg import __version__, plotting
 from pyro_neuralrg.app.ising import SPACES, Results, Sampling
 from pyro_neuralrg.diagnostics import save_tree
 from pyro_neuralrg.files.format import remove_leftovers, replacing, writing
 from pyro_neuralrg.flow_file import save
-from pyro_neuralrg.plotting.style import png
+from pyro_neuralrg.plotting.style import legend_beside, png
+from pyro_neuralrg.potentials import IsingDual
 
 UNFINISHED = "unfinished"  # folder of a run that has not yet taken the place of an earlier one
 DOTS_PER_INCH = 150
@@ -133,12 +136,18 @@ class Output:
             mean, error = results.reference
             words = "cluster Monte Carlo"
             ax.axhspan(mean - error, mean + error, color="black", alpha=0.3, label=words)
-            ax.legend(frameon=False)
+            legend_beside(ax)
         self._write_figure("structure_factor.png", ax, title(results))
         fields = {name: found["x"].values[:NUM_PICTURES, -1] for name, found in draws.items()}
         count = min(len(values) for values in fields.values())
-        axes = plotting.plot_configurations(fields, count=count)
-        self._write_figure("configurations.png", axes[0, 0], "")
+        settings = results.settings
+        target = IsingDual(settings.shape, temperature=settings.temperature)
+        spins = {
+            name: target.sample_spins(torch.as_tensor(x), settings.seed)
+            for name, x in fields.items()
+        }
+        axes = plotting.plot_configurations(fields, count=count, spins=spins)
+        self._write_figure("configurations.png", axes[0, 0], "fields, each with spins given it")
 
     def _write_figure(self, name: str, ax: Any, above: str) -> None:
         ax.figure.suptitle(above)  # the axes' own title says what has not converged

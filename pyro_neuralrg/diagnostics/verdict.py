@@ -22,6 +22,7 @@ from pyro_neuralrg.diagnostics.checks import (
 )
 from pyro_neuralrg.diagnostics.convert import as_tree
 from pyro_neuralrg.diagnostics.tree import group_of, variables_of
+from pyro_neuralrg.runtime.notebook import html_table
 from pyro_neuralrg.statistics import FieldSummary, FloatArray, summarise_field
 from pyro_neuralrg.statistics.draws import MIN_DRAWS
 
@@ -54,6 +55,11 @@ class Diagnosis:
         lines = [of + verdict]
         lines += [f"- {finding.severity}: {finding.message}" for finding in self.findings]
         return "\n".join([*lines, *_worst_figures(self.figures)])
+
+    def _repr_html_(self) -> str:
+        worst = dict(line.split(": ", 1) for line in _worst_figures(self.figures))
+        found = {f"{one.severity}: {one.name}": one.message for one in self.findings}
+        return html_table(repr(self).partition("\n")[0], found | worst)
 
 
 def diagnose(

@@ -26,6 +26,7 @@ from pyro_neuralrg.mcmc import HMC, Cycle, IndependenceMetropolis, Kernel, as_ta
 from pyro_neuralrg.mcmc.target import frozen
 from pyro_neuralrg.potentials.base import generator_of
 from pyro_neuralrg.runtime.console import Progress
+from pyro_neuralrg.runtime.notebook import html_table
 from pyro_neuralrg.statistics import LogWeights, kish_fractions, with_error
 
 NUM_GROUPS = 16  # independent groups of particles: their spread tells the error to about 1 in 6
@@ -76,6 +77,16 @@ class Annealing:
             f"Annealing(-ln Z = {with_error(self.free_energy, self.standard_error)} from "
             f"{len(self.log_weights)} particles, {len(self.betas)} betas)"
         )
+
+    def _repr_html_(self) -> str:
+        rows = {
+            "-ln Z": with_error(self.free_energy, self.standard_error),
+            "particles": len(self.log_weights),
+            "betas": len(self.betas),
+            "lowest ESS": f"{min(self.ess, default=1.0):.1%}",
+            "gradient evaluations": self.gradient_evaluations,
+        }
+        return html_table("Annealing", rows)
 
     @property
     def fields(self) -> Tensor:

@@ -22,6 +22,7 @@ from pyro_neuralrg.free_energy.model_evidence import (
 from pyro_neuralrg.infer.pyro_internals import numbers_may_fail
 from pyro_neuralrg.potentials.base import check_energy, check_separate, trial_pair
 from pyro_neuralrg.runtime.console import warn_user
+from pyro_neuralrg.runtime.notebook import html_table
 from pyro_neuralrg.statistics import Estimate, LogWeights, summarise, with_error
 from pyro_neuralrg.statistics.weights import (
     HEAVY_PARETO_K,
@@ -75,6 +76,16 @@ class FreeEnergyEstimate(NamedTuple):
             f"{self.ess:.1%} of {self.num_samples})"
         )
 
+    def _repr_html_(self) -> str:
+        rows = {
+            "-ln Z": with_error(self.importance, self.importance_se),
+            "at most": with_error(self.variational, self.variational_se),
+            "ESS": f"{self.ess:.1%} of {self.num_samples}",
+            "Pareto k-hat": f"{self.pareto_k:.2f}",
+            "samples of weight zero": self.zero_weights or None,
+        }
+        return html_table("FreeEnergyEstimate", rows)
+
     @property
     def is_trustworthy(self) -> bool:
         """At least ten effective samples, and a k-hat of at most 0.7."""
@@ -98,6 +109,10 @@ class Bounds(NamedTuple):
     def __repr__(self) -> str:
         lower = with_error(self.lower, self.lower_se)
         return f"Bounds({lower} <= -ln Z <= {with_error(self.upper, self.upper_se)})"
+
+    def _repr_html_(self) -> str:
+        lower, upper = with_error(self.lower, self.lower_se), with_error(self.upper, self.upper_se)
+        return html_table("Bounds of -ln Z", {"at least": lower, "at most": upper})
 
 
 def estimate(

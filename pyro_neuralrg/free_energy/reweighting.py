@@ -19,6 +19,7 @@ from pyro_neuralrg.free_energy.importance import (
     without_undefined,
 )
 from pyro_neuralrg.runtime.console import warn_user
+from pyro_neuralrg.runtime.notebook import html_table
 from pyro_neuralrg.statistics import Estimate, LogWeights
 from pyro_neuralrg.statistics.resampling import WeightedGroups
 from pyro_neuralrg.statistics.weights import MAX_PARETO_K, tail_of_squares
@@ -45,6 +46,9 @@ class Reweighted(Estimate[Tensor]):
     def __repr__(self) -> str:
         return f"Reweighted({self}, ESS {self.ess:.1%})"
 
+    def _repr_html_(self) -> str:
+        return html_table("Reweighted", {"value": self, "ESS": f"{self.ess:.1%}"})
+
 
 class Expectations(NamedTuple):
     """Means over the target, and its free energy.
@@ -56,6 +60,9 @@ class Expectations(NamedTuple):
 
     observables: dict[str, Reweighted]
     free_energy: FreeEnergyEstimate
+
+    def _repr_html_(self) -> str:
+        return html_table("Expectations", self.observables) + self.free_energy._repr_html_()
 
 
 def reweight(

@@ -22,6 +22,7 @@ from pyro_neuralrg.mcmc.run_state import Cost, RunState
 from pyro_neuralrg.mcmc.target import Target
 from pyro_neuralrg.observables.configurations import Observable
 from pyro_neuralrg.runtime.memory import available_memory, check_fits, kept_bytes
+from pyro_neuralrg.runtime.notebook import html_table
 from pyro_neuralrg.runtime.processes import Processes
 from pyro_neuralrg.statistics import summary_table
 from pyro_neuralrg.statistics.draws import MIN_DRAWS
@@ -152,6 +153,11 @@ class RunResults:
             f"{type(self).__name__}({self._given.name}, {self.num_chains} chains, "
             f"{self._drawn} of {self.num_samples} draws)"
         )
+
+    def _repr_html_(self) -> str:
+        rows: dict[str, object] = {"kernel": self._given.name, "chains": self.num_chains}
+        rows |= {"draws": f"{self._drawn} of {self.num_samples}", "warm-up": self.warmup_steps}
+        return html_table(type(self).__name__, rows)
 
     def _forget(self) -> None:
         """Be as before any run."""

@@ -266,7 +266,7 @@ class VectorizedMCMC(RunResults):
         known = target.lattice_potential is not None
         with (
             frozen(target.modules()),
-            Progress(total, "warm-up", shown, self._state.steps) as progress,
+            Progress(total, self.kernel.name, shown, self._state.steps) as progress,
             deferred_interrupts(held) as pressed,
             own_threads() if known else nullcontext(),
         ):
@@ -335,10 +335,9 @@ class VectorizedMCMC(RunResults):
         seconds, random = time.perf_counter() - began, generator.get_state()
         cost = (evaluations * self.num_chains, seconds)
         state = state.after(len(made), is_draw, chains, random, *cost)
+        label = f"{'draws' if is_draw else 'warm-up'} of {self.kernel.name}"
         for _ in made:
-            progress.step(
-                partial(self._figures, self.kernel, info), "draws" if is_draw else "warm-up"
-            )
+            progress.step(partial(self._figures, self.kernel, info), label)
         return state
 
     def _rows_of_draws(

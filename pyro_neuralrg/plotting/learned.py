@@ -27,6 +27,7 @@ from pyro_neuralrg.plotting.style import (
     draw_field,
     figure_or_new,
     known_points,
+    legend_beside,
     look,
 )
 from pyro_neuralrg.statistics import with_error
@@ -46,6 +47,7 @@ def plot_responses(
     *,
     count: int = 4,
     label: str = RESPONSE,
+    centred: bool = False,
     figure: Figure | None = None,
 ) -> Figure:
     """Mean responses of some latents of each scale, one row a scale (paper Fig. 4a).
@@ -59,6 +61,8 @@ def plot_responses(
             :func:`~pyro_neuralrg.analysis.responses_by_scale`.
         count: panels of each row at most.
         label: of the colour bars, with the unit.
+        centred: move each picture around its periodic lattice, until the site of its latent is in
+            the middle.
         figure: to draw on; None makes a new one.
 
     Example:
@@ -77,7 +81,12 @@ def plot_responses(
         means = _copied(response.mean)[:columns]
         limit = float(np.abs(means).max()) or 1.0
         for index, (ax, mean) in enumerate(zip(row, means, strict=False)):
-            ax.set_title(f"latent {response.variables[index]}", fontsize="small")
+            latent = int(response.variables[index])
+            ax.set_title(f"latent {latent}", fontsize="small")
+            if centred:
+                site = np.unravel_index(latent, mean.shape)
+                by = [side // 2 - int(at) for side, at in zip(mean.shape, site, strict=True)]
+                mean = np.roll(mean, by, tuple(range(mean.ndim)))
             image = draw_field(ax, mean, AsinhNorm(limit / LINEAR, -limit, limit))
             error = float(response.standard_error[index].max())
             share = 100 * float(response.nonlinearity[index])
@@ -159,7 +168,7 @@ def plot_information_by_distance(
     ax.set_yscale("symlog", linthresh=max(float(np.median(errors or [0.0])), 1e-12))
     ax.margins(y=0.1)
     ax.set(xlabel="distance (sites)", ylabel=f"{INFORMATION} per pair")
-    ax.legend(frameon=False)
+    legend_beside(ax)
     return ax
 
 

@@ -29,6 +29,7 @@ from pyro_neuralrg.plotting.style import (
     exact_line,
     figure_or_new,
     known_points,
+    legend_beside,
     look,
     note,
 )
@@ -42,6 +43,7 @@ PANELS = {
     "binder": "Binder cumulant",
 }
 
+WITH_LEGEND = 7.5  # width of a figure with its legend beside, in inches
 SMOOTHING = 50  # training steps in the running median of the loss, at most
 MAX_COLOURED_CHAINS = 5  # up to so many, each chain has a colour of its own in a trace
 MAX_HISTOGRAMS = 12  # up to so many, each chain has a histogram of its own in a plot of ranks
@@ -78,11 +80,11 @@ def plot_free_energy(
     values = check_array("loss", loss)
     if values.ndim != 1 or values.size == 0:
         raise ValueError(f"loss has shape {values.shape}; accepted: (steps,) with steps >= 1")
-    ax = axes_or_new(ax)
+    ax = axes_or_new(ax, WITH_LEGEND)
     steps = np.arange(1, values.size + 1)
     ax.plot(steps, values, color=BLUE, alpha=0.3, linewidth=0.6)
     smooth = np.concatenate([_running_median(part) for part in np.split(values, [annealing_steps])])
-    ax.plot(steps, smooth, color=BLUE, linewidth=1.6, label=r"loss $\geq -\ln Z$, running median")
+    ax.plot(steps, smooth, color=BLUE, linewidth=1.6, label="loss $\\geq -\\ln Z$,\nrunning median")
     if standard_error is not None:
         error = check_array("standard_error", standard_error)
         if error.shape != values.shape:
@@ -102,7 +104,7 @@ def plot_free_energy(
         note(ax, "not converged: the loss is not finite")
     _show_end_of_training(ax, values, annealing_steps, exact)
     ax.set(xlabel="training step", ylabel=r"free energy $-\ln Z$ (nats)")
-    ax.legend(frameon=False)
+    legend_beside(ax)
     return ax
 
 
@@ -118,7 +120,7 @@ def plot_estimates(found: Mapping[str, Series], *, ax: Axes | None = None) -> Ax
     ax = axes_or_new(ax)
     for index, (name, points) in enumerate(known_points(ax, found).items()):
         draw_bars(ax, points, 1 + index % (len(COLOURS) - 1), name)  # the first is that of a loss
-    ax.legend(frameon=False, fontsize="small")
+    legend_beside(ax)
     return ax
 
 
@@ -137,15 +139,15 @@ def plot_structure_factor(
         'draws per chain'
     """
     check_named("draws", draws)
-    ax = axes_or_new(ax)
+    ax = axes_or_new(ax, WITH_LEGEND)
     curves = {name: _running_mean(name, values) for name, values in draws.items()}
     for index, (name, points) in enumerate(known_points(ax, curves).items()):
         draw_band(ax, points, index, name)
     exact_line(ax, exact)
-    ax.set_ylim(bottom=0.0)
+    _show_after_the_start(ax, curves, exact)
     factor = r"structure factor $\langle (\sum_i s_i)^2 \rangle / N^2$"
     ax.set(xlabel="draws per chain", ylabel=factor)
-    ax.legend(frameon=False)
+    legend_beside(ax)
     _note_convergence(ax, draws)
     return ax
 
@@ -194,7 +196,7 @@ def plot_trace(
     exact_line(ax, exact, "exact mean")
     below = "" if warmup is None else " (warm-up: 0 and below)"
     ax.set(xlabel=f"draw{below}", ylabel=label)
-    ax.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    legend_beside(ax)
     _note_convergence(ax, {"": values})
     return ax
 
@@ -230,7 +232,7 @@ def plot_ranks(draws: npt.ArrayLike, *, label: str, bins: int = 20, ax: Axes | N
         even = np.arange(chains) + height
         ax.hlines(even, 0, values.size, color="black", linestyle="--", linewidth=0.9, label="even")
         ax.set_yticks(range(chains))
-        ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        legend_beside(ax)
     else:
         rows, top = np.arange(chains + 1) - 0.5, max(2.0, float(np.quantile(relative, 0.99)))
         image = ax.pcolormesh(edges, rows, relative, cmap="Greys", vmin=0.0, vmax=top)
@@ -241,13 +243,19 @@ def plot_ranks(draws: npt.ArrayLike, *, label: str, bins: int = 20, ax: Axes | N
 
 
 def plot_configurations(
-    fields: Mapping[str, npt.ArrayLike], *, count: int = 4, figure: Figure | None = None
+    fields: Mapping[str, npt.ArrayLike],
+    *,
+    count: int = 4,
+    spins: Mapping[str, npt.ArrayLike] | None = None,
+    figure: Figure | None = None,
 ) -> npt.NDArray[Any]:
     """Fields of several samplers, one row of panels per sampler, all on one colour scale.
 
     For each sampler's name the first ``count`` of its fields, shape ``(number,) + shape``, drawn as
-    stripes in one dimension, by their middle slice in three. Returns the Axes, an array of shape
-    ``(samplers, count)``. Shown in ``tutorials/figures/configurations.png``.
+    stripes in one dimension, by their middle slice in three; if ``spins`` are given, in the same
+    form, those of a field in black and white beside it. Returns the Axes, an array of shape
+    ``(samplers, count)``, with spins ``(samplers, 2 * count)``. Shown in
+    ``tutorials/figures/configurations.png``.
 
     Example:
         >>> plot_configurations({"latent": np.ones((4, 8, 8))}, count=2).shape
@@ -255,13 +263,22 @@ def plot_configurations(
     """
     check_named("fields", fields)
     check_integer("count", count, 1)
-    arrays = {name: _first_fields(name, values, count) for name, values in fields.items()}
-    figure = figure_or_new(figure, 2.0 * count + 1.2, 2.2 * len(arrays))
-    axes = figure.subplots(len(arrays), count, squeeze=False)
+    if spins is not None:
+        check_named("spins", spins)
+        if spins.keys() != fields.keys():
+            raise ValueError(f"spins has {list(spins)}; accepted: {list(fields)}, as fields")
+    arrays = {name: _first_fields(f"fields[{name!r}]", x, count) for name, x in fields.items()}
+    drawn = {} if spins is None else spins
+    beside = {name: _first_fields(f"spins[{name!r}]", x, count) for name, x in drawn.items()}
+    each, side = (2, 1.4) if beside else (1, 2.0)
+    figure = figure_or_new(figure, side * each * count + 1.2, (side + 0.2) * len(arrays))
+    axes = figure.subplots(len(arrays), each * count, squeeze=False)
     limit = max(float(np.quantile(np.abs(x), 0.99)) for x in arrays.values()) or 1.0
     for row, (name, array) in zip(axes, arrays.items(), strict=True):
-        for ax, field in zip(row, array, strict=True):
+        for ax, field in zip(row[::each], array, strict=True):
             image = draw_field(ax, field, Normalize(-limit, limit))
+        for ax, signs in zip(row[1::2], beside.get(name, ()), strict=False):
+            draw_field(ax, signs, Normalize(-1, 1)).set_cmap("gray")
         row[0].set_ylabel(name)
     bar: dict[str, Any] = {"shrink": 0.8, "extend": "both"}
     figure.colorbar(image, ax=axes, label="field $x$ (dimensionless)", **bar)
@@ -365,6 +382,22 @@ def _show_end_of_training(
         ax.set_ylim(bottom - margin, top + margin)
 
 
+def _show_after_the_start(ax: Axes, curves: Mapping[str, Series], exact: float | None) -> None:
+    """Set the vertical range: all bands but for the first tenth of the draws, and the exact value.
+
+    The first means are of few draws, and from zero on the differences would be a tenth of it.
+    """
+    shown = [np.empty(0) if exact is None else np.array([exact])]
+    for curve in curves.values():
+        steps, mean, error = curve.finite()
+        late, width = 10 * steps > steps[-1:], np.nan_to_num(error)
+        shown += [(mean - width)[late], (mean + width)[late]]
+    known = np.concatenate(shown)
+    if known.size and np.ptp(known) > 0:
+        margin = 0.1 * np.ptp(known)
+        ax.set_ylim(known.min() - margin, known.max() + margin)
+
+
 def _running_mean(name: str, values: npt.ArrayLike) -> Series:
     """Mean over chains of each chain's running mean, and its error, NaN of a single chain."""
     array = _chains(f"draws[{name!r}]", values)
@@ -377,10 +410,10 @@ def _running_mean(name: str, values: npt.ArrayLike) -> Series:
 
 def _first_fields(name: str, values: npt.ArrayLike, count: int) -> npt.NDArray[np.float64]:
     """The first fields, checked."""
-    array = check_array(f"fields[{name!r}]", values)
+    array = check_array(name, values)
     if not 2 <= array.ndim <= 4 or len(array) < count or not np.isfinite(array[:count]).all():
         raise ValueError(
-            f"fields[{name!r}] has shape {array.shape} or values that are not finite; accepted: at "
+            f"{name} has shape {array.shape} or values that are not finite; accepted: at "
             f"least {count} finite fields of a lattice with 1 to 3 dimensions"
         )
     return array[:count]

@@ -151,6 +151,11 @@ def exact_line(ax: Axes, exact: float | None, label: str = "exact") -> None:
         ax.axhline(exact, color="black", linestyle=(0, (5, 2)), linewidth=1.2, label=label)
 
 
+def legend_beside(ax: Axes) -> None:
+    """The legend to the right of the axes, where it hides neither data nor an exact line."""
+    ax.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
 def draw_field(ax: Axes, field: npt.NDArray[np.float64], norm: Normalize) -> Any:
     """A field on a colour scale with zero in the middle, without ticks.
 

@@ -10,9 +10,12 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from tqdm.auto import tqdm
+
+from pyro_neuralrg.runtime.notebook import in_notebook
 
 BAR_SECONDS = 0.2
 """Seconds between two new figures of a bar: they may cost as much as a step."""
@@ -21,6 +24,9 @@ LINE_SECONDS = 30.0
 """Seconds between two lines."""
 
 LINE = "{desc}: {n_fmt}/{total_fmt} ({percentage:.0f} %), {elapsed} gone, {remaining} left{postfix}"
+
+_STAGE: ContextVar[str] = ContextVar("stage", default="")
+"""Words before the label of every bar, with a colon."""
 
 HELD = (signal.SIGINT, signal.SIGTERM)
 """Signals that wait for the end of a step, so that a run can be kept as it is then."""
@@ -35,11 +41,21 @@ def warn_user(message: str) -> None:
     warnings.warn(message, stacklevel=level)
 
 
+@contextmanager
+def stage(words: str) -> Iterator[None]:
+    """Name the part of a run that bars begun within the block are of."""
+    before = _STAGE.set(f"{words}: ")
+    try:
+        yield
+    finally:
+        _STAGE.reset(before)
+
+
 class Progress:
     """Progress of a run on stderr: a bar on a terminal or in a notebook, else a line now and then.
 
-    Lines come with the first step, every half a minute, and with the last step. Of ``total`` steps,
-    so many are ``done`` before.
+    Lines come with the first step, every half a minute, and with the last step. A notebook's bar
+    vanishes at the end. Of ``total`` steps, so many are ``done`` before.
     """
 
     def __init__(self, total: int, label: str, shown: bool = True, done: int = 0) -> None:
@@ -50,7 +66,9 @@ class Progress:
         if not _has_bars():
             options = {"file": _Lines(), "bar_format": LINE, "delay": 1e-9}
             self._interval = LINE_SECONDS
-        self._bar: Any = tqdm(total=total, initial=done, desc=label, disable=not shown, **options)
+        self._stage = _STAGE.get()
+        options |= {"total": total, "initial": done, "desc": self._stage + label}
+        self._bar: Any = tqdm(disable=not shown, **options)
 
     def __enter__(self) -> Progress:
         return self
@@ -58,7 +76,7 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         if self._figures is not None and self._shown_n != self._bar.n:
             self._show(self._figures)
-        self._bar.leave = _has_bars()
+        self._bar.leave = _has_bars() and not in_notebook()
         self._bar.close()
 
     def step(
@@ -73,7 +91,7 @@ class Progress:
         self._bar.n = self._bar.n + 1 if done is None else done
         self._figures = figures
         if label is not None:
-            self._bar.set_description_str(label, refresh=False)
+            self._bar.set_description_str(self._stage + label, refresh=False)
         if self._shown_n < 0 or time.monotonic() - self._shown_at > self._interval:
             self._show(figures)
 
@@ -83,7 +101,7 @@ class Progress:
 
 
 def _has_bars() -> bool:
-    return "ipykernel" in sys.modules or sys.stderr.isatty()
+    return in_notebook() or sys.stderr.isatty()
 
 
 class _Lines:

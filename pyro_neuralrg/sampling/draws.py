@@ -30,6 +30,7 @@ from pyro_neuralrg.mcmc.target import Target, frozen
 from pyro_neuralrg.observables.configurations import Observable
 from pyro_neuralrg.potentials.base import LatticePotential
 from pyro_neuralrg.runtime.console import warn_user
+from pyro_neuralrg.runtime.notebook import html_table
 from pyro_neuralrg.runtime.processes import processes
 from pyro_neuralrg.sampling.choice import LOCAL_TIME, Plan, choose
 from pyro_neuralrg.statistics import (
@@ -80,6 +81,10 @@ class Samples:
 
     def __repr__(self) -> str:
         return f"Samples({self.run!r} by {self.method}: {self.reason})"
+
+    def _repr_html_(self) -> str:
+        rows = {"draws": repr(self.run), "by": self.method, "because": self.reason}
+        return html_table("Samples", {**rows, "weights of the flow": repr(self.weights)})
 
     @property
     def log_weights(self) -> Tensor | None:

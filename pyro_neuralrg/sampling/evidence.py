@@ -19,6 +19,7 @@ from pyro_neuralrg.free_energy.bridge import Bridge, bridge, effective
 from pyro_neuralrg.free_energy.importance import log_mean_with_tail, without_undefined
 from pyro_neuralrg.mcmc.target import Target, frozen
 from pyro_neuralrg.runtime.console import warn_user
+from pyro_neuralrg.runtime.notebook import html_table
 from pyro_neuralrg.runtime.processes import processes
 from pyro_neuralrg.sampling.draws import latent_target, log_density, sample, weighted_positions
 from pyro_neuralrg.statistics import Estimate, LogWeights, summarise
@@ -72,6 +73,10 @@ class Evidence(Estimate[float]):
 
     def __str__(self) -> str:
         return f"{super().__str__()} by {self.method}"
+
+    def _repr_html_(self) -> str:
+        rows = {"ln Z": super().__str__(), "at least": self.lower, "at most": self.upper}
+        return html_table("Evidence", {**rows, "by": self.method, "because": self.reason})
 
 
 def evidence(

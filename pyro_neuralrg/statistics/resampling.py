@@ -16,6 +16,7 @@ from typing_extensions import TypeVar
 
 from pyro_neuralrg.arguments import check_integer
 from pyro_neuralrg.runtime.console import warn_user
+from pyro_neuralrg.runtime.notebook import html_table
 from pyro_neuralrg.statistics.autocorrelation import windowed_time
 from pyro_neuralrg.statistics.draws import MIN_DRAWS, FloatArray, as_finite_draws
 
@@ -53,6 +54,9 @@ class Estimate(Generic[Value]):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self})"
+
+    def _repr_html_(self) -> str:
+        return html_table(type(self).__name__, {"value": self})
 
     def __str__(self) -> str:
         if isinstance(self.value, Tensor) and self.value.dim():

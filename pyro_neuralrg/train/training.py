@@ -26,6 +26,7 @@ from pyro_neuralrg.potentials.base import LatticePotential
 from pyro_neuralrg.potentials.family import PotentialFamily
 from pyro_neuralrg.runtime.console import Progress
 from pyro_neuralrg.runtime.memory import check_fits
+from pyro_neuralrg.runtime.notebook import html_table
 from pyro_neuralrg.runtime.processes import Processes, processes, seeded
 from pyro_neuralrg.train.history import History, TrainingStep
 from pyro_neuralrg.train.loop import Training
@@ -68,6 +69,19 @@ class FitResult:
     def __repr__(self) -> str:
         end = "" if self.stopped is None else f", stopped: {self.stopped}"
         return f"FitResult({self.history}, batch {self.batch}, {self.seconds:.0f} s{end})"
+
+    def _repr_html_(self) -> str:
+        last = self.history.free_energy[-1:].tolist()
+        rows = {
+            "free energy of the last step": f"{last[0]:.6g} nats" if last else None,
+            "ESS of the last step": f"{self.history.ess[-1]:.1%}" if last else None,
+            "steps": f"{self.steps} of {self.batch} samples",
+            "seconds": f"{self.seconds:.0f}",
+            "divergences": self.divergences or None,
+            "samples of weight zero": self.zero_weights or None,
+            "stopped": self.stopped,
+        }
+        return html_table("FitResult", rows)
 
 
 def fit(
@@ -165,7 +179,7 @@ def fit(
             if found is not None:
                 training.go_on_from(found, checkpoints)
         bar = stack.enter_context(
-            Progress(training.steps, "fit", progress and world.is_first, training.step)
+            Progress(training.steps, "training", progress and world.is_first, training.step)
         )
         training.run(bar, callback, checkpoints)
     _clear_cache(flow)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pyro_neuralrg.arguments import check_choice, check_integer, check_type, check_values
 from pyro_neuralrg.bases import NORMAL, StandardNormal, base_from_config
 from pyro_neuralrg.lattice import Circuit, Layer, make_circuit
+from pyro_neuralrg.runtime.notebook import html_table
 from pyro_neuralrg.spectral import check_spectrum
 from pyro_neuralrg.transforms.base import LatticeTransform, Pushed
 from pyro_neuralrg.transforms.bijectors import BlockLayout, as_bijector, bijector_config
@@ -135,18 +136,27 @@ class HierarchicalFlow(LatticeTransform):
         return self.circuit.field_shape
 
     def __repr__(self) -> str:
+        given = [f"{name}={value}" for name, value in self._given().items()]
+        return f"HierarchicalFlow({self.circuit.shape}, {self.circuit.name!r}, {', '.join(given)})"
+
+    def _repr_html_(self) -> str:
+        rows = {"lattice": self.circuit.shape, "circuit": self.circuit.name, **self._given()}
+        count = sum(parameter.numel() for parameter in self.parameters())
+        return html_table("HierarchicalFlow", {**rows, "parameters": count})
+
+    def _given(self) -> dict[str, str]:
+        """The bijector, and the options that are not the defaults."""
         circuit = self.circuit
         usual = make_circuit(circuit.name, circuit.shape, block=circuit.block)
         defaults: dict[str, Any] = {"block": 2, "depth": usual.depth, "boundary": "periodic"}
         defaults |= {"components": 0}
         defaults |= {"weights": "scale", "odd": False, "wavelet": None, "base": NORMAL}
         defaults |= {"context_dim": 0}
-        given = [f"bijector={self.bijector!r}"]
+        given = {"bijector": repr(self.bijector)}
         for name, default in defaults.items():
             own = getattr(circuit if hasattr(circuit, name) else self, name)
-            given += [] if own == default else [f"{name}={own!r}"]
-        given += [] if self.gaussian is None else [f"{self.gaussian.given_as}=..."]
-        return f"HierarchicalFlow({circuit.shape}, {circuit.name!r}, {', '.join(given)})"
+            given |= {} if own == default else {name: repr(own)}
+        return given if self.gaussian is None else {**given, self.gaussian.given_as: "..."}
 
     def _pass(self, h: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
         return (self.renormalize if inverse else self.generate)(h, context)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pyro_neuralrg import IsingDual
+from pyro_neuralrg.app.cli import _read_settings, build_parser
 from pyro_neuralrg.app.ising import Settings
 from pyro_neuralrg.app.report import FILES
 from pyro_neuralrg.files import Record
@@ -16,6 +17,8 @@ from tests.app.conftest import Run
 
 BAD = {
     "empty shape": ("--shape", "--shape"),
+    "sides joined": ("--shape 8x12", "accepted: sides apart, --shape 8 12"),
+    "a side of letters": ("--shape eight", "--shape 8 8"),
     "side 0": ("--shape 0 4", "shape"),
     "one site": ("--shape 1 1", "shape"),
     "temperature NaN": ("--temperature nan", "temperature"),
@@ -78,9 +81,22 @@ def test_settings_that_cannot_fit(
     assert not Path("out").exists()
 
 
+@pytest.mark.parametrize(
+    ("given", "steps", "draws"), [("", 400, 200), ("--steps 7", 7, 200), ("--draws 9", 400, 9)]
+)
+def test_quick_is_fewer_steps_and_draws_unless_given(given: str, steps: int, draws: int) -> None:
+    options = vars(build_parser().parse_args(["ising", "--quick", *given.split()]))
+    settings = _read_settings({k: v for k, v in options.items() if k not in {"command", "out"}})
+    assert (settings.steps, settings.draws) == (steps, draws)
+    usual = Settings()
+    assert usual.steps is None
+    assert usual.draws > settings.draws
+
+
 def test_help_names_every_option(run: Run) -> None:
     ended = run("--help")
     assert ended.code == 0
     options = {entry.name for entry in (*fields(Settings), *fields(Record))}
-    for option in options - {"record", "folder", "every_steps", "_"} | {"checkpoint", "out"}:
+    options |= {"checkpoint", "out", "quick"}
+    for option in options - {"record", "folder", "every_steps", "_"}:
         assert f"--{option}" in ended.out

@@ -41,6 +41,16 @@ def test_responses_are_pictures_of_the_means(shape: tuple[int, ...]) -> None:
     assert len(bars) == len(found)
 
 
+def test_centred_responses_have_their_site_in_the_middle() -> None:
+    mean = torch.zeros(2, 4, 6)
+    mean[0, 1, 5] = mean[1, 3, 0] = 1.0
+    found = analysis.Response((11, 18), mean, 0 * mean, 0 * mean, 5)
+    figure = plotting.plot_responses({0: found}, centred=True)
+    for ax in figure.axes[:2]:
+        shown = np.asarray(ax.images[0].get_array())
+        assert np.unravel_index(shown.argmax(), shown.shape) == (2, 3)
+
+
 def test_matrix_blanks_what_is_noise_below_the_diagonal() -> None:
     found = information()
     ax = plotting.plot_information_matrix(found, largest=2.0)

@@ -53,6 +53,47 @@ def test_configurations_share_one_scale(shape: tuple[int, ...]) -> None:
     assert {ax.get_title() for ax in axes.flat} == {"slice [:, :, 1]" if len(shape) == 3 else ""}
 
 
+def test_spins_stand_beside_their_fields() -> None:
+    rng = np.random.default_rng(1)
+    fields = {name: rng.normal(size=(2, 4, 4)) for name in ("latent", "physical")}
+    spins = {name: np.sign(x) for name, x in fields.items()}
+    axes = plotting.plot_configurations(fields, count=2, spins=spins)
+    assert axes.shape == (2, 4)
+    for row, name in zip(axes, fields, strict=True):
+        for index in range(2):
+            field, spin = (ax.images[0] for ax in row[2 * index : 2 * index + 2])
+            np.testing.assert_allclose(field.get_array(), fields[name][index])
+            np.testing.assert_allclose(spin.get_array(), spins[name][index])
+            assert spin.get_clim() == (-1, 1)
+            assert spin.get_cmap() != field.get_cmap()
+    with pytest.raises(ValueError, match=r"spins has \['latent'\]; accepted: \['latent', 'phys"):
+        plotting.plot_configurations(fields, count=2, spins={"latent": spins["latent"]})
+
+
+def test_legends_hide_neither_data_nor_the_exact_line() -> None:
+    figures = [
+        plotting.plot_free_energy(np.geomspace(3, 1, 50), exact=0.9, annealing_steps=10),
+        plotting.plot_estimates({"importance": plotting.Series([1, 2], [3.0, 2.0], [0.1, 0.1])}),
+        plotting.plot_structure_factor({"latent": converged()}, exact=0.0),
+    ]
+    for ax in figures:
+        ax.figure.draw_without_rendering()
+        assert ax.get_legend().get_window_extent().x0 >= ax.bbox.x1
+
+
+def test_the_structure_factor_fills_its_axis() -> None:
+    rng = np.random.default_rng(0)
+    draws = {
+        "latent": 0.54 + 0.02 * rng.normal(size=(8, 200)),
+        "physical": 0.5 + np.zeros((2, 200)),
+    }
+    draws["latent"][:, 0] = 3.0  # the first mean
+    bottom, top = plotting.plot_structure_factor(draws, exact=0.55).get_ylim()
+    assert 0.45 < bottom < 0.5
+    late = np.cumsum(draws["latent"], 1).mean(0)[20] / 21
+    assert late < top < 1.0
+
+
 def converged(chains: int = 4) -> np.ndarray:
     return np.random.default_rng(0).normal(size=(chains, 300))
 

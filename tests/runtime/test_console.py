@@ -13,7 +13,7 @@ import pytest
 
 from pyro_neuralrg import Record, fit
 from pyro_neuralrg.runtime import console
-from pyro_neuralrg.runtime.console import HELD, Progress, deferred_interrupts
+from pyro_neuralrg.runtime.console import HELD, Progress, deferred_interrupts, stage
 from tests.infer.conftest import GaussianTarget, ScaleFlow
 
 
@@ -48,6 +48,15 @@ def test_a_quick_run_is_two_lines(monkeypatch: pytest.MonkeyPatch) -> None:
         "fit: 200/200 (100 %), 00:00 gone, 00:00 left, loss 199",
     ]
     assert asked == [0, 199]
+
+
+def test_a_stage_is_named_before_the_label(monkeypatch: pytest.MonkeyPatch) -> None:
+    with stage("latent sampler"):
+        text = show(io.StringIO(), 200, monkeypatch)[0]
+    assert [line.partition("/")[0] for line in text.splitlines()] == [
+        "latent sampler: warm-up: 1", "latent sampler: fit: 200",
+    ]  # fmt: skip
+    assert show(io.StringIO(), 1, monkeypatch)[0].startswith("warm-up")
 
 
 def test_a_slow_run_is_more(monkeypatch: pytest.MonkeyPatch) -> None:

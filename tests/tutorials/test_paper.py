@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -65,6 +66,16 @@ def test_a_script_is_a_command() -> None:
     environment = os.environ | {"PYTHONPATH": str(scripts.FOLDER.parents[1])}
     said = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert "--snapshots" in said.stdout
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_the_help_of_a_script_says_what_it_draws_and_writes(name: str) -> None:
+    said = start.make_parser(FIGURES[name]).format_help()
+    assert FIGURES[name].__doc__.splitlines()[0] in said
+    about = said.partition("options:")[0]
+    assert f"{name}.png" in about
+    assert f"{name}.pt" in about
+    assert len(set(re.findall(r"\w+", about))) > 40
 
 
 @pytest.mark.slow
@@ -217,6 +228,19 @@ def test_fig4a_overlaps_of_block_spins_are_one() -> None:
     blocks = fig4a.block_wavelets(model.flow, 0)
     top = fig4a.Response(tuple(range(16)), blocks, blocks, 0 * blocks, 5)
     assert fig4a.overlaps(model, torch.randn(5, 4, 4), top)[:3] == pytest.approx((1, 1, 1))
+
+
+def test_fig4a_draws_no_latent_twice() -> None:
+    def row(*variables: int) -> dict[str, Any]:
+        mean = torch.ones(len(variables), 4, 4)
+        return {"variables": variables, "mean": mean, "standard_error": mean, "spread": mean,
+                "num_samples": 5}  # fmt: skip
+
+    rows = {"top variables": row(0, 2, 8, 10), 0: row(1, 3), 1: row(2, 8, 10), 2: row(0)}
+    numbers = {name: [0.5] for name in fig4a.OVERLAPS}
+    figure = fig4a.draw({"title": "", "rows": rows, **numbers})
+    titles = [ax.get_title() for ax in figure.axes if ax.images]
+    assert titles == [f"latent {latent}" for latent in (0, 2, 8, 10, 1, 3)]
 
 
 @pytest.mark.slow

@@ -73,7 +73,9 @@ def pictures_of_runs(target: IsingDual, flow: torch.nn.Module, out: Path) -> Non
         write_figure(out / f"{name}.png", ax.figure)
     last = {name: x[:4, -1].numpy() for name, x in fields.items()}
     last["cluster Monte Carlo"] = target.sample_reference(4, seed=0).numpy()
-    write_figure(out / "configurations.png", plotting.plot_configurations(last)[0, 0].figure)
+    spins = {name: target.sample_spins(torch.as_tensor(x), seed=0) for name, x in last.items()}
+    axes = plotting.plot_configurations(last, spins=spins)
+    write_figure(out / "configurations.png", axes[0, 0].figure)
 
 
 def pictures_of_scales(target: IsingDual, flow: torch.nn.Module, out: Path) -> None:

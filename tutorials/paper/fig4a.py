@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Paper Fig. 4(a): what the collective variables of every scale respond to.
 
-``python tutorials/paper/fig4a.py``, or with ``--flow flow.pt``.
+Differentiates latents by the field, averaged over fields of cluster Monte Carlo: a row of pictures
+for each scale. Says how far the four top variables are block spins, of --seeds trainings. Without
+--flow FILE, for example flow.pt of fig3a.py, flows are trained first, for some minutes each. Writes
+fig4a.png, and fig4a.pt with the numbers.
 """
 
 from __future__ import annotations
@@ -80,10 +83,11 @@ def overlaps(model: Model, x: Tensor, top: Response) -> tuple[float, ...]:
 
 
 def draw(results: Results) -> Figure:
-    """The top variables in the first row of panels, then a row for each scale."""
-    figure = plotting.plot_responses(
-        {name: Response(**row) for name, row in results["rows"].items()}
-    )
+    """The top variables in the first row of panels, then a row for each scale below them."""
+    rows = {name: Response(**row) for name, row in results["rows"].items()}
+    top = set(rows["top variables"].variables)
+    rows = {k: row for k, row in rows.items() if k == "top variables" or {*row.variables} - top}
+    figure = plotting.plot_responses(rows, centred=True)
     listed = {name: " ".join(f"{value:.3f}" for value in results[name]) for name in OVERLAPS}
     count = len(results["before"])
     figure.suptitle(

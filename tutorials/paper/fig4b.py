@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Paper Fig. 4(b), (c): what variables know of each other, before and after renormalization.
 
-``python tutorials/paper/fig4b.py``, or with ``--flow flow.pt``.
+Estimates the mutual information of all pairs of sites of fields of cluster Monte Carlo, and of all
+pairs of their latents: as matrices, by distance, and by scale. Without --flow FILE, for example
+flow.pt of fig3a.py, one is trained first, for some minutes. Writes fig4b.png, and fig4b.pt with the
+numbers.
 """
 
 from __future__ import annotations
@@ -67,7 +70,7 @@ def ratio(results: Results) -> Estimate:
 
 def draw(results: Results) -> Figure:
     """Both matrices on one colour scale, then by distance and by scale."""
-    figure = plotting.new_figure(10.2, 7.6)
+    figure = plotting.new_figure(11.2, 7.6)
     panels = figure.subplots(2, 2)
     found, share = {kind: information(results, kind) for kind in KINDS}, ratio(results)
     figure.suptitle(

@@ -23,7 +23,7 @@ from torch import Tensor
 from pyro_neuralrg import IsingDual, fit, load, save
 from pyro_neuralrg.distributions import StandardNormal
 from pyro_neuralrg.plotting import COLOURS, MARKERS, STYLES, Series
-from pyro_neuralrg.plotting.style import png
+from pyro_neuralrg.plotting.style import legend_beside, png
 from pyro_neuralrg.potentials import CRITICAL_TEMPERATURE
 from pyro_neuralrg.train import Cooling, FitResult, Schedule, TrainingStep, default_budget
 
@@ -188,7 +188,7 @@ def clock() -> np.ndarray:
 
 def errorbars(curves: Mapping[str, Series], ax: Axes, shaded: bool = False) -> None:
     """Relative errors of -ln Z, logarithmic; a bar that would reach zero ends below the axis."""
-    shades = colormaps["cividis"](np.linspace(0.0, 0.85, max(2, len(curves))))
+    shades = colormaps["turbo"](np.linspace(0.05, 0.95, max(2, len(curves))))
     for index, (name, series) in enumerate(curves.items()):
         x, values, error = series.finite()
         many = {"marker": "", "capsize": 0, "elinewidth": 0.2} if len(x) > 100 else {}
@@ -203,7 +203,7 @@ def errorbars(curves: Mapping[str, Series], ax: Axes, shaded: bool = False) -> N
         ax.set_yscale("log")
         ax.set_ylim(bottom=np.quantile(known[known > 0], 0.02) / 3)
     ax.set_ylabel(r"relative error of $-\ln Z$")
-    ax.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    legend_beside(ax)
 
 
 def write(folder: Path, name: str, results: Results) -> None:
@@ -220,8 +220,9 @@ def read(folder: Path, name: str) -> Results:
 
 def make_parser(figure: ModuleType) -> argparse.ArgumentParser:
     """The options of a figure: those of its settings that have a help text, and three more."""
-    prog, about = Path(figure.__file__).name, figure.__doc__.splitlines()[0]
-    parser = argparse.ArgumentParser(prog=prog, description=about)
+    prog, about = Path(figure.__file__).name, figure.__doc__.strip()
+    kept = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog=prog, description=about, formatter_class=kept)
     for entry in fields(figure.Settings):
         if "help" in entry.metadata:
             flag = f"--{entry.name.replace('_', '-')}"
