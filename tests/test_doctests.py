@@ -29,8 +29,6 @@ PAGES = [
     for page in sorted((README.parent / "tutorials").glob("*.md"))
     if PYTHON.search(page.read_text(encoding="utf-8"))
 ]
-SLOW: set[str] = set()
-"""Pages that take many seconds."""
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
@@ -76,13 +74,7 @@ def outcome(block: str, name: str, namespace: dict[str, object], ends_in_error: 
 
 
 @pytest.mark.usefixtures("as_a_reader")
-@pytest.mark.parametrize(
-    "page",
-    [
-        pytest.param(page, id=page.stem, marks=[pytest.mark.slow] * (page.stem in SLOW))
-        for page in PAGES
-    ],
-)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_pages(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The blocks of a page run in order, in one namespace, and print what stands below them.
 
