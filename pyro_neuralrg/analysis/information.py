@@ -324,7 +324,7 @@ def gaussian_mutual_information(
 
     Of the covariance of all variables, shape ``(n, n)``, and flat indices of those of A and of B,
     which have none in common. A step of a tree, whose blocks lie in A or in B, hands it on to the
-    variables that it keeps (paper Eq. 2): :math:`I(A : B) = I(R_A : R_B)`.
+    variables that it keeps: :math:`I(A : B) = I(R_A : R_B)`.
 
     Example:
         >>> covariance = torch.tensor([[1.0, 0.8], [0.8, 1.0]])

@@ -22,7 +22,7 @@ class FlowDistribution(dist.TransformedDistribution):
 
     .. math:: \ln q(x) = \ln p(z) - \ln|\det \partial x / \partial z|, \quad z = g^{-1}(x)
 
-    (paper Eq. 1, 2). Both ``rsample`` and ``log_prob`` are differentiable in the flow's parameters.
+    (paper Eq. 1). Both ``rsample`` and ``log_prob`` are differentiable in the flow's parameters.
     ``log_prob`` of a fresh sample goes through its z, at no cost; for the gradient with respect to
     a drawn x take it at ``x.clone()``. Where the base has two modes, ``flow(torch.randn(...))`` is
     no draw of q; ``rsample()`` is.
