@@ -115,7 +115,8 @@ def toctree() -> list[str]:
     text = (FOLDER / "index.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```\{toctree\}\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
     lines = [line for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line and not line.startswith(":")]
+    entries = [line for line in lines if line and not line.startswith(":")]
+    return [re.sub(r".*<(.+)>", r"\1", entry) for entry in entries]
 
 
 def test_contents_exist_and_are_all() -> None:

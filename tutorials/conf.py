@@ -51,14 +51,32 @@ autodoc_type_aliases = {
 toc_object_entries_show_parents = "hide"
 python_maximum_signature_line_length = 88
 
-ROOT_LINKS = {"](CHANGELOG.md)": "](changelog.md)", "](CONTRIBUTING.md)": "](contributing.md)"}
-"""Links of the pages at the root of the repository, and what they are on the site."""
+ROOT_PAGES = {
+    f"{name.upper()}.md": f"{name}.md" for name in ("readme", "changelog", "contributing")
+}
+"""Pages at the root of the repository, and those of the site that include them."""
+LINK = re.compile(r"\[([^\[\]]*)\]\((?![a-z]+:|#)([^\s()#]+)([^\s()]*)\)")
 
 
-def relink(app: Sphinx, path: Path, docname: str, content: list[str]) -> None:
-    """Let links of included pages lead to the pages of the site."""
-    for old, new in ROOT_LINKS.items():
-        content[0] = content[0].replace(old, new)
+def on_site(link: re.Match[str]) -> str:
+    """A link from the root of the repository, as it is on the site; folders have no page."""
+    text, target, anchor = link.groups()
+    if target != "tutorials/" and (HERE.parent / target).is_dir():
+        return text
+    inside = target.removeprefix("tutorials/") or "index.md"
+    place = ROOT_PAGES.get(target) or (inside if inside != target else f"../{target}")
+    return f"[{text}]({place}{anchor})"
+
+
+def relink_included(app: Sphinx, path: Path, docname: str, content: list[str]) -> None:
+    """Let the links of a page that is included from the root lead to the pages of the site."""
+    content[0] = LINK.sub(on_site, content[0])
+
+
+def relink(app: Sphinx, docname: str, content: list[str]) -> None:
+    """Let links of a page to those at the root lead to the pages of the site."""
+    for old, new in ROOT_PAGES.items():
+        content[0] = content[0].replace(f"](../{old}", f"]({new}")
 
 
 def skip_fields_of_tuples(app: Sphinx, kind: str, name: str, member: Any, *_: Any) -> bool | None:
@@ -95,7 +113,8 @@ def find_by_last_name(
 def setup(app: Sphinx) -> None:
     """Write the pages of the reference, and connect the hooks."""
     reference.write(HERE / "reference")
-    app.connect("include-read", relink)
+    app.connect("include-read", relink_included)
+    app.connect("source-read", relink)
     app.connect("autodoc-skip-member", skip_fields_of_tuples)
     app.connect("autodoc-process-signature", name_aliases)
     app.connect("missing-reference", find_by_last_name)
